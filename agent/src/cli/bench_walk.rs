@@ -1,0 +1,60 @@
+//! `tailback bench-walk`: what a walk over one process costs, for the benchmarks. Not for users.
+
+use std::io;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Failure, Targets, failure::Outcome, session};
+use crate::{
+    collect::{Others, complete_tick, mono_ns},
+    pipeline::Pipeline,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    targets: Targets,
+    #[arg(long, default_value_t = 50)]
+    rounds: u32,
+}
+
+pub(super) fn run(options: &Options) -> Outcome<()> {
+    let config = options.targets.config()?;
+    let specs = options.targets.specs(&config)?;
+    let mut collector = session::collector(specs, config.budget(), true)?;
+    let mut pipeline = Pipeline::new(config.settings_for(), false);
+    let (mut files_ns, mut threads_ns, mut tick_ns) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut sockets, mut threads) = (0, 0);
+    for _ in 0..options.rounds {
+        sockets = 0;
+        threads = 0;
+        let begun = mono_ns();
+        collector
+            .glance()
+            .walk_files(&mut |_| sockets += 1)
+            .map_err(Failure::kernel)?;
+        let walked = mono_ns();
+        collector
+            .glance()
+            .walk_threads(&mut |_| threads += 1)
+            .map_err(Failure::kernel)?;
+        let done = mono_ns();
+        files_ns.push(walked - begun);
+        threads_ns.push(done - walked);
+        let begun = mono_ns();
+        let sample = collector
+            .tick(complete_tick(), Others::default())
+            .map_err(Failure::kernel)?;
+        pipeline.step(&sample);
+        tick_ns.push(mono_ns() - begun);
+    }
+    let line = json!({
+        "type": "walk", "sockets": sockets, "threads": threads,
+        "files_ns": files_ns, "threads_ns": threads_ns, "tick_ns": tick_ns,
+    });
+    serde_json::to_writer(io::stdout(), &line)
+        .map_err(|error| Failure::stdout(io::Error::from(error)))?;
+    println!();
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! `tailback doctor`: what this kernel allows, the plan, what is missing and how to get it.
+
+use std::{
+    fs,
+    io::{self, Write},
+};
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Failure, failure::Outcome, session};
+use crate::kernel::{
+    glance::{BTF_PATH, Plan},
+    layout::Feature,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// One line of the report.
+struct Check {
+    name: &'static str,
+    /// `Err`: off, with the reason.
+    state: Result<String, String>,
+    /// What the user loses without it.
+    cost: &'static str,
+    /// How to get it.
+    remedy: &'static str,
+    /// Without it there is nothing.
+    vital: bool,
+}
+
+pub(super) fn run(options: &Options) -> Outcome<()> {
+    let loaded = session::load();
+    let mut checks = surroundings();
+    match &loaded {
+        Ok(glance) => checks.extend(plan(glance.plan())),
+        Err(failure) => checks.push(Check {
+            name: "eBPF programs",
+            state: Err(failure.to_string()),
+            cost: "nothing can be watched",
+            remedy: "see the reason",
+            vital: true,
+        }),
+    }
+    let mut out = io::stdout();
+    if options.json {
+        print_json(&mut out, &checks)
+    } else {
+        print(&mut out, &checks)
+    }
+    .map_err(Failure::stdout)?;
+    match loaded {
+        Ok(_) => Ok(()),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn surroundings() -> Vec<Check> {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map(|release| release.trim().to_owned())
+        .map_err(|error| format!("cannot read /proc: {error}"));
+    let btf = fs::metadata(BTF_PATH)
+        .map(|metadata| format!("{BTF_PATH}, {:.1} MB", metadata.len() as f64 / 1e6))
+        .map_err(|error| format!("{BTF_PATH}: {error}"));
+    let capabilities = capabilities();
+    vec![
+        Check {
+            name: "kernel",
+            state: kernel,
+            cost: "-",
+            remedy: "mount /proc",
+            vital: true,
+        },
+        Check {
+            name: "BTF",
+            state: btf,
+            cost: "nothing can be watched: the kernel's field offsets are not known",
+            remedy: "a kernel built with CONFIG_DEBUG_INFO_BTF=y (Debian 11, Ubuntu 20.10, RHEL 8.2 and later have it)",
+            vital: true,
+        },
+        Check {
+            name: "capabilities",
+            state: capabilities,
+            cost: "programs do not load, or /proc hides who runs what",
+            remedy: "root, or setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep on the binary",
+            vital: true,
+        },
+    ]
+}
+
+/// Of those we need, which we have. Numbers: include/uapi/linux/capability.h
+fn capabilities() -> Result<String, String> {
+    const NEEDED: [(&str, u32); 3] = [("CAP_SYS_PTRACE", 19), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+    const SYS_ADMIN: u32 = 21;
+    let status = fs::read_to_string("/proc/self/status")
+        .map_err(|error| format!("/proc/self/status: {error}"))?;
+    let effective = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok())
+        .ok_or("/proc/self/status does not say")?;
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(_, bit)| !(has(*bit) || *bit > 30 && has(SYS_ADMIN)))
+        .map(|(name, _)| *name)
+        .collect();
+    if missing.is_empty() {
+        Ok(NEEDED.map(|(name, _)| name).join(", "))
+    } else {
+        Err(format!("missing {}", missing.join(", ")))
+    }
+}
+
+fn plan(plan: &Plan) -> Vec<Check> {
+    let mut checks: Vec<Check> = Feature::ALL
+        .into_iter()
+        .map(|feature| {
+            let missing = plan
+                .fields
+                .missing
+                .iter()
+                .find(|missing| missing.feature == feature);
+            Check {
+                name: feature.title(),
+                state: match missing {
+                    None => {
+                        Ok("iterator, typed loads (the verifier checks every offset)".to_owned())
+                    }
+                    Some(missing) => Err(missing.to_string()),
+                },
+                cost: cost(feature),
+                remedy: "another kernel; nothing else depends on it",
+                vital: feature == Feature::Base,
+            }
+        })
+        .collect();
+    checks.push(Check {
+        name: "walks over the targets alone",
+        state: plan
+            .bound_to_process
+            .clone()
+            .map(|()| "iterators bound to processes".to_owned()),
+        cost: "every walk visits all files and threads of the machine: dearer where there are many",
+        remedy: "Linux 6.1 or later",
+        vital: false,
+    });
+    checks.push(Check {
+        name: "listeners and suspicious sockets on every tick",
+        state: plan.marked_sockets.clone().map(|()| "iterator over socket-local storage".to_owned()),
+        cost: "they are seen by the walk over files, whose interval stretches when sockets are many",
+        remedy: "Linux 5.11 or later",
+        vital: false,
+    });
+    checks.push(Check {
+        name: "hooks",
+        state: Ok(
+            "none attached: system calls and packets of the watched service are not touched"
+                .to_owned(),
+        ),
+        cost: "-",
+        remedy: "-",
+        vital: false,
+    });
+    checks
+}
+
+fn cost(feature: Feature) -> &'static str {
+    match feature {
+        Feature::Base => "nothing can be watched",
+        Feature::AcceptAges => "waits of accept queues are estimated from depth and rate",
+        Feature::Drops => "losses are not counted",
+        Feature::Ipv6 => "IPv6 connections are shown without their addresses",
+        Feature::Pipes => "pipes are not watched",
+        Feature::RunDelay => "waits of run queues are not known",
+        Feature::OnCpu => "a running thread counts as waiting for a CPU",
+    }
+}
+
+fn print(out: &mut impl Write, checks: &[Check]) -> io::Result<()> {
+    let width = checks
+        .iter()
+        .map(|check| check.name.chars().count())
+        .max()
+        .unwrap_or(0);
+    for check in checks {
+        match &check.state {
+            Ok(how) => writeln!(out, "ok   {:<width$}  {how}", check.name)?,
+            Err(why) => {
+                let word = if check.vital { "FAIL" } else { "off " };
+                writeln!(out, "{word} {:<width$}  {why}", check.name)?;
+                writeln!(out, "     {:<width$}  without it: {}", "", check.cost)?;
+                writeln!(out, "     {:<width$}  to get it: {}", "", check.remedy)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn print_json(out: &mut impl Write, checks: &[Check]) -> io::Result<()> {
+    for check in checks {
+        let line = match &check.state {
+            Ok(how) => json!({"type": "check", "name": check.name, "state": "ok", "how": how}),
+            Err(why) => json!({
+                "type": "check", "name": check.name, "state": if check.vital { "failed" } else { "off" },
+                "why": why, "cost": check.cost, "remedy": check.remedy,
+            }),
+        };
+        serde_json::to_writer(&mut *out, &line)?;
+        writeln!(out)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Where a command's output goes, for a person or for a program.
+
+use std::io::{self, IsTerminal as _, Stdout};
+
+use clap::Args;
+
+use super::{Failure, failure::Outcome};
+use crate::{
+    detect::Event,
+    emit::{
+        Sink,
+        json::Json,
+        terminal::{Colour, Terminal, Verbosity},
+    },
+};
+
+/// How to say it.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(super) struct Output {
+    /// One JSON object a line
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Say less: summaries alone
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// Say more: also what the agent does
+    #[arg(short, long)]
+    pub(super) verbose: bool,
+}
+
+impl Output {
+    /// The sink for standard output.
+    pub(super) fn stdout(self) -> Box<dyn Sink> {
+        let out: Stdout = io::stdout();
+        if self.json {
+            return Box::new(Json::new(out));
+        }
+        let colour = if out.is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+            Colour::Always
+        } else {
+            Colour::Never
+        };
+        let verbosity = match self {
+            Self { quiet: true, .. } => Verbosity::Quiet,
+            Self { verbose: true, .. } => Verbosity::Verbose,
+            _ => Verbosity::Normal,
+        };
+        Box::new(Terminal::new(out, colour, verbosity))
+    }
+}
+
+/// Tells all events.
+pub(super) fn tell(sink: &mut dyn Sink, events: &[Event]) -> Outcome<()> {
+    for event in events {
+        sink.emit(event).map_err(Failure::stdout)?;
+    }
+    Ok(())
+}

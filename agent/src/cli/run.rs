@@ -1,0 +1,159 @@
+//! `tailback run`: the agent.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+
+use super::{
+    Failure, Targets, duration,
+    failure::{Outcome, say},
+    interval,
+    output::{Output, tell},
+    record::Recording,
+    session::{self, Stop},
+    traces::Traces,
+};
+use crate::{
+    collect::{Collector, Others, cpu_time_ns, mono_ns},
+    config::Config,
+    detect::Event,
+    pipeline::Pipeline,
+    sample::Sample,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    targets: Targets,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    pace: Pace,
+    /// Keep the stream of samples in this file too
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Send spans to this OTLP endpoint (default: OTEL_EXPORTER_OTLP_ENDPOINT)
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
+}
+
+/// How often, and for how long.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(super) struct Pace {
+    /// Between looks [default: 100ms]
+    #[arg(long, value_name = "TIME", value_parser = interval)]
+    interval: Option<Duration>,
+    /// Stop after this time
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    duration: Option<Duration>,
+}
+
+pub(super) fn run(options: &Options) -> Outcome<()> {
+    let config = options.targets.config()?;
+    let mut sink = options.output.stdout();
+    let mut traces = Traces::start(options.otlp.as_deref(), config.otlp.as_deref())?;
+    let stop = Stop::on_signals()?;
+    let mut ticks = Ticks::start(&options.targets, &config, options.pace)?;
+    // Only now: a mistake in what is asked for must not cost an earlier recording.
+    let record = options.record.as_deref();
+    let mut recording = record.map(Recording::create).transpose()?;
+    let mut pipeline = Pipeline::new(config.settings_for(), false);
+    let watched = loop {
+        let mut others = Others {
+            samples_not_recorded: recording.as_ref().map_or(0, Recording::lost),
+            ..Others::default()
+        };
+        if let Some(traces) = &traces {
+            traces.report(&mut others);
+        }
+        let sample = match ticks.next(&stop, others) {
+            Ok(Some(sample)) => sample,
+            Ok(None) => break Ok(()),
+            Err(failure) => break Err(failure),
+        };
+        if let Some(recording) = &mut recording
+            && let Err(failure) = recording.add(&sample)
+        {
+            // Watching goes on; the samples that are not kept are counted.
+            say(failure);
+        }
+        let outcome = pipeline.step(&sample);
+        if let Some(traces) = &mut traces {
+            traces.tell(&outcome.events);
+        }
+        let told = tell(sink.as_mut(), &outcome.events);
+        if let Err(failure) = told.and_then(|()| ticks.spent(&outcome.hot)) {
+            break Err(failure);
+        }
+    };
+    // However it ended: what is open is told, recorded and delivered. The person first, for a collector may keep us waiting.
+    let events: Vec<Event> = pipeline.finish();
+    let watched = watched.and_then(|()| tell(sink.as_mut(), &events));
+    let recorded = recording.map_or(Ok(()), Recording::finish);
+    if let Some(mut traces) = traces {
+        traces.tell(&events);
+        traces.finish();
+    }
+    recorded.and(watched)
+}
+
+/// The clock of a live session: waits for each tick, makes its sample, and accounts for its cost.
+pub(super) struct Ticks {
+    collector: Collector,
+    end: Option<Instant>,
+    tick: crate::collect::Tick,
+    cpu_before_ns: u64,
+}
+
+impl Ticks {
+    pub(super) fn start(targets: &Targets, config: &Config, pace: Pace) -> Outcome<Self> {
+        let mut budget = config.budget();
+        if let Some(interval) = pace.interval {
+            budget.interval_ns = interval.as_nanos() as u64;
+        }
+        let mut collector = session::collector(targets.specs(config)?, budget, false)?;
+        // The kernel's BTF and the verifier's work are behind us: give their memory back.
+        // SAFETY: glibc's own function, no arguments that could be wrong.
+        #[cfg(target_env = "gnu")]
+        unsafe {
+            libc::malloc_trim(0);
+        }
+        Ok(Self {
+            end: pace.duration.map(|duration| Instant::now() + duration),
+            tick: collector.next_tick(),
+            collector,
+            cpu_before_ns: cpu_time_ns(),
+        })
+    }
+
+    /// The next sample when it is due; `None` when asked to stop or when the time is over.
+    pub(super) fn next(&mut self, stop: &Stop, others: Others) -> Outcome<Option<Sample>> {
+        let wait = Duration::from_nanos(self.tick.at_ns.saturating_sub(mono_ns()));
+        let is_last = self.end.is_some_and(|end| Instant::now() + wait >= end);
+        let wait = self.end.map_or(wait, |end| {
+            wait.min(end.saturating_duration_since(Instant::now()))
+        });
+        if stop.wait(wait) || is_last {
+            return Ok(None);
+        }
+        self.cpu_before_ns = cpu_time_ns();
+        self.collector
+            .tick(self.tick, others)
+            .map(Some)
+            .map_err(Failure::kernel)
+    }
+
+    /// All that follows from the last sample is done.
+    pub(super) fn spent(&mut self, hot: &BTreeSet<u32>) -> Outcome<()> {
+        let cpu_ns = cpu_time_ns().saturating_sub(self.cpu_before_ns);
+        self.collector
+            .spent(self.tick, cpu_ns, hot)
+            .map_err(Failure::kernel)?;
+        self.tick = self.collector.next_tick();
+        Ok(())
+    }
+}

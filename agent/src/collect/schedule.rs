@@ -1,0 +1,278 @@
+//! When to look at what, so that the agent stays within its CPU budget. A pure function of time and cost.
+//!
+//! Listeners and threads are walked on every base tick. The walk over files joins them when it can be afforded; when many
+//! sockets make it dear, it is the one that waits. While a queue is suspicious, what is left of the budget goes
+//! into extra looks between the base ticks.
+#![forbid(unsafe_code)]
+
+const MS: u64 = 1_000_000;
+
+/// How often to look, and what it may cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Budget {
+    /// Between base ticks, ns.
+    pub interval_ns: u64,
+    /// Between looks at a suspicious target at best, ns.
+    pub hot_interval_ns: u64,
+    /// Share of one core that all looks together may take.
+    pub share: f64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            interval_ns: 100 * MS,
+            hot_interval_ns: 10 * MS,
+            share: 0.01,
+        }
+    }
+}
+
+/// One tick: when, and which walks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tick {
+    /// CLOCK_MONOTONIC at which it is due.
+    pub at_ns: u64,
+    pub files: bool,
+    /// Marked sockets: a walk over files sees them as well.
+    pub marked: bool,
+    pub threads: bool,
+    /// On the base clock, not an extra look.
+    pub base: bool,
+}
+
+/// The mean cost of late.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cost(f64);
+
+impl Cost {
+    fn learn(&mut self, ns: u64) {
+        // The first is taken as it is; then each counts a fifth.
+        let weight = if self.0 == 0.0 { 1.0 } else { 0.2 };
+        self.0 += weight * (ns as f64 - self.0);
+    }
+}
+
+/// Decides the ticks.
+#[derive(Debug)]
+pub struct Schedule {
+    budget: Budget,
+    base_due_ns: u64,
+    files_due_ns: u64,
+    last_ns: u64,
+    hot: bool,
+    /// CPU time of a tick without and with a walk over files.
+    light: Cost,
+    heavy: Cost,
+    /// Share of a core that goes into looking for targets.
+    discovery: f64,
+    late: u64,
+}
+
+/// Of the budget, files get at least this part, however dear the rest is: no queue may go unseen for good.
+const FILES_LEAST: f64 = 0.25;
+/// Files are walked at least so often.
+const FILES_MAX_NS: u64 = 30_000 * MS;
+
+impl Schedule {
+    /// The first tick is due at once and walks everything.
+    pub fn new(budget: Budget, now_ns: u64) -> Self {
+        Self {
+            budget,
+            base_due_ns: now_ns,
+            files_due_ns: now_ns,
+            last_ns: now_ns,
+            hot: false,
+            light: Cost::default(),
+            heavy: Cost::default(),
+            discovery: 0.0,
+            late: 0,
+        }
+    }
+
+    /// The next tick, which may already be due.
+    pub fn next(&mut self, now_ns: u64) -> Tick {
+        let interval = self.budget.interval_ns;
+        if now_ns > self.base_due_ns + interval {
+            // Whole ticks were missed: they are not made up for.
+            self.late += 1;
+            self.base_due_ns = now_ns;
+        }
+        if let Some(extra) = self.hot_interval_ns() {
+            let at_ns = (self.last_ns + extra).max(now_ns);
+            if at_ns + extra / 2 < self.base_due_ns {
+                self.last_ns = at_ns;
+                return Tick {
+                    at_ns,
+                    files: false,
+                    marked: true,
+                    threads: true,
+                    base: false,
+                };
+            }
+        }
+        let at_ns = self.base_due_ns.max(now_ns);
+        self.base_due_ns += interval;
+        self.last_ns = at_ns;
+        // A walk that would be due before half of the next interval has passed is made now.
+        let files = self.files_due_ns <= at_ns + interval / 2;
+        if files {
+            self.files_due_ns = at_ns + self.files_interval_ns();
+        }
+        Tick {
+            at_ns,
+            files,
+            marked: true,
+            threads: true,
+            base: true,
+        }
+    }
+
+    /// What a tick cost, ns of CPU.
+    pub fn spent(&mut self, tick: Tick, cpu_ns: u64) {
+        if tick.files {
+            self.heavy.learn(cpu_ns);
+            self.files_due_ns = self.files_due_ns.max(tick.at_ns + self.files_interval_ns());
+        } else {
+            self.light.learn(cpu_ns);
+        }
+    }
+
+    /// What looking for targets costs, ns of CPU, and how often it is done.
+    pub fn discovered(&mut self, cpu_ns: u64, every_ns: u64) {
+        self.discovery += 0.2 * (cpu_ns as f64 / every_ns as f64 - self.discovery);
+    }
+
+    /// While a queue is suspicious, ticks come closer together.
+    pub fn set_hot(&mut self, hot: bool) {
+        self.hot = hot;
+    }
+
+    /// The next base tick walks the files: there is something new.
+    pub fn files_now(&mut self) {
+        self.files_due_ns = 0;
+    }
+
+    /// CPU time of a walk over files beyond what the tick costs anyway, ns.
+    pub fn files_cost_ns(&self) -> u64 {
+        (self.heavy.0 - self.light.0).max(0.0) as u64
+    }
+
+    /// Between walks over files, ns.
+    pub fn files_interval_ns(&self) -> u64 {
+        let interval = self.budget.interval_ns;
+        let base_share = self.light.0 / interval as f64;
+        let share =
+            (self.budget.share - base_share - self.discovery).max(self.budget.share * FILES_LEAST);
+        let wanted = self.files_cost_ns() as f64 / share;
+        // On the base clock, rounded up; little more than one interval is one interval.
+        let ticks = (wanted / interval as f64 - 0.1).ceil().max(1.0);
+        ((ticks * interval as f64) as u64).min(FILES_MAX_NS.max(interval))
+    }
+
+    /// Whether the walk over files waits for longer than a tick.
+    pub fn is_stretched(&self) -> bool {
+        self.files_interval_ns() > self.budget.interval_ns
+    }
+
+    /// Between extra looks, ns; `None` while nothing is suspicious or the budget leaves no room.
+    fn hot_interval_ns(&self) -> Option<u64> {
+        if !self.hot {
+            return None;
+        }
+        let base = self.light.0 / self.budget.interval_ns as f64;
+        let files = self.files_cost_ns() as f64 / self.files_interval_ns() as f64;
+        let left = self.budget.share - base - files - self.discovery;
+        let affordable = if left > 0.0 {
+            self.light.0 / left
+        } else {
+            f64::INFINITY
+        };
+        let interval = affordable.max(self.budget.hot_interval_ns as f64);
+        (interval * 2.0 <= self.budget.interval_ns as f64).then_some(interval as u64)
+    }
+
+    /// Times that whole ticks were missed.
+    pub fn late_ticks(&self) -> u64 {
+        self.late
+    }
+
+    /// The budget it keeps.
+    pub fn budget(&self) -> Budget {
+        self.budget
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000 * MS;
+
+    /// Runs ten seconds with the given costs; answers (base ticks, extra ticks, walks over files, CPU share) per second.
+    fn run(light_ns: u64, heavy_ns: u64, hot: bool) -> (f64, f64, f64, f64) {
+        let mut schedule = Schedule::new(Budget::default(), SECOND);
+        schedule.set_hot(hot);
+        let (mut base, mut extra, mut files, mut cpu) = (0, 0, 0, 0);
+        let mut now = SECOND;
+        // Two seconds to learn the costs, then ten that count.
+        while now < 13 * SECOND {
+            let tick = schedule.next(now);
+            now = tick.at_ns;
+            let cost = if tick.files { heavy_ns } else { light_ns };
+            schedule.spent(tick, cost);
+            if now >= 3 * SECOND {
+                base += u64::from(tick.base);
+                extra += u64::from(!tick.base);
+                files += u64::from(tick.files);
+                cpu += cost;
+            }
+        }
+        let per_s = |count: u64| count as f64 / 10.0;
+        (
+            per_s(base),
+            per_s(extra),
+            per_s(files),
+            cpu as f64 / 10.0 / SECOND as f64,
+        )
+    }
+
+    #[test]
+    fn a_small_service_is_walked_whole_on_every_tick() {
+        let (base, extra, files, _) = run(100_000, 300_000, false);
+        assert_eq!((base.round(), extra, files.round()), (10.0, 0.0, 10.0));
+    }
+
+    #[test]
+    fn many_sockets_stretch_the_walk_over_files_alone() {
+        let (base, _, files, share) = run(100_000, 15 * MS, false);
+        assert_eq!(base.round(), 10.0);
+        assert!(files < 1.0, "{files}");
+        assert!(share <= 0.0115, "{share}");
+    }
+
+    #[test]
+    fn a_suspicious_queue_is_looked_at_every_ten_milliseconds_where_that_is_cheap() {
+        let (base, extra, _, share) = run(40_000, 80_000, true);
+        assert_eq!(base.round(), 10.0);
+        assert!(extra > 80.0, "{extra}");
+        assert!(share <= 0.0105, "{share}");
+    }
+
+    #[test]
+    fn extra_looks_stay_within_the_budget_too() {
+        let (_, extra, _, share) = run(200_000, 400_000, true);
+        assert!(extra > 5.0, "{extra}");
+        assert!(share <= 0.0105, "{share}");
+    }
+
+    #[test]
+    fn ticks_that_were_missed_are_counted_not_made_up_for() {
+        let mut schedule = Schedule::new(Budget::default(), SECOND);
+        schedule.next(SECOND);
+        let late = schedule.next(9 * SECOND);
+        assert_eq!(late.at_ns, 9 * SECOND);
+        assert_eq!(schedule.late_ticks(), 1);
+        assert_eq!(schedule.next(9 * SECOND).at_ns, 9 * SECOND + 100 * MS);
+    }
+}

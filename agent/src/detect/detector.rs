@@ -1,0 +1,260 @@
+//! All queues of all targets: tracks, episodes, incidents.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use super::{
+    Event, Instant, Level, QueueState,
+    id::id,
+    running::{Opening, Running},
+    settings::Settings,
+    track::{Track, Verdict},
+};
+use crate::{
+    queue::{QueueKey, Reading, Readings, Targets},
+    sample::TargetId,
+};
+
+/// Answers the thresholds that apply to a queue.
+pub type SettingsFor = Arc<dyn Fn(&QueueKey) -> Settings + Send + Sync>;
+
+/// From readings to events.
+pub struct Detector {
+    settings_for: SettingsFor,
+    queues: HashMap<Arc<QueueKey>, Watched>,
+    incidents: BTreeMap<TargetId, Incident>,
+    /// Tell the state of every queue after every tick.
+    tell_queues: bool,
+}
+
+struct Watched {
+    track: Track,
+    settings: Settings,
+    running: Option<Running>,
+}
+
+/// The open episodes of one target.
+struct Incident {
+    id: String,
+    open: BTreeSet<Arc<QueueKey>>,
+}
+
+impl Detector {
+    /// With the thresholds that `settings_for` gives each queue; `tell_queues` asks for an event per queue and tick.
+    pub fn new(settings_for: SettingsFor, tell_queues: bool) -> Self {
+        Self {
+            settings_for,
+            queues: HashMap::new(),
+            incidents: BTreeMap::new(),
+            tell_queues,
+        }
+    }
+
+    /// Takes in the readings of one tick. `events` gets what there is to say; answers the targets worth a closer look.
+    pub fn read(
+        &mut self,
+        at: Instant,
+        readings: &Readings,
+        targets: &Targets,
+        events: &mut Vec<Event>,
+    ) -> BTreeSet<TargetId> {
+        let mut hot = BTreeSet::new();
+        for key in &readings.gone {
+            self.forget(at, key, events);
+        }
+        for (key, reading) in &readings.queues {
+            if self.read_one(at, key, reading, targets, events) {
+                hot.insert(key.target);
+            }
+        }
+        hot
+    }
+
+    /// The stream ends here: what is open is told as it stands, and stays open.
+    pub fn finish(&mut self, at: Instant, events: &mut Vec<Event>) {
+        let mut open: Vec<_> = self
+            .queues
+            .iter_mut()
+            .filter(|(_, watched)| watched.running.is_some())
+            .collect();
+        open.sort_unstable_by_key(|(key, _)| Arc::clone(key));
+        for (_, watched) in open {
+            if let Some(running) = &mut watched.running {
+                let (stretch, episode) = running.tell(at);
+                events.extend(stretch.map(Event::Stretch));
+                events.push(Event::Episode(Box::new(episode)));
+            }
+        }
+    }
+
+    fn read_one(
+        &mut self,
+        at: Instant,
+        key: &Arc<QueueKey>,
+        reading: &Reading,
+        targets: &Targets,
+        events: &mut Vec<Event>,
+    ) -> bool {
+        if !self.queues.contains_key(key) {
+            let watched = Watched {
+                track: Track::default(),
+                settings: (self.settings_for)(key),
+                running: None,
+            };
+            self.queues.insert(Arc::clone(key), watched);
+        }
+        let Some(watched) = self.queues.get_mut(key) else {
+            return false;
+        };
+        let before = watched.track.level;
+        let sign = watched.track.sign_ns;
+        let verdict = watched
+            .track
+            .read(key.kind, reading, at.mono_ns, &watched.settings);
+        let state = || state(at, key, reading, &verdict);
+        if self.tell_queues {
+            events.push(Event::Queue(state()));
+        }
+        let mut stretch = None;
+        if verdict.level > Level::Ok && watched.running.is_none() {
+            let sign = since(at, sign.or(watched.track.sign_ns));
+            let incident = open_incident(&mut self.incidents, at, key, sign, targets, events);
+            let opening = Opening {
+                id: format!("{:016x}", queue_id("episode", at, key, targets)),
+                incident,
+                key: Arc::clone(key),
+                sign,
+                at,
+                usual_arrivals: watched.track.baseline.arrivals(),
+                usual_departures: watched.track.baseline.departures(),
+            };
+            let mut running = Running::open(opening, reading, &verdict);
+            stretch = running.read(at, reading, &verdict);
+            events.push(Event::EpisodeOpened(Box::new(running.snapshot(at))));
+            watched.running = Some(running);
+        } else if let Some(running) = &mut watched.running {
+            stretch = running.read(at, reading, &verdict);
+        }
+        let Some(running) = &mut watched.running else {
+            return verdict.suspicious;
+        };
+        events.extend(stretch.map(Event::Stretch));
+        if verdict.level != before {
+            events.push(Event::Level {
+                state: state(),
+                from: before,
+                to: verdict.level,
+                episode: running.id().to_owned(),
+            });
+        }
+        if verdict.level == Level::Ok {
+            self.close(at, key, events);
+        } else if running.is_due(at, watched.settings.tell_every_ns) {
+            let (stretch, episode) = running.tell(at);
+            events.extend(stretch.map(Event::Stretch));
+            events.push(Event::Episode(Box::new(episode)));
+        }
+        verdict.suspicious
+    }
+
+    /// The queue is no longer there, so what it suffered from is over.
+    fn forget(&mut self, at: Instant, key: &Arc<QueueKey>, events: &mut Vec<Event>) {
+        self.close(at, key, events);
+        self.queues.remove(key);
+    }
+
+    fn close(&mut self, at: Instant, key: &Arc<QueueKey>, events: &mut Vec<Event>) {
+        let Some(running) = self
+            .queues
+            .get_mut(key)
+            .and_then(|watched| watched.running.take())
+        else {
+            return;
+        };
+        let (stretch, episode) = running.close(at);
+        events.extend(stretch.map(Event::Stretch));
+        events.push(Event::Episode(Box::new(episode)));
+        if let Some(incident) = self.incidents.get_mut(&key.target) {
+            incident.open.remove(key);
+            if incident.open.is_empty()
+                && let Some(incident) = self.incidents.remove(&key.target)
+            {
+                events.push(Event::IncidentClosed {
+                    id: incident.id,
+                    target: key.target,
+                    at,
+                });
+            }
+        }
+    }
+}
+
+/// The incident of the queue's target, opened now if there is none; answers its id.
+fn open_incident(
+    incidents: &mut BTreeMap<TargetId, Incident>,
+    at: Instant,
+    key: &Arc<QueueKey>,
+    sign: Instant,
+    targets: &Targets,
+    events: &mut Vec<Event>,
+) -> String {
+    let incident = incidents.entry(key.target).or_insert_with(|| {
+        let halves = ["incident", "trace"].map(|role| queue_id(role, at, key, targets));
+        let id = format!("{:016x}{:016x}", halves[0], halves[1]);
+        events.push(Event::IncidentOpened {
+            id: id.clone(),
+            target: key.target,
+            sign,
+            at,
+            first: key.kind,
+        });
+        Incident {
+            id,
+            open: BTreeSet::new(),
+        }
+    });
+    incident.open.insert(Arc::clone(key));
+    incident.id.clone()
+}
+
+/// Names what begins at this moment in this queue of this service.
+fn queue_id(role: &str, at: Instant, key: &QueueKey, targets: &Targets) -> u64 {
+    let (pid, start_ns) = targets
+        .get(key.target)
+        .map_or((0, 0), |target| (target.pid, target.start_ns));
+    id(&[
+        b"tailback1",
+        role.as_bytes(),
+        &pid.to_le_bytes(),
+        &start_ns.to_le_bytes(),
+        key.kind.name().as_bytes(),
+        key.name.as_bytes(),
+        &at.unix_ns.to_le_bytes(),
+    ])
+}
+
+/// The moment of a monotonic time in the past, on both clocks.
+fn since(now: Instant, mono_ns: Option<u64>) -> Instant {
+    let mono_ns = mono_ns.unwrap_or(now.mono_ns);
+    Instant {
+        mono_ns,
+        unix_ns: now
+            .unix_ns
+            .saturating_sub(now.mono_ns.saturating_sub(mono_ns)),
+    }
+}
+
+fn state(at: Instant, key: &Arc<QueueKey>, reading: &Reading, verdict: &Verdict) -> QueueState {
+    QueueState {
+        at,
+        key: Arc::clone(key),
+        reading: reading.clone(),
+        score: verdict.score,
+        level: verdict.level,
+        arrivals_per_s: verdict.rates.map(|rates| rates.arrivals),
+        departures_per_s: verdict.rates.map(|rates| rates.departures),
+        time_to_full_ns: verdict.time_to_full_ns,
+    }
+}

@@ -1,0 +1,216 @@
+//! What the pipeline says. Every output is made from these, and from nothing else.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::{
+    queue::{Kind, QueueKey, Reading},
+    sample::{AgentReport, Notice, Target, TargetId},
+};
+
+/// How saturated a queue is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    #[default]
+    Ok,
+    Warn,
+    Critical,
+    /// At the limit, or losing work.
+    Full,
+}
+
+impl Level {
+    /// The word used in every output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Critical => "critical",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// The first question of any diagnosis: more work coming in, or less work done?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DrivenBy {
+    Producer,
+    Consumer,
+    Both,
+    #[default]
+    Unknown,
+}
+
+impl DrivenBy {
+    /// The word used in every output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Producer => "producer",
+            Self::Consumer => "consumer",
+            Self::Both => "both",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Two clocks of one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Instant {
+    /// CLOCK_MONOTONIC, ns: for durations.
+    pub mono_ns: u64,
+    /// Wall clock, ns since 1970: for people and traces.
+    pub unix_ns: u64,
+}
+
+/// A queue as the detector sees it after one reading.
+#[derive(Clone, Debug)]
+pub struct QueueState {
+    pub at: Instant,
+    pub key: Arc<QueueKey>,
+    pub reading: Reading,
+    /// 0 to 1, may pass 1.
+    pub score: f64,
+    pub level: Level,
+    /// Per second, over the last second or so; in the unit of the depth.
+    pub arrivals_per_s: Option<f64>,
+    pub departures_per_s: Option<f64>,
+    /// `None`: not filling, or no limit.
+    pub time_to_full_ns: Option<u64>,
+}
+
+/// One queue from the moment it leaves ok to the moment it has come back.
+#[derive(Clone, Debug)]
+pub struct Episode {
+    /// Hexadecimal, 16 digits; the same in every output.
+    pub id: String,
+    pub incident: String,
+    pub key: Arc<QueueKey>,
+    /// First sign: the score had left its resting place and did not return to it.
+    pub sign: Instant,
+    /// Left ok.
+    pub start: Instant,
+    /// Now, or when it came back to ok.
+    pub end: Instant,
+    pub ongoing: bool,
+    pub level_max: Level,
+    pub score_max: f64,
+    pub depth_max: u64,
+    pub limit: Option<u64>,
+    pub wait_p50_ns: Option<u64>,
+    pub wait_p99_ns: Option<u64>,
+    pub wait_max_ns: Option<u64>,
+    /// Absent where they were not known all along.
+    pub arrivals: Option<u64>,
+    pub departures: Option<u64>,
+    pub losses: u64,
+    /// Means over the episode, per second.
+    pub arrival_rate: Option<f64>,
+    pub service_rate: Option<f64>,
+    /// Before the first sign.
+    pub baseline_arrival_rate: Option<f64>,
+    pub baseline_service_rate: Option<f64>,
+    pub driven_by: DrivenBy,
+    /// The forecast at the warning, ns.
+    pub time_to_full_ns: Option<u64>,
+    /// From the warning to full, where it became full.
+    pub lead_ns: Option<u64>,
+    pub worst: Option<String>,
+    /// Depth over the episode, at most 60 values, evenly spaced in time.
+    pub depths: Vec<u64>,
+    /// One sentence with the numbers that speak.
+    pub evidence: String,
+    /// What to do about it.
+    pub advice: String,
+    /// Level changes, losses, forecasts, in order.
+    pub moments: Vec<Moment>,
+    /// Moments beyond the bound, not kept.
+    pub moments_dropped: u32,
+}
+
+/// Something that happened within an episode: a span event.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    pub at: Instant,
+    pub what: Happening,
+}
+
+/// See [`Moment`].
+#[derive(Clone, Debug)]
+pub enum Happening {
+    /// `level.warn`, `level.critical`, `level.full`.
+    Level(Level),
+    /// `loss`, with the count.
+    Loss(u64),
+    /// `forecast.full`, with the time left, ns.
+    Forecast(u64),
+    /// `recovered`.
+    Recovered,
+}
+
+/// A stretch of an episode at one level, or a part of it while it lasts.
+#[derive(Clone, Debug)]
+pub struct Stretch {
+    pub episode: String,
+    pub incident: String,
+    pub key: Arc<QueueKey>,
+    pub level: Level,
+    pub from: Instant,
+    pub to: Instant,
+    /// Counts the stretches of this episode from 0: no two have the same.
+    pub index: u32,
+    pub depth_max: u64,
+    pub limit: Option<u64>,
+    pub score_max: f64,
+    pub wait_max_ns: Option<u64>,
+    pub losses: u64,
+    pub time_to_full_ns: Option<u64>,
+}
+
+/// What the pipeline says.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The watched services changed. All of them.
+    Targets {
+        at: Instant,
+        targets: Vec<Arc<Target>>,
+    },
+    /// About the watching itself.
+    Notice { at: Instant, notice: Notice },
+    /// A queue's state after a tick (only where asked for).
+    Queue(QueueState),
+    /// The first episode of a target that had none.
+    IncidentOpened {
+        /// Hexadecimal, 32 digits: the trace id.
+        id: String,
+        target: TargetId,
+        /// First sign of the queue that opened it.
+        sign: Instant,
+        at: Instant,
+        /// The queue in which it began.
+        first: Kind,
+    },
+    /// A queue left ok; its `Level` event follows.
+    EpisodeOpened(Box<Episode>),
+    /// A queue changed its level.
+    Level {
+        state: QueueState,
+        from: Level,
+        to: Level,
+        episode: String,
+    },
+    /// A level was left, or has lasted long enough for a part of it to be told.
+    Stretch(Stretch),
+    /// How an episode stands (`ongoing`), or how it ended.
+    Episode(Box<Episode>),
+    /// All episodes of the incident have ended.
+    IncidentClosed {
+        id: String,
+        target: TargetId,
+        at: Instant,
+    },
+    /// What the agent did.
+    Agent { at: Instant, report: AgentReport },
+}

@@ -1,0 +1,17 @@
+//! The other end: what the pipeline says, told to people, programs and trace stores.
+
+pub mod json;
+pub mod otlp;
+pub mod spans;
+pub mod table;
+pub mod terminal;
+
+use std::io;
+
+use crate::detect::Event;
+
+/// Something that is told what happens.
+pub trait Sink {
+    /// Tells one event.
+    fn emit(&mut self, event: &Event) -> io::Result<()>;
+}

@@ -1,0 +1,398 @@
+//! What a collector's answer means: taken, try again, or never again. Pure.
+//!
+//! As the OTLP specification says (Failures, OTLP/HTTP Response, OTLP/gRPC Throttling).
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, StatusCode, header};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use prost::Message as _;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::text::bounded;
+
+/// Most of what a collector says that is repeated, bytes.
+const MAX_SAID: usize = 300;
+
+/// What became of one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Taken, but for `rejected` spans.
+    Taken { rejected: u64, said: String },
+    /// Not now; not before `after`, where the collector asks for it.
+    Later {
+        after: Option<Duration>,
+        why: Trouble,
+    },
+    /// Not this request, ever.
+    Refused(Trouble),
+    /// An answer that OTLP does not know: whether the spans were taken cannot be told.
+    Garbage(Trouble),
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// From a short list, to tell kinds of trouble apart: `connect`, `timeout`, `400`, `Unavailable`, …
+    pub kind: String,
+    /// As a clause whose subject is the collector: `answered 503 Service Unavailable: "…"`.
+    pub text: String,
+}
+
+impl Trouble {
+    pub fn new(kind: &str, text: impl Into<String>) -> Self {
+        Self {
+            kind: kind.to_owned(),
+            text: text.into(),
+        }
+    }
+}
+
+/// An answer over HTTP.
+pub fn over_http(status: StatusCode, headers: &HeaderMap, body: &[u8], now: SystemTime) -> Answer {
+    if status.is_success() {
+        return taken(headers, body);
+    }
+    let mut text = format!("answered {status}");
+    let said = said(headers, body);
+    if !said.is_empty() {
+        text.push_str(&format!(": {said}"));
+    } else if let Some(to) = headers
+        .get(header::LOCATION)
+        .filter(|_| status.is_redirection())
+    {
+        text.push_str(&format!(
+            " to {:?}",
+            bounded(&String::from_utf8_lossy(to.as_bytes()), MAX_SAID)
+        ));
+    }
+    let why = Trouble::new(status.as_str(), text);
+    match status.as_u16() {
+        429 | 502 | 503 | 504 => {
+            let after = headers
+                .get(header::RETRY_AFTER)
+                .and_then(|value| value.to_str().ok());
+            Answer::Later {
+                after: after.and_then(|value| retry_after(value, now)),
+                why,
+            }
+        }
+        _ => Answer::Refused(why),
+    }
+}
+
+/// `Retry-After` (RFC 9110, 10.2.3): seconds, or a date.
+fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+/// A success may tell of spans that were rejected.
+pub(super) fn taken(headers: &HeaderMap, body: &[u8]) -> Answer {
+    let is_json = content_type(headers).is_some_and(|of| of.starts_with("application/json"));
+    let partial = if is_json {
+        partial_from_json(body)
+    } else {
+        partial_from_proto(body)
+    };
+    match partial {
+        Some((rejected, said)) => Answer::Taken {
+            rejected,
+            said: bounded(&said, MAX_SAID),
+        },
+        None => {
+            let of = content_type(headers)
+                .map(|of| format!(" of {:?}", bounded(of, 80)))
+                .unwrap_or_default();
+            let text = format!("answered {} bytes{of} that are no OTLP answer", body.len());
+            Answer::Garbage(Trouble::new("garbage", text))
+        }
+    }
+}
+
+/// Rejected spans and what is said about them; a warning comes with 0.
+fn partial_from_proto(body: &[u8]) -> Option<(u64, String)> {
+    let response = ExportTraceServiceResponse::decode(body).ok()?;
+    let partial = response.partial_success.unwrap_or_default();
+    Some((
+        u64::try_from(partial.rejected_spans).unwrap_or(0),
+        partial.error_message,
+    ))
+}
+
+/// Some collectors answer in JSON whatever they are asked in. 64-bit integers are strings there.
+fn partial_from_json(body: &[u8]) -> Option<(u64, String)> {
+    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let partial = answer.as_object()?.get("partialSuccess");
+    let rejected = partial.and_then(|partial| partial.get("rejectedSpans"));
+    let rejected = rejected.and_then(|n| n.as_u64().or_else(|| n.as_str()?.parse().ok()));
+    let said = partial.and_then(|partial| partial.get("errorMessage")?.as_str());
+    Some((rejected.unwrap_or(0), said.unwrap_or_default().to_owned()))
+}
+
+fn content_type(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::CONTENT_TYPE)?.to_str().ok()
+}
+
+/// What the body of an error says, quoted: the message of a `google.rpc.Status`, or its text.
+fn said(headers: &HeaderMap, body: &[u8]) -> String {
+    let of = content_type(headers).unwrap_or_default();
+    let text = if of.starts_with("application/x-protobuf") {
+        tonic_types::Status::decode(body)
+            .map(|status| status.message)
+            .unwrap_or_default()
+    } else {
+        String::from_utf8_lossy(body).into_owned()
+    };
+    match text.trim() {
+        "" => String::new(),
+        text => format!("\"{}\"", bounded(text, MAX_SAID)),
+    }
+}
+
+/// An answer over gRPC that is no success.
+pub fn over_grpc(status: &tonic::Status) -> Answer {
+    let retry_info = status.get_details_retry_info();
+    let after = retry_info.and_then(|info| info.retry_delay);
+    let code = status.code();
+    let mut text = format!("answered {code:?}");
+    if !status.message().is_empty() {
+        text.push_str(&format!(": \"{}\"", bounded(status.message(), MAX_SAID)));
+    }
+    let why = Trouble::new(&format!("{code:?}"), text);
+    match code {
+        Code::ResourceExhausted if after.is_none() => Answer::Refused(why),
+        Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::ResourceExhausted
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unavailable
+        | Code::DataLoss => Answer::Later {
+            after: after.filter(|after| !after.is_zero()),
+            why,
+        },
+        _ => Answer::Refused(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTracePartialSuccess;
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn headers(pairs: &[(header::HeaderName, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.clone(), value.parse().unwrap()))
+            .collect()
+    }
+
+    fn http(status: u16, pairs: &[(header::HeaderName, &str)], body: &[u8]) -> Answer {
+        over_http(
+            StatusCode::from_u16(status).unwrap(),
+            &headers(pairs),
+            body,
+            NOW,
+        )
+    }
+
+    fn refused(answer: Answer) -> String {
+        match answer {
+            Answer::Refused(why) => why.text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn later(answer: Answer) -> Option<Duration> {
+        match answer {
+            Answer::Later { after, .. } => after,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_empty_success_is_all_taken() {
+        let taken = Answer::Taken {
+            rejected: 0,
+            said: String::new(),
+        };
+        assert_eq!(http(200, &[], b""), taken);
+        assert_eq!(
+            http(200, &[(header::CONTENT_TYPE, "application/json")], b"{}"),
+            taken
+        );
+        assert_eq!(http(202, &[], b""), taken);
+    }
+
+    #[test]
+    fn a_partial_success_says_how_many_were_rejected_in_either_encoding() {
+        let taken = Answer::Taken {
+            rejected: 3,
+            said: "too old".into(),
+        };
+        let partial = ExportTracePartialSuccess {
+            rejected_spans: 3,
+            error_message: "too old".into(),
+        };
+        let body = ExportTraceServiceResponse {
+            partial_success: Some(partial),
+        }
+        .encode_to_vec();
+        assert_eq!(
+            http(
+                200,
+                &[(header::CONTENT_TYPE, "application/x-protobuf")],
+                &body
+            ),
+            taken
+        );
+        let json = br#"{"partialSuccess":{"rejectedSpans":"3","errorMessage":"too old"}}"#;
+        assert_eq!(
+            http(
+                200,
+                &[(header::CONTENT_TYPE, "application/json; charset=utf-8")],
+                json
+            ),
+            taken
+        );
+    }
+
+    #[test]
+    fn a_negative_number_of_rejected_spans_is_none() {
+        let partial = ExportTracePartialSuccess {
+            rejected_spans: -5,
+            error_message: String::new(),
+        };
+        let body = ExportTraceServiceResponse {
+            partial_success: Some(partial),
+        }
+        .encode_to_vec();
+        assert_eq!(
+            http(200, &[], &body),
+            Answer::Taken {
+                rejected: 0,
+                said: String::new()
+            }
+        );
+    }
+
+    #[test]
+    fn a_success_that_is_no_otlp_answer_is_garbage() {
+        for (of, body) in [
+            ("text/html", "<html>Welcome</html>"),
+            ("application/json", "[1"),
+            ("application/json", "7"),
+        ] {
+            let answer = http(200, &[(header::CONTENT_TYPE, of)], body.as_bytes());
+            assert!(
+                matches!(&answer, Answer::Garbage(why) if why.text.contains(of)),
+                "{answer:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_what_the_specification_names_is_tried_again() {
+        for status in 300..600 {
+            let again = matches!(http(status, &[], b""), Answer::Later { .. });
+            assert_eq!(again, [429, 502, 503, 504].contains(&status), "{status}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let after = |value| later(http(503, &[(header::RETRY_AFTER, value)], b""));
+        assert_eq!(after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(
+            after("Thu, 01 Jan 1970 00:01:00 GMT"),
+            Some(Duration::from_secs(60))
+        );
+        assert_eq!(
+            retry_after(
+                "Thu, 01 Jan 1970 00:01:00 GMT",
+                NOW + Duration::from_secs(90)
+            ),
+            Some(Duration::ZERO)
+        );
+        for nonsense in ["", "soon", "-1", "1.5", "99999999999999999999999"] {
+            assert_eq!(after(nonsense), None, "{nonsense:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_repeats_what_the_collector_says_bounded_and_in_one_line() {
+        let text = refused(http(
+            400,
+            &[(header::CONTENT_TYPE, "text/plain")],
+            b"bad\nspan\x1b[2J\xff",
+        ));
+        assert_eq!(
+            text,
+            "answered 400 Bad Request: \"bad\\nspan\\u{1b}[2J\u{fffd}\""
+        );
+        let long = refused(http(400, &[], "x".repeat(1 << 20).as_bytes()));
+        assert!(long.len() < MAX_SAID + 100);
+        let status = tonic_types::Status {
+            code: 3,
+            message: "no trace id".into(),
+            details: vec![],
+        };
+        let proto = [(header::CONTENT_TYPE, "application/x-protobuf")];
+        assert_eq!(
+            refused(http(400, &proto, &status.encode_to_vec())),
+            "answered 400 Bad Request: \"no trace id\""
+        );
+        assert_eq!(
+            refused(http(400, &proto, b"\xff\xff")),
+            "answered 400 Bad Request"
+        );
+    }
+
+    #[test]
+    fn a_redirection_is_refused_and_says_where_to() {
+        let text = refused(http(301, &[(header::LOCATION, "https://c/v1/traces")], b""));
+        assert_eq!(
+            text,
+            "answered 301 Moved Permanently to \"https://c/v1/traces\""
+        );
+    }
+
+    #[test]
+    fn grpc_codes_are_tried_again_as_the_specification_says() {
+        for code in 1..=16 {
+            let again = matches!(
+                over_grpc(&tonic::Status::new(code.into(), "")),
+                Answer::Later { .. }
+            );
+            assert_eq!(
+                again,
+                [1, 4, 10, 11, 14, 15].contains(&code),
+                "{:?}",
+                Code::from(code)
+            );
+        }
+    }
+
+    #[test]
+    fn grpc_retry_info_is_honoured_and_makes_exhaustion_a_matter_of_time() {
+        let asked = ErrorDetails::with_retry_info(Some(Duration::from_secs(9)));
+        for code in [Code::Unavailable, Code::ResourceExhausted] {
+            let status = tonic::Status::with_error_details(code, "busy", asked.clone());
+            assert_eq!(later(over_grpc(&status)), Some(Duration::from_secs(9)));
+        }
+        let text = refused(over_grpc(&tonic::Status::resource_exhausted(
+            "message too large",
+        )));
+        assert_eq!(text, "answered ResourceExhausted: \"message too large\"");
+    }
+}

@@ -1,0 +1,254 @@
+//! The HTTP client that the exporter sends its encoded requests with, for both protocols.
+//!
+//! The exporter's result says no more than that it failed; so each answer is judged here, where it is seen whole, and
+//! kept for the delivery to take.
+
+use std::{
+    error::Error,
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use opentelemetry_http::{HttpClient, HttpError};
+
+use super::{
+    answer::{self, Answer, Trouble},
+    config::{ConfigError, OtlpConfig, Protocol},
+    grpc, tls,
+};
+use crate::text::bounded;
+
+/// Most of an answer that is read, bytes: OTLP's are tiny, and an error page is cut.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
+const USER_AGENT: HeaderValue =
+    HeaderValue::from_static(concat!("tailback/", env!("CARGO_PKG_VERSION")));
+
+type Connector = HttpsConnector<HttpConnector>;
+
+/// See the module.
+pub struct Wire {
+    protocol: Protocol,
+    headers: HeaderMap,
+    timeout: Duration,
+    connector: Connector,
+    client: Mutex<Client<Connector, Full<Bytes>>>,
+    answer: Mutex<Option<Answer>>,
+}
+
+impl Wire {
+    /// Reads the certificates; connects with the first request.
+    pub fn new(config: &OtlpConfig) -> Result<Self, ConfigError> {
+        let builder = HttpsConnectorBuilder::new()
+            .with_tls_config(tls::client(config)?)
+            .https_or_http();
+        let connector = match config.protocol {
+            Protocol::HttpProtobuf => builder.enable_http1().build(),
+            Protocol::Grpc => builder.enable_http2().build(),
+        };
+        Ok(Self {
+            protocol: config.protocol,
+            headers: config.headers.iter().cloned().collect(),
+            timeout: config.timeout,
+            client: Mutex::new(client(&connector, config.protocol)),
+            connector,
+            answer: Mutex::new(None),
+        })
+    }
+
+    /// The answer to the last request, once; `None`: nothing was sent.
+    pub fn take_answer(&self) -> Option<Answer> {
+        lock(&self.answer).take()
+    }
+
+    async fn exchange(&self, request: Request<Bytes>) -> Exchange {
+        let client = lock(&self.client).clone();
+        let answered = async {
+            let response = client.request(request.map(Full::new)).await?;
+            let (head, body) = response.into_parts();
+            let (body, trailers) = read(body).await?;
+            Ok(Whole {
+                head,
+                body,
+                trailers,
+            })
+        };
+        match tokio::time::timeout(self.timeout, answered).await {
+            Ok(exchange) => exchange,
+            Err(_) => Err(Failure::Timeout(self.timeout)),
+        }
+    }
+}
+
+fn client(connector: &Connector, protocol: Protocol) -> Client<Connector, Full<Bytes>> {
+    Client::builder(TokioExecutor::new())
+        .http2_only(protocol == Protocol::Grpc)
+        .pool_max_idle_per_host(1)
+        .build(connector.clone())
+}
+
+/// A mutex of plain values: a panic elsewhere leaves them whole.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An answer with its end.
+struct Whole {
+    head: http::response::Parts,
+    body: Bytes,
+    trailers: HeaderMap,
+}
+
+type Exchange = Result<Whole, Failure>;
+
+/// The body, as much of it as is worth reading, and what stands behind it.
+async fn read(mut body: Incoming) -> Result<(Bytes, HeaderMap), hyper::Error> {
+    let mut read = BytesMut::new();
+    let mut trailers = HeaderMap::new();
+    while let Some(frame) = body.frame().await {
+        match frame?.into_data() {
+            Ok(data) => {
+                read.extend_from_slice(&data[..data.len().min(MAX_ANSWER_BYTES - read.len())]);
+                if read.len() == MAX_ANSWER_BYTES {
+                    break;
+                }
+            }
+            Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
+        }
+    }
+    Ok((read.freeze(), trailers))
+}
+
+#[async_trait]
+impl HttpClient for Wire {
+    async fn send_bytes(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        request.headers_mut().insert(header::USER_AGENT, USER_AGENT);
+        request.headers_mut().extend(self.headers.clone());
+        if self.protocol == Protocol::Grpc {
+            request = grpc::call(request, self.timeout);
+        }
+        let exchange = self.exchange(request).await;
+        if exchange.is_err() {
+            // A connection whose other end vanished without a word would be used again and again.
+            *lock(&self.client) = client(&self.connector, self.protocol);
+        }
+        let now = SystemTime::now();
+        let answer = match &exchange {
+            Ok(Whole {
+                head,
+                body,
+                trailers,
+            }) => match self.protocol {
+                Protocol::HttpProtobuf => answer::over_http(head.status, &head.headers, body, now),
+                Protocol::Grpc => grpc::answer(head.status, &head.headers, body, trailers, now),
+            },
+            Err(failure) => failure.answer(),
+        };
+        *lock(&self.answer) = Some(answer);
+        // All that the exporter still does is to log.
+        exchange
+            .map(|whole| Response::from_parts(whole.head, Bytes::new()))
+            .map_err(Into::into)
+    }
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire")
+            .field("protocol", &self.protocol)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why there was no answer.
+#[derive(Debug)]
+enum Failure {
+    Timeout(Duration),
+    Request(hyper_util::client::legacy::Error),
+    Answer(hyper::Error),
+}
+
+impl From<hyper_util::client::legacy::Error> for Failure {
+    fn from(error: hyper_util::client::legacy::Error) -> Self {
+        Self::Request(error)
+    }
+}
+
+impl From<hyper::Error> for Failure {
+    fn from(error: hyper::Error) -> Self {
+        Self::Answer(error)
+    }
+}
+
+impl Failure {
+    fn answer(&self) -> Answer {
+        let why = match self {
+            Self::Timeout(after) => {
+                Trouble::new("timeout", format!("did not answer within {after:?}"))
+            }
+            Self::Request(error) if error.is_connect() => Trouble::new(
+                "connect",
+                format!("cannot be reached: {}", root_cause(error)),
+            ),
+            Self::Request(_) | Self::Answer(_) => {
+                let hyper = self.hyper();
+                let cause = root_cause(self);
+                if hyper.is_some_and(hyper::Error::is_parse) {
+                    let text = format!(
+                        "answered what is no HTTP ({cause}): is this the port of another protocol?"
+                    );
+                    return Answer::Garbage(Trouble::new("garbage", text));
+                }
+                Trouble::new("broken", format!("broke the connection: {cause}"))
+            }
+        };
+        Answer::Later { after: None, why }
+    }
+
+    fn hyper(&self) -> Option<&hyper::Error> {
+        match self {
+            Self::Timeout(_) => None,
+            Self::Request(error) => error.source()?.downcast_ref(),
+            Self::Answer(error) => Some(error),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout(after) => write!(f, "no answer within {after:?}"),
+            Self::Request(error) => error.fmt(f),
+            Self::Answer(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for Failure {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Timeout(_) => None,
+            Self::Request(error) => error.source(),
+            Self::Answer(error) => error.source(),
+        }
+    }
+}
+
+/// The innermost error: the outer ones say only where it passed.
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    bounded(&innermost.to_string(), 200)
+}

@@ -1,0 +1,223 @@
+//! The attributes of spans: their names are a closed list, and what is not known is absent.
+
+use std::net::SocketAddr;
+
+use opentelemetry::{KeyValue, Value};
+
+use crate::{
+    detect::{Episode, Stretch},
+    queue::QueueKey,
+    text::bounded,
+};
+
+/// Longest value of an attribute that comes from outside, bytes.
+pub(super) const MAX_VALUE: usize = 1024;
+/// Longest attribute name that comes from outside, bytes.
+pub(super) const MAX_KEY: usize = 128;
+
+/// Collects attributes; an unknown value adds none.
+#[derive(Default)]
+pub struct Attributes(Vec<KeyValue>);
+
+impl Attributes {
+    pub fn into_vec(self) -> Vec<KeyValue> {
+        self.0
+    }
+
+    pub fn text(mut self, key: &'static str, value: &str) -> Self {
+        if !value.is_empty() {
+            self.0.push(KeyValue::new(key, bounded(value, MAX_VALUE)));
+        }
+        self
+    }
+
+    /// OTLP has no unsigned integer: what is beyond i64 is said to be its maximum.
+    pub fn count(self, key: &'static str, value: impl Into<Option<u64>>) -> Self {
+        self.push(
+            key,
+            value.into().map(|n| i64::try_from(n).unwrap_or(i64::MAX)),
+        )
+    }
+
+    pub fn ratio(self, key: &'static str, value: impl Into<Option<f64>>) -> Self {
+        self.push(key, value.into().filter(|x| x.is_finite()))
+    }
+
+    fn push(mut self, key: &'static str, value: Option<impl Into<Value>>) -> Self {
+        if let Some(value) = value {
+            self.0.push(KeyValue::new(key, value));
+        }
+        self
+    }
+
+    /// Which queue: its kind and name, and the connection's ends where the name holds an address.
+    pub fn queue(self, key: &QueueKey) -> Self {
+        let named = self
+            .text("tailback.queue.kind", key.kind.name())
+            .text("tailback.queue.name", &key.name);
+        match Ends::of(&key.name) {
+            Some(Ends::Local(at)) => named
+                .text("network.transport", "tcp")
+                .text("network.local.address", &at.ip().to_string())
+                .count("network.local.port", u64::from(at.port())),
+            Some(Ends::Peer(at)) => named
+                .text("network.transport", "tcp")
+                .text("network.peer.address", &at.ip().to_string())
+                .count("network.peer.port", u64::from(at.port()))
+                .text("server.address", &at.ip().to_string())
+                .count("server.port", u64::from(at.port())),
+            None => named,
+        }
+    }
+
+    /// All numbers of an episode.
+    pub fn episode(self, episode: &Episode) -> Self {
+        self.queue(&episode.key)
+            .text("tailback.episode.id", &episode.id)
+            .text("tailback.queue.level.max", episode.level_max.name())
+            .count("tailback.queue.depth.max", episode.depth_max)
+            .count("tailback.queue.limit", episode.limit)
+            .ratio("tailback.queue.score.max", episode.score_max)
+            .count("tailback.wait.p50_ns", episode.wait_p50_ns)
+            .count("tailback.wait.p99_ns", episode.wait_p99_ns)
+            .count("tailback.wait.max_ns", episode.wait_max_ns)
+            .count("tailback.arrivals", episode.arrivals)
+            .count("tailback.departures", episode.departures)
+            .ratio("tailback.arrival_rate", episode.arrival_rate)
+            .ratio("tailback.service_rate", episode.service_rate)
+            .time_to_full(episode.time_to_full_ns)
+            .losses(episode.losses)
+            .text("tailback.evidence", &episode.evidence)
+            .text("tailback.advice", &episode.advice)
+    }
+
+    /// What is known when a queue leaves ok.
+    pub fn onset(self, episode: &Episode) -> Self {
+        self.queue(&episode.key)
+            .text("tailback.episode.id", &episode.id)
+            .count("tailback.queue.limit", episode.limit)
+            .time_to_full(episode.time_to_full_ns)
+    }
+
+    /// The numbers of one stretch.
+    pub fn stretch(self, stretch: &Stretch) -> Self {
+        self.queue(&stretch.key)
+            .text("tailback.episode.id", &stretch.episode)
+            .text("tailback.queue.level.max", stretch.level.name())
+            .count("tailback.queue.depth.max", stretch.depth_max)
+            .count("tailback.queue.limit", stretch.limit)
+            .ratio("tailback.queue.score.max", stretch.score_max)
+            .count("tailback.wait.max_ns", stretch.wait_max_ns)
+            .time_to_full(stretch.time_to_full_ns)
+            .losses(stretch.losses)
+    }
+
+    pub fn time_to_full(self, ns: Option<u64>) -> Self {
+        self.count("tailback.time_to_full_ms", ns.map(|ns| ns / 1_000_000))
+    }
+
+    /// The count always (none lost is an answer too), and what makes the span an error where there is one.
+    fn losses(self, losses: u64) -> Self {
+        let counted = self.count("tailback.losses", losses);
+        if losses > 0 {
+            counted.text("error.type", "work_lost")
+        } else {
+            counted
+        }
+    }
+}
+
+/// The end of a connection that a queue's name holds.
+#[derive(Debug, PartialEq, Eq)]
+enum Ends {
+    /// `0.0.0.0:8080`: a listener.
+    Local(SocketAddr),
+    /// `-> 10.0.0.5:6379`: a remote endpoint.
+    Peer(SocketAddr),
+}
+
+impl Ends {
+    fn of(name: &str) -> Option<Self> {
+        match name.strip_prefix("->") {
+            Some(peer) => peer.trim().parse().ok().map(Self::Peer),
+            None => name.parse().ok().map(Self::Local),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::Kind;
+
+    fn of(kind: Kind, name: &str) -> Vec<(String, String)> {
+        let key = QueueKey {
+            target: 1,
+            kind,
+            name: name.to_owned(),
+        };
+        let attributes = Attributes::default().queue(&key).into_vec();
+        attributes
+            .into_iter()
+            .map(|kv| (kv.key.to_string(), kv.value.to_string()))
+            .collect()
+    }
+
+    fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+        expected
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn a_listener_is_the_local_end() {
+        let expected = [
+            ("tailback.queue.kind", "accept"),
+            ("tailback.queue.name", "[::1]:8080"),
+            ("network.transport", "tcp"),
+            ("network.local.address", "::1"),
+            ("network.local.port", "8080"),
+        ];
+        assert_eq!(of(Kind::Accept, "[::1]:8080"), pairs(&expected));
+    }
+
+    #[test]
+    fn a_remote_endpoint_is_the_peer_and_the_server() {
+        let expected = [
+            ("tailback.queue.kind", "send"),
+            ("tailback.queue.name", "-> 10.0.0.5:6379"),
+            ("network.transport", "tcp"),
+            ("network.peer.address", "10.0.0.5"),
+            ("network.peer.port", "6379"),
+            ("server.address", "10.0.0.5"),
+            ("server.port", "6379"),
+        ];
+        assert_eq!(of(Kind::Send, "-> 10.0.0.5:6379"), pairs(&expected));
+    }
+
+    #[test]
+    fn a_name_without_an_address_tells_nothing_of_the_network() {
+        for name in [
+            "fd 1",
+            "",
+            "->",
+            "-> nowhere",
+            "10.0.0.5",
+            ":80",
+            "0.0.0.0:99999",
+        ] {
+            assert!(of(Kind::Pipe, name).len() <= 2, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_otlp_cannot_say_do_not_wrap_and_are_not_invented() {
+        let attributes = Attributes::default()
+            .count("tailback.arrivals", u64::MAX)
+            .ratio("tailback.arrival_rate", f64::NAN)
+            .ratio("tailback.service_rate", None)
+            .into_vec();
+        assert_eq!(attributes, [KeyValue::new("tailback.arrivals", i64::MAX)]);
+    }
+}

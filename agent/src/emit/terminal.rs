@@ -1,0 +1,308 @@
+//! What happens, for a person: a line per level change, a summary per episode.
+//!
+//! Times are UTC, so that a replay says the same anywhere.
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    sync::Arc,
+};
+
+use super::Sink;
+use crate::{
+    detect::{DrivenBy, Episode, Event, Instant, Level, QueueState},
+    queue::{Kind, QueueKey},
+    sample::{AgentReport, Target, TargetId},
+    text::{bounded, count, duration, sparkline},
+};
+
+/// Longer than anything that is said in one line.
+const MAX_LINE_BYTES: usize = 2_000;
+
+/// Whether to colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Colour {
+    Always,
+    Never,
+}
+
+/// How much to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Episode summaries alone.
+    Quiet,
+    Normal,
+    /// Also what the agent does.
+    Verbose,
+}
+
+/// Writes events as lines for a person.
+pub struct Terminal<W: Write> {
+    out: W,
+    colour: Colour,
+    verbosity: Verbosity,
+    targets: BTreeMap<TargetId, Arc<Target>>,
+}
+
+impl<W: Write> Terminal<W> {
+    /// Writes to `out`, flushed after each event.
+    pub fn new(out: W, colour: Colour, verbosity: Verbosity) -> Self {
+        Self {
+            out,
+            colour,
+            verbosity,
+            targets: BTreeMap::new(),
+        }
+    }
+
+    fn line(
+        &mut self,
+        at: Instant,
+        level: Option<Level>,
+        word: &str,
+        text: &str,
+    ) -> io::Result<()> {
+        let (on, off) = match (self.colour, level) {
+            (Colour::Always, Some(level)) => (style(level), "\x1b[0m"),
+            (Colour::Always, None) => ("\x1b[2m", "\x1b[0m"),
+            (Colour::Never, _) => ("", ""),
+        };
+        // Live names are harmless already; those of a recording are whatever its maker wrote.
+        let text = bounded(text, MAX_LINE_BYTES);
+        writeln!(
+            self.out,
+            "{}  {on}{word:<8}{off}  {text}",
+            clock(at.unix_ns)
+        )
+    }
+
+    fn queue_name(&self, key: &QueueKey) -> String {
+        let target = self
+            .targets
+            .get(&key.target)
+            .map_or("?", |target| target.name.as_str());
+        format!("{target} {} {}", key.kind.name(), key.name)
+    }
+
+    fn targets_changed(&mut self, at: Instant, targets: &[Arc<Target>]) -> io::Result<()> {
+        let now: BTreeMap<TargetId, Arc<Target>> = targets
+            .iter()
+            .map(|target| (target.id, Arc::clone(target)))
+            .collect();
+        let before = std::mem::replace(&mut self.targets, now.clone());
+        let only_in = |some: &BTreeMap<TargetId, Arc<Target>>, other: &BTreeMap<_, _>| {
+            some.values()
+                .filter(|target| !other.contains_key(&target.id))
+                .map(|target| describe(target))
+                .collect::<Vec<String>>()
+        };
+        self.several(at, "gone", &only_in(&before, &now))?;
+        self.several(at, "watching", &only_in(&now, &before))?;
+        if self.verbosity >= Verbosity::Verbose {
+            let grown = now.values().filter(|target| {
+                let before = before.get(&target.id);
+                before.is_some_and(|before| before.tgids.len() != target.tgids.len())
+            });
+            let grown: Vec<String> = grown.map(|target| describe(target)).collect();
+            self.several(at, "changed", &grown)?;
+        }
+        Ok(())
+    }
+
+    /// A line for each, or one line where they are many.
+    fn several(&mut self, at: Instant, word: &str, targets: &[String]) -> io::Result<()> {
+        const MANY: usize = 5;
+        if targets.len() > MANY {
+            let text = format!(
+                "{} services: {}, …",
+                targets.len(),
+                targets[..MANY].join(", ")
+            );
+            return self.line(at, None, word, &text);
+        }
+        for target in targets {
+            self.line(at, None, word, target)?;
+        }
+        Ok(())
+    }
+
+    fn level(&mut self, state: &QueueState, from: Level, to: Level) -> io::Result<()> {
+        let name = self.queue_name(&state.key);
+        let mut text = format!(
+            "{name}: {}",
+            depth(state.key.kind, state.reading.depth, state.reading.limit)
+        );
+        if let Some(oldest) = state.reading.oldest_ns.filter(|_| state.reading.depth > 0) {
+            text += &format!(", oldest {}", duration(oldest));
+        } else if let Some(wait) = state.reading.wait_ns.filter(|_| state.reading.depth > 0) {
+            text += &format!(", wait {}", duration(wait));
+        }
+        if state.reading.losses > 0 {
+            text += &format!(", {} lost", count(state.reading.losses));
+        }
+        match state.time_to_full_ns {
+            Some(left) if to > from && to < Level::Full && left > 0 => {
+                text += &format!(", full in about {}", duration(left));
+            }
+            _ => {}
+        }
+        if let (Some(arrivals), Some(departures)) = (state.arrivals_per_s, state.departures_per_s)
+            && to > from
+            && state.key.kind != Kind::Runqueue
+        {
+            text += &format!(
+                " (in {}/s, out {}/s)",
+                crate::text::rate(arrivals),
+                crate::text::rate(departures)
+            );
+        }
+        self.line(state.at, Some(to), to.name(), &text)
+    }
+
+    fn episode(&mut self, episode: &Episode) -> io::Result<()> {
+        let name = self.queue_name(&episode.key);
+        let lasted = duration(episode.end.mono_ns.saturating_sub(episode.start.mono_ns));
+        let (word, verb) = if episode.ongoing {
+            ("episode", "so far")
+        } else {
+            ("episode", "over")
+        };
+        self.line(
+            episode.end,
+            Some(Level::Ok),
+            word,
+            &format!("{name}: {verb}, after {lasted}"),
+        )?;
+        let scale = episode.limit.unwrap_or(0).max(episode.depth_max);
+        let indent = " ".repeat(24);
+        let row = |out: &mut W, label: &str, text: &str| writeln!(out, "{indent}{label:<11}{text}");
+        row(
+            &mut self.out,
+            "depth",
+            &format!(
+                "{}  max {}",
+                sparkline(&episode.depths, scale),
+                depth(episode.key.kind, episode.depth_max, episode.limit)
+            ),
+        )?;
+        if let Some(max) = episode.wait_max_ns {
+            let quantile = |label: &str, ns: Option<u64>| {
+                ns.map_or_else(String::new, |ns| format!("{label} {}, ", duration(ns)))
+            };
+            row(
+                &mut self.out,
+                "wait",
+                &format!(
+                    "{}{}max {}",
+                    quantile("p50", episode.wait_p50_ns),
+                    quantile("p99", episode.wait_p99_ns),
+                    duration(max)
+                ),
+            )?;
+        }
+        let lost = if episode.losses > 0 {
+            count(episode.losses)
+        } else {
+            "nothing".to_owned()
+        };
+        row(&mut self.out, "lost", &lost)?;
+        row(
+            &mut self.out,
+            "warned",
+            &match episode.lead_ns {
+                Some(lead) => format!("{} before it was full", duration(lead)),
+                None => format!(
+                    "it did not become full (worst level: {})",
+                    episode.level_max.name()
+                ),
+            },
+        )?;
+        let driven = match episode.driven_by {
+            DrivenBy::Producer => "producer: more came in than usual",
+            DrivenBy::Consumer => "consumer: less was taken out than usual",
+            DrivenBy::Both => "both: more came in and less was taken out than usual",
+            DrivenBy::Unknown => "unknown: neither side is clearly out of its usual range",
+        };
+        row(&mut self.out, "driven by", driven)?;
+        row(&mut self.out, "evidence", &episode.evidence)?;
+        row(&mut self.out, "advice", &episode.advice)?;
+        row(&mut self.out, "trace", &episode.incident)
+    }
+
+    fn agent(&mut self, at: Instant, report: &AgentReport) -> io::Result<()> {
+        let text = format!(
+            "{} ticks, {:.2}% of a core, {:.1} MB, files every {}, {} spans delivered, {} dropped",
+            count(report.ticks),
+            report.cpu_share * 100.0,
+            report.rss_bytes as f64 / 1e6,
+            duration(report.files_interval_ns),
+            count(report.spans_delivered),
+            count(report.spans_dropped),
+        );
+        self.line(at, None, "agent", &text)
+    }
+}
+
+impl<W: Write> Sink for Terminal<W> {
+    fn emit(&mut self, event: &Event) -> io::Result<()> {
+        match event {
+            Event::Targets { at, targets } => self.targets_changed(*at, targets)?,
+            Event::Notice { at, notice } if self.verbosity >= Verbosity::Normal => {
+                self.line(*at, None, "note", &notice.text)?;
+            }
+            Event::Level {
+                state, from, to, ..
+            } if self.verbosity >= Verbosity::Normal => {
+                self.level(state, *from, *to)?;
+            }
+            Event::Episode(episode) => self.episode(episode)?,
+            Event::Agent { at, report } if self.verbosity >= Verbosity::Verbose => {
+                self.agent(*at, report)?;
+            }
+            _ => return Ok(()),
+        }
+        self.out.flush()
+    }
+}
+
+/// `nginx (pid 12, 3 processes)`.
+fn describe(target: &Target) -> String {
+    let processes = match target.tgids.len() {
+        1 => "1 process".to_owned(),
+        several => format!("{several} processes"),
+    };
+    format!("{} (pid {}, {processes})", target.name, target.pid)
+}
+
+/// `23 of 100 connections`.
+fn depth(kind: Kind, depth: u64, limit: Option<u64>) -> String {
+    match (kind, limit) {
+        (Kind::Runqueue, Some(cpus)) => {
+            format!("{} threads waiting for {} CPUs", count(depth), count(cpus))
+        }
+        (_, Some(limit)) => format!("{} of {} {}", count(depth), count(limit), kind.unit()),
+        (_, None) => format!("{} {}", count(depth), kind.unit()),
+    }
+}
+
+fn style(level: Level) -> &'static str {
+    match level {
+        Level::Ok => "\x1b[32m",
+        Level::Warn => "\x1b[33m",
+        Level::Critical => "\x1b[31m",
+        Level::Full => "\x1b[1;37;41m",
+    }
+}
+
+/// `21:43:15.123Z`.
+fn clock(unix_ns: u64) -> String {
+    let ms = unix_ns / 1_000_000 % 86_400_000;
+    format!(
+        "{:02}:{:02}:{:02}.{:03}Z",
+        ms / 3_600_000,
+        ms / 60_000 % 60,
+        ms / 1_000 % 60,
+        ms % 1_000
+    )
+}

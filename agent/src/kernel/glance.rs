@@ -1,0 +1,382 @@
+//! The glance tier: the iterators, loaded once and run on the agent's clock. No hook of any kind.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Read as _},
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData},
+    programs::Iter,
+};
+use tailback_ebpf::{
+    Header, KIND_LISTENER, KIND_PIPE, KIND_PROCESS, KIND_SOCKET, KIND_THREAD, Layout,
+    ListenerRecord, PipeRecord, ProcessRecord, SocketRecord, TARGET_HOT, TargetEntry, ThreadRecord,
+    Walk,
+};
+
+use super::{
+    btf::Btf,
+    iter::{Link, Over},
+    layout::{self, Feature, Resolved},
+};
+
+/// The kernel's own description of its types.
+pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// Up to so many processes each have iterators of their own; beyond, one walk over the whole machine is cheaper.
+const MAX_BOUND_PROCESSES: usize = 32;
+
+/// What one read of an iterator returns at most (`PAGE_SIZE << 3` in kernel/bpf/bpf_iter.c), doubled.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Busy sockets of hot targets that one walk over files marks for a closer look.
+const MAX_MARKS: u32 = 256;
+const MARK_TTL_NS: u64 = 3_000_000_000;
+
+/// A watched process, as the programs know it and as the agent's /proc shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Watched {
+    /// In the initial pid namespace.
+    pub tgid: u32,
+    /// In the agent's own.
+    pub pid: u32,
+    /// CLOCK_BOOTTIME at its start.
+    pub start_ns: u64,
+}
+
+/// One record of a walk.
+#[derive(Clone, Copy, Debug)]
+pub enum Record<'a> {
+    /// A TCP connection.
+    Socket(&'a SocketRecord),
+    /// A listener, and the raw stamps (u64, little-endian) of those that wait.
+    Listener(&'a ListenerRecord, &'a [u8]),
+    /// One end of a pipe.
+    Pipe(&'a PipeRecord),
+    /// A thread of a target.
+    Thread(&'a ThreadRecord),
+    /// A process of the machine.
+    Process(&'a ProcessRecord),
+}
+
+/// Which way of looking the kernel lets us use, with the reason where it is not the best one.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Fields found in the kernel's BTF, and missing ones.
+    pub fields: Resolved,
+    /// `Err(why)`: every walk visits the whole machine.
+    pub bound_to_process: Result<(), String>,
+    /// `Err(why)`: listeners and suspicious sockets are seen by the walk over files alone.
+    pub marked_sockets: Result<(), String>,
+}
+
+/// The loaded object and its iterators.
+pub struct Glance {
+    // Field order is drop order: links before the programs they run.
+    files: Vec<Link>,
+    threads: Vec<Link>,
+    marked: Option<Link>,
+    listeners: Link,
+    processes: Link,
+    targets: HashMap<MapData, u32, TargetPod>,
+    known: BTreeMap<u32, TargetEntry>,
+    walk: Array<MapData, WalkPod>,
+    plan: Plan,
+    buffer: Box<[u8]>,
+    ebpf: Ebpf,
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct WalkPod(Walk);
+// SAFETY: `Walk` is plain old data (bytemuck checks it).
+unsafe impl aya::Pod for WalkPod {}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct TargetPod(TargetEntry);
+// SAFETY: `TargetEntry` is plain old data (bytemuck checks it).
+unsafe impl aya::Pod for TargetPod {}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct LayoutPod(Layout);
+// SAFETY: `Layout` is plain old data (bytemuck checks it).
+unsafe impl aya::Pod for LayoutPod {}
+
+impl Glance {
+    /// Loads the object into the running kernel.
+    pub fn load() -> Result<Self> {
+        let bytes = fs::read(BTF_PATH).with_context(|| {
+            format!(
+                "cannot read {BTF_PATH}: Tailback needs a kernel built with CONFIG_DEBUG_INFO_BTF"
+            )
+        })?;
+        let btf = Btf::parse(&bytes).with_context(|| format!("cannot use {BTF_PATH}"))?;
+        Self::load_with(layout::resolve(&btf))
+    }
+
+    /// Loads the object with the given offsets; the verifier refuses those that do not fit this kernel's types.
+    pub fn load_with(fields: Resolved) -> Result<Self> {
+        if let Some(missing) = fields
+            .missing
+            .iter()
+            .find(|missing| missing.feature == Feature::Base)
+        {
+            return Err(anyhow!("this kernel cannot be watched: {missing}"));
+        }
+        let kernel_btf =
+            aya::Btf::from_sys_fs().with_context(|| format!("cannot use {BTF_PATH}"))?;
+        let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glance"));
+        let layout = LayoutPod(fields.layout);
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&kernel_btf))
+            .override_global("LAYOUT", &layout, true)
+            .load(object)
+            .context("cannot create the eBPF maps")?;
+        let mut load = |name: &str, kind: &str| -> Result<()> {
+            let program: &mut Iter = ebpf
+                .program_mut(name)
+                .with_context(|| format!("the eBPF object has no program {name}"))?
+                .try_into()?;
+            program
+                .load(kind, &kernel_btf)
+                .with_context(|| format!("the kernel refuses the iterator {name} (iter/{kind})"))
+        };
+        load("files", "task_file")?;
+        load("listeners", "task_file")?;
+        load("threads", "task")?;
+        load("processes", "task")?;
+        let marked = load("marked", "bpf_sk_storage_map").map_err(|error| format!("{error:#}"));
+        drop(kernel_btf);
+
+        let all = |name: &str| {
+            link(&ebpf, name, Over::All)
+                .with_context(|| format!("cannot create the iterator {name}"))
+        };
+        let (listeners, processes) = (all("listeners")?, all("processes")?);
+        let (files, threads) = (vec![all("files")?], vec![all("threads")?]);
+        let marked = marked.and_then(|()| {
+            let Some(Map::SkStorage(marks)) = ebpf.map("MARKS") else {
+                return Err("the eBPF object has no map MARKS".to_owned());
+            };
+            let over = Over::Map(marks.fd().as_fd().as_raw_fd());
+            link(&ebpf, "marked", over).map_err(|error| error.to_string())
+        });
+        // Our own process is as good as any to see whether a walk can be bound to one.
+        let bound_to_process = link(&ebpf, "threads", Over::Process(std::process::id()))
+            .map(drop)
+            .map_err(|error| {
+                format!("this kernel cannot bind an iterator to a process (6.1 can): {error}")
+            });
+        let mut map = |name: &str| {
+            ebpf.take_map(name)
+                .with_context(|| format!("no map {name}"))
+        };
+        let targets = HashMap::try_from(map("TARGETS")?)?;
+        let walk = Array::try_from(map("WALK")?)?;
+        Ok(Self {
+            files,
+            threads,
+            listeners,
+            processes,
+            targets,
+            known: BTreeMap::new(),
+            walk,
+            plan: Plan {
+                fields,
+                bound_to_process,
+                marked_sockets: marked.as_ref().map(|_| ()).map_err(Clone::clone),
+            },
+            marked: marked.ok(),
+            buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            ebpf,
+        })
+    }
+
+    /// What is used on this kernel, and what is missing.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Watches these processes and no others, from the next walk on.
+    pub fn watch(&mut self, processes: &[Watched]) -> Result<()> {
+        let mut wanted = BTreeMap::new();
+        for process in processes {
+            let before = self.known.get(&process.tgid);
+            let entry = TargetEntry {
+                start_ns: process.start_ns,
+                flags: before.map_or(0, |before| before.flags),
+                reserved: 0,
+            };
+            wanted.insert(process.tgid, entry);
+        }
+        for tgid in self.known.keys().filter(|tgid| !wanted.contains_key(tgid)) {
+            // It may be gone already; that is what we want.
+            let _ = self.targets.remove(tgid);
+        }
+        for (tgid, entry) in &wanted {
+            if self.known.get(tgid) != Some(entry) {
+                self.targets
+                    .insert(*tgid, TargetPod(*entry), 0)
+                    .with_context(|| format!("cannot watch process {tgid}: too many processes"))?;
+            }
+        }
+        self.known = wanted;
+        let bind = self.plan.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
+        self.files = self.links("files", bind, processes)?;
+        self.threads = self.links("threads", bind, processes)?;
+        Ok(())
+    }
+
+    fn links(&self, program: &str, bind: bool, processes: &[Watched]) -> Result<Vec<Link>> {
+        let context = || format!("cannot create the iterator {program}");
+        if !bind {
+            return Ok(vec![
+                link(&self.ebpf, program, Over::All).with_context(context)?,
+            ]);
+        }
+        let mut links = Vec::with_capacity(processes.len());
+        for process in processes {
+            match link(&self.ebpf, program, Over::Process(process.pid)) {
+                Ok(link) => links.push(link),
+                // It ended a moment ago; the next look at the processes will say so.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(error) => return Err(error).with_context(context),
+            }
+        }
+        Ok(links)
+    }
+
+    /// Says whose busy sockets the next walk over files marks for a closer look.
+    pub fn set_hot(&mut self, is_hot: impl Fn(u32) -> bool) -> Result<()> {
+        for (tgid, entry) in &mut self.known {
+            let flags = if is_hot(*tgid) { TARGET_HOT } else { 0 };
+            if entry.flags != flags {
+                entry.flags = flags;
+                self.targets
+                    .insert(*tgid, TargetPod(*entry), 0)
+                    .context("cannot update the watched processes")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every TCP socket and pipe of the watched processes.
+    pub fn walk_files(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        let settings = Walk {
+            marks_left: MAX_MARKS,
+            reserved: 0,
+            mark_ttl_ns: MARK_TTL_NS,
+        };
+        self.walk
+            .set(0, WalkPod(settings), 0)
+            .context("cannot set up the walk over files")?;
+        run_all(&self.files, &mut self.buffer, visit).context("cannot walk over open files")
+    }
+
+    /// Every marked socket: the listeners that a walk over files has met, and the busy sockets of hot targets.
+    /// `false` where this kernel cannot do it.
+    pub fn walk_marked(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<bool> {
+        match &self.marked {
+            Some(link) => run(link, &mut self.buffer, visit)
+                .context("cannot walk over marked sockets")
+                .map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Every thread of the watched processes.
+    pub fn walk_threads(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        run_all(&self.threads, &mut self.buffer, visit).context("cannot walk over threads")
+    }
+
+    /// Every process of the machine.
+    pub fn walk_processes(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        run(&self.processes, &mut self.buffer, visit).context("cannot walk over processes")
+    }
+
+    /// Every listening socket of every process.
+    pub fn walk_listeners(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        run(&self.listeners, &mut self.buffer, visit).context("cannot walk over listening sockets")
+    }
+}
+
+fn link(ebpf: &Ebpf, program: &str, over: Over) -> io::Result<Link> {
+    let program: &Iter = ebpf
+        .program(program)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| io::Error::other("no such iterator in the eBPF object"))?;
+    let fd = program.fd().map_err(io::Error::other)?;
+    Link::create(fd.as_fd(), over)
+}
+
+fn run_all(links: &[Link], buffer: &mut [u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result<()> {
+    for link in links {
+        match run(link, buffer, visit) {
+            // The process that this iterator is bound to is gone.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+fn run(link: &Link, buffer: &mut [u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result<()> {
+    let mut walk = link.open()?;
+    loop {
+        match walk.read(buffer) {
+            Ok(0) => return Ok(()),
+            Ok(len) => decode(&buffer[..len], visit)?,
+            // A million objects without a record: the kernel asks us to go on.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Splits what one read returned into records. The kernel never cuts a record in two.
+fn decode(mut bytes: &[u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let header: Header = head(bytes).ok_or_else(|| bad_record(bytes.len()))?;
+        let record = bytes
+            .get(..usize::from(header.len))
+            .filter(|record| record.len() >= size_of::<Header>())
+            .ok_or_else(|| bad_record(bytes.len()))?;
+        bytes = &bytes[record.len()..];
+        let decoded = match header.kind {
+            KIND_SOCKET => head(record).map(|record| visit(Record::Socket(&record))),
+            KIND_LISTENER => head(record).map(|listener| {
+                visit(Record::Listener(
+                    &listener,
+                    &record[size_of::<ListenerRecord>()..],
+                ));
+            }),
+            KIND_PIPE => head(record).map(|record| visit(Record::Pipe(&record))),
+            KIND_THREAD => head(record).map(|record| visit(Record::Thread(&record))),
+            KIND_PROCESS => head(record).map(|record| visit(Record::Process(&record))),
+            _ => None,
+        };
+        decoded.ok_or_else(|| bad_record(record.len()))?;
+    }
+    Ok(())
+}
+
+fn head<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Option<T> {
+    bytes
+        .get(..size_of::<T>())
+        .map(bytemuck::pod_read_unaligned)
+}
+
+fn bad_record(len: usize) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the eBPF object wrote a record of {len} bytes that this agent cannot read"),
+    )
+}

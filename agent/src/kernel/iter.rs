@@ -1,0 +1,101 @@
+//! BPF iterator links bound to one process or one map, which aya cannot make: `bpf(2)` called directly.
+//!
+//! include/uapi/linux/bpf.h: `BPF_LINK_CREATE` with `iter_info` (5.8), bound to a process since 6.1.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+};
+
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_ITER_CREATE: libc::c_long = 33;
+const BPF_TRACE_ITER: u32 = 28;
+
+/// What an iterator walks over.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Over {
+    /// Everything of its kind that the agent's pid namespace shows.
+    All,
+    /// One process, by its pid as the agent sees it.
+    Process(u32),
+    /// The elements of one map.
+    Map(RawFd),
+}
+
+/// The part of `union bpf_attr` that `BPF_LINK_CREATE` reads.
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    iter_info: u64,
+    iter_info_len: u32,
+    padding: u32,
+}
+
+/// The part of `union bpf_attr` that `BPF_ITER_CREATE` reads.
+#[repr(C)]
+struct IterCreate {
+    link_fd: u32,
+    flags: u32,
+}
+
+/// An iterator ready to be run again and again; closing it leaves nothing behind.
+pub(super) struct Link(OwnedFd);
+
+impl Link {
+    /// Binds a loaded program to what it shall walk over.
+    pub(super) fn create(program: BorrowedFd<'_>, over: Over) -> io::Result<Self> {
+        // `union bpf_iter_link_info`: `map.map_fd` at 0, or `task.{tid, pid, pid_fd}`. A kernel that does not
+        // know a member refuses bytes that are not 0 there, so "not supported" is an error, never silence.
+        let (info, info_len): ([u32; 4], u32) = match over {
+            Over::All => ([0; 4], 0),
+            Over::Process(pid) => ([0, pid, 0, 0], 16),
+            Over::Map(fd) => ([fd as u32, 0, 0, 0], 16),
+        };
+        let attr = LinkCreate {
+            prog_fd: program.as_raw_fd() as u32,
+            target_fd: 0,
+            attach_type: BPF_TRACE_ITER,
+            flags: 0,
+            iter_info: if info_len == 0 {
+                0
+            } else {
+                info.as_ptr() as u64
+            },
+            iter_info_len: info_len,
+            padding: 0,
+        };
+        bpf(BPF_LINK_CREATE, &attr).map(Self)
+    }
+
+    /// One walk, from the beginning.
+    pub(super) fn open(&self) -> io::Result<File> {
+        let attr = IterCreate {
+            link_fd: self.0.as_raw_fd() as u32,
+            flags: 0,
+        };
+        bpf(BPF_ITER_CREATE, &attr).map(File::from)
+    }
+}
+
+/// Calls `bpf(2)` with a command that answers a descriptor.
+fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+    // SAFETY: `attr` is a live struct of the size that is passed, and the kernel only reads it (and what
+    // `iter_info` points to, which lives as long as `attr`).
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            core::ptr::from_ref(attr),
+            size_of::<T>(),
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor, with O_CLOEXEC, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}

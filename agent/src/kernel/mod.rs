@@ -1,0 +1,9 @@
+//! The kernel end: what this kernel offers, and the glance tier's iterators.
+//!
+//! `btf` and `layout` find where the kernel keeps its fields, `glance` loads the object and walks, `iter` is the
+//! thin layer over `bpf(2)` that aya does not have.
+
+pub mod btf;
+pub mod glance;
+mod iter;
+pub mod layout;

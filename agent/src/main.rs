@@ -1,0 +1,7 @@
+//! The agent's binary: a shell around [`tailback::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tailback::cli::main()
+}

@@ -1,0 +1,94 @@
+//! The one way through: sample → queue → detect. A pure function of the stream of samples.
+#![forbid(unsafe_code)]
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    detect::{Detector, Event, Instant, SettingsFor},
+    queue::Model,
+    sample::{Notice, Sample, TargetId},
+};
+
+/// All state between samples and events.
+pub struct Pipeline {
+    model: Model,
+    detector: Detector,
+    last: Instant,
+    told_bound: bool,
+}
+
+/// What one sample led to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// In the order in which they are to be told.
+    pub events: Vec<Event>,
+    /// Targets with a suspicious queue: worth a closer look.
+    pub hot: BTreeSet<TargetId>,
+}
+
+impl Pipeline {
+    /// See [`Detector::new`].
+    pub fn new(settings_for: SettingsFor, tell_queues: bool) -> Self {
+        Self {
+            model: Model::default(),
+            detector: Detector::new(settings_for, tell_queues),
+            last: Instant::default(),
+            told_bound: false,
+        }
+    }
+
+    /// Takes in one sample.
+    pub fn step(&mut self, sample: &Sample) -> Outcome {
+        let at = Instant {
+            mono_ns: sample.mono_ns,
+            unix_ns: sample.unix_ns,
+        };
+        self.last = at;
+        let mut events = Vec::new();
+        if let Some(targets) = &sample.targets {
+            events.push(Event::Targets {
+                at,
+                targets: targets.iter().cloned().map(Arc::new).collect(),
+            });
+        }
+        events.extend(
+            sample
+                .notices
+                .iter()
+                .cloned()
+                .map(|notice| Event::Notice { at, notice }),
+        );
+        let readings = self.model.read(sample);
+        if readings.beyond_bound > 0 && !self.told_bound {
+            self.told_bound = true;
+            events.push(Event::Notice {
+                at,
+                notice: Notice {
+                    code: "too_many_queues".to_owned(),
+                    text: format!(
+                        "{} queues are not shown: a target has more than {} of one kind",
+                        readings.beyond_bound,
+                        crate::queue::MAX_QUEUES_PER_KIND
+                    ),
+                },
+            });
+        }
+        let hot = self
+            .detector
+            .read(at, &readings, self.model.targets(), &mut events);
+        events.extend(
+            sample
+                .agent
+                .clone()
+                .map(|report| Event::Agent { at, report }),
+        );
+        Outcome { events, hot }
+    }
+
+    /// The stream ends: how what is still open stands.
+    pub fn finish(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.detector.finish(self.last, &mut events);
+        events
+    }
+}

@@ -1,0 +1,416 @@
+//! Accept queues: connections whose handshake is complete and which the service has not accepted.
+//!
+//! Depth, backlog, drops and the age of each waiting connection are the kernel's own. The kernel keeps no count of
+//! arrivals per listener. While the head of the queue is older than the tick, whoever came within the tick still waits
+//! behind it: the young ones are all arrivals, exactly. Otherwise some may have come and gone; they are in the
+//! `TcpPassiveOpens` of the network namespace, which all its listeners share. What is left of it after the certain part
+//! goes to the listeners by the traffic that they show: connections seen waiting, and new ones among the accepted.
+//!
+//! Losses are overflows. A listener's own drop counter also counts what is no loss (with TCP_DEFER_ACCEPT, every
+//! bare ACK that ends a handshake); the namespace's `ListenOverflows` counts nothing else, but for all listeners
+//! together. An overflow raises both.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::{Kind, Reading, Sink, Targets, advance, head::Head, little, stream::NewConnections};
+use crate::sample::{Listener, Network, Sample, TargetId};
+
+/// What is left after one tick of the weight of a connection seen: about ten seconds of memory at ten ticks a second.
+const TRAFFIC_DECAY: f64 = 0.99;
+
+#[derive(Default)]
+pub(super) struct Accept {
+    listeners: HashMap<u64, Known>,
+    networks: HashMap<u32, Network>,
+    balances: HashMap<u32, i64>,
+    /// Connections seen of late, per network namespace and port.
+    traffic: HashMap<(u32, u16), f64>,
+}
+
+/// Arrivals counted in each network namespace; `None` where those of one listener are not known.
+#[derive(Default)]
+struct Counted(HashMap<u32, Option<u64>>);
+
+impl Counted {
+    fn add(&mut self, netns: u32, arrivals: Option<Arrivals>) {
+        let sum = self.0.entry(netns).or_insert(Some(0));
+        *sum = sum
+            .zip(arrivals)
+            .map(|(sum, arrivals)| sum + arrivals.count);
+    }
+}
+
+/// What is remembered of one listening socket.
+struct Known {
+    target: TargetId,
+    depth: u32,
+    drops: u32,
+    /// Drops of the last tick that no overflow was counted for yet: the counter is read before the listeners are.
+    unclaimed: u64,
+    seen_ns: u64,
+    /// Times that the depth fell, and the head that moved with it: the age where the kernel times nothing.
+    falls: u32,
+    head: Head,
+}
+
+impl Known {
+    fn after(before: Option<&Self>, listener: &Listener, target: TargetId, unclaimed: u64) -> Self {
+        let fell = before.is_some_and(|before| listener.depth < before.depth);
+        let falls = before
+            .map_or(0, |before| before.falls)
+            .wrapping_add(u32::from(fell));
+        let mut head = before.map_or_else(Head::default, |before| before.head);
+        head.look(falls, listener.depth > 0, listener.seen_ns);
+        Self {
+            target,
+            depth: listener.depth,
+            drops: listener.drops,
+            unclaimed,
+            seen_ns: listener.seen_ns,
+            falls,
+            head,
+        }
+    }
+
+    /// How long the depth has not fallen, where something waits and the kernel timed none of it.
+    fn untimed_age_ns(&self, listener: &Listener) -> Option<u64> {
+        let untimed = listener.depth > 0 && listener.ages_ns.is_empty();
+        untimed.then(|| self.head.age_ns(listener.seen_ns))
+    }
+}
+
+/// All listening sockets of one target on one address: SO_REUSEPORT makes several.
+#[derive(Default)]
+struct Group {
+    netns: u32,
+    port: u16,
+    depth: u64,
+    limit: u64,
+    fill: f64,
+    full: bool,
+    ages_ns: Vec<u64>,
+    untimed_ns: Option<u64>,
+    losses: u64,
+    /// Of sockets seen before: change of depth, arrivals that are certain.
+    grown: i64,
+    certain: u64,
+    /// Sockets at which others may have come and gone meanwhile.
+    uncertain: u32,
+    elapsed_ns: Option<u64>,
+    sockets: u32,
+}
+
+impl Accept {
+    pub(super) fn read(
+        &mut self,
+        sample: &Sample,
+        targets: &Targets,
+        new: &NewConnections,
+        sink: &mut Sink<'_>,
+    ) {
+        if !sample.walks.files && !sample.walks.marked {
+            return;
+        }
+        let mut groups: BTreeMap<(TargetId, String), Group> = BTreeMap::new();
+        let mut seen = HashSet::with_capacity(sample.listeners.len());
+        let grown = self.counters(sample);
+        let mut overflows = Overflows::of(sample, &self.listeners, &grown);
+        // Full ones first: they have the better claim to the overflows.
+        let (full, rest): (Vec<_>, Vec<_>) = sample
+            .listeners
+            .iter()
+            .partition(|listener| is_full(listener));
+        for listener in full.into_iter().chain(rest) {
+            let known = self.listeners.get(&listener.cookie);
+            let Some(target) = targets
+                .of(listener.tgid)
+                .or(known.map(|known| known.target))
+            else {
+                continue;
+            };
+            if targets.get(target).is_none() {
+                continue;
+            }
+            let (lost, unclaimed) = overflows.take(listener, known);
+            let now = Known::after(known, listener, target, unclaimed);
+            groups
+                .entry((target, listener.address.to_string()))
+                .or_default()
+                .add(listener, known, lost, now.untimed_age_ns(listener));
+            seen.insert(listener.cookie);
+            self.listeners.insert(listener.cookie, now);
+        }
+        // A walk over marked sockets knows only those that a walk over files has met: it cannot tell that one is new,
+        // but it sees every one that is left.
+        self.listeners.retain(|cookie, _| seen.contains(cookie));
+        self.remember_traffic(&groups, new);
+        let mut counted = Counted::default();
+        let shared = Shared::between(&groups, &self.traffic);
+        for ((target, address), group) in &groups {
+            // Where services that are not watched listen too, nobody knows whose the connections were.
+            let opened = grown
+                .get(&group.netns)
+                .filter(|network| network.others == 0)
+                .map(|network| {
+                    network
+                        .passive_opens
+                        .saturating_add_signed(self.balance(group.netns))
+                });
+            let arrivals = shared.arrivals(group, opened);
+            counted.add(group.netns, arrivals);
+            sink.put(
+                *target,
+                Kind::Accept,
+                address,
+                group.reading(arrivals, targets.threads(*target)),
+            );
+        }
+        self.settle(&grown, &counted);
+        sink.forget_unseen(Kind::Accept);
+    }
+
+    /// What a namespace's counter said beyond (or short of) the arrivals that were counted: the counter is read a moment
+    /// before the listeners are, so a connection in between is seen waiting first and counted later.
+    fn balance(&self, netns: u32) -> i64 {
+        self.balances.get(&netns).copied().unwrap_or(0)
+    }
+
+    fn settle(&mut self, grown: &HashMap<u32, Network>, counted: &Counted) {
+        let balances = grown.iter().filter_map(|(netns, network)| {
+            let counted = (*counted.0.get(netns)?)?;
+            let opened = network.passive_opens as i64 + self.balance(*netns);
+            (network.others == 0).then_some((*netns, opened - counted as i64))
+        });
+        self.balances = balances.collect();
+    }
+
+    fn remember_traffic(
+        &mut self,
+        groups: &BTreeMap<(TargetId, String), Group>,
+        new: &NewConnections,
+    ) {
+        self.traffic.retain(|_, weight| {
+            *weight *= TRAFFIC_DECAY;
+            *weight > 1e-3
+        });
+        for group in groups.values() {
+            let place = (group.netns, group.port);
+            let seen = group.certain + new.get(&place).copied().unwrap_or(0);
+            if seen > 0 {
+                *self.traffic.entry(place).or_default() += seen as f64;
+            }
+        }
+    }
+
+    /// Growth of the counters since the previous look, for each network namespace looked at before.
+    fn counters(&mut self, sample: &Sample) -> HashMap<u32, Network> {
+        let grown = |now: &Network| {
+            let before = self.networks.get(&now.netns)?;
+            Some(Network {
+                netns: now.netns,
+                others: now.others,
+                passive_opens: now.passive_opens.saturating_sub(before.passive_opens),
+                listen_overflows: now.listen_overflows.saturating_sub(before.listen_overflows),
+            })
+        };
+        let grown = sample
+            .networks
+            .iter()
+            .filter_map(grown)
+            .map(|network| (network.netns, network))
+            .collect();
+        self.networks = sample
+            .networks
+            .iter()
+            .map(|network| (network.netns, *network))
+            .collect();
+        grown
+    }
+}
+
+impl Group {
+    fn add(
+        &mut self,
+        listener: &Listener,
+        known: Option<&Known>,
+        losses: u64,
+        untimed_age_ns: Option<u64>,
+    ) {
+        self.losses += losses;
+        self.untimed_ns = self.untimed_ns.max(untimed_age_ns);
+        self.netns = listener.netns;
+        self.port = listener.address.port();
+        self.sockets += 1;
+        self.depth += u64::from(listener.depth);
+        self.limit += u64::from(listener.limit);
+        self.fill = self
+            .fill
+            .max(f64::from(listener.depth) / f64::from(listener.limit.max(1)));
+        self.full |= is_full(listener);
+        self.ages_ns.extend(&listener.ages_ns);
+        self.ages_ns.sort_unstable_by(|a, b| b.cmp(a));
+        let Some(known) = known else { return };
+        let elapsed = listener.seen_ns.saturating_sub(known.seen_ns);
+        self.elapsed_ns = self.elapsed_ns.max(Some(elapsed));
+        let grown = i64::from(listener.depth) - i64::from(known.depth);
+        self.grown += grown;
+        let young = listener
+            .ages_ns
+            .iter()
+            .rev()
+            .take_while(|age| **age < elapsed)
+            .count() as u64;
+        self.certain += young.max(grown.max(0) as u64);
+        let all_timed = listener.ages_ns.len() as u64 == u64::from(listener.depth);
+        let head_stayed = listener.ages_ns.first().is_some_and(|age| *age > elapsed);
+        self.uncertain += u32::from(!(all_timed && head_stayed));
+    }
+
+    fn reading(&self, arrivals: Option<Arrivals>, servers: u32) -> Reading {
+        let count = arrivals.map(|arrivals| arrivals.count);
+        let departures = count.map(|count| (count as i64 - self.grown).max(0) as u64);
+        // The head of the queue is what is accepted next: its age is the wait, exactly.
+        let oldest_ns = self
+            .ages_ns
+            .first()
+            .copied()
+            .max(self.untimed_ns)
+            .filter(|_| self.depth > 0);
+        let mut extra = vec![("sockets", f64::from(self.sockets))];
+        if let Some(Arrivals { shared: true, .. }) = arrivals {
+            extra.push(("arrivals_shared", 1.0));
+        }
+        Reading {
+            depth: self.depth,
+            limit: Some(self.limit),
+            fill: Some(self.fill),
+            full: self.full,
+            arrivals: count,
+            departures,
+            elapsed_ns: self.elapsed_ns,
+            served: departures,
+            servers,
+            wait_ns: if self.depth == 0 {
+                Some(0)
+            } else {
+                oldest_ns.or_else(|| little(self.depth, departures.unwrap_or(0), self.elapsed_ns))
+            },
+            oldest_ns,
+            ages_ns: self.ages_ns.clone(),
+            losses: self.losses,
+            worst: None,
+            extra,
+        }
+    }
+}
+
+/// The overflows of one tick that no listener has been given yet, per network namespace.
+struct Overflows(HashMap<u32, u64>);
+
+impl Overflows {
+    fn of(sample: &Sample, known: &HashMap<u64, Known>, grown: &HashMap<u32, Network>) -> Self {
+        let mut left: HashMap<u32, u64> = grown
+            .iter()
+            .map(|(netns, network)| (*netns, network.listen_overflows))
+            .collect();
+        // Where the counters cannot be read, the drops of listeners that are full are all there is.
+        for listener in sample
+            .listeners
+            .iter()
+            .filter(|listener| !grown.contains_key(&listener.netns))
+        {
+            if is_full(listener)
+                && let Some(known) = known.get(&listener.cookie)
+            {
+                *left.entry(listener.netns).or_default() += advance(known.drops, listener.drops);
+            }
+        }
+        Self(left)
+    }
+
+    /// Those of this listener, as many as it dropped, as long as there are any; and its drops of this tick that are left.
+    fn take(&mut self, listener: &Listener, known: Option<&Known>) -> (u64, u64) {
+        let (Some(known), Some(left)) = (known, self.0.get_mut(&listener.netns)) else {
+            return (0, 0);
+        };
+        let dropped = advance(known.drops, listener.drops);
+        let lost = (dropped + known.unclaimed).min(*left);
+        *left -= lost;
+        (lost, (dropped + known.unclaimed - lost).min(dropped))
+    }
+}
+
+/// The kernel refuses when the depth exceeds the backlog (sk_acceptq_is_full).
+fn is_full(listener: &Listener) -> bool {
+    listener.depth > 0 && listener.depth >= listener.limit
+}
+
+/// Arrivals of one tick.
+#[derive(Clone, Copy)]
+struct Arrivals {
+    count: u64,
+    /// Part of a count that several listeners share: an estimate.
+    shared: bool,
+}
+
+/// What the listeners of each network namespace share.
+struct Shared(HashMap<u32, Pool>);
+
+#[derive(Default)]
+struct Pool {
+    /// Groups that may have had more than is certain.
+    groups: u64,
+    /// Arrivals of this tick that are certain, all groups together.
+    certain: u64,
+    traffic: f64,
+    by_port: HashMap<u16, f64>,
+}
+
+impl Shared {
+    fn between(
+        groups: &BTreeMap<(TargetId, String), Group>,
+        traffic: &HashMap<(u32, u16), f64>,
+    ) -> Self {
+        let mut pools: HashMap<u32, Pool> = HashMap::new();
+        for group in groups.values() {
+            let pool = pools.entry(group.netns).or_default();
+            pool.certain += group.certain;
+            if group.uncertain == 0 {
+                continue;
+            }
+            let weight = traffic
+                .get(&(group.netns, group.port))
+                .copied()
+                .unwrap_or(0.0);
+            pool.groups += 1;
+            pool.traffic += weight;
+            pool.by_port.insert(group.port, weight);
+        }
+        Self(pools)
+    }
+
+    /// Arrivals at this group, of `opened` in its namespace.
+    fn arrivals(&self, group: &Group, opened: Option<u64>) -> Option<Arrivals> {
+        group.elapsed_ns?;
+        if group.uncertain == 0 {
+            return Some(Arrivals {
+                count: group.certain,
+                shared: false,
+            });
+        }
+        let pool = self.0.get(&group.netns)?;
+        let rest = opened?.saturating_sub(pool.certain) as f64;
+        let share = if pool.groups == 1 || rest == 0.0 {
+            1.0
+        } else if pool.traffic > 0.0 {
+            pool.by_port.get(&group.port).copied().unwrap_or(0.0) / pool.traffic
+        } else {
+            // Connections came, and none was seen at any of several listeners: not known whose they were.
+            return None;
+        };
+        Some(Arrivals {
+            count: group.certain.saturating_add((rest * share).round() as u64),
+            shared: pool.groups > 1,
+        })
+    }
+}

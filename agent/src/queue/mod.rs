@@ -1,0 +1,194 @@
+//! The queue model: from the raw facts of a sample to queues with depth, limit, rates, wait and losses.
+//!
+//! One module per source of facts. Each keeps what it must remember between ticks (counters to subtract, when
+//! a head last moved) and writes one [`Reading`] per queue it saw. Pure: no clock, no kernel, no I/O.
+#![forbid(unsafe_code)]
+
+mod accept;
+mod head;
+mod kind;
+mod pipe;
+mod runqueue;
+mod stream;
+mod targets;
+
+use std::{collections::HashMap, sync::Arc};
+
+pub use kind::Kind;
+use serde::Serialize;
+pub use targets::Targets;
+
+use crate::sample::{Sample, TargetId};
+
+/// Queues of one kind that one target may have; what is beyond is counted, not shown.
+pub const MAX_QUEUES_PER_KIND: usize = 256;
+
+/// Names a queue for as long as its target is watched.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueKey {
+    pub target: TargetId,
+    pub kind: Kind,
+    /// Stable, and unique among the target's queues of this kind: `0.0.0.0:8080`, `-> 10.0.0.5:6379`, `pipe:[4711]`.
+    pub name: String,
+}
+
+/// What one tick tells of one queue. `None` is "not known", never 0.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Reading {
+    /// In [`Kind::unit`], as `limit`.
+    pub depth: u64,
+    pub limit: Option<u64>,
+    /// Depth over limit of the fullest part: one socket of several that serve one port, one connection of many.
+    pub fill: Option<f64>,
+    /// At the limit: the next arrival is refused, or its sender blocks.
+    pub full: bool,
+    /// Since the previous reading, in the unit of the depth (for the run queue: dispatches).
+    pub arrivals: Option<u64>,
+    pub departures: Option<u64>,
+    /// Time since the previous reading, ns; `None` for the first.
+    pub elapsed_ns: Option<u64>,
+    /// Pieces of work taken from the queue since the previous reading (accepts, reads), at least.
+    pub served: Option<u64>,
+    /// Who takes from the queue, at most: the target's threads.
+    pub servers: u32,
+    /// How long what leaves now has waited, or what comes now will: measured where it can be, else by Little's law. ns.
+    pub wait_ns: Option<u64>,
+    /// Age of what has waited longest, ns.
+    pub oldest_ns: Option<u64>,
+    /// Age of each piece of work that waits and that the kernel timed, ns, oldest first: accept queues alone have them.
+    pub ages_ns: Vec<u64>,
+    /// Lost since the previous reading.
+    pub losses: u64,
+    /// The part of the queue that is worst off, in words: `fd 12 from 10.0.0.9:41234`.
+    pub worst: Option<String>,
+    /// Further measures of this kind, by their JSON key.
+    pub extra: Vec<(&'static str, f64)>,
+}
+
+/// The readings of one tick.
+#[derive(Debug, Default)]
+pub struct Readings {
+    pub queues: Vec<(Arc<QueueKey>, Reading)>,
+    /// Queues that were there and are no longer.
+    pub gone: Vec<Arc<QueueKey>>,
+    /// Queues beyond [`MAX_QUEUES_PER_KIND`], not shown.
+    pub beyond_bound: usize,
+}
+
+/// All queues of all targets.
+#[derive(Default)]
+pub struct Model {
+    targets: Targets,
+    keys: Keys,
+    accept: accept::Accept,
+    stream: stream::Streams,
+    pipe: pipe::Pipes,
+    runqueue: runqueue::RunQueues,
+}
+
+impl Model {
+    /// Takes in one sample.
+    pub fn read(&mut self, sample: &Sample) -> Readings {
+        let mut out = Readings::default();
+        if let Some(targets) = &sample.targets {
+            self.targets.replace(targets);
+            self.keys.retain_targets(&self.targets, &mut out.gone);
+        }
+        self.targets.learn(sample);
+        let mut sink = Sink {
+            keys: &mut self.keys,
+            out: &mut out,
+        };
+        let new = self.stream.read(sample, &self.targets, &mut sink);
+        self.accept.read(sample, &self.targets, &new, &mut sink);
+        self.pipe.read(sample, &self.targets, &mut sink);
+        self.runqueue.read(sample, &self.targets, &mut sink);
+        out
+    }
+
+    /// The targets as last told.
+    pub fn targets(&self) -> &Targets {
+        &self.targets
+    }
+}
+
+/// Where the kinds' modules put what they read.
+struct Sink<'a> {
+    keys: &'a mut Keys,
+    out: &'a mut Readings,
+}
+
+impl Sink<'_> {
+    fn put(&mut self, target: TargetId, kind: Kind, name: &str, reading: Reading) {
+        match self.keys.get(target, kind, name) {
+            Some(key) => self.out.queues.push((key, reading)),
+            None => self.out.beyond_bound += 1,
+        }
+    }
+
+    /// After a complete walk: what of this kind was not put now is gone.
+    fn forget_unseen(&mut self, kind: Kind) {
+        let mut seen: Vec<&Arc<QueueKey>> = self.out.queues.iter().map(|(key, _)| key).collect();
+        seen.sort_unstable();
+        let gone = self
+            .keys
+            .remove(|key| key.kind == kind && seen.binary_search(&key).is_err());
+        self.out.gone.extend(gone);
+    }
+}
+
+/// One shared key per queue, and the bound on how many there are.
+#[derive(Default)]
+struct Keys {
+    known: HashMap<(TargetId, Kind), HashMap<String, Arc<QueueKey>>>,
+}
+
+impl Keys {
+    fn get(&mut self, target: TargetId, kind: Kind, name: &str) -> Option<Arc<QueueKey>> {
+        let names = self.known.entry((target, kind)).or_default();
+        if let Some(key) = names.get(name) {
+            return Some(Arc::clone(key));
+        }
+        if names.len() >= MAX_QUEUES_PER_KIND {
+            return None;
+        }
+        let key = Arc::new(QueueKey {
+            target,
+            kind,
+            name: name.to_owned(),
+        });
+        names.insert(name.to_owned(), Arc::clone(&key));
+        Some(key)
+    }
+
+    fn remove(&mut self, goes: impl Fn(&Arc<QueueKey>) -> bool) -> Vec<Arc<QueueKey>> {
+        let mut gone = Vec::new();
+        for names in self.known.values_mut() {
+            names.retain(|_, key| {
+                let stays = !goes(key);
+                if !stays {
+                    gone.push(Arc::clone(key));
+                }
+                stays
+            });
+        }
+        gone.sort_unstable();
+        gone
+    }
+
+    fn retain_targets(&mut self, targets: &Targets, gone: &mut Vec<Arc<QueueKey>>) {
+        gone.extend(self.remove(|key| targets.get(key.target).is_none()));
+    }
+}
+
+/// `after - before` of a counter modulo 2^32.
+fn advance(before: u32, after: u32) -> u64 {
+    u64::from(after.wrapping_sub(before))
+}
+
+/// Little's law: the wait of what comes now, when so much departed in the time since the last look.
+fn little(depth: u64, departed: u64, elapsed_ns: Option<u64>) -> Option<u64> {
+    elapsed_ns
+        .filter(|_| departed > 0)
+        .map(|elapsed| (depth as f64 / departed as f64 * elapsed as f64) as u64)
+}

@@ -1,0 +1,120 @@
+//! Run queues: threads of a target that want a CPU and have none.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Kind, Reading, Sink, Targets};
+use crate::sample::{Sample, TargetId, Thread};
+
+#[derive(Default)]
+pub(super) struct RunQueues {
+    threads: HashMap<(u32, u32), Known>,
+}
+
+/// What is remembered of one thread.
+struct Known {
+    run_delay_ns: u64,
+    dispatches: u64,
+    seen_ns: u64,
+    /// Since when it has been seen waiting without having been given a CPU.
+    waiting_since_ns: Option<u64>,
+}
+
+#[derive(Default)]
+struct Group {
+    threads: u64,
+    waiting: u64,
+    delay_ns: u64,
+    dispatches: u64,
+    elapsed_ns: Option<u64>,
+    oldest_ns: Option<u64>,
+}
+
+impl RunQueues {
+    pub(super) fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
+        if !sample.walks.threads {
+            return;
+        }
+        let mut groups: BTreeMap<TargetId, Group> = BTreeMap::new();
+        let mut known = HashMap::with_capacity(sample.threads.len());
+        for thread in &sample.threads {
+            let Some(target) = targets.of(thread.tgid) else {
+                continue;
+            };
+            let before = self.threads.get(&(thread.tgid, thread.tid));
+            let now = groups
+                .entry(target)
+                .or_default()
+                .add(thread, before, sample.mono_ns);
+            known.insert((thread.tgid, thread.tid), now);
+        }
+        self.threads = known;
+        for (target, group) in groups {
+            let cpus = targets.get(target).map_or(1, |target| target.cpus.max(1));
+            sink.put(target, Kind::Runqueue, "threads", group.reading(cpus));
+        }
+        sink.forget_unseen(Kind::Runqueue);
+    }
+}
+
+impl Group {
+    fn add(&mut self, thread: &Thread, before: Option<&Known>, now_ns: u64) -> Known {
+        let waits = thread.runnable && !thread.on_cpu;
+        self.threads += 1;
+        self.waiting += u64::from(waits);
+        let mut waiting_since_ns = waits.then_some(now_ns);
+        if let Some(before) = before {
+            let dispatched = thread.dispatches.saturating_sub(before.dispatches);
+            // The kernel adds a wait to the sum when it ends.
+            let delay_ns = thread.run_delay_ns.saturating_sub(before.run_delay_ns);
+            self.delay_ns = self.delay_ns.saturating_add(delay_ns);
+            self.dispatches = self.dispatches.saturating_add(dispatched);
+            self.elapsed_ns = self
+                .elapsed_ns
+                .max(Some(now_ns.saturating_sub(before.seen_ns)));
+            if waits && dispatched == 0 {
+                waiting_since_ns = before.waiting_since_ns.or(waiting_since_ns);
+            }
+        }
+        if let Some(since) = waiting_since_ns {
+            self.oldest_ns = self.oldest_ns.max(Some(now_ns.saturating_sub(since)));
+        }
+        Known {
+            run_delay_ns: thread.run_delay_ns,
+            dispatches: thread.dispatches,
+            seen_ns: now_ns,
+            waiting_since_ns,
+        }
+    }
+
+    fn reading(&self, cpus: u32) -> Reading {
+        let known = self.elapsed_ns.is_some();
+        let mut extra = vec![
+            ("threads", self.threads as f64),
+            (
+                "runnable_share",
+                self.waiting as f64 / self.threads.max(1) as f64,
+            ),
+        ];
+        if let Some(elapsed) = self.elapsed_ns.filter(|elapsed| *elapsed > 0) {
+            extra.push(("run_delay_per_s", self.delay_ns as f64 / elapsed as f64));
+        }
+        Reading {
+            depth: self.waiting,
+            limit: Some(u64::from(cpus)),
+            // More threads than CPUs is the normal state of a batch; only their wait counts.
+            fill: None,
+            full: false,
+            arrivals: known.then_some(self.dispatches),
+            departures: known.then_some(self.dispatches),
+            elapsed_ns: self.elapsed_ns,
+            served: known.then_some(self.dispatches),
+            servers: cpus,
+            wait_ns: known.then(|| self.delay_ns.checked_div(self.dispatches).unwrap_or(0)),
+            oldest_ns: self.oldest_ns,
+            ages_ns: Vec::new(),
+            losses: 0,
+            worst: None,
+            extra,
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! A recorded stream of samples on disk.
+//!
+//! Layout: the magic, a u32 version, then chunks. A chunk is a u32 length (little-endian) and one zstd frame (with its
+//! checksum) of samples, each a u32 length and its postcard encoding. A chunk holds about a second, so that a
+//! recording that was cut short (a full disk, a crash) loses a second and says so.
+#![forbid(unsafe_code)]
+
+use std::{
+    fmt,
+    io::{self, Read, Write},
+};
+
+use super::Sample;
+
+const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
+/// Raised whenever [`Sample`] changes: postcard does not describe itself.
+const VERSION: u32 = 1;
+const CHUNK_NS: u64 = 1_000_000_000;
+/// No honest chunk is larger; the bound keeps a foreign file from asking for all memory.
+const MAX_CHUNK_BYTES: usize = 256 << 20;
+const LEVEL: i32 = 3;
+/// Half of what a u64 holds, which is the year 2262: times can be added to durations without a thought.
+const LATEST_NS: u64 = i64::MAX as u64;
+
+/// Writes samples.
+pub struct Writer<W: Write> {
+    out: W,
+    pending: Vec<u8>,
+    pending_samples: u64,
+    begun_ns: Option<u64>,
+    /// Samples whose chunk is written.
+    kept: u64,
+}
+
+impl<W: Write> Writer<W> {
+    /// Begins a recording.
+    pub fn new(mut out: W) -> io::Result<Self> {
+        out.write_all(MAGIC)?;
+        out.write_all(&VERSION.to_le_bytes())?;
+        Ok(Self {
+            out,
+            pending: Vec::new(),
+            pending_samples: 0,
+            begun_ns: None,
+            kept: 0,
+        })
+    }
+
+    /// Adds a sample; it reaches the disk with its chunk, within about a second.
+    pub fn add(&mut self, sample: &Sample) -> io::Result<()> {
+        let encoded = postcard::to_stdvec(sample).map_err(io::Error::other)?;
+        self.pending.extend((encoded.len() as u32).to_le_bytes());
+        self.pending.extend(encoded);
+        self.pending_samples += 1;
+        let begun = *self.begun_ns.get_or_insert(sample.mono_ns);
+        if sample.mono_ns.saturating_sub(begun) >= CHUNK_NS {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is pending. A chunk that cannot be written is given up, and the recording with it.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let mut encoder = zstd::Encoder::new(Vec::new(), LEVEL)?;
+        encoder.include_checksum(true)?;
+        encoder.write_all(&self.pending)?;
+        let frame = encoder.finish()?;
+        self.out.write_all(&(frame.len() as u32).to_le_bytes())?;
+        self.out.write_all(&frame)?;
+        self.out.flush()?;
+        self.kept += self.pending_samples;
+        self.pending.clear();
+        self.pending_samples = 0;
+        self.begun_ns = None;
+        Ok(())
+    }
+
+    /// Samples that are written for good.
+    pub fn kept(&self) -> u64 {
+        self.kept
+    }
+
+    /// Samples that wait for their chunk.
+    pub fn pending(&self) -> u64 {
+        self.pending_samples
+    }
+}
+
+/// Why a recording cannot be read (on).
+#[derive(Debug)]
+pub enum ReadError {
+    /// Not a recording at all.
+    Foreign,
+    /// A recording of a version that this agent does not read.
+    Version(u32),
+    /// It ends within a chunk.
+    Truncated { samples: u64 },
+    /// Bytes that no recording of this version has.
+    Corrupt { samples: u64, what: String },
+    /// The file cannot be read.
+    Io(io::Error),
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Foreign => write!(
+                f,
+                "not a recording of Tailback (`tailback record --out FILE` makes one)"
+            ),
+            Self::Version(version) => write!(
+                f,
+                "a recording of format {version}; this tailback reads format {VERSION}: replay it with the version that recorded it"
+            ),
+            Self::Truncated { samples } => write!(
+                f,
+                "the recording is cut short after {samples} samples: it was still being written, or its disk was full"
+            ),
+            Self::Corrupt { samples, what } => {
+                write!(
+                    f,
+                    "the recording is damaged after {samples} samples: {what}"
+                )
+            }
+            Self::Io(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl std::error::Error for ReadError {}
+
+/// Reads samples back, in order.
+pub struct Reader<R: Read> {
+    input: R,
+    chunk: Vec<u8>,
+    at: usize,
+    samples: u64,
+}
+
+impl<R: Read> Reader<R> {
+    /// Checks that `input` is a recording.
+    pub fn new(mut input: R) -> Result<Self, ReadError> {
+        let mut magic = [0; MAGIC.len()];
+        let mut version = [0; 4];
+        let is_ours = match input.read_exact(&mut magic) {
+            Ok(()) => &magic == MAGIC,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
+            Err(error) => return Err(ReadError::Io(error)),
+        };
+        if !is_ours {
+            return Err(ReadError::Foreign);
+        }
+        input
+            .read_exact(&mut version)
+            .map_err(|_| ReadError::Truncated { samples: 0 })?;
+        match u32::from_le_bytes(version) {
+            VERSION => Ok(Self {
+                input,
+                chunk: Vec::new(),
+                at: 0,
+                samples: 0,
+            }),
+            other => Err(ReadError::Version(other)),
+        }
+    }
+
+    /// The next sample, `None` at the end.
+    pub fn next_sample(&mut self) -> Result<Option<Sample>, ReadError> {
+        if self.at == self.chunk.len() && !self.next_chunk()? {
+            return Ok(None);
+        }
+        let encoded = self
+            .chunk
+            .get(self.at..)
+            .and_then(|rest| {
+                let len = u32::from_le_bytes(rest.get(..4)?.try_into().ok()?) as usize;
+                rest.get(4..4usize.checked_add(len)?)
+            })
+            .ok_or_else(|| self.corrupt("a sample reaches beyond its chunk"))?;
+        let sample: Sample =
+            postcard::from_bytes(encoded).map_err(|error| self.corrupt(&error.to_string()))?;
+        if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
+            return Err(self.corrupt("a time that no clock shows"));
+        }
+        self.at += 4 + encoded.len();
+        self.samples += 1;
+        Ok(Some(sample))
+    }
+
+    fn next_chunk(&mut self) -> Result<bool, ReadError> {
+        let mut len = [0; 4];
+        let mut have = 0;
+        while have < len.len() {
+            match self.input.read(&mut len[have..]) {
+                Ok(0) if have == 0 => return Ok(false),
+                Ok(0) => {
+                    return Err(ReadError::Truncated {
+                        samples: self.samples,
+                    });
+                }
+                Ok(more) => have += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ReadError::Io(error)),
+            }
+        }
+        let len = u32::from_le_bytes(len) as usize;
+        if len > MAX_CHUNK_BYTES {
+            return Err(self.corrupt("a chunk is larger than any that is written"));
+        }
+        let mut frame = Vec::new();
+        Read::by_ref(&mut self.input)
+            .take(len as u64)
+            .read_to_end(&mut frame)
+            .map_err(ReadError::Io)?;
+        if frame.len() < len {
+            return Err(ReadError::Truncated {
+                samples: self.samples,
+            });
+        }
+        let mut chunk = Vec::new();
+        let unpacked = zstd::Decoder::new(frame.as_slice())
+            .and_then(|decoder| decoder.take(MAX_CHUNK_BYTES as u64).read_to_end(&mut chunk));
+        if let Err(error) = unpacked {
+            return Err(self.corrupt(&error.to_string()));
+        }
+        self.chunk = chunk;
+        self.at = 0;
+        if self.chunk.is_empty() {
+            Err(self.corrupt("an empty chunk"))
+        } else {
+            Ok(true)
+        }
+    }
+
+    fn corrupt(&self, what: &str) -> ReadError {
+        ReadError::Corrupt {
+            samples: self.samples,
+            what: what.to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recording(samples: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes).unwrap();
+        for tick in 0..samples {
+            let sample = Sample {
+                mono_ns: tick * 100_000_000,
+                ..Sample::default()
+            };
+            writer.add(&sample).unwrap();
+        }
+        writer.flush().unwrap();
+        assert_eq!(writer.kept(), samples);
+        bytes
+    }
+
+    fn read_all(bytes: &[u8]) -> (u64, Option<ReadError>) {
+        let mut reader = match Reader::new(bytes) {
+            Ok(reader) => reader,
+            Err(error) => return (0, Some(error)),
+        };
+        let mut count = 0;
+        loop {
+            match reader.next_sample() {
+                Ok(Some(sample)) => {
+                    assert_eq!(sample.mono_ns, count * 100_000_000);
+                    count += 1;
+                }
+                Ok(None) => return (count, None),
+                Err(error) => return (count, Some(error)),
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        assert!(matches!(read_all(&recording(55)), (55, None)));
+        assert!(matches!(read_all(&recording(0)), (0, None)));
+    }
+
+    #[test]
+    fn a_recording_cut_anywhere_yields_its_whole_chunks_and_says_so() {
+        let whole = recording(55);
+        for cut in 0..whole.len() {
+            let (count, error) = read_all(&whole[..cut]);
+            assert!(count < 55, "cut at {cut}");
+            // Between two chunks nothing tells that there were more.
+            assert!(
+                error.is_some() || count > 0 || cut == MAGIC.len() + 4,
+                "cut at {cut}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_time_beyond_reason_is_refused() {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes).unwrap();
+        let sample = Sample {
+            unix_ns: u64::MAX,
+            ..Sample::default()
+        };
+        writer.add(&sample).unwrap();
+        writer.flush().unwrap();
+        let (_, error) = read_all(&bytes);
+        assert!(error.unwrap().to_string().contains("no clock shows"));
+    }
+
+    #[test]
+    fn foreign_and_damaged_files_are_refused() {
+        assert!(matches!(
+            read_all(b"#!/bin/sh\necho no recording\n").1,
+            Some(ReadError::Foreign)
+        ));
+        assert!(matches!(read_all(b"").1, Some(ReadError::Foreign)));
+        let mut newer = recording(3);
+        newer[MAGIC.len()] = 9;
+        assert!(matches!(read_all(&newer).1, Some(ReadError::Version(9))));
+        let whole = recording(20);
+        for at in MAGIC.len() + 8..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x40;
+            let (count, error) = read_all(&damaged);
+            // A few bits of a zstd header do not matter; then every sample is whole (`read_all` compares them).
+            assert!(
+                (error.is_some() && count < 20) || count == 20,
+                "flipped at {at}"
+            );
+        }
+    }
+}

@@ -1,0 +1,459 @@
+//! Finds the targets among all processes of the machine, again and again.
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use super::{Selector, Spec, facts::Facts, group::Groups};
+use crate::{
+    sample::{Target, TargetId},
+    text::harmless,
+};
+
+/// A process as the walk over processes shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessSeen {
+    /// In the initial pid namespace.
+    pub tgid: u32,
+    /// As the agent's /proc shows it.
+    pub pid: u32,
+    /// The parent's `tgid`.
+    pub parent: u32,
+    pub start_ns: u64,
+    pub exec_id: u64,
+    pub kernel: bool,
+    pub comm: String,
+}
+
+/// A listening socket as the walk over all listeners shows it, once per process that holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerSeen {
+    pub tgid: u32,
+    pub cookie: u64,
+    pub netns: u32,
+    pub address: SocketAddr,
+}
+
+/// What one look found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Found {
+    /// All targets, ordered by id.
+    pub targets: Vec<Target>,
+    /// The processes of all targets.
+    pub processes: Vec<ProcessSeen>,
+    /// They are not the same as at the previous look.
+    pub changed: bool,
+    /// Selectors that match nothing now.
+    pub unmatched: Vec<Selector>,
+}
+
+/// A process once known: until it executes something else or ends.
+struct Known {
+    start_ns: u64,
+    exec_id: u64,
+    facts: Facts,
+}
+
+/// Remembers processes, so that /proc is read once for each, and gives targets lasting ids.
+pub struct Discovery {
+    specs: Vec<Spec>,
+    own_pid: u32,
+    known: HashMap<u32, Known>,
+    /// Start of the process that each pid meant when it was first found: a number given again is another process.
+    named: HashMap<u32, u64>,
+    next_id: TargetId,
+    /// Of the previous look.
+    targets: Vec<Target>,
+}
+
+impl Discovery {
+    /// Looks for what `specs` name; `own_pid` is the agent's, which `--all` leaves out.
+    pub fn new(specs: Vec<Spec>, own_pid: u32) -> Self {
+        Self {
+            specs,
+            own_pid,
+            known: HashMap::new(),
+            named: HashMap::new(),
+            next_id: 1,
+            targets: Vec::new(),
+        }
+    }
+
+    /// One look at all processes and listeners of the machine.
+    pub fn look(&mut self, processes: &[ProcessSeen], listeners: &[ListenerSeen]) -> Found {
+        let alive: HashSet<u32> = processes.iter().map(|process| process.tgid).collect();
+        self.known.retain(|tgid, _| alive.contains(tgid));
+
+        let mut matched: BTreeMap<usize, Option<String>> = BTreeMap::new();
+        let mut unmatched = Vec::new();
+        for index in 0..self.specs.len() {
+            let Spec { selector, called } = self.specs[index].clone();
+            let found = self.matching(&selector, processes, listeners);
+            if found.is_empty() {
+                unmatched.push(selector);
+            }
+            for process in found {
+                let name = matched.entry(process).or_default();
+                *name = name.take().or_else(|| called.clone());
+            }
+        }
+        let matched: Vec<(usize, Option<String>)> = matched.into_iter().collect();
+        let targets = self.targets_of(processes, listeners, &matched);
+        let changed = targets != self.targets;
+        self.targets.clone_from(&targets);
+        Found {
+            processes: matched
+                .iter()
+                .map(|(index, _)| processes[*index].clone())
+                .collect(),
+            targets,
+            changed,
+            unmatched,
+        }
+    }
+
+    /// Indices of the processes that a selector means.
+    fn matching(
+        &mut self,
+        selector: &Selector,
+        processes: &[ProcessSeen],
+        listeners: &[ListenerSeen],
+    ) -> BTreeSet<usize> {
+        let candidates = (0..processes.len()).filter(|index| {
+            let process = &processes[*index];
+            // A thread group whose leader has ended has no comm worth matching, and no files.
+            !process.kernel && process.pid != self.own_pid
+        });
+        let candidates: Vec<usize> = candidates.collect();
+        let mut found: BTreeSet<usize> = match selector {
+            Selector::All => return candidates.into_iter().collect(),
+            Selector::Cgroup(path) => {
+                let pids = pids_in_cgroup(path);
+                return candidates
+                    .into_iter()
+                    .filter(|index| pids.contains(&processes[*index].pid))
+                    .collect();
+            }
+            Selector::Pid(pid) => {
+                let found = candidates
+                    .iter()
+                    .copied()
+                    .filter(|index| processes[*index].pid == *pid);
+                let named = &mut self.named;
+                found
+                    .filter(|index| {
+                        let start_ns = processes[*index].start_ns;
+                        *named.entry(*pid).or_insert(start_ns) == start_ns
+                    })
+                    .collect()
+            }
+            Selector::Port(port) => {
+                let owners: HashSet<u32> = listeners
+                    .iter()
+                    .filter(|listener| listener.address.port() == *port)
+                    .map(|listener| listener.tgid)
+                    .collect();
+                candidates
+                    .iter()
+                    .copied()
+                    .filter(|index| owners.contains(&processes[*index].tgid))
+                    .collect()
+            }
+            Selector::Name(glob) => candidates
+                .iter()
+                .copied()
+                .filter(|index| {
+                    let process = &processes[*index];
+                    let exe = self.facts(process).exe.to_string_lossy().into_owned();
+                    let base = exe.rsplit('/').next().unwrap_or_default();
+                    glob.matches(&process.comm) || glob.matches(&exe) || glob.matches(base)
+                })
+                .collect(),
+        };
+        // Workers that the named process forked. Parents come before their children in no particular order:
+        // go on until nothing is added.
+        loop {
+            let tgids: HashMap<u32, usize> = found
+                .iter()
+                .map(|index| (processes[*index].tgid, *index))
+                .collect();
+            let mut added = false;
+            for index in &candidates {
+                if found.contains(index) {
+                    continue;
+                }
+                if let Some(parent) = tgids.get(&processes[*index].parent)
+                    && self.same_program(&processes[*parent], &processes[*index])
+                {
+                    added |= found.insert(*index);
+                }
+            }
+            if !added {
+                return found;
+            }
+        }
+    }
+
+    fn same_program(&mut self, a: &ProcessSeen, b: &ProcessSeen) -> bool {
+        let exe = self.facts(a).exe.clone();
+        !exe.as_os_str().is_empty() && self.facts(b).exe == exe
+    }
+
+    fn facts(&mut self, process: &ProcessSeen) -> &Facts {
+        let fresh =
+            |known: &Known| known.start_ns == process.start_ns && known.exec_id == process.exec_id;
+        if !self.known.get(&process.tgid).is_some_and(fresh) {
+            let known = Known {
+                start_ns: process.start_ns,
+                exec_id: process.exec_id,
+                facts: Facts::read(process.pid, &process.comm),
+            };
+            self.known.insert(process.tgid, known);
+        }
+        &self.known[&process.tgid].facts
+    }
+
+    fn targets_of(
+        &mut self,
+        processes: &[ProcessSeen],
+        listeners: &[ListenerSeen],
+        matched: &[(usize, Option<String>)],
+    ) -> Vec<Target> {
+        let by_tgid: HashMap<u32, usize> = matched
+            .iter()
+            .enumerate()
+            .map(|(at, (index, _))| (processes[*index].tgid, at))
+            .collect();
+        let mut groups = Groups::new(matched.len());
+        for (at, (index, _)) in matched.iter().enumerate() {
+            if let Some(parent) = by_tgid.get(&processes[*index].parent)
+                && self.same_program(&processes[matched[*parent].0], &processes[*index])
+            {
+                groups.join(at, *parent);
+            }
+        }
+        let held = |listener: &ListenerSeen| by_tgid.get(&listener.tgid).copied();
+        groups.join_by(
+            listeners
+                .iter()
+                .filter_map(|listener| Some((listener.cookie, held(listener)?))),
+        );
+        groups.join_by(
+            listeners
+                .iter()
+                .filter_map(|listener| Some(((listener.netns, listener.address), held(listener)?))),
+        );
+        let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for at in 0..matched.len() {
+            members.entry(groups.find(at)).or_default().push(at);
+        }
+        let mut targets: Vec<Target> = members
+            .into_values()
+            .map(|members| {
+                let called = members.iter().find_map(|at| matched[*at].1.clone());
+                let members: Vec<&ProcessSeen> = members
+                    .iter()
+                    .map(|at| &processes[matched[*at].0])
+                    .collect();
+                self.target(&members, called)
+            })
+            .collect();
+        self.give_ids(&mut targets);
+        targets.sort_unstable_by_key(|target| target.id);
+        targets
+    }
+
+    fn target(&mut self, members: &[&ProcessSeen], called: Option<String>) -> Target {
+        let mut tgids: Vec<u32> = members.iter().map(|process| process.tgid).collect();
+        tgids.sort_unstable();
+        let first = members
+            .iter()
+            .min_by_key(|process| (process.start_ns, process.tgid));
+        let Some(first) = first else {
+            return Target::default();
+        };
+        let facts = self.facts(first).clone();
+        let base = facts
+            .exe
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        Target {
+            id: 0,
+            name: called.map_or(facts.service, |called| harmless(&called)),
+            pid: first.pid,
+            start_ns: first.start_ns,
+            exe: harmless(&base.unwrap_or_else(|| first.comm.clone())),
+            comm: harmless(&first.comm),
+            container: facts.container,
+            cgroup: facts.cgroup,
+            attributes: facts.attributes,
+            cpus: facts.cpus,
+            tgids,
+        }
+    }
+
+    /// A target keeps its id as long as one of its processes is the same as before.
+    fn give_ids(&mut self, targets: &mut [Target]) {
+        let mut taken = HashSet::new();
+        for target in targets.iter_mut() {
+            let before = self.targets.iter().find(|before| {
+                before.start_ns == target.start_ns && before.pid == target.pid
+                    || before
+                        .tgids
+                        .iter()
+                        .any(|tgid| target.tgids.binary_search(tgid).is_ok())
+            });
+            target.id = match before {
+                Some(before) if taken.insert(before.id) => before.id,
+                _ => {
+                    self.next_id += 1;
+                    self.next_id - 1
+                }
+            };
+        }
+    }
+}
+
+/// Pids in a cgroup and below. A relative path is looked for under every mounted hierarchy.
+fn pids_in_cgroup(path: &Path) -> HashSet<u32> {
+    let mut pids = HashSet::new();
+    for folder in cgroup_folders(path) {
+        collect_pids(&folder, 0, &mut pids);
+    }
+    pids
+}
+
+/// The folders that a cgroup path can mean.
+pub(crate) fn cgroup_folders(path: &Path) -> Vec<PathBuf> {
+    const MOUNT: &str = "/sys/fs/cgroup";
+    if path.starts_with(MOUNT) {
+        return vec![path.to_owned()];
+    }
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let mut roots = vec![PathBuf::from(MOUNT)];
+    // cgroup v1: one hierarchy in each folder below.
+    if !Path::new(MOUNT).join("cgroup.controllers").exists()
+        && let Ok(entries) = fs::read_dir(MOUNT)
+    {
+        roots.extend(entries.flatten().map(|entry| entry.path()));
+    }
+    roots
+        .into_iter()
+        .map(|root| root.join(relative))
+        .filter(|folder| folder.is_dir())
+        .collect()
+}
+
+fn collect_pids(folder: &Path, depth: u32, pids: &mut HashSet<u32>) {
+    const MAX_DEPTH: u32 = 16;
+    if let Ok(text) = fs::read_to_string(folder.join("cgroup.procs")) {
+        pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+    }
+    if depth < MAX_DEPTH
+        && let Ok(entries) = fs::read_dir(folder)
+    {
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                collect_pids(&entry.path(), depth + 1, pids);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wildmatch::WildMatch;
+
+    use super::*;
+
+    fn process(tgid: u32, parent: u32, comm: &str) -> ProcessSeen {
+        ProcessSeen {
+            // Pids beyond what a kernel gives, so that /proc has nothing to say about them.
+            tgid: tgid + 5_000_000,
+            pid: tgid + 5_000_000,
+            parent: parent + 5_000_000,
+            start_ns: u64::from(tgid),
+            exec_id: 1,
+            kernel: false,
+            comm: comm.to_owned(),
+        }
+    }
+
+    fn listener(tgid: u32, cookie: u64, port: u16) -> ListenerSeen {
+        ListenerSeen {
+            tgid: tgid + 5_000_000,
+            cookie,
+            netns: 1,
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+        }
+    }
+
+    fn discovery(selector: Selector) -> Discovery {
+        Discovery::new(vec![selector.into()], 1)
+    }
+
+    #[test]
+    fn processes_that_share_a_listener_are_one_target() {
+        let processes = [
+            process(1, 0, "web"),
+            process(2, 0, "web"),
+            process(3, 0, "other"),
+        ];
+        let listeners = [
+            listener(1, 77, 80),
+            listener(2, 77, 80),
+            listener(3, 99, 81),
+        ];
+        let found = discovery(Selector::Port(80)).look(&processes, &listeners);
+        assert_eq!(found.targets.len(), 1);
+        assert_eq!(found.targets[0].tgids, [5_000_001, 5_000_002]);
+        assert!(found.changed);
+    }
+
+    #[test]
+    fn reuseport_sockets_of_one_port_are_one_target() {
+        let processes = [process(1, 0, "web"), process(2, 0, "web")];
+        let listeners = [listener(1, 77, 80), listener(2, 78, 80)];
+        let found = discovery(Selector::Name(WildMatch::new("web"))).look(&processes, &listeners);
+        assert_eq!(found.targets.len(), 1);
+    }
+
+    #[test]
+    fn unrelated_processes_of_one_name_are_targets_of_their_own() {
+        let processes = [process(1, 0, "web"), process(2, 0, "web")];
+        let found = discovery(Selector::Name(WildMatch::new("w*"))).look(&processes, &[]);
+        assert_eq!(found.targets.len(), 2);
+        assert_ne!(found.targets[0].id, found.targets[1].id);
+    }
+
+    #[test]
+    fn a_target_keeps_its_id_while_its_workers_come_and_go() {
+        let mut discovery = discovery(Selector::Port(80));
+        let first = discovery.look(
+            &[process(1, 0, "web"), process(2, 0, "web")],
+            &[listener(1, 77, 80), listener(2, 77, 80)],
+        );
+        let second = discovery.look(
+            &[process(2, 0, "web"), process(3, 0, "web")],
+            &[listener(2, 77, 80), listener(3, 77, 80)],
+        );
+        assert_eq!(first.targets[0].id, second.targets[0].id);
+        assert!(second.changed);
+        let third = discovery.look(
+            &[process(2, 0, "web"), process(3, 0, "web")],
+            &[listener(2, 77, 80), listener(3, 77, 80)],
+        );
+        assert!(!third.changed);
+    }
+
+    #[test]
+    fn what_matches_nothing_is_said() {
+        let found = discovery(Selector::Pid(4_999_999)).look(&[process(1, 0, "web")], &[]);
+        assert_eq!(found.unmatched, [Selector::Pid(4_999_999)]);
+        assert!(found.targets.is_empty());
+    }
+}

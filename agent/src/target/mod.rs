@@ -1,0 +1,11 @@
+//! Who is watched: from what the user names to processes, and from processes to services.
+//!
+//! A service with several processes (prefork, SO_REUSEPORT, an inherited listener) is one target.
+
+mod discovery;
+mod facts;
+mod group;
+mod selector;
+
+pub use discovery::{Discovery, Found, ListenerSeen, ProcessSeen};
+pub use selector::{Selector, Spec};

@@ -1,0 +1,52 @@
+//! What a user can name a target by.
+#![forbid(unsafe_code)]
+
+use std::{fmt, path::PathBuf};
+
+use wildmatch::WildMatch;
+
+use crate::text::harmless;
+
+/// One way to name processes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Selector {
+    /// One process, and those of its children that execute the same.
+    Pid(u32),
+    /// Glob (`*`, `?`) on `comm`, on the executable's path, or on its base name.
+    Name(WildMatch),
+    /// Whoever listens on this TCP port.
+    Port(u16),
+    /// All processes in this cgroup and below.
+    Cgroup(PathBuf),
+    /// Every process but the agent itself.
+    All,
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pid(pid) => write!(f, "--pid {pid}"),
+            Self::Name(glob) => write!(f, "--name {}", harmless(&glob.to_string())),
+            Self::Port(port) => write!(f, "--port {port}"),
+            Self::Cgroup(path) => write!(f, "--cgroup {}", harmless(&path.to_string_lossy())),
+            Self::All => write!(f, "--all"),
+        }
+    }
+}
+
+/// A selector, and what the user wants the service to be called.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    pub selector: Selector,
+    /// Overrides what the service calls itself.
+    pub called: Option<String>,
+}
+
+impl From<Selector> for Spec {
+    fn from(selector: Selector) -> Self {
+        Self {
+            selector,
+            called: None,
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! A recording that was made to do harm: samples of the right form with any values whatever. The pipeline and all
+//! that tells its events take them without a panic, and nothing in them gets through to the terminal.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use serde::{
+    Deserialize as _,
+    de::{
+        DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer as _, SeqAccess, VariantAccess,
+        Visitor, value::Error,
+    },
+    forward_to_deserialize_any,
+};
+use tailback::{
+    config::Config,
+    detect::{Event, QueueState},
+    emit::{
+        Sink as _,
+        json::Json,
+        spans::{Host, Spans},
+        table,
+        terminal::{Colour, Terminal, Verbosity},
+    },
+    pipeline::Pipeline,
+    queue::Kind,
+    sample::{
+        Sample,
+        file::{Reader, Writer},
+    },
+};
+
+/// A stream of numbers that is the same on every run (xorshift64).
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// Small ones, so that things meet again from sample to sample, and those at which sums overflow.
+    fn wild(&mut self) -> u64 {
+        match self.below(16) {
+            0..8 => self.below(4),
+            8 => u64::MAX,
+            9 => u64::MAX - self.below(3),
+            10 => u64::from(u32::MAX),
+            11 => u64::from(u32::MAX) - self.below(3),
+            12 => 1 << 63,
+            13 => 1 << self.below(64),
+            14 => self.below(10_000_000_000),
+            _ => self.next(),
+        }
+    }
+}
+
+/// Makes a value of any type out of numbers.
+struct Anything<'a>(&'a mut Numbers);
+
+macro_rules! numbers {
+    ($($method:ident $visit:ident $ty:ty,)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            visitor.$visit(self.0.wild() as $ty)
+        }
+    )*};
+}
+
+impl<'de> Deserializer<'de> for Anything<'_> {
+    type Error = Error;
+
+    numbers! {
+        deserialize_u8 visit_u8 u8,
+        deserialize_u16 visit_u16 u16,
+        deserialize_u32 visit_u32 u32,
+        deserialize_u64 visit_u64 u64,
+        deserialize_i32 visit_i32 i32,
+        deserialize_i64 visit_i64 i64,
+    }
+
+    fn is_human_readable(&self) -> bool {
+        false
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_bool(self.0.below(2) == 0)
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        let wild = [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300, 0.5];
+        visitor.visit_f64(wild[self.0.below(6) as usize])
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        let long = "long".repeat(1_000);
+        let wild = ["", "nginx", "\u{1b}[2J\n\u{7}\u{202e}", "\"\\\r\t\0", &long];
+        visitor.visit_str(wild[self.0.below(5) as usize])
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0.below(2) {
+            0 => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        let len = self.0.below(4) as usize;
+        self.deserialize_tuple(len, visitor)
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_seq(Sequence(self.0, len))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.deserialize_tuple(fields.len(), visitor)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        let variant = self.0.below(variants.len() as u64) as u32;
+        visitor.visit_enum(Variant(self.0, variant))
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Error> {
+        panic!("a sample holds something for which there is no wild value yet")
+    }
+
+    forward_to_deserialize_any! {
+        i8 i16 i128 u128 f32 char str bytes byte_buf unit unit_struct newtype_struct tuple_struct map identifier
+        ignored_any
+    }
+}
+
+struct Sequence<'a>(&'a mut Numbers, usize);
+
+impl<'de> SeqAccess<'de> for Sequence<'_> {
+    type Error = Error;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Error> {
+        if self.1 == 0 {
+            return Ok(None);
+        }
+        self.1 -= 1;
+        seed.deserialize(Anything(self.0)).map(Some)
+    }
+}
+
+struct Variant<'a>(&'a mut Numbers, u32);
+
+impl<'de, 'a> EnumAccess<'de> for Variant<'a> {
+    type Error = Error;
+    type Variant = Anything<'a>;
+
+    fn variant_seed<V: DeserializeSeed<'de>>(
+        self,
+        seed: V,
+    ) -> Result<(V::Value, Self::Variant), Error> {
+        let name = seed.deserialize(self.1.into_deserializer())?;
+        Ok((name, Anything(self.0)))
+    }
+}
+
+impl<'de> VariantAccess<'de> for Anything<'_> {
+    type Error = Error;
+
+    fn unit_variant(self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Error> {
+        seed.deserialize(self)
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_tuple(len, visitor)
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.deserialize_tuple(fields.len(), visitor)
+    }
+}
+
+/// A stream of samples. Time passes in most of them as it should, and most of what one holds is in the next as well,
+/// or nothing would ever be a queue's course.
+fn stream(seed: u64, len: usize) -> Vec<Sample> {
+    let mut numbers = Numbers(seed);
+    let (mut mono_ns, mut unix_ns) = (1_000_000_000, 1_700_000_000_000_000_000);
+    let mut samples: Vec<Sample> = Vec::with_capacity(len);
+    for _ in 0..len {
+        let fresh = Sample::deserialize(Anything(&mut numbers)).unwrap();
+        let mut sample = samples.last().cloned().unwrap_or_default();
+        match numbers.below(24) {
+            0 => sample.targets = fresh.targets,
+            1 => sample.listeners = fresh.listeners,
+            2 => sample.connections = fresh.connections,
+            3 => sample.pipes = fresh.pipes,
+            4 => sample.threads = fresh.threads,
+            5 => sample.networks = fresh.networks,
+            6 => sample.walks = fresh.walks,
+            7 => sample = fresh,
+            _ => (sample.agent, sample.notices) = (fresh.agent, fresh.notices),
+        }
+        // A reader refuses later times.
+        sample.mono_ns >>= 1;
+        sample.unix_ns >>= 1;
+        if numbers.below(50) != 0 {
+            mono_ns += 100_000_000;
+            unix_ns += 100_000_000;
+            (sample.mono_ns, sample.unix_ns) = (mono_ns, unix_ns);
+        }
+        samples.push(sample);
+    }
+    samples
+}
+
+fn recorded(samples: &[Sample]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut writer = Writer::new(&mut bytes).unwrap();
+    for sample in samples {
+        writer.add(sample).unwrap();
+    }
+    writer.flush().unwrap();
+    drop(writer);
+    bytes
+}
+
+/// Everything that the events are told to.
+fn tell(samples: impl Iterator<Item = Sample>) -> (Vec<u8>, Vec<u8>) {
+    let (mut terminal, mut json) = (Vec::new(), Vec::new());
+    let mut spans = Spans::new(Host {
+        id: "id".to_owned(),
+        name: "name".to_owned(),
+        ip: IpAddr::V4(Ipv4Addr::LOCALHOST).to_string(),
+    });
+    {
+        let mut for_people = Terminal::new(&mut terminal, Colour::Never, Verbosity::Verbose);
+        let mut for_programs = Json::new(&mut json);
+        let mut tell = |events: &[Event]| {
+            for event in events {
+                for_people.emit(event).unwrap();
+                for_programs.emit(event).unwrap();
+                spans.take(event);
+            }
+        };
+        let mut pipeline = Pipeline::new(Config::default().settings_for(), true);
+        let mut states: Vec<QueueState> = Vec::new();
+        for sample in samples {
+            let events = pipeline.step(&sample).events;
+            tell(&events);
+            states = events
+                .into_iter()
+                .filter_map(|event| match event {
+                    Event::Queue(state) => Some(state),
+                    _ => None,
+                })
+                .collect();
+        }
+        tell(&pipeline.finish());
+        table::write(&mut Vec::new(), &states, |_| None, true).unwrap();
+    }
+    (terminal, json)
+}
+
+#[test]
+fn samples_with_wild_values_make_nothing_panic() {
+    let mut episodes = BTreeSet::new();
+    for seed in 1..=30 {
+        let (terminal, json) = tell(stream(seed * 0x9e37_79b9, 300).into_iter());
+        assert!(!terminal.is_empty(), "seed {seed}");
+        for line in String::from_utf8(json).unwrap().lines() {
+            let object: serde_json::Value = serde_json::from_str(line).unwrap();
+            if object["type"] == "episode" {
+                episodes.insert(object["kind"].as_str().unwrap().to_owned());
+            }
+        }
+    }
+    // Wild as they are, they lead to all that there is to be told.
+    let kinds: Vec<&str> = Kind::ALL.into_iter().map(Kind::name).collect();
+    assert_eq!(episodes.len(), kinds.len(), "{episodes:?} of {kinds:?}");
+}
+
+#[test]
+fn what_a_recording_holds_cannot_write_to_the_terminal() {
+    let bytes = recorded(&stream(0x7a11_bac4, 300));
+    let mut reader = Reader::new(bytes.as_slice()).unwrap();
+    let samples = std::iter::from_fn(|| reader.next_sample().unwrap());
+    let (terminal, _) = tell(samples);
+    let text = String::from_utf8(terminal).unwrap();
+    let harmful = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
+    if let Some(at) = text.find(harmful) {
+        let around: String = text[at..].chars().take(80).collect();
+        panic!("{around:?}");
+    }
+}
+
+#[test]
+fn what_was_recorded_is_told_in_the_same_words() {
+    let samples = stream(0xf111, 200);
+    let bytes = recorded(&samples);
+    let mut reader = Reader::new(bytes.as_slice()).unwrap();
+    let replayed = std::iter::from_fn(|| reader.next_sample().unwrap());
+    assert!(tell(samples.into_iter()) == tell(replayed));
+}

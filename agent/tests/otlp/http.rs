@@ -1,0 +1,373 @@
+//! Over HTTP.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tailback::emit::otlp::{Exporter, OtlpConfig, Reason};
+use tailback_tests::{ports, wait};
+
+use crate::{
+    collector::{Collector, PATIENCE, Say, Seen, Speaks},
+    spans::{batch, codes, config, exporter, large, roots, said, settled, span},
+};
+
+fn collector(script: Vec<Say>) -> Collector {
+    Collector::start(Speaks::Http, script)
+}
+
+fn ids(requests: &[Seen]) -> Vec<u64> {
+    requests.iter().flat_map(Seen::ids).collect()
+}
+
+#[test]
+fn spans_arrive_once_in_order_with_their_resource_and_one_request_at_a_time() {
+    let collector = collector(vec![]);
+    let exporter = exporter(&collector.url());
+    for id in 1..=200 {
+        let service = if id % 3 == 0 { "cart" } else { "shop" };
+        exporter.send(batch(service, vec![span(id, id - 1)]));
+    }
+    assert_eq!(settled(&exporter).delivered, 200);
+    let requests = collector.rest();
+    assert_eq!(ids(&requests), (1..=200).collect::<Vec<_>>());
+    for request in &requests {
+        assert!(!request.overlaps && request.bytes > 0);
+        let service = if request.ids()[0] % 3 == 0 {
+            "cart"
+        } else {
+            "shop"
+        };
+        let resource = request.request.resource_spans[0].resource.as_ref().unwrap();
+        let said = resource.attributes[0]
+            .value
+            .as_ref()
+            .unwrap()
+            .value
+            .clone()
+            .unwrap();
+        assert!(format!("{said:?}").contains(service));
+        assert!(
+            request
+                .ids()
+                .iter()
+                .all(|id| (id % 3 == 0) == (service == "cart"))
+        );
+    }
+    assert!(said(&exporter).is_empty());
+}
+
+#[test]
+fn requests_are_written_as_otlp_says_with_the_headers_of_the_environment() {
+    let collector = collector(vec![]);
+    let env = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()),
+        (
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "authorization=Bearer%20t0ken,x-tenant=shop".to_owned(),
+        ),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip".to_owned()),
+    ];
+    let lookup = |name: &str| {
+        env.iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value.into())
+    };
+    let exporter = Exporter::start(&OtlpConfig::resolve(None, &lookup).unwrap().unwrap()).unwrap();
+    exporter.send(roots([7]));
+    let request = collector.next();
+    assert_eq!(request.path, "/v1/traces");
+    assert_eq!(request.ids(), [7]);
+    let header = |name| request.headers[name].to_str().unwrap();
+    assert_eq!(header("content-type"), "application/x-protobuf");
+    assert_eq!(header("content-encoding"), "gzip");
+    assert_eq!(header("authorization"), "Bearer t0ken");
+    assert_eq!(header("x-tenant"), "shop");
+    assert_eq!(
+        header("user-agent"),
+        concat!("tailback/", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn a_busy_collector_is_asked_again_when_it_says_and_nothing_overtakes() {
+    let collector = collector(vec![Say::retry_after(503, "1")]);
+    let exporter = exporter(&collector.url());
+    exporter.send(roots([1]));
+    let first = collector.next();
+    exporter.send(roots([2]));
+    let stats = settled(&exporter);
+    let again = collector.next();
+    assert!(
+        again.at - first.at >= Duration::from_secs(1),
+        "{:?}",
+        again.at - first.at
+    );
+    assert_eq!(again.ids()[0], 1);
+    let mut all = again.ids();
+    all.extend(ids(&collector.rest()));
+    assert_eq!(all, [1, 2]);
+    assert_eq!((stats.delivered, stats.retries, stats.dropped()), (2, 1, 0));
+    let said = said(&exporter);
+    assert_eq!(codes(&said), ["otlp_waiting", "otlp_delivering"]);
+    assert!(
+        said[0].1.contains("answered 503 Service Unavailable"),
+        "{}",
+        said[0].1
+    );
+}
+
+#[test]
+fn a_date_in_retry_after_is_waited_for() {
+    let date = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(2));
+    let collector = collector(vec![Say::retry_after(429, &date)]);
+    let exporter = exporter(&collector.url());
+    exporter.send(roots([1]));
+    let first = collector.next();
+    // The date has no fractions of a second.
+    assert!(collector.next().at - first.at >= Duration::from_millis(900));
+}
+
+#[test]
+fn what_the_specification_names_is_sent_again_until_it_is_taken() {
+    let failures = [429, 502, 503, 504, 503].map(Say::status);
+    let collector = collector(failures.into());
+    let exporter = exporter(&collector.url());
+    exporter.send(roots([1]));
+    let stats = settled(&exporter);
+    assert_eq!((stats.delivered, stats.retries, stats.requests), (1, 5, 6));
+    assert_eq!(ids(&collector.rest()), [1; 6]);
+}
+
+#[test]
+fn a_connection_that_breaks_or_hangs_is_made_anew() {
+    let collector = collector(vec![Say::Break, Say::Hang]);
+    let timeout = Duration::from_millis(200);
+    let exporter = Exporter::start(&OtlpConfig {
+        timeout,
+        ..config(&collector.url())
+    })
+    .unwrap();
+    exporter.send(roots([1]));
+    let stats = settled(&exporter);
+    assert_eq!((stats.delivered, stats.retries), (1, 2));
+    let said = said(&exporter);
+    assert_eq!(
+        codes(&said),
+        ["otlp_waiting", "otlp_waiting", "otlp_delivering"]
+    );
+    assert!(said[0].1.contains("broke the connection"), "{}", said[0].1);
+    assert!(
+        said[1].1.contains("did not answer within 200ms"),
+        "{}",
+        said[1].1
+    );
+}
+
+#[test]
+fn a_refusal_is_final_for_the_request_and_its_children_and_nothing_else() {
+    for status in [400, 401, 404, 413, 500] {
+        let body = b"bad \x1b[31m spans".to_vec();
+        let collector = collector(vec![Say::Http(status, vec![], body)]);
+        let exporter = exporter(&collector.url());
+        exporter.send(roots([1]));
+        assert_eq!(collector.next().ids(), [1]);
+        let refused = || Ok(Some(()).filter(|()| exporter.stats().dropped() == 1));
+        wait::until("the refusal", PATIENCE, refused).unwrap();
+        exporter.send(batch("shop", vec![span(2, 1), span(3, 2), span(4, 0)]));
+        let stats = settled(&exporter);
+        assert_eq!(ids(&collector.rest()), [4], "{status}");
+        assert_eq!((stats.delivered, stats.retries), (1, 0));
+        let by = [(Reason::ParentLost, 2), (Reason::Refused, 1)];
+        assert_eq!(stats.dropped_by.into_iter().collect::<Vec<_>>(), by);
+        let said = said(&exporter);
+        assert_eq!(codes(&said), ["otlp_refused"]);
+        let text = &said[0].1;
+        assert!(
+            text.contains(&collector.url()) && text.contains(&status.to_string()),
+            "{text}"
+        );
+        assert!(
+            text.contains("bad \\u{1b}[31m spans") && text.contains("1 span dropped"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn the_same_refusal_is_counted_each_time_and_said_once() {
+    let collector = collector((0..5).map(|_| Say::status(400)).collect());
+    let exporter = exporter(&collector.url());
+    for id in 1..=5 {
+        exporter.send(roots([id]));
+        collector.next();
+    }
+    assert_eq!(settled(&exporter).dropped(), 5);
+    assert_eq!(codes(&said(&exporter)), ["otlp_refused"]);
+}
+
+#[test]
+fn rejected_spans_are_counted_and_not_sent_again() {
+    let collector = collector(vec![Say::Rejected(2, "too old")]);
+    let exporter = exporter(&collector.url());
+    exporter.send(roots([1, 2, 3]));
+    let stats = settled(&exporter);
+    assert_eq!((stats.delivered, stats.rejected, stats.requests), (1, 2, 1));
+    let said = said(&exporter);
+    assert_eq!(codes(&said), ["otlp_rejected"]);
+    assert!(
+        said[0].1.contains("rejected 2 spans: \"too old\""),
+        "{}",
+        said[0].1
+    );
+}
+
+#[test]
+fn a_page_for_people_is_no_answer_to_spans() {
+    let page = Say::Http(
+        200,
+        vec![("content-type", "text/html".into())],
+        b"<html>Welcome!</html>".into(),
+    );
+    let collector = collector(vec![page]);
+    let exporter = exporter(&collector.url());
+    exporter.send(roots([1]));
+    let stats = settled(&exporter);
+    assert_eq!(stats.dropped_by[&Reason::Garbage], 1);
+    assert_eq!(ids(&collector.rest()), [1]);
+    assert!(said(&exporter)[0].1.contains("no OTLP answer"));
+}
+
+/// Answers everything with the same bytes.
+fn answers_with(bytes: &'static [u8]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request);
+            let _ = stream.write_all(bytes);
+        }
+    });
+    url
+}
+
+#[test]
+fn garbage_is_not_sent_to_again_and_the_remedy_is_said() {
+    for garbage in [
+        &b"SSH-2.0-OpenSSH_9.2\r\n"[..],
+        b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n",
+    ] {
+        let exporter = exporter(&answers_with(garbage));
+        exporter.send(roots([1]));
+        let stats = settled(&exporter);
+        assert_eq!(
+            stats.dropped_by.get(&Reason::Garbage),
+            Some(&1),
+            "{garbage:?}: {:?}",
+            stats.last_error
+        );
+        let said = said(&exporter);
+        assert_eq!(codes(&said), ["otlp_refused"]);
+        assert!(said[0].1.contains("grpc://HOST:4317"), "{}", said[0].1);
+    }
+}
+
+#[test]
+fn an_answer_without_end_is_cut() {
+    let endless: &[u8] = vec![b'x'; 3 << 20].leak();
+    let mut answer = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 99999999\r\n\r\n".to_vec();
+    answer.extend_from_slice(endless);
+    let exporter = exporter(&answers_with(answer.leak()));
+    exporter.send(roots([1]));
+    assert_eq!(settled(&exporter).dropped_by[&Reason::Refused], 1);
+}
+
+#[test]
+fn a_collector_that_comes_up_late_gets_everything_in_order() {
+    let address = ports::local(ports::free().unwrap());
+    let exporter = exporter(&format!("http://{address}"));
+    for id in 1..=30 {
+        exporter.send(roots([id]));
+    }
+    let tried = || Ok(Some(()).filter(|()| exporter.stats().retries > 2));
+    wait::until("some tries", PATIENCE, tried).unwrap();
+    assert_eq!(exporter.stats().waiting, 30);
+    let collector = Collector::on(
+        TcpListener::bind(address).unwrap(),
+        Speaks::Http,
+        vec![],
+        None,
+    );
+    assert_eq!(settled(&exporter).delivered, 30);
+    assert_eq!(ids(&collector.rest()), (1..=30).collect::<Vec<_>>());
+    let said = said(&exporter);
+    assert_eq!(codes(&said), ["otlp_waiting", "otlp_delivering"]);
+    assert!(
+        said[0].1.contains("cannot be reached: Connection refused"),
+        "{}",
+        said[0].1
+    );
+    assert!(said[1].1.contains("30 spans had waited"), "{}", said[1].1);
+}
+
+#[test]
+fn no_request_is_larger_than_4_mib_and_all_arrive() {
+    let collector = collector(vec![]);
+    let config = OtlpConfig {
+        spool_bytes: 64 << 20,
+        ..config(&collector.url())
+    };
+    let exporter = Exporter::start(&config).unwrap();
+    exporter.send(batch(
+        "shop",
+        (1..=12).map(|id| large(id, 900_000)).collect(),
+    ));
+    assert_eq!(settled(&exporter).delivered, 12);
+    let requests = collector.rest();
+    assert_eq!(ids(&requests), (1..=12).collect::<Vec<_>>());
+    assert_eq!(requests.len(), 3);
+    for request in requests {
+        assert!(request.bytes <= 4 << 20, "{}", request.bytes);
+    }
+}
+
+#[test]
+fn handing_over_never_waits_for_the_collector_and_a_full_spool_drops_whole_branches() {
+    let collector = collector(vec![Say::Hang]);
+    let mut config = config(&collector.url());
+    config.timeout = Duration::from_secs(2);
+    config.spool_spans = 10;
+    let exporter = Exporter::start(&config).unwrap();
+    let began = Instant::now();
+    for id in 1..=10_000 {
+        // Every tenth is a root, the others its children.
+        let root = (id - 1) / 10 * 10 + 1;
+        exporter.send(batch(
+            "shop",
+            vec![span(id, if id == root { 0 } else { root })],
+        ));
+    }
+    assert!(began.elapsed() < config.timeout, "{:?}", began.elapsed());
+    collector.next();
+    let stats = settled(&exporter);
+    let mut seen = vec![0];
+    for request in collector.rest() {
+        for span in &request.request.resource_spans[0].scope_spans[0].spans {
+            let id = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_be_bytes);
+            assert!(seen.contains(&id(&span.parent_span_id)));
+            assert!(!seen.contains(&id(&span.span_id)));
+            seen.push(id(&span.span_id));
+        }
+    }
+    assert_eq!(stats.delivered as usize, seen.len() - 1);
+    assert_eq!(stats.dropped(), 10_000 - stats.delivered);
+    assert!(stats.dropped_by[&Reason::SpoolFull] > 0 && stats.dropped_by[&Reason::ParentLost] > 0);
+    assert!(codes(&said(&exporter)).contains(&"otlp_dropped"));
+}

@@ -1,0 +1,11 @@
+//! Delivery of spans to collectors: scripted ones that fail in every way, and the real Jaeger.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod collector;
+mod grpc;
+mod http;
+mod jaeger;
+mod shutdown;
+mod spans;
+mod tls;

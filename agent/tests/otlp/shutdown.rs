@@ -1,0 +1,118 @@
+//! Leaving in time.
+
+use std::time::{Duration, Instant};
+
+use tailback::emit::otlp::{Exporter, OtlpConfig, Reason, Summary};
+use tailback_tests::ports;
+
+use crate::{
+    collector::{Collector, PATIENCE, Say, Seen, Speaks},
+    spans::{config, exporter, roots},
+};
+
+/// How much later than its deadline a shutdown may end on a busy machine.
+const SLACK: Duration = Duration::from_millis(500);
+
+fn shut_down_within(exporter: Exporter, within: Duration) -> Summary {
+    let began = Instant::now();
+    let summary = exporter.shutdown(within);
+    assert!(began.elapsed() <= within + SLACK, "{:?}", began.elapsed());
+    let stats = &summary.stats;
+    assert_eq!(
+        stats.handed,
+        stats.delivered + stats.rejected + stats.dropped(),
+        "{summary}"
+    );
+    summary
+}
+
+#[test]
+fn what_waits_is_delivered_before_leaving() {
+    let collector = Collector::start(Speaks::Http, vec![Say::status(503)]);
+    let exporter = exporter(&collector.url());
+    for id in 1..=100 {
+        exporter.send(roots([id]));
+    }
+    let summary = shut_down_within(exporter, PATIENCE);
+    assert!(summary.is_complete(), "{summary}");
+    let requests = collector.rest();
+    let ids: Vec<_> = requests[1..].iter().flat_map(Seen::ids).collect();
+    assert_eq!(ids, (1..=100).collect::<Vec<_>>());
+    assert!(summary.took < PATIENCE / 2, "it leaves when it is done");
+}
+
+#[test]
+fn a_collector_that_hangs_holds_nobody_beyond_the_deadline() {
+    let collector = Collector::start(Speaks::Http, vec![Say::Hang]);
+    let exporter = exporter(&collector.url());
+    exporter.send(roots([1, 2]));
+    collector.next();
+    let summary = shut_down_within(exporter, Duration::from_millis(300));
+    assert_eq!(summary.stats.dropped_by[&Reason::Shutdown], 2);
+    assert!(!summary.is_complete());
+    assert!(
+        summary.to_string().contains("2 dropped (2 shutdown)"),
+        "{summary}"
+    );
+}
+
+#[test]
+fn a_collector_that_is_not_there_is_tried_until_the_deadline() {
+    let url = format!("http://{}", ports::local(ports::free().unwrap()));
+    let exporter = exporter(&url);
+    exporter.send(roots([1]));
+    let summary = shut_down_within(exporter, Duration::from_millis(400));
+    assert_eq!(summary.stats.dropped_by[&Reason::Shutdown], 1);
+    assert!(summary.stats.requests >= 2, "{summary:?}");
+    assert!(
+        summary
+            .to_string()
+            .ends_with("it cannot be reached: Connection refused (os error 111)"),
+        "{summary}"
+    );
+}
+
+#[test]
+fn a_wait_that_the_collector_asked_for_beyond_the_deadline_is_not_begun() {
+    let collector = Collector::start(Speaks::Http, vec![Say::retry_after(503, "60")]);
+    let exporter = exporter(&collector.url());
+    exporter.send(roots([1]));
+    collector.next();
+    let summary = shut_down_within(exporter, PATIENCE);
+    assert!(summary.took < PATIENCE / 2, "{:?}", summary.took);
+    assert_eq!(summary.stats.dropped_by[&Reason::Shutdown], 1);
+    assert!(
+        collector.rest().is_empty(),
+        "it was asked not to come back before"
+    );
+}
+
+#[test]
+fn a_name_that_does_not_resolve_or_an_address_that_swallows_holds_nobody_either() {
+    let mut slow = config("http://collector.invalid:4318");
+    slow.timeout = Duration::from_secs(60);
+    let exporter = Exporter::start(&slow).unwrap();
+    exporter.send(roots([1]));
+    let summary = shut_down_within(exporter, Duration::from_millis(200));
+    assert_eq!(summary.stats.dropped_by[&Reason::Shutdown], 1);
+}
+
+#[test]
+fn an_idle_delivery_leaves_at_once_and_a_dropped_one_too() {
+    let collector = Collector::start(Speaks::Http, vec![Say::Hang]);
+    let began = Instant::now();
+    let summary = exporter(&collector.url()).shutdown(PATIENCE);
+    assert_eq!(
+        summary.to_string(),
+        format!("0 of 0 spans delivered to {}/v1/traces", collector.url())
+    );
+    let config = OtlpConfig {
+        timeout: PATIENCE,
+        ..config(&collector.url())
+    };
+    let dropped = Exporter::start(&config).unwrap();
+    dropped.send(roots([1]));
+    collector.next();
+    drop(dropped);
+    assert!(began.elapsed() < PATIENCE / 2);
+}

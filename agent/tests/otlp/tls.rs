@@ -1,0 +1,83 @@
+//! Encrypted.
+
+use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+use tailback::emit::otlp::{Exporter, OtlpConfig, TlsFiles};
+use tailback_tests::{temp::TempDir, wait};
+use tokio_rustls::rustls::{
+    ServerConfig,
+    crypto::ring,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+
+use crate::{
+    collector::{Collector, PATIENCE, Speaks},
+    spans::{config, roots, said, settled},
+};
+
+/// A collector for 127.0.0.1, and the certificate of the authority that vouches for it.
+fn encrypted(speaks: Speaks) -> (Collector, String) {
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let certificate = certificate.signed_by(&key, &authority).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let mut tls = ServerConfig::builder_with_provider(ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    if speaks == Speaks::Grpc {
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+    }
+    (Collector::with_tls(speaks, tls), authority.pem())
+}
+
+fn exporter(collector: &Collector, speaks: Speaks, authority: &str, temp: &TempDir) -> Exporter {
+    let scheme = if speaks == Speaks::Grpc {
+        "grpcs"
+    } else {
+        "https"
+    };
+    let config = config(&format!("{scheme}://{}", collector.address));
+    let authorities = Some(temp.write("ca.pem", authority).unwrap());
+    let tls = TlsFiles {
+        authorities,
+        ..TlsFiles::default()
+    };
+    Exporter::start(&OtlpConfig { tls, ..config }).unwrap()
+}
+
+#[test]
+fn spans_are_encrypted_for_a_collector_whose_authority_is_known() {
+    for speaks in [Speaks::Http, Speaks::Grpc] {
+        let temp = TempDir::new("otlp-tls").unwrap();
+        let (collector, authority) = encrypted(speaks);
+        let exporter = exporter(&collector, speaks, &authority, &temp);
+        exporter.send(roots([1, 2]));
+        assert_eq!(settled(&exporter).delivered, 2);
+        assert_eq!(collector.next().ids(), [1, 2]);
+    }
+}
+
+#[test]
+fn spans_do_not_go_to_a_collector_that_nobody_vouches_for() {
+    for speaks in [Speaks::Http, Speaks::Grpc] {
+        let temp = TempDir::new("otlp-tls").unwrap();
+        let (collector, _) = encrypted(speaks);
+        let (_, another) = encrypted(speaks);
+        let exporter = exporter(&collector, speaks, &another, &temp);
+        exporter.send(roots([1]));
+        let tried = || Ok(Some(()).filter(|()| exporter.stats().retries > 0));
+        wait::until("a try", PATIENCE, tried).unwrap();
+        assert!(collector.rest().is_empty());
+        assert_eq!(exporter.stats().waiting, 1);
+        let text = &said(&exporter)[0].1;
+        assert!(
+            text.contains("cannot be reached: invalid peer certificate"),
+            "{text}"
+        );
+    }
+}

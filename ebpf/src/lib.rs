@@ -1,0 +1,16 @@
+//! The records that the iterators write and the agent reads, and the settings that go the other way.
+//!
+//! There is one definition of each: the programs in this crate's binary write them, the agent reads them.
+//! All are plain little-endian structs without hidden padding; userspace builds (feature `user`)
+//! have that checked by `bytemuck`, and the sizes are asserted below for both sides.
+#![no_std]
+
+mod layout;
+mod record;
+
+pub use layout::{ABSENT, Layout};
+pub use record::{
+    Header, KIND_LISTENER, KIND_PIPE, KIND_PROCESS, KIND_SOCKET, KIND_THREAD, ListenerRecord,
+    MAX_WAITING, Mark, PIPE_BYTES_UNKNOWN, PIPE_READ_END, PIPE_WRITE_END, PipeRecord,
+    ProcessRecord, SocketRecord, TARGET_HOT, TargetEntry, ThreadRecord, Walk,
+};

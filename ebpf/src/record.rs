@@ -1,0 +1,192 @@
+//! What one visit to one kernel object yields.
+
+#[cfg(feature = "user")]
+use bytemuck::{Pod, Zeroable};
+
+/// Connections waiting on one listener whose stamps one walk reports; a longer queue says so by `depth`.
+pub const MAX_WAITING: u32 = 1024;
+/// The bytes of a pipe that holds more buffers than one visit adds up.
+pub const PIPE_BYTES_UNKNOWN: u32 = u32::MAX;
+
+/// `PipeRecord::end`: the process can read from the pipe.
+pub const PIPE_READ_END: u32 = 1;
+/// `PipeRecord::end`: the process can write to the pipe.
+pub const PIPE_WRITE_END: u32 = 2;
+
+/// `TargetEntry::flags`: a queue of the process is suspicious; mark its busy sockets.
+pub const TARGET_HOT: u32 = 1;
+
+/// `Header::kind` of each record.
+pub const KIND_SOCKET: u16 = 1;
+/// See [`ListenerRecord`].
+pub const KIND_LISTENER: u16 = 2;
+/// See [`PipeRecord`].
+pub const KIND_PIPE: u16 = 3;
+/// See [`ThreadRecord`].
+pub const KIND_THREAD: u16 = 4;
+/// See [`ProcessRecord`].
+pub const KIND_PROCESS: u16 = 5;
+
+macro_rules! records {
+    ($($(#[$meta:meta])* pub struct $name:ident : $size:literal {
+        $($(#[$field_meta:meta])* pub $field:ident : $ty:ty,)*
+    })*) => {$(
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(feature = "user", derive(Pod, Zeroable))]
+        pub struct $name { $($(#[$field_meta])* pub $field: $ty,)* }
+        const _: () = assert!(size_of::<$name>() == $size, "padding or a changed field");
+    )*};
+}
+
+records! {
+    /// Every record begins with this.
+    pub struct Header: 8 {
+        /// One of the `KIND_` constants.
+        pub kind: u16,
+        /// Bytes of the whole record, this header and any trailing array included.
+        pub len: u16,
+        /// The process (thread group) as the initial pid namespace numbers it.
+        pub tgid: u32,
+    }
+
+    /// A TCP connection, as one open file of one process shows it.
+    ///
+    /// Buffer memory and drops are read only where data waits in that direction, and are 0 otherwise:
+    /// they live on cache lines of their own, and an empty queue has no use for them.
+    pub struct SocketRecord: 112 {
+        pub header: Header,
+        /// The kernel's own socket cookie: never reused while the machine runs.
+        pub cookie: u64,
+        pub fd: u32,
+        /// `TCP_ESTABLISHED` …, include/net/tcp_states.h.
+        pub state: u8,
+        /// `AF_INET` or `AF_INET6`.
+        pub family: u8,
+        pub local_port: u16,
+        pub remote_port: u16,
+        pub reserved: u16,
+        /// Inode number of the network namespace.
+        pub netns: u32,
+        pub rcv_nxt: u32,
+        pub copied_seq: u32,
+        pub write_seq: u32,
+        pub snd_una: u32,
+        pub snd_nxt: u32,
+        /// Window that the peer offers, bytes.
+        pub snd_wnd: u32,
+        pub rmem_alloc: u32,
+        pub rcvbuf: u32,
+        pub wmem_queued: u32,
+        pub sndbuf: u32,
+        pub drops: u32,
+        pub reserved2: u32,
+        /// IPv4 addresses stand in the first four bytes.
+        pub local: [u8; 16],
+        pub remote: [u8; 16],
+    }
+
+    /// A listening TCP socket. `waiting` stamps (u64, oldest first) follow it: the local port in the upper
+    /// 16 bits, below them CLOCK_MONOTONIC in µs when the handshake was complete (0: the kernel does not say).
+    pub struct ListenerRecord: 72 {
+        pub header: Header,
+        pub cookie: u64,
+        /// CLOCK_MONOTONIC at this visit.
+        pub now_ns: u64,
+        pub fd: u32,
+        /// Connections complete and not accepted.
+        pub depth: u32,
+        /// The backlog; the kernel refuses when `depth > limit`.
+        pub limit: u32,
+        /// Handshakes and requests dropped by this listener since it was made.
+        pub drops: u32,
+        pub netns: u32,
+        /// Stamps that follow: at most [`MAX_WAITING`].
+        pub waiting: u32,
+        pub port: u16,
+        pub family: u8,
+        pub reserved: u8,
+        pub reserved2: u32,
+        pub local: [u8; 16],
+    }
+
+    /// One end of a pipe or FIFO.
+    pub struct PipeRecord: 56 {
+        pub header: Header,
+        pub inode: u64,
+        pub fd: u32,
+        /// [`PIPE_READ_END`], [`PIPE_WRITE_END`], or both.
+        pub end: u32,
+        /// Buffers ever filled and ever emptied, modulo 2^32; the difference is the depth.
+        pub head: u32,
+        pub tail: u32,
+        /// Buffers it may hold.
+        pub limit: u32,
+        /// Bytes in it, or [`PIPE_BYTES_UNKNOWN`].
+        pub bytes: u32,
+        pub readers: u32,
+        pub writers: u32,
+        pub reserved: u64,
+    }
+
+    /// A thread of a target.
+    pub struct ThreadRecord: 48 {
+        pub header: Header,
+        pub tid: u32,
+        /// `task_struct.__state`: 0 is runnable.
+        pub state: u32,
+        /// 1 while it runs on a CPU.
+        pub on_cpu: u32,
+        pub reserved: u32,
+        /// Time spent runnable and waiting for a CPU, ns.
+        pub run_delay_ns: u64,
+        /// Times it was put on a CPU.
+        pub dispatches: u64,
+        /// CPU time, ns.
+        pub cpu_ns: u64,
+    }
+
+    /// A process of the machine (or of the reader's pid namespace).
+    pub struct ProcessRecord: 56 {
+        pub header: Header,
+        /// The pid as the agent's own /proc shows it.
+        pub pid: u32,
+        /// Parent process, numbered as `header.tgid`.
+        pub parent: u32,
+        /// CLOCK_BOOTTIME at its start: with the pid it names the process for good.
+        pub start_ns: u64,
+        /// Grows with each execve.
+        pub exec_id: u64,
+        /// 1 for a kernel thread.
+        pub kernel: u32,
+        pub reserved: u32,
+        pub comm: [u8; 16],
+    }
+
+    /// A watched process, in the map `TARGETS` under its tgid.
+    pub struct TargetEntry: 16 {
+        /// CLOCK_BOOTTIME at its start: another process that was given the same pid is not it.
+        pub start_ns: u64,
+        /// `TARGET_` flags.
+        pub flags: u32,
+        pub reserved: u32,
+    }
+
+    /// Settings of one walk, in the one-entry map `WALK`.
+    pub struct Walk: 16 {
+        /// Busy sockets of hot targets that this walk may still mark.
+        pub marks_left: u32,
+        pub reserved: u32,
+        /// How long a mark on a busy socket lasts, ns.
+        pub mark_ttl_ns: u64,
+    }
+
+    /// Socket-local storage of the sockets that are looked at on every tick.
+    pub struct Mark: 16 {
+        pub tgid: u32,
+        pub fd: u32,
+        /// CLOCK_MONOTONIC when the mark of a busy socket lapses; 0 for a listener: it stays.
+        pub expires_ns: u64,
+    }
+}

@@ -1,0 +1,131 @@
+//! `iter/task`: every thread of the machine that the reader's pid namespace shows.
+//!
+//! Context, kernel/bpf/task_iter.c (since 5.8):
+//! `struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; }`
+
+use aya_ebpf::{
+    bindings::seq_file,
+    helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel},
+};
+use tailback_ebpf::{Header, KIND_PROCESS, KIND_THREAD, ProcessRecord, ThreadRecord};
+
+use crate::kernel::{IterMeta, emit, load, load_or, offset, target_flags};
+
+#[repr(C)]
+pub struct TaskContext {
+    meta: *const IterMeta,
+    task: *const u8,
+}
+
+/// include/linux/sched.h
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// Writes a record for every thread of every target.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub extern "C" fn threads(ctx: *const TaskContext) -> i32 {
+    let Some((seq, task)) = task_of(ctx) else {
+        return 0;
+    };
+    let tgid = load!(task, task_tgid, u32);
+    if target_flags(task, tgid).is_none() {
+        return 0;
+    }
+    emit(
+        seq,
+        &ThreadRecord {
+            header: Header {
+                kind: KIND_THREAD,
+                len: size_of::<ThreadRecord>() as u16,
+                tgid,
+            },
+            tid: load!(task, task_pid, u32),
+            state: load!(task, task_state, u32),
+            // An int, since 7.x a byte: 0 or 1, so the low byte says it on all.
+            on_cpu: u32::from(load_or!(task, task_on_cpu, u8, 0)),
+            reserved: 0,
+            run_delay_ns: load_or!(task, task_run_delay, u64, 0),
+            dispatches: load_or!(task, task_pcount, u64, 0),
+            cpu_ns: load!(task, task_sum_exec_runtime, u64),
+        },
+    );
+    0
+}
+
+/// Writes a record for every process (the leader of every thread group).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub extern "C" fn processes(ctx: *const TaskContext) -> i32 {
+    let Some((seq, task)) = task_of(ctx) else {
+        return 0;
+    };
+    let tgid = load!(task, task_tgid, u32);
+    if load!(task, task_pid, u32) != tgid {
+        return 0;
+    }
+    let parent = load!(task, task_real_parent, *const u8);
+    emit(
+        seq,
+        &ProcessRecord {
+            header: Header {
+                kind: KIND_PROCESS,
+                len: size_of::<ProcessRecord>() as u16,
+                tgid,
+            },
+            pid: pid_as_the_reader_sees_it(task, tgid),
+            parent: load!(parent, task_tgid, u32),
+            start_ns: load!(task, task_start_boottime, u64),
+            exec_id: load!(task, task_self_exec_id, u64),
+            kernel: u32::from(load!(task, task_flags, u32) & PF_KTHREAD != 0),
+            reserved: 0,
+            comm: load!(task, task_comm, [u8; 16]),
+        },
+    );
+    0
+}
+
+/// The task of this visit; `None` at the end of the walk.
+#[inline(always)]
+fn task_of(ctx: *const TaskContext) -> Option<(*mut seq_file, *const u8)> {
+    // SAFETY: the kernel passes a context of this shape to programs of this section.
+    let (meta, task) = unsafe { ((*ctx).meta, (*ctx).task) };
+    if task.is_null() {
+        return None;
+    }
+    // SAFETY: `meta` is valid for the time of the visit.
+    Some((unsafe { (*meta).seq }, task))
+}
+
+/// A task has a number in each pid namespace from its own up to the initial one; the agent's /proc shows
+/// the one at the agent's own depth.
+#[inline(always)]
+fn pid_as_the_reader_sees_it(task: *const u8, tgid: u32) -> u32 {
+    // SAFETY: no arguments; an iterator runs in the task that reads it.
+    let reader = unsafe { bpf_get_current_task_btf() }
+        .cast::<u8>()
+        .cast_const();
+    let level = load!(load!(reader, task_thread_pid, *const u8), pid_level, u32);
+    if level == 0 {
+        return tgid;
+    }
+    let pid = load!(task, task_thread_pid, *const u8);
+    if pid.is_null() {
+        return 0;
+    }
+    let at = u64::from(offset!(pid_numbers))
+        + u64::from(level & 31) * u64::from(offset!(upid_size))
+        + u64::from(offset!(upid_nr));
+    // Before 6.10 the verifier forgets the bounds of such a product, and wants them said again.
+    let at = at & 0xfff;
+    let mut number: u32 = 0;
+    // An array indexed by a value that only the running kernel knows: typed loads cannot, a probe read can.
+    // SAFETY: the helper checks the address; `number` is a live u32.
+    let read = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut number).cast(),
+            size_of::<u32>() as u32,
+            pid.wrapping_add(at as usize).cast(),
+        )
+    };
+    if read == 0 { number } else { 0 }
+}

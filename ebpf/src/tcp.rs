@@ -1,0 +1,243 @@
+//! TCP sockets: a connection as a `SocketRecord`, a listener with the ages of those that wait on it.
+
+use aya_ebpf::{
+    bindings::seq_file,
+    helpers::generated::{
+        bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_sock,
+    },
+};
+use tailback_ebpf::{
+    ABSENT, Header, KIND_LISTENER, KIND_SOCKET, ListenerRecord, MAX_WAITING, SocketRecord,
+};
+
+use crate::kernel::{emit, load, load_or, offset};
+
+/// include/net/tcp_states.h
+pub const TCP_LISTEN: u8 = 10;
+const AF_INET: u16 = 2;
+
+/// The file through which a socket was found.
+#[derive(Clone, Copy)]
+pub struct Found {
+    pub tgid: u32,
+    pub fd: u32,
+}
+
+/// A TCP socket in a state that has queues. Both pointers name the same object; the verifier knows one as
+/// `struct sock` and the other as `struct tcp_sock`.
+pub struct Tcp {
+    sk: *const u8,
+    tcp: *const u8,
+    pub state: u8,
+}
+
+impl Tcp {
+    /// `None` for a socket that is not TCP (or is MPTCP, whose outer socket has no sequence numbers).
+    #[inline(always)]
+    pub fn from_sock(sk: *const u8) -> Option<Self> {
+        // SAFETY: `sk` is a typed, non-null kernel pointer; the helper answers null for other protocols.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) }.cast::<u8>();
+        if tcp.is_null() {
+            return None;
+        }
+        let state = load!(sk, sk_state, u8);
+        Some(Self { sk, tcp, state })
+    }
+
+    #[inline(always)]
+    pub fn is_listener(&self) -> bool {
+        self.state == TCP_LISTEN
+    }
+
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        match load!(self.sk, sk_cookie, u64) {
+            // Nobody has asked for this socket's cookie yet: have the kernel assign one.
+            // SAFETY: `sk` is a typed, non-null kernel pointer.
+            0 => unsafe { bpf_get_socket_cookie(self.sk.cast_mut().cast()) },
+            cookie => cookie,
+        }
+    }
+
+    #[inline(always)]
+    fn netns(&self) -> u32 {
+        let net = load!(self.sk, sk_net, *const u8);
+        load!(net, net_inum, u32)
+    }
+
+    #[inline(always)]
+    fn local(&self, family: u16) -> [u8; 16] {
+        if family == AF_INET {
+            ipv4(load!(self.sk, sk_rcv_saddr, u32))
+        } else {
+            ipv6(load_or!(self.sk, sk_v6_rcv_saddr, [u64; 2], [0; 2]))
+        }
+    }
+
+    #[inline(always)]
+    fn remote(&self, family: u16) -> [u8; 16] {
+        if family == AF_INET {
+            ipv4(load!(self.sk, sk_daddr, u32))
+        } else {
+            ipv6(load_or!(self.sk, sk_v6_daddr, [u64; 2], [0; 2]))
+        }
+    }
+
+    #[inline(always)]
+    pub fn emit_connection(&self, seq: *mut seq_file, found: Found) {
+        let family = load!(self.sk, sk_family, u16);
+        let mut record = SocketRecord {
+            header: Header {
+                kind: KIND_SOCKET,
+                len: size_of::<SocketRecord>() as u16,
+                tgid: found.tgid,
+            },
+            cookie: self.cookie(),
+            fd: found.fd,
+            state: self.state,
+            family: family as u8,
+            local_port: load!(self.sk, sk_num, u16),
+            remote_port: u16::from_be(load!(self.sk, sk_dport, u16)),
+            reserved: 0,
+            netns: self.netns(),
+            rcv_nxt: load!(self.tcp, tcp_rcv_nxt, u32),
+            copied_seq: load!(self.tcp, tcp_copied_seq, u32),
+            write_seq: load!(self.tcp, tcp_write_seq, u32),
+            snd_una: load!(self.tcp, tcp_snd_una, u32),
+            snd_nxt: load!(self.tcp, tcp_snd_nxt, u32),
+            snd_wnd: load!(self.tcp, tcp_snd_wnd, u32),
+            rmem_alloc: 0,
+            rcvbuf: 0,
+            wmem_queued: 0,
+            sndbuf: 0,
+            drops: 0,
+            reserved2: 0,
+            local: self.local(family),
+            remote: self.remote(family),
+        };
+        if record.rcv_nxt != record.copied_seq {
+            record.rmem_alloc = load!(self.sk, sk_rmem_alloc, u32);
+            record.rcvbuf = load!(self.sk, sk_rcvbuf, u32);
+            record.drops = load_or!(self.sk, sk_drops, u32, 0);
+        }
+        if record.write_seq != record.snd_una {
+            record.wmem_queued = load!(self.sk, sk_wmem_queued, u32);
+            record.sndbuf = load!(self.sk, sk_sndbuf, u32);
+        }
+        emit(seq, &record);
+    }
+
+    /// Bytes wait to be read, or to be acknowledged.
+    #[inline(always)]
+    pub fn is_busy(&self) -> bool {
+        load!(self.tcp, tcp_rcv_nxt, u32) != load!(self.tcp, tcp_copied_seq, u32)
+            || load!(self.tcp, tcp_write_seq, u32) != load!(self.tcp, tcp_snd_una, u32)
+    }
+
+    /// The listener itself, without looking at those that wait: enough to know who listens where.
+    #[inline(always)]
+    fn listener_record(&self, found: Found, waiting: u32) -> ListenerRecord {
+        let family = load!(self.sk, sk_family, u16);
+        ListenerRecord {
+            header: Header {
+                kind: KIND_LISTENER,
+                len: (size_of::<ListenerRecord>() as u32 + waiting * size_of::<u64>() as u32)
+                    as u16,
+                tgid: found.tgid,
+            },
+            cookie: self.cookie(),
+            // SAFETY: no arguments.
+            now_ns: unsafe { bpf_ktime_get_ns() },
+            fd: found.fd,
+            depth: load!(self.sk, sk_ack_backlog, u32),
+            limit: load!(self.sk, sk_max_ack_backlog, u32),
+            drops: load_or!(self.sk, sk_drops, u32, 0),
+            netns: self.netns(),
+            waiting,
+            port: load!(self.sk, sk_num, u16),
+            family: family as u8,
+            reserved: 0,
+            reserved2: 0,
+            local: self.local(family),
+        }
+    }
+
+    #[inline(always)]
+    pub fn emit_listener_only(&self, seq: *mut seq_file, found: Found) {
+        emit(seq, &self.listener_record(found, 0));
+    }
+
+    /// The listener, then a stamp for each connection that waits to be accepted, oldest first.
+    ///
+    /// The queue is a list that the service itself takes from while we walk it. Its entries are freed after
+    /// accept, so one may have been reused by the time we read it: the walk is bounded, the kernel lets every load
+    /// fault harmlessly, and the stamp carries the port, so that the agent can tell a stranger.
+    ///
+    /// Every branch in this loop costs the verifier a pending state per round, 8,192 in all
+    /// (`BPF_COMPLEXITY_LIMIT_JMP_SEQ`): hence no checks here that the agent can make as well.
+    #[inline(always)]
+    pub fn emit_listener(&self, seq: *mut seq_file, found: Found) {
+        if offset!(req_snt_synack) == ABSENT {
+            return self.emit_listener_only(seq, found);
+        }
+        let depth = load!(self.sk, sk_ack_backlog, u32);
+        let waiting = if depth > MAX_WAITING {
+            MAX_WAITING
+        } else {
+            depth
+        };
+        emit(seq, &self.listener_record(found, waiting));
+        let mut request = load!(self.tcp, tcp_accept_head, *const u8);
+        let mut written = 0;
+        while written < waiting {
+            emit(seq, &stamp(request));
+            request = load!(request, req_dl_next, *const u8);
+            written += 1;
+        }
+    }
+}
+
+/// When the handshake of a waiting connection was complete, µs of CLOCK_MONOTONIC, with its port in the upper 16 bits;
+/// 0 where the kernel does not say.
+///
+/// `snt_synack` is when the SYN-ACK went out; the handshake was complete one round trip later, and the
+/// child's first round-trip estimate is just that one. Nulls need no check: the helpers answer null to them, and
+/// a typed load through one yields 0.
+#[inline(always)]
+fn stamp(request: *const u8) -> u64 {
+    // SAFETY: a typed kernel pointer; the helper answers null for anything but a request.
+    let typed = unsafe { bpf_skc_to_tcp_request_sock(request.cast_mut().cast()) }.cast::<u8>();
+    if typed.is_null() {
+        return 0;
+    }
+    let child = load!(request, req_sk, *const u8);
+    // SAFETY: as above, for anything but a TCP socket.
+    let tcp = unsafe { bpf_skc_to_tcp_sock(child.cast_mut().cast()) }.cast::<u8>();
+    if tcp.is_null() {
+        return 0;
+    }
+    let sent_us = load!(typed, req_snt_synack, u64);
+    if sent_us == 0 {
+        return 0;
+    }
+    let round_trip_us = u64::from(load!(tcp, tcp_srtt_us, u32) >> 3);
+    // The request keeps the port when its client resets the connection; the child does not. Both begin with a
+    // `struct sock_common`.
+    let port = u64::from(load!(request, sk_num, u16));
+    port << 48 | (sent_us + round_trip_us)
+}
+
+#[inline(always)]
+fn ipv4(address: u32) -> [u8; 16] {
+    let mut out = [0; 16];
+    out[..4].copy_from_slice(&address.to_ne_bytes());
+    out
+}
+
+#[inline(always)]
+fn ipv6(words: [u64; 2]) -> [u8; 16] {
+    let mut out = [0; 16];
+    out[..8].copy_from_slice(&words[0].to_ne_bytes());
+    out[8..].copy_from_slice(&words[1].to_ne_bytes());
+    out
+}

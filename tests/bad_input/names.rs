@@ -1,0 +1,68 @@
+//! Processes whose names are made to do harm.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use tailback_tests::{process::Process, program, temp::TempDir};
+
+use crate::{SOON, allowed, json, ran};
+
+/// Names with all that disturbs a terminal or a line of JSON.
+const HOSTILE: &str = "evil\n\u{1b}[31mred\"\\\t\u{202e}\u{7f}";
+
+/// No character in it does anything to a terminal but stand there.
+fn check_harmless(lines: &[String]) -> Result<()> {
+    for line in lines {
+        let harmful = |c: char| c.is_control() || "\u{200e}\u{200f}\u{202a}\u{202e}".contains(c);
+        ensure!(!line.chars().any(harmful), "{line:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn names_with_newlines_and_escapes_disturb_neither_terminal_nor_json() -> Result<()> {
+    if !allowed("names_with_newlines_and_escapes_disturb_neither_terminal_nor_json") {
+        return Ok(());
+    }
+    let folder = TempDir::new("names")?;
+    let evil = folder.path().join(HOSTILE);
+    fs::copy(program::need(&["sleep"])?, &evil).context("copy sleep")?;
+    let by_file = Process::start("evil", Command::new(&evil).arg("1000"))?;
+    // What a process calls itself, in both ways in which it can.
+    let script =
+        r#"printf 'a\nb\033[2J' > /proc/$$/comm; echo named; while :; do sleep 1000; done"#;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script]).env("OTEL_SERVICE_NAME", HOSTILE);
+    let by_itself = Process::start("sh", &mut shell)?;
+    by_itself.wait_line("named", SOON)?;
+    let toml = format!(
+        "[[target]]\npid = {}\n[[target]]\npid = {}\ncalled = \"\\u001b[2Jcalled\\n\"\n",
+        by_file.pid(),
+        by_itself.pid()
+    );
+    let config = folder.write("tailback.toml", &toml)?;
+    let config = config.to_string_lossy();
+    let pids = [by_file.pid(), by_itself.pid()].map(|pid| pid.to_string());
+    let by_pid = ["--pid", &pids[0], "--pid", &pids[1]];
+    let by_config = ["--config", &config];
+    let missing = ["--name", "no\nsuch\u{1b}[2J\u{202e}"];
+    for (targets, shown) in [
+        (&by_pid[..], "evil\\n"),
+        (&by_config, "called\\n"),
+        (&missing, "no\\nsuch"),
+    ] {
+        for args in [&["sample", "-v"][..], &["run", "-v", "--duration", "1s"]] {
+            let for_people = ran(&[args, targets].concat())?;
+            check_harmless(&for_people.out)?;
+            check_harmless(&for_people.err)?;
+            let words = for_people.words();
+            ensure!(words.contains(shown), "{words}");
+            let for_programs = ran(&[args, targets, &["--json"]].concat())?;
+            check_harmless(&for_programs.out)?;
+            for line in json(&for_programs.out)? {
+                ensure!(line["type"].is_string(), "{line}");
+            }
+        }
+    }
+    Ok(())
+}

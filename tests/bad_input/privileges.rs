@@ -1,0 +1,178 @@
+//! Root, capabilities, and kernels that do not say what is needed of their types.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tailback_tests::{agent, program, skip::skip, temp::TempDir};
+
+use crate::{Ran, allowed, run, with_own_mounts};
+
+/// The agent with fewer privileges than this test has. `None` where setpriv(1) is not installed.
+fn with_privileges(test: &str, change: &[&str], args: &[&str]) -> Result<Option<Ran>> {
+    let Some(setpriv) = program::find(&["setpriv"]) else {
+        skip(test, "setpriv is not installed");
+        return Ok(None);
+    };
+    // Where anybody may run it.
+    let folder = TempDir::new("unprivileged")?;
+    let binary = folder.path().join("tailback");
+    fs::copy(agent::binary()?, &binary).context("copy the agent")?;
+    for path in [folder.path(), &binary] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    }
+    let mut command = Command::new(setpriv);
+    run(command.args(change).arg(&binary).args(args)).map(Some)
+}
+
+const NOBODY: &[&str] = &[
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    "--bounding-set=-all",
+];
+
+#[test]
+fn without_root_it_is_said_what_is_needed() -> Result<()> {
+    let test = "without_root_it_is_said_what_is_needed";
+    if !allowed(test) {
+        return Ok(());
+    }
+    let remedy = ["run it as root", "CAP_BPF", "CAP_PERFMON", "setcap"];
+    for args in [&["sample", "--all"][..], &["run", "--all"]] {
+        let Some(ran) = with_privileges(test, NOBODY, args)? else {
+            return Ok(());
+        };
+        ran.said(3, &remedy)?;
+        ensure!(ran.out.is_empty(), "{:?}", ran.out);
+    }
+    if let Some(ran) = with_privileges(test, NOBODY, &["doctor"])? {
+        ran.said(3, &remedy)?;
+        let report = ran.out.join("\n");
+        ensure!(report.contains("FAIL capabilities"), "{report}");
+        ensure!(report.contains("CAP_SYS_PTRACE"), "{report}");
+    }
+    Ok(())
+}
+
+#[test]
+fn root_without_a_capability_is_told_which() -> Result<()> {
+    let test = "root_without_a_capability_is_told_which";
+    if !allowed(test) {
+        return Ok(());
+    }
+    for lost in ["bpf", "perfmon"] {
+        let change = format!("--bounding-set=-{lost},-sys_admin");
+        let Some(ran) = with_privileges(test, &[&change], &["sample", "--all"])? else {
+            return Ok(());
+        };
+        ran.said(3, &["though this is root", "CAP_BPF and CAP_PERFMON"])?;
+        if let Some(ran) = with_privileges(test, &[&change], &["doctor"])? {
+            let missing = format!("missing CAP_{}", lost.to_uppercase());
+            ensure!(ran.words().contains(&missing), "{}", ran.words());
+        }
+    }
+    Ok(())
+}
+
+/// The agent where `mount`, a command of the shell, has changed what it finds.
+fn where_mounted(test: &str, mount: &str, args: &[&str]) -> Result<Option<Ran>> {
+    let script = format!(r#"{mount} || nothing_mounted; exec "$0" "$@""#);
+    with_own_mounts(test, &script, args)
+}
+
+#[test]
+fn without_btf_it_is_said_what_the_kernel_lacks() -> Result<()> {
+    let test = "without_btf_it_is_said_what_the_kernel_lacks";
+    if !allowed(test) {
+        return Ok(());
+    }
+    let mount = "mount -t tmpfs none /sys/kernel/btf";
+    let words = [
+        "/sys/kernel/btf/vmlinux",
+        "CONFIG_DEBUG_INFO_BTF",
+        "No such file",
+    ];
+    for command in ["sample", "run", "record"] {
+        let args: &[&str] = match command {
+            "record" => &["record", "--all", "--out", "/dev/null"],
+            command => &[command, "--all"],
+        };
+        let Some(ran) = where_mounted(test, mount, args)? else {
+            return Ok(());
+        };
+        ran.said(3, &words)?;
+    }
+    if let Some(ran) = where_mounted(test, mount, &["doctor"])? {
+        ran.said(3, &words)?;
+        ensure!(ran.words().contains("FAIL BTF"), "{}", ran.words());
+    }
+    Ok(())
+}
+
+#[test]
+fn btf_that_is_none_is_refused_with_what_it_is() -> Result<()> {
+    let test = "btf_that_is_none_is_refused_with_what_it_is";
+    if !allowed(test) {
+        return Ok(());
+    }
+    let folder = TempDir::new("btf")?;
+    let real = fs::read("/sys/kernel/btf/vmlinux").context("read the kernel's BTF")?;
+    let torn = folder.path().join("torn");
+    fs::write(&torn, &real[..real.len() / 2])?;
+    let foreign = folder.write("foreign", "root:x:0:0:root:/root:/bin/sh\n")?;
+    let empty = folder.write("empty", "")?;
+    for (file, problem) in [
+        (&torn, "BTF is cut short"),
+        (&foreign, "not BTF"),
+        (&empty, "BTF is cut short inside its header"),
+    ] {
+        let mount = format!("mount --bind {} /sys/kernel/btf/vmlinux", file.display());
+        let Some(ran) = where_mounted(test, &mount, &["sample", "--all"])? else {
+            return Ok(());
+        };
+        ran.said(3, &["cannot use /sys/kernel/btf/vmlinux", problem])?;
+    }
+    Ok(())
+}
+
+/// The BTF of another kernel, cut to what the agent reads.
+fn golden(version: &str) -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = format!("../agent/tests/golden/{version}.btf");
+    tests.join(file)
+}
+
+#[test]
+fn a_kernel_that_cannot_be_watched_is_told_why() -> Result<()> {
+    let test = "a_kernel_that_cannot_be_watched_is_told_why";
+    if !allowed(test) {
+        return Ok(());
+    }
+    let folder = TempDir::new("btf")?;
+    let mut old = fs::read(golden("5.10"))?;
+    let name = b"\0start_boottime\0";
+    let at = old.windows(name.len()).position(|text| text == name);
+    old[at.context("find start_boottime")? + 1] = b'S';
+    let file = folder.path().join("old");
+    fs::write(&file, old)?;
+    let mount = format!("mount --bind {} /sys/kernel/btf/vmlinux", file.display());
+    if let Some(ran) = where_mounted(test, &mount, &["sample", "--all"])? {
+        let words = [
+            "this kernel cannot be watched",
+            "struct task_struct has no start_boottime or real_start_time",
+        ];
+        ran.said(3, &words)?;
+    }
+    // All fields are there, and belong to another kernel.
+    let other = golden("6.1");
+    let mount = format!("mount --bind {} /sys/kernel/btf/vmlinux", other.display());
+    if let Some(ran) = where_mounted(test, &mount, &["sample", "--all"])? {
+        ran.said(3, &["the kernel refuses the iterator", "tailback doctor"])?;
+    }
+    Ok(())
+}

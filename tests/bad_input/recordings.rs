@@ -1,0 +1,213 @@
+//! Recordings that are torn, foreign or hostile, and disks that are full.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tailback_tests::{process::End, temp::TempDir};
+
+use crate::{Ran, allowed, idle, json, ran, with_own_mounts};
+
+/// Some seconds of an idle process, recorded.
+pub fn recording(folder: &TempDir) -> Result<Vec<u8>> {
+    let process = idle()?;
+    let file = folder.path().join("whole");
+    let (pid, out) = (process.pid().to_string(), file.to_string_lossy());
+    let times = ["--duration=3s", "--interval=20ms"];
+    let args = ["record", "--pid", &pid, "--out", &out, times[0], times[1]];
+    ran(&args)?.said(0, &["samples in", "tailback replay"])?;
+    fs::read(&file).with_context(|| format!("read {out}"))
+}
+
+fn replay(folder: &TempDir, bytes: &[u8]) -> Result<Ran> {
+    let file = folder.path().join("replayed");
+    fs::write(&file, bytes)?;
+    ran(&["replay", &file.to_string_lossy()])
+}
+
+#[test]
+fn a_recording_that_is_cut_or_damaged_is_replayed_as_far_as_it_is_whole() -> Result<()> {
+    if !allowed("a_recording_that_is_cut_or_damaged_is_replayed_as_far_as_it_is_whole") {
+        return Ok(());
+    }
+    let folder = TempDir::new("recording")?;
+    let whole = recording(&folder)?;
+    let told = replay(&folder, &whole)?;
+    told.said(0, &[])?;
+    ensure!(told.out[0].contains("watching"), "{:?}", told.out);
+
+    let cut = replay(&folder, &whole[..whole.len() - 5])?;
+    cut.said(
+        2,
+        &["cannot replay", "cut short after", "its disk was full"],
+    )?;
+    ensure!(cut.out == told.out, "{:?}", cut.out);
+
+    let mut damaged = whole.clone();
+    let last = damaged.len() - 5;
+    damaged[last] ^= 0x55;
+    let damaged = replay(&folder, &damaged)?;
+    damaged.said(2, &["cannot replay", "damaged after"])?;
+    ensure!(damaged.out == told.out, "{:?}", damaged.out);
+
+    let mut newer = whole.clone();
+    newer[12] = 0xff;
+    let newer = replay(&folder, &newer)?;
+    newer.said(2, &["format 255", "the version that recorded it"])?;
+    Ok(())
+}
+
+#[test]
+fn what_is_no_recording_is_refused() -> Result<()> {
+    let folder = TempDir::new("recording")?;
+    for bytes in [&b""[..], b"#!/bin/sh\n", b"TAILBACK", &[0; 5000]] {
+        let words = ["not a recording", "tailback record"];
+        replay(&folder, bytes)?.said(2, &words)?;
+    }
+    replay(&folder, b"TAILBACKREC\n\x01")?.said(2, &["cut short after 0 samples"])?;
+    ran(&["replay", "/no/such/file"])?.said(2, &["cannot replay", "No such file"])?;
+    ran(&["replay", "/tmp"])?.said(2, &["cannot replay /tmp", "directory"])?;
+    ran(&["replay"])?.said(2, &["<FILE>"])?;
+    Ok(())
+}
+
+/// A stream of numbers that is the same on every run (xorshift64).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound as u64) as usize
+    }
+}
+
+#[test]
+fn no_bytes_make_a_replay_panic() -> Result<()> {
+    if !allowed("no_bytes_make_a_replay_panic") {
+        return Ok(());
+    }
+    let folder = TempDir::new("noise")?;
+    let whole = recording(&folder)?;
+    let mut numbers = Numbers(0x7a11_bac4);
+    for round in 0..200 {
+        let mut bytes = whole.clone();
+        match round % 4 {
+            // Noise alone, noise behind a good start, a few flips, a piece left out.
+            0 => {
+                bytes = (0..numbers.below(3000))
+                    .map(|_| numbers.below(256) as u8)
+                    .collect();
+            }
+            1 => bytes
+                .iter_mut()
+                .skip(16)
+                .for_each(|byte| *byte = numbers.below(256) as u8),
+            2 => {
+                for _ in 0..=numbers.below(8) {
+                    let at = numbers.below(bytes.len());
+                    bytes[at] = numbers.below(256) as u8;
+                }
+            }
+            _ => {
+                let from = numbers.below(bytes.len());
+                let to = from + numbers.below(bytes.len() - from);
+                bytes.drain(from..to);
+            }
+        }
+        let ran = replay(&folder, &bytes).with_context(|| format!("in round {round}"))?;
+        ensure!(
+            matches!(ran.end, End::Code(0 | 2)),
+            "in round {round} it ended with {:?}: {}",
+            ran.end,
+            ran.words()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_recording_that_cannot_be_written_ends_with_74() -> Result<()> {
+    if !allowed("a_recording_that_cannot_be_written_ends_with_74") {
+        return Ok(());
+    }
+    for (path, problem) in [
+        ("/no/such/folder/file", "No such file"),
+        ("/tmp", "Is a directory"),
+        ("/dev/full", "No space left"),
+    ] {
+        let record = ["record", "--all", "--duration=3s", "--out", path];
+        ran(&record)?.said(74, &["the recording", path, problem])?;
+    }
+    let run = ["run", "--all", "--record", "/no/such/folder/file"];
+    ran(&run)?.said(74, &["cannot write the recording", run[3]])
+}
+
+/// The agent with a disk of one page under `$DISK`, whose file `record` is kept: its end, and that of a replay of the
+/// file.
+fn on_a_small_disk(test: &str, args: &str) -> Result<Option<(Ran, Ran)>> {
+    let (disk, kept) = (TempDir::new("disk")?, TempDir::new("kept")?);
+    let file = kept.path().join("record");
+    let process = idle()?;
+    let script = format!(
+        r#"DISK={disk}
+        mount -t tmpfs -o size=4k none $DISK || nothing_mounted
+        "$0" {args} --pid {pid} --interval 5ms; code=$?
+        cp $DISK/record {kept} && exit $code"#,
+        disk = disk.path().display(),
+        pid = process.pid(),
+        kept = file.display(),
+    );
+    let Some(full) = with_own_mounts(test, &script, &[])? else {
+        return Ok(None);
+    };
+    let again = ran(&["replay", &file.to_string_lossy()])?;
+    Ok(Some((full, again)))
+}
+
+const FULL: &[&str] = &[
+    "the recording",
+    "ends here",
+    "No space left on device",
+    "make room",
+];
+
+#[test]
+fn record_ends_where_the_disk_is_full_and_what_it_kept_replays() -> Result<()> {
+    let test = "record_ends_where_the_disk_is_full_and_what_it_kept_replays";
+    if !allowed(test) {
+        return Ok(());
+    }
+    let args = "record --out $DISK/record --duration 60s";
+    if let Some((ran, again)) = on_a_small_disk(test, args)? {
+        ran.said(74, FULL)?;
+        again.said(2, &["cut short after"])?;
+        ensure!(again.out[0].contains("watching"), "{:?}", again.out);
+    }
+    Ok(())
+}
+
+#[test]
+fn run_goes_on_where_the_disk_is_full_and_counts_what_is_lost() -> Result<()> {
+    let test = "run_goes_on_where_the_disk_is_full_and_counts_what_is_lost";
+    if !allowed(test) {
+        return Ok(());
+    }
+    let begun = Instant::now();
+    let args = "run --json --record $DISK/record --duration 12s";
+    if let Some((ran, again)) = on_a_small_disk(test, args)? {
+        ran.said(74, FULL)?;
+        ran.said(74, &["samples were not recorded"])?;
+        ensure!(begun.elapsed() >= Duration::from_secs(12));
+        let lines = json(&ran.out)?;
+        // The agent's own report, after ten seconds.
+        let report = lines.iter().find(|line| line["type"] == "agent");
+        let lost = report.and_then(|report| report["samples_not_recorded"].as_u64());
+        ensure!(lost > Some(0), "{report:?}");
+        again.said(2, &["cut short after"])?;
+    }
+    Ok(())
+}

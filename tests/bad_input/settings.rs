@@ -1,0 +1,129 @@
+//! The command line, the configuration file and the environment.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use tailback_tests::temp::TempDir;
+
+use crate::{ran, run, tailback};
+
+#[test]
+fn a_time_without_a_unit_or_beyond_reason_is_refused() -> Result<()> {
+    for (option, value, problem) in [
+        ("--interval", "100", "100ms, 30s, 5m"),
+        ("--interval", "", "100ms, 30s, 5m"),
+        ("--interval", "fast", "100ms, 30s, 5m"),
+        ("--interval", "100parsecs", "parsecs"),
+        ("--interval", "0", "between 1ms and 60s"),
+        ("--interval", "0s", "between 1ms and 60s"),
+        ("--interval", "10us", "between 1ms and 60s"),
+        ("--interval", "2h", "between 1ms and 60s"),
+        ("--interval", "99999999999999999999s", "too large"),
+        ("--duration", "30", "100ms, 30s, 5m"),
+        ("--duration", "18446744073709551615s", "a hundred years"),
+        ("--duration", "-5s", "100ms, 30s, 5m"),
+    ] {
+        let argument = format!("{option}={value}");
+        ran(&["run", "--all", &argument])?.said(2, &[option, problem])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_configuration_with_a_mistake_is_refused_with_its_line_and_key() -> Result<()> {
+    let folder = TempDir::new("config")?;
+    for (text, words) in [
+        ("\nintervall = \"1s\"\n", ["line 2", "intervall"]),
+        ("[detect.all]\nwarm = 0.5\n", ["line 2", "warm"]),
+        ("[detect.acept]\nwarn = 0.5\n", ["line 1", "acept"]),
+        ("interval = \"100 parsecs\"\n", ["line 1", "100ms"]),
+        ("\n\ninterval = 100\n", ["line 3", "100ms"]),
+        ("interval = \"0s\"\n", ["interval", "between 1ms and 60s"]),
+        (
+            "[detect.all]\nwindow = \"5000years\"\n",
+            ["line 2", "a hundred years"],
+        ),
+        (
+            "[detect.all]\nwarn = \"high\"\n",
+            ["line 2", "expected f64"],
+        ),
+        ("[detect.all]\nwarn = nan\n", ["detect.all", "warn"]),
+        ("[detect.all]\ncritical = nan\n", ["detect.all", "critical"]),
+        ("cpu_budget = 3\n", ["cpu_budget", "0.0005"]),
+        (
+            "[[target]]\ncalled = \"x\"\n",
+            ["[[target]] number 1", "pid, name, port, cgroup"],
+        ),
+        (
+            "[[target]]\npid = 1\nport = 80\n",
+            ["[[target]] number 1", "two ways"],
+        ),
+        ("[[target]]\npid = -1\n", ["line 2", "-1"]),
+        ("interval = \n", ["line 1", "interval"]),
+        ("a = \u{1b}[2J\n", ["line 1", "TOML"]),
+    ] {
+        let file = folder.write("tailback.toml", text)?;
+        let file = file.to_string_lossy();
+        for command in ["run", "sample"] {
+            let ran = ran(&[command, "--all", "--config", &file])?;
+            ran.said(2, &[&file])?;
+            ran.said(2, &words)
+                .with_context(|| format!("for {text:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read_is_named() -> Result<()> {
+    let folder = TempDir::new("config")?;
+    let binary = folder.path().join("binary");
+    fs::write(&binary, [0xff, 0xfe, 0])?;
+    for (path, problem) in [
+        (Path::new("/no/such/file"), "No such file"),
+        (folder.path(), "Is a directory"),
+        (&binary, "UTF-8"),
+    ] {
+        let path = path.to_string_lossy();
+        let ran = ran(&["run", "--all", "--config", &path])?;
+        ran.said(2, &["cannot read the configuration", &path, problem])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_endpoint_that_is_no_url_is_refused_with_an_example() -> Result<()> {
+    for url in [
+        "",
+        "not a url",
+        "127.0.0.1:4318",
+        "ftp://127.0.0.1",
+        "http://",
+        "http://[::1",
+        "http://a b/",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:",
+        "http://user:password@127.0.0.1:4318",
+    ] {
+        let ran = ran(&["run", "--all", "--duration=1s", "--otlp", url])?;
+        ran.said(2, &["--otlp"])
+            .with_context(|| format!("for {url:?}"))?;
+    }
+    ran(&["run", "--all", "--otlp", "nowhere"])?
+        .said(2, &["\"nowhere\"", "http://localhost:4318"])?;
+
+    for (variable, value) in [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "nowhere"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "nowhere"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "carrier-pigeon"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a\nb"),
+    ] {
+        let mut command = tailback(&["run", "--all", "--duration=1s"])?;
+        command
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+            .env(variable, value);
+        run(&mut command)?.said(2, &[variable])?;
+    }
+    Ok(())
+}

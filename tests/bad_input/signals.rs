@@ -1,0 +1,121 @@
+//! Being asked to end.
+
+use std::{
+    fs,
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use tailback_tests::{
+    ports,
+    process::{End, Process},
+    temp::TempDir,
+    wait,
+};
+
+use crate::{SOON, Stuck, allowed, end, idle, json, ran, tailback};
+
+/// From a signal to the end, where no collector keeps the agent waiting.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_signal_ends_run_within_its_deadline_and_open_episodes_are_told() -> Result<()> {
+    if !allowed("a_signal_ends_run_within_its_deadline_and_open_episodes_are_told") {
+        return Ok(());
+    }
+    let stuck = Stuck::new()?;
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let agent = stuck.watched(&[])?;
+        let sent = Instant::now();
+        agent.process().signal(signal)?;
+        agent.process().wait_end(DEADLINE)?;
+        println!("{signal:?}: ended after {:?}", sent.elapsed());
+        let ran = end(agent.process())?;
+        ran.said(0, &[])?;
+        let lines = json(&ran.out)?;
+        let last = lines.last().context("it says nothing")?;
+        ensure!(
+            last["type"] == "episode" && last["ongoing"] == true,
+            "{last}"
+        );
+        ensure!(
+            last["kind"] == "pipe" && last["level_max"] == "full",
+            "{last}"
+        );
+    }
+    let mut command = tailback(&["run", "--pid", &stuck.pid])?;
+    let agent = Process::start("tailback", &mut command)?;
+    agent.wait_line("full", SOON)?;
+    agent.signal(Signal::TERM)?;
+    let ran = end(&agent)?;
+    ran.said(0, &[])?;
+    for word in ["so far, after", "max 16 of 16", "warned", "advice"] {
+        ensure!(ran.words().contains(word), "{word}: {}", ran.words());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_signal_ends_record_and_what_it_recorded_replays() -> Result<()> {
+    if !allowed("a_signal_ends_record_and_what_it_recorded_replays") {
+        return Ok(());
+    }
+    let (folder, process) = (TempDir::new("recording")?, idle()?);
+    let file = folder.path().join("file");
+    let (pid, out) = (process.pid().to_string(), file.to_string_lossy());
+    let mut command = tailback(&["record", "--pid", &pid, "--out", &out])?;
+    let agent = Process::start("tailback", &mut command)?;
+    // The first second is on disk.
+    wait::until("samples on disk", SOON, || {
+        let len = fs::metadata(&file).map_or(0, |file| file.len());
+        Ok((len > 100).then_some(()))
+    })?;
+    agent.signal(Signal::INT)?;
+    agent.wait_end(DEADLINE)?;
+    end(&agent)?.said(0, &["samples in"])?;
+    ran(&["replay", &out])?.said(0, &[])
+}
+
+#[test]
+fn a_collector_that_is_away_does_not_keep_run_from_ending_and_the_loss_is_told() -> Result<()> {
+    if !allowed("a_collector_that_is_away_does_not_keep_run_from_ending_and_the_loss_is_told") {
+        return Ok(());
+    }
+    let stuck = Stuck::new()?;
+    let url = format!("http://127.0.0.1:{}", ports::free()?);
+    let agent = stuck.watched(&["--otlp", &url])?;
+    agent.wait_for("that the collector is away", SOON, |event| {
+        event.is("notice") && event.text("text").contains("cannot be reached")
+    })?;
+    agent.process().signal(Signal::TERM)?;
+    // A person who waits is told first; only then the collector gets its last chance.
+    agent.process().wait_line("\"episode\"", DEADLINE)?;
+    agent.process().wait_end(Duration::from_secs(7))?;
+    end(agent.process())?.said(0, &[&url, "spans delivered", "dropped", "refused"])
+}
+
+#[test]
+fn a_second_signal_ends_at_once() -> Result<()> {
+    if !allowed("a_second_signal_ends_at_once") {
+        return Ok(());
+    }
+    let stuck = Stuck::new()?;
+    // A collector that takes connections and never answers: there is something to wait for.
+    let silent = TcpListener::bind("127.0.0.1:0")?;
+    let url = format!("http://{}", silent.local_addr()?);
+    let agent = stuck.watched(&["--otlp", &url])?;
+    let sent = Instant::now();
+    // Again and again: two signals at the same moment are one.
+    let end = wait::until("the end", SOON, || {
+        if let Some(end) = agent.process().ended()? {
+            return Ok(Some(end));
+        }
+        agent.process().signal(Signal::INT)?;
+        Ok(None)
+    })?;
+    ensure!(end == End::Code(130), "{end:?}");
+    ensure!(sent.elapsed() < DEADLINE, "{:?}", sent.elapsed());
+    Ok(())
+}

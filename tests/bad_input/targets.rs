@@ -1,0 +1,122 @@
+//! Nobody to watch, or somebody who is not there yet, or no more.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use tailback_tests::{ports, process::Process, program, temp::TempDir};
+
+use crate::{SOON, allowed, end, idle, json, ran, tailback};
+
+#[test]
+fn no_target_is_a_mistake_with_a_remedy() -> Result<()> {
+    for args in [
+        &["run"][..],
+        &["sample"],
+        &["record", "--out", "/dev/null"],
+        &["run", "--json"],
+    ] {
+        ran(args)?.said(2, &["no target", "--pid", "--name", "--all", "[[target]]"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_target_that_is_no_target_is_refused_by_name() -> Result<()> {
+    for (option, value) in [
+        ("--pid", "-1"),
+        ("--pid", "x"),
+        ("--pid", "99999999999"),
+        ("--port", "70000"),
+        ("--port", ""),
+    ] {
+        ran(&["run", &format!("{option}={value}")])?.said(2, &[option, "--help"])?;
+    }
+    ran(&["run", "--pids", "1"])?.said(2, &["--pids", "--pid"])?;
+    Ok(())
+}
+
+#[test]
+fn a_process_that_does_not_exist_ends_with_four() -> Result<()> {
+    if !allowed("a_process_that_does_not_exist_ends_with_four") {
+        return Ok(());
+    }
+    let folder = TempDir::new("keep")?;
+    let kept = folder.write("kept", "an earlier recording")?;
+    let kept_path = kept.to_string_lossy();
+    for args in [
+        &["sample", "--pid", "4999999"][..],
+        &["run", "--pid", "4999999"],
+        &["sample", "--pid", "0"],
+        &["run", "--pid", "4999999", "--record", &kept_path],
+        &["record", "--pid", "4999999", "--out", &kept_path],
+    ] {
+        ran(args)?.said(4, &["there is no process", args[2], "ps -e"])?;
+    }
+    // The mistake did not cost the file that was there before.
+    ensure!(fs::read_to_string(&kept)? == "an earlier recording");
+    Ok(())
+}
+
+#[test]
+fn what_matches_nothing_ends_a_sample_with_four() -> Result<()> {
+    if !allowed("what_matches_nothing_ends_a_sample_with_four") {
+        return Ok(());
+    }
+    let port = ports::free()?.to_string();
+    for target in [
+        ["--name", "no-such-service"],
+        ["--port", &port],
+        ["--cgroup", "/no/such/cgroup"],
+    ] {
+        let args = ["sample", target[0], target[1]];
+        ran(&args)?.said(4, &["no process matches", target[0], target[1]])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn run_waits_for_a_name_that_matches_nothing_and_says_so() -> Result<()> {
+    if !allowed("run_waits_for_a_name_that_matches_nothing_and_says_so") {
+        return Ok(());
+    }
+    let folder = TempDir::new("late")?;
+    let late = folder.path().join("comes-late");
+    fs::copy(program::need(&["sleep"])?, &late).context("copy sleep")?;
+    let pattern = late.to_string_lossy();
+    let mut command = tailback(&["run", "--name", &pattern, "--duration", "60s"])?;
+    let agent = Process::start("tailback", &mut command)?;
+    let line = agent.wait_line("waiting for it to appear", SOON)?;
+    ensure!(line.text.contains(&*pattern), "{}", line.text);
+    let process = Process::start("comes-late", Command::new(&late).arg("1000"))?;
+    let line = agent.wait_line("watching", SOON)?;
+    let pid = format!("(pid {}", process.pid());
+    ensure!(line.text.contains(&pid), "{}", line.text);
+    agent.signal(Signal::TERM)?;
+    end(&agent)?.said(0, &[])
+}
+
+#[test]
+fn a_process_that_ends_midway_is_said_to_be_gone_and_the_agent_stays() -> Result<()> {
+    if !allowed("a_process_that_ends_midway_is_said_to_be_gone_and_the_agent_stays") {
+        return Ok(());
+    }
+    for as_json in [false, true] {
+        let victim = idle()?;
+        let pid = victim.pid().to_string();
+        let mut command = tailback(&["run", "--pid", &pid, "--duration", "3s"])?;
+        let agent = Process::start("tailback", command.args(as_json.then_some("--json")))?;
+        agent.wait_line(&pid, SOON)?;
+        drop(victim);
+        agent.wait_line(&format!("process {pid} has ended"), SOON)?;
+        if !as_json {
+            agent.wait_line("gone", SOON)?;
+        }
+        let ran = end(&agent)?;
+        ran.said(0, &[])?;
+        if as_json {
+            json(&ran.out)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,215 @@
+//! The real Jaeger, all in one process and in memory, asked through its query API.
+
+use std::{env, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::{http, ports, process::Process, program, temp::TempDir, wait};
+
+const START: Duration = Duration::from_secs(30);
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Where it is: `TAILBACK_JAEGER`, else on `PATH`, else what `cargo xtask setup` built.
+pub fn find() -> Option<PathBuf> {
+    let built = || {
+        let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))?;
+        Some(cache.join("tailback/bin/jaeger"))
+    };
+    env::var_os("TAILBACK_JAEGER")
+        .map(PathBuf::from)
+        .or_else(|| program::find(&["jaeger"]))
+        .or_else(|| built().filter(|file| file.is_file()))
+}
+
+/// Running, and ready for spans and questions.
+pub struct Jaeger {
+    process: Process,
+    ports: Ports,
+    _temp: TempDir,
+}
+
+struct Ports {
+    grpc: u16,
+    http: u16,
+    query: u16,
+    query_grpc: u16,
+}
+
+impl Jaeger {
+    pub fn start() -> Result<Self> {
+        Self::start_on(None)
+    }
+
+    /// As [`Jaeger::start`]; its OTLP/HTTP receiver on a given port, for a collector that comes back.
+    pub fn start_on(otlp_http: Option<u16>) -> Result<Self> {
+        let Some(program) = find() else {
+            bail!("Jaeger is not installed: run `cargo xtask setup`");
+        };
+        let temp = TempDir::new("jaeger")?;
+        let ports = Ports {
+            grpc: ports::free()?,
+            http: otlp_http.map_or_else(ports::free, Ok)?,
+            query: ports::free()?,
+            query_grpc: ports::free()?,
+        };
+        let config = temp.write("jaeger.yaml", &config(&ports))?;
+        let process = Process::start("Jaeger", Command::new(program).arg("--config").arg(config))?;
+        let jaeger = Self {
+            process,
+            ports,
+            _temp: temp,
+        };
+        wait::until("an answer of Jaeger", START, || {
+            jaeger.process.check_running()?;
+            // The receivers are started after the query service, and refuse until then.
+            let receives = std::net::TcpStream::connect(ports::local(jaeger.ports.http)).is_ok();
+            Ok(jaeger.services().ok().filter(|_| receives))
+        })?;
+        Ok(jaeger)
+    }
+
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// For `OTEL_EXPORTER_OTLP_ENDPOINT` with OTLP/HTTP.
+    pub fn otlp_http(&self) -> String {
+        format!("http://{}", ports::local(self.ports.http))
+    }
+
+    /// For `OTEL_EXPORTER_OTLP_ENDPOINT` with OTLP/gRPC.
+    pub fn otlp_grpc(&self) -> String {
+        format!("http://{}", ports::local(self.ports.grpc))
+    }
+
+    pub fn query(&self) -> SocketAddr {
+        ports::local(self.ports.query)
+    }
+
+    /// The names of all services that sent spans.
+    pub fn services(&self) -> Result<Vec<String>> {
+        let Some(found) = self.ask("/api/services")? else {
+            return Ok(Vec::new());
+        };
+        let names = found.as_array().into_iter().flatten();
+        Ok(names.filter_map(Value::as_str).map(str::to_owned).collect())
+    }
+
+    /// All traces that have a span of `service`, in Jaeger's own JSON: `traceID`, `spans`, `processes`.
+    pub fn traces(&self, service: &str) -> Result<Vec<Value>> {
+        let found = self.ask(&format!(
+            "/api/traces?limit=1000&service={}",
+            encoded(service)
+        ))?;
+        Ok(found
+            .and_then(|found| found.as_array().cloned())
+            .unwrap_or_default())
+    }
+
+    /// The trace of this id, if there is one.
+    pub fn trace(&self, id: &str) -> Result<Option<Value>> {
+        let found = self.ask(&format!("/api/traces/{id}"))?;
+        Ok(found.and_then(|found| found.get(0).cloned()))
+    }
+
+    /// What stands under `data` in its answer.
+    fn ask(&self, path: &str) -> Result<Option<Value>> {
+        let answer = http::get(self.query(), path, ANSWER)?;
+        if answer.status == 404 {
+            return Ok(None);
+        }
+        if answer.status != 200 {
+            let body = String::from_utf8_lossy(&answer.body).into_owned();
+            bail!("Jaeger answers {} to {path}: {body}", answer.status);
+        }
+        let mut body: Value = serde_json::from_slice(&answer.body)
+            .with_context(|| format!("read Jaeger's answer to {path}"))?;
+        Ok(body
+            .get_mut("data")
+            .map(Value::take)
+            .filter(|data| !data.is_null()))
+    }
+}
+
+fn encoded(word: &str) -> String {
+    word.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+/// As the built-in all-in-one configuration, on our ports, with nothing that delays or listens beyond need.
+fn config(ports: &Ports) -> String {
+    let Ports {
+        grpc,
+        http,
+        query,
+        query_grpc,
+    } = ports;
+    format!(
+        "service:
+  extensions: [jaeger_storage, jaeger_query]
+  pipelines:
+    traces:
+      receivers: [otlp]
+      exporters: [jaeger_storage_exporter]
+  telemetry:
+    metrics:
+      level: none
+    logs:
+      level: warn
+extensions:
+  jaeger_storage:
+    backends:
+      memory:
+        memory:
+          max_traces: 100000
+  jaeger_query:
+    storage:
+      traces: memory
+    http:
+      endpoint: 127.0.0.1:{query}
+    grpc:
+      endpoint: 127.0.0.1:{query_grpc}
+receivers:
+  otlp:
+    protocols:
+      grpc:
+        endpoint: 127.0.0.1:{grpc}
+      http:
+        endpoint: 127.0.0.1:{http}
+exporters:
+  jaeger_storage_exporter:
+    trace_storage: memory
+"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skip::skip;
+
+    #[test]
+    fn jaeger_starts_and_answers_its_query_api() {
+        if find().is_none() {
+            return skip(
+                "jaeger_starts_and_answers_its_query_api",
+                "Jaeger is not installed",
+            );
+        }
+        let jaeger = Jaeger::start().unwrap();
+        assert!(jaeger.services().unwrap().is_empty());
+        assert!(jaeger.traces("nobody's shop").unwrap().is_empty());
+        assert_eq!(
+            jaeger.trace("00000000000000000000000000000001").unwrap(),
+            None
+        );
+    }
+}

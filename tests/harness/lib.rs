@@ -1,0 +1,30 @@
+//! Real servers, loads and collectors under control, for tests, the demo and the benchmarks.
+//!
+//! What is started here is ended by its owner's `Drop`, or, when a person interrupts, by [`cleanup`]; it is known
+//! by its pid, never by its name. Everything that is waited for is a condition with a deadline ([`wait`],
+//! [`lines`]), never a pause that is hoped to be long enough.
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod chance;
+pub mod cleanup;
+pub mod http;
+pub mod idle;
+pub mod jaeger;
+pub mod lines;
+pub mod load;
+pub mod look;
+pub mod needs;
+pub mod network;
+pub mod nginx;
+pub mod ports;
+pub mod process;
+pub mod program;
+pub mod redis;
+pub mod service;
+pub mod skip;
+pub mod sockets;
+pub mod ss;
+pub mod temp;
+pub mod uwsgi;
+pub mod wait;

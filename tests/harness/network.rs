@@ -1,0 +1,76 @@
+//! A network namespace of one's own: its ports are free, and its counters count nobody else's traffic.
+
+use std::{
+    collections::BTreeMap, fs::File, os::fd::AsFd as _, process::Command, thread, time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::Value;
+
+use crate::{process::Process, program};
+
+/// Lives as long as its owner.
+pub struct Network {
+    holder: Process,
+}
+
+impl Network {
+    /// With its loopback interface up.
+    pub fn new() -> Result<Self> {
+        let script = "ip link set lo up && echo up && exec sleep infinity";
+        let mut command = Command::new(program::need(&["unshare"])?);
+        command.args(["--net", "sh", "-c", script]);
+        let holder = Process::start("a network namespace", &mut command)?;
+        holder.wait_line("up", Duration::from_secs(10))?;
+        Ok(Self { holder })
+    }
+
+    /// A program inside.
+    pub fn command(&self, inside: &str) -> Result<Command> {
+        let mut command = Command::new(program::need(&["nsenter"])?);
+        command
+            .arg(format!("--net={}", self.link()))
+            .args(["--", inside]);
+        Ok(command)
+    }
+
+    /// Does something on a thread that is inside, as are the threads that it starts.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let link = self.link();
+        let link = File::open(&link).with_context(|| format!("open {link}"))?;
+        thread::scope(|scope| {
+            let inside = scope.spawn(move || {
+                move_into_link_name_space(link.as_fd(), Some(LinkNameSpaceType::Network))
+                    .context("enter a network namespace")?;
+                work()
+            });
+            inside
+                .join()
+                .map_err(|_| anyhow!("the thread in the network namespace panicked"))?
+        })
+    }
+
+    /// The kernel's counters since the namespace was made, by the names that `nstat` gives them.
+    pub fn counters(&self) -> Result<BTreeMap<String, u64>> {
+        let output = self
+            .command("nstat")?
+            .args(["--ignore", "--noupdate", "--zeros", "--json"])
+            .output()
+            .context("run nstat")?;
+        let said = || String::from_utf8_lossy(&output.stdout).into_owned();
+        let counters: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("read what nstat says: {:?}", said()))?;
+        let counters = counters["kernel"]
+            .as_object()
+            .with_context(|| format!("nstat lists no counters: {:?}", said()))?;
+        let known = counters
+            .iter()
+            .filter_map(|(name, count)| Some((name.clone(), count.as_u64()?)));
+        Ok(known.collect())
+    }
+
+    fn link(&self) -> String {
+        format!("/proc/{}/ns/net", self.holder.pid())
+    }
+}

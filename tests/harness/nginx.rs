@@ -1,0 +1,129 @@
+//! nginx with one static file and its own count of requests.
+
+use std::{net::SocketAddr, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{http, ports, process::Process, program, temp::TempDir, wait};
+
+const START: Duration = Duration::from_secs(10);
+
+/// Running, and answering.
+pub struct Nginx {
+    process: Process,
+    port: u16,
+    _temp: TempDir,
+}
+
+impl Nginx {
+    pub fn start(workers: u32) -> Result<Self> {
+        Self::start_with(workers, |_| ())
+    }
+
+    /// `change` may wrap or extend the command line, for example to pin it to a CPU.
+    pub fn start_with(workers: u32, change: impl FnOnce(&mut Vec<String>)) -> Result<Self> {
+        let program = program::need(&["nginx"])?;
+        let temp = TempDir::new("nginx")?;
+        let port = ports::free()?;
+        temp.write("index.html", &"<p>All is well.</p>\n".repeat(50))?;
+        let config = temp.write("nginx.conf", &config(temp.path(), port, workers))?;
+        let mut words = vec![program.display().to_string()];
+        words.extend(
+            [
+                "-p",
+                &temp.path().display().to_string(),
+                "-e",
+                "stderr",
+                "-c",
+            ]
+            .map(str::to_owned),
+        );
+        words.push(config.display().to_string());
+        change(&mut words);
+        let process = Process::start("nginx", Command::new(&words[0]).args(&words[1..]))?;
+        let nginx = Self {
+            process,
+            port,
+            _temp: temp,
+        };
+        wait::until("an answer of nginx", START, || {
+            nginx.process.check_running()?;
+            Ok(nginx.requests().ok())
+        })?;
+        Ok(nginx)
+    }
+
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        ports::local(self.port)
+    }
+
+    /// Requests that it has answered, by its own count.
+    pub fn requests(&self) -> Result<u64> {
+        let answer = http::get(self.address(), "/status", START)?;
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        // server accepts handled requests
+        //  1 1 17
+        let counts = text.lines().nth(2).unwrap_or_default();
+        match (answer.status, counts.split_whitespace().nth(2)) {
+            (200, Some(requests)) => requests
+                .parse()
+                .with_context(|| format!("read nginx's status {text:?}")),
+            (status, _) => bail!("nginx's status page answers {status}: {text:?}"),
+        }
+    }
+}
+
+fn config(folder: &std::path::Path, port: u16, workers: u32) -> String {
+    let folder = folder.display();
+    // Started by root, its workers would become another user, who may not read the folder.
+    let user = if rustix::process::geteuid().is_root() {
+        "user root;"
+    } else {
+        ""
+    };
+    format!(
+        "daemon off;
+{user}
+worker_processes {workers};
+pid {folder}/pid;
+error_log stderr warn;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        root {folder};
+        location = /status {{ stub_status; }}
+    }}
+}}
+"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skip::skip;
+
+    #[test]
+    fn nginx_serves_its_file_and_counts() {
+        if let Err(missing) = program::need(&["nginx"]) {
+            return skip("nginx_serves_its_file_and_counts", &missing.to_string());
+        }
+        let nginx = Nginx::start(1).unwrap();
+        let before = nginx.requests().unwrap();
+        let answer = http::get(nginx.address(), "/", START).unwrap();
+        assert_eq!((answer.status, answer.body.len()), (200, 1000));
+        assert_eq!(nginx.requests().unwrap() - before, 2);
+    }
+}

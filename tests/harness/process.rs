@@ -1,0 +1,219 @@
+//! A program that was started: it leads a process group of its own, and the group goes with its owner.
+
+use std::{
+    fs,
+    os::unix::process::CommandExt as _,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
+};
+
+use crate::{
+    cleanup,
+    lines::{Line, Lines, Stream},
+    wait,
+};
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Code(i32),
+    Signal(i32),
+}
+
+/// Killed with its whole group on drop.
+pub struct Process {
+    name: String,
+    child: Child,
+    pid: Pid,
+    lines: Lines,
+}
+
+impl Process {
+    /// Starts it with no input and with its output captured.
+    pub fn start(name: &str, command: &mut Command) -> Result<Self> {
+        command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let (child, pid) = cleanup::start_group(|| {
+            let child = command.spawn()?;
+            let pid = Pid::from_child(&child);
+            Ok(((child, pid), pid))
+        })
+        .with_context(|| format!("start {name} ({})", command.get_program().display()))?;
+        let mut process = Self {
+            name: name.to_owned(),
+            child,
+            pid,
+            lines: Lines::default(),
+        };
+        if let Some(stdout) = process.child.stdout.take() {
+            process.lines.listen(Stream::Stdout, stdout)?;
+        }
+        if let Some(stderr) = process.child.stderr.take() {
+            process.lines.listen(Stream::Stderr, stderr)?;
+        }
+        Ok(process)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All that it and its children wrote to standard output and standard error.
+    pub fn lines(&self) -> &Lines {
+        &self.lines
+    }
+
+    /// The first line that holds `text`, also if it was written before.
+    pub fn wait_line(&self, text: &str, deadline: Duration) -> Result<Line> {
+        let what = format!("{} to say {text:?}", self.name);
+        self.lines.wait(&what, 0, deadline, |line| {
+            line.text.contains(text).then(|| line.clone())
+        })
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(self.pid, signal).with_context(|| format!("signal {}", self.name))
+    }
+
+    /// Stops it with SIGSTOP, and waits until all its threads stand still.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        let what = format!("{} to stand still", self.name);
+        wait::until(&what, Duration::from_secs(10), || {
+            let folder = format!("/proc/{}/task", self.pid());
+            for thread in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
+                let stat = thread?.path().join("stat");
+                let text = fs::read_to_string(&stat)
+                    .with_context(|| format!("read {}", stat.display()))?;
+                // PID (NAME) STATE: the name may hold anything.
+                let state = text.rsplit(") ").next().unwrap_or_default();
+                if !state.starts_with('T') {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })
+    }
+
+    /// Lets it go on after [`Process::freeze`].
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// How it ended, if it has. It stays unreaped, so that its number remains its own until it is dropped.
+    pub fn ended(&self) -> Result<Option<End>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = match waitid(WaitId::Pid(self.pid), options) {
+            Err(Errno::INTR) => None,
+            other => other.with_context(|| format!("ask whether {} has ended", self.name))?,
+        };
+        Ok(status.and_then(|status| {
+            let code = status.exit_status().map(End::Code);
+            code.or_else(|| status.terminating_signal().map(End::Signal))
+        }))
+    }
+
+    pub fn wait_end(&self, deadline: Duration) -> Result<End> {
+        wait::until(&format!("the end of {}", self.name), deadline, || {
+            self.ended()
+        })
+    }
+
+    /// An error with its last words if it has ended, which it should not have.
+    pub fn check_running(&self) -> Result<()> {
+        if let Some(end) = self.ended()? {
+            let lines = self.lines.all();
+            let last: Vec<&str> = lines[lines.len().saturating_sub(10)..]
+                .iter()
+                .map(|line| line.text.as_str())
+                .collect();
+            bail!(
+                "{} ended with {end:?}:\n    {}",
+                self.name,
+                last.join("\n    ")
+            );
+        }
+        Ok(())
+    }
+
+    /// Asks it to end with SIGTERM, and waits for that.
+    pub fn stop(self, deadline: Duration) -> Result<End> {
+        self.signal(Signal::TERM)?;
+        self.wait_end(deadline)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        cleanup::end_group(self.pid);
+        let _ = self.child.wait();
+        cleanup::reap_group(self.pid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn shell(script: &str) -> Process {
+        Process::start("sh", Command::new("sh").args(["-c", script])).unwrap()
+    }
+
+    #[test]
+    fn children_of_the_child_end_with_it() {
+        let process = shell("sleep 1000 & echo $!; wait");
+        let line = process
+            .lines()
+            .wait("a pid", 0, SOON, |line| line.text.parse::<u32>().ok());
+        let grandchild = line.unwrap();
+        drop(process);
+        assert!(!fs::exists(format!("/proc/{grandchild}")).unwrap());
+    }
+
+    #[test]
+    fn how_it_ended_is_told_as_often_as_it_is_asked() {
+        let process = shell("exit 3");
+        assert_eq!(process.wait_end(SOON).unwrap(), End::Code(3));
+        assert_eq!(process.ended().unwrap(), Some(End::Code(3)));
+        assert_eq!(shell("sleep 1000").stop(SOON).unwrap(), End::Signal(15));
+    }
+
+    #[test]
+    fn what_is_frozen_stands_still_until_it_is_thawed() {
+        let process = shell("while true; do echo still here; sleep 0.01; done");
+        process.freeze().unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap();
+        assert!(stat.contains(") T "), "{stat}");
+        let mark = process.lines().count();
+        process.thaw().unwrap();
+        let lines = process.lines();
+        lines.wait("it to go on", mark, SOON, |_| Some(())).unwrap();
+    }
+
+    #[test]
+    fn lines_of_both_streams_have_the_time_at_which_they_came() {
+        let before = Instant::now();
+        let process = shell("echo out; echo err >&2");
+        let out = process.wait_line("out", SOON).unwrap();
+        let err = process.wait_line("err", SOON).unwrap();
+        assert_eq!((out.stream, err.stream), (Stream::Stdout, Stream::Stderr));
+        assert!(before < out.at && out.at <= Instant::now());
+    }
+}

@@ -1,0 +1,168 @@
+//! A service for tests to watch, whose every habit is an argument: how fast it serves, with how many processes, on
+//! which address. It says `listening ADDRESS` when it does.
+#![forbid(unsafe_code)]
+
+use std::{
+    env, fs,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsFd as _, OwnedFd},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use tailback_tests::sockets;
+
+/// What it was told to be.
+#[derive(Default)]
+struct Options {
+    listen: Option<SocketAddr>,
+    backlog: i32,
+    reuseport: bool,
+    /// Processes that serve, each with the listener that the first one made.
+    workers: u32,
+    /// Standard input is the listener.
+    inherited: bool,
+    /// A file with the time that each piece of work takes, ms; read again for each.
+    pace: Option<String>,
+    threads: u32,
+    per_s: u32,
+}
+
+fn main() -> Result<()> {
+    let mut words = env::args().skip(1);
+    let role = words.next().context("no role given")?;
+    let options = options(words)?;
+    match role.as_str() {
+        "serve" => serve(&options, answer),
+        "take" => serve(&options, |stream, work| {
+            thread::sleep(work);
+            drop(stream);
+        }),
+        "drain" => serve(&options, |stream, _| {
+            thread::spawn(move || drain(stream));
+        }),
+        "spin" => spin(options.threads),
+        "churn" => churn(options.per_s),
+        _ => bail!("{role} is no role"),
+    }
+}
+
+fn options(mut words: impl Iterator<Item = String>) -> Result<Options> {
+    let mut options = Options {
+        backlog: 100,
+        workers: 1,
+        ..Options::default()
+    };
+    while let Some(word) = words.next() {
+        let mut value = || words.next().with_context(|| format!("{word} what?"));
+        match word.as_str() {
+            "--listen" => options.listen = Some(value()?.parse()?),
+            "--backlog" => options.backlog = value()?.parse()?,
+            "--reuseport" => options.reuseport = true,
+            "--workers" => options.workers = value()?.parse()?,
+            "--inherited" => options.inherited = true,
+            "--pace" => options.pace = Some(value()?),
+            "--threads" => options.threads = value()?.parse()?,
+            "--per-s" => options.per_s = value()?.parse()?,
+            _ => bail!("{word} is no option"),
+        }
+    }
+    Ok(options)
+}
+
+fn serve(options: &Options, work: fn(TcpStream, Duration)) -> Result<()> {
+    let listener = if options.inherited {
+        TcpListener::from(io::stdin().as_fd().try_clone_to_owned()?)
+    } else {
+        let address = options.listen.context("--listen is missing")?;
+        sockets::listen(address, options.backlog, options.reuseport)?
+    };
+    let mut others: Vec<Child> = Vec::new();
+    for _ in 1..options.workers {
+        let inherited = OwnedFd::from(listener.try_clone()?);
+        let mut args: Vec<String> = env::args().skip(1).take(1).collect();
+        args.push("--inherited".to_owned());
+        if let Some(pace) = &options.pace {
+            args.extend(["--pace".to_owned(), pace.clone()]);
+        }
+        others.push(
+            Command::new(env::current_exe()?)
+                .args(args)
+                .stdin(Stdio::from(inherited))
+                .spawn()?,
+        );
+    }
+    println!("listening {}", listener.local_addr()?);
+    loop {
+        let (stream, _) = listener.accept()?;
+        let ms = match &options.pace {
+            Some(file) => fs::read_to_string(file)?.trim().parse()?,
+            None => 0.0,
+        };
+        work(stream, Duration::from_secs_f64(ms / 1e3));
+    }
+}
+
+/// A request is read, worked on, and answered; what goes wrong on the way is the client's affair.
+fn answer(mut stream: TcpStream, work: Duration) {
+    let mut request = Vec::new();
+    let mut piece = [0; 1024];
+    while !request.windows(4).any(|four| four == b"\r\n\r\n") {
+        match stream.read(&mut piece) {
+            Ok(length) if length > 0 => request.extend_from_slice(&piece[..length]),
+            _ => return,
+        }
+    }
+    thread::sleep(work);
+    let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nserved\n");
+}
+
+fn drain(mut stream: TcpStream) {
+    let mut piece = [0; 65_536];
+    while stream.read(&mut piece).is_ok_and(|length| length > 0) {}
+}
+
+fn spin(threads: u32) -> Result<()> {
+    for _ in 1..threads {
+        thread::spawn(|| {
+            loop {
+                std::hint::spin_loop();
+            }
+        });
+    }
+    println!("spinning");
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+/// Threads that come and go, each with a pipe, a connection and a listener of its own.
+fn churn(per_s: u32) -> Result<()> {
+    let gap = Duration::from_secs(1) / per_s.max(1);
+    println!("churning");
+    let mut due = Instant::now();
+    let mut round: u64 = 0;
+    loop {
+        due += gap;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        let started = thread::Builder::new().spawn(|| -> Result<()> {
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            let (read, mut write) = io::pipe()?;
+            write.write_all(b"soon gone")?;
+            let mut client = TcpStream::connect(listener.local_addr()?)?;
+            client.write_all(b"soon gone")?;
+            sockets::reset_on_close(&client)?;
+            let (server, _) = listener.accept()?;
+            drop((read, write, server, client));
+            Ok(())
+        })?;
+        started.join().ok().context("a thread panicked")??;
+        round += 1;
+        if round.is_multiple_of(100) {
+            println!("{round} rounds");
+        }
+    }
+}

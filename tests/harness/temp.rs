@@ -1,0 +1,45 @@
+//! A folder that goes with its owner.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::cleanup;
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Removed with all it holds on drop.
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    /// An empty folder whose name tells what it is for.
+    pub fn new(purpose: &str) -> Result<Self> {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("tailback-{purpose}-{}-{count}", process::id()));
+        fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
+        cleanup::keep_folder(&path);
+        Ok(Self(path))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file into it, and returns its path.
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.0.join(name);
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        cleanup::remove_folder(&self.0);
+    }
+}

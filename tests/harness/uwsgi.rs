@@ -1,0 +1,183 @@
+//! uWSGI with a small Python application that calls Redis.
+//!
+//! It prints "listen queue … full" when it is too late; its stats server shows the queue: an independent truth.
+
+use std::{
+    fs,
+    io::Read as _,
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::{http, lines::Line, ports, process::Process, program, temp::TempDir, wait};
+
+const START: Duration = Duration::from_secs(20);
+
+/// What is served, and by how many.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub workers: u32,
+    /// `--listen`: connections that may wait to be accepted.
+    pub backlog: u32,
+    pub redis_port: u16,
+    /// Calls to Redis in each request.
+    pub calls: u32,
+    /// The request's own work: the worker sleeps.
+    pub work: Duration,
+}
+
+/// Running, and ready for requests.
+pub struct Uwsgi {
+    process: Process,
+    port: u16,
+    stats_port: u16,
+    _temp: TempDir,
+}
+
+impl Uwsgi {
+    pub fn start(options: &Options) -> Result<Self> {
+        check_backlog(options.backlog)?;
+        let program = program::need(&["uwsgi-core", "uwsgi"])?;
+        let temp = TempDir::new("uwsgi")?;
+        let app = temp.write("app.py", include_str!("uwsgi/app.py"))?;
+        let (port, stats_port) = (ports::free()?, ports::free()?);
+        let mut command = Command::new(program);
+        command
+            .args([
+                "--plugin",
+                "python3",
+                "--master",
+                "--need-app",
+                "--die-on-term",
+            ])
+            .args(["--disable-logging", "--no-orphans"])
+            .args(["--http-socket", &ports::local(port).to_string()])
+            .args(["--stats", &ports::local(stats_port).to_string()])
+            .args(["--workers", &options.workers.to_string()])
+            .args(["--listen", &options.backlog.to_string()])
+            .arg("--wsgi-file")
+            .arg(&app)
+            .env("APP_REDIS_PORT", options.redis_port.to_string())
+            .env("APP_CALLS", options.calls.to_string())
+            .env(
+                "APP_WORK_MS",
+                (options.work.as_secs_f64() * 1e3).to_string(),
+            )
+            .current_dir(temp.path());
+        let process = Process::start("uWSGI", &mut command)?;
+        for worker in 1..=options.workers {
+            process.wait_line(&format!("spawned uWSGI worker {worker} "), START)?;
+        }
+        let uwsgi = Self {
+            process,
+            port,
+            stats_port,
+            _temp: temp,
+        };
+        let answer = wait::until("an answer of uWSGI", START, || {
+            uwsgi.process.check_running()?;
+            Ok(http::get(uwsgi.address(), "/", START).ok())
+        })?;
+        if answer.status != 200 {
+            bail!("the application in uWSGI answers {}", answer.status);
+        }
+        Ok(uwsgi)
+    }
+
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        ports::local(self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its own account, from its stats server: `listen_queue`, `workers`, …
+    pub fn stats(&self) -> Result<Value> {
+        let ask = || -> Result<Value> {
+            let mut stream =
+                TcpStream::connect_timeout(&ports::local(self.stats_port), Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(serde_json::from_str(&text)?)
+        };
+        ask().context("ask uWSGI's stats server")
+    }
+}
+
+/// Whether this is uWSGI saying that its listen queue is full.
+pub fn says_full(line: &Line) -> bool {
+    line.text.contains("uWSGI listen queue of socket") && line.text.contains("full !!!")
+}
+
+/// The kernel would cut the backlog silently, and uWSGI would refuse to start.
+fn check_backlog(backlog: u32) -> Result<()> {
+    const FILE: &str = "/proc/sys/net/core/somaxconn";
+    let allowed: u32 = fs::read_to_string(FILE)
+        .with_context(|| format!("read {FILE}"))?
+        .trim()
+        .parse()
+        .with_context(|| format!("read the number in {FILE}"))?;
+    if backlog > allowed {
+        bail!(
+            "a listen queue of {backlog} is above net.core.somaxconn = {allowed}: \
+             run `sysctl net.core.somaxconn={backlog}`"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        load::{Load, Plan, Request, Spacing},
+        redis::Redis,
+        skip::skip,
+    };
+
+    #[test]
+    fn uwsgi_says_itself_that_its_queue_is_full() {
+        let test = "uwsgi_says_itself_that_its_queue_is_full";
+        if let Err(missing) =
+            program::need(&["uwsgi-core", "uwsgi"]).and(program::need(&["redis-server"]))
+        {
+            return skip(test, &missing.to_string());
+        }
+        let redis = Redis::start().unwrap();
+        let uwsgi = Uwsgi::start(&Options {
+            workers: 2,
+            backlog: 5,
+            redis_port: redis.port(),
+            calls: 1,
+            work: Duration::from_millis(200),
+        })
+        .unwrap();
+        assert_eq!(uwsgi.stats().unwrap()["listen_queue"], 0);
+        let load = Load::start(Plan {
+            to: uwsgi.address(),
+            path: "/".to_owned(),
+            per_s: 50.0,
+            spacing: Spacing::Even,
+            lasts: Duration::from_secs(30),
+            timeout: Duration::from_secs(10),
+            at_once: 100,
+        })
+        .unwrap();
+        let lines = uwsgi.process().lines();
+        let full = lines.wait("uWSGI to say that it is full", 0, START, |line| {
+            says_full(line).then(|| line.clone())
+        });
+        assert!(full.unwrap().text.contains(&uwsgi.port().to_string()));
+        assert!(load.stop().unwrap().iter().any(Request::ok));
+    }
+}

@@ -1,0 +1,67 @@
+//! `cargo xtask bench …`: what Tailback costs, measured.
+//!
+//! Each benchmark prints a small table and then the same figures as JSON, one object a line. Each figure is a
+//! median with its spread, beside its goal where it has one. Speeds are measured here and never tested: a test
+//! that fails on a busy machine is of no use.
+
+mod cpu;
+mod figure;
+mod footprint;
+mod hold;
+mod overhead;
+mod statistics;
+mod tick;
+
+use std::{env, path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+
+use crate::{
+    cargo::{self, Link},
+    setup::{self, Purpose},
+};
+use figure::Report;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+    /// Print JSON only
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// One look at many sockets and threads: the kernel's walk, and the whole tick
+    Tick(tick::Args),
+    /// What a busy Redis and a busy nginx lose while the agent watches them
+    Overhead(overhead::Args),
+    /// Memory and CPU of the agent with many sockets to watch
+    Footprint(footprint::Args),
+    #[command(flatten)]
+    Hold(hold::Hold),
+}
+
+pub fn main(args: &Args) -> Result<ExitCode> {
+    let mut report = Report::new(args.json);
+    match &args.what {
+        What::Hold(hold) => hold.forever()?,
+        What::Tick(args) => tick::measure(args, &mut report)?,
+        What::Overhead(args) => overhead::measure(args, &mut report)?,
+        What::Footprint(args) => footprint::measure(args, &mut report)?,
+    }
+    report.print();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The agent's release build.
+fn agent() -> Result<PathBuf> {
+    match env::var_os("TAILBACK_BIN") {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => {
+            setup::ensure(Purpose::Build)?;
+            cargo::build("tailback", "tailback", Link::Usual)
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! One look at many sockets and threads.
+//!
+//! `tailback bench-walk` repeats the kernel's walk, with the decoding of its records, and the whole tick with all
+//! that follows from a sample, and hands back how long each took. `ss -tanmp`, which a person would use instead,
+//! is timed on the same sockets. Where it is allowed, both run with real-time priority: what is asked is what a look
+//! costs, not how long it has to wait for a CPU.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+use tailback_tests::{agent::Agent, process::Process, program};
+
+use super::{
+    figure::{Figure, Goal, Report},
+    hold,
+    statistics::{Spread, quartiles},
+};
+
+/// Sockets, and the goal for the walk, ns for each.
+const SOCKETS: [(usize, f64); 3] = [(1_000, 250.0), (9_000, 250.0), (27_000, 700.0)];
+const THREADS: usize = 5_000;
+const THREAD_GOAL_NS: f64 = 150.0;
+/// Of `ss`, which takes longer.
+const SS_ROUNDS: usize = 7;
+const QUARTILES: &str = "quartiles of the rounds";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// How often each is measured
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(5..))]
+    rounds: u32,
+}
+
+pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
+    let agent = super::agent()?;
+    let priority = Priority::choose();
+    report.progress(priority.text());
+    let ss = program::need(&["ss"])?;
+    for (sockets, goal) in SOCKETS {
+        report.progress(&format!("{sockets} sockets …"));
+        let holders = hold::sockets(sockets)?;
+        let walk = Walk::run(priority.of(&agent), &holders, args.rounds)?;
+        if walk.sockets < sockets as f64 {
+            bail!("the agent saw {} of {sockets} sockets", walk.sockets);
+        }
+        let per_socket = |times: &[f64]| spread(times, walk.sockets);
+        let (files, tick) = (per_socket(&walk.files_ns)?, per_socket(&walk.tick_ns)?);
+        let keys = |measured: &str| json!({"bench": "tick", "measured": measured, "sockets": walk.sockets});
+        let thousands = format!("{},000 sockets", sockets / 1000);
+        report.add(Figure {
+            what: format!("{thousands}: walk, each"),
+            keys: keys("walk_per_socket"),
+            unit: "ns",
+            value: files,
+            spread: QUARTILES,
+            goal: Some(Goal::at_most(goal, &files)),
+        });
+        report.add(Figure {
+            what: format!("{thousands}: whole tick, each"),
+            keys: keys("tick_per_socket"),
+            unit: "ns",
+            value: tick,
+            spread: QUARTILES,
+            goal: None,
+        });
+        report.add(Figure {
+            what: format!("{thousands}: whole tick"),
+            keys: keys("tick"),
+            unit: "ms",
+            value: spread(&walk.tick_ns, 1e6)?,
+            spread: QUARTILES,
+            goal: None,
+        });
+        let times = time_ss(&priority, &ss)?;
+        report.add(Figure {
+            what: format!("{thousands}: ss -tanmp"),
+            keys: keys("ss"),
+            unit: "ms",
+            value: spread(&times, 1e6)?,
+            spread: QUARTILES,
+            goal: None,
+        });
+    }
+    report.progress(&format!("{THREADS} threads …"));
+    let holders = hold::threads(THREADS)?;
+    let walk = Walk::run(priority.of(&agent), &holders, args.rounds)?;
+    if walk.threads < THREADS as f64 {
+        bail!("the agent saw {} of {THREADS} threads", walk.threads);
+    }
+    let value = spread(&walk.threads_ns, walk.threads)?;
+    report.add(Figure {
+        what: format!("{},000 threads: walk, each", THREADS / 1000),
+        keys: json!({"bench": "tick", "measured": "walk_per_thread", "threads": walk.threads}),
+        unit: "ns",
+        value,
+        spread: QUARTILES,
+        goal: Some(Goal::at_most(THREAD_GOAL_NS, &value)),
+    });
+    Ok(())
+}
+
+/// What `tailback bench-walk` measured.
+struct Walk {
+    sockets: f64,
+    threads: f64,
+    files_ns: Vec<f64>,
+    threads_ns: Vec<f64>,
+    tick_ns: Vec<f64>,
+}
+
+impl Walk {
+    fn run(mut agent: Command, holders: &[Process], rounds: u32) -> Result<Self> {
+        const TIME: Duration = Duration::from_secs(120);
+        agent
+            .arg("bench-walk")
+            .args(hold::targets(holders))
+            .args(["--rounds", &rounds.to_string()]);
+        let agent = Agent::start(&mut agent)?;
+        let line = agent.wait_for("how long its walks took", TIME, |event| event.is("walk"))?;
+        Self::read(&line.value).context("read what `tailback bench-walk` printed")
+    }
+
+    fn read(line: &Value) -> Result<Self> {
+        let number = |key: &str| {
+            line.get(key)
+                .and_then(Value::as_f64)
+                .with_context(|| format!("there is no number {key:?}"))
+        };
+        let times = |key: &str| -> Result<Vec<f64>> {
+            let times = line.get(key).and_then(Value::as_array);
+            let times = times.with_context(|| format!("there is no list {key:?}"))?;
+            Ok(times.iter().filter_map(Value::as_f64).collect())
+        };
+        Ok(Self {
+            sockets: number("sockets")?,
+            threads: number("threads")?,
+            files_ns: times("files_ns")?,
+            threads_ns: times("threads_ns")?,
+            tick_ns: times("tick_ns")?,
+        })
+    }
+}
+
+fn spread(times: &[f64], divisor: f64) -> Result<Spread> {
+    let spread = quartiles(times).context("nothing was measured")?;
+    Ok(spread.map(|time| time / divisor))
+}
+
+/// ns for each run. It shows all sockets of the machine, of which nearly all are ours.
+fn time_ss(priority: &Priority, ss: &Path) -> Result<Vec<f64>> {
+    (0..SS_ROUNDS)
+        .map(|_| {
+            let start = Instant::now();
+            let status = priority
+                .of(ss)
+                .arg("-tanmp")
+                .stdout(Stdio::null())
+                .status()
+                .context("start ss")?;
+            if !status.success() {
+                bail!("ss -tanmp: {status}");
+            }
+            Ok(start.elapsed().as_nanos() as f64)
+        })
+        .collect()
+}
+
+/// `chrt`, where it is allowed.
+struct Priority {
+    chrt: Option<PathBuf>,
+}
+
+impl Priority {
+    fn choose() -> Self {
+        let chrt = program::find(&["chrt"]).filter(|chrt| {
+            let tried = Command::new(chrt).args(["-f", "1", "true"]).output();
+            tried.is_ok_and(|output| output.status.success())
+        });
+        Self { chrt }
+    }
+
+    fn text(&self) -> &'static str {
+        match self.chrt {
+            Some(_) => "with real-time priority (chrt -f 1)",
+            None => {
+                "without real-time priority (chrt -f 1 does not work here): other programs count"
+            }
+        }
+    }
+
+    fn of(&self, program: &Path) -> Command {
+        match &self.chrt {
+            Some(chrt) => {
+                let mut command = Command::new(chrt);
+                command.args(["-f", "1"]).arg(program);
+                command
+            }
+            None => Command::new(program),
+        }
+    }
+}

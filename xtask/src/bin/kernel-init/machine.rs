@@ -1,0 +1,80 @@
+//! What a usual system has done before its first service starts, and how it ends.
+
+use std::{
+    ffi::c_short,
+    fs,
+    net::{Ipv4Addr, UdpSocket},
+};
+
+use anyhow::{Context as _, Result};
+use rustix::{
+    ioctl::{Opcode, Setter, ioctl},
+    mount::{MountFlags, mount},
+    system::{RebootCommand, reboot},
+};
+
+/// What is mounted, and where. A kernel may lack one; what needs it then fails and says so.
+const MOUNTS: &[(&str, &str)] = &[
+    ("proc", "/proc"),
+    ("sysfs", "/sys"),
+    ("devtmpfs", "/dev"),
+    ("cgroup2", "/sys/fs/cgroup"),
+    ("bpf", "/sys/fs/bpf"),
+    ("securityfs", "/sys/kernel/security"),
+    ("tracefs", "/sys/kernel/tracing"),
+    ("tmpfs", "/run"),
+    ("tmpfs", "/tmp"),
+];
+
+pub fn prepare() {
+    for (kind, target) in MOUNTS {
+        // In sysfs the folders are there, and no others can be made.
+        let _ = fs::create_dir_all(target);
+        if let Err(error) = mount(*kind, *target, *kind, MountFlags::empty(), None) {
+            println!("note: {kind} is not mounted on {target}: {error}");
+        }
+    }
+    if let Err(error) = loopback() {
+        println!("note: {error:#}");
+    }
+}
+
+/// `struct ifreq` of <net/if.h>, as far as it is used here; the kernel reads 40 bytes of it.
+#[repr(C)]
+struct InterfaceRequest {
+    name: [u8; 16],
+    flags: c_short,
+    rest: [u8; 22],
+}
+
+/// Gives 127.0.0.1 a working interface.
+fn loopback() -> Result<()> {
+    const SIOCSIFFLAGS: Opcode = 0x8914;
+    const IFF_UP: c_short = 1;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("open a socket")?;
+    let mut request = InterfaceRequest {
+        name: [0; 16],
+        flags: IFF_UP,
+        rest: [0; 22],
+    };
+    request.name[..2].copy_from_slice(b"lo");
+    // SAFETY: SIOCSIFFLAGS reads a struct ifreq and writes nothing to it (netdevice(7)); the one given has its
+    // size and layout.
+    unsafe {
+        ioctl(
+            &socket,
+            Setter::<SIOCSIFFLAGS, InterfaceRequest>::new(request),
+        )
+    }
+    .context("bring the loopback interface up")
+}
+
+pub fn power_off() -> ! {
+    match reboot(RebootCommand::PowerOff) {
+        // The first process must not end: the kernel would panic, which the emulator ends as well.
+        Ok(()) => loop {
+            std::thread::park();
+        },
+        Err(error) => panic!("the kernel does not power off: {error}"),
+    }
+}

@@ -1,0 +1,81 @@
+//! The first process of a test kernel: it prepares the machine, runs the checks or one command, writes what it
+//! found to the console, and powers off.
+//!
+//! It is linked statically and stands at `/init` in the initramfs that `xtask/src/kernels` packs; the agent is
+//! `/tailback` beside it.
+
+mod checks;
+mod machine;
+#[path = "../../kernels/protocol.rs"]
+mod protocol;
+
+use std::{
+    fs, process,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result};
+
+use protocol::{BYE, BYTES, CHECK, END, HELLO, TASK, sum};
+
+fn main() -> ExitCode {
+    if process::id() != 1 {
+        eprintln!(
+            "kernel-init is the first process of a test kernel, and powers it off at its end: not here"
+        );
+        return ExitCode::from(2);
+    }
+    println!(
+        "\n{HELLO} {}",
+        rustix::system::uname().release().to_string_lossy()
+    );
+    machine::prepare();
+    match fs::read_to_string(format!("/{TASK}")) {
+        Ok(task) => run(&task),
+        Err(_) => check(),
+    }
+    println!("{BYE}");
+    machine::power_off()
+}
+
+fn check() {
+    for (name, check) in checks::all() {
+        match check() {
+            Ok(()) => println!("{CHECK} ok {name}"),
+            // One line, whatever it says.
+            Err(error) => println!(
+                "{CHECK} failed {name}: {}",
+                format!("{error:#}").replace('\n', "; ")
+            ),
+        }
+    }
+}
+
+/// Runs the command of the task, one word a line, and writes what it printed as lines of hexadecimal digits.
+fn run(task: &str) {
+    let (bytes, status) = output(task).unwrap_or_else(|error| {
+        println!("{error:#}");
+        (Vec::new(), 127)
+    });
+    for line in bytes.chunks(64) {
+        let digits: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
+        println!("{BYTES} {digits}");
+    }
+    println!("{END} {} {} {status}", bytes.len(), sum(&bytes));
+}
+
+fn output(task: &str) -> Result<(Vec<u8>, i32)> {
+    let mut words = task.lines();
+    let program = words.next().context("the task names no command")?;
+    if program == "cat" {
+        // There are no other programs here than the agent.
+        let file = words.next().context("cat wants a file")?;
+        return Ok((fs::read(file).with_context(|| format!("read {file}"))?, 0));
+    }
+    let output = Command::new(program)
+        .args(words)
+        .stderr(process::Stdio::inherit())
+        .output()
+        .with_context(|| format!("start {program}"))?;
+    Ok((output.stdout, output.status.code().unwrap_or(128)))
+}

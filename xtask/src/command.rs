@@ -1,0 +1,229 @@
+//! Programs that are run: each can be shown as the text that a person would type, and says what it was when it
+//! fails.
+
+use std::{
+    ffi::OsStr,
+    fmt,
+    fs::{self, OpenOptions},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// One command line. Nothing is asked of a person: standard input is empty.
+#[derive(Clone)]
+pub struct Cmd {
+    program: String,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    folder: Option<PathBuf>,
+    limit: Option<Duration>,
+}
+
+impl Cmd {
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        Self {
+            program: text(program),
+            args: Vec::new(),
+            env: Vec::new(),
+            folder: None,
+            limit: None,
+        }
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(text(arg));
+        self
+    }
+
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.args.extend(args.into_iter().map(text));
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.to_owned(), text(value)));
+        self
+    }
+
+    pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folder = Some(folder.into());
+        self
+    }
+
+    /// Give up after so long.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    pub fn program(&self) -> &str {
+        &self.program
+    }
+
+    /// As [`Command`], for callers that want the streams.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null());
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        command
+    }
+
+    /// Runs, and returns what was written to standard output.
+    pub fn output(&self) -> Result<String> {
+        let output = self
+            .command()
+            .output()
+            .with_context(|| self.cannot_start())?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!(
+                "`{self}` failed: {}: {}",
+                output.status,
+                last_lines(&said, 5)
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs with its output appended to `log`; the error holds the last lines of it.
+    pub fn run_logged(&self, log: &Path) -> Result<()> {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("open the log {}", log.display()))?;
+        writeln!(file, "$ {self}").with_context(|| format!("write to {}", log.display()))?;
+        let before = file.metadata().map_or(0, |about| about.len());
+        let mut child = self
+            .command()
+            .stdout(file.try_clone().context("share the log with a command")?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| self.cannot_start())?;
+        let end = self.limit.map(|limit| Instant::now() + limit);
+        let status = loop {
+            if let Some(status) = child
+                .try_wait()
+                .with_context(|| format!("wait for `{self}`"))?
+            {
+                break status;
+            }
+            if end.is_some_and(|end| Instant::now() > end) {
+                child.kill().with_context(|| format!("stop `{self}`"))?;
+                child.wait().with_context(|| format!("wait for `{self}`"))?;
+                bail!(
+                    "`{self}` was given up after {:?}",
+                    self.limit.unwrap_or_default()
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        if !status.success() {
+            let said = fs::read(log).unwrap_or_default();
+            let said = said.get(usize::try_from(before)?..).unwrap_or_default();
+            bail!(
+                "`{self}` failed: {status}\n{}\n(all of it: {})",
+                last_lines(&String::from_utf8_lossy(said), 12),
+                log.display()
+            );
+        }
+        Ok(())
+    }
+
+    fn cannot_start(&self) -> String {
+        format!("start `{self}`")
+    }
+}
+
+/// As a person would type it.
+impl fmt::Display for Cmd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(folder) = &self.folder {
+            write!(f, "cd {} && ", quoted(&text(folder)))?;
+        }
+        for (name, value) in &self.env {
+            write!(f, "{name}={} ", quoted(value))?;
+        }
+        write!(f, "{}", quoted(&self.program))?;
+        for arg in &self.args {
+            write!(f, " {}", quoted(arg))?;
+        }
+        Ok(())
+    }
+}
+
+fn text(value: impl AsRef<OsStr>) -> String {
+    value.as_ref().to_string_lossy().into_owned()
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@,+%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// The last `count` lines that hold anything, indented.
+pub fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let last = &lines[lines.len().saturating_sub(count)..];
+    last.iter()
+        .map(|line| format!("    {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_one_would_type_it() {
+        let cmd = Cmd::new("make")
+            .arg("it's")
+            .arg("all")
+            .env("V", "1 2")
+            .folder("/tmp");
+        assert_eq!(cmd.to_string(), r"cd /tmp && V='1 2' make 'it'\''s' all");
+    }
+
+    #[test]
+    fn a_failed_command_says_its_last_words() -> Result<()> {
+        let log = std::env::temp_dir().join(format!("tailback-command-{}", std::process::id()));
+        let cmd = Cmd::new("sh").args(["-c", "echo no such luck; exit 3"]);
+        let error = cmd.run_logged(&log).expect_err("the command fails");
+        fs::remove_file(&log)?;
+        assert!(
+            error
+                .to_string()
+                .contains("exit status: 3\n    no such luck"),
+            "{error}"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_command_that_takes_too_long_is_given_up() -> Result<()> {
+        let log = std::env::temp_dir().join(format!("tailback-limit-{}", std::process::id()));
+        let cmd = Cmd::new("sleep").arg("60").limit(Duration::from_millis(50));
+        let error = cmd.run_logged(&log).expect_err("the command is stopped");
+        fs::remove_file(&log)?;
+        assert_eq!(error.to_string(), "`sleep 60` was given up after 50ms");
+        Ok(())
+    }
+}

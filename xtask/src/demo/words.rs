@@ -1,0 +1,239 @@
+//! What Tailback says as JSON, in words.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::timeline::Colour;
+
+/// `WARN      12 of 100 wait to be accepted, the oldest for 95 ms; full in 9.1 s`
+pub fn level(event: &Value) -> String {
+    let level = text(event, "to");
+    let mut said = format!("{:<9} {}", level.to_uppercase(), depth(event));
+    if let Some(oldest) = duration(event, "oldest_ns").filter(|oldest| !oldest.is_zero()) {
+        said += &format!(", the oldest for {}", for_people(oldest));
+    }
+    let rises = rank(level) > rank(text(event, "from"));
+    if let Some(left) = duration(event, "time_to_full_ns").filter(|_| rises && level != "full") {
+        said += &format!("; full in {}", for_people(left));
+    }
+    said
+}
+
+fn rank(level: &str) -> Option<usize> {
+    ["ok", "warn", "critical", "full"]
+        .iter()
+        .position(|name| *name == level)
+}
+
+pub fn colour(level: &str) -> Colour {
+    match level {
+        "ok" => Colour::Green,
+        "warn" => Colour::Yellow,
+        "critical" => Colour::Magenta,
+        "full" => Colour::Red,
+        _ => Colour::Plain,
+    }
+}
+
+/// How many wait where.
+pub fn depth(event: &Value) -> String {
+    let depth = number(event, "depth").map_or("?".to_owned(), |depth| format!("{depth:.0}"));
+    let of = number(event, "limit").map_or(String::new(), |limit| format!(" of {limit:.0}"));
+    match text(event, "kind") {
+        "accept" => format!("{depth}{of} wait to be accepted"),
+        kind => {
+            let unit = text(event, "unit");
+            let unit = if unit.is_empty() {
+                String::new()
+            } else {
+                format!(" {unit}")
+            };
+            format!("{kind} {}: {depth}{of}{unit}", text(event, "name"))
+        }
+    }
+}
+
+/// The closing summary of an episode: names, and what is said of them.
+pub fn summary(episode: &Value) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    let mut row = |name: &'static str, said: String| rows.push((name, said));
+    let depths: Vec<f64> = episode["depths"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_f64)
+        .collect();
+    if !depths.is_empty() {
+        row("depth", sparkline(&depths, number(episode, "limit")));
+    }
+    let times = (
+        number(episode, "start_unix_ns"),
+        number(episode, "end_unix_ns"),
+    );
+    if let (Some(start), Some(end)) = times {
+        row(
+            "lasted",
+            for_people(Duration::from_nanos((end - start).max(0.0) as u64)),
+        );
+    }
+    if let Some(lead) = duration(episode, "lead_ns") {
+        let forecast = duration(episode, "time_to_full_ns").map_or(String::new(), |forecast| {
+            format!("; its forecast was {}", for_people(forecast))
+        });
+        row(
+            "warned",
+            format!("{} before it was full{forecast}", for_people(lead)),
+        );
+    }
+    match text(episode, "driven_by") {
+        "" | "unknown" => {}
+        "both" => row("driven by", "producer and consumer".to_owned()),
+        driven => row("driven by", format!("the {driven}")),
+    }
+    for key in ["cause", "evidence", "advice"] {
+        if !text(episode, key).is_empty() {
+            row(key, text(episode, key).to_owned());
+        }
+    }
+    rows
+}
+
+/// One block for each value, as high as its share of the limit (or of the largest value).
+fn sparkline(values: &[f64], limit: Option<f64>) -> String {
+    const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let top = limit
+        .unwrap_or_default()
+        .max(values.iter().copied().fold(0.0, f64::max))
+        .max(1.0);
+    let block = |value: &f64| BLOCKS[((value / top * 7.0).round() as usize).min(7)];
+    values.iter().map(block).collect()
+}
+
+/// Two or three digits, which is what a person reads.
+pub fn for_people(duration: Duration) -> String {
+    let s = duration.as_secs_f64();
+    match s {
+        s if s >= 99.95 => format!("{s:.0} s"),
+        s if s >= 0.9995 => format!("{s:.1} s"),
+        s => format!("{:.0} ms", s * 1e3),
+    }
+}
+
+/// Where the trace is to be seen, in rows.
+pub fn where_to_look(endpoint: Option<&str>, service: &str, trace: Option<&str>) -> Vec<String> {
+    const PORT: u16 = 16686;
+    match endpoint {
+        Some(endpoint) => {
+            let page = format!("http://{}:{PORT}", host(endpoint));
+            let mut rows = vec![
+                format!("The episode was sent to {endpoint} as a trace of the service {service}."),
+                format!(
+                    "Jaeger there, if its page is on its usual port: {page}/search?service={service}"
+                ),
+            ];
+            rows.extend(trace.map(|id| format!("This trace: {page}/trace/{id}")));
+            rows
+        }
+        None => vec![
+            "To see the episode as a trace in Jaeger:".to_owned(),
+            format!("    docker run --rm -p {PORT}:{PORT} -p 4318:4318 jaegertracing/jaeger"),
+            "    OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 cargo xtask demo".to_owned(),
+            format!("    and open http://127.0.0.1:{PORT}/search?service={service}"),
+        ],
+    }
+}
+
+/// The host of a URL, without port, path and user.
+fn host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?']).next().unwrap_or(rest);
+    let host = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host);
+    match host.rsplit_once(':') {
+        // The colons of an IPv6 address are within brackets.
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+pub fn text<'a>(event: &'a Value, key: &str) -> &'a str {
+    event.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+pub fn number(event: &Value, key: &str) -> Option<f64> {
+    event.get(key).and_then(Value::as_f64)
+}
+
+fn duration(event: &Value, key: &str) -> Option<Duration> {
+    event
+        .get(key)
+        .and_then(Value::as_u64)
+        .map(Duration::from_nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_warning_says_how_much_waits_and_how_long_is_left() {
+        let mut event = json!({
+            "kind": "accept", "from": "ok", "to": "warn", "depth": 12, "limit": 100, "oldest_ns": 95_400_000,
+            "time_to_full_ns": 9_120_000_000_u64,
+        });
+        assert_eq!(
+            level(&event),
+            "WARN      12 of 100 wait to be accepted, the oldest for 95 ms; full in 9.1 s"
+        );
+        event["to"] = "full".into();
+        assert!(level(&event).ends_with("95 ms"));
+    }
+
+    #[test]
+    fn on_the_way_down_there_is_no_forecast() {
+        let event = json!({
+            "kind": "accept", "from": "critical", "to": "warn", "depth": 12, "limit": 100, "time_to_full_ns": 1,
+        });
+        assert_eq!(level(&event), "WARN      12 of 100 wait to be accepted");
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let event = json!({"kind": "recv", "name": "127.0.0.1:80", "to": "warn", "depth": 5, "unit": "bytes"});
+        assert_eq!(level(&event), "WARN      recv 127.0.0.1:80: 5 bytes");
+        assert!(summary(&json!({"driven_by": "unknown", "evidence": ""})).is_empty());
+    }
+
+    #[test]
+    fn a_summary_holds_the_forecast_against_what_came() {
+        let episode = json!({"lead_ns": 7_400_000_000_u64, "time_to_full_ns": 5_000_000_000_u64});
+        let said = "7.4 s before it was full; its forecast was 5.0 s";
+        assert_eq!(summary(&episode), [("warned", said.to_owned())]);
+    }
+
+    #[test]
+    fn blocks_are_as_high_as_the_share_of_the_limit() {
+        assert_eq!(sparkline(&[0.0, 50.0, 100.0, 101.0], Some(100.0)), "▁▄██");
+        assert_eq!(sparkline(&[0.0, 2.0], None), "▁█");
+    }
+
+    #[test]
+    fn the_host_is_found_in_any_endpoint() {
+        for (url, want) in [
+            ("http://127.0.0.1:4318", "127.0.0.1"),
+            (
+                "https://u:p@collector.example/otlp?x=1",
+                "collector.example",
+            ),
+            ("http://[::1]:4317/", "[::1]"),
+            ("http://[::1]", "[::1]"),
+            ("collector:4317", "collector"),
+        ] {
+            assert_eq!(host(url), want);
+        }
+    }
+}

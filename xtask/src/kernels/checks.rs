@@ -1,0 +1,103 @@
+//! The tests of the matrix: what `bin/kernel-init` checks on each kernel, one test for each kernel and check.
+
+use std::fs;
+
+use super::{
+    Kernel, LIMIT, guest,
+    protocol::CHECKS,
+    qemu::{self, Console},
+    transcript::{Verdict, verdicts},
+};
+use crate::{
+    command::last_lines,
+    setup::seconds,
+    test::{Tally, Told},
+    tools,
+};
+
+pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
+    let (ready, unready): (Vec<_>, Vec<_>) = kernels
+        .iter()
+        .map(|kernel| (kernel, obstacle(kernel)))
+        .partition(|(_, obstacle)| obstacle.is_none());
+    for (kernel, why) in unready {
+        let why = why.unwrap_or_default();
+        CHECKS
+            .iter()
+            .for_each(|check| tally.tell(&name(kernel, check), Told::Skipped(&why)));
+    }
+    if ready.is_empty() {
+        return;
+    }
+    let initramfs = guest().and_then(super::Initramfs::finish);
+    for (kernel, _) in ready {
+        let booted = initramfs
+            .as_ref()
+            .map_err(|error| format!("the initramfs cannot be made: {error:#}"));
+        let booted = booted.and_then(|archive| {
+            qemu::boot(kernel, archive, LIMIT).map_err(|error| format!("{error:#}"))
+        });
+        match booted {
+            Ok(console) => tell(kernel, &console, tally),
+            Err(why) => CHECKS
+                .iter()
+                .for_each(|check| tally.tell(&name(kernel, check), Told::Failed(&why))),
+        }
+    }
+}
+
+/// What keeps a kernel from being tested on this machine.
+fn obstacle(kernel: &Kernel) -> Option<String> {
+    if tools::program("qemu-system-x86_64").is_none() {
+        Some("qemu-system-x86_64 is not installed".to_owned())
+    } else if !kernel.image().is_file() {
+        Some(format!(
+            "there is no image of it in {}",
+            kernel.folder().display()
+        ))
+    } else if cfg!(not(target_arch = "x86_64")) {
+        Some("the kernels of the matrix are of x86_64".to_owned())
+    } else {
+        None
+    }
+}
+
+fn tell(kernel: &Kernel, console: &Console, tally: &mut Tally) {
+    println!(
+        "\n     Booted kernel {} ({}) in {}{}",
+        kernel.name,
+        kernel.release(),
+        seconds(console.took),
+        match console.restarts {
+            0 => String::new(),
+            n => format!(
+                ", at attempt {}: the emulator died before the first process began",
+                n + 1
+            ),
+        }
+    );
+    let failed_before = tally.failed;
+    for (check, verdict) in verdicts(&console.text) {
+        let name = name(kernel, check);
+        match (verdict, &console.fault) {
+            (Verdict::Ok, _) => tally.tell(&name, Told::Passed),
+            (Verdict::Failed(why), _) => tally.tell(&name, Told::Failed(&why)),
+            (Verdict::Absent, Some(fault)) => tally.tell(&name, Told::Failed(fault)),
+            (Verdict::Absent, None) => tally.tell(&name, Told::Failed("it was not run")),
+        }
+    }
+    if tally.failed > failed_before {
+        let log = kernel.folder().join("console.log");
+        let kept = fs::write(&log, &console.text);
+        let kept = kept.map_or_else(|error| error.to_string(), |()| log.display().to_string());
+        println!(
+            "the last lines of the console of kernel {} (all of it: {kept}):",
+            kernel.name
+        );
+        println!("{}", last_lines(&console.text, 20));
+    }
+}
+
+fn name(kernel: &Kernel, check: &str) -> String {
+    format!("kernel {}: {check}", kernel.name)
+}

@@ -1,0 +1,29 @@
+//! What the first process of a test kernel (`bin/kernel-init`) writes to the console. Both sides are built
+//! from this file.
+//!
+//! The kernel writes there too, whenever it likes: each line says by its first word what it is, and bytes that
+//! must come through whole are counted and summed up.
+
+/// The first line, and the sign that the kernel came up.
+pub const HELLO: &str = "HELLO from";
+/// The last line: what follows is power-off.
+pub const BYE: &str = "BYE";
+/// The file at the root of the initramfs that holds the command to run, one word a line. Without it the checks
+/// are run.
+pub const TASK: &str = "task";
+/// Begins the lines of checks: `CHECK ok name`, `CHECK failed name: why`.
+pub const CHECK: &str = "CHECK";
+/// Begins a line of bytes that a command printed, as hexadecimal digits.
+pub const BYTES: &str = "BYTES";
+/// Begins the line after them: how many they are, their sum, and the command's exit status.
+pub const END: &str = "END";
+
+/// The checks, in the order in which they are run.
+pub const CHECKS: &[&str] = &["doctor", "accept", "pipe", "recv"];
+
+/// A sum that tells a changed or moved byte (FNV-1a).
+pub fn sum(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |sum, byte| {
+        (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    })
+}

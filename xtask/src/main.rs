@@ -1,0 +1,58 @@
+//! `cargo xtask …`: the one build tool a newcomer has to know.
+//!
+//! Each subcommand is a module of the same name. What they share: `tools` knows where things lie, `command`
+//! runs programs, `cargo` builds ours.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cargo;
+mod command;
+mod demo;
+mod golden_btf;
+mod kernels;
+mod setup;
+mod test;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Set-up and tests of Tailback.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find or install what building, testing and the demo need
+    Setup(setup::Args),
+    /// Watch a service fill up, and Tailback warn before it is full
+    Demo(demo::Args),
+    /// Run all tests, on this kernel and on those of the matrix
+    Test(test::Args),
+    /// Measure what Tailback costs
+    Bench(bench::Args),
+    /// Cut kernels' BTF to the fields that the agent reads, for its tests
+    GoldenBtf(golden_btf::Args),
+    /// Run one command on a kernel of the matrix and hand back what it printed
+    Kernel(kernels::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup(args) => setup::main(&args),
+        Task::Demo(args) => demo::main(&args),
+        Task::Test(args) => test::main(&args),
+        Task::Bench(args) => bench::main(&args),
+        Task::GoldenBtf(args) => golden_btf::main(&args),
+        Task::Kernel(args) => kernels::main(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,86 @@
+//! Jaeger, built from its Go module by the wrapper module in `tests/parts/jaeger`.
+
+use std::fs;
+
+use super::{Action, State, Way};
+use crate::{command::Cmd, tools};
+
+const VERSION: &str = "v1.76.0";
+/// What the wrapper's go.mod asks for.
+const GO: (u32, u32) = (1, 25);
+pub const HINT: &str = "install Go 1.25 or newer (https://go.dev/dl), or put a `jaeger` of version 2 on PATH; \
+                        without it the tests that query it are skipped";
+
+pub fn look() -> State {
+    if let Some(file) = tools::program("jaeger") {
+        return State::Found(file.display().to_string());
+    }
+    let folder = tools::cache().join("bin");
+    let version = fs::read_to_string(folder.join("jaeger.version")).unwrap_or_default();
+    if folder.join("jaeger").is_file() && version.trim() == VERSION {
+        State::Found(format!("{VERSION}, {}", folder.join("jaeger").display()))
+    } else {
+        State::Missing(format!(
+            "{VERSION} is neither on PATH nor in {}",
+            folder.display()
+        ))
+    }
+}
+
+pub fn ways() -> Vec<Way> {
+    if go_version().is_some_and(|version| version >= GO) {
+        let title = "built from its Go module, about 4 minutes on 2 cores".to_owned();
+        return vec![Way {
+            title,
+            actions: build(),
+        }];
+    }
+    Vec::new()
+}
+
+fn build() -> Vec<Action> {
+    let folder = tools::cache().join("bin");
+    vec![
+        Action::Run(
+            Cmd::new("go")
+                // No other Go is downloaded, and the program needs nothing of this machine.
+                .env("GOTOOLCHAIN", "local")
+                .env("CGO_ENABLED", "0")
+                .folder(tools::root().join("tests/parts/jaeger"))
+                .args(["build", "-trimpath", "-ldflags=-s -w", "-o"])
+                .arg(folder.join("jaeger"))
+                .arg("github.com/jaegertracing/jaeger/cmd/jaeger"),
+        ),
+        Action::Write(folder.join("jaeger.version"), VERSION.to_owned()),
+    ]
+}
+
+/// `go version go1.26.8 linux/amd64` as (1, 26).
+fn go_version() -> Option<(u32, u32)> {
+    let said = Cmd::new("go")
+        .arg("version")
+        .env("GOTOOLCHAIN", "local")
+        .output()
+        .ok()?;
+    parse(&said)
+}
+
+fn parse(said: &str) -> Option<(u32, u32)> {
+    let version = said
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("go1."))?;
+    let minor = version.split(|c: char| !c.is_ascii_digit()).next()?;
+    Some((1, minor.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_version_of_go() {
+        assert_eq!(parse("go version go1.26.8 linux/amd64"), Some((1, 26)));
+        assert_eq!(parse("go version go1.25rc1 linux/amd64"), Some((1, 25)));
+        assert_eq!(parse("go version devel +abc linux/amd64"), None);
+    }
+}

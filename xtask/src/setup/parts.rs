@@ -1,0 +1,191 @@
+//! The table of everything that is neither in the repository nor on crates.io.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    Action, Purpose,
+    Purpose::{Boot, Build, Ci, Demo, Test},
+    State, Way, ebpf, jaeger, vmlinuz,
+};
+use crate::{
+    command::Cmd,
+    kernels::{KERNELS, Kernel},
+    tools,
+};
+
+/// In the order in which they are got: bpf-linker is built to fit the toolchain.
+pub fn table() -> Vec<Part> {
+    let mut table = vec![
+        part("eBPF toolchain", &[Build], Kind::Toolchain),
+        part("bpf-linker", &[Build], Kind::BpfLinker),
+        program("ss", &[Test], &["iproute2"]),
+        program("nstat", &[Test], &["iproute2"]),
+        program("python3", &[Test, Demo], &["python3"]),
+        part("uWSGI", &[Test, Demo], Kind::Uwsgi),
+        program("redis-server", &[Test, Demo], &["redis-server"]),
+        program("redis-benchmark", &[Test, Demo], &["redis-tools"]),
+        program("nginx", &[Test], &["nginx-light"]),
+        program("wrk", &[Test], &["wrk"]),
+        program("qemu-system-x86_64", &[Test, Boot], &["qemu-system-x86"]),
+        part("Jaeger", &[Test, Demo], Kind::Jaeger),
+        part("rustfmt", &[Ci], Kind::Component("rustfmt")),
+        part("clippy", &[Ci], Kind::Component("cargo-clippy")),
+        part("cargo-deny", &[Ci], Kind::CargoDeny),
+    ];
+    table.extend(KERNELS.iter().map(|kernel| {
+        let purposes: &[Purpose] = if kernel.is_tested() { &[Test] } else { &[] };
+        part(
+            &format!("kernel {}", kernel.name),
+            purposes,
+            Kind::Kernel(kernel),
+        )
+    }));
+    table
+}
+
+/// One thing that setup can find or get.
+pub struct Part {
+    pub name: String,
+    purposes: &'static [Purpose],
+    kind: Kind,
+}
+
+enum Kind {
+    /// The toolchain that builds the eBPF object.
+    Toolchain,
+    BpfLinker,
+    /// The Debian packages of the program that the part is named after.
+    Program(&'static [&'static str]),
+    /// With its plugin for Python.
+    Uwsgi,
+    Jaeger,
+    /// A component of the toolchain that builds the agent, by a program of it.
+    Component(&'static str),
+    CargoDeny,
+    Kernel(&'static Kernel),
+}
+
+fn part(name: &str, purposes: &'static [Purpose], kind: Kind) -> Part {
+    Part {
+        name: name.to_owned(),
+        purposes,
+        kind,
+    }
+}
+
+fn program(name: &str, purposes: &'static [Purpose], packages: &'static [&'static str]) -> Part {
+    part(name, purposes, Kind::Program(packages))
+}
+
+impl Part {
+    pub fn is_for(&self, purpose: Purpose) -> bool {
+        let all = purpose == Purpose::All && !self.purposes.is_empty();
+        all || self.purposes.contains(&purpose) || self.purposes.contains(&Build)
+    }
+
+    pub fn kernel(&self) -> Option<&'static Kernel> {
+        match self.kind {
+            Kind::Kernel(kernel) => Some(kernel),
+            _ => None,
+        }
+    }
+
+    /// Whether it is here.
+    pub fn look(&self) -> State {
+        match &self.kind {
+            Kind::Toolchain => ebpf::toolchain(),
+            Kind::BpfLinker => ebpf::linker(),
+            Kind::Program(_) => match tools::program(&self.name) {
+                Some(file) => State::Found(file.display().to_string()),
+                None => State::Missing("it is not on PATH".to_owned()),
+            },
+            Kind::Uwsgi => uwsgi(),
+            Kind::Jaeger => jaeger::look(),
+            Kind::Component(program) => component(program),
+            Kind::CargoDeny => cargo_deny(),
+            Kind::Kernel(kernel) => vmlinuz::look(kernel),
+        }
+    }
+
+    /// How it can be got, the best way first.
+    pub fn ways(&self) -> Vec<Way> {
+        match &self.kind {
+            Kind::Toolchain => ebpf::toolchain_ways(),
+            Kind::BpfLinker => ebpf::linker_ways(),
+            Kind::Program(packages) => debian(packages),
+            Kind::Uwsgi => debian(&["uwsgi-core", "uwsgi-plugin-python3"]),
+            Kind::Jaeger => jaeger::ways(),
+            Kind::Component(_) => {
+                let add = Cmd::new("rustup").args(["component", "add", &self.name]);
+                one("from rustup".to_owned(), Action::Run(add))
+            }
+            Kind::CargoDeny => one(
+                "built from crates.io, about 3 minutes".to_owned(),
+                Action::Run(build_cargo_deny()),
+            ),
+            Kind::Kernel(kernel) => vmlinuz::ways(kernel),
+        }
+    }
+
+    /// What a person can do where there is no way that setup could go.
+    pub fn hint(&self) -> &'static str {
+        match self.kind {
+            Kind::Toolchain => "install rustup (https://rustup.rs), then run setup again",
+            Kind::Jaeger => jaeger::HINT,
+            _ => "it cannot be had on this machine",
+        }
+    }
+}
+
+fn one(title: String, action: Action) -> Vec<Way> {
+    let actions = vec![action];
+    vec![Way { title, actions }]
+}
+
+fn debian(packages: &'static [&'static str]) -> Vec<Way> {
+    let title = format!("Debian's {}, a few seconds", packages.join(" and "));
+    one(title, Action::Apt(packages))
+}
+
+/// Debian's program has its languages as plugins; others carry them within.
+fn uwsgi() -> State {
+    const PLUGIN: &str = "/usr/lib/uwsgi/plugins/python3_plugin.so";
+    match (tools::program("uwsgi-core"), tools::program("uwsgi")) {
+        (Some(_), _) if !Path::new(PLUGIN).exists() => {
+            State::Missing(format!("there is no {PLUGIN}"))
+        }
+        (Some(file), _) | (None, Some(file)) => State::Found(file.display().to_string()),
+        (None, None) => State::Missing("it is not on PATH".to_owned()),
+    }
+}
+
+const CARGO_DENY: &str = "0.20.2";
+
+fn cargo_deny_root() -> PathBuf {
+    tools::cache().join("cargo-deny")
+}
+
+fn cargo_deny() -> State {
+    let program = cargo_deny_root().join("bin/cargo-deny");
+    match Cmd::new(&program).arg("--version").output() {
+        Ok(version) if version.trim().ends_with(CARGO_DENY) => {
+            State::Found(format!("{CARGO_DENY}, {}", program.display()))
+        }
+        _ => State::Missing(format!("{CARGO_DENY} is not at {}", program.display())),
+    }
+}
+
+fn build_cargo_deny() -> Cmd {
+    Cmd::new("cargo")
+        .args(["install", "--locked", "--force", "--root"])
+        .arg(cargo_deny_root())
+        .arg(format!("cargo-deny@{CARGO_DENY}"))
+}
+
+/// rustup puts a stand-in for every component on `PATH`; only a run tells whether it is there.
+fn component(program: &str) -> State {
+    match Cmd::new(program).arg("--version").output() {
+        Ok(version) => State::Found(version.trim().to_owned()),
+        Err(_) => State::Missing(format!("`{program} --version` does not run")),
+    }
+}

@@ -1,0 +1,205 @@
+//! The kernels of the matrix: images out of Debian's packages of other suites, fetched beside the machine's own
+//! packages with apt's private lists and caches. The machine's apt never hears of those suites.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Action, State, Way};
+use crate::{command::Cmd, kernels::Kernel};
+
+/// Depends on the newest kernel of its suite.
+const NEWEST: &str = "linux-image-cloud-amd64";
+
+pub fn look(kernel: &Kernel) -> State {
+    let image = kernel.image();
+    if image.is_file() {
+        State::Found(format!("{}, {}", kernel.release(), image.display()))
+    } else {
+        State::Missing(format!("there is no {}", image.display()))
+    }
+}
+
+pub fn ways(kernel: &'static Kernel) -> Vec<Way> {
+    vec![Way {
+        title: format!("from Debian's archive ({}), about 15 seconds", kernel.suite),
+        actions: vec![Action::Kernel(kernel)],
+    }]
+}
+
+pub fn typed(kernel: &Kernel) -> String {
+    format!(
+        "take vmlinuz out of Debian's newest {NEWEST} ({}) and put it at {}",
+        kernel.suite,
+        kernel.image().display()
+    )
+}
+
+pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
+    let work = kernel.folder().join("fetching");
+    let apt = Private::new(&work, kernel.suite)?;
+    apt.get().arg("update").run_logged(log)?;
+
+    let image = apt.depends(NEWEST, "linux-image-")?;
+    // Since 7.x the image itself is in a package of its own.
+    let package = apt
+        .depends(&image, "linux-binary-")
+        .unwrap_or_else(|_| image.clone());
+    apt.get()
+        .args(["download", &package])
+        .folder(&work)
+        .run_logged(log)?;
+    let archive = find(&work, &|name| name.ends_with(".deb"))?;
+    let tree = work.join("tree");
+    Cmd::new("dpkg-deb")
+        .arg("-x")
+        .args([&archive, &tree])
+        .run_logged(log)?;
+    let vmlinuz = find(&tree, &|name| name.starts_with("vmlinuz"))?;
+
+    let release = image.trim_start_matches("linux-image-");
+    fs::create_dir_all(kernel.folder())
+        .and_then(|()| fs::write(kernel.release_file(), release))
+        .and_then(|()| fs::rename(&vmlinuz, kernel.image()))
+        .with_context(|| {
+            format!(
+                "keep {} in {}",
+                vmlinuz.display(),
+                kernel.folder().display()
+            )
+        })?;
+    fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))
+}
+
+/// An apt that knows one suite, and touches nothing outside of one folder.
+struct Private {
+    options: Vec<String>,
+}
+
+impl Private {
+    fn new(folder: &Path, suite: &str) -> Result<Self> {
+        let _ = fs::remove_dir_all(folder);
+        let make = |name: &str| {
+            let path = folder.join(name);
+            fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))
+        };
+        make("lists/partial")?;
+        make("cache/archives/partial")?;
+        let source = folder.join("sources.list");
+        let line = format!("deb [signed-by={KEYS}] {} {suite} main\n", mirror()?);
+        fs::write(&source, line).with_context(|| format!("write {}", source.display()))?;
+        let option = |name: &str, value: &str| ["-o".to_owned(), format!("{name}={value}")];
+        let options = [
+            option("Dir::Etc::SourceList", &source.to_string_lossy()),
+            option("Dir::Etc::SourceParts", "/dev/null"),
+            option("Dir::State::Lists", &folder.join("lists").to_string_lossy()),
+            option("Dir::Cache", &folder.join("cache").to_string_lossy()),
+            // The folder need not be open to apt's own user, and nothing but the list of packages is wanted.
+            option("APT::Sandbox::User", "root"),
+            option("Acquire::Languages", "none"),
+            option(
+                "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled",
+                "false",
+            ),
+            option("APT::Architecture", "amd64"),
+            // A mirror that has not been brought up to date for weeks has kernels too; signatures are checked.
+            option("Acquire::Check-Valid-Until", "false"),
+            option("Acquire::Retries", "2"),
+        ];
+        Ok(Self {
+            options: options.concat(),
+        })
+    }
+
+    fn get(&self) -> Cmd {
+        Cmd::new("apt-get")
+            .args(&self.options)
+            .limit(Duration::from_secs(300))
+    }
+
+    /// The package on which `package` depends whose name starts so.
+    fn depends(&self, package: &str, start: &str) -> Result<String> {
+        let about = Cmd::new("apt-cache")
+            .args(&self.options)
+            .args(["show", "--no-all-versions", package])
+            .output()?;
+        match dependency(&about, start) {
+            Some(name) => Ok(name.to_owned()),
+            None => bail!("Debian's {package} depends on no package {start}…"),
+        }
+    }
+}
+
+/// Where Debian's own keys are on every Debian.
+const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// The mirror of the main archive that this machine's apt is set up with.
+fn mirror() -> Result<String> {
+    let format = "$(REPO_URI) $(ORIGIN)/$(LABEL)";
+    let targets = Cmd::new("apt-get")
+        .args(["indextargets", "--format", format, "Created-By: Packages"])
+        .output()?;
+    let by_label = targets
+        .lines()
+        .find_map(|line| line.strip_suffix(" Debian/Debian"));
+    // apt knows the labels once it has fetched its lists.
+    let by_path = || {
+        let mut uris = targets
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        uris.find(|uri| uri.trim_end_matches('/').ends_with("/debian"))
+    };
+    let mirror = by_label.or_else(by_path).map(str::to_owned);
+    mirror.context(
+        "find the mirror of Debian's main archive in apt's configuration (run `apt-get update`)",
+    )
+}
+
+fn dependency<'a>(about: &'a str, start: &str) -> Option<&'a str> {
+    let depends = about
+        .lines()
+        .filter_map(|line| line.strip_prefix("Depends: "));
+    let mut names = depends
+        .flat_map(|list| list.split(", "))
+        .filter_map(|one| one.split_whitespace().next());
+    names.find(|name| {
+        name.starts_with(start) && name[start.len()..].starts_with(|c: char| c.is_ascii_digit())
+    })
+}
+
+/// The first file below `folder` with a fitting name.
+fn find(folder: &Path, fits: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
+    fn walk(folder: &Path, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
+        let entries = fs::read_dir(folder).ok()?.flatten();
+        entries
+            .into_iter()
+            .find_map(|entry| match entry.file_type() {
+                Ok(kind) if kind.is_dir() => walk(&entry.path(), fits),
+                Ok(kind) if kind.is_file() && fits(&entry.file_name().to_string_lossy()) => {
+                    Some(entry.path())
+                }
+                _ => None,
+            })
+    }
+    walk(folder, fits).with_context(|| format!("find the kernel's image in {}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_kernel_is_named_by_a_dependency() {
+        let about = "Package: linux-image-cloud-amd64\nDepends: linux-base-cloud-amd64 (= 7.2.13-1), \
+                     linux-image-7.2.13+deb14-cloud-amd64 (= 7.2.13-1)\n";
+        assert_eq!(
+            dependency(about, "linux-image-"),
+            Some("linux-image-7.2.13+deb14-cloud-amd64")
+        );
+        assert_eq!(dependency(about, "linux-binary-"), None);
+    }
+}

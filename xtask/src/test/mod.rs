@@ -1,0 +1,108 @@
+//! `cargo xtask test`: all tests, on this kernel and on those of the matrix, and one sum of them.
+//!
+//! A test that cannot run here (a server is not installed, a privilege is missing) says so in the file that
+//! `TAILBACK_SKIP_LOG` names and returns; the test harness counts it as passed, this command as skipped.
+
+mod libtest;
+mod tally;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    process::{ExitCode, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cargo::{self, Link},
+    command::Cmd,
+    kernels,
+    setup::{self, Purpose, seconds},
+    tools,
+};
+pub use tally::{Tally, Told};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Kernels of the matrix: all, none, or names separated by commas. With a filter, none unless asked for
+    #[arg(long, value_name = "LIST")]
+    kernels: Option<String>,
+    /// Run only the tests whose name contains this
+    filter: Option<String>,
+}
+
+pub fn main(args: &Args) -> Result<ExitCode> {
+    let start = Instant::now();
+    let default = if args.filter.is_some() { "none" } else { "all" };
+    let kernels = kernels::choose(args.kernels.as_deref().unwrap_or(default))?;
+    setup::ensure_with_kernels(Purpose::Test, &kernels)?;
+
+    let mut tally = Tally::default();
+    cargo_test(args.filter.as_deref(), &mut tally)?;
+    kernels::run_checks(&kernels, &mut tally);
+
+    println!("\nall tests took {}", seconds(start.elapsed()));
+    print!("{}", tally.summary());
+    Ok(if tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The tests of the workspace. The eBPF crate is left out: its object is built, loaded and tested by the agent.
+fn cargo_test(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
+    let agent = cargo::build("tailback", "tailback", Link::Usual)?;
+    let skips = tools::cache().join(format!("skipped.{}", std::process::id()));
+    fs::write(&skips, "")
+        .with_context(|| format!("make {}, the list of skipped tests", skips.display()))?;
+    let mut cargo = Cmd::new("cargo")
+        .folder(tools::root())
+        .args([
+            "test",
+            "--workspace",
+            "--exclude",
+            "tailback-ebpf",
+            "--release",
+            "--no-fail-fast",
+        ])
+        .env("TAILBACK_BIN", &agent)
+        .env("TAILBACK_SKIP_LOG", &skips);
+    if let Some(jaeger) = tools::jaeger() {
+        cargo = cargo.env("TAILBACK_JAEGER", jaeger);
+    }
+    let cargo = cargo.args(filter);
+
+    let mut child = cargo
+        .command()
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start `{cargo}`"))?;
+    let stdout = child
+        .stdout
+        .take()
+        .context("take the output of cargo test")?;
+    let mut failed = 0;
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line.context("read the output of cargo test")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        failed += libtest::read(&line, tally);
+    }
+    let status = child
+        .wait()
+        .with_context(|| format!("wait for `{cargo}`"))?;
+    if !status.success() && failed == 0 {
+        // It did not compile, or a test took the whole process down.
+        tally.tell(
+            "cargo test",
+            Told::Failed(&format!("`{cargo}` ended with {status}")),
+        );
+    }
+    let list = fs::read_to_string(&skips).with_context(|| format!("read {}", skips.display()))?;
+    fs::remove_file(&skips).with_context(|| format!("remove {}", skips.display()))?;
+    tally.skip_listed(&list);
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! Where things lie: the checkout, the folder in which setup keeps what it made, and programs on this machine.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// The checkout that this xtask was built from.
+pub fn root() -> &'static Path {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask)
+}
+
+/// The folder of everything that setup builds or fetches; it can be deleted at any time.
+/// `agent/build.rs` looks for the linker here too.
+pub fn cache() -> PathBuf {
+    env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
+        .unwrap_or_else(|| PathBuf::from("/var/cache"))
+        .join("tailback")
+}
+
+/// Where rustup keeps its toolchains.
+pub fn rustup_home() -> PathBuf {
+    env::var_os("RUSTUP_HOME").map_or_else(
+        || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".rustup"),
+        PathBuf::from,
+    )
+}
+
+/// The program of this name on `PATH`, or in the folders of servers, which only root has on its `PATH`.
+pub fn program(name: &str) -> Option<PathBuf> {
+    tailback_tests::program::find(&[name])
+}
+
+/// Jaeger: the one on `PATH`, or else the one that setup builds.
+pub fn jaeger() -> Option<PathBuf> {
+    program("jaeger").or_else(|| Some(cache().join("bin/jaeger")).filter(|file| file.is_file()))
+}
