@@ -73,18 +73,29 @@ fn assert_whole(trace: &Value) {
     }
 }
 
-/// The one trace that holds an accept queue's onset, whole at this moment.
-fn trace(jaeger: &Jaeger) -> Option<Value> {
+/// The one trace that holds the onset of this accept queue, whole at this moment.
+fn trace(jaeger: &Jaeger, queue: &str) -> Option<Value> {
     let traces = jaeger.traces(SERVICE).unwrap();
     let trace = traces
         .into_iter()
-        .find(|trace| names(trace).contains(&"queue.onset accept"))?;
+        .find(|trace| count(trace, "queue.onset accept", queue) == 1)?;
     assert_whole(&trace);
     Some(trace)
 }
 
-fn count(trace: &Value, name: &str) -> usize {
-    names(trace).iter().filter(|span| **span == name).count()
+/// How many spans of this name are about the queue. The tests of this file share one process, thus one target, and
+/// its trace holds the other test's listener as well.
+fn count(trace: &Value, name: &str, queue: &str) -> usize {
+    list(trace, "spans")
+        .iter()
+        .filter(|span| span["operationName"] == name && is_about(span, queue))
+        .count()
+}
+
+fn is_about(span: &Value, queue: &str) -> bool {
+    list(span, "tags")
+        .iter()
+        .any(|tag| tag["key"] == "tailback.queue.name" && tag["value"] == queue)
 }
 
 fn incident_over(test: &str, protocol: &str, endpoint: impl Fn(&Jaeger) -> String) {
@@ -96,6 +107,7 @@ fn incident_over(test: &str, protocol: &str, endpoint: impl Fn(&Jaeger) -> Strin
     let dir = TempDir::new("incident").unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    let queue = address.to_string();
     let mut command = Command::new(agent::binary().unwrap());
     command
         .args(["run", "--json", "--config"])
@@ -111,24 +123,28 @@ fn incident_over(test: &str, protocol: &str, endpoint: impl Fn(&Jaeger) -> Strin
     let clients: Vec<TcpStream> = (0..5)
         .map(|_| TcpStream::connect(address).unwrap())
         .collect();
-    let of_listener = |event: &agent::Event| event.text("name") == address.to_string();
+    let of_listener = |event: &agent::Event| event.text("name") == queue;
     agent
         .wait_for("the warning", PATIENCE, |event| {
             event.is("level") && of_listener(event)
         })
         .unwrap();
-    let opened = wait::until("the incident in Jaeger", PATIENCE, || Ok(trace(&jaeger))).unwrap();
-    assert_eq!(count(&opened, "queue.incident"), 1);
+    let opened = wait::until("the incident in Jaeger", PATIENCE, || {
+        Ok(trace(&jaeger, &queue))
+    })
+    .unwrap();
+    let incidents = names(&opened);
+    let incidents = incidents.iter().filter(|name| **name == "queue.incident");
+    assert_eq!(incidents.count(), 1);
     // It grows while it lasts: two more parts of the stretch.
-    let before = count(&opened, "queue.level accept critical");
-    let grown =
-        wait::until("the trace to grow", PATIENCE, || {
-            Ok(trace(&jaeger)
-                .filter(|trace| count(trace, "queue.level accept critical") >= before + 2))
-        })
-        .unwrap();
+    let before = count(&opened, "queue.level accept critical", &queue);
+    let grown = wait::until("the trace to grow", PATIENCE, || {
+        Ok(trace(&jaeger, &queue)
+            .filter(|trace| count(trace, "queue.level accept critical", &queue) >= before + 2))
+    })
+    .unwrap();
     assert_eq!(
-        count(&grown, "queue.saturation accept"),
+        count(&grown, "queue.saturation accept", &queue),
         0,
         "it is not over"
     );
@@ -142,7 +158,8 @@ fn incident_over(test: &str, protocol: &str, endpoint: impl Fn(&Jaeger) -> Strin
         })
         .unwrap();
     let whole = wait::until("the whole trace", PATIENCE, || {
-        Ok(trace(&jaeger).filter(|trace| count(trace, "queue.saturation accept") == 1))
+        Ok(trace(&jaeger, &queue)
+            .filter(|trace| count(trace, "queue.saturation accept", &queue) == 1))
     })
     .unwrap();
     assert_eq!(whole["traceID"].as_str().unwrap(), episode.text("trace_id"));
