@@ -38,22 +38,14 @@ pub struct Config {
 
 /// `[detect]`: for all queues, then `[detect.accept]` for a kind, then `[[detect.queue]]` for queues by name.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Detect {
     #[serde(default)]
     all: Thresholds,
     #[serde(default)]
-    accept: Thresholds,
-    #[serde(default)]
-    recv: Thresholds,
-    #[serde(default)]
-    send: Thresholds,
-    #[serde(default)]
-    pipe: Thresholds,
-    #[serde(default)]
-    runqueue: Thresholds,
-    #[serde(default)]
     queue: Vec<QueueEntry>,
+    /// Whatever else stands there must be a kind.
+    #[serde(flatten)]
+    kinds: BTreeMap<Kind, Thresholds>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -136,18 +128,11 @@ impl Config {
             }
         }
         let detect = &self.detect;
-        let named = [
-            ("detect.all", &detect.all),
-            ("detect.accept", &detect.accept),
-            ("detect.recv", &detect.recv),
-            ("detect.send", &detect.send),
-            ("detect.pipe", &detect.pipe),
-            ("detect.runqueue", &detect.runqueue),
-        ];
-        for (table, thresholds) in named {
+        detect.all.check().context("[detect.all] cannot be used")?;
+        for (kind, thresholds) in &detect.kinds {
             thresholds
                 .check()
-                .with_context(|| format!("[{table}] cannot be used"))?;
+                .with_context(|| format!("[detect.{}] cannot be used", kind.name()))?;
         }
         for entry in &detect.queue {
             entry
@@ -188,16 +173,11 @@ impl Config {
     pub fn settings_for(&self) -> SettingsFor {
         let mut by_kind = BTreeMap::new();
         for kind in Kind::ALL {
-            let of_kind = match kind {
-                Kind::Accept => &self.detect.accept,
-                Kind::Recv => &self.detect.recv,
-                Kind::Send => &self.detect.send,
-                Kind::Pipe => &self.detect.pipe,
-                Kind::Runqueue => &self.detect.runqueue,
-            };
+            let for_all = self.detect.all.over(Settings::default());
+            let of_kind = self.detect.kinds.get(kind);
             by_kind.insert(
-                kind,
-                of_kind.over(self.detect.all.over(Settings::default())),
+                *kind,
+                of_kind.map_or(for_all, |of_kind| of_kind.over(for_all)),
             );
         }
         let named: Vec<(WildMatch, Option<Kind>, Thresholds)> = self

@@ -35,6 +35,10 @@ pub(super) fn connection(record: &SocketRecord) -> Connection {
         wmem_queued: record.wmem_queued,
         sndbuf: record.sndbuf,
         drops: record.drops,
+        snd_wl1: 0,
+        since_received_ns: 0,
+        since_sent_ns: 0,
+        since_heard_ns: 0,
     }
 }
 
@@ -58,6 +62,7 @@ pub(super) fn listener(record: &ListenerRecord, stamps: &[u8]) -> Listener {
         depth: record.depth,
         limit: record.limit,
         drops: record.drops,
+        half_open: None,
         seen_ns: record.now_ns,
         ages_ns,
     }
@@ -85,6 +90,7 @@ pub(super) fn pipe(record: &PipeRecord) -> Pipe {
         bytes: Some(record.bytes).filter(|bytes| *bytes != PIPE_BYTES_UNKNOWN),
         readers: record.readers,
         writers: record.writers,
+        path: None,
     }
 }
 

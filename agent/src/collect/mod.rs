@@ -396,6 +396,7 @@ impl From<Tick> for Walks {
             files: tick.files,
             marked: tick.marked,
             threads: tick.threads,
+            ..Self::default()
         }
     }
 }

@@ -71,6 +71,8 @@ impl Networks {
                     passive_opens,
                     others: 0,
                     listen_overflows,
+                    syn_drops: 0,
+                    syn_cookies: 0,
                 });
             }
         }

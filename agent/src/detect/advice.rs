@@ -8,7 +8,7 @@ use crate::{
 
 /// One sentence.
 pub(super) fn evidence(episode: &Episode) -> String {
-    let unit = episode.key.kind.unit();
+    let unit = episode.unit;
     let mut parts = vec![match episode.limit {
         Some(limit) if episode.key.kind != Kind::Runqueue => {
             format!(
@@ -69,20 +69,7 @@ pub(super) fn advice(episode: &Episode) -> String {
             "Connections are refused or retried by the kernel: the service does not accept fast enough. Look at \
              what its workers wait for, and at who calls."
         }
-        (Kind::Accept, _) => "The service does not accept as fast as connections come: look at what its workers wait for.",
-        (Kind::Recv, _) => {
-            "The service does not read what has arrived: look at what the thread that serves the worst \
-             connection waits for."
-        }
-        (Kind::Send, _) => "The peer of the worst connection does not read what is sent to it: look there.",
-        (Kind::Pipe, _) => {
-            "Whoever holds the read end does not read: its writer will block when the pipe is full. \
-             `ls -l /proc/*/fd | grep` finds who holds the same pipe."
-        }
-        (Kind::Runqueue, _) => {
-            "Threads are ready to run and wait for a CPU: find what else runs on these CPUs, or raise the quota or \
-             the number of CPUs."
-        }
+        (kind, _) => kind.advice(),
     }
     .to_owned()
 }

@@ -99,6 +99,8 @@ pub struct Episode {
     pub score_max: f64,
     pub depth_max: u64,
     pub limit: Option<u64>,
+    /// See [`Reading::unit`](crate::queue::Reading::unit).
+    pub unit: &'static str,
     pub wait_p50_ns: Option<u64>,
     pub wait_p99_ns: Option<u64>,
     pub wait_max_ns: Option<u64>,

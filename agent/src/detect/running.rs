@@ -62,6 +62,7 @@ pub(super) struct Opening {
 impl Running {
     pub(super) fn open(opening: Opening, reading: &Reading, verdict: &Verdict) -> Self {
         let Opening { at, .. } = opening;
+        let unit = reading.unit.unwrap_or(opening.key.kind.unit());
         let mut running = Self {
             episode: Episode {
                 id: opening.id,
@@ -75,6 +76,7 @@ impl Running {
                 score_max: 0.0,
                 depth_max: 0,
                 limit: reading.limit,
+                unit,
                 wait_p50_ns: None,
                 wait_p99_ns: None,
                 wait_max_ns: None,

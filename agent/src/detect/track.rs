@@ -7,7 +7,7 @@ use super::{
     settings::Settings,
     window::Minimum,
 };
-use crate::queue::{Kind, Reading};
+use crate::queue::{Judged, Kind, Reading};
 
 /// Share of the warning score above which a queue is not at rest: where an episode shows its first sign.
 const SIGN: f64 = 0.5;
@@ -52,7 +52,8 @@ impl Track {
         settings: &Settings,
     ) -> Verdict {
         let waits = reading.depth > 0;
-        let delay_ns = if waits {
+        let is_judged = kind.judged() != Judged::Context;
+        let delay_ns = if waits && is_judged {
             reading.wait_ns.max(reading.oldest_ns).unwrap_or(0)
         } else {
             0
@@ -68,7 +69,8 @@ impl Track {
 
         // What has waited for longer than the window has stood there all along, however short we have been looking.
         let seen_standing = self.delays.add(now_ns, delay_ns as f64, window_ns);
-        let known_standing = reading.oldest_ns.unwrap_or(0).saturating_sub(window_ns) as f64;
+        let oldest_ns = reading.oldest_ns.filter(|_| is_judged).unwrap_or(0);
+        let known_standing = oldest_ns.saturating_sub(window_ns) as f64;
         let scale = 2.0 * target_ns as f64;
         let by_delay = seen_standing.max(known_standing) / scale;
         let fill = reading.fill.unwrap_or(0.0);

@@ -136,7 +136,7 @@ impl<W: Write> Json<W> {
         object.put("score_max", round(episode.score_max));
         object.put("depth_max", episode.depth_max);
         object.put_some("limit", episode.limit);
-        object.put("unit", episode.key.kind.unit());
+        object.put("unit", episode.unit);
         object.put_some("wait_p50_ns", episode.wait_p50_ns);
         object.put_some("wait_p99_ns", episode.wait_p99_ns);
         object.put_some("wait_max_ns", episode.wait_max_ns);
@@ -167,7 +167,7 @@ impl<W: Write> Json<W> {
 fn reading(object: &mut Object, key: &QueueKey, reading: &Reading) {
     object.put("depth", reading.depth);
     object.put_some("limit", reading.limit);
-    object.put("unit", key.kind.unit());
+    object.put("unit", reading.unit.unwrap_or(key.kind.unit()));
     object.put_some("fill", reading.fill.map(round));
 }
 

@@ -304,13 +304,8 @@ fn status(kind: Kind, losses: u64) -> Status {
     if losses == 0 {
         return Status::Unset;
     }
-    let lost = match kind {
-        Kind::Accept => "connections refused or dropped",
-        Kind::Recv => "segments dropped",
-        Kind::Send | Kind::Pipe | Kind::Runqueue => "items lost",
-    };
     Status::Error {
-        description: format!("{losses} {lost}").into(),
+        description: format!("{losses} {}", kind.losses()).into(),
     }
 }
 

@@ -131,7 +131,12 @@ impl<W: Write> Terminal<W> {
         let name = self.queue_name(&state.key);
         let mut text = format!(
             "{name}: {}",
-            depth(state.key.kind, state.reading.depth, state.reading.limit)
+            depth(
+                state.key.kind,
+                state.reading.unit.unwrap_or(state.key.kind.unit()),
+                state.reading.depth,
+                state.reading.limit
+            )
         );
         if let Some(oldest) = state.reading.oldest_ns.filter(|_| state.reading.depth > 0) {
             text += &format!(", oldest {}", duration(oldest));
@@ -183,7 +188,12 @@ impl<W: Write> Terminal<W> {
             &format!(
                 "{}  max {}",
                 sparkline(&episode.depths, scale),
-                depth(episode.key.kind, episode.depth_max, episode.limit)
+                depth(
+                    episode.key.kind,
+                    episode.unit,
+                    episode.depth_max,
+                    episode.limit
+                )
             ),
         )?;
         if let Some(max) = episode.wait_max_ns {
@@ -276,13 +286,13 @@ fn describe(target: &Target) -> String {
 }
 
 /// `23 of 100 connections`.
-fn depth(kind: Kind, depth: u64, limit: Option<u64>) -> String {
+fn depth(kind: Kind, unit: &str, depth: u64, limit: Option<u64>) -> String {
     match (kind, limit) {
         (Kind::Runqueue, Some(cpus)) => {
             format!("{} threads waiting for {} CPUs", count(depth), count(cpus))
         }
-        (_, Some(limit)) => format!("{} of {} {}", count(depth), count(limit), kind.unit()),
-        (_, None) => format!("{} {}", count(depth), kind.unit()),
+        (_, Some(limit)) => format!("{} of {} {unit}", count(depth), count(limit)),
+        (_, None) => format!("{} {unit}", count(depth)),
     }
 }
 

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Kind, Reading, Sink, Targets, advance, head::Head, little, stream::NewConnections};
+use super::{Kind, NewConnections, Reading, Sink, Source, Targets, advance, head::Head, little};
 use crate::sample::{Listener, Network, Sample, TargetId};
 
 /// What is left after one tick of the weight of a connection seen: about ten seconds of memory at ten ticks a second.
@@ -100,14 +100,8 @@ struct Group {
     sockets: u32,
 }
 
-impl Accept {
-    pub(super) fn read(
-        &mut self,
-        sample: &Sample,
-        targets: &Targets,
-        new: &NewConnections,
-        sink: &mut Sink<'_>,
-    ) {
+impl Source for Accept {
+    fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
         if !sample.walks.files && !sample.walks.marked {
             return;
         }
@@ -143,7 +137,7 @@ impl Accept {
         // A walk over marked sockets knows only those that a walk over files has met: it cannot tell that one is new,
         // but it sees every one that is left.
         self.listeners.retain(|cookie, _| seen.contains(cookie));
-        self.remember_traffic(&groups, new);
+        self.remember_traffic(&groups, &sink.new);
         let mut counted = Counted::default();
         let shared = Shared::between(&groups, &self.traffic);
         for ((target, address), group) in &groups {
@@ -168,7 +162,9 @@ impl Accept {
         self.settle(&grown, &counted);
         sink.forget_unseen(Kind::Accept);
     }
+}
 
+impl Accept {
     /// What a namespace's counter said beyond (or short of) the arrivals that were counted: the counter is read a moment
     /// before the listeners are, so a connection in between is seen waiting first and counted later.
     fn balance(&self, netns: u32) -> i64 {
@@ -211,6 +207,7 @@ impl Accept {
                 others: now.others,
                 passive_opens: now.passive_opens.saturating_sub(before.passive_opens),
                 listen_overflows: now.listen_overflows.saturating_sub(before.listen_overflows),
+                ..*now
             })
         };
         let grown = sample
@@ -283,6 +280,7 @@ impl Group {
         Reading {
             depth: self.depth,
             limit: Some(self.limit),
+            unit: None,
             fill: Some(self.fill),
             full: self.full,
             arrivals: count,

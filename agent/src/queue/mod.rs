@@ -5,16 +5,28 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod disk;
+mod downstream;
+mod eventloop;
+mod fd;
 mod head;
+mod inflight;
 mod kind;
+mod lock;
+mod memory;
 mod pipe;
 mod runqueue;
 mod stream;
+mod syn;
 mod targets;
+mod udp;
+mod unix;
+mod uring;
+mod workers;
 
 use std::{collections::HashMap, sync::Arc};
 
-pub use kind::Kind;
+pub use kind::{Judged, Kind};
 use serde::Serialize;
 pub use targets::Targets;
 
@@ -35,9 +47,11 @@ pub struct QueueKey {
 /// What one tick tells of one queue. `None` is "not known", never 0.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Reading {
-    /// In [`Kind::unit`], as `limit`.
+    /// In [`Reading::unit`], as `limit`.
     pub depth: u64,
     pub limit: Option<u64>,
+    /// What depth and limit count, where the kernel limits this queue by something else than [`Kind::unit`] says.
+    pub unit: Option<&'static str>,
     /// Depth over limit of the fullest part: one socket of several that serve one port, one connection of many.
     pub fill: Option<f64>,
     /// At the limit: the next arrival is refused, or its sender blocks.
@@ -76,14 +90,32 @@ pub struct Readings {
 }
 
 /// All queues of all targets.
-#[derive(Default)]
 pub struct Model {
     targets: Targets,
     keys: Keys,
-    accept: accept::Accept,
-    stream: stream::Streams,
-    pipe: pipe::Pipes,
-    runqueue: runqueue::RunQueues,
+    sources: Vec<Box<dyn Source>>,
+}
+
+/// Reads the queues of one kind (or of several that come from the same facts) from samples, and keeps what it must
+/// remember between them.
+trait Source: Send {
+    fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>);
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            targets: Targets::default(),
+            keys: Keys::default(),
+            // From the far end of the path that work takes to its beginning: the accept queue is read when it is known
+            // which accepted connections are new.
+            sources: Kind::ALL
+                .iter()
+                .rev()
+                .filter_map(|kind| kind.source())
+                .collect(),
+        }
+    }
 }
 
 impl Model {
@@ -98,11 +130,11 @@ impl Model {
         let mut sink = Sink {
             keys: &mut self.keys,
             out: &mut out,
+            new: NewConnections::new(),
         };
-        let new = self.stream.read(sample, &self.targets, &mut sink);
-        self.accept.read(sample, &self.targets, &new, &mut sink);
-        self.pipe.read(sample, &self.targets, &mut sink);
-        self.runqueue.read(sample, &self.targets, &mut sink);
+        for source in &mut self.sources {
+            source.read(sample, &self.targets, &mut sink);
+        }
         out
     }
 
@@ -112,10 +144,15 @@ impl Model {
     }
 }
 
+/// Accepted connections not seen at the last walk over files, per network namespace and local port.
+type NewConnections = HashMap<(u32, u16), u64>;
+
 /// Where the kinds' modules put what they read.
 struct Sink<'a> {
     keys: &'a mut Keys,
     out: &'a mut Readings,
+    /// What the connections tell the accept queue.
+    new: NewConnections,
 }
 
 impl Sink<'_> {

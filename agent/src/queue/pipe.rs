@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Kind, Reading, Sink, Targets, advance, head::Head, little};
+use super::{Kind, Reading, Sink, Source, Targets, advance, head::Head, little};
 use crate::sample::{Pipe, Sample, TargetId};
 
 #[derive(Default)]
@@ -25,8 +25,8 @@ struct Held<'a> {
     writes: bool,
 }
 
-impl Pipes {
-    pub(super) fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
+impl Source for Pipes {
+    fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
         if !sample.walks.files {
             return;
         }
@@ -81,6 +81,7 @@ impl Held<'_> {
         let reading = Reading {
             depth,
             limit: Some(limit),
+            unit: None,
             fill: Some(depth as f64 / limit.max(1) as f64),
             full: depth >= limit,
             arrivals,

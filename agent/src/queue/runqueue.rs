@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Kind, Reading, Sink, Targets};
+use super::{Kind, Reading, Sink, Source, Targets};
 use crate::sample::{Sample, TargetId, Thread};
 
 #[derive(Default)]
@@ -29,8 +29,8 @@ struct Group {
     oldest_ns: Option<u64>,
 }
 
-impl RunQueues {
-    pub(super) fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
+impl Source for RunQueues {
+    fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
         if !sample.walks.threads {
             return;
         }
@@ -102,6 +102,7 @@ impl Group {
             depth: self.waiting,
             limit: Some(u64::from(cpus)),
             // More threads than CPUs is the normal state of a batch; only their wait counts.
+            unit: None,
             fill: None,
             full: false,
             arrivals: known.then_some(self.dispatches),

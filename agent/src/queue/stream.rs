@@ -5,17 +5,14 @@
 //! which is named; one stuck connection among a thousand idle ones would not be seen in a sum.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, hash_map::Entry},
     net::SocketAddr,
 };
 
 use rustc_hash::FxHashMap;
 
-use super::{Kind, Reading, Sink, Targets, advance, head::Head, little};
+use super::{Kind, NewConnections, Reading, Sink, Source, Targets, advance, head::Head, little};
 use crate::sample::{Connection, Sample, TargetId};
-
-/// Accepted connections not seen at the last walk over files, per network namespace and local port.
-pub(super) type NewConnections = HashMap<(u32, u16), u64>;
 
 /// Unsent data below one segment may wait for company (Nagle's algorithm, TCP_CORK).
 const SEGMENT_BYTES: u64 = 1460;
@@ -119,22 +116,16 @@ struct Worst {
     limited_by: Option<&'static str>,
 }
 
-impl Streams {
-    pub(super) fn read(
-        &mut self,
-        sample: &Sample,
-        targets: &Targets,
-        sink: &mut Sink<'_>,
-    ) -> NewConnections {
-        let mut new = NewConnections::new();
+impl Source for Streams {
+    fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
         if !sample.walks.files && !sample.walks.marked {
-            return new;
+            return;
         }
         self.samples += 1;
         self.walks += u64::from(sample.walks.files);
         for connection in &sample.connections {
             if !matches!(connection.state, state::SYN_SENT | state::SYN_RECV) {
-                self.look(connection, sample.mono_ns, targets, &mut new);
+                self.look(connection, sample.mono_ns, targets, &mut sink.new);
             }
         }
         if sample.walks.files {
@@ -152,9 +143,10 @@ impl Streams {
             sink.forget_unseen(Kind::Recv);
             sink.forget_unseen(Kind::Send);
         }
-        new
     }
+}
 
+impl Streams {
     fn look(
         &mut self,
         connection: &Connection,
@@ -413,6 +405,7 @@ impl Half {
         Reading {
             depth: worst.map_or(0, |worst| worst.depth),
             limit: worst.map(|worst| worst.limit).filter(|limit| *limit > 0),
+            unit: None,
             fill: Some(worst.map_or(0.0, |worst| worst.fill)),
             full: worst.is_some_and(|worst| worst.fill >= 1.0),
             arrivals: known.then_some(self.arrivals),

@@ -26,10 +26,30 @@ pub struct Sample {
     pub connections: Vec<Connection>,
     /// Pipe ends seen: one entry per process and descriptor.
     pub pipes: Vec<Pipe>,
+    /// UDP sockets seen, once each.
+    pub datagrams: Vec<DatagramSocket>,
+    /// Unix sockets seen, once each.
+    pub unix: Vec<UnixSocket>,
+    /// io_uring instances seen, once each.
+    pub rings: Vec<Ring>,
+    /// Open files of each process.
+    pub files: Vec<Files>,
     /// Threads of the targets that were walked.
     pub threads: Vec<Thread>,
+    /// What threads of the targets are doing or waiting for; in samples with the walk `waits`.
+    pub waits: Vec<Wait>,
     /// Counters of the network namespaces in which targets listen.
     pub networks: Vec<Network>,
+    /// Control groups that hold targets; in samples with the walk `system`.
+    pub cgroups: Vec<Cgroup>,
+    /// The machine; in samples with the walk `system`.
+    pub machine: Option<Machine>,
+    /// CPU time of the machine's processes; in samples with the walk `neighbours`.
+    pub neighbours: Vec<Neighbour>,
+    /// Who listens where on this machine, watched or not: present whenever that changes.
+    pub listening: Option<Vec<Listening>>,
+    /// Who holds the other ends of the targets' pipes and unix sockets, watched or not: present whenever that changes.
+    pub holders: Option<Vec<Holder>>,
     /// What the agent itself did, with the first sample of each report interval.
     pub agent: Option<AgentReport>,
     /// What a person should know about the watching itself, in words.
@@ -45,6 +65,12 @@ pub struct Walks {
     pub marked: bool,
     /// All threads of all targets.
     pub threads: bool,
+    /// What each thread of each target waits for.
+    pub waits: bool,
+    /// Control groups and the machine.
+    pub system: bool,
+    /// CPU time of all processes.
+    pub neighbours: bool,
 }
 
 /// Names a target for as long as it is watched; never reused.
@@ -92,6 +118,8 @@ pub struct Listener {
     pub limit: u32,
     /// Drops since it was made: handshakes and requests.
     pub drops: u32,
+    /// Handshakes under way (`reqsk_queue_len`), where the kernel says.
+    pub half_open: Option<u32>,
     /// CLOCK_MONOTONIC of this look, ns.
     pub seen_ns: u64,
     /// Age of each waiting connection that the kernel timed, ns, oldest first.
@@ -126,6 +154,103 @@ pub struct Connection {
     pub sndbuf: u32,
     /// Segments dropped; read only while something is unread.
     pub drops: u32,
+    /// Sequence number of the segment that last advanced our acknowledgement or window.
+    pub snd_wl1: u32,
+    /// Since data was last received, and last sent, ns; the kernel's resolution is its timer tick. 0 where the kernel
+    /// does not say.
+    pub since_received_ns: u64,
+    pub since_sent_ns: u64,
+    /// Since anything at all was last received, a bare acknowledgement too, ns.
+    pub since_heard_ns: u64,
+}
+
+/// A UDP socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatagramSocket {
+    pub cookie: u64,
+    pub tgid: u32,
+    pub fd: u32,
+    pub netns: u32,
+    pub local: SocketAddr,
+    /// Port 0: not connected.
+    pub remote: SocketAddr,
+    /// Memory of what is not read, and its limit, bytes.
+    pub memory: u32,
+    pub rcvbuf: u32,
+    /// Datagrams not read; `None` where the kernel does not say.
+    pub queued: Option<u32>,
+    /// Datagrams dropped since it was made.
+    pub drops: u32,
+    /// Names the datagram at the head of the queue; another one has another name. 0: none.
+    pub head: u64,
+}
+
+/// What a unix socket carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum UnixStyle {
+    Stream,
+    Datagram,
+    SeqPacket,
+}
+
+/// A unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixSocket {
+    /// Its inode number.
+    pub inode: u64,
+    /// Inode of the socket at the other end, where there is one and the kernel says.
+    pub peer: Option<u64>,
+    pub tgid: u32,
+    pub fd: u32,
+    pub netns: u32,
+    pub style: UnixStyle,
+    pub listening: bool,
+    /// The path it is bound to (an accepted socket has its listener's); abstract names begin with `@`.
+    pub path: Option<String>,
+    /// The path that its peer is bound to.
+    pub peer_path: Option<String>,
+    /// Packets in its receive queue: for a listener the connections that wait to be accepted, for datagrams the
+    /// datagrams, for a stream the pieces that were written.
+    pub queued: u32,
+    /// Listener: its backlog. Datagrams: how many may wait (net.unix.max_dgram_qlen).
+    pub limit: u32,
+    /// Names the packet at the head of the receive queue; another one has another name. 0: none.
+    pub head: u64,
+    /// Bytes that it wrote and nobody has read, as memory, and the most that is allowed.
+    pub unread_by_peer: u32,
+    pub sndbuf: u32,
+    /// The same of its peer: what waits here, of what may wait.
+    pub unread: u32,
+    pub peer_sndbuf: u32,
+}
+
+/// An io_uring instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ring {
+    /// Names the instance for as long as it lives.
+    pub id: u64,
+    pub tgid: u32,
+    pub fd: u32,
+    /// Entries ever submitted and ever taken by the kernel, modulo 2^32.
+    pub sq_tail: u32,
+    pub sq_head: u32,
+    pub sq_entries: u32,
+    /// Completions ever made and ever taken by the process, modulo 2^32.
+    pub cq_tail: u32,
+    pub cq_head: u32,
+    pub cq_entries: u32,
+    /// Invalid submissions, and completions for which there was no room, since it was made.
+    pub sq_dropped: u32,
+    pub cq_overflow: u32,
+}
+
+/// The open files of one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Files {
+    pub tgid: u32,
+    pub open: u32,
+    /// RLIMIT_NOFILE, soft.
+    pub limit: u64,
 }
 
 /// One end of a pipe.
@@ -146,6 +271,8 @@ pub struct Pipe {
     /// Open read and write ends, all processes together.
     pub readers: u32,
     pub writers: u32,
+    /// A FIFO's path, as the process that holds it sees it.
+    pub path: Option<String>,
 }
 
 /// A thread of a target.
@@ -165,6 +292,152 @@ pub struct Thread {
     pub cpu_ns: u64,
 }
 
+/// What a thread is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum State {
+    /// Has a CPU.
+    Running,
+    /// Wants one.
+    Runnable,
+    /// Waits for an event.
+    Sleeping,
+    /// Waits for something that cannot be interrupted: mostly a disk.
+    Uninterruptible,
+    /// Stopped by a signal or a debugger, or frozen.
+    Stopped,
+    /// Ending.
+    Dead,
+}
+
+/// What one thread of a target is doing or waiting for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    pub tgid: u32,
+    pub tid: u32,
+    /// Its own number as the process itself sees it (its innermost pid namespace): what a lock's owner field holds.
+    pub own_tid: u32,
+    /// Its name, with control characters escaped.
+    pub comm: String,
+    pub state: State,
+    /// Counts as waiting for a disk (`in_iowait`).
+    pub io: bool,
+    /// The system call that it is in, by the number of the machine's architecture, and its first arguments; `None`
+    /// while it runs, or where the kernel does not say.
+    pub syscall: Option<Syscall>,
+    /// Voluntary and involuntary context switches since it began.
+    pub voluntary: u64,
+    pub involuntary: u64,
+    /// CPU time and time spent waiting for a CPU, ns, since it began.
+    pub cpu_ns: u64,
+    pub run_delay_ns: u64,
+}
+
+/// A system call that a thread is in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Syscall {
+    pub number: i32,
+    pub args: [u64; 4],
+    /// What its arguments point to, where that tells what it waits for.
+    pub detail: Detail,
+}
+
+/// What stands in user memory behind a system call's arguments.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Detail {
+    /// Nothing was read.
+    #[default]
+    None,
+    /// futex: the word, and what glibc keeps as the owner of a mutex beside it.
+    Futex { word: u32, owner: u32 },
+    /// poll: descriptor and events of the first entries.
+    Poll(Vec<(i32, i16)>),
+    /// A call on one file: its path, where it has one.
+    File {
+        path: String,
+        device: Option<String>,
+    },
+}
+
+/// Time that tasks stalled for want of a resource, ns since boot (pressure stall information).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Some tasks stalled; all stalled.
+    pub some_ns: u64,
+    pub full_ns: u64,
+}
+
+/// A control group in which targets run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup {
+    /// As `Target::cgroup` names it.
+    pub path: String,
+    /// CPUs that its quota allows, in thousandths; `None` without a quota.
+    pub quota_millicpus: Option<u64>,
+    /// Periods in which it was throttled, and for how long, ns, since it was made.
+    pub throttled_periods: Option<u64>,
+    pub throttled_ns: Option<u64>,
+    /// CPU time of all its processes, ns.
+    pub cpu_ns: Option<u64>,
+    /// Memory and its limit, bytes; no limit is `None`.
+    pub memory: Option<u64>,
+    /// Of the memory, what can be dropped at once (inactive page cache), bytes.
+    pub reclaimable: Option<u64>,
+    pub memory_limit: Option<u64>,
+    /// Times that the limit was hit, and processes killed for it.
+    pub limit_hits: Option<u64>,
+    pub oom_kills: Option<u64>,
+    pub cpu_stall: Option<Stall>,
+    pub memory_stall: Option<Stall>,
+    pub io_stall: Option<Stall>,
+}
+
+/// The machine as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    pub cpus: u32,
+    /// Since boot, ns: CPU time used, idle, and taken by the hypervisor.
+    pub busy_ns: u64,
+    pub idle_ns: u64,
+    pub steal_ns: u64,
+    pub memory: u64,
+    pub memory_available: u64,
+    pub oom_kills: u64,
+    pub cpu_stall: Option<Stall>,
+    pub memory_stall: Option<Stall>,
+    pub io_stall: Option<Stall>,
+}
+
+/// A process of the machine, watched or not, that used CPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbour {
+    pub tgid: u32,
+    pub name: String,
+    pub cgroup: Option<String>,
+    /// CPU time of its threads since the previous sample with the walk `neighbours`, ns.
+    pub cpu_ns: u64,
+}
+
+/// A process that listens on an address of this machine.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Listening {
+    pub netns: u32,
+    pub address: SocketAddr,
+    pub tgid: u32,
+    pub name: String,
+}
+
+/// A process that holds an end of a pipe or a unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Holder {
+    /// Inode of the pipe, or of the unix socket.
+    pub inode: u64,
+    pub tgid: u32,
+    pub name: String,
+    pub fd: u32,
+    pub reads: bool,
+    pub writes: bool,
+}
+
 /// Counters of one network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
@@ -175,6 +448,10 @@ pub struct Network {
     pub others: u32,
     /// `ListenOverflows`: handshakes refused because an accept queue was full.
     pub listen_overflows: u64,
+    /// `TCPReqQFullDrop`: SYNs dropped because too many handshakes were under way.
+    pub syn_drops: u64,
+    /// `SyncookiesSent`: handshakes that were answered without being remembered.
+    pub syn_cookies: u64,
 }
 
 /// What the agent did and what that cost, since its start unless a name says otherwise.

@@ -64,6 +64,7 @@ fn episode(incident: &str, id: &str, kind: Kind, name: &str, losses: u64) -> Epi
         score_max: 1.25,
         depth_max: 101,
         limit: Some(100),
+        unit: Kind::Accept.unit(),
         wait_p50_ns: Some(40_000_000),
         wait_p99_ns: Some(900_000_000),
         wait_max_ns: Some(SECOND),

@@ -60,6 +60,7 @@ fn episode(id: &str, kind: Kind) -> Episode {
         score_max: 1.5,
         depth_max: 101,
         limit: Some(100),
+        unit: kind.unit(),
         wait_p50_ns: Some(5),
         wait_p99_ns: None,
         wait_max_ns: Some(9),
