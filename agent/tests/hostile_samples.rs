@@ -303,7 +303,7 @@ fn samples_with_wild_values_make_nothing_panic() {
         }
     }
     // Wild as they are, they lead to all that there is to be told.
-    let kinds: Vec<&str> = Kind::ALL.into_iter().map(Kind::name).collect();
+    let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
     assert_eq!(episodes.len(), kinds.len(), "{episodes:?} of {kinds:?}");
 }
 
