@@ -3,7 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Kind, Reading, Sink, Source, Targets, advance, head::Head, inflow::Inflow, little};
-use crate::sample::{Holder, Pipe, Sample, TargetId};
+use crate::{
+    sample::{Holder, Pipe, Sample, TargetId},
+    text,
+};
+
+/// What of a FIFO's path goes into its name.
+const MAX_PATH_BYTES: usize = 512;
 
 #[derive(Default)]
 pub(super) struct Pipes {
@@ -101,12 +107,17 @@ impl Names {
     }
 
     fn give(&mut self, id: Id, pipe: &Pipe) -> String {
-        let name = match &pipe.path {
+        // Any process may choose a path, so it is made harmless.
+        let path = pipe
+            .path
+            .as_ref()
+            .map(|path| text::bounded(path, MAX_PATH_BYTES));
+        let name = match path {
             None => format!("pipe:[{}]", id.inode),
             Some(path) if self.0.contains(&(id.target, path.clone())) => {
                 format!("{path} [{}]", id.inode)
             }
-            Some(path) => path.clone(),
+            Some(path) => path,
         };
         self.0.insert((id.target, name.clone()));
         name

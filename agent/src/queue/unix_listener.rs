@@ -6,7 +6,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Kind, Reading, Sink, Targets, head::Head};
-use crate::sample::{Sample, TargetId, UnixSocket};
+use crate::{
+    sample::{Sample, TargetId, UnixSocket},
+    text,
+};
+
+/// A path takes up to 108 bytes, and an escaped one several times that.
+const MAX_NAME_BYTES: usize = 512;
 
 #[derive(Default)]
 pub(super) struct UnixListeners {
@@ -33,11 +39,12 @@ struct Group {
     elapsed_ns: Option<u64>,
 }
 
-/// How a path is spelled in names. What is relative to a process's folder gets a `./`, so that it is never taken for
+/// How a path is spelled in names. Any process may choose it, so it is made harmless. What is relative to a process's folder gets a `./`, so that it is never taken for
 /// something else.
 pub(super) fn spelled(path: &str) -> String {
+    let path = text::bounded(path, MAX_NAME_BYTES);
     if path.starts_with(['/', '@']) {
-        path.to_owned()
+        path
     } else {
         format!("./{path}")
     }
@@ -237,6 +244,7 @@ mod tests {
         for path in ["/run/a", "@a", "127.0.0.1:80", "[::1]:80", "unnamed", ""] {
             assert!(is_name(&spelled(path)), "{path}");
         }
+        assert_eq!(spelled("@a\u{1b}[2J"), "@a\\u{1b}[2J");
         assert!(!is_name("127.0.0.1:80") && !is_name("[::1]:80"));
     }
 }
