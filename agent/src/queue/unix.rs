@@ -114,11 +114,12 @@ impl Source for Unix {
                 continue;
             };
             let peer = socket.peer.and_then(|peer| by_inode.get(&peer)).copied();
+            let endpoint = endpoint(socket, &paths);
+            let inside = peer.is_some_and(|peer| targets.of(peer.tgid) == Some(target));
             let look = Look {
                 socket,
                 peer,
-                // What the service says to itself: the other end's received side shows what this one sent.
-                inside: peer.is_some_and(|peer| targets.of(peer.tgid) == Some(target)),
+                is_pair: inside && endpoint == Endpoint::Unnamed,
                 now_ns: sample.mono_ns,
                 elapsed_ns: before.map(|before| sample.mono_ns.saturating_sub(before.seen_ns)),
             };
@@ -130,13 +131,14 @@ impl Source for Unix {
             };
             let received = Place {
                 target,
-                endpoint: endpoint(socket, &paths),
+                endpoint,
                 datagrams: socket.style == UnixStyle::Datagram,
                 direction: Direction::Received,
             };
             let group = groups.entry(received).or_default();
             group.add(&look, look.received(&mut now.received));
-            if !look.inside {
+            // Of what the service says to itself, the other end's received side shows what this one sent.
+            if !inside {
                 let sent = Place {
                     direction: Direction::Sent,
                     ..received
@@ -191,8 +193,8 @@ struct Look<'a> {
     socket: &'a UnixSocket,
     /// The socket at the other end, where a target holds it.
     peer: Option<&'a UnixSocket>,
-    /// The same target holds the other end.
-    inside: bool,
+    /// Made as a pair, and the same target holds the other end.
+    is_pair: bool,
     now_ns: u64,
     elapsed_ns: Option<u64>,
 }
@@ -249,7 +251,7 @@ impl Look<'_> {
             .head
             .look(head, waiting > 0, self.now_ns)
             .filter(|_| head != 0);
-        let age_ns = if self.inside && !full {
+        let age_ns = if self.is_pair && !full {
             // What rests in a pair that a service keeps to itself is no queue while nothing comes.
             age_ns.zip(inflow_ns).map(|(age, inflow)| age.min(inflow))
         } else {

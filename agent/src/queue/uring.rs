@@ -40,8 +40,9 @@ impl Source for Uring {
             let Some(target) = targets.of(ring.tgid) else {
                 continue;
             };
-            let before = self.rings.get(&(target, ring.id));
             let mut now = Known::of(ring, target, targets, now_ns);
+            let before = self.rings.get(&(target, ring.id));
+            let before = before.filter(|before| now.comes_after(before));
             now.named_by_process =
                 before.map_or(now.named_by_process, |before| before.named_by_process);
             let elapsed_ns = before.map(|before| now_ns.saturating_sub(before.seen_ns));
@@ -89,6 +90,15 @@ impl Known {
             },
             seen_ns: now_ns,
         }
+    }
+
+    /// The name of an instance may be given again when it is closed: one that was there before has not gone back.
+    fn comes_after(&self, before: &Self) -> bool {
+        let went_on = |before: &Side, now: &Side| {
+            advance(before.tail, now.tail) < 1 << 31 && advance(before.head, now.head) < 1 << 31
+        };
+        went_on(&before.submissions, &self.submissions)
+            && went_on(&before.completions, &self.completions)
     }
 
     fn name(&self, ring: &Ring) -> String {
@@ -207,6 +217,15 @@ mod tests {
     fn a_head_that_was_read_after_it_passed_the_tail_is_an_empty_ring() {
         let queues = walk(&mut Watched::default(), ring(7, 6));
         assert_eq!(queues[1].1.depth, 0);
+    }
+
+    #[test]
+    fn a_new_ring_that_has_the_name_of_a_closed_one_begins_anew() {
+        let mut watched = Watched::default();
+        walk(&mut watched, ring(500, 500));
+        let reading = &walk(&mut watched, ring(0, 2))[1].1;
+        assert_eq!((reading.arrivals, reading.elapsed_ns), (None, None));
+        assert_eq!(reading.depth, 2);
     }
 
     #[test]

@@ -190,3 +190,28 @@ fn a_client_that_bound_itself_opened_its_connection_and_a_server_accepted_its() 
     let opened = ["-> /run/log", "-> /run/log sent"];
     assert_eq!(names, [accepted, opened].concat());
 }
+
+#[test]
+fn a_client_and_a_server_in_one_service_are_judged_like_any_other() {
+    let mut watched = Watched::default();
+    let both = || {
+        let server = UnixSocket {
+            peer: Some(4),
+            ..accepted(3, 500, 7)
+        };
+        let client = UnixSocket {
+            peer: Some(3),
+            peer_path: server.path.clone(),
+            unread_by_peer: 500,
+            ..socket(4)
+        };
+        vec![server, client]
+    };
+    for _ in 0..20 {
+        walk(&mut watched, both());
+    }
+    let queues = walk(&mut watched, both());
+    let names: Vec<_> = queues.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["/run/app", "-> /run/app"]);
+    assert_eq!(only(&queues, "/run/app").oldest_ns, Some(20 * TICK));
+}
