@@ -52,9 +52,9 @@ impl Source for Pipes {
         let mut names = Names::kept(&self.known, &held);
         let mut known = HashMap::with_capacity(held.len());
         for (id, held) in held {
-            let before = self.known.remove(&id);
-            let name = match &before {
-                Some(before) => before.name.clone(),
+            let mut before = self.known.remove(&id);
+            let name = match &mut before {
+                Some(before) => std::mem::take(&mut before.name),
                 None => names.give(id, held.pipe),
             };
             let (reading, now) = held.reading(id, before.as_ref(), sample.mono_ns, targets);
@@ -93,13 +93,15 @@ fn held<'a>(sample: &'a Sample, targets: &Targets) -> BTreeMap<Id, Held<'a>> {
     held
 }
 
-/// The names in use, so that no two pipes of a target have the same: a FIFO may be removed, and made again, while the
+/// The names of FIFOs in use, so that no two of a target have the same: one may be removed, and made again, while the
 /// first is still open.
 struct Names(BTreeSet<(TargetId, String)>);
 
 impl Names {
     fn kept(known: &HashMap<Id, Known>, held: &BTreeMap<Id, Held<'_>>) -> Self {
-        let kept = known.iter().filter(|(id, _)| held.contains_key(id));
+        let kept = known
+            .iter()
+            .filter(|(id, _)| id.is_fifo && held.contains_key(id));
         Self(
             kept.map(|(id, known)| (id.target, known.name.clone()))
                 .collect(),
