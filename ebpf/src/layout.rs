@@ -110,6 +110,10 @@ layout! {
     udp_forward_deficit,
     udp_reader_next,
     udp_reader_qlen,
+    // struct sk_buff
+    skb_len,
+    skb_data,
+    skb_tstamp,
     // struct unix_sock, struct unix_address
     unix_addr,
     unix_peer,

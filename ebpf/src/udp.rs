@@ -5,7 +5,7 @@ use tailback_ebpf::{ABSENT, Header, KIND_UDP, UNKNOWN, UdpRecord};
 
 use crate::{
     kernel::{emit, load_sk, load_sk_or, offset, probe},
-    sock::Sock,
+    sock::{Sock, packet},
     task_file::Found,
 };
 
@@ -24,9 +24,9 @@ pub fn emit_udp(seq: *mut seq_file, found: Found, sock: &Sock) {
     );
     let queued = aside.wrapping_add(received);
     let head = if aside > 0 {
-        probe!(sk, udp_reader_next, u64)
+        packet(probe!(sk, udp_reader_next, u64))
     } else if received > 0 {
-        load_sk!(sk, sk_receive_next, u64)
+        packet(load_sk!(sk, sk_receive_next, u64))
     } else {
         0
     };

@@ -10,7 +10,7 @@ use tailback_ebpf::{
 
 use crate::{
     kernel::{emit, load_sk, offset, probe, probe_at},
-    sock::Sock,
+    sock::{Sock, packet},
     task_file::Found,
 };
 
@@ -28,7 +28,7 @@ pub fn emit_unix(seq: *mut seq_file, found: Found, sock: &Sock) {
         inode: inode(sk),
         peer: 0,
         head: if queued > 0 {
-            load_sk!(sk, sk_receive_next, u64)
+            packet(load_sk!(sk, sk_receive_next, u64))
         } else {
             0
         },

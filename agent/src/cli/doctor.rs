@@ -151,6 +151,8 @@ fn plan(plan: &Plan) -> Vec<Check> {
     };
     let mut checks: Vec<Check> = Feature::ALL
         .iter()
+        // Without it nothing is lost.
+        .filter(|feature| **feature != Feature::DropCounters)
         .map(|feature| {
             let mut missing = plan.fields.missing.iter();
             let missing = missing.find(|missing| missing.feature == *feature);

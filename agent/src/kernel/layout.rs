@@ -14,19 +14,16 @@ macro_rules! features {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Feature {
             $($(#[$meta])* $feature,)*
-            /// Drops of UDP sockets are counted in a place of their own, since 6.18. Without it nothing is lost.
-            DropCounters,
         }
 
         impl Feature {
-            /// Those whose absence costs something, in the order in which `doctor` shows them.
+            /// All of them, in the order in which `doctor` shows them.
             pub const ALL: &'static [Self] = &[$(Self::$feature,)*];
 
             /// What it is called in the plan.
             pub fn title(self) -> &'static str {
                 match self {
                     $(Self::$feature => $title,)*
-                    Self::DropCounters => "drops of UDP sockets in a place of their own",
                 }
             }
 
@@ -34,7 +31,6 @@ macro_rules! features {
             pub fn cost(self) -> &'static str {
                 match self {
                     $(Self::$feature => $cost,)*
-                    Self::DropCounters => "nothing",
                 }
             }
         }
@@ -51,6 +47,9 @@ features! {
     HalfOpen = "handshakes under way", without: "syn queues are not shown";
     /// Drops of a listener or connection.
     Drops = "losses of a listener, connection or UDP socket", without: "losses are not counted";
+    /// Drops of UDP sockets are counted in a place of their own, since 6.18.
+    DropCounters = "losses of UDP sockets in a place of their own",
+        without: "nothing: before 6.18 they are counted with all others";
     /// Whether a connection carries a request that is not answered.
     Requests = "requests in flight and calls outstanding", without: "inflight and downstream are not shown";
     /// Addresses of IPv6 sockets.
@@ -169,6 +168,9 @@ const ROWS: &[Row] = rows! {
     Base sk_receive_next = "sock": "sk_receive_queue.next";
     Base sk_receive_qlen = "sock": "sk_receive_queue.qlen";
     Unix socket_alloc_inode = "socket_alloc": "vfs_inode";
+    Base skb_len = "sk_buff": "len";
+    Base skb_data = "sk_buff": "data";
+    Base skb_tstamp = "sk_buff": "tstamp";
     Unix unix_addr = "unix_sock": "addr";
     Unix unix_peer = "unix_sock": "peer";
     Unix unix_address_len = "unix_address": "len";
