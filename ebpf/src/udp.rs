@@ -26,7 +26,7 @@ pub fn emit_udp(seq: *mut seq_file, found: Found, sock: &Sock) {
     let head = if aside > 0 {
         packet(probe!(sk, udp_reader_next, u64))
     } else if received > 0 {
-        packet(load_sk!(sk, sk_receive_next, u64))
+        packet(probe!(sk, sk_receive_next, u64))
     } else {
         0
     };

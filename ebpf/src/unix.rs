@@ -28,7 +28,7 @@ pub fn emit_unix(seq: *mut seq_file, found: Found, sock: &Sock) {
         inode: inode(sk),
         peer: 0,
         head: if queued > 0 {
-            packet(load_sk!(sk, sk_receive_next, u64))
+            packet(probe!(sk, sk_receive_next, u64))
         } else {
             0
         },
@@ -51,7 +51,8 @@ pub fn emit_unix(seq: *mut seq_file, found: Found, sock: &Sock) {
     record.path_len = path(sk, &mut record.path);
     if !peer.is_null() {
         record.peer = inode(peer);
-        record.peer_written = written(peer);
+        // A connection that is not accepted has no inode yet, and its one packet is the connection itself.
+        record.peer_written = if record.peer == 0 { 0 } else { written(peer) };
         record.peer_sndbuf = probe!(peer, sk_sndbuf, u32);
         record.peer_path_len = path(peer, &mut record.peer_path);
     }
