@@ -7,6 +7,7 @@
 mod accept;
 mod disk;
 mod downstream;
+mod endpoint;
 mod eventloop;
 mod fd;
 mod head;
@@ -15,6 +16,7 @@ mod kind;
 mod lock;
 mod memory;
 mod pipe;
+mod requests;
 mod runqueue;
 mod stream;
 mod syn;
