@@ -2,10 +2,10 @@
 //! knowledge of the protocol.
 //!
 //! `snd_wl1` is the sequence number of the segment that last advanced our acknowledgement or window. It equals
-//! `rcv_nxt` when that was a bare ACK and lies before it when the segment carried data:
+//! `rcv_nxt` when that was a bare ACK and differs when the segment carried data:
 //!
 //! - A connection that was **accepted** waits for our answer when all that we sent is acknowledged and `snd_wl1` is
-//!   before `rcv_nxt`: the last that came was data.
+//!   not `rcv_nxt`: the last that came was data.
 //! - A connection that was **opened** waits for the peer's answer when not all that we sent is acknowledged, or
 //!   `snd_wl1` is `rcv_nxt`: the last that came was the bare ACK of our call.
 //!
@@ -190,8 +190,8 @@ impl Conversation {
         let (begun, done) = match (was_waiting, asked, answered, is_waiting) {
             // Answered, and asked again.
             (true, true, true, true) | (false, true, true, false) => (1, 1),
-            (false, true, true, true) => (2, 1),
             (true, .., false) => (0, 1),
+            // What was answered may be the end of an earlier answer.
             (false, .., true) => (1, 0),
             _ => (0, 0),
         };
@@ -348,7 +348,8 @@ impl Facts {
             // Sequence numbers of two moments can cross; a "negative" distance is no data.
             unread: role == Role::Accepted && (1..1 << 31).contains(&unread),
             acknowledged: !before(connection.snd_una, written),
-            data_came_last: before(connection.snd_wl1, received),
+            // Ahead of `rcv_nxt`: data that came before what it follows.
+            data_came_last: connection.snd_wl1 != received,
             over: over || closed,
             cut_off: closed || role == Role::Opened,
             closed,

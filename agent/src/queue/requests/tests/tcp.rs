@@ -80,6 +80,8 @@ pub(super) struct End {
     fin_acknowledged: bool,
     ack_due: bool,
     timer: bool,
+    /// When the timer was last set anew.
+    timed_us: u64,
     /// Out of order: start and end.
     later: BTreeMap<u32, (u32, bool)>,
     /// Sent and not acknowledged: length and FIN by sequence number, in the order of sending.
@@ -163,6 +165,9 @@ impl Tcp {
             let len = left.min(MSS);
             let seq = self.ends[at].write_seq;
             self.ends[at].write_seq = seq.wrapping_add(len);
+            if self.ends[at].unacknowledged.is_empty() {
+                self.ends[at].timed_us = self.now_us;
+            }
             self.ends[at].unacknowledged.push((seq, len, false));
             self.transmit(at, seq, len, false);
             left -= len;
@@ -189,6 +194,7 @@ impl Tcp {
         }
         if !self.ends[at].timer && (len > 0 || fin) {
             self.ends[at].timer = true;
+            self.ends[at].timed_us = self.now_us;
             self.after(RTO_US, Event::Retransmit { at });
         }
         self.ends[at].ack_due = false;
@@ -229,8 +235,16 @@ impl Tcp {
                 }
             }
             Event::Retransmit { at } => {
-                self.ends[at].timer = false;
-                if let Some((seq, len, fin)) = self.ends[at].unacknowledged.first().copied() {
+                let end = &mut self.ends[at];
+                end.timer = false;
+                let due_us = end.timed_us + RTO_US;
+                let Some((seq, len, fin)) = end.unacknowledged.first().copied() else {
+                    return;
+                };
+                if due_us > self.now_us {
+                    end.timer = true;
+                    self.after(due_us - self.now_us, Event::Retransmit { at });
+                } else {
                     self.transmit(at, seq, len, fin);
                 }
             }
@@ -264,6 +278,7 @@ impl Tcp {
         }
         if before(end.snd_una, ack) {
             end.snd_una = ack;
+            end.timed_us = now_us;
             end.unacknowledged
                 .retain(|(seq, len, fin)| before(ack, seq.wrapping_add(len + u32::from(*fin))));
             end.fin_acknowledged = end.fin_sent && end.snd_una == end.write_seq;
