@@ -98,6 +98,13 @@ impl<G: Default> Groups<G> {
         &mut self.places[place].group
     }
 
+    /// Does something to each group.
+    pub(super) fn for_each(&mut self, mut act: impl FnMut(&mut G)) {
+        for place in self.by_key.values() {
+            act(&mut self.places[*place].group);
+        }
+    }
+
     /// All groups, in the order of their keys.
     pub(super) fn iter(&self) -> impl Iterator<Item = (TargetId, Endpoint, &Placed<G>)> {
         self.by_key

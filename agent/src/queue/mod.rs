@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod conversations;
 mod disk;
 mod downstream;
 mod endpoint;
