@@ -180,7 +180,7 @@ impl Conversation {
         };
         let answered_ns = within(facts.since_answered());
         let took_ns = self.took_ns(&facts, was_waiting, (asked, answered), last_ns, answered_ns);
-        if asked && !(was_waiting && !answered) {
+        if asked && (answered || !was_waiting) {
             self.began_ns = within(facts.since_asked());
         }
         self.habit
