@@ -25,6 +25,7 @@ pub mod service;
 pub mod skip;
 pub mod sockets;
 pub mod ss;
+pub mod talk;
 pub mod temp;
 pub mod uwsgi;
 pub mod wait;
