@@ -125,12 +125,7 @@ fn losses(report: &mut Report) -> Result<()> {
 }
 
 /// The sum of what each look tells to be lost since the one before.
-pub fn report_losses(
-    report: &mut Report,
-    quantity: &str,
-    truth: f64,
-    queue: &Result<look::Queue<'_>, String>,
-) {
+pub fn report_losses(report: &mut Report, quantity: &str, truth: f64, queue: &look::Seen<'_>) {
     match queue {
         Ok(queue) => {
             let told = queue

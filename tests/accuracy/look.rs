@@ -22,8 +22,8 @@ pub const SETTLED_NS: u64 = 500_000_000;
 
 /// The looks of a while.
 pub struct Looks {
-    /// The first look at all, ns since 1970; it tells no queues.
-    pub began_ns: u64,
+    /// When they were, ns since 1970. The first tells no queues.
+    times: Vec<u64>,
     queues: Vec<Value>,
 }
 
@@ -45,16 +45,14 @@ pub fn during<T>(duration: Duration, action: impl FnOnce() -> Result<T>) -> Resu
     if end != End::Code(0) {
         bail!("tailback ended with {end:?}: {}", said(&agent));
     }
+    let began_ns = began.value["time_unix_ns"].as_u64();
+    let mut times = vec![began_ns.context("the target has no time")?];
     let events = agent.events()?.into_iter();
-    let looks = Looks {
-        began_ns: began.value["time_unix_ns"]
-            .as_u64()
-            .context("the target has no time")?,
-        queues: events
-            .filter(|event| event.is("queue"))
-            .map(|event| event.value)
-            .collect(),
-    };
+    let queues = events.filter(|event| event.is("queue"));
+    let queues: Vec<Value> = queues.map(|event| event.value).collect();
+    times.extend(queues.iter().map(time_ns));
+    times.dedup();
+    let looks = Looks { times, queues };
     Ok((looks, done))
 }
 
@@ -100,15 +98,17 @@ impl Looks {
             return Err(names);
         }
         Ok(Queue {
-            began_ns: self.began_ns,
+            times: &self.times,
             looks,
         })
     }
 }
 
 /// One queue, look by look.
+#[derive(Clone)]
 pub struct Queue<'a> {
-    began_ns: u64,
+    /// Of all looks, also those that did not see it.
+    times: &'a [u64],
     pub looks: Vec<&'a Value>,
 }
 
@@ -125,90 +125,90 @@ impl<'a> Queue<'a> {
 
     /// Each look with its time and that of the look before.
     pub fn windows(&self) -> impl Iterator<Item = (&'a Value, u64, u64)> {
-        let before =
-            std::iter::once(self.began_ns).chain(self.looks.iter().map(|line| time_ns(line)));
-        self.looks
-            .iter()
-            .zip(before)
-            .map(|(line, before)| (*line, before, time_ns(line)))
+        self.looks.iter().map(|line| {
+            let at_ns = time_ns(line);
+            (*line, self.last_before(at_ns), at_ns)
+        })
+    }
+
+    /// The last look before a moment; without one, the first.
+    fn last_before(&self, at_ns: u64) -> u64 {
+        let before = self.times.iter().rev().find(|time| **time < at_ns);
+        before.or(self.times.first()).copied().unwrap_or(0)
+    }
+
+    /// Between the looks around a moment.
+    fn tick_ns(&self, at_ns: u64) -> u64 {
+        let after = self.times.iter().find(|time| **time >= at_ns);
+        after.map_or(0, |after| after - self.last_before(*after))
     }
 
     /// When the window of the rate that a look tells began: rates are counted over the last second, in whole ticks.
     fn rate_since_ns(&self, at_ns: u64) -> u64 {
         const SECOND_NS: u64 = 1_000_000_000;
-        let times =
-            std::iter::once(self.began_ns).chain(self.looks.iter().map(|line| time_ns(line)));
-        times
-            .filter(|time| time + SECOND_NS <= at_ns)
-            .last()
-            .unwrap_or(self.began_ns)
+        self.last_before(at_ns - SECOND_NS + 1)
     }
 }
 
+/// What a report is made from: the queue, or why there is none.
+pub type Seen<'a> = Result<Queue<'a>, String>;
+
 /// A queue that stands still since `since_ns`, at every look until now: `keys` are the quantities of the report with
 /// the key of the line and the truth.
-pub fn standing(
-    report: &mut Report,
-    queue: &Result<Queue<'_>, String>,
-    since_ns: u64,
-    keys: &[(&str, &str, f64)],
-) {
+pub fn standing(report: &mut Report, queue: &Seen<'_>, since_ns: u64, keys: &[(&str, &str, f64)]) {
     let looks = within(queue, since_ns, unix_ns());
     for (quantity, key, truth) in keys {
-        each(report, &looks, quantity, |_| *truth, key);
+        match &looks {
+            Ok(_) => each(report, &looks, quantity, |_| *truth, key),
+            Err(said) => report.compare(quantity, *truth, None, said),
+        }
     }
 }
 
 /// The age of what waits since `waits_since_ns` and until `until_ns`.
 pub fn age(
     report: &mut Report,
-    queue: &Result<Queue<'_>, String>,
+    queue: &Seen<'_>,
     (waits_since_ns, until_ns): (u64, u64),
     quantity: &str,
 ) {
-    let looks = within(queue, waits_since_ns + SETTLED_NS, until_ns);
-    let truth = |line: &Value| time_ns(line).saturating_sub(waits_since_ns) as f64;
-    each(report, &looks, quantity, truth, "oldest_ns");
+    let tick_ns = queue
+        .as_ref()
+        .map_or(0, |queue| queue.tick_ns(waits_since_ns));
+    match within(queue, waits_since_ns + SETTLED_NS, until_ns) {
+        Ok(looks) => {
+            for line in looks {
+                let truth = time_ns(line).saturating_sub(waits_since_ns) as f64;
+                report.key(quantity, truth, line, "oldest_ns", tick_ns);
+            }
+        }
+        Err(said) => report.absent(quantity, &said),
+    }
 }
 
 /// A rate against a count, at every look for which the count is known over the whole window.
-pub fn rate(
-    report: &mut Report,
-    queue: &Result<Queue<'_>, String>,
-    course: &Course,
-    (quantity, key): (&str, &str),
-) {
+pub fn rate(report: &mut Report, queue: &Seen<'_>, course: &Course, (quantity, key): (&str, &str)) {
     let (from, to) = course.range_ns();
-    let queue = match queue {
-        Ok(queue) => queue,
-        Err(said) => return report.compare(quantity, course.per_second(from, to), None, said),
-    };
-    let mut compared = false;
-    for line in &queue.looks {
-        let at_ns = time_ns(line);
-        let since_ns = queue.rate_since_ns(at_ns);
+    let told = match queue {
         // One second at least, or the edges weigh too much.
-        if since_ns < from || at_ns > to || at_ns - since_ns < 1_000_000_000 {
-            continue;
+        Ok(queue) => {
+            within(&Ok(queue.clone()), from + 1_100_000_000, to).map(|looks| (queue, looks))
         }
-        report.key(quantity, course.per_second(since_ns, at_ns), Ok(line), key);
-        compared = true;
-    }
-    if !compared {
-        report.compare(
-            quantity,
-            course.per_second(from, to),
-            None,
-            "no look in that time",
-        );
+        Err(said) => Err(said.clone()),
+    };
+    match told {
+        Ok((queue, looks)) => {
+            for line in looks {
+                let at_ns = time_ns(line);
+                let truth = course.per_second(queue.rate_since_ns(at_ns).max(from), at_ns);
+                report.key(quantity, truth, line, key, 0);
+            }
+        }
+        Err(said) => report.compare(quantity, course.per_second(from, to), None, &said),
     }
 }
 
-pub fn within<'a>(
-    queue: &Result<Queue<'a>, String>,
-    from_ns: u64,
-    to_ns: u64,
-) -> Result<Vec<&'a Value>, String> {
+pub fn within<'a>(queue: &Seen<'a>, from_ns: u64, to_ns: u64) -> Result<Vec<&'a Value>, String> {
     let looks = queue.as_ref().map_err(Clone::clone)?.within(from_ns, to_ns);
     if looks.is_empty() {
         return Err("no look at this queue in that time".to_owned());
@@ -227,9 +227,9 @@ pub fn each(
     match looks {
         Ok(looks) => {
             for line in looks {
-                report.key(quantity, truth(line), Ok(line), key);
+                report.key(quantity, truth(line), line, key, 0);
             }
         }
-        Err(said) => report.key(quantity, truth(&Value::Null), Err(said), key),
+        Err(said) => report.absent(quantity, said),
     }
 }

@@ -22,7 +22,7 @@ use tailback_tests::{lines::unix_ns, temp::TempDir};
 use crate::{
     course::Course,
     holder::Holder,
-    look::{self, Queue, SETTLED_NS, age, standing},
+    look::{self, SETTLED_NS, Seen, age, standing},
     report::Report,
     sys,
 };
@@ -61,13 +61,7 @@ fn anonymous(report: &mut Report) -> Result<()> {
 }
 
 /// Whether each look since then names this process or thread in what it says of the worst part.
-pub fn names(
-    report: &mut Report,
-    quantity: &str,
-    queue: &Result<Queue<'_>, String>,
-    since_ns: u64,
-    number: &str,
-) {
+pub fn names(report: &mut Report, quantity: &str, queue: &Seen<'_>, since_ns: u64, number: &str) {
     let looks = match look::within(queue, since_ns, unix_ns()) {
         Ok(looks) => looks,
         Err(said) => return report.compare(quantity, 1.0, None, &said),

@@ -19,8 +19,20 @@ impl Report {
 
     /// Takes in one comparison. `said` is what there is instead of a number.
     pub fn compare(&mut self, quantity: &str, truth: f64, measured: Option<f64>, said: &str) {
+        self.compare_at(quantity, truth, measured, said, 0);
+    }
+
+    /// As [`Report::compare`], where the agent looked every so often.
+    pub fn compare_at(
+        &mut self,
+        quantity: &str,
+        truth: f64,
+        measured: Option<f64>,
+        said: &str,
+        tick_ns: u64,
+    ) {
         let row = self.row(quantity);
-        let allowed = row.allowed(truth);
+        let allowed = row.allowed(truth, tick_ns);
         let verdict = match measured {
             None => Verdict::Absent,
             Some(measured) if (measured - truth).abs() <= allowed => Verdict::Ok,
@@ -38,15 +50,16 @@ impl Report {
         });
     }
 
-    /// Compares one key of a queue's line; without a line, `said` tells why there is none.
-    pub fn key(&mut self, quantity: &str, truth: f64, line: Result<&Value, &str>, key: &str) {
-        match line {
-            Ok(line) => {
-                let said = format!("{key} of {line}");
-                self.compare(quantity, truth, line[key].as_f64(), &said);
-            }
-            Err(said) => self.compare(quantity, truth, None, said),
-        }
+    /// The agent says nothing of it.
+    pub fn absent(&mut self, quantity: &str, said: &str) {
+        let row = self.row(quantity);
+        self.add(Finding::without_numbers(row, Verdict::Absent, said));
+    }
+
+    /// Compares one key of a queue's line.
+    pub fn key(&mut self, quantity: &str, truth: f64, line: &Value, key: &str, tick_ns: u64) {
+        let said = format!("{key} of {line}");
+        self.compare_at(quantity, truth, line[key].as_f64(), &said, tick_ns);
     }
 
     /// Rows of which `these` is true cannot be measured here.

@@ -12,7 +12,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::{
     course::{Course, meanwhile},
-    look::{self, Queue},
+    look::{self, Seen},
     report::Report,
 };
 
@@ -46,12 +46,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
 }
 
 /// Over all looks together: the kernel adds a wait when it ends, so that a window's edges weigh.
-fn compare(
-    report: &mut Report,
-    queue: &Result<Queue<'_>, String>,
-    delay: &Course,
-    dispatches: &Course,
-) {
+fn compare(report: &mut Report, queue: &Seen<'_>, delay: &Course, dispatches: &Course) {
     let queue = match queue {
         Ok(queue) => queue,
         Err(said) => {

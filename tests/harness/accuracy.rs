@@ -15,18 +15,17 @@ pub struct Row {
 
 impl Row {
     /// The largest difference from this truth that counts as met: limits, losses and yes-or-no are exact; depth and
-    /// rate within 5%; a wait within 5% or one tick.
-    pub fn allowed(&self, truth: f64) -> f64 {
+    /// rate within 5%; an age within 5% or one tick, for what came between two looks is seen at the second.
+    pub fn allowed(&self, truth: f64, tick_ns: u64) -> f64 {
         const SHARE: f64 = 0.05;
-        const TICK_NS: f64 = 100e6;
         let is = |last: &str| self.quantity.rsplit(' ').next() == Some(last);
-        if is("limit") || is("losses") || self.unit == Unit::Truth {
-            return 0.0;
-        }
         let share = truth.abs() * SHARE;
-        match self.unit {
-            Unit::Nanoseconds => share.max(TICK_NS),
-            _ => share,
+        if is("limit") || is("losses") || self.unit == Unit::Truth {
+            0.0
+        } else if is("oldest") {
+            share.max(tick_ns as f64)
+        } else {
+            share
         }
     }
 }
@@ -334,6 +333,20 @@ mod tests {
             let known = |one: &Row| (one.kind, one.quantity) == (row.kind, row.quantity);
             assert!(!before.iter().any(known), "{row:?} stands twice");
         }
+    }
+
+    #[test]
+    fn a_limit_is_exact_and_an_age_may_be_a_tick_off() {
+        let row = |quantity: &str| ROWS.iter().find(|row| row.quantity == quantity);
+        let allowed = |quantity: &str, truth| {
+            row(quantity).map_or(f64::NAN, |row| row.allowed(truth, 100_000_000))
+        };
+        assert_eq!(allowed("limit", 128.0), 0.0);
+        assert_eq!(allowed("unix limit", 128.0), 0.0);
+        assert_eq!(allowed("depth", 100.0), 5.0);
+        assert_eq!(allowed("oldest", 1e9), 1e8);
+        assert_eq!(allowed("oldest", 4e9), 2e8);
+        assert_eq!(allowed("wait", 1e6), 5e4);
     }
 
     #[test]

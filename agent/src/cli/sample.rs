@@ -54,11 +54,15 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         events.retain(|event| matches!(event, Event::Targets { .. }));
         tell(json, &events)?;
     }
+    let mut due = Instant::now();
     loop {
         collector
             .spent(tick, 0, &BTreeSet::new())
             .map_err(Failure::kernel)?;
-        thread::sleep(apart);
+        // Kept in step, but never so near to the last that nothing can be told from the two.
+        due += apart;
+        let rest = due.saturating_duration_since(Instant::now());
+        thread::sleep(rest.max(apart / 2));
         let sample = collector
             .tick(tick, Others::default())
             .map_err(Failure::kernel)?;
