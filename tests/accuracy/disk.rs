@@ -87,7 +87,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// At a look; without one, what it was half a second after the beginning.
+/// At a look; without one, half a second after the beginning.
 fn in_state_d(course: &Course, at_ns: u64, since_ns: u64) -> f64 {
     course.at(at_ns.max(since_ns + look::SETTLED_NS))
 }

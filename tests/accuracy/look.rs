@@ -158,10 +158,7 @@ pub type Seen<'a> = Result<Queue<'a>, String>;
 pub fn standing(report: &mut Report, queue: &Seen<'_>, since_ns: u64, keys: &[(&str, &str, f64)]) {
     let looks = within(queue, since_ns, unix_ns());
     for (quantity, key, truth) in keys {
-        match &looks {
-            Ok(_) => each(report, &looks, quantity, |_| *truth, key),
-            Err(said) => report.compare(quantity, *truth, None, said),
-        }
+        each(report, &looks, quantity, |_| *truth, key);
     }
 }
 
@@ -230,6 +227,7 @@ pub fn each(
                 report.key(quantity, truth(line), line, key, 0);
             }
         }
-        Err(said) => report.absent(quantity, said),
+        // What it is when nobody looks.
+        Err(said) => report.compare(quantity, truth(&Value::Null), None, said),
     }
 }

@@ -96,16 +96,20 @@ pub fn measure_send(report: &mut Report) -> Result<()> {
         pair.server
             .set_nonblocking(true)
             .context("set O_NONBLOCK")?;
-        let mut since_ns = unix_ns();
-        // The peer's buffer grows for a while, and makes room again.
+        let (mut since_ns, mut waits) = (unix_ns(), 0.0);
+        // The peer's buffer grows for a while, and makes room again; its acknowledgements come late.
         let mut quiet = Instant::now();
-        while quiet.elapsed() < Duration::from_millis(300) {
+        while quiet.elapsed() < Duration::from_millis(500) {
             match pair.server.write(&[0; 65_536]) {
-                Ok(_) => (since_ns, quiet) = (unix_ns(), Instant::now()),
+                Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     thread::sleep(Duration::from_millis(1));
                 }
                 Err(error) => return Err(error).context("write"),
+            }
+            let before = std::mem::replace(&mut waits, sys::outgoing(&pair.server)?);
+            if waits != before {
+                (since_ns, quiet) = (unix_ns(), Instant::now());
             }
         }
         Ok(since_ns)
