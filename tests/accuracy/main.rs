@@ -212,7 +212,10 @@ fn measured(kind: &str) -> Result<(Vec<Finding>, String)> {
     let (out, error): (Vec<_>, Vec<_>) =
         lines.iter().partition(|line| line.stream == Stream::Stdout);
     let found = out.iter().filter_map(|line| Finding::from_json(&line.text));
-    let last = error.last().map_or("", |line| line.text.as_str());
+    // A verifier's log follows what was attempted.
+    let mut said_last = error.iter().map(|line| line.text.as_str());
+    let attempt = said_last.clone().find(|line| line.starts_with("error: "));
+    let last = attempt.or(said_last.next_back()).unwrap_or_default();
     let said = match end {
         Ok(End::Code(0)) => "it was not measured".to_owned(),
         Ok(end) => format!("the workload ended with {end:?}: {last}"),
