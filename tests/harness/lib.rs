@@ -5,6 +5,7 @@
 //! [`lines`]), never a pause that is hoped to be long enough.
 #![forbid(unsafe_code)]
 
+pub mod accuracy;
 pub mod agent;
 pub mod chance;
 pub mod cleanup;

@@ -4,6 +4,7 @@
 //! runs programs, `cargo` builds ours.
 #![forbid(unsafe_code)]
 
+mod accuracy;
 mod bench;
 mod cargo;
 mod command;
@@ -34,6 +35,8 @@ enum Task {
     Demo(demo::Args),
     /// Run all tests, on this kernel and on those of the matrix
     Test(test::Args),
+    /// Compare what Tailback says of queues with what is known of them, on this kernel and on those of the matrix
+    Accuracy(accuracy::Args),
     /// Measure what Tailback costs
     Bench(bench::Args),
     /// Cut kernels' BTF to the fields that the agent reads, for its tests
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Setup(args) => setup::main(&args),
         Task::Demo(args) => demo::main(&args),
         Task::Test(args) => test::main(&args),
+        Task::Accuracy(args) => accuracy::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::GoldenBtf(args) => golden_btf::main(&args),
         Task::Kernel(args) => kernels::main(&args),

@@ -1,14 +1,18 @@
-//! The tests of the matrix: what `bin/kernel-init` checks on each kernel, one test for each kernel and check.
+//! The tests of the matrix: what `bin/kernel-init` checks on each kernel, one test for each kernel and check, and
+//! each row of the accuracy table.
 
 use std::fs;
+
+use tailback_tests::accuracy::ROWS;
 
 use super::{
     Kernel, LIMIT, guest,
     protocol::CHECKS,
     qemu::{self, Console},
-    transcript::{Verdict, verdicts},
+    transcript::{Verdict, findings, verdicts},
 };
 use crate::{
+    accuracy,
     command::last_lines,
     setup::seconds,
     test::{Tally, Told},
@@ -22,9 +26,7 @@ pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
         .partition(|(_, obstacle)| obstacle.is_none());
     for (kernel, why) in unready {
         let why = why.unwrap_or_default();
-        CHECKS
-            .iter()
-            .for_each(|check| tally.tell(&name(kernel, check), Told::Skipped(&why)));
+        tests().for_each(|test| tally.tell(&name(kernel, &test), Told::Skipped(&why)));
     }
     if ready.is_empty() {
         return;
@@ -39,15 +41,21 @@ pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
         });
         match booted {
             Ok(console) => tell(kernel, &console, tally),
-            Err(why) => CHECKS
-                .iter()
-                .for_each(|check| tally.tell(&name(kernel, check), Told::Failed(&why))),
+            Err(why) => {
+                tests().for_each(|test| tally.tell(&name(kernel, &test), Told::Failed(&why)));
+            }
         }
     }
 }
 
+/// The checks, and the rows of the accuracy table.
+fn tests() -> impl Iterator<Item = String> {
+    let checks = CHECKS.iter().map(|check| (*check).to_owned());
+    checks.chain(ROWS.iter().map(accuracy::test_name))
+}
+
 /// What keeps a kernel from being tested on this machine.
-fn obstacle(kernel: &Kernel) -> Option<String> {
+pub fn obstacle(kernel: &Kernel) -> Option<String> {
     if tools::program("qemu-system-x86_64").is_none() {
         Some("qemu-system-x86_64 is not installed".to_owned())
     } else if !kernel.image().is_file() {
@@ -86,6 +94,10 @@ fn tell(kernel: &Kernel, console: &Console, tally: &mut Tally) {
             (Verdict::Absent, None) => tally.tell(&name, Told::Failed("it was not run")),
         }
     }
+    let missing = console.fault.as_deref();
+    let missing = missing.unwrap_or("the console says nothing of it");
+    let found = findings(&console.text);
+    accuracy::tell(&found, kernel.absent, missing, &name(kernel, ""), tally);
     if tally.failed > failed_before {
         let log = kernel.folder().join("console.log");
         let kept = fs::write(&log, &console.text);
