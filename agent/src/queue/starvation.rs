@@ -12,6 +12,8 @@ use crate::sample::{Cgroup, Machine, Neighbour, Sample, Stall, Target, TargetId}
 
 /// A wait below that, in the time between two looks, is not worth dividing.
 const MIN_DELAY_NS: u64 = 1_000_000;
+/// A share below that names nobody.
+const NOTABLE: f64 = 0.05;
 /// Facts older than that are not told any more.
 const STALE_NS: u64 = 10_000_000_000;
 /// A control group is named in place of its busiest process when it used so many times as much.
@@ -196,7 +198,7 @@ impl Starvation {
         for (key, value) in told {
             reading.extra.extend(value.map(|value| (key, value)));
         }
-        if foreign.is_some_and(|share| share > 0.0) {
+        if foreign.is_some_and(|share| share >= NOTABLE) {
             reading.worst = others.and_then(|(_, others)| others.busiest.clone());
         }
     }
