@@ -7,6 +7,11 @@ mod clock;
 mod convert;
 mod networks;
 mod schedule;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "not called before the samples carry it")
+)]
+mod system;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
