@@ -16,10 +16,13 @@ use crate::sample::{Sample, State, TargetId, Wait};
 const KEEP_NS: u64 = 5_000_000_000;
 /// Locks remembered at most.
 const MAX_LOCKS: usize = 4096;
-/// A waiter that is woken so often without doing anything keeps asking: the interpreter lock of CPython gives up every
-/// 5 ms. Wakes per second, and CPU time per wake.
+/// A waiter that is woken so often keeps asking: one for the interpreter lock of CPython gives up every 5 ms. Per second.
 const ASKING_PER_S: u64 = 50;
-const ASKING_CPU_NS: u64 = 100_000;
+/// Of one CPU, what threads use together that cannot run in parallel: at least and at most, over at least so long.
+const ONE_CPU: (f64, f64) = (0.5, 1.2);
+const PACE_NS: u64 = 50_000_000;
+/// Both halves of a condition variable lie in one such block: its waiters change from one to the other.
+const CONDITION_BLOCK: u64 = 8;
 
 #[derive(Default)]
 pub(super) struct Locks {
@@ -27,7 +30,18 @@ pub(super) struct Locks {
     locks: BTreeMap<(u32, u64), Known>,
     /// By process and thread.
     waiters: HashMap<(u32, u32), Waiter>,
+    /// By process.
+    paces: HashMap<u32, Pace>,
     seen_ns: Option<u64>,
+}
+
+/// CPU time that all threads of a process used.
+#[derive(Clone, Copy)]
+struct Pace {
+    since_ns: u64,
+    cpu_ns: u64,
+    /// As much as one CPU has.
+    one_cpu: bool,
 }
 
 /// What is remembered of one lock.
@@ -48,7 +62,6 @@ struct Known {
 struct Waiter {
     address: u64,
     voluntary: u64,
-    cpu_ns: u64,
     since_ns: u64,
 }
 
@@ -72,6 +85,8 @@ struct Look<'a> {
 struct Process<'a> {
     by_own_tid: HashMap<u32, &'a Wait>,
     running: u64,
+    cpu_ns: u64,
+    one_cpu: bool,
 }
 
 impl Source for Locks {
@@ -82,7 +97,8 @@ impl Source for Locks {
         let now_ns = sample.mono_ns;
         let elapsed_ns = self.seen_ns.map(|before| now_ns.saturating_sub(before));
         self.seen_ns = Some(now_ns);
-        let processes = processes(sample);
+        let mut processes = processes(sample);
+        self.pace(&mut processes, now_ns);
         let looks = self.look(sample, &processes, elapsed_ns);
         self.locks
             .retain(|_, known| now_ns.saturating_sub(known.used_ns) < KEEP_NS);
@@ -145,12 +161,36 @@ fn processes(sample: &Sample) -> HashMap<u32, Process<'_>> {
     for wait in &sample.waits {
         let process = processes.entry(wait.tgid).or_default();
         process.by_own_tid.insert(wait.own_tid, wait);
+        process.cpu_ns = process.cpu_ns.saturating_add(wait.cpu_ns);
         process.running += u64::from(matches!(wait.state, State::Running | State::Runnable));
     }
     processes
 }
 
 impl Locks {
+    fn pace(&mut self, processes: &mut HashMap<u32, Process<'_>>, now_ns: u64) {
+        let mut paces = HashMap::with_capacity(processes.len());
+        for (tgid, process) in processes {
+            let mut pace = self.paces.get(tgid).copied().unwrap_or(Pace {
+                since_ns: now_ns,
+                cpu_ns: process.cpu_ns,
+                one_cpu: false,
+            });
+            let elapsed_ns = now_ns.saturating_sub(pace.since_ns);
+            if elapsed_ns >= PACE_NS {
+                let used = process.cpu_ns.saturating_sub(pace.cpu_ns) as f64 / elapsed_ns as f64;
+                pace = Pace {
+                    since_ns: now_ns,
+                    cpu_ns: process.cpu_ns,
+                    one_cpu: used >= ONE_CPU.0 && used <= ONE_CPU.1,
+                };
+            }
+            process.one_cpu = pace.one_cpu;
+            paces.insert(*tgid, pace);
+        }
+        self.paces = paces;
+    }
+
     /// All addresses that may be locks.
     fn look<'a>(
         &mut self,
@@ -173,22 +213,25 @@ impl Locks {
             if futex.lock == Lock::No && !futex.timed {
                 continue;
             }
+            let address = match futex.lock {
+                Lock::No => futex.address - futex.address % CONDITION_BLOCK,
+                _ => futex.address,
+            };
             let before = self
                 .waiters
                 .get(&(wait.tgid, wait.tid))
-                .filter(|before| before.address == futex.address);
+                .filter(|before| before.address == address);
             let stayed = before.filter(|before| before.voluntary == wait.voluntary);
             let since_ns = stayed.map_or(now_ns, |before| before.since_ns);
             waiters.insert(
                 (wait.tgid, wait.tid),
                 Waiter {
-                    address: futex.address,
+                    address,
                     voluntary: wait.voluntary,
-                    cpu_ns: wait.cpu_ns,
                     since_ns,
                 },
             );
-            let look = looks.entry((wait.tgid, futex.address)).or_default();
+            let look = looks.entry((wait.tgid, address)).or_default();
             let asks = before.is_some_and(|before| before.asks(wait, elapsed_ns));
             look.asking += u64::from(futex.timed && asks);
             match futex.lock {
@@ -219,14 +262,12 @@ impl Locks {
 }
 
 impl Waiter {
-    /// It has been woken again and again since the last look, to do next to nothing.
+    /// It has been woken again and again since the last look.
     fn asks(&self, wait: &Wait, elapsed_ns: Option<u64>) -> bool {
-        let woken = wait.voluntary.saturating_sub(self.voluntary);
-        let worked_ns = wait.cpu_ns.saturating_sub(self.cpu_ns);
         let enough = elapsed_ns.map_or(u64::MAX, |elapsed| {
             (elapsed / (1_000_000_000 / ASKING_PER_S)).max(1)
         });
-        woken >= enough && worked_ns / woken.max(1) < ASKING_CPU_NS
+        wait.voluntary.saturating_sub(self.voluntary) >= enough
     }
 }
 
@@ -257,9 +298,11 @@ impl Known {
 }
 
 impl Look<'_> {
-    /// Threads of an interpreter that keep asking for the one lock that lets them run, while one does.
+    /// Threads of an interpreter that keep asking for the one lock that lets them run, while one does (two, where the look
+    /// falls between them): together they get no further than one CPU.
     fn is_interpreter(&self, process: &Process<'_>) -> bool {
-        !self.certain && self.asking > 0 && self.asking == self.waiters && process.running == 1
+        let one_runs = process.one_cpu && matches!(process.running, 1 | 2);
+        self.oldest.is_none() && self.asking > 0 && one_runs
     }
 
     fn reading(&self, known: &Known, left: u64, elapsed_ns: Option<u64>) -> Reading {
@@ -443,25 +486,39 @@ mod tests {
         let mut last = Vec::new();
         for tick in 0..5 {
             let mut waits: Vec<Wait> = (0..4)
-                .map(|thread| Wait {
-                    voluntary: tick * 20,
-                    cpu_ns: tick * 20 * 8_000,
-                    ..asleep(
-                        20 + thread,
-                        libc::SYS_futex,
-                        [0x55_5000, 128 | 9, 0, 0x7ffe],
-                    )
+                .map(|thread| {
+                    let address = 0x55_5000 + u64::from(thread % 2) * 4;
+                    let args = [address, 128 | 9, 0, 0x7ffe];
+                    Wait {
+                        voluntary: tick * 20,
+                        cpu_ns: tick * TICK / 5,
+                        ..asleep(20 + thread, libc::SYS_futex, args)
+                    }
                 })
                 .collect();
             waits.push(Wait {
                 state: State::Running,
                 syscall: None,
+                cpu_ns: tick * TICK / 5,
                 ..asleep(30, 0, [0; 4])
             });
             last = read(&mut model, tick, waits);
         }
         assert_eq!(extra(&last[0].1, "interpreter_lock"), Some(1.0));
         assert_eq!((last[0].1.depth, last[0].1.wait_ns), (4, None));
+    }
+
+    #[test]
+    fn an_idle_pool_that_looks_at_the_clock_now_and_then_is_no_lock() {
+        let mut model = Model::default();
+        for tick in 0..30 {
+            let args = [0x55_5000, 128 | 9, 0, 0x7ffe];
+            let pool = (0..8).map(|thread| Wait {
+                voluntary: tick / 5,
+                ..asleep(20 + thread, libc::SYS_futex, args)
+            });
+            assert_eq!(read(&mut model, tick, pool.collect()), []);
+        }
     }
 
     #[test]
