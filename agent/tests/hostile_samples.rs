@@ -84,6 +84,7 @@ impl<'de> Deserializer<'de> for Anything<'_> {
         deserialize_u16 visit_u16 u16,
         deserialize_u32 visit_u32 u32,
         deserialize_u64 visit_u64 u64,
+        deserialize_i16 visit_i16 i16,
         deserialize_i32 visit_i32 i32,
         deserialize_i64 visit_i64 i64,
     }
@@ -147,7 +148,7 @@ impl<'de> Deserializer<'de> for Anything<'_> {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i128 u128 f32 char str bytes byte_buf unit unit_struct newtype_struct tuple_struct map identifier
+        i8 i128 u128 f32 char str bytes byte_buf unit unit_struct newtype_struct tuple_struct map identifier
         ignored_any
     }
 }

@@ -56,9 +56,9 @@ struct Kept {
     round: u64,
 }
 
-impl System {
+impl Default for System {
     /// Finds out where the hierarchies are mounted.
-    pub(super) fn new() -> Self {
+    fn default() -> Self {
         let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         Self {
             mounts: Mounts::parse(&mountinfo),
@@ -67,7 +67,9 @@ impl System {
             cpus: 0,
         }
     }
+}
 
+impl System {
     /// The groups of the targets, each once, and the machine.
     pub(super) fn read(&mut self, targets: &[Target]) -> (Vec<Cgroup>, Machine) {
         self.files.round += 1;

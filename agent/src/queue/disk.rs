@@ -9,7 +9,10 @@ use super::{
     Kind, Reading, Sink, Source, Targets,
     syscalls::{Does, call_of, doing},
 };
-use crate::sample::{Detail, Sample, State, TargetId, Wait};
+use crate::{
+    sample::{Detail, Sample, State, TargetId, Wait},
+    text::harmless,
+};
 
 /// One access of a rotating disk, well served: what is shorter is no queue.
 const ACCESS_NS: u64 = 20_000_000;
@@ -174,7 +177,7 @@ impl Look<'_> {
                     "process {} thread {} ({}) {}",
                     wait.tgid,
                     wait.tid,
-                    wait.comm,
+                    harmless(&wait.comm),
                     doing(wait)
                 )
             }),

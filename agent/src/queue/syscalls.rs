@@ -3,7 +3,10 @@
 //! Numbers are those of the machine that this was built for, as those in a sample are those of the machine that it was
 //! taken on: a recording is read on the same architecture.
 
-use crate::sample::{Detail, State, Syscall, Wait};
+use crate::{
+    sample::{Detail, State, Syscall, Wait},
+    text::harmless,
+};
 
 /// What a call waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,7 +233,7 @@ pub(super) fn doing(wait: &Wait) -> String {
         |(name, _)| name.to_owned(),
     );
     match &syscall.detail {
-        Detail::File { path, .. } => format!("in {name} of {path}"),
+        Detail::File { path, .. } => format!("in {name} of {}", harmless(path)),
         _ => format!("in {name}"),
     }
 }

@@ -249,7 +249,7 @@ fn this_machine_has_cpus_and_memory_and_our_own_group_can_be_read() {
         ..Target::default()
     };
     let targets = [own(1, std::process::id()), own(2, std::process::id())];
-    let mut system = System::new();
+    let mut system = System::default();
     let (groups, machine) = system.read(&targets);
     assert_eq!(groups.len(), 1);
     assert!(machine.cpus >= 1);
