@@ -37,15 +37,49 @@ pub struct Config {
 }
 
 /// `[detect]`: for all queues, then `[detect.accept]` for a kind, then `[[detect.queue]]` for queues by name.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default)]
 struct Detect {
-    #[serde(default)]
     all: Thresholds,
-    #[serde(default)]
     queue: Vec<QueueEntry>,
-    /// Whatever else stands there must be a kind.
-    #[serde(flatten)]
     kinds: BTreeMap<Kind, Thresholds>,
+}
+
+/// By hand: with `flatten` an error would no longer name its line.
+impl<'de> Deserialize<'de> for Detect {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Tables;
+        impl<'de> de::Visitor<'de> for Tables {
+            type Value = Detect;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "tables named all, queue, or as a kind of queue")
+            }
+
+            fn visit_map<M: de::MapAccess<'de>>(self, mut map: M) -> Result<Detect, M::Error> {
+                let mut detect = Detect::default();
+                while let Some(key) = map.next_key::<String>()? {
+                    match key.as_str() {
+                        "all" => detect.all = map.next_value()?,
+                        "queue" => detect.queue = map.next_value()?,
+                        name => {
+                            let kind = Kind::ALL.iter().find(|kind| kind.name() == name);
+                            let kind = kind.ok_or_else(|| unknown(name))?;
+                            detect.kinds.insert(*kind, map.next_value()?);
+                        }
+                    }
+                }
+                Ok(detect)
+            }
+        }
+        fn unknown<E: de::Error>(name: &str) -> E {
+            let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+            E::custom(format!(
+                "unknown field `{name}`: all, queue, or one of {}",
+                kinds.join(", ")
+            ))
+        }
+        deserializer.deserialize_map(Tables)
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

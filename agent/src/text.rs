@@ -32,6 +32,22 @@ pub fn count(value: u64) -> String {
     out
 }
 
+/// `812 B`, `4.2 kB`, `16 MB`: SI units, as the field writes them.
+pub fn bytes(value: u64) -> String {
+    let mut scaled = value as f64;
+    for unit in ["B", "kB", "MB", "GB", "TB"] {
+        if scaled < 999.5 {
+            return if unit == "B" || scaled >= 99.5 {
+                format!("{scaled:.0} {unit}")
+            } else {
+                format!("{scaled:.1} {unit}")
+            };
+        }
+        scaled /= 1000.0;
+    }
+    format!("{scaled:.0} PB")
+}
+
 /// A rate without more digits than it deserves.
 pub fn rate(per_s: f64) -> String {
     if per_s >= 100.0 {

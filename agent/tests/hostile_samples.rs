@@ -27,7 +27,7 @@ use tailback::{
         terminal::{Colour, Terminal, Verbosity},
     },
     pipeline::Pipeline,
-    queue::Kind,
+    queue::{Judged, Kind},
     sample::{
         Sample,
         file::{Reader, Writer},
@@ -218,7 +218,7 @@ fn stream(seed: u64, len: usize) -> Vec<Sample> {
     for _ in 0..len {
         let fresh = Sample::deserialize(Anything(&mut numbers)).unwrap();
         let mut sample = samples.last().cloned().unwrap_or_default();
-        match numbers.below(24) {
+        match numbers.below(32) {
             0 => sample.targets = fresh.targets,
             1 => sample.listeners = fresh.listeners,
             2 => sample.connections = fresh.connections,
@@ -227,6 +227,16 @@ fn stream(seed: u64, len: usize) -> Vec<Sample> {
             5 => sample.networks = fresh.networks,
             6 => sample.walks = fresh.walks,
             7 => sample = fresh,
+            8 => sample.datagrams = fresh.datagrams,
+            9 => sample.unix = fresh.unix,
+            10 => sample.rings = fresh.rings,
+            11 => sample.files = fresh.files,
+            12 => sample.waits = fresh.waits,
+            13 => sample.cgroups = fresh.cgroups,
+            14 => sample.machine = fresh.machine,
+            15 => sample.neighbours = fresh.neighbours,
+            16 => sample.listening = fresh.listening,
+            17 => sample.holders = fresh.holders,
             _ => (sample.agent, sample.notices) = (fresh.agent, fresh.notices),
         }
         // A reader refuses later times.
@@ -285,7 +295,7 @@ fn tell(samples: impl Iterator<Item = Sample>) -> (Vec<u8>, Vec<u8>) {
                 .collect();
         }
         tell(&pipeline.finish());
-        table::write(&mut Vec::new(), &states, |_| None, true).unwrap();
+        table::write(&mut Vec::new(), &states, |_| None, true, Colour::Never).unwrap();
     }
     (terminal, json)
 }
@@ -304,8 +314,12 @@ fn samples_with_wild_values_make_nothing_panic() {
         }
     }
     // Wild as they are, they lead to all that there is to be told.
-    let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
-    assert_eq!(episodes.len(), kinds.len(), "{episodes:?} of {kinds:?}");
+    let judged = Kind::ALL
+        .iter()
+        .filter(|kind| kind.judged() != Judged::Context);
+    let kinds: BTreeSet<String> = judged.map(|kind| kind.name().to_owned()).collect();
+    let silent: Vec<&String> = kinds.difference(&episodes).collect();
+    assert!(silent.is_empty(), "{silent:?}");
 }
 
 #[test]

@@ -3,14 +3,27 @@
 use aya_ebpf::{
     bindings::seq_file,
     btf_maps::{Array, HashMap, SkStorage},
-    helpers::generated::bpf_seq_write,
+    helpers::generated::{
+        bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_seq_write,
+    },
     macros::btf_map,
 };
-use tailback_ebpf::{Layout, Mark, TargetEntry, Walk};
+use tailback_ebpf::{Layout, Mark, TargetEntry, Walk, Ways};
 
 /// Overridden by the agent before the object is loaded, then frozen by the kernel.
 #[unsafe(no_mangle)]
 static LAYOUT: Layout = Layout::EMPTY;
+
+/// Overridden and frozen likewise. With all of them 0 nothing is assumed.
+#[unsafe(no_mangle)]
+static WAYS: Ways = Ways {
+    typed_sockets: 0,
+    cookies: 0,
+    marks: 0,
+    current_task: 0,
+    task_registers: 0,
+    user_memory: 0,
+};
 
 /// Watched processes, by tgid in the initial pid namespace.
 #[btf_map]
@@ -27,6 +40,20 @@ pub static MARKS: SkStorage<Mark> = SkStorage::new();
 /// The layout as the kernel froze it. Each field is read where it is used, so that the verifier sees a constant there.
 pub fn layout() -> *const Layout {
     &raw const LAYOUT
+}
+
+/// As [`layout`].
+pub fn ways() -> *const Ways {
+    &raw const WAYS
+}
+
+/// Whether this kernel has the better way to a fact. The verifier prunes the other one, and with it helpers that the
+/// kernel does not know.
+macro_rules! way {
+    ($way:ident) => {
+        // SAFETY: WAYS is a live static; the read is volatile because the loader rewrites it.
+        unsafe { core::ptr::read_volatile(&raw const (*$crate::kernel::ways()).$way) } != 0
+    };
 }
 
 /// The offset of a kernel field. Volatile, or the compiler would use the value from before the override.
@@ -60,7 +87,90 @@ macro_rules! load_or {
     };
 }
 
-pub(crate) use {load, load_or, offset};
+/// Reads a field of type `$ty` through an address whose kernel type the verifier does not know: its offset comes from
+/// BTF alone. A bad address yields zeroes.
+macro_rules! probe {
+    ($base:expr, $field:ident, $ty:ty) => {
+        $crate::kernel::probe_at::<$ty>($base, u64::from($crate::kernel::offset!($field)))
+    };
+}
+
+/// A field of a socket: a typed load, or where the kernel gives no typed sockets a probe read.
+macro_rules! load_sk {
+    ($base:expr, $field:ident, $ty:ty) => {
+        if $crate::kernel::way!(typed_sockets) {
+            $crate::kernel::load!($base, $field, $ty)
+        } else {
+            $crate::kernel::probe!($base, $field, $ty)
+        }
+    };
+}
+
+/// As `load_sk!`, but `$absent` where this kernel has no such field.
+macro_rules! load_sk_or {
+    ($base:expr, $field:ident, $ty:ty, $absent:expr) => {
+        if $crate::kernel::offset!($field) == tailback_ebpf::ABSENT {
+            $absent
+        } else {
+            $crate::kernel::load_sk!($base, $field, $ty)
+        }
+    };
+}
+
+pub(crate) use {load, load_or, load_sk, load_sk_or, offset, probe, way};
+
+/// A value that any bytes are.
+pub trait Plain: Copy {
+    const ZERO: Self;
+}
+
+macro_rules! plain {
+    ($($ty:ty = $zero:expr),*) => { $(impl Plain for $ty { const ZERO: Self = $zero; })* };
+}
+
+plain!(u8 = 0, u16 = 0, u32 = 0, u64 = 0, [u64; 2] = [0; 2], *const u8 = core::ptr::null());
+
+/// Reads a value at `base + offset`; zeroes where the address is bad.
+#[inline(always)]
+pub fn probe_at<T: Plain>(base: *const u8, offset: u64) -> T {
+    let mut value = T::ZERO;
+    // SAFETY: the helper checks the address, and fills `value` with zeroes when it is bad; any bytes are a `T`.
+    unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut value).cast(),
+            size_of::<T>() as u32,
+            base.wrapping_add(offset as usize).cast(),
+        )
+    };
+    value
+}
+
+/// The number of a task in the pid namespace at `level`, counted from the initial one (0).
+#[inline(always)]
+pub fn pid_at(pid: *const u8, level: u32) -> u32 {
+    let at = u64::from(offset!(pid_numbers))
+        + u64::from(level & 31) * u64::from(offset!(upid_size))
+        + u64::from(offset!(upid_nr));
+    // An array indexed by a value that only the running kernel knows: typed loads cannot, a probe read can.
+    // Before 6.10 the verifier forgets the bounds of such a product, and wants them said again.
+    probe_at(pid, at & 0xfff)
+}
+
+/// The depth of the reader's own pid namespace: an iterator runs in the task that reads it.
+#[inline(always)]
+pub fn reader_level() -> u32 {
+    if way!(current_task) {
+        // SAFETY: no arguments.
+        let reader = unsafe { bpf_get_current_task_btf() }
+            .cast::<u8>()
+            .cast_const();
+        load!(load!(reader, task_thread_pid, *const u8), pid_level, u32)
+    } else {
+        // SAFETY: no arguments.
+        let reader = unsafe { bpf_get_current_task() } as *const u8;
+        probe!(probe!(reader, task_thread_pid, *const u8), pid_level, u32)
+    }
+}
 
 /// `struct bpf_iter_meta`, include/linux/bpf.h: stable since 5.8.
 #[repr(C)]
@@ -82,14 +192,14 @@ pub fn emit<T>(seq: *mut seq_file, record: &T) {
     };
 }
 
-/// `TARGET_` flags of a task's process, `None` where it is not watched.
+/// The entry of a task's process, `None` where it is not watched.
 #[inline(always)]
-pub fn target_flags(task: *const u8, tgid: u32) -> Option<u32> {
-    // SAFETY: plain numbers; an update in between shows one value or the other, and the next walk the new one.
-    let entry = unsafe { TARGETS.get(tgid) }?;
+pub fn target_of(task: *const u8, tgid: u32) -> Option<*mut TargetEntry> {
+    let entry = TARGETS.get_ptr_mut(tgid)?;
     let leader = load!(task, task_group_leader, *const u8);
-    if load!(leader, task_start_boottime, u64) == entry.start_ns {
-        Some(entry.flags)
+    // SAFETY: an entry of the map, which outlives the visit; the agent changes it between walks.
+    if load!(leader, task_start_boottime, u64) == unsafe { (*entry).start_ns } {
+        Some(entry)
     } else {
         None
     }

@@ -38,6 +38,21 @@ layout! {
     task_pcount,
     task_sum_exec_runtime,
     task_thread_pid,
+    // in bits, for it is a bit field
+    task_in_iowait,
+    task_nvcsw,
+    task_nivcsw,
+    task_signal,
+    task_stack,
+    // struct signal_struct
+    signal_rlim,
+    // struct pt_regs
+    regs_number,
+    regs_arg0,
+    regs_arg1,
+    regs_arg2,
+    regs_arg3,
+    regs_size,
     // struct pid, struct upid
     pid_level,
     pid_numbers,
@@ -46,6 +61,8 @@ layout! {
     // struct file, struct inode, struct pipe_inode_info, struct pipe_buffer
     file_inode,
     file_mode,
+    file_op,
+    file_private_data,
     inode_mode,
     inode_ino,
     inode_pipe,
@@ -60,6 +77,7 @@ layout! {
     pipe_buffer_len,
     // struct socket, struct sock
     socket_sk,
+    socket_alloc_inode,
     sk_family,
     sk_state,
     sk_num,
@@ -78,6 +96,39 @@ layout! {
     sk_sndbuf,
     sk_ack_backlog,
     sk_max_ack_backlog,
+    sk_type,
+    sk_protocol,
+    sk_socket,
+    sk_wmem_alloc,
+    sk_receive_next,
+    sk_receive_qlen,
+    // struct sock since 6.18: drops of UDP sockets, counted in two places
+    sk_drop_counters,
+    drop_counters_0,
+    drop_counters_1,
+    // struct udp_sock
+    udp_forward_deficit,
+    udp_reader_next,
+    udp_reader_qlen,
+    // struct sk_buff
+    skb_len,
+    skb_data,
+    skb_tstamp,
+    // struct unix_sock, struct unix_address
+    unix_addr,
+    unix_peer,
+    unix_address_len,
+    unix_address_name,
+    // struct io_ring_ctx, struct io_rings
+    ring_rings,
+    rings_sq_head,
+    rings_sq_tail,
+    rings_sq_entries,
+    rings_cq_head,
+    rings_cq_tail,
+    rings_cq_entries,
+    rings_sq_dropped,
+    rings_cq_overflow,
     // struct tcp_sock (and inet_connection_sock at its head)
     tcp_accept_head,
     tcp_rcv_nxt,
@@ -87,8 +138,32 @@ layout! {
     tcp_snd_nxt,
     tcp_snd_wnd,
     tcp_srtt_us,
+    tcp_half_open,
+    tcp_snd_wl1,
+    tcp_lrcvtime,
+    tcp_lsndtime,
+    tcp_rcv_tstamp,
     // struct request_sock, struct tcp_request_sock
     req_dl_next,
     req_sk,
     req_snt_synack,
+}
+
+/// Which of several ways to a fact this kernel has: 1 the better one, 0 the other. Frozen like [`Layout`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct Ways {
+    /// Sockets by `bpf_sock_from_file` (5.11) and typed loads, which the verifier checks; else by probe reads.
+    pub typed_sockets: u32,
+    /// The kernel assigns a cookie to a socket that has none (`bpf_get_socket_cookie` in tracing programs, 5.12).
+    pub cookies: u32,
+    /// Socket-local storage in iterators (5.11).
+    pub marks: u32,
+    /// The current task as a typed pointer (`bpf_get_current_task_btf`, 5.11); else by probe reads.
+    pub current_task: u32,
+    /// A task's registers by `bpf_task_pt_regs` (5.15); else from the top of its kernel stack.
+    pub task_registers: u32,
+    /// Memory of other processes in sleeping iterators (`bpf_copy_from_user_task`, 5.18).
+    pub user_memory: u32,
 }

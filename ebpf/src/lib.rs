@@ -8,9 +8,5 @@
 mod layout;
 mod record;
 
-pub use layout::{ABSENT, Layout};
-pub use record::{
-    Header, KIND_LISTENER, KIND_PIPE, KIND_PROCESS, KIND_SOCKET, KIND_THREAD, ListenerRecord,
-    MAX_WAITING, Mark, PIPE_BYTES_UNKNOWN, PIPE_READ_END, PIPE_WRITE_END, PipeRecord,
-    ProcessRecord, SocketRecord, TARGET_HOT, TargetEntry, ThreadRecord, Walk,
-};
+pub use layout::{ABSENT, Layout, Ways};
+pub use record::*;

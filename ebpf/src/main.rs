@@ -7,10 +7,16 @@
 #![no_main]
 
 mod kernel;
+mod pipe;
 mod sk_storage;
+mod sock;
 mod task;
 mod task_file;
 mod tcp;
+mod udp;
+mod unix;
+mod uring;
+mod waits;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

@@ -26,6 +26,39 @@ pub const KIND_PIPE: u16 = 3;
 pub const KIND_THREAD: u16 = 4;
 /// See [`ProcessRecord`].
 pub const KIND_PROCESS: u16 = 5;
+/// See [`UdpRecord`].
+pub const KIND_UDP: u16 = 6;
+/// See [`UnixRecord`].
+pub const KIND_UNIX: u16 = 7;
+/// See [`RingRecord`].
+pub const KIND_RING: u16 = 8;
+/// See [`WaitRecord`].
+pub const KIND_WAIT: u16 = 9;
+/// See [`CpuRecord`].
+pub const KIND_CPU: u16 = 10;
+/// See [`HolderRecord`].
+pub const KIND_HOLDER: u16 = 11;
+/// See [`OperationsRecord`].
+pub const KIND_OPERATIONS: u16 = 12;
+
+/// `ListenerRecord::half_open` and `UdpRecord::queued`: the kernel does not say.
+pub const UNKNOWN: u32 = u32::MAX;
+/// `WaitRecord::syscall`: the thread is in none, or the kernel does not say.
+pub const NO_SYSCALL: i32 = -1;
+/// Descriptors of one poll(2) that a `WaitRecord` holds.
+pub const MAX_POLLED: usize = 8;
+/// Longest path in a unix address, `UNIX_PATH_MAX` of include/uapi/linux/un.h.
+pub const UNIX_PATH: usize = 108;
+
+/// `WaitRecord::flags`: it has a CPU.
+pub const WAIT_ON_CPU: u32 = 1;
+/// `WaitRecord::flags`: it counts as waiting for I/O (`in_iowait`).
+pub const WAIT_IO: u32 = 2;
+/// `WaitRecord::flags`: `word` and `owner` were read.
+pub const WAIT_WORD: u32 = 4;
+
+/// `HolderRecord::end`: not a pipe but a unix socket.
+pub const HOLDER_SOCKET: u32 = 4;
 
 macro_rules! records {
     ($($(#[$meta:meta])* pub struct $name:ident : $size:literal {
@@ -55,7 +88,7 @@ records! {
     ///
     /// Buffer memory and drops are read only where data waits in that direction, and are 0 otherwise:
     /// they live on cache lines of their own, and an empty queue has no use for them.
-    pub struct SocketRecord: 112 {
+    pub struct SocketRecord: 128 {
         pub header: Header,
         /// The kernel's own socket cookie: never reused while the machine runs.
         pub cookie: u64,
@@ -81,6 +114,12 @@ records! {
         pub wmem_queued: u32,
         pub sndbuf: u32,
         pub drops: u32,
+        /// Sequence number of the segment that last advanced our acknowledgement or window.
+        pub snd_wl1: u32,
+        /// Timer ticks (jiffies) since data was received, since data was sent, since anything was received.
+        pub since_received: u32,
+        pub since_sent: u32,
+        pub since_heard: u32,
         pub reserved2: u32,
         /// IPv4 addresses stand in the first four bytes.
         pub local: [u8; 16],
@@ -107,8 +146,75 @@ records! {
         pub port: u16,
         pub family: u8,
         pub reserved: u8,
-        pub reserved2: u32,
+        /// Handshakes under way, or [`UNKNOWN`].
+        pub half_open: u32,
         pub local: [u8; 16],
+    }
+
+    /// A UDP socket.
+    pub struct UdpRecord: 88 {
+        pub header: Header,
+        pub cookie: u64,
+        /// The datagram at the head of the queue; 0: none.
+        pub head: u64,
+        pub fd: u32,
+        pub netns: u32,
+        /// Memory of what is not read, and its limit, bytes.
+        pub memory: u32,
+        pub rcvbuf: u32,
+        pub drops: u32,
+        /// Datagrams not read, or [`UNKNOWN`].
+        pub queued: u32,
+        pub local_port: u16,
+        pub remote_port: u16,
+        pub family: u8,
+        pub reserved: [u8; 3],
+        pub local: [u8; 16],
+        pub remote: [u8; 16],
+    }
+
+    /// A unix socket. Of a path, the bytes after `sun_family`; its length as the kernel keeps it, the family included.
+    pub struct UnixRecord: 288 {
+        pub header: Header,
+        pub inode: u64,
+        /// Inode of the socket at the other end; 0: none.
+        pub peer: u64,
+        /// The packet at the head of the receive queue; 0: none.
+        pub head: u64,
+        pub fd: u32,
+        pub netns: u32,
+        /// `SOCK_STREAM` 1, `SOCK_DGRAM` 2, `SOCK_SEQPACKET` 5.
+        pub style: u16,
+        pub state: u8,
+        pub reserved: u8,
+        pub queued: u32,
+        pub limit: u32,
+        /// Memory of what this socket wrote and nobody has read, and its limit, bytes.
+        pub written: u32,
+        pub sndbuf: u32,
+        /// The same of its peer.
+        pub peer_written: u32,
+        pub peer_sndbuf: u32,
+        pub path_len: u16,
+        pub peer_path_len: u16,
+        pub path: [u8; UNIX_PATH],
+        pub peer_path: [u8; UNIX_PATH],
+    }
+
+    /// An io_uring instance.
+    pub struct RingRecord: 64 {
+        pub header: Header,
+        pub id: u64,
+        pub fd: u32,
+        pub sq_head: u32,
+        pub sq_tail: u32,
+        pub sq_entries: u32,
+        pub cq_head: u32,
+        pub cq_tail: u32,
+        pub cq_entries: u32,
+        pub sq_dropped: u32,
+        pub cq_overflow: u32,
+        pub reserved: [u32; 3],
     }
 
     /// One end of a pipe or FIFO.
@@ -147,6 +253,57 @@ records! {
         pub cpu_ns: u64,
     }
 
+    /// What a thread of a target is doing or waiting for.
+    pub struct WaitRecord: 184 {
+        pub header: Header,
+        pub tid: u32,
+        /// Its number in its innermost pid namespace.
+        pub own_tid: u32,
+        pub state: u32,
+        /// `WAIT_` flags.
+        pub flags: u32,
+        pub voluntary: u64,
+        pub involuntary: u64,
+        pub cpu_ns: u64,
+        pub run_delay_ns: u64,
+        pub args: [u64; 4],
+        /// The system call it sleeps in, or [`NO_SYSCALL`].
+        pub syscall: i32,
+        /// Of a futex: the word, and the one 8 bytes behind it, where glibc keeps a mutex's owner.
+        pub word: u32,
+        pub owner: u32,
+        /// Of a poll: entries of `polled` that were read.
+        pub polled_len: u32,
+        /// `struct pollfd`: descriptor, and requested and returned events.
+        pub polled: [[u32; 2]; MAX_POLLED],
+        pub comm: [u8; 16],
+    }
+
+    /// CPU time of one thread of the machine, watched or not.
+    pub struct CpuRecord: 24 {
+        pub header: Header,
+        pub tid: u32,
+        pub reserved: u32,
+        pub cpu_ns: u64,
+    }
+
+    /// Who holds an end of a pipe, or a unix socket.
+    pub struct HolderRecord: 24 {
+        pub header: Header,
+        pub inode: u64,
+        pub fd: u32,
+        /// `PIPE_` ends, or [`HOLDER_SOCKET`].
+        pub end: u32,
+    }
+
+    /// Which operations an open file of the agent itself has: how a kind of file is told from others.
+    pub struct OperationsRecord: 24 {
+        pub header: Header,
+        pub fd: u32,
+        pub reserved: u32,
+        pub operations: u64,
+    }
+
     /// A process of the machine (or of the reader's pid namespace).
     pub struct ProcessRecord: 56 {
         pub header: Header,
@@ -165,21 +322,33 @@ records! {
     }
 
     /// A watched process, in the map `TARGETS` under its tgid.
-    pub struct TargetEntry: 16 {
+    pub struct TargetEntry: 40 {
         /// CLOCK_BOOTTIME at its start: another process that was given the same pid is not it.
         pub start_ns: u64,
         /// `TARGET_` flags.
         pub flags: u32,
-        pub reserved: u32,
+        /// Counted by the walk over files of this number: files open, the last one's descriptor, and RLIMIT_NOFILE.
+        pub walk: u32,
+        pub open: u32,
+        pub last_fd: u32,
+        pub limit: u64,
+        pub reserved: u64,
     }
 
     /// Settings of one walk, in the one-entry map `WALK`.
-    pub struct Walk: 16 {
+    pub struct Walk: 40 {
         /// Busy sockets of hot targets that this walk may still mark.
         pub marks_left: u32,
-        pub reserved: u32,
+        /// Its number.
+        pub walk: u32,
         /// How long a mark on a busy socket lasts, ns.
         pub mark_ttl_ns: u64,
+        /// The operations of io_uring files; 0: not known.
+        pub ring_operations: u64,
+        /// The agent's own tgid in the initial pid namespace; 0: not known.
+        pub own_tgid: u32,
+        pub reserved: u32,
+        pub reserved2: u64,
     }
 
     /// Socket-local storage of the sockets that are looked at on every tick.

@@ -11,7 +11,9 @@ use tailback_ebpf::Mark;
 
 use crate::{
     kernel::{IterMeta, MARKS},
-    tcp::{Found, Tcp},
+    sock::Sock,
+    task_file::Found,
+    tcp::Tcp,
 };
 
 #[repr(C)]
@@ -42,7 +44,7 @@ pub extern "C" fn marked(ctx: *const SkStorageContext) -> i32 {
             (*meta).seq,
         )
     };
-    let Some(tcp) = Tcp::from_sock(sk) else {
+    let Some(tcp) = Tcp::from_sock(Sock { sk }) else {
         return 0;
     };
     if tcp.is_listener() {

@@ -3,13 +3,12 @@
 //! Context, kernel/bpf/task_iter.c (since 5.8):
 //! `struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; }`
 
-use aya_ebpf::{
-    bindings::seq_file,
-    helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel},
+use aya_ebpf::bindings::seq_file;
+use tailback_ebpf::{
+    CpuRecord, Header, KIND_CPU, KIND_PROCESS, KIND_THREAD, ProcessRecord, ThreadRecord,
 };
-use tailback_ebpf::{Header, KIND_PROCESS, KIND_THREAD, ProcessRecord, ThreadRecord};
 
-use crate::kernel::{IterMeta, emit, load, load_or, offset, target_flags};
+use crate::kernel::{IterMeta, emit, load, load_or, pid_at, reader_level, target_of};
 
 #[repr(C)]
 pub struct TaskContext {
@@ -28,7 +27,7 @@ pub extern "C" fn threads(ctx: *const TaskContext) -> i32 {
         return 0;
     };
     let tgid = load!(task, task_tgid, u32);
-    if target_flags(task, tgid).is_none() {
+    if target_of(task, tgid).is_none() {
         return 0;
     }
     emit(
@@ -41,11 +40,33 @@ pub extern "C" fn threads(ctx: *const TaskContext) -> i32 {
             },
             tid: load!(task, task_pid, u32),
             state: load!(task, task_state, u32),
-            // An int, since 7.x a byte: 0 or 1, so the low byte says it on all.
-            on_cpu: u32::from(load_or!(task, task_on_cpu, u8, 0)),
+            on_cpu: on_cpu(task),
             reserved: 0,
             run_delay_ns: load_or!(task, task_run_delay, u64, 0),
             dispatches: load_or!(task, task_pcount, u64, 0),
+            cpu_ns: load!(task, task_sum_exec_runtime, u64),
+        },
+    );
+    0
+}
+
+/// Writes the CPU time of every thread of the machine.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub extern "C" fn census(ctx: *const TaskContext) -> i32 {
+    let Some((seq, task)) = task_of(ctx) else {
+        return 0;
+    };
+    emit(
+        seq,
+        &CpuRecord {
+            header: Header {
+                kind: KIND_CPU,
+                len: size_of::<CpuRecord>() as u16,
+                tgid: load!(task, task_tgid, u32),
+            },
+            tid: load!(task, task_pid, u32),
+            reserved: 0,
             cpu_ns: load!(task, task_sum_exec_runtime, u64),
         },
     );
@@ -86,7 +107,7 @@ pub extern "C" fn processes(ctx: *const TaskContext) -> i32 {
 
 /// The task of this visit; `None` at the end of the walk.
 #[inline(always)]
-fn task_of(ctx: *const TaskContext) -> Option<(*mut seq_file, *const u8)> {
+pub fn task_of(ctx: *const TaskContext) -> Option<(*mut seq_file, *const u8)> {
     // SAFETY: the kernel passes a context of this shape to programs of this section.
     let (meta, task) = unsafe { ((*ctx).meta, (*ctx).task) };
     if task.is_null() {
@@ -96,36 +117,20 @@ fn task_of(ctx: *const TaskContext) -> Option<(*mut seq_file, *const u8)> {
     Some((unsafe { (*meta).seq }, task))
 }
 
+/// 1 while a thread has a CPU. An int, since 7.x a byte: 0 or 1, so the low byte says it on all.
+#[inline(always)]
+pub fn on_cpu(task: *const u8) -> u32 {
+    u32::from(load_or!(task, task_on_cpu, u8, 0))
+}
+
 /// A task has a number in each pid namespace from its own up to the initial one; the agent's /proc shows
 /// the one at the agent's own depth.
 #[inline(always)]
 fn pid_as_the_reader_sees_it(task: *const u8, tgid: u32) -> u32 {
-    // SAFETY: no arguments; an iterator runs in the task that reads it.
-    let reader = unsafe { bpf_get_current_task_btf() }
-        .cast::<u8>()
-        .cast_const();
-    let level = load!(load!(reader, task_thread_pid, *const u8), pid_level, u32);
+    let level = reader_level();
     if level == 0 {
         return tgid;
     }
     let pid = load!(task, task_thread_pid, *const u8);
-    if pid.is_null() {
-        return 0;
-    }
-    let at = u64::from(offset!(pid_numbers))
-        + u64::from(level & 31) * u64::from(offset!(upid_size))
-        + u64::from(offset!(upid_nr));
-    // Before 6.10 the verifier forgets the bounds of such a product, and wants them said again.
-    let at = at & 0xfff;
-    let mut number: u32 = 0;
-    // An array indexed by a value that only the running kernel knows: typed loads cannot, a probe read can.
-    // SAFETY: the helper checks the address; `number` is a live u32.
-    let read = unsafe {
-        bpf_probe_read_kernel(
-            (&raw mut number).cast(),
-            size_of::<u32>() as u32,
-            pid.wrapping_add(at as usize).cast(),
-        )
-    };
-    if read == 0 { number } else { 0 }
+    if pid.is_null() { 0 } else { pid_at(pid, level) }
 }

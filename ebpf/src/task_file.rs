@@ -5,18 +5,20 @@
 
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, seq_file},
-    helpers::generated::{
-        bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_sk_storage_get, bpf_sock_from_file,
-    },
+    helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get},
 };
 use tailback_ebpf::{
-    ABSENT, Header, KIND_PIPE, Mark, PIPE_BYTES_UNKNOWN, PIPE_READ_END, PIPE_WRITE_END, PipeRecord,
-    TARGET_HOT,
+    ABSENT, Header, KIND_OPERATIONS, Mark, OperationsRecord, TARGET_HOT, TargetEntry, Walk,
 };
 
 use crate::{
-    kernel::{IterMeta, MARKS, WALK, emit, load, offset, target_flags},
-    tcp::{Found, Tcp},
+    kernel::{IterMeta, MARKS, WALK, emit, load, offset, target_of, way},
+    pipe::Pipe,
+    sock::{AF_UNIX, IPPROTO_UDP, SOCK_DGRAM, Sock},
+    tcp::Tcp,
+    udp::emit_udp,
+    unix::{self, emit_unix},
+    uring::emit_ring,
 };
 
 #[repr(C)]
@@ -27,37 +29,76 @@ pub struct TaskFileContext {
     file: *const u8,
 }
 
-/// include/uapi/linux/stat.h
-const S_IFMT: u16 = 0o170_000;
-const S_IFIFO: u16 = 0o010_000;
-/// include/linux/fs.h
-const FMODE_READ: u32 = 1;
-const FMODE_WRITE: u32 = 2;
-/// Buffers of one pipe whose bytes are added up: the default ring.
-const PIPE_BUFFERS_READ: u32 = 16;
+/// The open file that a visit is about.
+#[derive(Clone, Copy)]
+pub struct Found {
+    pub tgid: u32,
+    pub fd: u32,
+}
 
-/// Writes a record for every TCP socket and pipe that a target holds open.
+/// Writes a record for everything that a target holds open and that has a queue, and counts its files.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn files(ctx: *const TaskFileContext) -> i32 {
     if let Some((seq, task, found, file)) = file_of(ctx)
-        && let Some(flags) = target_flags(task, found.tgid)
+        && let Some(entry) = target_of(task, found.tgid)
+        && let Some(walk) = WALK.get_ptr_mut(0)
     {
-        visit(seq, found, file, flags);
+        count(entry, walk, task, found);
+        visit(seq, found, file, entry, walk);
     }
     0
 }
 
-/// Writes a record for every listening socket of every process: who listens on which port.
+/// Writes a record for every listening socket, pipe end and unix socket of every process: who listens where, and who
+/// holds the other ends of what targets hold.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
-pub extern "C" fn listeners(ctx: *const TaskFileContext) -> i32 {
-    if let Some((seq, _, found, file)) = file_of(ctx)
-        && let Some(sk) = sock_of(file)
-        && let Some(tcp) = Tcp::from_sock(sk)
+pub extern "C" fn holders(ctx: *const TaskFileContext) -> i32 {
+    let Some((seq, _, found, file)) = file_of(ctx) else {
+        return 0;
+    };
+    let Some(sock) = Sock::of(file) else {
+        if offset!(inode_pipe) != ABSENT
+            && let Some(pipe) = Pipe::of(file)
+        {
+            pipe.emit_holder(seq, found);
+        }
+        return 0;
+    };
+    if sock.family() == AF_UNIX {
+        if offset!(unix_peer) != ABSENT {
+            unix::emit_holder(seq, found, &sock);
+        }
+    } else if let Some(tcp) = Tcp::from_sock(sock)
         && tcp.is_listener()
     {
         tcp.emit_listener_only(seq, found);
+    }
+    0
+}
+
+/// Writes which operations each open file of the agent itself has.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn operations(ctx: *const TaskFileContext) -> i32 {
+    if let Some((seq, _, found, file)) = file_of(ctx)
+        && let Some(walk) = WALK.get_ptr_mut(0)
+        // SAFETY: an array entry lives as long as its map.
+        && unsafe { (*walk).own_tgid } == found.tgid
+        && offset!(file_op) != ABSENT
+    {
+        let record = OperationsRecord {
+            header: Header {
+                kind: KIND_OPERATIONS,
+                len: size_of::<OperationsRecord>() as u16,
+                tgid: found.tgid,
+            },
+            fd: found.fd,
+            reserved: 0,
+            operations: load!(file, file_op, u64),
+        };
+        emit(seq, &record);
     }
     0
 }
@@ -75,45 +116,93 @@ fn file_of(ctx: *const TaskFileContext) -> Option<(*mut seq_file, *const u8, Fou
     Some((unsafe { (*meta).seq }, task, Found { tgid, fd }, file))
 }
 
+/// Counts this file, once per walk: when the buffer is full the kernel shows the same file again.
 #[inline(always)]
-fn sock_of(file: *const u8) -> Option<*const u8> {
-    // SAFETY: a typed, non-null kernel pointer; the helper answers null for what is not a socket.
-    let socket = unsafe { bpf_sock_from_file(file.cast_mut().cast()) }.cast::<u8>();
-    if socket.is_null() {
-        return None;
+fn count(entry: *mut TargetEntry, walk: *const Walk, task: *const u8, found: Found) {
+    // SAFETY: entries of maps, which outlive the visit; only one walk runs at a time.
+    unsafe {
+        if (*entry).walk != (*walk).walk {
+            (*entry).walk = (*walk).walk;
+            (*entry).open = 0;
+            (*entry).limit = nofile(task);
+        } else if (*entry).last_fd == found.fd {
+            return;
+        }
+        (*entry).last_fd = found.fd;
+        (*entry).open += 1;
     }
-    let sk = load!(socket, socket_sk, *const u8);
-    if sk.is_null() { None } else { Some(sk) }
+}
+
+/// RLIMIT_NOFILE, soft.
+#[inline(always)]
+fn nofile(task: *const u8) -> u64 {
+    /// `rlim[RLIMIT_NOFILE].rlim_cur`, include/uapi/asm-generic/resource.h
+    const NOFILE: usize = 7 * 16;
+    if offset!(signal_rlim) == ABSENT {
+        return 0;
+    }
+    let signal = load!(task, task_signal, *const u8);
+    load!(signal.wrapping_add(NOFILE), signal_rlim, u64)
 }
 
 #[inline(always)]
-fn visit(seq: *mut seq_file, found: Found, file: *const u8, flags: u32) {
-    let Some(sk) = sock_of(file) else {
-        if offset!(inode_pipe) != ABSENT {
-            visit_pipe(seq, found, file);
+fn visit(
+    seq: *mut seq_file,
+    found: Found,
+    file: *const u8,
+    entry: *const TargetEntry,
+    walk: *mut Walk,
+) {
+    let Some(sock) = Sock::of(file) else {
+        return visit_other(seq, found, file, walk);
+    };
+    let family = sock.family();
+    if family == AF_UNIX {
+        if offset!(unix_peer) != ABSENT {
+            emit_unix(seq, found, &sock);
+        }
+        return;
+    }
+    let Some(tcp) = Tcp::from_sock(sock) else {
+        if offset!(udp_forward_deficit) != ABSENT && sock.is(family, SOCK_DGRAM, IPPROTO_UDP) {
+            emit_udp(seq, found, &sock);
         }
         return;
     };
-    let Some(tcp) = Tcp::from_sock(sk) else {
-        return;
-    };
     if tcp.is_listener() {
-        mark(sk, found, 0);
+        mark(sock.sk, found, 0);
         tcp.emit_listener(seq, found);
     } else {
-        if flags & TARGET_HOT != 0 && tcp.is_busy() {
-            mark_busy(sk, found);
+        // SAFETY: an entry of the map, which outlives the visit.
+        if unsafe { (*entry).flags } & TARGET_HOT != 0 && tcp.is_busy() {
+            mark_busy(sock.sk, found, walk);
         }
         tcp.emit_connection(seq, found);
     }
 }
 
+/// What is no socket.
+#[inline(always)]
+fn visit_other(seq: *mut seq_file, found: Found, file: *const u8, walk: *const Walk) {
+    if offset!(inode_pipe) != ABSENT
+        && let Some(pipe) = Pipe::of(file)
+    {
+        pipe.emit(seq, found);
+        return;
+    }
+    // SAFETY: an array entry lives as long as its map.
+    let ring_operations = unsafe { (*walk).ring_operations };
+    if offset!(ring_rings) != ABSENT
+        && ring_operations != 0
+        && load!(file, file_op, u64) == ring_operations
+    {
+        emit_ring(seq, found, file);
+    }
+}
+
 /// Marks a busy socket of a hot target for a closer look, as long as this walk may mark more.
 #[inline(always)]
-fn mark_busy(sk: *const u8, found: Found) {
-    let Some(walk) = WALK.get_ptr_mut(0) else {
-        return;
-    };
+fn mark_busy(sk: *const u8, found: Found, walk: *mut Walk) {
     // SAFETY: an array entry lives as long as its map; only one walk runs at a time.
     let (left, ttl_ns) = unsafe { ((*walk).marks_left, (*walk).mark_ttl_ns) };
     if left == 0 {
@@ -127,6 +216,9 @@ fn mark_busy(sk: *const u8, found: Found) {
 
 #[inline(always)]
 fn mark(sk: *const u8, found: Found, expires_ns: u64) {
+    if !way!(marks) {
+        return;
+    }
     // SAFETY: the map is live and `sk` is a typed, non-null kernel pointer.
     let mark = unsafe {
         bpf_sk_storage_get(
@@ -145,85 +237,4 @@ fn mark(sk: *const u8, found: Found, expires_ns: u64) {
             (*mark).expires_ns = expires_ns;
         }
     }
-}
-
-#[inline(always)]
-fn visit_pipe(seq: *mut seq_file, found: Found, file: *const u8) {
-    let inode = load!(file, file_inode, *const u8);
-    if load!(inode, inode_mode, u16) & S_IFMT != S_IFIFO {
-        return;
-    }
-    let pipe = load!(inode, inode_pipe, *const u8);
-    if pipe.is_null() {
-        return;
-    }
-    let mode = load!(file, file_mode, u32);
-    let mut end = 0;
-    if mode & FMODE_READ != 0 {
-        end |= PIPE_READ_END;
-    }
-    if mode & FMODE_WRITE != 0 {
-        end |= PIPE_WRITE_END;
-    }
-    let head = load!(pipe, pipe_head, u32);
-    let tail = load!(pipe, pipe_tail, u32);
-    emit(
-        seq,
-        &PipeRecord {
-            header: Header {
-                kind: KIND_PIPE,
-                len: size_of::<PipeRecord>() as u16,
-                tgid: found.tgid,
-            },
-            inode: load!(inode, inode_ino, u64),
-            fd: found.fd,
-            end,
-            head,
-            tail,
-            limit: load!(pipe, pipe_max_usage, u32),
-            bytes: pipe_bytes(pipe, head, tail),
-            readers: load!(pipe, pipe_readers, u32),
-            writers: load!(pipe, pipe_writers, u32),
-            reserved: 0,
-        },
-    );
-}
-
-/// Bytes in the pipe: each occupied buffer of the ring holds up to a page.
-#[inline(always)]
-fn pipe_bytes(pipe: *const u8, head: u32, tail: u32) -> u32 {
-    let used = head.wrapping_sub(tail);
-    if used == 0 {
-        return 0;
-    }
-    if used > PIPE_BUFFERS_READ {
-        return PIPE_BYTES_UNKNOWN;
-    }
-    let ring = load!(pipe, pipe_bufs, *const u8);
-    let mask = load!(pipe, pipe_ring_size, u32).wrapping_sub(1);
-    let mut bytes: u32 = 0;
-    let mut i = 0;
-    while i < PIPE_BUFFERS_READ {
-        if i >= used {
-            break;
-        }
-        let slot = u64::from(tail.wrapping_add(i) & mask);
-        let at = slot * u64::from(offset!(pipe_buffer_size)) + u64::from(offset!(pipe_buffer_len));
-        let mut len: u32 = 0;
-        // The ring is an array behind a pointer, which typed loads cannot index: this one is a probe read.
-        // SAFETY: the helper checks the address; `len` is a live u32.
-        let read = unsafe {
-            bpf_probe_read_kernel(
-                (&raw mut len).cast(),
-                size_of::<u32>() as u32,
-                ring.wrapping_add(at as usize).cast(),
-            )
-        };
-        if read != 0 {
-            return PIPE_BYTES_UNKNOWN;
-        }
-        bytes = bytes.wrapping_add(len);
-        i += 1;
-    }
-    bytes
 }

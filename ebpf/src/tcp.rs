@@ -3,29 +3,26 @@
 use aya_ebpf::{
     bindings::seq_file,
     helpers::generated::{
-        bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_sock,
+        bpf_jiffies64, bpf_ktime_get_ns, bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_sock,
     },
 };
 use tailback_ebpf::{
-    ABSENT, Header, KIND_LISTENER, KIND_SOCKET, ListenerRecord, MAX_WAITING, SocketRecord,
+    ABSENT, Header, KIND_LISTENER, KIND_SOCKET, ListenerRecord, MAX_WAITING, SocketRecord, UNKNOWN,
 };
 
-use crate::kernel::{emit, load, load_or, offset};
+use crate::{
+    kernel::{emit, load, load_sk, load_sk_or, offset, probe, way},
+    sock::{IPPROTO_TCP, SOCK_STREAM, Sock},
+    task_file::Found,
+};
 
 /// include/net/tcp_states.h
 pub const TCP_LISTEN: u8 = 10;
-const AF_INET: u16 = 2;
-
-/// The file through which a socket was found.
-#[derive(Clone, Copy)]
-pub struct Found {
-    pub tgid: u32,
-    pub fd: u32,
-}
 
 /// A TCP socket in a state that has queues. Both pointers name the same object; the verifier knows one as
 /// `struct sock` and the other as `struct tcp_sock`.
 pub struct Tcp {
+    sock: Sock,
     sk: *const u8,
     tcp: *const u8,
     pub state: u8,
@@ -34,14 +31,27 @@ pub struct Tcp {
 impl Tcp {
     /// `None` for a socket that is not TCP (or is MPTCP, whose outer socket has no sequence numbers).
     #[inline(always)]
-    pub fn from_sock(sk: *const u8) -> Option<Self> {
-        // SAFETY: `sk` is a typed, non-null kernel pointer; the helper answers null for other protocols.
-        let tcp = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) }.cast::<u8>();
-        if tcp.is_null() {
-            return None;
-        }
-        let state = load!(sk, sk_state, u8);
-        Some(Self { sk, tcp, state })
+    pub fn from_sock(sock: Sock) -> Option<Self> {
+        let sk = sock.sk;
+        let tcp = if way!(typed_sockets) {
+            // SAFETY: `sk` is a typed, non-null kernel pointer; the helper answers null for other protocols.
+            let tcp = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) }.cast::<u8>();
+            if tcp.is_null() {
+                return None;
+            }
+            tcp.cast_const()
+        } else {
+            if !sock.is(sock.family(), SOCK_STREAM, IPPROTO_TCP) {
+                return None;
+            }
+            sk
+        };
+        Some(Self {
+            sock,
+            sk,
+            tcp,
+            state: sock.state(),
+        })
     }
 
     #[inline(always)]
@@ -50,79 +60,56 @@ impl Tcp {
     }
 
     #[inline(always)]
-    fn cookie(&self) -> u64 {
-        match load!(self.sk, sk_cookie, u64) {
-            // Nobody has asked for this socket's cookie yet: have the kernel assign one.
-            // SAFETY: `sk` is a typed, non-null kernel pointer.
-            0 => unsafe { bpf_get_socket_cookie(self.sk.cast_mut().cast()) },
-            cookie => cookie,
-        }
-    }
-
-    #[inline(always)]
-    fn netns(&self) -> u32 {
-        let net = load!(self.sk, sk_net, *const u8);
-        load!(net, net_inum, u32)
-    }
-
-    #[inline(always)]
-    fn local(&self, family: u16) -> [u8; 16] {
-        if family == AF_INET {
-            ipv4(load!(self.sk, sk_rcv_saddr, u32))
-        } else {
-            ipv6(load_or!(self.sk, sk_v6_rcv_saddr, [u64; 2], [0; 2]))
-        }
-    }
-
-    #[inline(always)]
-    fn remote(&self, family: u16) -> [u8; 16] {
-        if family == AF_INET {
-            ipv4(load!(self.sk, sk_daddr, u32))
-        } else {
-            ipv6(load_or!(self.sk, sk_v6_daddr, [u64; 2], [0; 2]))
-        }
-    }
-
-    #[inline(always)]
     pub fn emit_connection(&self, seq: *mut seq_file, found: Found) {
-        let family = load!(self.sk, sk_family, u16);
+        let family = self.sock.family();
         let mut record = SocketRecord {
             header: Header {
                 kind: KIND_SOCKET,
                 len: size_of::<SocketRecord>() as u16,
                 tgid: found.tgid,
             },
-            cookie: self.cookie(),
+            cookie: self.sock.cookie(),
             fd: found.fd,
             state: self.state,
             family: family as u8,
-            local_port: load!(self.sk, sk_num, u16),
-            remote_port: u16::from_be(load!(self.sk, sk_dport, u16)),
+            local_port: load_sk!(self.sk, sk_num, u16),
+            remote_port: u16::from_be(load_sk!(self.sk, sk_dport, u16)),
             reserved: 0,
-            netns: self.netns(),
-            rcv_nxt: load!(self.tcp, tcp_rcv_nxt, u32),
-            copied_seq: load!(self.tcp, tcp_copied_seq, u32),
-            write_seq: load!(self.tcp, tcp_write_seq, u32),
-            snd_una: load!(self.tcp, tcp_snd_una, u32),
-            snd_nxt: load!(self.tcp, tcp_snd_nxt, u32),
-            snd_wnd: load!(self.tcp, tcp_snd_wnd, u32),
+            netns: self.sock.netns(),
+            rcv_nxt: load_sk!(self.tcp, tcp_rcv_nxt, u32),
+            copied_seq: load_sk!(self.tcp, tcp_copied_seq, u32),
+            write_seq: load_sk!(self.tcp, tcp_write_seq, u32),
+            snd_una: load_sk!(self.tcp, tcp_snd_una, u32),
+            snd_nxt: load_sk!(self.tcp, tcp_snd_nxt, u32),
+            snd_wnd: load_sk!(self.tcp, tcp_snd_wnd, u32),
             rmem_alloc: 0,
             rcvbuf: 0,
             wmem_queued: 0,
             sndbuf: 0,
             drops: 0,
+            snd_wl1: load_sk_or!(self.tcp, tcp_snd_wl1, u32, 0),
+            since_received: 0,
+            since_sent: 0,
+            since_heard: 0,
             reserved2: 0,
-            local: self.local(family),
-            remote: self.remote(family),
+            local: self.sock.local(family),
+            remote: self.sock.remote(family),
         };
+        if offset!(tcp_lsndtime) != ABSENT {
+            // SAFETY: no arguments. The kernel's own stamps are its lower 32 bits.
+            let now = unsafe { bpf_jiffies64() } as u32;
+            record.since_received = now.wrapping_sub(load_sk!(self.tcp, tcp_lrcvtime, u32));
+            record.since_sent = now.wrapping_sub(load_sk!(self.tcp, tcp_lsndtime, u32));
+            record.since_heard = now.wrapping_sub(load_sk!(self.tcp, tcp_rcv_tstamp, u32));
+        }
         if record.rcv_nxt != record.copied_seq {
-            record.rmem_alloc = load!(self.sk, sk_rmem_alloc, u32);
-            record.rcvbuf = load!(self.sk, sk_rcvbuf, u32);
-            record.drops = load_or!(self.sk, sk_drops, u32, 0);
+            record.rmem_alloc = load_sk!(self.sk, sk_rmem_alloc, u32);
+            record.rcvbuf = load_sk!(self.sk, sk_rcvbuf, u32);
+            record.drops = load_sk_or!(self.sk, sk_drops, u32, 0);
         }
         if record.write_seq != record.snd_una {
-            record.wmem_queued = load!(self.sk, sk_wmem_queued, u32);
-            record.sndbuf = load!(self.sk, sk_sndbuf, u32);
+            record.wmem_queued = load_sk!(self.sk, sk_wmem_queued, u32);
+            record.sndbuf = load_sk!(self.sk, sk_sndbuf, u32);
         }
         emit(seq, &record);
     }
@@ -130,14 +117,14 @@ impl Tcp {
     /// Bytes wait to be read, or to be acknowledged.
     #[inline(always)]
     pub fn is_busy(&self) -> bool {
-        load!(self.tcp, tcp_rcv_nxt, u32) != load!(self.tcp, tcp_copied_seq, u32)
-            || load!(self.tcp, tcp_write_seq, u32) != load!(self.tcp, tcp_snd_una, u32)
+        load_sk!(self.tcp, tcp_rcv_nxt, u32) != load_sk!(self.tcp, tcp_copied_seq, u32)
+            || load_sk!(self.tcp, tcp_write_seq, u32) != load_sk!(self.tcp, tcp_snd_una, u32)
     }
 
     /// The listener itself, without looking at those that wait: enough to know who listens where.
     #[inline(always)]
     fn listener_record(&self, found: Found, waiting: u32) -> ListenerRecord {
-        let family = load!(self.sk, sk_family, u16);
+        let family = self.sock.family();
         ListenerRecord {
             header: Header {
                 kind: KIND_LISTENER,
@@ -145,20 +132,20 @@ impl Tcp {
                     as u16,
                 tgid: found.tgid,
             },
-            cookie: self.cookie(),
+            cookie: self.sock.cookie(),
             // SAFETY: no arguments.
             now_ns: unsafe { bpf_ktime_get_ns() },
             fd: found.fd,
-            depth: load!(self.sk, sk_ack_backlog, u32),
-            limit: load!(self.sk, sk_max_ack_backlog, u32),
-            drops: load_or!(self.sk, sk_drops, u32, 0),
-            netns: self.netns(),
+            depth: load_sk!(self.sk, sk_ack_backlog, u32),
+            limit: load_sk!(self.sk, sk_max_ack_backlog, u32),
+            drops: load_sk_or!(self.sk, sk_drops, u32, 0),
+            netns: self.sock.netns(),
             waiting,
-            port: load!(self.sk, sk_num, u16),
+            port: load_sk!(self.sk, sk_num, u16),
             family: family as u8,
             reserved: 0,
-            reserved2: 0,
-            local: self.local(family),
+            half_open: load_sk_or!(self.tcp, tcp_half_open, u32, UNKNOWN),
+            local: self.sock.local(family),
         }
     }
 
@@ -180,18 +167,26 @@ impl Tcp {
         if offset!(req_snt_synack) == ABSENT {
             return self.emit_listener_only(seq, found);
         }
-        let depth = load!(self.sk, sk_ack_backlog, u32);
+        let depth = load_sk!(self.sk, sk_ack_backlog, u32);
         let waiting = if depth > MAX_WAITING {
             MAX_WAITING
         } else {
             depth
         };
         emit(seq, &self.listener_record(found, waiting));
-        let mut request = load!(self.tcp, tcp_accept_head, *const u8);
+        let mut request = load_sk!(self.tcp, tcp_accept_head, *const u8);
         let mut written = 0;
         while written < waiting {
-            emit(seq, &stamp(request));
-            request = load!(request, req_dl_next, *const u8);
+            let (stamp, next) = if way!(typed_sockets) {
+                (stamp(request), load!(request, req_dl_next, *const u8))
+            } else {
+                (
+                    probed_stamp(request),
+                    probe!(request, req_dl_next, *const u8),
+                )
+            };
+            emit(seq, &stamp);
+            request = next;
             written += 1;
         }
     }
@@ -227,17 +222,14 @@ fn stamp(request: *const u8) -> u64 {
     port << 48 | (sent_us + round_trip_us)
 }
 
+/// As [`stamp`], by probe reads: of a null pointer they yield zeroes, and no time.
 #[inline(always)]
-fn ipv4(address: u32) -> [u8; 16] {
-    let mut out = [0; 16];
-    out[..4].copy_from_slice(&address.to_ne_bytes());
-    out
-}
-
-#[inline(always)]
-fn ipv6(words: [u64; 2]) -> [u8; 16] {
-    let mut out = [0; 16];
-    out[..8].copy_from_slice(&words[0].to_ne_bytes());
-    out[8..].copy_from_slice(&words[1].to_ne_bytes());
-    out
+fn probed_stamp(request: *const u8) -> u64 {
+    let child = probe!(request, req_sk, *const u8);
+    let sent_us = probe!(request, req_snt_synack, u64);
+    if sent_us == 0 {
+        return 0;
+    }
+    let round_trip_us = u64::from(probe!(child, tcp_srtt_us, u32) >> 3);
+    u64::from(probe!(request, sk_num, u16)) << 48 | (sent_us + round_trip_us)
 }

@@ -117,28 +117,79 @@ fn capabilities() -> Result<String, String> {
 }
 
 fn plan(plan: &Plan) -> Vec<Check> {
+    let ways = plan.fields.ways;
+    let way =
+        |has: u32, better: &str, other: &str| if has == 1 { better } else { other }.to_owned();
+    let sockets = || {
+        way(
+            ways.typed_sockets,
+            "iterator, typed loads (the verifier checks every offset)",
+            "iterator, probe reads (offsets from BTF alone: this kernel gives no typed sockets)",
+        )
+    };
+    let how = |feature: Feature| match feature {
+        Feature::Base
+        | Feature::AcceptAges
+        | Feature::HalfOpen
+        | Feature::Drops
+        | Feature::Requests
+        | Feature::Ipv6 => sockets(),
+        Feature::Udp | Feature::Unix => {
+            format!("{}; what is theirs alone by probe reads", sockets())
+        }
+        Feature::Rings => "iterator, probe reads".to_owned(),
+        Feature::Syscalls => way(
+            ways.task_registers,
+            "iterator, registers by bpf_task_pt_regs",
+            "iterator, registers from the top of the kernel stack",
+        ),
+        Feature::Pipes
+        | Feature::FileLimit
+        | Feature::RunDelay
+        | Feature::OnCpu
+        | Feature::DropCounters => "iterator, typed loads".to_owned(),
+    };
     let mut checks: Vec<Check> = Feature::ALL
-        .into_iter()
+        .iter()
+        // Without it nothing is lost.
+        .filter(|feature| **feature != Feature::DropCounters)
         .map(|feature| {
-            let missing = plan
-                .fields
-                .missing
-                .iter()
-                .find(|missing| missing.feature == feature);
+            let mut missing = plan.fields.missing.iter();
+            let missing = missing.find(|missing| missing.feature == *feature);
             Check {
                 name: feature.title(),
-                state: match missing {
-                    None => {
-                        Ok("iterator, typed loads (the verifier checks every offset)".to_owned())
-                    }
-                    Some(missing) => Err(missing.to_string()),
+                state: match (missing, feature, &plan.rings) {
+                    (Some(missing), ..) => Err(missing.to_string()),
+                    (None, Feature::Rings, Err(why)) => Err(why.clone()),
+                    _ => Ok(how(*feature)),
                 },
-                cost: cost(feature),
+                cost: feature.cost(),
                 remedy: "another kernel; nothing else depends on it",
-                vital: feature == Feature::Base,
+                vital: *feature == Feature::Base,
             }
         })
         .collect();
+    checks.push(Check {
+        name: "whose lock, and which connections a poll waits for",
+        state: plan
+            .user_memory
+            .clone()
+            .map(|()| "sleeping iterator, bpf_copy_from_user_task".to_owned()),
+        cost: "locks are not told from other futexes, and their holders are not named",
+        remedy: "Linux 5.18 or later",
+        vital: false,
+    });
+    checks.push(Check {
+        name: "names of sockets",
+        state: Ok(way(
+            ways.cookies,
+            "socket cookies",
+            "socket cookies where there are some, else the socket's place in memory, hashed",
+        )),
+        cost: "-",
+        remedy: "-",
+        vital: false,
+    });
     checks.push(Check {
         name: "walks over the targets alone",
         state: plan
@@ -153,7 +204,7 @@ fn plan(plan: &Plan) -> Vec<Check> {
         name: "listeners and suspicious sockets on every tick",
         state: plan.marked_sockets.clone().map(|()| "iterator over socket-local storage".to_owned()),
         cost: "they are seen by the walk over files, whose interval stretches when sockets are many",
-        remedy: "Linux 5.11 or later",
+        remedy: "Linux 5.13 or later",
         vital: false,
     });
     checks.push(Check {
@@ -167,18 +218,6 @@ fn plan(plan: &Plan) -> Vec<Check> {
         vital: false,
     });
     checks
-}
-
-fn cost(feature: Feature) -> &'static str {
-    match feature {
-        Feature::Base => "nothing can be watched",
-        Feature::AcceptAges => "waits of accept queues are estimated from depth and rate",
-        Feature::Drops => "losses are not counted",
-        Feature::Ipv6 => "IPv6 connections are shown without their addresses",
-        Feature::Pipes => "pipes are not watched",
-        Feature::RunDelay => "waits of run queues are not known",
-        Feature::OnCpu => "a running thread counts as waiting for a CPU",
-    }
 }
 
 fn print(out: &mut impl Write, checks: &[Check]) -> io::Result<()> {

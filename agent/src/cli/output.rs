@@ -35,17 +35,22 @@ impl Output {
         if self.json {
             return Box::new(Json::new(out));
         }
-        let colour = if out.is_terminal() && std::env::var_os("NO_COLOR").is_none() {
-            Colour::Always
-        } else {
-            Colour::Never
-        };
+        let colour = colour();
         let verbosity = match self {
             Self { quiet: true, .. } => Verbosity::Quiet,
             Self { verbose: true, .. } => Verbosity::Verbose,
             _ => Verbosity::Normal,
         };
         Box::new(Terminal::new(out, colour, verbosity))
+    }
+}
+
+/// Colour for a terminal, unless the user wants none (no-color.org).
+pub(super) fn colour() -> Colour {
+    if io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        Colour::Always
+    } else {
+        Colour::Never
     }
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{
     Failure, Targets,
     failure::Outcome,
-    output::{Output, tell},
+    output::{Output, colour, tell},
     session,
 };
 use crate::{
@@ -75,6 +75,12 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             .cloned()
             .map(Into::into)
     };
-    table::write(&mut io::stdout(), &states, target, options.output.verbose)
-        .map_err(Failure::stdout)
+    table::write(
+        &mut io::stdout(),
+        &states,
+        target,
+        options.output.verbose,
+        colour(),
+    )
+    .map_err(Failure::stdout)
 }

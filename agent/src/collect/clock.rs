@@ -26,6 +26,17 @@ pub fn resident_bytes() -> u64 {
     pages * 4096
 }
 
+/// The kernel's timer tick, in which it keeps a connection's last sending and receiving, ns.
+pub(super) fn jiffy_ns() -> u64 {
+    let mut tick = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `tick` is a live timespec. A coarse clock advances with the tick (hrtimer_resolution aside), since 2.6.32.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    tick.tv_nsec as u64
+}
+
 fn read(clock: libc::clockid_t) -> u64 {
     let mut now = libc::timespec {
         tv_sec: 0,

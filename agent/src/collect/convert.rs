@@ -4,20 +4,29 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tailback_ebpf::{
-    ListenerRecord, PIPE_BYTES_UNKNOWN, PIPE_READ_END, PIPE_WRITE_END, PipeRecord, ProcessRecord,
-    SocketRecord, ThreadRecord,
+    HOLDER_SOCKET, HolderRecord, ListenerRecord, NO_SYSCALL, PIPE_BYTES_UNKNOWN, PIPE_READ_END,
+    PIPE_WRITE_END, PipeRecord, ProcessRecord, RingRecord, SocketRecord, ThreadRecord, UNIX_PATH,
+    UNKNOWN, UdpRecord, UnixRecord, WAIT_IO, WAIT_ON_CPU, WAIT_WORD, WaitRecord,
 };
 
+use super::identity::Identities;
 use crate::{
-    sample::{Connection, Listener, Pipe, Thread},
+    sample::{
+        Connection, DatagramSocket, Detail, Holder, Listener, Pipe, Ring, State, Syscall, Thread,
+        UnixSocket, UnixStyle, Wait,
+    },
     target::{ListenerSeen, ProcessSeen},
+    text::harmless,
 };
 
 const AF_INET: u8 = 2;
 
-pub(super) fn connection(record: &SocketRecord) -> Connection {
+/// `jiffy_ns`: the kernel's timer tick.
+pub(super) fn connection(record: &SocketRecord, ids: Identities, jiffy_ns: u64) -> Connection {
+    // Just now is 1, for 0 is not known.
+    let since = |jiffies: u32| u64::from(jiffies) * jiffy_ns + 1;
     Connection {
-        cookie: record.cookie,
+        cookie: ids.cookie(record.cookie),
         tgid: record.header.tgid,
         fd: record.fd,
         netns: record.netns,
@@ -35,15 +44,15 @@ pub(super) fn connection(record: &SocketRecord) -> Connection {
         wmem_queued: record.wmem_queued,
         sndbuf: record.sndbuf,
         drops: record.drops,
-        snd_wl1: 0,
-        since_received_ns: 0,
-        since_sent_ns: 0,
-        since_heard_ns: 0,
+        snd_wl1: record.snd_wl1,
+        since_received_ns: since(record.since_received),
+        since_sent_ns: since(record.since_sent),
+        since_heard_ns: since(record.since_heard),
     }
 }
 
 /// `stamps`: one u64 per waiting connection, as `ListenerRecord` describes.
-pub(super) fn listener(record: &ListenerRecord, stamps: &[u8]) -> Listener {
+pub(super) fn listener(record: &ListenerRecord, stamps: &[u8], ids: Identities) -> Listener {
     let ages_ns = stamps
         .chunks_exact(8)
         .filter_map(|stamp| {
@@ -55,25 +64,181 @@ pub(super) fn listener(record: &ListenerRecord, stamps: &[u8]) -> Listener {
         })
         .collect();
     Listener {
-        cookie: record.cookie,
+        cookie: ids.cookie(record.cookie),
         tgid: record.header.tgid,
         netns: record.netns,
         address: address(record.family, record.local, record.port),
         depth: record.depth,
         limit: record.limit,
         drops: record.drops,
-        half_open: None,
+        half_open: Some(record.half_open).filter(|half_open| *half_open != UNKNOWN),
         seen_ns: record.now_ns,
         ages_ns,
     }
 }
 
-pub(super) fn listener_seen(record: &ListenerRecord) -> ListenerSeen {
+pub(super) fn listener_seen(record: &ListenerRecord, ids: Identities) -> ListenerSeen {
     ListenerSeen {
         tgid: record.header.tgid,
-        cookie: record.cookie,
+        cookie: ids.cookie(record.cookie),
         netns: record.netns,
         address: address(record.family, record.local, record.port),
+    }
+}
+
+pub(super) fn datagrams(record: &UdpRecord, ids: Identities) -> DatagramSocket {
+    DatagramSocket {
+        cookie: ids.cookie(record.cookie),
+        tgid: record.header.tgid,
+        fd: record.fd,
+        netns: record.netns,
+        local: address(record.family, record.local, record.local_port),
+        remote: address(record.family, record.remote, record.remote_port),
+        // A batch given back between two reads can make the difference negative.
+        memory: if (record.memory as i32) < 0 {
+            0
+        } else {
+            record.memory
+        },
+        rcvbuf: record.rcvbuf,
+        queued: Some(record.queued).filter(|queued| *queued != UNKNOWN),
+        drops: record.drops,
+        head: ids.object(record.head),
+    }
+}
+
+/// `None` for a style that does not queue.
+pub(super) fn unix(record: &UnixRecord, ids: Identities) -> Option<UnixSocket> {
+    const TCP_LISTEN: u8 = 10;
+    Some(UnixSocket {
+        inode: record.inode,
+        peer: Some(record.peer).filter(|peer| *peer != 0),
+        tgid: record.header.tgid,
+        fd: record.fd,
+        netns: record.netns,
+        style: match record.style {
+            1 => UnixStyle::Stream,
+            2 => UnixStyle::Datagram,
+            5 => UnixStyle::SeqPacket,
+            _ => return None,
+        },
+        listening: record.state == TCP_LISTEN,
+        path: path(&record.path, record.path_len),
+        peer_path: path(&record.peer_path, record.peer_path_len),
+        queued: record.queued,
+        limit: record.limit,
+        head: ids.object(record.head),
+        unread_by_peer: record.written,
+        sndbuf: record.sndbuf,
+        unread: record.peer_written,
+        peer_sndbuf: record.peer_sndbuf,
+    })
+}
+
+/// A unix address: `len` counts the family before it. A path ends at its first zero; an abstract name begins with one.
+fn path(bytes: &[u8; UNIX_PATH], len: u16) -> Option<String> {
+    const FAMILY: usize = 2;
+    let name = bytes.get(..usize::from(len).checked_sub(FAMILY)?.min(UNIX_PATH))?;
+    let (first, rest) = name.split_first()?;
+    let text = |bytes: &[u8]| harmless(&String::from_utf8_lossy(bytes));
+    if *first == 0 {
+        return (!rest.is_empty()).then(|| format!("@{}", text(rest)));
+    }
+    let end = name
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(name.len());
+    Some(text(&name[..end]))
+}
+
+pub(super) fn ring(record: &RingRecord, ids: Identities) -> Ring {
+    Ring {
+        id: ids.object(record.id),
+        tgid: record.header.tgid,
+        fd: record.fd,
+        sq_tail: record.sq_tail,
+        sq_head: record.sq_head,
+        sq_entries: record.sq_entries,
+        cq_tail: record.cq_tail,
+        cq_head: record.cq_head,
+        cq_entries: record.cq_entries,
+        sq_dropped: record.sq_dropped,
+        cq_overflow: record.cq_overflow,
+    }
+}
+
+pub(super) fn wait(record: &WaitRecord) -> Wait {
+    Wait {
+        tgid: record.header.tgid,
+        tid: record.tid,
+        own_tid: record.own_tid,
+        comm: comm(&record.comm),
+        state: state(record.state, record.flags & WAIT_ON_CPU != 0),
+        io: record.flags & WAIT_IO != 0,
+        syscall: (record.syscall != NO_SYSCALL && record.state != 0).then(|| Syscall {
+            number: record.syscall,
+            args: record.args,
+            detail: detail(record),
+        }),
+        voluntary: record.voluntary,
+        involuntary: record.involuntary,
+        cpu_ns: record.cpu_ns,
+        run_delay_ns: record.run_delay_ns,
+    }
+}
+
+fn detail(record: &WaitRecord) -> Detail {
+    if record.flags & WAIT_WORD != 0 {
+        return Detail::Futex {
+            word: record.word,
+            owner: record.owner,
+        };
+    }
+    let polled = record.polled.iter().take(record.polled_len as usize);
+    let polled: Vec<(i32, i16)> = polled
+        .map(|[fd, events]| (*fd as i32, *events as i16))
+        .collect();
+    if polled.is_empty() {
+        Detail::None
+    } else {
+        Detail::Poll(polled)
+    }
+}
+
+/// `task_struct.__state`, include/linux/sched.h: the bits that mean the same on all kernels from 5.10 on.
+fn state(bits: u32, on_cpu: bool) -> State {
+    const INTERRUPTIBLE: u32 = 0x1;
+    const UNINTERRUPTIBLE: u32 = 0x2;
+    const STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
+    const DEAD: u32 = 0x10 | 0x20 | 0x80;
+    /// Idle kernel threads and the like: uninterruptible, but not counted as load.
+    const NOLOAD: u32 = 0x400;
+    match bits {
+        0 if on_cpu => State::Running,
+        0 => State::Runnable,
+        _ if bits & STOPPED_OR_TRACED != 0 => State::Stopped,
+        _ if bits & DEAD != 0 => State::Dead,
+        _ if bits & UNINTERRUPTIBLE != 0 && bits & NOLOAD == 0 => State::Uninterruptible,
+        _ if bits & INTERRUPTIBLE != 0 => State::Sleeping,
+        // Frozen (since 6.1 a state of its own), parked, waking.
+        _ => State::Sleeping,
+    }
+}
+
+fn comm(bytes: &[u8; 16]) -> String {
+    let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    harmless(&String::from_utf8_lossy(name))
+}
+
+pub(super) fn holder(record: &HolderRecord, name: String) -> Holder {
+    let is_socket = record.end & HOLDER_SOCKET != 0;
+    Holder {
+        inode: record.inode,
+        tgid: record.header.tgid,
+        name,
+        fd: record.fd,
+        reads: is_socket || record.end & PIPE_READ_END != 0,
+        writes: is_socket || record.end & PIPE_WRITE_END != 0,
     }
 }
 
@@ -154,7 +319,7 @@ mod tests {
             .map(u64::to_le_bytes)
             .concat();
         assert_eq!(
-            listener(&record(), &stamps).ages_ns,
+            listener(&record(), &stamps, Identities::default()).ages_ns,
             [1_000_000_000, 1_000_000]
         );
     }
@@ -164,7 +329,38 @@ mod tests {
         let stamps = [80 << 48, 81 << 48 | 4_000_000_u64, 0]
             .map(u64::to_le_bytes)
             .concat();
-        assert!(listener(&record(), &stamps).ages_ns.is_empty());
+        assert!(
+            listener(&record(), &stamps, Identities::default())
+                .ages_ns
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_unix_address_is_a_path_or_an_abstract_name() {
+        let of = |name: &[u8], len: u16| {
+            let mut bytes = [b'x'; UNIX_PATH];
+            bytes[..name.len()].copy_from_slice(name);
+            path(&bytes, len)
+        };
+        assert_eq!(of(b"/run/a\0", 9).as_deref(), Some("/run/a"));
+        assert_eq!(of(b"/run/a", 8).as_deref(), Some("/run/a"));
+        assert_eq!(of(b"\0name", 7).as_deref(), Some("@name"));
+        assert_eq!((of(b"", 2), of(b"", 0), of(b"\0", 3)), (None, None, None));
+        assert_eq!(of(b"y", u16::MAX).unwrap().len(), UNIX_PATH);
+    }
+
+    #[test]
+    fn states_are_what_ps_shows() {
+        assert_eq!(state(0, true), State::Running);
+        assert_eq!(state(0, false), State::Runnable);
+        assert_eq!(state(1, false), State::Sleeping);
+        assert_eq!(state(2, false), State::Uninterruptible);
+        // TASK_KILLABLE, TASK_IDLE, TASK_STOPPED, __TASK_TRACED with TASK_WAKEKILL.
+        assert_eq!(state(0x102, false), State::Uninterruptible);
+        assert_eq!(state(0x402, false), State::Sleeping);
+        assert_eq!(state(0x104, false), State::Stopped);
+        assert_eq!(state(0x108, false), State::Stopped);
     }
 
     #[test]

@@ -3,14 +3,14 @@
 //! `schedule` decides what is walked when, within the CPU budget; `convert` turns records into plain data; `networks`
 //! reads the counters that no iterator has. Nothing in here decides anything about queues.
 
+mod census;
 mod clock;
 mod convert;
+mod identity;
 mod networks;
+mod pace;
+mod paths;
 mod schedule;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "not called before the samples carry it")
-)]
 mod system;
 
 use std::{
@@ -19,23 +19,38 @@ use std::{
 };
 
 use anyhow::Result;
+use census::Census;
 pub use clock::{cpu_time_ns, mono_ns, resident_bytes, unix_ns};
+use identity::Identities;
 use networks::Networks;
+use pace::Pace;
+use paths::Paths;
 use rustc_hash::FxHashSet;
 pub use schedule::{Budget, Schedule, Tick};
+use system::System;
 
 use crate::{
     kernel::glance::{Glance, Record, Watched},
-    sample::{AgentReport, Notice, Sample, Target, TargetId, Walks},
+    sample::{AgentReport, Files, Holder, Listening, Notice, Sample, Target, TargetId, Walks},
     target::{Discovery, Found, ListenerSeen, ProcessSeen, Selector, Spec},
+    text::harmless,
 };
 
 /// How often processes are looked for: a new one is found within a second.
 const DISCOVERY_NS: u64 = 500_000_000;
-/// Who listens where is looked for as often, unless that visits so many files that it takes more than this part of the
-/// budget; then less often, but at least every so many ns.
-const LISTENERS_PART: f64 = 0.2;
-const LISTENERS_MAX_NS: u64 = 5_000_000_000;
+const MS: u64 = 1_000_000;
+/// Parts of the budget that looks beside the tick may take, each.
+const ASIDE_PART: f64 = 0.2;
+/// Who holds and listens where: of every file of the machine.
+const HOLDERS: Pace = Pace::new(DISCOVERY_NS / 2, 5_000 * MS);
+/// What threads wait for. While a queue is suspicious, on every base tick that can afford it.
+const WAITS: Pace = Pace::new(250 * MS, 5_000 * MS);
+/// Control groups, and the machine.
+const SYSTEM: Pace = Pace::new(500 * MS, 5_000 * MS);
+/// CPU time of all threads of the machine.
+const CENSUS: Pace = Pace::new(1_000 * MS, 10_000 * MS);
+/// Holders of the other ends of the targets' pipes and unix sockets that are told.
+const MAX_HOLDERS: usize = 4096;
 /// Changes of pace are told at most so often.
 const PACE_NOTICE_NS: u64 = 30_000_000_000;
 /// How often the agent reports about itself.
@@ -54,18 +69,41 @@ pub struct Collector {
     told_targets: bool,
     discovery_due_ns: u64,
     listeners: Vec<ListenerSeen>,
+    /// Every process of the machine, in the order of their tgids.
+    everyone: Vec<ProcessSeen>,
+    ids: Identities,
+    jiffy_ns: u64,
+    system: System,
+    census: Census,
+    paths: Paths,
+    paces: Paces,
+    /// Pipes and peers of unix sockets that targets hold, by inode: whose other holders are of interest.
+    shared: FxHashSet<u64>,
+    told_listening: Option<Vec<Listening>>,
+    told_holders: Option<Vec<Holder>>,
+    /// To be told with the next sample.
+    new_listening: bool,
+    new_holders: bool,
     /// Listeners per network namespace that no target holds.
     others: HashMap<u32, u32>,
     /// Network namespaces in which targets listen, each with the processes that do.
     places: BTreeSet<(u32, u32)>,
-    listeners_due_ns: u64,
-    /// CPU time of the discovery within the current tick, ns.
-    discovery_cost_ns: u64,
+    /// CPU time of looks beside the tick: within the current one, and since the previous discovery, ns.
+    aside_ns: u64,
+    aside_total_ns: u64,
     report: Report,
     notices: Vec<Notice>,
     unmatched: Option<Vec<Selector>>,
     stretched: bool,
     pace_told_ns: u64,
+}
+
+/// When each of the looks beside the tick is due.
+struct Paces {
+    holders: Pace,
+    waits: Pace,
+    system: Pace,
+    census: Pace,
 }
 
 /// What the agent counts about itself.
@@ -103,8 +141,25 @@ impl Collector {
             listeners: Vec::new(),
             others: HashMap::new(),
             places: BTreeSet::new(),
-            listeners_due_ns: 0,
-            discovery_cost_ns: 0,
+            everyone: Vec::new(),
+            ids: Identities::new(),
+            jiffy_ns: clock::jiffy_ns(),
+            system: System::default(),
+            census: Census::default(),
+            paths: Paths::default(),
+            paces: Paces {
+                holders: HOLDERS,
+                waits: WAITS,
+                system: SYSTEM,
+                census: CENSUS,
+            },
+            shared: FxHashSet::default(),
+            told_listening: None,
+            told_holders: None,
+            new_listening: false,
+            new_holders: false,
+            aside_ns: 0,
+            aside_total_ns: 0,
             report: Report {
                 due_ns: now_ns + REPORT_NS,
                 cpu_before_ns: cpu_time_ns(),
@@ -126,11 +181,13 @@ impl Collector {
                 processes.push(convert::process(process));
             }
         })?;
+        processes.sort_unstable_by_key(|process| process.tgid);
         let now_ns = mono_ns();
-        if now_ns >= self.listeners_due_ns {
-            self.look_for_listeners(now_ns)?;
+        if self.paces.holders.is_due(now_ns) {
+            self.look_for_holders(now_ns, &processes)?;
         }
         let found = self.discovery.look(&processes, &self.listeners);
+        self.everyone = processes;
         let mut watched: Vec<ProcessSeen> = found.processes.clone();
         watched.sort_unstable_by_key(|process| process.tgid);
         if watched != self.processes {
@@ -156,20 +213,49 @@ impl Collector {
         Ok(found)
     }
 
-    fn look_for_listeners(&mut self, now_ns: u64) -> Result<()> {
+    /// Who listens where on this machine, and who holds the other ends of what targets hold.
+    fn look_for_holders(&mut self, now_ns: u64, everyone: &[ProcessSeen]) -> Result<()> {
         let before_ns = cpu_time_ns();
+        let name = |tgid: u32| {
+            let found = everyone.binary_search_by_key(&tgid, |process| process.tgid);
+            found.map_or_else(|_| String::new(), |index| harmless(&everyone[index].comm))
+        };
+        let (ids, shared) = (self.ids, &self.shared);
         let mut listeners = Vec::new();
-        self.glance.walk_listeners(&mut |record| {
-            if let Record::Listener(listener, _) = record {
-                listeners.push(convert::listener_seen(listener));
+        let mut holders = Vec::new();
+        self.glance.walk_holders(&mut |record| match record {
+            Record::Listener(listener, _) => listeners.push(convert::listener_seen(listener, ids)),
+            Record::Holder(holder)
+                if holders.len() < MAX_HOLDERS && shared.contains(&holder.inode) =>
+            {
+                holders.push(convert::holder(holder, name(holder.header.tgid)));
             }
+            _ => {}
         })?;
+        let mut listening: Vec<Listening> = listeners
+            .iter()
+            .map(|listener| Listening {
+                netns: listener.netns,
+                address: listener.address,
+                tgid: listener.tgid,
+                name: name(listener.tgid),
+            })
+            .collect();
+        listening.sort_unstable();
+        holders.sort_unstable();
+        self.new_listening |= self.told_listening.as_ref() != Some(&listening);
+        self.new_holders |= self.told_holders.as_ref() != Some(&holders);
+        self.told_listening = Some(listening);
+        self.told_holders = Some(holders);
         self.listeners = listeners;
-        let cost = cpu_time_ns().saturating_sub(before_ns) as f64;
-        let affordable = cost / (self.schedule.budget().share * LISTENERS_PART);
-        self.listeners_due_ns =
-            now_ns + (affordable as u64).clamp(DISCOVERY_NS / 2, LISTENERS_MAX_NS);
+        let cost = cpu_time_ns().saturating_sub(before_ns);
+        self.paces.holders.looked(now_ns, cost, self.aside_share());
         Ok(())
+    }
+
+    /// Share of a core for each kind of look beside the tick.
+    fn aside_share(&self) -> f64 {
+        self.schedule.budget().share * ASIDE_PART
     }
 
     /// Sorts all listeners: where targets listen, and how many there are besides: their arrivals are in the same
@@ -238,11 +324,14 @@ impl Collector {
             self.discovery_due_ns = sample.mono_ns + DISCOVERY_NS;
             let before_ns = cpu_time_ns();
             self.discover()?;
-            self.discovery_cost_ns = cpu_time_ns().saturating_sub(before_ns);
+            self.spent_aside(before_ns);
             self.schedule
-                .discovered(self.discovery_cost_ns, DISCOVERY_NS);
+                .discovered(std::mem::take(&mut self.aside_total_ns), DISCOVERY_NS);
         }
         self.walk(tick, &mut sample)?;
+        if tick.base {
+            self.look_aside(tick, &mut sample)?;
+        }
         if !self.told_targets {
             self.told_targets = true;
             sample.targets = Some(self.targets.clone());
@@ -256,8 +345,72 @@ impl Collector {
         Ok(sample)
     }
 
+    fn spent_aside(&mut self, before_ns: u64) -> u64 {
+        let cost = cpu_time_ns().saturating_sub(before_ns);
+        self.aside_ns += cost;
+        self.aside_total_ns += cost;
+        cost
+    }
+
+    /// What need not be looked at on every tick, as far as it is due.
+    fn look_aside(&mut self, tick: Tick, sample: &mut Sample) -> Result<()> {
+        let now_ns = sample.mono_ns;
+        let share = self.aside_share();
+        if tick.complete || self.paces.waits.is_due(now_ns) {
+            let before_ns = cpu_time_ns();
+            self.glance.walk_waits(&mut |record| {
+                if let Record::Wait(wait) = record {
+                    sample.waits.push(convert::wait(wait));
+                }
+            })?;
+            self.paths.resolve_waits(&mut sample.waits, &self.processes);
+            sample.walks.waits = true;
+            let cost = self.spent_aside(before_ns);
+            self.paces.waits.looked(now_ns, cost, share);
+        }
+        if tick.complete || self.paces.system.is_due(now_ns) {
+            let before_ns = cpu_time_ns();
+            let (cgroups, machine) = self.system.read(&self.targets);
+            (sample.cgroups, sample.machine) = (cgroups, Some(machine));
+            sample.walks.system = true;
+            let cost = self.spent_aside(before_ns);
+            self.paces.system.looked(now_ns, cost, share);
+        }
+        if tick.complete || self.paces.census.is_due(now_ns) {
+            let before_ns = cpu_time_ns();
+            let census = &mut self.census;
+            self.glance.walk_census(&mut |record| {
+                if let Record::Cpu(cpu) = record {
+                    census.add(cpu);
+                }
+            })?;
+            let everyone = &self.everyone;
+            sample.neighbours = census.finish(|tgid| {
+                let found = everyone
+                    .binary_search_by_key(&tgid, |process| process.tgid)
+                    .ok()?;
+                let process = &everyone[found];
+                Some((harmless(&process.comm), paths::cgroup(process.pid)))
+            });
+            sample.walks.neighbours = true;
+            let cost = self.spent_aside(before_ns);
+            self.paces.census.looked(now_ns, cost, share);
+        }
+        if std::mem::take(&mut self.new_listening) {
+            sample.listening.clone_from(&self.told_listening);
+        }
+        if std::mem::take(&mut self.new_holders) {
+            sample.holders.clone_from(&self.told_holders);
+        }
+        Ok(())
+    }
+
     fn walk(&mut self, tick: Tick, sample: &mut Sample) -> Result<()> {
         let mut records: u64 = 0;
+        let (ids, jiffy_ns) = (self.ids, self.jiffy_ns);
+        let mut datagrams = BTreeMap::new();
+        let mut unix = BTreeMap::new();
+        let mut rings = BTreeMap::new();
         let mut listeners = BTreeMap::new();
         let mut connections = FxHashSet::default();
         if tick.files {
@@ -280,19 +433,40 @@ impl Collector {
                     Record::Socket(socket) => {
                         // A socket that several processes hold is met once for each.
                         if connections.insert(socket.cookie) {
-                            sample.connections.push(convert::connection(socket));
+                            sample
+                                .connections
+                                .push(convert::connection(socket, ids, jiffy_ns));
                         }
                     }
                     Record::Listener(listener, stamps) => {
-                        listeners.insert(listener.cookie, convert::listener(listener, stamps));
+                        listeners.insert(listener.cookie, convert::listener(listener, stamps, ids));
+                    }
+                    Record::Udp(socket) => {
+                        datagrams.insert(socket.cookie, convert::datagrams(socket, ids));
+                    }
+                    Record::Unix(socket) => {
+                        if let Some(socket) = convert::unix(socket, ids) {
+                            unix.insert(socket.inode, socket);
+                        }
                     }
                     Record::Pipe(pipe) => sample.pipes.push(convert::pipe(pipe)),
-                    Record::Thread(_) | Record::Process(_) => {}
+                    Record::Ring(ring) => {
+                        rings.insert(ring.id, convert::ring(ring, ids));
+                    }
+                    _ => {}
                 }
             };
             if tick.files {
                 self.glance.walk_files(&mut visit)?;
                 sample.walks.files = true;
+                sample.datagrams = datagrams.into_values().collect();
+                sample.unix = unix.into_values().collect();
+                sample.rings = rings.into_values().collect();
+                self.glance.open_files(|tgid, open, limit| {
+                    sample.files.push(Files { tgid, open, limit });
+                });
+                self.paths.resolve_pipes(&mut sample.pipes, &self.processes);
+                self.remember_shared(sample);
             } else {
                 sample.walks.marked = self.glance.walk_marked(&mut visit)?;
             }
@@ -314,12 +488,27 @@ impl Collector {
         Ok(())
     }
 
+    /// Which pipes and sockets have other ends whose holders are of interest; new ones are looked for soon.
+    fn remember_shared(&mut self, sample: &Sample) {
+        let pipes = sample.pipes.iter().map(|pipe| pipe.inode);
+        let peers = sample.unix.iter().filter_map(|socket| socket.peer);
+        let shared: FxHashSet<u64> = pipes.chain(peers).collect();
+        if shared != self.shared {
+            self.shared = shared;
+            self.paces.holders.hurry(sample.mono_ns, DISCOVERY_NS);
+        }
+    }
+
     /// What the tick cost, the pipeline and all outputs included, and whose queues are suspicious.
     pub fn spent(&mut self, tick: Tick, cpu_ns: u64, hot: &BTreeSet<TargetId>) -> Result<()> {
-        let discovery_ns = std::mem::take(&mut self.discovery_cost_ns);
-        self.schedule
-            .spent(tick, cpu_ns.saturating_sub(discovery_ns));
+        let aside_ns = std::mem::take(&mut self.aside_ns);
+        self.schedule.spent(tick, cpu_ns.saturating_sub(aside_ns));
         self.schedule.set_hot(!hot.is_empty());
+        if !hot.is_empty() {
+            self.paces
+                .waits
+                .hurry(mono_ns(), self.schedule.budget().interval_ns);
+        }
         let hot_processes: HashSet<u32> = self
             .targets
             .iter()
@@ -392,6 +581,7 @@ pub fn complete_tick() -> Tick {
         marked: true,
         threads: true,
         base: true,
+        complete: true,
     }
 }
 

@@ -57,32 +57,38 @@ impl Networks {
             let Some(files) = self.files.get_mut(netns) else {
                 continue;
             };
-            if let Some(passive_opens) =
-                counter(&mut files.snmp, &mut self.text, "Tcp: ", "PassiveOpens")
-                && let Some(listen_overflows) = counter(
-                    &mut files.netstat,
-                    &mut self.text,
-                    "TcpExt: ",
-                    "ListenOverflows",
-                )
-            {
-                networks.push(Network {
-                    netns: *netns,
-                    passive_opens,
-                    others: 0,
-                    listen_overflows,
-                    syn_drops: 0,
-                    syn_cookies: 0,
-                });
-            }
+            let Some([passive_opens]) =
+                counters(&mut files.snmp, &mut self.text, "Tcp: ", ["PassiveOpens"])
+            else {
+                continue;
+            };
+            let names = ["ListenOverflows", "TCPReqQFullDrop", "SyncookiesSent"];
+            let Some([listen_overflows, syn_drops, syn_cookies]) =
+                counters(&mut files.netstat, &mut self.text, "TcpExt: ", names)
+            else {
+                continue;
+            };
+            networks.push(Network {
+                netns: *netns,
+                passive_opens,
+                others: 0,
+                listen_overflows,
+                syn_drops,
+                syn_cookies,
+            });
         }
         networks
     }
 }
 
-fn counter(file: &mut File, text: &mut String, section: &str, name: &str) -> Option<u64> {
+fn counters<const N: usize>(
+    file: &mut File,
+    text: &mut String,
+    section: &str,
+    names: [&str; N],
+) -> Option<[u64; N]> {
     reread(file, text).ok()?;
-    column(text, section, name)
+    columns(text, section, names)
 }
 
 fn reread(file: &mut File, text: &mut String) -> io::Result<()> {
@@ -91,23 +97,35 @@ fn reread(file: &mut File, text: &mut String) -> io::Result<()> {
     file.read_to_string(text).map(drop)
 }
 
-/// A counter of one section: its first line names the columns, its second holds them.
-fn column(text: &str, section: &str, name: &str) -> Option<u64> {
+/// Counters of one section: its first line names the columns, its second holds them.
+fn columns<const N: usize>(text: &str, section: &str, names: [&str; N]) -> Option<[u64; N]> {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix(section));
-    let column = lines.next()?.split(' ').position(|column| column == name)?;
-    lines.next()?.split(' ').nth(column)?.parse().ok()
+    let (heads, values) = (lines.next()?, lines.next()?);
+    let mut found = [None; N];
+    for (head, value) in heads.split(' ').zip(values.split(' ')) {
+        if let Some(index) = names.iter().position(|name| *name == head) {
+            found[index] = value.parse().ok();
+        }
+    }
+    found
+        .iter()
+        .all(Option::is_some)
+        .then(|| found.map(Option::unwrap_or_default))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::column;
+    use super::columns;
 
     #[test]
     fn a_counter_is_found_by_its_column() {
         let text =
             "Ip: Forwarding\nIp: 1\nTcp: RtoAlgorithm ActiveOpens PassiveOpens\nTcp: 1 22 333\n";
-        assert_eq!(column(text, "Tcp: ", "PassiveOpens"), Some(333));
-        assert_eq!(column(text, "Tcp: ", "Absent"), None);
-        assert_eq!(column("", "Tcp: ", "PassiveOpens"), None);
+        assert_eq!(
+            columns(text, "Tcp: ", ["PassiveOpens", "ActiveOpens"]),
+            Some([333, 22])
+        );
+        assert_eq!(columns(text, "Tcp: ", ["Absent"]), None);
+        assert_eq!(columns("", "Tcp: ", ["PassiveOpens"]), None);
     }
 }

@@ -39,6 +39,8 @@ pub struct Tick {
     pub threads: bool,
     /// On the base clock, not an extra look.
     pub base: bool,
+    /// With everything that is otherwise looked at now and then.
+    pub complete: bool,
 }
 
 /// The mean cost of late.
@@ -108,6 +110,7 @@ impl Schedule {
                     marked: true,
                     threads: true,
                     base: false,
+                    complete: false,
                 };
             }
         }
@@ -125,6 +128,7 @@ impl Schedule {
             marked: true,
             threads: true,
             base: true,
+            complete: false,
         }
     }
 

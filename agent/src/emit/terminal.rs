@@ -296,7 +296,7 @@ fn depth(kind: Kind, unit: &str, depth: u64, limit: Option<u64>) -> String {
     }
 }
 
-fn style(level: Level) -> &'static str {
+pub(super) fn style(level: Level) -> &'static str {
     match level {
         Level::Ok => "\x1b[32m",
         Level::Warn => "\x1b[33m",

@@ -54,6 +54,8 @@ pub struct StructId(u32);
 pub struct Field {
     /// Bytes from the start of the outermost struct.
     pub offset: u32,
+    /// Bits beyond that, of a bit field.
+    pub bit: u32,
     type_id: u32,
 }
 
@@ -232,6 +234,7 @@ impl<'a> Btf<'a> {
     pub fn field(&self, container: StructId, path: &str) -> Option<Field> {
         let mut field = Field {
             offset: 0,
+            bit: 0,
             type_id: container.0,
         };
         for component in path.split('.') {
@@ -240,6 +243,7 @@ impl<'a> Btf<'a> {
             let (bits, type_id) = self.member(container, component, 0, &mut left)?;
             field = Field {
                 offset: field.offset.checked_add(bits / 8)?,
+                bit: bits % 8,
                 type_id,
             };
         }
@@ -249,6 +253,18 @@ impl<'a> Btf<'a> {
     /// Size in bytes.
     pub fn size(&self, container: StructId) -> Option<u32> {
         Some(self.get(container.0)?.size_or_type)
+    }
+
+    /// Whether an enum of this name has this enumerator.
+    pub fn has_enumerator(&self, name: &str, enumerator: &str) -> bool {
+        let enums = (1..self.starts.len() as u32).filter_map(|id| self.get(id));
+        let mut enums = enums
+            .filter(|head| head.kind == Kind::Enum && self.string(head.name) == name.as_bytes());
+        enums.any(|head| {
+            let mut names =
+                (0..head.vlen).map_while(|index| read_u32(self.types, head.body + index * 8));
+            names.any(|name| self.string(name) == enumerator.as_bytes())
+        })
     }
 
     /// Bit offset and type of the member `name` of a struct or union, looked for inside anonymous members too.

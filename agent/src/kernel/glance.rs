@@ -7,22 +7,24 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData},
     programs::Iter,
 };
 use tailback_ebpf::{
-    Header, KIND_LISTENER, KIND_PIPE, KIND_PROCESS, KIND_SOCKET, KIND_THREAD, Layout,
-    ListenerRecord, PipeRecord, ProcessRecord, SocketRecord, TARGET_HOT, TargetEntry, ThreadRecord,
-    Walk,
+    CpuRecord, Header, HolderRecord, KIND_CPU, KIND_HOLDER, KIND_LISTENER, KIND_OPERATIONS,
+    KIND_PIPE, KIND_PROCESS, KIND_RING, KIND_SOCKET, KIND_THREAD, KIND_UDP, KIND_UNIX, KIND_WAIT,
+    Layout, ListenerRecord, OperationsRecord, PipeRecord, ProcessRecord, RingRecord, SocketRecord,
+    TARGET_HOT, TargetEntry, ThreadRecord, UdpRecord, UnixRecord, WaitRecord, Walk, Ways,
 };
 
 use super::{
     btf::Btf,
     iter::{Link, Over},
     layout::{self, Feature, Resolved},
+    ring,
 };
 
 /// The kernel's own description of its types.
@@ -37,6 +39,17 @@ const READ_BYTES: usize = 64 * 1024;
 /// Busy sockets of hot targets that one walk over files marks for a closer look.
 const MAX_MARKS: u32 = 256;
 const MARK_TTL_NS: u64 = 3_000_000_000;
+
+/// What the programs fill in of an entry is theirs.
+const NO_ENTRY: TargetEntry = TargetEntry {
+    start_ns: 0,
+    flags: 0,
+    walk: 0,
+    open: 0,
+    last_fd: 0,
+    limit: 0,
+    reserved: 0,
+};
 
 /// A watched process, as the programs know it and as the agent's /proc shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,8 +69,22 @@ pub enum Record<'a> {
     Socket(&'a SocketRecord),
     /// A listener, and the raw stamps (u64, little-endian) of those that wait.
     Listener(&'a ListenerRecord, &'a [u8]),
+    /// A UDP socket.
+    Udp(&'a UdpRecord),
+    /// A unix socket.
+    Unix(&'a UnixRecord),
     /// One end of a pipe.
     Pipe(&'a PipeRecord),
+    /// An io_uring instance.
+    Ring(&'a RingRecord),
+    /// What a thread of a target waits for.
+    Wait(&'a WaitRecord),
+    /// CPU time of a thread of the machine.
+    Cpu(&'a CpuRecord),
+    /// Who holds an end of a pipe or a unix socket.
+    Holder(&'a HolderRecord),
+    /// What kind of file one of the agent's own is.
+    Operations(&'a OperationsRecord),
     /// A thread of a target.
     Thread(&'a ThreadRecord),
     /// A process of the machine.
@@ -73,6 +100,10 @@ pub struct Plan {
     pub bound_to_process: Result<(), String>,
     /// `Err(why)`: listeners and suspicious sockets are seen by the walk over files alone.
     pub marked_sockets: Result<(), String>,
+    /// `Err(why)`: what threads wait for is known by system call and arguments alone.
+    pub user_memory: Result<(), String>,
+    /// `Err(why)`: rings of io_uring are not told from other files.
+    pub rings: Result<(), String>,
 }
 
 /// The loaded object and its iterators.
@@ -80,9 +111,14 @@ pub struct Glance {
     // Field order is drop order: links before the programs they run.
     files: Vec<Link>,
     threads: Vec<Link>,
+    waits: Vec<Link>,
     marked: Option<Link>,
-    listeners: Link,
+    holders: Link,
     processes: Link,
+    census: Link,
+    /// The program that says what threads wait for.
+    waits_program: &'static str,
+    walk_settings: Walk,
     targets: HashMap<MapData, u32, TargetPod>,
     known: BTreeMap<u32, TargetEntry>,
     walk: Array<MapData, WalkPod>,
@@ -109,6 +145,12 @@ struct LayoutPod(Layout);
 // SAFETY: `Layout` is plain old data (bytemuck checks it).
 unsafe impl aya::Pod for LayoutPod {}
 
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct WaysPod(Ways);
+// SAFETY: `Ways` is plain old data (bytemuck checks it).
+unsafe impl aya::Pod for WaysPod {}
+
 impl Glance {
     /// Loads the object into the running kernel.
     pub fn load() -> Result<Self> {
@@ -134,9 +176,11 @@ impl Glance {
             aya::Btf::from_sys_fs().with_context(|| format!("cannot use {BTF_PATH}"))?;
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glance"));
         let layout = LayoutPod(fields.layout);
+        let ways = WaysPod(fields.ways);
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&kernel_btf))
             .override_global("LAYOUT", &layout, true)
+            .override_global("WAYS", &ways, true)
             .load(object)
             .context("cannot create the eBPF maps")?;
         let mut load = |name: &str, kind: &str| -> Result<()> {
@@ -149,18 +193,36 @@ impl Glance {
                 .with_context(|| format!("the kernel refuses the iterator {name} (iter/{kind})"))
         };
         load("files", "task_file")?;
-        load("listeners", "task_file")?;
+        load("holders", "task_file")?;
+        load("operations", "task_file")?;
         load("threads", "task")?;
+        load("census", "task")?;
         load("processes", "task")?;
-        let marked = load("marked", "bpf_sk_storage_map").map_err(|error| format!("{error:#}"));
+        let marked = if fields.ways.marks == 1 {
+            load("marked", "bpf_sk_storage_map").map_err(|error| format!("{error:#}"))
+        } else {
+            Err("this kernel's iterators have no socket-local storage (5.13 has)".to_owned())
+        };
+        let user_memory = if fields.ways.user_memory == 1 {
+            load("waits_in_depth", "task").map_err(|error| format!("{error:#}"))
+        } else {
+            Err("this kernel's iterators cannot read user memory (5.18 can)".to_owned())
+        };
+        let waits_program = if user_memory.is_ok() {
+            "waits_in_depth"
+        } else {
+            load("waits", "task")?;
+            "waits"
+        };
         drop(kernel_btf);
 
         let all = |name: &str| {
             link(&ebpf, name, Over::All)
                 .with_context(|| format!("cannot create the iterator {name}"))
         };
-        let (listeners, processes) = (all("listeners")?, all("processes")?);
+        let (holders, processes, census) = (all("holders")?, all("processes")?, all("census")?);
         let (files, threads) = (vec![all("files")?], vec![all("threads")?]);
+        let waits = vec![all(waits_program)?];
         let marked = marked.and_then(|()| {
             let Some(Map::SkStorage(marks)) = ebpf.map("MARKS") else {
                 return Err("the eBPF object has no map MARKS".to_owned());
@@ -180,11 +242,23 @@ impl Glance {
         };
         let targets = HashMap::try_from(map("TARGETS")?)?;
         let walk = Array::try_from(map("WALK")?)?;
-        Ok(Self {
+        let mut glance = Self {
             files,
             threads,
-            listeners,
+            waits,
+            holders,
             processes,
+            census,
+            waits_program,
+            walk_settings: Walk {
+                marks_left: 0,
+                walk: 0,
+                mark_ttl_ns: MARK_TTL_NS,
+                ring_operations: 0,
+                own_tgid: 0,
+                reserved: 0,
+                reserved2: 0,
+            },
             targets,
             known: BTreeMap::new(),
             walk,
@@ -192,11 +266,55 @@ impl Glance {
                 fields,
                 bound_to_process,
                 marked_sockets: marked.as_ref().map(|_| ()).map_err(Clone::clone),
+                user_memory,
+                rings: Err("not looked for yet".to_owned()),
             },
             marked: marked.ok(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
             ebpf,
-        })
+        };
+        glance.plan.rings = glance.learn_rings().map_err(|error| format!("{error:#}"));
+        Ok(glance)
+    }
+
+    /// Learns by which operations a ring's file is told from others: by making one.
+    fn learn_rings(&mut self) -> Result<()> {
+        if !self.plan.fields.has(Feature::Rings) {
+            bail!("the kernel's types do not say where the rings are");
+        }
+        let ring = ring::probe().context("cannot make an io_uring instance to learn from")?;
+        let own_pid = std::process::id();
+        let mut own_tgid = 0;
+        self.walk_processes(&mut |record| {
+            if let Record::Process(process) = record
+                && process.pid == own_pid
+            {
+                own_tgid = process.header.tgid;
+            }
+        })?;
+        self.walk_settings.own_tgid = own_tgid;
+        self.set_walk()?;
+        let operations = link(&self.ebpf, "operations", Over::All)?;
+        let wanted = ring.as_raw_fd() as u32;
+        let mut found = 0;
+        run(&operations, &mut self.buffer, &mut |record| {
+            if let Record::Operations(file) = record
+                && file.fd == wanted
+            {
+                found = file.operations;
+            }
+        })?;
+        if found == 0 {
+            bail!("the agent does not find its own io_uring instance");
+        }
+        self.walk_settings.ring_operations = found;
+        Ok(())
+    }
+
+    fn set_walk(&mut self) -> Result<()> {
+        self.walk
+            .set(0, WalkPod(self.walk_settings), 0)
+            .context("cannot set up the walk over files")
     }
 
     /// What is used on this kernel, and what is missing.
@@ -212,7 +330,7 @@ impl Glance {
             let entry = TargetEntry {
                 start_ns: process.start_ns,
                 flags: before.map_or(0, |before| before.flags),
-                reserved: 0,
+                ..NO_ENTRY
             };
             wanted.insert(process.tgid, entry);
         }
@@ -231,6 +349,7 @@ impl Glance {
         let bind = self.plan.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
         self.files = self.links("files", bind, processes)?;
         self.threads = self.links("threads", bind, processes)?;
+        self.waits = self.links(self.waits_program, bind, processes)?;
         Ok(())
     }
 
@@ -269,14 +388,9 @@ impl Glance {
 
     /// Every TCP socket and pipe of the watched processes.
     pub fn walk_files(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        let settings = Walk {
-            marks_left: MAX_MARKS,
-            reserved: 0,
-            mark_ttl_ns: MARK_TTL_NS,
-        };
-        self.walk
-            .set(0, WalkPod(settings), 0)
-            .context("cannot set up the walk over files")?;
+        self.walk_settings.marks_left = MAX_MARKS;
+        self.walk_settings.walk = self.walk_settings.walk.wrapping_add(1);
+        self.set_walk()?;
         run_all(&self.files, &mut self.buffer, visit).context("cannot walk over open files")
     }
 
@@ -296,14 +410,36 @@ impl Glance {
         run_all(&self.threads, &mut self.buffer, visit).context("cannot walk over threads")
     }
 
+    /// How many files each watched process had open at the last walk over files, and how many it may open (0: unknown).
+    pub fn open_files(&self, mut visit: impl FnMut(u32, u32, u64)) {
+        for tgid in self.known.keys() {
+            if let Ok(TargetPod(entry)) = self.targets.get(tgid, 0)
+                && entry.walk == self.walk_settings.walk
+            {
+                visit(*tgid, entry.open, entry.limit);
+            }
+        }
+    }
+
+    /// What every thread of the watched processes waits for.
+    pub fn walk_waits(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        run_all(&self.waits, &mut self.buffer, visit)
+            .context("cannot walk over what threads wait for")
+    }
+
+    /// CPU time of every thread of the machine.
+    pub fn walk_census(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        run(&self.census, &mut self.buffer, visit).context("cannot walk over the machine's threads")
+    }
+
     /// Every process of the machine.
     pub fn walk_processes(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
         run(&self.processes, &mut self.buffer, visit).context("cannot walk over processes")
     }
 
-    /// Every listening socket of every process.
-    pub fn walk_listeners(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        run(&self.listeners, &mut self.buffer, visit).context("cannot walk over listening sockets")
+    /// Every listening socket, pipe end and unix socket of every process.
+    pub fn walk_holders(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        run(&self.holders, &mut self.buffer, visit).context("cannot walk over who holds what")
     }
 }
 
@@ -358,7 +494,14 @@ fn decode(mut bytes: &[u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result<()>
                     &record[size_of::<ListenerRecord>()..],
                 ));
             }),
+            KIND_UDP => head(record).map(|record| visit(Record::Udp(&record))),
+            KIND_UNIX => head(record).map(|record| visit(Record::Unix(&record))),
             KIND_PIPE => head(record).map(|record| visit(Record::Pipe(&record))),
+            KIND_RING => head(record).map(|record| visit(Record::Ring(&record))),
+            KIND_WAIT => head(record).map(|record| visit(Record::Wait(&record))),
+            KIND_CPU => head(record).map(|record| visit(Record::Cpu(&record))),
+            KIND_HOLDER => head(record).map(|record| visit(Record::Holder(&record))),
+            KIND_OPERATIONS => head(record).map(|record| visit(Record::Operations(&record))),
             KIND_THREAD => head(record).map(|record| visit(Record::Thread(&record))),
             KIND_PROCESS => head(record).map(|record| visit(Record::Process(&record))),
             _ => None,

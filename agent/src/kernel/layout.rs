@@ -3,54 +3,73 @@
 
 use std::fmt;
 
-use tailback_ebpf::{ABSENT, Layout};
+use tailback_ebpf::{ABSENT, Layout, Ways};
 
 use super::btf::Btf;
 
-/// What a group of fields makes possible. Where one field of the group is missing, the feature is off and the
-/// programs' code for it is pruned by the verifier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Feature {
-    /// Processes, threads and connections: without these there is nothing to show.
-    Base,
-    /// Age of each connection that waits to be accepted.
-    AcceptAges,
-    /// Drops of a listener or connection.
-    Drops,
-    /// Addresses of IPv6 sockets.
-    Ipv6,
-    /// Pipes and FIFOs.
-    Pipes,
-    /// Time that threads wait for a CPU.
-    RunDelay,
-    /// Telling a thread that runs from one that waits for a CPU.
-    OnCpu,
+macro_rules! features {
+    ($($(#[$meta:meta])* $feature:ident = $title:literal, without: $cost:literal;)*) => {
+        /// What a group of fields makes possible. Where one field of the group is missing, the feature is off and the
+        /// programs' code for it is pruned by the verifier.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Feature {
+            $($(#[$meta])* $feature,)*
+        }
+
+        impl Feature {
+            /// All of them, in the order in which `doctor` shows them.
+            pub const ALL: &'static [Self] = &[$(Self::$feature,)*];
+
+            /// What it is called in the plan.
+            pub fn title(self) -> &'static str {
+                match self {
+                    $(Self::$feature => $title,)*
+                }
+            }
+
+            /// What the user loses without it.
+            pub fn cost(self) -> &'static str {
+                match self {
+                    $(Self::$feature => $cost,)*
+                }
+            }
+        }
+    };
 }
 
-impl Feature {
-    /// All of them, in the order in which `doctor` shows them.
-    pub const ALL: [Self; 7] = [
-        Self::Base,
-        Self::AcceptAges,
-        Self::Drops,
-        Self::Ipv6,
-        Self::Pipes,
-        Self::RunDelay,
-        Self::OnCpu,
-    ];
-
-    /// What it is called in the plan.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Base => "processes, threads, TCP connections, listeners",
-            Self::AcceptAges => "exact age of each connection waiting to be accepted",
-            Self::Drops => "losses of a listener or connection",
-            Self::Ipv6 => "addresses of IPv6 sockets",
-            Self::Pipes => "pipes and FIFOs",
-            Self::RunDelay => "time that threads wait for a CPU",
-            Self::OnCpu => "telling a running thread from a waiting one",
-        }
-    }
+features! {
+    /// Processes, threads and connections: without these there is nothing to show.
+    Base = "processes, threads, TCP connections, listeners", without: "nothing can be watched";
+    /// Age of each connection that waits to be accepted.
+    AcceptAges = "exact age of each connection waiting to be accepted",
+        without: "waits of accept queues are estimated from depth and rate";
+    /// Handshakes under way.
+    HalfOpen = "handshakes under way", without: "syn queues are not shown";
+    /// Drops of a listener or connection.
+    Drops = "losses of a listener, connection or UDP socket", without: "losses are not counted";
+    /// Drops of UDP sockets are counted in a place of their own, since 6.18.
+    DropCounters = "losses of UDP sockets in a place of their own",
+        without: "nothing: before 6.18 they are counted with all others";
+    /// Whether a connection carries a request that is not answered.
+    Requests = "requests in flight and calls outstanding", without: "inflight and downstream are not shown";
+    /// Addresses of IPv6 sockets.
+    Ipv6 = "addresses of IPv6 sockets", without: "IPv6 connections are shown without their addresses";
+    /// Receive queues of UDP sockets.
+    Udp = "UDP sockets", without: "UDP sockets are not watched";
+    /// Unix sockets.
+    Unix = "unix sockets", without: "unix sockets are not watched";
+    /// Pipes and FIFOs.
+    Pipes = "pipes and FIFOs", without: "pipes are not watched";
+    /// The rings of io_uring.
+    Rings = "io_uring", without: "the rings of io_uring are not watched";
+    /// How many files a process may open.
+    FileLimit = "limit of open files", without: "open files are counted without their limit";
+    /// Time that threads wait for a CPU.
+    RunDelay = "time that threads wait for a CPU", without: "waits of run queues are not known";
+    /// Telling a thread that runs from one that waits for a CPU.
+    OnCpu = "telling a running thread from a waiting one", without: "a running thread counts as waiting for a CPU";
+    /// The system call that a thread waits in.
+    Syscalls = "system calls that threads wait in", without: "workers, eventloop, lock and disk are not shown";
 }
 
 struct Row {
@@ -59,12 +78,17 @@ struct Row {
     container: &'static str,
     /// Alternatives, newest name first.
     paths: &'static [&'static str],
+    /// The place is given in bits: a bit field.
+    bits: bool,
     set: fn(&mut Layout) -> &mut u32,
 }
 
 macro_rules! rows {
-    ($($feature:ident $field:ident = $container:literal : $($path:literal)|+;)*) => {
+    (@) => { false };
+    (@ bits) => { true };
+    ($($feature:ident $field:ident = $container:literal : $($path:literal)|+ $(in $bits:ident)?;)*) => {
         &[$(Row {
+            bits: rows!(@ $($bits)?),
             field: stringify!($field),
             feature: Feature::$feature,
             container: $container,
@@ -91,14 +115,27 @@ const ROWS: &[Row] = rows! {
     Base pid_level = "pid": "level";
     Base pid_numbers = "pid": "numbers";
     Base upid_nr = "upid": "nr";
+    Syscalls task_in_iowait = "task_struct": "in_iowait" in bits;
+    Syscalls task_nvcsw = "task_struct": "nvcsw";
+    Syscalls task_nivcsw = "task_struct": "nivcsw";
+    Syscalls task_stack = "task_struct": "stack";
+    Syscalls regs_number = "pt_regs": "orig_ax";
+    Syscalls regs_arg0 = "pt_regs": "di";
+    Syscalls regs_arg1 = "pt_regs": "si";
+    Syscalls regs_arg2 = "pt_regs": "dx";
+    Syscalls regs_arg3 = "pt_regs": "r10";
+    FileLimit task_signal = "task_struct": "signal";
+    FileLimit signal_rlim = "signal_struct": "rlim";
     // Absent on kernels built for one CPU.
     OnCpu task_on_cpu = "task_struct": "on_cpu";
     RunDelay task_run_delay = "task_struct": "sched_info.run_delay";
     RunDelay task_pcount = "task_struct": "sched_info.pcount";
-    Pipes file_inode = "file": "f_inode";
+    Base file_inode = "file": "f_inode";
     Pipes file_mode = "file": "f_mode";
-    Pipes inode_mode = "inode": "i_mode";
-    Pipes inode_ino = "inode": "i_ino";
+    Base inode_mode = "inode": "i_mode";
+    Base file_private_data = "file": "private_data";
+    Rings file_op = "file": "f_op";
+    Base inode_ino = "inode": "i_ino";
     Pipes inode_pipe = "inode": "i_pipe";
     Pipes pipe_head = "pipe_inode_info": "head";
     Pipes pipe_tail = "pipe_inode_info": "tail";
@@ -124,6 +161,35 @@ const ROWS: &[Row] = rows! {
     Base sk_sndbuf = "sock": "sk_sndbuf";
     Base sk_ack_backlog = "sock": "sk_ack_backlog";
     Base sk_max_ack_backlog = "sock": "sk_max_ack_backlog";
+    Base sk_type = "sock": "sk_type";
+    Base sk_protocol = "sock": "sk_protocol";
+    Unix sk_socket = "sock": "sk_socket";
+    Unix sk_wmem_alloc = "sock": "sk_wmem_alloc.refs.counter";
+    Base sk_receive_next = "sock": "sk_receive_queue.next";
+    Base sk_receive_qlen = "sock": "sk_receive_queue.qlen";
+    Unix socket_alloc_inode = "socket_alloc": "vfs_inode";
+    Base skb_len = "sk_buff": "len";
+    Base skb_data = "sk_buff": "data";
+    Base skb_tstamp = "sk_buff": "tstamp";
+    Unix unix_addr = "unix_sock": "addr";
+    Unix unix_peer = "unix_sock": "peer";
+    Unix unix_address_len = "unix_address": "len";
+    Unix unix_address_name = "unix_address": "name";
+    Udp udp_forward_deficit = "udp_sock": "forward_deficit";
+    Udp udp_reader_next = "udp_sock": "reader_queue.next";
+    Udp udp_reader_qlen = "udp_sock": "reader_queue.qlen";
+    DropCounters sk_drop_counters = "sock": "sk_drop_counters";
+    DropCounters drop_counters_0 = "numa_drop_counters": "drops0.counter";
+    DropCounters drop_counters_1 = "numa_drop_counters": "drops1.counter";
+    Rings ring_rings = "io_ring_ctx": "rings";
+    Rings rings_sq_head = "io_rings": "sq.head";
+    Rings rings_sq_tail = "io_rings": "sq.tail";
+    Rings rings_sq_entries = "io_rings": "sq_ring_entries";
+    Rings rings_cq_head = "io_rings": "cq.head";
+    Rings rings_cq_tail = "io_rings": "cq.tail";
+    Rings rings_cq_entries = "io_rings": "cq_ring_entries";
+    Rings rings_sq_dropped = "io_rings": "sq_dropped";
+    Rings rings_cq_overflow = "io_rings": "cq_overflow";
     Drops sk_drops = "sock": "sk_drops.counter";
     Ipv6 sk_v6_daddr = "sock": "__sk_common.skc_v6_daddr";
     Ipv6 sk_v6_rcv_saddr = "sock": "__sk_common.skc_v6_rcv_saddr";
@@ -133,6 +199,11 @@ const ROWS: &[Row] = rows! {
     Base tcp_snd_una = "tcp_sock": "snd_una";
     Base tcp_snd_nxt = "tcp_sock": "snd_nxt";
     Base tcp_snd_wnd = "tcp_sock": "snd_wnd";
+    HalfOpen tcp_half_open = "tcp_sock": "inet_conn.icsk_accept_queue.qlen.counter";
+    Requests tcp_snd_wl1 = "tcp_sock": "snd_wl1";
+    Requests tcp_lrcvtime = "tcp_sock": "inet_conn.icsk_ack.lrcvtime";
+    Requests tcp_lsndtime = "tcp_sock": "lsndtime";
+    Requests tcp_rcv_tstamp = "tcp_sock": "rcv_tstamp";
     AcceptAges tcp_accept_head = "tcp_sock": "inet_conn.icsk_accept_queue.rskq_accept_head";
     AcceptAges tcp_srtt_us = "tcp_sock": "srtt_us";
     AcceptAges req_dl_next = "request_sock": "dl_next";
@@ -165,6 +236,8 @@ impl fmt::Display for Missing {
 pub struct Resolved {
     /// Fields of a feature that is off are all [`ABSENT`].
     pub layout: Layout,
+    /// Which helpers this kernel has.
+    pub ways: Ways,
     /// In the order of the table.
     pub missing: Vec<Missing>,
 }
@@ -175,6 +248,21 @@ impl Resolved {
         self.missing
             .iter()
             .all(|missing| missing.feature != feature)
+    }
+}
+
+/// Which of several ways to a fact the kernel's list of helpers allows. Where a helper is older than its use in
+/// iterators, the newest one that came before that use tells.
+fn ways(btf: &Btf<'_>) -> Ways {
+    let has = |helper| u32::from(btf.has_enumerator("bpf_func_id", helper));
+    Ways {
+        typed_sockets: has("BPF_FUNC_sock_from_file"),
+        // Both programs of 5.13, by which the earlier uses were there.
+        cookies: has("BPF_FUNC_for_each_map_elem"),
+        marks: has("BPF_FUNC_for_each_map_elem"),
+        current_task: has("BPF_FUNC_get_current_task_btf"),
+        task_registers: has("BPF_FUNC_task_pt_regs"),
+        user_memory: has("BPF_FUNC_copy_from_user_task"),
     }
 }
 
@@ -197,6 +285,7 @@ pub fn resolve_without(btf: &Btf<'_>, hidden: &[&str]) -> Resolved {
     for row in ROWS {
         let found = container(row.container).filter(|_| !hidden.contains(&row.field));
         match found.and_then(|id| row.paths.iter().find_map(|path| btf.field(id, path))) {
+            Some(field) if row.bits => *(row.set)(&mut layout) = field.offset * 8 + field.bit,
             Some(field) => *(row.set)(&mut layout) = field.offset,
             None => missing.push(Missing {
                 feature: row.feature,
@@ -212,7 +301,12 @@ pub fn resolve_without(btf: &Btf<'_>, hidden: &[&str]) -> Resolved {
     };
     layout.upid_size = size("upid");
     layout.pipe_buffer_size = size("pipe_buffer");
-    let mut resolved = Resolved { layout, missing };
+    layout.regs_size = size("pt_regs");
+    let mut resolved = Resolved {
+        layout,
+        ways: ways(btf),
+        missing,
+    };
     for row in ROWS {
         if !resolved.has(row.feature) {
             *(row.set)(&mut resolved.layout) = ABSENT;

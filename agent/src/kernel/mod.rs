@@ -7,3 +7,4 @@ pub mod btf;
 pub mod glance;
 mod iter;
 pub mod layout;
+mod ring;

@@ -12,7 +12,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Kind, NewConnections, Reading, Sink, Source, Targets, advance, head::Head, little};
+use super::{
+    Kind, NewConnections, Reading, Sink, Source, Targets, advance, head::Head, little,
+    unix_listener,
+};
 use crate::sample::{Listener, Network, Sample, TargetId};
 
 /// What is left after one tick of the weight of a connection seen: about ten seconds of memory at ten ticks a second.
@@ -160,7 +163,7 @@ impl Source for Accept {
             );
         }
         self.settle(&grown, &counted);
-        sink.forget_unseen(Kind::Accept);
+        sink.forget_unseen_where(Kind::Accept, |name| !unix_listener::is_name(name));
     }
 }
 

@@ -11,6 +11,7 @@ mod eventloop;
 mod fd;
 mod head;
 mod inflight;
+mod inflow;
 mod kind;
 mod lock;
 mod memory;
@@ -23,7 +24,10 @@ mod syscalls;
 mod targets;
 mod udp;
 mod unix;
+mod unix_listener;
 mod uring;
+#[cfg(test)]
+mod watched;
 mod workers;
 
 use std::{collections::HashMap, sync::Arc};
@@ -167,11 +171,16 @@ impl Sink<'_> {
 
     /// After a complete walk: what of this kind was not put now is gone.
     fn forget_unseen(&mut self, kind: Kind) {
+        self.forget_unseen_where(kind, |_| true);
+    }
+
+    /// The same, where several sources yield queues of this kind: only those whose names are this source's.
+    fn forget_unseen_where(&mut self, kind: Kind, ours: impl Fn(&str) -> bool) {
         let mut seen: Vec<&Arc<QueueKey>> = self.out.queues.iter().map(|(key, _)| key).collect();
         seen.sort_unstable();
         let gone = self
             .keys
-            .remove(|key| key.kind == kind && seen.binary_search(&key).is_err());
+            .remove(|key| key.kind == kind && ours(&key.name) && seen.binary_search(&key).is_err());
         self.out.gone.extend(gone);
     }
 }

@@ -1,28 +1,46 @@
 //! Pipes and FIFOs: buffers between two processes, or two threads of one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{Kind, Reading, Sink, Source, Targets, advance, head::Head, little};
-use crate::sample::{Pipe, Sample, TargetId};
+use super::{Kind, Reading, Sink, Source, Targets, advance, head::Head, inflow::Inflow, little};
+use crate::{
+    sample::{Holder, Pipe, Sample, TargetId},
+    text,
+};
+
+/// What of a FIFO's path goes into its name.
+const MAX_PATH_BYTES: usize = 512;
 
 #[derive(Default)]
 pub(super) struct Pipes {
-    known: HashMap<(TargetId, u64), Known>,
+    known: HashMap<Id, Known>,
+}
+
+/// Inodes of pipes and of FIFOs come from different file systems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Id {
+    target: TargetId,
+    is_fifo: bool,
+    inode: u64,
 }
 
 /// What is remembered of one pipe.
 struct Known {
+    name: String,
     head: u32,
     tail: u32,
+    bytes: Option<u32>,
     seen_ns: u64,
     consumer: Head,
+    inflow: Inflow,
 }
 
 /// One pipe as one target holds it: through one end or both.
 struct Held<'a> {
     pipe: &'a Pipe,
-    reads: bool,
-    writes: bool,
+    /// The first process and descriptor of the target at each end.
+    read_end: Option<(u32, u32)>,
+    write_end: Option<(u32, u32)>,
 }
 
 impl Source for Pipes {
@@ -30,42 +48,169 @@ impl Source for Pipes {
         if !sample.walks.files {
             return;
         }
-        let mut held: BTreeMap<(TargetId, u64), Held<'_>> = BTreeMap::new();
-        for pipe in &sample.pipes {
-            let Some(target) = targets.of(pipe.tgid) else {
-                continue;
-            };
-            let entry = held.entry((target, pipe.inode)).or_insert(Held {
-                pipe,
-                reads: false,
-                writes: false,
-            });
-            entry.reads |= pipe.reads;
-            entry.writes |= pipe.writes;
-        }
+        let held = held(sample, targets);
+        let mut names = Names::kept(&self.known, &held);
         let mut known = HashMap::with_capacity(held.len());
-        for ((target, inode), held) in held {
-            let before = self.known.remove(&(target, inode));
-            let (reading, now) =
-                held.reading(before.as_ref(), sample.mono_ns, targets.threads(target));
-            sink.put(target, Kind::Pipe, &format!("pipe:[{inode}]"), reading);
-            known.insert((target, inode), now);
+        for (id, held) in held {
+            let mut before = self.known.remove(&id);
+            let name = match &mut before {
+                Some(before) => std::mem::take(&mut before.name),
+                None => names.give(id, held.pipe),
+            };
+            let (reading, now) = held.reading(id, before.as_ref(), sample.mono_ns, targets);
+            sink.put(id.target, Kind::Pipe, &name, reading);
+            known.insert(id, Known { name, ..now });
         }
         self.known = known;
         sink.forget_unseen(Kind::Pipe);
     }
 }
 
+fn held<'a>(sample: &'a Sample, targets: &Targets) -> BTreeMap<Id, Held<'a>> {
+    let mut held = BTreeMap::new();
+    for pipe in &sample.pipes {
+        let Some(target) = targets.of(pipe.tgid) else {
+            continue;
+        };
+        let id = Id {
+            target,
+            is_fifo: pipe.path.is_some(),
+            inode: pipe.inode,
+        };
+        let entry = held.entry(id).or_insert(Held {
+            pipe,
+            read_end: None,
+            write_end: None,
+        });
+        let end = Some((pipe.tgid, pipe.fd));
+        if pipe.reads {
+            entry.read_end = entry.read_end.or(end);
+        }
+        if pipe.writes {
+            entry.write_end = entry.write_end.or(end);
+        }
+    }
+    held
+}
+
+/// The names of FIFOs in use, so that no two of a target have the same: one may be removed, and made again, while the
+/// first is still open.
+struct Names(BTreeSet<(TargetId, String)>);
+
+impl Names {
+    fn kept(known: &HashMap<Id, Known>, held: &BTreeMap<Id, Held<'_>>) -> Self {
+        let kept = known
+            .iter()
+            .filter(|(id, _)| id.is_fifo && held.contains_key(id));
+        Self(
+            kept.map(|(id, known)| (id.target, known.name.clone()))
+                .collect(),
+        )
+    }
+
+    fn give(&mut self, id: Id, pipe: &Pipe) -> String {
+        // Any process may choose a path, so it is made harmless.
+        let path = pipe
+            .path
+            .as_ref()
+            .map(|path| text::bounded(path, MAX_PATH_BYTES));
+        let name = match path {
+            None => format!("pipe:[{}]", id.inode),
+            Some(path) if self.0.contains(&(id.target, path.clone())) => {
+                format!("{path} [{}]", id.inode)
+            }
+            Some(path) => path,
+        };
+        self.0.insert((id.target, name.clone()));
+        name
+    }
+}
+
 impl Held<'_> {
-    fn reading(&self, before: Option<&Known>, now_ns: u64, servers: u32) -> (Reading, Known) {
+    fn reading(
+        &self,
+        id: Id,
+        before: Option<&Known>,
+        now_ns: u64,
+        targets: &Targets,
+    ) -> (Reading, Known) {
         let Pipe { head, tail, .. } = *self.pipe;
         let depth = advance(tail, head);
         let limit = u64::from(self.pipe.limit);
         let arrivals = before.map(|before| advance(before.head, head));
         let departures = before.map(|before| advance(before.tail, tail));
         let elapsed_ns = before.map(|before| now_ns.saturating_sub(before.seen_ns));
-        let mut consumer = before.map_or_else(Head::default, |before| before.consumer);
+        let (mut consumer, mut inflow) =
+            before.map_or_else(Default::default, |before| (before.consumer, before.inflow));
+        let read_of_a_buffer = before.is_some_and(|before| {
+            before
+                .bytes
+                .zip(self.pipe.bytes)
+                .is_some_and(|(b, n)| n < b)
+        });
+        if read_of_a_buffer {
+            consumer.moved();
+        }
         let oldest_ns = consumer.look(tail, depth > 0, now_ns);
+        let inflow_ns = inflow.look(arrivals.is_some_and(|arrivals| arrivals > 0), now_ns);
+        let wait_ns = if depth == 0 {
+            Some(0)
+        } else {
+            little(depth, departures.unwrap_or(0), elapsed_ns)
+        };
+        let full = depth >= limit;
+        let mut reading = Reading {
+            depth,
+            limit: Some(limit),
+            fill: Some(depth as f64 / limit.max(1) as f64),
+            full,
+            arrivals,
+            departures,
+            elapsed_ns,
+            served: departures,
+            servers: if self.read_end.is_some() {
+                targets.threads(id.target)
+            } else {
+                1
+            },
+            wait_ns,
+            oldest_ns,
+            worst: (depth > 0).then(|| self.ends(id, targets)),
+            extra: self.extra(),
+            ..Reading::default()
+        };
+        if self.is_kept_inside(id, targets) && !full && depth > 0 {
+            // It becomes a queue when things keep coming, and they have waited no longer than that.
+            let since_ns = inflow_ns.unwrap_or(0);
+            let keeps_coming = inflow_ns.is_some();
+            reading.oldest_ns = oldest_ns
+                .map(|age| age.min(since_ns))
+                .filter(|_| keeps_coming);
+            reading.wait_ns = wait_ns
+                .map(|wait| wait.min(since_ns))
+                .filter(|_| keeps_coming);
+            reading.fill = reading.fill.filter(|_| keeps_coming);
+        }
+        let now = Known {
+            name: String::new(),
+            head,
+            tail,
+            bytes: self.pipe.bytes,
+            seen_ns: now_ns,
+            consumer,
+            inflow,
+        };
+        (reading, now)
+    }
+
+    /// Nobody but this target holds it, as far as is known.
+    fn is_kept_inside(&self, id: Id, targets: &Targets) -> bool {
+        self.read_end.is_some()
+            && self.write_end.is_some()
+            && !targets.is_held_outside(id.target, id.inode)
+    }
+
+    fn extra(&self) -> Vec<(&'static str, f64)> {
         let mut extra = vec![
             ("readers", f64::from(self.pipe.readers)),
             ("writers", f64::from(self.pipe.writers)),
@@ -73,40 +218,203 @@ impl Held<'_> {
         if let Some(bytes) = self.pipe.bytes {
             extra.push(("bytes", f64::from(bytes)));
         }
-        let ends = match (self.reads, self.writes) {
-            (true, true) => "both ends",
-            (true, false) => "read end",
-            _ => "write end",
-        };
-        let reading = Reading {
-            depth,
-            limit: Some(limit),
-            unit: None,
-            fill: Some(depth as f64 / limit.max(1) as f64),
-            full: depth >= limit,
-            arrivals,
-            departures,
-            elapsed_ns,
-            served: departures,
-            servers: if self.reads { servers } else { 1 },
-            wait_ns: if depth == 0 {
-                Some(0)
-            } else {
-                little(depth, departures.unwrap_or(0), elapsed_ns)
-            },
-            oldest_ns,
-            ages_ns: Vec::new(),
-            losses: 0,
-            worst: (depth > 0)
-                .then(|| format!("{ends} at process {} fd {}", self.pipe.tgid, self.pipe.fd)),
-            extra,
-        };
-        let now = Known {
+        extra
+    }
+
+    /// Who holds which end, in words.
+    fn ends(&self, id: Id, targets: &Targets) -> String {
+        let place =
+            |end: &str, (tgid, fd): (u32, u32)| format!("{end} end at process {tgid} fd {fd}");
+        let other = |holds: fn(&Holder) -> bool| targets.held_by(id.target, id.inode, holds);
+        let mut parts = Vec::new();
+        parts.extend(self.write_end.map(|end| place("write", end)));
+        parts.extend(self.read_end.map(|end| place("read", end)));
+        if self.pipe.readers == 0 {
+            parts.push("nobody reads".to_owned());
+        } else if let Some(names) = other(|holder| holder.reads) {
+            parts.push(format!("read end held by {names}"));
+        }
+        if self.pipe.writers == 0 {
+            parts.push("nobody holds the write end".to_owned());
+        } else if let Some(names) = other(|holder| holder.writes) {
+            parts.push(format!("write end held by {names}"));
+        }
+        parts.join("; ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Kind, Reading,
+        watched::{PID, TICK, Watched},
+    };
+    use crate::sample::{Holder, Pipe, Sample};
+
+    fn end(reads: bool, head: u32, bytes: u32) -> Pipe {
+        Pipe {
+            inode: 4_711,
+            tgid: PID,
+            fd: if reads { 0 } else { 1 },
+            reads,
+            writes: !reads,
             head,
-            tail,
-            seen_ns: now_ns,
-            consumer,
+            tail: 0,
+            limit: 16,
+            bytes: Some(bytes),
+            readers: 1,
+            writers: 1,
+            path: None,
+        }
+    }
+
+    fn sample(pipes: Vec<Pipe>) -> Sample {
+        Sample {
+            pipes,
+            ..Sample::default()
+        }
+    }
+
+    fn holder(tgid: u32, reads: bool) -> Holder {
+        Holder {
+            inode: 4_711,
+            tgid,
+            name: "rsyslogd".to_owned(),
+            fd: 0,
+            reads,
+            writes: !reads,
+        }
+    }
+
+    /// Both ends in the service, so many buffers used: the reading after each look.
+    fn kept_inside(looks: impl IntoIterator<Item = (u32, u32)>) -> Vec<Reading> {
+        let mut watched = Watched::default();
+        looks
+            .into_iter()
+            .map(|(head, bytes)| {
+                let both = vec![end(true, head, bytes), end(false, head, bytes)];
+                watched.walk_one(Kind::Pipe, sample(both))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_grows_old() {
+        let mut watched = Watched::default();
+        let one = |readers| {
+            let pipe = Pipe {
+                readers,
+                ..end(false, 3, 300)
+            };
+            sample(vec![pipe])
         };
-        (reading, now)
+        assert_eq!(watched.walk_one(Kind::Pipe, one(1)).oldest_ns, Some(0));
+        let reading = watched.walk_one(Kind::Pipe, one(0));
+        assert_eq!((reading.depth, reading.oldest_ns), (3, Some(TICK)));
+        let worst = "write end at process 12 fd 1; nobody reads";
+        assert_eq!(reading.worst.as_deref(), Some(worst));
+    }
+
+    #[test]
+    fn who_holds_the_other_end_is_named_and_remembered() {
+        let mut watched = Watched::default();
+        let told = Sample {
+            holders: Some(vec![
+                holder(77, true),
+                holder(PID, false),
+                holder(78, false),
+            ]),
+            ..sample(vec![end(false, 1, 10)])
+        };
+        let worst = "write end at process 12 fd 1; read end held by rsyslogd (77); \
+                     write end held by rsyslogd (78)";
+        let reading = watched.walk_one(Kind::Pipe, told);
+        assert_eq!(reading.worst.as_deref(), Some(worst));
+        let reading = watched.walk_one(Kind::Pipe, sample(vec![end(false, 1, 10)]));
+        assert_eq!(reading.worst.as_deref(), Some(worst));
+    }
+
+    #[test]
+    fn a_read_end_without_a_writer_says_so() {
+        let orphan = Pipe {
+            writers: 0,
+            ..end(true, 1, 10)
+        };
+        let reading = Watched::default().walk_one(Kind::Pipe, sample(vec![orphan]));
+        let worst = "read end at process 12 fd 0; nobody holds the write end";
+        assert_eq!(reading.worst.as_deref(), Some(worst));
+    }
+
+    #[test]
+    fn a_read_of_a_part_of_a_buffer_makes_it_young() {
+        let mut watched = Watched::default();
+        let mut age = |bytes| {
+            let queue = sample(vec![end(true, 2, bytes)]);
+            watched.walk_one(Kind::Pipe, queue).oldest_ns
+        };
+        assert_eq!((age(900), age(900)), (Some(0), Some(TICK)));
+        assert_eq!((age(400), age(400)), (Some(0), Some(TICK)));
+    }
+
+    #[test]
+    fn what_rests_in_a_pipe_that_a_service_keeps_to_itself_is_no_queue() {
+        // A jobserver: four tokens, taken and given back.
+        let tokens = (0..50).map(|look| (1, 4 - look % 3));
+        for reading in kept_inside(tokens) {
+            assert_eq!(reading.depth, 1);
+            assert_eq!((reading.wait_ns, reading.oldest_ns), (None, None));
+            assert_eq!(reading.fill, None);
+        }
+    }
+
+    #[test]
+    fn a_buffer_that_comes_now_and_then_makes_no_standing_queue() {
+        let tokens = (0..200).map(|look| (1 + look / 40, 4));
+        for reading in kept_inside(tokens) {
+            assert!(reading.oldest_ns.unwrap_or(0) <= 10 * TICK, "{reading:?}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_that_a_service_keeps_to_itself_is_a_queue_while_things_come_or_when_full() {
+        let filling = kept_inside((0..16).map(|look| (look + 1, 100 * look)));
+        assert_eq!(filling[14].oldest_ns, Some(13 * TICK));
+        assert_eq!(filling[14].fill, Some(15.0 / 16.0));
+        let full = &filling[15];
+        assert!(full.full);
+        assert_eq!(full.oldest_ns, Some(15 * TICK));
+        let stuck = kept_inside((0..50).map(|_| (16, 64)));
+        assert_eq!(stuck[49].oldest_ns, Some(49 * TICK));
+        assert_eq!(stuck[49].fill, Some(1.0));
+    }
+
+    #[test]
+    fn both_ends_in_one_service_are_judged_when_another_process_holds_one_too() {
+        let mut watched = Watched::default();
+        let both = vec![end(true, 1, 10), end(false, 1, 10)];
+        let told = Sample {
+            holders: Some(vec![holder(77, false)]),
+            ..sample(both.clone())
+        };
+        watched.walk_one(Kind::Pipe, told);
+        let reading = watched.walk_one(Kind::Pipe, sample(both));
+        assert_eq!(reading.oldest_ns, Some(TICK));
+    }
+
+    #[test]
+    fn a_fifo_has_its_path_for_a_name_and_no_two_have_the_same() {
+        let fifo = |inode| Pipe {
+            inode,
+            path: Some("/run/log".to_owned()),
+            ..end(false, 0, 0)
+        };
+        let mut watched = Watched::default();
+        let mut names = |pipes| {
+            let queues = watched.walk(Kind::Pipe, sample(pipes));
+            queues.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(vec![fifo(9)]), ["/run/log"]);
+        assert_eq!(names(vec![fifo(9), fifo(5)]), ["/run/log [5]", "/run/log"]);
+        assert_eq!(names(vec![end(true, 0, 0)]), ["pipe:[4711]"]);
     }
 }

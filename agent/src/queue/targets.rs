@@ -5,7 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use crate::sample::{Listener, Sample, Target, TargetId};
+use crate::{
+    sample::{Holder, Listener, Sample, Target, TargetId},
+    text,
+};
+
+/// Processes that are named when many hold the other end of something.
+const NAMED_HOLDERS: usize = 2;
 
 /// The watched services and their processes.
 #[derive(Default)]
@@ -15,6 +21,8 @@ pub struct Targets {
     threads: HashMap<TargetId, u32>,
     /// Ports that targets listen on: a connection with such a local port was accepted, not opened.
     ports: HashSet<(u32, u16)>,
+    /// Who holds pipes and unix sockets of which targets hold an end, by inode.
+    holders: HashMap<u64, Vec<Holder>>,
 }
 
 impl Targets {
@@ -45,7 +53,7 @@ impl Targets {
         self.by_id.values()
     }
 
-    /// Takes in what one sample says about the targets' threads and ports.
+    /// Takes in what one sample says about the targets' threads and ports, and about who holds what they hold.
     pub(super) fn learn(&mut self, sample: &Sample) {
         if sample.walks.threads {
             self.threads.clear();
@@ -60,6 +68,54 @@ impl Targets {
             let place = |listener: &Listener| (listener.netns, listener.address.port());
             self.ports.extend(sample.listeners.iter().map(place));
         }
+        if let Some(holders) = &sample.holders {
+            self.holders.clear();
+            for holder in holders {
+                let of_inode = self.holders.entry(holder.inode).or_default();
+                of_inode.push(holder.clone());
+            }
+        }
+    }
+
+    /// Whether a process that is not of this target holds this pipe or unix socket.
+    pub(super) fn is_held_outside(&self, target: TargetId, inode: u64) -> bool {
+        self.outside(target, inode, |_| true).next().is_some()
+    }
+
+    /// The processes that hold this pipe or unix socket and are not of this target, in words: `rsyslogd (77)`.
+    pub(super) fn held_by(
+        &self,
+        target: TargetId,
+        inode: u64,
+        end: impl Fn(&Holder) -> bool,
+    ) -> Option<String> {
+        let processes: BTreeMap<u32, &str> = self
+            .outside(target, inode, end)
+            .map(|holder| (holder.tgid, holder.name.as_str()))
+            .collect();
+        let named: Vec<String> = processes
+            .iter()
+            .take(NAMED_HOLDERS)
+            .map(|(tgid, name)| format!("{} ({tgid})", text::bounded(name, 64)))
+            .collect();
+        match processes.len().saturating_sub(NAMED_HOLDERS) {
+            _ if named.is_empty() => None,
+            0 => Some(named.join(" and ")),
+            more => Some(format!("{} and {more} more", named.join(", "))),
+        }
+    }
+
+    fn outside(
+        &self,
+        target: TargetId,
+        inode: u64,
+        end: impl Fn(&Holder) -> bool,
+    ) -> impl Iterator<Item = &Holder> {
+        self.holders
+            .get(&inode)
+            .into_iter()
+            .flatten()
+            .filter(move |holder| end(holder) && self.of(holder.tgid) != Some(target))
     }
 
     /// Threads of the target at the last walk over threads; at least 1.

@@ -1,11 +1,236 @@
-//! Submission and completion queues of io_uring.
+//! io_uring instances: what was submitted and not taken by the kernel, what is complete and not taken by the process.
 
-use super::{Sink, Source, Targets};
-use crate::sample::Sample;
+use std::collections::HashMap;
+
+use super::{Kind, Reading, Sink, Source, Targets, advance, head::Head, little};
+use crate::sample::{Ring, Sample, TargetId};
 
 #[derive(Default)]
-pub(super) struct Uring {}
+pub(super) struct Uring {
+    rings: HashMap<(TargetId, u64), Known>,
+}
+
+/// What is remembered of one instance.
+struct Known {
+    /// There were several processes when it was first seen: descriptor numbers alone do not tell rings apart.
+    named_by_process: bool,
+    submissions: Side,
+    completions: Side,
+    seen_ns: u64,
+}
+
+/// One of the two rings of an instance.
+#[derive(Clone, Copy, Default)]
+struct Side {
+    tail: u32,
+    head: u32,
+    entries: u32,
+    lost: u32,
+    consumer: Head,
+}
 
 impl Source for Uring {
-    fn read(&mut self, _sample: &Sample, _targets: &Targets, _sink: &mut Sink<'_>) {}
+    fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
+        if !sample.walks.files {
+            return;
+        }
+        let now_ns = sample.mono_ns;
+        let mut rings = HashMap::with_capacity(sample.rings.len());
+        for ring in &sample.rings {
+            let Some(target) = targets.of(ring.tgid) else {
+                continue;
+            };
+            let mut now = Known::of(ring, target, targets, now_ns);
+            let before = self.rings.get(&(target, ring.id));
+            let before = before.filter(|before| now.comes_after(before));
+            now.named_by_process =
+                before.map_or(now.named_by_process, |before| before.named_by_process);
+            let elapsed_ns = before.map(|before| now_ns.saturating_sub(before.seen_ns));
+            let name = now.name(ring);
+            let worst = format!("process {} fd {}", ring.tgid, ring.fd);
+            let mut put = |side: &mut Side, before: Option<&Side>, of: &str, servers: u32| {
+                let reading = Reading {
+                    servers,
+                    elapsed_ns,
+                    worst: Some(worst.clone()).filter(|_| side.depth() > 0),
+                    ..side.reading(before, now_ns, elapsed_ns)
+                };
+                sink.put(target, Kind::Uring, &format!("{name} {of}"), reading);
+            };
+            let submissions = before.map(|before| &before.submissions);
+            put(&mut now.submissions, submissions, "sq", 1);
+            let completions = before.map(|before| &before.completions);
+            let servers = targets.threads(target);
+            put(&mut now.completions, completions, "cq", servers);
+            rings.insert((target, ring.id), now);
+        }
+        self.rings = rings;
+        sink.forget_unseen(Kind::Uring);
+    }
+}
+
+impl Known {
+    fn of(ring: &Ring, target: TargetId, targets: &Targets, now_ns: u64) -> Self {
+        let processes = targets.get(target).map_or(1, |target| target.tgids.len());
+        Self {
+            named_by_process: processes > 1,
+            submissions: Side {
+                tail: ring.sq_tail,
+                head: ring.sq_head,
+                entries: ring.sq_entries,
+                lost: ring.sq_dropped,
+                consumer: Head::default(),
+            },
+            completions: Side {
+                tail: ring.cq_tail,
+                head: ring.cq_head,
+                entries: ring.cq_entries,
+                lost: ring.cq_overflow,
+                consumer: Head::default(),
+            },
+            seen_ns: now_ns,
+        }
+    }
+
+    /// The name of an instance may be given again when it is closed: one that was there before has not gone back.
+    fn comes_after(&self, before: &Self) -> bool {
+        let went_on = |before: &Side, now: &Side| {
+            advance(before.tail, now.tail) < 1 << 31 && advance(before.head, now.head) < 1 << 31
+        };
+        went_on(&before.submissions, &self.submissions)
+            && went_on(&before.completions, &self.completions)
+    }
+
+    fn name(&self, ring: &Ring) -> String {
+        if self.named_by_process {
+            format!("ring fd {} of {}", ring.fd, ring.tgid)
+        } else {
+            format!("ring fd {}", ring.fd)
+        }
+    }
+}
+
+impl Side {
+    /// Head and tail are read one after the other: where they have crossed meanwhile, nothing waits.
+    fn depth(&self) -> u64 {
+        let span = advance(self.head, self.tail);
+        if span < 1 << 31 { span } else { 0 }
+    }
+
+    /// Takes over from `before` what there is to remember.
+    fn reading(&mut self, before: Option<&Self>, now_ns: u64, elapsed_ns: Option<u64>) -> Reading {
+        let depth = self.depth();
+        let arrivals = before.map(|before| advance(before.tail, self.tail));
+        let departures = before.map(|before| advance(before.head, self.head));
+        self.consumer = before.map_or_else(Head::default, |before| before.consumer);
+        let oldest_ns = self.consumer.look(self.head, depth > 0, now_ns);
+        Reading {
+            depth,
+            limit: Some(u64::from(self.entries)),
+            fill: Some(depth as f64 / f64::from(self.entries.max(1))),
+            full: depth > 0 && depth >= u64::from(self.entries),
+            arrivals,
+            departures,
+            served: departures,
+            wait_ns: if depth == 0 {
+                Some(0)
+            } else {
+                little(depth, departures.unwrap_or(0), elapsed_ns)
+            },
+            oldest_ns,
+            losses: before.map_or(0, |before| advance(before.lost, self.lost)),
+            ..Reading::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Kind, Reading,
+        watched::{PID, TICK, Watched},
+    };
+    use crate::sample::{Ring, Sample};
+
+    fn ring(head: u32, tail: u32) -> Ring {
+        Ring {
+            id: 1,
+            tgid: PID,
+            fd: 9,
+            sq_tail: 5,
+            sq_head: 5,
+            sq_entries: 8,
+            cq_tail: tail,
+            cq_head: head,
+            cq_entries: 16,
+            sq_dropped: 0,
+            cq_overflow: 0,
+        }
+    }
+
+    fn walk(watched: &mut Watched, ring: Ring) -> Vec<(String, Reading)> {
+        let sample = Sample {
+            rings: vec![ring],
+            ..Sample::default()
+        };
+        watched.walk(Kind::Uring, sample)
+    }
+
+    #[test]
+    fn completions_that_are_not_taken_grow_old() {
+        let mut watched = Watched::default();
+        walk(&mut watched, ring(u32::MAX, u32::MAX));
+        let queues = walk(&mut watched, ring(u32::MAX, 3));
+        assert_eq!(
+            (queues[0].0.as_str(), queues[0].1.depth),
+            ("ring fd 9 sq", 0)
+        );
+        assert_eq!(
+            (queues[0].1.wait_ns, queues[0].1.oldest_ns),
+            (Some(0), None)
+        );
+        let (name, reading) = &queues[1];
+        assert_eq!((name.as_str(), reading.depth), ("ring fd 9 cq", 4));
+        assert_eq!((reading.arrivals, reading.departures), (Some(4), Some(0)));
+        assert_eq!(reading.worst.as_deref(), Some("process 12 fd 9"));
+        let reading = &walk(&mut watched, ring(u32::MAX, 3))[1].1;
+        assert_eq!(reading.oldest_ns, Some(TICK));
+        let reading = &walk(&mut watched, ring(2, 3))[1].1;
+        assert_eq!((reading.oldest_ns, reading.departures), (Some(0), Some(3)));
+    }
+
+    #[test]
+    fn a_completion_for_which_there_was_no_room_is_lost() {
+        let mut watched = Watched::default();
+        let full = |cq_overflow| Ring {
+            cq_overflow,
+            ..ring(0, 16)
+        };
+        let queues = walk(&mut watched, full(3));
+        assert_eq!(queues[1].1.losses, 0);
+        assert!(queues[1].1.full);
+        let queues = walk(&mut watched, full(5));
+        assert_eq!((queues[0].1.losses, queues[1].1.losses), (0, 2));
+    }
+
+    #[test]
+    fn a_head_that_was_read_after_it_passed_the_tail_is_an_empty_ring() {
+        let queues = walk(&mut Watched::default(), ring(7, 6));
+        assert_eq!(queues[1].1.depth, 0);
+    }
+
+    #[test]
+    fn a_new_ring_that_has_the_name_of_a_closed_one_begins_anew() {
+        let mut watched = Watched::default();
+        walk(&mut watched, ring(500, 500));
+        let reading = &walk(&mut watched, ring(0, 2))[1].1;
+        assert_eq!((reading.arrivals, reading.elapsed_ns), (None, None));
+        assert_eq!(reading.depth, 2);
+    }
+
+    #[test]
+    fn rings_of_several_processes_are_told_apart() {
+        let queues = walk(&mut Watched::of(&[PID, 13]), ring(0, 0));
+        assert_eq!(queues[0].0, "ring fd 9 of 12 sq");
+    }
 }

@@ -132,7 +132,7 @@ fn percent_decode(text: &str) -> String {
 }
 
 /// The path in the unified hierarchy, else (cgroup v1) the longest one in any.
-fn cgroup_path(text: &str) -> Option<String> {
+pub(crate) fn cgroup_path(text: &str) -> Option<String> {
     let paths = text.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':');
         let unified = fields.next()? == "0";

@@ -8,4 +8,5 @@ mod group;
 mod selector;
 
 pub use discovery::{Discovery, Found, ListenerSeen, ProcessSeen};
+pub(crate) use facts::cgroup_path;
 pub use selector::{Selector, Spec};

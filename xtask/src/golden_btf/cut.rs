@@ -138,7 +138,8 @@ impl Types {
             .paths
             .iter()
             .find_map(|path| self.steps(container, path))?;
-        Some(steps.iter().map(|step| step.bits / 8).sum())
+        let bits: u32 = steps.iter().map(|step| step.bits).sum();
+        Some(if place.bits { bits } else { bits / 8 })
     }
 
     fn structure(&self, name: &str) -> Option<u32> {
@@ -370,6 +371,7 @@ mod tests {
 
     fn place(container: &str, paths: &[&str]) -> Place {
         Place {
+            bits: false,
             container: container.to_owned(),
             paths: paths.iter().map(|path| (*path).to_owned()).collect(),
         }

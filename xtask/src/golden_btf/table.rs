@@ -10,6 +10,8 @@ pub struct Place {
     pub container: String,
     /// Alternatives, newest first; empty for the size of the struct itself.
     pub paths: Vec<String>,
+    /// The offset is one of bits: `task_struct.in_iowait:bits`.
+    pub bits: bool,
 }
 
 impl Place {
@@ -21,14 +23,20 @@ impl Place {
             return Ok(Self {
                 container: container.to_owned(),
                 paths: Vec::new(),
+                bits: false,
             });
         }
+        let (text, bits) = match text.strip_suffix(":bits") {
+            Some(text) => (text, true),
+            None => (text, false),
+        };
         let (container, paths) = text
             .split_once('.')
             .with_context(|| format!("{text} is neither struct.field nor sizeof(struct)"))?;
         Ok(Self {
             container: container.to_owned(),
             paths: paths.split('|').map(str::to_owned).collect(),
+            bits,
         })
     }
 }
@@ -38,7 +46,8 @@ impl fmt::Display for Place {
         if self.paths.is_empty() {
             write!(f, "sizeof({})", self.container)
         } else {
-            write!(f, "{}.{}", self.container, self.paths.join("|"))
+            let bits = if self.bits { ":bits" } else { "" };
+            write!(f, "{}.{}{bits}", self.container, self.paths.join("|"))
         }
     }
 }

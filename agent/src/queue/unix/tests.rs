@@ -1,0 +1,217 @@
+use super::super::{
+    Kind, Reading,
+    watched::{PID, TICK, Watched, extra},
+};
+use crate::sample::{Holder, Sample, UnixSocket, UnixStyle};
+
+const SNDBUF: u32 = 1_000;
+
+fn socket(inode: u64) -> UnixSocket {
+    UnixSocket {
+        inode,
+        peer: Some(inode + 100),
+        tgid: PID,
+        fd: inode as u32,
+        netns: 1,
+        style: UnixStyle::Stream,
+        listening: false,
+        path: None,
+        peer_path: None,
+        queued: 0,
+        limit: 10,
+        head: 0,
+        unread_by_peer: 0,
+        sndbuf: SNDBUF,
+        unread: 0,
+        peer_sndbuf: SNDBUF,
+    }
+}
+
+fn accepted(inode: u64, unread: u32, head: u64) -> UnixSocket {
+    UnixSocket {
+        path: Some("/run/app".to_owned()),
+        unread,
+        head,
+        ..socket(inode)
+    }
+}
+
+fn opened(unread_by_peer: u32) -> UnixSocket {
+    UnixSocket {
+        peer_path: Some("/run/log".to_owned()),
+        unread_by_peer,
+        ..socket(5)
+    }
+}
+
+fn walk(watched: &mut Watched, unix: Vec<UnixSocket>) -> Vec<(String, Reading)> {
+    let sample = Sample {
+        unix,
+        ..Sample::default()
+    };
+    watched.walk(Kind::Unix, sample)
+}
+
+fn only(queues: &[(String, Reading)], name: &str) -> Reading {
+    let mut found = queues.iter().filter(|(of, _)| of == name);
+    let reading = found.next().map(|(_, reading)| reading.clone());
+    assert!(found.next().is_none());
+    reading.unwrap_or_else(|| panic!("{name} in {queues:?}"))
+}
+
+#[test]
+fn accepted_sockets_are_one_queue_and_the_worst_is_shown() {
+    let mut watched = Watched::default();
+    let both = || vec![accepted(3, 800, 7), accepted(4, 100, 8)];
+    let queues = walk(&mut watched, both());
+    assert_eq!(queues.len(), 2, "{queues:?}");
+    let reading = only(&queues, "/run/app");
+    assert_eq!((reading.depth, reading.limit), (800, Some(1_000)));
+    assert_eq!(extra(&reading, "total_bytes"), Some(900.0));
+    assert_eq!((reading.arrivals, reading.wait_ns), (None, None));
+    let reading = only(&walk(&mut watched, both()), "/run/app");
+    assert_eq!(reading.oldest_ns, Some(TICK));
+    // The one whose head stays is the worst, however little waits there.
+    let queues = walk(&mut watched, vec![accepted(3, 800, 9), accepted(4, 100, 8)]);
+    let reading = only(&queues, "/run/app");
+    assert_eq!((reading.depth, reading.oldest_ns), (100, Some(2 * TICK)));
+    assert_eq!(reading.fill, Some(0.8));
+    assert_eq!(reading.worst.as_deref(), Some("process 12 fd 4"));
+}
+
+#[test]
+fn idle_connections_have_no_wait() {
+    let queues = walk(&mut Watched::default(), vec![accepted(3, 0, 0), opened(0)]);
+    assert_eq!(queues.len(), 4);
+    for (_, reading) in queues {
+        assert_eq!((reading.depth, reading.full), (0, false));
+        assert_eq!((reading.wait_ns, reading.oldest_ns), (Some(0), None));
+        assert_eq!(reading.worst, None);
+    }
+}
+
+#[test]
+fn what_the_peer_does_not_read_is_a_queue_and_the_peer_is_named() {
+    let mut watched = Watched::default();
+    let holder = Holder {
+        inode: 105,
+        tgid: 77,
+        name: "rsyslogd".to_owned(),
+        fd: 4,
+        reads: true,
+        writes: true,
+    };
+    let told = Sample {
+        unix: vec![opened(500)],
+        holders: Some(vec![holder]),
+        ..Sample::default()
+    };
+    let reading = only(&watched.walk(Kind::Unix, told), "-> /run/log sent");
+    assert!(!reading.full);
+    let worst = "process 12 fd 5 to rsyslogd (77)";
+    assert_eq!(reading.worst.as_deref(), Some(worst));
+    let reading = only(&walk(&mut watched, vec![opened(1_000)]), "-> /run/log sent");
+    assert_eq!((reading.depth, reading.limit), (1_000, Some(1_000)));
+    assert!(reading.full);
+    assert_eq!(reading.worst.as_deref(), Some(worst));
+    assert_eq!(reading.oldest_ns, None, "not known from this end");
+}
+
+#[test]
+fn datagrams_are_counted_where_they_are_read() {
+    let server = |queued| UnixSocket {
+        style: UnixStyle::Datagram,
+        path: Some("/dev/log".to_owned()),
+        peer: None,
+        queued,
+        head: 7,
+        ..socket(3)
+    };
+    let mut watched = Watched::default();
+    let reading = only(&walk(&mut watched, vec![server(10)]), "/dev/log");
+    assert_eq!((reading.depth, reading.limit), (10, Some(10)));
+    assert_eq!(reading.unit, Some("datagrams"));
+    assert!(!reading.full, "one more may wait");
+    let reading = only(&walk(&mut watched, vec![server(11)]), "/dev/log");
+    assert!(reading.full);
+    assert_eq!(reading.oldest_ns, Some(TICK));
+}
+
+#[test]
+fn what_rests_in_a_pair_that_a_service_keeps_to_itself_is_no_queue() {
+    let mut watched = Watched::default();
+    let pair = |unread, head| {
+        let one = UnixSocket {
+            peer: Some(4),
+            unread,
+            head,
+            ..socket(3)
+        };
+        let other = UnixSocket {
+            peer: Some(3),
+            unread_by_peer: unread,
+            ..socket(4)
+        };
+        vec![one, other]
+    };
+    walk(&mut watched, pair(0, 0));
+    for _ in 0..30 {
+        let queues = walk(&mut watched, pair(500, 7));
+        let reading = only(&queues, "unnamed");
+        assert_eq!(queues.len(), 1, "what one sent is what the other received");
+        assert_eq!(extra(&reading, "sockets"), Some(2.0));
+        assert!(reading.oldest_ns.unwrap_or(0) <= 10 * TICK);
+    }
+    let reading = only(&walk(&mut watched, pair(1_000, 7)), "unnamed");
+    assert_eq!(reading.oldest_ns, Some(30 * TICK), "full");
+}
+
+#[test]
+fn a_client_that_bound_itself_opened_its_connection_and_a_server_accepted_its() {
+    let listener = UnixSocket {
+        listening: true,
+        ..accepted(3, 0, 0)
+    };
+    let named = |inode, path: &str, peer: &str| UnixSocket {
+        path: Some(path.to_owned()),
+        peer_path: Some(peer.to_owned()),
+        ..socket(inode)
+    };
+    let queues = walk(
+        &mut Watched::default(),
+        vec![
+            listener,
+            named(4, "/run/app", "/tmp/caller"),
+            named(5, "/tmp/me", "/run/log"),
+        ],
+    );
+    let names: Vec<_> = queues.iter().map(|(name, _)| name.as_str()).collect();
+    let accepted = ["/run/app", "/run/app sent"];
+    let opened = ["-> /run/log", "-> /run/log sent"];
+    assert_eq!(names, [accepted, opened].concat());
+}
+
+#[test]
+fn a_client_and_a_server_in_one_service_are_judged_like_any_other() {
+    let mut watched = Watched::default();
+    let both = || {
+        let server = UnixSocket {
+            peer: Some(4),
+            ..accepted(3, 500, 7)
+        };
+        let client = UnixSocket {
+            peer: Some(3),
+            peer_path: server.path.clone(),
+            unread_by_peer: 500,
+            ..socket(4)
+        };
+        vec![server, client]
+    };
+    for _ in 0..20 {
+        walk(&mut watched, both());
+    }
+    let queues = walk(&mut watched, both());
+    let names: Vec<_> = queues.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["/run/app", "-> /run/app"]);
+    assert_eq!(only(&queues, "/run/app").oldest_ns, Some(20 * TICK));
+}

@@ -1,0 +1,250 @@
+//! Accept queues of unix sockets: connections that wait on a path. They are of the kind `accept`, beside the TCP ones.
+//!
+//! `connect` blocks (or fails with EAGAIN) while more wait than the backlog allows; none is refused and none is
+//! dropped. The kernel counts neither arrivals nor accepts, and times nothing.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Kind, Reading, Sink, Targets, head::Head};
+use crate::{
+    sample::{Sample, TargetId, UnixSocket},
+    text,
+};
+
+/// A path takes up to 108 bytes, and an escaped one several times that.
+const MAX_NAME_BYTES: usize = 512;
+
+#[derive(Default)]
+pub(super) struct UnixListeners {
+    known: HashMap<u64, Known>,
+}
+
+/// What is remembered of one listening socket.
+struct Known {
+    target: TargetId,
+    queued: u32,
+    head: Head,
+    seen_ns: u64,
+}
+
+/// All listening sockets of one target on one path: the path may be bound again while the first is still open.
+#[derive(Default)]
+struct Group {
+    sockets: u32,
+    depth: u64,
+    limit: u64,
+    fill: f64,
+    full: bool,
+    oldest_ns: Option<u64>,
+    elapsed_ns: Option<u64>,
+}
+
+/// How a path is spelled in names. Any process may choose it, so it is made harmless. What is relative to a process's folder gets a `./`, so that it is never taken for
+/// something else.
+pub(super) fn spelled(path: &str) -> String {
+    let path = text::bounded(path, MAX_NAME_BYTES);
+    if path.starts_with(['/', '@']) {
+        path
+    } else {
+        format!("./{path}")
+    }
+}
+
+/// Whether an accept queue of this name is a unix socket's; the others are named by an address and a port.
+pub(super) fn is_name(name: &str) -> bool {
+    !name.starts_with(|first: char| first.is_ascii_digit() || first == '[')
+}
+
+impl UnixListeners {
+    /// After a walk over files.
+    pub(super) fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
+        let mut groups: BTreeMap<(TargetId, String), Group> = BTreeMap::new();
+        let mut known = HashMap::new();
+        for socket in sample.unix.iter().filter(|socket| socket.listening) {
+            let before = self.known.get(&socket.inode);
+            let Some(target) = targets
+                .of(socket.tgid)
+                .or(before.map(|before| before.target))
+            else {
+                continue;
+            };
+            if targets.get(target).is_none() {
+                continue;
+            }
+            let name = match &socket.path {
+                Some(path) => spelled(path),
+                None => format!("socket:[{}]", socket.inode),
+            };
+            let group = groups.entry((target, name)).or_default();
+            let now = group.add(socket, target, before, sample.mono_ns);
+            known.insert(socket.inode, now);
+        }
+        self.known = known;
+        for ((target, name), group) in &groups {
+            let reading = group.reading(targets.threads(*target));
+            sink.put(*target, Kind::Accept, name, reading);
+        }
+        sink.forget_unseen_where(Kind::Accept, is_name);
+    }
+}
+
+impl Group {
+    fn add(
+        &mut self,
+        socket: &UnixSocket,
+        target: TargetId,
+        before: Option<&Known>,
+        now_ns: u64,
+    ) -> Known {
+        self.sockets += 1;
+        self.depth += u64::from(socket.queued);
+        self.limit += u64::from(socket.limit);
+        let fill = f64::from(socket.queued) / f64::from(socket.limit.max(1));
+        self.fill = self.fill.max(fill);
+        // unix_recvq_full: as many as the backlog may wait, and one more.
+        self.full |= socket.queued > socket.limit;
+        let elapsed_ns = before.map(|before| now_ns.saturating_sub(before.seen_ns));
+        self.elapsed_ns = self.elapsed_ns.max(elapsed_ns);
+        let mut head = before.map_or_else(Head::default, |before| before.head);
+        if before.is_some_and(|before| socket.queued < before.queued) {
+            head.moved();
+        }
+        let age_ns = head
+            .look(socket.head, socket.queued > 0, now_ns)
+            .filter(|_| socket.head != 0);
+        self.oldest_ns = self.oldest_ns.max(age_ns);
+        Known {
+            target,
+            queued: socket.queued,
+            head,
+            seen_ns: now_ns,
+        }
+    }
+
+    fn reading(&self, servers: u32) -> Reading {
+        Reading {
+            depth: self.depth,
+            limit: Some(self.limit),
+            fill: Some(self.fill),
+            full: self.full,
+            elapsed_ns: self.elapsed_ns,
+            servers,
+            wait_ns: (self.depth == 0).then_some(0),
+            oldest_ns: self.oldest_ns,
+            extra: vec![("sockets", f64::from(self.sockets))],
+            ..Reading::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Kind,
+        watched::{PID, TICK, Watched},
+    };
+    use super::{is_name, spelled};
+    use crate::sample::{Listener, Sample, UnixSocket, UnixStyle, Walks};
+
+    fn listener(queued: u32, head: u64) -> UnixSocket {
+        UnixSocket {
+            inode: 1,
+            peer: None,
+            tgid: PID,
+            fd: 3,
+            netns: 1,
+            style: UnixStyle::Stream,
+            listening: true,
+            path: Some("/run/app.sock".to_owned()),
+            peer_path: None,
+            queued,
+            limit: 4,
+            head,
+            unread_by_peer: 0,
+            sndbuf: 0,
+            unread: 0,
+            peer_sndbuf: 0,
+        }
+    }
+
+    fn sample(socket: UnixSocket) -> Sample {
+        Sample {
+            unix: vec![socket],
+            ..Sample::default()
+        }
+    }
+
+    fn tcp() -> Listener {
+        Listener {
+            cookie: 1,
+            tgid: PID,
+            netns: 1,
+            address: ([0, 0, 0, 0], 80).into(),
+            depth: 0,
+            limit: 8,
+            drops: 0,
+            half_open: None,
+            seen_ns: 0,
+            ages_ns: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn connections_that_wait_on_a_path_are_an_accept_queue() {
+        let mut watched = Watched::default();
+        let mut look =
+            |queued, head| watched.walk_one(Kind::Accept, sample(listener(queued, head)));
+        let idle = look(0, 0);
+        assert_eq!((idle.depth, idle.limit), (0, Some(4)));
+        assert_eq!((idle.wait_ns, idle.oldest_ns), (Some(0), None));
+        assert_eq!(look(2, 7).oldest_ns, Some(0));
+        assert_eq!(look(3, 7).oldest_ns, Some(TICK));
+        assert_eq!(look(3, 8).oldest_ns, Some(0));
+        assert_eq!(look(2, 8).oldest_ns, Some(0));
+    }
+
+    #[test]
+    fn one_more_than_the_backlog_may_wait_before_connect_blocks() {
+        let full = |queued| {
+            let queue = sample(listener(queued, 7));
+            Watched::default().walk_one(Kind::Accept, queue).full
+        };
+        assert!(!full(4));
+        assert!(full(5));
+    }
+
+    #[test]
+    fn a_walk_that_meets_no_unix_socket_leaves_its_queue_alone() {
+        let mut watched = Watched::default();
+        let both = Sample {
+            listeners: vec![tcp()],
+            ..sample(listener(1, 7))
+        };
+        assert_eq!(watched.walk(Kind::Accept, both).len(), 2);
+        let marked = Sample {
+            walks: Walks {
+                marked: true,
+                ..Walks::default()
+            },
+            listeners: vec![tcp()],
+            ..Sample::default()
+        };
+        assert_eq!(watched.read(Kind::Accept, marked).len(), 1);
+        assert_eq!(watched.gone(), Vec::<String>::new());
+        let files = Sample {
+            listeners: vec![tcp()],
+            ..Sample::default()
+        };
+        watched.walk(Kind::Accept, files);
+        assert_eq!(watched.gone(), ["/run/app.sock"]);
+    }
+
+    #[test]
+    fn a_path_is_never_taken_for_an_address() {
+        for path in ["/run/a", "@a", "127.0.0.1:80", "[::1]:80", "unnamed", ""] {
+            assert!(is_name(&spelled(path)), "{path}");
+        }
+        assert_eq!(spelled("@a\u{1b}[2J"), "@a\\u{1b}[2J");
+        assert!(!is_name("127.0.0.1:80") && !is_name("[::1]:80"));
+    }
+}

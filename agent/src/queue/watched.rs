@@ -1,0 +1,86 @@
+//! For tests: one watched service, looked at again and again.
+
+use super::{Kind, Model, Reading};
+use crate::sample::{Sample, Target, Walks};
+
+/// Time between two looks, ns.
+pub(super) const TICK: u64 = 100_000_000;
+/// The first process of the service.
+pub(super) const PID: u32 = 12;
+
+/// A model of one service.
+pub(super) struct Watched {
+    model: Model,
+    now_ns: u64,
+    targets: Option<Vec<Target>>,
+    gone: Vec<String>,
+}
+
+impl Default for Watched {
+    fn default() -> Self {
+        Self::of(&[PID])
+    }
+}
+
+impl Watched {
+    /// A service made of these processes.
+    pub(super) fn of(tgids: &[u32]) -> Self {
+        let target = Target {
+            id: 1,
+            tgids: tgids.to_vec(),
+            ..Target::default()
+        };
+        Self {
+            model: Model::default(),
+            now_ns: TICK,
+            targets: Some(vec![target]),
+            gone: Vec::new(),
+        }
+    }
+
+    /// One walk over files, a tick after the previous one: the queues of this kind.
+    pub(super) fn walk(&mut self, kind: Kind, sample: Sample) -> Vec<(String, Reading)> {
+        let walks = Walks {
+            files: true,
+            ..sample.walks
+        };
+        self.read(kind, Sample { walks, ..sample })
+    }
+
+    /// The same, where there is but one queue of this kind.
+    pub(super) fn walk_one(&mut self, kind: Kind, sample: Sample) -> Reading {
+        let mut queues = self.walk(kind, sample);
+        assert_eq!(queues.len(), 1, "{queues:?}");
+        queues.remove(0).1
+    }
+
+    /// One sample as it is, a tick after the previous one.
+    pub(super) fn read(&mut self, kind: Kind, sample: Sample) -> Vec<(String, Reading)> {
+        self.now_ns += TICK;
+        let sample = Sample {
+            mono_ns: self.now_ns,
+            targets: self.targets.take(),
+            ..sample
+        };
+        let readings = self.model.read(&sample);
+        let names = readings.gone.iter().map(|key| key.name.clone());
+        self.gone = names.collect();
+        let of_kind = |(key, reading): (std::sync::Arc<super::QueueKey>, Reading)| {
+            (key.kind == kind).then(|| (key.name.clone(), reading))
+        };
+        readings.queues.into_iter().filter_map(of_kind).collect()
+    }
+
+    /// Queues of any kind that the last sample ended.
+    pub(super) fn gone(&self) -> Vec<String> {
+        self.gone.clone()
+    }
+}
+
+/// A further measure of a reading.
+pub(super) fn extra(reading: &Reading, key: &str) -> Option<f64> {
+    let mut measures = reading.extra.iter();
+    measures
+        .find(|(name, _)| *name == key)
+        .map(|(_, value)| *value)
+}

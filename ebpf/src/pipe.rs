@@ -1,0 +1,118 @@
+//! Pipes and FIFOs: the ring of buffers behind both ends.
+
+use aya_ebpf::bindings::seq_file;
+use tailback_ebpf::{
+    Header, HolderRecord, KIND_HOLDER, KIND_PIPE, PIPE_BYTES_UNKNOWN, PIPE_READ_END,
+    PIPE_WRITE_END, PipeRecord,
+};
+
+use crate::{
+    kernel::{emit, load, offset, probe_at},
+    task_file::Found,
+};
+
+/// include/uapi/linux/stat.h
+const S_IFMT: u16 = 0o170_000;
+const S_IFIFO: u16 = 0o010_000;
+/// include/linux/fs.h
+const FMODE_READ: u32 = 1;
+const FMODE_WRITE: u32 = 2;
+/// Buffers of one pipe whose bytes are added up: the default ring.
+const PIPE_BUFFERS_READ: u32 = 16;
+
+/// One end of a pipe.
+pub struct Pipe {
+    inode: *const u8,
+    pipe: *const u8,
+    end: u32,
+}
+
+impl Pipe {
+    #[inline(always)]
+    pub fn of(file: *const u8) -> Option<Self> {
+        let inode = load!(file, file_inode, *const u8);
+        if load!(inode, inode_mode, u16) & S_IFMT != S_IFIFO {
+            return None;
+        }
+        let pipe = load!(inode, inode_pipe, *const u8);
+        if pipe.is_null() {
+            return None;
+        }
+        let mode = load!(file, file_mode, u32);
+        let mut end = 0;
+        if mode & FMODE_READ != 0 {
+            end |= PIPE_READ_END;
+        }
+        if mode & FMODE_WRITE != 0 {
+            end |= PIPE_WRITE_END;
+        }
+        Some(Self { inode, pipe, end })
+    }
+
+    #[inline(always)]
+    pub fn emit_holder(&self, seq: *mut seq_file, found: Found) {
+        let record = HolderRecord {
+            header: Header {
+                kind: KIND_HOLDER,
+                len: size_of::<HolderRecord>() as u16,
+                tgid: found.tgid,
+            },
+            inode: load!(self.inode, inode_ino, u64),
+            fd: found.fd,
+            end: self.end,
+        };
+        emit(seq, &record);
+    }
+
+    #[inline(always)]
+    pub fn emit(&self, seq: *mut seq_file, found: Found) {
+        let head = load!(self.pipe, pipe_head, u32);
+        let tail = load!(self.pipe, pipe_tail, u32);
+        let record = PipeRecord {
+            header: Header {
+                kind: KIND_PIPE,
+                len: size_of::<PipeRecord>() as u16,
+                tgid: found.tgid,
+            },
+            inode: load!(self.inode, inode_ino, u64),
+            fd: found.fd,
+            end: self.end,
+            head,
+            tail,
+            limit: load!(self.pipe, pipe_max_usage, u32),
+            bytes: self.bytes(head, tail),
+            readers: load!(self.pipe, pipe_readers, u32),
+            writers: load!(self.pipe, pipe_writers, u32),
+            reserved: 0,
+        };
+        emit(seq, &record);
+    }
+
+    /// Bytes in the pipe: each occupied buffer of the ring holds up to a page.
+    #[inline(always)]
+    fn bytes(&self, head: u32, tail: u32) -> u32 {
+        let used = head.wrapping_sub(tail);
+        if used == 0 {
+            return 0;
+        }
+        if used > PIPE_BUFFERS_READ {
+            return PIPE_BYTES_UNKNOWN;
+        }
+        let ring = load!(self.pipe, pipe_bufs, *const u8);
+        let mask = load!(self.pipe, pipe_ring_size, u32).wrapping_sub(1);
+        let mut bytes: u32 = 0;
+        let mut i = 0;
+        while i < PIPE_BUFFERS_READ {
+            if i >= used {
+                break;
+            }
+            let slot = u64::from(tail.wrapping_add(i) & mask);
+            let at =
+                slot * u64::from(offset!(pipe_buffer_size)) + u64::from(offset!(pipe_buffer_len));
+            // The ring is an array behind a pointer, which typed loads cannot index: this one is a probe read.
+            bytes = bytes.wrapping_add(probe_at::<u32>(ring, at));
+            i += 1;
+        }
+        bytes
+    }
+}

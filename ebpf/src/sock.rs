@@ -1,0 +1,143 @@
+//! What all sockets share.
+
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_from_file};
+
+use tailback_ebpf::ABSENT;
+
+use crate::kernel::{load, load_sk, load_sk_or, offset, probe, probe_at, way};
+
+/// include/linux/socket.h
+pub const AF_UNIX: u16 = 1;
+pub const AF_INET: u16 = 2;
+pub const AF_INET6: u16 = 10;
+/// include/uapi/linux/in.h
+pub const IPPROTO_TCP: u16 = 6;
+pub const IPPROTO_UDP: u16 = 17;
+/// include/linux/net.h
+pub const SOCK_STREAM: u16 = 1;
+pub const SOCK_DGRAM: u16 = 2;
+/// include/uapi/linux/stat.h
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+
+/// `struct sock *`, typed where the kernel gives typed sockets.
+#[derive(Clone, Copy)]
+pub struct Sock {
+    pub sk: *const u8,
+}
+
+impl Sock {
+    /// The socket behind a file.
+    #[inline(always)]
+    pub fn of(file: *const u8) -> Option<Self> {
+        let sk = if way!(typed_sockets) {
+            // SAFETY: `file` is a typed kernel pointer; the helper answers null for what is no socket.
+            let socket = unsafe { bpf_sock_from_file(file.cast_mut().cast()) }.cast::<u8>();
+            if socket.is_null() {
+                return None;
+            }
+            load!(socket, socket_sk, *const u8)
+        } else {
+            // A socket is what its file's private data points to.
+            let inode = load!(file, file_inode, *const u8);
+            if load!(inode, inode_mode, u16) & S_IFMT != S_IFSOCK {
+                return None;
+            }
+            let socket = load!(file, file_private_data, u64);
+            probe!(socket as *const u8, socket_sk, *const u8)
+        };
+        if sk.is_null() {
+            None
+        } else {
+            Some(Self { sk })
+        }
+    }
+
+    #[inline(always)]
+    pub fn family(&self) -> u16 {
+        load_sk!(self.sk, sk_family, u16)
+    }
+
+    #[inline(always)]
+    pub fn state(&self) -> u8 {
+        load_sk!(self.sk, sk_state, u8)
+    }
+
+    /// Of an Internet socket, which protocol it speaks (MPTCP is not TCP).
+    #[inline(always)]
+    pub fn is(&self, family: u16, style: u16, protocol: u16) -> bool {
+        (family == AF_INET || family == AF_INET6)
+            && load_sk!(self.sk, sk_protocol, u16) == protocol
+            && load_sk!(self.sk, sk_type, u16) == style
+    }
+
+    /// Names the socket for as long as the machine runs; on kernels that cannot be asked for a cookie, for as long as
+    /// the socket lives.
+    #[inline(always)]
+    pub fn cookie(&self) -> u64 {
+        match load_sk!(self.sk, sk_cookie, u64) {
+            0 if way!(cookies) => {
+                // Nobody has asked for this socket's cookie yet: have the kernel assign one.
+                // SAFETY: `sk` is a typed, non-null kernel pointer.
+                unsafe { bpf_get_socket_cookie(self.sk.cast_mut().cast()) }
+            }
+            0 => self.sk as u64,
+            cookie => cookie,
+        }
+    }
+
+    #[inline(always)]
+    pub fn netns(&self) -> u32 {
+        let net = load_sk!(self.sk, sk_net, *const u8);
+        load_sk!(net, net_inum, u32)
+    }
+
+    #[inline(always)]
+    pub fn local(&self, family: u16) -> [u8; 16] {
+        if family == AF_INET {
+            ipv4(load_sk!(self.sk, sk_rcv_saddr, u32))
+        } else {
+            ipv6(load_sk_or!(self.sk, sk_v6_rcv_saddr, [u64; 2], [0; 2]))
+        }
+    }
+
+    #[inline(always)]
+    pub fn remote(&self, family: u16) -> [u8; 16] {
+        if family == AF_INET {
+            ipv4(load_sk!(self.sk, sk_daddr, u32))
+        } else {
+            ipv6(load_sk_or!(self.sk, sk_v6_daddr, [u64; 2], [0; 2]))
+        }
+    }
+}
+
+#[inline(always)]
+fn ipv4(address: u32) -> [u8; 16] {
+    let mut out = [0; 16];
+    out[..4].copy_from_slice(&address.to_ne_bytes());
+    out
+}
+
+#[inline(always)]
+fn ipv6(words: [u64; 2]) -> [u8; 16] {
+    let mut out = [0; 16];
+    out[..8].copy_from_slice(&words[0].to_ne_bytes());
+    out[8..].copy_from_slice(&words[1].to_ne_bytes());
+    out
+}
+
+/// Names a packet: by its place in memory, its length and how it begins, for the place alone is given to another packet
+/// as soon as this one is read. The bytes are mixed into a number and leave the kernel in no other form.
+#[inline(always)]
+pub fn packet(skb: u64) -> u64 {
+    const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+    if skb == 0 || offset!(skb_data) == ABSENT {
+        return skb;
+    }
+    let skb_at = skb as *const u8;
+    let [first, second] = probe_at::<[u64; 2]>(probe!(skb_at, skb_data, *const u8), 0);
+    let len = u64::from(probe!(skb_at, skb_len, u32));
+    let stamp = probe!(skb_at, skb_tstamp, u64);
+    let begins = (first ^ stamp).wrapping_mul(MIX) ^ second.rotate_left(32).wrapping_mul(MIX);
+    skb ^ begins ^ len << 40
+}
