@@ -288,6 +288,10 @@ fn busiest(foreign: &[&Neighbour], target: &Target, elapsed_ns: u64) -> Option<S
             harmless(path),
             cpus(cpu_ns)
         ),
+        // One that has ended has no name any more.
+        None if most.name.is_empty() => {
+            format!("process {} used {:.2} CPUs", most.tgid, cpus(most.cpu_ns))
+        }
         None => format!(
             "{} ({}) used {:.2} CPUs",
             harmless(&most.name),
