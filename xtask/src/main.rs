@@ -11,6 +11,7 @@ mod command;
 mod demo;
 mod golden_btf;
 mod kernels;
+mod plans;
 mod setup;
 mod test;
 mod tools;
@@ -37,6 +38,8 @@ enum Task {
     Test(test::Args),
     /// Compare what Tailback says of queues with what is known of them, on this kernel and on those of the matrix
     Accuracy(accuracy::Args),
+    /// Show which way each fact is read on each kernel, against docs/kernels.md
+    Plans(plans::Args),
     /// Measure what Tailback costs
     Bench(bench::Args),
     /// Cut kernels' BTF to the fields that the agent reads, for its tests
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::main(&args),
         Task::Test(args) => test::main(&args),
         Task::Accuracy(args) => accuracy::main(&args),
+        Task::Plans(args) => plans::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::GoldenBtf(args) => golden_btf::main(&args),
         Task::Kernel(args) => kernels::main(&args),

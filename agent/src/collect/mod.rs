@@ -430,13 +430,10 @@ impl Collector {
             let mut visit = |record: Record<'_>| {
                 records += 1;
                 match record {
-                    Record::Socket(socket) => {
-                        // A socket that several processes hold is met once for each.
-                        if connections.insert(socket.cookie) {
-                            sample
-                                .connections
-                                .push(convert::connection(socket, ids, jiffy_ns));
-                        }
+                    // A socket that several processes hold is met once for each.
+                    Record::Socket(socket) if connections.insert(socket.cookie) => {
+                        let connection = convert::connection(socket, ids, jiffy_ns);
+                        sample.connections.push(connection);
                     }
                     Record::Listener(listener, stamps) => {
                         listeners.insert(listener.cookie, convert::listener(listener, stamps, ids));

@@ -93,6 +93,15 @@ impl Kernel {
     }
 }
 
+/// `6.12` of `6.12.107+deb13-cloud-amd64`.
+pub fn version(release: &str) -> String {
+    let numbers: Vec<&str> = release
+        .split(|c: char| !c.is_ascii_digit())
+        .take(2)
+        .collect();
+    numbers.join(".")
+}
+
 /// The kernels of a list: `all`, `none`, or names separated by commas.
 pub fn choose(list: &str) -> Result<Vec<&'static Kernel>> {
     match list {

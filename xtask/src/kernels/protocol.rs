@@ -20,6 +20,8 @@ pub const END: &str = "END";
 
 /// The checks, in the order in which they are run.
 pub const CHECKS: &[&str] = &["doctor"];
+/// Begins a line of JSON that `tailback doctor` printed.
+pub const PLAN: &str = "PLAN";
 /// Begins a line of JSON that the program of `tests/accuracy` printed: it is run after the checks.
 pub const ACCURACY: &str = "ACCURACY";
 

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 
 use tailback_tests::accuracy::Finding;
 
-use super::protocol::{ACCURACY, BYE, BYTES, CHECK, CHECKS, END, HELLO, sum};
+use super::protocol::{ACCURACY, BYE, BYTES, CHECK, CHECKS, END, HELLO, PLAN, sum};
 
 /// What became of one check.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,6 +44,12 @@ pub fn findings(console: &str) -> Vec<Finding> {
         .lines()
         .filter_map(|line| line.strip_prefix(ACCURACY)?.strip_prefix(' '));
     lines.filter_map(Finding::from_json).collect()
+}
+
+/// What `tailback doctor` said.
+pub fn plan(console: &str) -> impl Iterator<Item = &str> {
+    let lines = console.lines();
+    lines.filter_map(|line| line.strip_prefix(PLAN)?.strip_prefix(' '))
 }
 
 /// What a command did.
