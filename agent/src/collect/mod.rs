@@ -96,6 +96,7 @@ pub struct Collector {
     unmatched: Option<Vec<Selector>>,
     stretched: bool,
     pace_told_ns: u64,
+    told_left_out: bool,
 }
 
 /// When each of the looks beside the tick is due.
@@ -170,6 +171,7 @@ impl Collector {
             unmatched: None,
             stretched: false,
             pace_told_ns: 0,
+            told_left_out: false,
         }
     }
 
@@ -372,6 +374,7 @@ impl Collector {
             let before_ns = cpu_time_ns();
             let (cgroups, machine) = self.system.read(&self.targets);
             (sample.cgroups, sample.machine) = (cgroups, Some(machine));
+            self.tell_left_out();
             sample.walks.system = true;
             let cost = self.spent_aside(before_ns);
             self.paces.system.looked(now_ns, cost, share);
@@ -483,6 +486,20 @@ impl Collector {
         }
         self.report.totals.records += records;
         Ok(())
+    }
+
+    /// Says once that there are more control groups than are read.
+    fn tell_left_out(&mut self) {
+        let left_out = self.system.left_out();
+        if left_out > 0 && !self.told_left_out {
+            self.told_left_out = true;
+            self.notices.push(Notice {
+                code: "too_many_cgroups".to_owned(),
+                text: format!(
+                    "{left_out} control groups are not read: their quotas, memory and pressure are unknown"
+                ),
+            });
+        }
     }
 
     /// Which pipes and sockets have other ends whose holders are of interest; new ones are looked for soon.

@@ -100,7 +100,6 @@ impl System {
     }
 
     /// Targets whose groups the last look left out, for there are more than it reads.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no notice tells it yet"))]
     pub(super) fn left_out(&self) -> usize {
         self.left_out
     }
