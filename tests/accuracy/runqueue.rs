@@ -1,7 +1,9 @@
 //! More threads than one CPU can run.
 
 use std::{
+    collections::BTreeMap,
     fs,
+    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -35,7 +37,8 @@ pub fn measure(report: &mut Report) -> Result<()> {
             });
         }
         let look = || look::at(Duration::from_millis(3000));
-        let measured = meanwhile(Duration::from_millis(1), schedstat, look);
+        let mut threads = Threads::default();
+        let measured = meanwhile(Duration::from_millis(1), || threads.look(), look);
         done.store(true, Ordering::Relaxed);
         measured
     });
@@ -88,21 +91,30 @@ fn compare(report: &mut Report, queue: &Seen<'_>, delay: &Course, dispatches: &C
     );
 }
 
-/// Run delay of all our threads, ns, and how often they were given a CPU (Documentation/scheduler/sched-stats.rst).
-fn schedstat() -> Result<[f64; 2]> {
-    let mut sums = [0.0; 2];
-    for task in fs::read_dir("/proc/self/task").context("list our threads")? {
-        let file = task.context("list our threads")?.path().join("schedstat");
-        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-        let fields: Vec<f64> = text
-            .split_whitespace()
-            .filter_map(|field| field.parse().ok())
-            .collect();
-        let [_, delay, dispatches] = fields[..] else {
-            anyhow::bail!("{} holds {text:?}", file.display());
-        };
-        sums[0] += delay;
-        sums[1] += dispatches;
+/// Run delay of each of our threads, ns, and how often it was given a CPU (Documentation/scheduler/sched-stats.rst), as
+/// last seen: a thread that has ended keeps what it had.
+#[derive(Default)]
+struct Threads(BTreeMap<PathBuf, [f64; 2]>);
+
+impl Threads {
+    /// The sums over all of them.
+    fn look(&mut self) -> Result<[f64; 2]> {
+        for task in fs::read_dir("/proc/self/task").context("list our threads")? {
+            let file = task.context("list our threads")?.path().join("schedstat");
+            let Ok(text) = fs::read_to_string(&file) else {
+                // It has ended since.
+                continue;
+            };
+            let fields: Vec<f64> = text
+                .split_whitespace()
+                .filter_map(|field| field.parse().ok())
+                .collect();
+            let [_, delay, dispatches] = fields[..] else {
+                anyhow::bail!("{} holds {text:?}", file.display());
+            };
+            self.0.insert(file, [delay, dispatches]);
+        }
+        let sum = |index: usize| self.0.values().map(|thread| thread[index]).sum();
+        Ok([sum(0), sum(1)])
     }
-    Ok(sums)
 }
