@@ -40,7 +40,7 @@ use crate::{
 const DISCOVERY_NS: u64 = 500_000_000;
 const MS: u64 = 1_000_000;
 /// Parts of the budget that looks beside the tick may take, each.
-const ASIDE_PART: f64 = 0.2;
+const ASIDE_PART: f64 = 0.08;
 /// Who holds and listens where: of every file of the machine.
 const HOLDERS: Pace = Pace::new(DISCOVERY_NS / 2, 5_000 * MS);
 /// What threads wait for. While a queue is suspicious, on every base tick that can afford it.
