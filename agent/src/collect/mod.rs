@@ -21,6 +21,8 @@ use std::{
 use anyhow::Result;
 use census::Census;
 pub use clock::{cpu_time_ns, mono_ns, resident_bytes, unix_ns};
+#[doc(hidden)]
+pub use convert::sample_of_records;
 use identity::Identities;
 use networks::Networks;
 use pace::Pace;
