@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod cgroup;
 pub mod chance;
 pub mod cleanup;
 pub mod http;
