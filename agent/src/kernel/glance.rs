@@ -190,8 +190,10 @@ impl Glance {
                 .with_context(|| format!("cannot create the iterator {name}"))
         };
         let (holders, processes, census) = (all("holders")?, all("processes")?, all("census")?);
-        let (files, threads) = (vec![all("files")?], vec![all("threads")?]);
-        let waits = vec![all(waits_program)?];
+        // Made once to see that they can be; nobody is watched yet, and nothing is walked in vain.
+        for name in ["files", "threads", waits_program] {
+            all(name).map(drop)?;
+        }
         let marked = marked.and_then(|()| {
             let Some(Map::SkStorage(marks)) = ebpf.map("MARKS") else {
                 return Err("the eBPF object has no map MARKS".to_owned());
@@ -212,9 +214,9 @@ impl Glance {
         let targets = HashMap::try_from(map("TARGETS")?)?;
         let walk = Array::try_from(map("WALK")?)?;
         let mut glance = Self {
-            files,
-            threads,
-            waits,
+            files: Vec::new(),
+            threads: Vec::new(),
+            waits: Vec::new(),
             holders,
             processes,
             census,
