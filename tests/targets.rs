@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -14,6 +14,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tailback_tests::{
     agent::{self, Agent, Event},
+    cgroup::Cgroup,
     lines::Stream,
     look::{Look, number},
     needs,
@@ -201,7 +202,7 @@ fn services_on_one_port_of_two_addresses_are_two_targets() -> Result<()> {
 /// The subject as a program of its own, under a name that no other has.
 fn own_program(folder: &TempDir, name: &str) -> Result<PathBuf> {
     let path = folder.path().join(name);
-    program::copy(Path::new(SUBJECT), &path)?;
+    program::copy(std::path::Path::new(SUBJECT), &path)?;
     Ok(path)
 }
 
@@ -269,50 +270,6 @@ fn a_service_is_found_by_name_executable_port_and_configuration() -> Result<()> 
     Ok(())
 }
 
-/// A cgroup that goes with its owner. Its processes must have ended by then.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new() -> Result<Self> {
-        let mount = Path::new("/sys/fs/cgroup");
-        // The unified hierarchy; with cgroup v1, any that takes processes.
-        let places = [
-            mount.to_owned(),
-            mount.join("unified"),
-            mount.join("pids"),
-            mount.join("cpu"),
-        ];
-        let mut why = None;
-        for place in places
-            .iter()
-            .filter(|place| place.join("cgroup.procs").exists())
-        {
-            let path = place.join(format!("tailback-test-{}", std::process::id()));
-            match fs::create_dir(&path) {
-                Ok(()) => return Ok(Self(path)),
-                Err(error) => why = Some(error),
-            }
-        }
-        Err(anyhow::anyhow!("no cgroup can be made: {why:?}"))
-    }
-
-    fn take_in(&self, pid: u32) -> Result<()> {
-        let procs = self.0.join("cgroup.procs");
-        fs::write(&procs, pid.to_string()).with_context(|| format!("write {}", procs.display()))
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let removed = wait::until("the cgroup to be empty", SOON, || {
-            Ok(fs::remove_dir(&self.0).ok())
-        });
-        if let Err(error) = removed {
-            eprintln!("warning: {error}");
-        }
-    }
-}
-
 #[test]
 fn a_service_is_found_by_its_cgroup() -> Result<()> {
     const TEST: &str = "a_service_is_found_by_its_cgroup";
@@ -330,9 +287,9 @@ fn a_service_is_found_by_its_cgroup() -> Result<()> {
     cgroup.take_in(busy.pid())?;
     let _clients = connect(busy.address(), 3)?;
     wait_for_depth(busy.address().port(), 2)?;
-    let absolute = cgroup.0.display().to_string();
+    let absolute = cgroup.path().display().to_string();
     let relative = cgroup
-        .0
+        .path()
         .file_name()
         .unwrap_or_default()
         .to_string_lossy()

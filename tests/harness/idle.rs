@@ -73,7 +73,7 @@ pub fn files_allowed() -> Option<u64> {
 }
 
 /// Raises the soft limit of open files, and the hard one where that is allowed.
-fn allow_files(wanted: usize) -> Result<()> {
+pub fn allow_files(wanted: usize) -> Result<()> {
     let wanted = wanted as u64;
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= wanted) {

@@ -7,6 +7,7 @@
 
 pub mod accuracy;
 pub mod agent;
+pub mod cgroup;
 pub mod chance;
 pub mod cleanup;
 pub mod http;

@@ -9,6 +9,7 @@ mod bench;
 mod cargo;
 mod command;
 mod demo;
+mod fuzz;
 mod golden_btf;
 mod kernels;
 mod plans;
@@ -42,6 +43,8 @@ enum Task {
     Plans(plans::Args),
     /// Measure what Tailback costs
     Bench(bench::Args),
+    /// Feed the agent's readers bytes that are changed at random, for longer than the tests do
+    Fuzz(fuzz::Args),
     /// Cut kernels' BTF to the fields that the agent reads, for its tests
     GoldenBtf(golden_btf::Args),
     /// Run one command on a kernel of the matrix and hand back what it printed
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Accuracy(args) => accuracy::main(&args),
         Task::Plans(args) => plans::main(&args),
         Task::Bench(args) => bench::main(&args),
+        Task::Fuzz(args) => fuzz::main(&args),
         Task::GoldenBtf(args) => golden_btf::main(&args),
         Task::Kernel(args) => kernels::main(&args),
     };

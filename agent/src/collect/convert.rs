@@ -1,7 +1,10 @@
 //! From the eBPF programs' records to plain data. Pure.
 #![forbid(unsafe_code)]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use tailback_ebpf::{
     HOLDER_SOCKET, HolderRecord, ListenerRecord, NO_SYSCALL, PIPE_BYTES_UNKNOWN, PIPE_READ_END,
@@ -11,15 +14,62 @@ use tailback_ebpf::{
 
 use super::identity::Identities;
 use crate::{
+    kernel::records::{Record, decode},
     sample::{
-        Connection, DatagramSocket, Detail, Holder, Listener, Pipe, Ring, State, Syscall, Thread,
-        UnixSocket, UnixStyle, Wait,
+        Connection, DatagramSocket, Detail, Holder, Listener, Listening, Pipe, Ring, Sample, State,
+        Syscall, Target, Thread, UnixSocket, UnixStyle, Wait,
     },
     target::{ListenerSeen, ProcessSeen},
     text::harmless,
 };
 
 const AF_INET: u8 = 2;
+
+/// Everything that a stream of records says, as one sample: what a walk makes of it, without a kernel. For tests.
+pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
+    const JIFFY_NS: u64 = 4_000_000;
+    let ids = Identities::default();
+    let mut sample = Sample::default();
+    decode(bytes, &mut |record| match record {
+        Record::Socket(socket) => {
+            let connection = connection(socket, ids, JIFFY_NS);
+            sample.connections.push(connection);
+        }
+        Record::Listener(record, stamps) => {
+            sample.listeners.push(listener(record, stamps, ids));
+            let seen = listener_seen(record, ids);
+            sample.listening.get_or_insert_default().push(Listening {
+                netns: seen.netns,
+                address: seen.address,
+                tgid: seen.tgid,
+                name: String::new(),
+            });
+        }
+        Record::Udp(socket) => sample.datagrams.push(datagrams(socket, ids)),
+        Record::Unix(socket) => sample.unix.extend(unix(socket, ids)),
+        Record::Pipe(record) => sample.pipes.push(pipe(record)),
+        Record::Ring(record) => sample.rings.push(ring(record, ids)),
+        Record::Wait(record) => sample.waits.push(wait(record)),
+        Record::Cpu(_) | Record::Operations(_) => {}
+        Record::Holder(record) => {
+            let holder = holder(record, String::new());
+            sample.holders.get_or_insert_default().push(holder);
+        }
+        Record::Thread(record) => sample.threads.push(thread(record)),
+        Record::Process(record) => {
+            let ProcessSeen {
+                tgid, pid, comm, ..
+            } = process(record);
+            sample.targets.get_or_insert_default().push(Target {
+                id: pid,
+                name: harmless(&comm),
+                tgids: vec![tgid],
+                ..Target::default()
+            });
+        }
+    })?;
+    Ok(sample)
+}
 
 /// `jiffy_ns`: the kernel's timer tick.
 pub(super) fn connection(record: &SocketRecord, ids: Identities, jiffy_ns: u64) -> Connection {

@@ -21,6 +21,8 @@ use std::{
 use anyhow::Result;
 use census::Census;
 pub use clock::{cpu_time_ns, mono_ns, resident_bytes, unix_ns};
+#[doc(hidden)]
+pub use convert::sample_of_records;
 use identity::Identities;
 use networks::Networks;
 use pace::Pace;
@@ -91,12 +93,14 @@ pub struct Collector {
     /// CPU time of looks beside the tick: within the current one, and since the previous discovery, ns.
     aside_ns: u64,
     aside_total_ns: u64,
+    /// CPU time of the walk over threads within the current tick, ns.
+    threads_ns: u64,
     report: Report,
     notices: Vec<Notice>,
     unmatched: Option<Vec<Selector>>,
-    stretched: bool,
-    pace_told_ns: u64,
     told_left_out: bool,
+    /// Of the walks over files and over threads: whether they were told to be stretched, and when.
+    told_pace: [(bool, u64); 2],
 }
 
 /// When each of the looks beside the tick is due.
@@ -161,6 +165,7 @@ impl Collector {
             new_holders: false,
             aside_ns: 0,
             aside_total_ns: 0,
+            threads_ns: 0,
             report: Report {
                 due_ns: now_ns + REPORT_NS,
                 cpu_before_ns: cpu_time_ns(),
@@ -169,9 +174,8 @@ impl Collector {
             },
             notices: Vec::new(),
             unmatched: None,
-            stretched: false,
-            pace_told_ns: 0,
             told_left_out: false,
+            told_pace: [(false, 0); 2],
         }
     }
 
@@ -204,7 +208,7 @@ impl Collector {
             self.glance.watch(&bound)?;
             self.processes = watched;
             // Sockets of a new process are not marked yet.
-            self.schedule.files_now();
+            self.schedule.all_now();
         }
         self.sort_listeners();
         if found.changed || !self.told_targets {
@@ -472,6 +476,7 @@ impl Collector {
             }
         }
         if tick.threads {
+            let before_ns = cpu_time_ns();
             self.glance.walk_threads(&mut |record| {
                 records += 1;
                 if let Record::Thread(thread) = record {
@@ -479,6 +484,7 @@ impl Collector {
                 }
             })?;
             sample.walks.threads = true;
+            self.threads_ns = cpu_time_ns().saturating_sub(before_ns);
         }
         sample.listeners = listeners.into_values().collect();
         if tick.files {
@@ -516,7 +522,9 @@ impl Collector {
     /// What the tick cost, the pipeline and all outputs included, and whose queues are suspicious.
     pub fn spent(&mut self, tick: Tick, cpu_ns: u64, hot: &BTreeSet<TargetId>) -> Result<()> {
         let aside_ns = std::mem::take(&mut self.aside_ns);
-        self.schedule.spent(tick, cpu_ns.saturating_sub(aside_ns));
+        let threads_ns = std::mem::take(&mut self.threads_ns);
+        self.schedule
+            .spent(tick, cpu_ns.saturating_sub(aside_ns), threads_ns);
         self.schedule.set_hot(!hot.is_empty());
         if !hot.is_empty() {
             self.paces
@@ -535,24 +543,47 @@ impl Collector {
     }
 
     fn tell_pace(&mut self) {
-        let stretched = self.schedule.is_stretched();
         let now_ns = mono_ns();
-        if stretched != self.stretched && now_ns >= self.pace_told_ns + PACE_NOTICE_NS {
-            self.stretched = stretched;
-            self.pace_told_ns = now_ns;
-            let interval = Duration::from_nanos(self.schedule.files_interval_ns());
-            self.notices.push(Notice {
-                code: if stretched { "files_stretched" } else { "files_not_stretched" }.to_owned(),
-                text: if stretched {
-                    format!(
-                        "a walk over all sockets costs {}: connections and pipes are looked at every {interval:.1?} \
-                         to stay within {:.1}% of a core; listeners and threads keep their interval",
-                        crate::text::duration(self.schedule.files_cost_ns()),
-                        self.schedule.budget().share * 100.0,
-                    )
-                } else {
-                    "connections and pipes are looked at on every tick again".to_owned()
-                },
+        let share = self.schedule.budget().share * 100.0;
+        let schedule = &self.schedule;
+        let walks = [
+            (
+                "files",
+                "sockets and pipes",
+                schedule.is_stretched(),
+                schedule.files_cost_ns(),
+                schedule.files_interval_ns(),
+            ),
+            (
+                "threads",
+                "threads",
+                schedule.is_threads_stretched(),
+                schedule.threads_cost_ns(),
+                schedule.threads_interval_ns(),
+            ),
+        ];
+        for (told, (what, of, stretched, cost_ns, interval_ns)) in
+            self.told_pace.iter_mut().zip(walks)
+        {
+            if stretched == told.0 || now_ns < told.1 + PACE_NOTICE_NS {
+                continue;
+            }
+            *told = (stretched, now_ns);
+            let cost = crate::text::duration(cost_ns);
+            let interval = Duration::from_nanos(interval_ns);
+            self.notices.push(if stretched {
+                Notice {
+                    code: format!("{what}_stretched"),
+                    text: format!(
+                        "a walk over all {of} costs {cost}: they are looked at every {interval:.1?} to stay within \
+                         {share:.1}% of a core; listeners keep their interval"
+                    ),
+                }
+            } else {
+                Notice {
+                    code: format!("{what}_not_stretched"),
+                    text: format!("{of} are looked at on every tick again"),
+                }
             });
         }
     }

@@ -1,8 +1,8 @@
 //! When to look at what, so that the agent stays within its CPU budget. A pure function of time and cost.
 //!
-//! Listeners and threads are walked on every base tick. The walk over files joins them when it can be afforded; when many
-//! sockets make it dear, it is the one that waits. While a queue is suspicious, what is left of the budget goes
-//! into extra looks between the base ticks.
+//! Listeners are walked on every base tick. The walks over threads and over files join them when they can be afforded:
+//! when many sockets or thousands of threads make one dear, it is the one that waits. While a queue is suspicious, what
+//! is left of the budget goes into extra looks between the base ticks.
 #![forbid(unsafe_code)]
 
 const MS: u64 = 1_000_000;
@@ -61,11 +61,13 @@ pub struct Schedule {
     budget: Budget,
     base_due_ns: u64,
     files_due_ns: u64,
+    threads_due_ns: u64,
     last_ns: u64,
     hot: bool,
-    /// CPU time of a tick without and with a walk over files.
+    /// CPU time of a tick without and with a walk over files, the walk over threads left out.
     light: Cost,
     heavy: Cost,
+    threads: Cost,
     /// Share of a core that goes into looking for targets.
     discovery: f64,
     late: u64,
@@ -75,6 +77,9 @@ pub struct Schedule {
 const FILES_LEAST: f64 = 0.25;
 /// Files are walked at least so often.
 const FILES_MAX_NS: u64 = 30_000 * MS;
+/// As for files: what threads get at least, and how often they are walked at least.
+const THREADS_LEAST: f64 = 0.25;
+const THREADS_MAX_NS: u64 = 5_000 * MS;
 
 impl Schedule {
     /// The first tick is due at once and walks everything.
@@ -83,10 +88,12 @@ impl Schedule {
             budget,
             base_due_ns: now_ns,
             files_due_ns: now_ns,
+            threads_due_ns: now_ns,
             last_ns: now_ns,
             hot: false,
             light: Cost::default(),
             heavy: Cost::default(),
+            threads: Cost::default(),
             discovery: 0.0,
             late: 0,
         }
@@ -108,7 +115,7 @@ impl Schedule {
                     at_ns,
                     files: false,
                     marked: true,
-                    threads: true,
+                    threads: !self.is_threads_stretched(),
                     base: false,
                     complete: false,
                 };
@@ -122,23 +129,35 @@ impl Schedule {
         if files {
             self.files_due_ns = at_ns + self.files_interval_ns();
         }
+        let threads = self.threads_due_ns <= at_ns + interval / 2;
+        if threads {
+            self.threads_due_ns = at_ns + self.threads_interval_ns();
+        }
         Tick {
             at_ns,
             files,
             marked: true,
-            threads: true,
+            threads,
             base: true,
             complete: false,
         }
     }
 
-    /// What a tick cost, ns of CPU.
-    pub fn spent(&mut self, tick: Tick, cpu_ns: u64) {
+    /// What a tick cost, ns of CPU; `threads_ns` of it went into the walk over threads.
+    pub fn spent(&mut self, tick: Tick, cpu_ns: u64, threads_ns: u64) {
+        if tick.threads {
+            self.threads.learn(threads_ns);
+        }
+        let rest_ns = cpu_ns.saturating_sub(threads_ns);
         if tick.files {
-            self.heavy.learn(cpu_ns);
+            self.heavy.learn(rest_ns);
             self.files_due_ns = self.files_due_ns.max(tick.at_ns + self.files_interval_ns());
         } else {
-            self.light.learn(cpu_ns);
+            self.light.learn(rest_ns);
+        }
+        if tick.threads && tick.base {
+            let next_ns = tick.at_ns + self.threads_interval_ns();
+            self.threads_due_ns = self.threads_due_ns.max(next_ns);
         }
     }
 
@@ -152,9 +171,10 @@ impl Schedule {
         self.hot = hot;
     }
 
-    /// The next base tick walks the files: there is something new.
-    pub fn files_now(&mut self) {
+    /// The next base tick walks everything: there is something new.
+    pub fn all_now(&mut self) {
         self.files_due_ns = 0;
+        self.threads_due_ns = 0;
     }
 
     /// CPU time of a walk over files beyond what the tick costs anyway, ns.
@@ -162,16 +182,44 @@ impl Schedule {
         (self.heavy.0 - self.light.0).max(0.0) as u64
     }
 
+    /// CPU time of a walk over threads, ns.
+    pub fn threads_cost_ns(&self) -> u64 {
+        self.threads.0 as u64
+    }
+
     /// Between walks over files, ns.
     pub fn files_interval_ns(&self) -> u64 {
+        let share = (self.budget.share - self.base_share() - self.discovery)
+            .max(self.budget.share * FILES_LEAST);
+        self.affordable_ns(self.files_cost_ns(), share, FILES_MAX_NS)
+    }
+
+    /// Between walks over threads, ns.
+    pub fn threads_interval_ns(&self) -> u64 {
+        let light = self.light.0 / self.budget.interval_ns as f64;
+        let left = self.budget.share * (1.0 - FILES_LEAST) - light - self.discovery;
+        let share = left.max(self.budget.share * THREADS_LEAST);
+        self.affordable_ns(self.threads_cost_ns(), share, THREADS_MAX_NS)
+    }
+
+    /// The shortest time between walks of such a cost that takes no more than a share of a core, on the base clock.
+    fn affordable_ns(&self, cost_ns: u64, share: f64, max_ns: u64) -> u64 {
         let interval = self.budget.interval_ns;
-        let base_share = self.light.0 / interval as f64;
-        let share =
-            (self.budget.share - base_share - self.discovery).max(self.budget.share * FILES_LEAST);
-        let wanted = self.files_cost_ns() as f64 / share;
-        // On the base clock, rounded up; little more than one interval is one interval.
+        let wanted = cost_ns as f64 / share;
+        // Rounded up; little more than one interval is one interval.
         let ticks = (wanted / interval as f64 - 0.1).ceil().max(1.0);
-        ((ticks * interval as f64) as u64).min(FILES_MAX_NS.max(interval))
+        ((ticks * interval as f64) as u64).min(max_ns.max(interval))
+    }
+
+    /// Share of a core that goes into base ticks without files.
+    fn base_share(&self) -> f64 {
+        self.light.0 / self.budget.interval_ns as f64
+            + self.threads.0 / self.threads_interval_ns() as f64
+    }
+
+    /// Whether the walk over threads waits for longer than a tick.
+    pub fn is_threads_stretched(&self) -> bool {
+        self.threads_interval_ns() > self.budget.interval_ns
     }
 
     /// Whether the walk over files waits for longer than a tick.
@@ -184,11 +232,15 @@ impl Schedule {
         if !self.hot {
             return None;
         }
-        let base = self.light.0 / self.budget.interval_ns as f64;
         let files = self.files_cost_ns() as f64 / self.files_interval_ns() as f64;
-        let left = self.budget.share - base - files - self.discovery;
+        let left = self.budget.share - self.base_share() - files - self.discovery;
+        let cost = if self.is_threads_stretched() {
+            self.light.0
+        } else {
+            self.light.0 + self.threads.0
+        };
         let affordable = if left > 0.0 {
-            self.light.0 / left
+            cost / left
         } else {
             f64::INFINITY
         };
@@ -224,7 +276,7 @@ mod tests {
             let tick = schedule.next(now);
             now = tick.at_ns;
             let cost = if tick.files { heavy_ns } else { light_ns };
-            schedule.spent(tick, cost);
+            schedule.spent(tick, cost, 0);
             if now >= 3 * SECOND {
                 base += u64::from(tick.base);
                 extra += u64::from(!tick.base);
@@ -253,6 +305,38 @@ mod tests {
         assert_eq!(base.round(), 10.0);
         assert!(files < 1.0, "{files}");
         assert!(share <= 0.0115, "{share}");
+    }
+
+    #[test]
+    fn thousands_of_threads_stretch_the_walk_over_threads() {
+        let mut schedule = Schedule::new(Budget::default(), SECOND);
+        let (mut base, mut walks, mut files, mut cpu) = (0, 0, 0, 0);
+        let mut now = SECOND;
+        while now < 23 * SECOND {
+            let tick = schedule.next(now);
+            now = tick.at_ns;
+            let threads = u64::from(tick.threads) * 5 * MS;
+            let cost = 100_000 + threads + u64::from(tick.files) * 200_000;
+            schedule.spent(tick, cost, threads);
+            if now >= 3 * SECOND {
+                base += 1;
+                walks += u64::from(tick.threads);
+                files += u64::from(tick.files);
+                cpu += cost;
+            }
+        }
+        let share = cpu as f64 / 20.0 / SECOND as f64;
+        assert!((199..=201).contains(&base), "{base}");
+        assert!((15..40).contains(&walks), "{walks} walks over threads");
+        assert!(files >= 100, "{files} walks over files");
+        assert!(share <= 0.0115, "{share}");
+        // When most of them have ended, it is soon back on every tick.
+        for _ in 0..200 {
+            let tick = schedule.next(now);
+            now = tick.at_ns;
+            schedule.spent(tick, 150_000, 50_000);
+        }
+        assert!(!schedule.is_threads_stretched());
     }
 
     #[test]

@@ -13,19 +13,17 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
     programs::Iter,
 };
-use tailback_ebpf::{
-    CpuRecord, Header, HolderRecord, KIND_CPU, KIND_HOLDER, KIND_LISTENER, KIND_OPERATIONS,
-    KIND_PIPE, KIND_PROCESS, KIND_RING, KIND_SOCKET, KIND_THREAD, KIND_UDP, KIND_UNIX, KIND_WAIT,
-    Layout, ListenerRecord, OperationsRecord, PipeRecord, ProcessRecord, RingRecord, SocketRecord,
-    TARGET_HOT, TargetEntry, ThreadRecord, UdpRecord, UnixRecord, WaitRecord, Walk, Ways,
-};
+use tailback_ebpf::{Layout, TARGET_HOT, TargetEntry, Walk, Ways};
 
 use super::{
     btf::Btf,
     iter::{Link, Over},
     layout::{self, Feature, Resolved},
+    records::decode,
     ring,
 };
+
+pub use super::records::Record;
 
 /// The kernel's own description of its types.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -60,35 +58,6 @@ pub struct Watched {
     pub pid: u32,
     /// CLOCK_BOOTTIME at its start.
     pub start_ns: u64,
-}
-
-/// One record of a walk.
-#[derive(Clone, Copy, Debug)]
-pub enum Record<'a> {
-    /// A TCP connection.
-    Socket(&'a SocketRecord),
-    /// A listener, and the raw stamps (u64, little-endian) of those that wait.
-    Listener(&'a ListenerRecord, &'a [u8]),
-    /// A UDP socket.
-    Udp(&'a UdpRecord),
-    /// A unix socket.
-    Unix(&'a UnixRecord),
-    /// One end of a pipe.
-    Pipe(&'a PipeRecord),
-    /// An io_uring instance.
-    Ring(&'a RingRecord),
-    /// What a thread of a target waits for.
-    Wait(&'a WaitRecord),
-    /// CPU time of a thread of the machine.
-    Cpu(&'a CpuRecord),
-    /// Who holds an end of a pipe or a unix socket.
-    Holder(&'a HolderRecord),
-    /// What kind of file one of the agent's own is.
-    Operations(&'a OperationsRecord),
-    /// A thread of a target.
-    Thread(&'a ThreadRecord),
-    /// A process of the machine.
-    Process(&'a ProcessRecord),
 }
 
 /// Which way of looking the kernel lets us use, with the reason where it is not the best one.
@@ -221,8 +190,10 @@ impl Glance {
                 .with_context(|| format!("cannot create the iterator {name}"))
         };
         let (holders, processes, census) = (all("holders")?, all("processes")?, all("census")?);
-        let (files, threads) = (vec![all("files")?], vec![all("threads")?]);
-        let waits = vec![all(waits_program)?];
+        // Made once to see that they can be; nobody is watched yet, and nothing is walked in vain.
+        for name in ["files", "threads", waits_program] {
+            all(name).map(drop)?;
+        }
         let marked = marked.and_then(|()| {
             let Some(Map::SkStorage(marks)) = ebpf.map("MARKS") else {
                 return Err("the eBPF object has no map MARKS".to_owned());
@@ -243,9 +214,9 @@ impl Glance {
         let targets = HashMap::try_from(map("TARGETS")?)?;
         let walk = Array::try_from(map("WALK")?)?;
         let mut glance = Self {
-            files,
-            threads,
-            waits,
+            files: Vec::new(),
+            threads: Vec::new(),
+            waits: Vec::new(),
             holders,
             processes,
             census,
@@ -475,51 +446,4 @@ fn run(link: &Link, buffer: &mut [u8], visit: &mut dyn FnMut(Record<'_>)) -> io:
             Err(error) => return Err(error),
         }
     }
-}
-
-/// Splits what one read returned into records. The kernel never cuts a record in two.
-fn decode(mut bytes: &[u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let header: Header = head(bytes).ok_or_else(|| bad_record(bytes.len()))?;
-        let record = bytes
-            .get(..usize::from(header.len))
-            .filter(|record| record.len() >= size_of::<Header>())
-            .ok_or_else(|| bad_record(bytes.len()))?;
-        bytes = &bytes[record.len()..];
-        let decoded = match header.kind {
-            KIND_SOCKET => head(record).map(|record| visit(Record::Socket(&record))),
-            KIND_LISTENER => head(record).map(|listener| {
-                visit(Record::Listener(
-                    &listener,
-                    &record[size_of::<ListenerRecord>()..],
-                ));
-            }),
-            KIND_UDP => head(record).map(|record| visit(Record::Udp(&record))),
-            KIND_UNIX => head(record).map(|record| visit(Record::Unix(&record))),
-            KIND_PIPE => head(record).map(|record| visit(Record::Pipe(&record))),
-            KIND_RING => head(record).map(|record| visit(Record::Ring(&record))),
-            KIND_WAIT => head(record).map(|record| visit(Record::Wait(&record))),
-            KIND_CPU => head(record).map(|record| visit(Record::Cpu(&record))),
-            KIND_HOLDER => head(record).map(|record| visit(Record::Holder(&record))),
-            KIND_OPERATIONS => head(record).map(|record| visit(Record::Operations(&record))),
-            KIND_THREAD => head(record).map(|record| visit(Record::Thread(&record))),
-            KIND_PROCESS => head(record).map(|record| visit(Record::Process(&record))),
-            _ => None,
-        };
-        decoded.ok_or_else(|| bad_record(record.len()))?;
-    }
-    Ok(())
-}
-
-fn head<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Option<T> {
-    bytes
-        .get(..size_of::<T>())
-        .map(bytemuck::pod_read_unaligned)
-}
-
-fn bad_record(len: usize) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("the eBPF object wrote a record of {len} bytes that this agent cannot read"),
-    )
 }

@@ -1,10 +1,11 @@
 //! The kernel end: what this kernel offers, and the glance tier's iterators.
 //!
-//! `btf` and `layout` find where the kernel keeps its fields, `glance` loads the object and walks, `iter` is the
-//! thin layer over `bpf(2)` that aya does not have.
+//! `btf` and `layout` find where the kernel keeps its fields, `glance` loads the object and walks, `records` tells
+//! apart what it read, `iter` is the thin layer over `bpf(2)` that aya does not have.
 
 pub mod btf;
 pub mod glance;
 mod iter;
 pub mod layout;
+pub mod records;
 mod ring;

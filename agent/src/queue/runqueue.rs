@@ -1,6 +1,8 @@
 //! Run queues: threads of a target that want a CPU and have none, and who has it meanwhile.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
 
 use super::{
     Kind, Reading, Sink, Source, Targets,
@@ -10,7 +12,7 @@ use crate::sample::{Sample, TargetId, Thread};
 
 #[derive(Default)]
 pub(super) struct RunQueues {
-    threads: HashMap<(u32, u32), Known>,
+    threads: FxHashMap<(u32, u32), Known>,
     starvation: Starvation,
 }
 
@@ -42,7 +44,8 @@ impl Source for RunQueues {
             return;
         }
         let mut groups: BTreeMap<TargetId, Group> = BTreeMap::new();
-        let mut known = HashMap::with_capacity(sample.threads.len());
+        let mut known = FxHashMap::default();
+        known.reserve(sample.threads.len());
         for thread in &sample.threads {
             let Some(target) = targets.of(thread.tgid) else {
                 continue;

@@ -2,6 +2,8 @@
 //! which address. It says `listening ADDRESS` when it does.
 #![forbid(unsafe_code)]
 
+mod crowd;
+
 use std::{
     env, fs,
     io::{self, Read as _, Write as _},
@@ -29,6 +31,11 @@ struct Options {
     pace: Option<String>,
     threads: u32,
     per_s: u32,
+    /// Connections that nobody accepts.
+    waiting: u32,
+    sockets: u32,
+    /// A unix socket that hands out sockets.
+    from: Option<String>,
 }
 
 fn main() -> Result<()> {
@@ -46,6 +53,19 @@ fn main() -> Result<()> {
         }),
         "spin" => spin(options.threads),
         "churn" => churn(options.per_s),
+        "park" => crowd::park_with(options.threads),
+        "jam" => {
+            let address = options.listen.context("--listen is missing")?;
+            crowd::jam(address, options.backlog, options.waiting)
+        }
+        "crowd" => crowd::crowd(options.workers, options.waiting),
+        "hold" => crowd::hold(options.sockets),
+        "receive" => crowd::receive(
+            options.from.as_deref().context("--from is missing")?,
+            options.threads,
+        ),
+        "mayflies" => crowd::mayflies(options.per_s),
+        "quit" => Ok(()),
         _ => bail!("{role} is no role"),
     }
 }
@@ -66,6 +86,9 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options> {
             "--inherited" => options.inherited = true,
             "--pace" => options.pace = Some(value()?),
             "--threads" => options.threads = value()?.parse()?,
+            "--waiting" => options.waiting = value()?.parse()?,
+            "--sockets" => options.sockets = value()?.parse()?,
+            "--from" => options.from = Some(value()?),
             "--per-s" => options.per_s = value()?.parse()?,
             _ => bail!("{word} is no option"),
         }

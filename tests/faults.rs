@@ -1,0 +1,426 @@
+//! What vanishes while it is watched: processes, namespaces, control groups, containers, descriptors. The agent goes
+//! on, says what happened, and keeps nothing open of what is gone.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    net::{TcpListener, TcpStream},
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    process::{self, Command},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use tailback_tests::{
+    agent::{Agent, Event},
+    cgroup::Cgroup,
+    lines::Stream,
+    look::{Look, number},
+    needs,
+    network::Network,
+    ports,
+    process::{End, Process},
+    program,
+    service::Service,
+    skip::skip,
+    sockets,
+    temp::TempDir,
+    wait,
+};
+
+const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
+const SOON: Duration = Duration::from_secs(20);
+
+/// The subject as a program of its own, under a name that no other has.
+fn own_program(folder: &TempDir, name: &str) -> Result<PathBuf> {
+    let path = folder.path().join(name);
+    fs::copy(SUBJECT, &path).with_context(|| format!("copy {SUBJECT} to {}", path.display()))?;
+    Ok(path)
+}
+
+/// A service with `waiting` connections that it does not accept.
+fn jam(command: &mut Command, address: &str, waiting: u32) -> Result<Service> {
+    let waiting = waiting.to_string();
+    Service::start(
+        command,
+        &["jam", "--listen", address, "--waiting", &waiting],
+    )
+}
+
+/// What the agent's descriptors are, counted by kind: `socket`, `anon_inode:bpf_link`, `/proc/7/ns/net` …
+fn open_files(agent: &Agent) -> Result<BTreeMap<String, usize>> {
+    let folder = format!("/proc/{}/fd", agent.process().pid());
+    let mut kinds = BTreeMap::new();
+    for file in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
+        // One that was closed in between has no link any more.
+        let Ok(link) = fs::read_link(file?.path()) else {
+            continue;
+        };
+        let link = link.display().to_string();
+        let kind = link.split(":[").next().unwrap_or(&link).to_owned();
+        *kinds.entry(kind).or_default() += 1;
+    }
+    Ok(kinds)
+}
+
+/// Until the agent has no more open than before, of no kind.
+fn check_nothing_left(agent: &Agent, before: &BTreeMap<String, usize>) -> Result<()> {
+    let mut after = BTreeMap::new();
+    let closed = wait::until("the agent to close what is gone", SOON, || {
+        after = open_files(agent)?;
+        let had = |kind| before.get(kind).copied().unwrap_or(0);
+        let grown = after.iter().any(|(kind, count)| *count > had(kind));
+        Ok((!grown).then_some(()))
+    });
+    println!("open: {before:?} before, {after:?} after");
+    closed
+}
+
+fn is_waiting(event: &Event) -> bool {
+    event.is("notice") && event.text("code") == "waiting_for_target"
+}
+
+/// Stops it. It must have gone well, and said nothing on standard error.
+fn check_end(agent: &Agent) -> Result<()> {
+    agent.process().signal(Signal::TERM)?;
+    let end = agent.process().wait_end(SOON)?;
+    let said = agent.process().lines().all().into_iter();
+    let errors: Vec<String> = said
+        .filter(|line| line.stream == Stream::Stderr)
+        .map(|line| line.text)
+        .collect();
+    ensure!(
+        end == End::Code(0) && errors.is_empty(),
+        "{end:?}: {errors:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_target_that_is_killed_leaves_nothing_open_in_the_agent() -> Result<()> {
+    const TEST: &str = "a_target_that_is_killed_leaves_nothing_open_in_the_agent";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let folder = TempDir::new("killed")?;
+    let program = own_program(&folder, "short-lived")?;
+    let agent = Agent::run(["--name", "short-lived", "--interval", "20ms"])?;
+    agent.wait_for("that it waits", SOON, is_waiting)?;
+    let before = open_files(&agent)?;
+    for _ in 0..5 {
+        let mark = agent.mark();
+        let service = jam(&mut Command::new(&program), "127.0.0.1:0", 3)?;
+        let name = service.address().to_string();
+        agent.wait_since(mark, "its queue", SOON, |event| {
+            event.is("level") && event.text("name") == name
+        })?;
+        service.into_process().signal(Signal::KILL)?;
+        agent.wait_since(mark, "that it waits again", SOON, is_waiting)?;
+        let ended = |event: &Event| {
+            event.is("episode")
+                && event.text("name") == name
+                && event.value.get("ongoing").is_none()
+        };
+        agent.wait_since(mark, "the end of its episode", SOON, ended)?;
+    }
+    check_nothing_left(&agent, &before)?;
+    check_end(&agent)
+}
+
+#[test]
+fn a_network_namespace_that_vanishes_is_survived_and_let_go() -> Result<()> {
+    const TEST: &str = "a_network_namespace_that_vanishes_is_survived_and_let_go";
+    if !needs::met(TEST, &["ip", "nsenter", "unshare"]) {
+        return Ok(());
+    }
+    let folder = TempDir::new("vanishing")?;
+    let program = own_program(&folder, "far-away")?;
+    let agent = Agent::run(["--name", "far-away", "--interval", "20ms"])?;
+    agent.wait_for("that it waits", SOON, is_waiting)?;
+    let before = open_files(&agent)?;
+    for round in 0..5 {
+        let mark = agent.mark();
+        let network = Network::new()?;
+        // Always the same address: each round's network is another one.
+        let program = program.display().to_string();
+        let service = jam(&mut network.command(&program)?, "127.0.0.1:8080", 3 + round)?;
+        let level = agent.wait_since(mark, "its queue", SOON, |event| {
+            event.is("level") && event.text("name") == "127.0.0.1:8080"
+        })?;
+        ensure!(
+            level.number("depth") == Some(f64::from(3 + round)),
+            "{}",
+            level.value
+        );
+        // All of it at once, in the middle of a tick.
+        drop((service, network));
+        agent.wait_since(mark, "that it waits again", SOON, is_waiting)?;
+    }
+    check_nothing_left(&agent, &before)?;
+    check_end(&agent)
+}
+
+#[test]
+fn a_control_group_that_is_removed_and_made_again_is_found_again() -> Result<()> {
+    const TEST: &str = "a_control_group_that_is_removed_and_made_again_is_found_again";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let cgroup = match Cgroup::new() {
+        Ok(cgroup) => cgroup,
+        Err(error) => {
+            skip(TEST, &format!("{error:#}"));
+            return Ok(());
+        }
+    };
+    let path = cgroup.path().display().to_string();
+    let agent = Agent::run(["--cgroup", &path, "--interval", "20ms"])?;
+    agent.wait_for("that it waits", SOON, is_waiting)?;
+    let before = open_files(&agent)?;
+    for round in 0..4 {
+        let mark = agent.mark();
+        let service = jam(&mut Command::new(SUBJECT), "127.0.0.1:0", 2)?;
+        cgroup.take_in(service.pid())?;
+        let name = service.address().to_string();
+        agent.wait_since(
+            mark,
+            &format!("the queue of round {round}"),
+            SOON,
+            |event| event.is("level") && event.text("name") == name,
+        )?;
+        drop(service);
+        wait::until("the control group to be removed", SOON, || {
+            Ok(fs::remove_dir(cgroup.path()).ok())
+        })?;
+        agent.wait_since(mark, "that it waits again", SOON, is_waiting)?;
+        fs::create_dir(cgroup.path())?;
+    }
+    check_nothing_left(&agent, &before)?;
+    check_end(&agent)
+}
+
+#[test]
+fn a_service_that_forks_two_hundred_times_a_second_does_no_harm() -> Result<()> {
+    const TEST: &str = "a_service_that_forks_two_hundred_times_a_second_does_no_harm";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let mut breeder = Command::new(SUBJECT);
+    let breeder = Process::start("the breeder", breeder.args(["mayflies", "--per-s", "200"]))?;
+    breeder.wait_line("breeding", SOON)?;
+    let agent = Agent::run(["--pid", &breeder.pid().to_string()])?;
+    agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
+    let report = agent.wait_for("what it costs", SOON, |event| event.is("agent"))?;
+    let died = breeder.lines().all().len().saturating_sub(1) * 100;
+    let share = report.number("cpu_share").unwrap_or(f64::NAN);
+    println!("{died} processes came and went; the agent took {share:.4} of a core");
+    ensure!(share <= 0.03, "{}", report.value);
+    // With nobody coming and going, what it has open is the same each time.
+    let settled = |gone: &str| -> Result<BTreeMap<String, usize>> {
+        breeder.freeze()?;
+        let mut before = (open_files(&agent)?, Instant::now());
+        wait::until(gone, SOON, || {
+            let now = open_files(&agent)?;
+            if now != before.0 {
+                before = (now, Instant::now());
+            }
+            Ok((before.1.elapsed() > Duration::from_millis(1_500)).then(|| before.0.clone()))
+        })
+    };
+    let first = settled("the agent to settle")?;
+    breeder.thaw()?;
+    let mark = breeder.lines().count();
+    let more = breeder
+        .lines()
+        .wait("300 more", mark + 2, SOON, |_| Some(()));
+    more?;
+    let second = settled("the agent to settle again")?;
+    println!("open: {first:?}, later {second:?}");
+    ensure!(first == second);
+    breeder.thaw()?;
+    check_end(&agent)
+}
+
+#[test]
+fn a_descriptor_that_is_given_again_is_not_the_queue_it_was() -> Result<()> {
+    const TEST: &str = "a_descriptor_that_is_given_again_is_not_the_queue_it_was";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let agent = Agent::run(["--pid", &process::id().to_string(), "--interval", "20ms"])?;
+    agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
+    let listener = sockets::listen(ports::local(0), 10, false)?;
+    let address = listener.local_addr()?;
+    let connection = |bytes: usize| -> Result<(TcpStream, TcpStream)> {
+        let mut client = TcpStream::connect(address)?;
+        sockets::reset_on_close(&client)?;
+        let (server, _) = listener.accept()?;
+        client.write_all(&vec![0; bytes])?;
+        Ok((client, server))
+    };
+    // One number is a connection with much unread, one with little, a pipe, a listener, in turn and without a pause.
+    let place = OwnedFd::from(listener.try_clone()?);
+    let number_of = place.as_raw_fd();
+    let mut place = Some(place);
+    let (begun, mut rounds) = (Instant::now(), 0_u64);
+    while begun.elapsed() < Duration::from_secs(4) {
+        drop(place.take());
+        let (given, kept): (OwnedFd, Option<TcpStream>) = match rounds % 4 {
+            0 => {
+                let (client, server) = connection(50_000)?;
+                (server.into(), Some(client))
+            }
+            1 => {
+                let (client, server) = connection(10)?;
+                (server.into(), Some(client))
+            }
+            2 => (io::pipe()?.0.into(), None),
+            _ => (TcpListener::bind("127.0.0.1:0")?.into(), None),
+        };
+        place = Some(given);
+        drop(kept);
+        rounds += 1;
+    }
+    drop(place);
+    let (_client, server) = connection(10)?;
+    println!(
+        "{rounds} lives of descriptor {number_of}; the last is {}",
+        server.as_raw_fd()
+    );
+    let look = Look::at_process(process::id())?;
+    let queue = look.queue("recv", &format!(":{}", address.port()))?;
+    ensure!(number(queue, "depth")? == 10, "{queue}");
+    // Nobody ever had more than 50,000 bytes, and none stood for as long as a window.
+    for event in agent.events()? {
+        let ours = event.text("name") == format!(":{}", address.port());
+        let depths = ["depth", "depth_max"].map(|key| event.number(key).unwrap_or(0.0));
+        let wild = depths.iter().any(|depth| *depth > 50_000.0);
+        ensure!(!ours || !wild, "{}", event.value);
+    }
+    check_end(&agent)
+}
+
+// --- containers ---
+
+/// Runs the subject in a container: a folder with the program and the libraries that it loads is the root.
+struct Container {
+    name: String,
+    run: Option<Process>,
+}
+
+const PODMAN: &[&str] = &["--runtime", "runc", "--cgroup-manager=cgroupfs"];
+
+impl Container {
+    fn start(folder: &TempDir, args: &[&str]) -> Result<(Self, Process)> {
+        let root = folder.path().join("root");
+        for place in libraries()? {
+            let to = root.join(place.strip_prefix("/").unwrap_or(&place));
+            fs::create_dir_all(to.parent().unwrap_or(&root))?;
+            fs::copy(&place, &to).with_context(|| format!("copy {}", place.display()))?;
+        }
+        fs::copy(SUBJECT, root.join("subject"))?;
+        let name = format!("tailback-test-{}", process::id());
+        let mut podman = Command::new(program::need(&["podman"])?);
+        podman.args(PODMAN).args(["run", "--rm", "--name", &name]);
+        podman.args(["--network=none", "--ulimit", "nofile=1024:1024"]);
+        podman.args([
+            "--ulimit",
+            "nproc=1000:1000",
+            "--cpus",
+            "0.5",
+            "--memory",
+            "64m",
+        ]);
+        podman.arg("--rootfs").arg(&root).arg("/subject").args(args);
+        let run = Process::start("podman", &mut podman)?;
+        Ok((Self { name, run: None }, run))
+    }
+
+    fn podman(&self, args: &[&str]) -> Result<String> {
+        let mut podman = Command::new(program::need(&["podman"])?);
+        let output = podman.args(PODMAN).args(args).arg(&self.name).output()?;
+        ensure!(
+            output.status.success(),
+            "podman {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.podman(&["rm", "--force", "--time=0", "--ignore"]);
+        drop(self.run.take());
+    }
+}
+
+/// The libraries that the subject loads, and what loads them, as ldd(1) lists them.
+fn libraries() -> Result<Vec<PathBuf>> {
+    let output = Command::new("ldd")
+        .arg(SUBJECT)
+        .output()
+        .context("run ldd")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words = text.split_whitespace().filter(|word| word.starts_with('/'));
+    let mut files: Vec<PathBuf> = words.map(|word| Path::new(word).to_owned()).collect();
+    files.dedup();
+    ensure!(!files.is_empty(), "ldd lists nothing: {text:?}");
+    Ok(files)
+}
+
+#[test]
+fn a_container_is_named_and_its_end_is_survived() -> Result<()> {
+    const TEST: &str = "a_container_is_named_and_its_end_is_survived";
+    if !needs::met(TEST, &["ldd"]) {
+        return Ok(());
+    }
+    if program::find(&["podman"]).is_none() {
+        skip(TEST, "podman is not installed");
+        return Ok(());
+    }
+    let folder = TempDir::new("container")?;
+    let args = ["jam", "--listen", "127.0.0.1:8080", "--waiting", "5"];
+    let (mut container, run) = Container::start(&folder, &args)?;
+    if let Err(error) = run.wait_line("listening ", SOON) {
+        let said: Vec<String> = run
+            .lines()
+            .all()
+            .into_iter()
+            .map(|line| line.text)
+            .collect();
+        skip(
+            TEST,
+            &format!("podman cannot run here: {error:#}: {}", said.join(" ")),
+        );
+        return Ok(());
+    }
+    container.run = Some(run);
+    let pid = container.podman(&["inspect", "--format", "{{.State.Pid}}"])?;
+    let id = container.podman(&["inspect", "--format", "{{.Id}}"])?;
+    let look = Look::at(&["--pid", &pid])?;
+    let target = look.targets().next().context("no target")?;
+    println!("{target}");
+    ensure!(target["container"] == *id, "it is {id}: {target}");
+    ensure!(target["processes"] == 1, "{target}");
+    let queue = look.queue("accept", "127.0.0.1:8080")?;
+    ensure!(number(queue, "depth")? == 5, "{queue}");
+    ensure!(number(look.queue("fd", "open files")?, "limit")? == 1024);
+    // By its control group it is the same; and it is watched until it is removed, and waited for after that.
+    let cgroup = target["cgroup"].as_str().context("no cgroup")?.to_owned();
+    let by_cgroup = Look::at(&["--cgroup", &cgroup])?;
+    ensure!(number(by_cgroup.queue("accept", "127.0.0.1:8080")?, "depth")? == 5);
+    let agent = Agent::run(["--cgroup", &cgroup, "--interval", "20ms"])?;
+    agent.wait_for("its queue", SOON, |event| {
+        event.is("level") && event.text("name") == "127.0.0.1:8080"
+    })?;
+    drop(container);
+    agent.wait_for("that it waits", SOON, is_waiting)?;
+    agent.wait_for("the end of its episode", SOON, |event| {
+        event.is("episode") && event.value.get("ongoing").is_none()
+    })?;
+    check_end(&agent)
+}
