@@ -48,6 +48,16 @@ pub fn bytes(value: u64) -> String {
     format!("{scaled:.0} PB")
 }
 
+/// `23 of 100 connections`, `4.2 kB of 213 kB`, `7 calls`.
+pub fn amount(value: u64, limit: Option<u64>, unit: &str) -> String {
+    match (unit, limit) {
+        ("bytes", Some(limit)) => format!("{} of {}", bytes(value), bytes(limit)),
+        ("bytes", None) => bytes(value),
+        (_, Some(limit)) => format!("{} of {} {unit}", count(value), count(limit)),
+        (_, None) => format!("{} {unit}", count(value)),
+    }
+}
+
 /// A rate without more digits than it deserves.
 pub fn rate(per_s: f64) -> String {
     if per_s >= 100.0 {

@@ -116,7 +116,8 @@ fn file_of(ctx: *const TaskFileContext) -> Option<(*mut seq_file, *const u8, Fou
     Some((unsafe { (*meta).seq }, task, Found { tgid, fd }, file))
 }
 
-/// Counts this file, once per walk: when the buffer is full the kernel shows the same file again.
+/// Counts this file, once per walk: when the buffer is full the kernel shows the same file again, and some kernels (6.1)
+/// show the whole table once for each thread. Descriptors come in ascending order.
 #[inline(always)]
 fn count(entry: *mut TargetEntry, walk: *const Walk, task: *const u8, found: Found) {
     // SAFETY: entries of maps, which outlive the visit; only one walk runs at a time.
@@ -125,7 +126,7 @@ fn count(entry: *mut TargetEntry, walk: *const Walk, task: *const u8, found: Fou
             (*entry).walk = (*walk).walk;
             (*entry).open = 0;
             (*entry).limit = nofile(task);
-        } else if (*entry).last_fd == found.fd {
+        } else if found.fd <= (*entry).last_fd {
             return;
         }
         (*entry).last_fd = found.fd;

@@ -1,8 +1,8 @@
 //! Processes whose names are made to do harm.
 
-use std::{fs, process::Command};
+use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use tailback_tests::{process::Process, program, temp::TempDir};
 
 use crate::{SOON, allowed, json, ran};
@@ -26,7 +26,7 @@ fn names_with_newlines_and_escapes_disturb_neither_terminal_nor_json() -> Result
     }
     let folder = TempDir::new("names")?;
     let evil = folder.path().join(HOSTILE);
-    fs::copy(program::need(&["sleep"])?, &evil).context("copy sleep")?;
+    program::copy(&program::need(&["sleep"])?, &evil)?;
     let by_file = Process::start("evil", Command::new(&evil).arg("1000"))?;
     // What a process calls itself, in both ways in which it can.
     let script =

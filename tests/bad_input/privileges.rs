@@ -21,7 +21,7 @@ fn with_privileges(test: &str, change: &[&str], args: &[&str]) -> Result<Option<
     // Where anybody may run it.
     let folder = TempDir::new("unprivileged")?;
     let binary = folder.path().join("tailback");
-    fs::copy(agent::binary()?, &binary).context("copy the agent")?;
+    program::copy(&agent::binary()?, &binary)?;
     for path in [folder.path(), &binary] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
     }

@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use tailback_tests::{ports, process::Process, program, temp::TempDir};
 
@@ -82,7 +82,7 @@ fn run_waits_for_a_name_that_matches_nothing_and_says_so() -> Result<()> {
     }
     let folder = TempDir::new("late")?;
     let late = folder.path().join("comes-late");
-    fs::copy(program::need(&["sleep"])?, &late).context("copy sleep")?;
+    program::copy(&program::need(&["sleep"])?, &late)?;
     let pattern = late.to_string_lossy();
     let mut command = tailback(&["run", "--name", &pattern, "--duration", "60s"])?;
     let agent = Process::start("tailback", &mut command)?;

@@ -5,6 +5,7 @@
 //! [`lines`]), never a pause that is hoped to be long enough.
 #![forbid(unsafe_code)]
 
+pub mod accuracy;
 pub mod agent;
 pub mod cgroup;
 pub mod chance;
@@ -26,6 +27,7 @@ pub mod service;
 pub mod skip;
 pub mod sockets;
 pub mod ss;
+pub mod talk;
 pub mod temp;
 pub mod uwsgi;
 pub mod wait;

@@ -22,11 +22,24 @@ impl Nginx {
 
     /// `change` may wrap or extend the command line, for example to pin it to a CPU.
     pub fn start_with(workers: u32, change: impl FnOnce(&mut Vec<String>)) -> Result<Self> {
+        Self::start_before(None, workers, change)
+    }
+
+    /// In front of another server: `/up` is its.
+    pub fn start_proxy(workers: u32, upstream: SocketAddr) -> Result<Self> {
+        Self::start_before(Some(upstream), workers, |_| ())
+    }
+
+    fn start_before(
+        upstream: Option<SocketAddr>,
+        workers: u32,
+        change: impl FnOnce(&mut Vec<String>),
+    ) -> Result<Self> {
         let program = program::need(&["nginx"])?;
         let temp = TempDir::new("nginx")?;
         let port = ports::free()?;
         temp.write("index.html", &"<p>All is well.</p>\n".repeat(50))?;
-        let config = temp.write("nginx.conf", &config(temp.path(), port, workers))?;
+        let config = temp.write("nginx.conf", &config(temp.path(), port, workers, upstream))?;
         let mut words = vec![program.display().to_string()];
         words.extend(
             [
@@ -77,7 +90,19 @@ impl Nginx {
     }
 }
 
-fn config(folder: &std::path::Path, port: u16, workers: u32) -> String {
+fn config(
+    folder: &std::path::Path,
+    port: u16,
+    workers: u32,
+    upstream: Option<SocketAddr>,
+) -> String {
+    let (servers, location) = upstream.map_or_else(Default::default, |upstream| {
+        (
+            format!("upstream behind {{ server {upstream}; keepalive 64; }}"),
+            "location /up { proxy_pass http://behind; proxy_http_version 1.1; \
+             proxy_set_header Connection \"\"; }",
+        )
+    });
     let folder = folder.display();
     // Started by root, its workers would become another user, who may not read the folder.
     let user = if rustix::process::geteuid().is_root() {
@@ -100,10 +125,12 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
+    {servers}
     server {{
         listen 127.0.0.1:{port};
         root {folder};
         location = /status {{ stub_status; }}
+        {location}
     }}
 }}
 "

@@ -1,8 +1,12 @@
 //! Programs on this machine.
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// The first of `names` on `PATH`, or in the folders of servers, which only root has on its `PATH`.
 pub fn find(names: &[&str]) -> Option<PathBuf> {
@@ -25,4 +29,19 @@ pub fn need(names: &[&str]) -> Result<PathBuf> {
             names.join(" or ")
         ),
     }
+}
+
+/// Copies a program. Another process does it: a file that one of our threads has open for writing while another thread
+/// forks cannot be executed until that child is gone.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut copy = Command::new("cp");
+    let done = copy.arg("--").arg(from).arg(to).status();
+    let done = done.context("start cp")?;
+    ensure!(
+        done.success(),
+        "cp {} {}: {done}",
+        from.display(),
+        to.display()
+    );
+    Ok(())
 }

@@ -14,7 +14,7 @@ use std::{fs, process::ExitCode};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    kernels::{self, KERNELS, Kernel},
+    kernels::{self, KERNELS, Kernel, version},
     setup::{self, Purpose},
     tools,
 };
@@ -100,15 +100,6 @@ impl Source {
             }
         }
     }
-}
-
-/// `6.12` of `6.12.107+deb13-cloud-amd64`.
-fn version(release: &str) -> String {
-    let numbers: Vec<&str> = release
-        .split(|c: char| !c.is_ascii_digit())
-        .take(2)
-        .collect();
-    numbers.join(".")
 }
 
 /// The BTF of one kernel, cut, and its column of the table. The offsets of the two are the same.

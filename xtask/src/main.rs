@@ -4,6 +4,7 @@
 //! runs programs, `cargo` builds ours.
 #![forbid(unsafe_code)]
 
+mod accuracy;
 mod bench;
 mod cargo;
 mod command;
@@ -11,6 +12,7 @@ mod demo;
 mod fuzz;
 mod golden_btf;
 mod kernels;
+mod plans;
 mod setup;
 mod test;
 mod tools;
@@ -35,6 +37,10 @@ enum Task {
     Demo(demo::Args),
     /// Run all tests, on this kernel and on those of the matrix
     Test(test::Args),
+    /// Compare what Tailback says of queues with what is known of them, on this kernel and on those of the matrix
+    Accuracy(accuracy::Args),
+    /// Show which way each fact is read on each kernel, against docs/kernels.md
+    Plans(plans::Args),
     /// Measure what Tailback costs
     Bench(bench::Args),
     /// Feed the agent's readers bytes that are changed at random, for longer than the tests do
@@ -50,6 +56,8 @@ fn main() -> ExitCode {
         Task::Setup(args) => setup::main(&args),
         Task::Demo(args) => demo::main(&args),
         Task::Test(args) => test::main(&args),
+        Task::Accuracy(args) => accuracy::main(&args),
+        Task::Plans(args) => plans::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::Fuzz(args) => fuzz::main(&args),
         Task::GoldenBtf(args) => golden_btf::main(&args),

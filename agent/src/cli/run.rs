@@ -46,10 +46,10 @@ pub(super) struct Options {
 pub(super) struct Pace {
     /// Between looks [default: 100ms]
     #[arg(long, value_name = "TIME", value_parser = interval)]
-    interval: Option<Duration>,
+    pub(super) interval: Option<Duration>,
     /// Stop after this time
     #[arg(long, value_name = "TIME", value_parser = duration)]
-    duration: Option<Duration>,
+    pub(super) duration: Option<Duration>,
 }
 
 pub(super) fn run(options: &Options) -> Outcome<()> {

@@ -42,7 +42,7 @@ use crate::{
 const DISCOVERY_NS: u64 = 500_000_000;
 const MS: u64 = 1_000_000;
 /// Parts of the budget that looks beside the tick may take, each.
-const ASIDE_PART: f64 = 0.2;
+const ASIDE_PART: f64 = 0.08;
 /// Who holds and listens where: of every file of the machine.
 const HOLDERS: Pace = Pace::new(DISCOVERY_NS / 2, 5_000 * MS);
 /// What threads wait for. While a queue is suspicious, on every base tick that can afford it.
@@ -100,6 +100,7 @@ pub struct Collector {
     unmatched: Option<Vec<Selector>>,
     /// Of the walks over files and over threads: whether they were told to be stretched, and when.
     told_pace: [(bool, u64); 2],
+    told_left_out: bool,
 }
 
 /// When each of the looks beside the tick is due.
@@ -174,6 +175,7 @@ impl Collector {
             notices: Vec::new(),
             unmatched: None,
             told_pace: [(false, 0); 2],
+            told_left_out: false,
         }
     }
 
@@ -376,6 +378,7 @@ impl Collector {
             let before_ns = cpu_time_ns();
             let (cgroups, machine) = self.system.read(&self.targets);
             (sample.cgroups, sample.machine) = (cgroups, Some(machine));
+            self.tell_left_out();
             sample.walks.system = true;
             let cost = self.spent_aside(before_ns);
             self.paces.system.looked(now_ns, cost, share);
@@ -434,13 +437,10 @@ impl Collector {
             let mut visit = |record: Record<'_>| {
                 records += 1;
                 match record {
-                    Record::Socket(socket) => {
-                        // A socket that several processes hold is met once for each.
-                        if connections.insert(socket.cookie) {
-                            sample
-                                .connections
-                                .push(convert::connection(socket, ids, jiffy_ns));
-                        }
+                    // A socket that several processes hold is met once for each.
+                    Record::Socket(socket) if connections.insert(socket.cookie) => {
+                        let connection = convert::connection(socket, ids, jiffy_ns);
+                        sample.connections.push(connection);
                     }
                     Record::Listener(listener, stamps) => {
                         listeners.insert(listener.cookie, convert::listener(listener, stamps, ids));
@@ -492,6 +492,20 @@ impl Collector {
         }
         self.report.totals.records += records;
         Ok(())
+    }
+
+    /// Says once that there are more control groups than are read.
+    fn tell_left_out(&mut self) {
+        let left_out = self.system.left_out();
+        if left_out > 0 && !self.told_left_out {
+            self.told_left_out = true;
+            self.notices.push(Notice {
+                code: "too_many_cgroups".to_owned(),
+                text: format!(
+                    "{left_out} control groups are not read: their quotas, memory and pressure are unknown"
+                ),
+            });
+        }
     }
 
     /// Which pipes and sockets have other ends whose holders are of interest; new ones are looked for soon.

@@ -3,26 +3,19 @@
 use super::{DrivenBy, Episode, Level};
 use crate::{
     queue::Kind,
-    text::{count, duration, rate},
+    text::{amount, count, duration, rate},
 };
 
 /// One sentence.
 pub(super) fn evidence(episode: &Episode) -> String {
     let unit = episode.unit;
     let mut parts = vec![match episode.limit {
-        Some(limit) if episode.key.kind != Kind::Runqueue => {
-            format!(
-                "up to {} of {} {unit}",
-                count(episode.depth_max),
-                count(limit)
-            )
-        }
-        Some(limit) => format!(
+        Some(limit) if episode.key.kind == Kind::Runqueue => format!(
             "up to {} {unit} waiting for {} CPUs",
             count(episode.depth_max),
             count(limit)
         ),
-        None => format!("up to {} {unit}", count(episode.depth_max)),
+        limit => format!("up to {}", amount(episode.depth_max, limit, unit)),
     }];
     if let Some(wait) = episode.wait_max_ns {
         parts.push(format!("longest wait {}", duration(wait)));

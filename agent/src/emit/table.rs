@@ -50,7 +50,7 @@ pub fn write(
         .collect();
     let rows: Vec<[String; COLUMNS]> = shown
         .iter()
-        .map(|state| row(state, target(state.key.target)))
+        .map(|state| row(state, target(state.key.target).as_deref()))
         .collect();
     let mut widths = HEADS.map(str::len);
     for row in &rows {
@@ -67,7 +67,7 @@ pub fn write(
     write_sum(out, states, shown.len())
 }
 
-fn row(state: &QueueState, target: Option<Arc<Target>>) -> [String; COLUMNS] {
+fn row(state: &QueueState, target: Option<&Target>) -> [String; COLUMNS] {
     let unknown = || "-".to_owned();
     let reading = &state.reading;
     let unit = reading.unit.unwrap_or(state.key.kind.unit());
@@ -84,12 +84,8 @@ fn row(state: &QueueState, target: Option<Arc<Target>>) -> [String; COLUMNS] {
         .max(reading.wait_ns)
         .filter(|_| reading.depth > 0);
     [
-        target
-            .as_ref()
-            .map_or_else(unknown, |target| bounded(&target.name, MAX_NAME)),
-        target
-            .as_ref()
-            .map_or_else(unknown, |target| target.pid.to_string()),
+        target.map_or_else(unknown, |target| bounded(&target.name, MAX_NAME)),
+        target.map_or_else(unknown, |target| target.pid.to_string()),
         state.key.kind.name().to_owned(),
         bounded(&state.key.name, MAX_NAME),
         amount(reading.depth),

@@ -14,7 +14,7 @@ use crate::{
     detect::{DrivenBy, Episode, Event, Instant, Level, QueueState},
     queue::{Kind, QueueKey},
     sample::{AgentReport, Target, TargetId},
-    text::{bounded, count, duration, sparkline},
+    text::{amount, bounded, count, duration, sparkline},
 };
 
 /// Longer than anything that is said in one line.
@@ -291,8 +291,7 @@ fn depth(kind: Kind, unit: &str, depth: u64, limit: Option<u64>) -> String {
         (Kind::Runqueue, Some(cpus)) => {
             format!("{} threads waiting for {} CPUs", count(depth), count(cpus))
         }
-        (_, Some(limit)) => format!("{} of {} {unit}", count(depth), count(limit)),
-        (_, None) => format!("{} {unit}", count(depth)),
+        _ => amount(depth, limit, unit),
     }
 }
 

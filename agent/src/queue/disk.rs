@@ -1,11 +1,299 @@
-//! Threads that wait for a disk.
+//! Threads that wait for a disk: in an uninterruptible wait for I/O, in fsync and its like, or in a call on a file.
+//!
+//! A thread is in one and the same wait as long as its voluntary switches stand. A call such as fsync is many waits;
+//! for a thread that was seen waiting at every look, the mean of them is known.
 
-use super::{Sink, Source, Targets};
-use crate::sample::Sample;
+use std::collections::{BTreeMap, HashMap};
+
+use super::{
+    Kind, Reading, Sink, Source, Targets,
+    syscalls::{Does, call_of, doing},
+};
+use crate::{
+    sample::{Detail, Sample, State, TargetId, Wait},
+    text::harmless,
+};
+
+/// One access of a rotating disk, well served: what is shorter is no queue.
+const ACCESS_NS: u64 = 20_000_000;
+/// A device that nobody waits for is shown for so long after.
+const KEEP_NS: u64 = 5_000_000_000;
+/// Devices remembered at most.
+const MAX_DEVICES: usize = 4096;
 
 #[derive(Default)]
-pub(super) struct Disk {}
+pub(super) struct Disk {
+    threads: HashMap<(u32, u32), Known>,
+    devices: BTreeMap<(TargetId, String), Device>,
+    seen_ns: Option<u64>,
+}
+
+/// What is remembered of one thread that waits.
+struct Known {
+    voluntary: u64,
+    since_ns: u64,
+    /// When it was first seen waiting, and has been at every look since; its switches then.
+    streak_ns: u64,
+    streak_voluntary: u64,
+}
+
+/// What is remembered of one device.
+struct Device {
+    used_ns: u64,
+    waiting: u64,
+}
+
+/// One device in one look.
+#[derive(Default)]
+struct Look<'a> {
+    threads: u64,
+    stayed: u64,
+    /// Longest mean wait of a thread that does nothing else.
+    mean_ns: u64,
+    oldest_ns: u64,
+    worst: Option<&'a Wait>,
+}
 
 impl Source for Disk {
-    fn read(&mut self, _sample: &Sample, _targets: &Targets, _sink: &mut Sink<'_>) {}
+    fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
+        if !sample.walks.waits {
+            return;
+        }
+        let now_ns = sample.mono_ns;
+        let elapsed_ns = self.seen_ns.map(|before| now_ns.saturating_sub(before));
+        self.seen_ns = Some(now_ns);
+        let looks = self.look(sample, targets);
+        self.devices
+            .retain(|_, device| now_ns.saturating_sub(device.used_ns) < KEEP_NS);
+        for (key, look) in &looks {
+            let (target, name) = key;
+            let before = self.devices.get(key).map(|device| device.waiting);
+            if before.is_none() && self.devices.len() >= MAX_DEVICES {
+                sink.out.beyond_bound += 1;
+                continue;
+            }
+            let device = Device {
+                used_ns: now_ns,
+                waiting: look.threads,
+            };
+            self.devices.insert(key.clone(), device);
+            let reading = look.reading(before, elapsed_ns, targets.threads(*target));
+            sink.put(*target, Kind::Disk, name, reading);
+        }
+        for (key, device) in &mut self.devices {
+            if !looks.contains_key(key) && targets.get(key.0).is_some() {
+                let before = std::mem::take(&mut device.waiting);
+                let none = Look::default();
+                let reading = none.reading(Some(before), elapsed_ns, targets.threads(key.0));
+                sink.put(key.0, Kind::Disk, &key.1, reading);
+            }
+        }
+        sink.forget_unseen(Kind::Disk);
+    }
+}
+
+impl Disk {
+    fn look<'a>(
+        &mut self,
+        sample: &'a Sample,
+        targets: &Targets,
+    ) -> BTreeMap<(TargetId, String), Look<'a>> {
+        let now_ns = sample.mono_ns;
+        let mut looks: BTreeMap<(TargetId, String), Look<'_>> = BTreeMap::new();
+        let mut threads = HashMap::new();
+        for wait in &sample.waits {
+            let Some(target) = targets.of(wait.tgid).filter(|_| waits_for_disk(wait)) else {
+                continue;
+            };
+            let before = self.threads.get(&(wait.tgid, wait.tid));
+            let stayed = before.filter(|before| before.voluntary == wait.voluntary);
+            let known = Known {
+                voluntary: wait.voluntary,
+                since_ns: stayed.map_or(now_ns, |before| before.since_ns),
+                streak_ns: before.map_or(now_ns, |before| before.streak_ns),
+                streak_voluntary: before.map_or(wait.voluntary, |before| before.streak_voluntary),
+            };
+            let look = looks.entry((target, place(wait))).or_default();
+            look.threads += 1;
+            look.stayed += u64::from(stayed.is_some());
+            look.mean_ns = look.mean_ns.max(known.mean_ns(now_ns));
+            let age_ns = now_ns.saturating_sub(known.since_ns);
+            if look.worst.is_none() || age_ns > look.oldest_ns {
+                look.worst = Some(wait);
+                look.oldest_ns = age_ns;
+            }
+            threads.insert((wait.tgid, wait.tid), known);
+        }
+        self.threads = threads;
+        looks
+    }
+}
+
+/// Whether a thread waits for a disk. Not every uninterruptible wait is one: vfork's parent waits so for its child, and
+/// locks inside the kernel are waited for so.
+fn waits_for_disk(wait: &Wait) -> bool {
+    wait.state == State::Uninterruptible
+        && (wait.io
+            || matches!(
+                call_of(wait),
+                Some((_, Does::Sync | Does::Read | Does::Write | Does::Path))
+            ))
+}
+
+/// The device, else the file, else nothing that is known.
+fn place(wait: &Wait) -> String {
+    match wait.syscall.as_ref().map(|syscall| &syscall.detail) {
+        Some(Detail::File { path, device }) => device.as_ref().unwrap_or(path).clone(),
+        _ => "disk".to_owned(),
+    }
+}
+
+impl Known {
+    /// Mean wait since it was first seen waiting, ns: each voluntary switch begins one.
+    fn mean_ns(&self, now_ns: u64) -> u64 {
+        let waits = self.voluntary.saturating_sub(self.streak_voluntary);
+        now_ns.saturating_sub(self.streak_ns) / waits.saturating_add(1)
+    }
+}
+
+impl Look<'_> {
+    fn reading(&self, before: Option<u64>, elapsed_ns: Option<u64>, servers: u32) -> Reading {
+        let elapsed_ns = elapsed_ns.filter(|_| before.is_some());
+        let left = before.unwrap_or(0).saturating_sub(self.stayed);
+        let waits = self.threads > 0;
+        Reading {
+            depth: self.threads,
+            limit: None,
+            arrivals: elapsed_ns.map(|_| self.threads.saturating_sub(self.stayed)),
+            departures: elapsed_ns.map(|_| left),
+            elapsed_ns,
+            // A slow disk would make its own slowness the measure of what is slow.
+            served: None,
+            servers,
+            wait_ns: Some(self.mean_ns.saturating_sub(ACCESS_NS)),
+            oldest_ns: waits.then_some(self.oldest_ns),
+            worst: self.worst.map(|wait| {
+                format!(
+                    "process {} thread {} ({}) {}",
+                    wait.tgid,
+                    wait.tid,
+                    harmless(&wait.comm),
+                    doing(wait)
+                )
+            }),
+            extra: if waits {
+                vec![("mean_wait_ns", self.mean_ns as f64)]
+            } else {
+                Vec::new()
+            },
+            ..Reading::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Kind, Model, Reading, syscalls::tests::asleep};
+    use crate::sample::{Detail, Sample, State, Target, Wait, Walks};
+
+    const TICK: u64 = 100_000_000;
+
+    fn read(model: &mut Model, tick: u64, waits: Vec<Wait>) -> Vec<(String, Reading)> {
+        let target = Target {
+            id: 1,
+            tgids: vec![10],
+            ..Target::default()
+        };
+        let readings = model.read(&Sample {
+            mono_ns: (tick + 1) * TICK,
+            targets: (tick == 0).then(|| vec![target]),
+            walks: Walks {
+                waits: true,
+                ..Walks::default()
+            },
+            waits,
+            ..Sample::default()
+        });
+        let disks = readings.queues.into_iter();
+        disks
+            .filter(|(key, _)| key.kind == Kind::Disk)
+            .map(|(key, reading)| (key.name.clone(), reading))
+            .collect()
+    }
+
+    fn syncing(tid: u32, voluntary: u64) -> Wait {
+        let mut wait = asleep(tid, libc::SYS_fsync, [3, 0, 0, 0]);
+        wait.state = State::Uninterruptible;
+        wait.voluntary = voluntary;
+        if let Some(syscall) = &mut wait.syscall {
+            syscall.detail = Detail::File {
+                path: "/db/wal".to_owned(),
+                device: Some("8:0".to_owned()),
+            };
+        }
+        wait
+    }
+
+    #[test]
+    fn a_slow_fsync_is_seen_and_named() {
+        let mut model = Model::default();
+        let mut last = Vec::new();
+        for tick in 0..12 {
+            last = read(&mut model, tick, vec![syncing(11, 7), syncing(12, tick)]);
+        }
+        let [(name, disk)] = last.as_slice() else {
+            panic!("{last:?}")
+        };
+        assert_eq!((name.as_str(), disk.depth, disk.limit), ("8:0", 2, None));
+        assert_eq!(disk.oldest_ns, Some(11 * TICK));
+        assert_eq!(
+            disk.worst.as_deref(),
+            Some("process 10 thread 11 (worker) in fsync of /db/wal")
+        );
+    }
+
+    #[test]
+    fn a_thread_that_does_short_reads_all_the_time_does_not_wait() {
+        let mut model = Model::default();
+        for tick in 0..30 {
+            // Each read takes 8 ms.
+            let readings = read(&mut model, tick, vec![syncing(11, tick * 12)]);
+            let disk = &readings[0].1;
+            assert_eq!((disk.wait_ns, disk.oldest_ns), (Some(0), Some(0)), "{tick}");
+        }
+    }
+
+    #[test]
+    fn a_sync_of_many_slow_waits_waits_for_their_mean() {
+        let mut model = Model::default();
+        let mut last = Vec::new();
+        for tick in 0..30 {
+            last = read(&mut model, tick, vec![syncing(11, tick * 2)]);
+        }
+        let wait_ns = last[0].1.wait_ns.unwrap();
+        assert!((25_000_000..31_000_000).contains(&wait_ns), "{wait_ns}");
+    }
+
+    #[test]
+    fn idle_threads_and_other_uninterruptible_waits_are_no_disk() {
+        let mut model = Model::default();
+        let vfork = Wait {
+            state: State::Uninterruptible,
+            ..asleep(11, libc::SYS_clone, [0; 4])
+        };
+        let idle = asleep(12, libc::SYS_read, [0; 4]);
+        assert_eq!(read(&mut model, 0, vec![vfork, idle]), []);
+    }
+
+    #[test]
+    fn a_device_is_shown_empty_for_a_while_and_then_gone() {
+        let mut model = Model::default();
+        read(&mut model, 0, vec![syncing(11, 1)]);
+        let readings = read(&mut model, 1, vec![]);
+        assert_eq!(
+            (readings[0].1.depth, readings[0].1.departures),
+            (0, Some(1))
+        );
+        assert_eq!(read(&mut model, 60, vec![]), []);
+    }
 }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Source, accept, disk, downstream, eventloop, fd, inflight, lock, memory, pipe, runqueue,
-    stream, syn, udp, unix, uring, workers,
+    Source, accept, conversations, disk, eventloop, fd, lock, memory, pipe, runqueue, stream, syn,
+    udp, unix, uring, workers,
 };
 
 /// What makes a queue of a kind saturated.
@@ -102,7 +102,7 @@ kinds! {
     /// Requests read and not yet answered.
     Inflight {
         name: "inflight", unit: "requests", judged: Context, losses: "answers never sent",
-        source: Some(|| Box::<inflight::Inflight>::default()),
+        source: Some(|| Box::<conversations::Conversations>::default()),
         advice: "Requests are read and not answered: look at what the service waits for.",
     }
     /// Groups of like threads.
@@ -146,7 +146,8 @@ kinds! {
     /// Calls on other services.
     Downstream {
         name: "downstream", unit: "calls", judged: Context, losses: "calls that timed out",
-        source: Some(|| Box::<downstream::Downstream>::default()),
+        // Read together with the requests in flight.
+        source: None,
         advice: "Calls on this endpoint are not answered as they usually are: look there.",
     }
     /// Bytes written and not acknowledged.

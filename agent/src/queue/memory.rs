@@ -1,11 +1,315 @@
-//! Memory of control groups and of the machine, and what threads lose by its want.
+//! Memory of control groups with a limit, else of the machine, and what threads lose by its want.
+//!
+//! A group that is full of page cache is healthy, and so is one whose heap was sized to fill it: how full it is says
+//! little. What counts is the time that its tasks stall for memory (pressure stall information). Where the kernel does
+//! not count that, it is a group that is full of what cannot be dropped and that keeps hitting its limit.
 
-use super::{Sink, Source, Targets};
-use crate::sample::Sample;
+use std::collections::{HashMap, VecDeque};
+
+use super::{Kind, Reading, Sink, Source, Targets, starvation::stall_share};
+use crate::sample::{Cgroup, Machine, Sample, Stall};
+
+/// Stalls are judged over so long: to reclaim now and then is no trouble.
+const SPAN_NS: u64 = 5_000_000_000;
+/// Looks kept at most.
+const MAX_LOOKS: usize = 64;
+/// Some task stalls in so much of the time: critical. Half of it is the first that is worth a word.
+const STALL: f64 = 0.10;
+/// The fill that stands for [`STALL`]: where a queue is critical.
+const CRITICAL_FILL: f64 = 0.9;
+/// A machine with more than that available does not stall for its own sake; a group at its limit makes its stalls.
+const MACHINE_SHORT: f64 = 0.10;
+/// As full as that, of what cannot be dropped, and hitting its limit.
+const GROUP_SHORT: f64 = 0.95;
 
 #[derive(Default)]
-pub(super) struct Memory {}
+pub(super) struct Memory {
+    groups: HashMap<String, Known>,
+    machine: Known,
+}
+
+/// What is remembered of a group, or of the machine.
+#[derive(Default)]
+struct Known {
+    /// Stalls at each of the last looks.
+    stalls: VecDeque<(u64, Stall)>,
+    seen_ns: Option<u64>,
+    limit_hits: Option<u64>,
+    oom_kills: Option<u64>,
+    grown: Grown,
+}
+
+/// Since the previous look.
+#[derive(Clone, Copy, Default)]
+struct Grown {
+    elapsed_ns: Option<u64>,
+    limit_hits: Option<u64>,
+    oom_kills: Option<u64>,
+    stall_share: Option<f64>,
+}
 
 impl Source for Memory {
-    fn read(&mut self, _sample: &Sample, _targets: &Targets, _sink: &mut Sink<'_>) {}
+    fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
+        if !sample.walks.system {
+            return;
+        }
+        let now_ns = sample.mono_ns;
+        self.groups
+            .retain(|path, _| sample.cgroups.iter().any(|group| group.path == *path));
+        for group in &sample.cgroups {
+            let known = self.groups.entry(group.path.clone()).or_default();
+            known.look(
+                now_ns,
+                group.memory_stall,
+                group.limit_hits,
+                group.oom_kills,
+            );
+        }
+        if let Some(machine) = &sample.machine {
+            let kills = Some(machine.oom_kills);
+            self.machine.look(now_ns, machine.memory_stall, None, kills);
+        }
+        for target in targets.all() {
+            let path = target.cgroup.as_ref();
+            let group =
+                path.and_then(|path| sample.cgroups.iter().find(|group| group.path == *path));
+            let grown = path.and_then(|path| self.groups.get(path));
+            let grown = grown.map_or_else(Grown::default, |known| known.grown);
+            if let Some((group, reading)) =
+                group.and_then(|group| Some((group, limited(group, grown)?)))
+            {
+                sink.put(target.id, Kind::Memory, &group.path, reading);
+            } else if let Some(machine) = &sample.machine {
+                let reading = unlimited(machine, self.machine.grown, grown);
+                sink.put(target.id, Kind::Memory, "machine", reading);
+            }
+        }
+        sink.forget_unseen(Kind::Memory);
+    }
+}
+
+impl Known {
+    fn look(
+        &mut self,
+        now_ns: u64,
+        stall: Option<Stall>,
+        limit_hits: Option<u64>,
+        oom_kills: Option<u64>,
+    ) {
+        let grew = |before: Option<u64>, now: Option<u64>| Some(now?.saturating_sub(before?));
+        self.grown = Grown {
+            elapsed_ns: self.seen_ns.map(|before| now_ns.saturating_sub(before)),
+            limit_hits: grew(self.limit_hits, limit_hits),
+            oom_kills: grew(self.oom_kills, oom_kills),
+            stall_share: self.stalled(now_ns, stall),
+        };
+        self.seen_ns = Some(now_ns);
+        self.limit_hits = limit_hits;
+        self.oom_kills = oom_kills;
+    }
+
+    /// Share of the last seconds in which some task stalled. Never more than in the whole span: a burst of reclaim just
+    /// after the first look says nothing yet.
+    fn stalled(&mut self, now_ns: u64, stall: Option<Stall>) -> Option<f64> {
+        let Some(stall) = stall else {
+            self.stalls.clear();
+            return None;
+        };
+        let begin_ns = now_ns.saturating_sub(SPAN_NS);
+        // The last look from before the span is where it begins.
+        while self.stalls.len() >= MAX_LOOKS
+            || self.stalls.get(1).is_some_and(|(ns, _)| *ns <= begin_ns)
+        {
+            self.stalls.pop_front();
+        }
+        let first = self.stalls.front().copied();
+        self.stalls.push_back((now_ns, stall));
+        let (since_ns, before) = first?;
+        let elapsed_ns = now_ns.saturating_sub(since_ns).max(SPAN_NS);
+        stall_share(Some(before), Some(stall), Some(elapsed_ns))
+    }
+}
+
+/// A group with a limit.
+fn limited(group: &Cgroup, grown: Grown) -> Option<Reading> {
+    let limit = group.memory_limit?;
+    let depth = group.memory?.saturating_sub(group.reclaimable.unwrap_or(0));
+    let used = depth as f64 / limit.max(1) as f64;
+    let hits = grown.limit_hits.unwrap_or(0);
+    let fill = match grown.stall_share {
+        Some(share) => Some(as_fill(share)),
+        None => (hits > 0 && used >= GROUP_SHORT).then_some(used.min(0.99)),
+    };
+    let mut extra = vec![("used_share", used)];
+    extra.extend(grown.stall_share.map(|share| ("stall_share", share)));
+    extra.extend(grown.limit_hits.map(|hits| ("limit_hits", hits as f64)));
+    Some(Reading {
+        depth,
+        limit: Some(limit),
+        fill,
+        elapsed_ns: grown.elapsed_ns,
+        losses: grown.oom_kills.unwrap_or(0),
+        extra,
+        ..Reading::default()
+    })
+}
+
+/// The machine, for a target whose group has no limit. `group` holds that group's own stalls, where they are known.
+fn unlimited(machine: &Machine, grown: Grown, group: Grown) -> Reading {
+    let depth = machine.memory.saturating_sub(machine.memory_available);
+    let is_short = (machine.memory_available as f64) < machine.memory as f64 * MACHINE_SHORT;
+    let share = group.stall_share.or(grown.stall_share);
+    let mut extra = Vec::new();
+    extra.extend(share.map(|share| ("stall_share", share)));
+    // Anybody's: whether this service lost a process is not known.
+    extra.extend(
+        grown
+            .oom_kills
+            .map(|kills| ("machine_oom_kills", kills as f64)),
+    );
+    Reading {
+        depth,
+        limit: Some(machine.memory),
+        fill: share.filter(|_| is_short).map(as_fill),
+        elapsed_ns: grown.elapsed_ns,
+        losses: group.oom_kills.unwrap_or(0),
+        extra,
+        ..Reading::default()
+    }
+}
+
+/// Stalls on the scale by which queues at a cliff are judged. Full it is only when something is killed.
+fn as_fill(stall_share: f64) -> f64 {
+    (stall_share / STALL * CRITICAL_FILL).min(0.99)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Kind, Model, Reading};
+    use crate::sample::{Cgroup, Machine, Sample, Stall, Target, Walks};
+
+    const SECOND: u64 = 1_000_000_000;
+    const GIB: u64 = 1 << 30;
+
+    /// Readings of a course of looks, one a second.
+    fn course(looks: impl IntoIterator<Item = (Cgroup, Machine)>) -> Vec<(String, Reading)> {
+        let mut model = Model::default();
+        let mut out = Vec::new();
+        for (second, (cgroup, machine)) in looks.into_iter().enumerate() {
+            let target = Target {
+                id: 1,
+                tgids: vec![10],
+                cgroup: Some("/svc".to_owned()),
+                ..Target::default()
+            };
+            let readings = model.read(&Sample {
+                mono_ns: (second as u64 + 1) * SECOND,
+                targets: (second == 0).then(|| vec![target]),
+                walks: Walks {
+                    system: true,
+                    ..Walks::default()
+                },
+                cgroups: vec![cgroup],
+                machine: Some(machine),
+                ..Sample::default()
+            });
+            out.extend(
+                readings
+                    .queues
+                    .into_iter()
+                    .filter(|(key, _)| key.kind == Kind::Memory)
+                    .map(|(key, reading)| (key.name.clone(), reading)),
+            );
+        }
+        out
+    }
+
+    fn stall(ns: u64) -> Option<Stall> {
+        Some(Stall {
+            some_ns: ns,
+            full_ns: 0,
+        })
+    }
+
+    fn group(second: u64, stalled_per_s: u64) -> Cgroup {
+        Cgroup {
+            path: "/svc".to_owned(),
+            memory: Some(GIB * 19 / 20),
+            reclaimable: Some(GIB / 10),
+            memory_limit: Some(GIB),
+            limit_hits: Some(second * 100),
+            oom_kills: Some(0),
+            memory_stall: stall(second * stalled_per_s),
+            ..Cgroup::default()
+        }
+    }
+
+    #[test]
+    fn a_container_full_of_page_cache_is_silent() {
+        let readings =
+            course((0..20).map(|second| (group(second, SECOND / 500), Machine::default())));
+        for (name, memory) in readings {
+            assert_eq!(name, "/svc");
+            assert_eq!(memory.limit, Some(GIB));
+            assert!(memory.fill.unwrap_or(0.0) < 0.1, "{memory:?}");
+            assert_eq!(memory.losses, 0);
+        }
+    }
+
+    #[test]
+    fn one_that_thrashes_is_told_after_some_seconds() {
+        let readings =
+            course((0..10).map(|second| (group(second, SECOND / 5), Machine::default())));
+        let fills: Vec<f64> = readings
+            .iter()
+            .map(|(_, memory)| memory.fill.unwrap_or(0.0))
+            .collect();
+        assert!(fills[1] < 0.5, "{fills:?}");
+        assert!(fills[8] >= 0.9, "{fills:?}");
+    }
+
+    #[test]
+    fn without_pressure_information_hits_at_the_limit_count_only_where_nothing_can_be_dropped() {
+        let blind = |second: u64, reclaimable: u64| Cgroup {
+            memory: Some(GIB),
+            reclaimable: Some(reclaimable),
+            memory_stall: None,
+            ..group(second, 0)
+        };
+        let cache = course((0..3).map(|second| (blind(second, GIB / 2), Machine::default())));
+        assert_eq!(cache[2].1.fill, None);
+        let full = course((0..3).map(|second| (blind(second, GIB / 100), Machine::default())));
+        assert!(full[2].1.fill > Some(0.9));
+    }
+
+    #[test]
+    fn a_killed_process_is_a_loss() {
+        let kills = |second: u64| Cgroup {
+            oom_kills: Some(second / 2),
+            ..group(second, 0)
+        };
+        let readings = course((0..4).map(|second| (kills(second), Machine::default())));
+        let losses: Vec<u64> = readings.iter().map(|(_, memory)| memory.losses).collect();
+        assert_eq!(losses, [0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn without_a_limit_the_machine_counts_and_only_where_it_is_short() {
+        let machine = |second: u64, available: u64| Machine {
+            memory: 16 * GIB,
+            memory_available: available,
+            memory_stall: stall(second * SECOND / 2),
+            ..Machine::default()
+        };
+        let free = |second: u64| Cgroup {
+            memory_limit: None,
+            memory_stall: None,
+            ..group(second, 0)
+        };
+        let neighbour = course((0..10).map(|second| (free(second), machine(second, 8 * GIB))));
+        assert_eq!(neighbour[9].0, "machine");
+        assert_eq!(neighbour[9].1.fill, None);
+        let short = course((0..10).map(|second| (free(second), machine(second, GIB / 2))));
+        assert!(short[9].1.fill > Some(0.9));
+    }
 }

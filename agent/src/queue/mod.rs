@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod conversations;
 mod disk;
 mod downstream;
+mod endpoint;
 mod eventloop;
 mod fd;
 mod head;
@@ -16,9 +18,12 @@ mod kind;
 mod lock;
 mod memory;
 mod pipe;
+mod requests;
 mod runqueue;
+mod starvation;
 mod stream;
 mod syn;
+mod syscalls;
 mod targets;
 mod udp;
 mod unix;

@@ -1,21 +1,26 @@
-//! Run queues: threads of a target that want a CPU and have none.
+//! Run queues: threads of a target that want a CPU and have none, and who has it meanwhile.
 
 use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
-use super::{Kind, Reading, Sink, Source, Targets};
+use super::{
+    Kind, Reading, Sink, Source, Targets,
+    starvation::{Grown, Starvation},
+};
 use crate::sample::{Sample, TargetId, Thread};
 
 #[derive(Default)]
 pub(super) struct RunQueues {
     threads: FxHashMap<(u32, u32), Known>,
+    starvation: Starvation,
 }
 
 /// What is remembered of one thread.
 struct Known {
     run_delay_ns: u64,
     dispatches: u64,
+    cpu_ns: u64,
     seen_ns: u64,
     /// Since when it has been seen waiting without having been given a CPU.
     waiting_since_ns: Option<u64>,
@@ -26,6 +31,7 @@ struct Group {
     threads: u64,
     waiting: u64,
     delay_ns: u64,
+    cpu_ns: u64,
     dispatches: u64,
     elapsed_ns: Option<u64>,
     oldest_ns: Option<u64>,
@@ -34,6 +40,7 @@ struct Group {
 impl Source for RunQueues {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
         if !sample.walks.threads {
+            self.starvation.read(sample, targets);
             return;
         }
         let mut groups: BTreeMap<TargetId, Group> = BTreeMap::new();
@@ -51,9 +58,19 @@ impl Source for RunQueues {
             known.insert((thread.tgid, thread.tid), now);
         }
         self.threads = known;
+        for (target, group) in &groups {
+            let grown = Grown {
+                delay_ns: group.delay_ns,
+                cpu_ns: group.cpu_ns,
+            };
+            self.starvation.grew(*target, grown);
+        }
+        self.starvation.read(sample, targets);
         for (target, group) in groups {
             let cpus = targets.get(target).map_or(1, |target| target.cpus.max(1));
-            sink.put(target, Kind::Runqueue, "threads", group.reading(cpus));
+            let mut reading = group.reading(cpus);
+            self.starvation.tell(target, sample.mono_ns, &mut reading);
+            sink.put(target, Kind::Runqueue, "threads", reading);
         }
         sink.forget_unseen(Kind::Runqueue);
     }
@@ -70,6 +87,8 @@ impl Group {
             // The kernel adds a wait to the sum when it ends.
             let delay_ns = thread.run_delay_ns.saturating_sub(before.run_delay_ns);
             self.delay_ns = self.delay_ns.saturating_add(delay_ns);
+            let cpu_ns = thread.cpu_ns.saturating_sub(before.cpu_ns);
+            self.cpu_ns = self.cpu_ns.saturating_add(cpu_ns);
             self.dispatches = self.dispatches.saturating_add(dispatched);
             self.elapsed_ns = self
                 .elapsed_ns
@@ -84,6 +103,7 @@ impl Group {
         Known {
             run_delay_ns: thread.run_delay_ns,
             dispatches: thread.dispatches,
+            cpu_ns: thread.cpu_ns,
             seen_ns: now_ns,
             waiting_since_ns,
         }

@@ -4,36 +4,27 @@
 //! those that it opened by the remote endpoint. Depth and limit are those of the worst connection of the group,
 //! which is named; one stuck connection among a thousand idle ones would not be seen in a sum.
 
-use std::{
-    collections::{BTreeMap, hash_map::Entry},
-    net::SocketAddr,
-};
+use std::{collections::hash_map::Entry, net::SocketAddr};
 
 use rustc_hash::FxHashMap;
 
-use super::{Kind, NewConnections, Reading, Sink, Source, Targets, advance, head::Head, little};
-use crate::sample::{Connection, Sample, TargetId};
+use super::{
+    Kind, NewConnections, Reading, Sink, Source, Targets, advance,
+    endpoint::{Endpoint, Groups, Placed, state},
+    head::Head,
+    little,
+};
+use crate::sample::{Connection, Sample};
 
 /// Unsent data below one segment may wait for company (Nagle's algorithm, TCP_CORK).
 const SEGMENT_BYTES: u64 = 1460;
 /// A send queue that stands still for so long is stuck, whatever the round trip: TCP's initial retransmission timeout.
 const STALL_NS: u64 = 1_000_000_000;
 
-/// include/net/tcp_states.h
-mod state {
-    pub(super) const ESTABLISHED: u8 = 1;
-    pub(super) const SYN_SENT: u8 = 2;
-    pub(super) const SYN_RECV: u8 = 3;
-    pub(super) const FIN_WAIT1: u8 = 4;
-    pub(super) const FIN_WAIT2: u8 = 5;
-    pub(super) const LAST_ACK: u8 = 9;
-    pub(super) const CLOSING: u8 = 11;
-}
-
 #[derive(Default)]
 pub(super) struct Streams {
     connections: FxHashMap<u64, Known>,
-    groups: Groups,
+    groups: Groups<Group>,
     /// Walks over files so far.
     walks: u64,
     /// Samples so far: tells the groups that a sample touched from the rest.
@@ -54,36 +45,9 @@ struct Known {
     send_head: Head,
 }
 
-/// What connections are grouped by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Endpoint {
-    /// Accepted: the local port; the address that was listened on may be a wildcard.
-    Served(u16),
-    /// Opened: the other end.
-    Opened(SocketAddr),
-}
-
-impl Endpoint {
-    fn name(&self) -> String {
-        match self {
-            Self::Served(port) => format!(":{port}"),
-            Self::Opened(remote) => format!("-> {remote}"),
-        }
-    }
-}
-
-/// All groups, each in a place of its own, so that a connection finds its group without a search.
-#[derive(Default)]
-struct Groups {
-    by_key: BTreeMap<(TargetId, Endpoint), usize>,
-    places: Vec<Group>,
-    free: Vec<usize>,
-}
-
 /// The connections of one endpoint, over one sample.
 #[derive(Default)]
 struct Group {
-    name: String,
     sample: u64,
     connections: u64,
     elapsed_ns: Option<u64>,
@@ -131,13 +95,18 @@ impl Source for Streams {
         if sample.walks.files {
             let walk = self.walks;
             self.connections.retain(|_, known| known.walk == walk);
-            self.groups.forget_untouched(self.samples);
+            // A group that it did not touch has no connection left.
+            let samples = self.samples;
+            self.groups.retain(|_, _, group| group.sample == samples);
         }
-        for ((target, _), group) in self.groups.touched(self.samples) {
+        for (target, _, Placed { name, group }) in self.groups.iter() {
+            if group.sample != self.samples {
+                continue;
+            }
             let recv = group.recv.reading(group, targets.threads(target));
             let send = group.send.reading(group, 1);
-            sink.put(target, Kind::Recv, &group.name, recv);
-            sink.put(target, Kind::Send, &group.name, send);
+            sink.put(target, Kind::Recv, name, recv);
+            sink.put(target, Kind::Send, name, send);
         }
         if sample.walks.files {
             sink.forget_unseen(Kind::Recv);
@@ -160,14 +129,14 @@ impl Streams {
                 let Some(target) = targets.of(connection.tgid) else {
                     return;
                 };
-                let endpoint = endpoint(connection, targets);
+                let endpoint = Endpoint::of(connection, targets);
                 let came_since = self.walks > 1;
                 if came_since && let Endpoint::Served(port) = endpoint {
                     *new.entry((connection.netns, port)).or_default() += 1;
                 }
                 let group = self.groups.place(target, endpoint);
                 let known = Known::first(connection, group, came_since);
-                let group = self.groups.touch(group, self.samples);
+                let group = touch(&mut self.groups, group, self.samples);
                 let known = vacant.insert(known);
                 group.add(connection, known, None, now_ns);
                 known.walk = self.walks;
@@ -175,64 +144,22 @@ impl Streams {
             }
         };
         let elapsed_ns = now_ns.saturating_sub(known.seen_ns);
-        let group = self.groups.touch(known.group, self.samples);
+        let group = touch(&mut self.groups, known.group, self.samples);
         group.add(connection, known, Some(elapsed_ns), now_ns);
         known.walk = self.walks;
     }
 }
 
-fn endpoint(connection: &Connection, targets: &Targets) -> Endpoint {
-    if targets.listens(connection.netns, connection.local.port()) {
-        Endpoint::Served(connection.local.port())
-    } else {
-        Endpoint::Opened(connection.remote)
+/// The group in this place, empty at the first touch of a sample.
+fn touch(groups: &mut Groups<Group>, place: usize, sample: u64) -> &mut Group {
+    let group = groups.at(place);
+    if group.sample != sample {
+        *group = Group {
+            sample,
+            ..Group::default()
+        };
     }
-}
-
-impl Groups {
-    fn place(&mut self, target: TargetId, endpoint: Endpoint) -> usize {
-        if let Some(place) = self.by_key.get(&(target, endpoint)) {
-            return *place;
-        }
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Group::default());
-            self.places.len() - 1
-        });
-        self.places[place].name = endpoint.name();
-        self.by_key.insert((target, endpoint), place);
-        place
-    }
-
-    /// The group in this place, empty at the first touch of a sample.
-    fn touch(&mut self, place: usize, sample: u64) -> &mut Group {
-        let group = &mut self.places[place];
-        if group.sample != sample {
-            *group = Group {
-                name: std::mem::take(&mut group.name),
-                sample,
-                ..Group::default()
-            };
-        }
-        group
-    }
-
-    fn touched(&self, sample: u64) -> impl Iterator<Item = ((TargetId, Endpoint), &Group)> {
-        self.by_key
-            .iter()
-            .map(|(key, place)| (*key, &self.places[*place]))
-            .filter(move |(_, group)| group.sample == sample)
-    }
-
-    /// After a complete walk: a group that it did not touch has no connection left.
-    fn forget_untouched(&mut self, sample: u64) {
-        self.by_key.retain(|_, place| {
-            let stays = self.places[*place].sample == sample;
-            if !stays {
-                self.free.push(*place);
-            }
-            stays
-        });
-    }
+    group
 }
 
 impl Known {

@@ -1,11 +1,285 @@
-//! Groups of like threads: how many there are, and how many are busy.
+//! Groups of like threads: how many there are, and how many are busy, with what.
+//!
+//! Threads are alike when their names differ in digits alone. A worker is idle where it waits for work: in accept, in
+//! epoll_wait, on a condition variable. A thread of an event loop is no worker: it serves many at once.
 
-use super::{Sink, Source, Targets};
-use crate::sample::Sample;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::{
+    Kind, Reading, Sink, Source, Targets,
+    eventloop::Residence,
+    syscalls::{Does, Futex, Lock, call_of, descriptor},
+};
+use crate::sample::{Detail, Sample, State, Syscall, TargetId, Wait};
 
 #[derive(Default)]
-pub(super) struct Workers {}
+pub(super) struct Workers {
+    threads: HashMap<(u32, u32), Residence>,
+    roles: HashMap<(u32, u32), Role>,
+}
+
+/// Who began a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Accepted,
+    Opened,
+}
+
+/// What a worker is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    Running,
+    Runnable,
+    /// It waits for work.
+    Idle,
+    /// It waits for work, or for a result that another thread makes: on a futex of its own nobody can tell.
+    Parked,
+    /// It reads from a connection that it serves: the client has it, and does not need it now.
+    Client,
+    Downstream,
+    Lock,
+    Disk,
+    Other,
+    /// The kernel does not say.
+    Unknown,
+}
+
+/// One group in one look.
+#[derive(Default)]
+struct Group {
+    size: u64,
+    running: u64,
+    runnable: u64,
+    idle: u64,
+    parked: u64,
+    client: u64,
+    downstream: u64,
+    lock: u64,
+    disk: u64,
+    other: u64,
+    unknown: u64,
+    /// Members that live in epoll_wait, and those that are their process's only thread.
+    loops: u64,
+    alone: u64,
+}
 
 impl Source for Workers {
-    fn read(&mut self, _sample: &Sample, _targets: &Targets, _sink: &mut Sink<'_>) {}
+    fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
+        if sample.walks.files {
+            self.learn_roles(sample, targets);
+        }
+        if !sample.walks.waits {
+            return;
+        }
+        let looks = Looks::of(sample);
+        let mut groups: BTreeMap<(TargetId, String), Group> = BTreeMap::new();
+        let mut threads = HashMap::with_capacity(sample.waits.len());
+        for wait in &sample.waits {
+            let Some(target) = targets.of(wait.tgid).filter(|_| wait.state != State::Dead) else {
+                continue;
+            };
+            let key = (wait.tgid, wait.tid);
+            let mut residence = self.threads.get(&key).copied().unwrap_or_default();
+            let doing = self.doing(wait, &looks);
+            let in_epoll = matches!(call_of(wait), Some((_, Does::Epoll)));
+            let parked = matches!(doing, Doing::Idle | Doing::Parked) && !in_epoll;
+            residence.look(in_epoll, parked);
+            threads.insert(key, residence);
+            let group = groups.entry((target, like(&wait.comm))).or_default();
+            group.add(doing);
+            group.loops += u64::from(residence.lives());
+            group.alone += u64::from(looks.threads_of(wait.tgid) == 1);
+        }
+        self.threads = threads;
+        for ((target, name), group) in &groups {
+            if group.is_pool(targets.threads(*target)) {
+                sink.put(*target, Kind::Workers, name, group.reading());
+            }
+        }
+        sink.forget_unseen(Kind::Workers);
+    }
 }
+
+/// What has to be known of all threads before one can be judged.
+struct Looks {
+    threads: HashMap<u32, u32>,
+    own_tids: HashSet<(u32, u32)>,
+    /// Threads asleep on each futex.
+    sleepers: HashMap<(u32, u64), u32>,
+}
+
+impl Looks {
+    fn of(sample: &Sample) -> Self {
+        let mut looks = Self {
+            threads: HashMap::new(),
+            own_tids: HashSet::new(),
+            sleepers: HashMap::new(),
+        };
+        for wait in &sample.waits {
+            *looks.threads.entry(wait.tgid).or_default() += 1;
+            looks.own_tids.insert((wait.tgid, wait.own_tid));
+            if let Some((_, Does::Futex)) = call_of(wait)
+                && let Some(Syscall { args, .. }) = &wait.syscall
+            {
+                *looks.sleepers.entry((wait.tgid, args[0])).or_default() += 1;
+            }
+        }
+        looks
+    }
+
+    fn threads_of(&self, tgid: u32) -> u32 {
+        self.threads.get(&tgid).copied().unwrap_or(0)
+    }
+}
+
+impl Workers {
+    fn learn_roles(&mut self, sample: &Sample, targets: &Targets) {
+        let role = |accepted| {
+            if accepted {
+                Role::Accepted
+            } else {
+                Role::Opened
+            }
+        };
+        self.roles = sample
+            .connections
+            .iter()
+            .map(|connection| {
+                let accepted = targets.listens(connection.netns, connection.local.port());
+                ((connection.tgid, connection.fd), role(accepted))
+            })
+            .collect();
+    }
+
+    fn doing(&self, wait: &Wait, looks: &Looks) -> Doing {
+        match wait.state {
+            State::Running => return Doing::Running,
+            State::Runnable => return Doing::Runnable,
+            State::Stopped | State::Dead => return Doing::Other,
+            State::Uninterruptible if wait.io => return Doing::Disk,
+            State::Uninterruptible | State::Sleeping => {}
+        }
+        let Some(syscall) = &wait.syscall else {
+            return match wait.state {
+                State::Uninterruptible => Doing::Other,
+                _ => Doing::Unknown,
+            };
+        };
+        let file_wait = wait.state == State::Uninterruptible;
+        match call_of(wait) {
+            Some((_, Does::Sync)) => Doing::Disk,
+            Some((_, Does::Read | Does::Write | Does::Path)) if file_wait => Doing::Disk,
+            Some((_, Does::Accept | Does::Epoll | Does::Sleep)) => Doing::Idle,
+            Some((_, Does::Poll)) => self.polling(wait.tgid, &syscall.detail),
+            Some((_, Does::Read)) => match self.role(wait.tgid, descriptor(syscall)) {
+                Some(Role::Accepted) => Doing::Client,
+                Some(Role::Opened) => Doing::Downstream,
+                None => Doing::Other,
+            },
+            Some((_, Does::Futex)) => {
+                let is_thread = |tid| looks.own_tids.contains(&(wait.tgid, tid));
+                let futex = Futex::of(wait, is_thread);
+                let sleepers = looks.sleepers.get(&(wait.tgid, syscall.args[0]));
+                match futex.map(|futex| futex.lock) {
+                    Some(Lock::Yes { .. }) => Doing::Lock,
+                    _ if sleepers.is_some_and(|sleepers| *sleepers > 1) => Doing::Idle,
+                    _ => Doing::Parked,
+                }
+            }
+            _ => Doing::Other,
+        }
+    }
+
+    /// A call that is awaited counts before a client that is; a listener alone is work that has not come.
+    fn polling(&self, tgid: u32, detail: &Detail) -> Doing {
+        let Detail::Poll(entries) = detail else {
+            return Doing::Idle;
+        };
+        let roles = entries
+            .iter()
+            .filter_map(|(fd, _)| self.role(tgid, u32::try_from(*fd).ok()?));
+        roles.fold(Doing::Idle, |doing, role| match (doing, role) {
+            (_, Role::Opened) | (Doing::Downstream, _) => Doing::Downstream,
+            (_, Role::Accepted) => Doing::Client,
+        })
+    }
+
+    fn role(&self, tgid: u32, fd: u32) -> Option<Role> {
+        self.roles.get(&(tgid, fd)).copied()
+    }
+}
+
+/// A thread's name with `#` in place of each run of digits: `worker-12` is like `worker-3`.
+fn like(comm: &str) -> String {
+    let mut out = String::with_capacity(comm.len());
+    for letter in comm.chars() {
+        if !letter.is_ascii_digit() {
+            out.push(letter);
+        } else if !out.ends_with('#') {
+            out.push('#');
+        }
+    }
+    out
+}
+
+impl Group {
+    fn add(&mut self, doing: Doing) {
+        self.size += 1;
+        let counter = match doing {
+            Doing::Running => &mut self.running,
+            Doing::Runnable => &mut self.runnable,
+            Doing::Idle => &mut self.idle,
+            Doing::Parked => {
+                self.parked += 1;
+                &mut self.idle
+            }
+            Doing::Client => &mut self.client,
+            Doing::Downstream => &mut self.downstream,
+            Doing::Lock => &mut self.lock,
+            Doing::Disk => &mut self.disk,
+            Doing::Other => &mut self.other,
+            Doing::Unknown => &mut self.unknown,
+        };
+        *counter += 1;
+    }
+
+    /// Several threads, or the only one of its service; not event loops, unless each is a process of its own: those may
+    /// serve one request at a time (prefork).
+    fn is_pool(&self, threads_of_target: u32) -> bool {
+        if self.size == 1 {
+            return threads_of_target == 1 && self.loops == 0;
+        }
+        self.loops < self.size || self.alone == self.size
+    }
+
+    fn reading(&self) -> Reading {
+        let not_busy = self.idle + self.client + self.unknown;
+        let mut extra = vec![
+            ("running", self.running as f64),
+            ("runnable", self.runnable as f64),
+            ("waiting_lock", self.lock as f64),
+            ("waiting_disk", self.disk as f64),
+            ("waiting_downstream", self.downstream as f64),
+            ("waiting_client", self.client as f64),
+            ("waiting_other", self.other as f64),
+            ("idle", self.idle as f64),
+            ("parked", self.parked as f64),
+        ];
+        if self.unknown > 0 {
+            extra.push(("unknown", self.unknown as f64));
+            extra.push(("at_least", 1.0));
+        }
+        let busy = self.size.saturating_sub(not_busy);
+        Reading {
+            depth: busy,
+            limit: Some(self.size),
+            fill: Some(busy as f64 / self.size.max(1) as f64),
+            servers: u32::try_from(self.size).unwrap_or(u32::MAX),
+            extra,
+            ..Reading::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

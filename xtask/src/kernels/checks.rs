@@ -1,19 +1,27 @@
-//! The tests of the matrix: what `bin/kernel-init` checks on each kernel, one test for each kernel and check.
+//! The tests of the matrix: what `bin/kernel-init` checks on each kernel, one test for each kernel and check, and
+//! each row of the accuracy table.
 
-use std::fs;
+use std::{fs, thread};
+
+use tailback_tests::accuracy::ROWS;
 
 use super::{
     Kernel, LIMIT, guest,
     protocol::CHECKS,
     qemu::{self, Console},
-    transcript::{Verdict, verdicts},
+    transcript::{self, Verdict, findings, verdicts},
 };
 use crate::{
+    accuracy,
     command::last_lines,
+    plans::{self, Plan},
     setup::seconds,
     test::{Tally, Told},
     tools,
 };
+
+/// The test that holds a kernel to its column of docs/kernels.md.
+const PLAN: &str = "plan";
 
 pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
     let (ready, unready): (Vec<_>, Vec<_>) = kernels
@@ -22,32 +30,59 @@ pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
         .partition(|(_, obstacle)| obstacle.is_none());
     for (kernel, why) in unready {
         let why = why.unwrap_or_default();
-        CHECKS
-            .iter()
-            .for_each(|check| tally.tell(&name(kernel, check), Told::Skipped(&why)));
+        tests().for_each(|test| tally.tell(&name(kernel, &test), Told::Skipped(&why)));
     }
     if ready.is_empty() {
         return;
     }
-    let initramfs = guest().and_then(super::Initramfs::finish);
-    for (kernel, _) in ready {
-        let booted = initramfs
-            .as_ref()
-            .map_err(|error| format!("the initramfs cannot be made: {error:#}"));
-        let booted = booted.and_then(|archive| {
-            qemu::boot(kernel, archive, LIMIT).map_err(|error| format!("{error:#}"))
-        });
-        match booted {
-            Ok(console) => tell(kernel, &console, tally),
-            Err(why) => CHECKS
+    let initramfs = match guest().and_then(super::Initramfs::finish) {
+        Ok(initramfs) => initramfs,
+        Err(error) => {
+            let why = format!("the initramfs cannot be made: {error:#}");
+            for (kernel, _) in ready {
+                tests().for_each(|test| tally.tell(&name(kernel, &test), Told::Failed(&why)));
+            }
+            return;
+        }
+    };
+    // An emulated kernel has one CPU, and takes one of ours.
+    let at_once = thread::available_parallelism().map_or(1, usize::from);
+    for kernels in ready.chunks(at_once) {
+        let booted = thread::scope(|scope| {
+            let initramfs = &initramfs;
+            let boots: Vec<_> = kernels
                 .iter()
-                .for_each(|check| tally.tell(&name(kernel, check), Told::Failed(&why))),
+                .map(|(kernel, _)| scope.spawn(|| qemu::boot(kernel, initramfs, LIMIT)))
+                .collect();
+            boots
+                .into_iter()
+                .map(thread::ScopedJoinHandle::join)
+                .collect::<Vec<_>>()
+        });
+        for ((kernel, _), booted) in kernels.iter().zip(booted) {
+            let why = match booted {
+                Ok(Ok(console)) => {
+                    tell(kernel, &console, tally);
+                    continue;
+                }
+                Ok(Err(error)) => format!("{error:#}"),
+                Err(_) => "the thread that booted it panicked".to_owned(),
+            };
+            tests().for_each(|test| tally.tell(&name(kernel, &test), Told::Failed(&why)));
         }
     }
 }
 
+/// The checks, and the rows of the accuracy table.
+fn tests() -> impl Iterator<Item = String> {
+    let checks = CHECKS.iter().map(|check| (*check).to_owned());
+    checks
+        .chain([PLAN.to_owned()])
+        .chain(ROWS.iter().map(accuracy::test_name))
+}
+
 /// What keeps a kernel from being tested on this machine.
-fn obstacle(kernel: &Kernel) -> Option<String> {
+pub fn obstacle(kernel: &Kernel) -> Option<String> {
     if tools::program("qemu-system-x86_64").is_none() {
         Some("qemu-system-x86_64 is not installed".to_owned())
     } else if !kernel.image().is_file() {
@@ -86,6 +121,14 @@ fn tell(kernel: &Kernel, console: &Console, tally: &mut Tally) {
             (Verdict::Absent, None) => tally.tell(&name, Told::Failed("it was not run")),
         }
     }
+    match Plan::parse(&kernel.release(), transcript::plan(&console.text)) {
+        Ok(plan) => plans::tell(&name(kernel, PLAN), &plan, tally),
+        Err(error) => tally.tell(&name(kernel, PLAN), Told::Failed(&format!("{error:#}"))),
+    }
+    let missing = console.fault.as_deref();
+    let missing = missing.unwrap_or("the console says nothing of it");
+    let found = findings(&console.text);
+    accuracy::tell(&found, kernel.absent, missing, &name(kernel, ""), tally);
     if tally.failed > failed_before {
         let log = kernel.folder().join("console.log");
         let kept = fs::write(&log, &console.text);

@@ -1,7 +1,7 @@
 //! The kernel matrix: the agent, linked statically, on real kernels that an emulator boots.
 //!
-//! `initramfs` packs what a kernel finds when it comes up: the agent and the first process (`bin/kernel-init`),
-//! which is told what to do by a file. `qemu` boots, and collects the console. `protocol` says what the first
+//! `initramfs` packs what a kernel finds when it comes up: the agent, what measures it (`tests/accuracy`) and the
+//! first process (`bin/kernel-init`), which is told what to do by a file. `qemu` boots, and collects the console. `protocol` says what the first
 //! process writes there, `transcript` reads it. `checks` are the tests of the matrix; the command here runs
 //! anything else.
 
@@ -19,7 +19,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
+use tailback_tests::accuracy::Finding;
 
 use crate::{
     cargo::{self, Link},
@@ -27,46 +28,51 @@ use crate::{
     setup::{self, Purpose},
     tools,
 };
-pub use checks::run as run_checks;
+pub use checks::{obstacle, run as run_checks};
 use initramfs::Initramfs;
 use protocol::TASK;
 
-/// A boot takes a few seconds, or several times that where all CPUs are busy.
-const LIMIT: Duration = Duration::from_secs(120);
+/// A boot takes a few seconds, and all that is measured some minutes, or several times that where all CPUs are busy.
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// The kernels that can be booted, oldest first.
 pub const KERNELS: &[Kernel] = &[
-    // The agent's iterators need helpers that came with 5.15.
-    Kernel::new("5.10", "bullseye", Agent::NotYet),
-    Kernel::new("6.1", "bookworm", Agent::Works),
-    Kernel::new("6.12", "trixie", Agent::Works),
-    Kernel::new("sid", "sid", Agent::Works),
+    Kernel::new("5.10", "bullseye", NO_USER_MEMORY),
+    Kernel::new("6.1", "bookworm", &[]),
+    Kernel::new("6.12", "trixie", &[]),
+    Kernel::new("sid", "sid", &[]),
 ];
+
+/// Rows of `tests/harness/accuracy.rs` of which a kernel without this helper says nothing.
+const NO_USER_MEMORY: &[(&str, &str)] = {
+    const MEMORY: &str = "the helper that reads a futex word came with Linux 5.18";
+    &[
+        ("lock.depth", MEMORY),
+        ("lock.oldest", MEMORY),
+        ("lock.holder", MEMORY),
+    ]
+};
 
 /// A kernel of Debian's, made for virtual machines.
 pub struct Kernel {
     pub name: &'static str,
     /// The suite whose newest kernel it is.
     pub suite: &'static str,
-    agent: Agent,
-}
-
-/// Whether the agent supports a kernel.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Agent {
-    Works,
-    /// The kernel can be booted for its own sake.
-    NotYet,
+    /// What the agent cannot report there, by row of the accuracy table (`lock.holder`), and why.
+    pub absent: &'static [(&'static str, &'static str)],
 }
 
 impl Kernel {
-    const fn new(name: &'static str, suite: &'static str, agent: Agent) -> Self {
-        Self { name, suite, agent }
-    }
-
-    /// Whether it is one of `--kernels all`, and fetched by setup without being asked for.
-    pub fn is_tested(&self) -> bool {
-        self.agent == Agent::Works
+    const fn new(
+        name: &'static str,
+        suite: &'static str,
+        absent: &'static [(&'static str, &'static str)],
+    ) -> Self {
+        Self {
+            name,
+            suite,
+            absent,
+        }
     }
 
     pub fn folder(&self) -> PathBuf {
@@ -87,10 +93,19 @@ impl Kernel {
     }
 }
 
+/// `6.12` of `6.12.107+deb13-cloud-amd64`.
+pub fn version(release: &str) -> String {
+    let numbers: Vec<&str> = release
+        .split(|c: char| !c.is_ascii_digit())
+        .take(2)
+        .collect();
+    numbers.join(".")
+}
+
 /// The kernels of a list: `all`, `none`, or names separated by commas.
 pub fn choose(list: &str) -> Result<Vec<&'static Kernel>> {
     match list {
-        "all" => Ok(KERNELS.iter().filter(|kernel| kernel.is_tested()).collect()),
+        "all" => Ok(KERNELS.iter().collect()),
         "none" => Ok(Vec::new()),
         _ => list.split(',').map(by_name).collect(),
     }
@@ -116,7 +131,7 @@ pub struct Args {
     /// Write what the command printed to this file instead of standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// The command: the agent is /tailback, and `cat FILE` is known; there is nothing else
+    /// The command: the agent is /tailback, what measures it /accuracy, and `cat FILE` is known; there is nothing else
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }
@@ -139,14 +154,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 /// Runs one command on a kernel, and returns what it wrote to standard output, byte for byte. Its standard error
 /// goes to ours.
 pub fn fetch(kernel: &Kernel, command: &[String]) -> Result<Vec<u8>> {
-    let mut initramfs = guest()?;
-    initramfs.file(TASK, 0o644, command.join("\n").as_bytes());
-    let console = qemu::boot(kernel, &initramfs.finish()?, LIMIT)?;
     let what = || format!("run `{}` on kernel {}", command.join(" "), kernel.name);
-    if let Some(fault) = &console.fault {
-        return Err(anyhow!("{fault}:\n{}", last_lines(&console.text, 20))).with_context(what);
-    }
-    let output = transcript::output(&console.text).with_context(what)?;
+    let output = task(kernel, command).with_context(what)?;
     for line in &output.other {
         eprintln!("{line}");
     }
@@ -156,11 +165,32 @@ pub fn fetch(kernel: &Kernel, command: &[String]) -> Result<Vec<u8>> {
     Ok(output.bytes)
 }
 
-/// An initramfs with the agent and the first process, built if need be.
+/// Measures these kinds of queues on a kernel, or all.
+pub fn measure(kernel: &Kernel, kinds: &[String]) -> Result<Vec<Finding>> {
+    let mut command = vec!["/accuracy".to_owned()];
+    command.extend_from_slice(kinds);
+    let what = || format!("measure on kernel {}", kernel.name);
+    let output = task(kernel, &command).with_context(what)?;
+    let text = String::from_utf8_lossy(&output.bytes);
+    Ok(text.lines().filter_map(Finding::from_json).collect())
+}
+
+fn task(kernel: &Kernel, command: &[String]) -> Result<transcript::Output> {
+    let mut initramfs = guest()?;
+    initramfs.file(TASK, 0o644, command.join("\n").as_bytes());
+    let console = qemu::boot(kernel, &initramfs.finish()?, LIMIT)?;
+    if let Some(fault) = &console.fault {
+        bail!("{fault}:\n{}", last_lines(&console.text, 20));
+    }
+    transcript::output(&console.text)
+}
+
+/// An initramfs with the agent, what measures it, and the first process, built if need be.
 fn guest() -> Result<Initramfs> {
     let mut initramfs = Initramfs::default();
     for (package, program, name) in [
         ("tailback", "tailback", "tailback"),
+        ("tailback-tests", "tailback-accuracy", "accuracy"),
         ("xtask", "kernel-init", "init"),
     ] {
         let built = cargo::build(package, program, Link::Static)?;
@@ -184,7 +214,7 @@ mod tests {
                     .collect::<Vec<_>>(),
             )
         };
-        assert_eq!(names("all")?, ["6.1", "6.12", "sid"]);
+        assert_eq!(names("all")?, ["5.10", "6.1", "6.12", "sid"]);
         assert_eq!(names("6.12,6.1")?, ["6.12", "6.1"]);
         assert!(names("none")?.is_empty());
         let error = names("2.6")

@@ -2,7 +2,9 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::protocol::{BYE, BYTES, CHECK, CHECKS, END, HELLO, sum};
+use tailback_tests::accuracy::Finding;
+
+use super::protocol::{ACCURACY, BYE, BYTES, CHECK, CHECKS, END, HELLO, PLAN, sum};
 
 /// What became of one check.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +36,20 @@ pub fn verdicts(console: &str) -> Vec<(&'static str, Verdict)> {
         .iter()
         .map(|check| (*check, said(check).unwrap_or(Verdict::Absent)))
         .collect()
+}
+
+/// What was measured. A line that the kernel wrote into is left out, and its row is missed by who reads this.
+pub fn findings(console: &str) -> Vec<Finding> {
+    let lines = console
+        .lines()
+        .filter_map(|line| line.strip_prefix(ACCURACY)?.strip_prefix(' '));
+    lines.filter_map(Finding::from_json).collect()
+}
+
+/// What `tailback doctor` said.
+pub fn plan(console: &str) -> impl Iterator<Item = &str> {
+    let lines = console.lines();
+    lines.filter_map(|line| line.strip_prefix(PLAN)?.strip_prefix(' '))
 }
 
 /// What a command did.
@@ -93,14 +109,28 @@ mod tests {
 
     #[test]
     fn a_check_that_the_console_does_not_mention_is_absent() {
-        let console = "HELLO from 6.1\nCHECK ok doctor\nCHECK failed accept: depth is 4\n[ 2.0] CHECK ok pipe\n";
-        let verdicts = verdicts(console);
-        assert_eq!(verdicts[0], ("doctor", Verdict::Ok));
         assert_eq!(
-            verdicts[1],
-            ("accept", Verdict::Failed("depth is 4".to_owned()))
+            verdicts("HELLO from 6.1\n[ 2.0] CHECK ok doctor\n"),
+            [("doctor", Verdict::Absent)]
         );
-        assert_eq!(verdicts[2], ("pipe", Verdict::Absent));
+        assert_eq!(
+            verdicts("HELLO from 6.1\nCHECK ok doctor\n"),
+            [("doctor", Verdict::Ok)]
+        );
+        assert_eq!(
+            verdicts("CHECK failed doctor: no helper\n"),
+            [("doctor", Verdict::Failed("no helper".to_owned()))]
+        );
+    }
+
+    #[test]
+    fn a_finding_that_the_kernel_wrote_into_is_left_out() {
+        let row = &tailback_tests::accuracy::ROWS[0];
+        let whole = Finding::without_numbers(row, tailback_tests::accuracy::Verdict::Ok, "");
+        let line = format!("{ACCURACY} {}", whole.to_json());
+        let (start, end) = line.split_at(30);
+        let console = format!("{line}\n{start}[ 3.1] hm\n{end}\n");
+        assert_eq!(findings(&console), [whole]);
     }
 
     #[test]

@@ -33,10 +33,9 @@ pub fn table() -> Vec<Part> {
         part("cargo-deny", &[Ci], Kind::CargoDeny),
     ];
     table.extend(KERNELS.iter().map(|kernel| {
-        let purposes: &[Purpose] = if kernel.is_tested() { &[Test] } else { &[] };
         part(
             &format!("kernel {}", kernel.name),
-            purposes,
+            &[Test],
             Kind::Kernel(kernel),
         )
     }));

@@ -16,9 +16,10 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
+    accuracy,
     cargo::{self, Link},
     command::Cmd,
-    kernels,
+    kernels, plans,
     setup::{self, Purpose, seconds},
     tools,
 };
@@ -41,6 +42,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 
     let mut tally = Tally::default();
     cargo_test(args.filter.as_deref(), &mut tally)?;
+    plans::run_here(args.filter.as_deref(), &mut tally);
+    accuracy::run_here(args.filter.as_deref(), &mut tally);
     kernels::run_checks(&kernels, &mut tally);
 
     println!("\nall tests took {}", seconds(start.elapsed()));

@@ -2,7 +2,7 @@
 //! found to the console, and powers off.
 //!
 //! It is linked statically and stands at `/init` in the initramfs that `xtask/src/kernels` packs; the agent is
-//! `/tailback` beside it.
+//! `/tailback` beside it, and what measures it (`tests/accuracy`) is `/accuracy`.
 
 mod checks;
 mod machine;
@@ -49,6 +49,9 @@ fn check() {
             ),
         }
     }
+    if let Err(error) = checks::accuracy() {
+        println!("accuracy was not measured: {error:#}");
+    }
 }
 
 /// Runs the command of the task, one word a line, and writes what it printed as lines of hexadecimal digits.
@@ -68,7 +71,7 @@ fn output(task: &str) -> Result<(Vec<u8>, i32)> {
     let mut words = task.lines();
     let program = words.next().context("the task names no command")?;
     if program == "cat" {
-        // There are no other programs here than the agent.
+        // There are no other programs here than the agent and what measures it.
         let file = words.next().context("cat wants a file")?;
         return Ok((fs::read(file).with_context(|| format!("read {file}"))?, 0));
     }

@@ -1,0 +1,147 @@
+//! Where the control group hierarchies are mounted, and where in them a process is. Pure.
+
+use std::{
+    collections::HashMap,
+    path::{Component, Path, PathBuf},
+};
+
+/// Levels between a group and the root that are read at most.
+const MAX_LEVELS: usize = 16;
+
+/// Where the hierarchies are mounted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Mounts {
+    /// cgroup v2.
+    unified: Option<Mount>,
+    /// cgroup v1, by controller.
+    controllers: HashMap<String, Mount>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    /// The group that stands at the mount point.
+    root: PathBuf,
+    point: PathBuf,
+}
+
+/// One controller's directory of a process, and its parents up to the mount point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) dirs: Vec<PathBuf>,
+    pub(super) unified: bool,
+}
+
+impl Mounts {
+    /// From /proc/self/mountinfo.
+    pub(super) fn parse(text: &str) -> Self {
+        let mut mounts = Self::default();
+        for line in text.lines() {
+            let Some((before, after)) = line.split_once(" - ") else {
+                continue;
+            };
+            let mut before = before.split(' ').skip(3);
+            let (Some(root), Some(point)) = (before.next(), before.next()) else {
+                continue;
+            };
+            let mount = Mount {
+                root: unescape(root),
+                point: unescape(point),
+            };
+            let mut after = after.split(' ');
+            match after.next() {
+                Some("cgroup2") => {
+                    mounts.unified.get_or_insert(mount);
+                }
+                Some("cgroup") => {
+                    let options = after.nth(1).unwrap_or_default();
+                    for controller in ["cpu", "cpuacct", "memory"] {
+                        if options.split(',').any(|option| option == controller) {
+                            mounts
+                                .controllers
+                                .entry(controller.to_owned())
+                                .or_insert_with(|| mount.clone());
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        mounts
+    }
+
+    /// Where a controller keeps its files for a process, by that process's /proc/PID/cgroup: in v1 where the controller is
+    /// bound to it, else in v2.
+    pub(super) fn place(&self, controller: &str, membership: &str) -> Option<Place> {
+        let Some(mount) = self.controllers.get(controller) else {
+            return self.unified_place(membership);
+        };
+        let path = memberships(membership)
+            .find(|(_, controllers, _)| controllers.split(',').any(|name| name == controller))?;
+        mount.place(path.2, false)
+    }
+
+    pub(super) fn unified_place(&self, membership: &str) -> Option<Place> {
+        let (_, _, path) = memberships(membership).find(|(hierarchy, ..)| *hierarchy == "0")?;
+        self.unified.as_ref()?.place(path, true)
+    }
+}
+
+impl Mount {
+    fn place(&self, path: &str, unified: bool) -> Option<Place> {
+        let below = Path::new(path).strip_prefix(&self.root).ok()?;
+        // A group outside of our control group namespace cannot be reached: "/../other".
+        let is_plain = |part: Component<'_>| matches!(part, Component::Normal(_));
+        if !below.components().all(is_plain) {
+            return None;
+        }
+        // Joined to nothing, a path gets a slash at its end.
+        let dir: PathBuf = self.point.components().chain(below.components()).collect();
+        let mut dirs: Vec<PathBuf> = dir
+            .ancestors()
+            .take_while(|dir| dir.starts_with(&self.point))
+            .map(Path::to_owned)
+            .collect();
+        // Of one that is deeper the outermost levels are left out: quotas stand at pods and containers, below them.
+        dirs.truncate(MAX_LEVELS);
+        Some(Place { dirs, unified })
+    }
+}
+
+impl Place {
+    /// The directory of the process itself.
+    pub(super) fn own(self) -> Option<PathBuf> {
+        self.dirs.into_iter().next()
+    }
+}
+
+/// Lines of /proc/PID/cgroup: hierarchy, controllers, path.
+fn memberships(text: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+    text.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        Some((fields.next()?, fields.next()?, fields.next()?))
+    })
+}
+
+/// mountinfo writes blanks and the like as `\040`.
+fn unescape(text: &str) -> PathBuf {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\\') {
+        out.push_str(before);
+        let code = after
+            .get(..3)
+            .and_then(|code| u8::from_str_radix(code, 8).ok());
+        match (code, after.get(3..)) {
+            (Some(code), Some(after)) => {
+                out.push(char::from(code));
+                rest = after;
+            }
+            _ => {
+                out.push('\\');
+                rest = after;
+            }
+        }
+    }
+    out.push_str(rest);
+    PathBuf::from(out)
+}

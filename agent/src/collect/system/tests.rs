@@ -1,0 +1,261 @@
+use std::{fs, path::PathBuf};
+
+use super::{
+    mounts::{Mounts, Place},
+    *,
+};
+
+const V2: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+const HYBRID: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+broken
+";
+
+fn dirs(place: Option<Place>) -> Vec<String> {
+    let dirs = place.map(|place| place.dirs).unwrap_or_default();
+    dirs.iter().map(|dir| dir.display().to_string()).collect()
+}
+
+#[test]
+fn every_controller_is_found_where_the_process_has_it() {
+    let v2 = Mounts::parse(V2);
+    assert_eq!(
+        dirs(v2.place("memory", "0::/system.slice/svc.service\n")),
+        [
+            "/sys/fs/cgroup/system.slice/svc.service",
+            "/sys/fs/cgroup/system.slice",
+            "/sys/fs/cgroup"
+        ]
+    );
+    let hybrid = Mounts::parse(HYBRID);
+    let membership = "4:memory:/pod/a\n2:cpu,cpuacct:/quota\n0::/unified-a\n";
+    assert_eq!(
+        dirs(hybrid.place("cpu", membership)),
+        [
+            "/sys/fs/cgroup/cpu,cpuacct/quota",
+            "/sys/fs/cgroup/cpu,cpuacct"
+        ]
+    );
+    assert_eq!(
+        dirs(hybrid.place("memory", membership)),
+        [
+            "/sys/fs/cgroup/memory/pod/a",
+            "/sys/fs/cgroup/memory/pod",
+            "/sys/fs/cgroup/memory"
+        ]
+    );
+    assert_eq!(
+        dirs(hybrid.unified_place(membership)),
+        ["/sys/fs/cgroup/unified/unified-a", "/sys/fs/cgroup/unified"]
+    );
+}
+
+#[test]
+fn a_group_outside_of_what_is_mounted_is_not_looked_for() {
+    let mounts = Mounts::parse(V2);
+    assert_eq!(mounts.unified_place("0::/../other\n"), None);
+    assert_eq!(mounts.unified_place("0::/a/../../etc\n"), None);
+    assert_eq!(mounts.unified_place("12:pids:/x\n"), None);
+    let below = Mounts::parse("1 2 0:1 /docker/x /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n");
+    assert_eq!(
+        dirs(below.unified_place("0::/docker/x\n")),
+        ["/sys/fs/cgroup"]
+    );
+    assert_eq!(below.unified_place("0::/elsewhere\n"), None);
+    let blank = Mounts::parse("1 2 0:1 / /sys/my\\040groups\\ rw - cgroup2 cgroup2 rw\n");
+    assert_eq!(dirs(blank.unified_place("0::/\n")), ["/sys/my groups\\"]);
+}
+
+#[test]
+fn files_are_read_as_the_kernel_writes_them() {
+    let quota = cpu_max("50000 100000\n").map(Quota::millicpus);
+    assert_eq!(quota, Some(500));
+    assert_eq!(cpu_max("max 100000\n"), None);
+    assert_eq!(cpu_max("50000 0\n").map(Quota::millicpus), Some(u64::MAX));
+    assert_eq!(cpu_max(""), None);
+    let pressure = "some avg10=0.00 avg60=1.00 avg300=0.00 total=7\nfull avg10=0.00 total=3\n";
+    let expected = Stall {
+        some_ns: 7_000,
+        full_ns: 3_000,
+    };
+    assert_eq!(stall(pressure), Some(expected));
+    assert_eq!(stall("some avg10=0.00 total=\n"), None);
+    let stat = "usage_usec 17\nnr_throttled 4\nthrottled_usec 9\n";
+    assert_eq!(keyed(stat, "nr_throttled"), Some(4));
+    assert_eq!(keyed(stat, "usage"), None);
+    assert_eq!(keyed("oom_kill x\n", "oom_kill"), None);
+    let cpu = "cpu  10 1 5 100 7 2 3 50 9 0\ncpu0 10 1 5 100 7 2 3 50 9 0\nintr 1\n";
+    assert_eq!(
+        cpu_line(cpu),
+        Some([210_000_000, 1_070_000_000, 500_000_000])
+    );
+    assert_eq!(cpu_line("cpu  1 2 3\n"), None);
+    assert_eq!(cpu.lines().filter(|line| is_one_cpu(line)).count(), 1);
+    assert_eq!(
+        kibibytes("MemTotal:       16384 kB\n", "MemTotal:"),
+        Some(16 << 20)
+    );
+    assert_eq!(kibibytes("MemTotal: kB\n", "MemTotal:"), None);
+}
+
+/// A directory of files, gone with the test.
+struct Tree(PathBuf);
+
+impl Tree {
+    fn new(name: &str, files: &[(&str, &str)]) -> Self {
+        let root = std::env::temp_dir().join(format!("tailback-{name}-{}", std::process::id()));
+        for (path, text) in files {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        Self(root)
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+fn system(mountinfo: &str) -> System {
+    System {
+        mounts: Mounts::parse(mountinfo),
+        files: Files::default(),
+        left_out: 0,
+        cpus: 0,
+    }
+}
+
+#[test]
+fn the_tightest_quota_and_limit_of_a_group_and_its_parents_count() {
+    let tree = Tree::new(
+        "v2",
+        &[
+            ("pod/cpu.max", "150000 100000\n"),
+            (
+                "pod/cpu.stat",
+                "usage_usec 9\nnr_throttled 2\nthrottled_usec 5\n",
+            ),
+            ("pod/memory.max", "1000000\n"),
+            ("pod/memory.current", "900000\n"),
+            ("pod/memory.stat", "anon 1\ninactive_file 100\n"),
+            ("pod/memory.events", "low 0\nmax 12\noom_kill 3\n"),
+            ("pod/a/cpu.max", "max 100000\n"),
+            ("pod/a/cpu.stat", "usage_usec 7\n"),
+            ("pod/a/memory.max", "max\n"),
+            ("pod/a/memory.current", "5\n"),
+            ("pod/a/memory.events", "max 0\noom_kill 1\n"),
+            ("pod/a/memory.pressure", "some avg10=0 total=4\n"),
+            ("pod/a/cpu.pressure", "garbage"),
+        ],
+    );
+    let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
+    let group = system(&mountinfo).group("/pod/a", "0::/pod/a\n");
+    let expected = Cgroup {
+        path: "/pod/a".to_owned(),
+        quota_millicpus: Some(1500),
+        throttled_periods: Some(2),
+        throttled_ns: Some(5_000),
+        cpu_ns: Some(7_000),
+        memory: Some(900_000),
+        reclaimable: Some(100),
+        memory_limit: Some(1_000_000),
+        limit_hits: Some(12),
+        oom_kills: Some(1),
+        memory_stall: Some(Stall {
+            some_ns: 4_000,
+            full_ns: 0,
+        }),
+        ..Cgroup::default()
+    };
+    assert_eq!(group, expected);
+}
+
+#[test]
+fn version_1_has_the_same_facts_under_other_names() {
+    let tree = Tree::new(
+        "v1",
+        &[
+            ("cpu/q/cpu.cfs_quota_us", "50000\n"),
+            ("cpu/q/cpu.cfs_period_us", "100000\n"),
+            (
+                "cpu/q/cpu.stat",
+                "nr_periods 9\nnr_throttled 8\nthrottled_time 77\n",
+            ),
+            ("cpu/cpu.cfs_quota_us", "-1\n"),
+            ("cpuacct/q/cpuacct.usage", "123\n"),
+            ("memory/m/memory.usage_in_bytes", "4096\n"),
+            ("memory/m/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("memory/m/memory.stat", "cache 1\ntotal_inactive_file 64\n"),
+            ("memory/m/memory.failcnt", "0\n"),
+            (
+                "memory/m/memory.oom_control",
+                "oom_kill_disable 0\noom_kill 2\n",
+            ),
+        ],
+    );
+    let mounts: String = ["cpu", "cpuacct", "memory"]
+        .map(|name| {
+            format!(
+                "1 2 0:1 / {}/{name} rw - cgroup cgroup rw,{name}\n",
+                tree.0.display()
+            )
+        })
+        .concat();
+    let membership = "3:memory:/m\n2:cpuacct:/q\n1:cpu:/q\n0::/\n";
+    let group = system(&mounts).group("/q", membership);
+    let expected = Cgroup {
+        path: "/q".to_owned(),
+        quota_millicpus: Some(500),
+        throttled_periods: Some(8),
+        throttled_ns: Some(77),
+        cpu_ns: Some(123),
+        memory: Some(4096),
+        reclaimable: Some(64),
+        memory_limit: None,
+        limit_hits: Some(0),
+        oom_kills: Some(2),
+        ..Cgroup::default()
+    };
+    assert_eq!(group, expected);
+}
+
+#[test]
+fn a_group_that_vanishes_leaves_nothing_open_and_nothing_known() {
+    let tree = Tree::new("gone", &[("a/memory.current", "5\n")]);
+    let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
+    let mut system = system(&mountinfo);
+    system.files.round = 1;
+    assert_eq!(system.group("/a", "0::/a\n").memory, Some(5));
+    assert_eq!(system.files.open.len(), 1);
+    drop(tree);
+    system.files.round = 2;
+    system.files.forget_unused();
+    assert!(system.files.open.is_empty());
+    assert_eq!(system.group("/a", "0::/a\n").memory, None);
+}
+
+#[test]
+fn this_machine_has_cpus_and_memory_and_our_own_group_can_be_read() {
+    let own = |id, pid| Target {
+        id,
+        pid,
+        cgroup: Some("/ours".to_owned()),
+        ..Target::default()
+    };
+    let targets = [own(1, std::process::id()), own(2, std::process::id())];
+    let mut system = System::default();
+    let (groups, machine) = system.read(&targets);
+    assert_eq!(groups.len(), 1);
+    assert!(machine.cpus >= 1);
+    assert!(machine.memory > 0 && machine.memory >= machine.memory_available);
+    assert!(machine.busy_ns > 0);
+    let (_, later) = system.read(&[own(3, u32::MAX)]);
+    assert!(later.busy_ns >= machine.busy_ns);
+    assert_eq!(system.left_out(), 0);
+}

@@ -1,0 +1,289 @@
+//! A service with both kinds of connection, sample by sample.
+
+use super::*;
+use crate::{
+    queue::{Model, Reading},
+    sample::{Listener, Listening, Target, Walks},
+};
+
+const MS: u64 = 1_000_000;
+
+/// A service (process 7) that listens on 8080 and calls 127.0.0.1:6379; its connections by cookie.
+#[derive(Default)]
+struct World {
+    model: Model,
+    now_ns: u64,
+    connections: Vec<Connection>,
+    readings: Vec<(Kind, String, Reading)>,
+    gone: Vec<String>,
+    told: bool,
+}
+
+fn established(cookie: u64, local: &str, remote: &str) -> Connection {
+    Connection {
+        cookie,
+        tgid: 7,
+        fd: 10 + cookie as u32,
+        netns: 1,
+        local: local.parse().unwrap(),
+        remote: remote.parse().unwrap(),
+        state: state::ESTABLISHED,
+        rcv_nxt: 1_000,
+        copied_seq: 1_000,
+        write_seq: 5_000,
+        snd_una: 5_000,
+        snd_nxt: 5_000,
+        snd_wnd: 65_535,
+        rmem_alloc: 0,
+        rcvbuf: 0,
+        wmem_queued: 0,
+        sndbuf: 0,
+        drops: 0,
+        snd_wl1: 1_000,
+        since_received_ns: 3_600_000 * MS,
+        since_sent_ns: 3_600_000 * MS,
+        since_heard_ns: 3_600_000 * MS,
+    }
+}
+
+fn served(cookie: u64) -> Connection {
+    established(
+        cookie,
+        "127.0.0.1:8080",
+        &format!("10.0.0.9:{}", 40_000 + cookie),
+    )
+}
+
+fn opened(cookie: u64) -> Connection {
+    let own = format!("127.0.0.1:{}", 40_000 + cookie);
+    Connection {
+        snd_wl1: 999,
+        ..established(cookie, &own, "127.0.0.1:6379")
+    }
+}
+
+impl World {
+    fn new(connections: impl IntoIterator<Item = Connection>) -> Self {
+        let mut world = Self {
+            now_ns: 1_000_000 * MS,
+            connections: connections.into_iter().collect(),
+            ..Self::default()
+        };
+        world.walk();
+        world
+    }
+
+    fn at(&mut self, cookie: u64) -> &mut Connection {
+        self.connections
+            .iter_mut()
+            .find(|it| it.cookie == cookie)
+            .unwrap()
+    }
+
+    /// A request comes in and is read.
+    fn ask(&mut self, cookie: u64) {
+        let connection = self.at(cookie);
+        connection.snd_wl1 = connection.rcv_nxt;
+        connection.rcv_nxt += 100;
+        connection.copied_seq = connection.rcv_nxt;
+        connection.since_received_ns = 0;
+    }
+
+    /// It is answered, and the answer acknowledged.
+    fn answer(&mut self, cookie: u64) {
+        let connection = self.at(cookie);
+        connection.write_seq += 100;
+        connection.snd_una = connection.write_seq;
+        connection.snd_wl1 = connection.rcv_nxt;
+        connection.since_sent_ns = 0;
+    }
+
+    fn walk(&mut self) {
+        self.sample(|_| true, true);
+    }
+
+    /// 100 ms later: a look at all, or at these alone.
+    fn sample(&mut self, seen: impl Fn(u64) -> bool, files: bool) {
+        for one in &mut self.connections {
+            one.since_received_ns += 100 * MS;
+            one.since_sent_ns += 100 * MS;
+            one.since_heard_ns += 100 * MS;
+        }
+        self.now_ns += 100 * MS;
+        let mut connections = self.connections.clone();
+        connections.retain(|it| seen(it.cookie));
+        let first = !std::mem::replace(&mut self.told, true);
+        let sample = Sample {
+            mono_ns: self.now_ns,
+            targets: first.then(|| {
+                vec![Target {
+                    id: 1,
+                    tgids: vec![7],
+                    ..Target::default()
+                }]
+            }),
+            walks: Walks {
+                files,
+                marked: !files,
+                ..Walks::default()
+            },
+            listeners: vec![Listener {
+                cookie: 99,
+                tgid: 7,
+                netns: 1,
+                address: "0.0.0.0:8080".parse().unwrap(),
+                depth: 0,
+                limit: 10,
+                drops: 0,
+                half_open: None,
+                seen_ns: self.now_ns,
+                ages_ns: Vec::new(),
+            }],
+            listening: first.then(|| {
+                vec![Listening {
+                    netns: 1,
+                    address: "127.0.0.1:6379".parse().unwrap(),
+                    tgid: 77,
+                    name: "redis-server".to_owned(),
+                }]
+            }),
+            connections,
+            ..Sample::default()
+        };
+        let readings = self.model.read(&sample);
+        let tell = |(key, reading): (std::sync::Arc<crate::queue::QueueKey>, Reading)| {
+            (key.kind, key.name.clone(), reading)
+        };
+        self.readings = readings.queues.into_iter().map(tell).collect();
+        self.gone = readings
+            .gone
+            .iter()
+            .filter(|key| matches!(key.kind, Kind::Inflight | Kind::Downstream))
+            .map(|key| key.name.clone())
+            .collect();
+    }
+
+    fn reading(&self, kind: Kind) -> &Reading {
+        let found = self.readings.iter().find(|(of, ..)| *of == kind);
+        &found.unwrap().2
+    }
+
+    fn extra(&self, kind: Kind, key: &str) -> Option<f64> {
+        let extra = &self.reading(kind).extra;
+        extra.iter().find(|(name, _)| *name == key).map(|it| it.1)
+    }
+}
+
+#[test]
+fn requests_in_flight_are_counted_aged_and_named() {
+    let mut world = World::new((1..=20).map(served));
+    assert_eq!(world.reading(Kind::Inflight).depth, 0);
+    assert_eq!(world.reading(Kind::Inflight).limit, None);
+    world.ask(3);
+    world.walk();
+    world.ask(4);
+    world.ask(5);
+    world.walk();
+    let reading = world.reading(Kind::Inflight);
+    assert_eq!((reading.depth, reading.limit), (3, Some(3)));
+    assert_eq!((reading.arrivals, reading.departures), (Some(2), Some(0)));
+    assert_eq!(reading.oldest_ns, Some(200 * MS));
+    assert_eq!(reading.ages_ns, [200 * MS, 100 * MS, 100 * MS]);
+    assert_eq!(reading.wait_ns, Some(100 * MS));
+    let worst = reading.worst.as_deref();
+    assert_eq!(worst, Some("process 7 fd 13 with 10.0.0.9:40003"));
+    assert_eq!(world.extra(Kind::Inflight, "working"), Some(3.0));
+    assert_eq!(world.extra(Kind::Inflight, "connections"), Some(20.0));
+    world.answer(3);
+    world.walk();
+    let reading = world.reading(Kind::Inflight);
+    assert_eq!((reading.depth, reading.limit), (2, Some(3)));
+    assert_eq!((reading.arrivals, reading.departures), (Some(0), Some(1)));
+    assert_eq!(world.extra(Kind::Inflight, "answer_ns"), Some(200e6));
+    assert_eq!(world.extra(Kind::Inflight, "at_least"), None);
+}
+
+#[test]
+fn idle_connections_are_no_requests_in_flight() {
+    let mut world = World::new((1..=20).map(served).chain((21..=30).map(opened)));
+    for _ in 0..50 {
+        world.walk();
+        for kind in [Kind::Inflight, Kind::Downstream] {
+            let reading = world.reading(kind);
+            assert_eq!((reading.depth, reading.wait_ns), (0, Some(0)));
+            assert_eq!((reading.oldest_ns, reading.losses), (None, 0));
+        }
+    }
+}
+
+#[test]
+fn a_look_at_some_corrects_the_count_of_all() {
+    let mut world = World::new((1..=20).map(served));
+    for cookie in 1..=10 {
+        world.ask(cookie);
+    }
+    world.walk();
+    world.answer(1);
+    world.ask(11);
+    world.ask(12);
+    world.sample(|cookie| [1, 2, 11, 12].contains(&cookie), false);
+    let reading = world.reading(Kind::Inflight);
+    assert_eq!((reading.depth, reading.limit), (11, Some(11)));
+    assert_eq!((reading.arrivals, reading.elapsed_ns), (None, None));
+    assert_eq!(reading.oldest_ns, Some(200 * MS));
+    assert!(world.gone.is_empty());
+    // What it saw is counted once, with the rest, at the next walk.
+    world.walk();
+    let reading = world.reading(Kind::Inflight);
+    assert_eq!((reading.arrivals, reading.departures), (Some(2), Some(1)));
+    assert_eq!((reading.depth, reading.elapsed_ns), (11, Some(200 * MS)));
+}
+
+#[test]
+fn a_service_without_a_connection_keeps_its_queue_and_what_waited_has_left() {
+    let mut world = World::new([served(1)]);
+    world.ask(1);
+    world.walk();
+    world.connections.clear();
+    world.walk();
+    let reading = world.reading(Kind::Inflight);
+    assert_eq!((reading.depth, reading.limit), (0, Some(1)));
+    assert_eq!(reading.departures, Some(1));
+    assert_eq!(world.extra(Kind::Inflight, "at_least"), Some(1.0));
+    assert!(world.gone.is_empty());
+}
+
+#[test]
+fn calls_outstanding_name_the_process_that_does_not_answer() {
+    let mut world = World::new((1..=4).map(opened));
+    let worst = |world: &World| world.reading(Kind::Downstream).worst.clone();
+    assert_eq!(
+        worst(&world).as_deref(),
+        Some("redis-server (77) on this node")
+    );
+    for cookie in [2, 3] {
+        let call = world.at(cookie);
+        call.write_seq += 50;
+        call.since_sent_ns = 0;
+    }
+    world.walk();
+    let reading = world.reading(Kind::Downstream);
+    assert_eq!((reading.depth, reading.limit), (2, Some(4)));
+    assert_eq!(reading.oldest_ns, Some(100 * MS));
+    assert_eq!(
+        worst(&world).as_deref(),
+        Some("process 7 fd 12 to redis-server (77) on this node")
+    );
+    for cookie in [2, 3] {
+        let answered = world.at(cookie);
+        answered.snd_una = answered.write_seq;
+        answered.rcv_nxt += 10;
+        answered.since_received_ns = 0;
+    }
+    world.walk();
+    assert_eq!(world.reading(Kind::Downstream).departures, Some(2));
+    assert_eq!(world.extra(Kind::Downstream, "busiest"), Some(2.0));
+    world.connections.clear();
+    world.walk();
+    assert_eq!(world.gone, ["-> 127.0.0.1:6379"]);
+}

@@ -1,0 +1,215 @@
+use super::super::{Kind, Model, Reading, syscalls::tests::asleep};
+use crate::sample::{Connection, Listener, Sample, State, Target, Wait, Walks};
+
+const TICK: u64 = 100_000_000;
+
+fn connection(cookie: u64, copied_seq: u32) -> Connection {
+    Connection {
+        cookie,
+        tgid: 10,
+        fd: 5 + cookie as u32,
+        netns: 1,
+        local: "10.0.0.1:80".parse().unwrap(),
+        remote: "10.0.0.2:4000".parse().unwrap(),
+        state: 1,
+        rcv_nxt: copied_seq,
+        copied_seq,
+        write_seq: 0,
+        snd_una: 0,
+        snd_nxt: 0,
+        snd_wnd: 0,
+        rmem_alloc: 0,
+        rcvbuf: 0,
+        wmem_queued: 0,
+        sndbuf: 0,
+        drops: 0,
+        snd_wl1: 0,
+        since_received_ns: 0,
+        since_sent_ns: 0,
+        since_heard_ns: 0,
+    }
+}
+
+/// One look at a loop with `connections` connections, of which `moved` are read at each look.
+fn look(
+    model: &mut Model,
+    tick: u64,
+    wait: Wait,
+    (connections, moved): (u64, u64),
+) -> Option<Reading> {
+    let target = Target {
+        id: 1,
+        tgids: vec![10],
+        ..Target::default()
+    };
+    let at = |cookie| if cookie < moved { tick as u32 } else { 0 };
+    let readings = model.read(&Sample {
+        mono_ns: (tick + 1) * TICK,
+        targets: (tick == 0).then(|| vec![target]),
+        walks: Walks {
+            waits: true,
+            files: true,
+            ..Walks::default()
+        },
+        listeners: vec![Listener {
+            cookie: 1000,
+            tgid: 10,
+            netns: 1,
+            address: "0.0.0.0:80".parse().unwrap(),
+            depth: 0,
+            limit: 10,
+            drops: 0,
+            half_open: None,
+            seen_ns: 0,
+            ages_ns: Vec::new(),
+        }],
+        connections: (0..connections)
+            .map(|cookie| connection(cookie, at(cookie)))
+            .collect(),
+        waits: vec![wait],
+        ..Sample::default()
+    });
+    let mut queues = readings.queues.into_iter();
+    queues
+        .find(|(key, _)| key.kind == Kind::Eventloop)
+        .map(|(key, reading)| {
+            assert_eq!(key.name, "worker/11");
+            reading
+        })
+}
+
+fn idle(voluntary: u64, cpu_ns: u64) -> Wait {
+    Wait {
+        voluntary,
+        cpu_ns,
+        ..asleep(11, libc::SYS_epoll_pwait, [4, 0, 0, 0])
+    }
+}
+
+fn computing(voluntary: u64, cpu_ns: u64) -> Wait {
+    Wait {
+        state: State::Running,
+        syscall: None,
+        ..idle(voluntary, cpu_ns)
+    }
+}
+
+fn delay(reading: &Reading) -> u64 {
+    reading.wait_ns.max(reading.oldest_ns).unwrap_or(0)
+}
+
+#[test]
+fn a_loop_is_known_after_a_few_looks_and_idle_ones_do_not_wait() {
+    let mut model = Model::default();
+    for tick in 0..20 {
+        let reading = look(&mut model, tick, idle(tick, tick * 1000), (20, 0));
+        assert_eq!(reading.is_some(), tick >= 2);
+        if let Some(reading) = reading {
+            assert_eq!((reading.depth, delay(&reading)), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn a_healthy_loop_at_80_percent_is_silent() {
+    let mut model = Model::default();
+    for tick in 0..60 {
+        // 16 requests of 5 ms each in a tick, in few busy stretches.
+        let (voluntary, cpu) = (tick * 3, tick * TICK * 8 / 10);
+        let wait = if tick % 5 < 2 {
+            idle(voluntary, cpu)
+        } else {
+            computing(voluntary, cpu)
+        };
+        if let Some(reading) = look(&mut model, tick, wait, (50, 16)) {
+            assert_eq!(delay(&reading), 0, "{tick}: {reading:?}");
+        }
+    }
+}
+
+#[test]
+fn a_loop_that_never_sleeps_and_serves_is_silent() {
+    let mut model = Model::default();
+    for tick in 0..60 {
+        let wait = if tick < 4 {
+            idle(tick, 0)
+        } else {
+            computing(4, tick * TICK)
+        };
+        if let Some(reading) = look(&mut model, tick, wait, (50, 20)) {
+            assert_eq!(delay(&reading), 0, "{tick}: {reading:?}");
+        }
+    }
+}
+
+#[test]
+fn a_turn_that_computes_while_nothing_moves_grows_old() {
+    let mut model = Model::default();
+    let mut last = None;
+    for tick in 0..40 {
+        let wait = if tick < 8 {
+            idle(tick, 0)
+        } else {
+            computing(8, tick * TICK)
+        };
+        last = look(&mut model, tick, wait, (50, if tick < 8 { 5 } else { 0 }));
+    }
+    let last = last.unwrap();
+    assert_eq!(last.depth, 1);
+    assert!(last.oldest_ns >= Some(30 * TICK), "{last:?}");
+    assert_eq!(last.worst.as_deref(), Some("in a turn, running"));
+}
+
+#[test]
+fn a_loop_that_sleeps_in_its_handler_again_and_again_has_long_turns() {
+    let mut model = Model::default();
+    let mut last = None;
+    for tick in 0..40 {
+        // A turn of 300 ms, and a short visit to epoll_wait after each: never seen.
+        let wait = if tick < 4 {
+            idle(tick, 0)
+        } else {
+            Wait {
+                voluntary: 4 + tick / 3 * 2,
+                ..asleep(11, libc::SYS_clock_nanosleep, [0; 4])
+            }
+        };
+        last = look(&mut model, tick, wait, (50, u64::from(tick % 3 == 0)));
+    }
+    let last = last.unwrap();
+    assert!(delay(&last) >= 50_000_000, "{last:?}");
+    assert_eq!(last.worst.as_deref(), Some("in a turn, in clock_nanosleep"));
+}
+
+#[test]
+fn a_worker_with_one_connection_at_a_time_keeps_nobody_waiting() {
+    let mut model = Model::default();
+    for tick in 0..40 {
+        let wait = if tick < 4 {
+            idle(tick, 0)
+        } else {
+            computing(4, tick * TICK)
+        };
+        if let Some(reading) = look(&mut model, tick, wait, (1, 0)) {
+            assert_eq!((reading.wait_ns, reading.oldest_ns), (None, None));
+        }
+    }
+}
+
+#[test]
+fn a_thread_that_parks_after_it_was_the_poller_is_no_blocked_loop() {
+    let mut model = Model::default();
+    let mut last = None;
+    for tick in 0..40 {
+        let wait = if tick < 10 {
+            idle(tick, 0)
+        } else {
+            asleep(11, libc::SYS_futex, [0xc000, 128, 0, 0])
+        };
+        last = look(&mut model, tick, wait, (50, 5));
+        if let Some(reading) = &last {
+            assert_eq!(delay(reading), 0, "{reading:?}");
+        }
+    }
+    assert!(last.is_none());
+}

@@ -1,0 +1,435 @@
+//! The rule against a model that knows the truth, and against connections made by hand.
+
+mod talk;
+mod tcp;
+
+use talk::{Style, Talk};
+use tcp::{CLIENT, Net, SERVER, Tcp};
+
+use super::*;
+
+/// What was right and wrong over one conversation.
+#[derive(Clone, Copy, Debug, Default)]
+struct Score {
+    looks: u64,
+    waited: u64,
+    wrong: u64,
+    unknown: u64,
+    push: u64,
+    begun: u64,
+    answered: u64,
+    age_error_us: u64,
+}
+
+/// Looks every `every_us` for a minute, from the start of the connection or from later on.
+fn watch(style: Style, end: usize, every_us: u64, skip_us: u64, seed: u64) -> Score {
+    let role = if end == SERVER {
+        Role::Accepted
+    } else {
+        Role::Opened
+    };
+    let mut talk = Talk::new(style, seed);
+    let start_us = talk.tcp.now_us + skip_us;
+    let mut score = Score::default();
+    talk.run_to(start_us);
+    let before = talk.look(end).1;
+    let mut conversation: Option<Conversation> = None;
+    let mut at_us = start_us;
+    while at_us < start_us + 10_000_000 {
+        talk.run_to(at_us);
+        let now_ns = at_us * 1_000;
+        let (connection, truth) = talk.look(end);
+        let seen = match &mut conversation {
+            Some(known) => known.look(&connection, now_ns),
+            None => {
+                let fresh = skip_us == 0;
+                let (known, seen) = Conversation::first(&connection, role, fresh, now_ns);
+                conversation = Some(known);
+                seen
+            }
+        };
+        score.looks += 1;
+        score.begun += u64::from(seen.begun);
+        score.answered += u64::from(seen.answered);
+        // At least: never more than there were. One that was under way at the first look may be answered.
+        let was = u64::from(before.waits);
+        assert!(
+            score.begun <= truth.begun - before.begun + was,
+            "{seen:?} {truth:?} {score:?}"
+        );
+        assert!(
+            score.answered <= truth.answered - before.answered + 1,
+            "{seen:?} {truth:?}"
+        );
+        match seen.standing {
+            Standing::Unknown => score.unknown += 1,
+            Standing::Push => score.push += 1,
+            standing if standing.waits() != truth.waits => {
+                score.wrong += 1;
+            }
+            standing => {
+                if truth.waits {
+                    score.waited += 1;
+                    let began_us = seen.began_ns / 1_000;
+                    score.age_error_us = score.age_error_us.max(began_us.abs_diff(truth.began_us));
+                }
+                let tells = matches!(standing, Standing::Unread | Standing::Working);
+                if tells && style.net.loss == 0 && style.request < 1_000 {
+                    assert_eq!(standing == Standing::Unread, truth.unread);
+                }
+            }
+        }
+        at_us += every_us;
+    }
+    score
+}
+
+/// Both ends, several speeds of looking, several conversations.
+fn watch_all(name: &str, style: Style, skip_us: u64) -> Score {
+    let mut sum = Score::default();
+    for end in [SERVER, CLIENT] {
+        for every_us in [9_700, 23_000, 101_000, 2_100_000] {
+            for seed in 1..=3 {
+                let one = watch(style, end, every_us, skip_us, seed * 7919);
+                sum.looks += one.looks;
+                sum.waited += one.waited;
+                sum.wrong += one.wrong;
+                sum.unknown += one.unknown;
+                sum.push += one.push;
+                sum.age_error_us = sum.age_error_us.max(one.age_error_us);
+            }
+        }
+    }
+    println!("{name}: {sum:?}");
+    sum
+}
+
+fn probed() -> Style {
+    Style {
+        net: Net {
+            probe_us: 1_000_000,
+            ..Style::default().net
+        },
+        think_us: 2_500_000,
+        work_us: 2_500_000,
+        ..Style::default()
+    }
+}
+
+fn far(loss: u64, bytes: u32) -> Style {
+    Style {
+        net: Net {
+            delay_us: 20_000,
+            jitter_us: 10_000,
+            loss,
+            ..Style::default().net
+        },
+        request: bytes,
+        answer: bytes,
+        ..Style::default()
+    }
+}
+
+/// From the beginning of the connection, and from its middle on. Answers both sums.
+fn watch_both(name: &str, style: Style) -> [Score; 2] {
+    let sums = [0, 7_777_777].map(|skip_us| watch_all(name, style, skip_us));
+    for sum in &sums {
+        assert_eq!((sum.wrong, sum.push), (0, 0), "{name}: {sum:?}");
+        assert!(sum.waited > 500, "{name}: {sum:?}");
+    }
+    assert_eq!(sums[0].unknown, 0, "{name}: {sums:?}");
+    sums
+}
+
+/// Ages are right to a timer tick and the time that the parts of a message are apart.
+fn ages_are_right_to(us: u64, sums: [Score; 2]) {
+    let worst = sums.map(|sum| sum.age_error_us).into_iter().max();
+    assert!(worst <= Some(us), "{sums:?}");
+}
+
+#[test]
+fn one_request_after_the_other_is_seen_as_what_it_is_at_every_look() {
+    ages_are_right_to(4_000, watch_both("usual", Style::default()));
+    let no_delayed_ack = Net {
+        delayed_ack_us: 0,
+        ..Style::default().net
+    };
+    let style = Style {
+        net: no_delayed_ack,
+        ..Style::default()
+    };
+    ages_are_right_to(4_000, watch_both("no delayed ack", style));
+}
+
+#[test]
+fn a_closed_loop_without_a_pause_is_seen_right() {
+    let style = Style {
+        think_us: 0,
+        work_us: 10_000,
+        ..Style::default()
+    };
+    ages_are_right_to(4_000, [watch_all("quick", style, 0); 2]);
+}
+
+#[test]
+fn large_bodies_and_streamed_answers_do_not_deceive() {
+    let large = Style {
+        request: 150_000,
+        answer: 400_000,
+        ..Style::default()
+    };
+    watch_both("large", large);
+    let streamed = Style {
+        pieces: 10,
+        gap_us: 200_000,
+        ..Style::default()
+    };
+    let sum = watch_all("streamed", streamed, 0);
+    assert_eq!((sum.wrong, sum.unknown, sum.push), (0, 0, 0), "{sum:?}");
+}
+
+#[test]
+fn a_server_that_speaks_first_owes_nothing_and_is_owed_nothing() {
+    let style = Style {
+        greeting: 80,
+        ..Style::default()
+    };
+    watch_both("greeting", style);
+    let mut tcp = Tcp::new(style.net, style.starts, 1);
+    tcp.write(SERVER, 80);
+    tcp.run_to(tcp.now_us + 5_000_000);
+    for (end, role) in [(CLIENT, Role::Opened), (SERVER, Role::Accepted)] {
+        let seen = Conversation::first(&tcp.look(end), role, true, tcp.now_us * 1_000).1;
+        assert_eq!(seen.standing, Standing::Idle);
+    }
+}
+
+#[test]
+fn keep_alive_probes_change_nothing() {
+    ages_are_right_to(4_000, watch_both("probes", probed()));
+}
+
+#[test]
+fn what_the_service_has_not_read_is_told_from_what_it_works_on() {
+    let style = Style {
+        unread_us: 500_000,
+        ..Style::default()
+    };
+    watch_both("unread", style);
+}
+
+#[test]
+fn loss_and_reordering_do_not_deceive() {
+    watch_both("far", far(0, 1_000));
+    watch_both("far, large", far(0, 50_000));
+    watch_both("lossy", far(50, 700));
+    // An answer whose head was lost and whose later parts are here counts as begun: the model says that it has not.
+    let sum = watch_all("lossy, large", far(50, 50_000), 7_777_777);
+    assert!(sum.wrong * 1_000 <= sum.waited, "{sum:?}");
+}
+
+/// Connections made by hand: an accepted one, looked at every 100 ms.
+struct Hand {
+    tcp: Tcp,
+    at: usize,
+    conversation: Conversation,
+}
+
+impl Hand {
+    fn new(at: usize) -> Self {
+        let style = Style::default();
+        let tcp = Tcp::new(style.net, style.starts, 3);
+        let role = if at == SERVER {
+            Role::Accepted
+        } else {
+            Role::Opened
+        };
+        let (conversation, seen) =
+            Conversation::first(&tcp.look(at), role, true, tcp.now_us * 1_000);
+        assert_eq!(seen.standing, Standing::Idle);
+        Self {
+            tcp,
+            at,
+            conversation,
+        }
+    }
+
+    fn look_after(&mut self, ms: u64) -> Seen {
+        self.tcp.run_to(self.tcp.now_us + ms * 1_000);
+        let connection = self.tcp.look(self.at);
+        self.conversation.look(&connection, self.tcp.now_us * 1_000)
+    }
+
+    fn ask(&mut self, bytes: u32) {
+        self.tcp.write(CLIENT, bytes);
+        self.tcp.run_to(self.tcp.now_us + 1_000);
+        self.tcp.read(SERVER);
+    }
+}
+
+#[test]
+fn a_request_waits_until_the_answer_and_both_are_counted_and_timed() {
+    let mut hand = Hand::new(SERVER);
+    hand.tcp.write(CLIENT, 100);
+    let seen = hand.look_after(100);
+    assert_eq!((seen.standing, seen.begun), (Standing::Unread, 1));
+    hand.tcp.read(SERVER);
+    let seen = hand.look_after(100);
+    assert_eq!((seen.standing, seen.begun), (Standing::Working, 0));
+    hand.tcp.write(SERVER, 100);
+    let seen = hand.look_after(100);
+    assert_eq!((seen.standing, seen.answered), (Standing::Sending, 1));
+    assert!(seen.took_ns.unwrap().abs_diff(200_000_000) <= 8_000_000);
+    assert_eq!(hand.look_after(100).standing, Standing::Idle);
+}
+
+#[test]
+fn several_requests_between_two_looks_are_at_least_one() {
+    let mut hand = Hand::new(SERVER);
+    for _ in 0..5 {
+        hand.ask(100);
+        hand.tcp.write(SERVER, 200);
+        hand.tcp.run_to(hand.tcp.now_us + 10_000);
+    }
+    let seen = hand.look_after(1);
+    assert_eq!((seen.begun, seen.answered, seen.at_least), (1, 1, true));
+}
+
+#[test]
+fn pipelined_requests_count_once() {
+    let mut hand = Hand::new(SERVER);
+    for _ in 0..3 {
+        hand.ask(100);
+    }
+    let seen = hand.look_after(100);
+    assert_eq!((seen.standing, seen.begun), (Standing::Working, 1));
+}
+
+#[test]
+fn a_caller_that_has_shut_down_still_waits_for_its_answer() {
+    for together in [true, false] {
+        let mut hand = Hand::new(SERVER);
+        hand.ask(100);
+        if !together {
+            assert_eq!(hand.look_after(100).standing, Standing::Working);
+        }
+        hand.tcp.shut_down(CLIENT);
+        assert_eq!(hand.look_after(100).standing, Standing::Working);
+        hand.tcp.write(SERVER, 100);
+        assert_eq!(hand.look_after(100).standing, Standing::Sending);
+        assert_eq!(hand.look_after(500).standing, Standing::Idle);
+    }
+}
+
+#[test]
+fn a_fin_is_no_request_and_its_ack_no_answer() {
+    let mut served = Hand::new(SERVER);
+    served.ask(100);
+    served.tcp.write(SERVER, 100);
+    assert_eq!(served.look_after(100).answered, 1);
+    served.tcp.shut_down(CLIENT);
+    let seen = served.look_after(100);
+    assert_eq!((seen.standing, seen.begun), (Standing::Idle, 0));
+
+    let mut opened = Hand::new(CLIENT);
+    opened.ask(100);
+    opened.tcp.shut_down(CLIENT);
+    assert_eq!(opened.look_after(100).standing, Standing::Outstanding);
+    opened.tcp.shut_down(SERVER);
+    let seen = opened.look_after(100);
+    assert_eq!((seen.standing, seen.lost), (Standing::Idle, true));
+}
+
+#[test]
+fn a_reset_under_a_request_is_told_and_one_of_an_idle_connection_is_not() {
+    for asks in [true, false] {
+        let mut hand = Hand::new(SERVER);
+        if asks {
+            hand.ask(100);
+        }
+        hand.look_after(100);
+        let mut connection = hand.tcp.look(SERVER);
+        connection.state = state::CLOSE;
+        let seen = hand.conversation.look(&connection, hand.tcp.now_us * 1_000);
+        assert_eq!((seen.standing, seen.lost), (Standing::Closed, asks));
+    }
+}
+
+#[test]
+fn messages_that_nobody_answers_are_left_out_on_both_ends() {
+    for end in [SERVER, CLIENT] {
+        let mut hand = Hand::new(end);
+        // A greeting and its answer, as MQTT has them.
+        hand.ask(30);
+        hand.tcp.write(SERVER, 4);
+        hand.look_after(100);
+        for _ in 0..12 {
+            hand.ask(50);
+            for _ in 0..5 {
+                hand.look_after(100);
+            }
+        }
+        let seen = hand.look_after(100);
+        assert_eq!((seen.standing, seen.begun), (Standing::Push, 0));
+    }
+}
+
+#[test]
+fn a_stream_that_only_ever_comes_in_is_left_out() {
+    let mut hand = Hand::new(SERVER);
+    for _ in 0..120 {
+        hand.ask(5_000);
+        hand.look_after(100);
+    }
+    assert_eq!(hand.look_after(1).standing, Standing::Push);
+}
+
+#[test]
+fn a_long_upload_is_a_request_where_requests_are_answered() {
+    let mut hand = Hand::new(SERVER);
+    for _ in 0..5 {
+        hand.ask(100);
+        hand.look_after(100);
+        hand.tcp.write(SERVER, 100);
+        hand.look_after(100);
+    }
+    for _ in 0..300 {
+        hand.ask(5_000);
+        assert_eq!(hand.look_after(100).standing, Standing::Working);
+    }
+}
+
+#[test]
+fn events_that_a_server_sends_unasked_are_one_way() {
+    let mut hand = Hand::new(SERVER);
+    for _ in 0..20 {
+        hand.tcp.write(SERVER, 100);
+        hand.look_after(300);
+    }
+    assert_eq!(hand.look_after(1_000).standing, Standing::Push);
+    // Until the first request.
+    hand.ask(100);
+    assert_eq!(hand.look_after(100).standing, Standing::Working);
+}
+
+#[test]
+fn at_first_sight_times_decide_where_a_probe_was_answered_and_a_tie_is_unknown() {
+    let hand = Hand::new(CLIENT);
+    let mut connection = hand.tcp.look(CLIENT);
+    let mut first = |received_ms: u64, sent_ms: u64, heard_ms: u64| {
+        let ns = |ms: u64| ms * 1_000_000;
+        connection.snd_wl1 = connection.rcv_nxt;
+        connection.since_received_ns = ns(received_ms);
+        connection.since_sent_ns = ns(sent_ms);
+        connection.since_heard_ns = ns(heard_ms);
+        Conversation::first(&connection, Role::Opened, false, 1 << 50)
+            .1
+            .standing
+    };
+    assert_eq!(first(30_000, 30_000, 1_000), Standing::Unknown);
+    assert_eq!(first(30_000, 30_200, 1_000), Standing::Idle);
+    assert_eq!(first(30_200, 30_000, 1_000), Standing::Outstanding);
+    assert_eq!(first(300, 300, 300), Standing::Outstanding);
+    // The kernel says nothing.
+    assert_eq!(first(0, 0, 0), Standing::Unknown);
+}

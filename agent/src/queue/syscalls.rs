@@ -1,0 +1,324 @@
+//! What a system call that a thread sleeps in says about the thread: the calls that servers wait in, by name.
+//!
+//! Numbers are those of the machine that this was built for, as those in a sample are those of the machine that it was
+//! taken on: a recording is read on the same architecture.
+
+use crate::{
+    sample::{Detail, State, Syscall, Wait},
+    text::harmless,
+};
+
+/// What a call waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Does {
+    /// A connection.
+    Accept,
+    /// Any of the files of an epoll instance.
+    Epoll,
+    /// Any of some files.
+    Poll,
+    /// A word in memory that another thread changes.
+    Futex,
+    /// Data from the file in the first argument.
+    Read,
+    /// Room in the file in the first argument.
+    Write,
+    /// The disk to have it.
+    Sync,
+    /// Something on the way to a file: names, directories, sizes.
+    Path,
+    /// Time to pass.
+    Sleep,
+    /// Another process, or a signal.
+    Process,
+    /// Something else.
+    Other,
+}
+
+macro_rules! calls {
+    ($($(#[$meta:meta])* $number:ident $name:literal $does:ident,)*) => {
+        /// Name of a system call and what it waits for; `None` for one that no server is known to wait in.
+        pub(super) fn call(number: i32) -> Option<(&'static str, Does)> {
+            match libc::c_long::from(number) {
+                $($(#[$meta])* libc::$number => Some(($name, Does::$does)),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+calls! {
+    SYS_accept "accept" Accept,
+    SYS_accept4 "accept4" Accept,
+    #[cfg(target_arch = "x86_64")]
+    SYS_epoll_wait "epoll_wait" Epoll,
+    SYS_epoll_pwait "epoll_pwait" Epoll,
+    SYS_epoll_pwait2 "epoll_pwait2" Epoll,
+    #[cfg(target_arch = "x86_64")]
+    SYS_poll "poll" Poll,
+    SYS_ppoll "ppoll" Poll,
+    #[cfg(target_arch = "x86_64")]
+    SYS_select "select" Poll,
+    SYS_pselect6 "pselect6" Poll,
+    SYS_futex "futex" Futex,
+    SYS_read "read" Read,
+    SYS_readv "readv" Read,
+    SYS_pread64 "pread64" Read,
+    SYS_preadv "preadv" Read,
+    SYS_preadv2 "preadv2" Read,
+    SYS_recvfrom "recvfrom" Read,
+    SYS_recvmsg "recvmsg" Read,
+    SYS_recvmmsg "recvmmsg" Read,
+    SYS_write "write" Write,
+    SYS_writev "writev" Write,
+    SYS_pwrite64 "pwrite64" Write,
+    SYS_pwritev "pwritev" Write,
+    SYS_pwritev2 "pwritev2" Write,
+    SYS_sendto "sendto" Write,
+    SYS_sendmsg "sendmsg" Write,
+    SYS_sendmmsg "sendmmsg" Write,
+    SYS_sendfile "sendfile" Write,
+    SYS_splice "splice" Write,
+    SYS_fsync "fsync" Sync,
+    SYS_fdatasync "fdatasync" Sync,
+    SYS_sync_file_range "sync_file_range" Sync,
+    SYS_msync "msync" Sync,
+    SYS_syncfs "syncfs" Sync,
+    SYS_sync "sync" Sync,
+    #[cfg(target_arch = "x86_64")]
+    SYS_open "open" Path,
+    SYS_openat "openat" Path,
+    SYS_ftruncate "ftruncate" Path,
+    SYS_fallocate "fallocate" Path,
+    SYS_getdents64 "getdents64" Path,
+    #[cfg(target_arch = "x86_64")]
+    SYS_unlink "unlink" Path,
+    SYS_unlinkat "unlinkat" Path,
+    #[cfg(target_arch = "x86_64")]
+    SYS_rename "rename" Path,
+    SYS_renameat2 "renameat2" Path,
+    SYS_newfstatat "newfstatat" Path,
+    SYS_statx "statx" Path,
+    SYS_nanosleep "nanosleep" Sleep,
+    SYS_clock_nanosleep "clock_nanosleep" Sleep,
+    SYS_wait4 "wait4" Process,
+    SYS_waitid "waitid" Process,
+    SYS_rt_sigtimedwait "rt_sigtimedwait" Process,
+    SYS_rt_sigsuspend "rt_sigsuspend" Process,
+    #[cfg(target_arch = "x86_64")]
+    SYS_pause "pause" Process,
+    SYS_connect "connect" Other,
+    SYS_flock "flock" Other,
+    SYS_fcntl "fcntl" Other,
+    SYS_io_uring_enter "io_uring_enter" Other,
+    SYS_io_getevents "io_getevents" Other,
+    SYS_msgrcv "msgrcv" Other,
+    SYS_semop "semop" Other,
+    SYS_sched_yield "sched_yield" Other,
+    SYS_madvise "madvise" Other,
+    SYS_mmap "mmap" Other,
+    SYS_munmap "munmap" Other,
+}
+
+/// The call a thread is in, where it is known.
+pub(super) fn call_of(wait: &Wait) -> Option<(&'static str, Does)> {
+    call(wait.syscall.as_ref()?.number)
+}
+
+/// The descriptor in a call's first argument.
+pub(super) fn descriptor(syscall: &Syscall) -> u32 {
+    // The kernel takes an int: what stands above it is not looked at.
+    syscall.args[0] as u32
+}
+
+/// A wait in futex.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Futex {
+    pub(super) address: u64,
+    /// It gives up after a while.
+    pub(super) timed: bool,
+    pub(super) lock: Lock,
+}
+
+/// Whether a futex is a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lock {
+    /// A condition variable, a semaphore, a place to park: an idle pool looks like this.
+    No,
+    /// It may be one (Rust's standard library): its value is that of a lock, but a counter may have it, too.
+    Maybe,
+    /// A mutex that is held while others wait. The number of its owner as the process sees it, where the lock keeps one.
+    Yes { owner: Option<u32> },
+}
+
+/// linux/futex.h
+mod futex {
+    pub(super) const WAIT: u64 = 0;
+    pub(super) const LOCK_PI: u64 = 6;
+    pub(super) const WAIT_BITSET: u64 = 9;
+    pub(super) const LOCK_PI2: u64 = 13;
+    /// What is left of an operation without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME.
+    pub(super) const COMMAND: u64 = 0x7f;
+    /// Owner's number in the word of a priority-inheriting, a robust, and a musl lock, and "others wait".
+    pub(super) const TID: u32 = 0x3fff_ffff;
+    pub(super) const WAITERS: u32 = 0x8000_0000;
+    /// What musl's plain mutexes hold while they are held: EBUSY in place of an owner.
+    pub(super) const MUSL_HELD: u32 = 16;
+}
+
+impl Futex {
+    /// What a thread waits for, if it waits for a futex. `is_thread` tells whether the process has such a thread.
+    pub(super) fn of(wait: &Wait, is_thread: impl Fn(u32) -> bool) -> Option<Self> {
+        let syscall = wait.syscall.as_ref()?;
+        if !matches!(call(syscall.number), Some((_, Does::Futex))) {
+            return None;
+        }
+        let [address, op, expected, timeout] = syscall.args;
+        let op = op & futex::COMMAND;
+        let expected = expected as u32;
+        let read = match syscall.detail {
+            Detail::Futex { word, owner } => Some((word, owner)),
+            _ => None,
+        };
+        // A garbage "owner" (what stands beside the word of a lock that keeps none) is no thread of the process; and who
+        // waits for a lock does not hold it.
+        let holder =
+            |tid: u32| Some(tid).filter(|tid| *tid != wait.own_tid && *tid != 0 && is_thread(*tid));
+        let lock = match (op, read) {
+            (futex::LOCK_PI | futex::LOCK_PI2, read) => Lock::Yes {
+                owner: read.and_then(|(word, _)| holder(word & futex::TID)),
+            },
+            // glibc (lll_lock_wait) and Go: 2 is "held, and others wait".
+            (futex::WAIT, Some((2, owner))) if expected == 2 => Lock::Yes {
+                owner: holder(owner),
+            },
+            // glibc with a deadline keeps the owner as well; without one in sight it may be a counter that stands at 2.
+            (futex::WAIT_BITSET, Some((2, owner))) if expected == 2 => match holder(owner) {
+                Some(owner) => Lock::Yes { owner: Some(owner) },
+                None => Lock::Maybe,
+            },
+            (futex::WAIT, Some((word, _))) if word == expected && word & futex::WAITERS != 0 => {
+                match (holder(word & futex::TID), word & futex::TID) {
+                    (None, futex::MUSL_HELD) => Lock::Yes { owner: None },
+                    (None, _) => Lock::No,
+                    (owner, _) => Lock::Yes { owner },
+                }
+            }
+            _ => Lock::No,
+        };
+        Some(Self {
+            address,
+            timed: timeout != 0 && op != futex::LOCK_PI && op != futex::LOCK_PI2,
+            lock,
+        })
+    }
+}
+
+/// What a thread does, in words: `running`, `in fsync of /var/lib/db/wal`.
+pub(super) fn doing(wait: &Wait) -> String {
+    let state = match wait.state {
+        State::Running => return "running".to_owned(),
+        State::Runnable => return "waiting for a CPU".to_owned(),
+        State::Stopped => return "stopped".to_owned(),
+        State::Dead => return "ending".to_owned(),
+        State::Sleeping => "asleep",
+        State::Uninterruptible if wait.io => "waiting for a disk",
+        State::Uninterruptible => "in an uninterruptible wait",
+    };
+    let Some(syscall) = &wait.syscall else {
+        return state.to_owned();
+    };
+    let name = call(syscall.number).map_or_else(
+        || format!("system call {}", syscall.number),
+        |(name, _)| name.to_owned(),
+    );
+    match &syscall.detail {
+        Detail::File { path, .. } => format!("in {name} of {}", harmless(path)),
+        _ => format!("in {name}"),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A thread asleep in a call, for the tests of the kinds.
+    pub(in crate::queue) fn asleep(tid: u32, number: libc::c_long, args: [u64; 4]) -> Wait {
+        Wait {
+            tgid: 10,
+            tid,
+            own_tid: tid,
+            comm: "worker".to_owned(),
+            state: State::Sleeping,
+            io: false,
+            syscall: Some(Syscall {
+                number: number as i32,
+                args,
+                detail: Detail::None,
+            }),
+            voluntary: 1,
+            involuntary: 0,
+            cpu_ns: 0,
+            run_delay_ns: 0,
+        }
+    }
+
+    /// A thread that waits for the lock at `address`.
+    pub(in crate::queue) fn locked(tid: u32, address: u64, owner: u32) -> Wait {
+        let mut wait = asleep(tid, libc::SYS_futex, [address, 128, 2, 0]);
+        if let Some(syscall) = &mut wait.syscall {
+            syscall.detail = Detail::Futex { word: 2, owner };
+        }
+        wait
+    }
+
+    fn futex(op: u64, expected: u64, word: u32, owner: u32) -> Lock {
+        let mut wait = locked(11, 0x1000, owner);
+        if let Some(syscall) = &mut wait.syscall {
+            syscall.args = [0x1000, op, expected, 0];
+            syscall.detail = Detail::Futex { word, owner };
+        }
+        Futex::of(&wait, |tid| matches!(tid, 11 | 12)).unwrap().lock
+    }
+
+    #[test]
+    fn a_contended_mutex_is_a_lock_and_names_its_owner() {
+        assert_eq!(futex(128, 2, 2, 12), Lock::Yes { owner: Some(12) });
+        assert_eq!(futex(128, 2, 2, 99), Lock::Yes { owner: None });
+        assert_eq!(futex(128, 2, 2, 11), Lock::Yes { owner: None });
+        assert_eq!(
+            futex(6 | 128, 0, 0x8000_000c, 0),
+            Lock::Yes { owner: Some(12) }
+        );
+        assert_eq!(
+            futex(128, 0x8000_000c, 0x8000_000c, 0),
+            Lock::Yes { owner: Some(12) }
+        );
+    }
+
+    #[test]
+    fn a_condition_variable_or_a_semaphore_is_no_lock() {
+        assert_eq!(futex(9 | 128 | 256, 0, 0, 12), Lock::No);
+        assert_eq!(futex(128, 7, 7, 12), Lock::No);
+        assert_eq!(futex(128, 2, 0, 12), Lock::No, "it was released");
+        assert_eq!(futex(128, 0xffff_ffff, 0xffff_ffff, 0), Lock::No);
+        assert_eq!(futex(9 | 128, 2, 2, 0), Lock::Maybe);
+    }
+
+    #[test]
+    fn what_a_thread_does_is_said_in_words() {
+        let mut wait = asleep(11, libc::SYS_fsync, [3, 0, 0, 0]);
+        assert_eq!(doing(&wait), "in fsync");
+        if let Some(syscall) = &mut wait.syscall {
+            syscall.detail = Detail::File {
+                path: "/db/wal".to_owned(),
+                device: None,
+            };
+        }
+        assert_eq!(doing(&wait), "in fsync of /db/wal");
+        wait.syscall = None;
+        assert_eq!(doing(&wait), "asleep");
+        wait.state = State::Running;
+        assert_eq!(doing(&wait), "running");
+    }
+}

@@ -1,0 +1,84 @@
+//! A control group of our own, for as long as it is needed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Mounted here on every usual system, and by the first process of the test kernels.
+const MOUNT: &str = "/sys/fs/cgroup";
+
+pub struct ControlGroup {
+    folder: PathBuf,
+    parent: PathBuf,
+    /// Version 1: a hierarchy for each controller.
+    pub is_v1: bool,
+}
+
+impl ControlGroup {
+    /// A group of this controller below the one that we are in, with us in it; or why there is none.
+    pub fn enter(controller: &str) -> Result<Self> {
+        let v1 = Path::new(MOUNT).join(controller);
+        let is_v1 = v1.join("cgroup.procs").is_file();
+        let parent = if is_v1 {
+            v1.join(own_path(|names| {
+                names.split(',').any(|name| name == controller)
+            })?)
+        } else {
+            let v2 = Path::new(MOUNT).join(own_path(str::is_empty)?);
+            let offered = fs::read_to_string(v2.join("cgroup.controllers"));
+            let offered = offered.context("there are no control groups")?;
+            if !offered.split_whitespace().any(|name| name == controller) {
+                bail!("the control groups have no {controller} controller");
+            }
+            write(
+                &v2.join("cgroup.subtree_control"),
+                &format!("+{controller}"),
+            )?;
+            v2
+        };
+        let folder = parent.join(format!("tailback-accuracy-{}", process::id()));
+        fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
+        let group = Self {
+            folder,
+            parent,
+            is_v1,
+        };
+        write(&group.file("cgroup.procs"), "0")?;
+        Ok(group)
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    pub fn name(&self) -> String {
+        let name = self.folder.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        let _ = fs::write(self.parent.join("cgroup.procs"), "0");
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+/// Our group's path in the hierarchy with these controllers (cgroups(7)), without the slash that it begins with.
+fn own_path(is_it: impl Fn(&str) -> bool) -> Result<String> {
+    let text = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
+    let path = text.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        is_it(fields.next()?).then(|| fields.next())?
+    });
+    let path = path.context("we are in no such control group")?;
+    Ok(path.trim_start_matches('/').to_owned())
+}
+
+pub fn write(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, text).with_context(|| format!("write {text:?} to {}", file.display()))
+}

@@ -1,0 +1,113 @@
+//! Requests that were read and are not answered, from both sides of the same connections.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use tailback_tests::lines::unix_ns;
+
+use crate::{
+    look::{self, Looks, age, standing},
+    report::Report,
+};
+
+const CONNECTIONS: usize = 8;
+const REQUESTS: usize = 5;
+const ANSWERED: usize = 2;
+/// Longer than the tick of any kernel's timer: its stamps of what came and what went differ.
+const THINKING: Duration = Duration::from_millis(40);
+
+pub fn measure_inflight(report: &mut Report) -> Result<()> {
+    let mut stage = Stage::new()?;
+    let name = format!(":{}", stage.listener.local_addr()?.port());
+    stage.play(|looks, begun, since_ns| {
+        let queue = looks.queue("inflight", |queue| queue == name);
+        standing(
+            report,
+            &queue,
+            since_ns,
+            &[("depth", "depth", begun.len() as f64)],
+        );
+        age(report, &queue, (begun[0], unix_ns()), "oldest");
+    })
+}
+
+pub fn measure_downstream(report: &mut Report) -> Result<()> {
+    let mut stage = Stage::new()?;
+    let name = format!("-> {}", stage.listener.local_addr()?);
+    stage.play(|looks, begun, since_ns| {
+        let queue = looks.queue("downstream", |queue| queue == name);
+        let keys = [
+            ("depth", "depth", begun.len() as f64),
+            ("limit", "limit", CONNECTIONS as f64),
+        ];
+        standing(report, &queue, since_ns, &keys);
+        age(report, &queue, (begun[0], unix_ns()), "oldest");
+    })
+}
+
+/// Connections of which each has carried one request and its answer.
+struct Stage {
+    listener: TcpListener,
+    pairs: Vec<(TcpStream, TcpStream)>,
+}
+
+impl Stage {
+    fn new() -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").context("listen")?;
+        let mut pairs = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let client = TcpStream::connect(listener.local_addr()?).context("connect")?;
+            let (server, _) = listener.accept().context("accept")?;
+            pairs.push((client, server));
+        }
+        let mut stage = Self { listener, pairs };
+        for at in 0..CONNECTIONS {
+            stage.ask(at)?;
+        }
+        thread::sleep(THINKING);
+        for at in 0..CONNECTIONS {
+            stage.answer(at)?;
+        }
+        thread::sleep(THINKING);
+        Ok(stage)
+    }
+
+    /// Some requests are read and none is answered; then some are. `told` is given the looks, since when each of those
+    /// in flight is, and since when it is just these.
+    fn play(&mut self, mut told: impl FnMut(&Looks, &[u64], u64)) -> Result<()> {
+        let mut begun = Vec::new();
+        for at in 0..REQUESTS {
+            begun.push(unix_ns());
+            self.ask(at)?;
+            // Their ages shall differ by more than a tick.
+            thread::sleep(Duration::from_millis(150));
+        }
+        for answered in [0, ANSWERED] {
+            for at in 0..answered {
+                self.answer(at)?;
+            }
+            begun.drain(..answered);
+            let since_ns = unix_ns();
+            let looks = look::at(Duration::from_millis(1000))?;
+            told(&looks, &begun, since_ns);
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, at: usize) -> Result<()> {
+        let (client, server) = &mut self.pairs[at];
+        client.write_all(&[1; 100]).context("send a request")?;
+        server.read_exact(&mut [0; 100]).context("read a request")
+    }
+
+    fn answer(&mut self, at: usize) -> Result<()> {
+        let (client, server) = &mut self.pairs[at];
+        server.write_all(&[2; 300]).context("send an answer")?;
+        client.read_exact(&mut [0; 300]).context("read an answer")
+    }
+}

@@ -1,0 +1,367 @@
+//! What is measured against a truth known by other means, and how well it has to be met: the rows of the table that
+//! `cargo xtask accuracy` prints, and the tests of the kernel matrix. `tests/accuracy` measures them.
+
+use serde_json::{Value, json};
+
+/// One quantity of one kind of queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub kind: &'static str,
+    pub quantity: &'static str,
+    pub unit: Unit,
+    /// Where the truth comes from.
+    pub truth: &'static str,
+}
+
+impl Row {
+    /// The largest difference from this truth that counts as met: limits, losses and yes-or-no are exact; depth and
+    /// rate within 5%; an age within 5% or one tick, for what came between two looks is seen at the second.
+    pub fn allowed(&self, truth: f64, tick_ns: u64) -> f64 {
+        const SHARE: f64 = 0.05;
+        let is = |last: &str| self.quantity.rsplit(' ').next() == Some(last);
+        let share = truth.abs() * SHARE;
+        if is("limit") || is("losses") || self.unit == Unit::Truth {
+            0.0
+        } else if is("oldest") {
+            share.max(tick_ns as f64)
+        } else {
+            share
+        }
+    }
+}
+
+/// What a row's numbers count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Count,
+    Bytes,
+    PerSecond,
+    Nanoseconds,
+    /// 1 if it is so.
+    Truth,
+}
+
+impl Unit {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Bytes => "bytes",
+            Self::PerSecond => "1/s",
+            Self::Nanoseconds => "ns",
+            Self::Truth => "truth",
+        }
+    }
+}
+
+/// How a measure compares with its truth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Ok,
+    /// Beyond what is allowed, or the workload itself failed.
+    Off,
+    /// The agent does not report it.
+    Absent,
+    /// It cannot be made here.
+    Skipped,
+}
+
+impl Verdict {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Off => "off",
+            Self::Absent => "absent",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+/// One measure beside its truth, both in the row's unit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    pub kind: String,
+    pub quantity: String,
+    pub unit: String,
+    pub truth: Option<f64>,
+    pub measured: Option<f64>,
+    /// The largest difference that counts as met.
+    pub allowed: Option<f64>,
+    pub verdict: Verdict,
+    pub note: String,
+}
+
+impl Finding {
+    /// Of a row that there is no number of.
+    pub fn without_numbers(row: &Row, verdict: Verdict, note: &str) -> Self {
+        Self {
+            kind: row.kind.to_owned(),
+            quantity: row.quantity.to_owned(),
+            unit: row.unit.name().to_owned(),
+            truth: None,
+            measured: None,
+            allowed: None,
+            verdict,
+            note: note.to_owned(),
+        }
+    }
+
+    /// `measured - truth`.
+    pub fn error(&self) -> Option<f64> {
+        Some(self.measured? - self.truth?)
+    }
+
+    pub fn is_of(&self, row: &Row) -> bool {
+        self.kind == row.kind && self.quantity == row.quantity
+    }
+
+    /// As one line of JSON has it.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "type": "accuracy",
+            "kind": self.kind,
+            "quantity": self.quantity,
+            "unit": self.unit,
+            "truth": self.truth,
+            "measured": self.measured,
+            "error": self.error(),
+            "allowed": self.allowed,
+            "verdict": self.verdict.name(),
+            "note": self.note,
+        })
+    }
+
+    /// `None` for a line that is about something else.
+    pub fn from_json(line: &str) -> Option<Self> {
+        let value: Value = serde_json::from_str(line).ok()?;
+        if value["type"] != "accuracy" {
+            return None;
+        }
+        let text = |key: &str| value[key].as_str().map(str::to_owned);
+        let all = [Verdict::Ok, Verdict::Off, Verdict::Absent, Verdict::Skipped];
+        Some(Self {
+            kind: text("kind")?,
+            quantity: text("quantity")?,
+            unit: text("unit")?,
+            truth: value["truth"].as_f64(),
+            measured: value["measured"].as_f64(),
+            allowed: value["allowed"].as_f64(),
+            verdict: all
+                .into_iter()
+                .find(|verdict| value["verdict"] == verdict.name())?,
+            note: text("note")?,
+        })
+    }
+}
+
+const fn row(kind: &'static str, quantity: &'static str, unit: Unit, truth: &'static str) -> Row {
+    Row {
+        kind,
+        quantity,
+        unit,
+        truth,
+    }
+}
+
+/// All rows, kind by kind, in the order of the path that work takes.
+pub const ROWS: &[Row] = {
+    use Unit::{Bytes, Count, Nanoseconds, PerSecond, Truth};
+    &[
+        row(
+            "syn",
+            "depth",
+            Count,
+            "handshakes begun whose callers never answer",
+        ),
+        row("syn", "limit", Count, "the backlog asked for"),
+        row("syn", "losses", Count, "TCPReqQFullDrop"),
+        row(
+            "accept",
+            "depth",
+            Count,
+            "connections made and not accepted",
+        ),
+        row("accept", "limit", Count, "the backlog asked for"),
+        row("accept", "oldest", Nanoseconds, "the callers' clock"),
+        row(
+            "accept",
+            "arrivals",
+            PerSecond,
+            "connections made, by the callers' clock",
+        ),
+        row(
+            "accept",
+            "departures",
+            PerSecond,
+            "connections accepted, by the service's clock",
+        ),
+        row("accept", "losses", Count, "ListenOverflows"),
+        row(
+            "accept",
+            "unix depth",
+            Count,
+            "connections made and not accepted",
+        ),
+        row("accept", "unix limit", Count, "the backlog asked for"),
+        row("accept", "unix oldest", Nanoseconds, "the callers' clock"),
+        row("recv", "depth", Bytes, "SIOCINQ"),
+        row("recv", "limit", Bytes, "SO_RCVBUF"),
+        row("recv", "oldest", Nanoseconds, "the writer's clock"),
+        row(
+            "recv",
+            "arrivals",
+            PerSecond,
+            "bytes written, by the writer's clock",
+        ),
+        row(
+            "recv",
+            "departures",
+            PerSecond,
+            "bytes read, by the reader's clock",
+        ),
+        row("udp", "depth", Bytes, "SO_MEMINFO"),
+        row("udp", "datagrams", Count, "datagrams sent and not read"),
+        row("udp", "limit", Bytes, "SO_RCVBUF"),
+        row("udp", "oldest", Nanoseconds, "the sender's clock"),
+        row("udp", "losses", Count, "SO_MEMINFO"),
+        row("unix", "stream depth", Bytes, "SIOCOUTQ of the writer"),
+        row("unix", "stream limit", Bytes, "SO_SNDBUF of the writer"),
+        row("unix", "stream oldest", Nanoseconds, "the writer's clock"),
+        row(
+            "unix",
+            "datagram depth",
+            Count,
+            "datagrams sent and not read",
+        ),
+        row("unix", "datagram limit", Count, "net.unix.max_dgram_qlen"),
+        row("unix", "datagram oldest", Nanoseconds, "the sender's clock"),
+        row("pipe", "depth", Count, "FIONREAD, whole pages"),
+        row("pipe", "limit", Count, "F_GETPIPE_SZ"),
+        row("pipe", "oldest", Nanoseconds, "the writer's clock"),
+        row(
+            "pipe",
+            "holder",
+            Truth,
+            "the process that was given the other end",
+        ),
+        row(
+            "pipe",
+            "arrivals",
+            PerSecond,
+            "pages written, by the writer's clock",
+        ),
+        row(
+            "pipe",
+            "departures",
+            PerSecond,
+            "pages read, by the reader's clock",
+        ),
+        row("pipe", "fifo depth", Count, "FIONREAD, whole pages"),
+        row("inflight", "depth", Count, "requests read and not answered"),
+        row("inflight", "oldest", Nanoseconds, "the callers' clock"),
+        row("workers", "depth", Count, "threads that were given work"),
+        row("workers", "limit", Count, "threads started"),
+        row("eventloop", "oldest", Nanoseconds, "the handler's clock"),
+        row(
+            "runqueue",
+            "run delay",
+            PerSecond,
+            "schedstat of the threads",
+        ),
+        row("runqueue", "wait", Nanoseconds, "schedstat of the threads"),
+        row("lock", "depth", Count, "threads started that want it"),
+        row(
+            "lock",
+            "oldest",
+            Nanoseconds,
+            "the clock of the first that waits",
+        ),
+        row("lock", "holder", Truth, "the thread that has it"),
+        row("disk", "depth", Count, "threads in state D of /proc"),
+        row("disk", "oldest", Nanoseconds, "the writers' clock"),
+        row("memory", "depth", Bytes, "the control group's own files"),
+        row("memory", "limit", Bytes, "the limit asked for"),
+        row("downstream", "depth", Count, "calls made and not answered"),
+        row("downstream", "limit", Count, "connections opened"),
+        row("downstream", "oldest", Nanoseconds, "the callers' clock"),
+        row("send", "depth", Bytes, "SIOCOUTQ"),
+        row("send", "limit", Bytes, "SO_SNDBUF"),
+        row("send", "oldest", Nanoseconds, "the writer's clock"),
+        row("fd", "depth", Count, "/proc/self/fd"),
+        row("fd", "limit", Count, "RLIMIT_NOFILE"),
+        row(
+            "uring",
+            "sq depth",
+            Count,
+            "entries written and not submitted",
+        ),
+        row("uring", "sq limit", Count, "entries asked for"),
+        row(
+            "uring",
+            "sq losses",
+            Count,
+            "the ring's own counter of dropped entries",
+        ),
+        row("uring", "cq depth", Count, "completions not taken"),
+        row(
+            "uring",
+            "cq limit",
+            Count,
+            "entries that the kernel granted",
+        ),
+    ]
+};
+
+/// The kinds, each once, in the order of the rows.
+pub fn kinds() -> Vec<&'static str> {
+    let mut kinds: Vec<&str> = ROWS.iter().map(|row| row.kind).collect();
+    kinds.dedup();
+    kinds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rows_of_a_kind_stand_together_and_each_stands_once() {
+        let kinds = kinds();
+        for (at, kind) in kinds.iter().enumerate() {
+            assert!(!kinds[..at].contains(kind), "{kind} stands twice");
+        }
+        for (at, row) in ROWS.iter().enumerate() {
+            let before = &ROWS[..at];
+            let known = |one: &Row| (one.kind, one.quantity) == (row.kind, row.quantity);
+            assert!(!before.iter().any(known), "{row:?} stands twice");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_exact_and_an_age_may_be_a_tick_off() {
+        let row = |quantity: &str| ROWS.iter().find(|row| row.quantity == quantity);
+        let allowed = |quantity: &str, truth| {
+            row(quantity).map_or(f64::NAN, |row| row.allowed(truth, 100_000_000))
+        };
+        assert_eq!(allowed("limit", 128.0), 0.0);
+        assert_eq!(allowed("unix limit", 128.0), 0.0);
+        assert_eq!(allowed("depth", 100.0), 5.0);
+        assert_eq!(allowed("oldest", 1e9), 1e8);
+        assert_eq!(allowed("oldest", 4e9), 2e8);
+        assert_eq!(allowed("wait", 1e6), 5e4);
+    }
+
+    #[test]
+    fn a_finding_survives_its_line() {
+        let mut finding = Finding::without_numbers(&ROWS[0], Verdict::Absent, "no such queue");
+        assert_eq!(
+            Finding::from_json(&finding.to_json().to_string()).as_ref(),
+            Some(&finding)
+        );
+        (finding.truth, finding.measured, finding.allowed) = (Some(4.0), Some(3.5), Some(0.2));
+        assert_eq!(finding.error(), Some(-0.5));
+        assert_eq!(
+            Finding::from_json(&finding.to_json().to_string()),
+            Some(finding)
+        );
+        assert_eq!(Finding::from_json("{\"type\":\"queue\"}"), None);
+    }
+}

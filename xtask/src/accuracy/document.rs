@@ -1,0 +1,107 @@
+//! docs/accuracy.md: the table as a page that a user reads.
+
+use std::fmt::Write as _;
+
+use tailback_tests::accuracy::{Finding, ROWS, Row, Verdict};
+
+use super::{Column, table};
+
+const HEAD: &str = "\
+# Accuracy
+
+What `tailback sample` says of queues whose state is known by other means, and how far it is off: the worst of all looks.
+Depth and rates have to be within 5%, ages within 5% or one tick as it really was (100 ms, some more in an emulator), limits and losses exact. What came between two
+looks is seen at the second, so that an age that is told by a head that does not move is up to one tick too low.
+
+Written by `cargo xtask accuracy --kernels all --write`; the same rows are tests of `cargo xtask test`. The kernels of the
+matrix run in an emulator with one CPU. \"absent\": the agent does not say it there. \"skipped\": the state cannot be made there.
+
+";
+
+pub fn of(columns: &[Column]) -> String {
+    let mut text = HEAD.to_owned();
+    let mut head = "| queue | the truth is |".to_owned();
+    let mut rule = "| --- | --- |".to_owned();
+    for column in columns {
+        let _ = write!(head, " {} |", column.release);
+        rule.push_str(" ---: |");
+    }
+    let _ = writeln!(text, "{head}\n{rule}");
+    let mut notes: Vec<String> = Vec::new();
+    for row in ROWS {
+        let _ = write!(text, "| {} {} | {} |", row.kind, row.quantity, row.truth);
+        for column in columns {
+            let _ = write!(text, " {} |", cell(column, row, &mut notes));
+        }
+        text.push('\n');
+    }
+    for (at, note) in notes.iter().enumerate() {
+        let _ = write!(text, "\n{}. {note}", at + 1);
+    }
+    if !notes.is_empty() {
+        text.push('\n');
+    }
+    text
+}
+
+/// An error, or why there is none: by the number of its note.
+fn cell(column: &Column, row: &Row, notes: &mut Vec<String>) -> String {
+    let Some(finding) = column.find(row) else {
+        return "not measured".to_owned();
+    };
+    let note = reason(column, finding);
+    let mut refer = || {
+        let at = notes.iter().position(|known| *known == note);
+        at.unwrap_or_else(|| {
+            notes.push(note.clone());
+            notes.len() - 1
+        }) + 1
+    };
+    match finding.verdict {
+        Verdict::Ok => table::error(finding).unwrap_or_default(),
+        Verdict::Off => match table::error(finding) {
+            Some(error) => format!("**{error}**"),
+            None => format!("**failed** ({})", refer()),
+        },
+        Verdict::Absent => format!("absent ({})", refer()),
+        Verdict::Skipped => format!("skipped ({})", refer()),
+    }
+}
+
+/// Without what differs from run to run: what the agent said in full is for who mends it.
+fn reason(column: &Column, finding: &Finding) -> String {
+    let name = format!("{}.{}", finding.kind, finding.quantity);
+    let known = column.absent.iter().find(|(row, _)| *row == name);
+    match (known, finding.verdict) {
+        (Some((_, why)), Verdict::Absent) => (*why).to_owned(),
+        (None, Verdict::Absent) => "not expected: the agent does not say it".to_owned(),
+        _ => table::short(&finding.note.replace('|', "/").replace('\n', " "), 200),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_that_several_cells_share_is_told_once() {
+        let skipped = |row| Finding::without_numbers(row, Verdict::Skipped, "no slow disk");
+        let mut findings: Vec<Finding> = ROWS.iter().map(skipped).collect();
+        findings[0] = Finding {
+            truth: Some(4.0),
+            measured: Some(4.0),
+            verdict: Verdict::Ok,
+            ..findings[0].clone()
+        };
+        let column = Column {
+            name: "6.1".to_owned(),
+            release: "6.1.0".to_owned(),
+            findings,
+            absent: &[],
+        };
+        let text = of(&[column]);
+        assert_eq!(text.matches("no slow disk").count(), 1);
+        assert!(text.contains(&format!("| {} {} |", ROWS[0].kind, ROWS[0].quantity)));
+        assert!(text.contains("| 0 |\n"), "{text}");
+    }
+}

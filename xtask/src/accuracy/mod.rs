@@ -1,0 +1,229 @@
+//! `cargo xtask accuracy`: what the agent says of queues, beside what is known of them by other means.
+//!
+//! The rows are the harness's (`tests/harness/accuracy.rs`); `tests/accuracy` measures them, here and on the kernels of
+//! the matrix. `table` shows them to a person, `document` writes docs/accuracy.md. The same rows are tests of
+//! `cargo xtask test`.
+
+mod document;
+mod table;
+
+use std::{
+    fs,
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::{ExitCode, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+use tailback_tests::accuracy::{Finding, ROWS, Row, Verdict};
+
+use crate::{
+    cargo::{self, Link},
+    command::Cmd,
+    kernels::{self, Kernel},
+    setup::{self, Purpose},
+    test::{Tally, Told},
+};
+
+/// Where it is measured on no kernel of the matrix.
+const HERE: &str = "this kernel";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Kernels of the matrix besides this one: all, none, or names separated by commas
+    #[arg(long, value_name = "LIST", default_value = "none")]
+    kernels: String,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Write the table to this file [default: docs/accuracy.md]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "docs/accuracy.md")]
+    write: Option<PathBuf>,
+    /// Kinds of queues: accept, pipe, ... [default: all]
+    kinds: Vec<String>,
+}
+
+/// What was found on one kernel.
+pub struct Column {
+    pub name: String,
+    pub release: String,
+    pub findings: Vec<Finding>,
+    absent: &'static [(&'static str, &'static str)],
+}
+
+pub fn main(args: &Args) -> Result<ExitCode> {
+    let kernels = kernels::choose(&args.kernels)?;
+    setup::ensure_with_kernels(Purpose::Test, &kernels)?;
+    let mut columns = vec![Column {
+        name: HERE.to_owned(),
+        release: release(),
+        findings: measure_here(&args.kinds)?,
+        absent: &[],
+    }];
+    for kernel in kernels {
+        columns.push(measure_on(kernel, &args.kinds)?);
+    }
+    if args.json {
+        print_json(&columns);
+    } else {
+        let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        print!("{}", table::of(&columns, colour));
+    }
+    if let Some(file) = &args.write {
+        fs::write(file, document::of(&columns))
+            .with_context(|| format!("write {}", file.display()))?;
+    }
+    let good = columns.iter().all(Column::is_good);
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+impl Column {
+    pub fn find(&self, row: &Row) -> Option<&Finding> {
+        self.findings.iter().find(|finding| finding.is_of(row))
+    }
+
+    fn is_good(&self) -> bool {
+        let mut measured = self.findings.iter();
+        measured.all(|finding| judge(finding, self.absent).is_ok())
+    }
+}
+
+/// Why a finding is a failure. A fact that is silently absent is one.
+fn judge(finding: &Finding, absent: &[(&str, &str)]) -> Result<(), String> {
+    let name = format!("{}.{}", finding.kind, finding.quantity);
+    match finding.verdict {
+        Verdict::Ok | Verdict::Skipped => Ok(()),
+        Verdict::Absent if absent.iter().any(|(row, _)| *row == name) => Ok(()),
+        Verdict::Absent => Err(format!("absent: {}", finding.note)),
+        Verdict::Off => Err(match (finding.measured, finding.truth) {
+            (Some(_), Some(_)) => format!("{}: {}", table::words(finding), finding.note),
+            _ => finding.note.clone(),
+        }),
+    }
+}
+
+/// What a test of this row is called.
+pub fn test_name(row: &Row) -> String {
+    format!("{} {}", row.kind, row.quantity)
+}
+
+/// Tells all rows as tests. A row that was not found failed for the reason `missing`.
+pub fn tell(
+    found: &[Finding],
+    absent: &[(&str, &str)],
+    missing: &str,
+    prefix: &str,
+    tally: &mut Tally,
+) {
+    for row in ROWS {
+        let name = format!("{prefix}{}", test_name(row));
+        let Some(finding) = found.iter().find(|finding| finding.is_of(row)) else {
+            tally.tell(&name, Told::Failed(missing));
+            continue;
+        };
+        match judge(finding, absent) {
+            Ok(()) if finding.verdict == Verdict::Skipped => {
+                tally.tell(&name, Told::Skipped(&finding.note));
+            }
+            Ok(()) => tally.tell(&name, Told::Passed),
+            Err(why) => tally.tell(&name, Told::Failed(&why)),
+        }
+    }
+}
+
+/// The rows as tests on this kernel, unless tests are asked for by name.
+pub fn run_here(filter: Option<&str>, tally: &mut Tally) {
+    if filter.is_some_and(|filter| !HERE.contains(filter) && filter != "accuracy") {
+        return;
+    }
+    println!("\n     Measuring accuracy on {HERE} ({})", release());
+    let (found, missing) = match measure_here(&[]) {
+        Ok(found) => (found, "it was not measured".to_owned()),
+        Err(error) => (Vec::new(), format!("{error:#}")),
+    };
+    tell(&found, &[], &missing, &format!("{HERE}: "), tally);
+}
+
+fn measure_here(kinds: &[String]) -> Result<Vec<Finding>> {
+    let agent = cargo::build("tailback", "tailback", Link::Usual)?;
+    let program = cargo::build("tailback-tests", "tailback-accuracy", Link::Usual)?;
+    let cmd = Cmd::new(program).args(kinds).env("TAILBACK_BIN", agent);
+    let mut command = cmd.command();
+    // Its exit code says whether all is well; the findings say it better.
+    let output = command.stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("start `{cmd}`"))?;
+    anyhow::ensure!(
+        matches!(output.status.code(), Some(0 | 1)),
+        "`{cmd}` ended with {}",
+        output.status
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().filter_map(Finding::from_json).collect())
+}
+
+fn measure_on(kernel: &'static Kernel, kinds: &[String]) -> Result<Column> {
+    let findings = match kernels::obstacle(kernel) {
+        None => kernels::measure(kernel, kinds)?,
+        Some(why) => {
+            let skipped = |row| Finding::without_numbers(row, Verdict::Skipped, &why);
+            ROWS.iter().map(skipped).collect()
+        }
+    };
+    Ok(Column {
+        name: kernel.name.to_owned(),
+        release: kernel.release(),
+        findings,
+        absent: kernel.absent,
+    })
+}
+
+/// As `uname -r` says.
+fn release() -> String {
+    rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn print_json(columns: &[Column]) {
+    for column in columns {
+        for finding in &column.findings {
+            let mut object = finding.to_json();
+            object["kernel"] = column.release.clone().into();
+            println!("{object}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_silently_absent_is_a_failure() {
+        let row = &ROWS[0];
+        let mut finding = Finding::without_numbers(row, Verdict::Absent, "no such queue");
+        let name = format!("{}.{}", row.kind, row.quantity);
+        let expected = [(name.as_str(), "not on this kernel")];
+        assert!(judge(&finding, &[]).is_err());
+        assert!(judge(&finding, &expected).is_ok());
+        finding.verdict = Verdict::Off;
+        assert!(judge(&finding, &expected).is_err());
+        finding.verdict = Verdict::Skipped;
+        assert!(judge(&finding, &[]).is_ok());
+    }
+
+    #[test]
+    fn what_a_kernel_lacks_is_named_as_the_rows_are() {
+        for kernel in kernels::KERNELS {
+            for (name, _) in kernel.absent {
+                let is_it = |row: &&Row| format!("{}.{}", row.kind, row.quantity) == *name;
+                assert!(ROWS.iter().any(|row| is_it(&row)), "{name}");
+            }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! `cargo xtask plans`: which way each fact is read on each kernel, and what is absent there, as `tailback doctor` says on
+//! that kernel.
+//!
+//! docs/kernels.md is written from it, and is what the tests hold each kernel to: a fact that is suddenly read another
+//! way, or not at all, is a failure until the document says so.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    cargo::{self, Link},
+    command::Cmd,
+    kernels::{self, Kernel, version},
+    setup::{self, Purpose},
+    test::{Tally, Told},
+    tools,
+};
+
+/// What doctor says of the surroundings, which differ from machine to machine.
+const NO_PLAN: &[&str] = &["kernel", "BTF", "capabilities"];
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Kernels of the matrix besides this one: all, none, or names separated by commas
+    #[arg(long, value_name = "LIST", default_value = "all")]
+    kernels: String,
+    /// Write docs/kernels.md instead of comparing with it
+    #[arg(long)]
+    write: bool,
+}
+
+/// The plan of one kernel: each fact, and the way to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    release: String,
+    ways: Vec<(String, String)>,
+}
+
+impl Plan {
+    /// From what `tailback doctor --json` prints.
+    pub fn parse<'a>(release: &str, lines: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let mut ways = Vec::new();
+        for line in lines {
+            let check: Value =
+                serde_json::from_str(line).with_context(|| format!("doctor says {line:?}"))?;
+            let text = |key: &str| check[key].as_str().map(str::to_owned);
+            let name = text("name").with_context(|| format!("a check without a name: {line}"))?;
+            if NO_PLAN.contains(&name.as_str()) {
+                continue;
+            }
+            let way = match check["state"].as_str() {
+                Some("ok") => text("how"),
+                _ => text("why").map(|why| format!("off: {why}")),
+            };
+            ways.push((
+                name,
+                way.with_context(|| format!("a check without words: {line}"))?,
+            ));
+        }
+        ensure!(!ways.is_empty(), "doctor says nothing of its plan");
+        Ok(Self {
+            release: release.to_owned(),
+            ways,
+        })
+    }
+
+    /// Compares it with the column of the document.
+    fn check(&self, document: &str) -> Result<(), Mismatch> {
+        let version = version(&self.release);
+        let Some(column) = columns(document).remove(&version) else {
+            return Err(Mismatch::NoColumn(version));
+        };
+        let written: BTreeMap<_, _> = column.into_iter().collect();
+        let found: BTreeMap<_, _> = self.ways.iter().cloned().collect();
+        let names = written.keys().chain(found.keys());
+        let differs = names
+            .filter(|name| written.get(*name) != found.get(*name))
+            .map(|name| {
+                let words = |ways: &BTreeMap<String, String>| {
+                    ways.get(name)
+                        .cloned()
+                        .unwrap_or_else(|| "nothing".to_owned())
+                };
+                format!(
+                    "{name}: {} (docs/kernels.md: {})",
+                    words(&found),
+                    words(&written)
+                )
+            });
+        match differs.collect::<std::collections::BTreeSet<_>>() {
+            same if same.is_empty() => Ok(()),
+            differs => Err(Mismatch::Differs(
+                differs.into_iter().collect::<Vec<_>>().join("; "),
+            )),
+        }
+    }
+}
+
+/// Why a plan is not the document's.
+enum Mismatch {
+    NoColumn(String),
+    Differs(String),
+}
+
+pub fn main(args: &Args) -> Result<ExitCode> {
+    let kernels = kernels::choose(&args.kernels)?;
+    setup::ensure_with_kernels(Purpose::Boot, &kernels)?;
+    let mut plans = vec![plan_here()?];
+    for kernel in kernels {
+        plans.push(plan_on(kernel)?);
+    }
+    plans.sort_by_key(|plan| {
+        let number = |part: &str| part.parse::<u32>().unwrap_or(0);
+        version(&plan.release)
+            .split('.')
+            .map(number)
+            .collect::<Vec<_>>()
+    });
+    if args.write {
+        let text = document(&plans);
+        fs::write(file(), &text).with_context(|| format!("write {}", file().display()))?;
+        println!("{}: read what changed", file().display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut tally = Tally::default();
+    for plan in &plans {
+        tell(&format!("{}: plan", plan.release), plan, &mut tally);
+    }
+    Ok(if tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// One test: whether a kernel's plan is the one that is written down.
+pub fn tell(name: &str, plan: &Plan, tally: &mut Tally) {
+    let document = fs::read_to_string(file()).unwrap_or_default();
+    match plan.check(&document) {
+        Ok(()) => tally.tell(name, Told::Passed),
+        Err(Mismatch::NoColumn(version)) => {
+            let why =
+                format!("docs/kernels.md has no column for {version}: `cargo xtask plans --write`");
+            tally.tell(name, Told::Skipped(&why));
+        }
+        Err(Mismatch::Differs(how)) => tally.tell(name, Told::Failed(&how)),
+    }
+}
+
+/// The test on this kernel, unless tests are asked for by name.
+pub fn run_here(filter: Option<&str>, tally: &mut Tally) {
+    if filter.is_some_and(|filter| filter != "plan") {
+        return;
+    }
+    match plan_here() {
+        Ok(plan) => tell("this kernel: plan", &plan, tally),
+        Err(error) => tally.tell("this kernel: plan", Told::Failed(&format!("{error:#}"))),
+    }
+}
+
+fn file() -> PathBuf {
+    tools::root().join("docs/kernels.md")
+}
+
+fn plan_here() -> Result<Plan> {
+    let agent = cargo::build("tailback", "tailback", Link::Usual)?;
+    let cmd = Cmd::new(agent).args(["doctor", "--json"]);
+    let output = cmd.command().output();
+    let output = output.with_context(|| format!("start `{cmd}`"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    Plan::parse(&release, text.lines())
+}
+
+fn plan_on(kernel: &Kernel) -> Result<Plan> {
+    let command = ["/tailback", "doctor", "--json"].map(str::to_owned);
+    let printed = kernels::fetch(kernel, &command)?;
+    Plan::parse(&kernel.release(), String::from_utf8_lossy(&printed).lines())
+}
+
+fn document(plans: &[Plan]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    let mut legend: Vec<&str> = Vec::new();
+    for (name, way) in plans.iter().flat_map(|plan| &plan.ways) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+        if !legend.contains(&way.as_str()) {
+            legend.push(way);
+        }
+    }
+    let mut text = "# Kernels\n\nThe same static binary on each kernel: which way each fact is read there, and what is absent. Written by \
+        `cargo xtask plans --write`\nfrom what `tailback doctor` says on each; `cargo xtask test` boots them and holds each to its column. \
+        A `·` way is off.\n\n| fact |"
+        .to_owned();
+    for plan in plans {
+        let _ = write!(text, " {} |", version(&plan.release));
+    }
+    text += "\n| --- |";
+    text += &" --- |".repeat(plans.len());
+    for name in names {
+        let _ = write!(text, "\n| {name} |");
+        for plan in plans {
+            let way = plan.ways.iter().find(|(known, _)| known == name);
+            let number = way.and_then(|(_, way)| legend.iter().position(|known| known == way));
+            match number {
+                Some(number) => {
+                    let off = if legend[number].starts_with("off: ") {
+                        "·"
+                    } else {
+                        ""
+                    };
+                    let _ = write!(text, " {off}{} |", number + 1);
+                }
+                None => text += " |",
+            }
+        }
+    }
+    text += "\n\nThe ways:\n\n";
+    for (number, way) in legend.iter().enumerate() {
+        let _ = writeln!(text, "{}. {way}", number + 1);
+    }
+    text += "\nThe kernels:\n\n";
+    for plan in plans {
+        let _ = writeln!(text, "- {}", plan.release);
+    }
+    text
+}
+
+/// Of each kernel's version, what the document says: names and ways.
+fn columns(document: &str) -> BTreeMap<String, Vec<(String, String)>> {
+    let legend: BTreeMap<&str, &str> = document
+        .lines()
+        .filter_map(|line| line.split_once(". "))
+        .filter(|(number, _)| {
+            !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+        })
+        .collect();
+    let mut rows = document
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
+        .map(|line| line.split(" | ").map(str::trim).collect::<Vec<_>>());
+    let Some(head) = rows.next() else {
+        return BTreeMap::new();
+    };
+    let versions: Vec<String> = head
+        .iter()
+        .skip(1)
+        .map(|version| (*version).to_owned())
+        .collect();
+    let mut columns: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    for row in rows.filter(|row| row.first().is_some_and(|name| *name != "---")) {
+        for (version, cell) in versions.iter().zip(row.iter().skip(1)) {
+            if let Some(way) = legend.get(cell.trim_start_matches('·')) {
+                let column = columns.entry(version.clone()).or_default();
+                column.push((row[0].to_owned(), (*way).to_owned()));
+            }
+        }
+    }
+    columns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(release: &str, rings: &str) -> Result<Plan> {
+        let lines = [
+            r#"{"type":"check","name":"kernel","state":"ok","how":"6.1.0"}"#.to_owned(),
+            r#"{"type":"check","name":"pipes and FIFOs","state":"ok","how":"iterator, typed loads"}"#.to_owned(),
+            format!(r#"{{"type":"check","name":"io_uring",{rings}}}"#),
+        ];
+        Plan::parse(release, lines.iter().map(String::as_str))
+    }
+
+    #[test]
+    fn a_plan_is_held_to_its_column() -> Result<()> {
+        let on = r#""state":"ok","how":"iterator, probe reads""#;
+        let off = r#""state":"off","why":"no such type""#;
+        let plans = [plan("5.10.0-32", off)?, plan("6.1.0-50", on)?];
+        let text = document(&plans);
+        assert!(plans.iter().all(|plan| plan.check(&text).is_ok()), "{text}");
+        let Err(Mismatch::Differs(how)) = plan("6.1.0-51", off)?.check(&text) else {
+            panic!("a silent fall-back is not seen");
+        };
+        assert_eq!(
+            how,
+            "io_uring: off: no such type (docs/kernels.md: iterator, probe reads)"
+        );
+        assert!(matches!(
+            plan("6.6.1", on)?.check(&text),
+            Err(Mismatch::NoColumn(version)) if version == "6.6"
+        ));
+        Ok(())
+    }
+}
