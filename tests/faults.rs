@@ -37,7 +37,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// The subject as a program of its own, under a name that no other has.
 fn own_program(folder: &TempDir, name: &str) -> Result<PathBuf> {
     let path = folder.path().join(name);
-    fs::copy(SUBJECT, &path).with_context(|| format!("copy {SUBJECT} to {}", path.display()))?;
+    program::copy(Path::new(SUBJECT), &path)?;
     Ok(path)
 }
 

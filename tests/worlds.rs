@@ -486,7 +486,7 @@ fn sequence_numbers_that_wrap_are_counted_through() -> Result<()> {
 /// The subject as a program of its own, under a name that no other has.
 fn own_program(folder: &TempDir, name: &str) -> Result<PathBuf> {
     let path = folder.path().join(name);
-    fs::copy(SUBJECT, &path).with_context(|| format!("copy {SUBJECT} to {}", path.display()))?;
+    program::copy(Path::new(SUBJECT), &path)?;
     Ok(path)
 }
 

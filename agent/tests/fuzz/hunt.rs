@@ -104,9 +104,12 @@ fn keep(target: &str, bytes: &[u8]) -> String {
     format!("{} bytes, beginning with {head}\n    {kept}", bytes.len())
 }
 
+/// The input that is being fed, and since when.
+type AtWork = Mutex<Option<(Instant, Vec<u8>)>>;
+
 /// Notices an input that hangs.
 struct Guard {
-    at_work: Arc<Mutex<Option<(Instant, Vec<u8>)>>>,
+    at_work: Arc<AtWork>,
     done: Arc<AtomicBool>,
 }
 

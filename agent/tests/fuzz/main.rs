@@ -147,7 +147,7 @@ fn told(samples: impl Iterator<Item = Sample>) -> u64 {
         tell(&pipeline.finish());
     }
     assert!(
-        !terminal.iter().any(|byte| *byte == 0x1b),
+        !terminal.contains(&0x1b),
         "an escape gets through to the terminal"
     );
     for line in String::from_utf8(json).unwrap().lines() {
