@@ -154,7 +154,7 @@ fn on_a_small_disk(test: &str, args: &str) -> Result<Option<(Ran, Ran)>> {
     let process = idle()?;
     let script = format!(
         r#"DISK={disk}
-        mount -t tmpfs -o size=48k none $DISK || nothing_mounted
+        mount -t tmpfs -o size=16k none $DISK || nothing_mounted
         "$0" {args} --pid {pid} --interval 5ms; code=$?
         cp $DISK/record {kept} && exit $code"#,
         disk = disk.path().display(),

@@ -22,6 +22,7 @@ use crate::{
 
 /// Loads the programs into the kernel, or says why that cannot be.
 pub(super) fn load() -> Outcome<Glance> {
+    check_proc()?;
     raise_memlock();
     Glance::load().map_err(|error| {
         // SAFETY: no arguments, cannot fail.
@@ -30,14 +31,28 @@ pub(super) fn load() -> Outcome<Glance> {
     })
 }
 
+/// Processes are named by their pids in our own namespace: a /proc of another one would name others.
+fn check_proc() -> Outcome<()> {
+    let own = std::process::id().to_string();
+    match fs::read_link("/proc/self") {
+        Ok(shown) if shown.as_os_str() != own.as_str() => Err(Failure::kernel(anyhow!(
+            "/proc belongs to another pid namespace (it calls this process {}, which is {own}): mount the one of this \
+             namespace, `mount -t proc proc /proc` or `unshare --mount-proc`",
+            shown.display()
+        ))),
+        // Without /proc there is little to be had, and what is missing says so itself.
+        _ => Ok(()),
+    }
+}
+
 /// Why loading failed, with the remedy.
 fn explained(error: anyhow::Error, root: bool) -> anyhow::Error {
     let text = format!("{error:#}");
     if text.contains("invalid func unknown#") {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         return anyhow!(
-            "this kernel ({}) is too old: Tailback's programs call helpers that came with Linux 5.11; \
-             use a newer kernel (6.1 and later are tested)",
+            "this kernel ({}) is too old: Tailback's programs call helpers that it does not have; \
+             use Linux 5.10 or later",
             release.trim()
         );
     }

@@ -98,7 +98,8 @@ pub struct Collector {
     report: Report,
     notices: Vec<Notice>,
     unmatched: Option<Vec<Selector>>,
-    told_left_out: bool,
+    /// Bounds that were told to be reached.
+    told: BTreeSet<&'static str>,
     /// Of the walks over files and over threads: whether they were told to be stretched, and when.
     told_pace: [(bool, u64); 2],
 }
@@ -174,7 +175,7 @@ impl Collector {
             },
             notices: Vec::new(),
             unmatched: None,
-            told_left_out: false,
+            told: BTreeSet::new(),
             told_pace: [(false, 0); 2],
         }
     }
@@ -229,15 +230,23 @@ impl Collector {
         let (ids, shared) = (self.ids, &self.shared);
         let mut listeners = Vec::new();
         let mut holders = Vec::new();
+        let mut left_out = 0;
         self.glance.walk_holders(&mut |record| match record {
             Record::Listener(listener, _) => listeners.push(convert::listener_seen(listener, ids)),
-            Record::Holder(holder)
-                if holders.len() < MAX_HOLDERS && shared.contains(&holder.inode) =>
-            {
-                holders.push(convert::holder(holder, name(holder.header.tgid)));
+            Record::Holder(holder) if shared.contains(&holder.inode) => {
+                if holders.len() < MAX_HOLDERS {
+                    holders.push(convert::holder(holder, name(holder.header.tgid)));
+                } else {
+                    left_out += 1;
+                }
             }
             _ => {}
         })?;
+        if left_out > 0 {
+            self.tell_once("too_many_holders", || {
+                format!("{left_out} holders of pipes and unix sockets are not named: there are more than {MAX_HOLDERS}")
+            });
+        }
         let mut listening: Vec<Listening> = listeners
             .iter()
             .map(|listener| Listening {
@@ -378,7 +387,12 @@ impl Collector {
             let before_ns = cpu_time_ns();
             let (cgroups, machine) = self.system.read(&self.targets);
             (sample.cgroups, sample.machine) = (cgroups, Some(machine));
-            self.tell_left_out();
+            let left_out = self.system.left_out();
+            if left_out > 0 {
+                self.tell_once("too_many_cgroups", || {
+                    format!("{left_out} control groups are not read: their quotas, memory and pressure are unknown")
+                });
+            }
             sample.walks.system = true;
             let cost = self.spent_aside(before_ns);
             self.paces.system.looked(now_ns, cost, share);
@@ -494,16 +508,12 @@ impl Collector {
         Ok(())
     }
 
-    /// Says once that there are more control groups than are read.
-    fn tell_left_out(&mut self) {
-        let left_out = self.system.left_out();
-        if left_out > 0 && !self.told_left_out {
-            self.told_left_out = true;
+    /// A bound that is reached is told, once.
+    fn tell_once(&mut self, code: &'static str, text: impl Fn() -> String) {
+        if self.told.insert(code) {
             self.notices.push(Notice {
-                code: "too_many_cgroups".to_owned(),
-                text: format!(
-                    "{left_out} control groups are not read: their quotas, memory and pressure are unknown"
-                ),
+                code: code.to_owned(),
+                text: text(),
             });
         }
     }
