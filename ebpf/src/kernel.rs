@@ -192,15 +192,52 @@ pub fn emit<T>(seq: *mut seq_file, record: &T) {
     };
 }
 
-/// The entry of a task's process, `None` where it is not watched.
+/// Where the walk is: at the process of this task, looked up if it is another one than that of the visit before. `None`
+/// where it is not watched.
 #[inline(always)]
-pub fn target_of(task: *const u8, tgid: u32) -> Option<*mut TargetEntry> {
-    let entry = TARGETS.get_ptr_mut(tgid)?;
-    let leader = load!(task, task_group_leader, *const u8);
-    // SAFETY: an entry of the map, which outlives the visit; the agent changes it between walks.
-    if load!(leader, task_start_boottime, u64) == unsafe { (*entry).start_ns } {
-        Some(entry)
-    } else {
-        None
+pub fn at_target(task: *const u8, tgid: u32) -> Option<*mut Walk> {
+    let walk = WALK.get_ptr_mut(0)?;
+    // SAFETY: an array entry lives as long as its map; only one walk runs at a time.
+    unsafe {
+        if (*walk).tgid != tgid {
+            enter(walk, task, tgid);
+        }
+        if (*walk).is_watched == 1 {
+            Some(walk)
+        } else {
+            None
+        }
+    }
+}
+
+/// The walk is over.
+#[inline(always)]
+pub fn end_of_walk() {
+    if let Some(walk) = WALK.get_ptr_mut(0) {
+        // SAFETY: as above.
+        unsafe { (*walk).tgid = 0 };
+    }
+}
+
+#[inline(always)]
+fn enter(walk: *mut Walk, task: *const u8, tgid: u32) {
+    let mut watched = 0;
+    let mut flags = 0;
+    // SAFETY: plain numbers; the agent changes them between walks.
+    if let Some(entry) = unsafe { TARGETS.get(tgid) } {
+        let leader = load!(task, task_group_leader, *const u8);
+        if load!(leader, task_start_boottime, u64) == entry.start_ns {
+            watched = 1;
+            flags = entry.flags;
+        }
+    }
+    // SAFETY: an array entry lives as long as its map; only one walk runs at a time.
+    unsafe {
+        (*walk).tgid = tgid;
+        (*walk).is_watched = watched;
+        (*walk).flags = flags;
+        (*walk).limit = 0;
+        (*walk).open = 0;
+        (*walk).next_fd = 0;
     }
 }

@@ -322,21 +322,20 @@ records! {
     }
 
     /// A watched process, in the map `TARGETS` under its tgid.
-    pub struct TargetEntry: 40 {
+    pub struct TargetEntry: 32 {
         /// CLOCK_BOOTTIME at its start: another process that was given the same pid is not it.
         pub start_ns: u64,
         /// `TARGET_` flags.
         pub flags: u32,
-        /// Counted by the walk over files of this number: files open, the last one's descriptor, and RLIMIT_NOFILE.
+        /// Counted by the walk over files of this number: files open, and RLIMIT_NOFILE (0: unknown).
         pub walk: u32,
-        pub open: u32,
-        pub last_fd: u32,
         pub limit: u64,
-        pub reserved: u64,
+        pub open: u32,
+        pub reserved: u32,
     }
 
-    /// Settings of one walk, in the one-entry map `WALK`.
-    pub struct Walk: 40 {
+    /// Settings of one walk, and where it is, in the one-entry map `WALK`.
+    pub struct Walk: 64 {
         /// Busy sockets of hot targets that this walk may still mark.
         pub marks_left: u32,
         /// Its number.
@@ -347,8 +346,18 @@ records! {
         pub ring_operations: u64,
         /// The agent's own tgid in the initial pid namespace; 0: not known.
         pub own_tgid: u32,
-        pub reserved: u32,
-        pub reserved2: u64,
+        /// The process of the last visit; 0: none. What follows is of it.
+        pub tgid: u32,
+        /// 1 where it is watched.
+        pub is_watched: u32,
+        /// `TARGET_` flags.
+        pub flags: u32,
+        /// RLIMIT_NOFILE; 0: unknown.
+        pub limit: u64,
+        /// Files counted, and the descriptor from which on they are not counted yet.
+        pub open: u32,
+        pub next_fd: u32,
+        pub reserved: u64,
     }
 
     /// Socket-local storage of the sockets that are looked at on every tick.

@@ -8,7 +8,7 @@ use tailback_ebpf::{
     CpuRecord, Header, KIND_CPU, KIND_PROCESS, KIND_THREAD, ProcessRecord, ThreadRecord,
 };
 
-use crate::kernel::{IterMeta, emit, load, load_or, pid_at, reader_level, target_of};
+use crate::kernel::{IterMeta, at_target, emit, end_of_walk, load, load_or, pid_at, reader_level};
 
 #[repr(C)]
 pub struct TaskContext {
@@ -24,10 +24,11 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 #[unsafe(link_section = "iter/task")]
 pub extern "C" fn threads(ctx: *const TaskContext) -> i32 {
     let Some((seq, task)) = task_of(ctx) else {
+        end_of_walk();
         return 0;
     };
     let tgid = load!(task, task_tgid, u32);
-    if target_of(task, tgid).is_none() {
+    if at_target(task, tgid).is_none() {
         return 0;
     }
     emit(

@@ -7,12 +7,10 @@ use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, seq_file},
     helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get},
 };
-use tailback_ebpf::{
-    ABSENT, Header, KIND_OPERATIONS, Mark, OperationsRecord, TARGET_HOT, TargetEntry, Walk,
-};
+use tailback_ebpf::{ABSENT, Header, KIND_OPERATIONS, Mark, OperationsRecord, TARGET_HOT, Walk};
 
 use crate::{
-    kernel::{IterMeta, MARKS, WALK, emit, load, offset, target_of, way},
+    kernel::{IterMeta, MARKS, TARGETS, WALK, at_target, emit, end_of_walk, load, offset, way},
     pipe::Pipe,
     sock::{AF_UNIX, IPPROTO_UDP, SOCK_DGRAM, Sock},
     tcp::Tcp,
@@ -40,12 +38,17 @@ pub struct Found {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn files(ctx: *const TaskFileContext) -> i32 {
-    if let Some((seq, task, found, file)) = file_of(ctx)
-        && let Some(entry) = target_of(task, found.tgid)
-        && let Some(walk) = WALK.get_ptr_mut(0)
-    {
-        count(entry, walk, task, found);
-        visit(seq, found, file, entry, walk);
+    let Some((seq, task, found, file)) = file_of(ctx) else {
+        tell_count();
+        end_of_walk();
+        return 0;
+    };
+    if is_another(found.tgid) {
+        tell_count();
+    }
+    if let Some(walk) = at_target(task, found.tgid) {
+        count(walk, task, found);
+        visit(seq, found, file, walk);
     }
     0
 }
@@ -116,21 +119,45 @@ fn file_of(ctx: *const TaskFileContext) -> Option<(*mut seq_file, *const u8, Fou
     Some((unsafe { (*meta).seq }, task, Found { tgid, fd }, file))
 }
 
+/// Whether the visit before this one was of another process.
+#[inline(always)]
+fn is_another(tgid: u32) -> bool {
+    // SAFETY: an array entry lives as long as its map; only one walk runs at a time.
+    WALK.get_ptr_mut(0)
+        .is_some_and(|walk| unsafe { (*walk).tgid } != tgid)
+}
+
 /// Counts this file, once per walk: when the buffer is full the kernel shows the same file again, and some kernels (6.1)
 /// show the whole table once for each thread. Descriptors come in ascending order.
 #[inline(always)]
-fn count(entry: *mut TargetEntry, walk: *const Walk, task: *const u8, found: Found) {
+fn count(walk: *mut Walk, task: *const u8, found: Found) {
+    // SAFETY: as above.
+    unsafe {
+        if (*walk).open == 0 {
+            (*walk).limit = nofile(task);
+        }
+        if found.fd >= (*walk).next_fd {
+            (*walk).open += 1;
+            (*walk).next_fd = found.fd + 1;
+        }
+    }
+}
+
+/// The process is done with: what was counted goes to its entry.
+#[inline(always)]
+fn tell_count() {
+    let Some(walk) = WALK.get_ptr_mut(0) else {
+        return;
+    };
     // SAFETY: entries of maps, which outlive the visit; only one walk runs at a time.
     unsafe {
-        if (*entry).walk != (*walk).walk {
+        if (*walk).open > 0
+            && let Some(entry) = TARGETS.get_ptr_mut((*walk).tgid)
+        {
             (*entry).walk = (*walk).walk;
-            (*entry).open = 0;
-            (*entry).limit = nofile(task);
-        } else if found.fd <= (*entry).last_fd {
-            return;
+            (*entry).open = (*walk).open;
+            (*entry).limit = (*walk).limit;
         }
-        (*entry).last_fd = found.fd;
-        (*entry).open += 1;
     }
 }
 
@@ -147,13 +174,7 @@ fn nofile(task: *const u8) -> u64 {
 }
 
 #[inline(always)]
-fn visit(
-    seq: *mut seq_file,
-    found: Found,
-    file: *const u8,
-    entry: *const TargetEntry,
-    walk: *mut Walk,
-) {
+fn visit(seq: *mut seq_file, found: Found, file: *const u8, walk: *mut Walk) {
     let Some(sock) = Sock::of(file) else {
         return visit_other(seq, found, file, walk);
     };
@@ -174,8 +195,8 @@ fn visit(
         mark(sock.sk, found, 0);
         tcp.emit_listener(seq, found);
     } else {
-        // SAFETY: an entry of the map, which outlives the visit.
-        if unsafe { (*entry).flags } & TARGET_HOT != 0 && tcp.is_busy() {
+        // SAFETY: an array entry lives as long as its map.
+        if unsafe { (*walk).flags } & TARGET_HOT != 0 && tcp.is_busy() {
             mark_busy(sock.sk, found, walk);
         }
         tcp.emit_connection(seq, found);

@@ -12,7 +12,7 @@ use tailback_ebpf::{
 };
 
 use crate::{
-    kernel::{emit, load, load_or, offset, pid_at, probe, probe_at, target_of, way},
+    kernel::{at_target, emit, end_of_walk, load, load_or, offset, pid_at, probe, probe_at, way},
     task::{TaskContext, on_cpu, task_of},
 };
 
@@ -52,10 +52,11 @@ pub extern "C" fn waits_in_depth(ctx: *const TaskContext) -> i32 {
 #[inline(always)]
 fn visit(ctx: *const TaskContext, in_depth: bool) -> i32 {
     let Some((seq, task)) = task_of(ctx) else {
+        end_of_walk();
         return 0;
     };
     let tgid = load!(task, task_tgid, u32);
-    if target_of(task, tgid).is_none() {
+    if at_target(task, tgid).is_none() {
         return 0;
     }
     let mut record = WaitRecord {

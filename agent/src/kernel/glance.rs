@@ -43,9 +43,8 @@ const NO_ENTRY: TargetEntry = TargetEntry {
     start_ns: 0,
     flags: 0,
     walk: 0,
-    open: 0,
-    last_fd: 0,
     limit: 0,
+    open: 0,
     reserved: 0,
 };
 
@@ -227,8 +226,13 @@ impl Glance {
                 mark_ttl_ns: MARK_TTL_NS,
                 ring_operations: 0,
                 own_tgid: 0,
+                tgid: 0,
+                is_watched: 0,
+                flags: 0,
+                limit: 0,
+                open: 0,
+                next_fd: 0,
                 reserved: 0,
-                reserved2: 0,
             },
             targets,
             known: BTreeMap::new(),
@@ -317,6 +321,8 @@ impl Glance {
             }
         }
         self.known = wanted;
+        // A walk that was broken off may have left the process that it was at.
+        self.set_walk()?;
         let bind = self.plan.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
         self.files = self.links("files", bind, processes)?;
         self.threads = self.links("threads", bind, processes)?;
