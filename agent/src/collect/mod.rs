@@ -100,8 +100,8 @@ pub struct Collector {
     unmatched: Option<Vec<Selector>>,
     /// Bounds that were told to be reached.
     told: BTreeSet<&'static str>,
-    /// Of the walks over files and over threads: whether they were told to be stretched, and when.
-    told_pace: [(bool, u64); 2],
+    /// Of the walks over files, over threads, and of the tick itself: whether they were told to be stretched, and when.
+    told_pace: [(bool, u64); 3],
 }
 
 /// When each of the looks beside the tick is due.
@@ -176,7 +176,7 @@ impl Collector {
             notices: Vec::new(),
             unmatched: None,
             told: BTreeSet::new(),
-            told_pace: [(false, 0); 2],
+            told_pace: [(false, 0); 3],
         }
     }
 
@@ -571,6 +571,13 @@ impl Collector {
                 schedule.threads_cost_ns(),
                 schedule.threads_interval_ns(),
             ),
+            (
+                "ticks",
+                "listeners and suspicious sockets",
+                schedule.is_base_stretched(),
+                schedule.base_cost_ns(),
+                schedule.base_interval_ns(),
+            ),
         ];
         for (told, (what, of, stretched, cost_ns, interval_ns)) in
             self.told_pace.iter_mut().zip(walks)
@@ -586,7 +593,7 @@ impl Collector {
                     code: format!("{what}_stretched"),
                     text: format!(
                         "a walk over all {of} costs {cost}: they are looked at every {interval:.1?} to stay within \
-                         {share:.1}% of a core; listeners keep their interval"
+                         {share:.1}% of a core"
                     ),
                 }
             } else {

@@ -7,6 +7,8 @@ pub(super) struct Pace {
     min_ns: u64,
     max_ns: u64,
     due_ns: u64,
+    /// When the next look is paid for.
+    affordable_ns: u64,
 }
 
 impl Pace {
@@ -16,6 +18,7 @@ impl Pace {
             min_ns,
             max_ns,
             due_ns: 0,
+            affordable_ns: 0,
         }
     }
 
@@ -26,12 +29,14 @@ impl Pace {
     /// A look was made now, which cost so much CPU; `share` of a core is for such looks.
     pub(super) fn looked(&mut self, now_ns: u64, cost_ns: u64, share: f64) {
         let affordable = (cost_ns as f64 / share) as u64;
+        self.affordable_ns = now_ns.saturating_add(affordable.min(self.max_ns));
         self.due_ns = now_ns.saturating_add(affordable.clamp(self.min_ns, self.max_ns));
     }
 
-    /// The next look comes no later than this after now.
+    /// The next look comes no later than this after now, if it is paid for by then.
     pub(super) fn hurry(&mut self, now_ns: u64, within_ns: u64) {
-        self.due_ns = self.due_ns.min(now_ns.saturating_add(within_ns));
+        let wanted = now_ns.saturating_add(within_ns).max(self.affordable_ns);
+        self.due_ns = self.due_ns.min(wanted);
     }
 }
 
@@ -49,7 +54,11 @@ mod tests {
         assert!(!pace.is_due(1_599) && pace.is_due(1_600));
         pace.looked(1_600, 1_000_000, 0.1);
         assert!(!pace.is_due(2_599) && pace.is_due(2_600));
+        // Not before it is paid for.
         pace.hurry(1_700, 10);
-        assert!(pace.is_due(1_710));
+        assert!(!pace.is_due(2_599));
+        pace.looked(2_600, 1, 0.1);
+        pace.hurry(2_620, 10);
+        assert!(pace.is_due(2_630));
     }
 }

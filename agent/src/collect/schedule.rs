@@ -77,6 +77,10 @@ pub struct Schedule {
 const FILES_LEAST: f64 = 0.25;
 /// Files are walked at least so often.
 const FILES_MAX_NS: u64 = 30_000 * MS;
+/// Of the budget, base ticks without files and threads get at most this part, as long as they are not further apart than
+/// this: a second is what a warning may take.
+const BASE_MOST: f64 = 0.5;
+const BASE_MAX_NS: u64 = 500 * MS;
 /// As for files: what threads get at least, and how often they are walked at least.
 const THREADS_LEAST: f64 = 0.25;
 const THREADS_MAX_NS: u64 = 5_000 * MS;
@@ -101,7 +105,7 @@ impl Schedule {
 
     /// The next tick, which may already be due.
     pub fn next(&mut self, now_ns: u64) -> Tick {
-        let interval = self.budget.interval_ns;
+        let interval = self.base_interval_ns();
         if now_ns > self.base_due_ns + interval {
             // Whole ticks were missed: they are not made up for.
             self.late += 1;
@@ -187,6 +191,26 @@ impl Schedule {
         self.threads.0 as u64
     }
 
+    /// CPU time of a tick without the walks over files and threads, ns.
+    pub fn base_cost_ns(&self) -> u64 {
+        self.light.0 as u64
+    }
+
+    /// Between base ticks, ns: the interval asked for, unless what is looked at on each of them (hundreds of listeners, the
+    /// queues of all) costs too much by itself.
+    pub fn base_interval_ns(&self) -> u64 {
+        self.affordable_ns(
+            self.light.0 as u64,
+            self.budget.share * BASE_MOST,
+            BASE_MAX_NS,
+        )
+    }
+
+    /// Whether base ticks are further apart than asked for.
+    pub fn is_base_stretched(&self) -> bool {
+        self.base_interval_ns() > self.budget.interval_ns
+    }
+
     /// Between walks over files, ns.
     pub fn files_interval_ns(&self) -> u64 {
         let share = (self.budget.share - self.base_share() - self.discovery)
@@ -196,7 +220,7 @@ impl Schedule {
 
     /// Between walks over threads, ns.
     pub fn threads_interval_ns(&self) -> u64 {
-        let light = self.light.0 / self.budget.interval_ns as f64;
+        let light = self.light.0 / self.base_interval_ns() as f64;
         let left = self.budget.share * (1.0 - FILES_LEAST) - light - self.discovery;
         let share = left.max(self.budget.share * THREADS_LEAST);
         self.affordable_ns(self.threads_cost_ns(), share, THREADS_MAX_NS)
@@ -213,7 +237,7 @@ impl Schedule {
 
     /// Share of a core that goes into base ticks without files.
     fn base_share(&self) -> f64 {
-        self.light.0 / self.budget.interval_ns as f64
+        self.light.0 / self.base_interval_ns() as f64
             + self.threads.0 / self.threads_interval_ns() as f64
     }
 
@@ -245,7 +269,7 @@ impl Schedule {
             f64::INFINITY
         };
         let interval = affordable.max(self.budget.hot_interval_ns as f64);
-        (interval * 2.0 <= self.budget.interval_ns as f64).then_some(interval as u64)
+        (interval * 2.0 <= self.base_interval_ns() as f64).then_some(interval as u64)
     }
 
     /// Times that whole ticks were missed.
@@ -352,6 +376,14 @@ mod tests {
         let (_, extra, _, share) = run(200_000, 400_000, true);
         assert!(extra > 5.0, "{extra}");
         assert!(share <= 0.0105, "{share}");
+    }
+
+    #[test]
+    fn hundreds_of_listeners_stretch_the_ticks_themselves() {
+        let (base, _, files, share) = run(2 * MS, 10 * MS, true);
+        assert!((1.9..6.0).contains(&base), "{base}");
+        assert!(files > 0.03, "{files}");
+        assert!(share <= 0.0115, "{share}");
     }
 
     #[test]
