@@ -202,7 +202,7 @@ fn services_on_one_port_of_two_addresses_are_two_targets() -> Result<()> {
 /// The subject as a program of its own, under a name that no other has.
 fn own_program(folder: &TempDir, name: &str) -> Result<PathBuf> {
     let path = folder.path().join(name);
-    program::copy(std::path::Path::new(SUBJECT), &path)?;
+    program::copy(Path::new(SUBJECT), &path)?;
     Ok(path)
 }
 
