@@ -39,8 +39,10 @@ pub fn write(
     order.sort_by(|a, b| {
         b.level
             .cmp(&a.level)
-            .then(b.score.total_cmp(&a.score))
             .then(is_idle(a).cmp(&is_idle(b)))
+            .then(b.score.total_cmp(&a.score))
+            // What a service is for says more of it than what it has.
+            .then(is_accept(b).cmp(&is_accept(a)))
             .then_with(|| a.key.cmp(&b.key))
     });
     let mut shown_targets = BTreeSet::new();
@@ -160,6 +162,10 @@ fn write_sum(out: &mut impl Write, states: &[QueueState], shown: usize) -> io::R
         "\n{services}, {} queues: {verdict}{hidden}",
         count(states.len() as u64)
     )
+}
+
+fn is_accept(state: &QueueState) -> bool {
+    state.key.kind == Kind::Accept
 }
 
 /// Nothing waits in it. How many files are open, or how much memory is used, is never nothing: that is of interest when

@@ -97,10 +97,19 @@ fn program(exe: &Path, args: &[String], comm: &str) -> String {
         })
     });
     let script = args.iter().skip(1).find(|arg| !arg.starts_with('-'));
-    script
+    if let Some(script) = script
         .filter(|_| interprets)
         .and_then(|script| base(script))
-        .unwrap_or(exe)
+    {
+        return script;
+    }
+    // One file under several names (redis-server is a link to redis-check-rdb): what it was called as is what it is.
+    let called = args.first().and_then(|arg| base(arg));
+    let is_called_so = called.is_some_and(|called| called.starts_with(comm));
+    if is_called_so && !comm.is_empty() && !exe.starts_with(comm) {
+        return comm.to_owned();
+    }
+    exe
 }
 
 /// `key=value,key=value` with percent-encoding, as the OpenTelemetry specification has it.
@@ -179,6 +188,15 @@ mod tests {
         );
         assert_eq!(program(Path::new("/usr/sbin/nginx"), &[], "nginx"), "nginx");
         assert_eq!(program(Path::new(""), &[], "kthing"), "kthing");
+        let link = Path::new("/usr/bin/redis-check-rdb");
+        let called = ["redis-server *:6379".to_owned()];
+        assert_eq!(program(link, &called, "redis-server"), "redis-server");
+        // A name that a thread gave itself is not what the program was called as.
+        let node = ["/usr/bin/node".to_owned()];
+        assert_eq!(
+            program(Path::new("/usr/bin/node"), &node, "MainThread"),
+            "node"
+        );
     }
 
     #[test]
