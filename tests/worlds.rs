@@ -40,8 +40,9 @@ use tailback_tests::{
 
 const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
 const SOON: Duration = Duration::from_secs(20);
-/// What the agent may take of one core by default is 0.01; twice that is more than the clock's own error.
-const MOST_CPU: f64 = 0.02;
+/// What the agent may take of one core by default is 0.01. This is no benchmark: on a busy machine the same work costs
+/// two or three times as much; what is told apart here is a budget that is kept from none.
+const MOST_CPU: f64 = 0.04;
 
 /// What two looks 100 ms apart say of the test itself.
 fn look_at_ourselves() -> Result<Look> {

@@ -9,12 +9,14 @@ use super::{Column, table};
 const HEAD: &str = "\
 # Accuracy
 
-What `tailback sample` says of queues whose state is known by other means, and how far it is off: the worst of all looks.
-Depth and rates have to be within 5%, ages within 5% or one tick as it really was (100 ms, some more in an emulator), limits and losses exact. What came between two
-looks is seen at the second, so that an age that is told by a head that does not move is up to one tick too low.
+What `tailback sample` says of queues whose state is known by other means, and how far it is off: the worst of all looks. Depth
+and rates have to be within 5%, ages within 5% or one tick as it really was (100 ms, some more in an emulator), limits and losses
+exact. What came between two looks is seen at the second, so that an age that is told by a head that does not move is up to one
+tick too low.
 
-Written by `cargo xtask accuracy --kernels all --write`; the same rows are tests of `cargo xtask test`. The kernels of the
-matrix run in an emulator with one CPU. \"absent\": the agent does not say it there. \"skipped\": the state cannot be made there.
+Written by `cargo xtask accuracy --kernels all --write`; the same rows are tests of `cargo xtask test`, which fail at twice the
+error that is the goal, and at any where the goal is none. The kernels of the matrix run in an emulator with one CPU. \"absent\": the
+agent does not say it there. \"skipped\": the state cannot be made there.
 
 ";
 
