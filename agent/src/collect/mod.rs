@@ -1,7 +1,9 @@
 //! The live end: walks the kernel on a clock and makes samples.
 //!
-//! `schedule` decides what is walked when, within the CPU budget; `convert` turns records into plain data; `networks`
-//! reads the counters that no iterator has. Nothing in here decides anything about queues.
+//! `schedule` decides what is walked when, within the CPU budget, and `pace` when to look at what need not be looked at
+//! on every tick; `convert` turns records into plain data; `networks` and `system` read the counters that no iterator has,
+//! `paths` what only /proc names; `report` and `voice` say how the watching itself goes. Nothing in here decides anything
+//! about queues.
 
 mod census;
 mod clock;
@@ -10,13 +12,12 @@ mod identity;
 mod networks;
 mod pace;
 mod paths;
+mod report;
 mod schedule;
 mod system;
+mod voice;
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use anyhow::Result;
 use census::Census;
@@ -27,14 +28,17 @@ use identity::Identities;
 use networks::Networks;
 use pace::Pace;
 use paths::Paths;
+pub use report::Others;
+use report::Report;
 use rustc_hash::FxHashSet;
 pub use schedule::{Budget, Schedule, Tick};
 use system::System;
+use voice::Voice;
 
 use crate::{
     kernel::glance::{Glance, Record, Watched},
-    sample::{AgentReport, Files, Holder, Listening, Notice, Sample, Target, TargetId, Walks},
-    target::{Discovery, Found, ListenerSeen, ProcessSeen, Selector, Spec},
+    sample::{Files, Holder, Listening, Sample, Target, TargetId, Walks},
+    target::{Discovery, Found, ListenerSeen, ProcessSeen, Spec},
     text::harmless,
 };
 
@@ -53,11 +57,6 @@ const SYSTEM: Pace = Pace::new(500 * MS, 5_000 * MS);
 const CENSUS: Pace = Pace::new(1_000 * MS, 10_000 * MS);
 /// Holders of the other ends of the targets' pipes and unix sockets that are told.
 const MAX_HOLDERS: usize = 4096;
-/// Changes of pace are told at most so often.
-const PACE_NOTICE_NS: u64 = 30_000_000_000;
-/// How often the agent reports about itself.
-const REPORT_NS: u64 = 10_000_000_000;
-
 /// Makes samples of what the user named.
 pub struct Collector {
     glance: Glance,
@@ -96,12 +95,7 @@ pub struct Collector {
     /// CPU time of the walk over threads within the current tick, ns.
     threads_ns: u64,
     report: Report,
-    notices: Vec<Notice>,
-    unmatched: Option<Vec<Selector>>,
-    /// Bounds that were told to be reached.
-    told: BTreeSet<&'static str>,
-    /// Of the walks over files, over threads, and of the tick itself: whether they were told to be stretched, and when.
-    told_pace: [(bool, u64); 3],
+    voice: Voice,
 }
 
 /// When each of the looks beside the tick is due.
@@ -110,24 +104,6 @@ struct Paces {
     waits: Pace,
     system: Pace,
     census: Pace,
-}
-
-/// What the agent counts about itself.
-struct Report {
-    due_ns: u64,
-    cpu_before_ns: u64,
-    before_ns: u64,
-    totals: AgentReport,
-}
-
-/// What others counted and have to say: it travels in the sample, so that a replay tells it too.
-#[derive(Clone, Debug, Default)]
-pub struct Others {
-    pub samples_not_recorded: u64,
-    pub spans: u64,
-    pub spans_delivered: u64,
-    pub spans_dropped: u64,
-    pub notices: Vec<Notice>,
 }
 
 impl Collector {
@@ -167,16 +143,8 @@ impl Collector {
             aside_ns: 0,
             aside_total_ns: 0,
             threads_ns: 0,
-            report: Report {
-                due_ns: now_ns + REPORT_NS,
-                cpu_before_ns: cpu_time_ns(),
-                before_ns: now_ns,
-                totals: AgentReport::default(),
-            },
-            notices: Vec::new(),
-            unmatched: None,
-            told: BTreeSet::new(),
-            told_pace: [(false, 0); 3],
+            report: Report::new(now_ns),
+            voice: Voice::default(),
         }
     }
 
@@ -216,7 +184,7 @@ impl Collector {
             self.targets.clone_from(&found.targets);
             self.told_targets = false;
         }
-        self.tell_unmatched(&found.unmatched);
+        self.voice.tell_unmatched(&found.unmatched);
         Ok(found)
     }
 
@@ -243,7 +211,7 @@ impl Collector {
             _ => {}
         })?;
         if left_out > 0 {
-            self.tell_once("too_many_holders", || {
+            self.voice.tell_once("too_many_holders", || {
                 format!("{left_out} holders of pipes and unix sockets are not named: there are more than {MAX_HOLDERS}")
             });
         }
@@ -299,30 +267,6 @@ impl Collector {
         }
     }
 
-    fn tell_unmatched(&mut self, unmatched: &[Selector]) {
-        if self.unmatched.as_deref() != Some(unmatched) {
-            let before = self.unmatched.take().unwrap_or_default();
-            for selector in unmatched
-                .iter()
-                .filter(|selector| !before.contains(selector))
-            {
-                let (code, text) = match selector {
-                    // It was there at the start, or we would not have begun.
-                    Selector::Pid(pid) => ("target_ended", format!("process {pid} has ended")),
-                    _ => (
-                        "waiting_for_target",
-                        format!("nothing matches {selector}; waiting for it to appear"),
-                    ),
-                };
-                self.notices.push(Notice {
-                    code: code.to_owned(),
-                    text,
-                });
-            }
-            self.unmatched = Some(unmatched.to_vec());
-        }
-    }
-
     /// When the next tick is due, and what it walks.
     pub fn next_tick(&mut self) -> Tick {
         self.schedule.next(mono_ns())
@@ -351,11 +295,15 @@ impl Collector {
             self.told_targets = true;
             sample.targets = Some(self.targets.clone());
         }
-        sample.notices = std::mem::take(&mut self.notices);
+        sample.notices = self.voice.take();
         sample.notices.append(&mut others.notices);
-        self.report.totals.ticks += 1;
-        if sample.mono_ns >= self.report.due_ns {
-            sample.agent = Some(self.agent_report(sample.mono_ns, &others));
+        self.report.ticked();
+        if self.report.is_due(sample.mono_ns) {
+            let watched = (self.targets.len() as u32, self.processes.len() as u32);
+            let report = self
+                .report
+                .make(sample.mono_ns, watched, &self.schedule, &others);
+            sample.agent = Some(report);
         }
         Ok(sample)
     }
@@ -389,7 +337,7 @@ impl Collector {
             (sample.cgroups, sample.machine) = (cgroups, Some(machine));
             let left_out = self.system.left_out();
             if left_out > 0 {
-                self.tell_once("too_many_cgroups", || {
+                self.voice.tell_once("too_many_cgroups", || {
                     format!("{left_out} control groups are not read: their quotas, memory and pressure are unknown")
                 });
             }
@@ -504,18 +452,8 @@ impl Collector {
         if tick.files {
             self.connections = sample.connections.len();
         }
-        self.report.totals.records += records;
+        self.report.walked(records);
         Ok(())
-    }
-
-    /// A bound that is reached is told, once.
-    fn tell_once(&mut self, code: &'static str, text: impl Fn() -> String) {
-        if self.told.insert(code) {
-            self.notices.push(Notice {
-                code: code.to_owned(),
-                text: text(),
-            });
-        }
     }
 
     /// Which pipes and sockets have other ends whose holders are of interest; new ones are looked for soon.
@@ -548,85 +486,8 @@ impl Collector {
             .flat_map(|target| target.tgids.iter().copied())
             .collect();
         self.glance.set_hot(|tgid| hot_processes.contains(&tgid))?;
-        self.tell_pace();
+        self.voice.tell_pace(&self.schedule, mono_ns());
         Ok(())
-    }
-
-    fn tell_pace(&mut self) {
-        let now_ns = mono_ns();
-        let share = self.schedule.budget().share * 100.0;
-        let schedule = &self.schedule;
-        let walks = [
-            (
-                "files",
-                "sockets and pipes",
-                schedule.is_stretched(),
-                schedule.files_cost_ns(),
-                schedule.files_interval_ns(),
-            ),
-            (
-                "threads",
-                "threads",
-                schedule.is_threads_stretched(),
-                schedule.threads_cost_ns(),
-                schedule.threads_interval_ns(),
-            ),
-            (
-                "ticks",
-                "listeners and suspicious sockets",
-                schedule.is_base_stretched(),
-                schedule.base_cost_ns(),
-                schedule.base_interval_ns(),
-            ),
-        ];
-        for (told, (what, of, stretched, cost_ns, interval_ns)) in
-            self.told_pace.iter_mut().zip(walks)
-        {
-            if stretched == told.0 || now_ns < told.1 + PACE_NOTICE_NS {
-                continue;
-            }
-            *told = (stretched, now_ns);
-            let cost = crate::text::duration(cost_ns);
-            let interval = Duration::from_nanos(interval_ns);
-            self.notices.push(if stretched {
-                Notice {
-                    code: format!("{what}_stretched"),
-                    text: format!(
-                        "a walk over all {of} costs {cost}: they are looked at every {interval:.1?} to stay within \
-                         {share:.1}% of a core"
-                    ),
-                }
-            } else {
-                Notice {
-                    code: format!("{what}_not_stretched"),
-                    text: format!("{of} are looked at on every tick again"),
-                }
-            });
-        }
-    }
-
-    fn agent_report(&mut self, now_ns: u64, others: &Others) -> AgentReport {
-        let cpu_ns = cpu_time_ns();
-        let elapsed = now_ns.saturating_sub(self.report.before_ns).max(1);
-        let report = AgentReport {
-            cpu_ns,
-            cpu_share: cpu_ns.saturating_sub(self.report.cpu_before_ns) as f64 / elapsed as f64,
-            rss_bytes: resident_bytes(),
-            files_walk_ns: self.schedule.files_cost_ns(),
-            files_interval_ns: self.schedule.files_interval_ns(),
-            targets: self.targets.len() as u32,
-            processes: self.processes.len() as u32,
-            late_ticks: self.schedule.late_ticks(),
-            samples_not_recorded: others.samples_not_recorded,
-            spans: others.spans,
-            spans_delivered: others.spans_delivered,
-            spans_dropped: others.spans_dropped,
-            ..self.report.totals.clone()
-        };
-        self.report.cpu_before_ns = cpu_ns;
-        self.report.before_ns = now_ns;
-        self.report.due_ns = now_ns + REPORT_NS;
-        report
     }
 
     /// The loaded iterators, for what is not a tick.
