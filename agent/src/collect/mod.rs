@@ -80,6 +80,8 @@ pub struct Collector {
     paces: Paces,
     /// Pipes and peers of unix sockets that targets hold, by inode: whose other holders are of interest.
     shared: FxHashSet<u64>,
+    /// They are others than when the holders were last looked for.
+    new_shared: bool,
     told_listening: Option<Vec<Listening>>,
     told_holders: Option<Vec<Holder>>,
     /// To be told with the next sample.
@@ -136,6 +138,7 @@ impl Collector {
                 census: CENSUS,
             },
             shared: FxHashSet::default(),
+            new_shared: false,
             told_listening: None,
             told_holders: None,
             new_listening: false,
@@ -231,6 +234,7 @@ impl Collector {
         self.told_listening = Some(listening);
         self.told_holders = Some(holders);
         self.listeners = listeners;
+        self.new_shared = false;
         let cost = cpu_time_ns().saturating_sub(before_ns);
         self.paces.holders.looked(now_ns, cost, self.aside_share());
         Ok(())
@@ -319,6 +323,12 @@ impl Collector {
     fn look_aside(&mut self, tick: Tick, sample: &mut Sample) -> Result<()> {
         let now_ns = sample.mono_ns;
         let share = self.aside_share();
+        if tick.complete && self.new_shared {
+            let everyone = std::mem::take(&mut self.everyone);
+            let looked = self.look_for_holders(now_ns, &everyone);
+            self.everyone = everyone;
+            looked?;
+        }
         if tick.complete || self.paces.waits.is_due(now_ns) {
             let before_ns = cpu_time_ns();
             self.glance.walk_waits(&mut |record| {
@@ -463,6 +473,7 @@ impl Collector {
         let shared: FxHashSet<u64> = pipes.chain(peers).collect();
         if shared != self.shared {
             self.shared = shared;
+            self.new_shared = true;
             self.paces.holders.hurry(sample.mono_ns, DISCOVERY_NS);
         }
     }
