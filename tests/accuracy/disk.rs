@@ -99,7 +99,7 @@ fn slow_down(folder: &TempDir) -> Result<ControlGroup> {
     ensure!(
         major != 0,
         "{} is on no block device",
-        folder.path().display()
+        std::env::temp_dir().display()
     );
     let group = ControlGroup::enter("blkio")?;
     ensure!(group.is_v1, "control groups of version 1 are wanted");
