@@ -154,7 +154,7 @@ fn on_a_small_disk(test: &str, args: &str) -> Result<Option<(Ran, Ran)>> {
     let process = idle()?;
     let script = format!(
         r#"DISK={disk}
-        mount -t tmpfs -o size=16k none $DISK || nothing_mounted
+        mount -t tmpfs -o size=8k none $DISK || nothing_mounted
         "$0" {args} --pid {pid} --interval 5ms; code=$?
         cp $DISK/record {kept} && exit $code"#,
         disk = disk.path().display(),
@@ -197,11 +197,11 @@ fn run_goes_on_where_the_disk_is_full_and_counts_what_is_lost() -> Result<()> {
         return Ok(());
     }
     let begun = Instant::now();
-    let args = "run --json --record $DISK/record --duration 12s";
+    let args = "run --json --record $DISK/record --duration 18s";
     if let Some((ran, again)) = on_a_small_disk(test, args)? {
         ran.said(74, FULL)?;
         ran.said(74, &["samples were not recorded"])?;
-        ensure!(begun.elapsed() >= Duration::from_secs(12));
+        ensure!(begun.elapsed() >= Duration::from_secs(18));
         let lines = json(&ran.out)?;
         // The agent's own report, after ten seconds.
         let report = lines.iter().find(|line| line["type"] == "agent");
