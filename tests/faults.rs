@@ -34,13 +34,6 @@ use tailback_tests::{
 const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
 const SOON: Duration = Duration::from_secs(20);
 
-/// The subject as a program of its own, under a name that no other has.
-fn own_program(folder: &TempDir, name: &str) -> Result<PathBuf> {
-    let path = folder.path().join(name);
-    program::copy(Path::new(SUBJECT), &path)?;
-    Ok(path)
-}
-
 /// A service with `waiting` connections that it does not accept.
 fn jam(command: &mut Command, address: &str, waiting: u32) -> Result<Service> {
     let waiting = waiting.to_string();
@@ -106,7 +99,7 @@ fn a_target_that_is_killed_leaves_nothing_open_in_the_agent() -> Result<()> {
         return Ok(());
     }
     let folder = TempDir::new("killed")?;
-    let program = own_program(&folder, "short-lived")?;
+    let program = program::renamed(SUBJECT, &folder, "short-lived")?;
     let agent = Agent::run(["--name", "short-lived", "--interval", "20ms"])?;
     agent.wait_for("that it waits", SOON, is_waiting)?;
     let before = open_files(&agent)?;
@@ -137,7 +130,7 @@ fn a_network_namespace_that_vanishes_is_survived_and_let_go() -> Result<()> {
         return Ok(());
     }
     let folder = TempDir::new("vanishing")?;
-    let program = own_program(&folder, "far-away")?;
+    let program = program::renamed(SUBJECT, &folder, "far-away")?;
     let agent = Agent::run(["--name", "far-away", "--interval", "20ms"])?;
     agent.wait_for("that it waits", SOON, is_waiting)?;
     let before = open_files(&agent)?;

@@ -3,7 +3,6 @@
 use std::{
     fs,
     net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -180,7 +179,7 @@ fn services_on_one_port_of_two_addresses_are_two_targets() -> Result<()> {
     let folder = TempDir::new("two")?;
     let mut services = Vec::new();
     for host in 1..=2 {
-        let program = own_program(&folder, &format!("service-{host}"))?;
+        let program = program::renamed(SUBJECT, &folder, &format!("service-{host}"))?;
         let address = format!("127.0.0.{host}:{port}");
         services.push(Busy::start(&mut Command::new(program), &address, &[])?);
     }
@@ -199,13 +198,6 @@ fn services_on_one_port_of_two_addresses_are_two_targets() -> Result<()> {
     Ok(())
 }
 
-/// The subject as a program of its own, under a name that no other has.
-fn own_program(folder: &TempDir, name: &str) -> Result<PathBuf> {
-    let path = folder.path().join(name);
-    program::copy(Path::new(SUBJECT), &path)?;
-    Ok(path)
-}
-
 #[test]
 fn a_service_is_found_by_name_executable_port_and_configuration() -> Result<()> {
     const TEST: &str = "a_service_is_found_by_name_executable_port_and_configuration";
@@ -214,7 +206,7 @@ fn a_service_is_found_by_name_executable_port_and_configuration() -> Result<()> 
     }
     let folder = TempDir::new("names")?;
     // `comm` keeps 15 bytes of it.
-    let program = own_program(&folder, "front-desk-of-the-test")?;
+    let program = program::renamed(SUBJECT, &folder, "front-desk-of-the-test")?;
     let busy = Busy::start(
         &mut Command::new(&program),
         "127.0.0.1:0",
@@ -313,7 +305,7 @@ fn a_new_process_is_found_within_a_second_and_its_end_is_noticed() -> Result<()>
         return Ok(());
     }
     let folder = TempDir::new("new")?;
-    let program = own_program(&folder, "night-shift")?;
+    let program = program::renamed(SUBJECT, &folder, "night-shift")?;
     let agent = Agent::run(["--name", "night-shift"])?;
     let is_waiting =
         |event: &Event| event.is("notice") && event.text("code") == "waiting_for_target";
@@ -635,7 +627,7 @@ fn processes_that_come_and_go_do_no_harm() -> Result<()> {
         return Ok(());
     }
     let folder = TempDir::new("storm")?;
-    let program = own_program(&folder, "mayfly")?;
+    let program = program::renamed(SUBJECT, &folder, "mayfly")?;
     let agent = Agent::run(["--name", "mayfly", "--interval", "20ms"])?;
     agent.wait_for("that it waits", SOON, |event| event.is("notice"))?;
     // Some live for as long as a look takes, some for longer.

@@ -9,7 +9,7 @@ use std::{
         fd::{AsFd as _, BorrowedFd},
         unix::net::UnixListener,
     },
-    path::{Path, PathBuf},
+    path::Path,
     process::{self, Command},
     thread,
     time::{Duration, Instant},
@@ -484,13 +484,6 @@ fn sequence_numbers_that_wrap_are_counted_through() -> Result<()> {
 
 // --- very many ---
 
-/// The subject as a program of its own, under a name that no other has.
-fn own_program(folder: &TempDir, name: &str) -> Result<PathBuf> {
-    let path = folder.path().join(name);
-    program::copy(Path::new(SUBJECT), &path)?;
-    Ok(path)
-}
-
 /// CPU time of a process, as /proc has it (in hundredths of a second).
 fn cpu_time(pid: u32) -> Result<Duration> {
     let file = format!("/proc/{pid}/stat");
@@ -601,7 +594,7 @@ fn five_hundred_processes_are_watched_at_once() -> Result<()> {
         return Ok(());
     }
     let folder = TempDir::new("crowd")?;
-    let program = own_program(&folder, "crowd")?;
+    let program = program::renamed(SUBJECT, &folder, "crowd")?;
     // Processes of one program below one parent are one service: five of a hundred listeners each.
     let crowds: Vec<Process> = (0..5)
         .map(|_| {

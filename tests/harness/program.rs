@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::temp::TempDir;
+
 /// The first of `names` on `PATH`, or in the folders of servers, which only root has on its `PATH`.
 pub fn find(names: &[&str]) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -29,6 +31,13 @@ pub fn need(names: &[&str]) -> Result<PathBuf> {
             names.join(" or ")
         ),
     }
+}
+
+/// A program under a name of its own, that no other has.
+pub fn renamed(program: &str, folder: &TempDir, name: &str) -> Result<PathBuf> {
+    let path = folder.path().join(name);
+    copy(Path::new(program), &path)?;
+    Ok(path)
 }
 
 /// Copies a program. Another process does it: a file that one of our threads has open for writing while another thread

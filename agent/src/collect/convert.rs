@@ -257,7 +257,6 @@ fn detail(record: &WaitRecord) -> Detail {
 
 /// `task_struct.__state`, include/linux/sched.h: the bits that mean the same on all kernels from 5.10 on.
 fn state(bits: u32, on_cpu: bool) -> State {
-    const INTERRUPTIBLE: u32 = 0x1;
     const UNINTERRUPTIBLE: u32 = 0x2;
     const STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
     const DEAD: u32 = 0x10 | 0x20 | 0x80;
@@ -269,15 +268,19 @@ fn state(bits: u32, on_cpu: bool) -> State {
         _ if bits & STOPPED_OR_TRACED != 0 => State::Stopped,
         _ if bits & DEAD != 0 => State::Dead,
         _ if bits & UNINTERRUPTIBLE != 0 && bits & NOLOAD == 0 => State::Uninterruptible,
-        _ if bits & INTERRUPTIBLE != 0 => State::Sleeping,
-        // Frozen (since 6.1 a state of its own), parked, waking.
+        // Interruptible, frozen (since 6.1 a state of its own), parked, waking.
         _ => State::Sleeping,
     }
 }
 
 fn comm(bytes: &[u8; 16]) -> String {
+    harmless(&raw_comm(bytes))
+}
+
+/// As the process gave it to itself: it may hold anything.
+fn raw_comm(bytes: &[u8; 16]) -> String {
     let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    harmless(&String::from_utf8_lossy(name))
+    String::from_utf8_lossy(name).into_owned()
 }
 
 pub(super) fn holder(record: &HolderRecord, name: String) -> Holder {
@@ -322,11 +325,6 @@ pub(super) fn thread(record: &ThreadRecord) -> Thread {
 }
 
 pub(super) fn process(record: &ProcessRecord) -> ProcessSeen {
-    let comm = record
-        .comm
-        .split(|byte| *byte == 0)
-        .next()
-        .unwrap_or_default();
     ProcessSeen {
         tgid: record.header.tgid,
         pid: record.pid,
@@ -334,7 +332,7 @@ pub(super) fn process(record: &ProcessRecord) -> ProcessSeen {
         start_ns: record.start_ns,
         exec_id: record.exec_id,
         kernel: record.kernel != 0,
-        comm: String::from_utf8_lossy(comm).into_owned(),
+        comm: raw_comm(&record.comm),
     }
 }
 

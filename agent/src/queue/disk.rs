@@ -193,32 +193,15 @@ impl Look<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Kind, Model, Reading, syscalls::tests::asleep};
-    use crate::sample::{Detail, Sample, State, Target, Wait, Walks};
-
-    const TICK: u64 = 100_000_000;
+    use super::super::{
+        Kind, Model, Reading,
+        syscalls::tests::{asleep, look},
+        watched::TICK,
+    };
+    use crate::sample::{Detail, State, Wait};
 
     fn read(model: &mut Model, tick: u64, waits: Vec<Wait>) -> Vec<(String, Reading)> {
-        let target = Target {
-            id: 1,
-            tgids: vec![10],
-            ..Target::default()
-        };
-        let readings = model.read(&Sample {
-            mono_ns: (tick + 1) * TICK,
-            targets: (tick == 0).then(|| vec![target]),
-            walks: Walks {
-                waits: true,
-                ..Walks::default()
-            },
-            waits,
-            ..Sample::default()
-        });
-        let disks = readings.queues.into_iter();
-        disks
-            .filter(|(key, _)| key.kind == Kind::Disk)
-            .map(|(key, reading)| (key.name.clone(), reading))
-            .collect()
+        look(Kind::Disk, model, tick, waits)
     }
 
     fn syncing(tid: u32, voluntary: u64) -> Wait {

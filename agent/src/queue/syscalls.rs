@@ -240,7 +240,11 @@ pub(super) fn doing(wait: &Wait) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::*;
+    use super::{
+        super::{Kind, Model, Reading, watched::TICK},
+        *,
+    };
+    use crate::sample::{Sample, Target, Walks};
 
     /// A thread asleep in a call, for the tests of the kinds.
     pub(in crate::queue) fn asleep(tid: u32, number: libc::c_long, args: [u64; 4]) -> Wait {
@@ -261,6 +265,35 @@ pub(super) mod tests {
             cpu_ns: 0,
             run_delay_ns: 0,
         }
+    }
+
+    /// One look, the `tick`th, at what the threads of a service wait for: its queues of this kind.
+    pub(in crate::queue) fn look(
+        kind: Kind,
+        model: &mut Model,
+        tick: u64,
+        waits: Vec<Wait>,
+    ) -> Vec<(String, Reading)> {
+        let target = Target {
+            id: 1,
+            tgids: vec![10],
+            ..Target::default()
+        };
+        let readings = model.read(&Sample {
+            mono_ns: (tick + 1) * TICK,
+            targets: (tick == 0).then(|| vec![target]),
+            walks: Walks {
+                waits: true,
+                ..Walks::default()
+            },
+            waits,
+            ..Sample::default()
+        });
+        let queues = readings.queues.into_iter();
+        queues
+            .filter(|(key, _)| key.kind == kind)
+            .map(|(key, reading)| (key.name.clone(), reading))
+            .collect()
     }
 
     /// A thread that waits for the lock at `address`.

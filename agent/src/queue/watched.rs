@@ -1,7 +1,9 @@
 //! For tests: one watched service, looked at again and again.
 
+use std::net::SocketAddr;
+
 use super::{Kind, Model, Reading};
-use crate::sample::{Sample, Target, Walks};
+use crate::sample::{Connection, Sample, Target, Walks};
 
 /// Time between two looks, ns.
 pub(super) const TICK: u64 = 100_000_000;
@@ -74,6 +76,34 @@ impl Watched {
     /// Queues of any kind that the last sample ended.
     pub(super) fn gone(&self) -> Vec<String> {
         self.gone.clone()
+    }
+}
+
+/// An established connection on which nothing was ever said.
+pub(super) fn silent_connection() -> Connection {
+    Connection {
+        cookie: 0,
+        tgid: 10,
+        fd: 0,
+        netns: 1,
+        local: SocketAddr::from(([10, 0, 0, 1], 80)),
+        remote: SocketAddr::from(([10, 0, 0, 2], 4000)),
+        state: 1,
+        rcv_nxt: 0,
+        copied_seq: 0,
+        write_seq: 0,
+        snd_una: 0,
+        snd_nxt: 0,
+        snd_wnd: 0,
+        rmem_alloc: 0,
+        rcvbuf: 0,
+        wmem_queued: 0,
+        sndbuf: 0,
+        drops: 0,
+        snd_wl1: 0,
+        since_received_ns: 0,
+        since_sent_ns: 0,
+        since_heard_ns: 0,
     }
 }
 

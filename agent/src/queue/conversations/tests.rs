@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    queue::{Model, Reading},
+    queue::{Model, Reading, watched},
     sample::{Listener, Listening, Target, Walks},
 };
 
@@ -169,8 +169,7 @@ impl World {
     }
 
     fn extra(&self, kind: Kind, key: &str) -> Option<f64> {
-        let extra = &self.reading(kind).extra;
-        extra.iter().find(|(name, _)| *name == key).map(|it| it.1)
+        watched::extra(self.reading(kind), key)
     }
 }
 

@@ -1,32 +1,17 @@
-use super::super::{Kind, Model, Reading, syscalls::tests::asleep};
+use super::super::{
+    Kind, Model, Reading,
+    syscalls::tests::asleep,
+    watched::{TICK, silent_connection},
+};
 use crate::sample::{Connection, Listener, Sample, State, Target, Wait, Walks};
-
-const TICK: u64 = 100_000_000;
 
 fn connection(cookie: u64, copied_seq: u32) -> Connection {
     Connection {
         cookie,
-        tgid: 10,
         fd: 5 + cookie as u32,
-        netns: 1,
-        local: "10.0.0.1:80".parse().unwrap(),
-        remote: "10.0.0.2:4000".parse().unwrap(),
-        state: 1,
         rcv_nxt: copied_seq,
         copied_seq,
-        write_seq: 0,
-        snd_una: 0,
-        snd_nxt: 0,
-        snd_wnd: 0,
-        rmem_alloc: 0,
-        rcvbuf: 0,
-        wmem_queued: 0,
-        sndbuf: 0,
-        drops: 0,
-        snd_wl1: 0,
-        since_received_ns: 0,
-        since_sent_ns: 0,
-        since_heard_ns: 0,
+        ..silent_connection()
     }
 }
 

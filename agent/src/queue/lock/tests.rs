@@ -1,40 +1,12 @@
 use super::super::{
     Kind, Model, Reading,
-    syscalls::tests::{asleep, locked},
+    syscalls::tests::{asleep, locked, look},
+    watched::{TICK, extra},
 };
-use crate::sample::{Detail, Sample, State, Target, Wait, Walks};
-
-const TICK: u64 = 100_000_000;
+use crate::sample::{Detail, State, Wait};
 
 fn read(model: &mut Model, tick: u64, waits: Vec<Wait>) -> Vec<(String, Reading)> {
-    let target = Target {
-        id: 1,
-        tgids: vec![10],
-        ..Target::default()
-    };
-    let readings = model.read(&Sample {
-        mono_ns: (tick + 1) * TICK,
-        targets: (tick == 0).then(|| vec![target]),
-        walks: Walks {
-            waits: true,
-            ..Walks::default()
-        },
-        waits,
-        ..Sample::default()
-    });
-    let locks = readings.queues.into_iter();
-    locks
-        .filter(|(key, _)| key.kind == Kind::Lock)
-        .map(|(key, reading)| (key.name.clone(), reading))
-        .collect()
-}
-
-fn extra(reading: &Reading, key: &str) -> Option<f64> {
-    reading
-        .extra
-        .iter()
-        .find(|(name, _)| *name == key)
-        .map(|(_, value)| *value)
+    look(Kind::Lock, model, tick, waits)
 }
 
 #[test]

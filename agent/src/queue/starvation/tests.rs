@@ -1,4 +1,4 @@
-use super::super::{Kind, Model, Reading};
+use super::super::{Kind, Model, Reading, watched};
 use crate::sample::{Cgroup, Machine, Neighbour, Sample, Stall, Target, Thread, Walks};
 
 const TICK: u64 = 100_000_000;
@@ -96,8 +96,7 @@ fn neighbour(tgid: u32, name: &str, cpu_ns: u64) -> Neighbour {
 }
 
 fn extra(reading: &Reading, key: &str) -> Option<f64> {
-    let found = reading.extra.iter().find(|(name, _)| *name == key);
-    found.map(|(_, value)| (value * 100.0).round() / 100.0)
+    watched::extra(reading, key).map(|value| (value * 100.0).round() / 100.0)
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use super::super::{
     Kind, Model, Reading,
     syscalls::tests::{asleep, locked},
+    watched::{extra, silent_connection},
 };
 use super::like;
 use crate::sample::{
@@ -10,27 +11,10 @@ use crate::sample::{
 fn connection(fd: u32, port: u16) -> Connection {
     Connection {
         cookie: u64::from(fd),
-        tgid: 10,
         fd,
-        netns: 1,
         local: format!("10.0.0.1:{port}").parse().unwrap(),
         remote: "10.0.0.2:5432".parse().unwrap(),
-        state: 1,
-        rcv_nxt: 0,
-        copied_seq: 0,
-        write_seq: 0,
-        snd_una: 0,
-        snd_nxt: 0,
-        snd_wnd: 0,
-        rmem_alloc: 0,
-        rcvbuf: 0,
-        wmem_queued: 0,
-        sndbuf: 0,
-        drops: 0,
-        snd_wl1: 0,
-        since_received_ns: 0,
-        since_sent_ns: 0,
-        since_heard_ns: 0,
+        ..silent_connection()
     }
 }
 
@@ -81,11 +65,6 @@ fn read(model: &mut Model, tick: u64, waits: Vec<Wait>) -> Vec<(String, Reading)
         .filter(|(key, _)| key.kind == Kind::Workers)
         .map(|(key, reading)| (key.name.clone(), reading))
         .collect()
-}
-
-fn extra(reading: &Reading, key: &str) -> Option<f64> {
-    let found = reading.extra.iter().find(|(name, _)| *name == key);
-    found.map(|(_, value)| *value)
 }
 
 fn named(wait: Wait, comm: &str) -> Wait {
