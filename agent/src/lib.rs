@@ -1,12 +1,13 @@
 //! Tailback's agent as a library; the binary is a thin shell around the command line.
 //!
-//! Data flows one way: `kernel` → `sample` → `queue` → `detect` → `emit`. From `sample` on everything is a pure
+//! Data flows one way: `kernel` → `sample` → `queue` → `detect` → `diagnose` → `emit`. From `sample` on everything is a pure
 //! function of the stream of samples; only the two ends touch the world.
 
 pub mod cli;
 pub mod collect;
 pub mod config;
 pub mod detect;
+pub mod diagnose;
 pub mod emit;
 pub mod kernel;
 pub mod pipeline;

@@ -1,10 +1,11 @@
-//! The one way through: sample → queue → detect. A pure function of the stream of samples.
+//! The one way through: sample → queue → detect → diagnose. A pure function of the stream of samples.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     detect::{Detector, Event, Instant, SettingsFor},
+    diagnose::Diagnosis,
     queue::Model,
     sample::{Notice, Sample, TargetId},
 };
@@ -13,6 +14,8 @@ use crate::{
 pub struct Pipeline {
     model: Model,
     detector: Detector,
+    diagnosis: Diagnosis,
+    hot: BTreeSet<TargetId>,
     last: Instant,
     told_bound: bool,
 }
@@ -32,6 +35,8 @@ impl Pipeline {
         Self {
             model: Model::default(),
             detector: Detector::new(settings_for, tell_queues),
+            diagnosis: Diagnosis::default(),
+            hot: BTreeSet::new(),
             last: Instant::default(),
             told_bound: false,
         }
@@ -73,9 +78,15 @@ impl Pipeline {
                 },
             });
         }
+        let targets = self.model.targets();
+        self.diagnosis
+            .read(at, sample, &readings, targets, &self.hot);
+        let neighbours = |target| self.diagnosis.neighbours(target);
         let hot = self
             .detector
-            .read(at, &readings, self.model.targets(), &mut events);
+            .read(at, &readings, targets, &neighbours, &mut events);
+        self.diagnosis.complete(at, targets, &mut events);
+        self.hot.clone_from(&hot);
         events.extend(
             sample
                 .agent
@@ -89,6 +100,8 @@ impl Pipeline {
     pub fn finish(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         self.detector.finish(self.last, &mut events);
+        self.diagnosis
+            .complete(self.last, self.model.targets(), &mut events);
         events
     }
 }

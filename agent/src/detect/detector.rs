@@ -1,13 +1,14 @@
 //! All queues of all targets: tracks, episodes, incidents.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
 use super::{
     Event, Instant, Level, QueueState,
     id::id,
+    incidents::{Incidents, Neighbours},
     running::{Opening, Running},
     settings::Settings,
     track::{Track, Verdict},
@@ -24,7 +25,7 @@ pub type SettingsFor = Arc<dyn Fn(&QueueKey) -> Settings + Send + Sync>;
 pub struct Detector {
     settings_for: SettingsFor,
     queues: HashMap<Arc<QueueKey>, Watched>,
-    incidents: BTreeMap<TargetId, Incident>,
+    incidents: Incidents,
     /// Tell the state of every queue after every tick.
     tell_queues: bool,
 }
@@ -35,19 +36,13 @@ struct Watched {
     running: Option<Running>,
 }
 
-/// The open episodes of one target.
-struct Incident {
-    id: String,
-    open: BTreeSet<Arc<QueueKey>>,
-}
-
 impl Detector {
     /// With the thresholds that `settings_for` gives each queue; `tell_queues` asks for an event per queue and tick.
     pub fn new(settings_for: SettingsFor, tell_queues: bool) -> Self {
         Self {
             settings_for,
             queues: HashMap::new(),
-            incidents: BTreeMap::new(),
+            incidents: Incidents::default(),
             tell_queues,
         }
     }
@@ -58,6 +53,7 @@ impl Detector {
         at: Instant,
         readings: &Readings,
         targets: &Targets,
+        neighbours: Neighbours<'_>,
         events: &mut Vec<Event>,
     ) -> BTreeSet<TargetId> {
         let mut hot = BTreeSet::new();
@@ -65,7 +61,7 @@ impl Detector {
             self.forget(at, key, events);
         }
         for (key, reading) in &readings.queues {
-            if self.read_one(at, key, reading, targets, events) {
+            if self.read_one(at, key, reading, (targets, neighbours), events) {
                 hot.insert(key.target);
             }
         }
@@ -94,7 +90,7 @@ impl Detector {
         at: Instant,
         key: &Arc<QueueKey>,
         reading: &Reading,
-        targets: &Targets,
+        (targets, neighbours): (&Targets, Neighbours<'_>),
         events: &mut Vec<Event>,
     ) -> bool {
         if !self.queues.contains_key(key) {
@@ -120,7 +116,9 @@ impl Detector {
         let mut stretch = None;
         if verdict.level > Level::Ok && watched.running.is_none() {
             let sign = since(at, sign.or(watched.track.sign_ns));
-            let incident = open_incident(&mut self.incidents, at, key, sign, targets, events);
+            let incident = self
+                .incidents
+                .open(at, key, sign, (targets, neighbours), events);
             let opening = Opening {
                 id: format!("{:016x}", queue_id("episode", at, key, targets)),
                 incident,
@@ -176,51 +174,12 @@ impl Detector {
         let (stretch, episode) = running.close(at);
         events.extend(stretch.map(Event::Stretch));
         events.push(Event::Episode(Box::new(episode)));
-        if let Some(incident) = self.incidents.get_mut(&key.target) {
-            incident.open.remove(key);
-            if incident.open.is_empty()
-                && let Some(incident) = self.incidents.remove(&key.target)
-            {
-                events.push(Event::IncidentClosed {
-                    id: incident.id,
-                    target: key.target,
-                    at,
-                });
-            }
-        }
+        self.incidents.close(at, key, events);
     }
 }
 
-/// The incident of the queue's target, opened now if there is none; answers its id.
-fn open_incident(
-    incidents: &mut BTreeMap<TargetId, Incident>,
-    at: Instant,
-    key: &Arc<QueueKey>,
-    sign: Instant,
-    targets: &Targets,
-    events: &mut Vec<Event>,
-) -> String {
-    let incident = incidents.entry(key.target).or_insert_with(|| {
-        let halves = ["incident", "trace"].map(|role| queue_id(role, at, key, targets));
-        let id = format!("{:016x}{:016x}", halves[0], halves[1]);
-        events.push(Event::IncidentOpened {
-            id: id.clone(),
-            target: key.target,
-            sign,
-            at,
-            first: key.kind,
-        });
-        Incident {
-            id,
-            open: BTreeSet::new(),
-        }
-    });
-    incident.open.insert(Arc::clone(key));
-    incident.id.clone()
-}
-
 /// Names what begins at this moment in this queue of this service.
-fn queue_id(role: &str, at: Instant, key: &QueueKey, targets: &Targets) -> u64 {
+pub(super) fn queue_id(role: &str, at: Instant, key: &QueueKey, targets: &Targets) -> u64 {
     let (pid, start_ns) = targets
         .get(key.target)
         .map_or((0, 0), |target| (target.pid, target.start_ns));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::{
+    diagnose::{Cause, CauseStretch, Verdict},
     queue::{Kind, QueueKey, Reading},
     sample::{AgentReport, Notice, Target, TargetId},
 };
@@ -126,6 +127,8 @@ pub struct Episode {
     pub evidence: String,
     /// What to do about it.
     pub advice: String,
+    /// Why, as far as it is known: absent until the threads have been looked at for long enough.
+    pub verdict: Option<Arc<Verdict>>,
     /// Level changes, losses, forecasts, in order.
     pub moments: Vec<Moment>,
     /// Moments beyond the bound, not kept.
@@ -148,6 +151,8 @@ pub enum Happening {
     Loss(u64),
     /// `forecast.full`, with the time left, ns.
     Forecast(u64),
+    /// `cause.changed`.
+    Cause(Cause),
     /// `recovered`.
     Recovered,
 }
@@ -205,6 +210,8 @@ pub enum Event {
     },
     /// A level was left, or has lasted long enough for a part of it to be told.
     Stretch(Stretch),
+    /// A cause held for so long, or for so long already.
+    Cause(Box<CauseStretch>),
     /// How an episode stands (`ongoing`), or how it ended.
     Episode(Box<Episode>),
     /// All episodes of the incident have ended.

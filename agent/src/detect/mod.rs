@@ -1,7 +1,7 @@
 //! Levels, episodes and incidents out of the readings of each queue. Pure: no clock, no I/O.
 //!
 //! `track` follows one queue and decides its level; `running` is an episode while it lasts; `detector` holds all of them
-//! and says what happened. The rest are the measures that they take: a sliding minimum, rates and what they usually
+//! and `incidents` those episodes that belong together. The rest are the measures that they take: a sliding minimum, rates and what they usually
 //! are, a trend, a course in bounded memory.
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ mod detector;
 mod event;
 mod forecast;
 mod id;
+mod incidents;
 mod rates;
 mod running;
 mod series;
@@ -19,4 +20,5 @@ mod window;
 
 pub use detector::{Detector, SettingsFor};
 pub use event::{DrivenBy, Episode, Event, Happening, Instant, Level, Moment, QueueState, Stretch};
+pub use incidents::Neighbours;
 pub use settings::Settings;

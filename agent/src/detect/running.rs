@@ -94,6 +94,7 @@ impl Running {
                 depths: Vec::new(),
                 evidence: String::new(),
                 advice: String::new(),
+                verdict: None,
                 moments: Vec::new(),
                 moments_dropped: 0,
             },

@@ -81,6 +81,7 @@ impl<W: Write> Sink for Json<W> {
             Event::IncidentOpened { .. }
             | Event::IncidentClosed { .. }
             | Event::EpisodeOpened(_)
+            | Event::Cause(_)
             | Event::Stretch(_) => return Ok(()),
         };
         self.line(object)

@@ -14,7 +14,7 @@ use super::Sample;
 
 const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
 /// Raised whenever [`Sample`] changes: postcard does not describe itself.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const CHUNK_NS: u64 = 1_000_000_000;
 /// No honest chunk is larger; the bound keeps a foreign file from asking for all memory.
 const MAX_CHUNK_BYTES: usize = 256 << 20;

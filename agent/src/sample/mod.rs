@@ -50,6 +50,17 @@ pub struct Sample {
     pub listening: Option<Vec<Listening>>,
     /// Who holds the other ends of the targets' pipes and unix sockets, watched or not: present whenever that changes.
     pub holders: Option<Vec<Holder>>,
+    /// What threads of suspicious targets, and of those around them, are doing or waiting for; in samples with the walk
+    /// `profile`.
+    pub profile: Vec<Wait>,
+    /// Who holds the other ends of the connections of suspicious targets on this machine, watched or not: present
+    /// whenever that was looked for.
+    pub peers: Option<Vec<Peer>>,
+    /// What the processes of suspicious targets, and of those around them, say of themselves; of each process the
+    /// first time, and whenever it changes.
+    pub titles: Vec<Title>,
+    /// What targets wrote to their logs of full queues since the last sample.
+    pub messages: Vec<Message>,
     /// What the agent itself did, with the first sample of each report interval.
     pub agent: Option<AgentReport>,
     /// What a person should know about the watching itself, in words.
@@ -71,6 +82,8 @@ pub struct Walks {
     pub system: bool,
     /// CPU time of all processes.
     pub neighbours: bool,
+    /// What each thread of each suspicious target waits for, and of those around it.
+    pub profile: bool,
 }
 
 /// Names a target for as long as it is watched; never reused.
@@ -100,6 +113,8 @@ pub struct Target {
     pub cpus: u32,
     /// All its processes, numbered as in the initial pid namespace.
     pub tgids: Vec<u32>,
+    /// Not asked for: watched while a target that is waits for it.
+    pub followed: bool,
 }
 
 /// A listening TCP socket.
@@ -436,6 +451,39 @@ pub struct Holder {
     pub fd: u32,
     pub reads: bool,
     pub writes: bool,
+}
+
+/// A process that holds one end of a connection of which a target holds the other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Peer {
+    pub netns: u32,
+    /// As this process sees them: its `remote` is the target's `local`.
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub tgid: u32,
+    pub fd: u32,
+    pub name: String,
+}
+
+/// What a process has put in the place of its command line (`postgres: bob shop [local] UPDATE waiting`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Title {
+    pub tgid: u32,
+    /// With control characters escaped, bounded.
+    pub title: String,
+}
+
+/// Lines in a target's log that tell of a full queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    pub tgid: u32,
+    /// The file.
+    pub path: String,
+    /// Which of the known messages it is, by its name in the table.
+    pub name: String,
+    pub count: u32,
+    /// The last such line, with control characters escaped, bounded.
+    pub line: String,
 }
 
 /// Counters of one network namespace.

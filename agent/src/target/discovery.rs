@@ -293,6 +293,7 @@ impl Discovery {
             attributes: facts.attributes,
             cpus: facts.cpus,
             tgids,
+            followed: false,
         }
     }
 

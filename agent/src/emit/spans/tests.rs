@@ -78,6 +78,7 @@ fn episode(id: &str, kind: Kind) -> Episode {
         depths: vec![],
         evidence: "It filled.".into(),
         advice: "Drain it.".into(),
+        verdict: None,
         moments: vec![],
         moments_dropped: 0,
     }
