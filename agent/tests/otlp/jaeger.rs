@@ -82,6 +82,7 @@ fn episode(incident: &str, id: &str, kind: Kind, name: &str, losses: u64) -> Epi
         depths: Vec::new(),
         evidence: "600 departures to 700 arrivals: the consumer is slow.".to_owned(),
         advice: "Look at what the workers wait for.".to_owned(),
+        verdict: None,
         moments: happenings
             .zip(8..)
             .map(|(what, second)| Moment {
