@@ -63,6 +63,10 @@ impl Pipeline {
                 .cloned()
                 .map(|notice| Event::Notice { at, notice }),
         );
+        let closely = self
+            .diagnosis
+            .closely(sample, self.model.targets(), &self.hot);
+        self.model.look_closely(closely.clone());
         let readings = self.model.read(sample);
         if readings.beyond_bound > 0 && !self.told_bound {
             self.told_bound = true;
@@ -79,13 +83,15 @@ impl Pipeline {
             });
         }
         let targets = self.model.targets();
-        self.diagnosis
-            .read(at, sample, &readings, targets, &self.hot);
-        let neighbours = |target| self.diagnosis.neighbours(target);
+        self.diagnosis.read(sample, &readings, targets, &closely);
+        let neighbours = |target| self.diagnosis.neighbours(at, target, targets);
         let hot = self
             .detector
             .read(at, &readings, targets, &neighbours, &mut events);
-        self.diagnosis.complete(at, targets, &mut events);
+        let due = self
+            .detector
+            .open(at, |episode| self.diagnosis.is_due(at, episode));
+        self.diagnosis.complete(at, targets, due, &mut events);
         self.hot.clone_from(&hot);
         events.extend(
             sample
@@ -101,7 +107,7 @@ impl Pipeline {
         let mut events = Vec::new();
         self.detector.finish(self.last, &mut events);
         self.diagnosis
-            .complete(self.last, self.model.targets(), &mut events);
+            .complete(self.last, self.model.targets(), Vec::new(), &mut events);
         events
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Event, Instant, Level, QueueState,
+    Episode, Event, Instant, Level, QueueState,
     id::id,
     incidents::{Incidents, Neighbours},
     running::{Opening, Running},
@@ -66,6 +66,19 @@ impl Detector {
             }
         }
         hot
+    }
+
+    /// How open episodes stand, of those that are asked for by their ids.
+    pub fn open(&self, at: Instant, is_wanted: impl Fn(&str) -> bool) -> Vec<Episode> {
+        let mut open: Vec<Episode> = self
+            .queues
+            .values()
+            .filter_map(|watched| watched.running.as_ref())
+            .filter(|running| is_wanted(running.id()))
+            .map(|running| running.snapshot(at))
+            .collect();
+        open.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        open
     }
 
     /// The stream ends here: what is open is told as it stands, and stays open.

@@ -98,6 +98,8 @@ pub struct Episode {
     pub ongoing: bool,
     pub level_max: Level,
     pub score_max: f64,
+    /// At the last look.
+    pub depth: u64,
     pub depth_max: u64,
     pub limit: Option<u64>,
     /// See [`Reading::unit`](crate::queue::Reading::unit).
@@ -133,6 +135,13 @@ pub struct Episode {
     pub moments: Vec<Moment>,
     /// Moments beyond the bound, not kept.
     pub moments_dropped: u32,
+}
+
+impl Episode {
+    /// The queue is well below its deepest: what it suffered from is over, or eases.
+    pub fn is_draining(&self) -> bool {
+        self.depth < self.depth_max / 2
+    }
 }
 
 /// Something that happened within an episode: a span event.

@@ -16,6 +16,7 @@ mod running;
 mod series;
 mod settings;
 mod track;
+mod usual;
 mod window;
 
 pub use detector::{Detector, SettingsFor};

@@ -74,6 +74,7 @@ impl Running {
                 ongoing: true,
                 level_max: Level::Ok,
                 score_max: 0.0,
+                depth: reading.depth,
                 depth_max: 0,
                 limit: reading.limit,
                 unit,
@@ -131,6 +132,7 @@ impl Running {
         let episode = &mut self.episode;
         episode.end = at;
         episode.score_max = episode.score_max.max(verdict.score);
+        episode.depth = reading.depth;
         episode.depth_max = episode.depth_max.max(reading.depth);
         episode.limit = reading.limit.or(episode.limit);
         episode.losses = episode.losses.saturating_add(reading.losses);

@@ -5,6 +5,7 @@ use super::{
     forecast::Trend,
     rates::{Baseline, Rates, Recent},
     settings::Settings,
+    usual::UsualWait,
     window::Minimum,
 };
 use crate::queue::{Judged, Kind, Reading};
@@ -25,6 +26,7 @@ pub(super) struct Track {
     pub(super) baseline: Baseline,
     /// Rate at which work is taken while there is some: the other side of the service time.
     busy: Busy,
+    usual_wait: UsualWait,
     pub(super) level: Level,
     /// Since when the score has asked for a lower level.
     lower_since_ns: Option<u64>,
@@ -52,8 +54,11 @@ impl Track {
         settings: &Settings,
     ) -> Verdict {
         let waits = reading.depth > 0;
-        let is_judged = kind.judged() != Judged::Context;
-        let delay_ns = if waits && is_judged {
+        let by_usual = kind.judged() == Judged::AgainstUsual;
+        let is_judged = !by_usual && kind.judged() != Judged::Context;
+        let delay_ns = if by_usual {
+            self.usual_wait.delay_ns(reading)
+        } else if waits && is_judged {
             reading.wait_ns.max(reading.oldest_ns).unwrap_or(0)
         } else {
             0
@@ -61,6 +66,9 @@ impl Track {
         self.busy.add(reading, waits);
         let service_ns = self.busy.service_time_ns(reading.servers);
         let target_ns = settings.target_ns.unwrap_or_else(|| {
+            if by_usual {
+                return self.usual_wait.target_ns();
+            }
             (service_ns.unwrap_or(0) / 2).clamp(settings.target_min_ns, settings.target_max_ns)
         });
         let window_ns = service_ns
@@ -102,8 +110,14 @@ impl Track {
         let rates = self.recent.rates();
         if score >= sign || self.level > Level::Ok {
             self.baseline.disturbed();
-        } else if let Some(rates) = rates {
-            self.baseline.quiet(now_ns, rates);
+            self.usual_wait.disturbed();
+        } else {
+            if let Some(rates) = rates {
+                self.baseline.quiet(now_ns, rates);
+            }
+            if by_usual {
+                self.usual_wait.quiet(now_ns, reading);
+            }
         }
         self.trend.add(now_ns, fill);
         let time_to_full_ns = if reading.full {

@@ -1,13 +1,21 @@
 //! Why a queue fills: from what threads wait for to a cause, a culprit, the evidence, and what to do.
 //!
 //! `world` keeps who holds what; `classify` says what one thread does at one look; `profile` adds that up over time;
-//! `follow` walks from a blocked thread to what it waits for, until something works; `rules` makes a verdict of all that,
-//! `words` says it. Pure: no clock, no kernel, no I/O. The rules speak of kernel facts, never of a program.
+//! `facts` keeps what the queues say; `follow` walks from a blocked thread to what it waits for, until something works;
+//! `rules` makes a verdict of all that, `words` says it. Pure: no clock, no kernel, no I/O. The rules speak of kernel
+//! facts, never of a program.
 #![forbid(unsafe_code)]
 
 mod activity;
 mod cause;
+mod classify;
+mod facts;
+mod follow;
+mod profile;
+mod rules;
 mod verdict;
+mod words;
+mod world;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,44 +24,279 @@ use std::{
 
 pub use activity::Activity;
 pub use cause::Cause;
+use facts::Facts;
+use follow::View;
+use profile::Profile;
+use rules::Case;
 pub use verdict::{CauseStretch, Confidence, Culprit, CulpritKind, Hop, Said, Verdict};
+use world::World;
 
 use crate::{
-    detect::{Episode, Event, Instant},
-    queue::{QueueKey, Readings, Targets},
+    detect::{Episode, Event, Happening, Instant, Moment},
+    queue::{Readings, Targets},
     sample::{Sample, TargetId},
 };
+
+/// A verdict is made again so often while its episode lasts.
+const JUDGE_EVERY_NS: u64 = 1_000_000_000;
+/// An episode's verdict is made from so much of its time at most, the latest.
+const WINDOW_NS: u64 = 20_000_000_000;
+/// A cause that stands is told again so often.
+const TELL_EVERY_NS: u64 = 30_000_000_000;
 
 /// All that is remembered between samples in order to say why.
 #[derive(Default)]
 pub struct Diagnosis {
-    open: BTreeMap<Arc<QueueKey>, ()>,
+    world: World,
+    profile: Profile,
+    facts: Facts,
+    open: BTreeMap<String, Standing>,
+}
+
+/// An open episode and what is known of its cause.
+struct Standing {
+    /// As it was last told by the detector.
+    episode: Episode,
+    judged_ns: u64,
+    verdict: Option<Arc<Verdict>>,
+    since: Instant,
+    /// The cause has stood until here, and so many stretches were told.
+    until: Instant,
+    told_ns: u64,
+    index: u32,
+    /// How long each cause held, ns, with its latest verdict.
+    held: BTreeMap<Cause, (u64, Arc<Verdict>)>,
+    /// Causes that followed each other, for the episode's moments.
+    changes: Vec<Moment>,
 }
 
 impl Diagnosis {
-    /// Takes in one sample and what the queues were in it. `hot`: targets with a suspicious queue.
+    /// The targets of which everything is to be known: those with a suspicious queue, and those around them.
+    pub fn closely(
+        &self,
+        sample: &Sample,
+        targets: &Targets,
+        hot: &BTreeSet<TargetId>,
+    ) -> BTreeSet<TargetId> {
+        let followed = targets.all().filter(|target| target.followed);
+        let mut closely = hot.clone();
+        closely.extend(followed.map(|target| target.id));
+        closely.extend(
+            sample
+                .profile
+                .iter()
+                .filter_map(|wait| targets.of(wait.tgid)),
+        );
+        closely
+    }
+
+    /// Takes in one sample and what the queues were in it.
     pub fn read(
         &mut self,
-        _at: Instant,
-        _sample: &Sample,
-        _readings: &Readings,
-        _targets: &Targets,
-        _hot: &BTreeSet<TargetId>,
+        sample: &Sample,
+        readings: &Readings,
+        targets: &Targets,
+        closely: &BTreeSet<TargetId>,
     ) {
+        let now_ns = sample.mono_ns;
+        let near = |target: TargetId| closely.contains(&target);
+        self.facts.read(sample, readings, near);
+        self.world.read(now_ns, sample, readings, targets, closely);
+        let near = |tgid: u32| targets.of(tgid).is_some_and(near);
+        self.profile
+            .read(now_ns, sample, readings, targets, (&self.world, near));
     }
 
     /// Targets for which this one waits, or that wait for it: their episodes are one incident.
-    pub fn neighbours(&self, _target: TargetId) -> Vec<TargetId> {
-        Vec::new()
+    pub fn neighbours(&self, at: Instant, target: TargetId, targets: &Targets) -> Vec<TargetId> {
+        const LATELY_NS: u64 = 3_000_000_000;
+        let window = self
+            .profile
+            .over(at.mono_ns.saturating_sub(LATELY_NS), at.mono_ns);
+        let view = self.view(&window, targets);
+        let ahead = follow::from_target(view, target);
+        let ahead = ahead.iter().filter_map(|step| step.target);
+        let on_path = |standing: &&Standing| {
+            let path = standing.verdict.iter().flat_map(|verdict| &verdict.path);
+            path.filter_map(|hop| hop.target).any(|hop| hop == target)
+        };
+        let behind = self.open.values().filter(on_path);
+        let behind = behind.map(|standing| standing.episode.key.target);
+        ahead
+            .chain(behind)
+            .filter(|other| *other != target)
+            .collect()
     }
 
-    /// Why this episode happens, as far as it has come.
-    pub fn verdict(&self, _episode: &Episode, _targets: &Targets) -> Option<Arc<Verdict>> {
-        None
+    fn view<'a>(&'a self, window: &'a profile::Window, targets: &'a Targets) -> View<'a> {
+        View {
+            world: &self.world,
+            profile: &self.profile,
+            targets,
+            window,
+        }
     }
 
-    /// Completes what the detector says: each episode gets its verdict, and stretches of one cause are told.
-    pub fn complete(&mut self, _at: Instant, _targets: &Targets, _events: &mut Vec<Event>) {
-        let _ = &self.open;
+    fn judge(&self, at: Instant, episode: &Episode, targets: &Targets) -> Verdict {
+        let from_ns = episode
+            .sign
+            .mono_ns
+            .max(at.mono_ns.saturating_sub(WINDOW_NS));
+        let window = self.profile.over(from_ns, at.mono_ns);
+        rules::judge(Case {
+            view: self.view(&window, targets),
+            facts: &self.facts,
+            episode,
+        })
+    }
+
+    /// Completes what the detector says of one tick: each episode gets its verdict, and stretches of one cause are told.
+    /// `standings` are the open episodes as they are now, of those whose verdict is due.
+    pub fn complete(
+        &mut self,
+        at: Instant,
+        targets: &Targets,
+        standings: Vec<Episode>,
+        events: &mut Vec<Event>,
+    ) {
+        let mut told = Vec::with_capacity(events.len());
+        for episode in standings {
+            self.look(at, episode, targets, &mut told);
+        }
+        for mut event in std::mem::take(events) {
+            match &mut event {
+                Event::EpisodeOpened(episode) => {
+                    let mut causes = Vec::new();
+                    self.look(at, Episode::clone(episode), targets, &mut causes);
+                    self.attach(episode);
+                    told.push(event);
+                    told.append(&mut causes);
+                    continue;
+                }
+                Event::Episode(episode) if episode.ongoing => self.attach(episode),
+                Event::Episode(episode) => {
+                    self.attach(episode);
+                    if let Some(standing) = self.open.remove(&episode.id) {
+                        told.extend(standing.stretch(at));
+                    }
+                }
+                _ => {}
+            }
+            told.push(event);
+        }
+        *events = told;
+    }
+
+    /// When an episode's verdict is due, by its id.
+    pub fn is_due(&self, at: Instant, episode: &str) -> bool {
+        self.open
+            .get(episode)
+            .is_some_and(|standing| at.mono_ns.saturating_sub(standing.judged_ns) >= JUDGE_EVERY_NS)
+    }
+
+    fn look(&mut self, at: Instant, episode: Episode, targets: &Targets, told: &mut Vec<Event>) {
+        let verdict = Arc::new(self.judge(at, &episode, targets));
+        let id = episode.id.clone();
+        match self.open.get_mut(&id) {
+            Some(standing) => {
+                standing.episode = episode;
+                told.extend(standing.next(at, verdict));
+            }
+            None => {
+                self.open.insert(id, Standing::new(at, episode, verdict));
+            }
+        }
+    }
+
+    /// The cause that held for longest, as it was last judged.
+    fn attach(&self, episode: &mut Episode) {
+        let Some(standing) = self.open.get(&episode.id) else {
+            return;
+        };
+        episode.verdict = standing.verdict();
+        episode.moments.extend(standing.changes.iter().cloned());
+        episode.moments.sort_by_key(|moment| moment.at);
+    }
+}
+
+impl Standing {
+    fn new(at: Instant, episode: Episode, verdict: Arc<Verdict>) -> Self {
+        Self {
+            episode,
+            judged_ns: at.mono_ns,
+            held: BTreeMap::from([(verdict.cause, (0, Arc::clone(&verdict)))]),
+            verdict: Some(verdict),
+            since: at,
+            until: at,
+            told_ns: at.mono_ns,
+            index: 0,
+            changes: Vec::new(),
+        }
+    }
+
+    /// Another verdict; answers the stretch that ends with it, where the cause changed or has stood for long.
+    fn next(&mut self, at: Instant, verdict: Arc<Verdict>) -> Option<Event> {
+        /// Changes that are kept.
+        const MAX_CHANGES: usize = 32;
+        let elapsed_ns = at.mono_ns.saturating_sub(self.judged_ns);
+        self.judged_ns = at.mono_ns;
+        self.until = at;
+        // While a queue drains, its workers are busy with what waited: that says nothing about why it filled.
+        if self.episode.is_draining() {
+            return None;
+        }
+        let held = self
+            .held
+            .entry(verdict.cause)
+            .or_insert_with(|| (0, Arc::clone(&verdict)));
+        held.0 += elapsed_ns;
+        held.1 = Arc::clone(&verdict);
+        let same = self
+            .verdict
+            .as_ref()
+            .is_some_and(|before| before.cause == verdict.cause);
+        let long = at.mono_ns.saturating_sub(self.told_ns) >= TELL_EVERY_NS;
+        let told = if same && !long {
+            None
+        } else {
+            self.stretch(at)
+        };
+        if !same {
+            if self.changes.len() < MAX_CHANGES {
+                self.changes.push(Moment {
+                    at,
+                    what: Happening::Cause(verdict.cause),
+                });
+            }
+        }
+        if told.is_some() || !same {
+            self.since = at;
+            self.told_ns = at.mono_ns;
+            self.index += 1;
+        }
+        self.verdict = Some(verdict);
+        told
+    }
+
+    /// What held until now.
+    fn stretch(&self, at: Instant) -> Option<Event> {
+        let verdict = Arc::clone(self.verdict.as_ref()?);
+        Some(Event::Cause(Box::new(CauseStretch {
+            episode: self.episode.id.clone(),
+            incident: self.episode.incident.clone(),
+            key: Arc::clone(&self.episode.key),
+            verdict,
+            from: self.since,
+            to: at,
+            index: self.index,
+        })))
+    }
+
+    /// The cause that held for longest; one that is known before one that is not.
+    fn verdict(&self) -> Option<Arc<Verdict>> {
+        self.held
+            .iter()
+            .max_by_key(|(cause, (held_ns, _))| (**cause != Cause::Unknown, *held_ns))
+            .map(|(_, (_, verdict))| Arc::clone(verdict))
     }
 }

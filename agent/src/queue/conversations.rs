@@ -4,18 +4,24 @@
 //! [`inflight`](super::inflight) (connections that a service accepted) and [`downstream`](super::downstream) (those that it
 //! opened). A walk over all connections counts anew; a look at a few of them corrects the count by what changed.
 
-use std::{collections::hash_map::Entry, net::SocketAddr};
+use std::{
+    collections::{BTreeSet, hash_map::Entry},
+    net::SocketAddr,
+};
 
 use rustc_hash::FxHashMap;
 
 use super::{
-    Kind, Sink, Source, Targets,
+    Awaited, Kind, Sink, Source, Targets,
     downstream::{self, Nearby},
     endpoint::{Endpoint, Groups, Placed, state},
     inflight,
     requests::{Conversation, Role, Seen, Standing},
 };
 use crate::sample::{Connection, Sample, TargetId};
+
+/// Requests of one endpoint that are told one by one.
+const MAX_AWAITED: usize = 1_024;
 
 #[derive(Default)]
 pub(super) struct Conversations {
@@ -127,6 +133,9 @@ impl Source for Conversations {
             self.forget_gone(targets);
         }
         self.tell(sample.mono_ns, all, targets, sink);
+        if !sink.closely.is_empty() {
+            sink.out.awaited = Some(self.awaited(sink.closely));
+        }
         if all {
             sink.forget_unseen(Kind::Inflight);
             sink.forget_unseen(Kind::Downstream);
@@ -135,6 +144,29 @@ impl Source for Conversations {
 }
 
 impl Conversations {
+    /// What waits for an answer, of these targets; at most [`MAX_AWAITED`] of each endpoint, oldest first.
+    fn awaited(&self, closely: &BTreeSet<TargetId>) -> Vec<Awaited> {
+        let mut awaited = Vec::new();
+        for (target, endpoint, Placed { group, .. }) in self.groups.iter() {
+            if !closely.contains(&target) {
+                continue;
+            }
+            for (began_ns, cookie) in group.waiting.iter().take(MAX_AWAITED) {
+                if let Some(known) = self.connections.get(cookie) {
+                    awaited.push(Awaited {
+                        target,
+                        tgid: known.tgid,
+                        cookie: *cookie,
+                        accepted: matches!(endpoint, Endpoint::Served(_)),
+                        read: known.standing != Standing::Unread,
+                        began_ns: *began_ns,
+                    });
+                }
+            }
+        }
+        awaited
+    }
+
     fn look(&mut self, connection: &Connection, now_ns: u64, all: bool, targets: &Targets) {
         let cookie = connection.cookie;
         let (known, seen, before) = match self.connections.entry(cookie) {

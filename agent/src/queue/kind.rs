@@ -14,6 +14,8 @@ pub enum Judged {
     DelayAndFill,
     /// Its standing delay alone: to be full is nothing bad.
     Delay,
+    /// Its standing delay against what it usually is: work in it takes the time that it takes.
+    AgainstUsual,
     /// Nothing by itself: it shows what the service is busy with, and explains the queues that fill.
     Context,
 }
@@ -101,7 +103,7 @@ kinds! {
     }
     /// Requests read and not yet answered.
     Inflight {
-        name: "inflight", unit: "requests", judged: Context, losses: "answers never sent",
+        name: "inflight", unit: "requests", judged: AgainstUsual, losses: "answers never sent",
         source: Some(|| Box::<conversations::Conversations>::default()),
         advice: "Requests are read and not answered: look at what the service waits for.",
     }

@@ -159,6 +159,12 @@ fn name(tgid: u32, address: u64) -> String {
     format!("{address:#x} of {tgid}")
 }
 
+/// Process and address of the lock that a queue is named after.
+pub(crate) fn lock_of(name: &str) -> Option<(u32, u64)> {
+    let (address, tgid) = name.strip_prefix("0x")?.split_once(" of ")?;
+    Some((tgid.parse().ok()?, u64::from_str_radix(address, 16).ok()?))
+}
+
 fn processes(sample: &Sample) -> HashMap<u32, Process<'_>> {
     let mut processes: HashMap<u32, Process<'_>> = HashMap::new();
     for wait in &sample.waits {

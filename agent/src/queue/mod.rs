@@ -23,7 +23,7 @@ mod runqueue;
 mod starvation;
 mod stream;
 mod syn;
-mod syscalls;
+pub(crate) mod syscalls;
 mod targets;
 mod udp;
 mod unix;
@@ -33,9 +33,13 @@ mod uring;
 mod watched;
 mod workers;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 pub use kind::{Judged, Kind};
+pub(crate) use lock::lock_of;
 use serde::Serialize;
 pub use targets::Targets;
 
@@ -96,6 +100,24 @@ pub struct Readings {
     pub gone: Vec<Arc<QueueKey>>,
     /// Queues beyond [`MAX_QUEUES_PER_KIND`], not shown.
     pub beyond_bound: usize,
+    /// Every request that waits for its answer, of the targets that are looked at closely; `None` where this sample did
+    /// not tell.
+    pub awaited: Option<Vec<Awaited>>,
+}
+
+/// A request that waits for its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    pub target: TargetId,
+    pub tgid: u32,
+    /// Of the connection.
+    pub cookie: u64,
+    /// The target is to answer it; else it waits for the answer.
+    pub accepted: bool,
+    /// It has been read.
+    pub read: bool,
+    /// CLOCK_MONOTONIC, ns.
+    pub began_ns: u64,
 }
 
 /// All queues of all targets.
@@ -103,6 +125,7 @@ pub struct Model {
     targets: Targets,
     keys: Keys,
     sources: Vec<Box<dyn Source>>,
+    closely: BTreeSet<TargetId>,
 }
 
 /// Reads the queues of one kind (or of several that come from the same facts) from samples, and keeps what it must
@@ -116,6 +139,7 @@ impl Default for Model {
         Self {
             targets: Targets::default(),
             keys: Keys::default(),
+            closely: BTreeSet::new(),
             // From the far end of the path that work takes to its beginning: the accept queue is read when it is known
             // which accepted connections are new.
             sources: Kind::ALL
@@ -140,11 +164,17 @@ impl Model {
             keys: &mut self.keys,
             out: &mut out,
             new: NewConnections::new(),
+            closely: &self.closely,
         };
         for source in &mut self.sources {
             source.read(sample, &self.targets, &mut sink);
         }
         out
+    }
+
+    /// Tells each request of these targets from now on.
+    pub fn look_closely(&mut self, at: BTreeSet<TargetId>) {
+        self.closely = at;
     }
 
     /// The targets as last told.
@@ -162,6 +192,8 @@ struct Sink<'a> {
     out: &'a mut Readings,
     /// What the connections tell the accept queue.
     new: NewConnections,
+    /// Targets of which each request is to be told.
+    closely: &'a BTreeSet<TargetId>,
 }
 
 impl Sink<'_> {

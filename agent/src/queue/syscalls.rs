@@ -10,7 +10,7 @@ use crate::{
 
 /// What a call waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Does {
+pub(crate) enum Does {
     /// A connection.
     Accept,
     /// Any of the files of an epoll instance.
@@ -38,7 +38,7 @@ pub(super) enum Does {
 macro_rules! calls {
     ($($(#[$meta:meta])* $number:ident $name:literal $does:ident,)*) => {
         /// Name of a system call and what it waits for; `None` for one that no server is known to wait in.
-        pub(super) fn call(number: i32) -> Option<(&'static str, Does)> {
+        pub(crate) fn call(number: i32) -> Option<(&'static str, Does)> {
             match libc::c_long::from(number) {
                 $($(#[$meta])* libc::$number => Some(($name, Does::$does)),)*
                 _ => None,
@@ -121,28 +121,28 @@ calls! {
 }
 
 /// The call a thread is in, where it is known.
-pub(super) fn call_of(wait: &Wait) -> Option<(&'static str, Does)> {
+pub(crate) fn call_of(wait: &Wait) -> Option<(&'static str, Does)> {
     call(wait.syscall.as_ref()?.number)
 }
 
 /// The descriptor in a call's first argument.
-pub(super) fn descriptor(syscall: &Syscall) -> u32 {
+pub(crate) fn descriptor(syscall: &Syscall) -> u32 {
     // The kernel takes an int: what stands above it is not looked at.
     syscall.args[0] as u32
 }
 
 /// A wait in futex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Futex {
-    pub(super) address: u64,
+pub(crate) struct Futex {
+    pub(crate) address: u64,
     /// It gives up after a while.
-    pub(super) timed: bool,
-    pub(super) lock: Lock,
+    pub(crate) timed: bool,
+    pub(crate) lock: Lock,
 }
 
 /// Whether a futex is a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lock {
+pub(crate) enum Lock {
     /// A condition variable, a semaphore, a place to park: an idle pool looks like this.
     No,
     /// It may be one (Rust's standard library): its value is that of a lock, but a counter may have it, too.
@@ -153,22 +153,22 @@ pub(super) enum Lock {
 
 /// linux/futex.h
 mod futex {
-    pub(super) const WAIT: u64 = 0;
-    pub(super) const LOCK_PI: u64 = 6;
-    pub(super) const WAIT_BITSET: u64 = 9;
-    pub(super) const LOCK_PI2: u64 = 13;
+    pub(crate) const WAIT: u64 = 0;
+    pub(crate) const LOCK_PI: u64 = 6;
+    pub(crate) const WAIT_BITSET: u64 = 9;
+    pub(crate) const LOCK_PI2: u64 = 13;
     /// What is left of an operation without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME.
-    pub(super) const COMMAND: u64 = 0x7f;
+    pub(crate) const COMMAND: u64 = 0x7f;
     /// Owner's number in the word of a priority-inheriting, a robust, and a musl lock, and "others wait".
-    pub(super) const TID: u32 = 0x3fff_ffff;
-    pub(super) const WAITERS: u32 = 0x8000_0000;
+    pub(crate) const TID: u32 = 0x3fff_ffff;
+    pub(crate) const WAITERS: u32 = 0x8000_0000;
     /// What musl's plain mutexes hold while they are held: EBUSY in place of an owner.
-    pub(super) const MUSL_HELD: u32 = 16;
+    pub(crate) const MUSL_HELD: u32 = 16;
 }
 
 impl Futex {
     /// What a thread waits for, if it waits for a futex. `is_thread` tells whether the process has such a thread.
-    pub(super) fn of(wait: &Wait, is_thread: impl Fn(u32) -> bool) -> Option<Self> {
+    pub(crate) fn of(wait: &Wait, is_thread: impl Fn(u32) -> bool) -> Option<Self> {
         let syscall = wait.syscall.as_ref()?;
         if !matches!(call(syscall.number), Some((_, Does::Futex))) {
             return None;
@@ -215,7 +215,7 @@ impl Futex {
 }
 
 /// What a thread does, in words: `running`, `in fsync of /var/lib/db/wal`.
-pub(super) fn doing(wait: &Wait) -> String {
+pub(crate) fn doing(wait: &Wait) -> String {
     let state = match wait.state {
         State::Running => return "running".to_owned(),
         State::Runnable => return "waiting for a CPU".to_owned(),
@@ -239,7 +239,7 @@ pub(super) fn doing(wait: &Wait) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::{
         super::{Kind, Model, Reading, watched::TICK},
         *,
@@ -247,7 +247,7 @@ pub(super) mod tests {
     use crate::sample::{Sample, Target, Walks};
 
     /// A thread asleep in a call, for the tests of the kinds.
-    pub(in crate::queue) fn asleep(tid: u32, number: libc::c_long, args: [u64; 4]) -> Wait {
+    pub(crate) fn asleep(tid: u32, number: libc::c_long, args: [u64; 4]) -> Wait {
         Wait {
             tgid: 10,
             tid,
@@ -268,7 +268,7 @@ pub(super) mod tests {
     }
 
     /// One look, the `tick`th, at what the threads of a service wait for: its queues of this kind.
-    pub(in crate::queue) fn look(
+    pub(crate) fn look(
         kind: Kind,
         model: &mut Model,
         tick: u64,
@@ -297,7 +297,7 @@ pub(super) mod tests {
     }
 
     /// A thread that waits for the lock at `address`.
-    pub(in crate::queue) fn locked(tid: u32, address: u64, owner: u32) -> Wait {
+    pub(crate) fn locked(tid: u32, address: u64, owner: u32) -> Wait {
         let mut wait = asleep(tid, libc::SYS_futex, [address, 128, 2, 0]);
         if let Some(syscall) = &mut wait.syscall {
             syscall.detail = Detail::Futex { word: 2, owner };

@@ -119,12 +119,12 @@ impl Targets {
     }
 
     /// Threads of the target at the last walk over threads; at least 1.
-    pub(super) fn threads(&self, id: TargetId) -> u32 {
+    pub(crate) fn threads(&self, id: TargetId) -> u32 {
         self.threads.get(&id).copied().unwrap_or(1).max(1)
     }
 
     /// Whether a target listens on this port of this network namespace.
-    pub(super) fn listens(&self, netns: u32, port: u16) -> bool {
+    pub(crate) fn listens(&self, netns: u32, port: u16) -> bool {
         self.ports.contains(&(netns, port))
     }
 }

@@ -62,6 +62,7 @@ fn episode(incident: &str, id: &str, kind: Kind, name: &str, losses: u64) -> Epi
         ongoing: false,
         level_max: Level::Full,
         score_max: 1.25,
+        depth: 0,
         depth_max: 101,
         limit: Some(100),
         unit: Kind::Accept.unit(),

@@ -58,6 +58,7 @@ fn episode(id: &str, kind: Kind) -> Episode {
         ongoing: false,
         level_max: Level::Full,
         score_max: 1.5,
+        depth: 0,
         depth_max: 101,
         limit: Some(100),
         unit: kind.unit(),

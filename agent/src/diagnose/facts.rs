@@ -1,0 +1,214 @@
+//! What the queues and the machine say beside the threads: the last readings of targets that are looked at closely, how
+//! fast calls on each endpoint are usually answered, who else uses the CPU.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use crate::{
+    queue::{Kind, QueueKey, Reading, Readings, Targets},
+    sample::{Cgroup, Neighbour, Sample, Target, TargetId},
+};
+
+/// Looks at a pool that are remembered.
+const RECENT: usize = 64;
+/// A pool is in use to the last connection where that holds in so much of the looks.
+const ALWAYS: f64 = 0.8;
+/// Looks without which nothing is said of a pool.
+const ENOUGH: usize = 5;
+/// Calls are slow where they take so many times as long as usual.
+const SLOW: f64 = 2.0;
+/// More requests than connections, by so much: some of them wait for one.
+const BEYOND_POOL: f64 = 1.25;
+
+#[derive(Default)]
+pub(super) struct Facts {
+    last: HashMap<Arc<QueueKey>, Reading>,
+    calls: HashMap<Arc<QueueKey>, Calls>,
+    neighbours: Vec<Neighbour>,
+    /// How long they used that CPU in, ns.
+    neighbours_over_ns: u64,
+    neighbours_ns: Option<u64>,
+    cgroups: HashMap<String, Cgroup>,
+}
+
+/// Calls on one endpoint.
+#[derive(Default)]
+struct Calls {
+    usual_ns: Option<f64>,
+    now_ns: Option<f64>,
+    /// Outstanding, and connections.
+    recent: VecDeque<(u64, u64)>,
+}
+
+/// A pool of connections that is used up.
+#[derive(Clone, Debug)]
+pub(super) struct Pool {
+    pub(super) endpoint: String,
+    pub(super) connections: u64,
+    pub(super) inflight: u64,
+    pub(super) answer_ns: Option<u64>,
+}
+
+/// Who uses a CPU that others want.
+#[derive(Clone, Debug)]
+pub(super) struct Hog {
+    pub(super) tgid: u32,
+    pub(super) name: String,
+    pub(super) cgroup: Option<String>,
+    /// Of one CPU.
+    pub(super) share: f64,
+}
+
+impl Facts {
+    pub(super) fn read(
+        &mut self,
+        sample: &Sample,
+        readings: &Readings,
+        near: impl Fn(TargetId) -> bool,
+    ) {
+        for key in &readings.gone {
+            self.last.remove(key);
+            self.calls.remove(key);
+        }
+        for (key, reading) in &readings.queues {
+            if key.kind == Kind::Downstream {
+                let calls = self.calls.entry(Arc::clone(key)).or_default();
+                calls.read(reading, near(key.target));
+            }
+            if near(key.target) {
+                self.last.insert(Arc::clone(key), reading.clone());
+            }
+        }
+        self.last.retain(|key, _| near(key.target));
+        if sample.walks.neighbours {
+            self.neighbours.clone_from(&sample.neighbours);
+            self.neighbours_over_ns = self
+                .neighbours_ns
+                .map_or(0, |before| sample.mono_ns.saturating_sub(before));
+            self.neighbours_ns = Some(sample.mono_ns);
+        }
+        if sample.walks.system {
+            let entry = |group: &Cgroup| (group.path.clone(), group.clone());
+            self.cgroups = sample.cgroups.iter().map(entry).collect();
+        }
+    }
+
+    pub(super) fn of(
+        &self,
+        target: TargetId,
+        kind: Kind,
+    ) -> impl Iterator<Item = (&Arc<QueueKey>, &Reading)> {
+        let ours = move |key: &Arc<QueueKey>| key.target == target && key.kind == kind;
+        self.last.iter().filter(move |(key, _)| ours(key))
+    }
+
+    pub(super) fn cgroup(&self, target: &Target) -> Option<&Cgroup> {
+        self.cgroups.get(target.cgroup.as_ref()?)
+    }
+
+    /// A pool of this target's that is used up while calls take as long as ever: work waits for a connection.
+    pub(super) fn used_up(&self, target: TargetId) -> Option<Pool> {
+        let inflight = self
+            .of(target, Kind::Inflight)
+            .map(|(_, reading)| reading.depth)
+            .sum();
+        self.of(target, Kind::Downstream)
+            .filter_map(|(key, reading)| {
+                let calls = self.calls.get(key)?;
+                let connections = calls.always_full()?;
+                let waits = inflight as f64 >= connections as f64 * BEYOND_POOL
+                    && inflight >= connections + 2;
+                (waits && !calls.is_slow(reading)).then(|| Pool {
+                    endpoint: key.name.trim_start_matches("-> ").to_owned(),
+                    connections,
+                    inflight,
+                    answer_ns: calls.now_ns.or(calls.usual_ns).map(|ns| ns as u64),
+                })
+            })
+            .max_by_key(|pool| pool.connections)
+    }
+
+    /// How long calls on an endpoint take and usually took, ns.
+    pub(super) fn answers(&self, target: TargetId, endpoint: &str) -> (Option<f64>, Option<f64>) {
+        let named = |key: &Arc<QueueKey>| key.name.trim_start_matches("-> ") == endpoint;
+        self.of(target, Kind::Downstream)
+            .find(|(key, _)| named(key))
+            .and_then(|(key, _)| self.calls.get(key))
+            .map_or((None, None), |calls| (calls.now_ns, calls.usual_ns))
+    }
+
+    /// Whether calls of this target take about as long as ever, as far as that is known.
+    pub(super) fn calls_are_as_usual(&self, target: TargetId) -> bool {
+        let mut known = self
+            .of(target, Kind::Downstream)
+            .filter_map(|(key, reading)| Some((self.calls.get(key)?, reading)))
+            .filter(|(calls, _)| calls.usual_ns.is_some())
+            .peekable();
+        known.peek().is_some() && known.all(|(calls, reading)| !calls.is_slow(reading))
+    }
+
+    /// The process, not of this target, that used most CPU of late.
+    pub(super) fn hog(&self, target: TargetId, targets: &Targets) -> Option<Hog> {
+        let foreign = self
+            .neighbours
+            .iter()
+            .filter(|one| targets.of(one.tgid) != Some(target));
+        let busiest = foreign.max_by_key(|one| one.cpu_ns)?;
+        let over_ns = self.neighbours_over_ns.max(1);
+        Some(Hog {
+            tgid: busiest.tgid,
+            name: busiest.name.clone(),
+            cgroup: busiest.cgroup.clone(),
+            share: busiest.cpu_ns as f64 / over_ns as f64,
+        })
+        .filter(|hog| self.neighbours_over_ns > 0 && hog.share >= 0.05)
+    }
+}
+
+impl Calls {
+    fn read(&mut self, reading: &Reading, near: bool) {
+        let measure = |name: &str| {
+            let found = reading.extra.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| *value)
+        };
+        if let Some(answer_ns) = measure("answer_ns") {
+            let side = if near {
+                &mut self.now_ns
+            } else {
+                &mut self.usual_ns
+            };
+            *side = Some(side.map_or(answer_ns, |before| before * 0.8 + answer_ns * 0.2));
+        }
+        if !near {
+            self.now_ns = None;
+            self.recent.clear();
+            return;
+        }
+        if let Some(connections) = reading.limit {
+            if self.recent.len() >= RECENT {
+                self.recent.pop_front();
+            }
+            self.recent.push_back((reading.depth, connections));
+        }
+    }
+
+    /// The size of the pool, if every connection of it was in use nearly all the time, and none was added.
+    fn always_full(&self) -> Option<u64> {
+        if self.recent.len() < ENOUGH {
+            return None;
+        }
+        let (first, last) = (self.recent.front()?.1, self.recent.back()?.1);
+        let full = self.recent.iter().filter(|(depth, size)| depth >= size);
+        let share = full.count() as f64 / self.recent.len() as f64;
+        (share >= ALWAYS && last <= first.saturating_add(1)).then_some(last)
+    }
+
+    /// Slower than usual; what is not answered at all counts with its age.
+    fn is_slow(&self, reading: &Reading) -> bool {
+        let oldest_ns = reading.oldest_ns.map_or(0.0, |ns| ns as f64);
+        let now = self.now_ns.unwrap_or(0.0).max(oldest_ns);
+        self.usual_ns.is_some_and(|usual| now > usual * SLOW)
+    }
+}

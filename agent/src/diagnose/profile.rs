@@ -1,0 +1,265 @@
+//! What threads' wall time went into: one count per look, kept for each second of the last minutes.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::{
+    Activity,
+    classify::{Doing, Threads, classify},
+    world::World,
+};
+use crate::{
+    queue::{Kind, Readings, Targets},
+    sample::{Sample, TargetId, Wait},
+    text::harmless,
+};
+
+const SECOND_NS: u64 = 1_000_000_000;
+/// Seconds that are kept.
+const KEEP_SECONDS: usize = 120;
+/// Threads counted in one second at most; what is beyond is not looked at.
+const MAX_THREADS: usize = 8_192;
+
+/// A thread, by its process and its own number.
+pub(super) type Thread = (u32, u32);
+
+#[derive(Default)]
+pub(super) struct Profile {
+    seconds: VecDeque<Second>,
+    names: HashMap<Thread, String>,
+}
+
+struct Second {
+    from_ns: u64,
+    threads: HashMap<Thread, Vec<(Doing, u32)>>,
+    cpu: BTreeMap<TargetId, Split>,
+}
+
+/// Who had the CPU while threads of a target waited for one: sums of shares.
+#[derive(Clone, Copy, Debug, Default)]
+struct Split {
+    own: f64,
+    foreign: f64,
+    quota: f64,
+    steal: f64,
+}
+
+/// A stretch of time.
+pub(super) struct Window {
+    threads: BTreeMap<Thread, Time>,
+    cpu: BTreeMap<TargetId, Split>,
+    pub(super) from_ns: u64,
+    pub(super) to_ns: u64,
+}
+
+/// What one thread's looks were.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Time {
+    pub(super) looks: u32,
+    pub(super) by: BTreeMap<Doing, u32>,
+}
+
+impl Profile {
+    pub(super) fn read(
+        &mut self,
+        now_ns: u64,
+        sample: &Sample,
+        readings: &Readings,
+        targets: &Targets,
+        (world, near): (&World, impl Fn(u32) -> bool),
+    ) {
+        let waits: &[Wait] = match (sample.walks.profile, sample.walks.waits) {
+            (true, _) => &sample.profile,
+            (false, true) => &sample.waits,
+            (false, false) => &[],
+        };
+        if sample.targets.is_some() {
+            self.names
+                .retain(|(tgid, _), _| targets.of(*tgid).is_some());
+        }
+        let threads = Threads::of(waits);
+        let second = self.second(now_ns);
+        for wait in waits.iter().filter(|wait| near(wait.tgid)) {
+            let Some(doing) = classify(wait, &threads, world) else {
+                continue;
+            };
+            let thread = (wait.tgid, wait.tid);
+            if !second.threads.contains_key(&thread) && second.threads.len() >= MAX_THREADS {
+                continue;
+            }
+            let counts = second.threads.entry(thread).or_default();
+            match counts.iter_mut().find(|(known, _)| *known == doing) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((doing, 1)),
+            }
+        }
+        for (key, reading) in &readings.queues {
+            if key.kind == Kind::Runqueue {
+                let split = second.cpu.entry(key.target).or_default();
+                for (name, share) in &reading.extra {
+                    split.add(name, *share);
+                }
+            }
+        }
+        for wait in waits.iter().filter(|wait| near(wait.tgid)) {
+            let thread = (wait.tgid, wait.tid);
+            if !self.names.contains_key(&thread) && self.names.len() < MAX_THREADS {
+                self.names.insert(thread, harmless(&wait.comm));
+            }
+        }
+    }
+
+    fn second(&mut self, now_ns: u64) -> &mut Second {
+        let is_new = self
+            .seconds
+            .back()
+            .is_none_or(|second| now_ns.saturating_sub(second.from_ns) >= SECOND_NS);
+        if is_new {
+            if self.seconds.len() >= KEEP_SECONDS {
+                self.seconds.pop_front();
+            }
+            self.seconds.push_back(Second {
+                from_ns: now_ns,
+                threads: HashMap::new(),
+                cpu: BTreeMap::new(),
+            });
+        }
+        let last = self.seconds.len() - 1;
+        &mut self.seconds[last]
+    }
+
+    /// All that was seen in the seconds that overlap with this time.
+    pub(super) fn over(&self, from_ns: u64, to_ns: u64) -> Window {
+        let mut window = Window {
+            threads: BTreeMap::new(),
+            cpu: BTreeMap::new(),
+            from_ns,
+            to_ns,
+        };
+        let within = |second: &&Second| {
+            second.from_ns <= to_ns && second.from_ns.saturating_add(SECOND_NS) > from_ns
+        };
+        for second in self.seconds.iter().filter(within) {
+            for (thread, counts) in &second.threads {
+                let time = window.threads.entry(*thread).or_default();
+                for (doing, count) in counts {
+                    time.looks = time.looks.saturating_add(*count);
+                    *time.by.entry(doing.clone()).or_default() += count;
+                }
+            }
+            for (target, split) in &second.cpu {
+                window.cpu.entry(*target).or_default().sum(split);
+            }
+        }
+        window
+    }
+
+    pub(super) fn comm(&self, thread: Thread) -> Option<&str> {
+        self.names.get(&thread).map(String::as_str)
+    }
+}
+
+impl Split {
+    fn add(&mut self, name: &str, share: f64) {
+        match name {
+            "own_share" => self.own += share,
+            "foreign_share" => self.foreign += share,
+            "quota_share" => self.quota += share,
+            "steal_share" => self.steal += share,
+            _ => {}
+        }
+    }
+
+    fn sum(&mut self, other: &Self) {
+        self.own += other.own;
+        self.foreign += other.foreign;
+        self.quota += other.quota;
+        self.steal += other.steal;
+    }
+
+    /// Of the time spent waiting for a CPU, by who had it.
+    fn divide(&self, share: f64) -> [(Activity, f64); 4] {
+        let all = self.own + self.foreign + self.quota + self.steal;
+        let part = |part: f64| if all > 0.0 { share * part / all } else { 0.0 };
+        let own = if all > 0.0 { part(self.own) } else { share };
+        [
+            (Activity::RunnableOwn, own),
+            (Activity::RunnableForeign, part(self.foreign)),
+            (Activity::Throttled, part(self.quota)),
+            (Activity::Stolen, part(self.steal)),
+        ]
+    }
+}
+
+impl Time {
+    /// Share of the looks at which it waited for work.
+    pub(super) fn idle(&self) -> f64 {
+        self.share_of(Activity::Idle)
+    }
+
+    pub(super) fn share_of(&self, activity: Activity) -> f64 {
+        let of = self
+            .by
+            .iter()
+            .filter(|(doing, _)| doing.activity == activity);
+        let looks: u32 = of.map(|(_, count)| count).sum();
+        f64::from(looks) / f64::from(self.looks.max(1))
+    }
+}
+
+impl Window {
+    pub(super) fn threads(&self) -> impl Iterator<Item = (Thread, &Time)> {
+        self.threads.iter().map(|(thread, time)| (*thread, time))
+    }
+
+    pub(super) fn of(&self, thread: Thread) -> Option<&Time> {
+        self.threads.get(&thread)
+    }
+
+    /// Threads of one process.
+    pub(super) fn of_process(&self, tgid: u32) -> impl Iterator<Item = (Thread, &Time)> {
+        let range = self.threads.range((tgid, 0)..=(tgid, u32::MAX));
+        range.map(|(thread, time)| (*thread, time))
+    }
+
+    /// Looks at all threads.
+    pub(super) fn looks_at(&self, crowd: &[(Thread, f64)]) -> u64 {
+        let looks = crowd.iter().filter_map(|(thread, _)| self.of(*thread));
+        looks.map(|time| u64::from(time.looks)).sum()
+    }
+
+    /// What the wall time of some threads went into, each by its weight; the largest share first, all of them together 1.
+    /// `target`: whose run queue says who had the CPU.
+    pub(super) fn shares(
+        &self,
+        crowd: &[(Thread, f64)],
+        target: Option<TargetId>,
+    ) -> Vec<(Activity, f64)> {
+        let mut sums: BTreeMap<Activity, f64> = BTreeMap::new();
+        for (thread, weight) in crowd {
+            let Some(time) = self.of(*thread) else {
+                continue;
+            };
+            for (doing, count) in &time.by {
+                let share = f64::from(*count) / f64::from(time.looks.max(1));
+                *sums.entry(doing.activity).or_default() += weight * share;
+            }
+        }
+        let all: f64 = sums.values().sum();
+        if all <= 0.0 {
+            return Vec::new();
+        }
+        if let Some(waits) = sums.remove(&Activity::RunnableOwn) {
+            let split = target.and_then(|target| self.cpu.get(&target).copied());
+            for (activity, share) in split.unwrap_or_default().divide(waits) {
+                *sums.entry(activity).or_default() += share;
+            }
+        }
+        let mut shares: Vec<(Activity, f64)> = sums
+            .into_iter()
+            .map(|(activity, share)| (activity, share / all))
+            .filter(|(_, share)| *share > 0.0)
+            .collect();
+        shares.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        shares
+    }
+}
