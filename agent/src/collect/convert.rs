@@ -50,7 +50,7 @@ pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
         Record::Pipe(record) => sample.pipes.push(pipe(record)),
         Record::Ring(record) => sample.rings.push(ring(record, ids)),
         Record::Wait(record) => sample.waits.push(wait(record)),
-        Record::Cpu(_) | Record::Operations(_) => {}
+        Record::Cpu(_) | Record::Operations(_) | Record::Peer(_) => {}
         Record::Holder(record) => {
             let holder = holder(record, String::new());
             sample.holders.get_or_insert_default().push(holder);

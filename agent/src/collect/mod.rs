@@ -496,7 +496,7 @@ impl Collector {
             .filter(|target| hot.contains(&target.id))
             .flat_map(|target| target.tgids.iter().copied())
             .collect();
-        self.glance.set_hot(|tgid| hot_processes.contains(&tgid))?;
+        self.glance.set_hot(0, |tgid| hot_processes.contains(&tgid))?;
         self.voice.tell_pace(&self.schedule, mono_ns());
         Ok(())
     }
