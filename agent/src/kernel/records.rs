@@ -5,9 +5,9 @@ use std::io;
 
 use tailback_ebpf::{
     CpuRecord, Header, HolderRecord, KIND_CPU, KIND_HOLDER, KIND_LISTENER, KIND_OPERATIONS,
-    KIND_PEER, KIND_PIPE, KIND_PROCESS, KIND_RING, KIND_SOCKET, KIND_THREAD, KIND_UDP, KIND_UNIX, KIND_WAIT,
-    ListenerRecord, OperationsRecord, PeerRecord, PipeRecord, ProcessRecord, RingRecord, SocketRecord,
-    ThreadRecord, UdpRecord, UnixRecord, WaitRecord,
+    KIND_PEER, KIND_PIPE, KIND_PROCESS, KIND_RING, KIND_SOCKET, KIND_THREAD, KIND_UDP, KIND_UNIX,
+    KIND_WAIT, ListenerRecord, OperationsRecord, PeerRecord, PipeRecord, ProcessRecord, RingRecord,
+    SocketRecord, ThreadRecord, UdpRecord, UnixRecord, WaitRecord,
 };
 
 /// One record of a walk.
