@@ -8,7 +8,7 @@ use aya_ebpf::{
     },
     macros::btf_map,
 };
-use tailback_ebpf::{Layout, Mark, TargetEntry, Walk, Ways};
+use tailback_ebpf::{Layout, MAX_WANTED, Mark, TargetEntry, Walk, Ways};
 
 /// Overridden by the agent before the object is loaded, then frozen by the kernel.
 #[unsafe(no_mangle)]
@@ -32,6 +32,10 @@ pub static TARGETS: HashMap<u32, TargetEntry, 16384> = HashMap::new();
 /// Settings of the next walk.
 #[btf_map]
 pub static WALK: Array<Walk, 1> = Array::new();
+
+/// Connections whose holders are asked for, by their ports (`wanted_key`); the values say nothing.
+#[btf_map]
+pub static WANTED: HashMap<u32, u32, MAX_WANTED> = HashMap::new();
 
 /// The sockets that are looked at on every tick.
 #[btf_map]

@@ -13,7 +13,8 @@ pub const PIPE_READ_END: u32 = 1;
 /// `PipeRecord::end`: the process can write to the pipe.
 pub const PIPE_WRITE_END: u32 = 2;
 
-/// `TargetEntry::flags`: a queue of the process is suspicious; mark its busy sockets.
+/// `TargetEntry::flags`: a queue of the process is suspicious, or it stands beside one that has such a queue; mark its
+/// busy sockets, and look at what its threads wait for.
 pub const TARGET_HOT: u32 = 1;
 
 /// `Header::kind` of each record.
@@ -40,6 +41,8 @@ pub const KIND_CPU: u16 = 10;
 pub const KIND_HOLDER: u16 = 11;
 /// See [`OperationsRecord`].
 pub const KIND_OPERATIONS: u16 = 12;
+/// See [`PeerRecord`].
+pub const KIND_PEER: u16 = 13;
 
 /// `ListenerRecord::half_open` and `UdpRecord::queued`: the kernel does not say.
 pub const UNKNOWN: u32 = u32::MAX;
@@ -59,6 +62,14 @@ pub const WAIT_WORD: u32 = 4;
 
 /// `HolderRecord::end`: not a pipe but a unix socket.
 pub const HOLDER_SOCKET: u32 = 4;
+
+/// Connections that the map `WANTED` can ask for at once.
+pub const MAX_WANTED: usize = 4096;
+
+/// The key in the map `WANTED` of a connection, by the ports that its holder sees.
+pub const fn wanted_key(local_port: u16, remote_port: u16) -> u32 {
+    (local_port as u32) << 16 | remote_port as u32
+}
 
 macro_rules! records {
     ($($(#[$meta:meta])* pub struct $name:ident : $size:literal {
@@ -296,6 +307,21 @@ records! {
         pub end: u32,
     }
 
+    /// Who holds a connection whose ports the agent asked for in the map `WANTED`: perhaps the other end of a target's.
+    pub struct PeerRecord: 64 {
+        pub header: Header,
+        pub cookie: u64,
+        pub fd: u32,
+        pub netns: u32,
+        pub local_port: u16,
+        pub remote_port: u16,
+        pub family: u8,
+        pub reserved: [u8; 3],
+        /// IPv4 addresses stand in the first four bytes.
+        pub local: [u8; 16],
+        pub remote: [u8; 16],
+    }
+
     /// Which operations an open file of the agent itself has: how a kind of file is told from others.
     pub struct OperationsRecord: 24 {
         pub header: Header,
@@ -357,7 +383,10 @@ records! {
         /// Files counted, and the descriptor from which on they are not counted yet.
         pub open: u32,
         pub next_fd: u32,
-        pub reserved: u64,
+        /// 1: what threads wait for is told of hot targets alone.
+        pub only_hot: u32,
+        /// Entries of the map `WANTED`: with none, no connection is asked for.
+        pub wanted: u32,
     }
 
     /// Socket-local storage of the sockets that are looked at on every tick.

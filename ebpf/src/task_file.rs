@@ -53,8 +53,8 @@ pub extern "C" fn files(ctx: *const TaskFileContext) -> i32 {
     0
 }
 
-/// Writes a record for every listening socket, pipe end and unix socket of every process: who listens where, and who
-/// holds the other ends of what targets hold.
+/// Writes a record for every listening socket, pipe end and unix socket of every process, and for the connections that
+/// are asked for: who listens where, and who holds the other ends of what targets hold.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn holders(ctx: *const TaskFileContext) -> i32 {
@@ -73,10 +73,12 @@ pub extern "C" fn holders(ctx: *const TaskFileContext) -> i32 {
         if offset!(unix_peer) != ABSENT {
             unix::emit_holder(seq, found, &sock);
         }
-    } else if let Some(tcp) = Tcp::from_sock(sock)
-        && tcp.is_listener()
-    {
-        tcp.emit_listener_only(seq, found);
+    } else if let Some(tcp) = Tcp::from_sock(sock) {
+        if tcp.is_listener() {
+            tcp.emit_listener_only(seq, found);
+        } else if tcp.is_wanted() {
+            tcp.emit_peer(seq, found);
+        }
     }
     0
 }

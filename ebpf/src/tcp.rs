@@ -7,11 +7,12 @@ use aya_ebpf::{
     },
 };
 use tailback_ebpf::{
-    ABSENT, Header, KIND_LISTENER, KIND_SOCKET, ListenerRecord, MAX_WAITING, SocketRecord, UNKNOWN,
+    ABSENT, Header, KIND_LISTENER, KIND_PEER, KIND_SOCKET, ListenerRecord, MAX_WAITING, PeerRecord,
+    SocketRecord, UNKNOWN, wanted_key,
 };
 
 use crate::{
-    kernel::{emit, load, load_sk, load_sk_or, offset, probe, way},
+    kernel::{WALK, WANTED, emit, load, load_sk, load_sk_or, offset, probe, way},
     sock::{IPPROTO_TCP, SOCK_STREAM, Sock},
     task_file::Found,
 };
@@ -72,8 +73,8 @@ impl Tcp {
             fd: found.fd,
             state: self.state,
             family: family as u8,
-            local_port: load_sk!(self.sk, sk_num, u16),
-            remote_port: u16::from_be(load_sk!(self.sk, sk_dport, u16)),
+            local_port: self.local_port(),
+            remote_port: self.remote_port(),
             reserved: 0,
             netns: self.sock.netns(),
             rcv_nxt: load_sk!(self.tcp, tcp_rcv_nxt, u32),
@@ -111,6 +112,50 @@ impl Tcp {
             record.wmem_queued = load_sk!(self.sk, sk_wmem_queued, u32);
             record.sndbuf = load_sk!(self.sk, sk_sndbuf, u32);
         }
+        emit(seq, &record);
+    }
+
+    /// The agent asks who holds a connection of these ports.
+    #[inline(always)]
+    pub fn is_wanted(&self) -> bool {
+        // SAFETY: an array entry lives as long as its map.
+        let any = WALK
+            .get_ptr_mut(0)
+            .is_some_and(|walk| unsafe { (*walk).wanted } > 0);
+        // SAFETY: only whether there is an entry matters.
+        any && unsafe { WANTED.get(wanted_key(self.local_port(), self.remote_port())) }.is_some()
+    }
+
+    #[inline(always)]
+    fn local_port(&self) -> u16 {
+        load_sk!(self.sk, sk_num, u16)
+    }
+
+    #[inline(always)]
+    fn remote_port(&self) -> u16 {
+        u16::from_be(load_sk!(self.sk, sk_dport, u16))
+    }
+
+    /// Who holds this connection, and no more.
+    #[inline(always)]
+    pub fn emit_peer(&self, seq: *mut seq_file, found: Found) {
+        let family = self.sock.family();
+        let record = PeerRecord {
+            header: Header {
+                kind: KIND_PEER,
+                len: size_of::<PeerRecord>() as u16,
+                tgid: found.tgid,
+            },
+            cookie: self.sock.cookie(),
+            fd: found.fd,
+            netns: self.sock.netns(),
+            local_port: self.local_port(),
+            remote_port: self.remote_port(),
+            family: family as u8,
+            reserved: [0; 3],
+            local: self.sock.local(family),
+            remote: self.sock.remote(family),
+        };
         emit(seq, &record);
     }
 

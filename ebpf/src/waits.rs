@@ -8,7 +8,8 @@ use aya_ebpf::{
     helpers::generated::{bpf_copy_from_user_task, bpf_task_pt_regs},
 };
 use tailback_ebpf::{
-    ABSENT, Header, KIND_WAIT, MAX_POLLED, NO_SYSCALL, WAIT_IO, WAIT_ON_CPU, WAIT_WORD, WaitRecord,
+    ABSENT, Header, KIND_WAIT, MAX_POLLED, NO_SYSCALL, TARGET_HOT, WAIT_IO, WAIT_ON_CPU, WAIT_WORD,
+    WaitRecord,
 };
 
 use crate::{
@@ -42,7 +43,7 @@ pub extern "C" fn waits(ctx: *const TaskContext) -> i32 {
     visit(ctx, false)
 }
 
-/// Writes what every thread of every target waits for.
+/// Writes what every thread of every target waits for, or of every hot target.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter.s/task")]
 pub extern "C" fn waits_in_depth(ctx: *const TaskContext) -> i32 {
@@ -56,7 +57,11 @@ fn visit(ctx: *const TaskContext, in_depth: bool) -> i32 {
         return 0;
     };
     let tgid = load!(task, task_tgid, u32);
-    if at_target(task, tgid).is_none() {
+    let Some(walk) = at_target(task, tgid) else {
+        return 0;
+    };
+    // SAFETY: an array entry lives as long as its map.
+    if unsafe { (*walk).only_hot == 1 && (*walk).flags & TARGET_HOT == 0 } {
         return 0;
     }
     let mut record = WaitRecord {

@@ -26,6 +26,11 @@ impl Census {
             .insert((record.header.tgid, record.tid), record.cpu_ns);
     }
 
+    /// Threads that the previous look met.
+    pub(super) fn threads(&self) -> usize {
+        self.threads.len()
+    }
+
     /// After a complete walk: who used CPU since the previous one. `name` gives a process's name and control group.
     pub(super) fn finish(
         &mut self,
@@ -86,6 +91,7 @@ mod tests {
         census.add(&record(1, 1, 100));
         census.add(&record(2, 2, 900));
         assert!(census.finish(|_| None).is_empty());
+        assert_eq!(census.threads(), 2);
         census.add(&record(1, 1, 150));
         // A thread that came since.
         census.add(&record(1, 3, 70));

@@ -8,16 +8,16 @@ use std::{
 
 use tailback_ebpf::{
     HOLDER_SOCKET, HolderRecord, ListenerRecord, NO_SYSCALL, PIPE_BYTES_UNKNOWN, PIPE_READ_END,
-    PIPE_WRITE_END, PipeRecord, ProcessRecord, RingRecord, SocketRecord, ThreadRecord, UNIX_PATH,
-    UNKNOWN, UdpRecord, UnixRecord, WAIT_IO, WAIT_ON_CPU, WAIT_WORD, WaitRecord,
+    PIPE_WRITE_END, PeerRecord, PipeRecord, ProcessRecord, RingRecord, SocketRecord, ThreadRecord,
+    UNIX_PATH, UNKNOWN, UdpRecord, UnixRecord, WAIT_IO, WAIT_ON_CPU, WAIT_WORD, WaitRecord,
 };
 
-use super::identity::Identities;
+use super::{identity::Identities, peers::PeerSeen};
 use crate::{
     kernel::records::{Record, decode},
     sample::{
-        Connection, DatagramSocket, Detail, Holder, Listener, Listening, Pipe, Ring, Sample, State,
-        Syscall, Target, Thread, UnixSocket, UnixStyle, Wait,
+        Connection, DatagramSocket, Detail, Holder, Listener, Listening, Peer, Pipe, Ring, Sample,
+        State, Syscall, Target, Thread, UnixSocket, UnixStyle, Wait,
     },
     target::{ListenerSeen, ProcessSeen},
     text::harmless,
@@ -51,6 +51,17 @@ pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
         Record::Ring(record) => sample.rings.push(ring(record, ids)),
         Record::Wait(record) => sample.waits.push(wait(record)),
         Record::Cpu(_) | Record::Operations(_) => {}
+        Record::Peer(record) => {
+            let seen = peer_seen(record, ids);
+            sample.peers.get_or_insert_default().push(Peer {
+                netns: seen.netns,
+                local: seen.local,
+                remote: seen.remote,
+                tgid: seen.tgid,
+                fd: seen.fd,
+                name: String::new(),
+            });
+        }
         Record::Holder(record) => {
             let holder = holder(record, String::new());
             sample.holders.get_or_insert_default().push(holder);
@@ -133,6 +144,17 @@ pub(super) fn listener_seen(record: &ListenerRecord, ids: Identities) -> Listene
         cookie: ids.cookie(record.cookie),
         netns: record.netns,
         address: address(record.family, record.local, record.port),
+    }
+}
+
+pub(super) fn peer_seen(record: &PeerRecord, ids: Identities) -> PeerSeen {
+    PeerSeen {
+        cookie: ids.cookie(record.cookie),
+        netns: record.netns,
+        local: address(record.family, record.local, record.local_port),
+        remote: address(record.family, record.remote, record.remote_port),
+        tgid: record.header.tgid,
+        fd: record.fd,
     }
 }
 

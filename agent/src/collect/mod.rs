@@ -2,19 +2,23 @@
 //!
 //! `schedule` decides what is walked when, within the CPU budget, and `pace` when to look at what need not be looked at
 //! on every tick; `convert` turns records into plain data; `networks` and `system` read the counters that no iterator has,
-//! `paths` what only /proc names; `report` and `voice` say how the watching itself goes. Nothing in here decides anything
+//! `paths` what only /proc names; `closely` is the closer look while a queue is suspicious, for which `peers` finds the
+//! other ends of connections and `titles` what processes say of themselves; `report` and `voice` say how the watching itself goes. Nothing in here decides anything
 //! about queues.
 
 mod census;
 mod clock;
+mod closely;
 mod convert;
 mod identity;
 mod networks;
 mod pace;
 mod paths;
+mod peers;
 mod report;
 mod schedule;
 mod system;
+mod titles;
 mod voice;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -22,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use anyhow::Result;
 use census::Census;
 pub use clock::{cpu_time_ns, mono_ns, resident_bytes, unix_ns};
+use closely::Closely;
 #[doc(hidden)]
 pub use convert::sample_of_records;
 use identity::Identities;
@@ -31,7 +36,7 @@ use paths::Paths;
 pub use report::Others;
 use report::Report;
 use rustc_hash::FxHashSet;
-pub use schedule::{Budget, Schedule, Tick};
+pub use schedule::{Budget, Schedule, Spent, Tick};
 use system::System;
 use voice::Voice;
 
@@ -53,10 +58,13 @@ const HOLDERS: Pace = Pace::new(DISCOVERY_NS / 2, 5_000 * MS);
 const WAITS: Pace = Pace::new(250 * MS, 5_000 * MS);
 /// Control groups, and the machine.
 const SYSTEM: Pace = Pace::new(500 * MS, 5_000 * MS);
+/// What processes say of themselves, while a queue is suspicious.
+const TITLES: Pace = Pace::new(250 * MS, 5_000 * MS);
 /// CPU time of all threads of the machine.
 const CENSUS: Pace = Pace::new(1_000 * MS, 10_000 * MS);
 /// Holders of the other ends of the targets' pipes and unix sockets that are told.
 const MAX_HOLDERS: usize = 4096;
+
 /// Makes samples of what the user named.
 pub struct Collector {
     glance: Glance,
@@ -94,8 +102,10 @@ pub struct Collector {
     /// CPU time of looks beside the tick: within the current one, and since the previous discovery, ns.
     aside_ns: u64,
     aside_total_ns: u64,
-    /// CPU time of the walk over threads within the current tick, ns.
+    /// CPU time of the walk over threads within the current tick, and of the profile, ns.
     threads_ns: u64,
+    profile_ns: u64,
+    closely: Closely,
     report: Report,
     voice: Voice,
 }
@@ -106,6 +116,7 @@ struct Paces {
     waits: Pace,
     system: Pace,
     census: Pace,
+    titles: Pace,
 }
 
 impl Collector {
@@ -136,6 +147,7 @@ impl Collector {
                 waits: WAITS,
                 system: SYSTEM,
                 census: CENSUS,
+                titles: TITLES,
             },
             shared: FxHashSet::default(),
             new_shared: false,
@@ -146,6 +158,8 @@ impl Collector {
             aside_ns: 0,
             aside_total_ns: 0,
             threads_ns: 0,
+            profile_ns: 0,
+            closely: Closely::default(),
             report: Report::new(now_ns),
             voice: Voice::default(),
         }
@@ -161,11 +175,14 @@ impl Collector {
         })?;
         processes.sort_unstable_by_key(|process| process.tgid);
         let now_ns = mono_ns();
-        if self.paces.holders.is_due(now_ns) {
-            self.look_for_holders(now_ns, &processes)?;
-        }
-        let found = self.discovery.look(&processes, &self.listeners);
         self.everyone = processes;
+        if self.paces.holders.is_due(now_ns) {
+            self.look_for_holders(now_ns)?;
+        }
+        let followed = self.closely.followed(now_ns, &self.everyone);
+        let found = self
+            .discovery
+            .look(&self.everyone, &self.listeners, &followed);
         let mut watched: Vec<ProcessSeen> = found.processes.clone();
         watched.sort_unstable_by_key(|process| process.tgid);
         if watched != self.processes {
@@ -186,14 +203,17 @@ impl Collector {
         if found.changed || !self.told_targets {
             self.targets.clone_from(&found.targets);
             self.told_targets = false;
+            self.choose_processes()?;
         }
         self.voice.tell_unmatched(&found.unmatched);
         Ok(found)
     }
 
     /// Who listens where on this machine, and who holds the other ends of what targets hold.
-    fn look_for_holders(&mut self, now_ns: u64, everyone: &[ProcessSeen]) -> Result<()> {
+    fn look_for_holders(&mut self, now_ns: u64) -> Result<()> {
         let before_ns = cpu_time_ns();
+        self.ask_for_peers()?;
+        let everyone = std::mem::take(&mut self.everyone);
         let name = |tgid: u32| {
             let found = everyone.binary_search_by_key(&tgid, |process| process.tgid);
             found.map_or_else(|_| String::new(), |index| harmless(&everyone[index].comm))
@@ -201,9 +221,11 @@ impl Collector {
         let (ids, shared) = (self.ids, &self.shared);
         let mut listeners = Vec::new();
         let mut holders = Vec::new();
+        let mut connections = Vec::new();
         let mut left_out = 0;
         self.glance.walk_holders(&mut |record| match record {
             Record::Listener(listener, _) => listeners.push(convert::listener_seen(listener, ids)),
+            Record::Peer(peer) => connections.push(convert::peer_seen(peer, ids)),
             Record::Holder(holder) if shared.contains(&holder.inode) => {
                 if holders.len() < MAX_HOLDERS {
                     holders.push(convert::holder(holder, name(holder.header.tgid)));
@@ -229,6 +251,8 @@ impl Collector {
             .collect();
         listening.sort_unstable();
         holders.sort_unstable();
+        self.take_peers(&connections, name);
+        self.everyone = everyone;
         self.new_listening |= self.told_listening.as_ref() != Some(&listening);
         self.new_holders |= self.told_holders.as_ref() != Some(&holders);
         self.told_listening = Some(listening);
@@ -237,6 +261,9 @@ impl Collector {
         self.new_shared = false;
         let cost = cpu_time_ns().saturating_sub(before_ns);
         self.paces.holders.looked(now_ns, cost, self.aside_share());
+        if self.closely.is_on() {
+            self.look_around(now_ns)?;
+        }
         Ok(())
     }
 
@@ -292,9 +319,13 @@ impl Collector {
                 .discovered(std::mem::take(&mut self.aside_total_ns), DISCOVERY_NS);
         }
         self.walk(tick, &mut sample)?;
+        if tick.profile {
+            self.walk_profile(&mut sample)?;
+        }
         if tick.base {
             self.look_aside(tick, &mut sample)?;
         }
+        self.tell_peers(&mut sample);
         if !self.told_targets {
             self.told_targets = true;
             sample.targets = Some(self.targets.clone());
@@ -323,11 +354,17 @@ impl Collector {
     fn look_aside(&mut self, tick: Tick, sample: &mut Sample) -> Result<()> {
         let now_ns = sample.mono_ns;
         let share = self.aside_share();
-        if tick.complete && self.new_shared {
-            let everyone = std::mem::take(&mut self.everyone);
-            let looked = self.look_for_holders(now_ns, &everyone);
-            self.everyone = everyone;
-            looked?;
+        let is_hurried = self.closely.is_on() && self.paces.holders.is_due(now_ns);
+        if tick.complete && self.new_shared || is_hurried {
+            let before_ns = cpu_time_ns();
+            self.look_for_holders(now_ns)?;
+            self.spent_aside(before_ns);
+        }
+        if self.closely.is_on() && self.paces.titles.is_due(now_ns) {
+            let before_ns = cpu_time_ns();
+            self.look_at_titles(sample);
+            let cost = self.spent_aside(before_ns);
+            self.paces.titles.looked(now_ns, cost, share);
         }
         if tick.complete || self.paces.waits.is_due(now_ns) {
             let before_ns = cpu_time_ns();
@@ -443,6 +480,7 @@ impl Collector {
                 });
                 self.paths.resolve_pipes(&mut sample.pipes, &self.processes);
                 self.remember_shared(sample);
+                self.remember_ends(sample)?;
             } else {
                 sample.walks.marked = self.glance.walk_marked(&mut visit)?;
             }
@@ -481,22 +519,18 @@ impl Collector {
     /// What the tick cost, the pipeline and all outputs included, and whose queues are suspicious.
     pub fn spent(&mut self, tick: Tick, cpu_ns: u64, hot: &BTreeSet<TargetId>) -> Result<()> {
         let aside_ns = std::mem::take(&mut self.aside_ns);
-        let threads_ns = std::mem::take(&mut self.threads_ns);
-        self.schedule
-            .spent(tick, cpu_ns.saturating_sub(aside_ns), threads_ns);
-        self.schedule.set_hot(!hot.is_empty());
+        let spent = Spent {
+            cpu_ns: cpu_ns.saturating_sub(aside_ns),
+            threads_ns: std::mem::take(&mut self.threads_ns),
+            profile_ns: std::mem::take(&mut self.profile_ns),
+        };
+        self.schedule.spent(tick, spent);
+        self.set_hot(hot)?;
         if !hot.is_empty() {
             self.paces
                 .waits
                 .hurry(mono_ns(), self.schedule.budget().interval_ns);
         }
-        let hot_processes: HashSet<u32> = self
-            .targets
-            .iter()
-            .filter(|target| hot.contains(&target.id))
-            .flat_map(|target| target.tgids.iter().copied())
-            .collect();
-        self.glance.set_hot(|tgid| hot_processes.contains(&tgid))?;
         self.voice.tell_pace(&self.schedule, mono_ns());
         Ok(())
     }
@@ -514,6 +548,7 @@ pub fn complete_tick() -> Tick {
         files: true,
         marked: true,
         threads: true,
+        profile: true,
         base: true,
         complete: true,
     }
@@ -525,6 +560,7 @@ impl From<Tick> for Walks {
             files: tick.files,
             marked: tick.marked,
             threads: tick.threads,
+            profile: tick.profile,
             ..Self::default()
         }
     }

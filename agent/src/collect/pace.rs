@@ -38,6 +38,11 @@ impl Pace {
         let wanted = now_ns.saturating_add(within_ns).max(self.affordable_ns);
         self.due_ns = self.due_ns.min(wanted);
     }
+
+    /// As [`Pace::hurry`], paid for or not; what it costs is made up for afterwards.
+    pub(super) fn demand(&mut self, now_ns: u64, within_ns: u64) {
+        self.due_ns = self.due_ns.min(now_ns.saturating_add(within_ns));
+    }
 }
 
 #[cfg(test)]
@@ -60,5 +65,9 @@ mod tests {
         pace.looked(2_600, 1, 0.1);
         pace.hurry(2_620, 10);
         assert!(pace.is_due(2_630));
+        // Unless it must be.
+        pace.looked(3_000, 50, 0.1);
+        pace.demand(3_000, 250);
+        assert!(!pace.is_due(3_249) && pace.is_due(3_250));
     }
 }

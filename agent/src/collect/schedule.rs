@@ -37,10 +37,22 @@ pub struct Tick {
     /// Marked sockets: a walk over files sees them as well.
     pub marked: bool,
     pub threads: bool,
+    /// What the threads of suspicious targets, and of those around them, wait for.
+    pub profile: bool,
     /// On the base clock, not an extra look.
     pub base: bool,
     /// With everything that is otherwise looked at now and then.
     pub complete: bool,
+}
+
+/// What a tick cost, ns of CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// All of it, the pipeline and the outputs included.
+    pub cpu_ns: u64,
+    /// Of that, the walk over threads, and the profile.
+    pub threads_ns: u64,
+    pub profile_ns: u64,
 }
 
 /// The mean cost of late.
@@ -62,12 +74,14 @@ pub struct Schedule {
     base_due_ns: u64,
     files_due_ns: u64,
     threads_due_ns: u64,
+    profile_due_ns: u64,
     last_ns: u64,
     hot: bool,
-    /// CPU time of a tick without and with a walk over files, the walk over threads left out.
+    /// CPU time of a tick without and with a walk over files, the walk over threads and the profile left out.
     light: Cost,
     heavy: Cost,
     threads: Cost,
+    profile: Cost,
     /// Share of a core that goes into looking for targets.
     discovery: f64,
     late: u64,
@@ -84,6 +98,10 @@ const BASE_MAX_NS: u64 = 500 * MS;
 /// As for files: what threads get at least, and how often they are walked at least.
 const THREADS_LEAST: f64 = 0.25;
 const THREADS_MAX_NS: u64 = 5_000 * MS;
+/// While a queue is suspicious, this part of the budget is left to the profile and the extra looks, and files and threads wait
+/// for longer if need be: what they all wait for is the question then. Profiles on base ticks keep within it.
+const HOT_PART: f64 = 0.3;
+const PROFILE_MAX_NS: u64 = 2_000 * MS;
 
 impl Schedule {
     /// The first tick is due at once and walks everything.
@@ -93,11 +111,13 @@ impl Schedule {
             base_due_ns: now_ns,
             files_due_ns: now_ns,
             threads_due_ns: now_ns,
+            profile_due_ns: now_ns,
             last_ns: now_ns,
             hot: false,
             light: Cost::default(),
             heavy: Cost::default(),
             threads: Cost::default(),
+            profile: Cost::default(),
             discovery: 0.0,
             late: 0,
         }
@@ -119,7 +139,8 @@ impl Schedule {
                     at_ns,
                     files: false,
                     marked: true,
-                    threads: !self.is_threads_stretched(),
+                    threads: false,
+                    profile: true,
                     base: false,
                     complete: false,
                 };
@@ -137,22 +158,35 @@ impl Schedule {
         if threads {
             self.threads_due_ns = at_ns + self.threads_interval_ns();
         }
+        let profile = self.hot && self.profile_due_ns <= at_ns + interval / 2;
+        if profile {
+            self.profile_due_ns = at_ns + self.profile_interval_ns();
+        }
         Tick {
             at_ns,
             files,
             marked: true,
             threads,
+            profile,
             base: true,
             complete: false,
         }
     }
 
-    /// What a tick cost, ns of CPU; `threads_ns` of it went into the walk over threads.
-    pub fn spent(&mut self, tick: Tick, cpu_ns: u64, threads_ns: u64) {
+    /// What a tick cost.
+    pub fn spent(&mut self, tick: Tick, spent: Spent) {
+        let Spent {
+            cpu_ns,
+            threads_ns,
+            profile_ns,
+        } = spent;
         if tick.threads {
             self.threads.learn(threads_ns);
         }
-        let rest_ns = cpu_ns.saturating_sub(threads_ns);
+        if tick.profile && profile_ns > 0 {
+            self.profile.learn(profile_ns);
+        }
+        let rest_ns = cpu_ns.saturating_sub(threads_ns + profile_ns);
         if tick.files {
             self.heavy.learn(rest_ns);
             self.files_due_ns = self.files_due_ns.max(tick.at_ns + self.files_interval_ns());
@@ -162,6 +196,10 @@ impl Schedule {
         if tick.threads && tick.base {
             let next_ns = tick.at_ns + self.threads_interval_ns();
             self.threads_due_ns = self.threads_due_ns.max(next_ns);
+        }
+        if tick.profile && tick.base {
+            let next_ns = tick.at_ns + self.profile_interval_ns();
+            self.profile_due_ns = self.profile_due_ns.max(next_ns);
         }
     }
 
@@ -213,7 +251,7 @@ impl Schedule {
 
     /// Between walks over files, ns.
     pub fn files_interval_ns(&self) -> u64 {
-        let share = (self.budget.share - self.base_share() - self.discovery)
+        let share = (self.budget.share - self.base_share() - self.discovery - self.hot_share())
             .max(self.budget.share * FILES_LEAST);
         self.affordable_ns(self.files_cost_ns(), share, FILES_MAX_NS)
     }
@@ -221,9 +259,25 @@ impl Schedule {
     /// Between walks over threads, ns.
     pub fn threads_interval_ns(&self) -> u64 {
         let light = self.light.0 / self.base_interval_ns() as f64;
-        let left = self.budget.share * (1.0 - FILES_LEAST) - light - self.discovery;
+        let left =
+            self.budget.share * (1.0 - FILES_LEAST) - light - self.discovery - self.hot_share();
         let share = left.max(self.budget.share * THREADS_LEAST);
         self.affordable_ns(self.threads_cost_ns(), share, THREADS_MAX_NS)
+    }
+
+    /// Between profiles on base ticks while a queue is suspicious, ns.
+    pub fn profile_interval_ns(&self) -> u64 {
+        let share = self.budget.share * HOT_PART;
+        self.affordable_ns(self.profile.0 as u64, share, PROFILE_MAX_NS)
+    }
+
+    /// What is left to extra looks and profiles, as a share of a core.
+    fn hot_share(&self) -> f64 {
+        if self.hot {
+            self.budget.share * HOT_PART
+        } else {
+            0.0
+        }
     }
 
     /// The shortest time between walks of such a cost that takes no more than a share of a core, on the base clock.
@@ -257,12 +311,9 @@ impl Schedule {
             return None;
         }
         let files = self.files_cost_ns() as f64 / self.files_interval_ns() as f64;
-        let left = self.budget.share - self.base_share() - files - self.discovery;
-        let cost = if self.is_threads_stretched() {
-            self.light.0
-        } else {
-            self.light.0 + self.threads.0
-        };
+        let profile = self.profile.0 / self.profile_interval_ns() as f64;
+        let left = self.budget.share - self.base_share() - files - profile - self.discovery;
+        let cost = self.light.0 + self.profile.0;
         let affordable = if left > 0.0 {
             cost / left
         } else {
@@ -289,6 +340,91 @@ mod tests {
 
     const SECOND: u64 = 1_000 * MS;
 
+    fn whole(cpu_ns: u64) -> Spent {
+        with_threads(cpu_ns, 0)
+    }
+
+    fn with_threads(cpu_ns: u64, threads_ns: u64) -> Spent {
+        Spent {
+            cpu_ns,
+            threads_ns,
+            profile_ns: 0,
+        }
+    }
+
+    /// Ten suspicious seconds in which a profile costs `profile_ns`, and a walk over files `files_ns` beyond the rest;
+    /// answers (profiles per second, CPU share).
+    fn profiles(profile_ns: u64, files_ns: u64, budget: Budget) -> (f64, f64) {
+        let mut schedule = Schedule::new(budget, SECOND);
+        schedule.set_hot(true);
+        let (mut profiles, mut cpu) = (0, 0);
+        let mut now = SECOND;
+        while now < 23 * SECOND {
+            let tick = schedule.next(now);
+            now = tick.at_ns;
+            assert!(tick.base || !tick.threads, "{tick:?}");
+            let profile = u64::from(tick.profile) * profile_ns;
+            let spent = Spent {
+                cpu_ns: 50_000 + u64::from(tick.files) * files_ns + profile,
+                threads_ns: 0,
+                profile_ns: profile,
+            };
+            schedule.spent(tick, spent);
+            if now >= 13 * SECOND {
+                profiles += u64::from(tick.profile);
+                cpu += spent.cpu_ns;
+            }
+        }
+        (profiles as f64 / 10.0, cpu as f64 / 10.0 / SECOND as f64)
+    }
+
+    #[test]
+    fn a_profile_that_is_cheap_is_made_a_hundred_times_a_second() {
+        let (rate, share) = profiles(10_000, 100_000, Budget::default());
+        assert!(rate > 95.0, "{rate}");
+        assert!(share <= 0.0105, "{share}");
+    }
+
+    #[test]
+    fn a_dear_profile_lowers_its_rate_by_itself() {
+        let (rate, share) = profiles(200_000, 100_000, Budget::default());
+        assert!((20.0..40.0).contains(&rate), "{rate}");
+        assert!(share <= 0.0105, "{share}");
+        let (rate, share) = profiles(10 * MS, 100_000, Budget::default());
+        assert!((0.4..1.0).contains(&rate), "{rate}");
+        assert!(share <= 0.0105, "{share}");
+    }
+
+    #[test]
+    fn dear_walks_over_files_leave_room_for_the_profile() {
+        let (rate, share) = profiles(50_000, 20 * MS, Budget::default());
+        assert!(rate > 20.0, "{rate}");
+        assert!(share <= 0.0115, "{share}");
+    }
+
+    #[test]
+    fn a_larger_budget_buys_more_of_a_dear_profile() {
+        let budget = Budget {
+            share: 0.05,
+            ..Budget::default()
+        };
+        let (rate, share) = profiles(400_000, 100_000, budget);
+        assert!(rate > 80.0, "{rate}");
+        assert!(share <= 0.0525, "{share}");
+    }
+
+    #[test]
+    fn without_a_suspicious_queue_nothing_is_profiled() {
+        let mut schedule = Schedule::new(Budget::default(), SECOND);
+        let mut now = SECOND;
+        for _ in 0..100 {
+            let tick = schedule.next(now);
+            now = tick.at_ns;
+            assert!(!tick.profile);
+            schedule.spent(tick, whole(50_000));
+        }
+    }
+
     /// Runs ten seconds with the given costs; answers (base ticks, extra ticks, walks over files, CPU share) per second.
     fn run(light_ns: u64, heavy_ns: u64, hot: bool) -> (f64, f64, f64, f64) {
         let mut schedule = Schedule::new(Budget::default(), SECOND);
@@ -300,7 +436,7 @@ mod tests {
             let tick = schedule.next(now);
             now = tick.at_ns;
             let cost = if tick.files { heavy_ns } else { light_ns };
-            schedule.spent(tick, cost, 0);
+            schedule.spent(tick, whole(cost));
             if now >= 3 * SECOND {
                 base += u64::from(tick.base);
                 extra += u64::from(!tick.base);
@@ -341,7 +477,7 @@ mod tests {
             now = tick.at_ns;
             let threads = u64::from(tick.threads) * 5 * MS;
             let cost = 100_000 + threads + u64::from(tick.files) * 200_000;
-            schedule.spent(tick, cost, threads);
+            schedule.spent(tick, with_threads(cost, threads));
             if now >= 3 * SECOND {
                 base += 1;
                 walks += u64::from(tick.threads);
@@ -358,7 +494,7 @@ mod tests {
         for _ in 0..200 {
             let tick = schedule.next(now);
             now = tick.at_ns;
-            schedule.spent(tick, 150_000, 50_000);
+            schedule.spent(tick, with_threads(150_000, 50_000));
         }
         assert!(!schedule.is_threads_stretched());
     }

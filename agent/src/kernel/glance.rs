@@ -1,7 +1,7 @@
 //! The glance tier: the iterators, loaded once and run on the agent's clock. No hook of any kind.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read as _},
     os::fd::{AsFd as _, AsRawFd as _},
@@ -13,7 +13,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
     programs::Iter,
 };
-use tailback_ebpf::{Layout, TARGET_HOT, TargetEntry, Walk, Ways};
+use tailback_ebpf::{Layout, MAX_WANTED, TARGET_HOT, TargetEntry, Walk, Ways};
 
 use super::{
     btf::Btf,
@@ -30,6 +30,9 @@ pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
 /// Up to so many processes each have iterators of their own; beyond, one walk over the whole machine is cheaper.
 const MAX_BOUND_PROCESSES: usize = 32;
+
+/// Tasks that one walk over all can pass by at the price of one iterator bound to a process (`bench-walk` measures both).
+const TASKS_PER_BOUND: usize = 50;
 
 /// What one read of an iterator returns at most (`PAGE_SIZE << 3` in kernel/bpf/bpf_iter.c), doubled.
 const READ_BYTES: usize = 64 * 1024;
@@ -80,6 +83,11 @@ pub struct Glance {
     files: Vec<Link>,
     threads: Vec<Link>,
     waits: Vec<Link>,
+    /// What threads of hot processes wait for: an iterator for each of them, or one for all tasks.
+    profile: Vec<Link>,
+    profile_is_bound: bool,
+    /// Threads of the machine, as last told.
+    tasks: usize,
     marked: Option<Link>,
     holders: Link,
     processes: Link,
@@ -88,7 +96,12 @@ pub struct Glance {
     waits_program: &'static str,
     walk_settings: Walk,
     targets: HashMap<MapData, u32, TargetPod>,
+    wanted: HashMap<MapData, u32, u32>,
+    wanted_keys: BTreeSet<u32>,
+    /// The watched processes, hot ones flagged as such.
     known: BTreeMap<u32, TargetEntry>,
+    /// Their pids.
+    pids: BTreeMap<u32, u32>,
     walk: Array<MapData, WalkPod>,
     plan: Plan,
     buffer: Box<[u8]>,
@@ -211,11 +224,15 @@ impl Glance {
                 .with_context(|| format!("no map {name}"))
         };
         let targets = HashMap::try_from(map("TARGETS")?)?;
+        let wanted = HashMap::try_from(map("WANTED")?)?;
         let walk = Array::try_from(map("WALK")?)?;
         let mut glance = Self {
             files: Vec::new(),
             threads: Vec::new(),
             waits: Vec::new(),
+            profile: Vec::new(),
+            profile_is_bound: true,
+            tasks: 0,
             holders,
             processes,
             census,
@@ -232,10 +249,14 @@ impl Glance {
                 limit: 0,
                 open: 0,
                 next_fd: 0,
-                reserved: 0,
+                only_hot: 0,
+                wanted: 0,
             },
             targets,
+            wanted,
+            wanted_keys: BTreeSet::new(),
             known: BTreeMap::new(),
+            pids: BTreeMap::new(),
             walk,
             plan: Plan {
                 fields,
@@ -321,25 +342,39 @@ impl Glance {
             }
         }
         self.known = wanted;
+        self.pids = processes
+            .iter()
+            .map(|process| (process.tgid, process.pid))
+            .collect();
         // A walk that was broken off may have left the process that it was at.
         self.set_walk()?;
         let bind = self.plan.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
         self.files = self.links("files", bind, processes)?;
         self.threads = self.links("threads", bind, processes)?;
         self.waits = self.links(self.waits_program, bind, processes)?;
-        Ok(())
+        self.bind_profile()
     }
 
     fn links(&self, program: &str, bind: bool, processes: &[Watched]) -> Result<Vec<Link>> {
+        let pids = processes.iter().map(|process| process.pid);
+        self.links_of(program, bind, pids)
+    }
+
+    fn links_of(
+        &self,
+        program: &str,
+        bind: bool,
+        pids: impl Iterator<Item = u32>,
+    ) -> Result<Vec<Link>> {
         let context = || format!("cannot create the iterator {program}");
         if !bind {
             return Ok(vec![
                 link(&self.ebpf, program, Over::All).with_context(context)?,
             ]);
         }
-        let mut links = Vec::with_capacity(processes.len());
-        for process in processes {
-            match link(&self.ebpf, program, Over::Process(process.pid)) {
+        let mut links = Vec::with_capacity(pids.size_hint().0);
+        for pid in pids {
+            match link(&self.ebpf, program, Over::Process(pid)) {
                 Ok(link) => links.push(link),
                 // It ended a moment ago; the next look at the processes will say so.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
@@ -349,8 +384,11 @@ impl Glance {
         Ok(links)
     }
 
-    /// Says whose busy sockets the next walk over files marks for a closer look.
-    pub fn set_hot(&mut self, is_hot: impl Fn(u32) -> bool) -> Result<()> {
+    /// Says whose busy sockets the next walk over files marks for a closer look, and what whose threads wait for the
+    /// profile tells. `tasks`: how many threads the machine has, for what is the cheaper way to visit those few.
+    pub fn set_hot(&mut self, tasks: usize, is_hot: impl Fn(u32) -> bool) -> Result<()> {
+        let mut changed = false;
+        self.tasks = tasks;
         for (tgid, entry) in &mut self.known {
             let flags = if is_hot(*tgid) { TARGET_HOT } else { 0 };
             if entry.flags != flags {
@@ -358,9 +396,41 @@ impl Glance {
                 self.targets
                     .insert(*tgid, TargetPod(*entry), 0)
                     .context("cannot update the watched processes")?;
+                changed = true;
             }
         }
+        if changed { self.bind_profile() } else { Ok(()) }
+    }
+
+    /// Iterators for the hot processes alone where these are few, else one for all tasks, which passes by the rest.
+    fn bind_profile(&mut self) -> Result<()> {
+        let is_hot = |entry: &TargetEntry| entry.flags & TARGET_HOT != 0;
+        let hot = self.known.iter().filter(|(_, entry)| is_hot(entry));
+        let pids: Vec<u32> = hot
+            .filter_map(|(tgid, _)| self.pids.get(tgid).copied())
+            .collect();
+        let bind = self.plan.bound_to_process.is_ok()
+            && (pids.is_empty() || pids.len() * TASKS_PER_BOUND <= self.tasks);
+        self.profile = self.links_of(self.waits_program, bind, pids.into_iter())?;
+        self.profile_is_bound = bind;
         Ok(())
+    }
+
+    /// Asks the next walk over holders for connections of these ports, as their holder sees them ([`tailback_ebpf::wanted_key`]), and no
+    /// others; answers how many there is no room for.
+    pub fn want(&mut self, keys: &BTreeSet<u32>) -> Result<usize> {
+        let context = "cannot say whose connections are wanted";
+        let wanted: BTreeSet<u32> = keys.iter().copied().take(MAX_WANTED).collect();
+        for key in self.wanted_keys.difference(&wanted) {
+            self.wanted.remove(key).context(context)?;
+        }
+        for key in wanted.difference(&self.wanted_keys) {
+            self.wanted.insert(*key, 1, 0).context(context)?;
+        }
+        self.walk_settings.wanted = wanted.len() as u32;
+        self.wanted_keys = wanted;
+        self.set_walk()?;
+        Ok(keys.len() - self.wanted_keys.len())
     }
 
     /// Every TCP socket and pipe of the watched processes.
@@ -404,6 +474,22 @@ impl Glance {
             .context("cannot walk over what threads wait for")
     }
 
+    /// What every thread of the hot processes waits for.
+    pub fn walk_profile(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        let select = !self.profile_is_bound;
+        if select {
+            self.walk_settings.only_hot = 1;
+            self.set_walk()?;
+        }
+        let done = run_all(&self.profile, &mut self.buffer, visit)
+            .context("cannot walk over what the threads of suspicious processes wait for");
+        if select {
+            self.walk_settings.only_hot = 0;
+            self.set_walk()?;
+        }
+        done
+    }
+
     /// CPU time of every thread of the machine.
     pub fn walk_census(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
         run(&self.census, &mut self.buffer, visit).context("cannot walk over the machine's threads")
@@ -414,7 +500,7 @@ impl Glance {
         run(&self.processes, &mut self.buffer, visit).context("cannot walk over processes")
     }
 
-    /// Every listening socket, pipe end and unix socket of every process.
+    /// Every listening socket, pipe end and unix socket of every process, and the connections that are asked for.
     pub fn walk_holders(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
         run(&self.holders, &mut self.buffer, visit).context("cannot walk over who holds what")
     }

@@ -5,9 +5,9 @@ use std::io;
 
 use tailback_ebpf::{
     CpuRecord, Header, HolderRecord, KIND_CPU, KIND_HOLDER, KIND_LISTENER, KIND_OPERATIONS,
-    KIND_PIPE, KIND_PROCESS, KIND_RING, KIND_SOCKET, KIND_THREAD, KIND_UDP, KIND_UNIX, KIND_WAIT,
-    ListenerRecord, OperationsRecord, PipeRecord, ProcessRecord, RingRecord, SocketRecord,
-    ThreadRecord, UdpRecord, UnixRecord, WaitRecord,
+    KIND_PEER, KIND_PIPE, KIND_PROCESS, KIND_RING, KIND_SOCKET, KIND_THREAD, KIND_UDP, KIND_UNIX,
+    KIND_WAIT, ListenerRecord, OperationsRecord, PeerRecord, PipeRecord, ProcessRecord, RingRecord,
+    SocketRecord, ThreadRecord, UdpRecord, UnixRecord, WaitRecord,
 };
 
 /// One record of a walk.
@@ -31,6 +31,8 @@ pub enum Record<'a> {
     Cpu(&'a CpuRecord),
     /// Who holds an end of a pipe or a unix socket.
     Holder(&'a HolderRecord),
+    /// Who holds a connection that was asked for.
+    Peer(&'a PeerRecord),
     /// What kind of file one of the agent's own is.
     Operations(&'a OperationsRecord),
     /// A thread of a target.
@@ -62,6 +64,7 @@ pub fn decode(mut bytes: &[u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result
             KIND_WAIT => head(record).map(|record| visit(Record::Wait(&record))),
             KIND_CPU => head(record).map(|record| visit(Record::Cpu(&record))),
             KIND_HOLDER => head(record).map(|record| visit(Record::Holder(&record))),
+            KIND_PEER => head(record).map(|record| visit(Record::Peer(&record))),
             KIND_OPERATIONS => head(record).map(|record| visit(Record::Operations(&record))),
             KIND_THREAD => head(record).map(|record| visit(Record::Thread(&record))),
             KIND_PROCESS => head(record).map(|record| visit(Record::Process(&record))),

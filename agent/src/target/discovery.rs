@@ -43,7 +43,7 @@ pub struct ListenerSeen {
 pub struct Found {
     /// All targets, ordered by id.
     pub targets: Vec<Target>,
-    /// The processes of all targets.
+    /// The processes of all targets, followed ones included.
     pub processes: Vec<ProcessSeen>,
     /// They are not the same as at the previous look.
     pub changed: bool,
@@ -83,8 +83,14 @@ impl Discovery {
         }
     }
 
-    /// One look at all processes and listeners of the machine.
-    pub fn look(&mut self, processes: &[ProcessSeen], listeners: &[ListenerSeen]) -> Found {
+    /// One look at all processes and listeners of the machine. `followed`: processes that are watched without being asked
+    /// for, by their tgids.
+    pub fn look(
+        &mut self,
+        processes: &[ProcessSeen],
+        listeners: &[ListenerSeen],
+        followed: &BTreeSet<u32>,
+    ) -> Found {
         let alive: HashSet<u32> = processes.iter().map(|process| process.tgid).collect();
         self.known.retain(|tgid, _| alive.contains(tgid));
 
@@ -101,13 +107,29 @@ impl Discovery {
                 *name = name.take().or_else(|| called.clone());
             }
         }
+        let is_followed = |index: &usize| {
+            !matched.contains_key(index) && followed.contains(&processes[*index].tgid)
+        };
+        let followed: Vec<(usize, Option<String>)> = (0..processes.len())
+            .filter(is_followed)
+            .map(|index| (index, None))
+            .collect();
         let matched: Vec<(usize, Option<String>)> = matched.into_iter().collect();
-        let targets = self.targets_of(processes, listeners, &matched);
+        // Apart: what was asked for does not grow by what is not.
+        let mut targets = self.targets_of(processes, listeners, &matched);
+        let mut beside = self.targets_of(processes, listeners, &followed);
+        for target in &mut beside {
+            target.followed = true;
+        }
+        targets.append(&mut beside);
+        self.give_ids(&mut targets);
+        targets.sort_unstable_by_key(|target| target.id);
         let changed = targets != self.targets;
         self.targets.clone_from(&targets);
         Found {
             processes: matched
                 .iter()
+                .chain(&followed)
                 .map(|(index, _)| processes[*index].clone())
                 .collect(),
             targets,
@@ -198,7 +220,8 @@ impl Discovery {
         }
     }
 
-    fn same_program(&mut self, a: &ProcessSeen, b: &ProcessSeen) -> bool {
+    /// Whether two processes execute the same file.
+    pub(crate) fn same_program(&mut self, a: &ProcessSeen, b: &ProcessSeen) -> bool {
         let exe = self.facts(a).exe.clone();
         !exe.as_os_str().is_empty() && self.facts(b).exe == exe
     }
@@ -251,7 +274,7 @@ impl Discovery {
         for at in 0..matched.len() {
             members.entry(groups.find(at)).or_default().push(at);
         }
-        let mut targets: Vec<Target> = members
+        members
             .into_values()
             .map(|members| {
                 let called = members.iter().find_map(|at| matched[*at].1.clone());
@@ -261,10 +284,7 @@ impl Discovery {
                     .collect();
                 self.target(&members, called)
             })
-            .collect();
-        self.give_ids(&mut targets);
-        targets.sort_unstable_by_key(|target| target.id);
-        targets
+            .collect()
     }
 
     fn target(&mut self, members: &[&ProcessSeen], called: Option<String>) -> Target {
@@ -371,6 +391,8 @@ mod tests {
 
     use super::*;
 
+    const NOBODY: BTreeSet<u32> = BTreeSet::new();
+
     fn process(tgid: u32, parent: u32, comm: &str) -> ProcessSeen {
         ProcessSeen {
             // Pids beyond what a kernel gives, so that /proc has nothing to say about them.
@@ -409,7 +431,7 @@ mod tests {
             listener(2, 77, 80),
             listener(3, 99, 81),
         ];
-        let found = discovery(Selector::Port(80)).look(&processes, &listeners);
+        let found = discovery(Selector::Port(80)).look(&processes, &listeners, &NOBODY);
         assert_eq!(found.targets.len(), 1);
         assert_eq!(found.targets[0].tgids, [5_000_001, 5_000_002]);
         assert!(found.changed);
@@ -419,14 +441,15 @@ mod tests {
     fn reuseport_sockets_of_one_port_are_one_target() {
         let processes = [process(1, 0, "web"), process(2, 0, "web")];
         let listeners = [listener(1, 77, 80), listener(2, 78, 80)];
-        let found = discovery(Selector::Name(WildMatch::new("web"))).look(&processes, &listeners);
+        let found =
+            discovery(Selector::Name(WildMatch::new("web"))).look(&processes, &listeners, &NOBODY);
         assert_eq!(found.targets.len(), 1);
     }
 
     #[test]
     fn unrelated_processes_of_one_name_are_targets_of_their_own() {
         let processes = [process(1, 0, "web"), process(2, 0, "web")];
-        let found = discovery(Selector::Name(WildMatch::new("w*"))).look(&processes, &[]);
+        let found = discovery(Selector::Name(WildMatch::new("w*"))).look(&processes, &[], &NOBODY);
         assert_eq!(found.targets.len(), 2);
         assert_ne!(found.targets[0].id, found.targets[1].id);
     }
@@ -437,24 +460,66 @@ mod tests {
         let first = discovery.look(
             &[process(1, 0, "web"), process(2, 0, "web")],
             &[listener(1, 77, 80), listener(2, 77, 80)],
+            &NOBODY,
         );
         let second = discovery.look(
             &[process(2, 0, "web"), process(3, 0, "web")],
             &[listener(2, 77, 80), listener(3, 77, 80)],
+            &NOBODY,
         );
         assert_eq!(first.targets[0].id, second.targets[0].id);
         assert!(second.changed);
         let third = discovery.look(
             &[process(2, 0, "web"), process(3, 0, "web")],
             &[listener(2, 77, 80), listener(3, 77, 80)],
+            &NOBODY,
         );
         assert!(!third.changed);
     }
 
     #[test]
     fn what_matches_nothing_is_said() {
-        let found = discovery(Selector::Pid(4_999_999)).look(&[process(1, 0, "web")], &[]);
+        let found = discovery(Selector::Pid(4_999_999)).look(&[process(1, 0, "web")], &[], &NOBODY);
         assert_eq!(found.unmatched, [Selector::Pid(4_999_999)]);
         assert!(found.targets.is_empty());
+    }
+
+    #[test]
+    fn what_is_followed_is_a_target_of_its_own_and_is_gone_when_it_is_not() {
+        let mut discovery = discovery(Selector::Port(80));
+        let processes = [
+            process(1, 0, "web"),
+            process(2, 0, "db"),
+            process(3, 0, "db"),
+        ];
+        let listeners = [
+            listener(1, 77, 80),
+            listener(2, 78, 81),
+            listener(3, 78, 81),
+        ];
+        let followed = [2, 3].map(|tgid| tgid + 5_000_000).into();
+        let found = discovery.look(&processes, &listeners, &followed);
+        let told: Vec<_> = found
+            .targets
+            .iter()
+            .map(|target| (target.tgids.len(), target.followed))
+            .collect();
+        assert_eq!(told, [(1, false), (2, true)]);
+        assert_eq!(found.processes.len(), 3);
+        let again = discovery.look(&processes, &listeners, &followed);
+        assert_eq!((again.changed, &again.targets), (false, &found.targets));
+        let without = discovery.look(&processes, &listeners, &NOBODY);
+        assert_eq!(without.targets, found.targets[..1]);
+        assert!(without.unmatched.is_empty());
+    }
+
+    #[test]
+    fn what_was_asked_for_is_never_called_followed() {
+        let mut discovery = discovery(Selector::Port(80));
+        let processes = [process(1, 0, "web")];
+        let all = [5_000_001].into();
+        let found = discovery.look(&processes, &[listener(1, 77, 80)], &all);
+        assert_eq!(found.targets.len(), 1);
+        assert!(!found.targets[0].followed);
     }
 }
