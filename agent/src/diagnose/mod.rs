@@ -7,6 +7,7 @@
 
 mod activity;
 mod cause;
+pub mod messages;
 mod verdict;
 
 use std::{
