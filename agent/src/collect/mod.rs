@@ -2,13 +2,14 @@
 //!
 //! `schedule` decides what is walked when, within the CPU budget, and `pace` when to look at what need not be looked at
 //! on every tick; `convert` turns records into plain data; `networks` and `system` read the counters that no iterator has,
-//! `paths` what only /proc names; `report` and `voice` say how the watching itself goes. Nothing in here decides anything
-//! about queues.
+//! `paths` what only /proc names, `logs` what suspicious services write of full queues; `report` and `voice` say how the
+//! watching itself goes. Nothing in here decides anything about queues.
 
 mod census;
 mod clock;
 mod convert;
 mod identity;
+mod logs;
 mod networks;
 mod pace;
 mod paths;
@@ -25,6 +26,7 @@ pub use clock::{cpu_time_ns, mono_ns, resident_bytes, unix_ns};
 #[doc(hidden)]
 pub use convert::sample_of_records;
 use identity::Identities;
+use logs::Logs;
 use networks::Networks;
 use pace::Pace;
 use paths::Paths;
@@ -36,6 +38,7 @@ use system::System;
 use voice::Voice;
 
 use crate::{
+    diagnose::messages::Table,
     kernel::glance::{Glance, Record, Watched},
     sample::{Files, Holder, Listening, Sample, Target, TargetId, Walks},
     target::{Discovery, Found, ListenerSeen, ProcessSeen, Spec},
@@ -77,6 +80,7 @@ pub struct Collector {
     system: System,
     census: Census,
     paths: Paths,
+    logs: Logs,
     paces: Paces,
     /// Pipes and peers of unix sockets that targets hold, by inode: whose other holders are of interest.
     shared: FxHashSet<u64>,
@@ -131,6 +135,7 @@ impl Collector {
             system: System::default(),
             census: Census::default(),
             paths: Paths::default(),
+            logs: Logs::new(None),
             paces: Paces {
                 holders: HOLDERS,
                 waits: WAITS,
@@ -149,6 +154,11 @@ impl Collector {
             report: Report::new(now_ns),
             voice: Voice::default(),
         }
+    }
+
+    /// Reads the logs of suspicious targets for what this table knows.
+    pub fn read_logs(&mut self, table: Option<Table>) {
+        self.logs = Logs::new(table);
     }
 
     /// Looks for the targets now. Done by itself before a tick when it is due.
@@ -375,6 +385,14 @@ impl Collector {
             let cost = self.spent_aside(before_ns);
             self.paces.census.looked(now_ns, cost, share);
         }
+        if self.logs.is_due(now_ns) {
+            let before_ns = cpu_time_ns();
+            let (targets, processes) = (&self.targets, &self.processes);
+            sample.messages = self
+                .logs
+                .look(now_ns, share, targets, processes, &mut self.voice);
+            self.spent_aside(before_ns);
+        }
         if std::mem::take(&mut self.new_listening) {
             sample.listening.clone_from(&self.told_listening);
         }
@@ -485,6 +503,7 @@ impl Collector {
         self.schedule
             .spent(tick, cpu_ns.saturating_sub(aside_ns), threads_ns);
         self.schedule.set_hot(!hot.is_empty());
+        self.logs.set_hot(hot, mono_ns());
         if !hot.is_empty() {
             self.paces
                 .waits

@@ -54,10 +54,7 @@ fn real_lines_are_known() {
             "2026/11/10 [error] 7#7: *9 connect() to unix:/run/app.sock failed (11: Resource temporarily unavailable) while connecting to upstream",
             "upstream_refused",
         ),
-        (
-            "fork failed: Resource temporarily unavailable",
-            "try_again",
-        ),
+        ("fork failed: Resource temporarily unavailable", "try_again"),
         (
             "2026-11-10 11:00:00 [warning] <0.1.0> memory resource limit alarm set on node rabbit@a.",
             "memory_short",
@@ -185,8 +182,10 @@ fn hostile_lines_are_read_as_the_obvious_way_reads_them() {
             let mut from = 0;
             row.pattern.split('*').all(|piece| {
                 let piece = piece.to_ascii_lowercase();
-                let found = (from..=line.len())
-                    .find(|at| line.get(*at..).is_some_and(|rest| rest.starts_with(piece.as_bytes())));
+                let found = (from..=line.len()).find(|at| {
+                    line.get(*at..)
+                        .is_some_and(|rest| rest.starts_with(piece.as_bytes()))
+                });
                 found.is_some_and(|at| {
                     from = at + piece.len();
                     true
@@ -217,7 +216,11 @@ fn hostile_lines_are_read_as_the_obvious_way_reads_them() {
                 _ => {
                     let pattern = KNOWN[next(KNOWN.len())].pattern.as_bytes();
                     let from = if next(3) == 0 { next(pattern.len()) } else { 0 };
-                    let to = if next(3) == 0 { from + next(pattern.len() - from) } else { pattern.len() };
+                    let to = if next(3) == 0 {
+                        from + next(pattern.len() - from)
+                    } else {
+                        pattern.len()
+                    };
                     line.extend(&pattern[from..to]);
                 }
             }
