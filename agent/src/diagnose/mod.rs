@@ -8,6 +8,7 @@
 mod activity;
 mod cause;
 pub mod messages;
+pub mod said;
 mod verdict;
 
 use std::{
