@@ -133,7 +133,7 @@ fn is_wanted(fd: u32, path: &str) -> bool {
     matches!(fd, 1 | 2) || is_log(path)
 }
 
-/// `flags:	0102001`, octal: write-only, or appending.
+/// By `flags`, in octal: write-only, or appending.
 fn is_written(info: &str) -> bool {
     let flags = field(info, "flags:").and_then(|text| i32::from_str_radix(text, 8).ok());
     flags.is_some_and(|flags| {

@@ -172,6 +172,27 @@ fn only_the_beginning_of_a_long_line_counts() {
     assert_eq!(table().find(&line), None);
 }
 
+#[test]
+fn the_documents_name_every_cause_and_every_message() {
+    let causes = include_str!("../../../../docs/causes.md");
+    for cause in Cause::ALL {
+        let (name, title) = (cause.name(), cause.title());
+        let row = format!("| `{name}` | {title} | [below](#{name}) |");
+        assert!(causes.contains(&row), "docs/causes.md: {row}");
+        assert!(causes.contains(&format!("\n## {name}\n")), "{name}");
+    }
+    let configuration = include_str!("../../../../docs/configuration.md");
+    for row in KNOWN {
+        let name = format!("`{}`", row.name);
+        let line = configuration
+            .lines()
+            .find(|line| line.starts_with('|') && line.contains(&name));
+        let line = line.unwrap_or_else(|| panic!("docs/configuration.md: {name}"));
+        let cause = row.supports.map_or("", Cause::name);
+        assert!(line.contains(cause), "{line}");
+    }
+}
+
 /// What one pass finds is what a slow and obvious look for each row finds, on lines made of pieces of the patterns and
 /// of bytes at random, valid text or not.
 #[test]
