@@ -10,6 +10,7 @@ use wildmatch::WildMatch;
 use crate::{
     collect::Budget,
     detect::{Settings, SettingsFor},
+    diagnose::messages::Table,
     queue::{Kind, QueueKey},
     target::{Selector, Spec},
 };
@@ -34,6 +35,28 @@ pub struct Config {
     detect: Detect,
     #[serde(default, rename = "target")]
     targets: Vec<TargetEntry>,
+    #[serde(default)]
+    messages: Messages,
+    #[serde(default, rename = "message")]
+    own_messages: Vec<MessageEntry>,
+}
+
+/// What services say of full queues in their own logs.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Messages {
+    /// Whether logs are read at all.
+    #[serde(default)]
+    read: Option<bool>,
+}
+
+/// A line to look for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MessageEntry {
+    name: String,
+    /// Text that the line holds; `*` stands for anything.
+    pattern: String,
 }
 
 /// `[detect]`: for all queues, then `[detect.accept]` for a kind, then `[[detect.queue]]` for queues by name.
@@ -179,6 +202,7 @@ impl Config {
                 .spec()
                 .with_context(|| format!("[[target]] number {} cannot be used", index + 1))?;
         }
+        self.table().context("[[message]] cannot be used")?;
         Ok(())
     }
 
@@ -188,6 +212,17 @@ impl Config {
             .iter()
             .filter_map(|target| target.spec().ok())
             .collect()
+    }
+
+    /// What to look for in the logs of suspicious targets; `None`: they are not to be read.
+    pub fn messages(&self) -> Result<Option<Table>> {
+        let reads = self.messages.read.unwrap_or(true);
+        reads.then(|| self.table()).transpose()
+    }
+
+    fn table(&self) -> Result<Table> {
+        let own = self.own_messages.iter();
+        Table::new(own.map(|entry| (entry.name.as_str(), entry.pattern.as_str())))
     }
 
     /// How often to look and what that may cost.
@@ -427,6 +462,29 @@ mod tests {
     fn a_target_must_name_processes_in_one_way() {
         assert!(error("[[target]]\ncalled = \"x\"\n").contains("names no process"));
         assert!(error("[[target]]\npid = 1\nport = 80\n").contains("two ways"));
+    }
+
+    #[test]
+    fn own_messages_are_looked_for_and_logs_may_be_left_alone() {
+        let config =
+            Config::parse("[[message]]\nname = \"full\"\npattern = \"Warteschlange * voll\"\n");
+        let table = config.unwrap().messages().unwrap().unwrap();
+        assert_eq!(table.find(b"warteschlange 7 VOLL"), Some("full"));
+        let config = Config::parse("[messages]\nread = false\n").unwrap();
+        assert!(config.messages().unwrap().is_none());
+    }
+
+    #[test]
+    fn an_unusable_message_is_named() {
+        let text = error("[[message]]\nname = \"own\"\npattern = \"\"\n");
+        assert!(
+            text.contains("[[message]]") && text.contains("message own"),
+            "{text}"
+        );
+        assert!(error("[[message]]\nname = \"own\"\n").contains("pattern"));
+        assert!(error("[messages]\nreed = true\n").contains("line 2"));
+        let many = "[[message]]\nname = \"own\"\npattern = \"some text\"\n".repeat(65);
+        assert!(error(&many).contains("more than 64"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{
     fs,
     io::Read as _,
     net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
@@ -40,6 +41,15 @@ pub struct Uwsgi {
 
 impl Uwsgi {
     pub fn start(options: &Options) -> Result<Self> {
+        Self::start_with(options, None)
+    }
+
+    /// As [`Uwsgi::start`]; all that it says goes to a file. It opens that file anew when [`reopen_file`] is touched.
+    pub fn start_logging_to(options: &Options, log: &Path) -> Result<Self> {
+        Self::start_with(options, Some(log))
+    }
+
+    fn start_with(options: &Options, log: Option<&Path>) -> Result<Self> {
         check_backlog(options.backlog)?;
         let program = program::need(&["uwsgi-core", "uwsgi"])?;
         let temp = TempDir::new("uwsgi")?;
@@ -68,9 +78,24 @@ impl Uwsgi {
                 (options.work.as_secs_f64() * 1e3).to_string(),
             )
             .current_dir(temp.path());
+        if let Some(log) = log {
+            let reopen = reopen_file(log);
+            fs::write(&reopen, "").with_context(|| format!("write {}", reopen.display()))?;
+            command.arg("--logto").arg(log);
+            command.arg("--touch-logreopen").arg(reopen);
+        }
         let process = Process::start("uWSGI", &mut command)?;
         for worker in 1..=options.workers {
-            process.wait_line(&format!("spawned uWSGI worker {worker} "), START)?;
+            let text = format!("spawned uWSGI worker {worker} ");
+            let Some(log) = log else {
+                process.wait_line(&text, START)?;
+                continue;
+            };
+            wait::until("uWSGI's workers", START, || {
+                process.check_running()?;
+                let said = fs::read_to_string(log).unwrap_or_default();
+                Ok(said.contains(&text).then_some(()))
+            })?;
         }
         let uwsgi = Self {
             process,
@@ -114,9 +139,19 @@ impl Uwsgi {
     }
 }
 
+/// The file that is touched so that uWSGI opens its log anew.
+pub fn reopen_file(log: &Path) -> PathBuf {
+    log.with_extension("reopen")
+}
+
 /// Whether this is uWSGI saying that its listen queue is full.
 pub fn says_full(line: &Line) -> bool {
-    line.text.contains("uWSGI listen queue of socket") && line.text.contains("full !!!")
+    is_full(&line.text)
+}
+
+/// As [`says_full`], of a line in its log.
+pub fn is_full(line: &str) -> bool {
+    line.contains("uWSGI listen queue of socket") && line.contains("full !!!")
 }
 
 /// The kernel would cut the backlog silently, and uWSGI would refuse to start.

@@ -116,6 +116,7 @@ impl Ticks {
             budget.interval_ns = interval.as_nanos() as u64;
         }
         let mut collector = session::collector(targets.specs(config)?, budget, false)?;
+        collector.read_logs(config.messages().map_err(Failure::usage)?);
         // The kernel's BTF and the verifier's work are behind us: give their memory back.
         // SAFETY: glibc's own function, no arguments that could be wrong.
         #[cfg(target_env = "gnu")]

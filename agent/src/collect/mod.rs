@@ -2,15 +2,16 @@
 //!
 //! `schedule` decides what is walked when, within the CPU budget, and `pace` when to look at what need not be looked at
 //! on every tick; `convert` turns records into plain data; `networks` and `system` read the counters that no iterator has,
-//! `paths` what only /proc names; `closely` is the closer look while a queue is suspicious, for which `peers` finds the
-//! other ends of connections and `titles` what processes say of themselves; `report` and `voice` say how the watching itself goes. Nothing in here decides anything
-//! about queues.
+//! `paths` what only /proc names, `logs` what suspicious services write of full queues; `closely` is the closer look while
+//! a queue is suspicious, for which `peers` finds the other ends of connections and `titles` what processes say of
+//! themselves; `report` and `voice` say how the watching itself goes. Nothing in here decides anything about queues.
 
 mod census;
 mod clock;
 mod closely;
 mod convert;
 mod identity;
+mod logs;
 mod networks;
 mod pace;
 mod paths;
@@ -30,6 +31,7 @@ use closely::Closely;
 #[doc(hidden)]
 pub use convert::sample_of_records;
 use identity::Identities;
+use logs::Logs;
 use networks::Networks;
 use pace::Pace;
 use paths::Paths;
@@ -41,6 +43,7 @@ use system::System;
 use voice::Voice;
 
 use crate::{
+    diagnose::messages::Table,
     kernel::glance::{Glance, Record, Watched},
     sample::{Files, Holder, Listening, Sample, Target, TargetId, Walks},
     target::{Discovery, Found, ListenerSeen, ProcessSeen, Spec},
@@ -85,6 +88,7 @@ pub struct Collector {
     system: System,
     census: Census,
     paths: Paths,
+    logs: Logs,
     paces: Paces,
     /// Pipes and peers of unix sockets that targets hold, by inode: whose other holders are of interest.
     shared: FxHashSet<u64>,
@@ -142,6 +146,7 @@ impl Collector {
             system: System::default(),
             census: Census::default(),
             paths: Paths::default(),
+            logs: Logs::new(None),
             paces: Paces {
                 holders: HOLDERS,
                 waits: WAITS,
@@ -163,6 +168,11 @@ impl Collector {
             report: Report::new(now_ns),
             voice: Voice::default(),
         }
+    }
+
+    /// Reads the logs of suspicious targets for what this table knows.
+    pub fn read_logs(&mut self, table: Option<Table>) {
+        self.logs = Logs::new(table);
     }
 
     /// Looks for the targets now. Done by itself before a tick when it is due.
@@ -412,6 +422,14 @@ impl Collector {
             let cost = self.spent_aside(before_ns);
             self.paces.census.looked(now_ns, cost, share);
         }
+        if self.logs.is_due(now_ns) {
+            let before_ns = cpu_time_ns();
+            let (targets, processes) = (&self.targets, &self.processes);
+            sample.messages = self
+                .logs
+                .look(now_ns, share, targets, processes, &mut self.voice);
+            self.spent_aside(before_ns);
+        }
         if std::mem::take(&mut self.new_listening) {
             sample.listening.clone_from(&self.told_listening);
         }
@@ -526,6 +544,7 @@ impl Collector {
         };
         self.schedule.spent(tick, spent);
         self.set_hot(hot)?;
+        self.logs.set_hot(hot, mono_ns());
         if !hot.is_empty() {
             self.paces
                 .waits

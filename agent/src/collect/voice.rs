@@ -60,6 +60,14 @@ impl Voice {
         }
     }
 
+    /// Something that is told whenever it is.
+    pub(super) fn tell(&mut self, code: &'static str, text: String) {
+        self.notices.push(Notice {
+            code: code.to_owned(),
+            text,
+        });
+    }
+
     /// Says when walks begin to be made less often than asked for, and when that is over.
     pub(super) fn tell_pace(&mut self, schedule: &Schedule, now_ns: u64) {
         let share = schedule.budget().share * 100.0;

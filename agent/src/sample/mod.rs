@@ -482,8 +482,11 @@ pub struct Message {
     /// Which of the known messages it is, by its name in the table.
     pub name: String,
     pub count: u32,
-    /// The last such line, with control characters escaped, bounded.
+    /// The first such line since the last look, with control characters escaped, bounded.
     pub line: String,
+    /// CLOCK_MONOTONIC between which that line was written, ns: it was not there at the one, and was at the other.
+    pub not_before_ns: u64,
+    pub not_after_ns: u64,
 }
 
 /// Counters of one network namespace.

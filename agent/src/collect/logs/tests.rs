@@ -1,0 +1,406 @@
+//! With real processes that write to real files; the clock is ours.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    time::Duration,
+};
+
+use tailback_tests::{temp::TempDir, wait};
+
+use super::*;
+
+const S: u64 = 1_000 * MS;
+const SHARE: f64 = 1e9;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A shell whose standard output is a file, and which does what it is told.
+struct Writer {
+    shell: Child,
+    commands: ChildStdin,
+}
+
+impl Writer {
+    fn to(path: &Path) -> Self {
+        let file = append(path);
+        let mut shell = Command::new("sh")
+            .stdin(Stdio::piped())
+            .stdout(file)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let commands = shell.stdin.take().unwrap();
+        Self { shell, commands }
+    }
+
+    fn pid(&self) -> u32 {
+        self.shell.id()
+    }
+
+    /// Waits until the shell has done it.
+    fn does(&mut self, command: &str, done: impl Fn() -> bool) {
+        writeln!(self.commands, "{command}").unwrap();
+        wait::until(command, PATIENCE, || Ok(done().then_some(()))).unwrap();
+    }
+
+    /// Takes to another file.
+    fn reopens(&mut self, path: &Path) {
+        let link = format!("/proc/{}/fd/1", self.pid());
+        let wanted = path.to_owned();
+        self.does(&format!("exec >>{}", path.display()), || {
+            fs::read_link(&link).is_ok_and(|now| now == wanted)
+        });
+    }
+
+    fn seen(&self) -> ProcessSeen {
+        ProcessSeen {
+            tgid: self.pid(),
+            pid: self.pid(),
+            parent: 1,
+            start_ns: 1,
+            exec_id: 1,
+            kernel: false,
+            comm: "sh".to_owned(),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
+}
+
+fn append(path: &Path) -> File {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).open(path).unwrap()
+}
+
+fn write(path: &Path, text: &str) {
+    append(path).write_all(text.as_bytes()).unwrap();
+}
+
+/// Logs of one target, and a clock.
+struct Scene {
+    dir: TempDir,
+    logs: Logs,
+    voice: Voice,
+    processes: Vec<ProcessSeen>,
+    now_ns: u64,
+}
+
+impl Scene {
+    fn new(purpose: &str) -> Self {
+        Self {
+            dir: TempDir::new(purpose).unwrap(),
+            logs: Logs::new(Some(Table::new([]).unwrap())),
+            voice: Voice::default(),
+            processes: Vec::new(),
+            now_ns: 100 * S,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn watch(&mut self, writers: &[&Writer]) {
+        self.processes = writers.iter().map(|writer| writer.seen()).collect();
+        self.processes.sort_unstable_by_key(|process| process.tgid);
+    }
+
+    fn look_after(&mut self, ns: u64) -> Vec<Message> {
+        self.now_ns += ns;
+        let target = Target {
+            id: 7,
+            tgids: self.processes.iter().map(|process| process.tgid).collect(),
+            ..Target::default()
+        };
+        let processes = self.processes.clone();
+        assert!(self.logs.is_due(self.now_ns));
+        self.logs
+            .look(self.now_ns, SHARE, &[target], &processes, &mut self.voice)
+    }
+
+    fn hot(&mut self) {
+        self.logs.set_hot(&BTreeSet::from([7]), self.now_ns);
+    }
+
+    fn cold(&mut self) {
+        self.logs.set_hot(&BTreeSet::new(), self.now_ns);
+    }
+
+    fn said(&mut self) -> Vec<String> {
+        self.voice
+            .take()
+            .into_iter()
+            .map(|notice| notice.code)
+            .collect()
+    }
+}
+
+fn counts(messages: &[Message]) -> Vec<(&str, u32)> {
+    messages
+        .iter()
+        .map(|message| (message.name.as_str(), message.count))
+        .collect()
+}
+
+#[test]
+fn lines_of_the_moment_count_once_and_earlier_ones_do_not() {
+    let mut scene = Scene::new("logs-moment");
+    let path = scene.path("out");
+    write(&path, "queue full before we came\n");
+    let writer = Writer::to(&path);
+    scene.watch(&[&writer]);
+    assert_eq!(scene.look_after(0), []);
+    write(&path, "queue full long ago\n");
+    for _ in 0..15 {
+        assert_eq!(scene.look_after(S), [], "healthy services are not read");
+    }
+    write(&path, "all is well\nqueue full now\n");
+    assert_eq!(scene.look_after(S), []);
+    scene.hot();
+    let messages = scene.look_after(0);
+    assert_eq!(counts(&messages), [("queue_full", 1)]);
+    let message = &messages[0];
+    assert_eq!(message.line, "queue full now");
+    assert_eq!(message.path, path.display().to_string());
+    // It came between two looks at the length of the file, before anyone read it.
+    let written = (message.not_before_ns, message.not_after_ns);
+    assert_eq!(written, (scene.now_ns - S, scene.now_ns));
+
+    write(&path, "queue fu");
+    assert_eq!(scene.look_after(250 * MS), []);
+    write(
+        &path,
+        "ll in two pieces\nToo many open files\nqueue is full\n",
+    );
+    let messages = scene.look_after(250 * MS);
+    assert_eq!(counts(&messages), [("fd_exhausted", 1), ("queue_full", 2)]);
+    assert_eq!(messages[1].line, "queue full in two pieces");
+    assert_eq!(messages[1].not_before_ns, scene.now_ns - 250 * MS);
+    assert_eq!(scene.look_after(250 * MS), []);
+
+    // Read on for a while, then not, and nothing of it twice.
+    scene.cold();
+    write(&path, "queue full, still\n");
+    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    scene.now_ns += LINGER_NS;
+    scene.cold();
+    assert_eq!(scene.look_after(S), []);
+    assert!(scene.logs.tails[0].is_closed());
+    scene.hot();
+    assert_eq!(scene.look_after(S), []);
+    write(&path, "queue full again\n");
+    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+}
+
+#[test]
+fn a_truncated_log_is_read_from_its_beginning() {
+    let mut scene = Scene::new("logs-truncated");
+    let path = scene.path("app.log");
+    let writer = Writer::to(&path);
+    scene.watch(&[&writer]);
+    scene.hot();
+    assert_eq!(scene.look_after(0), []);
+    write(&path, "queue full 1\nqueue full 2\nqueue fu");
+    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 2)]);
+    File::create(&path).unwrap();
+    write(&path, "queue full 3\n");
+    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    write(&path, "queue full 4\n");
+    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+}
+
+#[test]
+fn a_rotated_log_is_read_to_its_end_and_the_new_one_from_its_beginning() {
+    let mut scene = Scene::new("logs-rotated");
+    let (path, old) = (scene.path("app.log"), scene.path("app.log.1"));
+    let mut writer = Writer::to(&path);
+    scene.watch(&[&writer]);
+    scene.hot();
+    assert_eq!(scene.look_after(0), []);
+    write(&path, "queue full 1\n");
+    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    // Renamed: its writer goes on writing to it, until it takes to the new one.
+    fs::rename(&path, &old).unwrap();
+    write(&old, "queue full 2\n");
+    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    write(&old, "queue full 3\nqueue full, with no end");
+    writer.reopens(&path);
+    write(&path, "queue full 4\n");
+    let messages = scene.look_after(S);
+    let told: Vec<(&str, u32)> = messages
+        .iter()
+        .map(|message| (message.path.as_str(), message.count))
+        .collect();
+    let (path, old) = (path.display().to_string(), old.display().to_string());
+    // The old one under the name that it had when it was found.
+    assert_eq!(told, [(path.as_str(), 3)], "{old}");
+    assert_eq!(scene.look_after(S), []);
+}
+
+#[test]
+fn a_huge_log_that_grows_fast_costs_no_more_than_its_end() {
+    let mut scene = Scene::new("logs-huge");
+    let path = scene.path("huge.log");
+    let file = append(&path);
+    file.set_len(10 << 30).unwrap();
+    let writer = Writer::to(&path);
+    scene.watch(&[&writer]);
+    scene.hot();
+    assert_eq!(scene.look_after(0), []);
+    assert_eq!(scene.said(), Vec::<String>::new());
+    let line = "queue full\n";
+    let many = line.repeat(200_000);
+    for round in 0..5 {
+        write(&path, &many);
+        let before_ns = cpu_time_ns();
+        let messages = scene.look_after(S);
+        let cost_ns = cpu_time_ns() - before_ns;
+        assert_eq!(messages.len(), 1);
+        let room = tail::MAX_READ as usize / line.len();
+        let count = messages[0].count as usize;
+        assert!((room - 1..=room).contains(&count), "{count} of {room}");
+        assert!(cost_ns < 500 * MS, "{cost_ns} ns");
+        let said = scene.said();
+        assert_eq!(
+            said.contains(&"log_left_out".to_owned()),
+            round == 0,
+            "{said:?}"
+        );
+    }
+    let left_out = 5 * (many.len() as u64 - tail::MAX_READ);
+    assert_eq!(scene.logs.left_out.bytes, left_out);
+}
+
+#[test]
+fn a_writer_that_keeps_its_place_over_a_truncation_leaves_no_harm() {
+    let mut scene = Scene::new("logs-hole");
+    let path = scene.path("app.log");
+    let writer = Writer::to(&path);
+    scene.watch(&[&writer]);
+    scene.hot();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    assert_eq!(scene.look_after(0), []);
+    file.write_all_at(&[b'x'; 1_000], 0).unwrap();
+    assert_eq!(scene.look_after(S), []);
+    file.set_len(0).unwrap();
+    assert_eq!(scene.look_after(S), []);
+    // A hole of 30 GB, then the line.
+    file.write_all_at(b"queue full\n", 30 << 30).unwrap();
+    assert_eq!(scene.look_after(S), []);
+    file.write_all_at(b"queue full\n", (30 << 30) + 11).unwrap();
+    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+}
+
+#[test]
+fn pipes_and_files_that_are_read_too_are_left_alone() {
+    let mut scene = Scene::new("logs-others");
+    let data = scene.path("data.log");
+    let mut shell = Command::new("sh")
+        .arg("-c")
+        .arg(format!(
+            "exec 5<>{} 6>/dev/null; read -r line",
+            data.display()
+        ))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let commands = shell.stdin.take().unwrap();
+    let writer = Writer { shell, commands };
+    let six = format!("/proc/{}/fd/6", writer.pid());
+    wait::until("the shell to open its files", PATIENCE, || {
+        Ok(fs::metadata(&six).ok().map(|_| ()))
+    })
+    .unwrap();
+    scene.watch(&[&writer]);
+    scene.hot();
+    assert_eq!(scene.look_after(0), []);
+    assert!(scene.logs.tails.is_empty());
+}
+
+#[test]
+fn a_log_that_workers_share_is_read_once_and_outlives_each_of_them() {
+    let mut scene = Scene::new("logs-shared");
+    let path = scene.path("app.log");
+    let (first, second) = (Writer::to(&path), Writer::to(&path));
+    scene.watch(&[&first, &second]);
+    scene.hot();
+    assert_eq!(scene.look_after(0), []);
+    write(&path, "queue full 1\n");
+    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    drop(first);
+    scene.watch(&[&second]);
+    write(&path, "queue full 2\n");
+    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    write(&path, "queue full 3\n");
+    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    assert_eq!(scene.logs.tails.len(), 1);
+    // The last one ends with a line that it did not complete.
+    write(&path, "queue full, its last words");
+    drop(second);
+    scene.watch(&[]);
+    let mut count = 0;
+    for _ in 0..5 {
+        count += scene
+            .look_after(S)
+            .iter()
+            .map(|message| message.count)
+            .sum::<u32>();
+    }
+    assert_eq!(count, 1);
+    assert!(scene.logs.tails.is_empty() && scene.logs.scanned.is_empty());
+}
+
+#[test]
+fn a_log_that_is_opened_in_the_middle_is_read_from_its_beginning() {
+    let mut scene = Scene::new("logs-late");
+    let mut writer = Writer::to(&scene.path("out"));
+    scene.watch(&[&writer]);
+    scene.hot();
+    assert_eq!(scene.look_after(0), []);
+    let late = scene.path("errors.log");
+    let link = format!("/proc/{}/fd/9", writer.pid());
+    writer.does(&format!("exec 9>>{}", late.display()), || {
+        Path::new(&link).exists()
+    });
+    write(&late, "Too many open files\n");
+    let mut count = 0;
+    for _ in 0..7 {
+        count += scene
+            .look_after(S)
+            .iter()
+            .map(|message| message.count)
+            .sum::<u32>();
+    }
+    assert_eq!(count, 1);
+}
+
+#[test]
+fn so_many_logs_are_followed_and_no_more() {
+    let mut scene = Scene::new("logs-many");
+    let mut writer = Writer::to(&scene.path("out"));
+    for fd in 3..10 {
+        let path = scene.path(&format!("{fd}.log"));
+        let link = format!("/proc/{}/fd/{fd}", writer.pid());
+        writer.does(&format!("exec {fd}>>{}", path.display()), || {
+            Path::new(&link).exists()
+        });
+    }
+    scene.watch(&[&writer]);
+    assert_eq!(scene.look_after(0), []);
+    assert_eq!((scene.logs.tails.len(), scene.said().len()), (8, 0));
+    let tenth = scene.path("tenth.log");
+    writer.does(&format!("exec 2>>{}", tenth.display()), || tenth.exists());
+    assert_eq!(scene.look_after(RESCAN_NS[0]), []);
+    assert_eq!(scene.logs.tails.len(), MAX_PER_TARGET);
+    assert_eq!(scene.said(), ["too_many_logs"]);
+}

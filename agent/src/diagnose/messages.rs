@@ -1,0 +1,319 @@
+//! Lines in a service's own log that say that something is full: a table, and one pass over a line for all of it.
+//!
+//! A message is evidence beside what the kernel shows, never a cause by itself: no rule stands on a program's words. A
+//! pattern is plain text that a line holds anywhere, small and capital letters (of ASCII) alike; `*` in it stands for
+//! anything in between.
+#![forbid(unsafe_code)]
+
+use aho_corasick::{AhoCorasick, AhoCorasickBuilder, AhoCorasickKind, MatchKind};
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::Cause;
+
+/// Bytes of a line that are looked at.
+pub const MAX_LINE: usize = 4096;
+/// Patterns that a configuration may add.
+pub const MAX_OWN: usize = 64;
+/// Longest pattern, bytes.
+const MAX_PATTERN: usize = 200;
+/// Longest name, bytes.
+const MAX_NAME: usize = 40;
+/// The longest piece of a pattern between two `*` is at least so long: shorter ones are in every other line.
+const MIN_PIECE: usize = 4;
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// From a closed list: several rows may say the same.
+    pub name: &'static str,
+    pub pattern: &'static str,
+    /// Which cause it speaks for. `None`: it says that something is full, and not why.
+    pub supports: Option<Cause>,
+    /// Who writes it.
+    pub seen: &'static str,
+}
+
+macro_rules! known {
+    ($($name:ident $supports:expr => { $($pattern:literal $seen:literal,)* })*) => {
+        /// The table. The first row that fits a line is the one that counts, so particular ones stand before general ones.
+        pub const KNOWN: &[Known] = &[$($(Known {
+            name: stringify!($name),
+            pattern: $pattern,
+            supports: $supports,
+            seen: $seen,
+        },)*)*];
+    };
+}
+
+known! {
+    listen_queue_full None => {
+        "listen queue*full" "uWSGI",
+        "listen queue*overflow" "kernels and servers of BSD descent",
+        "accept queue*full" "application servers",
+    }
+    syn_flood None => {
+        "possible SYN flooding" "Linux, in a syslog daemon's file",
+        "SYN flooding on port" "Linux before 6.3, in a syslog daemon's file",
+    }
+    pool_exhausted Some(Cause::PoolExhausted) => {
+        "QueuePool limit" "SQLAlchemy",
+        "pool exhausted" "redis-py, jedis, commons-pool, many",
+        "timeout waiting for connection from pool" "Apache HttpClient, the AWS SDK for Java",
+        "connection is not available, request timed out" "HikariCP",
+        "could not obtain a connection from the pool" "ActiveRecord",
+        "could not obtain a database connection within" "ActiveRecord before 5",
+        "timeout waiting for idle object" "commons-dbcp",
+        "couldn't get a connection after" "psycopg_pool",
+        "connection pool timeout" "go-redis",
+        "PoolTimeout" "httpx, psycopg_pool",
+        "query_wait_timeout" "PgBouncer",
+        "no connections available in the pool" "many",
+        "connection pool is full" "urllib3",
+    }
+    too_many_connections Some(Cause::UndersizedLimit) => {
+        "too many connections" "MySQL, MariaDB, memcached, ClickHouse",
+        "too many clients already" "PostgreSQL",
+        "remaining connection slots are reserved" "PostgreSQL",
+        "no more connections allowed" "PgBouncer",
+        "max number of clients reached" "Redis, Valkey",
+        "client closed*max number of clients" "Redis, Valkey",
+        "maxclients reached" "Redis",
+        "too many open connections" "memcached",
+        "worker_connections are not enough" "nginx",
+        "maxconn*reached" "HAProxy",
+        "reached*maxconn" "HAProxy",
+        "table full, dropping packet" "nf_conntrack, in a syslog daemon's file",
+    }
+    workers_exhausted Some(Cause::UndersizedLimit) => {
+        "server reached pm.max_children" "PHP-FPM",
+        "seems busy (you may need to increase" "PHP-FPM",
+        "reached*setting, consider raising" "Apache httpd, PHP-FPM",
+        "all workers are busy" "application servers",
+        "all threads*are currently busy" "Tomcat",
+        "maximum number of threads*created for connector" "Tomcat",
+        "low on threads" "Jetty",
+        "RejectedExecutionException" "java.util.concurrent",
+        "bulkhead*is full" "resilience4j",
+        "task queue depth is" "waitress",
+    }
+    fd_exhausted Some(Cause::FdExhausted) => {
+        "too many open files" "EMFILE and ENFILE in words: nginx, Java, Go, Python, Redis",
+        "EMFILE" "Node.js, libuv",
+        "ENFILE" "Node.js, libuv",
+        "no file descriptors" "many",
+        "out of file descriptors" "PostgreSQL",
+        "reached*FD limit" "HAProxy",
+    }
+    upstream_refused Some(Cause::DownstreamSlow) => {
+        "connection refused by upstream" "proxies",
+        "connection refused) while connecting to upstream" "nginx",
+        "temporarily unavailable) while connecting to upstream" "nginx, to a unix socket whose backlog is full",
+    }
+    upstream_timeout Some(Cause::DownstreamSlow) => {
+        "upstream timed out" "nginx",
+        "upstream request timeout" "Envoy",
+        "client.timeout exceeded while awaiting" "net/http of Go",
+        "context deadline exceeded" "Go, gRPC",
+        "read timed out" "Java, requests of Python",
+        "expiring*record(s) for" "Kafka producers",
+    }
+    upstream_unavailable Some(Cause::DownstreamSlow) => {
+        "no live upstreams" "nginx",
+        "has no server available" "HAProxy",
+        "no server is available" "HAProxy",
+        "upstream connect error or disconnect" "Envoy",
+        "CircuitBreaker*is OPEN" "resilience4j",
+    }
+    lock_wait Some(Cause::LockContention) => {
+        "still waiting for*lock on" "PostgreSQL with log_lock_waits",
+        "lock wait timeout exceeded" "MySQL, MariaDB",
+        "canceling statement due to lock timeout" "PostgreSQL",
+        "database is locked" "SQLite",
+    }
+    disk_slow Some(Cause::DiskSlow) => {
+        "fsync is taking too long" "Redis, Valkey",
+        "slow fdatasync" "etcd",
+        "checkpoints are occurring too frequently" "PostgreSQL",
+    }
+    memory_short Some(Cause::MemoryStalled) => {
+        "cannot allocate memory" "ENOMEM in words",
+        "OutOfMemoryError" "Java",
+        "OOM command not allowed" "Redis",
+        "memory resource limit alarm" "RabbitMQ",
+        "vm_memory_high_watermark set" "RabbitMQ",
+    }
+    peer_not_reading Some(Cause::PeerNotReading) => {
+        "overcoming of output buffer limits" "Redis, Valkey",
+        "outgoing messages are being dropped" "Mosquitto",
+        "slow consumer" "NATS, ActiveMQ",
+    }
+    producers_blocked None => {
+        "publishers will be blocked" "RabbitMQ",
+        "blocked by flow control" "RabbitMQ clients",
+        "disk resource limit alarm" "RabbitMQ",
+        "failed to allocate memory within the configured max blocking time" "Kafka producers",
+    }
+    worker_timeout None => {
+        "worker timeout (pid" "gunicorn",
+        "*** HARAKIRI" "uWSGI",
+    }
+    limited None => {
+        "limiting requests, excess" "nginx",
+        "limiting connections by zone" "nginx",
+        "429 too many requests" "clients of HTTP services",
+        "server is likely overloaded" "etcd",
+    }
+    queue_full None => {
+        "queue full" "rsyslog, Mosquitto, many",
+        "queue is full" "many",
+        "queue_full" "many",
+        "queue*is full" "many",
+        "QueueFull" "asyncio and others of Python",
+        "channel is full" "many",
+    }
+    ports_exhausted None => {
+        "cannot assign requested address" "EADDRNOTAVAIL in words: no local ports left",
+        "EADDRNOTAVAIL" "Node.js",
+    }
+    buffers_exhausted None => {
+        "no buffer space available" "ENOBUFS in words",
+    }
+    try_again None => {
+        "resource temporarily unavailable" "EAGAIN in words: a unix socket's backlog, a limit on processes",
+    }
+}
+
+/// Which cause a message speaks for, by its name in the table.
+pub fn supports(name: &str) -> Option<Cause> {
+    KNOWN.iter().find(|row| row.name == name)?.supports
+}
+
+/// The patterns, ready to look for.
+pub struct Table {
+    rows: Vec<Row>,
+    /// Finds of each row its longest piece; by the row's index.
+    finder: AhoCorasick,
+}
+
+struct Row {
+    name: String,
+    /// What stands between the `*`, in small letters.
+    pieces: Vec<Vec<u8>>,
+}
+
+impl Table {
+    /// The table, and before it the user's own patterns, each with its name. A known name adds to that row.
+    pub fn new<'a>(own: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
+        let mut rows = Vec::new();
+        for (index, (name, pattern)) in own.into_iter().enumerate() {
+            ensure!(
+                index < MAX_OWN,
+                "there are more than {MAX_OWN} [[message]] entries"
+            );
+            check_name(name)?;
+            let row = Row::new(name, pattern)
+                .with_context(|| format!("the pattern of the message {name} cannot be used"))?;
+            rows.push(row);
+        }
+        for known in KNOWN {
+            rows.push(Row::new(known.name, known.pattern)?);
+        }
+        let finder = AhoCorasickBuilder::new()
+            .ascii_case_insensitive(true)
+            .match_kind(MatchKind::Standard)
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
+            .build(rows.iter().map(Row::longest))
+            .context("the patterns of all messages together cannot be looked for")?;
+        Ok(Self { rows, finder })
+    }
+
+    /// Which message a line is, by its name. Of a line, the first [`MAX_LINE`] bytes count, whatever they are.
+    pub fn find(&self, line: &[u8]) -> Option<&str> {
+        let line = line.get(..MAX_LINE).unwrap_or(line);
+        let mut small = Vec::new();
+        // A piece may stand in a line many times: once is enough to know that its row does not fit.
+        let mut tried: Vec<usize> = Vec::new();
+        let mut first: Option<usize> = None;
+        for found in self.finder.find_overlapping_iter(line) {
+            let index = found.pattern().as_usize();
+            let Some(row) = self.rows.get(index) else {
+                continue;
+            };
+            if first.is_some_and(|first| first <= index) || tried.contains(&index) {
+                continue;
+            }
+            tried.push(index);
+            if small.is_empty() {
+                small = line.to_ascii_lowercase();
+            }
+            if row.fits(&small) {
+                first = Some(index);
+            }
+        }
+        Some(self.rows.get(first?)?.name.as_str())
+    }
+}
+
+impl Row {
+    fn new(name: &str, pattern: &str) -> Result<Self> {
+        ensure!(
+            pattern.len() <= MAX_PATTERN,
+            "it has {} bytes, and {MAX_PATTERN} are allowed",
+            pattern.len()
+        );
+        if let Some(control) = pattern.chars().find(|letter| letter.is_control()) {
+            bail!(
+                "it holds {control:?}, which no line has: give the text as it stands in one line of the log"
+            );
+        }
+        let pieces: Vec<Vec<u8>> = pattern
+            .split('*')
+            .filter(|piece| !piece.is_empty())
+            .map(|piece| piece.as_bytes().to_ascii_lowercase())
+            .collect();
+        let row = Self {
+            name: name.to_owned(),
+            pieces,
+        };
+        ensure!(
+            row.longest().trim_ascii().len() >= MIN_PIECE,
+            "{pattern:?} fits nearly every line: at least {MIN_PIECE} letters must stand together (`*` stands for anything)"
+        );
+        Ok(row)
+    }
+
+    fn longest(&self) -> &[u8] {
+        let longest = self.pieces.iter().max_by_key(|piece| piece.len());
+        longest.map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether the pieces stand in the line one after the other. Taking each as early as possible leaves the most room.
+    fn fits(&self, line: &[u8]) -> bool {
+        let mut rest = line;
+        self.pieces.iter().all(|piece| {
+            let at = rest
+                .windows(piece.len())
+                .position(|window| window == piece.as_slice());
+            at.and_then(|at| rest.get(at + piece.len()..))
+                .is_some_and(|after| {
+                    rest = after;
+                    true
+                })
+        })
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let is_word = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+    ensure!(
+        !name.is_empty()
+            && name.len() <= MAX_NAME
+            && name.chars().all(|letter| is_word(letter) || letter == '_'),
+        "{name:?} cannot name a message: 1 to {MAX_NAME} small letters, digits and _"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "messages/tests.rs"]
+mod tests;
