@@ -115,19 +115,24 @@ impl Ticks {
         if let Some(interval) = pace.interval {
             budget.interval_ns = interval.as_nanos() as u64;
         }
-        let mut collector = session::collector(targets.specs(config)?, budget, false)?;
+        let collector = session::collector(targets.specs(config)?, budget, false)?;
+        Ok(Self::of(collector, pace.duration))
+    }
+
+    /// Over a collector, for so long.
+    pub(super) fn of(mut collector: Collector, duration: Option<Duration>) -> Self {
         // The kernel's BTF and the verifier's work are behind us: give their memory back.
         // SAFETY: glibc's own function, no arguments that could be wrong.
         #[cfg(target_env = "gnu")]
         unsafe {
             libc::malloc_trim(0);
         }
-        Ok(Self {
-            end: pace.duration.map(|duration| Instant::now() + duration),
+        Self {
+            end: duration.map(|duration| Instant::now() + duration),
             tick: collector.next_tick(),
             collector,
             cpu_before_ns: cpu_time_ns(),
-        })
+        }
     }
 
     /// The next sample when it is due; `None` when asked to stop or when the time is over.
