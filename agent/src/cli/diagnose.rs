@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{
     collect::Others,
-    config::Config,
     emit::{
         json,
         report::{self, Findings},
@@ -61,26 +60,14 @@ fn time(text: &str) -> Result<Duration, String> {
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
-    let mut findings = Findings::default();
-    let looked = look(options, &config, &mut findings);
-    // What was seen is told, also where the looking came to an early end.
-    let told = tell(options, &findings);
-    looked.and(told)?;
-    if options.check {
-        check(&findings)?;
-    }
-    Ok(())
-}
-
-/// Watches for the time, or until asked to stop.
-fn look(options: &Options, config: &Config, findings: &mut Findings) -> Outcome<()> {
     let stop = Stop::on_signals()?;
-    let specs = options.targets.or_all(config).specs(config)?;
+    let specs = options.targets.or_all(&config).specs(&config)?;
     let collector = session::collector(specs, config.budget_or(CPU_SHARE), true)?;
     // MERGE(look): the threads of every target are sampled from the start here, whatever their queues:
     // `collector.profile_all(true)`.
     let mut ticks = Ticks::of(collector, Some(options.time));
     let mut pipeline = Pipeline::new(config.settings_for(), false);
+    let mut findings = Findings::default();
     let mut progress = Progress::start(options);
     let looked = loop {
         let sample = match ticks.next(&stop, Others::default()) {
@@ -91,14 +78,21 @@ fn look(options: &Options, config: &Config, findings: &mut Findings) -> Outcome<
         let outcome = pipeline.step(&sample);
         outcome.events.iter().for_each(|event| findings.take(event));
         findings.looked(&sample, pipeline.queues());
-        progress.show(findings);
+        progress.show(&findings);
         if let Err(failure) = ticks.spent(&outcome.hot) {
             break Err(failure);
         }
     };
+    drop(progress);
     let last = pipeline.finish();
     last.iter().for_each(|event| findings.take(event));
-    looked
+    // What was seen is told, also where the looking came to an early end.
+    let told = tell(options, &findings);
+    looked.and(told)?;
+    if options.check {
+        check(&findings)?;
+    }
+    Ok(())
 }
 
 fn tell(options: &Options, findings: &Findings) -> Outcome<()> {

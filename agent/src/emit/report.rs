@@ -249,7 +249,7 @@ impl Report<'_> {
                 _ => String::new(),
             };
             let bar = bar(share);
-            let percent = share * 100.0;
+            let percent = (share * 100.0).min(999.0);
             self.line(
                 label,
                 &format!("{on}{bar}{off} {percent:>3.0}%  {words}{looks}"),

@@ -270,7 +270,7 @@ impl<W: Write> Terminal<W> {
             return Ok(());
         }
         let name = self.queue_name(key);
-        let text = format!("{name}: {}: {}", cause::verdict(verdict), verdict.evidence);
+        let text = format!("{name}: {}. {}", cause::verdict(verdict), verdict.evidence);
         self.line(at, None, "cause", &text)
     }
 
@@ -359,4 +359,78 @@ pub(super) fn clock(unix_ns: u64) -> String {
         ms / 1_000 % 60,
         ms % 1_000
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emit::fixture::{at, cause, episode, gateway, shop, targets};
+
+    fn text(verbosity: Verbosity, events: &[Event]) -> String {
+        let mut out = Vec::new();
+        let mut terminal = Terminal::new(&mut out, Colour::Never, verbosity);
+        for event in events {
+            terminal.emit(event).unwrap();
+        }
+        drop(terminal);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn held(episode: &Episode, from: u64, to: u64) -> Event {
+        Event::Cause(Box::new(cause(episode, 0, at(from), at(to))))
+    }
+
+    #[test]
+    fn a_cause_is_told_once_for_each_queue_when_it_is_first_known() {
+        let events = [
+            targets(),
+            held(&shop(), 10, 10),
+            held(&shop(), 10, 40),
+            held(&gateway(), 12, 12),
+            Event::Episode(Box::new(shop())),
+            held(&shop(), 40, 70),
+        ];
+        let text = text(Verbosity::Normal, &events);
+        let lines: Vec<&str> = text.lines().filter(|it| it.contains("Z  cause ")).collect();
+        assert_eq!(
+            lines,
+            [
+                "00:00:10.000Z  cause     shop accept 127.0.0.1:8080: it waits for another service, postgres \
+                 (812) at 127.0.0.1:5432. 4 of 4 workers wait for 127.0.0.1:5432, for 7.9 s at the longest; \
+                 before, an answer took 11 ms.",
+                "00:00:12.000Z  cause     gateway accept 0.0.0.0:80: it waits for another service, postgres \
+                 (812) at 127.0.0.1:5432. 512 requests wait for 127.0.0.1:8080.",
+            ],
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn quiet_leaves_the_cause_to_the_summary() {
+        let events = [targets(), held(&shop(), 10, 10)];
+        assert_eq!(text(Verbosity::Quiet, &events).matches("cause").count(), 0);
+        let events = [targets(), Event::Episode(Box::new(shop()))];
+        let text = text(Verbosity::Quiet, &events);
+        for words in [
+            "cause      it waits for another service, postgres (812) at 127.0.0.1:5432 (97% of its time, high \
+             confidence)",
+            "evidence   4 of 4 workers wait",
+            "advice     End the transaction of postgres (812)",
+        ] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        assert!(
+            !text.contains("Look at what its workers wait for"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_summary_without_a_verdict_gives_the_numbers() {
+        let young = episode("e1", 1, Kind::Accept, "127.0.0.1:8080");
+        let events = [targets(), Event::Episode(Box::new(young))];
+        let text = text(Verbosity::Normal, &events);
+        assert!(text.contains("evidence   up to 101 of 100"), "{text}");
+        assert!(!text.contains("cause"), "{text}");
+    }
 }
