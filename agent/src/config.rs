@@ -227,6 +227,11 @@ impl Config {
 
     /// How often to look and what that may cost.
     pub fn budget(&self) -> Budget {
+        self.budget_or(Budget::default().share)
+    }
+
+    /// The same, with a share of one core that applies where the file names none.
+    pub fn budget_or(&self, share: f64) -> Budget {
         let default = Budget::default();
         let ns = |duration: Option<Duration>, default: u64| {
             duration.map_or(default, |duration| duration.as_nanos() as u64)
@@ -234,7 +239,7 @@ impl Config {
         Budget {
             interval_ns: ns(self.interval, default.interval_ns),
             hot_interval_ns: ns(self.hot_interval, default.hot_interval_ns),
-            share: self.cpu_budget.unwrap_or(default.share),
+            share: self.cpu_budget.unwrap_or(share),
         }
     }
 

@@ -102,6 +102,11 @@ impl Pipeline {
         Outcome { events, hot }
     }
 
+    /// Queues that are watched now.
+    pub fn queues(&self) -> usize {
+        self.detector.queues()
+    }
+
     /// The stream ends: how what is still open stands.
     pub fn finish(&mut self) -> Vec<Event> {
         let mut events = Vec::new();

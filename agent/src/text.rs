@@ -98,6 +98,37 @@ fn is_bidi_control(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// Breaks a text into lines of at most `width` characters: at blanks, and within a word that is longer than a line.
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    let width = width.max(1);
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    let mut length = 0;
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        let long = word.chars().count();
+        if length > 0 && length + 1 + long > width {
+            lines.push(std::mem::take(&mut line));
+            length = 0;
+        }
+        if length > 0 {
+            line.push(' ');
+            length += 1;
+        }
+        for character in word.chars() {
+            if length == width {
+                lines.push(std::mem::take(&mut line));
+                length = 0;
+            }
+            line.push(character);
+            length += 1;
+        }
+    }
+    if length > 0 || lines.is_empty() {
+        lines.push(line);
+    }
+    lines
+}
+
 /// `▁▂▃▅█`: a course in one line, scaled to `max`.
 pub fn sparkline(values: &[u64], max: u64) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
@@ -138,6 +169,20 @@ mod tests {
             let cut = bounded(&"漢\n".repeat(100), max);
             assert!(cut.len() <= max, "{max}: {} bytes", cut.len());
             assert!(cut.ends_with('…'));
+        }
+    }
+
+    #[test]
+    fn lines_break_at_blanks_and_never_pass_the_width() {
+        assert_eq!(wrap("one two  three", 7), ["one two", "three"]);
+        assert_eq!(wrap("a longestword b", 5), ["a", "longe", "stwor", "d b"]);
+        assert_eq!(wrap("", 5), [""]);
+        let text = "größe 漢字漢字漢字 x ".repeat(20);
+        for width in 1..30 {
+            let lines = wrap(&text, width);
+            assert!(lines.iter().all(|line| line.chars().count() <= width));
+            let letters = |text: &str| text.replace(' ', "");
+            assert_eq!(letters(&lines.concat()), letters(&text));
         }
     }
 

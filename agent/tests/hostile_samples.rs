@@ -22,6 +22,7 @@ use tailback::{
     emit::{
         Sink as _,
         json::Json,
+        report::{self, Findings},
         spans::{Host, Spans},
         table,
         terminal::{Colour, Terminal, Verbosity},
@@ -274,10 +275,12 @@ fn tell(samples: impl Iterator<Item = Sample>) -> (Vec<u8>, Vec<u8>) {
     {
         let mut for_people = Terminal::new(&mut terminal, Colour::Never, Verbosity::Verbose);
         let mut for_programs = Json::new(&mut json);
+        let mut findings = Findings::default();
         let mut tell = |events: &[Event]| {
             for event in events {
                 for_people.emit(event).unwrap();
                 for_programs.emit(event).unwrap();
+                findings.take(event);
                 spans.take(event);
             }
         };
@@ -295,6 +298,11 @@ fn tell(samples: impl Iterator<Item = Sample>) -> (Vec<u8>, Vec<u8>) {
                 .collect();
         }
         tell(&pipeline.finish());
+        let mut report = Vec::new();
+        report::write(&mut report, &findings, Colour::Never, Verbosity::Verbose).unwrap();
+        let report = String::from_utf8(report).unwrap();
+        assert!(report.lines().all(|line| line.chars().count() <= 100));
+        assert!(report.chars().all(|it| it == '\n' || !it.is_control()));
         table::write(&mut Vec::new(), &states, |_| None, true, Colour::Never).unwrap();
     }
     (terminal, json)

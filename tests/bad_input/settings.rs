@@ -30,6 +30,23 @@ fn a_time_without_a_unit_or_beyond_reason_is_refused() -> Result<()> {
 }
 
 #[test]
+fn a_diagnosis_without_a_sensible_time_is_refused() -> Result<()> {
+    for (value, problem) in [
+        ("10", "100ms, 30s, 5m"),
+        ("", "100ms, 30s, 5m"),
+        ("soon", "100ms, 30s, 5m"),
+        ("0s", "1s or more"),
+        ("999ms", "1s or more"),
+        ("18446744073709551615s", "a hundred years"),
+    ] {
+        let argument = format!("--for={value}");
+        ran(&["diagnose", &argument])?.said(2, &["--for", problem])?;
+    }
+    ran(&["diagnose", "--duration", "10s"])?.said(2, &["--duration"])?;
+    Ok(())
+}
+
+#[test]
 fn a_configuration_with_a_mistake_is_refused_with_its_line_and_key() -> Result<()> {
     let folder = TempDir::new("config")?;
     for (text, words) in [
@@ -64,7 +81,7 @@ fn a_configuration_with_a_mistake_is_refused_with_its_line_and_key() -> Result<(
     ] {
         let file = folder.write("tailback.toml", text)?;
         let file = file.to_string_lossy();
-        for command in ["run", "sample"] {
+        for command in ["run", "sample", "diagnose"] {
             let ran = ran(&[command, "--all", "--config", &file])?;
             ran.said(2, &[&file])?;
             ran.said(2, &words)

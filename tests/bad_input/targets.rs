@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use tailback_tests::{ports, process::Process, program, temp::TempDir};
 
-use crate::{SOON, allowed, end, idle, json, ran, tailback};
+use crate::{SOON, Stuck, allowed, end, idle, json, ran, tailback};
 
 #[test]
 fn no_target_is_a_mistake_with_a_remedy() -> Result<()> {
@@ -48,6 +48,8 @@ fn a_process_that_does_not_exist_ends_with_four() -> Result<()> {
         &["sample", "--pid", "4999999"][..],
         &["run", "--pid", "4999999"],
         &["sample", "--pid", "0"],
+        &["diagnose", "--pid", "4999999"],
+        &["diagnose", "--pid", "4999999", "--json", "--check"],
         &["run", "--pid", "4999999", "--record", &kept_path],
         &["record", "--pid", "4999999", "--out", &kept_path],
     ] {
@@ -72,6 +74,73 @@ fn what_matches_nothing_ends_a_sample_with_four() -> Result<()> {
         let args = ["sample", target[0], target[1]];
         ran(&args)?.said(4, &["no process matches", target[0], target[1]])?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_diagnosis_of_what_matches_nothing_ends_with_four() -> Result<()> {
+    if !allowed("a_diagnosis_of_what_matches_nothing_ends_with_four") {
+        return Ok(());
+    }
+    let ran = ran(&["diagnose", "--name", "no-such-service"])?;
+    ran.said(4, &["no process matches", "no-such-service"])
+}
+
+#[test]
+fn a_diagnosis_that_finds_nothing_says_how_much_it_looked_at_and_is_no_failure() -> Result<()> {
+    if !allowed("a_diagnosis_that_finds_nothing_says_how_much_it_looked_at_and_is_no_failure") {
+        return Ok(());
+    }
+    let idle = idle()?;
+    let pid = idle.pid().to_string();
+    let args = ["diagnose", "--pid", &pid, "--for", "1s", "--check"];
+    let said = ran(&args)?;
+    said.said(0, &[])?;
+    // No progress where nobody watches it.
+    ensure!(said.err.is_empty(), "{:?}", said.err);
+    let [line] = &said.out[..] else {
+        anyhow::bail!("{:?}", said.out);
+    };
+    ensure!(line.starts_with("No queue stands. Looked for"), "{line}");
+    ensure!(line.contains(" at 1 service, "), "{line}");
+    ensure!(line.ends_with(", 1 thread."), "{line}");
+    let said = ran(&[&args[..], &["--json"]].concat())?;
+    said.said(0, &[])?;
+    ensure!(said.words().is_empty(), "{}", said.words());
+    Ok(())
+}
+
+#[test]
+fn a_check_that_finds_a_full_queue_ends_with_one_and_names_it() -> Result<()> {
+    if !allowed("a_check_that_finds_a_full_queue_ends_with_one_and_names_it") {
+        return Ok(());
+    }
+    let stuck = Stuck::new()?;
+    let args = ["diagnose", "--pid", &stuck.pid, "--for", "3s"];
+    let told = ran(&args)?;
+    told.said(0, &[])?;
+    let head = told.out.first().map_or("", String::as_str);
+    ensure!(
+        head.starts_with("FULL      ") && head.contains(" pipe "),
+        "{head}"
+    );
+    ensure!(
+        told.words().contains("1 queue is not ok."),
+        "{}",
+        told.words()
+    );
+
+    let checked = ran(&[&args[..], &["--check", "--json"]].concat())?;
+    checked.said(1, &["--check", " pipe ", "(full)"])?;
+    let found = json(&checked.out)?;
+    let [diagnosis] = &found[..] else {
+        anyhow::bail!("{found:?}");
+    };
+    ensure!(diagnosis["type"] == "diagnosis", "{diagnosis}");
+    ensure!(
+        diagnosis["kind"] == "pipe" && diagnosis["level_max"] == "full",
+        "{diagnosis}"
+    );
     Ok(())
 }
 

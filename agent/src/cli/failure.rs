@@ -16,6 +16,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// 1: `--check` found a critical queue.
+    pub(super) fn check(error: impl Into<anyhow::Error>) -> Self {
+        Self::with(1, error)
+    }
+
     /// 2: the command line or the configuration.
     pub(super) fn usage(error: impl Into<anyhow::Error>) -> Self {
         Self::with(2, error)

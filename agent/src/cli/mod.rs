@@ -1,6 +1,7 @@
 //! The command line: what it accepts, and the exit codes.
 
 mod bench_walk;
+mod diagnose;
 mod doctor;
 mod failure;
 mod output;
@@ -35,6 +36,7 @@ not allow it, 4 the target does not exist, 70 a bug, 74 a file could not be writ
 
 Examples:
   tailback run --port 8080              watch whoever listens on port 8080
+  tailback diagnose                     which queue of this machine fills, why, and what to do
   tailback sample --name 'uwsgi*'       every queue of it, once, now
   tailback run --all --json | jq .      everything on this machine, for a program
   OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 tailback run --pid 4711
@@ -52,6 +54,8 @@ struct Cli {
 enum Command {
     /// Watch until stopped: level changes, episodes, spans
     Run(run::Options),
+    /// One answer: which queue fills, why, and what to do (without a target: of the whole machine)
+    Diagnose(diagnose::Options),
     /// Every queue once, now (looks twice, 100 ms apart, for the rates)
     Sample(sample::Options),
     /// Keep the stream of samples in a file
@@ -94,6 +98,17 @@ impl Targets {
             .as_deref()
             .map_or_else(|| Ok(Config::default()), Config::read)
             .map_err(Failure::usage)
+    }
+
+    /// These, or the whole machine where none is named here or in the configuration.
+    fn or_all(&self, config: &Config) -> Self {
+        let mut targets = self.clone();
+        targets.all |= config.specs().is_empty()
+            && self.pid.is_empty()
+            && self.name.is_empty()
+            && self.port.is_empty()
+            && self.cgroup.is_empty();
+        targets
     }
 
     fn specs(&self, config: &Config) -> Outcome<Vec<Spec>> {
@@ -141,6 +156,7 @@ pub fn main() -> ExitCode {
     };
     let command = AssertUnwindSafe(|| match &cli.command {
         Command::Run(options) => run::run(options),
+        Command::Diagnose(options) => diagnose::run(options),
         Command::Sample(options) => sample::run(options),
         Command::Record(options) => record::run(options),
         Command::Replay(options) => replay::run(options),

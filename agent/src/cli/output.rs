@@ -23,7 +23,7 @@ pub(super) struct Output {
     /// Say less: summaries alone
     #[arg(short, long)]
     pub(super) quiet: bool,
-    /// Say more: also what the agent does
+    /// Say more
     #[arg(short, long)]
     pub(super) verbose: bool,
 }
@@ -35,13 +35,16 @@ impl Output {
         if self.json {
             return Box::new(Json::new(out));
         }
-        let colour = colour();
-        let verbosity = match self {
+        Box::new(Terminal::new(out, colour(), self.verbosity()))
+    }
+
+    /// How much to say to a person.
+    pub(super) fn verbosity(self) -> Verbosity {
+        match self {
             Self { quiet: true, .. } => Verbosity::Quiet,
             Self { verbose: true, .. } => Verbosity::Verbose,
             _ => Verbosity::Normal,
-        };
-        Box::new(Terminal::new(out, colour, verbosity))
+        }
     }
 }
 

@@ -117,18 +117,23 @@ impl Ticks {
         }
         let mut collector = session::collector(targets.specs(config)?, budget, false)?;
         collector.read_logs(config.messages().map_err(Failure::usage)?);
+        Ok(Self::of(collector, pace.duration))
+    }
+
+    /// Over a collector, for so long.
+    pub(super) fn of(mut collector: Collector, duration: Option<Duration>) -> Self {
         // The kernel's BTF and the verifier's work are behind us: give their memory back.
         // SAFETY: glibc's own function, no arguments that could be wrong.
         #[cfg(target_env = "gnu")]
         unsafe {
             libc::malloc_trim(0);
         }
-        Ok(Self {
-            end: pace.duration.map(|duration| Instant::now() + duration),
+        Self {
+            end: duration.map(|duration| Instant::now() + duration),
             tick: collector.next_tick(),
             collector,
             cpu_before_ns: cpu_time_ns(),
-        })
+        }
     }
 
     /// The next sample when it is due; `None` when asked to stop or when the time is over.

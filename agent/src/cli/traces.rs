@@ -51,7 +51,7 @@ impl Traces {
 
     /// Hands over the spans that these events complete.
     pub(super) fn tell(&mut self, events: &[Event]) {
-        for batch in events.iter().filter_map(|event| self.spans.take(event)) {
+        for batch in events.iter().flat_map(|event| self.spans.take(event)) {
             self.exporter.send(batch);
         }
     }

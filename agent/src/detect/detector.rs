@@ -47,6 +47,11 @@ impl Detector {
         }
     }
 
+    /// Queues that are watched now.
+    pub fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
     /// Takes in the readings of one tick. `events` gets what there is to say; answers the targets worth a closer look.
     pub fn read(
         &mut self,

@@ -9,9 +9,10 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::Sink;
+use super::{Sink, cause::Told};
 use crate::{
     detect::{Episode, Event, QueueState},
+    diagnose::{CauseStretch, Culprit, Hop, Said, Verdict},
     queue::{QueueKey, Reading},
     sample::{AgentReport, Target, TargetId},
 };
@@ -19,15 +20,20 @@ use crate::{
 /// Writes events as JSON lines.
 pub struct Json<W: Write> {
     out: W,
-    targets: BTreeMap<TargetId, Arc<Target>>,
+    targets: Known,
+    told: Told,
 }
+
+/// The services that were told of.
+type Known = BTreeMap<TargetId, Arc<Target>>;
 
 impl<W: Write> Json<W> {
     /// Writes to `out`, a line per event, flushed at once.
     pub fn new(out: W) -> Self {
         Self {
             out,
-            targets: BTreeMap::new(),
+            targets: Known::new(),
+            told: Told::default(),
         }
     }
 
@@ -75,7 +81,15 @@ impl<W: Write> Sink for Json<W> {
                 object.put("episode", episode.as_str());
                 object.0
             }
-            Event::Episode(episode) => self.episode(episode),
+            Event::Episode(episode) => {
+                if !episode.ongoing {
+                    self.told.forget(&episode.id);
+                }
+                episode_object("episode", episode, &self.targets)
+            }
+            Event::Cause(stretch) if self.told.is_news(&stretch.episode, &stretch.verdict) => {
+                cause_object(stretch, &self.targets)
+            }
             Event::Agent { at, report } => agent_object(at.unix_ns, report),
             // These shape the traces; the lines above tell the same.
             Event::IncidentOpened { .. }
@@ -92,7 +106,7 @@ impl<W: Write> Json<W> {
     fn queue(&self, kind: &str, state: &QueueState) -> Object {
         let mut object = Object::new(kind);
         object.put("time_unix_ns", state.at.unix_ns);
-        self.key(&mut object, &state.key);
+        queue_key(&mut object, &state.key, &self.targets);
         reading(&mut object, &state.key, &state.reading);
         object.put_some("arrivals_per_s", state.arrivals_per_s.map(round));
         object.put_some("departures_per_s", state.departures_per_s.map(round));
@@ -112,57 +126,163 @@ impl<W: Write> Json<W> {
         }
         object
     }
+}
 
-    fn key(&self, object: &mut Object, key: &QueueKey) {
-        if let Some(target) = self.targets.get(&key.target) {
-            object.put("target", target.name.as_str());
-            object.put("pid", target.pid);
-        }
-        object.put("kind", key.kind.name());
-        object.put("name", key.name.as_str());
+/// What a diagnosis found, an object for an episode.
+pub fn diagnoses<'a>(
+    out: &mut impl Write,
+    episodes: impl Iterator<Item = &'a Episode>,
+    targets: &BTreeMap<TargetId, Arc<Target>>,
+) -> io::Result<()> {
+    for episode in episodes {
+        let object = episode_object("diagnosis", episode, targets);
+        serde_json::to_writer(&mut *out, &Value::Object(object))?;
+        out.write_all(b"\n")?;
     }
+    out.flush()
+}
 
-    fn episode(&self, episode: &Episode) -> Map<String, Value> {
-        let mut object = Object::new("episode");
-        object.put("id", episode.id.as_str());
-        object.put("trace_id", episode.incident.as_str());
-        if episode.ongoing {
-            object.put("ongoing", true);
-        }
-        self.key(&mut object, &episode.key);
-        object.put("sign_unix_ns", episode.sign.unix_ns);
-        object.put("start_unix_ns", episode.start.unix_ns);
-        object.put("end_unix_ns", episode.end.unix_ns);
-        object.put("level_max", episode.level_max.name());
-        object.put("score_max", round(episode.score_max));
-        object.put("depth_max", episode.depth_max);
-        object.put_some("limit", episode.limit);
-        object.put("unit", episode.unit);
-        object.put_some("wait_p50_ns", episode.wait_p50_ns);
-        object.put_some("wait_p99_ns", episode.wait_p99_ns);
-        object.put_some("wait_max_ns", episode.wait_max_ns);
-        object.put_some("arrivals", episode.arrivals);
-        object.put_some("departures", episode.departures);
-        object.put("losses", episode.losses);
-        object.put_some("arrivals_per_s", episode.arrival_rate.map(round));
-        object.put_some("departures_per_s", episode.service_rate.map(round));
-        object.put_some(
-            "usual_arrivals_per_s",
-            episode.baseline_arrival_rate.map(round),
-        );
-        object.put_some(
-            "usual_departures_per_s",
-            episode.baseline_service_rate.map(round),
-        );
-        object.put("driven_by", episode.driven_by.name());
-        object.put_some("time_to_full_ns", episode.time_to_full_ns);
-        object.put_some("lead_ns", episode.lead_ns);
-        object.put_some("worst", episode.worst.as_deref());
-        object.put("depths", episode.depths.clone());
+fn queue_key(object: &mut Object, key: &QueueKey, targets: &Known) {
+    if let Some(target) = targets.get(&key.target) {
+        object.put("target", target.name.as_str());
+        object.put("pid", target.pid);
+    }
+    object.put("kind", key.kind.name());
+    object.put("name", key.name.as_str());
+}
+
+fn episode_object(word: &str, episode: &Episode, targets: &Known) -> Map<String, Value> {
+    let mut object = Object::new(word);
+    object.put("id", episode.id.as_str());
+    object.put("trace_id", episode.incident.as_str());
+    if episode.ongoing {
+        object.put("ongoing", true);
+    }
+    queue_key(&mut object, &episode.key, targets);
+    object.put("sign_unix_ns", episode.sign.unix_ns);
+    object.put("start_unix_ns", episode.start.unix_ns);
+    object.put("end_unix_ns", episode.end.unix_ns);
+    object.put("level_max", episode.level_max.name());
+    object.put("score_max", round(episode.score_max));
+    object.put("depth_max", episode.depth_max);
+    object.put_some("limit", episode.limit);
+    object.put("unit", episode.unit);
+    object.put_some("wait_p50_ns", episode.wait_p50_ns);
+    object.put_some("wait_p99_ns", episode.wait_p99_ns);
+    object.put_some("wait_max_ns", episode.wait_max_ns);
+    object.put_some("arrivals", episode.arrivals);
+    object.put_some("departures", episode.departures);
+    object.put("losses", episode.losses);
+    object.put_some("arrivals_per_s", episode.arrival_rate.map(round));
+    object.put_some("departures_per_s", episode.service_rate.map(round));
+    object.put_some(
+        "usual_arrivals_per_s",
+        episode.baseline_arrival_rate.map(round),
+    );
+    object.put_some(
+        "usual_departures_per_s",
+        episode.baseline_service_rate.map(round),
+    );
+    let side = episode.verdict.as_ref();
+    let side = side.map_or(episode.driven_by, |verdict| verdict.driven_by);
+    object.put("driven_by", side.name());
+    object.put_some("time_to_full_ns", episode.time_to_full_ns);
+    object.put_some("lead_ns", episode.lead_ns);
+    object.put_some("worst", episode.worst.as_deref());
+    object.put("depths", episode.depths.clone());
+    if let Some(verdict) = &episode.verdict {
+        put_verdict(&mut object, verdict, targets);
+    } else {
         object.put("evidence", episode.evidence.as_str());
         object.put("advice", episode.advice.as_str());
-        object.0
     }
+    object.0
+}
+
+/// A cause that is first known, or another than before.
+fn cause_object(stretch: &CauseStretch, targets: &Known) -> Map<String, Value> {
+    let mut object = Object::new("cause");
+    queue_key(&mut object, &stretch.key, targets);
+    object.put("episode", stretch.episode.as_str());
+    object.put("trace_id", stretch.incident.as_str());
+    object.put("from_unix_ns", stretch.from.unix_ns);
+    object.put("to_unix_ns", stretch.to.unix_ns);
+    let verdict = &stretch.verdict;
+    object.put("cause", verdict.cause.name());
+    object.put_some("share", verdict.share.map(round));
+    object.put_some(
+        "culprit",
+        verdict.culprit.as_ref().map(|it| culprit(it, targets)),
+    );
+    object.put("confidence", verdict.confidence.name());
+    object.put("evidence", verdict.evidence.as_str());
+    object.0
+}
+
+fn put_verdict(object: &mut Object, verdict: &Verdict, targets: &Known) {
+    object.put("cause", verdict.cause.name());
+    object.put_some("share", verdict.share.map(round));
+    object.put_some(
+        "culprit",
+        verdict.culprit.as_ref().map(|it| culprit(it, targets)),
+    );
+    object.put_some("root", verdict.root.map(|root| root.name()));
+    if let Some((cause, share)) = verdict.runner_up {
+        let mut other = Map::new();
+        other.insert("cause".to_owned(), cause.name().into());
+        other.insert("share".to_owned(), round(share).into());
+        object.put("runner_up", other);
+    }
+    object.put("confidence", verdict.confidence.name());
+    let path: Vec<Value> = verdict.path.iter().map(|it| hop(it, targets)).collect();
+    object.put("path", path);
+    let shares = verdict.shares.iter();
+    let shares = shares.map(|(activity, share)| (activity.name().to_owned(), round(*share).into()));
+    object.put("shares", shares.collect::<Map<String, Value>>());
+    object.put("looks", verdict.looks);
+    if !verdict.messages.is_empty() {
+        let messages: Vec<Value> = verdict.messages.iter().map(said).collect();
+        object.put("messages", messages);
+    }
+    object.put("evidence", verdict.evidence.as_str());
+    object.put("advice", verdict.advice.as_str());
+}
+
+fn culprit(culprit: &Culprit, targets: &Known) -> Map<String, Value> {
+    let mut object = Object(Map::new());
+    object.put("kind", culprit.kind.name());
+    object.put_some("target", name_of(culprit.target, targets));
+    object.put_some("pid", culprit.pid);
+    object.put("name", culprit.name.as_str());
+    object.put_some("endpoint", culprit.endpoint.as_deref());
+    object.put_some("container", culprit.container.as_deref());
+    object.0
+}
+
+fn hop(hop: &Hop, targets: &Known) -> Value {
+    let mut object = Object(Map::new());
+    object.put_some("target", name_of(hop.target, targets));
+    object.put_some("pid", hop.pid);
+    object.put("name", hop.name.as_str());
+    object.put("what", hop.what.as_str());
+    object.put("cause", hop.cause.name());
+    Value::Object(object.0)
+}
+
+fn said(said: &Said) -> Value {
+    let mut object = Object(Map::new());
+    object.put("name", said.name.as_str());
+    object.put("path", said.path.as_str());
+    object.put("count", said.count);
+    object.put("line", said.line.as_str());
+    object.put("first_unix_ns", said.first_unix_ns);
+    object.put_some("lead_ns", said.lead_ns);
+    Value::Object(object.0)
+}
+
+/// The service's name, where the target is known.
+fn name_of(target: Option<TargetId>, targets: &Known) -> Option<&str> {
+    Some(targets.get(&target?)?.name.as_str())
 }
 
 fn reading(object: &mut Object, key: &QueueKey, reading: &Reading) {
@@ -218,4 +338,144 @@ impl Object {
 /// Four digits after the point are more than any of these measures has.
 fn round(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::emit::fixture::{INCIDENT, SHOP, at, cause, episode, shop, targets};
+    use crate::queue::Kind;
+
+    fn lines(events: &[Event]) -> Vec<Value> {
+        let mut out = Vec::new();
+        let mut json = Json::new(&mut out);
+        for event in events {
+            json.emit(event).unwrap();
+        }
+        drop(json);
+        parsed(&out)
+    }
+
+    fn parsed(out: &[u8]) -> Vec<Value> {
+        let lines = std::str::from_utf8(out).unwrap().lines();
+        lines
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    fn known() -> Known {
+        match targets() {
+            Event::Targets { targets, .. } => targets
+                .into_iter()
+                .map(|target| (target.id, target))
+                .collect(),
+            _ => Known::new(),
+        }
+    }
+
+    fn diagnosis(episode: &Episode) -> Value {
+        let mut out = Vec::new();
+        diagnoses(&mut out, [episode].into_iter(), &known()).unwrap();
+        parsed(&out).remove(0)
+    }
+
+    #[test]
+    fn a_diagnosis_has_the_keys_that_the_formats_name() {
+        let object = diagnosis(&shop());
+        let keys: Vec<&String> = object.as_object().unwrap().keys().collect();
+        assert_eq!(keys[0], "type");
+        let expected = json!({
+            "type": "diagnosis",
+            "id": "e1",
+            "trace_id": INCIDENT,
+            "ongoing": true,
+            "target": "shop",
+            "pid": 4711,
+            "kind": "accept",
+            "name": "127.0.0.1:8080",
+            "level_max": "full",
+            "driven_by": "consumer",
+            "cause": "downstream_slow",
+            "share": 0.97,
+            "culprit": {
+                "kind": "process",
+                "target": "postgres",
+                "pid": 812,
+                "name": "postgres (812)",
+                "endpoint": "127.0.0.1:5432",
+            },
+            "root": "lock_contention",
+            "runner_up": { "cause": "undersized_limit", "share": 0.21 },
+            "confidence": "high",
+            "shares": { "downstream": 0.97, "idle": 0.02, "on_cpu": 0.01 },
+            "looks": 3120,
+            "evidence": shop().verdict.unwrap().evidence,
+            "advice": shop().verdict.unwrap().advice,
+        });
+        for (key, value) in expected.as_object().unwrap() {
+            assert_eq!(&object[key], value, "{key}");
+        }
+        assert_eq!(
+            object["path"][2],
+            json!({
+                "target": "postgres",
+                "pid": 812,
+                "name": "postgres (812)",
+                "what": "says \"idle in transaction\", for 8.2 s",
+                "cause": "lock_contention",
+            })
+        );
+        assert_eq!(object["messages"][0]["lead_ns"], 9_000_000_000_u64);
+        assert_eq!(object["messages"][0]["count"], 23);
+    }
+
+    #[test]
+    fn an_episode_says_the_same_as_its_diagnosis() {
+        let told = lines(&[targets(), Event::Episode(Box::new(shop()))]);
+        let mut episode = told.last().unwrap().clone();
+        assert_eq!(episode["type"], "episode");
+        episode["type"] = "diagnosis".into();
+        assert_eq!(episode, diagnosis(&shop()));
+    }
+
+    #[test]
+    fn what_is_not_known_is_absent() {
+        let young = diagnosis(&episode("e1", SHOP, Kind::Accept, "q"));
+        for key in [
+            "cause", "share", "culprit", "root", "path", "shares", "messages",
+        ] {
+            assert!(young.get(key).is_none(), "{key}: {young}");
+        }
+        assert_eq!(
+            young["evidence"],
+            "up to 101 of 100 connections; longest wait 2.3 s"
+        );
+    }
+
+    #[test]
+    fn a_cause_is_a_line_when_it_is_first_known_and_when_it_is_another() {
+        let mut other = shop();
+        let mut verdict = Verdict::clone(other.verdict.as_ref().unwrap());
+        verdict.cause = crate::diagnose::Cause::UndersizedLimit;
+        verdict.culprit = None;
+        other.verdict = Some(Arc::new(verdict));
+        let held = |episode: &Episode, from, to| {
+            Event::Cause(Box::new(cause(episode, 0, at(from), at(to))))
+        };
+        let told = lines(&[
+            held(&shop(), 10, 10),
+            held(&shop(), 10, 40),
+            held(&other, 40, 50),
+        ]);
+        let causes: Vec<_> = told.iter().map(|line| line["cause"].as_str()).collect();
+        assert_eq!(causes, [Some("downstream_slow"), Some("undersized_limit")]);
+        assert_eq!(told[1]["type"], "cause");
+        assert_eq!(told[1]["from_unix_ns"], at(40).unix_ns);
+        assert_eq!(told[1]["to_unix_ns"], at(50).unix_ns);
+        assert_eq!(told[1]["episode"], "e1");
+        assert!(told[1].get("culprit").is_none());
+        assert_eq!(told[0]["culprit"]["pid"], 812);
+    }
 }

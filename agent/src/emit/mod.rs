@@ -1,7 +1,11 @@
 //! The other end: what the pipeline says, told to people, programs and trace stores.
 
+mod cause;
+#[cfg(test)]
+mod fixture;
 pub mod json;
 pub mod otlp;
+pub mod report;
 pub mod spans;
 pub mod table;
 pub mod terminal;

@@ -1,17 +1,19 @@
 //! Turns what the pipeline says into finished spans: an incident is a trace, and it is whole at every moment.
 //!
-//! A span is made when it is complete, after its parent, and once. Pure: no clock, no I/O; a replay gives the same
+//! A span is made when it is complete, after its parent, and once; each under the resource of the service whose it is, so
+//! that one trace shows every service of a jam. Pure: no clock, no I/O; a replay gives the same
 //! spans with the same ids.
 
 #![forbid(unsafe_code)]
 
 mod attributes;
+mod causes;
 mod id;
 mod resource;
 
 use std::{
     borrow::Cow,
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -38,6 +40,9 @@ use crate::{
     sample::{Target, TargetId},
 };
 
+/// Services without an episode that are remembered of one incident.
+const MAX_LED_THROUGH: usize = 256;
+
 /// Finished spans of one watched service, parents first.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -59,10 +64,48 @@ pub struct Spans {
 struct Incident {
     trace: TraceId,
     root: SpanId,
-    /// As the target was when the incident opened: it may be gone when the last span is made.
+    /// By id of the episode.
+    onsets: HashMap<String, Onset>,
+    /// Services without an episode through which a jam of this incident leads: the last span of each.
+    led_through: HashMap<TargetId, SpanId>,
+    /// Counts the onsets.
+    made: u32,
+}
+
+/// An episode whose onset was made. It may be kept until its incident closes: others may have to point to it.
+struct Onset {
+    target: TargetId,
+    /// As the target was when the episode opened: it may be gone when the last span is made.
     resource: Arc<Resource>,
-    /// Episodes whose onset was made and which have not ended.
-    onsets: HashSet<String>,
+    /// The place among the onsets of the incident.
+    place: u32,
+    has_ended: bool,
+}
+
+impl Incident {
+    fn open(&self, episode: &str) -> Option<&Onset> {
+        self.onsets.get(episode).filter(|onset| !onset.has_ended)
+    }
+
+    /// Of the ended episodes of one service, one is kept: a long incident must not grow with what comes and goes in it.
+    fn end(&mut self, episode: &str) {
+        let Some(onset) = self.onsets.get_mut(episode) else {
+            return;
+        };
+        onset.has_ended = true;
+        let target = onset.target;
+        let others = self.onsets.iter().filter(|(id, _)| *id != episode);
+        let mut ended = others.filter(|(_, it)| it.target == target && it.has_ended);
+        if ended.next().is_some() {
+            self.onsets.remove(episode);
+        }
+    }
+
+    fn lead_through(&mut self, target: TargetId, span: SpanId) {
+        if self.led_through.len() < MAX_LED_THROUGH || self.led_through.contains_key(&target) {
+            self.led_through.insert(target, span);
+        }
+    }
 }
 
 impl Spans {
@@ -80,14 +123,14 @@ impl Spans {
     }
 
     /// The spans that `event` completes.
-    pub fn take(&mut self, event: &Event) -> Option<Batch> {
+    pub fn take(&mut self, event: &Event) -> Vec<Batch> {
         match event {
             Event::Targets { targets, .. } => {
                 self.targets = targets
                     .iter()
                     .map(|target| (target.id, self.describe(target)))
                     .collect();
-                None
+                Vec::new()
             }
             Event::IncidentOpened {
                 id,
@@ -96,22 +139,22 @@ impl Spans {
                 at,
                 first,
             } => {
-                let root = self.incident(id, *target, *sign, *at, *first)?;
-                self.batch(id, vec![root])
+                let root = self.incident(id, *target, *sign, *at, *first);
+                root.into_iter().collect()
             }
             Event::EpisodeOpened(episode) => self.onset(episode),
             Event::Stretch(stretch) => self.stretch(stretch),
+            Event::Cause(stretch) => self.cause(stretch),
             Event::Episode(episode) if !episode.ongoing => self.saturation(episode),
             Event::IncidentClosed { id, .. } => {
                 self.open.remove(id);
-                None
+                Vec::new()
             }
             Event::Episode(_)
-            | Event::Cause(_)
             | Event::Notice { .. }
             | Event::Queue(_)
             | Event::Level { .. }
-            | Event::Agent { .. } => None,
+            | Event::Agent { .. } => Vec::new(),
         }
     }
 
@@ -128,22 +171,16 @@ impl Spans {
         sign: Instant,
         at: Instant,
         first: Kind,
-    ) -> Option<SpanData> {
+    ) -> Option<Batch> {
         if self.open.contains_key(id) {
             return None;
         }
-        let resource = match self.targets.get(&target) {
-            Some(resource) => Arc::clone(resource),
-            None => self.describe(&Target {
-                id: target,
-                ..Target::default()
-            }),
-        };
         let incident = Incident {
             trace: trace_id(id),
             root: span_id(&[id, "incident"]),
-            resource,
-            onsets: HashSet::new(),
+            onsets: HashMap::new(),
+            led_through: HashMap::new(),
+            made: 0,
         };
         let span = Draft {
             trace: incident.trace,
@@ -155,10 +192,11 @@ impl Spans {
         };
         let attributes = Attributes::default().text("tailback.queue.kind", first.name());
         self.open.insert(id.to_owned(), incident);
-        Some(span.finish(&self.scope, attributes))
+        let span = span.finish(&self.scope, attributes);
+        Some(batch(self.resource_of(target), vec![span]))
     }
 
-    fn onset(&mut self, episode: &Episode) -> Option<Batch> {
+    fn onset(&mut self, episode: &Episode) -> Vec<Batch> {
         let Episode {
             incident: id,
             key,
@@ -167,23 +205,40 @@ impl Spans {
             ..
         } = episode;
         let root = self.incident(id, key.target, *sign, *start, key.kind);
-        let incident = self.open.get_mut(id)?;
-        if !incident.onsets.insert(episode.id.clone()) {
+        let known = self.targets.get(&key.target).cloned();
+        let unknown = self.resource_of(key.target);
+        let Some(incident) = self
+            .open
+            .get_mut(id)
+            .filter(|incident| !incident.onsets.contains_key(&episode.id))
+        else {
             return self.stray();
-        }
+        };
+        let before = incident.onsets.values().find(|it| it.target == key.target);
+        let before = before.map(|onset| Arc::clone(&onset.resource));
+        let resource = known.or(before).unwrap_or(unknown);
+        let onset = Onset {
+            target: key.target,
+            resource: Arc::clone(&resource),
+            place: incident.made,
+            has_ended: false,
+        };
+        incident.onsets.insert(episode.id.clone(), onset);
+        incident.made += 1;
         let span = Draft {
             trace: incident.trace,
-            id: span_id(&[&episode.id, "onset"]),
+            id: onset_id(&episode.id),
             parent: incident.root,
             name: format!("queue.onset {}", key.kind.name()).into(),
             from: *sign,
             to: *start,
         };
         let onset = span.finish(&self.scope, Attributes::default().onset(episode));
-        self.batch(id, root.into_iter().chain([onset]).collect())
+        let onset = batch(resource, vec![onset]);
+        root.into_iter().chain([onset]).collect()
     }
 
-    fn stretch(&mut self, stretch: &Stretch) -> Option<Batch> {
+    fn stretch(&mut self, stretch: &Stretch) -> Vec<Batch> {
         let Stretch {
             incident: id,
             episode,
@@ -191,68 +246,86 @@ impl Spans {
             level,
             ..
         } = stretch;
-        let Some(incident) = self
-            .open
-            .get(id)
-            .filter(|incident| incident.onsets.contains(episode))
+        let incident = self.open.get(id).filter(|_| *level != Level::Ok);
+        let Some((incident, onset)) =
+            incident.and_then(|incident| Some((incident, incident.open(episode)?)))
         else {
             return self.stray();
         };
-        if *level == Level::Ok {
-            return self.stray();
-        }
         let span = Draft {
             trace: incident.trace,
             id: span_id(&[episode, "level", &stretch.index.to_string()]),
-            parent: span_id(&[episode, "onset"]),
+            parent: onset_id(episode),
             name: format!("queue.level {} {}", key.kind.name(), level.name()).into(),
             from: stretch.from,
             to: stretch.to,
         };
         let mut span = span.finish(&self.scope, Attributes::default().stretch(stretch));
         span.status = status(key.kind, stretch.losses);
-        self.batch(id, vec![span])
+        vec![batch(Arc::clone(&onset.resource), vec![span])]
     }
 
-    fn saturation(&mut self, episode: &Episode) -> Option<Batch> {
+    fn saturation(&mut self, episode: &Episode) -> Vec<Batch> {
         let Episode {
             incident: id, key, ..
         } = episode;
-        let Some(incident) = self
+        let links = self.links(id, key.target, episode.verdict.as_deref());
+        let Some((trace, onset)) = self
             .open
-            .get_mut(id)
-            .filter(|incident| incident.onsets.contains(&episode.id))
+            .get(id)
+            .and_then(|incident| Some((incident.trace, incident.open(&episode.id)?)))
         else {
             return self.stray();
         };
-        incident.onsets.remove(&episode.id);
+        let resource = Arc::clone(&onset.resource);
         let span = Draft {
-            trace: incident.trace,
+            trace,
             id: span_id(&[&episode.id, "saturation"]),
-            parent: span_id(&[&episode.id, "onset"]),
+            parent: onset_id(&episode.id),
             name: format!("queue.saturation {}", key.kind.name()).into(),
             from: episode.start,
             to: episode.end,
         };
         let mut span = span.finish(&self.scope, Attributes::default().episode(episode));
         span.events = events(episode);
+        span.links = links;
         span.status = status(key.kind, episode.losses);
-        self.batch(id, vec![span])
+        if let Some(incident) = self.open.get_mut(id) {
+            incident.end(&episode.id);
+        }
+        vec![batch(resource, vec![span])]
     }
 
-    fn batch(&self, incident: &str, spans: Vec<SpanData>) -> Option<Batch> {
-        let resource = Arc::clone(&self.open.get(incident)?.resource);
-        Some(Batch { resource, spans })
+    /// The service's own, as it was last told of.
+    fn resource_of(&self, target: TargetId) -> Arc<Resource> {
+        self.targets.get(&target).map_or_else(
+            || {
+                self.describe(&Target {
+                    id: target,
+                    ..Target::default()
+                })
+            },
+            Arc::clone,
+        )
     }
 
     fn describe(&self, target: &Target) -> Arc<Resource> {
         Arc::new(resource::resource(target, &self.host))
     }
 
-    fn stray(&mut self) -> Option<Batch> {
+    fn stray(&mut self) -> Vec<Batch> {
         self.strays += 1;
-        None
+        Vec::new()
     }
+}
+
+fn batch(resource: Arc<Resource>, spans: Vec<SpanData>) -> Batch {
+    Batch { resource, spans }
+}
+
+/// The span that everything else of an episode hangs on.
+fn onset_id(episode: &str) -> SpanId {
+    span_id(&[episode, "onset"])
 }
 
 /// What differs between the spans before their attributes.

@@ -9,9 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use super::Sink;
+use super::{Sink, cause, cause::Told};
 use crate::{
-    detect::{DrivenBy, Episode, Event, Instant, Level, QueueState},
+    detect::{Episode, Event, Instant, Level, QueueState},
+    diagnose::Verdict,
     queue::{Kind, QueueKey},
     sample::{AgentReport, Target, TargetId},
     text::{amount, bounded, count, duration, sparkline},
@@ -43,6 +44,7 @@ pub struct Terminal<W: Write> {
     colour: Colour,
     verbosity: Verbosity,
     targets: BTreeMap<TargetId, Arc<Target>>,
+    told: Told,
 }
 
 impl<W: Write> Terminal<W> {
@@ -53,6 +55,7 @@ impl<W: Write> Terminal<W> {
             colour,
             verbosity,
             targets: BTreeMap::new(),
+            told: Told::default(),
         }
     }
 
@@ -228,16 +231,47 @@ impl<W: Write> Terminal<W> {
                 ),
             },
         )?;
-        let driven = match episode.driven_by {
-            DrivenBy::Producer => "producer: more came in than usual",
-            DrivenBy::Consumer => "consumer: less was taken out than usual",
-            DrivenBy::Both => "both: more came in and less was taken out than usual",
-            DrivenBy::Unknown => "unknown: neither side is clearly out of its usual range",
+        let side = episode.verdict.as_ref();
+        let side = side.map_or(episode.driven_by, |verdict| verdict.driven_by);
+        row(&mut self.out, "driven by", cause::driven_by(side))?;
+        let (evidence, advice) = match episode.verdict.as_deref() {
+            Some(verdict) => {
+                let share = verdict.share.map_or_else(String::new, |share| {
+                    format!("{:.0}% of its time, ", share * 100.0)
+                });
+                let text = format!(
+                    "{} ({share}{} confidence)",
+                    cause::verdict(verdict),
+                    verdict.confidence.name()
+                );
+                row(&mut self.out, "cause", &bounded(&text, MAX_LINE_BYTES))?;
+                (&verdict.evidence, &verdict.advice)
+            }
+            None => (&episode.evidence, &episode.advice),
         };
-        row(&mut self.out, "driven by", driven)?;
-        row(&mut self.out, "evidence", &episode.evidence)?;
-        row(&mut self.out, "advice", &episode.advice)?;
+        row(
+            &mut self.out,
+            "evidence",
+            &bounded(evidence, MAX_LINE_BYTES),
+        )?;
+        row(&mut self.out, "advice", &bounded(advice, MAX_LINE_BYTES))?;
         row(&mut self.out, "trace", &episode.incident)
+    }
+
+    /// A line of its own when a cause is first known, and when it is another one.
+    fn cause(
+        &mut self,
+        at: Instant,
+        episode: &str,
+        key: &QueueKey,
+        verdict: &Verdict,
+    ) -> io::Result<()> {
+        if !self.told.is_news(episode, verdict) || self.verbosity < Verbosity::Normal {
+            return Ok(());
+        }
+        let name = self.queue_name(key);
+        let text = format!("{name}: {}. {}", cause::verdict(verdict), verdict.evidence);
+        self.line(at, None, "cause", &text)
     }
 
     fn agent(&mut self, at: Instant, report: &AgentReport) -> io::Result<()> {
@@ -266,7 +300,18 @@ impl<W: Write> Sink for Terminal<W> {
             } if self.verbosity >= Verbosity::Normal => {
                 self.level(state, *from, *to)?;
             }
-            Event::Episode(episode) => self.episode(episode)?,
+            Event::Cause(stretch) => {
+                self.cause(stretch.to, &stretch.episode, &stretch.key, &stretch.verdict)?;
+            }
+            Event::Episode(episode) => {
+                self.episode(episode)?;
+                // The summary has told it.
+                if !episode.ongoing {
+                    self.told.forget(&episode.id);
+                } else if let Some(verdict) = &episode.verdict {
+                    self.told.is_news(&episode.id, verdict);
+                }
+            }
             Event::Agent { at, report } if self.verbosity >= Verbosity::Verbose => {
                 self.agent(*at, report)?;
             }
@@ -286,7 +331,7 @@ fn describe(target: &Target) -> String {
 }
 
 /// `23 of 100 connections`.
-fn depth(kind: Kind, unit: &str, depth: u64, limit: Option<u64>) -> String {
+pub(super) fn depth(kind: Kind, unit: &str, depth: u64, limit: Option<u64>) -> String {
     match (kind, limit) {
         (Kind::Runqueue, Some(cpus)) => {
             format!("{} threads waiting for {} CPUs", count(depth), count(cpus))
@@ -305,7 +350,7 @@ pub(super) fn style(level: Level) -> &'static str {
 }
 
 /// `21:43:15.123Z`.
-fn clock(unix_ns: u64) -> String {
+pub(super) fn clock(unix_ns: u64) -> String {
     let ms = unix_ns / 1_000_000 % 86_400_000;
     format!(
         "{:02}:{:02}:{:02}.{:03}Z",
@@ -314,4 +359,78 @@ fn clock(unix_ns: u64) -> String {
         ms / 1_000 % 60,
         ms % 1_000
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emit::fixture::{at, cause, episode, gateway, shop, targets};
+
+    fn text(verbosity: Verbosity, events: &[Event]) -> String {
+        let mut out = Vec::new();
+        let mut terminal = Terminal::new(&mut out, Colour::Never, verbosity);
+        for event in events {
+            terminal.emit(event).unwrap();
+        }
+        drop(terminal);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn held(episode: &Episode, from: u64, to: u64) -> Event {
+        Event::Cause(Box::new(cause(episode, 0, at(from), at(to))))
+    }
+
+    #[test]
+    fn a_cause_is_told_once_for_each_queue_when_it_is_first_known() {
+        let events = [
+            targets(),
+            held(&shop(), 10, 10),
+            held(&shop(), 10, 40),
+            held(&gateway(), 12, 12),
+            Event::Episode(Box::new(shop())),
+            held(&shop(), 40, 70),
+        ];
+        let text = text(Verbosity::Normal, &events);
+        let lines: Vec<&str> = text.lines().filter(|it| it.contains("Z  cause ")).collect();
+        assert_eq!(
+            lines,
+            [
+                "00:00:10.000Z  cause     shop accept 127.0.0.1:8080: it waits for another service, postgres \
+                 (812) at 127.0.0.1:5432. 4 of 4 workers wait for 127.0.0.1:5432, for 7.9 s at the longest; \
+                 before, an answer took 11 ms.",
+                "00:00:12.000Z  cause     gateway accept 0.0.0.0:80: it waits for another service, postgres \
+                 (812) at 127.0.0.1:5432. 512 requests wait for 127.0.0.1:8080.",
+            ],
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn quiet_leaves_the_cause_to_the_summary() {
+        let events = [targets(), held(&shop(), 10, 10)];
+        assert_eq!(text(Verbosity::Quiet, &events).matches("cause").count(), 0);
+        let events = [targets(), Event::Episode(Box::new(shop()))];
+        let text = text(Verbosity::Quiet, &events);
+        for words in [
+            "cause      it waits for another service, postgres (812) at 127.0.0.1:5432 (97% of its time, high \
+             confidence)",
+            "evidence   4 of 4 workers wait",
+            "advice     End the transaction of postgres (812)",
+        ] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        assert!(
+            !text.contains("Look at what its workers wait for"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_summary_without_a_verdict_gives_the_numbers() {
+        let young = episode("e1", 1, Kind::Accept, "127.0.0.1:8080");
+        let events = [targets(), Event::Episode(Box::new(young))];
+        let text = text(Verbosity::Normal, &events);
+        assert!(text.contains("evidence   up to 101 of 100"), "{text}");
+        assert!(!text.contains("cause"), "{text}");
+    }
 }

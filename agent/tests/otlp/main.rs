@@ -6,6 +6,7 @@ mod collector;
 mod grpc;
 mod http;
 mod jaeger;
+mod jam;
 mod shutdown;
 mod spans;
 mod tls;

@@ -6,6 +6,8 @@ use opentelemetry::{KeyValue, Value};
 
 use crate::{
     detect::{Episode, Stretch},
+    diagnose::{CauseStretch, Hop, Verdict},
+    emit::cause,
     queue::QueueKey,
     text::bounded,
 };
@@ -72,6 +74,16 @@ impl Attributes {
 
     /// All numbers of an episode.
     pub fn episode(self, episode: &Episode) -> Self {
+        let numbers = self.numbers(episode);
+        match &episode.verdict {
+            Some(verdict) => numbers.verdict(verdict),
+            None => numbers
+                .text("tailback.evidence", &episode.evidence)
+                .text("tailback.advice", &episode.advice),
+        }
+    }
+
+    fn numbers(self, episode: &Episode) -> Self {
         self.queue(&episode.key)
             .text("tailback.episode.id", &episode.id)
             .text("tailback.queue.level.max", episode.level_max.name())
@@ -87,8 +99,32 @@ impl Attributes {
             .ratio("tailback.service_rate", episode.service_rate)
             .time_to_full(episode.time_to_full_ns)
             .losses(episode.losses)
-            .text("tailback.evidence", &episode.evidence)
-            .text("tailback.advice", &episode.advice)
+    }
+
+    /// Why, and what to do.
+    fn verdict(self, verdict: &Verdict) -> Self {
+        let culprit = verdict.culprit.as_ref().map(cause::culprit);
+        self.text("tailback.cause", verdict.cause.name())
+            .ratio("tailback.cause.share", verdict.share)
+            .text("tailback.cause.culprit", culprit.as_deref().unwrap_or(""))
+            .text("tailback.evidence", &verdict.evidence)
+            .text("tailback.advice", &verdict.advice)
+    }
+
+    /// A stretch in which a cause held.
+    pub fn cause(self, stretch: &CauseStretch) -> Self {
+        self.queue(&stretch.key)
+            .text("tailback.episode.id", &stretch.episode)
+            .verdict(&stretch.verdict)
+    }
+
+    /// A service that the jam leads through: what it is busy with. The queue is another's, so that it is not named.
+    pub fn hop(self, stretch: &CauseStretch, hop: &Hop) -> Self {
+        let culprit = stretch.verdict.culprit.as_ref().map(cause::culprit);
+        self.text("tailback.episode.id", &stretch.episode)
+            .text("tailback.cause", hop.cause.name())
+            .text("tailback.cause.culprit", culprit.as_deref().unwrap_or(""))
+            .text("tailback.evidence", &format!("{}: {}", hop.name, hop.what))
     }
 
     /// What is known when a queue leaves ok.

@@ -1,0 +1,543 @@
+//! What a diagnosis found, for a person in an incident: the verdict first, then what speaks for it, then what to do.
+//!
+//! One block per incident, headed by the service at the head of the jam; then its victims, in the order in which their
+//! queues filled. At most 100 columns. Pure: findings in, text out.
+#![forbid(unsafe_code)]
+
+mod findings;
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+pub use findings::Findings;
+use findings::{Incident, Seen, Service};
+
+use super::{
+    cause,
+    terminal::{Colour, Verbosity, clock, depth, style},
+};
+use crate::{
+    detect::{DrivenBy, Episode, Level},
+    diagnose::{Activity, Hop, Said, Verdict},
+    queue::Kind,
+    text::{bounded, bytes, count, duration, rate, sparkline, wrap},
+};
+
+const COLUMNS: usize = 100;
+/// Where the rows of a block begin, and how wide their labels are.
+const INDENT: usize = 2;
+const LABEL: usize = 12;
+const VALUE: usize = COLUMNS - INDENT - LABEL;
+/// The level, before the headline.
+const TAG: usize = 10;
+/// The clock, before the tag of a victim.
+const CLOCK: usize = 15;
+const BAR: usize = 30;
+/// States that are shown; what else there is stands in one line.
+const MAX_SHARES: usize = 4;
+/// A smaller share of the time says nothing.
+const MIN_SHARE: f64 = 0.005;
+const MAX_HOPS: usize = 8;
+/// Longest name in the tree of the path, bytes.
+const MAX_HOP_NAME: usize = 40;
+const MAX_MESSAGES: usize = 3;
+const MAX_QUEUES: usize = 5;
+const MAX_NOTES: usize = 5;
+/// Longest foreign text in one row, bytes.
+const MAX_TEXT: usize = 1_000;
+const DIM: &str = "\x1b[2m";
+const BOLD: &str = "\x1b[1m";
+const OFF: &str = "\x1b[0m";
+
+/// Writes the report: quiet, the headlines alone; verbose, every victim in full.
+pub fn write(
+    out: &mut impl Write,
+    findings: &Findings,
+    colour: Colour,
+    verbosity: Verbosity,
+) -> io::Result<()> {
+    let mut report = Report {
+        findings,
+        colour,
+        verbosity,
+        lines: Vec::new(),
+    };
+    for incident in findings.incidents() {
+        report.incident(&incident);
+    }
+    report.sum();
+    for line in report.lines {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    out.flush()
+}
+
+/// `Looking: 3 of 10 s; 16 services, 162 queues; 2 not ok`, for the time until there is a report.
+pub fn progress(findings: &Findings, elapsed: Duration, all: Duration) -> String {
+    let not_ok = match findings.open() {
+        0 => "all ok".to_owned(),
+        open => format!("{} not ok", count(open as u64)),
+    };
+    format!(
+        "Looking: {} of {}; {}, {}; {not_ok}",
+        elapsed.as_secs().min(all.as_secs()),
+        duration(u64::try_from(all.as_nanos()).unwrap_or(u64::MAX)),
+        counted(findings.services, "service", "services"),
+        counted(findings.queues, "queue", "queues"),
+    )
+}
+
+struct Report<'a> {
+    findings: &'a Findings,
+    colour: Colour,
+    verbosity: Verbosity,
+    lines: Vec<String>,
+}
+
+impl Report<'_> {
+    fn incident(&mut self, incident: &Incident<'_>) {
+        let mut services = incident.services.iter();
+        let Some(head) = services.next() else { return };
+        self.service(head);
+        let victims: Vec<&Service<'_>> = services.collect();
+        if !victims.is_empty() && self.verbosity > Verbosity::Quiet {
+            self.lines.push(String::new());
+            let text = "In the same incident, in the order in which the queues filled:";
+            self.lines.push(format!("{:INDENT$}{text}", ""));
+        }
+        for victim in victims {
+            match self.verbosity {
+                Verbosity::Verbose => {
+                    self.lines.push(String::new());
+                    self.service(victim);
+                }
+                _ => self.victim(victim, head),
+            }
+        }
+        if self.verbosity > Verbosity::Quiet {
+            self.row("trace", incident.id);
+            self.lines.push(String::new());
+        }
+    }
+
+    /// All that is known of one service.
+    fn service(&mut self, service: &Service<'_>) {
+        let Some((lead, others)) = service.episodes.split_first() else {
+            return;
+        };
+        self.headline(0, lead);
+        if self.verbosity == Verbosity::Quiet {
+            return;
+        }
+        let Seen { episode, .. } = lead;
+        let verdict = episode.verdict.as_deref();
+        self.row("evidence", evidence(episode));
+        if let Some(verdict) = verdict {
+            self.shares(verdict);
+            self.path(verdict);
+            if let (Some(root), Some(culprit)) = (verdict.root, &verdict.culprit) {
+                self.row("culprit", &format!("{}: {}", culprit.name, root.title()));
+            }
+        }
+        self.row("rates", &rates(episode));
+        self.row("queue", &queue(episode));
+        self.row("since", &since(lead));
+        for said in verdict
+            .iter()
+            .flat_map(|it| &it.messages)
+            .take(MAX_MESSAGES)
+        {
+            self.row("its log", &message(said));
+        }
+        self.others(lead, others);
+        if let Some(verdict) = verdict {
+            self.row("confidence", &confidence(verdict));
+        }
+        self.row("advice", advice(episode));
+    }
+
+    /// A service that suffers from another's jam: what is its own.
+    fn victim(&mut self, victim: &Service<'_>, head: &Service<'_>) {
+        let Some(lead) = victim.episodes.first() else {
+            return;
+        };
+        if self.verbosity == Verbosity::Quiet {
+            return self.headline(0, lead);
+        }
+        self.headline(INDENT + CLOCK, lead);
+        let indent = INDENT + CLOCK + TAG;
+        self.text(indent, evidence(&lead.episode));
+        let Some(verdict) = lead.episode.verdict.as_deref() else {
+            return;
+        };
+        if verdict.path.len() > 1 {
+            let names: Vec<&str> = verdict.path.iter().map(|hop| hop.name.as_str()).collect();
+            self.text(indent, &names.join(" → "));
+        }
+        let of_head = head.episodes.first();
+        let of_head = of_head.and_then(|seen| seen.episode.verdict.as_ref());
+        if of_head.is_none_or(|of_head| of_head.culprit != verdict.culprit) {
+            self.text(indent, &verdict.advice);
+        }
+    }
+
+    /// The level, the queue, and why: `FULL  shop accept 0.0.0.0:80: it waits for another service, postgres (812)`.
+    fn headline(&mut self, indent: usize, seen: &Seen) {
+        let Seen { episode, level } = seen;
+        let tag = if episode.ongoing {
+            level.name().to_uppercase()
+        } else {
+            "OVER".to_owned()
+        };
+        let was = if *level < episode.level_max {
+            format!(" (was {})", episode.level_max.name())
+        } else {
+            String::new()
+        };
+        let why = episode.verdict.as_deref().map_or_else(
+            || "not looked at for long enough to say why".to_owned(),
+            cause::verdict,
+        );
+        let text = format!("{}{was}: {why}", self.queue_name(episode));
+        let clock = match indent {
+            0 => String::new(),
+            _ => format!("{:INDENT$}{:<CLOCK$}", "", clock(episode.sign.unix_ns)),
+        };
+        let paint = if episode.ongoing { style(*level) } else { DIM };
+        let (on, bold, off) = self.paint(paint);
+        let text = bounded(&text, MAX_TEXT);
+        let lines = wrap(&text, COLUMNS - indent - TAG);
+        for (index, line) in lines.iter().enumerate() {
+            self.lines.push(match index {
+                0 => {
+                    let gap = TAG.saturating_sub(tag.len());
+                    format!("{clock}{on}{tag}{off}{:gap$}{bold}{line}{off}", "")
+                }
+                _ => format!("{:width$}{bold}{line}{off}", "", width = indent + TAG),
+            });
+        }
+    }
+
+    /// Where the workers' time went: a bar for each state.
+    fn shares(&mut self, verdict: &Verdict) {
+        let told = |(_, share): &&(Activity, f64)| *share >= MIN_SHARE;
+        let shown: Vec<_> = verdict
+            .shares
+            .iter()
+            .filter(told)
+            .take(MAX_SHARES)
+            .map(|(activity, share)| (Some(*activity), *share))
+            .collect();
+        if shown.is_empty() {
+            return;
+        }
+        let all: f64 = verdict.shares.iter().map(|(_, share)| share).sum();
+        let rest = all - shown.iter().map(|(_, share)| share).sum::<f64>();
+        let rest = (rest >= MIN_SHARE).then_some((None, rest));
+        for (index, (activity, share)) in shown.into_iter().chain(rest).enumerate() {
+            let label = if index == 0 { "time" } else { "" };
+            let words = activity.map_or("other", Activity::words);
+            let (on, _, off) = self.paint(match activity {
+                Some(Activity::Idle) | None => DIM,
+                Some(Activity::OnCpu) => style(Level::Ok),
+                Some(_) => style(Level::Warn),
+            });
+            let looks = match index {
+                0 => format!(" (of {} looks)", count(verdict.looks)),
+                _ => String::new(),
+            };
+            let bar = bar(share);
+            let percent = (share * 100.0).min(999.0);
+            self.line(
+                label,
+                &format!("{on}{bar}{off} {percent:>3.0}%  {words}{looks}"),
+            );
+        }
+    }
+
+    /// From the queue to the head of the jam, a step a line.
+    fn path(&mut self, verdict: &Verdict) {
+        let path = &verdict.path;
+        // What the only process does is in the evidence.
+        if path.len() < 2 {
+            return;
+        }
+        let shown = path.iter().take(MAX_HOPS).enumerate();
+        let rows: Vec<(String, String)> = shown
+            .map(|(depth, hop)| {
+                let branch = match depth {
+                    0 => String::new(),
+                    depth => format!("{:indent$}└─ ", "", indent = 3 * (depth - 1)),
+                };
+                let name = format!("{branch}{}", bounded(&hop.name, MAX_HOP_NAME));
+                let is_known = |other: &Hop| other.pid.is_some() && other.pid == hop.pid;
+                let again = if depth > 1 && path[..depth - 1].iter().any(is_known) {
+                    " (again: a cycle)"
+                } else {
+                    ""
+                };
+                let what = match hop.what.as_str() {
+                    "" => hop.cause.title(),
+                    what => what,
+                };
+                (name, bounded(&format!("{what}{again}"), MAX_TEXT))
+            })
+            .collect();
+        let names = rows.iter().map(|(name, _)| name.chars().count());
+        // What they do stands in one column.
+        let column = names.max().unwrap_or(0) + 2;
+        for (index, (name, what)) in rows.iter().enumerate() {
+            for (line, text) in wrap(what, VALUE - column).iter().enumerate() {
+                let name = if line == 0 { name.as_str() } else { "" };
+                let label = if index + line == 0 { "path" } else { "" };
+                self.line(label, &format!("{name:<column$}{text}"));
+            }
+        }
+        if let more @ 1.. = path.len().saturating_sub(MAX_HOPS) {
+            self.line("", &format!("… and {more} more"));
+        }
+    }
+
+    /// The service's other queues that stand.
+    fn others(&mut self, lead: &Seen, others: &[&Seen]) {
+        for seen in others.iter().take(MAX_QUEUES) {
+            let Episode { key, verdict, .. } = &seen.episode;
+            let standing = match (seen.episode.ongoing, seen.level) {
+                (true, level) => level.name(),
+                (false, _) => "over",
+            };
+            let verdict = verdict.as_deref();
+            let cause = |verdict: &Verdict| verdict.cause;
+            let same = verdict.map(cause) == lead.episode.verdict.as_deref().map(cause);
+            let why = match verdict {
+                Some(verdict) if !same => format!(": {}", cause::verdict(verdict)),
+                _ => String::new(),
+            };
+            let text = format!(
+                "{} {}, {standing}, {}{why}",
+                key.kind.name(),
+                key.name,
+                at_most(&seen.episode)
+            );
+            self.row("also", &text);
+        }
+        if let more @ 1.. = others.len().saturating_sub(MAX_QUEUES) {
+            self.row("also", &format!("{more} more of its queues"));
+        }
+    }
+
+    /// How much was looked at; whatever was found.
+    fn sum(&mut self) {
+        let found = self.findings;
+        let looked = format!(
+            "{} at {}{}, {}, {}",
+            duration(found.looked_ns()),
+            counted(found.services, "service", "services"),
+            match found.followed {
+                0 => String::new(),
+                around => format!(" and {} around them", count(around as u64)),
+            },
+            counted(found.queues, "queue", "queues"),
+            counted(found.threads, "thread", "threads"),
+        );
+        let verdict = match (found.episodes().next(), found.open()) {
+            (None, _) => "No queue stands".to_owned(),
+            (Some(_), 0) => "No queue stands any more".to_owned(),
+            (Some(_), open) => format!("{} not ok", counted(open, "queue is", "queues are")),
+        };
+        self.text(0, &format!("{verdict}. Looked for {looked}."));
+        if found.dropped > 0 {
+            let text = format!("{} that are over are not shown.", count(found.dropped));
+            self.text(0, &text);
+        }
+        if self.verbosity > Verbosity::Quiet {
+            for text in found.notices.values().take(MAX_NOTES) {
+                self.text(0, &format!("Note: {text}"));
+            }
+        }
+    }
+
+    fn queue_name(&self, episode: &Episode) -> String {
+        let key = &episode.key;
+        let target = self.findings.targets().get(&key.target);
+        let name = target.map_or("?", |target| target.name.as_str());
+        format!("{name} {} {}", key.kind.name(), key.name)
+    }
+
+    /// A labelled text, in as many lines as it takes. Nothing where there is no text.
+    fn row(&mut self, label: &str, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        for (index, line) in wrap(&bounded(text, MAX_TEXT), VALUE).iter().enumerate() {
+            self.line(if index == 0 { label } else { "" }, line);
+        }
+    }
+
+    /// A labelled line as it is.
+    fn line(&mut self, label: &str, text: &str) {
+        let (on, _, off) = self.paint(DIM);
+        let gap = LABEL.saturating_sub(label.len());
+        self.lines
+            .push(format!("{:INDENT$}{on}{label}{off}{:gap$}{text}", "", ""));
+    }
+
+    fn text(&mut self, indent: usize, text: &str) {
+        for line in wrap(&bounded(text, MAX_TEXT), COLUMNS - indent) {
+            self.lines.push(format!("{:indent$}{line}", ""));
+        }
+    }
+
+    /// How to begin with this style, with bold, and how to end; nothing without colour.
+    fn paint<'s>(&self, style: &'s str) -> (&'s str, &'static str, &'static str) {
+        match self.colour {
+            Colour::Always => (style, BOLD, OFF),
+            Colour::Never => ("", "", ""),
+        }
+    }
+}
+
+fn counted(number: usize, one: &str, many: &str) -> String {
+    let word = if number == 1 { one } else { many };
+    format!("{} {word}", count(number as u64))
+}
+
+fn evidence(episode: &Episode) -> &str {
+    let verdict = episode.verdict.as_deref();
+    verdict.map_or(&episode.evidence, |verdict| &verdict.evidence)
+}
+
+fn advice(episode: &Episode) -> &str {
+    let verdict = episode.verdict.as_deref();
+    verdict.map_or(&episode.advice, |verdict| &verdict.advice)
+}
+
+/// `in 40.0/s (usually 39.8/s), out 4.1/s (usually 40.0/s); consumer: less was taken out than usual`.
+fn rates(episode: &Episode) -> String {
+    // What comes and goes there are wake-ups, not work.
+    if episode.key.kind == Kind::Runqueue {
+        return String::new();
+    }
+    let flow = |per_s: f64| match episode.unit {
+        "bytes" => bytes(per_s as u64),
+        _ => rate(per_s),
+    };
+    let side = |word: &str, now: Option<f64>, usual: Option<f64>| {
+        now.map(|now| match usual {
+            Some(usual) => format!("{word} {}/s (usually {}/s)", flow(now), flow(usual)),
+            None => format!("{word} {}/s", flow(now)),
+        })
+    };
+    let usual = (episode.baseline_arrival_rate, episode.baseline_service_rate);
+    let sides = [
+        side("in", episode.arrival_rate, usual.0),
+        side("out", episode.service_rate, usual.1),
+    ];
+    let sides: Vec<String> = sides.into_iter().flatten().collect();
+    let driven_by = match (episode.verdict.as_deref(), usual) {
+        (Some(verdict), _) if verdict.driven_by != DrivenBy::Unknown => {
+            cause::driven_by(verdict.driven_by)
+        }
+        (_, (None, None)) => "what is usual was not seen: it began before the look did",
+        _ => cause::driven_by(episode.driven_by),
+    };
+    [sides.join(", "), driven_by.to_owned()]
+        .iter()
+        .filter(|part| !part.is_empty())
+        .cloned()
+        .collect::<Vec<String>>()
+        .join("; ")
+}
+
+fn at_most(episode: &Episode) -> String {
+    let most = depth(
+        episode.key.kind,
+        episode.unit,
+        episode.depth_max,
+        episode.limit,
+    );
+    format!("at most {most}")
+}
+
+fn queue(episode: &Episode) -> String {
+    let scale = episode.limit.unwrap_or(0).max(episode.depth_max);
+    let course = sparkline(&episode.depths, scale);
+    let mut parts = vec![format!("{course}  {}", at_most(episode)).trim().to_owned()];
+    if let Some(wait) = episode.wait_max_ns {
+        parts.push(format!("longest wait {}", duration(wait)));
+    }
+    if episode.losses > 0 {
+        let lost = episode.key.kind.losses();
+        parts.push(format!("{} {lost}", count(episode.losses)));
+    }
+    parts.extend(episode.worst.iter().map(|worst| format!("worst: {worst}")));
+    parts.join("; ")
+}
+
+/// `12:00:05.000Z, for 12 s; full 4.0 s after the warning`.
+fn since(seen: &Seen) -> String {
+    let Seen { episode, level } = seen;
+    let lasted = duration(episode.end.mono_ns.saturating_sub(episode.sign.mono_ns));
+    let sign = clock(episode.sign.unix_ns);
+    let mut text = if episode.ongoing {
+        format!("{sign}, for {lasted}")
+    } else {
+        format!("{sign}; over after {lasted}")
+    };
+    if let Some(lead) = episode.lead_ns {
+        text += &format!("; full {} after the warning", duration(lead));
+    } else if let Some(left) = episode
+        .time_to_full_ns
+        .filter(|left| *left > 0 && episode.ongoing && (Level::Warn..Level::Full).contains(level))
+    {
+        text += &format!(
+            "; at the warning it was to be full in about {}",
+            duration(left)
+        );
+    }
+    text
+}
+
+/// `23 times, 9.0 s after the warning: *** uWSGI listen queue of socket … (in /var/log/uwsgi.log)`.
+fn message(said: &Said) -> String {
+    let times = match said.count {
+        1 => "once".to_owned(),
+        several => format!("{} times", count(several)),
+    };
+    let lead = said.lead_ns.map_or_else(String::new, |lead| {
+        let side = if lead < 0 { "before" } else { "after" };
+        format!(
+            ", first {} {side} the warning",
+            duration(lead.unsigned_abs())
+        )
+    });
+    format!("{times}{lead}: {} (in {})", said.line.trim(), said.path)
+}
+
+fn confidence(verdict: &Verdict) -> String {
+    let name = verdict.confidence.name();
+    match verdict.runner_up {
+        Some((cause, share)) => format!(
+            "{name}; the next best explanation ({:.0}%): {}",
+            share * 100.0,
+            cause.title()
+        ),
+        None => name.to_owned(),
+    }
+}
+
+/// `█████     `, of a fixed width; what is there at all is seen.
+fn bar(share: f64) -> String {
+    const PARTS: [char; 7] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉'];
+    let eighths = (share.clamp(0.0, 1.0) * BAR as f64 * 8.0).round() as usize;
+    let eighths = eighths.max(1);
+    let mut bar = "█".repeat(eighths / 8);
+    bar.extend((eighths % 8).checked_sub(1).map(|part| PARTS[part]));
+    let gap = BAR.saturating_sub(bar.chars().count());
+    bar + &" ".repeat(gap)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,224 @@
+//! What was found while looking: the episodes, and how much was looked at.
+
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+
+use crate::{
+    detect::{Episode, Event, Instant, Level},
+    sample::{Sample, Target, TargetId},
+};
+
+/// Episodes kept; beyond it the least of those that are over are counted alone.
+const MAX_EPISODES: usize = 1_000;
+/// Notices kept, one of each code.
+const MAX_NOTICES: usize = 20;
+
+/// Gathered from the stream of events.
+#[derive(Default)]
+pub struct Findings {
+    targets: BTreeMap<TargetId, Arc<Target>>,
+    /// By id.
+    episodes: BTreeMap<String, Seen>,
+    pub(super) dropped: u64,
+    pub(super) notices: BTreeMap<String, String>,
+    began: Option<Instant>,
+    ended: Instant,
+    pub(super) services: usize,
+    pub(super) followed: usize,
+    pub(super) queues: usize,
+    pub(super) threads: usize,
+}
+
+/// One episode, and how its queue stands.
+#[derive(Clone)]
+pub(super) struct Seen {
+    pub(super) episode: Episode,
+    pub(super) level: Level,
+}
+
+impl Seen {
+    /// The worse, the greater.
+    pub(super) fn rank(&self) -> (bool, Level, Level, Reverse<Instant>) {
+        let Self { episode, level } = self;
+        (
+            episode.ongoing,
+            *level,
+            episode.level_max,
+            Reverse(episode.sign),
+        )
+    }
+}
+
+/// The episodes of one incident, by service.
+pub(super) struct Incident<'a> {
+    pub(super) id: &'a str,
+    /// First the one through which most of the others' jams lead, then in the order in which their queues filled.
+    pub(super) services: Vec<Service<'a>>,
+}
+
+/// The episodes of one service, the worst first. Never empty.
+pub(super) struct Service<'a> {
+    pub(super) target: TargetId,
+    pub(super) episodes: Vec<&'a Seen>,
+}
+
+impl Service<'_> {
+    fn sign(&self) -> Option<Instant> {
+        self.episodes.iter().map(|seen| seen.episode.sign).min()
+    }
+}
+
+impl Findings {
+    /// Takes in what the pipeline says.
+    pub fn take(&mut self, event: &Event) {
+        match event {
+            Event::Targets { targets, .. } => {
+                // Those of which there is something to tell stay known when they are gone.
+                let of_interest =
+                    |id: &TargetId| self.episodes.values().any(|seen| seen.names(*id));
+                self.targets.retain(|id, _| of_interest(id));
+                let known = targets.iter().map(|target| (target.id, Arc::clone(target)));
+                self.targets.extend(known);
+                self.followed = targets.iter().filter(|target| target.followed).count();
+                self.services = targets.len() - self.followed;
+            }
+            Event::Notice { notice, .. } if self.notices.len() < MAX_NOTICES => {
+                self.notices
+                    .insert(notice.code.clone(), notice.text.clone());
+            }
+            Event::EpisodeOpened(episode) | Event::Episode(episode) => self.episode(episode),
+            Event::Level { to, episode, .. } => {
+                if let Some(seen) = self.episodes.get_mut(episode) {
+                    seen.level = *to;
+                    seen.episode.level_max = seen.episode.level_max.max(*to);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// How much was looked at.
+    pub fn looked(&mut self, sample: &Sample, queues: usize) {
+        let at = Instant {
+            mono_ns: sample.mono_ns,
+            unix_ns: sample.unix_ns,
+        };
+        self.began.get_or_insert(at);
+        self.ended = at;
+        self.queues = queues;
+        if sample.walks.threads {
+            self.threads = sample.threads.len();
+        }
+    }
+
+    fn episode(&mut self, episode: &Episode) {
+        let level = match self.episodes.get(&episode.id) {
+            _ if !episode.ongoing => Level::Ok,
+            Some(seen) => seen.level,
+            None => episode.level_max,
+        };
+        let seen = Seen {
+            episode: episode.clone(),
+            level,
+        };
+        self.episodes.insert(episode.id.clone(), seen);
+        if self.episodes.len() > MAX_EPISODES {
+            let over = self.episodes.values().filter(|seen| !seen.episode.ongoing);
+            let least = over.min_by_key(|seen| seen.rank());
+            // Those that are open are as many as there are queues, which has a bound of its own.
+            if let Some(id) = least.map(|seen| seen.episode.id.clone()) {
+                self.episodes.remove(&id);
+                self.dropped += 1;
+            }
+        }
+    }
+
+    /// All services of which something was told.
+    pub fn targets(&self) -> &BTreeMap<TargetId, Arc<Target>> {
+        &self.targets
+    }
+
+    /// All episodes, in the order of the report.
+    pub fn episodes(&self) -> impl Iterator<Item = &Episode> {
+        self.incidents()
+            .into_iter()
+            .flat_map(|incident| incident.services)
+            .flat_map(|service| service.episodes)
+            .map(|seen| &seen.episode)
+    }
+
+    /// Queues that are, or were meanwhile, at critical or worse.
+    pub fn critical(&self) -> impl Iterator<Item = &Episode> {
+        self.episodes()
+            .filter(|episode| episode.level_max >= Level::Critical)
+    }
+
+    /// Queues that are not ok now.
+    pub fn open(&self) -> usize {
+        let open = |seen: &&Seen| seen.episode.ongoing;
+        self.episodes.values().filter(open).count()
+    }
+
+    /// From the first look to the last, ns.
+    pub(super) fn looked_ns(&self) -> u64 {
+        let began = self.began.unwrap_or(self.ended);
+        self.ended.mono_ns.saturating_sub(began.mono_ns)
+    }
+
+    /// The worst first.
+    pub(super) fn incidents(&self) -> Vec<Incident<'_>> {
+        let mut by_id: BTreeMap<&str, Vec<&Seen>> = BTreeMap::new();
+        for seen in self.episodes.values() {
+            by_id.entry(&seen.episode.incident).or_default().push(seen);
+        }
+        let worst = |seen: &[&Seen]| seen.iter().map(|seen| seen.rank()).max();
+        let mut order: Vec<_> = by_id.into_iter().collect();
+        order.sort_by_key(|(_, seen)| Reverse(worst(seen)));
+        order
+            .into_iter()
+            .map(|(id, seen)| Incident {
+                id,
+                services: services(seen),
+            })
+            .collect()
+    }
+}
+
+impl Seen {
+    /// Whether it has anything to do with this service.
+    fn names(&self, target: TargetId) -> bool {
+        self.episode.key.target == target
+            || self.episode.verdict.as_ref().is_some_and(|verdict| {
+                let culprit = verdict.culprit.as_ref().and_then(|it| it.target);
+                let mut hops = verdict.path.iter().filter_map(|hop| hop.target);
+                culprit == Some(target) || hops.any(|hop| hop == target)
+            })
+    }
+}
+
+/// The episodes of one incident, by service: the one at the head of the jam, then the others as they filled.
+fn services<'a>(mut episodes: Vec<&'a Seen>) -> Vec<Service<'a>> {
+    episodes.sort_by_key(|seen| Reverse(seen.rank()));
+    let mut by_target: BTreeMap<TargetId, Service<'a>> = BTreeMap::new();
+    for seen in episodes {
+        let target = seen.episode.key.target;
+        let service = by_target.entry(target).or_insert_with(|| Service {
+            target,
+            episodes: Vec::new(),
+        });
+        service.episodes.push(seen);
+    }
+    let led_through = |head: TargetId| {
+        let others = by_target.values().filter(|other| other.target != head);
+        others
+            .filter(|other| other.episodes.iter().any(|seen| seen.names(head)))
+            .count()
+    };
+    let worst = |service: &Service<'_>| service.episodes.first().map(|seen| seen.rank());
+    let head = by_target
+        .values()
+        .max_by_key(|service| (led_through(service.target), worst(service)))
+        .map(|service| service.target);
+    let mut services: Vec<Service<'a>> = by_target.into_values().collect();
+    services.sort_by_key(|service| (Some(service.target) != head, service.sign()));
+    services
+}

@@ -1,0 +1,461 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::{
+    detect::Event,
+    diagnose::Cause,
+    emit::fixture::{
+        GATEWAY, POSTGRES, SHOP, at, culprit, episode, gateway, look, shop, targets, verdict,
+    },
+    sample::{Notice, Thread},
+};
+
+fn findings(episodes: Vec<Episode>) -> Findings {
+    let mut findings = Findings::default();
+    findings.take(&targets());
+    for episode in episodes {
+        findings.take(&Event::Episode(Box::new(episode)));
+    }
+    findings.looked(&look(10), 40);
+    let mut last = look(20);
+    last.walks.threads = true;
+    let thread = |tid| Thread {
+        tgid: 4711,
+        tid,
+        runnable: false,
+        on_cpu: false,
+        run_delay_ns: 0,
+        dispatches: 0,
+        cpu_ns: 0,
+    };
+    last.threads = (0..31).map(thread).collect();
+    findings.looked(&last, 41);
+    findings
+}
+
+fn text_of(findings: &Findings, colour: Colour, verbosity: Verbosity) -> String {
+    let mut out = Vec::new();
+    write(&mut out, findings, colour, verbosity).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+fn text(episodes: Vec<Episode>) -> String {
+    text_of(&findings(episodes), Colour::Never, Verbosity::Normal)
+}
+
+fn because(episode: Episode, verdict: Verdict) -> Episode {
+    Episode {
+        verdict: Some(Arc::new(verdict)),
+        ..episode
+    }
+}
+
+/// The first line.
+fn headline(episode: Episode) -> String {
+    text(vec![episode]).lines().next().unwrap().to_owned()
+}
+
+fn assert_has(text: &str, lines: &[&str]) {
+    for line in lines {
+        assert!(text.lines().any(|it| it == *line), "no {line:?} in\n{text}");
+    }
+}
+
+#[test]
+fn the_verdict_stands_first_then_what_speaks_for_it_then_what_to_do() {
+    let expected = r#"FULL      shop accept 127.0.0.1:8080: it waits for another service, postgres (812) at 127.0.0.1:5432
+  evidence    4 of 4 workers wait for 127.0.0.1:5432, for 7.9 s at the longest; before, an answer
+              took 11 ms.
+  time        █████████████████████████████▏  97%  waiting for another service (of 3,120 looks)
+              ▋                                2%  idle
+              ▎                                1%  on CPU
+  path        uwsgi (4711)          waits for 127.0.0.1:5432
+              └─ postgres (815)     says "UPDATE waiting"
+                 └─ postgres (812)  says "idle in transaction", for 8.2 s
+  culprit     postgres (812): its threads wait for a lock
+  rates       in 40.0/s (usually 39.8/s), out 4.1/s (usually 40.0/s); consumer: less was taken out
+              than usual
+  queue       ▁▂▃▅▆██ at most 101 of 100 connections; longest wait 2.3 s; 14 connections refused or
+              dropped
+  since       00:00:07.000Z, for 13 s; full 4.0 s after the warning
+  its log     23 times, first 9.0 s after the warning: *** uWSGI listen queue of socket
+              "127.0.0.1:8080" (fd: 3) full !!! (100/100) *** (in /var/log/uwsgi/shop.log)
+  confidence  high; the next best explanation (21%): a limit of its own is too small
+  advice      End the transaction of postgres (812), which has been idle for 8.2 s: SELECT
+              pg_terminate_backend(812). For good: idle_in_transaction_session_timeout.
+
+  In the same incident, in the order in which the queues filled:
+  00:00:09.000Z  CRITICAL  gateway accept 0.0.0.0:80: it waits for another service, postgres (812)
+                           at 127.0.0.1:5432
+                           512 requests wait for 127.0.0.1:8080.
+                           nginx (90) → uwsgi (4711) → postgres (815) → postgres (812)
+  trace       0af7651916cd43dd8448eb211c80319c
+
+2 queues are not ok. Looked for 10 s at 2 services and 1 around them, 41 queues, 31 threads.
+"#;
+    let text = text(vec![gateway(), shop()]);
+    assert_eq!(text, expected, "\n{text}");
+}
+
+#[test]
+fn nothing_found_is_said_with_how_much_was_looked_at() {
+    assert_eq!(
+        text(vec![]),
+        "No queue stands. Looked for 10 s at 2 services and 1 around them, 41 queues, 31 threads.\n"
+    );
+}
+
+#[test]
+fn quiet_says_the_headlines_alone() {
+    let findings = findings(vec![gateway(), shop()]);
+    let text = text_of(&findings, Colour::Never, Verbosity::Quiet);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("FULL      shop accept"), "{text}");
+    assert!(lines[1].starts_with("CRITICAL  gateway accept"), "{text}");
+    assert!(lines.last().unwrap().starts_with("2 queues"), "{text}");
+    assert!(!text.contains("advice"), "{text}");
+}
+
+#[test]
+fn verbose_says_all_of_every_victim() {
+    let findings = findings(vec![gateway(), shop()]);
+    let text = text_of(&findings, Colour::Never, Verbosity::Verbose);
+    assert_eq!(text.matches("\n  advice").count(), 2, "{text}");
+    assert_eq!(text.matches("\n  trace").count(), 1, "{text}");
+}
+
+#[test]
+fn the_service_at_the_head_of_the_jam_heads_its_block_whoever_filled_first() {
+    let database = because(
+        Episode {
+            level_max: Level::Warn,
+            sign: at(12),
+            ..episode("e3", POSTGRES, Kind::Lock, "0x7f00")
+        },
+        Verdict {
+            cause: Cause::LockContention,
+            path: verdict().path[2..].to_vec(),
+            ..verdict()
+        },
+    );
+    let text = text(vec![gateway(), shop(), database]);
+    let order: Vec<usize> = ["WARN      postgres lock", "shop accept", "gateway accept"]
+        .iter()
+        .map(|words| {
+            text.find(words)
+                .unwrap_or_else(|| panic!("{words}: {text}"))
+        })
+        .collect();
+    assert!(order.is_sorted(), "{text}");
+}
+
+#[test]
+fn the_worst_incident_stands_first_and_one_that_is_over_last() {
+    let of = |incident: &str, id: &str, level, ongoing| Episode {
+        incident: incident.to_owned(),
+        level_max: level,
+        ongoing,
+        ..episode(id, SHOP, Kind::Accept, id)
+    };
+    let text = text(vec![
+        of("a", "over", Level::Full, false),
+        of("b", "warned", Level::Warn, true),
+        of("c", "critical", Level::Critical, true),
+    ]);
+    let heads: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("shop accept"))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(heads, ["CRITICAL", "WARN", "OVER"], "{text}");
+    assert!(text.contains("2 queues are not ok."), "{text}");
+}
+
+#[test]
+fn a_queue_that_has_come_back_is_said_to_be_over_with_how_bad_it_was() {
+    let over = Episode {
+        ongoing: false,
+        ..shop()
+    };
+    let text = text(vec![over]);
+    assert!(
+        text.starts_with("OVER      shop accept 127.0.0.1:8080 (was full): it waits"),
+        "{text}"
+    );
+    assert!(text.contains("over after 13 s"), "{text}");
+    assert!(text.contains("No queue stands any more."), "{text}");
+}
+
+#[test]
+fn the_level_now_counts_not_the_worst() {
+    let mut findings = findings(vec![]);
+    findings.take(&Event::EpisodeOpened(Box::new(shop())));
+    let state = crate::detect::QueueState {
+        at: at(18),
+        key: shop().key,
+        reading: crate::queue::Reading::default(),
+        score: 0.8,
+        level: Level::Warn,
+        arrivals_per_s: None,
+        departures_per_s: None,
+        time_to_full_ns: None,
+    };
+    findings.take(&Event::Level {
+        state,
+        from: Level::Full,
+        to: Level::Warn,
+        episode: "e1".to_owned(),
+    });
+    findings.take(&Event::Episode(Box::new(shop())));
+    let text = text_of(&findings, Colour::Never, Verbosity::Quiet);
+    assert!(
+        text.starts_with("WARN      shop accept 127.0.0.1:8080 (was full): "),
+        "{text}"
+    );
+    assert_eq!(findings.critical().count(), 1);
+}
+
+#[test]
+fn other_queues_of_a_service_are_named_below_its_worst() {
+    let recv = Episode {
+        level_max: Level::Warn,
+        depth_max: 4_200,
+        limit: None,
+        unit: "bytes",
+        ..episode("e5", SHOP, Kind::Recv, "127.0.0.1:8080")
+    };
+    let lock = because(
+        Episode {
+            level_max: Level::Warn,
+            ongoing: false,
+            depth_max: 3,
+            limit: None,
+            ..episode("e6", SHOP, Kind::Lock, "0x7f00")
+        },
+        Verdict {
+            cause: Cause::LockContention,
+            culprit: None,
+            ..verdict()
+        },
+    );
+    let text = text(vec![recv, shop(), lock]);
+    assert_has(
+        &text,
+        &[
+            "  also        recv 127.0.0.1:8080, warn, at most 4.2 kB",
+            "  also        lock 0x7f00, over, at most 3 threads: its threads wait for a lock",
+        ],
+    );
+}
+
+#[test]
+fn an_episode_that_nothing_is_known_of_yet_says_so_and_gives_its_numbers() {
+    let young = episode("e1", SHOP, Kind::Accept, "127.0.0.1:8080");
+    assert_eq!(
+        headline(young.clone()),
+        "FULL      shop accept 127.0.0.1:8080: not looked at for long enough to say why"
+    );
+    assert_has(
+        &text(vec![young]),
+        &[
+            "  evidence    up to 101 of 100 connections; longest wait 2.3 s",
+            "  advice      Look at what its workers wait for.",
+        ],
+    );
+}
+
+#[test]
+fn a_look_that_began_in_the_middle_says_that_it_knows_no_usual() {
+    let text = text(vec![because(
+        Episode {
+            baseline_arrival_rate: None,
+            baseline_service_rate: None,
+            driven_by: DrivenBy::Unknown,
+            ..shop()
+        },
+        Verdict {
+            driven_by: DrivenBy::Unknown,
+            ..verdict()
+        },
+    )]);
+    assert_has(
+        &text,
+        &[
+            "  rates       in 40.0/s, out 4.1/s; what is usual was not seen: it began before the look did",
+        ],
+    );
+}
+
+#[test]
+fn small_shares_are_one_line_and_nothing_sampled_is_none() {
+    let shares = vec![
+        (Activity::Lock, 0.5),
+        (Activity::OnCpu, 0.2),
+        (Activity::Idle, 0.1),
+        (Activity::Disk, 0.08),
+        (Activity::Asleep, 0.07),
+        (Activity::Inside, 0.05),
+    ];
+    let with = |shares| {
+        because(
+            shop(),
+            Verdict {
+                shares,
+                ..verdict()
+            },
+        )
+    };
+    let long = text(vec![with(shares)]);
+    let all = "███▋                            12%  other";
+    assert_has(&long, &[&format!("              {all}")]);
+    assert!(!long.contains("asleep"), "{long}");
+    assert!(!text(vec![with(vec![])]).contains("  time "));
+}
+
+#[test]
+fn a_way_that_comes_back_to_where_it_was_is_called_a_cycle() {
+    let mut path = verdict().path;
+    path.push(path[0].clone());
+    let text = text(vec![because(shop(), Verdict { path, ..verdict() })]);
+    let line = "                    └─ uwsgi (4711)  waits for 127.0.0.1:5432 (again: a cycle)";
+    assert_has(&text, &[line]);
+}
+
+#[test]
+fn a_message_may_come_before_the_warning() {
+    let mut verdict = verdict();
+    verdict.messages[0].lead_ns = Some(-1_500_000_000);
+    verdict.messages[0].count = 1;
+    let text = text(vec![because(shop(), verdict)]);
+    assert!(
+        text.contains("once, first 1.5 s before the warning: ***"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_victim_with_another_culprit_keeps_its_own_advice() {
+    let other = Verdict {
+        culprit: Some(crate::diagnose::Culprit {
+            pid: Some(9),
+            name: "stress (9)".to_owned(),
+            ..culprit()
+        }),
+        advice: "Move stress elsewhere.".to_owned(),
+        ..verdict()
+    };
+    let text = text(vec![shop(), because(gateway(), other)]);
+    assert!(text.contains("   Move stress elsewhere.\n"), "{text}");
+}
+
+#[test]
+fn colour_adds_nothing_but_colour() {
+    let findings = findings(vec![gateway(), shop()]);
+    let plain = text_of(&findings, Colour::Never, Verbosity::Normal);
+    let mut coloured = text_of(&findings, Colour::Always, Verbosity::Normal);
+    assert!(coloured.contains(style(Level::Full)), "{coloured}");
+    for style in [Level::Ok, Level::Warn, Level::Critical, Level::Full].map(style) {
+        coloured = coloured.replace(style, "");
+    }
+    for style in [DIM, BOLD, OFF] {
+        coloured = coloured.replace(style, "");
+    }
+    assert_eq!(coloured, plain);
+}
+
+#[test]
+fn hostile_names_keep_to_the_width_and_cannot_write_to_the_terminal() {
+    let evil = "\x1b[2J\n漢字 ".repeat(300);
+    let path = (0..30)
+        .map(|pid| Hop {
+            target: None,
+            pid: Some(pid),
+            name: evil.clone(),
+            what: evil.clone(),
+            cause: Cause::Unknown,
+        })
+        .collect();
+    let hostile = Verdict {
+        path,
+        culprit: Some(crate::diagnose::Culprit {
+            name: evil.clone(),
+            endpoint: Some(evil.clone()),
+            container: Some(evil.clone()),
+            ..culprit()
+        }),
+        evidence: evil.clone(),
+        advice: evil.clone(),
+        messages: vec![
+            Said {
+                line: evil.clone(),
+                path: evil.clone(),
+                ..verdict().messages[0].clone()
+            };
+            9
+        ],
+        shares: vec![(Activity::Lock, f64::NAN), (Activity::Disk, 1e300)],
+        ..verdict()
+    };
+    let name = |target, id: &str| episode(id, target, Kind::Accept, &evil);
+    let mut findings = findings(vec![
+        because(name(SHOP, "e1"), hostile.clone()),
+        because(name(GATEWAY, "e2"), hostile),
+    ]);
+    findings.take(&Event::Notice {
+        at: at(3),
+        notice: Notice {
+            code: "evil".to_owned(),
+            text: evil,
+        },
+    });
+    for verbosity in [Verbosity::Quiet, Verbosity::Normal, Verbosity::Verbose] {
+        let text = text_of(&findings, Colour::Never, verbosity);
+        for line in text.lines() {
+            assert!(line.chars().count() <= COLUMNS, "{line}");
+            assert!(!line.contains(char::is_control), "{line:?}");
+        }
+    }
+}
+
+#[test]
+fn episodes_without_end_are_kept_up_to_a_bound_and_the_rest_is_counted() {
+    let mut findings = findings(vec![shop()]);
+    for i in 0..2_000 {
+        let short = Episode {
+            ongoing: false,
+            level_max: Level::Warn,
+            ..episode(&format!("s{i}"), GATEWAY, Kind::Recv, "q")
+        };
+        findings.take(&Event::Episode(Box::new(short)));
+    }
+    assert_eq!(findings.episodes().count(), 1_000);
+    assert!(findings.episodes().any(|episode| episode.id == "e1"));
+    let text = text_of(&findings, Colour::Never, Verbosity::Quiet);
+    assert!(
+        text.contains("1,001 that are over are not shown."),
+        "{text}"
+    );
+}
+
+#[test]
+fn services_that_are_gone_keep_their_name_where_there_is_something_to_tell() {
+    let mut findings = findings(vec![shop()]);
+    findings.take(&Event::Targets {
+        at: at(19),
+        targets: vec![],
+    });
+    let text = text_of(&findings, Colour::Never, Verbosity::Quiet);
+    assert!(text.starts_with("FULL      shop accept"), "{text}");
+    let known = findings.targets().keys();
+    // The gateway has no part in it.
+    assert!(known.eq(&[SHOP, POSTGRES]));
+}
+
+#[test]
+fn progress_is_one_short_line() {
+    let elapsed = Duration::from_millis(3_400);
+    assert_eq!(
+        progress(&findings(vec![shop()]), elapsed, Duration::from_secs(10)),
+        "Looking: 3 of 10 s; 2 services, 41 queues; 1 not ok"
+    );
+}

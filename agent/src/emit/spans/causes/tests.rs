@@ -1,0 +1,256 @@
+use std::collections::HashSet;
+
+use opentelemetry::trace::SpanId;
+use opentelemetry_sdk::trace::SpanData;
+
+use super::*;
+use crate::{
+    detect::{Episode, Event},
+    emit::{
+        fixture::{
+            GATEWAY, INCIDENT, POSTGRES, SHOP, at, cause, culprit, episode, gateway, shop, targets,
+            verdict,
+        },
+        spans::Host,
+    },
+    queue::Kind,
+};
+
+fn opened(episode: &Episode) -> Event {
+    Event::EpisodeOpened(Box::new(Episode {
+        verdict: None,
+        ..episode.clone()
+    }))
+}
+
+fn held(episode: &Episode, index: u32) -> Event {
+    Event::Cause(Box::new(cause(episode, index, at(10), at(20))))
+}
+
+fn ended(episode: Episode) -> Event {
+    Event::Episode(Box::new(Episode {
+        ongoing: false,
+        ..episode
+    }))
+}
+
+/// Each span with the service whose it is.
+fn spans_of(events: &[Event]) -> Vec<(String, SpanData)> {
+    let mut spans = Spans::new(Host::default());
+    let all = events
+        .iter()
+        .flat_map(|event| spans.take(event))
+        .flat_map(|batch| {
+            let service = batch.resource.get(&"service.name".into()).unwrap();
+            let service = service.to_string();
+            batch.spans.into_iter().map(move |it| (service.clone(), it))
+        })
+        .collect();
+    assert_eq!(spans.strays(), 0);
+    all
+}
+
+fn story() -> Vec<Event> {
+    vec![
+        targets(),
+        opened(&shop()),
+        opened(&gateway()),
+        held(&gateway(), 0),
+        held(&shop(), 0),
+        ended(shop()),
+        ended(gateway()),
+    ]
+}
+
+fn attribute(span: &SpanData, key: &str) -> Option<String> {
+    let mut attributes = span.attributes.iter();
+    let found = attributes.find(|kv| kv.key.as_str() == key);
+    found.map(|kv| kv.value.to_string())
+}
+
+fn linked(span: &SpanData) -> Vec<(String, SpanId)> {
+    let contexts = span.links.iter().map(|link| &link.span_context);
+    contexts
+        .map(|it| (it.trace_id().to_string(), it.span_id()))
+        .collect()
+}
+
+#[test]
+fn a_trace_shows_every_service_of_the_jam_each_under_its_own_name() {
+    let spans = spans_of(&story());
+    let names: Vec<_> = spans
+        .iter()
+        .map(|(service, span)| (service.as_str(), span.name.as_ref()))
+        .collect();
+    let expected = [
+        ("shop", "queue.incident"),
+        ("shop", "queue.onset accept"),
+        ("gateway", "queue.onset accept"),
+        // The shop has an episode to show itself; the database has none.
+        ("postgres", "queue.cause lock_contention"),
+        ("postgres", "queue.cause lock_contention"),
+        ("gateway", "queue.cause downstream_slow"),
+        ("postgres", "queue.cause lock_contention"),
+        ("postgres", "queue.cause lock_contention"),
+        ("shop", "queue.cause downstream_slow"),
+        ("shop", "queue.saturation accept"),
+        ("gateway", "queue.saturation accept"),
+    ];
+    assert_eq!(names, expected);
+    for (_, span) in &spans {
+        assert_eq!(span.span_context.trace_id().to_string(), INCIDENT);
+    }
+}
+
+#[test]
+fn causes_hang_on_the_onset_of_the_victim_also_those_of_other_services() {
+    let spans = spans_of(&story());
+    let id = |i: usize| spans[i].1.span_context.span_id();
+    for (child, parent) in [(3, 2), (4, 2), (5, 2), (6, 1), (7, 1), (8, 1)] {
+        assert_eq!(spans[child].1.parent_span_id, id(parent), "span {child}");
+    }
+    let ids: HashSet<_> = (0..spans.len()).map(id).collect();
+    assert_eq!(ids.len(), spans.len(), "a span is there twice");
+}
+
+#[test]
+fn a_victim_points_to_where_the_jam_led_when_its_culprit_has_no_episode() {
+    let spans = spans_of(&story());
+    let id = |i: usize| (INCIDENT.to_owned(), spans[i].1.span_context.span_id());
+    assert_eq!(linked(&spans[5].1), [id(4)]);
+    assert_eq!(linked(&spans[8].1), [id(7)]);
+    // At the end to the last.
+    assert_eq!(linked(&spans[9].1), [id(7)]);
+    assert_eq!(linked(&spans[10].1), [id(7)]);
+}
+
+#[test]
+fn a_victim_points_to_the_onset_of_a_culprit_that_has_an_episode_also_when_that_is_over() {
+    let database = episode("e3", POSTGRES, Kind::Lock, "0x7f00");
+    let spans = spans_of(&[
+        targets(),
+        opened(&shop()),
+        opened(&database),
+        held(&shop(), 0),
+        ended(database),
+        ended(shop()),
+    ]);
+    let onset = &spans[2];
+    assert_eq!(onset.0, "postgres");
+    let onset = (INCIDENT.to_owned(), onset.1.span_context.span_id());
+    // The database shows itself: no span is made for it.
+    assert_eq!(spans.len(), 6);
+    assert_eq!(spans[3].1.name, "queue.cause downstream_slow");
+    assert_eq!(linked(&spans[3].1), [onset.clone()]);
+    assert!(linked(&spans[4].1).is_empty());
+    assert_eq!(linked(&spans[5].1), [onset]);
+}
+
+#[test]
+fn a_culprit_in_another_incident_is_pointed_to_in_its_own_trace() {
+    let other = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let database = Episode {
+        incident: other.to_owned(),
+        ..episode("e3", POSTGRES, Kind::Lock, "0x7f00")
+    };
+    let events = [
+        targets(),
+        opened(&database),
+        opened(&shop()),
+        held(&shop(), 0),
+    ];
+    let spans = spans_of(&events);
+    let onset = spans[1].1.span_context.span_id();
+    assert_eq!(
+        linked(&spans.last().unwrap().1),
+        [(other.to_owned(), onset)]
+    );
+}
+
+#[test]
+fn a_service_that_is_its_own_culprit_points_nowhere() {
+    let own = Episode {
+        verdict: Some(Arc::new(Verdict {
+            culprit: Some(crate::diagnose::Culprit {
+                target: Some(SHOP),
+                ..culprit()
+            }),
+            path: verdict().path[..1].to_vec(),
+            ..verdict()
+        })),
+        ..shop()
+    };
+    let spans = spans_of(&[targets(), opened(&own), held(&own, 0), ended(own)]);
+    assert_eq!(spans.len(), 4);
+    assert!(spans.iter().all(|(_, span)| linked(span).is_empty()));
+}
+
+#[test]
+fn the_cause_stands_on_its_stretch_and_on_the_whole_episode() {
+    let spans = spans_of(&story());
+    let verdict = verdict();
+    for i in [8, 9] {
+        let of = |key: &str| attribute(&spans[i].1, key);
+        assert_eq!(of("tailback.cause").as_deref(), Some("downstream_slow"));
+        assert_eq!(of("tailback.cause.share").as_deref(), Some("0.97"));
+        assert_eq!(
+            of("tailback.cause.culprit").as_deref(),
+            Some("postgres (812) at 127.0.0.1:5432")
+        );
+        assert_eq!(of("tailback.evidence"), Some(verdict.evidence.clone()));
+        assert_eq!(of("tailback.advice"), Some(verdict.advice.clone()));
+        assert_eq!(of("tailback.episode.id").as_deref(), Some("e1"));
+        assert_eq!(of("tailback.queue.name").as_deref(), Some("127.0.0.1:8080"));
+    }
+    let hop = |key: &str| attribute(&spans[7].1, key);
+    assert_eq!(
+        hop("tailback.evidence").as_deref(),
+        Some("postgres (812): says \"idle in transaction\", for 8.2 s")
+    );
+    assert_eq!(hop("tailback.queue.name"), None, "the queue is the shop's");
+}
+
+#[test]
+fn a_cause_that_is_told_when_it_is_first_seen_has_no_stretch_yet() {
+    let first = Event::Cause(Box::new(cause(&shop(), 0, at(10), at(10))));
+    assert_eq!(spans_of(&[targets(), opened(&shop()), first]).len(), 2);
+}
+
+#[test]
+fn a_cause_of_an_episode_that_was_never_told_is_not_made_and_counted() {
+    let mut spans = Spans::new(Host::default());
+    spans.take(&targets());
+    assert!(spans.take(&held(&shop(), 0)).is_empty());
+    assert_eq!(spans.strays(), 1);
+}
+
+#[test]
+fn a_long_way_is_shown_in_part_and_services_that_are_not_known_are_left_out() {
+    let step = verdict().path[1].clone();
+    let stranger = Hop {
+        target: Some(77),
+        ..step.clone()
+    };
+    let path = [vec![stranger], vec![step; 20]].concat();
+    let long = Episode {
+        verdict: Some(Arc::new(Verdict { path, ..verdict() })),
+        ..shop()
+    };
+    let spans = spans_of(&[targets(), opened(&long), held(&long, 0)]);
+    let hops = spans.iter().filter(|(service, _)| service == "postgres");
+    assert_eq!(hops.count(), MAX_HOPS);
+}
+
+#[test]
+fn what_comes_and_goes_in_a_long_incident_is_not_kept() {
+    let mut spans = Spans::new(Host::default());
+    spans.take(&targets());
+    spans.take(&opened(&shop()));
+    for i in 0..1_000 {
+        let short = episode(&format!("s{i}"), GATEWAY, Kind::Recv, "0.0.0.0:80");
+        spans.take(&opened(&short));
+        spans.take(&ended(short));
+    }
+    assert_eq!(spans.strays(), 0);
+    assert_eq!(spans.open[INCIDENT].onsets.len(), 2);
+}

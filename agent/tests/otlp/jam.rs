@@ -1,0 +1,264 @@
+//! The real Jaeger shows a jam of several services as one trace: each under its own name, and the victims point to the
+//! culprit.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use serde_json::Value;
+use tailback::{
+    detect::{DrivenBy, Episode, Event, Instant},
+    diagnose::{Activity, Cause, CauseStretch, Confidence, Culprit, CulpritKind, Hop, Verdict},
+    emit::otlp::Exporter,
+    queue::{Kind, QueueKey},
+    sample::{Target, TargetId},
+};
+use tailback_tests::wait;
+
+use crate::{
+    collector::PATIENCE,
+    jaeger::{assert_whole, at, episode, id, list, references, start, tags, tell},
+    spans::{config, said, settled},
+};
+
+const INCIDENT: &str = "5b8aa5a2d2c872e8321cf37308d69df2";
+const SHOP: TargetId = 1;
+const GATEWAY: TargetId = 2;
+const POSTGRES: TargetId = 3;
+
+fn targets() -> Event {
+    let target = |id, name: &str| {
+        Arc::new(Target {
+            id,
+            name: name.to_owned(),
+            pid: 4_000 + id,
+            ..Target::default()
+        })
+    };
+    Event::Targets {
+        at: at(0),
+        targets: vec![
+            target(SHOP, "jam-shop"),
+            target(GATEWAY, "jam-gateway"),
+            target(POSTGRES, "jam-postgres"),
+        ],
+    }
+}
+
+fn hop(target: TargetId, name: &str, what: &str, cause: Cause) -> Hop {
+    Hop {
+        target: Some(target),
+        pid: Some(4_000 + target),
+        name: name.to_owned(),
+        what: what.to_owned(),
+        cause,
+    }
+}
+
+fn verdict(path: Vec<Hop>) -> Arc<Verdict> {
+    Arc::new(Verdict {
+        cause: Cause::DownstreamSlow,
+        share: Some(0.75),
+        confidence: Confidence::High,
+        runner_up: None,
+        driven_by: DrivenBy::Consumer,
+        culprit: Some(Culprit {
+            kind: CulpritKind::Process,
+            target: Some(POSTGRES),
+            pid: Some(4_003),
+            name: "postgres (4003)".to_owned(),
+            endpoint: Some("127.0.0.1:5432".to_owned()),
+            container: None,
+        }),
+        root: None,
+        path,
+        shares: vec![(Activity::Downstream, 0.75), (Activity::Idle, 0.25)],
+        looks: 400,
+        evidence: "3 of 4 workers wait for 127.0.0.1:5432.".to_owned(),
+        advice: "End the transaction of postgres (4003).".to_owned(),
+        messages: Vec::new(),
+    })
+}
+
+fn of(id: &str, target: TargetId, kind: Kind, name: &str, path: &[Hop]) -> Episode {
+    Episode {
+        key: Arc::new(QueueKey {
+            target,
+            kind,
+            name: name.to_owned(),
+        }),
+        verdict: (!path.is_empty()).then(|| verdict(path.to_vec())),
+        ..episode(INCIDENT, id, kind, name, 0)
+    }
+}
+
+fn opened(episode: &Episode) -> Event {
+    Event::EpisodeOpened(Box::new(Episode {
+        ongoing: true,
+        verdict: None,
+        ..episode.clone()
+    }))
+}
+
+fn held(episode: &Episode, index: u32, from: Instant, to: Instant) -> Event {
+    Event::Cause(Box::new(CauseStretch {
+        episode: episode.id.clone(),
+        incident: INCIDENT.to_owned(),
+        key: Arc::clone(&episode.key),
+        verdict: episode.verdict.clone().unwrap(),
+        from,
+        to,
+        index,
+    }))
+}
+
+/// The gateway waits for the shop, and that for the database, which has a queue of its own later on; with the number
+/// of spans there are after each event.
+fn story() -> Vec<(Event, usize)> {
+    let path = [
+        hop(
+            GATEWAY,
+            "nginx (4002)",
+            "waits for :8080",
+            Cause::DownstreamSlow,
+        ),
+        hop(
+            SHOP,
+            "uwsgi (4001)",
+            "waits for :5432",
+            Cause::DownstreamSlow,
+        ),
+        hop(
+            POSTGRES,
+            "postgres (4003)",
+            "idle in transaction",
+            Cause::LockContention,
+        ),
+    ];
+    let shop = of(
+        "5b8aa5a2d2c872e8",
+        SHOP,
+        Kind::Accept,
+        "127.0.0.1:8080",
+        &path[1..],
+    );
+    let gateway = of(
+        "321cf37308d69df2",
+        GATEWAY,
+        Kind::Accept,
+        "0.0.0.0:80",
+        &path,
+    );
+    let database = of("d2c872e8321cf373", POSTGRES, Kind::Lock, "0x7f00", &[]);
+    vec![
+        (targets(), 0),
+        (
+            Event::IncidentOpened {
+                id: INCIDENT.to_owned(),
+                target: SHOP,
+                sign: at(5),
+                at: at(8),
+                first: Kind::Accept,
+            },
+            1,
+        ),
+        (opened(&shop), 2),
+        (opened(&gateway), 3),
+        // The shop shows itself, the database does not: one span for it, one for the gateway.
+        (held(&gateway, 0, at(9), at(12)), 5),
+        (held(&shop, 0, at(9), at(12)), 7),
+        (opened(&database), 8),
+        (held(&shop, 1, at(12), at(15)), 9),
+        (Event::Episode(Box::new(database)), 10),
+        (Event::Episode(Box::new(shop)), 11),
+        (Event::Episode(Box::new(gateway)), 12),
+        (
+            Event::IncidentClosed {
+                id: INCIDENT.to_owned(),
+                target: SHOP,
+                at: at(20),
+            },
+            12,
+        ),
+    ]
+}
+
+/// The spans of this name and service, in the order of their start.
+fn of_service<'a>(trace: &'a Value, service: &str, name: &str) -> Vec<&'a Value> {
+    let named = |span: &&Value| {
+        let process = span["processID"].as_str().unwrap();
+        span["operationName"] == name && trace["processes"][process]["serviceName"] == service
+    };
+    let mut spans: Vec<_> = list(trace, "spans").iter().filter(named).collect();
+    spans.sort_by_key(|span| span["startTime"].as_u64());
+    spans
+}
+
+#[test]
+fn jaeger_shows_every_service_of_a_jam_in_one_trace_with_the_victims_pointing_to_the_culprit() {
+    let test =
+        "jaeger_shows_every_service_of_a_jam_in_one_trace_with_the_victims_pointing_to_the_culprit";
+    let Some(jaeger) = start(test) else { return };
+    let exporter = Exporter::start(&config(&jaeger.otlp_http())).unwrap();
+    let trace = tell(&exporter, &jaeger, INCIDENT, story());
+    assert_eq!(settled(&exporter).delivered, 12);
+    assert!(said(&exporter).is_empty());
+    assert_whole(&trace);
+
+    let services = ["jam-gateway", "jam-postgres", "jam-shop"].map(str::to_owned);
+    let processes = trace["processes"].as_object().unwrap().values();
+    let named: BTreeSet<_> = processes
+        .map(|process| process["serviceName"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(named, BTreeSet::from(services.clone()));
+    let listed = || {
+        let listed = jaeger.services()?;
+        Ok(Some(()).filter(|()| services.iter().all(|name| listed.contains(name))))
+    };
+    wait::until("all services in Jaeger's list", PATIENCE, listed).unwrap();
+
+    let [root] = of_service(&trace, "jam-shop", "queue.incident")[..] else {
+        panic!("{trace}")
+    };
+    let one = |service: &str, name: &str| {
+        let [span] = of_service(&trace, service, name)[..] else {
+            panic!("{service} {name}: {trace}")
+        };
+        span
+    };
+    let shop = one("jam-shop", "queue.onset accept");
+    let gateway = one("jam-gateway", "queue.onset accept");
+    let database = one("jam-postgres", "queue.onset lock");
+    for onset in [shop, gateway, database] {
+        assert_eq!(references(onset, "CHILD_OF"), [id(root)]);
+    }
+
+    // While the database has no queue of its own, the jams lead to it.
+    let led_to = of_service(&trace, "jam-postgres", "queue.cause lock_contention");
+    let parents: BTreeSet<_> = led_to
+        .iter()
+        .flat_map(|span| references(span, "CHILD_OF"))
+        .collect();
+    assert_eq!(led_to.len(), 2);
+    assert_eq!(parents, BTreeSet::from([id(shop), id(gateway)]));
+    let causes = of_service(&trace, "jam-shop", "queue.cause downstream_slow");
+    assert_eq!(causes.len(), 2);
+    let [early] = &references(causes[0], "FOLLOWS_FROM")[..] else {
+        panic!("{:?}", causes[0])
+    };
+    assert!(led_to.iter().any(|span| id(span) == *early));
+    // Then to its onset; also when its episode is over.
+    assert_eq!(references(causes[1], "FOLLOWS_FROM"), [id(database)]);
+    for service in ["jam-shop", "jam-gateway"] {
+        let whole = one(service, "queue.saturation accept");
+        assert_eq!(references(whole, "FOLLOWS_FROM"), [id(database)]);
+        let tags = tags(whole);
+        for tag in [
+            "tailback.cause=downstream_slow",
+            "tailback.cause.share=0.75",
+            "tailback.cause.culprit=postgres (4003) at 127.0.0.1:5432",
+            "tailback.evidence=3 of 4 workers wait for 127.0.0.1:5432.",
+            "tailback.advice=End the transaction of postgres (4003).",
+        ] {
+            assert!(tags.contains(tag), "{tag}: {tags:?}");
+        }
+    }
+}
