@@ -6,6 +6,7 @@ use std::{
     fs,
     io::Read as _,
     net::{SocketAddr, TcpStream},
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
@@ -38,39 +39,80 @@ pub struct Uwsgi {
     _temp: TempDir,
 }
 
+/// An application of one's own, and how it is served.
+#[derive(Clone, Debug)]
+pub struct App<'a> {
+    /// The WSGI file's text.
+    pub text: &'a str,
+    pub env: Vec<(&'static str, String)>,
+    pub workers: u32,
+    pub backlog: u32,
+    /// Further arguments of uWSGI.
+    pub args: Vec<String>,
+    /// What starts uWSGI, where it does not start by itself: `taskset -c 1`.
+    pub before: Vec<String>,
+    /// A FIFO or file that it writes to instead of to us.
+    pub output: Option<PathBuf>,
+}
+
 impl Uwsgi {
     pub fn start(options: &Options) -> Result<Self> {
-        check_backlog(options.backlog)?;
+        Self::start_app(&App {
+            text: include_str!("uwsgi/app.py"),
+            env: vec![
+                ("APP_REDIS_PORT", options.redis_port.to_string()),
+                ("APP_CALLS", options.calls.to_string()),
+                (
+                    "APP_WORK_MS",
+                    (options.work.as_secs_f64() * 1e3).to_string(),
+                ),
+            ],
+            workers: options.workers,
+            backlog: options.backlog,
+            args: vec!["--disable-logging".to_owned()],
+            before: Vec::new(),
+            output: None,
+        })
+    }
+
+    pub fn start_app(app: &App<'_>) -> Result<Self> {
+        check_backlog(app.backlog)?;
         let program = program::need(&["uwsgi-core", "uwsgi"])?;
         let temp = TempDir::new("uwsgi")?;
-        let app = temp.write("app.py", include_str!("uwsgi/app.py"))?;
+        let file = temp.write("app.py", app.text)?;
         let (port, stats_port) = (ports::free()?, ports::free()?);
-        let mut command = Command::new(program);
+        let mut words = app.before.clone();
+        if let Some(output) = &app.output {
+            let redirect = "out=$1; shift; exec \"$@\" >\"$out\" 2>&1";
+            words.extend(["sh", "-c", redirect, "sh"].map(str::to_owned));
+            words.push(output.display().to_string());
+        }
+        words.push(program.display().to_string());
+        let mut command = Command::new(&words[0]);
         command
+            .args(&words[1..])
             .args([
                 "--plugin",
                 "python3",
                 "--master",
                 "--need-app",
                 "--die-on-term",
+                "--no-orphans",
             ])
-            .args(["--disable-logging", "--no-orphans"])
             .args(["--http-socket", &ports::local(port).to_string()])
             .args(["--stats", &ports::local(stats_port).to_string()])
-            .args(["--workers", &options.workers.to_string()])
-            .args(["--listen", &options.backlog.to_string()])
+            .args(["--workers", &app.workers.to_string()])
+            .args(["--listen", &app.backlog.to_string()])
+            .args(&app.args)
             .arg("--wsgi-file")
-            .arg(&app)
-            .env("APP_REDIS_PORT", options.redis_port.to_string())
-            .env("APP_CALLS", options.calls.to_string())
-            .env(
-                "APP_WORK_MS",
-                (options.work.as_secs_f64() * 1e3).to_string(),
-            )
+            .arg(&file)
+            .envs(app.env.iter().map(|(name, value)| (name, value)))
             .current_dir(temp.path());
         let process = Process::start("uWSGI", &mut command)?;
-        for worker in 1..=options.workers {
-            process.wait_line(&format!("spawned uWSGI worker {worker} "), START)?;
+        if app.output.is_none() {
+            for worker in 1..=app.workers {
+                process.wait_line(&format!("spawned uWSGI worker {worker} "), START)?;
+            }
         }
         let uwsgi = Self {
             process,

@@ -1,0 +1,163 @@
+//! All scenarios.
+
+use anyhow::Result;
+
+use crate::{blocked, control, cpu, disk, downstream, limits, lock, peers, play::Play};
+
+/// One incident, or one healthy service.
+pub struct Scenario {
+    pub name: &'static str,
+    /// The servers, the watched one first.
+    pub on: &'static str,
+    /// `None`: a healthy control. It must have no episode at all.
+    pub planted: Option<Planted>,
+    pub programs: &'static [&'static str],
+    /// Of Python.
+    pub modules: &'static [&'static str],
+    pub play: fn(&mut Play) -> Result<()>,
+}
+
+/// What the verdict has to be.
+#[derive(Clone, Copy)]
+pub struct Planted {
+    pub cause: &'static str,
+    /// Where the cause is another service's, also this one with the cause as its root.
+    pub seen_as: Option<&'static str>,
+    /// Kinds of queues that suffer from it, one of which has to warn. The verdict on each has to be right.
+    pub queues: &'static [&'static str],
+    /// What other queues may say, as long as these say the above.
+    pub also: &'static [&'static str],
+    /// The culprit has to be the planted one. Not where it is the callers' doing.
+    pub names: bool,
+}
+
+const fn planted(cause: &'static str, queues: &'static [&'static str]) -> Planted {
+    Planted {
+        cause,
+        seen_as: None,
+        queues,
+        also: &[],
+        names: true,
+    }
+}
+
+const UWSGI: &str = "uwsgi-core";
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "flash-sale",
+        on: "uWSGI -> PostgreSQL",
+        planted: Some(planted("downstream_slow", &["accept"])),
+        programs: &[UWSGI, "psql"],
+        modules: &["psycopg2"],
+        play: downstream::flash_sale,
+    },
+    Scenario {
+        name: "slow-redis",
+        on: "uWSGI -> Redis",
+        planted: Some(planted("downstream_slow", &["accept"])),
+        programs: &[UWSGI, "redis-server"],
+        modules: &[],
+        play: downstream::slow_redis,
+    },
+    // Its own command keeps it from everybody else: it computes, too, but more CPU would not help those who wait.
+    Scenario {
+        name: "redis-blocked",
+        on: "Redis",
+        planted: Some(planted("event_loop_blocked", &["recv", "eventloop"])),
+        programs: &[UWSGI, "redis-server"],
+        modules: &[],
+        play: downstream::redis_blocked,
+    },
+    // Seen from uWSGI another service is slow; that service's pool is what is used up.
+    Scenario {
+        name: "pool-exhausted",
+        on: "uWSGI -> PgBouncer -> PostgreSQL",
+        planted: Some(Planted {
+            seen_as: Some("downstream_slow"),
+            ..planted("pool_exhausted", &["accept"])
+        }),
+        programs: &[UWSGI, "psql", "pgbouncer"],
+        modules: &["psycopg2"],
+        play: downstream::pool_exhausted,
+    },
+    // Seen from the first request on, so that nothing is unusual: the arithmetic alone tells.
+    Scenario {
+        name: "few-workers",
+        on: "uWSGI",
+        planted: Some(planted("undersized_limit", &["accept"])),
+        programs: &[UWSGI],
+        modules: &[],
+        play: limits::few_workers,
+    },
+    Scenario {
+        name: "surge",
+        on: "uWSGI",
+        planted: Some(Planted {
+            names: false,
+            ..planted("producer_surge", &["accept"])
+        }),
+        programs: &[UWSGI],
+        modules: &[],
+        play: limits::surge,
+    },
+    Scenario {
+        name: "stopped",
+        on: "uWSGI",
+        planted: Some(planted("consumer_stalled", &["accept"])),
+        programs: &[UWSGI],
+        modules: &[],
+        play: blocked::stopped,
+    },
+    Scenario {
+        name: "convoy",
+        on: "a threaded server in C",
+        planted: Some(planted("lock_contention", &["accept", "lock"])),
+        programs: &["gcc"],
+        modules: &[],
+        play: lock::holder_computes,
+    },
+    Scenario {
+        name: "convoy-downstream",
+        on: "a threaded server in C -> Redis",
+        planted: Some(planted("downstream_slow", &["accept", "lock"])),
+        programs: &["gcc", "redis-server"],
+        modules: &[],
+        play: lock::holder_waits,
+    },
+    Scenario {
+        name: "deadlock",
+        on: "a threaded server in C",
+        planted: Some(planted("consumer_stalled", &["accept", "lock"])),
+        programs: &["gcc"],
+        modules: &[],
+        play: lock::deadlock,
+    },
+    Scenario {
+        name: "interpreter-lock",
+        on: "a threaded server in Python",
+        planted: Some(planted("lock_contention", &["accept", "lock"])),
+        programs: &[],
+        modules: &["socket"],
+        play: lock::interpreter,
+    },
+    Scenario {
+        name: "event-loop",
+        on: "uvicorn",
+        planted: Some(planted(
+            "event_loop_blocked",
+            &["accept", "eventloop", "recv"],
+        )),
+        programs: &[],
+        modules: &["uvicorn"],
+        play: blocked::event_loop,
+    },
+    Scenario {
+        name: "output-pipe",
+        on: "uWSGI -> cat",
+        planted: Some(planted("output_blocked", &["accept", "pipe"])),
+        programs: &[UWSGI],
+        modules: &[],
+        play: blocked::output,
+    },
+];
