@@ -12,7 +12,7 @@ const START: Duration = Duration::from_secs(10);
 pub struct Nginx {
     process: Process,
     port: u16,
-    _temp: TempDir,
+    temp: TempDir,
 }
 
 impl Nginx {
@@ -57,7 +57,7 @@ impl Nginx {
         let nginx = Self {
             process,
             port,
-            _temp: temp,
+            temp,
         };
         wait::until("an answer of nginx", START, || {
             nginx.process.check_running()?;
@@ -72,6 +72,11 @@ impl Nginx {
 
     pub fn address(&self) -> SocketAddr {
         ports::local(self.port)
+    }
+
+    /// A file of so many bytes beside the usual one.
+    pub fn file(&self, name: &str, bytes: usize) -> Result<()> {
+        self.temp.write(name, &"x".repeat(bytes)).map(drop)
     }
 
     /// Requests that it has answered, by its own count.

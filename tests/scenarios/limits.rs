@@ -16,9 +16,9 @@ use crate::{
     programs::{app, family, load, uwsgi_is_full},
 };
 
-/// More work than two workers can do comes from the beginning, and nothing changes: no surge, no slowness.
+/// More work than three workers can do comes from the beginning, and nothing changes: no surge, no slowness.
 pub fn few_workers(play: &mut Play) -> Result<()> {
-    let uwsgi = Uwsgi::start_app(&app(2, 200))?;
+    let uwsgi = Uwsgi::start_app(&app(3, 200))?;
     play.watch_pid(uwsgi.process().pid())?;
     play.own_words(uwsgi.process().lines(), uwsgi_is_full);
     let family = family(&uwsgi)?;
@@ -32,13 +32,13 @@ pub fn few_workers(play: &mut Play) -> Result<()> {
 
 /// Three times as much comes as usual; each request takes what it always takes.
 pub fn surge(play: &mut Play) -> Result<()> {
-    let uwsgi = Uwsgi::start_app(&app(4, 200))?;
+    let uwsgi = Uwsgi::start_app(&app(4, 100))?;
     let load = load(uwsgi.address(), "/sleep/100", 20.0)?;
     play.watch_pid(uwsgi.process().pid())?;
     play.own_words(uwsgi.process().lines(), uwsgi_is_full);
     play.healthy()?;
     play.planted(Culprit::default());
-    load.set_rate(80.0)?;
+    load.set_rate(60.0)?;
     play.hold()?;
     play.removing(Some(&load));
     load.set_rate(10.0)?;
