@@ -5,17 +5,18 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use tailback_tests::{
-    http, ports,
+    ports,
     process::Process,
-    program, python,
+    program,
     temp::TempDir,
     uwsgi::{App, Uwsgi},
-    wait,
 };
 
 use crate::{
+    cpu::{self, CpuGroup},
+    gateway::Uvicorn,
     play::{Culprit, Play},
-    programs::{SOON, app, family, load, uwsgi_is_full},
+    programs::{app, family, load, steady_load, uwsgi_is_full},
 };
 
 /// Master and workers get SIGSTOP.
@@ -36,25 +37,16 @@ pub fn stopped(play: &mut Play) -> Result<()> {
 
 /// A report is computed in the event loop.
 pub fn event_loop(play: &mut Play) -> Result<()> {
-    let folder = TempDir::new("loop")?;
-    folder.write("loop.py", include_str!("apps/loop.py"))?;
-    let port = ports::free()?;
-    let mut command = Command::new(python::with(&["uvicorn"])?);
-    command
-        .args(["-m", "uvicorn", "--no-access-log", "--loop", "asyncio"])
-        .args(["--port", &port.to_string(), "loop:application"])
-        .current_dir(folder.path());
-    let server = Process::start("uvicorn", &mut command)?;
-    let address = ports::local(port);
-    wait::until("an answer of uvicorn", SOON, || {
-        server.check_running()?;
-        Ok(http::get(address, "/", SOON).ok())
-    })?;
+    // A CPU to itself: what else the machine does must not make the report longer.
+    let group = CpuGroup::new("loop", cpu::MOST)?;
+    let text = include_str!("apps/loop.py");
+    let server = Uvicorn::start_within(&group.before(), "loop", text, &[])?;
+    let address = ports::local(server.port);
     let usual = load(address, "/", 30.0)?;
-    play.watch_pid(server.pid())?;
+    play.watch_pid(server.process.pid())?;
     play.healthy()?;
-    play.planted(Culprit::process(server.pid()));
-    let reports = load(address, "/report", 2.2)?;
+    play.planted(Culprit::process(server.process.pid()));
+    let reports = steady_load(address, "/report", 2.2)?;
     play.hold()?;
     play.removing(Some(&usual));
     reports.stop()?;

@@ -23,13 +23,13 @@ use crate::{
 };
 
 /// More than what everybody else has (`cpu.shares`, 1,024 each) together.
-const MOST: &str = "50000";
+pub const MOST: &str = "50000";
 
 /// A control group with the CPU controller; it goes with its owner, after those in it.
-struct CpuGroup(PathBuf);
+pub struct CpuGroup(PathBuf);
 
 impl CpuGroup {
-    fn new(name: &str, shares: &str) -> Result<Self> {
+    pub fn new(name: &str, shares: &str) -> Result<Self> {
         let mount = Path::new("/sys/fs/cgroup/cpu");
         ensure!(
             mount.join("cpu.shares").exists(),
@@ -54,7 +54,7 @@ impl CpuGroup {
     }
 
     /// Starts what follows inside, on one CPU.
-    fn before(&self) -> Vec<String> {
+    pub fn before(&self) -> Vec<String> {
         let procs = self.0.join("cgroup.procs").display().to_string();
         let enter = "echo $$ >\"$1\" && shift && exec taskset -c 1 \"$@\"";
         ["sh", "-c", enter, "sh", &procs].map(str::to_owned).into()
@@ -118,12 +118,7 @@ pub fn quota(play: &mut Play) -> Result<()> {
     play.own_words(uwsgi.process().lines(), uwsgi_is_full);
     play.healthy()?;
     let family = family(&uwsgi)?;
-    play.planted(
-        Culprit::default()
-            .and(family)
-            .or(&own.name())
-            .or("quota"),
-    );
+    play.planted(Culprit::default().and(family).or(&own.name()).or("quota"));
     own.write("cpu.cfs_quota_us", "10000")?;
     play.hold()?;
     play.removing(Some(&load));

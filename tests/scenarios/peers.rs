@@ -23,14 +23,18 @@ fn callers(port: u16, count: u32, role: &str, path: &str) -> Result<Program> {
 /// As many callers as there are workers announce a body and never send it.
 pub fn silent(play: &mut Play) -> Result<()> {
     let mut service = app(4, 100);
-    service.args.extend(["--socket-timeout", "60"].map(str::to_owned));
+    service
+        .args
+        .extend(["--socket-timeout", "60"].map(str::to_owned));
     among_others(play, &service, "silent", "/sleep/20")
 }
 
 /// As many callers as there are workers ask for much and read nothing.
 pub fn deaf(play: &mut Play) -> Result<()> {
     let mut service = app(4, 100);
-    service.args.extend(["--socket-timeout", "60"].map(str::to_owned));
+    service
+        .args
+        .extend(["--socket-timeout", "60"].map(str::to_owned));
     among_others(play, &service, "deaf", "/size/20000000")
 }
 

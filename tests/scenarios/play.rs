@@ -156,11 +156,6 @@ impl Play {
         self.story.planted.get_or_insert_with(Instant::now);
     }
 
-    /// A culprit that is known only after the planting.
-    pub fn culprit(&mut self, culprit: Culprit) {
-        self.story.culprit = culprit;
-    }
-
     /// What the application itself says when it is too late.
     pub fn own_words(&self, lines: &Lines, says: fn(&str) -> bool) {
         self.own.borrow_mut().push((lines.clone(), says));

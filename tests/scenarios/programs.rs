@@ -31,13 +31,22 @@ pub fn uwsgi_is_full(line: &str) -> bool {
     line.contains("uWSGI listen queue of socket") && line.contains("full !!!")
 }
 
-/// Requests that do not wait for answers.
+/// Requests that do not wait for answers, as of many independent callers.
 pub fn load(to: SocketAddr, path: &str, per_s: f64) -> Result<Load> {
+    spaced_load(to, path, per_s, Spacing::Poisson { seed: 7 })
+}
+
+/// The same at equal distances.
+pub fn steady_load(to: SocketAddr, path: &str, per_s: f64) -> Result<Load> {
+    spaced_load(to, path, per_s, Spacing::Even)
+}
+
+fn spaced_load(to: SocketAddr, path: &str, per_s: f64, spacing: Spacing) -> Result<Load> {
     Load::start(Plan {
         to,
         path: path.to_owned(),
         per_s,
-        spacing: Spacing::Poisson { seed: 7 },
+        spacing,
         lasts: Duration::from_secs(90),
         timeout: Duration::from_secs(30),
         at_once: 2000,
@@ -128,11 +137,14 @@ impl Session {
 
 /// uWSGI's own pid and its workers'.
 pub fn family(uwsgi: &Uwsgi) -> Result<Vec<u32>> {
-    let master = uwsgi.process().pid();
-    let path = format!("/proc/{master}/task/{master}/children");
+    with_children(uwsgi.process().pid())
+}
+
+pub fn with_children(pid: u32) -> Result<Vec<u32>> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
     let children = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let children = children
         .split_whitespace()
         .filter_map(|pid| pid.parse().ok());
-    Ok([master].into_iter().chain(children).collect())
+    Ok([pid].into_iter().chain(children).collect())
 }

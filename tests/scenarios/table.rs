@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 
-use crate::{blocked, control, cpu, disk, downstream, limits, lock, peers, play::Play};
+use crate::{
+    blocked, control, cpu, disk, downstream, gateway, gridlock, limits, lock, network, peers,
+    play::Play,
+};
 
 /// One incident, or one healthy service.
 pub struct Scenario {
@@ -42,6 +45,8 @@ const fn planted(cause: &'static str, queues: &'static [&'static str]) -> Plante
 }
 
 const UWSGI: &str = "uwsgi-core";
+/// What can stand in an asynchronous service, which accepts at once.
+const GATEWAY: &[&str] = &["downstream", "inflight", "recv", "accept"];
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -207,5 +212,109 @@ pub const SCENARIOS: &[Scenario] = &[
         programs: &["nginx"],
         modules: &["socket"],
         play: peers::deaf_of_nginx,
+    },
+    Scenario {
+        name: "llm-slow-provider",
+        on: "uvicorn gateway -> uvicorn provider",
+        planted: Some(planted("downstream_slow", GATEWAY)),
+        programs: &[],
+        modules: &["uvicorn"],
+        play: gateway::slow_provider,
+    },
+    Scenario {
+        name: "llm-small-pool",
+        on: "uvicorn gateway -> uvicorn provider",
+        planted: Some(planted("pool_exhausted", GATEWAY)),
+        programs: &[],
+        modules: &["uvicorn"],
+        play: gateway::small_pool,
+    },
+    Scenario {
+        name: "iot-gridlock",
+        on: "Mosquitto -> consumer -> PostgreSQL",
+        planted: Some(planted("downstream_slow", &["recv"])),
+        programs: &["mosquitto", "psql"],
+        modules: &["paho.mqtt.client", "psycopg2"],
+        play: gridlock::devices,
+    },
+    Scenario {
+        name: "fsync",
+        on: "Redis with its journal on a slow disk",
+        planted: Some(planted("disk_slow", &["recv", "eventloop", "disk"])),
+        programs: &[UWSGI, "redis-server"],
+        modules: &[],
+        play: disk::fsync,
+    },
+    Scenario {
+        name: "link-limited",
+        on: "nginx behind a slow link",
+        planted: Some(planted("network_limited", &["send"])),
+        programs: &["nginx", "tc", "ip"],
+        modules: &[],
+        play: network::limited,
+    },
+    Scenario {
+        name: "small-backlog",
+        on: "uWSGI",
+        planted: Some(planted("undersized_limit", &["accept"])),
+        programs: &[UWSGI],
+        modules: &[],
+        play: limits::small_backlog,
+    },
+    Scenario {
+        name: "files-exhausted",
+        on: "nginx",
+        planted: Some(planted("fd_exhausted", &["fd", "accept"])),
+        programs: &["nginx"],
+        modules: &[],
+        play: limits::files,
+    },
+    Scenario {
+        name: "busy",
+        on: "uWSGI at 70%",
+        planted: None,
+        programs: &[UWSGI],
+        modules: &[],
+        play: control::busy,
+    },
+    Scenario {
+        name: "bursty",
+        on: "uWSGI, bursts that drain",
+        planted: None,
+        programs: &[UWSGI],
+        modules: &[],
+        play: control::bursty,
+    },
+    Scenario {
+        name: "batch",
+        on: "gzip behind a full pipe",
+        planted: None,
+        programs: &["gzip"],
+        modules: &[],
+        play: control::batch,
+    },
+    Scenario {
+        name: "keep-alive",
+        on: "nginx with 10,000 idle connections",
+        planted: None,
+        programs: &["nginx"],
+        modules: &[],
+        play: control::idle,
+    },
+    Scenario {
+        name: "rolling-restart",
+        on: "uWSGI",
+        planted: None,
+        programs: &[UWSGI],
+        modules: &[],
+        play: control::rolling_restart,
+    },
+    Scenario {
+        name: "slow-by-design",
+        on: "uWSGI, one second a request",
+        planted: None,
+        programs: &[UWSGI],
+        modules: &[],
+        play: control::slow_by_design,
     },
 ];

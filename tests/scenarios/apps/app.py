@@ -36,7 +36,7 @@ def ask(count):
     if redis is None:
         redis = socket.create_connection(("127.0.0.1", int(os.environ["APP_REDIS_PORT"]))).makefile("rwb")
     for _ in range(int(count)):
-        redis.write(b"GET greeting\r\n")
+        redis.write(os.environ.get("APP_REDIS_COMMAND", "GET greeting").encode() + b"\r\n")
         redis.flush()
         redis.readline()
 

@@ -1,4 +1,4 @@
-"""A threaded service in Python: threads.py PORT THREADS. SIGUSR1: three more threads compute, SIGUSR2: they end."""
+"""A threaded service in Python: threads.py PORT THREADS. SIGUSR1: six more threads compute, SIGUSR2: they end."""
 
 import signal
 import socket
@@ -18,7 +18,7 @@ def compute():
 
 def begin(*_):
     trouble.set()
-    for number in range(3):
+    for number in range(6):
         threading.Thread(target=compute, name=f"compute-{number}", daemon=True).start()
 
 
@@ -27,7 +27,7 @@ def serve():
         client, _ = listener.accept()
         with client:
             request = client.recv(4096)
-            for _ in range(3):
+            for _ in range(10):
                 time.sleep(0.001)
             client.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n" if request else b"")
 
