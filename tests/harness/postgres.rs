@@ -133,7 +133,7 @@ pub(crate) fn give(path: &Path) -> Result<()> {
 }
 
 /// A server's program: Debian keeps those of each version in a folder that is not on `PATH`.
-fn tool(name: &str) -> Result<PathBuf> {
+pub fn tool(name: &str) -> Result<PathBuf> {
     if let Some(path) = program::find(&[name]) {
         return Ok(path);
     }

@@ -46,7 +46,7 @@ pub fn event_loop(play: &mut Play) -> Result<()> {
     play.watch_pid(server.process.pid())?;
     play.healthy()?;
     play.planted(Culprit::process(server.process.pid()));
-    let reports = steady_load(address, "/report", 2.2)?;
+    let reports = steady_load(address, "/report", 0.7)?;
     play.hold()?;
     play.removing(Some(&usual));
     reports.stop()?;

@@ -16,6 +16,9 @@ use crate::{command::Cmd, tools};
 const SERVERS: &[(&str, &str)] = &[
     ("redis-server", "redis-server.service"),
     ("nginx-light", "nginx.service"),
+    ("postgresql", "postgresql.service"),
+    ("pgbouncer", "pgbouncer.service"),
+    ("mosquitto", "mosquitto.service"),
 ];
 
 /// Asked by every package before it starts its server; exit status 101 forbids it.
