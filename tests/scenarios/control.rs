@@ -11,12 +11,13 @@ use tailback_tests::{
     process::Process,
     temp::TempDir,
     uwsgi::{App, Uwsgi},
+    wait,
 };
 
 use crate::{
     limits::Bursts,
     play::Play,
-    programs::{SOON, app, load},
+    programs::{SOON, app, load, with_children},
 };
 
 /// So long each is watched.
@@ -61,7 +62,15 @@ pub fn batch(play: &mut Play) -> Result<()> {
         "yes 'a line of the batch' | exec nice gzip -9 >/dev/null",
     ]);
     let job = Process::start("the batch job", &mut command)?;
-    play.watch_pid(job.pid())?;
+    // The shell runs the producer and becomes the consumer's parent: both are watched.
+    let pids: Vec<String> = wait::until("both ends of the pipe", SOON, || {
+        let pids = with_children(job.pid())?;
+        Ok((pids.len() == 3).then_some(pids))
+    })?
+    .iter()
+    .flat_map(|pid| ["--pid".to_owned(), pid.to_string()])
+    .collect();
+    play.watch(&pids.iter().map(String::as_str).collect::<Vec<_>>())?;
     play.lasts(QUIET)
 }
 
@@ -94,7 +103,7 @@ pub fn rolling_restart(play: &mut Play) -> Result<()> {
     folder.write("touch", "now")?;
     let lines: &Lines = uwsgi.process().lines();
     lines.wait("the last worker to be replaced", 0, SOON, |line| {
-        line.text.contains("chain reload complete").then_some(())
+        line.text.contains("chain reloading complete").then_some(())
     })?;
     play.lasts(QUIET / 4)?;
     well(load)

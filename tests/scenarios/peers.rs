@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use tailback_tests::{
+    haproxy::Haproxy,
     nginx::Nginx,
     uwsgi::{App, Uwsgi},
 };
@@ -60,6 +61,22 @@ pub fn deaf_of_nginx(play: &mut Play) -> Result<()> {
     play.watch_pid(nginx.process().pid())?;
     play.healthy()?;
     let callers = callers(nginx.address().port(), 5, "deaf", "/large")?;
+    play.planted(Culprit::process(callers.pid()));
+    play.hold()?;
+    play.removing(Some(&load));
+    drop(callers);
+    play.recover()
+}
+
+/// As many callers as it may have connections connect and send nothing; whoever comes later waits to be accepted.
+pub fn mute_before_haproxy(play: &mut Play) -> Result<()> {
+    const MOST: u32 = 20;
+    let nginx = Nginx::start(1)?;
+    let haproxy = Haproxy::start(nginx.address(), MOST)?;
+    let load = load(haproxy.address(), "/", 20.0)?;
+    play.watch_pid(haproxy.process().pid())?;
+    play.healthy()?;
+    let callers = callers(haproxy.address().port(), MOST, "mute", "/")?;
     play.planted(Culprit::process(callers.pid()));
     play.hold()?;
     play.removing(Some(&load));

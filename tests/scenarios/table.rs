@@ -197,6 +197,15 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &["socket"],
         play: peers::silent,
     },
+    // None has ever sent a byte, so it is not that more work came, or that the limit is small for the work.
+    Scenario {
+        name: "mute-clients-haproxy",
+        on: "HAProxy -> nginx",
+        planted: Some(planted("peer_not_sending", &["accept"])),
+        programs: &["haproxy", "nginx"],
+        modules: &["socket"],
+        play: peers::mute_before_haproxy,
+    },
     Scenario {
         name: "deaf-clients",
         on: "uWSGI",

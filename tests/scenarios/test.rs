@@ -80,6 +80,7 @@ scenarios! {
     own_threads "own-threads",
     quota "quota",
     silent_clients "silent-clients",
+    mute_clients_haproxy "mute-clients-haproxy",
     deaf_clients "deaf-clients",
     deaf_clients_nginx "deaf-clients-nginx",
     llm_slow_provider "llm-slow-provider",

@@ -1,5 +1,6 @@
 """Callers of a kind: caller.py PORT COUNT ROLE PATH
 
+mute     connects, and never sends anything
 silent   begins a request with a body and never sends the body
 deaf     asks, and never reads the answer
 patient  reads as fast as the network gives, again and again
@@ -39,6 +40,9 @@ for _ in range(count):
         threading.Thread(target=patient, daemon=True).start()
         continue
     caller = connect()
+    if role == "mute":
+        kept.append(caller)
+        continue
     caller.sendall(ask("POST", "Content-Length: 1000\r\n") if role == "silent" else ask())
     kept.append(caller)
 print("done", len(kept), flush=True)

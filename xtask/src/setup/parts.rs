@@ -27,6 +27,7 @@ pub fn table() -> Vec<Part> {
         program("nginx", &[Test], &["nginx-light"]),
         program("wrk", &[Test], &["wrk"]),
         part("PostgreSQL", &[Test], Kind::Postgres),
+        program("haproxy", &[Test], &["haproxy"]),
         program("pgbouncer", &[Test], &["pgbouncer"]),
         program("mosquitto", &[Test], &["mosquitto"]),
         program("stress-ng", &[Test], &["stress-ng"]),
