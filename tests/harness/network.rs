@@ -1,10 +1,11 @@
 //! A network namespace of one's own: its ports are free, and its counters count nobody else's traffic.
 
 use std::{
-    collections::BTreeMap, fs::File, os::fd::AsFd as _, process::Command, thread, time::Duration,
+    collections::BTreeMap, fs::File, net::IpAddr, os::fd::AsFd as _, process::Command, thread,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
@@ -49,6 +50,51 @@ impl Network {
                 .join()
                 .map_err(|_| anyhow!("the thread in the network namespace panicked"))?
         })
+    }
+
+    /// A wire to another: answers the addresses of the two ends, ours first. One for each pair.
+    pub fn wire(&self, other: &Self) -> Result<(IpAddr, IpAddr)> {
+        let peer = other.holder.pid().to_string();
+        let wire: [&[&str]; 3] = [
+            &[
+                "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", &peer,
+            ],
+            &["addr", "add", "10.77.0.1/24", "dev", "wire"],
+            &["link", "set", "wire", "up"],
+        ];
+        for words in wire {
+            self.run("ip", words)?;
+        }
+        other.run("ip", &["addr", "add", "10.77.0.2/24", "dev", "wire"])?;
+        other.run("ip", &["link", "set", "wire", "up"])?;
+        Ok(([10, 77, 0, 1].into(), [10, 77, 0, 2].into()))
+    }
+
+    /// What we send over the wire: so much (`3mbit`), or as much as it can.
+    pub fn limit_wire(&self, rate: Option<&str>) -> Result<()> {
+        match rate {
+            Some(rate) => self.run(
+                "tc",
+                &[
+                    "qdisc", "replace", "dev", "wire", "root", "tbf", "rate", rate, "burst",
+                    "32kb", "latency", "200ms",
+                ],
+            ),
+            None => self.run("tc", &["qdisc", "del", "dev", "wire", "root"]),
+        }
+    }
+
+    fn run(&self, program: &str, words: &[&str]) -> Result<()> {
+        let path = program::need(&[program])?.display().to_string();
+        let output = self.command(&path)?.args(words).output();
+        let output = output.with_context(|| format!("start {program}"))?;
+        ensure!(
+            output.status.success(),
+            "{program} {}: {}",
+            words.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
     }
 
     /// The kernel's counters since the namespace was made, by the names that `nstat` gives them.

@@ -12,7 +12,7 @@ const START: Duration = Duration::from_secs(10);
 pub struct Nginx {
     process: Process,
     port: u16,
-    _temp: TempDir,
+    temp: TempDir,
 }
 
 impl Nginx {
@@ -22,16 +22,22 @@ impl Nginx {
 
     /// `change` may wrap or extend the command line, for example to pin it to a CPU.
     pub fn start_with(workers: u32, change: impl FnOnce(&mut Vec<String>)) -> Result<Self> {
-        Self::start_before(None, workers, change)
+        Self::start_before(None, "127.0.0.1", workers, change)
     }
 
     /// In front of another server: `/up` is its.
     pub fn start_proxy(workers: u32, upstream: SocketAddr) -> Result<Self> {
-        Self::start_before(Some(upstream), workers, |_| ())
+        Self::start_before(Some(upstream), "127.0.0.1", workers, |_| ())
+    }
+
+    /// On all addresses of its network namespace.
+    pub fn start_everywhere(workers: u32) -> Result<Self> {
+        Self::start_before(None, "0.0.0.0", workers, |_| ())
     }
 
     fn start_before(
         upstream: Option<SocketAddr>,
+        on: &str,
         workers: u32,
         change: impl FnOnce(&mut Vec<String>),
     ) -> Result<Self> {
@@ -39,7 +45,10 @@ impl Nginx {
         let temp = TempDir::new("nginx")?;
         let port = ports::free()?;
         temp.write("index.html", &"<p>All is well.</p>\n".repeat(50))?;
-        let config = temp.write("nginx.conf", &config(temp.path(), port, workers, upstream))?;
+        let config = temp.write(
+            "nginx.conf",
+            &config(temp.path(), &format!("{on}:{port}"), workers, upstream),
+        )?;
         let mut words = vec![program.display().to_string()];
         words.extend(
             [
@@ -57,7 +66,7 @@ impl Nginx {
         let nginx = Self {
             process,
             port,
-            _temp: temp,
+            temp,
         };
         wait::until("an answer of nginx", START, || {
             nginx.process.check_running()?;
@@ -72,6 +81,11 @@ impl Nginx {
 
     pub fn address(&self) -> SocketAddr {
         ports::local(self.port)
+    }
+
+    /// A file of so many bytes beside the usual one.
+    pub fn file(&self, name: &str, bytes: usize) -> Result<()> {
+        self.temp.write(name, &"x".repeat(bytes)).map(drop)
     }
 
     /// Requests that it has answered, by its own count.
@@ -92,7 +106,7 @@ impl Nginx {
 
 fn config(
     folder: &std::path::Path,
-    port: u16,
+    listen: &str,
     workers: u32,
     upstream: Option<SocketAddr>,
 ) -> String {
@@ -116,7 +130,7 @@ fn config(
 worker_processes {workers};
 pid {folder}/pid;
 error_log stderr warn;
-events {{ worker_connections 4096; }}
+events {{ worker_connections 16384; }}
 http {{
     access_log off;
     keepalive_requests 1000000000;
@@ -127,7 +141,7 @@ http {{
     scgi_temp_path {folder}/scgi;
     {servers}
     server {{
-        listen 127.0.0.1:{port};
+        listen {listen};
         root {folder};
         location = /status {{ stub_status; }}
         {location}

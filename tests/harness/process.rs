@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use rustix::{
     io::Errno,
-    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid},
 };
 
 use crate::{
@@ -86,6 +86,12 @@ impl Process {
 
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill_process(self.pid, signal).with_context(|| format!("signal {}", self.name))
+    }
+
+    /// To it and all its children that stayed in its group.
+    pub fn signal_group(&self, signal: Signal) -> Result<()> {
+        kill_process_group(self.pid, signal)
+            .with_context(|| format!("signal {} and its children", self.name))
     }
 
     /// Stops it with SIGSTOP, and waits until all its threads stand still.

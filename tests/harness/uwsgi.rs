@@ -39,63 +39,106 @@ pub struct Uwsgi {
     _temp: TempDir,
 }
 
+/// An application of one's own, and how it is served.
+#[derive(Clone, Debug)]
+pub struct App<'a> {
+    /// The WSGI file's text.
+    pub text: &'a str,
+    pub env: Vec<(&'static str, String)>,
+    pub workers: u32,
+    pub backlog: u32,
+    /// Further arguments of uWSGI.
+    pub args: Vec<String>,
+    /// What starts uWSGI, where it does not start by itself: `taskset -c 1`.
+    pub before: Vec<String>,
+    /// A FIFO or file that it writes to instead of to us.
+    pub output: Option<PathBuf>,
+    /// A log that it opens itself.
+    pub log: Option<PathBuf>,
+}
+
+impl Options {
+    /// The usual application.
+    fn app(&self, log: Option<&Path>) -> App<'static> {
+        App {
+            text: include_str!("uwsgi/app.py"),
+            env: vec![
+                ("APP_REDIS_PORT", self.redis_port.to_string()),
+                ("APP_CALLS", self.calls.to_string()),
+                ("APP_WORK_MS", (self.work.as_secs_f64() * 1e3).to_string()),
+            ],
+            workers: self.workers,
+            backlog: self.backlog,
+            args: vec!["--disable-logging".to_owned()],
+            before: Vec::new(),
+            output: None,
+            log: log.map(Path::to_owned),
+        }
+    }
+}
+
 impl Uwsgi {
     pub fn start(options: &Options) -> Result<Self> {
-        Self::start_with(options, None)
+        Self::start_app(&options.app(None))
     }
 
     /// As [`Uwsgi::start`]; all that it says goes to a file. It opens that file anew when [`reopen_file`] is touched.
     pub fn start_logging_to(options: &Options, log: &Path) -> Result<Self> {
-        Self::start_with(options, Some(log))
+        Self::start_app(&options.app(Some(log)))
     }
 
-    fn start_with(options: &Options, log: Option<&Path>) -> Result<Self> {
-        check_backlog(options.backlog)?;
+    pub fn start_app(app: &App<'_>) -> Result<Self> {
+        check_backlog(app.backlog)?;
         let program = program::need(&["uwsgi-core", "uwsgi"])?;
         let temp = TempDir::new("uwsgi")?;
-        let app = temp.write("app.py", include_str!("uwsgi/app.py"))?;
+        let file = temp.write("app.py", app.text)?;
         let (port, stats_port) = (ports::free()?, ports::free()?);
-        let mut command = Command::new(program);
+        let mut words = app.before.clone();
+        if let Some(output) = &app.output {
+            let redirect = "out=$1; shift; exec \"$@\" >\"$out\" 2>&1";
+            words.extend(["sh", "-c", redirect, "sh"].map(str::to_owned));
+            words.push(output.display().to_string());
+        }
+        words.push(program.display().to_string());
+        let mut command = Command::new(&words[0]);
         command
+            .args(&words[1..])
             .args([
                 "--plugin",
                 "python3",
                 "--master",
                 "--need-app",
                 "--die-on-term",
+                "--no-orphans",
             ])
-            .args(["--disable-logging", "--no-orphans"])
             .args(["--http-socket", &ports::local(port).to_string()])
             .args(["--stats", &ports::local(stats_port).to_string()])
-            .args(["--workers", &options.workers.to_string()])
-            .args(["--listen", &options.backlog.to_string()])
+            .args(["--workers", &app.workers.to_string()])
+            .args(["--listen", &app.backlog.to_string()])
+            .args(&app.args)
             .arg("--wsgi-file")
-            .arg(&app)
-            .env("APP_REDIS_PORT", options.redis_port.to_string())
-            .env("APP_CALLS", options.calls.to_string())
-            .env(
-                "APP_WORK_MS",
-                (options.work.as_secs_f64() * 1e3).to_string(),
-            )
+            .arg(&file)
+            .envs(app.env.iter().map(|(name, value)| (name, value)))
             .current_dir(temp.path());
-        if let Some(log) = log {
+        if let Some(log) = &app.log {
             let reopen = reopen_file(log);
             fs::write(&reopen, "").with_context(|| format!("write {}", reopen.display()))?;
             command.arg("--logto").arg(log);
             command.arg("--touch-logreopen").arg(reopen);
         }
         let process = Process::start("uWSGI", &mut command)?;
-        for worker in 1..=options.workers {
+        for worker in 1..=app.workers {
             let text = format!("spawned uWSGI worker {worker} ");
-            let Some(log) = log else {
-                process.wait_line(&text, START)?;
-                continue;
-            };
-            wait::until("uWSGI's workers", START, || {
-                process.check_running()?;
-                let said = fs::read_to_string(log).unwrap_or_default();
-                Ok(said.contains(&text).then_some(()))
-            })?;
+            match (&app.log, &app.output) {
+                (Some(log), _) => wait::until("uWSGI's workers", START, || {
+                    process.check_running()?;
+                    let said = fs::read_to_string(log).unwrap_or_default();
+                    Ok(said.contains(&text).then_some(()))
+                })?,
+                (None, None) => process.wait_line(&text, START).map(|_| ())?,
+                // What it says goes to whoever the caller chose.
+                (None, Some(_)) => {}
+            }
         }
         let uwsgi = Self {
             process,

@@ -13,6 +13,7 @@ mod fuzz;
 mod golden_btf;
 mod kernels;
 mod plans;
+mod scenarios;
 mod setup;
 mod test;
 mod tools;
@@ -39,6 +40,8 @@ enum Task {
     Test(test::Args),
     /// Compare what Tailback says of queues with what is known of them, on this kernel and on those of the matrix
     Accuracy(accuracy::Args),
+    /// Play incidents on real servers, and compare Tailback's verdicts with what was planted
+    Scenarios(scenarios::Args),
     /// Show which way each fact is read on each kernel, against docs/kernels.md
     Plans(plans::Args),
     /// Measure what Tailback costs
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::main(&args),
         Task::Test(args) => test::main(&args),
         Task::Accuracy(args) => accuracy::main(&args),
+        Task::Scenarios(args) => scenarios::main(&args),
         Task::Plans(args) => plans::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::Fuzz(args) => fuzz::main(&args),

@@ -62,9 +62,10 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
     let stop = Stop::on_signals()?;
     let specs = options.targets.or_all(&config).specs(&config)?;
-    let collector = session::collector(specs, config.budget_or(CPU_SHARE), true)?;
-    // MERGE(look): the threads of every target are sampled from the start here, whatever their queues:
-    // `collector.profile_all(true)`.
+    let mut collector = session::collector(specs, config.budget_or(CPU_SHARE), true)?;
+    // Whatever their queues are: there is no time to lose.
+    collector.profile_all(true);
+    collector.read_logs(config.messages().map_err(Failure::usage)?);
     let mut ticks = Ticks::of(collector, Some(options.time));
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     let mut findings = Findings::default();

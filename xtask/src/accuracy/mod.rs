@@ -21,6 +21,7 @@ use crate::{
     cargo::{self, Link},
     command::Cmd,
     kernels::{self, Kernel},
+    scenarios,
     setup::{self, Purpose},
     test::{Tally, Told},
 };
@@ -70,8 +71,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         print!("{}", table::of(&columns, colour));
     }
     if let Some(file) = &args.write {
-        fs::write(file, document::of(&columns))
-            .with_context(|| format!("write {}", file.display()))?;
+        let mut text = document::of(&columns);
+        text.push_str(&scenarios::section_in(file));
+        fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
     }
     let good = columns.iter().all(Column::is_good);
     Ok(if good {

@@ -16,6 +16,10 @@ use crate::{command::Cmd, tools};
 const SERVERS: &[(&str, &str)] = &[
     ("redis-server", "redis-server.service"),
     ("nginx-light", "nginx.service"),
+    ("haproxy", "haproxy.service"),
+    ("postgresql", "postgresql.service"),
+    ("pgbouncer", "pgbouncer.service"),
+    ("mosquitto", "mosquitto.service"),
 ];
 
 /// Asked by every package before it starts its server; exit status 101 forbids it.

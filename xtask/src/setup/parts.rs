@@ -26,6 +26,16 @@ pub fn table() -> Vec<Part> {
         program("redis-benchmark", &[Test, Demo], &["redis-tools"]),
         program("nginx", &[Test], &["nginx-light"]),
         program("wrk", &[Test], &["wrk"]),
+        part("PostgreSQL", &[Test], Kind::Postgres),
+        program("haproxy", &[Test], &["haproxy"]),
+        program("pgbouncer", &[Test], &["pgbouncer"]),
+        program("mosquitto", &[Test], &["mosquitto"]),
+        program("stress-ng", &[Test], &["stress-ng"]),
+        program("gcc", &[Test], &["gcc", "libc6-dev"]),
+        program("tc", &[Test], &["iproute2"]),
+        module("psycopg2", &["python3", "python3-psycopg2"]),
+        module("uvicorn", &["python3", "python3-uvicorn"]),
+        module("paho.mqtt.client", &["python3", "python3-paho-mqtt"]),
         program("podman", &[Test], &["podman", "runc"]),
         program("qemu-system-x86_64", &[Test, Boot], &["qemu-system-x86"]),
         part("Jaeger", &[Test, Demo], Kind::Jaeger),
@@ -56,6 +66,10 @@ enum Kind {
     BpfLinker,
     /// The Debian packages of the program that the part is named after.
     Program(&'static [&'static str]),
+    /// The Debian packages of the module of Python that the part is named after.
+    Module(&'static [&'static str]),
+    /// Its server, which lies outside of `PATH`, and its client.
+    Postgres,
     /// With its plugin for Python.
     Uwsgi,
     Jaeger,
@@ -75,6 +89,10 @@ fn part(name: &str, purposes: &'static [Purpose], kind: Kind) -> Part {
 
 fn program(name: &str, purposes: &'static [Purpose], packages: &'static [&'static str]) -> Part {
     part(name, purposes, Kind::Program(packages))
+}
+
+fn module(name: &str, packages: &'static [&'static str]) -> Part {
+    part(name, &[Test], Kind::Module(packages))
 }
 
 impl Part {
@@ -99,6 +117,11 @@ impl Part {
                 Some(file) => State::Found(file.display().to_string()),
                 None => State::Missing("it is not on PATH".to_owned()),
             },
+            Kind::Module(_) => match tailback_tests::python::with(&[&self.name]) {
+                Ok(file) => State::Found(format!("for {}", file.display())),
+                Err(error) => State::Missing(error.to_string()),
+            },
+            Kind::Postgres => postgres(),
             Kind::Uwsgi => uwsgi(),
             Kind::Jaeger => jaeger::look(),
             Kind::Component(program) => component(program),
@@ -112,7 +135,8 @@ impl Part {
         match &self.kind {
             Kind::Toolchain => ebpf::toolchain_ways(),
             Kind::BpfLinker => ebpf::linker_ways(),
-            Kind::Program(packages) => debian(packages),
+            Kind::Program(packages) | Kind::Module(packages) => debian(packages),
+            Kind::Postgres => debian(&["postgresql", "postgresql-client"]),
             Kind::Uwsgi => debian(&["uwsgi-core", "uwsgi-plugin-python3"]),
             Kind::Jaeger => jaeger::ways(),
             Kind::Component(_) => {
@@ -156,6 +180,17 @@ fn uwsgi() -> State {
         }
         (Some(file), _) | (None, Some(file)) => State::Found(file.display().to_string()),
         (None, None) => State::Missing("it is not on PATH".to_owned()),
+    }
+}
+
+fn postgres() -> State {
+    match (
+        tailback_tests::postgres::tool("initdb"),
+        tools::program("psql"),
+    ) {
+        (Ok(file), Some(_)) => State::Found(file.display().to_string()),
+        (Err(error), _) => State::Missing(error.to_string()),
+        (_, None) => State::Missing("psql is not on PATH".to_owned()),
     }
 }
 

@@ -1,0 +1,59 @@
+"""A WSGI service whose work is in the path: /sleep/200/compute/5 sleeps 200 ms and then computes for 5 ms."""
+
+import os
+import socket
+import time
+
+redis = None
+database = None
+
+
+def sleep(ms):
+    time.sleep(float(ms) / 1000)
+
+
+def compute(ms):
+    """On the CPU's clock: a neighbour makes it longer."""
+    end = time.thread_time() + float(ms) / 1000
+    while time.thread_time() < end:
+        sum(range(1000))
+
+
+def sell(_):
+    """One row, as in a sale where all want the same."""
+    global database
+    if database is None:
+        import psycopg2
+
+        database = psycopg2.connect(host="127.0.0.1", port=os.environ["APP_SQL_PORT"], user="postgres", dbname="postgres")
+        database.autocommit = True
+    with database.cursor() as cursor:
+        cursor.execute(os.environ["APP_SQL"])
+
+
+def ask(count):
+    global redis
+    if redis is None:
+        redis = socket.create_connection(("127.0.0.1", int(os.environ["APP_REDIS_PORT"]))).makefile("rwb")
+    for _ in range(int(count)):
+        redis.write(os.environ.get("APP_REDIS_COMMAND", "GET greeting").encode() + b"\r\n")
+        redis.flush()
+        redis.readline()
+
+
+WORK = {"sleep": sleep, "compute": compute, "sell": sell, "ask": ask}
+
+
+def application(environ, start_response):
+    words = [word for word in environ["PATH_INFO"].split("/") if word]
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    if length:
+        environ["wsgi.input"].read(length)
+    size = 6
+    for what, amount in zip(words[::2], words[1::2]):
+        if what == "size":
+            size = int(amount)
+        else:
+            WORK[what](amount)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(size))])
+    return [b"x" * size]

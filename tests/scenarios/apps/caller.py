@@ -1,0 +1,50 @@
+"""Callers of a kind: caller.py PORT COUNT ROLE PATH
+
+mute     connects, and never sends anything
+silent   begins a request with a body and never sends the body
+deaf     asks, and never reads the answer
+patient  reads as fast as the network gives, again and again
+"""
+
+import socket
+import sys
+import threading
+import time
+
+host, port, count, role, path = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+kept = []
+
+
+def connect():
+    caller = socket.socket()
+    if role == "deaf":
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    caller.connect((host, port))
+    return caller
+
+
+def ask(method="GET", rest=""):
+    return f"{method} {path} HTTP/1.0\r\nHost: x\r\n{rest}\r\n".encode()
+
+
+def patient():
+    while True:
+        with connect() as caller:
+            caller.sendall(ask())
+            while caller.recv(65536):
+                pass
+
+
+for _ in range(count):
+    if role == "patient":
+        threading.Thread(target=patient, daemon=True).start()
+        continue
+    caller = connect()
+    if role == "mute":
+        kept.append(caller)
+        continue
+    caller.sendall(ask("POST", "Content-Length: 1000\r\n") if role == "silent" else ask())
+    kept.append(caller)
+print("done", len(kept), flush=True)
+while True:
+    time.sleep(1)

@@ -1,0 +1,81 @@
+//! The service does not get on: stopped, kept busy by one piece of work, or nobody reads what it writes.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use tailback_tests::{
+    ports,
+    process::Process,
+    program,
+    temp::TempDir,
+    uwsgi::{App, Uwsgi},
+};
+
+use crate::{
+    cpu::{self, CpuGroup},
+    gateway::Uvicorn,
+    play::{Culprit, Play},
+    programs::{app, family, load, steady_load, uwsgi_is_full},
+};
+
+/// Master and workers get SIGSTOP.
+pub fn stopped(play: &mut Play) -> Result<()> {
+    let uwsgi = Uwsgi::start_app(&app(4, 200))?;
+    let load = load(uwsgi.address(), "/sleep/50", 25.0)?;
+    play.watch_pid(uwsgi.process().pid())?;
+    play.healthy()?;
+    let family = family(&uwsgi)?;
+    play.planted(Culprit::default().and(family));
+    uwsgi.process().signal_group(Signal::STOP)?;
+    let held = play.hold();
+    play.removing(Some(&load));
+    uwsgi.process().signal_group(Signal::CONT)?;
+    held?;
+    play.recover()
+}
+
+/// A report is computed in the event loop.
+pub fn event_loop(play: &mut Play) -> Result<()> {
+    // A CPU to itself: what else the machine does must not make the report longer.
+    let group = CpuGroup::new("loop", cpu::MOST)?;
+    let text = include_str!("apps/loop.py");
+    let server = Uvicorn::start_within(&group.before(), "loop", text, &[])?;
+    let address = ports::local(server.port);
+    let usual = load(address, "/", 30.0)?;
+    play.watch_pid(server.process.pid())?;
+    play.healthy()?;
+    play.planted(Culprit::process(server.process.pid()));
+    let reports = steady_load(address, "/report", 0.7)?;
+    play.hold()?;
+    play.removing(Some(&usual));
+    reports.stop()?;
+    play.recover()
+}
+
+/// Its log goes into a pipe, and who reads that pipe stops.
+pub fn output(play: &mut Play) -> Result<()> {
+    let folder = TempDir::new("output")?;
+    let fifo = folder.path().join("log");
+    let made = Command::new("mkfifo").arg(&fifo).status();
+    ensure!(made.context("start mkfifo")?.success(), "mkfifo failed");
+    let mut reader = Command::new(program::need(&["cat"])?);
+    let reader = Process::start("cat", reader.arg(&fifo))?;
+    let mut service = app(4, 200);
+    service.args.clear();
+    let uwsgi = Uwsgi::start_app(&App {
+        output: Some(fifo),
+        ..service
+    })?;
+    let long = format!("/sleep/20?{}", "x".repeat(1500));
+    let load = load(uwsgi.address(), &long, 40.0)?;
+    play.watch_pid(uwsgi.process().pid())?;
+    play.own_words(reader.lines(), uwsgi_is_full);
+    play.healthy()?;
+    play.planted(Culprit::process(reader.pid()));
+    reader.freeze()?;
+    play.hold()?;
+    play.removing(Some(&load));
+    reader.thaw()?;
+    play.recover()
+}

@@ -1,0 +1,119 @@
+//! Services that are well: none of them may have an episode.
+
+use std::{process::Command, time::Duration};
+
+use anyhow::{Result, ensure};
+use tailback_tests::{
+    idle::Idle,
+    lines::Lines,
+    load::{Load, Request},
+    nginx::Nginx,
+    process::Process,
+    temp::TempDir,
+    uwsgi::{App, Uwsgi},
+    wait,
+};
+
+use crate::{
+    limits::Bursts,
+    play::Play,
+    programs::{SOON, app, load, with_children},
+};
+
+/// So long each is watched.
+const QUIET: Duration = Duration::from_secs(12);
+
+/// All was answered: a control in which requests fail is none.
+fn well(load: Load) -> Result<()> {
+    let done = load.done();
+    let failed = done.iter().find(|request| !request.ok());
+    ensure!(!done.is_empty(), "nothing was answered");
+    ensure!(failed.is_none(), "a request failed: {failed:?}");
+    load.stop().map(|_: Vec<Request>| ())
+}
+
+/// 4 workers x 1 / 100 ms = 40 a second; 28 come.
+pub fn busy(play: &mut Play) -> Result<()> {
+    let uwsgi = Uwsgi::start_app(&app(4, 100))?;
+    let load = load(uwsgi.address(), "/sleep/100", 28.0)?;
+    play.watch_pid(uwsgi.process().pid())?;
+    play.lasts(QUIET)?;
+    well(load)
+}
+
+/// 30 at once need 0.4 s; they come every 1.5 s.
+pub fn bursty(play: &mut Play) -> Result<()> {
+    let uwsgi = Uwsgi::start_app(&app(4, 100))?;
+    let _bursts = Bursts::start(
+        uwsgi.address(),
+        "/sleep/50",
+        30,
+        Duration::from_millis(1500),
+    );
+    play.watch_pid(uwsgi.process().pid())?;
+    play.lasts(QUIET)
+}
+
+/// A producer that is always ahead of gzip: the pipe between is full from the first moment to the last, as it should be.
+pub fn batch(play: &mut Play) -> Result<()> {
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "yes 'a line of the batch' | exec nice gzip -9 >/dev/null",
+    ]);
+    let job = Process::start("the batch job", &mut command)?;
+    // The shell runs the producer and becomes the consumer's parent: both are watched.
+    let pids: Vec<String> = wait::until("both ends of the pipe", SOON, || {
+        let pids = with_children(job.pid())?;
+        Ok((pids.len() == 3).then_some(pids))
+    })?
+    .iter()
+    .flat_map(|pid| ["--pid".to_owned(), pid.to_string()])
+    .collect();
+    play.watch(&pids.iter().map(String::as_str).collect::<Vec<_>>())?;
+    play.lasts(QUIET)
+}
+
+/// 10,000 connections rest, and some callers come and go.
+pub fn idle(play: &mut Play) -> Result<()> {
+    let nginx = Nginx::start_with(1, |words| {
+        words.extend(["-g".to_owned(), "worker_rlimit_nofile 19000;".to_owned()]);
+    })?;
+    let idle = Idle::open(nginx.address(), 10_000)?;
+    let load = load(nginx.address(), "/", 20.0)?;
+    play.watch_pid(nginx.process().pid())?;
+    play.lasts(QUIET)?;
+    drop(idle);
+    well(load)
+}
+
+/// One worker after the other is replaced, while requests come.
+pub fn rolling_restart(play: &mut Play) -> Result<()> {
+    let folder = TempDir::new("reload")?;
+    let touch = folder.write("touch", "")?;
+    let mut service = app(4, 100);
+    service.args.push("--lazy-apps".to_owned());
+    service
+        .args
+        .push(format!("--touch-chain-reload={}", touch.display()));
+    let uwsgi = Uwsgi::start_app(&service)?;
+    let load = load(uwsgi.address(), "/sleep/50", 15.0)?;
+    play.watch_pid(uwsgi.process().pid())?;
+    play.lasts(QUIET / 4)?;
+    folder.write("touch", "now")?;
+    let lines: &Lines = uwsgi.process().lines();
+    lines.wait("the last worker to be replaced", 0, SOON, |line| {
+        line.text.contains("chain reloading complete").then_some(())
+    })?;
+    play.lasts(QUIET / 4)?;
+    well(load)
+}
+
+/// Each request takes a second, and there are enough workers.
+pub fn slow_by_design(play: &mut Play) -> Result<()> {
+    let uwsgi = Uwsgi::start_app(&App { ..app(12, 100) })?;
+    let load = load(uwsgi.address(), "/sleep/1000", 4.0)?;
+    play.watch_pid(uwsgi.process().pid())?;
+    play.lasts(QUIET)?;
+    well(load)
+}

@@ -1,0 +1,139 @@
+//! The CPU is not there: others have it, a quota is used up, or the service's own work is too much.
+//!
+//! All on one CPU, in control groups of their own, so that what else the machine does changes nothing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tailback_tests::{
+    process::Process,
+    program,
+    uwsgi::{App, Uwsgi},
+    wait,
+};
+
+use crate::{
+    lock,
+    play::{Culprit, Play},
+    programs::{SOON, app, family, load, uwsgi_is_full},
+};
+
+/// More than what everybody else has (`cpu.shares`, 1,024 each) together.
+pub const MOST: &str = "50000";
+
+/// A control group with the CPU controller; it goes with its owner, after those in it.
+pub struct CpuGroup(PathBuf);
+
+impl CpuGroup {
+    pub fn new(name: &str, shares: &str) -> Result<Self> {
+        let mount = Path::new("/sys/fs/cgroup/cpu");
+        ensure!(
+            mount.join("cpu.shares").exists(),
+            "the CPU controller of control groups version 1 is wanted at {}",
+            mount.display()
+        );
+        let path = mount.join(format!("tailback-{name}-{}", std::process::id()));
+        fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
+        let group = Self(path);
+        group.write("cpu.shares", shares)?;
+        Ok(group)
+    }
+
+    fn write(&self, file: &str, text: &str) -> Result<()> {
+        let path = self.0.join(file);
+        fs::write(&path, text).with_context(|| format!("write {text:?} to {}", path.display()))
+    }
+
+    fn name(&self) -> String {
+        let name = self.0.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// Starts what follows inside, on one CPU.
+    pub fn before(&self) -> Vec<String> {
+        let procs = self.0.join("cgroup.procs").display().to_string();
+        let enter = "echo $$ >\"$1\" && shift && exec taskset -c 1 \"$@\"";
+        ["sh", "-c", enter, "sh", &procs].map(str::to_owned).into()
+    }
+}
+
+impl Drop for CpuGroup {
+    fn drop(&mut self) {
+        let gone = wait::until("the control group to be empty", SOON, || {
+            Ok(fs::remove_dir(&self.0).ok())
+        });
+        if let Err(error) = gone {
+            eprintln!("warning: {error}");
+        }
+    }
+}
+
+/// Somebody else's computation comes to the service's CPU.
+pub fn neighbour(play: &mut Play) -> Result<()> {
+    let own = CpuGroup::new("service", "1024")?;
+    let other = CpuGroup::new("neighbour", MOST)?;
+    let uwsgi = Uwsgi::start_app(&App {
+        before: own.before(),
+        ..app(2, 200)
+    })?;
+    let load = load(uwsgi.address(), "/compute/15", 20.0)?;
+    play.watch_pid(uwsgi.process().pid())?;
+    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.healthy()?;
+    let mut words = other.before();
+    words.extend(
+        [
+            &program::need(&["stress-ng"])?.display().to_string(),
+            "--cpu",
+            "1",
+        ]
+        .map(ToString::to_string),
+    );
+    let stress = Process::start("stress-ng", Command::new(&words[0]).args(&words[1..]))?;
+    play.planted(
+        Culprit::process(stress.pid())
+            .or(&other.name())
+            .or("stress-ng"),
+    );
+    play.hold()?;
+    play.removing(Some(&load));
+    drop(stress);
+    load.set_rate(10.0)?;
+    play.recover()
+}
+
+/// Its group may use a tenth of a CPU from now on.
+pub fn quota(play: &mut Play) -> Result<()> {
+    let own = CpuGroup::new("service", MOST)?;
+    let uwsgi = Uwsgi::start_app(&App {
+        before: own.before(),
+        ..app(2, 200)
+    })?;
+    let load = load(uwsgi.address(), "/compute/15", 20.0)?;
+    play.watch_pid(uwsgi.process().pid())?;
+    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.healthy()?;
+    let family = family(&uwsgi)?;
+    play.planted(Culprit::default().and(family).or(&own.name()).or("quota"));
+    own.write("cpu.cfs_quota_us", "10000")?;
+    play.hold()?;
+    play.removing(Some(&load));
+    own.write("cpu.cfs_quota_us", "-1")?;
+    load.set_rate(10.0)?;
+    play.recover()
+}
+
+/// Each request computes for much longer than before: its own threads are more than the CPU can carry.
+pub fn own_threads(play: &mut Play) -> Result<()> {
+    let own = CpuGroup::new("service", MOST)?;
+    let before = own.before();
+    let before: Vec<&str> = before.iter().map(String::as_str).collect();
+    let (server, address) = lock::convoy("heavy", 16, &before)?;
+    let load = load(address, "/", 20.0)?;
+    let culprit = Culprit::process(server.pid()).or("convoy");
+    lock::trouble(play, &server, &load, culprit)
+}

@@ -1,0 +1,104 @@
+//! The service waits for another.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tailback_tests::{
+    pgbouncer::PgBouncer,
+    postgres::Postgres,
+    redis::Redis,
+    uwsgi::{App, Uwsgi},
+};
+
+use crate::{
+    play::{Culprit, Play},
+    programs::{Session, app, load, uwsgi_is_full},
+};
+
+/// One session updates the row that everybody wants, and does not commit.
+pub fn flash_sale(play: &mut Play) -> Result<()> {
+    const TAKE: &str = "UPDATE stock SET left_over = left_over - 1 WHERE item = 1";
+    let postgres = Postgres::start()?;
+    postgres.run(
+        "CREATE TABLE stock (item int PRIMARY KEY, left_over int);
+         INSERT INTO stock VALUES (1, 1000000)",
+    )?;
+    let uwsgi = Uwsgi::start_app(&App {
+        env: vec![
+            ("APP_SQL_PORT", postgres.port().to_string()),
+            ("APP_SQL", TAKE.to_owned()),
+        ],
+        ..app(4, 100)
+    })?;
+    let load = load(uwsgi.address(), "/sell/1", 20.0)?;
+    play.watch_pid(uwsgi.process().pid())?;
+    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.healthy()?;
+    let holder = Session::open(postgres.port(), &[TAKE])?;
+    play.planted(Culprit::process(holder.backend));
+    play.hold()?;
+    play.removing(Some(&load));
+    drop(holder);
+    play.recover()
+}
+
+/// Redis runs one slow script after the other.
+pub fn slow_redis(play: &mut Play) -> Result<()> {
+    let redis = Redis::start()?;
+    let uwsgi = Uwsgi::start_app(&App {
+        env: vec![("APP_REDIS_PORT", redis.port().to_string())],
+        ..app(4, 100)
+    })?;
+    let load = load(uwsgi.address(), "/ask/2/sleep/20", 25.0)?;
+    play.watch_pid(uwsgi.process().pid())?;
+    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.healthy()?;
+    play.planted(Culprit::server(redis.process().pid(), redis.port()));
+    let hog = redis.hog(Duration::from_millis(300), Duration::from_millis(2))?;
+    play.hold()?;
+    play.removing(Some(&load));
+    hog.stop()?;
+    play.recover()
+}
+
+/// The same, seen from Redis.
+pub fn redis_blocked(play: &mut Play) -> Result<()> {
+    let redis = Redis::start()?;
+    let uwsgi = Uwsgi::start_app(&App {
+        env: vec![("APP_REDIS_PORT", redis.port().to_string())],
+        ..app(8, 100)
+    })?;
+    let _load = load(uwsgi.address(), "/ask/2/sleep/20", 40.0)?;
+    play.watch_pid(redis.process().pid())?;
+    play.healthy()?;
+    play.planted(Culprit::server(redis.process().pid(), redis.port()));
+    let hog = redis.hog(Duration::from_millis(700), Duration::from_millis(2))?;
+    play.hold()?;
+    play.removing(None);
+    hog.stop()?;
+    play.recover()
+}
+
+/// The pooler's pool shrinks: its queries take as long as ever, and fewer run at once.
+pub fn pool_exhausted(play: &mut Play) -> Result<()> {
+    let postgres = Postgres::start()?;
+    let pooler = PgBouncer::start(&postgres, 6)?;
+    let uwsgi = Uwsgi::start_app(&App {
+        env: vec![
+            ("APP_SQL_PORT", pooler.port().to_string()),
+            ("APP_SQL", "SELECT pg_sleep(0.1)".to_owned()),
+        ],
+        ..app(8, 100)
+    })?;
+    let load = load(uwsgi.address(), "/sell/1", 30.0)?;
+    play.watch_pid(uwsgi.process().pid())?;
+    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.healthy()?;
+    play.planted(Culprit::server(pooler.process().pid(), pooler.port()));
+    pooler.set_pool_size(1)?;
+    play.hold()?;
+    play.removing(Some(&load));
+    pooler.set_pool_size(8)?;
+    load.set_rate(10.0)?;
+    play.recover()
+}

@@ -1,0 +1,179 @@
+//! Plays incidents on real, stock servers, and compares what the agent says of them with what was planted.
+//!
+//! A scenario speaks to the agent only through its command line and its JSON lines. `table` lists them, `play` is one run
+//! of one, `judge` makes a row of what was said; the other files are the scenarios, by what is planted.
+
+mod blocked;
+mod control;
+mod cpu;
+mod disk;
+mod downstream;
+mod gateway;
+mod gridlock;
+mod judge;
+mod limits;
+mod lock;
+mod network;
+mod peers;
+mod play;
+mod programs;
+mod table;
+
+use std::{env, io::Write as _, path::PathBuf, process::ExitCode, time::Instant};
+
+use anyhow::{Context as _, Result, bail};
+use tailback_tests::{
+    program, python,
+    scenario::{Outcome, Row},
+};
+
+use play::Play;
+use table::{SCENARIOS, Scenario};
+
+const USAGE: &str = "\
+Usage: tailback-scenarios [--list] [--keep DIR] [SCENARIO...]
+
+Plays scenarios with the agent (TAILBACK_BIN) beside them: one JSON object a line. --keep: the samples of each run as
+DIR/SCENARIO.tbk, for `tailback replay`. Exit code 0 if all is as it should be, 1 if not, 2 for a mistake in the
+arguments.";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    if words == ["--list"] {
+        for scenario in SCENARIOS {
+            println!("{}", scenario.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    match Asked::read(&words) {
+        Ok(asked) => play_all(&asked),
+        Err(error) => {
+            eprintln!("error: {error:#}\n\n{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The command line.
+struct Asked {
+    keep: Option<PathBuf>,
+    scenarios: Vec<&'static Scenario>,
+}
+
+impl Asked {
+    fn read(words: &[&str]) -> Result<Self> {
+        let mut asked = Self {
+            keep: None,
+            scenarios: Vec::new(),
+        };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            if *word == "--keep" {
+                asked.keep = Some(words.next().context("--keep wants a folder")?.into());
+                continue;
+            }
+            match SCENARIOS.iter().find(|scenario| scenario.name == *word) {
+                Some(scenario) => asked.scenarios.push(scenario),
+                None => bail!("there is no scenario {word:?}; `--list` prints them all"),
+            }
+        }
+        if asked.scenarios.is_empty() {
+            asked.scenarios = SCENARIOS.iter().collect();
+        }
+        Ok(asked)
+    }
+}
+
+fn play_all(asked: &Asked) -> ExitCode {
+    let mut good = true;
+    for scenario in &asked.scenarios {
+        let begun = Instant::now();
+        let mut row = row(scenario, asked);
+        row.took_s = begun.elapsed().as_secs_f64();
+        good &= row.outcome != Outcome::Wrong;
+        println!("{}", row.to_json());
+        let _ = std::io::stdout().flush();
+    }
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn row(scenario: &Scenario, asked: &Asked) -> Row {
+    let record = asked
+        .keep
+        .as_ref()
+        .map(|folder| folder.join(format!("{}.tbk", scenario.name)));
+    let missing = missing(scenario);
+    let (outcome, why) = match missing {
+        Some(missing) => (Outcome::Skipped, missing),
+        None => match play(scenario, record) {
+            Ok(row) => return row,
+            Err(error) => (Outcome::Wrong, format!("{error:#}")),
+        },
+    };
+    let mut row = judge::row(scenario, &play::Story::default());
+    row.outcome = outcome;
+    row.why = vec![why];
+    row
+}
+
+fn play(scenario: &Scenario, record: Option<PathBuf>) -> Result<Row> {
+    let mut play = Play::new(scenario.planted, record)?;
+    let played = (scenario.play)(&mut play);
+    if let Err(error) = played {
+        return Err(error.context("play it"));
+    }
+    let story = play.end()?;
+    if env::var_os("TAILBACK_SCENARIO_LOG").is_some() {
+        for event in &story.events {
+            if ["level", "episode", "notice"].contains(&event.text("type")) {
+                let planted = story.planted.map(|at| {
+                    event.at.saturating_duration_since(at).as_secs_f64()
+                        - at.saturating_duration_since(event.at).as_secs_f64()
+                });
+                eprintln!("{:+.2} {}", planted.unwrap_or_default(), event.value);
+            }
+        }
+    }
+    Ok(judge::row(scenario, &story))
+}
+
+/// Why it cannot be played here.
+fn missing(scenario: &Scenario) -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("only root may load eBPF programs".to_owned());
+    }
+    let programs = scenario.programs.iter();
+    let missing = programs.filter_map(|program| program::need(&[program]).err());
+    let modules = (!scenario.modules.is_empty())
+        .then(|| python::with(scenario.modules).err())
+        .flatten();
+    missing
+        .chain(modules)
+        .map(|error| format!("{error:#}"))
+        .next()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_scenario_stands_once() {
+        let names: BTreeSet<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        assert_eq!(names.len(), SCENARIOS.len());
+    }
+
+    #[test]
+    fn a_scenario_that_does_not_exist_cannot_be_asked_for() {
+        assert!(Asked::read(&["flash-sale"]).is_ok());
+        assert!(Asked::read(&["sausages"]).is_err());
+        assert!(Asked::read(&["--keep"]).is_err());
+    }
+}

@@ -1,0 +1,329 @@
+//! All scenarios.
+
+use anyhow::Result;
+
+use crate::{
+    blocked, control, cpu, disk, downstream, gateway, gridlock, limits, lock, network, peers,
+    play::Play,
+};
+
+/// One incident, or one healthy service.
+pub struct Scenario {
+    pub name: &'static str,
+    /// The servers, the watched one first.
+    pub on: &'static str,
+    /// `None`: a healthy control. It must have no episode at all.
+    pub planted: Option<Planted>,
+    pub programs: &'static [&'static str],
+    /// Of Python.
+    pub modules: &'static [&'static str],
+    pub play: fn(&mut Play) -> Result<()>,
+}
+
+/// What the verdict has to be.
+#[derive(Clone, Copy)]
+pub struct Planted {
+    pub cause: &'static str,
+    /// Where the cause is another service's, also this one with the cause as its root.
+    pub seen_as: Option<&'static str>,
+    /// Kinds of queues that suffer from it, one of which has to warn. The verdict on each has to be right.
+    pub queues: &'static [&'static str],
+    /// What other queues may say, as long as these say the above.
+    pub also: &'static [&'static str],
+    /// The culprit has to be the planted one. Not where it is the callers' doing.
+    pub names: bool,
+}
+
+const fn planted(cause: &'static str, queues: &'static [&'static str]) -> Planted {
+    Planted {
+        cause,
+        seen_as: None,
+        queues,
+        also: &[],
+        names: true,
+    }
+}
+
+const UWSGI: &str = "uwsgi-core";
+/// What can stand in an asynchronous service, which accepts at once.
+const GATEWAY: &[&str] = &["downstream", "inflight", "recv", "accept"];
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "flash-sale",
+        on: "uWSGI -> PostgreSQL",
+        planted: Some(planted("downstream_slow", &["accept"])),
+        programs: &[UWSGI, "psql"],
+        modules: &["psycopg2"],
+        play: downstream::flash_sale,
+    },
+    Scenario {
+        name: "slow-redis",
+        on: "uWSGI -> Redis",
+        planted: Some(planted("downstream_slow", &["accept"])),
+        programs: &[UWSGI, "redis-server"],
+        modules: &[],
+        play: downstream::slow_redis,
+    },
+    // Its own command keeps it from everybody else: it computes, too, but more CPU would not help those who wait.
+    Scenario {
+        name: "redis-blocked",
+        on: "Redis",
+        planted: Some(planted("event_loop_blocked", &["recv", "eventloop"])),
+        programs: &[UWSGI, "redis-server"],
+        modules: &[],
+        play: downstream::redis_blocked,
+    },
+    // Seen from uWSGI another service is slow; that service's pool is what is used up.
+    Scenario {
+        name: "pool-exhausted",
+        on: "uWSGI -> PgBouncer -> PostgreSQL",
+        planted: Some(Planted {
+            seen_as: Some("downstream_slow"),
+            ..planted("pool_exhausted", &["accept"])
+        }),
+        programs: &[UWSGI, "psql", "pgbouncer"],
+        modules: &["psycopg2"],
+        play: downstream::pool_exhausted,
+    },
+    // Seen from the first request on, so that nothing is unusual: the arithmetic alone tells.
+    Scenario {
+        name: "few-workers",
+        on: "uWSGI",
+        planted: Some(planted("undersized_limit", &["accept"])),
+        programs: &[UWSGI],
+        modules: &[],
+        play: limits::few_workers,
+    },
+    Scenario {
+        name: "surge",
+        on: "uWSGI",
+        planted: Some(Planted {
+            names: false,
+            ..planted("producer_surge", &["accept"])
+        }),
+        programs: &[UWSGI],
+        modules: &[],
+        play: limits::surge,
+    },
+    Scenario {
+        name: "stopped",
+        on: "uWSGI",
+        planted: Some(planted("consumer_stalled", &["accept"])),
+        programs: &[UWSGI],
+        modules: &[],
+        play: blocked::stopped,
+    },
+    Scenario {
+        name: "convoy",
+        on: "a threaded server in C",
+        planted: Some(planted("lock_contention", &["accept", "lock"])),
+        programs: &["gcc"],
+        modules: &[],
+        play: lock::holder_computes,
+    },
+    Scenario {
+        name: "convoy-downstream",
+        on: "a threaded server in C -> Redis",
+        planted: Some(planted("downstream_slow", &["accept", "lock"])),
+        programs: &["gcc", "redis-server"],
+        modules: &[],
+        play: lock::holder_waits,
+    },
+    Scenario {
+        name: "deadlock",
+        on: "a threaded server in C",
+        planted: Some(planted("consumer_stalled", &["accept", "lock"])),
+        programs: &["gcc"],
+        modules: &[],
+        play: lock::deadlock,
+    },
+    Scenario {
+        name: "interpreter-lock",
+        on: "a threaded server in Python",
+        planted: Some(planted("lock_contention", &["accept", "lock"])),
+        programs: &[],
+        modules: &["socket"],
+        play: lock::interpreter,
+    },
+    Scenario {
+        name: "event-loop",
+        on: "uvicorn",
+        planted: Some(planted(
+            "event_loop_blocked",
+            &["accept", "eventloop", "recv"],
+        )),
+        programs: &[],
+        modules: &["uvicorn"],
+        play: blocked::event_loop,
+    },
+    Scenario {
+        name: "output-pipe",
+        on: "uWSGI -> cat",
+        planted: Some(planted("output_blocked", &["accept", "pipe"])),
+        programs: &[UWSGI],
+        modules: &[],
+        play: blocked::output,
+    },
+    Scenario {
+        name: "cpu-neighbour",
+        on: "uWSGI beside stress-ng in another control group",
+        planted: Some(planted("cpu_starved", &["accept", "runqueue"])),
+        programs: &[UWSGI, "stress-ng"],
+        modules: &[],
+        play: cpu::neighbour,
+    },
+    Scenario {
+        name: "own-threads",
+        on: "a threaded server in C",
+        planted: Some(planted("cpu_bound", &["accept", "runqueue"])),
+        programs: &["gcc"],
+        modules: &[],
+        play: cpu::own_threads,
+    },
+    Scenario {
+        name: "quota",
+        on: "uWSGI in a control group with a CPU quota",
+        planted: Some(planted("cpu_throttled", &["accept", "runqueue"])),
+        programs: &[UWSGI],
+        modules: &[],
+        play: cpu::quota,
+    },
+    Scenario {
+        name: "silent-clients",
+        on: "uWSGI",
+        planted: Some(planted("peer_not_sending", &["accept"])),
+        programs: &[UWSGI],
+        modules: &["socket"],
+        play: peers::silent,
+    },
+    // None has ever sent a byte, so it is not that more work came, or that the limit is small for the work.
+    Scenario {
+        name: "mute-clients-haproxy",
+        on: "HAProxy -> nginx",
+        planted: Some(planted("peer_not_sending", &["accept"])),
+        programs: &["haproxy", "nginx"],
+        modules: &["socket"],
+        play: peers::mute_before_haproxy,
+    },
+    Scenario {
+        name: "deaf-clients",
+        on: "uWSGI",
+        planted: Some(planted("peer_not_reading", &["accept", "send"])),
+        programs: &[UWSGI],
+        modules: &["socket"],
+        play: peers::deaf,
+    },
+    Scenario {
+        name: "deaf-clients-nginx",
+        on: "nginx",
+        planted: Some(planted("peer_not_reading", &["send"])),
+        programs: &["nginx"],
+        modules: &["socket"],
+        play: peers::deaf_of_nginx,
+    },
+    Scenario {
+        name: "llm-slow-provider",
+        on: "uvicorn gateway -> uvicorn provider",
+        planted: Some(planted("downstream_slow", GATEWAY)),
+        programs: &[],
+        modules: &["uvicorn"],
+        play: gateway::slow_provider,
+    },
+    Scenario {
+        name: "llm-small-pool",
+        on: "uvicorn gateway -> uvicorn provider",
+        planted: Some(planted("pool_exhausted", GATEWAY)),
+        programs: &[],
+        modules: &["uvicorn"],
+        play: gateway::small_pool,
+    },
+    Scenario {
+        name: "iot-gridlock",
+        on: "Mosquitto -> consumer -> PostgreSQL",
+        planted: Some(planted("downstream_slow", &["recv"])),
+        programs: &["mosquitto", "psql"],
+        modules: &["paho.mqtt.client", "psycopg2"],
+        play: gridlock::devices,
+    },
+    Scenario {
+        name: "fsync",
+        on: "Redis with its journal on a slow disk",
+        planted: Some(planted("disk_slow", &["recv", "eventloop", "disk"])),
+        programs: &[UWSGI, "redis-server"],
+        modules: &[],
+        play: disk::fsync,
+    },
+    Scenario {
+        name: "link-limited",
+        on: "nginx behind a slow link",
+        planted: Some(planted("network_limited", &["send"])),
+        programs: &["nginx", "tc", "ip"],
+        modules: &[],
+        play: network::limited,
+    },
+    Scenario {
+        name: "small-backlog",
+        on: "uWSGI",
+        planted: Some(planted("undersized_limit", &["accept"])),
+        programs: &[UWSGI],
+        modules: &[],
+        play: limits::small_backlog,
+    },
+    Scenario {
+        name: "files-exhausted",
+        on: "nginx",
+        planted: Some(planted("fd_exhausted", &["fd", "accept"])),
+        programs: &["nginx"],
+        modules: &[],
+        play: limits::files,
+    },
+    Scenario {
+        name: "busy",
+        on: "uWSGI at 70%",
+        planted: None,
+        programs: &[UWSGI],
+        modules: &[],
+        play: control::busy,
+    },
+    Scenario {
+        name: "bursty",
+        on: "uWSGI, bursts that drain",
+        planted: None,
+        programs: &[UWSGI],
+        modules: &[],
+        play: control::bursty,
+    },
+    Scenario {
+        name: "batch",
+        on: "gzip behind a full pipe",
+        planted: None,
+        programs: &["gzip"],
+        modules: &[],
+        play: control::batch,
+    },
+    Scenario {
+        name: "keep-alive",
+        on: "nginx with 10,000 idle connections",
+        planted: None,
+        programs: &["nginx"],
+        modules: &[],
+        play: control::idle,
+    },
+    Scenario {
+        name: "rolling-restart",
+        on: "uWSGI",
+        planted: None,
+        programs: &[UWSGI],
+        modules: &[],
+        play: control::rolling_restart,
+    },
+    Scenario {
+        name: "slow-by-design",
+        on: "uWSGI, one second a request",
+        planted: None,
+        programs: &[UWSGI],
+        modules: &[],
+        play: control::slow_by_design,
+    },
+];
