@@ -404,3 +404,22 @@ fn so_many_logs_are_followed_and_no_more() {
     assert_eq!(scene.logs.tails.len(), MAX_PER_TARGET);
     assert_eq!(scene.said(), ["too_many_logs"]);
 }
+
+#[test]
+fn switched_off_no_log_is_looked_at() {
+    let mut logs = Logs::new(None);
+    logs.set_hot(&BTreeSet::from([7]), 0);
+    assert!(!logs.is_due(100 * S));
+    let me = ProcessSeen {
+        tgid: std::process::id(),
+        pid: std::process::id(),
+        parent: 1,
+        start_ns: 1,
+        exec_id: 1,
+        kernel: false,
+        comm: "test".to_owned(),
+    };
+    let mut voice = Voice::default();
+    assert_eq!(logs.look(100 * S, SHARE, &[], &[me], &mut voice), []);
+    assert!(logs.tails.is_empty() && logs.scanned.is_empty());
+}
