@@ -30,6 +30,7 @@ use facts::Facts;
 use follow::View;
 use profile::Profile;
 use rules::Case;
+use said::Heard;
 pub use verdict::{CauseStretch, Confidence, Culprit, CulpritKind, Hop, Said, Verdict};
 use world::World;
 
@@ -52,6 +53,7 @@ pub struct Diagnosis {
     world: World,
     profile: Profile,
     facts: Facts,
+    heard: Heard,
     open: BTreeMap<String, Standing>,
 }
 
@@ -103,6 +105,7 @@ impl Diagnosis {
         let now_ns = sample.mono_ns;
         let near = |target: TargetId| closely.contains(&target);
         self.facts.read(sample, readings, near);
+        self.heard.read(sample, targets);
         self.world.read(now_ns, sample, readings, targets, closely);
         let near = |tgid: u32| targets.of(tgid).is_some_and(near);
         self.profile
@@ -145,11 +148,17 @@ impl Diagnosis {
             .mono_ns
             .max(at.mono_ns.saturating_sub(WINDOW_NS));
         let window = self.profile.over(from_ns, at.mono_ns);
-        rules::judge(Case {
+        let verdict = rules::judge(Case {
             view: self.view(&window, targets),
             facts: &self.facts,
             episode,
-        })
+        });
+        Verdict {
+            messages: self
+                .heard
+                .over(episode.key.target, episode.sign, episode.start),
+            ..verdict
+        }
     }
 
     /// Completes what the detector says of one tick: each episode gets its verdict, and stretches of one cause are told.

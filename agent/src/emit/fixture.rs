@@ -128,6 +128,7 @@ pub fn episode(id: &str, target: TargetId, kind: Kind, name: &str) -> Episode {
         ongoing: true,
         level_max: Level::Full,
         score_max: 1.5,
+        depth: 0,
         depth_max: 101,
         limit: Some(100),
         unit: kind.unit(),
