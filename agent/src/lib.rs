@@ -9,6 +9,7 @@ pub mod config;
 pub mod detect;
 pub mod diagnose;
 pub mod emit;
+mod in_order;
 pub mod kernel;
 pub mod pipeline;
 pub mod queue;

@@ -14,6 +14,8 @@ const PER_LISTENER: usize = 10_000;
 /// Closed on drop.
 pub struct Idle {
     streams: Vec<TcpStream>,
+    /// A service listens on as long as it serves.
+    listeners: Vec<TcpListener>,
 }
 
 impl Idle {
@@ -22,6 +24,7 @@ impl Idle {
         allow_files(count + 100)?;
         let mut idle = Self {
             streams: Vec::with_capacity(count),
+            listeners: Vec::new(),
         };
         for _ in 0..count {
             let stream = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
@@ -35,6 +38,7 @@ impl Idle {
         allow_files(count + 100)?;
         let mut idle = Self {
             streams: Vec::with_capacity(count),
+            listeners: Vec::new(),
         };
         while idle.streams.len() + 1 < count {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
@@ -51,6 +55,7 @@ impl Idle {
                         .0,
                 )?;
             }
+            idle.listeners.push(listener);
         }
         Ok(idle)
     }

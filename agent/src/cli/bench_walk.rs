@@ -25,6 +25,8 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut collector = session::collector(specs, config.budget(), true)?;
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     let (mut files_ns, mut threads_ns, mut tick_ns) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bare_files_ns, mut bare_threads_ns) = (Vec::new(), Vec::new());
+    let bare = collector.bare().map_err(Failure::kernel)?;
     let (mut sockets, mut threads) = (0, 0);
     for _ in 0..options.rounds {
         sockets = 0;
@@ -42,6 +44,12 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         let done = mono_ns();
         files_ns.push(walked - begun);
         threads_ns.push(done - walked);
+        let glance = collector.glance();
+        glance.walk_bare_files(&bare).map_err(Failure::kernel)?;
+        let walked = mono_ns();
+        glance.walk_bare_threads(&bare).map_err(Failure::kernel)?;
+        bare_files_ns.push(walked - done);
+        bare_threads_ns.push(mono_ns() - walked);
     }
     // As it is made ten times a second: what need not be looked at on every tick comes now and then.
     let tick = Tick {
@@ -60,6 +68,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let line = json!({
         "type": "walk", "sockets": sockets, "threads": threads,
         "files_ns": files_ns, "threads_ns": threads_ns, "tick_ns": tick_ns,
+        "bare_files_ns": bare_files_ns, "bare_threads_ns": bare_threads_ns,
     });
     serde_json::to_writer(io::stdout(), &line)
         .map_err(|error| Failure::stdout(io::Error::from(error)))?;

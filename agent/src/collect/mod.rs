@@ -44,7 +44,8 @@ use voice::Voice;
 
 use crate::{
     diagnose::messages::Table,
-    kernel::glance::{Glance, Record, Watched},
+    in_order::InOrder,
+    kernel::glance::{Bare, Glance, Record, Watched},
     sample::{Files, Holder, Listening, Sample, Target, TargetId, Walks},
     target::{Discovery, Found, ListenerSeen, ProcessSeen, Spec},
     text::harmless,
@@ -78,6 +79,9 @@ pub struct Collector {
     processes: Vec<ProcessSeen>,
     /// Connections that the last walk over files saw.
     connections: usize,
+    /// The look that last saw each socket, by its cookie as the kernel gave it.
+    seen: InOrder<u64>,
+    looks: u64,
     told_targets: bool,
     discovery_due_ns: u64,
     listeners: Vec<ListenerSeen>,
@@ -135,6 +139,8 @@ impl Collector {
             targets: Vec::new(),
             processes: Vec::new(),
             connections: 0,
+            seen: InOrder::default(),
+            looks: 0,
             told_targets: false,
             discovery_due_ns: 0,
             listeners: Vec::new(),
@@ -196,15 +202,7 @@ impl Collector {
         let mut watched: Vec<ProcessSeen> = found.processes.clone();
         watched.sort_unstable_by_key(|process| process.tgid);
         if watched != self.processes {
-            let bound: Vec<Watched> = watched
-                .iter()
-                .map(|process| Watched {
-                    tgid: process.tgid,
-                    pid: process.pid,
-                    start_ns: process.start_ns,
-                })
-                .collect();
-            self.glance.watch(&bound)?;
+            self.glance.watch(&bound(&watched))?;
             self.processes = watched;
             // Sockets of a new process are not marked yet.
             self.schedule.all_now();
@@ -446,11 +444,11 @@ impl Collector {
         let mut unix = BTreeMap::new();
         let mut rings = BTreeMap::new();
         let mut listeners = BTreeMap::new();
-        let mut connections = FxHashSet::default();
+        self.looks += 1;
+        let look = self.looks;
         if tick.files {
             // As many as last time, give or take: growing by doubling would copy them all.
             sample.connections.reserve(self.connections + 64);
-            connections.reserve(self.connections + 64);
         }
         if tick.files || tick.marked {
             // Before the listeners, so that what comes in between is seen waiting now and counted at the next tick.
@@ -465,7 +463,7 @@ impl Collector {
                 records += 1;
                 match record {
                     // A socket that several processes hold is met once for each.
-                    Record::Socket(socket) if connections.insert(socket.cookie) => {
+                    Record::Socket(socket) if is_first(&mut self.seen, socket.cookie, look) => {
                         let connection = convert::connection(socket, ids, jiffy_ns);
                         sample.connections.push(connection);
                     }
@@ -489,6 +487,7 @@ impl Collector {
             };
             if tick.files {
                 self.glance.walk_files(&mut visit)?;
+                self.seen.retain(|seen| *seen == look);
                 sample.walks.files = true;
                 sample.datagrams = datagrams.into_values().collect();
                 sample.unix = unix.into_values().collect();
@@ -554,6 +553,11 @@ impl Collector {
         Ok(())
     }
 
+    /// See [`Glance::bare`].
+    pub fn bare(&self) -> Result<Bare> {
+        self.glance.bare(&bound(&self.processes))
+    }
+
     /// The loaded iterators, for what is not a tick.
     pub fn glance(&mut self) -> &mut Glance {
         &mut self.glance
@@ -570,6 +574,29 @@ pub fn complete_tick() -> Tick {
         profile: true,
         base: true,
         complete: true,
+    }
+}
+
+/// What the iterators need to know of the processes that they walk.
+fn bound(processes: &[ProcessSeen]) -> Vec<Watched> {
+    processes
+        .iter()
+        .map(|process| Watched {
+            tgid: process.tgid,
+            pid: process.pid,
+            start_ns: process.start_ns,
+        })
+        .collect()
+}
+
+/// Whether this look has not met this socket before.
+fn is_first(seen: &mut InOrder<u64>, cookie: u64, look: u64) -> bool {
+    match seen.next(cookie) {
+        Some(last) => std::mem::replace(last, look) != look,
+        None => {
+            seen.insert(cookie, look);
+            true
+        }
     }
 }
 

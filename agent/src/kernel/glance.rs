@@ -108,6 +108,12 @@ pub struct Glance {
     ebpf: Ebpf,
 }
 
+/// See [`Glance::bare`].
+pub struct Bare {
+    files: Vec<Link>,
+    threads: Vec<Link>,
+}
+
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct WalkPod(Walk);
@@ -431,6 +437,27 @@ impl Glance {
         self.wanted_keys = wanted;
         self.set_walk()?;
         Ok(keys.len() - self.wanted_keys.len())
+    }
+
+    /// The walks over files and threads of the watched processes with programs that do next to nothing: what the
+    /// kernel takes for itself, for the benchmarks.
+    pub fn bare(&self, processes: &[Watched]) -> Result<Bare> {
+        let bind = self.plan.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
+        Ok(Bare {
+            // They write about the agent itself, and about processes.
+            files: self.links("operations", bind, processes)?,
+            threads: self.links("processes", bind, processes)?,
+        })
+    }
+
+    /// One walk over files that tells nothing.
+    pub fn walk_bare_files(&mut self, bare: &Bare) -> Result<()> {
+        run_all(&bare.files, &mut self.buffer, &mut |_| {}).context("cannot walk over open files")
+    }
+
+    /// One walk over threads that tells nothing but the processes.
+    pub fn walk_bare_threads(&mut self, bare: &Bare) -> Result<()> {
+        run_all(&bare.threads, &mut self.buffer, &mut |_| {}).context("cannot walk over threads")
     }
 
     /// Every TCP socket and pipe of the watched processes.

@@ -4,10 +4,7 @@
 //! [`inflight`](super::inflight) (connections that a service accepted) and [`downstream`](super::downstream) (those that it
 //! opened). A walk over all connections counts anew; a look at a few of them corrects the count by what changed.
 
-use std::{
-    collections::{BTreeSet, hash_map::Entry},
-    net::SocketAddr,
-};
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use rustc_hash::FxHashMap;
 
@@ -18,14 +15,17 @@ use super::{
     inflight,
     requests::{Conversation, Role, Seen, Standing},
 };
-use crate::sample::{Connection, Sample, TargetId};
+use crate::{
+    in_order::InOrder,
+    sample::{Connection, Sample, TargetId},
+};
 
 /// Requests of one endpoint that are told one by one.
 const MAX_AWAITED: usize = 1_024;
 
 #[derive(Default)]
 pub(super) struct Conversations {
-    connections: FxHashMap<u64, Known>,
+    connections: InOrder<Known>,
     groups: Groups<Group>,
     nearby: Nearby,
     /// Walks over files so far.
@@ -152,7 +152,7 @@ impl Conversations {
                 continue;
             }
             for (began_ns, cookie) in group.waiting.iter().take(MAX_AWAITED) {
-                if let Some(known) = self.connections.get(cookie) {
+                if let Some(known) = self.connections.get(*cookie) {
                     awaited.push(Awaited {
                         target,
                         tgid: known.tgid,
@@ -169,59 +169,72 @@ impl Conversations {
 
     fn look(&mut self, connection: &Connection, now_ns: u64, all: bool, targets: &Targets) {
         let cookie = connection.cookie;
-        let (known, seen, before) = match self.connections.entry(cookie) {
-            Entry::Occupied(known) => {
-                let known = known.into_mut();
+        let (place, seen, before) = match self.connections.next(cookie) {
+            Some(known) => {
                 let seen = known.conversation.look(connection, now_ns);
                 let before = (known.standing, known.began_ns);
-                (known, seen, (!all).then_some(before))
+                known.walk = self.walks;
+                known.standing = seen.standing;
+                known.began_ns = seen.began_ns;
+                known.tgid = connection.tgid;
+                known.fd = connection.fd;
+                (known.group, seen, (!all).then_some(before))
             }
-            Entry::Vacant(vacant) => {
-                let Some(target) = targets.of(connection.tgid) else {
+            None => {
+                let Some((place, seen)) = self.meet(connection, now_ns, all, targets) else {
                     return;
                 };
-                let endpoint = Endpoint::of(connection, targets);
-                let role = match endpoint {
-                    Endpoint::Served(_) => Role::Accepted,
-                    Endpoint::Opened(_) => Role::Opened,
-                };
-                let walked = self.since.get(&target);
-                let fresh = walked.is_some_and(|first| *first < self.walks || !all);
-                let (conversation, seen) = Conversation::first(connection, role, fresh, now_ns);
-                let group = self.groups.place(target, endpoint);
-                if let Endpoint::Opened(remote) = endpoint {
-                    let behind = || downstream::Behind::new(connection, remote);
-                    self.groups.at(group).behind.get_or_insert_with(behind);
-                }
-                self.groups.at(group).netns = connection.netns;
-                let known = vacant.insert(Known {
-                    group,
-                    walk: 0,
-                    conversation,
-                    standing: seen.standing,
-                    began_ns: seen.began_ns,
-                    tgid: connection.tgid,
-                    fd: connection.fd,
-                    remote: connection.remote,
-                });
-                (known, seen, None)
+                (place, seen, None)
             }
         };
-        known.walk = self.walks;
-        known.standing = seen.standing;
-        known.began_ns = seen.began_ns;
-        known.tgid = connection.tgid;
-        known.fd = connection.fd;
-        let group = self.groups.at(known.group);
+        let group = self.groups.at(place);
         group.sample = self.samples;
         group.since.add(&seen);
         group.count(cookie, before, &seen, all);
     }
 
+    /// At first sight: its group's place, and what it is about. `None`: not of a target.
+    fn meet(
+        &mut self,
+        connection: &Connection,
+        now_ns: u64,
+        all: bool,
+        targets: &Targets,
+    ) -> Option<(usize, Seen)> {
+        let target = targets.of(connection.tgid)?;
+        let endpoint = Endpoint::of(connection, targets);
+        let role = match endpoint {
+            Endpoint::Served(_) => Role::Accepted,
+            Endpoint::Opened(_) => Role::Opened,
+        };
+        let walked = self.since.get(&target);
+        let fresh = walked.is_some_and(|first| *first < self.walks || !all);
+        let (conversation, seen) = Conversation::first(connection, role, fresh, now_ns);
+        let place = self.groups.place(target, endpoint);
+        let group = self.groups.at(place);
+        if let Endpoint::Opened(remote) = endpoint {
+            let behind = || downstream::Behind::new(connection, remote);
+            group.behind.get_or_insert_with(behind);
+        }
+        group.netns = connection.netns;
+        let known = Known {
+            group: place,
+            walk: self.walks,
+            conversation,
+            standing: seen.standing,
+            began_ns: seen.began_ns,
+            tgid: connection.tgid,
+            fd: connection.fd,
+            remote: connection.remote,
+        };
+        self.connections.insert(connection.cookie, known);
+        Some((place, seen))
+    }
+
     /// After a walk over all: connections that it did not see are gone, and what waited on them has left.
     fn forget_gone(&mut self, targets: &Targets) {
         let (walk, groups) = (self.walks, &mut self.groups);
-        self.connections.retain(|_, known| {
+        self.connections.retain(|known| {
             let stays = known.walk == walk;
             if !stays && known.standing.waits() {
                 let since = &mut groups.at(known.group).since;
@@ -257,7 +270,7 @@ impl Conversations {
                 continue;
             }
             let oldest = group.waiting.first();
-            let oldest = oldest.and_then(|(_, cookie)| self.connections.get(cookie));
+            let oldest = oldest.and_then(|(_, cookie)| self.connections.get(*cookie));
             let walked_ns = group.walked_ns.filter(|_| all);
             let told = Told {
                 group,
@@ -268,10 +281,12 @@ impl Conversations {
             };
             match endpoint {
                 Endpoint::Served(_) => {
-                    sink.put(target, Kind::Inflight, name, inflight::reading(&told));
+                    sink.put_with(target, Kind::Inflight, name, || inflight::reading(&told));
                 }
                 Endpoint::Opened(_) => {
-                    sink.put(target, Kind::Downstream, name, downstream::reading(&told));
+                    sink.put_with(target, Kind::Downstream, name, || {
+                        downstream::reading(&told)
+                    });
                 }
             }
         }

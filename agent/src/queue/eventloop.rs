@@ -13,7 +13,10 @@ use super::{
     Kind, Reading, Sink, Source, Targets,
     syscalls::{Does, Futex, Lock, call_of, doing},
 };
-use crate::sample::{Sample, State, Wait};
+use crate::{
+    in_order::InOrder,
+    sample::{Sample, State, Wait},
+};
 
 /// A turn up to that is work, as browsers and Node.js have it ("long task").
 const TURN_NS: u64 = 50_000_000;
@@ -27,11 +30,22 @@ const MAX_PER_PROCESS: u32 = 64;
 #[derive(Default)]
 pub(super) struct EventLoops {
     threads: HashMap<(u32, u32), Known>,
-    processes: HashMap<u32, Process>,
-    connections: FxHashMap<u64, (u32, u32)>,
+    processes: FxHashMap<u32, Process>,
+    connections: InOrder<Position>,
+    /// Walks over files so far.
+    walks: u64,
     files_ns: Option<u64>,
     /// Connections were looked at, and threads not since.
     fresh: bool,
+}
+
+/// How far a connection was read and written.
+#[derive(Clone, Copy)]
+struct Position {
+    /// The walk that saw it.
+    walk: u64,
+    read: u32,
+    written: u32,
 }
 
 /// Where a thread was at the last looks.
@@ -131,20 +145,33 @@ impl Source for EventLoops {
 
 impl EventLoops {
     fn look_at_connections(&mut self, sample: &Sample, targets: &Targets) {
-        let mut connections =
-            FxHashMap::with_capacity_and_hasher(sample.connections.len(), Default::default());
-        let mut processes: HashMap<u32, Process> = HashMap::new();
+        self.walks += 1;
+        let mut processes: FxHashMap<u32, Process> = FxHashMap::default();
         for connection in &sample.connections {
             let process = processes.entry(connection.tgid).or_default();
             if targets.listens(connection.netns, connection.local.port()) {
                 process.accepted = process.accepted.saturating_add(1);
             }
-            let now = (connection.copied_seq, connection.write_seq);
-            let before = self.connections.get(&connection.cookie);
-            let moved = self.files_ns.is_some() && before != Some(&now);
+            let now = Position {
+                walk: self.walks,
+                read: connection.copied_seq,
+                written: connection.write_seq,
+            };
+            let stayed = match self.connections.next(connection.cookie) {
+                Some(known) => {
+                    let before = std::mem::replace(known, now);
+                    (before.read, before.written) == (now.read, now.written)
+                }
+                None => {
+                    self.connections.insert(connection.cookie, now);
+                    false
+                }
+            };
+            let moved = self.files_ns.is_some() && !stayed;
             process.progress = process.progress.saturating_add(u64::from(moved));
-            connections.insert(connection.cookie, now);
         }
+        let walk = self.walks;
+        self.connections.retain(|position| position.walk == walk);
         for (tgid, process) in &mut processes {
             // Where no thread was looked at since, what moved then still counts.
             let before = self.processes.get(tgid);
@@ -152,7 +179,6 @@ impl EventLoops {
             let left = before.map_or(0, |before| before.progress);
             process.progress = process.progress.saturating_add(left);
         }
-        self.connections = connections;
         self.processes = processes;
         self.files_ns = Some(sample.mono_ns);
         self.fresh = true;

@@ -198,8 +198,19 @@ struct Sink<'a> {
 
 impl Sink<'_> {
     fn put(&mut self, target: TargetId, kind: Kind, name: &str, reading: Reading) {
+        self.put_with(target, kind, name, || reading);
+    }
+
+    /// The same, where there may be many more queues than are shown: of those, none is read.
+    fn put_with(
+        &mut self,
+        target: TargetId,
+        kind: Kind,
+        name: &str,
+        reading: impl FnOnce() -> Reading,
+    ) {
         match self.keys.get(target, kind, name) {
-            Some(key) => self.out.queues.push((key, reading)),
+            Some(key) => self.out.queues.push((key, reading())),
             None => self.out.beyond_bound += 1,
         }
     }

@@ -4,9 +4,7 @@
 //! those that it opened by the remote endpoint. Depth and limit are those of the worst connection of the group,
 //! which is named; one stuck connection among a thousand idle ones would not be seen in a sum.
 
-use std::{collections::hash_map::Entry, net::SocketAddr};
-
-use rustc_hash::FxHashMap;
+use std::net::SocketAddr;
 
 use super::{
     Kind, NewConnections, Reading, Sink, Source, Targets, advance,
@@ -14,7 +12,10 @@ use super::{
     head::Head,
     little,
 };
-use crate::sample::{Connection, Sample};
+use crate::{
+    in_order::InOrder,
+    sample::{Connection, Sample},
+};
 
 /// Unsent data below one segment may wait for company (Nagle's algorithm, TCP_CORK).
 const SEGMENT_BYTES: u64 = 1460;
@@ -23,7 +24,7 @@ const STALL_NS: u64 = 1_000_000_000;
 
 #[derive(Default)]
 pub(super) struct Streams {
-    connections: FxHashMap<u64, Known>,
+    connections: InOrder<Known>,
     groups: Groups<Group>,
     /// Walks over files so far.
     walks: u64,
@@ -94,7 +95,7 @@ impl Source for Streams {
         }
         if sample.walks.files {
             let walk = self.walks;
-            self.connections.retain(|_, known| known.walk == walk);
+            self.connections.retain(|known| known.walk == walk);
             // A group that it did not touch has no connection left.
             let samples = self.samples;
             self.groups.retain(|_, _, group| group.sample == samples);
@@ -103,10 +104,10 @@ impl Source for Streams {
             if group.sample != self.samples {
                 continue;
             }
-            let recv = group.recv.reading(group, targets.threads(target));
-            let send = group.send.reading(group, 1);
-            sink.put(target, Kind::Recv, name, recv);
-            sink.put(target, Kind::Send, name, send);
+            sink.put_with(target, Kind::Recv, name, || {
+                group.recv.reading(group, targets.threads(target))
+            });
+            sink.put_with(target, Kind::Send, name, || group.send.reading(group, 1));
         }
         if sample.walks.files {
             sink.forget_unseen(Kind::Recv);
@@ -123,30 +124,27 @@ impl Streams {
         targets: &Targets,
         new: &mut NewConnections,
     ) {
-        let known = match self.connections.entry(connection.cookie) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(vacant) => {
-                let Some(target) = targets.of(connection.tgid) else {
-                    return;
-                };
-                let endpoint = Endpoint::of(connection, targets);
-                let came_since = self.walks > 1;
-                if came_since && let Endpoint::Served(port) = endpoint {
-                    *new.entry((connection.netns, port)).or_default() += 1;
-                }
-                let group = self.groups.place(target, endpoint);
-                let known = Known::first(connection, group, came_since);
-                let group = touch(&mut self.groups, group, self.samples);
-                let known = vacant.insert(known);
-                group.add(connection, known, None, now_ns);
-                known.walk = self.walks;
-                return;
-            }
+        if let Some(known) = self.connections.next(connection.cookie) {
+            let elapsed_ns = now_ns.saturating_sub(known.seen_ns);
+            let group = touch(&mut self.groups, known.group, self.samples);
+            group.add(connection, known, Some(elapsed_ns), now_ns);
+            known.walk = self.walks;
+            return;
+        }
+        let Some(target) = targets.of(connection.tgid) else {
+            return;
         };
-        let elapsed_ns = now_ns.saturating_sub(known.seen_ns);
-        let group = touch(&mut self.groups, known.group, self.samples);
-        group.add(connection, known, Some(elapsed_ns), now_ns);
+        let endpoint = Endpoint::of(connection, targets);
+        let came_since = self.walks > 1;
+        if came_since && let Endpoint::Served(port) = endpoint {
+            *new.entry((connection.netns, port)).or_default() += 1;
+        }
+        let group = self.groups.place(target, endpoint);
+        let mut known = Known::first(connection, group, came_since);
+        let group = touch(&mut self.groups, group, self.samples);
+        group.add(connection, &mut known, None, now_ns);
         known.walk = self.walks;
+        self.connections.insert(connection.cookie, known);
     }
 }
 

@@ -1,9 +1,11 @@
 //! Who is watched, indexed for the kinds' modules.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
+
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     sample::{Holder, Listener, Sample, Target, TargetId},
@@ -17,10 +19,10 @@ const NAMED_HOLDERS: usize = 2;
 #[derive(Default)]
 pub struct Targets {
     by_id: BTreeMap<TargetId, Arc<Target>>,
-    by_tgid: HashMap<u32, TargetId>,
-    threads: HashMap<TargetId, u32>,
+    by_tgid: FxHashMap<u32, TargetId>,
+    threads: FxHashMap<TargetId, u32>,
     /// Ports that targets listen on: a connection with such a local port was accepted, not opened.
-    ports: HashSet<(u32, u16)>,
+    ports: FxHashSet<(u32, u16)>,
     /// Who holds pipes and unix sockets of which targets hold an end, by inode.
     holders: HashMap<u64, Vec<Holder>>,
 }

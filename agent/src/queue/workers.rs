@@ -10,12 +10,18 @@ use super::{
     eventloop::Residence,
     syscalls::{Does, Futex, Lock, call_of, descriptor},
 };
-use crate::sample::{Detail, Sample, State, Syscall, TargetId, Wait};
+use crate::{
+    in_order::InOrder,
+    sample::{Detail, Sample, State, Syscall, TargetId, Wait},
+};
 
 #[derive(Default)]
 pub(super) struct Workers {
     threads: HashMap<(u32, u32), Residence>,
-    roles: HashMap<(u32, u32), Role>,
+    /// By process and descriptor.
+    roles: InOrder<Seen>,
+    /// Walks over files so far.
+    walks: u64,
 }
 
 /// Who began a connection.
@@ -23,6 +29,12 @@ pub(super) struct Workers {
 enum Role {
     Accepted,
     Opened,
+}
+
+/// A connection, and the walk that saw it.
+struct Seen {
+    walk: u64,
+    role: Role,
 }
 
 /// What a worker is doing.
@@ -134,21 +146,24 @@ impl Looks {
 
 impl Workers {
     fn learn_roles(&mut self, sample: &Sample, targets: &Targets) {
-        let role = |accepted| {
-            if accepted {
+        self.walks += 1;
+        let walk = self.walks;
+        for connection in &sample.connections {
+            let accepted = targets.listens(connection.netns, connection.local.port());
+            let role = if accepted {
                 Role::Accepted
             } else {
                 Role::Opened
+            };
+            let (key, seen) = (place(connection.tgid, connection.fd), Seen { walk, role });
+            match self.roles.next(key) {
+                Some(known) => *known = seen,
+                None => {
+                    self.roles.insert(key, seen);
+                }
             }
-        };
-        self.roles = sample
-            .connections
-            .iter()
-            .map(|connection| {
-                let accepted = targets.listens(connection.netns, connection.local.port());
-                ((connection.tgid, connection.fd), role(accepted))
-            })
-            .collect();
+        }
+        self.roles.retain(|seen| seen.walk == walk);
     }
 
     fn doing(&self, wait: &Wait, looks: &Looks) -> Doing {
@@ -205,8 +220,13 @@ impl Workers {
     }
 
     fn role(&self, tgid: u32, fd: u32) -> Option<Role> {
-        self.roles.get(&(tgid, fd)).copied()
+        self.roles.get(place(tgid, fd)).map(|seen| seen.role)
     }
+}
+
+/// One number for a process and a descriptor of it.
+fn place(tgid: u32, fd: u32) -> u64 {
+    u64::from(tgid) << 32 | u64::from(fd)
 }
 
 /// A thread's name with `#` in place of each run of digits: `worker-12` is like `worker-3`.

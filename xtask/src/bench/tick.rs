@@ -61,6 +61,14 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             goal: Some(Goal::at_most(goal, &files)),
         });
         report.add(Figure {
+            what: format!("{thousands}: the kernel's own walk, each"),
+            keys: keys("bare_walk_per_socket"),
+            unit: "ns",
+            value: per_socket(&walk.bare_files_ns)?,
+            spread: QUARTILES,
+            goal: None,
+        });
+        report.add(Figure {
             what: format!("{thousands}: whole tick, each"),
             keys: keys("tick_per_socket"),
             unit: "ns",
@@ -101,6 +109,17 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
         spread: QUARTILES,
         goal: Some(Goal::at_most(THREAD_GOAL_NS, &value)),
     });
+    report.add(Figure {
+        what: format!(
+            "{},000 threads: the kernel's own walk, each",
+            THREADS / 1000
+        ),
+        keys: json!({"bench": "tick", "measured": "bare_walk_per_thread", "threads": walk.threads}),
+        unit: "ns",
+        value: spread(&walk.bare_threads_ns, walk.threads)?,
+        spread: QUARTILES,
+        goal: None,
+    });
     Ok(())
 }
 
@@ -110,6 +129,9 @@ struct Walk {
     threads: f64,
     files_ns: Vec<f64>,
     threads_ns: Vec<f64>,
+    /// The same walks with programs that read no more than whose each visit is.
+    bare_files_ns: Vec<f64>,
+    bare_threads_ns: Vec<f64>,
     tick_ns: Vec<f64>,
 }
 
@@ -141,6 +163,8 @@ impl Walk {
             threads: number("threads")?,
             files_ns: times("files_ns")?,
             threads_ns: times("threads_ns")?,
+            bare_files_ns: times("bare_files_ns")?,
+            bare_threads_ns: times("bare_threads_ns")?,
             tick_ns: times("tick_ns")?,
         })
     }
