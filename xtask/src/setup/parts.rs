@@ -26,6 +26,7 @@ pub fn table() -> Vec<Part> {
         program("redis-benchmark", &[Test, Demo], &["redis-tools"]),
         program("nginx", &[Test], &["nginx-light"]),
         program("wrk", &[Test], &["wrk"]),
+        program("xz", &[Test], &["xz-utils"]),
         program("podman", &[Test], &["podman", "runc"]),
         program("qemu-system-x86_64", &[Test, Boot], &["qemu-system-x86"]),
         part("Jaeger", &[Test, Demo], Kind::Jaeger),
