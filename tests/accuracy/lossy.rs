@@ -29,7 +29,7 @@ const LOOKED_FOR: Duration = Duration::from_secs(15);
 const MARGIN_NS: u64 = 30_000_000;
 /// Else there was no loss to speak of.
 const LEAST_SENT_AGAIN: f64 = 20.0;
-const LEAST_LOOKS: usize = 500;
+const LEAST_LOOKS: usize = 200;
 
 /// At which end it is looked.
 #[derive(Clone, Copy, PartialEq, Eq)]
