@@ -20,6 +20,9 @@ const SOON: Duration = Duration::from_secs(60);
 /// A queue must have stood for so long before its age is compared: a tick is a small part of it then.
 pub const SETTLED_NS: u64 = 500_000_000;
 
+/// When a line came from the agent, ns since 1970: what it tells was looked at between its own time and this.
+const HEARD: &str = "heard_unix_ns";
+
 /// The looks of a while.
 pub struct Looks {
     /// When they were, ns since 1970. The first tells no queues.
@@ -49,7 +52,13 @@ pub fn during<T>(duration: Duration, action: impl FnOnce() -> Result<T>) -> Resu
     let mut times = vec![began_ns.context("the target has no time")?];
     let events = agent.events()?.into_iter();
     let queues = events.filter(|event| event.is("queue"));
-    let queues: Vec<Value> = queues.map(|event| event.value).collect();
+    let queues: Vec<Value> = queues
+        .map(|event| {
+            let mut value = event.value;
+            value[HEARD] = event.unix_ns.into();
+            value
+        })
+        .collect();
     times.extend(queues.iter().map(time_ns));
     times.dedup();
     let looks = Looks { times, queues };
@@ -68,6 +77,11 @@ fn said(agent: &Agent) -> String {
 }
 
 impl Looks {
+    /// When the first was.
+    pub fn began_ns(&self) -> u64 {
+        self.times.first().copied().unwrap_or(0)
+    }
+
     /// One queue at every look: of those of this kind whose name is `wanted` the deepest. Where no look has it, why.
     pub fn queue(&self, kind: &str, wanted: impl Fn(&str) -> bool) -> Result<Queue<'_>, String> {
         let mut of_kind: Vec<&Value> = self
@@ -104,6 +118,10 @@ impl Looks {
     }
 }
 
+pub fn heard_ns(line: &Value) -> u64 {
+    line[HEARD].as_u64().unwrap_or(u64::MAX)
+}
+
 /// One queue, look by look.
 #[derive(Clone)]
 pub struct Queue<'a> {
@@ -138,7 +156,7 @@ impl<'a> Queue<'a> {
     }
 
     /// Between the looks around a moment.
-    fn tick_ns(&self, at_ns: u64) -> u64 {
+    pub fn tick_ns(&self, at_ns: u64) -> u64 {
         let after = self.times.iter().find(|time| **time >= at_ns);
         after.map_or(0, |after| after - self.last_before(*after))
     }

@@ -12,6 +12,7 @@ use tailback_tests::lines::unix_ns;
 
 use crate::{
     look::{self, Looks, age, standing},
+    lossy::{self, End},
     report::Report,
 };
 
@@ -33,7 +34,8 @@ pub fn measure_inflight(report: &mut Report) -> Result<()> {
             &[("depth", "depth", begun.len() as f64)],
         );
         age(report, &queue, (begun[0], unix_ns()), "oldest");
-    })
+    })?;
+    lossy::measure(report, End::Server)
 }
 
 pub fn measure_downstream(report: &mut Report) -> Result<()> {
@@ -47,7 +49,8 @@ pub fn measure_downstream(report: &mut Report) -> Result<()> {
         ];
         standing(report, &queue, since_ns, &keys);
         age(report, &queue, (begun[0], unix_ns()), "oldest");
-    })
+    })?;
+    lossy::measure(report, End::Client)
 }
 
 /// Connections of which each has carried one request and its answer.

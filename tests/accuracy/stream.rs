@@ -13,22 +13,23 @@ use tailback_tests::lines::unix_ns;
 
 use crate::{
     course::Course,
+    ktls,
     look::{self, SETTLED_NS, age, standing},
     report::Report,
     sys,
 };
 
 /// A connection, both ends ours.
-struct Pair {
+pub struct Pair {
     _listener: TcpListener,
-    client: TcpStream,
-    server: TcpStream,
+    pub client: TcpStream,
+    pub server: TcpStream,
     /// What the agent calls the accepted end.
-    name: String,
+    pub name: String,
 }
 
 impl Pair {
-    fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").context("listen")?;
         let client = TcpStream::connect(listener.local_addr()?).context("connect")?;
         let (server, _) = listener.accept().context("accept")?;
@@ -61,7 +62,8 @@ pub fn measure_recv(report: &mut Report) -> Result<()> {
         standing(report, &queue, since_ns + SETTLED_NS, &keys);
         age(report, &queue, (since_ns, unix_ns()), "oldest");
     }
-    recv_rates(report)
+    recv_rates(report)?;
+    ktls::measure_recv(report)
 }
 
 fn recv_rates(report: &mut Report) -> Result<()> {
@@ -121,5 +123,5 @@ pub fn measure_send(report: &mut Report) -> Result<()> {
     let keys = [("depth", "depth", waits), ("limit", "limit", buffer as f64)];
     standing(report, &queue, since_ns + SETTLED_NS, &keys);
     age(report, &queue, (since_ns, unix_ns()), "oldest");
-    Ok(())
+    ktls::measure_send(report)
 }

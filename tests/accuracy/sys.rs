@@ -80,6 +80,29 @@ pub fn drop_all_input(socket: &impl AsFd) -> Result<()> {
     succeeded(done).context("SO_ATTACH_FILTER")
 }
 
+/// setsockopt(2), for an option whose value holds no pointers.
+pub fn set_option(
+    socket: &impl AsFd,
+    level: c_int,
+    option: c_int,
+    value: &[u8],
+) -> std::io::Result<()> {
+    // SAFETY: the kernel reads the bytes of `value`, which lives until it returns.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            option,
+            value.as_ptr().cast(),
+            value.len() as libc::socklen_t,
+        )
+    };
+    if done < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 fn succeeded(returned: c_int) -> Result<()> {
     if returned < 0 {
         return Err(std::io::Error::last_os_error().into());
@@ -128,8 +151,11 @@ pub fn own_network() -> Result<Option<String>> {
 
 /// A counter of our network namespace: `TcpExt`, `ListenOverflows`.
 pub fn network_counter(group: &str, name: &str) -> Result<f64> {
-    let file = "/proc/self/net/netstat";
-    let text = fs::read_to_string(file).with_context(|| format!("read {file}"))?;
+    const FILES: [&str; 2] = ["/proc/self/net/netstat", "/proc/self/net/snmp"];
+    let mut text = String::new();
+    for file in FILES {
+        text += &fs::read_to_string(file).with_context(|| format!("read {file}"))?;
+    }
     let mut lines = text.lines().filter(|line| line.starts_with(group));
     let (names, values) = (
         lines.next().unwrap_or_default(),
@@ -138,7 +164,7 @@ pub fn network_counter(group: &str, name: &str) -> Result<f64> {
     let mut columns = names.split_whitespace().zip(values.split_whitespace());
     columns
         .find_map(|(column, value)| (column == name).then(|| value.parse().ok())?)
-        .with_context(|| format!("{file} has no {name}"))
+        .with_context(|| format!("neither of {FILES:?} has {name}"))
 }
 
 /// A number that a file of /proc or of a control group holds alone.

@@ -3,10 +3,11 @@
 
 use std::{fs, thread};
 
+use anyhow::Result;
 use tailback_tests::accuracy::ROWS;
 
 use super::{
-    Kernel, LIMIT, guest,
+    Initramfs, Kernel, LIMIT, add_modules, guest,
     protocol::CHECKS,
     qemu::{self, Console},
     transcript::{self, Verdict, findings, verdicts},
@@ -35,7 +36,7 @@ pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
     if ready.is_empty() {
         return;
     }
-    let initramfs = match guest().and_then(super::Initramfs::finish) {
+    let initramfs = match guest() {
         Ok(initramfs) => initramfs,
         Err(error) => {
             let why = format!("the initramfs cannot be made: {error:#}");
@@ -52,7 +53,7 @@ pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
             let initramfs = &initramfs;
             let boots: Vec<_> = kernels
                 .iter()
-                .map(|(kernel, _)| scope.spawn(|| qemu::boot(kernel, initramfs, LIMIT)))
+                .map(|(kernel, _)| scope.spawn(|| boot(kernel, initramfs.clone())))
                 .collect();
             boots
                 .into_iter()
@@ -71,6 +72,11 @@ pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
             tests().for_each(|test| tally.tell(&name(kernel, &test), Told::Failed(&why)));
         }
     }
+}
+
+fn boot(kernel: &Kernel, mut initramfs: Initramfs) -> Result<Console> {
+    add_modules(&mut initramfs, kernel)?;
+    qemu::boot(kernel, &initramfs.finish()?, LIMIT)
 }
 
 /// The checks, and the rows of the accuracy table.

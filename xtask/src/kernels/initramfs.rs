@@ -6,7 +6,7 @@
 
 use anyhow::{Context as _, Result};
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Initramfs {
     archive: Vec<u8>,
     entries: u32,

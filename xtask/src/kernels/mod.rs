@@ -1,7 +1,7 @@
 //! The kernel matrix: the agent, linked statically, on real kernels that an emulator boots.
 //!
-//! `initramfs` packs what a kernel finds when it comes up: the agent, what measures it (`tests/accuracy`) and the
-//! first process (`bin/kernel-init`), which is told what to do by a file. `qemu` boots, and collects the console. `protocol` says what the first
+//! `initramfs` packs what a kernel finds when it comes up: the agent, what measures it (`tests/accuracy`), a few of
+//! its own modules, and the first process (`bin/kernel-init`), which is told what to do by a file. `qemu` boots, and collects the console. `protocol` says what the first
 //! process writes there, `transcript` reads it. `checks` are the tests of the matrix; the command here runs
 //! anything else.
 
@@ -30,7 +30,8 @@ use crate::{
 };
 pub use checks::{obstacle, run as run_checks};
 use initramfs::Initramfs;
-use protocol::TASK;
+pub use protocol::MODULES;
+use protocol::{TASK, module_file};
 
 /// A boot takes a few seconds, and all that is measured some minutes, or several times that where all CPUs are busy.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -81,6 +82,11 @@ impl Kernel {
 
     pub fn image(&self) -> PathBuf {
         self.folder().join("vmlinuz")
+    }
+
+    /// Holds those of [`MODULES`] that it has as modules.
+    pub fn modules(&self) -> PathBuf {
+        self.folder().join("modules")
     }
 
     pub fn release_file(&self) -> PathBuf {
@@ -177,6 +183,7 @@ pub fn measure(kernel: &Kernel, kinds: &[String]) -> Result<Vec<Finding>> {
 
 fn task(kernel: &Kernel, command: &[String]) -> Result<transcript::Output> {
     let mut initramfs = guest()?;
+    add_modules(&mut initramfs, kernel)?;
     initramfs.file(TASK, 0o644, command.join("\n").as_bytes());
     let console = qemu::boot(kernel, &initramfs.finish()?, LIMIT)?;
     if let Some(fault) = &console.fault {
@@ -198,6 +205,20 @@ fn guest() -> Result<Initramfs> {
         initramfs.file(name, 0o755, &content);
     }
     Ok(initramfs)
+}
+
+/// What a kernel can load.
+fn add_modules(initramfs: &mut Initramfs, kernel: &Kernel) -> Result<()> {
+    for module in MODULES {
+        let name = module_file(module);
+        let file = kernel.modules().join(&name);
+        match fs::read(&file) {
+            Ok(content) => initramfs.file(&name, 0o644, &content),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

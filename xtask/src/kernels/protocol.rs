@@ -19,11 +19,28 @@ pub const BYTES: &str = "BYTES";
 pub const END: &str = "END";
 
 /// The checks, in the order in which they are run.
-pub const CHECKS: &[&str] = &["doctor"];
+pub const CHECKS: &[&str] = &["modules", "doctor"];
 /// Begins a line of JSON that `tailback doctor` printed.
 pub const PLAN: &str = "PLAN";
 /// Begins a line of JSON that the program of `tests/accuracy` printed: it is run after the checks.
 pub const ACCURACY: &str = "ACCURACY";
+
+/// Kernel modules that the workloads of `tests/accuracy` stand on, each after those that it needs: a link that delays
+/// and loses, and TLS in the kernel with its cipher. What a kernel has as a module lies at the root of the initramfs
+/// ([`module_file`]); the rest is built in there, or is not there at all.
+pub const MODULES: &[&str] = &[
+    "sch_netem",
+    "gf128mul",
+    "crypto_null",
+    "ctr",
+    "ghash-generic",
+    "gcm",
+    "tls",
+];
+
+pub fn module_file(module: &str) -> String {
+    format!("{module}.ko")
+}
 
 /// A sum that tells a changed or moved byte (FNV-1a).
 pub fn sum(bytes: &[u8]) -> u32 {

@@ -20,7 +20,7 @@ use super::{
     Kernel,
     protocol::{BYE, HELLO},
 };
-use crate::{command::Cmd, tools};
+use crate::command::Cmd;
 
 const ATTEMPTS: u32 = 3;
 const MEMORY_MIB: &str = "1024";
@@ -41,7 +41,7 @@ pub struct Console {
 
 /// Boots a kernel, and returns when it has powered off or died.
 pub fn boot(kernel: &Kernel, initramfs: &[u8], limit: Duration) -> Result<Console> {
-    let initrd = Scratch::new(initramfs)?;
+    let initrd = Scratch::new(kernel, initramfs)?;
     let qemu = qemu(kernel, &initrd);
     let start = Instant::now();
     let mut restarts = 0;
@@ -159,8 +159,8 @@ fn read(child: &mut Child) -> Result<Receiver<Vec<u8>>> {
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(content: &[u8]) -> Result<Self> {
-        let folder = tools::cache().join("kernels");
+    fn new(kernel: &Kernel, content: &[u8]) -> Result<Self> {
+        let folder = kernel.folder();
         let file = folder.join(format!("initramfs.{}", std::process::id()));
         fs::write(&file, content).with_context(|| format!("write {}", file.display()))?;
         Ok(Self(file))

@@ -36,6 +36,7 @@ pub fn table() -> Vec<Part> {
         module("psycopg2", &["python3", "python3-psycopg2"]),
         module("uvicorn", &["python3", "python3-uvicorn"]),
         module("paho.mqtt.client", &["python3", "python3-paho-mqtt"]),
+        program("xz", &[Test], &["xz-utils"]),
         program("podman", &[Test], &["podman", "runc"]),
         program("qemu-system-x86_64", &[Test, Boot], &["qemu-system-x86"]),
         part("Jaeger", &[Test, Demo], Kind::Jaeger),

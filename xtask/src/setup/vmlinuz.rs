@@ -1,4 +1,4 @@
-//! The kernels of the matrix: images out of Debian's packages of other suites, fetched beside the machine's own
+//! The kernels of the matrix: images and a few modules out of Debian's packages of other suites, fetched beside the machine's own
 //! packages with apt's private lists and caches. The machine's apt never hears of those suites.
 
 use std::{
@@ -10,17 +10,22 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{Action, State, Way};
-use crate::{command::Cmd, kernels::Kernel};
+use crate::{
+    command::Cmd,
+    kernels::{Kernel, MODULES},
+};
 
 /// Depends on the newest kernel of its suite.
 const NEWEST: &str = "linux-image-cloud-amd64";
 
 pub fn look(kernel: &Kernel) -> State {
-    let image = kernel.image();
-    if image.is_file() {
-        State::Found(format!("{}, {}", kernel.release(), image.display()))
-    } else {
+    let (image, modules) = (kernel.image(), kernel.modules());
+    if !image.is_file() {
         State::Missing(format!("there is no {}", image.display()))
+    } else if !modules.is_dir() {
+        State::Missing(format!("there is no {}", modules.display()))
+    } else {
+        State::Found(format!("{}, {}", kernel.release(), image.display()))
     }
 }
 
@@ -33,9 +38,12 @@ pub fn ways(kernel: &'static Kernel) -> Vec<Way> {
 
 pub fn typed(kernel: &Kernel) -> String {
     format!(
-        "take vmlinuz out of Debian's newest {NEWEST} ({}) and put it at {}",
+        "take vmlinuz out of Debian's newest {NEWEST} ({}) and put it at {}; put those of its modules that are called \
+         {}, unpacked, into {}",
         kernel.suite,
-        kernel.image().display()
+        kernel.image().display(),
+        MODULES.join(", "),
+        kernel.modules().display()
     )
 }
 
@@ -45,26 +53,37 @@ pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
     apt.get().arg("update").run_logged(log)?;
 
     let image = apt.depends(NEWEST, "linux-image-")?;
-    // Since 7.x the image itself is in a package of its own.
-    let package = apt
-        .depends(&image, "linux-binary-")
-        .unwrap_or_else(|_| image.clone());
-    apt.get()
-        .args(["download", &package])
-        .folder(&work)
-        .run_logged(log)?;
-    let archive = find(&work, &|name| name.ends_with(".deb"))?;
+    // Since 7.x the image itself and the modules are in packages of their own.
+    let parts = ["linux-binary-", "linux-modules-"].map(|start| apt.depends(&image, start));
+    let mut packages: Vec<String> = parts.into_iter().flatten().collect();
+    if packages.is_empty() {
+        packages.push(image.clone());
+    }
     let tree = work.join("tree");
-    Cmd::new("dpkg-deb")
-        .arg("-x")
-        .args([&archive, &tree])
-        .run_logged(log)?;
+    for package in packages {
+        let folder = work.join(&package);
+        fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+        apt.get()
+            .args(["download", &package])
+            .folder(&folder)
+            .run_logged(log)?;
+        let archive = find(&folder, &|name| name.ends_with(".deb"))?;
+        Cmd::new("dpkg-deb")
+            .arg("-x")
+            .args([&archive, &tree])
+            .run_logged(log)?;
+    }
     let vmlinuz = find(&tree, &|name| name.starts_with("vmlinuz"))?;
+    let modules = work.join("modules");
+    unpack_modules(&tree, &modules, log)?;
 
     let release = image.trim_start_matches("linux-image-");
+    // Those of another release do not load.
+    let _ = fs::remove_dir_all(kernel.modules());
     fs::create_dir_all(kernel.folder())
         .and_then(|()| fs::write(kernel.release_file(), release))
         .and_then(|()| fs::rename(&vmlinuz, kernel.image()))
+        .and_then(|()| fs::rename(&modules, kernel.modules()))
         .with_context(|| {
             format!(
                 "keep {} in {}",
@@ -73,6 +92,32 @@ pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
             )
         })?;
     fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))
+}
+
+/// Takes out the modules that are wanted. A kernel lacks those that are built in, and may lack others; without any,
+/// they are looked for in the wrong place.
+fn unpack_modules(tree: &Path, into: &Path, log: &Path) -> Result<()> {
+    fs::create_dir_all(into).with_context(|| format!("make {}", into.display()))?;
+    let mut count = 0;
+    for module in MODULES {
+        let plain = format!("{module}.ko");
+        let packed = format!("{module}.ko.xz");
+        let Ok(found) = find(tree, &|name| name == plain || name == packed) else {
+            continue;
+        };
+        let is_packed = found.extension().is_some_and(|last| last == "xz");
+        let name = if is_packed { &packed } else { &plain };
+        let file = into.join(name);
+        fs::rename(&found, &file).with_context(|| format!("move {}", found.display()))?;
+        if is_packed {
+            Cmd::new("xz").arg("-d").arg(&file).run_logged(log)?;
+        }
+        count += 1;
+    }
+    if count == 0 {
+        bail!("none of the modules {MODULES:?} is in {}", tree.display());
+    }
+    Ok(())
 }
 
 /// An apt that knows one suite, and touches nothing outside of one folder.
@@ -185,7 +230,7 @@ fn find(folder: &Path, fits: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
                 _ => None,
             })
     }
-    walk(folder, fits).with_context(|| format!("find the kernel's image in {}", folder.display()))
+    walk(folder, fits).with_context(|| format!("find what is wanted in {}", folder.display()))
 }
 
 #[cfg(test)]

@@ -8,13 +8,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::protocol::{ACCURACY, CHECKS, PLAN};
+use crate::{
+    machine,
+    protocol::{ACCURACY, CHECKS, PLAN},
+};
 
 type Check = fn() -> Result<()>;
 
 /// The checks by name, as `protocol` lists them.
 pub fn all() -> impl Iterator<Item = (&'static str, Check)> {
-    let checks: [Check; CHECKS.len()] = [doctor];
+    let checks: [Check; CHECKS.len()] = [machine::modules_are_loaded, doctor];
     CHECKS.iter().copied().zip(checks)
 }
 

@@ -2,16 +2,18 @@
 
 use std::{
     ffi::c_short,
-    fs,
+    fs::{self, File},
     net::{Ipv4Addr, UdpSocket},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::{
     ioctl::{Opcode, Setter, ioctl},
     mount::{MountFlags, mount},
-    system::{RebootCommand, reboot},
+    system::{RebootCommand, finit_module, reboot},
 };
+
+use crate::protocol::{MODULES, module_file};
 
 /// What is mounted, and where. A kernel may lack one; what needs it then fails and says so.
 const MOUNTS: &[(&str, &str)] = &[
@@ -37,6 +39,35 @@ pub fn prepare() {
     if let Err(error) = loopback() {
         println!("note: {error:#}");
     }
+    for module in MODULES {
+        if let Err(error) = load(module) {
+            println!("note: {error:#}");
+        }
+    }
+}
+
+/// Loads a module that lies in the initramfs.
+fn load(module: &str) -> Result<()> {
+    let path = format!("/{}", module_file(module));
+    if !fs::exists(&path).unwrap_or(false) {
+        return Ok(());
+    }
+    let file = File::open(&path).with_context(|| format!("open {path}"))?;
+    finit_module(file, c"", 0).with_context(|| format!("load {path}"))
+}
+
+/// What lies in the initramfs is in the kernel: else the rows that need it would be skipped.
+pub fn modules_are_loaded() -> Result<()> {
+    let file = "/proc/modules";
+    let loaded = fs::read_to_string(file).with_context(|| format!("read {file}"))?;
+    for module in MODULES {
+        let name = module.replace('-', "_");
+        let mut lines = loaded.lines();
+        let is_loaded = lines.any(|line| line.split(' ').next() == Some(&name));
+        let lies_there = fs::exists(format!("/{}", module_file(module))).unwrap_or(false);
+        ensure!(is_loaded || !lies_there, "{module} is not loaded");
+    }
+    Ok(())
 }
 
 /// `struct ifreq` of <net/if.h>, as far as it is used here; the kernel reads 40 bytes of it.
