@@ -51,6 +51,23 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         bare_files_ns.push(walked - done);
         bare_threads_ns.push(mono_ns() - walked);
     }
+    // The profile of these processes, by an iterator for each of them and by one for all tasks of the machine.
+    let mut profile_ns = [Vec::new(), Vec::new()];
+    let mut profiled = 0;
+    for (tasks, times) in [usize::MAX, 0].into_iter().zip(&mut profile_ns) {
+        let glance = collector.glance();
+        glance.set_hot(tasks, |_| true).map_err(Failure::kernel)?;
+        for _ in 0..options.rounds {
+            profiled = 0;
+            let begun = mono_ns();
+            glance
+                .walk_profile(&mut |_| profiled += 1)
+                .map_err(Failure::kernel)?;
+            times.push(mono_ns() - begun);
+        }
+        glance.set_hot(tasks, |_| false).map_err(Failure::kernel)?;
+    }
+    let [profile_bound_ns, profile_all_ns] = profile_ns;
     // As it is made ten times a second: what need not be looked at on every tick comes now and then.
     let tick = Tick {
         complete: false,
@@ -67,6 +84,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     }
     let line = json!({
         "type": "walk", "sockets": sockets, "threads": threads,
+        "profiled": profiled, "profile_bound_ns": profile_bound_ns, "profile_all_ns": profile_all_ns,
         "files_ns": files_ns, "threads_ns": threads_ns, "tick_ns": tick_ns,
         "bare_files_ns": bare_files_ns, "bare_threads_ns": bare_threads_ns,
     });

@@ -11,10 +11,10 @@ use tailback::{
     },
 };
 use tailback_ebpf::{
-    Header, HolderRecord, KIND_HOLDER, KIND_LISTENER, KIND_PIPE, KIND_PROCESS, KIND_RING,
-    KIND_SOCKET, KIND_THREAD, KIND_UDP, KIND_UNIX, KIND_WAIT, ListenerRecord, PIPE_READ_END,
-    PIPE_WRITE_END, PipeRecord, ProcessRecord, RingRecord, SocketRecord, ThreadRecord, UdpRecord,
-    UnixRecord, WaitRecord,
+    Header, HolderRecord, KIND_HOLDER, KIND_LISTENER, KIND_PEER, KIND_PIPE, KIND_PROCESS,
+    KIND_RING, KIND_SOCKET, KIND_THREAD, KIND_UDP, KIND_UNIX, KIND_WAIT, ListenerRecord,
+    PIPE_READ_END, PIPE_WRITE_END, PeerRecord, PipeRecord, ProcessRecord, RingRecord, SocketRecord,
+    ThreadRecord, UdpRecord, UnixRecord, WaitRecord,
 };
 
 use crate::{in_time, mutation::MAX_BYTES};
@@ -171,6 +171,16 @@ fn service() -> Vec<u8> {
         fd: 1,
         end: PIPE_READ_END,
     };
+    let peer = PeerRecord {
+        header: header::<PeerRecord>(KIND_PEER),
+        cookie: 51,
+        fd: 9,
+        netns: 1,
+        local_port: 40_000,
+        remote_port: 80,
+        family: 2,
+        ..PeerRecord::zeroed()
+    };
     [
         bytes_of(&process),
         bytes_of(&listener),
@@ -185,6 +195,7 @@ fn service() -> Vec<u8> {
         bytes_of(&thread),
         bytes_of(&wait),
         bytes_of(&holder),
+        bytes_of(&peer),
     ]
     .concat()
 }
