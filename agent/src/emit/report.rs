@@ -378,7 +378,10 @@ impl Report<'_> {
 
     /// A labelled line as it is.
     fn line(&mut self, label: &str, text: &str) {
-        let (on, _, off) = self.paint(DIM);
+        let (on, _, off) = match label {
+            "" => ("", "", ""),
+            _ => self.paint(DIM),
+        };
         let gap = LABEL.saturating_sub(label.len());
         self.lines
             .push(format!("{:INDENT$}{on}{label}{off}{:gap$}{text}", "", ""));
