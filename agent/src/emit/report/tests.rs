@@ -2,11 +2,12 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    detect::Event,
-    diagnose::Cause,
+    detect::{DrivenBy, Event},
+    diagnose::{Cause, Said},
     emit::fixture::{
         GATEWAY, POSTGRES, SHOP, at, culprit, episode, gateway, look, shop, targets, verdict,
     },
+    queue::Kind,
     sample::{Notice, Thread},
 };
 

@@ -141,7 +141,7 @@ fn a_victim_points_to_the_onset_of_a_culprit_that_has_an_episode_also_when_that_
     // The database shows itself: no span is made for it.
     assert_eq!(spans.len(), 6);
     assert_eq!(spans[3].1.name, "queue.cause downstream_slow");
-    assert_eq!(linked(&spans[3].1), [onset.clone()]);
+    assert_eq!(linked(&spans[3].1), std::slice::from_ref(&onset));
     assert!(linked(&spans[4].1).is_empty());
     assert_eq!(linked(&spans[5].1), [onset]);
 }

@@ -1,0 +1,135 @@
+use serde_json::json;
+
+use super::*;
+use crate::emit::fixture::{INCIDENT, SHOP, at, cause, episode, shop, targets};
+use crate::queue::Kind;
+
+fn lines(events: &[Event]) -> Vec<Value> {
+    let mut out = Vec::new();
+    let mut json = Json::new(&mut out);
+    for event in events {
+        json.emit(event).unwrap();
+    }
+    drop(json);
+    parsed(&out)
+}
+
+fn parsed(out: &[u8]) -> Vec<Value> {
+    let lines = std::str::from_utf8(out).unwrap().lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn known() -> Known {
+    match targets() {
+        Event::Targets { targets, .. } => targets
+            .into_iter()
+            .map(|target| (target.id, target))
+            .collect(),
+        _ => Known::new(),
+    }
+}
+
+fn diagnosis(episode: &Episode) -> Value {
+    let mut out = Vec::new();
+    diagnoses(&mut out, [episode].into_iter(), &known()).unwrap();
+    parsed(&out).remove(0)
+}
+
+#[test]
+fn a_diagnosis_has_the_keys_that_the_formats_name() {
+    let object = diagnosis(&shop());
+    let keys: Vec<&String> = object.as_object().unwrap().keys().collect();
+    assert_eq!(keys[0], "type");
+    let expected = json!({
+        "type": "diagnosis",
+        "id": "e1",
+        "trace_id": INCIDENT,
+        "ongoing": true,
+        "target": "shop",
+        "pid": 4711,
+        "kind": "accept",
+        "name": "127.0.0.1:8080",
+        "level_max": "full",
+        "driven_by": "consumer",
+        "cause": "downstream_slow",
+        "share": 0.97,
+        "culprit": {
+            "kind": "process",
+            "target": "postgres",
+            "pid": 812,
+            "name": "postgres (812)",
+            "endpoint": "127.0.0.1:5432",
+        },
+        "root": "lock_contention",
+        "runner_up": { "cause": "undersized_limit", "share": 0.21 },
+        "confidence": "high",
+        "shares": { "downstream": 0.97, "idle": 0.02, "on_cpu": 0.01 },
+        "looks": 3120,
+        "evidence": shop().verdict.unwrap().evidence,
+        "advice": shop().verdict.unwrap().advice,
+    });
+    for (key, value) in expected.as_object().unwrap() {
+        assert_eq!(&object[key], value, "{key}");
+    }
+    assert_eq!(
+        object["path"][2],
+        json!({
+            "target": "postgres",
+            "pid": 812,
+            "name": "postgres (812)",
+            "what": "says \"idle in transaction\", for 8.2 s",
+            "cause": "lock_contention",
+        })
+    );
+    assert_eq!(object["messages"][0]["lead_ns"], 9_000_000_000_u64);
+    assert_eq!(object["messages"][0]["count"], 23);
+}
+
+#[test]
+fn an_episode_says_the_same_as_its_diagnosis() {
+    let told = lines(&[targets(), Event::Episode(Box::new(shop()))]);
+    let mut episode = told.last().unwrap().clone();
+    assert_eq!(episode["type"], "episode");
+    episode["type"] = "diagnosis".into();
+    assert_eq!(episode, diagnosis(&shop()));
+}
+
+#[test]
+fn what_is_not_known_is_absent() {
+    let young = diagnosis(&episode("e1", SHOP, Kind::Accept, "q"));
+    for key in [
+        "cause", "share", "culprit", "root", "path", "shares", "messages",
+    ] {
+        assert!(young.get(key).is_none(), "{key}: {young}");
+    }
+    assert_eq!(
+        young["evidence"],
+        "up to 101 of 100 connections; longest wait 2.3 s"
+    );
+}
+
+#[test]
+fn a_cause_is_a_line_when_it_is_first_known_and_when_it_is_another() {
+    let mut other = shop();
+    let mut verdict = Verdict::clone(other.verdict.as_ref().unwrap());
+    verdict.cause = Cause::UndersizedLimit;
+    verdict.culprit = None;
+    other.verdict = Some(Arc::new(verdict));
+    let held =
+        |episode: &Episode, from, to| Event::Cause(Box::new(cause(episode, 0, at(from), at(to))));
+    let told = lines(&[
+        held(&shop(), 10, 10),
+        held(&shop(), 10, 40),
+        held(&other, 40, 50),
+    ]);
+    let causes: Vec<_> = told.iter().map(|line| line["cause"].as_str()).collect();
+    assert_eq!(causes, [Some("downstream_slow"), Some("undersized_limit")]);
+    assert_eq!(told[1]["type"], "cause");
+    assert_eq!(told[1]["from_unix_ns"], at(40).unix_ns);
+    assert_eq!(told[1]["to_unix_ns"], at(50).unix_ns);
+    assert_eq!(told[1]["episode"], "e1");
+    assert!(told[1].get("culprit").is_none());
+    assert_eq!(told[0]["culprit"]["pid"], 812);
+}

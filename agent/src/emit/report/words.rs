@@ -1,0 +1,151 @@
+//! The rows of a report in words.
+
+use super::findings::Seen;
+use crate::{
+    detect::{DrivenBy, Episode, Level},
+    diagnose::{Said, Verdict},
+    emit::{
+        cause,
+        terminal::{clock, depth},
+    },
+    queue::Kind,
+    text::{bytes, count, duration, rate, sparkline},
+};
+
+/// Width of a bar.
+const BAR: usize = 30;
+
+pub(super) fn evidence(episode: &Episode) -> &str {
+    let verdict = episode.verdict.as_deref();
+    verdict.map_or(&episode.evidence, |verdict| &verdict.evidence)
+}
+
+pub(super) fn advice(episode: &Episode) -> &str {
+    let verdict = episode.verdict.as_deref();
+    verdict.map_or(&episode.advice, |verdict| &verdict.advice)
+}
+
+/// `in 40.0/s (usually 39.8/s), out 4.1/s (usually 40.0/s); consumer: less was taken out than usual`.
+pub(super) fn rates(episode: &Episode) -> String {
+    // What comes and goes there are wake-ups, not work.
+    if episode.key.kind == Kind::Runqueue {
+        return String::new();
+    }
+    let flow = |per_s: f64| match episode.unit {
+        "bytes" => bytes(per_s as u64),
+        _ => rate(per_s),
+    };
+    let side = |word: &str, now: Option<f64>, usual: Option<f64>| {
+        now.map(|now| match usual {
+            Some(usual) => format!("{word} {}/s (usually {}/s)", flow(now), flow(usual)),
+            None => format!("{word} {}/s", flow(now)),
+        })
+    };
+    let usual = (episode.baseline_arrival_rate, episode.baseline_service_rate);
+    let sides = [
+        side("in", episode.arrival_rate, usual.0),
+        side("out", episode.service_rate, usual.1),
+    ];
+    let sides: Vec<String> = sides.into_iter().flatten().collect();
+    let driven_by = match (episode.verdict.as_deref(), usual) {
+        (Some(verdict), _) if verdict.driven_by != DrivenBy::Unknown => {
+            cause::driven_by(verdict.driven_by)
+        }
+        (_, (None, None)) => "what is usual was not seen: it began before the look did",
+        _ => cause::driven_by(episode.driven_by),
+    };
+    [sides.join(", "), driven_by.to_owned()]
+        .iter()
+        .filter(|part| !part.is_empty())
+        .cloned()
+        .collect::<Vec<String>>()
+        .join("; ")
+}
+
+pub(super) fn at_most(episode: &Episode) -> String {
+    let most = depth(
+        episode.key.kind,
+        episode.unit,
+        episode.depth_max,
+        episode.limit,
+    );
+    format!("at most {most}")
+}
+
+pub(super) fn queue(episode: &Episode) -> String {
+    let scale = episode.limit.unwrap_or(0).max(episode.depth_max);
+    let course = sparkline(&episode.depths, scale);
+    let mut parts = vec![format!("{course}  {}", at_most(episode)).trim().to_owned()];
+    if let Some(wait) = episode.wait_max_ns {
+        parts.push(format!("longest wait {}", duration(wait)));
+    }
+    if episode.losses > 0 {
+        let lost = episode.key.kind.losses();
+        parts.push(format!("{} {lost}", count(episode.losses)));
+    }
+    parts.extend(episode.worst.iter().map(|worst| format!("worst: {worst}")));
+    parts.join("; ")
+}
+
+/// `12:00:05.000Z, for 12 s; full 4.0 s after the warning`.
+pub(super) fn since(seen: &Seen) -> String {
+    let Seen { episode, level } = seen;
+    let lasted = duration(episode.end.mono_ns.saturating_sub(episode.sign.mono_ns));
+    let sign = clock(episode.sign.unix_ns);
+    let mut text = if episode.ongoing {
+        format!("{sign}, for {lasted}")
+    } else {
+        format!("{sign}; over after {lasted}")
+    };
+    if let Some(lead) = episode.lead_ns {
+        text += &format!("; full {} after the warning", duration(lead));
+    } else if let Some(left) = episode
+        .time_to_full_ns
+        .filter(|left| *left > 0 && episode.ongoing && (Level::Warn..Level::Full).contains(level))
+    {
+        text += &format!(
+            "; at the warning it was to be full in about {}",
+            duration(left)
+        );
+    }
+    text
+}
+
+/// `23 times, 9.0 s after the warning: *** uWSGI listen queue of socket … (in /var/log/uwsgi.log)`.
+pub(super) fn message(said: &Said) -> String {
+    let times = match said.count {
+        1 => "once".to_owned(),
+        several => format!("{} times", count(several)),
+    };
+    let lead = said.lead_ns.map_or_else(String::new, |lead| {
+        let side = if lead < 0 { "before" } else { "after" };
+        format!(
+            ", first {} {side} the warning",
+            duration(lead.unsigned_abs())
+        )
+    });
+    format!("{times}{lead}: {} (in {})", said.line.trim(), said.path)
+}
+
+pub(super) fn confidence(verdict: &Verdict) -> String {
+    let name = verdict.confidence.name();
+    match verdict.runner_up {
+        Some((cause, share)) => format!(
+            "{name}; the next best explanation ({:.0}%): {}",
+            share * 100.0,
+            cause.title()
+        ),
+        None => name.to_owned(),
+    }
+}
+
+/// `█████     `, of a fixed width; what is there at all is seen.
+pub(super) fn bar(share: f64) -> String {
+    const PARTS: [char; 7] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉'];
+    let eighths = (share.clamp(0.0, 1.0) * BAR as f64 * 8.0).round() as usize;
+    let eighths = eighths.max(1);
+    let mut bar = "█".repeat(eighths / 8);
+    bar.extend((eighths % 8).checked_sub(1).map(|part| PARTS[part]));
+    let gap = BAR.saturating_sub(bar.chars().count());
+    bar + &" ".repeat(gap)
+}
