@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
+    fs::{self, File},
     io::BufReader,
     path::Path,
     process::Command,
@@ -63,10 +63,13 @@ fn server(name: &str, args: &[&str]) -> (Process, String) {
 
 /// What the agent recorded of one process and those around it.
 fn record(pid: u32, folder: &Path) -> Vec<Sample> {
-    let file = folder.join("samples");
+    let (file, config) = (folder.join("samples"), folder.join("config"));
+    // Enough for the rate that is asked for below, whatever else this machine is busy with.
+    fs::write(&config, "cpu_budget = 0.05").unwrap();
     let lasts = format!("{}s", LASTS.as_secs());
     let mut command = Command::new(agent::binary().unwrap());
     command.args(["record", "--pid", &pid.to_string(), "--duration", &lasts]);
+    command.arg("--config").arg(&config);
     let recording = Process::start("tailback", command.arg("--out").arg(&file)).unwrap();
     assert_eq!(recording.wait_end(LASTS + START).unwrap(), End::Code(0));
     let mut reader = Reader::new(BufReader::new(File::open(file).unwrap())).unwrap();

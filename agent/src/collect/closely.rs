@@ -17,6 +17,9 @@ use crate::{
     target::{End, MAX_FOLLOWED, Nearby, ProcessSeen, around, ends},
 };
 
+/// A target counts as suspicious for so long after that was last said, beyond the time until its files are walked again: a look at
+/// marked sockets alone does not see all queues.
+const HOT_NS: u64 = 1_000 * MS;
 /// A process is followed for so long after it was last wanted.
 const LINGER_NS: u64 = 10_000 * MS;
 /// When somebody new is looked at closely, the other ends of its connections are looked for within this time.
@@ -28,8 +31,8 @@ const PEERS_NS: u64 = 1_000 * MS;
 pub(super) struct Closely {
     /// All targets, whatever their queues say.
     all: bool,
-    /// Suspicious targets.
-    hot: BTreeSet<TargetId>,
+    /// Suspicious targets, and when each was last said to be.
+    hot: BTreeMap<TargetId, u64>,
     /// Processes whose threads are looked at: those of suspicious targets, of followed ones, and whoever else that is
     /// watched stands around.
     processes: FxHashSet<u32>,
@@ -96,13 +99,17 @@ impl Collector {
     }
 
     /// Whose queues are suspicious now.
-    pub(super) fn set_hot(&mut self, hot: &BTreeSet<TargetId>) -> Result<()> {
+    pub(super) fn set_hot(&mut self, now_ns: u64, hot: &BTreeSet<TargetId>) -> Result<()> {
+        let keep_ns = HOT_NS + self.schedule.files_interval_ns();
         let closely = &mut self.closely;
-        closely.hot.clone_from(hot);
-        if closely.all {
-            let asked = self.targets.iter().filter(|target| !target.followed);
-            closely.hot.extend(asked.map(|target| target.id));
-        }
+        let all = self
+            .targets
+            .iter()
+            .filter(|target| closely.all && !target.followed)
+            .map(|target| target.id);
+        let said = hot.iter().copied().chain(all);
+        closely.hot.extend(said.map(|target| (target, now_ns)));
+        closely.hot.retain(|_, said_ns| now_ns < *said_ns + keep_ns);
         if closely.hot.is_empty() && closely.is_on() {
             closely.reached.clear();
             closely.wanted.clear();
@@ -124,7 +131,7 @@ impl Collector {
             let close = self
                 .targets
                 .iter()
-                .filter(|target| target.followed || closely.hot.contains(&target.id))
+                .filter(|target| target.followed || closely.hot.contains_key(&target.id))
                 .flat_map(|target| &target.tgids)
                 .chain(&closely.reached);
             closely.processes.extend(close);
@@ -213,7 +220,7 @@ impl Collector {
         let (mut seeds, mut asked) = (BTreeSet::new(), BTreeSet::new());
         for target in self.targets.iter().filter(|target| !target.followed) {
             asked.extend(target.tgids.iter().copied());
-            if self.closely.hot.contains(&target.id) {
+            if self.closely.hot.contains_key(&target.id) {
                 seeds.extend(target.tgids.iter().copied());
             }
         }

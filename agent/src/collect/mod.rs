@@ -542,14 +542,15 @@ impl Collector {
             profile_ns: std::mem::take(&mut self.profile_ns),
         };
         self.schedule.spent(tick, spent);
-        self.set_hot(hot)?;
-        self.logs.set_hot(hot, mono_ns());
-        if !hot.is_empty() {
+        let now_ns = mono_ns();
+        self.set_hot(now_ns, hot)?;
+        self.logs.set_hot(hot, now_ns);
+        if self.closely.is_on() {
             self.paces
                 .waits
-                .hurry(mono_ns(), self.schedule.budget().interval_ns);
+                .hurry(now_ns, self.schedule.budget().interval_ns);
         }
-        self.voice.tell_pace(&self.schedule, mono_ns());
+        self.voice.tell_pace(&self.schedule, now_ns);
         Ok(())
     }
 

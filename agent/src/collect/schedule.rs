@@ -189,6 +189,8 @@ impl Schedule {
         let rest_ns = cpu_ns.saturating_sub(threads_ns + profile_ns);
         if tick.files {
             self.heavy.learn(rest_ns);
+            // A tick without files costs no more than one with them: where no such tick is made, what is known of its cost may be old.
+            self.light.0 = self.light.0.min(self.heavy.0);
             self.files_due_ns = self.files_due_ns.max(tick.at_ns + self.files_interval_ns());
         } else {
             self.light.learn(rest_ns);
@@ -320,7 +322,8 @@ impl Schedule {
             f64::INFINITY
         };
         let interval = affordable.max(self.budget.hot_interval_ns as f64);
-        (interval * 2.0 <= self.base_interval_ns() as f64).then_some(interval as u64)
+        // One look between two base ticks at least, or none.
+        (interval * 1.5 <= self.base_interval_ns() as f64).then_some(interval as u64)
     }
 
     /// Times that whole ticks were missed.
@@ -400,6 +403,23 @@ mod tests {
         let (rate, share) = profiles(50_000, 20 * MS, Budget::default());
         assert!(rate > 20.0, "{rate}");
         assert!(share <= 0.0115, "{share}");
+    }
+
+    #[test]
+    fn one_dear_look_does_not_put_an_end_to_the_extra_looks() {
+        let mut schedule = Schedule::new(Budget::default(), SECOND);
+        schedule.set_hot(true);
+        let (mut extra, mut now) = (0, SECOND);
+        let mut was_dear = false;
+        while now < 13 * SECOND {
+            let tick = schedule.next(now);
+            now = tick.at_ns;
+            let is_dear = !tick.base && !was_dear;
+            was_dear |= is_dear;
+            schedule.spent(tick, whole(if is_dear { 5 * MS } else { 100_000 }));
+            extra += u64::from(!tick.base && now >= 11 * SECOND);
+        }
+        assert!(extra > 60, "{extra}");
     }
 
     #[test]

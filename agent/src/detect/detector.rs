@@ -26,6 +26,8 @@ pub struct Detector {
     settings_for: SettingsFor,
     queues: HashMap<Arc<QueueKey>, Watched>,
     incidents: Incidents,
+    /// Queues that are worth a closer look, as of their last readings.
+    suspicious: BTreeSet<Arc<QueueKey>>,
     /// Tell the state of every queue after every tick.
     tell_queues: bool,
 }
@@ -43,6 +45,7 @@ impl Detector {
             settings_for,
             queues: HashMap::new(),
             incidents: Incidents::default(),
+            suspicious: BTreeSet::new(),
             tell_queues,
         }
     }
@@ -61,16 +64,17 @@ impl Detector {
         neighbours: Neighbours<'_>,
         events: &mut Vec<Event>,
     ) -> BTreeSet<TargetId> {
-        let mut hot = BTreeSet::new();
         for key in &readings.gone {
             self.forget(at, key, events);
         }
         for (key, reading) in &readings.queues {
             if self.read_one(at, key, reading, (targets, neighbours), events) {
-                hot.insert(key.target);
+                self.suspicious.insert(Arc::clone(key));
+            } else {
+                self.suspicious.remove(key);
             }
         }
-        hot
+        self.suspicious.iter().map(|key| key.target).collect()
     }
 
     /// How open episodes stand, of those that are asked for by their ids.
@@ -179,6 +183,7 @@ impl Detector {
     fn forget(&mut self, at: Instant, key: &Arc<QueueKey>, events: &mut Vec<Event>) {
         self.close(at, key, events);
         self.queues.remove(key);
+        self.suspicious.remove(key);
     }
 
     fn close(&mut self, at: Instant, key: &Arc<QueueKey>, events: &mut Vec<Event>) {

@@ -16,6 +16,10 @@ const PENDING: usize = 2;
 const FACTOR: u64 = 2;
 /// Deeper than so many times the usual depth, and so many pieces of work more, is deep.
 const DEPTH: (f64, f64) = (1.5, 2.0);
+/// A queue that is so much deeper than a second before grows: such a second is not a usual one.
+const GROWS: (f64, f64) = (1.1, 1.0);
+/// A queue that has grown ever since it was first seen is measured by how it began, after so long, ns.
+const FROM_THE_FIRST_NS: u64 = 5 * SECOND_NS;
 /// A wait below that is not long, whatever is usual, ns.
 const LEAST_NS: u64 = 250_000_000;
 
@@ -26,6 +30,10 @@ pub(super) struct UsualWait {
     pending: VecDeque<Second>,
     now: Second,
     next_ns: u64,
+    before: Option<f64>,
+    /// The first second with work in it, and when that was.
+    first: Option<(u64, Second)>,
+    seen_ns: u64,
 }
 
 /// Means over a second.
@@ -61,7 +69,16 @@ impl UsualWait {
             self.next_ns = now_ns + SECOND_NS;
             let second = std::mem::take(&mut self.now);
             if second.looks > 0 {
-                self.pending.push_back(second);
+                if self.first.is_none() && second.waits > 0 {
+                    self.first = Some((now_ns, second));
+                }
+                let depth = second.mean_depth();
+                let (times, more) = GROWS;
+                let grows = self.before.is_some_and(|before| depth > before * times + more);
+                self.before = Some(depth);
+                if !grows {
+                    self.pending.push_back(second);
+                }
             }
             if self.pending.len() > PENDING
                 && let Some(settled) = self.pending.pop_front()
@@ -72,6 +89,7 @@ impl UsualWait {
                 }
             }
         }
+        self.seen_ns = now_ns;
         let second = &mut self.now;
         second.looks += 1;
         second.depth += reading.depth as f64;
@@ -85,16 +103,34 @@ impl UsualWait {
     pub(super) fn disturbed(&mut self) {
         self.pending.clear();
         self.now = Second::default();
+        self.before = None;
     }
 
     fn wait_ns(&self) -> Option<f64> {
         let worked = self.seconds.iter().filter(|second| second.waits > 0);
-        median(worked.map(|second| second.wait_ns / f64::from(second.waits)))
+        median(worked.map(Second::mean_wait_ns)).or_else(|| self.first().map(Second::mean_wait_ns))
     }
 
     fn depth(&self) -> Option<f64> {
-        let looked = self.seconds.iter();
-        median(looked.map(|second| second.depth / f64::from(second.looks)))
+        median(self.seconds.iter().map(Second::mean_depth))
+            .or_else(|| self.first().map(Second::mean_depth))
+    }
+
+    /// How it began, where it has not been quiet since.
+    fn first(&self) -> Option<&Second> {
+        let (at_ns, first) = self.first.as_ref()?;
+        let long = self.seen_ns.saturating_sub(*at_ns) >= FROM_THE_FIRST_NS;
+        (long && self.seconds.len() < MIN_SECONDS).then_some(first)
+    }
+}
+
+impl Second {
+    fn mean_wait_ns(&self) -> f64 {
+        self.wait_ns / f64::from(self.waits.max(1))
+    }
+
+    fn mean_depth(&self) -> f64 {
+        self.depth / f64::from(self.looks.max(1))
     }
 }
 
@@ -140,6 +176,16 @@ mod tests {
         assert_eq!(usual.target_ns(), 4_000_000_000);
         assert_eq!(usual.delay_ns(&reading(10, 2_000)), 0);
         assert_eq!(usual.delay_ns(&reading(40, 9_000)), 9_000_000_000);
+    }
+
+    #[test]
+    fn a_queue_that_only_ever_grows_is_measured_by_how_it_began() {
+        let mut usual = UsualWait::default();
+        for tick in 0..100 {
+            usual.quiet(tick * TICK, &reading(4 + tick, 300 + 30 * tick));
+        }
+        assert!(usual.target_ns() < 1_000_000_000, "{}", usual.target_ns());
+        assert_eq!(usual.delay_ns(&reading(104, 3_300)), 3_300_000_000);
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(super) enum Object {
     },
     Pipe(u64),
     Unix(u64),
+    /// A word in memory, for which nobody can tell from outside what it stands for.
+    Parked,
 }
 
 impl Doing {
@@ -248,8 +250,8 @@ fn futex(wait: &Wait, threads: &Threads, world: &World) -> Doing {
         ),
     };
     let Some(interpreter) = known else {
-        // A condition variable, a semaphore, a place to park: nobody can tell from outside what for.
-        return Doing::of(Activity::Idle);
+        // A condition variable, a semaphore, a place to park.
+        return Doing::with(Activity::Idle, Object::Parked);
     };
     let owner = match futex.lock {
         Lock::Yes { owner } => owner.and_then(|own_tid| threads.tid(wait.tgid, own_tid)),

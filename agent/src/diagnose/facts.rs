@@ -2,7 +2,7 @@
 //! fast calls on each endpoint are usually answered, who else uses the CPU.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -17,6 +17,10 @@ const RECENT: usize = 64;
 const ALWAYS: f64 = 0.8;
 /// Looks without which nothing is said of a pool.
 const ENOUGH: usize = 5;
+/// What others used is remembered for so long, ns.
+const HOGS_NS: u64 = 30_000_000_000;
+/// Less of a CPU starves nobody.
+const WORTH: f64 = 0.05;
 /// Calls are slow where they take so many times as long as usual.
 const SLOW: f64 = 2.0;
 /// More requests than connections, by so much: some of them wait for one.
@@ -26,9 +30,8 @@ const BEYOND_POOL: f64 = 1.25;
 pub(super) struct Facts {
     last: HashMap<Arc<QueueKey>, Reading>,
     calls: HashMap<Arc<QueueKey>, Calls>,
-    neighbours: Vec<Neighbour>,
-    /// How long they used that CPU in, ns.
-    neighbours_over_ns: u64,
+    /// What each process used since the look before: time of the look, and how long that was, ns.
+    neighbours: VecDeque<(u64, u64, Vec<Neighbour>)>,
     neighbours_ns: Option<u64>,
     cgroups: HashMap<String, Cgroup>,
 }
@@ -83,11 +86,16 @@ impl Facts {
         }
         self.last.retain(|key, _| near(key.target));
         if sample.walks.neighbours {
-            self.neighbours.clone_from(&sample.neighbours);
-            self.neighbours_over_ns = self
-                .neighbours_ns
-                .map_or(0, |before| sample.mono_ns.saturating_sub(before));
-            self.neighbours_ns = Some(sample.mono_ns);
+            let now_ns = sample.mono_ns;
+            if let Some(before_ns) = self.neighbours_ns.replace(now_ns) {
+                let over_ns = now_ns.saturating_sub(before_ns);
+                self.neighbours
+                    .push_back((now_ns, over_ns, sample.neighbours.clone()));
+            }
+            let old = |(at_ns, ..): &(u64, u64, _)| now_ns.saturating_sub(*at_ns) > HOGS_NS;
+            while self.neighbours.front().is_some_and(old) {
+                self.neighbours.pop_front();
+            }
         }
         if sample.walks.system {
             let entry = |group: &Cgroup| (group.path.clone(), group.clone());
@@ -149,21 +157,41 @@ impl Facts {
         known.peek().is_some() && known.all(|(calls, reading)| !calls.is_slow(reading))
     }
 
-    /// The process, not of this target, that used most CPU of late.
-    pub(super) fn hog(&self, target: TargetId, targets: &Targets) -> Option<Hog> {
-        let foreign = self
+    /// Who, not of this target, used most CPU in this time: the busiest process of those that have one name and one
+    /// control group, and what they used together.
+    pub(super) fn hog(
+        &self,
+        target: TargetId,
+        targets: &Targets,
+        (from_ns, to_ns): (u64, u64),
+    ) -> Option<Hog> {
+        let looks = self
             .neighbours
             .iter()
-            .filter(|one| targets.of(one.tgid) != Some(target));
-        let busiest = foreign.max_by_key(|one| one.cpu_ns)?;
-        let over_ns = self.neighbours_over_ns.max(1);
+            .filter(|(at_ns, over_ns, _)| *at_ns > from_ns && at_ns.saturating_sub(*over_ns) < to_ns);
+        let mut over_ns = 0_u64;
+        let mut groups: BTreeMap<(&str, Option<&str>), BTreeMap<u32, u64>> = BTreeMap::new();
+        for (_, elapsed_ns, neighbours) in looks {
+            over_ns = over_ns.saturating_add(*elapsed_ns);
+            let foreign = neighbours
+                .iter()
+                .filter(|one| targets.of(one.tgid) != Some(target));
+            for one in foreign {
+                let group = (one.name.as_str(), one.cgroup.as_deref());
+                let used = groups.entry(group).or_default().entry(one.tgid).or_default();
+                *used = used.saturating_add(one.cpu_ns);
+            }
+        }
+        let sum = |used: &BTreeMap<u32, u64>| used.values().fold(0_u64, |sum, ns| sum.saturating_add(*ns));
+        let ((name, cgroup), used) = groups.into_iter().max_by_key(|(_, used)| sum(used))?;
+        let (busiest, _) = used.iter().max_by_key(|(_, ns)| **ns)?;
         Some(Hog {
-            tgid: busiest.tgid,
-            name: busiest.name.clone(),
-            cgroup: busiest.cgroup.clone(),
-            share: busiest.cpu_ns as f64 / over_ns as f64,
+            tgid: *busiest,
+            name: name.to_owned(),
+            cgroup: cgroup.map(str::to_owned),
+            share: sum(&used) as f64 / over_ns.max(1) as f64,
         })
-        .filter(|hog| self.neighbours_over_ns > 0 && hog.share >= 0.05)
+        .filter(|hog| hog.share >= WORTH)
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Activity,
     classify::{Doing, Object},
-    profile::{Profile, Thread, Window},
+    profile::{Lock, Profile, Thread, Time, Window},
     world::{Held, Link, World},
 };
 use crate::{queue::Targets, sample::TargetId};
@@ -20,7 +20,58 @@ const ALWAYS_IDLE: f64 = 0.98;
 /// A crowd that works less than that waits for work.
 const MOSTLY_IDLE: f64 = 0.85;
 
-pub(super) type Crowd = Vec<(Thread, f64)>;
+/// Threads, each with its weight.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Crowd {
+    pub(super) members: Vec<(Thread, f64)>,
+    /// They matter only while they hold this lock.
+    while_holding: Option<Lock>,
+}
+
+impl Crowd {
+    pub(super) fn of(threads: impl IntoIterator<Item = Thread>) -> Self {
+        Self {
+            members: threads.into_iter().map(|thread| (thread, 1.0)).collect(),
+            while_holding: None,
+        }
+    }
+
+    /// Whoever held a lock, by how long.
+    fn holding(lock: Lock, window: &Window) -> Option<Self> {
+        let holders = window.holders(lock)?;
+        let weight = |time: &Time| f64::from(time.looks);
+        let members = holders.iter().map(|(thread, time)| (*thread, weight(time)));
+        Some(Self {
+            members: members.collect(),
+            while_holding: Some(lock),
+        })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// What each did, in the time that matters.
+    pub(super) fn times<'a>(
+        &'a self,
+        window: &'a Window,
+    ) -> impl Iterator<Item = (Thread, f64, &'a Time)> {
+        let time = move |thread: &Thread| match self.while_holding {
+            Some(lock) => window.holders(lock)?.get(thread),
+            None => window.of(*thread),
+        };
+        self.members
+            .iter()
+            .filter_map(move |(thread, weight)| Some((*thread, *weight, time(thread)?)))
+    }
+
+    /// Looks at all of them.
+    pub(super) fn looks(&self, window: &Window) -> u64 {
+        self.times(window)
+            .map(|(.., time)| u64::from(time.looks))
+            .sum()
+    }
+}
 
 /// Where it all can be looked up.
 #[derive(Clone, Copy)]
@@ -66,6 +117,8 @@ pub(super) enum End {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Next {
     Thread(Thread),
+    /// Whoever holds it.
+    Holders(Lock),
     /// A process; the descriptor of the connection by which it was found.
     Process(u32, Option<u32>),
     Away(String),
@@ -81,19 +134,19 @@ pub(super) fn from_target(view: View<'_>, target: TargetId) -> Vec<Step> {
 /// The threads of some processes that do work: those that wait for work at every look are left out, unless all do.
 pub(super) fn workers(view: View<'_>, tgids: &[u32]) -> Crowd {
     let all = || tgids.iter().flat_map(|tgid| view.window.of_process(*tgid));
-    let active: Crowd = all()
+    let active: Vec<Thread> = all()
         .filter(|(_, time)| time.idle() < ALWAYS_IDLE && !is_helper(time))
-        .map(|(thread, _)| (thread, 1.0))
+        .map(|(thread, _)| thread)
         .collect();
     if active.is_empty() {
-        all().map(|(thread, _)| (thread, 1.0)).collect()
+        Crowd::of(all().map(|(thread, _)| thread))
     } else {
-        active
+        Crowd::of(active)
     }
 }
 
 /// A thread that only ever sleeps by its own wish or waits for work keeps time; it does not work.
-fn is_helper(time: &super::profile::Time) -> bool {
+fn is_helper(time: &Time) -> bool {
     let asleep = time.share_of(Activity::Asleep);
     let idle = time.idle();
     idle > 0.5 && asleep + idle > ALWAYS_IDLE
@@ -101,30 +154,40 @@ fn is_helper(time: &super::profile::Time) -> bool {
 
 pub(super) fn from_crowd(view: View<'_>, crowd: Crowd) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
-    let mut seen: BTreeSet<Thread> = BTreeSet::new();
+    let mut threads: BTreeSet<Thread> = BTreeSet::new();
+    let mut locks: BTreeSet<Lock> = BTreeSet::new();
     let mut crowd = crowd;
-    while !crowd.is_empty() && steps.len() < MAX_STEPS {
-        let fresh = crowd.iter().any(|(thread, _)| !seen.contains(thread));
+    while crowd.len() > 0 && steps.len() < MAX_STEPS {
+        // Who holds a lock may have waited for it before; but not hold what it waits for in the end.
+        let fresh = match crowd.while_holding {
+            Some(lock) => locks.insert(lock),
+            None => crowd.members.iter().any(|(thread, _)| threads.insert(*thread)),
+        };
         if !fresh {
             if let Some(last) = steps.last_mut() {
                 last.end = Some(End::Cycle);
             }
             break;
         }
-        seen.extend(crowd.iter().map(|(thread, _)| *thread));
+        threads.extend(crowd.members.iter().map(|(thread, _)| *thread));
         let mut step = look(view, &crowd);
-        let next = next(view, &step);
-        match next {
+        crowd = Crowd::default();
+        match next(view, &step) {
             None => step.end = Some(End::Here),
             Some(Next::Away(name)) => step.end = Some(End::Away(name)),
-            Some(Next::Thread(thread)) => crowd = vec![(thread, 1.0)],
-            Some(Next::Process(tgid, _)) => crowd = beyond(view, &step, tgid),
-        }
-        if step.end.is_none()
-            && let Some((thread, _)) = crowd.first()
-            && view.window.of(*thread).is_none()
-        {
-            step.end = Some(End::Unseen(thread.0));
+            Some(Next::Thread(thread)) => crowd = Crowd::of([thread]),
+            Some(Next::Holders(lock)) => {
+                crowd = Crowd::holding(lock, view.window).unwrap_or_default();
+                if crowd.len() == 0 {
+                    step.end = Some(End::Here);
+                }
+            }
+            Some(Next::Process(tgid, _)) => {
+                crowd = beyond(view, &step, tgid);
+                if crowd.times(view.window).next().is_none() {
+                    step.end = Some(End::Unseen(tgid));
+                }
+            }
         }
         let ended = step.end.is_some();
         steps.push(step);
@@ -138,7 +201,7 @@ pub(super) fn from_crowd(view: View<'_>, crowd: Crowd) -> Vec<Step> {
 /// What a crowd's time went into.
 fn look(view: View<'_>, crowd: &Crowd) -> Step {
     let mut weights: BTreeMap<u32, f64> = BTreeMap::new();
-    for ((tgid, _), weight) in crowd {
+    for ((tgid, _), weight) in &crowd.members {
         *weights.entry(*tgid).or_default() += weight;
     }
     let heaviest = weights.iter().max_by(|a, b| a.1.total_cmp(b.1));
@@ -155,7 +218,7 @@ fn look(view: View<'_>, crowd: &Crowd) -> Step {
         .iter()
         .max_by(|a, b| a.1.total_cmp(b.1))
         .map_or(Object::None, |(object, _)| object.clone());
-    let alone = match crowd.as_slice() {
+    let alone = match crowd.members.as_slice() {
         [(thread, _)] if view.window.of_process(tgid).count() > 1 => Some(*thread),
         _ => None,
     };
@@ -212,10 +275,7 @@ pub(super) fn main_activity(shares: &[(Activity, f64)]) -> Activity {
 /// What a crowd waits for in one activity, by weight.
 fn objects(view: View<'_>, crowd: &Crowd, activity: Activity) -> BTreeMap<Object, f64> {
     let mut objects = BTreeMap::new();
-    for (thread, weight) in crowd {
-        let Some(time) = view.window.of(*thread) else {
-            continue;
-        };
+    for (_, weight, time) in crowd.times(view.window) {
         for (doing, count) in &time.by {
             if doing.activity == activity {
                 let share = f64::from(*count) / f64::from(time.looks.max(1));
@@ -235,7 +295,7 @@ fn next(view: View<'_>, step: &Step) -> Option<Next> {
         };
         let service = match &next {
             Next::Process(tgid, _) => view.targets.of(*tgid),
-            Next::Thread(_) | Next::Away(_) => None,
+            Next::Thread(_) | Next::Holders(_) | Next::Away(_) => None,
         };
         let group = match service {
             Some(service) => (Some(service), None),
@@ -258,17 +318,12 @@ fn beyond_object(view: View<'_>, step: &Step, object: &Object) -> Option<Next> {
             holder(view, step.tgid, Held::Unix(*inode))
         }
         (Activity::Output, Object::Pipe(inode)) => holder(view, step.tgid, Held::Pipe(*inode)),
-        (
-            Activity::Lock,
-            Object::Lock {
-                tgid,
-                owner: Some(owner),
-                ..
-            },
-        ) => Some(Next::Thread((*tgid, *owner))),
         (Activity::Lock, Object::Lock { tgid, address, .. }) => {
-            let working = working_without(view, *tgid, *address)?;
-            Some(Next::Thread(working))
+            let lock = (*tgid, *address);
+            match view.window.holders(lock) {
+                Some(_) => Some(Next::Holders(lock)),
+                None => working_without(view, lock).map(Next::Thread),
+            }
         }
         (Activity::Lock, Object::Titled) => suspect(view, step),
         _ => None,
@@ -288,7 +343,7 @@ fn holder(view: View<'_>, tgid: u32, held: Held) -> Option<Next> {
 }
 
 /// Where a lock does not say who holds it: the thread of its process that works most and does not wait for it.
-fn working_without(view: View<'_>, tgid: u32, address: u64) -> Option<Thread> {
+fn working_without(view: View<'_>, (tgid, address): Lock) -> Option<Thread> {
     let waits = |doing: &Doing| matches!(&doing.object, Object::Lock { address: other, .. } if *other == address);
     view.window
         .of_process(tgid)
@@ -324,7 +379,7 @@ fn suspect(view: View<'_>, step: &Step) -> Option<Next> {
     {
         return Some(Next::Process(tgid, None));
     }
-    let waiting: BTreeSet<u32> = step.crowd.iter().map(|((tgid, _), _)| *tgid).collect();
+    let waiting: BTreeSet<u32> = step.crowd.members.iter().map(|((tgid, _), _)| *tgid).collect();
     let waits = |tgid: &u32| {
         let title = view.world.title(*tgid);
         title.is_some_and(|titled| titled.title.trim_end().ends_with(" waiting"))
@@ -356,19 +411,18 @@ fn beyond(view: View<'_>, step: &Step, tgid: u32) -> Crowd {
             *crowd.entry(thread).or_default() += each;
         }
     }
-    if crowd.is_empty() {
-        // Not looked at: the caller says so.
-        return vec![((tgid, tgid), 1.0)];
+    let mut members: Vec<(Thread, f64)> = crowd.into_iter().collect();
+    members.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    Crowd {
+        members,
+        while_holding: None,
     }
-    let mut crowd: Crowd = crowd.into_iter().collect();
-    crowd.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    crowd
 }
 
 fn threads_of(view: View<'_>, tgid: u32, fd: Option<u32>) -> Vec<Thread> {
     let held = fd.and_then(|fd| view.world.held(tgid, fd));
     if let Some(Held::Connection(cookie)) = held {
-        let serves = |time: &super::profile::Time| {
+        let serves = |time: &Time| {
             let on_it = |doing: &Doing| doing.object == Object::Connection(cookie);
             time.by.keys().any(on_it)
         };
@@ -382,8 +436,6 @@ fn threads_of(view: View<'_>, tgid: u32, fd: Option<u32>) -> Vec<Thread> {
             return serving;
         }
     }
-    workers(view, &[tgid])
-        .into_iter()
-        .map(|(thread, _)| thread)
-        .collect()
+    let working = workers(view, &[tgid]).members;
+    working.into_iter().map(|(thread, _)| thread).collect()
 }

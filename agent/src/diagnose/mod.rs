@@ -143,10 +143,14 @@ impl Diagnosis {
     }
 
     fn judge(&self, at: Instant, episode: &Episode, targets: &Targets) -> Verdict {
-        let from_ns = episode
-            .sign
-            .mono_ns
-            .max(at.mono_ns.saturating_sub(WINDOW_NS));
+        // What began in another queue of the same service began there.
+        let target = episode.key.target;
+        let others = self.open.values().map(|standing| &standing.episode);
+        let sign_ns = others
+            .filter(|other| other.key.target == target)
+            .map(|other| other.sign.mono_ns)
+            .fold(episode.sign.mono_ns, u64::min);
+        let from_ns = sign_ns.max(at.mono_ns.saturating_sub(WINDOW_NS));
         let window = self.profile.over(from_ns, at.mono_ns);
         let verdict = rules::judge(Case {
             view: self.view(&window, targets),
@@ -214,7 +218,9 @@ impl Diagnosis {
                 told.extend(standing.next(at, verdict));
             }
             None => {
-                self.open.insert(id, Standing::new(at, episode, verdict));
+                let standing = Standing::new(at, episode, verdict);
+                told.extend(standing.stretch(at));
+                self.open.insert(id, standing);
             }
         }
     }
@@ -246,7 +252,7 @@ impl Standing {
     }
 
     /// Another verdict; answers the stretch that ends with it, where the cause changed or has stood for long.
-    fn next(&mut self, at: Instant, verdict: Arc<Verdict>) -> Option<Event> {
+    fn next(&mut self, at: Instant, verdict: Arc<Verdict>) -> Vec<Event> {
         /// Changes that are kept.
         const MAX_CHANGES: usize = 32;
         let elapsed_ns = at.mono_ns.saturating_sub(self.judged_ns);
@@ -254,7 +260,7 @@ impl Standing {
         self.until = at;
         // While a queue drains, its workers are busy with what waited: that says nothing about why it filled.
         if self.episode.is_draining() {
-            return None;
+            return Vec::new();
         }
         let held = self
             .held
@@ -267,11 +273,14 @@ impl Standing {
             .as_ref()
             .is_some_and(|before| before.cause == verdict.cause);
         let long = at.mono_ns.saturating_sub(self.told_ns) >= TELL_EVERY_NS;
-        let told = if same && !long {
-            None
-        } else {
-            self.stretch(at)
-        };
+        let mut told = Vec::new();
+        if !same || long {
+            told.extend(self.stretch(at));
+            self.since = at;
+            self.told_ns = at.mono_ns;
+            self.index += 1;
+        }
+        self.verdict = Some(Arc::clone(&verdict));
         if !same {
             if self.changes.len() < MAX_CHANGES {
                 self.changes.push(Moment {
@@ -279,17 +288,13 @@ impl Standing {
                     what: Happening::Cause(verdict.cause),
                 });
             }
+            // At once, without waiting for how long it holds.
+            told.extend(self.stretch(at));
         }
-        if told.is_some() || !same {
-            self.since = at;
-            self.told_ns = at.mono_ns;
-            self.index += 1;
-        }
-        self.verdict = Some(verdict);
         told
     }
 
-    /// What held until now.
+    /// What has held until now; from where it begins to where it begins when it is told for the first time.
     fn stretch(&self, at: Instant) -> Option<Event> {
         let verdict = Arc::clone(self.verdict.as_ref()?);
         Some(Event::Cause(Box::new(CauseStretch {

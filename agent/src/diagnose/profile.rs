@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::{
     Activity,
-    classify::{Doing, Threads, classify},
+    follow::Crowd,
+    classify::{Doing, Object, Threads, classify},
     world::World,
 };
 use crate::{
@@ -31,8 +32,13 @@ pub(super) struct Profile {
 struct Second {
     from_ns: u64,
     threads: HashMap<Thread, Vec<(Doing, u32)>>,
+    /// What those who held a lock did while others waited for it.
+    held: BTreeMap<Lock, BTreeMap<Thread, Time>>,
     cpu: BTreeMap<TargetId, Split>,
 }
+
+/// A lock, by its process and address.
+pub(super) type Lock = (u32, u64);
 
 /// Who had the CPU while threads of a target waited for one: sums of shares.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,6 +52,7 @@ struct Split {
 /// A stretch of time.
 pub(super) struct Window {
     threads: BTreeMap<Thread, Time>,
+    held: BTreeMap<Lock, BTreeMap<Thread, Time>>,
     cpu: BTreeMap<TargetId, Split>,
     pub(super) from_ns: u64,
     pub(super) to_ns: u64,
@@ -78,11 +85,13 @@ impl Profile {
         }
         let threads = Threads::of(waits);
         let second = self.second(now_ns);
-        for wait in waits.iter().filter(|wait| near(wait.tgid)) {
-            let Some(doing) = classify(wait, &threads, world) else {
-                continue;
-            };
-            let thread = (wait.tgid, wait.tid);
+        let now: BTreeMap<Thread, Doing> = waits
+            .iter()
+            .filter(|wait| near(wait.tgid))
+            .filter_map(|wait| Some(((wait.tgid, wait.tid), classify(wait, &threads, world)?)))
+            .collect();
+        second.hold(&now);
+        for (thread, doing) in now {
             if !second.threads.contains_key(&thread) && second.threads.len() >= MAX_THREADS {
                 continue;
             }
@@ -120,6 +129,7 @@ impl Profile {
             self.seconds.push_back(Second {
                 from_ns: now_ns,
                 threads: HashMap::new(),
+                held: BTreeMap::new(),
                 cpu: BTreeMap::new(),
             });
         }
@@ -131,6 +141,7 @@ impl Profile {
     pub(super) fn over(&self, from_ns: u64, to_ns: u64) -> Window {
         let mut window = Window {
             threads: BTreeMap::new(),
+            held: BTreeMap::new(),
             cpu: BTreeMap::new(),
             from_ns,
             to_ns,
@@ -142,8 +153,16 @@ impl Profile {
             for (thread, counts) in &second.threads {
                 let time = window.threads.entry(*thread).or_default();
                 for (doing, count) in counts {
-                    time.looks = time.looks.saturating_add(*count);
-                    *time.by.entry(doing.clone()).or_default() += count;
+                    time.add(doing, *count);
+                }
+            }
+            for (lock, holders) in &second.held {
+                let all = window.held.entry(*lock).or_default();
+                for (thread, time) in holders {
+                    let all = all.entry(*thread).or_default();
+                    for (doing, count) in &time.by {
+                        all.add(doing, *count);
+                    }
                 }
             }
             for (target, split) in &second.cpu {
@@ -155,6 +174,39 @@ impl Profile {
 
     pub(super) fn comm(&self, thread: Thread) -> Option<&str> {
         self.names.get(&thread).map(String::as_str)
+    }
+}
+
+impl Second {
+    /// What those do who hold a lock now that others wait for. Of an interpreter's lock, which keeps no owner, these are
+    /// the threads of its process that use a CPU, or want one.
+    fn hold(&mut self, now: &BTreeMap<Thread, Doing>) {
+        let waited_for: BTreeMap<Lock, (Option<u32>, bool)> = now
+            .values()
+            .filter_map(|doing| match doing.object {
+                Object::Lock {
+                    tgid,
+                    address,
+                    owner,
+                    interpreter,
+                } => Some(((tgid, address), (owner, interpreter))),
+                _ => None,
+            })
+            .collect();
+        for ((tgid, address), (owner, interpreter)) in waited_for {
+            let works = |doing: &Doing| {
+                matches!(doing.activity, Activity::OnCpu | Activity::RunnableOwn)
+            };
+            let threads = now.range((tgid, 0)..=(tgid, u32::MAX));
+            let holds = |tid: u32, doing: &Doing| match owner {
+                Some(owner) => tid == owner,
+                None => interpreter && works(doing),
+            };
+            for ((_, tid), doing) in threads.filter(|((_, tid), doing)| holds(*tid, doing)) {
+                let holders = self.held.entry((tgid, address)).or_default();
+                holders.entry((tgid, *tid)).or_default().add(doing, 1);
+            }
+        }
     }
 }
 
@@ -191,6 +243,11 @@ impl Split {
 }
 
 impl Time {
+    fn add(&mut self, doing: &Doing, count: u32) {
+        self.looks = self.looks.saturating_add(count);
+        *self.by.entry(doing.clone()).or_default() += count;
+    }
+
     /// Share of the looks at which it waited for work.
     pub(super) fn idle(&self) -> f64 {
         self.share_of(Activity::Idle)
@@ -221,24 +278,20 @@ impl Window {
         range.map(|(thread, time)| (*thread, time))
     }
 
-    /// Looks at all threads.
-    pub(super) fn looks_at(&self, crowd: &[(Thread, f64)]) -> u64 {
-        let looks = crowd.iter().filter_map(|(thread, _)| self.of(*thread));
-        looks.map(|time| u64::from(time.looks)).sum()
+    /// What those did who held a lock while others waited for it.
+    pub(super) fn holders(&self, lock: Lock) -> Option<&BTreeMap<Thread, Time>> {
+        self.held.get(&lock)
     }
 
     /// What the wall time of some threads went into, each by its weight; the largest share first, all of them together 1.
     /// `target`: whose run queue says who had the CPU.
     pub(super) fn shares(
         &self,
-        crowd: &[(Thread, f64)],
+        crowd: &Crowd,
         target: Option<TargetId>,
     ) -> Vec<(Activity, f64)> {
         let mut sums: BTreeMap<Activity, f64> = BTreeMap::new();
-        for (thread, weight) in crowd {
-            let Some(time) = self.of(*thread) else {
-                continue;
-            };
+        for (_, weight, time) in crowd.times(self) {
             for (doing, count) in &time.by {
                 let share = f64::from(*count) / f64::from(time.looks.max(1));
                 *sums.entry(doing.activity).or_default() += weight * share;

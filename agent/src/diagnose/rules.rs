@@ -1,6 +1,8 @@
 //! From what the time went into to one cause. Every rule speaks of kernel facts; which queue it is about decides where to
 //! begin to look.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::{
     Activity, Cause, Confidence, Culprit, CulpritKind, Hop, Verdict,
     classify::Object,
@@ -12,6 +14,7 @@ use super::{
 use crate::{
     detect::{DrivenBy, Episode, Level},
     queue::{Kind, lock_of},
+    sample::TargetId,
 };
 
 /// A cause that less of the time speaks for is not named.
@@ -34,6 +37,13 @@ pub(super) struct Case<'a> {
     pub(super) view: View<'a>,
     pub(super) facts: &'a Facts,
     pub(super) episode: &'a Episode,
+}
+
+impl Case<'_> {
+    /// From when to when it is judged.
+    pub(super) fn time(&self) -> (u64, u64) {
+        (self.view.window.from_ns, self.view.window.to_ns)
+    }
 }
 
 /// A cause before it is put in words.
@@ -77,7 +87,7 @@ pub(super) fn judge(case: Case<'_>) -> Verdict {
         .unwrap_or_default();
     let looks = steps
         .first()
-        .map_or(0, |step| case.view.window.looks_at(&step.crowd));
+        .map_or(0, |step| step.crowd.looks(case.view.window));
     finding.share = finding.share.or_else(|| speaks_for(&shares, finding.cause));
     let runner_up = runner_up(&shares, finding.cause);
     let path = path(case, &steps, finding.cause);
@@ -114,7 +124,7 @@ fn trail(case: Case<'_>) -> Vec<Step> {
                 let tid: Option<u32> = tid.parse().ok();
                 let threads = view.window.threads();
                 let here = threads.filter(|((_, other), _)| Some(*other) == tid);
-                of(here.map(|(thread, _)| (thread, 1.0)).collect())
+                of(Crowd::of(here.map(|(thread, _)| thread)))
             }
             None => Vec::new(),
         },
@@ -126,8 +136,8 @@ fn trail(case: Case<'_>) -> Vec<Step> {
             let threads = view.window.of_process(lock.0);
             let waiting = threads
                 .filter(|(_, time)| time.by.keys().any(|doing| waits(&doing.object)))
-                .map(|(thread, _)| (thread, 1.0));
-            of(waiting.collect())
+                .map(|(thread, _)| thread);
+            of(Crowd::of(waiting))
         }
         _ => from_target(view, key.target),
     }
@@ -217,7 +227,10 @@ fn by_time(case: Case<'_>, steps: &[Step], first: &Step) -> Finding {
     let target = case.episode.key.target;
     let surges = case.episode.driven_by == DrivenBy::Producer;
     let last = steps.last().unwrap_or(first);
-    let pool = case.facts.used_up(target);
+    let pool = case
+        .facts
+        .used_up(target)
+        .filter(|_| steps.len() < 2 || is_at_ease(last));
     match first.activity {
         Activity::OnCpu
         | Activity::RunnableOwn
@@ -229,10 +242,14 @@ fn by_time(case: Case<'_>, steps: &[Step], first: &Step) -> Finding {
                 return Finding::of(Cause::ProducerSurge);
             }
             if let Some(pool) = pool {
-                return exhausted(case, pool);
+                return exhausted(case, target, pool);
             }
+            let there = pool_on_the_way(case, steps);
             Finding {
-                culprit: Some(at_the_end(case, last)),
+                culprit: Some(match &there {
+                    Some((step, pool)) => pool_culprit(case, step.target, Some(step.tgid), pool),
+                    None => at_the_end(case, last),
+                }),
                 ..Finding::of(Cause::DownstreamSlow)
             }
         }
@@ -251,8 +268,17 @@ fn by_time(case: Case<'_>, steps: &[Step], first: &Step) -> Finding {
             ..Finding::of(Cause::PeerNotSending)
         },
         Activity::Memory => Finding::of(Cause::MemoryStalled),
+        // What others sent is not read, and nothing outside keeps the process from it.
+        Activity::Asleep | Activity::Inside
+            if case.episode.key.kind == Kind::Recv && case.episode.key.name.starts_with("->") =>
+        {
+            Finding {
+                culprit: Some(process(case, first.tgid)),
+                ..Finding::of(Cause::ConsumerStalled)
+            }
+        }
         Activity::Asleep | Activity::Inside => match pool {
-            Some(pool) => exhausted(case, pool),
+            Some(pool) => exhausted(case, target, pool),
             None if surges => Finding::of(Cause::ProducerSurge),
             None => Finding {
                 limit: Some(Limit::Workers),
@@ -265,7 +291,7 @@ fn by_time(case: Case<'_>, steps: &[Step], first: &Step) -> Finding {
             ..Finding::of(Cause::ConsumerStalled)
         },
         Activity::Idle => match pool {
-            Some(pool) => exhausted(case, pool),
+            Some(pool) => exhausted(case, target, pool),
             None => idle(case, first),
         },
         Activity::Unknown => Finding::of(Cause::Unknown),
@@ -274,12 +300,27 @@ fn by_time(case: Case<'_>, steps: &[Step], first: &Step) -> Finding {
 
 /// Nobody works, and yet the queue stands: nothing at all is taken from it, or the evidence does not carry.
 fn idle(case: Case<'_>, first: &Step) -> Finding {
-    let nothing_leaves = case.episode.departures == Some(0);
     let stands = case
         .episode
         .wait_max_ns
         .is_some_and(|wait| wait > 1_000_000_000);
-    if nothing_leaves && stands {
+    if !stands {
+        return Finding::of(Cause::Unknown);
+    }
+    // It would go on if anybody let it: all that it has accepted are peers that do not send.
+    let parked = first.object == Object::Parked;
+    if !parked && let Some(culprit) = silent_peers(case, first) {
+        return Finding {
+            share: Some(share(first, Activity::Idle)),
+            culprit: Some(culprit),
+            ..Finding::of(Cause::PeerNotSending)
+        };
+    }
+    let nothing_leaves = case
+        .episode
+        .departures
+        .is_none_or(|departures| departures == 0);
+    if nothing_leaves {
         return Finding {
             share: Some(share(first, Activity::Idle)),
             culprit: Some(process(case, first.tgid)),
@@ -287,6 +328,24 @@ fn idle(case: Case<'_>, first: &Step) -> Finding {
         };
     }
     Finding::of(Cause::Unknown)
+}
+
+/// Whoever holds most of the connections on which a service waits for a request, where it has them all the same and works
+/// on none.
+fn silent_peers(case: Case<'_>, first: &Step) -> Option<Culprit> {
+    let world = case.view.world;
+    let members = first.crowd.members.iter();
+    let ours: BTreeSet<u32> = members.map(|((tgid, _), _)| *tgid).collect();
+    let works = ours.iter().any(|tgid| world.business(*tgid).working > 0);
+    let mut peers: BTreeMap<Option<u32>, (u32, &Link)> = BTreeMap::new();
+    for (_, link) in world.links() {
+        if link.accepted && ours.contains(&link.tgid) {
+            let peer = world.other_end(link).map(|end| end.tgid);
+            peers.entry(peer).or_insert((0, link)).0 += 1;
+        }
+    }
+    let (_, link) = peers.into_values().max_by_key(|(count, _)| *count)?;
+    (!works).then(|| endpoint(case, link))
 }
 
 /// What the holder does is the cause, where it waits for something itself.
@@ -349,7 +408,7 @@ fn on_cpu(case: Case<'_>, steps: &[Step]) -> Finding {
         return Finding {
             culprit: case
                 .facts
-                .hog(target, case.view.targets)
+                .hog(target, case.view.targets, case.time())
                 .map(|hog| Culprit {
                     kind: CulpritKind::Process,
                     target: case.view.targets.of(hog.tgid),
@@ -526,21 +585,53 @@ fn slow_reader(case: Case<'_>, first: &Step) -> Cause {
     }
 }
 
-fn exhausted(case: Case<'_>, pool: Pool) -> Finding {
+fn exhausted(case: Case<'_>, target: TargetId, pool: Pool) -> Finding {
     Finding {
-        culprit: Some(Culprit {
-            kind: CulpritKind::Limit,
-            target: Some(case.episode.key.target),
-            pid: None,
-            name: format!(
-                "a pool of {} connections to {}",
-                pool.connections, pool.endpoint
-            ),
-            endpoint: Some(pool.endpoint.clone()),
-            container: None,
-        }),
+        culprit: Some(pool_culprit(case, Some(target), None, &pool)),
         pool: Some(pool),
         ..Finding::of(Cause::PoolExhausted)
+    }
+}
+
+/// Whoever is at the end of the way neither lacks anything nor computes: the time that it takes is what its work takes.
+fn is_at_ease(last: &Step) -> bool {
+    matches!(
+        last.activity,
+        Activity::Inside | Activity::Asleep | Activity::Idle | Activity::Unknown
+    )
+}
+
+/// The first service further on whose own pool is used up: those behind it do what they always do.
+fn pool_on_the_way<'s>(case: Case<'_>, steps: &'s [Step]) -> Option<(&'s Step, Pool)> {
+    let own = steps.first().and_then(|step| step.target);
+    let calls = |step: &&Step| step.activity == Activity::Downstream && step.target != own;
+    steps
+        .iter()
+        .skip(1)
+        .filter(|_| steps.last().is_some_and(is_at_ease))
+        .filter(calls)
+        .find_map(|step| Some((step, case.facts.used_up(step.target?)?)))
+}
+
+fn pool_culprit(
+    case: Case<'_>,
+    target: Option<TargetId>,
+    tgid: Option<u32>,
+    pool: &Pool,
+) -> Culprit {
+    let of = tgid.map_or_else(String::new, |tgid| {
+        format!(" of {}", case.view.world.process(tgid, case.view.targets))
+    });
+    Culprit {
+        kind: CulpritKind::Limit,
+        target,
+        pid: tgid,
+        name: format!(
+            "a pool of {} connections to {}{of}",
+            pool.connections, pool.endpoint
+        ),
+        endpoint: Some(pool.endpoint.clone()),
+        container: None,
     }
 }
 
@@ -644,8 +735,16 @@ fn path(case: Case<'_>, steps: &[Step], cause: Cause) -> Vec<Hop> {
         hops.extend(beyond.iter().map(|step| hop(case, step, None)));
         return hops;
     }
+    let pool = pool_on_the_way(case, steps).map(|(step, _)| step.tgid);
     for (index, step) in steps.iter().enumerate() {
-        hops.push(hop(case, step, (index == 0).then_some(cause)));
+        if index == 0 {
+            hops.push(hop(case, step, Some(cause)));
+        } else if pool == Some(step.tgid) {
+            hops.push(hop(case, step, Some(Cause::PoolExhausted)));
+            return hops;
+        } else {
+            hops.push(hop(case, step, None));
+        }
     }
     let last = steps.last();
     match last.and_then(|last| last.end.as_ref()) {
@@ -674,7 +773,11 @@ fn hop(case: Case<'_>, step: &Step, cause: Option<Cause>) -> Hop {
         pid: Some(step.tgid),
         name: words::crowd(case, step),
         what: words::busy_with(case, step),
-        cause: cause.unwrap_or_else(|| spoken_for(step.activity)),
+        cause: cause.unwrap_or_else(|| match step.activity {
+            // Of another service nobody knows whether that is what it always does.
+            Activity::Asleep | Activity::Inside => Cause::Unknown,
+            activity => spoken_for(activity),
+        }),
     }
 }
 
@@ -716,7 +819,7 @@ fn process(case: Case<'_>, tgid: u32) -> Culprit {
     }
 }
 
-fn container(case: Case<'_>, target: crate::sample::TargetId) -> Option<String> {
+fn container(case: Case<'_>, target: TargetId) -> Option<String> {
     case.view.targets.get(target)?.container.clone()
 }
 
@@ -765,10 +868,11 @@ fn lock(case: Case<'_>, step: &Step) -> Option<Culprit> {
 }
 
 fn limit(case: Case<'_>, name: String) -> Culprit {
+    let target = case.view.targets.get(case.episode.key.target);
     Culprit {
         kind: CulpritKind::Limit,
         target: Some(case.episode.key.target),
-        pid: None,
+        pid: target.and_then(|target| target.tgids.first().copied()),
         name,
         endpoint: None,
         container: None,
@@ -782,6 +886,7 @@ fn busiest_thread(case: Case<'_>, step: &Step) -> Culprit {
     };
     let busiest = step
         .crowd
+        .members
         .iter()
         .map(|(thread, _)| *thread)
         .max_by(|a, b| works(*a).total_cmp(&works(*b)));

@@ -38,7 +38,7 @@ pub(super) fn crowd(case: Case<'_>, step: &Step) -> String {
     if let Some(one) = step.thread {
         return thread(case, one);
     }
-    let tgids: BTreeSet<u32> = step.crowd.iter().map(|((tgid, _), _)| *tgid).collect();
+    let tgids: BTreeSet<u32> = step.crowd.members.iter().map(|((tgid, _), _)| *tgid).collect();
     let name = case.view.world.name(step.tgid, case.view.targets);
     let named: Vec<String> = tgids.iter().take(NAMED).map(u32::to_string).collect();
     match tgids.len().saturating_sub(NAMED) {
@@ -71,7 +71,7 @@ pub(super) fn busy_with(case: Case<'_>, step: &Step) -> String {
 fn of_what(case: Case<'_>, step: &Step) -> Option<String> {
     let world = case.view.world;
     Some(match &step.object {
-        Object::None => return None,
+        Object::None | Object::Parked => return None,
         Object::Connection(cookie) => {
             let link = world.link(*cookie)?;
             // A request in work says nothing about what it waits for.
@@ -207,7 +207,7 @@ fn first_of_all(case: Case<'_>, finding: &Finding) -> Option<String> {
             count(episode.limit.unwrap_or(0))
         )),
         Cause::CpuStarved => {
-            let hog = case.facts.hog(episode.key.target, case.view.targets)?;
+            let hog = case.facts.hog(episode.key.target, case.view.targets, case.time())?;
             Some(format!(
                 "{} ({}) uses {} of a CPU",
                 hog.name,

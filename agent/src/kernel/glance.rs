@@ -32,7 +32,7 @@ pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 const MAX_BOUND_PROCESSES: usize = 32;
 
 /// Tasks that one walk over all can pass by at the price of one iterator bound to a process (`bench-walk` measures both).
-const TASKS_PER_BOUND: usize = 50;
+const TASKS_PER_BOUND: usize = 16;
 
 /// What one read of an iterator returns at most (`PAGE_SIZE << 3` in kernel/bpf/bpf_iter.c), doubled.
 const READ_BYTES: usize = 64 * 1024;
