@@ -122,6 +122,7 @@ fn row(scenario: &Scenario, asked: &Asked) -> Row {
 }
 
 fn play(scenario: &Scenario, record: Option<PathBuf>) -> Result<Row> {
+    let _ahead = cpu::Ahead::of_others();
     let mut play = Play::new(scenario.planted, record)?;
     let played = (scenario.play)(&mut play);
     if let Err(error) = played {
