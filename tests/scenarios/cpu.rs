@@ -22,6 +22,7 @@ use crate::{
     programs::{SOON, app, family, load, uwsgi_is_full},
 };
 
+const MOUNT: &str = "/sys/fs/cgroup/cpu";
 /// More than what everybody else has (`cpu.shares`, 1,024 each) together.
 pub const MOST: &str = "50000";
 
@@ -30,7 +31,7 @@ pub struct CpuGroup(PathBuf);
 
 impl CpuGroup {
     pub fn new(name: &str, shares: &str) -> Result<Self> {
-        let mount = Path::new("/sys/fs/cgroup/cpu");
+        let mount = Path::new(MOUNT);
         ensure!(
             mount.join("cpu.shares").exists(),
             "the CPU controller of control groups version 1 is wanted at {}",
@@ -46,6 +47,10 @@ impl CpuGroup {
     fn write(&self, file: &str, text: &str) -> Result<()> {
         let path = self.0.join(file);
         fs::write(&path, text).with_context(|| format!("write {text:?} to {}", path.display()))
+    }
+
+    fn take_in_us(&self) -> Result<()> {
+        self.write("cgroup.procs", &std::process::id().to_string())
     }
 
     fn name(&self) -> String {
@@ -68,6 +73,39 @@ impl Drop for CpuGroup {
         });
         if let Err(error) = gone {
             eprintln!("warning: {error}");
+        }
+    }
+}
+
+/// While it lives, we and the servers that we start come before what else the machine computes: a build beside the
+/// scenarios must not become an incident of its own. Best effort.
+pub struct Ahead {
+    group: CpuGroup,
+    /// Where we were.
+    back: PathBuf,
+}
+
+impl Ahead {
+    pub fn of_others() -> Option<Self> {
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        // 4:cpu,cpuacct:/user.slice
+        let back = own.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            let has_cpu = controllers.split(',').any(|one| one == "cpu");
+            has_cpu.then(|| Path::new(MOUNT).join(path.trim_start_matches('/')))
+        })?;
+        let group = CpuGroup::new("scenario", MOST).ok()?;
+        let ahead = Self { group, back };
+        ahead.group.take_in_us().ok()?;
+        Some(ahead)
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        let procs = self.back.join("cgroup.procs");
+        if let Err(error) = fs::write(&procs, std::process::id().to_string()) {
+            eprintln!("warning: write {}: {error}", procs.display());
         }
     }
 }

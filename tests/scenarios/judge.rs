@@ -207,3 +207,119 @@ fn seconds(from: Option<Instant>, to: Option<Instant>) -> Option<f64> {
         None => -from.duration_since(to).as_secs_f64(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::table::SCENARIOS;
+
+    const HOLDER: u32 = 812;
+
+    /// A flash sale as it should be told, changed by `change`; moments are seconds after the first look.
+    fn judged(change: impl FnOnce(&mut Vec<(u64, Value)>, &mut Story)) -> Row {
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let verdict = json!({"pid": HOLDER, "name": "postgres (812)"});
+        let episode = |end: bool| {
+            let mut told = json!({
+                "type": "episode", "id": "e", "kind": "accept", "name": "127.0.0.1:80",
+                "cause": "downstream_slow", "share": 0.9, "culprit": verdict,
+            });
+            if !end {
+                told["ongoing"] = true.into();
+            }
+            told
+        };
+        let level = json!({"type": "level", "kind": "accept", "to": "warn"});
+        let mut told = vec![
+            (7, level),
+            (9, episode(false)),
+            (12, episode(false)),
+            (16, episode(true)),
+        ];
+        let mut story = Story {
+            planted: Some(at(6)),
+            removed: Some(at(13)),
+            recovered: Some(at(16)),
+            culprit: Culprit::process(HOLDER),
+            said: Some(at(10)),
+            ..Story::default()
+        };
+        change(&mut told, &mut story);
+        told.sort_by_key(|(s, _)| *s);
+        story.events = told
+            .into_iter()
+            .map(|(s, value)| Event {
+                at: at(s),
+                unix_ns: s * 1_000_000_000,
+                value,
+            })
+            .collect();
+        row(&SCENARIOS[0], &story)
+    }
+
+    fn wrong(change: impl FnOnce(&mut Vec<(u64, Value)>, &mut Story)) -> String {
+        let row = judged(change);
+        assert_eq!(row.outcome, Outcome::Wrong);
+        row.why.join("; ")
+    }
+
+    #[test]
+    fn what_is_told_as_it_was_planted_is_right() {
+        let row = judged(|_, _| ());
+        assert_eq!((row.outcome, row.why.len()), (Outcome::Right, 0));
+        assert_eq!((row.warned_after_s, row.lead_s), (Some(1.0), Some(3.0)));
+        assert_eq!(
+            (row.verdict.as_str(), row.share),
+            ("downstream_slow", Some(0.9))
+        );
+    }
+
+    #[test]
+    fn another_cause_or_another_culprit_is_wrong() {
+        let why = wrong(|told, _| told[2].1["cause"] = "cpu_bound".into());
+        assert_eq!(why, "while it was there: the verdict is cpu_bound");
+        let why = wrong(|told, _| told[3].1["culprit"] = json!({"pid": 9, "name": "cron (9)"}));
+        assert_eq!(why, "in the end: it names cron (9)");
+        let why = wrong(|told, _| {
+            told[3].1.as_object_mut().map(|told| told.remove("cause"));
+        });
+        assert_eq!(why, "in the end: no verdict");
+    }
+
+    #[test]
+    fn what_another_queue_says_must_not_be_something_else() {
+        let other = |cause: &str, pid: u32| {
+            json!({"type": "episode", "id": "f", "kind": "recv", "name": ":80",
+                   "cause": cause, "culprit": {"pid": pid, "name": "x"}})
+        };
+        assert!(wrong(|told, _| told.push((14, other("disk_slow", 9)))).starts_with("elsewhere"));
+        for (cause, pid) in [("unknown", 9), ("disk_slow", HOLDER)] {
+            let row = judged(|told, _| told.push((14, other(cause, pid))));
+            assert_eq!(row.outcome, Outcome::Right, "{cause}: {:?}", row.why);
+        }
+    }
+
+    #[test]
+    fn late_warnings_and_missing_ones_and_no_recovery_are_wrong() {
+        assert_eq!(
+            wrong(|told, _| drop(told.remove(0))),
+            "no warning of accept"
+        );
+        assert_eq!(
+            wrong(|told, _| told[0].0 = 11),
+            "the application said it first"
+        );
+        assert_eq!(wrong(|_, story| story.recovered = None), "no recovery");
+        let early = wrong(|told, story| {
+            story.planted = story.planted.map(|at| at + Duration::from_secs(4));
+            told[0].0 = 11;
+            story.said = None;
+        });
+        assert!(early.starts_with("before it was planted"), "{early}");
+    }
+}

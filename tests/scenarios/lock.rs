@@ -38,7 +38,7 @@ pub fn trouble(play: &mut Play, server: &Program, load: &Load, culprit: Culprit)
 }
 
 pub fn holder_computes(play: &mut Play) -> Result<()> {
-    let (server, address) = convoy("compute", 8, &[])?;
+    let (server, address) = convoy("compute", 4, &[])?;
     let load = load(address, "/", REQUESTS_PER_S)?;
     let keeper = server.number("keeper")?;
     trouble(play, &server, &load, Culprit::thread(keeper))
@@ -46,7 +46,7 @@ pub fn holder_computes(play: &mut Play) -> Result<()> {
 
 pub fn holder_waits(play: &mut Play) -> Result<()> {
     let redis = Redis::start()?;
-    let (server, address) = convoy(&format!("call={}", redis.port()), 8, &[])?;
+    let (server, address) = convoy(&format!("call={}", redis.port()), 4, &[])?;
     let load = load(address, "/", REQUESTS_PER_S)?;
     // Redis is slow all the time; nobody calls it before the trouble.
     let hog = redis.hog(Duration::from_millis(400), Duration::from_millis(2))?;

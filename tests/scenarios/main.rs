@@ -19,7 +19,14 @@ mod play;
 mod programs;
 mod table;
 
-use std::{env, io::Write as _, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    env,
+    io::Write as _,
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, bail};
 use tailback_tests::{
@@ -29,6 +36,9 @@ use tailback_tests::{
 
 use play::Play;
 use table::{SCENARIOS, Scenario};
+
+/// In the network namespace that we are in.
+const HERE: &str = "--here";
 
 const USAGE: &str = "\
 Usage: tailback-scenarios [--list] [--keep DIR] [SCENARIO...]
@@ -46,10 +56,31 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    match Asked::read(&words) {
-        Ok(asked) => play_all(&asked),
+    let (here, words) = match words.split_first() {
+        Some((&HERE, rest)) => (true, rest),
+        _ => (false, words.as_slice()),
+    };
+    let asked = match Asked::read(words) {
+        Ok(asked) => asked,
         Err(error) => {
             eprintln!("error: {error:#}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let done = match asked.scenarios.as_slice() {
+        _ if here => play_here(&asked),
+        // One takes our place: whoever stops us stops it.
+        [one] => inside(one, &asked).and_then(|mut command| {
+            let error = command.exec();
+            Err(error).context("play a scenario")
+        }),
+        _ => play_all(&asked),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
             ExitCode::from(2)
         }
     }
@@ -85,7 +116,37 @@ impl Asked {
     }
 }
 
-fn play_all(asked: &Asked) -> ExitCode {
+/// Each in a process and a network namespace of its own: its limits, its ports, and the counters of its kernel.
+fn play_all(asked: &Asked) -> Result<bool> {
+    let mut good = true;
+    for scenario in &asked.scenarios {
+        let status = inside(scenario, asked)?.status();
+        good &= status.context("play a scenario")?.success();
+    }
+    Ok(good)
+}
+
+/// The command that plays a scenario in a network namespace of its own; where there is none, it is told why.
+fn inside(scenario: &Scenario, asked: &Asked) -> Result<Command> {
+    let program = env::current_exe().context("find this program")?;
+    let up = "ip link set lo up && exec \"$@\"";
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = Command::new(program::need(&["unshare"])?);
+        command
+            .args(["--net", "--", "sh", "-c", up, "sh"])
+            .arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.args([HERE, scenario.name]);
+    if let Some(folder) = &asked.keep {
+        command.arg("--keep").arg(folder);
+    }
+    Ok(command)
+}
+
+fn play_here(asked: &Asked) -> Result<bool> {
     let mut good = true;
     for scenario in &asked.scenarios {
         let begun = Instant::now();
@@ -93,13 +154,9 @@ fn play_all(asked: &Asked) -> ExitCode {
         row.took_s = begun.elapsed().as_secs_f64();
         good &= row.outcome != Outcome::Wrong;
         println!("{}", row.to_json());
-        let _ = std::io::stdout().flush();
+        std::io::stdout().flush().context("write the row")?;
     }
-    if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    Ok(good)
 }
 
 fn row(scenario: &Scenario, asked: &Asked) -> Row {
@@ -122,6 +179,7 @@ fn row(scenario: &Scenario, asked: &Asked) -> Row {
 }
 
 fn play(scenario: &Scenario, record: Option<PathBuf>) -> Result<Row> {
+    let _ahead = cpu::Ahead::of_others();
     let mut play = Play::new(scenario.planted, record)?;
     let played = (scenario.play)(&mut play);
     if let Err(error) = played {

@@ -17,8 +17,8 @@ use crate::{
     target::{End, MAX_FOLLOWED, Nearby, ProcessSeen, around, ends},
 };
 
-/// A target counts as suspicious for so long after that was last said, beyond the time until its files are walked again: a look at
-/// marked sockets alone does not see all queues.
+/// A target counts as suspicious for so long after that was last said: a queue at the edge does not switch the closer look on
+/// and off.
 const HOT_NS: u64 = 1_000 * MS;
 /// A process is followed for so long after it was last wanted.
 const LINGER_NS: u64 = 10_000 * MS;
@@ -100,7 +100,7 @@ impl Collector {
 
     /// Whose queues are suspicious now.
     pub(super) fn set_hot(&mut self, now_ns: u64, hot: &BTreeSet<TargetId>) -> Result<()> {
-        let keep_ns = HOT_NS + self.schedule.files_interval_ns();
+        let keep_ns = HOT_NS;
         let closely = &mut self.closely;
         let all = self
             .targets
