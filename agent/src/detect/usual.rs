@@ -74,7 +74,9 @@ impl UsualWait {
                 }
                 let depth = second.mean_depth();
                 let (times, more) = GROWS;
-                let grows = self.before.is_some_and(|before| depth > before * times + more);
+                let grows = self
+                    .before
+                    .is_some_and(|before| depth > before * times + more);
                 self.before = Some(depth);
                 if !grows {
                     self.pending.push_back(second);

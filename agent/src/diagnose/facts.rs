@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -41,7 +42,7 @@ pub(super) struct Facts {
 struct Calls {
     usual_ns: Option<f64>,
     now_ns: Option<f64>,
-    /// Outstanding, and connections.
+    /// Connections in use, and all.
     recent: VecDeque<(u64, u64)>,
 }
 
@@ -100,6 +101,18 @@ impl Facts {
         if sample.walks.system {
             let entry = |group: &Cgroup| (group.path.clone(), group.clone());
             self.cgroups = sample.cgroups.iter().map(entry).collect();
+        }
+    }
+
+    /// Takes in how the pools of connections are used, after [`Facts::read`].
+    pub(super) fn look_at_pools(&mut self, pools: &BTreeMap<(TargetId, SocketAddr), (u64, u64)>) {
+        for (key, calls) in &mut self.calls {
+            let Some(Ok(remote)) = key.name.strip_prefix("-> ").map(str::parse) else {
+                continue;
+            };
+            if let Some((used, all)) = pools.get(&(key.target, remote)) {
+                calls.look(*used, *all);
+            }
         }
     }
 
@@ -165,10 +178,9 @@ impl Facts {
         targets: &Targets,
         (from_ns, to_ns): (u64, u64),
     ) -> Option<Hog> {
-        let looks = self
-            .neighbours
-            .iter()
-            .filter(|(at_ns, over_ns, _)| *at_ns > from_ns && at_ns.saturating_sub(*over_ns) < to_ns);
+        let looks = self.neighbours.iter().filter(|(at_ns, over_ns, _)| {
+            *at_ns > from_ns && at_ns.saturating_sub(*over_ns) < to_ns
+        });
         let mut over_ns = 0_u64;
         let mut groups: BTreeMap<(&str, Option<&str>), BTreeMap<u32, u64>> = BTreeMap::new();
         for (_, elapsed_ns, neighbours) in looks {
@@ -178,11 +190,17 @@ impl Facts {
                 .filter(|one| targets.of(one.tgid) != Some(target));
             for one in foreign {
                 let group = (one.name.as_str(), one.cgroup.as_deref());
-                let used = groups.entry(group).or_default().entry(one.tgid).or_default();
+                let used = groups
+                    .entry(group)
+                    .or_default()
+                    .entry(one.tgid)
+                    .or_default();
                 *used = used.saturating_add(one.cpu_ns);
             }
         }
-        let sum = |used: &BTreeMap<u32, u64>| used.values().fold(0_u64, |sum, ns| sum.saturating_add(*ns));
+        let sum = |used: &BTreeMap<u32, u64>| {
+            used.values().fold(0_u64, |sum, ns| sum.saturating_add(*ns))
+        };
         let ((name, cgroup), used) = groups.into_iter().max_by_key(|(_, used)| sum(used))?;
         let (busiest, _) = used.iter().max_by_key(|(_, ns)| **ns)?;
         Some(Hog {
@@ -214,12 +232,14 @@ impl Calls {
             self.recent.clear();
             return;
         }
-        if let Some(connections) = reading.limit {
-            if self.recent.len() >= RECENT {
-                self.recent.pop_front();
-            }
-            self.recent.push_back((reading.depth, connections));
+    }
+
+    /// So many of the connections are in use.
+    fn look(&mut self, used: u64, connections: u64) {
+        if self.recent.len() >= RECENT {
+            self.recent.pop_front();
         }
+        self.recent.push_back((used, connections));
     }
 
     /// The size of the pool, if every connection of it was in use nearly all the time, and none was added.

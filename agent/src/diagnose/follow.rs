@@ -161,7 +161,10 @@ pub(super) fn from_crowd(view: View<'_>, crowd: Crowd) -> Vec<Step> {
         // Who holds a lock may have waited for it before; but not hold what it waits for in the end.
         let fresh = match crowd.while_holding {
             Some(lock) => locks.insert(lock),
-            None => crowd.members.iter().any(|(thread, _)| threads.insert(*thread)),
+            None => crowd
+                .members
+                .iter()
+                .any(|(thread, _)| threads.insert(*thread)),
         };
         if !fresh {
             if let Some(last) = steps.last_mut() {
@@ -379,7 +382,12 @@ fn suspect(view: View<'_>, step: &Step) -> Option<Next> {
     {
         return Some(Next::Process(tgid, None));
     }
-    let waiting: BTreeSet<u32> = step.crowd.members.iter().map(|((tgid, _), _)| *tgid).collect();
+    let waiting: BTreeSet<u32> = step
+        .crowd
+        .members
+        .iter()
+        .map(|((tgid, _), _)| *tgid)
+        .collect();
     let waits = |tgid: &u32| {
         let title = view.world.title(*tgid);
         title.is_some_and(|titled| titled.title.trim_end().ends_with(" waiting"))

@@ -68,8 +68,7 @@ struct Standing {
     until: Instant,
     told_ns: u64,
     index: u32,
-    /// How long each cause held, ns, with its latest verdict.
-    held: BTreeMap<Cause, (u64, Arc<Verdict>)>,
+    held: Held,
     /// Causes that followed each other, for the episode's moments.
     changes: Vec<Moment>,
 }
@@ -107,6 +106,9 @@ impl Diagnosis {
         self.facts.read(sample, readings, near);
         self.heard.read(sample, targets);
         self.world.read(now_ns, sample, readings, targets, closely);
+        if sample.walks.files {
+            self.facts.look_at_pools(&self.world.pools(targets));
+        }
         let near = |tgid: u32| targets.of(tgid).is_some_and(near);
         self.profile
             .read(now_ns, sample, readings, targets, (&self.world, near));
@@ -230,7 +232,7 @@ impl Diagnosis {
         let Some(standing) = self.open.get(&episode.id) else {
             return;
         };
-        episode.verdict = standing.verdict();
+        episode.verdict = standing.held.longest();
         episode.moments.extend(standing.changes.iter().cloned());
         episode.moments.sort_by_key(|moment| moment.at);
     }
@@ -241,7 +243,7 @@ impl Standing {
         Self {
             episode,
             judged_ns: at.mono_ns,
-            held: BTreeMap::from([(verdict.cause, (0, Arc::clone(&verdict)))]),
+            held: Held::of(Arc::clone(&verdict)),
             verdict: Some(verdict),
             since: at,
             until: at,
@@ -262,12 +264,7 @@ impl Standing {
         if self.episode.is_draining() {
             return Vec::new();
         }
-        let held = self
-            .held
-            .entry(verdict.cause)
-            .or_insert_with(|| (0, Arc::clone(&verdict)));
-        held.0 += elapsed_ns;
-        held.1 = Arc::clone(&verdict);
+        self.held.add(&verdict, elapsed_ns);
         let same = self
             .verdict
             .as_ref()
@@ -307,12 +304,42 @@ impl Standing {
             index: self.index,
         })))
     }
+}
 
-    /// The cause that held for longest; one that is known before one that is not.
-    fn verdict(&self) -> Option<Arc<Verdict>> {
-        self.held
-            .iter()
-            .max_by_key(|(cause, (held_ns, _))| (**cause != Cause::Unknown, *held_ns))
-            .map(|(_, (_, verdict))| Arc::clone(verdict))
+/// Verdicts on one episode that name the same, each with how long it held, ns, and as it was last made.
+struct Held(Vec<(u64, Arc<Verdict>)>);
+
+impl Held {
+    /// What is told apart; a culprit that is another one at each look is not worth more.
+    const MAX: usize = 64;
+
+    fn of(verdict: Arc<Verdict>) -> Self {
+        Self(vec![(0, verdict)])
+    }
+
+    fn add(&mut self, verdict: &Arc<Verdict>, elapsed_ns: u64) {
+        let known = self.0.iter().position(|(_, known)| known.names_as(verdict));
+        if let Some((held_ns, known)) = known.and_then(|known| self.0.get_mut(known)) {
+            *held_ns += elapsed_ns;
+            *known = Arc::clone(verdict);
+        } else if self.0.len() < Self::MAX {
+            self.0.push((elapsed_ns, Arc::clone(verdict)));
+        }
+    }
+
+    /// Of the cause that held for longest, the verdict that did; a cause that is known before one that is not.
+    fn longest(&self) -> Option<Arc<Verdict>> {
+        let mut causes: BTreeMap<Cause, u64> = BTreeMap::new();
+        for (held_ns, verdict) in &self.0 {
+            *causes.entry(verdict.cause).or_default() += held_ns;
+        }
+        let longest = causes
+            .into_iter()
+            .max_by_key(|(cause, held_ns)| (*cause != Cause::Unknown, *held_ns));
+        let (cause, _) = longest?;
+        let of_it = self.0.iter().filter(|(_, verdict)| verdict.cause == cause);
+        of_it
+            .max_by_key(|(held_ns, _)| *held_ns)
+            .map(|(_, verdict)| Arc::clone(verdict))
     }
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::{
     Activity,
-    follow::Crowd,
     classify::{Doing, Object, Threads, classify},
+    follow::Crowd,
     world::World,
 };
 use crate::{
@@ -194,9 +194,8 @@ impl Second {
             })
             .collect();
         for ((tgid, address), (owner, interpreter)) in waited_for {
-            let works = |doing: &Doing| {
-                matches!(doing.activity, Activity::OnCpu | Activity::RunnableOwn)
-            };
+            let works =
+                |doing: &Doing| matches!(doing.activity, Activity::OnCpu | Activity::RunnableOwn);
             let threads = now.range((tgid, 0)..=(tgid, u32::MAX));
             let holds = |tid: u32, doing: &Doing| match owner {
                 Some(owner) => tid == owner,
@@ -285,11 +284,7 @@ impl Window {
 
     /// What the wall time of some threads went into, each by its weight; the largest share first, all of them together 1.
     /// `target`: whose run queue says who had the CPU.
-    pub(super) fn shares(
-        &self,
-        crowd: &Crowd,
-        target: Option<TargetId>,
-    ) -> Vec<(Activity, f64)> {
+    pub(super) fn shares(&self, crowd: &Crowd, target: Option<TargetId>) -> Vec<(Activity, f64)> {
         let mut sums: BTreeMap<Activity, f64> = BTreeMap::new();
         for (_, weight, time) in crowd.times(self) {
             for (doing, count) in &time.by {

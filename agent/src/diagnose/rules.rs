@@ -222,10 +222,19 @@ fn backlog(case: Case<'_>, first: &Step) -> Option<Finding> {
     })
 }
 
+/// More work came than usual. Dispatches and turns are not work that came from outside.
+fn surges(case: Case<'_>) -> bool {
+    let counts_work = !matches!(
+        case.episode.key.kind,
+        Kind::Runqueue | Kind::Eventloop | Kind::Lock
+    );
+    counts_work && case.episode.driven_by == DrivenBy::Producer
+}
+
 /// From what most of the workers' time went into.
 fn by_time(case: Case<'_>, steps: &[Step], first: &Step) -> Finding {
     let target = case.episode.key.target;
-    let surges = case.episode.driven_by == DrivenBy::Producer;
+    let surges = surges(case);
     let last = steps.last().unwrap_or(first);
     let pool = case
         .facts
@@ -426,7 +435,7 @@ fn on_cpu(case: Case<'_>, steps: &[Step]) -> Finding {
             ..Finding::of(Cause::EventLoopBlocked)
         };
     }
-    if case.episode.driven_by == DrivenBy::Producer {
+    if surges(case) {
         return Finding {
             share: Some(needs),
             ..Finding::of(Cause::ProducerSurge)

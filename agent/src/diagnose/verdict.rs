@@ -33,6 +33,17 @@ pub struct Verdict {
     pub messages: Vec<Said>,
 }
 
+impl Verdict {
+    /// Whether both name the same cause, and the same at the head of the jam.
+    pub(super) fn names_as(&self, other: &Self) -> bool {
+        let who = |verdict: &Self| {
+            let culprit = verdict.culprit.as_ref()?;
+            Some((culprit.kind, culprit.pid, culprit.endpoint.clone()))
+        };
+        self.cause == other.cause && self.root == other.root && who(self) == who(other)
+    }
+}
+
 /// How far a verdict can be trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]

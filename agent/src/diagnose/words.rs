@@ -38,7 +38,12 @@ pub(super) fn crowd(case: Case<'_>, step: &Step) -> String {
     if let Some(one) = step.thread {
         return thread(case, one);
     }
-    let tgids: BTreeSet<u32> = step.crowd.members.iter().map(|((tgid, _), _)| *tgid).collect();
+    let tgids: BTreeSet<u32> = step
+        .crowd
+        .members
+        .iter()
+        .map(|((tgid, _), _)| *tgid)
+        .collect();
     let name = case.view.world.name(step.tgid, case.view.targets);
     let named: Vec<String> = tgids.iter().take(NAMED).map(u32::to_string).collect();
     match tgids.len().saturating_sub(NAMED) {
@@ -207,7 +212,9 @@ fn first_of_all(case: Case<'_>, finding: &Finding) -> Option<String> {
             count(episode.limit.unwrap_or(0))
         )),
         Cause::CpuStarved => {
-            let hog = case.facts.hog(episode.key.target, case.view.targets, case.time())?;
+            let hog = case
+                .facts
+                .hog(episode.key.target, case.view.targets, case.time())?;
             Some(format!(
                 "{} ({}) uses {} of a CPU",
                 hog.name,

@@ -15,6 +15,8 @@ use crate::{
 
 /// A lock that nobody has waited for since is forgotten, ns.
 const KEEP_LOCKS_NS: u64 = 5_000_000_000;
+/// Pieces of an answer come at least so often.
+const STREAMS_NS: u64 = 100_000_000;
 /// What one connection's other end may be called at most.
 const MAX_NAME: usize = 64;
 
@@ -31,6 +33,8 @@ pub(super) struct Link {
     pub(super) unsent: u32,
     /// Window that the peer offers, bytes.
     pub(super) window: u32,
+    /// Since data last came or went, ns.
+    pub(super) since_data_ns: u64,
 }
 
 impl Link {
@@ -269,6 +273,22 @@ impl World {
         self.links.get(&cookie)
     }
 
+    /// Of each endpoint that a target calls: connections, and how many of them are in use. One is in use as well while the
+    /// answer streams in.
+    pub(super) fn pools(&self, targets: &Targets) -> BTreeMap<(TargetId, SocketAddr), (u64, u64)> {
+        let mut pools = BTreeMap::new();
+        for (cookie, link) in self.links.iter().filter(|(_, link)| !link.accepted) {
+            let Some(target) = targets.of(link.tgid) else {
+                continue;
+            };
+            let in_use = self.awaited.contains_key(cookie) || link.since_data_ns < STREAMS_NS;
+            let (used, all) = pools.entry((target, link.remote)).or_insert((0, 0));
+            *used += u64::from(in_use);
+            *all += 1;
+        }
+        pools
+    }
+
     pub(super) fn links(&self) -> impl Iterator<Item = (u64, &Link)> {
         self.links.iter().map(|(cookie, link)| (*cookie, link))
     }
@@ -367,5 +387,6 @@ fn link(connection: &Connection, accepted: bool) -> Link {
         unacknowledged: connection.snd_nxt.wrapping_sub(connection.snd_una),
         unsent: connection.write_seq.wrapping_sub(connection.snd_nxt),
         window: connection.snd_wnd,
+        since_data_ns: connection.since_received_ns.min(connection.since_sent_ns),
     }
 }

@@ -399,10 +399,9 @@ fn events(episode: &Episode) -> SpanEvents {
                 Happening::Level(Level::Ok) => return None,
                 Happening::Loss(count) => ("loss", none.count("tailback.losses", count)),
                 Happening::Forecast(ns) => ("forecast.full", none.time_to_full(Some(ns))),
-                Happening::Cause(cause) => (
-                    "cause.changed",
-                    none.text("tailback.cause", cause.name()),
-                ),
+                Happening::Cause(cause) => {
+                    ("cause.changed", none.text("tailback.cause", cause.name()))
+                }
                 Happening::Recovered => ("recovered", none),
             };
             let attributes: Vec<KeyValue> = attributes.into_vec();
