@@ -154,7 +154,7 @@ fn whoever_keeps_a_suspicious_service_waiting_is_watched_with_it() {
                 })
         };
         assert!(
-            connections().any(|connection| other_end(&&connection)),
+            connections().any(|connection| other_end(&connection)),
             "{opened:?} is held by {other}, not by {peers:?}"
         );
     }

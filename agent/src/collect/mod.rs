@@ -56,6 +56,8 @@ const DISCOVERY_NS: u64 = 500_000_000;
 const MS: u64 = 1_000_000;
 /// Parts of the budget that looks beside the tick may take, each.
 const ASIDE_PART: f64 = 0.08;
+/// While a queue is suspicious: more of it is for the profile then.
+const ASIDE_PART_HOT: f64 = 0.05;
 /// Who holds and listens where: of every file of the machine.
 const HOLDERS: Pace = Pace::new(DISCOVERY_NS / 2, 5_000 * MS);
 /// What threads wait for. While a queue is suspicious, on every base tick that can afford it.
@@ -277,7 +279,12 @@ impl Collector {
 
     /// Share of a core for each kind of look beside the tick.
     fn aside_share(&self) -> f64 {
-        self.schedule.budget().share * ASIDE_PART
+        let part = if self.closely.is_on() {
+            ASIDE_PART_HOT
+        } else {
+            ASIDE_PART
+        };
+        self.schedule.budget().share * part
     }
 
     /// Sorts all listeners: where targets listen, and how many there are besides: their arrivals are in the same

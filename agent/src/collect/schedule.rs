@@ -76,6 +76,8 @@ pub struct Schedule {
     threads_due_ns: u64,
     profile_due_ns: u64,
     last_ns: u64,
+    /// When the last extra look was made.
+    extra_ns: u64,
     hot: bool,
     /// CPU time of a tick without and with a walk over files, the walk over threads and the profile left out.
     light: Cost,
@@ -101,6 +103,9 @@ const THREADS_MAX_NS: u64 = 5_000 * MS;
 /// While a queue is suspicious, this part of the budget is left to the profile and the extra looks, and files and threads wait
 /// for longer if need be: what they all wait for is the question then. Profiles on base ticks keep within it.
 const HOT_PART: f64 = 0.3;
+/// Trials of extra looks that seem too dear: what they may take of the budget, and how far apart they are at least.
+const TRIAL_PART: f64 = 0.05;
+const TRIAL_NS: u64 = 500 * MS;
 const PROFILE_MAX_NS: u64 = 2_000 * MS;
 
 impl Schedule {
@@ -113,6 +118,7 @@ impl Schedule {
             threads_due_ns: now_ns,
             profile_due_ns: now_ns,
             last_ns: now_ns,
+            extra_ns: now_ns,
             hot: false,
             light: Cost::default(),
             heavy: Cost::default(),
@@ -131,10 +137,11 @@ impl Schedule {
             self.late += 1;
             self.base_due_ns = now_ns;
         }
-        if let Some(extra) = self.hot_interval_ns() {
+        if let Some(extra) = self.hot_interval_ns().or_else(|| self.trial_ns(now_ns)) {
             let at_ns = (self.last_ns + extra).max(now_ns);
             if at_ns + extra / 2 < self.base_due_ns {
                 self.last_ns = at_ns;
+                self.extra_ns = at_ns;
                 return Tick {
                     at_ns,
                     files: false,
@@ -326,6 +333,15 @@ impl Schedule {
         (interval * 1.5 <= self.base_interval_ns() as f64).then_some(interval as u64)
     }
 
+    /// Where extra looks seem too dear, one is made now and then: what they cost is known by no other, for soon after a tick the
+    /// kernel's objects are still in the caches.
+    fn trial_ns(&self, now_ns: u64) -> Option<u64> {
+        let cost = self.light.0 + self.profile.0;
+        let apart = (cost / (self.budget.share * TRIAL_PART)).max(TRIAL_NS as f64);
+        let is_due = self.hot && now_ns >= self.extra_ns.saturating_add(apart as u64);
+        is_due.then_some(self.budget.hot_interval_ns)
+    }
+
     /// Times that whole ticks were missed.
     pub fn late_ticks(&self) -> u64 {
         self.late
@@ -403,6 +419,27 @@ mod tests {
         let (rate, share) = profiles(50_000, 20 * MS, Budget::default());
         assert!(rate > 20.0, "{rate}");
         assert!(share <= 0.0115, "{share}");
+    }
+
+    #[test]
+    fn looks_that_are_cheap_soon_after_another_are_found_to_be() {
+        let mut schedule = Schedule::new(Budget::default(), SECOND);
+        schedule.set_hot(true);
+        let (mut extra, mut last, mut now) = (0, SECOND, SECOND);
+        while now < 13 * SECOND {
+            let tick = schedule.next(now);
+            now = tick.at_ns;
+            // A hundred milliseconds later nothing is in the caches any more.
+            let cold = if now - last > 50 * MS {
+                400_000
+            } else {
+                60_000
+            };
+            last = now;
+            schedule.spent(tick, whole(cold));
+            extra += u64::from(!tick.base && now >= 11 * SECOND);
+        }
+        assert!(extra > 100, "{extra}");
     }
 
     #[test]
