@@ -109,6 +109,20 @@ pub struct Culprit {
     pub container: Option<String>,
 }
 
+impl Culprit {
+    /// Of which nothing more is known.
+    pub(super) fn named(kind: CulpritKind, name: String) -> Self {
+        Self {
+            kind,
+            target: None,
+            pid: None,
+            name,
+            endpoint: None,
+            container: None,
+        }
+    }
+}
+
 /// One step from the queue to the head of the jam.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hop {

@@ -158,11 +158,14 @@ impl Held<'_> {
         } else {
             little(depth, departures.unwrap_or(0), elapsed_ns)
         };
-        let full = depth >= limit;
+        // A full pipe that is read from is how two processes keep step; one that nobody reads stops its writer.
+        let is_read = departures.is_some_and(|departures| departures > 0) || read_of_a_buffer;
+        let full = depth >= limit && !is_read;
+        let fill = depth as f64 / limit.max(1) as f64;
         let mut reading = Reading {
             depth,
             limit: Some(limit),
-            fill: Some(depth as f64 / limit.max(1) as f64),
+            fill: Some(fill).filter(|_| !is_read),
             full,
             arrivals,
             departures,
