@@ -75,7 +75,7 @@ pub fn deadlock(play: &mut Play) -> Result<()> {
 pub fn interpreter(play: &mut Play) -> Result<()> {
     let port = ports::free()?;
     let text = include_str!("apps/threads.py");
-    let server = Program::python("threads", text, &["socket"], &[&port.to_string(), "6"])?;
+    let server = Program::python("threads", text, &["socket"], &[&port.to_string(), "4"])?;
     server
         .process
         .wait_line("listening", crate::programs::SOON)?;

@@ -18,7 +18,7 @@ pub fn limited(play: &mut Play) -> Result<()> {
     play.watch_pid(nginx.process().pid())?;
     play.healthy()?;
     play.planted(Culprit::default().or(&there.to_string()));
-    near.limit_wire(Some("3mbit"))?;
+    near.limit_wire(Some("2mbit"))?;
     play.hold()?;
     play.removing(Some(&load));
     near.limit_wire(None)?;
