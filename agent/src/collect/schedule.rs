@@ -84,11 +84,16 @@ pub struct Schedule {
     heavy: Cost,
     threads: Cost,
     profile: Cost,
+    /// CPU time of an extra look, the profile left out, and how many there were.
+    extra: Cost,
+    extras: u32,
     /// Share of a core that goes into looking for targets.
     discovery: f64,
     late: u64,
 }
 
+/// Marked sockets, and the counters of their networks, are looked at on one of so many extra looks; the profile is on all.
+const MARKED_EVERY: u32 = 4;
 /// Of the budget, files get at least this part, however dear the rest is: no queue may go unseen for good.
 const FILES_LEAST: f64 = 0.25;
 /// Files are walked at least so often.
@@ -124,6 +129,8 @@ impl Schedule {
             heavy: Cost::default(),
             threads: Cost::default(),
             profile: Cost::default(),
+            extra: Cost::default(),
+            extras: 0,
             discovery: 0.0,
             late: 0,
         }
@@ -142,10 +149,11 @@ impl Schedule {
             if at_ns + extra / 2 < self.base_due_ns {
                 self.last_ns = at_ns;
                 self.extra_ns = at_ns;
+                self.extras = self.extras.wrapping_add(1);
                 return Tick {
                     at_ns,
                     files: false,
-                    marked: true,
+                    marked: self.extras % MARKED_EVERY == 0,
                     threads: false,
                     profile: true,
                     base: false,
@@ -199,8 +207,10 @@ impl Schedule {
             // A tick without files costs no more than one with them: where no such tick is made, what is known of its cost may be old.
             self.light.0 = self.light.0.min(self.heavy.0);
             self.files_due_ns = self.files_due_ns.max(tick.at_ns + self.files_interval_ns());
-        } else {
+        } else if tick.base {
             self.light.learn(rest_ns);
+        } else {
+            self.extra.learn(rest_ns);
         }
         if tick.threads && tick.base {
             let next_ns = tick.at_ns + self.threads_interval_ns();
@@ -322,7 +332,13 @@ impl Schedule {
         let files = self.files_cost_ns() as f64 / self.files_interval_ns() as f64;
         let profile = self.profile.0 / self.profile_interval_ns() as f64;
         let left = self.budget.share - self.base_share() - files - profile - self.discovery;
-        let cost = self.light.0 + self.profile.0;
+        // Until an extra look has been made, what a tick without files costs is more than it will.
+        let extra = if self.extra.0 > 0.0 {
+            self.extra.0
+        } else {
+            self.light.0
+        };
+        let cost = extra + self.profile.0;
         let affordable = if left > 0.0 {
             cost / left
         } else {
