@@ -1,6 +1,9 @@
 //! Compares what was said with what was planted. Pure.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use serde_json::Value;
 use tailback_tests::{
@@ -78,7 +81,20 @@ pub fn row(scenario: &Scenario, story: &Story) -> Row {
 }
 
 fn judge(planted: &Planted, story: &Story, episodes: &[Episode<'_>], row: &mut Row) {
-    let named = |episode: &&Episode<'_>| planted.queues.contains(&episode.kind());
+    let asked: BTreeSet<u64> = story
+        .events
+        .iter()
+        .filter(|event| event.is("target") && event.value["followed"] != true)
+        .filter_map(|event| event.value["pid"].as_u64())
+        .collect();
+    let named = |episode: &&Episode<'_>| {
+        let pid = episode
+            .told
+            .first()
+            .and_then(|event| event.value["pid"].as_u64());
+        let ours = pid.is_none_or(|pid| asked.is_empty() || asked.contains(&pid));
+        ours && planted.queues.contains(&episode.kind())
+    };
     let early = episodes.iter().filter(|episode| {
         let first = episode.told.first().map(|event| event.at);
         first < story.planted

@@ -26,6 +26,8 @@ pub(super) struct Track {
     pub(super) baseline: Baseline,
     /// Rate at which work is taken while there is some: the other side of the service time.
     busy: Busy,
+    /// The time that one piece of work took while the queue was last at rest, or less since, ns.
+    service_ns: Option<u64>,
     usual_wait: UsualWait,
     pub(super) level: Level,
     /// Since when the score has asked for a lower level.
@@ -65,6 +67,13 @@ impl Track {
         };
         self.busy.add(reading, waits);
         let service_ns = self.busy.service_time_ns(reading.servers);
+        let at_rest = self.sign_ns.is_none() && self.level == Level::Ok;
+        let service_ns = match (service_ns, self.service_ns) {
+            // Work that is slower now is what is to be noticed: it must not be the measure.
+            (Some(now), Some(before)) if !at_rest => Some(now.min(before)),
+            (now, before) => now.or(before),
+        };
+        self.service_ns = service_ns;
         let target_ns = settings.target_ns.unwrap_or_else(|| {
             if by_usual {
                 return self.usual_wait.target_ns();
@@ -315,6 +324,26 @@ mod tests {
             ..accept(100, 1)
         };
         assert_eq!(levels(Kind::Accept, [loss]), [Level::Full]);
+    }
+
+    fn in_flight(depth: u64, wait_ms: u64) -> Reading {
+        Reading {
+            limit: None,
+            fill: None,
+            full: false,
+            ..accept(depth, wait_ms)
+        }
+    }
+
+    #[test]
+    fn requests_in_flight_are_judged_by_what_is_usual() {
+        let slow_by_design = (0..200).map(|tick| in_flight(8 + tick % 3, 1_000));
+        let healthy = levels(Kind::Inflight, slow_by_design.clone());
+        assert!(healthy.iter().all(|level| *level == Level::Ok));
+        let jam = (0..100).map(|tick| in_flight(20 + tick, 3_000 + 50 * tick));
+        let levels = levels(Kind::Inflight, slow_by_design.chain(jam));
+        assert!(levels[..200].iter().all(|level| *level == Level::Ok));
+        assert!(levels[299] >= Level::Critical);
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::{queue::Targets, sample::TargetId};
 const MAX_STEPS: usize = 12;
 /// A thread that waits for work more often than that does not work.
 const ALWAYS_IDLE: f64 = 0.98;
+/// A thread that has more than that of a crowd's weight stands for it.
+const MOSTLY_ONE: f64 = 0.5;
 /// A crowd that works less than that waits for work.
 const MOSTLY_IDLE: f64 = 0.85;
 
@@ -88,7 +90,7 @@ pub(super) struct Step {
     pub(super) target: Option<TargetId>,
     /// The process of the crowd's heaviest thread.
     pub(super) tgid: u32,
-    /// Set where the crowd is this one thread of several.
+    /// Set where the crowd is, for the most part, this one thread of several.
     pub(super) thread: Option<Thread>,
     pub(super) crowd: Crowd,
     pub(super) shares: Vec<(Activity, f64)>,
@@ -221,10 +223,13 @@ fn look(view: View<'_>, crowd: &Crowd) -> Step {
         .iter()
         .max_by(|a, b| a.1.total_cmp(b.1))
         .map_or(Object::None, |(object, _)| object.clone());
-    let alone = match crowd.members.as_slice() {
-        [(thread, _)] if view.window.of_process(tgid).count() > 1 => Some(*thread),
-        _ => None,
-    };
+    let all: f64 = crowd.members.iter().map(|(_, weight)| weight).sum();
+    let alone = crowd
+        .members
+        .iter()
+        .find(|(_, weight)| *weight > all * MOSTLY_ONE)
+        .map(|(thread, _)| *thread)
+        .filter(|_| view.window.of_process(tgid).count() > 1);
     Step {
         target,
         tgid,

@@ -55,6 +55,9 @@ pub struct Diagnosis {
     facts: Facts,
     heard: Heard,
     open: BTreeMap<String, Standing>,
+    /// Of targets with open episodes, the verdict on the one that opened first, where that has ended; and when it
+    /// opened.
+    first: BTreeMap<TargetId, (u64, Arc<Verdict>)>,
 }
 
 /// An open episode and what is known of its cause.
@@ -195,6 +198,7 @@ impl Diagnosis {
                     self.attach(episode);
                     if let Some(standing) = self.open.remove(&episode.id) {
                         told.extend(standing.stretch(at));
+                        self.remember(&standing);
                     }
                 }
                 _ => {}
@@ -227,12 +231,47 @@ impl Diagnosis {
         }
     }
 
-    /// The cause that held for longest, as it was last judged.
+    /// An episode has ended: what it was is remembered as long as others of its target are open.
+    fn remember(&mut self, ended: &Standing) {
+        let target = ended.episode.key.target;
+        let start_ns = ended.episode.start.mono_ns;
+        let others = |standing: &Standing| standing.episode.key.target == target;
+        if !self.open.values().any(others) {
+            self.first.remove(&target);
+        } else if let Some(verdict) = ended.held.longest() {
+            let first = self.first.entry(target);
+            let first = first.or_insert_with(|| (start_ns, Arc::clone(&verdict)));
+            if start_ns < first.0 {
+                *first = (start_ns, verdict);
+            }
+        }
+    }
+
+    /// The verdict on the episode of this target that opened first, where it opened before this one.
+    fn elder(&self, episode: &Episode) -> Option<Arc<Verdict>> {
+        let target = episode.key.target;
+        let open = self.open.values();
+        let open = open.filter(|standing| standing.episode.key.target == target);
+        let open = open
+            .filter_map(|standing| Some((standing.episode.sign.mono_ns, standing.held.longest()?)));
+        let ended = self.first.get(&target).cloned();
+        open.chain(ended)
+            .filter(|(start_ns, _)| *start_ns < episode.start.mono_ns)
+            .min_by_key(|(start_ns, _)| *start_ns)
+            .map(|(_, verdict)| verdict)
+    }
+
+    /// The cause that held for longest, as it was last judged; where that is what another queue of the target has suffered from
+    /// before, with the same at the head of the jam.
     fn attach(&self, episode: &mut Episode) {
         let Some(standing) = self.open.get(&episode.id) else {
             return;
         };
-        episode.verdict = standing.held.longest();
+        let own = standing.held.longest();
+        let elder = self
+            .elder(episode)
+            .filter(|elder| own.as_ref().is_some_and(|own| own.cause == elder.cause));
+        episode.verdict = elder.or(own);
         episode.moments.extend(standing.changes.iter().cloned());
         episode.moments.sort_by_key(|moment| moment.at);
     }

@@ -28,6 +28,8 @@ fn percent(share: f64) -> String {
 pub(super) fn thread(case: Case<'_>, thread: Thread) -> String {
     let process = case.view.world.process(thread.0, case.view.targets);
     match case.view.profile.comm(thread) {
+        // The main thread, under the name of all.
+        Some(comm) if process == format!("{comm} ({})", thread.1) => process,
         Some(comm) => format!("thread {comm} ({}) of {process}", thread.1),
         None => format!("thread {} of {process}", thread.1),
     }

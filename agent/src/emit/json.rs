@@ -296,6 +296,8 @@ fn target_object(unix_ns: u64, target: &Target) -> Map<String, Value> {
     let mut object = Object::new("target");
     object.put("time_unix_ns", unix_ns);
     object.put("target", target.name.as_str());
+    // Watched for what one that was asked for waits for.
+    object.put_some("followed", target.followed.then_some(true));
     object.put("pid", target.pid);
     object.put("exe", target.exe.as_str());
     object.put("comm", target.comm.as_str());
