@@ -31,13 +31,13 @@ activities! {
     Idle "idle" "idle",
     OnCpu "on_cpu" "on CPU",
     /// Wants a CPU that threads of its own service have.
-    RunnableOwn "runnable_own" "waiting for a CPU behind its own threads",
+    RunnableOwn "runnable_own" "waiting for a CPU behind own threads",
     /// Wants a CPU that others have.
     RunnableForeign "runnable_foreign" "waiting for a CPU behind others",
     /// May not run: its control group's quota is used up.
     Throttled "throttled" "throttled by its CPU quota",
     /// Wants a CPU that the hypervisor has taken.
-    Stolen "stolen" "waiting for a CPU behind other virtual machines",
+    Stolen "stolen" "waiting for a CPU of the hypervisor",
     /// Waits for an answer on a connection that its service opened.
     Downstream "downstream" "waiting for another service",
     /// Waits until a client reads.

@@ -67,9 +67,9 @@ fn the_verdict_stands_first_then_what_speaks_for_it_then_what_to_do() {
     let expected = r#"FULL      shop accept 127.0.0.1:8080: it waits for another service, postgres (812) at 127.0.0.1:5432
   evidence    4 of 4 workers wait for 127.0.0.1:5432, for 7.9 s at the longest; before, an answer
               took 11 ms.
-  time        █████████████████████████████▏  97%  waiting for another service (of 3,120 looks)
-              ▋                                2%  idle
-              ▎                                1%  on CPU
+  time        ███████████████████▍  97%  waiting for another service (of 3,120 looks)
+              ▍                      2%  idle
+              ▎                      1%  on CPU
   path        uwsgi (4711)          waits for 127.0.0.1:5432
               └─ postgres (815)     says "UPDATE waiting"
                  └─ postgres (812)  says "idle in transaction", for 8.2 s
@@ -307,7 +307,7 @@ fn small_shares_are_one_line_and_nothing_sampled_is_none() {
         )
     };
     let long = text(vec![with(shares)]);
-    let all = "███▋                            12%  other";
+    let all = "██▍                   12%  other";
     assert_has(&long, &[&format!("              {all}")]);
     assert!(!long.contains("asleep"), "{long}");
     assert!(!text(vec![with(vec![])]).contains("  time "));

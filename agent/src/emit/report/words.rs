@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Width of a bar.
-const BAR: usize = 30;
+const BAR: usize = 20;
 
 pub(super) fn evidence(episode: &Episode) -> &str {
     let verdict = episode.verdict.as_deref();
