@@ -306,7 +306,11 @@ impl Group {
 }
 
 /// The overflows of one tick that no listener has been given yet, per network namespace.
-struct Overflows(HashMap<u32, u64>);
+struct Overflows {
+    left: HashMap<u32, u64>,
+    /// Network namespaces in which a listener is at least half full, or was at the last look: the overflows are those of such.
+    crowded: HashSet<u32>,
+}
 
 impl Overflows {
     fn of(sample: &Sample, known: &HashMap<u64, Known>, grown: &HashMap<u32, Network>) -> Self {
@@ -326,19 +330,36 @@ impl Overflows {
                 *left.entry(listener.netns).or_default() += advance(known.drops, listener.drops);
             }
         }
-        Self(left)
+        let crowded = sample
+            .listeners
+            .iter()
+            .filter(|listener| is_crowded(listener, known.get(&listener.cookie)))
+            .map(|listener| listener.netns);
+        Self {
+            left,
+            crowded: crowded.collect(),
+        }
     }
 
     /// Those of this listener, as many as it dropped, as long as there are any; and its drops of this tick that are left.
     fn take(&mut self, listener: &Listener, known: Option<&Known>) -> (u64, u64) {
-        let (Some(known), Some(left)) = (known, self.0.get_mut(&listener.netns)) else {
+        let (Some(known), Some(left)) = (known, self.left.get_mut(&listener.netns)) else {
             return (0, 0);
         };
         let dropped = advance(known.drops, listener.drops);
+        if self.crowded.contains(&listener.netns) && !is_crowded(listener, Some(known)) {
+            return (0, dropped);
+        }
         let lost = (dropped + known.unclaimed).min(*left);
         *left -= lost;
         (lost, (dropped + known.unclaimed - lost).min(dropped))
     }
+}
+
+/// At least half full, now or at the last look.
+fn is_crowded(listener: &Listener, known: Option<&Known>) -> bool {
+    let depth = known.map_or(listener.depth, |known| known.depth.max(listener.depth));
+    depth > 0 && depth >= listener.limit / 2
 }
 
 /// The kernel refuses when the depth exceeds the backlog (sk_acceptq_is_full).

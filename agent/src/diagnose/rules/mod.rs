@@ -29,6 +29,8 @@ use weigh::share;
 
 /// A cause that less of the time speaks for is not named.
 const CARRIES: f64 = 0.2;
+/// Looks at each thread on average, without which nothing is said of its time.
+const ENOUGH: u64 = 4;
 /// Workers that have so much time left are not what fills a queue.
 const SPARE: f64 = 0.25;
 
@@ -92,6 +94,9 @@ pub(super) fn judge(case: Case<'_>) -> Verdict {
     let looks = steps
         .first()
         .map_or(0, |step| step.crowd.looks(case.view.window));
+    if finding.by_time && looks < ENOUGH * steps.first().map_or(0, |step| step.crowd.len() as u64) {
+        finding = Finding::of(Cause::Unknown);
+    }
     if finding.by_time {
         let share = weigh::speaks_for(&shares, finding.cause);
         finding.share = finding.share.or(share);
