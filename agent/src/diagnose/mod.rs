@@ -247,8 +247,9 @@ impl Diagnosis {
         }
     }
 
-    /// The verdict on the episode of this target that opened first, where it opened before this one.
-    fn elder(&self, episode: &Episode) -> Option<Arc<Verdict>> {
+    /// What was said of another episode of this target that has the same cause: of the one that opened first, if that was before
+    /// this one, or if nobody is named here.
+    fn elder(&self, episode: &Episode, own: &Verdict) -> Option<Arc<Verdict>> {
         let target = episode.key.target;
         let open = self.open.values();
         let open = open.filter(|standing| standing.episode.key.target == target);
@@ -256,7 +257,8 @@ impl Diagnosis {
             .filter_map(|standing| Some((standing.episode.sign.mono_ns, standing.held.longest()?)));
         let ended = self.first.get(&target).cloned();
         open.chain(ended)
-            .filter(|(start_ns, _)| *start_ns < episode.start.mono_ns)
+            .filter(|(_, verdict)| verdict.cause == own.cause && verdict.culprit.is_some())
+            .filter(|(start_ns, _)| *start_ns < episode.start.mono_ns || own.culprit.is_none())
             .min_by_key(|(start_ns, _)| *start_ns)
             .map(|(_, verdict)| verdict)
     }
@@ -268,9 +270,7 @@ impl Diagnosis {
             return;
         };
         let own = standing.held.longest();
-        let elder = self
-            .elder(episode)
-            .filter(|elder| own.as_ref().is_some_and(|own| own.cause == elder.cause));
+        let elder = own.as_ref().and_then(|own| self.elder(episode, own));
         episode.verdict = elder.or(own);
         episode.moments.extend(standing.changes.iter().cloned());
         episode.moments.sort_by_key(|moment| moment.at);

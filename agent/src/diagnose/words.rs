@@ -338,7 +338,8 @@ pub(super) fn advice(case: Case<'_>, finding: &Finding, steps: &[Step]) -> Strin
             "{who} does not read what is sent to it: bound what is kept for one peer, time it out, and look at what it waits for."
         ),
         Cause::PeerNotSending => format!(
-            "Workers wait for clients that do not send what they began ({who}): set a read timeout, or put a proxy that buffers requests in front."
+            "Workers wait for clients that do not send what they began{}: set a read timeout, or put a proxy that buffers requests in front.",
+            culprit.as_ref().map_or_else(String::new, |who| format!(" ({who})"))
         ),
         Cause::NetworkLimited => format!(
             "The way to {who} carries no more: look at its bandwidth and losses (ss -ti, tc -s qdisc); compress, send less, or spread it."
