@@ -1,5 +1,6 @@
 //! The command line: what it accepts, and the exit codes.
 
+mod anonymize;
 mod bench_walk;
 mod diagnose;
 mod doctor;
@@ -62,6 +63,8 @@ enum Command {
     Record(record::Options),
     /// Run the same pipeline over a recorded stream: the same output
     Replay(replay::Options),
+    /// Write a recording without the names of your machine, to give it away: it replays to the same verdicts
+    Anonymize(anonymize::Options),
     /// What this kernel allows, what is used, what is missing and how to get it
     Doctor(doctor::Options),
     /// Measure walks over one process, for `cargo xtask bench`
@@ -160,6 +163,7 @@ pub fn main() -> ExitCode {
         Command::Sample(options) => sample::run(options),
         Command::Record(options) => record::run(options),
         Command::Replay(options) => replay::run(options),
+        Command::Anonymize(options) => anonymize::run(options),
         Command::Doctor(options) => doctor::run(options),
         Command::BenchWalk(options) => bench_walk::run(options),
     });

@@ -61,10 +61,20 @@ pub(super) struct Recording {
 
 impl Recording {
     pub(super) fn create(path: &Path) -> Outcome<Self> {
-        let create = || -> anyhow::Result<Writer<BufWriter<File>>> {
-            Ok(Writer::new(BufWriter::new(File::create(path)?))?)
-        };
-        let writer = create()
+        Self::with(path, Writer::new)
+    }
+
+    /// A copy of another recording, as small as can be.
+    pub(super) fn packed(path: &Path) -> Outcome<Self> {
+        Self::with(path, Writer::packed)
+    }
+
+    fn with(
+        path: &Path,
+        begin: impl FnOnce(BufWriter<File>) -> std::io::Result<Writer<BufWriter<File>>>,
+    ) -> Outcome<Self> {
+        let writer = File::create(path)
+            .and_then(|file| begin(BufWriter::new(file)))
             .with_context(|| format!("cannot write the recording {}", path.display()))
             .map_err(Failure::output)?;
         Ok(Self {

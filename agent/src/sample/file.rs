@@ -16,9 +16,13 @@ const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
 /// Raised whenever [`Sample`] changes: postcard does not describe itself.
 const VERSION: u32 = 3;
 const CHUNK_NS: u64 = 1_000_000_000;
+/// What is not written while it happens has no second to lose: chunks as long as this, and not larger than that.
+const PACKED_CHUNK_NS: u64 = 60_000_000_000;
+const PACKED_CHUNK_BYTES: usize = 16 << 20;
 /// No honest chunk is larger; the bound keeps a foreign file from asking for all memory.
 const MAX_CHUNK_BYTES: usize = 256 << 20;
 const LEVEL: i32 = 3;
+const PACKED_LEVEL: i32 = 19;
 /// Half of what a u64 holds, which is the year 2262: times can be added to durations without a thought.
 const LATEST_NS: u64 = i64::MAX as u64;
 
@@ -30,6 +34,9 @@ pub struct Writer<W: Write> {
     begun_ns: Option<u64>,
     /// Samples whose chunk is written.
     kept: u64,
+    chunk_ns: u64,
+    chunk_bytes: usize,
+    level: i32,
 }
 
 impl<W: Write> Writer<W> {
@@ -43,6 +50,19 @@ impl<W: Write> Writer<W> {
             pending_samples: 0,
             begun_ns: None,
             kept: 0,
+            chunk_ns: CHUNK_NS,
+            chunk_bytes: usize::MAX,
+            level: LEVEL,
+        })
+    }
+
+    /// Begins a copy of a recording, made at leisure: a third of the size, or less.
+    pub fn packed(out: W) -> io::Result<Self> {
+        Ok(Self {
+            chunk_ns: PACKED_CHUNK_NS,
+            chunk_bytes: PACKED_CHUNK_BYTES,
+            level: PACKED_LEVEL,
+            ..Self::new(out)?
         })
     }
 
@@ -53,7 +73,8 @@ impl<W: Write> Writer<W> {
         self.pending.extend(encoded);
         self.pending_samples += 1;
         let begun = *self.begun_ns.get_or_insert(sample.mono_ns);
-        if sample.mono_ns.saturating_sub(begun) >= CHUNK_NS {
+        let full = self.pending.len() >= self.chunk_bytes;
+        if full || sample.mono_ns.saturating_sub(begun) >= self.chunk_ns {
             self.flush()?;
         }
         Ok(())
@@ -64,7 +85,7 @@ impl<W: Write> Writer<W> {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let mut encoder = zstd::Encoder::new(Vec::new(), LEVEL)?;
+        let mut encoder = zstd::Encoder::new(Vec::new(), self.level)?;
         encoder.include_checksum(true)?;
         encoder.write_all(&self.pending)?;
         let frame = encoder.finish()?;
@@ -284,6 +305,20 @@ mod tests {
     fn what_was_written_is_read_back() {
         assert!(matches!(read_all(&recording(55)), (55, None)));
         assert!(matches!(read_all(&recording(0)), (0, None)));
+    }
+
+    #[test]
+    fn a_packed_copy_holds_the_same_in_less() {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::packed(&mut bytes).unwrap();
+        let whole = recording(55);
+        let mut reader = Reader::new(whole.as_slice()).unwrap();
+        while let Some(sample) = reader.next_sample().unwrap() {
+            writer.add(&sample).unwrap();
+        }
+        writer.flush().unwrap();
+        assert!(matches!(read_all(&bytes), (55, None)));
+        assert!(bytes.len() < whole.len());
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! Everything after this module is a pure function of a stream of samples: time comes with the sample, and
 //! nothing else from the world. A recording of the stream replays to the same output, byte for byte.
 
+pub mod anonymize;
+pub mod cut;
 pub mod file;
+pub mod texts;
 
 use std::net::SocketAddr;
 

@@ -1,0 +1,77 @@
+//! `tailback anonymize`: a recording that can be given away.
+
+use std::{fs::File, io::BufReader, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use clap::Args;
+
+use super::{
+    Failure, duration,
+    failure::{Outcome, say},
+    record::Recording,
+};
+use crate::sample::{
+    anonymize::Anonymizer,
+    cut::Cut,
+    file::{ReadError, Reader},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The recording
+    file: PathBuf,
+    /// The file to write
+    out: PathBuf,
+    /// Leave out what comes before this time of the recording
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    from: Option<Duration>,
+    /// Leave out what comes after
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    until: Option<Duration>,
+}
+
+pub(super) fn run(options: &Options) -> Outcome<()> {
+    let context = || format!("cannot anonymize {}", options.file.display());
+    let same = options.file.canonicalize().ok();
+    if same.is_some() && same == options.out.canonicalize().ok() {
+        let error = anyhow!("it cannot be written over itself: name another file");
+        return Err(Failure::usage(error.context(context())));
+    }
+    let ns = |time: Option<Duration>, without| {
+        time.map_or(without, |time| {
+            u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+        })
+    };
+    let part = ns(options.from, 0)..ns(options.until, u64::MAX);
+    let open = || -> Result<Reader<BufReader<File>>, anyhow::Error> {
+        let file = File::open(&options.file)?;
+        Ok(Reader::new(BufReader::new(file))?)
+    };
+    let read = || open().with_context(context).map_err(Failure::usage);
+    let mut anonymizer = Anonymizer::default();
+    let mut reader = read()?;
+    // Where it is cut short, it is so the second time, too: then it is said.
+    while let Ok(Some(sample)) = reader.next_sample() {
+        anonymizer.learn(&sample);
+    }
+    let mut reader = read()?;
+    let mut recording = Recording::packed(&options.out)?;
+    let mut cut = Cut::new(part);
+    let ended: Result<(), ReadError> = loop {
+        match reader.next_sample() {
+            Ok(Some(sample)) => {
+                if let Some(sample) = cut.take(sample) {
+                    recording.add(&anonymizer.anonymize(&sample))?;
+                }
+            }
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    recording.finish()?;
+    ended.with_context(context).map_err(Failure::usage)?;
+    say(
+        "look at it before you send it: `tailback replay --json -v` shows the words that are left in it",
+    );
+    Ok(())
+}

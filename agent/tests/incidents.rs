@@ -1,0 +1,321 @@
+//! Recorded incidents, replayed without a kernel: of each scenario of `tests/scenarios` one run, cut and made anonymous by
+//! `tailback anonymize`. What is said of it has to stay right.
+//!
+//! A new one: `cargo xtask scenarios --keep DIR NAME`, then `tailback anonymize DIR/NAME.tbk agent/tests/incidents/NAME.tbk
+//! --from 2s --until 15s`, and a row here.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+};
+
+use tailback::{
+    config::Config,
+    detect::{Episode, Event},
+    diagnose::{Cause, CulpritKind, Verdict},
+    pipeline::Pipeline,
+    queue::Kind,
+    sample::{
+        Sample,
+        anonymize::{Anonymizer, LEFT_OUT, PLACES, PROGRAMS, TITLES, is_of_a_pattern, is_token},
+        file::Reader,
+        texts::{Text, each_text},
+    },
+};
+
+/// What has to be said of one incident.
+struct Planted {
+    cause: Cause,
+    /// Where the cause is another service's, also this one with the cause as its root.
+    seen_as: Option<Cause>,
+    /// Kinds of queues that suffer from it: at least one has an episode, and each that has one says the cause.
+    queues: &'static [Kind],
+    /// Stands in the culprit's name; `""`: nobody is to be named.
+    culprit: &'static str,
+    /// What episodes of other services and of other kinds may say beside the same.
+    elsewhere: &'static [Cause],
+}
+
+const fn planted(cause: Cause, queues: &'static [Kind], culprit: &'static str) -> Planted {
+    Planted {
+        cause,
+        seen_as: None,
+        queues,
+        culprit,
+        elsewhere: &[],
+    }
+}
+
+macro_rules! incidents {
+    ($($test:ident $name:literal $planted:expr,)*) => {
+        $(#[test]
+        fn $test() {
+            check($name, $planted);
+        })*
+
+        const NAMES: &[&str] = &[$($name,)*];
+    };
+}
+
+use Cause::*;
+use Kind::*;
+
+incidents! {
+    flash_sale "flash-sale" Some(planted(DownstreamSlow, &[Accept], "postgres (12326)")),
+    slow_redis "slow-redis" Some(planted(DownstreamSlow, &[Accept], "redis-server (12473)")),
+    redis_blocked "redis-blocked" Some(Planted {
+        // The service that calls it has eight workers, and all of them wait.
+        elsewhere: &[UndersizedLimit],
+        ..planted(EventLoopBlocked, &[Recv, Eventloop], "redis-server (12816)")
+    }),
+    pool_exhausted "pool-exhausted" Some(Planted {
+        seen_as: Some(DownstreamSlow),
+        ..planted(PoolExhausted, &[Accept], "a pool of 2 connections to 127.0.0.1:33863 of pgbouncer (4180)")
+    }),
+    few_workers "few-workers" Some(planted(UndersizedLimit, &[Accept], "3 workers")),
+    surge "surge" Some(planted(ProducerSurge, &[Accept], "")),
+    stopped "stopped" Some(planted(ConsumerStalled, &[Accept, Inflight], "uwsgi-core (15074)")),
+    convoy "convoy" Some(planted(LockContention, &[Accept, Lock], "(15284)")),
+    convoy_downstream "convoy-downstream" Some(Planted {
+        elsewhere: &[CpuBound],
+        ..planted(DownstreamSlow, &[Accept, Lock], "redis-server (17129)")
+    }),
+    deadlock "deadlock" Some(planted(ConsumerStalled, &[Accept, Lock, Inflight], "of name-a (17525)")),
+    interpreter_lock "interpreter-lock" Some(planted(LockContention, &[Accept, Lock], "(31408)")),
+    event_loop "event-loop" Some(planted(EventLoopBlocked, &[Accept, Eventloop, Recv], "uvicorn (10429)")),
+    output_pipe "output-pipe" Some(Planted {
+        // Of the one that is to read, and is stopped.
+        elsewhere: &[ConsumerStalled],
+        ..planted(OutputBlocked, &[Accept], "(310)")
+    }),
+    cpu_neighbour "cpu-neighbour" Some(planted(CpuStarved, &[Accept, Runqueue], "(2248)")),
+    own_threads "own-threads" Some(Planted {
+        // Others of the machine computed as well, for a moment.
+        elsewhere: &[CpuStarved],
+        ..planted(CpuBound, &[Accept, Runqueue], "of name-a (32698)")
+    }),
+    quota "quota" Some(planted(CpuThrottled, &[Accept, Runqueue], "the CPU quota of /group-a/group-b")),
+    silent_clients "silent-clients" Some(planted(PeerNotSending, &[Accept], "python3 (3379)")),
+    mute_clients_haproxy "mute-clients-haproxy" Some(planted(PeerNotSending, &[Accept], "python3 (3691)")),
+    deaf_clients "deaf-clients" Some(planted(PeerNotReading, &[Accept, Send], "(4260)")),
+    deaf_clients_nginx "deaf-clients-nginx" Some(planted(PeerNotReading, &[Send], "(4693)")),
+    llm_slow_provider "llm-slow-provider" Some(planted(DownstreamSlow, &[Downstream, Inflight, Recv, Accept], "uvicorn (5137)")),
+    llm_small_pool "llm-small-pool" Some(planted(
+        PoolExhausted,
+        &[Downstream, Inflight, Recv, Accept],
+        "a pool of 3 connections to 127.0.0.1:44023",
+    )),
+    iot_gridlock "iot-gridlock" Some(planted(DownstreamSlow, &[Recv], "postgres (7508)")),
+    fsync "fsync" Some(planted(DiskSlow, &[Recv, Eventloop, Disk], "/tmp/path-a/path-b/path-c on device-a")),
+    link_limited "link-limited" Some(planted(NetworkLimited, &[Send], "(7998)")),
+    small_backlog "small-backlog" Some(planted(UndersizedLimit, &[Accept], "a backlog of 8")),
+    files_exhausted "files-exhausted" Some(planted(FdExhausted, &[Fd, Accept], "RLIMIT_NOFILE of 120")),
+    busy "busy" None,
+    bursty "bursty" None,
+    keep_alive "keep-alive" None,
+    rolling_restart "rolling-restart" None,
+    slow_by_design "slow-by-design" None,
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/incidents")
+}
+
+fn samples(name: &str) -> Vec<Sample> {
+    let bytes = fs::read(folder().join(format!("{name}.tbk"))).unwrap();
+    let mut reader = Reader::new(bytes.as_slice()).unwrap();
+    std::iter::from_fn(|| reader.next_sample().unwrap()).collect()
+}
+
+/// The last word on each episode, in the order of their opening.
+fn episodes(samples: &[Sample]) -> Vec<Episode> {
+    let mut pipeline = Pipeline::new(Config::default().settings_for(), false);
+    let mut events: Vec<Event> = samples
+        .iter()
+        .flat_map(|sample| pipeline.step(sample).events)
+        .collect();
+    events.extend(pipeline.finish());
+    let mut order = Vec::new();
+    let mut last: BTreeMap<String, Episode> = BTreeMap::new();
+    for event in events {
+        match event {
+            Event::EpisodeOpened(episode) => order.push(episode.id.clone()),
+            Event::Episode(episode) => {
+                last.insert(episode.id.clone(), *episode);
+            }
+            _ => {}
+        }
+    }
+    let told = |id| last.remove(id).unwrap();
+    order.iter().map(told).collect()
+}
+
+fn words(episode: &Episode) -> String {
+    let verdict = episode.verdict.as_deref();
+    let cause = verdict.map_or("no verdict", |verdict| verdict.cause.name());
+    let root = verdict.and_then(|verdict| verdict.root).map(Cause::name);
+    let culprit = verdict.and_then(|verdict| verdict.culprit.as_ref());
+    format!(
+        "{} {}: {cause}, root {root:?}, culprit {:?}",
+        episode.key.kind.name(),
+        episode.key.name,
+        culprit.map(|culprit| &culprit.name)
+    )
+}
+
+fn check(name: &str, planted: Option<Planted>) {
+    let episodes = episodes(&samples(name));
+    let told: Vec<String> = episodes.iter().map(words).collect();
+    let Some(planted) = planted else {
+        assert!(told.is_empty(), "a healthy service has episodes: {told:#?}");
+        return;
+    };
+    let suffers = |episode: &&Episode| planted.queues.contains(&episode.key.kind);
+    assert!(episodes.iter().any(|one| suffers(&one)), "{told:#?}");
+    for episode in &episodes {
+        assert!(!episode.ongoing, "it did not recover: {}", words(episode));
+        let right = match episode.verdict.as_deref() {
+            Some(verdict) if suffers(&episode) => planted.fits(verdict) && planted.names(verdict),
+            Some(verdict) => planted.may_be(verdict),
+            None => false,
+        };
+        assert!(right, "{}", words(episode));
+    }
+}
+
+impl Planted {
+    fn fits(&self, verdict: &Verdict) -> bool {
+        let seen = self.seen_as.map(|seen| (seen, Some(self.cause)));
+        verdict.cause == self.cause || seen == Some((verdict.cause, verdict.root))
+    }
+
+    fn names(&self, verdict: &Verdict) -> bool {
+        match &verdict.culprit {
+            Some(culprit) => !self.culprit.is_empty() && culprit.name.contains(self.culprit),
+            None => self.culprit.is_empty(),
+        }
+    }
+
+    /// A queue that need not say anything, and nothing that is wrong.
+    fn may_be(&self, verdict: &Verdict) -> bool {
+        verdict.cause == Unknown
+            || self.fits(verdict)
+            || self.elsewhere.contains(&verdict.cause)
+            || !self.culprit.is_empty() && self.names(verdict)
+    }
+}
+
+#[test]
+fn each_recording_is_replayed_by_a_test() {
+    let files = fs::read_dir(folder()).unwrap();
+    let files: BTreeSet<String> = files
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let rows = NAMES.iter().map(|name| format!("{name}.tbk")).collect();
+    assert_eq!(files, rows);
+}
+
+/// What is left to read in an anonymous recording.
+fn is_told(what: Text, text: &str) -> bool {
+    let is_program = |word: &str| {
+        let word = word.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
+        PROGRAMS.contains(&word)
+    };
+    let known = |word: &str| match what {
+        Text::Name => is_token(word) || is_program(word),
+        Text::Path | Text::Group => {
+            let parts = word.trim_start_matches('@').split('/');
+            parts.into_iter().all(|part| {
+                part.is_empty()
+                    || is_token(part)
+                    || PLACES.contains(&part)
+                    || part.bytes().all(|digit| digit.is_ascii_digit())
+            })
+        }
+        Text::Title => TITLES.contains(&word) || word.strip_suffix(':').is_some_and(is_program),
+        Text::Line => is_of_a_pattern(word),
+        Text::Message => true,
+        Text::Container | Text::Attribute | Text::Device | Text::Notice => is_token(word),
+    };
+    text.split_whitespace()
+        .all(|word| word == LEFT_OUT || known(word))
+}
+
+#[test]
+fn the_recordings_hold_no_word_of_the_machine_that_they_were_made_on() {
+    for name in NAMES {
+        for mut sample in samples(name) {
+            each_text(&mut sample, &mut |what, text| {
+                assert!(is_told(what, text), "{name}: the {what:?} {text:?}");
+            });
+        }
+    }
+}
+
+/// What does not depend on names.
+type Essence = (
+    Kind,
+    Cause,
+    Option<Cause>,
+    Option<u64>,
+    Option<(CulpritKind, Option<u32>)>,
+);
+
+fn essence(samples: &[Sample]) -> Vec<Essence> {
+    let essence = |episode: &Episode| {
+        let verdict = episode.verdict.clone().unwrap();
+        let share = verdict.share.map(f64::to_bits);
+        let culprit = verdict.culprit.as_ref().map(|it| (it.kind, it.pid));
+        (
+            episode.key.kind,
+            verdict.cause,
+            verdict.root,
+            share,
+            culprit,
+        )
+    };
+    episodes(samples).iter().map(essence).collect()
+}
+
+/// A recording in the words of some machine: a secret in place of each token.
+fn with_secrets(samples: &[Sample]) -> Vec<Sample> {
+    let secret = |word: &str| match word {
+        LEFT_OUT => "bob@secret".to_owned(),
+        _ if is_token(word) => format!("Secret.{}.x", word.replace('-', "_")),
+        _ => word.to_owned(),
+    };
+    let mut samples = samples.to_vec();
+    for sample in &mut samples {
+        each_text(sample, &mut |what, text| {
+            let joint = match what {
+                Text::Path | Text::Group => '/',
+                _ => ' ',
+            };
+            let words: Vec<String> = text.split(joint).map(secret).collect();
+            *text = words.join(&joint.to_string());
+        });
+    }
+    samples
+}
+
+#[test]
+fn an_anonymous_recording_leads_to_the_same_verdicts_and_holds_no_secret() {
+    for name in NAMES.iter().filter(|name| **name != "keep-alive") {
+        let before = with_secrets(&samples(name));
+        assert!(serde_json::to_string(&before).unwrap().contains("ecret"));
+        let mut anonymizer = Anonymizer::default();
+        for sample in &before {
+            anonymizer.learn(sample);
+        }
+        let after: Vec<Sample> = before
+            .iter()
+            .map(|sample| anonymizer.anonymize(sample))
+            .collect();
+        let left = serde_json::to_string(&after).unwrap();
+        assert!(!left.contains("ecret"), "{name}");
+        assert_eq!(essence(&before), essence(&after), "{name}");
+    }
+}
