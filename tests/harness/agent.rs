@@ -166,14 +166,8 @@ pub fn once(
 pub fn once_with(command: &mut Command, deadline: Duration) -> Result<Vec<Value>> {
     let agent = Agent::start(command)?;
     let end = agent.process.wait_end(deadline)?;
-    // The end of the process may be seen before its last line.
     let lines = agent.process.lines();
-    let _ = lines.wait(
-        "the end of the output",
-        usize::MAX,
-        Duration::from_secs(5),
-        |_| None::<()>,
-    );
+    lines.wait_end(Duration::from_secs(5))?;
     if end != crate::process::End::Code(0) {
         let said: Vec<String> = lines.all().into_iter().map(|line| line.text).collect();
         bail!("tailback ended with {end:?}: {}", said.join("\n"));

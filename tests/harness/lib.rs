@@ -37,3 +37,4 @@ pub mod talk;
 pub mod temp;
 pub mod uwsgi;
 pub mod wait;
+pub mod workloads;

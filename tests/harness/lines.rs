@@ -124,6 +124,28 @@ impl Lines {
         }
     }
 
+    /// Waits until nobody can write any more: the end of a process may be seen before its last line.
+    pub fn wait_end(&self, deadline: Duration) -> Result<()> {
+        let end = Instant::now() + deadline;
+        let mut heard = self.heard();
+        while heard.open > 0 {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                bail!(
+                    "the end of the output: not within {deadline:?}{}",
+                    last_words(&heard.lines)
+                );
+            }
+            heard = self
+                .0
+                .1
+                .wait_timeout(heard, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        Ok(())
+    }
+
     fn heard(&self) -> MutexGuard<'_, Heard> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,33 +8,22 @@ use tailback_tests::{
     postgres::Postgres,
     redis::Redis,
     uwsgi::{App, Uwsgi},
+    workloads::FlashSale,
 };
 
 use crate::{
     play::{Culprit, Play},
-    programs::{Session, app, load, uwsgi_is_full},
+    programs::{app, load, uwsgi_is_full},
 };
 
 /// One session updates the row that everybody wants, and does not commit.
 pub fn flash_sale(play: &mut Play) -> Result<()> {
-    const TAKE: &str = "UPDATE stock SET left_over = left_over - 1 WHERE item = 1";
-    let postgres = Postgres::start()?;
-    postgres.run(
-        "CREATE TABLE stock (item int PRIMARY KEY, left_over int);
-         INSERT INTO stock VALUES (1, 1000000)",
-    )?;
-    let uwsgi = Uwsgi::start_app(&App {
-        env: vec![
-            ("APP_SQL_PORT", postgres.port().to_string()),
-            ("APP_SQL", TAKE.to_owned()),
-        ],
-        ..app(4, 100)
-    })?;
-    let load = load(uwsgi.address(), "/sell/1", 20.0)?;
-    play.watch_pid(uwsgi.process().pid())?;
-    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    let sale = FlashSale::start(4, 100)?;
+    let load = load(sale.uwsgi.address(), FlashSale::PATH, 20.0)?;
+    play.watch_pid(sale.uwsgi.process().pid())?;
+    play.own_words(sale.uwsgi.process().lines(), uwsgi_is_full);
     play.healthy()?;
-    let holder = Session::open(postgres.port(), &[TAKE])?;
+    let holder = sale.hold_the_row()?;
     play.planted(Culprit::process(holder.backend));
     play.hold()?;
     play.removing(Some(&load));

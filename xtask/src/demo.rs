@@ -1,8 +1,11 @@
-//! `cargo xtask demo`: a service fills up before one's eyes, and who notices first.
+//! `cargo xtask demo`: a service fills up before one's eyes, who notices first, and who says why.
 //!
-//! Everything that is printed comes from the running processes. `stage` starts them, `story` makes things happen
-//! and tells them in order, `words` turns what Tailback says into sentences, `timeline` prints them.
+//! Everything that is printed comes from the running processes. `scene` is what runs, `stage` puts Tailback beside it,
+//! `story` makes things happen and tells them in order, `heard` keeps what was said so far, `words` turns what
+//! Tailback says into sentences, `timeline` prints them.
 
+mod heard;
+mod scene;
 mod stage;
 mod story;
 mod timeline;
@@ -11,6 +14,7 @@ mod words;
 use std::{env, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
+use clap::ValueEnum as _;
 
 use crate::{
     cargo::{self, Link},
@@ -18,9 +22,40 @@ use crate::{
 };
 
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// What happens
+    #[arg(value_enum, default_value = "flash-sale")]
+    story: Choice,
+}
 
-pub fn main(_args: &Args) -> Result<ExitCode> {
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Choice {
+    /// uWSGI -> PostgreSQL: a session keeps the row that all want
+    FlashSale,
+    /// uvicorn -> uvicorn: the provider behind a gateway becomes slow
+    LlmGateway,
+    /// Devices -> Mosquitto -> consumer -> PostgreSQL: the last stalls
+    IotGridlock,
+}
+
+impl Choice {
+    fn set(self) -> Result<Box<dyn scene::Scene>> {
+        Ok(match self {
+            Self::FlashSale => Box::new(scene::FlashSale::set()?),
+            Self::LlmGateway => Box::new(scene::LlmGateway::set()?),
+            Self::IotGridlock => Box::new(scene::IotGridlock::set()?),
+        })
+    }
+
+    /// As one types it.
+    fn command(self) -> String {
+        let name = self.to_possible_value().filter(|_| self != Self::FlashSale);
+        let name = name.map_or_else(String::new, |value| format!(" {}", value.get_name()));
+        format!("cargo xtask demo{name}")
+    }
+}
+
+pub fn main(args: &Args) -> Result<ExitCode> {
     let agent = match env::var_os("TAILBACK_BIN") {
         Some(path) => PathBuf::from(path),
         None => {
@@ -28,6 +63,6 @@ pub fn main(_args: &Args) -> Result<ExitCode> {
             cargo::build("tailback", "tailback", Link::Usual)?
         }
     };
-    story::tell(&agent)?;
+    story::tell(&agent, args.story.set()?, &args.story.command())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,90 +1,53 @@
-//! The service, what it depends on, who asks it, and who watches.
+//! A scene, and Tailback beside it.
 
-use std::{path::Path, process::Command, time::Duration};
-
-use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
-use tailback_tests::{
-    agent::Agent,
-    lines::{Line, Stream},
-    load::{Load, Plan, Request, Spacing},
-    process::Process,
-    redis::{Hog, Redis},
-    uwsgi::{Options, Uwsgi},
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
 };
 
-pub const WORKERS: u32 = 4;
-pub const BACKLOG: u32 = 100;
-/// A request's own work, beside its call to Redis.
-pub const WORK: Duration = Duration::from_millis(60);
-pub const PER_S: f64 = 40.0;
-/// For so long Redis is busy, again and again. A request then waits for the end of such a stretch, so that
-/// 4 workers serve 4 requests in each: 33 a second, fewer than come in.
-pub const SLOW: Duration = Duration::from_millis(120);
-/// Between two stretches: with none, Redis finds the next script together with the waiting calls, and some of
-/// them wait for that one, too.
-const GAP: Duration = Duration::from_millis(2);
+use anyhow::{Result, bail};
+use serde_json::Value;
+use tailback_tests::{
+    agent::{Agent, once_with},
+    lines::{Line, Stream},
+    process::{End, Process},
+};
 
-/// What the workers can serve in a second while Redis is fast.
-pub fn capacity_per_s() -> f64 {
-    f64::from(WORKERS) / WORK.as_secs_f64()
-}
+use super::scene::Scene;
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// All that runs. It ends with its owner.
 pub struct Stage {
+    /// Its program.
+    tailback: PathBuf,
     pub agent: Agent,
-    pub load: Load,
-    pub uwsgi: Uwsgi,
-    pub redis: Redis,
+    pub scene: Box<dyn Scene>,
 }
 
 impl Stage {
-    pub fn set(agent: &Path) -> Result<Self> {
-        let redis = Redis::start()?;
-        let uwsgi = Uwsgi::start(&Options {
-            workers: WORKERS,
-            backlog: BACKLOG,
-            redis_port: redis.port(),
-            calls: 1,
-            work: WORK,
-        })?;
-        let load = Load::start(Plan {
-            to: uwsgi.address(),
-            path: "/".to_owned(),
-            per_s: PER_S,
-            spacing: Spacing::Even,
-            lasts: Duration::from_secs(120),
-            timeout: Duration::from_secs(15),
-            at_once: 1000,
-        })?;
-        let agent = Agent::start(
-            Command::new(agent)
-                .args(["run", "--json", "--port"])
-                .arg(uwsgi.port().to_string()),
-        )?;
+    pub fn set(tailback: &Path, scene: Box<dyn Scene>) -> Result<Self> {
+        let mut command = Command::new(tailback);
+        command.args(["run", "--json"]).args(scene.targets());
+        let agent = Agent::start(&mut command)?;
+        agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
         Ok(Self {
+            tailback: tailback.to_owned(),
             agent,
-            load,
-            uwsgi,
-            redis,
+            scene,
         })
     }
 
-    pub fn slow_redis(&self) -> Result<Hog> {
-        self.redis.hog(SLOW, GAP)
-    }
-
-    /// The accept queue as `tailback sample` shows it.
-    pub fn sample(&self, agent: &Path) -> Result<Value> {
-        let mut command = Command::new(agent);
+    /// Every queue, as `tailback sample` shows it.
+    pub fn sample(&self) -> Result<Vec<Value>> {
+        let mut command = Command::new(&self.tailback);
         command
-            .args(["sample", "--json", "--port"])
-            .arg(self.uwsgi.port().to_string());
-        let sample = Agent::start(&mut command)?;
-        let queue = sample.wait_for("the accept queue", Duration::from_secs(10), |event| {
-            event.is("queue") && event.text("kind") == "accept"
-        })?;
-        Ok(queue.value)
+            .args(["sample", "--json"])
+            .args(self.scene.targets());
+        let mut sample = once_with(&mut command, SOON)?;
+        sample.retain(|object| object["type"] == "queue");
+        Ok(sample)
     }
 
     /// All are as alive as they should be.
@@ -93,22 +56,47 @@ impl Stage {
         if let Some(end) = agent.ended()? {
             bail!("tailback ended with {end:?}:\n{}", errors_of(agent));
         }
-        self.uwsgi.process().check_running()?;
-        self.redis.process().check_running()
+        let processes = self.scene.processes();
+        processes
+            .into_iter()
+            .try_for_each(|process| process.check_running())
     }
 
-    /// The requests that ended in the last `window`.
-    pub fn answered(&self, window: Duration) -> Vec<Request> {
-        let mut done = self.load.done();
-        done.retain(|request| request.ended.elapsed() < window);
-        done
+    /// As a person would who asks why.
+    pub fn diagnose(&self) -> Result<Diagnosis> {
+        let args = [["diagnose", "--for", "5s"].map(str::to_owned).to_vec()];
+        let args = [args.concat(), self.scene.targets()].concat();
+        let mut command = Command::new(&self.tailback);
+        let process = Process::start("tailback diagnose", command.args(&args))?;
+        let command = format!("tailback {}", args.join(" "));
+        Ok(Diagnosis { process, command })
+    }
+}
+
+/// A `tailback diagnose` under way.
+pub struct Diagnosis {
+    process: Process,
+    /// As one types it.
+    pub command: String,
+}
+
+impl Diagnosis {
+    pub fn is_done(&self) -> Result<bool> {
+        Ok(self.process.ended()?.is_some())
     }
 
-    /// How many wait, by uWSGI's own account.
-    pub fn uwsgi_queue(&self) -> Result<u64> {
-        let stats = self.uwsgi.stats()?;
-        let depth = stats.get("listen_queue").and_then(Value::as_u64);
-        depth.context("uWSGI's stats have no listen_queue")
+    /// Its lines.
+    pub fn report(self) -> Result<Vec<String>> {
+        let end = self.process.wait_end(SOON)?;
+        if end != End::Code(0) {
+            let errors = errors_of(&self.process);
+            bail!("`{}` ended with {end:?}:\n{errors}", self.command);
+        }
+        let lines = self.process.lines();
+        lines.wait_end(SOON)?;
+        let mut lines = lines.all();
+        lines.retain(|line| line.stream == Stream::Stdout);
+        Ok(lines.into_iter().map(|line| line.text).collect())
     }
 }
 

@@ -7,181 +7,201 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 use tailback_tests::{
     agent::Event,
     lines::{Line, Stream},
     load::Request,
     process::End,
-    uwsgi::says_full,
 };
 
 use super::{
-    stage::{self, BACKLOG, PER_S, SLOW, Stage, WORK, WORKERS},
+    heard::Heard,
+    scene::Scene,
+    stage::{self, Diagnosis, Stage},
     timeline::{Colour, Timeline},
     words,
 };
 
 /// Of ordinary life, before anything happens: long enough for Tailback to learn what is usual.
-const HEALTHY: Duration = Duration::from_secs(8);
-/// After Redis became slow, until Tailback must have warned.
-const WARNING: Duration = Duration::from_secs(15);
-/// From then until uWSGI's queue must be full.
-const FULL: Duration = Duration::from_secs(25);
-/// Redis stays slow for so long after that, so that it can be seen what a full queue does.
+const HEALTHY: Duration = Duration::from_secs(6);
+/// After the cause is there, until Tailback must have warned.
+const WARNING: Duration = Duration::from_secs(12);
+/// From then until it must have said why.
+const CAUSE: Duration = Duration::from_secs(8);
+/// A report of 5 s, and what it takes to start and to end.
+const REPORT: Duration = Duration::from_secs(10);
+/// From then until the application must have said itself that its queue is full.
+const FULL: Duration = Duration::from_secs(15);
+/// The cause stays for so long after that, so that it can be seen what it does.
 const SUFFER: Duration = Duration::from_millis(1500);
-/// After Redis is fast again, until the queue must have recovered.
+/// After the cause is gone, until all must have recovered.
 const RECOVERY: Duration = Duration::from_secs(20);
+/// And of ordinary life after that.
+const WELL: Duration = Duration::from_secs(3);
 /// A warning that comes later than this before the queue is full is of no use.
 const LEAD: Duration = Duration::from_secs(3);
 
 /// What the clients are asked about.
 const RECENT: Duration = Duration::from_secs(3);
 
-/// What was said so far about the service's accept queue.
-#[derive(Default)]
-struct Seen {
-    /// The first level above ok.
-    warning: Option<Event>,
-    /// uWSGI's own words.
-    full: Option<Line>,
-    episode: Option<Event>,
-}
-
 struct Story {
     timeline: Timeline,
     stage: Stage,
-    seen: Seen,
+    heard: Heard,
     agent_mark: usize,
-    uwsgi_mark: usize,
+    own_mark: usize,
 }
 
-pub fn tell(agent: &Path) -> Result<()> {
-    let stage = Stage::set(agent)?;
+/// `command` is how one starts this demo.
+pub fn tell(tailback: &Path, scene: Box<dyn Scene>, command: &str) -> Result<()> {
+    let own_mark = scene
+        .own_words()
+        .map_or(0, |(process, _)| process.lines().count());
+    let queues = scene.queues();
+    let stage = Stage::set(tailback, scene)?;
     let mut story = Story {
         timeline: Timeline::start(),
-        uwsgi_mark: stage.uwsgi.process().lines().count(),
+        own_mark,
         agent_mark: 0,
-        seen: Seen::default(),
+        heard: Heard::of(queues),
         stage,
     };
     story.opening();
-    story.healthy(agent)?;
+    story.healthy()?;
     story.filling()?;
     story.recovery()?;
-    story.closing()
+    story.closing(command)
 }
 
 impl Story {
     fn opening(&self) {
-        let share = 100.0 * PER_S / stage::capacity_per_s();
-        self.demo(&format!(
-            "uWSGI serves on port {}: {WORKERS} workers, a listen queue of {BACKLOG}; a request takes {} and \
-             a call to Redis.",
-            self.stage.uwsgi.port(),
-            words::for_people(WORK),
-        ));
-        self.timeline.add(
-            Colour::Plain,
-            &format!("{PER_S} requests a second come in, {share:.0}% of what it can serve, whether it answers or not."),
-        );
-        self.timeline.add(
-            Colour::Plain,
-            "Tailback watches from outside; nothing in uWSGI or Redis knows of it.",
-        );
+        let mut opening = self.stage.scene.opening();
+        opening.push("Tailback watches from outside; none of them knows of it.".to_owned());
+        for (row, text) in opening.iter().enumerate() {
+            match row {
+                0 => self.demo(text),
+                _ => self.timeline.add(Colour::Plain, text),
+            }
+        }
     }
 
-    fn healthy(&mut self, agent: &Path) -> Result<()> {
-        let early = self.watch_until(HEALTHY, |seen| seen.warning.is_some())?;
-        if early {
+    fn healthy(&mut self) -> Result<()> {
+        if self.watch_until(HEALTHY, |heard| Ok(heard.warning.is_some()))? {
             bail!(
                 "the demo did not go as it should: Tailback warned while all was well. Is this machine busy?"
             );
         }
-        let queue = self.stage.sample(agent)?;
-        self.tailback(
-            Colour::Green,
-            &format!("healthy   {}", words::depth(&queue)),
-        );
+        let sample = words::sample(&self.stage.sample()?);
+        self.tailback(Colour::Green, &format!("healthy   {sample}"));
         self.clients();
         Ok(())
     }
 
     fn filling(&mut self) -> Result<()> {
-        let hog = self.stage.slow_redis()?;
-        self.demo(&format!(
-            "Redis becomes slow: a script keeps it busy for {} at a time, and every call waits for its end.",
-            words::for_people(SLOW)
-        ));
-        if !self.watch_until(WARNING, |seen| seen.warning.is_some())? {
+        let planted = self.stage.scene.plant()?;
+        self.heard.culprit = Some(planted.culprit);
+        self.demo(&planted.told);
+        if !self.watch_until(WARNING, |heard| Ok(heard.warning.is_some()))? {
             bail!(
-                "the demo did not go as it should: Tailback did not warn within {WARNING:?}, though {} of {BACKLOG} \
-                 wait by uWSGI's own account",
-                self.stage.uwsgi_queue()?
+                "the demo did not go as it should: Tailback did not warn within {WARNING:?}: {}",
+                self.sampled()
             );
         }
-        if !self.watch_until(FULL, |seen| seen.full.is_some())? {
+        if !self.watch_until(CAUSE, |heard| Ok(heard.cause.is_some()))? {
             bail!(
-                "the demo did not go as it should: uWSGI's queue was not full within {FULL:?}; {} of {BACKLOG} wait",
-                self.stage.uwsgi_queue()?
+                "the demo did not go as it should: Tailback did not name process {} within {CAUSE:?}: {}",
+                planted.culprit,
+                self.sampled()
             );
         }
-        let lead = self.lead()?;
-        self.timeline.add(
-            Colour::Cyan,
-            &format!(
-                "Tailback's warning came {} before this line.",
-                words::for_people(lead)
-            ),
-        );
-        self.watch_until(SUFFER, |_| false)?;
-        self.clients();
-        hog.stop()
-    }
-
-    /// From Tailback's first warning to uWSGI's line.
-    fn lead(&self) -> Result<Duration> {
-        let (Some(warning), Some(full)) = (&self.seen.warning, &self.seen.full) else {
-            bail!(
-                "the demo did not go as it should: there was no warning, or the queue was never full"
-            );
-        };
-        let lead = full.at.saturating_duration_since(warning.at);
-        if lead < LEAD {
-            bail!(
-                "the demo did not go as it should: Tailback's warning came only {} before uWSGI's queue was full",
-                words::for_people(lead)
-            );
-        }
-        Ok(lead)
-    }
-
-    fn recovery(&mut self) -> Result<()> {
-        self.demo("Redis is fast again.");
-        if !self.watch_until(RECOVERY, |seen| seen.episode.is_some())? {
-            bail!(
-                "the demo did not go as it should: Tailback's episode did not end within {RECOVERY:?}; {} of \
-                 {BACKLOG} wait",
-                self.stage.uwsgi_queue()?
-            );
-        }
+        self.diagnosis(planted.culprit)?;
+        self.too_late()?;
+        self.watch_until(SUFFER, |_| Ok(false))?;
         self.clients();
         Ok(())
     }
 
-    fn closing(self) -> Result<()> {
-        let mut service = String::new();
-        let mut trace = None;
-        if let Some(Event { at, value, .. }) = &self.seen.episode {
-            self.timeline
-                .tell(*at, "Tailback", Colour::Cyan, "The episode in short:");
+    /// What a person reads who asks why, while it goes on.
+    fn diagnosis(&mut self, culprit: u32) -> Result<()> {
+        let asked = self.stage.diagnose()?;
+        let asks = format!("$ {}", asked.command);
+        self.timeline
+            .tell(Instant::now(), "shell", Colour::Cyan, &asks);
+        if !self.watch_until(REPORT, |_| asked.is_done())? {
+            bail!("`{}` did not answer within {REPORT:?}", asked.command);
+        }
+        let report = Diagnosis::report(asked)?;
+        self.timeline.remark("");
+        for line in &report {
+            self.timeline.remark(line);
+        }
+        self.timeline.remark("");
+        if !report
+            .iter()
+            .any(|line| line.contains(&format!("({culprit})")))
+        {
+            bail!("the demo did not go as it should: the report does not name process {culprit}");
+        }
+        Ok(())
+    }
+
+    /// The application says itself that it is full, where it says such things.
+    fn too_late(&mut self) -> Result<()> {
+        let Some((process, _)) = self.stage.scene.own_words() else {
+            return Ok(());
+        };
+        let name = process.name().to_owned();
+        if !self.watch_until(FULL, |heard| Ok(heard.full.is_some()))? {
+            bail!(
+                "the demo did not go as it should: {name} did not say within {FULL:?} that its queue is full: {}",
+                self.sampled()
+            );
+        }
+        let full = self.heard.full.as_ref();
+        let lead = full.and_then(|full| self.heard.lead(full.at));
+        let lead = words::for_people(lead.filter(|lead| *lead >= LEAD).with_context(|| {
+            format!(
+                "the demo did not go as it should: Tailback did not warn {} before {name} said that its queue is full",
+                words::for_people(LEAD)
+            )
+        })?);
+        let text = format!("Tailback's warning came {lead} before what {name} says.");
+        self.timeline.add(Colour::Cyan, &text);
+        Ok(())
+    }
+
+    fn recovery(&mut self) -> Result<()> {
+        let told = self.stage.scene.remove()?;
+        self.demo(&told);
+        if !self.watch_until(RECOVERY, |heard| Ok(heard.recovered()))? {
+            bail!(
+                "the demo did not go as it should: not all episodes ended within {RECOVERY:?}: {}",
+                self.sampled()
+            );
+        }
+        // Long enough that the clients tell of nothing but this.
+        self.watch_until(WELL, |_| Ok(false))?;
+        self.clients();
+        Ok(())
+    }
+
+    fn closing(self, command: &str) -> Result<()> {
+        for Event { value, .. } in &self.heard.over {
+            let text = format!(
+                "In short, {} {} {}:",
+                words::text(value, "target"),
+                words::text(value, "kind"),
+                words::text(value, "name")
+            );
+            self.tailback(Colour::Cyan, &text);
             for (name, said) in words::summary(value) {
                 self.timeline.add_row(name, &said);
             }
-            service = words::text(value, "target").to_owned();
-            trace = Some(words::text(value, "trace_id").to_owned()).filter(|id| !id.is_empty());
         }
+        let episode = self.heard.over.first().context("no episode was told")?;
+        let (service, trace) = (episode.text("target"), episode.text("trace_id"));
         // As a person would: it sends what it still has to send, and leaves.
         let agent = self.stage.agent.into_process();
         agent.signal(Signal::INT)?;
@@ -197,18 +217,23 @@ impl Story {
         .iter()
         .find_map(|name| env::var(name).ok())
         .filter(|endpoint| !endpoint.is_empty());
-        for row in words::where_to_look(endpoint.as_deref(), &service, trace.as_deref()) {
+        let trace = Some(trace).filter(|id| !id.is_empty());
+        for row in words::where_to_look(endpoint.as_deref(), service, trace, command) {
             self.timeline.remark(&row);
         }
         Ok(())
     }
 
     /// Tells what is said, until `enough` (true) or until the time is over (false).
-    fn watch_until(&mut self, time: Duration, enough: impl Fn(&Seen) -> bool) -> Result<bool> {
+    fn watch_until(
+        &mut self,
+        time: Duration,
+        enough: impl Fn(&Heard) -> Result<bool>,
+    ) -> Result<bool> {
         let end = Instant::now() + time;
         loop {
             self.tell_news()?;
-            if enough(&self.seen) {
+            if enough(&self.heard)? {
                 return Ok(true);
             }
             if Instant::now() >= end {
@@ -219,46 +244,52 @@ impl Story {
         }
     }
 
-    /// What the agent and uWSGI said since the last time, in the order in which they did.
+    /// What the agent and the application said since the last time, in the order in which they did.
     fn tell_news(&mut self) -> Result<()> {
         let agent = self.stage.agent.process().lines().since(self.agent_mark);
-        let uwsgi = self.stage.uwsgi.process().lines().since(self.uwsgi_mark);
+        let own = self.stage.scene.own_words();
+        let own = own.map_or(Vec::new(), |(process, _)| {
+            process.lines().since(self.own_mark)
+        });
         self.agent_mark += agent.len();
-        self.uwsgi_mark += uwsgi.len();
+        self.own_mark += own.len();
         let mut news: Vec<(bool, Line)> = agent.into_iter().map(|line| (true, line)).collect();
-        news.extend(uwsgi.into_iter().map(|line| (false, line)));
+        news.extend(own.into_iter().map(|line| (false, line)));
         news.sort_by_key(|(_, line)| line.at);
         for (from_agent, line) in news {
             match (from_agent, line.stream) {
-                (true, Stream::Stdout) => self.hear_agent(Event::try_from(&line)?),
+                (true, Stream::Stdout) => self.hear_agent(&Event::try_from(&line)?),
                 (true, Stream::Stderr) => {}
-                (false, _) => self.hear_uwsgi(line),
+                (false, _) => self.hear_own(line),
             }
         }
         Ok(())
     }
 
-    fn hear_agent(&mut self, event: Event) {
-        let accept = event.text("kind") == "accept";
+    /// Of the queues that the story is about; a cause again only where it is another one.
+    fn hear_agent(&mut self, event: &Event) {
+        let news = self.heard.take(event);
+        if !news {
+            return;
+        }
+        let at = event.at;
         if event.is("level") {
-            let to = event.text("to");
-            self.timeline.tell(
-                event.at,
-                "Tailback",
-                words::colour(to),
-                &words::level(&event.value),
-            );
-            if accept && to != "ok" && self.seen.warning.is_none() {
-                self.seen.warning = Some(event);
-            }
-        } else if event.is("episode") && accept && event.value["ongoing"] != true {
-            self.seen.episode = Some(event);
+            let colour = words::colour(event.text("to"));
+            let text = words::level(&event.value);
+            self.timeline.tell(at, "Tailback", colour, &text);
+        } else if event.is("cause") {
+            let text = words::cause(&event.value);
+            self.timeline.tell(at, "Tailback", Colour::Magenta, &text);
+            self.timeline.add(Colour::Plain, event.text("evidence"));
         }
     }
 
     /// Only its first line about the full queue: it repeats it every second.
-    fn hear_uwsgi(&mut self, line: Line) {
-        if !says_full(&line) || self.seen.full.is_some() {
+    fn hear_own(&mut self, line: Line) {
+        let Some((process, is_full)) = self.stage.scene.own_words() else {
+            return;
+        };
+        if !is_full(&line) || self.heard.full.is_some() {
             return;
         }
         // Without the date that it may have put in front.
@@ -266,13 +297,33 @@ impl Story {
             .text
             .find("***")
             .map_or(line.text.as_str(), |start| &line.text[start..]);
-        self.timeline.tell(line.at, "uWSGI", Colour::Red, said);
-        self.seen.full = Some(line);
+        self.timeline
+            .tell(line.at, process.name(), Colour::Red, said);
+        self.heard.full = Some(line);
+    }
+
+    /// For an error: how full the queues are.
+    fn sampled(&self) -> String {
+        let kinds = self.stage.scene.queues();
+        match self.stage.sample() {
+            Ok(queues) => {
+                let ours = queues
+                    .iter()
+                    .filter(|queue| kinds.contains(&words::text(queue, "kind")));
+                let ours: Vec<String> = ours.map(words::queue).collect();
+                ours.join(", ")
+            }
+            Err(error) => format!("{error:#}"),
+        }
     }
 
     /// How the service looks to those who ask it.
     fn clients(&self) {
-        let done = self.stage.answered(RECENT);
+        let Some(load) = self.stage.scene.load() else {
+            return;
+        };
+        let mut done = load.done();
+        done.retain(|request| request.ended.elapsed() < RECENT);
         let mut took: Vec<Duration> = done
             .iter()
             .filter(|request| request.ok())

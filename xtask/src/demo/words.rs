@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::timeline::Colour;
 
-/// `WARN      12 of 100 wait to be accepted, the oldest for 95 ms; full in 9.1 s`
+/// `WARN      shop: 12 of 100 wait to be accepted, the oldest for 95 ms; full in 9.1 s`
 pub fn level(event: &Value) -> String {
     let level = text(event, "to");
-    let mut said = format!("{:<9} {}", level.to_uppercase(), depth(event));
+    let mut said = format!("{:<9} {}", level.to_uppercase(), queue(event));
     if let Some(oldest) = duration(event, "oldest_ns").filter(|oldest| !oldest.is_zero()) {
         said += &format!(", the oldest for {}", for_people(oldest));
     }
@@ -18,6 +18,17 @@ pub fn level(event: &Value) -> String {
         said += &format!("; full in {}", for_people(left));
     }
     said
+}
+
+/// `CAUSE     shop: downstream_slow, postgres (812)`
+pub fn cause(event: &Value) -> String {
+    let (cause, culprit) = (text(event, "cause"), text(&event["culprit"], "name"));
+    let named = if culprit.is_empty() {
+        String::new()
+    } else {
+        format!(", {culprit}")
+    };
+    format!("{:<9} {}: {cause}{named}", "CAUSE", text(event, "target"))
 }
 
 fn rank(level: &str) -> Option<usize> {
@@ -36,21 +47,48 @@ pub fn colour(level: &str) -> Colour {
     }
 }
 
+/// `shop: 12 of 100 wait to be accepted`
+pub fn queue(event: &Value) -> String {
+    format!("{}: {}", text(event, "target"), depth(event))
+}
+
 /// How many wait where.
-pub fn depth(event: &Value) -> String {
-    let depth = number(event, "depth").map_or("?".to_owned(), |depth| format!("{depth:.0}"));
-    let of = number(event, "limit").map_or(String::new(), |limit| format!(" of {limit:.0}"));
+fn depth(event: &Value) -> String {
+    let (name, unit) = (text(event, "name"), text(event, "unit"));
+    let amount = |key| {
+        number(event, key).map(|amount| match unit {
+            "bytes" => bytes(amount),
+            _ => format!("{amount:.0}"),
+        })
+    };
+    let depth = amount("depth").unwrap_or("?".to_owned());
+    let of = amount("limit").map_or(String::new(), |limit| format!(" of {limit}"));
     match text(event, "kind") {
         "accept" => format!("{depth}{of} wait to be accepted"),
-        kind => {
-            let unit = text(event, "unit");
-            let unit = if unit.is_empty() {
-                String::new()
-            } else {
-                format!(" {unit}")
-            };
-            format!("{kind} {}: {depth}{of}{unit}", text(event, "name"))
-        }
+        "inflight" => format!("{depth} requests are in progress at {name}"),
+        "downstream" => format!("{depth} calls are under way {name}"),
+        "recv" => format!("{depth}{of} wait to be read ({name})"),
+        "send" => format!("{depth}{of} wait for the peer to take them ({name})"),
+        kind if matches!(unit, "" | "bytes") => format!("{kind} {name}: {depth}{of}"),
+        kind => format!("{kind} {name}: {depth}{of} {unit}"),
+    }
+}
+
+/// `127 kB`
+fn bytes(amount: f64) -> String {
+    match amount {
+        amount if amount >= 1e6 => format!("{:.1} MB", amount / 1e6),
+        amount if amount >= 1e3 => format!("{:.0} kB", amount / 1e3),
+        amount => format!("{amount:.0} B"),
+    }
+}
+
+/// What a sample of all queues amounts to.
+pub fn sample(queues: &[Value]) -> String {
+    let not_ok = queues.iter().filter(|queue| text(queue, "level") != "ok");
+    match not_ok.count() {
+        0 => format!("{} queues, all ok", queues.len()),
+        not_ok => format!("{} queues, {not_ok} not ok", queues.len()),
     }
 }
 
@@ -91,10 +129,16 @@ pub fn summary(episode: &Value) -> Vec<(&'static str, String)> {
         "both" => row("driven by", "producer and consumer".to_owned()),
         driven => row("driven by", format!("the {driven}")),
     }
-    for key in ["cause", "evidence", "advice"] {
-        if !text(episode, key).is_empty() {
-            row(key, text(episode, key).to_owned());
-        }
+    let cause = text(episode, "cause");
+    if !cause.is_empty() {
+        let share = number(episode, "share").map_or(String::new(), |share| {
+            format!(", {:.0}% of its workers' time", share * 100.0)
+        });
+        row("cause", format!("{cause}{share}"));
+    }
+    let culprit = text(&episode["culprit"], "name");
+    if !culprit.is_empty() {
+        row("culprit", culprit.to_owned());
     }
     rows
 }
@@ -120,14 +164,19 @@ pub fn for_people(duration: Duration) -> String {
     }
 }
 
-/// Where the trace is to be seen, in rows.
-pub fn where_to_look(endpoint: Option<&str>, service: &str, trace: Option<&str>) -> Vec<String> {
+/// Where the trace is to be seen, in rows; `command` shows this demo.
+pub fn where_to_look(
+    endpoint: Option<&str>,
+    service: &str,
+    trace: Option<&str>,
+    command: &str,
+) -> Vec<String> {
     const PORT: u16 = 16686;
     match endpoint {
         Some(endpoint) => {
             let page = format!("http://{}:{PORT}", host(endpoint));
             let mut rows = vec![
-                format!("The episode was sent to {endpoint} as a trace of the service {service}."),
+                format!("The incident was sent to {endpoint} as a trace of the service {service}."),
                 format!(
                     "Jaeger there, if its page is on its usual port: {page}/search?service={service}"
                 ),
@@ -136,9 +185,9 @@ pub fn where_to_look(endpoint: Option<&str>, service: &str, trace: Option<&str>)
             rows
         }
         None => vec![
-            "To see the episode as a trace in Jaeger:".to_owned(),
+            "To see the incident as a trace in Jaeger:".to_owned(),
             format!("    docker run --rm -p {PORT}:{PORT} -p 4318:4318 jaegertracing/jaeger"),
-            "    OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 cargo xtask demo".to_owned(),
+            format!("    OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 {command}"),
             format!("    and open http://127.0.0.1:{PORT}/search?service={service}"),
         ],
     }
@@ -182,12 +231,12 @@ mod tests {
     #[test]
     fn a_warning_says_how_much_waits_and_how_long_is_left() {
         let mut event = json!({
-            "kind": "accept", "from": "ok", "to": "warn", "depth": 12, "limit": 100, "oldest_ns": 95_400_000,
-            "time_to_full_ns": 9_120_000_000_u64,
+            "target": "shop", "kind": "accept", "from": "ok", "to": "warn", "depth": 12, "limit": 100,
+            "oldest_ns": 95_400_000, "time_to_full_ns": 9_120_000_000_u64,
         });
         assert_eq!(
             level(&event),
-            "WARN      12 of 100 wait to be accepted, the oldest for 95 ms; full in 9.1 s"
+            "WARN      shop: 12 of 100 wait to be accepted, the oldest for 95 ms; full in 9.1 s"
         );
         event["to"] = "full".into();
         assert!(level(&event).ends_with("95 ms"));
@@ -196,16 +245,30 @@ mod tests {
     #[test]
     fn on_the_way_down_there_is_no_forecast() {
         let event = json!({
-            "kind": "accept", "from": "critical", "to": "warn", "depth": 12, "limit": 100, "time_to_full_ns": 1,
+            "target": "shop", "kind": "accept", "from": "critical", "to": "warn", "depth": 12, "limit": 100,
+            "time_to_full_ns": 1,
         });
-        assert_eq!(level(&event), "WARN      12 of 100 wait to be accepted");
+        let said = "WARN      shop: 12 of 100 wait to be accepted";
+        assert_eq!(level(&event), said);
     }
 
     #[test]
     fn what_is_not_known_is_left_out() {
-        let event = json!({"kind": "recv", "name": "127.0.0.1:80", "to": "warn", "depth": 5, "unit": "bytes"});
-        assert_eq!(level(&event), "WARN      recv 127.0.0.1:80: 5 bytes");
+        let event = json!({
+            "target": "shop", "kind": "pipe", "name": "fd 1", "to": "warn", "depth": 5_000, "unit": "bytes",
+        });
+        assert_eq!(level(&event), "WARN      shop: pipe fd 1: 5 kB");
         assert!(summary(&json!({"driven_by": "unknown", "evidence": ""})).is_empty());
+        let event = json!({"target": "shop", "cause": "unknown"});
+        assert_eq!(cause(&event), "CAUSE     shop: unknown");
+    }
+
+    #[test]
+    fn a_cause_is_told_with_its_culprit() {
+        let culprit = json!({"pid": 812, "name": "postgres (812)"});
+        let event = json!({"target": "shop", "cause": "downstream_slow", "culprit": culprit});
+        let said = "CAUSE     shop: downstream_slow, postgres (812)";
+        assert_eq!(cause(&event), said);
     }
 
     #[test]

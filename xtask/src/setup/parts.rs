@@ -22,14 +22,14 @@ pub fn table() -> Vec<Part> {
         program("nstat", &[Test], &["iproute2"]),
         program("python3", &[Test, Demo], &["python3"]),
         part("uWSGI", &[Test, Demo], Kind::Uwsgi),
-        program("redis-server", &[Test, Demo], &["redis-server"]),
-        program("redis-benchmark", &[Test, Demo], &["redis-tools"]),
+        program("redis-server", &[Test], &["redis-server"]),
+        program("redis-benchmark", &[Test], &["redis-tools"]),
         program("nginx", &[Test], &["nginx-light"]),
         program("wrk", &[Test], &["wrk"]),
-        part("PostgreSQL", &[Test], Kind::Postgres),
+        part("PostgreSQL", &[Test, Demo], Kind::Postgres),
         program("haproxy", &[Test], &["haproxy"]),
         program("pgbouncer", &[Test], &["pgbouncer"]),
-        program("mosquitto", &[Test], &["mosquitto"]),
+        program("mosquitto", &[Test, Demo], &["mosquitto"]),
         program("stress-ng", &[Test], &["stress-ng"]),
         program("gcc", &[Test], &["gcc", "libc6-dev"]),
         program("tc", &[Test], &["iproute2"]),
@@ -93,7 +93,7 @@ fn program(name: &str, purposes: &'static [Purpose], packages: &'static [&'stati
 }
 
 fn module(name: &str, packages: &'static [&'static str]) -> Part {
-    part(name, &[Test], Kind::Module(packages))
+    part(name, &[Test, Demo], Kind::Module(packages))
 }
 
 impl Part {

@@ -1,0 +1,43 @@
+//! A shop in which everybody wants the same thing: each request updates the same row.
+
+use anyhow::Result;
+
+use super::{Session, app};
+use crate::{
+    postgres::Postgres,
+    uwsgi::{App, Uwsgi},
+};
+
+const TAKE: &str = "UPDATE stock SET left_over = left_over - 1 WHERE item = 1";
+
+/// uWSGI in front of PostgreSQL.
+pub struct FlashSale {
+    pub uwsgi: Uwsgi,
+    pub postgres: Postgres,
+}
+
+impl FlashSale {
+    /// What a caller asks for.
+    pub const PATH: &str = "/sell/1";
+
+    pub fn start(workers: u32, backlog: u32) -> Result<Self> {
+        let postgres = Postgres::start()?;
+        postgres.run(
+            "CREATE TABLE stock (item int PRIMARY KEY, left_over int);
+             INSERT INTO stock VALUES (1, 1000000)",
+        )?;
+        let uwsgi = Uwsgi::start_app(&App {
+            env: vec![
+                ("APP_SQL_PORT", postgres.port().to_string()),
+                ("APP_SQL", TAKE.to_owned()),
+            ],
+            ..app(workers, backlog)
+        })?;
+        Ok(Self { uwsgi, postgres })
+    }
+
+    /// One session updates the row, too, and does not commit.
+    pub fn hold_the_row(&self) -> Result<Session> {
+        Session::open(self.postgres.port(), &[TAKE])
+    }
+}

@@ -1,0 +1,53 @@
+//! uvicorn, which serves one asynchronous application.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::SOON;
+use crate::{http, ports, process::Process, python, temp::TempDir, wait};
+
+/// Running, and ready for requests.
+pub struct Uvicorn {
+    pub process: Process,
+    pub port: u16,
+    _folder: TempDir,
+}
+
+impl Uvicorn {
+    pub fn start(name: &str, text: &str, env: &[(&str, String)]) -> Result<Self> {
+        Self::start_within(&[], name, text, env)
+    }
+
+    /// `before` is what starts it.
+    pub fn start_within(
+        before: &[String],
+        name: &str,
+        text: &str,
+        env: &[(&str, String)],
+    ) -> Result<Self> {
+        let folder = TempDir::new(name)?;
+        folder.write("app.py", text)?;
+        let port = ports::free()?;
+        let python = python::with(&["uvicorn"])?.display().to_string();
+        let mut words = before.iter().chain([&python]);
+        let mut command = Command::new(words.next().unwrap_or(&python));
+        command
+            .args(words)
+            .args(["-m", "uvicorn", "--no-access-log", "--loop", "asyncio"])
+            .args(["--timeout-keep-alive", "75"])
+            .args(["--port", &port.to_string(), "app:application"])
+            .envs(env.iter().map(|(key, value)| (key, value)))
+            .current_dir(folder.path());
+        let process = Process::start(name, &mut command)?;
+        wait::until(&format!("an answer of {name}"), SOON, || {
+            process.check_running()?;
+            Ok(http::get(ports::local(port), "/", SOON).ok())
+        })?;
+        Ok(Self {
+            process,
+            port,
+            _folder: folder,
+        })
+    }
+}
