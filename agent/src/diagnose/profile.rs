@@ -1,4 +1,4 @@
-//! What threads' wall time went into: one count per look, kept for each second of the last minutes.
+//! What threads' wall time went into: one count per look, kept for each of the last seconds.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -15,10 +15,10 @@ use crate::{
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
-/// Seconds that are kept.
-const KEEP_SECONDS: usize = 120;
+/// Seconds that are kept: those that a verdict is made of, and a few more.
+const KEEP_SECONDS: usize = 25;
 /// Threads counted in one second at most; what is beyond is not looked at.
-const MAX_THREADS: usize = 8_192;
+const MAX_THREADS: usize = 4_096;
 
 /// A thread, by its process and its own number.
 pub(super) type Thread = (u32, u32);

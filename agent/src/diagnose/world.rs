@@ -19,6 +19,8 @@ const KEEP_LOCKS_NS: u64 = 5_000_000_000;
 const STREAMS_NS: u64 = 100_000_000;
 /// What one connection's other end may be called at most.
 const MAX_NAME: usize = 64;
+/// Names of processes beyond which all are learnt anew: those that are told again are the ones that are there.
+const MAX_NAMES: usize = 8_192;
 
 /// A connection, as far as it tells who waits for whom.
 #[derive(Clone, Debug)]
@@ -149,6 +151,9 @@ impl World {
         if sample.targets.is_some() {
             self.titles.retain(|tgid, _| targets.of(*tgid).is_some());
             self.names.retain(|tgid, _| targets.of(*tgid).is_some());
+        }
+        if self.names.len() > MAX_NAMES {
+            self.names.clear();
         }
         for listening in sample.listening.iter().flatten() {
             self.names.insert(listening.tgid, listening.name.clone());
