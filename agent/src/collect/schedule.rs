@@ -153,7 +153,7 @@ impl Schedule {
                 return Tick {
                     at_ns,
                     files: false,
-                    marked: self.extras % MARKED_EVERY == 0,
+                    marked: self.extras.is_multiple_of(MARKED_EVERY),
                     threads: false,
                     profile: true,
                     base: false,

@@ -230,7 +230,6 @@ impl Calls {
         if !near {
             self.now_ns = None;
             self.recent.clear();
-            return;
         }
     }
 

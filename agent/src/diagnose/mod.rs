@@ -217,7 +217,7 @@ impl Diagnosis {
         match self.open.get_mut(&id) {
             Some(standing) => {
                 standing.episode = episode;
-                told.extend(standing.next(at, verdict));
+                told.extend(standing.next(at, &verdict));
             }
             None => {
                 let standing = Standing::new(at, episode, verdict);
@@ -254,7 +254,7 @@ impl Standing {
     }
 
     /// Another verdict; answers the stretch that ends with it, where the cause changed or has stood for long.
-    fn next(&mut self, at: Instant, verdict: Arc<Verdict>) -> Vec<Event> {
+    fn next(&mut self, at: Instant, verdict: &Arc<Verdict>) -> Vec<Event> {
         /// Changes that are kept.
         const MAX_CHANGES: usize = 32;
         let elapsed_ns = at.mono_ns.saturating_sub(self.judged_ns);
@@ -264,7 +264,7 @@ impl Standing {
         if self.episode.is_draining() {
             return Vec::new();
         }
-        self.held.add(&verdict, elapsed_ns);
+        self.held.add(verdict, elapsed_ns);
         let same = self
             .verdict
             .as_ref()
@@ -277,7 +277,7 @@ impl Standing {
             self.told_ns = at.mono_ns;
             self.index += 1;
         }
-        self.verdict = Some(Arc::clone(&verdict));
+        self.verdict = Some(Arc::clone(verdict));
         if !same {
             if self.changes.len() < MAX_CHANGES {
                 self.changes.push(Moment {
