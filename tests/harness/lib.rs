@@ -17,6 +17,7 @@ pub mod jaeger;
 pub mod lines;
 pub mod load;
 pub mod look;
+pub mod memcached;
 pub mod mosquitto;
 pub mod needs;
 pub mod network;

@@ -5,6 +5,7 @@ mod bench_walk;
 mod diagnose;
 mod doctor;
 mod failure;
+mod looks;
 mod output;
 mod record;
 mod replay;

@@ -12,6 +12,7 @@ use super::{
     Failure, Targets, duration,
     failure::{Outcome, say},
     interval,
+    looks::Looks,
     output::{Output, tell},
     record::Recording,
     session::{self, Stop},
@@ -39,6 +40,9 @@ pub(super) struct Options {
     /// Send spans to this OTLP endpoint (default: OTEL_EXPORTER_OTLP_ENDPOINT)
     #[arg(long, value_name = "URL")]
     otlp: Option<String>,
+    /// Look closely all the time, whatever the queues are, and tell how often, for `cargo xtask bench`
+    #[arg(long, hide = true, requires = "json")]
+    closely: bool,
 }
 
 /// How often, and for how long.
@@ -58,6 +62,8 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut traces = Traces::start(options.otlp.as_deref(), config.otlp.as_deref())?;
     let stop = Stop::on_signals()?;
     let mut ticks = Ticks::start(&options.targets, &config, options.pace)?;
+    ticks.collector.profile_all(options.closely);
+    let mut looks = options.closely.then(Looks::default);
     // Only now: a mistake in what is asked for must not cost an earlier recording.
     let record = options.record.as_deref();
     let mut recording = record.map(Recording::create).transpose()?;
@@ -86,6 +92,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             traces.tell(&outcome.events);
         }
         let told = tell(sink.as_mut(), &outcome.events);
+        let told = told.and_then(|()| looks.as_mut().map_or(Ok(()), |looks| looks.tell(&sample)));
         if let Err(failure) = told.and_then(|()| ticks.spent(&outcome.hot)) {
             break Err(failure);
         }

@@ -34,6 +34,14 @@ impl Goal {
             met: value.median <= limit,
         }
     }
+
+    /// The median is at least so much.
+    pub fn at_least(limit: f64, value: &Spread) -> Self {
+        Self {
+            text: format!("≥ {limit}"),
+            met: value.median >= limit,
+        }
+    }
 }
 
 /// All figures of one benchmark.
@@ -85,7 +93,9 @@ impl Figure {
         };
         [
             self.what.clone(),
-            format!("{} {}", short(median), self.unit),
+            format!("{} {}", short(median), self.unit)
+                .trim_end()
+                .to_owned(),
             if low == median && high == median {
                 String::new()
             } else {

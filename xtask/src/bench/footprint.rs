@@ -22,6 +22,7 @@ use super::{
 const SIZES: [(usize, f64, Option<f64>); 2] = [(1_000, 25.0, Some(1.0)), (20_000, 60.0, None)];
 /// The share of CPU is taken in stretches of this length.
 const STRETCH: Duration = Duration::from_secs(2);
+pub const STRETCHES: &str = "over the whole time, and quartiles of stretches of 2 s";
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -40,25 +41,10 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             .args(["run", "--json"])
             .args(hold::targets(&holders));
         let agent = Agent::start(&mut command)?;
-        super::overhead::wait_until_it_watches(&agent)?;
+        super::pairs::wait_until_it_watches(&agent)?;
 
         let pid = agent.process().pid();
-        let mut shares = Vec::new();
-        let end = Instant::now() + Duration::from_secs(u64::from(args.seconds));
-        let first = (Instant::now(), cpu::of_process(pid)?);
-        while Instant::now() < end {
-            let (before, used) = (Instant::now(), cpu::of_process(pid)?);
-            thread::sleep(STRETCH);
-            agent.process().check_running()?;
-            shares.push(percent(cpu::of_process(pid)? - used, before.elapsed()));
-        }
-        let whole = percent(cpu::of_process(pid)? - first.1, first.0.elapsed());
-        let spread = quartiles(&shares).context("nothing was measured")?;
-        let cpu = Spread {
-            median: whole,
-            low: spread.low.min(whole),
-            high: spread.high.max(whole),
-        };
+        let cpu = cpu_share(&agent, Duration::from_secs(u64::from(args.seconds)))?;
         let keys = |measured: &str| json!({"bench": "footprint", "measured": measured, "sockets": sockets});
         let thousands = format!("{},000 sockets", sockets / 1000);
         report.add(Figure {
@@ -66,7 +52,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             keys: keys("cpu"),
             unit: "%",
             value: cpu,
-            spread: "over the whole time, and quartiles of stretches of 2 s",
+            spread: STRETCHES,
             goal: cpu_goal.map(|goal| Goal::at_most(goal, &cpu)),
         });
         for (name, field, goal) in [
@@ -90,6 +76,27 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// CPU time as a share of one core, in percent: over the whole time, between the quartiles of stretches.
+pub fn cpu_share(agent: &Agent, length: Duration) -> Result<Spread> {
+    let pid = agent.process().pid();
+    let mut shares = Vec::new();
+    let end = Instant::now() + length;
+    let first = (Instant::now(), cpu::of_process(pid)?);
+    while Instant::now() < end {
+        let (before, used) = (Instant::now(), cpu::of_process(pid)?);
+        thread::sleep(STRETCH);
+        agent.process().check_running()?;
+        shares.push(percent(cpu::of_process(pid)? - used, before.elapsed()));
+    }
+    let whole = percent(cpu::of_process(pid)? - first.1, first.0.elapsed());
+    let spread = quartiles(&shares).context("nothing was measured")?;
+    Ok(Spread {
+        median: whole,
+        low: spread.low.min(whole),
+        high: spread.high.max(whole),
+    })
 }
 
 fn percent(used: Duration, of: Duration) -> f64 {

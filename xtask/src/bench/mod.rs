@@ -9,6 +9,9 @@ mod figure;
 mod footprint;
 mod hold;
 mod overhead;
+mod pairs;
+mod pins;
+mod profile;
 mod statistics;
 mod tick;
 
@@ -39,17 +42,23 @@ enum What {
     Overhead(overhead::Args),
     /// Memory and CPU of the agent with many sockets to watch
     Footprint(footprint::Args),
+    /// What a busy service of 64 threads loses while the agent looks closely at it all the time, and how often it can
+    Profile(profile::Args),
     #[command(flatten)]
     Hold(hold::Hold),
+    #[command(hide = true)]
+    LoadMemcached(profile::Load),
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
     let mut report = Report::new(args.json);
     match &args.what {
         What::Hold(hold) => hold.forever()?,
+        What::LoadMemcached(load) => match load.forever()? {},
         What::Tick(args) => tick::measure(args, &mut report)?,
         What::Overhead(args) => overhead::measure(args, &mut report)?,
         What::Footprint(args) => footprint::measure(args, &mut report)?,
+        What::Profile(args) => profile::measure(args, &mut report)?,
     }
     report.print();
     Ok(ExitCode::SUCCESS)

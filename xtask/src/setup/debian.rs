@@ -20,6 +20,7 @@ const SERVERS: &[(&str, &str)] = &[
     ("postgresql", "postgresql.service"),
     ("pgbouncer", "pgbouncer.service"),
     ("mosquitto", "mosquitto.service"),
+    ("memcached", "memcached.service"),
 ];
 
 /// Asked by every package before it starts its server; exit status 101 forbids it.

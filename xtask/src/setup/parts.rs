@@ -26,6 +26,7 @@ pub fn table() -> Vec<Part> {
         program("redis-benchmark", &[Test], &["redis-tools"]),
         program("nginx", &[Test], &["nginx-light"]),
         program("wrk", &[Test], &["wrk"]),
+        program("memcached", &[Test], &["memcached"]),
         part("PostgreSQL", &[Test, Demo], Kind::Postgres),
         program("haproxy", &[Test], &["haproxy"]),
         program("pgbouncer", &[Test], &["pgbouncer"]),
