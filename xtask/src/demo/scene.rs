@@ -29,10 +29,23 @@ pub trait Scene {
     fn own_words(&self) -> Option<(&Process, fn(&Line) -> bool)> {
         None
     }
+    /// When somebody asks why.
+    fn look(&self) -> Look {
+        Look::WhenItIsLate("5s")
+    }
     /// The cause is there from now on.
     fn plant(&mut self) -> Result<Planted>;
     /// The cause is gone. Says so in a sentence.
     fn remove(&mut self) -> Result<String>;
+}
+
+/// For how long `tailback diagnose` looks.
+#[derive(Clone, Copy)]
+pub enum Look {
+    /// While all is well already.
+    FromTheStart(&'static str),
+    /// Once a cause is known.
+    WhenItIsLate(&'static str),
 }
 
 pub struct Planted {
@@ -181,6 +194,11 @@ impl Scene for LlmGateway {
 
     fn queues(&self) -> &'static [&'static str] {
         &["inflight", "downstream", "recv", "accept"]
+    }
+
+    /// What is in progress has no limit of its own: only who has seen what is usual can tell that it is too much.
+    fn look(&self) -> Look {
+        Look::FromTheStart("16s")
     }
 
     fn processes(&self) -> Vec<&Process> {

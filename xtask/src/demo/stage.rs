@@ -12,29 +12,38 @@ use tailback_tests::{
     agent::{Agent, once_with},
     lines::{Line, Stream},
     process::{End, Process},
+    temp::TempDir,
 };
 
 use super::scene::Scene;
 
 const SOON: Duration = Duration::from_secs(10);
 
+/// How an episode stands is told so often: a demo is short.
+const CONFIG: &str = "[detect.all]\ntell_every = \"1s\"\n";
+
 /// All that runs. It ends with its owner.
 pub struct Stage {
     /// Its program.
     tailback: PathBuf,
     pub agent: Agent,
+    _config: TempDir,
     pub scene: Box<dyn Scene>,
 }
 
 impl Stage {
     pub fn set(tailback: &Path, scene: Box<dyn Scene>) -> Result<Self> {
+        let folder = TempDir::new("demo")?;
+        let config = folder.write("tailback.toml", CONFIG)?;
         let mut command = Command::new(tailback);
-        command.args(["run", "--json"]).args(scene.targets());
+        command.args(["run", "--json", "--config"]).arg(config);
+        command.args(scene.targets());
         let agent = Agent::start(&mut command)?;
         agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
         Ok(Self {
             tailback: tailback.to_owned(),
             agent,
+            _config: folder,
             scene,
         })
     }
@@ -63,9 +72,9 @@ impl Stage {
     }
 
     /// As a person would who asks why.
-    pub fn diagnose(&self) -> Result<Diagnosis> {
-        let args = [["diagnose", "--for", "5s"].map(str::to_owned).to_vec()];
-        let args = [args.concat(), self.scene.targets()].concat();
+    pub fn diagnose(&self, time: &str) -> Result<Diagnosis> {
+        let args = ["diagnose", "--for", time].map(str::to_owned);
+        let args = [args.to_vec(), self.scene.targets()].concat();
         let mut command = Command::new(&self.tailback);
         let process = Process::start("tailback diagnose", command.args(&args))?;
         let command = format!("tailback {}", args.join(" "));

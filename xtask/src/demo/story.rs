@@ -18,20 +18,20 @@ use tailback_tests::{
 
 use super::{
     heard::Heard,
-    scene::Scene,
+    scene::{Look, Scene},
     stage::{self, Diagnosis, Stage},
     timeline::{Colour, Timeline},
     words,
 };
 
 /// Of ordinary life, before anything happens: long enough for Tailback to learn what is usual.
-const HEALTHY: Duration = Duration::from_secs(6);
+const HEALTHY: Duration = Duration::from_secs(7);
 /// After the cause is there, until Tailback must have warned.
 const WARNING: Duration = Duration::from_secs(12);
 /// From then until it must have said why.
 const CAUSE: Duration = Duration::from_secs(8);
-/// A report of 5 s, and what it takes to start and to end.
-const REPORT: Duration = Duration::from_secs(10);
+/// The longest look of a report, and what it takes to start and to end.
+const REPORT: Duration = Duration::from_secs(15);
 /// From then until the application must have said itself that its queue is full.
 const FULL: Duration = Duration::from_secs(15);
 /// The cause stays for so long after that, so that it can be seen what it does.
@@ -50,6 +50,7 @@ struct Story {
     timeline: Timeline,
     stage: Stage,
     heard: Heard,
+    asked: Option<Diagnosis>,
     agent_mark: usize,
     own_mark: usize,
 }
@@ -66,6 +67,7 @@ pub fn tell(tailback: &Path, scene: Box<dyn Scene>, command: &str) -> Result<()>
         own_mark,
         agent_mark: 0,
         heard: Heard::of(queues),
+        asked: None,
         stage,
     };
     story.opening();
@@ -88,6 +90,9 @@ impl Story {
     }
 
     fn healthy(&mut self) -> Result<()> {
+        if let Look::FromTheStart(time) = self.stage.scene.look() {
+            self.ask(time)?;
+        }
         if self.watch_until(HEALTHY, |heard| Ok(heard.warning.is_some()))? {
             bail!(
                 "the demo did not go as it should: Tailback warned while all was well. Is this machine busy?"
@@ -123,12 +128,21 @@ impl Story {
         Ok(())
     }
 
+    fn ask(&mut self, time: &str) -> Result<()> {
+        let asked = self.stage.diagnose(time)?;
+        let text = format!("$ {}", asked.command);
+        self.timeline
+            .tell(Instant::now(), "shell", Colour::Cyan, &text);
+        self.asked = Some(asked);
+        Ok(())
+    }
+
     /// What a person reads who asks why, while it goes on.
     fn diagnosis(&mut self, culprit: u32) -> Result<()> {
-        let asked = self.stage.diagnose()?;
-        let asks = format!("$ {}", asked.command);
-        self.timeline
-            .tell(Instant::now(), "shell", Colour::Cyan, &asks);
+        if let Look::WhenItIsLate(time) = self.stage.scene.look() {
+            self.ask(time)?;
+        }
+        let asked = self.asked.take().context("nobody asked why")?;
         if !self.watch_until(REPORT, |_| asked.is_done())? {
             bail!("`{}` did not answer within {REPORT:?}", asked.command);
         }
