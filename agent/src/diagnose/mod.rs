@@ -343,3 +343,6 @@ impl Held {
             .map(|(_, verdict)| Arc::clone(verdict))
     }
 }
+
+#[cfg(test)]
+mod tests;
