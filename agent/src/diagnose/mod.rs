@@ -382,3 +382,6 @@ impl Held {
             .map(|(_, verdict)| Arc::clone(verdict))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,307 @@
+//! What a blocked thread says.
+
+use super::{
+    super::{
+        Activity,
+        classify::{Doing, Object},
+    },
+    scene::{Scene, local, thread},
+};
+use crate::{
+    queue::{Kind, Reading},
+    sample::{Detail, State, Wait},
+};
+
+fn is(activity: Activity, object: Object) -> Option<Doing> {
+    Some(Doing { activity, object })
+}
+
+fn plain(activity: Activity) -> Option<Doing> {
+    is(activity, Object::None)
+}
+
+fn file(path: &str) -> Detail {
+    Detail::File {
+        path: path.to_owned(),
+        device: None,
+    }
+}
+
+/// What a thread of a service that holds nothing does.
+fn alone(wait: Wait) -> Option<Doing> {
+    Scene::of(&[&[10]]).doing(&[wait])
+}
+
+#[test]
+fn a_thread_that_wants_a_cpu_has_one_or_waits_for_one() {
+    assert_eq!(alone(thread(10, 0).on_cpu()), plain(Activity::OnCpu));
+    let runnable = thread(10, 0).state(State::Runnable);
+    assert_eq!(alone(runnable), plain(Activity::RunnableOwn));
+}
+
+#[test]
+fn a_stopped_thread_is_stopped_and_an_ending_one_does_nothing() {
+    let stopped = thread(10, 0).reads(3).state(State::Stopped);
+    assert_eq!(alone(stopped), plain(Activity::Stopped));
+    assert_eq!(alone(thread(10, 0).state(State::Dead)), None);
+}
+
+#[test]
+fn calls_that_wait_for_work_or_for_time_say_so() {
+    let call = |number| alone(thread(10, 0).call(number, [3, 0, 0, 0]));
+    assert_eq!(call(libc::SYS_accept4), plain(Activity::Idle));
+    assert_eq!(call(libc::SYS_wait4), plain(Activity::Idle));
+    assert_eq!(call(libc::SYS_nanosleep), plain(Activity::Asleep));
+    assert_eq!(call(libc::SYS_semop), plain(Activity::Inside));
+    assert_eq!(call(libc::SYS_sched_yield), plain(Activity::Unknown));
+}
+
+#[test]
+fn a_wait_that_nothing_is_known_of_is_unknown() {
+    assert_eq!(alone(thread(10, 0)), plain(Activity::Unknown));
+    assert_eq!(
+        alone(thread(10, 0).call(100_000, [0; 4])),
+        plain(Activity::Unknown)
+    );
+    let deep = thread(10, 0).state(State::Uninterruptible);
+    assert_eq!(alone(deep), plain(Activity::Unknown));
+}
+
+#[test]
+fn who_waits_for_a_disk_says_with_which_file() {
+    let wal = Object::File {
+        path: "/db/wal".to_owned(),
+        device: None,
+    };
+    let sync = thread(10, 0)
+        .call(libc::SYS_fdatasync, [3, 0, 0, 0])
+        .with(file("/db/wal"));
+    assert_eq!(alone(sync.clone()), is(Activity::Disk, wal.clone()));
+    assert_eq!(
+        alone(sync.state(State::Uninterruptible)),
+        is(Activity::Disk, wal.clone())
+    );
+    let cold = thread(10, 0).reads(3).with(file("/db/wal"));
+    assert_eq!(
+        alone(cold.state(State::Uninterruptible)),
+        is(Activity::Disk, wal)
+    );
+    let mut page = thread(10, 0).state(State::Uninterruptible);
+    page.io = true;
+    assert_eq!(alone(page), plain(Activity::Disk), "a page fault");
+}
+
+#[test]
+fn reading_what_a_client_sent_is_waiting_for_work_unless_it_has_begun() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.accepts(1, (10, 5), 80);
+    let reads = [thread(10, 0).reads(5)];
+    assert_eq!(scene.doing(&reads), plain(Activity::Idle));
+    scene.awaits(1).read = false;
+    assert_eq!(
+        scene.doing(&reads),
+        is(Activity::PeerSend, Object::Connection(1))
+    );
+}
+
+#[test]
+fn reading_an_answer_is_waiting_for_another_service() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.accepts(1, (10, 5), 80);
+    scene.calls(2, (10, 6), local(5432));
+    let reads = [thread(10, 0).reads(6)];
+    assert_eq!(
+        scene.doing(&reads),
+        plain(Activity::Idle),
+        "nothing was asked"
+    );
+    scene.awaits(2);
+    let downstream = is(Activity::Downstream, Object::Connection(2));
+    assert_eq!(scene.doing(&reads), downstream);
+}
+
+#[test]
+fn a_read_from_another_service_in_the_middle_of_a_request_is_part_of_it() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.accepts(1, (10, 5), 80);
+    scene.calls(2, (10, 6), local(5432));
+    scene.awaits(1);
+    let downstream = is(Activity::Downstream, Object::Connection(2));
+    assert_eq!(scene.doing(&[thread(10, 0).reads(6)]), downstream);
+}
+
+#[test]
+fn connecting_is_waiting_for_another_service() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.calls(2, (10, 6), local(5432));
+    let connects = thread(10, 0).call(libc::SYS_connect, [6, 0, 0, 0]);
+    let downstream = is(Activity::Downstream, Object::Connection(2));
+    assert_eq!(scene.doing(&[connects]), downstream);
+}
+
+#[test]
+fn an_event_loop_does_what_its_process_has_under_way() {
+    let mut scene = Scene::of(&[&[10]]);
+    let serves = [thread(10, 0).serves_all()];
+    assert_eq!(scene.doing(&serves), plain(Activity::Idle));
+    scene.accepts(1, (10, 5), 80);
+    scene.calls(2, (10, 6), local(5432));
+    scene.calls(3, (10, 7), local(5432));
+    assert_eq!(
+        scene.doing(&serves),
+        plain(Activity::Idle),
+        "all is answered"
+    );
+    scene.awaits(1);
+    assert_eq!(
+        scene.doing(&serves),
+        is(Activity::Inside, Object::Connection(1))
+    );
+    scene.awaits(2);
+    scene.awaits(3).began_ns -= 1;
+    let oldest = is(Activity::Downstream, Object::Connection(3));
+    assert_eq!(scene.doing(&serves), oldest);
+}
+
+#[test]
+fn an_event_loop_whose_client_does_not_read_waits_for_it() {
+    let mut scene = Scene::of(&[&[10]]);
+    let client = scene.accepts(1, (10, 5), 80);
+    (client.write_seq, client.snd_nxt, client.snd_wnd) = (100_000, 60_000, 60_000);
+    let serves = [thread(10, 0).serves_all()];
+    assert_eq!(
+        scene.doing(&serves),
+        is(Activity::PeerRead, Object::Connection(1))
+    );
+}
+
+#[test]
+fn a_title_that_ends_in_waiting_is_a_lock() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.accepts(1, (10, 5), 80);
+    scene.awaits(1);
+    scene.says(10, "postgres: bob shop [local] UPDATE waiting");
+    let serves = [thread(10, 0).serves_all()];
+    assert_eq!(scene.doing(&serves), is(Activity::Lock, Object::Titled));
+    scene.says(10, "postgres: bob waiting [local] UPDATE");
+    assert_eq!(
+        scene.doing(&serves),
+        is(Activity::Inside, Object::Connection(1))
+    );
+}
+
+#[test]
+fn of_polled_files_a_call_that_is_awaited_counts_before_a_client_that_is() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.accepts(1, (10, 5), 80);
+    scene.calls(2, (10, 6), local(5432));
+    let polls = |entries: &[(i32, i16)]| {
+        [thread(10, 0)
+            .call(libc::SYS_ppoll, [0; 4])
+            .with(Detail::Poll(entries.to_vec()))]
+    };
+    assert_eq!(
+        scene.doing(&polls(&[(5, 1), (-1, 1), (99, 1)])),
+        plain(Activity::Idle)
+    );
+    scene.awaits(1).read = false;
+    scene.awaits(2);
+    let client = is(Activity::PeerSend, Object::Connection(1));
+    assert_eq!(scene.doing(&polls(&[(5, 1)])), client);
+    let downstream = is(Activity::Downstream, Object::Connection(2));
+    assert_eq!(scene.doing(&polls(&[(5, 1), (6, 1)])), downstream);
+    assert_eq!(scene.doing(&polls(&[(6, 1), (5, 1)])), downstream);
+    let room = is(Activity::PeerRead, Object::Connection(1));
+    assert_eq!(scene.doing(&polls(&[(5, 4)])), room, "for room to write");
+}
+
+#[test]
+fn who_writes_waits_for_whoever_is_to_read() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.accepts(1, (10, 5), 80);
+    scene.pipe(77, (10, 1), 20);
+    scene.unix((88, 89), (10, 2), 20);
+    let mut writes = |fd| scene.doing(&[thread(10, 0).writes(fd)]);
+    assert_eq!(writes(5), is(Activity::PeerRead, Object::Connection(1)));
+    assert_eq!(writes(1), is(Activity::Output, Object::Pipe(77)));
+    assert_eq!(writes(2), is(Activity::Output, Object::Unix(88)));
+    assert_eq!(writes(9), plain(Activity::Unknown));
+}
+
+#[test]
+fn a_terminal_is_output_and_a_file_is_a_disk() {
+    let writes = |path: &str| {
+        let doing = alone(thread(10, 0).writes(1).with(file(path)));
+        doing.unwrap().activity
+    };
+    assert_eq!(writes("/dev/pts/3"), Activity::Output);
+    assert_eq!(writes("/dev/ttyS0"), Activity::Output);
+    assert_eq!(writes("/dev/console"), Activity::Output);
+    assert_eq!(writes("/var/log/shop"), Activity::Disk);
+}
+
+#[test]
+fn a_contended_mutex_names_its_holder() {
+    let lock = |owner| {
+        is(
+            Activity::Lock,
+            Object::Lock {
+                tgid: 10,
+                address: 0x1000,
+                owner,
+                interpreter: false,
+            },
+        )
+    };
+    let mut scene = Scene::of(&[&[10]]);
+    let waits = thread(10, 1).locked(0x1000, 12);
+    let both = [waits.clone(), thread(10, 2).on_cpu()];
+    assert_eq!(scene.doing(&both), lock(Some(12)));
+    assert_eq!(scene.doing(&[waits]), lock(None), "12 is no thread");
+}
+
+#[test]
+fn a_holder_is_named_by_its_number_out_here_where_the_lock_has_the_one_in_its_container() {
+    let mut waits = thread(10, 1).locked(0x1000, 3);
+    let mut holds = thread(10, 2).on_cpu();
+    (waits.own_tid, holds.own_tid) = (2, 3);
+    let doing = Scene::of(&[&[10]]).doing(&[waits, holds]).unwrap();
+    let Object::Lock { owner, .. } = doing.object else {
+        panic!("{doing:?}");
+    };
+    assert_eq!(owner, Some(12));
+}
+
+#[test]
+fn a_condition_variable_is_no_lock() {
+    assert_eq!(
+        alone(thread(10, 0).parked()),
+        is(Activity::Idle, Object::Parked)
+    );
+}
+
+#[test]
+fn short_waits_for_an_interpreters_lock_are_a_lock_and_long_ones_beside_it_are_not() {
+    let mut scene = Scene::of(&[&[10]]);
+    let known = Reading {
+        depth: 3,
+        extra: vec![("interpreter_lock", 1.0)],
+        ..Reading::default()
+    };
+    scene.queue(1, Kind::Lock, "0x2000 of 10", known);
+    let asks = |timeout| thread(10, 1).call(libc::SYS_futex, [0x2004, 128 | 9, 7, timeout]);
+    let lock = Object::Lock {
+        tgid: 10,
+        address: 0x2000,
+        owner: None,
+        interpreter: true,
+    };
+    assert_eq!(scene.doing(&[asks(0x7ffc)]), is(Activity::Lock, lock));
+    assert_eq!(scene.doing(&[asks(0)]), is(Activity::Idle, Object::Parked));
+}
+
+#[test]
+fn a_lock_on_a_file_is_a_lock() {
+    let waits = thread(10, 0).call(libc::SYS_flock, [3, 0, 0, 0]);
+    assert_eq!(alone(waits), plain(Activity::Lock));
+}

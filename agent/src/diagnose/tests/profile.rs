@@ -1,0 +1,136 @@
+//! What threads' wall time went into.
+
+use super::{
+    super::{Activity, follow::Crowd},
+    scene::{Scene, thread},
+};
+use crate::{
+    queue::{Kind, Reading},
+    sample::{State, Wait},
+};
+
+fn share(shares: &[(Activity, f64)], activity: Activity) -> f64 {
+    let found = shares.iter().find(|(one, _)| *one == activity);
+    found.map_or(0.0, |(_, share)| *share)
+}
+
+fn run_queue(extra: &[(&'static str, f64)]) -> Reading {
+    Reading {
+        depth: 1,
+        extra: extra.to_vec(),
+        ..Reading::default()
+    }
+}
+
+#[test]
+fn shares_add_up_to_one_whatever_the_threads_do() {
+    let mut seed = 0x5eed_u64;
+    let mut below = |bound: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % bound
+    };
+    for round in 0..30 {
+        let mut scene = Scene::of(&[&[10]]);
+        scene.accepts(1, (10, 5), 80);
+        if round % 2 == 0 {
+            let split = [
+                ("foreign_share", 0.3),
+                ("own_share", 0.1),
+                ("quota_share", 0.2),
+                ("steal_share", 0.4),
+            ];
+            scene.queue(1, Kind::Runqueue, "threads", run_queue(&split));
+        }
+        let count = 1 + below(9) as u32;
+        for _ in 0..10 {
+            let doing = |index| {
+                let thread = thread(10, index);
+                match below(8) {
+                    0 => thread.on_cpu(),
+                    1 => thread.state(State::Runnable),
+                    2 => thread.reads(5),
+                    3 => thread.locked(0x1000, 10),
+                    4 => thread.parked(),
+                    5 => thread.state(State::Stopped),
+                    6 => thread.state(State::Dead),
+                    _ => thread,
+                }
+            };
+            let threads: Vec<Wait> = (0..count).map(doing).collect();
+            scene.looks(1, &threads);
+        }
+        let window = scene.window();
+        let crowd = Crowd::of((0..count).map(|index| (10, 10 + index)));
+        let shares = window.shares(&crowd, Some(1));
+        let sum: f64 = shares.iter().map(|(_, share)| share).sum();
+        assert!((sum - 1.0).abs() < 1e-9, "round {round}: {shares:?}");
+        assert!(shares.is_sorted_by(|a, b| a.1 >= b.1), "{shares:?}");
+        assert!(shares.iter().all(|(_, share)| *share > 0.0), "{shares:?}");
+    }
+}
+
+#[test]
+fn each_thread_counts_the_same_however_often_it_was_looked_at() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.looks(30, &[thread(10, 0).on_cpu()]);
+    scene.looks(10, &[thread(10, 1).parked()]);
+    let shares = scene
+        .window()
+        .shares(&Crowd::of([(10, 10), (10, 11)]), None);
+    assert_eq!(shares, [(Activity::Idle, 0.5), (Activity::OnCpu, 0.5)]);
+}
+
+#[test]
+fn waiting_for_a_cpu_is_split_by_who_had_it() {
+    let mut scene = Scene::of(&[&[10]]);
+    let split = [("foreign_share", 0.75), ("quota_share", 0.25)];
+    scene.queue(1, Kind::Runqueue, "threads", run_queue(&split));
+    scene.looks(20, &[thread(10, 0).on_cpu()]);
+    scene.looks(20, &[thread(10, 0).state(State::Runnable)]);
+    let crowd = Crowd::of([(10, 10)]);
+    let shares = scene.window().shares(&crowd, Some(1));
+    assert!((share(&shares, Activity::OnCpu) - 0.5).abs() < 1e-9);
+    assert!((share(&shares, Activity::RunnableForeign) - 0.375).abs() < 1e-9);
+    assert!((share(&shares, Activity::Throttled) - 0.125).abs() < 1e-9);
+    // Of a service whose run queue is not seen nobody knows who had it.
+    let shares = scene.window().shares(&crowd, None);
+    assert!((share(&shares, Activity::RunnableOwn) - 0.5).abs() < 1e-9);
+}
+
+#[test]
+fn a_window_holds_the_looks_of_its_time_alone() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.looks(80, &[thread(10, 0).on_cpu()]);
+    let between = scene.now().mono_ns;
+    scene.looks(120, &[thread(10, 0).parked()]);
+    let all = scene.window();
+    assert_eq!(all.of((10, 10)).unwrap().looks, 200);
+    let crowd = Crowd::of([(10, 10)]);
+    let early = scene.over(0, between - 1_000_000_000).shares(&crowd, None);
+    assert_eq!(early, [(Activity::OnCpu, 1.0)]);
+    let late = scene
+        .over(between + 1_000_000_000, u64::MAX)
+        .shares(&crowd, None);
+    assert_eq!(late, [(Activity::Idle, 1.0)]);
+}
+
+#[test]
+fn what_was_not_looked_at_has_no_shares() {
+    let scene = Scene::of(&[&[10]]);
+    assert_eq!(scene.window().shares(&Crowd::of([(10, 10)]), Some(1)), []);
+}
+
+#[test]
+fn who_holds_a_lock_is_counted_while_others_wait_for_it_and_not_else() {
+    let mut scene = Scene::of(&[&[10]]);
+    let holds = thread(10, 2);
+    scene.looks(30, &[holds.clone().parked(), thread(10, 1).parked()]);
+    scene.looks(10, &[holds.on_cpu(), thread(10, 1).locked(0x1000, 12)]);
+    let window = scene.window();
+    let holders = window.holders((10, 0x1000)).unwrap();
+    let time = &holders[&(10, 12)];
+    assert_eq!((time.looks, time.share_of(Activity::OnCpu)), (10, 1.0));
+    assert_eq!(window.of((10, 12)).unwrap().looks, 40);
+}

@@ -1,0 +1,473 @@
+//! Services, what they hold, and what their threads do, look after look.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use super::super::{
+    Diagnosis, Verdict,
+    classify::{Doing, Threads, classify},
+    follow::{Step, View, from_crowd, from_target, workers},
+    profile::Window,
+};
+use crate::{
+    detect::{DrivenBy, Episode, Instant, Level},
+    queue::{Awaited, Kind, Model, QueueKey, Reading, Readings},
+    sample::{
+        Connection, Detail, Holder, Listener, Peer, Pipe, Sample, State, Syscall, Target, TargetId,
+        Title, UnixSocket, UnixStyle, Wait, Walks,
+    },
+};
+
+/// Between two looks.
+const TICK_NS: u64 = 25_000_000;
+/// When everything begins.
+const START_NS: u64 = 100_000_000_000;
+
+/// Some services under the looks of the diagnosis.
+pub(super) struct Scene {
+    diagnosis: Diagnosis,
+    model: Model,
+    targets: Vec<Target>,
+    /// What every look shows beside the threads.
+    sample: Sample,
+    readings: Vec<(Arc<QueueKey>, Reading)>,
+    awaited: Vec<Awaited>,
+    now_ns: u64,
+    /// No service is suspicious yet.
+    calm: bool,
+}
+
+/// Of a process, the n-th thread: the first has the number of the process.
+pub(super) fn thread(tgid: u32, index: u32) -> Wait {
+    Wait {
+        tgid,
+        tid: tgid + index,
+        own_tid: tgid + index,
+        comm: format!("worker-{index}"),
+        state: State::Sleeping,
+        io: false,
+        syscall: None,
+        voluntary: 1,
+        involuntary: 0,
+        cpu_ns: 0,
+        run_delay_ns: 0,
+    }
+}
+
+impl Wait {
+    pub(super) fn state(mut self, state: State) -> Self {
+        self.state = state;
+        self
+    }
+
+    pub(super) fn on_cpu(self) -> Self {
+        self.state(State::Running)
+    }
+
+    /// Asleep in a call with this descriptor (or address) and these arguments.
+    pub(super) fn call(mut self, number: libc::c_long, args: [u64; 4]) -> Self {
+        self.syscall = Some(Syscall {
+            number: number as i32,
+            args,
+            detail: Detail::None,
+        });
+        self
+    }
+
+    pub(super) fn with(mut self, detail: Detail) -> Self {
+        if let Some(syscall) = &mut self.syscall {
+            syscall.detail = detail;
+        }
+        self
+    }
+
+    pub(super) fn reads(self, fd: u64) -> Self {
+        self.call(libc::SYS_read, [fd, 0, 0, 0])
+    }
+
+    pub(super) fn writes(self, fd: u64) -> Self {
+        self.call(libc::SYS_write, [fd, 0, 0, 0])
+    }
+
+    pub(super) fn serves_all(self) -> Self {
+        self.call(libc::SYS_epoll_pwait, [4, 0, 0, 0])
+    }
+
+    /// For the lock at this address, held by this thread.
+    pub(super) fn locked(self, address: u64, owner: u32) -> Self {
+        self.call(libc::SYS_futex, [address, 128, 2, 0])
+            .with(Detail::Futex { word: 2, owner })
+    }
+
+    /// On a condition variable.
+    pub(super) fn parked(self) -> Self {
+        self.call(libc::SYS_futex, [0x7000, 128 | 9, 0, 0])
+    }
+}
+
+pub(super) fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn connection(cookie: u64, tgid: u32, fd: u32, ends: (SocketAddr, SocketAddr)) -> Connection {
+    Connection {
+        cookie,
+        tgid,
+        fd,
+        netns: 1,
+        local: ends.0,
+        remote: ends.1,
+        state: 1,
+        rcv_nxt: 0,
+        copied_seq: 0,
+        write_seq: 0,
+        snd_una: 0,
+        snd_nxt: 0,
+        snd_wnd: 65_536,
+        rmem_alloc: 0,
+        rcvbuf: 131_072,
+        wmem_queued: 0,
+        sndbuf: 131_072,
+        drops: 0,
+        snd_wl1: 0,
+        since_received_ns: 5_000_000_000,
+        since_sent_ns: 5_000_000_000,
+        since_heard_ns: 5_000_000_000,
+    }
+}
+
+impl Scene {
+    /// Each service by the processes that it is made of. Their ids are 1, 2, …
+    pub(super) fn of(services: &[&[u32]]) -> Self {
+        let target = |(index, tgids): (usize, &&[u32])| Target {
+            id: index as u32 + 1,
+            name: format!("service-{}", index + 1),
+            pid: tgids[0],
+            tgids: tgids.to_vec(),
+            cgroup: Some(format!("/service-{}", index + 1)),
+            ..Target::default()
+        };
+        Self {
+            diagnosis: Diagnosis::default(),
+            model: Model::default(),
+            targets: services.iter().enumerate().map(target).collect(),
+            sample: Sample {
+                walks: Walks {
+                    files: true,
+                    profile: true,
+                    ..Walks::default()
+                },
+                holders: Some(Vec::new()),
+                peers: Some(Vec::new()),
+                ..Sample::default()
+            },
+            readings: Vec::new(),
+            awaited: Vec::new(),
+            now_ns: START_NS,
+            calm: false,
+        }
+    }
+
+    /// Nothing is suspicious, until [`Scene::alarm`].
+    pub(super) fn calm(mut self) -> Self {
+        self.calm = true;
+        self
+    }
+
+    pub(super) fn alarm(&mut self) {
+        self.calm = false;
+    }
+
+    fn id_of(&self, tgid: u32) -> TargetId {
+        let of = |target: &&Target| target.tgids.contains(&tgid);
+        self.targets.iter().find(of).unwrap().id
+    }
+
+    /// A client's connection, which the service accepted on its port.
+    pub(super) fn accepts(
+        &mut self,
+        cookie: u64,
+        (tgid, fd): (u32, u32),
+        port: u16,
+    ) -> &mut Connection {
+        let listener = Listener {
+            cookie: 1_000_000 + u64::from(port),
+            tgid,
+            netns: 1,
+            address: local(port),
+            depth: 0,
+            limit: 100,
+            drops: 0,
+            half_open: None,
+            seen_ns: 0,
+            ages_ns: Vec::new(),
+        };
+        if !self
+            .sample
+            .listeners
+            .iter()
+            .any(|known| known.cookie == listener.cookie)
+        {
+            self.sample.listeners.push(listener);
+        }
+        let client = SocketAddr::from(([192, 0, 2, 7], 20_000 + cookie as u16));
+        self.hold(connection(cookie, tgid, fd, (local(port), client)))
+    }
+
+    /// A connection that the service opened to another machine's.
+    pub(super) fn calls(
+        &mut self,
+        cookie: u64,
+        (tgid, fd): (u32, u32),
+        remote: SocketAddr,
+    ) -> &mut Connection {
+        let port = 30_000 + cookie as u16;
+        self.hold(connection(cookie, tgid, fd, (local(port), remote)))
+    }
+
+    /// A connection from one process to another, of which both ends are seen; the accepted end has the next cookie.
+    pub(super) fn joins(&mut self, cookie: u64, from: (u32, u32), to: (u32, u32), port: u16) {
+        self.calls(cookie, from, local(port));
+        self.accepts(cookie + 1, to, port).remote = local(30_000 + cookie as u16);
+    }
+
+    fn hold(&mut self, connection: Connection) -> &mut Connection {
+        self.sample.connections.push(connection);
+        self.sample.connections.last_mut().unwrap()
+    }
+
+    /// The process at the other end of a call is on this machine, and nobody watches it.
+    pub(super) fn unwatched_peer(&mut self, tgid: u32, cookie: u64) {
+        let ours = self
+            .sample
+            .connections
+            .iter()
+            .find(|one| one.cookie == cookie);
+        let (here, there) = ours.map(|one| (one.local, one.remote)).unwrap();
+        self.sample.peers.as_mut().unwrap().push(Peer {
+            netns: 1,
+            local: there,
+            remote: here,
+            tgid,
+            fd: 3,
+            name: "stranger".to_owned(),
+        });
+    }
+
+    /// On this connection a request (or a call, where the service opened it) is not answered yet.
+    pub(super) fn awaits(&mut self, cookie: u64) -> &mut Awaited {
+        let connection = self
+            .sample
+            .connections
+            .iter()
+            .find(|one| one.cookie == cookie);
+        let connection = connection.unwrap();
+        let listens = |listener: &Listener| listener.address.port() == connection.local.port();
+        let awaited = Awaited {
+            target: self.id_of(connection.tgid),
+            tgid: connection.tgid,
+            cookie,
+            accepted: self.sample.listeners.iter().any(listens),
+            read: true,
+            began_ns: START_NS - 1_000_000_000,
+        };
+        self.awaited.push(awaited);
+        self.awaited.last_mut().unwrap()
+    }
+
+    pub(super) fn pipe(&mut self, inode: u64, writer: (u32, u32), reader: u32) {
+        self.sample.pipes.push(Pipe {
+            inode,
+            tgid: writer.0,
+            fd: writer.1,
+            reads: false,
+            writes: true,
+            head: 16,
+            tail: 0,
+            limit: 16,
+            bytes: None,
+            readers: 1,
+            writers: 1,
+            path: None,
+        });
+        self.holder(inode, reader);
+    }
+
+    pub(super) fn unix(&mut self, (inode, peer): (u64, u64), (tgid, fd): (u32, u32), other: u32) {
+        self.sample.unix.push(UnixSocket {
+            inode,
+            peer: Some(peer),
+            tgid,
+            fd,
+            netns: 1,
+            style: UnixStyle::Stream,
+            listening: false,
+            path: None,
+            peer_path: None,
+            queued: 0,
+            limit: 0,
+            head: 0,
+            unread_by_peer: 0,
+            sndbuf: 212_992,
+            unread: 0,
+            peer_sndbuf: 212_992,
+        });
+        self.holder(peer, other);
+    }
+
+    fn holder(&mut self, inode: u64, tgid: u32) {
+        self.sample.holders.as_mut().unwrap().push(Holder {
+            inode,
+            tgid,
+            name: "reader".to_owned(),
+            fd: 0,
+            reads: true,
+            writes: false,
+        });
+    }
+
+    /// From the next look on, a process says this of itself.
+    pub(super) fn says(&mut self, tgid: u32, title: &str) {
+        self.sample.titles.push(Title {
+            tgid,
+            title: title.to_owned(),
+        });
+    }
+
+    /// A queue, from the next look on.
+    pub(super) fn queue(&mut self, target: TargetId, kind: Kind, name: &str, reading: Reading) {
+        let key = QueueKey {
+            target,
+            kind,
+            name: name.to_owned(),
+        };
+        self.readings.retain(|(known, _)| **known != key);
+        self.readings.push((Arc::new(key), reading));
+    }
+
+    pub(super) fn sample(&mut self) -> &mut Sample {
+        &mut self.sample
+    }
+
+    /// So many looks at these threads.
+    pub(super) fn looks(&mut self, looks: usize, threads: &[Wait]) {
+        for _ in 0..looks {
+            self.now_ns += TICK_NS;
+            let sample = Sample {
+                mono_ns: self.now_ns,
+                targets: Some(self.targets.clone()),
+                profile: threads.to_vec(),
+                ..self.sample.clone()
+            };
+            self.sample.titles.clear();
+            self.model.read(&sample);
+            let readings = Readings {
+                queues: self.readings.clone(),
+                awaited: Some(self.awaited.clone()),
+                ..Readings::default()
+            };
+            let ids = self.targets.iter().map(|target| target.id);
+            let closely = ids.filter(|_| !self.calm).collect();
+            let targets = self.model.targets();
+            self.diagnosis.read(&sample, &readings, targets, &closely);
+        }
+    }
+
+    /// What the first of these threads does, as all of them are now.
+    pub(super) fn doing(&mut self, threads: &[Wait]) -> Option<Doing> {
+        self.looks(1, threads);
+        classify(&threads[0], &Threads::of(threads), &self.diagnosis.world)
+    }
+
+    pub(super) fn window(&self) -> Window {
+        self.over(0, self.now_ns)
+    }
+
+    pub(super) fn over(&self, from_ns: u64, to_ns: u64) -> Window {
+        self.diagnosis.profile.over(from_ns, to_ns)
+    }
+
+    /// Where the trail of a service's threads leads.
+    pub(super) fn trail(&self, target: TargetId) -> Vec<Step> {
+        from_target(self.view(&self.window()), target)
+    }
+
+    /// The same of some of its processes.
+    pub(super) fn trail_of(&self, tgids: &[u32]) -> Vec<Step> {
+        let window = self.window();
+        let view = self.view(&window);
+        from_crowd(view, workers(view, tgids))
+    }
+
+    fn view<'a>(&'a self, window: &'a Window) -> View<'a> {
+        View {
+            world: &self.diagnosis.world,
+            profile: &self.diagnosis.profile,
+            targets: self.model.targets(),
+            window,
+        }
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        Instant {
+            mono_ns: self.now_ns,
+            unix_ns: self.now_ns,
+        }
+    }
+
+    /// Why this episode happens.
+    pub(super) fn verdict(&self, episode: &Episode) -> Verdict {
+        self.diagnosis
+            .judge(self.now(), episode, self.model.targets())
+    }
+}
+
+/// An episode of the accept queue of the first service that has lasted for a while.
+pub(super) fn filling() -> Episode {
+    episode(Kind::Accept, "127.0.0.1:80")
+}
+
+pub(super) fn episode(kind: Kind, name: &str) -> Episode {
+    let at = Instant {
+        mono_ns: START_NS,
+        unix_ns: START_NS,
+    };
+    Episode {
+        id: "e".to_owned(),
+        incident: "i".to_owned(),
+        key: Arc::new(QueueKey {
+            target: 1,
+            kind,
+            name: name.to_owned(),
+        }),
+        sign: at,
+        start: at,
+        end: at,
+        ongoing: true,
+        level_max: Level::Critical,
+        score_max: 1.0,
+        depth: 50,
+        depth_max: 50,
+        limit: Some(100),
+        unit: kind.unit(),
+        wait_p50_ns: None,
+        wait_p99_ns: None,
+        wait_max_ns: Some(2_000_000_000),
+        arrivals: Some(200),
+        departures: Some(100),
+        losses: 0,
+        arrival_rate: Some(40.0),
+        service_rate: Some(20.0),
+        baseline_arrival_rate: Some(40.0),
+        baseline_service_rate: Some(40.0),
+        driven_by: DrivenBy::Consumer,
+        time_to_full_ns: None,
+        lead_ns: None,
+        worst: None,
+        depths: vec![0, 25, 50],
+        evidence: String::new(),
+        advice: String::new(),
+        verdict: None,
+        moments: Vec::new(),
+        moments_dropped: 0,
+    }
+}

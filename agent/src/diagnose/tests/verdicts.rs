@@ -1,0 +1,438 @@
+//! From what was seen to one cause, and who stands at the head of the jam.
+
+use super::{
+    super::{Cause, Confidence, CulpritKind, Verdict},
+    scene::{Scene, episode, filling, local, thread},
+};
+use crate::{
+    detect::{DrivenBy, Level},
+    queue::{Kind, Reading},
+    sample::{Detail, Neighbour, State, Wait},
+};
+
+fn culprit(verdict: &Verdict) -> (CulpritKind, Option<u32>, &str) {
+    let culprit = verdict.culprit.as_ref().unwrap();
+    (culprit.kind, culprit.pid, &culprit.name)
+}
+
+/// The first `count` threads of a process, all alike.
+fn alike(tgid: u32, count: u32, doing: impl Fn(Wait) -> Wait) -> Vec<Wait> {
+    (0..count).map(|index| doing(thread(tgid, index))).collect()
+}
+
+fn depth(depth: u64) -> Reading {
+    Reading {
+        depth,
+        ..Reading::default()
+    }
+}
+
+fn answered_in(answer_ms: u64) -> Reading {
+    Reading {
+        depth: 3,
+        extra: vec![("answer_ns", answer_ms as f64 * 1e6)],
+        ..Reading::default()
+    }
+}
+
+#[test]
+fn shares_of_a_verdict_add_up_to_one() {
+    let mut scene = Scene::of(&[&[10]]);
+    let mut threads = alike(10, 3, Wait::on_cpu);
+    threads.push(thread(10, 3).locked(0x1000, 10));
+    threads.push(thread(10, 4).call(libc::SYS_nanosleep, [0; 4]));
+    scene.looks(40, &threads);
+    let verdict = scene.verdict(&filling());
+    let sum: f64 = verdict.shares.iter().map(|(_, share)| share).sum();
+    assert!((sum - 1.0).abs() < 1e-9, "{:?}", verdict.shares);
+    assert!(
+        verdict
+            .share
+            .is_some_and(|share| (0.0..=1.0).contains(&share))
+    );
+}
+
+#[test]
+fn a_window_without_looks_is_unknown() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.looks(40, &[]);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(
+        (verdict.cause, verdict.culprit.clone()),
+        (Cause::Unknown, None)
+    );
+    assert_eq!((verdict.looks, verdict.confidence), (0, Confidence::Low));
+    assert_eq!(verdict.shares, []);
+}
+
+#[test]
+fn in_a_chain_the_verdict_names_the_last() {
+    let mut scene = Scene::of(&[&[10], &[20], &[30]]);
+    scene.joins(1, (10, 5), (20, 5), 7001);
+    scene.joins(3, (20, 6), (30, 5), 7002);
+    for cookie in 1..=4 {
+        scene.awaits(cookie);
+    }
+    let threads = [
+        thread(10, 0).reads(5),
+        thread(20, 0).reads(6),
+        thread(30, 0).on_cpu(),
+    ];
+    scene.looks(60, &threads);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::DownstreamSlow);
+    assert_eq!(
+        culprit(&verdict),
+        (CulpritKind::Process, Some(30), "service-3 (30)")
+    );
+    assert_eq!(verdict.root, Some(Cause::CpuBound));
+    assert_eq!(verdict.confidence, Confidence::High);
+    let path: Vec<_> = verdict.path.iter().map(|hop| hop.pid).collect();
+    assert_eq!(path, [Some(10), Some(20), Some(30)]);
+}
+
+#[test]
+fn a_service_that_is_away_is_named_by_its_address() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.calls(1, (10, 5), "10.0.0.9:5432".parse().unwrap());
+    scene.awaits(1);
+    scene.looks(60, &[thread(10, 0).reads(5)]);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::DownstreamSlow);
+    assert_eq!(
+        culprit(&verdict),
+        (CulpritKind::Endpoint, None, "10.0.0.9:5432")
+    );
+}
+
+#[test]
+fn a_cycle_is_named_as_such() {
+    let mut scene = Scene::of(&[&[10], &[20]]);
+    scene.joins(1, (10, 5), (20, 5), 7001);
+    scene.joins(3, (20, 6), (10, 6), 7002);
+    for cookie in 1..=4 {
+        scene.awaits(cookie);
+    }
+    scene.looks(60, &[thread(10, 0).reads(5), thread(20, 0).reads(6)]);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::ConsumerStalled);
+    assert!(
+        verdict.evidence.contains("each other"),
+        "{}",
+        verdict.evidence
+    );
+}
+
+#[test]
+fn a_stopped_service_is_stalled_and_is_itself_to_blame() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.looks(60, &alike(10, 4, |wait| wait.state(State::Stopped)));
+    let verdict = scene.verdict(&filling());
+    assert_eq!(
+        (verdict.cause, verdict.share),
+        (Cause::ConsumerStalled, Some(1.0))
+    );
+    assert_eq!(culprit(&verdict).1, Some(10));
+}
+
+fn convoy(holder: Wait) -> Vec<Wait> {
+    let mut threads = alike(10, 5, |wait| wait.locked(0x1000, 15));
+    threads.push(holder);
+    threads
+}
+
+#[test]
+fn a_lock_whose_holder_computes_is_contended() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.looks(60, &convoy(thread(10, 5).on_cpu()));
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::LockContention);
+    assert_eq!(verdict.root, Some(Cause::CpuBound));
+    let (kind, _, name) = culprit(&verdict);
+    assert_eq!(kind, CulpritKind::Thread);
+    assert!(name.contains("(15)"), "{name}");
+}
+
+#[test]
+fn a_lock_whose_holder_waits_is_not_the_cause() {
+    let mut scene = Scene::of(&[&[10], &[20]]);
+    scene.joins(1, (10, 5), (20, 5), 7001);
+    scene.awaits(1);
+    scene.awaits(2);
+    let mut threads = convoy(thread(10, 5).reads(5));
+    threads.push(thread(20, 0).on_cpu());
+    scene.looks(60, &threads);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::DownstreamSlow);
+    assert_eq!(culprit(&verdict).1, Some(20));
+}
+
+#[test]
+fn a_lock_whose_holder_waits_for_a_disk_is_the_disks_doing() {
+    let mut scene = Scene::of(&[&[10]]);
+    let wal = Detail::File {
+        path: "/db/wal".to_owned(),
+        device: Some("sdb".to_owned()),
+    };
+    let syncs = thread(10, 5).call(libc::SYS_fsync, [3, 0, 0, 0]).with(wal);
+    scene.looks(60, &convoy(syncs));
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::DiskSlow);
+    assert_eq!(
+        culprit(&verdict),
+        (CulpritKind::File, Some(10), "/db/wal on sdb")
+    );
+}
+
+#[test]
+fn waiting_titles_lead_to_the_oldest_that_is_idle_in_a_transaction() {
+    let mut scene = Scene::of(&[&[10], &[20, 21, 22]]);
+    scene.joins(1, (10, 5), (21, 5), 5432);
+    scene.awaits(1);
+    scene.awaits(2);
+    scene.says(21, "postgres: bob shop [local] UPDATE waiting");
+    scene.says(22, "postgres: bob shop [local] idle in transaction");
+    let threads = [
+        thread(10, 0).reads(5),
+        thread(20, 0).serves_all(),
+        thread(21, 0).serves_all(),
+        thread(22, 0).serves_all(),
+    ];
+    scene.looks(60, &threads);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::DownstreamSlow);
+    assert_eq!(
+        culprit(&verdict),
+        (CulpritKind::Process, Some(22), "service-2 (22)")
+    );
+    assert!(verdict.advice.contains("22"), "{}", verdict.advice);
+}
+
+/// Service 1 serves with three connections to another machine's; so many requests are in flight, and calls usually are
+/// answered within 20 ms.
+fn gateway(inflight: u64) -> Scene {
+    let mut scene = Scene::of(&[&[10]]).calm();
+    let there = "10.0.0.9:5432".parse().unwrap();
+    for cookie in 1..=3 {
+        scene.calls(cookie, (10, 10 + cookie as u32), there);
+        scene.awaits(cookie);
+    }
+    scene.accepts(9, (10, 9), 80);
+    scene.awaits(9);
+    scene.queue(1, Kind::Downstream, "-> 10.0.0.9:5432", answered_in(20));
+    scene.looks(20, &[]);
+    scene.alarm();
+    scene.queue(1, Kind::Inflight, ":80", depth(inflight));
+    scene
+}
+
+#[test]
+fn a_pool_that_is_used_up_while_answers_come_as_ever_is_the_cause() {
+    let mut scene = gateway(12);
+    scene.looks(60, &[thread(10, 0).serves_all()]);
+    let verdict = scene.verdict(&episode(Kind::Inflight, ":80"));
+    assert_eq!(verdict.cause, Cause::PoolExhausted);
+    let (kind, _, name) = culprit(&verdict);
+    assert_eq!(kind, CulpritKind::Limit);
+    assert!(name.contains("3 connections to 10.0.0.9:5432"), "{name}");
+}
+
+#[test]
+fn a_pool_that_is_in_use_because_answers_are_slow_is_not_the_cause() {
+    let mut scene = gateway(12);
+    scene.queue(1, Kind::Downstream, "-> 10.0.0.9:5432", answered_in(900));
+    scene.looks(60, &[thread(10, 0).serves_all()]);
+    let verdict = scene.verdict(&episode(Kind::Inflight, ":80"));
+    assert_eq!(verdict.cause, Cause::DownstreamSlow);
+    assert_eq!(
+        culprit(&verdict),
+        (CulpritKind::Endpoint, None, "10.0.0.9:5432")
+    );
+}
+
+#[test]
+fn more_work_than_usual_is_a_surge_where_answers_come_as_ever() {
+    let mut scene = gateway(3);
+    scene.looks(60, &[thread(10, 0).serves_all()]);
+    let mut surge = episode(Kind::Inflight, ":80");
+    surge.driven_by = DrivenBy::Producer;
+    let verdict = scene.verdict(&surge);
+    assert_eq!(
+        (verdict.cause, verdict.culprit),
+        (Cause::ProducerSurge, None)
+    );
+}
+
+#[test]
+fn a_service_that_computes_all_it_can_is_bound_by_the_cpu_or_by_a_surge() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.looks(60, &alike(10, 2, Wait::on_cpu));
+    let mut filling = filling();
+    assert_eq!(scene.verdict(&filling).cause, Cause::CpuBound);
+    filling.driven_by = DrivenBy::Producer;
+    assert_eq!(scene.verdict(&filling).cause, Cause::ProducerSurge);
+}
+
+/// A service that runs half the time, and else waits for a CPU that these had.
+fn starved(by: &'static str) -> Scene {
+    let mut scene = Scene::of(&[&[10]]);
+    let split = Reading {
+        depth: 1,
+        extra: vec![(by, 1.0)],
+        ..Reading::default()
+    };
+    scene.queue(1, Kind::Runqueue, "threads", split);
+    let hog = Neighbour {
+        tgid: 99,
+        name: "hog".to_owned(),
+        cgroup: Some("/batch".to_owned()),
+        cpu_ns: 20_000_000,
+    };
+    scene.sample().walks.neighbours = true;
+    scene.sample().neighbours = vec![hog];
+    scene.looks(30, &[thread(10, 0).on_cpu()]);
+    scene.looks(30, &[thread(10, 0).state(State::Runnable)]);
+    scene
+}
+
+#[test]
+fn who_has_the_cpu_that_a_service_wants_is_named() {
+    let verdict = starved("foreign_share").verdict(&filling());
+    assert_eq!(verdict.cause, Cause::CpuStarved);
+    assert_eq!(
+        culprit(&verdict),
+        (CulpritKind::Process, Some(99), "hog (99)")
+    );
+    let verdict = starved("quota_share").verdict(&filling());
+    assert_eq!(verdict.cause, Cause::CpuThrottled);
+    assert_eq!(
+        culprit(&verdict),
+        (CulpritKind::Cgroup, None, "the CPU quota of /service-1")
+    );
+    assert_eq!(
+        starved("own_share").verdict(&filling()).cause,
+        Cause::CpuBound
+    );
+}
+
+#[test]
+fn a_long_turn_of_an_event_loop_blocks_it() {
+    let mut scene = Scene::of(&[&[10]]);
+    let turn = Reading {
+        depth: 1,
+        oldest_ns: Some(800_000_000),
+        ..Reading::default()
+    };
+    scene.queue(1, Kind::Eventloop, "worker-0/10", turn);
+    scene.looks(60, &[thread(10, 0).on_cpu()]);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::EventLoopBlocked);
+    assert_eq!(culprit(&verdict).1, Some(10));
+}
+
+#[test]
+fn workers_that_all_take_their_usual_time_are_too_few() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.looks(
+        60,
+        &alike(10, 3, |wait| wait.call(libc::SYS_nanosleep, [0; 4])),
+    );
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::UndersizedLimit);
+    assert_eq!(
+        culprit(&verdict),
+        (CulpritKind::Limit, Some(10), "3 workers")
+    );
+}
+
+#[test]
+fn a_backlog_that_refuses_while_workers_have_time_is_too_small() {
+    let mut scene = Scene::of(&[&[10]]);
+    let idle = |wait: Wait| wait.call(libc::SYS_accept4, [3, 0, 0, 0]);
+    scene.looks(60, &alike(10, 4, idle));
+    let mut refusing = filling();
+    (refusing.losses, refusing.level_max, refusing.limit) = (12, Level::Full, Some(8));
+    let verdict = scene.verdict(&refusing);
+    assert_eq!(verdict.cause, Cause::UndersizedLimit);
+    assert_eq!(culprit(&verdict).2, "a backlog of 8");
+}
+
+#[test]
+fn a_full_table_of_files_is_a_hard_fact_whatever_the_threads_do() {
+    let mut scene = Scene::of(&[&[10]]);
+    let files = Reading {
+        limit: Some(120),
+        ..depth(120)
+    };
+    scene.queue(1, Kind::Fd, "open files", files);
+    scene.looks(60, &alike(10, 2, Wait::on_cpu));
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::FdExhausted);
+    assert_eq!(culprit(&verdict).2, "RLIMIT_NOFILE of 120");
+}
+
+#[test]
+fn output_that_nobody_reads_names_the_one_that_is_to_read() {
+    let mut scene = Scene::of(&[&[10], &[20]]);
+    scene.pipe(77, (10, 1), 20);
+    let mut threads = alike(10, 2, |wait| wait.writes(1));
+    threads.push(thread(20, 0).state(State::Stopped));
+    scene.looks(60, &threads);
+    for episode in [filling(), episode(Kind::Pipe, "pipe:[77]")] {
+        let verdict = scene.verdict(&episode);
+        assert_eq!(verdict.cause, Cause::OutputBlocked);
+        assert_eq!(culprit(&verdict).1, Some(20));
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_is_told_from_a_network_that_carries_no_more() {
+    let sending = |window: u32| {
+        let mut scene = Scene::of(&[&[10]]);
+        let client = scene.accepts(1, (10, 5), 80);
+        (client.write_seq, client.snd_nxt, client.snd_wnd) = (200_000, 60_000, window);
+        scene.looks(60, &[thread(10, 0).writes(5)]);
+        let send = scene.verdict(&episode(Kind::Send, ":80")).cause;
+        (send, scene.verdict(&filling()).cause)
+    };
+    assert_eq!(
+        sending(60_000),
+        (Cause::PeerNotReading, Cause::PeerNotReading)
+    );
+    assert_eq!(
+        sending(1_000_000),
+        (Cause::NetworkLimited, Cause::NetworkLimited)
+    );
+}
+
+#[test]
+fn a_client_that_does_not_send_what_it_began_is_named() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.accepts(1, (10, 5), 80);
+    scene.awaits(1).read = false;
+    scene.looks(60, &[thread(10, 0).reads(5)]);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::PeerNotSending);
+    assert_eq!(
+        culprit(&verdict),
+        (CulpritKind::Endpoint, None, "192.0.2.7:20001")
+    );
+}
+
+#[test]
+fn few_looks_make_a_verdict_less_sure() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.looks(10, &[thread(10, 0).on_cpu()]);
+    assert_eq!(scene.verdict(&filling()).confidence, Confidence::Medium);
+    scene.looks(50, &[thread(10, 0).on_cpu()]);
+    assert_eq!(scene.verdict(&filling()).confidence, Confidence::High);
+}
+
+#[test]
+fn an_idle_pool_beside_a_standing_queue_is_no_lock() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.calls(1, (10, 5), local(5432));
+    scene.looks(60, &alike(10, 4, Wait::parked));
+    let verdict = scene.verdict(&filling());
+    assert!(verdict.cause != Cause::LockContention, "{verdict:?}");
+}
