@@ -12,6 +12,9 @@ use tailback_tests::{
     workloads::{self, Session},
 };
 
+/// A program, and what tells the line in which it says that its queue is full.
+pub type OwnWords<'a> = (&'a Process, fn(&Line) -> bool);
+
 /// All that runs beside the agent. It ends with its owner.
 pub trait Scene {
     /// Who serves whom, and under what load, in sentences.
@@ -26,7 +29,7 @@ pub trait Scene {
         None
     }
     /// Whoever says, too late, that its queue is full, with the program that tells such a line.
-    fn own_words(&self) -> Option<(&Process, fn(&Line) -> bool)> {
+    fn own_words(&self) -> Option<OwnWords<'_>> {
         None
     }
     /// When somebody asks why.
@@ -67,7 +70,7 @@ fn load(port: u16, path: &str, per_s: f64) -> Result<Load> {
     })
 }
 
-fn watch(selector: &str, number: impl ToString) -> [String; 2] {
+fn watch(selector: &str, number: impl std::fmt::Display) -> [String; 2] {
     [selector.to_owned(), number.to_string()]
 }
 
@@ -128,7 +131,7 @@ impl Scene for FlashSale {
         Some(&self.load)
     }
 
-    fn own_words(&self) -> Option<(&Process, fn(&Line) -> bool)> {
+    fn own_words(&self) -> Option<OwnWords<'_>> {
         Some((self.sale.uwsgi.process(), says_full))
     }
 

@@ -68,7 +68,7 @@ impl Stage {
         let processes = self.scene.processes();
         processes
             .into_iter()
-            .try_for_each(|process| process.check_running())
+            .try_for_each(Process::check_running)
     }
 
     /// As a person would who asks why.
