@@ -4,8 +4,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     net::{TcpListener, TcpStream},
+    path::PathBuf,
     process::{self, Command},
     time::Duration,
 };
@@ -14,23 +14,26 @@ use serde_json::Value;
 use tailback_tests::{
     agent::{self, Agent},
     jaeger::{self, Jaeger},
-    skip,
+    load::{Load, Plan, Request, Spacing},
+    needs, python, skip,
     temp::TempDir,
     wait,
+    workloads::FlashSale,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const SERVICE: &str = "shop-under-test";
 
 /// Parts of a stretch are told every second, so that the trace grows while we look.
-fn config(dir: &TempDir) -> std::path::PathBuf {
-    let path = dir.path().join("tailback.toml");
-    let text = format!(
-        "[detect.all]\ntell_every = \"1s\"\n[[target]]\npid = {}\ncalled = \"{SERVICE}\"\n",
+const TOLD_OFTEN: &str = "[detect.all]\ntell_every = \"1s\"\n";
+
+fn config(dir: &TempDir) -> PathBuf {
+    let target = format!(
+        "[[target]]\npid = {}\ncalled = \"{SERVICE}\"\n",
         process::id()
     );
-    fs::write(&path, text).unwrap();
-    path
+    let text = format!("{TOLD_OFTEN}{target}");
+    dir.write("tailback.toml", &text).unwrap()
 }
 
 fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
@@ -44,8 +47,8 @@ fn names(trace: &Value) -> Vec<&str> {
         .collect()
 }
 
-/// No span without its parent, none twice, all of the service.
-fn assert_whole(trace: &Value) {
+/// No span without its parent or without what it links to, none twice, one root, all of these services.
+fn assert_whole(trace: &Value, services: &[&str]) {
     let ids: Vec<&str> = list(trace, "spans")
         .iter()
         .filter_map(|span| span["spanID"].as_str())
@@ -57,19 +60,26 @@ fn assert_whole(trace: &Value) {
         "a span stands twice: {:?}",
         names(trace)
     );
+    let roots = list(trace, "spans")
+        .iter()
+        .filter(|span| list(span, "references").is_empty());
+    let roots: Vec<&Value> = roots.map(|span| &span["operationName"]).collect();
+    assert_eq!(roots, ["queue.incident"]);
     for span in list(trace, "spans") {
         for reference in list(span, "references") {
-            let parent = reference["spanID"].as_str().unwrap();
+            let other = reference["spanID"].as_str().unwrap();
             assert!(
-                unique.contains(parent),
-                "{} has no parent yet",
-                span["operationName"]
+                unique.contains(other),
+                "what {} refers to ({}) is not there yet",
+                span["operationName"],
+                reference["refType"]
             );
         }
         assert!(list(span, "warnings").is_empty(), "{span}");
     }
     for process in trace["processes"].as_object().unwrap().values() {
-        assert_eq!(process["serviceName"], SERVICE);
+        let service = process["serviceName"].as_str().unwrap();
+        assert!(services.contains(&service), "{service}");
     }
 }
 
@@ -79,7 +89,7 @@ fn trace(jaeger: &Jaeger, queue: &str) -> Option<Value> {
     let trace = traces
         .into_iter()
         .find(|trace| count(trace, "queue.onset accept", queue) == 1)?;
-    assert_whole(&trace);
+    assert_whole(&trace, &[SERVICE]);
     Some(trace)
 }
 
@@ -93,9 +103,12 @@ fn count(trace: &Value, name: &str, queue: &str) -> usize {
 }
 
 fn is_about(span: &Value, queue: &str) -> bool {
-    list(span, "tags")
-        .iter()
-        .any(|tag| tag["key"] == "tailback.queue.name" && tag["value"] == queue)
+    tag(span, "tailback.queue.name") == Some(queue)
+}
+
+fn tag<'a>(span: &'a Value, key: &str) -> Option<&'a str> {
+    let tags = list(span, "tags");
+    tags.iter().find(|tag| tag["key"] == key)?["value"].as_str()
 }
 
 fn incident_over(test: &str, protocol: &str, endpoint: impl Fn(&Jaeger) -> String) {
@@ -187,4 +200,150 @@ fn a_live_incident_stands_in_jaeger_from_its_opening_on_over_grpc() {
         "grpc",
         Jaeger::otlp_grpc,
     );
+}
+
+/// The spans of this name.
+fn named<'a>(trace: &'a Value, name: &str) -> Vec<&'a Value> {
+    let spans = list(trace, "spans").iter();
+    spans.filter(|span| span["operationName"] == name).collect()
+}
+
+fn service<'a>(trace: &'a Value, span: &Value) -> &'a str {
+    let process = span["processID"].as_str().unwrap();
+    let name = &trace["processes"][process]["serviceName"];
+    name.as_str().unwrap()
+}
+
+/// Whom a span links to.
+fn linked<'a>(trace: &'a Value, span: &Value) -> Vec<&'a Value> {
+    let links = list(span, "references")
+        .iter()
+        .filter(|reference| reference["refType"] == "FOLLOWS_FROM");
+    let found = links.map(|link| {
+        let same = |span: &&Value| span["spanID"] == link["spanID"];
+        list(trace, "spans").iter().find(same).unwrap()
+    });
+    found.collect()
+}
+
+/// 20 sales a second, whether or not they are answered.
+fn buyers(sale: &FlashSale) -> Load {
+    Load::start(Plan {
+        to: sale.uwsgi.address(),
+        path: FlashSale::PATH.to_owned(),
+        per_s: 20.0,
+        spacing: Spacing::Poisson { seed: 7 },
+        lasts: Duration::from_secs(90),
+        timeout: Duration::from_secs(30),
+        at_once: 2000,
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_flash_sale_is_one_trace_in_jaeger_that_names_the_session_with_the_row() {
+    let test = "a_flash_sale_is_one_trace_in_jaeger_that_names_the_session_with_the_row";
+    if !needs::met(test, &["uwsgi-core", "psql"]) {
+        return;
+    }
+    if let Err(missing) = python::with(&["psycopg2"]) {
+        return skip::skip(test, &missing.to_string());
+    }
+    if jaeger::find().is_none() {
+        return skip::skip(test, "no Jaeger: `cargo xtask setup` builds it");
+    }
+    const CAUSE: &str = "queue.cause downstream_slow";
+    let jaeger = Jaeger::start().unwrap();
+    let sale = FlashSale::start(4, 100).unwrap();
+    let load = buyers(&sale);
+    let dir = TempDir::new("incident").unwrap();
+    let queue = sale.uwsgi.address().to_string();
+    let mut command = Command::new(agent::binary().unwrap());
+    command
+        .args(["run", "--json", "--port", &sale.uwsgi.port().to_string()])
+        .arg("--config")
+        .arg(dir.write("tailback.toml", TOLD_OFTEN).unwrap())
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", jaeger.otlp_http())
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+    let agent = Agent::start(&mut command).unwrap();
+    let target = agent.wait_for("the target", PATIENCE, |event| event.is("target"));
+    let uwsgi = target.unwrap().text("target").to_owned();
+    let watched = load.done().len();
+    wait::until("a hundred sales in peace", PATIENCE, || {
+        let done = load.done();
+        assert!(done.iter().all(Request::ok), "a sale failed");
+        Ok((done.len() >= watched + 100).then_some(()))
+    })
+    .unwrap();
+
+    let holder = sale.hold_the_row().unwrap();
+    let backend = holder.backend;
+    let ours = |event: &agent::Event| event.text("name") == queue;
+    let told = agent
+        .wait_for("who has the row", PATIENCE, |event| {
+            let culprit = &event.value["culprit"]["pid"];
+            event.is("episode") && ours(event) && *culprit == backend
+        })
+        .unwrap();
+    let postgres = told.value["culprit"]["target"].as_str().unwrap().to_owned();
+    assert_ne!(postgres, uwsgi);
+    let id = told.text("trace_id").to_owned();
+    let services = [uwsgi.as_str(), postgres.as_str()];
+    // At each look, also at those that come too early.
+    let look = || -> Option<Value> {
+        let trace = jaeger.trace(&id).unwrap()?;
+        assert_whole(&trace, &services);
+        Some(trace)
+    };
+    let names_holder = |span: &Value| {
+        let culprit = tag(span, "tailback.cause.culprit").unwrap_or_default();
+        culprit.contains(&format!("({backend})"))
+    };
+    let opened = wait::until("the incident in Jaeger", PATIENCE, || {
+        Ok(look().filter(|trace| count(trace, "queue.onset accept", &queue) == 1))
+    })
+    .unwrap();
+    // It grows while it lasts.
+    let before = list(&opened, "spans").len();
+    wait::until("the trace to grow", PATIENCE, || {
+        Ok(look().filter(|trace| list(trace, "spans").len() >= before + 4))
+    })
+    .unwrap();
+    drop(holder);
+    let over = agent.wait_for("the end of the episode", PATIENCE, |event| {
+        event.is("episode") && ours(event) && event.value.get("ongoing").is_none()
+    });
+    assert_eq!(over.unwrap().text("trace_id"), id);
+    let whole = wait::until("the whole trace", PATIENCE, || {
+        Ok(look().filter(|trace| count(trace, "queue.saturation accept", &queue) == 1))
+    })
+    .unwrap();
+
+    // One trace, under both names.
+    for name in services {
+        let traces = jaeger.traces(name).unwrap();
+        let ids: Vec<&str> = traces
+            .iter()
+            .filter_map(|trace| trace["traceID"].as_str())
+            .collect();
+        assert_eq!(ids, [id.as_str()], "the traces of {name}");
+    }
+    let listed: BTreeSet<String> = jaeger.services().unwrap().into_iter().collect();
+    assert_eq!(listed, BTreeSet::from(services.map(str::to_owned)));
+    // It began with the service whose queue filled, and leads to the one that holds it up.
+    let [incident] = named(&whole, "queue.incident")[..] else {
+        panic!("not one incident: {:?}", names(&whole));
+    };
+    assert_eq!(service(&whole, incident), uwsgi);
+    let mut of_queue = named(&whole, CAUSE);
+    of_queue.extend(named(&whole, "queue.saturation accept"));
+    of_queue.retain(|span| is_about(span, &queue) && names_holder(span));
+    assert!(of_queue.len() >= 2, "{:?}", names(&whole));
+    for span in of_queue {
+        assert_eq!(service(&whole, span), uwsgi);
+        let linked = linked(&whole, span);
+        let of: Vec<&str> = linked.iter().map(|span| service(&whole, span)).collect();
+        assert_eq!(of, [postgres.as_str()], "{span}");
+    }
+    println!("{} spans", list(&whole, "spans").len());
 }

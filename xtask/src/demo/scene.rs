@@ -12,8 +12,8 @@ use tailback_tests::{
     workloads::{self, Session},
 };
 
-/// A program, and what tells the line in which it says that its queue is full.
-pub type OwnWords<'a> = (&'a Process, fn(&Line) -> bool);
+/// Whether this line says that a queue is full.
+pub type IsFull = fn(&Line) -> bool;
 
 /// All that runs beside the agent. It ends with its owner.
 pub trait Scene {
@@ -28,8 +28,8 @@ pub trait Scene {
     fn load(&self) -> Option<&Load> {
         None
     }
-    /// Whoever says, too late, that its queue is full, with the program that tells such a line.
-    fn own_words(&self) -> Option<OwnWords<'_>> {
+    /// Whoever says, too late, that its queue is full, and what tells such a line.
+    fn own_words(&self) -> Option<(&Process, IsFull)> {
         None
     }
     /// When somebody asks why.
@@ -70,8 +70,8 @@ fn load(port: u16, path: &str, per_s: f64) -> Result<Load> {
     })
 }
 
-fn watch(selector: &str, number: impl std::fmt::Display) -> [String; 2] {
-    [selector.to_owned(), number.to_string()]
+fn watch(selector: &str, number: impl Into<u32>) -> [String; 2] {
+    [selector.to_owned(), number.into().to_string()]
 }
 
 /// A session takes the row that everybody wants, and keeps it.
@@ -131,7 +131,7 @@ impl Scene for FlashSale {
         Some(&self.load)
     }
 
-    fn own_words(&self) -> Option<OwnWords<'_>> {
+    fn own_words(&self) -> Option<(&Process, IsFull)> {
         Some((self.sale.uwsgi.process(), says_full))
     }
 

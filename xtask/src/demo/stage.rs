@@ -66,9 +66,7 @@ impl Stage {
             bail!("tailback ended with {end:?}:\n{}", errors_of(agent));
         }
         let processes = self.scene.processes();
-        processes
-            .into_iter()
-            .try_for_each(Process::check_running)
+        processes.into_iter().try_for_each(Process::check_running)
     }
 
     /// As a person would who asks why.
