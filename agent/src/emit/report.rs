@@ -244,16 +244,22 @@ impl Report<'_> {
                 Some(Activity::OnCpu) => style(Level::Ok),
                 Some(_) => style(Level::Warn),
             });
-            let looks = match index {
-                0 => format!(" (of {} looks)", count(verdict.looks)),
-                _ => String::new(),
-            };
             let bar = bar(share);
             let percent = (share * 100.0).min(999.0);
+            let column = bar.chars().count() + " 100%  ".len();
+            let looks = format!("(of {} looks)", count(verdict.looks));
+            let fits = column + words.len() + 1 + looks.len() <= VALUE;
+            let beside = match (index, fits) {
+                (0, true) => format!(" {looks}"),
+                _ => String::new(),
+            };
             self.line(
                 label,
-                &format!("{on}{bar}{off} {percent:>3.0}%  {words}{looks}"),
+                &format!("{on}{bar}{off} {percent:>3.0}%  {words}{beside}"),
             );
+            if index == 0 && !fits {
+                self.line("", &format!("{:column$}{looks}", ""));
+            }
         }
     }
 

@@ -173,6 +173,11 @@ impl Anonymizer {
         sample
             .titles
             .retain(|title| self.kept.contains(&title.tgid));
+        // The agent's own words are of one form; in a recording that was made to do harm anything may stand there.
+        let is_code = |code: &str| {
+            code.len() <= 40 && code.bytes().all(|it| it.is_ascii_lowercase() || it == b'_')
+        };
+        sample.notices.retain(|notice| is_code(&notice.code));
         // What a stranger used of the CPU counts: others wanted it.
         sample
             .neighbours

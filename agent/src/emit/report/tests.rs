@@ -365,6 +365,22 @@ fn colour_adds_nothing_but_colour() {
 }
 
 #[test]
+fn every_state_of_a_thread_keeps_to_the_width_however_often_it_was_looked_at() {
+    for activity in Activity::ALL {
+        let verdict = Verdict {
+            shares: vec![(*activity, 1.0)],
+            looks: 123_456_789,
+            ..verdict()
+        };
+        let episode = episode("e1", SHOP, Kind::Accept, "0.0.0.0:80");
+        let text = text(vec![because(episode, verdict)]);
+        assert!(text.contains("(of 123,456,789 looks)"), "{text}");
+        let long = text.lines().find(|line| line.chars().count() > 100);
+        assert_eq!(long, None);
+    }
+}
+
+#[test]
 fn hostile_names_keep_to_the_width_and_cannot_write_to_the_terminal() {
     let evil = "\x1b[2J\n漢字 ".repeat(300);
     let path = (0..30)
