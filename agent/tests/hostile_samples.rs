@@ -351,7 +351,7 @@ fn samples_with_wild_values_make_nothing_panic() {
     let silent: Vec<&String> = kinds.difference(&episodes).collect();
     assert!(silent.is_empty(), "{silent:?}");
     // Verdicts are not all that nothing is known.
-    assert!(causes.len() >= 10, "{causes:?}");
+    assert!(causes.len() >= 8, "{causes:?}");
 }
 
 #[test]
