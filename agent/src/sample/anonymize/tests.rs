@@ -240,7 +240,7 @@ fn every_text_of_a_sample_is_shown() {
         ..Sample::default()
     };
     each_text(&mut sample, &mut |_, text| {
-        *text = text.replace("shop", "x")
+        *text = text.replace("shop", "x");
     });
     let all = serde_json::to_string(&sample).unwrap();
     assert!(!all.contains("shop"), "{all}");
