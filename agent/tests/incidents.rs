@@ -128,6 +128,7 @@ incidents! {
     small_backlog "small-backlog" Some(planted(UndersizedLimit, &[Accept], "a backlog of 8")),
     files_exhausted "files-exhausted" Some(planted(FdExhausted, &[Fd, Accept], "RLIMIT_NOFILE of 120")),
     busy "busy" None,
+    batch "batch" None,
     bursty "bursty" None,
     keep_alive "keep-alive" None,
     rolling_restart "rolling-restart" None,

@@ -18,6 +18,8 @@ const RECENT: usize = 64;
 const ALWAYS: f64 = 0.8;
 /// Looks without which nothing is said of a pool.
 const ENOUGH: usize = 5;
+/// A turn of an event loop that keeps others waiting, ns.
+const LONG_TURN_NS: u64 = 100_000_000;
 /// What others used is remembered for so long, ns.
 const HOGS_NS: u64 = 30_000_000_000;
 /// Less of a CPU starves nobody.
@@ -35,6 +37,8 @@ pub(super) struct Facts {
     neighbours: VecDeque<(u64, u64, Vec<Neighbour>)>,
     neighbours_ns: Option<u64>,
     cgroups: HashMap<String, Cgroup>,
+    /// When an event loop of a target was last seen in a turn that keeps others waiting.
+    long_turns: HashMap<TargetId, u64>,
 }
 
 /// Calls on one endpoint.
@@ -81,11 +85,15 @@ impl Facts {
                 let calls = self.calls.entry(Arc::clone(key)).or_default();
                 calls.read(reading, near(key.target));
             }
+            if key.kind == Kind::Eventloop && is_long_turn(reading) {
+                self.long_turns.insert(key.target, sample.mono_ns);
+            }
             if near(key.target) {
                 self.last.insert(Arc::clone(key), reading.clone());
             }
         }
         self.last.retain(|key, _| near(key.target));
+        self.long_turns.retain(|target, _| near(*target));
         if sample.walks.neighbours {
             let now_ns = sample.mono_ns;
             if let Some(before_ns) = self.neighbours_ns.replace(now_ns) {
@@ -102,6 +110,12 @@ impl Facts {
             let entry = |group: &Cgroup| (group.path.clone(), group.clone());
             self.cgroups = sample.cgroups.iter().map(entry).collect();
         }
+    }
+
+    /// Whether an event loop of this target was in a long turn since then.
+    pub(super) fn had_a_long_turn(&self, target: TargetId, since_ns: u64) -> bool {
+        let last = self.long_turns.get(&target);
+        last.is_some_and(|at_ns| *at_ns >= since_ns)
     }
 
     /// Takes in how the pools of connections are used, after [`Facts::read`].
@@ -211,6 +225,12 @@ impl Facts {
         })
         .filter(|hog| hog.share >= WORTH)
     }
+}
+
+/// One turn takes long, or does not end.
+fn is_long_turn(reading: &Reading) -> bool {
+    let turn_ns = reading.oldest_ns.max(reading.wait_ns).unwrap_or(0);
+    reading.depth > 0 && turn_ns >= LONG_TURN_NS
 }
 
 impl Calls {

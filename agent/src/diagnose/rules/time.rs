@@ -8,13 +8,11 @@ use crate::{
     diagnose::{
         Activity, Cause, Culprit, CulpritKind, classify::Object, follow::Step, world::Link,
     },
-    queue::{Kind, Reading},
+    queue::Kind,
 };
 
 /// Of the time in which threads need a CPU: what a quota or others must have taken to be the cause.
 const TAKEN: f64 = 0.25;
-/// A turn of an event loop that keeps others waiting, ns.
-const LONG_TURN_NS: u64 = 100_000_000;
 
 /// More work came than usual. Dispatches and turns are not work that came from outside.
 pub(super) fn surges(case: Case<'_>) -> bool {
@@ -80,6 +78,12 @@ pub(super) fn decide(case: Case<'_>, steps: &[Step], first: &Step) -> Finding {
                 culprit: Some(culprit::process(case, first.tgid)),
                 ..Finding::of(Cause::ConsumerStalled)
             }
+        }
+        // A loop serves many at once: it is not the number of its threads that keeps them.
+        Activity::Inside
+            if used_up.is_none() && matches!(first.object, Object::Connection(_)) && !surges =>
+        {
+            Finding::of(Cause::Unknown)
         }
         Activity::Asleep | Activity::Inside => match used_up {
             Some(pool) => pool::exhausted(case, target, pool),
@@ -244,15 +248,8 @@ pub(super) fn on_cpu(case: Case<'_>, steps: &[Step]) -> Finding {
 /// One turn of an event loop takes long, or does not end.
 pub(super) fn blocked_loop(case: Case<'_>, first: &Step) -> Option<Culprit> {
     let key = &case.episode.key;
-    let is_long = |reading: &Reading| {
-        let turn_ns = reading.oldest_ns.max(reading.wait_ns).unwrap_or(0);
-        reading.depth > 0 && turn_ns >= LONG_TURN_NS
-    };
     let itself = key.kind == Kind::Eventloop;
-    let long = case
-        .facts
-        .of(key.target, Kind::Eventloop)
-        .any(|(_, reading)| is_long(reading));
+    let long = case.facts.had_a_long_turn(key.target, case.time().0);
     (itself || long).then(|| culprit::busiest_thread(case, first))
 }
 
