@@ -19,7 +19,9 @@ const ALWAYS: f64 = 0.8;
 /// Looks without which nothing is said of a pool.
 const ENOUGH: usize = 5;
 /// A turn of an event loop that keeps others waiting, ns.
-const LONG_TURN_NS: u64 = 100_000_000;
+pub(super) const LONG_TURN_NS: u64 = 100_000_000;
+/// Looks at answers that are remembered: those of the longest time that a verdict is made of.
+const ANSWERED_LOOKS: usize = 256;
 /// What others used is remembered for so long, ns.
 const HOGS_NS: u64 = 30_000_000_000;
 /// Less of a CPU starves nobody.
@@ -39,6 +41,8 @@ pub(super) struct Facts {
     cgroups: HashMap<String, Cgroup>,
     /// When an event loop of a target was last seen in a turn that keeps others waiting.
     long_turns: HashMap<TargetId, u64>,
+    /// Requests that a target answered: when that was seen, and how many.
+    answered: HashMap<TargetId, VecDeque<(u64, u64)>>,
 }
 
 /// Calls on one endpoint.
@@ -85,6 +89,16 @@ impl Facts {
                 let calls = self.calls.entry(Arc::clone(key)).or_default();
                 calls.read(reading, near(key.target));
             }
+            if key.kind == Kind::Inflight
+                && near(key.target)
+                && let Some(answered) = reading.departures
+            {
+                let looks = self.answered.entry(key.target).or_default();
+                looks.push_back((sample.mono_ns, answered));
+                while looks.len() > ANSWERED_LOOKS {
+                    looks.pop_front();
+                }
+            }
             if key.kind == Kind::Eventloop && is_long_turn(reading) {
                 self.long_turns.insert(key.target, sample.mono_ns);
             }
@@ -94,6 +108,7 @@ impl Facts {
         }
         self.last.retain(|key, _| near(key.target));
         self.long_turns.retain(|target, _| near(*target));
+        self.answered.retain(|target, _| near(*target));
         if sample.walks.neighbours {
             let now_ns = sample.mono_ns;
             if let Some(before_ns) = self.neighbours_ns.replace(now_ns) {
@@ -110,6 +125,13 @@ impl Facts {
             let entry = |group: &Cgroup| (group.path.clone(), group.clone());
             self.cgroups = sample.cgroups.iter().map(entry).collect();
         }
+    }
+
+    /// Requests that were answered since then; `None` where nobody counted.
+    pub(super) fn answered(&self, target: TargetId, since_ns: u64) -> Option<u64> {
+        let looks = self.answered.get(&target)?;
+        let since = looks.iter().filter(|(at_ns, _)| *at_ns > since_ns);
+        Some(since.map(|(_, count)| count).sum())
     }
 
     /// Whether an event loop of this target was in a long turn since then.

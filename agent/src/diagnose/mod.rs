@@ -35,7 +35,7 @@ pub use verdict::{CauseStretch, Confidence, Culprit, CulpritKind, Hop, Said, Ver
 use world::World;
 
 use crate::{
-    detect::{Episode, Event, Happening, Instant, Moment},
+    detect::{DrivenBy, Episode, Event, Happening, Instant, Moment},
     queue::{Readings, Targets},
     sample::{Sample, TargetId},
 };
@@ -147,6 +147,16 @@ impl Diagnosis {
         }
     }
 
+    /// Whether more work comes to the episode's target than usual, as one of its queues tells.
+    fn surges(&self, episode: &Episode) -> bool {
+        let target = episode.key.target;
+        let others = self.open.values().map(|standing| &standing.episode);
+        let of_target = others.filter(|other| other.key.target == target);
+        of_target
+            .chain([episode])
+            .any(|one| one.driven_by == DrivenBy::Producer && rules::counts_work(one.key.kind))
+    }
+
     fn judge(&self, at: Instant, episode: &Episode, targets: &Targets) -> Verdict {
         // What began in another queue of the same service began there.
         let target = episode.key.target;
@@ -161,6 +171,7 @@ impl Diagnosis {
             view: self.view(&window, targets),
             facts: &self.facts,
             episode,
+            surges: self.surges(episode),
         });
         Verdict {
             messages: self

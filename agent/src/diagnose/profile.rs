@@ -1,16 +1,20 @@
 //! What threads' wall time went into: one count per look, kept for each of the last seconds.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use super::{
     Activity,
     classify::{Doing, Object, Threads, classify},
+    facts::LONG_TURN_NS,
     follow::Crowd,
     world::World,
 };
 use crate::{
-    queue::{Kind, Readings, Targets},
-    sample::{Sample, TargetId, Wait},
+    queue::{
+        Kind, Readings, Targets,
+        syscalls::{Does, call_of},
+    },
+    sample::{Sample, State, TargetId, Wait},
     text::harmless,
 };
 
@@ -27,6 +31,16 @@ pub(super) type Thread = (u32, u32);
 pub(super) struct Profile {
     seconds: VecDeque<Second>,
     names: HashMap<Thread, String>,
+    turns: HashMap<Thread, Turn>,
+}
+
+/// A thread since it last slept.
+#[derive(Clone, Copy)]
+struct Turn {
+    voluntary: u64,
+    since_ns: u64,
+    /// It last slept in epoll_wait.
+    of_a_loop: bool,
 }
 
 struct Second {
@@ -35,6 +49,8 @@ struct Second {
     /// What those who held a lock did while others waited for it.
     held: BTreeMap<Lock, BTreeMap<Thread, Time>>,
     cpu: BTreeMap<TargetId, Split>,
+    /// Threads of event loops that have not slept for long.
+    long_turns: BTreeSet<Thread>,
 }
 
 /// A lock, by its process and address.
@@ -54,6 +70,7 @@ pub(super) struct Window {
     threads: BTreeMap<Thread, Time>,
     held: BTreeMap<Lock, BTreeMap<Thread, Time>>,
     cpu: BTreeMap<TargetId, Split>,
+    long_turns: BTreeSet<Thread>,
     pub(super) from_ns: u64,
     pub(super) to_ns: u64,
 }
@@ -82,8 +99,11 @@ impl Profile {
         if sample.targets.is_some() {
             self.names
                 .retain(|(tgid, _), _| targets.of(*tgid).is_some());
+            self.turns
+                .retain(|(tgid, _), _| targets.of(*tgid).is_some());
         }
         let threads = Threads::of(waits);
+        let long_turns = self.turn(now_ns, waits, &near);
         let second = self.second(now_ns);
         let now: BTreeMap<Thread, Doing> = waits
             .iter()
@@ -91,6 +111,7 @@ impl Profile {
             .filter_map(|wait| Some(((wait.tgid, wait.tid), classify(wait, &threads, world)?)))
             .collect();
         second.hold(&now);
+        second.long_turns.extend(long_turns);
         for (thread, doing) in now {
             if !second.threads.contains_key(&thread) && second.threads.len() >= MAX_THREADS {
                 continue;
@@ -117,6 +138,36 @@ impl Profile {
         }
     }
 
+    /// Follows the turns of threads that live in epoll_wait; answers those that take long.
+    fn turn(&mut self, now_ns: u64, waits: &[Wait], near: &impl Fn(u32) -> bool) -> Vec<Thread> {
+        let mut long = Vec::new();
+        for wait in waits.iter().filter(|wait| near(wait.tgid)) {
+            let thread = (wait.tgid, wait.tid);
+            let runs = matches!(wait.state, State::Running | State::Runnable);
+            let before = self.turns.get(&thread).copied();
+            let turn = match before {
+                Some(turn) if runs && turn.voluntary == wait.voluntary => turn,
+                Some(turn) if runs => Turn {
+                    voluntary: wait.voluntary,
+                    since_ns: now_ns,
+                    ..turn
+                },
+                _ => Turn {
+                    voluntary: wait.voluntary,
+                    since_ns: now_ns,
+                    of_a_loop: matches!(call_of(wait), Some((_, Does::Epoll))),
+                },
+            };
+            if turn.of_a_loop && now_ns.saturating_sub(turn.since_ns) >= LONG_TURN_NS {
+                long.push(thread);
+            }
+            if before.is_some() || self.turns.len() < MAX_THREADS {
+                self.turns.insert(thread, turn);
+            }
+        }
+        long
+    }
+
     fn second(&mut self, now_ns: u64) -> &mut Second {
         let is_new = self
             .seconds
@@ -131,6 +182,7 @@ impl Profile {
                 threads: HashMap::new(),
                 held: BTreeMap::new(),
                 cpu: BTreeMap::new(),
+                long_turns: BTreeSet::new(),
             });
         }
         let last = self.seconds.len() - 1;
@@ -143,6 +195,7 @@ impl Profile {
             threads: BTreeMap::new(),
             held: BTreeMap::new(),
             cpu: BTreeMap::new(),
+            long_turns: BTreeSet::new(),
             from_ns,
             to_ns,
         };
@@ -165,6 +218,7 @@ impl Profile {
                     }
                 }
             }
+            window.long_turns.extend(&second.long_turns);
             for (target, split) in &second.cpu {
                 window.cpu.entry(*target).or_default().sum(split);
             }
@@ -265,6 +319,11 @@ impl Time {
 impl Window {
     pub(super) fn threads(&self) -> impl Iterator<Item = (Thread, &Time)> {
         self.threads.iter().map(|(thread, time)| (*thread, time))
+    }
+
+    /// Whether this thread of an event loop was away from it for long.
+    pub(super) fn had_a_long_turn(&self, thread: Thread) -> bool {
+        self.long_turns.contains(&thread)
     }
 
     pub(super) fn of(&self, thread: Thread) -> Option<&Time> {

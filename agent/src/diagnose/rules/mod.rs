@@ -25,6 +25,7 @@ use crate::{
     detect::{Episode, Level},
     queue::{Kind, Reading, lock_of},
 };
+pub(super) use time::counts_work;
 use weigh::share;
 
 /// A cause that less of the time speaks for is not named.
@@ -40,6 +41,8 @@ pub(super) struct Case<'a> {
     pub(super) view: View<'a>,
     pub(super) facts: &'a Facts,
     pub(super) episode: &'a Episode,
+    /// More work came to this service than usual, as this queue or another one of it tells.
+    pub(super) surges: bool,
 }
 
 impl Case<'_> {

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Case, Finding, Limit, culprit, far_end, pool, weigh::share};
 use crate::{
-    detect::DrivenBy,
     diagnose::{
-        Activity, Cause, Culprit, CulpritKind, classify::Object, follow::Step, world::Link,
+        Activity, Cause, Culprit, CulpritKind, classify::Object, facts::LONG_TURN_NS, follow::Step,
+        world::Link,
     },
     queue::Kind,
 };
@@ -14,19 +14,15 @@ use crate::{
 /// Of the time in which threads need a CPU: what a quota or others must have taken to be the cause.
 const TAKEN: f64 = 0.25;
 
-/// More work came than usual. Dispatches and turns are not work that came from outside.
-pub(super) fn surges(case: Case<'_>) -> bool {
-    let counts_work = !matches!(
-        case.episode.key.kind,
-        Kind::Runqueue | Kind::Eventloop | Kind::Lock
-    );
-    counts_work && case.episode.driven_by == DrivenBy::Producer
+/// Dispatches and turns are not work that came from outside.
+pub(in crate::diagnose) fn counts_work(kind: Kind) -> bool {
+    !matches!(kind, Kind::Runqueue | Kind::Eventloop | Kind::Lock)
 }
 
 /// From what most of the workers' time went into.
 pub(super) fn decide(case: Case<'_>, steps: &[Step], first: &Step) -> Finding {
     let target = case.episode.key.target;
-    let surges = surges(case);
+    let surges = case.surges;
     let last = steps.last().unwrap_or(first);
     let used_up = case
         .facts
@@ -232,7 +228,7 @@ pub(super) fn on_cpu(case: Case<'_>, steps: &[Step]) -> Finding {
             ..Finding::of(Cause::EventLoopBlocked)
         };
     }
-    if surges(case) {
+    if case.surges && counts_work(case.episode.key.kind) {
         return Finding {
             share: Some(needs),
             ..Finding::of(Cause::ProducerSurge)
@@ -249,8 +245,24 @@ pub(super) fn on_cpu(case: Case<'_>, steps: &[Step]) -> Finding {
 pub(super) fn blocked_loop(case: Case<'_>, first: &Step) -> Option<Culprit> {
     let key = &case.episode.key;
     let itself = key.kind == Kind::Eventloop;
-    let long = case.facts.had_a_long_turn(key.target, case.time().0);
+    let (from_ns, to_ns) = case.time();
+    let long = case.facts.had_a_long_turn(key.target, from_ns)
+        || first.crowd.len() == 1 && is_one_long_turn(case, first, (from_ns, to_ns));
     (itself || long).then(|| culprit::busiest_thread(case, first))
+}
+
+/// The only thread that works lives in epoll_wait, has not been back there for long, and so few requests are answered that
+/// each of its turns is one of them.
+fn is_one_long_turn(case: Case<'_>, first: &Step, (from_ns, to_ns): (u64, u64)) -> bool {
+    let target = case.episode.key.target;
+    let answered = case.facts.answered(target, from_ns);
+    let long = first
+        .crowd
+        .members
+        .iter()
+        .any(|(thread, _)| case.view.window.had_a_long_turn(*thread));
+    let each_ns = to_ns.saturating_sub(from_ns) / answered.unwrap_or(u64::MAX).max(1);
+    long && answered.is_some() && each_ns >= LONG_TURN_NS
 }
 
 pub(super) fn disk(case: Case<'_>, steps: &[Step]) -> Finding {
