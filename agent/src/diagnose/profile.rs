@@ -38,7 +38,8 @@ pub(super) struct Profile {
 #[derive(Clone, Copy)]
 struct Turn {
     voluntary: u64,
-    since_ns: u64,
+    /// CPU time that it had used when it woke, ns.
+    woke_at_ns: u64,
     /// It last slept in epoll_wait.
     of_a_loop: bool,
 }
@@ -49,7 +50,7 @@ struct Second {
     /// What those who held a lock did while others waited for it.
     held: BTreeMap<Lock, BTreeMap<Thread, Time>>,
     cpu: BTreeMap<TargetId, Split>,
-    /// Threads of event loops that have not slept for long.
+    /// Threads of event loops that have computed for long without sleeping.
     long_turns: BTreeSet<Thread>,
 }
 
@@ -103,7 +104,7 @@ impl Profile {
                 .retain(|(tgid, _), _| targets.of(*tgid).is_some());
         }
         let threads = Threads::of(waits);
-        let long_turns = self.turn(now_ns, waits, &near);
+        let long_turns = self.turn(waits, &near);
         let second = self.second(now_ns);
         let now: BTreeMap<Thread, Doing> = waits
             .iter()
@@ -139,7 +140,7 @@ impl Profile {
     }
 
     /// Follows the turns of threads that live in epoll_wait; answers those that take long.
-    fn turn(&mut self, now_ns: u64, waits: &[Wait], near: &impl Fn(u32) -> bool) -> Vec<Thread> {
+    fn turn(&mut self, waits: &[Wait], near: &impl Fn(u32) -> bool) -> Vec<Thread> {
         let mut long = Vec::new();
         for wait in waits.iter().filter(|wait| near(wait.tgid)) {
             let thread = (wait.tgid, wait.tid);
@@ -149,16 +150,17 @@ impl Profile {
                 Some(turn) if runs && turn.voluntary == wait.voluntary => turn,
                 Some(turn) if runs => Turn {
                     voluntary: wait.voluntary,
-                    since_ns: now_ns,
+                    woke_at_ns: wait.cpu_ns,
                     ..turn
                 },
                 _ => Turn {
                     voluntary: wait.voluntary,
-                    since_ns: now_ns,
+                    woke_at_ns: wait.cpu_ns,
                     of_a_loop: matches!(call_of(wait), Some((_, Does::Epoll))),
                 },
             };
-            if turn.of_a_loop && now_ns.saturating_sub(turn.since_ns) >= LONG_TURN_NS {
+            // By CPU time: one that waits for a CPU is not busy.
+            if turn.of_a_loop && wait.cpu_ns.saturating_sub(turn.woke_at_ns) >= LONG_TURN_NS {
                 long.push(thread);
             }
             if before.is_some() || self.turns.len() < MAX_THREADS {

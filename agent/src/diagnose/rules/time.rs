@@ -193,6 +193,14 @@ pub(super) fn on_cpu(case: Case<'_>, steps: &[Step]) -> Finding {
         + of(Activity::Stolen);
     let foreign = of(Activity::RunnableForeign) + of(Activity::Stolen);
     let throttled = of(Activity::Throttled);
+    // Who else wants the CPU does not matter to those who wait for one turn of the loop.
+    if first.crowd.len() == 1 && is_one_long_turn(case, first) {
+        return Finding {
+            share: Some(needs),
+            culprit: Some(culprit::busiest_thread(case, first)),
+            ..Finding::of(Cause::EventLoopBlocked)
+        };
+    }
     if throttled >= needs * TAKEN && throttled >= foreign {
         let group = case
             .view
@@ -245,15 +253,14 @@ pub(super) fn on_cpu(case: Case<'_>, steps: &[Step]) -> Finding {
 pub(super) fn blocked_loop(case: Case<'_>, first: &Step) -> Option<Culprit> {
     let key = &case.episode.key;
     let itself = key.kind == Kind::Eventloop;
-    let (from_ns, to_ns) = case.time();
-    let long = case.facts.had_a_long_turn(key.target, from_ns)
-        || first.crowd.len() == 1 && is_one_long_turn(case, first, (from_ns, to_ns));
+    let long = case.facts.had_a_long_turn(key.target, case.time().0);
     (itself || long).then(|| culprit::busiest_thread(case, first))
 }
 
 /// The only thread that works lives in epoll_wait, has not been back there for long, and so few requests are answered that
 /// each of its turns is one of them.
-fn is_one_long_turn(case: Case<'_>, first: &Step, (from_ns, to_ns): (u64, u64)) -> bool {
+fn is_one_long_turn(case: Case<'_>, first: &Step) -> bool {
+    let (from_ns, to_ns) = case.time();
     let target = case.episode.key.target;
     let answered = case.facts.answered(target, from_ns);
     let long = first
