@@ -111,15 +111,18 @@ mod tests {
     fn a_check_that_the_console_does_not_mention_is_absent() {
         assert_eq!(
             verdicts("HELLO from 6.1\n[ 2.0] CHECK ok doctor\n"),
-            [("doctor", Verdict::Absent)]
+            [("modules", Verdict::Absent), ("doctor", Verdict::Absent)]
         );
         assert_eq!(
             verdicts("HELLO from 6.1\nCHECK ok doctor\n"),
-            [("doctor", Verdict::Ok)]
+            [("modules", Verdict::Absent), ("doctor", Verdict::Ok)]
         );
         assert_eq!(
             verdicts("CHECK failed doctor: no helper\n"),
-            [("doctor", Verdict::Failed("no helper".to_owned()))]
+            [
+                ("modules", Verdict::Absent),
+                ("doctor", Verdict::Failed("no helper".to_owned()))
+            ]
         );
     }
 
