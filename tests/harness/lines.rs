@@ -115,13 +115,14 @@ impl Lines {
                     last_words(&heard.lines)
                 );
             }
-            heard = self
-                .0
-                .1
-                .wait_timeout(heard, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            heard = self.more(heard, left);
         }
+    }
+
+    /// Until something more is heard, or the time is over.
+    fn more<'a>(&'a self, heard: MutexGuard<'a, Heard>, left: Duration) -> MutexGuard<'a, Heard> {
+        let waited = self.0.1.wait_timeout(heard, left);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Waits until nobody can write any more: the end of a process may be seen before its last line.
@@ -136,12 +137,7 @@ impl Lines {
                     last_words(&heard.lines)
                 );
             }
-            heard = self
-                .0
-                .1
-                .wait_timeout(heard, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            heard = self.more(heard, left);
         }
         Ok(())
     }

@@ -62,11 +62,9 @@ fn wrong(row: &Row) -> String {
 fn once(scenario: &str) -> Result<Row> {
     let process = Process::start(scenario, Command::new(PROGRAM).arg(scenario))?;
     process.wait_end(DEADLINE)?;
-    // The end of the process may be seen before its last line.
-    let lines = process.lines();
-    let second = Duration::from_secs(1);
-    let _ = lines.wait("the end of the output", usize::MAX, second, |_| None::<()>);
-    let lines = lines.all();
+    // The end of the process may be seen before its last line; whoever still holds its output is not waited for.
+    let _ = process.lines().wait_end(Duration::from_secs(1));
+    let lines = process.lines().all();
     let out = lines.iter().filter(|line| line.stream == Stream::Stdout);
     let row = out.filter_map(|line| Row::from_json(&line.text)).next();
     let row = row.with_context(|| {

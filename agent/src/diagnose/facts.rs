@@ -161,6 +161,12 @@ impl Facts {
         self.last.iter().filter(move |(key, _)| ours(key))
     }
 
+    /// Of the process of this target that has most files open.
+    pub(super) fn open_files(&self, target: TargetId) -> Option<&Reading> {
+        let files = self.of(target, Kind::Fd).map(|(_, reading)| reading);
+        files.max_by_key(|reading| reading.depth)
+    }
+
     pub(super) fn cgroup(&self, target: &Target) -> Option<&Cgroup> {
         self.cgroups.get(target.cgroup.as_ref()?)
     }

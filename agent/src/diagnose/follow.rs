@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Activity,
+    activity::share_of,
     classify::{Doing, Object},
     profile::{Lock, Profile, Thread, Time, Window},
     world::{Held, Link, World},
@@ -214,10 +215,7 @@ fn look(view: View<'_>, crowd: &Crowd) -> Step {
     let target = view.targets.of(tgid);
     let shares = view.window.shares(crowd, target);
     let activity = main_activity(&shares);
-    let share = shares
-        .iter()
-        .find(|(one, _)| *one == activity)
-        .map_or(0.0, |(_, share)| *share);
+    let share = share_of(&shares, activity);
     let doing = objects(view, crowd, activity);
     let object = doing
         .iter()
@@ -246,12 +244,7 @@ fn look(view: View<'_>, crowd: &Crowd) -> Step {
 /// What most of the time went into that was not spent waiting for work. All that needs a CPU counts together against the
 /// rest.
 pub(super) fn main_activity(shares: &[(Activity, f64)]) -> Activity {
-    let of = |activity: Activity| {
-        shares
-            .iter()
-            .find(|(one, _)| *one == activity)
-            .map_or(0.0, |(_, share)| *share)
-    };
+    let of = |activity: Activity| share_of(shares, activity);
     if of(Activity::Idle) > MOSTLY_IDLE || shares.is_empty() {
         return if shares.is_empty() {
             Activity::Unknown

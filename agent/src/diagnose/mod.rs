@@ -67,8 +67,7 @@ struct Standing {
     judged_ns: u64,
     verdict: Option<Arc<Verdict>>,
     since: Instant,
-    /// The cause has stood until here, and so many stretches were told.
-    until: Instant,
+    /// When a stretch was last told, and how many were.
     told_ns: u64,
     index: u32,
     held: Held,
@@ -264,8 +263,9 @@ impl Diagnosis {
         let target = episode.key.target;
         let open = self.open.values();
         let open = open.filter(|standing| standing.episode.key.target == target);
-        let open = open
-            .filter_map(|standing| Some((standing.episode.sign.mono_ns, standing.held.longest()?)));
+        let open = open.filter_map(|standing| {
+            Some((standing.episode.start.mono_ns, standing.held.longest()?))
+        });
         let ended = self.first.get(&target).cloned();
         open.chain(ended)
             .filter(|(_, verdict)| verdict.cause == own.cause && verdict.culprit.is_some())
@@ -296,7 +296,6 @@ impl Standing {
             held: Held::of(Arc::clone(&verdict)),
             verdict: Some(verdict),
             since: at,
-            until: at,
             told_ns: at.mono_ns,
             index: 0,
             changes: Vec::new(),
@@ -309,7 +308,6 @@ impl Standing {
         const MAX_CHANGES: usize = 32;
         let elapsed_ns = at.mono_ns.saturating_sub(self.judged_ns);
         self.judged_ns = at.mono_ns;
-        self.until = at;
         // While a queue drains, its workers are busy with what waited: that says nothing about why it filled.
         if self.episode.is_draining() {
             return Vec::new();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Activity, Cause,
+    activity::share_of,
     classify::Object,
     follow::{End, Step},
     profile::Thread,
@@ -200,8 +201,7 @@ fn first_of_all(case: Case<'_>, finding: &Finding) -> Option<String> {
             ))
         }
         Cause::FdExhausted => {
-            let files = case.facts.of(episode.key.target, Kind::Fd);
-            let (_, reading) = files.max_by_key(|(_, reading)| reading.depth)?;
+            let reading = case.facts.open_files(episode.key.target)?;
             Some(format!(
                 "{} of {} file descriptors are open",
                 count(reading.depth),
@@ -255,11 +255,7 @@ impl Arithmetic {
         }
         let served = episode.service_rate.filter(|rate| *rate > 0.0)?;
         let come = episode.arrival_rate.map_or(served, |come| come.max(served));
-        let idle = first
-            .shares
-            .iter()
-            .find(|(activity, _)| *activity == Activity::Idle)
-            .map_or(0.0, |(_, share)| *share);
+        let idle = share_of(&first.shares, Activity::Idle);
         let workers = first.crowd.len();
         let each = workers as f64 * (1.0 - idle) / served;
         Some(Self {
@@ -360,10 +356,7 @@ fn throttled(case: Case<'_>, steps: &[Step]) -> String {
     let Some((quota, first)) = quota.zip(steps.first()) else {
         return "Raise the CPU quota of its control group (cpu.max, cpu.cfs_quota_us).".to_owned();
     };
-    let of = |activity| {
-        let found = first.shares.iter().find(|(one, _)| *one == activity);
-        found.map_or(0.0, |(_, share)| *share)
-    };
+    let of = |activity| share_of(&first.shares, activity);
     let wanted = (of(Activity::OnCpu) + of(Activity::Throttled)) * first.crowd.len() as f64;
     format!(
         "Raise the CPU quota of its control group (cpu.max, cpu.cfs_quota_us) from {quota:.2} to about {:.2} CPUs, or lower the load.",

@@ -252,9 +252,8 @@ fn fd_exhausted(case: Case<'_>) -> Finding {
     let target = case.episode.key.target;
     let fullest = case
         .facts
-        .of(target, Kind::Fd)
-        .max_by_key(|(_, reading)| reading.depth)
-        .and_then(|(_, reading)| reading.limit);
+        .open_files(target)
+        .and_then(|reading| reading.limit);
     let allowed = fullest.or(case.episode.limit).unwrap_or(0);
     Finding {
         culprit: Some(culprit::limit(case, format!("RLIMIT_NOFILE of {allowed}"))),

@@ -1,7 +1,7 @@
 //! How much the time speaks for a cause, what else it may be, and how far the verdict can be trusted.
 
 use super::Finding;
-use crate::diagnose::{Activity, Cause, Confidence, follow::Step};
+use crate::diagnose::{Activity, Cause, Confidence, activity::share_of, follow::Step};
 
 /// Shares by which a verdict is trusted much, and somewhat.
 const SURE: f64 = 0.6;
@@ -10,8 +10,7 @@ const LIKELY: f64 = 0.35;
 const ENOUGH_LOOKS: u64 = 40;
 
 pub(super) fn share(step: &Step, activity: Activity) -> f64 {
-    let found = step.shares.iter().find(|(one, _)| *one == activity);
-    found.map_or(0.0, |(_, share)| *share)
+    share_of(&step.shares, activity)
 }
 
 /// Which cause an activity speaks for, where nothing more is known.
