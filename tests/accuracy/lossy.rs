@@ -12,11 +12,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use serde_json::Value;
 use tailback_tests::{chance::Chance, lines::unix_ns};
 
 use crate::{
     link,
-    look::{self, Looks, heard_ns, time_ns},
+    look::{self, Looks, Queue, heard_ns, time_ns},
     report::Report,
 };
 
@@ -271,7 +272,7 @@ fn compare(
             waiting += truth;
             told += depth;
             if depth != truth {
-                wrong.push(format!("{since_ns:?} at {line}"));
+                wrong.push(around(line, &queue, waits));
                 continue;
             }
             // What was sent before the first look may have been sent again since: the kernel keeps the last time.
@@ -294,6 +295,28 @@ fn compare(
     let count = wrong.len() as f64;
     report.compare("with loss wrong looks", 0.0, Some(count), &said);
     Ok(())
+}
+
+/// A wrong look, with the looks before it and what was noted meanwhile: ms before it.
+fn around(line: &Value, queue: &Queue<'_>, waits: &Waits) -> String {
+    const BEFORE_NS: u64 = 4_000_000_000;
+    let look_ns = time_ns(line);
+    let ms = |at_ns: u64| look_ns.abs_diff(at_ns) / 1_000_000;
+    let within = look_ns.saturating_sub(BEFORE_NS)..=look_ns;
+    let looks = queue.within(*within.start(), *within.end());
+    let looks: Vec<String> = looks
+        .iter()
+        .map(|line| {
+            let age_ms = line["oldest_ns"].as_u64().map(|ns| ns / 1_000_000);
+            format!("{}: {} {age_ms:?}", ms(time_ns(line)), line["depth"])
+        })
+        .collect();
+    let noted = waits.iter().filter(|(_, until)| within.contains(until));
+    let noted: Vec<String> = noted
+        .map(|(since, until)| format!("{}-{}", ms(*since), ms(*until)))
+        .collect();
+    let (looks, noted) = (looks.join(", "), noted.join(", "));
+    format!("{line}; looks {looks}; noted {noted}")
 }
 
 #[cfg(test)]
