@@ -27,16 +27,19 @@ pub fn measure(report: &mut Report) -> Result<()> {
     one.set(cpu.context("no CPU is ours")?);
     let done = AtomicBool::new(false);
     let measured = thread::scope(|scope| {
-        for _ in 0..SPINNING {
-            scope.spawn(|| {
-                // Where it cannot be bound it spins all the same: schedstat tells what came of it.
-                let _ = sched_setaffinity(None, &one);
-                while !done.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-            });
-        }
-        let look = || look::at(Duration::from_millis(3000));
+        let spin = || {
+            // Where it cannot be bound it spins all the same: schedstat tells what came of it.
+            let _ = sched_setaffinity(None, &one);
+            while !done.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        };
+        // Not before the agent looks: it would have to share an emulated CPU with them while it starts.
+        let begin = || {
+            (0..SPINNING).for_each(|_| drop(scope.spawn(spin)));
+            Ok(())
+        };
+        let look = || look::during(Duration::from_millis(3000), begin).map(|(looks, ())| looks);
         let mut threads = Threads::default();
         let measured = meanwhile(Duration::from_millis(1), || threads.look(), look);
         done.store(true, Ordering::Relaxed);
