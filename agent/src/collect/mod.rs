@@ -284,7 +284,7 @@ impl Collector {
         } else {
             ASIDE_PART
         };
-        self.schedule.budget().share * part
+        self.schedule.share() * part
     }
 
     /// Sorts all listeners: where targets listen, and how many there are besides: their arrivals are in the same
@@ -550,6 +550,7 @@ impl Collector {
         };
         self.schedule.spent(tick, spent);
         let now_ns = mono_ns();
+        self.schedule.measured(now_ns, cpu_time_ns());
         self.set_hot(now_ns, hot)?;
         self.logs.set_hot(hot, now_ns);
         if self.closely.is_on() {

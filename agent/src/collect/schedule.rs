@@ -90,6 +90,40 @@ pub struct Schedule {
     /// Share of a core that goes into looking for targets.
     discovery: f64,
     late: u64,
+    thrift: Thrift,
+}
+
+/// What keeps the whole within the budget, however its parts add up: the part of it that is given out.
+#[derive(Debug)]
+struct Thrift {
+    part: f64,
+    /// When the present stretch began, and all CPU time until then.
+    since: Option<(u64, u64)>,
+}
+
+impl Thrift {
+    /// What a stretch cost is known when it is over.
+    const STRETCH_NS: u64 = 2_000 * MS;
+    /// However dear the looks are, so much of the budget is given out; in one stretch, so much of the rest is taken back or
+    /// given out again.
+    const LEAST: f64 = 0.25;
+    const DOWN: f64 = 0.7;
+    const UP: f64 = 0.05;
+
+    fn measure(&mut self, now_ns: u64, cpu_ns: u64, budget: f64) {
+        let (since_ns, before_ns) = *self.since.get_or_insert((now_ns, cpu_ns));
+        let elapsed_ns = now_ns.saturating_sub(since_ns);
+        if elapsed_ns < Self::STRETCH_NS {
+            return;
+        }
+        self.since = Some((now_ns, cpu_ns));
+        let share = cpu_ns.saturating_sub(before_ns) as f64 / elapsed_ns as f64;
+        self.part = if share > budget {
+            (self.part * (budget / share).max(Self::DOWN)).max(Self::LEAST)
+        } else {
+            (self.part + Self::UP).min(1.0)
+        };
+    }
 }
 
 /// Marked sockets, and the counters of their networks, are looked at on one of so many extra looks; the profile is on all.
@@ -133,6 +167,10 @@ impl Schedule {
             extras: 0,
             discovery: 0.0,
             late: 0,
+            thrift: Thrift {
+                part: 1.0,
+                since: None,
+            },
         }
     }
 
@@ -227,6 +265,16 @@ impl Schedule {
         self.discovery += 0.2 * (cpu_ns as f64 / every_ns as f64 - self.discovery);
     }
 
+    /// All CPU time that the agent has taken so far, ns.
+    pub fn measured(&mut self, now_ns: u64, cpu_ns: u64) {
+        self.thrift.measure(now_ns, cpu_ns, self.budget.share);
+    }
+
+    /// Share of one core that is given out now: the budget, or less of it while all looks together take more.
+    pub fn share(&self) -> f64 {
+        self.budget.share * self.thrift.part
+    }
+
     /// While a queue is suspicious, ticks come closer together.
     pub fn set_hot(&mut self, hot: bool) {
         self.hot = hot;
@@ -256,11 +304,7 @@ impl Schedule {
     /// Between base ticks, ns: the interval asked for, unless what is looked at on each of them (hundreds of listeners, the
     /// queues of all) costs too much by itself.
     pub fn base_interval_ns(&self) -> u64 {
-        self.affordable_ns(
-            self.light.0 as u64,
-            self.budget.share * BASE_MOST,
-            BASE_MAX_NS,
-        )
+        self.affordable_ns(self.light.0 as u64, self.share() * BASE_MOST, BASE_MAX_NS)
     }
 
     /// Whether base ticks are further apart than asked for.
@@ -270,30 +314,29 @@ impl Schedule {
 
     /// Between walks over files, ns.
     pub fn files_interval_ns(&self) -> u64 {
-        let share = (self.budget.share - self.base_share() - self.discovery - self.hot_share())
-            .max(self.budget.share * FILES_LEAST);
+        let share = (self.share() - self.base_share() - self.discovery - self.hot_share())
+            .max(self.share() * FILES_LEAST);
         self.affordable_ns(self.files_cost_ns(), share, FILES_MAX_NS)
     }
 
     /// Between walks over threads, ns.
     pub fn threads_interval_ns(&self) -> u64 {
         let light = self.light.0 / self.base_interval_ns() as f64;
-        let left =
-            self.budget.share * (1.0 - FILES_LEAST) - light - self.discovery - self.hot_share();
-        let share = left.max(self.budget.share * THREADS_LEAST);
+        let left = self.share() * (1.0 - FILES_LEAST) - light - self.discovery - self.hot_share();
+        let share = left.max(self.share() * THREADS_LEAST);
         self.affordable_ns(self.threads_cost_ns(), share, THREADS_MAX_NS)
     }
 
     /// Between profiles on base ticks while a queue is suspicious, ns.
     pub fn profile_interval_ns(&self) -> u64 {
-        let share = self.budget.share * HOT_PART;
+        let share = self.share() * HOT_PART;
         self.affordable_ns(self.profile.0 as u64, share, PROFILE_MAX_NS)
     }
 
     /// What is left to extra looks and profiles, as a share of a core.
     fn hot_share(&self) -> f64 {
         if self.hot {
-            self.budget.share * HOT_PART
+            self.share() * HOT_PART
         } else {
             0.0
         }
@@ -331,7 +374,7 @@ impl Schedule {
         }
         let files = self.files_cost_ns() as f64 / self.files_interval_ns() as f64;
         let profile = self.profile.0 / self.profile_interval_ns() as f64;
-        let left = self.budget.share - self.base_share() - files - profile - self.discovery;
+        let left = self.share() - self.base_share() - files - profile - self.discovery;
         // Until an extra look has been made, what a tick without files costs is more than it will.
         let extra = if self.extra.0 > 0.0 {
             self.extra.0
@@ -353,7 +396,7 @@ impl Schedule {
     /// kernel's objects are still in the caches.
     fn trial_ns(&self, now_ns: u64) -> Option<u64> {
         let cost = self.light.0 + self.profile.0;
-        let apart = (cost / (self.budget.share * TRIAL_PART)).max(TRIAL_NS as f64);
+        let apart = (cost / (self.share() * TRIAL_PART)).max(TRIAL_NS as f64);
         let is_due = self.hot && now_ns >= self.extra_ns.saturating_add(apart as u64);
         is_due.then_some(self.budget.hot_interval_ns)
     }
@@ -524,6 +567,40 @@ mod tests {
             per_s(files),
             cpu as f64 / 10.0 / SECOND as f64,
         )
+    }
+
+    #[test]
+    fn what_all_parts_take_together_is_brought_down_to_the_budget() {
+        // Each part is at its least, and there is more that no part knows of.
+        let mut schedule = Schedule::new(Budget::default(), SECOND);
+        schedule.set_hot(true);
+        let (mut cpu, mut late_cpu, mut now) = (0, 0, SECOND);
+        while now < 60 * SECOND {
+            let tick = schedule.next(now);
+            now = tick.at_ns;
+            let spent = Spent {
+                cpu_ns: 500_000 + u64::from(tick.files) * 3 * MS,
+                threads_ns: u64::from(tick.threads) * 4 * MS,
+                profile_ns: u64::from(tick.profile) * MS,
+            };
+            let spent = Spent {
+                cpu_ns: spent.cpu_ns + spent.threads_ns + spent.profile_ns,
+                ..spent
+            };
+            schedule.spent(tick, spent);
+            cpu += spent.cpu_ns + 300_000;
+            schedule.measured(now, cpu);
+            if now <= 20 * SECOND {
+                late_cpu = cpu;
+            }
+        }
+        let share = (cpu - late_cpu) as f64 / 40.0 / SECOND as f64;
+        assert!((0.009..=0.0105).contains(&share), "{share}");
+        // Where there is room again, all of it is given out.
+        for second in 0..60 {
+            schedule.measured(now + second * SECOND, cpu);
+        }
+        assert_eq!(schedule.share(), schedule.budget().share);
     }
 
     #[test]
