@@ -15,7 +15,7 @@ use open::Identity;
 use rustc_hash::FxHashMap;
 use tail::{Found, Tail};
 
-use super::{Pace, clock::cpu_time_ns, voice::Voice};
+use super::{clock::cpu_time_ns, pace::Pace, voice::Voice};
 use crate::{
     diagnose::messages::Table,
     sample::{Message, Target, TargetId},

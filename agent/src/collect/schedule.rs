@@ -5,6 +5,8 @@
 //! is left of the budget goes into extra looks between the base ticks.
 #![forbid(unsafe_code)]
 
+use super::thrift::Thrift;
+
 const MS: u64 = 1_000_000;
 
 /// How often to look, and what it may cost.
@@ -93,39 +95,6 @@ pub struct Schedule {
     thrift: Thrift,
 }
 
-/// What keeps the whole within the budget, however its parts add up: the part of it that is given out.
-#[derive(Debug)]
-struct Thrift {
-    part: f64,
-    /// When the present stretch began, and all CPU time until then.
-    since: Option<(u64, u64)>,
-}
-
-impl Thrift {
-    /// What a stretch cost is known when it is over.
-    const STRETCH_NS: u64 = 2_000 * MS;
-    /// However dear the looks are, so much of the budget is given out; in one stretch, so much of the rest is taken back or
-    /// given out again.
-    const LEAST: f64 = 0.25;
-    const DOWN: f64 = 0.7;
-    const UP: f64 = 0.05;
-
-    fn measure(&mut self, now_ns: u64, cpu_ns: u64, budget: f64) {
-        let (since_ns, before_ns) = *self.since.get_or_insert((now_ns, cpu_ns));
-        let elapsed_ns = now_ns.saturating_sub(since_ns);
-        if elapsed_ns < Self::STRETCH_NS {
-            return;
-        }
-        self.since = Some((now_ns, cpu_ns));
-        let share = cpu_ns.saturating_sub(before_ns) as f64 / elapsed_ns as f64;
-        self.part = if share > budget {
-            (self.part * (budget / share).max(Self::DOWN)).max(Self::LEAST)
-        } else {
-            (self.part + Self::UP).min(1.0)
-        };
-    }
-}
-
 /// Marked sockets, and the counters of their networks, are looked at on one of so many extra looks; the profile is on all.
 const MARKED_EVERY: u32 = 4;
 /// Of the budget, files get at least this part, however dear the rest is: no queue may go unseen for good.
@@ -167,10 +136,7 @@ impl Schedule {
             extras: 0,
             discovery: 0.0,
             late: 0,
-            thrift: Thrift {
-                part: 1.0,
-                since: None,
-            },
+            thrift: Thrift::default(),
         }
     }
 
@@ -272,7 +238,7 @@ impl Schedule {
 
     /// Share of one core that is given out now: the budget, or less of it while all looks together take more.
     pub fn share(&self) -> f64 {
-        self.budget.share * self.thrift.part
+        self.budget.share * self.thrift.part()
     }
 
     /// While a queue is suspicious, ticks come closer together.
