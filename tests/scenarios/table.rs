@@ -190,6 +190,14 @@ pub const SCENARIOS: &[Scenario] = &[
         play: cpu::quota,
     },
     Scenario {
+        name: "quota-podman",
+        on: "uWSGI in a podman container with a CPU quota",
+        planted: Some(planted("cpu_throttled", &["accept", "runqueue"])),
+        programs: &[UWSGI, "podman"],
+        modules: &[],
+        play: cpu::quota_of_container,
+    },
+    Scenario {
         name: "silent-clients",
         on: "uWSGI",
         planted: Some(planted("peer_not_sending", &["accept"])),

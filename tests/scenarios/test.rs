@@ -103,6 +103,7 @@ scenarios! {
     cpu_neighbour "cpu-neighbour",
     own_threads "own-threads",
     quota "quota",
+    quota_podman "quota-podman",
     silent_clients "silent-clients",
     mute_clients_haproxy "mute-clients-haproxy",
     deaf_clients "deaf-clients",
