@@ -106,6 +106,18 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &[],
         play: limits::surge,
     },
+    // It accepts at once: what fills is what it has read and not answered.
+    Scenario {
+        name: "surge-nginx",
+        on: "nginx with a limit of requests",
+        planted: Some(Planted {
+            names: false,
+            ..planted("producer_surge", &["inflight"])
+        }),
+        programs: &["nginx"],
+        modules: &[],
+        play: limits::surge_of_nginx,
+    },
     Scenario {
         name: "stopped",
         on: "uWSGI",

@@ -93,6 +93,7 @@ scenarios! {
     pool_exhausted "pool-exhausted",
     few_workers "few-workers",
     surge "surge",
+    surge_nginx "surge-nginx",
     stopped "stopped",
     convoy "convoy",
     convoy_downstream "convoy-downstream",
