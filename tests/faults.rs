@@ -7,7 +7,7 @@ use std::{
     io::{self, Write as _},
     net::{TcpListener, TcpStream},
     os::fd::{AsRawFd as _, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
     process::{self, Command},
     time::{Duration, Instant},
 };
@@ -17,6 +17,7 @@ use rustix::process::Signal;
 use tailback_tests::{
     agent::{Agent, Event},
     cgroup::Cgroup,
+    container::Container,
     lines::Stream,
     look::{Look, number},
     needs,
@@ -307,86 +308,24 @@ fn a_descriptor_that_is_given_again_is_not_the_queue_it_was() -> Result<()> {
 
 // --- containers ---
 
-/// Runs the subject in a container: a folder with the program and the libraries that it loads is the root.
-struct Container {
-    name: String,
-    run: Option<Process>,
-}
-
-const PODMAN: &[&str] = &["--runtime", "runc", "--cgroup-manager=cgroupfs"];
-
-impl Container {
-    fn start(folder: &TempDir, args: &[&str]) -> Result<(Self, Process)> {
-        let root = folder.path().join("root");
-        for place in libraries()? {
-            let to = root.join(place.strip_prefix("/").unwrap_or(&place));
-            fs::create_dir_all(to.parent().unwrap_or(&root))?;
-            fs::copy(&place, &to).with_context(|| format!("copy {}", place.display()))?;
-        }
-        fs::copy(SUBJECT, root.join("subject"))?;
-        let name = format!("tailback-test-{}", process::id());
-        let mut podman = Command::new(program::need(&["podman"])?);
-        podman.args(PODMAN).args(["run", "--rm", "--name", &name]);
-        podman.args(["--network=none", "--ulimit", "nofile=1024:1024"]);
-        podman.args([
-            "--ulimit",
-            "nproc=1000:1000",
-            "--cpus",
-            "0.5",
-            "--memory",
-            "64m",
-        ]);
-        podman.arg("--rootfs").arg(&root).arg("/subject").args(args);
-        let run = Process::start("podman", &mut podman)?;
-        Ok((Self { name, run: None }, run))
-    }
-
-    fn podman(&self, args: &[&str]) -> Result<String> {
-        let mut podman = Command::new(program::need(&["podman"])?);
-        let output = podman.args(PODMAN).args(args).arg(&self.name).output()?;
-        ensure!(
-            output.status.success(),
-            "podman {args:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        let _ = self.podman(&["rm", "--force", "--time=0", "--ignore"]);
-        drop(self.run.take());
-    }
-}
-
-/// The libraries that the subject loads, and what loads them, as ldd(1) lists them.
-fn libraries() -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd")
-        .arg(SUBJECT)
-        .output()
-        .context("run ldd")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let words = text.split_whitespace().filter(|word| word.starts_with('/'));
-    let mut files: Vec<PathBuf> = words.map(|word| Path::new(word).to_owned()).collect();
-    files.dedup();
-    ensure!(!files.is_empty(), "ldd lists nothing: {text:?}");
-    Ok(files)
-}
-
 #[test]
 fn a_container_is_named_and_its_end_is_survived() -> Result<()> {
     const TEST: &str = "a_container_is_named_and_its_end_is_survived";
-    if !needs::met(TEST, &["ldd"]) {
+    if !needs::met(TEST, &[]) {
         return Ok(());
     }
     if program::find(&["podman"]).is_none() {
         skip(TEST, "podman is not installed");
         return Ok(());
     }
-    let folder = TempDir::new("container")?;
-    let args = ["jam", "--listen", "127.0.0.1:8080", "--waiting", "5"];
-    let (mut container, run) = Container::start(&folder, &args)?;
+    let container = Container::new()?;
+    program::copy(Path::new(SUBJECT), &container.root().join("subject"))?;
+    let options = ["--network=none", "--cpus", "0.5", "--memory", "64m"];
+    let before = container.before(&options)?;
+    let jam = ["jam", "--listen", "127.0.0.1:8080", "--waiting", "5"];
+    let mut podman = Command::new(&before[0]);
+    podman.args(&before[1..]).arg("/subject").args(jam);
+    let run = Process::start("podman", &mut podman)?;
     if let Err(error) = run.wait_line("listening ", SOON) {
         let said: Vec<String> = run
             .lines()
@@ -400,10 +339,8 @@ fn a_container_is_named_and_its_end_is_survived() -> Result<()> {
         );
         return Ok(());
     }
-    container.run = Some(run);
-    let pid = container.podman(&["inspect", "--format", "{{.State.Pid}}"])?;
-    let id = container.podman(&["inspect", "--format", "{{.Id}}"])?;
-    let look = Look::at(&["--pid", &pid])?;
+    let id = container.id()?;
+    let look = Look::at(&["--pid", &container.pid()?.to_string()])?;
     let target = look.targets().next().context("no target")?;
     println!("{target}");
     ensure!(target["container"] == *id, "it is {id}: {target}");

@@ -91,6 +91,7 @@ incidents! {
     }),
     few_workers "few-workers" Some(planted(UndersizedLimit, &[Accept], "3 workers")),
     surge "surge" Some(planted(ProducerSurge, &[Accept], "")),
+    surge_nginx "surge-nginx" Some(planted(ProducerSurge, &[Inflight], "")),
     stopped "stopped" Some(planted(ConsumerStalled, &[Accept, Inflight], "uwsgi-core (15074)")),
     convoy "convoy" Some(planted(LockContention, &[Accept, Lock], "(15284)")),
     convoy_downstream "convoy-downstream" Some(Planted {
@@ -112,6 +113,7 @@ incidents! {
         ..planted(CpuBound, &[Accept, Runqueue], "of name-a (32698)")
     }),
     quota "quota" Some(planted(CpuThrottled, &[Accept, Runqueue], "the CPU quota of /group-a/group-b")),
+    quota_podman "quota-podman" Some(planted(CpuThrottled, &[Accept, Runqueue], "the CPU quota of /group-a/group-b")),
     silent_clients "silent-clients" Some(planted(PeerNotSending, &[Accept], "python3 (3379)")),
     mute_clients_haproxy "mute-clients-haproxy" Some(planted(PeerNotSending, &[Accept], "python3 (3691)")),
     deaf_clients "deaf-clients" Some(planted(PeerNotReading, &[Accept, Send], "(4260)")),

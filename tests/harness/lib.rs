@@ -10,6 +10,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod chance;
 pub mod cleanup;
+pub mod container;
 pub mod haproxy;
 pub mod http;
 pub mod idle;

@@ -1,4 +1,4 @@
-//! nginx with one static file and its own count of requests.
+//! nginx with one static file and its own count of requests, in front of another server, or with a limit of requests.
 
 use std::{net::SocketAddr, process::Command, time::Duration};
 
@@ -7,6 +7,22 @@ use anyhow::{Context as _, Result, bail};
 use crate::{http, ports, process::Process, program, temp::TempDir, wait};
 
 const START: Duration = Duration::from_secs(10);
+
+/// What it does beside serving files.
+#[derive(Clone, Copy)]
+enum Role {
+    Files,
+    Proxy(SocketAddr),
+    Limiter(Limit),
+}
+
+/// How many requests it lets through: those above the rate wait their turn within nginx.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    pub per_s: u32,
+    /// So many may wait; the others are refused.
+    pub burst: u32,
+}
 
 /// Running, and answering.
 pub struct Nginx {
@@ -22,21 +38,26 @@ impl Nginx {
 
     /// `change` may wrap or extend the command line, for example to pin it to a CPU.
     pub fn start_with(workers: u32, change: impl FnOnce(&mut Vec<String>)) -> Result<Self> {
-        Self::start_before(None, "127.0.0.1", workers, change)
+        Self::start_as(Role::Files, "127.0.0.1", workers, change)
     }
 
     /// In front of another server: `/up` is its.
     pub fn start_proxy(workers: u32, upstream: SocketAddr) -> Result<Self> {
-        Self::start_before(Some(upstream), "127.0.0.1", workers, |_| ())
+        Self::start_as(Role::Proxy(upstream), "127.0.0.1", workers, |_| ())
+    }
+
+    /// All callers together may ask so much.
+    pub fn start_limited(workers: u32, limit: Limit) -> Result<Self> {
+        Self::start_as(Role::Limiter(limit), "127.0.0.1", workers, |_| ())
     }
 
     /// On all addresses of its network namespace.
     pub fn start_everywhere(workers: u32) -> Result<Self> {
-        Self::start_before(None, "0.0.0.0", workers, |_| ())
+        Self::start_as(Role::Files, "0.0.0.0", workers, |_| ())
     }
 
-    fn start_before(
-        upstream: Option<SocketAddr>,
+    fn start_as(
+        role: Role,
         on: &str,
         workers: u32,
         change: impl FnOnce(&mut Vec<String>),
@@ -47,7 +68,7 @@ impl Nginx {
         temp.write("index.html", &"<p>All is well.</p>\n".repeat(50))?;
         let config = temp.write(
             "nginx.conf",
-            &config(temp.path(), &format!("{on}:{port}"), workers, upstream),
+            &config(temp.path(), &format!("{on}:{port}"), workers, role),
         )?;
         let mut words = vec![program.display().to_string()];
         words.extend(
@@ -104,19 +125,20 @@ impl Nginx {
     }
 }
 
-fn config(
-    folder: &std::path::Path,
-    listen: &str,
-    workers: u32,
-    upstream: Option<SocketAddr>,
-) -> String {
-    let (servers, location) = upstream.map_or_else(Default::default, |upstream| {
-        (
+fn config(folder: &std::path::Path, listen: &str, workers: u32, role: Role) -> String {
+    let (before, location) = match role {
+        Role::Files => Default::default(),
+        Role::Proxy(upstream) => (
             format!("upstream behind {{ server {upstream}; keepalive 64; }}"),
             "location /up { proxy_pass http://behind; proxy_http_version 1.1; \
-             proxy_set_header Connection \"\"; }",
-        )
-    });
+             proxy_set_header Connection \"\"; }"
+                .to_owned(),
+        ),
+        Role::Limiter(Limit { per_s, burst }) => (
+            format!("limit_req_zone $server_name zone=all:1m rate={per_s}r/s;"),
+            format!("location / {{ limit_req zone=all burst={burst}; }}"),
+        ),
+    };
     let folder = folder.display();
     // Started by root, its workers would become another user, who may not read the folder.
     let user = if rustix::process::geteuid().is_root() {
@@ -139,9 +161,10 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    {servers}
+    {before}
     server {{
         listen {listen};
+        server_name tailback;
         root {folder};
         location = /status {{ stub_status; }}
         {location}

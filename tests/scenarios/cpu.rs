@@ -3,13 +3,14 @@
 //! All on one CPU, in control groups of their own, so that what else the machine does changes nothing.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use tailback_tests::{
+    container::Container,
     process::Process,
     program,
     uwsgi::{App, Uwsgi},
@@ -19,7 +20,7 @@ use tailback_tests::{
 use crate::{
     lock,
     play::{Culprit, Play},
-    programs::{SOON, app, family, load, uwsgi_is_full},
+    programs::{SOON, app, family, load, uwsgi_is_full, with_children},
 };
 
 const MOUNT: &str = "/sys/fs/cgroup/cpu";
@@ -161,6 +162,38 @@ pub fn quota(play: &mut Play) -> Result<()> {
     play.hold()?;
     play.removing(Some(&load));
     own.write("cpu.cfs_quota_us", "-1")?;
+    load.set_rate(10.0)?;
+    play.recover()
+}
+
+/// The same in a container: it may use a CPU, and from now on a tenth of one.
+pub fn quota_of_container(play: &mut Play) -> Result<()> {
+    let container = Container::new()?;
+    let temp = env::temp_dir().display().to_string();
+    // Its application lies in a folder of ours, and its callers come over the loopback of our network namespace.
+    let options = [
+        "--network=host",
+        "--cpus",
+        "1",
+        "--volume",
+        &format!("{temp}:{temp}:ro"),
+    ];
+    let uwsgi = Uwsgi::start_app(&App {
+        before: container.before(&options)?,
+        ..app(2, 200)
+    })?;
+    container.set_cpu_shares(MOST)?;
+    let load = load(uwsgi.address(), "/compute/15", 20.0)?;
+    let pid = container.pid()?;
+    play.watch_pid(pid)?;
+    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.healthy()?;
+    let family = with_children(pid)?;
+    play.planted(Culprit::default().and(family).or(&container.id()?));
+    container.set_cpus(0.1)?;
+    play.hold()?;
+    play.removing(Some(&load));
+    container.set_cpus(1.0)?;
     load.set_rate(10.0)?;
     play.recover()
 }

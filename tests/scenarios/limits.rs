@@ -14,7 +14,7 @@ use anyhow::Result;
 use tailback_tests::{
     idle::Idle,
     load::{Load, Plan, Spacing},
-    nginx::Nginx,
+    nginx::{Limit, Nginx},
     uwsgi::Uwsgi,
 };
 
@@ -43,6 +43,28 @@ pub fn surge(play: &mut Play) -> Result<()> {
     let load = load(uwsgi.address(), "/sleep/100", 20.0)?;
     play.watch_pid(uwsgi.process().pid())?;
     play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.healthy()?;
+    play.planted(Culprit::default());
+    load.set_rate(60.0)?;
+    play.hold()?;
+    play.removing(Some(&load));
+    load.set_rate(10.0)?;
+    play.recover()
+}
+
+/// The same where nginx lets so many through as the service can bear, and keeps the others until it is their turn.
+pub fn surge_of_nginx(play: &mut Play) -> Result<()> {
+    let limit = Limit {
+        per_s: 40,
+        burst: 150,
+    };
+    let nginx = Nginx::start_limited(1, limit)?;
+    let load = load(nginx.address(), "/", 20.0)?;
+    play.watch_pid(nginx.process().pid())?;
+    // What it says of those that it keeps is no news: it keeps some of every burst.
+    play.own_words(nginx.process().lines(), |line| {
+        line.contains("limiting requests")
+    });
     play.healthy()?;
     play.planted(Culprit::default());
     load.set_rate(60.0)?;

@@ -106,6 +106,18 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &[],
         play: limits::surge,
     },
+    // It accepts at once: what fills is what it has read and not answered.
+    Scenario {
+        name: "surge-nginx",
+        on: "nginx with a limit of requests",
+        planted: Some(Planted {
+            names: false,
+            ..planted("producer_surge", &["inflight"])
+        }),
+        programs: &["nginx"],
+        modules: &[],
+        play: limits::surge_of_nginx,
+    },
     Scenario {
         name: "stopped",
         on: "uWSGI",
@@ -188,6 +200,14 @@ pub const SCENARIOS: &[Scenario] = &[
         programs: &[UWSGI],
         modules: &[],
         play: cpu::quota,
+    },
+    Scenario {
+        name: "quota-podman",
+        on: "uWSGI in a podman container with a CPU quota",
+        planted: Some(planted("cpu_throttled", &["accept", "runqueue"])),
+        programs: &[UWSGI, "podman"],
+        modules: &[],
+        play: cpu::quota_of_container,
     },
     Scenario {
         name: "silent-clients",

@@ -253,6 +253,10 @@ impl Arithmetic {
         ) {
             return None;
         }
+        // A loop that keeps requests for reasons of its own serves many at once: they keep none of its threads.
+        if first.activity == Activity::Inside && matches!(first.object, Object::Connection(_)) {
+            return None;
+        }
         let served = episode.service_rate.filter(|rate| *rate > 0.0)?;
         let come = episode.arrival_rate.map_or(served, |come| come.max(served));
         let idle = share_of(&first.shares, Activity::Idle);

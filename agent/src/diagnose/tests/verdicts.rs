@@ -264,6 +264,20 @@ fn more_work_than_usual_is_a_surge_where_answers_come_as_ever() {
 }
 
 #[test]
+fn a_loop_that_keeps_its_requests_is_not_told_to_have_more_workers() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.accepts(9, (10, 9), 80);
+    scene.awaits(9);
+    scene.looks(60, &[thread(10, 0).serves_all()]);
+    let mut surge = episode(Kind::Inflight, ":80");
+    surge.driven_by = DrivenBy::Producer;
+    (surge.arrival_rate, surge.service_rate) = (Some(60.0), Some(40.0));
+    let verdict = scene.verdict(&surge);
+    assert_eq!(verdict.cause, Cause::ProducerSurge);
+    assert!(!verdict.advice.contains("workers"), "{}", verdict.advice);
+}
+
+#[test]
 fn a_service_that_computes_all_it_can_is_bound_by_the_cpu_or_by_a_surge() {
     let mut scene = Scene::of(&[&[10]]);
     scene.looks(60, &alike(10, 2, Wait::on_cpu));
