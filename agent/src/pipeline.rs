@@ -4,8 +4,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    detect::{Detector, Event, Instant, SettingsFor},
-    diagnose::Diagnosis,
+    detect::{Around, Detector, Event, Instant, SettingsFor},
+    diagnose::{Diagnosis, NoBaseline},
     queue::Model,
     sample::{Notice, Sample, TargetId},
 };
@@ -85,9 +85,13 @@ impl Pipeline {
         let targets = self.model.targets();
         self.diagnosis.read(sample, &readings, targets, &closely);
         let neighbours = |target| self.diagnosis.neighbours(at, target, targets);
+        let around = Around {
+            neighbours: &neighbours,
+            used_up: &|target| self.diagnosis.used_up(target),
+        };
         let hot = self
             .detector
-            .read(at, &readings, targets, &neighbours, &mut events);
+            .read(at, &readings, targets, around, &mut events);
         let due = self
             .detector
             .open(at, |episode| self.diagnosis.is_due(at, episode));
@@ -105,6 +109,12 @@ impl Pipeline {
     /// Queues that are watched now.
     pub fn queues(&self) -> usize {
         self.detector.queues()
+    }
+
+    /// Requests in flight of which what was seen does not tell whether they are a jam.
+    pub fn no_baseline(&self) -> Vec<NoBaseline> {
+        let ok = self.detector.ok_against_usual();
+        self.diagnosis.no_baseline(ok, self.model.targets())
     }
 
     /// The stream ends: how what is still open stands.

@@ -85,6 +85,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         }
     };
     drop(progress);
+    findings.cannot_judge(pipeline.no_baseline());
     let last = pipeline.finish();
     last.iter().for_each(|event| findings.take(event));
     // What was seen is told, also where the looking came to an early end.
@@ -100,6 +101,7 @@ fn tell(options: &Options, findings: &Findings) -> Outcome<()> {
     let mut out = io::stdout().lock();
     if options.output.json {
         json::diagnoses(&mut out, findings.episodes(), findings.targets())
+            .and_then(|()| json::no_baseline(&mut out, findings.no_baseline(), findings.targets()))
     } else {
         report::write(&mut out, findings, colour(), options.output.verbosity())
     }

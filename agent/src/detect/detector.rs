@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     Episode, Event, Instant, Level, QueueState,
+    at_first::Waiting,
     id::id,
     incidents::{Incidents, Neighbours},
     running::{Opening, Running},
@@ -14,12 +15,20 @@ use super::{
     track::{Track, Verdict},
 };
 use crate::{
-    queue::{QueueKey, Reading, Readings, Targets},
+    queue::{Judged, QueueKey, Reading, Readings, Targets},
     sample::TargetId,
 };
 
 /// Answers the thresholds that apply to a queue.
 pub type SettingsFor = Arc<dyn Fn(&QueueKey) -> Settings + Send + Sync>;
+
+/// What the diagnosis knows of a target, of what is around its queues.
+#[derive(Clone, Copy)]
+pub struct Around<'a> {
+    pub neighbours: Neighbours<'a>,
+    /// The connections of a pool that is used up while requests wait for one.
+    pub used_up: &'a dyn Fn(TargetId) -> Option<u64>,
+}
 
 /// From readings to events.
 pub struct Detector {
@@ -61,14 +70,14 @@ impl Detector {
         at: Instant,
         readings: &Readings,
         targets: &Targets,
-        neighbours: Neighbours<'_>,
+        around: Around<'_>,
         events: &mut Vec<Event>,
     ) -> BTreeSet<TargetId> {
         for key in &readings.gone {
             self.forget(at, key, events);
         }
         for (key, reading) in &readings.queues {
-            if self.read_one(at, key, reading, (targets, neighbours), events) {
+            if self.read_one(at, key, reading, (targets, around), events) {
                 self.suspicious.insert(Arc::clone(key));
             } else {
                 self.suspicious.remove(key);
@@ -88,6 +97,19 @@ impl Detector {
             .collect();
         open.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         open
+    }
+
+    /// What waits in queues that are ok as far as is known, and that nothing but what is usual for them can judge.
+    pub fn ok_against_usual(&self) -> Vec<(Arc<QueueKey>, Waiting)> {
+        let ok = |(key, watched): &(&Arc<QueueKey>, &Watched)| {
+            key.kind.judged() == Judged::AgainstUsual && watched.track.level == Level::Ok
+        };
+        let waiting = |(key, watched): (&Arc<QueueKey>, &Watched)| {
+            Some((Arc::clone(key), watched.track.waiting()?))
+        };
+        let mut all: Vec<_> = self.queues.iter().filter(ok).filter_map(waiting).collect();
+        all.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        all
     }
 
     /// The stream ends here: what is open is told as it stands, and stays open.
@@ -112,7 +134,7 @@ impl Detector {
         at: Instant,
         key: &Arc<QueueKey>,
         reading: &Reading,
-        (targets, neighbours): (&Targets, Neighbours<'_>),
+        (targets, around): (&Targets, Around<'_>),
         events: &mut Vec<Event>,
     ) -> bool {
         if !self.queues.contains_key(key) {
@@ -128,9 +150,11 @@ impl Detector {
         };
         let before = watched.track.level;
         let sign = watched.track.sign_ns;
+        let by_usual = key.kind.judged() == Judged::AgainstUsual;
+        let pool = by_usual.then(|| (around.used_up)(key.target)).flatten();
         let verdict = watched
             .track
-            .read(key.kind, reading, at.mono_ns, &watched.settings);
+            .read(key.kind, reading, at.mono_ns, &watched.settings, pool);
         let state = || state(at, key, reading, &verdict);
         if self.tell_queues {
             events.push(Event::Queue(state()));
@@ -140,7 +164,7 @@ impl Detector {
             let sign = since(at, sign.or(watched.track.sign_ns));
             let incident = self
                 .incidents
-                .open(at, key, sign, (targets, neighbours), events);
+                .open(at, key, sign, (targets, around.neighbours), events);
             let opening = Opening {
                 id: format!("{:016x}", queue_id("episode", at, key, targets)),
                 incident,

@@ -1,11 +1,12 @@
 //! Levels, episodes and incidents out of the readings of each queue. Pure: no clock, no I/O.
 //!
 //! `track` follows one queue and decides its level; `running` is an episode while it lasts; `detector` holds all of them
-//! and `incidents` those episodes that belong together. The rest are the measures that they take: a sliding minimum, rates and what they usually
+//! and `incidents` those episodes that belong together. `at_first` judges a queue before anything is usual for it. The rest are the measures that they take: a sliding minimum, rates and what they usually
 //! are, a trend, a course in bounded memory.
 #![forbid(unsafe_code)]
 
 mod advice;
+mod at_first;
 mod detector;
 mod event;
 mod forecast;
@@ -19,7 +20,8 @@ mod track;
 mod usual;
 mod window;
 
-pub use detector::{Detector, SettingsFor};
+pub use at_first::Waiting;
+pub use detector::{Around, Detector, SettingsFor};
 pub use event::{DrivenBy, Episode, Event, Happening, Instant, Level, Moment, QueueState, Stretch};
 pub use incidents::Neighbours;
 pub use settings::Settings;

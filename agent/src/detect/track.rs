@@ -2,6 +2,7 @@
 
 use super::{
     Level,
+    at_first::{AtFirst, Waiting},
     forecast::Trend,
     rates::{Baseline, Rates, Recent},
     settings::Settings,
@@ -29,6 +30,9 @@ pub(super) struct Track {
     /// The time that one piece of work took while the queue was last at rest, or less since, ns.
     service_ns: Option<u64>,
     usual_wait: UsualWait,
+    at_first: AtFirst,
+    /// That is what the queue is judged by, until it is at rest again.
+    by_at_first: bool,
     pub(super) level: Level,
     /// Since when the score has asked for a lower level.
     lower_since_ns: Option<u64>,
@@ -48,17 +52,36 @@ pub(super) struct Verdict {
 }
 
 impl Track {
+    /// Takes in a reading. `pool`: see [`AtFirst::measure`].
     pub(super) fn read(
         &mut self,
         kind: Kind,
         reading: &Reading,
         now_ns: u64,
         settings: &Settings,
+        pool: Option<u64>,
     ) -> Verdict {
         let waits = reading.depth > 0;
         let by_usual = kind.judged() == Judged::AgainstUsual;
         let is_judged = !by_usual && kind.judged() != Judged::Context;
-        let delay_ns = if by_usual {
+        let at_rest = self.sign_ns.is_none() && self.level == Level::Ok;
+        let at_first = if by_usual {
+            // What seemed usual was a part of the growth.
+            if self.at_first.read(now_ns, reading, at_rest) {
+                self.forget_usual();
+            }
+            let measure = self.at_first.measure(pool);
+            let measure = measure.filter(|_| !self.usual_wait.is_known());
+            if at_rest {
+                self.by_at_first = measure.is_some();
+            }
+            measure.filter(|_| self.by_at_first)
+        } else {
+            None
+        };
+        let delay_ns = if let Some(measure) = at_first {
+            measure.delay_ns
+        } else if by_usual {
             self.usual_wait.delay_ns(reading)
         } else if waits && is_judged {
             reading.wait_ns.max(reading.oldest_ns).unwrap_or(0)
@@ -67,7 +90,6 @@ impl Track {
         };
         self.busy.add(reading, waits);
         let service_ns = self.busy.service_time_ns(reading.servers);
-        let at_rest = self.sign_ns.is_none() && self.level == Level::Ok;
         let service_ns = match (service_ns, self.service_ns) {
             // Work that is slower now is what is to be noticed: it must not be the measure.
             (Some(now), Some(before)) if !at_rest => Some(now.min(before)),
@@ -75,6 +97,9 @@ impl Track {
         };
         self.service_ns = service_ns;
         let target_ns = settings.target_ns.unwrap_or_else(|| {
+            if let Some(measure) = at_first {
+                return measure.target_ns;
+            }
             if by_usual {
                 return self.usual_wait.target_ns();
             }
@@ -120,6 +145,9 @@ impl Track {
         if score >= sign || self.level > Level::Ok {
             self.baseline.disturbed();
             self.usual_wait.disturbed();
+            if at_first.is_some() {
+                self.forget_usual();
+            }
         } else {
             if let Some(rates) = rates {
                 self.baseline.quiet(now_ns, rates);
@@ -142,6 +170,16 @@ impl Track {
             time_to_full_ns,
             suspicious,
         }
+    }
+
+    fn forget_usual(&mut self) {
+        self.baseline = Baseline::default();
+        self.usual_wait = UsualWait::default();
+    }
+
+    /// What waits in a queue that cannot be judged by itself.
+    pub(super) fn waiting(&self) -> Option<Waiting> {
+        self.at_first.waiting()
     }
 
     /// Up at once, for the score has waited already; down only when it has stayed low for a while.
@@ -230,7 +268,7 @@ mod tests {
             .enumerate()
             .map(|(tick, reading)| {
                 track
-                    .read(kind, &reading, tick as u64 * TICK, &settings)
+                    .read(kind, &reading, tick as u64 * TICK, &settings, None)
                     .level
             })
             .collect()

@@ -56,6 +56,11 @@ impl UsualWait {
         wait_ns.unwrap_or(0)
     }
 
+    /// Whether enough quiet seconds were seen.
+    pub(super) fn is_known(&self) -> bool {
+        self.seconds.len() >= MIN_SECONDS
+    }
+
     /// The delay that is fine, ns.
     pub(super) fn target_ns(&self) -> u64 {
         self.wait_ns()

@@ -61,6 +61,8 @@ pub(super) struct Pool {
     pub(super) connections: u64,
     pub(super) inflight: u64,
     pub(super) answer_ns: Option<u64>,
+    /// Whether calls take as long as ever is known.
+    pub(super) usual_known: bool,
 }
 
 /// Who uses a CPU that others want.
@@ -188,6 +190,7 @@ impl Facts {
                     connections,
                     inflight,
                     answer_ns: calls.now_ns.or(calls.usual_ns).map(|ns| ns as u64),
+                    usual_known: calls.usual_ns.is_some(),
                 })
             })
             .max_by_key(|pool| pool.connections)

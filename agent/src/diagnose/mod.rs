@@ -12,6 +12,7 @@ mod classify;
 mod facts;
 mod follow;
 pub mod messages;
+mod no_baseline;
 mod profile;
 mod rules;
 pub mod said;
@@ -28,6 +29,7 @@ pub use activity::Activity;
 pub use cause::Cause;
 use facts::Facts;
 use follow::View;
+pub use no_baseline::{Calls, NoBaseline};
 use profile::Profile;
 use rules::Case;
 use said::Heard;
@@ -35,8 +37,8 @@ pub use verdict::{CauseStretch, Confidence, Culprit, CulpritKind, Hop, Said, Ver
 use world::World;
 
 use crate::{
-    detect::{DrivenBy, Episode, Event, Happening, Instant, Moment},
-    queue::{Readings, Targets},
+    detect::{DrivenBy, Episode, Event, Happening, Instant, Moment, Waiting},
+    queue::{QueueKey, Readings, Targets},
     sample::{Sample, TargetId},
 };
 
@@ -135,6 +137,28 @@ impl Diagnosis {
             .chain(behind)
             .filter(|other| *other != target)
             .collect()
+    }
+
+    /// The connections of a pool of this target's that is used up while requests wait for one.
+    pub fn used_up(&self, target: TargetId) -> Option<u64> {
+        self.facts.used_up(target).map(|pool| pool.connections)
+    }
+
+    /// What is to be said of queues that are ok only as far as is known: nothing of a service that has a verdict.
+    pub fn no_baseline(
+        &self,
+        ok: Vec<(Arc<QueueKey>, Waiting)>,
+        targets: &Targets,
+    ) -> Vec<NoBaseline> {
+        let open = self
+            .open
+            .values()
+            .map(|standing| standing.episode.key.target);
+        let judged: BTreeSet<TargetId> = open.collect();
+        let ok = ok
+            .into_iter()
+            .filter(|(key, _)| !judged.contains(&key.target));
+        no_baseline::of(ok.collect(), &self.facts, (&self.world, targets))
     }
 
     fn view<'a>(&'a self, window: &'a profile::Window, targets: &'a Targets) -> View<'a> {

@@ -170,8 +170,13 @@ fn first_of_all(case: Case<'_>, finding: &Finding) -> Option<String> {
             let answer = pool
                 .answer_ns
                 .map(|ns| format!(", an answer takes {}", duration(ns)));
+            let usual = if pool.usual_known {
+                ""
+            } else {
+                " (whether that is usual was not seen)"
+            };
             Some(format!(
-                "all {} connections to {} are in use at nearly every look while {} requests are in work{}",
+                "all {} connections to {} are in use at nearly every look while {} requests are in work{}{usual}",
                 pool.connections,
                 pool.endpoint,
                 count(pool.inflight),
@@ -442,13 +447,20 @@ fn pool(case: Case<'_>, finding: &Finding) -> String {
             )
         })
     });
-    match sum {
+    let raise = match sum {
         Some(sum) => format!("{sum}."),
         None => format!(
             "Raise the pool of {} connections to {}, if that one can take more, or hold each for less long.",
             pool.connections, pool.endpoint
         ),
+    };
+    if pool.usual_known {
+        return raise;
     }
+    format!(
+        "{raise} If {} used to answer faster, look there first.",
+        pool.endpoint
+    )
 }
 
 fn backlog(case: Case<'_>) -> String {

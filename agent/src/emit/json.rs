@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::{Sink, cause::Told};
 use crate::{
     detect::{Episode, Event, QueueState},
-    diagnose::{Cause, CauseStretch, Culprit, Hop, Said, Verdict},
+    diagnose::{Cause, CauseStretch, Culprit, Hop, NoBaseline, Said, Verdict},
     queue::{QueueKey, Reading},
     sample::{AgentReport, Target, TargetId},
 };
@@ -137,6 +137,33 @@ pub fn diagnoses<'a>(
     for episode in episodes {
         let object = episode_object("diagnosis", episode, targets);
         serde_json::to_writer(&mut *out, &Value::Object(object))?;
+        out.write_all(b"\n")?;
+    }
+    out.flush()
+}
+
+/// What a diagnosis could not judge, an object for a queue.
+pub fn no_baseline(
+    out: &mut impl Write,
+    queues: &[NoBaseline],
+    targets: &BTreeMap<TargetId, Arc<Target>>,
+) -> io::Result<()> {
+    for queue in queues {
+        let mut object = Object::new("no_baseline");
+        queue_key(&mut object, &queue.key, targets);
+        object.put("depth", queue.waiting.depth);
+        object.put("unit", queue.key.kind.unit());
+        object.put("median_age_ns", queue.waiting.median_age_ns);
+        object.put("oldest_ns", queue.waiting.oldest_ns);
+        if let Some(calls) = &queue.calls {
+            let mut of = Object(Map::new());
+            of.put("endpoint", calls.endpoint.as_str());
+            of.put_some("process", calls.process.as_deref());
+            of.put("outstanding", calls.outstanding);
+            of.put_some("connections", calls.connections);
+            object.put("calls", of.0);
+        }
+        serde_json::to_writer(&mut *out, &Value::Object(object.0))?;
         out.write_all(b"\n")?;
     }
     out.flush()

@@ -14,7 +14,9 @@ use std::{
 
 pub use findings::Findings;
 use findings::{Incident, Seen, Service};
-use words::{advice, at_most, bar, confidence, evidence, message, queue, rates, since};
+use words::{
+    advice, at_most, bar, confidence, evidence, message, no_baseline, queue, rates, since,
+};
 
 use super::{
     cause,
@@ -45,6 +47,7 @@ const MAX_HOP_NAME: usize = 40;
 const MAX_MESSAGES: usize = 3;
 const MAX_QUEUES: usize = 5;
 const MAX_NOTES: usize = 5;
+const MAX_NO_BASELINE: usize = 5;
 /// Longest foreign text in one row, bytes.
 const MAX_TEXT: usize = 1_000;
 const DIM: &str = "\x1b[2m";
@@ -357,6 +360,13 @@ impl Report<'_> {
         if found.dropped > 0 {
             let text = format!("{} that are over are not shown.", count(found.dropped));
             self.text(0, &text);
+        }
+        // A report that keeps this to itself would call well what nobody knows.
+        for queue in found.no_baseline().iter().take(MAX_NO_BASELINE) {
+            self.text(0, &no_baseline(queue, found.targets()));
+        }
+        if let more @ 1.. = found.no_baseline().len().saturating_sub(MAX_NO_BASELINE) {
+            self.text(0, &format!("No baseline: {more} more queues like that."));
         }
         if self.verbosity > Verbosity::Quiet {
             for text in found.notices.values().take(MAX_NOTES) {

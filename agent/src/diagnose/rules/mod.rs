@@ -107,7 +107,7 @@ pub(super) fn judge(case: Case<'_>) -> Verdict {
             finding = Finding::of(Cause::Unknown);
         }
     }
-    let runner_up = weigh::runner_up(&shares, finding.cause);
+    let runner_up = weigh::runner_up(&shares, &finding);
     let path = path::path(case, &steps, finding.cause);
     let root = path
         .last()

@@ -52,7 +52,8 @@ pub(super) fn speaks_for(shares: &[(Activity, f64)], cause: Cause) -> Option<f64
     (sum > 0.0).then_some(sum)
 }
 
-pub(super) fn runner_up(shares: &[(Activity, f64)], cause: Cause) -> Option<(Cause, f64)> {
+pub(super) fn runner_up(shares: &[(Activity, f64)], finding: &Finding) -> Option<(Cause, f64)> {
+    let cause = finding.cause;
     const WORTH: f64 = 0.05;
     let mut sums: Vec<(Cause, f64)> = Vec::new();
     for (activity, share) in shares {
@@ -64,7 +65,8 @@ pub(super) fn runner_up(shares: &[(Activity, f64)], cause: Cause) -> Option<(Cau
     }
     let local = |other: Cause| match cause {
         Cause::ProducerSurge | Cause::EventLoopBlocked => other == Cause::CpuBound,
-        Cause::PoolExhausted => other == Cause::DownstreamSlow,
+        // Slow calls use a pool up as well: what is usual for them tells the two apart.
+        Cause::PoolExhausted => other == Cause::DownstreamSlow && !is_blind(finding),
         _ => false,
     };
     sums.into_iter()
@@ -72,6 +74,11 @@ pub(super) fn runner_up(shares: &[(Activity, f64)], cause: Cause) -> Option<(Cau
             *other != cause && *other != Cause::Unknown && *share >= WORTH && !local(*other)
         })
         .max_by(|a, b| a.1.total_cmp(&b.1))
+}
+
+/// It is not known whether calls over the pool take as long as ever.
+fn is_blind(finding: &Finding) -> bool {
+    finding.pool.as_ref().is_some_and(|pool| !pool.usual_known)
 }
 
 pub(super) fn confidence(finding: &Finding, looks: u64) -> Confidence {
@@ -84,6 +91,7 @@ pub(super) fn confidence(finding: &Finding, looks: u64) -> Confidence {
     };
     match finding.cause {
         Cause::Unknown => Confidence::Low,
+        _ if is_blind(finding) => by_time.min(Confidence::Medium),
         _ if looks < ENOUGH_LOOKS && finding.share.is_some() => by_time.min(Confidence::Medium),
         _ => by_time,
     }

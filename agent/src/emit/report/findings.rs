@@ -4,6 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use crate::{
     detect::{Episode, Event, Instant, Level},
+    diagnose::NoBaseline,
     sample::{Sample, Target, TargetId},
 };
 
@@ -20,6 +21,7 @@ pub struct Findings {
     episodes: BTreeMap<String, Seen>,
     pub(super) dropped: u64,
     pub(super) notices: BTreeMap<String, String>,
+    no_baseline: Vec<NoBaseline>,
     began: Option<Instant>,
     ended: Instant,
     pub(super) services: usize,
@@ -150,6 +152,16 @@ impl Findings {
     pub fn critical(&self) -> impl Iterator<Item = &Episode> {
         self.episodes()
             .filter(|episode| episode.level_max >= Level::Critical)
+    }
+
+    /// Takes in what cannot be judged, when the look ends.
+    pub fn cannot_judge(&mut self, no_baseline: Vec<NoBaseline>) {
+        self.no_baseline = no_baseline;
+    }
+
+    /// Queues that cannot be judged by what was seen.
+    pub fn no_baseline(&self) -> &[NoBaseline] {
+        &self.no_baseline
     }
 
     /// Queues that are not ok now.

@@ -1,14 +1,17 @@
 //! The rows of a report in words.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use super::findings::Seen;
 use crate::{
     detect::{DrivenBy, Episode, Level},
-    diagnose::{Said, Verdict},
+    diagnose::{NoBaseline, Said, Verdict},
     emit::{
         cause,
         terminal::{clock, depth},
     },
     queue::Kind,
+    sample::{Target, TargetId},
     text::{bytes, count, duration, rate, sparkline},
 };
 
@@ -137,6 +140,37 @@ pub(super) fn confidence(verdict: &Verdict) -> String {
         ),
         None => name.to_owned(),
     }
+}
+
+/// `No baseline: 60 requests in flight at gateway :8000, half of them for 12 s or more, with 31 calls outstanding on python3
+/// (812) at 127.0.0.1:9000, of 32 connections; …`.
+pub(super) fn no_baseline(queue: &NoBaseline, targets: &BTreeMap<TargetId, Arc<Target>>) -> String {
+    let NoBaseline {
+        key,
+        waiting,
+        calls,
+    } = queue;
+    let target = targets.get(&key.target);
+    let calls = calls.as_ref().map_or_else(String::new, |calls| {
+        let at = match &calls.process {
+            Some(process) => format!("{process} at {}", calls.endpoint),
+            None => calls.endpoint.clone(),
+        };
+        let of = calls.connections.map_or_else(String::new, |connections| {
+            format!(", of {} connections", count(connections))
+        });
+        let outwaiting = count(calls.outstanding);
+        format!(", with {outwaiting} calls outstanding on {at}{of}")
+    });
+    format!(
+        "No baseline: {} {} in flight at {} {}, half of them for {} or more{calls}. Whether that is usual was not seen: \
+         look again while it is healthy, or keep `tailback run` going.",
+        count(waiting.depth),
+        key.kind.unit(),
+        target.map_or("?", |target| target.name.as_str()),
+        key.name,
+        duration(waiting.median_age_ns),
+    )
 }
 
 /// `█████     `, of a fixed width; what is there at all is seen.
