@@ -10,12 +10,13 @@ use super::{
     at_first::Waiting,
     id::id,
     incidents::{Incidents, Neighbours},
+    rates::{Baseline, Usual},
     running::{Opening, Running},
     settings::Settings,
     track::{Track, Verdict},
 };
 use crate::{
-    queue::{Judged, QueueKey, Reading, Readings, Targets},
+    queue::{Judged, Kind, QueueKey, Reading, Readings, Targets},
     sample::TargetId,
 };
 
@@ -159,8 +160,13 @@ impl Detector {
         if self.tell_queues {
             events.push(Event::Queue(state()));
         }
+        let opens = verdict.level > Level::Ok && watched.running.is_none();
+        let usual = if opens { self.usual(key) } else { (None, None) };
+        let Some(watched) = self.queues.get_mut(key) else {
+            return false;
+        };
         let mut stretch = None;
-        if verdict.level > Level::Ok && watched.running.is_none() {
+        if opens {
             let sign = since(at, sign.or(watched.track.sign_ns));
             let incident = self
                 .incidents
@@ -171,8 +177,7 @@ impl Detector {
                 key: Arc::clone(key),
                 sign,
                 at,
-                usual_arrivals: watched.track.baseline.arrivals(),
-                usual_departures: watched.track.baseline.departures(),
+                usual,
             };
             let mut running = Running::open(opening, reading, &verdict);
             stretch = running.read(at, reading, &verdict);
@@ -201,6 +206,29 @@ impl Detector {
             events.push(Event::Episode(Box::new(episode)));
         }
         verdict.suspicious
+    }
+
+    /// What usually comes to a queue, and what it usually serves. Of requests in flight at least as many as connections are
+    /// accepted: who comes, is answered and goes between two looks is not seen otherwise, as long as answers are fast.
+    fn usual(&self, key: &QueueKey) -> (Option<Usual>, Option<Usual>) {
+        let own = self.queues.get(key).map(|watched| &watched.track.baseline);
+        let is_accepted = |other: &QueueKey| {
+            other.kind == Kind::Accept
+                && other.target == key.target
+                && other.name.ends_with(&key.name)
+        };
+        let accepted = (key.kind == Kind::Inflight).then(|| {
+            let accepted = self.queues.iter().filter(|(other, _)| is_accepted(other));
+            accepted.map(|(_, watched)| &watched.track.baseline)
+        });
+        let all = || {
+            own.into_iter()
+                .chain(accepted.clone().into_iter().flatten())
+        };
+        (
+            all().filter_map(Baseline::arrivals).max_by(Usual::cmp),
+            all().filter_map(Baseline::departures).max_by(Usual::cmp),
+        )
     }
 
     /// The queue is no longer there, so what it suffered from is over.
@@ -262,5 +290,57 @@ fn state(at: Instant, key: &Arc<QueueKey>, reading: &Reading, verdict: &Verdict)
         arrivals_per_s: verdict.rates.map(|rates| rates.arrivals),
         departures_per_s: verdict.rates.map(|rates| rates.departures),
         time_to_full_ns: verdict.time_to_full_ns,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TICK: u64 = 100_000_000;
+
+    fn key(kind: Kind, name: &str) -> Arc<QueueKey> {
+        Arc::new(QueueKey {
+            target: 1,
+            kind,
+            name: name.to_owned(),
+        })
+    }
+
+    fn counted(arrivals: u64) -> Reading {
+        Reading {
+            arrivals: Some(arrivals),
+            departures: Some(arrivals),
+            elapsed_ns: Some(TICK),
+            ..Reading::default()
+        }
+    }
+
+    #[test]
+    fn requests_too_fast_to_be_seen_usually_come_as_connections_do() {
+        let mut detector = Detector::new(Arc::new(|_| Settings::default()), false);
+        let around = Around {
+            neighbours: &|_| Vec::new(),
+            used_up: &|_| None,
+        };
+        let inflight = key(Kind::Inflight, ":80");
+        for tick in 0..100 {
+            let at = Instant {
+                mono_ns: tick * TICK,
+                unix_ns: tick * TICK,
+            };
+            let readings = Readings {
+                queues: vec![
+                    (key(Kind::Accept, "127.0.0.1:80"), counted(2)),
+                    (key(Kind::Accept, "127.0.0.1:8080"), counted(9)),
+                    (Arc::clone(&inflight), counted(u64::from(tick % 10 == 0))),
+                ],
+                ..Readings::default()
+            };
+            detector.read(at, &readings, &Targets::default(), around, &mut Vec::new());
+        }
+        let (arrivals, departures) = detector.usual(&inflight);
+        let median = |usual: Option<Usual>| usual.unwrap().median.round();
+        assert_eq!((median(arrivals), median(departures)), (20.0, 20.0));
     }
 }

@@ -118,6 +118,11 @@ impl Baseline {
 }
 
 impl Usual {
+    /// By the middle.
+    pub(super) fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.median.total_cmp(&other.median)
+    }
+
     /// `count` in so many seconds is more than usual, by a margin that chance does not explain.
     pub(super) fn is_exceeded_by(self, count: f64, seconds: f64) -> bool {
         let rate = count / seconds;

@@ -55,8 +55,8 @@ pub(super) struct Opening {
     pub(super) key: Arc<QueueKey>,
     pub(super) sign: Instant,
     pub(super) at: Instant,
-    pub(super) usual_arrivals: Option<Usual>,
-    pub(super) usual_departures: Option<Usual>,
+    /// Arrivals and departures while all is well, where known.
+    pub(super) usual: (Option<Usual>, Option<Usual>),
 }
 
 impl Running {
@@ -86,8 +86,8 @@ impl Running {
                 losses: 0,
                 arrival_rate: None,
                 service_rate: None,
-                baseline_arrival_rate: opening.usual_arrivals.map(|usual| usual.median),
-                baseline_service_rate: opening.usual_departures.map(|usual| usual.median),
+                baseline_arrival_rate: opening.usual.0.map(|usual| usual.median),
+                baseline_service_rate: opening.usual.1.map(|usual| usual.median),
                 driven_by: DrivenBy::Unknown,
                 time_to_full_ns: verdict.time_to_full_ns,
                 lead_ns: None,
@@ -102,7 +102,7 @@ impl Running {
             waits: Quantiles::default(),
             depths: Series::default(),
             course_ns: 0,
-            baseline: (opening.usual_arrivals, opening.usual_departures),
+            baseline: opening.usual,
             counted: Counted::default(),
             driven_by: DrivenBy::Unknown,
             shrinks: false,
