@@ -79,8 +79,9 @@ struct Part {
 
 impl AtFirst {
     /// Takes in a reading; answers whether it is clear by it that the queue has grown ever since it was first seen.
-    /// Of a queue that is not at rest that is not asked: it is judged by something else already.
-    pub(super) fn read(&mut self, now_ns: u64, reading: &Reading, at_rest: bool) -> bool {
+    /// `may_grow`: else that is not asked, for the queue is judged by what is usual
+    /// already.
+    pub(super) fn read(&mut self, now_ns: u64, reading: &Reading, may_grow: bool) -> bool {
         self.last = waiting(reading);
         if self.parts.len() >= PARTS {
             return false;
@@ -92,7 +93,7 @@ impl AtFirst {
             self.parts.push(std::mem::take(&mut self.now));
         }
         self.now.add(reading, self.last);
-        if !ended || !at_rest || self.grown_from.is_some() {
+        if !ended || !may_grow || self.grown_from.is_some() {
             return false;
         }
         self.grown_from = grown_from(&self.parts);

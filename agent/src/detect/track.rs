@@ -67,7 +67,8 @@ impl Track {
         let at_rest = self.sign_ns.is_none() && self.level == Level::Ok;
         let at_first = if by_usual {
             // What seemed usual was a part of the growth.
-            if self.at_first.read(now_ns, reading, at_rest) {
+            let may_grow = at_rest || self.by_at_first;
+            if self.at_first.read(now_ns, reading, may_grow) {
                 self.forget_usual();
             }
             let measure = self.at_first.measure(pool);
@@ -382,6 +383,30 @@ mod tests {
         let levels = levels(Kind::Inflight, slow_by_design.chain(jam));
         assert!(levels[..200].iter().all(|level| *level == Level::Ok));
         assert!(levels[299] >= Level::Critical);
+    }
+
+    #[test]
+    fn a_jam_that_was_there_before_the_first_look_is_judged_by_its_growth_though_its_pool_is_no_reason_yet()
+     {
+        // 5 a second over 16 connections: 3.2 s each, which makes 9 s long, and 5 s a sign.
+        let jam = |tick: u64| Reading {
+            arrivals: Some(1 + tick % 2),
+            departures: Some(tick % 2),
+            ages_ns: vec![(5_000 + 40 * tick) * 1_000_000; 1_000],
+            ..in_flight(130 + tick, 20_000)
+        };
+        let mut track = Track::default();
+        let settings = Settings::default();
+        let levels: Vec<Level> = (0..100)
+            .map(|tick| {
+                let now_ns = tick * TICK;
+                let verdict = track.read(Kind::Inflight, &jam(tick), now_ns, &settings, Some(16));
+                verdict.level
+            })
+            .collect();
+        assert_eq!(levels[30], Level::Ok);
+        assert!(levels[99] >= Level::Warn, "{:?}", levels[99]);
+        assert_eq!(track.baseline.arrivals(), None);
     }
 
     #[test]

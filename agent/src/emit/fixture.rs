@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use crate::{
-    detect::{DrivenBy, Episode, Event, Instant, Level},
+    detect::{DrivenBy, Episode, Event, Instant, Level, Waiting},
     diagnose::{
-        Activity, Cause, CauseStretch, Confidence, Culprit, CulpritKind, Hop, Said, Verdict,
+        Activity, Calls, Cause, CauseStretch, Confidence, Culprit, CulpritKind, Hop, NoBaseline,
+        Said, Verdict,
     },
     queue::{Kind, QueueKey},
     sample::{Sample, Target, TargetId},
@@ -200,6 +201,28 @@ pub fn cause(episode: &Episode, index: u32, from: Instant, to: Instant) -> Cause
         from,
         to,
         index,
+    }
+}
+
+/// Requests that stand still, while calls of theirs are outstanding.
+pub fn no_baseline() -> NoBaseline {
+    NoBaseline {
+        key: Arc::new(QueueKey {
+            target: GATEWAY,
+            kind: Kind::Inflight,
+            name: ":8000".to_owned(),
+        }),
+        waiting: Waiting {
+            depth: 60,
+            median_age_ns: 12 * SECOND,
+            oldest_ns: 25 * SECOND,
+        },
+        calls: Some(Calls {
+            endpoint: "127.0.0.1:9000".to_owned(),
+            process: Some("python3 (812)".to_owned()),
+            outstanding: 31,
+            connections: Some(32),
+        }),
     }
 }
 

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::emit::fixture::{INCIDENT, SHOP, at, cause, episode, shop, targets};
+use crate::emit::fixture::{self, INCIDENT, SHOP, at, cause, episode, shop, targets};
 use crate::queue::Kind;
 
 fn lines(events: &[Event]) -> Vec<Value> {
@@ -132,4 +132,28 @@ fn a_cause_is_a_line_when_it_is_first_known_and_when_it_is_another() {
     assert_eq!(told[1]["episode"], "e1");
     assert!(told[1].get("culprit").is_none());
     assert_eq!(told[0]["culprit"]["pid"], 812);
+}
+
+#[test]
+fn what_cannot_be_judged_is_an_object_with_what_is_known() {
+    let told = |queue: NoBaseline| -> Value {
+        let mut out = Vec::new();
+        no_baseline(&mut out, &[queue], &known()).unwrap();
+        parsed(&out).remove(0)
+    };
+    let expected = json!({
+        "type": "no_baseline", "target": "gateway", "pid": 90, "kind": "inflight", "name": ":8000",
+        "depth": 60, "unit": "requests", "median_age_ns": 12_000_000_000_u64,
+        "oldest_ns": 25_000_000_000_u64,
+        "calls": {
+            "endpoint": "127.0.0.1:9000", "process": "python3 (812)", "outstanding": 31,
+            "connections": 32,
+        },
+    });
+    assert_eq!(told(fixture::no_baseline()), expected);
+    let alone = NoBaseline {
+        calls: None,
+        ..fixture::no_baseline()
+    };
+    assert!(told(alone).get("calls").is_none());
 }

@@ -5,7 +5,8 @@ use crate::{
     detect::{DrivenBy, Event},
     diagnose::{Cause, Said},
     emit::fixture::{
-        GATEWAY, POSTGRES, SHOP, at, culprit, episode, gateway, look, shop, targets, verdict,
+        GATEWAY, POSTGRES, SHOP, at, culprit, episode, gateway, look, no_baseline, shop, targets,
+        verdict,
     },
     queue::Kind,
     sample::{Notice, Thread},
@@ -104,6 +105,21 @@ fn nothing_found_is_said_with_how_much_was_looked_at() {
         text(vec![]),
         "No queue stands. Looked for 10 s at 2 services and 1 around them, 41 queues, 31 threads.\n"
     );
+}
+
+#[test]
+fn what_cannot_be_judged_is_said_also_where_nothing_stands_and_quietly() {
+    let mut found = findings(vec![]);
+    found.cannot_judge(vec![no_baseline()]);
+    let expected = "\
+No queue stands. Looked for 10 s at 2 services and 1 around them, 41 queues, 31 threads.
+No baseline: 60 requests in flight at gateway :8000, half of them for 12 s or more, with 31 calls
+outstanding on python3 (812) at 127.0.0.1:9000, of 32 connections. Whether that is usual was not
+seen: look again while it is healthy, or keep `tailback run` going.
+";
+    for verbosity in [Verbosity::Quiet, Verbosity::Normal] {
+        assert_eq!(text_of(&found, Colour::Never, verbosity), expected);
+    }
 }
 
 #[test]
