@@ -171,17 +171,8 @@ struct Seen {
     threads: Vec<ThreadRecord>,
 }
 
-fn look(fields: Resolved) -> Seen {
-    let listener = TcpListener::bind("[::1]:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    // One is accepted and has unread data, one waits.
-    let mut first = TcpStream::connect(address).unwrap();
-    let accepted = listener.accept().unwrap();
-    first.write_all(b"unread").unwrap();
-    let second = TcpStream::connect(address).unwrap();
-    let (reader, mut writer) = io::pipe().unwrap();
-    writer.write_all(b"unread").unwrap();
-
+/// Loads with these fields, and watches this very process.
+fn watch_ourselves(fields: Resolved) -> Glance {
     let mut glance = Glance::load_with(fields).unwrap_or_else(|error| panic!("{error:#}"));
     let mut watched = None;
     glance
@@ -200,6 +191,21 @@ fn look(fields: Resolved) -> Seen {
     glance
         .watch(&[watched.expect("the walk shows this process")])
         .unwrap();
+    glance
+}
+
+fn look(fields: Resolved) -> Seen {
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // One is accepted and has unread data, one waits.
+    let mut first = TcpStream::connect(address).unwrap();
+    let accepted = listener.accept().unwrap();
+    first.write_all(b"unread").unwrap();
+    let second = TcpStream::connect(address).unwrap();
+    let (reader, mut writer) = io::pipe().unwrap();
+    writer.write_all(b"unread").unwrap();
+
+    let mut glance = watch_ourselves(fields);
     let mut seen = Seen::default();
     glance
         .walk_files(&mut |record| match record {
@@ -300,4 +306,52 @@ fn a_kernel_without_any_optional_field_is_watched() {
         assert_eq!(without.has(feature), feature == Feature::Base);
     }
     check(&look(without.clone()), &without);
+}
+
+/// The stamps of those that wait on this port: as the walk over files tells them, and as the one over marked sockets
+/// does, where there is one.
+fn stamps(fields: Resolved, port: u16) -> [Option<Vec<u8>>; 2] {
+    let mut glance = watch_ourselves(fields);
+    let mut told = [None, None];
+    let [by_file, by_mark] = &mut told;
+    let of = |record: Record<'_>, told: &mut Option<Vec<u8>>| {
+        if let Record::Listener(listener, stamps) = record
+            && listener.port == port
+        {
+            *told = Some(stamps.to_vec());
+        }
+    };
+    glance
+        .walk_files(&mut |record| of(record, by_file))
+        .unwrap();
+    glance
+        .walk_marked(&mut |record| of(record, by_mark))
+        .unwrap();
+    told
+}
+
+#[test]
+fn stamps_are_the_same_whoever_counts_the_rounds() {
+    let Some(bytes) = kernel("stamps_are_the_same_whoever_counts_the_rounds") else {
+        return;
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let waiting: Vec<_> = (0..100)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+
+    let by_kernel = resolve(&Btf::parse(&bytes).unwrap());
+    let mut by_program = by_kernel.clone();
+    by_program.ways.bpf_loop = 0;
+    let by_kernel = stamps(by_kernel, address.port());
+    let by_program = stamps(by_program, address.port());
+    assert_eq!(by_kernel, by_program);
+    let all = by_kernel[0].as_ref().expect("the listener is seen");
+    let all: Vec<u64> = all
+        .chunks_exact(8)
+        .map(|stamp| u64::from_le_bytes(stamp.try_into().unwrap()))
+        .collect();
+    assert_eq!(all.len(), waiting.len());
+    assert!(all.iter().all(|stamp| *stamp > 0), "{all:?}");
 }

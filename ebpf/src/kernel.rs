@@ -23,6 +23,7 @@ static WAYS: Ways = Ways {
     current_task: 0,
     task_registers: 0,
     user_memory: 0,
+    bpf_loop: 0,
 };
 
 /// Watched processes, by tgid in the initial pid namespace.

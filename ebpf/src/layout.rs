@@ -166,4 +166,6 @@ pub struct Ways {
     pub task_registers: u32,
     /// Memory of other processes in sleeping iterators (`bpf_copy_from_user_task`, 5.18).
     pub user_memory: u32,
+    /// Loops that the kernel counts (`bpf_loop`, 5.17); else our own.
+    pub bpf_loop: u32,
 }

@@ -13,7 +13,7 @@ use crate::{
     kernel::{IterMeta, MARKS},
     sock::Sock,
     task_file::Found,
-    tcp::Tcp,
+    tcp::{Rounds, Tcp},
 };
 
 #[repr(C)]
@@ -28,6 +28,18 @@ pub struct SkStorageContext {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_sk_storage_map")]
 pub extern "C" fn marked(ctx: *const SkStorageContext) -> i32 {
+    visit(ctx, Rounds::Kernel)
+}
+
+/// As `marked`, without `bpf_loop`.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+pub extern "C" fn marked_bounded(ctx: *const SkStorageContext) -> i32 {
+    visit(ctx, Rounds::Program)
+}
+
+#[inline(always)]
+fn visit(ctx: *const SkStorageContext, rounds: Rounds) -> i32 {
     // SAFETY: the kernel passes a context of this shape to programs of this section.
     let (meta, sk, value) = unsafe { ((*ctx).meta, (*ctx).sk, (*ctx).value) };
     if sk.is_null() || value.is_null() {
@@ -48,7 +60,7 @@ pub extern "C" fn marked(ctx: *const SkStorageContext) -> i32 {
         return 0;
     };
     if tcp.is_listener() {
-        tcp.emit_listener(seq, found);
+        tcp.emit_listener(seq, found, rounds);
         return 0;
     }
     // SAFETY: no arguments.

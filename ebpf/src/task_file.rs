@@ -13,7 +13,7 @@ use crate::{
     kernel::{IterMeta, MARKS, TARGETS, WALK, at_target, emit, end_of_walk, load, offset, way},
     pipe::Pipe,
     sock::{AF_UNIX, IPPROTO_UDP, SOCK_DGRAM, Sock},
-    tcp::Tcp,
+    tcp::{Rounds, Tcp},
     udp::emit_udp,
     unix::{self, emit_unix},
     uring::emit_ring,
@@ -38,6 +38,18 @@ pub struct Found {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn files(ctx: *const TaskFileContext) -> i32 {
+    visit_file(ctx, Rounds::Kernel)
+}
+
+/// As `files`, without `bpf_loop`.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn files_bounded(ctx: *const TaskFileContext) -> i32 {
+    visit_file(ctx, Rounds::Program)
+}
+
+#[inline(always)]
+fn visit_file(ctx: *const TaskFileContext, rounds: Rounds) -> i32 {
     let Some((seq, task, found, file)) = file_of(ctx) else {
         tell_count();
         end_of_walk();
@@ -48,7 +60,7 @@ pub extern "C" fn files(ctx: *const TaskFileContext) -> i32 {
     }
     if let Some(walk) = at_target(task, found.tgid) {
         count(walk, task, found);
-        visit(seq, found, file, walk);
+        visit(seq, found, file, walk, rounds);
     }
     0
 }
@@ -176,7 +188,7 @@ fn nofile(task: *const u8) -> u64 {
 }
 
 #[inline(always)]
-fn visit(seq: *mut seq_file, found: Found, file: *const u8, walk: *mut Walk) {
+fn visit(seq: *mut seq_file, found: Found, file: *const u8, walk: *mut Walk, rounds: Rounds) {
     let Some(sock) = Sock::of(file) else {
         return visit_other(seq, found, file, walk);
     };
@@ -195,7 +207,7 @@ fn visit(seq: *mut seq_file, found: Found, file: *const u8, walk: *mut Walk) {
     };
     if tcp.is_listener() {
         mark(sock.sk, found, 0);
-        tcp.emit_listener(seq, found);
+        tcp.emit_listener(seq, found, rounds);
     } else {
         // SAFETY: an array entry lives as long as its map.
         if unsafe { (*walk).flags } & TARGET_HOT != 0 && tcp.is_busy() {

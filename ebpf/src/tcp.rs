@@ -1,9 +1,11 @@
 //! TCP sockets: a connection as a `SocketRecord`, a listener with the ages of those that wait on it.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     bindings::seq_file,
     helpers::generated::{
-        bpf_jiffies64, bpf_ktime_get_ns, bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_sock,
+        bpf_jiffies64, bpf_ktime_get_ns, bpf_loop, bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_sock,
     },
 };
 use tailback_ebpf::{
@@ -19,6 +21,19 @@ use crate::{
 
 /// include/net/tcp_states.h
 pub const TCP_LISTEN: u8 = 10;
+
+/// Who counts the rounds of the walk over an accept queue.
+///
+/// Each is a program of its own, for here no flag can let the verifier prune the other one: before 5.13 the kernel
+/// refuses a function's address wherever it stands ("unrecognized bpf_ld_imm64 insn", resolve_pseudo_ldimm64 in
+/// kernel/bpf/verifier.c, 5.10), ahead of any pruning.
+#[derive(Clone, Copy)]
+pub enum Rounds {
+    /// The kernel, by `bpf_loop` (5.17): the verifier looks at one round, whatever their number.
+    Kernel,
+    /// The program: the verifier walks all of them, for some tenths of a second.
+    Program,
+}
 
 /// A TCP socket in a state that has queues. Both pointers name the same object; the verifier knows one as
 /// `struct sock` and the other as `struct tcp_sock`.
@@ -204,11 +219,8 @@ impl Tcp {
     /// The queue is a list that the service itself takes from while we walk it. Its entries are freed after
     /// accept, so one may have been reused by the time we read it: the walk is bounded, the kernel lets every load
     /// fault harmlessly, and the stamp carries the port, so that the agent can tell a stranger.
-    ///
-    /// Every branch in this loop costs the verifier a pending state per round, 8,192 in all
-    /// (`BPF_COMPLEXITY_LIMIT_JMP_SEQ`): hence no checks here that the agent can make as well.
     #[inline(always)]
-    pub fn emit_listener(&self, seq: *mut seq_file, found: Found) {
+    pub fn emit_listener(&self, seq: *mut seq_file, found: Found, rounds: Rounds) {
         if offset!(req_snt_synack) == ABSENT {
             return self.emit_listener_only(seq, found);
         }
@@ -219,21 +231,74 @@ impl Tcp {
             depth
         };
         emit(seq, &self.listener_record(found, waiting));
-        let mut request = load_sk!(self.tcp, tcp_accept_head, *const u8);
-        let mut written = 0;
-        while written < waiting {
-            let (stamp, next) = if way!(typed_sockets) {
-                (stamp(request), load!(request, req_dl_next, *const u8))
-            } else {
-                (
-                    probed_stamp(request),
-                    probe!(request, req_dl_next, *const u8),
-                )
-            };
-            emit(seq, &stamp);
-            request = next;
-            written += 1;
+        let head = load_sk!(self.tcp, tcp_accept_head, *const u8);
+        match rounds {
+            Rounds::Kernel => emit_waiting(seq, head, waiting),
+            Rounds::Program => emit_waiting_in_rounds(seq, head, waiting),
         }
+    }
+}
+
+/// Where the walk over an accept queue is: on the stack of the program, whose slots keep for the verifier what kernel
+/// types the two pointers have.
+#[repr(C)]
+struct Queue {
+    seq: *mut seq_file,
+    request: *const u8,
+}
+
+/// A stamp for each of those that wait, from the oldest on, in rounds of `bpf_loop`.
+#[inline(always)]
+fn emit_waiting(seq: *mut seq_file, head: *const u8, waiting: u32) {
+    let mut queue = Queue { seq, request: head };
+    // SAFETY: the function takes what is passed here, and is called before the helper returns.
+    unsafe {
+        bpf_loop(
+            waiting,
+            emit_first as *mut c_void,
+            (&raw mut queue).cast(),
+            0,
+        )
+    };
+}
+
+/// One round, for the first of those that are left; 0 goes on. `bpf_loop` passes the number of the round as `u64`
+/// (kernel/bpf/bpf_iter.c, since 5.17).
+///
+/// A kernel that has `bpf_loop` has typed sockets (5.11), and its verifier keeps the types of kernel pointers in the
+/// caller's stack. Before 6.7 it looks at a round once; since then until what it knows of the stack is what it knew
+/// in a round before (kernel/bpf/verifier.c, calls_callback): soon, for a request leads to a request.
+#[inline(never)]
+extern "C" fn emit_first(_index: u64, queue: *mut Queue) -> i64 {
+    // SAFETY: the caller's, which waits for us.
+    let (seq, request) = unsafe { ((*queue).seq, (*queue).request) };
+    emit(seq, &stamp(request));
+    let next = load!(request, req_dl_next, *const u8);
+    // SAFETY: as above.
+    unsafe { (*queue).request = next };
+    0
+}
+
+/// As [`emit_waiting`], in a loop of our own.
+///
+/// Every branch in it costs the verifier a pending state per round, 8,192 in all (`BPF_COMPLEXITY_LIMIT_JMP_SEQ`):
+/// hence no checks here that the agent can make as well.
+#[inline(always)]
+fn emit_waiting_in_rounds(seq: *mut seq_file, head: *const u8, waiting: u32) {
+    let mut request = head;
+    let mut written = 0;
+    while written < waiting {
+        let (stamp, next) = if way!(typed_sockets) {
+            (stamp(request), load!(request, req_dl_next, *const u8))
+        } else {
+            (
+                probed_stamp(request),
+                probe!(request, req_dl_next, *const u8),
+            )
+        };
+        emit(seq, &stamp);
+        request = next;
+        written += 1;
     }
 }
 

@@ -208,6 +208,16 @@ fn plan(plan: &Plan) -> Vec<Check> {
         vital: false,
     });
     checks.push(Check {
+        name: "quick start",
+        state: plan
+            .kernel_loops
+            .clone()
+            .map(|()| "bpf_loop (the verifier looks at one round of a loop)".to_owned()),
+        cost: "the agent starts some tenths of a second later: the verifier walks every round of a loop",
+        remedy: "Linux 5.17 or later",
+        vital: false,
+    });
+    checks.push(Check {
         name: "hooks",
         state: Ok(
             "none attached: system calls and packets of the watched service are not touched"

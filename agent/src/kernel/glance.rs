@@ -73,6 +73,8 @@ pub struct Plan {
     pub marked_sockets: Result<(), String>,
     /// `Err(why)`: what threads wait for is known by system call and arguments alone.
     pub user_memory: Result<(), String>,
+    /// `Err(why)`: the verifier walks every round of the walk over an accept queue, and loading takes that long.
+    pub kernel_loops: Result<(), String>,
     /// `Err(why)`: rings of io_uring are not told from other files.
     pub rings: Result<(), String>,
 }
@@ -92,6 +94,8 @@ pub struct Glance {
     holders: Link,
     processes: Link,
     census: Link,
+    /// The program that walks over files.
+    files_program: &'static str,
     /// The program that says what threads wait for.
     waits_program: &'static str,
     walk_settings: Walk,
@@ -179,14 +183,24 @@ impl Glance {
                 .load(kind, &kernel_btf)
                 .with_context(|| format!("the kernel refuses the iterator {name} (iter/{kind})"))
         };
-        load("files", "task_file")?;
+        let kernel_loops = if fields.ways.bpf_loop == 1 {
+            load("files", "task_file").map_err(|error| format!("{error:#}"))
+        } else {
+            Err("this kernel has no bpf_loop (5.17 has)".to_owned())
+        };
+        let (files_program, marked_program) = if kernel_loops.is_ok() {
+            ("files", "marked")
+        } else {
+            load("files_bounded", "task_file")?;
+            ("files_bounded", "marked_bounded")
+        };
         load("holders", "task_file")?;
         load("operations", "task_file")?;
         load("threads", "task")?;
         load("census", "task")?;
         load("processes", "task")?;
         let marked = if fields.ways.marks == 1 {
-            load("marked", "bpf_sk_storage_map").map_err(|error| format!("{error:#}"))
+            load(marked_program, "bpf_sk_storage_map").map_err(|error| format!("{error:#}"))
         } else {
             Err("this kernel's iterators have no socket-local storage (5.13 has)".to_owned())
         };
@@ -209,7 +223,7 @@ impl Glance {
         };
         let (holders, processes, census) = (all("holders")?, all("processes")?, all("census")?);
         // Made once to see that they can be; nobody is watched yet, and nothing is walked in vain.
-        for name in ["files", "threads", waits_program] {
+        for name in [files_program, "threads", waits_program] {
             all(name).map(drop)?;
         }
         let marked = marked.and_then(|()| {
@@ -217,7 +231,7 @@ impl Glance {
                 return Err("the eBPF object has no map MARKS".to_owned());
             };
             let over = Over::Map(marks.fd().as_fd().as_raw_fd());
-            link(&ebpf, "marked", over).map_err(|error| error.to_string())
+            link(&ebpf, marked_program, over).map_err(|error| error.to_string())
         });
         // Our own process is as good as any to see whether a walk can be bound to one.
         let bound_to_process = link(&ebpf, "threads", Over::Process(std::process::id()))
@@ -242,6 +256,7 @@ impl Glance {
             holders,
             processes,
             census,
+            files_program,
             waits_program,
             walk_settings: Walk {
                 marks_left: 0,
@@ -269,6 +284,7 @@ impl Glance {
                 bound_to_process,
                 marked_sockets: marked.as_ref().map(|_| ()).map_err(Clone::clone),
                 user_memory,
+                kernel_loops,
                 rings: Err("not looked for yet".to_owned()),
             },
             marked: marked.ok(),
@@ -355,7 +371,7 @@ impl Glance {
         // A walk that was broken off may have left the process that it was at.
         self.set_walk()?;
         let bind = self.plan.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
-        self.files = self.links("files", bind, processes)?;
+        self.files = self.links(self.files_program, bind, processes)?;
         self.threads = self.links("threads", bind, processes)?;
         self.waits = self.links(self.waits_program, bind, processes)?;
         self.bind_profile()

@@ -263,6 +263,7 @@ fn ways(btf: &Btf<'_>) -> Ways {
         current_task: has("BPF_FUNC_get_current_task_btf"),
         task_registers: has("BPF_FUNC_task_pt_regs"),
         user_memory: has("BPF_FUNC_copy_from_user_task"),
+        bpf_loop: has("BPF_FUNC_loop"),
     }
 }
 
