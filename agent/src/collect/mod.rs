@@ -196,19 +196,21 @@ impl Collector {
 
     /// Makes the sample of one tick.
     pub fn tick(&mut self, tick: Tick, mut others: Others) -> Result<Sample> {
-        let mut sample = Sample {
-            mono_ns: mono_ns(),
-            unix_ns: unix_ns(),
-            ..Sample::default()
-        };
-        if sample.mono_ns >= self.discovery_due_ns {
-            self.discovery_due_ns = sample.mono_ns + DISCOVERY_NS;
+        let begun_ns = mono_ns();
+        if begun_ns >= self.discovery_due_ns {
+            self.discovery_due_ns = begun_ns + DISCOVERY_NS;
             let before_ns = cpu_time_ns();
             self.discover()?;
             self.spent_aside(before_ns);
             self.schedule
                 .discovered(std::mem::take(&mut self.aside_total_ns), DISCOVERY_NS);
         }
+        // Only now, for what follows is read at this moment.
+        let mut sample = Sample {
+            mono_ns: mono_ns(),
+            unix_ns: unix_ns(),
+            ..Sample::default()
+        };
         self.walk(tick, &mut sample)?;
         if tick.profile {
             self.walk_profile(&mut sample)?;

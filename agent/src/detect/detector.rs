@@ -10,7 +10,7 @@ use super::{
     at_first::Waiting,
     id::id,
     incidents::{Incidents, Neighbours},
-    rates::{Baseline, Usual},
+    rates::Usual,
     running::{Opening, Running},
     settings::Settings,
     track::{Track, Verdict},
@@ -161,13 +161,18 @@ impl Detector {
             events.push(Event::Queue(state()));
         }
         let opens = verdict.level > Level::Ok && watched.running.is_none();
-        let usual = if opens { self.usual(key) } else { (None, None) };
+        let sign_ns = sign.or(watched.track.sign_ns);
+        let usual = if opens {
+            self.usual(key, sign_ns.unwrap_or(at.mono_ns))
+        } else {
+            (None, None)
+        };
         let Some(watched) = self.queues.get_mut(key) else {
             return false;
         };
         let mut stretch = None;
         if opens {
-            let sign = since(at, sign.or(watched.track.sign_ns));
+            let sign = since(at, sign_ns);
             let incident = self
                 .incidents
                 .open(at, key, sign, (targets, around.neighbours), events);
@@ -208,27 +213,25 @@ impl Detector {
         verdict.suspicious
     }
 
-    /// What usually comes to a queue, and what it usually serves. Of requests in flight at least as many as connections are
-    /// accepted: who comes, is answered and goes between two looks is not seen otherwise, as long as answers are fast.
-    fn usual(&self, key: &QueueKey) -> (Option<Usual>, Option<Usual>) {
-        let own = self.queues.get(key).map(|watched| &watched.track.baseline);
+    /// What usually comes to a queue whose first sign was then, and what it usually serves. Of requests in flight at least as
+    /// many as connections are accepted: who comes, is answered and goes between two looks is not seen otherwise, as long as
+    /// answers are fast.
+    fn usual(&self, key: &QueueKey, sign_ns: u64) -> (Option<Usual>, Option<Usual>) {
+        let own = self.queues.get(key);
+        let own = own.map(|watched| watched.track.baseline.usual());
         let is_accepted = |other: &QueueKey| {
-            other.kind == Kind::Accept
+            key.kind == Kind::Inflight
+                && other.kind == Kind::Accept
                 && other.target == key.target
                 && other.name.ends_with(&key.name)
         };
-        let accepted = (key.kind == Kind::Inflight).then(|| {
-            let accepted = self.queues.iter().filter(|(other, _)| is_accepted(other));
-            accepted.map(|(_, watched)| &watched.track.baseline)
-        });
-        let all = || {
-            own.into_iter()
-                .chain(accepted.clone().into_iter().flatten())
-        };
-        (
-            all().filter_map(Baseline::arrivals).max_by(Usual::cmp),
-            all().filter_map(Baseline::departures).max_by(Usual::cmp),
-        )
+        let accepted = self.queues.iter().filter(|(other, _)| is_accepted(other));
+        let accepted = accepted.map(|(_, watched)| watched.track.baseline.usual_before(sign_ns));
+        let more = |a: Option<Usual>, b: Option<Usual>| a.into_iter().chain(b).max_by(Usual::cmp);
+        own.into_iter()
+            .chain(accepted)
+            .reduce(|(a_in, a_out), (b_in, b_out)| (more(a_in, b_in), more(a_out, b_out)))
+            .unwrap_or_default()
     }
 
     /// The queue is no longer there, so what it suffered from is over.
@@ -339,7 +342,7 @@ mod tests {
             };
             detector.read(at, &readings, &Targets::default(), around, &mut Vec::new());
         }
-        let (arrivals, departures) = detector.usual(&inflight);
+        let (arrivals, departures) = detector.usual(&inflight, 100 * TICK);
         let median = |usual: Option<Usual>| usual.unwrap().median.round();
         assert_eq!((median(arrivals), median(departures)), (20.0, 20.0));
     }

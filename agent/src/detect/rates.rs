@@ -60,8 +60,9 @@ impl Recent {
 /// What the rates are while all is well: a median and a spread, which a few odd seconds cannot move.
 #[derive(Debug, Default)]
 pub(super) struct Baseline {
-    seconds: VecDeque<Rates>,
-    pending: VecDeque<Rates>,
+    /// Each with its end.
+    seconds: VecDeque<(u64, Rates)>,
+    pending: VecDeque<(u64, Rates)>,
     next_ns: u64,
 }
 
@@ -79,7 +80,7 @@ impl Baseline {
             return;
         }
         self.next_ns = now_ns + SECOND_NS;
-        self.pending.push_back(rates);
+        self.pending.push_back((now_ns, rates));
         if self.pending.len() > PENDING_SECONDS
             && let Some(settled) = self.pending.pop_front()
         {
@@ -95,29 +96,38 @@ impl Baseline {
         self.pending.clear();
     }
 
-    pub(super) fn arrivals(&self) -> Option<Usual> {
-        self.usual(|rates| rates.arrivals)
+    /// Arrivals and departures.
+    pub(super) fn usual(&self) -> (Option<Usual>, Option<Usual>) {
+        self.usual_until(u64::MAX)
     }
 
-    pub(super) fn departures(&self) -> Option<Usual> {
-        self.usual(|rates| rates.departures)
+    /// What they were before something else was disturbed.
+    pub(super) fn usual_before(&self, sign_ns: u64) -> (Option<Usual>, Option<Usual>) {
+        self.usual_until(sign_ns.saturating_sub(PENDING_SECONDS as u64 * SECOND_NS))
     }
 
-    fn usual(&self, of: impl Fn(&Rates) -> f64) -> Option<Usual> {
-        if self.seconds.len() < BASELINE_MIN_SECONDS {
-            return None;
-        }
-        let mut values: Vec<f64> = self.seconds.iter().map(of).collect();
-        let median = median(&mut values);
-        let mut deviations: Vec<f64> = values.iter().map(|value| (value - median).abs()).collect();
-        Some(Usual {
-            median,
-            spread: self::median(&mut deviations),
-        })
+    fn usual_until(&self, until_ns: u64) -> (Option<Usual>, Option<Usual>) {
+        let of = |rate: fn(&Rates) -> f64| {
+            let seconds = self.seconds.iter().take_while(|(end, _)| *end <= until_ns);
+            Usual::of(seconds.map(|(_, rates)| rate(rates)).collect())
+        };
+        (of(|rates| rates.arrivals), of(|rates| rates.departures))
     }
 }
 
 impl Usual {
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        if values.len() < BASELINE_MIN_SECONDS {
+            return None;
+        }
+        let median = median(&mut values);
+        let mut deviations: Vec<f64> = values.iter().map(|value| (value - median).abs()).collect();
+        Some(Self {
+            median,
+            spread: self::median(&mut deviations),
+        })
+    }
+
     /// By the middle.
     pub(super) fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         self.median.total_cmp(&other.median)
@@ -189,7 +199,7 @@ mod tests {
                 },
             );
         }
-        let usual = baseline.arrivals().unwrap();
+        let usual = baseline.usual().0.unwrap();
         assert!((99.0..=103.0).contains(&usual.median), "{usual:?}");
         assert!(usual.is_exceeded_by(200.0, 1.0));
         assert!(!usual.is_exceeded_by(115.0, 1.0));
@@ -212,7 +222,7 @@ mod tests {
             );
         }
         baseline.disturbed();
-        assert_eq!(baseline.arrivals().unwrap().median, 100.0);
-        assert_eq!(baseline.arrivals().unwrap().spread, 0.0);
+        assert_eq!(baseline.usual().0.unwrap().median, 100.0);
+        assert_eq!(baseline.usual().0.unwrap().spread, 0.0);
     }
 }

@@ -406,7 +406,7 @@ mod tests {
             .collect();
         assert_eq!(levels[30], Level::Ok);
         assert!(levels[99] >= Level::Warn, "{:?}", levels[99]);
-        assert_eq!(track.baseline.arrivals(), None);
+        assert_eq!(track.baseline.usual(), (None, None));
     }
 
     #[test]
