@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use tailback_tests::accuracy::Finding;
 
 use crate::{
@@ -145,30 +145,42 @@ pub struct Args {
 pub fn main(args: &Args) -> Result<ExitCode> {
     let kernel = by_name(&args.kernel)?;
     setup::ensure_with_kernels(Purpose::Boot, &[kernel])?;
-    let printed = fetch(kernel, &args.command)?;
+    let output = run(kernel, &args.command)?;
     match &args.out {
         Some(file) => {
-            fs::write(file, printed).with_context(|| format!("write {}", file.display()))?;
+            fs::write(file, &output.bytes).with_context(|| format!("write {}", file.display()))?;
         }
         None => io::stdout()
-            .write_all(&printed)
+            .write_all(&output.bytes)
             .context("write to standard output")?,
     }
-    Ok(ExitCode::SUCCESS)
+    // As the command itself would have ended here.
+    Ok(ExitCode::from(
+        u8::try_from(output.status).unwrap_or(u8::MAX),
+    ))
 }
 
-/// Runs one command on a kernel, and returns what it wrote to standard output, byte for byte. Its standard error
-/// goes to ours.
+/// Runs one command on a kernel, and returns what it wrote to standard output, byte for byte.
 pub fn fetch(kernel: &Kernel, command: &[String]) -> Result<Vec<u8>> {
+    let output = run(kernel, command)?;
+    ensure!(
+        output.status == 0,
+        "`{}` on kernel {} ended with {}",
+        command.join(" "),
+        kernel.name,
+        output.status
+    );
+    Ok(output.bytes)
+}
+
+/// As [`fetch`], however the command ended. Its standard error goes to ours.
+fn run(kernel: &Kernel, command: &[String]) -> Result<transcript::Output> {
     let what = || format!("run `{}` on kernel {}", command.join(" "), kernel.name);
     let output = task(kernel, command).with_context(what)?;
     for line in &output.other {
         eprintln!("{line}");
     }
-    if output.status != 0 {
-        return Err(anyhow!("exit status {}", output.status)).with_context(what);
-    }
-    Ok(output.bytes)
+    Ok(output)
 }
 
 /// Measures these kinds of queues on a kernel, or all.
