@@ -205,21 +205,25 @@ pub fn age(
 pub fn rate(report: &mut Report, queue: &Seen<'_>, course: &Course, (quantity, key): (&str, &str)) {
     let (from, to) = course.range_ns();
     let told = match queue {
-        // One second at least, or the edges weigh too much.
-        Ok(queue) => {
-            within(&Ok(queue.clone()), from + 1_100_000_000, to).map(|looks| (queue, looks))
-        }
+        Ok(queue) => within(&Ok(queue.clone()), from, to).map(|looks| (queue, looks)),
         Err(said) => Err(said.clone()),
     };
-    match told {
-        Ok((queue, looks)) => {
-            for line in looks {
-                let at_ns = time_ns(line);
-                let truth = course.per_second(queue.rate_since_ns(at_ns).max(from), at_ns);
+    let mut compared = false;
+    if let Ok((queue, looks)) = &told {
+        for line in looks {
+            let (since_ns, at_ns) = (queue.rate_since_ns(time_ns(line)), time_ns(line));
+            // A second, or longer where looks came late. What is told over less at first is not compared: its edges weigh too much.
+            if since_ns >= from {
+                let truth = course.per_second(since_ns, at_ns);
                 report.key(quantity, truth, line, key, 0);
+                compared = true;
             }
         }
-        Err(said) => report.compare(quantity, course.per_second(from, to), None, &said),
+    }
+    if !compared {
+        let said = told.err();
+        let said = said.unwrap_or_else(|| "no look whose window is known".to_owned());
+        report.compare(quantity, course.per_second(from, to), None, &said);
     }
 }
 
