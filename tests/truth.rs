@@ -86,8 +86,8 @@ fn depth_and_backlog_of_an_accept_queue_are_those_of_ss() -> Result<()> {
     let mut cases = Vec::new();
     for (family, local, to) in families {
         for depth in depths {
-            let port = ports::free()?;
-            let listener = sockets::listen(local(port), BACKLOG, false)?;
+            let listener = sockets::listen(local(0), BACKLOG, false)?;
+            let port = listener.local_addr()?.port();
             let clients = connect(to(port), depth)?;
             cases.push((family, depth, local(port), listener, clients));
         }

@@ -21,7 +21,7 @@ use crate::{
 
 const WRITERS: usize = 3;
 /// What each writes with one call, and what all together may write in a second.
-const BYTES: usize = 2 << 20;
+const BYTES: usize = 3 << 20;
 const BYTES_PER_S: usize = 2 << 20;
 
 pub fn measure(report: &mut Report) -> Result<()> {

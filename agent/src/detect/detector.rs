@@ -10,13 +10,12 @@ use super::{
     at_first::Waiting,
     id::id,
     incidents::{Incidents, Neighbours},
-    rates::Usual,
     running::{Opening, Running},
     settings::Settings,
     track::{Track, Verdict},
 };
 use crate::{
-    queue::{Judged, Kind, QueueKey, Reading, Readings, Targets},
+    queue::{Judged, QueueKey, Reading, Readings, Targets},
     sample::TargetId,
 };
 
@@ -160,19 +159,9 @@ impl Detector {
         if self.tell_queues {
             events.push(Event::Queue(state()));
         }
-        let opens = verdict.level > Level::Ok && watched.running.is_none();
-        let sign_ns = sign.or(watched.track.sign_ns);
-        let usual = if opens {
-            self.usual(key, sign_ns.unwrap_or(at.mono_ns))
-        } else {
-            (None, None)
-        };
-        let Some(watched) = self.queues.get_mut(key) else {
-            return false;
-        };
         let mut stretch = None;
-        if opens {
-            let sign = since(at, sign_ns);
+        if verdict.level > Level::Ok && watched.running.is_none() {
+            let sign = since(at, sign.or(watched.track.sign_ns));
             let incident = self
                 .incidents
                 .open(at, key, sign, (targets, around.neighbours), events);
@@ -182,7 +171,7 @@ impl Detector {
                 key: Arc::clone(key),
                 sign,
                 at,
-                usual,
+                usual: watched.track.baseline.usual(),
             };
             let mut running = Running::open(opening, reading, &verdict);
             stretch = running.read(at, reading, &verdict);
@@ -211,27 +200,6 @@ impl Detector {
             events.push(Event::Episode(Box::new(episode)));
         }
         verdict.suspicious
-    }
-
-    /// What usually comes to a queue whose first sign was then, and what it usually serves. Of requests in flight at least as
-    /// many as connections are accepted: who comes, is answered and goes between two looks is not seen otherwise, as long as
-    /// answers are fast.
-    fn usual(&self, key: &QueueKey, sign_ns: u64) -> (Option<Usual>, Option<Usual>) {
-        let own = self.queues.get(key);
-        let own = own.map(|watched| watched.track.baseline.usual());
-        let is_accepted = |other: &QueueKey| {
-            key.kind == Kind::Inflight
-                && other.kind == Kind::Accept
-                && other.target == key.target
-                && other.name.ends_with(&key.name)
-        };
-        let accepted = self.queues.iter().filter(|(other, _)| is_accepted(other));
-        let accepted = accepted.map(|(_, watched)| watched.track.baseline.usual_before(sign_ns));
-        let more = |a: Option<Usual>, b: Option<Usual>| a.into_iter().chain(b).max_by(Usual::cmp);
-        own.into_iter()
-            .chain(accepted)
-            .reduce(|(a_in, a_out), (b_in, b_out)| (more(a_in, b_in), more(a_out, b_out)))
-            .unwrap_or_default()
     }
 
     /// The queue is no longer there, so what it suffered from is over.
@@ -293,57 +261,5 @@ fn state(at: Instant, key: &Arc<QueueKey>, reading: &Reading, verdict: &Verdict)
         arrivals_per_s: verdict.rates.map(|rates| rates.arrivals),
         departures_per_s: verdict.rates.map(|rates| rates.departures),
         time_to_full_ns: verdict.time_to_full_ns,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TICK: u64 = 100_000_000;
-
-    fn key(kind: Kind, name: &str) -> Arc<QueueKey> {
-        Arc::new(QueueKey {
-            target: 1,
-            kind,
-            name: name.to_owned(),
-        })
-    }
-
-    fn counted(arrivals: u64) -> Reading {
-        Reading {
-            arrivals: Some(arrivals),
-            departures: Some(arrivals),
-            elapsed_ns: Some(TICK),
-            ..Reading::default()
-        }
-    }
-
-    #[test]
-    fn requests_too_fast_to_be_seen_usually_come_as_connections_do() {
-        let mut detector = Detector::new(Arc::new(|_| Settings::default()), false);
-        let around = Around {
-            neighbours: &|_| Vec::new(),
-            used_up: &|_| None,
-        };
-        let inflight = key(Kind::Inflight, ":80");
-        for tick in 0..100 {
-            let at = Instant {
-                mono_ns: tick * TICK,
-                unix_ns: tick * TICK,
-            };
-            let readings = Readings {
-                queues: vec![
-                    (key(Kind::Accept, "127.0.0.1:80"), counted(2)),
-                    (key(Kind::Accept, "127.0.0.1:8080"), counted(9)),
-                    (Arc::clone(&inflight), counted(u64::from(tick % 10 == 0))),
-                ],
-                ..Readings::default()
-            };
-            detector.read(at, &readings, &Targets::default(), around, &mut Vec::new());
-        }
-        let (arrivals, departures) = detector.usual(&inflight, 100 * TICK);
-        let median = |usual: Option<Usual>| usual.unwrap().median.round();
-        assert_eq!((median(arrivals), median(departures)), (20.0, 20.0));
     }
 }

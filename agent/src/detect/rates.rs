@@ -60,9 +60,8 @@ impl Recent {
 /// What the rates are while all is well: a median and a spread, which a few odd seconds cannot move.
 #[derive(Debug, Default)]
 pub(super) struct Baseline {
-    /// Each with its end.
-    seconds: VecDeque<(u64, Rates)>,
-    pending: VecDeque<(u64, Rates)>,
+    seconds: VecDeque<Rates>,
+    pending: VecDeque<Rates>,
     next_ns: u64,
 }
 
@@ -80,7 +79,7 @@ impl Baseline {
             return;
         }
         self.next_ns = now_ns + SECOND_NS;
-        self.pending.push_back((now_ns, rates));
+        self.pending.push_back(rates);
         if self.pending.len() > PENDING_SECONDS
             && let Some(settled) = self.pending.pop_front()
         {
@@ -98,19 +97,7 @@ impl Baseline {
 
     /// Arrivals and departures.
     pub(super) fn usual(&self) -> (Option<Usual>, Option<Usual>) {
-        self.usual_until(u64::MAX)
-    }
-
-    /// What they were before something else was disturbed.
-    pub(super) fn usual_before(&self, sign_ns: u64) -> (Option<Usual>, Option<Usual>) {
-        self.usual_until(sign_ns.saturating_sub(PENDING_SECONDS as u64 * SECOND_NS))
-    }
-
-    fn usual_until(&self, until_ns: u64) -> (Option<Usual>, Option<Usual>) {
-        let of = |rate: fn(&Rates) -> f64| {
-            let seconds = self.seconds.iter().take_while(|(end, _)| *end <= until_ns);
-            Usual::of(seconds.map(|(_, rates)| rate(rates)).collect())
-        };
+        let of = |rate: fn(&Rates) -> f64| Usual::of(self.seconds.iter().map(rate).collect());
         (of(|rates| rates.arrivals), of(|rates| rates.departures))
     }
 }
@@ -126,11 +113,6 @@ impl Usual {
             median,
             spread: self::median(&mut deviations),
         })
-    }
-
-    /// By the middle.
-    pub(super) fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.median.total_cmp(&other.median)
     }
 
     /// `count` in so many seconds is more than usual, by a margin that chance does not explain.

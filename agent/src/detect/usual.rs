@@ -41,6 +41,8 @@ pub(super) struct UsualWait {
 struct Second {
     wait_ns: f64,
     waits: u32,
+    /// Work was done, seen or not: what is done between two looks does not wait at any.
+    worked: bool,
     depth: f64,
     looks: u32,
 }
@@ -100,6 +102,7 @@ impl UsualWait {
         let second = &mut self.now;
         second.looks += 1;
         second.depth += reading.depth as f64;
+        second.worked |= reading.depth > 0 || reading.departures.is_some_and(|count| count > 0);
         if let Some(wait_ns) = reading.wait_ns.filter(|_| reading.depth > 0) {
             second.waits += 1;
             second.wait_ns += wait_ns as f64;
@@ -114,7 +117,7 @@ impl UsualWait {
     }
 
     fn wait_ns(&self) -> Option<f64> {
-        let worked = self.seconds.iter().filter(|second| second.waits > 0);
+        let worked = self.seconds.iter().filter(|second| second.worked);
         median(worked.map(Second::mean_wait_ns)).or_else(|| self.first().map(Second::mean_wait_ns))
     }
 

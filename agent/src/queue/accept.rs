@@ -155,12 +155,13 @@ impl Source for Accept {
                 });
             let arrivals = shared.arrivals(group, opened);
             counted.add(group.netns, arrivals);
-            sink.put(
-                *target,
-                Kind::Accept,
-                address,
-                group.reading(arrivals, targets.threads(*target)),
-            );
+            let reading = group.reading(arrivals, targets.threads(*target));
+            let place = (*target, group.netns, group.port);
+            let accepted = sink.accepted.entry(place).or_insert(Some(0));
+            *accepted = accepted
+                .zip(reading.departures)
+                .map(|(sum, count)| sum.saturating_add(count));
+            sink.put(*target, Kind::Accept, address, reading);
         }
         self.settle(&grown, &counted);
         sink.forget_unseen_where(Kind::Accept, |name| !unix_listener::is_name(name));

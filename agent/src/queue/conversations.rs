@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 use rustc_hash::FxHashMap;
 
 use super::{
-    Awaited, Kind, Sink, Source, Targets,
+    Awaited, Before, Kind, Sink, Source, Targets,
     downstream::{self, Nearby},
     endpoint::{Endpoint, Groups, Placed, state},
     inflight,
@@ -59,6 +59,8 @@ pub(super) struct Group {
     waiting: Vec<(u64, u64)>,
     /// Since the last walk over all connections.
     pub(super) since: Since,
+    /// Connections taken that no walk has seen, so far as is known: fewer than none where one was seen before it was counted.
+    unseen: i64,
     /// When that was.
     walked_ns: Option<u64>,
     /// The most that ever waited at once.
@@ -113,6 +115,7 @@ impl Source for Conversations {
             return;
         }
         self.samples += 1;
+        self.count_unseen(sink.before);
         if all {
             self.walks += 1;
             self.since.retain(|id, _| targets.get(*id).is_some());
@@ -229,6 +232,35 @@ impl Conversations {
         };
         self.connections.insert(connection.cookie, known);
         Some((place, seen))
+    }
+
+    /// Connections that came and went between two looks: each brought a request at least, which was answered.
+    fn count_unseen(&mut self, before: &Before) {
+        for ((target, netns, port), count) in &before.accepted {
+            let endpoint = Endpoint::Served(*port);
+            let serves = count.is_some_and(|count| count > 0);
+            // A service none of whose connections was ever seen has a queue, too, when it serves.
+            if !serves && !self.groups.has(*target, endpoint) {
+                continue;
+            }
+            let place = self.groups.place(*target, endpoint);
+            let group = self.groups.at(place);
+            group.netns = *netns;
+            group.unseen = match count {
+                Some(count) => group.unseen.saturating_add_unsigned(*count),
+                None => 0,
+            };
+            // Those that are still there are known when all were looked at.
+            let Some(new) = &before.new else { continue };
+            let seen = new.get(&(*netns, *port)).copied().unwrap_or(0);
+            group.unseen = group.unseen.saturating_sub_unsigned(seen);
+            if let Ok(unseen @ 1..) = u64::try_from(group.unseen) {
+                group.unseen = 0;
+                group.since.begun = group.since.begun.saturating_add(unseen);
+                group.since.answered = group.since.answered.saturating_add(unseen);
+                group.since.at_least = true;
+            }
+        }
     }
 
     /// After a walk over all: connections that it did not see are gone, and what waited on them has left.

@@ -93,6 +93,10 @@ impl<G: Default> Groups<G> {
         place
     }
 
+    pub(super) fn has(&self, target: TargetId, endpoint: Endpoint) -> bool {
+        self.by_key.contains_key(&(target, endpoint))
+    }
+
     /// The group in a place that [`Groups::place`] gave and that was not freed since.
     pub(super) fn at(&mut self, place: usize) -> &mut G {
         &mut self.places[place].group

@@ -34,7 +34,7 @@ mod watched;
 mod workers;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -126,6 +126,7 @@ pub struct Model {
     keys: Keys,
     sources: Vec<Box<dyn Source>>,
     closely: BTreeSet<TargetId>,
+    before: Before,
 }
 
 /// Reads the queues of one kind (or of several that come from the same facts) from samples, and keeps what it must
@@ -140,6 +141,7 @@ impl Default for Model {
             targets: Targets::default(),
             keys: Keys::default(),
             closely: BTreeSet::new(),
+            before: Before::default(),
             // From the far end of the path that work takes to its beginning: the accept queue is read when it is known
             // which accepted connections are new.
             sources: Kind::ALL
@@ -164,11 +166,17 @@ impl Model {
             keys: &mut self.keys,
             out: &mut out,
             new: NewConnections::new(),
+            accepted: Accepted::new(),
+            before: &self.before,
             closely: &self.closely,
         };
         for source in &mut self.sources {
             source.read(sample, &self.targets, &mut sink);
         }
+        self.before = Before {
+            new: sample.walks.files.then_some(sink.new),
+            accepted: sink.accepted,
+        };
         out
     }
 
@@ -186,12 +194,27 @@ impl Model {
 /// Accepted connections not seen at the last walk over files, per network namespace and local port.
 type NewConnections = HashMap<(u32, u16), u64>;
 
+/// Connections that a service took since the last look, whether or not they are still there, by its network namespace and
+/// port; `None` where that is not known.
+type Accepted = BTreeMap<(TargetId, u32, u16), Option<u64>>;
+
+/// What the sample before told of new connections.
+#[derive(Default)]
+struct Before {
+    /// `None`: it did not look at all of them.
+    new: Option<NewConnections>,
+    accepted: Accepted,
+}
+
 /// Where the kinds' modules put what they read.
 struct Sink<'a> {
     keys: &'a mut Keys,
     out: &'a mut Readings,
     /// What the connections tell the accept queue.
     new: NewConnections,
+    /// What the accept queue tells the requests, which are read before it: at the next sample.
+    accepted: Accepted,
+    before: &'a Before,
     /// Targets of which each request is to be told.
     closely: &'a BTreeSet<TargetId>,
 }

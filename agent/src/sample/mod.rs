@@ -493,7 +493,7 @@ pub struct Message {
 }
 
 /// Counters of one network namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
     pub netns: u32,
     /// `TcpPassiveOpens`: connections that ever entered an accept queue.

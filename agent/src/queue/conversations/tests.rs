@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     queue::{Model, Reading, watched},
-    sample::{Listener, Listening, Target, Walks},
+    sample::{Listener, Listening, Network, Target, Walks},
 };
 
 const MS: u64 = 1_000_000;
@@ -17,6 +17,8 @@ struct World {
     readings: Vec<(Kind, String, Reading)>,
     gone: Vec<String>,
     told: bool,
+    /// Connections that ever came, as the kernel counts them.
+    came: u64,
 }
 
 fn established(cookie: u64, local: &str, remote: &str) -> Connection {
@@ -138,6 +140,11 @@ impl World {
                 half_open: None,
                 seen_ns: self.now_ns,
                 ages_ns: Vec::new(),
+            }],
+            networks: vec![Network {
+                netns: 1,
+                passive_opens: self.came,
+                ..Network::default()
             }],
             listening: first.then(|| {
                 vec![Listening {
@@ -285,4 +292,35 @@ fn calls_outstanding_name_the_process_that_does_not_answer() {
     world.connections.clear();
     world.walk();
     assert_eq!(world.gone, ["-> 127.0.0.1:6379"]);
+}
+
+#[test]
+fn who_comes_and_goes_between_two_looks_is_a_request_too() {
+    let mut world = World::new([]);
+    let counted = |world: &World| {
+        let reading = world.reading(Kind::Inflight);
+        (reading.arrivals, reading.departures)
+    };
+    for _ in 0..4 {
+        world.came += 2;
+        world.walk();
+    }
+    assert_eq!(counted(&world), (Some(2), Some(2)));
+    assert_eq!(world.extra(Kind::Inflight, "at_least"), Some(1.0));
+    assert_eq!(world.reading(Kind::Inflight).depth, 0);
+    // One that stays has asked nothing yet; it is seen at the same look as it is counted, or at the next.
+    world.walk();
+    world.came += 1;
+    world.connections.push(served(1));
+    for _ in 0..3 {
+        world.walk();
+        assert_eq!(counted(&world), (Some(0), Some(0)));
+    }
+    world.connections.push(served(2));
+    world.walk();
+    world.came += 1;
+    for _ in 0..3 {
+        world.walk();
+        assert_eq!(counted(&world), (Some(0), Some(0)));
+    }
 }
