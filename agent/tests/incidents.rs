@@ -103,7 +103,7 @@ incidents! {
     }),
     deadlock "deadlock" Some(planted(ConsumerStalled, &[Accept, Lock, Inflight], "of name-a (17525)")),
     interpreter_lock "interpreter-lock" Some(planted(LockContention, &[Accept, Lock], "(31408)")),
-    event_loop "event-loop" Some(planted(EventLoopBlocked, &[Accept, Eventloop, Recv], "uvicorn (10429)")),
+    event_loop "event-loop" Some(planted(EventLoopBlocked, &[Accept, Eventloop, Recv], "uvicorn (20699)")),
     output_pipe "output-pipe" Some(Planted {
         // Of the one that is to read, and is stopped.
         elsewhere: &[ConsumerStalled],

@@ -90,15 +90,16 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             }
             rows.push(row);
         }
+        // Whoever stops it has what was played so far.
+        if let Some(file) = &args.write {
+            let text =
+                fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+            let text = format!("{}{}", before_section(&text), section(&sums(&rows)));
+            fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+        }
     }
-    let sums = sums(&rows);
     if !args.json {
-        println!("\n{}", total(&sums));
-    }
-    if let Some(file) = &args.write {
-        let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-        let text = format!("{}{}", before_section(&text), section(&sums));
-        fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+        println!("\n{}", total(&sums(&rows)));
     }
     let good = rows.iter().all(|row| row.outcome != Outcome::Wrong);
     Ok(if good {

@@ -136,6 +136,24 @@ impl Facts {
         Some(since.map(|(_, count)| count).sum())
     }
 
+    /// For how long at most no request was answered since then, ns.
+    pub(super) fn longest_pause_ns(&self, target: TargetId, since_ns: u64) -> u64 {
+        let looks = self.answered.get(&target).into_iter().flatten();
+        let mut since = looks.filter(|(at_ns, _)| *at_ns > since_ns);
+        let Some(&(mut last_ns, _)) = since.next() else {
+            return 0;
+        };
+        let mut longest_ns = 0;
+        for (at_ns, count) in since {
+            if *count == 0 {
+                longest_ns = longest_ns.max(at_ns.saturating_sub(last_ns));
+            } else {
+                last_ns = *at_ns;
+            }
+        }
+        longest_ns
+    }
+
     /// Whether an event loop of this target was in a long turn since then.
     pub(super) fn had_a_long_turn(&self, target: TargetId, since_ns: u64) -> bool {
         let last = self.long_turns.get(&target);

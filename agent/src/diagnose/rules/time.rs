@@ -258,18 +258,20 @@ pub(super) fn blocked_loop(case: Case<'_>, first: &Step) -> Option<Culprit> {
 }
 
 /// The only thread that works lives in epoll_wait, has not been back there for long, and so few requests are answered that
-/// each of its turns is one of them.
+/// each of its turns is one of them, or for a while none at all. A loop that has more work than it can do is not back there
+/// either, but it answers all the time.
 fn is_one_long_turn(case: Case<'_>, first: &Step) -> bool {
+    const PAUSE_NS: u64 = 3 * LONG_TURN_NS;
     let (from_ns, to_ns) = case.time();
     let target = case.episode.key.target;
-    let answered = case.facts.answered(target, from_ns);
-    let long = first
-        .crowd
-        .members
-        .iter()
-        .any(|(thread, _)| case.view.window.had_a_long_turn(*thread));
-    let each_ns = to_ns.saturating_sub(from_ns) / answered.unwrap_or(u64::MAX).max(1);
-    long && answered.is_some() && each_ns >= LONG_TURN_NS
+    let Some(answered) = case.facts.answered(target, from_ns) else {
+        return false;
+    };
+    let mut members = first.crowd.members.iter();
+    let long = members.any(|(thread, _)| case.view.window.had_a_long_turn(*thread));
+    let each_ns = to_ns.saturating_sub(from_ns) / answered.max(1);
+    let pause_ns = case.facts.longest_pause_ns(target, from_ns);
+    long && (each_ns >= LONG_TURN_NS || pause_ns >= PAUSE_NS)
 }
 
 pub(super) fn disk(case: Case<'_>, steps: &[Step]) -> Finding {
