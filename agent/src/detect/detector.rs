@@ -12,7 +12,7 @@ use super::{
     incidents::{Incidents, Neighbours},
     running::{Opening, Running},
     settings::Settings,
-    track::{Track, Verdict},
+    track::{Blindly, Track, Verdict},
 };
 use crate::{
     queue::{Judged, QueueKey, Reading, Readings, Targets},
@@ -151,10 +151,16 @@ impl Detector {
         let before = watched.track.level;
         let sign = watched.track.sign_ns;
         let by_usual = key.kind.judged() == Judged::AgainstUsual;
-        let pool = by_usual.then(|| (around.used_up)(key.target)).flatten();
+        // What is looked at for what another waits for was never seen at rest: it has its place in that one's words.
+        let is_asked_for = targets
+            .get(key.target)
+            .is_some_and(|target| !target.followed);
+        let blindly = (by_usual && is_asked_for).then(|| Blindly {
+            pool: (around.used_up)(key.target),
+        });
         let verdict = watched
             .track
-            .read(key.kind, reading, at.mono_ns, &watched.settings, pool);
+            .read(key.kind, reading, at.mono_ns, &watched.settings, blindly);
         let state = || state(at, key, reading, &verdict);
         if self.tell_queues {
             events.push(Event::Queue(state()));

@@ -51,21 +51,28 @@ pub(super) struct Verdict {
     pub(super) suspicious: bool,
 }
 
+/// Of a queue that is judged against what is usual.
+#[derive(Clone, Copy)]
+pub(super) struct Blindly {
+    /// See [`AtFirst::measure`].
+    pub(super) pool: Option<u64>,
+}
+
 impl Track {
-    /// Takes in a reading. `pool`: see [`AtFirst::measure`].
+    /// Takes in a reading. `blindly`: how it is judged before anything is usual; `None`: not at all.
     pub(super) fn read(
         &mut self,
         kind: Kind,
         reading: &Reading,
         now_ns: u64,
         settings: &Settings,
-        pool: Option<u64>,
+        blindly: Option<Blindly>,
     ) -> Verdict {
         let waits = reading.depth > 0;
         let by_usual = kind.judged() == Judged::AgainstUsual;
         let is_judged = !by_usual && kind.judged() != Judged::Context;
         let at_rest = self.sign_ns.is_none() && self.level == Level::Ok;
-        let at_first = if by_usual {
+        let at_first = if let Some(Blindly { pool }) = blindly {
             // What seemed usual was a part of the growth.
             let may_grow = at_rest || self.by_at_first;
             if self.at_first.read(now_ns, reading, may_grow) {
@@ -255,13 +262,15 @@ impl Busy {
 
 #[cfg(test)]
 mod tests {
-    use super::{Level, Settings, Track};
-    use crate::queue::{Kind, Reading};
+    use super::{Blindly, Level, Settings, Track};
+    use crate::queue::{Judged, Kind, Reading};
 
     const TICK: u64 = 100_000_000;
 
     /// Feeds one reading per tick and answers the level after each.
     fn levels(kind: Kind, readings: impl IntoIterator<Item = Reading>) -> Vec<Level> {
+        let by_usual = kind.judged() == Judged::AgainstUsual;
+        let blindly = by_usual.then_some(Blindly { pool: None });
         let mut track = Track::default();
         let settings = Settings::default();
         readings
@@ -269,7 +278,7 @@ mod tests {
             .enumerate()
             .map(|(tick, reading)| {
                 track
-                    .read(kind, &reading, tick as u64 * TICK, &settings, None)
+                    .read(kind, &reading, tick as u64 * TICK, &settings, blindly)
                     .level
             })
             .collect()
@@ -397,10 +406,11 @@ mod tests {
         };
         let mut track = Track::default();
         let settings = Settings::default();
+        let pool = Some(Blindly { pool: Some(16) });
         let levels: Vec<Level> = (0..100)
             .map(|tick| {
                 let now_ns = tick * TICK;
-                let verdict = track.read(Kind::Inflight, &jam(tick), now_ns, &settings, Some(16));
+                let verdict = track.read(Kind::Inflight, &jam(tick), now_ns, &settings, pool);
                 verdict.level
             })
             .collect();

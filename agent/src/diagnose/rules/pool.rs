@@ -7,8 +7,12 @@ use crate::{
 };
 
 pub(super) fn exhausted(case: Case<'_>, target: TargetId, pool: Pool) -> Finding {
+    let owner = case.view.targets.get(target);
     Finding {
-        culprit: Some(culprit(case, Some(target), None, &pool)),
+        culprit: Some(Culprit {
+            pid: owner.and_then(|owner| owner.tgids.first().copied()),
+            ..culprit(case, Some(target), None, &pool)
+        }),
         pool: Some(pool),
         ..Finding::of(Cause::PoolExhausted)
     }

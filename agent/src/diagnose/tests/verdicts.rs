@@ -232,8 +232,8 @@ fn a_pool_that_is_used_up_while_answers_come_as_ever_is_the_cause() {
     scene.looks(60, &[thread(10, 0).serves_all()]);
     let verdict = scene.verdict(&episode(Kind::Inflight, ":80"));
     assert_eq!(verdict.cause, Cause::PoolExhausted);
-    let (kind, _, name) = culprit(&verdict);
-    assert_eq!(kind, CulpritKind::Limit);
+    let (kind, pid, name) = culprit(&verdict);
+    assert_eq!((kind, pid), (CulpritKind::Limit, Some(10)));
     assert!(name.contains("3 connections to 10.0.0.9:5432"), "{name}");
 }
 
