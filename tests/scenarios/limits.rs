@@ -43,13 +43,7 @@ pub fn surge(play: &mut Play) -> Result<()> {
     let load = load(uwsgi.address(), "/sleep/100", 20.0)?;
     play.watch_pid(uwsgi.process().pid())?;
     play.own_words(uwsgi.process().lines(), uwsgi_is_full);
-    play.healthy()?;
-    play.planted(Culprit::default());
-    load.set_rate(60.0)?;
-    play.hold()?;
-    play.removing(Some(&load));
-    load.set_rate(10.0)?;
-    play.recover()
+    three_times_as_much(play, &load)
 }
 
 /// The same where nginx lets so many through as the service can bear, and keeps the others until it is their turn.
@@ -65,11 +59,16 @@ pub fn surge_of_nginx(play: &mut Play) -> Result<()> {
     play.own_words(nginx.process().lines(), |line| {
         line.contains("limiting requests")
     });
+    three_times_as_much(play, &load)
+}
+
+/// Of a load of 20 a second; for recovery, less than usual.
+fn three_times_as_much(play: &mut Play, load: &Load) -> Result<()> {
     play.healthy()?;
     play.planted(Culprit::default());
     load.set_rate(60.0)?;
     play.hold()?;
-    play.removing(Some(&load));
+    play.removing(Some(load));
     load.set_rate(10.0)?;
     play.recover()
 }
