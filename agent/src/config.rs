@@ -1,12 +1,15 @@
 //! The configuration file: TOML, every key checked.
 #![forbid(unsafe_code)]
 
+pub mod signal;
+
 use std::{collections::BTreeMap, fmt, fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Deserializer, de};
 use wildmatch::WildMatch;
 
+use self::signal::Signal;
 use crate::{
     collect::Budget,
     detect::{Settings, SettingsFor},
@@ -39,6 +42,9 @@ pub struct Config {
     messages: Messages,
     #[serde(default, rename = "message")]
     own_messages: Vec<MessageEntry>,
+    /// Who hears of the pressure.
+    #[serde(default)]
+    pub signal: Signal,
 }
 
 /// What services say of full queues in their own logs.
@@ -203,6 +209,10 @@ impl Config {
                 .with_context(|| format!("[[target]] number {} cannot be used", index + 1))?;
         }
         self.table().context("[[message]] cannot be used")?;
+        let interval = Duration::from_nanos(self.budget().interval_ns);
+        self.signal
+            .check(interval)
+            .context("[signal] cannot be used")?;
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Tailback's agent as a library; the binary is a thin shell around the command line.
 //!
-//! Data flows one way: `kernel` → `sample` → `queue` → `detect` → `diagnose` → `emit`. From `sample` on everything is a pure
+//! Data flows one way: `kernel` → `sample` → `queue` → `detect` → `diagnose` → `emit` and `signal`. From `sample` on everything is a pure
 //! function of the stream of samples; only the two ends touch the world.
 
 pub mod cli;
@@ -9,10 +9,12 @@ pub mod config;
 pub mod detect;
 pub mod diagnose;
 pub mod emit;
+pub mod guard;
 mod in_order;
 pub mod kernel;
 pub mod pipeline;
 pub mod queue;
 pub mod sample;
+pub mod signal;
 pub mod target;
 pub mod text;

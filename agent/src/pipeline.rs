@@ -4,9 +4,9 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    detect::{Around, Detector, Event, Instant, SettingsFor},
+    detect::{Around, Detector, Event, Gauge, Instant, SettingsFor},
     diagnose::{Diagnosis, NoBaseline},
-    queue::Model,
+    queue::{Model, QueueKey, Targets},
     sample::{Notice, Sample, TargetId},
 };
 
@@ -109,6 +109,16 @@ impl Pipeline {
     /// Queues that are watched now.
     pub fn queues(&self) -> usize {
         self.detector.queues()
+    }
+
+    /// Every queue as of its last reading, in no order.
+    pub fn gauges(&self) -> impl Iterator<Item = (&Arc<QueueKey>, &Gauge)> {
+        self.detector.gauges()
+    }
+
+    /// Who is watched, as of the last sample.
+    pub fn targets(&self) -> &Targets {
+        self.model.targets()
     }
 
     /// Requests in flight of which what was seen does not tell whether they are a jam.

@@ -14,7 +14,11 @@ use serde_json::Value;
 use crate::{
     lines::{Line, Stream},
     process::Process,
+    temp::TempDir,
 };
+
+/// Names the directory for what a service publishes, as systemd does it.
+const RUN: &str = "RUNTIME_DIRECTORY";
 
 /// The binary: `TAILBACK_BIN`, else the release build of this checkout.
 pub fn binary() -> Result<PathBuf> {
@@ -80,6 +84,8 @@ impl TryFrom<&Line> for Event {
 /// A running agent whose standard output is JSON lines.
 pub struct Agent {
     process: Process,
+    /// Where it publishes: each agent in a directory of its own, for one that is shared has one agent.
+    run: TempDir,
 }
 
 impl Agent {
@@ -90,9 +96,20 @@ impl Agent {
 
     /// Any command line that writes JSON lines; for tests that need an environment of their own.
     pub fn start(command: &mut Command) -> Result<Self> {
+        let run = TempDir::new("run")?;
+        let given = command.get_envs().any(|(name, _)| name == RUN);
+        if !given {
+            command.env(RUN, run.path());
+        }
         Ok(Self {
             process: Process::start("tailback", command)?,
+            run,
         })
+    }
+
+    /// Where it publishes its pages and its stream, unless it was told another place.
+    pub fn run_directory(&self) -> &Path {
+        self.run.path()
     }
 
     pub fn process(&self) -> &Process {

@@ -5,6 +5,7 @@ mod bench_walk;
 mod diagnose;
 mod doctor;
 mod failure;
+mod guard;
 mod looks;
 mod output;
 mod record;
@@ -12,6 +13,8 @@ mod replay;
 mod run;
 mod sample;
 mod session;
+mod signals;
+mod status;
 mod traces;
 
 use std::{
@@ -68,6 +71,10 @@ enum Command {
     Anonymize(anonymize::Options),
     /// What this kernel allows, what is used, what is missing and how to get it
     Doctor(doctor::Options),
+    /// Ask the running agent: what is signalled of whom, and who listens
+    Status(status::Options),
+    /// Serve the adapters of [signal] (`run` starts it by itself): they fail open when the agent is gone
+    Guard(guard::Options),
     /// Measure walks over one process, for `cargo xtask bench`
     #[command(hide = true)]
     BenchWalk(bench_walk::Options),
@@ -166,6 +173,8 @@ pub fn main() -> ExitCode {
         Command::Replay(options) => replay::run(options),
         Command::Anonymize(options) => anonymize::run(options),
         Command::Doctor(options) => doctor::run(options),
+        Command::Status(options) => status::run(options),
+        Command::Guard(options) => guard::run(options),
         Command::BenchWalk(options) => bench_walk::run(options),
     });
     // Nothing is used after a panic; it has said on standard error what it was.

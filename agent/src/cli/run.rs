@@ -16,6 +16,7 @@ use super::{
     output::{Output, tell},
     record::Recording,
     session::{self, Stop},
+    signals::LiveSignals,
     traces::Traces,
 };
 use crate::{
@@ -68,6 +69,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let record = options.record.as_deref();
     let mut recording = record.map(Recording::create).transpose()?;
     let mut pipeline = Pipeline::new(config.settings_for(), false);
+    let mut signals = LiveSignals::start(&config.signal, options.targets.config.as_deref())?;
     let watched = loop {
         let mut others = Others {
             samples_not_recorded: recording.as_ref().map_or(0, Recording::lost),
@@ -76,6 +78,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         if let Some(traces) = &traces {
             traces.report(&mut others);
         }
+        signals.report(&mut others);
         let sample = match ticks.next(&stop, others) {
             Ok(Some(sample)) => sample,
             Ok(None) => break Ok(()),
@@ -88,6 +91,8 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             say(failure);
         }
         let outcome = pipeline.step(&sample);
+        // First of all: it is what others act upon.
+        signals.tell(&sample, &pipeline, &outcome.events);
         if let Some(traces) = &mut traces {
             traces.tell(&outcome.events);
         }
@@ -99,6 +104,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     };
     // However it ended: what is open is told, recorded and delivered. The person first, for a collector may keep us waiting.
     let events: Vec<Event> = pipeline.finish();
+    signals.finish(&events, &pipeline);
     let watched = watched.and_then(|()| tell(sink.as_mut(), &events));
     let recorded = recording.map_or(Ok(()), Recording::finish);
     if let Some(mut traces) = traces {

@@ -7,6 +7,11 @@ pub fn mono_ns() -> u64 {
     read(libc::CLOCK_MONOTONIC)
 }
 
+/// CLOCK_BOOTTIME, ns: goes on while the machine sleeps, and is never set.
+pub fn boot_ns() -> u64 {
+    read(libc::CLOCK_BOOTTIME)
+}
+
 /// Wall clock, ns since 1970.
 pub fn unix_ns() -> u64 {
     read(libc::CLOCK_REALTIME)

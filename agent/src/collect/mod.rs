@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use anyhow::Result;
 use aside::Paces;
 use census::Census;
-pub use clock::{cpu_time_ns, mono_ns, resident_bytes, unix_ns};
+pub use clock::{boot_ns, cpu_time_ns, mono_ns, resident_bytes, unix_ns};
 use closely::Closely;
 #[doc(hidden)]
 pub use convert::sample_of_records;

@@ -8,6 +8,7 @@ use std::{
 use super::{
     Episode, Event, Instant, Level, QueueState,
     at_first::Waiting,
+    gauge::Gauge,
     id::id,
     incidents::{Incidents, Neighbours},
     running::{Opening, Running},
@@ -45,6 +46,7 @@ struct Watched {
     track: Track,
     settings: Settings,
     running: Option<Running>,
+    gauge: Gauge,
 }
 
 impl Detector {
@@ -112,6 +114,13 @@ impl Detector {
         all
     }
 
+    /// Every queue as of its last reading, in no order.
+    pub fn gauges(&self) -> impl Iterator<Item = (&Arc<QueueKey>, &Gauge)> {
+        self.queues
+            .iter()
+            .map(|(key, watched)| (key, &watched.gauge))
+    }
+
     /// The stream ends here: what is open is told as it stands, and stays open.
     pub fn finish(&mut self, at: Instant, events: &mut Vec<Event>) {
         let mut open: Vec<_> = self
@@ -142,6 +151,7 @@ impl Detector {
                 track: Track::default(),
                 settings: (self.settings_for)(key),
                 running: None,
+                gauge: Gauge::default(),
             };
             self.queues.insert(Arc::clone(key), watched);
         }
@@ -161,6 +171,7 @@ impl Detector {
         let verdict = watched
             .track
             .read(key.kind, reading, at.mono_ns, &watched.settings, blindly);
+        watched.gauge.read(at.mono_ns, reading, &verdict);
         let state = || state(at, key, reading, &verdict);
         if self.tell_queues {
             events.push(Event::Queue(state()));

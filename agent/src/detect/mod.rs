@@ -1,8 +1,9 @@
 //! Levels, episodes and incidents out of the readings of each queue. Pure: no clock, no I/O.
 //!
 //! `track` follows one queue and decides its level; `running` is an episode while it lasts; `detector` holds all of them
-//! and `incidents` those episodes that belong together. `at_first` judges a queue before anything is usual for it. The rest are the measures that they take: a sliding minimum, rates and what they usually
-//! are, a trend, a course in bounded memory.
+//! and `incidents` those episodes that belong together. `at_first` judges a queue before anything is usual for it. `gauge` is
+//! how a queue stands, in a few numbers, for those who signal it. The rest are the measures that they take: a sliding minimum,
+//! rates and what they usually are, a trend, a course in bounded memory.
 #![forbid(unsafe_code)]
 
 mod advice;
@@ -10,6 +11,7 @@ mod at_first;
 mod detector;
 mod event;
 mod forecast;
+mod gauge;
 mod id;
 mod incidents;
 mod rates;
@@ -23,5 +25,6 @@ mod window;
 pub use at_first::Waiting;
 pub use detector::{Around, Detector, SettingsFor};
 pub use event::{DrivenBy, Episode, Event, Happening, Instant, Level, Moment, QueueState, Stretch};
+pub use gauge::Gauge;
 pub use incidents::Neighbours;
 pub use settings::Settings;

@@ -49,6 +49,10 @@ pub(super) struct Verdict {
     pub(super) time_to_full_ns: Option<u64>,
     /// Not at rest: worth a closer look.
     pub(super) suspicious: bool,
+    /// The delay that counts against the queue now, the delay that stands, and the one that is fine, ns.
+    pub(super) delay_ns: u64,
+    pub(super) standing_ns: u64,
+    pub(super) target_ns: u64,
 }
 
 /// Of a queue that is judged against what is usual.
@@ -177,6 +181,9 @@ impl Track {
             rates,
             time_to_full_ns,
             suspicious,
+            delay_ns,
+            standing_ns: seen_standing.max(known_standing) as u64,
+            target_ns,
         }
     }
 

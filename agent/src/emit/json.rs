@@ -44,6 +44,13 @@ impl<W: Write> Json<W> {
     }
 }
 
+impl Json<Vec<u8>> {
+    /// The lines since the last time.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.out)
+    }
+}
+
 impl<W: Write> Sink for Json<W> {
     fn emit(&mut self, event: &Event) -> io::Result<()> {
         let object = match event {

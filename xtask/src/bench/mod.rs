@@ -9,6 +9,7 @@ mod figure;
 mod footprint;
 mod hold;
 mod overhead;
+mod overload;
 mod pairs;
 mod pins;
 mod profile;
@@ -44,6 +45,8 @@ enum What {
     Footprint(footprint::Args),
     /// What a busy service of 64 threads loses while the agent looks closely at it all the time, and how often it can
     Profile(profile::Args),
+    /// What a service does under more load than it can carry: alone, with a static limit, and with Tailback
+    Overload(overload::Args),
     #[command(flatten)]
     Hold(hold::Hold),
     #[command(hide = true)]
@@ -59,6 +62,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         What::Overhead(args) => overhead::measure(args, &mut report)?,
         What::Footprint(args) => footprint::measure(args, &mut report)?,
         What::Profile(args) => profile::measure(args, &mut report)?,
+        What::Overload(args) => overload::measure(args, &mut report)?,
     }
     report.print();
     Ok(ExitCode::SUCCESS)

@@ -33,6 +33,8 @@ pub fn table() -> Vec<Part> {
         program("mosquitto", &[Test, Demo], &["mosquitto"]),
         program("stress-ng", &[Test], &["stress-ng"]),
         program("gcc", &[Test], &["gcc", "libc6-dev"]),
+        program("go", &[Test], &["golang-go"]),
+        program("node", &[Test], &["nodejs"]),
         program("tc", &[Test], &["iproute2"]),
         module("psycopg2", &["python3", "python3-psycopg2"]),
         module("uvicorn", &["python3", "python3-uvicorn"]),

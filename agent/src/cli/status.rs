@@ -1,0 +1,430 @@
+//! `tailback status`: what the running agent signals of whom, and who listens.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, anyhow};
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Failure, failure::Outcome};
+use crate::{
+    collect::unix_ns,
+    config::Config,
+    guard::agent,
+    text::{bounded, duration},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The agent's configuration, where it names another directory than the usual one
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One JSON object a line: of the agent, of the guard, of each reader of a page
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(options: &Options) -> Outcome<()> {
+    let config = options
+        .config
+        .as_deref()
+        .map_or_else(|| Ok(Config::default()), Config::read);
+    let directory = config.map_err(Failure::usage)?.signal.directory();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.context("cannot ask").map_err(Failure::bug)?;
+    let (of_agent, of_guard) = runtime.block_on(async {
+        tokio::join!(
+            agent::ask(&directory, "status"),
+            agent::ask_guard(&directory)
+        )
+    });
+    let parse =
+        |text: String| serde_json::from_str::<Value>(&text).context("its answer is no JSON");
+    let of_agent = of_agent.and_then(parse);
+    let of_guard = of_guard.and_then(parse);
+    if let (Err(error), Err(_)) = (&of_agent, &of_guard) {
+        return Err(Failure::no_target(anyhow!(
+            "no agent runs here: {error:#}; start one (`tailback run`), or name its configuration with --config"
+        )));
+    }
+    // The guard reads all of them, for others.
+    let guard = of_guard
+        .as_ref()
+        .ok()
+        .and_then(|guard| guard["pid"].as_u64());
+    let mut readers = readers(&directory);
+    readers.retain(|reader| Some(u64::from(reader.pid)) != guard);
+    let text = if options.json {
+        let objects = [&of_agent, &of_guard].into_iter().flatten().cloned();
+        objects
+            .chain(readers.iter().map(Reader::object))
+            .fold(String::new(), |text, object| format!("{text}{object}\n"))
+    } else {
+        report(&of_agent, &of_guard, &readers)
+    };
+    io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(Failure::stdout)
+}
+
+/// A process that maps a service's page.
+struct Reader {
+    pid: u32,
+    name: String,
+    target: String,
+}
+
+impl Reader {
+    fn object(&self) -> Value {
+        json!({"type": "reader", "pid": self.pid, "name": self.name, "target": self.target})
+    }
+}
+
+/// Whoever maps a page, in whatever container, under whatever path: told by the file, which is one. (Those that read it as a
+/// file, as Node has to, are not seen.)
+fn readers(directory: &Path) -> Vec<Reader> {
+    let mut pages: Vec<((u64, u64), String)> = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if let Ok(metadata) = fs::metadata(entry.path().join("page")) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            pages.push(((metadata.dev(), metadata.ino()), name));
+        }
+    }
+    let mut readers = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        // Gone, or not ours to look at.
+        let Ok(maps) = fs::read_to_string(process.path().join("maps")) else {
+            continue;
+        };
+        let mapped: BTreeSet<(u64, u64)> = maps.lines().filter_map(mapping).collect();
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        readers.extend(pages.iter().filter(|(page, _)| mapped.contains(page)).map(
+            |(_, target)| Reader {
+                pid,
+                name: name.trim_end().to_owned(),
+                target: target.clone(),
+            },
+        ));
+    }
+    readers
+}
+
+/// Device and inode of a shared mapping that may be read and not be written.
+fn mapping(line: &str) -> Option<(u64, u64)> {
+    // 7f… -7f… r--s 00000000 00:19 1234   /run/tailback/shop/page
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let (access, _, device, inode) = (
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+    );
+    if access != "r--s" {
+        return None;
+    }
+    let (major, minor) = device.split_once(':')?;
+    let number = |text: &str| u32::from_str_radix(text, 16).ok();
+    let device = rustix::fs::makedev(number(major)?, number(minor)?);
+    Some((device, inode.parse().ok()?))
+}
+
+fn report(
+    of_agent: &anyhow::Result<Value>,
+    of_guard: &anyhow::Result<Value>,
+    readers: &[Reader],
+) -> String {
+    let mut text = String::new();
+    match of_agent {
+        Ok(agent) => of_the_agent(&mut text, agent, readers),
+        Err(error) => {
+            let _ = writeln!(text, "agent    {error:#}: there is no pressure for anyone");
+        }
+    }
+    match of_guard {
+        Ok(guard) => of_the_guard(&mut text, guard),
+        Err(_) => {
+            text += "\nguard    none runs: no adapter is configured ([signal] in the configuration), or it was stopped\n"
+        }
+    }
+    text
+}
+
+fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
+    let report = &agent["agent"];
+    let cost = match (report["cpu_share"].as_f64(), report["rss_bytes"].as_u64()) {
+        (Some(share), Some(bytes)) => format!(
+            ", {:.1}% of a core, {}",
+            share * 100.0,
+            crate::text::bytes(bytes)
+        ),
+        _ => String::new(),
+    };
+    let _ = writeln!(
+        text,
+        "agent    process {}, version {}, last tick {} ago{cost}",
+        agent["pid"],
+        word(&agent["version"]),
+        duration(agent["last_tick_age_ns"].as_u64().unwrap_or(0)),
+    );
+    let pages = &agent["pages"];
+    let not = pages["failed"].as_u64().unwrap_or(0) + pages["beyond_bound"].as_u64().unwrap_or(0);
+    let not = if not > 0 {
+        format!(", {not} could not be")
+    } else {
+        String::new()
+    };
+    let _ = writeln!(
+        text,
+        "pages    {} written in {}{not}",
+        pages["written"],
+        word(&agent["directory"])
+    );
+    let targets = list(&agent["targets"]);
+    let rows = targets.iter().map(|target| {
+        let worst = &target["worst"];
+        let limit = worst["limit"]
+            .as_u64()
+            .map_or_else(String::new, |limit| format!(" of {limit}"));
+        let worst = match worst["kind"].as_str() {
+            Some(kind) if target["score"].as_f64() > Some(0.0) => {
+                format!(
+                    "{kind} {}: {}{limit}",
+                    bounded(word(&worst["name"]), 40),
+                    worst["depth"]
+                )
+            }
+            _ => "-".to_owned(),
+        };
+        let reading: Vec<String> = readers
+            .iter()
+            .filter(|reader| reader.target == word(&target["directory"]))
+            .map(|reader| format!("{} ({})", reader.name, reader.pid))
+            .collect();
+        [
+            word(&target["directory"]).to_owned(),
+            target["pid"].to_string(),
+            word(&target["level"]).to_owned(),
+            format!("{:.2}", target["score"].as_f64().unwrap_or(0.0)),
+            format!("{:.0}%", target["admit"].as_f64().unwrap_or(1.0) * 100.0),
+            duration(target["oldest_wait_ns"].as_u64().unwrap_or(0)),
+            worst,
+            if reading.is_empty() {
+                "-".to_owned()
+            } else {
+                some_of(&reading)
+            },
+        ]
+    });
+    table(
+        text,
+        [
+            "SERVICE",
+            "PID",
+            "LEVEL",
+            "SCORE",
+            "ADMIT",
+            "OLDEST",
+            "WORST QUEUE",
+            "PAGE READ BY",
+        ],
+        rows,
+    );
+    let subscribers = list(&agent["subscribers"]);
+    let stream = &agent["stream"];
+    let let_go: Vec<String> = [
+        ("refused", "refused"),
+        ("too_slow", "let go, too slow"),
+        ("not_understood", "not understood"),
+    ]
+    .iter()
+    .filter_map(|(key, words)| {
+        stream[key]
+            .as_u64()
+            .filter(|count| *count > 0)
+            .map(|count| format!("{count} {words}"))
+    })
+    .collect();
+    let let_go = if let_go.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", let_go.join(", "))
+    };
+    let _ = writeln!(
+        text,
+        "\nstream   {} listening at {}/agent.sock{let_go}",
+        subscribers.len(),
+        word(&agent["directory"])
+    );
+    let rows = subscribers.iter().map(|subscriber| {
+        let pid = subscriber["pid"].as_u64();
+        let name = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok());
+        [
+            name.map_or_else(|| "-".to_owned(), |name| name.trim_end().to_owned()),
+            pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            subscriber["target"].as_str().unwrap_or("all").to_owned(),
+            word(&subscriber["min_level"]).to_owned(),
+            subscriber["lines"].to_string(),
+            ago(subscriber["since_unix_ns"].as_u64()),
+        ]
+    });
+    table(
+        text,
+        ["WHO", "PID", "SERVICE", "FROM", "LINES", "SINCE"],
+        rows,
+    );
+}
+
+fn of_the_guard(text: &mut String, guard: &Value) {
+    let _ = writeln!(
+        text,
+        "\nguard    process {}, up for {} s",
+        guard["pid"], guard["uptime_s"]
+    );
+    let adapters = list(&guard["adapters"]);
+    let rows = adapters.iter().map(|adapter| {
+        let said = match adapter["failure"].as_str() {
+            Some(failure) => format!("FAILS: {failure}"),
+            None => word(&adapter["said"]).to_owned(),
+        };
+        [
+            word(&adapter["adapter"]).to_owned(),
+            word(&adapter["at"]).to_owned(),
+            adapter["target"].as_str().unwrap_or("all").to_owned(),
+            adapter["listeners"].to_string(),
+            adapter["count"].to_string(),
+            ago(adapter["last_unix_ns"].as_u64()),
+            said,
+        ]
+    });
+    table(
+        text,
+        [
+            "ADAPTER",
+            "AT",
+            "SERVICE",
+            "CONNECTED",
+            "SAID",
+            "LAST",
+            "WHAT",
+        ],
+        rows,
+    );
+}
+
+fn ago(unix_ns_then: Option<u64>) -> String {
+    unix_ns_then.map_or_else(
+        || "never".to_owned(),
+        |then| format!("{} ago", duration(unix_ns().saturating_sub(then))),
+    )
+}
+
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// The first few, and how many more.
+fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    match names.len().saturating_sub(SHOWN) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names[..SHOWN].join(", ")),
+    }
+}
+
+/// Nothing where there are no rows.
+fn table<const N: usize>(
+    text: &mut String,
+    heads: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) {
+    let rows: Vec<[String; N]> = rows.collect();
+    if rows.is_empty() {
+        return;
+    }
+    let heads = heads.map(str::to_owned);
+    let width = |column: usize| {
+        let cells = rows
+            .iter()
+            .chain([&heads])
+            .map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    for row in [&heads].into_iter().chain(&rows) {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        let _ = writeln!(text, "  {}", cells.join("  ").trim_end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_that_is_shared_and_read_only_is_a_reader() {
+        let line = "7f3a00000000-7f3a00001000 r--s 00000000 00:19 1234    /run/tailback/shop/page";
+        assert_eq!(mapping(line), Some((rustix::fs::makedev(0, 0x19), 1234)));
+        assert_eq!(
+            mapping(&line.replace("r--s", "rw-s")),
+            None,
+            "that is the agent"
+        );
+        assert_eq!(mapping(""), None);
+    }
+
+    #[test]
+    fn the_report_names_who_reads_what_and_what_was_said() {
+        let agent = json!({
+            "pid": 7, "version": "0.1.0", "directory": "/run/tailback", "last_tick_age_ns": 40_000_000,
+            "pages": {"written": 1, "failed": 0, "beyond_bound": 0},
+            "targets": [{"directory": "shop", "pid": 42, "level": "critical", "score": 0.93, "admit": 0.62,
+                "oldest_wait_ns": 120_000_000, "worst": {"kind": "accept", "name": ":80", "depth": 9, "limit": 100}}],
+            "subscribers": [], "stream": {"refused": 0, "too_slow": 2, "not_understood": 0}, "agent": null,
+        });
+        let guard = json!({"pid": 8, "uptime_s": 60, "adapters": [
+            {"adapter": "haproxy", "at": "127.0.0.1:9401", "target": "shop", "said": "up ready 62%", "count": 9, "listeners": 0}]});
+        let readers = [Reader {
+            pid: 43,
+            name: "uwsgi".to_owned(),
+            target: "shop".to_owned(),
+        }];
+        let text = report(&Ok(agent), &Ok(guard), &readers);
+        for words in [
+            "process 7",
+            "last tick 40 ms ago",
+            "critical",
+            "62%",
+            "accept :80: 9 of 100",
+            "uwsgi (43)",
+            "2 let go, too slow",
+            "up ready 62%",
+            "never",
+        ] {
+            assert!(text.contains(words), "{words}:\n{text}");
+        }
+    }
+}

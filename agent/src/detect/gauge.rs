@@ -1,0 +1,61 @@
+//! How a queue stands, in a few numbers: what is signalled is made from these.
+
+use super::{Level, track::Verdict};
+use crate::queue::Reading;
+
+/// One queue as of its last reading.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Gauge {
+    /// CLOCK_MONOTONIC of that reading, ns.
+    pub at_ns: u64,
+    pub level: Level,
+    pub score: f64,
+    pub depth: u64,
+    pub limit: Option<u64>,
+    /// The delay that counts against the queue now, ns; the delay that stands (never less for a while); the one that is fine.
+    pub delay_ns: u64,
+    pub standing_ns: u64,
+    pub target_ns: u64,
+    /// Of the work that waits: the age that 99% of it has not reached, and that of the oldest, ns.
+    pub p99_ns: Option<u64>,
+    pub oldest_ns: Option<u64>,
+    /// How long what leaves now has waited, ns.
+    pub wait_ns: Option<u64>,
+    /// Per second, over the last second or so.
+    pub arrivals_per_s: Option<f64>,
+    pub departures_per_s: Option<f64>,
+    /// Counts since the queue is watched.
+    pub arrivals: u64,
+    pub departures: u64,
+    pub losses: u64,
+    /// `None`: not filling, or no limit.
+    pub time_to_full_ns: Option<u64>,
+}
+
+impl Gauge {
+    pub(super) fn read(&mut self, at_ns: u64, reading: &Reading, verdict: &Verdict) {
+        // Oldest first.
+        let p99_ns = reading.ages_ns.get(reading.ages_ns.len() / 100).copied();
+        *self = Self {
+            at_ns,
+            level: verdict.level,
+            score: verdict.score,
+            depth: reading.depth,
+            limit: reading.limit,
+            delay_ns: verdict.delay_ns,
+            standing_ns: verdict.standing_ns,
+            target_ns: verdict.target_ns,
+            p99_ns,
+            oldest_ns: reading.oldest_ns,
+            wait_ns: reading.wait_ns,
+            arrivals_per_s: verdict.rates.map(|rates| rates.arrivals),
+            departures_per_s: verdict.rates.map(|rates| rates.departures),
+            arrivals: self.arrivals.saturating_add(reading.arrivals.unwrap_or(0)),
+            departures: self
+                .departures
+                .saturating_add(reading.departures.unwrap_or(0)),
+            losses: self.losses.saturating_add(reading.losses),
+            time_to_full_ns: verdict.time_to_full_ns,
+        };
+    }
+}

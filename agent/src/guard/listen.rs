@@ -1,0 +1,55 @@
+//! A listener on TCP or on a unix socket, and its connections.
+
+use std::{io, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+};
+
+use crate::{config::signal::Listen, signal::stream};
+
+pub enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A connection of either.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Listener {
+    /// Binds; what is in the way is named.
+    pub fn bind(at: &Listen) -> Result<Self> {
+        match at {
+            Listen::Tcp(address) => {
+                let listener = std::net::TcpListener::bind(address)
+                    .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+                    .with_context(|| format!("cannot listen on {address}"))?;
+                Ok(Self::Tcp(TcpListener::from_std(listener)?))
+            }
+            Listen::Unix(path) => Ok(Self::Unix(stream::bind(path, 0o666)?)),
+        }
+    }
+
+    /// The next connection. That there is no descriptor left for it passes: those that there are will end.
+    pub async fn accept(&self) -> Box<dyn Stream> {
+        loop {
+            let accepted: io::Result<Box<dyn Stream>> = match self {
+                Self::Tcp(listener) => listener
+                    .accept()
+                    .await
+                    .map(|(stream, _)| Box::new(stream) as _),
+                Self::Unix(listener) => listener
+                    .accept()
+                    .await
+                    .map(|(stream, _)| Box::new(stream) as _),
+            };
+            match accepted {
+                Ok(stream) => return stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+}

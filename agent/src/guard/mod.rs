@@ -1,0 +1,294 @@
+//! The guard: a process of its own that serves the adapters, so that they fail open whatever becomes of the agent.
+//!
+//! It reads the pages as any service may (`book`), and asks the agent (`agent`) for nothing that a decision rests on. When the
+//! agent is killed or hangs, its pages go stale within their time to live, and every adapter says "no pressure": HAProxy gets
+//! 100%, Envoy 0, probes are ready. It holds no privilege, loads nothing into the kernel, and cannot slow the agent's tick.
+//!
+//! One file per adapter: `http`, `haproxy`, `envoy`, `pressure_socket`. `floor` decides who may be taken out of service,
+//! `tally` keeps what was said to whom, `hand_over` is how a guard follows another.
+#![forbid(unsafe_code)]
+
+pub mod agent;
+mod book;
+mod envoy;
+mod floor;
+mod hand_over;
+mod haproxy;
+mod http;
+mod listen;
+mod pressure_socket;
+mod privileges;
+mod tally;
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use book::Book;
+use floor::Floor;
+use listen::Listener;
+use serde_json::{Value, json};
+use tailback_page::Pressure;
+use tally::Tally;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+
+use crate::{
+    config::signal::{Listen, Signal},
+    signal::{metrics, stream},
+};
+
+/// Those who keep what they heard last are given this long to hear that there is no pressure.
+const LET_GO: Duration = Duration::from_secs(5);
+/// The guard's own socket within the directory: who connects is told how things stand.
+pub const SOCKET: &str = "guard.sock";
+
+/// What the adapters share.
+struct Shared {
+    book: Book,
+    floor: Mutex<Floor>,
+    adapters: Vec<Arc<Tally>>,
+    since: Instant,
+    /// We are about to end: there is no pressure any more, whatever the pages say.
+    lets_go: AtomicBool,
+}
+
+impl Shared {
+    /// What the adapters of a service go by.
+    fn pressure(&self, name: &str) -> Pressure {
+        if self.lets_go.load(Ordering::Relaxed) {
+            return Pressure::NONE;
+        }
+        self.book.pressure(name)
+    }
+
+    /// Whether this service is to be drained, or called unready.
+    fn is_out(&self, name: &str) -> bool {
+        let mut floor = self.floor.lock().unwrap_or_else(PoisonError::into_inner);
+        floor.is_out(name, |name| self.pressure(name).level)
+    }
+
+    fn status(&self) -> Value {
+        let adapters: Vec<Value> = self.adapters.iter().map(|tally| tally.object()).collect();
+        json!({
+            "type": "status",
+            "of": "guard",
+            "pid": std::process::id(),
+            "uptime_s": self.since.elapsed().as_secs(),
+            "adapters": adapters,
+        })
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        for (name, kind, help, key) in [
+            (
+                "tailback_adapter_answers_total",
+                "counter",
+                "What an adapter said.",
+                "count",
+            ),
+            (
+                "tailback_adapter_listeners",
+                "gauge",
+                "Who is connected to an adapter.",
+                "listeners",
+            ),
+            (
+                "tailback_adapter_refused_total",
+                "counter",
+                "Who could not be served.",
+                "refused",
+            ),
+        ] {
+            metrics::head(&mut text, name, kind, help);
+            for adapter in &self.adapters {
+                let object = adapter.object();
+                let (kind, at) = (adapter.kind, metrics::escaped(&adapter.at));
+                text += &format!("{name}{{adapter=\"{kind}\",at=\"{at}\"}} {}\n", object[key]);
+            }
+        }
+        text
+    }
+}
+
+/// Serves the adapters until asked to end; with `linger`, until no agent was there for so long.
+pub fn run(config: &Signal, linger: Option<Duration>) -> Result<()> {
+    let directory = config.directory();
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make the directory {}", directory.display()))?;
+    let _held = hand_over::take(&directory)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot serve the adapters")?;
+    let outcome = runtime.block_on(serve(config, &directory, linger));
+    // However it ended: what stays is open.
+    for envoy in &config.envoy {
+        let _ = envoy::put(&envoy.file, "0.000\n");
+    }
+    outcome
+}
+
+async fn serve(config: &Signal, directory: &Path, linger: Option<Duration>) -> Result<()> {
+    let mut end = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut handed_over = signal(SignalKind::user_defined1())?;
+    let mut adapters = Vec::new();
+    let mut tally = |kind, at: String, target: Option<&String>| {
+        let tally = Tally::new(kind, at, target.cloned());
+        adapters.push(Arc::clone(&tally));
+        tally
+    };
+    // All are bound before privileges are given up, and before anything is said.
+    let http = match &config.http {
+        Some(http) => Some((
+            Listener::bind(&http.listen)?,
+            tally("http", http.listen.to_string(), None),
+        )),
+        None => None,
+    };
+    let mut haproxies = Vec::new();
+    for haproxy in &config.haproxy {
+        let listener = Listener::bind(&haproxy.listen)?;
+        haproxies.push((
+            haproxy.clone(),
+            listener,
+            tally("haproxy", haproxy.listen.to_string(), Some(&haproxy.target)),
+        ));
+    }
+    let mut sockets = Vec::new();
+    for socket in &config.pressure_socket {
+        let listener = Listener::bind(&Listen::Unix(socket.path.clone()))?;
+        sockets.push((
+            socket.clone(),
+            listener,
+            tally(
+                "pressure_socket",
+                socket.path.display().to_string(),
+                Some(&socket.target),
+            ),
+        ));
+    }
+    let envoys: Vec<_> = config
+        .envoy
+        .iter()
+        .map(|envoy| {
+            (
+                envoy.clone(),
+                tally(
+                    "envoy",
+                    envoy.file.display().to_string(),
+                    Some(&envoy.target),
+                ),
+            )
+        })
+        .collect();
+    let own = stream::bind(&directory.join(SOCKET), 0o660)?;
+    privileges::give_up(!envoys.is_empty())?;
+
+    let shared = Arc::new(Shared {
+        book: Book::new(directory.to_owned()),
+        floor: Mutex::new(Floor::new(config.group.clone())),
+        adapters,
+        since: Instant::now(),
+        lets_go: AtomicBool::new(false),
+    });
+    let mut tasks = JoinSet::new();
+    tasks.spawn(tell_status(own, Arc::clone(&shared)));
+    if let Some((listener, tally)) = http {
+        tasks.spawn(http::serve(listener, tally, Arc::clone(&shared)));
+    }
+    for (haproxy, listener, tally) in haproxies {
+        tasks.spawn(haproxy::serve(
+            haproxy,
+            listener,
+            tally,
+            Arc::clone(&shared),
+        ));
+    }
+    for (socket, listener, tally) in sockets {
+        tasks.spawn(pressure_socket::serve(
+            socket,
+            listener,
+            tally,
+            Arc::clone(&shared),
+        ));
+    }
+    for (envoy, tally) in envoys {
+        tasks.spawn(envoy::serve(envoy, tally, Arc::clone(&shared)));
+    }
+    tokio::select! {
+        _ = end.recv() => {}
+        _ = interrupt.recv() => {}
+        () = alone(directory, linger) => {}
+        // Another guard takes over, and says what there is to say.
+        _ = handed_over.recv() => return Ok(()),
+    }
+    let_go(&shared).await;
+    Ok(())
+}
+
+/// Says "no pressure" until all who keep what they heard last have heard it, or for a few seconds.
+async fn let_go(shared: &Shared) {
+    shared.lets_go.store(true, Ordering::Relaxed);
+    let keepers: Vec<(u64, &Arc<Tally>)> = shared
+        .adapters
+        .iter()
+        .filter(|adapter| adapter.kind == "haproxy" && adapter.count() > 0)
+        .map(|adapter| (adapter.count(), adapter))
+        .collect();
+    let began = Instant::now();
+    while began.elapsed() < LET_GO
+        && keepers
+            .iter()
+            .any(|(count, adapter)| adapter.count() == *count)
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Until no agent was there for so long; for ever without a limit.
+async fn alone(directory: &Path, linger: Option<Duration>) {
+    let Some(linger) = linger else {
+        return std::future::pending().await;
+    };
+    let mut seen = Instant::now();
+    while seen.elapsed() < linger {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if agent::is_there(directory).await {
+            seen = Instant::now();
+        }
+    }
+}
+
+async fn tell_status(listener: UnixListener, shared: Arc<Shared>) {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let answer = async {
+                // What it says is of no interest, but closing with it unread would take the answer away.
+                let _ = stream.read(&mut [0; 1_024]).await?;
+                stream
+                    .write_all(format!("{}\n", shared.status()).as_bytes())
+                    .await
+            };
+            // Whoever asked and does not read has to ask again.
+            let _ = tokio::time::timeout(Duration::from_secs(1), answer).await;
+        });
+    }
+}

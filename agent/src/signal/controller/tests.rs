@@ -1,0 +1,236 @@
+//! The controller against a model of a service: so many servers, a time per request, requests on a clock of their own.
+
+use std::collections::VecDeque;
+
+use super::{Controller, LEAST, Look};
+
+const TICK_NS: u64 = 100_000_000;
+const SECOND_NS: u64 = 1_000_000_000;
+const SERVERS: usize = 4;
+const SERVICE_NS: u64 = 50_000_000;
+const TARGET_NS: u64 = SERVICE_NS / 2;
+/// A request that is turned away by the service itself still takes this long.
+const SHED_NS: u64 = 300_000;
+
+/// Who turns requests away.
+#[derive(Clone, Copy, PartialEq)]
+enum Sheds {
+    Service,
+    /// It hears of a new share one tick late.
+    Proxy,
+}
+
+struct Played {
+    /// Admit after each tick.
+    admit: Vec<f64>,
+    /// When it came and how long it took, of each answered request, ns.
+    answers: Vec<(u64, u64)>,
+    /// When they came.
+    shed: Vec<u64>,
+}
+
+impl Played {
+    fn goodput(&self, from_s: u64, to_s: u64) -> f64 {
+        let span = from_s * SECOND_NS..to_s * SECOND_NS;
+        let good = self.answers.iter().filter(|(came, took)| {
+            span.contains(came) && *took <= 2 * SERVICE_NS + SERVICE_NS + TARGET_NS
+        });
+        let capacity = SERVERS as f64 / (SERVICE_NS as f64 / 1e9);
+        good.count() as f64 / (to_s - from_s) as f64 / capacity
+    }
+
+    fn p99_ns(&self, from_s: u64) -> u64 {
+        let mut took: Vec<u64> = self
+            .answers
+            .iter()
+            .filter(|(came, _)| *came >= from_s * SECOND_NS)
+            .map(|(_, took)| *took)
+            .collect();
+        took.sort_unstable();
+        took[took.len() * 99 / 100]
+    }
+
+    fn admit_between(&self, from_s: u64, to_s: u64) -> (f64, f64) {
+        let of = &self.admit[(from_s * 10) as usize..(to_s * 10) as usize];
+        (
+            of.iter().copied().fold(f64::MAX, f64::min),
+            of.iter().copied().fold(0.0, f64::max),
+        )
+    }
+}
+
+/// Requests at `times_capacity` of the second they come in.
+fn play(sheds: Sheds, seconds: u64, times_capacity: impl Fn(f64) -> f64) -> Played {
+    let mut played = Played {
+        admit: Vec::new(),
+        answers: Vec::new(),
+        shed: Vec::new(),
+    };
+    let mut free_at = [0_u64; SERVERS];
+    let mut waiting: VecDeque<u64> = VecDeque::new();
+    let (mut arrivals, mut departures, mut phase, mut next_ns) = (0_u64, 0_u64, 0.5, 0.0_f64);
+    let mut controller: Option<Controller> = None;
+    let mut heard = 1.0;
+    let is_admitted = |phase: &mut f64, share: f64| {
+        *phase += share;
+        let admitted = *phase >= 1.0;
+        *phase -= if admitted { 1.0 } else { 0.0 };
+        admitted
+    };
+    for tick in 1..=seconds * 10 {
+        let end_ns = tick * TICK_NS;
+        let share = controller.as_ref().map_or(1.0, Controller::admit);
+        // In steps of a tenth of a millisecond: fine enough beside 50 ms, and nothing to get wrong.
+        for now_ns in (end_ns - TICK_NS..end_ns).step_by(100_000) {
+            while next_ns <= now_ns as f64 {
+                next_ns += SERVICE_NS as f64 / SERVERS as f64 / times_capacity(now_ns as f64 / 1e9);
+                if sheds == Sheds::Proxy && !is_admitted(&mut phase, heard) {
+                    played.shed.push(now_ns);
+                    continue;
+                }
+                arrivals += 1;
+                waiting.push_back(now_ns);
+            }
+            for server in &mut free_at {
+                while *server <= now_ns
+                    && let Some(came) = waiting.pop_front()
+                {
+                    departures += 1;
+                    if sheds == Sheds::Service && !is_admitted(&mut phase, share) {
+                        played.shed.push(came);
+                        *server = now_ns + SHED_NS;
+                        continue;
+                    }
+                    *server = now_ns + SERVICE_NS;
+                    played.answers.push((came, now_ns + SERVICE_NS - came));
+                }
+            }
+        }
+        let look = Look {
+            now_ns: end_ns,
+            delay_ns: waiting.front().map_or(0, |came| end_ns - came),
+            target_ns: TARGET_NS,
+            arrivals,
+            departures,
+        };
+        heard = share;
+        controller
+            .get_or_insert_with(|| Controller::new(look))
+            .read(look);
+        played
+            .admit
+            .push(controller.as_ref().map_or(1.0, Controller::admit));
+    }
+    played
+}
+
+#[test]
+fn below_capacity_everything_is_admitted() {
+    for sheds in [Sheds::Service, Sheds::Proxy] {
+        for load in [0.5, 0.8, 0.95] {
+            let played = play(sheds, 30, |_| load);
+            assert!(
+                played.shed.is_empty(),
+                "{} shed at {load}",
+                played.shed.len()
+            );
+        }
+    }
+}
+
+#[test]
+fn at_twice_and_three_times_the_load_nearly_all_that_can_be_done_is_done_in_time() {
+    for sheds in [Sheds::Service, Sheds::Proxy] {
+        for (load, least) in [(1.5, 0.95), (2.0, 0.95), (3.0, 0.90)] {
+            let played = play(sheds, 30, |second| if second < 5.0 { 0.5 } else { load });
+            let good = played.goodput(5, 29);
+            assert!(good >= least, "goodput {good:.3} at {load}");
+            // Twice the time of a request on its own, and the delay that is fine; from the second second on.
+            let p99_ns = played.p99_ns(7);
+            assert!(
+                p99_ns <= 2 * SERVICE_NS + TARGET_NS,
+                "p99 {p99_ns} ns at {load}"
+            );
+        }
+    }
+}
+
+#[test]
+fn in_a_steady_state_the_share_keeps_within_5_percent_of_the_balance() {
+    for sheds in [Sheds::Service, Sheds::Proxy] {
+        for load in [1.5, 2.0, 3.0] {
+            let played = play(sheds, 40, |_| load);
+            let (least, most) = played.admit_between(15, 40);
+            let balance = 1.0 / load;
+            assert!(
+                least >= balance - 0.05 && most <= balance + 0.05,
+                "{least:.3} to {most:.3} around {balance:.3}"
+            );
+        }
+    }
+}
+
+#[test]
+fn after_a_spike_all_is_admitted_again_soon() {
+    for sheds in [Sheds::Service, Sheds::Proxy] {
+        let played = play(sheds, 30, |second| {
+            if (10.0..15.0).contains(&second) {
+                1.4
+            } else {
+                0.8
+            }
+        });
+        let last = played.shed.iter().max().copied().unwrap_or(0);
+        assert!(
+            last < 16_500_000_000,
+            "shed until {:.1} s, the spike ended at 15 s",
+            last as f64 / 1e9
+        );
+        assert!(played.admit[170..].iter().all(|share| *share >= 1.0));
+    }
+}
+
+#[test]
+fn behind_work_that_nobody_takes_the_least_is_admitted_though_none_comes() {
+    let look = |tick: u64| Look {
+        now_ns: tick * TICK_NS,
+        delay_ns: tick * TICK_NS,
+        target_ns: TARGET_NS,
+        arrivals: 20,
+        departures: 0,
+    };
+    let mut controller = Controller::new(look(0));
+    for tick in 1..10 {
+        controller.read(look(tick));
+    }
+    assert!(
+        (controller.admit() - LEAST).abs() < 1e-9,
+        "{}",
+        controller.admit()
+    );
+}
+
+#[test]
+fn a_queue_that_nobody_serves_admits_the_least_and_recovers() {
+    let look = |tick: u64, delay_ms: u64, departures: u64| Look {
+        now_ns: tick * TICK_NS,
+        delay_ns: delay_ms * 1_000_000,
+        target_ns: TARGET_NS,
+        arrivals: tick * 10,
+        departures,
+    };
+    let mut controller = Controller::new(look(0, 0, 0));
+    for tick in 1..50 {
+        controller.read(look(tick, tick * 100, 0));
+    }
+    assert!(
+        (controller.admit() - LEAST).abs() < 1e-9,
+        "{}",
+        controller.admit()
+    );
+    for tick in 50..150 {
+        controller.read(look(tick, 0, tick * 10));
+    }
+    assert!((controller.admit() - 1.0).abs() < 1e-9);
+    assert!(controller.is_idle());
+}

@@ -1,0 +1,253 @@
+//! The page's bytes, as words: what [`tailback_page`] reads. Pure.
+
+use sha2::{Digest as _, Sha256};
+use tailback_page::layout::{
+    ADMIT_AT, COUNT_AT, ENTRIES, ENTRIES_AT, ENTRY, HAS_LIMIT, HAS_P99, HAS_RATES, LEVEL_AT, MAGIC,
+    NEVER, OLDEST_WAIT_AT, PID_AT, PUBLISHED_AT, RETRY_AFTER_AT, SCORE_AT, TAKES_WORK_IN,
+    TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT, WAKE_AT, WORDS, WORST_AT,
+};
+
+use super::pressure::{Pressure, takes_work_in};
+use crate::{detect::Gauge, queue::QueueKey};
+
+/// What is written of a page; the words beyond `used` hold what they held.
+pub struct Words {
+    pub words: [u64; WORDS],
+    pub used: usize,
+}
+
+/// When a page was made, and how long it holds, ns. CLOCK_BOOTTIME.
+#[derive(Clone, Copy, Debug)]
+pub struct Published {
+    pub at_ns: u64,
+    pub ttl_ns: u64,
+}
+
+/// The page for a pressure; `seq` is left 0, for the writer to count. `wake` is raised when the level changes.
+pub fn encode(pressure: &Pressure, published: Published, wake: u32) -> Words {
+    let count = pressure.queues.len().min(ENTRIES);
+    let mut page = Page([0; WORDS]);
+    page.head(published);
+    page.u32(COUNT_AT, count as u32);
+    page.u32(PID_AT, pressure.target.pid);
+    page.u32(LEVEL_AT, pressure.level as u32);
+    page.u32(SCORE_AT, ppm(pressure.score));
+    page.u32(ADMIT_AT, ppm(pressure.admit.clamp(0.0, 1.0)));
+    // They are in order.
+    page.u32(WORST_AT, 0);
+    page.u32(WAKE_AT, wake);
+    page.u64(OLDEST_WAIT_AT, pressure.oldest_wait_ns);
+    page.u64(TIME_TO_FULL_AT, pressure.time_to_full_ns.unwrap_or(NEVER));
+    page.u32(RETRY_AFTER_AT, pressure.retry_after_ms);
+    for (index, (key, gauge)) in pressure.queues.iter().take(count).enumerate() {
+        page.entry(ENTRIES_AT + ENTRY * index, key, gauge);
+    }
+    Words {
+        words: page.0,
+        used: (ENTRIES_AT + ENTRY * count) / 8,
+    }
+}
+
+/// The page when there is nothing to say: no pressure.
+pub fn encode_none(published: Published, wake: u32) -> Words {
+    let mut page = Page([0; WORDS]);
+    page.head(published);
+    page.u32(ADMIT_AT, 1_000_000);
+    page.u32(WAKE_AT, wake);
+    page.u64(TIME_TO_FULL_AT, NEVER);
+    Words {
+        words: page.0,
+        used: ENTRIES_AT / 8,
+    }
+}
+
+/// Names a queue among those of its service, in 32 bits: the first of the SHA-256 of kind and name.
+pub fn id(key: &QueueKey) -> u32 {
+    let mut hash = Sha256::new();
+    hash.update(key.kind.name());
+    hash.update([0]);
+    hash.update(&key.name);
+    let hash = hash.finalize();
+    u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]])
+}
+
+fn ppm(ratio: f64) -> u32 {
+    // Saturates, as `as` does.
+    (ratio * 1e6).round() as u32
+}
+
+fn bounded(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+struct Page([u64; WORDS]);
+
+impl Page {
+    fn head(&mut self, published: Published) {
+        self.u64(0, u64::from_le_bytes(MAGIC));
+        self.u32(VERSION_AT, VERSION);
+        self.u64(PUBLISHED_AT, published.at_ns);
+        self.u64(TTL_AT, published.ttl_ns);
+    }
+
+    fn entry(&mut self, at: usize, key: &QueueKey, gauge: &Gauge) {
+        let flag = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
+        let rates = gauge.arrivals_per_s.zip(gauge.departures_per_s);
+        // A limit that does not fit is none that can be told: memory's, in bytes.
+        let limit = gauge.limit.and_then(|limit| u32::try_from(limit).ok());
+        let flags = flag(limit.is_some(), HAS_LIMIT)
+            | flag(rates.is_some(), HAS_RATES)
+            | flag(gauge.p99_ns.is_some(), HAS_P99)
+            | flag(takes_work_in(key), TAKES_WORK_IN);
+        let (arrivals, departures) = rates.unwrap_or_default();
+        self.u16(at, key.kind as u16);
+        self.u16(at + 2, flags);
+        self.u32(at + 4, id(key));
+        self.u32(at + 8, bounded(gauge.depth));
+        self.u32(at + 12, limit.unwrap_or(0));
+        self.u64(at + 16, gauge.standing_ns);
+        self.u64(at + 24, gauge.p99_ns.unwrap_or(0));
+        self.u64(
+            at + 32,
+            gauge.oldest_ns.filter(|_| gauge.depth > 0).unwrap_or(0),
+        );
+        self.u32(at + 40, ppm(gauge.score));
+        self.u32(at + 44, arrivals.round() as u32);
+        self.u32(at + 48, departures.round() as u32);
+        self.u32(at + 52, bounded(gauge.losses));
+    }
+
+    fn u64(&mut self, at: usize, value: u64) {
+        self.0[at / 8] = value.to_le();
+    }
+
+    fn u32(&mut self, at: usize, value: u32) {
+        self.part(at, u64::from(value));
+    }
+
+    fn u16(&mut self, at: usize, value: u16) {
+        self.part(at, u64::from(value));
+    }
+
+    /// Into a word that is still 0 there.
+    fn part(&mut self, at: usize, value: u64) {
+        let word = u64::from_le(self.0[at / 8]) | value << (at % 8 * 8);
+        self.0[at / 8] = word.to_le();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tailback_page::layout::{KINDS, LEVELS};
+
+    use super::*;
+    use crate::{detect::Level, queue::Kind, sample::Target};
+
+    #[test]
+    fn numbers_of_kinds_and_levels_are_those_that_readers_know() {
+        let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+        assert_eq!(kinds, KINDS);
+        assert!(
+            Kind::ALL
+                .iter()
+                .enumerate()
+                .all(|(index, kind)| *kind as usize == index)
+        );
+        let levels = [Level::Ok, Level::Warn, Level::Critical, Level::Full];
+        assert_eq!(levels.map(Level::name), LEVELS);
+        assert_eq!(levels.map(|level| level as usize), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn every_field_stands_at_its_offset() {
+        let key = QueueKey {
+            target: 1,
+            kind: Kind::Accept,
+            name: ":80".to_owned(),
+        };
+        let gauge = Gauge {
+            depth: 7,
+            limit: Some(100),
+            standing_ns: 11,
+            oldest_ns: Some(13),
+            score: 0.5,
+            arrivals_per_s: Some(30.4),
+            departures_per_s: Some(19.6),
+            losses: 3,
+            ..Gauge::default()
+        };
+        let pressure = Pressure {
+            target: Arc::new(Target {
+                pid: 4711,
+                ..Target::default()
+            }),
+            level: Level::Critical,
+            score: 1.25,
+            admit: 0.62,
+            oldest_wait_ns: 13,
+            time_to_full_ns: None,
+            retry_after_ms: 2_000,
+            queues: vec![(Arc::new(key.clone()), gauge)],
+        };
+        let published = Published {
+            at_ns: 5,
+            ttl_ns: 6,
+        };
+        let Words { words, used } = encode(&pressure, published, 9);
+        assert_eq!(used, (128 + 64) / 8);
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        assert_eq!(&bytes[..8], b"TAILBACK");
+        assert_eq!(
+            [8, 12, 40, 44, 48, 52, 56, 60, 80].map(u32_at),
+            [1, 1, 4711, 2, 1_250_000, 620_000, 0, 9, 2_000]
+        );
+        assert_eq!([16, 24, 32, 64, 72].map(u64_at), [0, 5, 6, 13, u64::MAX]);
+        assert_eq!(
+            u32_at(128),
+            1 | u32::from(HAS_LIMIT | HAS_RATES | TAKES_WORK_IN) << 16
+        );
+        assert_eq!(
+            [132, 136, 140, 168, 172, 176, 180].map(u32_at),
+            [id(&key), 7, 100, 500_000, 30, 20, 3]
+        );
+        assert_eq!([144, 152, 160].map(u64_at), [11, 0, 13]);
+    }
+
+    #[test]
+    fn numbers_without_bounds_are_cut_to_what_the_page_holds() {
+        let gauge = Gauge {
+            depth: u64::MAX,
+            score: 1e30,
+            ..Gauge::default()
+        };
+        let key = QueueKey {
+            target: 1,
+            kind: Kind::Send,
+            name: String::new(),
+        };
+        let pressure = Pressure {
+            target: Arc::default(),
+            level: Level::Ok,
+            score: f64::NAN,
+            admit: 2.0,
+            oldest_wait_ns: 0,
+            time_to_full_ns: None,
+            retry_after_ms: 0,
+            queues: vec![(Arc::new(key), gauge); 100],
+        };
+        let page = encode(
+            &pressure,
+            Published {
+                at_ns: 0,
+                ttl_ns: 0,
+            },
+            0,
+        );
+        assert_eq!(page.used, WORDS);
+        assert_eq!(page.words[6] >> 32, 1_000_000);
+    }
+}

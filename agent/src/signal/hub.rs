@@ -1,0 +1,129 @@
+//! Where the agent's loop leaves what it knows, and where those who serve others find it. Leaving never waits.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::broadcast;
+
+use super::pressure::Pressure;
+use crate::{detect::Level, sample::AgentReport};
+
+/// Lines that a subscriber may be behind before it is let go.
+const BEHIND: usize = 1_024;
+
+/// Something that happened, as a line of JSON.
+#[derive(Debug)]
+pub struct Line {
+    /// The service's name.
+    pub target: Option<String>,
+    /// The highest level that it is about.
+    pub level: Level,
+    pub text: String,
+}
+
+/// How things stand as of the last tick.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub unix_ns: u64,
+    pub pressures: Arc<Vec<Pressure>>,
+    /// The names of their pages' directories, in the same order.
+    pub names: Arc<Vec<String>>,
+    pub report: Option<Arc<AgentReport>>,
+    /// Pages written, pages that could not be, services beyond the bound.
+    pub pages: (usize, usize, usize),
+}
+
+/// One who listens.
+#[derive(Clone, Debug)]
+pub struct Subscriber {
+    pub pid: Option<u32>,
+    pub target: Option<String>,
+    pub min_level: Level,
+    pub since_unix_ns: u64,
+    pub lines: u64,
+}
+
+/// What became of those who wanted to listen.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub lines: AtomicU64,
+    /// Refused for want of room; let go because they did not read; that said what nobody understands.
+    pub refused: AtomicU64,
+    pub too_slow: AtomicU64,
+    pub not_understood: AtomicU64,
+}
+
+pub struct Hub {
+    lines: broadcast::Sender<Arc<Line>>,
+    snapshot: Mutex<Arc<Snapshot>>,
+    subscribers: Mutex<BTreeMap<u64, Subscriber>>,
+    next: AtomicU64,
+    pub counts: Counts,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self {
+            lines: broadcast::Sender::new(BEHIND),
+            snapshot: Mutex::default(),
+            subscribers: Mutex::default(),
+            next: AtomicU64::new(0),
+            counts: Counts::default(),
+        }
+    }
+}
+
+impl Hub {
+    /// Says a line to all who listen.
+    pub fn say(&self, line: Line) {
+        self.counts.lines.fetch_add(1, Ordering::Relaxed);
+        // Nobody listens: fine.
+        let _ = self.lines.send(Arc::new(line));
+    }
+
+    /// What is said from now on.
+    pub fn listen(&self) -> broadcast::Receiver<Arc<Line>> {
+        self.lines.subscribe()
+    }
+
+    pub fn set(&self, snapshot: Snapshot) {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+    }
+
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Enters one who listens; the number is given back with [`Hub::leave`].
+    pub fn enter(&self, subscriber: Subscriber) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.book().insert(number, subscriber);
+        number
+    }
+
+    /// That one got another line.
+    pub fn got(&self, number: u64) {
+        if let Some(subscriber) = self.book().get_mut(&number) {
+            subscriber.lines += 1;
+        }
+    }
+
+    pub fn leave(&self, number: u64) {
+        self.book().remove(&number);
+    }
+
+    pub fn subscribers(&self) -> Vec<Subscriber> {
+        self.book().values().cloned().collect()
+    }
+
+    fn book(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Subscriber>> {
+        self.subscribers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,155 @@
+//! The local end: what the pipeline knows, published on this node, for the services and for what stands around them.
+//!
+//! `controller` makes a share to admit of one queue's delay, `pressure` one pressure per service of all its queues, `encode`
+//! the bytes of its page: all pure. `names`, `page` and `pages` are the files under `/run/tailback`; `hub` is where the agent's
+//! loop leaves events and standings for `stream`, which serves `agent.sock` in a thread of its own, with `status` and
+//! `metrics`. All that speaks to others is in [`guard`](crate::guard), another process, that reads the pages as anyone may:
+//! when the agent is gone, everything says "no pressure".
+
+pub mod controller;
+mod encode;
+mod hub;
+pub mod metrics;
+mod names;
+mod page;
+mod pages;
+mod pressure;
+mod status;
+pub mod stream;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+
+use anyhow::{Context as _, Result};
+pub use encode::{Published, Words, encode};
+use hub::{Hub, Line, Snapshot};
+pub use page::PageFile;
+use pages::Pages;
+pub use pressure::{Board, Pressure};
+
+use crate::{
+    collect::boot_ns,
+    config::signal::Signal,
+    detect::{Event, Level},
+    emit::{Sink as _, json::Json},
+    pipeline::Pipeline,
+    sample::{AgentReport, Notice, TargetId},
+};
+
+/// Publishes what each tick leads to.
+pub struct Signals {
+    board: Board,
+    pages: Pages,
+    hub: Arc<Hub>,
+    json: Json<Vec<u8>>,
+    report: Option<Arc<AgentReport>>,
+    last_ns: u64,
+}
+
+impl Signals {
+    /// Publishes in the configured directory, and serves the stream there.
+    pub fn start(config: &Signal) -> Result<Self> {
+        let directory = config.directory();
+        let pages = Pages::open(&directory, config.ttl_ns(), config.max_pages())?;
+        let hub = Arc::new(Hub::default());
+        serve(Arc::clone(&hub), &directory)?;
+        Ok(Self {
+            board: Board::default(),
+            pages,
+            hub,
+            json: Json::new(Vec::new()),
+            report: None,
+            last_ns: boot_ns(),
+        })
+    }
+
+    /// Publishes how things stand after a tick, and what happened in it.
+    pub fn tell(&mut self, mono_ns: u64, unix_ns: u64, pipeline: &Pipeline, events: &[Event]) {
+        let targets = pipeline.targets();
+        let pressures = self.board.read(mono_ns, pipeline.gauges(), targets.all());
+        let now_ns = boot_ns();
+        let names = self
+            .pages
+            .publish(&pressures, now_ns.saturating_sub(self.last_ns));
+        self.last_ns = now_ns;
+        for event in events {
+            self.say(event, pipeline);
+        }
+        self.hub.set(Snapshot {
+            unix_ns,
+            pressures: Arc::new(pressures),
+            names: Arc::new(names),
+            report: self.report.clone(),
+            pages: self.pages.counts(),
+        });
+    }
+
+    /// What is to be said of the publishing itself.
+    pub fn notices(&mut self) -> Vec<Notice> {
+        self.pages.notices()
+    }
+
+    /// No pressure, from now on.
+    pub fn finish(mut self, events: &[Event], pipeline: &Pipeline) {
+        for event in events {
+            self.say(event, pipeline);
+        }
+        self.pages.finish();
+    }
+
+    fn say(&mut self, event: &Event, pipeline: &Pipeline) {
+        let about: Option<(TargetId, Level)> = match event {
+            Event::Level {
+                state, from, to, ..
+            } => Some((state.key.target, *from.max(to))),
+            Event::Episode(episode) => Some((episode.key.target, episode.level_max)),
+            // A cause is known of what is at least a warning.
+            Event::Cause(stretch) => Some((stretch.key.target, Level::Warn)),
+            Event::Agent { report, .. } => {
+                self.report = Some(Arc::new(report.clone()));
+                None
+            }
+            _ => None,
+        };
+        // The writer has to see all of them, for it knows the services by what it was told.
+        if self.json.emit(event).is_err() {
+            return;
+        }
+        let text = self.json.take();
+        let Some((target, level)) = about.filter(|_| !text.is_empty()) else {
+            return;
+        };
+        let target = pipeline
+            .targets()
+            .get(target)
+            .map(|target| target.name.clone());
+        let text = String::from_utf8(text).unwrap_or_default();
+        self.hub.say(Line {
+            target,
+            level,
+            text,
+        });
+    }
+}
+
+/// Serves the stream in a thread of its own.
+fn serve(hub: Arc<Hub>, directory: &Path) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot serve the stream")?;
+    let path = directory.join(stream::SOCKET);
+    let listener = {
+        let _inside = runtime.enter();
+        stream::bind(&path, 0o660)?
+    };
+    let directory: PathBuf = directory.to_owned();
+    thread::Builder::new()
+        .name("stream".to_owned())
+        .spawn(move || runtime.block_on(stream::serve(listener, hub, directory)))
+        .context("cannot start a thread")?;
+    Ok(())
+}

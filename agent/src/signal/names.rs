@@ -1,0 +1,90 @@
+//! Which service has which directory. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::sample::{Target, TargetId};
+
+/// Longest name of a directory.
+const MAX: usize = 64;
+
+/// A directory for each service: its name. Of those of one name the oldest has it, so that one that is started anew goes on
+/// where it was; the others have their pid behind it.
+pub fn names<'a>(targets: impl Iterator<Item = &'a Target>) -> BTreeMap<TargetId, String> {
+    let mut by_name: BTreeMap<String, Vec<&Target>> = BTreeMap::new();
+    for target in targets {
+        by_name.entry(plain(&target.name)).or_default().push(target);
+    }
+    let mut names = BTreeMap::new();
+    for (name, mut same) in by_name {
+        same.sort_unstable_by_key(|target| (target.start_ns, target.pid));
+        let mut same = same.into_iter();
+        if let Some(oldest) = same.next() {
+            names.insert(oldest.id, name.clone());
+        }
+        names.extend(same.map(|target| (target.id, format!("{name}.{}", target.pid))));
+    }
+    names
+}
+
+/// A name that is one step of a path, whatever the service calls itself.
+pub fn plain(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let plain: String = name
+        .chars()
+        .take(MAX)
+        .map(|c| if is_plain(c) { c } else { '_' })
+        .collect();
+    match plain.strip_prefix('.') {
+        Some(rest) => format!("_{rest}"),
+        None if plain.is_empty() => "_".to_owned(),
+        None => plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(id: TargetId, name: &str, pid: u32, start_ns: u64) -> Target {
+        Target {
+            id,
+            name: name.to_owned(),
+            pid,
+            start_ns,
+            ..Target::default()
+        }
+    }
+
+    #[test]
+    fn the_oldest_of_one_name_has_it() {
+        let shops = [
+            target(1, "shop", 30, 9),
+            target(2, "shop", 20, 5),
+            target(3, "cart", 40, 1),
+        ];
+        let names = names(shops.iter());
+        assert_eq!(names[&1], "shop.30");
+        assert_eq!(names[&2], "shop");
+        assert_eq!(names[&3], "cart");
+    }
+
+    #[test]
+    fn a_name_never_leaves_its_directory() {
+        for hostile in [
+            "../../etc",
+            "/",
+            ".",
+            "..",
+            "",
+            "a\0b",
+            "a\nb",
+            "ü/..",
+            &"x".repeat(300),
+        ] {
+            let name = plain(hostile);
+            assert!(!name.is_empty() && name.len() <= MAX, "{name}");
+            assert!(!name.starts_with('.') && !name.contains('/'), "{name}");
+            assert!(name.is_ascii() && !name.contains(['\0', '\n']), "{name}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! What is signalled of one service: made from how its queues stand. Pure.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use super::controller::{Controller, Look};
+use crate::{
+    detect::{Gauge, Level},
+    queue::{Judged, Kind, QueueKey},
+    sample::{Target, TargetId},
+};
+
+/// Callers that are turned away are asked to come again after this long at least, and at most, ms.
+const RETRY_MS: (u64, u64) = (1_000, 30_000);
+
+/// The pressure on one service.
+#[derive(Clone, Debug)]
+pub struct Pressure {
+    pub target: Arc<Target>,
+    pub level: Level,
+    /// 0 to 1, may pass 1.
+    pub score: f64,
+    /// Share of new work to admit, 0 to 1.
+    pub admit: f64,
+    /// Of the work that nobody has taken yet, the age of the oldest, ns.
+    pub oldest_wait_ns: u64,
+    /// `None`: no queue is filling.
+    pub time_to_full_ns: Option<u64>,
+    /// 0: nobody is turned away.
+    pub retry_after_ms: u32,
+    /// The worst first.
+    pub queues: Vec<(Arc<QueueKey>, Gauge)>,
+}
+
+/// The pressure on all services, and what is to be remembered of it.
+#[derive(Default)]
+pub struct Board {
+    controllers: HashMap<Arc<QueueKey>, Controller>,
+}
+
+impl Board {
+    /// Takes in how the queues stand. One pressure for each target that was asked for, in the order of their ids.
+    pub fn read<'a>(
+        &mut self,
+        now_ns: u64,
+        gauges: impl Iterator<Item = (&'a Arc<QueueKey>, &'a Gauge)>,
+        targets: impl Iterator<Item = &'a Arc<Target>>,
+    ) -> Vec<Pressure> {
+        let mut by_target: BTreeMap<TargetId, Vec<(Arc<QueueKey>, Gauge)>> = BTreeMap::new();
+        for (key, gauge) in gauges {
+            let queues = by_target.entry(key.target).or_default();
+            queues.push((Arc::clone(key), *gauge));
+        }
+        self.controllers.retain(|key, controller| {
+            by_target
+                .get(&key.target)
+                .is_some_and(|queues| queues.iter().any(|(seen, _)| seen == key))
+                && !controller.is_idle()
+        });
+        targets
+            .filter(|target| !target.followed)
+            .map(|target| {
+                let queues = by_target.remove(&target.id).unwrap_or_default();
+                self.of_target(now_ns, Arc::clone(target), queues)
+            })
+            .collect()
+    }
+
+    fn of_target(
+        &mut self,
+        now_ns: u64,
+        target: Arc<Target>,
+        mut queues: Vec<(Arc<QueueKey>, Gauge)>,
+    ) -> Pressure {
+        let admit = queues
+            .iter()
+            .filter(|(key, _)| takes_work_in(key))
+            .map(|(key, gauge)| self.admit(now_ns, key, gauge))
+            .fold(1.0, f64::min);
+        queues.sort_unstable_by(|(a, of_a), (b, of_b)| {
+            let rank = |gauge: &Gauge| Reverse((gauge.level, (gauge.score * 1e6) as u64));
+            rank(of_a).cmp(&rank(of_b)).then_with(|| a.cmp(b))
+        });
+        let waits = |(key, gauge): &(Arc<QueueKey>, Gauge)| {
+            let is_untaken = takes_work_in(key) && key.kind.judged() != Judged::AgainstUsual;
+            gauge.oldest_ns.filter(|_| is_untaken && gauge.depth > 0)
+        };
+        let oldest_wait_ns = queues.iter().filter_map(waits).max().unwrap_or(0);
+        let (least, most) = RETRY_MS;
+        let retry_after_ms = if admit < 1.0 {
+            (2 * oldest_wait_ns / 1_000_000).clamp(least, most) as u32
+        } else {
+            0
+        };
+        Pressure {
+            level: queues.first().map_or(Level::Ok, |(_, gauge)| gauge.level),
+            score: queues
+                .iter()
+                .map(|(_, gauge)| gauge.score)
+                .fold(0.0, f64::max),
+            admit,
+            oldest_wait_ns,
+            time_to_full_ns: queues
+                .iter()
+                .filter_map(|(_, gauge)| gauge.time_to_full_ns)
+                .min(),
+            retry_after_ms,
+            target,
+            queues,
+        }
+    }
+
+    fn admit(&mut self, now_ns: u64, key: &Arc<QueueKey>, gauge: &Gauge) -> f64 {
+        let look = Look {
+            now_ns,
+            delay_ns: gauge.delay_ns,
+            target_ns: gauge.target_ns,
+            arrivals: gauge.arrivals,
+            departures: gauge.departures,
+        };
+        // Nothing is to be remembered of a queue in which nothing waits.
+        if gauge.delay_ns == 0 && !self.controllers.contains_key(key) {
+            return 1.0;
+        }
+        let controller = self
+            .controllers
+            .entry(Arc::clone(key))
+            .or_insert_with(|| Controller::new(look));
+        // A queue that was not looked at now tells nothing new.
+        if gauge.at_ns == now_ns {
+            controller.read(look);
+        }
+        controller.admit()
+    }
+}
+
+/// Work that others bring waits in such a queue: less of it comes when callers hold back.
+pub fn takes_work_in(key: &QueueKey) -> bool {
+    match key.kind {
+        Kind::Syn | Kind::Accept | Kind::Udp | Kind::Inflight => true,
+        // Connections that the service opened itself bring answers.
+        Kind::Recv => !key.name.starts_with("->"),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(id: u32, followed: bool) -> Arc<Target> {
+        Arc::new(Target {
+            id,
+            name: "shop".to_owned(),
+            pid: 7,
+            followed,
+            ..Target::default()
+        })
+    }
+
+    fn queue(kind: Kind, name: &str, score: f64, level: Level) -> (Arc<QueueKey>, Gauge) {
+        let key = QueueKey {
+            target: 1,
+            kind,
+            name: name.to_owned(),
+        };
+        let gauge = Gauge {
+            score,
+            level,
+            depth: 3,
+            oldest_ns: Some(9),
+            ..Gauge::default()
+        };
+        (Arc::new(key), gauge)
+    }
+
+    fn read(board: &mut Board, now_ns: u64, queues: &[(Arc<QueueKey>, Gauge)]) -> Vec<Pressure> {
+        let targets = [target(1, false), target(2, true)];
+        board.read(
+            now_ns,
+            queues.iter().map(|(key, gauge)| (key, gauge)),
+            targets.iter(),
+        )
+    }
+
+    #[test]
+    fn the_worst_queue_comes_first_and_gives_level_and_score() {
+        let queues = [
+            queue(Kind::Pipe, "pipe:[1]", 0.2, Level::Ok),
+            queue(Kind::Accept, ":80", 0.95, Level::Critical),
+            queue(Kind::Runqueue, "cpu", 1.4, Level::Warn),
+        ];
+        let pressures = read(&mut Board::default(), 0, &queues);
+        assert_eq!(pressures.len(), 1, "one that is followed is not signalled");
+        assert_eq!(pressures[0].queues[0].0.kind, Kind::Accept);
+        assert_eq!(
+            (pressures[0].level, pressures[0].score),
+            (Level::Critical, 1.4)
+        );
+        assert_eq!((pressures[0].admit, pressures[0].retry_after_ms), (1.0, 0));
+        assert_eq!(pressures[0].oldest_wait_ns, 9, "of the accept queue alone");
+    }
+
+    #[test]
+    fn a_service_without_queues_is_under_no_pressure() {
+        let pressures = read(&mut Board::default(), 0, &[]);
+        assert_eq!((pressures[0].level, pressures[0].admit), (Level::Ok, 1.0));
+    }
+
+    #[test]
+    fn work_that_stands_is_turned_away_and_what_the_service_itself_asked_for_is_not() {
+        let mut board = Board::default();
+        for (kind, name, sheds) in [
+            (Kind::Accept, ":80", true),
+            (Kind::Recv, "-> 10.0.0.1:5432", false),
+            (Kind::Pipe, "pipe:[1]", false),
+        ] {
+            let mut admit = 1.0;
+            for tick in 1..20_u64 {
+                let (key, mut gauge) = queue(kind, name, 1.0, Level::Critical);
+                gauge.at_ns = tick * 100_000_000;
+                gauge.delay_ns = tick * 100_000_000;
+                gauge.target_ns = 5_000_000;
+                gauge.arrivals = 10 * tick;
+                gauge.departures = 5 * tick;
+                let pressures = read(&mut board, gauge.at_ns, &[(key, gauge)]);
+                admit = pressures[0].admit;
+                assert_eq!(pressures[0].retry_after_ms > 0, admit < 1.0);
+            }
+            assert_eq!(admit < 0.6, sheds, "{kind:?} {admit}");
+        }
+    }
+}

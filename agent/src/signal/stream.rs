@@ -1,0 +1,204 @@
+//! The unix stream `agent.sock`: JSON lines, to whoever asks with a line.
+//!
+//! `{"target": "shop", "min_level": "warn"}` subscribes, both optional: how things stand at once, then levels, episodes and
+//! causes as they happen. `{"ask": "status"}` and `{"ask": "metrics"}` are answered and the connection closed. Who does not
+//! read is let go, never waited for.
+
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{Semaphore, broadcast::error::RecvError},
+    time::timeout,
+};
+
+use super::{
+    hub::{Hub, Line, Subscriber},
+    metrics, status,
+};
+use crate::{collect::unix_ns, detect::Level};
+
+/// Who listens at once, at most.
+const MOST: usize = 64;
+/// A request is one line of at most so many bytes, that comes within this time.
+const LINE: u64 = 4_096;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The socket's name within the directory.
+pub const SOCKET: &str = "agent.sock";
+
+/// What a client may say.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    #[serde(default)]
+    ask: Option<Ask>,
+    #[serde(default)]
+    target: Option<String>,
+    #[serde(default)]
+    min_level: Level,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Ask {
+    Status,
+    Metrics,
+}
+
+/// Takes the name of a socket whose owner is gone, with `mode`.
+pub fn bind(path: &Path, mode: u32) -> Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_err() {
+        // Whoever listened there is gone; that there is none is fine.
+        let _ = std::fs::remove_file(path);
+    }
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .with_context(|| format!("cannot set who may connect to {}", path.display()))?;
+    Ok(listener)
+}
+
+/// Serves until dropped.
+pub async fn serve(listener: UnixListener, hub: Arc<Hub>, directory: PathBuf) {
+    let room = Arc::new(Semaphore::new(MOST));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of file descriptors, mostly: those that there are will end.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+            hub.counts.refused.fetch_add(1, Ordering::Relaxed);
+            let text = format!("{MOST} listen already");
+            let (_, mut writer) = stream.into_split();
+            // The buffer of a new connection has room; we wait for nobody.
+            let _ = timeout(Duration::ZERO, writer.write_all(error(&text).as_bytes())).await;
+            continue;
+        };
+        let (hub, directory) = (Arc::clone(&hub), directory.clone());
+        tokio::spawn(async move {
+            serve_one(stream, &hub, &directory).await;
+            drop(place);
+        });
+    }
+}
+
+async fn serve_one(stream: UnixStream, hub: &Hub, directory: &Path) {
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader.take(LINE));
+    let mut line = String::new();
+    let request = match timeout(PATIENCE, reader.read_line(&mut line)).await {
+        Ok(Ok(0)) => return,
+        Ok(Ok(_)) => serde_json::from_str::<Request>(&line).map_err(|error| error.to_string()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no line came within 5 seconds".to_owned()),
+    };
+    let request = match request {
+        Ok(request) => request,
+        Err(why) => {
+            hub.counts.not_understood.fetch_add(1, Ordering::Relaxed);
+            let text = format!(
+                "not understood: {why}; say {{\"target\": \"NAME\", \"min_level\": \"warn\"}} (both optional), \
+                 {{\"ask\": \"status\"}} or {{\"ask\": \"metrics\"}}"
+            );
+            let _ = timeout(PATIENCE, writer.write_all(error(&text).as_bytes())).await;
+            return;
+        }
+    };
+    let answer = match request.ask {
+        Some(Ask::Status) => status::agent(hub, directory),
+        Some(Ask::Metrics) => metrics::render(hub),
+        None => {
+            let subscriber = Subscriber {
+                pid: pid.and_then(|pid| u32::try_from(pid).ok()),
+                target: request.target,
+                min_level: request.min_level,
+                since_unix_ns: unix_ns(),
+                lines: 0,
+            };
+            let number = hub.enter(subscriber.clone());
+            tell(
+                hub,
+                number,
+                &subscriber,
+                reader.into_inner().into_inner(),
+                writer,
+            )
+            .await;
+            hub.leave(number);
+            return;
+        }
+    };
+    let _ = timeout(PATIENCE, writer.write_all(answer.as_bytes())).await;
+}
+
+async fn tell(
+    hub: &Hub,
+    number: u64,
+    subscriber: &Subscriber,
+    mut reader: OwnedReadHalf,
+    mut writer: OwnedWriteHalf,
+) {
+    let mut lines = hub.listen();
+    let is_wanted = |target: Option<&str>, level: Level| {
+        level >= subscriber.min_level
+            && subscriber
+                .target
+                .as_deref()
+                .is_none_or(|wanted| target == Some(wanted))
+    };
+    let standing = status::standing(&hub.snapshot(), |name| is_wanted(Some(name), Level::Full));
+    if timeout(PATIENCE, writer.write_all(standing.as_bytes()))
+        .await
+        .is_err()
+    {
+        hub.counts.too_slow.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    // What it says further is of no interest, but its going away is.
+    let mut further = [0; 256];
+    loop {
+        let line: Arc<Line> = tokio::select! {
+            line = lines.recv() => match line {
+                Ok(line) => line,
+                Err(RecvError::Lagged(_)) => {
+                    hub.counts.too_slow.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+                Err(RecvError::Closed) => return,
+            },
+            read = reader.read(&mut further) => match read {
+                Ok(0) | Err(_) => return,
+                Ok(_) => continue,
+            },
+        };
+        if !is_wanted(line.target.as_deref(), line.level) {
+            continue;
+        }
+        match timeout(PATIENCE, writer.write_all(line.text.as_bytes())).await {
+            Ok(Ok(())) => hub.got(number),
+            Ok(Err(_)) => return,
+            Err(_) => {
+                hub.counts.too_slow.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+}
+
+fn error(text: &str) -> String {
+    format!("{}\n", serde_json::json!({"type": "error", "text": text}))
+}

@@ -1,0 +1,52 @@
+/* A server that answers what its queues can bear, and refuses the rest at once with a time to come again.
+ *
+ *     cc -O2 -I.. -o admit admit.c && ./admit 8000 /run/tailback/shop/page
+ */
+#include "tailback_page.h"
+
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+
+/* An IPv4 listener on every address; ends the program if that cannot be. */
+static int listen_on(const char *port)
+{
+    struct sockaddr_in address;
+    memset(&address, 0, sizeof address);
+    address.sin_family = AF_INET;
+    address.sin_port = htons((uint16_t)atoi(port));
+    const int yes = 1, listener = socket(AF_INET, SOCK_STREAM, 0);
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    if (bind(listener, (struct sockaddr *)&address, sizeof address) != 0 || listen(listener, 128) != 0) {
+        perror("cannot listen");
+        exit(1);
+    }
+    return listener;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 3) {
+        fprintf(stderr, "usage: %s PORT PAGE\n", argv[0]);
+        return 2;
+    }
+    const int listener = listen_on(argv[1]);
+    signal(SIGPIPE, SIG_IGN); /* a client may leave before its answer */
+
+    struct tailback_page page;
+    tailback_open(&page, argv[2]);
+    for (;;) {
+        const int client = accept(listener, NULL, NULL);
+        char request[4096];
+        if (client >= 0 && read(client, request, sizeof request) > 0) { /* closed unread, it would be reset before the answer */
+            if (tailback_should_admit(&page))
+                dprintf(client, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n");
+            else
+                dprintf(client, "HTTP/1.1 503 Service Unavailable\r\nRetry-After: %u\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                        tailback_retry_after_s(&page));
+        }
+        close(client);
+    }
+}

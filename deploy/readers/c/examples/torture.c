@@ -1,0 +1,74 @@
+/* Reads a page as fast as it can while somebody writes it as fast as they can, and looks for a torn one.
+ *
+ *     cc -O2 -I.. -o torture torture.c && ./torture PAGE header|page READS
+ *
+ * The writer sets everything from one number n: score_ppm and admit_ppm to n % 1000000; oldest_wait_ns and time_to_full_ns
+ * to n; retry_after_ms to n as u32; in each entry depth to n as u32, and min_delay_ns, p99_ns and head_age_ns to n.
+ *
+ * `header` reads what tailback_pressure() needs, `page` all entries as well. Exits with 1 if a page was torn.
+ */
+#include "tailback_page.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static bool is_torn(const uint64_t *copy, size_t entries)
+{
+    struct tailback_header_ header;
+    memcpy(&header, copy, sizeof header);
+    const uint64_t n = header.oldest_wait_ns;
+    bool whole = header.score_ppm == n % 1000000 && header.admit_ppm == n % 1000000 && header.time_to_full_ns == n &&
+                 header.retry_after_ms == (uint32_t)n;
+    for (size_t i = 0; i < entries; i++) {
+        struct tailback_entry entry;
+        memcpy(&entry, copy + TAILBACK_HEADER_WORDS_ + 8 * i, sizeof entry);
+        whole = whole && entry.depth == (uint32_t)n && entry.min_delay_ns == n && entry.p99_ns == n && entry.head_age_ns == n;
+    }
+    return !whole;
+}
+
+int main(int argc, char **argv)
+{
+    const bool all = argc == 4 && strcmp(argv[2], "page") == 0;
+    if (argc != 4 || (!all && strcmp(argv[2], "header") != 0)) {
+        fprintf(stderr, "usage: %s PAGE header|page READS\n", argv[0]);
+        return 2;
+    }
+    struct tailback_page page;
+    tailback_open(&page, argv[1]);
+    if (!tailback_pressure(&page).alive) {
+        fprintf(stderr, "%s: no live page; start its writer first\n", argv[1]);
+        return 2;
+    }
+    const size_t entries = all ? TAILBACK_ENTRIES_MAX : 0;
+    const size_t words = all ? TAILBACK_PAGE_WORDS_ : TAILBACK_HEADER_WORDS_;
+    const uint64_t reads = strtoull(argv[3], NULL, 10);
+    uint64_t torn = 0, retries = 0, unsettled = 0;
+
+    uint64_t start_ns = tailback_clock_ns_(CLOCK_MONOTONIC);
+    for (uint64_t i = 0; i < reads; i++) {
+        uint64_t copy[TAILBACK_PAGE_WORDS_];
+        const unsigned tries = tailback_read_(page.words, copy, words);
+        if (tries == 0) {
+            unsettled++;
+            continue;
+        }
+        retries += tries - 1;
+        torn += is_torn(copy, entries);
+    }
+    const double read_ns = (double)(tailback_clock_ns_(CLOCK_MONOTONIC) - start_ns);
+
+    double sum = 0; /* printed, so that the calls are not optimized away */
+    start_ns = tailback_clock_ns_(CLOCK_MONOTONIC);
+    for (uint64_t i = 0; i < reads; i++)
+        sum += tailback_admit(&page);
+    const double admit_ns = (double)(tailback_clock_ns_(CLOCK_MONOTONIC) - start_ns);
+
+    printf("reads %" PRIu64 "  torn %" PRIu64 "  retries %" PRIu64 "  unsettled %" PRIu64 "  seconds %.2f\n", reads, torn, retries,
+           unsettled, read_ns / 1e9);
+    printf("%.1f ns per read  %.2f ns per admit()  (mean admit %.3f)\n", read_ns / (double)reads, admit_ns / (double)reads,
+           sum / (double)reads);
+    tailback_close(&page);
+    return torn != 0;
+}

@@ -1,0 +1,86 @@
+// Command tailback-page prints the page as one line of JSON.
+//
+//	go run ./cmd/tailback-page /run/tailback/shop/page
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"tailback.dev/page"
+)
+
+type line struct {
+	Alive        bool       `json:"alive"`
+	Level        page.Level `json:"level"`
+	Score        float64    `json:"score"`
+	Admit        float64    `json:"admit"`
+	OldestWaitNs int64      `json:"oldest_wait_ns"`
+	TimeToFullNs *int64     `json:"time_to_full_ns"`
+	RetryAfterMs int64      `json:"retry_after_ms"`
+	PID          uint32     `json:"pid"`
+	Worst        uint32     `json:"worst"`
+	Entries      []entry    `json:"entries"`
+}
+
+type entry struct {
+	Kind       string  `json:"kind"`
+	ID         uint32  `json:"id"`
+	Depth      uint32  `json:"depth"`
+	Limit      *uint32 `json:"limit"`
+	MinDelayNs int64   `json:"min_delay_ns"`
+	P99Ns      int64   `json:"p99_ns"`
+	HeadAgeNs  int64   `json:"head_age_ns"`
+	Score      float64 `json:"score"`
+	Arrivals   uint32  `json:"arrivals_per_s"`
+	Departures uint32  `json:"departures_per_s"`
+	Losses     uint32  `json:"losses"`
+}
+
+// orNull is null for the value that stands for "there is none".
+func orNull[T comparable](value, none T) *T {
+	if value == none {
+		return nil
+	}
+	return &value
+}
+
+func main() {
+	if len(os.Args) != 2 {
+		fmt.Fprintln(os.Stderr, "usage: tailback-page PATH")
+		os.Exit(2)
+	}
+	tailback := page.Open(os.Args[1])
+	p := tailback.Pressure()
+	out := line{
+		Alive:        p.Alive,
+		Level:        p.Level,
+		Score:        p.Score,
+		Admit:        p.Admit,
+		OldestWaitNs: int64(p.OldestWait),
+		TimeToFullNs: orNull(int64(p.TimeToFull), int64(page.Never)),
+		RetryAfterMs: int64(p.RetryAfter / time.Millisecond),
+		PID:          p.PID,
+		Worst:        p.Worst,
+		Entries:      []entry{},
+	}
+	for _, e := range tailback.Entries() {
+		out.Entries = append(out.Entries, entry{
+			Kind:       e.Kind.String(),
+			ID:         e.ID,
+			Depth:      e.Depth,
+			Limit:      orNull(e.Limit, 0),
+			MinDelayNs: int64(e.MinDelay),
+			P99Ns:      int64(e.P99),
+			HeadAgeNs:  int64(e.HeadAge),
+			Score:      e.Score,
+			Arrivals:   e.Arrivals,
+			Departures: e.Departures,
+			Losses:     e.Losses,
+		})
+	}
+	// Only numbers and closed lists of names: this cannot fail to encode.
+	_ = json.NewEncoder(os.Stdout).Encode(out)
+}

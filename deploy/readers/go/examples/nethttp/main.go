@@ -1,0 +1,32 @@
+// A net/http middleware that refuses what the service's queues cannot bear, around a tiny service.
+//
+//	go run ./examples/nethttp 8000 /run/tailback/shop/page
+package main
+
+import (
+	"fmt"
+	"log"
+	"net/http"
+	"os"
+
+	"tailback.dev/page"
+)
+
+func backpressure(tailback *page.Page, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !tailback.ShouldAdmit() {
+			w.Header().Set("Retry-After", tailback.Pressure().RetryAfterHeader())
+			http.Error(w, "too busy, come again", http.StatusServiceUnavailable)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func main() {
+	if len(os.Args) != 3 {
+		log.Fatal("usage: nethttp PORT PAGE")
+	}
+	shop := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "hello") })
+	log.Fatal(http.ListenAndServe(":"+os.Args[1], backpressure(page.Open(os.Args[2]), shop)))
+}

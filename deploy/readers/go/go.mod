@@ -1,0 +1,3 @@
+module tailback.dev/page
+
+go 1.21

@@ -1,0 +1,299 @@
+// Package page says how full this service's queues are, and how much new work it should take.
+//
+//	var tailback = page.Open("/run/tailback/shop/page") // fine if it is not there yet
+//
+//	if !tailback.ShouldAdmit() { // tens of nanoseconds, no system call
+//		w.Header().Set("Retry-After", tailback.Pressure().RetryAfterHeader())
+//		w.WriteHeader(http.StatusServiceUnavailable)
+//		return
+//	}
+//
+// Tailback writes one page of memory about ten times a second; this package maps it and reads it. Everything fails open:
+// no page, a page of a dead agent, a page that makes no sense are "no pressure": level 0, admit 1. So it is, too, on
+// systems other than Linux.
+package page
+
+import (
+	"encoding/binary"
+	"math"
+	"math/rand"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Never compares as longer than any time.
+const Never = time.Duration(math.MaxInt64)
+
+// Level of pressure, in ascending order.
+type Level uint32
+
+const (
+	OK Level = iota
+	Warn
+	Critical
+	Full
+)
+
+func (l Level) String() string { return nameOf(uint32(l), "ok", "warn", "critical", "full") }
+
+// Kind of a queue, by its number in the page.
+type Kind uint16
+
+func (k Kind) String() string {
+	return nameOf(uint32(k), "syn", "accept", "recv", "udp", "unix", "pipe", "inflight", "workers", "eventloop",
+		"runqueue", "lock", "disk", "memory", "downstream", "send", "fd", "uring")
+}
+
+func nameOf(number uint32, names ...string) string {
+	if number < uint32(len(names)) {
+		return names[number]
+	}
+	return "unknown"
+}
+
+// Pressure on the service as a whole.
+type Pressure struct {
+	Alive      bool          // false: no agent speaks for this service now; all else is then "no pressure"
+	Level      Level         //
+	Score      float64       // of its fullest queue: 0 empty, 1 full; may pass 1
+	Admit      float64       // share of new work to take, 0 to 1
+	OldestWait time.Duration // age of the oldest work that waits
+	TimeToFull time.Duration // forecast; may be Never
+	RetryAfter time.Duration // when refused clients should come again
+	PID        uint32        //
+	Worst      uint32        // index of the fullest queue among the entries
+}
+
+var noPressure = Pressure{Admit: 1, TimeToFull: Never}
+
+// RetryAfterHeader is for the Retry-After of a refusal: whole seconds, rounded up, at least 1.
+func (p Pressure) RetryAfterHeader() string {
+	return strconv.Itoa(int(max(1, math.Ceil(p.RetryAfter.Seconds()))))
+}
+
+// Entry is one queue.
+type Entry struct {
+	Kind       Kind
+	Flags      uint16
+	ID         uint32
+	Depth      uint32
+	Limit      uint32 // 0: none
+	MinDelay   time.Duration
+	P99        time.Duration
+	HeadAge    time.Duration
+	Score      float64
+	Arrivals   uint32 // per second
+	Departures uint32 // per second
+	Losses     uint32
+}
+
+const (
+	pageBytes   = 4096
+	headerBytes = 128
+	entryBytes  = 64
+	maxEntries  = (pageBytes - headerBytes) / entryBytes
+	seqWord     = 2 // odd while the agent writes
+	tries       = 1000
+	ppm         = 1_000_000
+)
+
+// words of a mapped page. Every one is loaded atomically: another process writes them.
+type words [pageBytes / 8]uint64
+
+// mapping is unmapped when nothing refers to it any more, and not before: a goroutine may still be reading. That is why
+// a Page has no Close.
+type mapping struct {
+	*words
+	file any // what the path named when it was mapped, to tell whether it names another file now
+}
+
+func (m *mapping) seq() uint64 { return atomic.LoadUint64(&m.words[seqWord]) }
+
+// read copies the beginning of the page as one whole. It returns the seq of the copy; or, if the agent was always in the
+// middle of writing (it may have been stopped or killed there), that of the last try and false.
+func (m *mapping) read(bytes int) (seq uint64, copied []byte, ok bool) {
+	copied = make([]byte, bytes)
+	for i := 0; i < tries; i++ {
+		if seq = m.seq(); seq%2 == 0 {
+			for at := 0; at < bytes; at += 8 {
+				binary.LittleEndian.PutUint64(copied[at:], atomic.LoadUint64(&m.words[at/8]))
+			}
+			if m.seq() == seq {
+				return seq, copied, true
+			}
+		}
+		runtime.Gosched()
+	}
+	return seq, nil, false
+}
+
+// nothing stands in for a page that is not there: the fast path need not ask whether there is one.
+var nothing = &mapping{words: new(words)}
+
+// view is what is known of the page. It is never changed, only replaced as a whole.
+type view struct {
+	*mapping
+	lastSeq   uint64        // of the page, when the rest of this was read
+	lookAgain time.Duration // since start: though seq is the same, the page may be stale by then
+	header    []byte        // the last good copy
+	admitPPM  uint64
+	pressure  Pressure
+}
+
+var start = time.Now()
+
+// Page of one target. It may be used by many goroutines at once.
+type Page struct {
+	path     string
+	view     atomic.Pointer[view]
+	diffused atomic.Uint64 // sum of all shares that ShouldAdmit was asked at
+
+	refreshing sync.Mutex
+	openAgain  time.Duration // since start
+}
+
+// Open never fails: a page that is not there is looked for again, at most once a second.
+func Open(path string) *Page {
+	p := &Page{path: path}
+	p.view.Store(&view{mapping: nothing, header: make([]byte, headerBytes)})
+	p.diffused.Store(uint64(rand.Int63n(ppm))) // a random phase, so that many processes do not refuse in step
+	return p
+}
+
+// Admit is the share of new work to take, 0 to 1.
+func (p *Page) Admit() float64 { return p.look().pressure.Admit }
+
+// ShouldAdmit says whether to take this piece of work. Not by lot: at a share of 0.75, three are taken and one is refused,
+// in turn, so what is taken comes evenly spaced.
+func (p *Page) ShouldAdmit() bool {
+	share := p.look().admitPPM
+	if share == ppm {
+		return true
+	}
+	// One is taken each time that the sum passes a whole.
+	sum := p.diffused.Add(share)
+	return sum/ppm != (sum-share)/ppm
+}
+
+// Pressure as it was published last.
+func (p *Page) Pressure() Pressure { return p.look().pressure }
+
+// Entries are the queues; none without a live page.
+func (p *Page) Entries() []Entry {
+	v := p.look()
+	defer runtime.KeepAlive(v.mapping)
+	if !v.pressure.Alive {
+		return nil
+	}
+	_, copied, ok := v.read(pageBytes)
+	if !ok {
+		return nil
+	}
+	entries := make([]Entry, min(binary.LittleEndian.Uint32(copied[12:]), maxEntries))
+	for i := range entries {
+		entries[i] = decodeEntry(copied[headerBytes+entryBytes*i:])
+	}
+	return entries
+}
+
+func (p *Page) look() *view {
+	v := p.view.Load()
+	fresh := v.seq() == v.lastSeq && time.Since(start) < v.lookAgain
+	runtime.KeepAlive(v.mapping)
+	if fresh {
+		return v
+	}
+	return p.refresh()
+}
+
+func (p *Page) refresh() *view {
+	p.refreshing.Lock()
+	defer p.refreshing.Unlock()
+	now := time.Since(start)
+	v := p.view.Load().next(now)
+	if !v.pressure.Alive {
+		if now >= p.openAgain {
+			p.openAgain = now + time.Second
+			if m := mapFile(p.path, v.mapping); m != v.mapping {
+				// 1 is not the seq of any whole page: read it.
+				v = (&view{mapping: m, lastSeq: 1, header: make([]byte, headerBytes)}).next(now)
+			}
+		}
+		if !v.pressure.Alive {
+			v.lookAgain = p.openAgain
+		}
+	}
+	p.view.Store(v)
+	return v
+}
+
+// next reads the page if it changed. One that does not come to rest leaves the last good copy, while that is fresh.
+func (v *view) next(now time.Duration) *view {
+	next := &view{mapping: v.mapping, lastSeq: v.lastSeq, header: v.header, admitPPM: ppm, pressure: noPressure}
+	if v.seq() != v.lastSeq {
+		// The seq of a failed try is kept, too: a page whose writer died is not read again and again.
+		seq, header, ok := v.read(headerBytes)
+		if next.lastSeq = seq; ok {
+			next.header = header
+		}
+	}
+	runtime.KeepAlive(v.mapping)
+	if freshFor := freshFor(next.header); freshFor > 0 {
+		next.lookAgain = now + min(freshFor, time.Second)
+		next.pressure = decodePressure(next.header)
+		next.admitPPM = uint64(math.Round(next.pressure.Admit * ppm))
+	}
+	return next
+}
+
+// freshFor is how long a page may still be believed; 0: not at all.
+func freshFor(header []byte) time.Duration {
+	if string(header[:8]) != "TAILBACK" || binary.LittleEndian.Uint32(header[8:]) != 1 {
+		return 0
+	}
+	published, ttl := binary.LittleEndian.Uint64(header[24:]), binary.LittleEndian.Uint64(header[32:])
+	// Unsigned: a time yet to come is that of another clock (a time namespace, say), and stale.
+	age := bootClock() - published
+	if age >= ttl {
+		return 0
+	}
+	return duration(ttl - age)
+}
+
+func decodePressure(b []byte) Pressure {
+	u32, u64 := binary.LittleEndian.Uint32, binary.LittleEndian.Uint64
+	return Pressure{
+		Alive:      true,
+		Level:      Level(u32(b[44:])),
+		Score:      float64(u32(b[48:])) / ppm,
+		Admit:      float64(min(u32(b[52:]), ppm)) / ppm,
+		OldestWait: duration(u64(b[64:])),
+		TimeToFull: duration(u64(b[72:])),
+		RetryAfter: time.Duration(u32(b[80:])) * time.Millisecond,
+		PID:        u32(b[40:]),
+		Worst:      u32(b[56:]),
+	}
+}
+
+func decodeEntry(b []byte) Entry {
+	u32, u64 := binary.LittleEndian.Uint32, binary.LittleEndian.Uint64
+	return Entry{
+		Kind:       Kind(binary.LittleEndian.Uint16(b)),
+		Flags:      binary.LittleEndian.Uint16(b[2:]),
+		ID:         u32(b[4:]),
+		Depth:      u32(b[8:]),
+		Limit:      u32(b[12:]),
+		MinDelay:   duration(u64(b[16:])),
+		P99:        duration(u64(b[24:])),
+		HeadAge:    duration(u64(b[32:])),
+		Score:      float64(u32(b[40:])) / ppm,
+		Arrivals:   u32(b[44:]),
+		Departures: u32(b[48:]),
+		Losses:     u32(b[52:]),
+	}
+}
+
+func duration(ns uint64) time.Duration { return time.Duration(min(ns, uint64(Never))) }

@@ -1,0 +1,39 @@
+"""A WSGI middleware that refuses what the service's queues cannot bear, around a tiny service.
+
+    python3 wsgi.py 8000                                                  # the standard library's server
+    uwsgi --http-socket :8000 --master --processes 4 --wsgi-file wsgi.py  # or any other
+
+TAILBACK_PAGE names the page; /run/tailback/shop/page if it is not set.
+"""
+
+import os
+import sys
+
+# Only so that this runs where it lies: in a service, tailback_page.py lies beside its own modules.
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import tailback_page
+
+
+class Backpressure:
+    def __init__(self, app, path):
+        self.app = app
+        self.page = tailback_page.open(path)
+
+    def __call__(self, environ, start_response):
+        if self.page.should_admit():
+            return self.app(environ, start_response)
+        start_response("503 Service Unavailable", [("Retry-After", self.page.pressure().retry_after_header)])
+        return [b"too busy, come again\n"]
+
+
+def shop(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"hello\n"]
+
+
+application = Backpressure(shop, os.environ.get("TAILBACK_PAGE", "/run/tailback/shop/page"))
+
+if __name__ == "__main__":
+    from wsgiref.simple_server import make_server
+
+    make_server("", int(sys.argv[1]), application).serve_forever()

@@ -1,0 +1,82 @@
+//! A tower layer that turns away what the page says is too much: 503 with Retry-After.
+//!
+//! `cargo run -p tailback-page --example tower -- 8080 /run/tailback/tower/page`
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{Request, Response, StatusCode, header::RETRY_AFTER};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use tailback_page::Page;
+use tower::{Layer, Service, ServiceBuilder, service_fn, util::Either};
+
+/// The ten lines: shares the page, and asks it before the service is called.
+#[derive(Clone)]
+struct Admit(Arc<Page>);
+
+impl<S> Layer<S> for Admit {
+    type Service = Admitted<S>;
+    fn layer(&self, inner: S) -> Self::Service {
+        Admitted(inner, Arc::clone(&self.0))
+    }
+}
+
+#[derive(Clone)]
+struct Admitted<S>(S, Arc<Page>);
+
+impl<S, R> Service<R> for Admitted<S>
+where
+    S: Service<R, Response = Response<Full<Bytes>>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Either<std::future::Ready<Result<S::Response, S::Error>>, S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        if self.1.should_admit() {
+            return Either::Right(self.0.call(request));
+        }
+        let mut busy = Response::new(Full::from("busy\n"));
+        *busy.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        let seconds = self.1.pressure().retry_after_seconds().max(1);
+        busy.headers_mut().insert(RETRY_AFTER, seconds.into());
+        Either::Left(std::future::ready(Ok(busy)))
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let port: u16 = args.next().ok_or("usage: tower PORT PAGE")?.parse()?;
+    let page = Page::open(args.next().ok_or("usage: tower PORT PAGE")?);
+    let answer =
+        |_: Request<Incoming>| async { Ok::<_, Infallible>(Response::new(Full::from("ok\n"))) };
+    let service = ServiceBuilder::new()
+        .layer(Admit(Arc::new(page)))
+        .service(service_fn(answer));
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let service = TowerToHyperService::new(service.clone());
+        tokio::spawn(async move {
+            let builder = Builder::new(TokioExecutor::new());
+            // A client that goes away is no fault of ours.
+            let _ = builder
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}

@@ -1,0 +1,535 @@
+//! Reads the page on which Tailback publishes the pressure on a service: `/run/tailback/<target>/page`.
+//!
+//! Everything fails **open**: while there is no page, or the agent does not renew it within the time to live that it names,
+//! there is no pressure and everything is admitted. A page that is not there yet, or that was made anew, is looked for again
+//! once a second.
+//!
+//! ```no_run
+//! let page = tailback_page::Page::open("/run/tailback/shop/page");
+//! if !page.should_admit() {
+//!     // 503, with `Retry-After: {}` and page.pressure().retry_after
+//! }
+//! ```
+
+use std::{
+    ffi::{c_int, c_long, c_void},
+    fs::File,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+    ptr,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence},
+    },
+    time::Duration,
+};
+
+/// Where what stands on the page. Little-endian; offsets in bytes, each field at a multiple of its size.
+pub mod layout {
+    /// The first 8 bytes.
+    pub const MAGIC: [u8; 8] = *b"TAILBACK";
+    /// Size of the page, and of the same in 64-bit words.
+    pub const SIZE: usize = 4096;
+    pub const WORDS: usize = SIZE / 8;
+    /// u32 each.
+    pub const VERSION: u32 = 1;
+    pub const VERSION_AT: usize = 8;
+    pub const COUNT_AT: usize = 12;
+    /// u64: odd while the page is written.
+    pub const SEQ_AT: usize = 16;
+    /// u64, CLOCK_BOOTTIME and a duration, ns.
+    pub const PUBLISHED_AT: usize = 24;
+    pub const TTL_AT: usize = 32;
+    /// u32 each. Ratios in millionths.
+    pub const PID_AT: usize = 40;
+    pub const LEVEL_AT: usize = 44;
+    pub const SCORE_AT: usize = 48;
+    pub const ADMIT_AT: usize = 52;
+    pub const WORST_AT: usize = 56;
+    /// A futex word, raised whenever the level changes.
+    pub const WAKE_AT: usize = 60;
+    /// u64, ns; the second is [`NEVER`] when no queue is filling.
+    pub const OLDEST_WAIT_AT: usize = 64;
+    pub const TIME_TO_FULL_AT: usize = 72;
+    /// u32, ms.
+    pub const RETRY_AFTER_AT: usize = 80;
+    pub const NEVER: u64 = u64::MAX;
+
+    /// Entry `i` begins at `ENTRIES_AT + ENTRY * i`.
+    pub const ENTRIES_AT: usize = 128;
+    pub const ENTRY: usize = 64;
+    pub const ENTRIES: usize = (SIZE - ENTRIES_AT) / ENTRY;
+    /// The entry's limit, its rates, its 99th percentile are known; its queue takes work in, so that `admit` heeds it.
+    pub const HAS_LIMIT: u16 = 1;
+    pub const HAS_RATES: u16 = 2;
+    pub const HAS_P99: u16 = 4;
+    pub const TAKES_WORK_IN: u16 = 8;
+    /// The names of the kinds, by number.
+    pub const KINDS: [&str; 17] = [
+        "syn",
+        "accept",
+        "recv",
+        "udp",
+        "unix",
+        "pipe",
+        "inflight",
+        "workers",
+        "eventloop",
+        "runqueue",
+        "lock",
+        "disk",
+        "memory",
+        "downstream",
+        "send",
+        "fd",
+        "uring",
+    ];
+    /// The names of the levels, by number.
+    pub const LEVELS: [&str; 4] = ["ok", "warn", "critical", "full"];
+}
+use layout::{
+    ADMIT_AT, COUNT_AT, ENTRIES, ENTRIES_AT, ENTRY, LEVEL_AT, LEVELS, MAGIC, NEVER, OLDEST_WAIT_AT,
+    PID_AT, PUBLISHED_AT, RETRY_AFTER_AT, SCORE_AT, SEQ_AT, SIZE, TIME_TO_FULL_AT, TTL_AT, VERSION,
+    VERSION_AT, WAKE_AT, WORDS, WORST_AT,
+};
+
+/// Everything is admitted: in millionths.
+const ALL: u32 = 1_000_000;
+/// Tries to read while the page is written; writing takes a microsecond.
+const TRIES: u32 = 1_000;
+/// A page that is not there is looked for this often.
+const LOOK_AGAIN_NS: u64 = 1_000_000_000;
+
+/// The pressure on a service at one moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pressure {
+    /// The agent publishes; else all is as under no pressure.
+    pub alive: bool,
+    /// 0 ok, 1 warn, 2 critical, 3 full.
+    pub level: u32,
+    /// 0 to 1, may pass 1: how saturated the worst queue is.
+    pub score: f64,
+    /// Share of new work to admit, 0 to 1.
+    pub admit: f64,
+    /// The age of the oldest work that nobody has taken yet.
+    pub oldest_wait: Duration,
+    /// `None`: no queue is filling.
+    pub time_to_full: Option<Duration>,
+    /// What to tell those who are turned away; zero when nobody is to be.
+    pub retry_after: Duration,
+    /// Of the service, as the agent's /proc numbers it.
+    pub pid: u32,
+    /// The worst of the entries.
+    pub worst: u32,
+    /// How many entries there are.
+    pub entries: u32,
+}
+
+impl Pressure {
+    /// What holds while nobody says anything else.
+    pub const NONE: Self = Self {
+        alive: false,
+        level: 0,
+        score: 0.0,
+        admit: 1.0,
+        oldest_wait: Duration::ZERO,
+        time_to_full: None,
+        retry_after: Duration::ZERO,
+        pid: 0,
+        worst: 0,
+        entries: 0,
+    };
+
+    /// The word for the level.
+    pub fn level_name(&self) -> &'static str {
+        LEVELS[(self.level as usize).min(LEVELS.len() - 1)]
+    }
+
+    /// For an HTTP header: whole seconds, rounded up.
+    pub fn retry_after_seconds(&self) -> u64 {
+        self.retry_after.as_millis().div_ceil(1_000) as u64
+    }
+}
+
+/// One queue of the service.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Entry {
+    /// See [`layout::KINDS`].
+    pub kind: u16,
+    pub flags: u16,
+    /// Names the queue for as long as it is there.
+    pub id: u32,
+    pub depth: u32,
+    pub limit: Option<u32>,
+    /// The delay that stands: no less for about a second.
+    pub min_delay: Duration,
+    pub p99: Option<Duration>,
+    /// The age of what has waited longest.
+    pub head_age: Duration,
+    pub score: f64,
+    pub arrivals_per_s: Option<u32>,
+    pub departures_per_s: Option<u32>,
+    /// Since the queue is watched.
+    pub losses: u32,
+}
+
+/// The page of one service. Threads may share it.
+#[derive(Debug)]
+pub struct Page {
+    path: PathBuf,
+    /// The newest mapping, or null.
+    map: AtomicPtr<Map>,
+    /// What was read last: the `seq` it was read at, until when it holds (CLOCK_MONOTONIC_COARSE, ns), and `admit`.
+    seq: AtomicU64,
+    until_ns: AtomicU64,
+    admit: AtomicU32,
+    /// Not before this time is the page looked for again.
+    next_look_ns: AtomicU64,
+    /// What is owed to work that is turned away, in millionths: see [`Page::should_admit`].
+    phase: AtomicU32,
+    /// All mappings there ever were: one may still be read.
+    maps: Mutex<Vec<Box<Map>>>,
+}
+
+#[derive(Debug)]
+struct Map {
+    words: *const [AtomicU64; WORDS],
+    inode: (u64, u64),
+}
+
+// SAFETY: the mapping is read through atomics alone, and lives as long as the value.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl Page {
+    /// Of a page that need not be there yet.
+    pub fn open(path: impl AsRef<Path>) -> Self {
+        let page = Self {
+            path: path.as_ref().to_owned(),
+            map: AtomicPtr::new(ptr::null_mut()),
+            seq: AtomicU64::new(u64::MAX),
+            until_ns: AtomicU64::new(0),
+            admit: AtomicU32::new(ALL),
+            next_look_ns: AtomicU64::new(0),
+            // Many processes must not turn away in step.
+            phase: AtomicU32::new(std::process::id().wrapping_mul(2_654_435_769) % ALL),
+            maps: Mutex::new(Vec::new()),
+        };
+        page.look_for();
+        page
+    }
+
+    /// The share of new work to admit, 0 to 1. A load of shared memory and of a coarse clock: no system call.
+    pub fn admit(&self) -> f64 {
+        f64::from(self.admit_ppm()) / f64::from(ALL)
+    }
+
+    /// Whether to admit the next piece of work. Of all that ask, the share [`Page::admit`] is, evenly spaced.
+    pub fn should_admit(&self) -> bool {
+        let admit = self.admit_ppm();
+        if admit >= ALL {
+            return true;
+        }
+        let before = self.phase.fetch_add(admit, Ordering::Relaxed);
+        // The sum wraps at 2^32, which shifts the phase once in thousands of requests.
+        before / ALL != before.wrapping_add(admit) / ALL
+    }
+
+    /// All that the head of the page says.
+    pub fn pressure(&self) -> Pressure {
+        let Some(map) = self.live() else {
+            return Pressure::NONE;
+        };
+        let read = map.read(|map| {
+            let published_ns = map.u64(PUBLISHED_AT);
+            let left = map.left_ns(published_ns);
+            let never = map.u64(TIME_TO_FULL_AT);
+            let pressure = Pressure {
+                alive: true,
+                level: map.u32(LEVEL_AT),
+                score: ratio(map.u32(SCORE_AT)),
+                admit: ratio(map.u32(ADMIT_AT)).min(1.0),
+                oldest_wait: Duration::from_nanos(map.u64(OLDEST_WAIT_AT)),
+                time_to_full: (never != NEVER).then(|| Duration::from_nanos(never)),
+                retry_after: Duration::from_millis(u64::from(map.u32(RETRY_AFTER_AT))),
+                pid: map.u32(PID_AT),
+                worst: map.u32(WORST_AT),
+                entries: map.u32(COUNT_AT).min(ENTRIES as u32),
+            };
+            (left, pressure)
+        });
+        match read {
+            Some((left, pressure)) if left > 0 => pressure,
+            _ => Pressure::NONE,
+        }
+    }
+
+    /// The queues of the service, the worst first; none when the agent is gone.
+    pub fn entries(&self) -> Vec<Entry> {
+        let Some(map) = self.live() else {
+            return Vec::new();
+        };
+        let read = map.read(|map| {
+            let left = map.left_ns(map.u64(PUBLISHED_AT));
+            let count = (map.u32(COUNT_AT) as usize).min(ENTRIES);
+            let entries = (0..count).map(|i| map.entry(ENTRIES_AT + ENTRY * i));
+            (left, entries.collect())
+        });
+        match read {
+            Some((left, entries)) if left > 0 => entries,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Waits until the level changes, or for so long; answers whether it may have changed.
+    pub fn wait_for_level(&self, seen: u32, timeout: Duration) -> bool {
+        let Some(map) = self.live() else {
+            std::thread::sleep(timeout);
+            return true;
+        };
+        let wake = map.u32(WAKE_AT);
+        if self.pressure().level != seen {
+            return true;
+        }
+        let timeout = Timespec {
+            seconds: timeout.as_secs() as i64,
+            nanoseconds: i64::from(timeout.subsec_nanos()),
+        };
+        let word = map.words.cast::<u8>().wrapping_add(WAKE_AT);
+        // SAFETY: FUTEX_WAIT (0) reads a word of the live mapping and a timeout that outlives the call.
+        unsafe { syscall(SYS_FUTEX, word, 0, wake, &raw const timeout, 0, 0) == 0 }
+    }
+
+    fn admit_ppm(&self) -> u32 {
+        // SAFETY: mappings live as long as the page.
+        if let Some(map) = unsafe { self.map.load(Ordering::Acquire).as_ref() }
+            && map.words()[SEQ_AT / 8].load(Ordering::Acquire) == self.seq.load(Ordering::Acquire)
+            && coarse_ns() < self.until_ns.load(Ordering::Relaxed)
+        {
+            return self.admit.load(Ordering::Relaxed);
+        }
+        self.renew()
+    }
+
+    /// The page says something else than before, or nothing for too long.
+    #[cold]
+    fn renew(&self) -> u32 {
+        let Some(map) = self.live() else {
+            return ALL;
+        };
+        let read = map.read(|map| {
+            let left = map.left_ns(map.u64(PUBLISHED_AT));
+            (map.u64(SEQ_AT), left, map.u32(ADMIT_AT).min(ALL))
+        });
+        let now_ns = coarse_ns();
+        match read {
+            Some((seq, left, admit)) if left > 0 => {
+                self.admit.store(admit, Ordering::Relaxed);
+                self.until_ns.store(now_ns + left, Ordering::Relaxed);
+                self.seq.store(seq, Ordering::Release);
+                admit
+            }
+            // Nobody is there.
+            Some(_) => ALL,
+            // It was being written all the time: what it said last holds for as long as it said.
+            None if now_ns < self.until_ns.load(Ordering::Relaxed) => {
+                self.admit.load(Ordering::Relaxed)
+            }
+            None => ALL,
+        }
+    }
+
+    /// The mapping, where the agent publishes; looks for a new one now and then where not.
+    fn live(&self) -> Option<&Map> {
+        // SAFETY: mappings live as long as the page.
+        let map = unsafe { self.map.load(Ordering::Acquire).as_ref() };
+        if let Some(map) = map
+            && map.left_ns(map.u64(PUBLISHED_AT)) > 0
+        {
+            return Some(map);
+        }
+        let now_ns = coarse_ns();
+        let due = self.next_look_ns.load(Ordering::Relaxed);
+        if now_ns >= due
+            && self
+                .next_look_ns
+                .compare_exchange(
+                    due,
+                    now_ns + LOOK_AGAIN_NS,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
+                .is_ok()
+        {
+            self.look_for();
+        }
+        // SAFETY: as above.
+        unsafe { self.map.load(Ordering::Acquire).as_ref() }
+    }
+
+    fn look_for(&self) {
+        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = maps.last().map(|map| map.inode);
+        if let Some(map) = Map::of(&self.path, current) {
+            let map = Box::new(map);
+            self.map
+                .store(ptr::from_ref(&*map).cast_mut(), Ordering::Release);
+            maps.push(map);
+        }
+    }
+}
+
+impl Map {
+    /// `None`: there is no such page, or it is the one that is mapped.
+    fn of(path: &Path, current: Option<(u64, u64)>) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt as _;
+        let file = File::open(path).ok()?;
+        let metadata = file.metadata().ok()?;
+        let inode = (metadata.dev(), metadata.ino());
+        // To read beyond the end of a file raises SIGBUS.
+        if metadata.len() < SIZE as u64 || Some(inode) == current {
+            return None;
+        }
+        const PROT_READ: c_int = 1;
+        const MAP_SHARED: c_int = 1;
+        // SAFETY: a new mapping of a file that is at least as long; the result is checked.
+        let address = unsafe {
+            mmap(
+                ptr::null_mut(),
+                SIZE,
+                PROT_READ,
+                MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if address.addr() == usize::MAX {
+            return None;
+        }
+        let map = Self {
+            words: address.cast(),
+            inode,
+        };
+        let magic = map.words()[0].load(Ordering::Relaxed).to_le_bytes();
+        (magic == MAGIC && map.u32(VERSION_AT) == VERSION).then_some(map)
+    }
+
+    fn words(&self) -> &[AtomicU64; WORDS] {
+        // SAFETY: the mapping is as long as the array and aligned to pages; it is written by another process, through
+        // aligned stores, which is what atomics are for.
+        unsafe { &*self.words }
+    }
+
+    /// Reads until nothing was written meanwhile; `None` where that does not happen.
+    fn read<T>(&self, read: impl Fn(&Self) -> T) -> Option<T> {
+        let seq = &self.words()[SEQ_AT / 8];
+        for _ in 0..TRIES {
+            let before = seq.load(Ordering::Acquire);
+            if before % 2 == 0 {
+                let read = read(self);
+                fence(Ordering::Acquire);
+                if seq.load(Ordering::Relaxed) == before {
+                    return Some(read);
+                }
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        u64::from_le(self.words()[at / 8].load(Ordering::Relaxed))
+    }
+
+    fn u32(&self, at: usize) -> u32 {
+        (self.u64(at) >> (at % 8 * 8)) as u32
+    }
+
+    fn u16(&self, at: usize) -> u16 {
+        (self.u64(at) >> (at % 8 * 8)) as u16
+    }
+
+    /// How long what was published then still holds, ns; 0: no longer. A time in the future is one of another clock: nobody
+    /// may rely on it.
+    fn left_ns(&self, published_ns: u64) -> u64 {
+        const BOOTTIME: c_int = 7;
+        let ttl_ns = self.u64(TTL_AT);
+        match now_ns(BOOTTIME).checked_sub(published_ns) {
+            Some(age_ns) => ttl_ns.saturating_sub(age_ns),
+            None => 0,
+        }
+    }
+
+    fn entry(&self, at: usize) -> Entry {
+        let flags = self.u16(at + 2);
+        let known = |flag: u16, at: usize| (flags & flag != 0).then(|| self.u32(at));
+        Entry {
+            kind: self.u16(at),
+            flags,
+            id: self.u32(at + 4),
+            depth: self.u32(at + 8),
+            limit: known(layout::HAS_LIMIT, at + 12),
+            min_delay: Duration::from_nanos(self.u64(at + 16)),
+            p99: (flags & layout::HAS_P99 != 0).then(|| Duration::from_nanos(self.u64(at + 24))),
+            head_age: Duration::from_nanos(self.u64(at + 32)),
+            score: ratio(self.u32(at + 40)),
+            arrivals_per_s: known(layout::HAS_RATES, at + 44),
+            departures_per_s: known(layout::HAS_RATES, at + 48),
+            losses: self.u32(at + 52),
+        }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, of this length; nobody can hold it any more.
+        unsafe { munmap(self.words.cast_mut().cast(), SIZE) };
+    }
+}
+
+fn ratio(ppm: u32) -> f64 {
+    f64::from(ppm) / f64::from(ALL)
+}
+
+/// A few milliseconds coarse, and for it among the cheapest things to ask.
+fn coarse_ns() -> u64 {
+    const MONOTONIC_COARSE: c_int = 6;
+    now_ns(MONOTONIC_COARSE)
+}
+
+fn now_ns(clock: c_int) -> u64 {
+    let mut time = Timespec {
+        seconds: 0,
+        nanoseconds: 0,
+    };
+    // SAFETY: writes a timespec of ours; these clocks exist since Linux 2.6.39.
+    unsafe { clock_gettime(clock, &raw mut time) };
+    time.seconds as u64 * 1_000_000_000 + time.nanoseconds as u64
+}
+
+#[repr(C)]
+struct Timespec {
+    seconds: i64,
+    nanoseconds: i64,
+}
+
+#[cfg(target_arch = "x86_64")]
+const SYS_FUTEX: c_long = 202;
+#[cfg(not(target_arch = "x86_64"))]
+const SYS_FUTEX: c_long = 98;
+
+// The C library's own, which std links: with these the file needs no dependency.
+unsafe extern "C" {
+    fn mmap(
+        address: *mut c_void,
+        length: usize,
+        protection: c_int,
+        flags: c_int,
+        fd: c_int,
+        offset: i64,
+    ) -> *mut c_void;
+    fn munmap(address: *mut c_void, length: usize) -> c_int;
+    fn clock_gettime(clock: c_int, time: *mut Timespec) -> c_int;
+    fn syscall(number: c_long, ...) -> c_long;
+}

@@ -1,0 +1,390 @@
+//! The adapters, each with its own consumer.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    os::unix::net::UnixStream,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+use tailback_tests::{
+    agent::Agent,
+    load::{Load, Plan, Spacing},
+    needs, ports,
+    process::Process,
+    program,
+    temp::TempDir,
+    uwsgi::{App, Uwsgi},
+    wait,
+};
+
+use crate::stage::{SOON, Stage, get, jam};
+
+/// Slow while a file is there.
+const SHOP: &str = r"
+import os, time
+def application(environ, start_response):
+    time.sleep(0.4 if os.path.exists(os.environ['SLOW']) else 0.01)
+    start_response('200 OK', [])
+    return [b'sold']
+";
+
+fn shop(slow: &Path) -> Result<Uwsgi> {
+    Uwsgi::start_app(&App {
+        text: SHOP,
+        env: vec![("SLOW", slow.display().to_string())],
+        workers: 2,
+        backlog: 100,
+        args: vec!["--disable-logging".to_owned()],
+        before: Vec::new(),
+        output: None,
+        log: None,
+    })
+}
+
+/// HAProxy before two servers that it asks for their weights.
+struct Balancer {
+    _process: Process,
+    front: SocketAddr,
+    temp: TempDir,
+}
+
+impl Balancer {
+    fn start(servers: [(SocketAddr, u16); 2]) -> Result<Self> {
+        let temp = TempDir::new("balancer")?;
+        let front = ports::local(ports::free()?);
+        let [(a, ask_a), (b, ask_b)] = servers;
+        let server = |name: &str, address: SocketAddr, ask: u16| {
+            format!(
+                " server {name} {address} weight 100 check inter 500ms agent-check agent-addr 127.0.0.1 agent-port {ask} \
+                 agent-inter 200ms\n"
+            )
+        };
+        let config = format!(
+            "global\n stats socket {} mode 600 level admin\n\
+             defaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
+             frontend front\n bind {front}\n default_backend back\n\
+             backend back\n balance roundrobin\n{}{}",
+            temp.path().join("stats").display(),
+            server("a", a, ask_a),
+            server("b", b, ask_b)
+        );
+        let config = temp.write("haproxy.cfg", &config)?;
+        let mut command = Command::new(program::need(&["haproxy"])?);
+        let process = Process::start("HAProxy", command.arg("-db").arg("-f").arg(config))?;
+        wait::until("an answer of HAProxy", SOON, || {
+            process.check_running()?;
+            Ok(get(front, "/").ok())
+        })?;
+        Ok(Self {
+            _process: process,
+            front,
+            temp,
+        })
+    }
+
+    /// Present weight of a server, by HAProxy's own account.
+    fn weight(&self, server: &str) -> Result<u64> {
+        let mut stream = UnixStream::connect(self.temp.path().join("stats"))?;
+        stream.write_all(b"show stat json\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let stats: Value = serde_json::from_str(&text)?;
+        for row in stats.as_array().context("no list")? {
+            let fields = row.as_array().context("no list")?;
+            let of = |name: &str| {
+                fields
+                    .iter()
+                    .find(|field| field["field"]["name"] == name)
+                    .map(|field| &field["value"]["value"])
+            };
+            if of("svname").and_then(Value::as_str) == Some(server) {
+                return of("uweight").and_then(Value::as_u64).context("no weight");
+            }
+        }
+        bail!("HAProxy has no server {server}: {text}")
+    }
+}
+
+#[test]
+fn haproxy_moves_weight_away_from_a_slow_server_and_gives_it_back_even_when_the_agent_is_killed()
+-> Result<()> {
+    const TEST: &str = "haproxy_moves_weight_away_from_a_slow_server_and_gives_it_back_even_when_the_agent_is_killed";
+    if !needs::met(TEST, &["haproxy", "uwsgi-core"]) {
+        return Ok(());
+    }
+    let temp = TempDir::new("two-shops")?;
+    let slow = temp.path().join("slow");
+    let (a, b) = (shop(&slow)?, shop(Path::new("/nonexistent"))?);
+    let (ask_a, ask_b) = (ports::free()?, ports::free()?);
+    let more = format!(
+        "[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{ask_a}\"\n\
+         [[signal.haproxy]]\ntarget = \"other\"\nlisten = \"127.0.0.1:{ask_b}\"\n\
+         [[target]]\nport = {}\ncalled = \"other\"\n",
+        b.port()
+    );
+    let stage = Stage::start(a.port(), &more)?;
+    let balancer = Balancer::start([(a.address(), ask_a), (b.address(), ask_b)])?;
+    let load = Load::start(Plan {
+        to: balancer.front,
+        path: "/".to_owned(),
+        per_s: 40.0,
+        spacing: Spacing::Even,
+        lasts: Duration::from_secs(120),
+        timeout: Duration::from_secs(20),
+        at_once: 500,
+    })?;
+    let weights = || Ok::<_, anyhow::Error>((balancer.weight("a")?, balancer.weight("b")?));
+    wait::until("whole weights", SOON, || {
+        Ok((weights()? == (100, 100)).then_some(()))
+    })?;
+
+    fs::write(&slow, "")?;
+    let crossed = stage.wait("less than everything to be admitted", |pressure| {
+        pressure.admit < 0.9
+    });
+    let crossed = crossed.map(|_| Instant::now())?;
+    wait::until("less weight on the slow server", SOON, || {
+        Ok((weights()?.0 < 90).then_some(()))
+    })?;
+    let moved = crossed.elapsed();
+    println!(
+        "weight moved {moved:?} after the crossing: {:?}",
+        weights()?
+    );
+    ensure!(
+        moved < Duration::from_secs(2),
+        "weight moved {moved:?} after the crossing"
+    );
+    ensure!(
+        weights()?.1 == 100,
+        "the other one keeps all of its weight: {:?}",
+        weights()?
+    );
+
+    // Killed in the middle of it: its page is no longer renewed, and HAProxy would keep what it heard last.
+    stage.agent.process().signal(Signal::KILL)?;
+    let killed = Instant::now();
+    wait::until("the whole weight after the agent was killed", SOON, || {
+        Ok((weights()?.0 == 100).then_some(()))
+    })?;
+    println!("weight back {:?} after the kill", killed.elapsed());
+    // The time to live, and HAProxy's own interval.
+    ensure!(
+        killed.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        killed.elapsed()
+    );
+
+    // Another agent in its place goes on where it was, and so does its guard.
+    let config = stage.config.clone();
+    let agent = Agent::run([Path::new("--config"), &config])?;
+    wait::until("less weight by the next agent", SOON, || {
+        Ok((weights()?.0 < 90).then_some(()))
+    })?;
+    fs::remove_file(&slow)?;
+    wait::until("the whole weight when the server is well", SOON, || {
+        Ok((weights()?.0 == 100).then_some(()))
+    })?;
+    load.stop()?;
+    drop(agent);
+    Ok(())
+}
+
+#[test]
+fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live() -> Result<()> {
+    const TEST: &str =
+        "when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 20)?;
+    let temp = TempDir::new("signal")?;
+    let (envoy, socket) = (
+        temp.path().join("pressure"),
+        temp.path().join("pressure.sock"),
+    );
+    let ask = ports::free()?;
+    let more = format!(
+        "[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{ask}\"\nmaxconn = 40\n\
+         [[signal.envoy]]\ntarget = \"shop\"\nfile = \"{}\"\n\
+         [[signal.pressure_socket]]\ntarget = \"shop\"\npath = \"{}\"\n\
+         [[signal.group]]\ntargets = [\"shop\"]\nkeep_ready = 0\n",
+        envoy.display(),
+        socket.display()
+    );
+    let stage = Stage::start_in(temp, service.address().port(), &more)?;
+    let mut watcher = UnixStream::connect(&socket)?;
+    watcher.write_all(b"critical")?;
+    watcher.set_read_timeout(Some(SOON))?;
+    let haproxy = || {
+        let mut text = String::new();
+        std::net::TcpStream::connect(ports::local(ask))?.read_to_string(&mut text)?;
+        Ok::<_, anyhow::Error>(text)
+    };
+    // Nobody ever accepts: critical, and the least that is ever admitted.
+    stage.wait("the least to be admitted", |pressure| {
+        pressure.level >= 2 && pressure.admit <= 0.05
+    })?;
+    ensure!(watcher.read(&mut [0; 8])? == 1, "one byte for one rise");
+    ensure!(haproxy()? == "up ready 5% maxconn:2\n", "{}", haproxy()?);
+    wait::until("the file for Envoy", SOON, || {
+        Ok((fs::read_to_string(&envoy).is_ok_and(|text| text == "1.000\n")).then_some(()))
+    })?;
+    let (head, _) = stage.get("/health?target=shop")?;
+    ensure!(
+        head.starts_with("HTTP/1.1 200") && head.contains("x-envoy-degraded: true"),
+        "{head}"
+    );
+    let (_, body) = stage.get("/pressure?target=shop")?;
+    let pressure: Value = serde_json::from_str(&body)?;
+    ensure!(
+        pressure["queues"][0]["kind"] == "accept" && pressure["queues"][0]["depth"] == 20,
+        "{pressure}"
+    );
+    let (_, metrics) = stage.get("/metrics")?;
+    ensure!(
+        metrics.contains("tailback_admit_ratio{target=\"shop\"} 0.05"),
+        "{metrics}"
+    );
+    ensure!(
+        metrics.contains("tailback_adapter_answers_total{adapter=\"haproxy\""),
+        "{metrics}"
+    );
+    promtool(&metrics)?;
+
+    stage.agent.process().freeze()?;
+    let frozen = Instant::now();
+    let open = || -> Result<bool> {
+        Ok(haproxy()? == "up ready 100% maxconn:40\n"
+            && fs::read_to_string(&envoy)? == "0.000\n"
+            && stage
+                .get("/ready?target=shop")?
+                .0
+                .starts_with("HTTP/1.1 200")
+            && !stage.get("/health?target=shop")?.0.contains("degraded")
+            && !stage.pressure().alive)
+    };
+    wait::until("all to be open", SOON, || Ok(open()?.then_some(())))?;
+    let took = frozen.elapsed();
+    println!("all open {took:?} after the agent was stopped");
+    ensure!(took < Duration::from_millis(1_500), "{took:?}");
+    // It does not answer, and that is said rather than waited for.
+    ensure!(stage.get("/metrics")?.1.contains("tailback_agent_up 0"));
+
+    stage.agent.process().thaw()?;
+    stage.wait("the pressure to be there again", |pressure| {
+        pressure.level >= 2
+    })?;
+    Ok(())
+}
+
+/// Prometheus's own judge of the format, where it is installed.
+fn promtool(metrics: &str) -> Result<()> {
+    let Ok(promtool) = program::need(&["promtool"]) else {
+        return Ok(());
+    };
+    let temp = TempDir::new("metrics")?;
+    let file = temp.write("metrics", metrics)?;
+    let output = Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(fs::File::open(file)?)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.success() && said.trim().is_empty(),
+        "promtool: {said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_full_service_is_unready_only_where_the_operator_says_that_it_may_be() -> Result<()> {
+    const TEST: &str = "a_full_service_is_unready_only_where_the_operator_says_that_it_may_be";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    // A backlog of 128: full.
+    let service = jam("127.0.0.1:0", 200)?;
+    let port = service.address().port();
+    for (group, status) in [
+        ("", "HTTP/1.1 200"),
+        ("[[signal.group]]\ntargets = [\"shop\"]\n", "HTTP/1.1 200"),
+        (
+            "[[signal.group]]\ntargets = [\"shop\"]\nkeep_ready = 0\n",
+            "HTTP/1.1 503",
+        ),
+    ] {
+        let stage = Stage::start(port, group)?;
+        stage.wait("it to be full", |pressure| pressure.level == 3)?;
+        let (head, _) = stage.get("/ready?target=shop")?;
+        ensure!(head.starts_with(status), "with {group:?}: {head}");
+        ensure!(
+            status.ends_with("200") || head.contains("retry-after: "),
+            "{head}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn events_come_as_they_happen_over_http_and_over_the_unix_stream() -> Result<()> {
+    const TEST: &str = "events_come_as_they_happen_over_http_and_over_the_unix_stream";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let port = ports::free()?;
+    let idle = jam(&format!("127.0.0.1:{port}"), 0)?;
+    let stage = Stage::start(port, "")?;
+    let mut http = std::net::TcpStream::connect(stage.http)?;
+    write!(
+        http,
+        "GET /events?target=shop&min_level=warn HTTP/1.1\r\nHost: x\r\n\r\n"
+    )?;
+    let mut unix = UnixStream::connect(stage.directory.join("agent.sock"))?;
+    unix.write_all(b"{\"target\": \"shop\", \"min_level\": \"critical\"}\n")?;
+    wait::until("both to be listened to", SOON, || {
+        Ok((stage.status()?["agent"]["subscribers"]
+            .as_array()
+            .is_some_and(|all| all.len() == 2))
+        .then_some(()))
+    })?;
+    drop(idle);
+    let _service = jam(&format!("127.0.0.1:{port}"), 20)?;
+    for (name, text) in [
+        ("http", read_until(&mut http, "\"to\":\"critical\"")?),
+        ("unix", read_until(&mut unix, "\"to\":\"critical\"")?),
+    ] {
+        ensure!(
+            text.contains("\"type\":\"pressure\""),
+            "how things stand comes first ({name}): {text}"
+        );
+        ensure!(text.contains("\"type\":\"level\""), "{name}: {text}");
+        ensure!(
+            (name == "http") == text.contains("data: {"),
+            "{name}: {text}"
+        );
+    }
+    Ok(())
+}
+
+fn read_until(stream: &mut impl std::io::Read, end: &str) -> Result<String> {
+    let mut text = String::new();
+    let mut part = [0; 4096];
+    let began = Instant::now();
+    while !text.contains(end) {
+        let read = stream.read(&mut part)?;
+        ensure!(
+            read > 0 && began.elapsed() < SOON,
+            "it ended, or {end} did not come: {text}"
+        );
+        text += &String::from_utf8_lossy(&part[..read]);
+    }
+    Ok(text)
+}

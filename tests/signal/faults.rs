@@ -1,0 +1,131 @@
+//! Those who listen and do not behave; and what that costs the agent: nothing.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    os::unix::net::UnixStream,
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use tailback_tests::{needs, ports, wait};
+
+use crate::stage::{SOON, Stage, jam};
+
+#[test]
+fn garbage_gets_an_answer_that_says_what_would_be_understood() -> Result<()> {
+    const TEST: &str = "garbage_gets_an_answer_that_says_what_would_be_understood";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 5)?;
+    let stage = Stage::start(service.address().port(), "")?;
+    for garbage in [
+        "hello\n",
+        "{\"targt\": \"shop\"}\n",
+        "{\"min_level\": \"high\"}\n",
+        "\0\u{1}\n",
+        "[]\n",
+    ] {
+        let answer = stage.ask(garbage)?;
+        ensure!(
+            answer.contains("\"type\":\"error\"") && answer.contains("min_level"),
+            "{garbage:?}: {answer}"
+        );
+    }
+    let long = "x".repeat(1 << 20);
+    let mut stream = UnixStream::connect(stage.directory.join("agent.sock"))?;
+    // It closes when it has read enough.
+    let _ = stream.write_all(long.as_bytes());
+    let status = stage.status()?;
+    ensure!(
+        status["agent"]["stream"]["not_understood"].as_u64() >= Some(5),
+        "{status}"
+    );
+    for garbage in [
+        "\0\0\0\0\r\n\r\n",
+        "GET\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: x\r\n\r\n",
+    ] {
+        let mut stream = TcpStream::connect(stage.http)?;
+        stream.set_read_timeout(Some(SOON))?;
+        stream.write_all(garbage.as_bytes())?;
+        let mut answer = [0; 16];
+        let read = stream.read(&mut answer)?;
+        ensure!(
+            answer[..read].starts_with(b"HTTP/1.1 40"),
+            "{garbage:?}: {:?}",
+            &answer[..read]
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_thousand_connections_and_readers_that_do_not_read_do_not_hold_the_agent_up() -> Result<()> {
+    const TEST: &str =
+        "a_thousand_connections_and_readers_that_do_not_read_do_not_hold_the_agent_up";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let port = ports::free()?;
+    let service = jam(&format!("127.0.0.1:{port}"), 5)?;
+    let stage = Stage::start(port, "")?;
+    let socket = stage.directory.join("agent.sock");
+    let mut held = Vec::new();
+    for index in 0..1_000 {
+        let mut stream = UnixStream::connect(&socket)?;
+        // Half of them subscribe and never read; half say nothing.
+        if index % 2 == 0 {
+            let _ = stream.write_all(b"{}\n");
+        }
+        held.push(stream);
+    }
+    let mut connections = Vec::new();
+    for _ in 0..1_000 {
+        connections.push(TcpStream::connect(stage.http)?);
+    }
+    // The page is renewed all the while: no tick waits for any of them.
+    let page = tailback_page::Page::open(stage.page());
+    for _ in 0..200 {
+        ensure!(page.pressure().alive, "the page went stale");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(connections);
+    let status = wait::until("an answer when they are gone", SOON, || {
+        Ok(stage.status().ok())
+    })?;
+    drop(held);
+    println!("{}", status["guard"]);
+    wait::until("room again on the stream", SOON, || {
+        let status: serde_json::Value =
+            serde_json::from_str(&stage.ask("{\"ask\": \"status\"}\n")?)?;
+        let refused = status["stream"]["refused"].as_u64().unwrap_or(0);
+        Ok((refused > 800).then_some(()))
+    })?;
+    drop(service);
+    Ok(())
+}
+
+#[test]
+fn a_guard_that_is_killed_is_started_again() -> Result<()> {
+    const TEST: &str = "a_guard_that_is_killed_is_started_again";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 5)?;
+    let stage = Stage::start(service.address().port(), "")?;
+    let guard = stage.guard()?;
+    let pid = rustix::process::Pid::from_raw(guard.cast_signed()).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    let next = wait::until("another guard", SOON, || {
+        Ok(stage.guard().ok().filter(|next| *next != guard))
+    })?;
+    ensure!(next != guard);
+    stage
+        .agent
+        .wait_for("that the guard ended", SOON, |event| {
+            event.text("code") == "guard_ended"
+        })?;
+    Ok(())
+}

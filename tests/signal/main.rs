@@ -1,0 +1,8 @@
+//! The local signal, with those it is for: real pages and real readers, a real HAProxy, and agents that are killed, stopped,
+//! doubled, or refused their place.
+
+mod adapters;
+mod faults;
+mod pages;
+mod readers;
+mod stage;

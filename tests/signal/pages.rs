@@ -1,0 +1,223 @@
+//! Pages: where they are, how soon they tell, and what becomes of them.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    process::Command,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Result, ensure};
+use rustix::process::Signal;
+use tailback_page::Page;
+use tailback_tests::{agent::Agent, needs, ports, process::End, temp::TempDir, wait};
+
+use crate::stage::{SOON, Stage, jam};
+
+#[test]
+fn a_crossing_stands_on_the_page_within_a_tick() -> Result<()> {
+    const TEST: &str = "a_crossing_stands_on_the_page_within_a_tick";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let port = ports::free()?;
+    let idle = jam(&format!("127.0.0.1:{port}"), 0)?;
+    let stage = Stage::start(port, "")?;
+    drop(idle);
+    let mark = stage.agent.mark();
+    let _service = jam(&format!("127.0.0.1:{port}"), 20)?;
+    let page = Page::open(stage.page());
+    let unix_ns = wait::until("a level on the page", SOON, || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as f64;
+        Ok((page.pressure().level > 0).then_some(now))
+    })?;
+    let crossing = stage
+        .agent
+        .wait_since(mark, "the crossing", SOON, |event| event.is("level"))?;
+    // The time of the sample in which it crossed.
+    let after_ms = (unix_ns - crossing.number("time_unix_ns").unwrap_or(0.0)) / 1e6;
+    println!("on the page {after_ms:.1} ms after the sample");
+    ensure!((-1.0..100.0).contains(&after_ms), "{after_ms} ms");
+    Ok(())
+}
+
+#[test]
+fn a_service_that_is_started_anew_goes_on_on_the_page_that_its_readers_have_mapped() -> Result<()> {
+    const TEST: &str =
+        "a_service_that_is_started_anew_goes_on_on_the_page_that_its_readers_have_mapped";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let port = ports::free()?;
+    let address = format!("127.0.0.1:{port}");
+    let service = jam(&address, 20)?;
+    let stage = Stage::start(port, "")?;
+    let page = Page::open(stage.page());
+    let (pid, inode) = (service.pid(), fs::metadata(stage.page())?.ino());
+    stage.wait("pressure", |pressure| {
+        pressure.level >= 2 && pressure.pid == pid
+    })?;
+    drop(service);
+    wait::until("no pressure without the service", SOON, || {
+        Ok((page.pressure().level == 0 && page.admit() >= 1.0).then_some(()))
+    })?;
+    let service = jam(&address, 20)?;
+    wait::until("pressure of the new one on the same page", SOON, || {
+        let pressure = page.pressure();
+        Ok((pressure.level >= 2 && pressure.pid == service.pid()).then_some(()))
+    })?;
+    // And another agent: the readers of the first go on, too.
+    let temp = stage.into_temp();
+    let stage = Stage::start_in(temp, port, "")?;
+    ensure!(fs::metadata(stage.page())?.ino() == inode);
+    wait::until("pressure by the new agent on the same page", SOON, || {
+        Ok((page.pressure().level >= 2).then_some(()))
+    })?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_stopped_leaves_no_pressure() -> Result<()> {
+    const TEST: &str = "an_agent_that_is_stopped_leaves_no_pressure";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 20)?;
+    let stage = Stage::start(service.address().port(), "")?;
+    stage.wait("pressure", |pressure| pressure.level >= 2)?;
+    stage.agent.process().signal(Signal::TERM)?;
+    ensure!(stage.agent.process().wait_end(SOON)? == End::Code(0));
+    let pressure = stage.pressure();
+    ensure!(pressure.level == 0 && pressure.admit >= 1.0, "{pressure:?}");
+    Ok(())
+}
+
+/// The agent goes on watching where it cannot publish, and says what is in the way.
+fn check_is_told(
+    directory: &str,
+    setup: impl Fn(&std::path::Path) -> Result<()>,
+    words: &[&str],
+) -> Result<()> {
+    let temp = TempDir::new("refused")?;
+    setup(temp.path())?;
+    let directory = temp.path().join(directory);
+    let text = format!(
+        "[[target]]\npid = {}\n[signal]\ndirectory = \"{}\"\n",
+        std::process::id(),
+        directory.display()
+    );
+    let config = temp.write("tailback.toml", &text)?;
+    let agent = Agent::run([std::path::Path::new("--config"), &config])?;
+    let told = agent.wait_for("what is in the way", SOON, |event| {
+        event.is("notice") && matches!(event.text("code"), "not_published" | "no_page")
+    })?;
+    for word in words {
+        ensure!(
+            told.text("text").contains(word),
+            "{word}: {}",
+            told.text("text")
+        );
+    }
+    agent.wait_for("that it watches", Duration::from_secs(30), |event| {
+        event.is("agent")
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_named_and_watching_goes_on() -> Result<()> {
+    const TEST: &str = "a_directory_that_cannot_be_used_is_named_and_watching_goes_on";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    check_is_told(
+        "file/run",
+        |temp| Ok(fs::write(temp.join("file"), "")?),
+        &["cannot make the directory"],
+    )?;
+    let others = |temp: &std::path::Path| {
+        fs::create_dir(temp.join("run"))?;
+        Ok(std::os::unix::fs::chown(
+            temp.join("run"),
+            Some(4711),
+            None,
+        )?)
+    };
+    check_is_told("run", others, &["user 4711", "[signal]"])?;
+    let open = |temp: &std::path::Path| {
+        fs::create_dir(temp.join("run"))?;
+        Ok(fs::set_permissions(
+            temp.join("run"),
+            fs::Permissions::from_mode(0o777),
+        )?)
+    };
+    check_is_told("run", open, &["chmod go-w"])
+}
+
+#[test]
+fn without_room_for_a_page_that_is_said_and_nothing_breaks() -> Result<()> {
+    const TEST: &str = "without_room_for_a_page_that_is_said_and_nothing_breaks";
+    if !needs::met(TEST, &["mount", "umount"]) {
+        return Ok(());
+    }
+    let full = |temp: &std::path::Path| {
+        let run = temp.join("run");
+        fs::create_dir(&run)?;
+        // Two pages of memory: one is for the lock.
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=8k,mode=755", "tailback-test"])
+            .arg(&run)
+            .status()?;
+        ensure!(mounted.success(), "cannot mount a small file system");
+        fs::write(run.join("other"), [0; 4096])?;
+        Ok(())
+    };
+    struct Unmount(std::cell::RefCell<Option<std::path::PathBuf>>);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            if let Some(path) = self.0.take() {
+                let _ = Command::new("umount").arg("--lazy").arg(path).status();
+            }
+        }
+    }
+    let unmount = Unmount(std::cell::RefCell::default());
+    check_is_told(
+        "run",
+        |temp| {
+            unmount.0.replace(Some(temp.join("run")));
+            full(temp)
+        },
+        &["no room for a page of 4096 bytes"],
+    )
+}
+
+#[test]
+fn of_two_agents_in_one_directory_the_second_says_who_is_there_and_publishes_nothing() -> Result<()>
+{
+    const TEST: &str =
+        "of_two_agents_in_one_directory_the_second_says_who_is_there_and_publishes_nothing";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 20)?;
+    let stage = Stage::start(service.address().port(), "")?;
+    let temp = TempDir::new("second")?;
+    let text = format!(
+        "[[target]]\npid = {}\n[signal]\ndirectory = \"{}\"\n",
+        std::process::id(),
+        stage.directory.display()
+    );
+    let config = temp.write("tailback.toml", &text)?;
+    let second = Agent::run([std::path::Path::new("--config"), &config])?;
+    let told = second.wait_for("that another one is there", SOON, |event| {
+        event.text("code") == "not_published"
+    })?;
+    let holder = format!("process {}", stage.agent.process().pid());
+    ensure!(told.text("text").contains(&holder), "{}", told.text("text"));
+    let pages: Vec<String> = fs::read_dir(&stage.directory)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| stage.directory.join(name).is_dir())
+        .collect();
+    ensure!(pages == ["shop"], "{pages:?}");
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! The readers under `deploy/readers`, each in its language, at a real page.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use tailback_page::Page;
+use tailback_tests::{needs, ports, process::Process, program, python, temp::TempDir, wait};
+
+use crate::stage::{SOON, Stage, get, jam};
+
+fn readers() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/readers")
+}
+
+fn run(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("start {command:?}"))?;
+    if !output.status.success() {
+        bail!(
+            "{command:?}: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A C program of `examples`, built with every warning an error.
+fn c_program(temp: &TempDir, name: &str) -> Result<PathBuf> {
+    let folder = readers().join("c");
+    let program = temp.path().join(name);
+    let mut gcc = Command::new(program::need(&["gcc"])?);
+    gcc.args([
+        "-std=c11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Wpedantic",
+        "-Werror",
+        "-pthread",
+        "-I",
+    ]);
+    run(gcc
+        .arg(&folder)
+        .arg(folder.join("examples").join(format!("{name}.c")))
+        .arg("-o")
+        .arg(&program))?;
+    Ok(program)
+}
+
+fn go(temp: &TempDir, package: &str, name: &str) -> Result<PathBuf> {
+    let program = temp.path().join(name);
+    let mut go = Command::new(program::need(&["go"])?);
+    go.current_dir(readers().join("go"))
+        .args(["build", "-o"])
+        .arg(&program)
+        .arg(package);
+    run(&mut go)?;
+    Ok(program)
+}
+
+#[test]
+fn every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publishes() -> Result<()>
+{
+    const TEST: &str =
+        "every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publishes";
+    if !needs::met(TEST, &["gcc", "go", "node", "python3"]) {
+        return Ok(());
+    }
+    let temp = TempDir::new("readers")?;
+    let python = vec![
+        program::need(&["python3"])?,
+        readers().join("python/tailback_page.py"),
+    ];
+    let node = vec![
+        program::need(&["node"])?,
+        readers().join("node/tailback_page.js"),
+    ];
+    let readers = [
+        ("C", vec![c_program(&temp, "dump")?]),
+        ("Go", vec![go(&temp, "./cmd/tailback-page", "go-reader")?]),
+        ("Python", python),
+        ("Node", node),
+    ];
+    let service = jam("127.0.0.1:0", 20)?;
+    let stage = Stage::start(service.address().port(), "")?;
+    stage.wait("the least to be admitted", |pressure| {
+        pressure.admit <= 0.05
+    })?;
+    for (language, words) in &readers {
+        let read = |page: &Path| -> Result<Value> {
+            let text = run(Command::new(&words[0]).args(&words[1..]).arg(page))?;
+            serde_json::from_str(&text).with_context(|| format!("{language} says {text:?}"))
+        };
+        let said = read(&stage.page())?;
+        let page = Page::open(stage.page());
+        let (own, entries) = (page.pressure(), page.entries());
+        ensure!(
+            said["alive"] == true && said["pid"] == service.pid(),
+            "{language}: {said}"
+        );
+        ensure!(
+            said["admit"] == own.admit && said["retry_after_ms"].as_u64() >= Some(1_000),
+            "{language}: {said}"
+        );
+        ensure!(
+            said["oldest_wait_ns"].as_u64() > Some(500_000_000)
+                && said["time_to_full_ns"].is_null(),
+            "{language}: {said}"
+        );
+        let queues = said["entries"].as_array().context("no entries")?;
+        ensure!(queues.len() == entries.len(), "{language}: {said}");
+        let (first, own) = (&queues[0], entries[0]);
+        ensure!(
+            first["kind"] == "accept"
+                && first["depth"] == 20
+                && first["id"] == own.id
+                && first["limit"] == own.limit.unwrap_or(0),
+            "{language}: {first}"
+        );
+        let said = read(Path::new("/nonexistent/page"))?;
+        ensure!(
+            said["alive"] == false && said["admit"] == 1.0,
+            "{language}: {said}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn every_example_turns_away_what_the_page_does_not_admit_with_a_time_to_come_again() -> Result<()> {
+    const TEST: &str =
+        "every_example_turns_away_what_the_page_does_not_admit_with_a_time_to_come_again";
+    if !needs::met(TEST, &["gcc", "go", "node", "python3"]) {
+        return Ok(());
+    }
+    let temp = TempDir::new("examples")?;
+    let service = jam("127.0.0.1:0", 20)?;
+    let stage = Stage::start(service.address().port(), "")?;
+    stage.wait("the least to be admitted", |pressure| {
+        pressure.admit <= 0.05
+    })?;
+    let page = stage.page();
+    let folder = readers();
+    let python = python::with(&["uvicorn"])?;
+    let tower = env::current_exe()?
+        .ancestors()
+        .nth(2)
+        .context("no folder of builds")?
+        .join("examples/tower");
+    for (name, mut command) in [
+        ("wsgi", Command::new(&python)),
+        ("asgi", Command::new(&python)),
+        (
+            "nethttp",
+            Command::new(go(&temp, "./examples/nethttp", "nethttp")?),
+        ),
+        ("express", Command::new(program::need(&["node"])?)),
+        ("admit", Command::new(c_program(&temp, "admit")?)),
+        ("tower", Command::new(tower)),
+    ] {
+        let port = ports::free()?;
+        match name {
+            "wsgi" | "asgi" => {
+                command
+                    .env("TAILBACK_PAGE", &page)
+                    .arg(folder.join("python/examples").join(format!("{name}.py")))
+                    .arg(port.to_string());
+            }
+            "express" => {
+                command
+                    .arg(folder.join("node/examples/express.js"))
+                    .arg(port.to_string())
+                    .arg(&page);
+            }
+            _ => {
+                command.arg(port.to_string()).arg(&page);
+            }
+        }
+        let process = Process::start(name, &mut command)?;
+        let to = ports::local(port);
+        wait::until("an answer of the example", SOON, || {
+            process.check_running()?;
+            Ok(get(to, "/").ok())
+        })?;
+        let mut admitted = 0;
+        for _ in 0..200 {
+            let (head, _) = get(to, "/")?;
+            if head.contains(" 200 ") {
+                admitted += 1;
+            } else {
+                let head = head.to_lowercase();
+                let seconds = head
+                    .lines()
+                    .find_map(|line| line.strip_prefix("retry-after: "));
+                let seconds: u64 = seconds.context("no Retry-After")?.trim().parse()?;
+                ensure!(
+                    head.contains(" 503 ") && (1..=30).contains(&seconds),
+                    "{name}: {head}"
+                );
+            }
+        }
+        println!("{name}: {admitted} of 200 admitted at a share of 0.05");
+        // One in twenty, evenly; where one begins in the turn is chance.
+        ensure!(
+            (9..=11).contains(&admitted),
+            "{name}: {admitted} of 200 admitted"
+        );
+    }
+    // With the agent gone everything is admitted, in programs that go on running.
+    let port = ports::free()?;
+    let mut command = Command::new(c_program(&temp, "admit")?);
+    let _process = Process::start("admit", command.arg(port.to_string()).arg(&page))?;
+    let to = ports::local(port);
+    wait::until("an answer of the example", SOON, || Ok(get(to, "/").ok()))?;
+    stage
+        .agent
+        .process()
+        .signal(rustix::process::Signal::KILL)?;
+    std::thread::sleep(Duration::from_millis(1_100));
+    for _ in 0..50 {
+        ensure!(
+            get(to, "/")?.0.contains(" 200 "),
+            "turned away by an agent that is gone"
+        );
+    }
+    Ok(())
+}

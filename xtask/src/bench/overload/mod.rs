@@ -1,0 +1,420 @@
+//! What a service does under more load than it can carry, alone and with those who turn away what is too much.
+//!
+//! The load is open-loop: requests come at their times, as of many independent clients, whether or not earlier ones were
+//! answered. Every variant gets the same load, through the same HAProxy, in turn.
+
+mod plot;
+mod stage;
+
+use std::{
+    fs,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use stage::{Guard, Service, Stage};
+use tailback_tests::{
+    load::{Load, Plan, Request, Spacing},
+    process::Process,
+    program,
+};
+
+use super::{
+    figure::{Figure, Goal, Report},
+    statistics::Spread,
+};
+
+const LOADS: [f64; 6] = [0.5, 0.8, 1.0, 1.5, 2.0, 3.0];
+/// An answer is good within so many times the time that a request takes by itself.
+const GOOD: u32 = 5;
+/// Before a load steps up, so that the agent knows what is usual.
+const BEFORE: Duration = Duration::from_secs(4);
+const BEFORE_LOAD: f64 = 0.5;
+/// Requests that are still under way at the end get so long to be answered.
+const AFTER: Duration = Duration::from_secs(2);
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// How long each load lasts
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(5..))]
+    seconds: u64,
+    /// Only this service: uwsgi-postgresql or nginx-uwsgi
+    #[arg(long)]
+    service: Option<String>,
+    /// Write the plot here
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+/// What came of one load.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    pub load: f64,
+    /// Good answers over what the service can do.
+    pub goodput: f64,
+    pub p99: Duration,
+    /// Turned away (503), and failed in any other way; of all requests.
+    pub turned_away: f64,
+    pub failed: f64,
+}
+
+/// All loads of one variant of one service.
+pub struct Series {
+    pub service: Service,
+    pub guard: Guard,
+    pub outcomes: Vec<Outcome>,
+}
+
+pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
+    let services = Service::ALL.into_iter().filter(|service| {
+        args.service
+            .as_deref()
+            .is_none_or(|name| name == service.name())
+    });
+    let mut all = Vec::new();
+    for service in services {
+        let alone = alone(service)?;
+        report.progress(&format!(
+            "{}: {:.0} requests a second at most; alone a request takes {:.0} ms (99%: {:.0} ms)",
+            service.name(),
+            alone.capacity,
+            ms(alone.median),
+            ms(alone.p99)
+        ));
+        for guard in Guard::ALL {
+            let mut outcomes = Vec::new();
+            for load in LOADS {
+                let outcome = step(service, guard, load, &alone, args.seconds)?;
+                report.progress(&text(service, guard, &outcome));
+                add(report, service, guard, &outcome, &alone);
+                outcomes.push(outcome);
+            }
+            spike(service, guard, &alone, report)?;
+            if service == Service::Compute {
+                neighbour(service, guard, &alone, args.seconds, report)?;
+            }
+            all.push(Series {
+                service,
+                guard,
+                outcomes,
+            });
+        }
+    }
+    if let Some(file) = &args.plot {
+        fs::write(file, plot::svg(&all)).with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// The service without too much to do.
+struct Alone {
+    /// Requests per second.
+    capacity: f64,
+    median: Duration,
+    p99: Duration,
+}
+
+fn plan(stage: &Stage, service: Service, per_s: f64, lasts: Duration) -> Plan {
+    Plan {
+        to: stage.front,
+        path: service.path().to_owned(),
+        per_s,
+        spacing: Spacing::Poisson { seed: 7 },
+        lasts,
+        timeout: Duration::from_secs(10),
+        at_once: 3_000,
+    }
+}
+
+fn alone(service: Service) -> Result<Alone> {
+    let stage = Stage::start(service, Guard::Nobody)?;
+    // More than it can do: there is always one waiting, and what is answered is what it can do.
+    let most = 2.0 * 4.0 / Duration::from_millis(40).as_secs_f64();
+    let began = Instant::now();
+    let load = Load::start(plan(&stage, service, most, Duration::from_secs(60)))?;
+    thread::sleep(Duration::from_secs(8));
+    let from = began + Duration::from_secs(3);
+    let answered = load
+        .stop()?
+        .into_iter()
+        .filter(|request| request.ok() && request.ended >= from);
+    let capacity = answered.count() as f64 / 5.0;
+    let quiet = plan(&stage, service, 0.3 * capacity, Duration::from_secs(8));
+    let mut took = sorted(Load::start(quiet)?.finish_plan()?.iter());
+    let p99 = percentile(&took, 0.99);
+    let median = percentile(&took, 0.5);
+    took.clear();
+    Ok(Alone {
+        capacity,
+        median,
+        p99,
+    })
+}
+
+/// From half the load to this one, and what came of the requests of the step.
+fn step(
+    service: Service,
+    guard: Guard,
+    times: f64,
+    alone: &Alone,
+    seconds: u64,
+) -> Result<Outcome> {
+    let stage = Stage::start(service, guard)?;
+    let lasts = Duration::from_secs(seconds);
+    let load = Load::start(plan(
+        &stage,
+        service,
+        BEFORE_LOAD * alone.capacity,
+        BEFORE + lasts + AFTER,
+    ))?;
+    thread::sleep(BEFORE);
+    let from = Instant::now();
+    load.set_rate(times * alone.capacity)?;
+    thread::sleep(lasts);
+    let to = Instant::now();
+    load.set_rate(1.0)?;
+    thread::sleep(AFTER);
+    let requests = load.stop()?;
+    Ok(outcome(service, times, &requests, from..to, alone))
+}
+
+fn outcome(
+    service: Service,
+    load: f64,
+    requests: &[Request],
+    span: std::ops::Range<Instant>,
+    alone: &Alone,
+) -> Outcome {
+    let of: Vec<&Request> = requests
+        .iter()
+        .filter(|request| span.contains(&request.due))
+        .collect();
+    let seconds = (span.end - span.start).as_secs_f64();
+    let is_good =
+        |request: &&&Request| request.ok() && request.took() <= GOOD * service.service_time();
+    let good = of.iter().filter(is_good).count();
+    let away = of
+        .iter()
+        .filter(|request| request.answer == Ok(503))
+        .count();
+    let ok = sorted(of.iter().copied());
+    // What was given up at the end had no answer, and is not in the list: it was sent, and failed.
+    let sent = load * alone.capacity * seconds;
+    Outcome {
+        load,
+        goodput: good as f64 / seconds / alone.capacity,
+        p99: percentile(&ok, 0.99),
+        turned_away: away as f64 / sent,
+        failed: (1.0 - (ok.len() + away) as f64 / sent).max(0.0),
+    }
+}
+
+/// 1.4 times what it can do for 5 seconds: how long after it until every request is answered, and as soon as before.
+fn spike(service: Service, guard: Guard, alone: &Alone, report: &mut Report) -> Result<()> {
+    let stage = Stage::start(service, guard)?;
+    let load = Load::start(plan(
+        &stage,
+        service,
+        0.7 * alone.capacity,
+        Duration::from_secs(30),
+    ))?;
+    thread::sleep(BEFORE);
+    load.set_rate(1.4 * alone.capacity)?;
+    thread::sleep(Duration::from_secs(5));
+    load.set_rate(0.7 * alone.capacity)?;
+    let end = Instant::now();
+    thread::sleep(Duration::from_secs(8));
+    let requests = load.stop()?;
+    let limit = 2 * alone.p99 + service.target_delay();
+    let is_bad =
+        |request: &&Request| request.due >= end && (!request.ok() || request.took() > limit);
+    let last = requests
+        .iter()
+        .filter(is_bad)
+        .map(|request| request.due - end)
+        .max();
+    let last = last.unwrap_or(Duration::ZERO);
+    report.progress(&format!(
+        "{} {}: recovered {:.2} s after a spike",
+        service.name(),
+        guard.name(),
+        last.as_secs_f64()
+    ));
+    let goal = (guard == Guard::Page).then(|| Goal::at_most(0.2, &exact(last.as_secs_f64())));
+    report.add(figure(
+        service,
+        guard,
+        "recovery from a 1.4× spike",
+        "recovery",
+        "s",
+        last.as_secs_f64(),
+        goal,
+    ));
+    Ok(())
+}
+
+/// At 1.5 times the load, a neighbour takes half of the CPU midway.
+fn neighbour(
+    service: Service,
+    guard: Guard,
+    alone: &Alone,
+    seconds: u64,
+    report: &mut Report,
+) -> Result<()> {
+    let stage = Stage::start(service, guard)?;
+    let half = Duration::from_secs(seconds) / 2;
+    let load = Load::start(plan(
+        &stage,
+        service,
+        BEFORE_LOAD * alone.capacity,
+        BEFORE + 2 * half + AFTER,
+    ))?;
+    thread::sleep(BEFORE);
+    load.set_rate(1.5 * alone.capacity)?;
+    thread::sleep(half);
+    let stress = program::need(&["stress-ng"])?;
+    let mut command = std::process::Command::new("taskset");
+    let neighbour = Process::start(
+        "the neighbour",
+        command
+            .args(["-c", "1"])
+            .arg(stress)
+            .args(["--cpu", "2", "--quiet"]),
+    )?;
+    let from = Instant::now();
+    thread::sleep(half);
+    let to = Instant::now();
+    load.set_rate(1.0)?;
+    thread::sleep(AFTER);
+    let requests = load.stop()?;
+    drop(neighbour);
+    // It has half of the CPU then; the goal for an answer is the same.
+    let outcome = outcome(service, 1.5, &requests, from..to, alone);
+    report.progress(&format!(
+        "{} {}: with a neighbour goodput {:.1}%, p99 {:.0} ms",
+        service.name(),
+        guard.name(),
+        100.0 * outcome.goodput,
+        ms(outcome.p99)
+    ));
+    report.add(figure(
+        service,
+        guard,
+        "goodput with a neighbour",
+        "neighbour",
+        "%",
+        100.0 * outcome.goodput,
+        None,
+    ));
+    Ok(())
+}
+
+fn add(report: &mut Report, service: Service, guard: Guard, outcome: &Outcome, alone: &Alone) {
+    let ours = matches!(guard, Guard::Haproxy | Guard::Page);
+    let goodput = 100.0 * outcome.goodput;
+    let least = match outcome.load {
+        load if load >= 3.0 => Some(90.0),
+        load if load >= 1.5 => Some(95.0),
+        _ => None,
+    };
+    let goal = least
+        .filter(|_| ours)
+        .map(|least| Goal::at_least(least, &exact(goodput)));
+    let what = format!("{}× load: goodput", outcome.load);
+    report.add(figure(service, guard, &what, "goodput", "%", goodput, goal));
+    let most = ms(2 * alone.p99 + service.target_delay());
+    let p99 = ms(outcome.p99);
+    let goal = (ours && outcome.load > 1.0).then(|| Goal::at_most(most.round(), &exact(p99)));
+    report.add(figure(
+        service,
+        guard,
+        &format!("{}× load: p99", outcome.load),
+        "p99",
+        "ms",
+        p99,
+        goal,
+    ));
+    report.add(figure(
+        service,
+        guard,
+        &format!("{}× load: turned away", outcome.load),
+        "turned_away",
+        "%",
+        100.0 * outcome.turned_away,
+        None,
+    ));
+    report.add(figure(
+        service,
+        guard,
+        &format!("{}× load: failed", outcome.load),
+        "failed",
+        "%",
+        100.0 * outcome.failed,
+        None,
+    ));
+}
+
+fn figure(
+    service: Service,
+    guard: Guard,
+    what: &str,
+    key: &str,
+    unit: &'static str,
+    value: f64,
+    goal: Option<Goal>,
+) -> Figure {
+    Figure {
+        what: format!("{}, {}: {what}", service.name(), guard.name()),
+        keys: json!({"bench": "overload", "service": service.name(), "guard": guard.name(), "measured": key, "of": what}),
+        unit,
+        value: exact(value),
+        spread: "one run",
+        goal,
+    }
+}
+
+fn exact(value: f64) -> Spread {
+    Spread {
+        median: value,
+        low: value,
+        high: value,
+    }
+}
+
+fn text(service: Service, guard: Guard, outcome: &Outcome) -> String {
+    format!(
+        "{} {:18} {:.1}×: goodput {:5.1}%  p99 {:6.0} ms  turned away {:4.1}%  failed {:4.1}%",
+        service.name(),
+        guard.name(),
+        outcome.load,
+        100.0 * outcome.goodput,
+        ms(outcome.p99),
+        100.0 * outcome.turned_away,
+        100.0 * outcome.failed
+    )
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// The times of those that were answered.
+fn sorted<'a>(requests: impl Iterator<Item = &'a Request>) -> Vec<Duration> {
+    let mut took: Vec<Duration> = requests
+        .filter(|request| request.ok())
+        .map(Request::took)
+        .collect();
+    took.sort_unstable();
+    took
+}
+
+fn percentile(sorted: &[Duration], part: f64) -> Duration {
+    let at = (sorted.len() as f64 * part) as usize;
+    sorted
+        .get(at.min(sorted.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or(Duration::ZERO)
+}

@@ -1,0 +1,116 @@
+//! The outcomes as a plot: goodput over load, a panel for each service.
+
+use std::fmt::Write as _;
+
+use super::{Guard, LOADS, Series, Service};
+
+const WIDTH: f64 = 420.0;
+const HEIGHT: f64 = 260.0;
+const LEFT: f64 = 56.0;
+const TOP: f64 = 44.0;
+const MOST: f64 = 1.1;
+
+fn colour(guard: Guard) -> &'static str {
+    // Told apart by those who do not see red and green (Okabe and Ito).
+    match guard {
+        Guard::Nobody => "#999999",
+        Guard::Static => "#e69f00",
+        Guard::Haproxy => "#0072b2",
+        Guard::Page => "#009e73",
+    }
+}
+
+pub fn svg(all: &[Series]) -> String {
+    let panels: Vec<Service> = Service::ALL
+        .into_iter()
+        .filter(|service| all.iter().any(|series| series.service == *service))
+        .collect();
+    let width = panels.len() as f64 * (WIDTH + LEFT + 24.0);
+    let height = TOP + HEIGHT + 84.0;
+    let mut text = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"system-ui, sans-serif\" font-size=\"13\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
+    );
+    for (index, service) in panels.iter().enumerate() {
+        panel(
+            &mut text,
+            index as f64 * (WIDTH + LEFT + 24.0) + LEFT,
+            *service,
+            all,
+        );
+    }
+    legend(&mut text, height - 14.0);
+    text += "</svg>\n";
+    text
+}
+
+fn panel(text: &mut String, left: f64, service: Service, all: &[Series]) {
+    let x = |load: f64| left + load / LOADS[LOADS.len() - 1] * WIDTH;
+    let y = |goodput: f64| TOP + HEIGHT * (1.0 - goodput.min(MOST) / MOST);
+    let _ = writeln!(
+        text,
+        "<text x=\"{left}\" y=\"20\" font-weight=\"600\">{}</text>",
+        service.name()
+    );
+    let _ = writeln!(
+        text,
+        "<text x=\"{left}\" y=\"36\" fill=\"#555\">good answers, of what the service can do</text>"
+    );
+    for percent in [0, 25, 50, 75, 100] {
+        let at = y(f64::from(percent) / 100.0);
+        let _ = writeln!(
+            text,
+            "<path d=\"M{left} {at}h{WIDTH}\" stroke=\"#ddd\"/><text x=\"{}\" y=\"{}\" text-anchor=\"end\" fill=\"#555\">{percent}%</text>",
+            left - 6.0,
+            at + 4.0
+        );
+    }
+    for load in LOADS {
+        let _ = writeln!(
+            text,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"#555\">{load}×</text>",
+            x(load),
+            TOP + HEIGHT + 18.0
+        );
+    }
+    let _ = writeln!(
+        text,
+        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"#555\">load, of what the service can do</text>",
+        left + WIDTH / 2.0,
+        TOP + HEIGHT + 36.0
+    );
+    for series in all.iter().filter(|series| series.service == service) {
+        let points: Vec<String> = series
+            .outcomes
+            .iter()
+            .map(|outcome| format!("{:.1},{:.1}", x(outcome.load), y(outcome.goodput)))
+            .collect();
+        let colour = colour(series.guard);
+        let _ = writeln!(
+            text,
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2.5\"/>",
+            points.join(" ")
+        );
+        for point in points {
+            let (x, y) = point.split_once(',').unwrap_or_default();
+            let _ = writeln!(
+                text,
+                "<circle cx=\"{x}\" cy=\"{y}\" r=\"3.5\" fill=\"{colour}\"/>"
+            );
+        }
+    }
+}
+
+fn legend(text: &mut String, at: f64) {
+    for (index, guard) in Guard::ALL.into_iter().enumerate() {
+        let x = LEFT + index as f64 * 150.0;
+        let _ = writeln!(
+            text,
+            "<path d=\"M{x} {}h22\" stroke=\"{}\" stroke-width=\"3\"/><text x=\"{}\" y=\"{at}\">{}</text>",
+            at - 4.0,
+            colour(guard),
+            x + 28.0,
+            guard.name()
+        );
+    }
+}

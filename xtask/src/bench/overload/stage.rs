@@ -1,0 +1,236 @@
+//! The servers of the overload benchmark: HAProxy, before uWSGI with PostgreSQL, or before nginx and uWSGI behind it.
+
+use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tailback_tests::{
+    agent::Agent,
+    http,
+    nginx::Nginx,
+    ports,
+    postgres::Postgres,
+    process::Process,
+    program,
+    temp::TempDir,
+    uwsgi::{App, Uwsgi},
+    wait,
+};
+
+use crate::tools;
+
+const SOON: Duration = Duration::from_secs(20);
+const BACKLOG: u32 = 128;
+
+/// What is overloaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// 4 workers, each waiting 40 ms for PostgreSQL.
+    Sql,
+    /// nginx before 2 workers on one CPU, each computing for 10 ms.
+    Compute,
+}
+
+/// Who turns away what is too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    Nobody,
+    /// HAProxy, by numbers that a person found for this service as it is.
+    Static,
+    /// HAProxy, by the weight that Tailback's agent-check tells it.
+    Haproxy,
+    /// The service itself, by its page.
+    Page,
+}
+
+impl Service {
+    pub const ALL: [Self; 2] = [Self::Sql, Self::Compute];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sql => "uwsgi-postgresql",
+            Self::Compute => "nginx-uwsgi",
+        }
+    }
+
+    fn workers(self) -> u32 {
+        match self {
+            Self::Sql => 4,
+            Self::Compute => 2,
+        }
+    }
+
+    /// The time that a request takes by itself, about.
+    pub fn service_time(self) -> Duration {
+        match self {
+            Self::Sql => Duration::from_millis(40),
+            Self::Compute => Duration::from_millis(20),
+        }
+    }
+
+    /// The delay that is fine: half the service time, as the agent sees it.
+    pub fn target_delay(self) -> Duration {
+        self.service_time() / 2
+    }
+}
+
+impl Guard {
+    pub const ALL: [Self; 4] = [Self::Nobody, Self::Static, Self::Haproxy, Self::Page];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nobody => "nothing",
+            Self::Static => "static limit",
+            Self::Haproxy => "Tailback, HAProxy",
+            Self::Page => "Tailback, page",
+        }
+    }
+}
+
+/// Running, with or without an agent.
+pub struct Stage {
+    pub front: SocketAddr,
+    _haproxy: Process,
+    _agent: Option<Agent>,
+    _nginx: Option<Nginx>,
+    _uwsgi: Uwsgi,
+    _postgres: Option<Postgres>,
+    _temp: TempDir,
+}
+
+impl Stage {
+    pub fn start(service: Service, guard: Guard) -> Result<Self> {
+        let temp = TempDir::new("overload")?;
+        let run = temp.path().join("run");
+        let postgres = match service {
+            Service::Sql => Some(Postgres::start()?),
+            Service::Compute => None,
+        };
+        let uwsgi = uwsgi(service, guard, postgres.as_ref(), run.join("bench/page"))?;
+        let nginx = match service {
+            Service::Sql => None,
+            Service::Compute => Some(Nginx::start_proxy(1, uwsgi.address())?),
+        };
+        let ask = ports::free()?;
+        let agent = match guard {
+            Guard::Nobody | Guard::Static => None,
+            Guard::Haproxy | Guard::Page => {
+                let text = format!(
+                    "[[target]]\nport = {}\ncalled = \"bench\"\n[signal]\ndirectory = \"{}\"\n\
+                     [[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{ask}\"\n",
+                    uwsgi.port(),
+                    run.display()
+                );
+                let config = temp.write("tailback.toml", &text)?;
+                let mut command = Command::new(super::super::agent()?);
+                let agent = Agent::start(command.args(["run", "--json", "--config"]).arg(config))?;
+                wait::until("the page", SOON, || {
+                    Ok(run.join("bench/page").exists().then_some(()))
+                })?;
+                Some(agent)
+            }
+        };
+        let before = nginx.as_ref().map_or(uwsgi.address(), Nginx::address);
+        let front = ports::local(ports::free()?);
+        let config = temp.write("haproxy.cfg", &haproxy(service, guard, front, before, ask))?;
+        let mut command = Command::new(program::need(&["haproxy"])?);
+        let haproxy = Process::start("HAProxy", command.arg("-db").arg("-f").arg(config))?;
+        let stage = Self {
+            front,
+            _haproxy: haproxy,
+            _agent: agent,
+            _nginx: nginx,
+            _uwsgi: uwsgi,
+            _postgres: postgres,
+            _temp: temp,
+        };
+        wait::until("an answer through HAProxy", SOON, || {
+            Ok(http::get(stage.front, service.path(), SOON)
+                .ok()
+                .filter(|answer| answer.status == 200))
+        })?;
+        Ok(stage)
+    }
+}
+
+impl Service {
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Sql => "/",
+            Self::Compute => "/up",
+        }
+    }
+}
+
+fn uwsgi(
+    service: Service,
+    guard: Guard,
+    postgres: Option<&Postgres>,
+    page: PathBuf,
+) -> Result<Uwsgi> {
+    let work = match service {
+        Service::Sql => "sql",
+        Service::Compute => "compute",
+    };
+    let mut env = vec![("APP_WORK", work.to_owned())];
+    if let Some(postgres) = postgres {
+        env.push(("APP_SQL_PORT", postgres.port().to_string()));
+    }
+    if guard == Guard::Page {
+        env.push(("TAILBACK_PAGE", page.display().to_string()));
+        env.push((
+            "TAILBACK_READERS",
+            tools::root()
+                .join("deploy/readers/python")
+                .display()
+                .to_string(),
+        ));
+    }
+    let before = match service {
+        Service::Sql => Vec::new(),
+        Service::Compute => ["taskset", "-c", "1"].map(str::to_owned).to_vec(),
+    };
+    Uwsgi::start_app(&App {
+        text: include_str!("app.py"),
+        env,
+        workers: service.workers(),
+        backlog: BACKLOG,
+        args: vec!["--disable-logging".to_owned()],
+        before,
+        output: None,
+        log: None,
+    })
+    .context("start the service")
+}
+
+fn haproxy(
+    service: Service,
+    guard: Guard,
+    front: SocketAddr,
+    before: SocketAddr,
+    ask: u16,
+) -> String {
+    let (mut deny, mut server, mut queue) = (String::new(), String::new(), String::new());
+    match guard {
+        Guard::Nobody | Guard::Page => {}
+        Guard::Static => {
+            // As many as there are workers, and as many more that wait for half the time of a request.
+            server = format!(" maxconn {}", service.workers() + service.workers() / 2);
+            queue = format!(" timeout queue {}ms\n", service.target_delay().as_millis());
+        }
+        Guard::Haproxy => {
+            server = format!(
+                " weight 100 agent-check agent-addr 127.0.0.1 agent-port {ask} agent-inter 100ms"
+            );
+            // What is above the weight is answered here, and never gets to the service.
+            deny = " http-request set-var(txn.weight) srv_weight(back/one)\n \
+                    http-request deny deny_status 503 if { rand(100),sub(txn.weight) ge 0 }\n"
+                .to_owned();
+        }
+    }
+    format!(
+        "global\n maxconn 4000\n\
+         defaults\n mode http\n option http-server-close\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n{queue}\
+         frontend front\n bind {front}\n default_backend back\n\
+         backend back\n{deny} server one {before}{server}\n"
+    )
+}
