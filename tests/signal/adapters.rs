@@ -310,8 +310,8 @@ fn a_full_service_is_unready_only_where_the_operator_says_that_it_may_be() -> Re
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    // A backlog of 128: full.
-    let service = jam("127.0.0.1:0", 200)?;
+    // One more than its backlog: full.
+    let service = jam("127.0.0.1:0", 101)?;
     let port = service.address().port();
     for (group, status) in [
         ("", "HTTP/1.1 200"),

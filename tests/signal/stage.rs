@@ -23,8 +23,13 @@ pub struct Stage {
     pub directory: PathBuf,
     pub config: PathBuf,
     pub http: SocketAddr,
+    /// Before the directory goes.
+    _guard: GuardEnd,
     temp: TempDir,
 }
+
+/// Ends the guard, which would stay for a while to say that there is no pressure.
+struct GuardEnd(SocketAddr);
 
 impl Stage {
     /// Watches what listens on `port`, under the name `shop`; the configuration is `[signal]` with HTTP, and `more`.
@@ -47,6 +52,7 @@ impl Stage {
             directory,
             config,
             http,
+            _guard: GuardEnd(http),
             temp,
         };
         wait::until("the page of the service", SOON, || {
@@ -89,10 +95,7 @@ impl Stage {
 
     /// The guard's process.
     pub fn guard(&self) -> Result<u32> {
-        let pid = self.status()?["guard"]["pid"]
-            .as_u64()
-            .context("the guard tells no pid")?;
-        Ok(u32::try_from(pid)?)
+        guard(self.http)
     }
 
     /// Waits until the page says this.
@@ -111,15 +114,22 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl Drop for GuardEnd {
     fn drop(&mut self) {
-        // It would stay for a while, to say that there is no pressure.
-        if let Ok(guard) = self.guard()
+        if let Ok(guard) = guard(self.0)
             && let Some(pid) = rustix::process::Pid::from_raw(guard.cast_signed())
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
+}
+
+fn guard(http: SocketAddr) -> Result<u32> {
+    let status: Value = serde_json::from_str(&get(http, "/status")?.1)?;
+    let pid = status["guard"]["pid"]
+        .as_u64()
+        .context("the guard tells no pid")?;
+    Ok(u32::try_from(pid)?)
 }
 
 /// A service with `waiting` connections that it does not accept.
@@ -132,10 +142,9 @@ pub fn jam(address: &str, waiting: u32) -> Result<Service> {
 pub fn get(to: SocketAddr, path: &str) -> Result<(String, String)> {
     let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: tailback\r\nConnection: close\r\n\r\n"
-    )?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: tailback\r\nConnection: close\r\n\r\n");
+    // At once: a small server reads once.
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer

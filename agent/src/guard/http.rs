@@ -182,7 +182,7 @@ fn ready(shared: &Shared, target: Option<&str>) -> Response<Body> {
         .max();
     response
         .headers_mut()
-        .insert(RETRY_AFTER, seconds.unwrap_or(0).max(1).into());
+        .insert(RETRY_AFTER, seconds.unwrap_or(1).into());
     response
 }
 

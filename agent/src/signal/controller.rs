@@ -17,8 +17,8 @@ const FAR: f64 = 4.0;
 /// The balance is read over so many decisions, fading.
 const MEMORY: f64 = 10.0;
 /// Of the balance, what is held back for each delay too long, and at most: the queue drains, and the servers do not idle.
-const TRIM: f64 = 0.05;
-const TRIM_MOST: f64 = 0.3;
+const TRIM: f64 = 0.03;
+const TRIM_MOST: f64 = 0.6;
 /// What the share rises by at each decision in which nothing stands; it doubles every third one.
 const RISE: f64 = 0.01;
 const DOUBLES_EVERY: u32 = 3;
@@ -27,6 +27,8 @@ const DOUBLES_MOST: u32 = 5;
 const NO_CHANCE: f64 = 3.0;
 /// Never less is admitted: who is turned away for good cannot show that things are better.
 pub const LEAST: f64 = 0.05;
+/// Nobody takes any work when none was taken for so long.
+const STUCK_NS: u64 = 1_000_000_000;
 /// Decisions without anything to shed after which all is forgotten.
 const FORGET: u32 = 50;
 
@@ -81,16 +83,13 @@ impl Balance {
         self.seconds = self.seconds * fade + seconds;
     }
 
-    /// The share at which as much leaves as comes.
-    fn share(&self) -> f64 {
-        if self.arrived > 0.0 {
-            (self.admitted / self.arrived).clamp(LEAST, 1.0)
-        } else if self.departed > 0.0 {
-            1.0
-        } else {
-            // What comes now would wait behind what nobody takes.
-            LEAST
+    /// The share at which as much leaves as comes; `None` where nothing leaves, so that there is no balance.
+    fn share(&self) -> Option<f64> {
+        if self.departed <= 0.0 {
+            return None;
         }
+        let share = self.admitted / self.arrived.max(f64::MIN_POSITIVE);
+        Some(share.clamp(LEAST, 1.0))
     }
 }
 
@@ -151,8 +150,18 @@ impl Controller {
         }
         let excess = (self.standing_ns(look.target_ns) / look.target_ns.max(1) as f64) - 1.0;
         if excess > 0.0 {
-            self.active = true;
-            self.admit = self.balance.share() * (1.0 - (TRIM * excess).min(TRIM_MOST));
+            match self.balance.share() {
+                Some(share) => {
+                    self.active = true;
+                    self.admit = share * (1.0 - (TRIM * excess).min(TRIM_MOST));
+                }
+                // What comes now would wait behind what nobody takes; but one long piece of work looks like that, too.
+                None if look.delay_ns >= STUCK_NS => {
+                    self.active = true;
+                    self.admit = LEAST;
+                }
+                None => {}
+            }
         } else if self.active && look.delay_ns < look.target_ns {
             let rise = RISE * f64::from(1 << (self.calm / DOUBLES_EVERY).min(DOUBLES_MOST));
             self.admit = (self.admit + rise).max(self.after_a_drop().unwrap_or(0.0));

@@ -5,8 +5,8 @@
  *     if (!tailback_should_admit(&page))                   // a few nanoseconds
  *         answer_503(tailback_retry_after_s(&page));
  *
- * Tailback writes one page of memory about ten times a second; this header maps it and reads it. Everything fails open:
- * no page, a page of a dead agent, a page that makes no sense are "no pressure": level 0, admit 1.
+ * Tailback writes one page of memory about ten times a second; this header maps it and reads it. Everything fails
+ * open: no page, a page of a dead agent, a page that makes no sense are "no pressure": level 0, admit 1.
  *
  * A handle belongs to one thread: its cache is then plain memory, and the page itself is shared by all anyway. A process
  * that forks opens its handles in the children, or all of them would refuse work in step.
@@ -54,24 +54,27 @@ struct tailback_snapshot {
     uint64_t oldest_wait_ns;  /* age of the oldest work that waits */
     uint64_t time_to_full_ns; /* forecast; TAILBACK_NEVER compares as longer than any time */
     uint32_t retry_after_ms;  /* when refused clients should come again */
-    uint32_t pid;
+    uint32_t pid;             /* of the service, as the agent's /proc numbers it */
     uint32_t worst;           /* index of the fullest queue among the entries */
 };
+
+/* What is not known is 0, and its flag is not set. */
+enum { TAILBACK_HAS_LIMIT = 1, TAILBACK_HAS_RATES = 2, TAILBACK_HAS_P99 = 4, TAILBACK_TAKES_WORK_IN = 8 };
 
 /* One queue, as it stands in the page. */
 struct tailback_entry {
     uint16_t kind; /* see tailback_kind_name() */
     uint16_t flags;
-    uint32_t id;
+    uint32_t id; /* names the queue as long as it is there */
     uint32_t depth;
-    uint32_t limit; /* 0: none */
-    uint64_t min_delay_ns;
+    uint32_t limit;        /* 0: none */
+    uint64_t min_delay_ns; /* the delay that stands: no less for about a second */
     uint64_t p99_ns;
-    uint64_t head_age_ns;
+    uint64_t head_age_ns; /* of what has waited longest */
     uint32_t score_ppm;
     uint32_t arrivals_per_s;
     uint32_t departures_per_s;
-    uint32_t losses;
+    uint32_t losses; /* since the queue is watched */
     uint64_t reserved;
 };
 
@@ -120,7 +123,12 @@ static_assert(offsetof(struct tailback_header_, retry_after_ms) == 80, "retry_af
 static_assert(offsetof(struct tailback_entry, min_delay_ns) == 16, "min_delay_ns");
 static_assert(offsetof(struct tailback_entry, score_ppm) == 40, "score_ppm");
 
-enum { TAILBACK_SEQ_ = 2, TAILBACK_HEADER_WORDS_ = 16, TAILBACK_PAGE_WORDS_ = 512, TAILBACK_TRIES_ = 1000 };
+enum {
+    TAILBACK_SEQ_ = 2, /* a word of the page */
+    TAILBACK_HEADER_WORDS_ = 16,
+    TAILBACK_PAGE_WORDS_ = 512,
+    TAILBACK_TRIES_ = 1000,
+};
 
 #define TAILBACK_PPM_ 1000000u
 #define TAILBACK_SECOND_NS_ UINT64_C(1000000000)
@@ -209,7 +217,7 @@ static inline uint64_t tailback_fresh_for_ns_(const struct tailback_header_ *hea
     return age_ns < header->ttl_ns ? header->ttl_ns - age_ns : 0;
 }
 
-/* Reads the page if it changed since. A page that does not come to rest leaves the last good values, while they are fresh. */
+/* Reads the page if it changed. One that does not come to rest leaves the last good values, while they are fresh. */
 static inline uint64_t tailback_look_(struct tailback_page *page)
 {
     if (__atomic_load_n(&page->words[TAILBACK_SEQ_], __ATOMIC_RELAXED) != page->seq) {
@@ -312,7 +320,7 @@ static inline uint32_t tailback_retry_after_s(struct tailback_page *page)
     return ms <= 1000 ? 1 : (ms - 1) / 1000 + 1;
 }
 
-/* The queues, at most TAILBACK_ENTRIES_MAX. Returns how many; 0 without a live page. */
+/* The queues, the fullest first, at most TAILBACK_ENTRIES_MAX. Returns how many; 0 without a live page. */
 static inline size_t tailback_entries(struct tailback_page *page, struct tailback_entry *entries)
 {
     uint64_t copy[TAILBACK_PAGE_WORDS_];

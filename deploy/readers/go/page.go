@@ -63,7 +63,7 @@ type Pressure struct {
 	OldestWait time.Duration // age of the oldest work that waits
 	TimeToFull time.Duration // forecast; may be Never
 	RetryAfter time.Duration // when refused clients should come again
-	PID        uint32        //
+	PID        uint32        // of the service, as the agent's /proc numbers it
 	Worst      uint32        // index of the fullest queue among the entries
 }
 
@@ -74,20 +74,30 @@ func (p Pressure) RetryAfterHeader() string {
 	return strconv.Itoa(int(max(1, math.Ceil(p.RetryAfter.Seconds()))))
 }
 
+// Flags of an Entry. What is not known is 0, and its flag is not set.
+type Flags uint16
+
+const (
+	HasLimit Flags = 1 << iota
+	HasRates
+	HasP99
+	TakesWorkIn // and so counts for Admit
+)
+
 // Entry is one queue.
 type Entry struct {
 	Kind       Kind
-	Flags      uint16
-	ID         uint32
+	Flags      Flags
+	ID         uint32 // names the queue as long as it is there
 	Depth      uint32
-	Limit      uint32 // 0: none
-	MinDelay   time.Duration
-	P99        time.Duration
-	HeadAge    time.Duration
+	Limit      uint32        // 0: none
+	MinDelay   time.Duration // the delay that stands: no less for about a second
+	P99        time.Duration // if HasP99
+	HeadAge    time.Duration // of what has waited longest
 	Score      float64
-	Arrivals   uint32 // per second
-	Departures uint32 // per second
-	Losses     uint32
+	Arrivals   uint32 // per second, if HasRates
+	Departures uint32 // per second, if HasRates
+	Losses     uint32 // since the queue is watched
 }
 
 const (
@@ -181,7 +191,7 @@ func (p *Page) ShouldAdmit() bool {
 // Pressure as it was published last.
 func (p *Page) Pressure() Pressure { return p.look().pressure }
 
-// Entries are the queues; none without a live page.
+// Entries are the queues, the fullest first; none without a live page.
 func (p *Page) Entries() []Entry {
 	v := p.look()
 	defer runtime.KeepAlive(v.mapping)
@@ -282,7 +292,7 @@ func decodeEntry(b []byte) Entry {
 	u32, u64 := binary.LittleEndian.Uint32, binary.LittleEndian.Uint64
 	return Entry{
 		Kind:       Kind(binary.LittleEndian.Uint16(b)),
-		Flags:      binary.LittleEndian.Uint16(b[2:]),
+		Flags:      Flags(binary.LittleEndian.Uint16(b[2:])),
 		ID:         u32(b[4:]),
 		Depth:      u32(b[8:]),
 		Limit:      u32(b[12:]),

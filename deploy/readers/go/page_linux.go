@@ -37,7 +37,8 @@ func mapFile(path string, old *mapping) *mapping {
 func bootClock() uint64 {
 	const clockBoottime = 7
 	var t syscall.Timespec
-	if _, _, failed := syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, clockBoottime, uintptr(unsafe.Pointer(&t)), 0); failed != 0 {
+	_, _, failed := syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, clockBoottime, uintptr(unsafe.Pointer(&t)), 0)
+	if failed != 0 {
 		return 0
 	}
 	return uint64(t.Nano())

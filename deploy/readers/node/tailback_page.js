@@ -4,7 +4,7 @@
  *
  *     const page = require('./tailback_page').open('/run/tailback/shop/page'); // fine if it is not there yet
  *
- *     if (!page.shouldAdmit()) { // a tenth of a microsecond; every 5 ms some two microseconds more
+ *     if (!page.shouldAdmit()) { // tens of nanoseconds; every 5 ms a microsecond more
  *       res.writeHead(503, { 'Retry-After': page.pressure().retryAfterHeader }).end();
  *     }
  *
@@ -36,25 +36,25 @@ const LEVELS = ['ok', 'warn', 'critical', 'full'];
  * @property {number} timeToFullMs    forecast; Infinity: never
  * @property {number} retryAfterMs    when refused clients should come again
  * @property {string} retryAfterHeader  the same for Retry-After: whole seconds, rounded up, at least 1
- * @property {number} pid
+ * @property {number} pid             of the service, as the agent's /proc numbers it
  * @property {number} worst           index of the fullest queue among the entries
  */
 
 /**
- * One queue.
+ * One queue. Null is what is not known.
  * @typedef {object} Entry
  * @property {string} kind            one of KINDS, or "unknown"
  * @property {number} flags
- * @property {number} id
+ * @property {number} id              names the queue as long as it is there
  * @property {number} depth
  * @property {number|null} limit      null: none
- * @property {number} minDelayMs
- * @property {number} p99Ms
- * @property {number} headAgeMs
+ * @property {number} minDelayMs      the delay that stands: no less for about a second
+ * @property {number|null} p99Ms
+ * @property {number} headAgeMs       of what has waited longest
  * @property {number} score
- * @property {number} arrivalsPerS
- * @property {number} departuresPerS
- * @property {number} losses
+ * @property {number|null} arrivalsPerS
+ * @property {number|null} departuresPerS
+ * @property {number} losses          since the queue is watched
  */
 
 const PAGE_BYTES = 4096;
@@ -65,6 +65,8 @@ const ENTRY_BYTES = 64;
 const ENTRIES_MAX = 62;
 const NEVER = 2n ** 64n - 1n;
 const PPM = 1_000_000;
+const HAS_RATES = 2;
+const HAS_P99 = 4;
 const LOOK_EVERY_MS = 5;
 const OPEN_EVERY_MS = 1000;
 const TRIES = 20;
@@ -131,7 +133,7 @@ class Page {
     return this.#pressure;
   }
 
-  /** The queues; none without a live page. @returns {Entry[]} */
+  /** The queues, the fullest first; none without a live page. @returns {Entry[]} */
   entries() {
     this.#look();
     const count = this.#pressure.alive ? Math.min(this.#last.readUInt32LE(12), ENTRIES_MAX) : 0;
@@ -247,18 +249,19 @@ function decodePressure(page) {
 
 /** @returns {Entry} */
 function decodeEntry(page, at) {
+  const flags = page.readUInt16LE(at + 2);
   return {
     kind: KINDS[page.readUInt16LE(at)] ?? 'unknown',
-    flags: page.readUInt16LE(at + 2),
+    flags,
     id: page.readUInt32LE(at + 4),
     depth: page.readUInt32LE(at + 8),
     limit: page.readUInt32LE(at + 12) || null,
     minDelayMs: u64(page, at + 16) / 1e6,
-    p99Ms: u64(page, at + 24) / 1e6,
+    p99Ms: flags & HAS_P99 ? u64(page, at + 24) / 1e6 : null,
     headAgeMs: u64(page, at + 32) / 1e6,
     score: page.readUInt32LE(at + 40) / PPM,
-    arrivalsPerS: page.readUInt32LE(at + 44),
-    departuresPerS: page.readUInt32LE(at + 48),
+    arrivalsPerS: flags & HAS_RATES ? page.readUInt32LE(at + 44) : null,
+    departuresPerS: flags & HAS_RATES ? page.readUInt32LE(at + 48) : null,
     losses: page.readUInt32LE(at + 52),
   };
 }
@@ -295,7 +298,7 @@ function main() {
       depth: e.depth,
       limit: e.limit,
       min_delay_ns: ns(e.minDelayMs),
-      p99_ns: ns(e.p99Ms),
+      p99_ns: e.p99Ms === null ? null : ns(e.p99Ms),
       head_age_ns: ns(e.headAgeMs),
       score: e.score,
       arrivals_per_s: e.arrivalsPerS,

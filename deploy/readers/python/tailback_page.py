@@ -44,7 +44,7 @@ class Pressure(NamedTuple):
     oldest_wait_s: float = 0.0  # age of the oldest work that waits
     time_to_full_s: float = math.inf  # forecast; inf: never
     retry_after_s: float = 0.0  # when refused clients should come again
-    pid: int = 0
+    pid: int = 0  # of the service, as the agent's /proc numbers it
     worst: int = 0  # index of the fullest queue among the entries
 
     @property
@@ -58,20 +58,20 @@ class Pressure(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One queue."""
+    """One queue. None is what is not known."""
 
     kind: str  # one of KINDS, or "unknown"
     flags: int
-    id: int
+    id: int  # names the queue as long as it is there
     depth: int
     limit: Optional[int]  # None: none
-    min_delay_s: float
-    p99_s: float
-    head_age_s: float
+    min_delay_s: float  # the delay that stands: no less for about a second
+    p99_s: Optional[float]
+    head_age_s: float  # of what has waited longest
     score: float
-    arrivals_per_s: int
-    departures_per_s: int
-    losses: int
+    arrivals_per_s: Optional[int]
+    departures_per_s: Optional[int]
+    losses: int  # since the queue is watched
 
 
 _SIZE = 4096
@@ -79,6 +79,8 @@ _SEQ = 2  # word of the page; odd while the agent writes
 _TRIES = 100
 _NEVER = 2**64 - 1
 _PPM = 1_000_000
+_HAS_RATES = 2
+_HAS_P99 = 4
 
 # magic, version, entries, seq, published_ns, ttl_ns, pid, level, score_ppm, admit_ppm, worst, wake, oldest_wait_ns,
 # time_to_full_ns, retry_after_ms
@@ -148,7 +150,7 @@ class Page:
         return self._look().pressure
 
     def entries(self) -> "list[Entry]":
-        """The queues; none without a live page."""
+        """The queues, the fullest first; none without a live page."""
         view = self._look()
         if not view.pressure.alive:
             return []
@@ -254,11 +256,11 @@ def _entry(kind, flags, id, depth, limit, min_delay_ns, p99_ns, head_age_ns, sco
         depth=depth,
         limit=limit or None,
         min_delay_s=min_delay_ns / 1e9,
-        p99_s=p99_ns / 1e9,
+        p99_s=p99_ns / 1e9 if flags & _HAS_P99 else None,
         head_age_s=head_age_ns / 1e9,
         score=score_ppm / _PPM,
-        arrivals_per_s=arrivals,
-        departures_per_s=departures,
+        arrivals_per_s=arrivals if flags & _HAS_RATES else None,
+        departures_per_s=departures if flags & _HAS_RATES else None,
         losses=losses,
     )
 
@@ -270,7 +272,7 @@ def _json(fields: dict) -> dict:
         if name == "retry_after_s":
             named["retry_after_ms"] = round(value * 1e3)
         elif name.endswith("_s") and not name.endswith("_per_s"):
-            named[name[:-1] + "ns"] = None if value == math.inf else round(value * 1e9)
+            named[name[:-1] + "ns"] = None if value in (None, math.inf) else round(value * 1e9)
         elif name != "flags":
             named[name] = value
     return named

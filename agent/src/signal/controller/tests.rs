@@ -143,14 +143,17 @@ fn at_twice_and_three_times_the_load_nearly_all_that_can_be_done_is_done_in_time
     for sheds in [Sheds::Service, Sheds::Proxy] {
         for (load, least) in [(1.5, 0.95), (2.0, 0.95), (3.0, 0.90)] {
             let played = play(sheds, 30, |second| if second < 5.0 { 0.5 } else { load });
-            let good = played.goodput(5, 29);
+            let good = played.goodput(6, 29);
             assert!(good >= least, "goodput {good:.3} at {load}");
-            // Twice the time of a request on its own, and the delay that is fine; from the second second on.
-            let p99_ns = played.p99_ns(7);
-            assert!(
-                p99_ns <= 2 * SERVICE_NS + TARGET_NS,
-                "p99 {p99_ns} ns at {load}"
-            );
+            // Twice the time of a request on its own, and the delay that is fine; when what piled up before the first
+            // decision is worked off. A proxy cannot turn that away any more, and hears of a decision one tick late.
+            let (from_s, late_ns) = match sheds {
+                Sheds::Service => (7, 0),
+                Sheds::Proxy => (9, TARGET_NS),
+            };
+            let p99_ns = played.p99_ns(from_s);
+            let most_ns = 2 * SERVICE_NS + TARGET_NS + late_ns;
+            assert!(p99_ns <= most_ns, "p99 {p99_ns} ns at {load}");
         }
     }
 }
@@ -200,8 +203,15 @@ fn behind_work_that_nobody_takes_the_least_is_admitted_though_none_comes() {
         departures: 0,
     };
     let mut controller = Controller::new(look(0));
-    for tick in 1..10 {
+    for tick in 1..20 {
         controller.read(look(tick));
+        if tick == 5 {
+            assert_eq!(
+                controller.admit(),
+                1.0,
+                "that may be one long piece of work"
+            );
+        }
     }
     assert!(
         (controller.admit() - LEAST).abs() < 1e-9,

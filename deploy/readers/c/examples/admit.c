@@ -40,11 +40,14 @@ int main(int argc, char **argv)
     for (;;) {
         const int client = accept(listener, NULL, NULL);
         char request[4096];
-        if (client >= 0 && read(client, request, sizeof request) > 0) { /* closed unread, it would be reset before the answer */
+        /* Read first: a connection that is closed unread is reset, and its client never sees the answer. */
+        if (client >= 0 && read(client, request, sizeof request) > 0) {
             if (tailback_should_admit(&page))
                 dprintf(client, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n");
             else
-                dprintf(client, "HTTP/1.1 503 Service Unavailable\r\nRetry-After: %u\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                dprintf(client,
+                        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: %u\r\nContent-Length: 0\r\n"
+                        "Connection: close\r\n\r\n",
                         tailback_retry_after_s(&page));
         }
         close(client);

@@ -7,17 +7,29 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+static void print_count(const char *name, uint64_t count, bool is_known)
+{
+    if (is_known)
+        printf(",\"%s\":%" PRIu64, name, count);
+    else
+        printf(",\"%s\":null", name);
+}
+
 static void print_entry(const struct tailback_entry *entry)
 {
-    printf("{\"kind\":\"%s\",\"id\":%" PRIu32 ",\"depth\":%" PRIu32, tailback_kind_name(entry->kind), entry->id, entry->depth);
-    if (entry->limit)
-        printf(",\"limit\":%" PRIu32, entry->limit);
-    else
-        printf(",\"limit\":null");
-    printf(",\"min_delay_ns\":%" PRIu64 ",\"p99_ns\":%" PRIu64 ",\"head_age_ns\":%" PRIu64, entry->min_delay_ns, entry->p99_ns,
-           entry->head_age_ns);
-    printf(",\"score\":%.6f,\"arrivals_per_s\":%" PRIu32 ",\"departures_per_s\":%" PRIu32 ",\"losses\":%" PRIu32 "}",
-           entry->score_ppm / 1e6, entry->arrivals_per_s, entry->departures_per_s, entry->losses);
+    const bool has_rates = entry->flags & TAILBACK_HAS_RATES;
+    printf("{\"kind\":\"%s\"", tailback_kind_name(entry->kind));
+    print_count("id", entry->id, true);
+    print_count("depth", entry->depth, true);
+    print_count("limit", entry->limit, entry->limit != 0);
+    print_count("min_delay_ns", entry->min_delay_ns, true);
+    print_count("p99_ns", entry->p99_ns, entry->flags & TAILBACK_HAS_P99);
+    print_count("head_age_ns", entry->head_age_ns, true);
+    printf(",\"score\":%.6f", entry->score_ppm / 1e6);
+    print_count("arrivals_per_s", entry->arrivals_per_s, has_rates);
+    print_count("departures_per_s", entry->departures_per_s, has_rates);
+    print_count("losses", entry->losses, true);
+    putchar('}');
 }
 
 int main(int argc, char **argv)
@@ -32,15 +44,15 @@ int main(int argc, char **argv)
     struct tailback_entry entries[TAILBACK_ENTRIES_MAX];
     const size_t count = tailback_entries(&page, entries);
 
-    printf("{\"alive\":%s,\"level\":%" PRIu32 ",\"score\":%.6f,\"admit\":%.6f", pressure.alive ? "true" : "false", pressure.level,
-           pressure.score, pressure.admit);
-    printf(",\"oldest_wait_ns\":%" PRIu64, pressure.oldest_wait_ns);
-    if (pressure.time_to_full_ns == TAILBACK_NEVER)
-        printf(",\"time_to_full_ns\":null");
-    else
-        printf(",\"time_to_full_ns\":%" PRIu64, pressure.time_to_full_ns);
-    printf(",\"retry_after_ms\":%" PRIu32 ",\"pid\":%" PRIu32 ",\"worst\":%" PRIu32 ",\"entries\":[", pressure.retry_after_ms,
-           pressure.pid, pressure.worst);
+    printf("{\"alive\":%s", pressure.alive ? "true" : "false");
+    print_count("level", pressure.level, true);
+    printf(",\"score\":%.6f,\"admit\":%.6f", pressure.score, pressure.admit);
+    print_count("oldest_wait_ns", pressure.oldest_wait_ns, true);
+    print_count("time_to_full_ns", pressure.time_to_full_ns, pressure.time_to_full_ns != TAILBACK_NEVER);
+    print_count("retry_after_ms", pressure.retry_after_ms, true);
+    print_count("pid", pressure.pid, true);
+    print_count("worst", pressure.worst, true);
+    printf(",\"entries\":[");
     for (size_t i = 0; i < count; i++) {
         if (i)
             putchar(',');

@@ -5,7 +5,8 @@
  * The writer sets everything from one number n: score_ppm and admit_ppm to n % 1000000; oldest_wait_ns and time_to_full_ns
  * to n; retry_after_ms to n as u32; in each entry depth to n as u32, and min_delay_ns, p99_ns and head_age_ns to n.
  *
- * `header` reads what tailback_pressure() needs, `page` all entries as well. Exits with 1 if a page was torn.
+ * `header` reads what tailback_pressure() needs, `page` all entries as well. `unsettled` counts reads that gave up: the
+ * writer was stopped in the middle. Exits with 1 if a page was torn. On any other page only the times mean something.
  */
 #include "tailback_page.h"
 
@@ -23,7 +24,8 @@ static bool is_torn(const uint64_t *copy, size_t entries)
     for (size_t i = 0; i < entries; i++) {
         struct tailback_entry entry;
         memcpy(&entry, copy + TAILBACK_HEADER_WORDS_ + 8 * i, sizeof entry);
-        whole = whole && entry.depth == (uint32_t)n && entry.min_delay_ns == n && entry.p99_ns == n && entry.head_age_ns == n;
+        whole = whole && entry.depth == (uint32_t)n && entry.min_delay_ns == n && entry.p99_ns == n &&
+                entry.head_age_ns == n;
     }
     return !whole;
 }
@@ -65,8 +67,8 @@ int main(int argc, char **argv)
         sum += tailback_admit(&page);
     const double admit_ns = (double)(tailback_clock_ns_(CLOCK_MONOTONIC) - start_ns);
 
-    printf("reads %" PRIu64 "  torn %" PRIu64 "  retries %" PRIu64 "  unsettled %" PRIu64 "  seconds %.2f\n", reads, torn, retries,
-           unsettled, read_ns / 1e9);
+    printf("reads %" PRIu64 "  torn %" PRIu64 "  retries %" PRIu64 "  unsettled %" PRIu64 "  seconds %.2f\n", reads,
+           torn, retries, unsettled, read_ns / 1e9);
     printf("%.1f ns per read  %.2f ns per admit()  (mean admit %.3f)\n", read_ns / (double)reads, admit_ns / (double)reads,
            sum / (double)reads);
     tailback_close(&page);

@@ -4,6 +4,7 @@
 
 use std::{
     convert::Infallible,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -17,7 +18,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tailback_page::Page;
-use tower::{Layer, Service, ServiceBuilder, service_fn, util::Either};
+use tower::{Layer, Service, ServiceBuilder, service_fn};
 
 /// The ten lines: shares the page, and asks it before the service is called.
 #[derive(Clone)]
@@ -35,11 +36,12 @@ struct Admitted<S>(S, Arc<Page>);
 
 impl<S, R> Service<R> for Admitted<S>
 where
-    S: Service<R, Response = Response<Full<Bytes>>>,
+    S: Service<R, Response = Response<Full<Bytes>>, Error: Send, Future: Send + 'static> + 'static,
+    S::Error: 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Either<std::future::Ready<Result<S::Response, S::Error>>, S::Future>;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.0.poll_ready(context)
@@ -47,13 +49,13 @@ where
 
     fn call(&mut self, request: R) -> Self::Future {
         if self.1.should_admit() {
-            return Either::Right(self.0.call(request));
+            return Box::pin(self.0.call(request));
         }
         let mut busy = Response::new(Full::from("busy\n"));
         *busy.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-        let seconds = self.1.pressure().retry_after_seconds().max(1);
+        let seconds = self.1.pressure().retry_after_seconds();
         busy.headers_mut().insert(RETRY_AFTER, seconds.into());
-        Either::Left(std::future::ready(Ok(busy)))
+        Box::pin(std::future::ready(Ok(busy)))
     }
 }
 

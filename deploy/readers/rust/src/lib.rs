@@ -21,7 +21,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Where what stands on the page. Little-endian; offsets in bytes, each field at a multiple of its size.
@@ -145,9 +145,9 @@ impl Pressure {
         LEVELS[(self.level as usize).min(LEVELS.len() - 1)]
     }
 
-    /// For an HTTP header: whole seconds, rounded up.
+    /// For an HTTP header: whole seconds, rounded up, and one at least.
     pub fn retry_after_seconds(&self) -> u64 {
-        self.retry_after.as_millis().div_ceil(1_000) as u64
+        (self.retry_after.as_millis().div_ceil(1_000) as u64).max(1)
     }
 }
 
@@ -282,23 +282,27 @@ impl Page {
         }
     }
 
-    /// Waits until the level changes, or for so long; answers whether it may have changed.
+    /// Waits until the level is another one than `seen`, or for so long; answers whether it is.
     pub fn wait_for_level(&self, seen: u32, timeout: Duration) -> bool {
-        let Some(map) = self.live() else {
-            std::thread::sleep(timeout);
-            return true;
-        };
-        let wake = map.u32(WAKE_AT);
-        if self.pressure().level != seen {
-            return true;
+        let end = Instant::now() + timeout;
+        loop {
+            let map = self.live();
+            // Before the level: a change in between is seen by the wait.
+            let wake = map.map(|map| map.u32(WAKE_AT));
+            if self.pressure().level != seen {
+                return true;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            // An agent that dies wakes nobody.
+            let step = left.min(Duration::from_millis(500));
+            match (map, wake) {
+                (Some(map), Some(wake)) => map.wait(wake, step),
+                _ => std::thread::sleep(step),
+            }
         }
-        let timeout = Timespec {
-            seconds: timeout.as_secs() as i64,
-            nanoseconds: i64::from(timeout.subsec_nanos()),
-        };
-        let word = map.words.cast::<u8>().wrapping_add(WAKE_AT);
-        // SAFETY: FUTEX_WAIT (0) reads a word of the live mapping and a timeout that outlives the call.
-        unsafe { syscall(SYS_FUTEX, word, 0, wake, &raw const timeout, 0, 0) == 0 }
     }
 
     fn admit_ppm(&self) -> u32 {
@@ -436,6 +440,17 @@ impl Map {
             std::hint::spin_loop();
         }
         None
+    }
+
+    /// Sleeps until the word for the level is raised, or for so long.
+    fn wait(&self, wake: u32, time: Duration) {
+        let time = Timespec {
+            seconds: time.as_secs() as i64,
+            nanoseconds: i64::from(time.subsec_nanos()),
+        };
+        let word = self.words.cast::<u8>().wrapping_add(WAKE_AT);
+        // SAFETY: FUTEX_WAIT (0) reads a word of the live mapping and a time that outlives the call.
+        unsafe { syscall(SYS_FUTEX, word, 0, wake, &raw const time, 0, 0) };
     }
 
     fn u64(&self, at: usize) -> u64 {

@@ -31,17 +31,17 @@ type entry struct {
 	Depth      uint32  `json:"depth"`
 	Limit      *uint32 `json:"limit"`
 	MinDelayNs int64   `json:"min_delay_ns"`
-	P99Ns      int64   `json:"p99_ns"`
+	P99Ns      *int64  `json:"p99_ns"`
 	HeadAgeNs  int64   `json:"head_age_ns"`
 	Score      float64 `json:"score"`
-	Arrivals   uint32  `json:"arrivals_per_s"`
-	Departures uint32  `json:"departures_per_s"`
+	Arrivals   *uint32 `json:"arrivals_per_s"`
+	Departures *uint32 `json:"departures_per_s"`
 	Losses     uint32  `json:"losses"`
 }
 
-// orNull is null for the value that stands for "there is none".
-func orNull[T comparable](value, none T) *T {
-	if value == none {
+// nullUnless it is known.
+func nullUnless[T any](known bool, value T) *T {
+	if !known {
 		return nil
 	}
 	return &value
@@ -60,7 +60,7 @@ func main() {
 		Score:        p.Score,
 		Admit:        p.Admit,
 		OldestWaitNs: int64(p.OldestWait),
-		TimeToFullNs: orNull(int64(p.TimeToFull), int64(page.Never)),
+		TimeToFullNs: nullUnless(p.TimeToFull != page.Never, int64(p.TimeToFull)),
 		RetryAfterMs: int64(p.RetryAfter / time.Millisecond),
 		PID:          p.PID,
 		Worst:        p.Worst,
@@ -71,13 +71,13 @@ func main() {
 			Kind:       e.Kind.String(),
 			ID:         e.ID,
 			Depth:      e.Depth,
-			Limit:      orNull(e.Limit, 0),
+			Limit:      nullUnless(e.Limit != 0, e.Limit),
 			MinDelayNs: int64(e.MinDelay),
-			P99Ns:      int64(e.P99),
+			P99Ns:      nullUnless(e.Flags&page.HasP99 != 0, int64(e.P99)),
 			HeadAgeNs:  int64(e.HeadAge),
 			Score:      e.Score,
-			Arrivals:   e.Arrivals,
-			Departures: e.Departures,
+			Arrivals:   nullUnless(e.Flags&page.HasRates != 0, e.Arrivals),
+			Departures: nullUnless(e.Flags&page.HasRates != 0, e.Departures),
 			Losses:     e.Losses,
 		})
 	}
