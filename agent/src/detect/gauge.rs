@@ -24,6 +24,8 @@ pub struct Gauge {
     /// Per second, over the last second or so.
     pub arrivals_per_s: Option<f64>,
     pub departures_per_s: Option<f64>,
+    /// The counts below hold what the last reading added: arrivals and departures were known.
+    pub is_counted: bool,
     /// Counts since the queue is watched.
     pub arrivals: u64,
     pub departures: u64,
@@ -50,6 +52,7 @@ impl Gauge {
             wait_ns: reading.wait_ns,
             arrivals_per_s: verdict.rates.map(|rates| rates.arrivals),
             departures_per_s: verdict.rates.map(|rates| rates.departures),
+            is_counted: reading.arrivals.is_some() && reading.departures.is_some(),
             arrivals: self.arrivals.saturating_add(reading.arrivals.unwrap_or(0)),
             departures: self
                 .departures

@@ -19,9 +19,9 @@ const MEMORY: f64 = 10.0;
 /// Of the balance, what is held back for each delay too long, and at most: the queue drains, and the servers do not idle.
 const TRIM: f64 = 0.03;
 const TRIM_MOST: f64 = 0.6;
-/// What the share rises by at each decision in which nothing stands; it doubles every third one.
+/// What the share rises by at each decision before which nothing stood; it doubles from the third one in a row on.
 const RISE: f64 = 0.01;
-const DOUBLES_EVERY: u32 = 3;
+const DOUBLES_AFTER: u32 = 2;
 const DOUBLES_MOST: u32 = 5;
 /// A drop counts when chance (of counts, so the root) explains it once in a thousand times.
 const NO_CHANCE: f64 = 3.0;
@@ -40,6 +40,8 @@ pub struct Look {
     /// The delay that counts against the queue, and the one that is fine, ns.
     pub delay_ns: u64,
     pub target_ns: u64,
+    /// What came and went since the look before is known, and in the counts.
+    pub is_counted: bool,
     /// Counts that only ever rise.
     pub arrivals: u64,
     pub departures: u64,
@@ -51,17 +53,19 @@ pub struct Controller {
     admit: f64,
     /// The last decision's look.
     last: Look,
-    /// The shortest delay since then: what empties for a moment does not stand.
+    /// The shortest delay at the looks since then: what empties for a moment does not stand.
     least_ns: u64,
-    /// The shortest delays between the last decisions.
+    /// All of them knew what came and went.
+    counted: bool,
+    /// The shortest delays before the last decisions.
     delays: VecDeque<u64>,
     balance: Balance,
     /// Whether there is anything to shed.
     active: bool,
     /// Decisions in a row before which the queue was empty.
     calm: u32,
-    /// Departures and time of the last two decisions' stretches.
-    recent: [(f64, f64); 2],
+    /// Departures and time of the last two decisions' stretches, where they are known.
+    recent: [Option<(f64, f64)>; 2],
 }
 
 /// What comes and goes while work waits.
@@ -99,12 +103,13 @@ impl Controller {
         Self {
             admit: 1.0,
             last: look,
-            least_ns: look.delay_ns,
+            least_ns: u64::MAX,
+            counted: true,
             delays: VecDeque::new(),
             balance: Balance::default(),
             active: false,
             calm: 0,
-            recent: [(0.0, 0.0); 2],
+            recent: [None; 2],
         }
     }
 
@@ -121,6 +126,7 @@ impl Controller {
     /// Takes in a look; decides when it is time to.
     pub fn read(&mut self, look: Look) {
         self.least_ns = self.least_ns.min(look.delay_ns);
+        self.counted &= look.is_counted;
         let elapsed_ns = look.now_ns.saturating_sub(self.last.now_ns);
         let pace_ns = look.target_ns.saturating_mul(2).clamp(PACE_NS, PACE_MAX_NS);
         // A look that is a little early is as good.
@@ -134,20 +140,27 @@ impl Controller {
         if self.delays.len() > STANDING {
             self.delays.pop_front();
         }
-        self.recent = [self.recent[1], (departed, seconds)];
-        self.decide(look, arrived, departed, seconds);
-        self.last = look;
-        self.least_ns = look.delay_ns;
-    }
-
-    fn decide(&mut self, look: Look, arrived: f64, departed: f64, seconds: f64) {
-        let empty = look.delay_ns == 0;
-        if empty {
+        self.recent = [self.recent[1], self.counted.then_some((departed, seconds))];
+        if look.delay_ns == 0 {
             self.calm = self.calm.saturating_add(1);
         } else {
-            self.calm = 0;
-            self.balance.add(self.admit, arrived, departed, seconds);
+            // A queue that is short for a moment is not the end of calm, nor a part of it.
+            self.calm = if look.delay_ns < look.target_ns / 2 {
+                self.calm / 2
+            } else {
+                0
+            };
+            if self.counted {
+                self.balance.add(self.admit, arrived, departed, seconds);
+            }
         }
+        self.decide(look);
+        self.last = look;
+        self.least_ns = u64::MAX;
+        self.counted = true;
+    }
+
+    fn decide(&mut self, look: Look) {
         let excess = (self.standing_ns(look.target_ns) / look.target_ns.max(1) as f64) - 1.0;
         if excess > 0.0 {
             match self.balance.share() {
@@ -163,7 +176,8 @@ impl Controller {
                 None => {}
             }
         } else if self.active && look.delay_ns < look.target_ns {
-            let rise = RISE * f64::from(1 << (self.calm / DOUBLES_EVERY).min(DOUBLES_MOST));
+            let doubles = self.calm.saturating_sub(DOUBLES_AFTER).min(DOUBLES_MOST);
+            let rise = RISE * f64::from(1 << doubles);
             self.admit = (self.admit + rise).max(self.after_a_drop().unwrap_or(0.0));
         }
         self.admit = self.admit.clamp(LEAST, 1.0);
@@ -187,11 +201,9 @@ impl Controller {
 
     /// What can be admitted when so much less leaves than while work waited, and nothing waits.
     fn after_a_drop(&self) -> Option<f64> {
-        let (departed, seconds) = (
-            self.recent[0].0 + self.recent[1].0,
-            self.recent[0].1 + self.recent[1].1,
-        );
-        if self.calm == 0 || self.balance.seconds <= 3.0 * seconds / 2.0 {
+        let [(departed_1, seconds_1), (departed_2, seconds_2)] = [self.recent[0]?, self.recent[1]?];
+        let (departed, seconds) = (departed_1 + departed_2, seconds_1 + seconds_2);
+        if self.calm == 0 || self.balance.seconds <= 1.5 * seconds {
             return None;
         }
         let could = self.balance.departed / self.balance.seconds * seconds;

@@ -118,6 +118,7 @@ impl Board {
             now_ns,
             delay_ns: gauge.delay_ns,
             target_ns: gauge.target_ns,
+            is_counted: gauge.is_counted,
             arrivals: gauge.arrivals,
             departures: gauge.departures,
         };
@@ -224,6 +225,7 @@ mod tests {
                 gauge.at_ns = tick * 100_000_000;
                 gauge.delay_ns = tick * 100_000_000;
                 gauge.target_ns = 5_000_000;
+                gauge.is_counted = true;
                 gauge.arrivals = 10 * tick;
                 gauge.departures = 5 * tick;
                 let pressures = read(&mut board, gauge.at_ns, &[(key, gauge)]);

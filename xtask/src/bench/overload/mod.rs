@@ -1,7 +1,7 @@
 //! What a service does under more load than it can carry, alone and with those who turn away what is too much.
 //!
-//! The load is open-loop: requests come at their times, as of many independent clients, whether or not earlier ones were
-//! answered. Every variant gets the same load, through the same HAProxy, in turn.
+//! The load is open-loop: requests come at their times, whether or not earlier ones were answered. Every variant gets the same
+//! load, through the same HAProxy, in turn.
 
 mod plot;
 mod stage;
@@ -33,6 +33,8 @@ const GOOD: u32 = 5;
 /// Before a load steps up, so that the agent knows what is usual.
 const BEFORE: Duration = Duration::from_secs(4);
 const BEFORE_LOAD: f64 = 0.5;
+/// After the step, what piled up in the first moment is worked off; the figures are of what comes then.
+const SETTLE: Duration = Duration::from_secs(2);
 /// Requests that are still under way at the end get so long to be answered.
 const AFTER: Duration = Duration::from_secs(2);
 
@@ -44,6 +46,15 @@ pub struct Args {
     /// Only this service: uwsgi-postgresql or nginx-uwsgi
     #[arg(long)]
     service: Option<String>,
+    /// Only these: nothing, static, haproxy, page
+    #[arg(long)]
+    guard: Vec<Guard>,
+    /// Only these loads, in times of what the service can do
+    #[arg(long)]
+    load: Vec<f64>,
+    /// Requests come by chance, as of many independent clients, not evenly
+    #[arg(long)]
+    poisson: bool,
     /// Write the plot here
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -74,9 +85,14 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             .as_deref()
             .is_none_or(|name| name == service.name())
     });
+    let spacing = if args.poisson {
+        Spacing::Poisson { seed: 7 }
+    } else {
+        Spacing::Even
+    };
     let mut all = Vec::new();
     for service in services {
-        let alone = alone(service)?;
+        let alone = alone(service, spacing)?;
         report.progress(&format!(
             "{}: {:.0} requests a second at most; alone a request takes {:.0} ms (99%: {:.0} ms)",
             service.name(),
@@ -84,9 +100,15 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             ms(alone.median),
             ms(alone.p99)
         ));
-        for guard in Guard::ALL {
+        for guard in Guard::ALL
+            .into_iter()
+            .filter(|guard| args.guard.is_empty() || args.guard.contains(guard))
+        {
             let mut outcomes = Vec::new();
-            for load in LOADS {
+            for load in LOADS
+                .into_iter()
+                .filter(|load| args.load.is_empty() || args.load.contains(load))
+            {
                 let outcome = step(service, guard, load, &alone, args.seconds)?;
                 report.progress(&text(service, guard, &outcome));
                 add(report, service, guard, &outcome, &alone);
@@ -111,30 +133,37 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
 
 /// The service without too much to do.
 struct Alone {
+    spacing: Spacing,
     /// Requests per second.
     capacity: f64,
     median: Duration,
     p99: Duration,
 }
 
-fn plan(stage: &Stage, service: Service, per_s: f64, lasts: Duration) -> Plan {
+fn plan(stage: &Stage, service: Service, per_s: f64, lasts: Duration, spacing: Spacing) -> Plan {
     Plan {
         to: stage.front,
         path: service.path().to_owned(),
         per_s,
-        spacing: Spacing::Poisson { seed: 7 },
+        spacing,
         lasts,
         timeout: Duration::from_secs(10),
         at_once: 3_000,
     }
 }
 
-fn alone(service: Service) -> Result<Alone> {
+fn alone(service: Service, spacing: Spacing) -> Result<Alone> {
     let stage = Stage::start(service, Guard::Nobody)?;
     // More than it can do: there is always one waiting, and what is answered is what it can do.
     let most = 2.0 * 4.0 / Duration::from_millis(40).as_secs_f64();
     let began = Instant::now();
-    let load = Load::start(plan(&stage, service, most, Duration::from_secs(60)))?;
+    let load = Load::start(plan(
+        &stage,
+        service,
+        most,
+        Duration::from_secs(60),
+        spacing,
+    ))?;
     thread::sleep(Duration::from_secs(8));
     let from = began + Duration::from_secs(3);
     let answered = load
@@ -142,12 +171,22 @@ fn alone(service: Service) -> Result<Alone> {
         .into_iter()
         .filter(|request| request.ok() && request.ended >= from);
     let capacity = answered.count() as f64 / 5.0;
-    let quiet = plan(&stage, service, 0.3 * capacity, Duration::from_secs(8));
+    // Anew: what piled up would be worked off first.
+    drop(stage);
+    let stage = Stage::start(service, Guard::Nobody)?;
+    let quiet = plan(
+        &stage,
+        service,
+        0.3 * capacity,
+        Duration::from_secs(8),
+        spacing,
+    );
     let mut took = sorted(Load::start(quiet)?.finish_plan()?.iter());
     let p99 = percentile(&took, 0.99);
     let median = percentile(&took, 0.5);
     took.clear();
     Ok(Alone {
+        spacing,
         capacity,
         median,
         p99,
@@ -168,17 +207,18 @@ fn step(
         &stage,
         service,
         BEFORE_LOAD * alone.capacity,
-        BEFORE + lasts + AFTER,
+        BEFORE + SETTLE + lasts + AFTER,
+        alone.spacing,
     ))?;
     thread::sleep(BEFORE);
     let from = Instant::now();
     load.set_rate(times * alone.capacity)?;
-    thread::sleep(lasts);
+    thread::sleep(SETTLE + lasts);
     let to = Instant::now();
     load.set_rate(1.0)?;
     thread::sleep(AFTER);
     let requests = load.stop()?;
-    Ok(outcome(service, times, &requests, from..to, alone))
+    Ok(outcome(service, times, &requests, from + SETTLE..to, alone))
 }
 
 fn outcome(
@@ -220,6 +260,7 @@ fn spike(service: Service, guard: Guard, alone: &Alone, report: &mut Report) -> 
         service,
         0.7 * alone.capacity,
         Duration::from_secs(30),
+        alone.spacing,
     ))?;
     thread::sleep(BEFORE);
     load.set_rate(1.4 * alone.capacity)?;
@@ -271,6 +312,7 @@ fn neighbour(
         service,
         BEFORE_LOAD * alone.capacity,
         BEFORE + 2 * half + AFTER,
+        alone.spacing,
     ))?;
     thread::sleep(BEFORE);
     load.set_rate(1.5 * alone.capacity)?;

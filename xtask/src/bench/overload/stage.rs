@@ -31,8 +31,9 @@ pub enum Service {
 }
 
 /// Who turns away what is too much.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Guard {
+    #[value(name = "nothing")]
     Nobody,
     /// HAProxy, by numbers that a person found for this service as it is.
     Static,
@@ -221,14 +222,18 @@ fn haproxy(
             server = format!(
                 " weight 100 agent-check agent-addr 127.0.0.1 agent-port {ask} agent-inter 100ms"
             );
-            // What is above the weight is answered here, and never gets to the service.
+            // What is above the weight is answered here, and never gets to the service: of a hundred, as many as the weight
+            // is pass, evenly. `proc.turn` is what is owed to the next one.
             deny = " http-request set-var(txn.weight) srv_weight(back/one)\n \
-                    http-request deny deny_status 503 if { rand(100),sub(txn.weight) ge 0 }\n"
+                    http-request set-var(proc.turn) int(50) unless { var(proc.turn) -m found }\n \
+                    http-request set-var(proc.turn) var(proc.turn),add(txn.weight)\n \
+                    http-request deny deny_status 503 unless { var(proc.turn) -m int ge 100 }\n \
+                    http-request set-var(proc.turn) var(proc.turn),mod(100)\n"
                 .to_owned();
         }
     }
     format!(
-        "global\n maxconn 4000\n\
+        "global\n maxconn 4000\n nbthread 1\n\
          defaults\n mode http\n option http-server-close\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n{queue}\
          frontend front\n bind {front}\n default_backend back\n\
          backend back\n{deny} server one {before}{server}\n"
