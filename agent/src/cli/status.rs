@@ -159,7 +159,7 @@ fn report(
     match of_guard {
         Ok(guard) => of_the_guard(&mut text, guard),
         Err(_) => {
-            text += "\nguard    none runs: no adapter is configured ([signal] in the configuration), or it was stopped\n"
+            text += "\nguard    none runs: no adapter is configured ([signal] in the configuration), or it was stopped\n";
         }
     }
     text

@@ -198,7 +198,7 @@ impl Signal {
             .as_deref()
             .filter(|directory| !directory.is_absolute())
         {
-            bail!("directory = {:?} does not begin with /", directory);
+            bail!("directory = {directory:?} does not begin with /");
         }
         if !(1..=4096).contains(&self.max_pages()) {
             bail!("max_pages = {}: between 1 and 4096", self.max_pages());
@@ -235,7 +235,7 @@ impl Signal {
             .chain(self.pressure_socket.iter().map(|entry| &entry.path))
         {
             if !path.is_absolute() {
-                bail!("{:?} does not begin with /", path);
+                bail!("{path:?} does not begin with /");
             }
         }
         for group in &self.group {

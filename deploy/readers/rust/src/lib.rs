@@ -188,6 +188,10 @@ pub struct Page {
     /// What is owed to work that is turned away, in millionths: see [`Page::should_admit`].
     phase: AtomicU32,
     /// All mappings there ever were: one may still be read.
+    #[expect(
+        clippy::vec_box,
+        reason = "`map` points to one of them: they must not move"
+    )]
     maps: Mutex<Vec<Box<Map>>>,
 }
 
@@ -430,7 +434,7 @@ impl Map {
         let seq = &self.words()[SEQ_AT / 8];
         for _ in 0..TRIES {
             let before = seq.load(Ordering::Acquire);
-            if before % 2 == 0 {
+            if before.is_multiple_of(2) {
                 let read = read(self);
                 fence(Ordering::Acquire);
                 if seq.load(Ordering::Relaxed) == before {

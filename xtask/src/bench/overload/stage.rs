@@ -106,7 +106,7 @@ impl Stage {
             Service::Sql => Some(Postgres::start()?),
             Service::Compute => None,
         };
-        let uwsgi = uwsgi(service, guard, postgres.as_ref(), run.join("bench/page"))?;
+        let uwsgi = uwsgi(service, guard, postgres.as_ref(), &run.join("bench/page"))?;
         let nginx = match service {
             Service::Sql => None,
             Service::Compute => Some(Nginx::start_proxy(1, uwsgi.address())?),
@@ -166,7 +166,7 @@ fn uwsgi(
     service: Service,
     guard: Guard,
     postgres: Option<&Postgres>,
-    page: PathBuf,
+    page: &Path,
 ) -> Result<Uwsgi> {
     let work = match service {
         Service::Sql => "sql",
