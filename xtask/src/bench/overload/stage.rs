@@ -1,6 +1,6 @@
 //! The servers of the overload benchmark: HAProxy, before uWSGI with PostgreSQL, or before nginx and uWSGI behind it.
 
-use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tailback_tests::{
