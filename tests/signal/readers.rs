@@ -10,7 +10,8 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use tailback_page::Page;
-use tailback_tests::{needs, ports, process::Process, program, python, temp::TempDir, wait};
+use tailback_tests::{
+    agent, needs, ports, process::Process, program, python, temp::TempDir, wait};
 
 use crate::stage::{SOON, Stage, get, jam};
 
@@ -53,6 +54,13 @@ fn c_program(temp: &TempDir, name: &str) -> Result<PathBuf> {
         .arg("-o")
         .arg(&program))?;
     Ok(program)
+}
+
+/// An example of the Rust reader, which the tests are built with.
+fn example(name: &str) -> Result<PathBuf> {
+    let own = env::current_exe()?;
+    let builds = own.ancestors().nth(2).context("no folder of builds")?;
+    Ok(builds.join("examples").join(name))
 }
 
 fn go(temp: &TempDir, package: &str, name: &str) -> Result<PathBuf> {
@@ -150,11 +158,7 @@ fn every_example_turns_away_what_the_page_does_not_admit_with_a_time_to_come_aga
     let page = stage.page();
     let folder = readers();
     let python = python::with(&["uvicorn"])?;
-    let tower = env::current_exe()?
-        .ancestors()
-        .nth(2)
-        .context("no folder of builds")?
-        .join("examples/tower");
+    let tower = example("tower")?;
     for (name, mut command) in [
         ("wsgi", Command::new(&python)),
         ("asgi", Command::new(&python)),
@@ -232,4 +236,30 @@ fn every_example_turns_away_what_the_page_does_not_admit_with_a_time_to_come_aga
         );
     }
     Ok(())
+}
+
+#[test]
+fn no_reader_sees_a_torn_page_while_it_is_written_without_a_break() -> Result<()> {
+    const TEST: &str = "no_reader_sees_a_torn_page_while_it_is_written_without_a_break";
+    if !needs::met(TEST, &["gcc"]) {
+        return Ok(());
+    }
+    let temp = TempDir::new("torn")?;
+    let mut writer = Command::new(agent::binary()?);
+    let writer = Process::start("the writer", writer.arg("bench-page").arg(temp.path()))?;
+    let page = temp.path().join("page");
+    wait::until("a page", SOON, || {
+        Ok(Page::open(&page).pressure().alive.then_some(()))
+    })?;
+    for (program, reads) in [
+        (c_program(&temp, "torture")?, ["3000000", "100000"]),
+        (example("torture")?, ["3000000", "100000"]),
+    ] {
+        for (what, reads) in ["header", "page"].into_iter().zip(reads) {
+            let said = run(Command::new(&program).arg(&page).args([what, reads]))?;
+            println!("{} {what}: {said}", program.display());
+            ensure!(said.contains("torn 0 "), "{said}");
+        }
+    }
+    writer.check_running()
 }

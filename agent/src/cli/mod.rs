@@ -1,6 +1,7 @@
 //! The command line: what it accepts, and the exit codes.
 
 mod anonymize;
+mod bench_page;
 mod bench_walk;
 mod diagnose;
 mod doctor;
@@ -78,6 +79,9 @@ enum Command {
     /// Measure walks over one process, for `cargo xtask bench`
     #[command(hide = true)]
     BenchWalk(bench_walk::Options),
+    /// Write a page as fast as it goes, for `cargo xtask bench`
+    #[command(hide = true)]
+    BenchPage(bench_page::Options),
 }
 
 /// Whom to watch. Repeatable; all that they name is watched.
@@ -176,6 +180,7 @@ pub fn main() -> ExitCode {
         Command::Status(options) => status::run(options),
         Command::Guard(options) => guard::run(options),
         Command::BenchWalk(options) => bench_walk::run(options),
+        Command::BenchPage(options) => bench_page::run(options),
     });
     // Nothing is used after a panic; it has said on standard error what it was.
     let outcome = catch_unwind(command).unwrap_or_else(|_| {

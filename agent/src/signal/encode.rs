@@ -61,6 +61,30 @@ pub fn encode_none(published: Published, wake: u32) -> Words {
     }
 }
 
+/// A full page all of whose numbers are made of one, `n`: a reader that sees two of them saw a torn page.
+pub fn pattern(n: u64, published: Published) -> Words {
+    let part = n % 1_000_000;
+    let mut page = Page([0; WORDS]);
+    page.head(published);
+    page.u32(COUNT_AT, ENTRIES as u32);
+    page.u32(SCORE_AT, part as u32);
+    page.u32(ADMIT_AT, part as u32);
+    page.u64(OLDEST_WAIT_AT, n);
+    page.u64(TIME_TO_FULL_AT, n);
+    page.u32(RETRY_AFTER_AT, n as u32);
+    for at in (0..ENTRIES).map(|index| ENTRIES_AT + ENTRY * index) {
+        page.u16(at + 2, HAS_P99);
+        page.u32(at + 8, n as u32);
+        page.u64(at + 16, n);
+        page.u64(at + 24, n);
+        page.u64(at + 32, n);
+    }
+    Words {
+        words: page.0,
+        used: WORDS,
+    }
+}
+
 /// Names a queue among those of its service, in 32 bits: the first of the SHA-256 of kind and name.
 pub fn id(key: &QueueKey) -> u32 {
     let mut hash = Sha256::new();

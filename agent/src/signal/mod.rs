@@ -24,7 +24,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-pub use encode::{Published, Words, encode};
+pub use encode::{Published, Words, encode, pattern};
 use hub::{Hub, Line, Snapshot};
 pub use page::PageFile;
 use pages::Pages;
@@ -38,6 +38,9 @@ use crate::{
     pipeline::Pipeline,
     sample::{AgentReport, Notice, TargetId},
 };
+
+/// Between two publishings at least, unless a level changes: what is looked at more often than this is looked at for its cause.
+const LEAST_NS: u64 = 50_000_000;
 
 /// Publishes what each tick leads to.
 pub struct Signals {
@@ -68,16 +71,20 @@ impl Signals {
 
     /// Publishes how things stand after a tick, and what happened in it.
     pub fn tell(&mut self, mono_ns: u64, unix_ns: u64, pipeline: &Pipeline, events: &[Event]) {
+        for event in events {
+            self.say(event, pipeline);
+        }
+        let now_ns = boot_ns();
+        let crosses = events.iter().any(|event| matches!(event, Event::Level { .. }));
+        if now_ns.saturating_sub(self.last_ns) < LEAST_NS && !crosses {
+            return;
+        }
         let targets = pipeline.targets();
         let pressures = self.board.read(mono_ns, pipeline.gauges(), targets.all());
-        let now_ns = boot_ns();
         let names = self
             .pages
             .publish(&pressures, now_ns.saturating_sub(self.last_ns));
         self.last_ns = now_ns;
-        for event in events {
-            self.say(event, pipeline);
-        }
         self.hub.set(Snapshot {
             unix_ns,
             pressures: Arc::new(pressures),

@@ -10,6 +10,7 @@ mod footprint;
 mod hold;
 mod overhead;
 mod overload;
+mod page;
 mod pairs;
 mod pins;
 mod profile;
@@ -47,6 +48,8 @@ enum What {
     Profile(profile::Args),
     /// What a service does under more load than it can carry: alone, with a static limit, and with Tailback
     Overload(overload::Args),
+    /// What it costs a service to ask its page, and whether a reader ever sees a torn one
+    Page(page::Args),
     #[command(flatten)]
     Hold(hold::Hold),
     #[command(hide = true)]
@@ -62,6 +65,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         What::Overhead(args) => overhead::measure(args, &mut report)?,
         What::Footprint(args) => footprint::measure(args, &mut report)?,
         What::Profile(args) => profile::measure(args, &mut report)?,
+        What::Page(args) => page::measure(args, &mut report)?,
         What::Overload(args) => overload::measure(args, &mut report)?,
     }
     report.print();

@@ -11,6 +11,15 @@ pub struct Spread {
 }
 
 impl Spread {
+    /// Of one run: a value without a spread.
+    pub fn exact(value: f64) -> Self {
+        Self {
+            median: value,
+            low: value,
+            high: value,
+        }
+    }
+
     pub fn map(self, change: impl Fn(f64) -> f64) -> Self {
         Self {
             low: change(self.low),

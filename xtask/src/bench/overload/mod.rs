@@ -284,7 +284,8 @@ fn spike(service: Service, guard: Guard, alone: &Alone, report: &mut Report) -> 
         guard.name(),
         last.as_secs_f64()
     ));
-    let goal = (guard == Guard::Page).then(|| Goal::at_most(0.2, &exact(last.as_secs_f64())));
+    let goal =
+        (guard == Guard::Page).then(|| Goal::at_most(0.2, &Spread::exact(last.as_secs_f64())));
     report.add(figure(
         service,
         guard,
@@ -364,12 +365,13 @@ fn add(report: &mut Report, service: Service, guard: Guard, outcome: &Outcome, a
     };
     let goal = least
         .filter(|_| ours)
-        .map(|least| Goal::at_least(least, &exact(goodput)));
+        .map(|least| Goal::at_least(least, &Spread::exact(goodput)));
     let what = format!("{}× load: goodput", outcome.load);
     report.add(figure(service, guard, &what, "goodput", "%", goodput, goal));
     let most = ms(2 * alone.p99 + service.target_delay());
     let p99 = ms(outcome.p99);
-    let goal = (ours && outcome.load > 1.0).then(|| Goal::at_most(most.round(), &exact(p99)));
+    let goal =
+        (ours && outcome.load > 1.0).then(|| Goal::at_most(most.round(), &Spread::exact(p99)));
     report.add(figure(
         service,
         guard,
@@ -412,17 +414,9 @@ fn figure(
         what: format!("{}, {}: {what}", service.name(), guard.name()),
         keys: json!({"bench": "overload", "service": service.name(), "guard": guard.name(), "measured": key, "of": what}),
         unit,
-        value: exact(value),
+        value: Spread::exact(value),
         spread: "one run",
         goal,
-    }
-}
-
-fn exact(value: f64) -> Spread {
-    Spread {
-        median: value,
-        low: value,
-        high: value,
     }
 }
 

@@ -1,0 +1,74 @@
+//! Reads a page as fast as it can while somebody writes it as fast as they can, and looks for a torn one.
+//!
+//! `cargo run --release -p tailback-page --example torture -- PAGE header|page READS`
+//!
+//! The writer sets everything from one number n, as `c/examples/torture.c` says. Exits with 1 if a page was torn.
+
+use std::{hint::black_box, process::ExitCode, time::Instant};
+
+use tailback_page::Page;
+
+fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
+    const USAGE: &str = "usage: torture PAGE header|page READS";
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [path, what, reads] = args.as_slice() else {
+        return Err(USAGE.into());
+    };
+    let reads: u64 = reads.parse()?;
+    let page = Page::open(path);
+    if !page.pressure().alive {
+        return Err(format!("{path}: no live page; start its writer first").into());
+    }
+    let (mut torn, mut unsettled) = (0_u64, 0_u64);
+    let start = Instant::now();
+    for _ in 0..reads {
+        let is_whole = match what.as_str() {
+            "header" => header(&page),
+            "page" => entries(&page),
+            _ => return Err(USAGE.into()),
+        };
+        match is_whole {
+            None => unsettled += 1,
+            Some(is_whole) => torn += u64::from(!is_whole),
+        }
+    }
+    let read_ns = start.elapsed().as_nanos() as f64 / reads as f64;
+    let start = Instant::now();
+    for _ in 0..reads {
+        black_box(page.admit());
+    }
+    let admit_ns = start.elapsed().as_nanos() as f64 / reads as f64;
+    println!("reads {reads}  torn {torn}  unsettled {unsettled}");
+    println!("{read_ns:.1} ns per read  {admit_ns:.2} ns per admit()");
+    Ok(if torn == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// `None`: the writer was stopped in the middle.
+fn header(page: &Page) -> Option<bool> {
+    let pressure = page.pressure();
+    let n = pressure.oldest_wait.as_nanos() as u64;
+    let part = (n % 1_000_000) as f64 / 1e6;
+    pressure.alive.then(|| {
+        pressure.score == part
+            && pressure.admit == part
+            && pressure
+                .time_to_full
+                .is_some_and(|time| time.as_nanos() as u64 == n)
+            && pressure.retry_after.as_millis() == u128::from(n as u32)
+    })
+}
+
+fn entries(page: &Page) -> Option<bool> {
+    let entries = page.entries();
+    let n = entries.first()?.head_age.as_nanos();
+    Some(entries.iter().all(|entry| {
+        entry.depth == n as u32
+            && entry.min_delay.as_nanos() == n
+            && entry.p99.is_some_and(|p99| p99.as_nanos() == n)
+            && entry.head_age.as_nanos() == n
+    }))
+}
