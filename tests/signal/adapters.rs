@@ -204,7 +204,7 @@ fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live()
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    let service = jam("127.0.0.1:0", 20)?;
+    let service = jam("127.0.0.1:0", 101)?;
     let temp = TempDir::new("signal")?;
     let (envoy, socket) = (
         temp.path().join("pressure"),
@@ -221,7 +221,7 @@ fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live()
     );
     let stage = Stage::start_in(temp, service.address().port(), &more)?;
     let mut watcher = UnixStream::connect(&socket)?;
-    watcher.write_all(b"critical")?;
+    watcher.write_all(b"full")?;
     watcher.set_read_timeout(Some(SOON))?;
     let haproxy = || {
         let mut text = String::new();
@@ -230,10 +230,12 @@ fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live()
     };
     // Nobody ever accepts: critical, and the least that is ever admitted.
     stage.wait("the least to be admitted", |pressure| {
-        pressure.level >= 2 && pressure.admit <= 0.05
+        pressure.level == 3 && pressure.admit <= 0.05
     })?;
     ensure!(watcher.read(&mut [0; 8])? == 1, "one byte for one rise");
-    ensure!(haproxy()? == "up ready 5% maxconn:2\n", "{}", haproxy()?);
+    ensure!(haproxy()? == "drain\n", "{}", haproxy()?);
+    let (head, _) = stage.get("/ready?target=shop")?;
+    ensure!(head.starts_with("HTTP/1.1 503"), "{head}");
     wait::until("the file for Envoy", SOON, || {
         Ok((fs::read_to_string(&envoy).is_ok_and(|text| text == "1.000\n")).then_some(()))
     })?;
@@ -245,7 +247,7 @@ fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live()
     let (_, body) = stage.get("/pressure?target=shop")?;
     let pressure: Value = serde_json::from_str(&body)?;
     ensure!(
-        pressure["queues"][0]["kind"] == "accept" && pressure["queues"][0]["depth"] == 20,
+        pressure["queues"][0]["kind"] == "accept" && pressure["queues"][0]["depth"] == 101,
         "{pressure}"
     );
     let (_, metrics) = stage.get("/metrics")?;

@@ -38,7 +38,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             published.at_ns = boot_ns();
         }
         page.write(&pattern(n, published));
-        if let Some(time) = options.every {
+        if let Some(time) = options.every.filter(|time| !time.is_zero()) {
             thread::sleep(time);
         }
     }

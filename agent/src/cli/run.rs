@@ -57,6 +57,14 @@ pub(super) struct Pace {
     pub(super) duration: Option<Duration>,
 }
 
+impl Pace {
+    /// Between looks, as the command line says, else the configuration.
+    fn interval_or(self, config: &Config) -> Duration {
+        let configured = Duration::from_nanos(config.budget().interval_ns);
+        self.interval.unwrap_or(configured)
+    }
+}
+
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
     let mut sink = options.output.stdout();
@@ -69,7 +77,11 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let record = options.record.as_deref();
     let mut recording = record.map(Recording::create).transpose()?;
     let mut pipeline = Pipeline::new(config.settings_for(), false);
-    let mut signals = LiveSignals::start(&config.signal, options.targets.config.as_deref())?;
+    let mut signals = LiveSignals::start(
+        &config.signal,
+        options.targets.config.as_deref(),
+        options.pace.interval_or(&config),
+    )?;
     let watched = loop {
         let mut others = Others {
             samples_not_recorded: recording.as_ref().map_or(0, Recording::lost),

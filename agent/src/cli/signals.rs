@@ -36,7 +36,7 @@ pub(super) struct LiveSignals {
 
 impl LiveSignals {
     /// Publishes where it can; what is in the way is said, and is a reason to end only where adapters are asked for.
-    pub(super) fn start(config: &Signal, file: Option<&Path>) -> Outcome<Self> {
+    pub(super) fn start(config: &Signal, file: Option<&Path>, interval: Duration) -> Outcome<Self> {
         let mut live = Self {
             signals: None,
             guard: None,
@@ -45,7 +45,12 @@ impl LiveSignals {
         if !config.publishes() {
             return Ok(live);
         }
-        match Signals::start(config) {
+        // The command line may ask for another interval than the file.
+        config
+            .check(interval)
+            .context("[signal] cannot be used")
+            .map_err(Failure::usage)?;
+        match Signals::start(config, interval) {
             Ok(signals) => live.signals = Some(signals),
             Err(error) if config.has_adapters() => {
                 return Err(Failure::usage(

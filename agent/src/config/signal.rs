@@ -16,6 +16,7 @@ use super::duration;
 /// Where pages and sockets are, unless systemd names a directory for the service.
 const DIRECTORY: &str = "/run/tailback";
 const TTL: Duration = Duration::from_secs(1);
+const MAX_TTL: Duration = Duration::from_secs(60);
 const MAX_PAGES: usize = 256;
 /// Adapters of one kind.
 const MAX_ADAPTERS: usize = 64;
@@ -159,8 +160,12 @@ impl Signal {
             .unwrap_or_else(|| DIRECTORY.into())
     }
 
-    pub fn ttl_ns(&self) -> u64 {
-        self.ttl.unwrap_or(TTL).as_nanos() as u64
+    /// How long what is published holds, when it is renewed every `interval`.
+    pub fn ttl_ns(&self, interval: Duration) -> u64 {
+        let ttl = self
+            .ttl
+            .unwrap_or_else(|| TTL.max(3 * interval).min(MAX_TTL));
+        ttl.as_nanos() as u64
     }
 
     pub fn max_pages(&self) -> usize {
@@ -181,14 +186,14 @@ impl Signal {
     }
 
     /// Refuses what cannot work. `interval` is the agent's, between looks.
-    pub(super) fn check(&self, interval: Duration) -> Result<()> {
-        let ttl = self.ttl.unwrap_or(TTL);
+    pub fn check(&self, interval: Duration) -> Result<()> {
+        let ttl = self.ttl.unwrap_or(2 * interval);
         if ttl < 2 * interval {
             bail!(
                 "ttl = {ttl:?} is shorter than two ticks ({interval:?} each): readers would take a late tick for an agent that is gone; raise ttl or shorten interval"
             );
         }
-        if ttl > Duration::from_secs(60) {
+        if self.ttl.is_some() && ttl > MAX_TTL {
             bail!(
                 "ttl = {ttl:?}: for so long would an agent that is gone still hold work back; at most 60s"
             );
@@ -264,6 +269,8 @@ impl Signal {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use crate::config::Config;
 
     fn error(text: &str) -> String {
@@ -278,7 +285,10 @@ mod tests {
                 && !config.signal.has_adapters()
                 && !config.signal.starts_guard()
         );
-        assert_eq!(config.signal.ttl_ns(), 1_000_000_000);
+        assert_eq!(
+            config.signal.ttl_ns(Duration::from_millis(100)),
+            1_000_000_000
+        );
     }
 
     #[test]

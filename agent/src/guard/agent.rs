@@ -78,6 +78,7 @@ async fn say(
 async fn read(reader: OwnedReadHalf) -> Result<String> {
     let mut text = String::new();
     match timeout(PATIENCE, reader.take(MOST).read_to_string(&mut text)).await {
+        Ok(Ok(_)) if text.starts_with("{\"type\":\"error\"") => bail!("it answers {}", text.trim()),
         Ok(Ok(_)) if !text.is_empty() => Ok(text),
         Ok(Ok(_)) => bail!("it closes without an answer"),
         Ok(Err(error)) => Err(error).context("cannot read its answer"),

@@ -9,6 +9,8 @@ use std::{
 
 use tailback_page::{Page, Pressure};
 
+use crate::signal::names::plain;
+
 /// Pages that are kept mapped at once.
 const MOST: usize = 4_096;
 
@@ -25,18 +27,20 @@ impl Book {
         }
     }
 
-    /// The page of a service by the name of its directory, whether or not it is there yet.
+    /// The page of a service by its name, or by that of its directory; whether or not it is there yet.
     pub fn page(&self, name: &str) -> Arc<Page> {
+        // Of several services of one name, a directory has the pid behind it.
+        let name = match name.rsplit_once('@') {
+            Some((name, pid)) if pid.parse::<u32>().is_ok() => format!("{}@{pid}", plain(name)),
+            _ => plain(name),
+        };
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(page) = pages.get(name) {
+        if let Some(page) = pages.get(&name) {
             return Arc::clone(page);
         }
-        // A name from outside must not lead out of the directory.
-        let is_one_step = !name.is_empty() && !name.contains('/') && !name.starts_with('.');
-        let path = if is_one_step { name } else { "-" };
-        let page = Arc::new(Page::open(self.directory.join(path).join("page")));
-        if is_one_step && pages.len() < MOST && page.pressure().alive {
-            pages.insert(name.to_owned(), Arc::clone(&page));
+        let page = Arc::new(Page::open(self.directory.join(&name).join("page")));
+        if pages.len() < MOST && page.pressure().alive {
+            pages.insert(name, Arc::clone(&page));
         }
         page
     }

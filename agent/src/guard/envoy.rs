@@ -2,9 +2,19 @@
 //!
 //! Envoy watches for the file being moved into place, and for nothing else; so it is written beside it and renamed.
 
-use std::{fs, io, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags},
+    io::Errno,
+};
 use tailback_page::Pressure;
 
 use super::{Shared, tally::Tally};
@@ -37,13 +47,23 @@ pub async fn serve(config: Envoy, tally: Arc<Tally>, shared: Arc<Shared>) {
     }
 }
 
-/// Writes the file, whole or not at all.
+/// Writes the file, whole or not at all. The directory may be another user's: nothing there is followed or gone on with.
 pub fn put(path: &Path, text: &str) -> Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
     let write = || -> io::Result<()> {
-        fs::write(&beside, text)?;
-        fs::rename(&beside, path)
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        let folder = rustix::fs::open(folder, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut beside = name.to_owned();
+        beside.push(".new");
+        match rustix::fs::unlinkat(&folder, &beside, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&folder, &beside, flags, Mode::from_raw_mode(0o644))?;
+        fs::File::from(file).write_all(text.as_bytes())?;
+        Ok(rustix::fs::renameat(&folder, &beside, &folder, name)?)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }

@@ -21,9 +21,9 @@ impl Floor {
         }
     }
 
-    /// Whether this service is to be drained, or called unready, now. `level` tells the level of each service. One that no
-    /// group names is not: whether another one could do its work is not known here.
-    pub fn is_out(&mut self, name: &str, level: impl Fn(&str) -> u32) -> bool {
+    /// Whether this service is to be drained, or called unready, now. `level` tells the level of each service that is there.
+    /// One that no group names is not: whether another one could do its work is not known here.
+    pub fn is_out(&mut self, name: &str, level: impl Fn(&str) -> Option<u32>) -> bool {
         let Some(group) = self
             .groups
             .iter()
@@ -31,12 +31,18 @@ impl Floor {
         else {
             return false;
         };
-        let full: Vec<&String> = group
+        let there: Vec<(&String, u32)> = group
             .targets
             .iter()
-            .filter(|target| level(target) >= FULL)
+            .filter_map(|target| Some((target, level(target)?)))
             .collect();
-        let most = group.targets.len() - group.keep_ready.min(group.targets.len());
+        // One that is not there does no work: it is none of those that stay.
+        let most = there.len().saturating_sub(group.keep_ready);
+        let full: Vec<&String> = there
+            .iter()
+            .filter(|(_, level)| *level >= FULL)
+            .map(|(target, _)| *target)
+            .collect();
         // Those that are out stay so while they are full: to take turns would send the load round in circles.
         let (mut out, waiting): (Vec<&String>, Vec<&String>) = full
             .into_iter()
@@ -64,7 +70,7 @@ mod tests {
     }
 
     fn out(floor: &mut Floor, full: &[&str]) -> String {
-        let level = |name: &str| if full.contains(&name) { FULL } else { 2 };
+        let level = |name: &str| Some(if full.contains(&name) { FULL } else { 2 });
         ["a", "b", "c", "other"]
             .iter()
             .filter(|name| floor.is_out(name, level))
@@ -89,5 +95,15 @@ mod tests {
         assert_eq!(out(&mut floor, &["a", "c"]), "c");
         assert_eq!(out(&mut floor, &["a"]), "a");
         assert_eq!(out(&mut floor, &[]), "");
+    }
+
+    #[test]
+    fn one_that_is_not_there_is_none_of_those_that_stay() {
+        let mut floor = floor(1);
+        let level = |name: &str| (name == "a").then_some(FULL);
+        assert!(!floor.is_out("a", level), "the last one");
+        let level = |name: &str| (name != "c").then_some(FULL);
+        assert!(floor.is_out("a", level));
+        assert!(!floor.is_out("b", level));
     }
 }

@@ -37,12 +37,14 @@ pub async fn serve(config: Haproxy, listener: Listener, tally: Arc<Tally>, share
     let room = Arc::new(Semaphore::new(MOST));
     loop {
         let mut stream = listener.accept().await;
+        let pressure = shared.pressure(&config.target);
+        let text = report(&pressure, config.maxconn, shared.is_out(&config.target));
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+            // A new connection takes a line at once; only the wait for its end is left out.
+            let _ = timeout(Duration::ZERO, stream.write_all(text.as_bytes())).await;
             tally.refused();
             continue;
         };
-        let pressure = shared.pressure(&config.target);
-        let text = report(&pressure, config.maxconn, shared.is_out(&config.target));
         tally.said(&text);
         tokio::spawn(async move {
             let answer = async {

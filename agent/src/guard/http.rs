@@ -15,7 +15,10 @@ use tailback_page::{
     Entry, Pressure,
     layout::{KINDS, TAKES_WORK_IN},
 };
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 
 use super::{Shared, agent, listen::Listener, tally::Tally};
 
@@ -41,10 +44,12 @@ pub async fn serve(listener: Listener, tally: Arc<Tally>, shared: Arc<Shared>) {
         let (tally, shared) = (Arc::clone(&tally), Arc::clone(&shared));
         tokio::spawn(async move {
             let listener = tally.listener();
+            let hangs = Arc::new(Notify::new());
             let answer = |request: Request<Incoming>| {
-                let (tally, shared) = (Arc::clone(&tally), Arc::clone(&shared));
+                let (tally, shared, hangs) =
+                    (Arc::clone(&tally), Arc::clone(&shared), Arc::clone(&hangs));
                 async move {
-                    let (path, response) = answer(&request, &shared).await;
+                    let (path, response) = answer(&request, &shared, hangs).await;
                     tally.said(&format!("{path} {}", response.status().as_u16()));
                     Ok::<_, Infallible>(response)
                 }
@@ -54,9 +59,11 @@ pub async fn serve(listener: Listener, tally: Arc<Tally>, shared: Arc<Shared>) {
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE);
             // A client that goes away, or speaks something else, is no fault of ours.
-            let _ = builder
-                .serve_connection(TokioIo::new(stream), hyper::service::service_fn(answer))
-                .await;
+            let service = hyper::service::service_fn(answer);
+            tokio::select! {
+                _ = builder.serve_connection(TokioIo::new(stream), service) => {}
+                () = hangs.notified() => tally.refused(),
+            }
             drop((listener, place));
         });
     }
@@ -66,6 +73,7 @@ pub async fn serve(listener: Listener, tally: Arc<Tally>, shared: Arc<Shared>) {
 async fn answer(
     request: &Request<Incoming>,
     shared: &Arc<Shared>,
+    hangs: Arc<Notify>,
 ) -> (&'static str, Response<Body>) {
     let query = request.uri().query().unwrap_or_default();
     let target = parameter(query, "target");
@@ -82,7 +90,7 @@ async fn answer(
         "/status" => ("/status", status(shared).await),
         "/events" => (
             "/events",
-            events(shared, target, parameter(query, "min_level")).await,
+            events(shared, target, parameter(query, "min_level"), hangs).await,
         ),
         _ => (
             "?",
@@ -234,6 +242,7 @@ async fn events(
     shared: &Shared,
     target: Option<String>,
     min_level: Option<String>,
+    hangs: Arc<Notify>,
 ) -> Response<Body> {
     let mut request = Map::new();
     if let Some(target) = target {
@@ -265,9 +274,12 @@ async fn events(
                 // A comment now and then, by which a client that has gone is found out.
                 _ = since.tick() => ":\n\n".to_owned(),
             };
-            // Waits for a client that does not read; the agent lets go of us then.
-            if sender.send_data(text.into()).await.is_err() {
-                return;
+            match timeout(PATIENCE, sender.send_data(text.into())).await {
+                Ok(Ok(())) => {}
+                // It is gone.
+                Ok(Err(_)) => return,
+                // It does not read: its place is for others.
+                Err(_) => return hangs.notify_one(),
             }
         }
     });

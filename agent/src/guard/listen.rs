@@ -8,6 +8,7 @@ use tokio::{
     net::{TcpListener, UnixListener},
 };
 
+use super::tally::Tally;
 use crate::{config::signal::Listen, signal::stream};
 
 pub enum Listener {
@@ -30,6 +31,20 @@ impl Listener {
                 Ok(Self::Tcp(TcpListener::from_std(listener)?))
             }
             Listen::Unix(path) => Ok(Self::Unix(stream::bind(path, 0o666)?)),
+        }
+    }
+
+    /// The one that was bound; else tried again every second, until what is in the way is gone.
+    pub async fn or_again(bound: Option<Self>, at: &Listen, tally: &Tally) -> Self {
+        let mut bound = bound;
+        loop {
+            if let Some(listener) = bound {
+                return listener;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            bound = Self::bind(at)
+                .map_err(|error| tally.failed(&format!("{error:#}")))
+                .ok();
         }
     }
 

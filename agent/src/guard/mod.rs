@@ -45,11 +45,12 @@ use tokio::{
 
 use crate::{
     config::signal::{Listen, Signal},
-    signal::{metrics, stream},
+    signal::{metrics, own_directory, stream},
 };
 
-/// Those who keep what they heard last are given this long to hear that there is no pressure.
-const LET_GO: Duration = Duration::from_secs(5);
+/// Those who keep what they heard last are given this long to hear that there is no pressure: HAProxy asks every 2 s unless
+/// it is told otherwise.
+const LET_GO: Duration = Duration::from_millis(2_500);
 /// The guard's own socket within the directory: who connects is told how things stand.
 pub const SOCKET: &str = "guard.sock";
 
@@ -72,10 +73,24 @@ impl Shared {
         self.book.pressure(name)
     }
 
+    /// Says "no pressure" for as long as it takes those who keep what they heard last to ask again. How many those are is not
+    /// known: two HAProxies may ask at one port.
+    async fn let_go(&self) {
+        self.lets_go.store(true, Ordering::Relaxed);
+        let is_asked = |adapter: &Arc<Tally>| adapter.kind == "haproxy" && adapter.count() > 0;
+        if self.adapters.iter().any(is_asked) {
+            tokio::time::sleep(LET_GO).await;
+        }
+    }
+
     /// Whether this service is to be drained, or called unready.
     fn is_out(&self, name: &str) -> bool {
         let mut floor = self.floor.lock().unwrap_or_else(PoisonError::into_inner);
-        floor.is_out(name, |name| self.pressure(name).level)
+        floor.is_out(name, |name| {
+            let pressure = self.pressure(name);
+            // A service that has just gone is told of for a moment, without a process.
+            (pressure.alive && pressure.pid != 0).then_some(pressure.level)
+        })
     }
 
     fn status(&self) -> Value {
@@ -125,9 +140,7 @@ impl Shared {
 /// Serves the adapters until asked to end; with `linger`, until no agent was there for so long.
 pub fn run(config: &Signal, linger: Option<Duration>) -> Result<()> {
     let directory = config.directory();
-    std::fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot make the directory {}", directory.display()))?;
-    let _held = hand_over::take(&directory)?;
+    let _held = hand_over::take(&own_directory(&directory)?, &directory)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -150,35 +163,32 @@ async fn serve(config: &Signal, directory: &Path, linger: Option<Duration>) -> R
         adapters.push(Arc::clone(&tally));
         tally
     };
-    // All are bound before privileges are given up, and before anything is said.
-    let http = match &config.http {
-        Some(http) => Some((
-            Listener::bind(&http.listen)?,
-            tally("http", http.listen.to_string(), None),
-        )),
-        None => None,
+    // Bound before privileges are given up. What cannot be bound is tried again; the others are served meanwhile.
+    let bind = |at: &Listen, tally: &Tally| {
+        let bound = Listener::bind(at);
+        bound
+            .map_err(|error| tally.failed(&format!("{error:#}")))
+            .ok()
     };
+    let http = config.http.as_ref().map(|http| {
+        let tally = tally("http", http.listen.to_string(), None);
+        (http.listen.clone(), bind(&http.listen, &tally), tally)
+    });
     let mut haproxies = Vec::new();
     for haproxy in &config.haproxy {
-        let listener = Listener::bind(&haproxy.listen)?;
-        haproxies.push((
-            haproxy.clone(),
-            listener,
-            tally("haproxy", haproxy.listen.to_string(), Some(&haproxy.target)),
-        ));
+        let tally = tally("haproxy", haproxy.listen.to_string(), Some(&haproxy.target));
+        haproxies.push((haproxy.clone(), bind(&haproxy.listen, &tally), tally));
     }
     let mut sockets = Vec::new();
     for socket in &config.pressure_socket {
-        let listener = Listener::bind(&Listen::Unix(socket.path.clone()))?;
-        sockets.push((
-            socket.clone(),
-            listener,
-            tally(
-                "pressure_socket",
-                socket.path.display().to_string(),
-                Some(&socket.target),
-            ),
-        ));
+        let at = Listen::Unix(socket.path.clone());
+        let tally = tally(
+            "pressure_socket",
+            socket.path.display().to_string(),
+            Some(&socket.target),
+        );
+        let listener = bind(&at, &tally);
+        sockets.push((socket.clone(), at, listener, tally));
     }
     let envoys: Vec<_> = config
         .envoy
@@ -206,55 +216,42 @@ async fn serve(config: &Signal, directory: &Path, linger: Option<Duration>) -> R
     });
     let mut tasks = JoinSet::new();
     tasks.spawn(tell_status(own, Arc::clone(&shared)));
-    if let Some((listener, tally)) = http {
-        tasks.spawn(http::serve(listener, tally, Arc::clone(&shared)));
+    if let Some((at, listener, tally)) = http {
+        let shared = Arc::clone(&shared);
+        tasks.spawn(async move {
+            let listener = Listener::or_again(listener, &at, &tally).await;
+            http::serve(listener, tally, shared).await;
+        });
     }
     for (haproxy, listener, tally) in haproxies {
-        tasks.spawn(haproxy::serve(
-            haproxy,
-            listener,
-            tally,
-            Arc::clone(&shared),
-        ));
+        let shared = Arc::clone(&shared);
+        tasks.spawn(async move {
+            let listener = Listener::or_again(listener, &haproxy.listen, &tally).await;
+            haproxy::serve(haproxy, listener, tally, shared).await;
+        });
     }
-    for (socket, listener, tally) in sockets {
-        tasks.spawn(pressure_socket::serve(
-            socket,
-            listener,
-            tally,
-            Arc::clone(&shared),
-        ));
+    for (socket, at, listener, tally) in sockets {
+        let shared = Arc::clone(&shared);
+        tasks.spawn(async move {
+            let listener = Listener::or_again(listener, &at, &tally).await;
+            pressure_socket::serve(socket, listener, tally, shared).await;
+        });
     }
     for (envoy, tally) in envoys {
         tasks.spawn(envoy::serve(envoy, tally, Arc::clone(&shared)));
     }
-    tokio::select! {
-        _ = end.recv() => {}
-        _ = interrupt.recv() => {}
-        () = alone(directory, linger) => {}
-        // Another guard takes over, and says what there is to say.
-        _ = handed_over.recv() => return Ok(()),
-    }
-    let_go(&shared).await;
-    Ok(())
-}
-
-/// Says "no pressure" until all who keep what they heard last have heard it, or for a few seconds.
-async fn let_go(shared: &Shared) {
-    shared.lets_go.store(true, Ordering::Relaxed);
-    let keepers: Vec<(u64, &Arc<Tally>)> = shared
-        .adapters
-        .iter()
-        .filter(|adapter| adapter.kind == "haproxy" && adapter.count() > 0)
-        .map(|adapter| (adapter.count(), adapter))
-        .collect();
-    let began = Instant::now();
-    while began.elapsed() < LET_GO
-        && keepers
-            .iter()
-            .any(|(count, adapter)| adapter.count() == *count)
-    {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    let ended = tokio::select! {
+        _ = end.recv() => None,
+        _ = interrupt.recv() => None,
+        // Another guard takes over. It may not serve all that we do.
+        _ = handed_over.recv() => None,
+        () = alone(directory, linger) => None,
+        task = tasks.join_next() => task,
+    };
+    shared.let_go().await;
+    match ended {
+        Some(Err(error)) => Err(error).context("an adapter ended"),
+        _ => Ok(()),
     }
 }
 

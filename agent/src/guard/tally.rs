@@ -1,8 +1,11 @@
 //! What each adapter said, and to whom: for `tailback status`.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    io::Write as _,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use serde_json::{Value, json};
@@ -58,7 +61,13 @@ impl Tally {
     pub fn failed(&self, why: &str) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         if failure.as_deref() != Some(why) {
-            eprintln!("tailback guard: {} {}: {why}", self.kind, self.at);
+            // Nobody may read it any more.
+            let _ = writeln!(
+                std::io::stderr(),
+                "tailback guard: {} {}: {why}",
+                self.kind,
+                self.at
+            );
             *failure = Some(why.to_owned());
         }
     }

@@ -10,7 +10,7 @@ pub mod controller;
 mod encode;
 mod hub;
 pub mod metrics;
-mod names;
+pub mod names;
 mod page;
 mod pages;
 mod pressure;
@@ -21,6 +21,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -28,6 +29,7 @@ pub use encode::{Published, Words, encode, pattern};
 use hub::{Hub, Line, Snapshot};
 pub use page::PageFile;
 use pages::Pages;
+pub use pages::own_directory;
 pub use pressure::{Board, Pressure};
 
 use crate::{
@@ -53,10 +55,10 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Publishes in the configured directory, and serves the stream there.
-    pub fn start(config: &Signal) -> Result<Self> {
+    /// Publishes in the configured directory, about every `interval`, and serves the stream there.
+    pub fn start(config: &Signal, interval: Duration) -> Result<Self> {
         let directory = config.directory();
-        let pages = Pages::open(&directory, config.ttl_ns(), config.max_pages())?;
+        let pages = Pages::open(&directory, config.ttl_ns(interval), config.max_pages())?;
         let hub = Arc::new(Hub::default());
         serve(Arc::clone(&hub), &directory)?;
         Ok(Self {
@@ -75,7 +77,9 @@ impl Signals {
             self.say(event, pipeline);
         }
         let now_ns = boot_ns();
-        let crosses = events.iter().any(|event| matches!(event, Event::Level { .. }));
+        let crosses = events
+            .iter()
+            .any(|event| matches!(event, Event::Level { .. }));
         if now_ns.saturating_sub(self.last_ns) < LEAST_NS && !crosses {
             return;
         }

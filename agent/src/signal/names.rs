@@ -8,7 +8,7 @@ use crate::sample::{Target, TargetId};
 const MAX: usize = 64;
 
 /// A directory for each service: its name. Of those of one name the oldest has it, so that one that is started anew goes on
-/// where it was; the others have their pid behind it.
+/// where it was; the others have their pid behind it, after a character that no name has.
 pub fn names<'a>(targets: impl Iterator<Item = &'a Target>) -> BTreeMap<TargetId, String> {
     let mut by_name: BTreeMap<String, Vec<&Target>> = BTreeMap::new();
     for target in targets {
@@ -21,7 +21,7 @@ pub fn names<'a>(targets: impl Iterator<Item = &'a Target>) -> BTreeMap<TargetId
         if let Some(oldest) = same.next() {
             names.insert(oldest.id, name.clone());
         }
-        names.extend(same.map(|target| (target.id, format!("{name}.{}", target.pid))));
+        names.extend(same.map(|target| (target.id, format!("{name}@{}", target.pid))));
     }
     names
 }
@@ -34,11 +34,18 @@ pub fn plain(name: &str) -> String {
         .take(MAX)
         .map(|c| if is_plain(c) { c } else { '_' })
         .collect();
-    match plain.strip_prefix('.') {
-        Some(rest) => format!("_{rest}"),
-        None if plain.is_empty() => "_".to_owned(),
-        None => plain,
+    // Neither hidden, nor empty, nor one of our own files.
+    let is_ours = plain.ends_with(".lock") || plain.ends_with(".sock");
+    if plain.is_empty() || plain.starts_with('.') || is_ours {
+        let kept: String = plain
+            .chars()
+            .skip(usize::from(plain.starts_with('.')))
+            .collect();
+        return format!("_{kept}")
+            .replace(".lock", "_lock")
+            .replace(".sock", "_sock");
     }
+    plain
 }
 
 #[cfg(test)]
@@ -63,7 +70,7 @@ mod tests {
             target(3, "cart", 40, 1),
         ];
         let names = names(shops.iter());
-        assert_eq!(names[&1], "shop.30");
+        assert_eq!(names[&1], "shop@30");
         assert_eq!(names[&2], "shop");
         assert_eq!(names[&3], "cart");
     }
@@ -79,11 +86,20 @@ mod tests {
             "a\0b",
             "a\nb",
             "ü/..",
+            "agent.sock",
+            "guard.lock",
             &"x".repeat(300),
         ] {
             let name = plain(hostile);
             assert!(!name.is_empty() && name.len() <= MAX, "{name}");
-            assert!(!name.starts_with('.') && !name.contains('/'), "{name}");
+            assert!(
+                !name.starts_with('.') && !name.contains(['/', '@']),
+                "{name}"
+            );
+            assert!(
+                !name.ends_with(".sock") && !name.ends_with(".lock"),
+                "{name}"
+            );
             assert!(name.is_ascii() && !name.contains(['\0', '\n']), "{name}");
         }
     }

@@ -27,6 +27,8 @@ const ENTERED_BY_ALL: Mode = Mode::from_raw_mode(0o755);
 const AGAIN_NS: u64 = 10_000_000_000;
 /// The page of a service that is gone stays for so long, so that one that is started anew finds its readers, ns.
 const KEEP_NS: u64 = 60_000_000_000;
+/// The tick stretches to half a second within its budget; what is longer was an interruption, ns.
+const SLOWEST_NS: u64 = 1_000_000_000;
 /// Held by the agent that writes the pages; says its pid.
 const LOCK: &str = "agent.lock";
 
@@ -60,13 +62,7 @@ struct Failed {
 impl Pages {
     /// Makes the directory where it is missing. One agent publishes in one directory.
     pub fn open(path: &Path, ttl_ns: u64, most: usize) -> Result<Self> {
-        let made = std::fs::DirBuilder::new().recursive(true).create(path);
-        made.with_context(|| format!("cannot make the directory {}", path.display()))?;
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = fs::open(path, flags, Mode::empty())
-            .with_context(|| format!("cannot open the directory {}", path.display()))?;
-        check_owner(&directory)
-            .with_context(|| format!("cannot use the directory {}", path.display()))?;
+        let directory = own_directory(path)?;
         let lock = lock(&directory, path)?;
         let mut pages = Self {
             directory,
@@ -96,11 +92,11 @@ impl Pages {
     }
 
     /// Publishes one page for each pressure; answers their names, in the same order. A tick that comes late must not look
-    /// like an agent that is gone: what is published holds for `interval_ns` three times at least.
+    /// like an agent that is gone: what is published holds for three times `interval_ns`, the time since the last one.
     pub fn publish(&mut self, pressures: &[Pressure], interval_ns: u64) -> Vec<String> {
         let published = Published {
             at_ns: boot_ns(),
-            ttl_ns: self.ttl_ns.max(interval_ns.saturating_mul(3)),
+            ttl_ns: self.ttl_ns.max(interval_ns.min(SLOWEST_NS) * 3),
         };
         let names = names(pressures.iter().map(|pressure| &*pressure.target));
         let names: Vec<String> = pressures
@@ -156,6 +152,7 @@ impl Pages {
             {
                 return None;
             }
+            self.make_room();
             match self.make(name) {
                 Ok(page) => {
                     self.failed.remove(name);
@@ -181,7 +178,31 @@ impl Pages {
         let directory = fs::openat(&self.directory, name, flags, Mode::empty())
             .context("cannot open the directory")?;
         check_owner(&directory)?;
+        // Whatever the umask was.
+        fs::fchmod(&directory, ENTERED_BY_ALL).context("cannot let others enter the directory")?;
         PageFile::open(directory.as_fd())
+    }
+
+    /// Of services that are gone, the one that is for longest gives up its page when there are too many.
+    fn make_room(&mut self) {
+        while self.by_name.len() >= self.most {
+            let closed = self.by_name.iter().filter(|(_, slot)| !slot.is_open);
+            let Some((name, _)) = closed.min_by_key(|(_, slot)| slot.seen_ns) else {
+                return;
+            };
+            let name = name.clone();
+            self.remove(&name);
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.by_name.remove(name);
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if let Ok(directory) = fs::openat(&self.directory, name, flags, Mode::empty()) {
+            page::remove(directory.as_fd());
+        }
+        // Somebody else's file is in it: it stays.
+        let _ = fs::unlinkat(&self.directory, name, AtFlags::REMOVEDIR);
     }
 
     fn fail(&mut self, name: &str, why: &str, now_ns: u64) {
@@ -223,14 +244,7 @@ impl Pages {
             }
         }
         for name in old {
-            self.by_name.remove(&name);
-            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            if let Ok(directory) = fs::openat(&self.directory, name.as_str(), flags, Mode::empty())
-            {
-                page::remove(directory.as_fd());
-            }
-            // Somebody else's file is in it: it stays.
-            let _ = fs::unlinkat(&self.directory, name.as_str(), AtFlags::REMOVEDIR);
+            self.remove(&name);
         }
     }
 
@@ -266,6 +280,18 @@ impl Pages {
             }
         }
     }
+}
+
+/// The directory, made where it is missing; refused where somebody else could put pages or sockets into it.
+pub fn own_directory(path: &Path) -> Result<OwnedFd> {
+    let made = std::fs::DirBuilder::new().recursive(true).create(path);
+    made.with_context(|| format!("cannot make the directory {}", path.display()))?;
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = fs::open(path, flags, Mode::empty())
+        .with_context(|| format!("cannot open the directory {}", path.display()))?;
+    check_owner(&directory)
+        .with_context(|| format!("cannot use the directory {}", path.display()))?;
+    Ok(directory)
 }
 
 fn check_owner(directory: &OwnedFd) -> Result<()> {

@@ -16,6 +16,11 @@ use crate::{
 /// Callers that are turned away are asked to come again after this long at least, and at most, ms.
 const RETRY_MS: (u64, u64) = (1_000, 30_000);
 
+/// Nobody is turned away for a queue that was not looked at for so long, and later it is no longer told of: the slowest walk
+/// comes every 30 s.
+const UNKNOWN_NS: u64 = 5_000_000_000;
+const OLD_NS: u64 = 60_000_000_000;
+
 /// The pressure on one service.
 #[derive(Clone, Debug)]
 pub struct Pressure {
@@ -38,7 +43,8 @@ pub struct Pressure {
 /// The pressure on all services, and what is to be remembered of it.
 #[derive(Default)]
 pub struct Board {
-    controllers: HashMap<Arc<QueueKey>, Controller>,
+    /// Each with the time of the reading that it took in last.
+    controllers: HashMap<Arc<QueueKey>, (Controller, u64)>,
 }
 
 impl Board {
@@ -51,10 +57,13 @@ impl Board {
     ) -> Vec<Pressure> {
         let mut by_target: BTreeMap<TargetId, Vec<(Arc<QueueKey>, Gauge)>> = BTreeMap::new();
         for (key, gauge) in gauges {
+            if now_ns.saturating_sub(gauge.at_ns) > OLD_NS {
+                continue;
+            }
             let queues = by_target.entry(key.target).or_default();
             queues.push((Arc::clone(key), *gauge));
         }
-        self.controllers.retain(|key, controller| {
+        self.controllers.retain(|key, (controller, _)| {
             by_target
                 .get(&key.target)
                 .is_some_and(|queues| queues.iter().any(|(seen, _)| seen == key))
@@ -91,7 +100,7 @@ impl Board {
         let oldest_wait_ns = queues.iter().filter_map(waits).max().unwrap_or(0);
         let (least, most) = RETRY_MS;
         let retry_after_ms = if admit < 1.0 {
-            (2 * oldest_wait_ns / 1_000_000).clamp(least, most) as u32
+            (oldest_wait_ns.saturating_mul(2) / 1_000_000).clamp(least, most) as u32
         } else {
             0
         };
@@ -115,24 +124,30 @@ impl Board {
 
     fn admit(&mut self, now_ns: u64, key: &Arc<QueueKey>, gauge: &Gauge) -> f64 {
         let look = Look {
-            now_ns,
+            now_ns: gauge.at_ns,
             delay_ns: gauge.delay_ns,
             target_ns: gauge.target_ns,
             is_counted: gauge.is_counted,
             arrivals: gauge.arrivals,
             departures: gauge.departures,
         };
+        // Nobody knows any more how it stands.
+        if now_ns.saturating_sub(gauge.at_ns) > UNKNOWN_NS {
+            self.controllers.remove(key);
+            return 1.0;
+        }
         // Nothing is to be remembered of a queue in which nothing waits.
         if gauge.delay_ns == 0 && !self.controllers.contains_key(key) {
             return 1.0;
         }
-        let controller = self
+        let (controller, read_ns) = self
             .controllers
             .entry(Arc::clone(key))
-            .or_insert_with(|| Controller::new(look));
-        // A queue that was not looked at now tells nothing new.
-        if gauge.at_ns == now_ns {
+            .or_insert_with(|| (Controller::new(look), look.now_ns));
+        // A queue that was not looked at since tells nothing new.
+        if gauge.at_ns > *read_ns {
             controller.read(look);
+            *read_ns = gauge.at_ns;
         }
         controller.admit()
     }

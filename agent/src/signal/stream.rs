@@ -5,7 +5,7 @@
 //! read is let go, never waited for.
 
 use std::{
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -30,8 +30,9 @@ use super::{
 };
 use crate::{collect::unix_ns, detect::Level};
 
-/// Who listens at once, at most.
+/// Who listens at once, at most; and who is connected, for questions are answered beside.
 const MOST: usize = 64;
+const MOST_CONNECTED: usize = 128;
 /// A request is one line of at most so many bytes, that comes within this time.
 const LINE: u64 = 4_096;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -60,8 +61,9 @@ enum Ask {
 
 /// Takes the name of a socket whose owner is gone, with `mode`.
 pub fn bind(path: &Path, mode: u32) -> Result<UnixListener> {
-    if std::os::unix::net::UnixStream::connect(path).is_err() {
-        // Whoever listened there is gone; that there is none is fine.
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|old| old.file_type().is_socket());
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+        // Whoever listened there is gone.
         let _ = std::fs::remove_file(path);
     }
     let listener =
@@ -73,7 +75,8 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener> {
 
 /// Serves until dropped.
 pub async fn serve(listener: UnixListener, hub: Arc<Hub>, directory: PathBuf) {
-    let room = Arc::new(Semaphore::new(MOST));
+    let room = Arc::new(Semaphore::new(MOST_CONNECTED));
+    let listening = Arc::new(Semaphore::new(MOST));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of file descriptors, mostly: those that there are will end.
@@ -82,21 +85,22 @@ pub async fn serve(listener: UnixListener, hub: Arc<Hub>, directory: PathBuf) {
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             hub.counts.refused.fetch_add(1, Ordering::Relaxed);
-            let text = format!("{MOST} listen already");
+            let text = format!("{MOST_CONNECTED} are connected already");
             let (_, mut writer) = stream.into_split();
             // The buffer of a new connection has room; we wait for nobody.
             let _ = timeout(Duration::ZERO, writer.write_all(error(&text).as_bytes())).await;
             continue;
         };
         let (hub, directory) = (Arc::clone(&hub), directory.clone());
+        let listening = Arc::clone(&listening);
         tokio::spawn(async move {
-            serve_one(stream, &hub, &directory).await;
+            serve_one(stream, &hub, &directory, &listening).await;
             drop(place);
         });
     }
 }
 
-async fn serve_one(stream: UnixStream, hub: &Hub, directory: &Path) {
+async fn serve_one(stream: UnixStream, hub: &Hub, directory: &Path, listening: &Semaphore) {
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader.take(LINE));
@@ -123,6 +127,12 @@ async fn serve_one(stream: UnixStream, hub: &Hub, directory: &Path) {
         Some(Ask::Status) => status::agent(hub, directory),
         Some(Ask::Metrics) => metrics::render(hub),
         None => {
+            let Ok(_place) = listening.try_acquire() else {
+                hub.counts.refused.fetch_add(1, Ordering::Relaxed);
+                let text = error(&format!("{MOST} listen already"));
+                let _ = timeout(PATIENCE, writer.write_all(text.as_bytes())).await;
+                return;
+            };
             let subscriber = Subscriber {
                 pid: pid.and_then(|pid| u32::try_from(pid).ok()),
                 target: request.target,

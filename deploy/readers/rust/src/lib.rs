@@ -288,7 +288,7 @@ impl Page {
 
     /// Waits until the level is another one than `seen`, or for so long; answers whether it is.
     pub fn wait_for_level(&self, seen: u32, timeout: Duration) -> bool {
-        let end = Instant::now() + timeout;
+        let began = Instant::now();
         loop {
             let map = self.live();
             // Before the level: a change in between is seen by the wait.
@@ -296,7 +296,7 @@ impl Page {
             if self.pressure().level != seen {
                 return true;
             }
-            let left = end.saturating_duration_since(Instant::now());
+            let left = timeout.saturating_sub(began.elapsed());
             if left.is_zero() {
                 return false;
             }
@@ -334,7 +334,8 @@ impl Page {
         match read {
             Some((seq, left, admit)) if left > 0 => {
                 self.admit.store(admit, Ordering::Relaxed);
-                self.until_ns.store(now_ns + left, Ordering::Relaxed);
+                self.until_ns
+                    .store(now_ns.saturating_add(left), Ordering::Relaxed);
                 self.seq.store(seq, Ordering::Release);
                 admit
             }

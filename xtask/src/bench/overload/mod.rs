@@ -307,7 +307,8 @@ fn neighbour(
     report: &mut Report,
 ) -> Result<()> {
     let stage = Stage::start(service, guard)?;
-    let half = Duration::from_secs(seconds) / 2;
+    // Long enough for what comes after the change to be more than the change.
+    let half = Duration::from_secs(seconds.max(10));
     let load = Load::start(plan(
         &stage,
         service,
