@@ -392,12 +392,15 @@ impl Page {
 impl Map {
     /// `None`: there is no such page, or it is the one that is mapped.
     fn of(path: &Path, current: Option<(u64, u64)>) -> Option<Self> {
-        use std::os::unix::fs::MetadataExt as _;
-        let file = File::open(path).ok()?;
+        use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+        // What is no plain file must not hold us up: a FIFO would wait for its writer.
+        const O_NONBLOCK: c_int = 0o4000;
+        let mut options = File::options();
+        let file = options.read(true).custom_flags(O_NONBLOCK).open(path).ok()?;
         let metadata = file.metadata().ok()?;
         let inode = (metadata.dev(), metadata.ino());
         // To read beyond the end of a file raises SIGBUS.
-        if metadata.len() < SIZE as u64 || Some(inode) == current {
+        if !metadata.is_file() || metadata.len() < SIZE as u64 || Some(inode) == current {
             return None;
         }
         const PROT_READ: c_int = 1;
