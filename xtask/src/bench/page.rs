@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1_000_000_000)]
     reads: u64,
     /// Asks of a page that is renewed ten times a second
-    #[arg(long, default_value_t = 200_000_000)]
+    #[arg(long, default_value_t = 20_000_000)]
     asks: u64,
 }
 
@@ -70,6 +70,8 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
 }
 
 fn writer(temp: &TempDir, args: &[&str]) -> Result<Process> {
+    // That of the writer before is stale.
+    let _ = std::fs::remove_file(temp.path().join("page"));
     let mut command = Command::new(super::agent()?);
     let writer = Process::start(
         "the writer",
@@ -77,7 +79,8 @@ fn writer(temp: &TempDir, args: &[&str]) -> Result<Process> {
     )?;
     wait::until("the page", SOON, || {
         writer.check_running()?;
-        Ok(temp.path().join("page").exists().then_some(()))
+        let page = std::fs::read(temp.path().join("page")).unwrap_or_default();
+        Ok(page.starts_with(b"TAILBACK").then_some(()))
     })?;
     Ok(writer)
 }

@@ -396,7 +396,11 @@ impl Map {
         // What is no plain file must not hold us up: a FIFO would wait for its writer.
         const O_NONBLOCK: c_int = 0o4000;
         let mut options = File::options();
-        let file = options.read(true).custom_flags(O_NONBLOCK).open(path).ok()?;
+        let file = options
+            .read(true)
+            .custom_flags(O_NONBLOCK)
+            .open(path)
+            .ok()?;
         let metadata = file.metadata().ok()?;
         let inode = (metadata.dev(), metadata.ino());
         // To read beyond the end of a file raises SIGBUS.
