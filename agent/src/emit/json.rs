@@ -351,20 +351,20 @@ fn agent_object(unix_ns: u64, report: &AgentReport) -> Map<String, Value> {
 }
 
 /// An object under construction.
-struct Object(Map<String, Value>);
+pub(crate) struct Object(pub(crate) Map<String, Value>);
 
 impl Object {
-    fn new(kind: &str) -> Self {
+    pub(crate) fn new(kind: &str) -> Self {
         let mut map = Map::new();
         map.insert("type".to_owned(), kind.into());
         Self(map)
     }
 
-    fn put(&mut self, key: &str, value: impl Into<Value>) {
+    pub(crate) fn put(&mut self, key: &str, value: impl Into<Value>) {
         self.0.insert(key.to_owned(), value.into());
     }
 
-    fn put_some(&mut self, key: &str, value: Option<impl Into<Value>>) {
+    pub(crate) fn put_some(&mut self, key: &str, value: Option<impl Into<Value>>) {
         if let Some(value) = value {
             self.put(key, value);
         }
@@ -372,7 +372,7 @@ impl Object {
 }
 
 /// Four digits after the point are more than any of these measures has.
-fn round(value: f64) -> f64 {
+pub(crate) fn round(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
 

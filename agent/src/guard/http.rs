@@ -36,11 +36,7 @@ type Body = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
 pub async fn serve(listener: Listener, tally: Arc<Tally>, shared: Arc<Shared>) {
     let room = Arc::new(Semaphore::new(MOST));
     loop {
-        let stream = listener.accept().await;
-        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-            tally.refused();
-            continue;
-        };
+        let (stream, place) = listener.accept_within(&room, &tally).await;
         let (tally, shared) = (Arc::clone(&tally), Arc::clone(&shared));
         tokio::spawn(async move {
             let listener = tally.listener();

@@ -1,11 +1,12 @@
 //! A listener on TCP or on a unix socket, and its connections.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 
 use super::tally::Tally;
@@ -45,6 +46,21 @@ impl Listener {
             bound = Self::bind(at)
                 .map_err(|error| tally.failed(&format!("{error:#}")))
                 .ok();
+        }
+    }
+
+    /// The next connection for which there is room, with its place; the others are counted and closed.
+    pub async fn accept_within(
+        &self,
+        room: &Arc<Semaphore>,
+        tally: &Tally,
+    ) -> (Box<dyn Stream>, OwnedSemaphorePermit) {
+        loop {
+            let stream = self.accept().await;
+            match Arc::clone(room).try_acquire_owned() {
+                Ok(place) => return (stream, place),
+                Err(_) => tally.refused(),
+            }
         }
     }
 

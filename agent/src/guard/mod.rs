@@ -38,7 +38,6 @@ use tailback_page::Pressure;
 use tally::Tally;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::UnixListener,
     signal::unix::{SignalKind, signal},
     task::JoinSet,
 };
@@ -204,7 +203,7 @@ async fn serve(config: &Signal, directory: &Path, linger: Option<Duration>) -> R
             )
         })
         .collect();
-    let own = stream::bind(&directory.join(SOCKET), 0o660)?;
+    let own = Listener::Unix(stream::bind(&directory.join(SOCKET), 0o660)?);
     privileges::give_up(!envoys.is_empty())?;
 
     let shared = Arc::new(Shared {
@@ -269,12 +268,9 @@ async fn alone(directory: &Path, linger: Option<Duration>) {
     }
 }
 
-async fn tell_status(listener: UnixListener, shared: Arc<Shared>) {
+async fn tell_status(listener: Listener, shared: Arc<Shared>) {
     loop {
-        let Ok((mut stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
+        let mut stream = listener.accept().await;
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let answer = async {

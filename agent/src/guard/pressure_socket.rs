@@ -59,11 +59,7 @@ pub async fn serve(
 ) {
     let room = Arc::new(Semaphore::new(MOST));
     loop {
-        let stream = listener.accept().await;
-        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-            tally.refused();
-            continue;
-        };
+        let (stream, place) = listener.accept_within(&room, &tally).await;
         let (target, tally, shared) = (
             config.target.clone(),
             Arc::clone(&tally),

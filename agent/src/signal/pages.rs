@@ -22,6 +22,10 @@ use super::{
 };
 use crate::{collect::boot_ns, sample::Notice};
 
+/// A directory of ours, and not one that a link leads to.
+const ENTER: OFlags = OFlags::DIRECTORY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 const ENTERED_BY_ALL: Mode = Mode::from_raw_mode(0o755);
 /// A page that could not be made is tried again after this long, ns.
 const AGAIN_NS: u64 = 10_000_000_000;
@@ -169,14 +173,16 @@ impl Pages {
         self.by_name.get_mut(name)
     }
 
+    fn enter(&self, name: &str) -> rustix::io::Result<OwnedFd> {
+        fs::openat(&self.directory, name, ENTER, Mode::empty())
+    }
+
     fn make(&self, name: &str) -> Result<PageFile> {
         match fs::mkdirat(&self.directory, name, ENTERED_BY_ALL) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error).context("cannot make the directory"),
         }
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = fs::openat(&self.directory, name, flags, Mode::empty())
-            .context("cannot open the directory")?;
+        let directory = self.enter(name).context("cannot open the directory")?;
         check_owner(&directory)?;
         // Whatever the umask was.
         fs::fchmod(&directory, ENTERED_BY_ALL).context("cannot let others enter the directory")?;
@@ -197,8 +203,7 @@ impl Pages {
 
     fn remove(&mut self, name: &str) {
         self.by_name.remove(name);
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if let Ok(directory) = fs::openat(&self.directory, name, flags, Mode::empty()) {
+        if let Ok(directory) = self.enter(name) {
             page::remove(directory.as_fd());
         }
         // Somebody else's file is in it: it stays.
@@ -263,11 +268,9 @@ impl Pages {
             .take(self.most)
             .collect();
         for name in names {
-            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let has_page = fs::openat(&self.directory, name.as_str(), flags, Mode::empty())
-                .is_ok_and(|directory| {
-                    fs::statat(&directory, page::NAME, AtFlags::SYMLINK_NOFOLLOW).is_ok()
-                });
+            let has_page = self.enter(&name).is_ok_and(|directory| {
+                fs::statat(&directory, page::NAME, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+            });
             if has_page && let Ok(page) = self.make(&name) {
                 self.by_name.insert(
                     name,
@@ -286,8 +289,7 @@ impl Pages {
 pub fn own_directory(path: &Path) -> Result<OwnedFd> {
     let made = std::fs::DirBuilder::new().recursive(true).create(path);
     made.with_context(|| format!("cannot make the directory {}", path.display()))?;
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = fs::open(path, flags, Mode::empty())
+    let directory = fs::open(path, ENTER, Mode::empty())
         .with_context(|| format!("cannot open the directory {}", path.display()))?;
     check_owner(&directory)
         .with_context(|| format!("cannot use the directory {}", path.display()))?;

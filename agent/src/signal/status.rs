@@ -8,7 +8,10 @@ use super::{
     hub::{Hub, Snapshot},
     pressure::Pressure,
 };
-use crate::collect::{boot_ns, unix_ns};
+use crate::{
+    collect::{boot_ns, unix_ns},
+    emit::json::{Object, round},
+};
 
 /// A line for each service that is wanted by its name.
 pub fn standing(snapshot: &Snapshot, is_wanted: impl Fn(&str) -> bool) -> String {
@@ -40,13 +43,13 @@ pub fn agent(hub: &Hub, directory: &Path) -> String {
         .subscribers()
         .into_iter()
         .map(|subscriber| {
-            let mut object = Map::new();
-            put_some(&mut object, "pid", subscriber.pid);
-            put_some(&mut object, "target", subscriber.target);
-            object.insert("min_level".to_owned(), subscriber.min_level.name().into());
-            object.insert("since_unix_ns".to_owned(), subscriber.since_unix_ns.into());
-            object.insert("lines".to_owned(), subscriber.lines.into());
-            Value::Object(object)
+            let mut object = Object(Map::new());
+            object.put_some("pid", subscriber.pid);
+            object.put_some("target", subscriber.target);
+            object.put("min_level", subscriber.min_level.name());
+            object.put("since_unix_ns", subscriber.since_unix_ns);
+            object.put("lines", subscriber.lines);
+            Value::Object(object.0)
         })
         .collect();
     let (written, failed, beyond) = snapshot.pages;
@@ -75,35 +78,24 @@ pub fn agent(hub: &Hub, directory: &Path) -> String {
 }
 
 fn object(unix_ns: u64, pressure: &Pressure, name: &str) -> Value {
-    let mut object = Map::new();
-    object.insert("type".to_owned(), "pressure".into());
-    object.insert("time_unix_ns".to_owned(), unix_ns.into());
-    object.insert("target".to_owned(), pressure.target.name.as_str().into());
-    object.insert("directory".to_owned(), name.into());
-    object.insert("pid".to_owned(), pressure.target.pid.into());
-    object.insert("level".to_owned(), pressure.level.name().into());
-    object.insert("score".to_owned(), round(pressure.score));
-    object.insert("admit".to_owned(), round(pressure.admit));
-    object.insert("oldest_wait_ns".to_owned(), pressure.oldest_wait_ns.into());
-    put_some(&mut object, "time_to_full_ns", pressure.time_to_full_ns);
-    object.insert("retry_after_ms".to_owned(), pressure.retry_after_ms.into());
+    let mut object = Object::new("pressure");
+    object.put("time_unix_ns", unix_ns);
+    object.put("target", pressure.target.name.as_str());
+    object.put("directory", name);
+    object.put("pid", pressure.target.pid);
+    object.put("level", pressure.level.name());
+    object.put("score", round(pressure.score));
+    object.put("admit", round(pressure.admit));
+    object.put("oldest_wait_ns", pressure.oldest_wait_ns);
+    object.put_some("time_to_full_ns", pressure.time_to_full_ns);
+    object.put("retry_after_ms", pressure.retry_after_ms);
     if let Some((key, gauge)) = pressure.queues.first() {
-        let mut worst = Map::new();
-        worst.insert("kind".to_owned(), key.kind.name().into());
-        worst.insert("name".to_owned(), key.name.as_str().into());
-        worst.insert("depth".to_owned(), gauge.depth.into());
-        put_some(&mut worst, "limit", gauge.limit);
-        object.insert("worst".to_owned(), worst.into());
+        let mut worst = Object(Map::new());
+        worst.put("kind", key.kind.name());
+        worst.put("name", key.name.as_str());
+        worst.put("depth", gauge.depth);
+        worst.put_some("limit", gauge.limit);
+        object.put("worst", worst.0);
     }
-    Value::Object(object)
-}
-
-fn put_some(object: &mut Map<String, Value>, key: &str, value: Option<impl Into<Value>>) {
-    if let Some(value) = value {
-        object.insert(key.to_owned(), value.into());
-    }
-}
-
-fn round(value: f64) -> Value {
-    ((value * 1e4).round() / 1e4).into()
+    Value::Object(object.0)
 }
