@@ -3,6 +3,7 @@
 
 mod adapters;
 mod faults;
+mod grpc;
 mod pages;
 mod readers;
 mod stage;

@@ -18,7 +18,7 @@ fn readers() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/readers")
 }
 
-fn run(command: &mut Command) -> Result<String> {
+pub fn run(command: &mut Command) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("start {command:?}"))?;
@@ -55,6 +55,17 @@ fn c_program(temp: &TempDir, name: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Builds a program of a Go module's folder.
+pub fn go_program(folder: &Path, package: &str, program: &Path) -> Result<PathBuf> {
+    let mut go = Command::new(program::need(&["go"])?);
+    go.current_dir(folder)
+        .args(["build", "-o"])
+        .arg(program)
+        .arg(package);
+    run(&mut go)?;
+    Ok(program.to_owned())
+}
+
 /// An example of the Rust reader, which the tests are built with.
 fn example(name: &str) -> Result<PathBuf> {
     let own = env::current_exe()?;
@@ -63,14 +74,7 @@ fn example(name: &str) -> Result<PathBuf> {
 }
 
 fn go(temp: &TempDir, package: &str, name: &str) -> Result<PathBuf> {
-    let program = temp.path().join(name);
-    let mut go = Command::new(program::need(&["go"])?);
-    go.current_dir(readers().join("go"))
-        .args(["build", "-o"])
-        .arg(&program)
-        .arg(package);
-    run(&mut go)?;
-    Ok(program)
+    go_program(&readers().join("go"), package, &temp.path().join(name))
 }
 
 #[test]

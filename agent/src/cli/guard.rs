@@ -22,7 +22,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = Config::read(&options.config).map_err(Failure::usage)?;
     if !config.signal.has_adapters() {
         return Err(Failure::usage(anyhow!(
-            "{} names no adapter to serve: [signal.http], [[signal.haproxy]], [[signal.envoy]] or [[signal.pressure_socket]]",
+            "{} names no adapter to serve: [signal.http], [[signal.haproxy]], [[signal.envoy]], [[signal.orca]], [signal.keda] or [[signal.pressure_socket]]",
             options.config.display()
         )));
     }

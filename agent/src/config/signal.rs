@@ -49,6 +49,10 @@ pub struct Signal {
     #[serde(default)]
     pub pressure_socket: Vec<PressureSocket>,
     #[serde(default)]
+    pub orca: Vec<Orca>,
+    #[serde(default)]
+    pub keda: Option<Keda>,
+    #[serde(default)]
     pub group: Vec<Group>,
 }
 
@@ -68,6 +72,21 @@ pub struct Haproxy {
     /// Say `maxconn:` too: this many while everything is admitted, and its share when not.
     #[serde(default)]
     pub maxconn: Option<u32>,
+}
+
+/// Reports the load to gRPC's balancers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Orca {
+    pub target: String,
+    pub listen: Listen,
+}
+
+/// An external scaler for KEDA.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keda {
+    pub listen: Listen,
 }
 
 /// A file for Envoy's `injected_resource`.
@@ -175,8 +194,10 @@ impl Signal {
     /// Whether there is anything that the guard has to serve.
     pub fn has_adapters(&self) -> bool {
         self.http.is_some()
+            || self.keda.is_some()
             || !(self.haproxy.is_empty()
                 && self.envoy.is_empty()
+                && self.orca.is_empty()
                 && self.pressure_socket.is_empty())
     }
 
@@ -211,6 +232,7 @@ impl Signal {
         for (key, count) in [
             ("haproxy", self.haproxy.len()),
             ("envoy", self.envoy.len()),
+            ("orca", self.orca.len()),
             ("pressure_socket", self.pressure_socket.len()),
             ("group", self.group.len()),
         ] {
@@ -223,7 +245,9 @@ impl Signal {
             .iter()
             .map(|entry| entry.listen.to_string())
             .collect();
+        listens.extend(self.orca.iter().map(|orca| orca.listen.to_string()));
         listens.extend(self.http.iter().map(|http| http.listen.to_string()));
+        listens.extend(self.keda.iter().map(|keda| keda.listen.to_string()));
         listens.extend(
             self.pressure_socket
                 .iter()
@@ -310,6 +334,11 @@ mod tests {
             [[signal.pressure_socket]]
             target = "shop"
             path = "/run/other/shop.sock"
+            [[signal.orca]]
+            target = "shop"
+            listen = "127.0.0.1:9402"
+            [signal.keda]
+            listen = "127.0.0.1:9403"
             [[signal.group]]
             targets = ["shop", "shop-b"]
             "#,
@@ -340,6 +369,10 @@ mod tests {
             ("[[signal.haproxy]]\nlisten = \"127.0.0.1:1\"\n", "target"),
             (
                 "[[signal.haproxy]]\ntarget = \"a\"\nlisten = \"127.0.0.1:1\"\n[signal.http]\nlisten = \"127.0.0.1:1\"\n",
+                "two adapters listen on 127.0.0.1:1",
+            ),
+            (
+                "[[signal.orca]]\ntarget = \"a\"\nlisten = \"127.0.0.1:1\"\n[signal.keda]\nlisten = \"127.0.0.1:1\"\n",
                 "two adapters listen on 127.0.0.1:1",
             ),
             (

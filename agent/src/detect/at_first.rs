@@ -201,8 +201,7 @@ impl Part {
         self.arrivals = self.arrivals.saturating_add(reading.arrivals.unwrap_or(0));
         let departures = reading.departures.unwrap_or(0);
         self.departures = self.departures.saturating_add(departures);
-        let answer_ns = reading.extra.iter().find(|(key, _)| *key == "answer_ns");
-        if let Some((_, answer_ns)) = answer_ns {
+        if let Some(answer_ns) = reading.extra("answer_ns") {
             self.answers += departures as f64;
             self.answers_ns += departures as f64 * answer_ns;
         }

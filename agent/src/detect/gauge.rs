@@ -1,7 +1,7 @@
 //! How a queue stands, in a few numbers: what is signalled is made from these.
 
 use super::{Level, track::Verdict};
-use crate::queue::Reading;
+use crate::queue::{BUSY_SHARE, Reading};
 
 /// One queue as of its last reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -21,6 +21,8 @@ pub struct Gauge {
     pub oldest_ns: Option<u64>,
     /// How long what leaves now has waited, ns.
     pub wait_ns: Option<u64>,
+    /// Of what does the work, the share that is at work.
+    pub busy: Option<f64>,
     /// Per second, over the last second or so.
     pub arrivals_per_s: Option<f64>,
     pub departures_per_s: Option<f64>,
@@ -50,6 +52,7 @@ impl Gauge {
             p99_ns,
             oldest_ns: reading.oldest_ns,
             wait_ns: reading.wait_ns,
+            busy: reading.extra(BUSY_SHARE),
             arrivals_per_s: verdict.rates.map(|rates| rates.arrivals),
             departures_per_s: verdict.rates.map(|rates| rates.departures),
             is_counted: reading.arrivals.is_some() && reading.departures.is_some(),

@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Shared, listen::Listener, tally::Tally};
+use super::{Shared, listen::Door};
 use crate::config::signal::Haproxy;
 
 const MOST: usize = 64;
@@ -33,7 +33,8 @@ fn report(pressure: &Pressure, maxconn: Option<u32>, out: bool) -> String {
 }
 
 /// Serves until dropped.
-pub async fn serve(config: Haproxy, listener: Listener, tally: Arc<Tally>, shared: Arc<Shared>) {
+pub async fn serve(config: Haproxy, door: Door, shared: Arc<Shared>) {
+    let (listener, tally) = door.opened().await;
     let room = Arc::new(Semaphore::new(MOST));
     loop {
         let mut stream = listener.accept().await;

@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Shared, agent, listen::Listener, tally::Tally};
+use super::{Shared, agent, listen::Door};
 
 /// Connections at once.
 const MOST: usize = 256;
@@ -33,7 +33,8 @@ const LIVE: &str = include_str!("live.html");
 type Body = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
 
 /// Serves until dropped.
-pub async fn serve(listener: Listener, tally: Arc<Tally>, shared: Arc<Shared>) {
+pub async fn serve(door: Door, shared: Arc<Shared>) {
+    let (listener, tally) = door.opened().await;
     let room = Arc::new(Semaphore::new(MOST));
     loop {
         let (stream, place) = listener.accept_within(&room, &tally).await;

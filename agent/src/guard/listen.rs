@@ -17,6 +17,48 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
+/// Where an adapter listens. What cannot be bound is tried again; the others are served meanwhile.
+pub struct Door {
+    at: Listen,
+    bound: Option<Listener>,
+    tally: Arc<Tally>,
+}
+
+impl Door {
+    /// Binds at once: privileges may be needed that are given up later.
+    pub fn at(at: Listen, tally: Arc<Tally>) -> Self {
+        let bound = try_bind(&at, &tally);
+        Self { at, bound, tally }
+    }
+
+    /// Where what is said there is counted.
+    pub fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally)
+    }
+
+    /// When it is bound.
+    pub async fn opened(self) -> (Listener, Arc<Tally>) {
+        let Self {
+            at,
+            mut bound,
+            tally,
+        } = self;
+        loop {
+            if let Some(listener) = bound {
+                return (listener, tally);
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            bound = try_bind(&at, &tally);
+        }
+    }
+}
+
+fn try_bind(at: &Listen, tally: &Tally) -> Option<Listener> {
+    Listener::bind(at)
+        .map_err(|error| tally.failed(&format!("{error:#}")))
+        .ok()
+}
+
 /// A connection of either.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -32,20 +74,6 @@ impl Listener {
                 Ok(Self::Tcp(TcpListener::from_std(listener)?))
             }
             Listen::Unix(path) => Ok(Self::Unix(stream::bind(path, 0o666)?)),
-        }
-    }
-
-    /// The one that was bound; else tried again every second, until what is in the way is gone.
-    pub async fn or_again(bound: Option<Self>, at: &Listen, tally: &Tally) -> Self {
-        let mut bound = bound;
-        loop {
-            if let Some(listener) = bound {
-                return listener;
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            bound = Self::bind(at)
-                .map_err(|error| tally.failed(&format!("{error:#}")))
-                .ok();
         }
     }
 

@@ -4,7 +4,7 @@
 //! agent is killed or hangs, its pages go stale within their time to live, and every adapter says "no pressure": HAProxy gets
 //! 100%, Envoy 0, probes are ready. It holds no privilege, loads nothing into the kernel, and cannot slow the agent's tick.
 //!
-//! One file per adapter: `http`, `haproxy`, `envoy`, `pressure_socket`. `floor` decides who may be taken out of service,
+//! One file per adapter: `http`, `haproxy`, `envoy`, `pressure_socket`, and over `grpc` `orca` and `keda`. `floor` decides who may be taken out of service,
 //! `tally` keeps what was said to whom, `hand_over` is how a guard follows another.
 #![forbid(unsafe_code)]
 
@@ -12,10 +12,13 @@ pub mod agent;
 mod book;
 mod envoy;
 mod floor;
+mod grpc;
 mod hand_over;
 mod haproxy;
 mod http;
+mod keda;
 mod listen;
+mod orca;
 mod pressure_socket;
 mod privileges;
 mod tally;
@@ -32,7 +35,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use book::Book;
 use floor::Floor;
-use listen::Listener;
+use listen::{Door, Listener};
 use serde_json::{Value, json};
 use tailback_page::Pressure;
 use tally::Tally;
@@ -76,7 +79,7 @@ impl Shared {
     /// known: two HAProxies may ask at one port.
     async fn let_go(&self) {
         self.lets_go.store(true, Ordering::Relaxed);
-        let is_asked = |adapter: &Arc<Tally>| adapter.kind == "haproxy" && adapter.count() > 0;
+        let is_asked = |adapter: &Arc<Tally>| adapter.is_kept && adapter.count() > 0;
         if self.adapters.iter().any(is_asked) {
             tokio::time::sleep(LET_GO).await;
         }
@@ -104,32 +107,33 @@ impl Shared {
     }
 
     fn metrics(&self) -> String {
-        let mut text = String::new();
-        for (name, kind, help, key) in [
+        const FAMILIES: [(&str, &str, &str, fn(&Tally) -> u64); 3] = [
             (
                 "tailback_adapter_answers_total",
                 "counter",
                 "What an adapter said.",
-                "count",
+                Tally::count,
             ),
             (
                 "tailback_adapter_listeners",
                 "gauge",
                 "Who is connected to an adapter.",
-                "listeners",
+                Tally::listeners,
             ),
             (
                 "tailback_adapter_refused_total",
                 "counter",
                 "Who could not be served.",
-                "refused",
+                Tally::refusals,
             ),
-        ] {
+        ];
+        let mut text = String::new();
+        for (name, kind, help, value) in FAMILIES {
             metrics::head(&mut text, name, kind, help);
             for adapter in &self.adapters {
-                let object = adapter.object();
                 let (kind, at) = (adapter.kind, metrics::escaped(&adapter.at));
-                text += &format!("{name}{{adapter=\"{kind}\",at=\"{at}\"}} {}\n", object[key]);
+                let value = value(adapter);
+                text += &format!("{name}{{adapter=\"{kind}\",at=\"{at}\"}} {value}\n");
             }
         }
         text
@@ -156,53 +160,32 @@ async fn serve(config: &Signal, directory: &Path, linger: Option<Duration>) -> R
     let mut end = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut handed_over = signal(SignalKind::user_defined1())?;
+    // Bound before privileges are given up.
     let mut adapters = Vec::new();
     let mut tally = |kind, at: String, target: Option<&String>| {
         let tally = Tally::new(kind, at, target.cloned());
         adapters.push(Arc::clone(&tally));
         tally
     };
-    // Bound before privileges are given up. What cannot be bound is tried again; the others are served meanwhile.
-    let bind = |at: &Listen, tally: &Tally| {
-        let bound = Listener::bind(at);
-        bound
-            .map_err(|error| tally.failed(&format!("{error:#}")))
-            .ok()
+    let mut door = |kind, at: &Listen, target: Option<&String>| {
+        let tally = tally(kind, at.to_string(), target);
+        Door::at(at.clone(), tally)
     };
-    let http = config.http.as_ref().map(|http| {
-        let tally = tally("http", http.listen.to_string(), None);
-        (http.listen.clone(), bind(&http.listen, &tally), tally)
+    let http = config.http.as_ref().map(|it| door("http", &it.listen, None));
+    let keda = config.keda.as_ref().map(|it| door("keda", &it.listen, None));
+    let haproxies = with_doors(&config.haproxy, |it| {
+        door("haproxy", &it.listen, Some(&it.target))
     });
-    let mut haproxies = Vec::new();
-    for haproxy in &config.haproxy {
-        let tally = tally("haproxy", haproxy.listen.to_string(), Some(&haproxy.target));
-        haproxies.push((haproxy.clone(), bind(&haproxy.listen, &tally), tally));
-    }
-    let mut sockets = Vec::new();
-    for socket in &config.pressure_socket {
-        let at = Listen::Unix(socket.path.clone());
-        let tally = tally(
-            "pressure_socket",
-            socket.path.display().to_string(),
-            Some(&socket.target),
-        );
-        let listener = bind(&at, &tally);
-        sockets.push((socket.clone(), at, listener, tally));
-    }
-    let envoys: Vec<_> = config
-        .envoy
-        .iter()
-        .map(|envoy| {
-            (
-                envoy.clone(),
-                tally(
-                    "envoy",
-                    envoy.file.display().to_string(),
-                    Some(&envoy.target),
-                ),
-            )
-        })
-        .collect();
+    let orcas = with_doors(&config.orca, |it| {
+        door("orca", &it.listen, Some(&it.target))
+    });
+    let sockets = with_doors(&config.pressure_socket, |it| {
+        let at = Listen::Unix(it.path.clone());
+        door("pressure_socket", &at, Some(&it.target))
+    });
+    let envoys = with_doors(&config.envoy, |it| {
+        tally("envoy", it.file.display().to_string(), Some(&it.target))
+    });
     let own = Listener::Unix(stream::bind(&directory.join(SOCKET), 0o660)?);
     privileges::give_up(!envoys.is_empty())?;
 
@@ -214,30 +197,21 @@ async fn serve(config: &Signal, directory: &Path, linger: Option<Duration>) -> R
         lets_go: AtomicBool::new(false),
     });
     let mut tasks = JoinSet::new();
-    tasks.spawn(tell_status(own, Arc::clone(&shared)));
-    if let Some((at, listener, tally)) = http {
-        let shared = Arc::clone(&shared);
-        tasks.spawn(async move {
-            let listener = Listener::or_again(listener, &at, &tally).await;
-            http::serve(listener, tally, shared).await;
-        });
+    let share = || Arc::clone(&shared);
+    tasks.spawn(tell_status(own, share()));
+    http.map(|door| tasks.spawn(http::serve(door, share())));
+    keda.map(|door| tasks.spawn(keda::serve(door, share())));
+    for (haproxy, door) in haproxies {
+        tasks.spawn(haproxy::serve(haproxy, door, share()));
     }
-    for (haproxy, listener, tally) in haproxies {
-        let shared = Arc::clone(&shared);
-        tasks.spawn(async move {
-            let listener = Listener::or_again(listener, &haproxy.listen, &tally).await;
-            haproxy::serve(haproxy, listener, tally, shared).await;
-        });
+    for (orca, door) in orcas {
+        tasks.spawn(orca::serve(orca.target, door, share()));
     }
-    for (socket, at, listener, tally) in sockets {
-        let shared = Arc::clone(&shared);
-        tasks.spawn(async move {
-            let listener = Listener::or_again(listener, &at, &tally).await;
-            pressure_socket::serve(socket, listener, tally, shared).await;
-        });
+    for (socket, door) in sockets {
+        tasks.spawn(pressure_socket::serve(socket, door, share()));
     }
     for (envoy, tally) in envoys {
-        tasks.spawn(envoy::serve(envoy, tally, Arc::clone(&shared)));
+        tasks.spawn(envoy::serve(envoy, tally, share()));
     }
     let ended = tokio::select! {
         _ = end.recv() => None,
@@ -252,6 +226,11 @@ async fn serve(config: &Signal, directory: &Path, linger: Option<Duration>) -> R
         Some(Err(error)) => Err(error).context("an adapter ended"),
         _ => Ok(()),
     }
+}
+
+/// Each with where it is served.
+fn with_doors<T: Clone, D>(of: &[T], door: impl FnMut(&T) -> D) -> Vec<(T, D)> {
+    of.iter().cloned().zip(of.iter().map(door)).collect()
 }
 
 /// Until no agent was there for so long; for ever without a limit.

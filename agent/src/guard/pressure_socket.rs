@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{
     Shared,
-    listen::{Listener, Stream},
+    listen::{Door, Stream},
     tally::Tally,
 };
 use crate::config::signal::PressureSocket;
@@ -51,12 +51,8 @@ impl Threshold {
 }
 
 /// Serves until dropped.
-pub async fn serve(
-    config: PressureSocket,
-    listener: Listener,
-    tally: Arc<Tally>,
-    shared: Arc<Shared>,
-) {
+pub async fn serve(config: PressureSocket, door: Door, shared: Arc<Shared>) {
+    let (listener, tally) = door.opened().await;
     let room = Arc::new(Semaphore::new(MOST));
     loop {
         let (stream, place) = listener.accept_within(&room, &tally).await;

@@ -20,6 +20,8 @@ pub struct Tally {
     /// Where it is found: an address, a file.
     pub at: String,
     pub target: Option<String>,
+    /// Those who asked keep what they heard last: HAProxy alone. The others ask again, see the end of the connection, or forget.
+    pub is_kept: bool,
     said: Mutex<String>,
     count: AtomicU64,
     last_unix_ns: AtomicU64,
@@ -34,6 +36,7 @@ impl Tally {
             kind,
             at,
             target,
+            is_kept: kind == "haproxy",
             said: Mutex::default(),
             count: AtomicU64::new(0),
             last_unix_ns: AtomicU64::new(0),
@@ -46,6 +49,16 @@ impl Tally {
     /// How often it said something.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// Who is connected.
+    pub fn listeners(&self) -> u64 {
+        self.listeners.load(Ordering::Relaxed)
+    }
+
+    /// Who could not be served.
+    pub fn refusals(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// It said this.
@@ -99,8 +112,8 @@ impl Tally {
             "at": self.at,
             "said": said,
             "count": self.count(),
-            "listeners": self.listeners.load(Ordering::Relaxed),
-            "refused": self.refused.load(Ordering::Relaxed),
+            "listeners": self.listeners(),
+            "refused": self.refusals(),
         });
         let last = self.last_unix_ns.load(Ordering::Relaxed);
         if last > 0 {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use rustc_hash::FxHashMap;
 
 use super::{
-    Kind, Reading, Sink, Source, Targets,
+    BUSY_SHARE, Kind, Reading, Sink, Source, Targets,
     syscalls::{Does, Futex, Lock, call_of, doing},
 };
 use crate::{
@@ -253,6 +253,8 @@ impl Place {
 struct Look {
     place: Place,
     elapsed_ns: Option<u64>,
+    /// Of that time, in turns.
+    busy_ns: u64,
     voluntary: u64,
 }
 
@@ -288,15 +290,15 @@ impl Known {
             0
         };
         let worked_ns = busy_ns.saturating_sub(known.busy_ns);
-        known
-            .turns
-            .add(worked_ns.saturating_add(blocked_ns), voluntary);
+        let in_turns_ns = worked_ns.saturating_add(blocked_ns);
+        known.turns.add(in_turns_ns, voluntary);
         known.voluntary = wait.voluntary;
         known.busy_ns = busy_ns;
         known.seen_ns = now_ns;
         let look = Look {
             place,
             elapsed_ns: (!first).then_some(elapsed_ns),
+            busy_ns: in_turns_ns,
             voluntary,
         };
         (known, look)
@@ -314,6 +316,10 @@ impl Known {
         let mean_ns = self.turns.mean_ns;
         let mut extra = Vec::new();
         extra.extend(mean_ns.map(|mean_ns| ("turn_ns", mean_ns as f64)));
+        if let Some(elapsed_ns) = look.elapsed_ns.filter(|elapsed| *elapsed > 0) {
+            let share = look.busy_ns as f64 / elapsed_ns as f64;
+            extra.push((BUSY_SHARE, share.min(1.0)));
+        }
         let turns = look.elapsed_ns.map(|_| look.voluntary);
         Reading {
             depth: u64::from(in_turn),

@@ -48,6 +48,9 @@ use crate::sample::{Sample, TargetId};
 /// Queues of one kind that one target may have; what is beyond is counted, not shown.
 pub const MAX_QUEUES_PER_KIND: usize = 256;
 
+/// Of what does the work (workers, a loop, CPUs): the share that is at work, among a reading's further measures.
+pub const BUSY_SHARE: &str = "busy_share";
+
 /// Names a queue for as long as its target is watched.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueueKey {
@@ -90,6 +93,14 @@ pub struct Reading {
     pub worst: Option<String>,
     /// Further measures of this kind, by their JSON key.
     pub extra: Vec<(&'static str, f64)>,
+}
+
+impl Reading {
+    /// A further measure of this kind.
+    pub fn extra(&self, key: &str) -> Option<f64> {
+        let mut all = self.extra.iter();
+        all.find_map(|(name, value)| (*name == key).then_some(*value))
+    }
 }
 
 /// The readings of one tick.

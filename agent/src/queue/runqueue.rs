@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rustc_hash::FxHashMap;
 
 use super::{
-    Kind, Reading, Sink, Source, Targets,
+    BUSY_SHARE, Kind, Reading, Sink, Source, Targets,
     starvation::{Grown, Starvation},
 };
 use crate::sample::{Sample, TargetId, Thread};
@@ -70,6 +70,10 @@ impl Source for RunQueues {
             let cpus = targets.get(target).map_or(1, |target| target.cpus.max(1));
             let mut reading = group.reading(cpus);
             self.starvation.tell(target, sample.mono_ns, &mut reading);
+            let quota = reading.extra("quota_cpus").unwrap_or(f64::INFINITY);
+            let used = group.cpus_used();
+            let share = used.map(|used| (BUSY_SHARE, (used / quota.min(f64::from(cpus))).min(1.0)));
+            reading.extra.extend(share);
             sink.put(target, Kind::Runqueue, "threads", reading);
         }
         sink.forget_unseen(Kind::Runqueue);
@@ -107,6 +111,12 @@ impl Group {
             seen_ns: now_ns,
             waiting_since_ns,
         }
+    }
+
+    /// CPU time per second.
+    fn cpus_used(&self) -> Option<f64> {
+        let elapsed_ns = self.elapsed_ns.filter(|elapsed| *elapsed > 0)?;
+        Some(self.cpu_ns as f64 / elapsed_ns as f64)
     }
 
     fn reading(&self, cpus: u32) -> Reading {

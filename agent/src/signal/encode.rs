@@ -2,7 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 use tailback_page::layout::{
-    ADMIT_AT, COUNT_AT, ENTRIES, ENTRIES_AT, ENTRY, HAS_LIMIT, HAS_P99, HAS_RATES, LEVEL_AT, MAGIC,
+    ADMIT_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, HAS_LIMIT, HAS_P99, HAS_RATES, LEVEL_AT, LOAD_AT, MAGIC,
     NEVER, OLDEST_WAIT_AT, PID_AT, PUBLISHED_AT, RETRY_AFTER_AT, SCORE_AT, TAKES_WORK_IN,
     TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT, WAKE_AT, WORDS, WORST_AT,
 };
@@ -39,6 +39,8 @@ pub fn encode(pressure: &Pressure, published: Published, wake: u32) -> Words {
     page.u64(OLDEST_WAIT_AT, pressure.oldest_wait_ns);
     page.u64(TIME_TO_FULL_AT, pressure.time_to_full_ns.unwrap_or(NEVER));
     page.u32(RETRY_AFTER_AT, pressure.retry_after_ms);
+    page.u32(LOAD_AT, ppm(pressure.load.all));
+    page.u32(CPU_AT, ppm(pressure.load.cpu));
     for (index, (key, gauge)) in pressure.queues.iter().take(count).enumerate() {
         page.entry(ENTRIES_AT + ENTRY * index, key, gauge);
     }

@@ -130,6 +130,16 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
         "Share of new work to admit.",
         &|i| of[i].admit,
     );
+    family(
+        "tailback_load_ratio",
+        "What is asked of the service, of what it can do: 1 is all of it, 2 twice that or more.",
+        &|i| of[i].load.all,
+    );
+    family(
+        "tailback_cpu_ratio",
+        "CPU time, of what the service may use.",
+        &|i| of[i].load.cpu,
+    );
 }
 
 fn of_queues(text: &mut String, snapshot: &Snapshot) {

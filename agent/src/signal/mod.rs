@@ -1,6 +1,6 @@
 //! The local end: what the pipeline knows, published on this node, for the services and for what stands around them.
 //!
-//! `controller` makes a share to admit of one queue's delay, `pressure` one pressure per service of all its queues, `encode`
+//! `controller` makes a share to admit of one queue's delay, `load` what is asked of a service of how busy it is, `pressure` one pressure per service of all its queues, `encode`
 //! the bytes of its page: all pure. `names`, `page` and `pages` are the files under `/run/tailback`; `hub` is where the agent's
 //! loop leaves events and standings for `stream`, which serves `agent.sock` in a thread of its own, with `status` and
 //! `metrics`. All that speaks to others is in [`guard`](crate::guard), another process, that reads the pages as anyone may:
@@ -9,6 +9,7 @@
 pub mod controller;
 mod encode;
 mod hub;
+mod load;
 pub mod metrics;
 pub mod names;
 mod page;

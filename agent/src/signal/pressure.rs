@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use super::controller::{Controller, Look};
+use super::{
+    controller::{Controller, Look},
+    load::{Load, Loads},
+};
 use crate::{
     detect::{Gauge, Level},
     queue::{Judged, Kind, QueueKey},
@@ -30,6 +33,7 @@ pub struct Pressure {
     pub score: f64,
     /// Share of new work to admit, 0 to 1.
     pub admit: f64,
+    pub load: Load,
     /// Of the work that nobody has taken yet, the age of the oldest, ns.
     pub oldest_wait_ns: u64,
     /// `None`: no queue is filling.
@@ -45,6 +49,7 @@ pub struct Pressure {
 pub struct Board {
     /// Each with the time of the reading that it took in last.
     controllers: HashMap<Arc<QueueKey>, (Controller, u64)>,
+    loads: Loads,
 }
 
 impl Board {
@@ -63,12 +68,10 @@ impl Board {
             let queues = by_target.entry(key.target).or_default();
             queues.push((Arc::clone(key), *gauge));
         }
-        self.controllers.retain(|key, (controller, _)| {
-            by_target
-                .get(&key.target)
-                .is_some_and(|queues| queues.iter().any(|(seen, _)| seen == key))
-                && !controller.is_idle()
+        self.controllers.retain(|_, (controller, read_ns)| {
+            now_ns.saturating_sub(*read_ns) <= UNKNOWN_NS && !controller.is_idle()
         });
+        self.loads.forget_before(now_ns.saturating_sub(OLD_NS));
         targets
             .filter(|target| !target.followed)
             .map(|target| {
@@ -98,6 +101,10 @@ impl Board {
             gauge.oldest_ns.filter(|_| is_untaken && gauge.depth > 0)
         };
         let oldest_wait_ns = queues.iter().filter_map(waits).max().unwrap_or(0);
+        let score = queues
+            .iter()
+            .map(|(_, gauge)| gauge.score)
+            .fold(0.0, f64::max);
         let (least, most) = RETRY_MS;
         let retry_after_ms = if admit < 1.0 {
             (oldest_wait_ns.saturating_mul(2) / 1_000_000).clamp(least, most) as u32
@@ -106,11 +113,9 @@ impl Board {
         };
         Pressure {
             level: queues.first().map_or(Level::Ok, |(_, gauge)| gauge.level),
-            score: queues
-                .iter()
-                .map(|(_, gauge)| gauge.score)
-                .fold(0.0, f64::max),
+            score,
             admit,
+            load: self.loads.read(&queues, score, admit),
             oldest_wait_ns,
             time_to_full_ns: queues
                 .iter()

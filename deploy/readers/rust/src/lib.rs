@@ -53,6 +53,8 @@ pub mod layout {
     pub const TIME_TO_FULL_AT: usize = 72;
     /// u32, ms.
     pub const RETRY_AFTER_AT: usize = 80;
+    pub const LOAD_AT: usize = 84;
+    pub const CPU_AT: usize = 88;
     pub const NEVER: u64 = u64::MAX;
 
     /// Entry `i` begins at `ENTRIES_AT + ENTRY * i`.
@@ -88,7 +90,7 @@ pub mod layout {
     pub const LEVELS: [&str; 4] = ["ok", "warn", "critical", "full"];
 }
 use layout::{
-    ADMIT_AT, COUNT_AT, ENTRIES, ENTRIES_AT, ENTRY, LEVEL_AT, LEVELS, MAGIC, NEVER, OLDEST_WAIT_AT,
+    ADMIT_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, LEVEL_AT, LEVELS, LOAD_AT, MAGIC, NEVER, OLDEST_WAIT_AT,
     PID_AT, PUBLISHED_AT, RETRY_AFTER_AT, SCORE_AT, SEQ_AT, SIZE, TIME_TO_FULL_AT, TTL_AT, VERSION,
     VERSION_AT, WAKE_AT, WORDS, WORST_AT,
 };
@@ -117,6 +119,10 @@ pub struct Pressure {
     pub time_to_full: Option<Duration>,
     /// What to tell those who are turned away; zero when nobody is to be.
     pub retry_after: Duration,
+    /// What is asked of the service, of what it can do: 1 is all of it, 2 twice that or more.
+    pub load: f64,
+    /// CPU time, of what the service may use.
+    pub cpu: f64,
     /// Of the service, as the agent's /proc numbers it.
     pub pid: u32,
     /// The worst of the entries.
@@ -135,6 +141,8 @@ impl Pressure {
         oldest_wait: Duration::ZERO,
         time_to_full: None,
         retry_after: Duration::ZERO,
+        load: 0.0,
+        cpu: 0.0,
         pid: 0,
         worst: 0,
         entries: 0,
@@ -257,6 +265,8 @@ impl Page {
                 oldest_wait: Duration::from_nanos(map.u64(OLDEST_WAIT_AT)),
                 time_to_full: (never != NEVER).then(|| Duration::from_nanos(never)),
                 retry_after: Duration::from_millis(u64::from(map.u32(RETRY_AFTER_AT))),
+                load: ratio(map.u32(LOAD_AT)),
+                cpu: ratio(map.u32(CPU_AT)),
                 pid: map.u32(PID_AT),
                 worst: map.u32(WORST_AT),
                 entries: map.u32(COUNT_AT).min(ENTRIES as u32),

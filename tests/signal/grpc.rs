@@ -1,0 +1,224 @@
+//! What is said over gRPC, to its own consumers: gRPC's weighted round robin, and KEDA's client of external scalers.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+use tailback_tests::{needs, ports, process::Process, program, temp::TempDir, wait};
+
+use crate::{
+    readers::{go_program, run},
+    stage::{SOON, Stage, jam},
+};
+
+fn consumer(temp: &TempDir, name: &str) -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("signal/consumers");
+    go_program(&folder, &format!("./cmd/{name}"), &temp.path().join(name))
+}
+
+/// A gRPC server on a CPU of its own, behind an nginx that sends those who ask for its load to the agent.
+struct Backend {
+    _server: Process,
+    _nginx: Process,
+    port: u16,
+    front: SocketAddr,
+    orca: u16,
+    /// How long a call computes, ms.
+    takes: PathBuf,
+    _temp: TempDir,
+}
+
+impl Backend {
+    fn start(program: &Path, cpu: usize) -> Result<Self> {
+        let temp = TempDir::new("grpc")?;
+        let takes = temp.write("takes", "4")?;
+        let [port, front, orca] = [ports::free()?, ports::free()?, ports::free()?];
+        let mut command = Command::new("taskset");
+        command
+            .args(["-c", &cpu.to_string()])
+            .arg(program)
+            .arg(format!("127.0.0.1:{port}"))
+            .arg(&takes);
+        let server = Process::start("server", command.env("GOMAXPROCS", "1"))?;
+        let folder = temp.path().display();
+        let config = format!(
+            "daemon off;\nuser root;\npid {folder}/pid;\nerror_log stderr warn;\nevents {{}}\n\
+             http {{\n access_log off;\n\
+             client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;\n\
+             uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;\n\
+             upstream server {{ server 127.0.0.1:{port}; keepalive 64; }}\n\
+             server {{\n listen 127.0.0.1:{front} http2;\n keepalive_requests 1000000;\n\
+             location / {{ grpc_pass grpc://server; }}\n\
+             location /xds.service.orca.v3.OpenRcaService/ {{ grpc_pass grpc://127.0.0.1:{orca}; }}\n }}\n}}\n"
+        );
+        let config = temp.write("nginx.conf", &config)?;
+        let mut command = Command::new(program::need(&["nginx"])?);
+        command.args(["-e", "stderr", "-p"]).arg(temp.path());
+        let nginx = Process::start("nginx", command.arg("-c").arg(config))?;
+        for port in [port, front] {
+            wait::until("a listener", SOON, || {
+                server.check_running()?;
+                nginx.check_running()?;
+                Ok(TcpStream::connect(ports::local(port)).ok().map(drop))
+            })?;
+        }
+        Ok(Self {
+            _server: server,
+            _nginx: nginx,
+            port,
+            front: ports::local(front),
+            orca,
+            takes,
+            _temp: temp,
+        })
+    }
+
+    fn take(&self, ms: u32) -> Result<()> {
+        Ok(fs::write(&self.takes, ms.to_string())?)
+    }
+}
+
+/// What each of two servers answered in the last second.
+fn shares(client: &Process, of: &[&Backend; 2]) -> Result<[f64; 2]> {
+    client.check_running()?;
+    let lines = client.lines().all();
+    let last = lines.iter().rfind(|line| line.text.starts_with('{'));
+    let Some(last) = last else {
+        return Ok([0.0, 0.0]);
+    };
+    let counts: Value = serde_json::from_str(&last.text)?;
+    let count = |backend: &Backend| counts[backend.front.to_string()].as_f64().unwrap_or(0.0);
+    let [a, b] = of.map(count);
+    Ok([a, b].map(|count| count / (a + b).max(1.0)))
+}
+
+#[test]
+fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is_killed()
+-> Result<()> {
+    const TEST: &str =
+        "grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is_killed";
+    if !needs::met(TEST, &["go", "nginx", "taskset"]) {
+        return Ok(());
+    }
+    let temp = TempDir::new("consumers")?;
+    let server = consumer(&temp, "server")?;
+    let (a, b) = (Backend::start(&server, 0)?, Backend::start(&server, 1)?);
+    let more = format!(
+        "[[signal.orca]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{}\"\n\
+         [[signal.orca]]\ntarget = \"other\"\nlisten = \"127.0.0.1:{}\"\n\
+         [[target]]\nport = {}\ncalled = \"other\"\n",
+        a.orca, b.orca, b.port
+    );
+    let stage = Stage::start(a.port, &more)?;
+    let mut command = Command::new(consumer(&temp, "balanced")?);
+    command
+        .arg("60")
+        .args([a.front.to_string(), b.front.to_string()]);
+    let client = Process::start("balanced", &mut command)?;
+    let both = [&a, &b];
+    let shares = || shares(&client, &both);
+    let until = |what: &str, is_it: &dyn Fn(f64) -> bool| -> Result<Duration> {
+        let began = Instant::now();
+        wait::until(what, SOON, || Ok(is_it(shares()?[0]).then_some(())))
+            .with_context(|| format!("shares {:?}, load {:?}", shares(), stage.get("/pressure")))?;
+        let took = began.elapsed();
+        println!("{what}: after {took:.1?}, shares {:.2?}", shares()?);
+        Ok(took)
+    };
+    until("both alike", &|share| (0.3..0.7).contains(&share))?;
+    let reports = || -> Result<Value> {
+        let status = stage.status()?;
+        let adapters = status["guard"]["adapters"].as_array().context("no list")?;
+        let orca = adapters.iter().find(|one| one["adapter"] == "orca");
+        Ok(orca.context("no such adapter")?.clone())
+    };
+    ensure!(reports()?["listeners"].as_u64() >= Some(1), "{}", reports()?);
+
+    // It computes 7 times as long: half of the calls would be 85% of its CPU.
+    a.take(28)?;
+    until("less for the slow one", &|share| share < 0.25)?;
+    a.take(4)?;
+    until("alike again", &|share| (0.35..0.65).contains(&share))?;
+
+    a.take(28)?;
+    until("less again", &|share| share < 0.25)?;
+    a.take(4)?;
+    stage.agent.process().signal(Signal::KILL)?;
+    // The time to live, the client's own time to forget, and a second of which it tells.
+    let took = until("alike without an agent", &|share| (0.45..0.55).contains(&share))?;
+    ensure!(took < Duration::from_secs(6), "{took:?}");
+    let said = reports()?;
+    ensure!(
+        said["said"] == "utilization 0.00 at 0/s",
+        "what is said without an agent: {said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn keda_is_told_how_many_instances_are_asked_for_and_no_number_where_nothing_is_known()
+-> Result<()> {
+    const TEST: &str =
+        "keda_is_told_how_many_instances_are_asked_for_and_no_number_where_nothing_is_known";
+    if !needs::met(TEST, &["go"]) {
+        return Ok(());
+    }
+    let temp = TempDir::new("consumers")?;
+    let scaler = consumer(&temp, "scaler")?;
+    let port = ports::free()?;
+    let service = jam("127.0.0.1:0", 20)?;
+    let more = format!("[signal.keda]\nlisten = \"127.0.0.1:{port}\"\n");
+    let stage = Stage::start(service.address().port(), &more)?;
+    stage.wait("the least to be admitted", |pressure| pressure.admit <= 0.05)?;
+    let ask = |metadata: &[&str]| -> Result<Value> {
+        let mut command = Command::new(&scaler);
+        let said = run(command.arg(format!("127.0.0.1:{port}")).args(metadata))?;
+        serde_json::from_str(&said).with_context(|| format!("the scaler says {said:?}"))
+    };
+    let said = ask(&["target=shop", "targetLoad=0.7"])?;
+    ensure!(
+        said["active"] == true && said["stream_active"] == true,
+        "{said}"
+    );
+    let (spec, value) = (&said["spec"][0], &said["metrics"][0]);
+    ensure!(
+        spec["metricName"] == "tailback_load" && spec["targetSizeFloat"] == 0.7,
+        "{said}"
+    );
+    // It takes nothing at all: more than twice is not told apart.
+    ensure!(
+        value["metricName"] == "tailback_load"
+            && value["metricValueFloat"] == 2.0
+            && value["metricValue"] == 2,
+        "{said}"
+    );
+    ensure!(
+        said["stream_spec"].as_str().is_some_and(|error| error.starts_with("Unimplemented")),
+        "KEDA falls back to the spec where it is not streamed: {said}"
+    );
+    let said = ask(&["target=shop", "activationLoad=2.5"])?;
+    ensure!(said["active"] == false, "{said}");
+
+    let code = |said: &Value, code: &str| {
+        said["metrics"].as_str().is_some_and(|error| error.starts_with(code))
+    };
+    for (metadata, expected) in [
+        (&["target=nobody"][..], "Unavailable"),
+        (&[], "InvalidArgument"),
+        (&["target=shop", "targetLoad=much"], "InvalidArgument"),
+    ] {
+        let said = ask(metadata)?;
+        ensure!(code(&said, expected), "{metadata:?}: {said}");
+    }
+    stage.agent.process().signal(Signal::KILL)?;
+    wait::until("no number without an agent", SOON, || {
+        Ok(code(&ask(&["target=shop"])?, "Unavailable").then_some(()))
+    })
+}
