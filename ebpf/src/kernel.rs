@@ -122,7 +122,32 @@ macro_rules! load_sk_or {
     };
 }
 
-pub(crate) use {load, load_or, load_sk, load_sk_or, offset, probe, way};
+/// A field of what belongs to a socket (`Sock`), through `$base`: as `load_sk!`, but for the one whose type the verifier
+/// does not know.
+macro_rules! read_sk {
+    ($sock:expr, $base:expr, $field:ident, $ty:ty) => {
+        if $sock.is_typed && $crate::kernel::way!(typed_sockets) {
+            $crate::kernel::load!($base, $field, $ty)
+        } else {
+            $crate::kernel::probe!($base, $field, $ty)
+        }
+    };
+}
+
+/// As `read_sk!`, but `$absent` where this kernel has no such field.
+macro_rules! read_sk_or {
+    ($sock:expr, $base:expr, $field:ident, $ty:ty, $absent:expr) => {
+        if $crate::kernel::offset!($field) == tailback_ebpf::ABSENT {
+            $absent
+        } else {
+            $crate::kernel::read_sk!($sock, $base, $field, $ty)
+        }
+    };
+}
+
+pub(crate) use {
+    load, load_or, load_sk, load_sk_or, offset, probe, read_sk, read_sk_or, way,
+};
 
 /// A value that any bytes are.
 pub trait Plain: Copy {

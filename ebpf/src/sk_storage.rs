@@ -56,7 +56,11 @@ fn visit(ctx: *const SkStorageContext, rounds: Rounds) -> i32 {
             (*meta).seq,
         )
     };
-    let Some(tcp) = Tcp::from_sock(Sock { sk }) else {
+    let sock = Sock::new(sk);
+    let Some(tcp) = Tcp::from_sock(sock) else {
+        if let Some(listener) = Tcp::listening_for(sock) {
+            listener.emit_listener(seq, found, rounds);
+        }
         return 0;
     };
     if tcp.is_listener() {

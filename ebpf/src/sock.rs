@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_from_file};
 
 use tailback_ebpf::ABSENT;
 
-use crate::kernel::{load, load_sk, load_sk_or, offset, probe, probe_at, way};
+use crate::kernel::{load, offset, probe, probe_at, read_sk, read_sk_or, way};
 
 /// include/linux/socket.h
 pub const AF_UNIX: u16 = 1;
@@ -13,6 +13,7 @@ pub const AF_INET6: u16 = 10;
 /// include/uapi/linux/in.h
 pub const IPPROTO_TCP: u16 = 6;
 pub const IPPROTO_UDP: u16 = 17;
+pub const IPPROTO_MPTCP: u16 = 262;
 /// include/linux/net.h
 pub const SOCK_STREAM: u16 = 1;
 pub const SOCK_DGRAM: u16 = 2;
@@ -24,9 +25,26 @@ const S_IFSOCK: u16 = 0o140_000;
 #[derive(Clone, Copy)]
 pub struct Sock {
     pub sk: *const u8,
+    /// Known to the compiler wherever it is asked for: one of the two ways is left.
+    pub is_typed: bool,
 }
 
 impl Sock {
+    /// One that the kernel has handed out.
+    #[inline(always)]
+    pub fn new(sk: *const u8) -> Self {
+        Self { sk, is_typed: true }
+    }
+
+    /// One that was found within another object: the verifier does not know its type.
+    #[inline(always)]
+    pub fn found(sk: *const u8) -> Self {
+        Self {
+            sk,
+            is_typed: false,
+        }
+    }
+
     /// The socket behind a file.
     #[inline(always)]
     pub fn of(file: *const u8) -> Option<Self> {
@@ -49,34 +67,34 @@ impl Sock {
         if sk.is_null() {
             None
         } else {
-            Some(Self { sk })
+            Some(Self::new(sk))
         }
     }
 
     #[inline(always)]
     pub fn family(&self) -> u16 {
-        load_sk!(self.sk, sk_family, u16)
+        read_sk!(self, self.sk, sk_family, u16)
     }
 
     #[inline(always)]
     pub fn state(&self) -> u8 {
-        load_sk!(self.sk, sk_state, u8)
+        read_sk!(self, self.sk, sk_state, u8)
     }
 
     /// Of an Internet socket, which protocol it speaks (MPTCP is not TCP).
     #[inline(always)]
     pub fn is(&self, family: u16, style: u16, protocol: u16) -> bool {
         (family == AF_INET || family == AF_INET6)
-            && load_sk!(self.sk, sk_protocol, u16) == protocol
-            && load_sk!(self.sk, sk_type, u16) == style
+            && read_sk!(self, self.sk, sk_protocol, u16) == protocol
+            && read_sk!(self, self.sk, sk_type, u16) == style
     }
 
     /// Names the socket for as long as the machine runs; on kernels that cannot be asked for a cookie, for as long as
     /// the socket lives.
     #[inline(always)]
     pub fn cookie(&self) -> u64 {
-        match load_sk!(self.sk, sk_cookie, u64) {
-            0 if way!(cookies) => {
+        match read_sk!(self, self.sk, sk_cookie, u64) {
+            0 if self.is_typed && way!(cookies) => {
                 // Nobody has asked for this socket's cookie yet: have the kernel assign one.
                 // SAFETY: `sk` is a typed, non-null kernel pointer.
                 unsafe { bpf_get_socket_cookie(self.sk.cast_mut().cast()) }
@@ -88,25 +106,25 @@ impl Sock {
 
     #[inline(always)]
     pub fn netns(&self) -> u32 {
-        let net = load_sk!(self.sk, sk_net, *const u8);
-        load_sk!(net, net_inum, u32)
+        let net = read_sk!(self, self.sk, sk_net, *const u8);
+        read_sk!(self, net, net_inum, u32)
     }
 
     #[inline(always)]
     pub fn local(&self, family: u16) -> [u8; 16] {
         if family == AF_INET {
-            ipv4(load_sk!(self.sk, sk_rcv_saddr, u32))
+            ipv4(read_sk!(self, self.sk, sk_rcv_saddr, u32))
         } else {
-            ipv6(load_sk_or!(self.sk, sk_v6_rcv_saddr, [u64; 2], [0; 2]))
+            ipv6(read_sk_or!(self, self.sk, sk_v6_rcv_saddr, [u64; 2], [0; 2]))
         }
     }
 
     #[inline(always)]
     pub fn remote(&self, family: u16) -> [u8; 16] {
         if family == AF_INET {
-            ipv4(load_sk!(self.sk, sk_daddr, u32))
+            ipv4(read_sk!(self, self.sk, sk_daddr, u32))
         } else {
-            ipv6(load_sk_or!(self.sk, sk_v6_daddr, [u64; 2], [0; 2]))
+            ipv6(read_sk_or!(self, self.sk, sk_v6_daddr, [u64; 2], [0; 2]))
         }
     }
 }

@@ -91,6 +91,8 @@ pub extern "C" fn holders(ctx: *const TaskFileContext) -> i32 {
         } else if tcp.is_wanted() {
             tcp.emit_peer(seq, found);
         }
+    } else if let Some(listener) = Tcp::listening_for(sock) {
+        listener.emit_listener_only(seq, found);
     }
     0
 }
@@ -200,6 +202,11 @@ fn visit(seq: *mut seq_file, found: Found, file: *const u8, walk: *mut Walk, rou
         return;
     }
     let Some(tcp) = Tcp::from_sock(sock) else {
+        if let Some(listener) = Tcp::listening_for(sock) {
+            mark(sock.sk, found, 0);
+            listener.emit_listener(seq, found, rounds);
+            return;
+        }
         if offset!(udp_forward_deficit) != ABSENT && sock.is(family, SOCK_DGRAM, IPPROTO_UDP) {
             emit_udp(seq, found, &sock);
         }

@@ -14,8 +14,10 @@ use tailback_ebpf::{
 };
 
 use crate::{
-    kernel::{WALK, WANTED, emit, load, load_sk, load_sk_or, offset, probe, way},
-    sock::{IPPROTO_TCP, SOCK_STREAM, Sock},
+    kernel::{
+        WALK, WANTED, emit, load, load_sk, load_sk_or, offset, probe, read_sk, read_sk_or, way,
+    },
+    sock::{IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM, Sock},
     task_file::Found,
 };
 
@@ -67,6 +69,28 @@ impl Tcp {
             sk,
             tcp,
             state: sock.state(),
+        })
+    }
+
+    /// The TCP socket that listens for an MPTCP one: what waits for accept waits there. Go's servers listen so unless they are
+    /// told otherwise (1.24). No helper gives its type, so it is probed.
+    #[inline(always)]
+    pub fn listening_for(sock: Sock) -> Option<Self> {
+        if offset!(mptcp_first) == ABSENT
+            || !sock.is(sock.family(), SOCK_STREAM, IPPROTO_MPTCP)
+            || sock.state() != TCP_LISTEN
+        {
+            return None;
+        }
+        let first = probe!(sock.sk, mptcp_first, *const u8);
+        if first.is_null() {
+            return None;
+        }
+        Some(Self {
+            sock: Sock::found(first),
+            sk: first,
+            tcp: first,
+            state: TCP_LISTEN,
         })
     }
 
@@ -196,15 +220,15 @@ impl Tcp {
             // SAFETY: no arguments.
             now_ns: unsafe { bpf_ktime_get_ns() },
             fd: found.fd,
-            depth: load_sk!(self.sk, sk_ack_backlog, u32),
-            limit: load_sk!(self.sk, sk_max_ack_backlog, u32),
-            drops: load_sk_or!(self.sk, sk_drops, u32, 0),
+            depth: read_sk!(self.sock, self.sk, sk_ack_backlog, u32),
+            limit: read_sk!(self.sock, self.sk, sk_max_ack_backlog, u32),
+            drops: read_sk_or!(self.sock, self.sk, sk_drops, u32, 0),
             netns: self.sock.netns(),
             waiting,
-            port: load_sk!(self.sk, sk_num, u16),
+            port: read_sk!(self.sock, self.sk, sk_num, u16),
             family: family as u8,
             reserved: 0,
-            half_open: load_sk_or!(self.tcp, tcp_half_open, u32, UNKNOWN),
+            half_open: read_sk_or!(self.sock, self.tcp, tcp_half_open, u32, UNKNOWN),
             local: self.sock.local(family),
         }
     }
@@ -224,17 +248,19 @@ impl Tcp {
         if offset!(req_snt_synack) == ABSENT {
             return self.emit_listener_only(seq, found);
         }
-        let depth = load_sk!(self.sk, sk_ack_backlog, u32);
+        let depth = read_sk!(self.sock, self.sk, sk_ack_backlog, u32);
         let waiting = if depth > MAX_WAITING {
             MAX_WAITING
         } else {
             depth
         };
         emit(seq, &self.listener_record(found, waiting));
-        let head = load_sk!(self.tcp, tcp_accept_head, *const u8);
+        let head = read_sk!(self.sock, self.tcp, tcp_accept_head, *const u8);
         match rounds {
-            Rounds::Kernel => emit_waiting(seq, head, waiting),
-            Rounds::Program => emit_waiting_in_rounds(seq, head, waiting),
+            Rounds::Kernel => emit_waiting(seq, head, waiting, self.sock.is_typed),
+            Rounds::Program => {
+                emit_waiting_in_rounds(seq, head, waiting, self.sock.is_typed);
+            }
         }
     }
 }
@@ -249,13 +275,18 @@ struct Queue {
 
 /// A stamp for each of those that wait, from the oldest on, in rounds of `bpf_loop`.
 #[inline(always)]
-fn emit_waiting(seq: *mut seq_file, head: *const u8, waiting: u32) {
+fn emit_waiting(seq: *mut seq_file, head: *const u8, waiting: u32, is_typed: bool) {
     let mut queue = Queue { seq, request: head };
+    let round = if is_typed {
+        emit_first as *mut c_void
+    } else {
+        emit_first_probed as *mut c_void
+    };
     // SAFETY: the function takes what is passed here, and is called before the helper returns.
     unsafe {
         bpf_loop(
             waiting,
-            emit_first as *mut c_void,
+            round,
             (&raw mut queue).cast(),
             0,
         )
@@ -279,16 +310,28 @@ extern "C" fn emit_first(_index: u64, queue: *mut Queue) -> i64 {
     0
 }
 
+/// As [`emit_first`], of a listener whose type the verifier does not know.
+#[inline(never)]
+extern "C" fn emit_first_probed(_index: u64, queue: *mut Queue) -> i64 {
+    // SAFETY: as above.
+    let (seq, request) = unsafe { ((*queue).seq, (*queue).request) };
+    emit(seq, &probed_stamp(request));
+    let next = probe!(request, req_dl_next, *const u8);
+    // SAFETY: as above.
+    unsafe { (*queue).request = next };
+    0
+}
+
 /// As [`emit_waiting`], in a loop of our own.
 ///
 /// Every branch in it costs the verifier a pending state per round, 8,192 in all (`BPF_COMPLEXITY_LIMIT_JMP_SEQ`):
 /// hence no checks here that the agent can make as well.
 #[inline(always)]
-fn emit_waiting_in_rounds(seq: *mut seq_file, head: *const u8, waiting: u32) {
+fn emit_waiting_in_rounds(seq: *mut seq_file, head: *const u8, waiting: u32, is_typed: bool) {
     let mut request = head;
     let mut written = 0;
     while written < waiting {
-        let (stamp, next) = if way!(typed_sockets) {
+        let (stamp, next) = if is_typed && way!(typed_sockets) {
             (stamp(request), load!(request, req_dl_next, *const u8))
         } else {
             (

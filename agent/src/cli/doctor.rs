@@ -137,7 +137,7 @@ fn plan(plan: &Plan) -> Vec<Check> {
         Feature::Udp | Feature::Unix => {
             format!("{}; what is theirs alone by probe reads", sockets())
         }
-        Feature::Rings => "iterator, probe reads".to_owned(),
+        Feature::Rings | Feature::Mptcp => "iterator, probe reads".to_owned(),
         Feature::Syscalls => way(
             ways.task_registers,
             "iterator, registers by bpf_task_pt_regs",

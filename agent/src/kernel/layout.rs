@@ -45,6 +45,8 @@ features! {
         without: "waits of accept queues are estimated from depth and rate";
     /// Handshakes under way.
     HalfOpen = "handshakes under way", without: "syn queues are not shown";
+    /// Listeners that take MPTCP as well as TCP.
+    Mptcp = "listeners that take MPTCP too (Go's)", without: "listeners that take MPTCP too are not seen";
     /// Drops of a listener or connection.
     Drops = "losses of a listener, connection or UDP socket", without: "losses are not counted";
     /// Drops of UDP sockets are counted in a place of their own, since 6.18.
@@ -199,6 +201,7 @@ const ROWS: &[Row] = rows! {
     Base tcp_snd_una = "tcp_sock": "snd_una";
     Base tcp_snd_nxt = "tcp_sock": "snd_nxt";
     Base tcp_snd_wnd = "tcp_sock": "snd_wnd";
+    Mptcp mptcp_first = "mptcp_sock": "first";
     HalfOpen tcp_half_open = "tcp_sock": "inet_conn.icsk_accept_queue.qlen.counter";
     Requests tcp_snd_wl1 = "tcp_sock": "snd_wl1";
     Requests tcp_lrcvtime = "tcp_sock": "inet_conn.icsk_ack.lrcvtime";

@@ -37,7 +37,7 @@ func main() {
 		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: address}}})
 	}
 	servers.InitialState(state)
-	connection, err := grpc.NewClient("these:///", grpc.WithResolvers(servers),
+	connection, err := grpc.NewClient("these:///servers", grpc.WithResolvers(servers),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultServiceConfig(balancer))
 	if err != nil {
 		log.Fatal(err)
