@@ -143,6 +143,8 @@ layout! {
     tcp_lrcvtime,
     tcp_lsndtime,
     tcp_rcv_tstamp,
+    tcp_data_segs_in,
+    tcp_data_segs_out,
     // struct mptcp_sock
     mptcp_first,
     // struct request_sock, struct tcp_request_sock

@@ -131,7 +131,8 @@ records! {
         pub since_received: u32,
         pub since_sent: u32,
         pub since_heard: u32,
-        pub reserved2: u32,
+        /// Segments with data, modulo 2^16: received in the lower half, sent in the upper one.
+        pub segments: u32,
         /// IPv4 addresses stand in the first four bytes.
         pub local: [u8; 16],
         pub remote: [u8; 16],

@@ -131,7 +131,7 @@ impl Tcp {
             since_received: 0,
             since_sent: 0,
             since_heard: 0,
-            reserved2: 0,
+            segments: self.segments(),
             local: self.sock.local(family),
             remote: self.sock.remote(family),
         };
@@ -152,6 +152,16 @@ impl Tcp {
             record.sndbuf = load_sk!(self.sk, sk_sndbuf, u32);
         }
         emit(seq, &record);
+    }
+
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        if offset!(tcp_data_segs_out) == ABSENT {
+            return 0;
+        }
+        let received = load_sk!(self.tcp, tcp_data_segs_in, u32);
+        let sent = load_sk!(self.tcp, tcp_data_segs_out, u32);
+        received & 0xffff | sent << 16
     }
 
     /// The agent asks who holds a connection of these ports.

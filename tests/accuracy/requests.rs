@@ -4,14 +4,16 @@ use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use tailback_tests::lines::unix_ns;
 
 use crate::{
-    look::{self, Looks, age, standing},
+    course::Course,
+    look::{self, Looks, Queue, age, standing},
     lossy::{self, End},
     report::Report,
 };
@@ -35,7 +37,48 @@ pub fn measure_inflight(report: &mut Report) -> Result<()> {
         );
         age(report, &queue, (begun[0], unix_ns()), "oldest");
     })?;
+    answers(report)?;
     lossy::measure(report, End::Server)
+}
+
+/// One connection carries many requests between two looks, of one segment each; answers are longer.
+fn answers(report: &mut Report) -> Result<()> {
+    const ANSWER: usize = 20_000;
+    let listener = TcpListener::bind("127.0.0.1:0").context("listen")?;
+    let name = format!(":{}", listener.local_addr()?.port());
+    let mut client = TcpStream::connect(listener.local_addr()?).context("connect")?;
+    let (mut server, _) = listener.accept().context("accept")?;
+    let duration = Duration::from_millis(3000);
+    let (looks, course) = look::during(duration, || {
+        let mut course = Course::default();
+        let (end, mut made) = (Instant::now() + duration, 0.0);
+        while Instant::now() < end {
+            client.write_all(&[1; 100]).context("send a request")?;
+            server.read_exact(&mut [0; 100]).context("read a request")?;
+            // The load's own spacing.
+            thread::sleep(Duration::from_millis(1));
+            server.write_all(&[2; ANSWER]).context("send an answer")?;
+            client.read_exact(&mut [0; ANSWER]).context("read an answer")?;
+            made += 1.0;
+            course.note(made);
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(course)
+    })?;
+    let queue = looks.queue("inflight", |queue| queue == name);
+    let (from, to) = course.range_ns();
+    let windows: Vec<(&Value, u64, u64)> = queue.iter().flat_map(Queue::windows).collect();
+    let within = windows.iter().filter(|(_, since, at)| *since >= from && *at <= to);
+    let (mut counted, mut span) = (0.0, (u64::MAX, 0));
+    for (line, since, at) in within {
+        counted += line["answers_per_s"].as_f64().unwrap_or(0.0) * (at - since) as f64 / 1e9;
+        span = (span.0.min(*since), span.1.max(*at));
+    }
+    let seconds = span.1.saturating_sub(span.0) as f64 / 1e9;
+    let measured = (seconds > 1.0).then(|| counted / seconds);
+    let truth = course.per_second(span.0.min(to), span.1.max(from));
+    report.compare("answers", truth, measured, "answers_per_s of all looks");
+    Ok(())
 }
 
 pub fn measure_downstream(report: &mut Report) -> Result<()> {

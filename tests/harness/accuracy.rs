@@ -265,6 +265,12 @@ pub const ROWS: &[Row] = {
         row("inflight", "oldest", Nanoseconds, "the callers' clock"),
         row(
             "inflight",
+            "answers",
+            PerSecond,
+            "answers received on one connection, some 400/s",
+        ),
+        row(
+            "inflight",
             "with loss depth",
             Count,
             "requests read and not answered, by the servers' clocks",

@@ -124,10 +124,19 @@ fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is
     let client = Process::start("balanced", &mut command)?;
     let both = [&a, &b];
     let shares = || shares(&client, &both);
+    let said = || -> Result<Vec<String>> {
+        let status = stage.status()?;
+        let adapters = status["guard"]["adapters"].as_array().context("no list")?;
+        Ok(adapters.iter().map(|one| format!("{}: {}", one["target"], one["said"])).collect())
+    };
     let until = |what: &str, is_it: &dyn Fn(f64) -> bool| -> Result<Duration> {
         let began = Instant::now();
         wait::until(what, SOON, || Ok(is_it(shares()?[0]).then_some(())))
-            .with_context(|| format!("shares {:?}, load {:?}", shares(), stage.get("/pressure")))?;
+            .with_context(|| {
+                let lines = client.lines().all();
+                let last: Vec<&str> = lines.iter().rev().take(12).map(|line| &*line.text).collect();
+                format!("the client says, last first, {last:#?}; the agent {:#?}", said())
+            })?;
         let took = began.elapsed();
         println!("{what}: after {took:.1?}, shares {:.2?}", shares()?);
         Ok(took)

@@ -133,6 +133,7 @@ fn plan(plan: &Plan) -> Vec<Check> {
         | Feature::HalfOpen
         | Feature::Drops
         | Feature::Requests
+        | Feature::AnswerRate
         | Feature::Ipv6 => sockets(),
         Feature::Udp | Feature::Unix => {
             format!("{}; what is theirs alone by probe reads", sockets())

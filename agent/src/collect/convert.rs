@@ -106,6 +106,7 @@ pub(super) fn connection(record: &SocketRecord, ids: Identities, jiffy_ns: u64) 
         sndbuf: record.sndbuf,
         drops: record.drops,
         snd_wl1: record.snd_wl1,
+        segments: record.segments,
         since_received_ns: since(record.since_received),
         since_sent_ns: since(record.since_sent),
         since_heard_ns: since(record.since_heard),

@@ -1,7 +1,10 @@
 //! How a queue stands, in a few numbers: what is signalled is made from these.
 
 use super::{Level, track::Verdict};
-use crate::queue::{BUSY_SHARE, Reading};
+use crate::queue::{ANSWERS_PER_S, BUSY_SHARE, Reading};
+
+/// What is told of a walk alone is evened out over about so long.
+const OVER_NS: f64 = 1e9;
 
 /// One queue as of its last reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -26,6 +29,8 @@ pub struct Gauge {
     /// Per second, over the last second or so.
     pub arrivals_per_s: Option<f64>,
     pub departures_per_s: Option<f64>,
+    /// Answered per second, hidden ones too, where it can be told; over the last second or so.
+    pub answers_per_s: Option<f64>,
     /// The counts below hold what the last reading added: arrivals and departures were known.
     pub is_counted: bool,
     /// Counts since the queue is watched.
@@ -40,8 +45,16 @@ impl Gauge {
     pub(super) fn read(&mut self, at_ns: u64, reading: &Reading, verdict: &Verdict) {
         // Oldest first.
         let p99_ns = reading.ages_ns.get(reading.ages_ns.len() / 100).copied();
+        let answers_per_s = match (self.answers_per_s, reading.extra(ANSWERS_PER_S)) {
+            (Some(mean), Some(now)) => {
+                let passed_ns = at_ns.saturating_sub(self.at_ns) as f64;
+                Some(mean + (now - mean) * (1.0 - (-passed_ns / OVER_NS).exp()))
+            }
+            (mean, now) => now.or(mean),
+        };
         *self = Self {
             at_ns,
+            answers_per_s,
             level: verdict.level,
             score: verdict.score,
             depth: reading.depth,

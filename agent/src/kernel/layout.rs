@@ -54,6 +54,9 @@ features! {
         without: "nothing: before 6.18 they are counted with all others";
     /// Whether a connection carries a request that is not answered.
     Requests = "requests in flight and calls outstanding", without: "inflight and downstream are not shown";
+    /// How many requests hide between two looks.
+    AnswerRate = "answers per second of fast connections",
+        without: "rates of requests are lower bounds where a connection carries several between two looks";
     /// Addresses of IPv6 sockets.
     Ipv6 = "addresses of IPv6 sockets", without: "IPv6 connections are shown without their addresses";
     /// Receive queues of UDP sockets.
@@ -207,6 +210,8 @@ const ROWS: &[Row] = rows! {
     Requests tcp_lrcvtime = "tcp_sock": "inet_conn.icsk_ack.lrcvtime";
     Requests tcp_lsndtime = "tcp_sock": "lsndtime";
     Requests tcp_rcv_tstamp = "tcp_sock": "rcv_tstamp";
+    AnswerRate tcp_data_segs_in = "tcp_sock": "data_segs_in";
+    AnswerRate tcp_data_segs_out = "tcp_sock": "data_segs_out";
     AcceptAges tcp_accept_head = "tcp_sock": "inet_conn.icsk_accept_queue.rskq_accept_head";
     AcceptAges tcp_srtt_us = "tcp_sock": "srtt_us";
     AcceptAges req_dl_next = "request_sock": "dl_next";

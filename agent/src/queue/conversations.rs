@@ -87,6 +87,8 @@ pub(super) struct Tally {
 pub(super) struct Since {
     pub(super) begun: u64,
     pub(super) answered: u64,
+    /// As many as there can have been: see `requests`.
+    answers: u64,
     pub(super) at_least: bool,
     /// Sum and number of those of which it is known how long they took.
     took_ns: u128,
@@ -258,6 +260,7 @@ impl Conversations {
                 group.unseen = 0;
                 group.since.begun = group.since.begun.saturating_add(unseen);
                 group.since.answered = group.since.answered.saturating_add(unseen);
+                group.since.answers = group.since.answers.saturating_add(unseen);
                 group.since.at_least = true;
             }
         }
@@ -271,6 +274,7 @@ impl Conversations {
             if !stays && known.standing.waits() {
                 let since = &mut groups.at(known.group).since;
                 since.answered += 1;
+                since.answers += 1;
                 since.at_least = true;
             }
             stays
@@ -399,12 +403,18 @@ impl Since {
     fn add(&mut self, seen: &Seen) {
         self.begun += u64::from(seen.begun);
         self.answered += u64::from(seen.answered);
+        self.answers += u64::from(seen.answers);
         self.at_least |= seen.at_least;
         self.lost += u64::from(seen.lost);
         if let Some(took_ns) = seen.took_ns {
             self.took_ns += u128::from(took_ns);
             self.timed += 1;
         }
+    }
+
+    /// Answers per second over so long.
+    pub(super) fn answers_per_s(&self, elapsed_ns: u64) -> Option<f64> {
+        (elapsed_ns > 0).then(|| self.answers as f64 * 1e9 / elapsed_ns as f64)
     }
 
     /// How long those took that were answered, on average, ns.

@@ -1,7 +1,7 @@
 //! Requests not yet answered, on the connections that a service accepted: the depth that fills in an asynchronous
 //! server, whose accept and receive queues stay empty.
 
-use super::{Reading, conversations::Told, little};
+use super::{ANSWERS_PER_S, Reading, conversations::Told, little};
 
 /// Ages that are listed.
 pub(super) const MAX_AGES: usize = 1_024;
@@ -69,8 +69,10 @@ pub(super) fn counted(
     let known = told.elapsed_ns.is_some();
     let answer = since.answer_ns().map(|ns| ("answer_ns", ns));
     let at_least = since.at_least.then_some(("at_least", 1.0));
+    let rate = told.elapsed_ns.and_then(|ns| since.answers_per_s(ns));
+    let rate = rate.map(|rate| (ANSWERS_PER_S, rate));
     let gone = (since.lost > 0).then_some((lost, since.lost as f64));
-    [answer, at_least, gone]
+    [answer, rate, at_least, gone]
         .into_iter()
         .flatten()
         .filter(move |_| known)

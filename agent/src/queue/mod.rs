@@ -51,6 +51,9 @@ pub const MAX_QUEUES_PER_KIND: usize = 256;
 /// Of what does the work (workers, a loop, CPUs): the share that is at work, among a reading's further measures.
 pub const BUSY_SHARE: &str = "busy_share";
 
+/// Of connections that carry requests: those answered per second, hidden ones too, as far as they can be told.
+pub const ANSWERS_PER_S: &str = "answers_per_s";
+
 /// Names a queue for as long as its target is watched.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueueKey {

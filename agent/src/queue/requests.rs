@@ -79,6 +79,9 @@ pub(super) struct Seen {
     pub(super) answered: u8,
     /// Both directions moved, so that more requests may hide between the two looks.
     pub(super) at_least: bool,
+    /// Requests answered since the last look: as many as there can have been where more may hide. Each takes a segment there
+    /// and one back, at least.
+    pub(super) answers: u32,
     /// How long one of those that were answered took, where two looks bound it well, ns.
     pub(super) took_ns: Option<u64>,
     /// The connection ended with a request on it that nobody answered.
@@ -109,6 +112,8 @@ pub(super) struct Conversation {
     /// Where the data ends, FINs left out.
     received: u32,
     written: u32,
+    /// As of the connection.
+    segments: u32,
     phase: Phase,
     began_ns: u64,
     seen_ns: u64,
@@ -139,6 +144,7 @@ impl Conversation {
             role,
             received: facts.received,
             written: facts.written,
+            segments: connection.segments,
             phase: pending.into(),
             began_ns: now_ns.saturating_sub(facts.since_asked().unwrap_or(0)),
             seen_ns: now_ns,
@@ -151,6 +157,7 @@ impl Conversation {
             began_ns: conversation.began_ns,
             begun: u8::from(fresh && standing.waits()),
             answered: 0,
+            answers: 0,
             at_least: false,
             took_ns: None,
             lost: false,
@@ -187,7 +194,7 @@ impl Conversation {
             .take_in(was_waiting, asked, answered, facts.over, now_ns);
 
         let is_waiting = self.phase == Phase::Pending;
-        let (begun, done) = match (was_waiting, asked, answered, is_waiting) {
+        let (begun, done): (u8, u32) = match (was_waiting, asked, answered, is_waiting) {
             // Answered, and asked again.
             (true, true, true, true) | (false, true, true, false) => (1, 1),
             (true, .., false) => (0, 1),
@@ -196,12 +203,20 @@ impl Conversation {
             _ => (0, 0),
         };
         let standing = self.standing(&facts, answered, now_ns);
+        let exchanges = exchanges(self.segments, connection.segments);
+        self.segments = connection.segments;
+        let answers = if asked && answered {
+            exchanges.max(done)
+        } else {
+            done
+        };
         let counts = standing != Standing::Push;
         Seen {
             standing,
             began_ns: self.began_ns,
             begun: if counts { begun } else { 0 },
-            answered: if counts { done } else { 0 },
+            answered: if counts { done as u8 } else { 0 },
+            answers: if counts { answers } else { 0 },
             at_least: counts && asked && answered,
             took_ns: took_ns.filter(|_| counts),
             lost: counts && was_waiting && facts.over && facts.cut_off && !answered,
@@ -280,6 +295,13 @@ fn moved(position: &mut u32, now: u32) -> bool {
             true
         }
     }
+}
+
+/// How many requests and answers fit into the segments between two looks: each has one at least. That is their number where
+/// requests, or else answers, are not longer than a segment, and come one after the other.
+fn exchanges(before: u32, now: u32) -> u32 {
+    let half = |before: u32, now: u32| u32::from((now as u16).wrapping_sub(before as u16));
+    half(before, now).min(half(before >> 16, now >> 16))
 }
 
 /// `a` is before `b`, modulo 2^32.

@@ -101,6 +101,7 @@ pub(super) fn silent_connection() -> Connection {
         sndbuf: 0,
         drops: 0,
         snd_wl1: 0,
+        segments: 0,
         since_received_ns: 0,
         since_sent_ns: 0,
         since_heard_ns: 0,

@@ -180,6 +180,10 @@ pub struct Connection {
     pub since_sent_ns: u64,
     /// Since anything at all was last received, a bare acknowledgement too, ns.
     pub since_heard_ns: u64,
+    /// Segments with data, modulo 2^16: received in the lower half, sent in the upper one; 0 where the kernel does not say.
+    /// No verdict rests on them, and recordings go without.
+    #[serde(skip)]
+    pub segments: u32,
 }
 
 /// A UDP socket.

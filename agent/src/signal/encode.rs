@@ -119,6 +119,12 @@ impl Page {
     fn entry(&mut self, at: usize, key: &QueueKey, gauge: &Gauge) {
         let flag = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
         let rates = gauge.arrivals_per_s.zip(gauge.departures_per_s);
+        // Those that hide between two looks came and went.
+        let rates = rates.map(|(arrivals, departures)| {
+            let answers = gauge.answers_per_s.unwrap_or(departures);
+            let hidden = (answers - departures).max(0.0);
+            (arrivals + hidden, departures + hidden)
+        });
         // A limit that does not fit is none that can be told: memory's, in bytes.
         let limit = gauge.limit.and_then(|limit| u32::try_from(limit).ok());
         let flags = flag(limit.is_some(), HAS_LIMIT)
@@ -169,7 +175,7 @@ mod tests {
     use tailback_page::layout::{KINDS, LEVELS};
 
     use super::*;
-    use crate::{detect::Level, queue::Kind, sample::Target};
+    use crate::{detect::Level, queue::Kind, sample::Target, signal::load::Load};
 
     #[test]
     fn numbers_of_kinds_and_levels_are_those_that_readers_know() {
@@ -201,6 +207,7 @@ mod tests {
             score: 0.5,
             arrivals_per_s: Some(30.4),
             departures_per_s: Some(19.6),
+            answers_per_s: Some(119.6),
             losses: 3,
             ..Gauge::default()
         };
@@ -212,6 +219,10 @@ mod tests {
             level: Level::Critical,
             score: 1.25,
             admit: 0.62,
+            load: Load {
+                all: 1.5,
+                cpu: 0.25,
+            },
             oldest_wait_ns: 13,
             time_to_full_ns: None,
             retry_after_ms: 2_000,
@@ -228,8 +239,10 @@ mod tests {
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         assert_eq!(&bytes[..8], b"TAILBACK");
         assert_eq!(
-            [8, 12, 40, 44, 48, 52, 56, 60, 80].map(u32_at),
-            [1, 1, 4711, 2, 1_250_000, 620_000, 0, 9, 2_000]
+            [8, 12, 40, 44, 48, 52, 56, 60, 80, 84, 88].map(u32_at),
+            [
+                1, 1, 4711, 2, 1_250_000, 620_000, 0, 9, 2_000, 1_500_000, 250_000
+            ]
         );
         assert_eq!([16, 24, 32, 64, 72].map(u64_at), [0, 5, 6, 13, u64::MAX]);
         assert_eq!(
@@ -238,7 +251,7 @@ mod tests {
         );
         assert_eq!(
             [132, 136, 140, 168, 172, 176, 180].map(u32_at),
-            [id(&key), 7, 100, 500_000, 30, 20, 3]
+            [id(&key), 7, 100, 500_000, 130, 120, 3]
         );
         assert_eq!([144, 152, 160].map(u64_at), [11, 0, 13]);
     }
@@ -260,6 +273,7 @@ mod tests {
             level: Level::Ok,
             score: f64::NAN,
             admit: 2.0,
+            load: Load::default(),
             oldest_wait_ns: 0,
             time_to_full_ns: None,
             retry_after_ms: 0,

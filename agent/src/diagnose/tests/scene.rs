@@ -129,6 +129,7 @@ fn connection(cookie: u64, tgid: u32, fd: u32, ends: (SocketAddr, SocketAddr)) -
         sndbuf: 131_072,
         drops: 0,
         snd_wl1: 0,
+        segments: 0,
         since_received_ns: 5_000_000_000,
         since_sent_ns: 5_000_000_000,
         since_heard_ns: 5_000_000_000,

@@ -42,6 +42,7 @@ fn established(cookie: u64, local: &str, remote: &str) -> Connection {
         sndbuf: 0,
         drops: 0,
         snd_wl1: 1_000,
+        segments: 0,
         since_received_ns: 3_600_000 * MS,
         since_sent_ns: 3_600_000 * MS,
         since_heard_ns: 3_600_000 * MS,

@@ -433,3 +433,12 @@ fn at_first_sight_times_decide_where_a_probe_was_answered_and_a_tie_is_unknown()
     // The kernel says nothing.
     assert_eq!(first(0, 0, 0), Standing::Unknown);
 }
+
+#[test]
+fn what_hides_between_two_looks_is_counted_by_its_segments() {
+    // 7 came and 9 went: no more than 7 exchanges.
+    assert_eq!(exchanges(5 | 3 << 16, 12 | 12 << 16), 7);
+    // One upload of 40 segments, one answer; either half may wrap.
+    assert_eq!(exchanges(0xfff0 | 0xffff << 16, 0x18), 1);
+    assert_eq!(exchanges(7, 7), 0, "a kernel that does not say");
+}

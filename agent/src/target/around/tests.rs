@@ -39,6 +39,7 @@ fn connection(tgid: u32, local: u16, remote: u16) -> Connection {
         sndbuf: 0,
         drops: 0,
         snd_wl1: 0,
+        segments: 0,
         since_received_ns: 0,
         since_sent_ns: 0,
         since_heard_ns: 0,

@@ -355,6 +355,7 @@ impl Tcp {
             sndbuf: 0,
             drops: 0,
             snd_wl1: end.snd_wl1,
+            segments: 0,
             since_received_ns: since(end.received_us),
             since_sent_ns: since(end.sent_us),
             since_heard_ns: since(end.heard_us),

@@ -1,4 +1,4 @@
-// A gRPC server that computes for each call, as long as a file says.
+// A gRPC server that computes for each call, as many milliseconds as a file says, for one after the other.
 //
 //	server ADDRESS FILE
 package main
@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,9 +20,10 @@ import (
 type server struct {
 	pb.UnimplementedTestServiceServer
 	file string
+	one  sync.Mutex
 }
 
-func (s server) UnaryCall(context.Context, *pb.SimpleRequest) (*pb.SimpleResponse, error) {
+func (s *server) UnaryCall(context.Context, *pb.SimpleRequest) (*pb.SimpleResponse, error) {
 	text, err := os.ReadFile(s.file)
 	if err != nil {
 		return nil, err
@@ -30,6 +32,8 @@ func (s server) UnaryCall(context.Context, *pb.SimpleRequest) (*pb.SimpleRespons
 	if err != nil {
 		return nil, err
 	}
+	s.one.Lock()
+	defer s.one.Unlock()
 	for began := time.Now(); time.Since(began) < time.Duration(ms)*time.Millisecond; {
 	}
 	return &pb.SimpleResponse{}, nil
@@ -41,6 +45,6 @@ func main() {
 		log.Fatal(err)
 	}
 	s := grpc.NewServer()
-	pb.RegisterTestServiceServer(s, server{file: os.Args[2]})
+	pb.RegisterTestServiceServer(s, &server{file: os.Args[2]})
 	log.Fatal(s.Serve(listener))
 }
