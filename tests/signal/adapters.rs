@@ -5,7 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::SocketAddr,
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -201,7 +201,7 @@ fn haproxy_moves_weight_away_from_a_slow_server_and_gives_it_back_even_when_the_
 fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live() -> Result<()> {
     const TEST: &str =
         "when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live";
-    if !needs::met(TEST, &[]) {
+    if !needs::met(TEST, &["prometheus", "promtool"]) {
         return Ok(());
     }
     let service = jam("127.0.0.1:0", 101)?;
@@ -260,6 +260,7 @@ fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live()
         "{metrics}"
     );
     promtool(&metrics)?;
+    prometheus(stage.http)?;
 
     stage.agent.process().freeze()?;
     let frozen = Instant::now();
@@ -287,14 +288,11 @@ fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live()
     Ok(())
 }
 
-/// Prometheus's own judge of the format, where it is installed.
+/// Prometheus's own judge of the format.
 fn promtool(metrics: &str) -> Result<()> {
-    let Ok(promtool) = program::need(&["promtool"]) else {
-        return Ok(());
-    };
     let temp = TempDir::new("metrics")?;
     let file = temp.write("metrics", metrics)?;
-    let output = Command::new(promtool)
+    let output = Command::new(program::need(&["promtool"])?)
         .args(["check", "metrics"])
         .stdin(fs::File::open(file)?)
         .output()?;
@@ -303,6 +301,71 @@ fn promtool(metrics: &str) -> Result<()> {
         output.status.success() && said.trim().is_empty(),
         "promtool: {said}"
     );
+    Ok(())
+}
+
+fn rules() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus/rules.yml")
+}
+
+/// Prometheus itself, with our rules: what an autoscaler would be told.
+fn prometheus(metrics: SocketAddr) -> Result<()> {
+    let temp = TempDir::new("prometheus")?;
+    let (web, rules) = (ports::local(ports::free()?), rules());
+    let rules = rules.canonicalize()?;
+    let config = format!(
+        "global: {{scrape_interval: 1s}}\nrule_files: ['{}']\n\
+         scrape_configs: [{{job_name: tailback, static_configs: [{{targets: ['{metrics}']}}]}}]\n",
+        rules.display()
+    );
+    let config = temp.write("prometheus.yml", &config)?;
+    let mut command = Command::new(program::need(&["prometheus"])?);
+    command
+        .arg(format!("--config.file={}", config.display()))
+        .arg(format!("--storage.tsdb.path={}", temp.path().join("data").display()))
+        .arg(format!("--web.listen-address={web}"));
+    let process = Process::start("Prometheus", &mut command)?;
+    let value = |query: &str| -> Result<Option<f64>> {
+        process.check_running()?;
+        let answer = get(web, &format!("/api/v1/query?query={query}"));
+        // Until it is ready it says so.
+        let Some((_, body)) = answer.ok().filter(|(head, _)| head.contains(" 200 ")) else {
+            return Ok(None);
+        };
+        let answer: Value = serde_json::from_str(&body)?;
+        let value = answer["data"]["result"][0]["value"][1].as_str();
+        Ok(value.map(str::parse).transpose()?)
+    };
+    // It takes nothing of what comes: twice what it can do, or more.
+    wait::until("the recorded load of the service", SOON, || {
+        Ok((value("tailback:load:mean%7Bservice=%22shop%22%7D")? == Some(2.0)).then_some(()))
+    })?;
+    let admit = value("tailback:admit:min%7Bservice=%22shop%22%7D")?;
+    ensure!(admit == Some(0.05), "{admit:?}");
+    let depth = value("tailback_queue_depth%7Bkind=%22accept%22%7D")?;
+    ensure!(depth == Some(101.0), "{depth:?}");
+    Ok(())
+}
+
+#[test]
+fn the_rules_for_prometheus_do_what_their_own_tests_say() -> Result<()> {
+    const TEST: &str = "the_rules_for_prometheus_do_what_their_own_tests_say";
+    if !needs::met(TEST, &["promtool"]) {
+        return Ok(());
+    }
+    let tests = rules().with_file_name("rules_test.yml");
+    for (verb, file) in [("check", rules()), ("test", tests)] {
+        let output = Command::new(program::need(&["promtool"])?)
+            .args([verb, "rules"])
+            .arg(file)
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "promtool {verb}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
     Ok(())
 }
 

@@ -213,6 +213,8 @@ fn keda_is_told_how_many_instances_are_asked_for_and_no_number_where_nothing_is_
         said["stream_spec"].as_str().is_some_and(|error| error.starts_with("Unimplemented")),
         "KEDA falls back to the spec where it is not streamed: {said}"
     );
+    let said = ask(&["target=shop", "metric=mean"])?;
+    ensure!(said["metrics"][0]["metricValueFloat"] == 2.0, "{said}");
     let said = ask(&["target=shop", "activationLoad=2.5"])?;
     ensure!(said["active"] == false, "{said}");
 

@@ -1,6 +1,6 @@
 //! An external scaler for KEDA (`externalscaler.ExternalScaler`): how many instances' work is asked of a service.
 //!
-//! The metric is the sum of the loads of the instances on this node; KEDA divides it by what one is to carry. When nothing is
+//! The metric is the sum of the loads of the instances on this node, or their mean; KEDA divides it by what one is to carry. When nothing is
 //! known it says so instead of a number: KEDA then leaves things as they are, or goes by the fallback of the ScaledObject.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -84,6 +84,8 @@ struct MetricValue {
 struct Wanted {
     target: String,
     target_load: f64,
+    /// Of all instances here, for `AverageValue`; or the mean, for `Value`: instances elsewhere are taken to be like these.
+    is_mean: bool,
     /// Active above this; without it, while an instance is there.
     activation_load: Option<f64>,
 }
@@ -108,28 +110,42 @@ impl Wanted {
         })?;
         Ok(Self {
             target: target.clone(),
+            is_mean: match metadata.get("metric").map_or("sum", String::as_str) {
+                "sum" => false,
+                "mean" => true,
+                other => {
+                    return Err(Status::invalid_argument(format!(
+                        "metric: {other:?} is neither \"sum\" (of all instances on this node; metricType AverageValue) nor \"mean\" (metricType Value)"
+                    )));
+                }
+            },
             target_load: number("targetLoad")?.unwrap_or(TARGET_LOAD),
             activation_load: number("activationLoad")?,
         })
     }
 
-    /// All its instances on this node together.
+    /// Of its instances on this node.
     fn load(&self, shared: &Shared) -> Result<f64, Status> {
         let name = plain(&self.target);
-        let mut loads = shared
+        let loads: Vec<f64> = shared
             .book
             .alive()
             .into_iter()
             .filter(|(of, pressure)| pressure.pid != 0 && is_instance(of, &name))
             .map(|(_, pressure)| pressure.load)
-            .peekable();
-        if loads.peek().is_none() {
+            .collect();
+        if loads.is_empty() {
             return Err(Status::unavailable(format!(
                 "nothing is known of {:?} on this node: no such service is watched, or the agent is gone",
                 self.target
             )));
         }
-        Ok(loads.sum())
+        let sum: f64 = loads.iter().sum();
+        Ok(if self.is_mean {
+            sum / loads.len() as f64
+        } else {
+            sum
+        })
     }
 
     fn is_active(&self, shared: &Shared) -> Result<IsActiveResponse, Status> {
@@ -290,6 +306,7 @@ mod tests {
             (object(&[]), "no target"),
             (object(&[("target", "")]), "no target"),
             (object(&[("target", "a"), ("targetLoad", "much")]), "\"much\""),
+            (object(&[("target", "a"), ("metric", "max")]), "neither \"sum\""),
             (object(&[("target", "a"), ("activationLoad", "-1")]), "\"-1\""),
         ] {
             let status = Wanted::of(&metadata).unwrap_err();

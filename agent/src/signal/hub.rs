@@ -3,14 +3,14 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use tokio::sync::broadcast;
 
-use super::pressure::Pressure;
+use super::{pressure::Pressure, waits::Waits};
 use crate::{detect::Level, sample::AgentReport};
 
 /// Lines that a subscriber may be behind before it is let go.
@@ -61,6 +61,7 @@ pub struct Counts {
 pub struct Hub {
     lines: broadcast::Sender<Arc<Line>>,
     snapshot: Mutex<Arc<Snapshot>>,
+    waits: Mutex<Waits>,
     subscribers: Mutex<BTreeMap<u64, Subscriber>>,
     next: AtomicU64,
     pub counts: Counts,
@@ -71,6 +72,7 @@ impl Default for Hub {
         Self {
             lines: broadcast::Sender::new(BEHIND),
             snapshot: Mutex::default(),
+            waits: Mutex::default(),
             subscribers: Mutex::default(),
             next: AtomicU64::new(0),
             counts: Counts::default(),
@@ -93,6 +95,17 @@ impl Hub {
 
     pub fn set(&self, snapshot: Snapshot) {
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+    }
+
+    /// While somebody reads them they are left alone: what left meanwhile is counted the next time.
+    pub fn count_waits(&self, pressures: &[Pressure]) {
+        if let Ok(mut waits) = self.waits.try_lock() {
+            waits.read(pressures);
+        }
+    }
+
+    pub fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
@@ -121,7 +134,7 @@ impl Hub {
         self.book().values().cloned().collect()
     }
 
-    fn book(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Subscriber>> {
+    fn book(&self) -> MutexGuard<'_, BTreeMap<u64, Subscriber>> {
         self.subscribers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, sync::atomic::Ordering};
 
-use super::hub::{Hub, Snapshot};
+use super::{
+    hub::{Hub, Snapshot},
+    waits::Waits,
+};
 use crate::{detect::Gauge, queue::QueueKey};
 
 /// Queues that are told, the worst first; what is beyond is counted.
@@ -97,7 +100,7 @@ pub fn render(hub: &Hub) -> String {
     let snapshot = hub.snapshot();
     let mut text = String::new();
     of_targets(&mut text, &snapshot);
-    of_queues(&mut text, &snapshot);
+    of_queues(&mut text, &snapshot, &hub.waits());
     of_agent(&mut text, hub, &snapshot);
     text
 }
@@ -142,7 +145,7 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
     );
 }
 
-fn of_queues(text: &mut String, snapshot: &Snapshot) {
+fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &Waits) {
     let mut queues: BTreeMap<(&str, &QueueKey), &Gauge> = BTreeMap::new();
     let mut beyond = 0;
     for (pressure, name) in snapshot.pressures.iter().zip(snapshot.names.iter()) {
@@ -154,19 +157,38 @@ fn of_queues(text: &mut String, snapshot: &Snapshot) {
             }
         }
     }
+    let labels = |target: &str, key: &QueueKey| {
+        let (kind, target, queue) = (key.kind.name(), escaped(target), escaped(&key.name));
+        format!("target=\"{target}\",kind=\"{kind}\",queue=\"{queue}\"")
+    };
     for (name, kind, help, value) in OF_QUEUES {
         head(text, name, kind, help);
         for ((target, key), gauge) in &queues {
             if let Some(value) = value(gauge) {
-                let _ = writeln!(
-                    text,
-                    "{name}{{target=\"{}\",kind=\"{}\",queue=\"{}\"}} {value}",
-                    escaped(target),
-                    key.kind.name(),
-                    escaped(&key.name),
-                );
+                let _ = writeln!(text, "{name}{{{}}} {value}", labels(target, key));
             }
         }
+    }
+    const WAIT: &str = "tailback_queue_wait_seconds";
+    head(
+        text,
+        WAIT,
+        "histogram",
+        "How long what left the queue had waited, each tick's at its mean.",
+    );
+    for (target, key) in queues.keys() {
+        let Some(histogram) = waits.of(key) else {
+            continue;
+        };
+        let labels = labels(target, key);
+        let mut all = 0;
+        for (bound, count) in histogram.cumulative() {
+            let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.to_string());
+            let _ = writeln!(text, "{WAIT}_bucket{{{labels},le=\"{bound}\"}} {count}");
+            all = count;
+        }
+        let _ = writeln!(text, "{WAIT}_sum{{{labels}}} {}", histogram.sum_s());
+        let _ = writeln!(text, "{WAIT}_count{{{labels}}} {all}");
     }
     one(
         text,

@@ -2,8 +2,8 @@
 //!
 //! `controller` makes a share to admit of one queue's delay, `load` what is asked of a service of how busy it is, `pressure` one pressure per service of all its queues, `encode`
 //! the bytes of its page: all pure. `names`, `page` and `pages` are the files under `/run/tailback`; `hub` is where the agent's
-//! loop leaves events and standings for `stream`, which serves `agent.sock` in a thread of its own, with `status` and
-//! `metrics`. All that speaks to others is in [`guard`](crate::guard), another process, that reads the pages as anyone may:
+//! loop leaves events and standings for `stream`, which serves `agent.sock` in a thread of its own, with `status`,
+//! `metrics` and `waits`. All that speaks to others is in [`guard`](crate::guard), another process, that reads the pages as anyone may:
 //! when the agent is gone, everything says "no pressure".
 
 pub mod controller;
@@ -17,6 +17,7 @@ mod pages;
 mod pressure;
 mod status;
 pub mod stream;
+mod waits;
 
 use std::{
     path::{Path, PathBuf},
@@ -90,6 +91,7 @@ impl Signals {
             .pages
             .publish(&pressures, now_ns.saturating_sub(self.last_ns));
         self.last_ns = now_ns;
+        self.hub.count_waits(&pressures);
         self.hub.set(Snapshot {
             unix_ns,
             pressures: Arc::new(pressures),

@@ -33,8 +33,10 @@ pub fn table() -> Vec<Part> {
         program("mosquitto", &[Test, Demo], &["mosquitto"]),
         program("stress-ng", &[Test], &["stress-ng"]),
         program("gcc", &[Test], &["gcc", "libc6-dev"]),
-        program("go", &[Test], &["golang-go"]),
+        part("Go", &[Test], Kind::Go),
         program("node", &[Test], &["nodejs"]),
+        program("prometheus", &[Test], &["prometheus"]),
+        program("promtool", &[Test], &["prometheus"]),
         program("tc", &[Test], &["iproute2"]),
         module("psycopg2", &["python3", "python3-psycopg2"]),
         module("uvicorn", &["python3", "python3-uvicorn"]),
@@ -77,6 +79,8 @@ enum Kind {
     /// With its plugin for Python.
     Uwsgi,
     Jaeger,
+    /// New enough to get the toolchain that a module asks for by itself.
+    Go,
     /// A component of the toolchain that builds the agent, by a program of it.
     Component(&'static str),
     CargoDeny,
@@ -128,6 +132,7 @@ impl Part {
             Kind::Postgres => postgres(),
             Kind::Uwsgi => uwsgi(),
             Kind::Jaeger => jaeger::look(),
+            Kind::Go => go(),
             Kind::Component(program) => component(program),
             Kind::CargoDeny => cargo_deny(),
             Kind::Kernel(kernel) => vmlinuz::look(kernel),
@@ -143,6 +148,7 @@ impl Part {
             Kind::Postgres => debian(&["postgresql", "postgresql-client"]),
             Kind::Uwsgi => debian(&["uwsgi-core", "uwsgi-plugin-python3"]),
             Kind::Jaeger => jaeger::ways(),
+            Kind::Go => debian(&["golang-go"]),
             Kind::Component(_) => {
                 let add = Cmd::new("rustup").args(["component", "add", &self.name]);
                 one("from rustup".to_owned(), Action::Run(add))
@@ -160,6 +166,7 @@ impl Part {
         match self.kind {
             Kind::Toolchain => "install rustup (https://rustup.rs), then run setup again",
             Kind::Jaeger => jaeger::HINT,
+            Kind::Go => "install Go 1.21 or newer (https://go.dev/dl), then run setup again",
             _ => "it cannot be had on this machine",
         }
     }
@@ -195,6 +202,23 @@ fn postgres() -> State {
         (Ok(file), Some(_)) => State::Found(file.display().to_string()),
         (Err(error), _) => State::Missing(error.to_string()),
         (_, None) => State::Missing("psql is not on PATH".to_owned()),
+    }
+}
+
+fn go() -> State {
+    const LEAST: u32 = 21;
+    // go version go1.26.8 linux/amd64
+    let Ok(said) = Cmd::new("go").arg("version").output() else {
+        return State::Missing("`go version` does not run".to_owned());
+    };
+    let minor = said
+        .split("go1.")
+        .nth(1)
+        .and_then(|rest| rest.split(|letter: char| !letter.is_ascii_digit()).next())
+        .and_then(|minor| minor.parse::<u32>().ok());
+    match minor {
+        Some(minor) if minor < LEAST => State::Missing(format!("1.{minor} is older than 1.{LEAST}")),
+        _ => State::Found(said.trim().to_owned()),
     }
 }
 
