@@ -3,8 +3,9 @@
 //! While work waits all along, what leaves over what comes tells by how much too much is admitted: `admit × departures /
 //! arrivals` is the share at which both are the same. That holds whether those who are turned away never come here (a proxy
 //! sheds) or come and go in no time (the service itself sheds). The delay, against the one that is fine, trims it: below the
-//! balance until the queue is short. When nothing waits there is no balance to be read: the share rises, at first slowly; and
-//! by the drop of what leaves where that drop is no chance, which is the end of a spike.
+//! balance until the queue is short; then it goes back to it. When nothing waits there is no balance to be read. What works is
+//! then less busy than it was while work waited, or it is not: by that the share rises at once, which is the end of a spike,
+//! or as good as not at all. Where it is not known how busy it is, the share rises faster and faster.
 
 use std::collections::VecDeque;
 
@@ -16,14 +17,27 @@ const STANDING: usize = 3;
 const FAR: f64 = 4.0;
 /// The balance is read over so many decisions, fading.
 const MEMORY: f64 = 10.0;
-/// Of the balance, what is held back for each delay too long, and at most: the queue drains, and the servers do not idle.
-const TRIM: f64 = 0.03;
-const TRIM_MOST: f64 = 0.6;
-/// What the share rises by at each decision before which nothing stood; it doubles from the third one in a row on.
+/// And where the share changed by no more.
+const STEADY: f64 = 0.05;
+/// Of the balance so much is held back that what is too long drains in this time; and at most so much of it.
+const DRAIN_NS: f64 = 4e8;
+const TRIM_MOST: f64 = 0.9;
+/// While nothing stands the share goes to this part of the balance, and from there on rises by so much of itself.
+const NEAR: f64 = 0.93;
+const CREEP: f64 = 0.005;
+/// Where it is not known how busy the service is: what the share rises by; it doubles from the third decision in a row on.
 const RISE: f64 = 0.01;
 const DOUBLES_AFTER: u32 = 2;
 const DOUBLES_MOST: u32 = 5;
-/// A drop counts when chance (of counts, so the root) explains it once in a thousand times.
+/// While nothing waits what is less busy than it was while work waited is idle, where over so many decisions at most chance
+/// explains it once in twenty times.
+const IDLE_OVER: usize = 5;
+const HARDLY_CHANCE: f64 = 1.5;
+/// At most so much more at once.
+const JUMP: f64 = 1.5;
+/// Less is too little to go by.
+const QUIET: f64 = 0.02;
+/// A change counts when chance (of counts, so the root) explains it once in a thousand times.
 const NO_CHANCE: f64 = 3.0;
 /// Never less is admitted: who is turned away for good cannot show that things are better.
 pub const LEAST: f64 = 0.05;
@@ -45,12 +59,16 @@ pub struct Look {
     /// Counts that only ever rise.
     pub arrivals: u64,
     pub departures: u64,
+    /// Of what does the service's work: the share that was at work lately.
+    pub busy: Option<f64>,
 }
 
 /// Decides for one queue.
 #[derive(Debug)]
 pub struct Controller {
     admit: f64,
+    /// Until the last decision but one.
+    admit_before: f64,
     /// The last decision's look.
     last: Look,
     /// The shortest delay at the looks since then: what empties for a moment does not stand.
@@ -64,8 +82,22 @@ pub struct Controller {
     active: bool,
     /// Decisions in a row before which the queue was empty.
     calm: u32,
-    /// Departures and time of the last two decisions' stretches, where they are known.
-    recent: [Option<(f64, f64)>; 2],
+    /// The last two decisions' stretches, where what came and went is known.
+    recent: [Option<Stretch>; 2],
+    /// How busy it is while work waits, on the mean; and before the last decisions, with how long that was, s.
+    busy_at_most: Option<f64>,
+    busy: VecDeque<(f64, f64)>,
+}
+
+/// What came and went between two decisions.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    admit: f64,
+    /// In the stretch before.
+    admit_before: f64,
+    arrived: f64,
+    departed: f64,
+    seconds: f64,
 }
 
 /// What comes and goes while work waits.
@@ -79,8 +111,15 @@ struct Balance {
 }
 
 impl Balance {
-    fn add(&mut self, admit: f64, arrived: f64, departed: f64, seconds: f64) {
+    fn add(&mut self, stretch: Stretch) {
         let fade = (-1.0 / MEMORY).exp();
+        let Stretch {
+            admit,
+            arrived,
+            departed,
+            seconds,
+            ..
+        } = stretch;
         self.admitted = self.admitted * fade + admit * departed;
         self.arrived = self.arrived * fade + arrived;
         self.departed = self.departed * fade + departed;
@@ -95,6 +134,44 @@ impl Balance {
         let share = self.admitted / self.arrived.max(f64::MIN_POSITIVE);
         Some(share.clamp(LEAST, 1.0))
     }
+
+    /// The share changed within these stretches, and who turns away heard of it sooner or later: the balance is between what
+    /// the two make of it, give or take chance.
+    fn keep_within(&mut self, stretches: &[Stretch]) {
+        let (mut low, mut high, mut arrived, mut departed) = (0.0, 0.0, 0.0, 0.0);
+        for stretch in stretches {
+            low += stretch.admit.min(stretch.admit_before) * stretch.departed;
+            high += stretch.admit.max(stretch.admit_before) * stretch.departed;
+            arrived += stretch.arrived;
+            departed += stretch.departed;
+        }
+        let Some(share) = self.share().filter(|_| arrived > 0.0 && departed > 0.0) else {
+            return;
+        };
+        let chance = 1.0 + HARDLY_CHANCE / f64::sqrt(departed);
+        let within = share.clamp(low / arrived / chance, high / arrived * chance);
+        self.admitted *= within / share;
+    }
+
+    /// Whether these stretches are of a service that can do more, or less, than the one that this balance is of: both what
+    /// leaves and what is admitted of it (one of them changes with the share) are others than chance makes them.
+    fn is_another(&self, stretches: &[Stretch]) -> bool {
+        let seconds: f64 = stretches.iter().map(|stretch| stretch.seconds).sum();
+        if self.seconds <= 1.5 * seconds {
+            return false;
+        }
+        let sum = |of: fn(&Stretch) -> f64| stretches.iter().map(of).sum::<f64>();
+        let off = |now: f64, was: f64| {
+            let expected = was / self.seconds * seconds;
+            (now - expected) / expected.max(1.0).sqrt()
+        };
+        let left = off(sum(|stretch| stretch.departed), self.departed);
+        let admitted = off(
+            sum(|stretch| stretch.admit * stretch.departed),
+            self.admitted,
+        );
+        left.abs().min(admitted.abs()) > NO_CHANCE && (left > 0.0) == (admitted > 0.0)
+    }
 }
 
 impl Controller {
@@ -102,6 +179,7 @@ impl Controller {
     pub fn new(look: Look) -> Self {
         Self {
             admit: 1.0,
+            admit_before: 1.0,
             last: look,
             least_ns: u64::MAX,
             counted: true,
@@ -110,6 +188,8 @@ impl Controller {
             active: false,
             calm: 0,
             recent: [None; 2],
+            busy_at_most: None,
+            busy: VecDeque::new(),
         }
     }
 
@@ -140,7 +220,24 @@ impl Controller {
         if self.delays.len() > STANDING {
             self.delays.pop_front();
         }
-        self.recent = [self.recent[1], self.counted.then_some((departed, seconds))];
+        let stretch = Stretch {
+            admit: self.admit,
+            admit_before: self.admit_before,
+            arrived,
+            departed,
+            seconds,
+        };
+        // Who turns away hears of a share late: a stretch says something of the share where that was so before, too.
+        let is_steady = (self.admit - self.admit_before).abs() <= STEADY * self.admit_before;
+        self.admit_before = self.admit;
+        self.recent = [self.recent[1], self.counted.then_some(stretch)];
+        match look.busy {
+            Some(busy) => self.busy.push_back((busy, seconds)),
+            None => self.busy.clear(),
+        }
+        if self.busy.len() > IDLE_OVER {
+            self.busy.pop_front();
+        }
         if look.delay_ns == 0 {
             self.calm = self.calm.saturating_add(1);
         } else {
@@ -150,8 +247,15 @@ impl Controller {
             } else {
                 0
             };
-            if self.counted {
-                self.balance.add(self.admit, arrived, departed, seconds);
+            if self.counted && is_steady {
+                self.balance.add(stretch);
+            }
+            if let [Some(before), Some(now)] = self.recent {
+                self.take_in(&[before, now], is_steady);
+            }
+            if let Some(busy) = look.busy {
+                let mean = self.busy_at_most.unwrap_or(busy);
+                self.busy_at_most = Some(mean + (busy - mean) / MEMORY);
             }
         }
         self.decide(look);
@@ -161,12 +265,12 @@ impl Controller {
     }
 
     fn decide(&mut self, look: Look) {
-        let excess = (self.standing_ns(look.target_ns) / look.target_ns.max(1) as f64) - 1.0;
-        if excess > 0.0 {
+        let excess_ns = self.standing_ns(look.target_ns) - look.target_ns as f64;
+        if excess_ns > 0.0 {
             match self.balance.share() {
                 Some(share) => {
                     self.active = true;
-                    self.admit = share * (1.0 - (TRIM * excess).min(TRIM_MOST));
+                    self.admit = share * (1.0 - (excess_ns / DRAIN_NS).min(TRIM_MOST));
                 }
                 // What comes now would wait behind what nobody takes; but one long piece of work looks like that, too.
                 None if look.delay_ns >= STUCK_NS => {
@@ -176,9 +280,7 @@ impl Controller {
                 None => {}
             }
         } else if self.active && look.delay_ns < look.target_ns {
-            let doubles = self.calm.saturating_sub(DOUBLES_AFTER).min(DOUBLES_MOST);
-            let rise = RISE * f64::from(1 << doubles);
-            self.admit = (self.admit + rise).max(self.after_a_drop().unwrap_or(0.0));
+            self.rise();
         }
         self.admit = self.admit.clamp(LEAST, 1.0);
         if self.admit >= 1.0 && self.calm > MEMORY as u32 {
@@ -199,16 +301,52 @@ impl Controller {
         far.or(least(STANDING)).map_or(0.0, |delay| *delay as f64)
     }
 
-    /// What can be admitted when so much less leaves than while work waited, and nothing waits.
-    fn after_a_drop(&self) -> Option<f64> {
-        let [(departed_1, seconds_1), (departed_2, seconds_2)] = [self.recent[0]?, self.recent[1]?];
-        let (departed, seconds) = (departed_1 + departed_2, seconds_1 + seconds_2);
-        if self.calm == 0 || self.balance.seconds <= 1.5 * seconds {
-            return None;
+    /// Nothing stands.
+    fn rise(&mut self) {
+        let Some(most) = self.busy_at_most.filter(|most| *most >= QUIET) else {
+            let doubles = self.calm.saturating_sub(DOUBLES_AFTER).min(DOUBLES_MOST);
+            self.admit += RISE * f64::from(1 << doubles);
+            return;
+        };
+        self.admit = match self.idle(most) {
+            // As much more as makes it as busy as it was.
+            Some(busy) => self.admit * (NEAR / busy).min(JUMP),
+            None => {
+                let near = NEAR * self.balance.share().unwrap_or(0.0);
+                near.max(self.admit * (1.0 + CREEP))
+            }
+        };
+    }
+
+    /// How busy it was lately, of how busy it is at most, where that is less than chance would make it.
+    fn idle(&self, most: f64) -> Option<f64> {
+        // What it does in a second; of those who are turned away here nobody has work.
+        let rate = self.balance.admitted / self.balance.seconds;
+        let (mut seconds, mut busy) = (0.0, 0.0);
+        for (at, (share, lasted)) in self.busy.iter().rev().enumerate() {
+            if at as u32 >= self.calm {
+                return None;
+            }
+            seconds += lasted;
+            busy += share * lasted;
+            let (could, share) = (rate * seconds, (busy / seconds / most).max(LEAST));
+            if could * (1.0 - share) > HARDLY_CHANCE * could.max(1.0).sqrt() {
+                return Some(share);
+            }
         }
-        let could = self.balance.departed / self.balance.seconds * seconds;
-        let is_no_chance = could - departed > NO_CHANCE * could.max(1.0).sqrt();
-        is_no_chance.then(|| self.admit * could / departed.max(1.0))
+        None
+    }
+
+    /// The service may be able to do more, or less, than it was.
+    fn take_in(&mut self, stretches: &[Stretch], is_steady: bool) {
+        if !is_steady {
+            self.balance.keep_within(stretches);
+        } else if self.balance.is_another(stretches) {
+            self.balance = Balance::default();
+            for stretch in stretches {
+                self.balance.add(*stretch);
+            }
+        }
     }
 }
 

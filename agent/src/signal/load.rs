@@ -9,6 +9,8 @@ use crate::{
 
 /// Shares of time are looked at over about so long: a worker is busy or not at a look, nothing between.
 const OVER_NS: f64 = 2e9;
+/// And over so long where it has to be known soon.
+const LATELY_NS: f64 = 1e8;
 
 /// More than twice what a service can do is not told apart: how many of those who were turned away come again is not known.
 const MOST: f64 = 2.0;
@@ -32,6 +34,7 @@ pub struct Loads {
 struct Share {
     at_ns: u64,
     mean: f64,
+    lately: f64,
 }
 
 impl Loads {
@@ -40,10 +43,9 @@ impl Loads {
         self.shares.retain(|_, share| share.at_ns >= ns);
     }
 
-    /// Takes in the queues of one service, its score, and what share of new work it is to take.
-    pub fn read(&mut self, queues: &[(Arc<QueueKey>, Gauge)], score: f64, admit: f64) -> Load {
-        let mut busiest = score;
-        let mut cpu = 0.0;
+    /// Takes in the queues of one service. How busy the busiest of what works was lately; `None` where nothing is known.
+    pub fn take_in(&mut self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<f64> {
+        let mut busiest: Option<f64> = None;
         for (key, gauge) in queues {
             let Some(busy) = gauge.busy else {
                 continue;
@@ -51,8 +53,22 @@ impl Loads {
             let share = self.shares.entry(Arc::clone(key)).or_insert(Share {
                 at_ns: gauge.at_ns,
                 mean: busy,
+                lately: busy,
             });
             share.add(gauge.at_ns, busy);
+            busiest = Some(busiest.unwrap_or(0.0).max(share.lately));
+        }
+        busiest
+    }
+
+    /// What is asked of a service whose queues were taken in, by them, by its score, and by what share of new work it is to take.
+    pub fn of(&self, queues: &[(Arc<QueueKey>, Gauge)], score: f64, admit: f64) -> Load {
+        let mut busiest = score;
+        let mut cpu = 0.0;
+        for (key, _) in queues {
+            let Some(share) = self.shares.get(key) else {
+                continue;
+            };
             busiest = busiest.max(share.mean);
             if key.kind == Kind::Runqueue {
                 cpu = share.mean;
@@ -72,7 +88,9 @@ impl Loads {
 impl Share {
     fn add(&mut self, at_ns: u64, busy: f64) {
         let passed_ns = at_ns.saturating_sub(self.at_ns) as f64;
-        self.mean += (busy - self.mean) * (1.0 - (-passed_ns / OVER_NS).exp());
+        let weight = |over_ns: f64| 1.0 - (-passed_ns / over_ns).exp();
+        self.mean += (busy - self.mean) * weight(OVER_NS);
+        self.lately += (busy - self.lately) * weight(LATELY_NS);
         self.at_ns = at_ns;
     }
 }
@@ -107,20 +125,21 @@ mod tests {
                 queue(Kind::Workers, at_ns, busy),
                 queue(Kind::Runqueue, at_ns, 0.25),
             ];
-            load = loads.read(&queues, 0.1, 1.0);
+            loads.take_in(&queues);
+            load = loads.of(&queues, 0.1, 1.0);
         }
         assert!((load.all - 0.75).abs() < 0.05, "{load:?}");
         assert!((load.cpu - 0.25).abs() < 1e-9, "{load:?}");
         loads.forget_before(u64::MAX);
-        let none = loads.read(&[], 0.4, 1.0);
+        let none = loads.of(&[], 0.4, 1.0);
         assert_eq!((none.all, none.cpu), (0.4, 0.0), "the fullest queue then");
     }
 
     #[test]
     fn more_than_it_can_do_is_what_it_may_take_turned_round_and_no_more_than_twice() {
-        let mut loads = Loads::default();
+        let loads = Loads::default();
         for (admit, load) in [(1.0, 0.9), (0.8, 1.25), (0.5, 2.0), (0.05, 2.0)] {
-            assert_eq!(loads.read(&[], 0.9, admit).all, load, "{admit}");
+            assert_eq!(loads.of(&[], 0.9, admit).all, load, "{admit}");
         }
     }
 }

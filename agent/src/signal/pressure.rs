@@ -87,10 +87,11 @@ impl Board {
         target: Arc<Target>,
         mut queues: Vec<(Arc<QueueKey>, Gauge)>,
     ) -> Pressure {
+        let busy = self.loads.take_in(&queues);
         let admit = queues
             .iter()
             .filter(|(key, _)| takes_work_in(key))
-            .map(|(key, gauge)| self.admit(now_ns, key, gauge))
+            .map(|(key, gauge)| self.admit(now_ns, key, gauge, busy))
             .fold(1.0, f64::min);
         queues.sort_unstable_by(|(a, of_a), (b, of_b)| {
             let rank = |gauge: &Gauge| Reverse((gauge.level, (gauge.score * 1e6) as u64));
@@ -115,7 +116,7 @@ impl Board {
             level: queues.first().map_or(Level::Ok, |(_, gauge)| gauge.level),
             score,
             admit,
-            load: self.loads.read(&queues, score, admit),
+            load: self.loads.of(&queues, score, admit),
             oldest_wait_ns,
             time_to_full_ns: queues
                 .iter()
@@ -127,7 +128,13 @@ impl Board {
         }
     }
 
-    fn admit(&mut self, now_ns: u64, key: &Arc<QueueKey>, gauge: &Gauge) -> f64 {
+    fn admit(
+        &mut self,
+        now_ns: u64,
+        key: &Arc<QueueKey>,
+        gauge: &Gauge,
+        busy: Option<f64>,
+    ) -> f64 {
         let look = Look {
             now_ns: gauge.at_ns,
             delay_ns: gauge.delay_ns,
@@ -135,6 +142,7 @@ impl Board {
             is_counted: gauge.is_counted,
             arrivals: gauge.arrivals,
             departures: gauge.departures,
+            busy,
         };
         // Nobody knows any more how it stands.
         if now_ns.saturating_sub(gauge.at_ns) > UNKNOWN_NS {

@@ -59,8 +59,35 @@ impl Played {
     }
 }
 
+/// How requests come.
+#[derive(Clone, Copy, Debug)]
+enum Comes {
+    Evenly,
+    ByChance,
+}
+
 /// Requests at `times_capacity` of the second they come in.
 fn play(sheds: Sheds, seconds: u64, times_capacity: impl Fn(f64) -> f64) -> Played {
+    play_with(sheds, Comes::Evenly, seconds, times_capacity, |_| SERVICE_NS)
+}
+
+/// And with a time for each request by the second in which it is begun.
+fn play_with(
+    sheds: Sheds,
+    comes: Comes,
+    seconds: u64,
+    times_capacity: impl Fn(f64) -> f64,
+    service_ns: impl Fn(f64) -> u64,
+) -> Played {
+    let mut chance = 1_u64;
+    let mut gap = || match comes {
+        Comes::Evenly => 1.0,
+        Comes::ByChance => {
+            // Knuth's MMIX generator; -ln of a number between 0 and 1.
+            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            -(((chance >> 11) as f64 + 1.0) / (1_u64 << 53) as f64).ln()
+        }
+    };
     let mut played = Played {
         admit: Vec::new(),
         answers: Vec::new(),
@@ -70,7 +97,7 @@ fn play(sheds: Sheds, seconds: u64, times_capacity: impl Fn(f64) -> f64) -> Play
     let mut waiting: VecDeque<u64> = VecDeque::new();
     let (mut arrivals, mut departures, mut phase, mut next_ns) = (0_u64, 0_u64, 0.5, 0.0_f64);
     let mut controller: Option<Controller> = None;
-    let mut heard = 1.0;
+    let (mut heard, mut lately) = (1.0, 0.0);
     let is_admitted = |phase: &mut f64, share: f64| {
         *phase += share;
         let admitted = *phase >= 1.0;
@@ -80,16 +107,23 @@ fn play(sheds: Sheds, seconds: u64, times_capacity: impl Fn(f64) -> f64) -> Play
     for tick in 1..=seconds * 10 {
         let end_ns = tick * TICK_NS;
         let share = controller.as_ref().map_or(1.0, Controller::admit);
+        // Who works is looked at at a moment of the tick that has nothing to do with how requests come.
+        let (look_ns, mut busy) = (end_ns - tick * 37_300_000 % TICK_NS / 100_000 * 100_000 - 100_000, 0.0);
         // In steps of a tenth of a millisecond: fine enough beside 50 ms, and nothing to get wrong.
         for now_ns in (end_ns - TICK_NS..end_ns).step_by(100_000) {
             while next_ns <= now_ns as f64 {
-                next_ns += SERVICE_NS as f64 / SERVERS as f64 / times_capacity(now_ns as f64 / 1e9);
+                next_ns +=
+                    gap() * SERVICE_NS as f64 / SERVERS as f64 / times_capacity(now_ns as f64 / 1e9);
                 if sheds == Sheds::Proxy && !is_admitted(&mut phase, heard) {
                     played.shed.push(now_ns);
                     continue;
                 }
                 arrivals += 1;
                 waiting.push_back(now_ns);
+            }
+            if now_ns == look_ns {
+                let working = free_at.iter().filter(|free| **free > now_ns).count();
+                busy = working as f64 / SERVERS as f64;
             }
             for server in &mut free_at {
                 while *server <= now_ns
@@ -101,11 +135,12 @@ fn play(sheds: Sheds, seconds: u64, times_capacity: impl Fn(f64) -> f64) -> Play
                         *server = now_ns + SHED_NS;
                         continue;
                     }
-                    *server = now_ns + SERVICE_NS;
-                    played.answers.push((came, now_ns + SERVICE_NS - came));
+                    *server = now_ns + service_ns(now_ns as f64 / 1e9);
+                    played.answers.push((came, *server - came));
                 }
             }
         }
+        lately += (busy - lately) * (1.0 - f64::exp(-1.0));
         let look = Look {
             now_ns: end_ns,
             delay_ns: waiting.front().map_or(0, |came| end_ns - came),
@@ -114,6 +149,7 @@ fn play(sheds: Sheds, seconds: u64, times_capacity: impl Fn(f64) -> f64) -> Play
             is_counted: !waiting.is_empty(),
             arrivals,
             departures,
+            busy: Some(lately),
         };
         heard = share;
         controller
@@ -204,6 +240,7 @@ fn behind_work_that_nobody_takes_the_least_is_admitted_though_none_comes() {
         is_counted: true,
         arrivals: 20,
         departures: 0,
+        busy: None,
     };
     let mut controller = Controller::new(look(0));
     for tick in 1..20 {
@@ -232,6 +269,7 @@ fn a_queue_that_nobody_serves_admits_the_least_and_recovers() {
         is_counted: true,
         arrivals: tick * 10,
         departures,
+        busy: None,
     };
     let mut controller = Controller::new(look(0, 0, 0));
     for tick in 1..50 {
@@ -247,4 +285,23 @@ fn a_queue_that_nobody_serves_admits_the_least_and_recovers() {
     }
     assert!((controller.admit() - 1.0).abs() < 1e-9);
     assert!(controller.is_idle());
+}
+
+#[test]
+fn zz() {
+    for sheds in [Sheds::Service, Sheds::Proxy] {
+        for comes in [Comes::Evenly, Comes::ByChance] {
+            let who = if sheds == Sheds::Proxy { "proxy" } else { "service" };
+            for load in [1.0, 1.5, 2.0, 3.0] {
+                let p = play_with(sheds, comes, 40, |second| if second < 5.0 { 0.5 } else { load }, |_| SERVICE_NS);
+                println!("{who} {comes:?} {load}: goodput {:.3} p99 {:.0} ms admit {:?}", p.goodput(8, 39), p.p99_ns(8) as f64 / 1e6, p.admit_between(15, 40));
+            }
+            let p = play_with(sheds, comes, 30, |second| if (10.0..15.0).contains(&second) { 1.4 } else { 0.7 }, |_| SERVICE_NS);
+            let last = p.shed.iter().filter(|ns| **ns < 25 * SECOND_NS).max().copied().unwrap_or(0);
+            println!("{who} {comes:?} spike: shed until {:.2}", last as f64 / 1e9);
+            let p = play_with(sheds, comes, 30, |_| 1.5, |second| if second < 10.0 { SERVICE_NS } else { 2 * SERVICE_NS });
+            let good = |from: u64, to: u64| { let span = from * SECOND_NS..to * SECOND_NS; p.answers.iter().filter(|(c, t)| span.contains(c) && *t <= 5 * SERVICE_NS).count() as f64 / (to - from) as f64 / 80.0 };
+            println!("{who} {comes:?} neighbour: 3 s {:.3} 10 s {:.3} later {:.3}", good(10, 13), good(10, 20), good(20, 29));
+        }
+    }
 }
