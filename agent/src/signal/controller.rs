@@ -22,6 +22,8 @@ const STEADY: f64 = 0.05;
 /// Of the balance so much is held back that what is too long drains in this time; and at most so much of it.
 const DRAIN_NS: f64 = 4e8;
 const TRIM_MOST: f64 = 0.9;
+/// What is taken off the balance at each decision at which the delay is too long and not shorter than before.
+const LEAN: f64 = 0.01;
 /// While nothing stands the share goes to this part of the balance, and from there on rises by so much of itself.
 const NEAR: f64 = 0.93;
 const CREEP: f64 = 0.005;
@@ -75,6 +77,8 @@ pub struct Controller {
     least_ns: u64,
     /// All of them knew what came and went.
     counted: bool,
+    /// The delay at the last decision.
+    delay_before_ns: u64,
     /// The shortest delays before the last decisions.
     delays: VecDeque<u64>,
     balance: Balance,
@@ -183,6 +187,7 @@ impl Controller {
             last: look,
             least_ns: u64::MAX,
             counted: true,
+            delay_before_ns: 0,
             delays: VecDeque::new(),
             balance: Balance::default(),
             active: false,
@@ -259,6 +264,7 @@ impl Controller {
             }
         }
         self.decide(look);
+        self.delay_before_ns = look.delay_ns;
         self.last = look;
         self.least_ns = u64::MAX;
         self.counted = true;
@@ -267,6 +273,10 @@ impl Controller {
     fn decide(&mut self, look: Look) {
         let excess_ns = self.standing_ns(look.target_ns) - look.target_ns as f64;
         if excess_ns > 0.0 {
+            // It stays too long at what is taken for the balance: that is above it.
+            if look.delay_ns >= self.delay_before_ns {
+                self.balance.admitted *= 1.0 - LEAN;
+            }
             match self.balance.share() {
                 Some(share) => {
                     self.active = true;
