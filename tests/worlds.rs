@@ -256,7 +256,8 @@ fn connections_over_ipv6_and_of_dual_stack_listeners_are_named_as_people_name_th
 }
 
 #[test]
-fn a_listener_that_takes_multipath_tcp_is_seen_and_its_connections_are_right_or_absent() -> Result<()> {
+fn a_listener_that_takes_multipath_tcp_is_seen_and_its_connections_are_right_or_absent()
+-> Result<()> {
     const TEST: &str =
         "a_listener_that_takes_multipath_tcp_is_seen_and_its_connections_are_right_or_absent";
     if !needs::met(TEST, &[]) {

@@ -145,9 +145,7 @@ macro_rules! read_sk_or {
     };
 }
 
-pub(crate) use {
-    load, load_or, load_sk, load_sk_or, offset, probe, read_sk, read_sk_or, way,
-};
+pub(crate) use {load, load_or, load_sk, load_sk_or, offset, probe, read_sk, read_sk_or, way};
 
 /// A value that any bytes are.
 pub trait Plain: Copy {

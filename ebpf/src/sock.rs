@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_from_file};
 
 use tailback_ebpf::ABSENT;
 
-use crate::kernel::{load, offset, probe, probe_at, read_sk, read_sk_or, way};
+use crate::kernel::{load, load_sk, offset, probe, probe_at, read_sk, read_sk_or, way};
 
 /// include/linux/socket.h
 pub const AF_UNIX: u16 = 1;
@@ -25,6 +25,8 @@ const S_IFSOCK: u16 = 0o140_000;
 #[derive(Clone, Copy)]
 pub struct Sock {
     pub sk: *const u8,
+    /// The socket whose cookie is this one's name: always one that the kernel has handed out.
+    named_by: *const u8,
     /// Known to the compiler wherever it is asked for: one of the two ways is left.
     pub is_typed: bool,
 }
@@ -33,14 +35,20 @@ impl Sock {
     /// One that the kernel has handed out.
     #[inline(always)]
     pub fn new(sk: *const u8) -> Self {
-        Self { sk, is_typed: true }
-    }
-
-    /// One that was found within another object: the verifier does not know its type.
-    #[inline(always)]
-    pub fn found(sk: *const u8) -> Self {
         Self {
             sk,
+            named_by: sk,
+            is_typed: true,
+        }
+    }
+
+    /// One that was found within another: the verifier does not know its type. It goes by the name of the other, which the
+    /// kernel can be asked for.
+    #[inline(always)]
+    pub fn found(sk: *const u8, within: Self) -> Self {
+        Self {
+            sk,
+            named_by: within.sk,
             is_typed: false,
         }
     }
@@ -93,13 +101,13 @@ impl Sock {
     /// the socket lives.
     #[inline(always)]
     pub fn cookie(&self) -> u64 {
-        match read_sk!(self, self.sk, sk_cookie, u64) {
-            0 if self.is_typed && way!(cookies) => {
+        match load_sk!(self.named_by, sk_cookie, u64) {
+            0 if way!(cookies) => {
                 // Nobody has asked for this socket's cookie yet: have the kernel assign one.
-                // SAFETY: `sk` is a typed, non-null kernel pointer.
-                unsafe { bpf_get_socket_cookie(self.sk.cast_mut().cast()) }
+                // SAFETY: a typed, non-null kernel pointer.
+                unsafe { bpf_get_socket_cookie(self.named_by.cast_mut().cast()) }
             }
-            0 => self.sk as u64,
+            0 => self.named_by as u64,
             cookie => cookie,
         }
     }
@@ -115,7 +123,13 @@ impl Sock {
         if family == AF_INET {
             ipv4(read_sk!(self, self.sk, sk_rcv_saddr, u32))
         } else {
-            ipv6(read_sk_or!(self, self.sk, sk_v6_rcv_saddr, [u64; 2], [0; 2]))
+            ipv6(read_sk_or!(
+                self,
+                self.sk,
+                sk_v6_rcv_saddr,
+                [u64; 2],
+                [0; 2]
+            ))
         }
     }
 

@@ -87,7 +87,7 @@ impl Tcp {
             return None;
         }
         Some(Self {
-            sock: Sock::found(first),
+            sock: Sock::found(first, sock),
             sk: first,
             tcp: first,
             state: TCP_LISTEN,
@@ -293,14 +293,7 @@ fn emit_waiting(seq: *mut seq_file, head: *const u8, waiting: u32, is_typed: boo
         emit_first_probed as *mut c_void
     };
     // SAFETY: the function takes what is passed here, and is called before the helper returns.
-    unsafe {
-        bpf_loop(
-            waiting,
-            round,
-            (&raw mut queue).cast(),
-            0,
-        )
-    };
+    unsafe { bpf_loop(waiting, round, (&raw mut queue).cast(), 0) };
 }
 
 /// One round, for the first of those that are left; 0 goes on. `bpf_loop` passes the number of the round as `u64`

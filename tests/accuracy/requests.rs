@@ -58,7 +58,9 @@ fn answers(report: &mut Report) -> Result<()> {
             // The load's own spacing.
             thread::sleep(Duration::from_millis(1));
             server.write_all(&[2; ANSWER]).context("send an answer")?;
-            client.read_exact(&mut [0; ANSWER]).context("read an answer")?;
+            client
+                .read_exact(&mut [0; ANSWER])
+                .context("read an answer")?;
             made += 1.0;
             course.note(made);
             thread::sleep(Duration::from_millis(1));
@@ -68,7 +70,9 @@ fn answers(report: &mut Report) -> Result<()> {
     let queue = looks.queue("inflight", |queue| queue == name);
     let (from, to) = course.range_ns();
     let windows: Vec<(&Value, u64, u64)> = queue.iter().flat_map(Queue::windows).collect();
-    let within = windows.iter().filter(|(_, since, at)| *since >= from && *at <= to);
+    let within = windows
+        .iter()
+        .filter(|(_, since, at)| *since >= from && *at <= to);
     let (mut counted, mut span) = (0.0, (u64::MAX, 0));
     for (line, since, at) in within {
         counted += line["answers_per_s"].as_f64().unwrap_or(0.0) * (at - since) as f64 / 1e9;

@@ -322,7 +322,10 @@ fn prometheus(metrics: SocketAddr) -> Result<()> {
     let mut command = Command::new(program::need(&["prometheus"])?);
     command
         .arg(format!("--config.file={}", config.display()))
-        .arg(format!("--storage.tsdb.path={}", temp.path().join("data").display()))
+        .arg(format!(
+            "--storage.tsdb.path={}",
+            temp.path().join("data").display()
+        ))
         .arg(format!("--web.listen-address={web}"));
     let process = Process::start("Prometheus", &mut command)?;
     let value = |query: &str| -> Result<Option<f64>> {

@@ -127,16 +127,26 @@ fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is
     let said = || -> Result<Vec<String>> {
         let status = stage.status()?;
         let adapters = status["guard"]["adapters"].as_array().context("no list")?;
-        Ok(adapters.iter().map(|one| format!("{}: {}", one["target"], one["said"])).collect())
+        Ok(adapters
+            .iter()
+            .map(|one| format!("{}: {}", one["target"], one["said"]))
+            .collect())
     };
     let until = |what: &str, is_it: &dyn Fn(f64) -> bool| -> Result<Duration> {
         let began = Instant::now();
-        wait::until(what, SOON, || Ok(is_it(shares()?[0]).then_some(())))
-            .with_context(|| {
-                let lines = client.lines().all();
-                let last: Vec<&str> = lines.iter().rev().take(12).map(|line| &*line.text).collect();
-                format!("the client says, last first, {last:#?}; the agent {:#?}", said())
-            })?;
+        wait::until(what, SOON, || Ok(is_it(shares()?[0]).then_some(()))).with_context(|| {
+            let lines = client.lines().all();
+            let last: Vec<&str> = lines
+                .iter()
+                .rev()
+                .take(12)
+                .map(|line| &*line.text)
+                .collect();
+            format!(
+                "the client says, last first, {last:#?}; the agent {:#?}",
+                said()
+            )
+        })?;
         let took = began.elapsed();
         println!("{what}: after {took:.1?}, shares {:.2?}", shares()?);
         Ok(took)
@@ -148,7 +158,11 @@ fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is
         let orca = adapters.iter().find(|one| one["adapter"] == "orca");
         Ok(orca.context("no such adapter")?.clone())
     };
-    ensure!(reports()?["listeners"].as_u64() >= Some(1), "{}", reports()?);
+    ensure!(
+        reports()?["listeners"].as_u64() >= Some(1),
+        "{}",
+        reports()?
+    );
 
     // It computes 15 times as long: half of the calls would be 1.8 times what its CPU can do.
     a.take(60)?;
@@ -162,7 +176,9 @@ fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is
     a.take(4)?;
     stage.agent.process().signal(Signal::KILL)?;
     // The time to live, the client's own time to forget, and a second of which it tells.
-    let took = until("alike without an agent", &|share| (0.45..0.55).contains(&share))?;
+    let took = until("alike without an agent", &|share| {
+        (0.45..0.55).contains(&share)
+    })?;
     ensure!(took < Duration::from_secs(6), "{took:?}");
     let said = reports()?;
     ensure!(
@@ -173,8 +189,8 @@ fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is
 }
 
 #[test]
-fn keda_is_told_how_many_instances_are_asked_for_and_no_number_where_nothing_is_known()
--> Result<()> {
+fn keda_is_told_how_many_instances_are_asked_for_and_no_number_where_nothing_is_known() -> Result<()>
+{
     const TEST: &str =
         "keda_is_told_how_many_instances_are_asked_for_and_no_number_where_nothing_is_known";
     if !needs::met(TEST, &["go"]) {
@@ -186,7 +202,9 @@ fn keda_is_told_how_many_instances_are_asked_for_and_no_number_where_nothing_is_
     let service = jam("127.0.0.1:0", 20)?;
     let more = format!("[signal.keda]\nlisten = \"127.0.0.1:{port}\"\n");
     let stage = Stage::start(service.address().port(), &more)?;
-    stage.wait("the least to be admitted", |pressure| pressure.admit <= 0.05)?;
+    stage.wait("the least to be admitted", |pressure| {
+        pressure.admit <= 0.05
+    })?;
     let ask = |metadata: &[&str]| -> Result<Value> {
         let mut command = Command::new(&scaler);
         let said = run(command.arg(format!("127.0.0.1:{port}")).args(metadata))?;
@@ -210,7 +228,9 @@ fn keda_is_told_how_many_instances_are_asked_for_and_no_number_where_nothing_is_
         "{said}"
     );
     ensure!(
-        said["stream_spec"].as_str().is_some_and(|error| error.starts_with("Unimplemented")),
+        said["stream_spec"]
+            .as_str()
+            .is_some_and(|error| error.starts_with("Unimplemented")),
         "KEDA falls back to the spec where it is not streamed: {said}"
     );
     let said = ask(&["target=shop", "metric=mean"])?;
@@ -219,7 +239,9 @@ fn keda_is_told_how_many_instances_are_asked_for_and_no_number_where_nothing_is_
     ensure!(said["active"] == false, "{said}");
 
     let code = |said: &Value, code: &str| {
-        said["metrics"].as_str().is_some_and(|error| error.starts_with(code))
+        said["metrics"]
+            .as_str()
+            .is_some_and(|error| error.starts_with(code))
     };
     for (metadata, expected) in [
         (&["target=nobody"][..], "Unavailable"),

@@ -7,12 +7,19 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
+use serde_json::Value;
 use tailback_page::Page;
-use tailback_tests::{agent::Agent, needs, ports, process::End, temp::TempDir, wait};
+use tailback_tests::{
+    agent::Agent, container::Container, needs, ports, process::End, program, skip::skip,
+    temp::TempDir, wait,
+};
 
-use crate::stage::{SOON, Stage, jam};
+use crate::{
+    readers::{readers, run},
+    stage::{SOON, Stage, jam},
+};
 
 #[test]
 fn a_crossing_stands_on_the_page_within_a_tick() -> Result<()> {
@@ -219,5 +226,47 @@ fn of_two_agents_in_one_directory_the_second_says_who_is_there_and_publishes_not
         .filter(|name| stage.directory.join(name).is_dir())
         .collect();
     ensure!(pages == ["shop"], "{pages:?}");
+    Ok(())
+}
+
+#[test]
+fn a_container_reads_the_page_of_its_service_through_one_mounted_folder() -> Result<()> {
+    const TEST: &str = "a_container_reads_the_page_of_its_service_through_one_mounted_folder";
+    if !needs::met(TEST, &["podman", "python3"]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 20)?;
+    let stage = Stage::start(service.address().port(), "")?;
+    stage.wait("the least to be admitted", |pressure| {
+        pressure.admit <= 0.05
+    })?;
+    let folder = stage.page();
+    let folder = folder.parent().context("no folder")?.display();
+    let volume = format!("{folder}:/run/tailback:ro");
+    let reader = readers().join("python/tailback_page.py");
+    let read = || -> Result<String> {
+        let container = Container::new()?;
+        program::copy(&reader, &container.root().join("reader.py"))?;
+        let before = container.before(&["--network=none", "--volume", &volume])?;
+        let mut podman = Command::new(&before[0]);
+        podman.args(&before[1..]);
+        run(podman.args(["/usr/bin/python3", "/reader.py", "/run/tailback/page"]))
+    };
+    let said = match read() {
+        Ok(said) => said,
+        Err(error) => {
+            skip(TEST, &format!("podman cannot run here: {error:#}"));
+            return Ok(());
+        }
+    };
+    let said: Value = serde_json::from_str(&said)?;
+    ensure!(
+        said["alive"] == true && said["admit"] == 0.05 && said["entries"][0]["depth"] == 20,
+        "{said}"
+    );
+    stage.agent.process().signal(Signal::KILL)?;
+    std::thread::sleep(Duration::from_millis(1_100));
+    let said: Value = serde_json::from_str(&read()?)?;
+    ensure!(said["alive"] == false && said["admit"] == 1.0, "{said}");
     Ok(())
 }

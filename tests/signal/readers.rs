@@ -14,7 +14,7 @@ use tailback_tests::{agent, needs, ports, process::Process, program, python, tem
 
 use crate::stage::{SOON, Stage, get, jam};
 
-fn readers() -> PathBuf {
+pub fn readers() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/readers")
 }
 

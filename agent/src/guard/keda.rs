@@ -126,7 +126,11 @@ impl Wanted {
 
     /// Of its instances on this node.
     fn load(&self, shared: &Shared) -> Result<f64, Status> {
-        let name = plain(&self.target);
+        // Of several of a name, status shows the pid behind it.
+        let name = match self.target.rsplit_once('@') {
+            Some((name, pid)) if pid.parse::<u32>().is_ok() => format!("{}@{pid}", plain(name)),
+            _ => plain(&self.target),
+        };
         let loads: Vec<f64> = shared
             .book
             .alive()
@@ -181,7 +185,9 @@ fn metrics(load: f64) -> GetMetricsResponse {
 fn is_instance(directory: &str, name: &str) -> bool {
     match directory.strip_prefix(name) {
         Some("") => true,
-        Some(rest) => rest.strip_prefix('@').is_some_and(|pid| pid.parse::<u32>().is_ok()),
+        Some(rest) => rest
+            .strip_prefix('@')
+            .is_some_and(|pid| pid.parse::<u32>().is_ok()),
         None => false,
     }
 }
@@ -248,6 +254,7 @@ where
         std::future::ready(answer.map(|(_, answer)| tonic::Response::new(answer)))
     });
     Grpc::new(ProstCodec::<A, Q>::default())
+        .apply_max_message_size_config(Some(grpc::MESSAGE), None)
         .unary(service, request)
         .await
 }
@@ -277,6 +284,7 @@ async fn stream_is_active(
         std::future::ready(answer)
     });
     Grpc::new(ProstCodec::<IsActiveResponse, ScaledObjectRef>::default())
+        .apply_max_message_size_config(Some(grpc::MESSAGE), None)
         .server_streaming(service, request)
         .await
 }
@@ -305,9 +313,18 @@ mod tests {
         for (metadata, words) in [
             (object(&[]), "no target"),
             (object(&[("target", "")]), "no target"),
-            (object(&[("target", "a"), ("targetLoad", "much")]), "\"much\""),
-            (object(&[("target", "a"), ("metric", "max")]), "neither \"sum\""),
-            (object(&[("target", "a"), ("activationLoad", "-1")]), "\"-1\""),
+            (
+                object(&[("target", "a"), ("targetLoad", "much")]),
+                "\"much\"",
+            ),
+            (
+                object(&[("target", "a"), ("metric", "max")]),
+                "neither \"sum\"",
+            ),
+            (
+                object(&[("target", "a"), ("activationLoad", "-1")]),
+                "\"-1\"",
+            ),
         ] {
             let status = Wanted::of(&metadata).unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument);

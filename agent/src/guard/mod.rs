@@ -107,7 +107,9 @@ impl Shared {
     }
 
     fn metrics(&self) -> String {
-        const FAMILIES: [(&str, &str, &str, fn(&Tally) -> u64); 3] = [
+        /// Name, type, help, value.
+        type Family = (&'static str, &'static str, &'static str, fn(&Tally) -> u64);
+        const FAMILIES: [Family; 3] = [
             (
                 "tailback_adapter_answers_total",
                 "counter",
@@ -171,8 +173,14 @@ async fn serve(config: &Signal, directory: &Path, linger: Option<Duration>) -> R
         let tally = tally(kind, at.to_string(), target);
         Door::at(at.clone(), tally)
     };
-    let http = config.http.as_ref().map(|it| door("http", &it.listen, None));
-    let keda = config.keda.as_ref().map(|it| door("keda", &it.listen, None));
+    let http = config
+        .http
+        .as_ref()
+        .map(|it| door("http", &it.listen, None));
+    let keda = config
+        .keda
+        .as_ref()
+        .map(|it| door("keda", &it.listen, None));
     let haproxies = with_doors(&config.haproxy, |it| {
         door("haproxy", &it.listen, Some(&it.target))
     });

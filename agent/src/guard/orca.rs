@@ -22,10 +22,13 @@ use tonic_prost::ProstCodec;
 
 use super::{Shared, grpc, listen::Door, tally::Tally};
 
+/// Queues whose losses are remembered.
+const KEPT: usize = 1_024;
 const METHOD: &str = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics";
-/// Between two reports: at least, and where the client does not say.
+/// Between two reports: at least, where the client does not say, and at most.
 const LEAST: Duration = Duration::from_millis(100);
 const USUAL: Duration = Duration::from_secs(1);
+const MOST: Duration = Duration::from_secs(3_600);
 
 /// `xds.service.orca.v3.OrcaLoadReportRequest`; that it may name costs of requests is none of ours.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -75,11 +78,8 @@ async fn answer(
         return grpc::no_such_method(request.uri().path());
     }
     let stream = tower::service_fn(move |request: tonic::Request<Asked>| {
-        let (target, shared, tally) = (
-            Arc::clone(&target),
-            Arc::clone(&shared),
-            Arc::clone(&tally),
-        );
+        let (target, shared, tally) =
+            (Arc::clone(&target), Arc::clone(&shared), Arc::clone(&tally));
         let mut clock = interval(every(request.get_ref()));
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut losses = Losses::default();
@@ -100,6 +100,7 @@ async fn answer(
         std::future::ready(Ok::<_, Status>(tonic::Response::new(reports)))
     });
     Grpc::new(ProstCodec::<Report, Asked>::default())
+        .apply_max_message_size_config(Some(grpc::MESSAGE), None)
         .server_streaming(stream, request)
         .await
 }
@@ -107,7 +108,7 @@ async fn answer(
 fn every(asked: &Asked) -> Duration {
     let asked = asked.report_interval.unwrap_or_default();
     match Duration::try_from(asked) {
-        Ok(interval) if !interval.is_zero() => interval.max(LEAST),
+        Ok(interval) if !interval.is_zero() => interval.clamp(LEAST, MOST),
         _ => USUAL,
     }
 }
@@ -159,13 +160,14 @@ fn utilization(entries: &[Entry]) -> BTreeMap<String, f64> {
     all
 }
 
+/// Told below 4 GiB: what does not fit into the page's 32 bits is not on it.
 fn memory(entries: &[Entry]) -> f64 {
     let mut memories = entries.iter().filter(|entry| kind(entry) == "memory");
     let fill = memories.find_map(|entry| {
         let limit = entry.limit.filter(|limit| *limit > 0)?;
         Some(f64::from(entry.depth) / f64::from(limit))
     });
-    fill.unwrap_or(0.0)
+    fill.unwrap_or(0.0).min(1.0)
 }
 
 /// Requests answered; where only connections or datagrams are told apart, those.
@@ -180,23 +182,32 @@ fn requests_per_s(entries: &[Entry]) -> f64 {
     of("inflight").max(of("accept")).max(of("udp"))
 }
 
-/// Work that was lost, as counted when it was last asked for.
+/// Work that each queue lost, as counted when it was last asked for: only the worst queues of a service are on its page, and
+/// one that comes onto it has lost nothing now.
 #[derive(Default)]
-struct Losses(Option<(Instant, u64)>);
+struct Losses {
+    at: Option<Instant>,
+    of: HashMap<u32, u32>,
+}
 
 impl Losses {
     fn per_s(&mut self, entries: &[Entry], now: Instant) -> f64 {
-        let lost: u64 = entries
-            .iter()
-            .filter(|entry| entry.flags & TAKES_WORK_IN != 0)
-            .map(|entry| u64::from(entry.losses))
-            .sum();
-        let Some((then, before)) = self.0.replace((now, lost)) else {
-            return 0.0;
-        };
-        let seconds = now.saturating_duration_since(then).as_secs_f64();
+        let mut lost = 0_u64;
+        for entry in entries {
+            if entry.flags & TAKES_WORK_IN != 0 {
+                let before = self.of.insert(entry.id, entry.losses);
+                let grown = entry.losses.saturating_sub(before.unwrap_or(entry.losses));
+                lost += u64::from(grown);
+            }
+        }
+        if self.of.len() > KEPT {
+            self.of.clear();
+        }
+        let seconds = self.at.replace(now).map_or(0.0, |then| {
+            now.saturating_duration_since(then).as_secs_f64()
+        });
         if seconds > 0.0 {
-            lost.saturating_sub(before) as f64 / seconds
+            lost as f64 / seconds
         } else {
             0.0
         }
@@ -245,9 +256,15 @@ mod tests {
         };
         let report = report(&pressure, &entries, &mut Losses::default());
         assert_eq!(report.application_utilization, 1.25);
-        assert_eq!((report.cpu_utilization, report.mem_utilization), (0.5, 0.25));
+        assert_eq!(
+            (report.cpu_utilization, report.mem_utilization),
+            (0.5, 0.25)
+        );
         assert_eq!(report.rps_fractional, 60.0, "both listeners' requests");
-        assert_eq!(report.utilization["accept"], 1.0, "within the bounds of the format");
+        assert_eq!(
+            report.utilization["accept"], 1.0,
+            "within the bounds of the format"
+        );
         assert_eq!(report.utilization["inflight.00000002"], 0.25);
         assert!(!report.utilization.contains_key("accept.00000003"));
         assert_eq!(report.named_metrics["admit"], 0.8);
@@ -263,7 +280,11 @@ mod tests {
         let later = began + Duration::from_secs(2);
         assert_eq!(losses.per_s(&entries, later), 10.0);
         entries[0].losses = 0;
-        assert_eq!(losses.per_s(&entries, later + LEAST), 0.0, "a queue that is new");
+        assert_eq!(
+            losses.per_s(&entries, later + LEAST),
+            0.0,
+            "a queue that is new"
+        );
     }
 
     #[test]
@@ -274,6 +295,7 @@ mod tests {
             (0, 250_000_000, 250),
             (10, 0, 10_000),
             (-1, 0, 1_000),
+            (i64::MAX, 0, 3_600_000),
         ] {
             let report_interval = Some(prost_types::Duration { seconds, nanos });
             assert_eq!(every(&Asked { report_interval }).as_millis(), every_ms);

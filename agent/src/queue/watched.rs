@@ -110,8 +110,5 @@ pub(super) fn silent_connection() -> Connection {
 
 /// A further measure of a reading.
 pub(super) fn extra(reading: &Reading, key: &str) -> Option<f64> {
-    let mut measures = reading.extra.iter();
-    measures
-        .find(|(name, _)| *name == key)
-        .map(|(_, value)| *value)
+    reading.extra(key)
 }

@@ -15,15 +15,16 @@ const PACE_MAX_NS: u64 = 1_000_000_000;
 /// The delay counts when it stood for so many decisions; for fewer, where it is far too long.
 const STANDING: usize = 3;
 const FAR: f64 = 4.0;
-/// The balance is read over so many decisions, fading.
+/// The balance is read over so many decisions, fading; those at which the share changed by no more than this part of it.
 const MEMORY: f64 = 10.0;
-/// And where the share changed by no more.
 const STEADY: f64 = 0.05;
 /// Of the balance so much is held back that what is too long drains in this time; and at most so much of it.
 const DRAIN_NS: f64 = 4e8;
 const TRIM_MOST: f64 = 0.9;
-/// What is taken off the balance at each decision at which the delay is too long and not shorter than before.
-const LEAN: f64 = 0.01;
+/// What is taken off the balance at a decision at which the delay is not shorter than before, when it was too long at more than so
+/// many.
+const LEAN: f64 = 0.02;
+const STAYS: u32 = 10;
 /// While nothing stands the share goes to this part of the balance, and from there on rises by so much of itself.
 const NEAR: f64 = 0.93;
 const CREEP: f64 = 0.005;
@@ -31,15 +32,15 @@ const CREEP: f64 = 0.005;
 const RISE: f64 = 0.01;
 const DOUBLES_AFTER: u32 = 2;
 const DOUBLES_MOST: u32 = 5;
-/// While nothing waits what is less busy than it was while work waited is idle, where over so many decisions at most chance
-/// explains it once in twenty times.
+/// While nothing waits, what is less busy than it was while work waited is idle, where over one to so many decisions chance (of
+/// counts, so the root) explains it once in fifteen times.
 const IDLE_OVER: usize = 5;
 const HARDLY_CHANCE: f64 = 1.5;
 /// At most so much more at once.
 const JUMP: f64 = 1.5;
 /// Less is too little to go by.
 const QUIET: f64 = 0.02;
-/// A change counts when chance (of counts, so the root) explains it once in a thousand times.
+/// A change of what leaves counts when chance explains it once in a thousand times.
 const NO_CHANCE: f64 = 3.0;
 /// Never less is admitted: who is turned away for good cannot show that things are better.
 pub const LEAST: f64 = 0.05;
@@ -77,15 +78,15 @@ pub struct Controller {
     least_ns: u64,
     /// All of them knew what came and went.
     counted: bool,
-    /// The delay at the last decision.
-    delay_before_ns: u64,
     /// The shortest delays before the last decisions.
     delays: VecDeque<u64>,
     balance: Balance,
     /// Whether there is anything to shed.
     active: bool,
-    /// Decisions in a row before which the queue was empty.
+    /// Decisions in a row before which the queue was empty; half of them, after one at which it was short.
     calm: u32,
+    /// And before which the delay was too long.
+    too_long: u32,
     /// The last two decisions' stretches, where what came and went is known.
     recent: [Option<Stretch>; 2],
     /// How busy it is while work waits, on the mean; and before the last decisions, with how long that was, s.
@@ -149,12 +150,13 @@ impl Balance {
             arrived += stretch.arrived;
             departed += stretch.departed;
         }
-        let Some(share) = self.share().filter(|_| arrived > 0.0 && departed > 0.0) else {
+        if arrived <= 0.0 || departed <= 0.0 || self.arrived <= 0.0 {
             return;
-        };
+        }
         let chance = 1.0 + HARDLY_CHANCE / f64::sqrt(departed);
-        let within = share.clamp(low / arrived / chance, high / arrived * chance);
-        self.admitted *= within / share;
+        let low = (low / arrived / chance).min(1.0);
+        let high = (high / arrived * chance).clamp(low, 1.0);
+        self.admitted = self.arrived * (self.admitted / self.arrived).clamp(low, high);
     }
 
     /// Whether these stretches are of a service that can do more, or less, than the one that this balance is of: both what
@@ -187,11 +189,11 @@ impl Controller {
             last: look,
             least_ns: u64::MAX,
             counted: true,
-            delay_before_ns: 0,
             delays: VecDeque::new(),
             balance: Balance::default(),
             active: false,
             calm: 0,
+            too_long: 0,
             recent: [None; 2],
             busy_at_most: None,
             busy: VecDeque::new(),
@@ -264,7 +266,6 @@ impl Controller {
             }
         }
         self.decide(look);
-        self.delay_before_ns = look.delay_ns;
         self.last = look;
         self.least_ns = u64::MAX;
         self.counted = true;
@@ -273,8 +274,9 @@ impl Controller {
     fn decide(&mut self, look: Look) {
         let excess_ns = self.standing_ns(look.target_ns) - look.target_ns as f64;
         if excess_ns > 0.0 {
+            self.too_long = self.too_long.saturating_add(1);
             // It stays too long at what is taken for the balance: that is above it.
-            if look.delay_ns >= self.delay_before_ns {
+            if self.too_long > STAYS && look.delay_ns >= self.last.delay_ns {
                 self.balance.admitted *= 1.0 - LEAN;
             }
             match self.balance.share() {
@@ -289,8 +291,11 @@ impl Controller {
                 }
                 None => {}
             }
-        } else if self.active && look.delay_ns < look.target_ns {
-            self.rise();
+        } else {
+            self.too_long = 0;
+            if self.active && look.delay_ns < look.target_ns {
+                self.rise();
+            }
         }
         self.admit = self.admit.clamp(LEAST, 1.0);
         if self.admit >= 1.0 && self.calm > MEMORY as u32 {
@@ -320,7 +325,7 @@ impl Controller {
         };
         self.admit = match self.idle(most) {
             // As much more as makes it as busy as it was.
-            Some(busy) => self.admit * (NEAR / busy).min(JUMP),
+            Some(busy) => self.admit * (NEAR / busy).clamp(1.0 + CREEP, JUMP),
             None => {
                 let near = NEAR * self.balance.share().unwrap_or(0.0);
                 near.max(self.admit * (1.0 + CREEP))

@@ -128,13 +128,7 @@ impl Board {
         }
     }
 
-    fn admit(
-        &mut self,
-        now_ns: u64,
-        key: &Arc<QueueKey>,
-        gauge: &Gauge,
-        busy: Option<f64>,
-    ) -> f64 {
+    fn admit(&mut self, now_ns: u64, key: &Arc<QueueKey>, gauge: &Gauge, busy: Option<f64>) -> f64 {
         let look = Look {
             now_ns: gauge.at_ns,
             delay_ns: gauge.delay_ns,

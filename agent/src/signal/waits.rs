@@ -133,7 +133,12 @@ mod tests {
     fn what_left_counts_at_how_long_it_had_waited() {
         let mut waits = Waits::default();
         let key = pressure(Kind::Accept, Gauge::default()).queues[0].0.clone();
-        for (departures, wait_ns) in [(100, 9), (104, 2_000_000), (104, 2_000_000), (107, 20_000_000_000)] {
+        for (departures, wait_ns) in [
+            (100, 9),
+            (104, 2_000_000),
+            (104, 2_000_000),
+            (107, 20_000_000_000),
+        ] {
             waits.read(&[pressure(Kind::Accept, gauge(1, departures, wait_ns))]);
         }
         let histogram = waits.of(&key).unwrap();
@@ -144,7 +149,10 @@ mod tests {
         assert!((histogram.sum_s() - 60.008).abs() < 1e-9);
 
         waits.read(&[pressure(Kind::Send, gauge(OLD_NS + 2, 9, 9))]);
-        assert!(waits.of(&key).is_none(), "it is gone, and bytes are no work");
+        assert!(
+            waits.of(&key).is_none(),
+            "it is gone, and bytes are no work"
+        );
         assert!(waits.of.is_empty());
     }
 }

@@ -217,7 +217,9 @@ fn go() -> State {
         .and_then(|rest| rest.split(|letter: char| !letter.is_ascii_digit()).next())
         .and_then(|minor| minor.parse::<u32>().ok());
     match minor {
-        Some(minor) if minor < LEAST => State::Missing(format!("1.{minor} is older than 1.{LEAST}")),
+        Some(minor) if minor < LEAST => {
+            State::Missing(format!("1.{minor} is older than 1.{LEAST}"))
+        }
         _ => State::Found(said.trim().to_owned()),
     }
 }
