@@ -210,7 +210,7 @@ fn the_age_of_each_waiting_connection_is_the_clients_own() -> Result<()> {
         return Ok(());
     }
     let _alone = alone();
-    let listener = sockets::listen(ports::local(ports::free()?), 100, false)?;
+    let listener = sockets::listen(ports::local(0), 100, false)?;
     let mut chance = Chance::new(40);
     let waiting = wait_in_line(listener.local_addr()?, 40, || {
         Duration::from_micros(2_000 + chance.below(20_000) as u64)
@@ -230,7 +230,7 @@ fn ages_are_right_in_a_queue_of_three_hundred() -> Result<()> {
         return Ok(());
     }
     let _alone = alone();
-    let listener = sockets::listen(ports::local(ports::free()?), 512, false)?;
+    let listener = sockets::listen(ports::local(0), 512, false)?;
     let waiting = wait_in_line(listener.local_addr()?, 300, || Duration::from_micros(500))?;
     wait_for_depth(listener.local_addr()?.port(), 300)?;
     check_ages(age_errors(&listener, waiting, 150)?)
@@ -243,7 +243,7 @@ fn a_waiting_connection_keeps_its_age_when_its_client_resets_it() -> Result<()> 
         return Ok(());
     }
     let _alone = alone();
-    let listener = sockets::listen(ports::local(ports::free()?), 100, false)?;
+    let listener = sockets::listen(ports::local(0), 100, false)?;
     let mut waiting = wait_in_line(listener.local_addr()?, 20, || Duration::from_millis(20))?;
     wait_for_depth(listener.local_addr()?.port(), 20)?;
     // Those that came first give up, as clients do that have waited for too long. They stay in the queue.
@@ -269,7 +269,7 @@ impl Pair {
     }
 
     fn with_recv_buffer(bytes: Option<usize>) -> Result<Self> {
-        let listener = sockets::listen_with(ports::local(ports::free()?), 10, false, bytes)?;
+        let listener = sockets::listen_with(ports::local(0), 10, false, bytes)?;
         let client = TcpStream::connect(listener.local_addr()?).context("connect")?;
         let (server, _) = listener.accept().context("accept")?;
         Ok(Self {
@@ -518,7 +518,7 @@ fn the_worst_of_many_connections_is_named() -> Result<()> {
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    let listener = sockets::listen(ports::local(ports::free()?), 100, false)?;
+    let listener = sockets::listen(ports::local(0), 100, false)?;
     let address = listener.local_addr()?;
     let mut pairs = Vec::new();
     let mut total = 0;

@@ -15,7 +15,7 @@ use tailback_ebpf::{ABSENT, Layout};
 
 /// Features that a kernel's types do not allow.
 const MISSING: &[(&str, &[Feature])] = &[
-    ("5.10", &[Feature::DropCounters]),
+    ("5.10", &[Feature::Mptcp, Feature::DropCounters]),
     ("6.1", &[Feature::DropCounters]),
     ("6.12", &[Feature::DropCounters]),
     ("6.18", &[]),

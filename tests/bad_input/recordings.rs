@@ -43,14 +43,19 @@ fn a_recording_that_is_cut_or_damaged_is_replayed_as_far_as_it_is_whole() -> Res
         2,
         &["cannot replay", "cut short after", "its disk was full"],
     )?;
-    ensure!(cut.out == told.out, "{:?}", cut.out);
+    // What was said of the last sample may be lost with it.
+    ensure!(
+        !cut.out.is_empty() && told.out.starts_with(&cut.out),
+        "{:?}",
+        cut.out
+    );
 
     let mut damaged = whole.clone();
     let last = damaged.len() - 5;
     damaged[last] ^= 0x55;
     let damaged = replay(&folder, &damaged)?;
     damaged.said(2, &["cannot replay", "damaged after"])?;
-    ensure!(damaged.out == told.out, "{:?}", damaged.out);
+    ensure!(damaged.out == cut.out, "{:?}", damaged.out);
 
     let mut newer = whole.clone();
     newer[12] = 0xff;
