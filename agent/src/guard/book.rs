@@ -9,7 +9,7 @@ use std::{
 
 use tailback_page::{Page, Pressure};
 
-use crate::signal::names::plain;
+use crate::signal::names::directory_of;
 
 /// Pages that are kept mapped at once.
 const MOST: usize = 4_096;
@@ -29,11 +29,7 @@ impl Book {
 
     /// The page of a service by its name, or by that of its directory; whether or not it is there yet.
     pub fn page(&self, name: &str) -> Arc<Page> {
-        // Of several services of one name, a directory has the pid behind it.
-        let name = match name.rsplit_once('@') {
-            Some((name, pid)) if pid.parse::<u32>().is_ok() => format!("{}@{pid}", plain(name)),
-            _ => plain(name),
-        };
+        let name = directory_of(name);
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(page) = pages.get(&name) {
             return Arc::clone(page);

@@ -11,10 +11,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
-use tailback_page::{
-    Entry, Pressure,
-    layout::{KINDS, TAKES_WORK_IN},
-};
+use tailback_page::{Entry, Pressure, layout::TAKES_WORK_IN};
 use tokio::{
     sync::{Notify, Semaphore},
     time::timeout,
@@ -137,11 +134,7 @@ fn pressure(shared: &Shared, target: Option<&str>) -> Value {
 
 fn queue(entry: &Entry) -> Value {
     let mut object = Map::new();
-    let kind = KINDS
-        .get(usize::from(entry.kind))
-        .copied()
-        .unwrap_or("unknown");
-    object.insert("kind".to_owned(), kind.into());
+    object.insert("kind".to_owned(), entry.kind_name().into());
     object.insert("id".to_owned(), format!("{:08x}", entry.id).into());
     object.insert(
         "takes_work_in".to_owned(),

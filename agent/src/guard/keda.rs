@@ -13,7 +13,7 @@ use tonic::{Status, body::Body, server::Grpc};
 use tonic_prost::ProstCodec;
 
 use super::{Shared, grpc, listen::Door, tally::Tally};
-use crate::signal::names::plain;
+use crate::signal::names::directory_of;
 
 const SERVICE: &str = "/externalscaler.ExternalScaler/";
 const METRIC: &str = "tailback_load";
@@ -126,11 +126,7 @@ impl Wanted {
 
     /// Of its instances on this node.
     fn load(&self, shared: &Shared) -> Result<f64, Status> {
-        // Of several of a name, status shows the pid behind it.
-        let name = match self.target.rsplit_once('@') {
-            Some((name, pid)) if pid.parse::<u32>().is_ok() => format!("{}@{pid}", plain(name)),
-            _ => plain(&self.target),
-        };
+        let name = directory_of(&self.target);
         let loads: Vec<f64> = shared
             .book
             .alive()

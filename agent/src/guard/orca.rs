@@ -11,10 +11,7 @@ use std::{
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tailback_page::{
-    Entry, Pressure,
-    layout::{KINDS, TAKES_WORK_IN},
-};
+use tailback_page::{Entry, Pressure, layout::TAKES_WORK_IN};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::{StreamExt as _, wrappers::IntervalStream};
 use tonic::{Status, body::Body, server::Grpc};
@@ -137,20 +134,15 @@ fn report(pressure: &Pressure, entries: &[Entry], losses: &mut Losses) -> Report
     }
 }
 
-fn kind(entry: &Entry) -> &'static str {
-    let kind = KINDS.get(usize::from(entry.kind)).copied();
-    kind.unwrap_or("unknown")
-}
-
 /// How full each queue is: the worst of a kind under the name of the kind, and where there are several, each with its id, too.
 fn utilization(entries: &[Entry]) -> BTreeMap<String, f64> {
     let mut of_kind: HashMap<&str, usize> = HashMap::new();
     for entry in entries {
-        *of_kind.entry(kind(entry)).or_default() += 1;
+        *of_kind.entry(entry.kind_name()).or_default() += 1;
     }
     let mut all = BTreeMap::new();
     for entry in entries {
-        let (kind, fill) = (kind(entry), entry.score.clamp(0.0, 1.0));
+        let (kind, fill) = (entry.kind_name(), entry.score.clamp(0.0, 1.0));
         let worst = all.entry(kind.to_owned()).or_insert(fill);
         *worst = worst.max(fill);
         if of_kind[kind] > 1 {
@@ -162,7 +154,7 @@ fn utilization(entries: &[Entry]) -> BTreeMap<String, f64> {
 
 /// Told below 4 GiB: what does not fit into the page's 32 bits is not on it.
 fn memory(entries: &[Entry]) -> f64 {
-    let mut memories = entries.iter().filter(|entry| kind(entry) == "memory");
+    let mut memories = entries.iter().filter(|entry| entry.kind_name() == "memory");
     let fill = memories.find_map(|entry| {
         let limit = entry.limit.filter(|limit| *limit > 0)?;
         Some(f64::from(entry.depth) / f64::from(limit))
@@ -175,7 +167,7 @@ fn requests_per_s(entries: &[Entry]) -> f64 {
     let of = |wanted: &str| -> f64 {
         let taken = entries
             .iter()
-            .filter(|entry| entry.flags & TAKES_WORK_IN != 0 && kind(entry) == wanted)
+            .filter(|entry| entry.flags & TAKES_WORK_IN != 0 && entry.kind_name() == wanted)
             .filter_map(|entry| entry.departures_per_s);
         taken.map(f64::from).sum()
     };
@@ -216,6 +208,8 @@ impl Losses {
 
 #[cfg(test)]
 mod tests {
+    use tailback_page::layout::KINDS;
+
     use super::*;
 
     fn entry(kind: &str, id: u32) -> Entry {

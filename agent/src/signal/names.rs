@@ -48,6 +48,15 @@ pub fn plain(name: &str) -> String {
     plain
 }
 
+/// The directory of a service by its name; or by that of the directory, which has a pid behind it where there are several of
+/// one name.
+pub fn directory_of(name: &str) -> String {
+    match name.rsplit_once('@') {
+        Some((name, pid)) if pid.parse::<u32>().is_ok() => format!("{}@{pid}", plain(name)),
+        _ => plain(name),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -181,6 +181,14 @@ pub struct Entry {
     pub losses: u32,
 }
 
+impl Entry {
+    /// The word for the kind.
+    pub fn kind_name(&self) -> &'static str {
+        let name = layout::KINDS.get(usize::from(self.kind)).copied();
+        name.unwrap_or("unknown")
+    }
+}
+
 /// The page of one service. Threads may share it.
 #[derive(Debug)]
 pub struct Page {
