@@ -9,6 +9,7 @@ pub mod config;
 pub mod detect;
 pub mod diagnose;
 pub mod emit;
+mod fading;
 pub mod guard;
 mod in_order;
 pub mod kernel;

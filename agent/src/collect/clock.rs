@@ -1,6 +1,12 @@
 //! The clocks and meters of the world. Nothing else in the agent asks what time it is.
 
-use std::fs;
+use std::{
+    fs,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// See [`has_answered`].
+static ANSWERING_NS: AtomicU64 = AtomicU64::new(0);
 
 /// CLOCK_MONOTONIC, ns: the clock that the kernel stamps handshakes with.
 pub fn mono_ns() -> u64 {
@@ -17,9 +23,24 @@ pub fn unix_ns() -> u64 {
     read(libc::CLOCK_REALTIME)
 }
 
-/// CPU time of the whole agent, ns.
+/// CPU time of the calling thread, ns: what a look costs is no matter of what other threads do meanwhile.
 pub fn cpu_time_ns() -> u64 {
+    read(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// CPU time of the whole agent, ns.
+pub fn process_cpu_ns() -> u64 {
     read(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// And without what answering took: whoever asks often must not slow the looks.
+pub fn unasked_cpu_ns() -> u64 {
+    process_cpu_ns().saturating_sub(ANSWERING_NS.load(Ordering::Relaxed))
+}
+
+/// Of the one thread that does nothing but answer, now and then: so much CPU time it has taken until now.
+pub fn has_answered() {
+    ANSWERING_NS.store(cpu_time_ns(), Ordering::Relaxed);
 }
 
 /// Resident memory of the agent, bytes; 0 where /proc does not say.

@@ -29,7 +29,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use anyhow::Result;
 use aside::Paces;
 use census::Census;
-pub use clock::{boot_ns, cpu_time_ns, mono_ns, resident_bytes, unix_ns};
+pub use clock::{
+    boot_ns, cpu_time_ns, has_answered, mono_ns, process_cpu_ns, resident_bytes, unasked_cpu_ns,
+    unix_ns,
+};
 use closely::Closely;
 #[doc(hidden)]
 pub use convert::sample_of_records;
@@ -330,7 +333,7 @@ impl Collector {
         };
         self.schedule.spent(tick, spent);
         let now_ns = mono_ns();
-        self.schedule.measured(now_ns, cpu_time_ns());
+        self.schedule.measured(now_ns, unasked_cpu_ns());
         self.set_hot(now_ns, hot)?;
         self.logs.set_hot(hot, now_ns);
         if self.closely.is_on() {

@@ -1,6 +1,6 @@
 //! What the agent counts about itself, told every so often.
 
-use super::{Schedule, cpu_time_ns, resident_bytes};
+use super::{Schedule, process_cpu_ns, resident_bytes};
 use crate::sample::{AgentReport, Notice};
 
 /// How often the agent reports about itself.
@@ -28,7 +28,7 @@ impl Report {
     pub(super) fn new(now_ns: u64) -> Self {
         Self {
             due_ns: now_ns + REPORT_NS,
-            cpu_before_ns: cpu_time_ns(),
+            cpu_before_ns: process_cpu_ns(),
             before_ns: now_ns,
             totals: AgentReport::default(),
         }
@@ -54,7 +54,7 @@ impl Report {
         schedule: &Schedule,
         others: &Others,
     ) -> AgentReport {
-        let cpu_ns = cpu_time_ns();
+        let cpu_ns = process_cpu_ns();
         let elapsed = now_ns.saturating_sub(self.before_ns).max(1);
         let report = AgentReport {
             cpu_ns,

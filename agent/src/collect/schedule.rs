@@ -231,7 +231,7 @@ impl Schedule {
         self.discovery += 0.2 * (cpu_ns as f64 / every_ns as f64 - self.discovery);
     }
 
-    /// All CPU time that the agent has taken so far, ns.
+    /// All CPU time that the agent has taken so far, but for answering, ns.
     pub fn measured(&mut self, now_ns: u64, cpu_ns: u64) {
         self.thrift.measure(now_ns, cpu_ns, self.budget.share);
     }

@@ -69,7 +69,8 @@ pub struct Http {
 pub struct Haproxy {
     pub target: String,
     pub listen: Listen,
-    /// Say `maxconn:` too: this many while everything is admitted, and its share when not.
+    /// Say `maxconn:` too: this many while everything is admitted. While work is to be turned away, as many at once as keep the
+    /// service busy; its share of this, where that is not known.
     #[serde(default)]
     pub maxconn: Option<u32>,
 }

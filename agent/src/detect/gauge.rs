@@ -1,7 +1,10 @@
 //! How a queue stands, in a few numbers: what is signalled is made from these.
 
 use super::{Level, track::Verdict};
-use crate::queue::{ANSWERS_PER_S, BUSY_SHARE, Reading};
+use crate::{
+    fading::faded,
+    queue::{ANSWERS_PER_S, BUSY_SHARE, Reading},
+};
 
 /// What is told of a walk alone is evened out over about so long.
 const OVER_NS: f64 = 1e9;
@@ -47,8 +50,8 @@ impl Gauge {
         let p99_ns = reading.ages_ns.get(reading.ages_ns.len() / 100).copied();
         let answers_per_s = match (self.answers_per_s, reading.extra(ANSWERS_PER_S)) {
             (Some(mean), Some(now)) => {
-                let passed_ns = at_ns.saturating_sub(self.at_ns) as f64;
-                Some(mean + (now - mean) * (1.0 - (-passed_ns / OVER_NS).exp()))
+                let passed_ns = at_ns.saturating_sub(self.at_ns);
+                Some(faded(mean, now, passed_ns, OVER_NS))
             }
             (mean, now) => now.or(mean),
         };

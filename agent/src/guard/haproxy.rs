@@ -25,8 +25,9 @@ fn report(pressure: &Pressure, maxconn: Option<u32>, out: bool) -> String {
     }
     let share = (pressure.admit * 100.0).round().clamp(1.0, 100.0);
     let maxconn = maxconn.map_or_else(String::new, |maxconn| {
-        let share = (f64::from(maxconn) * pressure.admit).round().max(1.0);
-        format!(" maxconn:{share}")
+        let share = (f64::from(maxconn) * pressure.admit).round().max(1.0) as u32;
+        let most = pressure.concurrency.map_or(share, |most| most.min(maxconn));
+        format!(" maxconn:{most}")
     });
     // Without `ready` a server that was drained would stay so.
     format!("up ready {share}%{maxconn}\n")
@@ -80,6 +81,12 @@ mod tests {
             "up ready 62% maxconn:31\n"
         );
         assert_eq!(report(&at(0.05), Some(3), false), "up ready 5% maxconn:1\n");
+        let knows = Pressure {
+            concurrency: Some(6),
+            ..at(0.62)
+        };
+        assert_eq!(report(&knows, Some(50), false), "up ready 62% maxconn:6\n");
+        assert_eq!(report(&knows, Some(5), false), "up ready 62% maxconn:5\n");
         assert_eq!(report(&at(0.0), None, false), "up ready 1%\n");
         assert_eq!(report(&at(0.5), Some(9), true), "drain\n");
         assert_eq!(

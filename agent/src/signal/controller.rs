@@ -205,6 +205,11 @@ impl Controller {
         self.admit
     }
 
+    /// There was too much of late, and nothing has shown since that there is no more.
+    pub fn is_shedding(&self) -> bool {
+        self.active
+    }
+
     /// Nothing was shed for a while: there is nothing to remember.
     pub fn is_idle(&self) -> bool {
         !self.active && self.calm > FORGET

@@ -2,10 +2,10 @@
 
 use sha2::{Digest as _, Sha256};
 use tailback_page::layout::{
-    ADMIT_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, HAS_LIMIT, HAS_P99, HAS_RATES,
-    LEVEL_AT, LOAD_AT, MAGIC, NEVER, OLDEST_WAIT_AT, PID_AT, PUBLISHED_AT, RETRY_AFTER_AT,
-    SCORE_AT, TAKES_WORK_IN, TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT, WAKE_AT, WORDS,
-    WORST_AT,
+    ADMIT_AT, CONCURRENCY_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, HAS_LIMIT, HAS_P99,
+    HAS_RATES, LEVEL_AT, LOAD_AT, MAGIC, NEVER, OLDEST_WAIT_AT, PID_AT, PUBLISHED_AT,
+    RETRY_AFTER_AT, SCORE_AT, TAKES_WORK_IN, TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT, WAKE_AT,
+    WORDS, WORST_AT,
 };
 
 use super::pressure::{Pressure, takes_work_in};
@@ -42,6 +42,7 @@ pub fn encode(pressure: &Pressure, published: Published, wake: u32) -> Words {
     page.u32(RETRY_AFTER_AT, pressure.retry_after_ms);
     page.u32(LOAD_AT, ppm(pressure.load.all));
     page.u32(CPU_AT, ppm(pressure.load.cpu));
+    page.u32(CONCURRENCY_AT, pressure.concurrency.unwrap_or(0));
     for (index, (key, gauge)) in pressure.queues.iter().take(count).enumerate() {
         page.entry(ENTRIES_AT + ENTRY * index, key, gauge);
     }
@@ -224,6 +225,7 @@ mod tests {
                 all: 1.5,
                 cpu: 0.25,
             },
+            concurrency: Some(6),
             oldest_wait_ns: 13,
             time_to_full_ns: None,
             retry_after_ms: 2_000,
@@ -240,9 +242,9 @@ mod tests {
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         assert_eq!(&bytes[..8], b"TAILBACK");
         assert_eq!(
-            [8, 12, 40, 44, 48, 52, 56, 60, 80, 84, 88].map(u32_at),
+            [8, 12, 40, 44, 48, 52, 56, 60, 80, 84, 88, 92].map(u32_at),
             [
-                1, 1, 4711, 2, 1_250_000, 620_000, 0, 9, 2_000, 1_500_000, 250_000
+                1, 1, 4711, 2, 1_250_000, 620_000, 0, 9, 2_000, 1_500_000, 250_000, 6
             ]
         );
         assert_eq!([16, 24, 32, 64, 72].map(u64_at), [0, 5, 6, 13, u64::MAX]);
@@ -275,6 +277,7 @@ mod tests {
             score: f64::NAN,
             admit: 2.0,
             load: Load::default(),
+            concurrency: None,
             oldest_wait_ns: 0,
             time_to_full_ns: None,
             retry_after_ms: 0,

@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     detect::Gauge,
+    fading::faded,
     queue::{Kind, QueueKey},
 };
 
@@ -61,8 +62,15 @@ impl Loads {
         busiest
     }
 
-    /// What is asked of a service whose queues were taken in, by them, by its score, and by what share of new work it is to take.
-    pub fn of(&self, queues: &[(Arc<QueueKey>, Gauge)], score: f64, admit: f64) -> Load {
+    /// What is asked of a service whose queues were taken in, by them, by its score, and by what share of new work it is to take,
+    /// or whether it is to take only so much at once.
+    pub fn of(
+        &self,
+        queues: &[(Arc<QueueKey>, Gauge)],
+        score: f64,
+        admit: f64,
+        is_limited: bool,
+    ) -> Load {
         let mut busiest = score;
         let mut cpu = 0.0;
         for (key, _) in queues {
@@ -80,17 +88,18 @@ impl Loads {
         } else {
             busiest
         };
-        let all = all.min(MOST);
+        // And of one that is to take no more than so much at once, that this is as much as it can do.
+        let least = if is_limited { 1.0 } else { 0.0 };
+        let all = all.clamp(least, MOST);
         Load { all, cpu }
     }
 }
 
 impl Share {
     fn add(&mut self, at_ns: u64, busy: f64) {
-        let passed_ns = at_ns.saturating_sub(self.at_ns) as f64;
-        let weight = |over_ns: f64| 1.0 - (-passed_ns / over_ns).exp();
-        self.mean += (busy - self.mean) * weight(OVER_NS);
-        self.lately += (busy - self.lately) * weight(LATELY_NS);
+        let passed_ns = at_ns.saturating_sub(self.at_ns);
+        self.mean = faded(self.mean, busy, passed_ns, OVER_NS);
+        self.lately = faded(self.lately, busy, passed_ns, LATELY_NS);
         self.at_ns = at_ns;
     }
 }
@@ -126,12 +135,12 @@ mod tests {
                 queue(Kind::Runqueue, at_ns, 0.25),
             ];
             loads.take_in(&queues);
-            load = loads.of(&queues, 0.1, 1.0);
+            load = loads.of(&queues, 0.1, 1.0, false);
         }
         assert!((load.all - 0.75).abs() < 0.05, "{load:?}");
         assert!((load.cpu - 0.25).abs() < 1e-9, "{load:?}");
         loads.forget_before(u64::MAX);
-        let none = loads.of(&[], 0.4, 1.0);
+        let none = loads.of(&[], 0.4, 1.0, false);
         assert_eq!((none.all, none.cpu), (0.4, 0.0), "the fullest queue then");
     }
 
@@ -139,7 +148,8 @@ mod tests {
     fn more_than_it_can_do_is_what_it_may_take_turned_round_and_no_more_than_twice() {
         let loads = Loads::default();
         for (admit, load) in [(1.0, 0.9), (0.8, 1.25), (0.5, 2.0), (0.05, 2.0)] {
-            assert_eq!(loads.of(&[], 0.9, admit).all, load, "{admit}");
+            assert_eq!(loads.of(&[], 0.9, admit, false).all, load, "{admit}");
         }
+        assert_eq!(loads.of(&[], 0.7, 1.0, true).all, 1.0);
     }
 }

@@ -6,6 +6,7 @@
 //! `metrics` and `waits`. All that speaks to others is in [`guard`](crate::guard), another process, that reads the pages as anyone may:
 //! when the agent is gone, everything says "no pressure".
 
+mod concurrency;
 pub mod controller;
 mod encode;
 mod hub;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    concurrency::Concurrency,
     controller::{Controller, Look},
     load::{Load, Loads},
 };
@@ -34,6 +35,8 @@ pub struct Pressure {
     /// Share of new work to admit, 0 to 1.
     pub admit: f64,
     pub load: Load,
+    /// The most requests at once, while work is to be turned away and it is known.
+    pub concurrency: Option<u32>,
     /// Of the work that nobody has taken yet, the age of the oldest, ns.
     pub oldest_wait_ns: u64,
     /// `None`: no queue is filling.
@@ -50,6 +53,7 @@ pub struct Board {
     /// Each with the time of the reading that it took in last.
     controllers: HashMap<Arc<QueueKey>, (Controller, u64)>,
     loads: Loads,
+    concurrency: Concurrency,
 }
 
 impl Board {
@@ -72,6 +76,8 @@ impl Board {
             now_ns.saturating_sub(*read_ns) <= UNKNOWN_NS && !controller.is_idle()
         });
         self.loads.forget_before(now_ns.saturating_sub(OLD_NS));
+        self.concurrency
+            .forget_before(now_ns.saturating_sub(OLD_NS));
         targets
             .filter(|target| !target.followed)
             .map(|target| {
@@ -87,7 +93,14 @@ impl Board {
         target: Arc<Target>,
         mut queues: Vec<(Arc<QueueKey>, Gauge)>,
     ) -> Pressure {
+        let at_once = self.concurrency.take_in(
+            target.id,
+            queues.iter().map(|(key, gauge)| (&**key, gauge)),
+            self.shed_ns(&queues),
+        );
         let busy = self.loads.take_in(&queues);
+        // Requests are looked at more often than what works on them.
+        let busy = at_once.map_or(busy, |at_once| busy.map(|busy| busy.min(at_once.busy)));
         let admit = queues
             .iter()
             .filter(|(key, _)| takes_work_in(key))
@@ -116,7 +129,8 @@ impl Board {
             level: queues.first().map_or(Level::Ok, |(_, gauge)| gauge.level),
             score,
             admit,
-            load: self.loads.of(&queues, score, admit),
+            load: self.loads.of(&queues, score, admit, at_once.is_some()),
+            concurrency: at_once.map(|at_once| at_once.most),
             oldest_wait_ns,
             time_to_full_ns: queues
                 .iter()
@@ -126,6 +140,20 @@ impl Board {
             target,
             queues,
         }
+    }
+
+    /// The least delay that is fine, ns, of the queues of connections that nobody has taken, where work is to be turned away for
+    /// one of them.
+    fn shed_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
+        let is_shed_for = |key: &Arc<QueueKey>| {
+            let controller = self.controllers.get(key);
+            controller.is_some_and(|(controller, _)| controller.is_shedding())
+        };
+        queues
+            .iter()
+            .filter(|(key, _)| key.kind == Kind::Accept && is_shed_for(key))
+            .map(|(_, gauge)| gauge.target_ns)
+            .min()
     }
 
     fn admit(&mut self, now_ns: u64, key: &Arc<QueueKey>, gauge: &Gauge, busy: Option<f64>) -> f64 {

@@ -28,7 +28,10 @@ use super::{
     hub::{Hub, Line, Subscriber},
     metrics, status,
 };
-use crate::{collect::unix_ns, detect::Level};
+use crate::{
+    collect::{has_answered, unix_ns},
+    detect::Level,
+};
 
 /// Who listens at once, at most; and who is connected, for questions are answered beside.
 const MOST: usize = 64;
@@ -89,12 +92,14 @@ pub async fn serve(listener: UnixListener, hub: Arc<Hub>, directory: PathBuf) {
             let (_, mut writer) = stream.into_split();
             // The buffer of a new connection has room; we wait for nobody.
             let _ = timeout(Duration::ZERO, writer.write_all(error(&text).as_bytes())).await;
+            has_answered();
             continue;
         };
         let (hub, directory) = (Arc::clone(&hub), directory.clone());
         let listening = Arc::clone(&listening);
         tokio::spawn(async move {
             serve_one(stream, &hub, &directory, &listening).await;
+            has_answered();
             drop(place);
         });
     }

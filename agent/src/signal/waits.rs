@@ -112,6 +112,7 @@ mod tests {
             score: 0.0,
             admit: 1.0,
             load: Load::default(),
+            concurrency: None,
             oldest_wait_ns: 0,
             time_to_full_ns: None,
             retry_after_ms: 0,

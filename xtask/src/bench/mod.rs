@@ -4,6 +4,7 @@
 //! median with its spread, beside its goal where it has one. Speeds are measured here and never tested: a test
 //! that fails on a busy machine is of no use.
 
+mod adapters;
 mod cpu;
 mod figure;
 mod footprint;
@@ -50,6 +51,8 @@ enum What {
     Overload(overload::Args),
     /// What it costs a service to ask its page, and whether a reader ever sees a torn one
     Page(page::Args),
+    /// Whether those who listen can slow the agent's tick
+    Adapters(adapters::Args),
     #[command(flatten)]
     Hold(hold::Hold),
     #[command(hide = true)]
@@ -65,6 +68,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         What::Overhead(args) => overhead::measure(args, &mut report)?,
         What::Footprint(args) => footprint::measure(args, &mut report)?,
         What::Profile(args) => profile::measure(args, &mut report)?,
+        What::Adapters(args) => adapters::measure(args, &mut report)?,
         What::Page(args) => page::measure(args, &mut report)?,
         What::Overload(args) => overload::measure(args, &mut report)?,
     }

@@ -19,7 +19,7 @@ pub const BYTES: &str = "BYTES";
 pub const END: &str = "END";
 
 /// The checks, in the order in which they are run.
-pub const CHECKS: &[&str] = &["modules", "doctor"];
+pub const CHECKS: &[&str] = &["modules", "doctor", "clock steps"];
 /// Begins a line of JSON that `tailback doctor` printed.
 pub const PLAN: &str = "PLAN";
 /// Begins a line of JSON that the program of `tests/accuracy` printed: it is run after the checks.

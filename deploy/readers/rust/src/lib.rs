@@ -55,6 +55,8 @@ pub mod layout {
     pub const RETRY_AFTER_AT: usize = 80;
     pub const LOAD_AT: usize = 84;
     pub const CPU_AT: usize = 88;
+    /// u32, 0: no limit.
+    pub const CONCURRENCY_AT: usize = 92;
     pub const NEVER: u64 = u64::MAX;
 
     /// Entry `i` begins at `ENTRIES_AT + ENTRY * i`.
@@ -90,9 +92,9 @@ pub mod layout {
     pub const LEVELS: [&str; 4] = ["ok", "warn", "critical", "full"];
 }
 use layout::{
-    ADMIT_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, LEVEL_AT, LEVELS, LOAD_AT, MAGIC,
-    NEVER, OLDEST_WAIT_AT, PID_AT, PUBLISHED_AT, RETRY_AFTER_AT, SCORE_AT, SEQ_AT, SIZE,
-    TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT, WAKE_AT, WORDS, WORST_AT,
+    ADMIT_AT, CONCURRENCY_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, LEVEL_AT, LEVELS,
+    LOAD_AT, MAGIC, NEVER, OLDEST_WAIT_AT, PID_AT, PUBLISHED_AT, RETRY_AFTER_AT, SCORE_AT, SEQ_AT,
+    SIZE, TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT, WAKE_AT, WORDS, WORST_AT,
 };
 
 /// Everything is admitted: in millionths.
@@ -123,6 +125,8 @@ pub struct Pressure {
     pub load: f64,
     /// CPU time, of what the service may use.
     pub cpu: f64,
+    /// So many requests at once keep the service busy, while work is to be turned away; `None`: nothing is, or it is not known.
+    pub concurrency: Option<u32>,
     /// Of the service, as the agent's /proc numbers it.
     pub pid: u32,
     /// The worst of the entries.
@@ -143,6 +147,7 @@ impl Pressure {
         retry_after: Duration::ZERO,
         load: 0.0,
         cpu: 0.0,
+        concurrency: None,
         pid: 0,
         worst: 0,
         entries: 0,
@@ -275,6 +280,7 @@ impl Page {
                 retry_after: Duration::from_millis(u64::from(map.u32(RETRY_AFTER_AT))),
                 load: ratio(map.u32(LOAD_AT)),
                 cpu: ratio(map.u32(CPU_AT)),
+                concurrency: Some(map.u32(CONCURRENCY_AT)).filter(|most| *most > 0),
                 pid: map.u32(PID_AT),
                 worst: map.u32(WORST_AT),
                 entries: map.u32(COUNT_AT).min(ENTRIES as u32),

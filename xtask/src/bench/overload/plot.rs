@@ -15,7 +15,8 @@ fn colour(guard: Guard) -> &'static str {
     match guard {
         Guard::Nobody => "#999999",
         Guard::Static => "#e69f00",
-        Guard::Haproxy => "#0072b2",
+        Guard::Maxconn => "#0072b2",
+        Guard::Weight => "#56b4e9",
         Guard::Page => "#009e73",
     }
 }

@@ -20,6 +20,8 @@ use crate::tools;
 
 const SOON: Duration = Duration::from_secs(20);
 const BACKLOG: u32 = 128;
+/// At once, as nobody thought about it.
+const MANY: u32 = 100;
 
 /// What is overloaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +39,10 @@ pub enum Guard {
     Nobody,
     /// HAProxy, by numbers that a person found for this service as it is.
     Static,
-    /// HAProxy, by the weight that Tailback's agent-check tells it.
-    Haproxy,
+    /// HAProxy, by the limit that Tailback's agent-check tells it.
+    Maxconn,
+    /// HAProxy, by the weight.
+    Weight,
     /// The service itself, by its page.
     Page,
 }
@@ -75,13 +79,20 @@ impl Service {
 }
 
 impl Guard {
-    pub const ALL: [Self; 4] = [Self::Nobody, Self::Static, Self::Haproxy, Self::Page];
+    pub const ALL: [Self; 5] = [
+        Self::Nobody,
+        Self::Static,
+        Self::Maxconn,
+        Self::Weight,
+        Self::Page,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Nobody => "nothing",
             Self::Static => "static limit",
-            Self::Haproxy => "Tailback, HAProxy",
+            Self::Maxconn => "Tailback, maxconn",
+            Self::Weight => "Tailback, weight",
             Self::Page => "Tailback, page",
         }
     }
@@ -114,10 +125,10 @@ impl Stage {
         let ask = ports::free()?;
         let agent = match guard {
             Guard::Nobody | Guard::Static => None,
-            Guard::Haproxy | Guard::Page => {
+            Guard::Maxconn | Guard::Weight | Guard::Page => {
                 let text = format!(
                     "[[target]]\nport = {}\ncalled = \"bench\"\n[signal]\ndirectory = \"{}\"\n\
-                     [[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{ask}\"\n",
+                     [[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{ask}\"\nmaxconn = {MANY}\n",
                     uwsgi.port(),
                     run.display()
                 );
@@ -210,6 +221,8 @@ fn haproxy(
     before: SocketAddr,
     ask: u16,
 ) -> String {
+    let agent_check =
+        format!(" agent-check agent-addr 127.0.0.1 agent-port {ask} agent-inter 100ms");
     let (mut deny, mut server, mut queue) = (String::new(), String::new(), String::new());
     match guard {
         Guard::Nobody | Guard::Page => {}
@@ -218,10 +231,15 @@ fn haproxy(
             server = format!(" maxconn {}", service.workers() + service.workers() / 2);
             queue = format!(" timeout queue {}ms\n", service.target_delay().as_millis());
         }
-        Guard::Haproxy => {
-            server = format!(
-                " weight 100 agent-check agent-addr 127.0.0.1 agent-port {ask} agent-inter 100ms"
+        Guard::Maxconn => {
+            server = format!(" maxconn {MANY}{agent_check}");
+            queue = format!(
+                " timeout queue {}ms\n",
+                service.service_time().as_millis() / 4
             );
+        }
+        Guard::Weight => {
+            server = format!(" weight 100{agent_check}");
             // What is above the weight is answered here, and never gets to the service: of a hundred, as many as the weight
             // is pass, evenly. `proc.turn` is what is owed to the next one.
             deny = " http-request set-var(txn.weight) srv_weight(back/one)\n \

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    machine,
+    clock, machine,
     protocol::{ACCURACY, CHECKS, PLAN},
 };
 
@@ -17,7 +17,11 @@ type Check = fn() -> Result<()>;
 
 /// The checks by name, as `protocol` lists them.
 pub fn all() -> impl Iterator<Item = (&'static str, Check)> {
-    let checks: [Check; CHECKS.len()] = [machine::modules_are_loaded, doctor];
+    let checks: [Check; CHECKS.len()] = [
+        machine::modules_are_loaded,
+        doctor,
+        clock::steps_change_nothing,
+    ];
     CHECKS.iter().copied().zip(checks)
 }
 

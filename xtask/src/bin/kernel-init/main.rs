@@ -5,6 +5,7 @@
 //! `/tailback` beside it, and what measures it (`tests/accuracy`) is `/accuracy`.
 
 mod checks;
+mod clock;
 mod machine;
 #[path = "../../kernels/protocol.rs"]
 mod protocol;

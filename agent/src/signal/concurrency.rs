@@ -1,0 +1,258 @@
+//! How many requests at once keep a service busy, while more come than it can do. Pure.
+//!
+//! Those that are in service while others wait to be taken, and as many more as are answered within the delay that is fine
+//! (Little's law). Whoever admits no more than that need not know how much comes, nor be told when the service becomes faster
+//! or slower: that is why proxies limit by such a number.
+
+use std::collections::HashMap;
+
+use crate::{
+    detect::Gauge,
+    fading::faded,
+    queue::{Kind, QueueKey},
+    sample::TargetId,
+};
+
+/// A look sees by chance a little more or less: the mean over about so long.
+const OVER_NS: f64 = 1e9;
+/// And over so long where it has to be known soon.
+const LATELY_NS: f64 = 1e8;
+/// There is no more than the service can do when so much of what it had in service while work waited is there at all.
+const ENOUGH: f64 = 0.85;
+
+/// What the services do at once when there is enough to do.
+#[derive(Default)]
+pub struct Concurrency {
+    services: HashMap<TargetId, Service>,
+}
+
+/// What a service can do at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AtOnce {
+    /// So many requests keep it busy, and let it answer in time.
+    pub most: u32,
+    /// What is in service lately, of what is while others wait.
+    pub busy: f64,
+}
+
+struct Service {
+    at_ns: u64,
+    /// The delay that is fine.
+    target_ns: u64,
+    /// Requests that are there, taken or not.
+    there: f64,
+    /// In service lately.
+    lately: f64,
+    /// In service, and answered per second, while others wait.
+    in_service: f64,
+    per_s: f64,
+}
+
+/// What one look sees.
+struct Look {
+    at_ns: u64,
+    waiting: u64,
+    in_service: u64,
+    per_s: f64,
+}
+
+impl Concurrency {
+    /// Forgets what was looked at last before this time.
+    pub fn forget_before(&mut self, ns: u64) {
+        self.services.retain(|_, service| service.at_ns >= ns);
+    }
+
+    /// Takes in the queues of a service; `shed_ns`, where there are more connections that nobody has taken than is fine, is the
+    /// delay that would be. What it can do at once, until less is there than that; `None` where there was not too much, or where
+    /// nothing is known.
+    pub fn take_in<'a>(
+        &mut self,
+        target: TargetId,
+        queues: impl Iterator<Item = (&'a QueueKey, &'a Gauge)>,
+        shed_ns: Option<u64>,
+    ) -> Option<AtOnce> {
+        if shed_ns.is_none() && !self.services.contains_key(&target) {
+            return None;
+        }
+        let look = Look::at(queues)?;
+        let service = self
+            .services
+            .entry(target)
+            .or_insert_with(|| Service::new(&look));
+        service.target_ns = shed_ns.unwrap_or(service.target_ns);
+        service.take_in(&look);
+        if shed_ns.is_none() && service.there < ENOUGH * service.in_service {
+            self.services.remove(&target);
+            return None;
+        }
+        Some(service.at_once())
+    }
+}
+
+impl Look {
+    fn at<'a>(queues: impl Iterator<Item = (&'a QueueKey, &'a Gauge)>) -> Option<Self> {
+        let mut look = None;
+        let mut waiting = 0;
+        for (key, gauge) in queues {
+            if key.kind == Kind::Accept {
+                waiting += gauge.depth;
+            }
+            if key.kind == Kind::Inflight {
+                let look = look.get_or_insert(Self {
+                    at_ns: 0,
+                    waiting: 0,
+                    in_service: 0,
+                    per_s: 0.0,
+                });
+                look.at_ns = look.at_ns.max(gauge.at_ns);
+                look.in_service += gauge.depth;
+                look.per_s += gauge
+                    .answers_per_s
+                    .or(gauge.departures_per_s)
+                    .unwrap_or(0.0);
+            }
+        }
+        look.map(|look| Self { waiting, ..look })
+    }
+}
+
+impl Service {
+    fn new(look: &Look) -> Self {
+        Self {
+            at_ns: look.at_ns,
+            target_ns: 0,
+            there: (look.waiting + look.in_service) as f64,
+            lately: look.in_service as f64,
+            in_service: look.in_service as f64,
+            per_s: look.per_s,
+        }
+    }
+
+    fn take_in(&mut self, look: &Look) {
+        let passed_ns = look.at_ns.saturating_sub(self.at_ns);
+        self.lately = faded(self.lately, look.in_service as f64, passed_ns, LATELY_NS);
+        let fade = |mean: &mut f64, now: f64| *mean = faded(*mean, now, passed_ns, OVER_NS);
+        fade(&mut self.there, (look.waiting + look.in_service) as f64);
+        // With nobody waiting there may be too little to do; but what is in service can be in service.
+        if look.waiting > 0 || look.in_service as f64 > self.in_service {
+            fade(&mut self.in_service, look.in_service as f64);
+            fade(&mut self.per_s, look.per_s);
+        }
+        self.at_ns = look.at_ns;
+    }
+
+    fn at_once(&self) -> AtOnce {
+        let waiting = self.per_s * self.target_ns as f64 / 1e9;
+        // One always waits: whoever has answered finds the next.
+        let least = self.in_service.round().max(1.0) + 1.0;
+        AtOnce {
+            most: (self.in_service + waiting).round().max(least) as u32,
+            busy: self.lately / self.in_service.max(1.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TICK_NS: u64 = 100_000_000;
+    const TARGET_NS: u64 = 20_000_000;
+
+    /// A service, as it looks at a tick.
+    fn queues(tick: u64, waiting: u64, in_service: u64, per_s: f64) -> [(QueueKey, Gauge); 2] {
+        [(Kind::Accept, waiting), (Kind::Inflight, in_service)].map(|(kind, depth)| {
+            let key = QueueKey {
+                target: 1,
+                kind,
+                name: ":80".to_owned(),
+            };
+            let gauge = Gauge {
+                at_ns: tick * TICK_NS,
+                depth,
+                departures_per_s: Some(per_s),
+                ..Gauge::default()
+            };
+            (key, gauge)
+        })
+    }
+
+    fn read(all: &mut Concurrency, queues: &[(QueueKey, Gauge)], shed: bool) -> Option<u32> {
+        let queues = queues.iter().map(|(key, gauge)| (key, gauge));
+        let at_once = all.take_in(1, queues, shed.then_some(TARGET_NS));
+        at_once.map(|at_once| at_once.most)
+    }
+
+    #[test]
+    fn it_is_what_is_in_service_and_what_may_wait_until_there_is_less() {
+        let mut all = Concurrency::default();
+        assert_eq!(read(&mut all, &queues(1, 0, 4, 100.0), false), None);
+        let mut most = None;
+        for tick in 2..50 {
+            // Four workers, one of them between two requests now and then. Soon only what may wait does, and some of it.
+            let (waiting, in_service) = if tick % 5 == 0 { (0, 3) } else { (2, 4) };
+            let waiting = if tick < 10 { 90 } else { waiting };
+            let queues = queues(tick, waiting, in_service, 100.0);
+            most = read(&mut all, &queues, tick < 10);
+        }
+        assert_eq!(most, Some(6));
+        for tick in 50..70 {
+            most = read(&mut all, &queues(tick, 0, 2, 50.0), false);
+        }
+        assert_eq!(most, None);
+    }
+
+    #[test]
+    fn one_more_than_what_is_in_service_at_least() {
+        for (in_service, most) in [(1, 2), (0, 2)] {
+            let queues = queues(1, 9, in_service, 0.5);
+            assert_eq!(read(&mut Concurrency::default(), &queues, true), Some(most));
+        }
+    }
+
+    #[test]
+    fn a_service_that_becomes_slower_is_followed() {
+        let mut all = Concurrency::default();
+        let mut most = [None; 2];
+        for tick in 1..=40 {
+            let per_s = if tick <= 20 { 400.0 } else { 100.0 };
+            let queues = queues(tick, 5, 4, per_s);
+            most[usize::from(tick > 20)] = read(&mut all, &queues, true);
+        }
+        assert_eq!(most, [Some(12), Some(7)]);
+    }
+
+    #[test]
+    fn how_busy_it_is_is_what_is_in_service_of_what_was() {
+        let mut all = Concurrency::default();
+        let mut busy = Vec::new();
+        for tick in 1..=23 {
+            let queues = queues(tick, 0, if tick <= 20 { 4 } else { 2 }, 100.0);
+            let queues = queues.iter().map(|(key, gauge)| (key, gauge));
+            let at_once = all.take_in(1, queues, Some(TARGET_NS)).unwrap();
+            busy.push((at_once.busy * 100.0).round());
+        }
+        assert_eq!(busy[18..], [100.0, 100.0, 68.0, 57.0, 52.0]);
+    }
+
+    #[test]
+    fn a_limit_that_is_too_low_rises_for_nobody_waits() {
+        let mut all = Concurrency::default();
+        let mut most = read(&mut all, &queues(1, 9, 2, 50.0), true);
+        assert_eq!(most, Some(3));
+        for tick in 2..100 {
+            // Eight workers.
+            let there = u64::from(most.unwrap());
+            let (waiting, in_service) = (there.saturating_sub(8), there.min(8));
+            let per_s = 25.0 * in_service as f64;
+            most = read(&mut all, &queues(tick, waiting, in_service, per_s), false);
+        }
+        assert_eq!(most, Some(12));
+    }
+
+    #[test]
+    fn where_requests_in_flight_are_not_seen_nothing_is_said() {
+        let [accept, _] = queues(1, 90, 4, 100.0);
+        assert_eq!(read(&mut Concurrency::default(), &[accept], true), None);
+    }
+}
