@@ -206,18 +206,31 @@ pub struct IterMeta {
     pub seq: *mut seq_file,
 }
 
-/// Appends a record to what the agent reads. When the buffer is full the kernel drops what this visit
+/// What records are written to.
+pub trait Sink: Copy {
+    fn write<T: Copy>(self, record: &T);
+}
+
+/// Appends to what the agent reads. When the buffer is full the kernel drops what this visit
 /// wrote and visits the object again on the next read, so a record is never cut.
+impl Sink for *mut seq_file {
+    #[inline(always)]
+    fn write<T: Copy>(self, record: &T) {
+        // SAFETY: `self` comes from the iterator's context; `record` is a live value without padding.
+        unsafe {
+            bpf_seq_write(
+                self,
+                core::ptr::from_ref(record).cast(),
+                size_of::<T>() as u32,
+            )
+        };
+    }
+}
+
+/// Writes a record.
 #[inline(always)]
-pub fn emit<T>(seq: *mut seq_file, record: &T) {
-    // SAFETY: `seq` comes from the iterator's context; `record` is a live value without padding.
-    unsafe {
-        bpf_seq_write(
-            seq,
-            core::ptr::from_ref(record).cast(),
-            size_of::<T>() as u32,
-        )
-    };
+pub fn emit<T: Copy>(out: impl Sink, record: &T) {
+    out.write(record);
 }
 
 /// Where the walk is: at the process of this task, looked up if it is another one than that of the visit before. `None`

@@ -43,9 +43,18 @@ layout! {
     task_nvcsw,
     task_nivcsw,
     task_signal,
+    task_thread_node,
+    task_files,
     task_stack,
     // struct signal_struct
     signal_rlim,
+    signal_thread_head,
+    signal_nr_threads,
+    // struct files_struct, struct fdtable
+    files_count,
+    files_fdt,
+    fdt_max_fds,
+    fdt_fd,
     // struct pt_regs
     regs_number,
     regs_arg0,
@@ -102,6 +111,7 @@ layout! {
     sk_wmem_alloc,
     sk_receive_next,
     sk_receive_qlen,
+    sk_bpf_storage,
     // struct sock since 6.18: drops of UDP sockets, counted in two places
     sk_drop_counters,
     drop_counters_0,
@@ -172,4 +182,34 @@ pub struct Ways {
     pub user_memory: u32,
     /// Loops that the kernel counts (`bpf_loop`, 5.17); else our own.
     pub bpf_loop: u32,
+}
+
+/// The call of a helper of this number stands where a plain address gets a kernel type. There is no such helper: the agent
+/// puts the kernel's own function there.
+pub const CAST_CALL: u32 = 0x7461_696c;
+
+/// The kernel's numbers of the types that plain addresses are cast to. Frozen like [`Layout`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct Types {
+    pub task_struct: u32,
+    pub file: u32,
+    pub socket: u32,
+    pub sock: u32,
+    pub tcp_sock: u32,
+    /// Any struct that begins with a pointer.
+    pub list_head: u32,
+}
+
+impl Types {
+    /// None is known.
+    pub const NONE: Self = Self {
+        task_struct: 0,
+        file: 0,
+        socket: 0,
+        sock: 0,
+        tcp_sock: 0,
+        list_head: 0,
+    };
 }

@@ -7,6 +7,8 @@
 
 mod layout;
 mod record;
+mod sheet;
 
-pub use layout::{ABSENT, Layout, Ways};
+pub use layout::{ABSENT, CAST_CALL, Layout, Types, Ways};
 pub use record::*;
+pub use sheet::{BATCH, MAX_QUICK_FDS, SHEET_BYTES, Sheet};

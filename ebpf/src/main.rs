@@ -6,8 +6,12 @@
 #![no_std]
 #![no_main]
 
+mod cast;
 mod kernel;
 mod pipe;
+mod quick_files;
+mod quick_threads;
+mod on_sheet;
 mod sk_storage;
 mod sock;
 mod task;

@@ -1,13 +1,12 @@
 //! Pipes and FIFOs: the ring of buffers behind both ends.
 
-use aya_ebpf::bindings::seq_file;
 use tailback_ebpf::{
     Header, HolderRecord, KIND_HOLDER, KIND_PIPE, PIPE_BYTES_UNKNOWN, PIPE_READ_END,
     PIPE_WRITE_END, PipeRecord,
 };
 
 use crate::{
-    kernel::{emit, load, offset, probe_at},
+    kernel::{Sink, emit, load, offset, probe_at},
     task_file::Found,
 };
 
@@ -50,7 +49,7 @@ impl Pipe {
     }
 
     #[inline(always)]
-    pub fn emit_holder(&self, seq: *mut seq_file, found: Found) {
+    pub fn emit_holder(&self, out: impl Sink, found: Found) {
         let record = HolderRecord {
             header: Header {
                 kind: KIND_HOLDER,
@@ -61,11 +60,11 @@ impl Pipe {
             fd: found.fd,
             end: self.end,
         };
-        emit(seq, &record);
+        emit(out, &record);
     }
 
     #[inline(always)]
-    pub fn emit(&self, seq: *mut seq_file, found: Found) {
+    pub fn emit(&self, out: impl Sink, found: Found) {
         let head = load!(self.pipe, pipe_head, u32);
         let tail = load!(self.pipe, pipe_tail, u32);
         let record = PipeRecord {
@@ -85,7 +84,7 @@ impl Pipe {
             writers: load!(self.pipe, pipe_writers, u32),
             reserved: 0,
         };
-        emit(seq, &record);
+        emit(out, &record);
     }
 
     /// Bytes in the pipe: each occupied buffer of the ring holds up to a page.

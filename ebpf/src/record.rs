@@ -362,7 +362,7 @@ records! {
     }
 
     /// Settings of one walk, and where it is, in the one-entry map `WALK`.
-    pub struct Walk: 64 {
+    pub struct Walk: 72 {
         /// Busy sockets of hot targets that this walk may still mark.
         pub marks_left: u32,
         /// Its number.
@@ -371,6 +371,8 @@ records! {
         pub mark_ttl_ns: u64,
         /// The operations of io_uring files; 0: not known.
         pub ring_operations: u64,
+        /// The operations of sockets' files; 0: not known.
+        pub socket_operations: u64,
         /// The agent's own tgid in the initial pid namespace; 0: not known.
         pub own_tgid: u32,
         /// The process of the last visit; 0: none. What follows is of it.

@@ -29,6 +29,8 @@ pub struct Sock {
     named_by: *const u8,
     /// Known to the compiler wherever it is asked for: one of the two ways is left.
     pub is_typed: bool,
+    /// Helpers take it. Known likewise.
+    is_handed_out: bool,
 }
 
 impl Sock {
@@ -39,6 +41,16 @@ impl Sock {
             sk,
             named_by: sk,
             is_typed: true,
+            is_handed_out: true,
+        }
+    }
+
+    /// One that the kernel has not handed out: a plain address, cast. It has a cookie already if it is to be named.
+    #[inline(always)]
+    pub fn cast(sk: *const u8) -> Self {
+        Self {
+            is_handed_out: false,
+            ..Self::new(sk)
         }
     }
 
@@ -50,6 +62,7 @@ impl Sock {
             sk,
             named_by: within.sk,
             is_typed: false,
+            is_handed_out: within.is_handed_out,
         }
     }
 
@@ -102,7 +115,7 @@ impl Sock {
     #[inline(always)]
     pub fn cookie(&self) -> u64 {
         match load_sk!(self.named_by, sk_cookie, u64) {
-            0 if way!(cookies) => {
+            0 if way!(cookies) && self.is_handed_out => {
                 // Nobody has asked for this socket's cookie yet: have the kernel assign one.
                 // SAFETY: a typed, non-null kernel pointer.
                 unsafe { bpf_get_socket_cookie(self.named_by.cast_mut().cast()) }

@@ -31,24 +31,27 @@ pub extern "C" fn threads(ctx: *const TaskContext) -> i32 {
     if at_target(task, tgid).is_none() {
         return 0;
     }
-    emit(
-        seq,
-        &ThreadRecord {
-            header: Header {
-                kind: KIND_THREAD,
-                len: size_of::<ThreadRecord>() as u16,
-                tgid,
-            },
-            tid: load!(task, task_pid, u32),
-            state: load!(task, task_state, u32),
-            on_cpu: on_cpu(task),
-            reserved: 0,
-            run_delay_ns: load_or!(task, task_run_delay, u64, 0),
-            dispatches: load_or!(task, task_pcount, u64, 0),
-            cpu_ns: load!(task, task_sum_exec_runtime, u64),
-        },
-    );
+    emit(seq, &record(task, tgid));
     0
+}
+
+/// What is to be said of a thread of a target.
+#[inline(always)]
+pub fn record(task: *const u8, tgid: u32) -> ThreadRecord {
+    ThreadRecord {
+        header: Header {
+            kind: KIND_THREAD,
+            len: size_of::<ThreadRecord>() as u16,
+            tgid,
+        },
+        tid: load!(task, task_pid, u32),
+        state: load!(task, task_state, u32),
+        on_cpu: on_cpu(task),
+        reserved: 0,
+        run_delay_ns: load_or!(task, task_run_delay, u64, 0),
+        dispatches: load_or!(task, task_pcount, u64, 0),
+        cpu_ns: load!(task, task_sum_exec_runtime, u64),
+    }
 }
 
 /// Writes the CPU time of every thread of the machine.

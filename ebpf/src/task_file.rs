@@ -10,7 +10,8 @@ use aya_ebpf::{
 use tailback_ebpf::{ABSENT, Header, KIND_OPERATIONS, Mark, OperationsRecord, TARGET_HOT, Walk};
 
 use crate::{
-    kernel::{IterMeta, MARKS, TARGETS, WALK, at_target, emit, end_of_walk, load, offset, way},
+    kernel::{IterMeta, MARKS, Sink, TARGETS, WALK, at_target, emit, end_of_walk, load, offset, way},
+    on_sheet::is_told,
     pipe::Pipe,
     sock::{AF_UNIX, IPPROTO_UDP, SOCK_DGRAM, Sock},
     tcp::{Rounds, Tcp},
@@ -59,8 +60,10 @@ fn visit_file(ctx: *const TaskFileContext, rounds: Rounds) -> i32 {
         tell_count();
     }
     if let Some(walk) = at_target(task, found.tgid) {
-        count(walk, task, found);
-        visit(seq, found, file, walk, rounds);
+        count(walk, task, found.fd);
+        if !is_told(found.fd) {
+            visit(seq, found, file, walk, rounds);
+        }
     }
     0
 }
@@ -146,22 +149,30 @@ fn is_another(tgid: u32) -> bool {
 /// Counts this file, once per walk: when the buffer is full the kernel shows the same file again, and some kernels (6.1)
 /// show the whole table once for each thread. Descriptors come in ascending order.
 #[inline(always)]
-fn count(walk: *mut Walk, task: *const u8, found: Found) {
+fn count(walk: *mut Walk, task: *const u8, fd: u32) {
     // SAFETY: as above.
     unsafe {
         if (*walk).open == 0 {
             (*walk).limit = nofile(task);
         }
-        if found.fd >= (*walk).next_fd {
+    }
+    count_one(walk, fd);
+}
+
+#[inline(always)]
+pub fn count_one(walk: *mut Walk, fd: u32) {
+    // SAFETY: as above.
+    unsafe {
+        if fd >= (*walk).next_fd {
             (*walk).open += 1;
-            (*walk).next_fd = found.fd + 1;
+            (*walk).next_fd = fd + 1;
         }
     }
 }
 
 /// The process is done with: what was counted goes to its entry.
 #[inline(always)]
-fn tell_count() {
+pub fn tell_count() {
     let Some(walk) = WALK.get_ptr_mut(0) else {
         return;
     };
@@ -179,7 +190,7 @@ fn tell_count() {
 
 /// RLIMIT_NOFILE, soft.
 #[inline(always)]
-fn nofile(task: *const u8) -> u64 {
+pub fn nofile(task: *const u8) -> u64 {
     /// `rlim[RLIMIT_NOFILE].rlim_cur`, include/uapi/asm-generic/resource.h
     const NOFILE: usize = 7 * 16;
     if offset!(signal_rlim) == ABSENT {
@@ -226,11 +237,11 @@ fn visit(seq: *mut seq_file, found: Found, file: *const u8, walk: *mut Walk, rou
 
 /// What is no socket.
 #[inline(always)]
-fn visit_other(seq: *mut seq_file, found: Found, file: *const u8, walk: *const Walk) {
+pub fn visit_other(out: impl Sink, found: Found, file: *const u8, walk: *const Walk) {
     if offset!(inode_pipe) != ABSENT
         && let Some(pipe) = Pipe::of(file)
     {
-        pipe.emit(seq, found);
+        pipe.emit(out, found);
         return;
     }
     // SAFETY: an array entry lives as long as its map.
@@ -239,7 +250,7 @@ fn visit_other(seq: *mut seq_file, found: Found, file: *const u8, walk: *const W
         && ring_operations != 0
         && load!(file, file_op, u64) == ring_operations
     {
-        emit_ring(seq, found, file);
+        emit_ring(out, found, file);
     }
 }
 

@@ -3,7 +3,6 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::seq_file,
     helpers::generated::{
         bpf_jiffies64, bpf_ktime_get_ns, bpf_loop, bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_sock,
     },
@@ -14,8 +13,9 @@ use tailback_ebpf::{
 };
 
 use crate::{
+    cast::cast,
     kernel::{
-        WALK, WANTED, emit, load, load_sk, load_sk_or, offset, probe, read_sk, read_sk_or, way,
+        Sink, WALK, WANTED, emit, load, load_sk, load_sk_or, offset, probe, read_sk, read_sk_or, way,
     },
     sock::{IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM, Sock},
     task_file::Found,
@@ -72,6 +72,32 @@ impl Tcp {
         })
     }
 
+    /// As [`Tcp::from_sock`], of a socket that the kernel has not handed out: no helper takes it.
+    #[inline(always)]
+    pub fn cast(sock: Sock) -> Option<Self> {
+        if !sock.is(sock.family(), SOCK_STREAM, IPPROTO_TCP) {
+            return None;
+        }
+        Some(Self {
+            sock,
+            sk: sock.sk,
+            tcp: cast!(sock.sk, tcp_sock),
+            state: sock.state(),
+        })
+    }
+
+    /// A listener that the kernel has not handed out: requests are told from others by a helper that takes only what it
+    /// has.
+    #[inline(always)]
+    pub fn untyped(listener: Sock) -> Self {
+        Self {
+            sock: Sock::found(listener.sk, listener),
+            sk: listener.sk,
+            tcp: listener.sk,
+            state: TCP_LISTEN,
+        }
+    }
+
     /// The TCP socket that listens for an MPTCP one: what waits for accept waits there. Go's servers listen so unless they are
     /// told otherwise (1.24). No helper gives its type, so it is probed.
     #[inline(always)]
@@ -100,7 +126,7 @@ impl Tcp {
     }
 
     #[inline(always)]
-    pub fn emit_connection(&self, seq: *mut seq_file, found: Found) {
+    pub fn emit_connection(&self, out: impl Sink, found: Found) {
         let family = self.sock.family();
         let mut record = SocketRecord {
             header: Header {
@@ -151,7 +177,7 @@ impl Tcp {
             record.wmem_queued = load_sk!(self.sk, sk_wmem_queued, u32);
             record.sndbuf = load_sk!(self.sk, sk_sndbuf, u32);
         }
-        emit(seq, &record);
+        emit(out, &record);
     }
 
     #[inline(always)]
@@ -187,7 +213,7 @@ impl Tcp {
 
     /// Who holds this connection, and no more.
     #[inline(always)]
-    pub fn emit_peer(&self, seq: *mut seq_file, found: Found) {
+    pub fn emit_peer(&self, out: impl Sink, found: Found) {
         let family = self.sock.family();
         let record = PeerRecord {
             header: Header {
@@ -205,7 +231,7 @@ impl Tcp {
             local: self.sock.local(family),
             remote: self.sock.remote(family),
         };
-        emit(seq, &record);
+        emit(out, &record);
     }
 
     /// Bytes wait to be read, or to be acknowledged.
@@ -244,8 +270,8 @@ impl Tcp {
     }
 
     #[inline(always)]
-    pub fn emit_listener_only(&self, seq: *mut seq_file, found: Found) {
-        emit(seq, &self.listener_record(found, 0));
+    pub fn emit_listener_only(&self, out: impl Sink, found: Found) {
+        emit(out, &self.listener_record(found, 0));
     }
 
     /// The listener, then a stamp for each connection that waits to be accepted, oldest first.
@@ -254,9 +280,9 @@ impl Tcp {
     /// accept, so one may have been reused by the time we read it: the walk is bounded, the kernel lets every load
     /// fault harmlessly, and the stamp carries the port, so that the agent can tell a stranger.
     #[inline(always)]
-    pub fn emit_listener(&self, seq: *mut seq_file, found: Found, rounds: Rounds) {
+    pub fn emit_listener(&self, out: impl Sink, found: Found, rounds: Rounds) {
         if offset!(req_snt_synack) == ABSENT {
-            return self.emit_listener_only(seq, found);
+            return self.emit_listener_only(out, found);
         }
         let depth = read_sk!(self.sock, self.sk, sk_ack_backlog, u32);
         let waiting = if depth > MAX_WAITING {
@@ -264,12 +290,12 @@ impl Tcp {
         } else {
             depth
         };
-        emit(seq, &self.listener_record(found, waiting));
+        emit(out, &self.listener_record(found, waiting));
         let head = read_sk!(self.sock, self.tcp, tcp_accept_head, *const u8);
         match rounds {
-            Rounds::Kernel => emit_waiting(seq, head, waiting, self.sock.is_typed),
+            Rounds::Kernel => emit_waiting(out, head, waiting, self.sock.is_typed),
             Rounds::Program => {
-                emit_waiting_in_rounds(seq, head, waiting, self.sock.is_typed);
+                emit_waiting_in_rounds(out, head, waiting, self.sock.is_typed);
             }
         }
     }
@@ -278,19 +304,19 @@ impl Tcp {
 /// Where the walk over an accept queue is: on the stack of the program, whose slots keep for the verifier what kernel
 /// types the two pointers have.
 #[repr(C)]
-struct Queue {
-    seq: *mut seq_file,
+struct Queue<S> {
+    out: S,
     request: *const u8,
 }
 
 /// A stamp for each of those that wait, from the oldest on, in rounds of `bpf_loop`.
 #[inline(always)]
-fn emit_waiting(seq: *mut seq_file, head: *const u8, waiting: u32, is_typed: bool) {
-    let mut queue = Queue { seq, request: head };
+fn emit_waiting<S: Sink>(out: S, head: *const u8, waiting: u32, is_typed: bool) {
+    let mut queue = Queue { out, request: head };
     let round = if is_typed {
-        emit_first as *mut c_void
+        emit_first::<S> as *mut c_void
     } else {
-        emit_first_probed as *mut c_void
+        emit_first_probed::<S> as *mut c_void
     };
     // SAFETY: the function takes what is passed here, and is called before the helper returns.
     unsafe { bpf_loop(waiting, round, (&raw mut queue).cast(), 0) };
@@ -303,10 +329,10 @@ fn emit_waiting(seq: *mut seq_file, head: *const u8, waiting: u32, is_typed: boo
 /// caller's stack. Before 6.7 it looks at a round once; since then until what it knows of the stack is what it knew
 /// in a round before (kernel/bpf/verifier.c, calls_callback): soon, for a request leads to a request.
 #[inline(never)]
-extern "C" fn emit_first(_index: u64, queue: *mut Queue) -> i64 {
+extern "C" fn emit_first<S: Sink>(_index: u64, queue: *mut Queue<S>) -> i64 {
     // SAFETY: the caller's, which waits for us.
-    let (seq, request) = unsafe { ((*queue).seq, (*queue).request) };
-    emit(seq, &stamp(request));
+    let (out, request) = unsafe { ((*queue).out, (*queue).request) };
+    emit(out, &stamp(request));
     let next = load!(request, req_dl_next, *const u8);
     // SAFETY: as above.
     unsafe { (*queue).request = next };
@@ -315,10 +341,10 @@ extern "C" fn emit_first(_index: u64, queue: *mut Queue) -> i64 {
 
 /// As [`emit_first`], of a listener whose type the verifier does not know.
 #[inline(never)]
-extern "C" fn emit_first_probed(_index: u64, queue: *mut Queue) -> i64 {
+extern "C" fn emit_first_probed<S: Sink>(_index: u64, queue: *mut Queue<S>) -> i64 {
     // SAFETY: as above.
-    let (seq, request) = unsafe { ((*queue).seq, (*queue).request) };
-    emit(seq, &probed_stamp(request));
+    let (out, request) = unsafe { ((*queue).out, (*queue).request) };
+    emit(out, &probed_stamp(request));
     let next = probe!(request, req_dl_next, *const u8);
     // SAFETY: as above.
     unsafe { (*queue).request = next };
@@ -330,7 +356,7 @@ extern "C" fn emit_first_probed(_index: u64, queue: *mut Queue) -> i64 {
 /// Every branch in it costs the verifier a pending state per round, 8,192 in all (`BPF_COMPLEXITY_LIMIT_JMP_SEQ`):
 /// hence no checks here that the agent can make as well.
 #[inline(always)]
-fn emit_waiting_in_rounds(seq: *mut seq_file, head: *const u8, waiting: u32, is_typed: bool) {
+fn emit_waiting_in_rounds(out: impl Sink, head: *const u8, waiting: u32, is_typed: bool) {
     let mut request = head;
     let mut written = 0;
     while written < waiting {
@@ -342,7 +368,7 @@ fn emit_waiting_in_rounds(seq: *mut seq_file, head: *const u8, waiting: u32, is_
                 probe!(request, req_dl_next, *const u8),
             )
         };
-        emit(seq, &stamp);
+        emit(out, &stamp);
         request = next;
         written += 1;
     }

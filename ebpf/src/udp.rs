@@ -1,17 +1,16 @@
 //! UDP sockets: memory of what is not read, its limit, and what was dropped.
 
-use aya_ebpf::bindings::seq_file;
 use tailback_ebpf::{ABSENT, Header, KIND_UDP, UNKNOWN, UdpRecord};
 
 use crate::{
-    kernel::{emit, load_sk, load_sk_or, offset, probe},
+    kernel::{Sink, emit, load_sk, load_sk_or, offset, probe},
     sock::{Sock, packet},
     task_file::Found,
 };
 
 /// The kernel's record of one UDP socket.
 #[inline(always)]
-pub fn emit_udp(seq: *mut seq_file, found: Found, sock: &Sock) {
+pub fn emit_udp(out: impl Sink, found: Found, sock: &Sock) {
     let sk = sock.sk;
     let family = sock.family();
     // The kernel gives memory back in batches: what is read and not yet given back is the deficit
@@ -55,7 +54,7 @@ pub fn emit_udp(seq: *mut seq_file, found: Found, sock: &Sock) {
         local: sock.local(family),
         remote: sock.remote(family),
     };
-    emit(seq, &record);
+    emit(out, &record);
 }
 
 /// Since 6.18 these drops are counted in two places of their own (sk_drops_read, include/net/sock.h).

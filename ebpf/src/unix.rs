@@ -3,64 +3,83 @@
 //! Memory of a message belongs to the socket that wrote it until it is read (sock_alloc_send_pskb), so the queue of one
 //! end is what its peer has written. Whatever hangs behind a `void *` or an embedded array is read by probe reads.
 
-use aya_ebpf::{bindings::seq_file, helpers::generated::bpf_probe_read_kernel};
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use tailback_ebpf::{
     HOLDER_SOCKET, Header, HolderRecord, KIND_HOLDER, KIND_UNIX, UNIX_PATH, UnixRecord,
 };
 
 use crate::{
-    kernel::{emit, load_sk, offset, probe, probe_at},
+    kernel::{Sink, emit, load_sk, offset, probe, probe_at},
     sock::{Sock, packet},
     task_file::Found,
 };
 
 #[inline(always)]
-pub fn emit_unix(seq: *mut seq_file, found: Found, sock: &Sock) {
+pub fn emit_unix(out: impl Sink, found: Found, sock: &Sock) {
+    let mut record = MaybeUninit::<UnixRecord>::uninit();
+    fill_unix(record.as_mut_ptr(), found, sock);
+    // SAFETY: all of it was just filled in.
+    emit(out, unsafe { record.assume_init_ref() });
+}
+
+/// Field by field, so that the record need not stand on the stack, for which it is large.
+#[inline(always)]
+pub fn fill_unix(record: *mut UnixRecord, found: Found, sock: &Sock) {
     let sk = sock.sk;
     let peer = probe!(sk, unix_peer, *const u8);
     let queued = load_sk!(sk, sk_receive_qlen, u32);
-    let mut record = UnixRecord {
-        header: Header {
+    let head = if queued > 0 {
+        packet(probe!(sk, sk_receive_next, u64))
+    } else {
+        0
+    };
+    let (style, limit, sndbuf) = (
+        load_sk!(sk, sk_type, u16),
+        load_sk!(sk, sk_max_ack_backlog, u32),
+        load_sk!(sk, sk_sndbuf, u32),
+    );
+    let (mut peer_inode, mut peer_written, mut peer_sndbuf, mut peer_path_len) = (0, 0, 0, 0);
+    if !peer.is_null() {
+        peer_inode = inode(peer);
+        // A connection that is not accepted has no inode yet, and its one packet is the connection itself.
+        peer_written = if peer_inode == 0 { 0 } else { written(peer) };
+        peer_sndbuf = probe!(peer, sk_sndbuf, u32);
+    }
+    // SAFETY: the caller's record, of which each field is written once.
+    unsafe {
+        (*record).path = [0; UNIX_PATH];
+        (*record).peer_path = [0; UNIX_PATH];
+        (*record).path_len = path(sk, &raw mut (*record).path);
+        if !peer.is_null() {
+            peer_path_len = path(peer, &raw mut (*record).peer_path);
+        }
+        (*record).header = Header {
             kind: KIND_UNIX,
             len: size_of::<UnixRecord>() as u16,
             tgid: found.tgid,
-        },
-        inode: inode(sk),
-        peer: 0,
-        head: if queued > 0 {
-            packet(probe!(sk, sk_receive_next, u64))
-        } else {
-            0
-        },
-        fd: found.fd,
-        netns: sock.netns(),
-        style: load_sk!(sk, sk_type, u16),
-        state: sock.state(),
-        reserved: 0,
-        queued,
-        limit: load_sk!(sk, sk_max_ack_backlog, u32),
-        written: written(sk),
-        sndbuf: load_sk!(sk, sk_sndbuf, u32),
-        peer_written: 0,
-        peer_sndbuf: 0,
-        path_len: 0,
-        peer_path_len: 0,
-        path: [0; UNIX_PATH],
-        peer_path: [0; UNIX_PATH],
-    };
-    record.path_len = path(sk, &mut record.path);
-    if !peer.is_null() {
-        record.peer = inode(peer);
-        // A connection that is not accepted has no inode yet, and its one packet is the connection itself.
-        record.peer_written = if record.peer == 0 { 0 } else { written(peer) };
-        record.peer_sndbuf = probe!(peer, sk_sndbuf, u32);
-        record.peer_path_len = path(peer, &mut record.peer_path);
+        };
+        (*record).inode = inode(sk);
+        (*record).peer = peer_inode;
+        (*record).head = head;
+        (*record).fd = found.fd;
+        (*record).netns = sock.netns();
+        (*record).style = style;
+        (*record).state = sock.state();
+        (*record).reserved = 0;
+        (*record).queued = queued;
+        (*record).limit = limit;
+        (*record).written = written(sk);
+        (*record).sndbuf = sndbuf;
+        (*record).peer_written = peer_written;
+        (*record).peer_sndbuf = peer_sndbuf;
+        (*record).peer_path_len = peer_path_len;
     }
-    emit(seq, &record);
 }
 
 #[inline(always)]
-pub fn emit_holder(seq: *mut seq_file, found: Found, sock: &Sock) {
+pub fn emit_holder(out: impl Sink, found: Found, sock: &Sock) {
     let record = HolderRecord {
         header: Header {
             kind: KIND_HOLDER,
@@ -71,7 +90,7 @@ pub fn emit_holder(seq: *mut seq_file, found: Found, sock: &Sock) {
         fd: found.fd,
         end: HOLDER_SOCKET,
     };
-    emit(seq, &record);
+    emit(out, &record);
 }
 
 /// Memory of what was written and not read. The count begins at 1 (sk_wmem_alloc_get, include/net/sock.h).
@@ -99,7 +118,7 @@ fn inode(sk: *const u8) -> u64 {
 
 /// The address that a socket is bound to, without its family; answers its length as the kernel keeps it.
 #[inline(always)]
-fn path(sk: *const u8, path: &mut [u8; UNIX_PATH]) -> u16 {
+fn path(sk: *const u8, path: *mut [u8; UNIX_PATH]) -> u16 {
     /// `sun_family` stands before the path.
     const FAMILY: usize = 2;
     let address = probe!(sk, unix_addr, *const u8);
@@ -109,6 +128,6 @@ fn path(sk: *const u8, path: &mut [u8; UNIX_PATH]) -> u16 {
     let from = address.wrapping_add(offset!(unix_address_name) as usize + FAMILY);
     // SAFETY: the helper checks the address; `path` is a live array of this size. The kernel's copy may be shorter:
     // what follows it is memory of the same slab, and the length says where to stop.
-    unsafe { bpf_probe_read_kernel(path.as_mut_ptr().cast(), UNIX_PATH as u32, from.cast()) };
+    unsafe { bpf_probe_read_kernel(path.cast(), UNIX_PATH as u32, from.cast()) };
     probe!(address, unix_address_len, u32) as u16
 }

@@ -2,16 +2,15 @@
 //!
 //! The context hangs behind a `void *` of the file, so all of it is read by probe reads.
 
-use aya_ebpf::bindings::seq_file;
 use tailback_ebpf::{Header, KIND_RING, RingRecord};
 
 use crate::{
-    kernel::{emit, load, probe},
+    kernel::{Sink, emit, load, probe},
     task_file::Found,
 };
 
 #[inline(always)]
-pub fn emit_ring(seq: *mut seq_file, found: Found, file: *const u8) {
+pub fn emit_ring(out: impl Sink, found: Found, file: *const u8) {
     let context = load!(file, file_private_data, u64);
     let rings = probe!(context as *const u8, ring_rings, *const u8);
     if rings.is_null() {
@@ -35,5 +34,5 @@ pub fn emit_ring(seq: *mut seq_file, found: Found, file: *const u8) {
         cq_overflow: probe!(rings, rings_cq_overflow, u32),
         reserved: [0; 3],
     };
-    emit(seq, &record);
+    emit(out, &record);
 }

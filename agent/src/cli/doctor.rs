@@ -148,12 +148,13 @@ fn plan(plan: &Plan) -> Vec<Check> {
         | Feature::FileLimit
         | Feature::RunDelay
         | Feature::OnCpu
+        | Feature::Quick
         | Feature::DropCounters => "iterator, typed loads".to_owned(),
     };
     let mut checks: Vec<Check> = Feature::ALL
         .iter()
-        // Without it nothing is lost.
-        .filter(|feature| **feature != Feature::DropCounters)
+        // Without the first nothing is lost; the other has a line of its own.
+        .filter(|feature| !matches!(feature, Feature::DropCounters | Feature::Quick))
         .map(|feature| {
             let mut missing = plan.fields.missing.iter();
             let missing = missing.find(|missing| missing.feature == *feature);
@@ -216,6 +217,13 @@ fn plan(plan: &Plan) -> Vec<Check> {
             .map(|()| "bpf_loop (the verifier looks at one round of a loop)".to_owned()),
         cost: "the agent starts some tenths of a second later: the verifier walks every round of a loop",
         remedy: "Linux 5.17 or later",
+        vital: false,
+    });
+    checks.push(Check {
+        name: Feature::Quick.title(),
+        state: plan.quick.clone().map(|()| "bpf_rdonly_cast (one visit for all threads of a process, and one for all its files)".to_owned()),
+        cost: Feature::Quick.cost(),
+        remedy: "Linux 6.2 or later",
         vital: false,
     });
     checks.push(Check {

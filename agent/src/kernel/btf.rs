@@ -49,6 +49,13 @@ impl std::error::Error for BtfError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StructId(u32);
 
+impl StructId {
+    /// As the kernel numbers its types.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// Where a field stands in its struct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
@@ -253,6 +260,15 @@ impl<'a> Btf<'a> {
     /// Size in bytes.
     pub fn size(&self, container: StructId) -> Option<u32> {
         Some(self.get(container.0)?.size_or_type)
+    }
+
+    /// The number of the function of this name.
+    pub fn function(&self, name: &str) -> Option<u32> {
+        (1..self.starts.len() as u32).find(|id| {
+            self.get(*id).is_some_and(|head| {
+                head.kind == Kind::Func && self.string(head.name) == name.as_bytes()
+            })
+        })
     }
 
     /// Whether an enum of this name has this enumerator.

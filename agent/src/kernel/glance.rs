@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read as _},
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+        unix::net::UnixDatagram,
+    },
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -13,14 +16,17 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
     programs::Iter,
 };
-use tailback_ebpf::{Layout, MAX_WANTED, TARGET_HOT, TargetEntry, Walk, Ways};
+use tailback_ebpf::{Layout, MAX_WANTED, TARGET_HOT, TargetEntry, Types, Walk, Ways};
 
 use super::{
     btf::Btf,
+    cast,
     iter::{Link, Over},
     layout::{self, Feature, Resolved},
+    quick::{self, Quick},
     records::decode,
     ring,
+    sheet::Shared,
 };
 
 pub use super::records::Record;
@@ -75,6 +81,8 @@ pub struct Plan {
     pub user_memory: Result<(), String>,
     /// `Err(why)`: the verifier walks every round of the walk over an accept queue, and loading takes that long.
     pub kernel_loops: Result<(), String>,
+    /// `Err(why)`: each file and thread is visited by itself.
+    pub quick: Result<(), String>,
     /// `Err(why)`: rings of io_uring are not told from other files.
     pub rings: Result<(), String>,
 }
@@ -108,6 +116,11 @@ pub struct Glance {
     pids: BTreeMap<u32, u32>,
     walk: Array<MapData, WalkPod>,
     plan: Plan,
+    /// What quick walks write.
+    sheet: Option<Shared>,
+    quick: Vec<Quick>,
+    /// Sockets of a new process are not marked yet, and marks of one that ended name it still.
+    marks_are_old: bool,
     buffer: Box<[u8]>,
     ebpf: Ebpf,
 }
@@ -138,6 +151,12 @@ unsafe impl aya::Pod for LayoutPod {}
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
+struct TypesPod(Types);
+// SAFETY: `Types` is plain old data (bytemuck checks it).
+unsafe impl aya::Pod for TypesPod {}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
 struct WaysPod(Ways);
 // SAFETY: `Ways` is plain old data (bytemuck checks it).
 unsafe impl aya::Pod for WaysPod {}
@@ -165,14 +184,19 @@ impl Glance {
         }
         let kernel_btf =
             aya::Btf::from_sys_fs().with_context(|| format!("cannot use {BTF_PATH}"))?;
-        let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glance"));
+        let mut object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glance")).to_vec();
+        if let Some(function) = fields.cast {
+            cast::resolve_calls(&mut object, function);
+        }
         let layout = LayoutPod(fields.layout);
         let ways = WaysPod(fields.ways);
+        let types = TypesPod(fields.types);
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&kernel_btf))
             .override_global("LAYOUT", &layout, true)
             .override_global("WAYS", &ways, true)
-            .load(object)
+            .override_global("TYPES", &types, true)
+            .load(&object)
             .context("cannot create the eBPF maps")?;
         let mut load = |name: &str, kind: &str| -> Result<()> {
             let program: &mut Iter = ebpf
@@ -215,6 +239,13 @@ impl Glance {
             load("waits", "task")?;
             "waits"
         };
+        let quick = if fields.cast.is_none() {
+            Err("this kernel has no bpf_rdonly_cast (6.2 has)".to_owned())
+        } else {
+            load("quick_threads", "task")
+                .and_then(|()| load("quick_files", "task"))
+                .map_err(|error| format!("{error:#}"))
+        };
         drop(kernel_btf);
 
         let all = |name: &str| {
@@ -239,6 +270,10 @@ impl Glance {
             .map_err(|error| {
                 format!("this kernel cannot bind an iterator to a process (6.1 can): {error}")
             });
+        let sheet = match (&quick, ebpf.map("SHEET")) {
+            (Ok(()), Some(Map::Array(map))) => Some(Shared::new(map.fd().as_fd())?),
+            _ => None,
+        };
         let mut map = |name: &str| {
             ebpf.take_map(name)
                 .with_context(|| format!("no map {name}"))
@@ -249,6 +284,8 @@ impl Glance {
         let mut glance = Self {
             files: Vec::new(),
             threads: Vec::new(),
+            quick: Vec::new(),
+            marks_are_old: true,
             waits: Vec::new(),
             profile: Vec::new(),
             profile_is_bound: true,
@@ -263,6 +300,7 @@ impl Glance {
                 walk: 0,
                 mark_ttl_ns: MARK_TTL_NS,
                 ring_operations: 0,
+                socket_operations: 0,
                 own_tgid: 0,
                 tgid: 0,
                 is_watched: 0,
@@ -285,22 +323,40 @@ impl Glance {
                 marked_sockets: marked.as_ref().map(|_| ()).map_err(Clone::clone),
                 user_memory,
                 kernel_loops,
+                quick: quick.clone(),
                 rings: Err("not looked for yet".to_owned()),
             },
             marked: marked.ok(),
+            sheet,
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
             ebpf,
         };
         glance.plan.rings = glance.learn_rings().map_err(|error| format!("{error:#}"));
+        if glance.plan.quick.is_ok() {
+            glance.plan.quick = glance.learn_sockets().map_err(|error| format!("{error:#}"));
+        }
         Ok(glance)
     }
 
     /// Learns by which operations a ring's file is told from others: by making one.
     fn learn_rings(&mut self) -> Result<()> {
-        if !self.plan.fields.has(Feature::Rings) {
-            bail!("the kernel's types do not say where the rings are");
-        }
         let ring = ring::probe().context("cannot make an io_uring instance to learn from")?;
+        self.walk_settings.ring_operations = self.operations_of(ring.as_fd())?;
+        Ok(())
+    }
+
+    /// As [`Glance::learn_rings`], of sockets' files.
+    fn learn_sockets(&mut self) -> Result<()> {
+        let socket = UnixDatagram::unbound().context("cannot make a socket to learn from")?;
+        self.walk_settings.socket_operations = self.operations_of(socket.as_fd())?;
+        Ok(())
+    }
+
+    /// The operations of a file of our own.
+    fn operations_of(&mut self, file: BorrowedFd<'_>) -> Result<u64> {
+        if !self.plan.fields.has(Feature::Rings) {
+            bail!("the kernel's types do not say where the operations of a file are");
+        }
         let own_pid = std::process::id();
         let mut own_tgid = 0;
         self.walk_processes(&mut |record| {
@@ -313,7 +369,7 @@ impl Glance {
         self.walk_settings.own_tgid = own_tgid;
         self.set_walk()?;
         let operations = link(&self.ebpf, "operations", Over::All)?;
-        let wanted = ring.as_raw_fd() as u32;
+        let wanted = file.as_raw_fd() as u32;
         let mut found = 0;
         run(&operations, &mut self.buffer, &mut |record| {
             if let Record::Operations(file) = record
@@ -323,10 +379,9 @@ impl Glance {
             }
         })?;
         if found == 0 {
-            bail!("the agent does not find its own io_uring instance");
+            bail!("the agent does not find its own file");
         }
-        self.walk_settings.ring_operations = found;
-        Ok(())
+        Ok(found)
     }
 
     fn set_walk(&mut self) -> Result<()> {
@@ -374,6 +429,17 @@ impl Glance {
         self.files = self.links(self.files_program, bind, processes)?;
         self.threads = self.links("threads", bind, processes)?;
         self.waits = self.links(self.waits_program, bind, processes)?;
+        self.marks_are_old = true;
+        self.quick.clear();
+        if bind && self.plan.quick.is_ok() {
+            for process in processes {
+                match self.quick_links(process.pid) {
+                    Ok(quick) => self.quick.push(quick),
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                    Err(error) => return Err(error).context("cannot create the quick iterators"),
+                }
+            }
+        }
         self.bind_profile()
     }
 
@@ -404,6 +470,16 @@ impl Glance {
             }
         }
         Ok(links)
+    }
+
+    fn quick_links(&self, pid: u32) -> io::Result<Quick> {
+        let new = |program, over| link(&self.ebpf, program, over);
+        Ok(Quick {
+            files: new("quick_files", Over::Thread(pid))?,
+            all_files: new(self.files_program, Over::Process(pid))?,
+            threads: new("quick_threads", Over::Thread(pid))?,
+            all_threads: new("threads", Over::Process(pid))?,
+        })
     }
 
     /// Says whose busy sockets the next walk over files marks for a closer look, and what whose threads wait for the
@@ -481,7 +557,17 @@ impl Glance {
         self.walk_settings.marks_left = MAX_MARKS;
         self.walk_settings.walk = self.walk_settings.walk.wrapping_add(1);
         self.set_walk()?;
-        run_all(&self.files, &mut self.buffer, visit).context("cannot walk over open files")
+        let marks_are_old = std::mem::take(&mut self.marks_are_old);
+        let context = "cannot walk over open files";
+        match &mut self.sheet {
+            Some(sheet) if !self.quick.is_empty() && !marks_are_old => {
+                for process in &self.quick {
+                    quick::files(process, sheet, &mut self.buffer, visit).context(context)?;
+                }
+                Ok(())
+            }
+            _ => run_all(&self.files, &mut self.buffer, visit).context(context),
+        }
     }
 
     /// Every marked socket: the listeners that a walk over files has met, and the busy sockets of hot targets.
@@ -497,7 +583,16 @@ impl Glance {
 
     /// Every thread of the watched processes.
     pub fn walk_threads(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        run_all(&self.threads, &mut self.buffer, visit).context("cannot walk over threads")
+        let context = "cannot walk over threads";
+        match &mut self.sheet {
+            Some(sheet) if !self.quick.is_empty() => {
+                for process in &self.quick {
+                    quick::threads(process, sheet, &mut self.buffer, visit).context(context)?;
+                }
+                Ok(())
+            }
+            _ => run_all(&self.threads, &mut self.buffer, visit).context(context),
+        }
     }
 
     /// How many files each watched process had open at the last walk over files, and how many it may open (0: unknown).
@@ -569,7 +664,7 @@ fn run_all(links: &[Link], buffer: &mut [u8], visit: &mut dyn FnMut(Record<'_>))
     Ok(())
 }
 
-fn run(link: &Link, buffer: &mut [u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result<()> {
+pub(super) fn run(link: &Link, buffer: &mut [u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result<()> {
     let mut walk = link.open()?;
     loop {
         match walk.read(buffer) {

@@ -19,6 +19,8 @@ pub(super) enum Over {
     All,
     /// One process, by its pid as the agent sees it.
     Process(u32),
+    /// One thread, by its id as the agent sees it.
+    Thread(u32),
     /// The elements of one map.
     Map(RawFd),
 }
@@ -53,6 +55,7 @@ impl Link {
         let (info, info_len): ([u32; 4], u32) = match over {
             Over::All => ([0; 4], 0),
             Over::Process(pid) => ([0, pid, 0, 0], 16),
+            Over::Thread(tid) => ([tid, 0, 0, 0], 16),
             Over::Map(fd) => ([fd as u32, 0, 0, 0], 16),
         };
         let attr = LinkCreate {

@@ -3,9 +3,9 @@
 
 use std::fmt;
 
-use tailback_ebpf::{ABSENT, Layout, Ways};
+use tailback_ebpf::{ABSENT, Layout, Types, Ways};
 
-use super::btf::Btf;
+use super::btf::{Btf, StructId};
 
 macro_rules! features {
     ($($(#[$meta:meta])* $feature:ident = $title:literal, without: $cost:literal;)*) => {
@@ -73,6 +73,8 @@ features! {
     RunDelay = "time that threads wait for a CPU", without: "waits of run queues are not known";
     /// Telling a thread that runs from one that waits for a CPU.
     OnCpu = "telling a running thread from a waiting one", without: "a running thread counts as waiting for a CPU";
+    /// Walks that visit a process once, and not each of its files and threads.
+    Quick = "quick walks", without: "each file and thread is visited by itself: dearer where there are many";
     /// The system call that a thread waits in.
     Syscalls = "system calls that threads wait in", without: "workers, eventloop, lock and disk are not shown";
 }
@@ -131,6 +133,16 @@ const ROWS: &[Row] = rows! {
     Syscalls regs_arg3 = "pt_regs": "r10";
     FileLimit task_signal = "task_struct": "signal";
     FileLimit signal_rlim = "signal_struct": "rlim";
+    Quick task_thread_node = "task_struct": "thread_node";
+    Quick task_files = "task_struct": "files";
+    Quick signal_thread_head = "signal_struct": "thread_head";
+    Quick signal_nr_threads = "signal_struct": "nr_threads";
+    Quick files_count = "files_struct": "count.counter";
+    Quick files_fdt = "files_struct": "fdt";
+    Quick fdt_max_fds = "fdtable": "max_fds";
+    Quick fdt_fd = "fdtable": "fd";
+    // Absent without CONFIG_BPF_SYSCALL.
+    Quick sk_bpf_storage = "sock": "sk_bpf_storage";
     // Absent on kernels built for one CPU.
     OnCpu task_on_cpu = "task_struct": "on_cpu";
     RunDelay task_run_delay = "task_struct": "sched_info.run_delay";
@@ -246,6 +258,10 @@ pub struct Resolved {
     pub layout: Layout,
     /// Which helpers this kernel has.
     pub ways: Ways,
+    /// The numbers of types that quick walks cast to; 0: no such type.
+    pub types: Types,
+    /// The number of the function `bpf_rdonly_cast` (6.2).
+    pub cast: Option<u32>,
     /// In the order of the table.
     pub missing: Vec<Missing>,
 }
@@ -272,6 +288,24 @@ fn ways(btf: &Btf<'_>) -> Ways {
         task_registers: has("BPF_FUNC_task_pt_regs"),
         user_memory: has("BPF_FUNC_copy_from_user_task"),
         bpf_loop: has("BPF_FUNC_loop"),
+    }
+}
+
+fn types(btf: &Btf<'_>) -> Types {
+    let names = ["task_struct", "file", "socket", "sock", "tcp_sock", "list_head"];
+    let found = btf.structs(&names);
+    let number = |name| {
+        let at = names.iter().position(|known| *known == name)?;
+        found[at].map(StructId::number)
+    };
+    let number = |name| number(name).unwrap_or(0);
+    Types {
+        task_struct: number("task_struct"),
+        file: number("file"),
+        socket: number("socket"),
+        sock: number("sock"),
+        tcp_sock: number("tcp_sock"),
+        list_head: number("list_head"),
     }
 }
 
@@ -314,6 +348,8 @@ pub fn resolve_without(btf: &Btf<'_>, hidden: &[&str]) -> Resolved {
     let mut resolved = Resolved {
         layout,
         ways: ways(btf),
+        types: types(btf),
+        cast: btf.function("bpf_rdonly_cast"),
         missing,
     };
     for row in ROWS {

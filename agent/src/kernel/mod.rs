@@ -4,8 +4,11 @@
 //! apart what it read, `iter` is the thin layer over `bpf(2)` that aya does not have.
 
 pub mod btf;
+mod cast;
 pub mod glance;
 mod iter;
 pub mod layout;
+mod quick;
 pub mod records;
 mod ring;
+mod sheet;
