@@ -8,10 +8,10 @@
 
 mod cast;
 mod kernel;
+mod on_sheet;
 mod pipe;
 mod quick_files;
 mod quick_threads;
-mod on_sheet;
 mod sk_storage;
 mod sock;
 mod task;

@@ -25,7 +25,12 @@ impl OnSheet {
                 return None;
             }
             (*self.0).used = at + size_of::<T>() as u32;
-            Some((&raw mut (*self.0).bytes).cast::<u8>().add(at as usize).cast())
+            Some(
+                (&raw mut (*self.0).bytes)
+                    .cast::<u8>()
+                    .add(at as usize)
+                    .cast(),
+            )
         }
     }
 }

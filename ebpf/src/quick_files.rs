@@ -261,8 +261,8 @@ impl Look {
     #[inline(always)]
     fn confirm(&self) {
         let now = load_first(cast!(self.place, list_head));
-        let is_same =
-            now == self.file as u64 && (self.sk.is_null() || load!(self.sk, sk_cookie, u64) == self.cookie);
+        let is_same = now == self.file as u64
+            && (self.sk.is_null() || load!(self.sk, sk_cookie, u64) == self.cookie);
         if !is_same {
             // SAFETY: an array entry lives as long as its map; only one walk runs at a time.
             unsafe { (*self.sheet).used = self.used };
@@ -367,7 +367,9 @@ extern "C" fn look_at_other(index: u64, files: *mut Files) -> i64 {
     let sock = Sock::cast(look.sk);
     let family = sock.family();
     if family == AF_UNIX {
-        if offset!(unix_peer) != ABSENT && let Some(record) = out.room() {
+        if offset!(unix_peer) != ABSENT
+            && let Some(record) = out.room()
+        {
             fill_unix(record, look.found, &sock);
         }
     } else if offset!(udp_forward_deficit) != ABSENT && sock.is(family, SOCK_DGRAM, IPPROTO_UDP) {

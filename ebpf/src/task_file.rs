@@ -10,7 +10,9 @@ use aya_ebpf::{
 use tailback_ebpf::{ABSENT, Header, KIND_OPERATIONS, Mark, OperationsRecord, TARGET_HOT, Walk};
 
 use crate::{
-    kernel::{IterMeta, MARKS, Sink, TARGETS, WALK, at_target, emit, end_of_walk, load, offset, way},
+    kernel::{
+        IterMeta, MARKS, Sink, TARGETS, WALK, at_target, emit, end_of_walk, load, offset, way,
+    },
     on_sheet::is_told,
     pipe::Pipe,
     sock::{AF_UNIX, IPPROTO_UDP, SOCK_DGRAM, Sock},

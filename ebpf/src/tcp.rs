@@ -2,10 +2,8 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    helpers::generated::{
-        bpf_jiffies64, bpf_ktime_get_ns, bpf_loop, bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_sock,
-    },
+use aya_ebpf::helpers::generated::{
+    bpf_jiffies64, bpf_ktime_get_ns, bpf_loop, bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_sock,
 };
 use tailback_ebpf::{
     ABSENT, Header, KIND_LISTENER, KIND_PEER, KIND_SOCKET, ListenerRecord, MAX_WAITING, PeerRecord,
@@ -15,7 +13,8 @@ use tailback_ebpf::{
 use crate::{
     cast::cast,
     kernel::{
-        Sink, WALK, WANTED, emit, load, load_sk, load_sk_or, offset, probe, read_sk, read_sk_or, way,
+        Sink, WALK, WANTED, emit, load, load_sk, load_sk_or, offset, probe, read_sk, read_sk_or,
+        way,
     },
     sock::{IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM, Sock},
     task_file::Found,

@@ -239,8 +239,17 @@ impl Glance {
             load("waits", "task")?;
             "waits"
         };
+        let without = |feature| {
+            let mut missing = fields.missing.iter();
+            missing.find(|missing| missing.feature == feature)
+        };
         let quick = if fields.cast.is_none() {
             Err("this kernel has no bpf_rdonly_cast (6.2 has)".to_owned())
+        } else if let Some(missing) = [Feature::Quick, Feature::FileLimit, Feature::Rings]
+            .into_iter()
+            .find_map(without)
+        {
+            Err(missing.to_string())
         } else {
             load("quick_threads", "task")
                 .and_then(|()| load("quick_files", "task"))
@@ -595,6 +604,11 @@ impl Glance {
         }
     }
 
+    /// Bytes of records that quick walks have told of, rather than the kernel's own.
+    pub fn told_quickly(&self) -> u64 {
+        self.sheet.as_ref().map_or(0, Shared::told)
+    }
+
     /// How many files each watched process had open at the last walk over files, and how many it may open (0: unknown).
     pub fn open_files(&self, mut visit: impl FnMut(u32, u32, u64)) {
         for tgid in self.known.keys() {
@@ -664,7 +678,11 @@ fn run_all(links: &[Link], buffer: &mut [u8], visit: &mut dyn FnMut(Record<'_>))
     Ok(())
 }
 
-pub(super) fn run(link: &Link, buffer: &mut [u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result<()> {
+pub(super) fn run(
+    link: &Link,
+    buffer: &mut [u8],
+    visit: &mut dyn FnMut(Record<'_>),
+) -> io::Result<()> {
     let mut walk = link.open()?;
     loop {
         match walk.read(buffer) {

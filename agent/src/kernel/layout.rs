@@ -292,7 +292,14 @@ fn ways(btf: &Btf<'_>) -> Ways {
 }
 
 fn types(btf: &Btf<'_>) -> Types {
-    let names = ["task_struct", "file", "socket", "sock", "tcp_sock", "list_head"];
+    let names = [
+        "task_struct",
+        "file",
+        "socket",
+        "sock",
+        "tcp_sock",
+        "list_head",
+    ];
     let found = btf.structs(&names);
     let number = |name| {
         let at = names.iter().position(|known| *known == name)?;

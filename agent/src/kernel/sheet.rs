@@ -11,6 +11,8 @@ use tailback_ebpf::{SHEET_BYTES, Sheet};
 /// The map `SHEET`, in our own memory.
 pub(super) struct Shared {
     sheet: NonNull<Sheet>,
+    /// Bytes that were read from it.
+    told: u64,
 }
 
 // SAFETY: the memory is nobody's in particular, and is reached through `&mut self` alone.
@@ -34,7 +36,7 @@ impl Shared {
             return Err(io::Error::last_os_error());
         }
         let sheet = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
-        Ok(Self { sheet })
+        Ok(Self { sheet, told: 0 })
     }
 
     /// The sheet, while no walk runs: programs write on it only while the agent reads from an iterator.
@@ -66,9 +68,13 @@ impl Shared {
 
     /// What was written on it.
     pub(super) fn records(&mut self) -> &[u8] {
-        let sheet = self.get();
-        let used = sheet.used.min(SHEET_BYTES) as usize;
-        &sheet.bytes[..used]
+        let used = self.get().used.min(SHEET_BYTES) as usize;
+        self.told += used as u64;
+        &self.get().bytes[..used]
+    }
+
+    pub(super) fn told(&self) -> u64 {
+        self.told
     }
 }
 
