@@ -167,17 +167,21 @@ unsafe fn find_sockets(sheet: *mut Sheet, socket_operations: u64) {
                 socket = load!(file, file_private_data, u64);
             }
         }
+        // SAFETY: as above.
         unsafe { (*sheet).sockets[i] = socket };
     }
     for i in 0..BATCH {
+        // SAFETY: as above.
         let socket = unsafe { (*sheet).sockets[i] } as *const u8;
         let mut sk = 0;
         if !socket.is_null() {
             sk = load!(cast!(socket, socket), socket_sk, u64);
         }
+        // SAFETY: as above.
         unsafe { (*sheet).sks[i] = sk };
     }
     for i in 0..BATCH {
+        // SAFETY: as above.
         let sk = unsafe { (*sheet).sks[i] } as *const u8;
         if !sk.is_null() {
             touch(cast!(sk, sock), cast!(sk, tcp_sock));
@@ -293,9 +297,12 @@ extern "C" fn look_at_connection(index: u64, files: *mut Files) -> i64 {
     count_one(look.walk, look.found.fd);
     // SAFETY: a live map entry, here and below; the caller's, which waits for us.
     let others = unsafe { &raw mut (*look.sheet).others };
+    // SAFETY: as above.
     let listeners = unsafe { &raw mut (*look.sheet).listeners };
+    // SAFETY: as above.
     let is_hot = unsafe { (*files).is_hot } != 0;
     if look.sk.is_null() {
+        // SAFETY: as above.
         unsafe { *others |= look.bit };
         return 0;
     }
