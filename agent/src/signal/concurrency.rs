@@ -15,8 +15,6 @@ use crate::{
 
 /// A look sees by chance a little more or less: the mean over about so long.
 const OVER_NS: f64 = 1e9;
-/// And over so long where it has to be known soon.
-const LATELY_NS: f64 = 1e8;
 /// There is no more than the service can do when so much of what it had in service while work waited is there at all.
 const ENOUGH: f64 = 0.85;
 
@@ -31,7 +29,7 @@ pub struct Concurrency {
 pub struct AtOnce {
     /// So many requests keep it busy, and let it answer in time.
     pub most: u32,
-    /// What is in service lately, of what is while others wait.
+    /// What was in service at the last look or the one before, of what is while others wait.
     pub busy: f64,
 }
 
@@ -41,8 +39,8 @@ struct Service {
     target_ns: u64,
     /// Requests that are there, taken or not.
     there: f64,
-    /// In service lately.
-    lately: f64,
+    /// In service at the last looks. It takes two to tell that there is little: one may come between two requests.
+    last: [u64; 2],
     /// In service, and answered per second, while others wait.
     in_service: f64,
     per_s: f64,
@@ -122,7 +120,7 @@ impl Service {
             at_ns: look.at_ns,
             target_ns: 0,
             there: (look.waiting + look.in_service) as f64,
-            lately: look.in_service as f64,
+            last: [look.in_service; 2],
             in_service: look.in_service as f64,
             per_s: look.per_s,
         }
@@ -130,7 +128,9 @@ impl Service {
 
     fn take_in(&mut self, look: &Look) {
         let passed_ns = look.at_ns.saturating_sub(self.at_ns);
-        self.lately = faded(self.lately, look.in_service as f64, passed_ns, LATELY_NS);
+        if passed_ns > 0 {
+            self.last = [self.last[1], look.in_service];
+        }
         let fade = |mean: &mut f64, now: f64| *mean = faded(*mean, now, passed_ns, OVER_NS);
         fade(&mut self.there, (look.waiting + look.in_service) as f64);
         // With nobody waiting there may be too little to do; but what is in service can be in service.
@@ -147,7 +147,7 @@ impl Service {
         let least = self.in_service.round().max(1.0) + 1.0;
         AtOnce {
             most: (self.in_service + waiting).round().max(least) as u32,
-            busy: self.lately / self.in_service.max(1.0),
+            busy: self.last[0].max(self.last[1]) as f64 / self.in_service.max(1.0),
         }
     }
 }
@@ -232,7 +232,7 @@ mod tests {
             let at_once = all.take_in(1, queues, Some(TARGET_NS)).unwrap();
             busy.push((at_once.busy * 100.0).round());
         }
-        assert_eq!(busy[18..], [100.0, 100.0, 68.0, 57.0, 52.0]);
+        assert_eq!(busy[18..], [100.0, 100.0, 100.0, 50.0, 50.0]);
     }
 
     #[test]

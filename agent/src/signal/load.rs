@@ -44,8 +44,14 @@ impl Loads {
         self.shares.retain(|_, share| share.at_ns >= ns);
     }
 
-    /// Takes in the queues of one service. How busy the busiest of what works was lately; `None` where nothing is known.
-    pub fn take_in(&mut self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<f64> {
+    /// Takes in the queues of one service, and how busy its workers are by the requests in service, where that is known: those are
+    /// looked at more often. It says nothing of CPUs: one request alone may keep one busy. How busy the busiest of what works
+    /// was lately; `None` where nothing is known.
+    pub fn take_in(
+        &mut self,
+        queues: &[(Arc<QueueKey>, Gauge)],
+        by_requests: Option<f64>,
+    ) -> Option<f64> {
         let mut busiest: Option<f64> = None;
         for (key, gauge) in queues {
             let Some(busy) = gauge.busy else {
@@ -57,7 +63,11 @@ impl Loads {
                 lately: busy,
             });
             share.add(gauge.at_ns, busy);
-            busiest = Some(busiest.unwrap_or(0.0).max(share.lately));
+            let lately = match by_requests {
+                Some(busy) if key.kind == Kind::Workers => busy.min(share.lately),
+                _ => share.lately,
+            };
+            busiest = Some(busiest.unwrap_or(0.0).max(lately));
         }
         busiest
     }
@@ -134,7 +144,9 @@ mod tests {
                 queue(Kind::Workers, at_ns, busy),
                 queue(Kind::Runqueue, at_ns, 0.25),
             ];
-            loads.take_in(&queues);
+            let busiest = loads.take_in(&queues, None);
+            let by_requests = loads.take_in(&queues, Some(0.1));
+            assert!(busiest >= by_requests && by_requests >= Some(0.25));
             load = loads.of(&queues, 0.1, 1.0, false);
         }
         assert!((load.all - 0.75).abs() < 0.05, "{load:?}");

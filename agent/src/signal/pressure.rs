@@ -98,9 +98,9 @@ impl Board {
             queues.iter().map(|(key, gauge)| (&**key, gauge)),
             self.shed_ns(&queues),
         );
-        let busy = self.loads.take_in(&queues);
-        // Requests are looked at more often than what works on them.
-        let busy = at_once.map_or(busy, |at_once| busy.map(|busy| busy.min(at_once.busy)));
+        let busy = self
+            .loads
+            .take_in(&queues, at_once.map(|at_once| at_once.busy));
         let admit = queues
             .iter()
             .filter(|(key, _)| takes_work_in(key))

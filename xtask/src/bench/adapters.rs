@@ -58,11 +58,11 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let (mut quiet, mut asked) = (Windows::default(), Windows::default());
     for round in 0..args.rounds {
         report.progress(&format!("round {} of {} …", round + 1, args.rounds));
-        quiet.add(stage.window(length)?);
+        quiet.add(&stage.window(length)?);
         let crowd = Crowd::start(&stage);
         thread::sleep(SETTLE);
         let before = crowd.answers();
-        asked.add(stage.window(length)?);
+        asked.add(&stage.window(length)?);
         asked.answers += crowd.answers() - before;
         crowd.end()?;
         // The guard lets go of a thousand connections.
@@ -106,7 +106,7 @@ struct Window {
 }
 
 impl Windows {
-    fn add(&mut self, window: Window) {
+    fn add(&mut self, window: &Window) {
         self.renewals.push(window.renewals);
         self.longest_ms = self.longest_ms.max(window.longest_ms);
         self.shares.push(window.share);
