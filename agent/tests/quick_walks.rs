@@ -40,9 +40,7 @@ fn both(test: &str) -> Option<[Glance; 2]> {
         return None;
     };
     let fields = resolve(&Btf::parse(&bytes).unwrap());
-    if fields.cast.is_none() {
-        return None;
-    }
+    fields.cast?;
     let mut without = fields.clone();
     without.cast = None;
     let mut both = [fields, without]
