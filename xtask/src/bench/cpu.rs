@@ -33,13 +33,17 @@ pub fn of_family(pid: u32) -> Result<Duration> {
             let path = thread.join(name);
             fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
         };
-        let on_cpu = read("schedstat")?
+        // One that has just ended takes its time with it.
+        let Ok(schedstat) = read("schedstat") else {
+            continue;
+        };
+        let on_cpu = schedstat
             .split(' ')
             .next()
             .and_then(|first| first.parse().ok());
         sum +=
             Duration::from_nanos(on_cpu.with_context(|| format!("read the CPU time in {folder}"))?);
-        for child in read("children")?.split_whitespace() {
+        for child in read("children").unwrap_or_default().split_whitespace() {
             sum += of_family(
                 child
                     .parse()
