@@ -232,7 +232,7 @@ fn haproxy(
             queue = format!(" timeout queue {}ms\n", service.target_delay().as_millis());
         }
         Guard::Maxconn => {
-            server = format!(" maxconn {MANY}{agent_check}");
+            server = format!(" weight 100 maxconn {MANY}{agent_check}");
             queue = format!(
                 " timeout queue {}ms\n",
                 service.service_time().as_millis() / 4
