@@ -4,25 +4,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod ourselves;
+
 use std::{
     fs,
     io::{self, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
     os::{
         fd::AsRawFd as _,
-        unix::{
-            fs::MetadataExt as _,
-            net::{UnixDatagram, UnixStream},
-        },
+        unix::net::{UnixDatagram, UnixStream},
     },
-    process,
     sync::{Arc, Barrier, Mutex, PoisonError},
     thread,
 };
 
+use ourselves::{kernel, watch_ourselves};
 use tailback::kernel::{
     btf::Btf,
-    glance::{BTF_PATH, Glance, Record, Watched},
+    glance::{Glance, Record},
     layout::resolve,
 };
 
@@ -31,39 +30,14 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// Two that watch this process: with quick walks, and without. `None` where this kernel has none.
 fn both(test: &str) -> Option<[Glance; 2]> {
-    if !fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0) {
-        tailback_tests::skip::skip(test, "loading eBPF programs needs root");
-        return None;
-    }
-    let Ok(bytes) = fs::read(BTF_PATH) else {
-        tailback_tests::skip::skip(test, "this kernel has no BTF");
-        return None;
-    };
+    let bytes = kernel(test)?;
     let fields = resolve(&Btf::parse(&bytes).unwrap());
     fields.cast?;
     let mut without = fields.clone();
     without.cast = None;
-    let mut both = [fields, without]
-        .map(|fields| Glance::load_with(fields).unwrap_or_else(|error| panic!("{error:#}")));
+    let both = [fields, without].map(watch_ourselves);
     assert_eq!(both[0].plan().quick, Ok(()));
     assert!(both[1].plan().quick.is_err());
-    for glance in &mut both {
-        let mut watched = None;
-        glance
-            .walk_processes(&mut |record| {
-                if let Record::Process(seen) = record
-                    && seen.pid == process::id()
-                {
-                    watched = Some(Watched {
-                        tgid: seen.header.tgid,
-                        pid: seen.pid,
-                        start_ns: seen.start_ns,
-                    });
-                }
-            })
-            .unwrap();
-        glance.watch(&[watched.unwrap()]).unwrap();
-    }
     Some(both)
 }
 

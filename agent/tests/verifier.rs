@@ -5,37 +5,22 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod ourselves;
+
 use std::{
     collections::BTreeMap,
-    fs,
     io::{self, Write as _},
     net::{TcpListener, TcpStream},
-    os::unix::fs::MetadataExt as _,
-    process,
 };
+
+use ourselves::{kernel, watch_ourselves};
 
 use tailback::kernel::{
     btf::Btf,
-    glance::{BTF_PATH, Glance, Record, Watched},
+    glance::{Glance, Record},
     layout::{Feature, Resolved, resolve, resolve_without},
 };
 use tailback_ebpf::{Layout, ThreadRecord};
-
-/// The kernel's BTF; `None`, and a word to the log of skipped tests, where programs cannot be loaded.
-fn kernel(test: &str) -> Option<Vec<u8>> {
-    let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
-    if !is_root {
-        tailback_tests::skip::skip(test, "loading eBPF programs needs root");
-        return None;
-    }
-    match fs::read(BTF_PATH) {
-        Ok(bytes) => Some(bytes),
-        Err(error) => {
-            tailback_tests::skip::skip(test, &format!("{BTF_PATH}: {error}"));
-            None
-        }
-    }
-}
 
 fn by_name(layout: &Layout) -> BTreeMap<&'static str, u32> {
     let offsets: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(layout));
@@ -169,29 +154,6 @@ struct Seen {
     local: [u8; 16],
     pipes: usize,
     threads: Vec<ThreadRecord>,
-}
-
-/// Loads with these fields, and watches this very process.
-fn watch_ourselves(fields: Resolved) -> Glance {
-    let mut glance = Glance::load_with(fields).unwrap_or_else(|error| panic!("{error:#}"));
-    let mut watched = None;
-    glance
-        .walk_processes(&mut |record| {
-            if let Record::Process(seen) = record
-                && seen.pid == process::id()
-            {
-                watched = Some(Watched {
-                    tgid: seen.header.tgid,
-                    pid: seen.pid,
-                    start_ns: seen.start_ns,
-                });
-            }
-        })
-        .unwrap();
-    glance
-        .watch(&[watched.expect("the walk shows this process")])
-        .unwrap();
-    glance
 }
 
 fn look(fields: Resolved) -> Seen {

@@ -4,7 +4,7 @@
 //! (Little's law). Whoever admits no more than that need not know how much comes, nor be told when the service becomes faster
 //! or slower: that is why proxies limit by such a number.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     detect::Gauge,
@@ -63,10 +63,10 @@ impl Concurrency {
     /// Takes in the queues of a service; `shed_ns`, where there are more connections that nobody has taken than is fine, is the
     /// delay that would be. What it can do at once, until less is there than that; `None` where there was not too much, or where
     /// nothing is known.
-    pub fn take_in<'a>(
+    pub fn take_in(
         &mut self,
         target: TargetId,
-        queues: impl Iterator<Item = (&'a QueueKey, &'a Gauge)>,
+        queues: &[(Arc<QueueKey>, Gauge)],
         shed_ns: Option<u64>,
     ) -> Option<AtOnce> {
         if shed_ns.is_none() && !self.services.contains_key(&target) {
@@ -88,7 +88,7 @@ impl Concurrency {
 }
 
 impl Look {
-    fn at<'a>(queues: impl Iterator<Item = (&'a QueueKey, &'a Gauge)>) -> Option<Self> {
+    fn at(queues: &[(Arc<QueueKey>, Gauge)]) -> Option<Self> {
         let mut look = None;
         let mut waiting = 0;
         for (key, gauge) in queues {
@@ -160,7 +160,7 @@ mod tests {
     const TARGET_NS: u64 = 20_000_000;
 
     /// A service, as it looks at a tick.
-    fn queues(tick: u64, waiting: u64, in_service: u64, per_s: f64) -> [(QueueKey, Gauge); 2] {
+    fn queues(tick: u64, waiting: u64, in_service: u64, per_s: f64) -> [(Arc<QueueKey>, Gauge); 2] {
         [(Kind::Accept, waiting), (Kind::Inflight, in_service)].map(|(kind, depth)| {
             let key = QueueKey {
                 target: 1,
@@ -173,12 +173,11 @@ mod tests {
                 departures_per_s: Some(per_s),
                 ..Gauge::default()
             };
-            (key, gauge)
+            (Arc::new(key), gauge)
         })
     }
 
-    fn read(all: &mut Concurrency, queues: &[(QueueKey, Gauge)], shed: bool) -> Option<u32> {
-        let queues = queues.iter().map(|(key, gauge)| (key, gauge));
+    fn read(all: &mut Concurrency, queues: &[(Arc<QueueKey>, Gauge)], shed: bool) -> Option<u32> {
         let at_once = all.take_in(1, queues, shed.then_some(TARGET_NS));
         at_once.map(|at_once| at_once.most)
     }
@@ -228,8 +227,7 @@ mod tests {
         let mut busy = Vec::new();
         for tick in 1..=23 {
             let queues = queues(tick, 0, if tick <= 20 { 4 } else { 2 }, 100.0);
-            let queues = queues.iter().map(|(key, gauge)| (key, gauge));
-            let at_once = all.take_in(1, queues, Some(TARGET_NS)).unwrap();
+            let at_once = all.take_in(1, &queues, Some(TARGET_NS)).unwrap();
             busy.push((at_once.busy * 100.0).round());
         }
         assert_eq!(busy[18..], [100.0, 100.0, 100.0, 50.0, 50.0]);

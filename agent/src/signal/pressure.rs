@@ -75,9 +75,9 @@ impl Board {
         self.controllers.retain(|_, (controller, read_ns)| {
             now_ns.saturating_sub(*read_ns) <= UNKNOWN_NS && !controller.is_idle()
         });
-        self.loads.forget_before(now_ns.saturating_sub(OLD_NS));
-        self.concurrency
-            .forget_before(now_ns.saturating_sub(OLD_NS));
+        let old_ns = now_ns.saturating_sub(OLD_NS);
+        self.loads.forget_before(old_ns);
+        self.concurrency.forget_before(old_ns);
         targets
             .filter(|target| !target.followed)
             .map(|target| {
@@ -93,11 +93,8 @@ impl Board {
         target: Arc<Target>,
         mut queues: Vec<(Arc<QueueKey>, Gauge)>,
     ) -> Pressure {
-        let at_once = self.concurrency.take_in(
-            target.id,
-            queues.iter().map(|(key, gauge)| (&**key, gauge)),
-            self.shed_ns(&queues),
-        );
+        let shed_ns = self.shed_ns(&queues);
+        let at_once = self.concurrency.take_in(target.id, &queues, shed_ns);
         let busy = self
             .loads
             .take_in(&queues, at_once.map(|at_once| at_once.busy));

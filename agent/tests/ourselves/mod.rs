@@ -1,0 +1,47 @@
+//! A glance at the very process that the test is.
+
+use std::{fs, os::unix::fs::MetadataExt as _, process};
+
+use tailback::kernel::{
+    glance::{BTF_PATH, Glance, Record, Watched},
+    layout::Resolved,
+};
+
+/// The kernel's BTF; `None`, and a word to the log of skipped tests, where programs cannot be loaded.
+pub fn kernel(test: &str) -> Option<Vec<u8>> {
+    let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+    if !is_root {
+        tailback_tests::skip::skip(test, "loading eBPF programs needs root");
+        return None;
+    }
+    match fs::read(BTF_PATH) {
+        Ok(bytes) => Some(bytes),
+        Err(error) => {
+            tailback_tests::skip::skip(test, &format!("{BTF_PATH}: {error}"));
+            None
+        }
+    }
+}
+
+/// Loads with these fields, and watches this very process.
+pub fn watch_ourselves(fields: Resolved) -> Glance {
+    let mut glance = Glance::load_with(fields).unwrap_or_else(|error| panic!("{error:#}"));
+    let mut watched = None;
+    glance
+        .walk_processes(&mut |record| {
+            if let Record::Process(seen) = record
+                && seen.pid == process::id()
+            {
+                watched = Some(Watched {
+                    tgid: seen.header.tgid,
+                    pid: seen.pid,
+                    start_ns: seen.start_ns,
+                });
+            }
+        })
+        .unwrap();
+    glance
+        .watch(&[watched.expect("the walk shows this process")])
+        .unwrap();
+    glance
+}
