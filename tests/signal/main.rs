@@ -2,6 +2,7 @@
 //! doubled, or refused their place.
 
 mod adapters;
+mod examples;
 mod faults;
 mod grpc;
 mod pages;

@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use tailback_page::Page;
-use tailback_tests::{agent, needs, ports, process::Process, program, python, temp::TempDir, wait};
+use tailback_tests::{agent, needs, process::Process, program, temp::TempDir, wait};
 
-use crate::stage::{SOON, Stage, get, jam};
+use crate::stage::{SOON, Stage, jam};
 
 pub fn readers() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/readers")
@@ -33,7 +33,7 @@ pub fn run(command: &mut Command) -> Result<String> {
 }
 
 /// A C program of `examples`, built with every warning an error.
-fn c_program(temp: &TempDir, name: &str) -> Result<PathBuf> {
+pub fn c_program(temp: &TempDir, name: &str) -> Result<PathBuf> {
     let folder = readers().join("c");
     let program = temp.path().join(name);
     let mut gcc = Command::new(program::need(&["gcc"])?);
@@ -67,13 +67,13 @@ pub fn go_program(folder: &Path, package: &str, program: &Path) -> Result<PathBu
 }
 
 /// An example of the Rust reader, which the tests are built with.
-fn example(name: &str) -> Result<PathBuf> {
+pub fn rust_example(name: &str) -> Result<PathBuf> {
     let own = env::current_exe()?;
     let builds = own.ancestors().nth(2).context("no folder of builds")?;
     Ok(builds.join("examples").join(name))
 }
 
-fn go(temp: &TempDir, package: &str, name: &str) -> Result<PathBuf> {
+pub fn go(temp: &TempDir, package: &str, name: &str) -> Result<PathBuf> {
     go_program(&readers().join("go"), package, &temp.path().join(name))
 }
 
@@ -126,6 +126,12 @@ fn every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publi
                 && said["time_to_full_ns"].is_null(),
             "{language}: {said}"
         );
+        ensure!(
+            said["concurrency"].as_u64() == own.concurrency.map(u64::from)
+                && said["max_wait_ns"].as_u64().map(Duration::from_nanos) == own.max_wait
+                && own.max_wait.is_some(),
+            "{language}: {said}"
+        );
         let queues = said["entries"].as_array().context("no entries")?;
         ensure!(queues.len() == entries.len(), "{language}: {said}");
         let (first, own) = (&queues[0], entries[0]);
@@ -138,104 +144,8 @@ fn every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publi
         );
         let said = read(Path::new("/nonexistent/page"))?;
         ensure!(
-            said["alive"] == false && said["admit"] == 1.0,
+            said["alive"] == false && said["admit"] == 1.0 && said["max_wait_ns"].is_null(),
             "{language}: {said}"
-        );
-    }
-    Ok(())
-}
-
-#[test]
-fn every_example_turns_away_what_the_page_does_not_admit_with_a_time_to_come_again() -> Result<()> {
-    const TEST: &str =
-        "every_example_turns_away_what_the_page_does_not_admit_with_a_time_to_come_again";
-    if !needs::met(TEST, &["gcc", "go", "node", "python3"]) {
-        return Ok(());
-    }
-    let temp = TempDir::new("examples")?;
-    let service = jam("127.0.0.1:0", 20)?;
-    let stage = Stage::start(service.address().port(), "")?;
-    stage.wait("the least to be admitted", |pressure| {
-        pressure.admit <= 0.05
-    })?;
-    let page = stage.page();
-    let folder = readers();
-    let python = python::with(&["uvicorn"])?;
-    let tower = example("tower")?;
-    for (name, mut command) in [
-        ("wsgi", Command::new(&python)),
-        ("asgi", Command::new(&python)),
-        (
-            "nethttp",
-            Command::new(go(&temp, "./examples/nethttp", "nethttp")?),
-        ),
-        ("express", Command::new(program::need(&["node"])?)),
-        ("admit", Command::new(c_program(&temp, "admit")?)),
-        ("tower", Command::new(tower)),
-    ] {
-        let port = ports::free()?;
-        match name {
-            "wsgi" | "asgi" => {
-                command
-                    .env("TAILBACK_PAGE", &page)
-                    .arg(folder.join("python/examples").join(format!("{name}.py")))
-                    .arg(port.to_string());
-            }
-            "express" => {
-                command
-                    .arg(folder.join("node/examples/express.js"))
-                    .arg(port.to_string())
-                    .arg(&page);
-            }
-            _ => {
-                command.arg(port.to_string()).arg(&page);
-            }
-        }
-        let process = Process::start(name, &mut command)?;
-        let to = ports::local(port);
-        wait::until("an answer of the example", SOON, || {
-            process.check_running()?;
-            Ok(get(to, "/").ok())
-        })?;
-        let mut admitted = 0;
-        for _ in 0..200 {
-            let (head, _) = get(to, "/")?;
-            if head.contains(" 200 ") {
-                admitted += 1;
-            } else {
-                let head = head.to_lowercase();
-                let seconds = head
-                    .lines()
-                    .find_map(|line| line.strip_prefix("retry-after: "));
-                let seconds: u64 = seconds.context("no Retry-After")?.trim().parse()?;
-                ensure!(
-                    head.contains(" 503 ") && (1..=30).contains(&seconds),
-                    "{name}: {head}"
-                );
-            }
-        }
-        println!("{name}: {admitted} of 200 admitted at a share of 0.05");
-        // One in twenty, evenly; where one begins in the turn is chance.
-        ensure!(
-            (9..=11).contains(&admitted),
-            "{name}: {admitted} of 200 admitted"
-        );
-    }
-    // With the agent gone everything is admitted, in programs that go on running.
-    let port = ports::free()?;
-    let mut command = Command::new(c_program(&temp, "admit")?);
-    let _process = Process::start("admit", command.arg(port.to_string()).arg(&page))?;
-    let to = ports::local(port);
-    wait::until("an answer of the example", SOON, || Ok(get(to, "/").ok()))?;
-    stage
-        .agent
-        .process()
-        .signal(rustix::process::Signal::KILL)?;
-    std::thread::sleep(Duration::from_millis(1_100));
-    for _ in 0..50 {
-        ensure!(
-            get(to, "/")?.0.contains(" 200 "),
-            "turned away by an agent that is gone"
         );
     }
     Ok(())
@@ -248,7 +158,7 @@ fn no_reader_sees_a_torn_page_however_fast_it_is_written() -> Result<()> {
         return Ok(());
     }
     let temp = TempDir::new("torn")?;
-    let programs = [c_program(&temp, "torture")?, example("torture")?];
+    let programs = [c_program(&temp, "torture")?, rust_example("torture")?];
     // Without a break a whole page is hardly ever at rest: with the shortest break that a writer can make it is.
     for (what, reads, breaks) in [("header", 3_000_000, "0ms"), ("page", 200_000, "1us")] {
         let mut writer = Command::new(agent::binary()?);

@@ -221,7 +221,7 @@ fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
             target["pid"].to_string(),
             word(&target["level"]).to_owned(),
             format!("{:.2}", target["score"].as_f64().unwrap_or(0.0)),
-            format!("{:.0}%", target["admit"].as_f64().unwrap_or(1.0) * 100.0),
+            admit(target),
             duration(target["oldest_wait_ns"].as_u64().unwrap_or(0)),
             worst,
             if reading.is_empty() {
@@ -327,6 +327,18 @@ fn of_the_guard(text: &mut String, guard: &Value) {
     );
 }
 
+/// What of new work is to be taken: its share, how much of it at once, and what has waited for how long at most.
+fn admit(target: &Value) -> String {
+    let mut text = format!("{:.0}%", target["admit"].as_f64().unwrap_or(1.0) * 100.0);
+    if let Some(most) = target["concurrency"].as_u64() {
+        text += &format!(", {most} at once");
+    }
+    if let Some(most_ns) = target["max_wait_ns"].as_u64() {
+        text += &format!(", waited {}", duration(most_ns));
+    }
+    text
+}
+
 fn ago(unix_ns_then: Option<u64>) -> String {
     unix_ns_then.map_or_else(
         || "never".to_owned(),
@@ -402,7 +414,7 @@ mod tests {
             "pid": 7, "version": "0.1.0", "directory": "/run/tailback", "last_tick_age_ns": 40_000_000,
             "pages": {"written": 1, "failed": 0, "beyond_bound": 0},
             "targets": [{"directory": "shop", "pid": 42, "level": "critical", "score": 0.93, "admit": 0.62,
-                "oldest_wait_ns": 120_000_000, "worst": {"kind": "accept", "name": ":80", "depth": 9, "limit": 100}}],
+                "concurrency": 6, "max_wait_ns": 10_000_000, "oldest_wait_ns": 120_000_000, "worst": {"kind": "accept", "name": ":80", "depth": 9, "limit": 100}}],
             "subscribers": [], "stream": {"refused": 0, "too_slow": 2, "not_understood": 0}, "agent": null,
         });
         let guard = json!({"pid": 8, "uptime_s": 60, "adapters": [
@@ -417,7 +429,7 @@ mod tests {
             "process 7",
             "last tick 40 ms ago",
             "critical",
-            "62%",
+            "62%, 6 at once, waited 10 ms",
             "accept :80: 9 of 100",
             "uwsgi (43)",
             "2 let go, too slow",

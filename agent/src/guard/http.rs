@@ -116,12 +116,23 @@ fn pressure(shared: &Shared, target: Option<&str>) -> Value {
                 "level": pressure.level_name(),
                 "score": pressure.score,
                 "admit": pressure.admit,
+                "load": pressure.load,
+                "cpu": pressure.cpu,
                 "oldest_wait_ns": pressure.oldest_wait.as_nanos() as u64,
                 "retry_after_ms": pressure.retry_after.as_millis() as u64,
                 "queues": entries.iter().map(queue).collect::<Vec<_>>(),
             });
-            if let Some(time) = pressure.time_to_full {
-                object["time_to_full_ns"] = (time.as_nanos() as u64).into();
+            if let Some(most) = pressure.concurrency {
+                object["concurrency"] = most.into();
+            }
+            let times = [
+                ("max_wait_ns", pressure.max_wait),
+                ("time_to_full_ns", pressure.time_to_full),
+            ];
+            for (key, time) in times {
+                if let Some(time) = time {
+                    object[key] = (time.as_nanos() as u64).into();
+                }
             }
             object
         })

@@ -3,7 +3,7 @@
 use sha2::{Digest as _, Sha256};
 use tailback_page::layout::{
     ADMIT_AT, CONCURRENCY_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, HAS_LIMIT, HAS_P99,
-    HAS_RATES, LEVEL_AT, LOAD_AT, MAGIC, NEVER, OLDEST_WAIT_AT, PID_AT, PUBLISHED_AT,
+    HAS_RATES, LEVEL_AT, LOAD_AT, MAGIC, MAX_WAIT_AT, NEVER, OLDEST_WAIT_AT, PID_AT, PUBLISHED_AT,
     RETRY_AFTER_AT, SCORE_AT, TAKES_WORK_IN, TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT, WAKE_AT,
     WORDS, WORST_AT,
 };
@@ -43,6 +43,7 @@ pub fn encode(pressure: &Pressure, published: Published, wake: u32) -> Words {
     page.u32(LOAD_AT, ppm(pressure.load.all));
     page.u32(CPU_AT, ppm(pressure.load.cpu));
     page.u32(CONCURRENCY_AT, pressure.concurrency.unwrap_or(0));
+    page.u64(MAX_WAIT_AT, pressure.max_wait_ns.unwrap_or(0));
     for (index, (key, gauge)) in pressure.queues.iter().take(count).enumerate() {
         page.entry(ENTRIES_AT + ENTRY * index, key, gauge);
     }
@@ -226,6 +227,7 @@ mod tests {
                 cpu: 0.25,
             },
             concurrency: Some(6),
+            max_wait_ns: Some(20_000_000),
             oldest_wait_ns: 13,
             time_to_full_ns: None,
             retry_after_ms: 2_000,
@@ -247,7 +249,10 @@ mod tests {
                 1, 1, 4711, 2, 1_250_000, 620_000, 0, 9, 2_000, 1_500_000, 250_000, 6
             ]
         );
-        assert_eq!([16, 24, 32, 64, 72].map(u64_at), [0, 5, 6, 13, u64::MAX]);
+        assert_eq!(
+            [16, 24, 32, 64, 72, 96].map(u64_at),
+            [0, 5, 6, 13, u64::MAX, 20_000_000]
+        );
         assert_eq!(
             u32_at(128),
             1 | u32::from(HAS_LIMIT | HAS_RATES | TAKES_WORK_IN) << 16
@@ -278,6 +283,7 @@ mod tests {
             admit: 2.0,
             load: Load::default(),
             concurrency: None,
+            max_wait_ns: None,
             oldest_wait_ns: 0,
             time_to_full_ns: None,
             retry_after_ms: 0,

@@ -37,6 +37,8 @@ pub struct Pressure {
     pub load: Load,
     /// The most requests at once, while work is to be turned away and it is known.
     pub concurrency: Option<u32>,
+    /// Work that has waited for longer is to be turned away, ns; `None`: none is, or others than those who take it would be.
+    pub max_wait_ns: Option<u64>,
     /// Of the work that nobody has taken yet, the age of the oldest, ns.
     pub oldest_wait_ns: u64,
     /// `None`: no queue is filling.
@@ -128,6 +130,7 @@ impl Board {
             admit,
             load: self.loads.of(&queues, score, admit, at_once.is_some()),
             concurrency: at_once.map(|at_once| at_once.most),
+            max_wait_ns: self.max_wait_ns(&queues),
             oldest_wait_ns,
             time_to_full_ns: queues
                 .iter()
@@ -142,15 +145,28 @@ impl Board {
     /// The least delay that is fine, ns, of the queues of connections that nobody has taken, where work is to be turned away for
     /// one of them.
     fn shed_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
-        let is_shed_for = |key: &Arc<QueueKey>| {
-            let controller = self.controllers.get(key);
-            controller.is_some_and(|(controller, _)| controller.is_shedding())
-        };
-        queues
-            .iter()
-            .filter(|(key, _)| key.kind == Kind::Accept && is_shed_for(key))
+        let shed = queues.iter().filter(|(key, _)| self.is_shed_for(key));
+        shed.filter(|(key, _)| key.kind == Kind::Accept)
             .map(|(_, gauge)| gauge.target_ns)
             .min()
+    }
+
+    /// How long work may have waited when it is taken, ns, where work is to be turned away for nothing but how long that is: not
+    /// for what waits in the service itself.
+    fn max_wait_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
+        let mut least: Option<u64> = None;
+        for (key, gauge) in queues.iter().filter(|(key, _)| self.is_shed_for(key)) {
+            if !matches!(key.kind, Kind::Accept | Kind::Recv) {
+                return None;
+            }
+            least = Some(least.map_or(gauge.target_ns, |least| least.min(gauge.target_ns)));
+        }
+        least
+    }
+
+    fn is_shed_for(&self, key: &Arc<QueueKey>) -> bool {
+        let controller = self.controllers.get(key);
+        controller.is_some_and(|(controller, _)| controller.is_shedding())
     }
 
     fn admit(&mut self, now_ns: u64, key: &Arc<QueueKey>, gauge: &Gauge, busy: Option<f64>) -> f64 {
@@ -259,6 +275,43 @@ mod tests {
     }
 
     #[test]
+    fn how_long_work_may_have_waited_is_said_where_it_waits_to_be_taken_and_nowhere_else() {
+        for (kinds, most_ns) in [
+            (&[Kind::Accept][..], Some(5_000_000)),
+            (&[Kind::Recv], Some(5_000_000)),
+            (&[Kind::Inflight], None),
+            (&[Kind::Accept, Kind::Inflight], None),
+        ] {
+            let mut board = Board::default();
+            let mut said = None;
+            for tick in 1..20_u64 {
+                let queues = kinds.iter().map(|kind| {
+                    let (key, gauge) = queue(*kind, ":80", 1.0, Level::Critical);
+                    (key, waiting_more(tick, gauge))
+                });
+                let queues: Vec<_> = queues.collect();
+                let pressure = &read(&mut board, tick * 100_000_000, &queues)[0];
+                said = pressure.max_wait_ns;
+                assert!(said.is_none() || pressure.admit < 1.0);
+            }
+            assert_eq!(said, most_ns, "{kinds:?}");
+        }
+    }
+
+    /// Twice what leaves comes, so that it waits for longer and longer.
+    fn waiting_more(tick: u64, gauge: Gauge) -> Gauge {
+        Gauge {
+            at_ns: tick * 100_000_000,
+            delay_ns: tick * 100_000_000,
+            target_ns: 5_000_000,
+            is_counted: true,
+            arrivals: 10 * tick,
+            departures: 5 * tick,
+            ..gauge
+        }
+    }
+
+    #[test]
     fn work_that_stands_is_turned_away_and_what_the_service_itself_asked_for_is_not() {
         let mut board = Board::default();
         for (kind, name, sheds) in [
@@ -268,13 +321,8 @@ mod tests {
         ] {
             let mut admit = 1.0;
             for tick in 1..20_u64 {
-                let (key, mut gauge) = queue(kind, name, 1.0, Level::Critical);
-                gauge.at_ns = tick * 100_000_000;
-                gauge.delay_ns = tick * 100_000_000;
-                gauge.target_ns = 5_000_000;
-                gauge.is_counted = true;
-                gauge.arrivals = 10 * tick;
-                gauge.departures = 5 * tick;
+                let (key, gauge) = queue(kind, name, 1.0, Level::Critical);
+                let gauge = waiting_more(tick, gauge);
                 let pressures = read(&mut board, gauge.at_ns, &[(key, gauge)]);
                 admit = pressures[0].admit;
                 assert_eq!(pressures[0].retry_after_ms > 0, admit < 1.0);

@@ -88,6 +88,7 @@ fn object(unix_ns: u64, pressure: &Pressure, name: &str) -> Value {
     object.put("admit", round(pressure.admit));
     object.put("load", round(pressure.load.all));
     object.put_some("concurrency", pressure.concurrency);
+    object.put_some("max_wait_ns", pressure.max_wait_ns);
     object.put("oldest_wait_ns", pressure.oldest_wait_ns);
     object.put_some("time_to_full_ns", pressure.time_to_full_ns);
     object.put("retry_after_ms", pressure.retry_after_ms);

@@ -113,6 +113,7 @@ mod tests {
             admit: 1.0,
             load: Load::default(),
             concurrency: None,
+            max_wait_ns: None,
             oldest_wait_ns: 0,
             time_to_full_ns: None,
             retry_after_ms: 0,

@@ -2,7 +2,7 @@
  *
  *     static _Thread_local struct tailback_page page;      // one for each thread that asks
  *     tailback_open(&page, "/run/tailback/shop/page");     // fine if it is not there yet
- *     if (!tailback_should_admit(&page))                   // a few nanoseconds
+ *     if (!tailback_should_admit_from(&page, connection))  // or tailback_should_admit(&page): a few nanoseconds
  *         answer_503(tailback_retry_after_s(&page));
  *
  * Tailback writes one page of memory about ten times a second; this header maps it and reads it. Everything fails
@@ -31,6 +31,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -44,6 +45,7 @@
 
 #define TAILBACK_ENTRIES_MAX 62
 #define TAILBACK_NEVER UINT64_MAX
+#define TAILBACK_UNKNOWN UINT64_MAX
 
 /* The service as a whole. */
 struct tailback_snapshot {
@@ -56,6 +58,8 @@ struct tailback_snapshot {
     uint32_t retry_after_ms;  /* when refused clients should come again */
     uint32_t pid;             /* of the service, as the agent's /proc numbers it */
     uint32_t worst;           /* index of the fullest queue among the entries */
+    uint32_t concurrency;     /* so many requests at once keep the service busy; 0: no limit */
+    uint64_t max_wait_ns;     /* refuse what waited for longer before it was taken; 0: no limit */
 };
 
 /* What is not known is 0, and its flag is not set. */
@@ -111,7 +115,11 @@ struct tailback_header_ {
     uint64_t oldest_wait_ns;
     uint64_t time_to_full_ns;
     uint32_t retry_after_ms;
-    uint32_t reserved[11];
+    uint32_t load_ppm;
+    uint32_t cpu_ppm;
+    uint32_t concurrency;
+    uint64_t max_wait_ns;
+    uint64_t reserved[3];
 };
 
 static_assert(sizeof(struct tailback_header_) == 128, "entries begin at 128");
@@ -120,6 +128,7 @@ static_assert(offsetof(struct tailback_header_, seq) == 16, "seq");
 static_assert(offsetof(struct tailback_header_, pid) == 40, "pid");
 static_assert(offsetof(struct tailback_header_, wake) == 60, "wake");
 static_assert(offsetof(struct tailback_header_, retry_after_ms) == 80, "retry_after_ms");
+static_assert(offsetof(struct tailback_header_, max_wait_ns) == 96, "max_wait_ns");
 static_assert(offsetof(struct tailback_entry, min_delay_ns) == 16, "min_delay_ns");
 static_assert(offsetof(struct tailback_entry, score_ppm) == 40, "score_ppm");
 
@@ -296,6 +305,37 @@ static inline bool tailback_should_admit(struct tailback_page *page)
     return true;
 }
 
+/* For how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds. Asked when a
+ * request is taken, that is how long it waited. TAILBACK_UNKNOWN for what is no TCP connection. */
+static inline uint64_t tailback_waited_ns(int connection)
+{
+    enum { TCP_ = 6, TCP_INFO_ = 11, LAST_DATA_RECV_MS_ = 13 }; /* <linux/tcp.h> and <netinet/tcp.h> exclude each other */
+    uint32_t info[LAST_DATA_RECV_MS_ + 1];
+    socklen_t length = sizeof info;
+    if (getsockopt(connection, TCP_, TCP_INFO_, info, &length) != 0 || length != sizeof info)
+        return TAILBACK_UNKNOWN;
+    return UINT64_C(1000000) * info[LAST_DATA_RECV_MS_];
+}
+
+/* Whether to take a piece of work that waited for so long before: by that, while the page says how long it may be. Else, and
+ * where it is TAILBACK_UNKNOWN, by the share. */
+static inline bool tailback_should_admit_after(struct tailback_page *page, uint64_t waited_ns)
+{
+    tailback_keep_fresh_(page);
+    if (page->last.max_wait_ns == 0 || waited_ns == TAILBACK_UNKNOWN)
+        return tailback_should_admit(page);
+    return waited_ns <= page->last.max_wait_ns;
+}
+
+/* Whether to take a request that came on this TCP connection, likewise: the kernel is asked how long it waited, while the page
+ * says how long that may be. */
+static inline bool tailback_should_admit_from(struct tailback_page *page, int connection)
+{
+    tailback_keep_fresh_(page);
+    const bool asks = page->last.max_wait_ns != 0;
+    return tailback_should_admit_after(page, asks ? tailback_waited_ns(connection) : TAILBACK_UNKNOWN);
+}
+
 static inline struct tailback_snapshot tailback_pressure(struct tailback_page *page)
 {
     tailback_keep_fresh_(page);
@@ -310,6 +350,8 @@ static inline struct tailback_snapshot tailback_pressure(struct tailback_page *p
     pressure.retry_after_ms = last->retry_after_ms;
     pressure.pid = last->pid;
     pressure.worst = last->worst;
+    pressure.concurrency = last->concurrency;
+    pressure.max_wait_ns = last->max_wait_ns;
     return pressure;
 }
 

@@ -2,7 +2,7 @@
 //
 //	var tailback = page.Open("/run/tailback/shop/page") // fine if it is not there yet
 //
-//	if !tailback.ShouldAdmit() { // tens of nanoseconds, no system call
+//	if !tailback.ShouldAdmit() { // tens of nanoseconds, no system call; or ShouldAdmitFrom(connection)
 //		w.Header().Set("Retry-After", tailback.Pressure().RetryAfterHeader())
 //		w.WriteHeader(http.StatusServiceUnavailable)
 //		return
@@ -17,10 +17,12 @@ import (
 	"encoding/binary"
 	"math"
 	"math/rand"
+	"net"
 	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -65,6 +67,9 @@ type Pressure struct {
 	RetryAfter time.Duration // when refused clients should come again
 	PID        uint32        // of the service, as the agent's /proc numbers it
 	Worst      uint32        // index of the fullest queue among the entries
+
+	Concurrency uint32        // so many requests at once keep the service busy; 0: no limit
+	MaxWait     time.Duration // refuse what waited for longer before it was taken; 0: no limit
 }
 
 var noPressure = Pressure{Admit: 1, TimeToFull: Never}
@@ -188,6 +193,40 @@ func (p *Page) ShouldAdmit() bool {
 	return sum/ppm != (sum-share)/ppm
 }
 
+// ShouldAdmitFrom says whether to take a request that came on this TCP connection: by how long it waited before it is taken,
+// which the kernel is asked for while the page says how long that may be. Else by the share.
+func (p *Page) ShouldAdmitFrom(connection net.Conn) bool {
+	if p.look().pressure.MaxWait == 0 {
+		return p.ShouldAdmit()
+	}
+	return p.ShouldAdmitAfter(Waited(connection))
+}
+
+// ShouldAdmitAfter says whether to take a piece of work that waited for so long before: by that, while the page says how long
+// it may be. Else, and where it is Unknown, by the share.
+func (p *Page) ShouldAdmitAfter(waited time.Duration) bool {
+	most := p.look().pressure.MaxWait
+	if most == 0 || waited < 0 {
+		return p.ShouldAdmit()
+	}
+	return waited <= most
+}
+
+// Unknown is how long something waited of which nobody knows.
+const Unknown = time.Duration(-1)
+
+// Waited is for how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds. Asked when
+// a request is taken, that is how long it waited. Unknown for what is no TCP connection; one below TLS is found.
+func Waited(connection net.Conn) time.Duration {
+	if below, ok := connection.(interface{ NetConn() net.Conn }); ok {
+		connection = below.NetConn()
+	}
+	if socket, ok := connection.(syscall.Conn); ok {
+		return waited(socket)
+	}
+	return Unknown
+}
+
 // Pressure as it was published last.
 func (p *Page) Pressure() Pressure { return p.look().pressure }
 
@@ -285,6 +324,9 @@ func decodePressure(b []byte) Pressure {
 		RetryAfter: time.Duration(u32(b[80:])) * time.Millisecond,
 		PID:        u32(b[40:]),
 		Worst:      u32(b[56:]),
+
+		Concurrency: u32(b[92:]),
+		MaxWait:     duration(u64(b[96:])),
 	}
 }
 

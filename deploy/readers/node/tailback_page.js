@@ -38,6 +38,8 @@ const LEVELS = ['ok', 'warn', 'critical', 'full'];
  * @property {string} retryAfterHeader  the same for Retry-After: whole seconds, rounded up, at least 1
  * @property {number} pid             of the service, as the agent's /proc numbers it
  * @property {number} worst           index of the fullest queue among the entries
+ * @property {number|null} concurrency  so many requests at once keep the service busy; null: no limit
+ * @property {number|null} maxWaitMs  refuse what waited for longer before it was taken; null: no limit
  */
 
 /**
@@ -84,6 +86,8 @@ const NO_PRESSURE = Object.freeze({
   retryAfterHeader: '1',
   pid: 0,
   worst: 0,
+  concurrency: null,
+  maxWaitMs: null,
 });
 
 /** The page of one target. */
@@ -125,6 +129,17 @@ class Page {
     if (this.#diffusedPpm < PPM) return false;
     this.#diffusedPpm -= PPM;
     return true;
+  }
+
+  /**
+   * Whether to take a piece of work that waited for so long before: by that, while the page says how long it may be. Else, and
+   * where it is null, by the share.
+   * @param {number|null} waitedMs
+   */
+  shouldAdmitAfter(waitedMs) {
+    this.#look();
+    const mostMs = this.#pressure.maxWaitMs;
+    return waitedMs === null || mostMs === null ? this.shouldAdmit() : waitedMs <= mostMs;
   }
 
   /** @returns {Pressure} */
@@ -244,6 +259,8 @@ function decodePressure(page) {
     retryAfterHeader: String(Math.max(1, Math.ceil(retryAfterMs / 1000))),
     pid: page.readUInt32LE(40),
     worst: page.readUInt32LE(56),
+    concurrency: page.readUInt32LE(92) || null,
+    maxWaitMs: u64(page, 96) / 1e6 || null,
   });
 }
 
@@ -264,6 +281,20 @@ function decodeEntry(page, at) {
     departuresPerS: flags & HAS_RATES ? page.readUInt32LE(at + 48) : null,
     losses: page.readUInt32LE(at + 52),
   };
+}
+
+/**
+ * For how long a request is under way, by the X-Request-Start that a proxy on this machine gave it: seconds (nginx: "t=${msec}"),
+ * milliseconds, or microseconds (HAProxy: t=%[date(0,us)]) since 1970, told by their size. Null for what is no such time.
+ * @param {string|undefined} started
+ */
+function sinceMs(started) {
+  const start = Number.parseFloat((started ?? '').trim().replace(/^t=/, ''));
+  for (const inMs of [1e3, 1, 1e-3]) {
+    const passed = Date.now() - start * inMs;
+    if (Math.abs(passed) < 3_600_000) return Math.max(passed, 0);
+  }
+  return null;
 }
 
 /**
@@ -292,6 +323,8 @@ function main() {
     retry_after_ms: p.retryAfterMs,
     pid: p.pid,
     worst: p.worst,
+    concurrency: p.concurrency,
+    max_wait_ns: p.maxWaitMs === null ? null : ns(p.maxWaitMs),
     entries: page.entries().map((e) => ({
       kind: e.kind,
       id: e.id,
@@ -310,6 +343,6 @@ function main() {
   return 0;
 }
 
-module.exports = { open, Page, KINDS, LEVELS };
+module.exports = { open, sinceMs, Page, KINDS, LEVELS };
 
 if (require.main === module) process.exitCode = main();

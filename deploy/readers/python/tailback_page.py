@@ -3,7 +3,7 @@
     import tailback_page
 
     page = tailback_page.open("/run/tailback/shop/page")  # fine if it is not there yet
-    if not page.should_admit():                           # less than a microsecond
+    if not page.should_admit_from(connection):            # or should_admit(): less than a microsecond
         return 503, {"Retry-After": page.pressure().retry_after_header}
 
 Tailback writes one page of memory about ten times a second; this module maps it and reads it. Everything fails open: no
@@ -19,6 +19,7 @@ import math
 import mmap
 import os
 import random
+import socket
 import stat
 import struct
 import sys
@@ -26,7 +27,7 @@ import threading
 import time
 from typing import NamedTuple, Optional
 
-__all__ = ["Entry", "Page", "Pressure", "open"]
+__all__ = ["Entry", "Page", "Pressure", "open", "since_s", "waited_s"]
 
 KINDS = (
     "syn accept recv udp unix pipe inflight workers eventloop runqueue lock disk memory downstream send fd uring".split()
@@ -46,6 +47,8 @@ class Pressure(NamedTuple):
     retry_after_s: float = 0.0  # when refused clients should come again
     pid: int = 0  # of the service, as the agent's /proc numbers it
     worst: int = 0  # index of the fullest queue among the entries
+    concurrency: Optional[int] = None  # so many requests at once keep the service busy; None: no limit
+    max_wait_s: Optional[float] = None  # refuse what waited for longer before it was taken; None: no limit
 
     @property
     def level_name(self) -> str:
@@ -83,13 +86,15 @@ _HAS_RATES = 2
 _HAS_P99 = 4
 
 # magic, version, entries, seq, published_ns, ttl_ns, pid, level, score_ppm, admit_ppm, worst, wake, oldest_wait_ns,
-# time_to_full_ns, retry_after_ms
-_HEADER = struct.Struct("<8sIIQQQIIIIIIQQI")
+# time_to_full_ns, retry_after_ms, load_ppm, cpu_ppm, concurrency, max_wait_ns
+_HEADER = struct.Struct("<8sIIQQQIIIIIIQQIIIIQ")
 # kind, flags, id, depth, limit, min_delay_ns, p99_ns, head_age_ns, score_ppm, arrivals, departures, losses
 _ENTRY = struct.Struct("<HHIIIQQQIIII8x")
+# Of struct tcp_info: tcpi_last_data_recv, ms.
+_TCP_INFO = struct.Struct("<52xI")
 _ENTRIES_AT = 128
 _ENTRIES_MAX = 62
-assert _HEADER.size == 84 and _ENTRY.size == 64
+assert _HEADER.size == 104 and _ENTRY.size == 64
 
 _monotonic = time.monotonic
 
@@ -97,6 +102,41 @@ _monotonic = time.monotonic
 def open(path: "str | os.PathLike[str]") -> "Page":
     """Never fails: a page that is not there is looked for again, at most once a second."""
     return Page(path)
+
+
+def waited_s(connection: "socket.socket | int | None") -> Optional[float]:
+    """For how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds.
+
+    Asked when a request is taken, that is how long it waited. None for what is no TCP connection.
+    """
+    try:
+        if isinstance(connection, int):
+            borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=connection)
+            try:
+                return waited_s(borrowed)
+            finally:
+                borrowed.detach()  # not ours to close
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        return _TCP_INFO.unpack(info)[0] / 1e3
+    except (AttributeError, OSError, struct.error):
+        return None
+
+
+def since_s(started: "str | None") -> Optional[float]:
+    """For how long a request is under way, by the X-Request-Start that a proxy on this machine gave it.
+
+    Seconds (nginx: "t=${msec}"), milliseconds, or microseconds (HAProxy: t=%[date(0,us)]) since 1970, told by their size.
+    None for what is no such time.
+    """
+    try:
+        start = float((started or "").strip().removeprefix("t="))
+    except ValueError:
+        return None
+    for unit in (1, 1e3, 1e6):
+        passed = time.time() - start / unit
+        if abs(passed) < 3600:
+            return max(passed, 0.0)
+    return None
 
 
 class _View(NamedTuple):
@@ -130,7 +170,7 @@ class Page:
         return self._look().pressure.admit
 
     def should_admit(self) -> bool:
-        """Whether to take this piece of work.
+        """Whether to take this piece of work, by the share.
 
         Not by lot: at a share of 0.75, three are taken and one is refused, in turn, so what is taken comes evenly spaced.
         """
@@ -145,6 +185,26 @@ class Page:
                 return False
             self._diffused_ppm -= _PPM
             return True
+
+    def should_admit_from(self, connection: "socket.socket | int | None") -> bool:
+        """Whether to take a request that came on this TCP connection (a socket, or its descriptor).
+
+        By how long it waited before it is taken, which the kernel is asked for while the page says how long that may be.
+        Else by the share.
+        """
+        if self._look().pressure.max_wait_s is None:
+            return self.should_admit()
+        return self.should_admit_after(waited_s(connection))
+
+    def should_admit_after(self, waited_s: Optional[float]) -> bool:
+        """Whether to take a piece of work that waited for so long: by that, while the page says how long it may be.
+
+        Else, and where it is None, by the share.
+        """
+        most_s = self._look().pressure.max_wait_s
+        if waited_s is None or most_s is None:
+            return self.should_admit()
+        return waited_s <= most_s
 
     def pressure(self) -> Pressure:
         return self._look().pressure
@@ -228,7 +288,7 @@ def _read(view: _View, now: float) -> _View:
 def _decode(copy: bytes) -> "tuple[float, int, Pressure]":
     """For how long it may be believed, and what it says."""
     (magic, version, _, _, published_ns, ttl_ns, pid, level, score_ppm, admit_ppm, worst, _, oldest_wait_ns,
-     time_to_full_ns, retry_after_ms) = _HEADER.unpack_from(copy)  # fmt: skip
+     time_to_full_ns, retry_after_ms, _, _, concurrency, max_wait_ns) = _HEADER.unpack_from(copy)  # fmt: skip
     if magic == b"TAILBACK" and version == 1:
         age_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - published_ns
         # A time yet to come is that of another clock (a time namespace, say), and as bad as a stale one.
@@ -244,6 +304,8 @@ def _decode(copy: bytes) -> "tuple[float, int, Pressure]":
                 retry_after_s=retry_after_ms / 1e3,
                 pid=pid,
                 worst=worst,
+                concurrency=concurrency or None,
+                max_wait_s=max_wait_ns / 1e9 if max_wait_ns else None,
             )
     return 0.0, _PPM, Pressure()
 

@@ -42,7 +42,7 @@ int main(int argc, char **argv)
         char request[4096];
         /* Read first: a connection that is closed unread is reset, and its client never sees the answer. */
         if (client >= 0 && read(client, request, sizeof request) > 0) {
-            if (tailback_should_admit(&page))
+            if (tailback_should_admit_from(&page, client))
                 dprintf(client, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n");
             else
                 dprintf(client,

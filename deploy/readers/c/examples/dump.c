@@ -52,6 +52,8 @@ int main(int argc, char **argv)
     print_count("retry_after_ms", pressure.retry_after_ms, true);
     print_count("pid", pressure.pid, true);
     print_count("worst", pressure.worst, true);
+    print_count("concurrency", pressure.concurrency, pressure.concurrency != 0);
+    print_count("max_wait_ns", pressure.max_wait_ns, pressure.max_wait_ns != 0);
     printf(",\"entries\":[");
     for (size_t i = 0; i < count; i++) {
         if (i)

@@ -4,6 +4,7 @@
  *
  *     node express.js 8000 /run/tailback/shop/page
  *
+ * Where a proxy on this machine says in X-Request-Start when a request came, by how long it waited; else by the share.
  * With express where it is installed (npm install express), else with plain http.
  */
 const tailbackPage = require('../tailback_page');
@@ -11,7 +12,7 @@ const tailbackPage = require('../tailback_page');
 function backpressure(path) {
   const page = tailbackPage.open(path);
   return (req, res, next) => {
-    if (page.shouldAdmit()) return next();
+    if (page.shouldAdmitAfter(tailbackPage.sinceMs(req.headers['x-request-start']))) return next();
     res.writeHead(503, { 'Retry-After': page.pressure().retryAfterHeader });
     res.end('too busy, come again\n');
   };

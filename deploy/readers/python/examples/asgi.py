@@ -5,6 +5,7 @@
 
 In FastAPI or Starlette: app.add_middleware(Backpressure, path="/run/tailback/shop/page").
 
+Where a proxy on this machine says in X-Request-Start when a request came, by how long it waited; else by the share.
 TAILBACK_PAGE names the page; /run/tailback/shop/page if it is not set.
 """
 
@@ -22,11 +23,15 @@ class Backpressure:
         self.page = tailback_page.open(path)
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http" or self.page.should_admit():
+        if scope["type"] != "http" or self.page.should_admit_after(waited_s(scope)):
             return await self.app(scope, receive, send)
         retry_after = self.page.pressure().retry_after_header.encode()
         await send({"type": "http.response.start", "status": 503, "headers": [(b"retry-after", retry_after)]})
         await send({"type": "http.response.body", "body": b"too busy, come again\n"})
+
+
+def waited_s(scope):
+    return tailback_page.since_s(dict(scope["headers"]).get(b"x-request-start", b"").decode("latin-1"))
 
 
 async def shop(scope, receive, send):

@@ -3,7 +3,8 @@
     python3 wsgi.py 8000                                                  # the standard library's server
     uwsgi --http-socket :8000 --master --processes 4 --wsgi-file wsgi.py  # or any other
 
-TAILBACK_PAGE names the page; /run/tailback/shop/page if it is not set.
+By how long the request waited for a worker where the server says which connection it came on, as uWSGI and gunicorn do (where
+they serve HTTP themselves, over TCP); else by the share. TAILBACK_PAGE names the page; /run/tailback/shop/page if it is not set.
 """
 
 import os
@@ -13,6 +14,15 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import tailback_page
 
+try:
+    import uwsgi
+except ImportError:
+    uwsgi = None
+
+
+def connection(environ):
+    return uwsgi.connection_fd() if uwsgi else environ.get("gunicorn.socket")
+
 
 class Backpressure:
     def __init__(self, app, path):
@@ -20,7 +30,7 @@ class Backpressure:
         self.page = tailback_page.open(path)
 
     def __call__(self, environ, start_response):
-        if self.page.should_admit():
+        if self.page.should_admit_from(connection(environ)):
             return self.app(environ, start_response)
         start_response("503 Service Unavailable", [("Retry-After", self.page.pressure().retry_after_header)])
         return [b"too busy, come again\n"]

@@ -4,6 +4,7 @@
 
 use std::{
     convert::Infallible,
+    os::fd::{AsFd as _, OwnedFd},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -20,19 +21,19 @@ use hyper_util::{
 use tailback_page::Page;
 use tower::{Layer, Service, ServiceBuilder, service_fn};
 
-/// The ten lines: shares the page, and asks it before the service is called.
+/// The ten lines: shares the page and the connection, and asks how long a request waited on it before the service is called.
 #[derive(Clone)]
-struct Admit(Arc<Page>);
+struct Admit(Arc<Page>, Arc<OwnedFd>);
 
 impl<S> Layer<S> for Admit {
     type Service = Admitted<S>;
     fn layer(&self, inner: S) -> Self::Service {
-        Admitted(inner, Arc::clone(&self.0))
+        Admitted(inner, self.clone())
     }
 }
 
 #[derive(Clone)]
-struct Admitted<S>(S, Arc<Page>);
+struct Admitted<S>(S, Admit);
 
 impl<S, R> Service<R> for Admitted<S>
 where
@@ -48,12 +49,13 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        if self.1.should_admit() {
+        let Admit(page, connection) = &self.1;
+        if page.should_admit_from(connection) {
             return Box::pin(self.0.call(request));
         }
         let mut busy = Response::new(Full::from("busy\n"));
         *busy.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-        let seconds = self.1.pressure().retry_after_seconds();
+        let seconds = page.pressure().retry_after_seconds();
         busy.headers_mut().insert(RETRY_AFTER, seconds.into());
         Box::pin(std::future::ready(Ok(busy)))
     }
@@ -63,16 +65,17 @@ where
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let port: u16 = args.next().ok_or("usage: tower PORT PAGE")?.parse()?;
-    let page = Page::open(args.next().ok_or("usage: tower PORT PAGE")?);
+    let page = Arc::new(Page::open(args.next().ok_or("usage: tower PORT PAGE")?));
     let answer =
         |_: Request<Incoming>| async { Ok::<_, Infallible>(Response::new(Full::from("ok\n"))) };
-    let service = ServiceBuilder::new()
-        .layer(Admit(Arc::new(page)))
-        .service(service_fn(answer));
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     loop {
         let (stream, _) = listener.accept().await?;
-        let service = TowerToHyperService::new(service.clone());
+        let connection = Arc::new(stream.as_fd().try_clone_to_owned()?);
+        let service = ServiceBuilder::new()
+            .layer(Admit(Arc::clone(&page), connection))
+            .service(service_fn(answer));
+        let service = TowerToHyperService::new(service);
         tokio::spawn(async move {
             let builder = Builder::new(TokioExecutor::new());
             // A client that goes away is no fault of ours.

@@ -5,8 +5,10 @@
 //! once a second.
 //!
 //! ```no_run
+//! # let connection = std::net::TcpStream::connect("[::1]:80").unwrap();
 //! let page = tailback_page::Page::open("/run/tailback/shop/page");
-//! if !page.should_admit() {
+//! // A request that came on this connection. Where that is not at hand: `page.should_admit()`.
+//! if !page.should_admit_from(&connection) {
 //!     // 503, with `Retry-After: {}` and page.pressure().retry_after
 //! }
 //! ```
@@ -14,7 +16,7 @@
 use std::{
     ffi::{c_int, c_long, c_void},
     fs::File,
-    os::fd::AsRawFd as _,
+    os::fd::{AsFd, AsRawFd as _},
     path::{Path, PathBuf},
     ptr,
     sync::{
@@ -57,6 +59,8 @@ pub mod layout {
     pub const CPU_AT: usize = 88;
     /// u32, 0: no limit.
     pub const CONCURRENCY_AT: usize = 92;
+    /// u64, ns, 0: no limit.
+    pub const MAX_WAIT_AT: usize = 96;
     pub const NEVER: u64 = u64::MAX;
 
     /// Entry `i` begins at `ENTRIES_AT + ENTRY * i`.
@@ -93,8 +97,8 @@ pub mod layout {
 }
 use layout::{
     ADMIT_AT, CONCURRENCY_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, LEVEL_AT, LEVELS,
-    LOAD_AT, MAGIC, NEVER, OLDEST_WAIT_AT, PID_AT, PUBLISHED_AT, RETRY_AFTER_AT, SCORE_AT, SEQ_AT,
-    SIZE, TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT, WAKE_AT, WORDS, WORST_AT,
+    LOAD_AT, MAGIC, MAX_WAIT_AT, NEVER, OLDEST_WAIT_AT, PID_AT, PUBLISHED_AT, RETRY_AFTER_AT,
+    SCORE_AT, SEQ_AT, SIZE, TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT, WAKE_AT, WORDS, WORST_AT,
 };
 
 /// Everything is admitted: in millionths.
@@ -127,6 +131,8 @@ pub struct Pressure {
     pub cpu: f64,
     /// So many requests at once keep the service busy, while work is to be turned away; `None`: nothing is, or it is not known.
     pub concurrency: Option<u32>,
+    /// Work that has waited for longer is to be turned away, while there is too much; `None`: none is, or it is not known.
+    pub max_wait: Option<Duration>,
     /// Of the service, as the agent's /proc numbers it.
     pub pid: u32,
     /// The worst of the entries.
@@ -148,6 +154,7 @@ impl Pressure {
         load: 0.0,
         cpu: 0.0,
         concurrency: None,
+        max_wait: None,
         pid: 0,
         worst: 0,
         entries: 0,
@@ -200,10 +207,12 @@ pub struct Page {
     path: PathBuf,
     /// The newest mapping, or null.
     map: AtomicPtr<Map>,
-    /// What was read last: the `seq` it was read at, until when it holds (CLOCK_MONOTONIC_COARSE, ns), and `admit`.
+    /// What was read last: the `seq` it was read at, until when it holds (CLOCK_MONOTONIC_COARSE, ns), and what it said.
     seq: AtomicU64,
     until_ns: AtomicU64,
     admit: AtomicU32,
+    /// The longest that work may have waited, ns; 0: no limit.
+    max_wait_ns: AtomicU64,
     /// Not before this time is the page looked for again.
     next_look_ns: AtomicU64,
     /// What is owed to work that is turned away, in millionths: see [`Page::should_admit`].
@@ -236,6 +245,7 @@ impl Page {
             seq: AtomicU64::new(u64::MAX),
             until_ns: AtomicU64::new(0),
             admit: AtomicU32::new(ALL),
+            max_wait_ns: AtomicU64::new(0),
             next_look_ns: AtomicU64::new(0),
             // Many processes must not turn away in step.
             phase: AtomicU32::new(std::process::id().wrapping_mul(2_654_435_769) % ALL),
@@ -261,6 +271,27 @@ impl Page {
         before / ALL != before.wrapping_add(admit) / ALL
     }
 
+    /// Whether to take a request that came on this TCP connection: by how long it waited before it is taken, which the kernel
+    /// is asked for while the page says how long that may be. Else by the share.
+    pub fn should_admit_from(&self, connection: &impl AsFd) -> bool {
+        match self.max_wait_ns() {
+            0 => self.should_admit(),
+            most_ns => match waited(connection) {
+                Some(waited) => waited.as_nanos() <= u128::from(most_ns),
+                None => self.should_admit(),
+            },
+        }
+    }
+
+    /// Whether to take a piece of work that waited for so long before: by that, while the page says how long it may be. Else by
+    /// the share.
+    pub fn should_admit_after(&self, waited: Duration) -> bool {
+        match self.max_wait_ns() {
+            0 => self.should_admit(),
+            most_ns => waited.as_nanos() <= u128::from(most_ns),
+        }
+    }
+
     /// All that the head of the page says.
     pub fn pressure(&self) -> Pressure {
         let Some(map) = self.live() else {
@@ -281,6 +312,7 @@ impl Page {
                 load: ratio(map.u32(LOAD_AT)),
                 cpu: ratio(map.u32(CPU_AT)),
                 concurrency: Some(map.u32(CONCURRENCY_AT)).filter(|most| *most > 0),
+                max_wait: limit(map.u64(MAX_WAIT_AT)),
                 pid: map.u32(PID_AT),
                 worst: map.u32(WORST_AT),
                 entries: map.u32(COUNT_AT).min(ENTRIES as u32),
@@ -334,42 +366,53 @@ impl Page {
     }
 
     fn admit_ppm(&self) -> u32 {
-        // SAFETY: mappings live as long as the page.
-        if let Some(map) = unsafe { self.map.load(Ordering::Acquire).as_ref() }
-            && map.words()[SEQ_AT / 8].load(Ordering::Acquire) == self.seq.load(Ordering::Acquire)
-            && coarse_ns() < self.until_ns.load(Ordering::Relaxed)
-        {
+        if self.is_fresh() || self.renew() {
             return self.admit.load(Ordering::Relaxed);
         }
-        self.renew()
+        ALL
     }
 
-    /// The page says something else than before, or nothing for too long.
+    fn max_wait_ns(&self) -> u64 {
+        if self.is_fresh() || self.renew() {
+            return self.max_wait_ns.load(Ordering::Relaxed);
+        }
+        0
+    }
+
+    fn is_fresh(&self) -> bool {
+        // SAFETY: mappings live as long as the page.
+        let map = unsafe { self.map.load(Ordering::Acquire).as_ref() };
+        map.is_some_and(|map| {
+            map.words()[SEQ_AT / 8].load(Ordering::Acquire) == self.seq.load(Ordering::Acquire)
+                && coarse_ns() < self.until_ns.load(Ordering::Relaxed)
+        })
+    }
+
+    /// The page says something else than before, or nothing for too long: whether somebody is there.
     #[cold]
-    fn renew(&self) -> u32 {
+    fn renew(&self) -> bool {
         let Some(map) = self.live() else {
-            return ALL;
+            return false;
         };
         let read = map.read(|map| {
             let left = map.left_ns(map.u64(PUBLISHED_AT));
-            (map.u64(SEQ_AT), left, map.u32(ADMIT_AT).min(ALL))
+            let said = (map.u32(ADMIT_AT).min(ALL), map.u64(MAX_WAIT_AT));
+            (map.u64(SEQ_AT), left, said)
         });
         let now_ns = coarse_ns();
         match read {
-            Some((seq, left, admit)) if left > 0 => {
+            Some((seq, left, (admit, max_wait_ns))) if left > 0 => {
                 self.admit.store(admit, Ordering::Relaxed);
+                self.max_wait_ns.store(max_wait_ns, Ordering::Relaxed);
                 self.until_ns
                     .store(now_ns.saturating_add(left), Ordering::Relaxed);
                 self.seq.store(seq, Ordering::Release);
-                admit
+                true
             }
             // Nobody is there.
-            Some(_) => ALL,
+            Some(_) => false,
             // It was being written all the time: what it said last holds for as long as it said.
-            None if now_ns < self.until_ns.load(Ordering::Relaxed) => {
-                self.admit.load(Ordering::Relaxed)
-            }
-            None => ALL,
+            None => now_ns < self.until_ns.load(Ordering::Relaxed),
         }
     }
 
@@ -539,6 +582,33 @@ impl Drop for Map {
     }
 }
 
+/// For how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds. Asked when a request is
+/// taken, that is how long it waited. `None` for what is no TCP connection.
+pub fn waited(connection: &impl AsFd) -> Option<Duration> {
+    const IPPROTO_TCP: c_int = 6;
+    const TCP_INFO: c_int = 11;
+    // Of `struct tcp_info`: tcpi_last_data_recv, ms.
+    const LAST_DATA_AT: usize = 13;
+    let mut info = [0_u32; LAST_DATA_AT + 1];
+    let mut length = size_of_val(&info) as u32;
+    // SAFETY: writes at most `length` bytes, into an array of ours.
+    let failed = unsafe {
+        getsockopt(
+            connection.as_fd().as_raw_fd(),
+            IPPROTO_TCP,
+            TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    let is_whole = failed == 0 && length as usize == size_of_val(&info);
+    is_whole.then(|| Duration::from_millis(u64::from(info[LAST_DATA_AT])))
+}
+
+fn limit(ns: u64) -> Option<Duration> {
+    (ns > 0).then(|| Duration::from_nanos(ns))
+}
+
 fn ratio(ppm: u32) -> f64 {
     f64::from(ppm) / f64::from(ALL)
 }
@@ -583,4 +653,11 @@ unsafe extern "C" {
     fn munmap(address: *mut c_void, length: usize) -> c_int;
     fn clock_gettime(clock: c_int, time: *mut Timespec) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
+    fn getsockopt(
+        socket: c_int,
+        level: c_int,
+        name: c_int,
+        value: *mut c_void,
+        length: *mut u32,
+    ) -> c_int;
 }

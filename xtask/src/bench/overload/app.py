@@ -4,6 +4,8 @@ import os
 import sys
 import time
 
+import uwsgi
+
 page = None
 if "TAILBACK_PAGE" in os.environ:
     sys.path.insert(0, os.environ["TAILBACK_READERS"])
@@ -35,8 +37,14 @@ def compute():
 work = {"sql": sql, "compute": compute}[os.environ["APP_WORK"]]
 
 
+def should_admit():
+    if os.environ["TAILBACK_BY"] == "share":
+        return page.should_admit()
+    return page.should_admit_from(uwsgi.connection_fd())
+
+
 def application(environ, start_response):
-    if page is not None and not page.should_admit():
+    if page is not None and not should_admit():
         start_response("503 Service Unavailable", [("Retry-After", page.pressure().retry_after_header)])
         return [b"busy\n"]
     work()

@@ -46,7 +46,7 @@ pub struct Args {
     /// Only this service: uwsgi-postgresql or nginx-uwsgi
     #[arg(long)]
     service: Option<String>,
-    /// Only these: nothing, static, maxconn, weight, page
+    /// Only these: nothing, static, maxconn, weight, share, page
     #[arg(long)]
     guard: Vec<Guard>,
     /// Only these loads, in times of what the service can do
@@ -357,7 +357,10 @@ fn neighbour(
 }
 
 fn add(report: &mut Report, service: Service, guard: Guard, outcome: &Outcome, alone: &Alone) {
-    let ours = matches!(guard, Guard::Maxconn | Guard::Weight | Guard::Page);
+    let ours = matches!(
+        guard,
+        Guard::Maxconn | Guard::Weight | Guard::Share | Guard::Page
+    );
     let goodput = 100.0 * outcome.goodput;
     let least = match outcome.load {
         load if load >= 3.0 => Some(90.0),

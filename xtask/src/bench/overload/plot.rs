@@ -17,6 +17,7 @@ fn colour(guard: Guard) -> &'static str {
         Guard::Static => "#e69f00",
         Guard::Maxconn => "#0072b2",
         Guard::Weight => "#56b4e9",
+        Guard::Share => "#cc79a7",
         Guard::Page => "#009e73",
     }
 }

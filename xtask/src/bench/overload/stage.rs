@@ -43,7 +43,9 @@ pub enum Guard {
     Maxconn,
     /// HAProxy, by the weight.
     Weight,
-    /// The service itself, by its page.
+    /// The service itself, by the share that its page says.
+    Share,
+    /// The service itself, by how long a request may have waited, which its page says.
     Page,
 }
 
@@ -79,11 +81,12 @@ impl Service {
 }
 
 impl Guard {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Nobody,
         Self::Static,
         Self::Maxconn,
         Self::Weight,
+        Self::Share,
         Self::Page,
     ];
 
@@ -93,6 +96,7 @@ impl Guard {
             Self::Static => "static limit",
             Self::Maxconn => "Tailback, maxconn",
             Self::Weight => "Tailback, weight",
+            Self::Share => "Tailback, page's share",
             Self::Page => "Tailback, page",
         }
     }
@@ -125,7 +129,7 @@ impl Stage {
         let ask = ports::free()?;
         let agent = match guard {
             Guard::Nobody | Guard::Static => None,
-            Guard::Maxconn | Guard::Weight | Guard::Page => {
+            Guard::Maxconn | Guard::Weight | Guard::Share | Guard::Page => {
                 let text = format!(
                     "[[target]]\nport = {}\ncalled = \"bench\"\n[signal]\ndirectory = \"{}\"\n\
                      [[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{ask}\"\nmaxconn = {MANY}\n",
@@ -187,7 +191,13 @@ fn uwsgi(
     if let Some(postgres) = postgres {
         env.push(("APP_SQL_PORT", postgres.port().to_string()));
     }
-    if guard == Guard::Page {
+    if let Guard::Share | Guard::Page = guard {
+        let by = if guard == Guard::Page {
+            "wait"
+        } else {
+            "share"
+        };
+        env.push(("TAILBACK_BY", by.to_owned()));
         env.push(("TAILBACK_PAGE", page.display().to_string()));
         env.push((
             "TAILBACK_READERS",
@@ -225,7 +235,7 @@ fn haproxy(
         format!(" agent-check agent-addr 127.0.0.1 agent-port {ask} agent-inter 100ms");
     let (mut deny, mut server, mut queue) = (String::new(), String::new(), String::new());
     match guard {
-        Guard::Nobody | Guard::Page => {}
+        Guard::Nobody | Guard::Share | Guard::Page => {}
         Guard::Static => {
             // As many as there are workers, and as many more that wait for half the time of a request.
             server = format!(" maxconn {}", service.workers() + service.workers() / 2);

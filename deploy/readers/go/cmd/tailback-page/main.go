@@ -22,6 +22,8 @@ type line struct {
 	RetryAfterMs int64      `json:"retry_after_ms"`
 	PID          uint32     `json:"pid"`
 	Worst        uint32     `json:"worst"`
+	Concurrency  *uint32    `json:"concurrency"`
+	MaxWaitNs    *int64     `json:"max_wait_ns"`
 	Entries      []entry    `json:"entries"`
 }
 
@@ -64,6 +66,8 @@ func main() {
 		RetryAfterMs: int64(p.RetryAfter / time.Millisecond),
 		PID:          p.PID,
 		Worst:        p.Worst,
+		Concurrency:  nullUnless(p.Concurrency != 0, p.Concurrency),
+		MaxWaitNs:    nullUnless(p.MaxWait != 0, int64(p.MaxWait)),
 		Entries:      []entry{},
 	}
 	for _, e := range tailback.Entries() {

@@ -4,17 +4,25 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log"
+	"net"
 	"net/http"
 	"os"
 
 	"tailback.dev/page"
 )
 
+type connection struct{}
+
+func withConnection(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connection{}, c)
+}
+
 func backpressure(tailback *page.Page, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !tailback.ShouldAdmit() {
+		if c, _ := r.Context().Value(connection{}).(net.Conn); !tailback.ShouldAdmitFrom(c) {
 			w.Header().Set("Retry-After", tailback.Pressure().RetryAfterHeader())
 			http.Error(w, "too busy, come again", http.StatusServiceUnavailable)
 			return
@@ -28,5 +36,10 @@ func main() {
 		log.Fatal("usage: nethttp PORT PAGE")
 	}
 	shop := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "hello") })
-	log.Fatal(http.ListenAndServe(":"+os.Args[1], backpressure(page.Open(os.Args[2]), shop)))
+	server := http.Server{
+		Addr:        ":" + os.Args[1],
+		Handler:     backpressure(page.Open(os.Args[2]), shop),
+		ConnContext: withConnection,
+	}
+	log.Fatal(server.ListenAndServe())
 }
