@@ -83,6 +83,8 @@ pub struct Controller {
     balance: Balance,
     /// Whether there is anything to shed.
     active: bool,
+    /// The delay was too long, and since then what works was not seen idle.
+    is_too_much: bool,
     /// Decisions in a row before which the queue was empty; half of them, after one at which it was short.
     calm: u32,
     /// And before which the delay was too long.
@@ -192,6 +194,7 @@ impl Controller {
             delays: VecDeque::new(),
             balance: Balance::default(),
             active: false,
+            is_too_much: false,
             calm: 0,
             too_long: 0,
             recent: [None; 2],
@@ -208,6 +211,11 @@ impl Controller {
     /// There was too much of late, and nothing has shown since that there is no more.
     pub fn is_shedding(&self) -> bool {
         self.active
+    }
+
+    /// As above; but it ends as soon as what works is less busy than it was, for whoever needs no share to begin with.
+    pub fn is_too_much(&self) -> bool {
+        self.active && self.is_too_much
     }
 
     /// Nothing was shed for a while: there is nothing to remember.
@@ -280,6 +288,7 @@ impl Controller {
         let excess_ns = self.standing_ns(look.target_ns) - look.target_ns as f64;
         if excess_ns > 0.0 {
             self.too_long = self.too_long.saturating_add(1);
+            self.is_too_much = true;
             // It stays too long at what is taken for the balance: that is above it.
             if self.too_long > STAYS && look.delay_ns >= self.last.delay_ns {
                 self.balance.admitted *= 1.0 - LEAN;
@@ -330,7 +339,10 @@ impl Controller {
         };
         self.admit = match self.idle(most) {
             // As much more as makes it as busy as it was.
-            Some(busy) => self.admit * (NEAR / busy).clamp(1.0 + CREEP, JUMP),
+            Some(busy) => {
+                self.is_too_much = false;
+                self.admit * (NEAR / busy).clamp(1.0 + CREEP, JUMP)
+            }
             None => {
                 let near = NEAR * self.balance.share().unwrap_or(0.0);
                 near.max(self.admit * (1.0 + CREEP))

@@ -20,6 +20,10 @@ use crate::{
 /// Callers that are turned away are asked to come again after this long at least, and at most, ms.
 const RETRY_MS: (u64, u64) = (1_000, 30_000);
 
+/// Who is turned away by a limit to the wait is so late: whoever is not has waited nearly as long, and is to be answered in time
+/// still. That leaves room for the kernel's clock, by whose ticks readers know it (4 ms, or 10).
+const OF_TARGET: f64 = 0.75;
+
 /// Nobody is turned away for a queue that was not looked at for so long, and later it is no longer told of: the slowest walk
 /// comes every 30 s.
 const UNKNOWN_NS: u64 = 5_000_000_000;
@@ -145,8 +149,10 @@ impl Board {
     /// The least delay that is fine, ns, of the queues of connections that nobody has taken, where work is to be turned away for
     /// one of them.
     fn shed_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
-        let shed = queues.iter().filter(|(key, _)| self.is_shed_for(key));
-        shed.filter(|(key, _)| key.kind == Kind::Accept)
+        let is_shed_for = |key| self.ask(key, Controller::is_shedding);
+        queues
+            .iter()
+            .filter(|(key, _)| key.kind == Kind::Accept && is_shed_for(key))
             .map(|(_, gauge)| gauge.target_ns)
             .min()
     }
@@ -154,19 +160,23 @@ impl Board {
     /// How long work may have waited when it is taken, ns, where work is to be turned away for nothing but how long that is: not
     /// for what waits in the service itself.
     fn max_wait_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
-        let mut least: Option<u64> = None;
-        for (key, gauge) in queues.iter().filter(|(key, _)| self.is_shed_for(key)) {
-            if !matches!(key.kind, Kind::Accept | Kind::Recv) {
+        let mut least_ns = u64::MAX;
+        for (key, gauge) in queues {
+            let waits_untaken = matches!(key.kind, Kind::Accept | Kind::Recv);
+            if !waits_untaken && self.ask(key, Controller::is_shedding) {
                 return None;
             }
-            least = Some(least.map_or(gauge.target_ns, |least| least.min(gauge.target_ns)));
+            if waits_untaken && self.ask(key, Controller::is_too_much) {
+                least_ns = least_ns.min((gauge.target_ns as f64 * OF_TARGET) as u64);
+            }
         }
-        least
+        // 0 stands for no limit.
+        (least_ns < u64::MAX).then_some(least_ns.max(1))
     }
 
-    fn is_shed_for(&self, key: &Arc<QueueKey>) -> bool {
+    fn ask(&self, key: &Arc<QueueKey>, is_it: impl Fn(&Controller) -> bool) -> bool {
         let controller = self.controllers.get(key);
-        controller.is_some_and(|(controller, _)| controller.is_shedding())
+        controller.is_some_and(|(controller, _)| is_it(controller))
     }
 
     fn admit(&mut self, now_ns: u64, key: &Arc<QueueKey>, gauge: &Gauge, busy: Option<f64>) -> f64 {
@@ -277,8 +287,8 @@ mod tests {
     #[test]
     fn how_long_work_may_have_waited_is_said_where_it_waits_to_be_taken_and_nowhere_else() {
         for (kinds, most_ns) in [
-            (&[Kind::Accept][..], Some(5_000_000)),
-            (&[Kind::Recv], Some(5_000_000)),
+            (&[Kind::Accept][..], Some(3_750_000)),
+            (&[Kind::Recv], Some(3_750_000)),
             (&[Kind::Inflight], None),
             (&[Kind::Accept, Kind::Inflight], None),
         ] {

@@ -29,6 +29,16 @@ impl Spread {
     }
 }
 
+/// The median between the lowest and the highest. `None`: there are no values.
+pub fn between(values: &[f64]) -> Option<Spread> {
+    let sorted = sorted(values);
+    Some(Spread {
+        low: *sorted.first()?,
+        median: quantile(&sorted, 0.5)?,
+        high: *sorted.last()?,
+    })
+}
+
 /// The median between the quartiles. `None`: there are no values.
 pub fn quartiles(values: &[f64]) -> Option<Spread> {
     let sorted = sorted(values);

@@ -18,6 +18,8 @@ enum Sheds {
     Service,
     /// It hears of a new share one tick late.
     Proxy,
+    /// The service itself, by how long a request waited, while there is too much.
+    ByWait,
 }
 
 struct Played {
@@ -111,6 +113,7 @@ fn play_with(
     for tick in 1..=seconds * 10 {
         let end_ns = tick * TICK_NS;
         let share = controller.as_ref().map_or(1.0, Controller::admit);
+        let is_too_much = controller.as_ref().is_some_and(Controller::is_too_much);
         // Who works is looked at at a moment of the tick that has nothing to do with how requests come.
         let (look_ns, mut busy) = (
             end_ns - tick * 37_300_000 % TICK_NS / 100_000 * 100_000 - 100_000,
@@ -138,7 +141,12 @@ fn play_with(
                     && let Some(came) = waiting.pop_front()
                 {
                     departures += 1;
-                    if sheds == Sheds::Service && !is_admitted(&mut phase, share) {
+                    let is_shed = match sheds {
+                        Sheds::Service => !is_admitted(&mut phase, share),
+                        Sheds::Proxy => false,
+                        Sheds::ByWait => is_too_much && now_ns - came > TARGET_NS,
+                    };
+                    if is_shed {
                         played.shed.push(came);
                         *server = now_ns + SHED_NS;
                         continue;
@@ -170,9 +178,11 @@ fn play_with(
     played
 }
 
+const ALL: [Sheds; 3] = [Sheds::Service, Sheds::Proxy, Sheds::ByWait];
+
 #[test]
 fn below_capacity_everything_is_admitted() {
-    for sheds in [Sheds::Service, Sheds::Proxy] {
+    for sheds in ALL {
         for load in [0.5, 0.8, 0.95] {
             let played = play(sheds, 30, |_| load);
             assert!(
@@ -186,7 +196,7 @@ fn below_capacity_everything_is_admitted() {
 
 #[test]
 fn at_twice_and_three_times_the_load_nearly_all_that_can_be_done_is_done_in_time() {
-    for sheds in [Sheds::Service, Sheds::Proxy] {
+    for sheds in ALL {
         for (load, least) in [(1.5, 0.95), (2.0, 0.95), (3.0, 0.90)] {
             let played = play(sheds, 30, |second| if second < 5.0 { 0.5 } else { load });
             let good = played.goodput(6, 29);
@@ -194,7 +204,7 @@ fn at_twice_and_three_times_the_load_nearly_all_that_can_be_done_is_done_in_time
             // Twice the time of a request on its own, and the delay that is fine; when what piled up before the first
             // decision is worked off. A proxy cannot turn that away any more, and hears of a decision one tick late.
             let (from_s, late_ns) = match sheds {
-                Sheds::Service => (7, 0),
+                Sheds::Service | Sheds::ByWait => (7, 0),
                 Sheds::Proxy => (9, TARGET_NS),
             };
             let p99_ns = played.p99_ns(from_s);
@@ -297,7 +307,7 @@ fn a_queue_that_nobody_serves_admits_the_least_and_recovers() {
 
 #[test]
 fn requests_that_come_by_chance_are_answered_in_time_nearly_as_often() {
-    for sheds in [Sheds::Service, Sheds::Proxy] {
+    for sheds in ALL {
         for load in [1.5, 2.0, 3.0] {
             let times = |second: f64| if second < 5.0 { 0.5 } else { load };
             let played = play_with(sheds, Comes::ByChance, 40, times, |_| SERVICE_NS);
@@ -310,11 +320,38 @@ fn requests_that_come_by_chance_are_answered_in_time_nearly_as_often() {
 }
 
 #[test]
+fn by_the_wait_the_answers_come_in_time_by_chance_too_and_a_spike_is_over_when_it_ends() {
+    for load in [1.5, 2.0, 3.0] {
+        let times = |second: f64| if second < 5.0 { 0.5 } else { load };
+        let played = play_with(Sheds::ByWait, Comes::ByChance, 40, times, |_| SERVICE_NS);
+        let good = played.goodput(6, 39);
+        assert!(good >= 0.95, "goodput {good:.3} at {load}");
+        let p99_ns = played.p99_ns(6);
+        assert!(p99_ns <= 2 * SERVICE_NS, "p99 {p99_ns} ns at {load}");
+    }
+    let spike = |second: f64| {
+        if (10.0..15.0).contains(&second) {
+            1.4
+        } else {
+            0.8
+        }
+    };
+    let played = play(Sheds::ByWait, 30, spike);
+    let last_ns = played.shed.iter().max().copied().unwrap_or(0);
+    assert!(
+        last_ns < 15_200_000_000,
+        "shed until {last_ns} ns, the spike ended at 15 s"
+    );
+}
+
+#[test]
 fn a_service_that_becomes_slower_gets_what_it_can_do_then_within_seconds() {
     for (sheds, comes, at_once) in [
         (Sheds::Service, Comes::Evenly, 0.4),
         (Sheds::Service, Comes::ByChance, 0.3),
         (Sheds::Proxy, Comes::Evenly, 0.25),
+        (Sheds::ByWait, Comes::Evenly, 0.45),
+        (Sheds::ByWait, Comes::ByChance, 0.45),
     ] {
         let slower = |second: f64| if second < 10.0 { 1 } else { 2 } * SERVICE_NS;
         let played = play_with(sheds, comes, 30, |_| 1.5, slower);

@@ -4,6 +4,7 @@
 //! load, through the same HAProxy, in turn.
 
 mod plot;
+mod samples;
 mod stage;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
+use samples::{Of, Samples, What, When};
 use stage::{Guard, Service, Stage};
 use tailback_tests::{
     load::{Load, Plan, Request, Spacing},
@@ -22,14 +23,13 @@ use tailback_tests::{
     program,
 };
 
-use super::{
-    figure::{Figure, Goal, Report},
-    statistics::Spread,
-};
+use super::figure::Report;
 
 const LOADS: [f64; 6] = [0.5, 0.8, 1.0, 1.5, 2.0, 3.0];
 /// An answer is good within so many times the time that a request takes by itself.
 const GOOD: u32 = 5;
+/// Threads of the neighbour, beside the service's two: half of the CPU, and two thirds.
+const NEIGHBOURS: [u32; 2] = [2, 4];
 /// Before a load steps up, so that the agent knows what is usual.
 const BEFORE: Duration = Duration::from_secs(4);
 const BEFORE_LOAD: f64 = 0.5;
@@ -55,78 +55,137 @@ pub struct Args {
     /// Requests come by chance, as of many independent clients, not evenly
     #[arg(long)]
     poisson: bool,
+    /// How often all is measured: what is told is the median
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
     /// Write the plot here
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
 
-/// What came of one load.
-#[derive(Clone, Copy, Debug)]
-pub struct Outcome {
-    pub load: f64,
+/// What came of the requests of a stretch.
+struct Outcome {
     /// Good answers over what the service can do.
-    pub goodput: f64,
-    pub p99: Duration,
+    goodput: f64,
+    p99: Duration,
     /// Turned away (503), and failed in any other way; of all requests.
-    pub turned_away: f64,
-    pub failed: f64,
-}
-
-/// All loads of one variant of one service.
-pub struct Series {
-    pub service: Service,
-    pub guard: Guard,
-    pub outcomes: Vec<Outcome>,
+    turned_away: f64,
+    failed: f64,
 }
 
 pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
-    let services = Service::ALL.into_iter().filter(|service| {
-        args.service
-            .as_deref()
-            .is_none_or(|name| name == service.name())
-    });
-    let spacing = if args.poisson {
-        Spacing::Poisson { seed: 7 }
-    } else {
-        Spacing::Even
-    };
-    let mut all = Vec::new();
-    for service in services {
-        let alone = alone(service, spacing)?;
-        report.progress(&format!(
-            "{}: {:.0} requests a second at most; alone a request takes {:.0} ms (99%: {:.0} ms)",
-            service.name(),
-            alone.capacity,
-            ms(alone.median),
-            ms(alone.p99)
-        ));
-        for guard in Guard::ALL
-            .into_iter()
-            .filter(|guard| args.guard.is_empty() || args.guard.contains(guard))
-        {
-            let mut outcomes = Vec::new();
-            for load in LOADS
-                .into_iter()
-                .filter(|load| args.load.is_empty() || args.load.contains(load))
+    let mut samples = Samples::default();
+    for round in 1..=args.rounds {
+        if args.rounds > 1 {
+            report.progress(&format!("round {round} of {}", args.rounds));
+        }
+        let spacing = if args.poisson {
+            Spacing::Poisson { seed: round }
+        } else {
+            Spacing::Even
+        };
+        for service in Service::ALL {
+            if args
+                .service
+                .as_deref()
+                .is_none_or(|name| name == service.name())
             {
-                let outcome = step(service, guard, load, &alone, args.seconds)?;
-                report.progress(&text(service, guard, &outcome));
-                add(report, service, guard, &outcome, &alone);
-                outcomes.push(outcome);
+                of_service(service, args, spacing, &mut samples, report)?;
             }
-            spike(service, guard, &alone, report)?;
-            if service == Service::Compute {
-                neighbour(service, guard, &alone, args.seconds, report)?;
-            }
-            all.push(Series {
-                service,
-                guard,
-                outcomes,
-            });
         }
     }
+    for figure in samples.figures(args.rounds) {
+        report.add(figure);
+    }
     if let Some(file) = &args.plot {
-        fs::write(file, plot::svg(&all)).with_context(|| format!("write {}", file.display()))?;
+        fs::write(file, plot::svg(&samples))
+            .with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// All variants, in turn.
+fn of_service(
+    service: Service,
+    args: &Args,
+    spacing: Spacing,
+    samples: &mut Samples,
+    report: &Report,
+) -> Result<()> {
+    let alone = alone(service, spacing)?;
+    samples.add_alone(service, ms(alone.p99));
+    report.progress(&format!(
+        "{}: {:.0} requests a second at most; alone a request takes {:.0} ms (99%: {:.0} ms)",
+        service.name(),
+        alone.capacity,
+        ms(alone.median),
+        ms(alone.p99)
+    ));
+    let loads = LOADS
+        .into_iter()
+        .filter(|load| args.load.is_empty() || args.load.contains(load));
+    let guards = Guard::ALL
+        .into_iter()
+        .filter(|guard| args.guard.is_empty() || args.guard.contains(guard));
+    for guard in guards {
+        let mut add = |when: When, outcome: &Outcome| {
+            report.progress(&format!(
+                "{} {:19} {:18} goodput {:5.1}%  p99 {:6.0} ms  turned away {:4.1}%  failed {:4.1}%",
+                service.name(),
+                guard.name(),
+                when.name(),
+                100.0 * outcome.goodput,
+                ms(outcome.p99),
+                100.0 * outcome.turned_away,
+                100.0 * outcome.failed
+            ));
+            for (what, value) in [
+                (What::Goodput, 100.0 * outcome.goodput),
+                (What::P99, ms(outcome.p99)),
+                (What::TurnedAway, 100.0 * outcome.turned_away),
+                (What::Failed, 100.0 * outcome.failed),
+            ] {
+                samples.add(
+                    Of {
+                        service,
+                        guard,
+                        when,
+                        what,
+                    },
+                    value,
+                );
+            }
+        };
+        for load in loads.clone() {
+            add(
+                When::Load(load),
+                &step(service, guard, load, &alone, args.seconds)?,
+            );
+        }
+        if service == Service::Compute {
+            for threads in NEIGHBOURS {
+                add(
+                    When::Beside(threads),
+                    &neighbour(service, guard, &alone, args.seconds, threads)?,
+                );
+            }
+        }
+        let recovery = spike(service, guard, &alone)?.as_secs_f64();
+        report.progress(&format!(
+            "{} {:19} recovered {recovery:.2} s after a spike",
+            service.name(),
+            guard.name(),
+        ));
+        let when = When::AfterSpike;
+        samples.add(
+            Of {
+                service,
+                guard,
+                when,
+                what: What::Recovery,
+            },
+            recovery,
+        );
     }
     Ok(())
 }
@@ -244,7 +303,6 @@ fn outcome(
     // What was given up at the end had no answer, and is not in the list: it was sent, and failed.
     let sent = load * alone.capacity * seconds;
     Outcome {
-        load,
         goodput: good as f64 / seconds / alone.capacity,
         p99: percentile(&ok, 0.99),
         turned_away: away as f64 / sent,
@@ -253,7 +311,7 @@ fn outcome(
 }
 
 /// 1.4 times what it can do for 5 seconds: how long after it until every request is answered, and as soon as before.
-fn spike(service: Service, guard: Guard, alone: &Alone, report: &mut Report) -> Result<()> {
+fn spike(service: Service, guard: Guard, alone: &Alone) -> Result<Duration> {
     let stage = Stage::start(service, guard)?;
     let load = Load::start(plan(
         &stage,
@@ -277,35 +335,17 @@ fn spike(service: Service, guard: Guard, alone: &Alone, report: &mut Report) -> 
         .filter(is_bad)
         .map(|request| request.due - end)
         .max();
-    let last = last.unwrap_or(Duration::ZERO);
-    report.progress(&format!(
-        "{} {}: recovered {:.2} s after a spike",
-        service.name(),
-        guard.name(),
-        last.as_secs_f64()
-    ));
-    let goal =
-        (guard == Guard::Page).then(|| Goal::at_most(0.2, &Spread::exact(last.as_secs_f64())));
-    report.add(figure(
-        service,
-        guard,
-        "recovery from a 1.4× spike",
-        "recovery",
-        "s",
-        last.as_secs_f64(),
-        goal,
-    ));
-    Ok(())
+    Ok(last.unwrap_or(Duration::ZERO))
 }
 
-/// At 1.5 times the load, a neighbour takes half of the CPU midway.
+/// At 1.5 times the load, a neighbour with so many threads takes a part of the CPU midway.
 fn neighbour(
     service: Service,
     guard: Guard,
     alone: &Alone,
     seconds: u64,
-    report: &mut Report,
-) -> Result<()> {
+    threads: u32,
+) -> Result<Outcome> {
     let stage = Stage::start(service, guard)?;
     // Long enough for what comes after the change to be more than the change.
     let half = Duration::from_secs(seconds.max(10));
@@ -326,7 +366,7 @@ fn neighbour(
         command
             .args(["-c", "1"])
             .arg(stress)
-            .args(["--cpu", "2", "--quiet"]),
+            .args(["--cpu", &threads.to_string(), "--quiet"]),
     )?;
     let from = Instant::now();
     thread::sleep(half);
@@ -335,106 +375,8 @@ fn neighbour(
     thread::sleep(AFTER);
     let requests = load.stop()?;
     drop(neighbour);
-    // It has half of the CPU then; the goal for an answer is the same.
-    let outcome = outcome(service, 1.5, &requests, from..to, alone);
-    report.progress(&format!(
-        "{} {}: with a neighbour goodput {:.1}%, p99 {:.0} ms",
-        service.name(),
-        guard.name(),
-        100.0 * outcome.goodput,
-        ms(outcome.p99)
-    ));
-    report.add(figure(
-        service,
-        guard,
-        "goodput with a neighbour",
-        "neighbour",
-        "%",
-        100.0 * outcome.goodput,
-        None,
-    ));
-    Ok(())
-}
-
-fn add(report: &mut Report, service: Service, guard: Guard, outcome: &Outcome, alone: &Alone) {
-    let ours = matches!(
-        guard,
-        Guard::Maxconn | Guard::Weight | Guard::Share | Guard::Page
-    );
-    let goodput = 100.0 * outcome.goodput;
-    let least = match outcome.load {
-        load if load >= 3.0 => Some(90.0),
-        load if load >= 1.5 => Some(95.0),
-        _ => None,
-    };
-    let goal = least
-        .filter(|_| ours)
-        .map(|least| Goal::at_least(least, &Spread::exact(goodput)));
-    let what = format!("{}× load: goodput", outcome.load);
-    report.add(figure(service, guard, &what, "goodput", "%", goodput, goal));
-    let most = ms(2 * alone.p99 + service.target_delay());
-    let p99 = ms(outcome.p99);
-    let goal =
-        (ours && outcome.load > 1.0).then(|| Goal::at_most(most.round(), &Spread::exact(p99)));
-    report.add(figure(
-        service,
-        guard,
-        &format!("{}× load: p99", outcome.load),
-        "p99",
-        "ms",
-        p99,
-        goal,
-    ));
-    report.add(figure(
-        service,
-        guard,
-        &format!("{}× load: turned away", outcome.load),
-        "turned_away",
-        "%",
-        100.0 * outcome.turned_away,
-        None,
-    ));
-    report.add(figure(
-        service,
-        guard,
-        &format!("{}× load: failed", outcome.load),
-        "failed",
-        "%",
-        100.0 * outcome.failed,
-        None,
-    ));
-}
-
-fn figure(
-    service: Service,
-    guard: Guard,
-    what: &str,
-    key: &str,
-    unit: &'static str,
-    value: f64,
-    goal: Option<Goal>,
-) -> Figure {
-    Figure {
-        what: format!("{}, {}: {what}", service.name(), guard.name()),
-        keys: json!({"bench": "overload", "service": service.name(), "guard": guard.name(), "measured": key, "of": what}),
-        unit,
-        value: Spread::exact(value),
-        spread: "one run",
-        goal,
-    }
-}
-
-fn text(service: Service, guard: Guard, outcome: &Outcome) -> String {
-    format!(
-        "{} {:18} {:.1}×: goodput {:5.1}%  p99 {:6.0} ms  turned away {:4.1}%  failed {:4.1}%",
-        service.name(),
-        guard.name(),
-        outcome.load,
-        100.0 * outcome.goodput,
-        ms(outcome.p99),
-        100.0 * outcome.turned_away,
-        100.0 * outcome.failed
-    )
+    // The service has less of the CPU then; the goal for an answer is the same.
+    Ok(outcome(service, 1.5, &requests, from..to, alone))
 }
 
 fn ms(duration: Duration) -> f64 {

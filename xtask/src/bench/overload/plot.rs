@@ -2,7 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::{Guard, LOADS, Series, Service};
+use super::{
+    LOADS,
+    samples::{Of, Samples, What, When},
+    stage::{Guard, Service},
+};
 
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 260.0;
@@ -22,10 +26,10 @@ fn colour(guard: Guard) -> &'static str {
     }
 }
 
-pub fn svg(all: &[Series]) -> String {
+pub fn svg(samples: &Samples) -> String {
     let panels: Vec<Service> = Service::ALL
         .into_iter()
-        .filter(|service| all.iter().any(|series| series.service == *service))
+        .filter(|service| samples.has(*service, None))
         .collect();
     let width = panels.len() as f64 * (WIDTH + LEFT + 24.0);
     let height = TOP + HEIGHT + 84.0;
@@ -38,15 +42,15 @@ pub fn svg(all: &[Series]) -> String {
             &mut text,
             index as f64 * (WIDTH + LEFT + 24.0) + LEFT,
             *service,
-            all,
+            samples,
         );
     }
-    legend(&mut text, height - 14.0);
+    legend(&mut text, samples, height - 14.0);
     text += "</svg>\n";
     text
 }
 
-fn panel(text: &mut String, left: f64, service: Service, all: &[Series]) {
+fn panel(text: &mut String, left: f64, service: Service, samples: &Samples) {
     let x = |load: f64| left + load / LOADS[LOADS.len() - 1] * WIDTH;
     let y = |goodput: f64| TOP + HEIGHT * (1.0 - goodput.min(MOST) / MOST);
     let _ = writeln!(
@@ -81,13 +85,22 @@ fn panel(text: &mut String, left: f64, service: Service, all: &[Series]) {
         left + WIDTH / 2.0,
         TOP + HEIGHT + 36.0
     );
-    for series in all.iter().filter(|series| series.service == service) {
-        let points: Vec<String> = series
-            .outcomes
-            .iter()
-            .map(|outcome| format!("{:.1},{:.1}", x(outcome.load), y(outcome.goodput)))
-            .collect();
-        let colour = colour(series.guard);
+    for guard in Guard::ALL {
+        let point = |load: f64| {
+            let (when, what) = (When::Load(load), What::Goodput);
+            let percent = samples.median(Of {
+                service,
+                guard,
+                when,
+                what,
+            })?;
+            Some(format!("{:.1},{:.1}", x(load), y(percent / 100.0)))
+        };
+        let points: Vec<String> = LOADS.into_iter().filter_map(point).collect();
+        if points.is_empty() {
+            continue;
+        }
+        let colour = colour(guard);
         let _ = writeln!(
             text,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2.5\"/>",
@@ -103,8 +116,12 @@ fn panel(text: &mut String, left: f64, service: Service, all: &[Series]) {
     }
 }
 
-fn legend(text: &mut String, at: f64) {
-    for (index, guard) in Guard::ALL.into_iter().enumerate() {
+fn legend(text: &mut String, samples: &Samples, at: f64) {
+    let guards = Guard::ALL.into_iter().filter(|guard| {
+        let has = |service| samples.has(service, Some(*guard));
+        Service::ALL.into_iter().any(has)
+    });
+    for (index, guard) in guards.enumerate() {
         let x = LEFT + index as f64 * 150.0;
         let _ = writeln!(
             text,

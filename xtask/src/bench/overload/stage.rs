@@ -90,6 +90,14 @@ impl Guard {
         Self::Page,
     ];
 
+    /// Tailback says what to turn away.
+    pub fn is_ours(self) -> bool {
+        match self {
+            Self::Nobody | Self::Static => false,
+            Self::Maxconn | Self::Weight | Self::Share | Self::Page => true,
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Nobody => "nothing",
