@@ -128,9 +128,9 @@ impl Wanted {
         let name = directory_of(&self.target);
         let loads: Vec<f64> = shared
             .book
-            .alive()
+            .alive(|of| is_instance(of, &name))
             .into_iter()
-            .filter(|(of, pressure)| pressure.pid != 0 && is_instance(of, &name))
+            .filter(|(_, pressure)| pressure.pid != 0)
             .map(|(_, pressure)| pressure.load)
             .collect();
         if loads.is_empty() {
