@@ -20,7 +20,7 @@ use tailback_ebpf::{MAX_WANTED, TARGET_HOT, TargetEntry, Walk};
 pub use super::records::Record;
 use super::{
     iter::{Link, Over},
-    quick::{self, Quick},
+    quick::Quick,
     records::decode,
     sheet::Shared,
 };
@@ -58,9 +58,8 @@ pub struct Watched {
 /// The loaded object and its iterators.
 pub struct Glance {
     // Field order is drop order: links before the programs they run.
-    files: Vec<Link>,
-    threads: Vec<Link>,
-    waits: Vec<Link>,
+    /// Of each watched process, or one of all of the machine.
+    links: Vec<Links>,
     /// What threads of hot processes wait for: an iterator for each of them, or one for all tasks.
     profile: Vec<Link>,
     profile_is_bound: bool,
@@ -86,11 +85,18 @@ pub struct Glance {
     plan: Plan,
     /// What quick walks write.
     sheet: Option<Shared>,
-    quick: Vec<Quick>,
     /// Sockets of a new process are not marked yet, and marks of one that ended name it still.
     marks_are_old: bool,
     buffer: Box<[u8]>,
     ebpf: Ebpf,
+}
+
+/// What a process, or all of the machine, is looked at with.
+struct Links {
+    files: Link,
+    threads: Link,
+    waits: Link,
+    quick: Option<Quick>,
 }
 
 /// See [`Glance::bare`].
@@ -154,60 +160,69 @@ impl Glance {
         // A walk that was broken off may have left the process that it was at.
         self.set_walk()?;
         let bind = self.plan.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
-        self.files = self.links(self.files_program, bind, processes)?;
-        self.threads = self.links("threads", bind, processes)?;
-        self.waits = self.links(self.waits_program, bind, processes)?;
+        let over: Vec<Over> = if bind {
+            let pids = processes.iter().map(|process| process.pid);
+            pids.map(Over::Process).collect()
+        } else {
+            vec![Over::All]
+        };
+        let links = over.into_iter().map(|over| self.links_over(over));
+        self.links = links.filter_map(Result::transpose).collect::<Result<_>>()?;
         self.marks_are_old = true;
-        self.quick.clear();
-        if bind && self.plan.quick.is_ok() {
-            for process in processes {
-                match self.quick_links(process.pid) {
-                    Ok(quick) => self.quick.push(quick),
-                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                    Err(error) => return Err(error).context("cannot create the quick iterators"),
-                }
-            }
-        }
         self.bind_profile()
     }
 
-    fn links(&self, program: &str, bind: bool, processes: &[Watched]) -> Result<Vec<Link>> {
-        let pids = processes.iter().map(|process| process.pid);
-        self.links_of(program, bind, pids)
+    /// `None`: the process is gone.
+    fn links_over(&self, over: Over) -> Result<Option<Links>> {
+        let new = |program| self.link(program, over);
+        let (Some(files), Some(threads), Some(waits)) = (
+            new(self.files_program)?,
+            new("threads")?,
+            new(self.waits_program)?,
+        ) else {
+            return Ok(None);
+        };
+        let quick = match over {
+            Over::Process(pid) if self.plan.quick.is_ok() => self.quick(pid)?,
+            _ => None,
+        };
+        Ok(Some(Links {
+            files,
+            threads,
+            waits,
+            quick,
+        }))
     }
 
+    fn quick(&self, pid: u32) -> Result<Option<Quick>> {
+        let new = |program| self.link(program, Over::Thread(pid));
+        let links = new("quick_files")?.zip(new("quick_threads")?);
+        Ok(links.map(|(files, threads)| Quick { files, threads }))
+    }
+
+    /// `None`: it ended a moment ago; the next look at the processes will say so.
+    fn link(&self, program: &str, over: Over) -> Result<Option<Link>> {
+        match link(&self.ebpf, program, over) {
+            Ok(link) => Ok(Some(link)),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot create the iterator {program}"))
+            }
+        }
+    }
+
+    /// One program's, of these processes, or one of all of the machine.
     fn links_of(
         &self,
         program: &str,
         bind: bool,
         pids: impl Iterator<Item = u32>,
     ) -> Result<Vec<Link>> {
-        let context = || format!("cannot create the iterator {program}");
         if !bind {
-            return Ok(vec![
-                link(&self.ebpf, program, Over::All).with_context(context)?,
-            ]);
+            return Ok(self.link(program, Over::All)?.into_iter().collect());
         }
-        let mut links = Vec::with_capacity(pids.size_hint().0);
-        for pid in pids {
-            match link(&self.ebpf, program, Over::Process(pid)) {
-                Ok(link) => links.push(link),
-                // It ended a moment ago; the next look at the processes will say so.
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                Err(error) => return Err(error).with_context(context),
-            }
-        }
-        Ok(links)
-    }
-
-    fn quick_links(&self, pid: u32) -> io::Result<Quick> {
-        let new = |program, over| link(&self.ebpf, program, over);
-        Ok(Quick {
-            files: new("quick_files", Over::Thread(pid))?,
-            all_files: new(self.files_program, Over::Process(pid))?,
-            threads: new("quick_threads", Over::Thread(pid))?,
-            all_threads: new("threads", Over::Process(pid))?,
-        })
+        let links = pids.map(|pid| self.link(program, Over::Process(pid)));
+        links.filter_map(Result::transpose).collect()
     }
 
     /// Says whose busy sockets the next walk over files marks for a closer look, and what whose threads wait for the
@@ -263,10 +278,14 @@ impl Glance {
     /// kernel takes for itself, for the benchmarks.
     pub fn bare(&self, processes: &[Watched]) -> Result<Bare> {
         let bind = self.plan.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
+        let links = |program| {
+            let pids = processes.iter().map(|process| process.pid);
+            self.links_of(program, bind, pids)
+        };
         Ok(Bare {
             // They write about the agent itself, and about processes.
-            files: self.links("operations", bind, processes)?,
-            threads: self.links("processes", bind, processes)?,
+            files: links("operations")?,
+            threads: links("processes")?,
         })
     }
 
@@ -285,17 +304,18 @@ impl Glance {
         self.walk_settings.marks_left = MAX_MARKS;
         self.walk_settings.walk = self.walk_settings.walk.wrapping_add(1);
         self.set_walk()?;
-        let marks_are_old = std::mem::take(&mut self.marks_are_old);
-        let context = "cannot walk over open files";
-        match &mut self.sheet {
-            Some(sheet) if !self.quick.is_empty() && !marks_are_old => {
-                for process in &self.quick {
-                    quick::files(process, sheet, &mut self.buffer, visit).context(context)?;
+        // Only the kernel's own walk marks them.
+        let all_are_to_be_marked = std::mem::take(&mut self.marks_are_old);
+        for links in &self.links {
+            let walked = match (&links.quick, &mut self.sheet) {
+                (Some(quick), Some(sheet)) if !all_are_to_be_marked => {
+                    quick.walk_files(&links.files, sheet, &mut self.buffer, visit)
                 }
-                Ok(())
-            }
-            _ => run_all(&self.files, &mut self.buffer, visit).context(context),
+                _ => run(&links.files, &mut self.buffer, visit),
+            };
+            unless_gone(walked).context("cannot walk over open files")?;
         }
+        Ok(())
     }
 
     /// Every marked socket: the listeners that a walk over files has met, and the busy sockets of hot targets.
@@ -311,16 +331,16 @@ impl Glance {
 
     /// Every thread of the watched processes.
     pub fn walk_threads(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        let context = "cannot walk over threads";
-        match &mut self.sheet {
-            Some(sheet) if !self.quick.is_empty() => {
-                for process in &self.quick {
-                    quick::threads(process, sheet, &mut self.buffer, visit).context(context)?;
+        for links in &self.links {
+            let walked = match (&links.quick, &mut self.sheet) {
+                (Some(quick), Some(sheet)) => {
+                    quick.walk_threads(&links.threads, sheet, &mut self.buffer, visit)
                 }
-                Ok(())
-            }
-            _ => run_all(&self.threads, &mut self.buffer, visit).context(context),
+                _ => run(&links.threads, &mut self.buffer, visit),
+            };
+            unless_gone(walked).context("cannot walk over threads")?;
         }
+        Ok(())
     }
 
     /// Bytes of records that quick walks have told of, rather than the kernel's own.
@@ -341,8 +361,8 @@ impl Glance {
 
     /// What every thread of the watched processes waits for.
     pub fn walk_waits(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        run_all(&self.waits, &mut self.buffer, visit)
-            .context("cannot walk over what threads wait for")
+        let waits = self.links.iter().map(|links| &links.waits);
+        run_all(waits, &mut self.buffer, visit).context("cannot walk over what threads wait for")
     }
 
     /// What every thread of the hot processes waits for.
@@ -386,15 +406,23 @@ fn link(ebpf: &Ebpf, program: &str, over: Over) -> io::Result<Link> {
     Link::create(fd.as_fd(), over)
 }
 
-fn run_all(links: &[Link], buffer: &mut [u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result<()> {
+fn run_all<'a>(
+    links: impl IntoIterator<Item = &'a Link>,
+    buffer: &mut [u8],
+    visit: &mut dyn FnMut(Record<'_>),
+) -> io::Result<()> {
     for link in links {
-        match run(link, buffer, visit) {
-            // The process that this iterator is bound to is gone.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            other => other?,
-        }
+        unless_gone(run(link, buffer, visit))?;
     }
     Ok(())
+}
+
+/// That the process is gone whose walk this was is no failure.
+fn unless_gone(walked: io::Result<()>) -> io::Result<()> {
+    match walked {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other,
+    }
 }
 
 pub(super) fn run(

@@ -203,11 +203,8 @@ impl Glance {
         let wanted = HashMap::try_from(map("WANTED")?)?;
         let walk = Array::try_from(map("WALK")?)?;
         let mut glance = Self {
-            files: Vec::new(),
-            threads: Vec::new(),
-            quick: Vec::new(),
+            links: Vec::new(),
             marks_are_old: true,
-            waits: Vec::new(),
             profile: Vec::new(),
             profile_is_bound: true,
             tasks: 0,
