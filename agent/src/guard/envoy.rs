@@ -17,7 +17,7 @@ use rustix::{
 };
 use tailback_page::Pressure;
 
-use super::{Shared, tally::Tally};
+use super::{Shared, clock, tally::Tally};
 use crate::config::signal::Envoy;
 
 const EVERY: Duration = Duration::from_millis(100);
@@ -28,8 +28,7 @@ fn value(pressure: &Pressure) -> String {
 
 /// Writes whenever there is something else to say, until dropped.
 pub async fn serve(config: Envoy, tally: Arc<Tally>, shared: Arc<Shared>) {
-    let mut clock = tokio::time::interval(EVERY);
-    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut clock = clock(EVERY);
     let mut last = None;
     loop {
         clock.tick().await;

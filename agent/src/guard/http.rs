@@ -100,7 +100,7 @@ async fn answer(
 fn pressures(shared: &Shared, target: Option<&str>) -> Vec<(String, Pressure)> {
     match target {
         Some(name) => vec![(name.to_owned(), shared.pressure(name))],
-        None => shared.book.alive(),
+        None => shared.book.alive(|_| true),
     }
 }
 

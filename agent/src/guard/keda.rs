@@ -7,12 +7,11 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::{StreamExt as _, wrappers::IntervalStream};
 use tonic::{Status, body::Body, server::Grpc};
 use tonic_prost::ProstCodec;
 
-use super::{Shared, grpc, listen::Door, tally::Tally};
+use super::{Shared, clock, grpc, listen::Door, tally::Tally};
 use crate::signal::names::directory_of;
 
 const SERVICE: &str = "/externalscaler.ExternalScaler/";
@@ -129,9 +128,9 @@ impl Wanted {
         let name = directory_of(&self.target);
         let loads: Vec<f64> = shared
             .book
-            .alive()
+            .alive(|of| is_instance(of, &name))
             .into_iter()
-            .filter(|(of, pressure)| pressure.pid != 0 && is_instance(of, &name))
+            .filter(|(_, pressure)| pressure.pid != 0)
             .map(|(_, pressure)| pressure.load)
             .collect();
         if loads.is_empty() {
@@ -264,10 +263,8 @@ async fn stream_is_active(
     let service = tower::service_fn(|request: tonic::Request<ScaledObjectRef>| {
         let (shared, tally) = (Arc::clone(&shared), Arc::clone(&tally));
         let answer = Wanted::of(request.get_ref()).map(|wanted| {
-            let mut clock = interval(EVERY);
-            clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut last = None;
-            let changes = IntervalStream::new(clock).filter_map(move |_| {
+            let changes = IntervalStream::new(clock(EVERY)).filter_map(move |_| {
                 let now = wanted.is_active(&shared).ok()?;
                 if last.replace(now.result) == Some(now.result) {
                     return None;

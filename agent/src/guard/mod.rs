@@ -43,6 +43,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     signal::unix::{SignalKind, signal},
     task::JoinSet,
+    time::{Interval, MissedTickBehavior},
 };
 
 use crate::{
@@ -239,6 +240,13 @@ async fn serve(config: &Signal, directory: &Path, linger: Option<Duration>) -> R
 /// Each with where it is served.
 fn with_doors<T: Clone, D>(of: &[T], door: impl FnMut(&T) -> D) -> Vec<(T, D)> {
     of.iter().cloned().zip(of.iter().map(door)).collect()
+}
+
+/// Ticks at once, and then at this pace. A tick that was missed is not made up for: how things stood then is of no interest now.
+fn clock(every: Duration) -> Interval {
+    let mut clock = tokio::time::interval(every);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    clock
 }
 
 /// Until no agent was there for so long; for ever without a limit.

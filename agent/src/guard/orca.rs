@@ -12,12 +12,11 @@ use std::{
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tailback_page::{Entry, Pressure, layout::TAKES_WORK_IN};
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::{StreamExt as _, wrappers::IntervalStream};
 use tonic::{Status, body::Body, server::Grpc};
 use tonic_prost::ProstCodec;
 
-use super::{Shared, grpc, listen::Door, tally::Tally};
+use super::{Shared, clock, grpc, listen::Door, tally::Tally};
 
 /// Queues whose losses are remembered.
 const KEPT: usize = 1_024;
@@ -77,8 +76,7 @@ async fn answer(
     let stream = tower::service_fn(move |request: tonic::Request<Asked>| {
         let (target, shared, tally) =
             (Arc::clone(&target), Arc::clone(&shared), Arc::clone(&tally));
-        let mut clock = interval(every(request.get_ref()));
-        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let clock = clock(every(request.get_ref()));
         let mut losses = Losses::default();
         // A report is made when it is sent: to a client that does not read, none.
         let reports = IntervalStream::new(clock).map(move |_| {

@@ -7,11 +7,11 @@ use tailback_page::Pressure;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::Semaphore,
-    time::{MissedTickBehavior, interval, timeout},
+    time::timeout,
 };
 
 use super::{
-    Shared,
+    Shared, clock,
     listen::{Door, Stream},
     tally::Tally,
 };
@@ -72,8 +72,7 @@ pub async fn serve(config: PressureSocket, door: Door, shared: Arc<Shared>) {
 async fn watch(mut stream: Box<dyn Stream>, target: &str, tally: &Tally, shared: &Shared) {
     let mut threshold = Threshold::Level(1);
     let mut was_passed = false;
-    let mut clock = interval(EVERY);
-    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut clock = clock(EVERY);
     let mut text = [0; 128];
     loop {
         tokio::select! {

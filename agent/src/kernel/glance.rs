@@ -1,38 +1,29 @@
-//! The glance tier: the iterators, loaded once and run on the agent's clock. No hook of any kind.
+//! The glance tier: the iterators, loaded once (`load`) and run on the agent's clock. No hook of any kind.
+
+mod load;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     io::{self, Read as _},
-    os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-        unix::net::UnixDatagram,
-    },
+    os::fd::AsFd as _,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result};
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData},
+    Ebpf,
+    maps::{Array, HashMap, MapData},
     programs::Iter,
 };
-use tailback_ebpf::{Layout, MAX_WANTED, TARGET_HOT, TargetEntry, Types, Walk, Ways};
-
-use super::{
-    btf::Btf,
-    cast,
-    iter::{Link, Over},
-    layout::{self, Feature, Resolved},
-    quick::{self, Quick},
-    records::decode,
-    ring,
-    sheet::Shared,
-};
+pub use load::{BTF_PATH, Plan};
+use tailback_ebpf::{MAX_WANTED, TARGET_HOT, TargetEntry, Walk};
 
 pub use super::records::Record;
-
-/// The kernel's own description of its types.
-pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+use super::{
+    iter::{Link, Over},
+    quick::Quick,
+    records::decode,
+    sheet::Shared,
+};
 
 /// Up to so many processes each have iterators of their own; beyond, one walk over the whole machine is cheaper.
 const MAX_BOUND_PROCESSES: usize = 32;
@@ -40,12 +31,8 @@ const MAX_BOUND_PROCESSES: usize = 32;
 /// Tasks that one walk over all can pass by at the price of one iterator bound to a process (`bench-walk` measures both).
 const TASKS_PER_BOUND: usize = 16;
 
-/// What one read of an iterator returns at most (`PAGE_SIZE << 3` in kernel/bpf/bpf_iter.c), doubled.
-const READ_BYTES: usize = 64 * 1024;
-
 /// Busy sockets of hot targets that one walk over files marks for a closer look.
 const MAX_MARKS: u32 = 256;
-const MARK_TTL_NS: u64 = 3_000_000_000;
 
 /// What the programs fill in of an entry is theirs.
 const NO_ENTRY: TargetEntry = TargetEntry {
@@ -68,31 +55,11 @@ pub struct Watched {
     pub start_ns: u64,
 }
 
-/// Which way of looking the kernel lets us use, with the reason where it is not the best one.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// Fields found in the kernel's BTF, and missing ones.
-    pub fields: Resolved,
-    /// `Err(why)`: every walk visits the whole machine.
-    pub bound_to_process: Result<(), String>,
-    /// `Err(why)`: listeners and suspicious sockets are seen by the walk over files alone.
-    pub marked_sockets: Result<(), String>,
-    /// `Err(why)`: what threads wait for is known by system call and arguments alone.
-    pub user_memory: Result<(), String>,
-    /// `Err(why)`: the verifier walks every round of the walk over an accept queue, and loading takes that long.
-    pub kernel_loops: Result<(), String>,
-    /// `Err(why)`: each file and thread is visited by itself.
-    pub quick: Result<(), String>,
-    /// `Err(why)`: rings of io_uring are not told from other files.
-    pub rings: Result<(), String>,
-}
-
 /// The loaded object and its iterators.
 pub struct Glance {
     // Field order is drop order: links before the programs they run.
-    files: Vec<Link>,
-    threads: Vec<Link>,
-    waits: Vec<Link>,
+    /// Of each watched process, or one of all of the machine.
+    links: Vec<Links>,
     /// What threads of hot processes wait for: an iterator for each of them, or one for all tasks.
     profile: Vec<Link>,
     profile_is_bound: bool,
@@ -118,11 +85,18 @@ pub struct Glance {
     plan: Plan,
     /// What quick walks write.
     sheet: Option<Shared>,
-    quick: Vec<Quick>,
     /// Sockets of a new process are not marked yet, and marks of one that ended name it still.
     marks_are_old: bool,
     buffer: Box<[u8]>,
     ebpf: Ebpf,
+}
+
+/// What a process, or all of the machine, is looked at with.
+struct Links {
+    files: Link,
+    threads: Link,
+    waits: Link,
+    quick: Option<Quick>,
 }
 
 /// See [`Glance::bare`].
@@ -143,256 +117,7 @@ struct TargetPod(TargetEntry);
 // SAFETY: `TargetEntry` is plain old data (bytemuck checks it).
 unsafe impl aya::Pod for TargetPod {}
 
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct LayoutPod(Layout);
-// SAFETY: `Layout` is plain old data (bytemuck checks it).
-unsafe impl aya::Pod for LayoutPod {}
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct TypesPod(Types);
-// SAFETY: `Types` is plain old data (bytemuck checks it).
-unsafe impl aya::Pod for TypesPod {}
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct WaysPod(Ways);
-// SAFETY: `Ways` is plain old data (bytemuck checks it).
-unsafe impl aya::Pod for WaysPod {}
-
 impl Glance {
-    /// Loads the object into the running kernel.
-    pub fn load() -> Result<Self> {
-        let bytes = fs::read(BTF_PATH).with_context(|| {
-            format!(
-                "cannot read {BTF_PATH}: Tailback needs a kernel built with CONFIG_DEBUG_INFO_BTF"
-            )
-        })?;
-        let btf = Btf::parse(&bytes).with_context(|| format!("cannot use {BTF_PATH}"))?;
-        Self::load_with(layout::resolve(&btf))
-    }
-
-    /// Loads the object with the given offsets; the verifier refuses those that do not fit this kernel's types.
-    pub fn load_with(fields: Resolved) -> Result<Self> {
-        if let Some(missing) = fields
-            .missing
-            .iter()
-            .find(|missing| missing.feature == Feature::Base)
-        {
-            return Err(anyhow!("this kernel cannot be watched: {missing}"));
-        }
-        let kernel_btf =
-            aya::Btf::from_sys_fs().with_context(|| format!("cannot use {BTF_PATH}"))?;
-        let mut object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glance")).to_vec();
-        if let Some(function) = fields.cast {
-            cast::resolve_calls(&mut object, function);
-        }
-        let layout = LayoutPod(fields.layout);
-        let ways = WaysPod(fields.ways);
-        let types = TypesPod(fields.types);
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&kernel_btf))
-            .override_global("LAYOUT", &layout, true)
-            .override_global("WAYS", &ways, true)
-            .override_global("TYPES", &types, true)
-            .load(&object)
-            .context("cannot create the eBPF maps")?;
-        let mut load = |name: &str, kind: &str| -> Result<()> {
-            let program: &mut Iter = ebpf
-                .program_mut(name)
-                .with_context(|| format!("the eBPF object has no program {name}"))?
-                .try_into()?;
-            program
-                .load(kind, &kernel_btf)
-                .with_context(|| format!("the kernel refuses the iterator {name} (iter/{kind})"))
-        };
-        let kernel_loops = if fields.ways.bpf_loop == 1 {
-            load("files", "task_file").map_err(|error| format!("{error:#}"))
-        } else {
-            Err("this kernel has no bpf_loop (5.17 has)".to_owned())
-        };
-        let (files_program, marked_program) = if kernel_loops.is_ok() {
-            ("files", "marked")
-        } else {
-            load("files_bounded", "task_file")?;
-            ("files_bounded", "marked_bounded")
-        };
-        load("holders", "task_file")?;
-        load("operations", "task_file")?;
-        load("threads", "task")?;
-        load("census", "task")?;
-        load("processes", "task")?;
-        let marked = if fields.ways.marks == 1 {
-            load(marked_program, "bpf_sk_storage_map").map_err(|error| format!("{error:#}"))
-        } else {
-            Err("this kernel's iterators have no socket-local storage (5.13 has)".to_owned())
-        };
-        let user_memory = if fields.ways.user_memory == 1 {
-            load("waits_in_depth", "task").map_err(|error| format!("{error:#}"))
-        } else {
-            Err("this kernel's iterators cannot read user memory (5.18 can)".to_owned())
-        };
-        let waits_program = if user_memory.is_ok() {
-            "waits_in_depth"
-        } else {
-            load("waits", "task")?;
-            "waits"
-        };
-        let without = |feature| {
-            let mut missing = fields.missing.iter();
-            missing.find(|missing| missing.feature == feature)
-        };
-        let quick = if fields.cast.is_none() {
-            Err("this kernel has no bpf_rdonly_cast (6.2 has)".to_owned())
-        } else if let Some(missing) = [Feature::Quick, Feature::FileLimit, Feature::Rings]
-            .into_iter()
-            .find_map(without)
-        {
-            Err(missing.to_string())
-        } else {
-            load("quick_threads", "task")
-                .and_then(|()| load("quick_files", "task"))
-                .map_err(|error| format!("{error:#}"))
-        };
-        drop(kernel_btf);
-
-        let all = |name: &str| {
-            link(&ebpf, name, Over::All)
-                .with_context(|| format!("cannot create the iterator {name}"))
-        };
-        let (holders, processes, census) = (all("holders")?, all("processes")?, all("census")?);
-        // Made once to see that they can be; nobody is watched yet, and nothing is walked in vain.
-        for name in [files_program, "threads", waits_program] {
-            all(name).map(drop)?;
-        }
-        let marked = marked.and_then(|()| {
-            let Some(Map::SkStorage(marks)) = ebpf.map("MARKS") else {
-                return Err("the eBPF object has no map MARKS".to_owned());
-            };
-            let over = Over::Map(marks.fd().as_fd().as_raw_fd());
-            link(&ebpf, marked_program, over).map_err(|error| error.to_string())
-        });
-        // Our own process is as good as any to see whether a walk can be bound to one.
-        let bound_to_process = link(&ebpf, "threads", Over::Process(std::process::id()))
-            .map(drop)
-            .map_err(|error| {
-                format!("this kernel cannot bind an iterator to a process (6.1 can): {error}")
-            });
-        let sheet = match (&quick, ebpf.map("SHEET")) {
-            (Ok(()), Some(Map::Array(map))) => Some(Shared::new(map.fd().as_fd())?),
-            _ => None,
-        };
-        let mut map = |name: &str| {
-            ebpf.take_map(name)
-                .with_context(|| format!("no map {name}"))
-        };
-        let targets = HashMap::try_from(map("TARGETS")?)?;
-        let wanted = HashMap::try_from(map("WANTED")?)?;
-        let walk = Array::try_from(map("WALK")?)?;
-        let mut glance = Self {
-            files: Vec::new(),
-            threads: Vec::new(),
-            quick: Vec::new(),
-            marks_are_old: true,
-            waits: Vec::new(),
-            profile: Vec::new(),
-            profile_is_bound: true,
-            tasks: 0,
-            holders,
-            processes,
-            census,
-            files_program,
-            waits_program,
-            walk_settings: Walk {
-                marks_left: 0,
-                walk: 0,
-                mark_ttl_ns: MARK_TTL_NS,
-                ring_operations: 0,
-                socket_operations: 0,
-                own_tgid: 0,
-                tgid: 0,
-                is_watched: 0,
-                flags: 0,
-                limit: 0,
-                open: 0,
-                next_fd: 0,
-                only_hot: 0,
-                wanted: 0,
-            },
-            targets,
-            wanted,
-            wanted_keys: BTreeSet::new(),
-            known: BTreeMap::new(),
-            pids: BTreeMap::new(),
-            walk,
-            plan: Plan {
-                fields,
-                bound_to_process,
-                marked_sockets: marked.as_ref().map(|_| ()).map_err(Clone::clone),
-                user_memory,
-                kernel_loops,
-                quick: quick.clone(),
-                rings: Err("not looked for yet".to_owned()),
-            },
-            marked: marked.ok(),
-            sheet,
-            buffer: vec![0; READ_BYTES].into_boxed_slice(),
-            ebpf,
-        };
-        glance.plan.rings = glance.learn_rings().map_err(|error| format!("{error:#}"));
-        if glance.plan.quick.is_ok() {
-            glance.plan.quick = glance.learn_sockets().map_err(|error| format!("{error:#}"));
-        }
-        Ok(glance)
-    }
-
-    /// Learns by which operations a ring's file is told from others: by making one.
-    fn learn_rings(&mut self) -> Result<()> {
-        let ring = ring::probe().context("cannot make an io_uring instance to learn from")?;
-        self.walk_settings.ring_operations = self.operations_of(ring.as_fd())?;
-        Ok(())
-    }
-
-    /// As [`Glance::learn_rings`], of sockets' files.
-    fn learn_sockets(&mut self) -> Result<()> {
-        let socket = UnixDatagram::unbound().context("cannot make a socket to learn from")?;
-        self.walk_settings.socket_operations = self.operations_of(socket.as_fd())?;
-        Ok(())
-    }
-
-    /// The operations of a file of our own.
-    fn operations_of(&mut self, file: BorrowedFd<'_>) -> Result<u64> {
-        if !self.plan.fields.has(Feature::Rings) {
-            bail!("the kernel's types do not say where the operations of a file are");
-        }
-        let own_pid = std::process::id();
-        let mut own_tgid = 0;
-        self.walk_processes(&mut |record| {
-            if let Record::Process(process) = record
-                && process.pid == own_pid
-            {
-                own_tgid = process.header.tgid;
-            }
-        })?;
-        self.walk_settings.own_tgid = own_tgid;
-        self.set_walk()?;
-        let operations = link(&self.ebpf, "operations", Over::All)?;
-        let wanted = file.as_raw_fd() as u32;
-        let mut found = 0;
-        run(&operations, &mut self.buffer, &mut |record| {
-            if let Record::Operations(file) = record
-                && file.fd == wanted
-            {
-                found = file.operations;
-            }
-        })?;
-        if found == 0 {
-            bail!("the agent does not find its own file");
-        }
-        Ok(found)
-    }
-
     fn set_walk(&mut self) -> Result<()> {
         self.walk
             .set(0, WalkPod(self.walk_settings), 0)
@@ -435,60 +160,69 @@ impl Glance {
         // A walk that was broken off may have left the process that it was at.
         self.set_walk()?;
         let bind = self.plan.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
-        self.files = self.links(self.files_program, bind, processes)?;
-        self.threads = self.links("threads", bind, processes)?;
-        self.waits = self.links(self.waits_program, bind, processes)?;
+        let over: Vec<Over> = if bind {
+            let pids = processes.iter().map(|process| process.pid);
+            pids.map(Over::Process).collect()
+        } else {
+            vec![Over::All]
+        };
+        let links = over.into_iter().map(|over| self.links_over(over));
+        self.links = links.filter_map(Result::transpose).collect::<Result<_>>()?;
         self.marks_are_old = true;
-        self.quick.clear();
-        if bind && self.plan.quick.is_ok() {
-            for process in processes {
-                match self.quick_links(process.pid) {
-                    Ok(quick) => self.quick.push(quick),
-                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                    Err(error) => return Err(error).context("cannot create the quick iterators"),
-                }
-            }
-        }
         self.bind_profile()
     }
 
-    fn links(&self, program: &str, bind: bool, processes: &[Watched]) -> Result<Vec<Link>> {
-        let pids = processes.iter().map(|process| process.pid);
-        self.links_of(program, bind, pids)
+    /// `None`: the process is gone.
+    fn links_over(&self, over: Over) -> Result<Option<Links>> {
+        let new = |program| self.link(program, over);
+        let (Some(files), Some(threads), Some(waits)) = (
+            new(self.files_program)?,
+            new("threads")?,
+            new(self.waits_program)?,
+        ) else {
+            return Ok(None);
+        };
+        let quick = match over {
+            Over::Process(pid) if self.plan.quick.is_ok() => self.quick(pid)?,
+            _ => None,
+        };
+        Ok(Some(Links {
+            files,
+            threads,
+            waits,
+            quick,
+        }))
     }
 
+    fn quick(&self, pid: u32) -> Result<Option<Quick>> {
+        let new = |program| self.link(program, Over::Thread(pid));
+        let links = new("quick_files")?.zip(new("quick_threads")?);
+        Ok(links.map(|(files, threads)| Quick { files, threads }))
+    }
+
+    /// `None`: it ended a moment ago; the next look at the processes will say so.
+    fn link(&self, program: &str, over: Over) -> Result<Option<Link>> {
+        match link(&self.ebpf, program, over) {
+            Ok(link) => Ok(Some(link)),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot create the iterator {program}"))
+            }
+        }
+    }
+
+    /// One program's, of these processes, or one of all of the machine.
     fn links_of(
         &self,
         program: &str,
         bind: bool,
         pids: impl Iterator<Item = u32>,
     ) -> Result<Vec<Link>> {
-        let context = || format!("cannot create the iterator {program}");
         if !bind {
-            return Ok(vec![
-                link(&self.ebpf, program, Over::All).with_context(context)?,
-            ]);
+            return Ok(self.link(program, Over::All)?.into_iter().collect());
         }
-        let mut links = Vec::with_capacity(pids.size_hint().0);
-        for pid in pids {
-            match link(&self.ebpf, program, Over::Process(pid)) {
-                Ok(link) => links.push(link),
-                // It ended a moment ago; the next look at the processes will say so.
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                Err(error) => return Err(error).with_context(context),
-            }
-        }
-        Ok(links)
-    }
-
-    fn quick_links(&self, pid: u32) -> io::Result<Quick> {
-        let new = |program, over| link(&self.ebpf, program, over);
-        Ok(Quick {
-            files: new("quick_files", Over::Thread(pid))?,
-            all_files: new(self.files_program, Over::Process(pid))?,
-            threads: new("quick_threads", Over::Thread(pid))?,
-            all_threads: new("threads", Over::Process(pid))?,
-        })
+        let links = pids.map(|pid| self.link(program, Over::Process(pid)));
+        links.filter_map(Result::transpose).collect()
     }
 
     /// Says whose busy sockets the next walk over files marks for a closer look, and what whose threads wait for the
@@ -544,10 +278,14 @@ impl Glance {
     /// kernel takes for itself, for the benchmarks.
     pub fn bare(&self, processes: &[Watched]) -> Result<Bare> {
         let bind = self.plan.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
+        let links = |program| {
+            let pids = processes.iter().map(|process| process.pid);
+            self.links_of(program, bind, pids)
+        };
         Ok(Bare {
             // They write about the agent itself, and about processes.
-            files: self.links("operations", bind, processes)?,
-            threads: self.links("processes", bind, processes)?,
+            files: links("operations")?,
+            threads: links("processes")?,
         })
     }
 
@@ -566,17 +304,18 @@ impl Glance {
         self.walk_settings.marks_left = MAX_MARKS;
         self.walk_settings.walk = self.walk_settings.walk.wrapping_add(1);
         self.set_walk()?;
-        let marks_are_old = std::mem::take(&mut self.marks_are_old);
-        let context = "cannot walk over open files";
-        match &mut self.sheet {
-            Some(sheet) if !self.quick.is_empty() && !marks_are_old => {
-                for process in &self.quick {
-                    quick::files(process, sheet, &mut self.buffer, visit).context(context)?;
+        // Only the kernel's own walk marks them.
+        let all_are_to_be_marked = std::mem::take(&mut self.marks_are_old);
+        for links in &self.links {
+            let walked = match (&links.quick, &mut self.sheet) {
+                (Some(quick), Some(sheet)) if !all_are_to_be_marked => {
+                    quick.walk_files(&links.files, sheet, &mut self.buffer, visit)
                 }
-                Ok(())
-            }
-            _ => run_all(&self.files, &mut self.buffer, visit).context(context),
+                _ => run(&links.files, &mut self.buffer, visit),
+            };
+            unless_gone(walked).context("cannot walk over open files")?;
         }
+        Ok(())
     }
 
     /// Every marked socket: the listeners that a walk over files has met, and the busy sockets of hot targets.
@@ -592,16 +331,16 @@ impl Glance {
 
     /// Every thread of the watched processes.
     pub fn walk_threads(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        let context = "cannot walk over threads";
-        match &mut self.sheet {
-            Some(sheet) if !self.quick.is_empty() => {
-                for process in &self.quick {
-                    quick::threads(process, sheet, &mut self.buffer, visit).context(context)?;
+        for links in &self.links {
+            let walked = match (&links.quick, &mut self.sheet) {
+                (Some(quick), Some(sheet)) => {
+                    quick.walk_threads(&links.threads, sheet, &mut self.buffer, visit)
                 }
-                Ok(())
-            }
-            _ => run_all(&self.threads, &mut self.buffer, visit).context(context),
+                _ => run(&links.threads, &mut self.buffer, visit),
+            };
+            unless_gone(walked).context("cannot walk over threads")?;
         }
+        Ok(())
     }
 
     /// Bytes of records that quick walks have told of, rather than the kernel's own.
@@ -622,8 +361,8 @@ impl Glance {
 
     /// What every thread of the watched processes waits for.
     pub fn walk_waits(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        run_all(&self.waits, &mut self.buffer, visit)
-            .context("cannot walk over what threads wait for")
+        let waits = self.links.iter().map(|links| &links.waits);
+        run_all(waits, &mut self.buffer, visit).context("cannot walk over what threads wait for")
     }
 
     /// What every thread of the hot processes waits for.
@@ -667,15 +406,23 @@ fn link(ebpf: &Ebpf, program: &str, over: Over) -> io::Result<Link> {
     Link::create(fd.as_fd(), over)
 }
 
-fn run_all(links: &[Link], buffer: &mut [u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result<()> {
+fn run_all<'a>(
+    links: impl IntoIterator<Item = &'a Link>,
+    buffer: &mut [u8],
+    visit: &mut dyn FnMut(Record<'_>),
+) -> io::Result<()> {
     for link in links {
-        match run(link, buffer, visit) {
-            // The process that this iterator is bound to is gone.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            other => other?,
-        }
+        unless_gone(run(link, buffer, visit))?;
     }
     Ok(())
+}
+
+/// That the process is gone whose walk this was is no failure.
+fn unless_gone(walked: io::Result<()>) -> io::Result<()> {
+    match walked {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other,
+    }
 }
 
 pub(super) fn run(

@@ -12,69 +12,58 @@ use super::{
     sheet::Shared,
 };
 
-/// The walks over one process, and the kernel's own for what these leave.
+/// The walks over one process. Each is given the kernel's own, for what it leaves. Where the process is gone it ends with `ESRCH`.
 pub(super) struct Quick {
     pub files: Link,
-    pub all_files: Link,
     pub threads: Link,
-    pub all_threads: Link,
 }
 
-/// All files of the process.
-pub(super) fn files(
-    process: &Quick,
-    sheet: &mut Shared,
-    buffer: &mut [u8],
-    visit: &mut dyn FnMut(Record<'_>),
-) -> io::Result<()> {
-    sheet.begin();
-    loop {
-        let begun_at = sheet.get().next_fd;
-        sheet.clear();
-        if !is_there(run(&process.files, buffer, visit))? {
+impl Quick {
+    /// All files of the process.
+    pub(super) fn walk_files(
+        &self,
+        all: &Link,
+        sheet: &mut Shared,
+        buffer: &mut [u8],
+        visit: &mut dyn FnMut(Record<'_>),
+    ) -> io::Result<()> {
+        sheet.begin();
+        loop {
+            let begun_at = sheet.get().next_fd;
+            sheet.clear();
+            run(&self.files, buffer, visit)?;
+            if sheet.get().is_full == 1 {
+                break;
+            }
+            decode(sheet.records(), visit)?;
+            if sheet.get().is_whole == 1 || sheet.get().next_fd == begun_at {
+                break;
+            }
+        }
+        let is_whole = sheet.get().is_whole == 1;
+        if is_whole && sheet.get().left == 0 {
             return Ok(());
         }
-        if sheet.get().is_full == 1 {
-            break;
-        }
-        decode(sheet.records(), visit)?;
-        if sheet.get().is_whole == 1 || sheet.get().next_fd == begun_at {
-            break;
-        }
+        sheet.get().only_left = 1;
+        let told = run(all, buffer, visit);
+        sheet.get().only_left = 0;
+        told
     }
-    let is_whole = sheet.get().is_whole == 1;
-    if is_whole && sheet.get().left == 0 {
-        return Ok(());
-    }
-    sheet.get().only_left = 1;
-    let told = run(&process.all_files, buffer, visit);
-    sheet.get().only_left = 0;
-    is_there(told).map(drop)
-}
 
-/// All threads of the process.
-pub(super) fn threads(
-    process: &Quick,
-    sheet: &mut Shared,
-    buffer: &mut [u8],
-    visit: &mut dyn FnMut(Record<'_>),
-) -> io::Result<()> {
-    sheet.clear();
-    if !is_there(run(&process.threads, buffer, visit))? {
-        return Ok(());
-    }
-    if sheet.get().is_whole == 1 {
-        return decode(sheet.records(), visit);
-    }
-    // More threads than the sheet has room for.
-    is_there(run(&process.all_threads, buffer, visit)).map(drop)
-}
-
-/// `false` where the process is gone.
-fn is_there(walked: io::Result<()>) -> io::Result<bool> {
-    match walked {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),
-        Err(error) => Err(error),
+    /// All threads of the process.
+    pub(super) fn walk_threads(
+        &self,
+        all: &Link,
+        sheet: &mut Shared,
+        buffer: &mut [u8],
+        visit: &mut dyn FnMut(Record<'_>),
+    ) -> io::Result<()> {
+        sheet.clear();
+        run(&self.threads, buffer, visit)?;
+        if sheet.get().is_whole == 1 {
+            return decode(sheet.records(), visit);
+        }
+        // More threads than the sheet has room for.
+        run(all, buffer, visit)
     }
 }
