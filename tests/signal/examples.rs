@@ -40,6 +40,15 @@ impl Example {
                 python.arg(python_example(&format!("{name}.py"))).arg(&port);
                 python
             }
+            "wsgi in gunicorn" => {
+                let mut gunicorn = Command::new(python::with(&["gunicorn"])?);
+                gunicorn
+                    .args(["-m", "gunicorn", "--bind", &at.to_string()])
+                    .arg("--chdir")
+                    .arg(readers().join("python/examples"))
+                    .arg("wsgi:application");
+                gunicorn
+            }
             "wsgi in uWSGI" => {
                 let mut uwsgi = Command::new(program::need(&["uwsgi-core", "uwsgi"])?);
                 uwsgi
@@ -88,6 +97,15 @@ impl Example {
             format!("GET / HTTP/1.1\r\nHost: tailback\r\nConnection: close\r\n{headers}\r\n");
         stream.write_all(request.as_bytes())?;
         Ok(stream)
+    }
+
+    /// Requests that come while nobody takes any.
+    fn hold(&self, requests: u32) -> Result<Vec<TcpStream>> {
+        self.process.signal_group(Signal::STOP)?;
+        let waiting = (0..requests).map(|_| self.ask("")).collect();
+        thread::sleep(LONG);
+        self.process.signal_group(Signal::CONT)?;
+        waiting
     }
 
     /// 200; or 503, with a time to come again.
@@ -201,15 +219,18 @@ fn who_asks_how_long_a_request_waited_on_its_connection_admits_what_has_not() ->
     }
     let temp = TempDir::new("examples")?;
     let (_service, stage) = stage()?;
-    for name in ["wsgi in uWSGI", "nethttp", "admit", "tower"] {
+    for name in [
+        "wsgi in uWSGI",
+        "wsgi in gunicorn",
+        "nethttp",
+        "admit",
+        "tower",
+    ] {
         let example = Example::start(name, &stage, &temp)?;
         let admitted = example.admitted_of(REQUESTS, "")?;
         println!("{name}: {admitted} of {REQUESTS} admitted that just came");
         ensure!(admitted >= REQUESTS - 2, "{name}: {admitted}");
-        example.process.freeze()?;
-        let waiting: Vec<TcpStream> = (0..5).map(|_| example.ask("")).collect::<Result<_>>()?;
-        thread::sleep(LONG);
-        example.process.signal(Signal::CONT)?;
+        let waiting = example.hold(5)?;
         for stream in waiting {
             ensure!(!example.answer(stream)?, "{name}: admitted after {LONG:?}");
         }
@@ -218,12 +239,14 @@ fn who_asks_how_long_a_request_waited_on_its_connection_admits_what_has_not() ->
     let example = Example::start("admit", &stage, &temp)?;
     stage.agent.process().signal(Signal::KILL)?;
     thread::sleep(Duration::from_millis(1_100));
-    example.process.freeze()?;
-    let waiting = example.ask("")?;
-    thread::sleep(LONG);
-    example.process.signal(Signal::CONT)?;
+    for stream in example.hold(1)? {
+        ensure!(
+            example.answer(stream)?,
+            "turned away by an agent that is gone"
+        );
+    }
     ensure!(
-        example.answer(waiting)? && example.admitted_of(50, "")? == 50,
+        example.admitted_of(50, "")? == 50,
         "turned away by an agent that is gone"
     );
     Ok(())

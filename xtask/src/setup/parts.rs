@@ -40,6 +40,7 @@ pub fn table() -> Vec<Part> {
         program("tc", &[Test], &["iproute2"]),
         module("psycopg2", &["python3", "python3-psycopg2"]),
         module("uvicorn", &["python3", "python3-uvicorn"]),
+        module("gunicorn", &["python3", "python3-gunicorn"]),
         module("paho.mqtt.client", &["python3", "python3-paho-mqtt"]),
         program("xz", &[Test], &["xz-utils"]),
         program("podman", &[Test], &["podman", "runc"]),
