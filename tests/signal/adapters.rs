@@ -247,12 +247,16 @@ fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live()
     let (_, body) = stage.get("/pressure?target=shop")?;
     let pressure: Value = serde_json::from_str(&body)?;
     ensure!(
-        pressure["queues"][0]["kind"] == "accept" && pressure["queues"][0]["depth"] == 101,
+        pressure["queues"][0]["kind"] == "accept"
+            && pressure["queues"][0]["depth"] == 101
+            && pressure["max_wait_ns"].as_u64() > Some(0),
         "{pressure}"
     );
     let (_, metrics) = stage.get("/metrics")?;
     ensure!(
-        metrics.contains("tailback_admit_ratio{target=\"shop\"} 0.05"),
+        metrics.contains("tailback_admit_ratio{target=\"shop\"} 0.05")
+            && metrics.contains("tailback_limited{target=\"shop\"} 1")
+            && metrics.contains("tailback_max_wait_seconds{target=\"shop\"} 0.0"),
         "{metrics}"
     );
     ensure!(

@@ -36,6 +36,9 @@ const DOUBLES_MOST: u32 = 5;
 /// counts, so the root) explains it once in fifteen times.
 const IDLE_OVER: usize = 5;
 const HARDLY_CHANCE: f64 = 1.5;
+/// Where that ends more than a share that is right for now: over up to so many, once in a hundred and fifty.
+const OVER_OVER: usize = 10;
+const RARELY_CHANCE: f64 = 2.5;
 /// At most so much more at once.
 const JUMP: f64 = 1.5;
 /// Less is too little to go by.
@@ -255,7 +258,7 @@ impl Controller {
             Some(busy) => self.busy.push_back((busy, seconds)),
             None => self.busy.clear(),
         }
-        if self.busy.len() > IDLE_OVER {
+        if self.busy.len() > OVER_OVER {
             self.busy.pop_front();
         }
         if look.delay_ns == 0 {
@@ -337,12 +340,12 @@ impl Controller {
             self.admit += RISE * f64::from(1 << doubles);
             return;
         };
-        self.admit = match self.idle(most) {
+        if self.idle(most, OVER_OVER, RARELY_CHANCE).is_some() {
+            self.is_too_much = false;
+        }
+        self.admit = match self.idle(most, IDLE_OVER, HARDLY_CHANCE) {
             // As much more as makes it as busy as it was.
-            Some(busy) => {
-                self.is_too_much = false;
-                self.admit * (NEAR / busy).clamp(1.0 + CREEP, JUMP)
-            }
+            Some(busy) => self.admit * (NEAR / busy).clamp(1.0 + CREEP, JUMP),
             None => {
                 let near = NEAR * self.balance.share().unwrap_or(0.0);
                 near.max(self.admit * (1.0 + CREEP))
@@ -350,19 +353,20 @@ impl Controller {
         };
     }
 
-    /// How busy it was lately, of how busy it is at most, where that is less than chance would make it.
-    fn idle(&self, most: f64) -> Option<f64> {
+    /// How busy it was over up to so many decisions, of how busy it is at most, where that is less than so many deviations of chance
+    /// would make it.
+    fn idle(&self, most: f64, over: usize, deviations: f64) -> Option<f64> {
         // What it does in a second; of those who are turned away here nobody has work.
         let rate = self.balance.admitted / self.balance.seconds;
         let (mut seconds, mut busy) = (0.0, 0.0);
-        for (at, (share, lasted)) in self.busy.iter().rev().enumerate() {
+        for (at, (share, lasted)) in self.busy.iter().rev().take(over).enumerate() {
             if at as u32 >= self.calm {
                 return None;
             }
             seconds += lasted;
             busy += share * lasted;
             let (could, share) = (rate * seconds, (busy / seconds / most).max(LEAST));
-            if could * (1.0 - share) > HARDLY_CHANCE * could.max(1.0).sqrt() {
+            if could * (1.0 - share) > deviations * could.max(1.0).sqrt() {
                 return Some(share);
             }
         }

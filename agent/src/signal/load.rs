@@ -73,7 +73,7 @@ impl Loads {
     }
 
     /// What is asked of a service whose queues were taken in, by them, by its score, and by what share of new work it is to take,
-    /// or whether it is to take only so much at once.
+    /// or whether it is to take only so much at once, or what has not waited for long.
     pub fn of(
         &self,
         queues: &[(Arc<QueueKey>, Gauge)],
@@ -98,7 +98,7 @@ impl Loads {
         } else {
             busiest
         };
-        // And of one that is to take no more than so much at once, that this is as much as it can do.
+        // And of one that is limited otherwise, that this is as much as it can do.
         let least = if is_limited { 1.0 } else { 0.0 };
         let all = all.clamp(least, MOST);
         Load { all, cpu }

@@ -106,18 +106,34 @@ pub fn render(hub: &Hub) -> String {
 }
 
 fn of_targets(text: &mut String, snapshot: &Snapshot) {
-    let mut family = |name: &str, help: &str, value: &dyn Fn(usize) -> f64| {
+    // What is not known, or does not hold now, is absent.
+    let mut family_of_some = |name: &str, help: &str, value: &dyn Fn(usize) -> Option<f64>| {
         head(text, name, "gauge", help);
         for (index, target) in snapshot.names.iter().enumerate() {
-            let _ = writeln!(
-                text,
-                "{name}{{target=\"{}\"}} {}",
-                escaped(target),
-                value(index)
-            );
+            if let Some(value) = value(index) {
+                let _ = writeln!(text, "{name}{{target=\"{}\"}} {value}", escaped(target));
+            }
         }
     };
     let of = &snapshot.pressures;
+    family_of_some(
+        "tailback_concurrency_limit",
+        "So many requests at once keep the service busy; absent unless more come than it can do.",
+        &|i| of[i].concurrency.map(f64::from),
+    );
+    family_of_some(
+        "tailback_max_wait_seconds",
+        "Work that waited for longer is to be turned away; absent unless more comes than the service can do.",
+        &|i| of[i].max_wait_ns.map(|ns| ns as f64 / SECOND),
+    );
+    let mut family = |name: &str, help: &str, value: &dyn Fn(usize) -> f64| {
+        family_of_some(name, help, &|i| Some(value(i)));
+    };
+    family(
+        "tailback_limited",
+        "1 while work is to be turned away: by a share, by a number at once, or by how long it waited.",
+        &|i| f64::from(of[i].is_limited()),
+    );
     family(
         "tailback_level",
         "Of the worst queue: 0 ok, 1 warn, 2 critical, 3 full.",

@@ -20,9 +20,10 @@ use crate::{
 /// Callers that are turned away are asked to come again after this long at least, and at most, ms.
 const RETRY_MS: (u64, u64) = (1_000, 30_000);
 
-/// Who is turned away by a limit to the wait is so late: whoever is not has waited nearly as long, and is to be answered in time
-/// still. That leaves room for the kernel's clock, by whose ticks readers know it (4 ms, or 10).
+/// Of the delay that is fine, work may have waited so much: whoever is not turned away has waited nearly as long, and is to be
+/// answered in time still. Less than a tick of the kernel's clock, by which readers know it, is not told apart.
 const OF_TARGET: f64 = 0.75;
+const CLOCK_TICK_NS: u64 = 4_000_000;
 
 /// Nobody is turned away for a queue that was not looked at for so long, and later it is no longer told of: the slowest walk
 /// comes every 30 s.
@@ -51,6 +52,13 @@ pub struct Pressure {
     pub retry_after_ms: u32,
     /// The worst first.
     pub queues: Vec<(Arc<QueueKey>, Gauge)>,
+}
+
+impl Pressure {
+    /// Work is to be turned away: by a share, by a number at once, or by how long it waited.
+    pub fn is_limited(&self) -> bool {
+        self.admit < 1.0 || self.concurrency.is_some() || self.max_wait_ns.is_some()
+    }
 }
 
 /// The pressure on all services, and what is to be remembered of it.
@@ -123,7 +131,10 @@ impl Board {
             .map(|(_, gauge)| gauge.score)
             .fold(0.0, f64::max);
         let (least, most) = RETRY_MS;
-        let retry_after_ms = if admit < 1.0 {
+        let max_wait_ns = self.max_wait_ns(&queues);
+        // Where no share tells how much too much there is, that it is as much as can be done.
+        let is_limited = at_once.is_some() || max_wait_ns.is_some();
+        let retry_after_ms = if admit < 1.0 || is_limited {
             (oldest_wait_ns.saturating_mul(2) / 1_000_000).clamp(least, most) as u32
         } else {
             0
@@ -132,9 +143,9 @@ impl Board {
             level: queues.first().map_or(Level::Ok, |(_, gauge)| gauge.level),
             score,
             admit,
-            load: self.loads.of(&queues, score, admit, at_once.is_some()),
+            load: self.loads.of(&queues, score, admit, is_limited),
             concurrency: at_once.map(|at_once| at_once.most),
-            max_wait_ns: self.max_wait_ns(&queues),
+            max_wait_ns,
             oldest_wait_ns,
             time_to_full_ns: queues
                 .iter()
@@ -167,11 +178,11 @@ impl Board {
                 return None;
             }
             if waits_untaken && self.ask(key, Controller::is_too_much) {
-                least_ns = least_ns.min((gauge.target_ns as f64 * OF_TARGET) as u64);
+                let most_ns = (gauge.target_ns as f64 * OF_TARGET) as u64;
+                least_ns = least_ns.min(most_ns.max(CLOCK_TICK_NS));
             }
         }
-        // 0 stands for no limit.
-        (least_ns < u64::MAX).then_some(least_ns.max(1))
+        (least_ns < u64::MAX).then_some(least_ns)
     }
 
     fn ask(&self, key: &Arc<QueueKey>, is_it: impl Fn(&Controller) -> bool) -> bool {
@@ -287,8 +298,8 @@ mod tests {
     #[test]
     fn how_long_work_may_have_waited_is_said_where_it_waits_to_be_taken_and_nowhere_else() {
         for (kinds, most_ns) in [
-            (&[Kind::Accept][..], Some(3_750_000)),
-            (&[Kind::Recv], Some(3_750_000)),
+            (&[Kind::Accept][..], Some(15_000_000)),
+            (&[Kind::Recv], Some(15_000_000)),
             (&[Kind::Inflight], None),
             (&[Kind::Accept, Kind::Inflight], None),
         ] {
@@ -302,7 +313,9 @@ mod tests {
                 let queues: Vec<_> = queues.collect();
                 let pressure = &read(&mut board, tick * 100_000_000, &queues)[0];
                 said = pressure.max_wait_ns;
-                assert!(said.is_none() || pressure.admit < 1.0);
+                if said.is_some() {
+                    assert!(pressure.load.all >= 1.0 && pressure.retry_after_ms >= 1_000);
+                }
             }
             assert_eq!(said, most_ns, "{kinds:?}");
         }
@@ -313,7 +326,7 @@ mod tests {
         Gauge {
             at_ns: tick * 100_000_000,
             delay_ns: tick * 100_000_000,
-            target_ns: 5_000_000,
+            target_ns: 20_000_000,
             is_counted: true,
             arrivals: 10 * tick,
             departures: 5 * tick,

@@ -306,7 +306,7 @@ static inline bool tailback_should_admit(struct tailback_page *page)
 }
 
 /* For how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds. Asked when a
- * request is taken, that is how long it waited. TAILBACK_UNKNOWN for what is no TCP connection. */
+ * request was read, that is how long it waited for it; with TLS, the handshake came last. TAILBACK_UNKNOWN for what is no TCP connection. */
 static inline uint64_t tailback_waited_ns(int connection)
 {
     enum { TCP_ = 6, TCP_INFO_ = 11, LAST_DATA_RECV_MS_ = 13 }; /* <linux/tcp.h> and <netinet/tcp.h> exclude each other */
@@ -327,7 +327,7 @@ static inline bool tailback_should_admit_after(struct tailback_page *page, uint6
     return waited_ns <= page->last.max_wait_ns;
 }
 
-/* Whether to take a request that came on this TCP connection, likewise: the kernel is asked how long it waited, while the page
+/* Whether to take a request that was read from this TCP connection, likewise: the kernel is asked how long it waited, while the page
  * says how long that may be. */
 static inline bool tailback_should_admit_from(struct tailback_page *page, int connection)
 {

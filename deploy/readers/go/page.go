@@ -193,7 +193,7 @@ func (p *Page) ShouldAdmit() bool {
 	return sum/ppm != (sum-share)/ppm
 }
 
-// ShouldAdmitFrom says whether to take a request that came on this TCP connection: by how long it waited before it is taken,
+// ShouldAdmitFrom says whether to take a request that was read from this TCP connection: by how long it waited before it is taken,
 // which the kernel is asked for while the page says how long that may be. Else by the share.
 func (p *Page) ShouldAdmitFrom(connection net.Conn) bool {
 	if p.look().pressure.MaxWait == 0 {
@@ -216,11 +216,9 @@ func (p *Page) ShouldAdmitAfter(waited time.Duration) bool {
 const Unknown = time.Duration(-1)
 
 // Waited is for how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds. Asked when
-// a request is taken, that is how long it waited. Unknown for what is no TCP connection; one below TLS is found.
+// a request was read, that is how long it waited for it. Unknown for all but the connection that a TCP listener accepts: with
+// TLS above it, the handshake came last.
 func Waited(connection net.Conn) time.Duration {
-	if below, ok := connection.(interface{ NetConn() net.Conn }); ok {
-		connection = below.NetConn()
-	}
 	if socket, ok := connection.(syscall.Conn); ok {
 		return waited(socket)
 	}

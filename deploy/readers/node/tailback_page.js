@@ -133,13 +133,13 @@ class Page {
 
   /**
    * Whether to take a piece of work that waited for so long before: by that, while the page says how long it may be. Else, and
-   * where it is null, by the share.
-   * @param {number|null} waitedMs
+   * where it is not known, by the share.
+   * @param {number|null|undefined} waitedMs
    */
   shouldAdmitAfter(waitedMs) {
     this.#look();
     const mostMs = this.#pressure.maxWaitMs;
-    return waitedMs === null || mostMs === null ? this.shouldAdmit() : waitedMs <= mostMs;
+    return mostMs !== null && waitedMs != null && waitedMs >= 0 ? waitedMs <= mostMs : this.shouldAdmit();
   }
 
   /** @returns {Pressure} */
@@ -284,7 +284,7 @@ function decodeEntry(page, at) {
 }
 
 /**
- * For how long a request is under way, by the X-Request-Start that a proxy on this machine gave it: seconds (nginx: "t=${msec}"),
+ * For how long a request is under way, by the X-Request-Start that a proxy on this machine gave it (others can forge it): seconds (nginx: "t=${msec}"),
  * milliseconds, or microseconds (HAProxy: t=%[date(0,us)]) since 1970, told by their size. Null for what is no such time.
  * @param {string|undefined} started
  */

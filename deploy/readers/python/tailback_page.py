@@ -107,23 +107,27 @@ def open(path: "str | os.PathLike[str]") -> "Page":
 def waited_s(connection: "socket.socket | int | None") -> Optional[float]:
     """For how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds.
 
-    Asked when a request is taken, that is how long it waited. None for what is no TCP connection.
+    Asked when a request was read, that is how long it waited for it. None for what is no TCP connection, and for TLS.
     """
     try:
         if isinstance(connection, int):
-            borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=connection)
+            # SOCK_NONBLOCK: Python leaves the connection's own mode alone, whatever the default timeout is.
+            kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+            borrowed = socket.socket(socket.AF_INET, kind, 0, fileno=connection)
             try:
                 return waited_s(borrowed)
             finally:
                 borrowed.detach()  # not ours to close
+        if hasattr(connection, "cipher"):
+            return None  # TLS: the handshake came last, and the request did not wait before it
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         return _TCP_INFO.unpack(info)[0] / 1e3
-    except (AttributeError, OSError, struct.error):
+    except (AttributeError, OSError, ValueError, struct.error):
         return None
 
 
 def since_s(started: "str | None") -> Optional[float]:
-    """For how long a request is under way, by the X-Request-Start that a proxy on this machine gave it.
+    """For how long a request is under way, by the X-Request-Start that a proxy on this machine gave it. Others can forge it.
 
     Seconds (nginx: "t=${msec}"), milliseconds, or microseconds (HAProxy: t=%[date(0,us)]) since 1970, told by their size.
     None for what is no such time.
@@ -187,7 +191,7 @@ class Page:
             return True
 
     def should_admit_from(self, connection: "socket.socket | int | None") -> bool:
-        """Whether to take a request that came on this TCP connection (a socket, or its descriptor).
+        """Whether to take a request that was read from this TCP connection (a socket, or its descriptor).
 
         By how long it waited before it is taken, which the kernel is asked for while the page says how long that may be.
         Else by the share.
@@ -202,7 +206,7 @@ class Page:
         Else, and where it is None, by the share.
         """
         most_s = self._look().pressure.max_wait_s
-        if waited_s is None or most_s is None:
+        if most_s is None or waited_s is None or not waited_s >= 0:
             return self.should_admit()
         return waited_s <= most_s
 

@@ -4,7 +4,8 @@
  *
  *     node express.js 8000 /run/tailback/shop/page
  *
- * Where a proxy on this machine says in X-Request-Start when a request came, by how long it waited; else by the share.
+ * Where a proxy on this machine says in X-Request-Start when a request came, by how long it waited; else by the share. Only
+ * behind a proxy that sets it: from others it is what they like.
  * With express where it is installed (npm install express), else with plain http.
  */
 const tailbackPage = require('../tailback_page');

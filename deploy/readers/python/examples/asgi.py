@@ -5,7 +5,8 @@
 
 In FastAPI or Starlette: app.add_middleware(Backpressure, path="/run/tailback/shop/page").
 
-Where a proxy on this machine says in X-Request-Start when a request came, by how long it waited; else by the share.
+Where a proxy on this machine says in X-Request-Start when a request came, by how long it waited; else by the share. Only behind
+a proxy that sets it: from others it is what they like.
 TAILBACK_PAGE names the page; /run/tailback/shop/page if it is not set.
 """
 

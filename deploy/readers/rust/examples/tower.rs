@@ -71,7 +71,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     loop {
         let (stream, _) = listener.accept().await?;
-        let connection = Arc::new(stream.as_fd().try_clone_to_owned()?);
+        // Out of descriptors: the next may find some.
+        let Ok(connection) = stream.as_fd().try_clone_to_owned().map(Arc::new) else {
+            continue;
+        };
         let service = ServiceBuilder::new()
             .layer(Admit(Arc::clone(&page), connection))
             .service(service_fn(answer));

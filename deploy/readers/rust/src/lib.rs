@@ -7,7 +7,7 @@
 //! ```no_run
 //! # let connection = std::net::TcpStream::connect("[::1]:80").unwrap();
 //! let page = tailback_page::Page::open("/run/tailback/shop/page");
-//! // A request that came on this connection. Where that is not at hand: `page.should_admit()`.
+//! // A request that was read from this connection. Where that is not at hand: `page.should_admit()`.
 //! if !page.should_admit_from(&connection) {
 //!     // 503, with `Retry-After: {}` and page.pressure().retry_after
 //! }
@@ -271,24 +271,21 @@ impl Page {
         before / ALL != before.wrapping_add(admit) / ALL
     }
 
-    /// Whether to take a request that came on this TCP connection: by how long it waited before it is taken, which the kernel
-    /// is asked for while the page says how long that may be. Else by the share.
+    /// Whether to take a request that was read from this TCP connection: by how long it waited before, which the kernel is asked
+    /// for while the page says how long that may be. Else by the share.
     pub fn should_admit_from(&self, connection: &impl AsFd) -> bool {
         match self.max_wait_ns() {
             0 => self.should_admit(),
-            most_ns => match waited(connection) {
-                Some(waited) => waited.as_nanos() <= u128::from(most_ns),
-                None => self.should_admit(),
-            },
+            _ => self.should_admit_after(waited(connection)),
         }
     }
 
-    /// Whether to take a piece of work that waited for so long before: by that, while the page says how long it may be. Else by
-    /// the share.
-    pub fn should_admit_after(&self, waited: Duration) -> bool {
-        match self.max_wait_ns() {
-            0 => self.should_admit(),
-            most_ns => waited.as_nanos() <= u128::from(most_ns),
+    /// Whether to take a piece of work that waited for so long before: by that, while the page says how long it may be. Else, and
+    /// where it is not known, by the share.
+    pub fn should_admit_after(&self, waited: impl Into<Option<Duration>>) -> bool {
+        match (self.max_wait_ns(), waited.into()) {
+            (0, _) | (_, None) => self.should_admit(),
+            (most_ns, Some(waited)) => waited.as_nanos() <= u128::from(most_ns),
         }
     }
 
@@ -582,8 +579,8 @@ impl Drop for Map {
     }
 }
 
-/// For how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds. Asked when a request is
-/// taken, that is how long it waited. `None` for what is no TCP connection.
+/// For how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds. Asked when a request was
+/// read, that is how long it waited for it; with TLS, the handshake came last. `None` for what is no TCP connection.
 pub fn waited(connection: &impl AsFd) -> Option<Duration> {
     const IPPROTO_TCP: c_int = 6;
     const TCP_INFO: c_int = 11;
@@ -660,4 +657,47 @@ unsafe extern "C" {
         value: *mut c_void,
         length: *mut u32,
     ) -> c_int;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write as _,
+        net::{TcpListener, TcpStream},
+        os::unix::net::UnixStream,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_request_waits_from_when_it_came_and_on_tcp_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        // Longer than it waits: neither the connection's age nor that of the first data counts.
+        let mut before = Instant::now();
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(300));
+            before = Instant::now();
+            client.write_all(b"a request").unwrap();
+        }
+        let came = Instant::now();
+        std::thread::sleep(Duration::from_millis(100));
+        let (taken, _) = listener.accept().unwrap();
+        let tick = Duration::from_millis(12);
+        let least = came.elapsed() - tick;
+        let waited = waited(&taken).unwrap();
+        let most = before.elapsed() + tick;
+        assert!((least..most).contains(&waited), "{waited:?} of {most:?}");
+        let (unix, _other) = UnixStream::pair().unwrap();
+        assert_eq!(super::waited(&unix), None);
+    }
+
+    #[test]
+    fn without_a_page_everything_is_admitted_however_long_it_waited() {
+        let page = Page::open("/nonexistent/page");
+        let (unix, _other) = UnixStream::pair().unwrap();
+        assert!(page.should_admit() && page.should_admit_from(&unix));
+        assert!(page.should_admit_after(Duration::from_secs(3600)));
+        assert_eq!(page.pressure(), Pressure::NONE);
+    }
 }

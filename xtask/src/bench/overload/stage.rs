@@ -251,10 +251,7 @@ fn haproxy(
         }
         Guard::Maxconn => {
             server = format!(" weight 100 maxconn {MANY}{agent_check}");
-            queue = format!(
-                " timeout queue {}ms\n",
-                service.service_time().as_millis() / 4
-            );
+            queue = format!(" timeout queue {}ms\n", service.target_delay().as_millis());
         }
         Guard::Weight => {
             server = format!(" weight 100{agent_check}");
