@@ -356,7 +356,8 @@ impl Controller {
     /// How busy it was over up to so many decisions, of how busy it is at most, where that is less than so many deviations of chance
     /// would make it.
     fn idle(&self, most: f64, over: usize, deviations: f64) -> Option<f64> {
-        // What it does in a second; of those who are turned away here nobody has work.
+        // What it does in a second; of those who are turned away here nobody has work. That is too little where a proxy turns
+        // them away; but a decision takes as long as a request, so that one at least could be done in it.
         let rate = self.balance.admitted / self.balance.seconds;
         let (mut seconds, mut busy) = (0.0, 0.0);
         for (at, (share, lasted)) in self.busy.iter().rev().take(over).enumerate() {
@@ -365,7 +366,8 @@ impl Controller {
             }
             seconds += lasted;
             busy += share * lasted;
-            let (could, share) = (rate * seconds, (busy / seconds / most).max(LEAST));
+            let share = (busy / seconds / most).max(LEAST);
+            let could = (rate * seconds).max(at as f64 + 1.0);
             if could * (1.0 - share) > deviations * could.max(1.0).sqrt() {
                 return Some(share);
             }

@@ -387,6 +387,29 @@ fn a_service_that_becomes_slower_gets_what_it_can_do_then_within_seconds() {
 }
 
 #[test]
+fn a_slow_service_that_has_nothing_to_do_behind_a_proxy_takes_all_again_soon() {
+    // Two a second left, of which a proxy let one in twenty through; then it becomes fast, and nothing waits.
+    let look = |tick: u64, is_over: bool| Look {
+        now_ns: tick * TICK_NS,
+        delay_ns: if is_over { 9 * TARGET_NS } else { 0 },
+        target_ns: TARGET_NS,
+        is_counted: is_over,
+        arrivals: tick * 4,
+        departures: tick / 5,
+        busy: Some(if is_over { 1.0 } else { 0.0 }),
+    };
+    let mut controller = Controller::new(look(0, true));
+    for tick in 1..50 {
+        controller.read(look(tick, true));
+    }
+    assert!(controller.admit() <= 2.0 * LEAST, "{}", controller.admit());
+    for tick in 50..80 {
+        controller.read(look(tick, false));
+    }
+    assert!(controller.admit() >= 1.0, "{}", controller.admit());
+}
+
+#[test]
 fn a_fast_service_that_is_nearly_as_busy_as_it_can_be_takes_all_of_it_again() {
     // 5,000 a second: chance explains very little.
     let look = |tick: u64, is_over: bool| Look {
