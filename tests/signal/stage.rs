@@ -42,7 +42,7 @@ impl Stage {
         let directory = temp.path().join("run");
         let text = format!(
             "[[target]]\nport = {port}\ncalled = \"shop\"\n[signal]\ndirectory = \"{}\"\n\
-             [signal.http]\nlisten = \"{http}\"\n{more}",
+             http.listen = \"{http}\"\n{more}",
             directory.display()
         );
         let config = temp.write("tailback.toml", &text)?;
