@@ -99,19 +99,45 @@ impl Process {
         self.signal(Signal::STOP)?;
         let what = format!("{} to stand still", self.name);
         wait::until(&what, Duration::from_secs(10), || {
-            let folder = format!("/proc/{}/task", self.pid());
-            for thread in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
-                let stat = thread?.path().join("stat");
-                let text = fs::read_to_string(&stat)
-                    .with_context(|| format!("read {}", stat.display()))?;
-                // PID (NAME) STATE: the name may hold anything.
-                let state = text.rsplit(") ").next().unwrap_or_default();
-                if !state.starts_with('T') {
+            Ok(stands_still(self.pid())?.then_some(()))
+        })
+    }
+
+    /// Stops it and all its children that stayed in its group, and waits until they stand still. [`Process::signal_group`] lets
+    /// them go on.
+    pub fn freeze_group(&self) -> Result<()> {
+        self.signal_group(Signal::STOP)?;
+        let what = format!("{} and its children to stand still", self.name);
+        wait::until(&what, Duration::from_secs(10), || {
+            for pid in self.group()? {
+                // One that has ended does nothing any more, either.
+                if !stands_still(pid).unwrap_or(true) {
                     return Ok(None);
                 }
             }
             Ok(Some(()))
         })
+    }
+
+    /// The processes in its group.
+    fn group(&self) -> Result<Vec<u32>> {
+        let mut group = Vec::new();
+        for entry in fs::read_dir("/proc").context("read /proc")? {
+            let Some(pid) = entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // PID (NAME) STATE PARENT GROUP
+            let leader = state(&text).split(' ').nth(2);
+            if leader == Some(&self.pid().to_string()) {
+                group.push(pid);
+            }
+        }
+        Ok(group)
     }
 
     /// Lets it go on after [`Process::freeze`].
@@ -168,6 +194,24 @@ impl Drop for Process {
         let _ = self.child.wait();
         cleanup::reap_group(self.pid);
     }
+}
+
+/// What follows the name in a `stat`: the name may hold anything.
+fn state(stat: &str) -> &str {
+    stat.rsplit(") ").next().unwrap_or_default()
+}
+
+/// Whether all threads of a process are stopped.
+fn stands_still(pid: u32) -> Result<bool> {
+    let folder = format!("/proc/{pid}/task");
+    for thread in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
+        let stat = thread?.path().join("stat");
+        let text = fs::read_to_string(&stat).with_context(|| format!("read {}", stat.display()))?;
+        if !state(&text).starts_with('T') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
