@@ -277,6 +277,15 @@ mod tests {
         assert_eq!(busy[18..], [100.0, 100.0, 100.0, 50.0, 50.0]);
     }
 
+    /// Others wait for the first nine ticks, with so many in service.
+    fn overloaded(in_service: u64) -> Concurrency {
+        let mut all = Concurrency::default();
+        for tick in 1..10 {
+            assert!(read(&mut all, &queues(tick, 9, in_service, 10.0), true).is_some());
+        }
+        all
+    }
+
     /// What is said of a service with so many workers, while a proxy holds it to what was said before: at each tick.
     fn held(all: &mut Concurrency, workers: u64, ticks: std::ops::Range<u64>) -> Vec<u32> {
         let mut said = Vec::new();
@@ -292,10 +301,7 @@ mod tests {
 
     #[test]
     fn now_and_then_one_more_is_tried_for_a_moment() {
-        let mut all = Concurrency::default();
-        for tick in 1..10 {
-            read(&mut all, &queues(tick, 9, 4, 10.0), true);
-        }
+        let mut all = overloaded(4);
         let said = held(&mut all, 4, 10..6010);
         let more = said.iter().filter(|most| **most == 5).count();
         assert!((40..=60).contains(&more), "{more} of 6000 ticks");
@@ -304,10 +310,7 @@ mod tests {
 
     #[test]
     fn a_limit_that_became_too_low_rises_at_once_when_that_is_found() {
-        let mut all = Concurrency::default();
-        for tick in 1..10 {
-            read(&mut all, &queues(tick, 9, 2, 10.0), true);
-        }
+        let mut all = overloaded(2);
         let said = held(&mut all, 8, 10..1000);
         let reached = said.iter().position(|most| *most == 8).unwrap();
         assert!(reached < 620, "8 after {reached} ticks");
@@ -341,10 +344,7 @@ mod tests {
 
     #[test]
     fn a_limit_that_no_proxy_holds_ends_when_nobody_waits_for_long() {
-        let mut all = Concurrency::default();
-        for tick in 1..10 {
-            assert!(read(&mut all, &queues(tick, 9, 4, 10.0), true).is_some());
-        }
+        let mut all = overloaded(4);
         // Nearly all that it can do comes, by chance: now many, now few.
         let waiting = [0, 1, 3, 0];
         let last = (10..14).map(|tick| {
@@ -356,10 +356,7 @@ mod tests {
 
     #[test]
     fn one_that_waits_on_its_way_to_a_worker_does_not_lower_it() {
-        let mut all = Concurrency::default();
-        for tick in 1..10 {
-            read(&mut all, &queues(tick, 9, 4, 10.0), true);
-        }
+        let mut all = overloaded(4);
         let mut most = None;
         for tick in 10..110 {
             let (waiting, in_service) = if tick % 3 == 0 { (1, 3) } else { (0, 4) };

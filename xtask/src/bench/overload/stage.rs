@@ -135,23 +135,22 @@ impl Stage {
             Service::Compute => Some(Nginx::start_proxy(1, uwsgi.address())?),
         };
         let ask = ports::free()?;
-        let agent = match guard {
-            Guard::Nobody | Guard::Static => None,
-            Guard::Maxconn | Guard::Weight | Guard::Share | Guard::Page => {
-                let text = format!(
-                    "[[target]]\nport = {}\ncalled = \"bench\"\n[signal]\ndirectory = \"{}\"\n\
+        let agent = if guard.is_ours() {
+            let text = format!(
+                "[[target]]\nport = {}\ncalled = \"bench\"\n[signal]\ndirectory = \"{}\"\n\
                      [[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{ask}\"\nmaxconn = {MANY}\n",
-                    uwsgi.port(),
-                    run.display()
-                );
-                let config = temp.write("tailback.toml", &text)?;
-                let mut command = Command::new(super::super::agent()?);
-                let agent = Agent::start(command.args(["run", "--json", "--config"]).arg(config))?;
-                wait::until("the page", SOON, || {
-                    Ok(run.join("bench/page").exists().then_some(()))
-                })?;
-                Some(agent)
-            }
+                uwsgi.port(),
+                run.display()
+            );
+            let config = temp.write("tailback.toml", &text)?;
+            let mut command = Command::new(super::super::agent()?);
+            let agent = Agent::start(command.args(["run", "--json", "--config"]).arg(config))?;
+            wait::until("the page", SOON, || {
+                Ok(run.join("bench/page").exists().then_some(()))
+            })?;
+            Some(agent)
+        } else {
+            None
         };
         let before = nginx.as_ref().map_or(uwsgi.address(), Nginx::address);
         let front = ports::local(ports::free()?);
