@@ -137,7 +137,8 @@ pub struct Args {
     /// Write what the command printed to this file instead of standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// The command: the agent is /tailback, what measures it /accuracy, and `cat FILE` is known; there is nothing else
+    /// The command: the agent is /tailback, what measures it /accuracy; `cat FILE` and `check NAME` (one of the matrix's
+    /// own checks) are known; there is nothing else
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }

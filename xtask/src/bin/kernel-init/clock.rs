@@ -31,20 +31,18 @@ pub fn steps_change_nothing() -> Result<()> {
     fs::write(config, text).with_context(|| format!("write {config}"))?;
     let _agent = Agent::start(config)?;
     let page = Page::open(format!("{DIRECTORY}/clock/page"));
-    until("the page", || page.pressure().alive)?;
+    until("the page", &page, |page| page.pressure().alive)?;
     let mut waiting = Vec::new();
     for step_s in [HOUR_S, -2 * HOUR_S, HOUR_S] {
         set_clock(step_s)?;
         // It sees what changes from here on.
         waiting.push(TcpStream::connect(address).context("connect")?);
         let depth = waiting.len() as u32;
-        let sees = || {
-            let entries = page.entries();
-            entries
-                .iter()
-                .any(|queue| queue.kind_name() == "accept" && queue.depth == depth)
-        };
-        until(&format!("{depth} waiting after a step of {step_s} s"), sees)?;
+        let what = format!("{depth} waiting after a step of {step_s} s");
+        until(&what, &page, |page| {
+            let mut entries = page.entries().into_iter();
+            entries.any(|queue| queue.kind_name() == "accept" && queue.depth == depth)
+        })?;
         let end = Instant::now() + A_WHILE;
         while Instant::now() < end {
             ensure!(
@@ -85,10 +83,16 @@ fn set_clock(by_s: i64) -> Result<()> {
     clock_settime(ClockId::Realtime, then).context("set the clock")
 }
 
-fn until(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
+/// Waits for the page to say so, or tells what it said instead.
+fn until(what: &str, page: &Page, is_so: impl Fn(&Page) -> bool) -> Result<()> {
     let end = Instant::now() + SOON;
-    while !is_so() {
-        ensure!(Instant::now() < end, "{what}: not within {SOON:?}");
+    while !is_so(page) {
+        ensure!(
+            Instant::now() < end,
+            "{what}: not within {SOON:?}; the page says {:?}, with {:?}",
+            page.pressure(),
+            page.entries()
+        );
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
