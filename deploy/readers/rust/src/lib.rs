@@ -213,6 +213,8 @@ pub struct Page {
     admit: AtomicU32,
     /// The longest that work may have waited, ns; 0: no limit.
     max_wait_ns: AtomicU64,
+    last_pressure: Mutex<Option<Lasting<Pressure>>>,
+    last_entries: Mutex<Option<Lasting<Vec<Entry>>>>,
     /// Not before this time is the page looked for again.
     next_look_ns: AtomicU64,
     /// What is owed to work that is turned away, in millionths: see [`Page::should_admit`].
@@ -223,6 +225,14 @@ pub struct Page {
         reason = "`map` points to one of them: they must not move"
     )]
     maps: Mutex<Vec<Box<Map>>>,
+}
+
+/// What the page said, and what tells for how long that holds.
+#[derive(Clone, Debug)]
+struct Lasting<T> {
+    published_ns: u64,
+    ttl_ns: u64,
+    what: T,
 }
 
 #[derive(Debug)]
@@ -246,6 +256,8 @@ impl Page {
             until_ns: AtomicU64::new(0),
             admit: AtomicU32::new(ALL),
             max_wait_ns: AtomicU64::new(0),
+            last_pressure: Mutex::default(),
+            last_entries: Mutex::default(),
             next_look_ns: AtomicU64::new(0),
             // Many processes must not turn away in step.
             phase: AtomicU32::new(std::process::id().wrapping_mul(2_654_435_769) % ALL),
@@ -291,52 +303,42 @@ impl Page {
 
     /// All that the head of the page says.
     pub fn pressure(&self) -> Pressure {
-        let Some(map) = self.live() else {
-            return Pressure::NONE;
-        };
-        let read = map.read(|map| {
-            let published_ns = map.u64(PUBLISHED_AT);
-            let left = map.left_ns(published_ns);
-            let never = map.u64(TIME_TO_FULL_AT);
-            let pressure = Pressure {
-                alive: true,
-                level: map.u32(LEVEL_AT),
-                score: ratio(map.u32(SCORE_AT)),
-                admit: ratio(map.u32(ADMIT_AT)).min(1.0),
-                oldest_wait: Duration::from_nanos(map.u64(OLDEST_WAIT_AT)),
-                time_to_full: (never != NEVER).then(|| Duration::from_nanos(never)),
-                retry_after: Duration::from_millis(u64::from(map.u32(RETRY_AFTER_AT))),
-                load: ratio(map.u32(LOAD_AT)),
-                cpu: ratio(map.u32(CPU_AT)),
-                concurrency: Some(map.u32(CONCURRENCY_AT)).filter(|most| *most > 0),
-                max_wait: limit(map.u64(MAX_WAIT_AT)),
-                pid: map.u32(PID_AT),
-                worst: map.u32(WORST_AT),
-                entries: map.u32(COUNT_AT).min(ENTRIES as u32),
-            };
-            (left, pressure)
-        });
-        match read {
-            Some((left, pressure)) if left > 0 => pressure,
-            _ => Pressure::NONE,
-        }
+        self.whole(&self.last_pressure, Map::pressure)
+            .unwrap_or(Pressure::NONE)
     }
 
     /// The queues of the service, the worst first; none when the agent is gone.
     pub fn entries(&self) -> Vec<Entry> {
-        let Some(map) = self.live() else {
-            return Vec::new();
-        };
-        let read = map.read(|map| {
-            let left = map.left_ns(map.u64(PUBLISHED_AT));
-            let count = (map.u32(COUNT_AT) as usize).min(ENTRIES);
-            let entries = (0..count).map(|i| map.entry(ENTRIES_AT + ENTRY * i));
-            (left, entries.collect())
+        self.whole(&self.last_entries, Map::entries)
+            .unwrap_or_default()
+    }
+
+    /// What is read of the page as one whole, while it holds. Where the agent was always in the middle of writing (its CPU may
+    /// have been taken from it there), what was read last holds for as long as it said.
+    fn whole<T: Clone>(
+        &self,
+        last: &Mutex<Option<Lasting<T>>>,
+        read: impl Fn(&Map) -> T,
+    ) -> Option<T> {
+        let read = self.live()?.read(|map| Lasting {
+            published_ns: map.u64(PUBLISHED_AT),
+            ttl_ns: map.u64(TTL_AT),
+            what: read(map),
         });
-        match read {
-            Some((left, entries)) if left > 0 => entries,
-            _ => Vec::new(),
-        }
+        let lasting = match read {
+            Some(read) => {
+                // Whoever holds it just now keeps one that is as good.
+                if let Ok(mut last) = last.try_lock() {
+                    *last = Some(read.clone());
+                }
+                read
+            }
+            None => last
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()?,
+        };
+        (left_ns(lasting.published_ns, lasting.ttl_ns) > 0).then_some(lasting.what)
     }
 
     /// Waits until the level is another one than `seen`, or for so long; answers whether it is.
@@ -392,7 +394,7 @@ impl Page {
             return false;
         };
         let read = map.read(|map| {
-            let left = map.left_ns(map.u64(PUBLISHED_AT));
+            let left = map.left_ns();
             let said = (map.u32(ADMIT_AT).min(ALL), map.u64(MAX_WAIT_AT));
             (map.u64(SEQ_AT), left, said)
         });
@@ -418,7 +420,7 @@ impl Page {
         // SAFETY: mappings live as long as the page.
         let map = unsafe { self.map.load(Ordering::Acquire).as_ref() };
         if let Some(map) = map
-            && map.left_ns(map.u64(PUBLISHED_AT)) > 0
+            && map.left_ns() > 0
         {
             return Some(map);
         }
@@ -541,15 +543,40 @@ impl Map {
         (self.u64(at) >> (at % 8 * 8)) as u16
     }
 
-    /// How long what was published then still holds, ns; 0: no longer. A time in the future is one of another clock: nobody
-    /// may rely on it.
-    fn left_ns(&self, published_ns: u64) -> u64 {
-        const BOOTTIME: c_int = 7;
-        let ttl_ns = self.u64(TTL_AT);
-        match now_ns(BOOTTIME).checked_sub(published_ns) {
-            Some(age_ns) => ttl_ns.saturating_sub(age_ns),
-            None => 0,
+    fn pressure(&self) -> Pressure {
+        let never = self.u64(TIME_TO_FULL_AT);
+        Pressure {
+            alive: true,
+            level: self.u32(LEVEL_AT),
+            score: ratio(self.u32(SCORE_AT)),
+            admit: ratio(self.u32(ADMIT_AT)).min(1.0),
+            oldest_wait: Duration::from_nanos(self.u64(OLDEST_WAIT_AT)),
+            time_to_full: (never != NEVER).then(|| Duration::from_nanos(never)),
+            retry_after: Duration::from_millis(u64::from(self.u32(RETRY_AFTER_AT))),
+            load: ratio(self.u32(LOAD_AT)),
+            cpu: ratio(self.u32(CPU_AT)),
+            concurrency: Some(self.u32(CONCURRENCY_AT)).filter(|most| *most > 0),
+            max_wait: limit(self.u64(MAX_WAIT_AT)),
+            pid: self.u32(PID_AT),
+            worst: self.u32(WORST_AT),
+            entries: self.count() as u32,
         }
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let entries = 0..self.count();
+        entries
+            .map(|i| self.entry(ENTRIES_AT + ENTRY * i))
+            .collect()
+    }
+
+    fn count(&self) -> usize {
+        (self.u32(COUNT_AT) as usize).min(ENTRIES)
+    }
+
+    /// How long what it says still holds, ns; 0: no longer.
+    fn left_ns(&self) -> u64 {
+        left_ns(self.u64(PUBLISHED_AT), self.u64(TTL_AT))
     }
 
     fn entry(&self, at: usize) -> Entry {
@@ -600,6 +627,16 @@ pub fn waited(connection: &impl AsFd) -> Option<Duration> {
     };
     let is_whole = failed == 0 && length as usize == size_of_val(&info);
     is_whole.then(|| Duration::from_millis(u64::from(info[LAST_DATA_AT])))
+}
+
+/// How long what was published then still holds, ns; 0: no longer. A time in the future is one of another clock: nobody may
+/// rely on it.
+fn left_ns(published_ns: u64, ttl_ns: u64) -> u64 {
+    const BOOTTIME: c_int = 7;
+    match now_ns(BOOTTIME).checked_sub(published_ns) {
+        Some(age_ns) => ttl_ns.saturating_sub(age_ns),
+        None => 0,
+    }
 }
 
 fn limit(ns: u64) -> Option<Duration> {
@@ -690,6 +727,44 @@ mod tests {
         assert!((least..most).contains(&waited), "{waited:?} of {most:?}");
         let (unix, _other) = UnixStream::pair().unwrap();
         assert_eq!(super::waited(&unix), None);
+    }
+
+    /// A page as an agent publishes it now, of level 2 and no queues.
+    fn published(ttl: Duration) -> Vec<u8> {
+        let mut page = vec![0; SIZE];
+        page[..8].copy_from_slice(&MAGIC);
+        let mut put = |at: usize, value: &[u8]| page[at..at + value.len()].copy_from_slice(value);
+        put(VERSION_AT, &VERSION.to_le_bytes());
+        put(SEQ_AT, &2u64.to_le_bytes());
+        put(PUBLISHED_AT, &now_ns(7).to_le_bytes());
+        put(TTL_AT, &(ttl.as_nanos() as u64).to_le_bytes());
+        put(LEVEL_AT, &2u32.to_le_bytes());
+        put(COUNT_AT, &1u32.to_le_bytes());
+        page
+    }
+
+    #[test]
+    fn while_the_agent_stands_still_in_the_middle_of_writing_what_it_said_last_holds_for_its_time()
+    {
+        let path = std::env::temp_dir().join(format!("tailback-page-{}", std::process::id()));
+        let ttl = Duration::from_millis(400);
+        std::fs::write(&path, published(ttl)).unwrap();
+        let page = Page::open(&path);
+        let (before, entries) = (page.pressure(), page.entries());
+        assert!(before.alive && before.level == 2 && entries.len() == 1);
+        let file = File::options().write(true).open(&path).unwrap();
+        let write = |at: usize, value: &[u8]| {
+            std::os::unix::fs::FileExt::write_all_at(&file, value, at as u64).unwrap();
+        };
+        write(SEQ_AT, &3u64.to_le_bytes());
+        write(LEVEL_AT, &0u32.to_le_bytes());
+        assert_eq!((page.pressure(), page.entries()), (before, entries));
+        std::thread::sleep(ttl);
+        assert_eq!(
+            (page.pressure(), page.entries()),
+            (Pressure::NONE, Vec::new())
+        );
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]
