@@ -9,6 +9,7 @@ mod failure;
 mod guard;
 mod looks;
 mod output;
+mod patient;
 mod record;
 mod replay;
 mod run;

@@ -1,10 +1,14 @@
 //! Where a command's output goes, for a person or for a program.
 
-use std::io::{self, IsTerminal as _, Stdout};
+use std::io::{self, IsTerminal as _, Write};
 
 use clap::Args;
 
-use super::{Failure, failure::Outcome};
+use super::{
+    Failure,
+    failure::Outcome,
+    patient::{Fate, Patient},
+};
 use crate::{
     detect::Event,
     emit::{
@@ -31,7 +35,17 @@ pub(super) struct Output {
 impl Output {
     /// The sink for standard output.
     pub(super) fn stdout(self) -> Box<dyn Sink> {
-        let out: Stdout = io::stdout();
+        self.sink(io::stdout())
+    }
+
+    /// The same for a command that waits for nobody who reads it, and what becomes of it.
+    pub(super) fn patient_stdout(self) -> Outcome<(Box<dyn Sink>, Fate)> {
+        let out = Patient::start(io::stdout()).map_err(Failure::stdout)?;
+        let fate = out.fate();
+        Ok((self.sink(out), fate))
+    }
+
+    fn sink(self, out: impl Write + 'static) -> Box<dyn Sink> {
         if self.json {
             return Box::new(Json::new(out));
         }

@@ -24,7 +24,7 @@ use crate::{
     config::Config,
     detect::Event,
     pipeline::Pipeline,
-    sample::Sample,
+    sample::{Notice, Sample},
 };
 
 #[derive(Debug, Args)]
@@ -67,7 +67,7 @@ impl Pace {
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
-    let mut sink = options.output.stdout();
+    let (mut sink, written) = options.output.patient_stdout()?;
     let mut traces = Traces::start(options.otlp.as_deref(), config.otlp.as_deref())?;
     let stop = Stop::on_signals()?;
     let mut ticks = Ticks::start(&options.targets, &config, options.pace)?;
@@ -91,6 +91,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             traces.report(&mut others);
         }
         signals.report(&mut others);
+        others.notices.extend(not_read(written.lost_lines()));
         let sample = match ticks.next(&stop, others) {
             Ok(Some(sample)) => sample,
             Ok(None) => break Ok(()),
@@ -123,7 +124,19 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         traces.tell(&events);
         traces.finish();
     }
-    recorded.and(watched)
+    drop(sink);
+    let written = written
+        .error()
+        .map_or(Ok(()), |error| Err(Failure::stdout(error)));
+    recorded.and(watched).and(written)
+}
+
+/// Said to who reads on, and to the recording.
+fn not_read(lines: u64) -> Option<Notice> {
+    (lines > 0).then(|| Notice {
+        code: "output_not_read".to_owned(),
+        text: format!("{lines} lines of output are lost: standard output is not read"),
+    })
 }
 
 /// The clock of a live session: waits for each tick, makes its sample, and accounts for its cost.

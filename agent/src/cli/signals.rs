@@ -1,9 +1,15 @@
 //! The signals of a live session: published, and their guard kept running.
 
 use std::{
+    io,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -17,6 +23,7 @@ use crate::{
     collect::Others,
     config::signal::Signal,
     detect::Event,
+    guard::agent::ask_guard,
     pipeline::Pipeline,
     sample::{Notice, Sample},
     signal::Signals,
@@ -24,6 +31,10 @@ use crate::{
 
 /// A guard that ended is started again after this long.
 const AGAIN: Duration = Duration::from_secs(1);
+/// The guard is asked this often whether it is there. One that did not answer so often in a row hangs: it is ended, and started
+/// again.
+const ASKED_EVERY: Duration = Duration::from_secs(5);
+const HANGS_AFTER: u32 = 3;
 /// The guard stays for so long without an agent: HAProxy and its like have asked again by then.
 const LINGER: &str = "30s";
 
@@ -63,7 +74,7 @@ impl LiveSignals {
             }),
         }
         if let Some(file) = file.filter(|_| config.starts_guard()) {
-            live.guard = Some(Guard::start(file)?);
+            live.guard = Some(Guard::start(file, config.directory())?);
         }
         Ok(live)
     }
@@ -98,11 +109,13 @@ struct Guard {
     file: PathBuf,
     /// `None`: it is to be started at that time.
     child: Result<Child, Instant>,
+    /// How often it did not answer, in a row.
+    unanswered: Arc<AtomicU32>,
     told: Option<String>,
 }
 
 impl Guard {
-    fn start(file: &Path) -> Outcome<Self> {
+    fn start(file: &Path, directory: PathBuf) -> Outcome<Self> {
         let file = file
             .canonicalize()
             .context("cannot find the configuration again")
@@ -110,18 +123,31 @@ impl Guard {
         let child = spawn(&file)
             .context("cannot start the guard")
             .map_err(Failure::bug)?;
+        let unanswered = Arc::default();
+        ask_on(directory, &unanswered)
+            .context("cannot start a thread")
+            .map_err(Failure::bug)?;
         Ok(Self {
             file,
             child: Ok(child),
+            unanswered,
             told: None,
         })
     }
 
-    /// Starts it again where it ended.
+    /// Starts it again where it ended, and ends it where it hangs.
     fn keep(&mut self) -> Option<Notice> {
         let ended = match &mut self.child {
             Ok(child) => match child.try_wait() {
-                Ok(None) => return None,
+                Ok(None) if self.unanswered.load(Ordering::Relaxed) < HANGS_AFTER => return None,
+                Ok(None) => {
+                    self.unanswered.store(0, Ordering::Relaxed);
+                    let _ = child.kill();
+                    return Some(Notice {
+                        code: "guard_hangs".to_owned(),
+                        text: "the guard does not answer, and is ended".to_owned(),
+                    });
+                }
                 Ok(Some(status)) => status.to_string(),
                 Err(error) => error.to_string(),
             },
@@ -147,8 +173,33 @@ impl Guard {
     }
 }
 
+/// Asks the guard in a thread of its own, for as long as somebody wants to know.
+fn ask_on(directory: PathBuf, unanswered: &Arc<AtomicU32>) -> io::Result<()> {
+    let unanswered = Arc::downgrade(unanswered);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let ask = move || {
+        loop {
+            thread::sleep(ASKED_EVERY);
+            let answer = runtime.block_on(ask_guard(&directory));
+            let Some(unanswered) = unanswered.upgrade() else {
+                return;
+            };
+            match answer {
+                Ok(_) => unanswered.store(0, Ordering::Relaxed),
+                Err(_) => _ = unanswered.fetch_add(1, Ordering::Relaxed),
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("ask-guard".to_owned())
+        .spawn(ask)?;
+    Ok(())
+}
+
 /// In a process group of its own: what is typed at our terminal does not reach it.
-fn spawn(file: &Path) -> std::io::Result<Child> {
+fn spawn(file: &Path) -> io::Result<Child> {
     // By its path it has its name in `ps`; replaced meanwhile, it is found in another way.
     let own = std::env::current_exe().ok().filter(|path| path.exists());
     let child = Command::new(own.unwrap_or_else(|| "/proc/self/exe".into()))

@@ -18,6 +18,7 @@ use crate::{
     collect::unix_ns,
     config::Config,
     guard::agent,
+    signal::names::directory_of,
     text::{bounded, duration},
 };
 
@@ -157,7 +158,10 @@ fn report(
         }
     }
     match of_guard {
-        Ok(guard) => of_the_guard(&mut text, guard),
+        Ok(guard) => {
+            let agent = of_agent.as_ref().ok();
+            of_the_guard(&mut text, guard, agent.map(|agent| list(&agent["targets"])));
+        }
         Err(_) => {
             text += "\nguard    none runs: no adapter is configured ([signal] in the configuration), or it was stopped\n";
         }
@@ -182,6 +186,9 @@ fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
         word(&agent["version"]),
         duration(agent["last_tick_age_ns"].as_u64().unwrap_or(0)),
     );
+    if agent["looks"] == false {
+        *text += "         it does not look any more: there is no pressure for anyone\n";
+    }
     let pages = &agent["pages"];
     let not = pages["failed"].as_u64().unwrap_or(0) + pages["beyond_bound"].as_u64().unwrap_or(0);
     let not = if not > 0 {
@@ -290,16 +297,24 @@ fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
     );
 }
 
-fn of_the_guard(text: &mut String, guard: &Value) {
+/// `published`: the services that the agent tells of.
+fn of_the_guard(text: &mut String, guard: &Value, published: Option<&[Value]>) {
     let _ = writeln!(
         text,
         "\nguard    process {}, up for {} s",
         guard["pid"], guard["uptime_s"]
     );
     let adapters = list(&guard["adapters"]);
+    let is_published = |service: &str| {
+        let directory = directory_of(service);
+        published.is_none_or(|services| services.iter().any(|of| of["directory"] == *directory))
+    };
     let rows = adapters.iter().map(|adapter| {
         let said = match adapter["failure"].as_str() {
             Some(failure) => format!("FAILS: {failure}"),
+            None if !adapter["target"].as_str().is_none_or(is_published) => {
+                format!("{} (no such service is watched)", word(&adapter["said"]))
+            }
             None => word(&adapter["said"]).to_owned(),
         };
         [
@@ -418,7 +433,8 @@ mod tests {
             "subscribers": [], "stream": {"refused": 0, "too_slow": 2, "not_understood": 0}, "agent": null,
         });
         let guard = json!({"pid": 8, "uptime_s": 60, "adapters": [
-            {"adapter": "haproxy", "at": "127.0.0.1:9401", "target": "shop", "said": "up ready 62%", "count": 9, "listeners": 0}]});
+            {"adapter": "haproxy", "at": "127.0.0.1:9401", "target": "shop", "said": "up ready 62%", "count": 9, "listeners": 0},
+            {"adapter": "haproxy", "at": "127.0.0.1:9402", "target": "shpo", "said": "up ready 100%", "count": 9, "listeners": 0}]});
         let readers = [Reader {
             pid: 43,
             name: "uwsgi".to_owned(),
@@ -433,7 +449,8 @@ mod tests {
             "accept :80: 9 of 100",
             "uwsgi (43)",
             "2 let go, too slow",
-            "up ready 62%",
+            "up ready 62%\n",
+            "up ready 100% (no such service is watched)\n",
             "never",
         ] {
             assert!(text.contains(words), "{words}:\n{text}");

@@ -22,6 +22,8 @@ pub struct Gauge {
     pub delay_ns: u64,
     pub standing_ns: u64,
     pub target_ns: u64,
+    /// The time that a piece of work takes, where the delay that is fine goes by it, ns.
+    pub service_ns: Option<u64>,
     /// Of the work that waits: the age that 99% of it has not reached, and that of the oldest, ns.
     pub p99_ns: Option<u64>,
     pub oldest_ns: Option<u64>,
@@ -65,6 +67,7 @@ impl Gauge {
             delay_ns: verdict.delay_ns,
             standing_ns: verdict.standing_ns,
             target_ns: verdict.target_ns,
+            service_ns: verdict.service_ns,
             p99_ns,
             oldest_ns: reading.oldest_ns,
             wait_ns: reading.wait_ns,

@@ -36,7 +36,10 @@ pub async fn serve(config: Envoy, tally: Arc<Tally>, shared: Arc<Shared>) {
         if last.as_ref() == Some(&text) {
             continue;
         }
-        match put(&config.file, &text) {
+        // Where the file is on a mount that hangs, nobody else is to wait for it.
+        let (file, value) = (config.file.clone(), text.clone());
+        let written = tokio::task::spawn_blocking(move || put(&file, &value)).await;
+        match written.map_err(Into::into).flatten() {
             Ok(()) => {
                 tally.said(&text);
                 last = Some(text);

@@ -57,6 +57,8 @@ const LET_GO: Duration = Duration::from_millis(2_500);
 /// The guard's own socket within the directory: who connects is told how things stand.
 pub const SOCKET: &str = "guard.sock";
 
+const AT_THE_END: Duration = Duration::from_secs(1);
+
 /// What the adapters share.
 struct Shared {
     book: Book,
@@ -152,6 +154,8 @@ pub fn run(config: &Signal, linger: Option<Duration>) -> Result<()> {
         .build()
         .context("cannot serve the adapters")?;
     let outcome = runtime.block_on(serve(config, &directory, linger));
+    // What is being written to a file now comes before the last word, or, on a mount that hangs, not in time.
+    runtime.shutdown_timeout(AT_THE_END);
     // However it ended: what stays is open.
     for envoy in &config.envoy {
         let _ = envoy::put(&envoy.file, "0.000\n");

@@ -9,6 +9,8 @@
 
 use std::collections::VecDeque;
 
+use super::coming::Coming;
+
 /// The share is decided at most so often; and less often where the delay that is fine is long, for then so is the noise.
 const PACE_NS: u64 = 100_000_000;
 const PACE_MAX_NS: u64 = 1_000_000_000;
@@ -60,6 +62,8 @@ pub struct Look {
     /// The delay that counts against the queue, and the one that is fine, ns.
     pub delay_ns: u64,
     pub target_ns: u64,
+    /// The time that a piece of work takes, where the delay that is fine goes by it, ns.
+    pub service_ns: Option<u64>,
     /// What came and went since the look before is known, and in the counts.
     pub is_counted: bool,
     /// Counts that only ever rise.
@@ -81,6 +85,8 @@ pub struct Controller {
     least_ns: u64,
     /// All of them knew what came and went.
     counted: bool,
+    coming: Coming,
+    max_wait_ns: u64,
     /// The shortest delays before the last decisions.
     delays: VecDeque<u64>,
     balance: Balance,
@@ -194,6 +200,8 @@ impl Controller {
             last: look,
             least_ns: u64::MAX,
             counted: true,
+            coming: Coming::default(),
+            max_wait_ns: 0,
             delays: VecDeque::new(),
             balance: Balance::default(),
             active: false,
@@ -221,6 +229,11 @@ impl Controller {
         self.active && self.is_too_much
     }
 
+    /// How long work may have waited when it is taken, ns, while there is too much.
+    pub fn max_wait_ns(&self) -> Option<u64> {
+        self.is_too_much().then_some(self.max_wait_ns)
+    }
+
     /// Nothing was shed for a while: there is nothing to remember.
     pub fn is_idle(&self) -> bool {
         !self.active && self.calm > FORGET
@@ -228,6 +241,14 @@ impl Controller {
 
     /// Takes in a look; decides when it is time to.
     pub fn read(&mut self, look: Look) {
+        self.coming
+            .take_in(look.now_ns, look.arrivals, look.is_counted);
+        self.max_wait_ns = self.coming.max_wait_ns(look.target_ns, look.service_ns);
+        let look = Look {
+            // What may wait is not too long.
+            target_ns: look.target_ns.max(self.max_wait_ns),
+            ..look
+        };
         self.least_ns = self.least_ns.min(look.delay_ns);
         self.counted &= look.is_counted;
         let elapsed_ns = look.now_ns.saturating_sub(self.last.now_ns);

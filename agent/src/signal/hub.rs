@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::broadcast;
 
 use super::{pressure::Pressure, waits::Waits};
-use crate::{detect::Level, sample::AgentReport};
+use crate::{collect::boot_ns, detect::Level, sample::AgentReport};
 
 /// Lines that a subscriber may be behind before it is let go.
 const BEHIND: usize = 1_024;
@@ -30,12 +30,21 @@ pub struct Line {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub unix_ns: u64,
+    /// It holds until then, as the pages do. CLOCK_BOOTTIME, ns.
+    pub until_ns: u64,
     pub pressures: Arc<Vec<Pressure>>,
     /// The names of their pages' directories, in the same order.
     pub names: Arc<Vec<String>>,
     pub report: Option<Arc<AgentReport>>,
     /// Pages written, pages that could not be, services beyond the bound.
     pub pages: (usize, usize, usize),
+}
+
+impl Snapshot {
+    /// The loop still comes round.
+    pub fn holds(&self) -> bool {
+        boot_ns() < self.until_ns
+    }
 }
 
 /// One who listens.
@@ -108,8 +117,17 @@ impl Hub {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How things stand. Where the loop does not come round any more there is nothing to say of any service, as on its page.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.snapshot.lock().unwrap_or_else(PoisonError::into_inner))
+        let snapshot = Arc::clone(&self.snapshot.lock().unwrap_or_else(PoisonError::into_inner));
+        if snapshot.holds() {
+            return snapshot;
+        }
+        Arc::new(Snapshot {
+            pressures: Arc::default(),
+            names: Arc::default(),
+            ..Snapshot::clone(&snapshot)
+        })
     }
 
     /// Enters one who listens; the number is given back with [`Hub::leave`].
@@ -138,5 +156,39 @@ impl Hub {
         self.subscribers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        sample::Target,
+        signal::{Board, metrics},
+    };
+
+    #[test]
+    fn nothing_is_said_of_services_when_the_loop_does_not_come_round() {
+        let shop = Arc::new(Target {
+            name: "shop".to_owned(),
+            ..Target::default()
+        });
+        let pressures = Board::default().read(0, std::iter::empty(), std::iter::once(&shop));
+        let hub = Hub::default();
+        for (until_ns, up) in [(u64::MAX, 1), (boot_ns(), 0)] {
+            hub.set(Snapshot {
+                until_ns,
+                pressures: Arc::new(pressures.clone()),
+                names: Arc::new(vec!["shop".to_owned()]),
+                ..Snapshot::default()
+            });
+            let text = metrics::render(&hub);
+            assert!(
+                text.contains(&format!("tailback_agent_up {up}\n")),
+                "{text}"
+            );
+            let is_told = text.contains("tailback_level{target=\"shop\"} 0\n");
+            assert_eq!(is_told, up == 1, "{text}");
+        }
     }
 }

@@ -220,8 +220,8 @@ fn of_agent(text: &mut String, hub: &Hub, snapshot: &Snapshot) {
         text,
         "tailback_agent_up",
         "gauge",
-        "The agent answers.",
-        1.0,
+        "The agent answers, and looks.",
+        f64::from(snapshot.holds()),
     );
     if let Some(report) = snapshot.report.as_deref() {
         for (name, kind, help, value) in [

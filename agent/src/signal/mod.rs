@@ -1,11 +1,12 @@
 //! The local end: what the pipeline knows, published on this node, for the services and for what stands around them.
 //!
-//! `controller` makes a share to admit of one queue's delay, `load` what is asked of a service of how busy it is, `pressure` one pressure per service of all its queues, `encode`
-//! the bytes of its page: all pure. `names`, `page` and `pages` are the files under `/run/tailback`; `hub` is where the agent's
+//! `controller` makes a share to admit of one queue's delay, with `coming`, which knows how evenly work comes; `concurrency` says how many requests at once
+//! keep a service busy, `load` what is asked of it of how busy it is, `pressure` makes one pressure per service of all its queues, `encode` the bytes of its page: all pure. `names`, `page` and `pages` are the files under `/run/tailback`; `hub` is where the agent's
 //! loop leaves events and standings for `stream`, which serves `agent.sock` in a thread of its own, with `status`,
 //! `metrics` and `waits`. All that speaks to others is in [`guard`](crate::guard), another process, that reads the pages as anyone may:
 //! when the agent is gone, everything says "no pressure".
 
+mod coming;
 mod concurrency;
 pub mod controller;
 mod encode;
@@ -88,13 +89,13 @@ impl Signals {
         }
         let targets = pipeline.targets();
         let pressures = self.board.read(mono_ns, pipeline.gauges(), targets.all());
-        let names = self
-            .pages
-            .publish(&pressures, now_ns.saturating_sub(self.last_ns));
+        let published = self.pages.now(now_ns.saturating_sub(self.last_ns));
+        let names = self.pages.publish(&pressures, published);
         self.last_ns = now_ns;
         self.hub.count_waits(&pressures);
         self.hub.set(Snapshot {
             unix_ns,
+            until_ns: published.at_ns + published.ttl_ns,
             pressures: Arc::new(pressures),
             names: Arc::new(names),
             report: self.report.clone(),

@@ -1,7 +1,7 @@
 //! The pages of all services, each in its directory.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io::Write as _,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -45,8 +45,11 @@ pub struct Pages {
     by_name: BTreeMap<String, Slot>,
     /// What could not be published, by name: why, and when it is tried again.
     failed: BTreeMap<String, Failed>,
+    /// Folders without a page, the oldest first.
+    empty: VecDeque<String>,
     beyond_bound: usize,
     told_bound: bool,
+    told_shared: BTreeSet<String>,
     notices: Vec<Notice>,
     /// Held as long as this value lives.
     _lock: OwnedFd,
@@ -75,8 +78,10 @@ impl Pages {
             most,
             by_name: BTreeMap::new(),
             failed: BTreeMap::new(),
+            empty: VecDeque::new(),
             beyond_bound: 0,
             told_bound: false,
+            told_shared: BTreeSet::new(),
             notices: Vec::new(),
             _lock: lock,
         };
@@ -95,13 +100,17 @@ impl Pages {
         (open, self.failed.len(), self.beyond_bound)
     }
 
-    /// Publishes one page for each pressure; answers their names, in the same order. A tick that comes late must not look
-    /// like an agent that is gone: what is published holds for three times `interval_ns`, the time since the last one.
-    pub fn publish(&mut self, pressures: &[Pressure], interval_ns: u64) -> Vec<String> {
-        let published = Published {
+    /// What is published now, so long after the last time, and for how long it holds: a tick that comes late must not look like
+    /// an agent that is gone.
+    pub fn now(&self, interval_ns: u64) -> Published {
+        Published {
             at_ns: boot_ns(),
             ttl_ns: self.ttl_ns.max(interval_ns.min(SLOWEST_NS) * 3),
-        };
+        }
+    }
+
+    /// Publishes one page for each pressure; answers their names, in the same order.
+    pub fn publish(&mut self, pressures: &[Pressure], published: Published) -> Vec<String> {
         let names = names(pressures.iter().map(|pressure| &*pressure.target));
         let names: Vec<String> = pressures
             .iter()
@@ -117,6 +126,9 @@ impl Pages {
                     self.beyond_bound, self.most
                 ),
             );
+        }
+        for name in names.iter().take(self.most) {
+            self.tell_shared(name);
         }
         for (pressure, name) in pressures.iter().zip(&names).take(self.most) {
             if let Some(slot) = self.slot(name, published.at_ns) {
@@ -177,7 +189,7 @@ impl Pages {
         fs::openat(&self.directory, name, ENTER, Mode::empty())
     }
 
-    fn make(&self, name: &str) -> Result<PageFile> {
+    fn make(&mut self, name: &str) -> Result<PageFile> {
         match fs::mkdirat(&self.directory, name, ENTERED_BY_ALL) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error).context("cannot make the directory"),
@@ -186,7 +198,9 @@ impl Pages {
         check_owner(&directory)?;
         // Whatever the umask was.
         fs::fchmod(&directory, ENTERED_BY_ALL).context("cannot let others enter the directory")?;
-        PageFile::open(directory.as_fd())
+        let page = PageFile::open(directory.as_fd())?;
+        self.empty.retain(|empty| empty != name);
+        Ok(page)
     }
 
     /// Of services that are gone, the one that is for longest gives up its page when there are too many.
@@ -201,13 +215,37 @@ impl Pages {
         }
     }
 
+    /// The page alone: a container may have the folder mounted, and would not see another one of its name.
     fn remove(&mut self, name: &str) {
         self.by_name.remove(name);
         if let Ok(directory) = self.enter(name) {
             page::remove(directory.as_fd());
         }
-        // Somebody else's file is in it: it stays.
-        let _ = fs::unlinkat(&self.directory, name, AtFlags::REMOVEDIR);
+        self.empty.push_back(name.to_owned());
+        while self.empty.len() > self.most
+            && let Some(name) = self.empty.pop_front()
+        {
+            // One with a file of somebody else's in it stays.
+            let _ = fs::unlinkat(&self.directory, name, AtFlags::REMOVEDIR);
+        }
+    }
+
+    /// A service without a page of the name that it goes by, since an older one has it: said once.
+    fn tell_shared(&mut self, name: &str) {
+        let Some((shared, _)) = name.split_once('@') else {
+            return;
+        };
+        if self.told_shared.len() < self.most && self.told_shared.insert(shared.to_owned()) {
+            let (theirs, own) = (self.path(shared), self.path(name));
+            self.tell(
+                "shared_name",
+                format!(
+                    "several services are called {shared}: {} is of the oldest alone, and another one's is {}; tell them apart by `called` or OTEL_SERVICE_NAME",
+                    theirs.display(),
+                    own.display()
+                ),
+            );
+        }
     }
 
     fn fail(&mut self, name: &str, why: &str, now_ns: u64) {
@@ -280,6 +318,8 @@ impl Pages {
                         is_open: false,
                     },
                 );
+            } else if !has_page {
+                self.empty.push_back(name);
             }
         }
     }

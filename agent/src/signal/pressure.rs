@@ -20,11 +20,6 @@ use crate::{
 /// Callers that are turned away are asked to come again after this long at least, and at most, ms.
 const RETRY_MS: (u64, u64) = (1_000, 30_000);
 
-/// Of the delay that is fine, work may have waited so much: whoever is not turned away has waited nearly as long, and is to be
-/// answered in time still. Less than a tick of the kernel's clock, by which readers know it, is not told apart.
-const OF_TARGET: f64 = 0.75;
-const CLOCK_TICK_NS: u64 = 4_000_000;
-
 /// Nobody is turned away for a queue that was not looked at for so long, and later it is no longer told of: the slowest walk
 /// comes every 30 s.
 const UNKNOWN_NS: u64 = 5_000_000_000;
@@ -89,9 +84,9 @@ impl Board {
         self.controllers.retain(|_, (controller, read_ns)| {
             now_ns.saturating_sub(*read_ns) <= UNKNOWN_NS && !controller.is_idle()
         });
-        let old_ns = now_ns.saturating_sub(OLD_NS);
-        self.loads.forget_before(old_ns);
-        self.concurrency.forget_before(old_ns);
+        self.loads.forget_before(now_ns.saturating_sub(OLD_NS));
+        let unknown_ns = now_ns.saturating_sub(UNKNOWN_NS);
+        self.concurrency.forget_before(unknown_ns);
         targets
             .filter(|target| !target.followed)
             .map(|target| {
@@ -160,7 +155,7 @@ impl Board {
     /// The least delay that is fine, ns, of the queues of connections that nobody has taken, where work is to be turned away for
     /// one of them.
     fn shed_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
-        let is_shed_for = |key| self.ask(key, Controller::is_shedding);
+        let is_shed_for = |key| self.controller(key).is_some_and(Controller::is_shedding);
         queues
             .iter()
             .filter(|(key, _)| key.kind == Kind::Accept && is_shed_for(key))
@@ -171,23 +166,23 @@ impl Board {
     /// How long work may have waited when it is taken, ns, where work is to be turned away for nothing but how long that is: not
     /// for what waits in the service itself.
     fn max_wait_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
-        let mut least_ns = u64::MAX;
-        for (key, gauge) in queues {
-            let waits_untaken = matches!(key.kind, Kind::Accept | Kind::Recv);
-            if !waits_untaken && self.ask(key, Controller::is_shedding) {
+        let mut least_ns = None;
+        for (key, _) in queues {
+            let Some(controller) = self.controller(key) else {
+                continue;
+            };
+            if matches!(key.kind, Kind::Accept | Kind::Recv) {
+                let most_ns = controller.max_wait_ns();
+                least_ns = least_ns.into_iter().chain(most_ns).min();
+            } else if controller.is_shedding() {
                 return None;
             }
-            if waits_untaken && self.ask(key, Controller::is_too_much) {
-                let most_ns = (gauge.target_ns as f64 * OF_TARGET) as u64;
-                least_ns = least_ns.min(most_ns.max(CLOCK_TICK_NS));
-            }
         }
-        (least_ns < u64::MAX).then_some(least_ns)
+        least_ns
     }
 
-    fn ask(&self, key: &Arc<QueueKey>, is_it: impl Fn(&Controller) -> bool) -> bool {
-        let controller = self.controllers.get(key);
-        controller.is_some_and(|(controller, _)| is_it(controller))
+    fn controller(&self, key: &Arc<QueueKey>) -> Option<&Controller> {
+        self.controllers.get(key).map(|(controller, _)| controller)
     }
 
     fn admit(&mut self, now_ns: u64, key: &Arc<QueueKey>, gauge: &Gauge, busy: Option<f64>) -> f64 {
@@ -195,6 +190,7 @@ impl Board {
             now_ns: gauge.at_ns,
             delay_ns: gauge.delay_ns,
             target_ns: gauge.target_ns,
+            service_ns: gauge.service_ns,
             is_counted: gauge.is_counted,
             arrivals: gauge.arrivals,
             departures: gauge.departures,

@@ -61,6 +61,7 @@ pub fn agent(hub: &Hub, directory: &Path) -> String {
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
         "directory": directory.display().to_string(),
+        "looks": snapshot.holds(),
         "last_tick_age_ns": unix_ns().saturating_sub(snapshot.unix_ns),
         "boot_ns": boot_ns(),
         "pages": {"written": written, "failed": failed, "beyond_bound": beyond},

@@ -46,6 +46,9 @@ pub struct Args {
     /// Only this service: uwsgi-postgresql or nginx-uwsgi
     #[arg(long)]
     service: Option<String>,
+    /// So many workers of uwsgi-postgresql
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    workers: u32,
     /// Only these: nothing, static, maxconn, weight, share, page
     #[arg(long)]
     guard: Vec<Guard>,
@@ -84,7 +87,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
         } else {
             Spacing::Even
         };
-        for service in Service::ALL {
+        for service in Service::all(args.workers) {
             if args
                 .service
                 .as_deref()
@@ -115,8 +118,9 @@ fn of_service(
     let alone = alone(service, spacing)?;
     samples.add_alone(service, ms(alone.p99));
     report.progress(&format!(
-        "{}: {:.0} requests a second at most; alone a request takes {:.0} ms (99%: {:.0} ms)",
+        "{}, {} workers: {:.0} requests a second at most; alone a request takes {:.0} ms (99%: {:.0} ms)",
         service.name(),
+        service.workers(),
         alone.capacity,
         ms(alone.median),
         ms(alone.p99)

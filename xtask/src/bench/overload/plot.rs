@@ -27,10 +27,7 @@ fn colour(guard: Guard) -> &'static str {
 }
 
 pub fn svg(samples: &Samples) -> String {
-    let panels: Vec<Service> = Service::ALL
-        .into_iter()
-        .filter(|service| samples.has(*service, None))
-        .collect();
+    let panels = samples.services();
     let width = panels.len() as f64 * (WIDTH + LEFT + 24.0);
     let height = TOP + HEIGHT + 84.0;
     let mut text = format!(
@@ -117,10 +114,7 @@ fn panel(text: &mut String, left: f64, service: Service, samples: &Samples) {
 }
 
 fn legend(text: &mut String, samples: &Samples, at: f64) {
-    let guards = Guard::ALL.into_iter().filter(|guard| {
-        let has = |service| samples.has(service, Some(*guard));
-        Service::ALL.into_iter().any(has)
-    });
+    let guards = Guard::ALL.into_iter().filter(|guard| samples.has(*guard));
     for (index, guard) in guards.enumerate() {
         let x = LEFT + index as f64 * 150.0;
         let _ = writeln!(

@@ -91,10 +91,15 @@ impl Samples {
         between(values).map(|spread| spread.median)
     }
 
-    pub fn has(&self, service: Service, guard: Option<Guard>) -> bool {
-        self.values
-            .iter()
-            .any(|(of, _)| of.service == service && guard.is_none_or(|guard| of.guard == guard))
+    /// That were measured.
+    pub fn services(&self) -> Vec<Service> {
+        let mut services: Vec<Service> = self.values.iter().map(|(of, _)| of.service).collect();
+        services.dedup();
+        services
+    }
+
+    pub fn has(&self, guard: Guard) -> bool {
+        self.values.iter().any(|(of, _)| of.guard == guard)
     }
 
     pub fn figures(&self, rounds: u64) -> impl Iterator<Item = Figure> {
@@ -104,7 +109,7 @@ impl Samples {
             let (service, guard) = (of.service.name(), of.guard.name());
             Some(Figure {
                 what: format!("{service}, {guard}, {when}: {what}"),
-                keys: json!({"bench": "overload", "service": service, "guard": guard, "when": when, "measured": what,
+                keys: json!({"bench": "overload", "service": service, "workers": of.service.workers(), "guard": guard, "when": when, "measured": what,
                     "rounds": rounds}),
                 unit: of.what.unit(),
                 value,

@@ -26,8 +26,8 @@ const MANY: u32 = 100;
 /// What is overloaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
-    /// 4 workers, each waiting 40 ms for PostgreSQL.
-    Sql,
+    /// So many workers, each waiting 40 ms for PostgreSQL.
+    Sql { workers: u32 },
     /// nginx before 2 workers on one CPU, each computing for 10 ms.
     Compute,
 }
@@ -50,18 +50,20 @@ pub enum Guard {
 }
 
 impl Service {
-    pub const ALL: [Self; 2] = [Self::Sql, Self::Compute];
+    pub fn all(workers: u32) -> [Self; 2] {
+        [Self::Sql { workers }, Self::Compute]
+    }
 
     pub fn name(self) -> &'static str {
         match self {
-            Self::Sql => "uwsgi-postgresql",
+            Self::Sql { .. } => "uwsgi-postgresql",
             Self::Compute => "nginx-uwsgi",
         }
     }
 
-    fn workers(self) -> u32 {
+    pub fn workers(self) -> u32 {
         match self {
-            Self::Sql => 4,
+            Self::Sql { workers } => workers,
             Self::Compute => 2,
         }
     }
@@ -69,7 +71,7 @@ impl Service {
     /// The time that a request takes by itself, about.
     pub fn service_time(self) -> Duration {
         match self {
-            Self::Sql => Duration::from_millis(40),
+            Self::Sql { .. } => Duration::from_millis(40),
             Self::Compute => Duration::from_millis(20),
         }
     }
@@ -126,12 +128,12 @@ impl Stage {
         let temp = TempDir::new("overload")?;
         let run = temp.path().join("run");
         let postgres = match service {
-            Service::Sql => Some(Postgres::start()?),
+            Service::Sql { .. } => Some(Postgres::start()?),
             Service::Compute => None,
         };
         let uwsgi = uwsgi(service, guard, postgres.as_ref(), &run.join("bench/page"))?;
         let nginx = match service {
-            Service::Sql => None,
+            Service::Sql { .. } => None,
             Service::Compute => Some(Nginx::start_proxy(1, uwsgi.address())?),
         };
         let ask = ports::free()?;
@@ -178,7 +180,7 @@ impl Stage {
 impl Service {
     pub fn path(self) -> &'static str {
         match self {
-            Self::Sql => "/",
+            Self::Sql { .. } => "/",
             Self::Compute => "/up",
         }
     }
@@ -191,7 +193,7 @@ fn uwsgi(
     page: &Path,
 ) -> Result<Uwsgi> {
     let work = match service {
-        Service::Sql => "sql",
+        Service::Sql { .. } => "sql",
         Service::Compute => "compute",
     };
     let mut env = vec![("APP_WORK", work.to_owned())];
@@ -215,7 +217,7 @@ fn uwsgi(
         ));
     }
     let before = match service {
-        Service::Sql => Vec::new(),
+        Service::Sql { .. } => Vec::new(),
         Service::Compute => ["taskset", "-c", "1"].map(str::to_owned).to_vec(),
     };
     Uwsgi::start_app(&App {
@@ -245,7 +247,8 @@ fn haproxy(
         Guard::Nobody | Guard::Share | Guard::Page => {}
         Guard::Static => {
             // As many as there are workers, and as many more that wait for half the time of a request.
-            server = format!(" maxconn {}", service.workers() + service.workers() / 2);
+            let workers = service.workers();
+            server = format!(" maxconn {}", workers + (workers / 2).max(1));
             queue = format!(" timeout queue {}ms\n", service.target_delay().as_millis());
         }
         Guard::Maxconn => {
