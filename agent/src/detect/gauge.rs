@@ -22,11 +22,13 @@ pub struct Gauge {
     pub delay_ns: u64,
     pub standing_ns: u64,
     pub target_ns: u64,
-    /// The time that a piece of work takes, where the delay that is fine goes by it, ns.
-    pub service_ns: Option<u64>,
+    /// The delay that is fine was set by who knows better.
+    pub is_target_set: bool,
     /// Of the work that waits: the age that 99% of it has not reached, and that of the oldest, ns.
     pub p99_ns: Option<u64>,
     pub oldest_ns: Option<u64>,
+    /// The age that half of it has not reached, ns; `None` where ages are not known, or nothing waits.
+    pub median_age_ns: Option<u64>,
     /// How long what leaves now has waited, ns.
     pub wait_ns: Option<u64>,
     /// Of what does the work, the share that is at work.
@@ -67,9 +69,10 @@ impl Gauge {
             delay_ns: verdict.delay_ns,
             standing_ns: verdict.standing_ns,
             target_ns: verdict.target_ns,
-            service_ns: verdict.service_ns,
+            is_target_set: verdict.is_target_set,
             p99_ns,
             oldest_ns: reading.oldest_ns,
+            median_age_ns: reading.ages_ns.get(reading.ages_ns.len() / 2).copied(),
             wait_ns: reading.wait_ns,
             busy: reading.extra(BUSY_SHARE),
             arrivals_per_s: verdict.rates.map(|rates| rates.arrivals),

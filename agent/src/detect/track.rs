@@ -53,8 +53,7 @@ pub(super) struct Verdict {
     pub(super) delay_ns: u64,
     pub(super) standing_ns: u64,
     pub(super) target_ns: u64,
-    /// The time that a piece of work takes, where the delay that is fine goes by it, ns.
-    pub(super) service_ns: Option<u64>,
+    pub(super) is_target_set: bool,
 }
 
 /// Of a queue that is judged against what is usual.
@@ -110,16 +109,15 @@ impl Track {
             (now, before) => now.or(before),
         };
         self.service_ns = service_ns;
-        let (target_ns, goes_by_ns) = match (settings.target_ns, at_first) {
-            (Some(target_ns), _) => (target_ns, None),
-            (None, Some(measure)) => (measure.target_ns, None),
-            (None, None) if by_usual => (self.usual_wait.target_ns(), None),
-            (None, None) => {
-                let half_ns = service_ns.unwrap_or(0) / 2;
-                let target_ns = half_ns.clamp(settings.target_min_ns, settings.target_max_ns);
-                (target_ns, service_ns)
+        let target_ns = settings.target_ns.unwrap_or_else(|| {
+            if let Some(measure) = at_first {
+                return measure.target_ns;
             }
-        };
+            if by_usual {
+                return self.usual_wait.target_ns();
+            }
+            (service_ns.unwrap_or(0) / 2).clamp(settings.target_min_ns, settings.target_max_ns)
+        });
         let window_ns = service_ns
             .map_or(0, |service_ns| service_ns.saturating_mul(10))
             .clamp(settings.window_ns, settings.window_max_ns);
@@ -187,7 +185,7 @@ impl Track {
             delay_ns,
             standing_ns: seen_standing.max(known_standing) as u64,
             target_ns,
-            service_ns: goes_by_ns,
+            is_target_set: settings.target_ns.is_some(),
         }
     }
 

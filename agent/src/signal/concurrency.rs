@@ -41,6 +41,8 @@ pub struct AtOnce {
     pub most: u32,
     /// What was in service at the last look or the one before, of what is while others wait.
     pub busy: f64,
+    /// So many are in service while others wait.
+    pub in_service: f64,
 }
 
 struct Service {
@@ -192,6 +194,7 @@ impl Service {
         AtOnce {
             most: self.most() as u32 + u32::from(self.tried_since_ns.is_some()),
             busy: self.last[0].max(self.last[1]) as f64 / self.in_service.max(1.0),
+            in_service: self.in_service,
         }
     }
 }

@@ -9,8 +9,6 @@
 
 use std::collections::VecDeque;
 
-use super::coming::Coming;
-
 /// The share is decided at most so often; and less often where the delay that is fine is long, for then so is the noise.
 const PACE_NS: u64 = 100_000_000;
 const PACE_MAX_NS: u64 = 1_000_000_000;
@@ -62,8 +60,8 @@ pub struct Look {
     /// The delay that counts against the queue, and the one that is fine, ns.
     pub delay_ns: u64,
     pub target_ns: u64,
-    /// The time that a piece of work takes, where the delay that is fine goes by it, ns.
-    pub service_ns: Option<u64>,
+    /// Whoever turns away by how long work waited lets it wait for so long, ns, while there is too much.
+    pub max_wait_ns: u64,
     /// What came and went since the look before is known, and in the counts.
     pub is_counted: bool,
     /// Counts that only ever rise.
@@ -85,8 +83,6 @@ pub struct Controller {
     least_ns: u64,
     /// All of them knew what came and went.
     counted: bool,
-    coming: Coming,
-    max_wait_ns: u64,
     /// The shortest delays before the last decisions.
     delays: VecDeque<u64>,
     balance: Balance,
@@ -200,8 +196,6 @@ impl Controller {
             last: look,
             least_ns: u64::MAX,
             counted: true,
-            coming: Coming::default(),
-            max_wait_ns: 0,
             delays: VecDeque::new(),
             balance: Balance::default(),
             active: false,
@@ -229,11 +223,6 @@ impl Controller {
         self.active && self.is_too_much
     }
 
-    /// How long work may have waited when it is taken, ns, while there is too much.
-    pub fn max_wait_ns(&self) -> Option<u64> {
-        self.is_too_much().then_some(self.max_wait_ns)
-    }
-
     /// Nothing was shed for a while: there is nothing to remember.
     pub fn is_idle(&self) -> bool {
         !self.active && self.calm > FORGET
@@ -241,14 +230,6 @@ impl Controller {
 
     /// Takes in a look; decides when it is time to.
     pub fn read(&mut self, look: Look) {
-        self.coming
-            .take_in(look.now_ns, look.arrivals, look.is_counted);
-        self.max_wait_ns = self.coming.max_wait_ns(look.target_ns, look.service_ns);
-        let look = Look {
-            // What may wait is not too long.
-            target_ns: look.target_ns.max(self.max_wait_ns),
-            ..look
-        };
         self.least_ns = self.least_ns.min(look.delay_ns);
         self.counted &= look.is_counted;
         let elapsed_ns = look.now_ns.saturating_sub(self.last.now_ns);
@@ -309,7 +290,14 @@ impl Controller {
     }
 
     fn decide(&mut self, look: Look) {
-        let excess_ns = self.standing_ns(look.target_ns) - look.target_ns as f64;
+        let standing_ns = self.standing_ns(look.target_ns);
+        // What is let wait need not drain, and is no sign that the balance is too high.
+        let fine_ns = if self.is_too_much() {
+            look.max_wait_ns.max(look.target_ns)
+        } else {
+            look.target_ns
+        };
+        let excess_ns = standing_ns - fine_ns as f64;
         if excess_ns > 0.0 {
             self.too_long = self.too_long.saturating_add(1);
             self.is_too_much = true;
@@ -329,6 +317,9 @@ impl Controller {
                 }
                 None => {}
             }
+        } else if standing_ns > look.target_ns as f64 {
+            self.too_long = 0;
+            self.admit = self.balance.share().unwrap_or(self.admit);
         } else {
             self.too_long = 0;
             if self.active && look.delay_ns < look.target_ns {

@@ -1,12 +1,11 @@
 //! The local end: what the pipeline knows, published on this node, for the services and for what stands around them.
 //!
-//! `controller` makes a share to admit of one queue's delay, with `coming`, which knows how evenly work comes; `concurrency` says how many requests at once
+//! `controller` makes a share to admit of one queue's delay, `requests` says how long they may wait, `concurrency` how many at once
 //! keep a service busy, `load` what is asked of it of how busy it is, `pressure` makes one pressure per service of all its queues, `encode` the bytes of its page: all pure. `names`, `page` and `pages` are the files under `/run/tailback`; `hub` is where the agent's
 //! loop leaves events and standings for `stream`, which serves `agent.sock` in a thread of its own, with `status`,
 //! `metrics` and `waits`. All that speaks to others is in [`guard`](crate::guard), another process, that reads the pages as anyone may:
 //! when the agent is gone, everything says "no pressure".
 
-mod coming;
 mod concurrency;
 pub mod controller;
 mod encode;
@@ -17,6 +16,7 @@ pub mod names;
 mod page;
 mod pages;
 mod pressure;
+mod requests;
 mod status;
 pub mod stream;
 mod waits;

@@ -10,6 +10,7 @@ use super::{
     concurrency::Concurrency,
     controller::{Controller, Look},
     load::{Load, Loads},
+    requests::{Known, Now, Requests, Wait},
 };
 use crate::{
     detect::{Gauge, Level},
@@ -63,6 +64,7 @@ pub struct Board {
     controllers: HashMap<Arc<QueueKey>, (Controller, u64)>,
     loads: Loads,
     concurrency: Concurrency,
+    requests: Requests,
 }
 
 impl Board {
@@ -87,6 +89,7 @@ impl Board {
         self.loads.forget_before(now_ns.saturating_sub(OLD_NS));
         let unknown_ns = now_ns.saturating_sub(UNKNOWN_NS);
         self.concurrency.forget_before(unknown_ns);
+        self.requests.forget_before(unknown_ns);
         targets
             .filter(|target| !target.followed)
             .map(|target| {
@@ -104,13 +107,27 @@ impl Board {
     ) -> Pressure {
         let shed_ns = self.shed_ns(&queues);
         let at_once = self.concurrency.take_in(target.id, &queues, shed_ns);
+        let waits_for_long = |(key, gauge): &(Arc<QueueKey>, Gauge)| {
+            waits_untaken(key) && gauge.delay_ns > gauge.target_ns
+        };
+        let is_shed_for =
+            |(key, _): &(Arc<QueueKey>, Gauge)| self.asks(key, Controller::is_shedding);
+        let now = Now {
+            are_taken: !queues.iter().any(waits_for_long),
+            are_shed: queues.iter().any(is_shed_for),
+        };
+        let time_ns = self.requests.take_in(target.id, &queues, now);
+        let known = time_ns.map(|time_ns| Known {
+            time_ns,
+            at_once: at_once.map(|at_once| at_once.in_service),
+        });
         let busy = self
             .loads
             .take_in(&queues, at_once.map(|at_once| at_once.busy));
         let admit = queues
             .iter()
             .filter(|(key, _)| takes_work_in(key))
-            .map(|(key, gauge)| self.admit(now_ns, key, gauge, busy))
+            .map(|(key, gauge)| self.admit(now_ns, key, gauge, known, busy))
             .fold(1.0, f64::min);
         queues.sort_unstable_by(|(a, of_a), (b, of_b)| {
             let rank = |gauge: &Gauge| Reverse((gauge.level, (gauge.score * 1e6) as u64));
@@ -126,7 +143,7 @@ impl Board {
             .map(|(_, gauge)| gauge.score)
             .fold(0.0, f64::max);
         let (least, most) = RETRY_MS;
-        let max_wait_ns = self.max_wait_ns(&queues);
+        let max_wait_ns = self.max_wait_ns(&queues, known);
         // Where no share tells how much too much there is, that it is as much as can be done.
         let is_limited = at_once.is_some() || max_wait_ns.is_some();
         let retry_after_ms = if admit < 1.0 || is_limited {
@@ -155,42 +172,48 @@ impl Board {
     /// The least delay that is fine, ns, of the queues of connections that nobody has taken, where work is to be turned away for
     /// one of them.
     fn shed_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
-        let is_shed_for = |key| self.controller(key).is_some_and(Controller::is_shedding);
         queues
             .iter()
-            .filter(|(key, _)| key.kind == Kind::Accept && is_shed_for(key))
+            .filter(|(key, _)| key.kind == Kind::Accept && self.asks(key, Controller::is_shedding))
             .map(|(_, gauge)| gauge.target_ns)
             .min()
     }
 
     /// How long work may have waited when it is taken, ns, where work is to be turned away for nothing but how long that is: not
     /// for what waits in the service itself.
-    fn max_wait_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
+    fn max_wait_ns(&self, queues: &[(Arc<QueueKey>, Gauge)], known: Option<Known>) -> Option<u64> {
         let mut least_ns = None;
-        for (key, _) in queues {
-            let Some(controller) = self.controller(key) else {
-                continue;
-            };
-            if matches!(key.kind, Kind::Accept | Kind::Recv) {
-                let most_ns = controller.max_wait_ns();
-                least_ns = least_ns.into_iter().chain(most_ns).min();
-            } else if controller.is_shedding() {
+        for (key, gauge) in queues {
+            if !waits_untaken(key) && self.asks(key, Controller::is_shedding) {
                 return None;
+            }
+            if waits_untaken(key) && self.asks(key, Controller::is_too_much) {
+                let most_ns = wait(key, gauge, known).most_ns;
+                least_ns = Some(least_ns.map_or(most_ns, |least_ns: u64| least_ns.min(most_ns)));
             }
         }
         least_ns
     }
 
-    fn controller(&self, key: &Arc<QueueKey>) -> Option<&Controller> {
-        self.controllers.get(key).map(|(controller, _)| controller)
+    fn asks(&self, key: &Arc<QueueKey>, is_it: impl Fn(&Controller) -> bool) -> bool {
+        let controller = self.controllers.get(key);
+        controller.is_some_and(|(controller, _)| is_it(controller))
     }
 
-    fn admit(&mut self, now_ns: u64, key: &Arc<QueueKey>, gauge: &Gauge, busy: Option<f64>) -> f64 {
+    fn admit(
+        &mut self,
+        now_ns: u64,
+        key: &Arc<QueueKey>,
+        gauge: &Gauge,
+        known: Option<Known>,
+        busy: Option<f64>,
+    ) -> f64 {
+        let Wait { fine_ns, most_ns } = wait(key, gauge, known);
         let look = Look {
             now_ns: gauge.at_ns,
             delay_ns: gauge.delay_ns,
-            target_ns: gauge.target_ns,
-            service_ns: gauge.service_ns,
+            target_ns: fine_ns,
+            max_wait_ns: most_ns,
             is_counted: gauge.is_counted,
             arrivals: gauge.arrivals,
             departures: gauge.departures,
@@ -216,6 +239,17 @@ impl Board {
         }
         controller.admit()
     }
+}
+
+/// How long work may wait in a queue.
+fn wait(key: &QueueKey, gauge: &Gauge, known: Option<Known>) -> Wait {
+    let known = known.filter(|_| waits_untaken(key) && !gauge.is_target_set);
+    Wait::of(gauge.target_ns, known)
+}
+
+/// A request waits in such a queue until it is taken.
+fn waits_untaken(key: &QueueKey) -> bool {
+    matches!(key.kind, Kind::Accept | Kind::Recv)
 }
 
 /// Work that others bring waits in such a queue: less of it comes when callers hold back.

@@ -161,7 +161,7 @@ fn a_connection_that_breaks_or_hangs_or_goes_is_made_anew() {
         script,
         None,
     );
-    let timeout = Duration::from_millis(300);
+    let timeout = Duration::from_secs(2);
     let exporter = Exporter::start(&OtlpConfig {
         timeout,
         ..config(&url(&first))

@@ -4,7 +4,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpListener,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tailback::emit::otlp::{Exporter, OtlpConfig, Reason};
@@ -122,13 +122,13 @@ fn a_busy_collector_is_asked_again_when_it_says_and_nothing_overtakes() {
 
 #[test]
 fn a_date_in_retry_after_is_waited_for() {
-    let date = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(2));
+    let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(2));
     let collector = collector(vec![Say::retry_after(429, &date)]);
     let exporter = exporter(&collector.url());
     exporter.send(roots([1]));
-    let first = collector.next();
-    // The date has no fractions of a second.
-    assert!(collector.next().at - first.at >= Duration::from_millis(900));
+    collector.next();
+    collector.next();
+    assert!(SystemTime::now() >= httpdate::parse_http_date(&date).unwrap());
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn what_the_specification_names_is_sent_again_until_it_is_taken() {
 #[test]
 fn a_connection_that_breaks_or_hangs_is_made_anew() {
     let collector = collector(vec![Say::Break, Say::Hang]);
-    let timeout = Duration::from_millis(200);
+    let timeout = Duration::from_secs(2);
     let exporter = Exporter::start(&OtlpConfig {
         timeout,
         ..config(&collector.url())
@@ -161,7 +161,7 @@ fn a_connection_that_breaks_or_hangs_is_made_anew() {
     );
     assert!(said[0].1.contains("broke the connection"), "{}", said[0].1);
     assert!(
-        said[1].1.contains("did not answer within 200ms"),
+        said[1].1.contains("did not answer within 2s"),
         "{}",
         said[1].1
     );

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// How much later than its deadline a shutdown may end on a busy machine.
-const SLACK: Duration = Duration::from_millis(500);
+const SLACK: Duration = Duration::from_secs(1);
 
 fn shut_down_within(exporter: Exporter, within: Duration) -> Summary {
     let began = Instant::now();
