@@ -8,8 +8,11 @@
  * Tailback writes one page of memory about ten times a second; this header maps it and reads it. Everything fails
  * open: no page, a page of a dead agent, a page that makes no sense are "no pressure": level 0, admit 1.
  *
- * A handle belongs to one thread: its cache is then plain memory, and the page itself is shared by all anyway. A process
- * that forks opens its handles in the children, or all of them would refuse work in step.
+ * A handle belongs to one thread: its cache (4 KiB) is then plain memory, and the page itself is shared by all anyway. A
+ * process that forks opens its handles in the children, or all of them would refuse work in step.
+ *
+ * Where this process itself speaks TLS: tailback_should_admit(). A descriptor does not tell that there is TLS on it, and
+ * by tailback_should_admit_from() everything would be admitted: the handshake came just before the request.
  *
  * C11 or C++17, GCC or Clang, 64-bit little-endian Linux. Strict modes (-std=c11) hide the system calls that it needs:
  * include it before the system's headers, or build with -D_DEFAULT_SOURCE.
@@ -56,6 +59,8 @@ struct tailback_snapshot {
     uint64_t oldest_wait_ns;  /* age of the oldest work that waits */
     uint64_t time_to_full_ns; /* forecast; TAILBACK_NEVER compares as longer than any time */
     uint32_t retry_after_ms;  /* when refused clients should come again */
+    double load;              /* what is asked of the service, of what it can do: 1 is all of it, 2 twice that or more */
+    double cpu;               /* CPU time, of what the service may use */
     uint32_t pid;             /* of the service, as the agent's /proc numbers it */
     uint32_t worst;           /* index of the fullest queue among the entries */
     uint32_t concurrency;     /* so many requests at once keep the service busy; 0: no limit */
@@ -71,7 +76,7 @@ struct tailback_entry {
     uint16_t flags;
     uint32_t id; /* names the queue as long as it is there */
     uint32_t depth;
-    uint32_t limit;        /* 0: none */
+    uint32_t limit;        /* 0 may be one: its flag tells */
     uint64_t min_delay_ns; /* the delay that stands: no less for about a second */
     uint64_t p99_ns;
     uint64_t head_age_ns; /* of what has waited longest */
@@ -154,6 +159,7 @@ struct tailback_page {
     struct tailback_header_ last;
     uint64_t open_again_ns;
     const char *path;
+    uint64_t whole[TAILBACK_PAGE_WORDS_]; /* as tailback_entries() read it last */
 };
 
 static inline uint64_t tailback_clock_ns_(clockid_t clock)
@@ -306,7 +312,8 @@ static inline bool tailback_should_admit(struct tailback_page *page)
 }
 
 /* For how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds. Asked when a
- * request was read, that is how long it waited for it; with TLS, the handshake came last. TAILBACK_UNKNOWN for what is no TCP connection. */
+ * request was read, that is how long it waited for it; where this process itself speaks TLS, the handshake came last, and
+ * this is about 0. TAILBACK_UNKNOWN for what is no TCP connection. */
 static inline uint64_t tailback_waited_ns(int connection)
 {
     enum { TCP_ = 6, TCP_INFO_ = 11, LAST_DATA_RECV_MS_ = 13 }; /* <linux/tcp.h> and <netinet/tcp.h> exclude each other */
@@ -328,7 +335,7 @@ static inline bool tailback_should_admit_after(struct tailback_page *page, uint6
 }
 
 /* Whether to take a request that was read from this TCP connection, likewise: the kernel is asked how long it waited, while the page
- * says how long that may be. */
+ * says how long that may be. Not where this process itself speaks TLS: see above. */
 static inline bool tailback_should_admit_from(struct tailback_page *page, int connection)
 {
     tailback_keep_fresh_(page);
@@ -348,6 +355,8 @@ static inline struct tailback_snapshot tailback_pressure(struct tailback_page *p
     pressure.oldest_wait_ns = last->oldest_wait_ns;
     pressure.time_to_full_ns = pressure.alive ? last->time_to_full_ns : TAILBACK_NEVER;
     pressure.retry_after_ms = last->retry_after_ms;
+    pressure.load = last->load_ppm / (double)TAILBACK_PPM_;
+    pressure.cpu = last->cpu_ppm / (double)TAILBACK_PPM_;
     pressure.pid = last->pid;
     pressure.worst = last->worst;
     pressure.concurrency = last->concurrency;
@@ -362,17 +371,23 @@ static inline uint32_t tailback_retry_after_s(struct tailback_page *page)
     return ms <= 1000 ? 1 : (ms - 1) / 1000 + 1;
 }
 
-/* The queues, the fullest first, at most TAILBACK_ENTRIES_MAX. Returns how many; 0 without a live page. */
+/* The queues, the fullest first, at most TAILBACK_ENTRIES_MAX. Returns how many; 0 without a live page. Of a page that does
+ * not come to rest, those that were read last, while they are fresh. */
 static inline size_t tailback_entries(struct tailback_page *page, struct tailback_entry *entries)
 {
     uint64_t copy[TAILBACK_PAGE_WORDS_];
     struct tailback_header_ header;
     tailback_keep_fresh_(page);
-    if (page->last.version == 0 || !tailback_read_(page->words, copy, TAILBACK_PAGE_WORDS_))
+    if (page->last.version == 0)
         return 0;
-    memcpy(&header, copy, sizeof header);
+    const bool at_rest = page->seq % 2 == 0; /* else it was just tried in vain */
+    if (at_rest && tailback_read_(page->words, copy, TAILBACK_PAGE_WORDS_))
+        memcpy(page->whole, copy, sizeof copy);
+    memcpy(&header, page->whole, sizeof header);
+    if (tailback_fresh_for_ns_(&header) == 0)
+        return 0;
     const size_t count = header.entries < TAILBACK_ENTRIES_MAX ? header.entries : TAILBACK_ENTRIES_MAX;
-    memcpy(entries, copy + TAILBACK_HEADER_WORDS_, count * sizeof *entries);
+    memcpy(entries, page->whole + TAILBACK_HEADER_WORDS_, count * sizeof *entries);
     return count;
 }
 

@@ -65,6 +65,8 @@ type Pressure struct {
 	OldestWait time.Duration // age of the oldest work that waits
 	TimeToFull time.Duration // forecast; may be Never
 	RetryAfter time.Duration // when refused clients should come again
+	Load       float64       // what is asked of the service, of what it can do: 1 is all of it, 2 twice that or more
+	CPU        float64       // CPU time, of what the service may use
 	PID        uint32        // of the service, as the agent's /proc numbers it
 	Worst      uint32        // index of the fullest queue among the entries
 
@@ -95,7 +97,7 @@ type Entry struct {
 	Flags      Flags
 	ID         uint32 // names the queue as long as it is there
 	Depth      uint32
-	Limit      uint32        // 0: none
+	Limit      uint32        // if HasLimit
 	MinDelay   time.Duration // the delay that stands: no less for about a second
 	P99        time.Duration // if HasP99
 	HeadAge    time.Duration // of what has waited longest
@@ -110,8 +112,8 @@ const (
 	headerBytes = 128
 	entryBytes  = 64
 	maxEntries  = (pageBytes - headerBytes) / entryBytes
-	seqWord     = 2 // odd while the agent writes
-	tries       = 1000
+	seqWord     = 2    // odd while the agent writes
+	tries       = 1000 // without a break: other goroutines wait for the one that reads; writing takes a microsecond
 	ppm         = 1_000_000
 )
 
@@ -127,33 +129,35 @@ type mapping struct {
 
 func (m *mapping) seq() uint64 { return atomic.LoadUint64(&m.words[seqWord]) }
 
-// read copies the beginning of the page as one whole. It returns the seq of the copy; or, if the agent was always in the
-// middle of writing (it may have been stopped or killed there), that of the last try and false.
-func (m *mapping) read(bytes int) (seq uint64, copied []byte, ok bool) {
-	copied = make([]byte, bytes)
+// read copies the page as one whole. It returns the seq of the copy; or, if the agent was always in the middle of writing
+// (it may have been stopped or killed there), that of the last try and nil.
+func (m *mapping) read() (seq uint64, copied *[pageBytes]byte) {
+	copied = new([pageBytes]byte)
 	for i := 0; i < tries; i++ {
 		if seq = m.seq(); seq%2 == 0 {
-			for at := 0; at < bytes; at += 8 {
-				binary.LittleEndian.PutUint64(copied[at:], atomic.LoadUint64(&m.words[at/8]))
+			for at := range m.words {
+				binary.LittleEndian.PutUint64(copied[8*at:], atomic.LoadUint64(&m.words[at]))
 			}
 			if m.seq() == seq {
-				return seq, copied, true
+				return seq, copied
 			}
 		}
-		runtime.Gosched()
 	}
-	return seq, nil, false
+	return seq, nil
 }
 
-// nothing stands in for a page that is not there: the fast path need not ask whether there is one.
-var nothing = &mapping{words: new(words)}
+// nothing stands in for a page that is not there, and blank for what it says: the fast path need not ask whether there is one.
+var (
+	nothing = &mapping{words: new(words)}
+	blank   = new([pageBytes]byte)
+)
 
 // view is what is known of the page. It is never changed, only replaced as a whole.
 type view struct {
 	*mapping
-	lastSeq   uint64        // of the page, when the rest of this was read
-	lookAgain time.Duration // since start: though seq is the same, the page may be stale by then
-	header    []byte        // the last good copy
+	lastSeq   uint64           // of the page, when the rest of this was read
+	lookAgain time.Duration    // since start: though seq is the same, the page may be stale by then
+	copy      *[pageBytes]byte // the last good one
 	admitPPM  uint64
 	pressure  Pressure
 }
@@ -173,7 +177,7 @@ type Page struct {
 // Open never fails: a page that is not there is looked for again, at most once a second.
 func Open(path string) *Page {
 	p := &Page{path: path}
-	p.view.Store(&view{mapping: nothing, header: make([]byte, headerBytes)})
+	p.view.Store(&view{mapping: nothing, copy: blank})
 	p.diffused.Store(uint64(rand.Int63n(ppm))) // a random phase, so that many processes do not refuse in step
 	return p
 }
@@ -183,8 +187,33 @@ func (p *Page) Admit() float64 { return p.look().pressure.Admit }
 
 // ShouldAdmit says whether to take this piece of work. Not by lot: at a share of 0.75, three are taken and one is refused,
 // in turn, so what is taken comes evenly spaced.
-func (p *Page) ShouldAdmit() bool {
-	share := p.look().admitPPM
+func (p *Page) ShouldAdmit() bool { return p.byShare(p.look()) }
+
+// ShouldAdmitFrom says whether to take a request that was read from this TCP connection: by how long it waited before it is taken,
+// which the kernel is asked for while the page says how long that may be. Else, and where the service itself speaks TLS, by the
+// share.
+func (p *Page) ShouldAdmitFrom(connection net.Conn) bool {
+	v := p.look()
+	if v.pressure.MaxWait == 0 {
+		return p.byShare(v)
+	}
+	return p.byWait(v, Waited(connection))
+}
+
+// ShouldAdmitAfter says whether to take a piece of work that waited for so long before: by that, while the page says how long
+// it may be. Else, and where it is Unknown, by the share.
+func (p *Page) ShouldAdmitAfter(waited time.Duration) bool { return p.byWait(p.look(), waited) }
+
+func (p *Page) byWait(v *view, waited time.Duration) bool {
+	most := v.pressure.MaxWait
+	if most == 0 || waited < 0 {
+		return p.byShare(v)
+	}
+	return waited <= most
+}
+
+func (p *Page) byShare(v *view) bool {
+	share := v.admitPPM
 	if share == ppm {
 		return true
 	}
@@ -193,31 +222,12 @@ func (p *Page) ShouldAdmit() bool {
 	return sum/ppm != (sum-share)/ppm
 }
 
-// ShouldAdmitFrom says whether to take a request that was read from this TCP connection: by how long it waited before it is taken,
-// which the kernel is asked for while the page says how long that may be. Else by the share.
-func (p *Page) ShouldAdmitFrom(connection net.Conn) bool {
-	if p.look().pressure.MaxWait == 0 {
-		return p.ShouldAdmit()
-	}
-	return p.ShouldAdmitAfter(Waited(connection))
-}
-
-// ShouldAdmitAfter says whether to take a piece of work that waited for so long before: by that, while the page says how long
-// it may be. Else, and where it is Unknown, by the share.
-func (p *Page) ShouldAdmitAfter(waited time.Duration) bool {
-	most := p.look().pressure.MaxWait
-	if most == 0 || waited < 0 {
-		return p.ShouldAdmit()
-	}
-	return waited <= most
-}
-
 // Unknown is how long something waited of which nobody knows.
 const Unknown = time.Duration(-1)
 
 // Waited is for how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds. Asked when
 // a request was read, that is how long it waited for it. Unknown for all but the connection that a TCP listener accepts: with
-// TLS above it, the handshake came last.
+// TLS above it, the handshake came last. Do not give it what a tls.Conn's NetConn returns, for which this is about 0.
 func Waited(connection net.Conn) time.Duration {
 	if socket, ok := connection.(syscall.Conn); ok {
 		return waited(socket)
@@ -231,17 +241,12 @@ func (p *Page) Pressure() Pressure { return p.look().pressure }
 // Entries are the queues, the fullest first; none without a live page.
 func (p *Page) Entries() []Entry {
 	v := p.look()
-	defer runtime.KeepAlive(v.mapping)
 	if !v.pressure.Alive {
 		return nil
 	}
-	_, copied, ok := v.read(pageBytes)
-	if !ok {
-		return nil
-	}
-	entries := make([]Entry, min(binary.LittleEndian.Uint32(copied[12:]), maxEntries))
+	entries := make([]Entry, min(binary.LittleEndian.Uint32(v.copy[12:]), maxEntries))
 	for i := range entries {
-		entries[i] = decodeEntry(copied[headerBytes+entryBytes*i:])
+		entries[i] = decodeEntry(v.copy[headerBytes+entryBytes*i:])
 	}
 	return entries
 }
@@ -266,7 +271,7 @@ func (p *Page) refresh() *view {
 			p.openAgain = now + time.Second
 			if m := mapFile(p.path, v.mapping); m != v.mapping {
 				// 1 is not the seq of any whole page: read it.
-				v = (&view{mapping: m, lastSeq: 1, header: make([]byte, headerBytes)}).next(now)
+				v = (&view{mapping: m, lastSeq: 1, copy: blank}).next(now)
 			}
 		}
 		if !v.pressure.Alive {
@@ -279,29 +284,29 @@ func (p *Page) refresh() *view {
 
 // next reads the page if it changed. One that does not come to rest leaves the last good copy, while that is fresh.
 func (v *view) next(now time.Duration) *view {
-	next := &view{mapping: v.mapping, lastSeq: v.lastSeq, header: v.header, admitPPM: ppm, pressure: noPressure}
+	next := &view{mapping: v.mapping, lastSeq: v.lastSeq, copy: v.copy, admitPPM: ppm, pressure: noPressure}
 	if v.seq() != v.lastSeq {
 		// The seq of a failed try is kept, too: a page whose writer died is not read again and again.
-		seq, header, ok := v.read(headerBytes)
-		if next.lastSeq = seq; ok {
-			next.header = header
+		seq, copied := v.read()
+		if next.lastSeq = seq; copied != nil {
+			next.copy = copied
 		}
 	}
 	runtime.KeepAlive(v.mapping)
-	if freshFor := freshFor(next.header); freshFor > 0 {
+	if freshFor := freshFor(next.copy[:]); freshFor > 0 {
 		next.lookAgain = now + min(freshFor, time.Second)
-		next.pressure = decodePressure(next.header)
+		next.pressure = decodePressure(next.copy[:])
 		next.admitPPM = uint64(math.Round(next.pressure.Admit * ppm))
 	}
 	return next
 }
 
 // freshFor is how long a page may still be believed; 0: not at all.
-func freshFor(header []byte) time.Duration {
-	if string(header[:8]) != "TAILBACK" || binary.LittleEndian.Uint32(header[8:]) != 1 {
+func freshFor(b []byte) time.Duration {
+	if string(b[:8]) != "TAILBACK" || binary.LittleEndian.Uint32(b[8:]) != 1 {
 		return 0
 	}
-	published, ttl := binary.LittleEndian.Uint64(header[24:]), binary.LittleEndian.Uint64(header[32:])
+	published, ttl := binary.LittleEndian.Uint64(b[24:]), binary.LittleEndian.Uint64(b[32:])
 	// Unsigned: a time yet to come is that of another clock (a time namespace, say), and stale.
 	age := bootClock() - published
 	if age >= ttl {
@@ -320,6 +325,8 @@ func decodePressure(b []byte) Pressure {
 		OldestWait: duration(u64(b[64:])),
 		TimeToFull: duration(u64(b[72:])),
 		RetryAfter: time.Duration(u32(b[80:])) * time.Millisecond,
+		Load:       float64(u32(b[84:])) / ppm,
+		CPU:        float64(u32(b[88:])) / ppm,
 		PID:        u32(b[40:]),
 		Worst:      u32(b[56:]),
 

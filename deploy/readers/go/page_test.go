@@ -1,8 +1,14 @@
 package page
 
 import (
+	"encoding/binary"
 	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // TAILBACK_PAGE=/run/tailback/shop/page go test -bench . (without it: what asking costs where there is no page)
@@ -10,5 +16,122 @@ func BenchmarkAdmit(b *testing.B) {
 	p := Open(os.Getenv("TAILBACK_PAGE"))
 	for i := 0; i < b.N; i++ {
 		p.Admit()
+	}
+}
+
+const long = 100 * time.Second
+
+// written is a page that says: critical, admit nothing, one queue of depth 7.
+type written struct {
+	*testing.T
+	file *os.File
+}
+
+func write(t *testing.T, ttl time.Duration) written {
+	file, err := os.Create(filepath.Join(t.TempDir(), "page"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	w := written{t, file}
+	w.put(0, make([]byte, pageBytes))
+	w.put(0, []byte("TAILBACK"))
+	w.u32(8, 1)
+	w.u32(12, 1)
+	w.u64(16, 2)
+	w.u64(24, bootClock())
+	w.u64(32, uint64(ttl))
+	w.u32(44, uint32(Critical))
+	w.u32(84, 1_500_000)
+	w.u32(88, 250_000)
+	w.u32(128+8, 7)
+	return w
+}
+
+func (w written) put(at int64, bytes []byte) {
+	if _, err := w.file.WriteAt(bytes, at); err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (w written) u32(at int64, value uint32) { w.put(at, binary.LittleEndian.AppendUint32(nil, value)) }
+func (w written) u64(at int64, value uint64) { w.put(at, binary.LittleEndian.AppendUint64(nil, value)) }
+
+// tells checks that the page says so, or nothing at all.
+func (w written) tells(p *Page, isAlive bool, level Level, depths ...uint32) {
+	w.Helper()
+	if said := p.Pressure(); said.Alive != isAlive || said.Level != level || p.ShouldAdmit() == isAlive {
+		w.Errorf("says %+v", said)
+	}
+	entries := p.Entries()
+	if len(entries) != len(depths) || len(depths) > 0 && entries[0].Depth != depths[0] {
+		w.Errorf("entries: %+v", entries)
+	}
+}
+
+func TestAllThatIsPublishedIsTold(t *testing.T) {
+	w := write(t, long)
+	p := Open(w.file.Name())
+	w.tells(p, true, Critical, 7)
+	if said := p.Pressure(); said.Load != 1.5 || said.CPU != 0.25 {
+		t.Errorf("says %+v", said)
+	}
+	if Full.String() != "full" || (Full+1).String() != "unknown" {
+		t.Errorf("%v, %v", Full, Full+1)
+	}
+}
+
+func TestWhileTheAgentStandsStillInTheMiddleOfWritingWhatItSaidLastHoldsForItsTime(t *testing.T) {
+	w := write(t, time.Second)
+	p := Open(w.file.Name())
+	w.tells(p, true, Critical, 7)
+	w.u64(16, 3)
+	w.u32(44, uint32(OK))
+	w.u32(128+8, 8)
+	w.tells(p, true, Critical, 7)
+	time.Sleep(time.Second)
+	w.tells(p, false, OK)
+	w.u64(24, bootClock())
+	w.u64(16, 4)
+	w.tells(p, true, OK, 8)
+}
+
+func TestWhetherItIsAPageOfThisVersionIsAskedAtEachRead(t *testing.T) {
+	w := write(t, long)
+	p := Open(w.file.Name())
+	w.tells(p, true, Critical, 7)
+	w.u32(8, 2)
+	w.u64(16, 4)
+	w.tells(p, false, OK)
+}
+
+func TestATimeToComeIsThatOfAnotherClock(t *testing.T) {
+	w := write(t, long)
+	w.u64(24, bootClock()+uint64(10*time.Second))
+	w.tells(Open(w.file.Name()), false, OK)
+}
+
+// All that ask wait for the one that reads, so that one must not give its CPU away meanwhile.
+func TestAPageThatIsHalfWrittenIsSoonLeftAloneThoughOthersCompute(t *testing.T) {
+	w := write(t, long)
+	p := Open(w.file.Name())
+	w.tells(p, true, Critical, 7)
+	var isOver atomic.Bool
+	defer isOver.Store(true)
+	var begun sync.WaitGroup
+	for i := 0; i < 2*runtime.GOMAXPROCS(0); i++ {
+		begun.Add(1)
+		go func() {
+			begun.Done()
+			for !isOver.Load() {
+			}
+		}()
+	}
+	begun.Wait()
+	w.u64(16, 3)
+	began := time.Now()
+	p.ShouldAdmit()
+	if took := time.Since(began); took > time.Second {
+		t.Error(took)
 	}
 }

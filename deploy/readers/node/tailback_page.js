@@ -36,6 +36,8 @@ const LEVELS = ['ok', 'warn', 'critical', 'full'];
  * @property {number} timeToFullMs    forecast; Infinity: never
  * @property {number} retryAfterMs    when refused clients should come again
  * @property {string} retryAfterHeader  the same for Retry-After: whole seconds, rounded up, at least 1
+ * @property {number} load            what is asked of the service, of what it can do: 1 is all of it, 2 twice that or more
+ * @property {number} cpu             CPU time, of what the service may use
  * @property {number} pid             of the service, as the agent's /proc numbers it
  * @property {number} worst           index of the fullest queue among the entries
  * @property {number|null} concurrency  so many requests at once keep the service busy; null: no limit
@@ -49,7 +51,7 @@ const LEVELS = ['ok', 'warn', 'critical', 'full'];
  * @property {number} flags
  * @property {number} id              names the queue as long as it is there
  * @property {number} depth
- * @property {number|null} limit      null: none
+ * @property {number|null} limit
  * @property {number} minDelayMs      the delay that stands: no less for about a second
  * @property {number|null} p99Ms
  * @property {number} headAgeMs       of what has waited longest
@@ -67,6 +69,7 @@ const ENTRY_BYTES = 64;
 const ENTRIES_MAX = 62;
 const NEVER = 2n ** 64n - 1n;
 const PPM = 1_000_000;
+const HAS_LIMIT = 1;
 const HAS_RATES = 2;
 const HAS_P99 = 4;
 const LOOK_EVERY_MS = 5;
@@ -84,6 +87,8 @@ const NO_PRESSURE = Object.freeze({
   timeToFullMs: Infinity,
   retryAfterMs: 0,
   retryAfterHeader: '1',
+  load: 0,
+  cpu: 0,
   pid: 0,
   worst: 0,
   concurrency: null,
@@ -225,17 +230,21 @@ class Page {
 function freshForMs(page) {
   if (page.toString('latin1', 0, 8) !== 'TAILBACK' || page.readUInt32LE(8) !== 1) return 0;
   const ttlNs = u64(page, 32);
-  const ageNs = bootClockNs() - u64(page, 24);
-  // A time yet to come is that of another clock, and as bad as a stale one; but see below for the rounding.
-  return ageNs > -1e9 && ageNs < ttlNs ? (ttlNs - Math.max(ageNs, 0)) / 1e6 : 0;
+  const { nowNs, behindNs } = bootClock();
+  const ageNs = nowNs - u64(page, 24);
+  // A time yet to come is that of another clock, and as bad as a stale one.
+  return ageNs >= -behindNs && ageNs < ttlNs ? (ttlNs - Math.max(ageNs, 0)) / 1e6 : 0;
 }
 
 /**
- * CLOCK_BOOTTIME. Node has it as os.uptime() only, which is rounded down (to 10 ms, or 1 s in old versions) and, under
- * lxcfs, is that of the container. It is never behind CLOCK_MONOTONIC, and ahead of it only where the machine has slept.
+ * CLOCK_BOOTTIME, and how far it may be behind. Node has it as os.uptime() only, which is rounded down (to 10 ms, or 1 s in
+ * old versions) and, under lxcfs, is that of the container. It is never behind CLOCK_MONOTONIC, which is exact, and ahead of
+ * it only where the machine has slept.
  */
-function bootClockNs() {
-  return Math.max(os.uptime() * 1e9, Number(process.hrtime.bigint()));
+function bootClock() {
+  const monotonicNs = Number(process.hrtime.bigint());
+  const uptimeNs = os.uptime() * 1e9;
+  return uptimeNs > monotonicNs ? { nowNs: uptimeNs, behindNs: 1e9 } : { nowNs: monotonicNs, behindNs: 0 };
 }
 
 /** As a Number: exact up to 104 days in nanoseconds. */
@@ -257,6 +266,8 @@ function decodePressure(page) {
     timeToFullMs: page.readBigUInt64LE(72) === NEVER ? Infinity : u64(page, 72) / 1e6,
     retryAfterMs,
     retryAfterHeader: String(Math.max(1, Math.ceil(retryAfterMs / 1000))),
+    load: page.readUInt32LE(84) / PPM,
+    cpu: page.readUInt32LE(88) / PPM,
     pid: page.readUInt32LE(40),
     worst: page.readUInt32LE(56),
     concurrency: page.readUInt32LE(92) || null,
@@ -272,7 +283,7 @@ function decodeEntry(page, at) {
     flags,
     id: page.readUInt32LE(at + 4),
     depth: page.readUInt32LE(at + 8),
-    limit: page.readUInt32LE(at + 12) || null,
+    limit: flags & HAS_LIMIT ? page.readUInt32LE(at + 12) : null,
     minDelayMs: u64(page, at + 16) / 1e6,
     p99Ms: flags & HAS_P99 ? u64(page, at + 24) / 1e6 : null,
     headAgeMs: u64(page, at + 32) / 1e6,
@@ -321,6 +332,8 @@ function main() {
     oldest_wait_ns: ns(p.oldestWaitMs),
     time_to_full_ns: ns(p.timeToFullMs), // Infinity is null in JSON
     retry_after_ms: p.retryAfterMs,
+    load: p.load,
+    cpu: p.cpu,
     pid: p.pid,
     worst: p.worst,
     concurrency: p.concurrency,

@@ -45,6 +45,8 @@ class Pressure(NamedTuple):
     oldest_wait_s: float = 0.0  # age of the oldest work that waits
     time_to_full_s: float = math.inf  # forecast; inf: never
     retry_after_s: float = 0.0  # when refused clients should come again
+    load: float = 0.0  # what is asked of the service, of what it can do: 1 is all of it, 2 twice that or more
+    cpu: float = 0.0  # CPU time, of what the service may use
     pid: int = 0  # of the service, as the agent's /proc numbers it
     worst: int = 0  # index of the fullest queue among the entries
     concurrency: Optional[int] = None  # so many requests at once keep the service busy; None: no limit
@@ -67,7 +69,7 @@ class Entry(NamedTuple):
     flags: int
     id: int  # names the queue as long as it is there
     depth: int
-    limit: Optional[int]  # None: none
+    limit: Optional[int]
     min_delay_s: float  # the delay that stands: no less for about a second
     p99_s: Optional[float]
     head_age_s: float  # of what has waited longest
@@ -82,6 +84,7 @@ _SEQ = 2  # word of the page; odd while the agent writes
 _TRIES = 100
 _NEVER = 2**64 - 1
 _PPM = 1_000_000
+_HAS_LIMIT = 1
 _HAS_RATES = 2
 _HAS_P99 = 4
 
@@ -107,7 +110,8 @@ def open(path: "str | os.PathLike[str]") -> "Page":
 def waited_s(connection: "socket.socket | int | None") -> Optional[float]:
     """For how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds.
 
-    Asked when a request was read, that is how long it waited for it. None for what is no TCP connection, and for TLS.
+    Asked when a request was read, that is how long it waited for it. None for what is no TCP connection, and for an SSLSocket:
+    with TLS, the handshake came last. A bare descriptor does not tell that this process speaks TLS on it: it gives about 0.
     """
     try:
         if isinstance(connection, int):
@@ -178,37 +182,26 @@ class Page:
 
         Not by lot: at a share of 0.75, three are taken and one is refused, in turn, so what is taken comes evenly spaced.
         """
-        ppm = self._look().admit_ppm
-        if ppm == _PPM:
-            return True
-        if self._pid != os.getpid():
-            self._own_phase()
-        with self._lock:
-            self._diffused_ppm += ppm
-            if self._diffused_ppm < _PPM:
-                return False
-            self._diffused_ppm -= _PPM
-            return True
+        return self._by_share(self._look())
 
     def should_admit_from(self, connection: "socket.socket | int | None") -> bool:
         """Whether to take a request that was read from this TCP connection (a socket, or its descriptor).
 
         By how long it waited before it is taken, which the kernel is asked for while the page says how long that may be.
-        Else by the share.
+        Else, and for an SSLSocket, by the share. Where this process itself speaks TLS and there is only the descriptor,
+        should_admit(): the handshake came just before the request, and everything would be admitted.
         """
-        if self._look().pressure.max_wait_s is None:
-            return self.should_admit()
-        return self.should_admit_after(waited_s(connection))
+        view = self._look()
+        if view.pressure.max_wait_s is None:
+            return self._by_share(view)
+        return self._by_wait(view, waited_s(connection))
 
     def should_admit_after(self, waited_s: Optional[float]) -> bool:
         """Whether to take a piece of work that waited for so long: by that, while the page says how long it may be.
 
         Else, and where it is None, by the share.
         """
-        most_s = self._look().pressure.max_wait_s
-        if most_s is None or waited_s is None or not waited_s >= 0:
-            return self.should_admit()
-        return waited_s <= most_s
+        return self._by_wait(self._look(), waited_s)
 
     def pressure(self) -> Pressure:
         return self._look().pressure
@@ -220,6 +213,25 @@ class Page:
             return []
         count = min(_HEADER.unpack_from(view.copy)[2], _ENTRIES_MAX)
         return [_entry(*_ENTRY.unpack_from(view.copy, _ENTRIES_AT + _ENTRY.size * i)) for i in range(count)]
+
+    def _by_wait(self, view: _View, waited_s: Optional[float]) -> bool:
+        most_s = view.pressure.max_wait_s
+        if most_s is None or waited_s is None or not waited_s >= 0:
+            return self._by_share(view)
+        return waited_s <= most_s
+
+    def _by_share(self, view: _View) -> bool:
+        ppm = view.admit_ppm
+        if ppm == _PPM:
+            return True
+        if self._pid != os.getpid():
+            self._own_phase()
+        with self._lock:
+            self._diffused_ppm += ppm
+            if self._diffused_ppm < _PPM:
+                return False
+            self._diffused_ppm -= _PPM
+            return True
 
     def _own_phase(self) -> None:
         """A random phase, so that many workers do not refuse in step; and a lock that no thread held during a fork.
@@ -292,7 +304,7 @@ def _read(view: _View, now: float) -> _View:
 def _decode(copy: bytes) -> "tuple[float, int, Pressure]":
     """For how long it may be believed, and what it says."""
     (magic, version, _, _, published_ns, ttl_ns, pid, level, score_ppm, admit_ppm, worst, _, oldest_wait_ns,
-     time_to_full_ns, retry_after_ms, _, _, concurrency, max_wait_ns) = _HEADER.unpack_from(copy)  # fmt: skip
+     time_to_full_ns, retry_after_ms, load_ppm, cpu_ppm, concurrency, max_wait_ns) = _HEADER.unpack_from(copy)  # fmt: skip
     if magic == b"TAILBACK" and version == 1:
         age_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - published_ns
         # A time yet to come is that of another clock (a time namespace, say), and as bad as a stale one.
@@ -306,6 +318,8 @@ def _decode(copy: bytes) -> "tuple[float, int, Pressure]":
                 oldest_wait_s=oldest_wait_ns / 1e9,
                 time_to_full_s=math.inf if time_to_full_ns == _NEVER else time_to_full_ns / 1e9,
                 retry_after_s=retry_after_ms / 1e3,
+                load=load_ppm / _PPM,
+                cpu=cpu_ppm / _PPM,
                 pid=pid,
                 worst=worst,
                 concurrency=concurrency or None,
@@ -320,7 +334,7 @@ def _entry(kind, flags, id, depth, limit, min_delay_ns, p99_ns, head_age_ns, sco
         flags=flags,
         id=id,
         depth=depth,
-        limit=limit or None,
+        limit=limit if flags & _HAS_LIMIT else None,
         min_delay_s=min_delay_ns / 1e9,
         p99_s=p99_ns / 1e9 if flags & _HAS_P99 else None,
         head_age_s=head_age_ns / 1e9,

@@ -21,7 +21,7 @@ static void print_entry(const struct tailback_entry *entry)
     printf("{\"kind\":\"%s\"", tailback_kind_name(entry->kind));
     print_count("id", entry->id, true);
     print_count("depth", entry->depth, true);
-    print_count("limit", entry->limit, entry->limit != 0);
+    print_count("limit", entry->limit, entry->flags & TAILBACK_HAS_LIMIT);
     print_count("min_delay_ns", entry->min_delay_ns, true);
     print_count("p99_ns", entry->p99_ns, entry->flags & TAILBACK_HAS_P99);
     print_count("head_age_ns", entry->head_age_ns, true);
@@ -50,6 +50,7 @@ int main(int argc, char **argv)
     print_count("oldest_wait_ns", pressure.oldest_wait_ns, true);
     print_count("time_to_full_ns", pressure.time_to_full_ns, pressure.time_to_full_ns != TAILBACK_NEVER);
     print_count("retry_after_ms", pressure.retry_after_ms, true);
+    printf(",\"load\":%.6f,\"cpu\":%.6f", pressure.load, pressure.cpu);
     print_count("pid", pressure.pid, true);
     print_count("worst", pressure.worst, true);
     print_count("concurrency", pressure.concurrency, pressure.concurrency != 0);

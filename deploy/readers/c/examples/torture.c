@@ -30,6 +30,18 @@ static bool is_torn(const uint64_t *copy, size_t entries)
     return !whole;
 }
 
+/* A writer that was stopped in the middle goes on before long. */
+static bool comes_alive(struct tailback_page *page)
+{
+    const struct timespec nap = {.tv_nsec = 1000000};
+    for (int naps = 0; naps < 1000; naps++) {
+        if (tailback_pressure(page).alive)
+            return true;
+        nanosleep(&nap, NULL);
+    }
+    return false;
+}
+
 int main(int argc, char **argv)
 {
     const bool all = argc == 4 && strcmp(argv[2], "page") == 0;
@@ -39,7 +51,7 @@ int main(int argc, char **argv)
     }
     struct tailback_page page;
     tailback_open(&page, argv[1]);
-    if (!tailback_pressure(&page).alive) {
+    if (!comes_alive(&page)) {
         fprintf(stderr, "%s: no live page; start its writer first\n", argv[1]);
         return 2;
     }

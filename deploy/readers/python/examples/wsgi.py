@@ -4,7 +4,8 @@
     uwsgi --http-socket :8000 --master --processes 4 --wsgi-file wsgi.py  # or any other
 
 By how long the request waited for a worker where the server says which connection it came on, as uWSGI and gunicorn do (where
-they serve HTTP themselves, over TCP); else by the share. TAILBACK_PAGE names the page; /run/tailback/shop/page if it is not set.
+they serve HTTP themselves, over TCP and without TLS); else by the share. TAILBACK_PAGE names the page;
+/run/tailback/shop/page if it is not set.
 """
 
 import os
@@ -21,6 +22,9 @@ except ImportError:
 
 
 def connection(environ):
+    # With TLS, the handshake came just before the request: by the connection, everything would be admitted.
+    if environ["wsgi.url_scheme"] == "https":
+        return None
     return uwsgi.connection_fd() if uwsgi else environ.get("gunicorn.socket")
 
 

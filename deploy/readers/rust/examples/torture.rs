@@ -4,7 +4,12 @@
 //!
 //! The writer sets everything from one number n, as `c/examples/torture.c` says. Exits with 1 if a page was torn.
 
-use std::{hint::black_box, process::ExitCode, time::Instant};
+use std::{
+    hint::black_box,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
 
 use tailback_page::Page;
 
@@ -16,7 +21,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     };
     let reads: u64 = reads.parse()?;
     let page = Page::open(path);
-    if !page.pressure().alive {
+    if !comes_alive(&page) {
         return Err(format!("{path}: no live page; start its writer first").into());
     }
     let (mut torn, mut unsettled) = (0_u64, 0_u64);
@@ -46,6 +51,17 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+/// A writer that was stopped in the middle goes on before long.
+fn comes_alive(page: &Page) -> bool {
+    (0..1_000).any(|_| {
+        let alive = page.pressure().alive;
+        if !alive {
+            thread::sleep(Duration::from_millis(1));
+        }
+        alive
     })
 }
 

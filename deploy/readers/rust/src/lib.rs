@@ -4,6 +4,9 @@
 //! there is no pressure and everything is admitted. A page that is not there yet, or that was made anew, is looked for again
 //! once a second.
 //!
+//! Threads may share a [`Page`]. A process that forks opens its pages in the children: with one from before they would all turn
+//! away in step, and a lock that another thread held then is held in them for good.
+//!
 //! ```no_run
 //! # let connection = std::net::TcpStream::connect("[::1]:80").unwrap();
 //! let page = tailback_page::Page::open("/run/tailback/shop/page");
@@ -14,8 +17,10 @@
 //! ```
 
 use std::{
+    collections::hash_map::RandomState,
     ffi::{c_int, c_long, c_void},
     fs::File,
+    hash::BuildHasher as _,
     os::fd::{AsFd, AsRawFd as _},
     path::{Path, PathBuf},
     ptr,
@@ -162,7 +167,8 @@ impl Pressure {
 
     /// The word for the level.
     pub fn level_name(&self) -> &'static str {
-        LEVELS[(self.level as usize).min(LEVELS.len() - 1)]
+        let name = LEVELS.get(self.level as usize).copied();
+        name.unwrap_or("unknown")
     }
 
     /// For an HTTP header: whole seconds, rounded up, and one at least.
@@ -227,18 +233,27 @@ pub struct Page {
     maps: Mutex<Vec<Box<Map>>>,
 }
 
-/// What the page said, and what tells for how long that holds.
+/// What the page said, and for how long that holds.
 #[derive(Clone, Debug)]
 struct Lasting<T> {
+    term: Term,
+    what: T,
+}
+
+/// When the page was published, and how long that holds, ns.
+#[derive(Clone, Copy, Debug)]
+struct Term {
     published_ns: u64,
     ttl_ns: u64,
-    what: T,
 }
 
 #[derive(Debug)]
 struct Map {
     words: *const [AtomicU64; WORDS],
     inode: (u64, u64),
+    /// The odd `seq` at which the page did not come to rest: its writer was stopped or killed there, and until somebody goes on, it
+    /// is not tried again. Even: it came to rest.
+    unsettled: AtomicU64,
 }
 
 // SAFETY: the mapping is read through atomics alone, and lives as long as the value.
@@ -259,8 +274,11 @@ impl Page {
             last_pressure: Mutex::default(),
             last_entries: Mutex::default(),
             next_look_ns: AtomicU64::new(0),
-            // Many processes must not turn away in step.
-            phase: AtomicU32::new(std::process::id().wrapping_mul(2_654_435_769) % ALL),
+            // Many processes must not turn away in step: those of one parent differ by their pid, those of containers, where it is
+            // often 1, by chance.
+            phase: AtomicU32::new(
+                (RandomState::new().hash_one(std::process::id()) % u64::from(ALL)) as u32,
+            ),
             maps: Mutex::new(Vec::new()),
         };
         page.look_for();
@@ -285,6 +303,9 @@ impl Page {
 
     /// Whether to take a request that was read from this TCP connection: by how long it waited before, which the kernel is asked
     /// for while the page says how long that may be. Else by the share.
+    ///
+    /// Not where this process itself speaks TLS on the connection: the handshake came just before the request, and everything
+    /// would be admitted. There, [`Page::should_admit`].
     pub fn should_admit_from(&self, connection: &impl AsFd) -> bool {
         match self.max_wait_ns() {
             0 => self.should_admit(),
@@ -321,8 +342,7 @@ impl Page {
         read: impl Fn(&Map) -> T,
     ) -> Option<T> {
         let read = self.live()?.read(|map| Lasting {
-            published_ns: map.u64(PUBLISHED_AT),
-            ttl_ns: map.u64(TTL_AT),
+            term: map.term(),
             what: read(map),
         });
         let lasting = match read {
@@ -338,7 +358,7 @@ impl Page {
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone()?,
         };
-        (left_ns(lasting.published_ns, lasting.ttl_ns) > 0).then_some(lasting.what)
+        (lasting.term.left_ns() > 0).then_some(lasting.what)
     }
 
     /// Waits until the level is another one than `seen`, or for so long; answers whether it is.
@@ -394,7 +414,7 @@ impl Page {
             return false;
         };
         let read = map.read(|map| {
-            let left = map.left_ns();
+            let left = map.term().left_ns();
             let said = (map.u32(ADMIT_AT).min(ALL), map.u64(MAX_WAIT_AT));
             (map.u64(SEQ_AT), left, said)
         });
@@ -420,7 +440,7 @@ impl Page {
         // SAFETY: mappings live as long as the page.
         let map = unsafe { self.map.load(Ordering::Acquire).as_ref() };
         if let Some(map) = map
-            && map.left_ns() > 0
+            && map.term().left_ns() > 0
         {
             return Some(map);
         }
@@ -489,12 +509,11 @@ impl Map {
         if address.addr() == usize::MAX {
             return None;
         }
-        let map = Self {
+        Some(Self {
             words: address.cast(),
             inode,
-        };
-        let magic = map.words()[0].load(Ordering::Relaxed).to_le_bytes();
-        (magic == MAGIC && map.u32(VERSION_AT) == VERSION).then_some(map)
+            unsettled: AtomicU64::new(0),
+        })
     }
 
     fn words(&self) -> &[AtomicU64; WORDS] {
@@ -506,8 +525,11 @@ impl Map {
     /// Reads until nothing was written meanwhile; `None` where that does not happen.
     fn read<T>(&self, read: impl Fn(&Self) -> T) -> Option<T> {
         let seq = &self.words()[SEQ_AT / 8];
+        let mut before = seq.load(Ordering::Acquire);
+        if before == self.unsettled.load(Ordering::Relaxed) && !before.is_multiple_of(2) {
+            return None;
+        }
         for _ in 0..TRIES {
-            let before = seq.load(Ordering::Acquire);
             if before.is_multiple_of(2) {
                 let read = read(self);
                 fence(Ordering::Acquire);
@@ -516,7 +538,9 @@ impl Map {
                 }
             }
             std::hint::spin_loop();
+            before = seq.load(Ordering::Acquire);
         }
+        self.unsettled.store(before, Ordering::Relaxed);
         None
     }
 
@@ -574,9 +598,14 @@ impl Map {
         (self.u32(COUNT_AT) as usize).min(ENTRIES)
     }
 
-    /// How long what it says still holds, ns; 0: no longer.
-    fn left_ns(&self) -> u64 {
-        left_ns(self.u64(PUBLISHED_AT), self.u64(TTL_AT))
+    /// For how long what it says holds: not at all, where this is no page, or one of another version. Another agent may go on with
+    /// it, so nothing that was seen of it before tells.
+    fn term(&self) -> Term {
+        let is_known = self.u64(0).to_le_bytes() == MAGIC && self.u32(VERSION_AT) == VERSION;
+        Term {
+            published_ns: self.u64(PUBLISHED_AT),
+            ttl_ns: if is_known { self.u64(TTL_AT) } else { 0 },
+        }
     }
 
     fn entry(&self, at: usize) -> Entry {
@@ -599,6 +628,17 @@ impl Map {
     }
 }
 
+impl Term {
+    /// How long that still holds, ns; 0: no longer. A time in the future is one of another clock: nobody may rely on it.
+    fn left_ns(self) -> u64 {
+        const BOOTTIME: c_int = 7;
+        match now_ns(BOOTTIME).checked_sub(self.published_ns) {
+            Some(age_ns) => self.ttl_ns.saturating_sub(age_ns),
+            None => 0,
+        }
+    }
+}
+
 impl Drop for Map {
     fn drop(&mut self) {
         // SAFETY: our own mapping, of this length; nobody can hold it any more.
@@ -607,7 +647,9 @@ impl Drop for Map {
 }
 
 /// For how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds. Asked when a request was
-/// read, that is how long it waited for it; with TLS, the handshake came last. `None` for what is no TCP connection.
+/// read, that is how long it waited for it. `None` for what is no TCP connection.
+///
+/// A descriptor does not tell that this process speaks TLS on it. There, the handshake came last, and this is about 0.
 pub fn waited(connection: &impl AsFd) -> Option<Duration> {
     const IPPROTO_TCP: c_int = 6;
     const TCP_INFO: c_int = 11;
@@ -627,16 +669,6 @@ pub fn waited(connection: &impl AsFd) -> Option<Duration> {
     };
     let is_whole = failed == 0 && length as usize == size_of_val(&info);
     is_whole.then(|| Duration::from_millis(u64::from(info[LAST_DATA_AT])))
-}
-
-/// How long what was published then still holds, ns; 0: no longer. A time in the future is one of another clock: nobody may
-/// rely on it.
-fn left_ns(published_ns: u64, ttl_ns: u64) -> u64 {
-    const BOOTTIME: c_int = 7;
-    match now_ns(BOOTTIME).checked_sub(published_ns) {
-        Some(age_ns) => ttl_ns.saturating_sub(age_ns),
-        None => 0,
-    }
 }
 
 fn limit(ns: u64) -> Option<Duration> {
@@ -729,42 +761,110 @@ mod tests {
         assert_eq!(super::waited(&unix), None);
     }
 
-    /// A page as an agent publishes it now, of level 2 and no queues.
-    fn published(ttl: Duration) -> Vec<u8> {
-        let mut page = vec![0; SIZE];
-        page[..8].copy_from_slice(&MAGIC);
-        let mut put = |at: usize, value: &[u8]| page[at..at + value.len()].copy_from_slice(value);
-        put(VERSION_AT, &VERSION.to_le_bytes());
-        put(SEQ_AT, &2u64.to_le_bytes());
-        put(PUBLISHED_AT, &now_ns(7).to_le_bytes());
-        put(TTL_AT, &(ttl.as_nanos() as u64).to_le_bytes());
-        put(LEVEL_AT, &2u32.to_le_bytes());
-        put(COUNT_AT, &1u32.to_le_bytes());
-        page
+    /// A page that a test writes, of level 2 and one queue without anything known.
+    struct Written(PathBuf);
+
+    impl Written {
+        fn new(name: &str, ttl: Duration) -> Self {
+            let name = format!("tailback-{name}-{}", std::process::id());
+            let page = Self(std::env::temp_dir().join(name));
+            std::fs::write(&page.0, [0; SIZE]).unwrap();
+            page.put(0, &MAGIC);
+            page.put(VERSION_AT, &VERSION.to_le_bytes());
+            page.put(SEQ_AT, &2u64.to_le_bytes());
+            page.put(PUBLISHED_AT, &now_ns(7).to_le_bytes());
+            page.put(TTL_AT, &(ttl.as_nanos() as u64).to_le_bytes());
+            page.put(LEVEL_AT, &2u32.to_le_bytes());
+            page.put(ADMIT_AT, &0u32.to_le_bytes());
+            page.put(COUNT_AT, &1u32.to_le_bytes());
+            page
+        }
+
+        fn put(&self, at: usize, value: &[u8]) {
+            let file = File::options().write(true).open(&self.0).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, value, at as u64).unwrap();
+        }
     }
+
+    impl Drop for Written {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(100);
 
     #[test]
     fn while_the_agent_stands_still_in_the_middle_of_writing_what_it_said_last_holds_for_its_time()
     {
-        let path = std::env::temp_dir().join(format!("tailback-page-{}", std::process::id()));
-        let ttl = Duration::from_millis(400);
-        std::fs::write(&path, published(ttl)).unwrap();
-        let page = Page::open(&path);
+        let ttl = Duration::from_secs(1);
+        let written = Written::new("still", ttl);
+        let page = Page::open(&written.0);
         let (before, entries) = (page.pressure(), page.entries());
         assert!(before.alive && before.level == 2 && entries.len() == 1);
-        let file = File::options().write(true).open(&path).unwrap();
-        let write = |at: usize, value: &[u8]| {
-            std::os::unix::fs::FileExt::write_all_at(&file, value, at as u64).unwrap();
-        };
-        write(SEQ_AT, &3u64.to_le_bytes());
-        write(LEVEL_AT, &0u32.to_le_bytes());
+        assert!(!page.should_admit());
+        written.put(SEQ_AT, &3u64.to_le_bytes());
+        written.put(LEVEL_AT, &0u32.to_le_bytes());
         assert_eq!((page.pressure(), page.entries()), (before, entries));
-        std::thread::sleep(ttl);
+        assert!(!page.should_admit());
+        // The coarse clock is behind by up to 10 ms.
+        std::thread::sleep(ttl + Duration::from_millis(20));
         assert_eq!(
             (page.pressure(), page.entries()),
             (Pressure::NONE, Vec::new())
         );
-        std::fs::remove_file(&path).unwrap();
+        assert!(page.should_admit());
+    }
+
+    #[test]
+    fn what_an_agent_left_half_written_is_not_tried_again_until_another_goes_on() {
+        let written = Written::new("half", LONG);
+        written.put(SEQ_AT, &3u64.to_le_bytes());
+        let page = Page::open(&written.0);
+        let tried = |page: &Page| page.live().unwrap().unsettled.load(Ordering::Relaxed);
+        assert_eq!(tried(&page), 0);
+        assert!(page.should_admit() && page.pressure() == Pressure::NONE);
+        assert_eq!(tried(&page), 3);
+        written.put(SEQ_AT, &4u64.to_le_bytes());
+        assert!(!page.should_admit() && page.pressure().alive);
+    }
+
+    #[test]
+    fn whether_it_is_a_page_of_this_version_is_asked_at_each_read() {
+        let written = Written::new("version", LONG);
+        written.put(0, b"ANOTHER ");
+        let page = Page::open(&written.0);
+        let is_told = || (page.pressure().alive, page.entries().len(), page.admit());
+        assert_eq!(is_told(), (false, 0, 1.0));
+        written.put(0, &MAGIC);
+        assert_eq!(is_told(), (true, 1, 0.0));
+        written.put(VERSION_AT, &(VERSION + 1).to_le_bytes());
+        written.put(SEQ_AT, &4u64.to_le_bytes());
+        assert_eq!(is_told(), (false, 0, 1.0));
+    }
+
+    #[test]
+    fn a_time_to_come_is_that_of_another_clock() {
+        let written = Written::new("future", LONG);
+        written.put(PUBLISHED_AT, &(now_ns(7) + 10_000_000_000u64).to_le_bytes());
+        assert_eq!(Page::open(&written.0).pressure(), Pressure::NONE);
+    }
+
+    #[test]
+    fn the_flag_tells_whether_a_limit_is_known_and_a_level_beyond_the_last_has_no_name() {
+        let written = Written::new("words", LONG);
+        let page = Page::open(&written.0);
+        let told = || (page.entries()[0].limit, page.pressure().level_name());
+        assert_eq!(told(), (None, "critical"));
+        written.put(ENTRIES_AT + 2, &layout::HAS_LIMIT.to_le_bytes());
+        written.put(LEVEL_AT, &4u32.to_le_bytes());
+        assert_eq!(told(), (Some(0), "unknown"));
+    }
+
+    #[test]
+    fn pages_begin_at_other_places_in_the_turn() {
+        let phases = [(); 3].map(|()| Page::open("/nonexistent/page").phase.into_inner());
+        assert!(phases.iter().any(|phase| *phase != phases[0]), "{phases:?}");
     }
 
     #[test]

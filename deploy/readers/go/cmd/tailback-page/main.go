@@ -20,6 +20,8 @@ type line struct {
 	OldestWaitNs int64      `json:"oldest_wait_ns"`
 	TimeToFullNs *int64     `json:"time_to_full_ns"`
 	RetryAfterMs int64      `json:"retry_after_ms"`
+	Load         float64    `json:"load"`
+	CPU          float64    `json:"cpu"`
 	PID          uint32     `json:"pid"`
 	Worst        uint32     `json:"worst"`
 	Concurrency  *uint32    `json:"concurrency"`
@@ -64,6 +66,8 @@ func main() {
 		OldestWaitNs: int64(p.OldestWait),
 		TimeToFullNs: nullUnless(p.TimeToFull != page.Never, int64(p.TimeToFull)),
 		RetryAfterMs: int64(p.RetryAfter / time.Millisecond),
+		Load:         p.Load,
+		CPU:          p.CPU,
 		PID:          p.PID,
 		Worst:        p.Worst,
 		Concurrency:  nullUnless(p.Concurrency != 0, p.Concurrency),
@@ -75,7 +79,7 @@ func main() {
 			Kind:       e.Kind.String(),
 			ID:         e.ID,
 			Depth:      e.Depth,
-			Limit:      nullUnless(e.Limit != 0, e.Limit),
+			Limit:      nullUnless(e.Flags&page.HasLimit != 0, e.Limit),
 			MinDelayNs: int64(e.MinDelay),
 			P99Ns:      nullUnless(e.Flags&page.HasP99 != 0, int64(e.P99)),
 			HeadAgeNs:  int64(e.HeadAge),

@@ -1,0 +1,103 @@
+/* What the reader says of pages that this writes.
+ *
+ *     cc -I. -o /tmp/test test.c && /tmp/test
+ */
+#include "tailback_page.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: not so: %s\n", __func__, __LINE__, #condition);                                    \
+            exit(1);                                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+static char path[] = "/tmp/tailback-page-XXXXXX";
+
+/* The page as an agent would map it; what is told of it is in `page` and `entries`. */
+static struct {
+    struct tailback_header_ header;
+    struct tailback_entry entries[TAILBACK_ENTRIES_MAX];
+} *written;
+static struct tailback_page page;
+static struct tailback_entry entries[TAILBACK_ENTRIES_MAX];
+
+/* A new reader of a page that says: critical, admit nothing, one queue of depth 7. */
+static void publish(uint64_t ttl_ns)
+{
+    memset(written, 0, sizeof *written);
+    memcpy(written->header.magic, "TAILBACK", 8);
+    written->header.version = 1;
+    written->header.entries = 1;
+    written->header.seq = 2;
+    written->header.published_ns = tailback_clock_ns_(CLOCK_BOOTTIME);
+    written->header.ttl_ns = ttl_ns;
+    written->header.level = 2;
+    written->header.load_ppm = 1500000;
+    written->header.cpu_ppm = 250000;
+    written->entries[0].depth = 7;
+    tailback_close(&page);
+    tailback_open(&page, path);
+}
+
+static void all_that_is_published_is_told(void)
+{
+    publish(100 * TAILBACK_SECOND_NS_);
+    const struct tailback_snapshot pressure = tailback_pressure(&page);
+    CHECK(pressure.alive && pressure.level == 2 && pressure.admit == 0);
+    CHECK(pressure.load == 1.5 && pressure.cpu == 0.25);
+    CHECK(!tailback_should_admit(&page));
+    CHECK(tailback_entries(&page, entries) == 1 && entries[0].depth == 7);
+    CHECK(strcmp(tailback_level_name(3), "full") == 0 && strcmp(tailback_level_name(4), "unknown") == 0);
+}
+
+static void what_was_said_last_holds_for_its_time_while_the_agent_stands_still_in_the_middle_of_writing(void)
+{
+    publish(TAILBACK_SECOND_NS_);
+    CHECK(tailback_entries(&page, entries) == 1);
+    written->header.seq = 3;
+    written->header.level = 0;
+    written->entries[0].depth = 8;
+    CHECK(tailback_pressure(&page).level == 2 && !tailback_should_admit(&page));
+    CHECK(tailback_entries(&page, entries) == 1 && entries[0].depth == 7);
+    sleep(1);
+    usleep(20000); /* the coarse clock is behind by up to 10 ms */
+    CHECK(!tailback_pressure(&page).alive && tailback_should_admit(&page) && tailback_entries(&page, entries) == 0);
+    written->header.published_ns = tailback_clock_ns_(CLOCK_BOOTTIME);
+    written->header.seq = 4;
+    CHECK(tailback_pressure(&page).alive && tailback_entries(&page, entries) == 1 && entries[0].depth == 8);
+}
+
+static void whether_it_is_a_page_of_this_version_is_asked_at_each_read(void)
+{
+    publish(100 * TAILBACK_SECOND_NS_);
+    CHECK(tailback_pressure(&page).alive);
+    written->header.version = 2;
+    written->header.seq = 4;
+    CHECK(!tailback_pressure(&page).alive && tailback_should_admit(&page) && tailback_entries(&page, entries) == 0);
+}
+
+static void a_time_to_come_is_that_of_another_clock(void)
+{
+    publish(100 * TAILBACK_SECOND_NS_);
+    written->header.published_ns += 10 * TAILBACK_SECOND_NS_;
+    written->header.seq = 4;
+    CHECK(!tailback_pressure(&page).alive);
+}
+
+int main(void)
+{
+    const int file = mkstemp(path);
+    CHECK(file >= 0 && ftruncate(file, sizeof *written) == 0);
+    written = mmap(NULL, sizeof *written, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    CHECK(written != MAP_FAILED);
+    tailback_open(&page, path);
+    all_that_is_published_is_told();
+    what_was_said_last_holds_for_its_time_while_the_agent_stands_still_in_the_middle_of_writing();
+    whether_it_is_a_page_of_this_version_is_asked_at_each_read();
+    a_time_to_come_is_that_of_another_clock();
+    unlink(path);
+}

@@ -1,0 +1,100 @@
+"""What the reader says of pages that this writes.
+
+    python3 test_tailback_page.py
+"""
+
+import os
+import struct
+import sys
+import tempfile
+import time
+import unittest
+
+import tailback_page
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "examples"))
+import wsgi
+
+LONG_S = 100
+
+
+class Written:
+    """A page that says: critical, admit nothing, one queue of depth 7."""
+
+    def __init__(self, ttl_s):
+        self.file = tempfile.NamedTemporaryFile()
+        self.file.truncate(4096)
+        self.put("<8sII", 0, b"TAILBACK", 1, 1)
+        self.put("<QQQ", 16, 2, boot_ns(), int(ttl_s * 1e9))
+        self.put("<I", 44, 2)
+        self.put("<II", 84, 1_500_000, 250_000)
+        self.put("<I", 128 + 8, 7)
+
+    def put(self, form, at, *values):
+        os.pwrite(self.file.fileno(), struct.pack(form, *values), at)
+
+    def seq(self, seq):
+        self.put("<Q", 16, seq)
+
+    def open(self):
+        return tailback_page.open(self.file.name)
+
+
+def boot_ns():
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class Reader(unittest.TestCase):
+    def test_all_that_is_published_is_told(self):
+        page = Written(LONG_S).open()
+        pressure = page.pressure()
+        self.assertEqual((pressure.alive, pressure.level_name, pressure.admit), (True, "critical", 0.0))
+        self.assertEqual((pressure.load, pressure.cpu), (1.5, 0.25))
+        self.assertFalse(page.should_admit())
+        self.assertEqual([entry.depth for entry in page.entries()], [7])
+
+    def test_the_flag_tells_whether_a_limit_is_known_and_a_level_beyond_the_last_has_no_name(self):
+        written = Written(LONG_S)
+        self.assertIsNone(written.open().entries()[0].limit)
+        written.put("<H", 128 + 2, 1)
+        written.put("<I", 44, 4)
+        page = written.open()
+        self.assertEqual((page.entries()[0].limit, page.pressure().level_name), (0, "unknown"))
+
+    def test_while_the_agent_stands_still_in_the_middle_of_writing_what_it_said_last_holds_for_its_time(self):
+        written = Written(1)
+        page = written.open()
+        written.seq(3)
+        written.put("<I", 44, 0)
+        written.put("<I", 128 + 8, 8)
+        self.assertEqual((page.pressure().level, page.should_admit(), page.entries()[0].depth), (2, False, 7))
+        time.sleep(1)
+        self.assertEqual((page.pressure().alive, page.should_admit(), page.entries()), (False, True, []))
+        written.put("<Q", 24, boot_ns())
+        written.seq(4)
+        self.assertEqual((page.pressure().alive, page.entries()[0].depth), (True, 8))
+
+    def test_whether_it_is_a_page_of_this_version_is_asked_at_each_read(self):
+        written = Written(LONG_S)
+        page = written.open()
+        self.assertTrue(page.pressure().alive)
+        written.put("<I", 8, 2)
+        written.seq(4)
+        self.assertEqual((page.pressure().alive, page.should_admit(), page.entries()), (False, True, []))
+
+    def test_a_time_to_come_is_that_of_another_clock(self):
+        written = Written(LONG_S)
+        written.put("<Q", 24, boot_ns() + 10 * 10**9)
+        self.assertFalse(written.open().pressure().alive)
+
+
+class Examples(unittest.TestCase):
+    def test_with_tls_in_the_service_no_connection_is_asked(self):
+        connection = object()
+        environ = {"gunicorn.socket": connection, "wsgi.url_scheme": "http"}
+        self.assertIs(wsgi.connection(environ), connection)
+        self.assertIsNone(wsgi.connection({**environ, "wsgi.url_scheme": "https"}))
+
+
+if __name__ == "__main__":
+    unittest.main()
