@@ -374,3 +374,28 @@ fn lock(directory: &OwnedFd, path: &Path) -> Result<OwnedFd> {
     let _ = write!(file, "process {}", std::process::id());
     Ok(file.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_of_a_service_that_is_gone_stays_and_so_many_of_them_do() {
+        let path = std::env::temp_dir().join(format!("tailback-pages-{}", std::process::id()));
+        let mut pages = Pages::open(&path, 1_000_000_000, 2).unwrap();
+        for name in ["a", "b", "c"] {
+            assert!(pages.slot(name, 1).is_some());
+            pages.remove(name);
+            let folder = path.join(name);
+            assert!(folder.is_dir() && !folder.join("page").exists());
+        }
+        assert!(!path.join("a").exists(), "two at most");
+        // Whoever has it mounted sees the page of the service that is started anew.
+        let mounted = std::fs::File::open(path.join("b")).unwrap();
+        assert!(pages.slot("b", 2).is_some());
+        assert!(fs::statat(&mounted, page::NAME, AtFlags::empty()).is_ok());
+        assert_eq!(pages.empty, ["c"]);
+        drop(pages);
+        std::fs::remove_dir_all(&path).unwrap();
+    }
+}
