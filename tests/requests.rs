@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tailback_tests::{
-    look::{Look, float, number},
+    look::{Look, SOON_HEARD, float, number},
     needs,
     nginx::Nginx,
     talk::{Certificate, Mode, Span, Talk},
@@ -21,8 +21,10 @@ const CONNECTIONS: u32 = 16;
 const WORK: Duration = Duration::from_millis(200);
 const THINK: Duration = Duration::from_millis(200);
 const LASTS: Duration = Duration::from_secs(12);
-/// A look is not of one moment, and a program's own stamp is not that of its system call.
-const MARGIN_NS: u64 = 20_000_000;
+/// A look is not of one moment.
+const MARGIN_NS: u64 = SOON_HEARD.as_nanos() as u64;
+/// When something came or went the kernel notes in ticks of its timer, which are no longer than this.
+const TICK_NS: u64 = 10_000_000;
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -48,7 +50,8 @@ impl Seen {
     }
 }
 
-/// Looks at two queues until the time is over: what the server has in flight, and what its caller has outstanding.
+/// Looks at two queues until the time is over: what the server has in flight, and what its caller has outstanding. Looks that
+/// were held up are left out.
 fn look_for(
     lasts: Duration,
     args: &[String],
@@ -59,23 +62,28 @@ fn look_for(
     let end = Instant::now() + lasts;
     while Instant::now() < end {
         let look = Look::at(&args)?;
+        if !look.is_of_its_moment()? {
+            continue;
+        }
         seen[0].push(Seen::of(look.queue("inflight", inflight)?)?);
         seen[1].push(Seen::of(look.queue("downstream", downstream)?)?);
     }
     Ok(seen)
 }
 
-/// Compares with what the two logged, and prints how far off it is.
-fn compare(what: &str, seen: &[Seen], spans: &[Span]) -> Result<()> {
+/// Compares with what was logged on both sides of the queue, and prints how far off it is. The server's span begins when a
+/// request was read and ends before it is answered; the caller's begins before it is sent and ends when its answer was read: the
+/// queue has it for the one at least and for the other at most, however late the two come to note it.
+fn compare(what: &str, seen: &[Seen], served: &[Span], called: &[Span]) -> Result<()> {
     let (mut wrong, mut outside, mut unknown, mut truly, mut told) = (0, 0, 0, 0.0, 0.0);
-    let mut age_error_ms: f64 = 0.0;
+    let mut age_error_ns = 0;
     for look in seen {
         let (from, to) = (look.at_ns - MARGIN_NS, look.at_ns + MARGIN_NS);
         let surely = |span: &&Span| span.began_ns <= from && to <= span.answered_ns;
         let maybe = |span: &&Span| span.began_ns <= to && from <= span.answered_ns;
-        let surely = || spans.iter().filter(|span| !span.hidden).filter(surely);
-        let least = surely().count() as u64;
-        let most = spans.iter().filter(maybe).count() as u64;
+        let surely = || served.iter().filter(|span| !span.hidden).filter(surely);
+        let maybe = || called.iter().filter(maybe);
+        let (least, most) = (surely().count() as u64, maybe().count() as u64);
         let off = least.saturating_sub(look.depth + look.unknown) + look.depth.saturating_sub(most);
         wrong += u64::from(off > 0);
         outside = outside.max(off);
@@ -84,16 +92,16 @@ fn compare(what: &str, seen: &[Seen], spans: &[Span]) -> Result<()> {
         told += look.depth as f64;
         // The oldest is one of those that are under way beyond doubt, or an older one that is about to be answered.
         let age = |span: &Span| look.at_ns.saturating_sub(span.began_ns);
-        let young = surely().map(age).max();
-        let old = spans.iter().filter(maybe).map(age).max();
+        let (young, old) = (surely().map(age).max(), maybe().map(age).max());
         if let (Some(ours), Some(young), Some(old)) = (look.oldest_ns, young, old)
             && look.unknown == 0
         {
             let off = young.saturating_sub(ours).max(ours.saturating_sub(old));
-            age_error_ms = age_error_ms.max(off as f64 / 1e6);
+            age_error_ns = age_error_ns.max(off);
         }
     }
     let looks = seen.len().max(1) as f64;
+    let age_error_ms = age_error_ns as f64 / 1e6;
     println!(
         "{what}: {} looks, mean {:.2} told, {:.2} logged; {wrong} outside of what the log allows, by {outside} at \
          most; {unknown} unknown; error of the oldest's age at most {age_error_ms:.1} ms",
@@ -107,6 +115,10 @@ fn compare(what: &str, seen: &[Seen], spans: &[Span]) -> Result<()> {
     ensure!(
         unknown as f64 <= looks * f64::from(CONNECTIONS) / 50.0,
         "{what}: {unknown} unknown"
+    );
+    ensure!(
+        age_error_ns <= MARGIN_NS + TICK_NS,
+        "{what}: the oldest's age is off by {age_error_ms:.1} ms"
     );
     Ok(())
 }
@@ -132,8 +144,9 @@ fn talk(test: &str, mode: Mode, tls: bool) -> Result<()> {
     let args = ["--pid", &pids[0], "--pid", &pids[1]].map(str::to_owned);
     let seen = look_for(LASTS * 3 / 4, &args, (&inflight, &downstream))?;
     client.wait_done(LASTS * 3)?;
-    compare("in flight", &seen[0], &server.spans())?;
-    compare("calls outstanding", &seen[1], &client.spans())
+    let (served, called) = (server.spans(), client.spans());
+    compare("in flight", &seen[0], &served, &called)?;
+    compare("calls outstanding", &seen[1], &served, &called)
 }
 
 /// Until each connection has had a request.
@@ -203,6 +216,7 @@ fn a_proxy_has_in_flight_what_its_callers_wait_for_and_calls_who_is_named() -> R
     );
     let seen = look_for(LASTS * 3 / 4, &args, (&names.0, &names.1))?;
     client.wait_done(LASTS * 3)?;
-    compare("in flight at the proxy", &seen[0], &client.spans())?;
-    compare("outstanding at the upstream", &seen[1], &upstream.spans())
+    let (served, called) = (upstream.spans(), client.spans());
+    compare("in flight at the proxy", &seen[0], &served, &called)?;
+    compare("outstanding at the upstream", &seen[1], &served, &called)
 }

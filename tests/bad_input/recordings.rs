@@ -156,13 +156,16 @@ fn a_recording_that_cannot_be_written_ends_with_74() -> Result<()> {
 fn on_a_small_disk(test: &str, args: &str) -> Result<Option<(Ran, Ran)>> {
     let (disk, kept) = (TempDir::new("disk")?, TempDir::new("kept")?);
     let file = kept.path().join("record");
+    // The disk is full before long, whatever else the machine is busy with.
+    let config = kept.write("tailback.toml", "cpu_budget = 0.5\n")?;
     let process = idle()?;
     let script = format!(
         r#"DISK={disk}
         mount -t tmpfs -o size=8k none $DISK || nothing_mounted
-        "$0" {args} --pid {pid} --interval 5ms; code=$?
+        "$0" {args} --config {config} --pid {pid} --interval 5ms; code=$?
         cp $DISK/record {kept} && exit $code"#,
         disk = disk.path().display(),
+        config = config.display(),
         pid = process.pid(),
         kept = file.display(),
     );

@@ -18,7 +18,7 @@ use tailback_tests::{
 use crate::{SOON, Stuck, allowed, end, idle, json, ran, tailback};
 
 /// From a signal to the end, where no collector keeps the agent waiting.
-const DEADLINE: Duration = Duration::from_secs(2);
+const DEADLINE: Duration = Duration::from_secs(4);
 
 #[test]
 fn a_signal_ends_run_within_its_deadline_and_open_episodes_are_told() -> Result<()> {

@@ -46,6 +46,22 @@ impl Container {
         Ok(Self { name, root })
     }
 
+    /// Whether podman can run anything here with these of its options; else what it says.
+    pub fn try_out(options: &[&str]) -> Result<()> {
+        let container = Self::new()?;
+        let before = container.before(options)?;
+        let mut podman = Command::new(&before[0]);
+        let output = podman.args(&before[1..]).arg("/usr/bin/true").output();
+        let output = output.context("start podman")?;
+        ensure!(
+            output.status.success(),
+            "{}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
     /// What it sees as `/`.
     pub fn root(&self) -> &Path {
         self.root.path()

@@ -5,12 +5,17 @@ use std::{process::Command, time::Duration};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::agent;
+use crate::{
+    agent::{self, Event},
+    wait,
+};
 
 const DEADLINE: Duration = Duration::from_secs(30);
+/// What is told of queues at a moment is heard so soon after it, unless something came between.
+pub const SOON_HEARD: Duration = Duration::from_millis(20);
 
 /// The lines of `tailback sample --json`.
-pub struct Look(Vec<Value>);
+pub struct Look(Vec<Event>);
 
 impl Look {
     /// At the targets that `args` name.
@@ -27,19 +32,44 @@ impl Look {
         Self::at(&["--pid", &pid.to_string()])
     }
 
+    /// At one process, again where the agent was held up: see [`Look::is_of_its_moment`].
+    pub fn in_time_at_process(pid: u32) -> Result<Self> {
+        wait::until("a look that nothing holds up", DEADLINE, || {
+            let look = Self::at_process(pid)?;
+            Ok(look.is_of_its_moment()?.then_some(look))
+        })
+    }
+
     /// Any command line that answers as `sample` does.
     pub fn with(command: &mut Command) -> Result<Self> {
-        agent::once_with(command, DEADLINE).map(Self)
+        agent::once_heard(command, DEADLINE).map(Self)
+    }
+
+    /// Whether the queues were looked at in the moment that is told, as far as the time shows at which it was heard: a busy
+    /// machine stops whoever looks, now and then.
+    pub fn is_of_its_moment(&self) -> Result<bool> {
+        for event in self.0.iter().filter(|event| event.is("queue")) {
+            let moment_ns = number(&event.value, "time_unix_ns")?;
+            let after = Duration::from_nanos(event.unix_ns.saturating_sub(moment_ns));
+            if after > SOON_HEARD {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     pub fn targets(&self) -> impl Iterator<Item = &Value> {
-        self.0.iter().filter(|line| line["type"] == "target")
+        self.lines().filter(|line| line["type"] == "target")
     }
 
     pub fn queues<'a>(&'a self, kind: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
         let kind = kind.to_owned();
         let is_queue = move |line: &&Value| line["type"] == "queue" && line["kind"] == *kind;
-        self.0.iter().filter(is_queue)
+        self.lines().filter(is_queue)
+    }
+
+    fn lines(&self) -> impl Iterator<Item = &Value> {
+        self.0.iter().map(|event| &event.value)
     }
 
     /// The one queue of this kind and name.

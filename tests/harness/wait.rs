@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 /// How often a condition is looked at.
 const STEP: Duration = Duration::from_millis(5);
@@ -25,5 +25,20 @@ pub fn until<T>(
             bail!("{what}: not within {deadline:?}");
         }
         thread::sleep(STEP);
+    }
+}
+
+/// Asks until it is answered without an error, or the deadline has passed: then with the last error.
+pub fn until_right<T>(
+    what: &str,
+    deadline: Duration,
+    mut ask: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let end = Instant::now() + deadline;
+    loop {
+        match ask() {
+            Err(_) if Instant::now() < end => thread::sleep(STEP),
+            answer => return answer.with_context(|| format!("{what}: not within {deadline:?}")),
+        }
     }
 }

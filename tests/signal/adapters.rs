@@ -26,6 +26,9 @@ use tailback_tests::{
 
 use crate::stage::{SOON, Stage, get, jam};
 
+/// Within this, what a page says, or no longer says, has come to those who ask for it at intervals.
+const PASSED_ON: Duration = Duration::from_secs(1);
+
 /// Slow while a file is there.
 const SHOP: &str = r"
 import os, time
@@ -159,14 +162,12 @@ fn haproxy_moves_weight_away_from_a_slow_server_and_gives_it_back_even_when_the_
         weights()?
     );
     ensure!(
-        moved < Duration::from_secs(2),
+        moved < stage.time_to_live()? + PASSED_ON,
         "weight moved {moved:?} after the crossing"
     );
-    ensure!(
-        weights()?.1 == 100,
-        "the other one keeps all of its weight: {:?}",
-        weights()?
-    );
+    wait::until("the other one to have all of its weight", SOON, || {
+        Ok((weights()?.1 == 100).then_some(()))
+    })?;
 
     // Killed in the middle of it: its page is no longer renewed, and HAProxy would keep what it heard last.
     stage.agent.process().signal(Signal::KILL)?;
@@ -174,13 +175,9 @@ fn haproxy_moves_weight_away_from_a_slow_server_and_gives_it_back_even_when_the_
     wait::until("the whole weight after the agent was killed", SOON, || {
         Ok((weights()?.0 == 100).then_some(()))
     })?;
-    println!("weight back {:?} after the kill", killed.elapsed());
-    // The time to live, and HAProxy's own interval.
-    ensure!(
-        killed.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        killed.elapsed()
-    );
+    let took = killed.elapsed();
+    println!("weight back {took:?} after the kill");
+    ensure!(took < stage.time_to_live()? + PASSED_ON, "{took:?}");
 
     // Another agent in its place goes on where it was, and so does its guard.
     let config = stage.config.clone();
@@ -233,32 +230,35 @@ fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live()
         pressure.level == 3 && pressure.admit <= 0.05
     })?;
     ensure!(watcher.read(&mut [0; 8])? == 1, "one byte for one rise");
-    ensure!(haproxy()? == "drain\n", "{}", haproxy()?);
-    let (head, _) = stage.get("/ready?target=shop")?;
-    ensure!(head.starts_with("HTTP/1.1 503"), "{head}");
-    wait::until("the file for Envoy", SOON, || {
-        Ok((fs::read_to_string(&envoy).is_ok_and(|text| text == "1.000\n")).then_some(()))
+    // On a busy machine a page may go stale for a moment.
+    let metrics = wait::until_right("all to tell of it", SOON, || {
+        ensure!(haproxy()? == "drain\n", "{}", haproxy()?);
+        let (head, _) = stage.get("/ready?target=shop")?;
+        ensure!(head.starts_with("HTTP/1.1 503"), "{head}");
+        let text = fs::read_to_string(&envoy)?;
+        ensure!(text == "1.000\n", "{text}");
+        let (head, _) = stage.get("/health?target=shop")?;
+        ensure!(
+            head.starts_with("HTTP/1.1 200") && head.contains("x-envoy-degraded: true"),
+            "{head}"
+        );
+        let (_, body) = stage.get("/pressure?target=shop")?;
+        let pressure: Value = serde_json::from_str(&body)?;
+        ensure!(
+            pressure["queues"][0]["kind"] == "accept"
+                && pressure["queues"][0]["depth"] == 101
+                && pressure["max_wait_ns"].as_u64() > Some(0),
+            "{pressure}"
+        );
+        let (_, metrics) = stage.get("/metrics")?;
+        ensure!(
+            metrics.contains("tailback_admit_ratio{target=\"shop\"} 0.05")
+                && metrics.contains("tailback_limited{target=\"shop\"} 1")
+                && metrics.contains("tailback_max_wait_seconds{target=\"shop\"} 0.0"),
+            "{metrics}"
+        );
+        Ok(metrics)
     })?;
-    let (head, _) = stage.get("/health?target=shop")?;
-    ensure!(
-        head.starts_with("HTTP/1.1 200") && head.contains("x-envoy-degraded: true"),
-        "{head}"
-    );
-    let (_, body) = stage.get("/pressure?target=shop")?;
-    let pressure: Value = serde_json::from_str(&body)?;
-    ensure!(
-        pressure["queues"][0]["kind"] == "accept"
-            && pressure["queues"][0]["depth"] == 101
-            && pressure["max_wait_ns"].as_u64() > Some(0),
-        "{pressure}"
-    );
-    let (_, metrics) = stage.get("/metrics")?;
-    ensure!(
-        metrics.contains("tailback_admit_ratio{target=\"shop\"} 0.05")
-            && metrics.contains("tailback_limited{target=\"shop\"} 1")
-            && metrics.contains("tailback_max_wait_seconds{target=\"shop\"} 0.0"),
-        "{metrics}"
-    );
     ensure!(
         metrics.contains("tailback_adapter_answers_total{adapter=\"haproxy\""),
         "{metrics}"
@@ -281,7 +281,7 @@ fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live()
     wait::until("all to be open", SOON, || Ok(open()?.then_some(())))?;
     let took = frozen.elapsed();
     println!("all open {took:?} after the agent was stopped");
-    ensure!(took < Duration::from_millis(1_500), "{took:?}");
+    ensure!(took < stage.time_to_live()? + PASSED_ON, "{took:?}");
     // It does not answer, and that is said rather than waited for.
     ensure!(stage.get("/metrics")?.1.contains("tailback_agent_up 0"));
 
@@ -343,15 +343,16 @@ fn prometheus(metrics: SocketAddr) -> Result<()> {
         let value = answer["data"]["result"][0]["value"][1].as_str();
         Ok(value.map(str::parse).transpose()?)
     };
-    // It takes nothing of what comes: twice what it can do, or more.
-    wait::until("the recorded load of the service", SOON, || {
-        Ok((value("tailback:load:mean%7Bservice=%22shop%22%7D")? == Some(2.0)).then_some(()))
-    })?;
-    let admit = value("tailback:admit:min%7Bservice=%22shop%22%7D")?;
-    ensure!(admit == Some(0.05), "{admit:?}");
-    let depth = value("tailback_queue_depth%7Bkind=%22accept%22%7D")?;
-    ensure!(depth == Some(101.0), "{depth:?}");
-    Ok(())
+    wait::until_right("what is recorded of the service", SOON, || {
+        // It takes nothing of what comes: twice what it can do, or more.
+        let load = value("tailback:load:mean%7Bservice=%22shop%22%7D")?;
+        ensure!(load == Some(2.0), "{load:?}");
+        let admit = value("tailback:admit:min%7Bservice=%22shop%22%7D")?;
+        ensure!(admit == Some(0.05), "{admit:?}");
+        let depth = value("tailback_queue_depth%7Bkind=%22accept%22%7D")?;
+        ensure!(depth == Some(101.0), "{depth:?}");
+        Ok(())
+    })
 }
 
 #[test]

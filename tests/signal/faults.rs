@@ -7,7 +7,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use tailback_tests::{needs, ports, wait};
 
 use crate::stage::{SOON, Stage, jam};
@@ -88,7 +89,10 @@ fn a_thousand_connections_and_readers_that_do_not_read_do_not_hold_the_agent_up(
     // The page is renewed all the while: no tick waits for any of them.
     let page = tailback_page::Page::open(stage.page());
     for _ in 0..200 {
-        ensure!(page.pressure().alive, "the page went stale");
+        // On a busy machine it may go stale for a moment.
+        wait::until("a page that is renewed", Duration::from_secs(1), || {
+            Ok(page.pressure().alive.then_some(()))
+        })?;
         std::thread::sleep(Duration::from_millis(10));
     }
     drop(connections);
@@ -116,8 +120,8 @@ fn a_guard_that_is_killed_is_started_again() -> Result<()> {
     let service = jam("127.0.0.1:0", 5)?;
     let stage = Stage::start(service.address().port(), "")?;
     let guard = stage.guard()?;
-    let pid = rustix::process::Pid::from_raw(guard.cast_signed()).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    let pid = Pid::from_raw(guard.cast_signed()).expect("a pid");
+    kill_process(pid, Signal::KILL)?;
     let next = wait::until("another guard", SOON, || {
         Ok(stage.guard().ok().filter(|next| *next != guard))
     })?;
@@ -127,5 +131,29 @@ fn a_guard_that_is_killed_is_started_again() -> Result<()> {
         .wait_for("that the guard ended", SOON, |event| {
             event.text("code") == "guard_ended"
         })?;
+    Ok(())
+}
+
+#[test]
+fn a_guard_that_hangs_is_ended_and_another_one_takes_its_place() -> Result<()> {
+    const TEST: &str = "a_guard_that_hangs_is_ended_and_another_one_takes_its_place";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 0)?;
+    let stage = Stage::start(service.address().port(), "")?;
+    let first = stage.guard()?;
+    let mark = stage.agent.mark();
+    let pid = Pid::from_raw(i32::try_from(first)?).context("no pid")?;
+    kill_process(pid, Signal::STOP)?;
+    // Asked every 5 s, given 2 s for an answer, three times.
+    const HANGS: Duration = Duration::from_secs(60);
+    stage
+        .agent
+        .wait_since(mark, "the guard to be missed", HANGS, |event| {
+            event.text("code") == "guard_hangs"
+        })?;
+    let second = wait::until("another guard", SOON, || Ok(stage.guard().ok()))?;
+    ensure!(first != second, "process {first} answers still");
     Ok(())
 }

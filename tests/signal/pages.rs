@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 use tailback_page::Page;
@@ -27,12 +27,28 @@ fn a_crossing_stands_on_the_page_within_a_tick() -> Result<()> {
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    let port = ports::free()?;
-    let idle = jam(&format!("127.0.0.1:{port}"), 0)?;
-    let stage = Stage::start(port, "")?;
+    let address = format!("127.0.0.1:{}", ports::free()?);
+    let idle = jam(&address, 0)?;
+    let stage = Stage::start(idle.address().port(), "")?;
     drop(idle);
+    // On a busy machine the agent, or who looks at its page, is held up now and then: not every time.
+    for _ in 0..3 {
+        let after_ms = crossing(&stage, &address)?;
+        println!("on the page {after_ms:.1} ms after the sample");
+        if (-1.0..100.0).contains(&after_ms) {
+            return Ok(());
+        }
+        stage.wait("no level without the service", |pressure| {
+            pressure.level == 0
+        })?;
+    }
+    bail!("no crossing stood on the page within 100 ms")
+}
+
+/// How long after the sample in which its level crosses a service that jams has that level on its page, ms.
+fn crossing(stage: &Stage, address: &str) -> Result<f64> {
     let mark = stage.agent.mark();
-    let _service = jam(&format!("127.0.0.1:{port}"), 20)?;
+    let _service = jam(address, 20)?;
     let page = Page::open(stage.page());
     let unix_ns = wait::until("a level on the page", SOON, || {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as f64;
@@ -40,12 +56,13 @@ fn a_crossing_stands_on_the_page_within_a_tick() -> Result<()> {
     })?;
     let crossing = stage
         .agent
-        .wait_since(mark, "the crossing", SOON, |event| event.is("level"))?;
-    // The time of the sample in which it crossed.
-    let after_ms = (unix_ns - crossing.number("time_unix_ns").unwrap_or(0.0)) / 1e6;
-    println!("on the page {after_ms:.1} ms after the sample");
-    ensure!((-1.0..100.0).contains(&after_ms), "{after_ms} ms");
-    Ok(())
+        .wait_since(mark, "the crossing", SOON, |event| {
+            event.is("level") && event.text("to") != "ok"
+        })?;
+    let sampled_ns = crossing
+        .number("time_unix_ns")
+        .context("a crossing without its time")?;
+    Ok((unix_ns - sampled_ns) / 1e6)
 }
 
 #[test]
@@ -99,14 +116,15 @@ fn an_agent_that_is_stopped_leaves_no_pressure() -> Result<()> {
     Ok(())
 }
 
-/// The agent goes on watching where it cannot publish, and says what is in the way.
-fn check_is_told(
+/// The agent goes on watching where it cannot publish, and says what is in the way. What `setup` returns is dropped before its
+/// folder goes.
+fn check_is_told<Kept>(
     directory: &str,
-    setup: impl Fn(&std::path::Path) -> Result<()>,
+    setup: impl Fn(&std::path::Path) -> Result<Kept>,
     words: &[&str],
 ) -> Result<()> {
     let temp = TempDir::new("refused")?;
-    setup(temp.path())?;
+    let _kept = setup(temp.path())?;
     let directory = temp.path().join(directory);
     let text = format!(
         "[[target]]\npid = {}\n[signal]\ndirectory = \"{}\"\n",
@@ -167,6 +185,12 @@ fn without_room_for_a_page_that_is_said_and_nothing_breaks() -> Result<()> {
     if !needs::met(TEST, &["mount", "umount"]) {
         return Ok(());
     }
+    struct Mounted(std::path::PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        }
+    }
     let full = |temp: &std::path::Path| {
         let run = temp.join("run");
         fs::create_dir(&run)?;
@@ -176,26 +200,11 @@ fn without_room_for_a_page_that_is_said_and_nothing_breaks() -> Result<()> {
             .arg(&run)
             .status()?;
         ensure!(mounted.success(), "cannot mount a small file system");
-        fs::write(run.join("other"), [0; 4096])?;
-        Ok(())
+        let mounted = Mounted(run);
+        fs::write(mounted.0.join("other"), [0; 4096])?;
+        Ok(mounted)
     };
-    struct Unmount(std::cell::RefCell<Option<std::path::PathBuf>>);
-    impl Drop for Unmount {
-        fn drop(&mut self) {
-            if let Some(path) = self.0.take() {
-                let _ = Command::new("umount").arg("--lazy").arg(path).status();
-            }
-        }
-    }
-    let unmount = Unmount(std::cell::RefCell::default());
-    check_is_told(
-        "run",
-        |temp| {
-            unmount.0.replace(Some(temp.join("run")));
-            full(temp)
-        },
-        &["no room for a page of 4096 bytes"],
-    )
+    check_is_told("run", full, &["no room for a page of 4096 bytes"])
 }
 
 #[test]
@@ -242,31 +251,37 @@ fn a_container_reads_the_page_of_its_service_through_one_mounted_folder() -> Res
     })?;
     let folder = stage.page();
     let folder = folder.parent().context("no folder")?.display();
-    let volume = format!("{folder}:/run/tailback:ro");
+    let options = [
+        "--network=none",
+        "--volume",
+        &format!("{folder}:/run/tailback:ro"),
+    ];
+    if let Err(error) = Container::try_out(&options) {
+        skip(TEST, &format!("podman cannot run here: {error:#}"));
+        return Ok(());
+    }
     let reader = readers().join("python/tailback_page.py");
-    let read = || -> Result<String> {
+    let read = || -> Result<Value> {
         let container = Container::new()?;
         program::copy(&reader, &container.root().join("reader.py"))?;
-        let before = container.before(&["--network=none", "--volume", &volume])?;
+        let before = container.before(&options)?;
         let mut podman = Command::new(&before[0]);
         podman.args(&before[1..]);
-        run(podman.args(["/usr/bin/python3", "/reader.py", "/run/tailback/page"]))
+        let said = run(podman.args(["/usr/bin/python3", "/reader.py", "/run/tailback/page"]))?;
+        serde_json::from_str(&said).with_context(|| format!("the reader says {said:?}"))
     };
-    let said = match read() {
-        Ok(said) => said,
-        Err(error) => {
-            skip(TEST, &format!("podman cannot run here: {error:#}"));
-            return Ok(());
-        }
-    };
-    let said: Value = serde_json::from_str(&said)?;
-    ensure!(
-        said["alive"] == true && said["admit"] == 0.05 && said["entries"][0]["depth"] == 20,
-        "{said}"
-    );
+    // On a busy machine a page may go stale for a moment.
+    wait::until_right("the page, as the container reads it", SOON, || {
+        let said = read()?;
+        ensure!(
+            said["alive"] == true && said["admit"] == 0.05 && said["entries"][0]["depth"] == 20,
+            "{said}"
+        );
+        Ok(())
+    })?;
     stage.agent.process().signal(Signal::KILL)?;
-    std::thread::sleep(Duration::from_millis(1_100));
-    let said: Value = serde_json::from_str(&read()?)?;
+    stage.wait("a stale page", |pressure| !pressure.alive)?;
+    let said = read()?;
     ensure!(said["alive"] == false && said["admit"] == 1.0, "{said}");
     Ok(())
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tailback_page::Page;
 use tailback_tests::{agent, needs, process::Process, program, temp::TempDir, wait};
 
-use crate::stage::{SOON, Stage, jam};
+use crate::stage::{FOR_LONG, SOON, Stage, jam};
 
 pub fn readers() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/readers")
@@ -32,10 +32,16 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A C program of `examples`, built with every warning an error.
+/// A C program of `examples`.
 pub fn c_program(temp: &TempDir, name: &str) -> Result<PathBuf> {
+    c(temp, Path::new("examples").join(name))
+}
+
+/// A C program of the reader's folder, built with every warning an error.
+fn c(temp: &TempDir, name: impl AsRef<Path>) -> Result<PathBuf> {
     let folder = readers().join("c");
-    let program = temp.path().join(name);
+    let source = folder.join(name).with_extension("c");
+    let program = temp.path().join(source.file_stem().context("no name")?);
     let mut gcc = Command::new(program::need(&["gcc"])?);
     gcc.args([
         "-std=c11",
@@ -47,11 +53,7 @@ pub fn c_program(temp: &TempDir, name: &str) -> Result<PathBuf> {
         "-pthread",
         "-I",
     ]);
-    run(gcc
-        .arg(&folder)
-        .arg(folder.join("examples").join(format!("{name}.c")))
-        .arg("-o")
-        .arg(&program))?;
+    run(gcc.arg(&folder).arg(&source).arg("-o").arg(&program))?;
     Ok(program)
 }
 
@@ -101,7 +103,7 @@ fn every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publi
         ("Node", node),
     ];
     let service = jam("127.0.0.1:0", 20)?;
-    let stage = Stage::start(service.address().port(), "")?;
+    let stage = Stage::start(service.address().port(), FOR_LONG)?;
     stage.wait("the least to be admitted", |pressure| {
         pressure.admit <= 0.05
     })?;
@@ -127,6 +129,10 @@ fn every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publi
             "{language}: {said}"
         );
         ensure!(
+            said["load"] == own.load && own.load > 1.0 && said["cpu"].is_number(),
+            "{language}: {said}"
+        );
+        ensure!(
             said["concurrency"].as_u64() == own.concurrency.map(u64::from)
                 && said["max_wait_ns"].as_u64().map(Duration::from_nanos) == own.max_wait
                 && own.max_wait.is_some(),
@@ -148,6 +154,26 @@ fn every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publi
             "{language}: {said}"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn the_tests_beside_the_readers_pass() -> Result<()> {
+    const TEST: &str = "the_tests_beside_the_readers_pass";
+    if !needs::met(TEST, &["gcc", "go", "node", "python3"]) {
+        return Ok(());
+    }
+    let temp = TempDir::new("beside")?;
+    run(&mut Command::new(c(&temp, "test")?))?;
+    let mut go = Command::new(program::need(&["go"])?);
+    // Not what was found of the same sources another time.
+    go.current_dir(readers().join("go"))
+        .args(["test", "-count=1", "./..."]);
+    run(&mut go)?;
+    let python = readers().join("python/test_tailback_page.py");
+    run(Command::new(program::need(&["python3"])?).arg(python))?;
+    let node = readers().join("node/tailback_page.test.js");
+    run(Command::new(program::need(&["node"])?).arg(node))?;
     Ok(())
 }
 

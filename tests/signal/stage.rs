@@ -1,9 +1,10 @@
 //! What the tests of the signal have in common: a service that jams, an agent that publishes, and looks at what it says.
 
 use std::{
+    fs::File,
     io::{Read as _, Write as _},
     net::SocketAddr,
-    os::unix::net::UnixStream,
+    os::unix::{fs::FileExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -11,11 +12,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use tailback_page::{Page, Pressure};
+use tailback_page::{Page, Pressure, layout::TTL_AT};
 use tailback_tests::{agent::Agent, ports, service::Service, temp::TempDir, wait};
 
 pub const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
 pub const SOON: Duration = Duration::from_secs(20);
+/// Of `[signal]`: what the page says holds, though the agent may get no time on a busy machine for a while.
+pub const FOR_LONG: &str = "ttl = \"20s\"\n";
 
 /// An agent, and where it publishes.
 pub struct Stage {
@@ -72,6 +75,13 @@ impl Stage {
     /// As any reader sees it.
     pub fn pressure(&self) -> Pressure {
         Page::open(self.page()).pressure()
+    }
+
+    /// For how long that which stands on the page holds: longer after a tick that came late.
+    pub fn time_to_live(&self) -> Result<Duration> {
+        let mut ns = [0; 8];
+        File::open(self.page())?.read_exact_at(&mut ns, TTL_AT as u64)?;
+        Ok(Duration::from_nanos(u64::from_le_bytes(ns)))
     }
 
     /// Head and body of what the guard answers.

@@ -45,9 +45,11 @@ pub fn steps_change_nothing() -> Result<()> {
             let mut entries = page.entries().into_iter();
             entries.any(|queue| queue.kind_name() == "accept" && queue.depth == depth)
         })?;
+        let at_first = published()?;
         let end = Instant::now() + A_WHILE;
         while Instant::now() < end {
             let published = published()?;
+            let alive = page.pressure().alive;
             let now = boot();
             ensure!(
                 published <= now && now - published < SOON,
@@ -55,12 +57,16 @@ pub fn steps_change_nothing() -> Result<()> {
             );
             // The emulator may stand still for longer than a page lives.
             ensure!(
-                page.pressure().alive || now - published > TIME_TO_LIVE / 2,
+                alive || now - published > TIME_TO_LIVE / 2,
                 "the page of {:?} ago was taken for stale after a step of {step_s} s",
                 now - published
             );
             thread::sleep(Duration::from_millis(5));
         }
+        let what = format!("a page that is renewed after a step of {step_s} s");
+        until(&what, &page, |_| {
+            published().is_ok_and(|now| now > at_first)
+        })?;
     }
     Ok(())
 }
