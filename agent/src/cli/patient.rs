@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What waits to be read is no more than this: minutes of it, as a rule.
+/// What waits is no more than this, and as much is being written: minutes of it, as a rule.
 const MOST: usize = 4 << 20;
 /// At the end, who reads gets so long for what is left.
 const AT_THE_END: Duration = Duration::from_secs(2);
@@ -175,7 +175,8 @@ mod tests {
             out.flush().unwrap();
         }
         let lost = fate.lost_lines();
-        assert!((40..70).contains(&lost), "{lost} of 100, 4 MiB waiting");
+        // 42 lines wait at most, and as many are being written.
+        assert!((15..60).contains(&lost), "{lost} of 100");
         drop(out);
         assert!(began.elapsed() < 10 * AT_THE_END);
         drop(theirs);

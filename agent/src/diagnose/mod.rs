@@ -38,7 +38,7 @@ use world::World;
 
 use crate::{
     detect::{DrivenBy, Episode, Event, Happening, Instant, Moment, Waiting},
-    queue::{QueueKey, Readings, Targets},
+    queue::{Kind, QueueKey, Readings, Targets},
     sample::{Sample, TargetId},
 };
 
@@ -175,9 +175,14 @@ impl Diagnosis {
         let target = episode.key.target;
         let others = self.open.values().map(|standing| &standing.episode);
         let of_target = others.filter(|other| other.key.target == target);
-        of_target
-            .chain([episode])
-            .any(|one| one.driven_by == DrivenBy::Producer && rules::counts_work(one.key.kind))
+        let all: Vec<&Episode> = of_target.chain([episode]).collect();
+        // What comes to be served then is what is taken of those that wait, however many come.
+        let waits_untaken = all.iter().any(|one| one.key.kind == Kind::Accept);
+        all.iter().any(|one| {
+            one.driven_by == DrivenBy::Producer
+                && rules::counts_work(one.key.kind)
+                && !(waits_untaken && one.key.kind == Kind::Inflight)
+        })
     }
 
     fn judge(&self, at: Instant, episode: &Episode, targets: &Targets) -> Verdict {
