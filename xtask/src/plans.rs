@@ -128,7 +128,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     for plan in &plans {
         tell(&format!("{}: plan", plan.release), plan, &mut tally);
     }
-    Ok(if tally.failed == 0 {
+    Ok(if tally.failures.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

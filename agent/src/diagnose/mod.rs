@@ -37,8 +37,8 @@ pub use verdict::{CauseStretch, Confidence, Culprit, CulpritKind, Hop, Said, Ver
 use world::World;
 
 use crate::{
-    detect::{DrivenBy, Episode, Event, Happening, Instant, Moment, Waiting},
-    queue::{Kind, QueueKey, Readings, Targets},
+    detect::{Episode, Event, Happening, Instant, Moment, Waiting},
+    queue::{QueueKey, Readings, Targets},
     sample::{Sample, TargetId},
 };
 
@@ -175,14 +175,7 @@ impl Diagnosis {
         let target = episode.key.target;
         let others = self.open.values().map(|standing| &standing.episode);
         let of_target = others.filter(|other| other.key.target == target);
-        let all: Vec<&Episode> = of_target.chain([episode]).collect();
-        // What comes to be served then is what is taken of those that wait, however many come.
-        let waits_untaken = all.iter().any(|one| one.key.kind == Kind::Accept);
-        all.iter().any(|one| {
-            one.driven_by == DrivenBy::Producer
-                && rules::counts_work(one.key.kind)
-                && !(waits_untaken && one.key.kind == Kind::Inflight)
-        })
+        rules::is_surge(&of_target.chain([episode]).collect::<Vec<_>>())
     }
 
     fn judge(&self, at: Instant, episode: &Episode, targets: &Targets) -> Verdict {

@@ -117,7 +117,7 @@ fn tell(kernel: &Kernel, console: &Console, tally: &mut Tally) {
             ),
         }
     );
-    let failed_before = tally.failed;
+    let before = tally.failures.len();
     for (check, verdict) in verdicts(&console.text) {
         let name = name(kernel, check);
         match (verdict, &console.fault) {
@@ -135,7 +135,7 @@ fn tell(kernel: &Kernel, console: &Console, tally: &mut Tally) {
     let missing = missing.unwrap_or("the console says nothing of it");
     let found = findings(&console.text);
     accuracy::tell(&found, kernel.absent, missing, &name(kernel, ""), tally);
-    if tally.failed > failed_before {
+    if tally.failures.len() > before {
         let log = kernel.folder().join("console.log");
         let kept = fs::write(&log, &console.text);
         let kept = kept.map_or_else(|error| error.to_string(), |()| log.display().to_string());
@@ -144,6 +144,26 @@ fn tell(kernel: &Kernel, console: &Console, tally: &mut Tally) {
             kernel.name
         );
         println!("{}", last_lines(&console.text, 20));
+    }
+    let prefix = name(kernel, "");
+    tally.try_again(before, |name| {
+        try_again(kernel, name.strip_prefix(&prefix).unwrap_or(name))
+    });
+}
+
+/// Runs one test by itself, and says why it failed again.
+fn try_again(kernel: &Kernel, test: &str) -> Result<(), String> {
+    if test == PLAN {
+        return Err("a plan is no matter of chance".to_owned());
+    }
+    if !CHECKS.contains(&test) {
+        return accuracy::try_again(test, kernel.absent, |kinds| super::measure(kernel, kinds));
+    }
+    let command = ["check".to_owned(), test.to_owned()];
+    let output = super::task(kernel, &command).map_err(|error| format!("{error:#}"))?;
+    match output.status {
+        0 => Ok(()),
+        _ => Err(output.other.join("; ")),
     }
 }
 

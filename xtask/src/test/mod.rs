@@ -2,6 +2,9 @@
 //!
 //! A test that cannot run here (a server is not installed, a privilege is missing) says so in the file that
 //! `TAILBACK_SKIP_LOG` names and returns; the test harness counts it as passed, this command as skipped.
+//!
+//! Many tests measure time, and a machine that others use too may hold one of them up. So a test that fails is run once
+//! more, alone. One that passes then has passed, and the sum names it as flaky; one that fails twice failed.
 
 mod libtest;
 mod tally;
@@ -48,36 +51,59 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 
     println!("\nall tests took {}", seconds(start.elapsed()));
     print!("{}", tally.summary());
-    Ok(if tally.failed == 0 {
+    Ok(if tally.failures.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-/// The tests of the workspace. The eBPF crate is left out: its object is built, loaded and tested by the agent.
+/// The tests of the workspace.
 fn cargo_test(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     let agent = cargo::build("tailback", "tailback", Link::Usual)?;
     let skips = tools::cache().join(format!("skipped.{}", std::process::id()));
     fs::write(&skips, "")
         .with_context(|| format!("make {}, the list of skipped tests", skips.display()))?;
-    let mut cargo = Cmd::new("cargo")
-        .folder(tools::root())
-        .args([
-            "test",
-            "--workspace",
-            "--exclude",
-            "tailback-ebpf",
-            "--release",
-            "--no-fail-fast",
-        ])
+    let mut cargo = harness()
         .env("TAILBACK_BIN", &agent)
         .env("TAILBACK_SKIP_LOG", &skips);
     if let Some(jaeger) = tools::jaeger() {
         cargo = cargo.env("TAILBACK_JAEGER", jaeger);
     }
-    let cargo = cargo.args(filter);
+    let before = tally.failures.len();
+    read_tests(&cargo.clone().args(filter), tally)?;
+    tally.try_again(before, |name| {
+        let mut second = Tally::default();
+        let alone = cargo.clone().args([name, "--", "--exact"]);
+        match read_tests(&alone, &mut second) {
+            Err(error) => Err(format!("{error:#}")),
+            Ok(()) => match second.failures.pop() {
+                Some(failure) => Err(failure.why),
+                None if second.passed == 0 => Err("it was not found".to_owned()),
+                None => Ok(()),
+            },
+        }
+    });
+    let list = fs::read_to_string(&skips).with_context(|| format!("read {}", skips.display()))?;
+    fs::remove_file(&skips).with_context(|| format!("remove {}", skips.display()))?;
+    tally.skip_listed(&list);
+    Ok(())
+}
 
+/// `cargo test` on the workspace. The eBPF crate is left out: its object is built, loaded and tested by the agent.
+fn harness() -> Cmd {
+    Cmd::new("cargo").folder(tools::root()).args([
+        "test",
+        "--workspace",
+        "--exclude",
+        "tailback-ebpf",
+        "--release",
+        "--no-fail-fast",
+    ])
+}
+
+/// Runs a `cargo test`, shows what it prints, and counts it.
+fn read_tests(cargo: &Cmd, tally: &mut Tally) -> Result<()> {
     let mut child = cargo
         .command()
         .stdout(Stdio::piped())
@@ -87,25 +113,24 @@ fn cargo_test(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
         .stdout
         .take()
         .context("take the output of cargo test")?;
-    let mut failed = 0;
+    let before = tally.failures.len();
+    let mut reader = libtest::Reader::default();
     for line in BufReader::new(stdout).split(b'\n') {
         let line = line.context("read the output of cargo test")?;
         let line = String::from_utf8_lossy(&line);
         println!("{line}");
-        failed += libtest::read(&line, tally);
+        reader.read(&line, tally);
     }
+    reader.end(tally);
     let status = child
         .wait()
         .with_context(|| format!("wait for `{cargo}`"))?;
-    if !status.success() && failed == 0 {
-        // It did not compile, or a test took the whole process down.
+    if !status.success() && tally.failures.len() == before {
+        // It did not compile.
         tally.tell(
             "cargo test",
             Told::Failed(&format!("`{cargo}` ended with {status}")),
         );
     }
-    let list = fs::read_to_string(&skips).with_context(|| format!("read {}", skips.display()))?;
-    fs::remove_file(&skips).with_context(|| format!("remove {}", skips.display()))?;
-    tally.skip_listed(&list);
     Ok(())
 }

@@ -25,7 +25,7 @@ use crate::{
     detect::{Episode, Level},
     queue::{Kind, Reading, lock_of},
 };
-pub(super) use time::counts_work;
+pub(super) use time::is_surge;
 use weigh::share;
 
 /// A cause that less of the time speaks for is not named.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Case, Finding, Limit, culprit, far_end, pool, weigh::share};
 use crate::{
+    detect::{DrivenBy, Episode},
     diagnose::{
         Activity, Cause, Culprit, CulpritKind, classify::Object, facts::LONG_TURN_NS, follow::Step,
         world::Link,
@@ -15,8 +16,19 @@ use crate::{
 const TAKEN: f64 = 0.25;
 
 /// Dispatches and turns are not work that came from outside.
-pub(in crate::diagnose) fn counts_work(kind: Kind) -> bool {
+fn counts_work(kind: Kind) -> bool {
     !matches!(kind, Kind::Runqueue | Kind::Eventloop | Kind::Lock)
+}
+
+/// Whether more work comes to a service than usual, by its open episodes.
+pub(in crate::diagnose) fn is_surge(episodes: &[&Episode]) -> bool {
+    // While work waits to be taken, what comes to be served is as much as is taken, however much comes.
+    let waits_untaken = episodes.iter().any(|one| one.key.kind == Kind::Accept);
+    episodes.iter().any(|one| {
+        one.driven_by == DrivenBy::Producer
+            && counts_work(one.key.kind)
+            && !(waits_untaken && one.key.kind == Kind::Inflight)
+    })
 }
 
 /// From what most of the workers' time went into.

@@ -1,11 +1,11 @@
 //! From what was seen to one cause, and who stands at the head of the jam.
 
 use super::{
-    super::{Cause, Confidence, CulpritKind, Verdict},
+    super::{Cause, Confidence, CulpritKind, Verdict, rules::is_surge},
     scene::{Scene, episode, filling, local, thread},
 };
 use crate::{
-    detect::{DrivenBy, Level},
+    detect::{DrivenBy, Episode, Level},
     queue::{Kind, Reading},
     sample::{Detail, Neighbour, State, Wait},
 };
@@ -261,6 +261,23 @@ fn more_work_than_usual_is_a_surge_where_answers_come_as_ever() {
         (verdict.cause, verdict.culprit),
         (Cause::ProducerSurge, None)
     );
+}
+
+#[test]
+fn what_is_taken_of_those_that_wait_is_no_surge() {
+    let producer = |kind, name| Episode {
+        driven_by: DrivenBy::Producer,
+        ..episode(kind, name)
+    };
+    let inflight = producer(Kind::Inflight, ":80");
+    let waiting = episode(Kind::Accept, ":80");
+    assert!(is_surge(&[&inflight]));
+    assert!(!is_surge(&[&inflight, &waiting]));
+    // More that come than before are a surge wherever they wait.
+    let coming = producer(Kind::Accept, ":80");
+    assert!(is_surge(&[&inflight, &coming]));
+    // Turns of threads are not work that comes from outside.
+    assert!(!is_surge(&[&producer(Kind::Runqueue, "run queue")]));
 }
 
 #[test]
