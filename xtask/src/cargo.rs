@@ -7,6 +7,24 @@ use serde_json::Value;
 
 use crate::{command::Cmd, tools};
 
+/// One program of a package of the workspace.
+#[derive(Clone, Copy)]
+pub struct Program {
+    package: &'static str,
+    name: &'static str,
+}
+
+pub const AGENT: Program = Program::new("tailback", "tailback");
+pub const ACCURACY: Program = Program::new("tailback-tests", "tailback-accuracy");
+pub const SCENARIOS: Program = Program::new("tailback-tests", "tailback-scenarios");
+pub const KERNEL_INIT: Program = Program::new("xtask", "kernel-init");
+
+impl Program {
+    const fn new(package: &'static str, name: &'static str) -> Self {
+        Self { package, name }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Link {
     Usual,
@@ -14,16 +32,19 @@ pub enum Link {
     Static,
 }
 
-/// Builds one program of the workspace for release, and says where it lies.
-pub fn build(package: &str, program: &str, link: Link) -> Result<PathBuf> {
+/// Builds a program for release, and says where it lies.
+pub fn build(program: Program) -> Result<PathBuf> {
+    build_all([program], Link::Usual).map(|[path]| path)
+}
+
+/// Builds programs for release, all in one go, and says where they lie.
+pub fn build_all<const N: usize>(programs: [Program; N], link: Link) -> Result<[PathBuf; N]> {
     let mut cargo = Cmd::new("cargo")
         .folder(tools::root())
-        .args([
-            "build",
-            "--release",
-            "--message-format=json-render-diagnostics",
-        ])
-        .args(["--package", package, "--bin", program]);
+        .args(["build", "--release"]);
+    for program in programs {
+        cargo = cargo.args(["--package", program.package, "--bin", program.name]);
+    }
     if link == Link::Static {
         // With a target named, the flags do not reach build scripts and macros, and those are shared with
         // the usual build.
@@ -32,6 +53,35 @@ pub fn build(package: &str, program: &str, link: Link) -> Result<PathBuf> {
             .args(["--target", &target])
             .env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
     }
+    let built = paths(cargo, programs)?;
+    for path in built.iter().filter(|_| link == Link::Static) {
+        if needs_loader(&fs::read(path).with_context(|| format!("read {}", path.display()))?) {
+            bail!("{} was to be static, and asks for a loader", path.display());
+        }
+    }
+    Ok(built)
+}
+
+/// `cargo test` on the workspace. The eBPF crate is left out: its object is built, loaded and tested by the agent.
+pub fn test() -> Cmd {
+    Cmd::new("cargo").folder(tools::root()).args([
+        "test",
+        "--workspace",
+        "--exclude",
+        "tailback-ebpf",
+        "--release",
+    ])
+}
+
+/// Builds the tests, and says where programs lie that are built with them. Building those by themselves would build all that
+/// they stand on a second time, since tests ask more of some libraries.
+pub fn build_tests<const N: usize>(programs: [Program; N]) -> Result<[PathBuf; N]> {
+    paths(test().arg("--no-run"), programs)
+}
+
+/// Runs a build, and says where it put these programs.
+fn paths<const N: usize>(cargo: Cmd, programs: [Program; N]) -> Result<[PathBuf; N]> {
+    let cargo = cargo.arg("--message-format=json-render-diagnostics");
     let output = cargo
         .command()
         .stderr(Stdio::inherit())
@@ -41,24 +91,26 @@ pub fn build(package: &str, program: &str, link: Link) -> Result<PathBuf> {
         bail!("`{cargo}` failed: {}", output.status);
     }
     let messages = String::from_utf8_lossy(&output.stdout);
-    let built = messages.lines().find_map(|line| executable(line, program));
-    let built = built.with_context(|| format!("`{cargo}` did not say where it put {program}"))?;
-    if link == Link::Static && needs_loader(&fs::read(&built)?) {
-        bail!(
-            "{} was to be static, and asks for a loader",
-            built.display()
-        );
+    let mut built = [const { PathBuf::new() }; N];
+    for (path, program) in built.iter_mut().zip(programs) {
+        *path = messages
+            .lines()
+            .find_map(|line| executable(line, program.name))
+            .with_context(|| format!("`{cargo}` did not say where it put {}", program.name))?;
     }
     Ok(built)
 }
 
-/// The program's path, if this message of cargo's is about it.
+/// The program's path, if this message of cargo's is about it. Its tests have its name, too.
 fn executable(message: &str, program: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(message).ok()?;
-    if message["target"]["name"] != program {
-        return None;
-    }
-    message["executable"].as_str().map(PathBuf::from)
+    let is_program = message["target"]["name"] == program
+        && message["target"]["kind"][0] == "bin"
+        && message["profile"]["test"] == false;
+    message["executable"]
+        .as_str()
+        .filter(|_| is_program)
+        .map(PathBuf::from)
 }
 
 /// Whether a 64-bit little-endian ELF file has a segment that names its loader (`PT_INTERP`), as elf(5) has it.
@@ -84,6 +136,8 @@ fn needs_loader(elf: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -104,8 +158,19 @@ mod tests {
 
     #[test]
     fn finds_the_program_in_the_messages() {
-        let message = r#"{"reason":"compiler-artifact","target":{"name":"a"},"executable":"/x/a"}"#;
-        assert_eq!(executable(message, "a"), Some(PathBuf::from("/x/a")));
-        assert_eq!(executable(message, "b"), None);
+        let message = |kind: &str, test: bool| {
+            json!({
+                "reason": "compiler-artifact",
+                "target": {"name": "a", "kind": [kind]},
+                "profile": {"test": test},
+                "executable": "/x/a",
+            })
+            .to_string()
+        };
+        let program = message("bin", false);
+        assert_eq!(executable(&program, "a"), Some(PathBuf::from("/x/a")));
+        assert_eq!(executable(&program, "b"), None);
+        assert_eq!(executable(&message("bin", true), "a"), None);
+        assert_eq!(executable(&message("test", true), "a"), None);
     }
 }

@@ -17,7 +17,7 @@ use anyhow::Result;
 use clap::ValueEnum as _;
 
 use crate::{
-    cargo::{self, Link},
+    cargo,
     setup::{self, Purpose},
 };
 
@@ -60,7 +60,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         Some(path) => PathBuf::from(path),
         None => {
             setup::ensure(Purpose::Demo)?;
-            cargo::build("tailback", "tailback", Link::Usual)?
+            cargo::build(cargo::AGENT)?
         }
     };
     story::tell(&agent, args.story.set()?, &args.story.command())?;

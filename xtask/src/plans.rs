@@ -4,13 +4,19 @@
 //! docs/kernels.md is written from it, and is what the tests hold each kernel to: a fact that is suddenly read another
 //! way, or not at all, is a failure until the document says so.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    cargo::{self, Link},
+    cargo,
     command::Cmd,
     kernels::{self, Kernel, version},
     setup::{self, Purpose},
@@ -107,7 +113,7 @@ enum Mismatch {
 pub fn main(args: &Args) -> Result<ExitCode> {
     let kernels = kernels::choose(&args.kernels)?;
     setup::ensure_with_kernels(Purpose::Boot, &kernels)?;
-    let mut plans = vec![plan_here()?];
+    let mut plans = vec![plan_here(&cargo::build(cargo::AGENT)?)?];
     for kernel in kernels {
         plans.push(plan_on(kernel)?);
     }
@@ -150,11 +156,11 @@ pub fn tell(name: &str, plan: &Plan, tally: &mut Tally) {
 }
 
 /// The test on this kernel, unless tests are asked for by name.
-pub fn run_here(filter: Option<&str>, tally: &mut Tally) {
+pub fn run_here(agent: &Path, filter: Option<&str>, tally: &mut Tally) {
     if filter.is_some_and(|filter| filter != "plan") {
         return;
     }
-    match plan_here() {
+    match plan_here(agent) {
         Ok(plan) => tell("this kernel: plan", &plan, tally),
         Err(error) => tally.tell("this kernel: plan", Told::Failed(&format!("{error:#}"))),
     }
@@ -164,8 +170,7 @@ fn file() -> PathBuf {
     tools::root().join("docs/kernels.md")
 }
 
-fn plan_here() -> Result<Plan> {
-    let agent = cargo::build("tailback", "tailback", Link::Usual)?;
+fn plan_here(agent: &Path) -> Result<Plan> {
     let cmd = Cmd::new(agent).args(["doctor", "--json"]);
     let output = cmd.command().output();
     let output = output.with_context(|| format!("start `{cmd}`"))?;

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tailback_tests::scenario::{Outcome, Row};
 
 use crate::{
-    cargo::{self, Link},
+    cargo,
     command::Cmd,
     setup::{self, Purpose},
 };
@@ -55,7 +55,7 @@ pub struct Args {
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
-    let program = cargo::build("tailback-tests", "tailback-scenarios", Link::Usual)?;
+    let program = cargo::build(cargo::SCENARIOS)?;
     let listed = Cmd::new(&program).arg("--list").output()?;
     if args.list {
         print!("{listed}");
@@ -74,7 +74,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         some => some.iter().map(String::as_str).collect(),
     };
     setup::ensure(Purpose::Test)?;
-    let agent = cargo::build("tailback", "tailback", Link::Usual)?;
+    let agent = cargo::build(cargo::AGENT)?;
     let mut rows = Vec::new();
     for run in 1..=args.repeat {
         for scenario in &chosen {

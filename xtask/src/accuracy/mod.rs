@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 use tailback_tests::accuracy::{Finding, ROWS, Row, Verdict};
 
 use crate::{
-    cargo::{self, Link},
+    cargo::{self, Link, Program},
     command::Cmd,
     kernels::{self, Kernel},
     scenarios,
@@ -55,10 +55,11 @@ pub struct Column {
 pub fn main(args: &Args) -> Result<ExitCode> {
     let kernels = kernels::choose(&args.kernels)?;
     setup::ensure_with_kernels(Purpose::Test, &kernels)?;
+    let programs = Programs::at(cargo::build_all(Programs::NEEDED, Link::Usual)?);
     let mut columns = vec![Column {
         name: HERE.to_owned(),
         release: release(),
-        findings: measure_here(&args.kinds)?,
+        findings: programs.measure(&args.kinds)?,
         absent: &[],
     }];
     for kernel in kernels {
@@ -167,12 +168,12 @@ pub fn try_again(
 }
 
 /// The rows as tests on this kernel, unless tests are asked for by name.
-pub fn run_here(filter: Option<&str>, tally: &mut Tally) {
+pub fn run_here(programs: &Programs, filter: Option<&str>, tally: &mut Tally) {
     if filter.is_some_and(|filter| !HERE.contains(filter) && filter != "accuracy") {
         return;
     }
     println!("\n     Measuring accuracy on {HERE} ({})", release());
-    let (found, missing) = match measure_here(&[]) {
+    let (found, missing) = match programs.measure(&[]) {
         Ok(found) => (found, "it was not measured".to_owned()),
         Err(error) => (Vec::new(), format!("{error:#}")),
     };
@@ -181,25 +182,39 @@ pub fn run_here(filter: Option<&str>, tally: &mut Tally) {
     tell(&found, &[], &missing, &prefix, tally);
     tally.try_again(before, |name| {
         let test = name.strip_prefix(&prefix).unwrap_or(name);
-        try_again(test, &[], measure_here)
+        try_again(test, &[], |kinds| programs.measure(kinds))
     });
 }
 
-fn measure_here(kinds: &[String]) -> Result<Vec<Finding>> {
-    let agent = cargo::build("tailback", "tailback", Link::Usual)?;
-    let program = cargo::build("tailback-tests", "tailback-accuracy", Link::Usual)?;
-    let cmd = Cmd::new(program).args(kinds).env("TAILBACK_BIN", agent);
-    let mut command = cmd.command();
-    // Its exit code says whether all is well; the findings say it better.
-    let output = command.stderr(Stdio::inherit()).output();
-    let output = output.with_context(|| format!("start `{cmd}`"))?;
-    anyhow::ensure!(
-        matches!(output.status.code(), Some(0 | 1)),
-        "`{cmd}` ended with {}",
-        output.status
-    );
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().filter_map(Finding::from_json).collect())
+/// What measures on this kernel, and what is measured.
+pub struct Programs {
+    pub agent: PathBuf,
+    accuracy: PathBuf,
+}
+
+impl Programs {
+    pub const NEEDED: [Program; 2] = [cargo::AGENT, cargo::ACCURACY];
+
+    /// Where a build of those that are needed has put them.
+    pub fn at([agent, accuracy]: [PathBuf; 2]) -> Self {
+        Self { agent, accuracy }
+    }
+
+    fn measure(&self, kinds: &[String]) -> Result<Vec<Finding>> {
+        let cmd = Cmd::new(&self.accuracy).args(kinds);
+        let cmd = cmd.env("TAILBACK_BIN", &self.agent);
+        let mut command = cmd.command();
+        // Its exit code says whether all is well; the findings say it better.
+        let output = command.stderr(Stdio::inherit()).output();
+        let output = output.with_context(|| format!("start `{cmd}`"))?;
+        anyhow::ensure!(
+            matches!(output.status.code(), Some(0 | 1)),
+            "`{cmd}` ended with {}",
+            output.status
+        );
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.lines().filter_map(Finding::from_json).collect())
+    }
 }
 
 fn measure_on(kernel: &'static Kernel, kinds: &[String]) -> Result<Column> {

@@ -23,7 +23,7 @@ use std::{env, path::PathBuf, process::ExitCode};
 use anyhow::Result;
 
 use crate::{
-    cargo::{self, Link},
+    cargo,
     setup::{self, Purpose},
 };
 use figure::Report;
@@ -82,7 +82,7 @@ fn agent() -> Result<PathBuf> {
         Some(path) => Ok(PathBuf::from(path)),
         None => {
             setup::ensure(Purpose::Build)?;
-            cargo::build("tailback", "tailback", Link::Usual)
+            cargo::build(cargo::AGENT)
         }
     }
 }

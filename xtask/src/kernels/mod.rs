@@ -208,12 +208,9 @@ fn task(kernel: &Kernel, command: &[String]) -> Result<transcript::Output> {
 /// An initramfs with the agent, what measures it, and the first process, built if need be.
 fn guest() -> Result<Initramfs> {
     let mut initramfs = Initramfs::default();
-    for (package, program, name) in [
-        ("tailback", "tailback", "tailback"),
-        ("tailback-tests", "tailback-accuracy", "accuracy"),
-        ("xtask", "kernel-init", "init"),
-    ] {
-        let built = cargo::build(package, program, Link::Static)?;
+    let programs = [cargo::AGENT, cargo::ACCURACY, cargo::KERNEL_INIT];
+    let built = cargo::build_all(programs, Link::Static)?;
+    for (name, built) in ["tailback", "accuracy", "init"].into_iter().zip(built) {
         let content = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
         initramfs.file(name, 0o755, &content);
     }

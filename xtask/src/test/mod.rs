@@ -12,6 +12,7 @@ mod tally;
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    path::Path,
     process::{ExitCode, Stdio},
     time::Instant,
 };
@@ -19,8 +20,8 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    accuracy,
-    cargo::{self, Link},
+    accuracy::{self, Programs},
+    cargo,
     command::Cmd,
     kernels, plans,
     setup::{self, Purpose, seconds},
@@ -43,10 +44,12 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let kernels = kernels::choose(args.kernels.as_deref().unwrap_or(default))?;
     setup::ensure_with_kernels(Purpose::Test, &kernels)?;
 
+    let programs = Programs::at(cargo::build_tests(Programs::NEEDED)?);
+    let filter = args.filter.as_deref();
     let mut tally = Tally::default();
-    cargo_test(args.filter.as_deref(), &mut tally)?;
-    plans::run_here(args.filter.as_deref(), &mut tally);
-    accuracy::run_here(args.filter.as_deref(), &mut tally);
+    cargo_test(&programs.agent, filter, &mut tally)?;
+    plans::run_here(&programs.agent, filter, &mut tally);
+    accuracy::run_here(&programs, filter, &mut tally);
     kernels::run_checks(&kernels, &mut tally);
 
     println!("\nall tests took {}", seconds(start.elapsed()));
@@ -59,13 +62,13 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 }
 
 /// The tests of the workspace.
-fn cargo_test(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
-    let agent = cargo::build("tailback", "tailback", Link::Usual)?;
+fn cargo_test(agent: &Path, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     let skips = tools::cache().join(format!("skipped.{}", std::process::id()));
     fs::write(&skips, "")
         .with_context(|| format!("make {}, the list of skipped tests", skips.display()))?;
-    let mut cargo = harness()
-        .env("TAILBACK_BIN", &agent)
+    let mut cargo = cargo::test()
+        .arg("--no-fail-fast")
+        .env("TAILBACK_BIN", agent)
         .env("TAILBACK_SKIP_LOG", &skips);
     if let Some(jaeger) = tools::jaeger() {
         cargo = cargo.env("TAILBACK_JAEGER", jaeger);
@@ -88,18 +91,6 @@ fn cargo_test(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     fs::remove_file(&skips).with_context(|| format!("remove {}", skips.display()))?;
     tally.skip_listed(&list);
     Ok(())
-}
-
-/// `cargo test` on the workspace. The eBPF crate is left out: its object is built, loaded and tested by the agent.
-fn harness() -> Cmd {
-    Cmd::new("cargo").folder(tools::root()).args([
-        "test",
-        "--workspace",
-        "--exclude",
-        "tailback-ebpf",
-        "--release",
-        "--no-fail-fast",
-    ])
 }
 
 /// Runs a `cargo test`, shows what it prints, and counts it.
