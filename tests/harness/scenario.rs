@@ -2,6 +2,9 @@
 
 use serde_json::{Value, json};
 
+/// Is in the environment of tests that are run once more because they failed.
+pub const SECOND_TRY: &str = "TAILBACK_SECOND_TRY";
+
 /// How a verdict compares with what was planted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -1,6 +1,7 @@
 //! Each scenario once, as a test. `cargo xtask scenarios` repeats them.
 
 use std::{
+    env,
     process::Command,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -10,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use tailback_tests::{
     lines::Stream,
     process::Process,
-    scenario::{Outcome, Row},
+    scenario::{Outcome, Row, SECOND_TRY},
     skip::skip,
 };
 
@@ -27,6 +28,10 @@ const RUNS: usize = 10;
 
 fn play(test: &str, scenario: &str) -> Result<()> {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    ensure!(
+        env::var_os(SECOND_TRY).is_none(),
+        "its repeats were its first try"
+    );
     let mut all_wrong = Vec::new();
     for run in 1..=RUNS {
         let told = match once(scenario) {

@@ -164,7 +164,10 @@ pub fn try_again(
     let row = row.ok_or("there is no such row")?;
     let found = measure(&[row.kind.to_owned()]).map_err(|error| format!("{error:#}"))?;
     let finding = found.iter().find(|finding| finding.is_of(row));
-    judge_test(finding.ok_or("it was not measured")?, absent)
+    match finding.ok_or("it was not measured")? {
+        skipped if skipped.verdict == Verdict::Skipped => Err(skipped.note.clone()),
+        finding => judge_test(finding, absent),
+    }
 }
 
 /// The rows as tests on this kernel, unless tests are asked for by name.

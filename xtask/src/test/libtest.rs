@@ -60,8 +60,8 @@ impl Reader {
         let Some((name, said)) = self.telling.take() else {
             return;
         };
-        let known = tally.failures.iter_mut().rev();
-        if let Some(failure) = known.into_iter().find(|failure| failure.name == name) {
+        let mut latest = tally.failures.iter_mut().rev();
+        if let Some(failure) = latest.find(|failure| failure.name == name) {
             failure.why = why(&said);
         }
     }
@@ -108,7 +108,8 @@ fn why(said: &[String]) -> String {
     let begins = |line: &String| line.starts_with("Error: ") || line.contains("panicked at ");
     let from = said.iter().position(begins).unwrap_or(0);
     let lines = said[from..].iter().map(|line| line.trim());
-    let telling = lines.filter(|line| !line.is_empty() && !line.starts_with("note: run with"));
+    let words = lines.take_while(|line| !line.eq_ignore_ascii_case("stack backtrace:"));
+    let telling = words.filter(|line| !line.is_empty() && !line.starts_with("note: run with"));
     match telling.collect::<Vec<_>>().join("; ") {
         nothing if nothing.is_empty() => "it says nothing".to_owned(),
         why => why,
@@ -150,6 +151,8 @@ mod tests {
             "---- a::e stdout ----",
             "thread 'a::e' panicked at tests/a.rs:3:5:",
             "left is not right",
+            "stack backtrace:",
+            "   0: core::panicking::panic_fmt",
             "note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace",
             "",
             "",

@@ -4,7 +4,8 @@
 //! `TAILBACK_SKIP_LOG` names and returns; the test harness counts it as passed, this command as skipped.
 //!
 //! Many tests measure time, and a machine that others use too may hold one of them up. So a test that fails is run once
-//! more, alone. One that passes then has passed, and the sum names it as flaky; one that fails twice failed.
+//! more, alone. One that passes then has passed, and the sum names it as flaky; one that fails twice failed. Scenarios have
+//! their repeats, and a rule of how many may be wrong, at their first try: they get no second one.
 
 mod libtest;
 mod tally;
@@ -18,6 +19,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use tailback_tests::scenario::SECOND_TRY;
 
 use crate::{
     accuracy::{self, Programs},
@@ -64,8 +66,6 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 /// The tests of the workspace.
 fn cargo_test(agent: &Path, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     let skips = tools::cache().join(format!("skipped.{}", std::process::id()));
-    fs::write(&skips, "")
-        .with_context(|| format!("make {}, the list of skipped tests", skips.display()))?;
     let mut cargo = cargo::test()
         .arg("--no-fail-fast")
         .env("TAILBACK_BIN", agent)
@@ -74,26 +74,34 @@ fn cargo_test(agent: &Path, filter: Option<&str>, tally: &mut Tally) -> Result<(
         cargo = cargo.env("TAILBACK_JAEGER", jaeger);
     }
     let before = tally.failures.len();
-    read_tests(&cargo.clone().args(filter), tally)?;
+    count(&cargo.clone().args(filter), &skips, tally)?;
     tally.try_again(before, |name| {
         let mut second = Tally::default();
         let alone = cargo.clone().args([name, "--", "--exact"]);
-        match read_tests(&alone, &mut second) {
-            Err(error) => Err(format!("{error:#}")),
-            Ok(()) => match second.failures.pop() {
-                Some(failure) => Err(failure.why),
-                None if second.passed == 0 => Err("it was not found".to_owned()),
-                None => Ok(()),
-            },
+        let alone = alone.env(SECOND_TRY, "1");
+        count(&alone, &skips, &mut second).map_err(|error| format!("{error:#}"))?;
+        match second.failures.pop() {
+            Some(failure) => Err(failure.why),
+            // One that skips itself then has not shown that it passes.
+            None if second.passed == 0 => Err("it was not run".to_owned()),
+            None => Ok(()),
         }
     });
-    let list = fs::read_to_string(&skips).with_context(|| format!("read {}", skips.display()))?;
-    fs::remove_file(&skips).with_context(|| format!("remove {}", skips.display()))?;
+    Ok(())
+}
+
+/// Runs a `cargo test` whose tests write those that they skip to a file, and counts it.
+fn count(cargo: &Cmd, skips: &Path, tally: &mut Tally) -> Result<()> {
+    fs::write(skips, "")
+        .with_context(|| format!("make {}, the list of skipped tests", skips.display()))?;
+    read_tests(cargo, tally)?;
+    let list = fs::read_to_string(skips).with_context(|| format!("read {}", skips.display()))?;
+    fs::remove_file(skips).with_context(|| format!("remove {}", skips.display()))?;
     tally.skip_listed(&list);
     Ok(())
 }
 
-/// Runs a `cargo test`, shows what it prints, and counts it.
+/// Shows what a `cargo test` prints, and counts what it says.
 fn read_tests(cargo: &Cmd, tally: &mut Tally) -> Result<()> {
     let mut child = cargo
         .command()

@@ -121,12 +121,12 @@ impl Tally {
             self.passed,
             match self.flaky.len() {
                 0 => String::new(),
-                n => format!(" ({n} at a second try{})", names(&self.flaky)),
+                n => format!(" ({n} at a second try: {})", names(&self.flaky)),
             },
             self.failures.len(),
             match self.failures.len() {
                 0 => String::new(),
-                _ => format!(" ({})", names(&self.failures).trim_start_matches(": ")),
+                _ => format!(" ({})", names(&self.failures)),
             },
             self.skipped.len()
         );
@@ -135,11 +135,8 @@ impl Tally {
 }
 
 fn names(failures: &[Failure]) -> String {
-    let names: Vec<&str> = failures
-        .iter()
-        .map(|failure| failure.name.as_str())
-        .collect();
-    format!(": {}", names.join(", "))
+    let names = failures.iter().map(|failure| failure.name.as_str());
+    names.collect::<Vec<_>>().join(", ")
 }
 
 fn short(why: &str) -> String {
