@@ -275,7 +275,7 @@ fn a_stopped_consumer_is_seen_though_nothing_is_dequeued_and_its_recovery_too() 
                     told.text("to"),
                     told.at - stopped,
                     told.value["depth"],
-                    told.value["oldest_ns"],
+                    told.value["oldest_age_ns"],
                 );
                 ensure!(told.text("from") == "ok", "{}", told.value);
                 ensure!(told.at - stopped < Duration::from_secs(4), "that came late");

@@ -36,7 +36,7 @@ struct Seen {
     at_ns: u64,
     depth: u64,
     unknown: u64,
-    oldest_ns: Option<u64>,
+    oldest_age_ns: Option<u64>,
 }
 
 impl Seen {
@@ -45,7 +45,7 @@ impl Seen {
             at_ns: number(queue, "time_unix_ns")?,
             depth: number(queue, "depth")?,
             unknown: float(queue, "unknown")? as u64,
-            oldest_ns: queue["oldest_ns"].as_u64(),
+            oldest_age_ns: queue["oldest_age_ns"].as_u64(),
         })
     }
 }
@@ -93,7 +93,7 @@ fn compare(what: &str, seen: &[Seen], served: &[Span], called: &[Span]) -> Resul
         // The oldest is one of those that are under way beyond doubt, or an older one that is about to be answered.
         let age = |span: &Span| look.at_ns.saturating_sub(span.began_ns);
         let (young, old) = (surely().map(age).max(), maybe().map(age).max());
-        if let (Some(ours), Some(young), Some(old)) = (look.oldest_ns, young, old)
+        if let (Some(ours), Some(young), Some(old)) = (look.oldest_age_ns, young, old)
             && look.unknown == 0
         {
             let off = young.saturating_sub(ours).max(ours.saturating_sub(old));

@@ -138,7 +138,7 @@ fn age_errors(listener: &TcpListener, mut waiting: Vec<Waiting>, step: usize) ->
             ages.len(),
             waiting.len()
         );
-        ensure!(number(queue, "oldest_ns")? == ages[0], "{queue}");
+        ensure!(number(queue, "oldest_age_ns")? == ages[0], "{queue}");
         let now_ns = number(queue, "time_unix_ns")?;
         let error = |(age_ns, client): (&u64, &Waiting)| {
             let age = *age_ns as f64 / 1e6;
@@ -978,11 +978,11 @@ fn connections_made_by_syn_cookie_have_no_false_age() -> Result<()> {
         "{} wait, for {:.3} s at most; the oldest, by the agent: {}",
         queue["depth"],
         longest_ns as f64 / 1e9,
-        queue["oldest_ns"]
+        queue["oldest_age_ns"]
     );
     ensure!(number(queue, "depth")? == 4, "{queue}");
     // The kernel does not time them: not known is an answer.
-    for key in ["oldest_ns", "wait_ns"] {
+    for key in ["oldest_age_ns", "wait_ns"] {
         ensure!(
             queue[key]
                 .as_u64()
@@ -1006,7 +1006,7 @@ fn connections_made_by_syn_cookie_are_seen_when_they_stand() -> Result<()> {
         .wait_for("that the queue is not ok", SOON, |event| event.is("level"))?;
     println!("{} {:?} after they came", told.text("to"), begun.elapsed());
     ensure!(
-        told.value["oldest_ns"]
+        told.value["oldest_age_ns"]
             .as_u64()
             .is_none_or(|age_ns| age_ns <= begun.elapsed().as_nanos() as u64 + 100_000_000),
         "told for a false reason: {}",

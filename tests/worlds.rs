@@ -299,7 +299,7 @@ fn a_listener_that_takes_multipath_tcp_is_seen_and_its_connections_are_right_or_
         number(backlog, "depth")? == 3 && number(backlog, "limit")? == 10,
         "{backlog}"
     );
-    let oldest = Duration::from_nanos(number(backlog, "oldest_ns")?);
+    let oldest = Duration::from_nanos(number(backlog, "oldest_age_ns")?);
     ensure!(
         (Duration::from_millis(195)..began.elapsed()).contains(&oldest),
         "{backlog}"

@@ -27,7 +27,7 @@ pub struct Config {
     interval: Option<Duration>,
     /// Between looks at a suspicious target, at best: `"10ms"`.
     #[serde(default, deserialize_with = "duration")]
-    hot_interval: Option<Duration>,
+    focus_interval: Option<Duration>,
     /// Share of one core that the agent may take: `0.01`.
     #[serde(default)]
     cpu_budget: Option<f64>,
@@ -130,7 +130,7 @@ struct Thresholds {
     #[serde(default, deserialize_with = "duration")]
     clear: Option<Duration>,
     #[serde(default, deserialize_with = "duration")]
-    tell_every: Option<Duration>,
+    repeat_interval: Option<Duration>,
 }
 
 /// Thresholds of the queues whose name matches. (`flatten` would lose `deny_unknown_fields`.)
@@ -184,7 +184,7 @@ impl Config {
         }
         for (key, interval) in [
             ("interval", self.interval),
-            ("hot_interval", self.hot_interval),
+            ("focus_interval", self.focus_interval),
         ] {
             if let Some(interval) = interval {
                 check_interval(interval).with_context(|| format!("{key} cannot be used"))?;
@@ -248,7 +248,7 @@ impl Config {
         };
         Budget {
             interval_ns: ns(self.interval, default.interval_ns),
-            hot_interval_ns: ns(self.hot_interval, default.hot_interval_ns),
+            hot_interval_ns: ns(self.focus_interval, default.hot_interval_ns),
             share: self.cpu_budget.unwrap_or(share),
         }
     }
@@ -325,7 +325,7 @@ impl Thresholds {
         settings.window_max_ns = settings.window_max_ns.max(settings.window_ns);
         set(&mut settings.dwell_ns, self.dwell);
         set(&mut settings.clear_ns, self.clear);
-        set(&mut settings.tell_every_ns, self.tell_every);
+        set(&mut settings.tell_every_ns, self.repeat_interval);
         settings.target_ns = self
             .target
             .map(|target| target.as_nanos() as u64)

@@ -3,14 +3,14 @@
 //! Data flows one way: `kernel` → `sample` → `queue` → `detect` → `diagnose` → `emit` and `signal`. From `sample` on everything is a pure
 //! function of the stream of samples; only the two ends touch the world.
 
+pub mod adapters;
 pub mod cli;
 pub mod collect;
 pub mod config;
 pub mod detect;
 pub mod diagnose;
 pub mod emit;
-mod fading;
-pub mod guard;
+mod ewma;
 mod in_order;
 pub mod kernel;
 pub mod pipeline;

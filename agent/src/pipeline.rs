@@ -15,7 +15,7 @@ pub struct Pipeline {
     model: Model,
     detector: Detector,
     diagnosis: Diagnosis,
-    hot: BTreeSet<TargetId>,
+    focused: BTreeSet<TargetId>,
     last: Instant,
     told_bound: bool,
 }
@@ -26,7 +26,7 @@ pub struct Outcome {
     /// In the order in which they are to be told.
     pub events: Vec<Event>,
     /// Targets with a suspicious queue: worth a closer look.
-    pub hot: BTreeSet<TargetId>,
+    pub focused: BTreeSet<TargetId>,
 }
 
 impl Pipeline {
@@ -36,7 +36,7 @@ impl Pipeline {
             model: Model::default(),
             detector: Detector::new(settings_for, tell_queues),
             diagnosis: Diagnosis::default(),
-            hot: BTreeSet::new(),
+            focused: BTreeSet::new(),
             last: Instant::default(),
             told_bound: false,
         }
@@ -63,10 +63,10 @@ impl Pipeline {
                 .cloned()
                 .map(|notice| Event::Notice { at, notice }),
         );
-        let closely = self
+        let focus_scope = self
             .diagnosis
-            .closely(sample, self.model.targets(), &self.hot);
-        self.model.look_closely(closely.clone());
+            .focus_scope(sample, self.model.targets(), &self.focused);
+        self.model.set_focus_scope(focus_scope.clone());
         let readings = self.model.read(sample);
         if readings.beyond_bound > 0 && !self.told_bound {
             self.told_bound = true;
@@ -83,27 +83,28 @@ impl Pipeline {
             });
         }
         let targets = self.model.targets();
-        self.diagnosis.read(sample, &readings, targets, &closely);
+        self.diagnosis
+            .read(sample, &readings, targets, &focus_scope);
         let neighbours = |target| self.diagnosis.neighbours(at, target, targets);
         let around = Around {
             neighbours: &neighbours,
             used_up: &|target| self.diagnosis.used_up(target),
         };
-        let hot = self
+        let focused = self
             .detector
             .read(at, &readings, targets, around, &mut events);
         let due = self
             .detector
             .open(at, |episode| self.diagnosis.is_due(at, episode));
         self.diagnosis.complete(at, targets, due, &mut events);
-        self.hot.clone_from(&hot);
+        self.focused.clone_from(&focused);
         events.extend(
             sample
                 .agent
                 .clone()
                 .map(|report| Event::Agent { at, report }),
         );
-        Outcome { events, hot }
+        Outcome { events, focused }
     }
 
     /// Queues that are watched now.

@@ -13,7 +13,7 @@ use std::{
 use rustix::process::Signal;
 use tailback::{
     detect::Instant,
-    diagnose::said::Heard,
+    diagnose::log_evidence::LogEvidence,
     queue::Model,
     sample::{Message, Sample, file::Reader},
 };
@@ -131,7 +131,7 @@ fn a_servers_words_about_its_full_queue_are_counted_as_they_stand_in_its_log() {
     assert_eq!(agent.wait_end(PATIENCE).unwrap(), End::Code(0));
 
     let samples = samples(&recording);
-    let (mut model, mut heard) = (Model::default(), Heard::default());
+    let (mut model, mut heard) = (Model::default(), LogEvidence::default());
     let mut warning = None;
     for sample in &samples {
         model.read(sample);

@@ -150,7 +150,7 @@ fn files_of_every_kind_are_told_alike() {
 
     // Busy sockets of a hot process are marked.
     for glance in &mut both {
-        glance.set_hot(1_000, |_| true).unwrap();
+        glance.set_focused(1_000, |_| true).unwrap();
     }
     is_told_alike(&mut both);
     for glance in &mut both {

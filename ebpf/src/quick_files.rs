@@ -41,7 +41,7 @@ struct Files {
     /// The first descriptor of the batch.
     fd: u32,
     tgid: u32,
-    is_hot: u32,
+    is_focused: u32,
 }
 
 /// Writes a record for everything that the process of this task holds open and that has a queue on the sheet, and counts
@@ -83,7 +83,7 @@ pub extern "C" fn quick_files(ctx: *const TaskContext) -> i32 {
             len: load_len(fdt),
             fd: (*sheet).next_fd,
             tgid,
-            is_hot: (*walk).flags & TARGET_HOT,
+            is_focused: (*walk).flags & TARGET_HOT,
         };
         bpf_loop(
             MAX_QUICK_FDS / BATCH as u32,
@@ -300,7 +300,7 @@ extern "C" fn look_at_connection(index: u64, files: *mut Files) -> i64 {
     // SAFETY: as above.
     let listeners = unsafe { &raw mut (*look.sheet).listeners };
     // SAFETY: as above.
-    let is_hot = unsafe { (*files).is_hot } != 0;
+    let is_focused = unsafe { (*files).is_focused } != 0;
     if look.sk.is_null() {
         // SAFETY: as above.
         unsafe { *others |= look.bit };
@@ -321,7 +321,7 @@ extern "C" fn look_at_connection(index: u64, files: *mut Files) -> i64 {
     if tcp.is_listener() {
         // SAFETY: as above.
         unsafe { *listeners |= look.bit };
-    } else if look.cookie == 0 || is_hot && tcp.is_busy() {
+    } else if look.cookie == 0 || is_focused && tcp.is_busy() {
         look.leave();
     } else {
         tcp.emit_connection(OnSheet(look.sheet), look.found);

@@ -194,7 +194,7 @@ pub fn age(
         Ok(looks) => {
             for line in looks {
                 let truth = time_ns(line).saturating_sub(waits_since_ns) as f64;
-                report.key(quantity, truth, line, "oldest_ns", tick_ns);
+                report.key(quantity, truth, line, "oldest_age_ns", tick_ns);
             }
         }
         Err(said) => report.absent(quantity, &said),

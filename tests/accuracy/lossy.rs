@@ -280,7 +280,7 @@ fn compare(
                 continue;
             };
             // The request before this one, taken for it.
-            let told_ns = look_ns.saturating_sub(line["oldest_ns"].as_u64().unwrap_or(0));
+            let told_ns = look_ns.saturating_sub(line["oldest_age_ns"].as_u64().unwrap_or(0));
             if waits
                 .iter()
                 .any(|(_, until)| (told_ns..since_ns).contains(until))
@@ -293,7 +293,7 @@ fn compare(
                 "with loss oldest",
                 age_ns,
                 line,
-                "oldest_ns",
+                "oldest_age_ns",
                 queue.tick_ns(since_ns),
             );
         }
@@ -322,7 +322,7 @@ fn around(line: &Value, queue: &Queue<'_>, waits: &Waits) -> String {
     let looks: Vec<String> = looks
         .iter()
         .map(|line| {
-            let age_ms = line["oldest_ns"].as_u64().map(|ns| ns / 1_000_000);
+            let age_ms = line["oldest_age_ns"].as_u64().map(|ns| ns / 1_000_000);
             format!("{}: {} {age_ms:?}", ms(time_ns(line)), line["depth"])
         })
         .collect();

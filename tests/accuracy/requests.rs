@@ -75,13 +75,13 @@ fn answers(report: &mut Report) -> Result<()> {
         .filter(|(_, since, at)| *since >= from && *at <= to);
     let (mut counted, mut span) = (0.0, (u64::MAX, 0));
     for (line, since, at) in within {
-        counted += line["answers_per_s"].as_f64().unwrap_or(0.0) * (at - since) as f64 / 1e9;
+        counted += line["responses_per_s"].as_f64().unwrap_or(0.0) * (at - since) as f64 / 1e9;
         span = (span.0.min(*since), span.1.max(*at));
     }
     let seconds = span.1.saturating_sub(span.0) as f64 / 1e9;
     let measured = (seconds > 1.0).then(|| counted / seconds);
     let truth = course.per_second(span.0.min(to), span.1.max(from));
-    report.compare("answers", truth, measured, "answers_per_s of all looks");
+    report.compare("answers", truth, measured, "responses_per_s of all looks");
     Ok(())
 }
 

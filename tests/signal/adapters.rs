@@ -247,14 +247,14 @@ fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live()
         ensure!(
             pressure["queues"][0]["kind"] == "accept"
                 && pressure["queues"][0]["depth"] == 101
-                && pressure["max_wait_ns"].as_u64() > Some(0),
+                && pressure["max_queue_wait_ns"].as_u64() > Some(0),
             "{pressure}"
         );
         let (_, metrics) = stage.get("/metrics")?;
         ensure!(
             metrics.contains("tailback_admit_ratio{target=\"shop\"} 0.05")
-                && metrics.contains("tailback_limited{target=\"shop\"} 1")
-                && metrics.contains("tailback_max_wait_seconds{target=\"shop\"} 0.0"),
+                && metrics.contains("tailback_shedding{target=\"shop\"} 1")
+                && metrics.contains("tailback_max_queue_wait_seconds{target=\"shop\"} 0.0"),
             "{metrics}"
         );
         Ok(metrics)

@@ -146,7 +146,7 @@ fn stage(more: &str) -> Result<(tailback_tests::service::Service, Stage)> {
     let service = jam("127.0.0.1:0", 20)?;
     let stage = Stage::start(service.address().port(), more)?;
     stage.wait("the least to be admitted", |pressure| {
-        pressure.admit <= 0.05 && pressure.max_wait.is_some_and(|most| most < LONG)
+        pressure.admit <= 0.05 && pressure.max_queue_wait.is_some_and(|most| most < LONG)
     })?;
     Ok((service, stage))
 }

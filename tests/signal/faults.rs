@@ -100,7 +100,7 @@ fn a_thousand_connections_and_readers_that_do_not_read_do_not_hold_the_agent_up(
         Ok(stage.status().ok())
     })?;
     drop(held);
-    println!("{}", status["guard"]);
+    println!("{}", status["adapter_process"]);
     wait::until("room again on the stream", SOON, || {
         let status: serde_json::Value =
             serde_json::from_str(&stage.ask("{\"ask\": \"status\"}\n")?)?;

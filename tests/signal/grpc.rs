@@ -126,7 +126,9 @@ fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is
     let shares = || shares(&client, &both);
     let said = || -> Result<Vec<String>> {
         let status = stage.status()?;
-        let adapters = status["guard"]["adapters"].as_array().context("no list")?;
+        let adapters = status["adapter_process"]["adapters"]
+            .as_array()
+            .context("no list")?;
         Ok(adapters
             .iter()
             .map(|one| format!("{}: {}", one["target"], one["said"]))
@@ -154,7 +156,9 @@ fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is
     until("both alike", &|share| (0.3..0.7).contains(&share))?;
     let reports = || -> Result<Value> {
         let status = stage.status()?;
-        let adapters = status["guard"]["adapters"].as_array().context("no list")?;
+        let adapters = status["adapter_process"]["adapters"]
+            .as_array()
+            .context("no list")?;
         let orca = adapters.iter().find(|one| one["adapter"] == "orca");
         Ok(orca.context("no such adapter")?.clone())
     };

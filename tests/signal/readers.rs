@@ -124,8 +124,7 @@ fn every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publi
             "{language}: {said}"
         );
         ensure!(
-            said["oldest_wait_ns"].as_u64() > Some(500_000_000)
-                && said["time_to_full_ns"].is_null(),
+            said["oldest_age_ns"].as_u64() > Some(500_000_000) && said["time_to_full_ns"].is_null(),
             "{language}: {said}"
         );
         ensure!(
@@ -134,8 +133,9 @@ fn every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publi
         );
         ensure!(
             said["concurrency"].as_u64() == own.concurrency.map(u64::from)
-                && said["max_wait_ns"].as_u64().map(Duration::from_nanos) == own.max_wait
-                && own.max_wait.is_some(),
+                && said["max_queue_wait_ns"].as_u64().map(Duration::from_nanos)
+                    == own.max_queue_wait
+                && own.max_queue_wait.is_some(),
             "{language}: {said}"
         );
         let queues = said["entries"].as_array().context("no entries")?;
@@ -150,7 +150,7 @@ fn every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publi
         );
         let said = read(Path::new("/nonexistent/page"))?;
         ensure!(
-            said["alive"] == false && said["admit"] == 1.0 && said["max_wait_ns"].is_null(),
+            said["alive"] == false && said["admit"] == 1.0 && said["max_queue_wait_ns"].is_null(),
             "{language}: {said}"
         );
     }

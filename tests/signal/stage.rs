@@ -136,7 +136,7 @@ impl Drop for GuardEnd {
 
 fn guard(http: SocketAddr) -> Result<u32> {
     let status: Value = serde_json::from_str(&get(http, "/status")?.1)?;
-    let pid = status["guard"]["pid"]
+    let pid = status["adapter_process"]["pid"]
         .as_u64()
         .context("the guard tells no pid")?;
     Ok(u32::try_from(pid)?)

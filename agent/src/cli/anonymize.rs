@@ -13,7 +13,7 @@ use clap::Args;
 
 use super::{
     Failure, duration,
-    failure::{Outcome, say},
+    exit_code::{Outcome, say},
     record::Recording,
 };
 use crate::sample::{

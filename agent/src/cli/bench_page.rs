@@ -5,7 +5,7 @@ use std::{fs, os::fd::AsFd as _, path::PathBuf, thread, time::Duration};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{Failure, duration, failure::Outcome};
+use super::{Failure, duration, exit_code::Outcome};
 use crate::{
     collect::boot_ns,
     signal::{PageFile, Published, pattern},

@@ -5,7 +5,7 @@ use std::io;
 use clap::Args;
 use serde_json::json;
 
-use super::{Failure, Targets, failure::Outcome, session};
+use super::{Failure, Targets, exit_code::Outcome, session};
 use crate::{
     collect::{Others, Tick, complete_tick, mono_ns},
     pipeline::Pipeline,
@@ -56,7 +56,9 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut profiled = 0;
     for (tasks, times) in [usize::MAX, 0].into_iter().zip(&mut profile_ns) {
         let glance = collector.glance();
-        glance.set_hot(tasks, |_| true).map_err(Failure::kernel)?;
+        glance
+            .set_focused(tasks, |_| true)
+            .map_err(Failure::kernel)?;
         for _ in 0..options.rounds {
             profiled = 0;
             let begun = mono_ns();
@@ -65,7 +67,9 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
                 .map_err(Failure::kernel)?;
             times.push(mono_ns() - begun);
         }
-        glance.set_hot(tasks, |_| false).map_err(Failure::kernel)?;
+        glance
+            .set_focused(tasks, |_| false)
+            .map_err(Failure::kernel)?;
     }
     let [profile_bound_ns, profile_all_ns] = profile_ns;
     // As it is made ten times a second: what need not be looked at on every tick comes now and then.

@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::{
     Failure, Targets, duration,
-    failure::Outcome,
+    exit_code::Outcome,
     output::{Output, colour},
     run::Ticks,
     session::{self, Stop},
@@ -80,7 +80,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         outcome.events.iter().for_each(|event| findings.take(event));
         findings.looked(&sample, pipeline.queues());
         progress.show(&findings);
-        if let Err(failure) = ticks.spent(&outcome.hot) {
+        if let Err(failure) = ticks.spent(&outcome.focused) {
             break Err(failure);
         }
     };

@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use serde_json::json;
 
-use super::{Failure, failure::Outcome, session};
+use super::{Failure, exit_code::Outcome, session};
 use crate::kernel::{
     glance::{BTF_PATH, Plan},
     layout::Feature,

@@ -1,4 +1,4 @@
-//! What `tailback run --closely` tells for the benchmarks: how many closer looks it has made. Not for users.
+//! What `tailback run --focus-all` tells for the benchmarks: how many closer looks it has made. Not for users.
 //!
 //! Not from a recording, which costs time of the very budget that is measured, and not from the agent's report, whose ticks
 //! need not be closer looks.
@@ -8,7 +8,7 @@ use std::io::{self, Write as _};
 
 use serde_json::json;
 
-use super::{Failure, failure::Outcome};
+use super::{Failure, exit_code::Outcome};
 use crate::sample::Sample;
 
 /// Between two lines: seldom enough to cost nothing, often enough for windows of a second.

@@ -1,15 +1,15 @@
 //! The command line: what it accepts, and the exit codes.
 
+mod adapters;
 mod anonymize;
 mod bench_page;
 mod bench_walk;
+mod buffered_stdout;
 mod diagnose;
 mod doctor;
-mod failure;
-mod guard;
+mod exit_code;
 mod looks;
 mod output;
-mod patient;
 mod record;
 mod replay;
 mod run;
@@ -29,8 +29,8 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use wildmatch::WildMatch;
 
-pub use failure::Failure;
-use failure::{Outcome, say};
+pub use exit_code::Failure;
+use exit_code::{Outcome, say};
 
 use crate::{
     config::{Config, check_interval, parse_duration},
@@ -76,7 +76,7 @@ enum Command {
     /// Ask the running agent: what is signalled of whom, and who listens
     Status(status::Options),
     /// Serve the adapters of [signal] (`run` starts it by itself): they fail open when the agent is gone
-    Guard(guard::Options),
+    Adapters(adapters::Options),
     /// Measure walks over one process, for `cargo xtask bench`
     #[command(hide = true)]
     BenchWalk(bench_walk::Options),
@@ -179,7 +179,7 @@ pub fn main() -> ExitCode {
         Command::Anonymize(options) => anonymize::run(options),
         Command::Doctor(options) => doctor::run(options),
         Command::Status(options) => status::run(options),
-        Command::Guard(options) => guard::run(options),
+        Command::Adapters(options) => adapters::run(options),
         Command::BenchWalk(options) => bench_walk::run(options),
         Command::BenchPage(options) => bench_page::run(options),
     });

@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::{
     Failure,
-    failure::Outcome,
-    patient::{Fate, Patient},
+    buffered_stdout::{BufferedStdout, Fate},
+    exit_code::Outcome,
 };
 use crate::{
     detect::Event,
@@ -40,7 +40,7 @@ impl Output {
 
     /// The same for a command that waits for nobody who reads it, and what becomes of it.
     pub(super) fn patient_stdout(self) -> Outcome<(Box<dyn Sink>, Fate)> {
-        let out = Patient::start(io::stdout()).map_err(Failure::stdout)?;
+        let out = BufferedStdout::start(io::stdout()).map_err(Failure::stdout)?;
         let fate = out.fate();
         Ok((self.sink(out), fate))
     }

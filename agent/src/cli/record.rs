@@ -12,7 +12,7 @@ use clap::Args;
 
 use super::{
     Failure, Targets,
-    failure::{Outcome, say},
+    exit_code::{Outcome, say},
     run::{Pace, Ticks},
     session::Stop,
 };
@@ -44,8 +44,8 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     while let Some(sample) = ticks.next(&stop, Others::default())? {
         recording.add(&sample)?;
-        let hot: BTreeSet<_> = pipeline.step(&sample).hot;
-        ticks.spent(&hot)?;
+        let focused: BTreeSet<_> = pipeline.step(&sample).focused;
+        ticks.spent(&focused)?;
     }
     recording.finish()
 }

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     Failure,
-    failure::Outcome,
+    exit_code::Outcome,
     output::{Output, tell},
 };
 use crate::{config::Config, pipeline::Pipeline, sample::file::Reader};

@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::{
     Failure, Targets, duration,
-    failure::{Outcome, say},
+    exit_code::{Outcome, say},
     interval,
     looks::Looks,
     output::{Output, tell},
@@ -43,7 +43,7 @@ pub(super) struct Options {
     otlp: Option<String>,
     /// Look closely all the time, whatever the queues are, and tell how often, for `cargo xtask bench`
     #[arg(long, hide = true, requires = "json")]
-    closely: bool,
+    focus_all: bool,
 }
 
 /// How often, and for how long.
@@ -71,8 +71,8 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut traces = Traces::start(options.otlp.as_deref(), config.otlp.as_deref())?;
     let stop = Stop::on_signals()?;
     let mut ticks = Ticks::start(&options.targets, &config, options.pace)?;
-    ticks.collector.profile_all(options.closely);
-    let mut looks = options.closely.then(Looks::default);
+    ticks.collector.profile_all(options.focus_all);
+    let mut looks = options.focus_all.then(Looks::default);
     // Only now: a mistake in what is asked for must not cost an earlier recording.
     let record = options.record.as_deref();
     let mut recording = record.map(Recording::create).transpose()?;
@@ -111,7 +111,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         }
         let told = tell(sink.as_mut(), &outcome.events);
         let told = told.and_then(|()| looks.as_mut().map_or(Ok(()), |looks| looks.tell(&sample)));
-        if let Err(failure) = told.and_then(|()| ticks.spent(&outcome.hot)) {
+        if let Err(failure) = told.and_then(|()| ticks.spent(&outcome.focused)) {
             break Err(failure);
         }
     };
@@ -192,10 +192,10 @@ impl Ticks {
     }
 
     /// All that follows from the last sample is done.
-    pub(super) fn spent(&mut self, hot: &BTreeSet<u32>) -> Outcome<()> {
+    pub(super) fn spent(&mut self, focused: &BTreeSet<u32>) -> Outcome<()> {
         let cpu_ns = cpu_time_ns().saturating_sub(self.cpu_before_ns);
         self.collector
-            .spent(self.tick, cpu_ns, hot)
+            .spent(self.tick, cpu_ns, focused)
             .map_err(Failure::kernel)?;
         self.tick = self.collector.next_tick();
         Ok(())

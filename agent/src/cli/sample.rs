@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::{
     Failure, Targets,
-    failure::Outcome,
+    exit_code::Outcome,
     output::{Output, colour, tell},
     run::Pace,
     session,

@@ -13,7 +13,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use super::{Failure, failure::Outcome};
+use super::{Failure, exit_code::Outcome};
 use crate::{
     collect::{Budget, Collector},
     kernel::glance::Glance,
@@ -146,7 +146,7 @@ impl Stop {
         Ok(Self(receiver))
     }
 
-    /// Waits; `true` when asked to stop meanwhile.
+    /// WaitHistograms; `true` when asked to stop meanwhile.
     pub(super) fn wait(&self, time: Duration) -> bool {
         !matches!(self.0.recv_timeout(time), Err(RecvTimeoutError::Timeout))
     }

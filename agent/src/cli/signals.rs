@@ -17,13 +17,13 @@ use anyhow::Context as _;
 
 use super::{
     Failure,
-    failure::{Outcome, say},
+    exit_code::{Outcome, say},
 };
 use crate::{
+    adapters::agent::ask_guard,
     collect::Others,
     config::signal::Signal,
     detect::Event,
-    guard::agent::ask_guard,
     pipeline::Pipeline,
     sample::{Notice, Sample},
     signal::Signals,
@@ -203,7 +203,7 @@ fn spawn(file: &Path) -> io::Result<Child> {
     // By its path it has its name in `ps`; replaced meanwhile, it is found in another way.
     let own = std::env::current_exe().ok().filter(|path| path.exists());
     let child = Command::new(own.unwrap_or_else(|| "/proc/self/exe".into()))
-        .arg("guard")
+        .arg("adapters")
         .arg("--config")
         .arg(file)
         .args(["--linger", LINGER])

@@ -13,11 +13,11 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Failure, failure::Outcome};
+use super::{Failure, exit_code::Outcome};
 use crate::{
+    adapters::agent,
     collect::unix_ns,
     config::Config,
-    guard::agent,
     signal::names::directory_of,
     text::{bounded, duration},
 };
@@ -229,7 +229,7 @@ fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
             word(&target["level"]).to_owned(),
             format!("{:.2}", target["score"].as_f64().unwrap_or(0.0)),
             admit(target),
-            duration(target["oldest_wait_ns"].as_u64().unwrap_or(0)),
+            duration(target["oldest_age_ns"].as_u64().unwrap_or(0)),
             worst,
             if reading.is_empty() {
                 "-".to_owned()
@@ -348,7 +348,7 @@ fn admit(target: &Value) -> String {
     if let Some(most) = target["concurrency"].as_u64() {
         text += &format!(", {most} at once");
     }
-    if let Some(most_ns) = target["max_wait_ns"].as_u64() {
+    if let Some(most_ns) = target["max_queue_wait_ns"].as_u64() {
         text += &format!(", waited {}", duration(most_ns));
     }
     text
@@ -429,7 +429,7 @@ mod tests {
             "pid": 7, "version": "0.1.0", "directory": "/run/tailback", "last_tick_age_ns": 40_000_000,
             "pages": {"written": 1, "failed": 0, "beyond_bound": 0},
             "targets": [{"directory": "shop", "pid": 42, "level": "critical", "score": 0.93, "admit": 0.62,
-                "concurrency": 6, "max_wait_ns": 10_000_000, "oldest_wait_ns": 120_000_000, "worst": {"kind": "accept", "name": ":80", "depth": 9, "limit": 100}}],
+                "concurrency": 6, "max_queue_wait_ns": 10_000_000, "oldest_age_ns": 120_000_000, "worst": {"kind": "accept", "name": ":80", "depth": 9, "limit": 100}}],
             "subscribers": [], "stream": {"refused": 0, "too_slow": 2, "not_understood": 0}, "agent": null,
         });
         let guard = json!({"pid": 8, "uptime_s": 60, "adapters": [

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 
 use super::{
     Failure,
-    failure::{Outcome, say},
+    exit_code::{Outcome, say},
 };
 use crate::{
     collect::Others,

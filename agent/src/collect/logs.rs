@@ -15,7 +15,7 @@ use open::Identity;
 use rustc_hash::FxHashMap;
 use tail::{Found, Tail};
 
-use super::{clock::cpu_time_ns, pace::Pace, voice::Voice};
+use super::{clock::cpu_time_ns, notices::Voice, poll_interval::PollInterval};
 use crate::{
     diagnose::messages::Table,
     sample::{Message, Target, TargetId},
@@ -25,9 +25,9 @@ use crate::{
 
 const MS: u64 = 1_000_000;
 /// How long logs are.
-const MARKS: Pace = Pace::new(1_000 * MS, 10_000 * MS);
+const MARKS: PollInterval = PollInterval::new(1_000 * MS, 10_000 * MS);
 /// What is new in the logs of suspicious targets.
-const READS: Pace = Pace::new(250 * MS, 5_000 * MS);
+const READS: PollInterval = PollInterval::new(250 * MS, 5_000 * MS);
 /// They are read on for so long after they were suspicious.
 const LINGER_NS: u64 = 30_000 * MS;
 /// Descriptors of a process are looked through again after so long, and of a suspicious one.
@@ -51,12 +51,12 @@ const TELL_NS: u64 = 30_000 * MS;
 pub(super) struct Logs {
     /// `None`: they are not read.
     table: Option<Table>,
-    marks: Pace,
-    reads: Pace,
+    marks: PollInterval,
+    reads: PollInterval,
     tails: Vec<Tail>,
     scanned: FxHashMap<u32, Scanned>,
     /// Suspicious targets, and when they last were.
-    hot: BTreeMap<TargetId, u64>,
+    focused: BTreeMap<TargetId, u64>,
     /// Which log is read first.
     turn: usize,
     left_out: LeftOut,
@@ -90,20 +90,20 @@ impl Logs {
             reads: READS,
             tails: Vec::new(),
             scanned: FxHashMap::default(),
-            hot: BTreeMap::new(),
+            focused: BTreeMap::new(),
             turn: 0,
             left_out: LeftOut::default(),
         }
     }
 
     /// Whose queues are suspicious now.
-    pub(super) fn set_hot(&mut self, hot: &BTreeSet<TargetId>, now_ns: u64) {
-        for target in hot {
-            if self.hot.insert(*target, now_ns).is_none() {
+    pub(super) fn set_focused(&mut self, focused: &BTreeSet<TargetId>, now_ns: u64) {
+        for target in focused {
+            if self.focused.insert(*target, now_ns).is_none() {
                 self.reads.hurry(now_ns, 0);
             }
         }
-        self.hot
+        self.focused
             .retain(|_, last_ns| last_ns.saturating_add(LINGER_NS) >= now_ns);
     }
 
@@ -112,7 +112,7 @@ impl Logs {
     }
 
     fn is_reading(&self, now_ns: u64) -> bool {
-        !self.hot.is_empty() && self.reads.is_due(now_ns)
+        !self.focused.is_empty() && self.reads.is_due(now_ns)
     }
 
     /// One look, as far as it is due; `share` of a core is for each of its two parts. `processes` are those of the
@@ -146,8 +146,8 @@ impl Logs {
         if self.is_reading(now_ns) {
             let before_ns = cpu_time_ns();
             self.read(now_ns, &table, &mut messages, voice);
-            let hot = |target: &TargetId| self.hot.contains_key(target);
-            let theirs = owners.into_iter().filter(|(_, target)| hot(target));
+            let focused = |target: &TargetId| self.focused.contains_key(target);
+            let theirs = owners.into_iter().filter(|(_, target)| focused(target));
             let theirs = theirs.collect();
             self.scan(now_ns, &theirs, processes, voice);
             let cost = cpu_time_ns().saturating_sub(before_ns);
@@ -182,7 +182,7 @@ impl Logs {
                 tail.gone_ns = Some(now_ns);
                 changed.insert(tail.target);
             }
-            if !self.hot.contains_key(&tail.target) {
+            if !self.focused.contains_key(&tail.target) {
                 tail.close();
             }
         }
@@ -211,8 +211,8 @@ impl Logs {
         };
         let target = tail.target;
         let mut heard = hear(messages, target, tail.tgid, tail.path.clone());
-        let is_hot = self.hot.contains_key(&target);
-        let read = is_hot.then_some((table, &mut heard as &mut tail::Heard<'_>));
+        let is_focused = self.focused.contains_key(&target);
+        let read = is_focused.then_some((table, &mut heard as &mut tail::Heard<'_>));
         let was_gone = tail.gone_ns.is_some();
         if tail.look(now_ns, read) != Found::Same && !was_gone {
             let tgid = tail.tgid;
@@ -233,7 +233,7 @@ impl Logs {
         let mut due: Vec<(u64, u32, TargetId)> = owners
             .iter()
             .filter_map(|(tgid, target)| {
-                let every_ns = RESCAN_NS[usize::from(self.hot.contains_key(target))];
+                let every_ns = RESCAN_NS[usize::from(self.focused.contains_key(target))];
                 match self.scanned.get(tgid) {
                     None => Some((0, *tgid, *target)),
                     Some(scanned) => (scanned.again
@@ -303,18 +303,18 @@ impl Logs {
 
     /// What is new in the logs of suspicious targets, each in its turn.
     fn read(&mut self, now_ns: u64, table: &Table, messages: &mut Messages, voice: &mut Voice) {
-        let hot = (0..self.tails.len()).filter(|at| {
+        let focused = (0..self.tails.len()).filter(|at| {
             let tail = self.tails.get(*at);
-            tail.is_some_and(|tail| self.hot.contains_key(&tail.target))
+            tail.is_some_and(|tail| self.focused.contains_key(&tail.target))
         });
-        let mut hot: Vec<usize> = hot.collect();
-        if hot.len() > MAX_READS {
-            let turn = self.turn % hot.len();
-            hot.rotate_left(turn);
-            hot.truncate(MAX_READS);
+        let mut focused: Vec<usize> = focused.collect();
+        if focused.len() > MAX_READS {
+            let turn = self.turn % focused.len();
+            focused.rotate_left(turn);
+            focused.truncate(MAX_READS);
             self.turn = turn + MAX_READS;
         }
-        for at in hot {
+        for at in focused {
             self.look_at(at, now_ns, table, messages);
             let Some(tail) = self.tails.get_mut(at) else {
                 continue;

@@ -1,51 +1,51 @@
 //! The live end: walks the kernel on a clock and makes samples.
 //!
-//! `schedule` decides what is walked when, within the CPU budget; `aside` looks at what need not be looked at on every tick,
-//! and `pace` says when; `convert` turns records into plain data; `networks` and `system` read the counters that no iterator has,
-//! `paths` what only /proc names, `logs` what suspicious services write of full queues; `closely` is the closer look while
+//! `schedule` decides what is walked when, within the CPU budget; `background_scans` looks at what need not be looked at on every tick,
+//! and `poll_interval` says when; `convert` turns records into plain data; `networks` and `system` read the counters that no iterator has,
+//! `paths` what only /proc names, `logs` what suspicious services write of full queues; `focus` is the closer look while
 //! a queue is suspicious, for which `peers` finds the other ends of connections and `titles` what processes say of
-//! themselves; `report` and `voice` say how the watching itself goes. Nothing in here decides anything about queues.
+//! themselves; `report` and `notices` say how the watching itself goes. Nothing in here decides anything about queues.
 
-mod aside;
-mod census;
+mod background_scans;
 mod clock;
-mod closely;
 mod convert;
+mod cpu_accounting;
+mod cpu_budget;
+mod focus;
 mod identity;
 mod logs;
 mod networks;
-mod pace;
+mod notices;
 mod paths;
 mod peers;
+mod poll_interval;
 mod report;
 mod schedule;
 mod system;
-mod thrift;
 mod titles;
-mod voice;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::Result;
-use aside::Paces;
-use census::Census;
+use background_scans::PollIntervals;
 pub use clock::{
     boot_ns, cpu_time_ns, has_answered, mono_ns, process_cpu_ns, resident_bytes, unasked_cpu_ns,
     unix_ns,
 };
-use closely::Closely;
 #[doc(hidden)]
 pub use convert::sample_of_records;
+use cpu_accounting::CpuAccounting;
+use focus::Focus;
 use identity::Identities;
 use logs::Logs;
 use networks::Networks;
+use notices::Voice;
 use paths::Paths;
 pub use report::Others;
 use report::Report;
 use rustc_hash::FxHashSet;
 pub use schedule::{Budget, Schedule, Spent, Tick};
 use system::System;
-use voice::Voice;
 
 use crate::{
     diagnose::messages::Table,
@@ -80,10 +80,10 @@ pub struct Collector {
     ids: Identities,
     jiffy_ns: u64,
     system: System,
-    census: Census,
+    census: CpuAccounting,
     paths: Paths,
     logs: Logs,
-    paces: Paces,
+    paces: PollIntervals,
     /// Pipes and peers of unix sockets that targets hold, by inode: whose other holders are of interest.
     shared: FxHashSet<u64>,
     /// They are others than when the holders were last looked for.
@@ -103,7 +103,7 @@ pub struct Collector {
     /// CPU time of the walk over threads within the current tick, and of the profile, ns.
     threads_ns: u64,
     profile_ns: u64,
-    closely: Closely,
+    focus: Focus,
     report: Report,
     voice: Voice,
 }
@@ -131,10 +131,10 @@ impl Collector {
             ids: Identities::new(),
             jiffy_ns: clock::jiffy_ns(),
             system: System::default(),
-            census: Census::default(),
+            census: CpuAccounting::default(),
             paths: Paths::default(),
             logs: Logs::new(None),
-            paces: Paces::default(),
+            paces: PollIntervals::default(),
             shared: FxHashSet::default(),
             new_shared: false,
             told_listening: None,
@@ -145,7 +145,7 @@ impl Collector {
             aside_total_ns: 0,
             threads_ns: 0,
             profile_ns: 0,
-            closely: Closely::default(),
+            focus: Focus::default(),
             report: Report::new(now_ns),
             voice: Voice::default(),
         }
@@ -170,7 +170,7 @@ impl Collector {
         if self.paces.holders.is_due(now_ns) {
             self.look_for_holders(now_ns)?;
         }
-        let followed = self.closely.followed(now_ns, &self.everyone);
+        let followed = self.focus.followed(now_ns, &self.everyone);
         let found = self
             .discovery
             .look(&self.everyone, &self.listeners, &followed);
@@ -324,7 +324,7 @@ impl Collector {
     }
 
     /// What the tick cost, the pipeline and all outputs included, and whose queues are suspicious.
-    pub fn spent(&mut self, tick: Tick, cpu_ns: u64, hot: &BTreeSet<TargetId>) -> Result<()> {
+    pub fn spent(&mut self, tick: Tick, cpu_ns: u64, focused: &BTreeSet<TargetId>) -> Result<()> {
         let aside_ns = std::mem::take(&mut self.aside_ns);
         let spent = Spent {
             cpu_ns: cpu_ns.saturating_sub(aside_ns),
@@ -334,9 +334,9 @@ impl Collector {
         self.schedule.spent(tick, spent);
         let now_ns = mono_ns();
         self.schedule.measured(now_ns, unasked_cpu_ns());
-        self.set_hot(now_ns, hot)?;
-        self.logs.set_hot(hot, now_ns);
-        if self.closely.is_on() {
+        self.set_focused(now_ns, focused)?;
+        self.logs.set_focused(focused, now_ns);
+        if self.focus.is_on() {
             self.paces
                 .waits
                 .hurry(now_ns, self.schedule.budget().interval_ns);

@@ -5,7 +5,7 @@
 //! is left of the budget goes into extra looks between the base ticks.
 #![forbid(unsafe_code)]
 
-use super::thrift::Thrift;
+use super::cpu_budget::CpuBudget;
 
 const MS: u64 = 1_000_000;
 
@@ -80,7 +80,7 @@ pub struct Schedule {
     last_ns: u64,
     /// When the last extra look was made.
     extra_ns: u64,
-    hot: bool,
+    focused: bool,
     /// CPU time of a tick without and with a walk over files, the walk over threads and the profile left out.
     light: Cost,
     heavy: Cost,
@@ -92,7 +92,7 @@ pub struct Schedule {
     /// Share of a core that goes into looking for targets.
     discovery: f64,
     late: u64,
-    thrift: Thrift,
+    thrift: CpuBudget,
 }
 
 /// Marked sockets, and the counters of their networks, are looked at on one of so many extra looks; the profile is on all.
@@ -127,7 +127,7 @@ impl Schedule {
             profile_due_ns: now_ns,
             last_ns: now_ns,
             extra_ns: now_ns,
-            hot: false,
+            focused: false,
             light: Cost::default(),
             heavy: Cost::default(),
             threads: Cost::default(),
@@ -136,7 +136,7 @@ impl Schedule {
             extras: 0,
             discovery: 0.0,
             late: 0,
-            thrift: Thrift::default(),
+            thrift: CpuBudget::default(),
         }
     }
 
@@ -177,7 +177,7 @@ impl Schedule {
         if threads {
             self.threads_due_ns = at_ns + self.threads_interval_ns();
         }
-        let profile = self.hot && self.profile_due_ns <= at_ns + interval / 2;
+        let profile = self.focused && self.profile_due_ns <= at_ns + interval / 2;
         if profile {
             self.profile_due_ns = at_ns + self.profile_interval_ns();
         }
@@ -242,8 +242,8 @@ impl Schedule {
     }
 
     /// While a queue is suspicious, ticks come closer together.
-    pub fn set_hot(&mut self, hot: bool) {
-        self.hot = hot;
+    pub fn set_focused(&mut self, focused: bool) {
+        self.focused = focused;
     }
 
     /// The next base tick walks everything: there is something new.
@@ -301,7 +301,7 @@ impl Schedule {
 
     /// What is left to extra looks and profiles, as a share of a core.
     fn hot_share(&self) -> f64 {
-        if self.hot {
+        if self.focused {
             self.share() * HOT_PART
         } else {
             0.0
@@ -335,7 +335,7 @@ impl Schedule {
 
     /// Between extra looks, ns; `None` while nothing is suspicious or the budget leaves no room.
     fn hot_interval_ns(&self) -> Option<u64> {
-        if !self.hot {
+        if !self.focused {
             return None;
         }
         let files = self.files_cost_ns() as f64 / self.files_interval_ns() as f64;
@@ -363,7 +363,7 @@ impl Schedule {
     fn trial_ns(&self, now_ns: u64) -> Option<u64> {
         let cost = self.light.0 + self.profile.0;
         let apart = (cost / (self.share() * TRIAL_PART)).max(TRIAL_NS as f64);
-        let is_due = self.hot && now_ns >= self.extra_ns.saturating_add(apart as u64);
+        let is_due = self.focused && now_ns >= self.extra_ns.saturating_add(apart as u64);
         is_due.then_some(self.budget.hot_interval_ns)
     }
 
@@ -400,7 +400,7 @@ mod tests {
     /// answers (profiles per second, CPU share).
     fn profiles(profile_ns: u64, files_ns: u64, budget: Budget) -> (f64, f64) {
         let mut schedule = Schedule::new(budget, SECOND);
-        schedule.set_hot(true);
+        schedule.set_focused(true);
         let (mut profiles, mut cpu) = (0, 0);
         let mut now = SECOND;
         while now < 23 * SECOND {
@@ -449,7 +449,7 @@ mod tests {
     #[test]
     fn looks_that_are_cheap_soon_after_another_are_found_to_be() {
         let mut schedule = Schedule::new(Budget::default(), SECOND);
-        schedule.set_hot(true);
+        schedule.set_focused(true);
         let (mut extra, mut last, mut now) = (0, SECOND, SECOND);
         while now < 13 * SECOND {
             let tick = schedule.next(now);
@@ -470,7 +470,7 @@ mod tests {
     #[test]
     fn one_dear_look_does_not_put_an_end_to_the_extra_looks() {
         let mut schedule = Schedule::new(Budget::default(), SECOND);
-        schedule.set_hot(true);
+        schedule.set_focused(true);
         let (mut extra, mut now) = (0, SECOND);
         let mut was_dear = false;
         while now < 13 * SECOND {
@@ -508,9 +508,9 @@ mod tests {
     }
 
     /// Runs ten seconds with the given costs; answers (base ticks, extra ticks, walks over files, CPU share) per second.
-    fn run(light_ns: u64, heavy_ns: u64, hot: bool) -> (f64, f64, f64, f64) {
+    fn run(light_ns: u64, heavy_ns: u64, focused: bool) -> (f64, f64, f64, f64) {
         let mut schedule = Schedule::new(Budget::default(), SECOND);
-        schedule.set_hot(hot);
+        schedule.set_focused(focused);
         let (mut base, mut extra, mut files, mut cpu) = (0, 0, 0, 0);
         let mut now = SECOND;
         // Two seconds to learn the costs, then ten that count.
@@ -539,7 +539,7 @@ mod tests {
     fn what_all_parts_take_together_is_brought_down_to_the_budget() {
         // Each part is at its least, and there is more that no part knows of.
         let mut schedule = Schedule::new(Budget::default(), SECOND);
-        schedule.set_hot(true);
+        schedule.set_focused(true);
         let (mut cpu, mut late_cpu, mut now) = (0, 0, SECOND);
         while now < 60 * SECOND {
             let tick = schedule.next(now);

@@ -36,7 +36,7 @@ pub struct Signal {
     ttl: Option<Duration>,
     #[serde(default)]
     max_pages: Option<usize>,
-    /// Whether the agent starts the process that serves the adapters; `false`: it is run beside it, `tailback guard`.
+    /// Whether the agent starts the process that serves the adapters; `false`: it is run beside it, `tailback adapters`.
     #[serde(default)]
     start_guard: Option<bool>,
     #[serde(default)]

@@ -7,13 +7,13 @@ use std::{
 
 use super::{
     Episode, Event, Instant, Level, QueueState,
-    at_first::Waiting,
+    cold_start::Waiting,
+    episode::{OpenEpisode, Opening},
     gauge::Gauge,
     id::id,
     incidents::{Incidents, Neighbours},
-    running::{Opening, Running},
     settings::Settings,
-    track::{Blindly, Track, Verdict},
+    track::{NoThroughput, Track, Verdict},
 };
 use crate::{
     queue::{Judged, QueueKey, Reading, Readings, Targets},
@@ -45,7 +45,7 @@ pub struct Detector {
 struct Watched {
     track: Track,
     settings: Settings,
-    running: Option<Running>,
+    running: Option<OpenEpisode>,
     gauge: Gauge,
 }
 
@@ -165,7 +165,7 @@ impl Detector {
         let is_asked_for = targets
             .get(key.target)
             .is_some_and(|target| !target.followed);
-        let blindly = (by_usual && is_asked_for).then(|| Blindly {
+        let blindly = (by_usual && is_asked_for).then(|| NoThroughput {
             pool: (around.used_up)(key.target),
         });
         let verdict = watched
@@ -190,7 +190,7 @@ impl Detector {
                 at,
                 usual: watched.track.baseline.usual(),
             };
-            let mut running = Running::open(opening, reading, &verdict);
+            let mut running = OpenEpisode::open(opening, reading, &verdict);
             stretch = running.read(at, reading, &verdict);
             events.push(Event::EpisodeOpened(Box::new(running.snapshot(at))));
             watched.running = Some(running);

@@ -2,8 +2,8 @@
 
 use super::{Level, track::Verdict};
 use crate::{
-    fading::faded,
-    queue::{ANSWERS_PER_S, BUSY_SHARE, Reading},
+    ewma::ewma,
+    queue::{RESPONSES_PER_S, Reading, UTILIZATION},
 };
 
 /// What is told of a walk alone is evened out over about so long.
@@ -26,7 +26,7 @@ pub struct Gauge {
     pub is_target_set: bool,
     /// Of the work that waits: the age that 99% of it has not reached, and that of the oldest, ns.
     pub p99_ns: Option<u64>,
-    pub oldest_ns: Option<u64>,
+    pub oldest_age_ns: Option<u64>,
     /// The age that half of it has not reached, ns; `None` where ages are not known, or nothing waits.
     pub median_age_ns: Option<u64>,
     /// How long what leaves now has waited, ns.
@@ -37,7 +37,7 @@ pub struct Gauge {
     pub arrivals_per_s: Option<f64>,
     pub departures_per_s: Option<f64>,
     /// Answered per second, hidden ones too, where it can be told; over the last second or so.
-    pub answers_per_s: Option<f64>,
+    pub responses_per_s: Option<f64>,
     /// The counts below hold what the last reading added: arrivals and departures were known.
     pub is_counted: bool,
     /// Counts since the queue is watched.
@@ -52,16 +52,16 @@ impl Gauge {
     pub(super) fn read(&mut self, at_ns: u64, reading: &Reading, verdict: &Verdict) {
         // Oldest first.
         let p99_ns = reading.ages_ns.get(reading.ages_ns.len() / 100).copied();
-        let answers_per_s = match (self.answers_per_s, reading.extra(ANSWERS_PER_S)) {
+        let responses_per_s = match (self.responses_per_s, reading.extra(RESPONSES_PER_S)) {
             (Some(mean), Some(now)) => {
                 let passed_ns = at_ns.saturating_sub(self.at_ns);
-                Some(faded(mean, now, passed_ns, OVER_NS))
+                Some(ewma(mean, now, passed_ns, OVER_NS))
             }
             (mean, now) => now.or(mean),
         };
         *self = Self {
             at_ns,
-            answers_per_s,
+            responses_per_s,
             level: verdict.level,
             score: verdict.score,
             depth: reading.depth,
@@ -71,10 +71,10 @@ impl Gauge {
             target_ns: verdict.target_ns,
             is_target_set: verdict.is_target_set,
             p99_ns,
-            oldest_ns: reading.oldest_ns,
+            oldest_age_ns: reading.oldest_age_ns,
             median_age_ns: reading.ages_ns.get(reading.ages_ns.len() / 2).copied(),
             wait_ns: reading.wait_ns,
-            busy: reading.extra(BUSY_SHARE),
+            busy: reading.extra(UTILIZATION),
             arrivals_per_s: verdict.rates.map(|rates| rates.arrivals),
             departures_per_s: verdict.rates.map(|rates| rates.departures),
             is_counted: reading.arrivals.is_some() && reading.departures.is_some(),

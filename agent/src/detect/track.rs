@@ -2,11 +2,11 @@
 
 use super::{
     Level,
-    at_first::{AtFirst, Waiting},
+    baseline::BaselineWait,
+    cold_start::{ColdStart, Waiting},
     forecast::Trend,
     rates::{Baseline, Rates, Recent},
     settings::Settings,
-    usual::UsualWait,
     window::Minimum,
 };
 use crate::queue::{Judged, Kind, Reading};
@@ -29,8 +29,8 @@ pub(super) struct Track {
     busy: Busy,
     /// The time that one piece of work took while the queue was last at rest, or less since, ns.
     service_ns: Option<u64>,
-    usual_wait: UsualWait,
-    at_first: AtFirst,
+    usual_wait: BaselineWait,
+    at_first: ColdStart,
     /// That is what the queue is judged by, until it is at rest again.
     by_at_first: bool,
     pub(super) level: Level,
@@ -58,8 +58,8 @@ pub(super) struct Verdict {
 
 /// Of a queue that is judged against what is usual.
 #[derive(Clone, Copy)]
-pub(super) struct Blindly {
-    /// See [`AtFirst::measure`].
+pub(super) struct NoThroughput {
+    /// See [`ColdStart::measure`].
     pub(super) pool: Option<u64>,
 }
 
@@ -71,13 +71,13 @@ impl Track {
         reading: &Reading,
         now_ns: u64,
         settings: &Settings,
-        blindly: Option<Blindly>,
+        blindly: Option<NoThroughput>,
     ) -> Verdict {
         let waits = reading.depth > 0;
         let by_usual = kind.judged() == Judged::AgainstUsual;
         let is_judged = !by_usual && kind.judged() != Judged::Context;
         let at_rest = self.sign_ns.is_none() && self.level == Level::Ok;
-        let at_first = if let Some(Blindly { pool }) = blindly {
+        let at_first = if let Some(NoThroughput { pool }) = blindly {
             // What seemed usual was a part of the growth.
             let may_grow = at_rest || self.by_at_first;
             if self.at_first.read(now_ns, reading, may_grow) {
@@ -97,7 +97,7 @@ impl Track {
         } else if by_usual {
             self.usual_wait.delay_ns(reading)
         } else if waits && is_judged {
-            reading.wait_ns.max(reading.oldest_ns).unwrap_or(0)
+            reading.wait_ns.max(reading.oldest_age_ns).unwrap_or(0)
         } else {
             0
         };
@@ -124,8 +124,8 @@ impl Track {
 
         // What has waited for longer than the window has stood there all along, however short we have been looking.
         let seen_standing = self.delays.add(now_ns, delay_ns as f64, window_ns);
-        let oldest_ns = reading.oldest_ns.filter(|_| is_judged).unwrap_or(0);
-        let known_standing = oldest_ns.saturating_sub(window_ns) as f64;
+        let oldest_age_ns = reading.oldest_age_ns.filter(|_| is_judged).unwrap_or(0);
+        let known_standing = oldest_age_ns.saturating_sub(window_ns) as f64;
         let scale = 2.0 * target_ns as f64;
         let by_delay = seen_standing.max(known_standing) / scale;
         let fill = reading.fill.unwrap_or(0.0);
@@ -191,7 +191,7 @@ impl Track {
 
     fn forget_usual(&mut self) {
         self.baseline = Baseline::default();
-        self.usual_wait = UsualWait::default();
+        self.usual_wait = BaselineWait::default();
     }
 
     /// What waits in a queue that cannot be judged by itself.
@@ -271,7 +271,7 @@ impl Busy {
 
 #[cfg(test)]
 mod tests {
-    use super::{Blindly, Level, Settings, Track};
+    use super::{Level, NoThroughput, Settings, Track};
     use crate::queue::{Judged, Kind, Reading};
 
     const TICK: u64 = 100_000_000;
@@ -279,7 +279,7 @@ mod tests {
     /// Feeds one reading per tick and answers the level after each.
     fn levels(kind: Kind, readings: impl IntoIterator<Item = Reading>) -> Vec<Level> {
         let by_usual = kind.judged() == Judged::AgainstUsual;
-        let blindly = by_usual.then_some(Blindly { pool: None });
+        let blindly = by_usual.then_some(NoThroughput { pool: None });
         let mut track = Track::default();
         let settings = Settings::default();
         readings
@@ -305,7 +305,7 @@ mod tests {
             servers: 4,
             elapsed_ns: Some(TICK),
             wait_ns: Some(oldest_ms * 1_000_000),
-            oldest_ns: (depth > 0).then_some(oldest_ms * 1_000_000),
+            oldest_age_ns: (depth > 0).then_some(oldest_ms * 1_000_000),
             ..Reading::default()
         }
     }
@@ -415,7 +415,7 @@ mod tests {
         };
         let mut track = Track::default();
         let settings = Settings::default();
-        let pool = Some(Blindly { pool: Some(16) });
+        let pool = Some(NoThroughput { pool: Some(16) });
         let levels: Vec<Level> = (0..100)
             .map(|tick| {
                 let now_ns = tick * TICK;

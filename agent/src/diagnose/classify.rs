@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::{
     Activity,
-    world::{Held, World},
+    topology::{Held, Topology},
 };
 use crate::{
     queue::syscalls::{Does, Futex, Lock, call_of, descriptor},
@@ -78,7 +78,7 @@ impl Threads {
 }
 
 /// `None` for a thread that is ending.
-pub(super) fn classify(wait: &Wait, threads: &Threads, world: &World) -> Option<Doing> {
+pub(super) fn classify(wait: &Wait, threads: &Threads, world: &Topology) -> Option<Doing> {
     match wait.state {
         State::Running => return Some(Doing::of(Activity::OnCpu)),
         State::Runnable => return Some(Doing::of(Activity::RunnableOwn)),
@@ -89,7 +89,7 @@ pub(super) fn classify(wait: &Wait, threads: &Threads, world: &World) -> Option<
     Some(asleep(wait, threads, world))
 }
 
-fn asleep(wait: &Wait, threads: &Threads, world: &World) -> Doing {
+fn asleep(wait: &Wait, threads: &Threads, world: &Topology) -> Doing {
     let deep = wait.state == State::Uninterruptible;
     let Some((syscall, (name, does))) = wait.syscall.as_ref().zip(call_of(wait)) else {
         return Doing::of(match (deep, wait.io) {
@@ -136,7 +136,7 @@ fn file(detail: &Detail) -> Object {
 }
 
 /// Waits for any of its files: what its process has under way says which of them matter.
-fn living_in_a_loop(tgid: u32, world: &World) -> Doing {
+fn living_in_a_loop(tgid: u32, world: &Topology) -> Doing {
     if says_it_waits(tgid, world) {
         return Doing::with(Activity::Lock, Object::Titled);
     }
@@ -159,14 +159,14 @@ fn living_in_a_loop(tgid: u32, world: &World) -> Doing {
 
 /// PostgreSQL's backends wait for row locks as idle ones do, and say so in their title. A title that ends so is a fact,
 /// whatever the program is.
-fn says_it_waits(tgid: u32, world: &World) -> bool {
+fn says_it_waits(tgid: u32, world: &Topology) -> bool {
     world
         .title(tgid)
         .is_some_and(|titled| titled.title.trim_end().ends_with(" waiting"))
 }
 
 /// The first of its files that something is under way on; a call that is awaited counts before a client that is.
-fn polling(wait: &Wait, detail: &Detail, world: &World) -> Doing {
+fn polling(wait: &Wait, detail: &Detail, world: &Topology) -> Doing {
     let Detail::Poll(entries) = detail else {
         return living_in_a_loop(wait.tgid, world);
     };
@@ -190,7 +190,7 @@ fn polling(wait: &Wait, detail: &Detail, world: &World) -> Doing {
     best
 }
 
-fn reading(tgid: u32, fd: u32, world: &World) -> Doing {
+fn reading(tgid: u32, fd: u32, world: &Topology) -> Doing {
     let busy = world.business(tgid).working > 0;
     match world.held(tgid, fd) {
         Some(Held::Connection(cookie)) => {
@@ -211,7 +211,7 @@ fn reading(tgid: u32, fd: u32, world: &World) -> Doing {
     }
 }
 
-fn writing(tgid: u32, fd: u32, detail: &Detail, world: &World) -> Doing {
+fn writing(tgid: u32, fd: u32, detail: &Detail, world: &Topology) -> Doing {
     match world.held(tgid, fd) {
         Some(Held::Connection(cookie)) => {
             Doing::with(Activity::PeerRead, Object::Connection(cookie))
@@ -232,7 +232,7 @@ fn is_terminal(path: &str) -> bool {
     path.starts_with("/dev/pts/") || path.starts_with("/dev/tty") || path == "/dev/console"
 }
 
-fn futex(wait: &Wait, threads: &Threads, world: &World) -> Doing {
+fn futex(wait: &Wait, threads: &Threads, world: &Topology) -> Doing {
     let is_thread = |tid| threads.tid(wait.tgid, tid).is_some();
     let Some(futex) = Futex::of(wait, is_thread) else {
         return Doing::of(Activity::Unknown);

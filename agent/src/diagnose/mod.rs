@@ -1,7 +1,7 @@
 //! Why a queue fills: from what threads wait for to a cause, a culprit, the evidence, and what to do.
 //!
-//! `world` keeps who holds what; `classify` says what one thread does at one look; `profile` adds that up over time;
-//! `facts` keeps what the queues say; `follow` walks from a blocked thread to what it waits for, until something works;
+//! `topology` keeps who holds what; `classify` says what one thread does at one look; `profile` adds that up over time;
+//! `inputs` keeps what the queues say; `wait_graph` walks from a blocked thread to what it waits for, until something works;
 //! `rules` makes a verdict of all that, `words` says it. Pure: no clock, no kernel, no I/O. The rules speak of kernel
 //! facts, never of a program.
 #![forbid(unsafe_code)]
@@ -9,16 +9,16 @@
 mod activity;
 mod cause;
 mod classify;
-mod facts;
-mod follow;
+mod inputs;
+pub mod log_evidence;
 pub mod messages;
 mod no_baseline;
 mod profile;
 mod rules;
-pub mod said;
+mod topology;
 mod verdict;
+mod wait_graph;
 mod words;
-mod world;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,14 +27,14 @@ use std::{
 
 pub use activity::Activity;
 pub use cause::Cause;
-use facts::Facts;
-use follow::View;
+use inputs::Facts;
+use log_evidence::LogEvidence;
 pub use no_baseline::{Calls, NoBaseline};
 use profile::Profile;
 use rules::Case;
-use said::Heard;
+use topology::Topology;
 pub use verdict::{CauseStretch, Confidence, Culprit, CulpritKind, Hop, Said, Verdict};
-use world::World;
+use wait_graph::View;
 
 use crate::{
     detect::{Episode, Event, Happening, Instant, Moment, Waiting},
@@ -52,10 +52,10 @@ const TELL_EVERY_NS: u64 = 30_000_000_000;
 /// All that is remembered between samples in order to say why.
 #[derive(Default)]
 pub struct Diagnosis {
-    world: World,
+    world: Topology,
     profile: Profile,
     facts: Facts,
-    heard: Heard,
+    heard: LogEvidence,
     open: BTreeMap<String, Standing>,
     /// Of targets with open episodes, the verdict on the one that opened first, where that has ended; and when it
     /// opened.
@@ -79,22 +79,22 @@ struct Standing {
 
 impl Diagnosis {
     /// The targets of which everything is to be known: those with a suspicious queue, and those around them.
-    pub fn closely(
+    pub fn focus_scope(
         &self,
         sample: &Sample,
         targets: &Targets,
-        hot: &BTreeSet<TargetId>,
+        focused: &BTreeSet<TargetId>,
     ) -> BTreeSet<TargetId> {
         let followed = targets.all().filter(|target| target.followed);
-        let mut closely = hot.clone();
-        closely.extend(followed.map(|target| target.id));
-        closely.extend(
+        let mut focus_scope = focused.clone();
+        focus_scope.extend(followed.map(|target| target.id));
+        focus_scope.extend(
             sample
                 .profile
                 .iter()
                 .filter_map(|wait| targets.of(wait.tgid)),
         );
-        closely
+        focus_scope
     }
 
     /// Takes in one sample and what the queues were in it.
@@ -103,13 +103,14 @@ impl Diagnosis {
         sample: &Sample,
         readings: &Readings,
         targets: &Targets,
-        closely: &BTreeSet<TargetId>,
+        focus_scope: &BTreeSet<TargetId>,
     ) {
         let now_ns = sample.mono_ns;
-        let near = |target: TargetId| closely.contains(&target);
+        let near = |target: TargetId| focus_scope.contains(&target);
         self.facts.read(sample, readings, near);
         self.heard.read(sample, targets);
-        self.world.read(now_ns, sample, readings, targets, closely);
+        self.world
+            .read(now_ns, sample, readings, targets, focus_scope);
         if sample.walks.files {
             self.facts.look_at_pools(&self.world.pools(targets));
         }
@@ -125,7 +126,7 @@ impl Diagnosis {
             .profile
             .over(at.mono_ns.saturating_sub(LATELY_NS), at.mono_ns);
         let view = self.view(&window, targets);
-        let ahead = follow::from_target(view, target);
+        let ahead = wait_graph::from_target(view, target);
         let ahead = ahead.iter().filter_map(|step| step.target);
         let on_path = |standing: &&Standing| {
             let path = standing.verdict.iter().flat_map(|verdict| &verdict.path);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{facts::Facts, world::World};
+use super::{inputs::Facts, topology::Topology};
 use crate::{
     detect::Waiting,
     queue::{Kind, QueueKey, Targets},
@@ -39,7 +39,7 @@ pub struct Calls {
 pub(super) fn of(
     ok: Vec<(Arc<QueueKey>, Waiting)>,
     facts: &Facts,
-    (world, targets): (&World, &Targets),
+    (world, targets): (&Topology, &Targets),
 ) -> Vec<NoBaseline> {
     let is_long = |waiting: &Waiting| waiting.depth >= MANY && waiting.median_age_ns >= LONG_NS;
     // What is looked at for what another waits for has its place in that one's words.
@@ -57,7 +57,11 @@ pub(super) fn of(
         .collect()
 }
 
-fn calls(target: TargetId, facts: &Facts, (world, targets): (&World, &Targets)) -> Option<Calls> {
+fn calls(
+    target: TargetId,
+    facts: &Facts,
+    (world, targets): (&Topology, &Targets),
+) -> Option<Calls> {
     let (key, reading) = facts
         .of(target, Kind::Downstream)
         .filter(|(_, reading)| reading.depth > 0)

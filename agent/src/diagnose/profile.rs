@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use super::{
     Activity,
     classify::{Doing, Object, Threads, classify},
-    facts::LONG_TURN_NS,
-    follow::Crowd,
-    world::World,
+    inputs::LONG_TURN_NS,
+    topology::Topology,
+    wait_graph::Crowd,
 };
 use crate::{
     queue::{
@@ -90,7 +90,7 @@ impl Profile {
         sample: &Sample,
         readings: &Readings,
         targets: &Targets,
-        (world, near): (&World, impl Fn(u32) -> bool),
+        (world, near): (&Topology, impl Fn(u32) -> bool),
     ) {
         let waits: &[Wait] = match (sample.walks.profile, sample.walks.waits) {
             (true, _) => &sample.profile,

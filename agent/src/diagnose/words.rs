@@ -7,9 +7,9 @@ use super::{
     Activity, Cause,
     activity::share_of,
     classify::Object,
-    follow::{End, Step},
     profile::Thread,
     rules::{Case, Finding, Limit, idle_in_transaction},
+    wait_graph::{End, Step},
 };
 use crate::{
     detect::DrivenBy,
@@ -118,7 +118,7 @@ fn of_what(case: Case<'_>, step: &Step) -> Option<String> {
 /// Who called a process that serves one client.
 fn client(case: Case<'_>, tgid: u32) -> Option<String> {
     let world = case.view.world;
-    let accepted = |link: &&super::world::Link| link.tgid == tgid && link.accepted;
+    let accepted = |link: &&super::topology::Link| link.tgid == tgid && link.accepted;
     let mut links = world.links().map(|(_, link)| link).filter(accepted);
     let link = links.next().filter(|_| links.next().is_none())?;
     Some(match world.other_end(link) {

@@ -215,7 +215,7 @@ pub fn no_baseline() -> NoBaseline {
         waiting: Waiting {
             depth: 60,
             median_age_ns: 12 * SECOND,
-            oldest_ns: 25 * SECOND,
+            oldest_age_ns: 25 * SECOND,
         },
         calls: Some(Calls {
             endpoint: "127.0.0.1:9000".to_owned(),

@@ -118,7 +118,7 @@ impl<W: Write> Json<W> {
         object.put_some("arrivals_per_s", state.arrivals_per_s.map(round));
         object.put_some("departures_per_s", state.departures_per_s.map(round));
         object.put_some("wait_ns", state.reading.wait_ns);
-        object.put_some("oldest_ns", state.reading.oldest_ns);
+        object.put_some("oldest_age_ns", state.reading.oldest_age_ns);
         object.put("losses", state.reading.losses);
         object.put("score", round(state.score));
         object.put("level", state.level.name());
@@ -161,7 +161,7 @@ pub fn no_baseline(
         object.put("depth", queue.waiting.depth);
         object.put("unit", queue.key.kind.unit());
         object.put("median_age_ns", queue.waiting.median_age_ns);
-        object.put("oldest_ns", queue.waiting.oldest_ns);
+        object.put("oldest_age_ns", queue.waiting.oldest_age_ns);
         if let Some(calls) = &queue.calls {
             let mut of = Object(Map::new());
             of.put("endpoint", calls.endpoint.as_str());

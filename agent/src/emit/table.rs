@@ -82,7 +82,7 @@ fn row(state: &QueueState, target: Option<&Target>) -> [String; COLUMNS] {
         _ => rate(per_s),
     };
     let waits = reading
-        .oldest_ns
+        .oldest_age_ns
         .max(reading.wait_ns)
         .filter(|_| reading.depth > 0);
     [

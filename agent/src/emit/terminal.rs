@@ -141,7 +141,11 @@ impl<W: Write> Terminal<W> {
                 state.reading.limit
             )
         );
-        if let Some(oldest) = state.reading.oldest_ns.filter(|_| state.reading.depth > 0) {
+        if let Some(oldest) = state
+            .reading
+            .oldest_age_ns
+            .filter(|_| state.reading.depth > 0)
+        {
             text += &format!(", oldest {}", duration(oldest));
         } else if let Some(wait) = state.reading.wait_ns.filter(|_| state.reading.depth > 0) {
             text += &format!(", wait {}", duration(wait));

@@ -19,10 +19,10 @@ use tailback_ebpf::{MAX_WANTED, TARGET_HOT, TargetEntry, Walk};
 
 pub use super::records::Record;
 use super::{
+    batched_scan::Quick,
     iter::{Link, Over},
-    quick::Quick,
+    output_buffer::Shared,
     records::decode,
-    sheet::Shared,
 };
 
 /// Up to so many processes each have iterators of their own; beyond, one walk over the whole machine is cheaper.
@@ -227,11 +227,11 @@ impl Glance {
 
     /// Says whose busy sockets the next walk over files marks for a closer look, and what whose threads wait for the
     /// profile tells. `tasks`: how many threads the machine has, for what is the cheaper way to visit those few.
-    pub fn set_hot(&mut self, tasks: usize, is_hot: impl Fn(u32) -> bool) -> Result<()> {
+    pub fn set_focused(&mut self, tasks: usize, is_focused: impl Fn(u32) -> bool) -> Result<()> {
         let mut changed = false;
         self.tasks = tasks;
         for (tgid, entry) in &mut self.known {
-            let flags = if is_hot(*tgid) { TARGET_HOT } else { 0 };
+            let flags = if is_focused(*tgid) { TARGET_HOT } else { 0 };
             if entry.flags != flags {
                 entry.flags = flags;
                 self.targets
@@ -245,9 +245,9 @@ impl Glance {
 
     /// Iterators for the hot processes alone where these are few, else one for all tasks, which passes by the rest.
     fn bind_profile(&mut self) -> Result<()> {
-        let is_hot = |entry: &TargetEntry| entry.flags & TARGET_HOT != 0;
-        let hot = self.known.iter().filter(|(_, entry)| is_hot(entry));
-        let pids: Vec<u32> = hot
+        let is_focused = |entry: &TargetEntry| entry.flags & TARGET_HOT != 0;
+        let focused = self.known.iter().filter(|(_, entry)| is_focused(entry));
+        let pids: Vec<u32> = focused
             .filter_map(|(tgid, _)| self.pids.get(tgid).copied())
             .collect();
         let bind = self.plan.bound_to_process.is_ok()

@@ -271,7 +271,7 @@ impl Group {
         let count = arrivals.map(|arrivals| arrivals.count);
         let departures = count.map(|count| (count as i64 - self.grown).max(0) as u64);
         // The head of the queue is what is accepted next: its age is the wait, exactly.
-        let oldest_ns = self
+        let oldest_age_ns = self
             .ages_ns
             .first()
             .copied()
@@ -295,9 +295,10 @@ impl Group {
             wait_ns: if self.depth == 0 {
                 Some(0)
             } else {
-                oldest_ns.or_else(|| little(self.depth, departures.unwrap_or(0), self.elapsed_ns))
+                oldest_age_ns
+                    .or_else(|| little(self.depth, departures.unwrap_or(0), self.elapsed_ns))
             },
-            oldest_ns,
+            oldest_age_ns,
             ages_ns: self.ages_ns.clone(),
             losses: self.losses,
             worst: None,

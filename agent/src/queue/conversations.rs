@@ -138,8 +138,8 @@ impl Source for Conversations {
             self.forget_gone(targets);
         }
         self.tell(sample.mono_ns, all, targets, sink);
-        if !sink.closely.is_empty() {
-            sink.out.awaited = Some(self.awaited(sink.closely));
+        if !sink.focus_scope.is_empty() {
+            sink.out.awaited = Some(self.awaited(sink.focus_scope));
         }
         if all {
             sink.forget_unseen(Kind::Inflight);
@@ -150,10 +150,10 @@ impl Source for Conversations {
 
 impl Conversations {
     /// What waits for an answer, of these targets; at most [`MAX_AWAITED`] of each endpoint, oldest first.
-    fn awaited(&self, closely: &BTreeSet<TargetId>) -> Vec<Awaited> {
+    fn awaited(&self, focus_scope: &BTreeSet<TargetId>) -> Vec<Awaited> {
         let mut awaited = Vec::new();
         for (target, endpoint, Placed { group, .. }) in self.groups.iter() {
-            if !closely.contains(&target) {
+            if !focus_scope.contains(&target) {
                 continue;
             }
             for (began_ns, cookie) in group.waiting.iter().take(MAX_AWAITED) {
@@ -413,7 +413,7 @@ impl Since {
     }
 
     /// Answers per second over so long.
-    pub(super) fn answers_per_s(&self, elapsed_ns: u64) -> Option<f64> {
+    pub(super) fn responses_per_s(&self, elapsed_ns: u64) -> Option<f64> {
         (elapsed_ns > 0).then(|| self.answers as f64 * 1e9 / elapsed_ns as f64)
     }
 

@@ -50,7 +50,7 @@ struct Look<'a> {
     stayed: u64,
     /// Longest mean wait of a thread that does nothing else.
     mean_ns: u64,
-    oldest_ns: u64,
+    oldest_age_ns: u64,
     worst: Option<&'a Wait>,
 }
 
@@ -118,9 +118,9 @@ impl Disk {
             look.stayed += u64::from(stayed.is_some());
             look.mean_ns = look.mean_ns.max(known.mean_ns(now_ns));
             let age_ns = now_ns.saturating_sub(known.since_ns);
-            if look.worst.is_none() || age_ns > look.oldest_ns {
+            if look.worst.is_none() || age_ns > look.oldest_age_ns {
                 look.worst = Some(wait);
-                look.oldest_ns = age_ns;
+                look.oldest_age_ns = age_ns;
             }
             threads.insert((wait.tgid, wait.tid), known);
         }
@@ -171,7 +171,7 @@ impl Look<'_> {
             served: None,
             servers,
             wait_ns: Some(self.mean_ns.saturating_sub(ACCESS_NS)),
-            oldest_ns: waits.then_some(self.oldest_ns),
+            oldest_age_ns: waits.then_some(self.oldest_age_ns),
             worst: self.worst.map(|wait| {
                 format!(
                     "process {} thread {} ({}) {}",
@@ -228,7 +228,7 @@ mod tests {
             panic!("{last:?}")
         };
         assert_eq!((name.as_str(), disk.depth, disk.limit), ("8:0", 2, None));
-        assert_eq!(disk.oldest_ns, Some(11 * TICK));
+        assert_eq!(disk.oldest_age_ns, Some(11 * TICK));
         assert_eq!(
             disk.worst.as_deref(),
             Some("process 10 thread 11 (worker) in fsync of /db/wal")
@@ -242,7 +242,11 @@ mod tests {
             // Each read takes 8 ms.
             let readings = read(&mut model, tick, vec![syncing(11, tick * 12)]);
             let disk = &readings[0].1;
-            assert_eq!((disk.wait_ns, disk.oldest_ns), (Some(0), Some(0)), "{tick}");
+            assert_eq!(
+                (disk.wait_ns, disk.oldest_age_ns),
+                (Some(0), Some(0)),
+                "{tick}"
+            );
         }
     }
 

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use rustc_hash::FxHashMap;
 
 use super::{
-    BUSY_SHARE, Kind, Reading, Sink, Source, Targets,
+    Kind, Reading, Sink, Source, Targets, UTILIZATION,
     syscalls::{Does, Futex, Lock, call_of, doing},
 };
 use crate::{
@@ -312,13 +312,13 @@ impl Known {
             Place::Computing => files_ns.unwrap_or(0).min(self.seen_ns),
             _ => self.seen_ns,
         };
-        let oldest_ns = in_turn.then(|| until_ns.saturating_sub(self.since_ns));
+        let oldest_age_ns = in_turn.then(|| until_ns.saturating_sub(self.since_ns));
         let mean_ns = self.turns.mean_ns;
         let mut extra = Vec::new();
         extra.extend(mean_ns.map(|mean_ns| ("turn_ns", mean_ns as f64)));
         if let Some(elapsed_ns) = look.elapsed_ns.filter(|elapsed| *elapsed > 0) {
             let share = look.busy_ns as f64 / elapsed_ns as f64;
-            extra.push((BUSY_SHARE, share.min(1.0)));
+            extra.push((UTILIZATION, share.min(1.0)));
         }
         let turns = look.elapsed_ns.map(|_| look.voluntary);
         Reading {
@@ -333,7 +333,7 @@ impl Known {
             wait_ns: mean_ns
                 .filter(|_| others)
                 .map(|mean_ns| if mean_ns >= TURN_NS { mean_ns } else { 0 }),
-            oldest_ns: oldest_ns.filter(|_| others),
+            oldest_age_ns: oldest_age_ns.filter(|_| others),
             worst: in_turn.then(|| format!("in a turn, {}", doing(wait))),
             extra,
             ..Reading::default()

@@ -90,7 +90,7 @@ mod tests {
         assert_eq!((reading.depth, reading.limit), (90, Some(100)));
         assert_eq!(reading.worst.as_deref(), Some("process 13"));
         assert!(!reading.full);
-        assert_eq!((reading.wait_ns, reading.oldest_ns), (None, None));
+        assert_eq!((reading.wait_ns, reading.oldest_age_ns), (None, None));
     }
 
     #[test]

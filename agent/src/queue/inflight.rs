@@ -1,7 +1,7 @@
 //! Requests not yet answered, on the connections that a service accepted: the depth that fills in an asynchronous
 //! server, whose accept and receive queues stay empty.
 
-use super::{ANSWERS_PER_S, Reading, conversations::Told, little};
+use super::{RESPONSES_PER_S, Reading, conversations::Told, little};
 
 /// Ages that are listed.
 pub(super) const MAX_AGES: usize = 1_024;
@@ -52,7 +52,7 @@ pub(super) fn waiting(told: &Told<'_>, now_ns: u64) -> Reading {
         elapsed_ns: told.elapsed_ns,
         served: departures,
         wait_ns,
-        oldest_ns: group.ages_ns(now_ns).next(),
+        oldest_age_ns: group.ages_ns(now_ns).next(),
         ages_ns: group.ages_ns(now_ns).take(MAX_AGES).collect(),
         // A caller that gives up is its own affair, and a loss would open an episode: it is told as a measure.
         losses: 0,
@@ -69,8 +69,8 @@ pub(super) fn counted(
     let known = told.elapsed_ns.is_some();
     let answer = since.answer_ns().map(|ns| ("answer_ns", ns));
     let at_least = since.at_least.then_some(("at_least", 1.0));
-    let rate = told.elapsed_ns.and_then(|ns| since.answers_per_s(ns));
-    let rate = rate.map(|rate| (ANSWERS_PER_S, rate));
+    let rate = told.elapsed_ns.and_then(|ns| since.responses_per_s(ns));
+    let rate = rate.map(|rate| (RESPONSES_PER_S, rate));
     let gone = (since.lost > 0).then_some((lost, since.lost as f64));
     [answer, rate, at_least, gone]
         .into_iter()

@@ -74,7 +74,7 @@ struct Look<'a> {
     waiters: u64,
     /// Waiters that waited here at the last look, and have not been woken since.
     stayed: u64,
-    oldest_ns: u64,
+    oldest_age_ns: u64,
     oldest: Option<&'a Wait>,
     owner: Option<u32>,
     certain: bool,
@@ -258,9 +258,9 @@ impl Locks {
             look.waiters += 1;
             look.stayed += u64::from(stayed.is_some());
             let age_ns = now_ns.saturating_sub(since_ns);
-            if look.oldest.is_none() || age_ns > look.oldest_ns {
+            if look.oldest.is_none() || age_ns > look.oldest_age_ns {
                 look.oldest = Some(wait);
-                look.oldest_ns = age_ns;
+                look.oldest_age_ns = age_ns;
             }
         }
         self.waiters = waiters;
@@ -318,7 +318,7 @@ impl Look<'_> {
         // What may be a counter, and what gives up and asks again, shows who waits, and is not judged.
         let is_lock = self.certain || known.proven;
         let arrived = self.waiters.saturating_sub(self.stayed);
-        let age_ns = is_lock.then_some(self.oldest_ns);
+        let age_ns = is_lock.then_some(self.oldest_age_ns);
         let mut extra = Vec::new();
         if !is_lock {
             extra.push(("uncertain", 1.0));
@@ -332,7 +332,7 @@ impl Look<'_> {
             served: elapsed_ns.map(|_| left),
             servers: 1,
             wait_ns: age_ns,
-            oldest_ns: age_ns,
+            oldest_age_ns: age_ns,
             extra,
             ..Reading::default()
         }

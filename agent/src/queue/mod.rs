@@ -49,10 +49,10 @@ use crate::sample::{Sample, TargetId};
 pub const MAX_QUEUES_PER_KIND: usize = 256;
 
 /// Of what does the work (workers, a loop, CPUs): the share that is at work, among a reading's further measures.
-pub const BUSY_SHARE: &str = "busy_share";
+pub const UTILIZATION: &str = "utilization";
 
 /// Of connections that carry requests: those answered per second, hidden ones too, as far as they can be told.
-pub const ANSWERS_PER_S: &str = "answers_per_s";
+pub const RESPONSES_PER_S: &str = "responses_per_s";
 
 /// Names a queue for as long as its target is watched.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,7 +87,7 @@ pub struct Reading {
     /// How long what leaves now has waited, or what comes now will: measured where it can be, else by Little's law. ns.
     pub wait_ns: Option<u64>,
     /// Age of what has waited longest, ns.
-    pub oldest_ns: Option<u64>,
+    pub oldest_age_ns: Option<u64>,
     /// Age of each piece of work that waits and that the kernel timed, ns, oldest first: accept queues alone have them.
     pub ages_ns: Vec<u64>,
     /// Lost since the previous reading.
@@ -139,7 +139,7 @@ pub struct Model {
     targets: Targets,
     keys: Keys,
     sources: Vec<Box<dyn Source>>,
-    closely: BTreeSet<TargetId>,
+    focus_scope: BTreeSet<TargetId>,
     before: Before,
 }
 
@@ -154,7 +154,7 @@ impl Default for Model {
         Self {
             targets: Targets::default(),
             keys: Keys::default(),
-            closely: BTreeSet::new(),
+            focus_scope: BTreeSet::new(),
             before: Before::default(),
             // From the far end of the path that work takes to its beginning: the accept queue is read when it is known
             // which accepted connections are new.
@@ -182,7 +182,7 @@ impl Model {
             new: NewConnections::new(),
             accepted: Accepted::new(),
             before: &self.before,
-            closely: &self.closely,
+            focus_scope: &self.focus_scope,
         };
         for source in &mut self.sources {
             source.read(sample, &self.targets, &mut sink);
@@ -195,8 +195,8 @@ impl Model {
     }
 
     /// Tells each request of these targets from now on.
-    pub fn look_closely(&mut self, at: BTreeSet<TargetId>) {
-        self.closely = at;
+    pub fn set_focus_scope(&mut self, at: BTreeSet<TargetId>) {
+        self.focus_scope = at;
     }
 
     /// The targets as last told.
@@ -230,7 +230,7 @@ struct Sink<'a> {
     accepted: Accepted,
     before: &'a Before,
     /// Targets of which each request is to be told.
-    closely: &'a BTreeSet<TargetId>,
+    focus_scope: &'a BTreeSet<TargetId>,
 }
 
 impl Sink<'_> {

@@ -151,7 +151,7 @@ impl Held<'_> {
         if read_of_a_buffer {
             consumer.moved();
         }
-        let oldest_ns = consumer.look(tail, depth > 0, now_ns);
+        let oldest_age_ns = consumer.look(tail, depth > 0, now_ns);
         let inflow_ns = inflow.look(arrivals.is_some_and(|arrivals| arrivals > 0), now_ns);
         let wait_ns = if depth == 0 {
             Some(0)
@@ -177,7 +177,7 @@ impl Held<'_> {
                 1
             },
             wait_ns,
-            oldest_ns,
+            oldest_age_ns,
             worst: (depth > 0).then(|| self.ends(id, targets)),
             extra: self.extra(),
             ..Reading::default()
@@ -186,7 +186,7 @@ impl Held<'_> {
             // It becomes a queue when things keep coming, and they have waited no longer than that.
             let since_ns = inflow_ns.unwrap_or(0);
             let keeps_coming = inflow_ns.is_some();
-            reading.oldest_ns = oldest_ns
+            reading.oldest_age_ns = oldest_age_ns
                 .map(|age| age.min(since_ns))
                 .filter(|_| keeps_coming);
             reading.wait_ns = wait_ns
@@ -311,9 +311,9 @@ mod tests {
             };
             sample(vec![pipe])
         };
-        assert_eq!(watched.walk_one(Kind::Pipe, one(1)).oldest_ns, Some(0));
+        assert_eq!(watched.walk_one(Kind::Pipe, one(1)).oldest_age_ns, Some(0));
         let reading = watched.walk_one(Kind::Pipe, one(0));
-        assert_eq!((reading.depth, reading.oldest_ns), (3, Some(TICK)));
+        assert_eq!((reading.depth, reading.oldest_age_ns), (3, Some(TICK)));
         let worst = "write end at process 12 fd 1; nobody reads";
         assert_eq!(reading.worst.as_deref(), Some(worst));
     }
@@ -353,7 +353,7 @@ mod tests {
         let mut watched = Watched::default();
         let mut age = |bytes| {
             let queue = sample(vec![end(true, 2, bytes)]);
-            watched.walk_one(Kind::Pipe, queue).oldest_ns
+            watched.walk_one(Kind::Pipe, queue).oldest_age_ns
         };
         assert_eq!((age(900), age(900)), (Some(0), Some(TICK)));
         assert_eq!((age(400), age(400)), (Some(0), Some(TICK)));
@@ -365,7 +365,7 @@ mod tests {
         let tokens = (0..50).map(|look| (1, 4 - look % 3));
         for reading in kept_inside(tokens) {
             assert_eq!(reading.depth, 1);
-            assert_eq!((reading.wait_ns, reading.oldest_ns), (None, None));
+            assert_eq!((reading.wait_ns, reading.oldest_age_ns), (None, None));
             assert_eq!(reading.fill, None);
         }
     }
@@ -374,20 +374,23 @@ mod tests {
     fn a_buffer_that_comes_now_and_then_makes_no_standing_queue() {
         let tokens = (0..200).map(|look| (1 + look / 40, 4));
         for reading in kept_inside(tokens) {
-            assert!(reading.oldest_ns.unwrap_or(0) <= 10 * TICK, "{reading:?}");
+            assert!(
+                reading.oldest_age_ns.unwrap_or(0) <= 10 * TICK,
+                "{reading:?}"
+            );
         }
     }
 
     #[test]
     fn a_pipe_that_a_service_keeps_to_itself_is_a_queue_while_things_come_or_when_full() {
         let filling = kept_inside((0..16).map(|look| (look + 1, 100 * look)));
-        assert_eq!(filling[14].oldest_ns, Some(13 * TICK));
+        assert_eq!(filling[14].oldest_age_ns, Some(13 * TICK));
         assert_eq!(filling[14].fill, Some(15.0 / 16.0));
         let full = &filling[15];
         assert!(full.full);
-        assert_eq!(full.oldest_ns, Some(15 * TICK));
+        assert_eq!(full.oldest_age_ns, Some(15 * TICK));
         let stuck = kept_inside((0..50).map(|_| (16, 64)));
-        assert_eq!(stuck[49].oldest_ns, Some(49 * TICK));
+        assert_eq!(stuck[49].oldest_age_ns, Some(49 * TICK));
         assert_eq!(stuck[49].fill, Some(1.0));
     }
 
@@ -401,7 +404,7 @@ mod tests {
         };
         watched.walk_one(Kind::Pipe, told);
         let reading = watched.walk_one(Kind::Pipe, sample(both));
-        assert_eq!(reading.oldest_ns, Some(TICK));
+        assert_eq!(reading.oldest_age_ns, Some(TICK));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rustc_hash::FxHashMap;
 
 use super::{
-    BUSY_SHARE, Kind, Reading, Sink, Source, Targets,
+    Kind, Reading, Sink, Source, Targets, UTILIZATION,
     starvation::{Grown, Starvation},
 };
 use crate::sample::{Sample, TargetId, Thread};
@@ -34,7 +34,7 @@ struct Group {
     cpu_ns: u64,
     dispatches: u64,
     elapsed_ns: Option<u64>,
-    oldest_ns: Option<u64>,
+    oldest_age_ns: Option<u64>,
 }
 
 impl Source for RunQueues {
@@ -72,7 +72,8 @@ impl Source for RunQueues {
             self.starvation.tell(target, sample.mono_ns, &mut reading);
             let quota = reading.extra("quota_cpus").unwrap_or(f64::INFINITY);
             let used = group.cpus_used();
-            let share = used.map(|used| (BUSY_SHARE, (used / quota.min(f64::from(cpus))).min(1.0)));
+            let share =
+                used.map(|used| (UTILIZATION, (used / quota.min(f64::from(cpus))).min(1.0)));
             reading.extra.extend(share);
             sink.put(target, Kind::Runqueue, "threads", reading);
         }
@@ -102,7 +103,7 @@ impl Group {
             }
         }
         if let Some(since) = waiting_since_ns {
-            self.oldest_ns = self.oldest_ns.max(Some(now_ns.saturating_sub(since)));
+            self.oldest_age_ns = self.oldest_age_ns.max(Some(now_ns.saturating_sub(since)));
         }
         Known {
             run_delay_ns: thread.run_delay_ns,
@@ -144,7 +145,7 @@ impl Group {
             served: known.then_some(self.dispatches),
             servers: cpus,
             wait_ns: known.then(|| self.delay_ns.checked_div(self.dispatches).unwrap_or(0)),
-            oldest_ns: self.oldest_ns,
+            oldest_age_ns: self.oldest_age_ns,
             ages_ns: Vec::new(),
             losses: 0,
             worst: None,

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A wait below that, in the time between two looks, is not worth dividing.
-const MIN_DELAY_NS: u64 = 1_000_000;
+const STANDING_DELAY_NS: u64 = 1_000_000;
 /// A share below that names nobody.
 const NOTABLE: f64 = 0.05;
 /// Facts older than that are not told any more.
@@ -122,7 +122,7 @@ impl Starvation {
             let quota = throttled_ns.and_then(|ns| quota_share(ns, grown, target.cpus, elapsed_ns));
             let system = System {
                 quota,
-                steal: steal.filter(|_| grown.delay_ns >= MIN_DELAY_NS),
+                steal: steal.filter(|_| grown.delay_ns >= STANDING_DELAY_NS),
                 throttled_ns,
                 quota_cpus: now
                     .and_then(|group| group.quota_millicpus)
@@ -164,7 +164,7 @@ impl Starvation {
                 .collect();
             let others: f64 = foreign.iter().map(|other| other.cpu_ns as f64).sum();
             let all = grown.cpu_ns as f64 + others;
-            let waits = grown.delay_ns >= MIN_DELAY_NS && all > 0.0;
+            let waits = grown.delay_ns >= STANDING_DELAY_NS && all > 0.0;
             known.others = Some((
                 now_ns,
                 Others {
@@ -235,7 +235,7 @@ fn throttled(before: Option<&Counters>, now: Option<&Cgroup>) -> Option<u64> {
 /// Share of the wait that the quota made. While a CPU's queue is throttled all threads on it wait: the kernel counts the
 /// time once per CPU, the wait once per thread.
 fn quota_share(throttled_ns: u64, grown: Grown, cpus: u32, elapsed_ns: u64) -> Option<f64> {
-    if grown.delay_ns < MIN_DELAY_NS {
+    if grown.delay_ns < STANDING_DELAY_NS {
         return None;
     }
     let wanted = (grown.delay_ns as f64 + grown.cpu_ns as f64) / elapsed_ns as f64;

@@ -65,7 +65,7 @@ struct Half {
     served: u64,
     losses: u64,
     worst: Option<Worst>,
-    oldest_ns: Option<u64>,
+    oldest_age_ns: Option<u64>,
 }
 
 struct Worst {
@@ -314,7 +314,7 @@ fn limited_by(connection: &Connection) -> Option<&'static str> {
 
 impl Half {
     fn consider(&mut self, candidate: Worst) {
-        self.oldest_ns = self.oldest_ns.max(Some(candidate.age_ns));
+        self.oldest_age_ns = self.oldest_age_ns.max(Some(candidate.age_ns));
         if self
             .worst
             .as_ref()
@@ -342,7 +342,7 @@ impl Half {
                 None => Some(0),
                 Some(worst) => worst.wait_ns,
             },
-            oldest_ns: self.oldest_ns,
+            oldest_age_ns: self.oldest_age_ns,
             ages_ns: Vec::new(),
             losses: self.losses,
             worst: worst.map(|worst| {

@@ -258,7 +258,7 @@ mod tests {
         assert_eq!((reading.depth, reading.limit), (10, Some(16)));
         assert!(reading.full);
         assert_eq!(reading.fill, Some(1.0));
-        assert_eq!((reading.wait_ns, reading.oldest_ns), (None, None));
+        assert_eq!((reading.wait_ns, reading.oldest_age_ns), (None, None));
     }
 
     #[test]

@@ -55,7 +55,7 @@ struct Group {
     fullest: Option<Fullest>,
     full: bool,
     /// The age of the oldest that counts.
-    oldest_ns: Option<u64>,
+    oldest_age_ns: Option<u64>,
     datagrams: Option<u64>,
     losses: u64,
     elapsed_ns: Option<u64>,
@@ -174,7 +174,7 @@ impl Group {
             Endpoint::Bound(_) => age_ns,
             Endpoint::Opened(_) => age_ns.zip(inflow_ns).map(|(age, inflow)| age.min(inflow)),
         };
-        self.oldest_ns = self.oldest_ns.max(age_ns);
+        self.oldest_age_ns = self.oldest_age_ns.max(age_ns);
         Known {
             memory: socket.memory,
             queued: socket.queued,
@@ -202,7 +202,7 @@ impl Group {
             elapsed_ns: self.elapsed_ns,
             servers,
             wait_ns: (depth == 0).then_some(0),
-            oldest_ns: self.oldest_ns,
+            oldest_age_ns: self.oldest_age_ns,
             losses: self.losses,
             worst: fullest
                 .filter(|_| depth > 0)
@@ -279,7 +279,7 @@ mod tests {
     fn a_port_at_which_nothing_waits_has_no_wait() {
         let queues = walk(&mut Watched::default(), vec![socket(4, 0)]);
         let reading = &queues[0].1;
-        assert_eq!((reading.wait_ns, reading.oldest_ns), (Some(0), None));
+        assert_eq!((reading.wait_ns, reading.oldest_age_ns), (Some(0), None));
         assert!(!reading.full);
     }
 
@@ -318,7 +318,7 @@ mod tests {
                 head,
                 ..socket(4, memory)
             };
-            walk(&mut watched, vec![socket])[0].1.oldest_ns
+            walk(&mut watched, vec![socket])[0].1.oldest_age_ns
         };
         assert_eq!(age(1_000, 7), Some(0));
         assert_eq!(age(2_000, 7), Some(TICK));
@@ -340,7 +340,7 @@ mod tests {
             .map(|_| {
                 let queues = walk(&mut watched, vec![opened(4, 500, 40_000)]);
                 assert_eq!(queues[0].0, "-> 10.0.0.9:5353");
-                queues[0].1.oldest_ns
+                queues[0].1.oldest_age_ns
             })
             .collect();
         assert!(oldest.iter().flatten().all(|age| *age <= 10 * TICK));

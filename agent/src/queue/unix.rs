@@ -70,7 +70,7 @@ struct Group {
     fill: Option<f64>,
     full: bool,
     total: u64,
-    oldest_ns: Option<u64>,
+    oldest_age_ns: Option<u64>,
     elapsed_ns: Option<u64>,
 }
 
@@ -277,7 +277,7 @@ impl Group {
         if let Some(fill) = part.fill() {
             self.fill = Some(self.fill.map_or(fill, |most| most.max(fill)));
         }
-        self.oldest_ns = self.oldest_ns.max(part.age_ns);
+        self.oldest_age_ns = self.oldest_age_ns.max(part.age_ns);
         self.elapsed_ns = self.elapsed_ns.max(look.elapsed_ns);
         let rank = |part: &Worst| (part.age_ns, part.depth);
         if self
@@ -308,7 +308,7 @@ impl Group {
                 Direction::Sent => 1,
             },
             wait_ns: (self.total == 0).then_some(0),
-            oldest_ns: self.oldest_ns,
+            oldest_age_ns: self.oldest_age_ns,
             worst: worst
                 .filter(|worst| worst.depth > 0)
                 .map(|worst| worst.words(place, targets)),

@@ -35,7 +35,7 @@ struct Group {
     limit: u64,
     fill: f64,
     full: bool,
-    oldest_ns: Option<u64>,
+    oldest_age_ns: Option<u64>,
     elapsed_ns: Option<u64>,
 }
 
@@ -112,7 +112,7 @@ impl Group {
         let age_ns = head
             .look(socket.head, socket.queued > 0, now_ns)
             .filter(|_| socket.head != 0);
-        self.oldest_ns = self.oldest_ns.max(age_ns);
+        self.oldest_age_ns = self.oldest_age_ns.max(age_ns);
         Known {
             target,
             queued: socket.queued,
@@ -130,7 +130,7 @@ impl Group {
             elapsed_ns: self.elapsed_ns,
             servers,
             wait_ns: (self.depth == 0).then_some(0),
-            oldest_ns: self.oldest_ns,
+            oldest_age_ns: self.oldest_age_ns,
             extra: vec![("sockets", f64::from(self.sockets))],
             ..Reading::default()
         }
@@ -196,11 +196,11 @@ mod tests {
             |queued, head| watched.walk_one(Kind::Accept, sample(listener(queued, head)));
         let idle = look(0, 0);
         assert_eq!((idle.depth, idle.limit), (0, Some(4)));
-        assert_eq!((idle.wait_ns, idle.oldest_ns), (Some(0), None));
-        assert_eq!(look(2, 7).oldest_ns, Some(0));
-        assert_eq!(look(3, 7).oldest_ns, Some(TICK));
-        assert_eq!(look(3, 8).oldest_ns, Some(0));
-        assert_eq!(look(2, 8).oldest_ns, Some(0));
+        assert_eq!((idle.wait_ns, idle.oldest_age_ns), (Some(0), None));
+        assert_eq!(look(2, 7).oldest_age_ns, Some(0));
+        assert_eq!(look(3, 7).oldest_age_ns, Some(TICK));
+        assert_eq!(look(3, 8).oldest_age_ns, Some(0));
+        assert_eq!(look(2, 8).oldest_age_ns, Some(0));
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl Side {
         let arrivals = before.map(|before| advance(before.tail, self.tail));
         let departures = before.map(|before| advance(before.head, self.head));
         self.consumer = before.map_or_else(Head::default, |before| before.consumer);
-        let oldest_ns = self.consumer.look(self.head, depth > 0, now_ns);
+        let oldest_age_ns = self.consumer.look(self.head, depth > 0, now_ns);
         Reading {
             depth,
             limit: Some(u64::from(self.entries)),
@@ -137,7 +137,7 @@ impl Side {
             } else {
                 little(depth, departures.unwrap_or(0), elapsed_ns)
             },
-            oldest_ns,
+            oldest_age_ns,
             losses: before.map_or(0, |before| advance(before.lost, self.lost)),
             ..Reading::default()
         }
@@ -186,7 +186,7 @@ mod tests {
             ("ring fd 9 sq", 0)
         );
         assert_eq!(
-            (queues[0].1.wait_ns, queues[0].1.oldest_ns),
+            (queues[0].1.wait_ns, queues[0].1.oldest_age_ns),
             (Some(0), None)
         );
         let (name, reading) = &queues[1];
@@ -194,9 +194,12 @@ mod tests {
         assert_eq!((reading.arrivals, reading.departures), (Some(4), Some(0)));
         assert_eq!(reading.worst.as_deref(), Some("process 12 fd 9"));
         let reading = &walk(&mut watched, ring(u32::MAX, 3))[1].1;
-        assert_eq!(reading.oldest_ns, Some(TICK));
+        assert_eq!(reading.oldest_age_ns, Some(TICK));
         let reading = &walk(&mut watched, ring(2, 3))[1].1;
-        assert_eq!((reading.oldest_ns, reading.departures), (Some(0), Some(3)));
+        assert_eq!(
+            (reading.oldest_age_ns, reading.departures),
+            (Some(0), Some(3))
+        );
     }
 
     #[test]

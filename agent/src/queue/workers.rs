@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
-    BUSY_SHARE, Kind, Reading, Sink, Source, Targets,
+    Kind, Reading, Sink, Source, Targets, UTILIZATION,
     eventloop::Residence,
     syscalls::{Does, Futex, Lock, call_of, descriptor},
 };
@@ -287,7 +287,7 @@ impl Group {
         ];
         // What a thread waits for in another call is not known to be work.
         let working = self.running + self.runnable + self.lock + self.disk + self.downstream;
-        extra.push((BUSY_SHARE, working as f64 / self.size.max(1) as f64));
+        extra.push((UTILIZATION, working as f64 / self.size.max(1) as f64));
         if self.unknown > 0 {
             extra.push(("unknown", self.unknown as f64));
             extra.push(("at_least", 1.0));

@@ -10,7 +10,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     detect::Gauge,
-    fading::faded,
+    ewma::ewma,
     queue::{Kind, QueueKey},
     sample::TargetId,
 };
@@ -125,7 +125,7 @@ impl Look {
                 look.at_ns = look.at_ns.max(gauge.at_ns);
                 look.in_service += gauge.depth;
                 look.per_s += gauge
-                    .answers_per_s
+                    .responses_per_s
                     .or(gauge.departures_per_s)
                     .unwrap_or(0.0);
             }
@@ -154,10 +154,10 @@ impl Service {
         if passed_ns > 0 {
             self.last = [self.last[1], look.in_service];
         }
-        let fade = |mean: &mut f64, now: f64| *mean = faded(*mean, now, passed_ns, OVER_NS);
+        let fade = |mean: &mut f64, now: f64| *mean = ewma(*mean, now, passed_ns, OVER_NS);
         let there = (look.waiting + look.in_service) as f64;
         let there = there.min(self.in_service);
-        self.there = faded(self.there, there, passed_ns, LESS_OVER_NS);
+        self.there = ewma(self.there, there, passed_ns, LESS_OVER_NS);
         // With nobody waiting there may be too little to do, and who waits at one look alone may be on the way to a worker. But
         // what is in service can be.
         let in_service = look.in_service as f64;

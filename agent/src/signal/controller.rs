@@ -61,7 +61,7 @@ pub struct Look {
     pub delay_ns: u64,
     pub target_ns: u64,
     /// Whoever turns away by how long work waited lets it wait for so long, ns, while there is too much.
-    pub max_wait_ns: u64,
+    pub max_queue_wait_ns: u64,
     /// What came and went since the look before is known, and in the counts.
     pub is_counted: bool,
     /// Counts that only ever rise.
@@ -293,7 +293,7 @@ impl Controller {
         let standing_ns = self.standing_ns(look.target_ns);
         // What is let wait need not drain, and is no sign that the balance is too high.
         let fine_ns = if self.is_too_much() {
-            look.max_wait_ns.max(look.target_ns)
+            look.max_queue_wait_ns.max(look.target_ns)
         } else {
             look.target_ns
         };

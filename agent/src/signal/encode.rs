@@ -2,10 +2,10 @@
 
 use sha2::{Digest as _, Sha256};
 use tailback_page::layout::{
-    ADMIT_AT, CONCURRENCY_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, HAS_LIMIT, HAS_P99,
-    HAS_RATES, LEVEL_AT, LOAD_AT, MAGIC, MAX_WAIT_AT, NEVER, OLDEST_WAIT_AT, PID_AT, PUBLISHED_AT,
-    RETRY_AFTER_AT, SCORE_AT, TAKES_WORK_IN, TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT, WAKE_AT,
-    WORDS, WORST_AT,
+    ADMIT_AT, CONCURRENCY_LIMIT_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, HAS_LIMIT,
+    HAS_P99, HAS_RATES, LEVEL_AT, LOAD_AT, MAGIC, MAX_QUEUE_WAIT_AT, NEVER, OLDEST_AGE_AT, PID_AT,
+    PUBLISHED_AT, RETRY_AFTER_AT, SCORE_AT, TAKES_WORK_IN, TIME_TO_FULL_AT, TTL_AT, VERSION,
+    VERSION_AT, WAKE_AT, WORDS, WORST_AT,
 };
 
 use super::pressure::{Pressure, takes_work_in};
@@ -37,13 +37,13 @@ pub fn encode(pressure: &Pressure, published: Published, wake: u32) -> Words {
     // They are in order.
     page.u32(WORST_AT, 0);
     page.u32(WAKE_AT, wake);
-    page.u64(OLDEST_WAIT_AT, pressure.oldest_wait_ns);
+    page.u64(OLDEST_AGE_AT, pressure.oldest_age_ns);
     page.u64(TIME_TO_FULL_AT, pressure.time_to_full_ns.unwrap_or(NEVER));
     page.u32(RETRY_AFTER_AT, pressure.retry_after_ms);
     page.u32(LOAD_AT, ppm(pressure.load.all));
     page.u32(CPU_AT, ppm(pressure.load.cpu));
-    page.u32(CONCURRENCY_AT, pressure.concurrency.unwrap_or(0));
-    page.u64(MAX_WAIT_AT, pressure.max_wait_ns.unwrap_or(0));
+    page.u32(CONCURRENCY_LIMIT_AT, pressure.concurrency.unwrap_or(0));
+    page.u64(MAX_QUEUE_WAIT_AT, pressure.max_queue_wait_ns.unwrap_or(0));
     for (index, (key, gauge)) in pressure.queues.iter().take(count).enumerate() {
         page.entry(ENTRIES_AT + ENTRY * index, key, gauge);
     }
@@ -74,7 +74,7 @@ pub fn pattern(n: u64, published: Published) -> Words {
     page.u32(COUNT_AT, ENTRIES as u32);
     page.u32(SCORE_AT, part as u32);
     page.u32(ADMIT_AT, part as u32);
-    page.u64(OLDEST_WAIT_AT, n);
+    page.u64(OLDEST_AGE_AT, n);
     page.u64(TIME_TO_FULL_AT, n);
     page.u32(RETRY_AFTER_AT, n as u32);
     for at in (0..ENTRIES).map(|index| ENTRIES_AT + ENTRY * index) {
@@ -124,7 +124,7 @@ impl Page {
         let rates = gauge.arrivals_per_s.zip(gauge.departures_per_s);
         // Those that hide between two looks came and went.
         let rates = rates.map(|(arrivals, departures)| {
-            let answers = gauge.answers_per_s.unwrap_or(departures);
+            let answers = gauge.responses_per_s.unwrap_or(departures);
             let hidden = (answers - departures).max(0.0);
             (arrivals + hidden, departures + hidden)
         });
@@ -144,7 +144,7 @@ impl Page {
         self.u64(at + 24, gauge.p99_ns.unwrap_or(0));
         self.u64(
             at + 32,
-            gauge.oldest_ns.filter(|_| gauge.depth > 0).unwrap_or(0),
+            gauge.oldest_age_ns.filter(|_| gauge.depth > 0).unwrap_or(0),
         );
         self.u32(at + 40, ppm(gauge.score));
         self.u32(at + 44, arrivals.round() as u32);
@@ -206,11 +206,11 @@ mod tests {
             depth: 7,
             limit: Some(100),
             standing_ns: 11,
-            oldest_ns: Some(13),
+            oldest_age_ns: Some(13),
             score: 0.5,
             arrivals_per_s: Some(30.4),
             departures_per_s: Some(19.6),
-            answers_per_s: Some(119.6),
+            responses_per_s: Some(119.6),
             losses: 3,
             ..Gauge::default()
         };
@@ -227,8 +227,8 @@ mod tests {
                 cpu: 0.25,
             },
             concurrency: Some(6),
-            max_wait_ns: Some(20_000_000),
-            oldest_wait_ns: 13,
+            max_queue_wait_ns: Some(20_000_000),
+            oldest_age_ns: 13,
             time_to_full_ns: None,
             retry_after_ms: 2_000,
             queues: vec![(Arc::new(key.clone()), gauge)],
@@ -283,8 +283,8 @@ mod tests {
             admit: 2.0,
             load: Load::default(),
             concurrency: None,
-            max_wait_ns: None,
-            oldest_wait_ns: 0,
+            max_queue_wait_ns: None,
+            oldest_age_ns: 0,
             time_to_full_ns: None,
             retry_after_ms: 0,
             queues: vec![(Arc::new(key), gauge); 100],

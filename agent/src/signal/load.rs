@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     detect::Gauge,
-    fading::faded,
+    ewma::ewma,
     queue::{Kind, QueueKey},
 };
 
@@ -108,8 +108,8 @@ impl Loads {
 impl Share {
     fn add(&mut self, at_ns: u64, busy: f64) {
         let passed_ns = at_ns.saturating_sub(self.at_ns);
-        self.mean = faded(self.mean, busy, passed_ns, OVER_NS);
-        self.lately = faded(self.lately, busy, passed_ns, LATELY_NS);
+        self.mean = ewma(self.mean, busy, passed_ns, OVER_NS);
+        self.lately = ewma(self.lately, busy, passed_ns, LATELY_NS);
         self.at_ns = at_ns;
     }
 }

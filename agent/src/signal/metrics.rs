@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt::Write as _, sync::atomic::Ordering};
 
 use super::{
-    hub::{Hub, Snapshot},
-    waits::Waits,
+    state::{SharedState, Snapshot},
+    wait_histograms::WaitHistograms,
 };
 use crate::{detect::Gauge, queue::QueueKey};
 
@@ -46,10 +46,10 @@ const OF_QUEUES: &[Family] = &[
         },
     ),
     (
-        "tailback_queue_oldest_seconds",
+        "tailback_queue_oldest_age_seconds",
         "gauge",
         "Age of what has waited longest.",
-        |gauge| gauge.oldest_ns.map(|ns| ns as f64 / SECOND),
+        |gauge| gauge.oldest_age_ns.map(|ns| ns as f64 / SECOND),
     ),
     (
         "tailback_queue_standing_delay_seconds",
@@ -96,12 +96,12 @@ const OF_QUEUES: &[Family] = &[
 ];
 
 /// All that there is to tell.
-pub fn render(hub: &Hub) -> String {
-    let snapshot = hub.snapshot();
+pub fn render(state: &SharedState) -> String {
+    let snapshot = state.snapshot();
     let mut text = String::new();
     of_targets(&mut text, &snapshot);
-    of_queues(&mut text, &snapshot, &hub.waits());
-    of_agent(&mut text, hub, &snapshot);
+    of_queues(&mut text, &snapshot, &state.waits());
+    of_agent(&mut text, state, &snapshot);
     text
 }
 
@@ -122,15 +122,15 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
         &|i| of[i].concurrency.map(f64::from),
     );
     family_of_some(
-        "tailback_max_wait_seconds",
+        "tailback_max_queue_wait_seconds",
         "Work that waited for longer is to be turned away; absent unless more comes than the service can do.",
-        &|i| of[i].max_wait_ns.map(|ns| ns as f64 / SECOND),
+        &|i| of[i].max_queue_wait_ns.map(|ns| ns as f64 / SECOND),
     );
     let mut family = |name: &str, help: &str, value: &dyn Fn(usize) -> f64| {
         family_of_some(name, help, &|i| Some(value(i)));
     };
     family(
-        "tailback_limited",
+        "tailback_shedding",
         "1 while work is to be turned away: by a share, by a number at once, or by how long it waited.",
         &|i| f64::from(of[i].is_limited()),
     );
@@ -161,7 +161,7 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
     );
 }
 
-fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &Waits) {
+fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
     let mut queues: BTreeMap<(&str, &QueueKey), &Gauge> = BTreeMap::new();
     let mut beyond = 0;
     for (pressure, name) in snapshot.pressures.iter().zip(snapshot.names.iter()) {
@@ -208,14 +208,14 @@ fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &Waits) {
     }
     one(
         text,
-        "tailback_queues_not_told",
+        "tailback_queues_omitted",
         "gauge",
         "Queues beyond the bound of what is told here.",
         beyond as f64,
     );
 }
 
-fn of_agent(text: &mut String, hub: &Hub, snapshot: &Snapshot) {
+fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
     one(
         text,
         "tailback_agent_up",
@@ -310,14 +310,14 @@ fn of_agent(text: &mut String, hub: &Hub, snapshot: &Snapshot) {
         "tailback_stream_subscribers",
         "gauge",
         "Who listens to the stream.",
-        hub.subscribers().len() as f64,
+        state.subscribers().len() as f64,
     );
     one(
         text,
         "tailback_stream_lines_total",
         "counter",
         "Lines said on the stream.",
-        count(&hub.counts.lines),
+        count(&state.counts.lines),
     );
     head(
         text,
@@ -326,9 +326,9 @@ fn of_agent(text: &mut String, hub: &Hub, snapshot: &Snapshot) {
         "Subscribers that were refused or let go.",
     );
     for (reason, counter) in [
-        ("no_room", &hub.counts.refused),
-        ("too_slow", &hub.counts.too_slow),
-        ("not_understood", &hub.counts.not_understood),
+        ("no_room", &state.counts.refused),
+        ("too_slow", &state.counts.too_slow),
+        ("not_understood", &state.counts.not_understood),
     ] {
         let _ = writeln!(
             text,

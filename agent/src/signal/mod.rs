@@ -1,15 +1,14 @@
 //! The local end: what the pipeline knows, published on this node, for the services and for what stands around them.
 //!
 //! `controller` makes a share to admit of one queue's delay, `requests` says how long they may wait, `concurrency` how many at once
-//! keep a service busy, `load` what is asked of it of how busy it is, `pressure` makes one pressure per service of all its queues, `encode` the bytes of its page: all pure. `names`, `page` and `pages` are the files under `/run/tailback`; `hub` is where the agent's
+//! keep a service busy, `load` what is asked of it of how busy it is, `pressure` makes one pressure per service of all its queues, `encode` the bytes of its page: all pure. `names`, `page` and `pages` are the files under `/run/tailback`; `state` is where the agent's
 //! loop leaves events and standings for `stream`, which serves `agent.sock` in a thread of its own, with `status`,
-//! `metrics` and `waits`. All that speaks to others is in [`guard`](crate::guard), another process, that reads the pages as anyone may:
+//! `metrics` and `wait_histograms`. All that speaks to others is in [`guard`](crate::guard), another process, that reads the pages as anyone may:
 //! when the agent is gone, everything says "no pressure".
 
 mod concurrency;
 pub mod controller;
 mod encode;
-mod hub;
 mod load;
 pub mod metrics;
 pub mod names;
@@ -17,9 +16,10 @@ mod page;
 mod pages;
 mod pressure;
 mod requests;
+mod state;
 mod status;
 pub mod stream;
-mod waits;
+mod wait_histograms;
 
 use std::{
     path::{Path, PathBuf},
@@ -30,11 +30,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 pub use encode::{Published, Words, encode, pattern};
-use hub::{Hub, Line, Snapshot};
 pub use page::PageFile;
 use pages::Pages;
 pub use pages::own_directory;
 pub use pressure::{Board, Pressure};
+use state::{Line, SharedState, Snapshot};
 
 use crate::{
     collect::boot_ns,
@@ -52,7 +52,7 @@ const LEAST_NS: u64 = 50_000_000;
 pub struct Signals {
     board: Board,
     pages: Pages,
-    hub: Arc<Hub>,
+    state: Arc<SharedState>,
     json: Json<Vec<u8>>,
     report: Option<Arc<AgentReport>>,
     last_ns: u64,
@@ -63,12 +63,12 @@ impl Signals {
     pub fn start(config: &Signal, interval: Duration) -> Result<Self> {
         let directory = config.directory();
         let pages = Pages::open(&directory, config.ttl_ns(interval), config.max_pages())?;
-        let hub = Arc::new(Hub::default());
-        serve(Arc::clone(&hub), &directory)?;
+        let state = Arc::new(SharedState::default());
+        serve(Arc::clone(&state), &directory)?;
         Ok(Self {
             board: Board::default(),
             pages,
-            hub,
+            state,
             json: Json::new(Vec::new()),
             report: None,
             last_ns: boot_ns(),
@@ -92,8 +92,8 @@ impl Signals {
         let published = self.pages.now(now_ns.saturating_sub(self.last_ns));
         let names = self.pages.publish(&pressures, published);
         self.last_ns = now_ns;
-        self.hub.count_waits(&pressures);
-        self.hub.set(Snapshot {
+        self.state.count_waits(&pressures);
+        self.state.set(Snapshot {
             unix_ns,
             until_ns: published.at_ns + published.ttl_ns,
             pressures: Arc::new(pressures),
@@ -143,7 +143,7 @@ impl Signals {
             .get(target)
             .map(|target| target.name.clone());
         let text = String::from_utf8(text).unwrap_or_default();
-        self.hub.say(Line {
+        self.state.say(Line {
             target,
             level,
             text,
@@ -152,7 +152,7 @@ impl Signals {
 }
 
 /// Serves the stream in a thread of its own.
-fn serve(hub: Arc<Hub>, directory: &Path) -> Result<()> {
+fn serve(state: Arc<SharedState>, directory: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -165,7 +165,7 @@ fn serve(hub: Arc<Hub>, directory: &Path) -> Result<()> {
     let directory: PathBuf = directory.to_owned();
     thread::Builder::new()
         .name("stream".to_owned())
-        .spawn(move || runtime.block_on(stream::serve(listener, hub, directory)))
+        .spawn(move || runtime.block_on(stream::serve(listener, state, directory)))
         .context("cannot start a thread")?;
     Ok(())
 }

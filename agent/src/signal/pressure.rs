@@ -39,9 +39,9 @@ pub struct Pressure {
     /// The most requests at once, while work is to be turned away and it is known.
     pub concurrency: Option<u32>,
     /// Work that has waited for longer is to be turned away, ns; `None`: none is, or others than those who take it would be.
-    pub max_wait_ns: Option<u64>,
+    pub max_queue_wait_ns: Option<u64>,
     /// Of the work that nobody has taken yet, the age of the oldest, ns.
-    pub oldest_wait_ns: u64,
+    pub oldest_age_ns: u64,
     /// `None`: no queue is filling.
     pub time_to_full_ns: Option<u64>,
     /// 0: nobody is turned away.
@@ -53,7 +53,7 @@ pub struct Pressure {
 impl Pressure {
     /// Work is to be turned away: by a share, by a number at once, or by how long it waited.
     pub fn is_limited(&self) -> bool {
-        self.admit < 1.0 || self.concurrency.is_some() || self.max_wait_ns.is_some()
+        self.admit < 1.0 || self.concurrency.is_some() || self.max_queue_wait_ns.is_some()
     }
 }
 
@@ -135,19 +135,21 @@ impl Board {
         });
         let waits = |(key, gauge): &(Arc<QueueKey>, Gauge)| {
             let is_untaken = takes_work_in(key) && key.kind.judged() != Judged::AgainstUsual;
-            gauge.oldest_ns.filter(|_| is_untaken && gauge.depth > 0)
+            gauge
+                .oldest_age_ns
+                .filter(|_| is_untaken && gauge.depth > 0)
         };
-        let oldest_wait_ns = queues.iter().filter_map(waits).max().unwrap_or(0);
+        let oldest_age_ns = queues.iter().filter_map(waits).max().unwrap_or(0);
         let score = queues
             .iter()
             .map(|(_, gauge)| gauge.score)
             .fold(0.0, f64::max);
         let (least, most) = RETRY_MS;
-        let max_wait_ns = self.max_wait_ns(&queues, known);
+        let max_queue_wait_ns = self.max_queue_wait_ns(&queues, known);
         // Where no share tells how much too much there is, that it is as much as can be done.
-        let is_limited = at_once.is_some() || max_wait_ns.is_some();
+        let is_limited = at_once.is_some() || max_queue_wait_ns.is_some();
         let retry_after_ms = if admit < 1.0 || is_limited {
-            (oldest_wait_ns.saturating_mul(2) / 1_000_000).clamp(least, most) as u32
+            (oldest_age_ns.saturating_mul(2) / 1_000_000).clamp(least, most) as u32
         } else {
             0
         };
@@ -157,8 +159,8 @@ impl Board {
             admit,
             load: self.loads.of(&queues, score, admit, is_limited),
             concurrency: at_once.map(|at_once| at_once.most),
-            max_wait_ns,
-            oldest_wait_ns,
+            max_queue_wait_ns,
+            oldest_age_ns,
             time_to_full_ns: queues
                 .iter()
                 .filter_map(|(_, gauge)| gauge.time_to_full_ns)
@@ -181,7 +183,11 @@ impl Board {
 
     /// How long work may have waited when it is taken, ns, where work is to be turned away for nothing but how long that is: not
     /// for what waits in the service itself.
-    fn max_wait_ns(&self, queues: &[(Arc<QueueKey>, Gauge)], known: Option<Known>) -> Option<u64> {
+    fn max_queue_wait_ns(
+        &self,
+        queues: &[(Arc<QueueKey>, Gauge)],
+        known: Option<Known>,
+    ) -> Option<u64> {
         let mut least_ns = None;
         for (key, gauge) in queues {
             if !waits_untaken(key) && self.asks(key, Controller::is_shedding) {
@@ -213,7 +219,7 @@ impl Board {
             now_ns: gauge.at_ns,
             delay_ns: gauge.delay_ns,
             target_ns: fine_ns,
-            max_wait_ns: most_ns,
+            max_queue_wait_ns: most_ns,
             is_counted: gauge.is_counted,
             arrivals: gauge.arrivals,
             departures: gauge.departures,
@@ -286,7 +292,7 @@ mod tests {
             score,
             level,
             depth: 3,
-            oldest_ns: Some(9),
+            oldest_age_ns: Some(9),
             ..Gauge::default()
         };
         (Arc::new(key), gauge)
@@ -316,7 +322,7 @@ mod tests {
             (Level::Critical, 1.4)
         );
         assert_eq!((pressures[0].admit, pressures[0].retry_after_ms), (1.0, 0));
-        assert_eq!(pressures[0].oldest_wait_ns, 9, "of the accept queue alone");
+        assert_eq!(pressures[0].oldest_age_ns, 9, "of the accept queue alone");
     }
 
     #[test]
@@ -342,7 +348,7 @@ mod tests {
                 });
                 let queues: Vec<_> = queues.collect();
                 let pressure = &read(&mut board, tick * 100_000_000, &queues)[0];
-                said = pressure.max_wait_ns;
+                said = pressure.max_queue_wait_ns;
                 if said.is_some() {
                     assert!(pressure.load.all >= 1.0 && pressure.retry_after_ms >= 1_000);
                 }

@@ -5,8 +5,8 @@ use std::{path::Path, sync::atomic::Ordering};
 use serde_json::{Map, Value, json};
 
 use super::{
-    hub::{Hub, Snapshot},
     pressure::Pressure,
+    state::{SharedState, Snapshot},
 };
 use crate::{
     collect::{boot_ns, unix_ns},
@@ -22,8 +22,8 @@ pub fn standing(snapshot: &Snapshot, is_wanted: impl Fn(&str) -> bool) -> String
 }
 
 /// All of the agent's side, on one line.
-pub fn agent(hub: &Hub, directory: &Path) -> String {
-    let snapshot = hub.snapshot();
+pub fn agent(state: &SharedState, directory: &Path) -> String {
+    let snapshot = state.snapshot();
     let targets: Vec<Value> = snapshot
         .pressures
         .iter()
@@ -39,7 +39,7 @@ pub fn agent(hub: &Hub, directory: &Path) -> String {
             target
         })
         .collect();
-    let subscribers: Vec<Value> = hub
+    let subscribers: Vec<Value> = state
         .subscribers()
         .into_iter()
         .map(|subscriber| {
@@ -68,10 +68,10 @@ pub fn agent(hub: &Hub, directory: &Path) -> String {
         "targets": targets,
         "subscribers": subscribers,
         "stream": {
-            "lines": count(&hub.counts.lines),
-            "refused": count(&hub.counts.refused),
-            "too_slow": count(&hub.counts.too_slow),
-            "not_understood": count(&hub.counts.not_understood),
+            "lines": count(&state.counts.lines),
+            "refused": count(&state.counts.refused),
+            "too_slow": count(&state.counts.too_slow),
+            "not_understood": count(&state.counts.not_understood),
         },
         "agent": snapshot.report.as_deref(),
     });
@@ -89,8 +89,8 @@ fn object(unix_ns: u64, pressure: &Pressure, name: &str) -> Value {
     object.put("admit", round(pressure.admit));
     object.put("load", round(pressure.load.all));
     object.put_some("concurrency", pressure.concurrency);
-    object.put_some("max_wait_ns", pressure.max_wait_ns);
-    object.put("oldest_wait_ns", pressure.oldest_wait_ns);
+    object.put_some("max_queue_wait_ns", pressure.max_queue_wait_ns);
+    object.put("oldest_age_ns", pressure.oldest_age_ns);
     object.put_some("time_to_full_ns", pressure.time_to_full_ns);
     object.put("retry_after_ms", pressure.retry_after_ms);
     if let Some((key, gauge)) = pressure.queues.first() {

@@ -25,8 +25,9 @@ use tokio::{
 };
 
 use super::{
-    hub::{Hub, Line, Subscriber},
-    metrics, status,
+    metrics,
+    state::{Line, SharedState, Subscriber},
+    status,
 };
 use crate::{
     collect::{has_answered, unix_ns},
@@ -77,7 +78,7 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener> {
 }
 
 /// Serves until dropped.
-pub async fn serve(listener: UnixListener, hub: Arc<Hub>, directory: PathBuf) {
+pub async fn serve(listener: UnixListener, state: Arc<SharedState>, directory: PathBuf) {
     let room = Arc::new(Semaphore::new(MOST_CONNECTED));
     let listening = Arc::new(Semaphore::new(MOST));
     loop {
@@ -87,7 +88,7 @@ pub async fn serve(listener: UnixListener, hub: Arc<Hub>, directory: PathBuf) {
             continue;
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-            hub.counts.refused.fetch_add(1, Ordering::Relaxed);
+            state.counts.refused.fetch_add(1, Ordering::Relaxed);
             let text = format!("{MOST_CONNECTED} are connected already");
             let (_, mut writer) = stream.into_split();
             // The buffer of a new connection has room; we wait for nobody.
@@ -95,17 +96,22 @@ pub async fn serve(listener: UnixListener, hub: Arc<Hub>, directory: PathBuf) {
             has_answered();
             continue;
         };
-        let (hub, directory) = (Arc::clone(&hub), directory.clone());
+        let (state, directory) = (Arc::clone(&state), directory.clone());
         let listening = Arc::clone(&listening);
         tokio::spawn(async move {
-            serve_one(stream, &hub, &directory, &listening).await;
+            serve_one(stream, &state, &directory, &listening).await;
             has_answered();
             drop(place);
         });
     }
 }
 
-async fn serve_one(stream: UnixStream, hub: &Hub, directory: &Path, listening: &Semaphore) {
+async fn serve_one(
+    stream: UnixStream,
+    state: &SharedState,
+    directory: &Path,
+    listening: &Semaphore,
+) {
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader.take(LINE));
@@ -119,7 +125,7 @@ async fn serve_one(stream: UnixStream, hub: &Hub, directory: &Path, listening: &
     let request = match request {
         Ok(request) => request,
         Err(why) => {
-            hub.counts.not_understood.fetch_add(1, Ordering::Relaxed);
+            state.counts.not_understood.fetch_add(1, Ordering::Relaxed);
             let text = format!(
                 "not understood: {why}; say {{\"target\": \"NAME\", \"min_level\": \"warn\"}} (both optional), \
                  {{\"ask\": \"status\"}} or {{\"ask\": \"metrics\"}}"
@@ -129,11 +135,11 @@ async fn serve_one(stream: UnixStream, hub: &Hub, directory: &Path, listening: &
         }
     };
     let answer = match request.ask {
-        Some(Ask::Status) => status::agent(hub, directory),
-        Some(Ask::Metrics) => metrics::render(hub),
+        Some(Ask::Status) => status::agent(state, directory),
+        Some(Ask::Metrics) => metrics::render(state),
         None => {
             let Ok(_place) = listening.try_acquire() else {
-                hub.counts.refused.fetch_add(1, Ordering::Relaxed);
+                state.counts.refused.fetch_add(1, Ordering::Relaxed);
                 let text = error(&format!("{MOST} listen already"));
                 let _ = timeout(PATIENCE, writer.write_all(text.as_bytes())).await;
                 return;
@@ -145,16 +151,16 @@ async fn serve_one(stream: UnixStream, hub: &Hub, directory: &Path, listening: &
                 since_unix_ns: unix_ns(),
                 lines: 0,
             };
-            let number = hub.enter(subscriber.clone());
+            let number = state.enter(subscriber.clone());
             tell(
-                hub,
+                state,
                 number,
                 &subscriber,
                 reader.into_inner().into_inner(),
                 writer,
             )
             .await;
-            hub.leave(number);
+            state.leave(number);
             return;
         }
     };
@@ -168,13 +174,13 @@ fn understand(line: &str) -> serde_json::Result<Request> {
 }
 
 async fn tell(
-    hub: &Hub,
+    state: &SharedState,
     number: u64,
     subscriber: &Subscriber,
     mut reader: OwnedReadHalf,
     mut writer: OwnedWriteHalf,
 ) {
-    let mut lines = hub.listen();
+    let mut lines = state.listen();
     let is_wanted = |target: Option<&str>, level: Level| {
         level >= subscriber.min_level
             && subscriber
@@ -182,12 +188,12 @@ async fn tell(
                 .as_deref()
                 .is_none_or(|wanted| target == Some(wanted))
     };
-    let standing = status::standing(&hub.snapshot(), |name| is_wanted(Some(name), Level::Full));
+    let standing = status::standing(&state.snapshot(), |name| is_wanted(Some(name), Level::Full));
     if timeout(PATIENCE, writer.write_all(standing.as_bytes()))
         .await
         .is_err()
     {
-        hub.counts.too_slow.fetch_add(1, Ordering::Relaxed);
+        state.counts.too_slow.fetch_add(1, Ordering::Relaxed);
         return;
     }
     // What it says further is of no interest, but its going away is.
@@ -197,7 +203,7 @@ async fn tell(
             line = lines.recv() => match line {
                 Ok(line) => line,
                 Err(RecvError::Lagged(_)) => {
-                    hub.counts.too_slow.fetch_add(1, Ordering::Relaxed);
+                    state.counts.too_slow.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
                 Err(RecvError::Closed) => return,
@@ -211,10 +217,10 @@ async fn tell(
             continue;
         }
         match timeout(PATIENCE, writer.write_all(line.text.as_bytes())).await {
-            Ok(Ok(())) => hub.got(number),
+            Ok(Ok(())) => state.got(number),
             Ok(Err(_)) => return,
             Err(_) => {
-                hub.counts.too_slow.fetch_add(1, Ordering::Relaxed);
+                state.counts.too_slow.fetch_add(1, Ordering::Relaxed);
                 return;
             }
         }

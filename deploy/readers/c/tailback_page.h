@@ -56,7 +56,7 @@ struct tailback_snapshot {
     uint32_t level;           /* 0 ok, 1 warn, 2 critical, 3 full */
     double score;             /* of its fullest queue: 0 empty, 1 full; may pass 1 */
     double admit;             /* share of new work to take, 0 to 1 */
-    uint64_t oldest_wait_ns;  /* age of the oldest work that waits */
+    uint64_t oldest_age_ns;  /* age of the oldest work that waits */
     uint64_t time_to_full_ns; /* forecast; TAILBACK_NEVER compares as longer than any time */
     uint32_t retry_after_ms;  /* when refused clients should come again */
     double load;              /* what is asked of the service, of what it can do: 1 is all of it, 2 twice that or more */
@@ -64,7 +64,7 @@ struct tailback_snapshot {
     uint32_t pid;             /* of the service, as the agent's /proc numbers it */
     uint32_t worst;           /* index of the fullest queue among the entries */
     uint32_t concurrency;     /* so many requests at once keep the service busy; 0: no limit */
-    uint64_t max_wait_ns;     /* refuse what waited for longer before it was taken; 0: no limit */
+    uint64_t max_queue_wait_ns;     /* refuse what waited for longer before it was taken; 0: no limit */
 };
 
 /* What is not known is 0, and its flag is not set. */
@@ -77,9 +77,9 @@ struct tailback_entry {
     uint32_t id; /* names the queue as long as it is there */
     uint32_t depth;
     uint32_t limit;        /* 0 may be one: its flag tells */
-    uint64_t min_delay_ns; /* the delay that stands: no less for about a second */
+    uint64_t standing_delay_ns; /* the delay that stands: no less for about a second */
     uint64_t p99_ns;
-    uint64_t head_age_ns; /* of what has waited longest */
+    uint64_t oldest_age_ns; /* of what has waited longest */
     uint32_t score_ppm;
     uint32_t arrivals_per_s;
     uint32_t departures_per_s;
@@ -117,13 +117,13 @@ struct tailback_header_ {
     uint32_t admit_ppm;
     uint32_t worst;
     uint32_t wake; /* futex word, raised on a level change */
-    uint64_t oldest_wait_ns;
+    uint64_t oldest_age_ns;
     uint64_t time_to_full_ns;
     uint32_t retry_after_ms;
     uint32_t load_ppm;
     uint32_t cpu_ppm;
     uint32_t concurrency;
-    uint64_t max_wait_ns;
+    uint64_t max_queue_wait_ns;
     uint64_t reserved[3];
 };
 
@@ -133,8 +133,8 @@ static_assert(offsetof(struct tailback_header_, seq) == 16, "seq");
 static_assert(offsetof(struct tailback_header_, pid) == 40, "pid");
 static_assert(offsetof(struct tailback_header_, wake) == 60, "wake");
 static_assert(offsetof(struct tailback_header_, retry_after_ms) == 80, "retry_after_ms");
-static_assert(offsetof(struct tailback_header_, max_wait_ns) == 96, "max_wait_ns");
-static_assert(offsetof(struct tailback_entry, min_delay_ns) == 16, "min_delay_ns");
+static_assert(offsetof(struct tailback_header_, max_queue_wait_ns) == 96, "max_queue_wait_ns");
+static_assert(offsetof(struct tailback_entry, standing_delay_ns) == 16, "standing_delay_ns");
 static_assert(offsetof(struct tailback_entry, score_ppm) == 40, "score_ppm");
 
 enum {
@@ -329,9 +329,9 @@ static inline uint64_t tailback_waited_ns(int connection)
 static inline bool tailback_should_admit_after(struct tailback_page *page, uint64_t waited_ns)
 {
     tailback_keep_fresh_(page);
-    if (page->last.max_wait_ns == 0 || waited_ns == TAILBACK_UNKNOWN)
+    if (page->last.max_queue_wait_ns == 0 || waited_ns == TAILBACK_UNKNOWN)
         return tailback_should_admit(page);
-    return waited_ns <= page->last.max_wait_ns;
+    return waited_ns <= page->last.max_queue_wait_ns;
 }
 
 /* Whether to take a request that was read from this TCP connection, likewise: the kernel is asked how long it waited, while the page
@@ -339,7 +339,7 @@ static inline bool tailback_should_admit_after(struct tailback_page *page, uint6
 static inline bool tailback_should_admit_from(struct tailback_page *page, int connection)
 {
     tailback_keep_fresh_(page);
-    const bool asks = page->last.max_wait_ns != 0;
+    const bool asks = page->last.max_queue_wait_ns != 0;
     return tailback_should_admit_after(page, asks ? tailback_waited_ns(connection) : TAILBACK_UNKNOWN);
 }
 
@@ -352,7 +352,7 @@ static inline struct tailback_snapshot tailback_pressure(struct tailback_page *p
     pressure.level = last->level;
     pressure.score = last->score_ppm / (double)TAILBACK_PPM_;
     pressure.admit = page->admit_ppm / (double)TAILBACK_PPM_;
-    pressure.oldest_wait_ns = last->oldest_wait_ns;
+    pressure.oldest_age_ns = last->oldest_age_ns;
     pressure.time_to_full_ns = pressure.alive ? last->time_to_full_ns : TAILBACK_NEVER;
     pressure.retry_after_ms = last->retry_after_ms;
     pressure.load = last->load_ppm / (double)TAILBACK_PPM_;
@@ -360,7 +360,7 @@ static inline struct tailback_snapshot tailback_pressure(struct tailback_page *p
     pressure.pid = last->pid;
     pressure.worst = last->worst;
     pressure.concurrency = last->concurrency;
-    pressure.max_wait_ns = last->max_wait_ns;
+    pressure.max_queue_wait_ns = last->max_queue_wait_ns;
     return pressure;
 }
 

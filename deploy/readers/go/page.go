@@ -62,7 +62,7 @@ type Pressure struct {
 	Level      Level         //
 	Score      float64       // of its fullest queue: 0 empty, 1 full; may pass 1
 	Admit      float64       // share of new work to take, 0 to 1
-	OldestWait time.Duration // age of the oldest work that waits
+	OldestAge time.Duration // age of the oldest work that waits
 	TimeToFull time.Duration // forecast; may be Never
 	RetryAfter time.Duration // when refused clients should come again
 	Load       float64       // what is asked of the service, of what it can do: 1 is all of it, 2 twice that or more
@@ -71,7 +71,7 @@ type Pressure struct {
 	Worst      uint32        // index of the fullest queue among the entries
 
 	Concurrency uint32        // so many requests at once keep the service busy; 0: no limit
-	MaxWait     time.Duration // refuse what waited for longer before it was taken; 0: no limit
+	MaxQueueWait     time.Duration // refuse what waited for longer before it was taken; 0: no limit
 }
 
 var noPressure = Pressure{Admit: 1, TimeToFull: Never}
@@ -98,9 +98,9 @@ type Entry struct {
 	ID         uint32 // names the queue as long as it is there
 	Depth      uint32
 	Limit      uint32        // if HasLimit
-	MinDelay   time.Duration // the delay that stands: no less for about a second
+	StandingDelay   time.Duration // the delay that stands: no less for about a second
 	P99        time.Duration // if HasP99
-	HeadAge    time.Duration // of what has waited longest
+	OldestAge    time.Duration // of what has waited longest
 	Score      float64
 	Arrivals   uint32 // per second, if HasRates
 	Departures uint32 // per second, if HasRates
@@ -194,7 +194,7 @@ func (p *Page) ShouldAdmit() bool { return p.byShare(p.look()) }
 // share.
 func (p *Page) ShouldAdmitFrom(connection net.Conn) bool {
 	v := p.look()
-	if v.pressure.MaxWait == 0 {
+	if v.pressure.MaxQueueWait == 0 {
 		return p.byShare(v)
 	}
 	return p.byWait(v, Waited(connection))
@@ -205,7 +205,7 @@ func (p *Page) ShouldAdmitFrom(connection net.Conn) bool {
 func (p *Page) ShouldAdmitAfter(waited time.Duration) bool { return p.byWait(p.look(), waited) }
 
 func (p *Page) byWait(v *view, waited time.Duration) bool {
-	most := v.pressure.MaxWait
+	most := v.pressure.MaxQueueWait
 	if most == 0 || waited < 0 {
 		return p.byShare(v)
 	}
@@ -322,7 +322,7 @@ func decodePressure(b []byte) Pressure {
 		Level:      Level(u32(b[44:])),
 		Score:      float64(u32(b[48:])) / ppm,
 		Admit:      float64(min(u32(b[52:]), ppm)) / ppm,
-		OldestWait: duration(u64(b[64:])),
+		OldestAge: duration(u64(b[64:])),
 		TimeToFull: duration(u64(b[72:])),
 		RetryAfter: time.Duration(u32(b[80:])) * time.Millisecond,
 		Load:       float64(u32(b[84:])) / ppm,
@@ -331,7 +331,7 @@ func decodePressure(b []byte) Pressure {
 		Worst:      u32(b[56:]),
 
 		Concurrency: u32(b[92:]),
-		MaxWait:     duration(u64(b[96:])),
+		MaxQueueWait:     duration(u64(b[96:])),
 	}
 }
 
@@ -343,9 +343,9 @@ func decodeEntry(b []byte) Entry {
 		ID:         u32(b[4:]),
 		Depth:      u32(b[8:]),
 		Limit:      u32(b[12:]),
-		MinDelay:   duration(u64(b[16:])),
+		StandingDelay:   duration(u64(b[16:])),
 		P99:        duration(u64(b[24:])),
-		HeadAge:    duration(u64(b[32:])),
+		OldestAge:    duration(u64(b[32:])),
 		Score:      float64(u32(b[40:])) / ppm,
 		Arrivals:   u32(b[44:]),
 		Departures: u32(b[48:]),

@@ -88,10 +88,10 @@ _HAS_LIMIT = 1
 _HAS_RATES = 2
 _HAS_P99 = 4
 
-# magic, version, entries, seq, published_ns, ttl_ns, pid, level, score_ppm, admit_ppm, worst, wake, oldest_wait_ns,
-# time_to_full_ns, retry_after_ms, load_ppm, cpu_ppm, concurrency, max_wait_ns
+# magic, version, entries, seq, published_ns, ttl_ns, pid, level, score_ppm, admit_ppm, worst, wake, oldest_age_ns,
+# time_to_full_ns, retry_after_ms, load_ppm, cpu_ppm, concurrency, max_queue_wait_ns
 _HEADER = struct.Struct("<8sIIQQQIIIIIIQQIIIIQ")
-# kind, flags, id, depth, limit, min_delay_ns, p99_ns, head_age_ns, score_ppm, arrivals, departures, losses
+# kind, flags, id, depth, limit, standing_delay_ns, p99_ns, oldest_age_ns, score_ppm, arrivals, departures, losses
 _ENTRY = struct.Struct("<HHIIIQQQIIII8x")
 # Of struct tcp_info: tcpi_last_data_recv, ms.
 _TCP_INFO = struct.Struct("<52xI")
@@ -303,8 +303,8 @@ def _read(view: _View, now: float) -> _View:
 
 def _decode(copy: bytes) -> "tuple[float, int, Pressure]":
     """For how long it may be believed, and what it says."""
-    (magic, version, _, _, published_ns, ttl_ns, pid, level, score_ppm, admit_ppm, worst, _, oldest_wait_ns,
-     time_to_full_ns, retry_after_ms, load_ppm, cpu_ppm, concurrency, max_wait_ns) = _HEADER.unpack_from(copy)  # fmt: skip
+    (magic, version, _, _, published_ns, ttl_ns, pid, level, score_ppm, admit_ppm, worst, _, oldest_age_ns,
+     time_to_full_ns, retry_after_ms, load_ppm, cpu_ppm, concurrency, max_queue_wait_ns) = _HEADER.unpack_from(copy)  # fmt: skip
     if magic == b"TAILBACK" and version == 1:
         age_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - published_ns
         # A time yet to come is that of another clock (a time namespace, say), and as bad as a stale one.
@@ -315,7 +315,7 @@ def _decode(copy: bytes) -> "tuple[float, int, Pressure]":
                 level=level,
                 score=score_ppm / _PPM,
                 admit=admit_ppm / _PPM,
-                oldest_wait_s=oldest_wait_ns / 1e9,
+                oldest_wait_s=oldest_age_ns / 1e9,
                 time_to_full_s=math.inf if time_to_full_ns == _NEVER else time_to_full_ns / 1e9,
                 retry_after_s=retry_after_ms / 1e3,
                 load=load_ppm / _PPM,
@@ -323,21 +323,21 @@ def _decode(copy: bytes) -> "tuple[float, int, Pressure]":
                 pid=pid,
                 worst=worst,
                 concurrency=concurrency or None,
-                max_wait_s=max_wait_ns / 1e9 if max_wait_ns else None,
+                max_wait_s=max_queue_wait_ns / 1e9 if max_queue_wait_ns else None,
             )
     return 0.0, _PPM, Pressure()
 
 
-def _entry(kind, flags, id, depth, limit, min_delay_ns, p99_ns, head_age_ns, score_ppm, arrivals, departures, losses):
+def _entry(kind, flags, id, depth, limit, standing_delay_ns, p99_ns, oldest_age_ns, score_ppm, arrivals, departures, losses):
     return Entry(
         kind=KINDS[kind] if kind < len(KINDS) else "unknown",
         flags=flags,
         id=id,
         depth=depth,
         limit=limit if flags & _HAS_LIMIT else None,
-        min_delay_s=min_delay_ns / 1e9,
+        min_delay_s=standing_delay_ns / 1e9,
         p99_s=p99_ns / 1e9 if flags & _HAS_P99 else None,
-        head_age_s=head_age_ns / 1e9,
+        head_age_s=oldest_age_ns / 1e9,
         score=score_ppm / _PPM,
         arrivals_per_s=arrivals if flags & _HAS_RATES else None,
         departures_per_s=departures if flags & _HAS_RATES else None,

@@ -232,7 +232,7 @@ impl Watcher {
         let config = format!("cpu_budget = {budget}\n");
         let config = self.temp.write("profile.toml", &config)?;
         let mut command = Command::new(&self.program);
-        command.args(["run", "--json", "--closely", "--config"]);
+        command.args(["run", "--json", "--focus-all", "--config"]);
         command.arg(config).args(targets);
         let agent = Agent::start(&mut command)?;
         let mut first_ns = None;

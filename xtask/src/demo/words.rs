@@ -10,7 +10,7 @@ use super::timeline::Colour;
 pub fn level(event: &Value) -> String {
     let level = text(event, "to");
     let mut said = format!("{:<9} {}", level.to_uppercase(), queue(event));
-    if let Some(oldest) = duration(event, "oldest_ns").filter(|oldest| !oldest.is_zero()) {
+    if let Some(oldest) = duration(event, "oldest_age_ns").filter(|oldest| !oldest.is_zero()) {
         said += &format!(", the oldest for {}", for_people(oldest));
     }
     let rises = rank(level) > rank(text(event, "from"));
@@ -232,7 +232,7 @@ mod tests {
     fn a_warning_says_how_much_waits_and_how_long_is_left() {
         let mut event = json!({
             "target": "shop", "kind": "accept", "from": "ok", "to": "warn", "depth": 12, "limit": 100,
-            "oldest_ns": 95_400_000, "time_to_full_ns": 9_120_000_000_u64,
+            "oldest_age_ns": 95_400_000, "time_to_full_ns": 9_120_000_000_u64,
         });
         assert_eq!(
             level(&event),

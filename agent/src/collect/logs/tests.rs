@@ -126,12 +126,12 @@ impl Scene {
             .look(self.now_ns, SHARE, &[target], &processes, &mut self.voice)
     }
 
-    fn hot(&mut self) {
-        self.logs.set_hot(&BTreeSet::from([7]), self.now_ns);
+    fn focused(&mut self) {
+        self.logs.set_focused(&BTreeSet::from([7]), self.now_ns);
     }
 
     fn cold(&mut self) {
-        self.logs.set_hot(&BTreeSet::new(), self.now_ns);
+        self.logs.set_focused(&BTreeSet::new(), self.now_ns);
     }
 
     fn said(&mut self) -> Vec<String> {
@@ -164,7 +164,7 @@ fn lines_of_the_moment_count_once_and_earlier_ones_do_not() {
     }
     write(&path, "all is well\nqueue full now\n");
     assert_eq!(scene.look_after(S), []);
-    scene.hot();
+    scene.focused();
     let messages = scene.look_after(0);
     assert_eq!(counts(&messages), [("queue_full", 1)]);
     let message = &messages[0];
@@ -194,7 +194,7 @@ fn lines_of_the_moment_count_once_and_earlier_ones_do_not() {
     scene.cold();
     assert_eq!(scene.look_after(S), []);
     assert!(scene.logs.tails[0].is_closed());
-    scene.hot();
+    scene.focused();
     assert_eq!(scene.look_after(S), []);
     write(&path, "queue full again\n");
     assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
@@ -206,7 +206,7 @@ fn a_truncated_log_is_read_from_its_beginning() {
     let path = scene.path("app.log");
     let writer = Writer::to(&path);
     scene.watch(&[&writer]);
-    scene.hot();
+    scene.focused();
     assert_eq!(scene.look_after(0), []);
     write(&path, "queue full 1\nqueue full 2\nqueue fu");
     assert_eq!(counts(&scene.look_after(S)), [("queue_full", 2)]);
@@ -223,7 +223,7 @@ fn a_rotated_log_is_read_to_its_end_and_the_new_one_from_its_beginning() {
     let (path, old) = (scene.path("app.log"), scene.path("app.log.1"));
     let mut writer = Writer::to(&path);
     scene.watch(&[&writer]);
-    scene.hot();
+    scene.focused();
     assert_eq!(scene.look_after(0), []);
     write(&path, "queue full 1\n");
     assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
@@ -253,7 +253,7 @@ fn a_huge_log_that_grows_fast_costs_no_more_than_its_end() {
     file.set_len(10 << 30).unwrap();
     let writer = Writer::to(&path);
     scene.watch(&[&writer]);
-    scene.hot();
+    scene.focused();
     assert_eq!(scene.look_after(0), []);
     assert_eq!(scene.said(), Vec::<String>::new());
     let line = "queue full\n";
@@ -285,7 +285,7 @@ fn a_writer_that_keeps_its_place_over_a_truncation_leaves_no_harm() {
     let path = scene.path("app.log");
     let writer = Writer::to(&path);
     scene.watch(&[&writer]);
-    scene.hot();
+    scene.focused();
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     assert_eq!(scene.look_after(0), []);
     file.write_all_at(&[b'x'; 1_000], 0).unwrap();
@@ -322,7 +322,7 @@ fn pipes_and_files_that_are_read_too_are_left_alone() {
     })
     .unwrap();
     scene.watch(&[&writer]);
-    scene.hot();
+    scene.focused();
     assert_eq!(scene.look_after(0), []);
     assert!(scene.logs.tails.is_empty());
 }
@@ -333,7 +333,7 @@ fn a_log_that_workers_share_is_read_once_and_outlives_each_of_them() {
     let path = scene.path("app.log");
     let (first, second) = (Writer::to(&path), Writer::to(&path));
     scene.watch(&[&first, &second]);
-    scene.hot();
+    scene.focused();
     assert_eq!(scene.look_after(0), []);
     write(&path, "queue full 1\n");
     assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
@@ -365,7 +365,7 @@ fn a_log_that_is_opened_in_the_middle_is_read_from_its_beginning() {
     let mut scene = Scene::new("logs-late");
     let mut writer = Writer::to(&scene.path("out"));
     scene.watch(&[&writer]);
-    scene.hot();
+    scene.focused();
     assert_eq!(scene.look_after(0), []);
     let late = scene.path("errors.log");
     let link = format!("/proc/{}/fd/9", writer.pid());
@@ -408,7 +408,7 @@ fn so_many_logs_are_followed_and_no_more() {
 #[test]
 fn switched_off_no_log_is_looked_at() {
     let mut logs = Logs::new(None);
-    logs.set_hot(&BTreeSet::from([7]), 0);
+    logs.set_focused(&BTreeSet::from([7]), 0);
     assert!(!logs.is_due(100 * S));
     let me = ProcessSeen {
         tgid: std::process::id(),

@@ -5,9 +5,9 @@ use crate::{
     diagnose::{
         Activity, Culprit, CulpritKind,
         classify::Object,
-        follow::{End, Step},
+        topology::Link,
+        wait_graph::{End, Step},
         words,
-        world::Link,
     },
     sample::TargetId,
 };

@@ -4,8 +4,8 @@ use super::{Case, Finding, culprit};
 use crate::diagnose::{
     Cause,
     classify::Object,
-    follow::{End, Step, from_crowd, workers},
-    world::{Held, Link},
+    topology::{Held, Link},
+    wait_graph::{End, Step, from_crowd, workers},
 };
 
 /// A send queue fills at the other end of its connection.

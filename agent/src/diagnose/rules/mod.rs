@@ -17,8 +17,8 @@ pub(super) use path::idle_in_transaction;
 use super::{
     Activity, Cause, Culprit, Verdict,
     classify::Object,
-    facts::{Facts, Pool},
-    follow::{Crowd, End, Step, View, from_crowd, from_target},
+    inputs::{Facts, Pool},
+    wait_graph::{Crowd, End, Step, View, from_crowd, from_target},
     words,
 };
 use crate::{

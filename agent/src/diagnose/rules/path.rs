@@ -4,9 +4,9 @@ use super::{Case, far_end, pool, weigh::spoken_for};
 use crate::{
     diagnose::{
         Activity, Cause, Hop,
-        follow::{End, Step, holds_a_transaction},
+        topology::Titled,
+        wait_graph::{End, Step, holds_a_transaction},
         words,
-        world::Titled,
     },
     queue::Kind,
 };

@@ -2,7 +2,7 @@
 
 use super::{Case, Finding};
 use crate::{
-    diagnose::{Activity, Cause, Culprit, CulpritKind, facts::Pool, follow::Step},
+    diagnose::{Activity, Cause, Culprit, CulpritKind, inputs::Pool, wait_graph::Step},
     sample::TargetId,
 };
 

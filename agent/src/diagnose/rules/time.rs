@@ -6,8 +6,8 @@ use super::{Case, Finding, Limit, culprit, far_end, pool, weigh::share};
 use crate::{
     detect::{DrivenBy, Episode},
     diagnose::{
-        Activity, Cause, Culprit, CulpritKind, classify::Object, facts::LONG_TURN_NS, follow::Step,
-        world::Link,
+        Activity, Cause, Culprit, CulpritKind, classify::Object, inputs::LONG_TURN_NS,
+        topology::Link, wait_graph::Step,
     },
     queue::Kind,
 };

@@ -1,7 +1,7 @@
 //! How much the time speaks for a cause, what else it may be, and how far the verdict can be trusted.
 
 use super::Finding;
-use crate::diagnose::{Activity, Cause, Confidence, activity::share_of, follow::Step};
+use crate::diagnose::{Activity, Cause, Confidence, activity::share_of, wait_graph::Step};
 
 /// Shares by which a verdict is trusted much, and somewhat.
 const SURE: f64 = 0.6;

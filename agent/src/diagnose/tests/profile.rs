@@ -1,7 +1,7 @@
 //! What threads' wall time went into.
 
 use super::{
-    super::{Activity, follow::Crowd},
+    super::{Activity, wait_graph::Crowd},
     scene::{Scene, thread},
 };
 use crate::{

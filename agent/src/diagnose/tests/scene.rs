@@ -5,8 +5,8 @@ use std::{net::SocketAddr, sync::Arc};
 use super::super::{
     Diagnosis, Verdict,
     classify::{Doing, Threads, classify},
-    follow::{Step, View, from_crowd, from_target, workers},
     profile::Window,
+    wait_graph::{Step, View, from_crowd, from_target, workers},
 };
 use crate::{
     detect::{DrivenBy, Episode, Instant, Level},
@@ -367,9 +367,10 @@ impl Scene {
                 ..Readings::default()
             };
             let ids = self.targets.iter().map(|target| target.id);
-            let closely = ids.filter(|_| !self.calm).collect();
+            let focus_scope = ids.filter(|_| !self.calm).collect();
             let targets = self.model.targets();
-            self.diagnosis.read(&sample, &readings, targets, &closely);
+            self.diagnosis
+                .read(&sample, &readings, targets, &focus_scope);
         }
     }
 

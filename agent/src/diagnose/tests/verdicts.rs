@@ -351,7 +351,7 @@ fn a_long_turn_of_an_event_loop_blocks_it() {
     let mut scene = Scene::of(&[&[10]]);
     let turn = Reading {
         depth: 1,
-        oldest_ns: Some(800_000_000),
+        oldest_age_ns: Some(800_000_000),
         ..Reading::default()
     };
     scene.queue(1, Kind::Eventloop, "worker-0/10", turn);

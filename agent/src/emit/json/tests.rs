@@ -144,7 +144,7 @@ fn what_cannot_be_judged_is_an_object_with_what_is_known() {
     let expected = json!({
         "type": "no_baseline", "target": "gateway", "pid": 90, "kind": "inflight", "name": ":8000",
         "depth": 60, "unit": "requests", "median_age_ns": 12_000_000_000_u64,
-        "oldest_ns": 25_000_000_000_u64,
+        "oldest_age_ns": 25_000_000_000_u64,
         "calls": {
             "endpoint": "127.0.0.1:9000", "process": "python3 (812)", "outstanding": 31,
             "connections": 32,

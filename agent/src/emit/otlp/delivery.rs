@@ -26,9 +26,9 @@ use super::{
     client::{Wire, lock},
     config::{OtlpConfig, Protocol},
     grpc,
+    notices::{Lost, Voice},
     spool::{MAX_REQUEST_BYTES, Reason, Spool},
     stats::OtlpStats,
-    voice::{Lost, Voice},
 };
 use crate::sample::Notice;
 

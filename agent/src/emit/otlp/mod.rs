@@ -13,10 +13,10 @@ mod client;
 mod config;
 mod delivery;
 mod grpc;
+mod notices;
 mod spool;
 mod stats;
 mod tls;
-mod voice;
 
 use std::{
     sync::{Arc, mpsc},

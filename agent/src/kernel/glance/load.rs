@@ -23,8 +23,8 @@ use crate::kernel::{
     cast,
     iter::Over,
     layout::{self, Feature, Resolved},
+    output_buffer::Shared,
     ring,
-    sheet::Shared,
 };
 
 /// The kernel's own description of its types.

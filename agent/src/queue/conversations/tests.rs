@@ -194,7 +194,7 @@ fn requests_in_flight_are_counted_aged_and_named() {
     let reading = world.reading(Kind::Inflight);
     assert_eq!((reading.depth, reading.limit), (3, Some(3)));
     assert_eq!((reading.arrivals, reading.departures), (Some(2), Some(0)));
-    assert_eq!(reading.oldest_ns, Some(200 * MS));
+    assert_eq!(reading.oldest_age_ns, Some(200 * MS));
     assert_eq!(reading.ages_ns, [200 * MS, 100 * MS, 100 * MS]);
     assert_eq!(reading.wait_ns, Some(100 * MS));
     let worst = reading.worst.as_deref();
@@ -218,7 +218,7 @@ fn idle_connections_are_no_requests_in_flight() {
         for kind in [Kind::Inflight, Kind::Downstream] {
             let reading = world.reading(kind);
             assert_eq!((reading.depth, reading.wait_ns), (0, Some(0)));
-            assert_eq!((reading.oldest_ns, reading.losses), (None, 0));
+            assert_eq!((reading.oldest_age_ns, reading.losses), (None, 0));
         }
     }
 }
@@ -237,7 +237,7 @@ fn a_look_at_some_corrects_the_count_of_all() {
     let reading = world.reading(Kind::Inflight);
     assert_eq!((reading.depth, reading.limit), (11, Some(11)));
     assert_eq!((reading.arrivals, reading.elapsed_ns), (None, None));
-    assert_eq!(reading.oldest_ns, Some(200 * MS));
+    assert_eq!(reading.oldest_age_ns, Some(200 * MS));
     assert!(world.gone.is_empty());
     // What it saw is counted once, with the rest, at the next walk.
     world.walk();
@@ -276,7 +276,7 @@ fn calls_outstanding_name_the_process_that_does_not_answer() {
     world.walk();
     let reading = world.reading(Kind::Downstream);
     assert_eq!((reading.depth, reading.limit), (2, Some(4)));
-    assert_eq!(reading.oldest_ns, Some(100 * MS));
+    assert_eq!(reading.oldest_age_ns, Some(100 * MS));
     assert_eq!(
         worst(&world).as_deref(),
         Some("process 7 fd 12 to redis-server (77) on this node")

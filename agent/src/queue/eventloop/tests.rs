@@ -80,7 +80,7 @@ fn computing(voluntary: u64, cpu_ns: u64) -> Wait {
 }
 
 fn delay(reading: &Reading) -> u64 {
-    reading.wait_ns.max(reading.oldest_ns).unwrap_or(0)
+    reading.wait_ns.max(reading.oldest_age_ns).unwrap_or(0)
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn a_turn_that_computes_while_nothing_moves_grows_old() {
     }
     let last = last.unwrap();
     assert_eq!(last.depth, 1);
-    assert!(last.oldest_ns >= Some(30 * TICK), "{last:?}");
+    assert!(last.oldest_age_ns >= Some(30 * TICK), "{last:?}");
     assert_eq!(last.worst.as_deref(), Some("in a turn, running"));
 }
 
@@ -176,7 +176,7 @@ fn a_worker_with_one_connection_at_a_time_keeps_nobody_waiting() {
             computing(4, tick * TICK)
         };
         if let Some(reading) = look(&mut model, tick, wait, (1, 0)) {
-            assert_eq!((reading.wait_ns, reading.oldest_ns), (None, None));
+            assert_eq!((reading.wait_ns, reading.oldest_age_ns), (None, None));
         }
     }
 }

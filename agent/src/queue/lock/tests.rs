@@ -23,7 +23,7 @@ fn a_held_mutex_names_its_holder_and_what_that_does() {
     };
     assert_eq!(name, "0x7f00 of 10");
     assert_eq!((lock.depth, lock.limit), (2, Some(1)));
-    assert_eq!(lock.oldest_ns, Some(14 * TICK));
+    assert_eq!(lock.oldest_age_ns, Some(14 * TICK));
     assert_eq!(extra(lock, "hold_ns"), Some(14.0 * TICK as f64));
     assert_eq!(
         lock.worst.as_deref(),
@@ -40,7 +40,7 @@ fn a_busy_lock_whose_waiters_take_turns_does_not_stand() {
             ..locked(13 + thread as u32, 0x7f00, 12)
         });
         for (_, lock) in read(&mut model, tick, waits.collect()) {
-            assert_eq!(lock.oldest_ns, Some(0), "{lock:?}");
+            assert_eq!(lock.oldest_age_ns, Some(0), "{lock:?}");
             assert_eq!(lock.departures, (tick > 0).then_some(3));
         }
     }
@@ -76,13 +76,13 @@ fn what_may_be_a_counter_is_judged_only_when_it_has_proved_to_be_a_lock() {
     };
     for tick in 0..20 {
         for (_, lock) in read(&mut model, tick, rust(1).to_vec()) {
-            assert_eq!((lock.wait_ns, lock.oldest_ns), (None, None));
+            assert_eq!((lock.wait_ns, lock.oldest_age_ns), (None, None));
             assert_eq!(extra(&lock, "uncertain"), Some(1.0));
         }
     }
     read(&mut model, 20, rust(2).to_vec());
     let locks = read(&mut model, 22, rust(2).to_vec());
-    assert_eq!(locks[0].1.oldest_ns, Some(2 * TICK));
+    assert_eq!(locks[0].1.oldest_age_ns, Some(2 * TICK));
 }
 
 #[test]

@@ -70,11 +70,14 @@ fn accepted_sockets_are_one_queue_and_the_worst_is_shown() {
     assert_eq!(extra(&reading, "total_bytes"), Some(900.0));
     assert_eq!((reading.arrivals, reading.wait_ns), (None, None));
     let reading = only(&walk(&mut watched, both()), "/run/app");
-    assert_eq!(reading.oldest_ns, Some(TICK));
+    assert_eq!(reading.oldest_age_ns, Some(TICK));
     // The one whose head stays is the worst, however little waits there.
     let queues = walk(&mut watched, vec![accepted(3, 800, 9), accepted(4, 100, 8)]);
     let reading = only(&queues, "/run/app");
-    assert_eq!((reading.depth, reading.oldest_ns), (100, Some(2 * TICK)));
+    assert_eq!(
+        (reading.depth, reading.oldest_age_ns),
+        (100, Some(2 * TICK))
+    );
     assert_eq!(reading.fill, Some(0.8));
     assert_eq!(reading.worst.as_deref(), Some("process 12 fd 4"));
 }
@@ -85,7 +88,7 @@ fn idle_connections_have_no_wait() {
     assert_eq!(queues.len(), 4);
     for (_, reading) in queues {
         assert_eq!((reading.depth, reading.full), (0, false));
-        assert_eq!((reading.wait_ns, reading.oldest_ns), (Some(0), None));
+        assert_eq!((reading.wait_ns, reading.oldest_age_ns), (Some(0), None));
         assert_eq!(reading.worst, None);
     }
 }
@@ -114,7 +117,7 @@ fn what_the_peer_does_not_read_is_a_queue_and_the_peer_is_named() {
     assert_eq!((reading.depth, reading.limit), (1_000, Some(1_000)));
     assert!(reading.full);
     assert_eq!(reading.worst.as_deref(), Some(worst));
-    assert_eq!(reading.oldest_ns, None, "not known from this end");
+    assert_eq!(reading.oldest_age_ns, None, "not known from this end");
 }
 
 #[test]
@@ -134,7 +137,7 @@ fn datagrams_are_counted_where_they_are_read() {
     assert!(!reading.full, "one more may wait");
     let reading = only(&walk(&mut watched, vec![server(11)]), "/dev/log");
     assert!(reading.full);
-    assert_eq!(reading.oldest_ns, Some(TICK));
+    assert_eq!(reading.oldest_age_ns, Some(TICK));
 }
 
 #[test]
@@ -160,10 +163,10 @@ fn what_rests_in_a_pair_that_a_service_keeps_to_itself_is_no_queue() {
         let reading = only(&queues, "unnamed");
         assert_eq!(queues.len(), 1, "what one sent is what the other received");
         assert_eq!(extra(&reading, "sockets"), Some(2.0));
-        assert!(reading.oldest_ns.unwrap_or(0) <= 10 * TICK);
+        assert!(reading.oldest_age_ns.unwrap_or(0) <= 10 * TICK);
     }
     let reading = only(&walk(&mut watched, pair(1_000, 7)), "unnamed");
-    assert_eq!(reading.oldest_ns, Some(30 * TICK), "full");
+    assert_eq!(reading.oldest_age_ns, Some(30 * TICK), "full");
 }
 
 #[test]
@@ -213,5 +216,5 @@ fn a_client_and_a_server_in_one_service_are_judged_like_any_other() {
     let queues = walk(&mut watched, both());
     let names: Vec<_> = queues.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["/run/app", "-> /run/app"]);
-    assert_eq!(only(&queues, "/run/app").oldest_ns, Some(20 * TICK));
+    assert_eq!(only(&queues, "/run/app").oldest_age_ns, Some(20 * TICK));
 }

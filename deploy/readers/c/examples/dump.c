@@ -22,9 +22,9 @@ static void print_entry(const struct tailback_entry *entry)
     print_count("id", entry->id, true);
     print_count("depth", entry->depth, true);
     print_count("limit", entry->limit, entry->flags & TAILBACK_HAS_LIMIT);
-    print_count("min_delay_ns", entry->min_delay_ns, true);
+    print_count("standing_delay_ns", entry->standing_delay_ns, true);
     print_count("p99_ns", entry->p99_ns, entry->flags & TAILBACK_HAS_P99);
-    print_count("head_age_ns", entry->head_age_ns, true);
+    print_count("oldest_age_ns", entry->oldest_age_ns, true);
     printf(",\"score\":%.6f", entry->score_ppm / 1e6);
     print_count("arrivals_per_s", entry->arrivals_per_s, has_rates);
     print_count("departures_per_s", entry->departures_per_s, has_rates);
@@ -47,14 +47,14 @@ int main(int argc, char **argv)
     printf("{\"alive\":%s", pressure.alive ? "true" : "false");
     print_count("level", pressure.level, true);
     printf(",\"score\":%.6f,\"admit\":%.6f", pressure.score, pressure.admit);
-    print_count("oldest_wait_ns", pressure.oldest_wait_ns, true);
+    print_count("oldest_age_ns", pressure.oldest_age_ns, true);
     print_count("time_to_full_ns", pressure.time_to_full_ns, pressure.time_to_full_ns != TAILBACK_NEVER);
     print_count("retry_after_ms", pressure.retry_after_ms, true);
     printf(",\"load\":%.6f,\"cpu\":%.6f", pressure.load, pressure.cpu);
     print_count("pid", pressure.pid, true);
     print_count("worst", pressure.worst, true);
     print_count("concurrency", pressure.concurrency, pressure.concurrency != 0);
-    print_count("max_wait_ns", pressure.max_wait_ns, pressure.max_wait_ns != 0);
+    print_count("max_queue_wait_ns", pressure.max_queue_wait_ns, pressure.max_queue_wait_ns != 0);
     printf(",\"entries\":[");
     for (size_t i = 0; i < count; i++) {
         if (i)

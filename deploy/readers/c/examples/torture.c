@@ -2,8 +2,8 @@
  *
  *     cc -O2 -I.. -o torture torture.c && ./torture PAGE header|page READS
  *
- * The writer sets everything from one number n: score_ppm and admit_ppm to n % 1000000; oldest_wait_ns and time_to_full_ns
- * to n; retry_after_ms to n as u32; in each entry depth to n as u32, and min_delay_ns, p99_ns and head_age_ns to n.
+ * The writer sets everything from one number n: score_ppm and admit_ppm to n % 1000000; oldest_age_ns and time_to_full_ns
+ * to n; retry_after_ms to n as u32; in each entry depth to n as u32, and standing_delay_ns, p99_ns and oldest_age_ns to n.
  *
  * `header` reads what tailback_pressure() needs, `page` all entries as well. `unsettled` counts reads that gave up: the
  * writer was stopped in the middle. Exits with 1 if a page was torn. On any other page only the times mean something.
@@ -18,14 +18,14 @@ static bool is_torn(const uint64_t *copy, size_t entries)
 {
     struct tailback_header_ header;
     memcpy(&header, copy, sizeof header);
-    const uint64_t n = header.oldest_wait_ns;
+    const uint64_t n = header.oldest_age_ns;
     bool whole = header.score_ppm == n % 1000000 && header.admit_ppm == n % 1000000 && header.time_to_full_ns == n &&
                  header.retry_after_ms == (uint32_t)n;
     for (size_t i = 0; i < entries; i++) {
         struct tailback_entry entry;
         memcpy(&entry, copy + TAILBACK_HEADER_WORDS_ + 8 * i, sizeof entry);
-        whole = whole && entry.depth == (uint32_t)n && entry.min_delay_ns == n && entry.p99_ns == n &&
-                entry.head_age_ns == n;
+        whole = whole && entry.depth == (uint32_t)n && entry.standing_delay_ns == n && entry.p99_ns == n &&
+                entry.oldest_age_ns == n;
     }
     return !whole;
 }

@@ -68,7 +68,7 @@ fn comes_alive(page: &Page) -> bool {
 /// `None`: the writer was stopped in the middle.
 fn header(page: &Page) -> Option<bool> {
     let pressure = page.pressure();
-    let n = pressure.oldest_wait.as_nanos() as u64;
+    let n = pressure.oldest_age.as_nanos() as u64;
     let part = (n % 1_000_000) as f64 / 1e6;
     pressure.alive.then(|| {
         pressure.score == part
@@ -82,11 +82,11 @@ fn header(page: &Page) -> Option<bool> {
 
 fn entries(page: &Page) -> Option<bool> {
     let entries = page.entries();
-    let n = entries.first()?.head_age.as_nanos();
+    let n = entries.first()?.oldest_age.as_nanos();
     Some(entries.iter().all(|entry| {
         entry.depth == n as u32
-            && entry.min_delay.as_nanos() == n
+            && entry.standing_delay.as_nanos() == n
             && entry.p99.is_some_and(|p99| p99.as_nanos() == n)
-            && entry.head_age.as_nanos() == n
+            && entry.oldest_age.as_nanos() == n
     }))
 }

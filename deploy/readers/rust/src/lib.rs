@@ -56,16 +56,16 @@ pub mod layout {
     /// A futex word, raised whenever the level changes.
     pub const WAKE_AT: usize = 60;
     /// u64, ns; the second is [`NEVER`] when no queue is filling.
-    pub const OLDEST_WAIT_AT: usize = 64;
+    pub const OLDEST_AGE_AT: usize = 64;
     pub const TIME_TO_FULL_AT: usize = 72;
     /// u32, ms.
     pub const RETRY_AFTER_AT: usize = 80;
     pub const LOAD_AT: usize = 84;
     pub const CPU_AT: usize = 88;
     /// u32, 0: no limit.
-    pub const CONCURRENCY_AT: usize = 92;
+    pub const CONCURRENCY_LIMIT_AT: usize = 92;
     /// u64, ns, 0: no limit.
-    pub const MAX_WAIT_AT: usize = 96;
+    pub const MAX_QUEUE_WAIT_AT: usize = 96;
     pub const NEVER: u64 = u64::MAX;
 
     /// Entry `i` begins at `ENTRIES_AT + ENTRY * i`.
@@ -101,8 +101,8 @@ pub mod layout {
     pub const LEVELS: [&str; 4] = ["ok", "warn", "critical", "full"];
 }
 use layout::{
-    ADMIT_AT, CONCURRENCY_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, LEVEL_AT, LEVELS,
-    LOAD_AT, MAGIC, MAX_WAIT_AT, NEVER, OLDEST_WAIT_AT, PID_AT, PUBLISHED_AT, RETRY_AFTER_AT,
+    ADMIT_AT, CONCURRENCY_LIMIT_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, LEVEL_AT, LEVELS,
+    LOAD_AT, MAGIC, MAX_QUEUE_WAIT_AT, NEVER, OLDEST_AGE_AT, PID_AT, PUBLISHED_AT, RETRY_AFTER_AT,
     SCORE_AT, SEQ_AT, SIZE, TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT, WAKE_AT, WORDS, WORST_AT,
 };
 
@@ -125,7 +125,7 @@ pub struct Pressure {
     /// Share of new work to admit, 0 to 1.
     pub admit: f64,
     /// The age of the oldest work that nobody has taken yet.
-    pub oldest_wait: Duration,
+    pub oldest_age: Duration,
     /// `None`: no queue is filling.
     pub time_to_full: Option<Duration>,
     /// What to tell those who are turned away; zero when nobody is to be.
@@ -137,7 +137,7 @@ pub struct Pressure {
     /// So many requests at once keep the service busy, while work is to be turned away; `None`: nothing is, or it is not known.
     pub concurrency: Option<u32>,
     /// Work that has waited for longer is to be turned away, while there is too much; `None`: none is, or it is not known.
-    pub max_wait: Option<Duration>,
+    pub max_queue_wait: Option<Duration>,
     /// Of the service, as the agent's /proc numbers it.
     pub pid: u32,
     /// The worst of the entries.
@@ -153,13 +153,13 @@ impl Pressure {
         level: 0,
         score: 0.0,
         admit: 1.0,
-        oldest_wait: Duration::ZERO,
+        oldest_age: Duration::ZERO,
         time_to_full: None,
         retry_after: Duration::ZERO,
         load: 0.0,
         cpu: 0.0,
         concurrency: None,
-        max_wait: None,
+        max_queue_wait: None,
         pid: 0,
         worst: 0,
         entries: 0,
@@ -188,10 +188,10 @@ pub struct Entry {
     pub depth: u32,
     pub limit: Option<u32>,
     /// The delay that stands: no less for about a second.
-    pub min_delay: Duration,
+    pub standing_delay: Duration,
     pub p99: Option<Duration>,
     /// The age of what has waited longest.
-    pub head_age: Duration,
+    pub oldest_age: Duration,
     pub score: f64,
     pub arrivals_per_s: Option<u32>,
     pub departures_per_s: Option<u32>,
@@ -218,7 +218,7 @@ pub struct Page {
     until_ns: AtomicU64,
     admit: AtomicU32,
     /// The longest that work may have waited, ns; 0: no limit.
-    max_wait_ns: AtomicU64,
+    max_queue_wait_ns: AtomicU64,
     last_pressure: Mutex<Option<Lasting<Pressure>>>,
     last_entries: Mutex<Option<Lasting<Vec<Entry>>>>,
     /// Not before this time is the page looked for again.
@@ -270,7 +270,7 @@ impl Page {
             seq: AtomicU64::new(u64::MAX),
             until_ns: AtomicU64::new(0),
             admit: AtomicU32::new(ALL),
-            max_wait_ns: AtomicU64::new(0),
+            max_queue_wait_ns: AtomicU64::new(0),
             last_pressure: Mutex::default(),
             last_entries: Mutex::default(),
             next_look_ns: AtomicU64::new(0),
@@ -307,7 +307,7 @@ impl Page {
     /// Not where this process itself speaks TLS on the connection: the handshake came just before the request, and everything
     /// would be admitted. There, [`Page::should_admit`].
     pub fn should_admit_from(&self, connection: &impl AsFd) -> bool {
-        match self.max_wait_ns() {
+        match self.max_queue_wait_ns() {
             0 => self.should_admit(),
             _ => self.should_admit_after(waited(connection)),
         }
@@ -316,7 +316,7 @@ impl Page {
     /// Whether to take a piece of work that waited for so long before: by that, while the page says how long it may be. Else, and
     /// where it is not known, by the share.
     pub fn should_admit_after(&self, waited: impl Into<Option<Duration>>) -> bool {
-        match (self.max_wait_ns(), waited.into()) {
+        match (self.max_queue_wait_ns(), waited.into()) {
             (0, _) | (_, None) => self.should_admit(),
             (most_ns, Some(waited)) => waited.as_nanos() <= u128::from(most_ns),
         }
@@ -391,9 +391,9 @@ impl Page {
         ALL
     }
 
-    fn max_wait_ns(&self) -> u64 {
+    fn max_queue_wait_ns(&self) -> u64 {
         if self.is_fresh() || self.renew() {
-            return self.max_wait_ns.load(Ordering::Relaxed);
+            return self.max_queue_wait_ns.load(Ordering::Relaxed);
         }
         0
     }
@@ -415,14 +415,15 @@ impl Page {
         };
         let read = map.read(|map| {
             let left = map.term().left_ns();
-            let said = (map.u32(ADMIT_AT).min(ALL), map.u64(MAX_WAIT_AT));
+            let said = (map.u32(ADMIT_AT).min(ALL), map.u64(MAX_QUEUE_WAIT_AT));
             (map.u64(SEQ_AT), left, said)
         });
         let now_ns = coarse_ns();
         match read {
-            Some((seq, left, (admit, max_wait_ns))) if left > 0 => {
+            Some((seq, left, (admit, max_queue_wait_ns))) if left > 0 => {
                 self.admit.store(admit, Ordering::Relaxed);
-                self.max_wait_ns.store(max_wait_ns, Ordering::Relaxed);
+                self.max_queue_wait_ns
+                    .store(max_queue_wait_ns, Ordering::Relaxed);
                 self.until_ns
                     .store(now_ns.saturating_add(left), Ordering::Relaxed);
                 self.seq.store(seq, Ordering::Release);
@@ -574,13 +575,13 @@ impl Map {
             level: self.u32(LEVEL_AT),
             score: ratio(self.u32(SCORE_AT)),
             admit: ratio(self.u32(ADMIT_AT)).min(1.0),
-            oldest_wait: Duration::from_nanos(self.u64(OLDEST_WAIT_AT)),
+            oldest_age: Duration::from_nanos(self.u64(OLDEST_AGE_AT)),
             time_to_full: (never != NEVER).then(|| Duration::from_nanos(never)),
             retry_after: Duration::from_millis(u64::from(self.u32(RETRY_AFTER_AT))),
             load: ratio(self.u32(LOAD_AT)),
             cpu: ratio(self.u32(CPU_AT)),
-            concurrency: Some(self.u32(CONCURRENCY_AT)).filter(|most| *most > 0),
-            max_wait: limit(self.u64(MAX_WAIT_AT)),
+            concurrency: Some(self.u32(CONCURRENCY_LIMIT_AT)).filter(|most| *most > 0),
+            max_queue_wait: limit(self.u64(MAX_QUEUE_WAIT_AT)),
             pid: self.u32(PID_AT),
             worst: self.u32(WORST_AT),
             entries: self.count() as u32,
@@ -617,9 +618,9 @@ impl Map {
             id: self.u32(at + 4),
             depth: self.u32(at + 8),
             limit: known(layout::HAS_LIMIT, at + 12),
-            min_delay: Duration::from_nanos(self.u64(at + 16)),
+            standing_delay: Duration::from_nanos(self.u64(at + 16)),
             p99: (flags & layout::HAS_P99 != 0).then(|| Duration::from_nanos(self.u64(at + 24))),
-            head_age: Duration::from_nanos(self.u64(at + 32)),
+            oldest_age: Duration::from_nanos(self.u64(at + 32)),
             score: ratio(self.u32(at + 40)),
             arrivals_per_s: known(layout::HAS_RATES, at + 44),
             departures_per_s: known(layout::HAS_RATES, at + 48),

@@ -17,7 +17,7 @@ type line struct {
 	Level        page.Level `json:"level"`
 	Score        float64    `json:"score"`
 	Admit        float64    `json:"admit"`
-	OldestWaitNs int64      `json:"oldest_wait_ns"`
+	OldestWaitNs int64      `json:"oldest_age_ns"`
 	TimeToFullNs *int64     `json:"time_to_full_ns"`
 	RetryAfterMs int64      `json:"retry_after_ms"`
 	Load         float64    `json:"load"`
@@ -25,7 +25,7 @@ type line struct {
 	PID          uint32     `json:"pid"`
 	Worst        uint32     `json:"worst"`
 	Concurrency  *uint32    `json:"concurrency"`
-	MaxWaitNs    *int64     `json:"max_wait_ns"`
+	MaxWaitNs    *int64     `json:"max_queue_wait_ns"`
 	Entries      []entry    `json:"entries"`
 }
 
@@ -34,9 +34,9 @@ type entry struct {
 	ID         uint32  `json:"id"`
 	Depth      uint32  `json:"depth"`
 	Limit      *uint32 `json:"limit"`
-	MinDelayNs int64   `json:"min_delay_ns"`
+	MinDelayNs int64   `json:"standing_delay_ns"`
 	P99Ns      *int64  `json:"p99_ns"`
-	HeadAgeNs  int64   `json:"head_age_ns"`
+	HeadAgeNs  int64   `json:"oldest_age_ns"`
 	Score      float64 `json:"score"`
 	Arrivals   *uint32 `json:"arrivals_per_s"`
 	Departures *uint32 `json:"departures_per_s"`
@@ -63,7 +63,7 @@ func main() {
 		Level:        p.Level,
 		Score:        p.Score,
 		Admit:        p.Admit,
-		OldestWaitNs: int64(p.OldestWait),
+		OldestWaitNs: int64(p.OldestAge),
 		TimeToFullNs: nullUnless(p.TimeToFull != page.Never, int64(p.TimeToFull)),
 		RetryAfterMs: int64(p.RetryAfter / time.Millisecond),
 		Load:         p.Load,
@@ -71,7 +71,7 @@ func main() {
 		PID:          p.PID,
 		Worst:        p.Worst,
 		Concurrency:  nullUnless(p.Concurrency != 0, p.Concurrency),
-		MaxWaitNs:    nullUnless(p.MaxWait != 0, int64(p.MaxWait)),
+		MaxWaitNs:    nullUnless(p.MaxQueueWait != 0, int64(p.MaxQueueWait)),
 		Entries:      []entry{},
 	}
 	for _, e := range tailback.Entries() {
@@ -80,9 +80,9 @@ func main() {
 			ID:         e.ID,
 			Depth:      e.Depth,
 			Limit:      nullUnless(e.Flags&page.HasLimit != 0, e.Limit),
-			MinDelayNs: int64(e.MinDelay),
+			MinDelayNs: int64(e.StandingDelay),
 			P99Ns:      nullUnless(e.Flags&page.HasP99 != 0, int64(e.P99)),
-			HeadAgeNs:  int64(e.HeadAge),
+			HeadAgeNs:  int64(e.OldestAge),
 			Score:      e.Score,
 			Arrivals:   nullUnless(e.Flags&page.HasRates != 0, e.Arrivals),
 			Departures: nullUnless(e.Flags&page.HasRates != 0, e.Departures),

@@ -1,0 +1,316 @@
+//! The same over HTTP: pages as JSON, events, readiness, metrics, and a live page for a person.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use http::{
+    Method, Request, Response, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+};
+use http_body_util::{Either, Full, channel::Channel};
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use percent_encoding::percent_decode_str;
+use serde_json::{Map, Value, json};
+use tailback_page::{Entry, Pressure, layout::TAKES_WORK_IN};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
+
+use super::{Shared, agent, listen::Door};
+
+/// Connections at once.
+const MOST: usize = 256;
+/// A request's head has to come within this time.
+const PATIENCE: Duration = Duration::from_secs(10);
+const CRITICAL: u32 = 2;
+
+const LIVE: &str = include_str!("live.html");
+
+type Body = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
+
+/// Serves until dropped.
+pub async fn serve(door: Door, shared: Arc<Shared>) {
+    let (listener, tally) = door.opened().await;
+    let room = Arc::new(Semaphore::new(MOST));
+    loop {
+        let (stream, place) = listener.accept_within(&room, &tally).await;
+        let (tally, shared) = (Arc::clone(&tally), Arc::clone(&shared));
+        tokio::spawn(async move {
+            let listener = tally.listener();
+            let hangs = Arc::new(Notify::new());
+            let answer = |request: Request<Incoming>| {
+                let (tally, shared, hangs) =
+                    (Arc::clone(&tally), Arc::clone(&shared), Arc::clone(&hangs));
+                async move {
+                    let (path, response) = answer(&request, &shared, hangs).await;
+                    tally.said(&format!("{path} {}", response.status().as_u16()));
+                    Ok::<_, Infallible>(response)
+                }
+            };
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE);
+            // A client that goes away, or speaks something else, is no fault of ours.
+            let service = hyper::service::service_fn(answer);
+            tokio::select! {
+                _ = builder.serve_connection(TokioIo::new(stream), service) => {}
+                () = hangs.notified() => tally.refused(),
+            }
+            drop((listener, place));
+        });
+    }
+}
+
+/// The path, of the closed list below, and what is said to it.
+async fn answer(
+    request: &Request<Incoming>,
+    shared: &Arc<Shared>,
+    hangs: Arc<Notify>,
+) -> (&'static str, Response<Body>) {
+    let query = request.uri().query().unwrap_or_default();
+    let target = parameter(query, "target");
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let text = "only GET and HEAD\n";
+        return ("?", plain(StatusCode::METHOD_NOT_ALLOWED, text));
+    }
+    match request.uri().path() {
+        "/" => ("/", typed(StatusCode::OK, "text/html; charset=utf-8", LIVE)),
+        "/pressure" => ("/pressure", json_of(&pressure(shared, target.as_deref()))),
+        "/ready" => ("/ready", ready(shared, target.as_deref())),
+        "/health" => ("/health", health(shared, target.as_deref())),
+        "/metrics" => ("/metrics", metrics(shared).await),
+        "/status" => ("/status", status(shared).await),
+        "/events" => (
+            "/events",
+            events(shared, target, parameter(query, "min_level"), hangs).await,
+        ),
+        _ => (
+            "?",
+            plain(
+                StatusCode::NOT_FOUND,
+                "there are: / /pressure /events /ready /health /status /metrics; ?target=NAME picks one service\n",
+            ),
+        ),
+    }
+}
+
+/// Those asked for: one by its name, published or not; else all that are published.
+fn pressures(shared: &Shared, target: Option<&str>) -> Vec<(String, Pressure)> {
+    match target {
+        Some(name) => vec![(name.to_owned(), shared.pressure(name))],
+        None => shared.book.alive(|_| true),
+    }
+}
+
+fn pressure(shared: &Shared, target: Option<&str>) -> Value {
+    let mut objects: Vec<Value> = pressures(shared, target)
+        .into_iter()
+        .map(|(name, pressure)| {
+            let entries = shared.book.page(&name).entries();
+            let mut object = json!({
+                "target": name,
+                "alive": pressure.alive,
+                "pid": pressure.pid,
+                "level": pressure.level_name(),
+                "score": pressure.score,
+                "admit": pressure.admit,
+                "load": pressure.load,
+                "cpu": pressure.cpu,
+                "oldest_age_ns": pressure.oldest_age.as_nanos() as u64,
+                "retry_after_ms": pressure.retry_after.as_millis() as u64,
+                "queues": entries.iter().map(queue).collect::<Vec<_>>(),
+            });
+            if let Some(most) = pressure.concurrency {
+                object["concurrency"] = most.into();
+            }
+            let times = [
+                ("max_queue_wait_ns", pressure.max_queue_wait),
+                ("time_to_full_ns", pressure.time_to_full),
+            ];
+            for (key, time) in times {
+                if let Some(time) = time {
+                    object[key] = (time.as_nanos() as u64).into();
+                }
+            }
+            object
+        })
+        .collect();
+    match target {
+        Some(_) => objects.pop().unwrap_or_default(),
+        None => Value::Array(objects),
+    }
+}
+
+fn queue(entry: &Entry) -> Value {
+    let mut object = Map::new();
+    object.insert("kind".to_owned(), entry.kind_name().into());
+    object.insert("id".to_owned(), format!("{:08x}", entry.id).into());
+    object.insert(
+        "takes_work_in".to_owned(),
+        (entry.flags & TAKES_WORK_IN != 0).into(),
+    );
+    object.insert("depth".to_owned(), entry.depth.into());
+    let mut put_some = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            object.insert(key.to_owned(), value);
+        }
+    };
+    put_some("limit", entry.limit.map(Value::from));
+    put_some("arrivals_per_s", entry.arrivals_per_s.map(Value::from));
+    put_some("departures_per_s", entry.departures_per_s.map(Value::from));
+    put_some(
+        "p99_ns",
+        entry.p99.map(|p99| (p99.as_nanos() as u64).into()),
+    );
+    object.insert(
+        "standing_delay_ns".to_owned(),
+        (entry.standing_delay.as_nanos() as u64).into(),
+    );
+    object.insert(
+        "oldest_age_ns".to_owned(),
+        (entry.oldest_age.as_nanos() as u64).into(),
+    );
+    object.insert("score".to_owned(), entry.score.into());
+    object.insert("losses".to_owned(), entry.losses.into());
+    object.into()
+}
+
+/// Unready where all that is asked about is to be taken out of service.
+fn ready(shared: &Shared, target: Option<&str>) -> Response<Body> {
+    let all = pressures(shared, target);
+    let out = !all.is_empty() && all.iter().all(|(name, _)| shared.is_out(name));
+    if !out {
+        return plain(StatusCode::OK, "ready\n");
+    }
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "full\n");
+    let seconds = all
+        .iter()
+        .map(|(_, pressure)| pressure.retry_after_seconds())
+        .max();
+    response
+        .headers_mut()
+        .insert(RETRY_AFTER, seconds.unwrap_or(1).into());
+    response
+}
+
+fn health(shared: &Shared, target: Option<&str>) -> Response<Body> {
+    let mut response = plain(StatusCode::OK, "ok\n");
+    if pressures(shared, target)
+        .iter()
+        .any(|(_, pressure)| pressure.level >= CRITICAL)
+    {
+        response
+            .headers_mut()
+            .insert("x-envoy-degraded", HeaderValue::from_static("true"));
+    }
+    response
+}
+
+async fn metrics(shared: &Shared) -> Response<Body> {
+    let text = match agent::ask(&shared.book.directory, "metrics").await {
+        Ok(text) => text,
+        Err(_) => {
+            let mut text = String::new();
+            crate::signal::metrics::one(
+                &mut text,
+                "tailback_agent_up",
+                "gauge",
+                "The agent answers.",
+                0.0,
+            );
+            text
+        }
+    };
+    typed(
+        StatusCode::OK,
+        "text/plain; version=0.0.4; charset=utf-8",
+        text + &shared.metrics(),
+    )
+}
+
+async fn status(shared: &Shared) -> Response<Body> {
+    let agent = agent::ask(&shared.book.directory, "status").await;
+    let agent = agent
+        .ok()
+        .and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    json_of(&json!({"agent": agent, "adapter_process": shared.status()}))
+}
+
+/// Lines of the agent's stream as server-sent events; they end with the agent, and a browser asks again by itself.
+async fn events(
+    shared: &Shared,
+    target: Option<String>,
+    min_level: Option<String>,
+    hangs: Arc<Notify>,
+) -> Response<Body> {
+    let mut request = Map::new();
+    if let Some(target) = target {
+        request.insert("target".to_owned(), target.into());
+    }
+    if let Some(level) = min_level {
+        request.insert("min_level".to_owned(), level.into());
+    }
+    let mut lines = match agent::subscribe(&shared.book.directory, &Value::Object(request)).await {
+        Ok(lines) => lines,
+        Err(error) => {
+            let mut response = plain(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("no agent: {error:#}\n"),
+            );
+            response.headers_mut().insert(RETRY_AFTER, 1.into());
+            return response;
+        }
+    };
+    let (mut sender, body) = Channel::new(16);
+    tokio::spawn(async move {
+        let mut since = tokio::time::interval(Duration::from_secs(15));
+        loop {
+            let text = tokio::select! {
+                line = lines.next() => match line {
+                    Some(line) => format!("data: {line}\n\n"),
+                    None => return,
+                },
+                // A comment now and then, by which a client that has gone is found out.
+                _ = since.tick() => ":\n\n".to_owned(),
+            };
+            match timeout(PATIENCE, sender.send_data(text.into())).await {
+                Ok(Ok(())) => {}
+                // It is gone.
+                Ok(Err(_)) => return,
+                // It does not read: its place is for others.
+                Err(_) => return hangs.notify_one(),
+            }
+        }
+    });
+    let mut response = Response::new(Either::Right(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn parameter(query: &str, name: &str) -> Option<String> {
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=')?;
+        (key == name).then(|| percent_decode_str(value).decode_utf8_lossy().into_owned())
+    })
+}
+
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    typed(status, "text/plain; charset=utf-8", text)
+}
+
+fn json_of(value: &Value) -> Response<Body> {
+    typed(StatusCode::OK, "application/json", format!("{value}\n"))
+}
+
+fn typed(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(text.into())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,297 @@
+//! ORCA (`xds.service.orca.v3`): reports of the load, out of band, for gRPC's weighted round robin and its like.
+//!
+//! When the agent is gone a report holds nothing but zeros. gRPC's balancer takes that for no report, and forgets the weight
+//! that it made of the last one after its `weightExpirationPeriod`.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tailback_page::{Entry, Pressure, layout::TAKES_WORK_IN};
+use tokio_stream::{StreamExt as _, wrappers::IntervalStream};
+use tonic::{Status, body::Body, server::Grpc};
+use tonic_prost::ProstCodec;
+
+use super::{Shared, adapter_stats::AdapterStats, clock, grpc, listen::Door};
+
+/// Queues whose losses are remembered.
+const KEPT: usize = 1_024;
+const METHOD: &str = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics";
+/// Between two reports: at least, where the client does not say, and at most.
+const LEAST: Duration = Duration::from_millis(100);
+const USUAL: Duration = Duration::from_secs(1);
+const MOST: Duration = Duration::from_secs(3_600);
+
+/// `xds.service.orca.v3.OrcaLoadReportRequest`; that it may name costs of requests is none of ours.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Asked {
+    #[prost(message, optional, tag = "1")]
+    report_interval: Option<prost_types::Duration>,
+}
+
+/// `xds.data.orca.v3.OrcaLoadReport`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Report {
+    #[prost(double, tag = "1")]
+    cpu_utilization: f64,
+    #[prost(double, tag = "2")]
+    mem_utilization: f64,
+    /// From 0 to 1, of each queue.
+    #[prost(btree_map = "string, double", tag = "5")]
+    utilization: BTreeMap<String, f64>,
+    #[prost(double, tag = "6")]
+    rps_fractional: f64,
+    #[prost(double, tag = "7")]
+    eps: f64,
+    #[prost(btree_map = "string, double", tag = "8")]
+    named_metrics: BTreeMap<String, f64>,
+    /// May pass 1.
+    #[prost(double, tag = "9")]
+    application_utilization: f64,
+}
+
+/// Serves until dropped.
+pub async fn serve(target: String, door: Door, shared: Arc<Shared>) {
+    let (target, tally): (Arc<str>, _) = (target.into(), door.tally());
+    grpc::serve(door, move |request| {
+        let (target, shared) = (Arc::clone(&target), Arc::clone(&shared));
+        answer(request, target, shared, Arc::clone(&tally))
+    })
+    .await;
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    target: Arc<str>,
+    shared: Arc<Shared>,
+    tally: Arc<AdapterStats>,
+) -> Response<Body> {
+    if request.uri().path() != METHOD {
+        return grpc::no_such_method(request.uri().path());
+    }
+    let stream = tower::service_fn(move |request: tonic::Request<Asked>| {
+        let (target, shared, tally) =
+            (Arc::clone(&target), Arc::clone(&shared), Arc::clone(&tally));
+        let clock = clock(every(request.get_ref()));
+        let mut losses = Losses::default();
+        // A report is made when it is sent: to a client that does not read, none.
+        let reports = IntervalStream::new(clock).map(move |_| {
+            let pressure = shared.pressure(&target);
+            let report = if pressure.alive {
+                report(&pressure, &shared.book.page(&target).entries(), &mut losses)
+            } else {
+                Report::default()
+            };
+            tally.said(&format!(
+                "utilization {:.2} at {:.0}/s",
+                report.application_utilization, report.rps_fractional
+            ));
+            Ok::<_, Status>(report)
+        });
+        std::future::ready(Ok::<_, Status>(tonic::Response::new(reports)))
+    });
+    Grpc::new(ProstCodec::<Report, Asked>::default())
+        .apply_max_message_size_config(Some(grpc::MESSAGE), None)
+        .server_streaming(stream, request)
+        .await
+}
+
+fn every(asked: &Asked) -> Duration {
+    let asked = asked.report_interval.unwrap_or_default();
+    match Duration::try_from(asked) {
+        Ok(interval) if !interval.is_zero() => interval.clamp(LEAST, MOST),
+        _ => USUAL,
+    }
+}
+
+fn report(pressure: &Pressure, entries: &[Entry], losses: &mut Losses) -> Report {
+    let mut named_metrics = BTreeMap::from([
+        ("admit".to_owned(), pressure.admit),
+        ("level".to_owned(), f64::from(pressure.level)),
+        ("score".to_owned(), pressure.score),
+        (
+            "oldest_wait_seconds".to_owned(),
+            pressure.oldest_age.as_secs_f64(),
+        ),
+    ]);
+    if let Some(time) = pressure.time_to_full {
+        named_metrics.insert("time_to_full_seconds".to_owned(), time.as_secs_f64());
+    }
+    Report {
+        cpu_utilization: pressure.cpu,
+        mem_utilization: memory(entries),
+        utilization: utilization(entries),
+        rps_fractional: requests_per_s(entries),
+        eps: losses.per_s(entries, Instant::now()),
+        named_metrics,
+        application_utilization: pressure.load,
+    }
+}
+
+/// How full each queue is: the worst of a kind under the name of the kind, and where there are several, each with its id, too.
+fn utilization(entries: &[Entry]) -> BTreeMap<String, f64> {
+    let mut of_kind: HashMap<&str, usize> = HashMap::new();
+    for entry in entries {
+        *of_kind.entry(entry.kind_name()).or_default() += 1;
+    }
+    let mut all = BTreeMap::new();
+    for entry in entries {
+        let (kind, fill) = (entry.kind_name(), entry.score.clamp(0.0, 1.0));
+        let worst = all.entry(kind.to_owned()).or_insert(fill);
+        *worst = worst.max(fill);
+        if of_kind[kind] > 1 {
+            all.insert(format!("{kind}.{:08x}", entry.id), fill);
+        }
+    }
+    all
+}
+
+/// Told below 4 GiB: what does not fit into the page's 32 bits is not on it.
+fn memory(entries: &[Entry]) -> f64 {
+    let mut memories = entries.iter().filter(|entry| entry.kind_name() == "memory");
+    let fill = memories.find_map(|entry| {
+        let limit = entry.limit.filter(|limit| *limit > 0)?;
+        Some(f64::from(entry.depth) / f64::from(limit))
+    });
+    fill.unwrap_or(0.0).min(1.0)
+}
+
+/// Requests answered; where only connections or datagrams are told apart, those.
+fn requests_per_s(entries: &[Entry]) -> f64 {
+    let of = |wanted: &str| -> f64 {
+        let taken = entries
+            .iter()
+            .filter(|entry| entry.flags & TAKES_WORK_IN != 0 && entry.kind_name() == wanted)
+            .filter_map(|entry| entry.departures_per_s);
+        taken.map(f64::from).sum()
+    };
+    of("inflight").max(of("accept")).max(of("udp"))
+}
+
+/// Work that each queue lost, as counted when it was last asked for: only the worst queues of a service are on its page, and
+/// one that comes onto it has lost nothing now.
+#[derive(Default)]
+struct Losses {
+    at: Option<Instant>,
+    of: HashMap<u32, u32>,
+}
+
+impl Losses {
+    fn per_s(&mut self, entries: &[Entry], now: Instant) -> f64 {
+        let mut lost = 0_u64;
+        for entry in entries {
+            if entry.flags & TAKES_WORK_IN != 0 {
+                let before = self.of.insert(entry.id, entry.losses);
+                let grown = entry.losses.saturating_sub(before.unwrap_or(entry.losses));
+                lost += u64::from(grown);
+            }
+        }
+        if self.of.len() > KEPT {
+            self.of.clear();
+        }
+        let seconds = self.at.replace(now).map_or(0.0, |then| {
+            now.saturating_duration_since(then).as_secs_f64()
+        });
+        if seconds > 0.0 {
+            lost as f64 / seconds
+        } else {
+            0.0
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tailback_page::layout::KINDS;
+
+    use super::*;
+
+    fn entry(kind: &str, id: u32) -> Entry {
+        let kind = KINDS.iter().position(|name| *name == kind).unwrap();
+        Entry {
+            kind: kind as u16,
+            flags: TAKES_WORK_IN,
+            id,
+            depth: 3,
+            limit: Some(12),
+            standing_delay: Duration::ZERO,
+            p99: None,
+            oldest_age: Duration::ZERO,
+            score: 0.25,
+            arrivals_per_s: Some(40),
+            departures_per_s: Some(30),
+            losses: 5,
+        }
+    }
+
+    #[test]
+    fn a_report_tells_the_load_the_rate_and_each_queue() {
+        let entries = [
+            entry("inflight", 1),
+            entry("inflight", 2),
+            Entry {
+                score: 1.5,
+                ..entry("accept", 3)
+            },
+            entry("memory", 4),
+        ];
+        let pressure = Pressure {
+            alive: true,
+            load: 1.25,
+            cpu: 0.5,
+            admit: 0.8,
+            ..Pressure::NONE
+        };
+        let report = report(&pressure, &entries, &mut Losses::default());
+        assert_eq!(report.application_utilization, 1.25);
+        assert_eq!(
+            (report.cpu_utilization, report.mem_utilization),
+            (0.5, 0.25)
+        );
+        assert_eq!(report.rps_fractional, 60.0, "both listeners' requests");
+        assert_eq!(
+            report.utilization["accept"], 1.0,
+            "within the bounds of the format"
+        );
+        assert_eq!(report.utilization["inflight.00000002"], 0.25);
+        assert!(!report.utilization.contains_key("accept.00000003"));
+        assert_eq!(report.named_metrics["admit"], 0.8);
+    }
+
+    #[test]
+    fn losses_are_those_since_the_report_before() {
+        let mut losses = Losses::default();
+        let began = Instant::now();
+        let mut entries = [entry("accept", 1)];
+        assert_eq!(losses.per_s(&entries, began), 0.0, "not those of before");
+        entries[0].losses = 25;
+        let later = began + Duration::from_secs(2);
+        assert_eq!(losses.per_s(&entries, later), 10.0);
+        entries[0].losses = 0;
+        assert_eq!(
+            losses.per_s(&entries, later + LEAST),
+            0.0,
+            "a queue that is new"
+        );
+    }
+
+    #[test]
+    fn a_client_says_how_often_within_bounds() {
+        for (seconds, nanos, every_ms) in [
+            (0, 0, 1_000),
+            (0, 1_000_000, 100),
+            (0, 250_000_000, 250),
+            (10, 0, 10_000),
+            (-1, 0, 1_000),
+            (i64::MAX, 0, 3_600_000),
+        ] {
+            let report_interval = Some(prost_types::Duration { seconds, nanos });
+            assert_eq!(every(&Asked { report_interval }).as_millis(), every_ms);
+        }
+        assert_eq!(every(&Asked::default()), USUAL);
+    }
+}
