@@ -13,7 +13,7 @@ use self::signal::Signal;
 use crate::{
     collect::Budget,
     detect::{Settings, SettingsFor},
-    diagnose::messages::Table,
+    messages::Table,
     queue::{Kind, QueueKey},
     target::{Selector, Spec},
 };

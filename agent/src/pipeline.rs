@@ -4,8 +4,9 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    detect::{Around, Detector, Event, Gauge, Instant, SettingsFor},
+    detect::{Around, Detector, Gauge, SettingsFor},
     diagnose::{Diagnosis, NoBaseline},
+    event::{Event, Instant},
     queue::{Model, QueueKey, Targets},
     sample::{Notice, Sample, TargetId},
 };

@@ -18,7 +18,6 @@ use serde::{
 };
 use tailback::{
     config::Config,
-    detect::{Event, QueueState},
     emit::{
         Sink as _,
         json::Json,
@@ -27,6 +26,7 @@ use tailback::{
         table,
         terminal::{Colour, Terminal, Verbosity},
     },
+    event::{Event, QueueState},
     pipeline::Pipeline,
     queue::{Judged, Kind},
     sample::{

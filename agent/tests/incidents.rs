@@ -13,9 +13,9 @@ use std::{
 };
 
 use tailback::{
+    cause::Cause,
     config::Config,
-    detect::{Episode, Event},
-    diagnose::{Cause, CulpritKind, Verdict},
+    event::{CulpritKind, Episode, Event, Verdict},
     pipeline::Pipeline,
     queue::Kind,
     sample::{

@@ -12,8 +12,8 @@ use std::{
 
 use rustix::process::Signal;
 use tailback::{
-    detect::Instant,
     diagnose::log_evidence::LogEvidence,
+    event::Instant,
     queue::Model,
     sample::{Message, Sample, file::Reader},
 };

@@ -10,12 +10,12 @@ use super::{
     exit_code::Outcome,
 };
 use crate::{
-    detect::Event,
     emit::{
         Sink,
         json::Json,
         terminal::{Colour, Terminal, Verbosity},
     },
+    event::Event,
 };
 
 /// How to say it.

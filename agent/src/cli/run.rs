@@ -22,7 +22,7 @@ use super::{
 use crate::{
     collect::{Collector, Others, cpu_time_ns, mono_ns},
     config::Config,
-    detect::Event,
+    event::Event,
     pipeline::Pipeline,
     sample::{Notice, Sample},
 };

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     collect::{Others, complete_tick},
-    detect::{Event, QueueState},
     emit::{json::Json, table},
+    event::{Event, QueueState},
     pipeline::Pipeline,
 };
 

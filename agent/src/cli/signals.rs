@@ -23,7 +23,7 @@ use crate::{
     adapters::agent::ask_guard,
     collect::Others,
     config::signal::Signal,
-    detect::Event,
+    event::Event,
     pipeline::Pipeline,
     sample::{Notice, Sample},
     signal::Signals,

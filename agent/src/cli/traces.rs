@@ -14,11 +14,11 @@ use super::{
 };
 use crate::{
     collect::Others,
-    detect::Event,
     emit::{
         otlp::{Exporter, OtlpConfig},
         spans::{Host, Spans},
     },
+    event::Event,
 };
 
 /// What is still to be delivered when we are asked to stop gets this long.

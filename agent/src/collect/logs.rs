@@ -17,7 +17,7 @@ use tail::{Found, Tail};
 
 use super::{clock::cpu_time_ns, notices::Voice, poll_interval::PollInterval};
 use crate::{
-    diagnose::messages::Table,
+    messages::Table,
     sample::{Message, Target, TargetId},
     target::ProcessSeen,
     text::{bounded, bytes},

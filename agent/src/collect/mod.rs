@@ -48,9 +48,9 @@ pub use schedule::{Budget, Schedule, Spent, Tick};
 use system::System;
 
 use crate::{
-    diagnose::messages::Table,
     in_order::InOrder,
     kernel::glance::{Bare, Glance, Record, Watched},
+    messages::Table,
     sample::{Files, Holder, Listening, Sample, Target, TargetId, Walks},
     target::{Discovery, Found, ListenerSeen, ProcessSeen, Spec},
 };

@@ -1,7 +1,7 @@
 //! The sentence with the numbers that speak, and what to do. Facts only: the cause behind them is another step's business.
 
-use super::{DrivenBy, Episode, Level};
 use crate::{
+    event::{DrivenBy, Episode, Level},
     queue::Kind,
     text::{amount, count, duration, rate},
 };

@@ -6,7 +6,6 @@ use std::{
 };
 
 use super::{
-    Episode, Event, Instant, Level, QueueState,
     cold_start::Waiting,
     episode::{OpenEpisode, Opening},
     gauge::Gauge,
@@ -16,6 +15,7 @@ use super::{
     track::{NoThroughput, Track, Verdict},
 };
 use crate::{
+    event::{Episode, Event, Instant, Level, QueueState},
     queue::{Judged, QueueKey, Reading, Readings, Targets},
     sample::TargetId,
 };

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use super::{
-    DrivenBy, Episode, Happening, Instant, Level, Moment, Stretch, advice,
+    advice,
     rates::Usual,
     series::{Quantiles, Series},
     track::Verdict,
 };
-use crate::queue::{QueueKey, Reading};
+use crate::{
+    event::{DrivenBy, Episode, Happening, Instant, Level, Moment, Stretch},
+    queue::{QueueKey, Reading},
+};
 
 /// Moments kept per episode; the rest are counted.
 const MAX_MOMENTS: usize = 100;

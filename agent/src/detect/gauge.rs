@@ -1,7 +1,8 @@
 //! How a queue stands, in a few numbers: what is signalled is made from these.
 
-use super::{Level, track::Verdict};
+use super::track::Verdict;
 use crate::{
+    event::Level,
     ewma::ewma,
     queue::{RESPONSES_PER_S, Reading, UTILIZATION},
 };

@@ -5,8 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{Event, Instant, detector::queue_id};
+use super::detector::queue_id;
 use crate::{
+    event::{Event, Instant},
     queue::{QueueKey, Targets},
     sample::TargetId,
 };

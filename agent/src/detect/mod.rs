@@ -11,7 +11,6 @@ mod baseline;
 mod cold_start;
 mod detector;
 mod episode;
-mod event;
 mod forecast;
 mod gauge;
 mod id;
@@ -24,7 +23,6 @@ mod window;
 
 pub use cold_start::Waiting;
 pub use detector::{Around, Detector, SettingsFor};
-pub use event::{DrivenBy, Episode, Event, Happening, Instant, Level, Moment, QueueState, Stretch};
 pub use gauge::Gauge;
 pub use incidents::Neighbours;
 pub use settings::Settings;

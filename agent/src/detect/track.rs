@@ -1,7 +1,6 @@
 //! One queue over time: from readings to a score, and from the score to a level.
 
 use super::{
-    Level,
     baseline::BaselineWait,
     cold_start::{ColdStart, Waiting},
     forecast::Trend,
@@ -9,7 +8,10 @@ use super::{
     settings::Settings,
     window::Minimum,
 };
-use crate::queue::{Judged, Kind, Reading};
+use crate::{
+    event::Level,
+    queue::{Judged, Kind, Reading},
+};
 
 /// Share of the warning score above which a queue is not at rest: where an episode shows its first sign.
 const SIGN: f64 = 0.5;
@@ -271,8 +273,11 @@ impl Busy {
 
 #[cfg(test)]
 mod tests {
-    use super::{Level, NoThroughput, Settings, Track};
-    use crate::queue::{Judged, Kind, Reading};
+    use super::{NoThroughput, Settings, Track};
+    use crate::{
+        event::Level,
+        queue::{Judged, Kind, Reading},
+    };
 
     const TICK: u64 = 100_000_000;
 

@@ -8,7 +8,7 @@ use std::{
 
 use super::Said;
 use crate::{
-    detect::Instant,
+    event::Instant,
     queue::Targets,
     sample::{Message, Sample, TargetId},
 };

@@ -6,17 +6,13 @@
 //! facts, never of a program.
 #![forbid(unsafe_code)]
 
-mod activity;
-mod cause;
 mod classify;
 mod inputs;
 pub mod log_evidence;
-pub mod messages;
 mod no_baseline;
 mod profile;
 mod rules;
 mod topology;
-mod verdict;
 mod wait_graph;
 mod words;
 
@@ -25,19 +21,21 @@ use std::{
     sync::Arc,
 };
 
-pub use activity::Activity;
-pub use cause::Cause;
 use inputs::Facts;
 use log_evidence::LogEvidence;
 pub use no_baseline::{Calls, NoBaseline};
 use profile::Profile;
 use rules::Case;
 use topology::Topology;
-pub use verdict::{CauseStretch, Confidence, Culprit, CulpritKind, Hop, Said, Verdict};
 use wait_graph::View;
 
 use crate::{
-    detect::{Episode, Event, Happening, Instant, Moment, Waiting},
+    cause::Cause,
+    detect::Waiting,
+    event::{
+        Activity, CauseStretch, Confidence, Culprit, CulpritKind, Episode, Event, Happening, Hop,
+        Instant, Moment, Said, Verdict,
+    },
     queue::{QueueKey, Readings, Targets},
     sample::{Sample, TargetId},
 };

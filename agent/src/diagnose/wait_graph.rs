@@ -7,12 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Activity,
-    activity::share_of,
     classify::{Doing, Object},
     profile::{Lock, Profile, Thread, Time, Window},
     topology::{Held, Link, Topology},
 };
-use crate::{queue::Targets, sample::TargetId};
+use crate::{event::share_of, queue::Targets, sample::TargetId};
 
 /// Steps after which nothing new is expected.
 const MAX_STEPS: usize = 12;

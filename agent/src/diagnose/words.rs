@@ -5,14 +5,13 @@ use std::collections::BTreeSet;
 
 use super::{
     Activity, Cause,
-    activity::share_of,
     classify::Object,
     profile::Thread,
     rules::{Case, Finding, Limit, idle_in_transaction},
     wait_graph::{End, Step},
 };
 use crate::{
-    detect::DrivenBy,
+    event::{DrivenBy, share_of},
     queue::Kind,
     text::{count, duration, rate},
 };

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use crate::{
-    detect::DrivenBy,
-    diagnose::{Cause, Culprit, Verdict},
+    cause::Cause,
+    event::{Culprit, DrivenBy, Verdict},
 };
 
 /// Characters of a container's id that the field's tools show.
@@ -94,7 +94,7 @@ impl Told {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diagnose::{Confidence, CulpritKind};
+    use crate::event::{Confidence, CulpritKind};
 
     fn blaming(cause: Cause, pid: Option<u32>, name: &str) -> Verdict {
         Verdict {

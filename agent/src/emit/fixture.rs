@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use crate::{
-    detect::{DrivenBy, Episode, Event, Instant, Level, Waiting},
-    diagnose::{
-        Activity, Calls, Cause, CauseStretch, Confidence, Culprit, CulpritKind, Hop, NoBaseline,
-        Said, Verdict,
+    cause::Cause,
+    detect::Waiting,
+    diagnose::{Calls, NoBaseline},
+    event::{
+        Activity, CauseStretch, Confidence, Culprit, CulpritKind, DrivenBy, Episode, Event, Hop,
+        Instant, Level, Said, Verdict,
     },
     queue::{Kind, QueueKey},
     sample::{Sample, Target, TargetId},

@@ -11,8 +11,9 @@ use serde_json::{Map, Value};
 
 use super::{Sink, cause::Told};
 use crate::{
-    detect::{Episode, Event, QueueState},
-    diagnose::{Cause, CauseStretch, Culprit, Hop, NoBaseline, Said, Verdict},
+    cause::Cause,
+    diagnose::NoBaseline,
+    event::{CauseStretch, Culprit, Episode, Event, Hop, QueueState, Said, Verdict},
     queue::{QueueKey, Reading},
     sample::{AgentReport, Target, TargetId},
 };

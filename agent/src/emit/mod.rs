@@ -12,7 +12,7 @@ pub mod terminal;
 
 use std::io;
 
-use crate::detect::Event;
+use crate::event::Event;
 
 /// Something that is told what happens.
 pub trait Sink {

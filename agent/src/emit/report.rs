@@ -23,8 +23,7 @@ use super::{
     terminal::{Colour, Verbosity, clock, style},
 };
 use crate::{
-    detect::{Episode, Level},
-    diagnose::{Activity, Hop, Verdict},
+    event::{Activity, Episode, Hop, Level, Verdict},
     text::{bounded, count, duration, wrap},
 };
 

@@ -35,7 +35,7 @@ use self::{
     id::{span_id, trace_id},
 };
 use crate::{
-    detect::{Episode, Event, Happening, Instant, Level, Stretch},
+    event::{Episode, Event, Happening, Instant, Level, Stretch},
     queue::Kind,
     sample::{Target, TargetId},
 };

@@ -9,7 +9,7 @@ use std::{
 
 use super::terminal::{Colour, style};
 use crate::{
-    detect::{Level, QueueState},
+    event::{Level, QueueState},
     queue::Kind,
     sample::Target,
     text::{bounded, bytes, count, duration, rate},
@@ -203,7 +203,7 @@ fn write_row(
 mod tests {
     use super::*;
     use crate::{
-        detect::Instant,
+        event::Instant,
         queue::{QueueKey, Reading},
     };
 

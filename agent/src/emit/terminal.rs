@@ -11,8 +11,7 @@ use std::{
 
 use super::{Sink, cause, cause::Told};
 use crate::{
-    detect::{Episode, Event, Instant, Level, QueueState},
-    diagnose::Verdict,
+    event::{Episode, Event, Instant, Level, QueueState, Verdict},
     queue::{Kind, QueueKey},
     sample::{AgentReport, Target, TargetId},
     text::{amount, bounded, count, duration, sparkline},

@@ -16,7 +16,7 @@ use super::{
     Sample,
     texts::{Text, each_address, each_text},
 };
-use crate::diagnose::messages::KNOWN;
+use crate::messages::KNOWN;
 
 /// In place of words that are left out.
 pub const LEFT_OUT: &str = "…";

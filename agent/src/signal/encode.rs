@@ -178,7 +178,7 @@ mod tests {
     use tailback_page::layout::{KINDS, LEVELS};
 
     use super::*;
-    use crate::{detect::Level, queue::Kind, sample::Target, signal::load::Load};
+    use crate::{event::Level, queue::Kind, sample::Target, signal::load::Load};
 
     #[test]
     fn numbers_of_kinds_and_levels_are_those_that_readers_know() {

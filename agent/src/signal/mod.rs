@@ -39,8 +39,8 @@ use state::{Line, SharedState, Snapshot};
 use crate::{
     collect::boot_ns,
     config::signal::Signal,
-    detect::{Event, Level},
     emit::{Sink as _, json::Json},
+    event::{Event, Level},
     pipeline::Pipeline,
     sample::{AgentReport, Notice, TargetId},
 };

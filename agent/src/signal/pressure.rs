@@ -13,7 +13,8 @@ use super::{
     requests::{Known, Now, Requests, Wait},
 };
 use crate::{
-    detect::{Gauge, Level},
+    detect::Gauge,
+    event::Level,
     queue::{Judged, Kind, QueueKey},
     sample::{Target, TargetId},
 };

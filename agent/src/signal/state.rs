@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::broadcast;
 
 use super::{pressure::Pressure, wait_histograms::WaitHistograms};
-use crate::{collect::boot_ns, detect::Level, sample::AgentReport};
+use crate::{collect::boot_ns, event::Level, sample::AgentReport};
 
 /// Lines that a subscriber may be behind before it is let go.
 const BEHIND: usize = 1_024;

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     collect::{has_answered, unix_ns},
-    detect::Level,
+    event::Level,
 };
 
 /// Who listens at once, at most; and who is connected, for questions are answered beside.

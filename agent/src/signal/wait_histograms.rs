@@ -98,7 +98,7 @@ impl Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{detect::Level, queue::Kind, sample::Target, signal::load::Load};
+    use crate::{event::Level, queue::Kind, sample::Target, signal::load::Load};
 
     fn pressure(kind: Kind, gauge: Gauge) -> Pressure {
         let key = QueueKey {

@@ -19,13 +19,14 @@ use hunt::{Hunt, hunt};
 use tailback::{
     collect::sample_of_records,
     config::Config,
-    detect::{Event, Settings},
+    detect::Settings,
     emit::{
         Sink as _,
         json::Json,
         spans::{Host, Spans},
         terminal::{Colour, Terminal, Verbosity},
     },
+    event::Event,
     kernel::{
         btf::Btf,
         layout::{resolve, resolve_without},

@@ -4,11 +4,11 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::Value;
 use tailback::{
-    detect::{DrivenBy, Episode, Event, Happening, Instant, Level, Moment, Stretch},
     emit::{
         otlp::Exporter,
         spans::{Host, Spans},
     },
+    event::{DrivenBy, Episode, Event, Happening, Instant, Level, Moment, Stretch},
     queue::{Kind, QueueKey},
     sample::Target,
 };

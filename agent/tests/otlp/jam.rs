@@ -5,9 +5,12 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::Value;
 use tailback::{
-    detect::{DrivenBy, Episode, Event, Instant},
-    diagnose::{Activity, Cause, CauseStretch, Confidence, Culprit, CulpritKind, Hop, Verdict},
+    cause::Cause,
     emit::otlp::Exporter,
+    event::{
+        Activity, CauseStretch, Confidence, Culprit, CulpritKind, DrivenBy, Episode, Event, Hop,
+        Instant, Verdict,
+    },
     queue::{Kind, QueueKey},
     sample::{Target, TargetId},
 };

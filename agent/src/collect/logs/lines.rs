@@ -1,7 +1,7 @@
 //! Cuts what a file holds into lines, whatever its bytes are. Pure.
 #![forbid(unsafe_code)]
 
-use crate::diagnose::messages::MAX_LINE;
+use crate::messages::MAX_LINE;
 
 /// A line that has begun, and where in the file we are.
 #[derive(Default)]

@@ -16,7 +16,7 @@ use super::{
     lines::Lines,
     open::{self, Identity, Log},
 };
-use crate::{diagnose::messages::Table, sample::TargetId, target::ProcessSeen};
+use crate::{messages::Table, sample::TargetId, target::ProcessSeen};
 
 /// Bytes of a file that are read at a look: of more, the last ones.
 pub(super) const MAX_READ: u64 = 64 * 1024;

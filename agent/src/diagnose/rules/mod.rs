@@ -22,7 +22,7 @@ use super::{
     words,
 };
 use crate::{
-    detect::{Episode, Level},
+    event::{Episode, Level},
     queue::{Kind, Reading, lock_of},
 };
 pub(super) use time::is_surge;

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Case, Finding, Limit, culprit, far_end, pool, weigh::share};
 use crate::{
-    detect::{DrivenBy, Episode},
     diagnose::{
         Activity, Cause, Culprit, CulpritKind, classify::Object, inputs::LONG_TURN_NS,
         topology::Link, wait_graph::Step,
     },
+    event::{DrivenBy, Episode},
     queue::Kind,
 };
 

@@ -1,7 +1,10 @@
 //! How much the time speaks for a cause, what else it may be, and how far the verdict can be trusted.
 
 use super::Finding;
-use crate::diagnose::{Activity, Cause, Confidence, activity::share_of, wait_graph::Step};
+use crate::{
+    diagnose::{Activity, Cause, Confidence, wait_graph::Step},
+    event::share_of,
+};
 
 /// Shares by which a verdict is trusted much, and somewhat.
 const SURE: f64 = 0.6;

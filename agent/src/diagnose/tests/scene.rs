@@ -9,7 +9,7 @@ use super::super::{
     wait_graph::{Step, View, from_crowd, from_target, workers},
 };
 use crate::{
-    detect::{DrivenBy, Episode, Instant, Level},
+    event::{DrivenBy, Episode, Instant, Level},
     queue::{Awaited, Kind, Model, QueueKey, Reading, Readings},
     sample::{
         Connection, Detail, Holder, Listener, Peer, Pipe, Sample, State, Syscall, Target, TargetId,

@@ -5,7 +5,7 @@ use super::{
     scene::{Scene, episode, filling, local, thread},
 };
 use crate::{
-    detect::{DrivenBy, Episode, Level},
+    event::{DrivenBy, Episode, Level},
     queue::{Kind, Reading},
     sample::{Detail, Neighbour, State, Wait},
 };

@@ -3,8 +3,8 @@
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use crate::{
-    detect::{Episode, Event, Instant, Level},
     diagnose::NoBaseline,
+    event::{Episode, Event, Instant, Level},
     sample::{Sample, Target, TargetId},
 };
 

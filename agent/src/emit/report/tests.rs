@@ -2,12 +2,12 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    detect::{DrivenBy, Event},
-    diagnose::{Cause, Said},
+    cause::Cause,
     emit::fixture::{
         GATEWAY, POSTGRES, SHOP, at, culprit, episode, gateway, look, no_baseline, shop, targets,
         verdict,
     },
+    event::{DrivenBy, Event, Said},
     queue::Kind,
     sample::{Notice, Thread},
 };
@@ -207,7 +207,7 @@ fn a_queue_that_has_come_back_is_said_to_be_over_with_how_bad_it_was() {
 fn the_level_now_counts_not_the_worst() {
     let mut findings = findings(vec![]);
     findings.take(&Event::EpisodeOpened(Box::new(shop())));
-    let state = crate::detect::QueueState {
+    let state = crate::event::QueueState {
         at: at(18),
         key: shop().key,
         reading: crate::queue::Reading::default(),
@@ -353,7 +353,7 @@ fn a_message_may_come_before_the_warning() {
 #[test]
 fn a_victim_with_another_culprit_keeps_its_own_advice() {
     let other = Verdict {
-        culprit: Some(crate::diagnose::Culprit {
+        culprit: Some(crate::event::Culprit {
             pid: Some(9),
             name: "stress (9)".to_owned(),
             ..culprit()
@@ -410,7 +410,7 @@ fn hostile_names_keep_to_the_width_and_cannot_write_to_the_terminal() {
         .collect();
     let hostile = Verdict {
         path,
-        culprit: Some(crate::diagnose::Culprit {
+        culprit: Some(crate::event::Culprit {
             name: evil.clone(),
             endpoint: Some(evil.clone()),
             container: Some(evil.clone()),

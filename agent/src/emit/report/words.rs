@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::findings::Seen;
 use crate::{
-    detect::{DrivenBy, Episode, Level},
-    diagnose::{NoBaseline, Said, Verdict},
+    diagnose::NoBaseline,
     emit::{
         cause,
         terminal::{clock, depth},
     },
+    event::{DrivenBy, Episode, Level, Said, Verdict},
     queue::Kind,
     sample::{Target, TargetId},
     text::{bytes, count, duration, rate, sparkline},

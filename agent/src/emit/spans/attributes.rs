@@ -5,9 +5,8 @@ use std::net::SocketAddr;
 use opentelemetry::{KeyValue, Value};
 
 use crate::{
-    detect::{Episode, Stretch},
-    diagnose::{CauseStretch, Hop, Verdict},
     emit::cause,
+    event::{CauseStretch, Episode, Hop, Stretch, Verdict},
     queue::QueueKey,
     text::bounded,
 };

@@ -7,7 +7,7 @@ use opentelemetry_sdk::trace::SpanLinks;
 
 use super::{Attributes, Batch, Draft, Spans, batch, onset_id, span_id};
 use crate::{
-    diagnose::{CauseStretch, Hop, Verdict},
+    event::{CauseStretch, Hop, Verdict},
     sample::TargetId,
 };
 

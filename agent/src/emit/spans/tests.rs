@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use opentelemetry::trace::SpanKind;
 
 use super::*;
-use crate::{detect::Moment, queue::QueueKey};
+use crate::{event::Moment, queue::QueueKey};
 
 const INCIDENT: &str = "0af7651916cd43dd8448eb211c80319c";
 const SECOND: u64 = 1_000_000_000;
@@ -74,7 +74,7 @@ fn episode(id: &str, kind: Kind) -> Episode {
         service_rate: None,
         baseline_arrival_rate: None,
         baseline_service_rate: None,
-        driven_by: crate::detect::DrivenBy::Consumer,
+        driven_by: crate::event::DrivenBy::Consumer,
         time_to_full_ns: Some(4_200_000_000),
         lead_ns: None,
         worst: None,

@@ -5,7 +5,6 @@ use opentelemetry_sdk::trace::SpanData;
 
 use super::*;
 use crate::{
-    detect::{Episode, Event},
     emit::{
         fixture::{
             GATEWAY, INCIDENT, POSTGRES, SHOP, at, cause, culprit, episode, gateway, shop, targets,
@@ -13,6 +12,7 @@ use crate::{
         },
         spans::Host,
     },
+    event::{Episode, Event},
     queue::Kind,
 };
 
@@ -171,7 +171,7 @@ fn a_culprit_in_another_incident_is_pointed_to_in_its_own_trace() {
 fn a_service_that_is_its_own_culprit_points_nowhere() {
     let own = Episode {
         verdict: Some(Arc::new(Verdict {
-            culprit: Some(crate::diagnose::Culprit {
+            culprit: Some(crate::event::Culprit {
                 target: Some(SHOP),
                 ..culprit()
             }),

@@ -135,8 +135,6 @@ fn own_patterns_come_before_the_table_and_may_add_to_it() {
     assert_eq!(table.find(b"uwsgi listen queue full"), Some("mine"));
     let line = "alle verbindungen vergriffen: ü";
     assert_eq!(table.find(line.as_bytes()), Some("pool_exhausted"));
-    assert_eq!(supports("pool_exhausted"), Some(Cause::PoolExhausted));
-    assert_eq!(supports("mine"), None);
 }
 
 #[test]
@@ -174,14 +172,14 @@ fn only_the_beginning_of_a_long_line_counts() {
 
 #[test]
 fn the_documents_name_every_cause_and_every_message() {
-    let causes = include_str!("../../../../docs/causes.md");
+    let causes = include_str!("../../../docs/causes.md");
     for cause in Cause::ALL {
         let (name, title) = (cause.name(), cause.title());
         let row = format!("| `{name}` | {title} | [below](#{name}) |");
         assert!(causes.contains(&row), "docs/causes.md: {row}");
         assert!(causes.contains(&format!("\n## {name}\n")), "{name}");
     }
-    let configuration = include_str!("../../../../docs/configuration.md");
+    let configuration = include_str!("../../../docs/configuration.md");
     for row in KNOWN {
         let name = format!("`{}`", row.name);
         let line = configuration

@@ -1,11 +1,21 @@
-//! What the pipeline says. Every output is made from these, and from nothing else.
+//! The pipeline's output as plain types: levels, episodes, verdicts, and the events that carry them.
+//!
+//! `detect` fills in levels and episodes, `diagnose` adds verdicts, and every output is rendered from these events alone. The
+//! types come before both steps, so that neither has to import the other. No behaviour, no clock, no I/O.
+#![forbid(unsafe_code)]
+
+mod activity;
+mod verdict;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use activity::{Activity, share_of};
+pub use verdict::{CauseStretch, Confidence, Culprit, CulpritKind, Hop, Said, Verdict};
+
 use crate::{
-    diagnose::{Cause, CauseStretch, Verdict},
+    cause::Cause,
     queue::{Kind, QueueKey, Reading},
     sample::{AgentReport, Notice, Target, TargetId},
 };

@@ -1,9 +1,11 @@
 //! What a diagnosis says.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
-use super::{Activity, Cause};
-use crate::{detect::DrivenBy, sample::TargetId};
+use super::{Activity, DrivenBy, Instant};
+use crate::{cause::Cause, queue::QueueKey, sample::TargetId};
 
 /// Why one queue fills.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +37,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// Whether both name the same cause, and the same at the head of the jam.
-    pub(super) fn names_as(&self, other: &Self) -> bool {
+    pub(crate) fn names_as(&self, other: &Self) -> bool {
         let who = |verdict: &Self| {
             let culprit = verdict.culprit.as_ref()?;
             Some((culprit.kind, culprit.pid, culprit.endpoint.clone()))
@@ -111,7 +113,7 @@ pub struct Culprit {
 
 impl Culprit {
     /// Of which nothing more is known.
-    pub(super) fn named(kind: CulpritKind, name: String) -> Self {
+    pub(crate) fn named(kind: CulpritKind, name: String) -> Self {
         Self {
             kind,
             target: None,
@@ -156,10 +158,10 @@ pub struct Said {
 pub struct CauseStretch {
     pub episode: String,
     pub incident: String,
-    pub key: std::sync::Arc<crate::queue::QueueKey>,
-    pub verdict: std::sync::Arc<Verdict>,
-    pub from: crate::detect::Instant,
-    pub to: crate::detect::Instant,
+    pub key: Arc<QueueKey>,
+    pub verdict: Arc<Verdict>,
+    pub from: Instant,
+    pub to: Instant,
     /// Counts the stretches of this episode from 0: no two have the same.
     pub index: u32,
 }

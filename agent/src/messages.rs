@@ -8,7 +8,7 @@
 use aho_corasick::{AhoCorasick, AhoCorasickBuilder, AhoCorasickKind, MatchKind};
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::Cause;
+use crate::cause::Cause;
 
 /// Bytes of a line that are looked at.
 pub const MAX_LINE: usize = 4096;
@@ -181,11 +181,6 @@ known! {
     try_again None => {
         "resource temporarily unavailable" "EAGAIN in words: a unix socket's backlog, a limit on processes",
     }
-}
-
-/// Which cause a message speaks for, by its name in the table.
-pub fn supports(name: &str) -> Option<Cause> {
-    KNOWN.iter().find(|row| row.name == name)?.supports
 }
 
 /// The patterns, ready to look for.

@@ -58,7 +58,7 @@ activities! {
 }
 
 /// The share of an activity; 0 where it is none of them.
-pub(super) fn share_of(shares: &[(Activity, f64)], activity: Activity) -> f64 {
+pub fn share_of(shares: &[(Activity, f64)], activity: Activity) -> f64 {
     let found = shares.iter().find(|(one, _)| *one == activity);
     found.map_or(0.0, |(_, share)| *share)
 }
