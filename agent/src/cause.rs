@@ -1,4 +1,5 @@
 //! The closed list of causes.
+#![forbid(unsafe_code)]
 
 use serde::Serialize;
 

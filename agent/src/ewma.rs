@@ -1,4 +1,5 @@
 //! Means that forget. Pure.
+#![forbid(unsafe_code)]
 
 /// A mean over about so long, `passed_ns` after it was taken, with what is seen now.
 pub fn ewma(mean: f64, now: f64, passed_ns: u64, over_ns: f64) -> f64 {

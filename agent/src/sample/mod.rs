@@ -2,6 +2,7 @@
 //!
 //! Everything after this module is a pure function of a stream of samples: time comes with the sample, and
 //! nothing else from the world. A recording of the stream replays to the same output, byte for byte.
+#![forbid(unsafe_code)]
 
 pub mod anonymize;
 pub mod cut;

@@ -1,0 +1,6 @@
+//! House rules that the compiler does not check, held by reading the sources.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod directions;
+mod rust_source;
