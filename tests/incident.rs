@@ -34,7 +34,7 @@ const TOLD_OFTEN: &str = "[detect.all]\ntell_every = \"1s\"\n";
 
 fn config(dir: &TempDir) -> PathBuf {
     let target = format!(
-        "[[target]]\npid = {}\ncalled = \"{SERVICE}\"\n",
+        "[[target]]\npid = {}\nservice_name = \"{SERVICE}\"\n",
         process::id()
     );
     let text = format!("{TOLD_OFTEN}{target}");

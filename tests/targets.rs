@@ -218,7 +218,7 @@ fn a_service_is_found_by_name_executable_port_and_configuration() -> Result<()> 
     let config = |line: &str| {
         folder.write(
             "tailback.toml",
-            &format!("[[target]]\ncalled = \"desk\"\n{line}\n"),
+            &format!("[[target]]\nservice_name = \"desk\"\n{line}\n"),
         )
     };
     let exe = program.display().to_string();

@@ -1,37 +1,44 @@
-//! The configuration file: TOML, every key checked.
+//! The configuration file: TOML in which every key is checked.
+//!
+//! An unknown key, a number without its unit or a value out of range is an error that names the file, the line and the
+//! key.
 #![forbid(unsafe_code)]
 
+mod detect;
 pub mod signal;
 
-use std::{collections::BTreeMap, fmt, fs, path::Path, sync::Arc, time::Duration};
+use std::{fmt, fs, ops::RangeInclusive, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Deserializer, de};
 use wildmatch::WildMatch;
 
-use self::signal::Signal;
+use self::{detect::Detect, signal::Signal};
 use crate::{
     collect::Budget,
-    detect::{Settings, SettingsFor},
+    detect::SettingsFor,
     messages::Table,
-    queue::{Kind, QueueKey},
     target::{Selector, Spec},
 };
 
-/// What a file may say. Everything is optional; what is absent has the default.
+/// Bounds of `interval` and `focus_interval`: a sensible range, not a measured one. 60 s is also the longest `ttl`.
+const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
+/// Bounds of `cpu_budget`, as a share of one core.
+const CPU_BUDGET: RangeInclusive<f64> = 0.0005..=1.0;
+/// The longest duration accepted anywhere, 100 years: sums of two of them and a timestamp fit in 64 bits of nanoseconds.
+const MAX_DURATION: Duration = Duration::from_hours(100 * 366 * 24);
+
+/// A configuration file. Every key is optional.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Between looks: `"100ms"`.
     #[serde(default, deserialize_with = "duration")]
     interval: Option<Duration>,
-    /// Between looks at a suspicious target, at best: `"10ms"`.
     #[serde(default, deserialize_with = "duration")]
     focus_interval: Option<Duration>,
-    /// Share of one core that the agent may take: `0.01`.
     #[serde(default)]
     cpu_budget: Option<f64>,
-    /// OTLP endpoint; the `OTEL_EXPORTER_OTLP_*` variables and `--otlp` come before it.
+    /// The OTLP endpoint. `--otlp` and the `OTEL_EXPORTER_OTLP_*` variables override it.
     #[serde(default)]
     pub otlp: Option<String>,
     #[serde(default)]
@@ -39,117 +46,36 @@ pub struct Config {
     #[serde(default, rename = "target")]
     targets: Vec<TargetEntry>,
     #[serde(default)]
-    messages: Messages,
-    #[serde(default, rename = "message")]
-    own_messages: Vec<MessageEntry>,
-    /// Who hears of the pressure.
+    logs: Logs,
     #[serde(default)]
     pub signal: Signal,
 }
 
-/// What services say of full queues in their own logs.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+/// `[logs]`: which logs are read for messages about full queues, and for which ones.
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Messages {
-    /// Whether logs are read at all.
+struct Logs {
     #[serde(default)]
     read: Option<bool>,
+    #[serde(default, rename = "pattern")]
+    patterns: Vec<LogPattern>,
 }
 
-/// A line to look for.
+/// `[[logs.pattern]]`: a message of the user's own services.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct MessageEntry {
+struct LogPattern {
     name: String,
-    /// Text that the line holds; `*` stands for anything.
+    /// Text anywhere in the line; `*` matches any text.
     pattern: String,
 }
 
-/// `[detect]`: for all queues, then `[detect.accept]` for a kind, then `[[detect.queue]]` for queues by name.
-#[derive(Debug, Default)]
-struct Detect {
-    all: Thresholds,
-    queue: Vec<QueueEntry>,
-    kinds: BTreeMap<Kind, Thresholds>,
-}
-
-/// By hand: with `flatten` an error would no longer name its line.
-impl<'de> Deserialize<'de> for Detect {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Tables;
-        impl<'de> de::Visitor<'de> for Tables {
-            type Value = Detect;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "tables named all, queue, or as a kind of queue")
-            }
-
-            fn visit_map<M: de::MapAccess<'de>>(self, mut map: M) -> Result<Detect, M::Error> {
-                let mut detect = Detect::default();
-                while let Some(key) = map.next_key::<String>()? {
-                    match key.as_str() {
-                        "all" => detect.all = map.next_value()?,
-                        "queue" => detect.queue = map.next_value()?,
-                        name => {
-                            let kind = Kind::ALL.iter().find(|kind| kind.name() == name);
-                            let kind = kind.ok_or_else(|| unknown(name))?;
-                            detect.kinds.insert(*kind, map.next_value()?);
-                        }
-                    }
-                }
-                Ok(detect)
-            }
-        }
-        fn unknown<E: de::Error>(name: &str) -> E {
-            let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
-            E::custom(format!(
-                "unknown field `{name}`: all, queue, or one of {}",
-                kinds.join(", ")
-            ))
-        }
-        deserializer.deserialize_map(Tables)
-    }
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Thresholds {
-    /// The standing delay that is fine.
-    #[serde(default, deserialize_with = "duration")]
-    target: Option<Duration>,
-    #[serde(default)]
-    warn: Option<f64>,
-    #[serde(default)]
-    critical: Option<f64>,
-    #[serde(default)]
-    leave: Option<f64>,
-    #[serde(default, deserialize_with = "duration")]
-    window: Option<Duration>,
-    #[serde(default, deserialize_with = "duration")]
-    dwell: Option<Duration>,
-    #[serde(default, deserialize_with = "duration")]
-    clear: Option<Duration>,
-    #[serde(default, deserialize_with = "duration")]
-    repeat_interval: Option<Duration>,
-}
-
-/// Thresholds of the queues whose name matches. (`flatten` would lose `deny_unknown_fields`.)
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct QueueEntry {
-    /// Glob on the queue's name.
-    name: String,
-    #[serde(default)]
-    kind: Option<Kind>,
-    thresholds: Thresholds,
-}
-
+/// `[[target]]`: processes to watch.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TargetEntry {
-    /// What the service shall be called.
     #[serde(default)]
-    called: Option<String>,
+    service_name: Option<String>,
     #[serde(default)]
     pid: Option<u32>,
     #[serde(default)]
@@ -161,12 +87,11 @@ struct TargetEntry {
 }
 
 impl Config {
-    /// Reads and checks a file. An error names the file, the line and the key.
+    /// Reads and checks a file. The error names the file, the line and the key.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path)
             .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        Self::parse(&text)
-            .with_context(|| format!("the configuration {} cannot be used", path.display()))
+        Self::parse(&text).with_context(|| format!("invalid configuration {}", path.display()))
     }
 
     /// Reads and checks the text of a file.
@@ -178,45 +103,35 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         if let Some(share) = self.cpu_budget
-            && !(0.0005..=1.0).contains(&share)
+            && !CPU_BUDGET.contains(&share)
         {
-            bail!("cpu_budget = {share}: a share of one core between 0.0005 and 1");
+            bail!(
+                "cpu_budget = {share}: must be a share of one core, {} to {}",
+                CPU_BUDGET.start(),
+                CPU_BUDGET.end()
+            );
         }
         for (key, interval) in [
             ("interval", self.interval),
             ("focus_interval", self.focus_interval),
         ] {
             if let Some(interval) = interval {
-                check_interval(interval).with_context(|| format!("{key} cannot be used"))?;
+                check_interval(interval).with_context(|| format!("invalid {key}"))?;
             }
         }
-        let detect = &self.detect;
-        detect.all.check().context("[detect.all] cannot be used")?;
-        for (kind, thresholds) in &detect.kinds {
-            thresholds
-                .check()
-                .with_context(|| format!("[detect.{}] cannot be used", kind.name()))?;
-        }
-        for entry in &detect.queue {
-            entry
-                .thresholds
-                .check()
-                .with_context(|| format!("[[detect.queue]] {} cannot be used", entry.name))?;
-        }
+        self.detect.check()?;
         for (index, target) in self.targets.iter().enumerate() {
             target
                 .spec()
-                .with_context(|| format!("[[target]] number {} cannot be used", index + 1))?;
+                .with_context(|| format!("invalid [[target]] number {}", index + 1))?;
         }
-        self.table().context("[[message]] cannot be used")?;
+        self.message_table().context("invalid [[logs.pattern]]")?;
         let interval = Duration::from_nanos(self.budget().interval_ns);
-        self.signal
-            .check(interval)
-            .context("[signal] cannot be used")?;
+        self.signal.check(interval).context("invalid [signal]")?;
         Ok(())
     }
 
-    /// The targets that the file names.
+    /// The targets in the file.
     pub fn specs(&self) -> Vec<Spec> {
         self.targets
             .iter()
@@ -224,23 +139,23 @@ impl Config {
             .collect()
     }
 
-    /// What to look for in the logs of suspicious targets; `None`: they are not to be read.
+    /// The messages to find in the logs of focused targets; `None` if logs must not be read.
     pub fn messages(&self) -> Result<Option<Table>> {
-        let reads = self.messages.read.unwrap_or(true);
-        reads.then(|| self.table()).transpose()
+        let reads = self.logs.read.unwrap_or(true);
+        reads.then(|| self.message_table()).transpose()
     }
 
-    fn table(&self) -> Result<Table> {
-        let own = self.own_messages.iter();
+    fn message_table(&self) -> Result<Table> {
+        let own = self.logs.patterns.iter();
         Table::new(own.map(|entry| (entry.name.as_str(), entry.pattern.as_str())))
     }
 
-    /// How often to look and what that may cost.
+    /// The sampling intervals and the CPU budget.
     pub fn budget(&self) -> Budget {
         self.budget_or(Budget::default().share)
     }
 
-    /// The same, with a share of one core that applies where the file names none.
+    /// As [`Config::budget`], with another default for `cpu_budget` (a share of one core).
     pub fn budget_or(&self, share: f64) -> Budget {
         let default = Budget::default();
         let ns = |duration: Option<Duration>, default: u64| {
@@ -253,87 +168,9 @@ impl Config {
         }
     }
 
-    /// The thresholds of each queue.
+    /// The detection thresholds of each queue.
     pub fn settings_for(&self) -> SettingsFor {
-        let mut by_kind = BTreeMap::new();
-        for kind in Kind::ALL {
-            let for_all = self.detect.all.over(Settings::default());
-            let of_kind = self.detect.kinds.get(kind);
-            by_kind.insert(
-                *kind,
-                of_kind.map_or(for_all, |of_kind| of_kind.over(for_all)),
-            );
-        }
-        let named: Vec<(WildMatch, Option<Kind>, Thresholds)> = self
-            .detect
-            .queue
-            .iter()
-            .map(|entry| {
-                (
-                    WildMatch::new(&entry.name),
-                    entry.kind,
-                    entry.thresholds.clone(),
-                )
-            })
-            .collect();
-        Arc::new(move |key: &QueueKey| {
-            let of_kind = by_kind.get(&key.kind).copied().unwrap_or_default();
-            named
-                .iter()
-                .filter(|(glob, kind, _)| {
-                    glob.matches(&key.name) && kind.is_none_or(|kind| kind == key.kind)
-                })
-                .fold(of_kind, |settings, (.., thresholds)| {
-                    thresholds.over(settings)
-                })
-        })
-    }
-}
-
-impl Thresholds {
-    fn check(&self) -> Result<()> {
-        let settings = self.over(Settings::default());
-        if !(0.0..=10.0).contains(&settings.warn) || settings.warn <= 0.0 {
-            bail!("warn = {}: a score above 0, usually below 1", settings.warn);
-        }
-        if !(settings.warn..).contains(&settings.critical) {
-            bail!(
-                "critical = {} is below warn = {}",
-                settings.critical,
-                settings.warn
-            );
-        }
-        if !(0.0..=1.0).contains(&settings.leave) {
-            bail!(
-                "leave = {}: a part of the entry score, 0 to 1",
-                settings.leave
-            );
-        }
-        if settings.target_ns == Some(0) {
-            bail!("target = 0: a delay of nothing cannot be kept");
-        }
-        Ok(())
-    }
-
-    fn over(&self, mut settings: Settings) -> Settings {
-        let set = |slot: &mut u64, value: Option<Duration>| {
-            if let Some(value) = value {
-                *slot = value.as_nanos() as u64;
-            }
-        };
-        set(&mut settings.window_ns, self.window);
-        settings.window_max_ns = settings.window_max_ns.max(settings.window_ns);
-        set(&mut settings.dwell_ns, self.dwell);
-        set(&mut settings.clear_ns, self.clear);
-        set(&mut settings.tell_every_ns, self.repeat_interval);
-        settings.target_ns = self
-            .target
-            .map(|target| target.as_nanos() as u64)
-            .or(settings.target_ns);
-        settings.warn = self.warn.unwrap_or(settings.warn);
-        settings.critical = self.critical.unwrap_or(settings.critical);
-        settings.leave = self.leave.unwrap_or(settings.leave);
-        settings
+        self.detect.settings_for()
     }
 }
 
@@ -351,32 +188,30 @@ impl TargetEntry {
         match (selectors.next(), selectors.next()) {
             (Some(selector), None) => Ok(Spec {
                 selector,
-                called: self.called.clone(),
+                service_name: self.service_name.clone(),
             }),
-            (None, _) => bail!("it names no process: give one of pid, name, port, cgroup"),
+            (None, _) => bail!("no selector: give one of pid, name, port, cgroup"),
             (Some(_), Some(_)) => {
-                bail!("it names processes in two ways: give one of pid, name, port, cgroup")
+                bail!("more than one selector: give only one of pid, name, port, cgroup")
             }
         }
     }
 }
 
-/// Shortest and longest sensible interval.
+/// Fails if a sampling interval is out of range.
 pub fn check_interval(interval: Duration) -> Result<()> {
-    if interval < Duration::from_millis(1) || interval > Duration::from_secs(60) {
-        bail!("{interval:?} is not between 1ms and 60s");
+    if !INTERVAL.contains(&interval) {
+        let (least, most) = (INTERVAL.start(), INTERVAL.end());
+        bail!("{interval:?} is not between {least:?} and {most:?}");
     }
     Ok(())
 }
 
-const MAX_DURATION: Duration = Duration::from_hours(100 * 366 * 24);
-
-/// A duration with a unit: `100ms`, `30s`.
+/// Parses a duration with a unit: `100ms`, `30s`.
 pub fn parse_duration(text: &str) -> Result<Duration> {
     let duration = humantime::parse_duration(text).with_context(|| {
         format!("{text:?} is not a duration with a unit, such as 100ms, 30s, 5m")
     })?;
-    // Sums of such durations and times stay within 64 bits of nanoseconds.
     if duration > MAX_DURATION {
         bail!("{text:?} is longer than a hundred years");
     }
@@ -405,13 +240,14 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::{Kind, QueueKey};
 
     fn error(text: &str) -> String {
         format!("{:#}", Config::parse(text).unwrap_err())
     }
 
     #[test]
-    fn a_whole_file_is_understood() {
+    fn a_complete_file_is_parsed() {
         let config = Config::parse(
             r#"
             interval = "250ms"
@@ -427,7 +263,7 @@ mod tests {
             thresholds = { dwell = "1s" }
             [[target]]
             name = "uwsgi*"
-            called = "shop"
+            service_name = "shop"
             [[target]]
             port = 6379
             "#,
@@ -435,7 +271,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.budget().interval_ns, 250_000_000);
         assert_eq!(config.specs().len(), 2);
-        assert_eq!(config.specs()[0].called.as_deref(), Some("shop"));
+        assert_eq!(config.specs()[0].service_name.as_deref(), Some("shop"));
         let settings_for = config.settings_for();
         let key = |kind, name: &str| QueueKey {
             target: 1,
@@ -455,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_named_with_its_line() {
+    fn an_unknown_key_is_reported_with_its_line() {
         let text = error("interval = \"1s\"\nintervall = \"2s\"\n");
         assert!(
             text.contains("line 2") && text.contains("intervall"),
@@ -466,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_unit_is_named_with_its_line_and_a_right_one() {
+    fn an_invalid_unit_is_reported_with_its_line_and_a_valid_example() {
         for wrong in ["\"100 parsecs\"", "100", "\"100\""] {
             let text = error(&format!("\ninterval = {wrong}\n"));
             assert!(text.contains("line 2") && text.contains("100ms"), "{text}");
@@ -474,36 +310,37 @@ mod tests {
     }
 
     #[test]
-    fn a_target_must_name_processes_in_one_way() {
-        assert!(error("[[target]]\ncalled = \"x\"\n").contains("names no process"));
-        assert!(error("[[target]]\npid = 1\nport = 80\n").contains("two ways"));
+    fn a_target_has_exactly_one_selector() {
+        assert!(error("[[target]]\nservice_name = \"x\"\n").contains("no selector"));
+        assert!(error("[[target]]\npid = 1\nport = 80\n").contains("more than one selector"));
     }
 
     #[test]
-    fn own_messages_are_looked_for_and_logs_may_be_left_alone() {
-        let config =
-            Config::parse("[[message]]\nname = \"full\"\npattern = \"Warteschlange * voll\"\n");
+    fn log_patterns_are_added_and_log_reading_can_be_disabled() {
+        let config = Config::parse(
+            "[[logs.pattern]]\nname = \"full\"\npattern = \"Warteschlange * voll\"\n",
+        );
         let table = config.unwrap().messages().unwrap().unwrap();
         assert_eq!(table.find(b"warteschlange 7 VOLL"), Some("full"));
-        let config = Config::parse("[messages]\nread = false\n").unwrap();
+        let config = Config::parse("[logs]\nread = false\n").unwrap();
         assert!(config.messages().unwrap().is_none());
     }
 
     #[test]
-    fn an_unusable_message_is_named() {
-        let text = error("[[message]]\nname = \"own\"\npattern = \"\"\n");
+    fn an_invalid_log_pattern_is_named() {
+        let text = error("[[logs.pattern]]\nname = \"own\"\npattern = \"\"\n");
         assert!(
-            text.contains("[[message]]") && text.contains("message own"),
+            text.contains("[[logs.pattern]]") && text.contains("own"),
             "{text}"
         );
-        assert!(error("[[message]]\nname = \"own\"\n").contains("pattern"));
-        assert!(error("[messages]\nreed = true\n").contains("line 2"));
-        let many = "[[message]]\nname = \"own\"\npattern = \"some text\"\n".repeat(65);
+        assert!(error("[[logs.pattern]]\nname = \"own\"\n").contains("pattern"));
+        assert!(error("[logs]\nreed = true\n").contains("line 2"));
+        let many = "[[logs.pattern]]\nname = \"own\"\npattern = \"some text\"\n".repeat(65);
         assert!(error(&many).contains("more than 64"));
     }
 
     #[test]
-    fn nonsense_thresholds_are_refused() {
+    fn thresholds_out_of_range_are_rejected() {
         assert!(error("[detect.all]\nwarn = 0.95\n").contains("critical"));
         assert!(error("cpu_budget = 3").contains("cpu_budget"));
     }

@@ -203,7 +203,7 @@ impl Table {
         for (index, (name, pattern)) in own.into_iter().enumerate() {
             ensure!(
                 index < MAX_OWN,
-                "there are more than {MAX_OWN} [[message]] entries"
+                "there are more than {MAX_OWN} [[logs.pattern]] entries"
             );
             check_name(name)?;
             let row = Row::new(name, pattern)

@@ -36,7 +36,7 @@ fn names_with_newlines_and_escapes_disturb_neither_terminal_nor_json() -> Result
     let by_itself = Process::start("sh", &mut shell)?;
     by_itself.wait_line("named", SOON)?;
     let toml = format!(
-        "[[target]]\npid = {}\n[[target]]\npid = {}\ncalled = \"\\u001b[2Jcalled\\n\"\n",
+        "[[target]]\npid = {}\n[[target]]\npid = {}\nservice_name = \"\\u001b[2Jcalled\\n\"\n",
         by_file.pid(),
         by_itself.pid()
     );

@@ -42,7 +42,7 @@ fn without_root_it_is_said_what_is_needed() -> Result<()> {
     if !allowed(test) {
         return Ok(());
     }
-    let remedy = ["run it as root", "CAP_BPF", "CAP_PERFMON", "setcap"];
+    let remedy = ["run as root", "CAP_BPF", "CAP_PERFMON", "setcap"];
     for args in [&["sample", "--all"][..], &["run", "--all"]] {
         let Some(ran) = with_privileges(test, NOBODY, args)? else {
             return Ok(());
@@ -70,7 +70,7 @@ fn root_without_a_capability_is_told_which() -> Result<()> {
         let Some(ran) = with_privileges(test, &[&change], &["sample", "--all"])? else {
             return Ok(());
         };
-        ran.said(3, &["though this is root", "CAP_BPF and CAP_PERFMON"])?;
+        ran.said(3, &["even as root", "CAP_BPF and CAP_PERFMON"])?;
         if let Some(ran) = with_privileges(test, &[&change], &["doctor"])? {
             let missing = format!("missing CAP_{}", lost.to_uppercase());
             ensure!(ran.words().contains(&missing), "{}", ran.words());

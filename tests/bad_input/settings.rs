@@ -68,12 +68,12 @@ fn a_configuration_with_a_mistake_is_refused_with_its_line_and_key() -> Result<(
         ("[detect.all]\ncritical = nan\n", ["detect.all", "critical"]),
         ("cpu_budget = 3\n", ["cpu_budget", "0.0005"]),
         (
-            "[[target]]\ncalled = \"x\"\n",
+            "[[target]]\nservice_name = \"x\"\n",
             ["[[target]] number 1", "pid, name, port, cgroup"],
         ),
         (
             "[[target]]\npid = 1\nport = 80\n",
-            ["[[target]] number 1", "two ways"],
+            ["[[target]] number 1", "more than one selector"],
         ),
         ("[[target]]\npid = -1\n", ["line 2", "-1"]),
         ("interval = \n", ["line 1", "interval"]),

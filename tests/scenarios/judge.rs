@@ -84,7 +84,7 @@ fn judge(planted: &Planted, story: &Story, episodes: &[Episode<'_>], row: &mut R
     let asked: BTreeSet<u64> = story
         .events
         .iter()
-        .filter(|event| event.is("target") && event.value["followed"] != true)
+        .filter(|event| event.is("target") && event.value["neighbour"] != true)
         .filter_map(|event| event.value["pid"].as_u64())
         .collect();
     let named = |episode: &&Episode<'_>| {

@@ -129,7 +129,7 @@ fn haproxy_moves_weight_away_from_a_slow_server_and_gives_it_back_even_when_the_
     let more = format!(
         "[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{ask_a}\"\n\
          [[signal.haproxy]]\ntarget = \"other\"\nlisten = \"127.0.0.1:{ask_b}\"\n\
-         [[target]]\nport = {}\ncalled = \"other\"\n",
+         [[target]]\nport = {}\nservice_name = \"other\"\n",
         b.port()
     );
     let stage = Stage::start(a.port(), &more)?;
@@ -212,7 +212,7 @@ fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live()
         "[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{ask}\"\nmaxconn = 40\n\
          [[signal.envoy]]\ntarget = \"shop\"\nfile = \"{}\"\n\
          [[signal.pressure_socket]]\ntarget = \"shop\"\npath = \"{}\"\n\
-         [[signal.group]]\ntargets = [\"shop\"]\nkeep_ready = 0\n",
+         [[signal.group]]\ntargets = [\"shop\"]\nmin_ready = 0\n",
         envoy.display(),
         socket.display()
     );
@@ -390,7 +390,7 @@ fn a_full_service_is_unready_only_where_the_operator_says_that_it_may_be() -> Re
         ("", "HTTP/1.1 200"),
         ("[[signal.group]]\ntargets = [\"shop\"]\n", "HTTP/1.1 200"),
         (
-            "[[signal.group]]\ntargets = [\"shop\"]\nkeep_ready = 0\n",
+            "[[signal.group]]\ntargets = [\"shop\"]\nmin_ready = 0\n",
             "HTTP/1.1 503",
         ),
     ] {

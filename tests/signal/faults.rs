@@ -40,7 +40,7 @@ fn garbage_gets_an_answer_that_says_what_would_be_understood() -> Result<()> {
     let _ = stream.write_all(long.as_bytes());
     let status = stage.status()?;
     ensure!(
-        status["agent"]["stream"]["not_understood"].as_u64() >= Some(5),
+        status["agent"]["stream"]["invalid_commands"].as_u64() >= Some(5),
         "{status}"
     );
     for garbage in [
@@ -129,7 +129,7 @@ fn a_guard_that_is_killed_is_started_again() -> Result<()> {
     stage
         .agent
         .wait_for("that the guard ended", SOON, |event| {
-            event.text("code") == "guard_ended"
+            event.text("code") == "adapter_process_exited"
         })?;
     Ok(())
 }
@@ -151,7 +151,7 @@ fn a_guard_that_hangs_is_ended_and_another_one_takes_its_place() -> Result<()> {
     stage
         .agent
         .wait_since(mark, "the guard to be missed", HANGS, |event| {
-            event.text("code") == "guard_hangs"
+            event.text("code") == "adapter_process_hung"
         })?;
     let second = wait::until("another guard", SOON, || Ok(stage.guard().ok()))?;
     ensure!(first != second, "process {first} answers still");

@@ -113,7 +113,7 @@ fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is
     let more = format!(
         "[[signal.orca]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{}\"\n\
          [[signal.orca]]\ntarget = \"other\"\nlisten = \"127.0.0.1:{}\"\n\
-         [[target]]\nport = {}\ncalled = \"other\"\n",
+         [[target]]\nport = {}\nservice_name = \"other\"\n",
         a.orca, b.orca, b.port
     );
     let stage = Stage::start(a.port, &more)?;
@@ -131,7 +131,7 @@ fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is
             .context("no list")?;
         Ok(adapters
             .iter()
-            .map(|one| format!("{}: {}", one["target"], one["said"]))
+            .map(|one| format!("{}: {}", one["target"], one["last_reply"]))
             .collect())
     };
     let until = |what: &str, is_it: &dyn Fn(f64) -> bool| -> Result<Duration> {
@@ -163,7 +163,7 @@ fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is
         Ok(orca.context("no such adapter")?.clone())
     };
     ensure!(
-        reports()?["listeners"].as_u64() >= Some(1),
+        reports()?["connections"].as_u64() >= Some(1),
         "{}",
         reports()?
     );
@@ -192,7 +192,7 @@ fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is
     );
     let said = reports()?;
     ensure!(
-        said["said"] == "utilization 0.00 at 0/s",
+        said["last_reply"] == "utilization 0.00 at 0/s",
         "what is said without an agent: {said}"
     );
     Ok(())

@@ -44,7 +44,7 @@ impl Stage {
         let http = ports::local(ports::free()?);
         let directory = temp.path().join("run");
         let text = format!(
-            "[[target]]\nport = {port}\ncalled = \"shop\"\n[signal]\ndirectory = \"{}\"\n\
+            "[[target]]\nport = {port}\nservice_name = \"shop\"\n[signal]\ndirectory = \"{}\"\n\
              http.listen = \"{http}\"\n{more}",
             directory.display()
         );

@@ -110,10 +110,10 @@ impl AdapterStats {
         let mut object = json!({
             "adapter": self.kind,
             "at": self.at,
-            "said": said,
-            "count": self.count(),
-            "listeners": self.listeners(),
-            "refused": self.refusals(),
+            "last_reply": said,
+            "replies": self.count(),
+            "connections": self.listeners(),
+            "rejected": self.refusals(),
         });
         let last = self.last_unix_ns.load(Ordering::Relaxed);
         if last > 0 {

@@ -37,7 +37,7 @@ impl DrainPolicy {
             .filter_map(|target| Some((target, level(target)?)))
             .collect();
         // One that is not there does no work: it is none of those that stay.
-        let most = there.len().saturating_sub(group.keep_ready);
+        let most = there.len().saturating_sub(group.min_ready);
         let full: Vec<&String> = there
             .iter()
             .filter(|(_, level)| *level >= FULL)
@@ -61,12 +61,9 @@ impl DrainPolicy {
 mod tests {
     use super::*;
 
-    fn floor(keep_ready: usize) -> DrainPolicy {
+    fn floor(min_ready: usize) -> DrainPolicy {
         let targets = ["a", "b", "c"].map(str::to_owned).to_vec();
-        DrainPolicy::new(vec![Group {
-            targets,
-            keep_ready,
-        }])
+        DrainPolicy::new(vec![Group { targets, min_ready }])
     }
 
     fn out(floor: &mut DrainPolicy, full: &[&str]) -> String {

@@ -1,4 +1,4 @@
-//! `tailback anonymize`: a recording that can be given away.
+//! `tailback anonymize`: strips identifying names from a recording so that it can be shared.
 
 use std::{
     fs::File,
@@ -13,7 +13,7 @@ use clap::Args;
 
 use super::{
     Failure, duration,
-    exit_code::{Outcome, say},
+    exit_code::{Outcome, print_stderr},
     record::Recording,
 };
 use crate::sample::{
@@ -24,14 +24,14 @@ use crate::sample::{
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The recording
+    /// The recording to read
     file: PathBuf,
-    /// The file to write
+    /// The anonymized recording to write
     out: PathBuf,
-    /// Leave out what comes before this time of the recording
+    /// Drop samples before this offset from the start
     #[arg(long, value_name = "TIME", value_parser = duration)]
     from: Option<Duration>,
-    /// Leave out what comes after
+    /// Drop samples after this offset from the start
     #[arg(long, value_name = "TIME", value_parser = duration)]
     until: Option<Duration>,
 }
@@ -39,7 +39,7 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let context = || format!("cannot anonymize {}", options.file.display());
     if is_same_file(&options.file, &options.out) {
-        let error = anyhow!("it cannot be written over itself: name another file");
+        let error = anyhow!("input and output are the same file: choose another output");
         return Err(Failure::usage(error.context(context())));
     }
     let ns = |time: Option<Duration>, without| {
@@ -55,7 +55,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let read = || open().with_context(context).map_err(Failure::usage);
     let mut anonymizer = Anonymizer::default();
     let mut reader = read()?;
-    // Where it is cut short, it is so the second time, too: then it is said.
+    // If the file is truncated, the second pass reports it.
     while let Ok(Some(sample)) = reader.next_sample() {
         anonymizer.learn(&sample);
     }
@@ -75,13 +75,13 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     };
     recording.finish()?;
     ended.with_context(context).map_err(Failure::usage)?;
-    say(
-        "look at it before you send it: `tailback replay --json -v` shows the words that are left in it",
+    print_stderr(
+        "review it before you share it: `tailback replay --json -v` prints every word left in it",
     );
     Ok(())
 }
 
-/// By whatever name.
+/// Whether two paths name the same file, also through links.
 fn is_same_file(one: &Path, other: &Path) -> bool {
     let file = |path: &Path| path.metadata().ok().map(|it| (it.dev(), it.ino()));
     file(one).is_some_and(|one| file(other) == Some(one))

@@ -1,4 +1,6 @@
-//! Standard output for a loop that must not wait: whoever reads it may be slow, or have stopped reading.
+//! Standard output that never blocks the sampling loop, however slowly it is read.
+//!
+//! A thread writes what the loop has flushed. If the buffer is full, whole lines are dropped and counted.
 
 use std::{
     io::{self, Write},
@@ -7,20 +9,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What waits is no more than this, and as much is being written: minutes of it, as a rule.
-const MOST: usize = 4 << 20;
-/// At the end, who reads gets so long for what is left.
-const AT_THE_END: Duration = Duration::from_secs(2);
+/// Most bytes that wait; as many again may be in the current write. 4 MiB are usually minutes of output.
+const MAX_WAITING_BYTES: usize = 4 << 20;
+/// How long the reader may take for the rest of the output when the agent ends.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Written by a thread of its own. What is flushed at once is kept or lost as a whole.
+/// A writer that hands each flush to a thread. A flush is kept or dropped as a whole.
 pub(super) struct BufferedStdout {
     shared: Arc<Shared>,
-    /// Since the last flush.
-    now: Vec<u8>,
+    /// Bytes since the last flush.
+    unflushed: Vec<u8>,
 }
 
-/// Tells what became of what was written.
-pub(super) struct Fate(Arc<Shared>);
+/// Reports lost lines and write errors of a [`BufferedStdout`].
+pub(super) struct OutputState(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -32,7 +34,7 @@ struct Shared {
 struct State {
     waiting: Vec<u8>,
     is_writing: bool,
-    /// Nothing more comes.
+    /// The writer was dropped.
     has_ended: bool,
     error: Option<io::Error>,
     lost_lines: u64,
@@ -41,28 +43,28 @@ struct State {
 impl BufferedStdout {
     pub(super) fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let theirs = Arc::clone(&shared);
+        let writer = Arc::clone(&shared);
         thread::Builder::new()
             .name("output".to_owned())
-            .spawn(move || theirs.write_all_to(out))?;
+            .spawn(move || writer.write_all_to(out))?;
         Ok(Self {
             shared,
-            now: Vec::new(),
+            unflushed: Vec::new(),
         })
     }
 
-    pub(super) fn fate(&self) -> Fate {
-        Fate(Arc::clone(&self.shared))
+    pub(super) fn state(&self) -> OutputState {
+        OutputState(Arc::clone(&self.shared))
     }
 }
 
-impl Fate {
-    /// Lines that nobody read in time, since the last call.
+impl OutputState {
+    /// The number of lines dropped since the last call because the reader was too slow.
     pub(super) fn lost_lines(&self) -> u64 {
         std::mem::take(&mut self.0.state().lost_lines)
     }
 
-    /// Why the last of it could not be written, once that is over.
+    /// The write error, if one ended the output.
     pub(super) fn error(&self) -> Option<io::Error> {
         self.0.state().error.take()
     }
@@ -70,7 +72,7 @@ impl Fate {
 
 impl Write for BufferedStdout {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.now.extend_from_slice(bytes);
+        self.unflushed.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -79,12 +81,12 @@ impl Write for BufferedStdout {
         if let Some(error) = state.error.take() {
             return Err(error);
         }
-        if state.waiting.len() + self.now.len() > MOST {
-            let lines = self.now.iter().filter(|byte| **byte == b'\n').count();
+        if state.waiting.len() + self.unflushed.len() > MAX_WAITING_BYTES {
+            let lines = self.unflushed.iter().filter(|byte| **byte == b'\n').count();
             state.lost_lines += lines as u64;
-            self.now.clear();
+            self.unflushed.clear();
         } else {
-            state.waiting.append(&mut self.now);
+            state.waiting.append(&mut self.unflushed);
         }
         self.shared.changed.notify_all();
         Ok(())
@@ -93,7 +95,7 @@ impl Write for BufferedStdout {
 
 impl Drop for BufferedStdout {
     fn drop(&mut self) {
-        let end = Instant::now() + AT_THE_END;
+        let end = Instant::now() + DRAIN_TIMEOUT;
         let mut state = self.shared.state();
         state.has_ended = true;
         self.shared.changed.notify_all();
@@ -112,8 +114,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>, most: Duration) -> MutexGuard<'a, State> {
-        let woken = self.changed.wait_timeout(state, most);
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, timeout: Duration) -> MutexGuard<'a, State> {
+        let woken = self.changed.wait_timeout(state, timeout);
         woken.unwrap_or_else(PoisonError::into_inner).0
     }
 
@@ -148,10 +150,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_of_it_is_read_in_order() {
+    fn output_arrives_complete_and_in_order() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut out = BufferedStdout::start(ours).unwrap();
-        let fate = out.fate();
+        let state = out.state();
         for line in 0..1_000 {
             writeln!(out, "{line}").unwrap();
             out.flush().unwrap();
@@ -160,30 +162,30 @@ mod tests {
         let mut read = String::new();
         theirs.read_to_string(&mut read).unwrap();
         let expected: String = (0..1_000).map(|line| format!("{line}\n")).collect();
-        assert_eq!((read, fate.lost_lines()), (expected, 0));
+        assert_eq!((read, state.lost_lines()), (expected, 0));
     }
 
     #[test]
-    fn whoever_stops_reading_holds_nobody_up_and_loses_whole_lines_which_are_counted() {
+    fn a_blocked_reader_never_blocks_the_writer_and_lost_lines_are_counted() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut out = BufferedStdout::start(ours).unwrap();
-        let fate = out.fate();
+        let state = out.state();
         let line = "a".repeat(99_999);
         let began = Instant::now();
         for _ in 0..100 {
             writeln!(out, "{line}").unwrap();
             out.flush().unwrap();
         }
-        let lost = fate.lost_lines();
-        // 42 lines wait at most, and as many are being written.
+        let lost = state.lost_lines();
+        // At most 42 lines wait, and as many again are being written.
         assert!((15..60).contains(&lost), "{lost} of 100");
         drop(out);
-        assert!(began.elapsed() < 10 * AT_THE_END);
+        assert!(began.elapsed() < 10 * DRAIN_TIMEOUT);
         drop(theirs);
     }
 
     #[test]
-    fn whoever_goes_away_is_noticed() {
+    fn a_closed_pipe_is_reported_as_an_error() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut out = BufferedStdout::start(ours).unwrap();
         drop(theirs);

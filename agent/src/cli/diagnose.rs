@@ -1,4 +1,4 @@
-//! `tailback diagnose`: one answer. Which queue fills, why, and what to do.
+//! `tailback diagnose`: watches for a few seconds, then reports which queue is filling, why, and what to do.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -25,13 +25,13 @@ use crate::{
     pipeline::Pipeline,
 };
 
-/// A person waits for the answer, and not for long: the looks may cost more than those of an agent that is always there.
-const CPU_SHARE: f64 = 0.05;
-/// Rates and shares come from several looks.
-const SHORTEST: Duration = Duration::from_secs(1);
-/// Between two lines of progress.
-const PROGRESS: Duration = Duration::from_millis(250);
-/// Queues that `--check` names.
+/// Default CPU budget, as a share of one core. It exceeds the agent's (1%): a person waits, and the run is short.
+const CPU_BUDGET: f64 = 0.05;
+/// Shortest observation time: rates and shares need several samples.
+const MIN_TIME: Duration = Duration::from_secs(1);
+/// How often the progress line is redrawn.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// Most queues that the message of `--check` names.
 const MAX_NAMED: usize = 3;
 
 #[derive(Debug, Args)]
@@ -40,17 +40,17 @@ pub(super) struct Options {
     targets: Targets,
     #[command(flatten)]
     output: Output,
-    /// Look for so long
+    /// Observe for TIME
     #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = time)]
     time: Duration,
-    /// Exit with 1 if a queue is, or was meanwhile, at critical or full
+    /// Exit with code 1 if any queue reached critical or full during that time
     #[arg(long)]
     check: bool,
 }
 
 fn time(text: &str) -> Result<Duration, String> {
     let time = duration(text)?;
-    if time < SHORTEST {
+    if time < MIN_TIME {
         return Err(format!(
             "{text:?} is too short: rates and shares need 1s or more"
         ));
@@ -62,15 +62,15 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
     let stop = Stop::on_signals()?;
     let specs = options.targets.or_all(&config).specs(&config)?;
-    let mut collector = session::collector(specs, config.budget_or(CPU_SHARE), true)?;
-    // Whatever their queues are: there is no time to lose.
+    let mut collector = session::collector(specs, config.budget_or(CPU_BUDGET), true)?;
+    // Focus every target from the start: there is no time to wait for a level change.
     collector.profile_all(true);
     collector.read_logs(config.messages().map_err(Failure::usage)?);
-    let mut ticks = Ticks::of(collector, Some(options.time));
+    let mut ticks = Ticks::with(collector, Some(options.time));
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     let mut findings = Findings::default();
     let mut progress = Progress::start(options);
-    let looked = loop {
+    let watched = loop {
         let sample = match ticks.next(&stop, Others::default()) {
             Ok(Some(sample)) => sample,
             Ok(None) => break Ok(()),
@@ -80,7 +80,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         outcome.events.iter().for_each(|event| findings.take(event));
         findings.looked(&sample, pipeline.queues());
         progress.show(&findings);
-        if let Err(failure) = ticks.spent(&outcome.focused) {
+        if let Err(failure) = ticks.finish_tick(&outcome.focused) {
             break Err(failure);
         }
     };
@@ -88,16 +88,16 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     findings.cannot_judge(pipeline.no_baseline());
     let last = pipeline.finish();
     last.iter().for_each(|event| findings.take(event));
-    // What was seen is told, also where the looking came to an early end.
-    let told = tell(options, &findings);
-    looked.and(told)?;
+    // Report what was found even if watching ended early.
+    let reported = report_findings(options, &findings);
+    watched.and(reported)?;
     if options.check {
         check(&findings)?;
     }
     Ok(())
 }
 
-fn tell(options: &Options, findings: &Findings) -> Outcome<()> {
+fn report_findings(options: &Options, findings: &Findings) -> Outcome<()> {
     let mut out = io::stdout().lock();
     if options.output.json {
         json::diagnoses(&mut out, findings.episodes(), findings.targets())
@@ -127,11 +127,11 @@ fn check(findings: &Findings) -> Outcome<()> {
     };
     let named = names[..names.len().min(MAX_NAMED)].join(", ");
     Err(Failure::check(anyhow!(
-        "--check: at critical or full within this time: {named}{more}"
+        "--check: reached critical or full: {named}{more}"
     )))
 }
 
-/// How far it has come: one line on a terminal, written again and again, and taken away at the end.
+/// The progress line on a terminal: redrawn while watching and erased at the end.
 struct Progress {
     shown: bool,
     all: Duration,
@@ -154,9 +154,9 @@ impl Progress {
         if !self.shown || Instant::now() < self.due {
             return;
         }
-        self.due = Instant::now() + PROGRESS;
+        self.due = Instant::now() + PROGRESS_INTERVAL;
         let line = report::progress(findings, self.began.elapsed(), self.all);
-        // A terminal that takes no more is no reason to stop looking.
+        // A blocked or closed terminal must not stop the diagnosis.
         let _ = write!(io::stderr(), "\r\x1b[K{line}");
         let _ = io::stderr().flush();
     }

@@ -16,7 +16,7 @@ use crate::kernel::{
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// One JSON object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
 }

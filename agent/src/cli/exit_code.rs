@@ -1,11 +1,11 @@
-//! Why a command failed, and the exit code that says so.
+//! A command's failure and its exit code.
 
 use std::{
     fmt,
     io::{self, Write as _},
 };
 
-/// What every command answers.
+/// The result of a command.
 pub(super) type Outcome<T> = Result<T, Failure>;
 
 /// An error and its exit code.
@@ -21,12 +21,12 @@ impl Failure {
         Self::with(1, error)
     }
 
-    /// 2: the command line or the configuration.
+    /// 2: invalid usage or configuration.
     pub(super) fn usage(error: impl Into<anyhow::Error>) -> Self {
         Self::with(2, error)
     }
 
-    /// 3: the kernel or the privileges do not allow it.
+    /// 3: not permitted, or not supported by the kernel.
     pub(super) fn kernel(error: impl Into<anyhow::Error>) -> Self {
         Self::with(3, error)
     }
@@ -36,7 +36,7 @@ impl Failure {
         Self::with(4, error)
     }
 
-    /// 70: what should not happen.
+    /// 70: an internal error.
     pub(super) fn bug(error: impl Into<anyhow::Error>) -> Self {
         Self::with(70, error)
     }
@@ -46,7 +46,7 @@ impl Failure {
         Self::with(74, error)
     }
 
-    /// 74, or nothing at all where whoever read our output has gone away.
+    /// 74, or success if the reader of our output has closed the pipe.
     pub(super) fn stdout(error: io::Error) -> Self {
         Self::output(anyhow::Error::from(error).context("cannot write to standard output"))
     }
@@ -72,12 +72,12 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The whole chain on one line: what was attempted, then why it failed.
+        // The whole error chain on one line: what failed, then why.
         write!(f, "{:#}", self.error)
     }
 }
 
-/// A line on standard error. That nobody reads it is no reason to die, as `eprintln!` would.
-pub(super) fn say(text: impl fmt::Display) {
+/// Prints a line on standard error. Unlike `eprintln!` it does not panic if standard error is closed.
+pub(super) fn print_stderr(text: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "tailback: {text}");
 }

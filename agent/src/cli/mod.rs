@@ -1,4 +1,4 @@
-//! The command line: what it accepts, and the exit codes.
+//! The command line: commands, options and exit codes.
 
 mod adapters;
 mod anonymize;
@@ -8,7 +8,7 @@ mod buffered_stdout;
 mod diagnose;
 mod doctor;
 mod exit_code;
-mod looks;
+mod focus_samples;
 mod output;
 mod record;
 mod replay;
@@ -30,7 +30,7 @@ use clap::{Args, Parser, Subcommand};
 use wildmatch::WildMatch;
 
 pub use exit_code::Failure;
-use exit_code::{Outcome, say};
+use exit_code::{Outcome, print_stderr};
 
 use crate::{
     config::{Config, check_interval, parse_duration},
@@ -38,16 +38,22 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 --check found a critical queue, 2 usage or configuration, 3 the kernel or the privileges do \
-not allow it, 4 the target does not exist, 70 a bug, 74 a file could not be written.
+Exit codes:
+  0   success
+  1   --check found a critical queue
+  2   invalid usage or configuration
+  3   not permitted or not supported by the kernel
+  4   no such target
+  70  internal error (please report it)
+  74  a file could not be written
 
 Examples:
-  tailback run --port 8080              watch whoever listens on port 8080
-  tailback diagnose                     which queue of this machine fills, why, and what to do
-  tailback sample --name 'uwsgi*'       every queue of it, once, now
-  tailback run --all --json | jq .      everything on this machine, for a program
+  tailback run --port 8080              watch the service that listens on port 8080
+  tailback diagnose                     which queue on this host is filling, why, and what to do
+  tailback sample --name 'uwsgi*'       print all queues of uWSGI once
+  tailback run --all --json | jq .      watch every process, with JSON output
   OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 tailback run --pid 4711
-                                        and the incidents go to Jaeger";
+                                        send incidents to Jaeger as traces";
 
 /// Finds the queue that is filling in an unmodified service, and warns before it is full.
 #[derive(Debug, Parser)]
@@ -59,51 +65,51 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Watch until stopped: level changes, episodes, spans
+    /// Watch services until stopped: report level changes and episodes, export spans, publish signals
     Run(run::Options),
-    /// One answer: which queue fills, why, and what to do (without a target: of the whole machine)
+    /// Find the queue that is filling, why, and what to do (default target: the whole host)
     Diagnose(diagnose::Options),
-    /// Every queue once, now (looks twice, 100 ms apart, for the rates)
+    /// Print every queue once (takes two samples 100 ms apart, to measure rates)
     Sample(sample::Options),
-    /// Keep the stream of samples in a file
+    /// Record samples to a file for later replay
     Record(record::Options),
-    /// Run the same pipeline over a recorded stream: the same output
+    /// Replay a recording through the same pipeline, with the same output
     Replay(replay::Options),
-    /// Write a recording without the names of your machine, to give it away: it replays to the same verdicts
+    /// Strip host names, paths and addresses from a recording so it can be shared
     Anonymize(anonymize::Options),
-    /// What this kernel allows, what is used, what is missing and how to get it
+    /// Check what this kernel supports, what is missing, and how to get it
     Doctor(doctor::Options),
-    /// Ask the running agent: what is signalled of whom, and who listens
+    /// Show published signals and connected consumers of the running agent
     Status(status::Options),
-    /// Serve the adapters of [signal] (`run` starts it by itself): they fail open when the agent is gone
+    /// Serve the adapters in [signal]; `run` starts this process itself. Adapters fail open if the agent dies
     Adapters(adapters::Options),
-    /// Measure walks over one process, for `cargo xtask bench`
+    /// Measure scans of one process, for `cargo xtask bench`
     #[command(hide = true)]
     BenchWalk(bench_walk::Options),
-    /// Write a page as fast as it goes, for `cargo xtask bench`
+    /// Write a page as fast as possible, for `cargo xtask bench`
     #[command(hide = true)]
     BenchPage(bench_page::Options),
 }
 
-/// Whom to watch. Repeatable; all that they name is watched.
+/// Targets to watch. Options can be repeated and combined; every match is watched.
 #[derive(Clone, Debug, Default, Args)]
 struct Targets {
-    /// A process, with the workers that it forked
+    /// Watch this PID and its forked workers
     #[arg(long, value_name = "N")]
     pid: Vec<u32>,
-    /// Processes whose name or executable matches a glob
+    /// Watch processes whose name or executable matches this glob
     #[arg(long, value_name = "GLOB")]
     name: Vec<String>,
-    /// Whoever listens on a TCP port
+    /// Watch processes that listen on this TCP port
     #[arg(long, value_name = "N")]
     port: Vec<u16>,
-    /// All processes in a cgroup and below
+    /// Watch all processes in this cgroup and its descendants
     #[arg(long, value_name = "PATH")]
     cgroup: Vec<PathBuf>,
-    /// Every process of the machine
+    /// Watch every process on this host
     #[arg(long)]
     all: bool,
-    /// A TOML file with targets and thresholds
+    /// Configuration file (TOML): targets, thresholds, signals
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -116,7 +122,7 @@ impl Targets {
             .map_err(Failure::usage)
     }
 
-    /// These, or the whole machine where none is named here or in the configuration.
+    /// These targets, or all processes if neither the command line nor the configuration names any.
     fn or_all(&self, config: &Config) -> Self {
         let mut targets = self.clone();
         targets.all |= config.specs().is_empty()
@@ -146,7 +152,7 @@ impl Targets {
         }
         if specs.is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(
-                "no target: name one with --pid, --name, --port, --cgroup, --all, or a [[target]] in --config FILE"
+                "no target: give --pid, --name, --port, --cgroup or --all, or a [[target]] in --config FILE"
             )));
         }
         Ok(specs)
@@ -163,11 +169,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|error| format!("{error:#}"))
 }
 
-/// Runs the program; the exit code is the answer.
+/// Runs the program and returns its exit code.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        // Help and version go to stdout with code 0, mistakes to stderr with code 2.
+        // Help and version go to stdout with code 0, usage errors to stderr with code 2.
         Err(error) => error.exit(),
     };
     let command = AssertUnwindSafe(|| match &cli.command {
@@ -183,17 +189,17 @@ pub fn main() -> ExitCode {
         Command::BenchWalk(options) => bench_walk::run(options),
         Command::BenchPage(options) => bench_page::run(options),
     });
-    // Nothing is used after a panic; it has said on standard error what it was.
+    // No state is used after a panic; the panic message is on standard error already.
     let outcome = catch_unwind(command).unwrap_or_else(|_| {
-        let text = "this is a bug in Tailback: please report it, with the lines above";
+        let text = "internal error in Tailback: please report it with the lines above";
         Err(Failure::bug(anyhow::anyhow!(text)))
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read our output has gone away: `tailback … | head`.
+        // The reader of our output has closed the pipe: `tailback … | head`.
         Err(failure) if failure.is_broken_pipe() => ExitCode::SUCCESS,
         Err(failure) => {
-            say(&failure);
+            print_stderr(&failure);
             ExitCode::from(failure.code())
         }
     }

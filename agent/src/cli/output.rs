@@ -1,4 +1,4 @@
-//! Where a command's output goes, for a person or for a program.
+//! A command's output: text for people or JSON lines for programs.
 
 use std::io::{self, IsTerminal as _, Write};
 
@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     Failure,
-    buffered_stdout::{BufferedStdout, Fate},
+    buffered_stdout::{BufferedStdout, OutputState},
     exit_code::Outcome,
 };
 use crate::{
@@ -18,16 +18,16 @@ use crate::{
     event::Event,
 };
 
-/// How to say it.
+/// Output format and verbosity.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(super) struct Output {
-    /// One JSON object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     pub(super) json: bool,
-    /// Say less: summaries alone
+    /// Only print summaries
     #[arg(short, long)]
     pub(super) quiet: bool,
-    /// Say more
+    /// Print more detail
     #[arg(short, long)]
     pub(super) verbose: bool,
 }
@@ -38,11 +38,11 @@ impl Output {
         self.sink(io::stdout())
     }
 
-    /// The same for a command that waits for nobody who reads it, and what becomes of it.
-    pub(super) fn patient_stdout(self) -> Outcome<(Box<dyn Sink>, Fate)> {
+    /// A sink that never blocks on standard output, and a handle that reports lost lines and write errors.
+    pub(super) fn buffered_stdout(self) -> Outcome<(Box<dyn Sink>, OutputState)> {
         let out = BufferedStdout::start(io::stdout()).map_err(Failure::stdout)?;
-        let fate = out.fate();
-        Ok((self.sink(out), fate))
+        let state = out.state();
+        Ok((self.sink(out), state))
     }
 
     fn sink(self, out: impl Write + 'static) -> Box<dyn Sink> {
@@ -52,7 +52,7 @@ impl Output {
         Box::new(Terminal::new(out, colour(), self.verbosity()))
     }
 
-    /// How much to say to a person.
+    /// The verbosity of the text output.
     pub(super) fn verbosity(self) -> Verbosity {
         match self {
             Self { quiet: true, .. } => Verbosity::Quiet,
@@ -62,7 +62,7 @@ impl Output {
     }
 }
 
-/// Colour for a terminal, unless the user wants none (no-color.org).
+/// Colour if standard output is a terminal and `NO_COLOR` is not set (no-color.org).
 pub(super) fn colour() -> Colour {
     if io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
         Colour::Always
@@ -71,8 +71,8 @@ pub(super) fn colour() -> Colour {
     }
 }
 
-/// Tells all events.
-pub(super) fn tell(sink: &mut dyn Sink, events: &[Event]) -> Outcome<()> {
+/// Writes all events to the sink.
+pub(super) fn emit_all(sink: &mut dyn Sink, events: &[Event]) -> Outcome<()> {
     for event in events {
         sink.emit(event).map_err(Failure::stdout)?;
     }

@@ -1,4 +1,4 @@
-//! `tailback record`: keeps the stream of samples.
+//! `tailback record`: writes samples to a file for later replay.
 
 use std::{
     collections::BTreeSet,
@@ -12,8 +12,8 @@ use clap::Args;
 
 use super::{
     Failure, Targets,
-    exit_code::{Outcome, say},
-    run::{Pace, Ticks},
+    exit_code::{Outcome, print_stderr},
+    run::{Ticks, Timing},
     session::Stop,
 };
 use crate::{
@@ -28,8 +28,8 @@ pub(super) struct Options {
     #[command(flatten)]
     targets: Targets,
     #[command(flatten)]
-    pace: Pace,
-    /// The file to write
+    timing: Timing,
+    /// Write the recording to FILE
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 }
@@ -37,23 +37,23 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
     let stop = Stop::on_signals()?;
-    let mut ticks = Ticks::start(&options.targets, &config, options.pace)?;
-    // Only now: a mistake in what is asked for must not cost an earlier recording.
+    let mut ticks = Ticks::start(&options.targets, &config, options.timing)?;
+    // Created last: a usage error must not truncate an existing recording.
     let mut recording = Recording::create(&options.out)?;
-    // The pipeline runs along for one thing: it says when a closer look is worth it, as in `run`.
+    // The pipeline only decides which targets are focused, so that the recording has the same samples as `run`.
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     while let Some(sample) = ticks.next(&stop, Others::default())? {
         recording.add(&sample)?;
         let focused: BTreeSet<_> = pipeline.step(&sample).focused;
-        ticks.spent(&focused)?;
+        ticks.finish_tick(&focused)?;
     }
     recording.finish()
 }
 
-/// A recording under way.
+/// A recording in progress.
 pub(super) struct Recording {
     path: PathBuf,
-    /// `None` once writing has failed: what is on disk stays readable.
+    /// `None` once a write has failed; what is on disk stays readable.
     writer: Option<Writer<BufWriter<File>>>,
     kept: u64,
     lost: u64,
@@ -64,7 +64,7 @@ impl Recording {
         Self::with(path, Writer::new)
     }
 
-    /// A copy of another recording, as small as can be.
+    /// A recording with the best compression, for copies of other recordings.
     pub(super) fn packed(path: &Path) -> Outcome<Self> {
         Self::with(path, Writer::packed)
     }
@@ -85,7 +85,7 @@ impl Recording {
         })
     }
 
-    /// Keeps a sample. Fails once; what comes later is counted as lost.
+    /// Adds a sample. Fails once; later samples are counted as lost.
     pub(super) fn add(&mut self, sample: &Sample) -> Outcome<()> {
         let Some(writer) = &mut self.writer else {
             self.lost += 1;
@@ -105,12 +105,12 @@ impl Recording {
         self.writer = None;
         let kept = count(self.kept);
         Err(Failure::output(anyhow!(error).context(format!(
-            "the recording {} ends here, with {kept} samples kept (they replay): make room and record again",
+            "the recording {} stops after {kept} samples, which can be replayed: free some space and record again",
             self.path.display()
         ))))
     }
 
-    /// Samples that were not kept.
+    /// The number of samples that could not be written.
     pub(super) fn lost(&self) -> u64 {
         self.lost
     }
@@ -123,8 +123,8 @@ impl Recording {
             return Err(Failure::output(anyhow!(text)));
         }
         let path = self.path.display();
-        say(format_args!(
-            "{} samples in {path}; `tailback replay {path}` runs the pipeline over them",
+        print_stderr(format_args!(
+            "recorded {} samples to {path}; replay them with `tailback replay {path}`",
             count(self.kept)
         ));
         Ok(())

@@ -1,4 +1,4 @@
-//! `tailback replay`: the same pipeline over a recorded stream.
+//! `tailback replay`: runs the pipeline over a recording.
 
 use std::{fs::File, io::BufReader, path::PathBuf};
 
@@ -8,17 +8,17 @@ use clap::Args;
 use super::{
     Failure,
     exit_code::Outcome,
-    output::{Output, tell},
+    output::{Output, emit_all},
 };
 use crate::{config::Config, pipeline::Pipeline, sample::file::Reader};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The recording
+    /// The recording to replay
     file: PathBuf,
     #[command(flatten)]
     output: Output,
-    /// A TOML file with thresholds
+    /// Configuration file (TOML) with thresholds
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -40,12 +40,12 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut sink = options.output.stdout();
     let ended = loop {
         match reader.next_sample() {
-            Ok(Some(sample)) => tell(sink.as_mut(), &pipeline.step(&sample).events)?,
+            Ok(Some(sample)) => emit_all(sink.as_mut(), &pipeline.step(&sample).events)?,
             Ok(None) => break Ok(()),
-            // What was read up to here stands; that there should be more is said after it.
+            // Report what was read so far; the read error follows at the end.
             Err(error) => break Err(error),
         }
     };
-    tell(sink.as_mut(), &pipeline.finish())?;
+    emit_all(sink.as_mut(), &pipeline.finish())?;
     ended.with_context(context).map_err(Failure::usage)
 }

@@ -1,4 +1,4 @@
-//! `tailback run`: the agent.
+//! `tailback run`: the agent, which watches until it is stopped.
 
 use std::{
     collections::BTreeSet,
@@ -10,10 +10,10 @@ use clap::Args;
 
 use super::{
     Failure, Targets, duration,
-    exit_code::{Outcome, say},
+    exit_code::{Outcome, print_stderr},
+    focus_samples::FocusSamples,
     interval,
-    looks::Looks,
-    output::{Output, tell},
+    output::{Output, emit_all},
     record::Recording,
     session::{self, Stop},
     signals::LiveSignals,
@@ -34,31 +34,31 @@ pub(super) struct Options {
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
-    pace: Pace,
-    /// Keep the stream of samples in this file too
+    timing: Timing,
+    /// Also record samples to FILE
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
-    /// Send spans to this OTLP endpoint (default: OTEL_EXPORTER_OTLP_ENDPOINT)
+    /// Export spans to this OTLP endpoint [default: $OTEL_EXPORTER_OTLP_ENDPOINT]
     #[arg(long, value_name = "URL")]
     otlp: Option<String>,
-    /// Look closely all the time, whatever the queues are, and tell how often, for `cargo xtask bench`
+    /// Focus all targets all the time and print the number of samples, for `cargo xtask bench`
     #[arg(long, hide = true, requires = "json")]
     focus_all: bool,
 }
 
-/// How often, and for how long.
+/// The sampling interval and the running time.
 #[derive(Clone, Copy, Debug, Default, Args)]
-pub(super) struct Pace {
-    /// Between looks [default: 100ms]
+pub(super) struct Timing {
+    /// Sampling interval [default: 100ms]
     #[arg(long, value_name = "TIME", value_parser = interval)]
     pub(super) interval: Option<Duration>,
-    /// Stop after this time
+    /// Stop after TIME
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(super) duration: Option<Duration>,
 }
 
-impl Pace {
-    /// Between looks, as the command line says, else the configuration.
+impl Timing {
+    /// The sampling interval: the command line's, else the configuration's.
     fn interval_or(self, config: &Config) -> Duration {
         let configured = Duration::from_nanos(config.budget().interval_ns);
         self.interval.unwrap_or(configured)
@@ -67,20 +67,20 @@ impl Pace {
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
-    let (mut sink, written) = options.output.patient_stdout()?;
+    let (mut sink, stdout) = options.output.buffered_stdout()?;
     let mut traces = Traces::start(options.otlp.as_deref(), config.otlp.as_deref())?;
     let stop = Stop::on_signals()?;
-    let mut ticks = Ticks::start(&options.targets, &config, options.pace)?;
+    let mut ticks = Ticks::start(&options.targets, &config, options.timing)?;
     ticks.collector.profile_all(options.focus_all);
-    let mut looks = options.focus_all.then(Looks::default);
-    // Only now: a mistake in what is asked for must not cost an earlier recording.
+    let mut focus_samples = options.focus_all.then(FocusSamples::default);
+    // Created last: a usage error must not truncate an existing recording.
     let record = options.record.as_deref();
     let mut recording = record.map(Recording::create).transpose()?;
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     let mut signals = LiveSignals::start(
         &config.signal,
         options.targets.config.as_deref(),
-        options.pace.interval_or(&config),
+        options.timing.interval_or(&config),
     )?;
     let watched = loop {
         let mut others = Others {
@@ -91,7 +91,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             traces.report(&mut others);
         }
         signals.report(&mut others);
-        others.notices.extend(not_read(written.lost_lines()));
+        others.notices.extend(stdout_notice(stdout.lost_lines()));
         let sample = match ticks.next(&stop, others) {
             Ok(Some(sample)) => sample,
             Ok(None) => break Ok(()),
@@ -100,46 +100,50 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         if let Some(recording) = &mut recording
             && let Err(failure) = recording.add(&sample)
         {
-            // Watching goes on; the samples that are not kept are counted.
-            say(failure);
+            // Keep watching; samples that are not recorded are counted.
+            print_stderr(failure);
         }
         let outcome = pipeline.step(&sample);
-        // First of all: it is what others act upon.
-        signals.tell(&sample, &pipeline, &outcome.events);
+        // Signals first: consumers act on them.
+        signals.publish(&sample, &pipeline, &outcome.events);
         if let Some(traces) = &mut traces {
-            traces.tell(&outcome.events);
+            traces.export(&outcome.events);
         }
-        let told = tell(sink.as_mut(), &outcome.events);
-        let told = told.and_then(|()| looks.as_mut().map_or(Ok(()), |looks| looks.tell(&sample)));
-        if let Err(failure) = told.and_then(|()| ticks.spent(&outcome.focused)) {
+        let printed = emit_all(sink.as_mut(), &outcome.events);
+        let printed = printed.and_then(|()| {
+            focus_samples
+                .as_mut()
+                .map_or(Ok(()), |counter| counter.add(&sample))
+        });
+        if let Err(failure) = printed.and_then(|()| ticks.finish_tick(&outcome.focused)) {
             break Err(failure);
         }
     };
-    // However it ended: what is open is told, recorded and delivered. The person first, for a collector may keep us waiting.
+    // On every exit path: report, record and deliver what is open. Standard output first: a collector may block.
     let events: Vec<Event> = pipeline.finish();
     signals.finish(&events, &pipeline);
-    let watched = watched.and_then(|()| tell(sink.as_mut(), &events));
+    let watched = watched.and_then(|()| emit_all(sink.as_mut(), &events));
     let recorded = recording.map_or(Ok(()), Recording::finish);
     if let Some(mut traces) = traces {
-        traces.tell(&events);
+        traces.export(&events);
         traces.finish();
     }
     drop(sink);
-    let written = written
+    let written = stdout
         .error()
         .map_or(Ok(()), |error| Err(Failure::stdout(error)));
     recorded.and(watched).and(written)
 }
 
-/// Said to who reads on, and to the recording.
-fn not_read(lines: u64) -> Option<Notice> {
+/// The notice about lost output lines. It reaches the signals and the recording even while standard output is blocked.
+fn stdout_notice(lines: u64) -> Option<Notice> {
     (lines > 0).then(|| Notice {
-        code: "output_not_read".to_owned(),
-        text: format!("{lines} lines of output are lost: standard output is not read"),
+        code: "stdout_not_drained".to_owned(),
+        text: format!("{lines} lines of output were dropped: standard output is not being read"),
     })
 }
 
-/// The clock of a live session: waits for each tick, makes its sample, and accounts for its cost.
+/// The clock of a live session: waits for each tick, takes its sample, and accounts for its CPU cost.
 pub(super) struct Ticks {
     collector: Collector,
     end: Option<Instant>,
@@ -148,19 +152,19 @@ pub(super) struct Ticks {
 }
 
 impl Ticks {
-    pub(super) fn start(targets: &Targets, config: &Config, pace: Pace) -> Outcome<Self> {
+    pub(super) fn start(targets: &Targets, config: &Config, timing: Timing) -> Outcome<Self> {
         let mut budget = config.budget();
-        if let Some(interval) = pace.interval {
+        if let Some(interval) = timing.interval {
             budget.interval_ns = interval.as_nanos() as u64;
         }
         let mut collector = session::collector(targets.specs(config)?, budget, false)?;
         collector.read_logs(config.messages().map_err(Failure::usage)?);
-        Ok(Self::of(collector, pace.duration))
+        Ok(Self::with(collector, timing.duration))
     }
 
-    /// Over a collector, for so long.
-    pub(super) fn of(mut collector: Collector, duration: Option<Duration>) -> Self {
-        // The kernel's BTF and the verifier's work are behind us: give their memory back.
+    /// Samples with `collector`, for `duration` if it is set.
+    pub(super) fn with(mut collector: Collector, duration: Option<Duration>) -> Self {
+        // BTF parsing and program loading are done: return their memory to the system.
         // SAFETY: glibc's own function, no arguments that could be wrong.
         #[cfg(target_env = "gnu")]
         unsafe {
@@ -174,7 +178,7 @@ impl Ticks {
         }
     }
 
-    /// The next sample when it is due; `None` when asked to stop or when the time is over.
+    /// Waits until the next sample is due and takes it; `None` on a stop request or at the end of the running time.
     pub(super) fn next(&mut self, stop: &Stop, others: Others) -> Outcome<Option<Sample>> {
         let wait = Duration::from_nanos(self.tick.at_ns.saturating_sub(mono_ns()));
         let is_last = self.end.is_some_and(|end| Instant::now() + wait >= end);
@@ -191,8 +195,8 @@ impl Ticks {
             .map_err(Failure::kernel)
     }
 
-    /// All that follows from the last sample is done.
-    pub(super) fn spent(&mut self, focused: &BTreeSet<u32>) -> Outcome<()> {
+    /// Ends the tick after all processing of its sample: charges its CPU time and schedules the next one.
+    pub(super) fn finish_tick(&mut self, focused: &BTreeSet<u32>) -> Outcome<()> {
         let cpu_ns = cpu_time_ns().saturating_sub(self.cpu_before_ns);
         self.collector
             .spent(self.tick, cpu_ns, focused)

@@ -1,4 +1,4 @@
-//! `tailback sample`: every queue once, now; or at each look of a while.
+//! `tailback sample`: prints every queue once, or once per sample for some time.
 
 use std::{
     collections::BTreeSet,
@@ -11,8 +11,8 @@ use clap::Args;
 use super::{
     Failure, Targets,
     exit_code::Outcome,
-    output::{Output, colour, tell},
-    run::Pace,
+    output::{Output, colour, emit_all},
+    run::Timing,
     session,
 };
 use crate::{
@@ -22,8 +22,8 @@ use crate::{
     pipeline::Pipeline,
 };
 
-/// Between two looks.
-const APART: Duration = Duration::from_millis(100);
+/// Default sampling interval.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -31,9 +31,8 @@ pub(super) struct Options {
     targets: Targets,
     #[command(flatten)]
     output: Output,
-    /// With a duration: look until it is over. What waited when it began has an age then; --json tells every look
     #[command(flatten)]
-    pace: Pace,
+    timing: Timing,
 }
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
@@ -43,8 +42,8 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut pipeline = Pipeline::new(config.settings_for(), true);
     let mut json = options.output.json.then(|| Json::new(io::stdout()));
     let tick = complete_tick();
-    let apart = options.pace.interval.unwrap_or(APART);
-    let end = Instant::now() + options.pace.duration.unwrap_or_default();
+    let interval = options.timing.interval.unwrap_or(INTERVAL);
+    let end = Instant::now() + options.timing.duration.unwrap_or_default();
     let first = collector
         .tick(tick, Others::default())
         .map_err(Failure::kernel)?;
@@ -52,24 +51,24 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut events: Vec<Event> = pipeline.step(&first).events;
     if let Some(json) = &mut json {
         events.retain(|event| matches!(event, Event::Targets { .. }));
-        tell(json, &events)?;
+        emit_all(json, &events)?;
     }
     let mut due = Instant::now();
     loop {
         collector
             .spent(tick, 0, &BTreeSet::new())
             .map_err(Failure::kernel)?;
-        // Kept in step, but never so near to the last that nothing can be told from the two.
-        due += apart;
+        // Keep in step with the clock, but never sample so early that the rates become meaningless.
+        due += interval;
         let rest = due.saturating_duration_since(Instant::now());
-        thread::sleep(rest.max(apart / 2));
+        thread::sleep(rest.max(interval / 2));
         let sample = collector
             .tick(tick, Others::default())
             .map_err(Failure::kernel)?;
         events = pipeline.step(&sample).events;
         if let Some(json) = &mut json {
             events.retain(|event| matches!(event, Event::Queue(_)));
-            tell(json, &events)?;
+            emit_all(json, &events)?;
         }
         if Instant::now() >= end {
             break;

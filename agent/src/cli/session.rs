@@ -1,17 +1,17 @@
-//! What the commands that look at the live kernel share: privileges, the loaded programs, signals.
+//! What all commands that sample the live kernel share: privileges, program loading, Unix signals.
 
 use std::{
-    fs, io,
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    fs,
+    future::poll_fn,
+    io,
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    task::Poll,
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, anyhow};
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
-    iterator::Signals,
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Failure, exit_code::Outcome};
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     target::{Selector, Spec},
 };
 
-/// Loads the programs into the kernel, or says why that cannot be.
+/// Loads the eBPF programs. The error explains how to get the missing privilege or kernel feature.
 pub(super) fn load() -> Outcome<Glance> {
     check_proc()?;
     raise_memlock();
@@ -31,32 +31,31 @@ pub(super) fn load() -> Outcome<Glance> {
     })
 }
 
-/// Processes are named by their pids in our own namespace: a /proc of another one would name others.
+/// Fails if /proc belongs to another pid namespace: its pids would name other processes than ours.
 fn check_proc() -> Outcome<()> {
     let own = std::process::id().to_string();
     match fs::read_link("/proc/self") {
         Ok(shown) if shown.as_os_str() != own.as_str() => Err(Failure::kernel(anyhow!(
-            "/proc belongs to another pid namespace (it calls this process {}, which is {own}): mount the one of this \
-             namespace, `mount -t proc proc /proc` or `unshare --mount-proc`",
+            "/proc belongs to another pid namespace (it lists this process as {}, but its pid is {own}): mount this \
+             namespace's /proc with `mount -t proc proc /proc` or `unshare --mount-proc`",
             shown.display()
         ))),
-        // Without /proc there is little to be had, and what is missing says so itself.
+        // If /proc is missing, later steps report what they cannot read.
         _ => Ok(()),
     }
 }
 
-/// Why loading failed, with the remedy.
+/// Explains why loading failed and what to do.
 fn explained(error: anyhow::Error, root: bool) -> anyhow::Error {
     let text = format!("{error:#}");
     if text.contains("invalid func unknown#") {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         return anyhow!(
-            "this kernel ({}) is too old: Tailback's programs call helpers that it does not have; \
-             use Linux 5.10 or later",
+            "this kernel ({}) is too old: it lacks BPF helpers that Tailback needs; use Linux 5.10 or later",
             release.trim()
         );
     }
-    // The verifier refuses with EACCES too, and then leaves a log.
+    // The verifier also fails with EACCES, but then leaves a log.
     let is_verdict = text.contains(" insns (limit ");
     let denied = !is_verdict
         && error.chain().any(|cause| {
@@ -66,52 +65,54 @@ fn explained(error: anyhow::Error, root: bool) -> anyhow::Error {
         });
     if denied && !root {
         anyhow!(
-            "Tailback may not load its eBPF programs: run it as root, or with the capabilities CAP_BPF, \
-             CAP_PERFMON and CAP_SYS_PTRACE (setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep tailback)"
+            "not permitted to load eBPF programs: run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE \
+             (setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep tailback)"
         )
     } else if denied {
         short(error).context(
-            "the kernel refuses the eBPF programs though this is root: a container needs CAP_BPF and \
-             CAP_PERFMON (or CAP_SYS_ADMIN), and no seccomp rule against bpf(2); `tailback doctor` says more",
+            "the kernel refuses to load eBPF programs even as root: a container needs CAP_BPF and CAP_PERFMON (or \
+             CAP_SYS_ADMIN) and a seccomp profile that allows bpf(2); see `tailback doctor`",
         )
     } else {
-        short(error).context("`tailback doctor` says what this kernel allows")
+        short(error).context(
+            "cannot load the eBPF programs; `tailback doctor` shows what this kernel supports",
+        )
     }
 }
 
-/// A verifier's log runs to thousands of lines: its end says why.
+/// Shortens a verifier log, which may have thousands of lines, to its start and its end: the end has the reason.
 fn short(error: anyhow::Error) -> anyhow::Error {
-    const KEEP: usize = 800;
+    const HEAD_CHARS: usize = 160;
+    const TAIL_CHARS: usize = 800;
     let text = format!("{error:#}");
-    match text.char_indices().nth_back(KEEP) {
+    match text.char_indices().nth_back(TAIL_CHARS) {
         Some((at, _)) => {
-            let head: String = text.chars().take(160).collect();
+            let head: String = text.chars().take(HEAD_CHARS).collect();
             anyhow!("{head} […] {}", &text[at..])
         }
         None => error,
     }
 }
 
-/// Kernels before 5.11 count maps against RLIMIT_MEMLOCK.
+/// Raises RLIMIT_MEMLOCK: kernels before 5.11 charge BPF maps to it.
 fn raise_memlock() {
     let limit = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
         rlim_max: libc::RLIM_INFINITY,
     };
-    // SAFETY: a live rlimit. Where it may not be raised, newer kernels do not need it.
+    // SAFETY: points to a live rlimit. A failure is ignored: newer kernels do not need the raise.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
 }
 
-/// A collector over `specs`; a pid that does not exist is an error, a name that matches nothing yet is not.
+/// A collector for `specs`. A pid that does not exist is an error; a name that matches nothing yet is not, unless
+/// `must_exist` is set and no target was found.
 pub(super) fn collector(specs: Vec<Spec>, budget: Budget, must_exist: bool) -> Outcome<Collector> {
     let mut collector = Collector::new(load()?, specs, budget);
     let found = collector.discover().map_err(Failure::kernel)?;
     for selector in &found.unmatched {
         match selector {
             Selector::Pid(pid) => {
-                return Err(Failure::no_target(anyhow!(
-                    "there is no process {pid} (any more); `ps -e` lists those that there are"
-                )));
+                return Err(Failure::no_target(anyhow!("no such process: {pid}")));
             }
             _ if must_exist && found.targets.is_empty() => {
                 return Err(Failure::no_target(anyhow!("no process matches {selector}")));
@@ -122,34 +123,62 @@ pub(super) fn collector(specs: Vec<Spec>, budget: Budget, must_exist: bool) -> O
     Ok(collector)
 }
 
-/// Asks to stop: SIGINT, SIGTERM, SIGHUP.
+/// A stop request: SIGINT, SIGTERM or SIGHUP.
 pub(super) struct Stop(Receiver<()>);
 
 impl Stop {
-    /// From now on, these signals ask us to stop instead of ending the process; a second one ends it at once.
+    /// From now on these signals request a stop instead of ending the process; a second one ends it at once.
     pub(super) fn on_signals() -> Outcome<Self> {
-        let (asked, receiver) = channel();
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
-            .context("cannot catch signals")
-            .map_err(Failure::bug)?;
-        thread::Builder::new()
-            .name("signals".to_owned())
-            .spawn(move || {
-                for (count, signal) in signals.forever().enumerate() {
-                    if count > 0 || asked.send(()).is_err() {
-                        std::process::exit(128 + signal);
-                    }
-                }
-            })
-            .context("cannot start a thread")
+        let (request, receiver) = channel();
+        Self::start_thread(request)
+            .context("cannot handle signals")
             .map_err(Failure::bug)?;
         Ok(Self(receiver))
     }
 
-    /// WaitHistograms; `true` when asked to stop meanwhile.
+    fn start_thread(request: Sender<()>) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
+        let mut signals = {
+            let _context = runtime.enter();
+            let kinds = [
+                SignalKind::interrupt(),
+                SignalKind::terminate(),
+                SignalKind::hangup(),
+            ];
+            let streams = kinds.map(|kind| Ok((kind.as_raw_value(), signal(kind)?)));
+            streams.into_iter().collect::<io::Result<Vec<_>>>()?
+        };
+        let serve = move || {
+            for count in 0.. {
+                let number = runtime.block_on(next_of(&mut signals));
+                if count > 0 || request.send(()).is_err() {
+                    std::process::exit(128 + number);
+                }
+            }
+        };
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(serve)?;
+        Ok(())
+    }
+
+    /// Waits for `time`; `true` if a stop is requested meanwhile.
     pub(super) fn wait(&self, time: Duration) -> bool {
         !matches!(self.0.recv_timeout(time), Err(RecvTimeoutError::Timeout))
     }
+}
+
+/// The number of the next signal that arrives.
+async fn next_of(signals: &mut [(i32, Signal)]) -> i32 {
+    poll_fn(|context| {
+        let arrived = signals
+            .iter_mut()
+            .find_map(|(number, signal)| signal.poll_recv(context).is_ready().then_some(*number));
+        arrived.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
 }
 
 #[cfg(test)]
@@ -163,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_the_helpers_is_called_too_old() {
+    fn a_kernel_without_the_required_helpers_is_too_old() {
         let log =
             "invalid func unknown#162\nprocessed 31 insns (limit 1000000) max_states_per_insn 0";
         let text = refused(libc::EINVAL, log, true);
@@ -174,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_verifier_refuses_is_not_blamed_on_privileges() {
+    fn a_verifier_error_is_not_reported_as_missing_privileges() {
         let log = "access beyond struct sock\nprocessed 9 insns (limit 1000000)";
         let text = refused(libc::EACCES, log, true);
         assert!(
@@ -182,12 +211,12 @@ mod tests {
             "{text}"
         );
         let text = refused(libc::EACCES, log, false);
-        assert!(!text.contains("run it as root"), "{text}");
+        assert!(!text.contains("run as root"), "{text}");
     }
 
     #[test]
-    fn what_privileges_do_not_allow_is() {
-        assert!(refused(libc::EPERM, "", true).contains("though this is root"));
-        assert!(refused(libc::EPERM, "", false).contains("run it as root"));
+    fn missing_privileges_are_reported_with_the_remedy() {
+        assert!(refused(libc::EPERM, "", true).contains("even as root"));
+        assert!(refused(libc::EPERM, "", false).contains("run as root"));
     }
 }

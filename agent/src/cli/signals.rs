@@ -1,4 +1,4 @@
-//! The signals of a live session: published, and their guard kept running.
+//! The backpressure signals of a live session: publishes them and supervises the adapter process.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use anyhow::Context as _;
 
 use super::{
     Failure,
-    exit_code::{Outcome, say},
+    exit_code::{Outcome, print_stderr},
 };
 use crate::{
     adapters::agent::ask_guard,
@@ -29,74 +29,74 @@ use crate::{
     signal::Signals,
 };
 
-/// A guard that ended is started again after this long.
-const AGAIN: Duration = Duration::from_secs(1);
-/// The guard is asked this often whether it is there. One that did not answer so often in a row hangs: it is ended, and started
-/// again.
-const ASKED_EVERY: Duration = Duration::from_secs(5);
-const HANGS_AFTER: u32 = 3;
-/// The guard stays for so long without an agent: HAProxy and its like have asked again by then.
-const LINGER: &str = "30s";
+/// Delay before an adapter process that exited is started again.
+const RESTART_DELAY: Duration = Duration::from_secs(1);
+/// How often the adapter process is asked for its status.
+const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Unanswered health checks in a row after which the adapter process counts as hung, and is killed and restarted.
+const MAX_UNANSWERED: u32 = 3;
+/// How long the adapter process outlives the agent. HAProxy and other pollers ask again within this time and learn that
+/// there is no pressure.
+const EXIT_IDLE_TIME: &str = "30s";
 
 pub(super) struct LiveSignals {
-    /// `None`: nothing can be published. Watching is worth as much without it.
+    /// `None` if publishing is off or failed; the agent watches all the same.
     signals: Option<Signals>,
-    guard: Option<Guard>,
+    adapter_process: Option<AdapterProcess>,
     notices: Vec<Notice>,
 }
 
 impl LiveSignals {
-    /// Publishes where it can; what is in the way is said, and is a reason to end only where adapters are asked for.
+    /// Starts publishing. A failure is only a notice, unless adapters are configured: then it is an error.
     pub(super) fn start(config: &Signal, file: Option<&Path>, interval: Duration) -> Outcome<Self> {
         let mut live = Self {
             signals: None,
-            guard: None,
+            adapter_process: None,
             notices: Vec::new(),
         };
         if !config.publishes() {
             return Ok(live);
         }
-        // The command line may ask for another interval than the file.
+        // Checked again: the command line may override the file's interval.
         config
             .check(interval)
-            .context("[signal] cannot be used")
+            .context("invalid [signal]")
             .map_err(Failure::usage)?;
         match Signals::start(config, interval) {
             Ok(signals) => live.signals = Some(signals),
             Err(error) if config.has_adapters() => {
-                return Err(Failure::usage(
-                    error.context("the pressure cannot be published"),
-                ));
+                return Err(Failure::usage(error.context("cannot publish signals")));
             }
             Err(error) => live.notices.push(Notice {
                 code: "not_published".to_owned(),
-                text: format!("the pressure is not published: {error:#}"),
+                text: format!("signals are not published: {error:#}"),
             }),
         }
-        if let Some(file) = file.filter(|_| config.starts_guard()) {
-            live.guard = Some(Guard::start(file, config.directory())?);
+        if let Some(file) = file.filter(|_| config.starts_adapter_process()) {
+            live.adapter_process = Some(AdapterProcess::start(file, config.directory())?);
         }
         Ok(live)
     }
 
-    /// What there is to say of the publishing, with the next sample.
+    /// Adds the notices about publishing to the next sample.
     pub(super) fn report(&mut self, others: &mut Others) {
         if let Some(signals) = &mut self.signals {
             self.notices.append(&mut signals.notices());
         }
-        if let Some(guard) = &mut self.guard {
-            self.notices.extend(guard.keep());
+        if let Some(process) = &mut self.adapter_process {
+            self.notices.extend(process.supervise());
         }
         others.notices.append(&mut self.notices);
     }
 
-    pub(super) fn tell(&mut self, sample: &Sample, pipeline: &Pipeline, events: &[Event]) {
+    /// Publishes the state after a sample, and its events.
+    pub(super) fn publish(&mut self, sample: &Sample, pipeline: &Pipeline, events: &[Event]) {
         if let Some(signals) = &mut self.signals {
             signals.tell(sample.mono_ns, sample.unix_ns, pipeline, events);
         }
     }
 
-    /// No pressure from now on. The guard stays for a while, to say so.
+    /// Publishes "no pressure" and stops. The adapter process lives on for [`EXIT_IDLE_TIME`] to report it.
     pub(super) fn finish(self, events: &[Event], pipeline: &Pipeline) {
         if let Some(signals) = self.signals {
             signals.finish(events, pipeline);
@@ -104,55 +104,58 @@ impl LiveSignals {
     }
 }
 
-/// The process that serves the adapters.
-struct Guard {
-    file: PathBuf,
-    /// `None`: it is to be started at that time.
+/// The adapter process: a child that serves the adapters.
+struct AdapterProcess {
+    config_file: PathBuf,
+    /// `Err`: the time at which it is started again.
     child: Result<Child, Instant>,
-    /// How often it did not answer, in a row.
+    /// Unanswered health checks in a row.
     unanswered: Arc<AtomicU32>,
-    told: Option<String>,
+    /// The reason in the last notice: each is reported once.
+    reported: Option<String>,
 }
 
-impl Guard {
+impl AdapterProcess {
     fn start(file: &Path, directory: PathBuf) -> Outcome<Self> {
         let file = file
             .canonicalize()
-            .context("cannot find the configuration again")
+            .context("cannot resolve the path of the configuration")
             .map_err(Failure::usage)?;
         let child = spawn(&file)
-            .context("cannot start the guard")
+            .context("cannot start the adapter process")
             .map_err(Failure::bug)?;
         let unanswered = Arc::default();
-        ask_on(directory, &unanswered)
+        start_health_checks(directory, &unanswered)
             .context("cannot start a thread")
             .map_err(Failure::bug)?;
         Ok(Self {
-            file,
+            config_file: file,
             child: Ok(child),
             unanswered,
-            told: None,
+            reported: None,
         })
     }
 
-    /// Starts it again where it ended, and ends it where it hangs.
-    fn keep(&mut self) -> Option<Notice> {
+    /// Restarts the process if it has exited, and kills it if it hangs.
+    fn supervise(&mut self) -> Option<Notice> {
         let ended = match &mut self.child {
             Ok(child) => match child.try_wait() {
-                Ok(None) if self.unanswered.load(Ordering::Relaxed) < HANGS_AFTER => return None,
+                Ok(None) if self.unanswered.load(Ordering::Relaxed) < MAX_UNANSWERED => {
+                    return None;
+                }
                 Ok(None) => {
                     self.unanswered.store(0, Ordering::Relaxed);
                     let _ = child.kill();
                     return Some(Notice {
-                        code: "guard_hangs".to_owned(),
-                        text: "the guard does not answer, and is ended".to_owned(),
+                        code: "adapter_process_hung".to_owned(),
+                        text: "the adapter process does not respond: killing it".to_owned(),
                     });
                 }
                 Ok(Some(status)) => status.to_string(),
                 Err(error) => error.to_string(),
             },
             Err(due) if Instant::now() < *due => return None,
-            Err(_) => match spawn(&self.file) {
+            Err(_) => match spawn(&self.config_file) {
                 Ok(child) => {
                     self.child = Ok(child);
                     return None;
@@ -160,28 +163,28 @@ impl Guard {
                 Err(error) => error.to_string(),
             },
         };
-        self.child = Err(Instant::now() + AGAIN);
-        // Once for each reason: it may end every second.
-        if self.told.as_ref() == Some(&ended) {
+        self.child = Err(Instant::now() + RESTART_DELAY);
+        // Once per reason: the process may exit every second.
+        if self.reported.as_ref() == Some(&ended) {
             return None;
         }
-        self.told = Some(ended.clone());
+        self.reported = Some(ended.clone());
         Some(Notice {
-            code: "guard_ended".to_owned(),
-            text: format!("the guard ended ({ended}) and is started again"),
+            code: "adapter_process_exited".to_owned(),
+            text: format!("the adapter process exited ({ended}): restarting it"),
         })
     }
 }
 
-/// Asks the guard in a thread of its own, for as long as somebody wants to know.
-fn ask_on(directory: PathBuf, unanswered: &Arc<AtomicU32>) -> io::Result<()> {
+/// Starts the health-check thread, which ends when `unanswered` is dropped.
+fn start_health_checks(directory: PathBuf, unanswered: &Arc<AtomicU32>) -> io::Result<()> {
     let unanswered = Arc::downgrade(unanswered);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let ask = move || {
         loop {
-            thread::sleep(ASKED_EVERY);
+            thread::sleep(HEALTH_CHECK_INTERVAL);
             let answer = runtime.block_on(ask_guard(&directory));
             let Some(unanswered) = unanswered.upgrade() else {
                 return;
@@ -193,26 +196,26 @@ fn ask_on(directory: PathBuf, unanswered: &Arc<AtomicU32>) -> io::Result<()> {
         }
     };
     thread::Builder::new()
-        .name("ask-guard".to_owned())
+        .name("health-check".to_owned())
         .spawn(ask)?;
     Ok(())
 }
 
-/// In a process group of its own: what is typed at our terminal does not reach it.
-fn spawn(file: &Path) -> io::Result<Child> {
-    // By its path it has its name in `ps`; replaced meanwhile, it is found in another way.
+/// Starts the adapter process in its own process group, so that Ctrl-C in our terminal does not reach it.
+fn spawn(config_file: &Path) -> io::Result<Child> {
+    // Started by its path it has its name in `ps`. If the file was replaced, /proc/self/exe still works.
     let own = std::env::current_exe().ok().filter(|path| path.exists());
     let child = Command::new(own.unwrap_or_else(|| "/proc/self/exe".into()))
         .arg("adapters")
         .arg("--config")
-        .arg(file)
-        .args(["--linger", LINGER])
+        .arg(config_file)
+        .args(["--exit-idle-time", EXIT_IDLE_TIME])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .process_group(0)
         .spawn();
     if let Err(error) = &child {
-        say(format!("cannot start the guard: {error}"));
+        print_stderr(format!("cannot start the adapter process: {error}"));
     }
     child
 }

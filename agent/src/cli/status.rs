@@ -24,10 +24,10 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The agent's configuration, where it names another directory than the usual one
+    /// The agent's configuration file, if it sets [signal] directory
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// One JSON object a line: of the agent, of the guard, of each reader of a page
+    /// Print JSON, one object per line: the agent, the adapter process, each process that maps a page
     #[arg(long)]
     json: bool,
 }
@@ -186,11 +186,11 @@ fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
         word(&agent["version"]),
         duration(agent["last_tick_age_ns"].as_u64().unwrap_or(0)),
     );
-    if agent["looks"] == false {
+    if agent["sampling"] == false {
         *text += "         it does not look any more: there is no pressure for anyone\n";
     }
     let pages = &agent["pages"];
-    let not = pages["failed"].as_u64().unwrap_or(0) + pages["beyond_bound"].as_u64().unwrap_or(0);
+    let not = pages["failed"].as_u64().unwrap_or(0) + pages["over_limit"].as_u64().unwrap_or(0);
     let not = if not > 0 {
         format!(", {not} could not be")
     } else {
@@ -257,7 +257,7 @@ fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
     let let_go: Vec<String> = [
         ("refused", "refused"),
         ("too_slow", "let go, too slow"),
-        ("not_understood", "not understood"),
+        ("invalid_commands", "invalid commands"),
     ]
     .iter()
     .filter_map(|(key, words)| {
@@ -313,16 +313,19 @@ fn of_the_guard(text: &mut String, guard: &Value, published: Option<&[Value]>) {
         let said = match adapter["failure"].as_str() {
             Some(failure) => format!("FAILS: {failure}"),
             None if !adapter["target"].as_str().is_none_or(is_published) => {
-                format!("{} (no such service is watched)", word(&adapter["said"]))
+                format!(
+                    "{} (no such service is watched)",
+                    word(&adapter["last_reply"])
+                )
             }
-            None => word(&adapter["said"]).to_owned(),
+            None => word(&adapter["last_reply"]).to_owned(),
         };
         [
             word(&adapter["adapter"]).to_owned(),
             word(&adapter["at"]).to_owned(),
             adapter["target"].as_str().unwrap_or("all").to_owned(),
-            adapter["listeners"].to_string(),
-            adapter["count"].to_string(),
+            adapter["connections"].to_string(),
+            adapter["replies"].to_string(),
             ago(adapter["last_unix_ns"].as_u64()),
             said,
         ]
@@ -427,14 +430,14 @@ mod tests {
     fn the_report_names_who_reads_what_and_what_was_said() {
         let agent = json!({
             "pid": 7, "version": "0.1.0", "directory": "/run/tailback", "last_tick_age_ns": 40_000_000,
-            "pages": {"written": 1, "failed": 0, "beyond_bound": 0},
+            "pages": {"written": 1, "failed": 0, "over_limit": 0},
             "targets": [{"directory": "shop", "pid": 42, "level": "critical", "score": 0.93, "admit": 0.62,
                 "concurrency": 6, "max_queue_wait_ns": 10_000_000, "oldest_age_ns": 120_000_000, "worst": {"kind": "accept", "name": ":80", "depth": 9, "limit": 100}}],
-            "subscribers": [], "stream": {"refused": 0, "too_slow": 2, "not_understood": 0}, "agent": null,
+            "subscribers": [], "stream": {"refused": 0, "too_slow": 2, "invalid_commands": 0}, "agent": null,
         });
         let guard = json!({"pid": 8, "uptime_s": 60, "adapters": [
-            {"adapter": "haproxy", "at": "127.0.0.1:9401", "target": "shop", "said": "up ready 62%", "count": 9, "listeners": 0},
-            {"adapter": "haproxy", "at": "127.0.0.1:9402", "target": "shpo", "said": "up ready 100%", "count": 9, "listeners": 0}]});
+            {"adapter": "haproxy", "at": "127.0.0.1:9401", "target": "shop", "last_reply": "up ready 62%", "replies": 9, "connections": 0},
+            {"adapter": "haproxy", "at": "127.0.0.1:9402", "target": "shpo", "last_reply": "up ready 100%", "replies": 9, "connections": 0}]});
         let readers = [Reader {
             pid: 43,
             name: "uwsgi".to_owned(),

@@ -1,4 +1,4 @@
-//! The spans of a live session: made from its events, and delivered.
+//! The spans of a live session: builds them from events and exports them over OTLP.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use anyhow::Context as _;
 
 use super::{
     Failure,
-    exit_code::{Outcome, say},
+    exit_code::{Outcome, print_stderr},
 };
 use crate::{
     collect::Others,
@@ -21,8 +21,8 @@ use crate::{
     event::Event,
 };
 
-/// What is still to be delivered when we are asked to stop gets this long.
-const FLUSH: Duration = Duration::from_secs(5);
+/// How long the agent waits at its end for queued spans to be delivered.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct Traces {
     spans: Spans,
@@ -30,12 +30,12 @@ pub(super) struct Traces {
 }
 
 impl Traces {
-    /// Delivers to the endpoint of the command line, else of the environment, else of the configuration file; to none
-    /// where none is named.
+    /// Exports to the endpoint of the command line, else of the environment, else of the configuration file; `None` if
+    /// none is set.
     pub(super) fn start(flag: Option<&str>, file: Option<&str>) -> Outcome<Option<Self>> {
         let config = match OtlpConfig::from_env_and(flag).map_err(Failure::usage)? {
             None if file.is_some() => OtlpConfig::from_env_and(file)
-                .context("`otlp` in the configuration file cannot be used")
+                .context("invalid `otlp` in the configuration file")
                 .map_err(Failure::usage)?,
             config => config,
         };
@@ -49,14 +49,14 @@ impl Traces {
         }))
     }
 
-    /// Hands over the spans that these events complete.
-    pub(super) fn tell(&mut self, events: &[Event]) {
+    /// Queues the spans that these events complete for export.
+    pub(super) fn export(&mut self, events: &[Event]) {
         for batch in events.iter().flat_map(|event| self.spans.take(event)) {
             self.exporter.send(batch);
         }
     }
 
-    /// What became of the spans so far, for the agent's report.
+    /// Adds the export counters and notices to the agent's report.
     pub(super) fn report(&self, others: &mut Others) {
         let stats = self.exporter.stats();
         others.spans = stats.handed;
@@ -65,11 +65,11 @@ impl Traces {
         others.notices.extend(self.exporter.notices());
     }
 
-    /// Delivers what waits, for a few seconds at most; says so where something is left.
+    /// Delivers the queued spans within [`FLUSH_TIMEOUT`] and reports what could not be delivered.
     pub(super) fn finish(self) {
-        let summary = self.exporter.shutdown(FLUSH);
+        let summary = self.exporter.shutdown(FLUSH_TIMEOUT);
         if !summary.is_complete() {
-            say(summary);
+            print_stderr(summary);
         }
     }
 }
@@ -87,8 +87,8 @@ fn host() -> Host {
     }
 }
 
-/// The address from which this host would speak to others. Connecting a UDP socket sends nothing: it asks the routing table.
-/// (192.0.2.1 is an address of documentation, RFC 5737.)
+/// This host's source address for outgoing traffic. Connecting a UDP socket sends no packet; it only consults the routing
+/// table. 192.0.2.1 is a documentation address (RFC 5737).
 fn own_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;

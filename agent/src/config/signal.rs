@@ -1,8 +1,10 @@
-//! `[signal]`: who hears of the pressure, and how.
+//! `[signal]`: what is published to other programs, and the adapters that serve it.
+#![forbid(unsafe_code)]
 
 use std::{
     fmt,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -13,39 +15,40 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::duration;
 
-/// Where pages and sockets are, unless systemd names a directory for the service.
-const DIRECTORY: &str = "/run/tailback";
-const TTL: Duration = Duration::from_secs(1);
-const MAX_TTL: Duration = Duration::from_secs(60);
-const MAX_PAGES: usize = 256;
-/// Adapters of one kind.
-const MAX_ADAPTERS: usize = 64;
+/// Default directory of pages and sockets, if systemd does not set `$RUNTIME_DIRECTORY`.
+pub(super) const DEFAULT_DIRECTORY: &str = "/run/tailback";
+/// Default time to live of published signals (or three sampling intervals, if that is longer).
+pub(super) const DEFAULT_TTL: Duration = Duration::from_secs(1);
+/// Longest time to live: stale signals keep shedding this long after the agent dies.
+pub(super) const MAX_TTL: Duration = Duration::from_secs(60);
+/// Default number of services that get a page.
+pub(super) const DEFAULT_PAGES: usize = 256;
+/// Bounds of `max_pages`.
+pub(super) const PAGES: RangeInclusive<usize> = 1..=4096;
+/// Most adapters of one kind, and most groups.
+pub(super) const MAX_ADAPTERS: usize = 64;
 
-/// What is signalled. Pages and the stream are on; adapters are off until they are named.
+/// The `[signal]` section. Pages and the event stream are on by default; adapters are off until configured.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signal {
-    /// Whether anything is published at all.
     #[serde(default)]
     publish: Option<bool>,
-    /// Where pages and sockets are.
     #[serde(default)]
     directory: Option<PathBuf>,
-    /// What is published holds for so long.
     #[serde(default, deserialize_with = "duration")]
     ttl: Option<Duration>,
     #[serde(default)]
     max_pages: Option<usize>,
-    /// Whether the agent starts the process that serves the adapters; `false`: it is run beside it, `tailback adapters`.
+    /// Whether the agent starts the adapter process itself; if `false`, the user runs `tailback adapters`.
     #[serde(default)]
-    start_guard: Option<bool>,
+    start_adapter_process: Option<bool>,
     #[serde(default)]
     pub http: Option<Http>,
     #[serde(default)]
     pub haproxy: Vec<Haproxy>,
     #[serde(default)]
     pub envoy: Vec<Envoy>,
-    /// As systemd's `*_PRESSURE_WATCH`.
     #[serde(default)]
     pub pressure_socket: Vec<PressureSocket>,
     #[serde(default)]
@@ -56,26 +59,26 @@ pub struct Signal {
     pub group: Vec<Group>,
 }
 
-/// Pages as JSON, events, readiness, metrics, over HTTP.
+/// `[signal.http]`: pages as JSON, events, readiness and metrics over HTTP.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Http {
     pub listen: Listen,
 }
 
-/// Answers HAProxy's agent-check.
+/// `[[signal.haproxy]]`: replies to HAProxy's agent-check.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Haproxy {
     pub target: String,
     pub listen: Listen,
-    /// Say `maxconn:` too: this many while everything is admitted. While work is to be turned away, as many at once as keep the
-    /// service busy; its share of this, where that is not known.
+    /// Also reply `maxconn:N`. N is this value while everything is admitted, and the concurrency limit while the service
+    /// sheds load (`admit_ratio` × this value if that limit is not known).
     #[serde(default)]
     pub maxconn: Option<u32>,
 }
 
-/// Reports the load to gRPC's balancers.
+/// `[[signal.orca]]`: ORCA load reports for gRPC load balancers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Orca {
@@ -83,14 +86,14 @@ pub struct Orca {
     pub listen: Listen,
 }
 
-/// An external scaler for KEDA.
+/// `[signal.keda]`: an external scaler for KEDA.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Keda {
     pub listen: Listen,
 }
 
-/// A file for Envoy's `injected_resource`.
+/// `[[signal.envoy]]`: a file for Envoy's `injected_resource` resource monitor.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Envoy {
@@ -98,7 +101,8 @@ pub struct Envoy {
     pub file: PathBuf,
 }
 
-/// A socket on which a byte comes whenever the level rises.
+/// `[[signal.pressure_socket]]`: a socket that delivers one byte whenever the level rises, as systemd's `*_PRESSURE_WATCH`
+/// protocol does.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PressureSocket {
@@ -106,21 +110,21 @@ pub struct PressureSocket {
     pub path: PathBuf,
 }
 
-/// Instances of one service on this node, behind one balancer.
+/// `[[signal.group]]`: instances of one service on this node, behind one load balancer.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
     pub targets: Vec<String>,
-    /// So many of them stay ready and undrained, however full they are.
+    /// At least this many of them stay ready and undrained, however full they are.
     #[serde(default = "one")]
-    pub keep_ready: usize,
+    pub min_ready: usize,
 }
 
 fn one() -> usize {
     1
 }
 
-/// `127.0.0.1:9400`, `[::1]:9400` or `unix:/run/tailback/http.sock`.
+/// A listening address: `127.0.0.1:9400`, `[::1]:9400` or `unix:/run/tailback/http.sock`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
     Tcp(SocketAddr),
@@ -133,11 +137,11 @@ impl FromStr for Listen {
     fn from_str(text: &str) -> Result<Self> {
         match text.strip_prefix("unix:") {
             Some(path) if Path::new(path).is_absolute() => Ok(Self::Unix(path.into())),
-            Some(path) => bail!("unix:{path}: the path of a socket begins with /"),
+            Some(path) => bail!("unix:{path}: a socket path must be absolute"),
             None => match text.parse() {
                 Ok(address) => Ok(Self::Tcp(address)),
                 Err(_) => bail!(
-                    "{text:?} is no address to listen on, such as \"127.0.0.1:9400\" or \"unix:/run/tailback/http.sock\""
+                    "{text:?} is not a listening address, such as \"127.0.0.1:9400\" or \"unix:/run/tailback/http.sock\""
                 ),
             },
         }
@@ -162,37 +166,38 @@ impl<'de> Deserialize<'de> for Listen {
 }
 
 impl Signal {
-    /// Whether anything is published.
+    /// Whether signals are published.
     pub fn publishes(&self) -> bool {
         self.publish.unwrap_or(true)
     }
 
-    /// The directory of pages and sockets: as configured, else as systemd gives it (`RuntimeDirectory=`), else the usual.
+    /// The directory of pages and sockets: the configured one, else systemd's (`RuntimeDirectory=`), else `/run/tailback`.
     pub fn directory(&self) -> PathBuf {
-        let given = || {
-            let several = std::env::var_os("RUNTIME_DIRECTORY")?;
-            let first = std::env::split_paths(&several).next()?;
+        let from_systemd = || {
+            let directories = std::env::var_os("RUNTIME_DIRECTORY")?;
+            let first = std::env::split_paths(&directories).next()?;
             first.is_absolute().then_some(first)
         };
         let configured = self.directory.clone();
         configured
-            .or_else(given)
-            .unwrap_or_else(|| DIRECTORY.into())
+            .or_else(from_systemd)
+            .unwrap_or_else(|| DEFAULT_DIRECTORY.into())
     }
 
-    /// How long what is published holds, when it is renewed every `interval`.
+    /// How long a published signal is valid, in nanoseconds, if it is renewed every `interval`.
     pub fn ttl_ns(&self, interval: Duration) -> u64 {
         let ttl = self
             .ttl
-            .unwrap_or_else(|| TTL.max(3 * interval).min(MAX_TTL));
+            .unwrap_or_else(|| DEFAULT_TTL.max(3 * interval).min(MAX_TTL));
         ttl.as_nanos() as u64
     }
 
+    /// The most services that get a page.
     pub fn max_pages(&self) -> usize {
-        self.max_pages.unwrap_or(MAX_PAGES)
+        self.max_pages.unwrap_or(DEFAULT_PAGES)
     }
 
-    /// Whether there is anything that the guard has to serve.
+    /// Whether any adapter is configured.
     pub fn has_adapters(&self) -> bool {
         self.http.is_some()
             || self.keda.is_some()
@@ -202,22 +207,22 @@ impl Signal {
                 && self.pressure_socket.is_empty())
     }
 
-    /// Whether the agent starts the guard itself.
-    pub fn starts_guard(&self) -> bool {
-        self.publishes() && self.has_adapters() && self.start_guard.unwrap_or(true)
+    /// Whether the agent starts the adapter process itself.
+    pub fn starts_adapter_process(&self) -> bool {
+        self.publishes() && self.has_adapters() && self.start_adapter_process.unwrap_or(true)
     }
 
-    /// Refuses what cannot work. `interval` is the agent's, between looks.
+    /// Rejects settings that cannot work with the agent's sampling `interval`.
     pub fn check(&self, interval: Duration) -> Result<()> {
         let ttl = self.ttl.unwrap_or(2 * interval);
         if ttl < 2 * interval {
             bail!(
-                "ttl = {ttl:?} is shorter than two ticks ({interval:?} each): readers would take a late tick for an agent that is gone; raise ttl or shorten interval"
+                "ttl = {ttl:?} is shorter than two sampling intervals ({interval:?} each): one late sample would look like a dead agent; raise ttl or shorten interval"
             );
         }
         if self.ttl.is_some() && ttl > MAX_TTL {
             bail!(
-                "ttl = {ttl:?}: for so long would an agent that is gone still hold work back; at most 60s"
+                "ttl must be at most {MAX_TTL:?}: stale signals would keep shedding that long after the agent dies"
             );
         }
         if let Some(directory) = self
@@ -225,10 +230,15 @@ impl Signal {
             .as_deref()
             .filter(|directory| !directory.is_absolute())
         {
-            bail!("directory = {directory:?} does not begin with /");
+            bail!("directory = {directory:?} is not an absolute path");
         }
-        if !(1..=4096).contains(&self.max_pages()) {
-            bail!("max_pages = {}: between 1 and 4096", self.max_pages());
+        if !PAGES.contains(&self.max_pages()) {
+            bail!(
+                "max_pages = {} is not between {} and {}",
+                self.max_pages(),
+                PAGES.start(),
+                PAGES.end()
+            );
         }
         for (key, count) in [
             ("haproxy", self.haproxy.len()),
@@ -238,7 +248,7 @@ impl Signal {
             ("group", self.group.len()),
         ] {
             if count > MAX_ADAPTERS {
-                bail!("{count} [[signal.{key}]]: at most {MAX_ADAPTERS}");
+                bail!("{count} [[signal.{key}]] sections: at most {MAX_ADAPTERS} are allowed");
             }
         }
         let mut listens: Vec<String> = self
@@ -255,8 +265,8 @@ impl Signal {
                 .map(|entry| format!("unix:{}", entry.path.display())),
         );
         listens.sort_unstable();
-        if let Some(twice) = listens.windows(2).find(|pair| pair[0] == pair[1]) {
-            bail!("two adapters listen on {}", twice[0]);
+        if let Some(duplicate) = listens.windows(2).find(|pair| pair[0] == pair[1]) {
+            bail!("two adapters listen on {}", duplicate[0]);
         }
         for path in self
             .envoy
@@ -265,14 +275,14 @@ impl Signal {
             .chain(self.pressure_socket.iter().map(|entry| &entry.path))
         {
             if !path.is_absolute() {
-                bail!("{path:?} does not begin with /");
+                bail!("{path:?} is not an absolute path");
             }
         }
         for group in &self.group {
-            if group.keep_ready > group.targets.len() {
+            if group.min_ready > group.targets.len() {
                 bail!(
-                    "keep_ready = {} of {} targets",
-                    group.keep_ready,
+                    "min_ready = {} exceeds the group's number of targets, {}",
+                    group.min_ready,
                     group.targets.len()
                 );
             }
@@ -285,7 +295,7 @@ impl Signal {
                 .filter(|other| *other == target)
                 .count();
             if times > 1 {
-                bail!("target {target} stands in [[signal.group]] twice");
+                bail!("target {target} appears twice in [[signal.group]]");
             }
         }
         Ok(())
@@ -303,12 +313,12 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_pages_are_published_and_no_adapter_is_served() {
+    fn by_default_pages_are_published_and_no_adapter_is_served() {
         let config = Config::parse("").unwrap();
         assert!(
             config.signal.publishes()
                 && !config.signal.has_adapters()
-                && !config.signal.starts_guard()
+                && !config.signal.starts_adapter_process()
         );
         assert_eq!(
             config.signal.ttl_ns(Duration::from_millis(100)),
@@ -317,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn adapters_are_understood() {
+    fn all_adapters_are_parsed() {
         let config = Config::parse(
             r#"
             [signal]
@@ -345,27 +355,27 @@ mod tests {
             "#,
         );
         let signal = config.unwrap().signal;
-        assert!(signal.starts_guard());
+        assert!(signal.starts_adapter_process());
         assert_eq!(signal.directory().to_str(), Some("/run/other"));
-        assert_eq!(signal.group[0].keep_ready, 1);
+        assert_eq!(signal.group[0].min_ready, 1);
     }
 
     #[test]
-    fn what_cannot_work_is_named_with_the_remedy() {
+    fn settings_that_cannot_work_are_rejected_with_the_reason() {
         for (text, words) in [
             (
                 "[signal]\nttl = \"150ms\"\n",
-                "ttl = 150ms is shorter than two ticks",
+                "ttl = 150ms is shorter than two sampling intervals",
             ),
             (
                 "interval = \"2s\"\n[signal]\nttl = \"1s\"\n",
-                "shorter than two ticks (2s each)",
+                "shorter than two sampling intervals (2s each)",
             ),
             ("[signal]\nttl = \"2h\"\n", "at most 60s"),
-            ("[signal]\ndirectory = \"run\"\n", "does not begin with /"),
+            ("[signal]\ndirectory = \"run\"\n", "not an absolute path"),
             ("[signal]\nmax_pages = 0\n", "between 1 and 4096"),
             ("[signal.http]\nlisten = \"9400\"\n", "127.0.0.1:9400"),
-            ("[signal.http]\nlisten = \"unix:x\"\n", "begins with /"),
+            ("[signal.http]\nlisten = \"unix:x\"\n", "must be absolute"),
             ("[signal.htp]\n", "htp"),
             ("[[signal.haproxy]]\nlisten = \"127.0.0.1:1\"\n", "target"),
             (
@@ -377,8 +387,8 @@ mod tests {
                 "two adapters listen on 127.0.0.1:1",
             ),
             (
-                "[[signal.group]]\ntargets = [\"a\"]\nkeep_ready = 2\n",
-                "keep_ready = 2 of 1",
+                "[[signal.group]]\ntargets = [\"a\"]\nmin_ready = 2\n",
+                "min_ready = 2 exceeds",
             ),
             ("[[signal.group]]\ntargets = [\"a\", \"a\"]\n", "twice"),
         ] {

@@ -194,7 +194,7 @@ fn episode_object(word: &str, episode: &Episode, targets: &Known) -> Map<String,
         object.put("ongoing", true);
     }
     queue_key(&mut object, &episode.key, targets);
-    object.put("sign_unix_ns", episode.sign.unix_ns);
+    object.put("onset_unix_ns", episode.sign.unix_ns);
     object.put("start_unix_ns", episode.start.unix_ns);
     object.put("end_unix_ns", episode.end.unix_ns);
     object.put("level_max", episode.level_max.name());
@@ -211,11 +211,11 @@ fn episode_object(word: &str, episode: &Episode, targets: &Known) -> Map<String,
     object.put_some("arrivals_per_s", episode.arrival_rate.map(round));
     object.put_some("departures_per_s", episode.service_rate.map(round));
     object.put_some(
-        "usual_arrivals_per_s",
+        "baseline_arrivals_per_s",
         episode.baseline_arrival_rate.map(round),
     );
     object.put_some(
-        "usual_departures_per_s",
+        "baseline_departures_per_s",
         episode.baseline_service_rate.map(round),
     );
     let side = episode.verdict.as_ref();
@@ -274,7 +274,7 @@ fn put_verdict(object: &mut Object, verdict: &Verdict, targets: &Known) {
     let shares = verdict.shares.iter();
     let shares = shares.map(|(activity, share)| (activity.name().to_owned(), round(*share).into()));
     object.put("shares", shares.collect::<Map<String, Value>>());
-    object.put("looks", verdict.looks);
+    object.put("samples", verdict.looks);
     if !verdict.messages.is_empty() {
         let messages: Vec<Value> = verdict.messages.iter().map(said).collect();
         object.put("messages", messages);
@@ -332,7 +332,7 @@ fn target_object(unix_ns: u64, target: &Target) -> Map<String, Value> {
     object.put("time_unix_ns", unix_ns);
     object.put("target", target.name.as_str());
     // Watched for what one that was asked for waits for.
-    object.put_some("followed", target.followed.then_some(true));
+    object.put_some("neighbour", target.followed.then_some(true));
     object.put("pid", target.pid);
     object.put("exe", target.exe.as_str());
     object.put("comm", target.comm.as_str());

@@ -97,14 +97,17 @@ impl Discovery {
         let mut matched: BTreeMap<usize, Option<String>> = BTreeMap::new();
         let mut unmatched = Vec::new();
         for index in 0..self.specs.len() {
-            let Spec { selector, called } = self.specs[index].clone();
+            let Spec {
+                selector,
+                service_name,
+            } = self.specs[index].clone();
             let found = self.matching(&selector, processes, listeners);
             if found.is_empty() {
                 unmatched.push(selector);
             }
             for process in found {
                 let name = matched.entry(process).or_default();
-                *name = name.take().or_else(|| called.clone());
+                *name = name.take().or_else(|| service_name.clone());
             }
         }
         let is_followed = |index: &usize| {
@@ -277,17 +280,17 @@ impl Discovery {
         members
             .into_values()
             .map(|members| {
-                let called = members.iter().find_map(|at| matched[*at].1.clone());
+                let service_name = members.iter().find_map(|at| matched[*at].1.clone());
                 let members: Vec<&ProcessSeen> = members
                     .iter()
                     .map(|at| &processes[matched[*at].0])
                     .collect();
-                self.target(&members, called)
+                self.target(&members, service_name)
             })
             .collect()
     }
 
-    fn target(&mut self, members: &[&ProcessSeen], called: Option<String>) -> Target {
+    fn target(&mut self, members: &[&ProcessSeen], service_name: Option<String>) -> Target {
         let mut tgids: Vec<u32> = members.iter().map(|process| process.tgid).collect();
         tgids.sort_unstable();
         let first = members
@@ -303,7 +306,7 @@ impl Discovery {
             .map(|name| name.to_string_lossy().into_owned());
         Target {
             id: 0,
-            name: called.map_or(facts.service, |called| harmless(&called)),
+            name: service_name.map_or(facts.service, |service_name| harmless(&service_name)),
             pid: first.pid,
             start_ns: first.start_ns,
             exe: harmless(&base.unwrap_or_else(|| first.comm.clone())),

@@ -39,14 +39,14 @@ impl fmt::Display for Selector {
 pub struct Spec {
     pub selector: Selector,
     /// Overrides what the service calls itself.
-    pub called: Option<String>,
+    pub service_name: Option<String>,
 }
 
 impl From<Selector> for Spec {
     fn from(selector: Selector) -> Self {
         Self {
             selector,
-            called: None,
+            service_name: None,
         }
     }
 }

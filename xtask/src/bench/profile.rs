@@ -257,14 +257,14 @@ struct Look {
 impl Look {
     /// `None`: the line is about something else.
     fn of(event: &Event) -> Result<Option<Self>> {
-        if !event.is("looks") {
+        if !event.is("focus_samples") {
             return Ok(None);
         }
         let whole = |key: &str| event.value.get(key).and_then(serde_json::Value::as_u64);
         let look = || {
             Some(Self {
                 mono_ns: whole("mono_ns")?,
-                looks: whole("looks")?,
+                looks: whole("samples")?,
                 threads: event.number("threads")?,
             })
         };
@@ -343,7 +343,8 @@ mod tests {
             unix_ns: 0,
             value,
         };
-        let right = event(json!({"type": "looks", "mono_ns": 5, "looks": 3, "threads": 64}));
+        let right =
+            event(json!({"type": "focus_samples", "mono_ns": 5, "samples": 3, "threads": 64}));
         let other = event(json!({"type": "agent", "ticks": 3}));
         let expected = Look {
             mono_ns: 5,
@@ -351,7 +352,7 @@ mod tests {
             threads: 64.0,
         };
         assert_eq!(looks(&[other, right]).unwrap(), [expected]);
-        let broken = event(json!({"type": "looks", "mono_ns": 5}));
+        let broken = event(json!({"type": "focus_samples", "mono_ns": 5}));
         assert!(looks(&[broken]).is_err());
     }
 }

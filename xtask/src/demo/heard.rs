@@ -56,7 +56,7 @@ impl Heard {
             self.open.remove(event.text("id"));
             if ours {
                 self.over.push(event.clone());
-                let sign = |event: &Event| event.value["sign_unix_ns"].as_u64();
+                let sign = |event: &Event| event.value["onset_unix_ns"].as_u64();
                 self.over.sort_by_key(sign);
             }
         }
@@ -104,7 +104,7 @@ mod tests {
     }
 
     fn over(kind: &str, episode: &str, sign: u64) -> Value {
-        json!({"type": "episode", "kind": kind, "id": episode, "sign_unix_ns": sign})
+        json!({"type": "episode", "kind": kind, "id": episode, "onset_unix_ns": sign})
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn a_diagnosis_has_the_keys_that_the_formats_name() {
         "runner_up": { "cause": "undersized_limit", "share": 0.21 },
         "confidence": "high",
         "shares": { "downstream": 0.97, "idle": 0.02, "on_cpu": 0.01 },
-        "looks": 3120,
+        "samples": 3120,
         "evidence": shop().verdict.unwrap().evidence,
         "advice": shop().verdict.unwrap().advice,
     });

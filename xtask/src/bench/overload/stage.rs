@@ -139,7 +139,7 @@ impl Stage {
         let ask = ports::free()?;
         let agent = if guard.is_ours() {
             let text = format!(
-                "[[target]]\nport = {}\ncalled = \"bench\"\n[signal]\ndirectory = \"{}\"\n\
+                "[[target]]\nport = {}\nservice_name = \"bench\"\n[signal]\ndirectory = \"{}\"\n\
                      [[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{ask}\"\nmaxconn = {MANY}\n",
                 uwsgi.port(),
                 run.display()

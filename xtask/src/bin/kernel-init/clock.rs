@@ -27,7 +27,7 @@ pub fn steps_change_nothing() -> Result<()> {
     // A look costs a hundred times as much on an emulated CPU. Within the usual hundredth of it, a kernel that has to walk
     // everything to see a listener (5.10) would be walked every 12 to 30 seconds.
     let text = format!(
-        "cpu_budget = 0.5\n[[target]]\nport = {}\ncalled = \"clock\"\n[signal]\ndirectory = \"{DIRECTORY}\"\n",
+        "cpu_budget = 0.5\n[[target]]\nport = {}\nservice_name = \"clock\"\n[signal]\ndirectory = \"{DIRECTORY}\"\n",
         address.port()
     );
     fs::write(config, text).with_context(|| format!("write {config}"))?;
