@@ -42,7 +42,7 @@ enum Task {
     Accuracy(accuracy::Args),
     /// Play incidents on real servers, and compare Tailback's verdicts with what was planted
     Scenarios(scenarios::Args),
-    /// Show which way each fact is read on each kernel, against docs/kernels.md
+    /// Show which way each fact is read on each kernel, against docs/reference/kernels.md
     Plans(plans::Args),
     /// Measure what Tailback costs
     Bench(bench::Args),

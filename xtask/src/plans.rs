@@ -1,7 +1,7 @@
 //! `cargo xtask plans`: which way each fact is read on each kernel, and what is absent there, as `tailback doctor` says on
 //! that kernel.
 //!
-//! docs/kernels.md is written from it, and is what the tests hold each kernel to: a fact that is suddenly read another
+//! docs/reference/kernels.md is written from it, and is what the tests hold each kernel to: a fact that is suddenly read another
 //! way, or not at all, is a failure until the document says so.
 
 use std::{
@@ -32,7 +32,7 @@ pub struct Args {
     /// Kernels of the matrix besides this one: all, none, or names separated by commas
     #[arg(long, value_name = "LIST", default_value = "all")]
     kernels: String,
-    /// Write docs/kernels.md instead of comparing with it
+    /// Write docs/reference/kernels.md instead of comparing with it
     #[arg(long)]
     write: bool,
 }
@@ -90,7 +90,7 @@ impl Plan {
                         .unwrap_or_else(|| "nothing".to_owned())
                 };
                 format!(
-                    "{name}: {} (docs/kernels.md: {})",
+                    "{name}: {} (docs/reference/kernels.md: {})",
                     words(&found),
                     words(&written)
                 )
@@ -147,8 +147,9 @@ pub fn tell(name: &str, plan: &Plan, tally: &mut Tally) {
     match plan.check(&document) {
         Ok(()) => tally.tell(name, Told::Passed),
         Err(Mismatch::NoColumn(version)) => {
-            let why =
-                format!("docs/kernels.md has no column for {version}: `cargo xtask plans --write`");
+            let why = format!(
+                "docs/reference/kernels.md has no column for {version}: `cargo xtask plans --write`"
+            );
             tally.tell(name, Told::Skipped(&why));
         }
         Err(Mismatch::Differs(how)) => tally.tell(name, Told::Failed(&how)),
@@ -167,7 +168,7 @@ pub fn run_here(agent: &Path, filter: Option<&str>, tally: &mut Tally) {
 }
 
 fn file() -> PathBuf {
-    tools::root().join("docs/kernels.md")
+    tools::root().join("docs/reference/kernels.md")
 }
 
 fn plan_here(agent: &Path) -> Result<Plan> {
@@ -199,9 +200,9 @@ fn document(plans: &[Plan]) -> String {
             legend.push(way);
         }
     }
-    let mut text = "# Kernels\n\nThe same static binary on each kernel: which way each fact is read there, and what is absent. Written by \
-        `cargo xtask plans --write`\nfrom what `tailback doctor` says on each; `cargo xtask test` boots them and holds each to its column. \
-        A `·` way is off.\n\n| fact |"
+    let mut text = "# Kernels\n\nHow the agent reads each fact on each kernel, and what is absent there. A `·` marks a fact that is not \
+        available.\n\n`cargo xtask plans --write` writes this page from `tailback doctor`. `cargo xtask test` boots each kernel and \
+        compares it with its column.\n\n| fact |"
         .to_owned();
     for plan in plans {
         let _ = write!(text, " {} |", version(&plan.release));
@@ -226,11 +227,11 @@ fn document(plans: &[Plan]) -> String {
             }
         }
     }
-    text += "\n\nThe ways:\n\n";
+    text += "\n\nHow:\n\n";
     for (number, way) in legend.iter().enumerate() {
         let _ = writeln!(text, "{}. {way}", number + 1);
     }
-    text += "\nThe kernels:\n\n";
+    text += "\nKernels measured:\n\n";
     for plan in plans {
         let _ = writeln!(text, "- {}", plan.release);
     }
@@ -295,7 +296,7 @@ mod tests {
         };
         assert_eq!(
             how,
-            "io_uring: off: no such type (docs/kernels.md: iterator, probe reads)"
+            "io_uring: off: no such type (docs/reference/kernels.md: iterator, probe reads)"
         );
         assert!(matches!(
             plan("6.6.1", on)?.check(&text),

@@ -1,7 +1,7 @@
 //! `cargo xtask scenarios`: incidents on real servers, and whether the agent named what was planted.
 //!
 //! `tests/scenarios` plays them, one process each; here they are chosen, repeated, shown, and written into a section of
-//! docs/accuracy.md. Each is a test of `cargo xtask test` as well.
+//! docs/appendix/accuracy.md. Each is a test of `cargo xtask test` as well.
 
 use std::{
     collections::BTreeMap,
@@ -23,13 +23,17 @@ use crate::{
 /// Where our section of the document begins; it goes on to the end.
 const HEADING: &str = "\n## Verdicts\n";
 const HEAD: &str = "
-What the agent says of incidents that were planted on real, stock servers, under loads that do not wait for answers. A run is right
-when the episode of the queue that suffers names the cause and who stands at the head of the jam, as long as the cause is there and
-in the end; when no other episode names something else; when the warning came before the application's own message and the
-first error; and when all is well again after the cause is gone. Healthy services must have no episode at all.
+Incidents are planted on real, stock servers under open-loop load. A run is right if all of this holds:
 
-Written by `cargo xtask scenarios --repeat 5 --write`. Medians of all runs; \"lead\" is the time from the warning to what the application itself
-said, or to the first request that failed, where there was any.
+- the episode of the queue that suffers names the cause and the root cause, while the cause is present and at the end;
+- no other episode names anything else;
+- the warning came before the application's own message and before the first error;
+- everything recovers after the cause is gone.
+
+Healthy services must have no episode at all.
+
+Written by `cargo xtask scenarios --repeat 5 --write`. Values are medians of all runs. \"Lead\" is the time from the warning to the application's own
+message, or to the first failed request, if there was any.
 
 ";
 
@@ -47,8 +51,8 @@ pub struct Args {
     /// Keep the samples of each run in this folder, for `tailback replay`
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// Write the table into a section of this file [default: docs/accuracy.md]
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "docs/accuracy.md")]
+    /// Write the table into a section of this file [default: docs/appendix/accuracy.md]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "docs/appendix/accuracy.md")]
     write: Option<PathBuf>,
     /// Scenarios [default: all]
     scenarios: Vec<String>,

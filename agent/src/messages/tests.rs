@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs, path::Path};
 
 use super::*;
 
@@ -172,20 +172,26 @@ fn only_the_beginning_of_a_long_line_counts() {
 
 #[test]
 fn the_documents_name_every_cause_and_every_message() {
-    let causes = include_str!("../../../docs/causes.md");
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference");
+    let causes = fs::read_to_string(docs.join("causes/README.md")).unwrap();
     for cause in Cause::ALL {
         let (name, title) = (cause.name(), cause.title());
-        let row = format!("| `{name}` | {title} | [below](#{name}) |");
-        assert!(causes.contains(&row), "docs/causes.md: {row}");
-        assert!(causes.contains(&format!("\n## {name}\n")), "{name}");
+        let row = format!("| [`{name}`]({name}.md) | {title} |");
+        assert!(
+            causes.contains(&row),
+            "docs/reference/causes/README.md: {row}"
+        );
+        let page = fs::read_to_string(docs.join(format!("causes/{name}.md")));
+        let page = page.unwrap_or_else(|error| panic!("docs/reference/causes/{name}.md: {error}"));
+        assert!(page.starts_with(&format!("# {name}\n")), "{name}");
     }
-    let configuration = include_str!("../../../docs/configuration.md");
+    let configuration = fs::read_to_string(docs.join("configuration.md")).unwrap();
     for row in KNOWN {
         let name = format!("`{}`", row.name);
         let line = configuration
             .lines()
             .find(|line| line.starts_with('|') && line.contains(&name));
-        let line = line.unwrap_or_else(|| panic!("docs/configuration.md: {name}"));
+        let line = line.unwrap_or_else(|| panic!("docs/reference/configuration.md: {name}"));
         let cause = row.supports.map_or("", Cause::name);
         assert!(line.contains(cause), "{line}");
     }

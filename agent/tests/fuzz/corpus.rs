@@ -268,7 +268,7 @@ pub fn recording_of(bytes: &[u8]) -> Vec<u8> {
 
 /// The example of the documentation, and each of its parts.
 pub fn configs() -> Vec<Vec<u8>> {
-    let page = fs::read_to_string(folder("../docs/configuration.md")).unwrap();
+    let page = fs::read_to_string(folder("../docs/reference/configuration.md")).unwrap();
     let example = page.split("```").nth(1).unwrap();
     let example = example.trim_start_matches("toml").to_owned();
     let parts = example.split("\n\n").map(str::to_owned);

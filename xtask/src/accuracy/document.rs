@@ -1,4 +1,4 @@
-//! docs/accuracy.md: the table as a page that a user reads.
+//! docs/appendix/accuracy.md: the table as a page that a user reads.
 
 use std::fmt::Write as _;
 
@@ -7,16 +7,18 @@ use tailback_tests::accuracy::{Finding, ROWS, Row, Verdict};
 use super::{Column, table};
 
 const HEAD: &str = "\
-# Accuracy
+# Accuracy tables
 
-What `tailback sample` says of queues whose state is known by other means, and how far it is off: the worst of all looks. Depth
-and rates have to be within 5%, ages within 5% or one tick as it really was (100 ms, some more in an emulator), limits and losses
-exact. What came between two looks is seen at the second, so that an age that is told by a head that does not move is up to one
-tick too low.
+The error of each number that `tailback sample` reports, against a source outside Tailback: the worst of all samples. [Accuracy](../accuracy.md) has
+the summary.
 
-Written by `cargo xtask accuracy --kernels all --write`; the same rows are tests of `cargo xtask test`, which fail at twice the
-error that is the goal, and at any where the goal is none. The kernels of the matrix run in an emulator with one CPU. \"absent\": the
-agent does not say it there. \"skipped\": the state cannot be made there.
+Goals: depths and rates within 5%. Ages within 5% or one sampling interval as it really was (100 ms, slightly more in an emulator). Limits and
+losses exact. An item that arrives between two samples is first seen at the second one. So an age derived from a head that does not move is up to
+one interval too low.
+
+Written by `cargo xtask accuracy --kernels all --write`. The same rows are tests of `cargo xtask test`. They fail at twice the goal, or at any error
+if the goal is none. The kernels of the matrix run in an emulator with one CPU. \"absent\": not reported there. \"skipped\": could not be set up
+there.
 
 ";
 

@@ -1,7 +1,7 @@
 //! `cargo xtask accuracy`: what the agent says of queues, beside what is known of them by other means.
 //!
 //! The rows are the harness's (`tests/harness/accuracy.rs`); `tests/accuracy` measures them, here and on the kernels of
-//! the matrix. `table` shows them to a person, `document` writes docs/accuracy.md. The same rows are tests of
+//! the matrix. `table` shows them to a person, `document` writes docs/appendix/accuracy.md. The same rows are tests of
 //! `cargo xtask test`.
 
 mod document;
@@ -37,8 +37,8 @@ pub struct Args {
     /// One JSON object a line
     #[arg(long)]
     json: bool,
-    /// Write the table to this file [default: docs/accuracy.md]
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "docs/accuracy.md")]
+    /// Write the table to this file [default: docs/appendix/accuracy.md]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "docs/appendix/accuracy.md")]
     write: Option<PathBuf>,
     /// Kinds of queues: accept, pipe, ... [default: all]
     kinds: Vec<String>,

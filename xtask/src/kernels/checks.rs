@@ -21,7 +21,7 @@ use crate::{
     tools,
 };
 
-/// The test that holds a kernel to its column of docs/kernels.md.
+/// The test that holds a kernel to its column of docs/reference/kernels.md.
 const PLAN: &str = "plan";
 
 pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
