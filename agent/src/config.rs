@@ -280,12 +280,12 @@ mod tests {
         };
         let accept = settings_for(&key(Kind::Accept, "0.0.0.0:8080"));
         assert_eq!(
-            (accept.warn, accept.target_ns, accept.dwell_ns),
+            (accept.warn, accept.target_delay_ns, accept.dwell_ns),
             (0.6, Some(20_000_000), 1_000_000_000)
         );
         let recv = settings_for(&key(Kind::Recv, ":8080"));
         assert_eq!(
-            (recv.warn, recv.target_ns, recv.dwell_ns),
+            (recv.warn, recv.target_delay_ns, recv.dwell_ns),
             (0.6, None, 300_000_000)
         );
     }

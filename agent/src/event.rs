@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use activity::{Activity, share_of};
-pub use verdict::{CauseStretch, Confidence, Culprit, CulpritKind, Hop, Said, Verdict};
+pub use verdict::{CauseStretch, Confidence, Culprit, CulpritKind, Hop, LoggedMessage, Verdict};
 
 use crate::{
     cause::Cause,
@@ -102,7 +102,7 @@ pub struct Episode {
     pub incident: String,
     pub key: Arc<QueueKey>,
     /// First sign: the score had left its resting place and did not return to it.
-    pub sign: Instant,
+    pub onset: Instant,
     /// Left ok.
     pub start: Instant,
     /// Now, or when it came back to ok.
@@ -160,12 +160,12 @@ impl Episode {
 #[derive(Clone, Debug)]
 pub struct Moment {
     pub at: Instant,
-    pub what: Happening,
+    pub kind: MomentKind,
 }
 
 /// See [`Moment`].
 #[derive(Clone, Debug)]
-pub enum Happening {
+pub enum MomentKind {
     /// `level.warn`, `level.critical`, `level.full`.
     Level(Level),
     /// `loss`, with the count.
@@ -215,7 +215,7 @@ pub enum Event {
         id: String,
         target: TargetId,
         /// First sign of the queue that opened it.
-        sign: Instant,
+        onset: Instant,
         at: Instant,
         /// The queue in which it began.
         first: Kind,

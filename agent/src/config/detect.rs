@@ -167,7 +167,7 @@ impl Thresholds {
         if !(0.0..=1.0).contains(&settings.leave) {
             bail!("exit_ratio = {}: must be between 0 and 1", settings.leave);
         }
-        if settings.target_ns == Some(0) {
+        if settings.target_delay_ns == Some(0) {
             bail!("target must be greater than 0");
         }
         Ok(())
@@ -184,11 +184,11 @@ impl Thresholds {
         settings.window_max_ns = settings.window_max_ns.max(settings.window_ns);
         set(&mut settings.dwell_ns, self.dwell);
         set(&mut settings.clear_ns, self.clear_after);
-        set(&mut settings.tell_every_ns, self.repeat_interval);
-        settings.target_ns = self
+        set(&mut settings.repeat_interval_ns, self.repeat_interval);
+        settings.target_delay_ns = self
             .target
             .map(|target| target.as_nanos() as u64)
-            .or(settings.target_ns);
+            .or(settings.target_delay_ns);
         settings.warn = self.warn.unwrap_or(settings.warn);
         settings.critical = self.critical.unwrap_or(settings.critical);
         settings.leave = self.exit_ratio.unwrap_or(settings.leave);

@@ -64,7 +64,7 @@ impl BaselineWait {
     }
 
     /// The delay that is fine, ns.
-    pub(super) fn target_ns(&self) -> u64 {
+    pub(super) fn target_delay_ns(&self) -> u64 {
         self.wait_ns()
             .map_or(LEAST_NS, |usual| (usual as u64).saturating_mul(FACTOR))
             .max(LEAST_NS)
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn a_slow_service_is_as_it_always_is() {
         let usual = after_quiet(10, 2_000);
-        assert_eq!(usual.target_ns(), 4_000_000_000);
+        assert_eq!(usual.target_delay_ns(), 4_000_000_000);
         assert_eq!(usual.delay_ns(&reading(10, 2_000)), 0);
         assert_eq!(usual.delay_ns(&reading(40, 9_000)), 9_000_000_000);
     }
@@ -194,7 +194,11 @@ mod tests {
         for tick in 0..100 {
             usual.quiet(tick * TICK, &reading(4 + tick, 300 + 30 * tick));
         }
-        assert!(usual.target_ns() < 1_000_000_000, "{}", usual.target_ns());
+        assert!(
+            usual.target_delay_ns() < 1_000_000_000,
+            "{}",
+            usual.target_delay_ns()
+        );
         assert_eq!(usual.delay_ns(&reading(104, 3_300)), 3_300_000_000);
     }
 

@@ -60,7 +60,7 @@ struct Beginning {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Measure {
     pub(super) delay_ns: u64,
-    pub(super) target_ns: u64,
+    pub(super) target_delay_ns: u64,
 }
 
 /// Sums over a part of the course.
@@ -117,13 +117,13 @@ impl ColdStart {
             .filter(|connections| depth > *connections as f64 * BEHIND_POOL)
             .and_then(|connections| self.keeps_ns(connections))
             .map(|keeps_ns| keeps_ns * POOLED);
-        let target_ns = match (by_growth, by_pool) {
+        let target_delay_ns = match (by_growth, by_pool) {
             (Some(growth), Some(pool)) => growth.min(pool),
             (growth, pool) => growth.or(pool)?,
         };
         Some(Measure {
             delay_ns,
-            target_ns: (target_ns as u64).max(LEAST_NS),
+            target_delay_ns: (target_delay_ns as u64).max(LEAST_NS),
         })
     }
 
@@ -275,7 +275,7 @@ mod tests {
         let measure = after(jam).measure(None).unwrap();
         assert_eq!(measure.delay_ns, 9_950_000_000);
         assert!(
-            measure.delay_ns > measure.target_ns * 14 / 10,
+            measure.delay_ns > measure.target_delay_ns * 14 / 10,
             "{measure:?}"
         );
     }
@@ -316,7 +316,7 @@ mod tests {
         let course = after(|_| reading(40, 2_000, (1, 1)));
         let measure = course.measure(Some(4)).unwrap();
         assert_eq!(measure.delay_ns, 2_000_000_000);
-        assert_eq!(measure.target_ns, 800_000_000);
+        assert_eq!(measure.target_delay_ns, 800_000_000);
         assert_eq!(course.measure(Some(10)), None);
         assert_eq!(after(|_| reading(40, 2_000, (1, 0))).measure(Some(4)), None);
     }

@@ -178,15 +178,15 @@ impl Detector {
         }
         let mut stretch = None;
         if verdict.level > Level::Ok && watched.running.is_none() {
-            let sign = since(at, sign.or(watched.track.sign_ns));
-            let incident = self
-                .incidents
-                .open(at, key, sign, (targets, around.neighbours), events);
+            let onset = since(at, sign.or(watched.track.sign_ns));
+            let incident =
+                self.incidents
+                    .open(at, key, onset, (targets, around.neighbours), events);
             let opening = Opening {
                 id: format!("{:016x}", queue_id("episode", at, key, targets)),
                 incident,
                 key: Arc::clone(key),
-                sign,
+                onset,
                 at,
                 usual: watched.track.baseline.usual(),
             };
@@ -211,7 +211,7 @@ impl Detector {
         }
         if verdict.level == Level::Ok {
             self.close(at, key, events);
-        } else if running.is_due(at, watched.settings.tell_every_ns) {
+        } else if running.is_due(at, watched.settings.repeat_interval_ns) {
             let (stretch, episode) = running.tell(at);
             events.extend(stretch.map(Event::Stretch));
             events.push(Event::Episode(Box::new(episode)));

@@ -9,7 +9,7 @@ use super::{
     track::Verdict,
 };
 use crate::{
-    event::{DrivenBy, Episode, Happening, Instant, Level, Moment, Stretch},
+    event::{DrivenBy, Episode, Instant, Level, Moment, MomentKind, Stretch},
     queue::{QueueKey, Reading},
 };
 
@@ -56,7 +56,7 @@ pub(super) struct Opening {
     pub(super) id: String,
     pub(super) incident: String,
     pub(super) key: Arc<QueueKey>,
-    pub(super) sign: Instant,
+    pub(super) onset: Instant,
     pub(super) at: Instant,
     /// Arrivals and departures while all is well, where known.
     pub(super) usual: (Option<Usual>, Option<Usual>),
@@ -71,7 +71,7 @@ impl OpenEpisode {
                 id: opening.id,
                 incident: opening.incident,
                 key: opening.key,
-                sign: opening.sign,
+                onset: opening.onset,
                 start: at,
                 end: at,
                 ongoing: true,
@@ -115,7 +115,7 @@ impl OpenEpisode {
             told_ns: at.mono_ns,
         };
         if let Some(left) = verdict.time_to_full_ns.filter(|left| *left > 0) {
-            running.note(at, Happening::Forecast(left));
+            running.note(at, MomentKind::Forecast(left));
         }
         running
     }
@@ -170,7 +170,7 @@ impl OpenEpisode {
             stretch.time_to_full_ns = verdict.time_to_full_ns;
         }
         if reading.losses > 0 {
-            self.note(at, Happening::Loss(reading.losses));
+            self.note(at, MomentKind::Loss(reading.losses));
         }
         self.judge(reading.depth, verdict);
         ended
@@ -189,7 +189,7 @@ impl OpenEpisode {
             .take()
             .map(|stretch| Stretch { to: at, ..stretch });
         if verdict.level > before {
-            self.note(at, Happening::Level(verdict.level));
+            self.note(at, MomentKind::Level(verdict.level));
         }
         if verdict.level > Level::Ok {
             self.begin_stretch(at, verdict.level);
@@ -274,7 +274,7 @@ impl OpenEpisode {
             .stretch
             .take()
             .map(|stretch| Stretch { to: at, ..stretch });
-        self.note(at, Happening::Recovered);
+        self.note(at, MomentKind::Recovered);
         let episode = self.summary(at, false);
         (part, episode)
     }
@@ -304,9 +304,9 @@ impl OpenEpisode {
         self.summary(at, true)
     }
 
-    fn note(&mut self, at: Instant, what: Happening) {
+    fn note(&mut self, at: Instant, kind: MomentKind) {
         if self.episode.moments.len() < MAX_MOMENTS {
-            self.episode.moments.push(Moment { at, what });
+            self.episode.moments.push(Moment { at, kind });
         } else {
             self.episode.moments_dropped += 1;
         }

@@ -21,10 +21,10 @@ pub struct Gauge {
     pub limit: Option<u64>,
     /// The delay that counts against the queue now, ns; the delay that stands (never less for a while); the one that is fine.
     pub delay_ns: u64,
-    pub standing_ns: u64,
-    pub target_ns: u64,
+    pub standing_delay_ns: u64,
+    pub target_delay_ns: u64,
     /// The delay that is fine was set by who knows better.
-    pub is_target_set: bool,
+    pub is_target_configured: bool,
     /// Of the work that waits: the age that 99% of it has not reached, and that of the oldest, ns.
     pub p99_ns: Option<u64>,
     pub oldest_age_ns: Option<u64>,
@@ -33,7 +33,7 @@ pub struct Gauge {
     /// How long what leaves now has waited, ns.
     pub wait_ns: Option<u64>,
     /// Of what does the work, the share that is at work.
-    pub busy: Option<f64>,
+    pub utilization: Option<f64>,
     /// Per second, over the last second or so.
     pub arrivals_per_s: Option<f64>,
     pub departures_per_s: Option<f64>,
@@ -68,14 +68,14 @@ impl Gauge {
             depth: reading.depth,
             limit: reading.limit,
             delay_ns: verdict.delay_ns,
-            standing_ns: verdict.standing_ns,
-            target_ns: verdict.target_ns,
-            is_target_set: verdict.is_target_set,
+            standing_delay_ns: verdict.standing_delay_ns,
+            target_delay_ns: verdict.target_delay_ns,
+            is_target_configured: verdict.is_target_configured,
             p99_ns,
             oldest_age_ns: reading.oldest_age_ns,
             median_age_ns: reading.ages_ns.get(reading.ages_ns.len() / 2).copied(),
             wait_ns: reading.wait_ns,
-            busy: reading.extra(UTILIZATION),
+            utilization: reading.extra(UTILIZATION),
             arrivals_per_s: verdict.rates.map(|rates| rates.arrivals),
             departures_per_s: verdict.rates.map(|rates| rates.departures),
             is_counted: reading.arrivals.is_some() && reading.departures.is_some(),

@@ -36,7 +36,7 @@ impl Incidents {
         &mut self,
         at: Instant,
         key: &Arc<QueueKey>,
-        sign: Instant,
+        onset: Instant,
         (targets, neighbours): (&Targets, Neighbours<'_>),
         events: &mut Vec<Event>,
     ) -> String {
@@ -51,7 +51,7 @@ impl Incidents {
             events.push(Event::IncidentOpened {
                 id: id.clone(),
                 target: key.target,
-                sign,
+                onset,
                 at,
                 first: key.kind,
             });

@@ -8,9 +8,9 @@ const MS: u64 = 1_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// The standing delay that is fine, ns. `None`: half the service time, between the two bounds below.
-    pub target_ns: Option<u64>,
-    pub target_min_ns: u64,
-    pub target_max_ns: u64,
+    pub target_delay_ns: Option<u64>,
+    pub target_delay_min_ns: u64,
+    pub target_delay_max_ns: u64,
     /// Score at which the level is entered.
     pub warn: f64,
     pub critical: f64,
@@ -24,15 +24,15 @@ pub struct Settings {
     /// How long the score must stay low before the level is left.
     pub clear_ns: u64,
     /// Parts of a long stretch, and the standing of a long episode, are told so often.
-    pub tell_every_ns: u64,
+    pub repeat_interval_ns: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            target_ns: None,
-            target_min_ns: 5 * MS,
-            target_max_ns: 500 * MS,
+            target_delay_ns: None,
+            target_delay_min_ns: 5 * MS,
+            target_delay_max_ns: 500 * MS,
             warn: 0.7,
             critical: 0.9,
             leave: 0.5,
@@ -40,7 +40,7 @@ impl Default for Settings {
             window_max_ns: 5_000 * MS,
             dwell_ns: 300 * MS,
             clear_ns: 1_500 * MS,
-            tell_every_ns: 30_000 * MS,
+            repeat_interval_ns: 30_000 * MS,
         }
     }
 }

@@ -53,9 +53,9 @@ pub(super) struct Verdict {
     pub(super) suspicious: bool,
     /// The delay that counts against the queue now, the delay that stands, and the one that is fine, ns.
     pub(super) delay_ns: u64,
-    pub(super) standing_ns: u64,
-    pub(super) target_ns: u64,
-    pub(super) is_target_set: bool,
+    pub(super) standing_delay_ns: u64,
+    pub(super) target_delay_ns: u64,
+    pub(super) is_target_configured: bool,
 }
 
 /// Of a queue that is judged against what is usual.
@@ -111,14 +111,15 @@ impl Track {
             (now, before) => now.or(before),
         };
         self.service_ns = service_ns;
-        let target_ns = settings.target_ns.unwrap_or_else(|| {
+        let target_delay_ns = settings.target_delay_ns.unwrap_or_else(|| {
             if let Some(measure) = at_first {
-                return measure.target_ns;
+                return measure.target_delay_ns;
             }
             if by_usual {
-                return self.usual_wait.target_ns();
+                return self.usual_wait.target_delay_ns();
             }
-            (service_ns.unwrap_or(0) / 2).clamp(settings.target_min_ns, settings.target_max_ns)
+            (service_ns.unwrap_or(0) / 2)
+                .clamp(settings.target_delay_min_ns, settings.target_delay_max_ns)
         });
         let window_ns = service_ns
             .map_or(0, |service_ns| service_ns.saturating_mul(10))
@@ -128,7 +129,7 @@ impl Track {
         let seen_standing = self.delays.add(now_ns, delay_ns as f64, window_ns);
         let oldest_age_ns = reading.oldest_age_ns.filter(|_| is_judged).unwrap_or(0);
         let known_standing = oldest_age_ns.saturating_sub(window_ns) as f64;
-        let scale = 2.0 * target_ns as f64;
+        let scale = 2.0 * target_delay_ns as f64;
         let by_delay = seen_standing.max(known_standing) / scale;
         let fill = reading.fill.unwrap_or(0.0);
         let (by_fill, raw_fill) = if kind.is_cliff() {
@@ -185,9 +186,9 @@ impl Track {
             time_to_full_ns,
             suspicious,
             delay_ns,
-            standing_ns: seen_standing.max(known_standing) as u64,
-            target_ns,
-            is_target_set: settings.target_ns.is_some(),
+            standing_delay_ns: seen_standing.max(known_standing) as u64,
+            target_delay_ns,
+            is_target_configured: settings.target_delay_ns.is_some(),
         }
     }
 

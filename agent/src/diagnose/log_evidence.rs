@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::Said;
+use super::LoggedMessage;
 use crate::{
     event::Instant,
     queue::Targets,
@@ -115,7 +115,7 @@ impl LogEvidence {
     }
 
     /// What a target said from the first sign of an episode on, most often said first.
-    pub fn over(&self, target: TargetId, since: Instant, warned: Instant) -> Vec<Said> {
+    pub fn over(&self, target: TargetId, since: Instant, warned: Instant) -> Vec<LoggedMessage> {
         let mut said: BTreeMap<&Key, (u64, &Entry)> = BTreeMap::new();
         let entries = self
             .entries
@@ -128,9 +128,9 @@ impl LogEvidence {
                 *first = entry;
             }
         }
-        let mut said: Vec<Said> = said
+        let mut said: Vec<LoggedMessage> = said
             .into_iter()
-            .map(|(key, (count, first))| Said {
+            .map(|(key, (count, first))| LoggedMessage {
                 name: key.name.as_ref().to_owned(),
                 path: key.path.as_ref().to_owned(),
                 count,
@@ -140,7 +140,8 @@ impl LogEvidence {
             })
             .collect();
         said.sort_by(|a, b| {
-            let key = |said: &Said| (said.first_unix_ns, said.name.clone(), said.path.clone());
+            let key =
+                |said: &LoggedMessage| (said.first_unix_ns, said.name.clone(), said.path.clone());
             b.count.cmp(&a.count).then_with(|| key(a).cmp(&key(b)))
         });
         said.truncate(MAX_SAID);

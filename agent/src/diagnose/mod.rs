@@ -33,8 +33,8 @@ use crate::{
     cause::Cause,
     detect::Waiting,
     event::{
-        Activity, CauseStretch, Confidence, Culprit, CulpritKind, Episode, Event, Happening, Hop,
-        Instant, Moment, Said, Verdict,
+        Activity, CauseStretch, Confidence, Culprit, CulpritKind, Episode, Event, Hop, Instant,
+        LoggedMessage, Moment, MomentKind, Verdict,
     },
     queue::{QueueKey, Readings, Targets},
     sample::{Sample, TargetId},
@@ -183,8 +183,8 @@ impl Diagnosis {
         let others = self.open.values().map(|standing| &standing.episode);
         let sign_ns = others
             .filter(|other| other.key.target == target)
-            .map(|other| other.sign.mono_ns)
-            .fold(episode.sign.mono_ns, u64::min);
+            .map(|other| other.onset.mono_ns)
+            .fold(episode.onset.mono_ns, u64::min);
         let from_ns = sign_ns.max(at.mono_ns.saturating_sub(WINDOW_NS));
         let window = self.profile.over(from_ns, at.mono_ns);
         let verdict = rules::judge(Case {
@@ -196,7 +196,7 @@ impl Diagnosis {
         Verdict {
             messages: self
                 .heard
-                .over(episode.key.target, episode.sign, episode.start),
+                .over(episode.key.target, episode.onset, episode.start),
             ..verdict
         }
     }
@@ -351,7 +351,7 @@ impl Standing {
             if self.changes.len() < MAX_CHANGES {
                 self.changes.push(Moment {
                     at,
-                    what: Happening::Cause(verdict.cause),
+                    kind: MomentKind::Cause(verdict.cause),
                 });
             }
             // At once, without waiting for how long it holds.

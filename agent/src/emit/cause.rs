@@ -114,7 +114,7 @@ mod tests {
             root: None,
             path: Vec::new(),
             shares: Vec::new(),
-            looks: 0,
+            samples: 0,
             evidence: String::new(),
             advice: String::new(),
             messages: Vec::new(),

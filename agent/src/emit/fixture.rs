@@ -8,7 +8,7 @@ use crate::{
     diagnose::{Calls, NoBaseline},
     event::{
         Activity, CauseStretch, Confidence, Culprit, CulpritKind, DrivenBy, Episode, Event, Hop,
-        Instant, Level, Said, Verdict,
+        Instant, Level, LoggedMessage, Verdict,
     },
     queue::{Kind, QueueKey},
     sample::{Sample, Target, TargetId},
@@ -98,13 +98,13 @@ pub fn verdict() -> Verdict {
             (Activity::Idle, 0.02),
             (Activity::OnCpu, 0.01),
         ],
-        looks: 3_120,
+        samples: 3_120,
         evidence: "4 of 4 workers wait for 127.0.0.1:5432, for 7.9 s at the longest; before, an answer took 11 ms."
             .to_owned(),
         advice: "End the transaction of postgres (812), which has been idle for 8.2 s: \
                  SELECT pg_terminate_backend(812). For good: idle_in_transaction_session_timeout."
             .to_owned(),
-        messages: vec![Said {
+        messages: vec![LoggedMessage {
             name: "listen_queue_full".to_owned(),
             path: "/var/log/uwsgi/shop.log".to_owned(),
             count: 23,
@@ -125,7 +125,7 @@ pub fn episode(id: &str, target: TargetId, kind: Kind, name: &str) -> Episode {
             kind,
             name: name.to_owned(),
         }),
-        sign: at(7),
+        onset: at(7),
         start: at(8),
         end: at(20),
         ongoing: true,
@@ -182,7 +182,7 @@ pub fn gateway() -> Episode {
             evidence: "512 requests wait for 127.0.0.1:8080.".to_owned(),
             ..verdict()
         })),
-        sign: at(9),
+        onset: at(9),
         start: at(10),
         level_max: Level::Critical,
         depth_max: 430,

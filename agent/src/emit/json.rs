@@ -13,7 +13,7 @@ use super::{Sink, cause::Told};
 use crate::{
     cause::Cause,
     diagnose::NoBaseline,
-    event::{CauseStretch, Culprit, Episode, Event, Hop, QueueState, Said, Verdict},
+    event::{CauseStretch, Culprit, Episode, Event, Hop, LoggedMessage, QueueState, Verdict},
     queue::{QueueKey, Reading},
     sample::{AgentReport, Target, TargetId},
 };
@@ -194,7 +194,7 @@ fn episode_object(word: &str, episode: &Episode, targets: &Known) -> Map<String,
         object.put("ongoing", true);
     }
     queue_key(&mut object, &episode.key, targets);
-    object.put("onset_unix_ns", episode.sign.unix_ns);
+    object.put("onset_unix_ns", episode.onset.unix_ns);
     object.put("start_unix_ns", episode.start.unix_ns);
     object.put("end_unix_ns", episode.end.unix_ns);
     object.put("level_max", episode.level_max.name());
@@ -274,7 +274,7 @@ fn put_verdict(object: &mut Object, verdict: &Verdict, targets: &Known) {
     let shares = verdict.shares.iter();
     let shares = shares.map(|(activity, share)| (activity.name().to_owned(), round(*share).into()));
     object.put("shares", shares.collect::<Map<String, Value>>());
-    object.put("samples", verdict.looks);
+    object.put("samples", verdict.samples);
     if !verdict.messages.is_empty() {
         let messages: Vec<Value> = verdict.messages.iter().map(said).collect();
         object.put("messages", messages);
@@ -304,7 +304,7 @@ fn hop(hop: &Hop, targets: &Known) -> Value {
     Value::Object(object.0)
 }
 
-fn said(said: &Said) -> Value {
+fn said(said: &LoggedMessage) -> Value {
     let mut object = Object(Map::new());
     object.put("name", said.name.as_str());
     object.put("path", said.path.as_str());

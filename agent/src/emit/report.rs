@@ -205,7 +205,7 @@ impl Report<'_> {
         let text = format!("{}{was}: {why}", self.queue_name(episode));
         let clock = match indent {
             0 => String::new(),
-            _ => format!("{:INDENT$}{:<CLOCK$}", "", clock(episode.sign.unix_ns)),
+            _ => format!("{:INDENT$}{:<CLOCK$}", "", clock(episode.onset.unix_ns)),
         };
         let paint = if episode.ongoing { style(*level) } else { DIM };
         let (on, bold, off) = self.paint(paint);
@@ -249,7 +249,7 @@ impl Report<'_> {
             let bar = bar(share);
             let percent = (share * 100.0).min(999.0);
             let column = bar.chars().count() + " 100%  ".len();
-            let looks = format!("(of {} looks)", count(verdict.looks));
+            let looks = format!("(of {} looks)", count(verdict.samples));
             let fits = column + words.len() + 1 + looks.len() <= VALUE;
             let beside = match (index, fits) {
                 (0, true) => format!(" {looks}"),

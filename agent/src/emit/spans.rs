@@ -35,7 +35,7 @@ use self::{
     id::{span_id, trace_id},
 };
 use crate::{
-    event::{Episode, Event, Happening, Instant, Level, Stretch},
+    event::{Episode, Event, Instant, Level, MomentKind, Stretch},
     queue::Kind,
     sample::{Target, TargetId},
 };
@@ -135,11 +135,11 @@ impl Spans {
             Event::IncidentOpened {
                 id,
                 target,
-                sign,
+                onset,
                 at,
                 first,
             } => {
-                let root = self.incident(id, *target, *sign, *at, *first);
+                let root = self.incident(id, *target, *onset, *at, *first);
                 root.into_iter().collect()
             }
             Event::EpisodeOpened(episode) => self.onset(episode),
@@ -168,7 +168,7 @@ impl Spans {
         &mut self,
         id: &str,
         target: TargetId,
-        sign: Instant,
+        onset: Instant,
         at: Instant,
         first: Kind,
     ) -> Option<Batch> {
@@ -187,7 +187,7 @@ impl Spans {
             id: incident.root,
             parent: SpanId::INVALID,
             name: "queue.incident".into(),
-            from: sign,
+            from: onset,
             to: at,
         };
         let attributes = Attributes::default().text("tailback.queue.kind", first.name());
@@ -200,11 +200,11 @@ impl Spans {
         let Episode {
             incident: id,
             key,
-            sign,
+            onset: began,
             start,
             ..
         } = episode;
-        let root = self.incident(id, key.target, *sign, *start, key.kind);
+        let root = self.incident(id, key.target, *began, *start, key.kind);
         let known = self.targets.get(&key.target).cloned();
         let unknown = self.resource_of(key.target);
         let Some(incident) = self
@@ -230,7 +230,7 @@ impl Spans {
             id: onset_id(&episode.id),
             parent: incident.root,
             name: format!("queue.onset {}", key.kind.name()).into(),
-            from: *sign,
+            from: *began,
             to: *start,
         };
         let onset = span.finish(&self.scope, Attributes::default().onset(episode));
@@ -391,18 +391,18 @@ fn events(episode: &Episode) -> SpanEvents {
         .iter()
         .filter_map(|moment| {
             let none = Attributes::default();
-            let (name, attributes) = match moment.what {
-                Happening::Level(Level::Warn) => ("level.warn", none),
-                Happening::Level(Level::Critical) => ("level.critical", none),
-                Happening::Level(Level::Full) => ("level.full", none),
+            let (name, attributes) = match moment.kind {
+                MomentKind::Level(Level::Warn) => ("level.warn", none),
+                MomentKind::Level(Level::Critical) => ("level.critical", none),
+                MomentKind::Level(Level::Full) => ("level.full", none),
                 // Coming back to ok is `recovered`.
-                Happening::Level(Level::Ok) => return None,
-                Happening::Loss(count) => ("loss", none.count("tailback.losses", count)),
-                Happening::Forecast(ns) => ("forecast.full", none.time_to_full(Some(ns))),
-                Happening::Cause(cause) => {
+                MomentKind::Level(Level::Ok) => return None,
+                MomentKind::Loss(count) => ("loss", none.count("tailback.losses", count)),
+                MomentKind::Forecast(ns) => ("forecast.full", none.time_to_full(Some(ns))),
+                MomentKind::Cause(cause) => {
                     ("cause.changed", none.text("tailback.cause", cause.name()))
                 }
-                Happening::Recovered => ("recovered", none),
+                MomentKind::Recovered => ("recovered", none),
             };
             let attributes: Vec<KeyValue> = attributes.into_vec();
             Some(SpanEvent::new(

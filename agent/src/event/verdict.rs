@@ -26,13 +26,13 @@ pub struct Verdict {
     /// What the workers' wall time went into, largest first; adds up to 1. Empty where nothing was sampled.
     pub shares: Vec<(Activity, f64)>,
     /// Looks at threads that the shares are made of.
-    pub looks: u64,
+    pub samples: u64,
     /// One sentence with numbers.
     pub evidence: String,
     /// What to do: the parameter, its present value, what would be enough.
     pub advice: String,
     /// What the target's own log said meanwhile.
-    pub messages: Vec<Said>,
+    pub messages: Vec<LoggedMessage>,
 }
 
 impl Verdict {
@@ -140,7 +140,7 @@ pub struct Hop {
 
 /// A message of the target's own, counted over the episode.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct LoggedMessage {
     /// Its name in the table of messages.
     pub name: String,
     pub path: String,

@@ -48,7 +48,7 @@ pub struct AtOnce {
 struct Service {
     at_ns: u64,
     /// The delay that is fine.
-    target_ns: u64,
+    target_delay_ns: u64,
     /// Requests that are there, taken or not, of as many as can be in service.
     there: f64,
     /// In service at the last looks. It takes two to tell that there is little: one may come between two requests.
@@ -94,7 +94,7 @@ impl Concurrency {
             .services
             .entry(target)
             .or_insert_with(|| Service::new(&look));
-        service.target_ns = shed_ns.unwrap_or(service.target_ns);
+        service.target_delay_ns = shed_ns.unwrap_or(service.target_delay_ns);
         let said = service.at_once().most;
         service.take_in(&look);
         let is_held = look.waiting + look.in_service <= u64::from(said) + 1;
@@ -138,7 +138,7 @@ impl Service {
     fn new(look: &Look) -> Self {
         Self {
             at_ns: look.at_ns,
-            target_ns: 0,
+            target_delay_ns: 0,
             there: look.in_service as f64,
             last: [look.in_service; 2],
             in_service: look.in_service as f64,
@@ -186,7 +186,7 @@ impl Service {
 
     /// What is known to keep it busy.
     fn most(&self) -> f64 {
-        let waiting = self.per_s * OF_TARGET * self.target_ns as f64 / 1e9;
+        let waiting = self.per_s * OF_TARGET * self.target_delay_ns as f64 / 1e9;
         (self.in_service + waiting).round().max(1.0)
     }
 

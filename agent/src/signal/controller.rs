@@ -59,7 +59,7 @@ pub struct Look {
     pub now_ns: u64,
     /// The delay that counts against the queue, and the one that is fine, ns.
     pub delay_ns: u64,
-    pub target_ns: u64,
+    pub target_delay_ns: u64,
     /// Whoever turns away by how long work waited lets it wait for so long, ns, while there is too much.
     pub max_queue_wait_ns: u64,
     /// What came and went since the look before is known, and in the counts.
@@ -68,7 +68,7 @@ pub struct Look {
     pub arrivals: u64,
     pub departures: u64,
     /// Of what does the service's work: the share that was at work lately.
-    pub busy: Option<f64>,
+    pub utilization: Option<f64>,
 }
 
 /// Decides for one queue.
@@ -233,7 +233,10 @@ impl Controller {
         self.least_ns = self.least_ns.min(look.delay_ns);
         self.counted &= look.is_counted;
         let elapsed_ns = look.now_ns.saturating_sub(self.last.now_ns);
-        let pace_ns = look.target_ns.saturating_mul(2).clamp(PACE_NS, PACE_MAX_NS);
+        let pace_ns = look
+            .target_delay_ns
+            .saturating_mul(2)
+            .clamp(PACE_NS, PACE_MAX_NS);
         // A look that is a little early is as good.
         if elapsed_ns < pace_ns / 10 * 9 {
             return;
@@ -256,7 +259,7 @@ impl Controller {
         let is_steady = (self.admit - self.admit_before).abs() <= STEADY * self.admit_before;
         self.admit_before = self.admit;
         self.recent = [self.recent[1], self.counted.then_some(stretch)];
-        match look.busy {
+        match look.utilization {
             Some(busy) => self.busy.push_back((busy, seconds)),
             None => self.busy.clear(),
         }
@@ -267,7 +270,7 @@ impl Controller {
             self.calm = self.calm.saturating_add(1);
         } else {
             // A queue that is short for a moment is not the end of calm, nor a part of it.
-            self.calm = if look.delay_ns < look.target_ns / 2 {
+            self.calm = if look.delay_ns < look.target_delay_ns / 2 {
                 self.calm / 2
             } else {
                 0
@@ -278,7 +281,7 @@ impl Controller {
             if let [Some(before), Some(now)] = self.recent {
                 self.take_in(&[before, now], is_steady);
             }
-            if let Some(busy) = look.busy {
+            if let Some(busy) = look.utilization {
                 let mean = self.busy_at_most.unwrap_or(busy);
                 self.busy_at_most = Some(mean + (busy - mean) / MEMORY);
             }
@@ -290,14 +293,14 @@ impl Controller {
     }
 
     fn decide(&mut self, look: Look) {
-        let standing_ns = self.standing_ns(look.target_ns);
+        let standing_delay_ns = self.standing_delay_ns(look.target_delay_ns);
         // What is let wait need not drain, and is no sign that the balance is too high.
         let fine_ns = if self.is_too_much() {
-            look.max_queue_wait_ns.max(look.target_ns)
+            look.max_queue_wait_ns.max(look.target_delay_ns)
         } else {
-            look.target_ns
+            look.target_delay_ns
         };
-        let excess_ns = standing_ns - fine_ns as f64;
+        let excess_ns = standing_delay_ns - fine_ns as f64;
         if excess_ns > 0.0 {
             self.too_long = self.too_long.saturating_add(1);
             self.is_too_much = true;
@@ -317,12 +320,12 @@ impl Controller {
                 }
                 None => {}
             }
-        } else if standing_ns > look.target_ns as f64 {
+        } else if standing_delay_ns > look.target_delay_ns as f64 {
             self.too_long = 0;
             self.admit = self.balance.share().unwrap_or(self.admit);
         } else {
             self.too_long = 0;
-            if self.active && look.delay_ns < look.target_ns {
+            if self.active && look.delay_ns < look.target_delay_ns {
                 self.rise();
             }
         }
@@ -334,14 +337,14 @@ impl Controller {
     }
 
     /// The delay that stood, ns: 0 where it did not stand for long enough to count.
-    fn standing_ns(&self, target_ns: u64) -> f64 {
+    fn standing_delay_ns(&self, target_delay_ns: u64) -> f64 {
         let least = |count: usize| {
             let enough = self.delays.len() >= count;
             enough
                 .then(|| self.delays.iter().rev().take(count).min())
                 .flatten()
         };
-        let far = least(STANDING - 1).filter(|delay| **delay as f64 > FAR * target_ns as f64);
+        let far = least(STANDING - 1).filter(|delay| **delay as f64 > FAR * target_delay_ns as f64);
         far.or(least(STANDING)).map_or(0.0, |delay| *delay as f64)
     }
 

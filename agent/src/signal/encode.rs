@@ -140,7 +140,7 @@ impl Page {
         self.u32(at + 4, id(key));
         self.u32(at + 8, bounded(gauge.depth));
         self.u32(at + 12, limit.unwrap_or(0));
-        self.u64(at + 16, gauge.standing_ns);
+        self.u64(at + 16, gauge.standing_delay_ns);
         self.u64(at + 24, gauge.p99_ns.unwrap_or(0));
         self.u64(
             at + 32,
@@ -205,7 +205,7 @@ mod tests {
         let gauge = Gauge {
             depth: 7,
             limit: Some(100),
-            standing_ns: 11,
+            standing_delay_ns: 11,
             oldest_age_ns: Some(13),
             score: 0.5,
             arrivals_per_s: Some(30.4),

@@ -54,7 +54,7 @@ impl Loads {
     ) -> Option<f64> {
         let mut busiest: Option<f64> = None;
         for (key, gauge) in queues {
-            let Some(busy) = gauge.busy else {
+            let Some(busy) = gauge.utilization else {
                 continue;
             };
             let share = self.shares.entry(Arc::clone(key)).or_insert(Share {
@@ -126,7 +126,7 @@ mod tests {
         };
         let gauge = Gauge {
             at_ns,
-            busy: Some(busy),
+            utilization: Some(busy),
             ..Gauge::default()
         };
         (Arc::new(key), gauge)

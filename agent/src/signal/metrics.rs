@@ -55,7 +55,7 @@ const OF_QUEUES: &[Family] = &[
         "tailback_queue_standing_delay_seconds",
         "gauge",
         "The delay that stands: no less for about a second.",
-        |gauge| Some(gauge.standing_ns as f64 / SECOND),
+        |gauge| Some(gauge.standing_delay_ns as f64 / SECOND),
     ),
     (
         "tailback_queue_arrivals_total",

@@ -109,7 +109,7 @@ impl Board {
         let shed_ns = self.shed_ns(&queues);
         let at_once = self.concurrency.take_in(target.id, &queues, shed_ns);
         let waits_for_long = |(key, gauge): &(Arc<QueueKey>, Gauge)| {
-            waits_untaken(key) && gauge.delay_ns > gauge.target_ns
+            waits_untaken(key) && gauge.delay_ns > gauge.target_delay_ns
         };
         let is_shed_for =
             |(key, _): &(Arc<QueueKey>, Gauge)| self.asks(key, Controller::is_shedding);
@@ -178,7 +178,7 @@ impl Board {
         queues
             .iter()
             .filter(|(key, _)| key.kind == Kind::Accept && self.asks(key, Controller::is_shedding))
-            .map(|(_, gauge)| gauge.target_ns)
+            .map(|(_, gauge)| gauge.target_delay_ns)
             .min()
     }
 
@@ -219,12 +219,12 @@ impl Board {
         let look = Look {
             now_ns: gauge.at_ns,
             delay_ns: gauge.delay_ns,
-            target_ns: fine_ns,
+            target_delay_ns: fine_ns,
             max_queue_wait_ns: most_ns,
             is_counted: gauge.is_counted,
             arrivals: gauge.arrivals,
             departures: gauge.departures,
-            busy,
+            utilization: busy,
         };
         // Nobody knows any more how it stands.
         if now_ns.saturating_sub(gauge.at_ns) > UNKNOWN_NS {
@@ -250,8 +250,8 @@ impl Board {
 
 /// How long work may wait in a queue.
 fn wait(key: &QueueKey, gauge: &Gauge, known: Option<Known>) -> Wait {
-    let known = known.filter(|_| waits_untaken(key) && !gauge.is_target_set);
-    Wait::of(gauge.target_ns, known)
+    let known = known.filter(|_| waits_untaken(key) && !gauge.is_target_configured);
+    Wait::of(gauge.target_delay_ns, known)
 }
 
 /// A request waits in such a queue until it is taken.
@@ -363,7 +363,7 @@ mod tests {
         Gauge {
             at_ns: tick * 100_000_000,
             delay_ns: tick * 100_000_000,
-            target_ns: 20_000_000,
+            target_delay_ns: 20_000_000,
             is_counted: true,
             arrivals: 10 * tick,
             departures: 5 * tick,

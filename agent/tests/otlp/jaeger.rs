@@ -8,7 +8,7 @@ use tailback::{
         otlp::Exporter,
         spans::{Host, Spans},
     },
-    event::{DrivenBy, Episode, Event, Happening, Instant, Level, Moment, Stretch},
+    event::{DrivenBy, Episode, Event, Instant, Level, Moment, MomentKind, Stretch},
     queue::{Kind, QueueKey},
     sample::Target,
 };
@@ -42,21 +42,21 @@ fn key(kind: Kind, name: &str) -> Arc<QueueKey> {
 
 pub fn episode(incident: &str, id: &str, kind: Kind, name: &str, losses: u64) -> Episode {
     let happenings = [
-        Happening::Level(Level::Warn),
-        Happening::Forecast(2 * SECOND),
-        Happening::Level(Level::Critical),
-        Happening::Level(Level::Full),
-        Happening::Loss(losses),
-        Happening::Recovered,
+        MomentKind::Level(Level::Warn),
+        MomentKind::Forecast(2 * SECOND),
+        MomentKind::Level(Level::Critical),
+        MomentKind::Level(Level::Full),
+        MomentKind::Loss(losses),
+        MomentKind::Recovered,
     ];
     let happenings = happenings
         .into_iter()
-        .filter(|what| losses > 0 || !matches!(what, Happening::Loss(_)));
+        .filter(|what| losses > 0 || !matches!(what, MomentKind::Loss(_)));
     Episode {
         id: id.to_owned(),
         incident: incident.to_owned(),
         key: key(kind, name),
-        sign: at(5),
+        onset: at(5),
         start: at(8),
         end: at(20),
         ongoing: false,
@@ -86,9 +86,9 @@ pub fn episode(incident: &str, id: &str, kind: Kind, name: &str, losses: u64) ->
         verdict: None,
         moments: happenings
             .zip(8..)
-            .map(|(what, second)| Moment {
+            .map(|(kind, second)| Moment {
                 at: at(second),
-                what,
+                kind,
             })
             .collect(),
         moments_dropped: 0,
@@ -154,7 +154,7 @@ fn story(incident: &str) -> Vec<(Event, usize)> {
             Event::IncidentOpened {
                 id: id(),
                 target: 1,
-                sign: at(5),
+                onset: at(5),
                 at: at(8),
                 first: Kind::Accept,
             },

@@ -74,7 +74,7 @@ fn verdict(path: Vec<Hop>) -> Arc<Verdict> {
         root: None,
         path,
         shares: vec![(Activity::Downstream, 0.75), (Activity::Idle, 0.25)],
-        looks: 400,
+        samples: 400,
         evidence: "3 of 4 workers wait for 127.0.0.1:5432.".to_owned(),
         advice: "End the transaction of postgres (4003).".to_owned(),
         messages: Vec::new(),
@@ -157,7 +157,7 @@ fn story() -> Vec<(Event, usize)> {
             Event::IncidentOpened {
                 id: INCIDENT.to_owned(),
                 target: SHOP,
-                sign: at(5),
+                onset: at(5),
                 at: at(8),
                 first: Kind::Accept,
             },

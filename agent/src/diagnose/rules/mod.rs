@@ -126,7 +126,7 @@ pub(super) fn judge(case: Case<'_>) -> Verdict {
         root,
         path,
         shares,
-        looks,
+        samples: looks,
         messages: Vec::new(),
     }
 }

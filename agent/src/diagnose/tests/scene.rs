@@ -441,7 +441,7 @@ pub(super) fn episode(kind: Kind, name: &str) -> Episode {
             kind,
             name: name.to_owned(),
         }),
-        sign: at,
+        onset: at,
         start: at,
         end: at,
         ongoing: true,

@@ -61,7 +61,7 @@ fn a_window_without_looks_is_unknown() {
         (verdict.cause, verdict.culprit.clone()),
         (Cause::Unknown, None)
     );
-    assert_eq!((verdict.looks, verdict.confidence), (0, Confidence::Low));
+    assert_eq!((verdict.samples, verdict.confidence), (0, Confidence::Low));
     assert_eq!(verdict.shares, []);
 }
 

@@ -45,7 +45,7 @@ impl Seen {
             episode.ongoing,
             *level,
             episode.level_max,
-            Reverse(episode.sign),
+            Reverse(episode.onset),
         )
     }
 }
@@ -64,8 +64,8 @@ pub(super) struct Service<'a> {
 }
 
 impl Service<'_> {
-    fn sign(&self) -> Option<Instant> {
-        self.episodes.iter().map(|seen| seen.episode.sign).min()
+    fn onset(&self) -> Option<Instant> {
+        self.episodes.iter().map(|seen| seen.episode.onset).min()
     }
 }
 
@@ -231,6 +231,6 @@ fn services<'a>(mut episodes: Vec<&'a Seen>) -> Vec<Service<'a>> {
         .max_by_key(|service| (led_through(service.target), worst(service)))
         .map(|service| service.target);
     let mut services: Vec<Service<'a>> = by_target.into_values().collect();
-    services.sort_by_key(|service| (Some(service.target) != head, service.sign()));
+    services.sort_by_key(|service| (Some(service.target) != head, service.onset()));
     services
 }

@@ -7,7 +7,7 @@ use crate::{
         GATEWAY, POSTGRES, SHOP, at, culprit, episode, gateway, look, no_baseline, shop, targets,
         verdict,
     },
-    event::{DrivenBy, Event, Said},
+    event::{DrivenBy, Event, LoggedMessage},
     queue::Kind,
     sample::{Notice, Thread},
 };
@@ -146,7 +146,7 @@ fn the_service_at_the_head_of_the_jam_heads_its_block_whoever_filled_first() {
     let database = because(
         Episode {
             level_max: Level::Warn,
-            sign: at(12),
+            onset: at(12),
             ..episode("e3", POSTGRES, Kind::Lock, "0x7f00")
         },
         Verdict {
@@ -385,7 +385,7 @@ fn every_state_of_a_thread_keeps_to_the_width_however_often_it_was_looked_at() {
     for activity in Activity::ALL {
         let verdict = Verdict {
             shares: vec![(*activity, 1.0)],
-            looks: 123_456_789,
+            samples: 123_456_789,
             ..verdict()
         };
         let episode = episode("e1", SHOP, Kind::Accept, "0.0.0.0:80");
@@ -419,7 +419,7 @@ fn hostile_names_keep_to_the_width_and_cannot_write_to_the_terminal() {
         evidence: evil.clone(),
         advice: evil.clone(),
         messages: vec![
-            Said {
+            LoggedMessage {
                 line: evil.clone(),
                 path: evil.clone(),
                 ..verdict().messages[0].clone()

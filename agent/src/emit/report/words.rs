@@ -9,7 +9,7 @@ use crate::{
         cause,
         terminal::{clock, depth},
     },
-    event::{DrivenBy, Episode, Level, Said, Verdict},
+    event::{DrivenBy, Episode, Level, LoggedMessage, Verdict},
     queue::Kind,
     sample::{Target, TargetId},
     text::{bytes, count, duration, rate, sparkline},
@@ -93,8 +93,8 @@ pub(super) fn queue(episode: &Episode) -> String {
 /// `12:00:05.000Z, for 12 s; full 4.0 s after the warning`.
 pub(super) fn since(seen: &Seen) -> String {
     let Seen { episode, level } = seen;
-    let lasted = duration(episode.end.mono_ns.saturating_sub(episode.sign.mono_ns));
-    let sign = clock(episode.sign.unix_ns);
+    let lasted = duration(episode.end.mono_ns.saturating_sub(episode.onset.mono_ns));
+    let sign = clock(episode.onset.unix_ns);
     let mut text = if episode.ongoing {
         format!("{sign}, for {lasted}")
     } else {
@@ -115,7 +115,7 @@ pub(super) fn since(seen: &Seen) -> String {
 }
 
 /// `23 times, 9.0 s after the warning: *** uWSGI listen queue of socket … (in /var/log/uwsgi.log)`.
-pub(super) fn message(said: &Said) -> String {
+pub(super) fn message(said: &LoggedMessage) -> String {
     let times = match said.count {
         1 => "once".to_owned(),
         several => format!("{} times", count(several)),

@@ -35,7 +35,7 @@ fn incident_opened() -> Event {
     Event::IncidentOpened {
         id: INCIDENT.into(),
         target: 1,
-        sign: at(5),
+        onset: at(5),
         at: at(8),
         first: Kind::Accept,
     }
@@ -54,7 +54,7 @@ fn episode(id: &str, kind: Kind) -> Episode {
         id: id.into(),
         incident: INCIDENT.into(),
         key: key(kind, "0.0.0.0:8080"),
-        sign: at(5),
+        onset: at(5),
         start: at(8),
         end: at(20),
         ongoing: false,
@@ -327,20 +327,20 @@ fn the_saturation_span_carries_all_numbers_of_the_episode() {
 #[test]
 fn what_happened_within_the_episode_are_its_events() {
     let happenings = [
-        Happening::Forecast(2_500_000_000),
-        Happening::Level(Level::Warn),
-        Happening::Level(Level::Critical),
-        Happening::Level(Level::Full),
-        Happening::Loss(7),
-        Happening::Level(Level::Ok),
-        Happening::Recovered,
+        MomentKind::Forecast(2_500_000_000),
+        MomentKind::Level(Level::Warn),
+        MomentKind::Level(Level::Critical),
+        MomentKind::Level(Level::Full),
+        MomentKind::Loss(7),
+        MomentKind::Level(Level::Ok),
+        MomentKind::Recovered,
     ];
     let moments = happenings
         .into_iter()
         .zip(8..)
-        .map(|(what, second)| Moment {
+        .map(|(kind, second)| Moment {
             at: at(second),
-            what,
+            kind,
         });
     let moments = moments.collect();
     let spans = spans_of(&[

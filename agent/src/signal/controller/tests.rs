@@ -184,13 +184,13 @@ fn play_with(
         let look = Look {
             now_ns: end_ns,
             delay_ns: waiting.front().map_or(0, |came| end_ns - came),
-            target_ns: wait.fine_ns,
+            target_delay_ns: wait.fine_ns,
             max_queue_wait_ns: wait.most_ns,
             // As of an accept queue: what came and went while it was empty now and then is not known.
             is_counted: !waiting.is_empty(),
             arrivals,
             departures,
-            busy: Some(lately),
+            utilization: Some(lately),
         };
         heard = share;
         controller
@@ -279,12 +279,12 @@ fn behind_work_that_nobody_takes_the_least_is_admitted_though_none_comes() {
     let look = |tick: u64| Look {
         now_ns: tick * TICK_NS,
         delay_ns: tick * TICK_NS,
-        target_ns: TARGET_NS,
+        target_delay_ns: TARGET_NS,
         max_queue_wait_ns: TARGET_NS,
         is_counted: true,
         arrivals: 20,
         departures: 0,
-        busy: None,
+        utilization: None,
     };
     let mut controller = Controller::new(look(0));
     for tick in 1..20 {
@@ -309,12 +309,12 @@ fn a_queue_that_nobody_serves_admits_the_least_and_recovers() {
     let look = |tick: u64, delay_ms: u64, departures: u64| Look {
         now_ns: tick * TICK_NS,
         delay_ns: delay_ms * 1_000_000,
-        target_ns: TARGET_NS,
+        target_delay_ns: TARGET_NS,
         max_queue_wait_ns: TARGET_NS,
         is_counted: true,
         arrivals: tick * 10,
         departures,
-        busy: None,
+        utilization: None,
     };
     let mut controller = Controller::new(look(0, 0, 0));
     for tick in 1..50 {
@@ -431,12 +431,12 @@ fn a_slow_service_that_has_nothing_to_do_behind_a_proxy_takes_all_again_soon() {
     let look = |tick: u64, is_over: bool| Look {
         now_ns: tick * TICK_NS,
         delay_ns: if is_over { 9 * TARGET_NS } else { 0 },
-        target_ns: TARGET_NS,
+        target_delay_ns: TARGET_NS,
         max_queue_wait_ns: TARGET_NS,
         is_counted: is_over,
         arrivals: tick * 4,
         departures: tick / 5,
-        busy: Some(if is_over { 1.0 } else { 0.0 }),
+        utilization: Some(if is_over { 1.0 } else { 0.0 }),
     };
     let mut controller = Controller::new(look(0, true));
     for tick in 1..50 {
@@ -455,12 +455,12 @@ fn a_fast_service_that_is_nearly_as_busy_as_it_can_be_takes_all_of_it_again() {
     let look = |tick: u64, is_over: bool| Look {
         now_ns: tick * TICK_NS,
         delay_ns: if is_over { 3 * TARGET_NS } else { 0 },
-        target_ns: TARGET_NS,
+        target_delay_ns: TARGET_NS,
         max_queue_wait_ns: TARGET_NS,
         is_counted: is_over,
         arrivals: tick * 600,
         departures: tick * 500,
-        busy: Some(if is_over { 1.0 } else { 0.95 }),
+        utilization: Some(if is_over { 1.0 } else { 0.95 }),
     };
     let mut controller = Controller::new(look(0, true));
     for tick in 1..5 {
