@@ -16,16 +16,16 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use tailback_tests::{
-    agent::{Agent, Event, MOST_CPU},
+    agent::{Agent, Event, MAX_CPU_SHARE},
     cgroup::Cgroup,
     container::Container,
     lines::Stream,
-    look::{Look, number},
     needs,
     network::Network,
     ports,
     process::{End, Process},
     program,
+    sample::{Sample, number},
     service::Service,
     skip::skip,
     sockets,
@@ -194,7 +194,7 @@ fn a_control_group_that_is_removed_and_made_again_is_found_again() -> Result<()>
     for round in 0..4 {
         let mark = agent.mark();
         let service = jam(&mut Command::new(SUBJECT), "127.0.0.1:0", 2)?;
-        cgroup.take_in(service.pid())?;
+        cgroup.add_process(service.pid())?;
         let name = service.address().to_string();
         agent.wait_since(
             mark,
@@ -228,7 +228,7 @@ fn a_service_that_forks_two_hundred_times_a_second_does_no_harm() -> Result<()> 
     let died = breeder.lines().all().len().saturating_sub(1) * 100;
     let share = report.number("cpu_share").unwrap_or(f64::NAN);
     println!("{died} processes came and went; the agent took {share:.4} of a core");
-    ensure!(share <= MOST_CPU, "{}", report.value);
+    ensure!(share <= MAX_CPU_SHARE, "{}", report.value);
     // With nobody coming and going, what it has open is the same each time.
     let settled = |what: &str| -> Result<BTreeMap<String, usize>> {
         breeder.freeze()?;
@@ -309,8 +309,8 @@ fn a_descriptor_that_is_given_again_is_not_the_queue_it_was() -> Result<()> {
         "{rounds} lives of descriptor {number_of}; the last is {}",
         server.as_raw_fd()
     );
-    let look = Look::at_process(process::id())?;
-    let queue = look.queue("recv", &format!(":{}", address.port()))?;
+    let sample = Sample::of_process(process::id())?;
+    let queue = sample.queue("recv", &format!(":{}", address.port()))?;
     ensure!(number(queue, "depth")? == 10, "{queue}");
     // Nobody ever had more than 50,000 bytes, and none stood for as long as a window.
     for event in agent.events()? {
@@ -335,7 +335,7 @@ fn a_container_is_named_and_its_end_is_survived() -> Result<()> {
         return Ok(());
     }
     let options = ["--network=none", "--cpus", "0.5", "--memory", "64m"];
-    if let Err(error) = Container::try_out(&options) {
+    if let Err(error) = Container::check_can_run(&options) {
         skip(TEST, &format!("podman cannot run here: {error:#}"));
         return Ok(());
     }
@@ -348,17 +348,17 @@ fn a_container_is_named_and_its_end_is_survived() -> Result<()> {
     let run = Process::start("podman", &mut podman)?;
     run.wait_line("listening ", SOON)?;
     let id = container.id()?;
-    let look = Look::at(&["--pid", &container.pid()?.to_string()])?;
-    let target = look.targets().next().context("no target")?;
+    let sample = Sample::of(&["--pid", &container.pid()?.to_string()])?;
+    let target = sample.targets().next().context("no target")?;
     println!("{target}");
     ensure!(target["container"] == *id, "it is {id}: {target}");
     ensure!(target["processes"] == 1, "{target}");
-    let queue = look.queue("accept", "127.0.0.1:8080")?;
+    let queue = sample.queue("accept", "127.0.0.1:8080")?;
     ensure!(number(queue, "depth")? == 5, "{queue}");
-    ensure!(number(look.queue("fd", "open files")?, "limit")? == 1024);
+    ensure!(number(sample.queue("fd", "open files")?, "limit")? == 1024);
     // By its control group it is the same; and it is watched until it is removed, and waited for after that.
     let cgroup = target["cgroup"].as_str().context("no cgroup")?.to_owned();
-    let by_cgroup = Look::at(&["--cgroup", &cgroup])?;
+    let by_cgroup = Sample::of(&["--cgroup", &cgroup])?;
     ensure!(number(by_cgroup.queue("accept", "127.0.0.1:8080")?, "depth")? == 5);
     let agent = Agent::run(["--cgroup", &cgroup, "--interval", "20ms"])?;
     agent.wait_for("its queue", SOON, |event| {

@@ -30,7 +30,7 @@ const SERVICE: &str = "shop-under-test";
 static PROCESS: RwLock<()> = RwLock::new(());
 
 /// Parts of a stretch are told every second, so that the trace grows while we look.
-const TOLD_OFTEN: &str = "[detect.all]\ntell_every = \"1s\"\n";
+const TOLD_OFTEN: &str = "[detect.all]\nrepeat_interval = \"1s\"\n";
 
 fn config(dir: &TempDir) -> PathBuf {
     let target = format!(
@@ -240,9 +240,9 @@ fn buyers(sale: &FlashSale) -> Load {
         path: FlashSale::PATH.to_owned(),
         per_s: 20.0,
         spacing: Spacing::Poisson { seed: 7 },
-        lasts: Duration::from_secs(90),
+        duration: Duration::from_secs(90),
         timeout: Duration::from_secs(30),
-        at_once: 2000,
+        max_in_flight: 2000,
     })
     .unwrap()
 }

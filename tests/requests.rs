@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tailback_tests::{
-    look::{Look, SOON_HEARD, float, number},
     needs,
     nginx::Nginx,
+    sample::{MAX_OUTPUT_DELAY, Sample, float, number},
     talk::{Certificate, Mode, Span, Talk},
 };
 
@@ -22,7 +22,7 @@ const WORK: Duration = Duration::from_millis(200);
 const THINK: Duration = Duration::from_millis(200);
 const LASTS: Duration = Duration::from_secs(12);
 /// A look is not of one moment.
-const MARGIN_NS: u64 = SOON_HEARD.as_nanos() as u64;
+const MARGIN_NS: u64 = MAX_OUTPUT_DELAY.as_nanos() as u64;
 /// When something came or went the kernel notes in ticks of its timer, which are no longer than this.
 const TICK_NS: u64 = 10_000_000;
 
@@ -52,7 +52,7 @@ impl Seen {
 
 /// Looks at two queues until the time is over: what the server has in flight, and what its caller has outstanding. Looks that
 /// were held up are left out.
-fn look_for(
+fn sample_for(
     lasts: Duration,
     args: &[String],
     (inflight, downstream): (&str, &str),
@@ -61,12 +61,12 @@ fn look_for(
     let mut seen = [Vec::new(), Vec::new()];
     let end = Instant::now() + lasts;
     while Instant::now() < end {
-        let look = Look::at(&args)?;
-        if !look.is_of_its_moment()? {
+        let sample = Sample::of(&args)?;
+        if !sample.is_prompt()? {
             continue;
         }
-        seen[0].push(Seen::of(look.queue("inflight", inflight)?)?);
-        seen[1].push(Seen::of(look.queue("downstream", downstream)?)?);
+        seen[0].push(Seen::of(sample.queue("inflight", inflight)?)?);
+        seen[1].push(Seen::of(sample.queue("downstream", downstream)?)?);
     }
     Ok(seen)
 }
@@ -77,43 +77,44 @@ fn look_for(
 fn compare(what: &str, seen: &[Seen], served: &[Span], called: &[Span]) -> Result<()> {
     let (mut wrong, mut outside, mut unknown, mut truly, mut told) = (0, 0, 0, 0.0, 0.0);
     let mut age_error_ns = 0;
-    for look in seen {
-        let (from, to) = (look.at_ns - MARGIN_NS, look.at_ns + MARGIN_NS);
-        let surely = |span: &&Span| span.began_ns <= from && to <= span.answered_ns;
-        let maybe = |span: &&Span| span.began_ns <= to && from <= span.answered_ns;
+    for sample in seen {
+        let (from, to) = (sample.at_ns - MARGIN_NS, sample.at_ns + MARGIN_NS);
+        let surely = |span: &&Span| span.began_ns <= from && to <= span.responded_ns;
+        let maybe = |span: &&Span| span.began_ns <= to && from <= span.responded_ns;
         let surely = || served.iter().filter(|span| !span.hidden).filter(surely);
         let maybe = || called.iter().filter(maybe);
         let (least, most) = (surely().count() as u64, maybe().count() as u64);
-        let off = least.saturating_sub(look.depth + look.unknown) + look.depth.saturating_sub(most);
+        let off =
+            least.saturating_sub(sample.depth + sample.unknown) + sample.depth.saturating_sub(most);
         wrong += u64::from(off > 0);
         outside = outside.max(off);
-        unknown += look.unknown;
+        unknown += sample.unknown;
         truly += (least + most) as f64 / 2.0;
-        told += look.depth as f64;
+        told += sample.depth as f64;
         // The oldest is one of those that are under way beyond doubt, or an older one that is about to be answered.
-        let age = |span: &Span| look.at_ns.saturating_sub(span.began_ns);
+        let age = |span: &Span| sample.at_ns.saturating_sub(span.began_ns);
         let (young, old) = (surely().map(age).max(), maybe().map(age).max());
-        if let (Some(ours), Some(young), Some(old)) = (look.oldest_age_ns, young, old)
-            && look.unknown == 0
+        if let (Some(ours), Some(young), Some(old)) = (sample.oldest_age_ns, young, old)
+            && sample.unknown == 0
         {
             let off = young.saturating_sub(ours).max(ours.saturating_sub(old));
             age_error_ns = age_error_ns.max(off);
         }
     }
-    let looks = seen.len().max(1) as f64;
+    let samples = seen.len().max(1) as f64;
     let age_error_ms = age_error_ns as f64 / 1e6;
     println!(
-        "{what}: {} looks, mean {:.2} told, {:.2} logged; {wrong} outside of what the log allows, by {outside} at \
+        "{what}: {} samples, mean {:.2} told, {:.2} logged; {wrong} outside of what the log allows, by {outside} at \
          most; {unknown} unknown; error of the oldest's age at most {age_error_ms:.1} ms",
         seen.len(),
-        told / looks,
-        truly / looks,
+        told / samples,
+        truly / samples,
     );
     ensure!(seen.len() >= 5, "{what}: only {} looks", seen.len());
     ensure!(truly > 0.0, "{what}: nothing was ever under way");
     ensure!(wrong == 0, "{what}: {wrong} looks were wrong: {seen:?}");
     ensure!(
-        unknown as f64 <= looks * f64::from(CONNECTIONS) / 50.0,
+        unknown as f64 <= samples * f64::from(CONNECTIONS) / 50.0,
         "{what}: {unknown} unknown"
     );
     ensure!(
@@ -142,7 +143,7 @@ fn talk(test: &str, mode: Mode, tls: bool) -> Result<()> {
     wait_for_requests(&client)?;
     let pids = [server.pid(), client.pid()].map(|pid| pid.to_string());
     let args = ["--pid", &pids[0], "--pid", &pids[1]].map(str::to_owned);
-    let seen = look_for(LASTS * 3 / 4, &args, (&inflight, &downstream))?;
+    let seen = sample_for(LASTS * 3 / 4, &args, (&inflight, &downstream))?;
     client.wait_done(LASTS * 3)?;
     let (served, called) = (server.spans(), client.spans());
     compare("in flight", &seen[0], &served, &called)?;
@@ -205,8 +206,8 @@ fn a_proxy_has_in_flight_what_its_callers_wait_for_and_calls_who_is_named() -> R
     wait_for_requests(&client)?;
     let args = ["--pid".to_owned(), nginx.process().pid().to_string()];
     let names = (format!(":{}", to.port()), format!("-> {behind}"));
-    let look = Look::at(&["--pid", &args[1]])?;
-    let worst = &look.queue("downstream", &names.1)?["worst"];
+    let sample = Sample::of(&["--pid", &args[1]])?;
+    let worst = &sample.queue("downstream", &names.1)?["worst"];
     let worst = worst.as_str().context("nobody is named")?;
     println!("the proxy calls: {worst}");
     ensure!(
@@ -214,7 +215,7 @@ fn a_proxy_has_in_flight_what_its_callers_wait_for_and_calls_who_is_named() -> R
         "{worst} does not name {}",
         upstream.pid()
     );
-    let seen = look_for(LASTS * 3 / 4, &args, (&names.0, &names.1))?;
+    let seen = sample_for(LASTS * 3 / 4, &args, (&names.0, &names.1))?;
     client.wait_done(LASTS * 3)?;
     let (served, called) = (upstream.spans(), client.spans());
     compare("in flight at the proxy", &seen[0], &served, &called)?;

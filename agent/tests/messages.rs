@@ -89,9 +89,9 @@ fn a_servers_words_about_its_full_queue_are_counted_as_they_stand_in_its_log() {
         path: "/".to_owned(),
         per_s: 22.0,
         spacing: Spacing::Even,
-        lasts: 4 * PATIENCE,
+        duration: 4 * PATIENCE,
         timeout: PATIENCE,
-        at_once: 200,
+        max_in_flight: 200,
     })
     .unwrap();
 

@@ -1,4 +1,4 @@
-//! A control group of our own, for as long as it is needed.
+//! A cgroup that this process moves into, removed on drop.
 
 use std::{
     fs,
@@ -8,18 +8,20 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// Mounted here on every usual system, and by the first process of the test kernels.
+/// Mount point on common distributions; the init of the test kernels mounts it here too.
 const MOUNT: &str = "/sys/fs/cgroup";
 
+/// This process is in it until drop.
 pub struct ControlGroup {
     folder: PathBuf,
     parent: PathBuf,
-    /// Version 1: a hierarchy for each controller.
+    /// cgroup v1: one hierarchy per controller.
     pub is_v1: bool,
 }
 
 impl ControlGroup {
-    /// A group of this controller below the one that we are in, with us in it; or why there is none.
+    /// Creates a child of our cgroup with this controller and moves this process into it. The error says why that is not
+    /// possible here.
     pub fn enter(controller: &str) -> Result<Self> {
         let v1 = Path::new(MOUNT).join(controller);
         let is_v1 = v1.join("cgroup.procs").is_file();
@@ -30,9 +32,9 @@ impl ControlGroup {
         } else {
             let v2 = Path::new(MOUNT).join(own_path(str::is_empty)?);
             let offered = fs::read_to_string(v2.join("cgroup.controllers"));
-            let offered = offered.context("there are no control groups")?;
+            let offered = offered.context("no cgroups are mounted")?;
             if !offered.split_whitespace().any(|name| name == controller) {
-                bail!("the control groups have no {controller} controller");
+                bail!("cgroup v2 offers no {controller} controller");
             }
             write(
                 &v2.join("cgroup.subtree_control"),
@@ -41,7 +43,7 @@ impl ControlGroup {
             v2
         };
         let folder = parent.join(format!("tailback-accuracy-{}", process::id()));
-        fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
+        fs::create_dir(&folder).with_context(|| format!("create {}", folder.display()))?;
         let group = Self {
             folder,
             parent,
@@ -68,14 +70,14 @@ impl Drop for ControlGroup {
     }
 }
 
-/// Our group's path in the hierarchy with these controllers (cgroups(7)), without the slash that it begins with.
+/// Path of our cgroup in the hierarchy with these controllers (cgroups(7)), without the leading slash.
 fn own_path(is_it: impl Fn(&str) -> bool) -> Result<String> {
     let text = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
     let path = text.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         is_it(fields.next()?).then(|| fields.next())?
     });
-    let path = path.context("we are in no such control group")?;
+    let path = path.context("this process is in no such cgroup")?;
     Ok(path.trim_start_matches('/').to_owned())
 }
 

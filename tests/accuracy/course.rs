@@ -1,4 +1,4 @@
-//! A count over time, as who makes it knows it.
+//! A count over time, recorded by the workload itself.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -9,12 +9,12 @@ use std::{
 use anyhow::Result;
 use tailback_tests::lines::unix_ns;
 
-/// (ns since 1970, count) in order of time.
+/// Pairs of (ns since 1970, count), in time order.
 #[derive(Default)]
 pub struct Course(Vec<(u64, f64)>);
 
 impl Course {
-    /// The count is this from now on.
+    /// Records that the count changes to this now.
     pub fn note(&mut self, count: f64) {
         self.note_at(unix_ns(), count);
     }
@@ -23,14 +23,14 @@ impl Course {
         self.0.push((at_ns, count));
     }
 
-    /// The count at a moment: what was last noted.
+    /// The count at `at_ns`: the last recorded one, 0 before the first.
     pub fn at(&self, at_ns: u64) -> f64 {
         let after = self.0.partition_point(|(time, _)| *time <= at_ns);
         let known = after.checked_sub(1).and_then(|last| self.0.get(last));
         known.map_or(0.0, |(_, count)| *count)
     }
 
-    /// What is between two notes lies on a line: for a count that grows steadily and is looked at now and then.
+    /// The count at `at_ns`, interpolated linearly: for a count that grows steadily and is sampled.
     pub fn between(&self, at_ns: u64) -> f64 {
         let after = self.0.partition_point(|(time, _)| *time <= at_ns);
         let before = after.checked_sub(1).and_then(|last| self.0.get(last));
@@ -43,20 +43,22 @@ impl Course {
         }
     }
 
+    /// Times of the first and the last entry, ns since 1970.
     pub fn range_ns(&self) -> (u64, u64) {
         let time = |entry: Option<&(u64, f64)>| entry.map_or(0, |(time, _)| *time);
         (time(self.0.first()), time(self.0.last()))
     }
 
+    /// Mean rate between two moments.
     pub fn per_second(&self, from_ns: u64, to_ns: u64) -> f64 {
         let seconds = to_ns.saturating_sub(from_ns) as f64 / 1e9;
         (self.at(to_ns) - self.at(from_ns)) / seconds.max(1e-9)
     }
 }
 
-/// Notes several counts all the time while `work` is done, by a thread of this process.
+/// Samples several counts every `interval` on another thread while `work` runs.
 pub fn meanwhile<T, const N: usize>(
-    apart: Duration,
+    interval: Duration,
     mut count: impl FnMut() -> Result<[f64; N]> + Send,
     work: impl FnOnce() -> Result<T>,
 ) -> Result<(T, [Course; N])> {
@@ -66,7 +68,7 @@ pub fn meanwhile<T, const N: usize>(
             let mut courses: [Course; N] = std::array::from_fn(|_| Course::default());
             loop {
                 let is_last = done.load(Ordering::Relaxed);
-                // Counted between the two: half-way is nearest.
+                // Read at an unknown moment between the two: the midpoint halves the error.
                 let before_ns = unix_ns();
                 let counts = count()?;
                 let at_ns = before_ns + (unix_ns() - before_ns) / 2;
@@ -76,7 +78,7 @@ pub fn meanwhile<T, const N: usize>(
                 if is_last {
                     return Ok(courses);
                 }
-                thread::sleep(apart);
+                thread::sleep(interval);
             }
         });
         let worked = work();
@@ -94,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_holds_until_the_next() {
+    fn a_count_holds_until_the_next_one() {
         let mut course = Course::default();
         course.note_at(100, 1.0);
         course.note_at(200, 3.0);

@@ -1,4 +1,4 @@
-//! Threads that write to a disk that is made slow.
+//! Threads in direct writes to a disk that a cgroup throttles.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,21 +15,22 @@ use tailback_tests::{lines::unix_ns, temp::TempDir};
 use crate::{
     control_group::{ControlGroup, write},
     course::{Course, meanwhile},
-    look::{self, age, time_ns},
     report::Report,
+    sampling::{self, compare_age, time_ns},
 };
 
 const WRITERS: usize = 3;
-/// What each writes with one call, and what all together may write in a second.
-const BYTES: usize = 3 << 20;
-const BYTES_PER_S: usize = 2 << 20;
+/// Bytes that each thread writes in one call.
+const WRITE_BYTES: usize = 3 << 20;
+/// Throttle for all of them together.
+const LIMIT_BYTES_PER_S: usize = 2 << 20;
 
 pub fn measure(report: &mut Report) -> Result<()> {
     let folder = TempDir::new("disk")?;
-    let group = match slow_down(&folder) {
+    let group = match throttle(&folder) {
         Ok(group) => group,
         Err(why) => {
-            report.skip(&format!("no disk can be made slow: {why:#}"), |_| true);
+            report.skip(&format!("cannot throttle a disk: {why:#}"), |_| true);
             return Ok(());
         }
     };
@@ -38,7 +39,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
         Duration::from_millis(5),
         || Ok([waiting()?]),
         || {
-            look::during(Duration::from_millis(2200), || {
+            sampling::during(Duration::from_millis(2200), || {
                 let since_ns = unix_ns();
                 for number in 0..WRITERS {
                     let path = folder.path().join(number.to_string());
@@ -52,7 +53,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
                         .context("open a file for direct writes")?;
                     let done = done.clone();
                     thread::spawn(move || {
-                        let written = write_at_once(&file);
+                        let written = write_once(&file);
                         let _ = done.send((unix_ns(), written));
                     });
                 }
@@ -63,37 +64,37 @@ pub fn measure(report: &mut Report) -> Result<()> {
     drop(done);
     let ends: Vec<(u64, Result<()>)> = ended.iter().collect();
     drop(group);
-    let ((looks, since_ns), [course]) = watched?;
+    let ((samples, since_ns), [course]) = watched?;
     let mut until_ns = u64::MAX;
     for (end_ns, written) in ends {
         written.context("write directly")?;
         until_ns = until_ns.min(end_ns);
     }
     ensure!(
-        until_ns > since_ns + 2 * look::SETTLED_NS,
-        "the disk was not slow: a write took {:.3} s",
+        until_ns > since_ns + 2 * sampling::SETTLED_NS,
+        "the disk was not throttled: a write took {:.3} s",
         (until_ns - since_ns) as f64 / 1e9
     );
-    let queue = looks.queue("disk", |_| true);
-    let settled = look::within(&queue, since_ns + look::SETTLED_NS, until_ns);
-    look::each(
+    let queue = samples.queue("disk", |_| true);
+    let settled = sampling::within(&queue, since_ns + sampling::SETTLED_NS, until_ns);
+    sampling::compare_each(
         report,
         &settled,
         "depth",
         |line| in_state_d(&course, time_ns(line), since_ns),
         "depth",
     );
-    age(report, &queue, (since_ns, until_ns), "oldest");
+    compare_age(report, &queue, (since_ns, until_ns), "oldest");
     Ok(())
 }
 
-/// At a look; without one, half a second after the beginning.
+/// Threads in state D at a sample, but no earlier than [`sampling::SETTLED_NS`] after the start.
 fn in_state_d(course: &Course, at_ns: u64, since_ns: u64) -> f64 {
-    course.at(at_ns.max(since_ns + look::SETTLED_NS))
+    course.at(at_ns.max(since_ns + sampling::SETTLED_NS))
 }
 
-/// Limits what we write to the disk that this folder lies on (version 1 throttles direct writes).
-fn slow_down(folder: &TempDir) -> Result<ControlGroup> {
+/// Throttles our direct writes to the disk of this folder. Needs cgroup v1.
+fn throttle(folder: &TempDir) -> Result<ControlGroup> {
     let device = fstat(File::open(folder.path())?).context("fstat")?.st_dev;
     let (major, minor) = (major(device), minor(device));
     ensure!(
@@ -102,17 +103,17 @@ fn slow_down(folder: &TempDir) -> Result<ControlGroup> {
         std::env::temp_dir().display()
     );
     let group = ControlGroup::enter("blkio")?;
-    ensure!(group.is_v1, "control groups of version 1 are wanted");
-    let rule = format!("{major}:{minor} {BYTES_PER_S}");
+    ensure!(group.is_v1, "cgroup v1 is required");
+    let rule = format!("{major}:{minor} {LIMIT_BYTES_PER_S}");
     write(&group.file("blkio.throttle.write_bps_device"), &rule)?;
     Ok(group)
 }
 
-/// Of our threads those in uninterruptible sleep (proc(5)).
+/// Our threads in uninterruptible sleep, state D of proc(5).
 fn waiting() -> Result<f64> {
     let mut count = 0;
     for task in fs::read_dir("/proc/self/task").context("list our threads")? {
-        // It may have ended meanwhile.
+        // The thread may have exited since.
         let stat = fs::read_to_string(task.context("list our threads")?.path().join("stat"));
         let stat = stat.unwrap_or_default();
         let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
@@ -121,16 +122,19 @@ fn waiting() -> Result<f64> {
     Ok(f64::from(count))
 }
 
-/// One call, from memory that direct writes may come from.
-fn write_at_once(file: &File) -> Result<()> {
+/// One pwrite(2) from page-aligned memory, as O_DIRECT requires.
+fn write_once(file: &File) -> Result<()> {
     const PAGE: usize = 4096;
-    let memory = vec![1_u8; BYTES + PAGE];
+    let memory = vec![1_u8; WRITE_BYTES + PAGE];
     let skip = memory.as_ptr().align_offset(PAGE);
-    let aligned = memory.get(skip..skip + BYTES).context("align memory")?;
-    // SAFETY: the kernel reads as many bytes as `aligned` has.
-    let written = unsafe { libc::pwrite(file.as_raw_fd(), aligned.as_ptr().cast(), BYTES, 0) };
+    let aligned = memory
+        .get(skip..skip + WRITE_BYTES)
+        .context("align memory")?;
+    // SAFETY: the kernel reads `WRITE_BYTES` bytes, the length of `aligned`.
+    let written =
+        unsafe { libc::pwrite(file.as_raw_fd(), aligned.as_ptr().cast(), WRITE_BYTES, 0) };
     ensure!(
-        written == BYTES as isize,
+        written == WRITE_BYTES as isize,
         "{}",
         std::io::Error::last_os_error()
     );

@@ -1,4 +1,4 @@
-//! A thread that lives in epoll_wait, and one turn of it that computes for long.
+//! An epoll event loop, one handler of which computes for seconds.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -12,17 +12,18 @@ use rustix::event::epoll;
 use tailback_tests::lines::unix_ns;
 
 use crate::{
-    look::{self, age},
     report::Report,
+    sampling::{self, compare_age},
 };
 
-const TURN: Duration = Duration::from_millis(2000);
-/// What is written to ask for the long turn, and to end the loop.
-const LONG: u8 = 1;
+/// Run time of the slow handler.
+const SLOW_HANDLER: Duration = Duration::from_millis(2000);
+/// Bytes written to the loop: run the slow handler, and exit.
+const SLOW: u8 = 1;
 const END: u8 = 2;
 
 pub fn measure(report: &mut Report) -> Result<()> {
-    // A loop is judged where it keeps connections waiting: these.
+    // The agent judges only loops that keep connections waiting: these.
     let listener = TcpListener::bind("127.0.0.1:0").context("listen")?;
     let address = listener.local_addr()?;
     let mut connections = Vec::new();
@@ -43,9 +44,9 @@ pub fn measure(report: &mut Report) -> Result<()> {
                 .context("epoll_wait")?;
             reader.read_exact(&mut byte).context("read")?;
             match byte[0] {
-                LONG => {
+                SLOW => {
                     let begun = (Instant::now(), unix_ns());
-                    while begun.0.elapsed() < TURN {
+                    while begun.0.elapsed() < SLOW_HANDLER {
                         std::hint::spin_loop();
                     }
                     turn = (begun.1, unix_ns());
@@ -58,16 +59,16 @@ pub fn measure(report: &mut Report) -> Result<()> {
     let named = thread::Builder::new().name("evloop".to_owned());
     let running = named.spawn(run).context("start a thread")?;
     let duration = Duration::from_millis(4200);
-    let (looks, ()) = look::during(duration, || {
-        // It has to be known for what it is: many short turns.
+    let (samples, ()) = sampling::during(duration, || {
+        // The agent first has to recognize the loop by its many short handlers.
         for _ in 0..35 {
             writer.write_all(&[0]).context("write")?;
             thread::sleep(Duration::from_millis(50));
         }
-        writer.write_all(&[LONG, END]).context("write")
+        writer.write_all(&[SLOW, END]).context("write")
     })?;
     let turn = running.join().map_err(|_| anyhow!("the loop panicked"))??;
-    let queue = looks.queue("eventloop", |name| name.contains("evloop"));
-    age(report, &queue, turn, "oldest");
+    let queue = samples.queue("eventloop", |name| name.contains("evloop"));
+    compare_age(report, &queue, turn, "oldest");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Open files of a process.
+//! Open file descriptors and RLIMIT_NOFILE.
 
 use std::{
     fs::{self, File},
@@ -10,11 +10,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tailback_tests::lines::unix_ns;
 
 use crate::{
-    look::{self, standing},
     report::Report,
+    sampling::{self, compare_steady},
 };
 
-const MORE: usize = 150;
+/// Descriptors opened beside those of the process.
+const EXTRA_FILES: usize = 150;
+/// RLIMIT_NOFILE.
 const LIMIT: u64 = 400;
 
 pub fn measure(report: &mut Report) -> Result<()> {
@@ -23,21 +25,22 @@ pub fn measure(report: &mut Report) -> Result<()> {
         ..getrlimit(Resource::Nofile)
     };
     setrlimit(Resource::Nofile, limit).context("set RLIMIT_NOFILE")?;
-    let files: std::io::Result<Vec<File>> = (0..MORE).map(|_| File::open("/dev/null")).collect();
+    let files: std::io::Result<Vec<File>> =
+        (0..EXTRA_FILES).map(|_| File::open("/dev/null")).collect();
     let files = files.context("open /dev/null")?;
     let since_ns = unix_ns();
-    // Counted while the agent runs: what is open towards it counts as well.
-    let (looks, open) = look::during(Duration::from_millis(600), || {
+    // Counted while the agent runs: our pipes to it count too.
+    let (samples, open) = sampling::during(Duration::from_millis(600), || {
         let entries = fs::read_dir("/proc/self/fd").context("read /proc/self/fd")?;
-        // One of them is the folder itself.
+        // One entry is the descriptor of the folder itself.
         Ok(entries.count() - 1)
     })?;
     drop(files);
-    let queue = looks.queue("fd", |_| true);
+    let queue = samples.queue("fd", |_| true);
     let keys = [
         ("depth", "depth", open as f64),
         ("limit", "limit", LIMIT as f64),
     ];
-    standing(report, &queue, since_ns, &keys);
+    compare_steady(report, &queue, since_ns, &keys);
     Ok(())
 }

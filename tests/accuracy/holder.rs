@@ -1,4 +1,4 @@
-//! Another process that holds something open, and does nothing with it.
+//! A child process that holds a file descriptor open and does nothing with it.
 
 use std::{
     env, fs,
@@ -10,17 +10,18 @@ use anyhow::{Context as _, Result};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use tailback_tests::temp::TempDir;
 
+/// Makes this program act as the holder.
 pub const FLAG: &str = "--hold";
 
-/// Ended on drop.
+/// Killed on drop.
 pub struct Holder {
     child: Child,
     _folder: TempDir,
 }
 
 impl Holder {
-    /// The file is its standard input. It executes a copy of this program: the agent takes a process's children for
-    /// its workers where they execute the same file.
+    /// Passes the file as standard input. Runs a copy of this program, because the agent takes children with the same
+    /// executable for workers.
     pub fn of(file: OwnedFd) -> Result<Self> {
         let folder = TempDir::new("holder")?;
         let copy = folder.path().join("holder");
@@ -50,9 +51,9 @@ impl Drop for Holder {
     }
 }
 
-/// What the other process does.
+/// Main function of the holder process.
 pub fn hold() -> Result<bool> {
-    set_parent_process_death_signal(Some(Signal::KILL)).context("ask to end with the parent")?;
+    set_parent_process_death_signal(Some(Signal::KILL)).context("set the parent death signal")?;
     loop {
         std::thread::park();
     }

@@ -1,7 +1,7 @@
-//! Requests over a link that delays and loses, one after the other on each connection: what the agent tells of each
-//! connection at each look, beside what its client and its server noted themselves.
+//! Sequential requests on each of several connections over a link with delay and loss. Compares what the agent reports for
+//! each connection in each sample with the times that client and server recorded.
 //!
-//! Each connection has a listener of its own, so that the agent tells each alone.
+//! Each connection has its own listener, so that the agent reports it as a queue of its own.
 
 use std::{
     io::{Read as _, Write as _},
@@ -13,26 +13,26 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
-use tailback_tests::{chance::Chance, lines::unix_ns};
+use tailback_tests::{lines::unix_ns, random::Random};
 
 use crate::{
     link,
-    look::{self, Looks, Queue, heard_ns, time_ns},
     report::Report,
+    sampling::{self, Queue, Samples, received_ns, time_ns},
 };
 
 const CONNECTIONS: usize = 16;
 const DELAY: Duration = Duration::from_millis(20);
-/// 5%.
+/// One packet in this many is lost: 5%.
 const LOST_ONE_IN: u32 = 20;
-const LOOKED_FOR: Duration = Duration::from_secs(15);
-/// Left out around what clients and servers note: they wake up late where there is one emulated CPU.
+const SAMPLED_FOR: Duration = Duration::from_secs(15);
+/// Samples this close to a recorded change are skipped, ns: clients and servers wake up late on one emulated CPU.
 const MARGIN_NS: u64 = 30_000_000;
-/// Else there was no loss to speak of.
-const LEAST_SENT_AGAIN: f64 = 20.0;
-const LEAST_LOOKS: usize = 200;
+/// Fewer retransmissions mean that the link did not lose packets.
+const MIN_RETRANSMISSIONS: f64 = 20.0;
+const MIN_SAMPLES: usize = 200;
 
-/// At which end it is looked.
+/// The end of the connection that the agent reports on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum End {
     Server,
@@ -62,25 +62,25 @@ pub fn measure(report: &mut Report, end: End) -> Result<()> {
     }
     let pairs = connect()?;
     let ports: Vec<u16> = pairs.iter().map(|pair| pair.port).collect();
-    let before = link::sent_again()?;
-    let (looks, waits, stalls) = talk(pairs, end)?;
-    let again = link::sent_again()? - before;
+    let before = link::retransmissions()?;
+    let (samples, waits, stalls) = talk(pairs, end)?;
+    let retransmitted = link::retransmissions()? - before;
     ensure!(
-        again >= LEAST_SENT_AGAIN,
-        "only {again} segments were sent again: the link does not lose"
+        retransmitted >= MIN_RETRANSMISSIONS,
+        "only {retransmitted} segments were retransmitted: the link does not lose packets"
     );
-    compare(report, &looks, end, &ports, &waits, &stalls)
+    compare(report, &samples, end, &ports, &waits, &stalls)
 }
 
 struct Pair {
-    /// For the agent: who accepted a connection is told by its port.
+    /// Kept open: the agent recognizes an accepted connection by its listening port.
     _listener: TcpListener,
     port: u16,
     client: TcpStream,
     server: TcpStream,
 }
 
-/// All at once: a handshake that loses a packet takes a second.
+/// In parallel, because a handshake that loses a packet takes a second.
 fn connect() -> Result<Vec<Pair>> {
     thread::scope(|scope| {
         let connecting: Vec<_> = (0..CONNECTIONS)
@@ -108,12 +108,12 @@ fn joined<T>(ended: thread::Result<Result<T>>) -> Result<T> {
     ended.unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
 }
 
-/// From when to when one end waits, request by request: the server from its first byte read to before its answer is
-/// written; the client from before its request is written to the first byte of the answer read.
+/// (start, end) of each request in ns since 1970. Server: from the first byte read until just before the response is
+/// written. Client: from just before the request is written until the first byte of the response is read.
 type Waits = Vec<(u64, u64)>;
 
-/// Clients and servers talk while the agent looks. Answers with what the asked end of each connection noted.
-fn talk(pairs: Vec<Pair>, end: End) -> Result<(Looks, Vec<Waits>, Waits)> {
+/// Lets clients and servers exchange requests while the agent samples. Returns what end `end` of each connection recorded.
+fn talk(pairs: Vec<Pair>, end: End) -> Result<(Samples, Vec<Waits>, Waits)> {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let done = &done;
@@ -128,7 +128,7 @@ fn talk(pairs: Vec<Pair>, end: End) -> Result<(Looks, Vec<Waits>, Waits)> {
             })
             .collect();
         let stalls = scope.spawn(|| Ok(stalls(done)));
-        let looked = look::at(LOOKED_FOR);
+        let sampled = sampling::steady(SAMPLED_FOR);
         done.store(true, Ordering::Relaxed);
         let mut waits = Vec::new();
         for (_listener, client, server) in talking {
@@ -139,21 +139,21 @@ fn talk(pairs: Vec<Pair>, end: End) -> Result<(Looks, Vec<Waits>, Waits)> {
                 End::Server => server,
             });
         }
-        Ok((looked?, waits, joined(stalls.join())?))
+        Ok((sampled?, waits, joined(stalls.join())?))
     })
 }
 
-/// Of each request: its own length, the answer's, and how long it takes to be answered.
+/// Request header: its own length, the response length, and the service time in ms, u32 each.
 const HEAD: usize = 12;
 
 fn ask(mut stream: TcpStream, seed: u64, done: &AtomicBool) -> Result<Waits> {
-    let mut chance = Chance::new(seed);
+    let mut random = Random::new(seed);
     let mut waits = Waits::new();
-    let mut between = |least: u32, most: u32| least + chance.below((most - least) as usize) as u32;
+    let mut between = |min: u32, max: u32| min + random.below((max - min) as usize) as u32;
     while !done.load(Ordering::Relaxed) {
-        // The load's own spacing.
+        // Paces the load.
         thread::sleep(Duration::from_millis(between(100, 500).into()));
-        // Some take several segments.
+        // Some messages need several segments.
         let (length, answer) = (between(100, 6_000), between(100, 10_000));
         let work_ms = between(100, 600);
         let mut request = vec![1; length as usize];
@@ -165,11 +165,11 @@ fn ask(mut stream: TcpStream, seed: u64, done: &AtomicBool) -> Result<Waits> {
         let mut buffer = vec![0; answer as usize];
         stream
             .read_exact(&mut buffer[..1])
-            .context("read an answer")?;
+            .context("read a response")?;
         waits.push((since_ns, unix_ns()));
         stream
             .read_exact(&mut buffer[1..])
-            .context("read an answer")?;
+            .context("read a response")?;
     }
     Ok(waits)
 }
@@ -189,16 +189,16 @@ fn serve(mut stream: TcpStream) -> Result<Waits> {
             |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let mut rest = vec![0; number(0) as usize - HEAD];
         stream.read_exact(&mut rest).context("read a request")?;
-        // The work.
+        // Service time.
         thread::sleep(Duration::from_millis(number(8).into()));
         waits.push((since_ns, unix_ns()));
         stream
             .write_all(&vec![2; number(4) as usize])
-            .context("send an answer")?;
+            .context("send a response")?;
     }
 }
 
-/// Since when it waits at a look between these two moments; `None` too near to a change.
+/// Start of the request that waits between the two moments, if any. The outer `None` means too close to a change.
 fn at(waits: &Waits, from_ns: u64, to_ns: u64) -> Option<Option<u64>> {
     let around = from_ns.saturating_sub(MARGIN_NS)..to_ns.saturating_add(MARGIN_NS);
     let mut edges = waits.iter().flat_map(|(since, until)| [since, until]);
@@ -210,16 +210,17 @@ fn at(waits: &Waits, from_ns: u64, to_ns: u64) -> Option<Option<u64>> {
     Some(current.map(|(since, _)| *since))
 }
 
-/// While this runs, the times in which all threads stood still: who notes something then notes it late.
+/// Periods in which this process was not scheduled, until `done`: times recorded then are late.
 fn stalls(done: &AtomicBool) -> Waits {
-    const NAP: Duration = Duration::from_millis(5);
-    const LATE_NS: u64 = 20_000_000;
+    const SLEEP: Duration = Duration::from_millis(5);
+    /// A longer sleep than this is a stall.
+    const STALL_NS: u64 = 20_000_000;
     let mut stalls = Waits::new();
     while !done.load(Ordering::Relaxed) {
         let before_ns = unix_ns();
-        thread::sleep(NAP);
+        thread::sleep(SLEEP);
         let after_ns = unix_ns();
-        if after_ns - before_ns > LATE_NS {
+        if after_ns - before_ns > STALL_NS {
             stalls.push((before_ns, after_ns));
         }
     }
@@ -228,39 +229,39 @@ fn stalls(done: &AtomicBool) -> Waits {
 
 fn compare(
     report: &mut Report,
-    looks: &Looks,
+    samples: &Samples,
     end: End,
     ports: &[u16],
     waits: &[Waits],
     stalls: &Waits,
 ) -> Result<()> {
-    let (mut compared, mut waiting, mut told) = (0_usize, 0.0, 0.0);
+    let (mut compared, mut waiting, mut reported) = (0_usize, 0.0, 0.0);
     let mut wrong: Vec<String> = Vec::new();
     for (port, waits) in ports.iter().zip(waits) {
         let name = end.name(*port);
-        let queue = looks.queue(end.kind(), |queue| queue == name);
+        let queue = samples.queue(end.kind(), |queue| queue == name);
         let queue = match queue {
             Ok(queue) => queue,
-            Err(said) => {
+            Err(reason) => {
                 for quantity in [
                     "with loss depth",
-                    "with loss right looks",
+                    "with loss correct samples",
                     "with loss oldest",
                 ] {
-                    report.absent(quantity, &said);
+                    report.absent(quantity, &reason);
                 }
                 return Ok(());
             }
         };
-        // Before the first request and after the last there is nothing to tell.
+        // Before the first request and after the last nothing is recorded.
         let range = waits.first().zip(waits.last());
         let ((from_ns, _), (_, to_ns)) = range.context("a connection carried no request")?;
         for line in queue.within(*from_ns, *to_ns) {
-            let (look_ns, heard_ns) = (time_ns(line), heard_ns(line));
+            let (sample_ns, received_ns) = (time_ns(line), received_ns(line));
             let is_late = |(from, to): &(u64, u64)| {
-                *from <= heard_ns.saturating_add(MARGIN_NS) && look_ns - MARGIN_NS <= *to
+                *from <= received_ns.saturating_add(MARGIN_NS) && sample_ns - MARGIN_NS <= *to
             };
-            let Some(since_ns) = at(waits, look_ns, heard_ns) else {
+            let Some(since_ns) = at(waits, sample_ns, received_ns) else {
                 continue;
             };
             if stalls.iter().any(is_late) {
@@ -270,68 +271,73 @@ fn compare(
             let truth = f64::from(u8::from(since_ns.is_some()));
             compared += 1;
             waiting += truth;
-            told += depth;
+            reported += depth;
             if depth != truth {
                 wrong.push(around(line, &queue, waits));
                 continue;
             }
-            // What was sent before the first look may have been sent again since: the kernel keeps the last time.
-            let Some(since_ns) = since_ns.filter(|since_ns| *since_ns > looks.began_ns()) else {
+            // A request sent before the first sample may have been retransmitted: the kernel keeps only the last time.
+            let Some(since_ns) = since_ns.filter(|since_ns| *since_ns > samples.began_ns()) else {
                 continue;
             };
-            // The request before this one, taken for it.
-            let told_ns = look_ns.saturating_sub(line["oldest_age_ns"].as_u64().unwrap_or(0));
+            // The agent must not have taken the request before this one for it.
+            let reported_ns = sample_ns.saturating_sub(line["oldest_age_ns"].as_u64().unwrap_or(0));
             if waits
                 .iter()
-                .any(|(_, until)| (told_ns..since_ns).contains(until))
+                .any(|(_, until)| (reported_ns..since_ns).contains(until))
             {
                 wrong.push(around(line, &queue, waits));
                 continue;
             }
-            let age_ns = look_ns.saturating_sub(since_ns) as f64;
+            let age_ns = sample_ns.saturating_sub(since_ns) as f64;
             report.key(
                 "with loss oldest",
                 age_ns,
                 line,
                 "oldest_age_ns",
-                queue.tick_ns(since_ns),
+                queue.interval_ns(since_ns),
             );
         }
     }
     ensure!(
-        compared >= LEAST_LOOKS,
-        "only {compared} looks can be compared"
+        compared >= MIN_SAMPLES,
+        "only {compared} samples can be compared"
     );
-    // Of all connections, over all looks.
+    // Over all connections and all samples.
     let mean = |sum: f64| sum / compared as f64 * CONNECTIONS as f64;
-    let said = format!("mean of {compared} looks");
-    report.compare("with loss depth", mean(waiting), Some(mean(told)), &said);
-    let said = format!("wrong: {}", wrong.join("; "));
-    let (all, right) = (compared as f64, (compared - wrong.len()) as f64);
-    report.compare("with loss right looks", all, Some(right), &said);
+    let note = format!("mean of {compared} samples");
+    report.compare(
+        "with loss depth",
+        mean(waiting),
+        Some(mean(reported)),
+        &note,
+    );
+    let note = format!("wrong: {}", wrong.join("; "));
+    let (all, correct) = (compared as f64, (compared - wrong.len()) as f64);
+    report.compare("with loss correct samples", all, Some(correct), &note);
     Ok(())
 }
 
-/// A wrong look, with the looks before it and what was noted meanwhile: ms before it.
+/// Describes a wrong sample with the samples and the recorded requests before it, in ms before it.
 fn around(line: &Value, queue: &Queue<'_>, waits: &Waits) -> String {
     const BEFORE_NS: u64 = 4_000_000_000;
-    let look_ns = time_ns(line);
-    let ms = |at_ns: u64| look_ns.abs_diff(at_ns) / 1_000_000;
-    let within = look_ns.saturating_sub(BEFORE_NS)..=look_ns;
-    let looks = queue.within(*within.start(), *within.end());
-    let looks: Vec<String> = looks
+    let sample_ns = time_ns(line);
+    let ms = |at_ns: u64| sample_ns.abs_diff(at_ns) / 1_000_000;
+    let within = sample_ns.saturating_sub(BEFORE_NS)..=sample_ns;
+    let samples = queue.within(*within.start(), *within.end());
+    let samples: Vec<String> = samples
         .iter()
         .map(|line| {
             let age_ms = line["oldest_age_ns"].as_u64().map(|ns| ns / 1_000_000);
             format!("{}: {} {age_ms:?}", ms(time_ns(line)), line["depth"])
         })
         .collect();
-    let noted = waits.iter().filter(|(_, until)| within.contains(until));
-    let noted: Vec<String> = noted
+    let recorded = waits.iter().filter(|(_, until)| within.contains(until));
+    let recorded: Vec<String> = recorded
         .map(|(since, until)| format!("{}-{}", ms(*since), ms(*until)))
         .collect();
-    let (looks, noted) = (looks.join(", "), noted.join(", "));
-    format!("{line}; looks {looks}; noted {noted}")
+    let (samples, recorded) = (samples.join(", "), recorded.join(", "));
+    format!("{line}; samples {samples}; recorded {recorded}")
 }
 
 #[cfg(test)]
@@ -339,10 +345,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_near_to_a_change_is_left_out() {
+    fn samples_close_to_a_change_are_skipped() {
         const MS: u64 = 1_000_000;
         let waits = vec![(100 * MS, 300 * MS), (500 * MS, 700 * MS)];
-        let told =
+        let found =
             [0, 80, 120, 150, 290, 310, 400, 490, 600, 800].map(|ms| at(&waits, ms * MS, ms * MS));
         let (none, waiting) = (Some(None), |since: u64| Some(Some(since * MS)));
         let expected = [
@@ -357,8 +363,8 @@ mod tests {
             waiting(500),
             none,
         ];
-        assert_eq!(told, expected);
-        // A look that took so long.
+        assert_eq!(found, expected);
+        // A sample that took from 400 to 480 ms.
         assert_eq!(at(&waits, 400 * MS, 480 * MS), None);
     }
 }

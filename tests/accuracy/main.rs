@@ -1,8 +1,8 @@
-//! Holds queues in a known state, asks the agent about them, and compares.
+//! Holds queues in a known state, samples them with the agent, and compares.
 //!
-//! Each kind of queue is measured in a process of its own, which is the agent's target: no kind sees the queues of
-//! another, and one that hangs or dies costs its own rows alone. The truth comes from other sources than the agent's:
-//! the numbers asked for, the clock of who waits, the kernel's ioctls, `/proc`.
+//! Each kind of queue is measured in its own process, which is the agent's target. So no kind sees the queues of another,
+//! and a hang or crash costs only its own rows. The truth never comes from the agent: it is the number requested, the
+//! clock of the waiting side, an ioctl, or `/proc`.
 
 mod accept;
 mod control_group;
@@ -14,13 +14,13 @@ mod holder;
 mod ktls;
 mod link;
 mod lock;
-mod look;
 mod lossy;
 mod memory;
 mod pipe;
 mod report;
 mod requests;
 mod runqueue;
+mod sampling;
 mod stream;
 mod syn;
 mod sys;
@@ -46,18 +46,18 @@ use tailback_tests::{
 
 use report::Report;
 
-/// For one kind. An emulated machine is some twenty times slower.
+/// For measuring one kind. Emulated machines are about twenty times slower.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// Where the agent lies in a test kernel's initramfs.
+/// Path of the agent in the initramfs of a test kernel.
 const IN_INITRAMFS: &str = "/tailback";
 
 const USAGE: &str = "\
 Usage: tailback-accuracy [--list] [--expect-absent KIND.QUANTITY,...] [KIND...]
 
-Compares what the agent (TAILBACK_BIN, else /tailback) says of queues with what is known of them: one JSON object a
-line. Exit code 0 if all is as it should be, 1 if not, 2 for a mistake in the arguments.";
+Compares what the agent (TAILBACK_BIN, else /tailback) reports for queues with their known state. Prints one JSON object
+per line. Exit code 0 if all rows are as expected, 1 if not, 2 for invalid arguments.";
 
-/// Measures the rows of one kind, in a process of its own.
+/// Measures the rows of one kind in the current process.
 type Measure = fn(&mut Report) -> Result<()>;
 
 fn measure_of(kind: &str) -> Option<Measure> {
@@ -90,8 +90,8 @@ fn main() -> ExitCode {
         ["--list"] => list(),
         [holder::FLAG] => holder::hold(),
         ["--measure", kind] => measure(kind),
-        _ => match Asked::read(&words) {
-            Ok(asked) => compare(&asked),
+        _ => match Args::parse(&words) {
+            Ok(args) => compare(&args),
             Err(error) => {
                 eprintln!("error: {error:#}\n\n{USAGE}");
                 return ExitCode::from(2);
@@ -109,14 +109,14 @@ fn main() -> ExitCode {
 }
 
 /// The command line.
-struct Asked<'a> {
+struct Args<'a> {
     kinds: Vec<&'a str>,
     expect_absent: Vec<&'a str>,
 }
 
-impl<'a> Asked<'a> {
-    fn read(words: &[&'a str]) -> Result<Self> {
-        let mut asked = Self {
+impl<'a> Args<'a> {
+    fn parse(words: &[&'a str]) -> Result<Self> {
+        let mut parsed = Self {
             kinds: Vec::new(),
             expect_absent: Vec::new(),
         };
@@ -124,23 +124,23 @@ impl<'a> Asked<'a> {
         while let Some(word) = words.next() {
             match *word {
                 "--expect-absent" => {
-                    let list = words.next().context("--expect-absent wants a list")?;
-                    asked.expect_absent.extend(list.split(','));
+                    let list = words.next().context("--expect-absent needs a list")?;
+                    parsed.expect_absent.extend(list.split(','));
                 }
-                kind if measure_of(kind).is_some() => asked.kinds.push(kind),
-                other => bail!("there is no kind {other:?}"),
+                kind if measure_of(kind).is_some() => parsed.kinds.push(kind),
+                other => bail!("no such kind: {other:?}"),
             }
         }
-        for name in &asked.expect_absent {
+        for name in &parsed.expect_absent {
             let known = |row: &tailback_tests::accuracy::Row| name_of(row.kind, row.quantity);
             if !ROWS.iter().any(|row| known(row) == *name) {
-                bail!("there is no row {name:?}; `--list` prints them all");
+                bail!("no such row: {name:?}; `--list` prints all rows");
             }
         }
-        if asked.kinds.is_empty() {
-            asked.kinds = kinds();
+        if parsed.kinds.is_empty() {
+            parsed.kinds = kinds();
         }
-        Ok(asked)
+        Ok(parsed)
     }
 }
 
@@ -156,15 +156,15 @@ fn list() -> Result<bool> {
     Ok(true)
 }
 
-/// Whether all is as it should be.
-fn compare(asked: &Asked<'_>) -> Result<bool> {
+/// Prints the findings; returns whether all are as expected.
+fn compare(args: &Args<'_>) -> Result<bool> {
     let mut good = true;
-    for kind in &asked.kinds {
+    for kind in &args.kinds {
         for finding in findings(kind) {
             let name = name_of(&finding.kind, &finding.quantity);
             good &= match finding.verdict {
                 Verdict::Ok | Verdict::Skipped => true,
-                Verdict::Absent => asked.expect_absent.contains(&name.as_str()),
+                Verdict::Absent => args.expect_absent.contains(&name.as_str()),
                 Verdict::Off => false,
             };
             println!("{}", finding.to_json());
@@ -174,7 +174,7 @@ fn compare(asked: &Asked<'_>) -> Result<bool> {
     Ok(good)
 }
 
-/// One finding for each row of a kind, come what may.
+/// One finding per row of a kind, even if the measurement fails.
 fn findings(kind: &str) -> Vec<Finding> {
     let all = |verdict, note: &str| {
         let rows = ROWS.iter().filter(|row| row.kind == kind);
@@ -184,21 +184,21 @@ fn findings(kind: &str) -> Vec<Finding> {
     if !rustix::process::geteuid().is_root() {
         return all(Verdict::Skipped, "only root may load eBPF programs");
     }
-    let (found, said) = match measured(kind) {
-        Ok(ended) => ended,
+    let (found, reason) = match measure_in_child(kind) {
+        Ok(measured) => measured,
         Err(error) => return all(Verdict::Off, &format!("{error:#}")),
     };
     let rows = ROWS.iter().filter(|row| row.kind == kind);
     rows.map(|row| {
         let own = found.iter().find(|finding| finding.is_of(row));
         own.cloned()
-            .unwrap_or_else(|| Finding::without_numbers(row, Verdict::Off, &said))
+            .unwrap_or_else(|| Finding::without_numbers(row, Verdict::Off, &reason))
     })
     .collect()
 }
 
-/// What the process of a kind found, and its last words.
-fn measured(kind: &str) -> Result<(Vec<Finding>, String)> {
+/// Runs the process for a kind. Returns its findings and, for missing rows, the reason.
+fn measure_in_child(kind: &str) -> Result<(Vec<Finding>, String)> {
     let program = env::current_exe().context("find this program")?;
     let mut command = Command::new(program);
     command.args(["--measure", kind]);
@@ -207,7 +207,7 @@ fn measured(kind: &str) -> Result<(Vec<Finding>, String)> {
     }
     let process = Process::start(kind, &mut command)?;
     let end = process.wait_end(DEADLINE);
-    // The end of the process may be seen before its last line.
+    // The process may end before its last line is read.
     let lines = process.lines();
     let second = Duration::from_secs(1);
     let _ = lines.wait("the end of the output", usize::MAX, second, |_| None::<()>);
@@ -215,23 +215,23 @@ fn measured(kind: &str) -> Result<(Vec<Finding>, String)> {
     let (out, error): (Vec<_>, Vec<_>) =
         lines.iter().partition(|line| line.stream == Stream::Stdout);
     let found = out.iter().filter_map(|line| Finding::from_json(&line.text));
-    // A verifier's log follows what was attempted.
-    let mut said_last = error.iter().map(|line| line.text.as_str());
-    let attempt = said_last.clone().find(|line| line.starts_with("error: "));
-    let last = attempt.or(said_last.next_back()).unwrap_or_default();
-    let said = match end {
-        Ok(End::Code(0)) => "it was not measured".to_owned(),
+    // The error line comes before the verifier's log.
+    let mut errors = error.iter().map(|line| line.text.as_str());
+    let first = errors.clone().find(|line| line.starts_with("error: "));
+    let last = first.or(errors.next_back()).unwrap_or_default();
+    let reason = match end {
+        Ok(End::Code(0)) => "the workload did not measure it".to_owned(),
         Ok(end) => format!("the workload ended with {end:?}: {last}"),
         Err(error) => format!("{error:#}: {last}"),
     };
-    Ok((found.collect(), said))
+    Ok((found.collect(), reason))
 }
 
 fn measure(kind: &str) -> Result<bool> {
-    let measure = measure_of(kind).with_context(|| format!("there is no kind {kind:?}"))?;
+    let measure = measure_of(kind).with_context(|| format!("no such kind: {kind:?}"))?;
     let mut report = Report::new(kind);
     let done = measure(&mut report);
-    // What was found before something failed stands.
+    // Findings made before a failure still count.
     report.print();
     done.map(|()| true)
 }
@@ -248,9 +248,9 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_does_not_exist_cannot_be_expected_absent() {
-        assert!(Asked::read(&["--expect-absent", "udp.datagrams,lock.holder"]).is_ok());
-        assert!(Asked::read(&["--expect-absent", "udp.sausages"]).is_err());
-        assert!(Asked::read(&["sausages"]).is_err());
+    fn an_unknown_row_cannot_be_expected_absent() {
+        assert!(Args::parse(&["--expect-absent", "udp.datagrams,lock.holder"]).is_ok());
+        assert!(Args::parse(&["--expect-absent", "udp.sausages"]).is_err());
+        assert!(Args::parse(&["sausages"]).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! A control group with a limit, and a part of it used.
+//! A cgroup with a memory limit, partly used.
 
 use std::{fs, time::Duration};
 
@@ -8,12 +8,14 @@ use tailback_tests::lines::unix_ns;
 use crate::{
     control_group::{ControlGroup, write},
     course::meanwhile,
-    look::{self, SETTLED_NS, time_ns},
     report::Report,
+    sampling::{self, SETTLED_NS, time_ns},
     sys,
 };
 
+/// Memory limit of the cgroup, bytes.
 const LIMIT: u64 = 512 << 20;
+/// Memory that this process writes to, bytes.
 const USED: usize = 192 << 20;
 
 pub fn measure(report: &mut Report) -> Result<()> {
@@ -34,7 +36,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
         ("memory.max", "memory.current", "inactive_file")
     };
     write(&group.file(limit), &LIMIT.to_string())?;
-    // Not zero: pages that nobody wrote to are none.
+    // Not zero: untouched zero pages take no memory.
     let used = vec![1_u8; USED];
     let since_ns = unix_ns();
     let count = || {
@@ -48,14 +50,14 @@ pub fn measure(report: &mut Report) -> Result<()> {
             .context("read memory.stat")?;
         Ok([sys::number_in(group.file(usage))? - reclaimable])
     };
-    let look = || look::at(Duration::from_millis(1500));
-    let (looks, [memory]) = meanwhile(Duration::from_millis(10), count, look)?;
+    let sample = || sampling::steady(Duration::from_millis(1500));
+    let (samples, [memory]) = meanwhile(Duration::from_millis(10), count, sample)?;
     std::hint::black_box(&used);
     let name = group.name();
-    let queue = looks.queue("memory", |queue| queue.contains(&name));
-    let settled = look::within(&queue, since_ns + SETTLED_NS, unix_ns());
+    let queue = samples.queue("memory", |queue| queue.contains(&name));
+    let settled = sampling::within(&queue, since_ns + SETTLED_NS, unix_ns());
     let truth = |line: &serde_json::Value| memory.at(time_ns(line).max(memory.range_ns().0));
-    look::each(report, &settled, "depth", truth, "depth");
-    look::each(report, &settled, "limit", |_| LIMIT as f64, "limit");
+    sampling::compare_each(report, &settled, "depth", truth, "depth");
+    sampling::compare_each(report, &settled, "limit", |_| LIMIT as f64, "limit");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Pipes and FIFOs, in whole pages: one page fills one buffer.
+//! Pipes and FIFOs, filled in whole pages: one page per pipe buffer.
 
 use std::{
     fs::OpenOptions,
@@ -22,13 +22,13 @@ use tailback_tests::{lines::unix_ns, temp::TempDir};
 use crate::{
     course::Course,
     holder::Holder,
-    look::{self, SETTLED_NS, Seen, age, standing},
     report::Report,
+    sampling::{self, SETTLED_NS, Sampled, compare_age, compare_steady},
     sys,
 };
 
 const PAGES: usize = 3;
-const LONG: Duration = Duration::from_millis(1800);
+const SAMPLED_FOR: Duration = Duration::from_millis(1800);
 
 pub fn measure(report: &mut Report) -> Result<()> {
     anonymous(report)?;
@@ -36,21 +36,21 @@ pub fn measure(report: &mut Report) -> Result<()> {
     fifo(report)
 }
 
-/// The read end is another process's.
+/// Another process holds the read end.
 fn anonymous(report: &mut Report) -> Result<()> {
     let (reader, mut writer) = io::pipe().context("make a pipe")?;
     let holder = Holder::of(OwnedFd::from(reader))?;
-    let (looks, since_ns) = look::during(LONG, || fill(&mut writer))?;
+    let (samples, since_ns) = sampling::during(SAMPLED_FOR, || fill(&mut writer))?;
     let name = name(&writer)?;
-    let queue = looks.queue("pipe", |queue| queue == name);
+    let queue = samples.queue("pipe", |queue| queue == name);
     let limit = fcntl_getpipe_size(&writer).context("F_GETPIPE_SZ")? / page_size();
     let keys = [
         ("depth", "depth", depth(&writer)?),
         ("limit", "limit", limit as f64),
     ];
-    standing(report, &queue, since_ns + SETTLED_NS, &keys);
-    age(report, &queue, (since_ns, unix_ns()), "oldest");
-    names(
+    compare_steady(report, &queue, since_ns + SETTLED_NS, &keys);
+    compare_age(report, &queue, (since_ns, unix_ns()), "oldest");
+    compare_holder(
         report,
         "holder",
         &queue,
@@ -60,18 +60,24 @@ fn anonymous(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Whether each look since then names this process or thread in what it says of the worst part.
-pub fn names(report: &mut Report, quantity: &str, queue: &Seen<'_>, since_ns: u64, number: &str) {
-    let looks = match look::within(queue, since_ns, unix_ns()) {
-        Ok(looks) => looks,
-        Err(said) => return report.compare(quantity, 1.0, None, &said),
+/// Checks that each sample since then names this process or thread as the holder, in `worst`.
+pub fn compare_holder(
+    report: &mut Report,
+    quantity: &str,
+    queue: &Sampled<'_>,
+    since_ns: u64,
+    number: &str,
+) {
+    let samples = match sampling::within(queue, since_ns, unix_ns()) {
+        Ok(samples) => samples,
+        Err(reason) => return report.compare(quantity, 1.0, None, &reason),
     };
-    for line in looks {
+    for line in samples {
         let worst = line["worst"].as_str().unwrap_or_default();
         let words = worst.split(|c: char| !c.is_ascii_alphanumeric());
         let named = words.into_iter().any(|word| word == number);
-        let said = format!("{number} is not named: {line}");
-        report.compare(quantity, 1.0, named.then_some(1.0), &said);
+        let note = format!("{number} is not named: {line}");
+        report.compare(quantity, 1.0, named.then_some(1.0), &note);
     }
 }
 
@@ -87,7 +93,7 @@ fn depth(end: &impl AsFd) -> Result<f64> {
     Ok(sys::readable(end)? / page_size() as f64)
 }
 
-/// What the agent calls it.
+/// The name that the agent gives it.
 fn name(end: &impl AsFd) -> Result<String> {
     Ok(format!("pipe:[{}]", fstat(end).context("fstat")?.st_ino))
 }
@@ -95,7 +101,7 @@ fn name(end: &impl AsFd) -> Result<String> {
 fn rates(report: &mut Report) -> Result<()> {
     let (mut reader, mut writer): (PipeReader, PipeWriter) = io::pipe().context("make a pipe")?;
     let duration = Duration::from_millis(3000);
-    let (looks, (written, read)) = look::during(duration, || {
+    let (samples, (written, read)) = sampling::during(duration, || {
         let (mut written, mut read) = (Course::default(), Course::default());
         let end = Instant::now() + duration;
         let mut page = vec![0; page_size()];
@@ -104,7 +110,7 @@ fn rates(report: &mut Report) -> Result<()> {
             writer.write_all(&page).context("write")?;
             pages += 1.0;
             written.note(pages);
-            // The load's own spacing.
+            // Paces the load.
             thread::sleep(Duration::from_millis(3));
             reader.read_exact(&mut page).context("read")?;
             read.note(pages);
@@ -112,18 +118,18 @@ fn rates(report: &mut Report) -> Result<()> {
         Ok((written, read))
     })?;
     let name = name(&writer)?;
-    let queue = looks.queue("pipe", |queue| queue == name);
-    look::rate(report, &queue, &written, ("arrivals", "arrivals_per_s"));
-    look::rate(report, &queue, &read, ("departures", "departures_per_s"));
+    let queue = samples.queue("pipe", |queue| queue == name);
+    sampling::compare_rate(report, &queue, &written, ("arrivals", "arrivals_per_s"));
+    sampling::compare_rate(report, &queue, &read, ("departures", "departures_per_s"));
     Ok(())
 }
 
 fn fifo(report: &mut Report) -> Result<()> {
     let folder = TempDir::new("fifo")?;
     let path = folder.path().join("fifo");
-    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).context("make a FIFO")?;
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).context("create a FIFO")?;
     let mut options = OpenOptions::new();
-    // A FIFO is opened to read without waiting for who writes.
+    // O_NONBLOCK: opening a FIFO for reading would wait for a writer.
     let reader = options
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -133,10 +139,10 @@ fn fifo(report: &mut Report) -> Result<()> {
     let mut writer = writer.context("open the FIFO to write")?;
     let _holder = Holder::of(OwnedFd::from(reader))?;
     let since_ns = fill(&mut writer)?;
-    let looks = look::at(Duration::from_millis(600))?;
+    let samples = sampling::steady(Duration::from_millis(600))?;
     let (path, number) = (path.display().to_string(), name(&writer)?);
-    let queue = looks.queue("pipe", |queue| queue == path || queue == number);
-    standing(
+    let queue = samples.queue("pipe", |queue| queue == path || queue == number);
+    compare_steady(
         report,
         &queue,
         since_ns,

@@ -1,8 +1,9 @@
-//! What was found of one kind: for each row the worst of all looks.
+//! Results for one kind of queue: the worst sample for each row.
 
 use serde_json::Value;
 use tailback_tests::accuracy::{Finding, ROWS, Row, Verdict};
 
+/// Collects comparisons and keeps the worst of each row.
 pub struct Report {
     kind: &'static str,
     found: Vec<Finding>,
@@ -17,22 +18,22 @@ impl Report {
         }
     }
 
-    /// Takes in one comparison. `said` is what there is instead of a number.
-    pub fn compare(&mut self, quantity: &str, truth: f64, measured: Option<f64>, said: &str) {
-        self.compare_at(quantity, truth, measured, said, 0);
+    /// Adds one comparison. `note` explains a missing or wrong number.
+    pub fn compare(&mut self, quantity: &str, truth: f64, measured: Option<f64>, note: &str) {
+        self.compare_at(quantity, truth, measured, note, 0);
     }
 
-    /// As [`Report::compare`], where the agent looked every so often.
+    /// As [`Report::compare`], with the sampling interval, ns, by which an age may be off.
     pub fn compare_at(
         &mut self,
         quantity: &str,
         truth: f64,
         measured: Option<f64>,
-        said: &str,
-        tick_ns: u64,
+        note: &str,
+        interval_ns: u64,
     ) {
         let row = self.row(quantity);
-        let allowed = row.allowed(truth, tick_ns);
+        let allowed = row.allowed(truth, interval_ns);
         let verdict = match measured {
             None => Verdict::Absent,
             Some(measured) if (measured - truth).abs() <= allowed => Verdict::Ok,
@@ -44,25 +45,25 @@ impl Report {
             allowed: Some(allowed),
             note: match verdict {
                 Verdict::Ok => String::new(),
-                _ => said.to_owned(),
+                _ => note.to_owned(),
             },
             ..Finding::without_numbers(row, verdict, "")
         });
     }
 
-    /// The agent says nothing of it.
-    pub fn absent(&mut self, quantity: &str, said: &str) {
+    /// Adds that the agent does not report the quantity.
+    pub fn absent(&mut self, quantity: &str, note: &str) {
         let row = self.row(quantity);
-        self.add(Finding::without_numbers(row, Verdict::Absent, said));
+        self.add(Finding::without_numbers(row, Verdict::Absent, note));
     }
 
     /// Compares one key of a queue's line.
-    pub fn key(&mut self, quantity: &str, truth: f64, line: &Value, key: &str, tick_ns: u64) {
-        let said = format!("{key} of {line}");
-        self.compare_at(quantity, truth, line[key].as_f64(), &said, tick_ns);
+    pub fn key(&mut self, quantity: &str, truth: f64, line: &Value, key: &str, interval_ns: u64) {
+        let note = format!("{key} of {line}");
+        self.compare_at(quantity, truth, line[key].as_f64(), &note, interval_ns);
     }
 
-    /// Rows of which `these` is true cannot be measured here.
+    /// Marks the rows selected by `these` as not measurable here.
     pub fn skip(&mut self, why: &str, these: impl Fn(&str) -> bool) {
         let kind = self.kind;
         let rows = ROWS.iter().filter(|row| row.kind == kind);
@@ -81,7 +82,7 @@ impl Report {
         let row = ROWS
             .iter()
             .find(|row| row.kind == self.kind && row.quantity == quantity);
-        row.unwrap_or_else(|| panic!("there is no row {}.{quantity}", self.kind))
+        row.unwrap_or_else(|| panic!("no such row: {}.{quantity}", self.kind))
     }
 
     fn add(&mut self, finding: Finding) {
@@ -94,7 +95,7 @@ impl Report {
     }
 }
 
-/// Greater is worse: by verdict, then by the error's share of what is allowed.
+/// Greater is worse: by verdict, then by the error relative to the allowed error.
 fn badness(finding: &Finding) -> (u8, f64) {
     let verdict = match finding.verdict {
         Verdict::Skipped => 0,
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_worst_of_all_looks_is_told() {
+    fn the_worst_sample_is_reported() {
         let mut report = Report::new("accept");
         for measured in [Some(100.0), Some(96.0), Some(104.9), Some(99.0)] {
             report.compare("depth", 100.0, measured, "");
@@ -122,7 +123,7 @@ mod tests {
         assert_eq!(report.found.len(), 1);
         assert_eq!(report.found[0].measured, Some(104.9));
         assert_eq!(report.found[0].verdict, Verdict::Ok);
-        report.compare("depth", 100.0, None, "nothing was said");
+        report.compare("depth", 100.0, None, "no value");
         assert_eq!(report.found[0].verdict, Verdict::Absent);
         report.compare("depth", 100.0, Some(106.0), "");
         assert_eq!(report.found[0].verdict, Verdict::Off);

@@ -1,4 +1,4 @@
-//! Requests that were read and are not answered, from both sides of the same connections.
+//! Requests in service, seen from both ends of the same connections.
 
 use std::{
     io::{Read as _, Write as _},
@@ -13,61 +13,63 @@ use tailback_tests::lines::unix_ns;
 
 use crate::{
     course::Course,
-    look::{self, Looks, Queue, age, standing},
     lossy::{self, End},
     report::Report,
+    sampling::{self, Queue, Samples, compare_age, compare_steady},
 };
 
 const CONNECTIONS: usize = 8;
 const REQUESTS: usize = 5;
-const ANSWERED: usize = 2;
-/// Longer than the tick of any kernel's timer: its stamps of what came and what went differ.
-const THINKING: Duration = Duration::from_millis(40);
+const RESPONDED: usize = 2;
+/// Longer than a timer tick of any kernel, so that the timestamps of request and response differ.
+const SERVICE_TIME: Duration = Duration::from_millis(40);
 
 pub fn measure_inflight(report: &mut Report) -> Result<()> {
     let mut stage = Stage::new()?;
     let name = format!(":{}", stage.listener.local_addr()?.port());
-    stage.play(|looks, begun, since_ns| {
-        let queue = looks.queue("inflight", |queue| queue == name);
-        standing(
+    stage.play(|samples, begun, since_ns| {
+        let queue = samples.queue("inflight", |queue| queue == name);
+        compare_steady(
             report,
             &queue,
             since_ns,
             &[("depth", "depth", begun.len() as f64)],
         );
-        age(report, &queue, (begun[0], unix_ns()), "oldest");
+        compare_age(report, &queue, (begun[0], unix_ns()), "oldest");
     })?;
-    answers(report)?;
+    responses(report)?;
     lossy::measure(report, End::Server)
 }
 
-/// One connection carries many requests between two looks, of one segment each; answers are longer.
-fn answers(report: &mut Report) -> Result<()> {
-    const ANSWER: usize = 20_000;
+/// One connection carries many requests between two samples. Requests fit one segment; responses are longer.
+fn responses(report: &mut Report) -> Result<()> {
+    const RESPONSE_BYTES: usize = 20_000;
     let listener = TcpListener::bind("127.0.0.1:0").context("listen")?;
     let name = format!(":{}", listener.local_addr()?.port());
     let mut client = TcpStream::connect(listener.local_addr()?).context("connect")?;
     let (mut server, _) = listener.accept().context("accept")?;
     let duration = Duration::from_millis(3000);
-    let (looks, course) = look::during(duration, || {
+    let (samples, course) = sampling::during(duration, || {
         let mut course = Course::default();
         let (end, mut made) = (Instant::now() + duration, 0.0);
         while Instant::now() < end {
             client.write_all(&[1; 100]).context("send a request")?;
             server.read_exact(&mut [0; 100]).context("read a request")?;
-            // The load's own spacing.
+            // Paces the load.
             thread::sleep(Duration::from_millis(1));
-            server.write_all(&[2; ANSWER]).context("send an answer")?;
+            server
+                .write_all(&[2; RESPONSE_BYTES])
+                .context("send a response")?;
             client
-                .read_exact(&mut [0; ANSWER])
-                .context("read an answer")?;
+                .read_exact(&mut [0; RESPONSE_BYTES])
+                .context("read a response")?;
             made += 1.0;
             course.note(made);
             thread::sleep(Duration::from_millis(1));
         }
         Ok(course)
     })?;
-    let queue = looks.queue("inflight", |queue| queue == name);
+    let queue = samples.queue("inflight", |queue| queue == name);
     let (from, to) = course.range_ns();
     let windows: Vec<(&Value, u64, u64)> = queue.iter().flat_map(Queue::windows).collect();
     let within = windows
@@ -81,26 +83,31 @@ fn answers(report: &mut Report) -> Result<()> {
     let seconds = span.1.saturating_sub(span.0) as f64 / 1e9;
     let measured = (seconds > 1.0).then(|| counted / seconds);
     let truth = course.per_second(span.0.min(to), span.1.max(from));
-    report.compare("answers", truth, measured, "responses_per_s of all looks");
+    report.compare(
+        "responses",
+        truth,
+        measured,
+        "responses_per_s of all samples",
+    );
     Ok(())
 }
 
 pub fn measure_downstream(report: &mut Report) -> Result<()> {
     let mut stage = Stage::new()?;
     let name = format!("-> {}", stage.listener.local_addr()?);
-    stage.play(|looks, begun, since_ns| {
-        let queue = looks.queue("downstream", |queue| queue == name);
+    stage.play(|samples, begun, since_ns| {
+        let queue = samples.queue("downstream", |queue| queue == name);
         let keys = [
             ("depth", "depth", begun.len() as f64),
             ("limit", "limit", CONNECTIONS as f64),
         ];
-        standing(report, &queue, since_ns, &keys);
-        age(report, &queue, (begun[0], unix_ns()), "oldest");
+        compare_steady(report, &queue, since_ns, &keys);
+        compare_age(report, &queue, (begun[0], unix_ns()), "oldest");
     })?;
     lossy::measure(report, End::Client)
 }
 
-/// Connections of which each has carried one request and its answer.
+/// Connections that have each carried one request and its response.
 struct Stage {
     listener: TcpListener,
     pairs: Vec<(TcpStream, TcpStream)>,
@@ -117,47 +124,47 @@ impl Stage {
         }
         let mut stage = Self { listener, pairs };
         for at in 0..CONNECTIONS {
-            stage.ask(at)?;
+            stage.request(at)?;
         }
-        thread::sleep(THINKING);
+        thread::sleep(SERVICE_TIME);
         for at in 0..CONNECTIONS {
-            stage.answer(at)?;
+            stage.respond(at)?;
         }
-        thread::sleep(THINKING);
+        thread::sleep(SERVICE_TIME);
         Ok(stage)
     }
 
-    /// Some requests are read and none is answered; then some are. `told` is given the looks, since when each of those
-    /// in flight is, and since when it is just these.
-    fn play(&mut self, mut told: impl FnMut(&Looks, &[u64], u64)) -> Result<()> {
+    /// Sends requests without responding, then responds to some. Calls `compare` after each step with the samples, the start
+    /// times of the requests in service, and the time since which these are in service.
+    fn play(&mut self, mut compare: impl FnMut(&Samples, &[u64], u64)) -> Result<()> {
         let mut begun = Vec::new();
         for at in 0..REQUESTS {
             begun.push(unix_ns());
-            self.ask(at)?;
-            // Their ages shall differ by more than a tick.
+            self.request(at)?;
+            // Ages must differ by more than a sampling interval.
             thread::sleep(Duration::from_millis(150));
         }
-        for answered in [0, ANSWERED] {
-            for at in 0..answered {
-                self.answer(at)?;
+        for responded in [0, RESPONDED] {
+            for at in 0..responded {
+                self.respond(at)?;
             }
-            begun.drain(..answered);
+            begun.drain(..responded);
             let since_ns = unix_ns();
-            let looks = look::at(Duration::from_millis(1000))?;
-            told(&looks, &begun, since_ns);
+            let samples = sampling::steady(Duration::from_millis(1000))?;
+            compare(&samples, &begun, since_ns);
         }
         Ok(())
     }
 
-    fn ask(&mut self, at: usize) -> Result<()> {
+    fn request(&mut self, at: usize) -> Result<()> {
         let (client, server) = &mut self.pairs[at];
         client.write_all(&[1; 100]).context("send a request")?;
         server.read_exact(&mut [0; 100]).context("read a request")
     }
 
-    fn answer(&mut self, at: usize) -> Result<()> {
+    fn respond(&mut self, at: usize) -> Result<()> {
         let (client, server) = &mut self.pairs[at];
-        server.write_all(&[2; 300]).context("send an answer")?;
-        client.read_exact(&mut [0; 300]).context("read an answer")
+        server.write_all(&[2; 300]).context("send a response")?;
+        client.read_exact(&mut [0; 300]).context("read a response")
     }
 }

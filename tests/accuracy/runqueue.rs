@@ -1,4 +1,4 @@
-//! More threads than one CPU can run.
+//! More runnable threads than one CPU can run: run delay and wait.
 
 use std::{
     collections::BTreeMap,
@@ -14,53 +14,55 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::{
     course::{Course, meanwhile},
-    look::{self, Seen},
     report::Report,
+    sampling::{self, Sampled},
 };
 
 const SPINNING: usize = 3;
 
 pub fn measure(report: &mut Report) -> Result<()> {
-    let allowed = sched_getaffinity(None).context("ask which CPUs are ours")?;
+    let allowed = sched_getaffinity(None).context("read the CPU affinity")?;
     let cpu = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu));
     let mut one = CpuSet::new();
-    one.set(cpu.context("no CPU is ours")?);
+    one.set(cpu.context("the CPU affinity is empty")?);
     let done = AtomicBool::new(false);
     let measured = thread::scope(|scope| {
         let spin = || {
-            // Where it cannot be bound it spins all the same: schedstat tells what came of it.
+            // Where pinning fails it still spins: schedstat reports the resulting delay.
             let _ = sched_setaffinity(None, &one);
             while !done.load(Ordering::Relaxed) {
                 std::hint::spin_loop();
             }
         };
-        // Not before the agent looks: it would have to share an emulated CPU with them while it starts.
+        // Started once the agent samples: it would share an emulated CPU with them while it starts.
         let begin = || {
             (0..SPINNING).for_each(|_| drop(scope.spawn(spin)));
             Ok(())
         };
-        let look = || look::during(Duration::from_millis(3000), begin).map(|(looks, ())| looks);
+        let sample =
+            || sampling::during(Duration::from_millis(3000), begin).map(|(samples, ())| samples);
         let mut threads = Threads::default();
-        let measured = meanwhile(Duration::from_millis(1), || threads.look(), look);
+        let measured = meanwhile(Duration::from_millis(1), || threads.read(), sample);
         done.store(true, Ordering::Relaxed);
         measured
     });
-    let (looks, [delay, dispatches]) = measured?;
-    let queue = looks.queue("runqueue", |name| name == "threads");
+    let (samples, [delay, dispatches]) = measured?;
+    let queue = samples.queue("runqueue", |name| name == "threads");
     compare(report, &queue, &delay, &dispatches);
     Ok(())
 }
 
-/// Over all looks together: the kernel adds a wait when it ends, so that a window's edges weigh.
-fn compare(report: &mut Report, queue: &Seen<'_>, delay: &Course, dispatches: &Course) {
+/// Compares sums over all samples: the kernel adds a wait when it ends, so single windows have edge errors.
+fn compare(report: &mut Report, queue: &Sampled<'_>, delay: &Course, dispatches: &Course) {
     let queue = match queue {
         Ok(queue) => queue,
-        Err(said) => {
-            report.compare("run delay", f64::from(SPINNING as u32 - 1), None, said);
-            return report.compare("wait", 0.0, None, said);
+        Err(reason) => {
+            report.compare("run delay", f64::from(SPINNING as u32 - 1), None, reason);
+            return report.compare("wait", 0.0, None, reason);
         }
     };
-    let (mut told_ns, mut told_dispatches, mut was_ns, mut was_dispatches) = (0.0, 0.0, 0.0, 0.0);
+    let (mut measured_ns, mut measured_dispatches, mut true_ns, mut true_dispatches) =
+        (0.0, 0.0, 0.0, 0.0);
     let mut seconds = 0.0;
     let mut complete = true;
     for (line, from, to) in queue.windows() {
@@ -70,42 +72,42 @@ fn compare(report: &mut Report, queue: &Seen<'_>, delay: &Course, dispatches: &C
             continue;
         };
         let elapsed_ns = (to - from) as f64;
-        told_ns += share * elapsed_ns;
-        told_dispatches += share * elapsed_ns / wait.max(1.0);
-        was_ns += delay.between(to) - delay.between(from);
-        was_dispatches += dispatches.between(to) - dispatches.between(from);
+        measured_ns += share * elapsed_ns;
+        measured_dispatches += share * elapsed_ns / wait.max(1.0);
+        true_ns += delay.between(to) - delay.between(from);
+        true_dispatches += dispatches.between(to) - dispatches.between(from);
         seconds += elapsed_ns / 1e9;
     }
     let per_second = |ns: f64| ns / 1e9 / f64::max(seconds, 1e-9);
-    let said = "a look tells no run delay";
-    let told = |value: f64| complete.then_some(value);
+    let note = "a sample without run delay";
+    let if_complete = |value: f64| complete.then_some(value);
     report.compare(
         "run delay",
-        per_second(was_ns),
-        told(per_second(told_ns)),
-        said,
+        per_second(true_ns),
+        if_complete(per_second(measured_ns)),
+        note,
     );
     let wait = |ns: f64, dispatches: f64| ns / f64::max(dispatches, 1.0);
     report.compare(
         "wait",
-        wait(was_ns, was_dispatches),
-        told(wait(told_ns, told_dispatches)),
-        said,
+        wait(true_ns, true_dispatches),
+        if_complete(wait(measured_ns, measured_dispatches)),
+        note,
     );
 }
 
-/// Run delay of each of our threads, ns, and how often it was given a CPU (Documentation/scheduler/sched-stats.rst), as
-/// last seen: a thread that has ended keeps what it had.
+/// Run delay, ns, and dispatches of each of our threads (Documentation/scheduler/sched-stats.rst). Threads that have exited
+/// keep their last values.
 #[derive(Default)]
 struct Threads(BTreeMap<PathBuf, [f64; 2]>);
 
 impl Threads {
-    /// The sums over all of them.
-    fn look(&mut self) -> Result<[f64; 2]> {
+    /// Reads all threads and returns the sums.
+    fn read(&mut self) -> Result<[f64; 2]> {
         for task in fs::read_dir("/proc/self/task").context("list our threads")? {
             let file = task.context("list our threads")?.path().join("schedstat");
             let Ok(text) = fs::read_to_string(&file) else {
-                // It has ended since.
+                // The thread has exited.
                 continue;
             };
             let fields: Vec<f64> = text

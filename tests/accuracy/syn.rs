@@ -1,4 +1,4 @@
-//! Handshakes under way: callers that begin, and then are silent for good.
+//! SYN queues: handshakes that callers begin and never complete.
 
 use std::{
     fs,
@@ -17,8 +17,8 @@ use tailback_tests::{lines::unix_ns, sockets};
 
 use crate::{
     accept::report_losses,
-    look::{self, standing},
     report::Report,
+    sampling::{self, compare_steady},
     sys,
 };
 
@@ -29,7 +29,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
         report.skip(&why, |_| true);
         return Ok(());
     }
-    // Else a full queue answers with cookies, and nothing is lost.
+    // With SYN cookies a full queue loses nothing.
     let file = "/proc/sys/net/ipv4/tcp_syncookies";
     fs::write(file, "0").with_context(|| format!("write {file}"))?;
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -39,22 +39,22 @@ pub fn measure(report: &mut Report) -> Result<()> {
 
     const CALLERS: usize = 7;
     let callers = begin(address, CALLERS)?;
-    // The first SYN is sent within connect(), and the request is there when it returns.
+    // connect() sends the SYN; over loopback the request is queued when it returns.
     let since_ns = unix_ns();
-    let looks = look::at(Duration::from_millis(600))?;
+    let samples = sampling::steady(Duration::from_millis(600))?;
     let keys = [
         ("depth", "depth", CALLERS as f64),
         ("limit", "limit", f64::from(BACKLOG)),
     ];
-    standing(report, &looks.queue("syn", is_ours), since_ns, &keys);
+    compare_steady(report, &samples.queue("syn", is_ours), since_ns, &keys);
 
-    // Those beyond the limit are dropped; each comes again after a second, and is dropped again.
+    // Requests beyond the limit are dropped; each is retransmitted after a second and dropped again.
     const MORE: usize = 30;
     let dropped = || sys::network_counter("TcpExt", "TCPReqQFullDrop");
     let before = dropped()?;
-    let (looks, more) = look::during(Duration::from_millis(2500), || {
+    let (samples, more) = sampling::during(Duration::from_millis(2500), || {
         let more = begin(address, MORE)?;
-        // Well before the last look, nobody calls any more.
+        // Callers stop well before the last sample.
         thread::sleep(Duration::from_millis(1500));
         Ok((dropped()?, drop(more)).0)
     })?;
@@ -62,24 +62,24 @@ pub fn measure(report: &mut Report) -> Result<()> {
     let room = BACKLOG as usize - CALLERS;
     ensure!(
         lost >= (MORE - room) as f64 && dropped()? == more,
-        "{lost} were dropped, and the queue has room for {room} of {MORE}"
+        "{lost} were dropped; the queue has room for {room} of {MORE}"
     );
-    report_losses(report, "losses", lost, &looks.queue("syn", is_ours));
+    report_losses(report, "losses", lost, &samples.queue("syn", is_ours));
     drop((callers, listener));
     Ok(())
 }
 
-/// Callers that send a SYN and never see the answer.
+/// Starts handshakes whose SYN-ACK is dropped, so that they never complete.
 fn begin(to: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
     (0..count)
         .map(|_| {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             let socket: OwnedFd = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)
-                .context("make a socket")?;
+                .context("create a socket")?;
             sys::drop_all_input(&socket)?;
             match connect(&socket, &to) {
                 Err(Errno::INPROGRESS) => Ok(TcpStream::from(socket)),
-                other => anyhow::bail!("connect() answered {other:?}"),
+                other => anyhow::bail!("connect() returned {other:?}"),
             }
         })
         .collect()

@@ -1,4 +1,4 @@
-//! What neither the standard library nor rustix offers.
+//! System calls that neither the standard library nor rustix offers.
 
 use std::{
     ffi::c_int,
@@ -14,8 +14,8 @@ use rustix::{
     thread::{UnshareFlags, unshare_unsafe},
 };
 
-/// Bytes written to a socket and not gone from its queue: for TCP not acknowledged, for unix not read, as memory
-/// (SIOCOUTQ, sockios.h).
+/// Bytes in the send queue (SIOCOUTQ, sockios.h): for TCP unacknowledged bytes, for unix sockets the memory of unread
+/// ones.
 pub fn outgoing(socket: &impl AsFd) -> Result<f64> {
     const SIOCOUTQ: Opcode = 0x5411;
     // SAFETY: SIOCOUTQ writes one int (tcp(7), unix(7)).
@@ -28,7 +28,7 @@ pub fn readable(file: &impl AsFd) -> Result<f64> {
     Ok(rustix::io::ioctl_fionread(file).context("FIONREAD")? as f64)
 }
 
-/// A socket's own account (include/uapi/linux/sock_diag.h).
+/// Part of SO_MEMINFO (include/uapi/linux/sock_diag.h).
 pub struct Memory {
     pub received: u32,
     pub drops: u32,
@@ -39,7 +39,7 @@ pub fn memory(socket: &impl AsFd) -> Result<Memory> {
     const SO_MEMINFO: c_int = 55;
     let mut account = [0_u32; 9];
     let mut len = size_of_val(&account) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes to `account`, which has as many, and the length to `len`.
+    // SAFETY: the kernel writes at most `len` bytes to `account`, its size, and the length to `len`.
     let done = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
@@ -54,7 +54,7 @@ pub fn memory(socket: &impl AsFd) -> Result<Memory> {
     Ok(Memory { received, drops })
 }
 
-/// All that is sent to this socket is dropped, unseen: a caller that is silent for good, and no reset either.
+/// Attaches a filter that drops all input, so that the socket neither answers nor resets.
 pub fn drop_all_input(socket: &impl AsFd) -> Result<()> {
     // BPF_RET | BPF_K, 0 bytes.
     let mut code = [libc::sock_filter {
@@ -67,7 +67,7 @@ pub fn drop_all_input(socket: &impl AsFd) -> Result<()> {
         len: 1,
         filter: code.as_mut_ptr(),
     };
-    // SAFETY: the kernel reads a sock_fprog and the one instruction that it points to; both live until it returns.
+    // SAFETY: the kernel reads a sock_fprog and its one instruction; both live until the call returns.
     let done = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
@@ -80,14 +80,14 @@ pub fn drop_all_input(socket: &impl AsFd) -> Result<()> {
     succeeded(done).context("SO_ATTACH_FILTER")
 }
 
-/// setsockopt(2), for an option whose value holds no pointers.
+/// setsockopt(2) for an option whose value contains no pointers.
 pub fn set_option(
     socket: &impl AsFd,
     level: c_int,
     option: c_int,
     value: &[u8],
 ) -> std::io::Result<()> {
-    // SAFETY: the kernel reads the bytes of `value`, which lives until it returns.
+    // SAFETY: the kernel reads the bytes of `value`, which lives until the call returns.
     let done = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
@@ -110,7 +110,7 @@ fn succeeded(returned: c_int) -> Result<()> {
     Ok(())
 }
 
-/// `struct ifreq` of <net/if.h>, as far as it is used here; the kernel reads 40 bytes of it.
+/// The part of `struct ifreq` (<net/if.h>) that is used here; the kernel reads 40 bytes.
 #[repr(C)]
 struct InterfaceRequest {
     name: [u8; 16],
@@ -118,17 +118,17 @@ struct InterfaceRequest {
     rest: [u8; 22],
 }
 
-/// Moves to a network namespace of our own, with a loopback interface: nobody else's connections are counted there,
-/// and its settings are ours. To be called before there are threads. Answers why not, where it cannot be.
+/// Enters a new network namespace with a loopback interface, whose counters and settings no other process shares. Call
+/// before starting threads. Returns the reason where that is not possible.
 pub fn own_network() -> Result<Option<String>> {
     const SIOCSIFFLAGS: Opcode = 0x8914;
-    // SAFETY: a new network namespace takes nothing from this process that it relies on.
+    // SAFETY: this process has no sockets that depend on the old namespace.
     match unsafe { unshare_unsafe(UnshareFlags::NEWNET) } {
         Ok(()) => {}
         Err(error @ (Errno::PERM | Errno::INVAL | Errno::NOSYS)) => {
-            return Ok(Some(format!("no network namespace can be made: {error}")));
+            return Ok(Some(format!("cannot create a network namespace: {error}")));
         }
-        Err(error) => return Err(error).context("make a network namespace"),
+        Err(error) => return Err(error).context("create a network namespace"),
     }
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("open a socket")?;
     let mut request = InterfaceRequest {
@@ -137,8 +137,7 @@ pub fn own_network() -> Result<Option<String>> {
         rest: [0; 22],
     };
     request.name[..2].copy_from_slice(b"lo");
-    // SAFETY: SIOCSIFFLAGS reads a struct ifreq and writes nothing to it (netdevice(7)); the one given has its
-    // size and layout.
+    // SAFETY: SIOCSIFFLAGS only reads a struct ifreq (netdevice(7)), which `request` matches in size and layout.
     unsafe {
         ioctl(
             &socket,
@@ -149,7 +148,7 @@ pub fn own_network() -> Result<Option<String>> {
     Ok(None)
 }
 
-/// A counter of our network namespace: `TcpExt`, `ListenOverflows`.
+/// A counter of our network namespace, for example `TcpExt`, `ListenOverflows`.
 pub fn network_counter(group: &str, name: &str) -> Result<f64> {
     const FILES: [&str; 2] = ["/proc/self/net/netstat", "/proc/self/net/snmp"];
     let mut text = String::new();
@@ -167,7 +166,7 @@ pub fn network_counter(group: &str, name: &str) -> Result<f64> {
         .with_context(|| format!("neither of {FILES:?} has {name}"))
 }
 
-/// A number that a file of /proc or of a control group holds alone.
+/// The number that is the whole content of a file of /proc or of a cgroup.
 pub fn number_in(file: impl AsRef<std::path::Path>) -> Result<f64> {
     let file = file.as_ref();
     let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;

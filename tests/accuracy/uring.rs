@@ -1,4 +1,4 @@
-//! An io_uring instance, made and filled by hand.
+//! An io_uring instance, set up and filled with raw system calls.
 
 use std::{
     ffi::{c_long, c_uint},
@@ -14,14 +14,16 @@ use tailback_tests::lines::unix_ns;
 
 use crate::{
     accept::report_losses,
-    look::{self, standing},
     report::Report,
+    sampling::{self, compare_steady},
 };
 
 const ENTRIES: u32 = 8;
-/// Entries that are completed and not taken, then that are written and not submitted.
+/// Completions not taken from the completion queue.
 const COMPLETED: u32 = 5;
+/// Entries written to the submission queue and not submitted.
 const PENDING: u32 = 3;
+/// Entries with an invalid index, which the kernel drops.
 const INVALID: u32 = 2;
 
 pub fn measure(report: &mut Report) -> Result<()> {
@@ -37,8 +39,8 @@ pub fn measure(report: &mut Report) -> Result<()> {
         let part = part.to_owned();
         move |name: &str| name.contains(&fd) && name.contains(&part)
     };
-    let (looks, dropped) = look::during(Duration::from_millis(1000), || {
-        // The first look that tells queues comes before the losses.
+    let (samples, dropped) = sampling::during(Duration::from_millis(1000), || {
+        // The first sample with queues must come before the losses.
         std::thread::sleep(Duration::from_millis(400));
         for _ in 0..INVALID {
             ring.write(u32::MAX);
@@ -48,13 +50,13 @@ pub fn measure(report: &mut Report) -> Result<()> {
     })?;
     ensure!(
         dropped == INVALID,
-        "the kernel dropped {dropped}, not {INVALID}"
+        "the kernel dropped {dropped} entries, not {INVALID}"
     );
     report_losses(
         report,
         "sq losses",
         f64::from(dropped),
-        &looks.queue("uring", is_of("sq")),
+        &samples.queue("uring", is_of("sq")),
     );
 
     for entry in 0..COMPLETED {
@@ -65,25 +67,25 @@ pub fn measure(report: &mut Report) -> Result<()> {
         ring.write(entry);
     }
     let since_ns = unix_ns();
-    let looks = look::at(Duration::from_millis(500))?;
-    // The memory is written to and read by the kernel alone: read it as it does.
+    let samples = sampling::steady(Duration::from_millis(500))?;
+    // Read the ring the way the kernel does.
     let pending = ring.at(ring.sq.tail).wrapping_sub(ring.at(ring.sq.head));
     let completed = ring.at(ring.cq.tail).wrapping_sub(ring.at(ring.cq.head));
     ensure!(
         (pending, completed) == (PENDING, COMPLETED),
-        "{pending} pend, {completed} are done"
+        "{pending} entries pending, {completed} completed"
     );
     for (part, depth, limit) in [
         ("sq", PENDING, ENTRIES),
         ("cq", COMPLETED, ring.completions),
     ] {
-        let queue = looks.queue("uring", is_of(part));
+        let queue = samples.queue("uring", is_of(part));
         let (quantity, limited) = (format!("{part} depth"), format!("{part} limit"));
         let keys = [
             (quantity.as_str(), "depth", f64::from(depth)),
             (limited.as_str(), "limit", f64::from(limit)),
         ];
-        standing(report, &queue, since_ns, &keys);
+        compare_steady(report, &queue, since_ns, &keys);
     }
     Ok(())
 }
@@ -143,11 +145,11 @@ struct Ring {
 }
 
 impl Ring {
-    /// The inner error tells why there can be none here.
+    /// The inner error is the reason why io_uring is not available here.
     fn new() -> Result<Result<Self, String>> {
         const IORING_FEAT_SINGLE_MMAP: u32 = 1;
         let mut params = Params::default();
-        // SAFETY: io_uring_setup(2) reads and writes one io_uring_params, which `params` is in size and layout.
+        // SAFETY: io_uring_setup(2) reads and writes one io_uring_params; `params` has its size and layout.
         let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, ENTRIES, &raw mut params) };
         if fd < 0 {
             let error = io::Error::last_os_error();
@@ -156,16 +158,16 @@ impl Ring {
                 _ => Err(error).context("io_uring_setup"),
             };
         }
-        // SAFETY: the kernel has just made it, and it is nobody else's.
+        // SAFETY: the kernel has just returned this descriptor; nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         ensure!(
             params.features & IORING_FEAT_SINGLE_MMAP != 0,
-            "the rings are apart"
+            "the kernel maps the rings separately (no IORING_FEAT_SINGLE_MMAP)"
         );
         let size = (params.sq.array + params.sq_entries * 4)
             .max(params.cq.completions + params.cq_entries * 16);
-        // The entries themselves need no look: they are zero, which is a no-op.
-        // SAFETY: a new mapping of the ring, wherever the kernel likes; it is never unmapped.
+        // The entries themselves stay unmapped: they are zero, which is IORING_OP_NOP.
+        // SAFETY: creates a new mapping at an address of the kernel's choice; it is never unmapped.
         let memory = unsafe {
             libc::mmap(
                 ptr::null_mut(),
@@ -189,8 +191,8 @@ impl Ring {
     }
 
     fn word(&self, offset: u32) -> &AtomicU32 {
-        // SAFETY: the kernel told the offset of a word in the mapping, which lives as long as the process; the
-        // kernel changes it atomically.
+        // SAFETY: the kernel supplied the offset of a word in the mapping, which lives as long as the process; the
+        // kernel updates it atomically.
         unsafe { &*self.memory.add(offset as usize).cast::<AtomicU32>() }
     }
 
@@ -198,7 +200,7 @@ impl Ring {
         self.word(offset).load(Ordering::Acquire)
     }
 
-    /// Puts an entry, by its number, behind the others of the submission queue.
+    /// Appends an entry, by its index, to the submission queue.
     fn write(&self, entry: u32) {
         let tail = self.at(self.sq.tail);
         let slot = tail & self.at(self.sq.mask);
@@ -209,7 +211,7 @@ impl Ring {
     }
 
     fn submit(&self, count: c_uint) -> Result<()> {
-        // SAFETY: io_uring_enter(2) with no wait and no signal mask takes no pointers.
+        // SAFETY: io_uring_enter(2) without a signal mask takes no pointers.
         let done: c_long = unsafe {
             libc::syscall(
                 libc::SYS_io_uring_enter,
@@ -221,7 +223,7 @@ impl Ring {
                 0_usize,
             )
         };
-        // An entry that is dropped is not counted as submitted.
+        // The kernel does not count a dropped entry as submitted.
         ensure!(done >= 0, "io_uring_enter: {}", io::Error::last_os_error());
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A pool of threads, some of which were given work.
+//! A thread pool in which some threads have work.
 
 use std::{
     sync::{
@@ -13,19 +13,21 @@ use anyhow::{Context as _, Result};
 use tailback_tests::lines::unix_ns;
 
 use crate::{
-    look::{self, standing},
     report::Report,
+    sampling::{self, compare_steady},
 };
 
-const SIZE: usize = 6;
+/// Threads in the pool.
+const POOL_SIZE: usize = 6;
+/// Threads with work.
 const BUSY: usize = 2;
 
 pub fn measure(report: &mut Report) -> Result<()> {
     let done = AtomicBool::new(false);
-    let (lock, work_came) = (Mutex::new(()), Condvar::new());
+    let (lock, work_arrived) = (Mutex::new(()), Condvar::new());
     thread::scope(|scope| {
-        for number in 0..SIZE {
-            let (done, lock, work_came) = (&done, &lock, &work_came);
+        for number in 0..POOL_SIZE {
+            let (done, lock, work_arrived) = (&done, &lock, &work_arrived);
             let work = move || {
                 if number < BUSY {
                     while !done.load(Ordering::Relaxed) {
@@ -35,7 +37,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
                 }
                 let mut waiting = lock.lock().unwrap_or_else(PoisonError::into_inner);
                 while !done.load(Ordering::Relaxed) {
-                    waiting = work_came
+                    waiting = work_arrived
                         .wait(waiting)
                         .unwrap_or_else(PoisonError::into_inner);
                 }
@@ -44,18 +46,18 @@ pub fn measure(report: &mut Report) -> Result<()> {
             named.spawn_scoped(scope, work).context("start a worker")?;
         }
         let since_ns = unix_ns();
-        let looks = look::at(Duration::from_millis(1500));
+        let samples = sampling::steady(Duration::from_millis(1500));
         let held = lock.lock();
         done.store(true, Ordering::Relaxed);
         drop(held);
-        work_came.notify_all();
-        let looks = looks?;
-        let queue = looks.queue("workers", |name| name.starts_with("poolwork"));
+        work_arrived.notify_all();
+        let samples = samples?;
+        let queue = samples.queue("workers", |name| name.starts_with("poolwork"));
         let keys = [
             ("depth", "depth", BUSY as f64),
-            ("limit", "limit", SIZE as f64),
+            ("limit", "limit", POOL_SIZE as f64),
         ];
-        standing(report, &queue, since_ns + look::SETTLED_NS, &keys);
+        compare_steady(report, &queue, since_ns + sampling::SETTLED_NS, &keys);
         Ok(())
     })
 }

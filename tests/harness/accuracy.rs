@@ -1,5 +1,5 @@
-//! What is measured against a truth known by other means, and how well it has to be met: the rows of the table that
-//! `cargo xtask accuracy` prints, and the tests of the kernel matrix. `tests/accuracy` measures them.
+//! The quantities that are compared with a truth known by other means, and the error allowed for each. They are the rows
+//! of the table that `cargo xtask accuracy` prints, and the tests of the kernel matrix. `tests/accuracy` measures them.
 
 use serde_json::{Value, json};
 
@@ -14,22 +14,24 @@ pub struct Row {
 }
 
 impl Row {
-    /// The largest difference from this truth that counts as met: limits, losses and yes-or-no are exact; depth and
-    /// rate within 5%; an age within 5% or one tick, for what came between two looks is seen at the second. Of looks that tell a
-    /// state, 1% may be wrong: over a link that loses, sequence numbers say it a moment late now and then.
-    pub fn allowed(&self, truth: f64, tick_ns: u64) -> f64 {
-        const SHARE: f64 = 0.05;
-        const WRONG: f64 = 0.01;
+    /// The largest allowed error, in the unit of the row. Limits, losses and yes-or-no are exact. Depths and rates may be 5%
+    /// off. Ages may be 5% or one sampling interval off, because an arrival between two samples is seen at the second. 1% of
+    /// the samples may report a wrong state: over a lossy link, sequence numbers sometimes show a change late.
+    pub fn allowed(&self, truth: f64, interval_ns: u64) -> f64 {
+        /// For depths, rates and ages.
+        const RELATIVE_ERROR: f64 = 0.05;
+        /// For rows that count correct samples.
+        const WRONG_SAMPLES: f64 = 0.01;
         let is = |last: &str| self.quantity.rsplit(' ').next() == Some(last);
-        let share = truth.abs() * SHARE;
+        let relative = truth.abs() * RELATIVE_ERROR;
         if is("limit") || is("losses") || self.unit == Unit::Truth {
             0.0
         } else if is("oldest") {
-            share.max(tick_ns as f64)
-        } else if is("looks") {
-            truth * WRONG
+            relative.max(interval_ns as f64)
+        } else if is("samples") {
+            truth * WRONG_SAMPLES
         } else {
-            share
+            relative
         }
     }
 }
@@ -41,7 +43,7 @@ pub enum Unit {
     Bytes,
     PerSecond,
     Nanoseconds,
-    /// 1 if it is so.
+    /// 1 for true.
     Truth,
 }
 
@@ -57,15 +59,15 @@ impl Unit {
     }
 }
 
-/// How a measure compares with its truth.
+/// How a measurement compares with its truth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Ok,
-    /// Beyond what is allowed, or the workload itself failed.
+    /// The error exceeds the allowed one, or the workload itself failed.
     Off,
     /// The agent does not report it.
     Absent,
-    /// It cannot be made here.
+    /// The state cannot be set up here.
     Skipped,
 }
 
@@ -80,7 +82,7 @@ impl Verdict {
     }
 }
 
-/// One measure beside its truth, both in the row's unit.
+/// One measurement and its truth, both in the row's unit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {
     pub kind: String,
@@ -88,14 +90,14 @@ pub struct Finding {
     pub unit: String,
     pub truth: Option<f64>,
     pub measured: Option<f64>,
-    /// The largest difference that counts as met.
+    /// The largest allowed error.
     pub allowed: Option<f64>,
     pub verdict: Verdict,
     pub note: String,
 }
 
 impl Finding {
-    /// Of a row that there is no number of.
+    /// For a row without a measurement.
     pub fn without_numbers(row: &Row, verdict: Verdict, note: &str) -> Self {
         Self {
             kind: row.kind.to_owned(),
@@ -118,7 +120,7 @@ impl Finding {
         self.kind == row.kind && self.quantity == row.quantity
     }
 
-    /// As one line of JSON has it.
+    /// As one line of JSON.
     pub fn to_json(&self) -> Value {
         json!({
             "type": "accuracy",
@@ -134,7 +136,7 @@ impl Finding {
         })
     }
 
-    /// `None` for a line that is about something else.
+    /// `None` for a line of another type.
     pub fn from_json(line: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(line).ok()?;
         if value["type"] != "accuracy" {
@@ -166,7 +168,7 @@ const fn row(kind: &'static str, quantity: &'static str, unit: Unit, truth: &'st
     }
 }
 
-/// All rows, kind by kind, in the order of the path that work takes.
+/// All rows by kind, in the order in which a request passes the queues.
 pub const ROWS: &[Row] = {
     use Unit::{Bytes, Count, Nanoseconds, PerSecond, Truth};
     &[
@@ -174,23 +176,23 @@ pub const ROWS: &[Row] = {
             "syn",
             "depth",
             Count,
-            "handshakes begun whose callers never answer",
+            "handshakes begun and never completed",
         ),
-        row("syn", "limit", Count, "the backlog asked for"),
+        row("syn", "limit", Count, "the requested backlog"),
         row("syn", "losses", Count, "TCPReqQFullDrop"),
         row(
             "accept",
             "depth",
             Count,
-            "connections made and not accepted",
+            "connections established, not accepted",
         ),
-        row("accept", "limit", Count, "the backlog asked for"),
-        row("accept", "oldest", Nanoseconds, "the callers' clock"),
+        row("accept", "limit", Count, "the requested backlog"),
+        row("accept", "oldest", Nanoseconds, "the clients' clock"),
         row(
             "accept",
             "arrivals",
             PerSecond,
-            "connections made, by the callers' clock",
+            "connections established, by the clients' clock",
         ),
         row(
             "accept",
@@ -203,10 +205,10 @@ pub const ROWS: &[Row] = {
             "accept",
             "unix depth",
             Count,
-            "connections made and not accepted",
+            "connections established, not accepted",
         ),
-        row("accept", "unix limit", Count, "the backlog asked for"),
-        row("accept", "unix oldest", Nanoseconds, "the callers' clock"),
+        row("accept", "unix limit", Count, "the requested backlog"),
+        row("accept", "unix oldest", Nanoseconds, "the clients' clock"),
         row("recv", "depth", Bytes, "SIOCINQ"),
         row("recv", "limit", Bytes, "SO_RCVBUF"),
         row("recv", "oldest", Nanoseconds, "the writer's clock"),
@@ -222,21 +224,16 @@ pub const ROWS: &[Row] = {
             PerSecond,
             "bytes read, by the reader's clock",
         ),
-        row("recv", "ktls depth", Bytes, "plain bytes sent and not read"),
+        row("recv", "ktls depth", Bytes, "plain bytes sent, not read"),
         row("udp", "depth", Bytes, "SO_MEMINFO"),
-        row("udp", "datagrams", Count, "datagrams sent and not read"),
+        row("udp", "datagrams", Count, "datagrams sent, not read"),
         row("udp", "limit", Bytes, "SO_RCVBUF"),
         row("udp", "oldest", Nanoseconds, "the sender's clock"),
         row("udp", "losses", Count, "SO_MEMINFO"),
         row("unix", "stream depth", Bytes, "SIOCOUTQ of the writer"),
         row("unix", "stream limit", Bytes, "SO_SNDBUF of the writer"),
         row("unix", "stream oldest", Nanoseconds, "the writer's clock"),
-        row(
-            "unix",
-            "datagram depth",
-            Count,
-            "datagrams sent and not read",
-        ),
+        row("unix", "datagram depth", Count, "datagrams sent, not read"),
         row("unix", "datagram limit", Count, "net.unix.max_dgram_qlen"),
         row("unix", "datagram oldest", Nanoseconds, "the sender's clock"),
         row("pipe", "depth", Count, "FIONREAD, whole pages"),
@@ -246,7 +243,7 @@ pub const ROWS: &[Row] = {
             "pipe",
             "holder",
             Truth,
-            "the process that was given the other end",
+            "the process that holds the other end",
         ),
         row(
             "pipe",
@@ -261,25 +258,30 @@ pub const ROWS: &[Row] = {
             "pages read, by the reader's clock",
         ),
         row("pipe", "fifo depth", Count, "FIONREAD, whole pages"),
-        row("inflight", "depth", Count, "requests read and not answered"),
-        row("inflight", "oldest", Nanoseconds, "the callers' clock"),
         row(
             "inflight",
-            "answers",
+            "depth",
+            Count,
+            "requests read, not responded to",
+        ),
+        row("inflight", "oldest", Nanoseconds, "the clients' clock"),
+        row(
+            "inflight",
+            "responses",
             PerSecond,
-            "answers received on one connection, some 400/s",
+            "responses received on one connection, about 400/s",
         ),
         row(
             "inflight",
             "with loss depth",
             Count,
-            "requests read and not answered, by the servers' clocks",
+            "requests read, not responded to, by the servers' clocks",
         ),
         row(
             "inflight",
-            "with loss right looks",
+            "with loss correct samples",
             Count,
-            "all looks, by the servers' clocks, but for 30 ms around each change",
+            "all samples, by the servers' clocks, except within 30 ms of a change",
         ),
         row(
             "inflight",
@@ -287,7 +289,7 @@ pub const ROWS: &[Row] = {
             Nanoseconds,
             "the servers' clocks",
         ),
-        row("workers", "depth", Count, "threads that were given work"),
+        row("workers", "depth", Count, "threads with work"),
         row("workers", "limit", Count, "threads started"),
         row("eventloop", "oldest", Nanoseconds, "the handler's clock"),
         row(
@@ -297,38 +299,38 @@ pub const ROWS: &[Row] = {
             "schedstat of the threads",
         ),
         row("runqueue", "wait", Nanoseconds, "schedstat of the threads"),
-        row("lock", "depth", Count, "threads started that want it"),
+        row("lock", "depth", Count, "threads started that wait for it"),
         row(
             "lock",
             "oldest",
             Nanoseconds,
-            "the clock of the first that waits",
+            "the clock of the first waiter",
         ),
-        row("lock", "holder", Truth, "the thread that has it"),
+        row("lock", "holder", Truth, "the thread that holds it"),
         row("disk", "depth", Count, "threads in state D of /proc"),
         row("disk", "oldest", Nanoseconds, "the writers' clock"),
-        row("memory", "depth", Bytes, "the control group's own files"),
-        row("memory", "limit", Bytes, "the limit asked for"),
-        row("downstream", "depth", Count, "calls made and not answered"),
+        row("memory", "depth", Bytes, "the cgroup's own files"),
+        row("memory", "limit", Bytes, "the requested limit"),
+        row("downstream", "depth", Count, "calls made, no response yet"),
         row("downstream", "limit", Count, "connections opened"),
-        row("downstream", "oldest", Nanoseconds, "the callers' clock"),
+        row("downstream", "oldest", Nanoseconds, "the clients' clock"),
         row(
             "downstream",
             "with loss depth",
             Count,
-            "calls made and not answered, by the callers' clocks",
+            "calls made, no response yet, by the clients' clocks",
         ),
         row(
             "downstream",
-            "with loss right looks",
+            "with loss correct samples",
             Count,
-            "all looks, by the callers' clocks, but for 30 ms around each change",
+            "all samples, by the clients' clocks, except within 30 ms of a change",
         ),
         row(
             "downstream",
             "with loss oldest",
             Nanoseconds,
-            "the callers' clocks",
+            "the clients' clocks",
         ),
         row("send", "depth", Bytes, "SIOCOUTQ"),
         row("send", "limit", Bytes, "SO_SNDBUF"),
@@ -337,34 +339,24 @@ pub const ROWS: &[Row] = {
             "send",
             "ktls depth",
             Bytes,
-            "plain bytes written that have not arrived",
+            "plain bytes written, not arrived",
         ),
         row("fd", "depth", Count, "/proc/self/fd"),
         row("fd", "limit", Count, "RLIMIT_NOFILE"),
-        row(
-            "uring",
-            "sq depth",
-            Count,
-            "entries written and not submitted",
-        ),
-        row("uring", "sq limit", Count, "entries asked for"),
+        row("uring", "sq depth", Count, "entries written, not submitted"),
+        row("uring", "sq limit", Count, "requested entries"),
         row(
             "uring",
             "sq losses",
             Count,
-            "the ring's own counter of dropped entries",
+            "the ring's counter of dropped entries",
         ),
-        row("uring", "cq depth", Count, "completions not taken"),
-        row(
-            "uring",
-            "cq limit",
-            Count,
-            "entries that the kernel granted",
-        ),
+        row("uring", "cq depth", Count, "completions not consumed"),
+        row("uring", "cq limit", Count, "entries granted by the kernel"),
     ]
 };
 
-/// The kinds, each once, in the order of the rows.
+/// All kinds, in the order of the rows.
 pub fn kinds() -> Vec<&'static str> {
     let mut kinds: Vec<&str> = ROWS.iter().map(|row| row.kind).collect();
     kinds.dedup();
@@ -376,20 +368,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rows_of_a_kind_stand_together_and_each_stands_once() {
+    fn rows_are_grouped_by_kind_and_unique() {
         let kinds = kinds();
         for (at, kind) in kinds.iter().enumerate() {
-            assert!(!kinds[..at].contains(kind), "{kind} stands twice");
+            assert!(!kinds[..at].contains(kind), "{kind} is listed twice");
         }
         for (at, row) in ROWS.iter().enumerate() {
             let before = &ROWS[..at];
             let known = |one: &Row| (one.kind, one.quantity) == (row.kind, row.quantity);
-            assert!(!before.iter().any(known), "{row:?} stands twice");
+            assert!(!before.iter().any(known), "{row:?} is listed twice");
         }
     }
 
     #[test]
-    fn a_limit_is_exact_and_an_age_may_be_a_tick_off() {
+    fn limits_are_exact_and_ages_may_be_one_sampling_interval_off() {
         let row = |quantity: &str| ROWS.iter().find(|row| row.quantity == quantity);
         let allowed = |quantity: &str, truth| {
             row(quantity).map_or(f64::NAN, |row| row.allowed(truth, 100_000_000))
@@ -400,11 +392,11 @@ mod tests {
         assert_eq!(allowed("oldest", 1e9), 1e8);
         assert_eq!(allowed("oldest", 4e9), 2e8);
         assert_eq!(allowed("wait", 1e6), 5e4);
-        assert_eq!(allowed("with loss right looks", 2e3), 20.0);
+        assert_eq!(allowed("with loss correct samples", 2e3), 20.0);
     }
 
     #[test]
-    fn a_finding_survives_its_line() {
+    fn a_finding_survives_a_json_round_trip() {
         let mut finding = Finding::without_numbers(&ROWS[0], Verdict::Absent, "no such queue");
         assert_eq!(
             Finding::from_json(&finding.to_json().to_string()).as_ref(),

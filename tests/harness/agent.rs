@@ -1,4 +1,4 @@
-//! The agent itself, as a user starts it, and what it says.
+//! Runs the agent as a user would, and parses its JSON output.
 
 use std::{
     env,
@@ -17,14 +17,14 @@ use crate::{
     temp::TempDir,
 };
 
-/// Names the directory for what a service publishes, as systemd does it.
-const RUN: &str = "RUNTIME_DIRECTORY";
+/// Environment variable that names the directory for pages and sockets, as systemd sets it.
+const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
-/// What the agent may take of one core by default is 0.01. A test is no benchmark: on a busy machine the same work costs two or
-/// three times as much; what is told apart by this is a budget that is kept from none.
-pub const MOST_CPU: f64 = 0.04;
+/// Upper bound for the agent's CPU use in tests, as a share of one core. The default budget is 0.01, but on a busy machine
+/// the same work costs two or three times as much. The bound only tells a working budget from none.
+pub const MAX_CPU_SHARE: f64 = 0.04;
 
-/// The binary: `TAILBACK_BIN`, else the release build of this checkout.
+/// Path of the binary: `TAILBACK_BIN`, else the release build of this checkout.
 pub fn binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os("TAILBACK_BIN") {
         return Ok(PathBuf::from(path));
@@ -43,7 +43,7 @@ pub fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// One line of `--json`.
+/// One line of `--json` output.
 #[derive(Clone, Debug)]
 pub struct Event {
     /// When it was received.
@@ -54,7 +54,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// A key's text; empty where there is none.
+    /// The text of a key, empty if missing.
     pub fn text(&self, key: &str) -> &str {
         self.value
             .get(key)
@@ -62,10 +62,12 @@ impl Event {
             .unwrap_or_default()
     }
 
+    /// The number of a key.
     pub fn number(&self, key: &str) -> Option<f64> {
         self.value.get(key).and_then(Value::as_f64)
     }
 
+    /// Whether the event has this `type`.
     pub fn is(&self, kind: &str) -> bool {
         self.text("type") == kind
     }
@@ -88,22 +90,24 @@ impl TryFrom<&Line> for Event {
 /// A running agent whose standard output is JSON lines.
 pub struct Agent {
     process: Process,
-    /// Where it publishes: each agent in a directory of its own, for one that is shared has one agent.
+    /// Where it publishes pages: a directory of its own, because only one agent may use a directory.
     run: TempDir,
 }
 
 impl Agent {
-    /// `tailback run --json` with further arguments.
+    /// Starts `tailback run --json` with further arguments.
     pub fn run(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Self> {
         Self::start(Command::new(binary()?).args(["run", "--json"]).args(args))
     }
 
-    /// Any command line that writes JSON lines; for tests that need an environment of their own.
+    /// Starts a command that writes JSON lines, for tests that need their own environment.
     pub fn start(command: &mut Command) -> Result<Self> {
         let run = TempDir::new("run")?;
-        let given = command.get_envs().any(|(name, _)| name == RUN);
+        let given = command
+            .get_envs()
+            .any(|(name, _)| name == RUNTIME_DIRECTORY);
         if !given {
-            command.env(RUN, run.path());
+            command.env(RUNTIME_DIRECTORY, run.path());
         }
         Ok(Self {
             process: Process::start("tailback", command)?,
@@ -111,7 +115,7 @@ impl Agent {
         })
     }
 
-    /// Where it publishes its pages and its stream, unless it was told another place.
+    /// Directory of its pages and its event socket, unless its configuration names another.
     pub fn run_directory(&self) -> &Path {
         self.run.path()
     }
@@ -120,21 +124,22 @@ impl Agent {
         &self.process
     }
 
-    /// Gives it up for its process: to stop it and see how it ends.
+    /// Returns the process, to stop it and check its exit code.
     pub fn into_process(self) -> Process {
         self.process
     }
 
-    /// How many lines have come: where to go on with [`Agent::events_since`] and [`Agent::wait_since`].
+    /// Number of lines received so far, for [`Agent::events_since`] and [`Agent::wait_since`].
     pub fn mark(&self) -> usize {
         self.process.lines().count()
     }
 
-    /// All events so far. What is not JSON on standard output is an error.
+    /// All events so far. A line on standard output that is not JSON is an error.
     pub fn events(&self) -> Result<Vec<Event>> {
         self.events_since(0)
     }
 
+    /// Events after the first `mark` lines.
     pub fn events_since(&self, mark: usize) -> Result<Vec<Event>> {
         let lines = self.process.lines().since(mark);
         lines
@@ -144,7 +149,7 @@ impl Agent {
             .collect()
     }
 
-    /// The first event that is `wanted`, also if it came before.
+    /// Waits for the first `wanted` event, including past ones.
     pub fn wait_for(
         &self,
         what: &str,
@@ -154,7 +159,7 @@ impl Agent {
         self.wait_since(0, what, deadline, wanted)
     }
 
-    /// The first event after `mark` that is `wanted`.
+    /// Waits for the first `wanted` event after `mark`.
     pub fn wait_since(
         &self,
         mark: usize,
@@ -162,7 +167,7 @@ impl Agent {
         deadline: Duration,
         mut wanted: impl FnMut(&Event) -> bool,
     ) -> Result<Event> {
-        let what = format!("tailback to say {what}");
+        let what = format!("tailback to report {what}");
         self.process.lines().wait(&what, mark, deadline, |line| {
             if line.stream != Stream::Stdout {
                 return None;
@@ -175,21 +180,21 @@ impl Agent {
     }
 }
 
-/// Runs `tailback` once, to its end, and returns its JSON lines. Anything but exit code 0 is an error.
-pub fn once_with(command: &mut Command, deadline: Duration) -> Result<Vec<Value>> {
-    let events = once_heard(command, deadline)?.into_iter();
+/// Runs `tailback` to completion and returns its JSON lines. An exit code other than 0 is an error.
+pub fn run_once(command: &mut Command, deadline: Duration) -> Result<Vec<Value>> {
+    let events = run_once_timed(command, deadline)?.into_iter();
     Ok(events.map(|event| event.value).collect())
 }
 
-/// As [`once_with`], with when each line was heard.
-pub fn once_heard(command: &mut Command, deadline: Duration) -> Result<Vec<Event>> {
+/// As [`run_once`], with the time at which each line was received.
+pub fn run_once_timed(command: &mut Command, deadline: Duration) -> Result<Vec<Event>> {
     let agent = Agent::start(command)?;
     let end = agent.process.wait_end(deadline)?;
     let lines = agent.process.lines();
     lines.wait_end(Duration::from_secs(5))?;
     if end != crate::process::End::Code(0) {
-        let said: Vec<String> = lines.all().into_iter().map(|line| line.text).collect();
-        bail!("tailback ended with {end:?}: {}", said.join("\n"));
+        let output: Vec<String> = lines.all().into_iter().map(|line| line.text).collect();
+        bail!("tailback ended with {end:?}: {}", output.join("\n"));
     }
     agent.events()
 }

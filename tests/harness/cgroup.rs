@@ -1,4 +1,4 @@
-//! A control group of one's own.
+//! Temporary cgroups.
 
 use std::{
     fs,
@@ -15,15 +15,15 @@ const SOON: Duration = Duration::from_secs(20);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// A cgroup that goes with its owner. Its processes must have ended by then.
+/// A cgroup that is removed on drop. Its processes must have exited by then.
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// With nobody in it.
+    /// Creates an empty cgroup.
     pub fn new() -> Result<Self> {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let mount = Path::new("/sys/fs/cgroup");
-        // The unified hierarchy; with cgroup v1, any that takes processes.
+        // The unified hierarchy; with cgroup v1, any hierarchy that accepts processes.
         let places = [
             mount.to_owned(),
             mount.join("unified"),
@@ -41,7 +41,7 @@ impl Cgroup {
                 Err(error) => why = Some(error),
             }
         }
-        Err(anyhow::anyhow!("no cgroup can be made: {why:?}"))
+        Err(anyhow::anyhow!("cannot create a cgroup: {why:?}"))
     }
 
     pub fn path(&self) -> &Path {
@@ -49,7 +49,7 @@ impl Cgroup {
     }
 
     /// Moves a process into it.
-    pub fn take_in(&self, pid: u32) -> Result<()> {
+    pub fn add_process(&self, pid: u32) -> Result<()> {
         let procs = self.0.join("cgroup.procs");
         fs::write(&procs, pid.to_string()).with_context(|| format!("write {}", procs.display()))
     }

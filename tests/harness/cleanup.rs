@@ -1,7 +1,7 @@
-//! What must not outlive us: process groups and folders, also when a person presses Ctrl-C.
+//! Ends process groups and removes folders when the test program is interrupted, for example by Ctrl-C.
 //!
-//! Owners' `Drop` does the work in the ordinary case. A signal ends the process without unwinding, so what lives
-//! is on one list here, and a thread that waits for the signals goes through it before it lets the process end.
+//! Normally the owners' `Drop` does this. A signal ends the process without unwinding, so all live groups and folders are
+//! registered here; a thread waits for signals and cleans them up before it lets the process exit.
 
 use std::{
     collections::BTreeSet,
@@ -18,60 +18,59 @@ use rustix::process::{
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Default)]
-struct Living {
+struct Registry {
     groups: BTreeSet<i32>,
     folders: BTreeSet<PathBuf>,
 }
 
-static LIVING: Mutex<Living> = Mutex::new(Living {
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     groups: BTreeSet::new(),
     folders: BTreeSet::new(),
 });
-static WATCHING: Once = Once::new();
+static SIGNAL_THREAD: Once = Once::new();
 
-fn living() -> MutexGuard<'static, Living> {
-    LIVING.lock().unwrap_or_else(PoisonError::into_inner)
+fn registry() -> MutexGuard<'static, Registry> {
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts something that leads its own process group, and puts the group on the list before any signal can be
-/// acted upon: `start` returns the group's id.
+/// Starts a process that leads its own process group, and registers the group before any signal is handled. `start` returns
+/// the group's id.
 pub(crate) fn start_group<T>(start: impl FnOnce() -> io::Result<(T, Pid)>) -> io::Result<T> {
-    WATCHING.call_once(watch_signals);
-    // Grandchildren whose parent was killed become our children, so that we can wait for their end.
+    SIGNAL_THREAD.call_once(watch_signals);
+    // Grandchildren whose parent was killed become our children, so that we can reap them.
     let _ = set_child_subreaper(Some(getpid()));
-    let mut living = living();
+    let mut registry = registry();
     let (started, group) = start()?;
-    living.groups.insert(group.as_raw_pid());
+    registry.groups.insert(group.as_raw_pid());
     Ok(started)
 }
 
-/// Kills what is left of the group. To be called before its leader is reaped: from then on the number may be
-/// another's.
+/// Kills the remaining processes of the group. Call before reaping its leader: afterwards the number may be reused.
 pub(crate) fn end_group(group: Pid) {
-    let mut living = living();
-    if living.groups.remove(&group.as_raw_pid()) {
-        // The group may be empty by now, which is what is wanted.
+    let mut registry = registry();
+    if registry.groups.remove(&group.as_raw_pid()) {
+        // Fails if the group is already empty, which is fine.
         let _ = kill_process_group(group, Signal::KILL);
     }
 }
 
-/// Waits for the end of those that are left of a group whose leader was reaped: with it its ports are free.
+/// Reaps the remaining processes of a group whose leader was reaped. Their ports are free afterwards.
 pub(crate) fn reap_group(group: Pid) {
     while let Ok(Some(_)) = waitpgid(group, WaitOptions::empty()) {}
 }
 
-pub(crate) fn keep_folder(path: &Path) {
-    WATCHING.call_once(watch_signals);
-    living().folders.insert(path.to_owned());
+pub(crate) fn register_folder(path: &Path) {
+    SIGNAL_THREAD.call_once(watch_signals);
+    registry().folders.insert(path.to_owned());
 }
 
 pub(crate) fn remove_folder(path: &Path) {
-    if living().folders.remove(path) {
+    if registry().folders.remove(path) {
         let _ = fs::remove_dir_all(path);
     }
 }
 
-/// Ends the process as the signal would have, after everything on the list.
+/// Waits for signals; on one, cleans up and exits with the code of that signal.
 fn watch_signals() {
     let watch = || -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -95,9 +94,9 @@ fn watch_signals() {
                 .await,
             )
         })?;
-        // Held to the end: nothing new is started from here on.
-        let living = living();
-        for group in living
+        // Held until exit, so that no new process is started.
+        let registry = registry();
+        for group in registry
             .groups
             .iter()
             .filter_map(|group| Pid::from_raw(*group))
@@ -105,10 +104,10 @@ fn watch_signals() {
             let _ = kill_process_group(group, Signal::KILL);
             reap_group(group);
         }
-        for folder in &living.folders {
+        for folder in &registry.folders {
             let _ = fs::remove_dir_all(folder);
         }
-        eprintln!("\ninterrupted: what was started is stopped, temporary files are removed");
+        eprintln!("\ninterrupted: stopped all child processes and removed temporary files");
         process::exit(128 + number);
     };
     let spawned = thread::Builder::new()

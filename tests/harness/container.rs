@@ -1,5 +1,5 @@
-//! A podman container that runs programs of this machine: its root folder holds nothing but links into `/usr`, which it sees
-//! as it is here and cannot write to.
+//! Podman containers that run programs of this machine: the root folder holds only links into `/usr`, which is mounted
+//! read-only.
 
 use std::{
     fs,
@@ -14,26 +14,26 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{program, temp::TempDir, wait};
 
-/// Of the ways in which podman can start a container, the one that works with control groups of both versions.
+/// Podman options that work with both cgroup v1 and v2.
 const PODMAN: &[&str] = &["--runtime", "runc", "--cgroup-manager=cgroupfs"];
-/// The programs, and where links among them lead through.
-const SEEN: [&str; 2] = ["/usr:/usr:ro", "/etc:/etc:ro"];
-/// It ends by itself after so many seconds, should nobody be left to remove it.
-const LONGEST: &str = "300";
+/// Read-only mounts: the programs, and the links of Debian's alternatives.
+const MOUNTS: [&str; 2] = ["/usr:/usr:ro", "/etc:/etc:ro"];
+/// Maximum life time, seconds, in case nothing is left to remove the container.
+const TIMEOUT_S: &str = "300";
 const SOON: Duration = Duration::from_secs(20);
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// Removed on drop, whoever runs in it.
+/// Removed on drop, with all its processes.
 pub struct Container {
-    /// Its own, and that of the control group that podman makes it in.
+    /// Name of the container and of its parent cgroup.
     name: String,
     root: TempDir,
 }
 
 impl Container {
-    /// To be started with [`Container::before`].
+    /// Prepares the root folder. Start the container with [`Container::before`].
     pub fn new() -> Result<Self> {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("tailback-container-{}-{count}", process::id());
@@ -41,13 +41,13 @@ impl Container {
         for folder in ["bin", "lib", "lib64"] {
             let link = root.path().join(folder);
             symlink(format!("usr/{folder}"), &link)
-                .with_context(|| format!("make {}", link.display()))?;
+                .with_context(|| format!("create {}", link.display()))?;
         }
         Ok(Self { name, root })
     }
 
-    /// Whether podman can run anything here with these of its options; else what it says.
-    pub fn try_out(options: &[&str]) -> Result<()> {
+    /// Runs `true` with these podman options; the error is podman's.
+    pub fn check_can_run(options: &[&str]) -> Result<()> {
         let container = Self::new()?;
         let before = container.before(options)?;
         let mut podman = Command::new(&before[0]);
@@ -62,21 +62,21 @@ impl Container {
         Ok(())
     }
 
-    /// What it sees as `/`.
+    /// The folder that is `/` inside.
     pub fn root(&self) -> &Path {
         self.root.path()
     }
 
-    /// The words that start what follows inside; `options` are podman's.
+    /// The command prefix that runs a program inside; `options` are podman's.
     pub fn before(&self, options: &[&str]) -> Result<Vec<String>> {
         let podman = program::need(&["podman"])?.display().to_string();
         let root = self.root().display().to_string();
         let group = format!("/{}", self.name);
         let mut words = vec![podman.as_str()];
         words.extend(PODMAN);
-        words.extend(["run", "--rm", "--name", &self.name, "--timeout", LONGEST]);
+        words.extend(["run", "--rm", "--name", &self.name, "--timeout", TIMEOUT_S]);
         words.extend(["--cgroup-parent", &group]);
-        for folder in SEEN {
+        for folder in MOUNTS {
             words.extend(["--volume", folder]);
         }
         words.extend([
@@ -90,7 +90,7 @@ impl Container {
         Ok(words.into_iter().map(str::to_owned).collect())
     }
 
-    /// The process that it was started for, as this machine numbers it.
+    /// Pid of its main process, in the host's pid namespace.
     pub fn pid(&self) -> Result<u32> {
         let pid = self.podman("inspect", &["--format", "{{.State.Pid}}"])?;
         pid.parse()
@@ -101,13 +101,13 @@ impl Container {
         self.podman("inspect", &["--format", "{{.Id}}"])
     }
 
-    /// So many CPUs it may use from now on.
+    /// Changes the CPU quota.
     pub fn set_cpus(&self, cpus: f64) -> Result<()> {
         self.podman("update", &["--cpus", &cpus.to_string()])
             .map(drop)
     }
 
-    /// Its part of the CPUs where others want them, too (`cpu.shares`; everybody else has 1,024 each).
+    /// Sets the CPU weight under contention (cgroup v1 `cpu.shares`; the default is 1,024).
     pub fn set_cpu_shares(&self, shares: &str) -> Result<()> {
         let file = Path::new(CGROUPS)
             .join("cpu")
@@ -128,14 +128,14 @@ impl Container {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Podman leaves the groups around the container's own behind, in each hierarchy: one for all, and below it one for
-    /// the process that looks after the container.
+    /// Removes the parent cgroups that podman leaves behind in each hierarchy: the container's parent and the one of conmon
+    /// below it.
     fn remove_groups(&self) -> Result<()> {
         let mounts = fs::read_dir(CGROUPS).with_context(|| format!("read {CGROUPS}"))?;
         let mounts = mounts.flatten().map(|mount| mount.path());
         let all = mounts.chain([PathBuf::from(CGROUPS)]);
         for group in all.map(|mount| mount.join(&self.name)) {
-            wait::until("the container's control groups to be empty", SOON, || {
+            wait::until("the container's cgroups to be empty", SOON, || {
                 let _ = fs::remove_dir(group.join("conmon"));
                 let _ = fs::remove_dir(&group);
                 Ok((!group.exists()).then_some(()))

@@ -1,4 +1,4 @@
-//! HAProxy in front of another server.
+//! HAProxy as a reverse proxy.
 
 use std::{net::SocketAddr, process::Command, time::Duration};
 
@@ -8,7 +8,7 @@ use crate::{http, ports, process::Process, program, temp::TempDir, wait};
 
 const START: Duration = Duration::from_secs(10);
 
-/// Running, and answering.
+/// A running HAProxy that responds.
 pub struct Haproxy {
     process: Process,
     port: u16,
@@ -16,7 +16,7 @@ pub struct Haproxy {
 }
 
 impl Haproxy {
-    /// It accepts no more than `maxconn` connections at a time; others wait in its accept queue.
+    /// Proxies to `before`. Accepts at most `maxconn` connections at a time; others wait in its accept queue.
     pub fn start(before: SocketAddr, maxconn: u32) -> Result<Self> {
         let temp = TempDir::new("haproxy")?;
         let port = ports::free()?;
@@ -30,7 +30,7 @@ impl Haproxy {
         )?;
         let mut command = Command::new(program::need(&["haproxy"])?);
         let process = Process::start("HAProxy", command.arg("-db").arg("-f").arg(config))?;
-        wait::until("an answer of HAProxy", START, || {
+        wait::until("a response from HAProxy", START, || {
             process.check_running()?;
             Ok(http::get(ports::local(port), "/", START).ok())
         })?;

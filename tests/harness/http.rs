@@ -1,4 +1,4 @@
-//! The least of HTTP: one GET. Version 1.0, so that every server answers in one piece and closes.
+//! A minimal HTTP client: one GET. Uses HTTP/1.0, so that every server sends the whole response and closes.
 
 use std::{
     io::{Read as _, Write as _},
@@ -8,15 +8,15 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// What was answered.
+/// A complete response.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub body: Vec<u8>,
 }
 
-/// Asks `to` for `path`.
-pub fn get(to: SocketAddr, path: &str, timeout: Duration) -> Result<Answer> {
+/// Sends a GET request for `path` to `to`. `timeout` applies to connecting and to each read and write.
+pub fn get(to: SocketAddr, path: &str, timeout: Duration) -> Result<Response> {
     let fetch = || -> Result<Vec<u8>> {
         let mut stream = TcpStream::connect_timeout(&to, timeout)?;
         stream.set_read_timeout(Some(timeout))?;
@@ -27,15 +27,15 @@ pub fn get(to: SocketAddr, path: &str, timeout: Duration) -> Result<Answer> {
         Ok(raw)
     };
     let raw = fetch().with_context(|| format!("GET http://{to}{path}"))?;
-    parse(&raw).with_context(|| format!("read the answer of http://{to}{path}"))
+    parse(&raw).with_context(|| format!("read the response of http://{to}{path}"))
 }
 
-/// The bytes to send.
+/// The request as text.
 pub(crate) fn request(to: SocketAddr, path: &str) -> String {
     format!("GET {path} HTTP/1.0\r\nHost: {to}\r\n\r\n")
 }
 
-/// The status of an answer, from its first line.
+/// Status code of a response, from its first line.
 pub(crate) fn status(raw: &[u8]) -> Option<u16> {
     let line = raw.split(|byte| *byte == b'\n').next()?;
     let mut words = std::str::from_utf8(line).ok()?.split(' ');
@@ -45,7 +45,7 @@ pub(crate) fn status(raw: &[u8]) -> Option<u16> {
         .then(|| words.next()?.trim().parse().ok())?
 }
 
-fn parse(raw: &[u8]) -> Result<Answer> {
+fn parse(raw: &[u8]) -> Result<Response> {
     let Some(status) = status(raw) else {
         bail!(
             "not HTTP: {:?}",
@@ -53,9 +53,9 @@ fn parse(raw: &[u8]) -> Result<Answer> {
         );
     };
     let Some(head) = raw.windows(4).position(|four| four == b"\r\n\r\n") else {
-        bail!("it ended within the headers");
+        bail!("the response ended within the headers");
     };
-    Ok(Answer {
+    Ok(Response {
         status,
         body: raw[head + 4..].to_vec(),
     })
@@ -66,13 +66,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_its_status_and_what_follows_the_headers() {
-        let answer = parse(b"HTTP/1.1 404 Not Found\r\nA: b\r\n\r\nno\r\n").unwrap();
-        assert_eq!((answer.status, &answer.body[..]), (404, &b"no\r\n"[..]));
+    fn a_response_is_split_into_status_and_body() {
+        let response = parse(b"HTTP/1.1 404 Not Found\r\nA: b\r\n\r\nno\r\n").unwrap();
+        assert_eq!((response.status, &response.body[..]), (404, &b"no\r\n"[..]));
     }
 
     #[test]
-    fn what_is_not_http_is_said_to_be() {
+    fn non_http_input_is_an_error() {
         assert!(
             parse(b"+PONG\r\n")
                 .unwrap_err()

@@ -1,4 +1,4 @@
-//! Many idle TCP connections inside one process.
+//! Many idle TCP connections in one process.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
@@ -8,20 +8,20 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
-/// Connections to one listener at most: fewer than there are ports to connect from.
+/// Maximum connections per listener, below the number of ephemeral ports.
 const PER_LISTENER: usize = 10_000;
 
 /// Closed on drop.
 pub struct Idle {
     streams: Vec<TcpStream>,
-    /// A service listens on as long as it serves.
+    /// Kept open, as a real service would.
     listeners: Vec<TcpListener>,
 }
 
 impl Idle {
-    /// `count` connections to `to`; the other ends are the listener's.
+    /// Opens `count` connections to `to`; the other ends belong to its listener.
     pub fn open(to: SocketAddr, count: usize) -> Result<Self> {
-        allow_files(count + 100)?;
+        raise_file_limit(count + 100)?;
         let mut idle = Self {
             streams: Vec::with_capacity(count),
             listeners: Vec::new(),
@@ -33,9 +33,9 @@ impl Idle {
         Ok(idle)
     }
 
-    /// `count` sockets in this process: both ends of `count / 2` connections over loopback.
+    /// Opens `count` sockets in this process: both ends of `count / 2` connections over loopback.
     pub fn pairs(count: usize) -> Result<Self> {
-        allow_files(count + 100)?;
+        raise_file_limit(count + 100)?;
         let mut idle = Self {
             streams: Vec::with_capacity(count),
             listeners: Vec::new(),
@@ -65,20 +65,20 @@ impl Idle {
     }
 
     fn keep(&mut self, stream: TcpStream) -> Result<()> {
-        // Closed with a reset: thousands of ports in TIME_WAIT would be in the way of what runs next.
+        // Closed with a reset: thousands of ports in TIME_WAIT would disturb later tests.
         set_socket_linger(&stream, Some(std::time::Duration::ZERO)).context("set SO_LINGER")?;
         self.streams.push(stream);
         Ok(())
     }
 }
 
-/// How many descriptors this process may have open, at most.
-pub fn files_allowed() -> Option<u64> {
+/// Hard limit of open files of this process; `None` if unlimited.
+pub fn max_open_files() -> Option<u64> {
     getrlimit(Resource::Nofile).maximum
 }
 
-/// Raises the soft limit of open files, and the hard one where that is allowed.
-pub fn allow_files(wanted: usize) -> Result<()> {
+/// Raises the soft limit of open files, and the hard limit where permitted.
+pub fn raise_file_limit(wanted: usize) -> Result<()> {
     let wanted = wanted as u64;
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= wanted) {
@@ -91,7 +91,7 @@ pub fn allow_files(wanted: usize) -> Result<()> {
     };
     if setrlimit(Resource::Nofile, raised).is_err() {
         bail!(
-            "{wanted} open files are wanted, and RLIMIT_NOFILE allows {}: raise it with `ulimit -Hn {wanted}`",
+            "{wanted} open files needed, RLIMIT_NOFILE allows {}: raise it with `ulimit -Hn {wanted}`",
             limit.maximum.unwrap_or(u64::MAX)
         );
     }

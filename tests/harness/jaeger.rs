@@ -1,4 +1,4 @@
-//! The real Jaeger, all in one process and in memory, asked through its query API.
+//! A real Jaeger: one process, in-memory storage, read through its query API.
 
 use std::{env, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{http, ports, process::Process, program, temp::TempDir, wait};
 const START: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// Where it is: `TAILBACK_JAEGER`, else on `PATH`, else what `cargo xtask setup` built.
+/// Path of the binary: `TAILBACK_JAEGER`, else on `PATH`, else the build of `cargo xtask setup`.
 pub fn find() -> Option<PathBuf> {
     let built = || {
         let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -23,7 +23,7 @@ pub fn find() -> Option<PathBuf> {
         .or_else(|| built().filter(|file| file.is_file()))
 }
 
-/// Running, and ready for spans and questions.
+/// A running Jaeger that accepts spans and queries.
 pub struct Jaeger {
     process: Process,
     ports: Ports,
@@ -42,7 +42,7 @@ impl Jaeger {
         Self::start_on(None)
     }
 
-    /// As [`Jaeger::start`]; its OTLP/HTTP receiver on a given port, for a collector that comes back.
+    /// As [`Jaeger::start`], with a fixed OTLP/HTTP port, for tests in which the collector starts late.
     pub fn start_on(otlp_http: Option<u16>) -> Result<Self> {
         let Some(program) = find() else {
             bail!("Jaeger is not installed: run `cargo xtask setup`");
@@ -61,9 +61,9 @@ impl Jaeger {
             ports,
             _temp: temp,
         };
-        wait::until("an answer of Jaeger", START, || {
+        wait::until("a response from Jaeger", START, || {
             jaeger.process.check_running()?;
-            // The receivers are started after the query service, and refuse until then.
+            // The receivers start after the query service.
             let receives = std::net::TcpStream::connect(ports::local(jaeger.ports.http)).is_ok();
             Ok(jaeger.services().ok().filter(|_| receives))
         })?;
@@ -74,21 +74,22 @@ impl Jaeger {
         &self.process
     }
 
-    /// For `OTEL_EXPORTER_OTLP_ENDPOINT` with OTLP/HTTP.
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT` for OTLP/HTTP.
     pub fn otlp_http(&self) -> String {
         format!("http://{}", ports::local(self.ports.http))
     }
 
-    /// For `OTEL_EXPORTER_OTLP_ENDPOINT` with OTLP/gRPC.
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT` for OTLP/gRPC.
     pub fn otlp_grpc(&self) -> String {
         format!("http://{}", ports::local(self.ports.grpc))
     }
 
+    /// Address of the query API.
     pub fn query(&self) -> SocketAddr {
         ports::local(self.ports.query)
     }
 
-    /// The names of all services that sent spans.
+    /// Names of all services that sent spans.
     pub fn services(&self) -> Result<Vec<String>> {
         let Some(found) = self.ask("/api/services")? else {
             return Ok(Vec::new());
@@ -97,7 +98,7 @@ impl Jaeger {
         Ok(names.filter_map(Value::as_str).map(str::to_owned).collect())
     }
 
-    /// All traces that have a span of `service`, in Jaeger's own JSON: `traceID`, `spans`, `processes`.
+    /// All traces with a span of `service`, in Jaeger's JSON: `traceID`, `spans`, `processes`.
     pub fn traces(&self, service: &str) -> Result<Vec<Value>> {
         let found = self.ask(&format!(
             "/api/traces?limit=1000&service={}",
@@ -108,13 +109,13 @@ impl Jaeger {
             .unwrap_or_default())
     }
 
-    /// The trace of this id, if there is one.
+    /// The trace with this id, if any.
     pub fn trace(&self, id: &str) -> Result<Option<Value>> {
         let found = self.ask(&format!("/api/traces/{id}"))?;
         Ok(found.and_then(|found| found.get(0).cloned()))
     }
 
-    /// What stands under `data` in its answer.
+    /// The `data` of a response.
     fn ask(&self, path: &str) -> Result<Option<Value>> {
         let answer = http::get(self.query(), path, ANSWER)?;
         if answer.status == 404 {
@@ -122,10 +123,10 @@ impl Jaeger {
         }
         if answer.status != 200 {
             let body = String::from_utf8_lossy(&answer.body).into_owned();
-            bail!("Jaeger answers {} to {path}: {body}", answer.status);
+            bail!("Jaeger responded {} to {path}: {body}", answer.status);
         }
         let mut body: Value = serde_json::from_slice(&answer.body)
-            .with_context(|| format!("read Jaeger's answer to {path}"))?;
+            .with_context(|| format!("read Jaeger's response to {path}"))?;
         Ok(body
             .get_mut("data")
             .map(Value::take)
@@ -144,7 +145,7 @@ fn encoded(word: &str) -> String {
         .collect()
 }
 
-/// As the built-in all-in-one configuration, on our ports, with nothing that delays or listens beyond need.
+/// The built-in all-in-one configuration with our ports, without batching and without unused listeners.
 fn config(ports: &Ports) -> String {
     let Ports {
         grpc,
@@ -197,10 +198,10 @@ mod tests {
     use crate::skip::skip;
 
     #[test]
-    fn jaeger_starts_and_answers_its_query_api() {
+    fn jaeger_starts_and_serves_its_query_api() {
         if find().is_none() {
             return skip(
-                "jaeger_starts_and_answers_its_query_api",
+                "jaeger_starts_and_serves_its_query_api",
                 "Jaeger is not installed",
             );
         }

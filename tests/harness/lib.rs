@@ -1,14 +1,12 @@
 //! Real servers, loads and collectors under control, for tests, the demo and the benchmarks.
 //!
-//! What is started here is ended by its owner's `Drop`, or, when a person interrupts, by [`cleanup`]; it is known
-//! by its pid, never by its name. Everything that is waited for is a condition with a deadline ([`wait`],
-//! [`lines`]), never a pause that is hoped to be long enough.
+//! Every process started here is ended by its owner's `Drop`, or by [`cleanup`] after Ctrl-C; it is addressed by pid,
+//! never by name. Every wait is for a condition, with a deadline ([`wait`], [`lines`]), never a sleep of a guessed length.
 #![forbid(unsafe_code)]
 
 pub mod accuracy;
 pub mod agent;
 pub mod cgroup;
-pub mod chance;
 pub mod cleanup;
 pub mod container;
 pub mod haproxy;
@@ -17,7 +15,6 @@ pub mod idle;
 pub mod jaeger;
 pub mod lines;
 pub mod load;
-pub mod look;
 pub mod memcached;
 pub mod mosquitto;
 pub mod needs;
@@ -29,7 +26,9 @@ pub mod postgres;
 pub mod process;
 pub mod program;
 pub mod python;
+pub mod random;
 pub mod redis;
+pub mod sample;
 pub mod scenario;
 pub mod service;
 pub mod skip;

@@ -1,4 +1,4 @@
-//! Lines that a program wrote, each with the time at which it arrived.
+//! Output lines of a program, each with its arrival time.
 
 use std::{
     io::{BufRead as _, BufReader, Read},
@@ -9,14 +9,14 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// Where a line was written.
+/// The stream that a line was written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     Stdout,
     Stderr,
 }
 
-/// One line, without its newline.
+/// One line, without the newline.
 #[derive(Clone, Debug)]
 pub struct Line {
     pub at: Instant,
@@ -27,20 +27,20 @@ pub struct Line {
 }
 
 #[derive(Default)]
-struct Heard {
+struct State {
     lines: Vec<Line>,
-    /// Streams that may still speak.
+    /// Streams that are not at their end.
     open: u32,
 }
 
-/// All lines so far. Clones share them.
+/// All lines so far. Clones share the same list.
 #[derive(Clone, Default)]
-pub struct Lines(Arc<(Mutex<Heard>, Condvar)>);
+pub struct Lines(Arc<(Mutex<State>, Condvar)>);
 
 impl Lines {
-    /// Reads `from` to its end on a thread of its own.
+    /// Reads `from` to its end on a new thread.
     pub(crate) fn listen(&self, stream: Stream, from: impl Read + Send + 'static) -> Result<()> {
-        self.heard().open += 1;
+        self.state().open += 1;
         let lines = self.clone();
         thread::Builder::new()
             .name("lines".to_owned())
@@ -61,30 +61,31 @@ impl Lines {
                         stream,
                         text,
                     };
-                    lines.heard().lines.push(line);
+                    lines.state().lines.push(line);
                     lines.0.1.notify_all();
                 }
-                lines.heard().open -= 1;
+                lines.state().open -= 1;
                 lines.0.1.notify_all();
             })?;
         Ok(())
     }
 
-    /// How many there are: where to go on with [`Lines::since`].
+    /// Number of lines so far, for [`Lines::since`].
     pub fn count(&self) -> usize {
-        self.heard().lines.len()
+        self.state().lines.len()
     }
 
     pub fn all(&self) -> Vec<Line> {
         self.since(0)
     }
 
-    /// Those after the first `count`.
+    /// Lines after the first `count`.
     pub fn since(&self, count: usize) -> Vec<Line> {
-        self.heard().lines.get(count..).unwrap_or_default().to_vec()
+        self.state().lines.get(count..).unwrap_or_default().to_vec()
     }
 
-    /// The first line after the first `count` from which `wanted` makes something.
+    /// Waits for the first line after the first `count` for which `wanted` returns a value. Fails at the deadline or at the
+    /// end of the output; the error ends with the last lines.
     pub fn wait<T>(
         &self,
         what: &str,
@@ -94,70 +95,67 @@ impl Lines {
     ) -> Result<T> {
         let end = Instant::now() + deadline;
         let mut seen = count;
-        let mut heard = self.heard();
+        let mut state = self.state();
         loop {
-            for line in heard.lines.get(seen..).unwrap_or_default() {
+            for line in state.lines.get(seen..).unwrap_or_default() {
                 if let Some(got) = wanted(line) {
                     return Ok(got);
                 }
             }
-            seen = heard.lines.len().max(count);
+            seen = state.lines.len().max(count);
             let left = end.saturating_duration_since(Instant::now());
-            if heard.open == 0 {
-                bail!(
-                    "{what}: the output ended without it{}",
-                    last_words(&heard.lines)
-                );
+            if state.open == 0 {
+                bail!("the output ended before {what}{}", last_lines(&state.lines));
             }
             if left.is_zero() {
                 bail!(
-                    "{what}: not within {deadline:?}{}",
-                    last_words(&heard.lines)
+                    "timed out after {deadline:?} waiting for {what}{}",
+                    last_lines(&state.lines)
                 );
             }
-            heard = self.more(heard, left);
+            state = self.more(state, left);
         }
     }
 
-    /// Until something more is heard, or the time is over.
-    fn more<'a>(&'a self, heard: MutexGuard<'a, Heard>, left: Duration) -> MutexGuard<'a, Heard> {
-        let waited = self.0.1.wait_timeout(heard, left);
+    /// Waits until another line arrives or the time is over.
+    fn more<'a>(&'a self, state: MutexGuard<'a, State>, left: Duration) -> MutexGuard<'a, State> {
+        let waited = self.0.1.wait_timeout(state, left);
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Waits until nobody can write any more: the end of a process may be seen before its last line.
+    /// Waits for the end of all streams: a process may end before its last line is read.
     pub fn wait_end(&self, deadline: Duration) -> Result<()> {
         let end = Instant::now() + deadline;
-        let mut heard = self.heard();
-        while heard.open > 0 {
+        let mut state = self.state();
+        while state.open > 0 {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 bail!(
-                    "the end of the output: not within {deadline:?}{}",
-                    last_words(&heard.lines)
+                    "timed out after {deadline:?} waiting for the end of the output{}",
+                    last_lines(&state.lines)
                 );
             }
-            heard = self.more(heard, left);
+            state = self.more(state, left);
         }
         Ok(())
     }
 
-    fn heard(&self) -> MutexGuard<'_, Heard> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// For an error: what a person would look at first.
-fn last_words(lines: &[Line]) -> String {
+/// The last ten lines, for error messages.
+fn last_lines(lines: &[Line]) -> String {
     let last = &lines[lines.len().saturating_sub(10)..];
     if last.is_empty() {
-        return "; it wrote nothing".to_owned();
+        return "; no output".to_owned();
     }
     let texts: Vec<String> = last
         .iter()
         .map(|line| format!("\n    {}", line.text))
         .collect();
-    format!("; it wrote last:{}", texts.concat())
+    format!("; last lines:{}", texts.concat())
 }
 
 /// The wall clock, ns since 1970.
@@ -177,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_found_whether_it_came_before_or_comes_after() {
+    fn waiting_finds_past_and_future_lines() {
         let (read, mut write) = std::io::pipe().unwrap();
         let lines = Lines::default();
         lines.listen(Stream::Stdout, read).unwrap();
@@ -197,18 +195,18 @@ mod tests {
     }
 
     #[test]
-    fn waiting_ends_with_the_output_and_says_its_last_words() {
+    fn waiting_fails_at_the_end_of_the_output_with_the_last_lines() {
         let (read, mut write) = std::io::pipe().unwrap();
         let lines = Lines::default();
         lines.listen(Stream::Stderr, read).unwrap();
-        std::io::Write::write_all(&mut write, b"no such luck").unwrap();
+        std::io::Write::write_all(&mut write, b"a last line").unwrap();
         drop(write);
         let error = lines
-            .wait("a word", 0, Duration::from_secs(60), matching("word"))
+            .wait("a word", 0, Duration::from_secs(60), matching("a word"))
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "a word: the output ended without it; it wrote last:\n    no such luck"
+            "the output ended before a word; last lines:\n    a last line"
         );
     }
 }

@@ -1,6 +1,6 @@
-//! An open-loop load: requests come at their times, whether or not earlier ones have been answered.
+//! An open-loop load generator: requests are sent on schedule, whether or not earlier ones have completed.
 //!
-//! Loads that wait for answers slow down with the server and so hide its queues.
+//! A closed loop slows down with the server and so hides its queues.
 
 use std::{
     net::SocketAddr,
@@ -20,53 +20,55 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
-use crate::{chance::Chance, http};
+use crate::{http, random::Random};
 
-/// When the next request comes.
+/// Inter-arrival times.
 #[derive(Clone, Copy, Debug)]
 pub enum Spacing {
-    /// All gaps are equal.
+    /// Constant gaps.
     Even,
-    /// Gaps are exponential, as of many independent clients. The same seed gives the same gaps.
+    /// Exponential gaps (Poisson arrivals), as from many independent clients. The same seed gives the same gaps.
     Poisson { seed: u64 },
 }
 
-/// What to send. A new connection for each request.
+/// What to send. Each request uses a new connection.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub to: SocketAddr,
     pub path: String,
+    /// Requests per second.
     pub per_s: f64,
     pub spacing: Spacing,
-    /// It ends by itself after so long.
-    pub lasts: Duration,
-    /// A request is given up after so long.
+    /// Total duration.
+    pub duration: Duration,
+    /// Timeout of each request.
     pub timeout: Duration,
-    /// With so many under way, further ones are not sent, but counted as failed.
-    pub at_once: usize,
+    /// With this many requests in flight, further ones are not sent but recorded as failed.
+    pub max_in_flight: usize,
 }
 
-/// One request.
+/// One request and its outcome.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// When it was to be sent.
+    /// Scheduled send time.
     pub due: Instant,
     /// When connecting began.
     pub started: Instant,
-    /// When the server's kernel had taken the connection.
+    /// When the connection was established.
     pub connected: Option<Instant>,
-    /// When all of the answer was there, or the request had failed.
+    /// When the response was complete or the request had failed.
     pub ended: Instant,
-    /// The status, or what went wrong.
-    pub answer: Result<u16, String>,
+    /// HTTP status, or the error.
+    pub response: Result<u16, String>,
 }
 
 impl Request {
+    /// Whether the status is 200.
     pub fn ok(&self) -> bool {
-        self.answer == Ok(200)
+        self.response == Ok(200)
     }
 
-    /// From the moment at which it was due: a late start is waiting, too.
+    /// Latency from the scheduled send time, so that a late start counts as waiting.
     pub fn took(&self) -> Duration {
         self.ended - self.due
     }
@@ -74,12 +76,12 @@ impl Request {
 
 struct Shared {
     stop: AtomicBool,
-    /// `per_s`, as bits.
+    /// Bits of `per_s`.
     rate: AtomicU64,
     done: Mutex<Vec<Request>>,
 }
 
-/// A load that runs until it is stopped, or its time is over.
+/// A running load, until it is stopped or its duration is over.
 pub struct Load {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<Result<()>>>,
@@ -110,14 +112,14 @@ impl Load {
         })
     }
 
-    /// From the next request on.
+    /// Changes the rate from the next request on.
     pub fn set_rate(&self, per_s: f64) -> Result<()> {
         check_rate(per_s)?;
         self.shared.rate.store(per_s.to_bits(), Ordering::Relaxed);
         Ok(())
     }
 
-    /// The requests that have ended so far, in the order in which they ended.
+    /// Completed and failed requests so far, in order of completion.
     pub fn done(&self) -> Vec<Request> {
         self.shared
             .done
@@ -126,13 +128,13 @@ impl Load {
             .clone()
     }
 
-    /// Sends no more, gives up those under way, and returns all that had ended.
+    /// Stops sending, abandons requests in flight, and returns the finished ones.
     pub fn stop(mut self) -> Result<Vec<Request>> {
         self.finish()?;
         Ok(self.done())
     }
 
-    /// Waits for the planned end and the last answer.
+    /// Waits for the end of the plan and the last response.
     pub fn finish_plan(mut self) -> Result<Vec<Request>> {
         self.join()?;
         Ok(self.done())
@@ -146,7 +148,7 @@ impl Load {
     fn join(&mut self) -> Result<()> {
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(done)) => done,
-            Some(Err(_)) => bail!("the thread of the load panicked"),
+            Some(Err(_)) => bail!("the load thread panicked"),
             None => Ok(()),
         }
     }
@@ -160,32 +162,32 @@ impl Drop for Load {
 
 fn check_rate(per_s: f64) -> Result<()> {
     if !(per_s > 0.0 && per_s <= 1e5) {
-        bail!("a load of {per_s} requests a second: want more than 0 and at most 100,000");
+        bail!("invalid rate of {per_s} requests/s: must be more than 0 and at most 100,000");
     }
     Ok(())
 }
 
 async fn send(plan: &Plan, shared: &Arc<Shared>) {
-    /// A stop is seen after at most so long.
-    const LOOK: Duration = Duration::from_millis(20);
+    /// A stop is noticed within this time.
+    const STOP_CHECK: Duration = Duration::from_millis(20);
 
     let stopped = || shared.stop.load(Ordering::Relaxed);
     let bytes: Arc<str> = http::request(plan.to, &plan.path).into();
     let mut gaps = Gaps::new(plan.spacing);
-    let mut under_way = JoinSet::new();
+    let mut in_flight = JoinSet::new();
     let mut due = Instant::now();
-    let end = due + plan.lasts;
+    let end = due + plan.duration;
     while due < end && !stopped() {
         let now = Instant::now();
         if due > now {
-            sleep_until(due.min(now + LOOK).into()).await;
+            sleep_until(due.min(now + STOP_CHECK).into()).await;
             continue;
         }
-        while under_way.try_join_next().is_some() {}
-        if under_way.len() < plan.at_once {
+        while in_flight.try_join_next().is_some() {}
+        if in_flight.len() < plan.max_in_flight {
             let (to, limit, bytes, shared) = (plan.to, plan.timeout, bytes.clone(), shared.clone());
-            under_way.spawn(async move {
-                let request = ask(to, &bytes, due, limit).await;
+            in_flight.spawn(async move {
+                let request = request(to, &bytes, due, limit).await;
                 shared
                     .done
                     .lock()
@@ -198,7 +200,10 @@ async fn send(plan: &Plan, shared: &Arc<Shared>) {
                 started: now,
                 connected: None,
                 ended: now,
-                answer: Err(format!("not sent: {} are under way", plan.at_once)),
+                response: Err(format!(
+                    "not sent: {} requests in flight",
+                    plan.max_in_flight
+                )),
             };
             shared
                 .done
@@ -208,15 +213,15 @@ async fn send(plan: &Plan, shared: &Arc<Shared>) {
         }
         due += gaps.next(f64::from_bits(shared.rate.load(Ordering::Relaxed)));
     }
-    while !under_way.is_empty() && !stopped() {
-        let _ = timeout(LOOK, under_way.join_next()).await;
+    while !in_flight.is_empty() && !stopped() {
+        let _ = timeout(STOP_CHECK, in_flight.join_next()).await;
     }
 }
 
-async fn ask(to: SocketAddr, bytes: &str, due: Instant, limit: Duration) -> Request {
+async fn request(to: SocketAddr, bytes: &str, due: Instant, limit: Duration) -> Request {
     let started = Instant::now();
     let mut connected = None;
-    let talk = async {
+    let exchange = async {
         let mut stream = TcpStream::connect(to)
             .await
             .map_err(|error| format!("connect: {error}"))?;
@@ -225,44 +230,44 @@ async fn ask(to: SocketAddr, bytes: &str, due: Instant, limit: Duration) -> Requ
             .write_all(bytes.as_bytes())
             .await
             .map_err(|error| format!("send: {error}"))?;
-        let mut answer = Vec::new();
+        let mut response = Vec::new();
         stream
-            .read_to_end(&mut answer)
+            .read_to_end(&mut response)
             .await
             .map_err(|error| format!("receive: {error}"))?;
-        http::status(&answer).ok_or_else(|| "the answer is not HTTP".to_owned())
+        http::status(&response).ok_or_else(|| "the response is not HTTP".to_owned())
     };
-    let answer = timeout(limit, talk)
+    let response = timeout(limit, exchange)
         .await
-        .unwrap_or_else(|_| Err(format!("no answer within {limit:?}")));
+        .unwrap_or_else(|_| Err(format!("no response within {limit:?}")));
     Request {
         due,
         started,
         connected,
         ended: Instant::now(),
-        answer,
+        response,
     }
 }
 
-/// The gaps between requests.
+/// Generates the gaps between requests.
 struct Gaps {
-    chance: Option<Chance>,
+    random: Option<Random>,
 }
 
 impl Gaps {
     fn new(spacing: Spacing) -> Self {
-        let chance = match spacing {
+        let random = match spacing {
             Spacing::Even => None,
-            Spacing::Poisson { seed } => Some(Chance::new(seed)),
+            Spacing::Poisson { seed } => Some(Random::new(seed)),
         };
-        Self { chance }
+        Self { random }
     }
 
     fn next(&mut self, per_s: f64) -> Duration {
         let means = self
-            .chance
+            .random
             .as_mut()
-            .map_or(1.0, |chance| -(1.0 - chance.share()).ln());
+            .map_or(1.0, |random| -(1.0 - random.fraction()).ln());
         Duration::from_secs_f64(means / per_s)
     }
 }
@@ -282,21 +287,21 @@ mod tests {
             path: "/".to_owned(),
             per_s: 200.0,
             spacing: Spacing::Even,
-            lasts: Duration::from_millis(500),
+            duration: Duration::from_millis(500),
             timeout: Duration::from_secs(20),
-            at_once: 1000,
+            max_in_flight: 1000,
         }
     }
 
     #[test]
-    fn requests_come_at_their_times_though_nobody_answers() {
+    fn requests_are_sent_on_schedule_without_responses() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let to = listener.local_addr().unwrap();
         let load = Load::start(plan(to)).unwrap();
-        // The first answer waits until all have come: a load that waited for it would never send the second.
+        // The first response waits for the last request: a closed loop would never send the second.
         let waiting: Vec<_> = (0..100).map(|_| listener.accept().unwrap().0).collect();
         for mut stream in waiting {
-            // All of the request: what is closed with bytes unread is reset.
+            // Read the whole request: closing with unread bytes would send a reset.
             let mut request = vec![0; http::request(to, "/").len()];
             stream.read_exact(&mut request).unwrap();
             stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").unwrap();
@@ -314,26 +319,26 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_not_answered_is_given_up() {
+    fn a_request_without_response_times_out() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let to = listener.local_addr().unwrap();
         let plan = Plan {
-            lasts: Duration::from_millis(1),
+            duration: Duration::from_millis(1),
             timeout: Duration::from_millis(50),
             ..plan(to)
         };
         let done = Load::start(plan).unwrap().finish_plan().unwrap();
         assert_eq!(done.len(), 1);
         assert!(done[0].connected.is_some());
-        assert_eq!(done[0].answer, Err("no answer within 50ms".to_owned()));
+        assert_eq!(done[0].response, Err("no response within 50ms".to_owned()));
     }
 
     #[test]
-    fn more_than_the_bound_are_not_sent_but_counted() {
+    fn requests_beyond_the_in_flight_limit_are_recorded_but_not_sent() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let to = listener.local_addr().unwrap();
         let plan = Plan {
-            at_once: 3,
+            max_in_flight: 3,
             timeout: Duration::from_secs(1),
             ..plan(to)
         };
@@ -348,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn poisson_gaps_have_the_mean_that_was_asked_for_and_repeat() {
+    fn poisson_gaps_have_the_requested_mean_and_are_reproducible() {
         let gaps = |seed| -> Vec<Duration> {
             let mut gaps = Gaps::new(Spacing::Poisson { seed });
             (0..10_000).map(|_| gaps.next(100.0)).collect()

@@ -1,4 +1,4 @@
-//! memcached: a service of many worker threads, and a load that keeps all of them busy.
+//! memcached: a service with many worker threads, and a load that keeps all of them busy.
 
 use std::{
     convert::Infallible,
@@ -19,29 +19,29 @@ use crate::{ports, process::Process, program, wait};
 const START: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(30);
 const KEY: &str = "tailback";
-/// Of the value that is asked for.
+/// Size of the value that the load reads.
 const VALUE_BYTES: usize = 100;
 
-/// Running, and answering.
+/// A running memcached that responds.
 pub struct Memcached {
     process: Process,
     address: SocketAddr,
 }
 
 impl Memcached {
-    /// With so many worker threads. `change` may wrap or extend the command line, for example to pin it to a CPU.
+    /// Starts it with this many worker threads. `change` may wrap or extend the command line, for example to pin it to a CPU.
     pub fn start_with(threads: usize, change: impl FnOnce(&mut Vec<String>)) -> Result<Self> {
         let program = program::need(&["memcached"])?;
         let port = ports::free()?;
         let mut words = vec![program.display().to_string()];
-        // As root it wants to be told as whom to run.
+        // It refuses to run as root without an explicit user.
         words.extend(["-u", "root", "-U", "0", "-l", "127.0.0.1"].map(str::to_owned));
         words.extend(["-p", &port.to_string(), "-t", &threads.to_string()].map(str::to_owned));
         change(&mut words);
         let mut command = Command::new(&words[0]);
         let process = Process::start("memcached", command.args(&words[1..]))?;
         let address = ports::local(port);
-        wait::until("an answer of memcached", START, || {
+        wait::until("a response from memcached", START, || {
             process.check_running()?;
             Ok(Client::connect(address)
                 .and_then(|mut client| client.stat("threads"))
@@ -66,7 +66,7 @@ impl Memcached {
     }
 }
 
-/// One connection, in memcached's text protocol.
+/// One connection, using memcached's text protocol.
 pub struct Client {
     stream: BufReader<TcpStream>,
 }
@@ -85,7 +85,7 @@ impl Client {
         })
     }
 
-    /// Commands that asked for a value, by its own count.
+    /// Number of get commands, from its `cmd_get` counter.
     pub fn gets(&mut self) -> Result<u64> {
         self.stat("cmd_get")
     }
@@ -99,7 +99,7 @@ impl Client {
                 return found.with_context(|| format!("memcached's stats have no {name}"));
             }
             let Some(rest) = line.strip_prefix("STAT ") else {
-                bail!("memcached answers {line:?} where a line of its stats was due");
+                bail!("memcached responded {line:?} instead of a stats line");
             };
             if let Some((key, value)) = rest.split_once(' ')
                 && key == name
@@ -114,19 +114,21 @@ impl Client {
         self.send(&format!("set {key} 0 0 {}\r\n{value}\r\n", value.len()))?;
         match self.line()?.as_str() {
             "STORED" => Ok(()),
-            other => bail!("memcached answers {other:?} where STORED was due"),
+            other => bail!("memcached responded {other:?} instead of STORED"),
         }
     }
 
     fn send(&mut self, text: &str) -> Result<()> {
         let stream = self.stream.get_mut();
-        stream.write_all(text.as_bytes()).context("ask memcached")
+        stream
+            .write_all(text.as_bytes())
+            .context("write to memcached")
     }
 
     fn line(&mut self) -> Result<String> {
         let mut line = String::new();
         let read = self.stream.read_line(&mut line);
-        read.context("read memcached's answer")?;
+        read.context("read memcached's response")?;
         match line.strip_suffix("\r\n") {
             Some(line) => Ok(line.to_owned()),
             None => bail!("memcached closed the connection"),
@@ -134,10 +136,10 @@ impl Client {
     }
 }
 
-/// Asks for one value again and again, on so many connections at once, from one thread; ends when one of them fails.
+/// Reads one value in a closed loop on each of `connections` connections, from one thread, until one of them fails.
 ///
-/// A closed loop: what is measured is how much the service can do, not what queues are there. memcached hands its
-/// connections to its threads in turn, so that with a multiple of the threads all have the same to do.
+/// The closed loop measures throughput, not queueing. memcached assigns connections to its threads round-robin, so a
+/// multiple of the thread count loads all threads equally.
 pub fn load(address: SocketAddr, connections: usize) -> Result<Infallible> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -146,33 +148,33 @@ pub fn load(address: SocketAddr, connections: usize) -> Result<Infallible> {
     runtime.block_on(async {
         let mut clients = JoinSet::new();
         for _ in 0..connections {
-            clients.spawn(ask_for_ever(address));
+            clients.spawn(read_forever(address));
         }
         match clients.join_next().await {
             Some(Ok(ended)) => ended,
-            Some(Err(panicked)) => Err(panicked).context("one connection of the load"),
-            None => bail!("a load of no connections"),
+            Some(Err(panicked)) => Err(panicked).context("a connection of the load"),
+            None => bail!("the load has no connections"),
         }
     })
 }
 
-async fn ask_for_ever(address: SocketAddr) -> Result<Infallible> {
+async fn read_forever(address: SocketAddr) -> Result<Infallible> {
     let mut stream = tokio::net::TcpStream::connect(address)
         .await
         .with_context(|| format!("connect to memcached at {address}"))?;
     stream.set_nodelay(true)?;
     let request = format!("get {KEY}\r\n");
-    // All answers are alike, so that their length tells where one ends.
+    // All responses are identical, so their length delimits them.
     let value = "v".repeat(VALUE_BYTES);
     let wanted = format!("VALUE {KEY} 0 {VALUE_BYTES}\r\n{value}\r\nEND\r\n");
-    let mut answer = vec![0; wanted.len()];
+    let mut response = vec![0; wanted.len()];
     loop {
         stream.write_all(request.as_bytes()).await?;
-        let read = stream.read_exact(&mut answer).await;
-        read.context("read memcached's answer")?;
-        if answer != wanted.as_bytes() {
-            let answer = String::from_utf8_lossy(&answer);
-            bail!("memcached answers {answer:?} where {wanted:?} was due");
+        let read = stream.read_exact(&mut response).await;
+        read.context("read memcached's response")?;
+        if response != wanted.as_bytes() {
+            let response = String::from_utf8_lossy(&response);
+            bail!("memcached responded {response:?} instead of {wanted:?}");
         }
     }
 }
@@ -185,10 +187,10 @@ mod tests {
     use crate::skip::skip;
 
     #[test]
-    fn a_load_keeps_every_thread_asked_and_ends_with_the_server() {
+    fn a_load_uses_every_thread_and_ends_with_the_server() {
         if let Err(missing) = program::need(&["memcached"]) {
             return skip(
-                "a_load_keeps_every_thread_asked_and_ends_with_the_server",
+                "a_load_uses_every_thread_and_ends_with_the_server",
                 &missing.to_string(),
             );
         }
@@ -197,7 +199,7 @@ mod tests {
         assert_eq!(client.stat("threads").unwrap(), 3);
         let address = memcached.address();
         let load = thread::spawn(move || load(address, 6));
-        wait::until("a thousand answers", START, || {
+        wait::until("a thousand responses", START, || {
             assert!(!load.is_finished(), "the load has ended");
             Ok((client.gets()? > 1000).then_some(()))
         })

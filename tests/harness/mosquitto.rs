@@ -1,4 +1,4 @@
-//! Mosquitto, the broker of small devices.
+//! Mosquitto, an MQTT broker.
 
 use std::{process::Command, time::Duration};
 
@@ -8,7 +8,7 @@ use crate::{ports, process::Process, program, temp::TempDir};
 
 const START: Duration = Duration::from_secs(20);
 
-/// Running, and listening.
+/// A running Mosquitto that accepts connections.
 pub struct Mosquitto {
     process: Process,
     port: u16,

@@ -1,10 +1,10 @@
-//! What a test needs of the machine it runs on.
+//! Requirements of a test on the machine.
 
 use rustix::process::geteuid;
 
 use crate::{program, skip::skip};
 
-/// Whether the agent and these programs can run here; if not, the test has been reported as skipped.
+/// Whether the agent and these programs can run here. If not, the test is reported as skipped.
 pub fn met(test: &str, programs: &[&str]) -> bool {
     if !geteuid().is_root() {
         skip(test, "only root may load eBPF programs");

@@ -1,4 +1,4 @@
-//! A network namespace of one's own: its ports are free, and its counters count nobody else's traffic.
+//! Network namespaces: all ports are free, and the counters contain only the test's own traffic.
 
 use std::{
     collections::BTreeMap, fs::File, net::IpAddr, os::fd::AsFd as _, process::Command, thread,
@@ -11,13 +11,13 @@ use serde_json::Value;
 
 use crate::{process::Process, program};
 
-/// Lives as long as its owner.
+/// A network namespace that exists until drop.
 pub struct Network {
     holder: Process,
 }
 
 impl Network {
-    /// With its loopback interface up.
+    /// Creates a namespace with its loopback interface up.
     pub fn new() -> Result<Self> {
         let script = "ip link set lo up && echo up && exec sleep infinity";
         let mut command = Command::new(program::need(&["unshare"])?);
@@ -27,7 +27,7 @@ impl Network {
         Ok(Self { holder })
     }
 
-    /// A program inside.
+    /// A command that runs a program inside.
     pub fn command(&self, inside: &str) -> Result<Command> {
         let mut command = Command::new(program::need(&["nsenter"])?);
         command
@@ -36,7 +36,7 @@ impl Network {
         Ok(command)
     }
 
-    /// Does something on a thread that is inside, as are the threads that it starts.
+    /// Runs `work` on a thread inside the namespace. Threads and processes that it starts are inside too.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let link = self.link();
         let link = File::open(&link).with_context(|| format!("open {link}"))?;
@@ -52,7 +52,7 @@ impl Network {
         })
     }
 
-    /// A wire to another: answers the addresses of the two ends, ours first. One for each pair.
+    /// Connects two namespaces with a veth pair, once per pair. Returns the addresses of both ends, ours first.
     pub fn wire(&self, other: &Self) -> Result<(IpAddr, IpAddr)> {
         let peer = other.holder.pid().to_string();
         let wire: [&[&str]; 3] = [
@@ -70,7 +70,7 @@ impl Network {
         Ok(([10, 77, 0, 1].into(), [10, 77, 0, 2].into()))
     }
 
-    /// What we send over the wire: so much (`3mbit`), or as much as it can.
+    /// Limits what this end sends over the veth pair (for example `3mbit`), or removes the limit.
     pub fn limit_wire(&self, rate: Option<&str>) -> Result<()> {
         match rate {
             Some(rate) => self.run(
@@ -97,19 +97,19 @@ impl Network {
         Ok(())
     }
 
-    /// The kernel's counters since the namespace was made, by the names that `nstat` gives them.
+    /// Kernel counters of the namespace by their `nstat` names.
     pub fn counters(&self) -> Result<BTreeMap<String, u64>> {
         let output = self
             .command("nstat")?
             .args(["--ignore", "--noupdate", "--zeros", "--json"])
             .output()
             .context("run nstat")?;
-        let said = || String::from_utf8_lossy(&output.stdout).into_owned();
+        let output_text = || String::from_utf8_lossy(&output.stdout).into_owned();
         let counters: Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("read what nstat says: {:?}", said()))?;
+            .with_context(|| format!("parse the output of nstat: {:?}", output_text()))?;
         let counters = counters["kernel"]
             .as_object()
-            .with_context(|| format!("nstat lists no counters: {:?}", said()))?;
+            .with_context(|| format!("no counters in the output of nstat: {:?}", output_text()))?;
         let known = counters
             .iter()
             .filter_map(|(name, count)| Some((name.clone(), count.as_u64()?)));

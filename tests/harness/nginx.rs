@@ -1,4 +1,4 @@
-//! nginx with one static file and its own count of requests, in front of another server, or with a limit of requests.
+//! nginx: serving a static file, as a reverse proxy, or with a request rate limit. It also exposes its own request count.
 
 use std::{net::SocketAddr, process::Command, time::Duration};
 
@@ -8,7 +8,7 @@ use crate::{http, ports, process::Process, program, temp::TempDir, wait};
 
 const START: Duration = Duration::from_secs(10);
 
-/// What it does beside serving files.
+/// Role beside serving files.
 #[derive(Clone, Copy)]
 enum Role {
     Files,
@@ -16,15 +16,15 @@ enum Role {
     Limiter(Limit),
 }
 
-/// How many requests it lets through: those above the rate wait their turn within nginx.
+/// Rate limit (`limit_req`): requests above the rate are delayed inside nginx.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
     pub per_s: u32,
-    /// So many may wait; the others are refused.
+    /// Maximum delayed requests; further ones are rejected.
     pub burst: u32,
 }
 
-/// Running, and answering.
+/// A running nginx that responds.
 pub struct Nginx {
     process: Process,
     port: u16,
@@ -41,17 +41,17 @@ impl Nginx {
         Self::start_as(Role::Files, "127.0.0.1", workers, change)
     }
 
-    /// In front of another server: `/up` is its.
+    /// Starts a reverse proxy: `/up` is forwarded to `upstream`.
     pub fn start_proxy(workers: u32, upstream: SocketAddr) -> Result<Self> {
         Self::start_as(Role::Proxy(upstream), "127.0.0.1", workers, |_| ())
     }
 
-    /// All callers together may ask so much.
+    /// Starts a server with one rate limit for all clients together.
     pub fn start_limited(workers: u32, limit: Limit) -> Result<Self> {
         Self::start_as(Role::Limiter(limit), "127.0.0.1", workers, |_| ())
     }
 
-    /// On all addresses of its network namespace.
+    /// Listens on all addresses of its network namespace.
     pub fn start_everywhere(workers: u32) -> Result<Self> {
         Self::start_as(Role::Files, "0.0.0.0", workers, |_| ())
     }
@@ -89,7 +89,7 @@ impl Nginx {
             port,
             temp,
         };
-        wait::until("an answer of nginx", START, || {
+        wait::until("a response from nginx", START, || {
             nginx.process.check_running()?;
             Ok(nginx.requests().ok())
         })?;
@@ -104,12 +104,12 @@ impl Nginx {
         ports::local(self.port)
     }
 
-    /// A file of so many bytes beside the usual one.
+    /// Adds a file of this size.
     pub fn file(&self, name: &str, bytes: usize) -> Result<()> {
         self.temp.write(name, &"x".repeat(bytes)).map(drop)
     }
 
-    /// Requests that it has answered, by its own count.
+    /// Requests served, from its own status page.
     pub fn requests(&self) -> Result<u64> {
         let answer = http::get(self.address(), "/status", START)?;
         let text = String::from_utf8_lossy(&answer.body).into_owned();
@@ -120,7 +120,7 @@ impl Nginx {
             (200, Some(requests)) => requests
                 .parse()
                 .with_context(|| format!("read nginx's status {text:?}")),
-            (status, _) => bail!("nginx's status page answers {status}: {text:?}"),
+            (status, _) => bail!("nginx's status page responded {status}: {text:?}"),
         }
     }
 }
@@ -140,7 +140,7 @@ fn config(folder: &std::path::Path, listen: &str, workers: u32, role: Role) -> S
         ),
     };
     let folder = folder.display();
-    // Started by root, its workers would become another user, who may not read the folder.
+    // Started as root, its workers would switch to a user who may not read the folder.
     let user = if rustix::process::geteuid().is_root() {
         "user root;"
     } else {
@@ -180,9 +180,12 @@ mod tests {
     use crate::skip::skip;
 
     #[test]
-    fn nginx_serves_its_file_and_counts() {
+    fn nginx_serves_its_file_and_counts_requests() {
         if let Err(missing) = program::need(&["nginx"]) {
-            return skip("nginx_serves_its_file_and_counts", &missing.to_string());
+            return skip(
+                "nginx_serves_its_file_and_counts_requests",
+                &missing.to_string(),
+            );
         }
         let nginx = Nginx::start(1).unwrap();
         let before = nginx.requests().unwrap();

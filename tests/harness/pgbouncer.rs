@@ -1,4 +1,4 @@
-//! PgBouncer in front of a PostgreSQL, a pool per database.
+//! PgBouncer, a connection pooler for PostgreSQL.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
 
 const START: Duration = Duration::from_secs(20);
 
-/// Running, and listening.
+/// A running PgBouncer that accepts connections.
 pub struct PgBouncer {
     process: Process,
     port: u16,
@@ -22,7 +22,7 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// With so many connections to the server at most.
+    /// Starts it in front of `before` with at most `pool_size` connections to the server.
     pub fn start(before: &Postgres, pool_size: u32) -> Result<Self> {
         let temp = TempDir::new("pgbouncer")?;
         give(temp.path())?;
@@ -56,7 +56,7 @@ impl PgBouncer {
         self.port
     }
 
-    /// From now on; connections above it are closed as they come back.
+    /// Changes the pool size. Excess connections are closed when they are returned to the pool.
     pub fn set_pool_size(&self, size: u32) -> Result<()> {
         sql_at(
             self.port,

@@ -1,4 +1,4 @@
-//! Ports that nobody uses.
+//! Free TCP ports.
 
 use std::{
     collections::BTreeSet,
@@ -10,18 +10,19 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+/// Ports that this process has handed out.
 static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-/// Below are those of well-known services.
+/// Lower ports belong to well-known services.
 const FIRST: u16 = 10_000;
-/// Processes begin so far apart: those that look at the same time are not given the same.
-const APART: usize = 101;
+/// Distance between the start ports of processes with adjacent pids, so that concurrent processes find different ports.
+const PID_STRIDE: usize = 101;
 
-/// A TCP port on which nobody listens on the loopback address, and which this process has not been given before. The kernel
-/// gives it to nobody who asks for any port, or connects from any, so that it is still free when it is used.
+/// Returns a TCP port that is free on the loopback address and that this process has not handed out before. It lies below
+/// the ephemeral port range, so the kernel does not assign it to anyone before it is used.
 pub fn free() -> Result<u16> {
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let count = usize::from(first_of_the_kernel()?.saturating_sub(FIRST));
-    let start = process::id() as usize * APART;
+    let count = usize::from(first_ephemeral()?.saturating_sub(FIRST));
+    let start = process::id() as usize * PID_STRIDE;
     for number in 0..count {
         let port = FIRST + ((start + number) % count) as u16;
         if given.contains(&port) {
@@ -36,11 +37,11 @@ pub fn free() -> Result<u16> {
             Err(error) => return Err(error).with_context(|| format!("try port {port}")),
         }
     }
-    bail!("none of the {count} ports from {FIRST} that the kernel does not give by itself is free")
+    bail!("none of the {count} ports from {FIRST} up to the ephemeral range is free")
 }
 
-/// From here on the kernel gives ports by itself.
-fn first_of_the_kernel() -> Result<u16> {
+/// First port of the ephemeral range.
+fn first_ephemeral() -> Result<u16> {
     let file = "/proc/sys/net/ipv4/ip_local_port_range";
     let range = fs::read_to_string(file).with_context(|| format!("read {file}"))?;
     let first = range.split_whitespace().next().unwrap_or_default();
@@ -59,10 +60,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_free_port_is_given_once_and_is_none_that_the_kernel_gives() {
+    fn a_free_port_is_handed_out_once_and_is_not_ephemeral() {
         let ports: Vec<u16> = (0..200).map(|_| free().unwrap()).collect();
         assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), ports.len());
-        let kernels = first_of_the_kernel().unwrap();
-        assert!(ports.iter().all(|port| *port < kernels), "{ports:?}");
+        let ephemeral = first_ephemeral().unwrap();
+        assert!(ports.iter().all(|port| *port < ephemeral), "{ports:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! PostgreSQL with a database of its own, which lives as long as its owner.
+//! PostgreSQL with a temporary database.
 
 use std::{
     fs,
@@ -14,10 +14,10 @@ use rustix::process::geteuid;
 use crate::{ports, process::Process, program, temp::TempDir};
 
 const START: Duration = Duration::from_secs(30);
-/// Whom it and PgBouncer run as: both refuse to be root.
+/// User for PostgreSQL and PgBouncer, which both refuse to run as root.
 const USER: &str = "postgres";
 
-/// Running, and ready for connections.
+/// A running PostgreSQL that accepts connections. The database is removed on drop.
 pub struct Postgres {
     process: Process,
     port: u16,
@@ -55,7 +55,7 @@ impl Postgres {
         let port = ports::free()?;
         let mut command = as_user(&tool("postgres")?)?;
         command.arg("-D").arg(&data).args(["-k", ""]);
-        // No journal to disk: what it waits for is to be what a test plants.
+        // No fsync: the server must wait only for what a test plants.
         for setting in [
             "listen_addresses=127.0.0.1",
             &format!("port={port}"),
@@ -83,13 +83,13 @@ impl Postgres {
         self.port
     }
 
-    /// Runs commands in a session of their own.
+    /// Runs SQL commands in a new session.
     pub fn run(&self, sql: &str) -> Result<()> {
         sql_at(self.port, "postgres", sql)
     }
 }
 
-/// Runs commands on a server or a pooler at this port.
+/// Runs SQL commands on the server or pooler at this port.
 pub fn sql_at(port: u16, database: &str, sql: &str) -> Result<()> {
     let output = Command::new(program::need(&["psql"])?)
         .args(["-X", "-q", "-h", "127.0.0.1", "-U", USER])
@@ -105,7 +105,7 @@ pub fn sql_at(port: u16, database: &str, sql: &str) -> Result<()> {
     Ok(())
 }
 
-/// A program as the user that the server has: it itself, not a child, so that its pid is the server's.
+/// A command that runs a program as [`USER`]. It execs rather than forks, so that its pid is the server's.
 pub(crate) fn as_user(program: &Path) -> Result<Command> {
     if !geteuid().is_root() {
         return Ok(Command::new(program));
@@ -117,7 +117,7 @@ pub(crate) fn as_user(program: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// Makes the server's user the owner.
+/// Makes [`USER`] the owner of a path.
 pub(crate) fn give(path: &Path) -> Result<()> {
     if !geteuid().is_root() {
         return Ok(());
@@ -128,11 +128,11 @@ pub(crate) fn give(path: &Path) -> Result<()> {
         (words.first() == Some(&USER))
             .then(|| Some((words.get(2)?.parse().ok()?, words.get(3)?.parse().ok()?)))?
     });
-    let (user, group) = ids.with_context(|| format!("there is no user {USER}"))?;
-    chown(path, Some(user), Some(group)).with_context(|| format!("give {} away", path.display()))
+    let (user, group) = ids.with_context(|| format!("no such user: {USER}"))?;
+    chown(path, Some(user), Some(group)).with_context(|| format!("chown {}", path.display()))
 }
 
-/// A server's program: Debian keeps those of each version in a folder that is not on `PATH`.
+/// Path of a PostgreSQL program. Debian installs them per version, outside of `PATH`.
 pub fn tool(name: &str) -> Result<PathBuf> {
     if let Some(path) = program::find(&[name]) {
         return Ok(path);

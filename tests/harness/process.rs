@@ -1,4 +1,4 @@
-//! A program that was started: it leads a process group of its own, and the group goes with its owner.
+//! Child processes. Each leads its own process group, which is killed when its owner is dropped.
 
 use std::{
     fs,
@@ -19,14 +19,14 @@ use crate::{
     wait,
 };
 
-/// How it ended.
+/// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     Code(i32),
     Signal(i32),
 }
 
-/// Killed with its whole group on drop.
+/// A child process, killed with its whole group on drop.
 pub struct Process {
     name: String,
     child: Child,
@@ -35,7 +35,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it with no input and with its output captured.
+    /// Starts it without input and captures its output.
     pub fn start(name: &str, command: &mut Command) -> Result<Self> {
         command
             .process_group(0)
@@ -71,14 +71,14 @@ impl Process {
         self.child.id()
     }
 
-    /// All that it and its children wrote to standard output and standard error.
+    /// Output of the process and its children, from both streams.
     pub fn lines(&self) -> &Lines {
         &self.lines
     }
 
-    /// The first line that holds `text`, also if it was written before.
+    /// Waits for the first line that contains `text`, including past lines.
     pub fn wait_line(&self, text: &str, deadline: Duration) -> Result<Line> {
-        let what = format!("{} to say {text:?}", self.name);
+        let what = format!("{} to print {text:?}", self.name);
         self.lines.wait(&what, 0, deadline, |line| {
             line.text.contains(text).then(|| line.clone())
         })
@@ -88,30 +88,29 @@ impl Process {
         kill_process(self.pid, signal).with_context(|| format!("signal {}", self.name))
     }
 
-    /// To it and all its children that stayed in its group.
+    /// Signals the process and all children in its group.
     pub fn signal_group(&self, signal: Signal) -> Result<()> {
         kill_process_group(self.pid, signal)
             .with_context(|| format!("signal {} and its children", self.name))
     }
 
-    /// Stops it with SIGSTOP, and waits until all its threads stand still.
+    /// Sends SIGSTOP and waits until all threads are stopped.
     pub fn freeze(&self) -> Result<()> {
         self.signal(Signal::STOP)?;
-        let what = format!("{} to stand still", self.name);
+        let what = format!("{} to stop", self.name);
         wait::until(&what, Duration::from_secs(10), || {
-            Ok(stands_still(self.pid())?.then_some(()))
+            Ok(is_stopped(self.pid())?.then_some(()))
         })
     }
 
-    /// Stops it and all its children that stayed in its group, and waits until they stand still. [`Process::signal_group`] lets
-    /// them go on.
+    /// As [`Process::freeze`] for all processes in its group. Resume them with [`Process::signal_group`].
     pub fn freeze_group(&self) -> Result<()> {
         self.signal_group(Signal::STOP)?;
-        let what = format!("{} and its children to stand still", self.name);
+        let what = format!("{} and its children to stop", self.name);
         wait::until(&what, Duration::from_secs(10), || {
             for pid in self.group()? {
-                // One that has ended does nothing any more, either.
-                if !stands_still(pid).unwrap_or(true) {
+                // A process that has exited counts as stopped.
+                if !is_stopped(pid).unwrap_or(true) {
                     return Ok(None);
                 }
             }
@@ -140,17 +139,17 @@ impl Process {
         Ok(group)
     }
 
-    /// Lets it go on after [`Process::freeze`].
+    /// Resumes it with SIGCONT.
     pub fn thaw(&self) -> Result<()> {
         self.signal(Signal::CONT)
     }
 
-    /// How it ended, if it has. It stays unreaped, so that its number remains its own until it is dropped.
+    /// How it ended, if it has. It is reaped only on drop, so that its pid is not reused before.
     pub fn ended(&self) -> Result<Option<End>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let status = match waitid(WaitId::Pid(self.pid), options) {
             Err(Errno::INTR) => None,
-            other => other.with_context(|| format!("ask whether {} has ended", self.name))?,
+            other => other.with_context(|| format!("wait for {}", self.name))?,
         };
         Ok(status.and_then(|status| {
             let code = status.exit_status().map(End::Code);
@@ -158,13 +157,14 @@ impl Process {
         }))
     }
 
+    /// Waits for it to end.
     pub fn wait_end(&self, deadline: Duration) -> Result<End> {
         wait::until(&format!("the end of {}", self.name), deadline, || {
             self.ended()
         })
     }
 
-    /// An error with its last words if it has ended, which it should not have.
+    /// Fails with its last lines if it has ended.
     pub fn check_running(&self) -> Result<()> {
         if let Some(end) = self.ended()? {
             let lines = self.lines.all();
@@ -181,7 +181,7 @@ impl Process {
         Ok(())
     }
 
-    /// Asks it to end with SIGTERM, and waits for that.
+    /// Sends SIGTERM and waits for the end.
     pub fn stop(self, deadline: Duration) -> Result<End> {
         self.signal(Signal::TERM)?;
         self.wait_end(deadline)
@@ -196,13 +196,13 @@ impl Drop for Process {
     }
 }
 
-/// What follows the name in a `stat`: the name may hold anything.
+/// The fields after the name in a `stat` file; the name may contain any characters.
 fn state(stat: &str) -> &str {
     stat.rsplit(") ").next().unwrap_or_default()
 }
 
 /// Whether all threads of a process are stopped.
-fn stands_still(pid: u32) -> Result<bool> {
+fn is_stopped(pid: u32) -> Result<bool> {
     let folder = format!("/proc/{pid}/task");
     for thread in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
         let stat = thread?.path().join("stat");
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn children_of_the_child_end_with_it() {
+    fn grandchildren_end_with_their_process() {
         let process = shell("sleep 1000 & echo $!; wait");
         let line = process
             .lines()
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn how_it_ended_is_told_as_often_as_it_is_asked() {
+    fn the_exit_status_can_be_read_repeatedly() {
         let process = shell("exit 3");
         assert_eq!(process.wait_end(SOON).unwrap(), End::Code(3));
         assert_eq!(process.ended().unwrap(), Some(End::Code(3)));
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_frozen_stands_still_until_it_is_thawed() {
+    fn a_frozen_process_stops_until_it_is_thawed() {
         let process = shell("while true; do echo still here; sleep 0.01; done");
         process.freeze().unwrap();
         let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap();
@@ -254,11 +254,13 @@ mod tests {
         let mark = process.lines().count();
         process.thaw().unwrap();
         let lines = process.lines();
-        lines.wait("it to go on", mark, SOON, |_| Some(())).unwrap();
+        lines
+            .wait("output after resuming", mark, SOON, |_| Some(()))
+            .unwrap();
     }
 
     #[test]
-    fn lines_of_both_streams_have_the_time_at_which_they_came() {
+    fn lines_of_both_streams_have_their_arrival_time() {
         let before = Instant::now();
         let process = shell("echo out; echo err >&2");
         let out = process.wait_line("out", SOON).unwrap();

@@ -1,4 +1,4 @@
-//! Programs on this machine.
+//! Finds and copies installed programs.
 
 use std::{
     env,
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::temp::TempDir;
 
-/// The first of `names` on `PATH`, or in the folders of servers, which only root has on its `PATH`.
+/// The first of `names` on `PATH` or in the sbin folders, which are only on root's `PATH`.
 pub fn find(names: &[&str]) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = env::split_paths(&path)
@@ -22,7 +22,7 @@ pub fn find(names: &[&str]) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// As [`find`]; where there is none, the error says what to do.
+/// As [`find`]; the error says how to install the program.
 pub fn need(names: &[&str]) -> Result<PathBuf> {
     match find(names) {
         Some(path) => Ok(path),
@@ -33,15 +33,15 @@ pub fn need(names: &[&str]) -> Result<PathBuf> {
     }
 }
 
-/// A program under a name of its own, that no other has.
+/// Copies a program under a new name.
 pub fn renamed(program: &str, folder: &TempDir, name: &str) -> Result<PathBuf> {
     let path = folder.path().join(name);
     copy(Path::new(program), &path)?;
     Ok(path)
 }
 
-/// Copies a program. Another process does it: a file that one of our threads has open for writing while another thread
-/// forks cannot be executed until that child is gone.
+/// Copies a program with cp(1). If we wrote the file ourselves while another thread forks, the child would inherit the
+/// writable descriptor, and executing the file would fail with ETXTBSY until that child is gone.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
     let mut copy = Command::new("cp");
     let done = copy.arg("--").arg(from).arg(to).status();

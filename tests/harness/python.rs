@@ -1,4 +1,4 @@
-//! Programs in Python that need more than Python itself.
+//! Python interpreters with the modules that a program needs.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 
 use crate::program;
 
-/// A Python that has these modules: the first on `PATH`, or Debian's, whose packages no other Python sees.
+/// A Python with these modules: the first on `PATH`, else Debian's, whose packages other interpreters do not find.
 pub fn with(modules: &[&str]) -> Result<PathBuf> {
     let import = format!("import {}", modules.join(", "));
     let has = |python: &Path| {

@@ -1,4 +1,4 @@
-//! Redis: a server without persistence, a small client, and what makes Redis slow for everyone else.
+//! Redis: a server without persistence, a small client, and a client that blocks the server.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -17,10 +17,10 @@ use anyhow::{Context as _, Result, bail};
 use crate::{ports, process::Process, program, temp::TempDir, wait};
 
 const START: Duration = Duration::from_secs(10);
-/// Longer than any script here keeps it busy.
+/// Response timeout, longer than any script here runs.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// Running, and answering.
+/// A running Redis that responds.
 pub struct Redis {
     process: Process,
     port: u16,
@@ -44,7 +44,7 @@ impl Redis {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(temp.path());
         let process = Process::start("Redis", &mut command)?;
-        wait::until("an answer of Redis", START, || {
+        wait::until("a response from Redis", START, || {
             process.check_running()?;
             Ok(Client::connect(port)
                 .and_then(|mut client| client.call(&["PING"]))
@@ -73,10 +73,10 @@ impl Redis {
         Client::connect(self.port)
     }
 
-    /// Keeps it busy for `busy` at a time, with `gap` between, until the result is dropped.
+    /// Blocks the server with a script of length `busy`, pauses for `gap`, and repeats until the result is dropped.
     ///
-    /// With no gap at all a call may wait for two stretches: Redis can find the next script together with the calls
-    /// that waited for the last, and answers them after it. A gap of 2 ms leaves one.
+    /// Without a gap a call may wait for two scripts: Redis may read the next script together with the calls that waited for
+    /// the last one, and run it first. A gap of 2 ms limits the wait to one.
     pub fn hog(&self, busy: Duration, gap: Duration) -> Result<Hog> {
         let mut client = self.client()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -101,7 +101,7 @@ impl Redis {
     }
 }
 
-/// A client that makes Redis slow: every other call waits until its script is done.
+/// A client that blocks Redis: all other calls wait until its script is done.
 pub struct Hog {
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
@@ -109,12 +109,12 @@ pub struct Hog {
 }
 
 impl Hog {
-    /// Scripts that ran to their end.
+    /// Number of completed scripts.
     pub fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::Relaxed)
     }
 
-    /// Stops it, and tells whether it could do its work throughout.
+    /// Stops it; fails if a script failed.
     pub fn stop(mut self) -> Result<()> {
         self.finish()
     }
@@ -135,7 +135,7 @@ impl Drop for Hog {
     }
 }
 
-/// An answer in Redis's protocol (RESP2).
+/// A reply in the RESP2 protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     Text(String),
@@ -163,9 +163,9 @@ impl Client {
         })
     }
 
-    /// One command and its answer.
+    /// Sends one command and returns its reply.
     pub fn call(&mut self, words: &[&str]) -> Result<Reply> {
-        let told = || format!("call Redis's {}", words.first().unwrap_or(&""));
+        let context = || format!("call Redis's {}", words.first().unwrap_or(&""));
         let mut request = format!("*{}\r\n", words.len());
         for word in words {
             request += &format!("${}\r\n{word}\r\n", word.len());
@@ -173,20 +173,20 @@ impl Client {
         self.stream
             .get_mut()
             .write_all(request.as_bytes())
-            .with_context(told)?;
-        self.reply().with_context(told)
+            .with_context(context)?;
+        self.reply().with_context(context)
     }
 
     fn reply(&mut self) -> Result<Reply> {
         let mut line = String::new();
         self.stream.read_line(&mut line)?;
         let Some(line) = line.strip_suffix("\r\n") else {
-            bail!("it closed the connection");
+            bail!("Redis closed the connection");
         };
         let (kind, rest) = line.split_at_checked(1).unwrap_or_default();
         Ok(match kind {
             "+" => Reply::Text(rest.to_owned()),
-            "-" => bail!("it answers {rest:?}"),
+            "-" => bail!("Redis replied {rest:?}"),
             ":" => Reply::Number(rest.parse()?),
             "$" | "*" if rest == "-1" => Reply::Nothing,
             "$" => {
@@ -200,7 +200,7 @@ impl Client {
                     .map(|_| self.reply())
                     .collect::<Result<_>>()?,
             ),
-            _ => bail!("not Redis's protocol: {line:?}"),
+            _ => bail!("not a RESP2 reply: {line:?}"),
         })
     }
 }
@@ -213,9 +213,9 @@ mod tests {
     use crate::skip::skip;
 
     #[test]
-    fn a_hog_makes_every_other_call_wait() {
+    fn a_hog_delays_every_other_call() {
         if let Err(missing) = program::need(&["redis-server"]) {
-            return skip("a_hog_makes_every_other_call_wait", &missing.to_string());
+            return skip("a_hog_delays_every_other_call", &missing.to_string());
         }
         let redis = Redis::start().unwrap();
         let mut client = redis.client().unwrap();
@@ -244,8 +244,8 @@ mod tests {
             Ok((hog.rounds() > 0).then_some(()))
         })
         .unwrap();
-        // An answer comes at the end of a round, and what is asked 20 ms later waits for the end of the next; unless whoever asks
-        // was held up.
+        // A reply arrives at the end of a script; a call 20 ms later waits for the end of the next one. Three of ten may miss
+        // that, because this thread was held up.
         client.call(&["GET", "a"]).unwrap();
         let waits = [(); 10].map(|()| {
             thread::sleep(Duration::from_millis(20));

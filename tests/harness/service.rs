@@ -1,4 +1,4 @@
-//! A service made for a test (`subject`): it serves as fast, and with as many processes, as the test wants.
+//! Runs the test service `tailback-subject`, whose speed and number of processes a test controls.
 
 use std::{
     fs,
@@ -14,21 +14,21 @@ use crate::{process::Process, temp::TempDir};
 
 const START: Duration = Duration::from_secs(10);
 
-/// Running, and listening.
+/// A running service that listens.
 pub struct Service {
     process: Process,
     address: SocketAddr,
 }
 
 impl Service {
-    /// `command` runs the subject, on its own or within something; `args` are the subject's own.
+    /// `command` runs the subject, directly or through a wrapper; `args` are the subject's arguments.
     pub fn start(command: &mut Command, args: &[&str]) -> Result<Self> {
         let process = Process::start("the service", command.args(args))?;
         let line = process.wait_line("listening ", START)?;
         let address = line.text.trim_start_matches("listening ");
         let address = address
             .parse()
-            .with_context(|| format!("read the address {address:?}"))?;
+            .with_context(|| format!("parse the address {address:?}"))?;
         Ok(Self { process, address })
     }
 
@@ -36,7 +36,7 @@ impl Service {
         &self.process
     }
 
-    /// Gives it up for its process: to stop it and see how it ends.
+    /// Returns the process, to stop it and check its exit code.
     pub fn into_process(self) -> Process {
         self.process
     }
@@ -50,7 +50,7 @@ impl Service {
     }
 }
 
-/// How long a service works on each request, changed while it runs.
+/// The service time per request, adjustable while the service runs.
 pub struct Pace {
     folder: TempDir,
     file: PathBuf,
@@ -65,15 +65,15 @@ impl Pace {
         Ok(pace)
     }
 
-    /// From the next request on.
+    /// Changes the service time from the next request on.
     pub fn set(&self, work: Duration) -> Result<()> {
-        // Renamed into place: the service never reads half of it.
+        // Renamed into place, so that the service never reads a partial file.
         let ms = (work.as_secs_f64() * 1e3).to_string();
         let new = self.folder.write("ms.new", &ms)?;
         fs::rename(&new, &self.file).with_context(|| format!("write {}", self.file.display()))
     }
 
-    /// For `--pace`.
+    /// Argument for `--pace`.
     pub fn file(&self) -> &Path {
         &self.file
     }

@@ -1,17 +1,17 @@
-//! A test whose part cannot be had is reported as skipped with the reason, never silently passed.
+//! Reports a test that cannot run here as skipped, with the reason. It never passes silently.
 
 use std::{env, fs::OpenOptions, io::Write as _};
 
-/// Says that `test` did not run, and why: on standard error, and in the file named by `TAILBACK_SKIP_LOG`, from
-/// which `cargo xtask test` counts.
+/// Reports that `test` did not run, and why: on standard error and in the file named by `TAILBACK_SKIP_LOG`, which
+/// `cargo xtask test` reads.
 pub fn skip(test: &str, reason: &str) {
-    // One line each, whatever the reason says.
+    // One line per skip, even for a multi-line reason.
     let line = format!("{test}: {}\n", reason.replace('\n', " "));
     eprint!("skipped {line}");
     let Some(log) = env::var_os("TAILBACK_SKIP_LOG") else {
         return;
     };
-    // Appended in one write: tests of several processes share the file.
+    // Appended in one write, because tests in several processes share the file.
     let written = OpenOptions::new()
         .create(true)
         .append(true)

@@ -1,4 +1,4 @@
-//! Sockets with the settings that the standard library does not offer.
+//! Sockets with options that the standard library does not offer.
 
 use std::{
     fs,
@@ -26,38 +26,38 @@ fn socket(address: SocketAddr, flags: SocketFlags) -> Result<rustix::fd::OwnedFd
         AddressFamily::INET6
     };
     let flags = flags | SocketFlags::CLOEXEC;
-    socket_with(family, SocketType::STREAM, flags, None).context("make a socket")
+    socket_with(family, SocketType::STREAM, flags, None).context("create a socket")
 }
 
-/// Listens with this backlog; on `[::]` for IPv4 as well.
+/// Listens with this backlog. `[::]` accepts IPv4 too.
 pub fn listen(address: SocketAddr, backlog: i32, reuseport: bool) -> Result<TcpListener> {
     listen_with(address, backlog, reuseport, None)
 }
 
-/// As [`listen`]; what is accepted has this receive buffer (the kernel doubles it).
+/// As [`listen`]; accepted connections have this SO_RCVBUF, bytes (the kernel doubles it).
 pub fn listen_with(
     address: SocketAddr,
     backlog: i32,
     reuseport: bool,
     recv_buffer: Option<usize>,
 ) -> Result<TcpListener> {
-    let told = || format!("listen on {address}");
+    let context = || format!("listen on {address}");
     let socket = socket(address, SocketFlags::empty())?;
-    // For a port of the kernel's choice this would allow it to choose the same one twice.
-    set_socket_reuseaddr(&socket, address.port() != 0).with_context(told)?;
-    set_socket_reuseport(&socket, reuseport).with_context(told)?;
+    // Not for port 0: with SO_REUSEADDR the kernel might pick the same port twice.
+    set_socket_reuseaddr(&socket, address.port() != 0).with_context(context)?;
+    set_socket_reuseport(&socket, reuseport).with_context(context)?;
     if address.is_ipv6() {
-        set_ipv6_v6only(&socket, false).with_context(told)?;
+        set_ipv6_v6only(&socket, false).with_context(context)?;
     }
     if let Some(bytes) = recv_buffer {
-        set_socket_recv_buffer_size(&socket, bytes).with_context(told)?;
+        set_socket_recv_buffer_size(&socket, bytes).with_context(context)?;
     }
-    bind(&socket, &address).with_context(told)?;
-    listen_on(&socket, backlog).with_context(told)?;
+    bind(&socket, &address).with_context(context)?;
+    listen_on(&socket, backlog).with_context(context)?;
     Ok(TcpListener::from(socket))
 }
 
-/// Begins to connect, and does not wait for it.
+/// Starts connecting without waiting for the handshake.
 pub fn begin_connect(to: SocketAddr) -> Result<TcpStream> {
     let socket = socket(to, SocketFlags::NONBLOCK)?;
     match connect(&socket, &to) {
@@ -66,12 +66,12 @@ pub fn begin_connect(to: SocketAddr) -> Result<TcpStream> {
     }
 }
 
-/// Closed with a reset: no port is left in TIME_WAIT, and what is on its way is dropped.
+/// Makes close(2) send a reset: no TIME_WAIT is left, and data in transit is dropped.
 pub fn reset_on_close(stream: &impl AsFd) -> Result<()> {
     set_socket_linger(stream, Some(Duration::ZERO)).context("set SO_LINGER")
 }
 
-/// The longest backlog that this network namespace allows.
+/// Maximum backlog of this network namespace (net.core.somaxconn).
 pub fn longest_backlog() -> Result<u32> {
     let file = "/proc/sys/net/core/somaxconn";
     let text = fs::read_to_string(file).with_context(|| format!("read {file}"))?;

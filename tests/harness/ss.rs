@@ -1,4 +1,4 @@
-//! Accept queues as `ss` shows them: a truth that the agent has no part in.
+//! Accept queues as `ss` reports them: a truth independent of the agent.
 
 use std::{process::Command, time::Duration};
 
@@ -8,17 +8,17 @@ use crate::{network::Network, program, wait};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// One listening TCP socket.
+/// A listening TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listener {
     pub port: u16,
-    /// Recv-Q: connections that wait to be accepted.
+    /// Recv-Q: connections waiting to be accepted.
     pub waiting: u64,
     /// Send-Q: the backlog.
     pub backlog: u64,
 }
 
-/// All listeners of a network, or of our own.
+/// All listeners of a network namespace, else of ours.
 pub fn listeners(network: Option<&Network>) -> Result<Vec<Listener>> {
     let mut command = match network {
         Some(network) => network.command("ss")?,
@@ -30,7 +30,7 @@ pub fn listeners(network: Option<&Network>) -> Result<Vec<Listener>> {
         .context("run ss")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines()
-        .map(|line| parse(line).with_context(|| format!("read what ss says: {line:?}")))
+        .map(|line| parse(line).with_context(|| format!("parse the line of ss {line:?}")))
         .collect()
 }
 
@@ -44,17 +44,17 @@ fn parse(line: &str) -> Option<Listener> {
     })
 }
 
-/// Waiting connections and backlog of a port: the sums over its sockets.
+/// Waiting connections and backlog of a port, summed over its sockets.
 pub fn sums(network: Option<&Network>, port: u16) -> Result<(u64, u64)> {
     let of_port = listeners(network)?
         .into_iter()
         .filter(|listener| listener.port == port);
     let sums = of_port.map(|listener| (listener.waiting, listener.backlog));
     sums.reduce(|a, b| (a.0 + b.0, a.1 + b.1))
-        .with_context(|| format!("nobody listens on port {port}"))
+        .with_context(|| format!("no listener on port {port}"))
 }
 
-/// Until `wanted` holds for the number of connections that wait at a port; answers that number.
+/// Waits until `wanted` holds for the number of waiting connections of a port, and returns that number.
 pub fn wait_for(
     network: Option<&Network>,
     port: u16,
@@ -62,7 +62,7 @@ pub fn wait_for(
     wanted: impl Fn(u64) -> bool,
 ) -> Result<u64> {
     wait::until(
-        &format!("{what} at port {port}, as ss sees it"),
+        &format!("{what} on port {port}, according to ss"),
         DEADLINE,
         || {
             let (waiting, _) = sums(network, port)?;
@@ -76,7 +76,7 @@ mod tests {
     use super::{Listener, parse};
 
     #[test]
-    fn a_row_is_understood_whatever_the_address() {
+    fn rows_with_any_address_family_are_parsed() {
         for address in ["127.0.0.1:8080", "[::1]:8080", "*:8080"] {
             assert_eq!(
                 parse(&format!("LISTEN 3   100      {address}   0.0.0.0:*  ")),

@@ -1,4 +1,4 @@
-//! A server and a client of HTTP that log their own times: what is in flight, and what is outstanding, by their clocks.
+//! An HTTP server and client that log the times of their requests: the truth for requests in flight and calls outstanding.
 
 use std::{net::SocketAddr, process::Command, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
 
 const START: Duration = Duration::from_secs(10);
 
-/// How the two talk; the words of `talk.py`.
+/// Traffic pattern; see `talk.py`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Plain,
@@ -32,7 +32,7 @@ impl Mode {
     }
 }
 
-/// A certificate of its own, and its key.
+/// A self-signed certificate and its key.
 pub struct Certificate {
     folder: TempDir,
 }
@@ -66,23 +66,23 @@ impl Certificate {
     }
 }
 
-/// From the first byte of a request to the first of its answer, ns since 1970.
+/// From the first byte of a request to the first byte of its response, ns since 1970.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
     pub began_ns: u64,
-    pub answered_ns: u64,
-    /// Sent before the answer to an earlier one.
+    pub responded_ns: u64,
+    /// Sent before the response to an earlier request (pipelined).
     pub hidden: bool,
 }
 
-/// One of the two, running.
+/// A running server or client.
 pub struct Talk {
     process: Process,
     _folder: TempDir,
 }
 
 impl Talk {
-    /// A server, and its address. It works on each request for `work` on average.
+    /// Starts a server whose mean service time is `work`. Returns its address too.
     pub fn serve(
         mode: Mode,
         work: Duration,
@@ -98,17 +98,17 @@ impl Talk {
         let address = line.text.trim_start_matches("listening ");
         let address = address
             .parse()
-            .with_context(|| format!("read {address:?}"))?;
+            .with_context(|| format!("parse {address:?}"))?;
         Ok((talk, address))
     }
 
-    /// A closed loop on so many connections, which pauses for `think` on average.
+    /// Starts a client: a closed loop on each of `connections` connections, with mean think time `think`.
     pub fn load(
         mode: Mode,
         to: SocketAddr,
         connections: u32,
         think: Duration,
-        lasts: Duration,
+        duration: Duration,
         tls: Option<&Certificate>,
     ) -> Result<Self> {
         let mut args = vec![
@@ -119,7 +119,7 @@ impl Talk {
         args.extend([
             connections.to_string(),
             ms(think),
-            lasts.as_secs().to_string(),
+            duration.as_secs().to_string(),
         ]);
         args.extend(tls.map(|it| it.file("cert.pem")));
         Self::start(&args)
@@ -140,12 +140,12 @@ impl Talk {
         self.process.pid()
     }
 
-    /// Until a load has ended by itself.
+    /// Waits until the client has finished.
     pub fn wait_done(&self, deadline: Duration) -> Result<()> {
         self.process.wait_line("done", deadline).map(drop)
     }
 
-    /// All that was answered so far.
+    /// Requests with a response so far.
     pub fn spans(&self) -> Vec<Span> {
         let read = |text: &str| {
             let mut words = text.split(' ');
@@ -156,7 +156,7 @@ impl Talk {
             };
             Some(Span {
                 began_ns: words.next()?.parse().ok()?,
-                answered_ns: words.next()?.parse().ok()?,
+                responded_ns: words.next()?.parse().ok()?,
                 hidden,
             })
         };

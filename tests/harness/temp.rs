@@ -1,4 +1,4 @@
-//! A folder that goes with its owner.
+//! Temporary folders.
 
 use std::{
     env, fs,
@@ -13,16 +13,16 @@ use crate::cleanup;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// Removed with all it holds on drop.
+/// A folder that is removed with its contents on drop.
 pub struct TempDir(PathBuf);
 
 impl TempDir {
-    /// An empty folder whose name tells what it is for.
+    /// Creates an empty folder whose name contains `purpose`.
     pub fn new(purpose: &str) -> Result<Self> {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = env::temp_dir().join(format!("tailback-{purpose}-{}-{count}", process::id()));
         fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
-        cleanup::keep_folder(&path);
+        cleanup::register_folder(&path);
         Ok(Self(path))
     }
 
@@ -30,7 +30,7 @@ impl TempDir {
         &self.0
     }
 
-    /// Writes a file into it, and returns its path.
+    /// Writes a file into the folder and returns its path.
     pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.0.join(name);
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;

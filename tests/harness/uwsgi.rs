@@ -1,6 +1,7 @@
-//! uWSGI with a small Python application that calls Redis.
+//! uWSGI, by default with a small Python application that calls Redis.
 //!
-//! It prints "listen queue … full" when it is too late; its stats server shows the queue: an independent truth.
+//! uWSGI prints "listen queue … full" once the queue has overflowed. Its stats server reports the queue: a truth independent
+//! of the agent.
 
 use std::{
     fs,
@@ -18,20 +19,20 @@ use crate::{http, lines::Line, ports, process::Process, program, temp::TempDir, 
 
 const START: Duration = Duration::from_secs(20);
 
-/// What is served, and by how many.
+/// Settings of the default application.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub workers: u32,
-    /// `--listen`: connections that may wait to be accepted.
+    /// Accept backlog (`--listen`).
     pub backlog: u32,
     pub redis_port: u16,
-    /// Calls to Redis in each request.
+    /// Redis calls per request.
     pub calls: u32,
-    /// The request's own work: the worker sleeps.
+    /// Service time beside the Redis calls; the worker sleeps.
     pub work: Duration,
 }
 
-/// Running, and ready for requests.
+/// A running uWSGI that serves requests.
 pub struct Uwsgi {
     process: Process,
     port: u16,
@@ -39,7 +40,7 @@ pub struct Uwsgi {
     _temp: TempDir,
 }
 
-/// An application of one's own, and how it is served.
+/// An application and how it is served.
 #[derive(Clone, Debug)]
 pub struct App<'a> {
     /// The WSGI file's text.
@@ -49,16 +50,16 @@ pub struct App<'a> {
     pub backlog: u32,
     /// Further arguments of uWSGI.
     pub args: Vec<String>,
-    /// What starts uWSGI, where it does not start by itself: `taskset -c 1`.
+    /// Command prefix that starts uWSGI, for example `taskset -c 1`.
     pub before: Vec<String>,
-    /// A FIFO or file that it writes to instead of to us.
+    /// FIFO or file for its output, instead of a pipe to us.
     pub output: Option<PathBuf>,
-    /// A log that it opens itself.
+    /// Log file that uWSGI opens itself.
     pub log: Option<PathBuf>,
 }
 
 impl Options {
-    /// The usual application.
+    /// The default application.
     fn app(&self, log: Option<&Path>) -> App<'static> {
         App {
             text: include_str!("uwsgi/app.py"),
@@ -82,7 +83,7 @@ impl Uwsgi {
         Self::start_app(&options.app(None))
     }
 
-    /// As [`Uwsgi::start`]; all that it says goes to a file. It opens that file anew when [`reopen_file`] is touched.
+    /// As [`Uwsgi::start`], logging to a file. uWSGI reopens the file when [`reopen_file`] is touched.
     pub fn start_logging_to(options: &Options, log: &Path) -> Result<Self> {
         Self::start_app(&options.app(Some(log)))
     }
@@ -132,11 +133,11 @@ impl Uwsgi {
             match (&app.log, &app.output) {
                 (Some(log), _) => wait::until("uWSGI's workers", START, || {
                     process.check_running()?;
-                    let said = fs::read_to_string(log).unwrap_or_default();
-                    Ok(said.contains(&text).then_some(()))
+                    let text_so_far = fs::read_to_string(log).unwrap_or_default();
+                    Ok(text_so_far.contains(&text).then_some(()))
                 })?,
                 (None, None) => process.wait_line(&text, START).map(|_| ())?,
-                // What it says goes to whoever the caller chose.
+                // The output goes to the caller's file.
                 (None, Some(_)) => {}
             }
         }
@@ -146,12 +147,12 @@ impl Uwsgi {
             stats_port,
             _temp: temp,
         };
-        let answer = wait::until("an answer of uWSGI", START, || {
+        let answer = wait::until("a response from uWSGI", START, || {
             uwsgi.process.check_running()?;
             Ok(http::get(uwsgi.address(), "/", START).ok())
         })?;
         if answer.status != 200 {
-            bail!("the application in uWSGI answers {}", answer.status);
+            bail!("the application in uWSGI responded {}", answer.status);
         }
         Ok(uwsgi)
     }
@@ -168,7 +169,7 @@ impl Uwsgi {
         self.port
     }
 
-    /// Its own account, from its stats server: `listen_queue`, `workers`, …
+    /// Output of the stats server: `listen_queue`, `workers`, …
     pub fn stats(&self) -> Result<Value> {
         let ask = || -> Result<Value> {
             let mut stream =
@@ -178,26 +179,26 @@ impl Uwsgi {
             stream.read_to_string(&mut text)?;
             Ok(serde_json::from_str(&text)?)
         };
-        ask().context("ask uWSGI's stats server")
+        ask().context("read uWSGI's stats server")
     }
 }
 
-/// The file that is touched so that uWSGI opens its log anew.
+/// Touching this file makes uWSGI reopen its log.
 pub fn reopen_file(log: &Path) -> PathBuf {
     log.with_extension("reopen")
 }
 
-/// Whether this is uWSGI saying that its listen queue is full.
-pub fn says_full(line: &Line) -> bool {
+/// Whether this output line reports a full listen queue.
+pub fn reports_full(line: &Line) -> bool {
     is_full(&line.text)
 }
 
-/// As [`says_full`], of a line in its log.
+/// As [`reports_full`], for the text of a log line.
 pub fn is_full(line: &str) -> bool {
     line.contains("uWSGI listen queue of socket") && line.contains("full !!!")
 }
 
-/// The kernel would cut the backlog silently, and uWSGI would refuse to start.
+/// Fails with advice if the backlog exceeds somaxconn, in which case uWSGI refuses to start.
 fn check_backlog(backlog: u32) -> Result<()> {
     const FILE: &str = "/proc/sys/net/core/somaxconn";
     let allowed: u32 = fs::read_to_string(FILE)
@@ -207,7 +208,7 @@ fn check_backlog(backlog: u32) -> Result<()> {
         .with_context(|| format!("read the number in {FILE}"))?;
     if backlog > allowed {
         bail!(
-            "a listen queue of {backlog} is above net.core.somaxconn = {allowed}: \
+            "a backlog of {backlog} exceeds net.core.somaxconn = {allowed}: \
              run `sysctl net.core.somaxconn={backlog}`"
         );
     }
@@ -224,8 +225,8 @@ mod tests {
     };
 
     #[test]
-    fn uwsgi_says_itself_that_its_queue_is_full() {
-        let test = "uwsgi_says_itself_that_its_queue_is_full";
+    fn uwsgi_itself_reports_its_full_queue() {
+        let test = "uwsgi_itself_reports_its_full_queue";
         if let Err(missing) =
             program::need(&["uwsgi-core", "uwsgi"]).and(program::need(&["redis-server"]))
         {
@@ -246,14 +247,14 @@ mod tests {
             path: "/".to_owned(),
             per_s: 50.0,
             spacing: Spacing::Even,
-            lasts: Duration::from_secs(30),
+            duration: Duration::from_secs(30),
             timeout: Duration::from_secs(10),
-            at_once: 100,
+            max_in_flight: 100,
         })
         .unwrap();
         let lines = uwsgi.process().lines();
-        let full = lines.wait("uWSGI to say that it is full", 0, START, |line| {
-            says_full(line).then(|| line.clone())
+        let full = lines.wait("uWSGI to report a full queue", 0, START, |line| {
+            reports_full(line).then(|| line.clone())
         });
         assert!(full.unwrap().text.contains(&uwsgi.port().to_string()));
         assert!(load.stop().unwrap().iter().any(Request::ok));

@@ -1,4 +1,4 @@
-//! Waiting for a condition, with a deadline.
+//! Waits for a condition, with a deadline.
 
 use std::{
     thread,
@@ -7,38 +7,41 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// How often a condition is looked at.
-const STEP: Duration = Duration::from_millis(5);
+/// Polling interval.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Asks until there is something, or the deadline has passed. An error of `ask` ends the waiting.
+/// Polls until there is a value. Fails at the deadline, or at once if `poll` fails.
 pub fn until<T>(
     what: &str,
     deadline: Duration,
-    mut ask: impl FnMut() -> Result<Option<T>>,
+    mut poll: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let end = Instant::now() + deadline;
     loop {
-        if let Some(got) = ask()? {
+        if let Some(got) = poll()? {
             return Ok(got);
         }
         if Instant::now() >= end {
-            bail!("{what}: not within {deadline:?}");
+            bail!("timed out after {deadline:?} waiting for {what}");
         }
-        thread::sleep(STEP);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// Asks until it is answered without an error, or the deadline has passed: then with the last error.
-pub fn until_right<T>(
+/// Polls until `poll` succeeds. At the deadline it fails with the last error.
+pub fn until_ok<T>(
     what: &str,
     deadline: Duration,
-    mut ask: impl FnMut() -> Result<T>,
+    mut poll: impl FnMut() -> Result<T>,
 ) -> Result<T> {
     let end = Instant::now() + deadline;
     loop {
-        match ask() {
-            Err(_) if Instant::now() < end => thread::sleep(STEP),
-            answer => return answer.with_context(|| format!("{what}: not within {deadline:?}")),
+        match poll() {
+            Err(_) if Instant::now() < end => thread::sleep(POLL_INTERVAL),
+            result => {
+                return result
+                    .with_context(|| format!("timed out after {deadline:?} waiting for {what}"));
+            }
         }
     }
 }

@@ -25,7 +25,7 @@ pub fn slow_provider(play: &mut Play) -> Result<()> {
     chat.slow_provider(Duration::from_secs(3))?;
     play.hold()?;
     play.removing(Some(&load));
-    chat.usual_provider()?;
+    chat.restore_provider()?;
     load.set_rate(5.0)?;
     play.recover()
 }

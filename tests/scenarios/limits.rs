@@ -133,9 +133,9 @@ impl Bursts {
             path: path.to_owned(),
             per_s: PER_S,
             spacing: Spacing::Even,
-            lasts: Duration::from_secs_f64(f64::from(size) / PER_S),
+            duration: Duration::from_secs_f64(f64::from(size) / PER_S),
             timeout: Duration::from_secs(5),
-            at_once: 1000,
+            max_in_flight: 1000,
         };
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {

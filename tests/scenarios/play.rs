@@ -30,7 +30,7 @@ const WARNING: Duration = Duration::from_secs(12);
 const SETTLED: Duration = Duration::from_secs(4);
 const RECOVERY: Duration = Duration::from_secs(20);
 /// What is worth a closer look is told so often.
-const CONFIG: &str = "[detect.all]\ntell_every = \"1s\"\n";
+const CONFIG: &str = "[detect.all]\nrepeat_interval = \"1s\"\n";
 
 /// Who stands at the head of the jam, known only when the servers run.
 #[derive(Clone, Debug, Default)]

@@ -32,9 +32,9 @@ fn spaced_load(to: SocketAddr, path: &str, per_s: f64, spacing: Spacing) -> Resu
         path: path.to_owned(),
         per_s,
         spacing,
-        lasts: Duration::from_secs(90),
+        duration: Duration::from_secs(90),
         timeout: Duration::from_secs(30),
-        at_once: 2000,
+        max_in_flight: 2000,
     })
 }
 

@@ -139,9 +139,9 @@ fn haproxy_moves_weight_away_from_a_slow_server_and_gives_it_back_even_when_the_
         path: "/".to_owned(),
         per_s: 40.0,
         spacing: Spacing::Even,
-        lasts: Duration::from_secs(120),
+        duration: Duration::from_secs(120),
         timeout: Duration::from_secs(20),
-        at_once: 500,
+        max_in_flight: 500,
     })?;
     let weights = || Ok::<_, anyhow::Error>((balancer.weight("a")?, balancer.weight("b")?));
     wait::until("whole weights", SOON, || {
@@ -231,7 +231,7 @@ fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live()
     })?;
     ensure!(watcher.read(&mut [0; 8])? == 1, "one byte for one rise");
     // On a busy machine a page may go stale for a moment.
-    let metrics = wait::until_right("all to tell of it", SOON, || {
+    let metrics = wait::until_ok("all to tell of it", SOON, || {
         ensure!(haproxy()? == "drain\n", "{}", haproxy()?);
         let (head, _) = stage.get("/ready?target=shop")?;
         ensure!(head.starts_with("HTTP/1.1 503"), "{head}");
@@ -343,7 +343,7 @@ fn prometheus(metrics: SocketAddr) -> Result<()> {
         let value = answer["data"]["result"][0]["value"][1].as_str();
         Ok(value.map(str::parse).transpose()?)
     };
-    wait::until_right("what is recorded of the service", SOON, || {
+    wait::until_ok("what is recorded of the service", SOON, || {
         // It takes nothing of what comes: twice what it can do, or more.
         let load = value("tailback:load:mean%7Bservice=%22shop%22%7D")?;
         ensure!(load == Some(2.0), "{load:?}");

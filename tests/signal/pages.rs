@@ -256,7 +256,7 @@ fn a_container_reads_the_page_of_its_service_through_one_mounted_folder() -> Res
         "--volume",
         &format!("{folder}:/run/tailback:ro"),
     ];
-    if let Err(error) = Container::try_out(&options) {
+    if let Err(error) = Container::check_can_run(&options) {
         skip(TEST, &format!("podman cannot run here: {error:#}"));
         return Ok(());
     }
@@ -271,7 +271,7 @@ fn a_container_reads_the_page_of_its_service_through_one_mounted_folder() -> Res
         serde_json::from_str(&said).with_context(|| format!("the reader says {said:?}"))
     };
     // On a busy machine a page may go stale for a moment.
-    wait::until_right("the page, as the container reads it", SOON, || {
+    wait::until_ok("the page, as the container reads it", SOON, || {
         let said = read()?;
         ensure!(
             said["alive"] == true && said["admit"] == 0.05 && said["entries"][0]["depth"] == 20,

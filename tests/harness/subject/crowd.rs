@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg, sockopt::socket_acceptconn,
 };
-use tailback_tests::{idle::allow_files, sockets};
+use tailback_tests::{idle::raise_file_limit, sockets};
 
 /// Sockets that it takes over a unix socket, at most.
 const MAX_HANDED: usize = 8;
@@ -68,7 +68,7 @@ pub fn crowd(count: u32, waiting: u32) -> Result<()> {
 
 /// So many sockets: both ends of connections to a listener of its own.
 pub fn hold(sockets: u32) -> Result<()> {
-    allow_files(sockets as usize + 100)?;
+    raise_file_limit(sockets as usize + 100)?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let mut held = Vec::new();

@@ -50,7 +50,7 @@ impl LlmGateway {
         fs::rename(&new, &file).with_context(|| format!("write {}", file.display()))
     }
 
-    pub fn usual_provider(&self) -> Result<()> {
+    pub fn restore_provider(&self) -> Result<()> {
         let file = self.slow.path().join("ms");
         fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))
     }

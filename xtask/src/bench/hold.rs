@@ -5,7 +5,7 @@ use std::{env, process::Command, thread, time::Duration};
 use anyhow::{Context as _, Result};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use tailback_tests::{
-    idle::{Idle, files_allowed},
+    idle::{Idle, max_open_files},
     process::Process,
 };
 
@@ -59,7 +59,7 @@ impl Hold {
 
 /// As many processes as one process's limit of open files makes necessary.
 pub fn sockets(count: usize) -> Result<Vec<Process>> {
-    let each = files_allowed()
+    let each = max_open_files()
         .unwrap_or(u64::MAX)
         .saturating_sub(OTHER_FILES)
         .max(2);

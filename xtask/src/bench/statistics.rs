@@ -1,6 +1,6 @@
 //! Medians, and how far they can be trusted.
 
-use tailback_tests::chance::Chance;
+use tailback_tests::random::Random;
 
 /// A median with the range around it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,11 +53,11 @@ pub fn quartiles(values: &[f64]) -> Option<Spread> {
 /// values themselves. The same values give the same interval.
 pub fn bootstrap(values: &[f64]) -> Option<Spread> {
     const SAMPLES: usize = 10_000;
-    let mut chance = Chance::new(1);
+    let mut random = Random::new(1);
     let medians: Option<Vec<f64>> = (0..SAMPLES)
         .map(|_| {
             let drawn: Option<Vec<f64>> = (0..values.len())
-                .map(|_| values.get(chance.below(values.len())).copied())
+                .map(|_| values.get(random.below(values.len())).copied())
                 .collect();
             quantile(&sorted(&drawn?), 0.5)
         })
@@ -101,8 +101,8 @@ mod tests {
     #[test]
     fn the_interval_holds_the_median_and_narrows_with_more_values() {
         let values = |count: usize| -> Vec<f64> {
-            let mut chance = Chance::new(3);
-            (0..count).map(|_| chance.share()).collect()
+            let mut random = Random::new(3);
+            (0..count).map(|_| random.fraction()).collect()
         };
         let width = |count| {
             let spread = bootstrap(&values(count)).unwrap();

@@ -8,7 +8,7 @@ use tailback_tests::{
     load::{Load, Plan, Spacing},
     ports,
     process::Process,
-    uwsgi::says_full,
+    uwsgi::reports_full,
     workloads::{self, Session},
 };
 
@@ -64,9 +64,9 @@ fn load(port: u16, path: &str, per_s: f64) -> Result<Load> {
         path: path.to_owned(),
         per_s,
         spacing: Spacing::Even,
-        lasts: Duration::from_secs(120),
+        duration: Duration::from_secs(120),
         timeout: Duration::from_secs(30),
-        at_once: 1000,
+        max_in_flight: 1000,
     })
 }
 
@@ -132,7 +132,7 @@ impl Scene for FlashSale {
     }
 
     fn own_words(&self) -> Option<(&Process, IsFull)> {
-        Some((self.sale.uwsgi.process(), says_full))
+        Some((self.sale.uwsgi.process(), reports_full))
     }
 
     fn plant(&mut self) -> Result<Planted> {
@@ -225,7 +225,7 @@ impl Scene for LlmGateway {
     }
 
     fn remove(&mut self) -> Result<String> {
-        self.chat.usual_provider()?;
+        self.chat.restore_provider()?;
         Ok("The provider is fast again.".to_owned())
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, bail};
 use serde_json::Value;
 use tailback_tests::{
-    agent::{Agent, once_with},
+    agent::{Agent, run_once},
     lines::{Line, Stream},
     process::{End, Process},
     temp::TempDir,
@@ -20,7 +20,7 @@ use super::scene::Scene;
 const SOON: Duration = Duration::from_secs(10);
 
 /// How an episode stands is told so often: a demo is short.
-const CONFIG: &str = "[detect.all]\ntell_every = \"1s\"\n";
+const CONFIG: &str = "[detect.all]\nrepeat_interval = \"1s\"\n";
 
 /// All that runs. It ends with its owner.
 pub struct Stage {
@@ -54,7 +54,7 @@ impl Stage {
         command
             .args(["sample", "--json"])
             .args(self.scene.targets());
-        let mut sample = once_with(&mut command, SOON)?;
+        let mut sample = run_once(&mut command, SOON)?;
         sample.retain(|object| object["type"] == "queue");
         Ok(sample)
     }

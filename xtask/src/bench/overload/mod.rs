@@ -209,9 +209,9 @@ fn plan(stage: &Stage, service: Service, per_s: f64, lasts: Duration, spacing: S
         path: service.path().to_owned(),
         per_s,
         spacing,
-        lasts,
+        duration: lasts,
         timeout: Duration::from_secs(10),
-        at_once: 3_000,
+        max_in_flight: 3_000,
     }
 }
 
@@ -301,7 +301,7 @@ fn outcome(
     let good = of.iter().filter(is_good).count();
     let away = of
         .iter()
-        .filter(|request| request.answer == Ok(503))
+        .filter(|request| request.response == Ok(503))
         .count();
     let ok = sorted(of.iter().copied());
     // What was given up at the end had no answer, and is not in the list: it was sent, and failed.

@@ -1,0 +1,106 @@
+//! REPLAY
+
+use std::{fs, net::TcpStream, process::Command};
+
+use anyhow::{Result, ensure};
+use rustix::process::Signal;
+use tailback_tests::{
+    agent::{self},
+    lines::Stream,
+    needs,
+    process::{End, Process},
+    sockets,
+    temp::TempDir,
+    wait,
+};
+
+use crate::{SOON, alone, service, watch};
+
+/// All that a program wrote to its standard output.
+fn stdout(process: &Process) -> Vec<String> {
+    let lines = process.lines().all().into_iter();
+    lines
+        .filter(|line| line.stream == Stream::Stdout)
+        .map(|line| line.text)
+        .collect()
+}
+
+#[test]
+fn a_recorded_incident_replays_to_the_same_bytes() -> Result<()> {
+    const TEST: &str = "a_recorded_incident_replays_to_the_same_bytes";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let _alone = alone();
+    let folder = TempDir::new("replay")?;
+    let file = folder.path().join("incident.tb").display().to_string();
+    let config = folder.write(
+        "tailback.toml",
+        "[detect.accept]\nwarn = 0.6\nclear = \"500ms\"\n",
+    )?;
+    let config = config.display().to_string();
+    let service = service(&["drain", "--listen", "127.0.0.1:0", "--backlog", "5"])?;
+    let agent = watch(service.pid(), &["--record", &file, "--config", &config])?;
+    let clients = |count: usize| -> Result<Vec<TcpStream>> {
+        (0..count)
+            .map(|_| sockets::begin_connect(service.address()))
+            .collect()
+    };
+    // One incident with losses that is over, one that is still open when the recording ends.
+    service.process().freeze()?;
+    let first = clients(20)?;
+    agent.wait_for("full", SOON, |event| event.text("to") == "full")?;
+    service.process().thaw()?;
+    agent.wait_for("the end of the episode", SOON, |event| {
+        event.is("episode") && event.value.get("ongoing").is_none()
+    })?;
+    drop(first);
+    service.process().freeze()?;
+    let second = clients(3)?;
+    let mark = agent.mark();
+    agent.wait_since(mark, "the second incident", SOON, |event| event.is("level"))?;
+    agent.wait_for("what it cost", SOON, |event| event.is("agent"))?;
+    agent.process().signal(Signal::TERM)?;
+    ensure!(
+        agent.process().wait_end(SOON)? == End::Code(0),
+        "the agent failed"
+    );
+    drop(second);
+
+    let live = stdout(agent.process());
+    let mut replay = Command::new(agent::binary()?);
+    let replay = Process::start(
+        "replay",
+        replay.args(["replay", &file, "--json", "--config", &config]),
+    )?;
+    ensure!(replay.wait_end(SOON)? == End::Code(0), "the replay failed");
+    wait::until("all of the replay's lines", SOON, || {
+        Ok((stdout(&replay).len() >= live.len()).then_some(()))
+    })?;
+    let replayed = stdout(&replay);
+    println!(
+        "{} lines, {} bytes, recorded in {} bytes",
+        live.len(),
+        live.iter().map(|line| line.len() + 1).sum::<usize>(),
+        fs::metadata(&file)?.len()
+    );
+    let of_type = |name: &str| {
+        live.iter()
+            .filter(|line| line.contains(&format!("\"type\":\"{name}\"")))
+            .count()
+    };
+    ensure!(
+        of_type("level") >= 3 && of_type("episode") >= 2,
+        "that was no incident: {live:#?}"
+    );
+    for (live, replayed) in live.iter().zip(&replayed) {
+        ensure!(live == replayed, "live:   {live}\nreplay: {replayed}");
+    }
+    ensure!(
+        live.len() == replayed.len(),
+        "{} lines live, {} replayed",
+        live.len(),
+        replayed.len()
+    );
+    Ok(())
+}

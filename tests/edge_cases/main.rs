@@ -1,0 +1,45 @@
+//! EDGE
+
+mod connections;
+mod scale;
+mod shared;
+
+use std::{
+    io::Write as _,
+    net::{SocketAddr, TcpListener, TcpStream},
+    process,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use rustix::io::ioctl_fionread;
+use tailback_tests::{sample::Sample, wait};
+
+const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
+const SOON: Duration = Duration::from_secs(20);
+
+/// What two looks 100 ms apart say of the test itself.
+fn sample_this_process() -> Result<Sample> {
+    Sample::of_process(process::id())
+}
+
+fn connect_all(to: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
+    (0..count)
+        .map(|_| TcpStream::connect(to).with_context(|| format!("connect to {to}")))
+        .collect()
+}
+
+/// A connection with so many bytes that its server has not read.
+fn unread(listener: &TcpListener, to: SocketAddr, bytes: usize) -> Result<(TcpStream, TcpStream)> {
+    let mut client = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
+    let (server, _) = listener.accept().context("accept")?;
+    client.write_all(&vec![0; bytes]).context("send")?;
+    wait_for_unread(&server, bytes as u64)?;
+    Ok((client, server))
+}
+
+fn wait_for_unread(socket: &TcpStream, bytes: u64) -> Result<()> {
+    wait::until(&format!("{bytes} unread bytes"), SOON, || {
+        Ok((ioctl_fionread(socket)? == bytes).then_some(()))
+    })
+}

@@ -1,0 +1,166 @@
+//! SCALE
+
+use std::{
+    fs,
+    io::Write as _,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use tailback_tests::{
+    agent::{Agent, MAX_CPU_SHARE},
+    needs,
+    process::{End, Process},
+    program,
+    sample::{Sample, float, number},
+    service::Service,
+    temp::TempDir,
+    wait,
+};
+
+use crate::{SOON, SUBJECT, connect_all};
+
+/// CPU time of a process, as /proc has it (in hundredths of a second).
+fn cpu_time(pid: u32) -> Result<Duration> {
+    let file = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+    let after_name = stat.rsplit(") ").next().unwrap_or_default();
+    let numbers: Vec<u64> = after_name.split(' ').flat_map(str::parse).collect();
+    // Of the fields 4 (ppid) and up, utime is the 11th and stime the 12th: proc(5).
+    let ticks: u64 = numbers.iter().skip(10).take(2).sum();
+    Ok(Duration::from_millis(ticks * 10))
+}
+
+/// The agent keeps its budget, once what there is to learn of its targets is learnt; stopped, it ends as it should.
+fn check_budget(agent: &Agent) -> Result<()> {
+    let said = agent.wait_for("what it costs", SOON, |event| event.is("agent"))?;
+    let pid = agent.process().pid();
+    let (before, begun) = (cpu_time(pid)?, Instant::now());
+    // What is measured is this time: nothing is waited for.
+    thread::sleep(Duration::from_secs(6));
+    let share = (cpu_time(pid)? - before).as_secs_f64() / begun.elapsed().as_secs_f64();
+    let of = |key: &str| said.number(key).unwrap_or(f64::NAN);
+    println!(
+        "{} processes, {} records in {} ticks, {:.1} MB, {} late; {:.4} of a core in its first ten seconds, then {share:.4}",
+        of("processes"),
+        of("records"),
+        of("ticks"),
+        of("rss_bytes") / 1e6,
+        of("late_ticks"),
+        of("cpu_share"),
+    );
+    ensure!(share <= MAX_CPU_SHARE, "{share} of a core: {}", said.value);
+    agent.process().signal(Signal::TERM)?;
+    let end = agent.process().wait_end(SOON)?;
+    ensure!(end == End::Code(0), "it ended with {end:?}");
+    Ok(())
+}
+
+#[test]
+fn twenty_thousand_sockets_are_all_seen_within_the_budget() -> Result<()> {
+    const TEST: &str = "twenty_thousand_sockets_are_all_seen_within_the_budget";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    // Fewer in each than the hard limit of open files on most machines.
+    const EACH: u32 = 4_000;
+    const PROCESSES: u32 = 5;
+    let holders: Vec<Service> = (0..PROCESSES)
+        .map(|_| {
+            let args = ["hold", "--sockets", &EACH.to_string()];
+            Service::start(&mut Command::new(SUBJECT), &args)
+        })
+        .collect::<Result<_>>()?;
+    let mut args: Vec<String> = Vec::new();
+    for holder in &holders {
+        args.extend(["--pid".to_owned(), holder.pid().to_string()]);
+    }
+    let agent = Agent::run(&args)?;
+    // One of them has more that nobody accepts, and one byte each that nobody reads.
+    let mut extra = connect_all(holders[0].address(), 100)?;
+    for stream in &mut extra {
+        stream.write_all(b"!")?;
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let sample = Sample::of(&args)?;
+    let connections = |kind: &str| -> Result<f64> {
+        sample
+            .queues(kind)
+            .map(|queue| float(queue, "connections"))
+            .sum()
+    };
+    println!(
+        "{} connections in receive queues, {} in send queues",
+        connections("recv")?,
+        connections("send")?
+    );
+    let truth = f64::from(EACH * PROCESSES);
+    ensure!(connections("recv")? == truth && connections("send")? == truth);
+    for holder in &holders {
+        let own = sample.queue("recv", &format!(":{}", holder.address().port()))?;
+        ensure!(float(own, "connections")? == f64::from(EACH / 2), "{own}");
+        ensure!(number(own, "depth")? == 0, "{own}");
+    }
+    let accept = sample.queue("accept", &holders[0].address().to_string())?;
+    ensure!(number(accept, "depth")? == 100, "{accept}");
+    check_budget(&agent)
+}
+
+#[test]
+fn five_thousand_threads_are_all_seen_within_the_budget() -> Result<()> {
+    const TEST: &str = "five_thousand_threads_are_all_seen_within_the_budget";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let mut parked = Command::new(SUBJECT);
+    let parked = Process::start("threads", parked.args(["park", "--threads", "5000"]))?;
+    parked.wait_line("parked", SOON)?;
+    let agent = Agent::run(["--pid", &parked.pid().to_string()])?;
+    let sample = Sample::of_process(parked.pid())?;
+    let threads = sample.queue("runqueue", "threads")?;
+    println!("{threads}");
+    ensure!(float(threads, "threads")? == 5_000.0, "{threads}");
+    ensure!(number(threads, "depth")? == 0, "all sleep: {threads}");
+    check_budget(&agent)
+}
+
+#[test]
+fn five_hundred_processes_are_watched_at_once() -> Result<()> {
+    const TEST: &str = "five_hundred_processes_are_watched_at_once";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let folder = TempDir::new("crowd")?;
+    let program = program::renamed(SUBJECT, &folder, "crowd")?;
+    // Processes of one program below one parent are one service: five of a hundred listeners each.
+    let crowds: Vec<Process> = (0..5)
+        .map(|_| {
+            let args = ["crowd", "--workers", "100", "--waiting", "2"];
+            Process::start("a crowd", Command::new(&program).args(args))
+        })
+        .collect::<Result<_>>()?;
+    let addresses: Vec<String> = wait::until("500 listeners", SOON, || {
+        let lines = crowds.iter().flat_map(|crowd| crowd.lines().all());
+        let of_listener = |line: String| line.strip_prefix("listening ").map(str::to_owned);
+        let addresses: Vec<String> = lines.filter_map(|line| of_listener(line.text)).collect();
+        Ok((addresses.len() == 500).then_some(addresses))
+    })?;
+    let agent = Agent::run(["--all"])?;
+    let sample = Sample::of(&["--all"])?;
+    let mut missing = 0;
+    for address in &addresses {
+        match sample.queue("accept", address) {
+            Ok(queue) => ensure!(number(queue, "depth")? == 2, "{queue}"),
+            Err(_) => missing += 1,
+        }
+    }
+    println!(
+        "{} targets, {missing} of 500 listeners not shown",
+        sample.targets().count()
+    );
+    ensure!(missing == 0, "{missing} are not shown");
+    check_budget(&agent)
+}

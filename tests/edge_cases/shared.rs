@@ -1,0 +1,173 @@
+//! SHARED
+
+use std::{
+    fs,
+    io::IoSlice,
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::net::UnixListener,
+    },
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde_json::Value;
+use tailback_tests::{
+    needs, ports,
+    process::Process,
+    sample::{Sample, float, number},
+    sockets,
+    temp::TempDir,
+};
+
+use crate::{SOON, SUBJECT, connect_all, unread};
+
+/// A listener with `waiting` connections and one accepted connection with `bytes` unread, and processes that were
+/// handed both over a unix socket.
+struct Handed {
+    listener: TcpListener,
+    server: TcpStream,
+    _clients: Vec<TcpStream>,
+    receivers: Vec<Process>,
+    _folder: TempDir,
+}
+
+impl Handed {
+    fn new(receivers: usize, threads: u32, waiting: usize, bytes: usize) -> Result<Self> {
+        let listener = sockets::listen(ports::local(0), 50, false)?;
+        let address = listener.local_addr()?;
+        let (client, server) = unread(&listener, address, bytes)?;
+        let mut clients = connect_all(address, waiting)?;
+        clients.push(client);
+        let folder = TempDir::new("handed")?;
+        let path = folder.path().join("giver");
+        let giver = UnixListener::bind(&path).context("listen on a unix socket")?;
+        let receivers = (0..receivers)
+            .map(|_| {
+                let mut receiver = Command::new(SUBJECT);
+                receiver.arg("receive").arg("--from").arg(&path);
+                receiver.args(["--threads", &threads.to_string()]);
+                let receiver = Process::start("the receiver", &mut receiver)?;
+                hand(&giver, &[listener.as_fd(), server.as_fd()])?;
+                receiver.wait_line("received 1 of 2", SOON)?;
+                receiver.wait_line("parked", SOON)?;
+                Ok(receiver)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            listener,
+            server,
+            _clients: clients,
+            receivers,
+            _folder: folder,
+        })
+    }
+}
+
+/// Hands files to the next who comes.
+fn hand(giver: &UnixListener, files: &[BorrowedFd<'_>]) -> Result<()> {
+    let (receiver, _) = giver.accept().context("wait for the receiver")?;
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ensure!(
+        ancillary.push(SendAncillaryMessage::ScmRights(files)),
+        "no space"
+    );
+    sendmsg(
+        &receiver,
+        &[IoSlice::new(b"!")],
+        &mut ancillary,
+        SendFlags::empty(),
+    )
+    .context("hand files on")?;
+    Ok(())
+}
+
+/// That one queue shows the listener, and one the connection, each counted once.
+fn check_once(sample: &Sample, address: SocketAddr, waiting: u64, bytes: u64) -> Result<()> {
+    let name = address.to_string();
+    let of_name = sample
+        .queues("accept")
+        .filter(|queue| queue["name"] == *name);
+    let accept: Vec<&Value> = of_name.collect();
+    let name = format!(":{}", address.port());
+    let of_name = sample.queues("recv").filter(|queue| queue["name"] == *name);
+    let recv: Vec<&Value> = of_name.collect();
+    println!("{} accept and {} recv queues", accept.len(), recv.len());
+    ensure!(accept.len() == 1 && recv.len() == 1, "{accept:?} {recv:?}");
+    ensure!(number(accept[0], "depth")? == waiting, "{}", accept[0]);
+    ensure!(float(accept[0], "sockets")? == 1.0, "{}", accept[0]);
+    ensure!(number(recv[0], "depth")? == bytes, "{}", recv[0]);
+    ensure!(float(recv[0], "connections")? == 1.0, "{}", recv[0]);
+    ensure!(
+        float(recv[0], "total_bytes")? == bytes as f64,
+        "{}",
+        recv[0]
+    );
+    Ok(())
+}
+
+#[test]
+fn a_listener_that_was_handed_over_is_the_receivers_too() -> Result<()> {
+    const TEST: &str = "a_listener_that_was_handed_over_is_the_receivers_too";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let handed = Handed::new(1, 1, 5, 1_000)?;
+    let address = handed.listener.local_addr()?;
+    let pid = handed.receivers[0].pid();
+    println!("while the giver holds them too:");
+    check_once(&Sample::of_process(pid)?, address, 5, 1_000)?;
+    drop((handed.listener, handed.server));
+    println!("when the giver has closed them:");
+    let sample = Sample::of_process(pid)?;
+    check_once(&sample, address, 5, 1_000)?;
+    let queue = sample.queue("accept", &address.to_string())?;
+    ensure!(number(queue, "pid")? == u64::from(pid), "{queue}");
+    let by_port = Sample::of(&["--port", &address.port().to_string()])?;
+    check_once(&by_port, address, 5, 1_000)
+}
+
+#[test]
+fn sockets_that_processes_share_count_once() -> Result<()> {
+    const TEST: &str = "sockets_that_processes_share_count_once";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let handed = Handed::new(3, 1, 4, 2_000)?;
+    let address = handed.listener.local_addr()?;
+    let pids: Vec<String> = handed
+        .receivers
+        .iter()
+        .map(|receiver| receiver.pid().to_string())
+        .collect();
+    let args = ["--pid", &pids[0], "--pid", &pids[1], "--pid", &pids[2]];
+    let sample = Sample::of(&args)?;
+    let targets: Vec<&Value> = sample.targets().collect();
+    ensure!(
+        targets.len() == 1,
+        "who shares a listener is one: {targets:?}"
+    );
+    check_once(&sample, address, 4, 2_000)
+}
+
+#[test]
+fn threads_that_share_files_count_them_once() -> Result<()> {
+    const TEST: &str = "threads_that_share_files_count_them_once";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let handed = Handed::new(1, 30, 3, 3_000)?;
+    let sample = Sample::of_process(handed.receivers[0].pid())?;
+    check_once(&sample, handed.listener.local_addr()?, 3, 3_000)?;
+    let threads = sample.queue("runqueue", "threads")?;
+    ensure!(float(threads, "threads")? == 30.0, "{threads}");
+    // Standard streams, the unix socket, and the two that were handed over.
+    let open = number(sample.queue("fd", "open files")?, "depth")?;
+    let folder = format!("/proc/{}/fd", handed.receivers[0].pid());
+    let truth = fs::read_dir(&folder)?.count() as u64;
+    ensure!(open == truth, "{open} files, {folder} says {truth}");
+    Ok(())
+}

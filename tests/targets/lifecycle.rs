@@ -1,0 +1,264 @@
+//! LIFE
+
+use std::{
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use rustix::process::Signal;
+use tailback_tests::{
+    agent::{self, Agent, Event},
+    lines::Stream,
+    needs,
+    process::{End, Process},
+    program,
+    skip::skip,
+    temp::TempDir,
+};
+
+use crate::{Busy, FOUND, SOON, SUBJECT, connect};
+
+/// An agent that can pay for looks as frequent as usual, whatever else the machine is busy with.
+fn run_well_off(whom: [&str; 2], folder: &TempDir) -> Result<Agent> {
+    let config = folder.write("tailback.toml", "cpu_budget = 0.05\n")?;
+    let config = config.display().to_string();
+    Agent::run(whom.iter().chain(&["--config", &config]))
+}
+
+fn target_of(event: &Event, pid: u32) -> bool {
+    event.is("target") && event.number("pid") == Some(f64::from(pid))
+}
+
+#[test]
+fn a_new_process_is_found_within_a_second_and_its_end_is_noticed() -> Result<()> {
+    const TEST: &str = "a_new_process_is_found_within_a_second_and_its_end_is_noticed";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let folder = TempDir::new("new")?;
+    let program = program::renamed(SUBJECT, &folder, "night-shift")?;
+    let agent = run_well_off(["--name", "night-shift"], &folder)?;
+    let is_waiting =
+        |event: &Event| event.is("notice") && event.text("code") == "waiting_for_target";
+    agent.wait_for("that it waits", SOON, is_waiting)?;
+    for round in 0..4 {
+        let mark = agent.mark();
+        let begun = Instant::now();
+        let busy = Busy::start(&mut Command::new(&program), "127.0.0.1:0", &[])?;
+        let pid = busy.pid();
+        let found =
+            agent.wait_since(mark, "the new process", SOON, |event| target_of(event, pid))?;
+        let found = found.at - begun;
+        // It is watched, not only known: a queue of it that is in trouble is told.
+        let _clients = connect(busy.address(), 3)?;
+        agent.wait_since(mark, "its queue", SOON, |event| {
+            event.is("level") && event.text("name") == busy.address().to_string()
+        })?;
+        let address = busy.address().to_string();
+        let ended = Instant::now();
+        busy.service.into_process().signal(Signal::KILL)?;
+        let closed = agent.wait_since(mark, "the end of its episode", SOON, |event| {
+            event.is("episode")
+                && event.text("name") == address
+                && event.value.get("ongoing").is_none()
+        })?;
+        agent.wait_since(mark, "that it waits again", SOON, is_waiting)?;
+        println!(
+            "round {round}: found after {found:?}, its end after {:?}",
+            closed.at - ended
+        );
+        ensure!(found <= FOUND, "it was found after {found:?} only");
+    }
+    agent.process().check_running()
+}
+
+#[test]
+fn a_process_that_executes_something_else_is_named_anew() -> Result<()> {
+    const TEST: &str = "a_process_that_executes_something_else_is_named_anew";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let folder = TempDir::new("exec")?;
+    let go = folder.path().join("go");
+    let script = format!(
+        "until [ -e {} ]; do sleep 0.02; done; exec {SUBJECT} spin --threads 1",
+        go.display()
+    );
+    let shell = Process::start("sh", Command::new("sh").args(["-c", &script]))?;
+    let pid = shell.pid();
+    let agent = run_well_off(["--pid", &pid.to_string()], &folder)?;
+    let before = agent.wait_for("the shell", SOON, |event| target_of(event, pid))?;
+    let mark = agent.mark();
+    let begun = Instant::now();
+    folder.write("go", "")?;
+    let after = agent.wait_since(mark, "the new program", SOON, |event| {
+        target_of(event, pid) && event.text("exe") == "tailback-subject"
+    })?;
+    println!(
+        "{} became {} after {:?}",
+        before.text("exe"),
+        after.text("exe"),
+        after.at - begun
+    );
+    ensure!(
+        after.at - begun <= FOUND + Duration::from_millis(100),
+        "that took long"
+    );
+    Ok(())
+}
+#[test]
+fn a_number_that_another_process_is_given_is_not_the_process_that_was_named() -> Result<()> {
+    const TEST: &str = "a_number_that_another_process_is_given_is_not_the_process_that_was_named";
+    if !needs::met(TEST, &["unshare"]) {
+        return Ok(());
+    }
+    // In a pid namespace of its own the test decides which number comes next.
+    let tailback = agent::binary()?;
+    let script = format!(
+        "{SUBJECT} spin --threads 1 >&2 & first=$!
+         {} run --json --pid $first & agent=$!
+         while ! read line < \"$0\"; do sleep 0.01; done
+         kill -9 $first; wait $first 2>/dev/null
+         echo $((first - 1)) > /proc/sys/kernel/ns_last_pid
+         sleep 1000 & second=$!
+         echo \"numbers $first $second\" >&2
+         wait $agent",
+        tailback.display()
+    );
+    let folder = TempDir::new("reuse")?;
+    let go = folder.path().join("go");
+    let mut unshare = Command::new(program::need(&["unshare"])?);
+    unshare.args([
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+        "sh",
+        "-c",
+        &script,
+    ]);
+    unshare.arg(&go);
+    let agent = Agent::start(&mut unshare)?;
+    let first = agent.wait_for("the first process", SOON, |event| event.is("target"))?;
+    let mark = agent.mark();
+    folder.write("go", "go\n")?;
+    let line = agent.process().wait_line("numbers", SOON)?;
+    let numbers: Vec<&str> = line.text.split(' ').skip(1).collect();
+    if numbers[0] != numbers[1] {
+        skip(
+            TEST,
+            &format!("another process took the number: {}", line.text),
+        );
+        return Ok(());
+    }
+    let after = agent.wait_since(
+        mark,
+        "that the process has ended, or that it is another",
+        SOON,
+        |event| event.is("notice") || event.is("target"),
+    )?;
+    println!(
+        "{} was {}; after it: {}",
+        numbers[0],
+        first.text("exe"),
+        after.value
+    );
+    ensure!(
+        after.text("code") == "target_ended",
+        "it watches a stranger: {}",
+        after.value
+    );
+    Ok(())
+}
+
+#[test]
+fn threads_and_files_that_come_and_go_do_no_harm() -> Result<()> {
+    const TEST: &str = "threads_and_files_that_come_and_go_do_no_harm";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let mut churn = Command::new(SUBJECT);
+    let churn = Process::start("churn", churn.args(["churn", "--per-s", "200"]))?;
+    churn.wait_line("churning", SOON)?;
+    let agent = Agent::run(["--pid", &churn.pid().to_string(), "--interval", "20ms"])?;
+    agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
+    churn.wait_line("800 rounds", SOON)?;
+    churn.check_running()?;
+    agent.process().check_running()?;
+    agent.process().signal(Signal::TERM)?;
+    let end = agent.process().wait_end(SOON)?;
+    let said = agent.process().lines().all();
+    let errors: Vec<&str> = said
+        .iter()
+        .filter(|line| line.stream == Stream::Stderr)
+        .map(|line| line.text.as_str())
+        .collect();
+    let levels: Vec<Event> = agent
+        .events()?
+        .into_iter()
+        .filter(|event| event.is("level"))
+        .collect();
+    println!(
+        "800 threads, each with a pipe, a listener and a connection: the agent ended with {end:?}, said {} lines",
+        said.len()
+    );
+    ensure!(
+        end == End::Code(0) && errors.is_empty(),
+        "{end:?}: {errors:?}"
+    );
+    ensure!(
+        levels.iter().all(|event| event.text("kind") == "runqueue"),
+        "{:?}",
+        levels.first().map(|event| &event.value)
+    );
+    Ok(())
+}
+
+#[test]
+fn processes_that_come_and_go_do_no_harm() -> Result<()> {
+    const TEST: &str = "processes_that_come_and_go_do_no_harm";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let folder = TempDir::new("storm")?;
+    let program = program::renamed(SUBJECT, &folder, "mayfly")?;
+    let agent = Agent::run(["--name", "mayfly", "--interval", "20ms"])?;
+    agent.wait_for("that it waits", SOON, |event| event.is("notice"))?;
+    // Some live for as long as a look takes, some for longer.
+    for round in 0..60_u64 {
+        let mayflies: Vec<Process> = (0..3)
+            .map(|_| {
+                Process::start(
+                    "mayfly",
+                    Command::new(&program).args(["spin", "--threads", "1"]),
+                )
+            })
+            .collect::<Result<_>>()?;
+        // The load's own spacing.
+        thread::sleep(Duration::from_millis(round % 7 * 8));
+        drop(mayflies);
+    }
+    agent.process().signal(Signal::TERM)?;
+    let end = agent.process().wait_end(SOON)?;
+    let errors: Vec<String> = agent
+        .process()
+        .lines()
+        .all()
+        .into_iter()
+        .filter(|line| line.stream == Stream::Stderr)
+        .map(|line| line.text)
+        .collect();
+    let found = agent
+        .events()?
+        .iter()
+        .filter(|event| event.is("target"))
+        .count();
+    println!("180 processes came and went: {found} target lines, the agent ended with {end:?}");
+    ensure!(
+        end == End::Code(0) && errors.is_empty(),
+        "{end:?}: {errors:?}"
+    );
+    Ok(())
+}

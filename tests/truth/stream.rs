@@ -1,0 +1,322 @@
+//! STREAM
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsFd, AsRawFd as _},
+    process,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::io::ioctl_fionread;
+use tailback_tests::{
+    needs, ports,
+    sample::{float, number},
+    sockets, wait,
+};
+
+use crate::{SOON, sample_this_process};
+
+/// Both ends of a connection, and the listener that makes the server's end one that was accepted.
+struct Pair {
+    client: TcpStream,
+    server: TcpStream,
+    listener: TcpListener,
+}
+
+impl Pair {
+    fn new() -> Result<Self> {
+        Self::with_recv_buffer(None)
+    }
+
+    fn with_recv_buffer(bytes: Option<usize>) -> Result<Self> {
+        let listener = sockets::listen_with(ports::local(0), 10, false, bytes)?;
+        let client = TcpStream::connect(listener.local_addr()?).context("connect")?;
+        let (server, _) = listener.accept().context("accept")?;
+        Ok(Self {
+            client,
+            server,
+            listener,
+        })
+    }
+
+    fn address(&self) -> Result<SocketAddr> {
+        Ok(self.listener.local_addr()?)
+    }
+
+    /// The queues of the end that was accepted.
+    fn served(&self) -> Result<String> {
+        Ok(format!(":{}", self.address()?.port()))
+    }
+
+    /// The queues of the end that was opened.
+    fn opened(&self) -> Result<String> {
+        Ok(format!("-> {}", self.address()?))
+    }
+}
+
+/// Bytes received and not read.
+fn siocinq(socket: impl AsFd) -> Result<u64> {
+    // SIOCINQ and FIONREAD are one number.
+    ioctl_fionread(socket).context("ask SIOCINQ")
+}
+
+/// Bytes written and not acknowledged.
+fn siocoutq(socket: impl AsFd) -> Result<u64> {
+    // SIOCOUTQ and TIOCOUTQ are one number: include/uapi/linux/sockios.h.
+    const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
+    // SAFETY: SIOCOUTQ writes one int.
+    let getter = unsafe { rustix::ioctl::Getter::<SIOCOUTQ, i32>::new() };
+    // SAFETY: as above; the descriptor is open.
+    let bytes = unsafe { rustix::ioctl::ioctl(socket, getter) }.context("ask SIOCOUTQ")?;
+    Ok(u64::try_from(bytes)?)
+}
+
+/// Writes as much of `bytes` as the socket takes.
+fn fill(stream: &mut TcpStream, bytes: usize) -> Result<usize> {
+    stream.set_nonblocking(true)?;
+    let mut written = 0;
+    let chunk = vec![b'x'; bytes.clamp(1, 65_536)];
+    while written < bytes {
+        match stream.write(&chunk[..chunk.len().min(bytes - written)]) {
+            Ok(more) => written += more,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error).context("write"),
+        }
+    }
+    stream.set_nonblocking(false)?;
+    Ok(written)
+}
+
+fn wait_for_unread(socket: &TcpStream, bytes: u64) -> Result<()> {
+    wait::until(&format!("{bytes} bytes to be there"), SOON, || {
+        Ok((siocinq(socket)? == bytes).then_some(()))
+    })
+}
+
+#[test]
+fn what_is_unread_is_what_siocinq_says() -> Result<()> {
+    const TEST: &str = "what_is_unread_is_what_siocinq_says";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    /// What befalls the connection after its bytes were sent.
+    #[derive(Clone, Copy, Debug)]
+    enum Then {
+        Nothing,
+        PartIsRead(usize),
+        SenderShutsDown,
+        ReaderShutsDown,
+        BothShutDown,
+        SenderResets,
+    }
+    let cases = [
+        (0, Then::Nothing),
+        (1, Then::Nothing),
+        (1_448, Then::Nothing),
+        (65_536, Then::Nothing),
+        (100_000, Then::PartIsRead(33_333)),
+        (0, Then::SenderShutsDown),
+        (1, Then::SenderShutsDown),
+        (50_000, Then::SenderShutsDown),
+        (50_000, Then::ReaderShutsDown),
+        (50_000, Then::BothShutDown),
+        (1_000, Then::SenderResets),
+    ];
+    let mut pairs = Vec::new();
+    // Each case twice: unread by the end that accepted, and by the end that opened.
+    for (bytes, then) in cases {
+        for accepted in [true, false] {
+            let mut pair = Pair::new()?;
+            let peer = format!("-> {}", pair.server.peer_addr()?);
+            let closed = matches!(then, Then::BothShutDown | Then::SenderResets);
+            let name = match (accepted, closed) {
+                (true, false) => pair.served()?,
+                // A closed socket has given its port back: first seen then, it goes by its peer.
+                (true, true) => peer,
+                (false, _) => pair.opened()?,
+            };
+            let (mut writer, mut reader) = if accepted {
+                (pair.client, pair.server)
+            } else {
+                (pair.server, pair.client)
+            };
+            ensure!(
+                fill(&mut writer, bytes)? == bytes,
+                "the buffers hold less than {bytes} bytes"
+            );
+            wait_for_unread(&reader, bytes as u64)?;
+            match then {
+                Then::Nothing => {}
+                Then::PartIsRead(part) => reader.read_exact(&mut vec![0; part])?,
+                Then::SenderShutsDown => writer.shutdown(Shutdown::Write)?,
+                Then::ReaderShutsDown => reader.shutdown(Shutdown::Write)?,
+                Then::BothShutDown => {
+                    reader.shutdown(Shutdown::Write)?;
+                    writer.shutdown(Shutdown::Write)?;
+                }
+                Then::SenderResets => {
+                    sockets::reset_on_close(&writer)?;
+                    writer = reader.try_clone()?;
+                }
+            }
+            pair.client = writer;
+            pair.server = reader;
+            pairs.push((bytes, then, name, pair));
+        }
+    }
+    let sample = sample_this_process()?;
+    let mut wrong = Vec::new();
+    for (bytes, then, name, pair) in &pairs {
+        let truth = siocinq(&pair.server)?;
+        let ours = number(sample.queue("recv", name)?, "depth")?;
+        let told = format!("{bytes} bytes, {then:?}, {name}: agent {ours}, SIOCINQ {truth}");
+        println!("{told}");
+        // Of a connection that is closed the agent cannot tell whether its end was a FIN, which takes a sequence
+        // number, or a reset, which takes none.
+        let error = u64::from(matches!(then, Then::SenderResets));
+        if ours.abs_diff(truth) > error {
+            wrong.push(told);
+        }
+    }
+    println!(
+        "{} queues, {} differ from SIOCINQ",
+        pairs.len(),
+        wrong.len()
+    );
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn what_is_unacknowledged_is_what_siocoutq_says() -> Result<()> {
+    const TEST: &str = "what_is_unacknowledged_is_what_siocoutq_says";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let mut pairs = Vec::new();
+    for (bytes, half_closed) in [
+        (0, false),
+        (1, false),
+        (20_000, false),
+        (200_000, false),
+        (1_000_000, false),
+        // More than any buffer: as much as it takes.
+        (100_000_000, false),
+        (0, true),
+        (200_000, true),
+    ] {
+        for accepted in [true, false] {
+            let mut pair = Pair::with_recv_buffer(accepted.then_some(4_096).or(Some(4_096)))?;
+            let name = if accepted {
+                pair.served()?
+            } else {
+                pair.opened()?
+            };
+            let writer = if accepted {
+                &mut pair.server
+            } else {
+                &mut pair.client
+            };
+            let written = fill(writer, bytes)?;
+            if half_closed {
+                writer.shutdown(Shutdown::Write)?;
+            }
+            pairs.push((written, half_closed, accepted, name, pair));
+        }
+    }
+    let truths = || -> Result<Vec<u64>> {
+        pairs
+            .iter()
+            .map(|(.., accepted, _, pair)| {
+                siocoutq(if *accepted {
+                    &pair.server
+                } else {
+                    &pair.client
+                })
+            })
+            .collect()
+    };
+    // Until the windows are shut: the same before and after the look.
+    let (sample, truth) = wait::until("the send queues to stand still", SOON, || {
+        let before = truths()?;
+        let sample = sample_this_process()?;
+        Ok((before == truths()?).then_some((sample, before)))
+    })?;
+    let mut wrong = Vec::new();
+    let mut standing = 0;
+    for ((written, half_closed, _, name, _), truth) in pairs.iter().zip(truth) {
+        let queue = sample.queue("send", name)?;
+        let ours = number(queue, "depth")?;
+        // A FIN that waits takes a sequence number, which SIOCOUTQ counts as a byte; the agent does not.
+        let fin = u64::from(*half_closed && truth > 0);
+        println!(
+            "{written} bytes{}, {name}: agent {ours}, SIOCOUTQ {truth}, limit {}, {}",
+            if *half_closed { ", then FIN" } else { "" },
+            queue["limit"],
+            queue["worst"],
+        );
+        if ours + fin != truth {
+            wrong.push(format!(
+                "{written} bytes, {name}: agent {ours}, SIOCOUTQ {truth}"
+            ));
+        }
+        standing += u32::from(truth > 0);
+    }
+    println!(
+        "{} queues, {standing} with bytes, {} differ from SIOCOUTQ",
+        pairs.len(),
+        wrong.len()
+    );
+    ensure!(standing >= 6, "only {standing} queues have bytes");
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn the_worst_of_many_connections_is_named() -> Result<()> {
+    const TEST: &str = "the_worst_of_many_connections_is_named";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let listener = sockets::listen(ports::local(0), 100, false)?;
+    let address = listener.local_addr()?;
+    let mut pairs = Vec::new();
+    let mut total = 0;
+    for index in 0..30_u64 {
+        let mut client = TcpStream::connect(address)?;
+        let (server, peer) = listener.accept()?;
+        // Number 17 has the most; every other has none.
+        let bytes = if index % 2 == 0 {
+            0
+        } else {
+            1_000 + 100 * (17 - index.abs_diff(17))
+        };
+        fill(&mut client, bytes as usize)?;
+        wait_for_unread(&server, bytes)?;
+        total += bytes;
+        pairs.push((client, server, peer));
+    }
+    let sample = sample_this_process()?;
+    let queue = sample.queue("recv", &format!(":{}", address.port()))?;
+    let (_, server, peer) = &pairs[17];
+    let wanted = format!(
+        "process {} fd {} with {peer}",
+        process::id(),
+        server.as_raw_fd()
+    );
+    println!("named: {}; the worst is {wanted}", queue["worst"]);
+    ensure!(
+        queue["worst"] == wanted.as_str(),
+        "named {} instead of {wanted}",
+        queue["worst"]
+    );
+    ensure!(number(queue, "depth")? == siocinq(server)?, "{queue}");
+    ensure!(
+        float(queue, "total_bytes")? == total as f64,
+        "{queue} should sum up to {total}"
+    );
+    ensure!(float(queue, "connections")? == 30.0, "{queue}");
+    println!("depth, sum and number of connections: error 0");
+    Ok(())
+}
