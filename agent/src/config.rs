@@ -273,11 +273,7 @@ mod tests {
         assert_eq!(config.specs().len(), 2);
         assert_eq!(config.specs()[0].service_name.as_deref(), Some("shop"));
         let settings_for = config.settings_for();
-        let key = |kind, name: &str| QueueKey {
-            target: 1,
-            kind,
-            name: name.to_owned(),
-        };
+        let key = |kind, name: &str| QueueKey::new(1, kind, name.into());
         let accept = settings_for(&key(Kind::Accept, "0.0.0.0:8080"));
         assert_eq!(
             (accept.warn, accept.target_delay_ns, accept.dwell_ns),

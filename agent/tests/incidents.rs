@@ -188,7 +188,7 @@ fn words(episode: &Episode) -> String {
     format!(
         "{} {}: {cause}, root {root:?}, culprit {:?}",
         episode.key.kind.name(),
-        episode.key.name,
+        episode.key.name(),
         culprit.map(|culprit| &culprit.name)
     )
 }

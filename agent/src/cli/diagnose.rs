@@ -115,7 +115,7 @@ fn check(findings: &Findings) -> Outcome<()> {
             let target = findings.targets().get(&episode.key.target);
             let target = target.map_or("?", |target| target.name.as_str());
             let (kind, level) = (episode.key.kind.name(), episode.level_max.name());
-            format!("{target} {kind} {} ({level})", episode.key.name)
+            format!("{target} {kind} {} ({level})", episode.key.name())
         })
         .collect();
     if names.is_empty() {

@@ -139,7 +139,7 @@ impl Detect {
             by_name
                 .iter()
                 .filter(|(glob, kind, _)| {
-                    glob.matches(&key.name) && kind.is_none_or(|kind| kind == key.kind)
+                    glob.matches(key.name()) && kind.is_none_or(|kind| kind == key.kind)
                 })
                 .fold(of_kind, |settings, (.., thresholds)| {
                     thresholds.over(settings)

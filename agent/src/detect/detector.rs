@@ -252,7 +252,7 @@ pub(super) fn queue_id(role: &str, at: Instant, key: &QueueKey, targets: &Target
         &pid.to_le_bytes(),
         &start_ns.to_le_bytes(),
         key.kind.name().as_bytes(),
-        key.name.as_bytes(),
+        key.name().as_bytes(),
         &at.unix_ns.to_le_bytes(),
     ])
 }

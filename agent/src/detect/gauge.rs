@@ -56,7 +56,7 @@ impl Gauge {
         let responses_per_s = match (self.responses_per_s, reading.extra(RESPONSES_PER_S)) {
             (Some(mean), Some(now)) => {
                 let passed_ns = at_ns.saturating_sub(self.at_ns);
-                Some(ewma(mean, now, passed_ns, OVER_NS))
+                Some(ewma(mean, passed_ns, OVER_NS, now))
             }
             (mean, now) => now.or(mean),
         };

@@ -163,7 +163,7 @@ impl Facts {
     /// Takes in how the pools of connections are used, after [`Facts::read`].
     pub(super) fn look_at_pools(&mut self, pools: &BTreeMap<(TargetId, SocketAddr), (u64, u64)>) {
         for (key, calls) in &mut self.calls {
-            let Some(Ok(remote)) = key.name.strip_prefix("-> ").map(str::parse) else {
+            let Some(remote) = key.id.remote() else {
                 continue;
             };
             if let Some((used, all)) = pools.get(&(key.target, remote)) {
@@ -204,7 +204,7 @@ impl Facts {
                 let waits = inflight as f64 >= connections as f64 * BEYOND_POOL
                     && inflight >= connections + 2;
                 (waits && !calls.is_slow(reading)).then(|| Pool {
-                    endpoint: key.name.trim_start_matches("-> ").to_owned(),
+                    endpoint: endpoint(key),
                     connections,
                     inflight,
                     answer_ns: calls.now_ns.or(calls.usual_ns).map(|ns| ns as u64),
@@ -216,7 +216,7 @@ impl Facts {
 
     /// How long calls on an endpoint take and usually took, ns.
     pub(super) fn answers(&self, target: TargetId, endpoint: &str) -> (Option<f64>, Option<f64>) {
-        let named = |key: &Arc<QueueKey>| key.name.trim_start_matches("-> ") == endpoint;
+        let named = |key: &Arc<QueueKey>| self::endpoint(key) == endpoint;
         self.of(target, Kind::Downstream)
             .find(|(key, _)| named(key))
             .and_then(|(key, _)| self.calls.get(key))
@@ -274,6 +274,12 @@ impl Facts {
         })
         .filter(|hog| hog.share >= WORTH)
     }
+}
+
+/// The address that a queue of calls leads to.
+pub(super) fn endpoint(key: &QueueKey) -> String {
+    let remote = key.id.remote();
+    remote.map_or_else(|| key.name().to_owned(), |remote| remote.to_string())
 }
 
 /// One turn takes long, or does not end.

@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use super::{inputs::Facts, topology::Topology};
+use super::{
+    inputs::{Facts, endpoint},
+    topology::Topology,
+};
 use crate::{
     detect::Waiting,
     queue::{Kind, QueueKey, Targets},
@@ -66,8 +69,7 @@ fn calls(
         .of(target, Kind::Downstream)
         .filter(|(_, reading)| reading.depth > 0)
         .max_by_key(|(key, reading)| (reading.depth, Arc::clone(key)))?;
-    let endpoint = key.name.trim_start_matches("-> ").to_owned();
-    let remote = endpoint.parse().ok();
+    let remote = key.id.remote();
     let mut links = world.links().map(|(_, link)| link);
     let link = links.find(|link| {
         !link.accepted && Some(link.remote) == remote && targets.of(link.tgid) == Some(target)
@@ -75,7 +77,7 @@ fn calls(
     let end = link.and_then(|link| world.other_end(link));
     Some(Calls {
         process: end.map(|end| world.process(end.tgid, targets)),
-        endpoint,
+        endpoint: endpoint(key),
         outstanding: reading.depth,
         connections: reading.limit,
     })

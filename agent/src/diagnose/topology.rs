@@ -8,7 +8,7 @@ use std::{
 use rustc_hash::FxHashMap;
 
 use crate::{
-    queue::{Awaited, Kind, Readings, Targets},
+    queue::{Awaited, Kind, QueueId, Readings, Targets},
     sample::{Connection, Holder, Peer, Sample, TargetId, UnixSocket},
     text::bounded,
 };
@@ -262,8 +262,8 @@ impl Topology {
             if has("uncertain") && !interpreter {
                 continue;
             }
-            if let Some(lock) = crate::queue::lock_of(&key.name) {
-                self.locks.insert(lock, (interpreter, now_ns));
+            if let QueueId::Lock { address, tgid } = key.id {
+                self.locks.insert((tgid, address), (interpreter, now_ns));
             }
         }
         self.locks

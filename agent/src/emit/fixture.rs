@@ -120,11 +120,7 @@ pub fn episode(id: &str, target: TargetId, kind: Kind, name: &str) -> Episode {
     Episode {
         id: id.to_owned(),
         incident: INCIDENT.to_owned(),
-        key: Arc::new(QueueKey {
-            target,
-            kind,
-            name: name.to_owned(),
-        }),
+        key: Arc::new(QueueKey::new(target, kind, name.into())),
         onset: at(7),
         start: at(8),
         end: at(20),
@@ -209,11 +205,7 @@ pub fn cause(episode: &Episode, index: u32, from: Instant, to: Instant) -> Cause
 /// Requests that stand still, while calls of theirs are outstanding.
 pub fn no_baseline() -> NoBaseline {
     NoBaseline {
-        key: Arc::new(QueueKey {
-            target: GATEWAY,
-            kind: Kind::Inflight,
-            name: ":8000".to_owned(),
-        }),
+        key: Arc::new(QueueKey::new(GATEWAY, Kind::Inflight, ":8000".into())),
         waiting: Waiting {
             depth: 60,
             median_age_ns: 12 * SECOND,

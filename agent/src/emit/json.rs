@@ -183,7 +183,7 @@ fn queue_key(object: &mut Object, key: &QueueKey, targets: &Known) {
         object.put("pid", target.pid);
     }
     object.put("kind", key.kind.name());
-    object.put("name", key.name.as_str());
+    object.put("name", key.name());
 }
 
 fn episode_object(word: &str, episode: &Episode, targets: &Known) -> Map<String, Value> {

@@ -326,7 +326,7 @@ impl Report<'_> {
             let text = format!(
                 "{} {}, {standing}, {}{why}",
                 key.kind.name(),
-                key.name,
+                key.name(),
                 at_most(&seen.episode)
             );
             self.row("also", &text);
@@ -378,7 +378,7 @@ impl Report<'_> {
         let key = &episode.key;
         let target = self.findings.targets().get(&key.target);
         let name = target.map_or("?", |target| target.name.as_str());
-        format!("{name} {} {}", key.kind.name(), key.name)
+        format!("{name} {} {}", key.kind.name(), key.name())
     }
 
     /// A labelled text, in as many lines as it takes. Nothing where there is no text.

@@ -89,7 +89,7 @@ fn row(state: &QueueState, target: Option<&Target>) -> [String; COLUMNS] {
         target.map_or_else(unknown, |target| bounded(&target.name, MAX_NAME)),
         target.map_or_else(unknown, |target| target.pid.to_string()),
         state.key.kind.name().to_owned(),
-        bounded(&state.key.name, MAX_NAME),
+        bounded(state.key.name(), MAX_NAME),
         amount(reading.depth),
         reading.limit.map_or_else(unknown, amount),
         state.arrivals_per_s.map_or_else(unknown, flow),
@@ -123,7 +123,7 @@ fn write_notes(
                 target(state.key.target).map_or_else(String::new, |target| target.name.clone());
             (!said.is_empty()).then(|| {
                 let kind = state.key.kind.name();
-                format!("  {name} {kind} {}: {}", state.key.name, said.join("; "))
+                format!("  {name} {kind} {}: {}", state.key.name(), said.join("; "))
             })
         })
         .collect();
@@ -210,11 +210,7 @@ mod tests {
     fn state(target: u32, kind: Kind, depth: u64, level: Level) -> QueueState {
         QueueState {
             at: Instant::default(),
-            key: Arc::new(QueueKey {
-                target,
-                kind,
-                name: "q".to_owned(),
-            }),
+            key: Arc::new(QueueKey::new(target, kind, "q".into())),
             reading: Reading {
                 depth,
                 worst: (depth > 0).then(|| "fd 3".to_owned()),

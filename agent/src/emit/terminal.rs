@@ -84,7 +84,7 @@ impl<W: Write> Terminal<W> {
             .targets
             .get(&key.target)
             .map_or("?", |target| target.name.as_str());
-        format!("{target} {} {}", key.kind.name(), key.name)
+        format!("{target} {} {}", key.kind.name(), key.name())
     }
 
     fn targets_changed(&mut self, at: Instant, targets: &[Arc<Target>]) -> io::Result<()> {

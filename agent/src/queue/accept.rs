@@ -10,16 +10,26 @@
 //! bare ACK that ends a handshake); the namespace's `ListenOverflows` counts nothing else, but for all listeners
 //! together. An overflow raises both.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
+};
 
 use super::{
-    Kind, NewConnections, Reading, Sink, Source, Targets, advance, head::Head, little,
-    unix_listener,
+    Kind, NewConnections, QueueId, Reading, Sink, Source, Targets, advance, head::Head, little,
 };
-use crate::sample::{Listener, Network, Sample, TargetId};
+use crate::{
+    ewma::decay,
+    sample::{Listener, Network, Sample, TargetId},
+};
 
-/// What is left after one tick of the weight of a connection seen: about ten seconds of memory at ten ticks a second.
-const TRAFFIC_DECAY: f64 = 0.99;
+/// Time constant of the memory of connections seen, ns: after 10 s the weight of one has fallen to 1/e.
+const TRAFFIC_OVER_NS: f64 = 10e9;
+/// A weight below this is forgotten: seven time constants after one connection.
+const MIN_TRAFFIC_WEIGHT: f64 = 1e-3;
+
+/// Listening sockets of one target that share an address.
+type Groups = BTreeMap<(TargetId, SocketAddr), Group>;
 
 #[derive(Default)]
 pub(super) struct Accept {
@@ -28,6 +38,7 @@ pub(super) struct Accept {
     balances: HashMap<u32, i64>,
     /// Connections seen of late, per network namespace and port.
     traffic: HashMap<(u32, u16), f64>,
+    read_ns: u64,
 }
 
 /// Arrivals counted in each network namespace; `None` where those of one listener are not known.
@@ -108,7 +119,7 @@ impl Source for Accept {
         if !sample.walks.files && !sample.walks.marked {
             return;
         }
-        let mut groups: BTreeMap<(TargetId, String), Group> = BTreeMap::new();
+        let mut groups = Groups::new();
         let mut seen = HashSet::with_capacity(sample.listeners.len());
         let grown = self.counters(sample);
         let mut overflows = Overflows::of(sample, &self.listeners, &grown);
@@ -130,17 +141,19 @@ impl Source for Accept {
             }
             let (lost, unclaimed) = overflows.take(listener, known);
             let now = Known::after(known, listener, target, unclaimed);
-            groups
-                .entry((target, listener.address.to_string()))
-                .or_default()
-                .add(listener, known, lost, now.untimed_age_ns(listener));
+            groups.entry((target, listener.address)).or_default().add(
+                listener,
+                known,
+                lost,
+                now.untimed_age_ns(listener),
+            );
             seen.insert(listener.cookie);
             self.listeners.insert(listener.cookie, now);
         }
         // A walk over marked sockets knows only those that a walk over files has met: it cannot tell that one is new,
         // but it sees every one that is left.
         self.listeners.retain(|cookie, _| seen.contains(cookie));
-        self.remember_traffic(&groups, &sink.new);
+        self.remember_traffic(&groups, &sink.new, sample.mono_ns);
         let mut counted = Counted::default();
         let shared = Shared::between(&groups, &self.traffic);
         for ((target, address), group) in &groups {
@@ -161,10 +174,10 @@ impl Source for Accept {
             *accepted = accepted
                 .zip(reading.departures)
                 .map(|(sum, count)| sum.saturating_add(count));
-            sink.put(*target, Kind::Accept, address, reading);
+            sink.put(*target, Kind::Accept, &QueueId::Local(*address), reading);
         }
         self.settle(&grown, &counted);
-        sink.forget_unseen_where(Kind::Accept, |name| !unix_listener::is_name(name));
+        sink.forget_unseen_where(Kind::Accept, |id| matches!(id, QueueId::Local(_)));
     }
 }
 
@@ -184,14 +197,13 @@ impl Accept {
         self.balances = balances.collect();
     }
 
-    fn remember_traffic(
-        &mut self,
-        groups: &BTreeMap<(TargetId, String), Group>,
-        new: &NewConnections,
-    ) {
+    fn remember_traffic(&mut self, groups: &Groups, new: &NewConnections, now_ns: u64) {
+        let passed_ns = now_ns.saturating_sub(self.read_ns);
+        self.read_ns = now_ns;
+        let kept = decay(passed_ns, TRAFFIC_OVER_NS);
         self.traffic.retain(|_, weight| {
-            *weight *= TRAFFIC_DECAY;
-            *weight > 1e-3
+            *weight *= kept;
+            *weight > MIN_TRAFFIC_WEIGHT
         });
         for group in groups.values() {
             let place = (group.netns, group.port);
@@ -391,10 +403,7 @@ struct Pool {
 }
 
 impl Shared {
-    fn between(
-        groups: &BTreeMap<(TargetId, String), Group>,
-        traffic: &HashMap<(u32, u16), f64>,
-    ) -> Self {
+    fn between(groups: &Groups, traffic: &HashMap<(u32, u16), f64>) -> Self {
         let mut pools: HashMap<u32, Pool> = HashMap::new();
         for group in groups.values() {
             let pool = pools.entry(group.netns).or_default();

@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 use super::{
     Awaited, Before, Kind, Sink, Source, Targets,
     downstream::{self, Nearby},
-    endpoint::{Endpoint, Groups, Placed, state},
+    endpoint::{Endpoint, Groups, state},
     inflight,
     requests::{Conversation, Role, Seen, Standing},
 };
@@ -152,7 +152,7 @@ impl Conversations {
     /// What waits for an answer, of these targets; at most [`MAX_AWAITED`] of each endpoint, oldest first.
     fn awaited(&self, focus_scope: &BTreeSet<TargetId>) -> Vec<Awaited> {
         let mut awaited = Vec::new();
-        for (target, endpoint, Placed { group, .. }) in self.groups.iter() {
+        for (target, endpoint, group) in self.groups.iter() {
             if !focus_scope.contains(&target) {
                 continue;
             }
@@ -301,7 +301,7 @@ impl Conversations {
                 }
             }
         });
-        for (target, endpoint, Placed { name, group }) in self.groups.iter() {
+        for (target, endpoint, group) in self.groups.iter() {
             if targets.get(target).is_none() || !(all || group.sample == samples) {
                 continue;
             }
@@ -315,14 +315,13 @@ impl Conversations {
                 threads: targets.threads(target),
                 oldest: oldest.map(|known| (known.tgid, known.fd, known.remote)),
             };
+            let id = endpoint.id();
             match endpoint {
                 Endpoint::Served(_) => {
-                    sink.put_with(target, Kind::Inflight, name, || inflight::reading(&told));
+                    sink.put_with(target, Kind::Inflight, &id, || inflight::reading(&told));
                 }
                 Endpoint::Opened(_) => {
-                    sink.put_with(target, Kind::Downstream, name, || {
-                        downstream::reading(&told)
-                    });
+                    sink.put_with(target, Kind::Downstream, &id, || downstream::reading(&told));
                 }
             }
         }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Kind, Reading, Sink, Source, Targets,
+    Kind, QueueId, Reading, Sink, Source, Targets,
     syscalls::{Does, call_of, doing},
 };
 use crate::{
@@ -24,7 +24,7 @@ const MAX_DEVICES: usize = 4096;
 #[derive(Default)]
 pub(super) struct Disk {
     threads: HashMap<(u32, u32), Known>,
-    devices: BTreeMap<(TargetId, String), Device>,
+    devices: BTreeMap<(TargetId, QueueId), Device>,
     seen_ns: Option<u64>,
 }
 
@@ -66,7 +66,7 @@ impl Source for Disk {
         self.devices
             .retain(|_, device| now_ns.saturating_sub(device.used_ns) < KEEP_NS);
         for (key, look) in &looks {
-            let (target, name) = key;
+            let (target, id) = key;
             let before = self.devices.get(key).map(|device| device.waiting);
             if before.is_none() && self.devices.len() >= MAX_DEVICES {
                 sink.out.beyond_bound += 1;
@@ -78,7 +78,7 @@ impl Source for Disk {
             };
             self.devices.insert(key.clone(), device);
             let reading = look.reading(before, elapsed_ns, targets.threads(*target));
-            sink.put(*target, Kind::Disk, name, reading);
+            sink.put(*target, Kind::Disk, id, reading);
         }
         for (key, device) in &mut self.devices {
             if !looks.contains_key(key) && targets.get(key.0).is_some() {
@@ -97,9 +97,9 @@ impl Disk {
         &mut self,
         sample: &'a Sample,
         targets: &Targets,
-    ) -> BTreeMap<(TargetId, String), Look<'a>> {
+    ) -> BTreeMap<(TargetId, QueueId), Look<'a>> {
         let now_ns = sample.mono_ns;
-        let mut looks: BTreeMap<(TargetId, String), Look<'_>> = BTreeMap::new();
+        let mut looks: BTreeMap<(TargetId, QueueId), Look<'_>> = BTreeMap::new();
         let mut threads = HashMap::new();
         for wait in &sample.waits {
             let Some(target) = targets.of(wait.tgid).filter(|_| waits_for_disk(wait)) else {
@@ -141,10 +141,12 @@ fn waits_for_disk(wait: &Wait) -> bool {
 }
 
 /// The device, else the file, else nothing that is known.
-fn place(wait: &Wait) -> String {
+fn place(wait: &Wait) -> QueueId {
     match wait.syscall.as_ref().map(|syscall| &syscall.detail) {
-        Some(Detail::File { path, device }) => device.as_ref().unwrap_or(path).clone(),
-        _ => "disk".to_owned(),
+        Some(Detail::File { path, device }) => {
+            QueueId::Device(device.as_ref().unwrap_or(path).as_str().into())
+        }
+        _ => QueueId::AnyDisk,
     }
 }
 

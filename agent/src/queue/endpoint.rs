@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use super::Targets;
+use super::{QueueId, Targets};
 use crate::sample::{Connection, TargetId};
 
 /// include/net/tcp_states.h
@@ -37,11 +37,11 @@ impl Endpoint {
         }
     }
 
-    /// What a queue of these connections is called.
-    pub(super) fn name(&self) -> String {
+    /// The identity of a queue of these connections.
+    pub(super) fn id(self) -> QueueId {
         match self {
-            Self::Served(port) => format!(":{port}"),
-            Self::Opened(remote) => format!("-> {remote}"),
+            Self::Served(port) => QueueId::Port(port),
+            Self::Opened(remote) => QueueId::Remote(remote),
         }
     }
 }
@@ -49,14 +49,8 @@ impl Endpoint {
 /// All groups, each in a place of its own, so that a connection finds its group without a search.
 pub(super) struct Groups<G> {
     by_key: BTreeMap<(TargetId, Endpoint), usize>,
-    places: Vec<Placed<G>>,
+    places: Vec<G>,
     free: Vec<usize>,
-}
-
-/// A group and its queue's name, made once.
-pub(super) struct Placed<G> {
-    pub(super) name: String,
-    pub(super) group: G,
 }
 
 impl<G> Default for Groups<G> {
@@ -75,17 +69,13 @@ impl<G: Default> Groups<G> {
         if let Some(place) = self.by_key.get(&(target, endpoint)) {
             return *place;
         }
-        let placed = Placed {
-            name: endpoint.name(),
-            group: G::default(),
-        };
         let place = match self.free.pop() {
             Some(place) => {
-                self.places[place] = placed;
+                self.places[place] = G::default();
                 place
             }
             None => {
-                self.places.push(placed);
+                self.places.push(G::default());
                 self.places.len() - 1
             }
         };
@@ -99,18 +89,18 @@ impl<G: Default> Groups<G> {
 
     /// The group in a place that [`Groups::place`] gave and that was not freed since.
     pub(super) fn at(&mut self, place: usize) -> &mut G {
-        &mut self.places[place].group
+        &mut self.places[place]
     }
 
     /// Does something to each group.
     pub(super) fn for_each(&mut self, mut act: impl FnMut(&mut G)) {
         for place in self.by_key.values() {
-            act(&mut self.places[*place].group);
+            act(&mut self.places[*place]);
         }
     }
 
     /// All groups, in the order of their keys.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (TargetId, Endpoint, &Placed<G>)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (TargetId, Endpoint, &G)> {
         self.by_key
             .iter()
             .map(|((target, endpoint), place)| (*target, *endpoint, &self.places[*place]))
@@ -120,7 +110,7 @@ impl<G: Default> Groups<G> {
     pub(super) fn retain(&mut self, mut stays: impl FnMut(TargetId, Endpoint, &mut G) -> bool) {
         let (places, free) = (&mut self.places, &mut self.free);
         self.by_key.retain(|(target, endpoint), place| {
-            let stays = stays(*target, *endpoint, &mut places[*place].group);
+            let stays = stays(*target, *endpoint, &mut places[*place]);
             if !stays {
                 free.push(*place);
             }
@@ -144,7 +134,7 @@ mod tests {
         groups.retain(|target, _, _| target == 2);
         assert_eq!(groups.place(1, admin), place);
         assert!(groups.at(place).is_empty());
-        let names: Vec<&str> = groups.iter().map(|(.., it)| it.name.as_str()).collect();
-        assert_eq!(names, [":81", ":80"]);
+        let endpoints: Vec<Endpoint> = groups.iter().map(|(_, endpoint, _)| endpoint).collect();
+        assert_eq!(endpoints, [admin, web]);
     }
 }

@@ -5,12 +5,15 @@
 //! waits, so what its connections did counts as turns as well; else a healthy loop at full speed would look like one long
 //! turn.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use rustc_hash::FxHashMap;
 
 use super::{
-    Kind, Reading, Sink, Source, Targets, UTILIZATION,
+    Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
     syscalls::{Does, Futex, Lock, call_of, doing},
 };
 use crate::{
@@ -73,6 +76,7 @@ enum Place {
 
 /// What is remembered of one thread.
 struct Known {
+    name: Arc<str>,
     residence: Residence,
     voluntary: u64,
     seen_ns: u64,
@@ -124,8 +128,11 @@ impl Source for EventLoops {
                 if *shown <= MAX_PER_PROCESS {
                     let others = process.is_some_and(|process| process.accepted > 1);
                     let reading = known.reading(&look, wait, others, self.files_ns);
-                    let name = format!("{}/{}", wait.comm, wait.tid);
-                    sink.put(target, Kind::Eventloop, &name, reading);
+                    let id = QueueId::Thread {
+                        name: Arc::clone(&known.name),
+                        tid: wait.tid,
+                    };
+                    sink.put(target, Kind::Eventloop, &id, reading);
                 } else {
                     sink.out.beyond_bound += 1;
                 }
@@ -264,7 +271,8 @@ impl Known {
         let place = Place::of(wait);
         let busy_ns = wait.cpu_ns.saturating_add(wait.run_delay_ns);
         let first = before.is_none();
-        let mut known = before.unwrap_or(Self {
+        let mut known = before.unwrap_or_else(|| Self {
+            name: wait.comm.as_str().into(),
             residence: Residence::default(),
             voluntary: wait.voluntary,
             seen_ns: now_ns,
@@ -272,6 +280,9 @@ impl Known {
             turns: Turns::default(),
             busy_ns,
         });
+        if *known.name != *wait.comm {
+            known.name = wait.comm.as_str().into();
+        }
         let elapsed_ns = now_ns.saturating_sub(known.seen_ns);
         let voluntary = wait.voluntary.saturating_sub(known.voluntary);
         known

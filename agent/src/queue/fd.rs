@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Kind, Reading, Sink, Source, Targets};
+use super::{Kind, QueueId, Reading, Sink, Source, Targets};
 use crate::sample::{self, Sample, TargetId};
 
 #[derive(Default)]
@@ -29,7 +29,7 @@ impl Source for Files {
         }
         for (target, group) in &groups {
             if let Some(reading) = group.reading() {
-                sink.put(*target, Kind::Fd, "open files", reading);
+                sink.put(*target, Kind::Fd, &QueueId::OpenFiles, reading);
             }
         }
         if sample.walks.files || sample.walks.system {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Kind, Reading, Sink, Source, Targets,
+    Kind, QueueId, Reading, Sink, Source, Targets,
     syscalls::{Futex, Lock, doing},
 };
 use crate::{
@@ -137,7 +137,7 @@ impl Source for Locks {
             if interpreter {
                 reading.extra.push(("interpreter_lock", 1.0));
             }
-            sink.put(target, Kind::Lock, &name(*tgid, *address), reading);
+            sink.put(target, Kind::Lock, &id(*tgid, *address), reading);
         }
         for ((tgid, address), known) in &mut self.locks {
             if !looks.contains_key(&(*tgid, *address)) && targets.get(known.target).is_some() {
@@ -146,7 +146,7 @@ impl Source for Locks {
                 sink.put(
                     known.target,
                     Kind::Lock,
-                    &name(*tgid, *address),
+                    &id(*tgid, *address),
                     free(left, elapsed_ns),
                 );
             }
@@ -155,14 +155,8 @@ impl Source for Locks {
     }
 }
 
-fn name(tgid: u32, address: u64) -> String {
-    format!("{address:#x} of {tgid}")
-}
-
-/// Process and address of the lock that a queue is named after.
-pub(crate) fn lock_of(name: &str) -> Option<(u32, u64)> {
-    let (address, tgid) = name.strip_prefix("0x")?.split_once(" of ")?;
-    Some((tgid.parse().ok()?, u64::from_str_radix(address, 16).ok()?))
+fn id(tgid: u32, address: u64) -> QueueId {
+    QueueId::Lock { address, tgid }
 }
 
 fn processes(sample: &Sample) -> HashMap<u32, Process<'_>> {

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{Kind, Reading, Sink, Source, Targets, starvation::stall_share};
+use super::{Kind, QueueId, Reading, Sink, Source, Targets, starvation::stall_share};
 use crate::sample::{Cgroup, Machine, Sample, Stall};
 
 /// Stalls are judged over so long: to reclaim now and then is no trouble.
@@ -78,10 +78,11 @@ impl Source for Memory {
             if let Some((group, reading)) =
                 group.and_then(|group| Some((group, limited(group, grown)?)))
             {
-                sink.put(target.id, Kind::Memory, &group.path, reading);
+                let id = QueueId::Cgroup(group.path.as_str().into());
+                sink.put(target.id, Kind::Memory, &id, reading);
             } else if let Some(machine) = &sample.machine {
                 let reading = unlimited(machine, self.machine.grown, grown);
-                sink.put(target.id, Kind::Memory, "machine", reading);
+                sink.put(target.id, Kind::Memory, &QueueId::Machine, reading);
             }
         }
         sink.forget_unseen(Kind::Memory);
@@ -218,7 +219,7 @@ mod tests {
                     .queues
                     .into_iter()
                     .filter(|(key, _)| key.kind == Kind::Memory)
-                    .map(|(key, reading)| (key.name.clone(), reading)),
+                    .map(|(key, reading)| (key.name().to_owned(), reading)),
             );
         }
         out

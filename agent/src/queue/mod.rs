@@ -12,6 +12,7 @@ mod endpoint;
 mod eventloop;
 mod fd;
 mod head;
+mod identity;
 mod inflight;
 mod inflow;
 mod kind;
@@ -38,8 +39,9 @@ use std::{
     sync::Arc,
 };
 
+pub use identity::{QueueId, QueueKey, RingHalf, UnixEnd};
 pub use kind::{Judged, Kind};
-pub(crate) use lock::lock_of;
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 pub use targets::Targets;
 
@@ -53,15 +55,6 @@ pub const UTILIZATION: &str = "utilization";
 
 /// Of connections that carry requests: those answered per second, hidden ones too, as far as they can be told.
 pub const RESPONSES_PER_S: &str = "responses_per_s";
-
-/// Names a queue for as long as its target is watched.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct QueueKey {
-    pub target: TargetId,
-    pub kind: Kind,
-    /// Stable, and unique among the target's queues of this kind: `0.0.0.0:8080`, `-> 10.0.0.5:6379`, `pipe:[4711]`.
-    pub name: String,
-}
 
 /// What one tick tells of one queue. `None` is "not known", never 0.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -143,6 +136,35 @@ pub struct Model {
     before: Before,
 }
 
+/// All sources, in the order in which they read a sample.
+///
+/// One dependency fixes the order: the accept queues are read after the TCP connections (`Streams`), which count the
+/// new ones among the accepted ([`Sink::new`]). The other sources do not depend on each other within a sample. Their
+/// order, from the far end of the path that work takes to its beginning, is the order of [`Readings::queues`], in which
+/// queues that saturate in the same sample open their episodes.
+fn sources() -> Vec<Box<dyn Source>> {
+    vec![
+        Box::<uring::Uring>::default(),
+        Box::<fd::Files>::default(),
+        Box::<memory::Memory>::default(),
+        Box::<disk::Disk>::default(),
+        Box::<lock::Locks>::default(),
+        Box::<runqueue::RunQueues>::default(),
+        Box::<eventloop::EventLoops>::default(),
+        Box::<workers::Workers>::default(),
+        // Yields `inflight` and `downstream`.
+        Box::<conversations::Conversations>::default(),
+        Box::<pipe::Pipes>::default(),
+        // Yields `unix`, and `accept` for unix listeners.
+        Box::<unix::Unix>::default(),
+        Box::<udp::Udp>::default(),
+        // Yields `recv` and `send`.
+        Box::<stream::Streams>::default(),
+        Box::<accept::Accept>::default(),
+        Box::<syn::Syn>::default(),
+    ]
+}
+
 /// Reads the queues of one kind (or of several that come from the same facts) from samples, and keeps what it must
 /// remember between them.
 trait Source: Send {
@@ -156,13 +178,7 @@ impl Default for Model {
             keys: Keys::default(),
             focus_scope: BTreeSet::new(),
             before: Before::default(),
-            // From the far end of the path that work takes to its beginning: the accept queue is read when it is known
-            // which accepted connections are new.
-            sources: Kind::ALL
-                .iter()
-                .rev()
-                .filter_map(|kind| kind.source())
-                .collect(),
+            sources: sources(),
         }
     }
 }
@@ -234,8 +250,8 @@ struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    fn put(&mut self, target: TargetId, kind: Kind, name: &str, reading: Reading) {
-        self.put_with(target, kind, name, || reading);
+    fn put(&mut self, target: TargetId, kind: Kind, id: &QueueId, reading: Reading) {
+        self.put_with(target, kind, id, || reading);
     }
 
     /// The same, where there may be many more queues than are shown: of those, none is read.
@@ -243,10 +259,10 @@ impl Sink<'_> {
         &mut self,
         target: TargetId,
         kind: Kind,
-        name: &str,
+        id: &QueueId,
         reading: impl FnOnce() -> Reading,
     ) {
-        match self.keys.get(target, kind, name) {
+        match self.keys.get(target, kind, id) {
             Some(key) => self.out.queues.push((key, reading())),
             None => self.out.beyond_bound += 1,
         }
@@ -257,13 +273,16 @@ impl Sink<'_> {
         self.forget_unseen_where(kind, |_| true);
     }
 
-    /// The same, where several sources yield queues of this kind: only those whose names are this source's.
-    fn forget_unseen_where(&mut self, kind: Kind, ours: impl Fn(&str) -> bool) {
-        let mut seen: Vec<&Arc<QueueKey>> = self.out.queues.iter().map(|(key, _)| key).collect();
+    /// The same, where several sources yield queues of this kind: only those whose identities are this source's.
+    fn forget_unseen_where(&mut self, kind: Kind, is_own: impl Fn(&QueueId) -> bool) {
+        let of_kind = self.out.queues.iter().filter(|(key, _)| key.kind == kind);
+        // Keys are shared: equal ones are the same allocation.
+        let mut seen: Vec<*const QueueKey> = of_kind.map(|(key, _)| Arc::as_ptr(key)).collect();
         seen.sort_unstable();
-        let gone = self
-            .keys
-            .remove(|key| key.kind == kind && ours(&key.name) && seen.binary_search(&key).is_err());
+        let gone = self.keys.remove(
+            |_, of| of == kind,
+            |key| is_own(&key.id) && seen.binary_search(&Arc::as_ptr(key)).is_err(),
+        );
         self.out.gone.extend(gone);
     }
 }
@@ -271,31 +290,38 @@ impl Sink<'_> {
 /// One shared key per queue, and the bound on how many there are.
 #[derive(Default)]
 struct Keys {
-    known: HashMap<(TargetId, Kind), HashMap<String, Arc<QueueKey>>>,
+    /// Each inner map has at most [`MAX_QUEUES_PER_KIND`] entries, so that a fast hash is safe although others choose
+    /// paths and addresses.
+    known: FxHashMap<(TargetId, Kind), FxHashMap<QueueId, Arc<QueueKey>>>,
 }
 
 impl Keys {
-    fn get(&mut self, target: TargetId, kind: Kind, name: &str) -> Option<Arc<QueueKey>> {
-        let names = self.known.entry((target, kind)).or_default();
-        if let Some(key) = names.get(name) {
+    /// The key of this queue; `None` for a new one beyond the bound.
+    fn get(&mut self, target: TargetId, kind: Kind, id: &QueueId) -> Option<Arc<QueueKey>> {
+        let ids = self.known.entry((target, kind)).or_default();
+        if let Some(key) = ids.get(id) {
             return Some(Arc::clone(key));
         }
-        if names.len() >= MAX_QUEUES_PER_KIND {
+        if ids.len() >= MAX_QUEUES_PER_KIND {
             return None;
         }
-        let key = Arc::new(QueueKey {
-            target,
-            kind,
-            name: name.to_owned(),
-        });
-        names.insert(name.to_owned(), Arc::clone(&key));
+        let key = Arc::new(QueueKey::new(target, kind, id.clone()));
+        ids.insert(id.clone(), Arc::clone(&key));
         Some(key)
     }
 
-    fn remove(&mut self, goes: impl Fn(&Arc<QueueKey>) -> bool) -> Vec<Arc<QueueKey>> {
+    /// Removes and returns the keys that go, in their order, among the queues of these targets and kinds.
+    fn remove(
+        &mut self,
+        among: impl Fn(TargetId, Kind) -> bool,
+        goes: impl Fn(&Arc<QueueKey>) -> bool,
+    ) -> Vec<Arc<QueueKey>> {
         let mut gone = Vec::new();
-        for names in self.known.values_mut() {
-            names.retain(|_, key| {
+        for ((target, kind), ids) in &mut self.known {
+            if !among(*target, *kind) {
+                continue;
+            }
+            ids.retain(|_, key| {
                 let stays = !goes(key);
                 if !stays {
                     gone.push(Arc::clone(key));
@@ -308,7 +334,10 @@ impl Keys {
     }
 
     fn retain_targets(&mut self, targets: &Targets, gone: &mut Vec<Arc<QueueKey>>) {
-        gone.extend(self.remove(|key| targets.get(key.target).is_none()));
+        let is_gone = |target, _| targets.get(target).is_none();
+        gone.extend(self.remove(is_gone, |_| true));
+        self.known
+            .retain(|(target, _), _| targets.get(*target).is_some());
     }
 }
 

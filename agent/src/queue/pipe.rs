@@ -1,8 +1,13 @@
 //! Pipes and FIFOs: buffers between two processes, or two threads of one.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
-use super::{Kind, Reading, Sink, Source, Targets, advance, head::Head, inflow::Inflow, little};
+use super::{
+    Kind, QueueId, Reading, Sink, Source, Targets, advance, head::Head, inflow::Inflow, little,
+};
 use crate::{
     sample::{Holder, Pipe, Sample, TargetId},
     text,
@@ -13,12 +18,12 @@ const MAX_PATH_BYTES: usize = 512;
 
 #[derive(Default)]
 pub(super) struct Pipes {
-    known: HashMap<Id, Known>,
+    known: HashMap<Place, Known>,
 }
 
 /// Inodes of pipes and of FIFOs come from different file systems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Id {
+struct Place {
     target: TargetId,
     is_fifo: bool,
     inode: u64,
@@ -26,7 +31,7 @@ struct Id {
 
 /// What is remembered of one pipe.
 struct Known {
-    name: String,
+    id: QueueId,
     head: u32,
     tail: u32,
     bytes: Option<u32>,
@@ -51,33 +56,33 @@ impl Source for Pipes {
         let held = held(sample, targets);
         let mut names = Names::kept(&self.known, &held);
         let mut known = HashMap::with_capacity(held.len());
-        for (id, held) in held {
-            let mut before = self.known.remove(&id);
-            let name = match &mut before {
-                Some(before) => std::mem::take(&mut before.name),
-                None => names.give(id, held.pipe),
+        for (place, held) in held {
+            let before = self.known.remove(&place);
+            let id = match &before {
+                Some(before) => before.id.clone(),
+                None => names.give(place, held.pipe),
             };
-            let (reading, now) = held.reading(id, before.as_ref(), sample.mono_ns, targets);
-            sink.put(id.target, Kind::Pipe, &name, reading);
-            known.insert(id, Known { name, ..now });
+            let (reading, now) = held.reading(place, id, before.as_ref(), sample.mono_ns, targets);
+            sink.put(place.target, Kind::Pipe, &now.id, reading);
+            known.insert(place, now);
         }
         self.known = known;
         sink.forget_unseen(Kind::Pipe);
     }
 }
 
-fn held<'a>(sample: &'a Sample, targets: &Targets) -> BTreeMap<Id, Held<'a>> {
+fn held<'a>(sample: &'a Sample, targets: &Targets) -> BTreeMap<Place, Held<'a>> {
     let mut held = BTreeMap::new();
     for pipe in &sample.pipes {
         let Some(target) = targets.of(pipe.tgid) else {
             continue;
         };
-        let id = Id {
+        let place = Place {
             target,
             is_fifo: pipe.path.is_some(),
             inode: pipe.inode,
         };
-        let entry = held.entry(id).or_insert(Held {
+        let entry = held.entry(place).or_insert(Held {
             pipe,
             read_end: None,
             write_end: None,
@@ -93,43 +98,39 @@ fn held<'a>(sample: &'a Sample, targets: &Targets) -> BTreeMap<Id, Held<'a>> {
     held
 }
 
-/// The names of FIFOs in use, so that no two of a target have the same: one may be removed, and made again, while the
-/// first is still open.
-struct Names(BTreeSet<(TargetId, String)>);
+/// The paths of FIFOs in use, so that no two of a target have the same name: a FIFO may be removed, and made again,
+/// while the first is still open.
+struct Names(BTreeSet<(TargetId, Arc<str>)>);
 
 impl Names {
-    fn kept(known: &HashMap<Id, Known>, held: &BTreeMap<Id, Held<'_>>) -> Self {
-        let kept = known
-            .iter()
-            .filter(|(id, _)| id.is_fifo && held.contains_key(id));
-        Self(
-            kept.map(|(id, known)| (id.target, known.name.clone()))
-                .collect(),
-        )
+    fn kept(known: &HashMap<Place, Known>, held: &BTreeMap<Place, Held<'_>>) -> Self {
+        let kept = known.iter().filter(|(place, _)| held.contains_key(place));
+        let paths = kept.filter_map(|(place, known)| match &known.id {
+            QueueId::Fifo { path, inode: None } => Some((place.target, Arc::clone(path))),
+            _ => None,
+        });
+        Self(paths.collect())
     }
 
-    fn give(&mut self, id: Id, pipe: &Pipe) -> String {
-        // Any process may choose a path, so it is made harmless.
-        let path = pipe
-            .path
-            .as_ref()
-            .map(|path| text::bounded(path, MAX_PATH_BYTES));
-        let name = match path {
-            None => format!("pipe:[{}]", id.inode),
-            Some(path) if self.0.contains(&(id.target, path.clone())) => {
-                format!("{path} [{}]", id.inode)
-            }
-            Some(path) => path,
+    fn give(&mut self, place: Place, pipe: &Pipe) -> QueueId {
+        let Some(path) = &pipe.path else {
+            return QueueId::Pipe(place.inode);
         };
-        self.0.insert((id.target, name.clone()));
-        name
+        // Any process may choose a path, so control characters are escaped.
+        let path: Arc<str> = text::bounded(path, MAX_PATH_BYTES).into();
+        let is_first = self.0.insert((place.target, Arc::clone(&path)));
+        QueueId::Fifo {
+            path,
+            inode: (!is_first).then_some(place.inode),
+        }
     }
 }
 
 impl Held<'_> {
     fn reading(
         &self,
-        id: Id,
+        place: Place,
+        id: QueueId,
         before: Option<&Known>,
         now_ns: u64,
         targets: &Targets,
@@ -172,17 +173,17 @@ impl Held<'_> {
             elapsed_ns,
             served: departures,
             servers: if self.read_end.is_some() {
-                targets.threads(id.target)
+                targets.threads(place.target)
             } else {
                 1
             },
             wait_ns,
             oldest_age_ns,
-            worst: (depth > 0).then(|| self.ends(id, targets)),
+            worst: (depth > 0).then(|| self.ends(place, targets)),
             extra: self.extra(),
             ..Reading::default()
         };
-        if self.is_kept_inside(id, targets) && !full && depth > 0 {
+        if self.is_kept_inside(place, targets) && !full && depth > 0 {
             // It becomes a queue when things keep coming, and they have waited no longer than that.
             let since_ns = inflow_ns.unwrap_or(0);
             let keeps_coming = inflow_ns.is_some();
@@ -195,7 +196,7 @@ impl Held<'_> {
             reading.fill = reading.fill.filter(|_| keeps_coming);
         }
         let now = Known {
-            name: String::new(),
+            id,
             head,
             tail,
             bytes: self.pipe.bytes,
@@ -207,10 +208,10 @@ impl Held<'_> {
     }
 
     /// Nobody but this target holds it, as far as is known.
-    fn is_kept_inside(&self, id: Id, targets: &Targets) -> bool {
+    fn is_kept_inside(&self, place: Place, targets: &Targets) -> bool {
         self.read_end.is_some()
             && self.write_end.is_some()
-            && !targets.is_held_outside(id.target, id.inode)
+            && !targets.is_held_outside(place.target, place.inode)
     }
 
     fn extra(&self) -> Vec<(&'static str, f64)> {
@@ -225,10 +226,10 @@ impl Held<'_> {
     }
 
     /// Who holds which end, in words.
-    fn ends(&self, id: Id, targets: &Targets) -> String {
+    fn ends(&self, at: Place, targets: &Targets) -> String {
         let place =
             |end: &str, (tgid, fd): (u32, u32)| format!("{end} end at process {tgid} fd {fd}");
-        let other = |holds: fn(&Holder) -> bool| targets.held_by(id.target, id.inode, holds);
+        let other = |holds: fn(&Holder) -> bool| targets.held_by(at.target, at.inode, holds);
         let mut parts = Vec::new();
         parts.extend(self.write_end.map(|end| place("write", end)));
         parts.extend(self.read_end.map(|end| place("read", end)));

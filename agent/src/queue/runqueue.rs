@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rustc_hash::FxHashMap;
 
 use super::{
-    Kind, Reading, Sink, Source, Targets, UTILIZATION,
+    Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
     starvation::{Grown, Starvation},
 };
 use crate::sample::{Sample, TargetId, Thread};
@@ -75,7 +75,7 @@ impl Source for RunQueues {
             let share =
                 used.map(|used| (UTILIZATION, (used / quota.min(f64::from(cpus))).min(1.0)));
             reading.extra.extend(share);
-            sink.put(target, Kind::Runqueue, "threads", reading);
+            sink.put(target, Kind::Runqueue, &QueueId::Threads, reading);
         }
         sink.forget_unseen(Kind::Runqueue);
     }

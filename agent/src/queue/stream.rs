@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use super::{
     Kind, NewConnections, Reading, Sink, Source, Targets, advance,
-    endpoint::{Endpoint, Groups, Placed, state},
+    endpoint::{Endpoint, Groups, state},
     head::Head,
     little,
 };
@@ -100,14 +100,15 @@ impl Source for Streams {
             let samples = self.samples;
             self.groups.retain(|_, _, group| group.sample == samples);
         }
-        for (target, _, Placed { name, group }) in self.groups.iter() {
+        for (target, endpoint, group) in self.groups.iter() {
             if group.sample != self.samples {
                 continue;
             }
-            sink.put_with(target, Kind::Recv, name, || {
+            let id = endpoint.id();
+            sink.put_with(target, Kind::Recv, &id, || {
                 group.recv.reading(group, targets.threads(target))
             });
-            sink.put_with(target, Kind::Send, name, || group.send.reading(group, 1));
+            sink.put_with(target, Kind::Send, &id, || group.send.reading(group, 1));
         }
         if sample.walks.files {
             sink.forget_unseen(Kind::Recv);

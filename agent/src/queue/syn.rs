@@ -5,9 +5,12 @@
 //! namespace only. How old they are is not known without a hook: requests stand in the kernel's table of all
 //! connections, which no walk over files meets.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+};
 
-use super::{Kind, Reading, Sink, Source, Targets};
+use super::{Kind, QueueId, Reading, Sink, Source, Targets};
 use crate::sample::{Listener, Network, Sample, TargetId};
 
 #[derive(Default)]
@@ -73,12 +76,10 @@ impl Source for Syn {
             })
             .collect();
         let counted = self.counted(sample, &watched);
-        let mut groups: BTreeMap<(TargetId, String), Group> = BTreeMap::new();
+        let mut groups: BTreeMap<(TargetId, SocketAddr), Group> = BTreeMap::new();
         let mut listeners = HashMap::with_capacity(watched.len());
         for (target, listener, half_open) in watched {
-            let group = groups
-                .entry((target, listener.address.to_string()))
-                .or_default();
+            let group = groups.entry((target, listener.address)).or_default();
             group.add(listener, half_open, self.listeners.get(&listener.cookie));
             if let Some(counted) = counted.get(&listener.netns) {
                 group.claim(listener, counted);
@@ -92,7 +93,12 @@ impl Source for Syn {
         }
         self.listeners = listeners;
         for ((target, address), group) in &groups {
-            sink.put(*target, Kind::Syn, address, group.reading());
+            sink.put(
+                *target,
+                Kind::Syn,
+                &QueueId::Local(*address),
+                group.reading(),
+            );
         }
         sink.forget_unseen(Kind::Syn);
     }

@@ -292,7 +292,7 @@ pub(crate) mod tests {
         let queues = readings.queues.into_iter();
         queues
             .filter(|(key, _)| key.kind == kind)
-            .map(|(key, reading)| (key.name.clone(), reading))
+            .map(|(key, reading)| (key.name().to_owned(), reading))
             .collect()
     }
 

@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
 };
 
-use super::{Kind, Reading, Sink, Source, Targets, advance, head::Head, inflow::Inflow};
+use super::{Kind, QueueId, Reading, Sink, Source, Targets, advance, head::Head, inflow::Inflow};
 use crate::sample::{DatagramSocket, Sample, TargetId};
 
 #[derive(Default)]
@@ -37,10 +37,10 @@ enum Endpoint {
 }
 
 impl Endpoint {
-    fn name(&self) -> String {
+    fn id(self) -> QueueId {
         match self {
-            Self::Bound(local) => local.to_string(),
-            Self::Opened(remote) => format!("-> {remote}"),
+            Self::Bound(local) => QueueId::Local(local),
+            Self::Opened(remote) => QueueId::Remote(remote),
         }
     }
 }
@@ -103,7 +103,7 @@ impl Source for Udp {
             .collect();
         for ((target, endpoint), group) in &groups {
             let reading = group.reading(targets.threads(*target));
-            sink.put(*target, Kind::Udp, &endpoint.name(), reading);
+            sink.put(*target, Kind::Udp, &endpoint.id(), reading);
         }
         sink.forget_unseen(Kind::Udp);
     }

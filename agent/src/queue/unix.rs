@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
-    Kind, Reading, Sink, Source, Targets,
+    Kind, QueueId, Reading, Sink, Source, Targets, UnixEnd,
     head::Head,
     inflow::Inflow,
     unix_listener::{UnixListeners, spelled},
@@ -151,7 +151,7 @@ impl Source for Unix {
         self.sockets = sockets;
         for (place, group) in &groups {
             let reading = group.reading(place, targets);
-            sink.put(place.target, Kind::Unix, &place.name(), reading);
+            sink.put(place.target, Kind::Unix, &place.id(), reading);
         }
         sink.forget_unseen(Kind::Unix);
     }
@@ -168,16 +168,16 @@ fn endpoint<'a>(socket: &'a UnixSocket, listening: &HashSet<&str>) -> Endpoint<'
 }
 
 impl Place<'_> {
-    fn name(&self) -> String {
-        let name = match self.endpoint {
-            Endpoint::Bound(path) => spelled(path),
-            Endpoint::Opened(path) => format!("-> {}", spelled(path)),
-            Endpoint::Unnamed if self.datagrams => "unnamed datagrams".to_owned(),
-            Endpoint::Unnamed => "unnamed".to_owned(),
-        };
-        match self.direction {
-            Direction::Received => name,
-            Direction::Sent => format!("{name} sent"),
+    fn id(&self) -> QueueId {
+        QueueId::UnixSockets {
+            end: match self.endpoint {
+                Endpoint::Bound(path) => UnixEnd::Local(spelled(path)),
+                Endpoint::Opened(path) => UnixEnd::Remote(spelled(path)),
+                Endpoint::Unnamed => UnixEnd::Unnamed {
+                    datagrams: self.datagrams,
+                },
+            },
+            sent: self.direction == Direction::Sent,
         }
     }
 

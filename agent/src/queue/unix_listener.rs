@@ -3,9 +3,12 @@
 //! `connect` blocks (or fails with EAGAIN) while more wait than the backlog allows; none is refused and none is
 //! dropped. The kernel counts neither arrivals nor accepts, and times nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
-use super::{Kind, Reading, Sink, Targets, head::Head};
+use super::{Kind, QueueId, Reading, Sink, Targets, head::Head};
 use crate::{
     sample::{Sample, TargetId, UnixSocket},
     text,
@@ -39,26 +42,21 @@ struct Group {
     elapsed_ns: Option<u64>,
 }
 
-/// How a path is spelled in names. Any process may choose it, so it is made harmless. What is relative to a process's folder gets a `./`, so that it is never taken for
-/// something else.
-pub(super) fn spelled(path: &str) -> String {
+/// A socket path as it appears in names. Any process may choose one, so control characters are escaped. A path relative
+/// to the process's working directory gets a `./`, so that it never looks like an address.
+pub(super) fn spelled(path: &str) -> Arc<str> {
     let path = text::bounded(path, MAX_NAME_BYTES);
     if path.starts_with(['/', '@']) {
-        path
+        path.into()
     } else {
-        format!("./{path}")
+        format!("./{path}").into()
     }
-}
-
-/// Whether an accept queue of this name is a unix socket's; the others are named by an address and a port.
-pub(super) fn is_name(name: &str) -> bool {
-    !name.starts_with(|first: char| first.is_ascii_digit() || first == '[')
 }
 
 impl UnixListeners {
     /// After a walk over files.
     pub(super) fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        let mut groups: BTreeMap<(TargetId, String), Group> = BTreeMap::new();
+        let mut groups: BTreeMap<(TargetId, QueueId), Group> = BTreeMap::new();
         let mut known = HashMap::new();
         for socket in sample.unix.iter().filter(|socket| socket.listening) {
             let before = self.known.get(&socket.inode);
@@ -71,20 +69,25 @@ impl UnixListeners {
             if targets.get(target).is_none() {
                 continue;
             }
-            let name = match &socket.path {
-                Some(path) => spelled(path),
-                None => format!("socket:[{}]", socket.inode),
+            let id = match &socket.path {
+                Some(path) => QueueId::UnixListener(spelled(path)),
+                None => QueueId::UnnamedUnixListener(socket.inode),
             };
-            let group = groups.entry((target, name)).or_default();
+            let group = groups.entry((target, id)).or_default();
             let now = group.add(socket, target, before, sample.mono_ns);
             known.insert(socket.inode, now);
         }
         self.known = known;
-        for ((target, name), group) in &groups {
+        for ((target, id), group) in &groups {
             let reading = group.reading(targets.threads(*target));
-            sink.put(*target, Kind::Accept, name, reading);
+            sink.put(*target, Kind::Accept, id, reading);
         }
-        sink.forget_unseen_where(Kind::Accept, is_name);
+        sink.forget_unseen_where(Kind::Accept, |id| {
+            matches!(
+                id,
+                QueueId::UnixListener(_) | QueueId::UnnamedUnixListener(_)
+            )
+        });
     }
 }
 
@@ -143,7 +146,7 @@ mod tests {
         Kind,
         watched::{PID, TICK, Watched},
     };
-    use super::{is_name, spelled};
+    use super::spelled;
     use crate::sample::{Listener, Sample, UnixSocket, UnixStyle, Walks};
 
     fn listener(queued: u32, head: u64) -> UnixSocket {
@@ -240,11 +243,10 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_never_taken_for_an_address() {
+    fn a_path_never_looks_like_an_address() {
         for path in ["/run/a", "@a", "127.0.0.1:80", "[::1]:80", "unnamed", ""] {
-            assert!(is_name(&spelled(path)), "{path}");
+            assert!(spelled(path).starts_with(['/', '@', '.']), "{path}");
         }
-        assert_eq!(spelled("@a\u{1b}[2J"), "@a\\u{1b}[2J");
-        assert!(!is_name("127.0.0.1:80") && !is_name("[::1]:80"));
+        assert_eq!(&*spelled("@a\u{1b}[2J"), "@a\\u{1b}[2J");
     }
 }

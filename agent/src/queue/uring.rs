@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Kind, Reading, Sink, Source, Targets, advance, head::Head, little};
+use super::{Kind, QueueId, Reading, RingHalf, Sink, Source, Targets, advance, head::Head, little};
 use crate::sample::{Ring, Sample, TargetId};
 
 #[derive(Default)]
@@ -46,22 +46,29 @@ impl Source for Uring {
             now.named_by_process =
                 before.map_or(now.named_by_process, |before| before.named_by_process);
             let elapsed_ns = before.map(|before| now_ns.saturating_sub(before.seen_ns));
-            let name = now.name(ring);
+            let tgid = now.named_by_process.then_some(ring.tgid);
             let worst = format!("process {} fd {}", ring.tgid, ring.fd);
-            let mut put = |side: &mut Side, before: Option<&Side>, of: &str, servers: u32| {
+            let mut put = |side: &mut Side, before: Option<&Side>, half: RingHalf, servers: u32| {
+                let fd = ring.fd;
+                let id = QueueId::Ring { fd, tgid, half };
                 let reading = Reading {
                     servers,
                     elapsed_ns,
                     worst: Some(worst.clone()).filter(|_| side.depth() > 0),
                     ..side.reading(before, now_ns, elapsed_ns)
                 };
-                sink.put(target, Kind::Uring, &format!("{name} {of}"), reading);
+                sink.put(target, Kind::Uring, &id, reading);
             };
             let submissions = before.map(|before| &before.submissions);
-            put(&mut now.submissions, submissions, "sq", 1);
+            put(&mut now.submissions, submissions, RingHalf::Submission, 1);
             let completions = before.map(|before| &before.completions);
             let servers = targets.threads(target);
-            put(&mut now.completions, completions, "cq", servers);
+            put(
+                &mut now.completions,
+                completions,
+                RingHalf::Completion,
+                servers,
+            );
             rings.insert((target, ring.id), now);
         }
         self.rings = rings;
@@ -99,14 +106,6 @@ impl Known {
         };
         went_on(&before.submissions, &self.submissions)
             && went_on(&before.completions, &self.completions)
-    }
-
-    fn name(&self, ring: &Ring) -> String {
-        if self.named_by_process {
-            format!("ring fd {} of {}", ring.fd, ring.tgid)
-        } else {
-            format!("ring fd {}", ring.fd)
-        }
     }
 }
 

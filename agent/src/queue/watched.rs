@@ -65,10 +65,10 @@ impl Watched {
             ..sample
         };
         let readings = self.model.read(&sample);
-        let names = readings.gone.iter().map(|key| key.name.clone());
+        let names = readings.gone.iter().map(|key| key.name().to_owned());
         self.gone = names.collect();
         let of_kind = |(key, reading): (std::sync::Arc<super::QueueKey>, Reading)| {
-            (key.kind == kind).then(|| (key.name.clone(), reading))
+            (key.kind == kind).then(|| (key.name().to_owned(), reading))
         };
         readings.queues.into_iter().filter_map(of_kind).collect()
     }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
-    Kind, Reading, Sink, Source, Targets, UTILIZATION,
+    Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
     eventloop::Residence,
     syscalls::{Does, Futex, Lock, call_of, descriptor},
 };
@@ -103,9 +103,10 @@ impl Source for Workers {
             group.alone += u64::from(looks.threads_of(wait.tgid) == 1);
         }
         self.threads = threads;
-        for ((target, name), group) in &groups {
-            if group.is_pool(targets.threads(*target)) {
-                sink.put(*target, Kind::Workers, name, group.reading());
+        for ((target, name), group) in groups {
+            if group.is_pool(targets.threads(target)) {
+                let id = QueueId::Pool(name.into());
+                sink.put(target, Kind::Workers, &id, group.reading());
             }
         }
         sink.forget_unseen(Kind::Workers);

@@ -154,10 +154,10 @@ impl Service {
         if passed_ns > 0 {
             self.last = [self.last[1], look.in_service];
         }
-        let fade = |mean: &mut f64, now: f64| *mean = ewma(*mean, now, passed_ns, OVER_NS);
+        let fade = |mean: &mut f64, now: f64| *mean = ewma(*mean, passed_ns, OVER_NS, now);
         let there = (look.waiting + look.in_service) as f64;
         let there = there.min(self.in_service);
-        self.there = ewma(self.there, there, passed_ns, LESS_OVER_NS);
+        self.there = ewma(self.there, passed_ns, LESS_OVER_NS, there);
         // With nobody waiting there may be too little to do, and who waits at one look alone may be on the way to a worker. But
         // what is in service can be.
         let in_service = look.in_service as f64;
@@ -209,11 +209,7 @@ mod tests {
     /// A service, as it looks at a tick.
     fn queues(tick: u64, waiting: u64, in_service: u64, per_s: f64) -> [(Arc<QueueKey>, Gauge); 2] {
         [(Kind::Accept, waiting), (Kind::Inflight, in_service)].map(|(kind, depth)| {
-            let key = QueueKey {
-                target: 1,
-                kind,
-                name: ":80".to_owned(),
-            };
+            let key = QueueKey::new(1, kind, ":80".into());
             let gauge = Gauge {
                 at_ns: tick * TICK_NS,
                 depth,

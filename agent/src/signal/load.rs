@@ -108,8 +108,8 @@ impl Loads {
 impl Share {
     fn add(&mut self, at_ns: u64, busy: f64) {
         let passed_ns = at_ns.saturating_sub(self.at_ns);
-        self.mean = ewma(self.mean, busy, passed_ns, OVER_NS);
-        self.lately = ewma(self.lately, busy, passed_ns, LATELY_NS);
+        self.mean = ewma(self.mean, passed_ns, OVER_NS, busy);
+        self.lately = ewma(self.lately, passed_ns, LATELY_NS, busy);
         self.at_ns = at_ns;
     }
 }
@@ -119,11 +119,7 @@ mod tests {
     use super::*;
 
     fn queue(kind: Kind, at_ns: u64, busy: f64) -> (Arc<QueueKey>, Gauge) {
-        let key = QueueKey {
-            target: 1,
-            kind,
-            name: "x".to_owned(),
-        };
+        let key = QueueKey::new(1, kind, "x".into());
         let gauge = Gauge {
             at_ns,
             utilization: Some(busy),

@@ -174,7 +174,7 @@ fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
         }
     }
     let labels = |target: &str, key: &QueueKey| {
-        let (kind, target, queue) = (key.kind.name(), escaped(target), escaped(&key.name));
+        let (kind, target, queue) = (key.kind.name(), escaped(target), escaped(key.name()));
         format!("target=\"{target}\",kind=\"{kind}\",queue=\"{queue}\"")
     };
     for (name, kind, help, value) in OF_QUEUES {

@@ -264,7 +264,7 @@ pub fn takes_work_in(key: &QueueKey) -> bool {
     match key.kind {
         Kind::Syn | Kind::Accept | Kind::Udp | Kind::Inflight => true,
         // Connections that the service opened itself bring answers.
-        Kind::Recv => !key.name.starts_with("->"),
+        Kind::Recv => key.id.remote().is_none(),
         _ => false,
     }
 }
@@ -284,11 +284,7 @@ mod tests {
     }
 
     fn queue(kind: Kind, name: &str, score: f64, level: Level) -> (Arc<QueueKey>, Gauge) {
-        let key = QueueKey {
-            target: 1,
-            kind,
-            name: name.to_owned(),
-        };
+        let key = QueueKey::new(1, kind, name.into());
         let gauge = Gauge {
             score,
             level,

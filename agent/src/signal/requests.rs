@@ -115,7 +115,7 @@ impl Requests {
             // The mean of all so far, until they are old.
             service.looks = service.looks.saturating_add(1);
             let of_all = 1.0 / f64::from(service.looks);
-            let fading = ewma(0.0, 1.0, passed_ns, OVER_NS);
+            let fading = ewma(0.0, passed_ns, OVER_NS, 1.0);
             service.age_ns += of_all.max(fading) * (age_ns as f64 - service.age_ns);
         }
         // A look comes at any moment of it: in the middle, on the mean.
@@ -170,11 +170,7 @@ mod tests {
     #[test]
     fn how_long_a_request_takes_is_what_it_took_at_rest() {
         let look = |tick: u64, age_ns: Option<u64>| {
-            let key = QueueKey {
-                target: 1,
-                kind: Kind::Inflight,
-                name: ":80".to_owned(),
-            };
+            let key = QueueKey::new(1, Kind::Inflight, ":80".into());
             let gauge = Gauge {
                 at_ns: tick * 100 * MS,
                 depth: u64::from(age_ns.is_some()),

@@ -96,7 +96,7 @@ fn object(unix_ns: u64, pressure: &Pressure, name: &str) -> Value {
     if let Some((key, gauge)) = pressure.queues.first() {
         let mut worst = Object(Map::new());
         worst.put("kind", key.kind.name());
-        worst.put("name", key.name.as_str());
+        worst.put("name", key.name());
         worst.put("depth", gauge.depth);
         worst.put_some("limit", gauge.limit);
         object.put("worst", worst.0);

@@ -101,11 +101,7 @@ mod tests {
     use crate::{event::Level, queue::Kind, sample::Target, signal::load::Load};
 
     fn pressure(kind: Kind, gauge: Gauge) -> Pressure {
-        let key = QueueKey {
-            target: 1,
-            kind,
-            name: ":80".to_owned(),
-        };
+        let key = QueueKey::new(1, kind, ":80".into());
         Pressure {
             target: Arc::new(Target::default()),
             level: Level::Ok,

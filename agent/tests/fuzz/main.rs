@@ -13,7 +13,10 @@ mod corpus;
 mod hunt;
 mod mutation;
 
-use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash};
+use std::{
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash},
+    net::SocketAddr,
+};
 
 use hunt::{Hunt, hunt};
 use tailback::{
@@ -32,7 +35,7 @@ use tailback::{
         layout::{resolve, resolve_without},
     },
     pipeline::Pipeline,
-    queue::{Kind, QueueKey},
+    queue::{Kind, QueueId, QueueKey},
     sample::{Sample, Walks, file::Reader},
 };
 
@@ -173,11 +176,8 @@ fn config() {
             let settings: Vec<Settings> = Kind::ALL
                 .iter()
                 .map(|kind| {
-                    settings_for(&QueueKey {
-                        target: 1,
-                        kind: *kind,
-                        name: "127.0.0.1:8080".to_owned(),
-                    })
+                    let local = SocketAddr::from(([127, 0, 0, 1], 8080));
+                    settings_for(&QueueKey::new(1, *kind, QueueId::Local(local)))
                 })
                 .collect();
             // What is accepted can be worked with.

@@ -9,7 +9,7 @@ use tailback::{
         spans::{Host, Spans},
     },
     event::{DrivenBy, Episode, Event, Instant, Level, Moment, MomentKind, Stretch},
-    queue::{Kind, QueueKey},
+    queue::{Kind, QueueId, QueueKey},
     sample::Target,
 };
 use tailback_tests::{
@@ -32,12 +32,17 @@ pub fn at(seconds: u64) -> Instant {
     }
 }
 
+/// A remote address after `-> `, a local address, or any other name.
+pub fn queue_id(name: &str) -> QueueId {
+    match (name.strip_prefix("-> "), name.parse()) {
+        (Some(remote), _) => QueueId::Remote(remote.parse().unwrap()),
+        (None, Ok(local)) => QueueId::Local(local),
+        (None, Err(_)) => QueueId::Pool(name.into()),
+    }
+}
+
 fn key(kind: Kind, name: &str) -> Arc<QueueKey> {
-    Arc::new(QueueKey {
-        target: 1,
-        kind,
-        name: name.to_owned(),
-    })
+    Arc::new(QueueKey::new(1, kind, queue_id(name)))
 }
 
 pub fn episode(incident: &str, id: &str, kind: Kind, name: &str, losses: u64) -> Episode {

@@ -18,7 +18,7 @@ use tailback_tests::wait;
 
 use crate::{
     collector::PATIENCE,
-    jaeger::{assert_whole, at, episode, id, list, references, start, tags, tell},
+    jaeger::{assert_whole, at, episode, id, list, queue_id, references, start, tags, tell},
     spans::{config, said, settled},
 };
 
@@ -83,11 +83,7 @@ fn verdict(path: Vec<Hop>) -> Arc<Verdict> {
 
 fn of(id: &str, target: TargetId, kind: Kind, name: &str, path: &[Hop]) -> Episode {
     Episode {
-        key: Arc::new(QueueKey {
-            target,
-            kind,
-            name: name.to_owned(),
-        }),
+        key: Arc::new(QueueKey::new(target, kind, queue_id(name))),
         verdict: (!path.is_empty()).then(|| verdict(path.to_vec())),
         ..episode(INCIDENT, id, kind, name, 0)
     }

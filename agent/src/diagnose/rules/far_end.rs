@@ -1,11 +1,14 @@
 //! Queues that fill at the other end: whoever is there does not read, or the way there carries no more.
 
 use super::{Case, Finding, culprit};
-use crate::diagnose::{
-    Cause,
-    classify::Object,
-    topology::{Held, Link},
-    wait_graph::{End, Step, from_crowd, workers},
+use crate::{
+    diagnose::{
+        Cause,
+        classify::Object,
+        topology::{Held, Link},
+        wait_graph::{End, Step, from_crowd, workers},
+    },
+    queue::QueueId,
 };
 
 /// A send queue fills at the other end of its connection.
@@ -34,9 +37,10 @@ pub(super) fn sending(case: Case<'_>) -> Finding {
 pub(super) fn fullest_link<'a>(case: Case<'a>) -> Option<&'a Link> {
     let key = &case.episode.key;
     let ours = |link: &&Link| {
-        let named = match key.name.strip_prefix("-> ") {
-            Some(remote) => !link.accepted && link.remote.to_string() == remote,
-            None => link.accepted && key.name == format!(":{}", link.local.port()),
+        let named = match key.id {
+            QueueId::Remote(remote) => !link.accepted && link.remote == remote,
+            QueueId::Port(port) => link.accepted && link.local.port() == port,
+            _ => false,
         };
         named && case.view.targets.of(link.tgid) == Some(key.target)
     };
@@ -60,11 +64,11 @@ pub(super) fn beyond(case: Case<'_>, link: &Link) -> Vec<Step> {
 pub(super) fn pipe(case: Case<'_>) -> Option<Finding> {
     let key = &case.episode.key;
     let tgids = case.view.targets.get(key.target)?.tgids.clone();
-    let inode: u64 = key
-        .name
-        .split_once('[')
-        .and_then(|(_, rest)| rest.split_once(']'))
-        .and_then(|(inode, _)| inode.parse().ok())?;
+    let inode = match key.id {
+        QueueId::Pipe(inode) => inode,
+        QueueId::Fifo { inode, .. } => inode?,
+        _ => return None,
+    };
     let held = Held::Pipe(inode);
     let readers = tgids
         .first()

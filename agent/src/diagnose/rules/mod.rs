@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     event::{Episode, Level},
-    queue::{Kind, Reading, lock_of},
+    queue::{Kind, QueueId, Reading},
 };
 pub(super) use time::is_surge;
 use weigh::share;
@@ -136,22 +136,16 @@ fn trail(case: Case<'_>) -> Vec<Step> {
     let view = case.view;
     let key = &case.episode.key;
     let of = |threads: Crowd| from_crowd(view, threads);
-    match key.kind {
-        Kind::Eventloop => match key.name.rsplit_once('/') {
-            Some((_, tid)) => {
-                let tid: Option<u32> = tid.parse().ok();
-                let threads = view.window.threads();
-                let here = threads.filter(|((_, other), _)| Some(*other) == tid);
-                of(Crowd::of(here.map(|(thread, _)| thread)))
-            }
-            None => Vec::new(),
-        },
-        Kind::Lock => {
-            let Some(lock) = lock_of(&key.name) else {
-                return Vec::new();
-            };
+    match key.id {
+        QueueId::Thread { tid, .. } => {
+            let threads = view.window.threads();
+            let here = threads.filter(|((_, other), _)| *other == tid);
+            of(Crowd::of(here.map(|(thread, _)| thread)))
+        }
+        QueueId::Lock { address, tgid } => {
+            let lock = (tgid, address);
             let waits = |object: &Object| matches!(object, Object::Lock { tgid, address, .. } if (*tgid, *address) == lock);
-            let threads = view.window.of_process(lock.0);
+            let threads = view.window.of_process(tgid);
             let waiting = threads
                 .filter(|(_, time)| time.by.keys().any(|doing| waits(&doing.object)))
                 .map(|(thread, _)| thread);

@@ -79,7 +79,7 @@ pub(super) fn decide(case: Case<'_>, steps: &[Step], first: &Step) -> Finding {
         Activity::Memory => Finding::of(Cause::MemoryStalled),
         // What others sent is not read, and nothing outside keeps the process from it.
         Activity::Asleep | Activity::Inside
-            if case.episode.key.kind == Kind::Recv && case.episode.key.name.starts_with("->") =>
+            if case.episode.key.kind == Kind::Recv && case.episode.key.id.remote().is_some() =>
         {
             Finding {
                 share: Some(first.share),

@@ -336,11 +336,7 @@ impl Scene {
 
     /// A queue, from the next look on.
     pub(super) fn queue(&mut self, target: TargetId, kind: Kind, name: &str, reading: Reading) {
-        let key = QueueKey {
-            target,
-            kind,
-            name: name.to_owned(),
-        };
+        let key = QueueKey::new(target, kind, name.into());
         self.readings.retain(|(known, _)| **known != key);
         self.readings.push((Arc::new(key), reading));
     }
@@ -436,11 +432,7 @@ pub(super) fn episode(kind: Kind, name: &str) -> Episode {
     Episode {
         id: "e".to_owned(),
         incident: "i".to_owned(),
-        key: Arc::new(QueueKey {
-            target: 1,
-            kind,
-            name: name.to_owned(),
-        }),
+        key: Arc::new(QueueKey::new(1, kind, name.into())),
         onset: at,
         start: at,
         end: at,

@@ -168,7 +168,7 @@ pub(super) fn no_baseline(queue: &NoBaseline, targets: &BTreeMap<TargetId, Arc<T
         count(waiting.depth),
         key.kind.unit(),
         target.map_or("?", |target| target.name.as_str()),
-        key.name,
+        key.name(),
         duration(waiting.median_age_ns),
     )
 }

@@ -1,13 +1,11 @@
 //! The attributes of spans: their names are a closed list, and what is not known is absent.
 
-use std::net::SocketAddr;
-
 use opentelemetry::{KeyValue, Value};
 
 use crate::{
     emit::cause,
     event::{CauseStretch, Episode, Hop, Stretch, Verdict},
-    queue::QueueKey,
+    queue::{QueueId, QueueKey},
     text::bounded,
 };
 
@@ -51,23 +49,23 @@ impl Attributes {
         self
     }
 
-    /// Which queue: its kind and name, and the connection's ends where the name holds an address.
+    /// Which queue: its kind and name, and the local or peer address where it has one.
     pub fn queue(self, key: &QueueKey) -> Self {
         let named = self
             .text("tailback.queue.kind", key.kind.name())
-            .text("tailback.queue.name", &key.name);
-        match Ends::of(&key.name) {
-            Some(Ends::Local(at)) => named
+            .text("tailback.queue.name", key.name());
+        match key.id {
+            QueueId::Local(at) => named
                 .text("network.transport", "tcp")
                 .text("network.local.address", &at.ip().to_string())
                 .count("network.local.port", u64::from(at.port())),
-            Some(Ends::Peer(at)) => named
+            QueueId::Remote(at) => named
                 .text("network.transport", "tcp")
                 .text("network.peer.address", &at.ip().to_string())
                 .count("network.peer.port", u64::from(at.port()))
                 .text("server.address", &at.ip().to_string())
                 .count("server.port", u64::from(at.port())),
-            None => named,
+            _ => named,
         }
     }
 
@@ -162,35 +160,13 @@ impl Attributes {
     }
 }
 
-/// The end of a connection that a queue's name holds.
-#[derive(Debug, PartialEq, Eq)]
-enum Ends {
-    /// `0.0.0.0:8080`: a listener.
-    Local(SocketAddr),
-    /// `-> 10.0.0.5:6379`: a remote endpoint.
-    Peer(SocketAddr),
-}
-
-impl Ends {
-    fn of(name: &str) -> Option<Self> {
-        match name.strip_prefix("->") {
-            Some(peer) => peer.trim().parse().ok().map(Self::Peer),
-            None => name.parse().ok().map(Self::Local),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::queue::Kind;
 
     fn of(kind: Kind, name: &str) -> Vec<(String, String)> {
-        let key = QueueKey {
-            target: 1,
-            kind,
-            name: name.to_owned(),
-        };
+        let key = QueueKey::new(1, kind, name.into());
         let attributes = Attributes::default().queue(&key).into_vec();
         attributes
             .into_iter()
@@ -232,16 +208,8 @@ mod tests {
     }
 
     #[test]
-    fn a_name_without_an_address_tells_nothing_of_the_network() {
-        for name in [
-            "fd 1",
-            "",
-            "->",
-            "-> nowhere",
-            "10.0.0.5",
-            ":80",
-            "0.0.0.0:99999",
-        ] {
+    fn an_identity_without_an_address_has_no_network_attributes() {
+        for name in ["fd 1", "", "pipe:[4711]", "node/11", "0x7f00 of 11", ":80"] {
             assert!(of(Kind::Pipe, name).len() <= 2, "{name:?}");
         }
     }

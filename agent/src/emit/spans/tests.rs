@@ -42,11 +42,7 @@ fn incident_opened() -> Event {
 }
 
 fn key(kind: Kind, name: &str) -> Arc<QueueKey> {
-    Arc::new(QueueKey {
-        target: 1,
-        kind,
-        name: name.into(),
-    })
+    Arc::new(QueueKey::new(1, kind, name.into()))
 }
 
 fn episode(id: &str, kind: Kind) -> Episode {

@@ -160,14 +160,14 @@ impl World {
         };
         let readings = self.model.read(&sample);
         let tell = |(key, reading): (std::sync::Arc<crate::queue::QueueKey>, Reading)| {
-            (key.kind, key.name.clone(), reading)
+            (key.kind, key.name().to_owned(), reading)
         };
         self.readings = readings.queues.into_iter().map(tell).collect();
         self.gone = readings
             .gone
             .iter()
             .filter(|key| matches!(key.kind, Kind::Inflight | Kind::Downstream))
-            .map(|key| key.name.clone())
+            .map(|key| key.name().to_owned())
             .collect();
     }
 

@@ -58,7 +58,7 @@ fn look(
     queues
         .find(|(key, _)| key.kind == Kind::Eventloop)
         .map(|(key, reading)| {
-            assert_eq!(key.name, "worker/11");
+            assert_eq!(key.name(), "worker/11");
             reading
         })
 }

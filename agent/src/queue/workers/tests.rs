@@ -63,7 +63,7 @@ fn read(model: &mut Model, tick: u64, waits: Vec<Wait>) -> Vec<(String, Reading)
     let queues = readings.queues.into_iter();
     queues
         .filter(|(key, _)| key.kind == Kind::Workers)
-        .map(|(key, reading)| (key.name.clone(), reading))
+        .map(|(key, reading)| (key.name().to_owned(), reading))
         .collect()
 }
 
