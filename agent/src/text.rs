@@ -1,7 +1,15 @@
-//! Numbers, durations and foreign names as people read them.
+//! Formatting for people: numbers with units, untrusted names made safe to print, lines wrapped by display width.
 #![forbid(unsafe_code)]
 
-/// `1.2 s`, `340 ms`, `52 µs`, `3 min 20 s`.
+use std::borrow::Cow;
+
+use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm};
+use unicode_width::UnicodeWidthStr as _;
+
+/// Most bytes of an untrusted name in one line of output.
+const MAX_NAME_BYTES: usize = 200;
+
+/// Formats nanoseconds: `1.2 s`, `340 ms`, `52 µs`, `3 min 20 s`.
 pub fn duration(ns: u64) -> String {
     let seconds = ns as f64 / 1e9;
     match ns {
@@ -19,7 +27,7 @@ pub fn duration(ns: u64) -> String {
     }
 }
 
-/// `12,345`.
+/// Groups digits by thousands: `12,345`.
 pub fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
@@ -32,7 +40,7 @@ pub fn count(value: u64) -> String {
     out
 }
 
-/// `812 B`, `4.2 kB`, `16 MB`: SI units, as the field writes them.
+/// Formats bytes with SI units (powers of 1000): `812 B`, `4.2 kB`, `16 MB`.
 pub fn bytes(value: u64) -> String {
     let mut scaled = value as f64;
     for unit in ["B", "kB", "MB", "GB", "TB"] {
@@ -48,7 +56,7 @@ pub fn bytes(value: u64) -> String {
     format!("{scaled:.0} PB")
 }
 
-/// `23 of 100 connections`, `4.2 kB of 213 kB`, `7 calls`.
+/// Formats a queue's depth with its limit and unit: `23 of 100 connections`, `4.2 kB of 213 kB`, `7 calls`.
 pub fn amount(value: u64, limit: Option<u64>, unit: &str) -> String {
     match (unit, limit) {
         ("bytes", Some(limit)) => format!("{} of {}", bytes(value), bytes(limit)),
@@ -58,7 +66,7 @@ pub fn amount(value: u64, limit: Option<u64>, unit: &str) -> String {
     }
 }
 
-/// A rate without more digits than it deserves.
+/// Formats a rate per second: one decimal below 100, whole numbers above.
 pub fn rate(per_s: f64) -> String {
     if per_s >= 100.0 {
         count(per_s.round() as u64)
@@ -67,14 +75,14 @@ pub fn rate(per_s: f64) -> String {
     }
 }
 
-/// A foreign name (a process's, a path's) made harmless, for one line of output.
+/// Makes an untrusted name (of a process, a path) safe to print on one line.
 pub fn harmless(name: &str) -> String {
-    bounded(name, 200)
+    bounded(name, MAX_NAME_BYTES)
 }
 
-/// A foreign text with control characters escaped, at most `max` bytes, with `…` where it was cut.
+/// Escapes control characters in an untrusted text and truncates it to `max` bytes, ending with `…`.
 pub fn bounded(text: &str, max: usize) -> String {
-    const CUT: &str = "…";
+    const ELLIPSIS: &str = "…";
     let mut out = String::with_capacity(text.len().min(max));
     for character in text.chars() {
         let start = out.len();
@@ -85,51 +93,58 @@ pub fn bounded(text: &str, max: usize) -> String {
         }
         if out.len() > max {
             out.truncate(start);
-            while out.len() + CUT.len() > max && out.pop().is_some() {}
-            out.push_str(CUT);
+            while out.len() + ELLIPSIS.len() > max && out.pop().is_some() {}
+            out.push_str(ELLIPSIS);
             break;
         }
     }
     out
 }
 
-/// Characters that reorder what stands around them on a terminal.
+/// Whether a terminal would reorder the text around this character.
 fn is_bidi_control(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Breaks a text into lines of at most `width` characters: at blanks, and within a word that is longer than a line.
-pub fn wrap(text: &str, width: usize) -> Vec<String> {
-    let width = width.max(1);
-    let mut lines = Vec::new();
-    let mut line = String::new();
-    let mut length = 0;
-    for word in text.split(' ').filter(|word| !word.is_empty()) {
-        let long = word.chars().count();
-        if length > 0 && length + 1 + long > width {
-            lines.push(std::mem::take(&mut line));
-            length = 0;
-        }
-        if length > 0 {
-            line.push(' ');
-            length += 1;
-        }
-        for character in word.chars() {
-            if length == width {
-                lines.push(std::mem::take(&mut line));
-                length = 0;
-            }
-            line.push(character);
-            length += 1;
-        }
-    }
-    if length > 0 || lines.is_empty() {
-        lines.push(line);
-    }
-    lines
+/// Wraps a text to lines of at most `columns` terminal columns: at spaces, and inside words longer than a line. Runs of
+/// spaces become one.
+pub fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
+    let text = words.join(" ");
+    let options = Options::new(columns.max(1))
+        .word_separator(WordSeparator::AsciiSpace)
+        .word_splitter(WordSplitter::NoHyphenation)
+        .wrap_algorithm(WrapAlgorithm::FirstFit);
+    textwrap::wrap(&text, options)
+        .into_iter()
+        .map(Cow::into_owned)
+        .collect()
 }
 
-/// `▁▂▃▅█`: a course in one line, scaled to `max`.
+/// The number of terminal columns of a text: 2 for each wide character (CJK, most emoji).
+pub fn width(text: &str) -> usize {
+    text.width()
+}
+
+/// Pads a text on the right to `columns` terminal columns.
+pub fn pad(text: &str, columns: usize) -> String {
+    format!(
+        "{text}{:gap$}",
+        "",
+        gap = columns.saturating_sub(width(text))
+    )
+}
+
+/// Pads a text on the left to `columns` terminal columns, for numbers.
+pub fn pad_left(text: &str, columns: usize) -> String {
+    format!(
+        "{:gap$}{text}",
+        "",
+        gap = columns.saturating_sub(width(text))
+    )
+}
+
+/// Draws values over time as one line, scaled to `max`: `▁▂▃▅█`.
 pub fn sparkline(values: &[u64], max: u64) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let top = BARS.len() as u64 - 1;
@@ -147,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_carry_a_unit_and_few_digits() {
+    fn durations_have_a_unit_and_few_digits() {
         assert_eq!(duration(640), "640 ns");
         assert_eq!(duration(1_500_000), "1.5 ms");
         assert_eq!(duration(340_000_000), "340 ms");
@@ -156,14 +171,14 @@ mod tests {
     }
 
     #[test]
-    fn hostile_names_cannot_write_to_the_terminal() {
+    fn control_characters_in_names_are_escaped() {
         assert_eq!(harmless("a\nb\u{1b}[2J"), "a\\nb\\u{1b}[2J");
         assert!(harmless(&"x".repeat(5_000)).len() <= 200);
         assert_eq!(harmless("nginx: worker ü 漢"), "nginx: worker ü 漢");
     }
 
     #[test]
-    fn a_cut_keeps_the_bound_and_whole_characters() {
+    fn truncation_keeps_the_byte_limit_and_whole_characters() {
         assert_eq!(bounded("abcd", 4), "abcd");
         for max in 3..40 {
             let cut = bounded(&"漢\n".repeat(100), max);
@@ -173,17 +188,27 @@ mod tests {
     }
 
     #[test]
-    fn lines_break_at_blanks_and_never_pass_the_width() {
+    fn lines_break_at_spaces_and_never_exceed_the_display_width() {
         assert_eq!(wrap("one two  three", 7), ["one two", "three"]);
         assert_eq!(wrap("a longestword b", 5), ["a", "longe", "stwor", "d b"]);
         assert_eq!(wrap("", 5), [""]);
+        assert_eq!(wrap("well-known /a/b-c", 10), ["well-known", "/a/b-c"]);
         let text = "größe 漢字漢字漢字 x ".repeat(20);
-        for width in 1..30 {
-            let lines = wrap(&text, width);
-            assert!(lines.iter().all(|line| line.chars().count() <= width));
+        // A line cannot be narrower than its widest character, two columns.
+        for columns in 2..30 {
+            let lines = wrap(&text, columns);
+            assert!(lines.iter().all(|line| width(line) <= columns));
             let letters = |text: &str| text.replace(' ', "");
             assert_eq!(letters(&lines.concat()), letters(&text));
         }
+    }
+
+    #[test]
+    fn columns_align_by_display_width() {
+        assert_eq!(width("漢字"), 4);
+        assert_eq!(pad("漢字", 6) + "|", "漢字  |");
+        assert_eq!(pad_left("7", 3), "  7");
+        assert_eq!(pad("longer than", 3), "longer than");
     }
 
     #[test]

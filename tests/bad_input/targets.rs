@@ -101,9 +101,9 @@ fn a_diagnosis_that_finds_nothing_says_how_much_it_looked_at_and_is_no_failure()
     let [line] = &said.out[..] else {
         anyhow::bail!("{:?}", said.out);
     };
-    ensure!(line.starts_with("No queue stands. Looked for"), "{line}");
-    ensure!(line.contains(" at 1 service, "), "{line}");
-    ensure!(line.ends_with(", 1 thread."), "{line}");
+    ensure!(line.starts_with("All queues are ok. Observed"), "{line}");
+    ensure!(line.contains("Observed 1 service, "), "{line}");
+    ensure!(line.contains(", 1 thread for "), "{line}");
     let said = ran(&[&args[..], &["--json"]].concat())?;
     said.said(0, &[])?;
     ensure!(said.words().is_empty(), "{}", said.words());

@@ -78,14 +78,14 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         };
         let outcome = pipeline.step(&sample);
         outcome.events.iter().for_each(|event| findings.take(event));
-        findings.looked(&sample, pipeline.queues());
+        findings.observed(&sample, pipeline.queues());
         progress.show(&findings);
         if let Err(failure) = ticks.finish_tick(&outcome.focused) {
             break Err(failure);
         }
     };
     drop(progress);
-    findings.cannot_judge(pipeline.no_baseline());
+    findings.set_no_baseline(pipeline.no_baseline());
     let last = pipeline.finish();
     last.iter().for_each(|event| findings.take(event));
     // Report what was found even if watching ended early.

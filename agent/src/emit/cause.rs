@@ -1,4 +1,4 @@
-//! A verdict in words, and when it is worth a line.
+//! A verdict as text, and when a new verdict is worth a line of output.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -8,8 +8,8 @@ use crate::{
     event::{Culprit, DrivenBy, Verdict},
 };
 
-/// Characters of a container's id that the field's tools show.
-const SHORT_ID: usize = 12;
+/// Length of a short container id, as `docker ps` shows it.
+const SHORT_ID_CHARS: usize = 12;
 
 /// `it waits for another service, postgres (812) at 127.0.0.1:5432`.
 pub(super) fn verdict(verdict: &Verdict) -> String {
@@ -29,7 +29,7 @@ pub(super) fn culprit(culprit: &Culprit) -> String {
         text += &format!(" at {endpoint}");
     }
     if let Some(container) = &culprit.container {
-        let short: String = container.chars().take(SHORT_ID).collect();
+        let short: String = container.chars().take(SHORT_ID_CHARS).collect();
         if !culprit.name.contains(&short) {
             text += &format!(", container {short}");
         }
@@ -37,55 +37,56 @@ pub(super) fn culprit(culprit: &Culprit) -> String {
     text
 }
 
-/// Which side the queue fills from.
+/// Which side made the queue fill, with the reason.
 pub(super) fn driven_by(side: DrivenBy) -> &'static str {
     match side {
-        DrivenBy::Producer => "producer: more came in than usual",
-        DrivenBy::Consumer => "consumer: less was taken out than usual",
-        DrivenBy::Both => "both: more came in and less was taken out than usual",
-        DrivenBy::Unknown => "unknown: neither side is clearly out of its usual range",
+        DrivenBy::Producer => "producer: arrivals above baseline",
+        DrivenBy::Consumer => "consumer: departures below baseline",
+        DrivenBy::Both => "both: arrivals above and departures below baseline",
+        DrivenBy::Unknown => "unknown: neither rate differs clearly from its baseline",
     }
 }
 
-/// What was last said of each open episode: a verdict is told when it is another one, not when its numbers move.
+/// The verdict last reported for each open episode. A verdict is reported again when its cause or culprit changes, not
+/// when only its numbers do.
 #[derive(Default)]
-pub(super) struct Told(HashMap<String, Gist>);
+pub(super) struct Reported(HashMap<String, Summary>);
 
 #[derive(PartialEq)]
-struct Gist {
+struct Summary {
     cause: Cause,
-    culprit: Option<Who>,
+    culprit: Option<Identity>,
 }
 
-/// A culprit's name may hold numbers that move; what it is does not.
+/// What identifies a culprit. Its name may contain numbers that change.
 #[derive(PartialEq)]
-enum Who {
+enum Identity {
     Process(u32),
     Endpoint(String),
     Named(String),
 }
 
-impl Told {
-    /// Whether this is another verdict than the one that was last told of the episode. From now on it is told.
+impl Reported {
+    /// Whether this verdict differs from the one last reported for the episode; records it as reported.
     pub(super) fn is_news(&mut self, episode: &str, verdict: &Verdict) -> bool {
         let culprit = verdict.culprit.as_ref();
-        let gist = Gist {
+        let summary = Summary {
             cause: verdict.cause,
             culprit: culprit.map(|culprit| match (culprit.pid, &culprit.endpoint) {
-                (Some(pid), _) => Who::Process(pid),
-                (None, Some(endpoint)) => Who::Endpoint(endpoint.clone()),
-                (None, None) => Who::Named(culprit.name.clone()),
+                (Some(pid), _) => Identity::Process(pid),
+                (None, Some(endpoint)) => Identity::Endpoint(endpoint.clone()),
+                (None, None) => Identity::Named(culprit.name.clone()),
             }),
         };
-        if self.0.get(episode) == Some(&gist) {
+        if self.0.get(episode) == Some(&summary) {
             return false;
         }
-        // That nothing is seen is worth no line, unless something was.
-        let is_first = self.0.insert(episode.to_owned(), gist).is_none();
+        // An unknown cause is news only if a cause was reported before.
+        let is_first = self.0.insert(episode.to_owned(), summary).is_none();
         !(is_first && verdict.cause == Cause::Unknown)
     }
 
-    /// The episode is over.
+    /// Forgets an episode that has ended.
     pub(super) fn forget(&mut self, episode: &str) {
         self.0.remove(episode);
     }
@@ -122,10 +123,10 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_is_news_when_its_cause_or_its_culprit_is_another() {
-        let mut told = Told::default();
+    fn a_verdict_is_news_when_its_cause_or_culprit_changes() {
+        let mut reported = Reported::default();
         let mut is_news =
-            |cause, pid, name: &str| told.is_news("e1", &blaming(cause, Some(pid), name));
+            |cause, pid, name: &str| reported.is_news("e1", &blaming(cause, Some(pid), name));
         assert!(is_news(Cause::DownstreamSlow, 812, "postgres (812)"));
         assert!(!is_news(
             Cause::DownstreamSlow,
@@ -134,21 +135,21 @@ mod tests {
         ));
         assert!(is_news(Cause::DownstreamSlow, 813, "postgres (813)"));
         assert!(is_news(Cause::CpuBound, 813, "postgres (813)"));
-        assert!(!told.is_news("e1", &blaming(Cause::CpuBound, Some(813), "")));
-        told.forget("e1");
-        assert!(told.is_news("e1", &blaming(Cause::CpuBound, Some(813), "")));
+        assert!(!reported.is_news("e1", &blaming(Cause::CpuBound, Some(813), "")));
+        reported.forget("e1");
+        assert!(reported.is_news("e1", &blaming(Cause::CpuBound, Some(813), "")));
     }
 
     #[test]
-    fn that_the_cause_is_not_seen_is_news_only_where_one_was() {
-        let mut told = Told::default();
-        assert!(!told.is_news("e1", &blaming(Cause::Unknown, None, "")));
-        assert!(told.is_news("e1", &blaming(Cause::CpuBound, None, "")));
-        assert!(told.is_news("e1", &blaming(Cause::Unknown, None, "")));
+    fn an_unknown_cause_is_news_only_after_a_known_one() {
+        let mut reported = Reported::default();
+        assert!(!reported.is_news("e1", &blaming(Cause::Unknown, None, "")));
+        assert!(reported.is_news("e1", &blaming(Cause::CpuBound, None, "")));
+        assert!(reported.is_news("e1", &blaming(Cause::Unknown, None, "")));
     }
 
     #[test]
-    fn a_culprit_is_named_with_where_it_is_and_nothing_twice() {
+    fn a_culprit_is_named_with_its_endpoint_and_container_without_repetition() {
         assert_eq!(
             verdict(&blaming(Cause::DownstreamSlow, None, "postgres (812)")),
             "it waits for another service, postgres (812) at 10.0.0.5:5432, container c0ffee123456"

@@ -1,4 +1,4 @@
-//! One JSON object a line, `"type"` first. Units are in the names; what is not known is absent.
+//! Events as JSON lines: one object per line, `"type"` first. Key names include the unit; unknown values are absent.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::{Sink, cause::Told};
+use super::{Sink, cause::Reported};
 use crate::{
     cause::Cause,
     diagnose::NoBaseline,
@@ -21,20 +21,20 @@ use crate::{
 /// Writes events as JSON lines.
 pub struct Json<W: Write> {
     out: W,
-    targets: Known,
-    told: Told,
+    targets: Targets,
+    reported: Reported,
 }
 
-/// The services that were told of.
-type Known = BTreeMap<TargetId, Arc<Target>>;
+/// The targets seen so far, by id.
+type Targets = BTreeMap<TargetId, Arc<Target>>;
 
 impl<W: Write> Json<W> {
-    /// Writes to `out`, a line per event, flushed at once.
+    /// Writes to `out`, one line per event, flushed after each.
     pub fn new(out: W) -> Self {
         Self {
             out,
-            targets: Known::new(),
-            told: Told::default(),
+            targets: Targets::new(),
+            reported: Reported::default(),
         }
     }
 
@@ -46,7 +46,7 @@ impl<W: Write> Json<W> {
 }
 
 impl Json<Vec<u8>> {
-    /// The lines since the last time.
+    /// Takes the lines written since the last call.
     pub fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.out)
     }
@@ -91,15 +91,15 @@ impl<W: Write> Sink for Json<W> {
             }
             Event::Episode(episode) => {
                 if !episode.ongoing {
-                    self.told.forget(&episode.id);
+                    self.reported.forget(&episode.id);
                 }
                 episode_object("episode", episode, &self.targets)
             }
-            Event::Cause(stretch) if self.told.is_news(&stretch.episode, &stretch.verdict) => {
+            Event::Cause(stretch) if self.reported.is_news(&stretch.episode, &stretch.verdict) => {
                 cause_object(stretch, &self.targets)
             }
             Event::Agent { at, report } => agent_object(at.unix_ns, report),
-            // These shape the traces; the lines above tell the same.
+            // These only shape traces; other lines report the same facts.
             Event::IncidentOpened { .. }
             | Event::IncidentClosed { .. }
             | Event::EpisodeOpened(_)
@@ -136,7 +136,7 @@ impl<W: Write> Json<W> {
     }
 }
 
-/// What a diagnosis found, an object for an episode.
+/// Writes the result of a diagnosis, one object per episode.
 pub fn diagnoses<'a>(
     out: &mut impl Write,
     episodes: impl Iterator<Item = &'a Episode>,
@@ -150,7 +150,7 @@ pub fn diagnoses<'a>(
     out.flush()
 }
 
-/// What a diagnosis could not judge, an object for a queue.
+/// Writes the queues that a diagnosis could not judge for lack of a baseline, one object per queue.
 pub fn no_baseline(
     out: &mut impl Write,
     queues: &[NoBaseline],
@@ -177,7 +177,7 @@ pub fn no_baseline(
     out.flush()
 }
 
-fn queue_key(object: &mut Object, key: &QueueKey, targets: &Known) {
+fn queue_key(object: &mut Object, key: &QueueKey, targets: &Targets) {
     if let Some(target) = targets.get(&key.target) {
         object.put("target", target.name.as_str());
         object.put("pid", target.pid);
@@ -186,8 +186,8 @@ fn queue_key(object: &mut Object, key: &QueueKey, targets: &Known) {
     object.put("name", key.name());
 }
 
-fn episode_object(word: &str, episode: &Episode, targets: &Known) -> Map<String, Value> {
-    let mut object = Object::new(word);
+fn episode_object(kind: &str, episode: &Episode, targets: &Targets) -> Map<String, Value> {
+    let mut object = Object::new(kind);
     object.put("id", episode.id.as_str());
     object.put("trace_id", episode.incident.as_str());
     if episode.ongoing {
@@ -234,8 +234,8 @@ fn episode_object(word: &str, episode: &Episode, targets: &Known) -> Map<String,
     object.0
 }
 
-/// A cause that is first known, or another than before.
-fn cause_object(stretch: &CauseStretch, targets: &Known) -> Map<String, Value> {
+/// A cause that has become known or has changed.
+fn cause_object(stretch: &CauseStretch, targets: &Targets) -> Map<String, Value> {
     let mut object = Object::new("cause");
     queue_key(&mut object, &stretch.key, targets);
     object.put("episode", stretch.episode.as_str());
@@ -254,7 +254,7 @@ fn cause_object(stretch: &CauseStretch, targets: &Known) -> Map<String, Value> {
     object.0
 }
 
-fn put_verdict(object: &mut Object, verdict: &Verdict, targets: &Known) {
+fn put_verdict(object: &mut Object, verdict: &Verdict, targets: &Targets) {
     object.put("cause", verdict.cause.name());
     object.put_some("share", verdict.share.map(round));
     object.put_some(
@@ -276,14 +276,14 @@ fn put_verdict(object: &mut Object, verdict: &Verdict, targets: &Known) {
     object.put("shares", shares.collect::<Map<String, Value>>());
     object.put("samples", verdict.samples);
     if !verdict.messages.is_empty() {
-        let messages: Vec<Value> = verdict.messages.iter().map(said).collect();
+        let messages: Vec<Value> = verdict.messages.iter().map(message).collect();
         object.put("messages", messages);
     }
     object.put("evidence", verdict.evidence.as_str());
     object.put("advice", verdict.advice.as_str());
 }
 
-fn culprit(culprit: &Culprit, targets: &Known) -> Map<String, Value> {
+fn culprit(culprit: &Culprit, targets: &Targets) -> Map<String, Value> {
     let mut object = Object(Map::new());
     object.put("kind", culprit.kind.name());
     object.put_some("target", name_of(culprit.target, targets));
@@ -294,17 +294,17 @@ fn culprit(culprit: &Culprit, targets: &Known) -> Map<String, Value> {
     object.0
 }
 
-fn hop(hop: &Hop, targets: &Known) -> Value {
+fn hop(hop: &Hop, targets: &Targets) -> Value {
     let mut object = Object(Map::new());
     object.put_some("target", name_of(hop.target, targets));
     object.put_some("pid", hop.pid);
     object.put("name", hop.name.as_str());
-    object.put("what", hop.what.as_str());
+    object.put("state", hop.what.as_str());
     object.put("cause", hop.cause.name());
     Value::Object(object.0)
 }
 
-fn said(said: &LoggedMessage) -> Value {
+fn message(said: &LoggedMessage) -> Value {
     let mut object = Object(Map::new());
     object.put("name", said.name.as_str());
     object.put("path", said.path.as_str());
@@ -315,8 +315,8 @@ fn said(said: &LoggedMessage) -> Value {
     Value::Object(object.0)
 }
 
-/// The service's name, where the target is known.
-fn name_of(target: Option<TargetId>, targets: &Known) -> Option<&str> {
+/// The service's name, if the target is known.
+fn name_of(target: Option<TargetId>, targets: &Targets) -> Option<&str> {
     Some(targets.get(&target?)?.name.as_str())
 }
 
@@ -331,7 +331,7 @@ fn target_object(unix_ns: u64, target: &Target) -> Map<String, Value> {
     let mut object = Object::new("target");
     object.put("time_unix_ns", unix_ns);
     object.put("target", target.name.as_str());
-    // Watched for what one that was asked for waits for.
+    // Watched because a requested target has connections to it.
     object.put_some("neighbour", target.followed.then_some(true));
     object.put("pid", target.pid);
     object.put("exe", target.exe.as_str());
@@ -372,7 +372,7 @@ impl Object {
     }
 }
 
-/// Four digits after the point are more than any of these measures has.
+/// Rounds to four decimals, more than any of these quantities is precise to.
 pub(crate) fn round(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }

@@ -1,4 +1,4 @@
-//! The other end: what the pipeline says, told to people, programs and trace stores.
+//! Outputs of the pipeline: text for people, JSON lines for programs, spans for trace stores.
 
 mod cause;
 #[cfg(test)]
@@ -14,8 +14,8 @@ use std::io;
 
 use crate::event::Event;
 
-/// Something that is told what happens.
+/// An output that receives the pipeline's events.
 pub trait Sink {
-    /// Tells one event.
+    /// Writes one event.
     fn emit(&mut self, event: &Event) -> io::Result<()>;
 }

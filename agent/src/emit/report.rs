@@ -1,7 +1,7 @@
-//! What a diagnosis found, for a person in an incident: the verdict first, then what speaks for it, then what to do.
+//! The text report of `tailback diagnose`: the verdict, its evidence, and advice.
 //!
-//! One block per incident, headed by the service at the head of the jam; then its victims, in the order in which their
-//! queues filled. At most 100 columns. Pure: findings in, text out.
+//! Each incident is one block. It starts with the service closest to the root cause; the affected services follow in the
+//! order in which their queues filled. Lines have at most 100 columns. Pure: findings in, text out.
 #![forbid(unsafe_code)]
 
 mod findings;
@@ -24,36 +24,49 @@ use super::{
 };
 use crate::{
     event::{Activity, Episode, Hop, Level, Verdict},
-    text::{bounded, count, duration, wrap},
+    text::{bounded, count, duration, pad, width, wrap},
 };
 
+// Layout, in terminal columns.
+
+/// Width of the report.
 const COLUMNS: usize = 100;
-/// Where the rows of a block begin, and how wide their labels are.
+/// Indentation of the rows of a block.
 const INDENT: usize = 2;
+/// Width of a row's label.
 const LABEL: usize = 12;
+/// Width of a row's value.
 const VALUE: usize = COLUMNS - INDENT - LABEL;
-/// The level, before the headline.
+/// Width of the level before a headline.
 const TAG: usize = 10;
-/// The clock, before the tag of a victim.
+/// Width of the time before an affected service.
 const CLOCK: usize = 15;
-/// States that are shown; what else there is stands in one line.
+
+// Limits of what is shown; the report counts the rest.
+
+/// Thread states with a bar of their own; the others share one.
 const MAX_SHARES: usize = 4;
-/// A smaller share of the time says nothing.
+/// Smallest share of time that is shown.
 const MIN_SHARE: f64 = 0.005;
+/// Hops of the wait chain.
 const MAX_HOPS: usize = 8;
-/// Longest name in the tree of the path, bytes.
-const MAX_HOP_NAME: usize = 40;
+/// Longest name in the wait chain, in bytes.
+const MAX_HOP_NAME_BYTES: usize = 40;
+/// Log messages per service.
 const MAX_MESSAGES: usize = 3;
+/// Further queues per service.
 const MAX_QUEUES: usize = 5;
+/// Notices of the agent.
 const MAX_NOTES: usize = 5;
+/// Queues without a baseline.
 const MAX_NO_BASELINE: usize = 5;
-/// Longest foreign text in one row, bytes.
-const MAX_TEXT: usize = 1_000;
+/// Longest untrusted text in one row, in bytes.
+const MAX_TEXT_BYTES: usize = 1_000;
 const DIM: &str = "\x1b[2m";
 const BOLD: &str = "\x1b[1m";
 const OFF: &str = "\x1b[0m";
 
-/// Writes the report: quiet, the headlines alone; verbose, every victim in full.
+/// Writes the report. Quiet prints only headlines; verbose prints every affected service in full.
 pub fn write(
     out: &mut impl Write,
     findings: &Findings,
@@ -69,21 +82,21 @@ pub fn write(
     for incident in findings.incidents() {
         report.incident(&incident);
     }
-    report.sum();
+    report.summary();
     for line in report.lines {
         writeln!(out, "{}", line.trim_end())?;
     }
     out.flush()
 }
 
-/// `Looking: 3 of 10 s; 16 services, 162 queues; 2 not ok`, for the time until there is a report.
+/// The progress line before the report: `Observing: 3 of 10 s; 16 services, 162 queues; 2 not ok`.
 pub fn progress(findings: &Findings, elapsed: Duration, all: Duration) -> String {
     let not_ok = match findings.open() {
         0 => "all ok".to_owned(),
         open => format!("{} not ok", count(open as u64)),
     };
     format!(
-        "Looking: {} of {}; {}, {}; {not_ok}",
+        "Observing: {} of {}; {}, {}; {not_ok}",
         elapsed.as_secs().min(all.as_secs()),
         duration(u64::try_from(all.as_nanos()).unwrap_or(u64::MAX)),
         counted(findings.services, "service", "services"),
@@ -106,7 +119,8 @@ impl Report<'_> {
         let victims: Vec<&Service<'_>> = services.collect();
         if !victims.is_empty() && self.verbosity > Verbosity::Quiet {
             self.lines.push(String::new());
-            let text = "In the same incident, in the order in which the queues filled:";
+            let text =
+                "Other services in this incident, in the order in which their queues filled:";
             self.lines.push(format!("{:INDENT$}{text}", ""));
         }
         for victim in victims {
@@ -124,7 +138,7 @@ impl Report<'_> {
         }
     }
 
-    /// All that is known of one service.
+    /// The full block of one service.
     fn service(&mut self, service: &Service<'_>) {
         let Some((lead, others)) = service.episodes.split_first() else {
             return;
@@ -151,7 +165,7 @@ impl Report<'_> {
             .flat_map(|it| &it.messages)
             .take(MAX_MESSAGES)
         {
-            self.row("its log", &message(said));
+            self.row("log", &message(said));
         }
         self.others(lead, others);
         if let Some(verdict) = verdict {
@@ -160,7 +174,7 @@ impl Report<'_> {
         self.row("advice", advice(episode));
     }
 
-    /// A service that suffers from another's jam: what is its own.
+    /// The short block of a service affected by another one: only what differs from the head's block.
     fn victim(&mut self, victim: &Service<'_>, head: &Service<'_>) {
         let Some(lead) = victim.episodes.first() else {
             return;
@@ -185,7 +199,7 @@ impl Report<'_> {
         }
     }
 
-    /// The level, the queue, and why: `FULL  shop accept 0.0.0.0:80: it waits for another service, postgres (812)`.
+    /// The level, the queue and the cause: `FULL  shop accept 0.0.0.0:80: it waits for another service, postgres (812)`.
     fn headline(&mut self, indent: usize, seen: &Seen) {
         let Seen { episode, level } = seen;
         let tag = if episode.ongoing {
@@ -198,10 +212,10 @@ impl Report<'_> {
         } else {
             String::new()
         };
-        let why = episode.verdict.as_deref().map_or_else(
-            || "not looked at for long enough to say why".to_owned(),
-            cause::verdict,
-        );
+        let why = episode
+            .verdict
+            .as_deref()
+            .map_or_else(|| "cause not known yet".to_owned(), cause::verdict);
         let text = format!("{}{was}: {why}", self.queue_name(episode));
         let clock = match indent {
             0 => String::new(),
@@ -209,7 +223,7 @@ impl Report<'_> {
         };
         let paint = if episode.ongoing { style(*level) } else { DIM };
         let (on, bold, off) = self.paint(paint);
-        let text = bounded(&text, MAX_TEXT);
+        let text = bounded(&text, MAX_TEXT_BYTES);
         let lines = wrap(&text, COLUMNS - indent - TAG);
         for (index, line) in lines.iter().enumerate() {
             self.lines.push(match index {
@@ -222,13 +236,13 @@ impl Report<'_> {
         }
     }
 
-    /// Where the workers' time went: a bar for each state.
+    /// Where the workers' wall-clock time went: one bar per state.
     fn shares(&mut self, verdict: &Verdict) {
-        let told = |(_, share): &&(Activity, f64)| *share >= MIN_SHARE;
+        let is_shown = |(_, share): &&(Activity, f64)| *share >= MIN_SHARE;
         let shown: Vec<_> = verdict
             .shares
             .iter()
-            .filter(told)
+            .filter(is_shown)
             .take(MAX_SHARES)
             .map(|(activity, share)| (Some(*activity), *share))
             .collect();
@@ -248,11 +262,11 @@ impl Report<'_> {
             });
             let bar = bar(share);
             let percent = (share * 100.0).min(999.0);
-            let column = bar.chars().count() + " 100%  ".len();
-            let looks = format!("(of {} looks)", count(verdict.samples));
-            let fits = column + words.len() + 1 + looks.len() <= VALUE;
+            let column = width(&bar) + " 100%  ".len();
+            let samples = format!("({} samples)", count(verdict.samples));
+            let fits = column + words.len() + 1 + samples.len() <= VALUE;
             let beside = match (index, fits) {
-                (0, true) => format!(" {looks}"),
+                (0, true) => format!(" {samples}"),
                 _ => String::new(),
             };
             self.line(
@@ -260,15 +274,15 @@ impl Report<'_> {
                 &format!("{on}{bar}{off} {percent:>3.0}%  {words}{beside}"),
             );
             if index == 0 && !fits {
-                self.line("", &format!("{:column$}{looks}", ""));
+                self.line("", &format!("{:column$}{samples}", ""));
             }
         }
     }
 
-    /// From the queue to the head of the jam, a step a line.
+    /// The wait chain from the queue to its root cause, one line per hop.
     fn path(&mut self, verdict: &Verdict) {
         let path = &verdict.path;
-        // What the only process does is in the evidence.
+        // With a single process the evidence says it all.
         if path.len() < 2 {
             return;
         }
@@ -279,10 +293,10 @@ impl Report<'_> {
                     0 => String::new(),
                     depth => format!("{:indent$}└─ ", "", indent = 3 * (depth - 1)),
                 };
-                let name = format!("{branch}{}", bounded(&hop.name, MAX_HOP_NAME));
+                let name = format!("{branch}{}", bounded(&hop.name, MAX_HOP_NAME_BYTES));
                 let is_known = |other: &Hop| other.pid.is_some() && other.pid == hop.pid;
-                let again = if depth > 1 && path[..depth - 1].iter().any(is_known) {
-                    " (again: a cycle)"
+                let cycle = if depth > 1 && path[..depth - 1].iter().any(is_known) {
+                    " (cycle)"
                 } else {
                     ""
                 };
@@ -290,17 +304,16 @@ impl Report<'_> {
                     "" => hop.cause.title(),
                     what => what,
                 };
-                (name, bounded(&format!("{what}{again}"), MAX_TEXT))
+                (name, bounded(&format!("{what}{cycle}"), MAX_TEXT_BYTES))
             })
             .collect();
-        let names = rows.iter().map(|(name, _)| name.chars().count());
-        // What they do stands in one column.
+        let names = rows.iter().map(|(name, _)| width(name));
         let column = names.max().unwrap_or(0) + 2;
         for (index, (name, what)) in rows.iter().enumerate() {
             for (line, text) in wrap(what, VALUE - column).iter().enumerate() {
                 let name = if line == 0 { name.as_str() } else { "" };
                 let label = if index + line == 0 { "path" } else { "" };
-                self.line(label, &format!("{name:<column$}{text}"));
+                self.line(label, &format!("{}{text}", pad(name, column)));
             }
         }
         if let more @ 1.. = path.len().saturating_sub(MAX_HOPS) {
@@ -308,11 +321,11 @@ impl Report<'_> {
         }
     }
 
-    /// The service's other queues that stand.
+    /// The service's other queues that are not ok.
     fn others(&mut self, lead: &Seen, others: &[&Seen]) {
         for seen in others.iter().take(MAX_QUEUES) {
             let Episode { key, verdict, .. } = &seen.episode;
-            let standing = match (seen.episode.ongoing, seen.level) {
+            let level = match (seen.episode.ongoing, seen.level) {
                 (true, level) => level.name(),
                 (false, _) => "over",
             };
@@ -324,7 +337,7 @@ impl Report<'_> {
                 _ => String::new(),
             };
             let text = format!(
-                "{} {}, {standing}, {}{why}",
+                "{} {}, {level}, {}{why}",
                 key.kind.name(),
                 key.name(),
                 at_most(&seen.episode)
@@ -336,36 +349,39 @@ impl Report<'_> {
         }
     }
 
-    /// How much was looked at; whatever was found.
-    fn sum(&mut self) {
+    /// The last lines: how many queues are not ok, and what was observed.
+    fn summary(&mut self) {
         let found = self.findings;
-        let looked = format!(
-            "{} at {}{}, {}, {}",
-            duration(found.looked_ns()),
+        let observed = format!(
+            "{}{}, {}, {} for {}",
             counted(found.services, "service", "services"),
-            match found.followed {
+            match found.neighbours {
                 0 => String::new(),
-                around => format!(" and {} around them", count(around as u64)),
+                n => format!(" and {}", counted(n, "neighbour", "neighbours")),
             },
             counted(found.queues, "queue", "queues"),
             counted(found.threads, "thread", "threads"),
+            duration(found.observed_ns()),
         );
         let verdict = match (found.episodes().next(), found.open()) {
-            (None, _) => "No queue stands".to_owned(),
-            (Some(_), 0) => "No queue stands any more".to_owned(),
+            (None, _) => "All queues are ok".to_owned(),
+            (Some(_), 0) => "All queues are ok again".to_owned(),
             (Some(_), open) => format!("{} not ok", counted(open, "queue is", "queues are")),
         };
-        self.text(0, &format!("{verdict}. Looked for {looked}."));
+        self.text(0, &format!("{verdict}. Observed {observed}."));
         if found.dropped > 0 {
-            let text = format!("{} that are over are not shown.", count(found.dropped));
+            let text = format!(
+                "{} episodes that are over are not shown.",
+                count(found.dropped)
+            );
             self.text(0, &text);
         }
-        // A report that keeps this to itself would call well what nobody knows.
+        // Printed even if quiet: otherwise the report would imply that these queues are ok.
         for queue in found.no_baseline().iter().take(MAX_NO_BASELINE) {
             self.text(0, &no_baseline(queue, found.targets()));
         }
         if let more @ 1.. = found.no_baseline().len().saturating_sub(MAX_NO_BASELINE) {
-            self.text(0, &format!("No baseline: {more} more queues like that."));
+            self.text(0, &format!("No baseline: {more} more queues."));
         }
         if self.verbosity > Verbosity::Quiet {
             for text in found.notices.values().take(MAX_NOTES) {
@@ -381,17 +397,20 @@ impl Report<'_> {
         format!("{name} {} {}", key.kind.name(), key.name())
     }
 
-    /// A labelled text, in as many lines as it takes. Nothing where there is no text.
+    /// A labelled text, wrapped. An empty text prints nothing.
     fn row(&mut self, label: &str, text: &str) {
         if text.is_empty() {
             return;
         }
-        for (index, line) in wrap(&bounded(text, MAX_TEXT), VALUE).iter().enumerate() {
+        for (index, line) in wrap(&bounded(text, MAX_TEXT_BYTES), VALUE)
+            .iter()
+            .enumerate()
+        {
             self.line(if index == 0 { label } else { "" }, line);
         }
     }
 
-    /// A labelled line as it is.
+    /// A labelled line, not wrapped.
     fn line(&mut self, label: &str, text: &str) {
         let (on, _, off) = match label {
             "" => ("", "", ""),
@@ -403,12 +422,12 @@ impl Report<'_> {
     }
 
     fn text(&mut self, indent: usize, text: &str) {
-        for line in wrap(&bounded(text, MAX_TEXT), COLUMNS - indent) {
+        for line in wrap(&bounded(text, MAX_TEXT_BYTES), COLUMNS - indent) {
             self.lines.push(format!("{:indent$}{line}", ""));
         }
     }
 
-    /// How to begin with this style, with bold, and how to end; nothing without colour.
+    /// The escape sequences for this style, for bold, and for reset; empty without colour.
     fn paint<'s>(&self, style: &'s str) -> (&'s str, &'static str, &'static str) {
         match self.colour {
             Colour::Always => (style, BOLD, OFF),

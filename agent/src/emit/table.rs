@@ -1,4 +1,4 @@
-//! Every queue once, as a table for a person: worst first, with what is idle left out.
+//! The table of `tailback sample`: one row per queue, worst first, idle queues hidden.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -12,22 +12,22 @@ use crate::{
     event::{Level, QueueState},
     queue::Kind,
     sample::Target,
-    text::{bounded, bytes, count, duration, rate},
+    text::{bounded, bytes, count, duration, pad, pad_left, rate, width as width_of},
 };
 
 const COLUMNS: usize = 10;
-const HEADS: [&str; COLUMNS] = [
-    "TARGET", "PID", "KIND", "QUEUE", "DEPTH", "LIMIT", "IN/s", "OUT/s", "WAITS", "LEVEL",
+const HEADERS: [&str; COLUMNS] = [
+    "TARGET", "PID", "KIND", "QUEUE", "DEPTH", "LIMIT", "IN/s", "OUT/s", "OLDEST", "LEVEL",
 ];
-/// Columns of numbers, which stand to the right.
-const NUMBERS: [usize; 6] = [1, 4, 5, 6, 7, 8];
-/// Longest name in a cell, characters.
-const MAX_NAME: usize = 40;
-/// Rows that are not ok and are told more of, below the table.
+/// Right-aligned columns.
+const NUMERIC: [usize; 6] = [1, 4, 5, 6, 7, 8];
+/// Longest name in a cell, in bytes.
+const MAX_NAME_BYTES: usize = 40;
+/// Most notes about queues that are not ok, below the table.
 const MAX_NOTES: usize = 10;
 
-/// Writes one row per queue, the worst first, then what more there is to say of those that are not ok. Queues in which
-/// nothing waits are left out unless `all` (but each service keeps one row); the last line says how many.
+/// Writes one row per queue, worst first, then a note per queue that is not ok. Idle queues are hidden unless `all` is
+/// set, but each service keeps one row; the last line counts the hidden ones.
 pub fn write(
     out: &mut impl Write,
     states: &[QueueState],
@@ -41,7 +41,7 @@ pub fn write(
             .cmp(&a.level)
             .then(is_idle(a).cmp(&is_idle(b)))
             .then(b.score.total_cmp(&a.score))
-            // What a service is for says more of it than what it has.
+            // The accept queue is the most informative one of an idle service.
             .then(is_accept(b).cmp(&is_accept(a)))
             .then_with(|| a.key.cmp(&b.key))
     });
@@ -54,19 +54,19 @@ pub fn write(
         .iter()
         .map(|state| row(state, target(state.key.target).as_deref()))
         .collect();
-    let mut widths = HEADS.map(str::len);
+    let mut widths = HEADERS.map(str::len);
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            *width = (*width).max(width_of(cell));
         }
     }
-    write_row(out, &HEADS.map(str::to_owned), &widths, None)?;
+    write_row(out, &HEADERS.map(str::to_owned), &widths, None)?;
     for (state, row) in shown.iter().zip(&rows) {
         let paint = (colour == Colour::Always).then(|| style(state.level));
         write_row(out, row, &widths, paint)?;
     }
     write_notes(out, &shown, &target)?;
-    write_sum(out, states, shown.len())
+    write_summary(out, states, shown.len())
 }
 
 fn row(state: &QueueState, target: Option<&Target>) -> [String; COLUMNS] {
@@ -81,25 +81,25 @@ fn row(state: &QueueState, target: Option<&Target>) -> [String; COLUMNS] {
         "bytes" => bytes(per_s as u64),
         _ => rate(per_s),
     };
-    let waits = reading
+    let oldest = reading
         .oldest_age_ns
         .max(reading.wait_ns)
         .filter(|_| reading.depth > 0);
     [
-        target.map_or_else(unknown, |target| bounded(&target.name, MAX_NAME)),
+        target.map_or_else(unknown, |target| bounded(&target.name, MAX_NAME_BYTES)),
         target.map_or_else(unknown, |target| target.pid.to_string()),
         state.key.kind.name().to_owned(),
-        bounded(state.key.name(), MAX_NAME),
+        bounded(state.key.name(), MAX_NAME_BYTES),
         amount(reading.depth),
         reading.limit.map_or_else(unknown, amount),
         state.arrivals_per_s.map_or_else(unknown, flow),
         state.departures_per_s.map_or_else(unknown, flow),
-        waits.map_or_else(unknown, duration),
+        oldest.map_or_else(unknown, duration),
         state.level.name().to_owned(),
     ]
 }
 
-/// Which part of each bad queue is worst off, and what was lost.
+/// For each queue that is not ok: its worst part (a connection, a thread) and what it lost.
 fn write_notes(
     out: &mut impl Write,
     shown: &[&QueueState],
@@ -112,7 +112,7 @@ fn write_notes(
                 0 => None,
                 losses => Some(format!("{} {}", count(losses), state.key.kind.losses())),
             };
-            let said: Vec<String> = state
+            let parts: Vec<String> = state
                 .reading
                 .worst
                 .clone()
@@ -121,9 +121,9 @@ fn write_notes(
                 .collect();
             let name =
                 target(state.key.target).map_or_else(String::new, |target| target.name.clone());
-            (!said.is_empty()).then(|| {
+            (!parts.is_empty()).then(|| {
                 let kind = state.key.kind.name();
-                format!("  {name} {kind} {}: {}", state.key.name(), said.join("; "))
+                format!("  {name} {kind} {}: {}", state.key.name(), parts.join("; "))
             })
         })
         .collect();
@@ -136,7 +136,7 @@ fn write_notes(
     Ok(())
 }
 
-fn write_sum(out: &mut impl Write, states: &[QueueState], shown: usize) -> io::Result<()> {
+fn write_summary(out: &mut impl Write, states: &[QueueState], shown: usize) -> io::Result<()> {
     let targets: BTreeSet<u32> = states.iter().map(|state| state.key.target).collect();
     let bad = states
         .iter()
@@ -148,10 +148,8 @@ fn write_sum(out: &mut impl Write, states: &[QueueState], shown: usize) -> io::R
     };
     let hidden = match states.len().saturating_sub(shown) {
         0 => String::new(),
-        n => format!(
-            "; {} in which nothing waits not shown (-v shows them)",
-            count(n as u64)
-        ),
+        1 => "; 1 idle queue hidden (show with -v)".to_owned(),
+        n => format!("; {} idle queues hidden (show with -v)", count(n as u64)),
     };
     let verdict = match bad {
         0 => "all ok".to_owned(),
@@ -168,8 +166,8 @@ fn is_accept(state: &QueueState) -> bool {
     state.key.kind == Kind::Accept
 }
 
-/// Nothing waits in it. How many files are open, or how much memory is used, is never nothing: that is of interest when
-/// it comes near its limit.
+/// Whether the queue is empty. Open files and used memory are never zero, so those kinds count as idle below half of
+/// their limit.
 fn is_idle(state: &QueueState) -> bool {
     let reading = &state.reading;
     let is_stock = matches!(state.key.kind, Kind::Fd | Kind::Memory);
@@ -186,10 +184,10 @@ fn write_row(
 ) -> io::Result<()> {
     let mut line = String::new();
     for (index, (cell, width)) in cells.iter().zip(widths).enumerate() {
-        let cell = if NUMBERS.contains(&index) {
-            format!("{cell:>width$}  ")
+        let cell = if NUMERIC.contains(&index) {
+            pad_left(cell, *width) + "  "
         } else {
-            format!("{cell:<width$}  ")
+            pad(cell, *width) + "  "
         };
         match paint_level.filter(|_| index == COLUMNS - 1) {
             Some(paint) => line += &format!("{paint}{}\x1b[0m", cell.trim_end()),
@@ -238,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_stands_first_and_what_is_idle_is_left_out() {
+    fn the_worst_queue_comes_first_and_idle_ones_are_hidden() {
         let states = [
             state(1, Kind::Recv, 0, Level::Ok),
             state(1, Kind::Send, 5, Level::Ok),
@@ -254,7 +252,7 @@ mod tests {
         assert_eq!(names, ["s2", "s1", "s3"], "{text}");
         assert!(text.contains("s2 pipe q: fd 3"), "{text}");
         assert!(
-            text.ends_with("3 services, 4 queues: 1 not ok; 1 in which nothing waits not shown (-v shows them)\n"),
+            text.ends_with("3 services, 4 queues: 1 not ok; 1 idle queue hidden (show with -v)\n"),
             "{text}"
         );
         assert!(table(&states, true).ends_with("4 queues: 1 not ok\n"));

@@ -1,6 +1,6 @@
-//! What happens, for a person: a line per level change, a summary per episode.
+//! Events as text for people: one line per level change, one summary per episode.
 //!
-//! Times are UTC, so that a replay says the same anywhere.
+//! Times are in UTC, so that a replay prints the same everywhere.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Sink, cause, cause::Told};
+use super::{Sink, cause, cause::Reported};
 use crate::{
     event::{Episode, Event, Instant, Level, QueueState, Verdict},
     queue::{Kind, QueueKey},
@@ -17,33 +17,33 @@ use crate::{
     text::{amount, bounded, count, duration, sparkline},
 };
 
-/// Longer than anything that is said in one line.
+/// Bound for one line of text; regular lines are much shorter.
 const MAX_LINE_BYTES: usize = 2_000;
 
-/// Whether to colour.
+/// Whether to use ANSI colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Colour {
     Always,
     Never,
 }
 
-/// How much to say.
+/// How much to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
-    /// Episode summaries alone.
+    /// Only episode summaries.
     Quiet,
     Normal,
-    /// Also what the agent does.
+    /// Also the agent's own reports and changes of targets.
     Verbose,
 }
 
-/// Writes events as lines for a person.
+/// Writes events as text lines.
 pub struct Terminal<W: Write> {
     out: W,
     colour: Colour,
     verbosity: Verbosity,
     targets: BTreeMap<TargetId, Arc<Target>>,
-    told: Told,
+    reported: Reported,
 }
 
 impl<W: Write> Terminal<W> {
@@ -54,7 +54,7 @@ impl<W: Write> Terminal<W> {
             colour,
             verbosity,
             targets: BTreeMap::new(),
-            told: Told::default(),
+            reported: Reported::default(),
         }
     }
 
@@ -70,7 +70,7 @@ impl<W: Write> Terminal<W> {
             (Colour::Always, None) => ("\x1b[2m", "\x1b[0m"),
             (Colour::Never, _) => ("", ""),
         };
-        // Live names are harmless already; those of a recording are whatever its maker wrote.
+        // Names from a live system are escaped already; a recording may contain anything.
         let text = bounded(text, MAX_LINE_BYTES);
         writeln!(
             self.out,
@@ -99,27 +99,27 @@ impl<W: Write> Terminal<W> {
                 .map(|target| describe(target))
                 .collect::<Vec<String>>()
         };
-        self.several(at, "gone", &only_in(&before, &now))?;
-        self.several(at, "watching", &only_in(&now, &before))?;
+        self.lines(at, "exited", &only_in(&before, &now))?;
+        self.lines(at, "watching", &only_in(&now, &before))?;
         if self.verbosity >= Verbosity::Verbose {
             let grown = now.values().filter(|target| {
                 let before = before.get(&target.id);
                 before.is_some_and(|before| before.tgids.len() != target.tgids.len())
             });
             let grown: Vec<String> = grown.map(|target| describe(target)).collect();
-            self.several(at, "changed", &grown)?;
+            self.lines(at, "changed", &grown)?;
         }
         Ok(())
     }
 
-    /// A line for each, or one line where they are many.
-    fn several(&mut self, at: Instant, word: &str, targets: &[String]) -> io::Result<()> {
-        const MANY: usize = 5;
-        if targets.len() > MANY {
+    /// One line per service, or a single line for more than `MAX_LINES`.
+    fn lines(&mut self, at: Instant, word: &str, targets: &[String]) -> io::Result<()> {
+        const MAX_LINES: usize = 5;
+        if targets.len() > MAX_LINES {
             let text = format!(
                 "{} services: {}, …",
                 targets.len(),
-                targets[..MANY].join(", ")
+                targets[..MAX_LINES].join(", ")
             );
             return self.line(at, None, word, &text);
         }
@@ -229,7 +229,7 @@ impl<W: Write> Terminal<W> {
             &match episode.lead_ns {
                 Some(lead) => format!("{} before it was full", duration(lead)),
                 None => format!(
-                    "it did not become full (worst level: {})",
+                    "did not become full (max level: {})",
                     episode.level_max.name()
                 ),
             },
@@ -261,7 +261,7 @@ impl<W: Write> Terminal<W> {
         row(&mut self.out, "trace", &episode.incident)
     }
 
-    /// A line of its own when a cause is first known, and when it is another one.
+    /// Prints a line when a cause is first known and when it changes.
     fn cause(
         &mut self,
         at: Instant,
@@ -269,7 +269,7 @@ impl<W: Write> Terminal<W> {
         key: &QueueKey,
         verdict: &Verdict,
     ) -> io::Result<()> {
-        if !self.told.is_news(episode, verdict) || self.verbosity < Verbosity::Normal {
+        if !self.reported.is_news(episode, verdict) || self.verbosity < Verbosity::Normal {
             return Ok(());
         }
         let name = self.queue_name(key);
@@ -279,7 +279,7 @@ impl<W: Write> Terminal<W> {
 
     fn agent(&mut self, at: Instant, report: &AgentReport) -> io::Result<()> {
         let text = format!(
-            "{} ticks, {:.2}% of a core, {:.1} MB, files every {}, {} spans delivered, {} dropped",
+            "{} ticks, {:.2}% of a core, {:.1} MB, file scan every {}, {} spans delivered, {} dropped",
             count(report.ticks),
             report.cpu_share * 100.0,
             report.rss_bytes as f64 / 1e6,
@@ -308,11 +308,11 @@ impl<W: Write> Sink for Terminal<W> {
             }
             Event::Episode(episode) => {
                 self.episode(episode)?;
-                // The summary has told it.
+                // The summary has already reported the cause.
                 if !episode.ongoing {
-                    self.told.forget(&episode.id);
+                    self.reported.forget(&episode.id);
                 } else if let Some(verdict) = &episode.verdict {
-                    self.told.is_news(&episode.id, verdict);
+                    self.reported.is_news(&episode.id, verdict);
                 }
             }
             Event::Agent { at, report } if self.verbosity >= Verbosity::Verbose => {
@@ -328,7 +328,7 @@ impl<W: Write> Sink for Terminal<W> {
 fn describe(target: &Target) -> String {
     let processes = match target.tgids.len() {
         1 => "1 process".to_owned(),
-        several => format!("{several} processes"),
+        n => format!("{n} processes"),
     };
     format!("{} (pid {}, {processes})", target.name, target.pid)
 }
@@ -379,19 +379,19 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    fn held(episode: &Episode, from: u64, to: u64) -> Event {
+    fn cause_event(episode: &Episode, from: u64, to: u64) -> Event {
         Event::Cause(Box::new(cause(episode, 0, at(from), at(to))))
     }
 
     #[test]
-    fn a_cause_is_told_once_for_each_queue_when_it_is_first_known() {
+    fn a_cause_is_printed_once_per_queue_when_it_is_first_known() {
         let events = [
             targets(),
-            held(&shop(), 10, 10),
-            held(&shop(), 10, 40),
-            held(&gateway(), 12, 12),
+            cause_event(&shop(), 10, 10),
+            cause_event(&shop(), 10, 40),
+            cause_event(&gateway(), 12, 12),
             Event::Episode(Box::new(shop())),
-            held(&shop(), 40, 70),
+            cause_event(&shop(), 40, 70),
         ];
         let text = text(Verbosity::Normal, &events);
         let lines: Vec<&str> = text.lines().filter(|it| it.contains("Z  cause ")).collect();
@@ -409,8 +409,8 @@ mod tests {
     }
 
     #[test]
-    fn quiet_leaves_the_cause_to_the_summary() {
-        let events = [targets(), held(&shop(), 10, 10)];
+    fn quiet_output_reports_the_cause_in_the_summary_only() {
+        let events = [targets(), cause_event(&shop(), 10, 10)];
         assert_eq!(text(Verbosity::Quiet, &events).matches("cause").count(), 0);
         let events = [targets(), Event::Episode(Box::new(shop()))];
         let text = text(Verbosity::Quiet, &events);
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_without_a_verdict_gives_the_numbers() {
+    fn a_summary_without_a_verdict_shows_the_numbers() {
         let young = episode("e1", 1, Kind::Accept, "127.0.0.1:8080");
         let events = [targets(), Event::Episode(Box::new(young))];
         let text = text(Verbosity::Normal, &events);

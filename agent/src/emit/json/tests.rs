@@ -21,24 +21,24 @@ fn parsed(out: &[u8]) -> Vec<Value> {
         .collect()
 }
 
-fn known() -> Known {
+fn known_targets() -> Targets {
     match targets() {
         Event::Targets { targets, .. } => targets
             .into_iter()
             .map(|target| (target.id, target))
             .collect(),
-        _ => Known::new(),
+        _ => Targets::new(),
     }
 }
 
 fn diagnosis(episode: &Episode) -> Value {
     let mut out = Vec::new();
-    diagnoses(&mut out, [episode].into_iter(), &known()).unwrap();
+    diagnoses(&mut out, [episode].into_iter(), &known_targets()).unwrap();
     parsed(&out).remove(0)
 }
 
 #[test]
-fn a_diagnosis_has_the_keys_that_the_formats_name() {
+fn a_diagnosis_has_the_documented_keys() {
     let object = diagnosis(&shop());
     let keys: Vec<&String> = object.as_object().unwrap().keys().collect();
     assert_eq!(keys[0], "type");
@@ -79,7 +79,7 @@ fn a_diagnosis_has_the_keys_that_the_formats_name() {
             "target": "postgres",
             "pid": 812,
             "name": "postgres (812)",
-            "what": "says \"idle in transaction\", for 8.2 s",
+            "state": "says \"idle in transaction\", for 8.2 s",
             "cause": "lock_contention",
         })
     );
@@ -88,16 +88,16 @@ fn a_diagnosis_has_the_keys_that_the_formats_name() {
 }
 
 #[test]
-fn an_episode_says_the_same_as_its_diagnosis() {
-    let told = lines(&[targets(), Event::Episode(Box::new(shop()))]);
-    let mut episode = told.last().unwrap().clone();
+fn an_episode_has_the_same_keys_as_its_diagnosis() {
+    let written = lines(&[targets(), Event::Episode(Box::new(shop()))]);
+    let mut episode = written.last().unwrap().clone();
     assert_eq!(episode["type"], "episode");
     episode["type"] = "diagnosis".into();
     assert_eq!(episode, diagnosis(&shop()));
 }
 
 #[test]
-fn what_is_not_known_is_absent() {
+fn unknown_values_are_absent() {
     let young = diagnosis(&episode("e1", SHOP, Kind::Accept, "q"));
     for key in [
         "cause", "share", "culprit", "root", "path", "shares", "messages",
@@ -111,34 +111,34 @@ fn what_is_not_known_is_absent() {
 }
 
 #[test]
-fn a_cause_is_a_line_when_it_is_first_known_and_when_it_is_another() {
+fn a_cause_is_written_when_first_known_and_when_it_changes() {
     let mut other = shop();
     let mut verdict = Verdict::clone(other.verdict.as_ref().unwrap());
     verdict.cause = Cause::UndersizedLimit;
     verdict.culprit = None;
     other.verdict = Some(Arc::new(verdict));
-    let held =
+    let cause_event =
         |episode: &Episode, from, to| Event::Cause(Box::new(cause(episode, 0, at(from), at(to))));
-    let told = lines(&[
-        held(&shop(), 10, 10),
-        held(&shop(), 10, 40),
-        held(&other, 40, 50),
+    let written = lines(&[
+        cause_event(&shop(), 10, 10),
+        cause_event(&shop(), 10, 40),
+        cause_event(&other, 40, 50),
     ]);
-    let causes: Vec<_> = told.iter().map(|line| line["cause"].as_str()).collect();
+    let causes: Vec<_> = written.iter().map(|line| line["cause"].as_str()).collect();
     assert_eq!(causes, [Some("downstream_slow"), Some("undersized_limit")]);
-    assert_eq!(told[1]["type"], "cause");
-    assert_eq!(told[1]["from_unix_ns"], at(40).unix_ns);
-    assert_eq!(told[1]["to_unix_ns"], at(50).unix_ns);
-    assert_eq!(told[1]["episode"], "e1");
-    assert!(told[1].get("culprit").is_none());
-    assert_eq!(told[0]["culprit"]["pid"], 812);
+    assert_eq!(written[1]["type"], "cause");
+    assert_eq!(written[1]["from_unix_ns"], at(40).unix_ns);
+    assert_eq!(written[1]["to_unix_ns"], at(50).unix_ns);
+    assert_eq!(written[1]["episode"], "e1");
+    assert!(written[1].get("culprit").is_none());
+    assert_eq!(written[0]["culprit"]["pid"], 812);
 }
 
 #[test]
-fn what_cannot_be_judged_is_an_object_with_what_is_known() {
-    let told = |queue: NoBaseline| -> Value {
+fn a_queue_without_a_baseline_is_written_with_its_numbers() {
+    let object_of = |queue: NoBaseline| -> Value {
         let mut out = Vec::new();
-        no_baseline(&mut out, &[queue], &known()).unwrap();
+        no_baseline(&mut out, &[queue], &known_targets()).unwrap();
         parsed(&out).remove(0)
     };
     let expected = json!({
@@ -150,10 +150,10 @@ fn what_cannot_be_judged_is_an_object_with_what_is_known() {
             "connections": 32,
         },
     });
-    assert_eq!(told(fixture::no_baseline()), expected);
+    assert_eq!(object_of(fixture::no_baseline()), expected);
     let alone = NoBaseline {
         calls: None,
         ..fixture::no_baseline()
     };
-    assert!(told(alone).get("calls").is_none());
+    assert!(object_of(alone).get("calls").is_none());
 }

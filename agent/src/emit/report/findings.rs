@@ -1,4 +1,4 @@
-//! What was found while looking: the episodes, and how much was looked at.
+//! What a diagnosis found: the episodes, and how much was observed.
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
@@ -8,12 +8,12 @@ use crate::{
     sample::{Sample, Target, TargetId},
 };
 
-/// Episodes kept; beyond it the least of those that are over are counted alone.
+/// Most episodes kept. Beyond that, the least severe of those that are over are only counted.
 const MAX_EPISODES: usize = 1_000;
-/// Notices kept, one of each code.
+/// Most notices kept, one per code.
 const MAX_NOTICES: usize = 20;
 
-/// Gathered from the stream of events.
+/// The findings so far, gathered from the stream of events.
 #[derive(Default)]
 pub struct Findings {
     targets: BTreeMap<TargetId, Arc<Target>>,
@@ -25,12 +25,13 @@ pub struct Findings {
     began: Option<Instant>,
     ended: Instant,
     pub(super) services: usize,
-    pub(super) followed: usize,
+    /// Targets watched because a requested one has connections to them.
+    pub(super) neighbours: usize,
     pub(super) queues: usize,
     pub(super) threads: usize,
 }
 
-/// One episode, and how its queue stands.
+/// One episode and the present level of its queue.
 #[derive(Clone)]
 pub(super) struct Seen {
     pub(super) episode: Episode,
@@ -38,7 +39,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// The worse, the greater.
+    /// Severity: greater is worse.
     pub(super) fn rank(&self) -> (bool, Level, Level, Reverse<Instant>) {
         let Self { episode, level } = self;
         (
@@ -53,11 +54,12 @@ impl Seen {
 /// The episodes of one incident, by service.
 pub(super) struct Incident<'a> {
     pub(super) id: &'a str,
-    /// First the one through which most of the others' jams lead, then in the order in which their queues filled.
+    /// First the service that appears in the most other services' wait chains, then in the order in which their queues
+    /// filled.
     pub(super) services: Vec<Service<'a>>,
 }
 
-/// The episodes of one service, the worst first. Never empty.
+/// The episodes of one service, worst first. Never empty.
 pub(super) struct Service<'a> {
     pub(super) target: TargetId,
     pub(super) episodes: Vec<&'a Seen>,
@@ -70,18 +72,17 @@ impl Service<'_> {
 }
 
 impl Findings {
-    /// Takes in what the pipeline says.
+    /// Adds an event of the pipeline.
     pub fn take(&mut self, event: &Event) {
         match event {
             Event::Targets { targets, .. } => {
-                // Those of which there is something to tell stay known when they are gone.
-                let of_interest =
-                    |id: &TargetId| self.episodes.values().any(|seen| seen.names(*id));
-                self.targets.retain(|id, _| of_interest(id));
+                // Targets named in an episode stay known after they have exited.
+                let is_named = |id: &TargetId| self.episodes.values().any(|seen| seen.names(*id));
+                self.targets.retain(|id, _| is_named(id));
                 let known = targets.iter().map(|target| (target.id, Arc::clone(target)));
                 self.targets.extend(known);
-                self.followed = targets.iter().filter(|target| target.followed).count();
-                self.services = targets.len() - self.followed;
+                self.neighbours = targets.iter().filter(|target| target.followed).count();
+                self.services = targets.len() - self.neighbours;
             }
             Event::Notice { notice, .. } if self.notices.len() < MAX_NOTICES => {
                 self.notices
@@ -98,8 +99,8 @@ impl Findings {
         }
     }
 
-    /// How much was looked at.
-    pub fn looked(&mut self, sample: &Sample, queues: usize) {
+    /// Adds a sample to what was observed; `queues` is the present number of queues.
+    pub fn observed(&mut self, sample: &Sample, queues: usize) {
         let at = Instant {
             mono_ns: sample.mono_ns,
             unix_ns: sample.unix_ns,
@@ -126,7 +127,7 @@ impl Findings {
         if self.episodes.len() > MAX_EPISODES {
             let over = self.episodes.values().filter(|seen| !seen.episode.ongoing);
             let least = over.min_by_key(|seen| seen.rank());
-            // Those that are open are as many as there are queues, which has a bound of its own.
+            // Open episodes are bounded by the number of queues.
             if let Some(id) = least.map(|seen| seen.episode.id.clone()) {
                 self.episodes.remove(&id);
                 self.dropped += 1;
@@ -134,7 +135,7 @@ impl Findings {
         }
     }
 
-    /// All services of which something was told.
+    /// All targets named in the findings.
     pub fn targets(&self) -> &BTreeMap<TargetId, Arc<Target>> {
         &self.targets
     }
@@ -148,35 +149,35 @@ impl Findings {
             .map(|seen| &seen.episode)
     }
 
-    /// Queues that are, or were meanwhile, at critical or worse.
+    /// Episodes that reached critical or full.
     pub fn critical(&self) -> impl Iterator<Item = &Episode> {
         self.episodes()
             .filter(|episode| episode.level_max >= Level::Critical)
     }
 
-    /// Takes in what cannot be judged, when the look ends.
-    pub fn cannot_judge(&mut self, no_baseline: Vec<NoBaseline>) {
+    /// Sets the queues that cannot be judged for lack of a baseline, at the end of the diagnosis.
+    pub fn set_no_baseline(&mut self, no_baseline: Vec<NoBaseline>) {
         self.no_baseline = no_baseline;
     }
 
-    /// Queues that cannot be judged by what was seen.
+    /// The queues that cannot be judged for lack of a baseline.
     pub fn no_baseline(&self) -> &[NoBaseline] {
         &self.no_baseline
     }
 
-    /// Queues that are not ok now.
+    /// The number of queues that are not ok now.
     pub fn open(&self) -> usize {
         let open = |seen: &&Seen| seen.episode.ongoing;
         self.episodes.values().filter(open).count()
     }
 
-    /// From the first look to the last, ns.
-    pub(super) fn looked_ns(&self) -> u64 {
+    /// Time from the first sample to the last, in nanoseconds.
+    pub(super) fn observed_ns(&self) -> u64 {
         let began = self.began.unwrap_or(self.ended);
         self.ended.mono_ns.saturating_sub(began.mono_ns)
     }
 
-    /// The worst first.
+    /// All incidents, worst first.
     pub(super) fn incidents(&self) -> Vec<Incident<'_>> {
         let mut by_id: BTreeMap<&str, Vec<&Seen>> = BTreeMap::new();
         for seen in self.episodes.values() {
@@ -196,7 +197,7 @@ impl Findings {
 }
 
 impl Seen {
-    /// Whether it has anything to do with this service.
+    /// Whether the episode belongs to this target or names it as a culprit or in its wait chain.
     fn names(&self, target: TargetId) -> bool {
         self.episode.key.target == target
             || self.episode.verdict.as_ref().is_some_and(|verdict| {
@@ -207,7 +208,7 @@ impl Seen {
     }
 }
 
-/// The episodes of one incident, by service: the one at the head of the jam, then the others as they filled.
+/// Groups the episodes of one incident by service: the one closest to the root cause, then the others as they filled.
 fn services<'a>(mut episodes: Vec<&'a Seen>) -> Vec<Service<'a>> {
     episodes.sort_by_key(|seen| Reverse(seen.rank()));
     let mut by_target: BTreeMap<TargetId, Service<'a>> = BTreeMap::new();
@@ -219,7 +220,7 @@ fn services<'a>(mut episodes: Vec<&'a Seen>) -> Vec<Service<'a>> {
         });
         service.episodes.push(seen);
     }
-    let led_through = |head: TargetId| {
+    let named_by_others = |head: TargetId| {
         let others = by_target.values().filter(|other| other.target != head);
         others
             .filter(|other| other.episodes.iter().any(|seen| seen.names(head)))
@@ -228,7 +229,7 @@ fn services<'a>(mut episodes: Vec<&'a Seen>) -> Vec<Service<'a>> {
     let worst = |service: &Service<'_>| service.episodes.first().map(|seen| seen.rank());
     let head = by_target
         .values()
-        .max_by_key(|service| (led_through(service.target), worst(service)))
+        .max_by_key(|service| (named_by_others(service.target), worst(service)))
         .map(|service| service.target);
     let mut services: Vec<Service<'a>> = by_target.into_values().collect();
     services.sort_by_key(|service| (Some(service.target) != head, service.onset()));

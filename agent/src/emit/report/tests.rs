@@ -18,7 +18,7 @@ fn findings(episodes: Vec<Episode>) -> Findings {
     for episode in episodes {
         findings.take(&Event::Episode(Box::new(episode)));
     }
-    findings.looked(&look(10), 40);
+    findings.observed(&look(10), 40);
     let mut last = look(20);
     last.walks.threads = true;
     let thread = |tid| Thread {
@@ -31,7 +31,7 @@ fn findings(episodes: Vec<Episode>) -> Findings {
         cpu_ns: 0,
     };
     last.threads = (0..31).map(thread).collect();
-    findings.looked(&last, 41);
+    findings.observed(&last, 41);
     findings
 }
 
@@ -64,58 +64,58 @@ fn assert_has(text: &str, lines: &[&str]) {
 }
 
 #[test]
-fn the_verdict_stands_first_then_what_speaks_for_it_then_what_to_do() {
+fn the_report_has_the_verdict_then_the_evidence_then_the_advice() {
     let expected = r#"FULL      shop accept 127.0.0.1:8080: it waits for another service, postgres (812) at 127.0.0.1:5432
   evidence    4 of 4 workers wait for 127.0.0.1:5432, for 7.9 s at the longest; before, an answer
               took 11 ms.
-  time        ███████████████████▍  97%  waiting for another service (of 3,120 looks)
+  time        ███████████████████▍  97%  waiting for another service (3,120 samples)
               ▍                      2%  idle
               ▎                      1%  on CPU
   path        uwsgi (4711)          waits for 127.0.0.1:5432
               └─ postgres (815)     says "UPDATE waiting"
                  └─ postgres (812)  says "idle in transaction", for 8.2 s
   culprit     postgres (812): its threads wait for a lock
-  rates       in 40.0/s (usually 39.8/s), out 4.1/s (usually 40.0/s); consumer: less was taken out
-              than usual
-  queue       ▁▂▃▅▆██ at most 101 of 100 connections; longest wait 2.3 s; 14 connections refused or
+  rates       in 40.0/s (baseline 39.8/s), out 4.1/s (baseline 40.0/s); consumer: departures below
+              baseline
+  queue       ▁▂▃▅▆██ max 101 of 100 connections; longest wait 2.3 s; 14 connections refused or
               dropped
   since       00:00:07.000Z, for 13 s; full 4.0 s after the warning
-  its log     23 times, first 9.0 s after the warning: *** uWSGI listen queue of socket
+  log         23 times, first 9.0 s after the warning: *** uWSGI listen queue of socket
               "127.0.0.1:8080" (fd: 3) full !!! (100/100) *** (in /var/log/uwsgi/shop.log)
-  confidence  high; the next best explanation (21%): a limit of its own is too small
+  confidence  high; next best explanation (21%): a limit of its own is too small
   advice      End the transaction of postgres (812), which has been idle for 8.2 s: SELECT
               pg_terminate_backend(812). For good: idle_in_transaction_session_timeout.
 
-  In the same incident, in the order in which the queues filled:
+  Other services in this incident, in the order in which their queues filled:
   00:00:09.000Z  CRITICAL  gateway accept 0.0.0.0:80: it waits for another service, postgres (812)
                            at 127.0.0.1:5432
                            512 requests wait for 127.0.0.1:8080.
                            nginx (90) → uwsgi (4711) → postgres (815) → postgres (812)
   trace       0af7651916cd43dd8448eb211c80319c
 
-2 queues are not ok. Looked for 10 s at 2 services and 1 around them, 41 queues, 31 threads.
+2 queues are not ok. Observed 2 services and 1 neighbour, 41 queues, 31 threads for 10 s.
 "#;
     let text = text(vec![gateway(), shop()]);
     assert_eq!(text, expected, "\n{text}");
 }
 
 #[test]
-fn nothing_found_is_said_with_how_much_was_looked_at() {
+fn a_report_without_findings_says_what_was_observed() {
     assert_eq!(
         text(vec![]),
-        "No queue stands. Looked for 10 s at 2 services and 1 around them, 41 queues, 31 threads.\n"
+        "All queues are ok. Observed 2 services and 1 neighbour, 41 queues, 31 threads for 10 s.\n"
     );
 }
 
 #[test]
-fn what_cannot_be_judged_is_said_also_where_nothing_stands_and_quietly() {
+fn queues_without_a_baseline_are_always_reported() {
     let mut found = findings(vec![]);
-    found.cannot_judge(vec![no_baseline()]);
+    found.set_no_baseline(vec![no_baseline()]);
     let expected = "\
-No queue stands. Looked for 10 s at 2 services and 1 around them, 41 queues, 31 threads.
-No baseline: 60 requests in flight at gateway :8000, half of them for 12 s or more, with 31 calls
-outstanding on python3 (812) at 127.0.0.1:9000, of 32 connections. Whether that is usual was not
-seen: look again while it is healthy, or keep `tailback run` going.
+All queues are ok. Observed 2 services and 1 neighbour, 41 queues, 31 threads for 10 s.
+No baseline: 60 requests in flight at gateway :8000, half of them for 12 s or longer, with 31 calls
+outstanding to python3 (812) at 127.0.0.1:9000 (32 connections). Diagnose again while the service is
+healthy, or keep `tailback run` running to have a baseline.
 ";
     for verbosity in [Verbosity::Quiet, Verbosity::Normal] {
         assert_eq!(text_of(&found, Colour::Never, verbosity), expected);
@@ -123,7 +123,7 @@ seen: look again while it is healthy, or keep `tailback run` going.
 }
 
 #[test]
-fn quiet_says_the_headlines_alone() {
+fn quiet_prints_only_headlines() {
     let findings = findings(vec![gateway(), shop()]);
     let text = text_of(&findings, Colour::Never, Verbosity::Quiet);
     let lines: Vec<&str> = text.lines().collect();
@@ -134,7 +134,7 @@ fn quiet_says_the_headlines_alone() {
 }
 
 #[test]
-fn verbose_says_all_of_every_victim() {
+fn verbose_prints_every_service_in_full() {
     let findings = findings(vec![gateway(), shop()]);
     let text = text_of(&findings, Colour::Never, Verbosity::Verbose);
     assert_eq!(text.matches("\n  advice").count(), 2, "{text}");
@@ -142,7 +142,7 @@ fn verbose_says_all_of_every_victim() {
 }
 
 #[test]
-fn the_service_at_the_head_of_the_jam_heads_its_block_whoever_filled_first() {
+fn the_root_cause_service_comes_first_whichever_queue_filled_first() {
     let database = because(
         Episode {
             level_max: Level::Warn,
@@ -167,7 +167,7 @@ fn the_service_at_the_head_of_the_jam_heads_its_block_whoever_filled_first() {
 }
 
 #[test]
-fn the_worst_incident_stands_first_and_one_that_is_over_last() {
+fn the_worst_incident_comes_first_and_one_that_is_over_last() {
     let of = |incident: &str, id: &str, level, ongoing| Episode {
         incident: incident.to_owned(),
         level_max: level,
@@ -189,7 +189,7 @@ fn the_worst_incident_stands_first_and_one_that_is_over_last() {
 }
 
 #[test]
-fn a_queue_that_has_come_back_is_said_to_be_over_with_how_bad_it_was() {
+fn a_recovered_queue_is_reported_as_over_with_its_worst_level() {
     let over = Episode {
         ongoing: false,
         ..shop()
@@ -200,11 +200,11 @@ fn a_queue_that_has_come_back_is_said_to_be_over_with_how_bad_it_was() {
         "{text}"
     );
     assert!(text.contains("over after 13 s"), "{text}");
-    assert!(text.contains("No queue stands any more."), "{text}");
+    assert!(text.contains("All queues are ok again."), "{text}");
 }
 
 #[test]
-fn the_level_now_counts_not_the_worst() {
+fn the_present_level_is_shown_not_the_worst() {
     let mut findings = findings(vec![]);
     findings.take(&Event::EpisodeOpened(Box::new(shop())));
     let state = crate::event::QueueState {
@@ -233,7 +233,7 @@ fn the_level_now_counts_not_the_worst() {
 }
 
 #[test]
-fn other_queues_of_a_service_are_named_below_its_worst() {
+fn other_queues_of_a_service_are_listed_below_its_worst() {
     let recv = Episode {
         level_max: Level::Warn,
         depth_max: 4_200,
@@ -259,18 +259,18 @@ fn other_queues_of_a_service_are_named_below_its_worst() {
     assert_has(
         &text,
         &[
-            "  also        recv 127.0.0.1:8080, warn, at most 4.2 kB",
-            "  also        lock 0x7f00, over, at most 3 threads: its threads wait for a lock",
+            "  also        recv 127.0.0.1:8080, warn, max 4.2 kB",
+            "  also        lock 0x7f00, over, max 3 threads: its threads wait for a lock",
         ],
     );
 }
 
 #[test]
-fn an_episode_that_nothing_is_known_of_yet_says_so_and_gives_its_numbers() {
+fn an_episode_without_a_verdict_shows_its_numbers() {
     let young = episode("e1", SHOP, Kind::Accept, "127.0.0.1:8080");
     assert_eq!(
         headline(young.clone()),
-        "FULL      shop accept 127.0.0.1:8080: not looked at for long enough to say why"
+        "FULL      shop accept 127.0.0.1:8080: cause not known yet"
     );
     assert_has(
         &text(vec![young]),
@@ -282,7 +282,7 @@ fn an_episode_that_nothing_is_known_of_yet_says_so_and_gives_its_numbers() {
 }
 
 #[test]
-fn a_look_that_began_in_the_middle_says_that_it_knows_no_usual() {
+fn a_diagnosis_that_started_mid_incident_reports_no_baseline() {
     let text = text(vec![because(
         Episode {
             baseline_arrival_rate: None,
@@ -297,14 +297,12 @@ fn a_look_that_began_in_the_middle_says_that_it_knows_no_usual() {
     )]);
     assert_has(
         &text,
-        &[
-            "  rates       in 40.0/s, out 4.1/s; what is usual was not seen: it began before the look did",
-        ],
+        &["  rates       in 40.0/s, out 4.1/s; no baseline (incident started before sampling)"],
     );
 }
 
 #[test]
-fn small_shares_are_one_line_and_nothing_sampled_is_none() {
+fn small_shares_are_summed_and_no_samples_print_no_bars() {
     let shares = vec![
         (Activity::Lock, 0.5),
         (Activity::OnCpu, 0.2),
@@ -330,16 +328,16 @@ fn small_shares_are_one_line_and_nothing_sampled_is_none() {
 }
 
 #[test]
-fn a_way_that_comes_back_to_where_it_was_is_called_a_cycle() {
+fn a_wait_chain_that_returns_to_a_process_is_marked_as_a_cycle() {
     let mut path = verdict().path;
     path.push(path[0].clone());
     let text = text(vec![because(shop(), Verdict { path, ..verdict() })]);
-    let line = "                    └─ uwsgi (4711)  waits for 127.0.0.1:5432 (again: a cycle)";
+    let line = "                    └─ uwsgi (4711)  waits for 127.0.0.1:5432 (cycle)";
     assert_has(&text, &[line]);
 }
 
 #[test]
-fn a_message_may_come_before_the_warning() {
+fn a_log_message_may_precede_the_warning() {
     let mut verdict = verdict();
     verdict.messages[0].lead_ns = Some(-1_500_000_000);
     verdict.messages[0].count = 1;
@@ -351,7 +349,7 @@ fn a_message_may_come_before_the_warning() {
 }
 
 #[test]
-fn a_victim_with_another_culprit_keeps_its_own_advice() {
+fn an_affected_service_with_another_culprit_keeps_its_own_advice() {
     let other = Verdict {
         culprit: Some(crate::event::Culprit {
             pid: Some(9),
@@ -366,7 +364,7 @@ fn a_victim_with_another_culprit_keeps_its_own_advice() {
 }
 
 #[test]
-fn colour_adds_nothing_but_colour() {
+fn colour_changes_nothing_but_escape_sequences() {
     let findings = findings(vec![gateway(), shop()]);
     let plain = text_of(&findings, Colour::Never, Verbosity::Normal);
     let mut coloured = text_of(&findings, Colour::Always, Verbosity::Normal);
@@ -381,7 +379,7 @@ fn colour_adds_nothing_but_colour() {
 }
 
 #[test]
-fn every_state_of_a_thread_keeps_to_the_width_however_often_it_was_looked_at() {
+fn every_thread_state_fits_the_width_with_any_number_of_samples() {
     for activity in Activity::ALL {
         let verdict = Verdict {
             shares: vec![(*activity, 1.0)],
@@ -390,14 +388,14 @@ fn every_state_of_a_thread_keeps_to_the_width_however_often_it_was_looked_at() {
         };
         let episode = episode("e1", SHOP, Kind::Accept, "0.0.0.0:80");
         let text = text(vec![because(episode, verdict)]);
-        assert!(text.contains("(of 123,456,789 looks)"), "{text}");
-        let long = text.lines().find(|line| line.chars().count() > 100);
+        assert!(text.contains("(123,456,789 samples)"), "{text}");
+        let long = text.lines().find(|line| width(line) > 100);
         assert_eq!(long, None);
     }
 }
 
 #[test]
-fn hostile_names_keep_to_the_width_and_cannot_write_to_the_terminal() {
+fn hostile_names_fit_the_width_and_are_escaped() {
     let evil = "\x1b[2J\n漢字 ".repeat(300);
     let path = (0..30)
         .map(|pid| Hop {
@@ -444,14 +442,14 @@ fn hostile_names_keep_to_the_width_and_cannot_write_to_the_terminal() {
     for verbosity in [Verbosity::Quiet, Verbosity::Normal, Verbosity::Verbose] {
         let text = text_of(&findings, Colour::Never, verbosity);
         for line in text.lines() {
-            assert!(line.chars().count() <= COLUMNS, "{line}");
+            assert!(width(line) <= COLUMNS, "{line}");
             assert!(!line.contains(char::is_control), "{line:?}");
         }
     }
 }
 
 #[test]
-fn episodes_without_end_are_kept_up_to_a_bound_and_the_rest_is_counted() {
+fn episodes_are_kept_up_to_a_limit_and_the_rest_is_counted() {
     let mut findings = findings(vec![shop()]);
     for i in 0..2_000 {
         let short = Episode {
@@ -465,13 +463,13 @@ fn episodes_without_end_are_kept_up_to_a_bound_and_the_rest_is_counted() {
     assert!(findings.episodes().any(|episode| episode.id == "e1"));
     let text = text_of(&findings, Colour::Never, Verbosity::Quiet);
     assert!(
-        text.contains("1,001 that are over are not shown."),
+        text.contains("1,001 episodes that are over are not shown."),
         "{text}"
     );
 }
 
 #[test]
-fn services_that_are_gone_keep_their_name_where_there_is_something_to_tell() {
+fn exited_services_keep_their_name_if_they_appear_in_findings() {
     let mut findings = findings(vec![shop()]);
     findings.take(&Event::Targets {
         at: at(19),
@@ -480,7 +478,7 @@ fn services_that_are_gone_keep_their_name_where_there_is_something_to_tell() {
     let text = text_of(&findings, Colour::Never, Verbosity::Quiet);
     assert!(text.starts_with("FULL      shop accept"), "{text}");
     let known = findings.targets().keys();
-    // The gateway has no part in it.
+    // The gateway is not part of any finding.
     assert!(known.eq(&[SHOP, POSTGRES]));
 }
 
@@ -489,6 +487,6 @@ fn progress_is_one_short_line() {
     let elapsed = Duration::from_millis(3_400);
     assert_eq!(
         progress(&findings(vec![shop()]), elapsed, Duration::from_secs(10)),
-        "Looking: 3 of 10 s; 2 services, 41 queues; 1 not ok"
+        "Observing: 3 of 10 s; 2 services, 41 queues; 1 not ok"
     );
 }

@@ -1,4 +1,4 @@
-//! The rows of a report in words.
+//! The text of a report's rows.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,10 +12,10 @@ use crate::{
     event::{DrivenBy, Episode, Level, LoggedMessage, Verdict},
     queue::Kind,
     sample::{Target, TargetId},
-    text::{bytes, count, duration, rate, sparkline},
+    text::{bytes, count, duration, rate, sparkline, width},
 };
 
-/// Width of a bar.
+/// Width of a bar, in terminal columns.
 const BAR: usize = 20;
 
 pub(super) fn evidence(episode: &Episode) -> &str {
@@ -28,9 +28,9 @@ pub(super) fn advice(episode: &Episode) -> &str {
     verdict.map_or(&episode.advice, |verdict| &verdict.advice)
 }
 
-/// `in 40.0/s (usually 39.8/s), out 4.1/s (usually 40.0/s); consumer: less was taken out than usual`.
+/// `in 40.0/s (baseline 39.8/s), out 4.1/s (baseline 40.0/s); consumer: departures below baseline`.
 pub(super) fn rates(episode: &Episode) -> String {
-    // What comes and goes there are wake-ups, not work.
+    // Arrivals and departures of a run queue are wake-ups, not requests.
     if episode.key.kind == Kind::Runqueue {
         return String::new();
     }
@@ -38,23 +38,23 @@ pub(super) fn rates(episode: &Episode) -> String {
         "bytes" => bytes(per_s as u64),
         _ => rate(per_s),
     };
-    let side = |word: &str, now: Option<f64>, usual: Option<f64>| {
-        now.map(|now| match usual {
-            Some(usual) => format!("{word} {}/s (usually {}/s)", flow(now), flow(usual)),
+    let side = |word: &str, now: Option<f64>, baseline: Option<f64>| {
+        now.map(|now| match baseline {
+            Some(baseline) => format!("{word} {}/s (baseline {}/s)", flow(now), flow(baseline)),
             None => format!("{word} {}/s", flow(now)),
         })
     };
-    let usual = (episode.baseline_arrival_rate, episode.baseline_service_rate);
+    let baseline = (episode.baseline_arrival_rate, episode.baseline_service_rate);
     let sides = [
-        side("in", episode.arrival_rate, usual.0),
-        side("out", episode.service_rate, usual.1),
+        side("in", episode.arrival_rate, baseline.0),
+        side("out", episode.service_rate, baseline.1),
     ];
     let sides: Vec<String> = sides.into_iter().flatten().collect();
-    let driven_by = match (episode.verdict.as_deref(), usual) {
+    let driven_by = match (episode.verdict.as_deref(), baseline) {
         (Some(verdict), _) if verdict.driven_by != DrivenBy::Unknown => {
             cause::driven_by(verdict.driven_by)
         }
-        (_, (None, None)) => "what is usual was not seen: it began before the look did",
+        (_, (None, None)) => "no baseline (incident started before sampling)",
         _ => cause::driven_by(episode.driven_by),
     };
     [sides.join(", "), driven_by.to_owned()]
@@ -72,13 +72,13 @@ pub(super) fn at_most(episode: &Episode) -> String {
         episode.depth_max,
         episode.limit,
     );
-    format!("at most {most}")
+    format!("max {most}")
 }
 
 pub(super) fn queue(episode: &Episode) -> String {
     let scale = episode.limit.unwrap_or(0).max(episode.depth_max);
-    let course = sparkline(&episode.depths, scale);
-    let mut parts = vec![format!("{course}  {}", at_most(episode)).trim().to_owned()];
+    let graph = sparkline(&episode.depths, scale);
+    let mut parts = vec![format!("{graph}  {}", at_most(episode)).trim().to_owned()];
     if let Some(wait) = episode.wait_max_ns {
         parts.push(format!("longest wait {}", duration(wait)));
     }
@@ -107,7 +107,7 @@ pub(super) fn since(seen: &Seen) -> String {
         .filter(|left| *left > 0 && episode.ongoing && (Level::Warn..Level::Full).contains(level))
     {
         text += &format!(
-            "; at the warning it was to be full in about {}",
+            "; forecast at the warning: full in about {}",
             duration(left)
         );
     }
@@ -134,7 +134,7 @@ pub(super) fn confidence(verdict: &Verdict) -> String {
     let name = verdict.confidence.name();
     match verdict.runner_up {
         Some((cause, share)) => format!(
-            "{name}; the next best explanation ({:.0}%): {}",
+            "{name}; next best explanation ({:.0}%): {}",
             share * 100.0,
             cause.title()
         ),
@@ -142,8 +142,8 @@ pub(super) fn confidence(verdict: &Verdict) -> String {
     }
 }
 
-/// `No baseline: 60 requests in flight at gateway :8000, half of them for 12 s or more, with 31 calls outstanding on python3
-/// (812) at 127.0.0.1:9000, of 32 connections; …`.
+/// `No baseline: 60 requests in flight at gateway :8000, half of them for 12 s or longer, with 31 calls outstanding to
+/// python3 (812) at 127.0.0.1:9000 (32 connections). …`.
 pub(super) fn no_baseline(queue: &NoBaseline, targets: &BTreeMap<TargetId, Arc<Target>>) -> String {
     let NoBaseline {
         key,
@@ -157,14 +157,14 @@ pub(super) fn no_baseline(queue: &NoBaseline, targets: &BTreeMap<TargetId, Arc<T
             None => calls.endpoint.clone(),
         };
         let of = calls.connections.map_or_else(String::new, |connections| {
-            format!(", of {} connections", count(connections))
+            format!(" ({} connections)", count(connections))
         });
-        let outwaiting = count(calls.outstanding);
-        format!(", with {outwaiting} calls outstanding on {at}{of}")
+        let outstanding = count(calls.outstanding);
+        format!(", with {outstanding} calls outstanding to {at}{of}")
     });
     format!(
-        "No baseline: {} {} in flight at {} {}, half of them for {} or more{calls}. Whether that is usual was not seen: \
-         look again while it is healthy, or keep `tailback run` going.",
+        "No baseline: {} {} in flight at {} {}, half of them for {} or longer{calls}. Diagnose again while the service is \
+         healthy, or keep `tailback run` running to have a baseline.",
         count(waiting.depth),
         key.kind.unit(),
         target.map_or("?", |target| target.name.as_str()),
@@ -173,13 +173,13 @@ pub(super) fn no_baseline(queue: &NoBaseline, targets: &BTreeMap<TargetId, Arc<T
     )
 }
 
-/// `█████     `, of a fixed width; what is there at all is seen.
+/// A bar of fixed width: `█████     `. Any positive share shows at least one eighth of a column.
 pub(super) fn bar(share: f64) -> String {
     const PARTS: [char; 7] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉'];
     let eighths = (share.clamp(0.0, 1.0) * BAR as f64 * 8.0).round() as usize;
     let eighths = eighths.max(1);
     let mut bar = "█".repeat(eighths / 8);
     bar.extend((eighths % 8).checked_sub(1).map(|part| PARTS[part]));
-    let gap = BAR.saturating_sub(bar.chars().count());
+    let gap = BAR.saturating_sub(width(&bar));
     bar + &" ".repeat(gap)
 }
