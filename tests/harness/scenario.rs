@@ -2,9 +2,6 @@
 
 use serde_json::{Value, json};
 
-/// Is in the environment of tests that are run once more because they failed.
-pub const SECOND_TRY: &str = "TAILBACK_SECOND_TRY";
-
 /// How a verdict compares with what was planted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -45,6 +42,8 @@ pub struct Row {
     pub outcome: Outcome,
     /// What is wrong, or why it was not played.
     pub why: Vec<String>,
+    /// The recording of the run, replayed, gives the levels, episodes and causes of the live run. `None`: nothing was played.
+    pub replayed: Option<bool>,
     /// All episodes: kind, name, cause.
     pub episodes: Vec<String>,
     /// The whole run, servers' start included.
@@ -66,6 +65,7 @@ impl Row {
             "lead_s": self.lead_s,
             "outcome": self.outcome.name(),
             "why": self.why,
+            "replayed": self.replayed,
             "episodes": self.episodes,
             "took_s": self.took_s,
         })
@@ -96,6 +96,7 @@ impl Row {
                 .into_iter()
                 .find(|outcome| value["outcome"] == outcome.name())?,
             why: texts("why")?,
+            replayed: value["replayed"].as_bool(),
             episodes: texts("episodes")?,
             took_s: value["took_s"].as_f64()?,
         })
@@ -119,6 +120,7 @@ mod tests {
             lead_s: None,
             outcome: Outcome::Right,
             why: vec![],
+            replayed: Some(true),
             episodes: vec!["accept 127.0.0.1:8080: downstream_slow".to_owned()],
             took_s: 19.5,
         };

@@ -66,6 +66,7 @@ pub fn row(scenario: &Scenario, story: &Story) -> Row {
         lead_s: None,
         outcome: Outcome::Right,
         why: Vec::new(),
+        replayed: story.replayed,
         episodes: episodes.iter().map(Episode::words).collect(),
         took_s: 0.0,
     };

@@ -4,14 +4,16 @@ use std::{
     cell::RefCell,
     ffi::OsString,
     path::PathBuf,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
+use serde_json::Value;
 use tailback_tests::{
-    agent::{Agent, Event},
+    agent::{self, Agent, Event},
     lines::Lines,
     load::Load,
     process::End,
@@ -30,6 +32,7 @@ const WARNING: Duration = Duration::from_secs(12);
 const SETTLED: Duration = Duration::from_secs(4);
 const RECOVERY: Duration = Duration::from_secs(20);
 /// What is worth a closer look is told so often.
+const CONFIG_FILE: &str = "tailback.toml";
 const CONFIG: &str = "[detect.all]\nrepeat_interval = \"1s\"\n";
 
 /// Who stands at the head of the jam, known only when the servers run.
@@ -91,13 +94,15 @@ pub struct Story {
     pub said: Option<Instant>,
     /// The first request that failed after planting.
     pub failed: Option<Instant>,
+    /// The recording of the run gives the same levels, episodes and causes.
+    pub replayed: Option<bool>,
 }
 
 /// A story under way.
 pub struct Play {
     planted: Option<Planted>,
-    record: Option<PathBuf>,
-    config: TempDir,
+    record: PathBuf,
+    folder: TempDir,
     agent: Option<Agent>,
     story: Story,
     own: RefCell<Vec<Own>>,
@@ -105,10 +110,11 @@ pub struct Play {
 
 impl Play {
     pub fn new(planted: Option<Planted>, record: Option<PathBuf>) -> Result<Self> {
+        let folder = TempDir::new("scenario")?;
         Ok(Self {
             planted,
-            record,
-            config: TempDir::new("scenario")?,
+            record: record.unwrap_or_else(|| folder.path().join("run.tbk")),
+            folder,
             agent: None,
             story: Story::default(),
             own: RefCell::default(),
@@ -117,12 +123,10 @@ impl Play {
 
     /// Starts the agent on these targets: `["--pid", "812"]`. It has found `targets` of them.
     pub fn watch(&mut self, args: &[&str]) -> Result<()> {
-        let config = self.config.write("tailback.toml", CONFIG)?;
+        let config = self.folder.write(CONFIG_FILE, CONFIG)?;
         let mut all: Vec<OsString> = args.iter().map(OsString::from).collect();
         all.extend(["--config".into(), config.into()]);
-        if let Some(record) = &self.record {
-            all.extend(["--record".into(), record.into()]);
-        }
+        all.extend(["--record".into(), self.record.clone().into()]);
         let agent = Agent::run(&all)?;
         agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
         self.story.watched = Some(Instant::now());
@@ -221,6 +225,7 @@ impl Play {
         agent.process().signal(Signal::TERM)?;
         let end = agent.process().wait_end(SOON)?;
         ensure!(end == End::Code(0), "the agent ended with {end:?}");
+        self.story.replayed = Some(self.replays()?);
         let planted = self.story.planted;
         for (lines, says) in self.own.borrow().iter() {
             let all = lines.all();
@@ -234,9 +239,34 @@ impl Play {
         Ok(self.story)
     }
 
+    /// Whether the recording gives what the live run reported, event for event.
+    fn replays(&self) -> Result<bool> {
+        let output = Command::new(agent::binary()?)
+            .args(["replay", "--json", "--config"])
+            .arg(self.folder.path().join(CONFIG_FILE))
+            .arg(&self.record)
+            .output()
+            .context("replay the run")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let values = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        let replayed: Vec<Value> = values.filter(is_verdict).collect();
+        let live = self.story.events.iter().map(|event| &event.value);
+        let live: Vec<&Value> = live.filter(|value| is_verdict(value)).collect();
+        // The replay goes on to the last sample; the events of the live run were taken before it ended.
+        let same = replayed.iter().zip(&live).all(|(a, b)| a == *b);
+        Ok(same && replayed.len() >= live.len())
+    }
+
     fn agent(&self) -> Result<&Agent> {
         self.agent.as_ref().context("nothing is watched yet")
     }
+}
+
+/// What the pipeline makes of samples: it must not depend on whether they are live.
+fn is_verdict(value: &Value) -> bool {
+    matches!(value["type"].as_str(), Some("level" | "episode" | "cause"))
 }
 
 /// Queues that are not at ok by the last word about them.

@@ -62,15 +62,28 @@ pub fn build_all<const N: usize>(programs: [Program; N], link: Link) -> Result<[
     Ok(built)
 }
 
-/// `cargo test` on the workspace. The eBPF crate is left out: its object is built, loaded and tested by the agent.
+/// The tests of the workspace. The eBPF crate is left out: its object is built, loaded and tested by the agent.
+const TESTS: [&str; 4] = ["--workspace", "--exclude", "tailback-ebpf", "--release"];
+
+/// `cargo test` on the workspace.
 pub fn test() -> Cmd {
-    Cmd::new("cargo").folder(tools::root()).args([
-        "test",
-        "--workspace",
-        "--exclude",
-        "tailback-ebpf",
-        "--release",
-    ])
+    Cmd::new("cargo")
+        .folder(tools::root())
+        .arg("test")
+        .args(TESTS)
+}
+
+/// `cargo nextest run` on the workspace: the same build as [`test`].
+pub fn nextest() -> Cmd {
+    Cmd::new(tools::nextest())
+        .folder(tools::root())
+        .args(["nextest", "run", "--config-file", "tests/nextest.toml"])
+        .args(TESTS)
+}
+
+/// Where [`nextest`] leaves its report, as `tests/nextest.toml` says.
+pub fn junit_report() -> PathBuf {
+    tools::root().join("target/nextest/default/junit.xml")
 }
 
 /// Builds the tests, and says where programs lie that are built with them. Building those by themselves would build all that

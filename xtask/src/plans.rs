@@ -20,7 +20,7 @@ use crate::{
     command::Cmd,
     kernels::{self, Kernel, version},
     setup::{self, Purpose},
-    test::{Tally, Told},
+    test::{Outcome, Tally},
     tools,
 };
 
@@ -134,7 +134,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     for plan in &plans {
         tell(&format!("{}: plan", plan.release), plan, &mut tally);
     }
-    Ok(if tally.failures.is_empty() {
+    Ok(if tally.is_green() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -145,14 +145,14 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 pub fn tell(name: &str, plan: &Plan, tally: &mut Tally) {
     let document = fs::read_to_string(file()).unwrap_or_default();
     match plan.check(&document) {
-        Ok(()) => tally.tell(name, Told::Passed),
+        Ok(()) => tally.record(name, Outcome::Passed),
         Err(Mismatch::NoColumn(version)) => {
             let why = format!(
                 "docs/reference/kernels.md has no column for {version}: `cargo xtask plans --write`"
             );
-            tally.tell(name, Told::Skipped(&why));
+            tally.record(name, Outcome::Skipped(why));
         }
-        Err(Mismatch::Differs(how)) => tally.tell(name, Told::Failed(&how)),
+        Err(Mismatch::Differs(how)) => tally.record(name, Outcome::Failed(how)),
     }
 }
 
@@ -163,7 +163,7 @@ pub fn run_here(agent: &Path, filter: Option<&str>, tally: &mut Tally) {
     }
     match plan_here(agent) {
         Ok(plan) => tell("this kernel: plan", &plan, tally),
-        Err(error) => tally.tell("this kernel: plan", Told::Failed(&format!("{error:#}"))),
+        Err(error) => tally.record("this kernel: plan", Outcome::Failed(format!("{error:#}"))),
     }
 }
 

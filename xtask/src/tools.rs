@@ -38,3 +38,13 @@ pub fn program(name: &str) -> Option<PathBuf> {
 pub fn jaeger() -> Option<PathBuf> {
     program("jaeger").or_else(|| Some(cache().join("bin/jaeger")).filter(|file| file.is_file()))
 }
+
+/// cargo-nextest, as setup installs it.
+pub fn nextest() -> PathBuf {
+    cache().join("cargo-nextest/bin/cargo-nextest")
+}
+
+/// cargo-deny, as setup installs it.
+pub fn deny() -> PathBuf {
+    cache().join("cargo-deny/bin/cargo-deny")
+}

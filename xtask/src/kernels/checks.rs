@@ -17,7 +17,7 @@ use crate::{
     command::last_lines,
     plans::{self, Plan},
     setup::seconds,
-    test::{Tally, Told},
+    test::{Outcome, Tally},
     tools,
 };
 
@@ -31,7 +31,7 @@ pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
         .partition(|(_, obstacle)| obstacle.is_none());
     for (kernel, why) in unready {
         let why = why.unwrap_or_default();
-        tests().for_each(|test| tally.tell(&name(kernel, &test), Told::Skipped(&why)));
+        tests().for_each(|test| tally.record(&name(kernel, &test), Outcome::Skipped(why.clone())));
     }
     if ready.is_empty() {
         return;
@@ -41,7 +41,9 @@ pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
         Err(error) => {
             let why = format!("the initramfs cannot be made: {error:#}");
             for (kernel, _) in ready {
-                tests().for_each(|test| tally.tell(&name(kernel, &test), Told::Failed(&why)));
+                tests().for_each(|test| {
+                    tally.record(&name(kernel, &test), Outcome::Failed(why.clone()))
+                });
             }
             return;
         }
@@ -69,7 +71,8 @@ pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(_) => "the thread that booted it panicked".to_owned(),
             };
-            tests().for_each(|test| tally.tell(&name(kernel, &test), Told::Failed(&why)));
+            tests()
+                .for_each(|test| tally.record(&name(kernel, &test), Outcome::Failed(why.clone())));
         }
     }
 }
@@ -117,25 +120,29 @@ fn tell(kernel: &Kernel, console: &Console, tally: &mut Tally) {
             ),
         }
     );
-    let before = tally.failures.len();
+    let before = tally.failures().count();
     for (check, verdict) in verdicts(&console.text) {
         let name = name(kernel, check);
         match (verdict, &console.fault) {
-            (Verdict::Ok, _) => tally.tell(&name, Told::Passed),
-            (Verdict::Failed(why), _) => tally.tell(&name, Told::Failed(&why)),
-            (Verdict::Absent, Some(fault)) => tally.tell(&name, Told::Failed(fault)),
-            (Verdict::Absent, None) => tally.tell(&name, Told::Failed("it was not run")),
+            (Verdict::Ok, _) => tally.record(&name, Outcome::Passed),
+            (Verdict::Failed(why), _) => tally.record(&name, Outcome::Failed(why)),
+            (Verdict::Absent, Some(fault)) => tally.record(&name, Outcome::Failed(fault.clone())),
+            (Verdict::Absent, None) => {
+                tally.record(&name, Outcome::Failed("it did not run".to_owned()));
+            }
         }
     }
     match Plan::parse(&kernel.release(), transcript::plan(&console.text)) {
         Ok(plan) => plans::tell(&name(kernel, PLAN), &plan, tally),
-        Err(error) => tally.tell(&name(kernel, PLAN), Told::Failed(&format!("{error:#}"))),
+        Err(error) => tally.record(&name(kernel, PLAN), Outcome::Failed(format!("{error:#}"))),
     }
     let missing = console.fault.as_deref();
     let missing = missing.unwrap_or("the console says nothing of it");
     let found = findings(&console.text);
+    let remeasure = |kinds: &[String]| super::measure(kernel, kinds);
+    let found = accuracy::settle(found, kernel.absent, remeasure);
     accuracy::tell(&found, kernel.absent, missing, &name(kernel, ""), tally);
-    if tally.failures.len() > before {
+    if tally.failures().count() > before {
         let log = kernel.folder().join("console.log");
         let kept = fs::write(&log, &console.text);
         let kept = kept.map_or_else(|error| error.to_string(), |()| log.display().to_string());
@@ -144,26 +151,6 @@ fn tell(kernel: &Kernel, console: &Console, tally: &mut Tally) {
             kernel.name
         );
         println!("{}", last_lines(&console.text, 20));
-    }
-    let prefix = name(kernel, "");
-    tally.try_again(before, |name| {
-        try_again(kernel, name.strip_prefix(&prefix).unwrap_or(name))
-    });
-}
-
-/// Runs one test by itself, and says why it failed again.
-fn try_again(kernel: &Kernel, test: &str) -> Result<(), String> {
-    if test == PLAN {
-        return Err("a plan is no matter of chance".to_owned());
-    }
-    if !CHECKS.contains(&test) {
-        return accuracy::try_again(test, kernel.absent, |kinds| super::measure(kernel, kinds));
-    }
-    let command = ["check".to_owned(), test.to_owned()];
-    let output = super::task(kernel, &command).map_err(|error| format!("{error:#}"))?;
-    match output.status {
-        0 => Ok(()),
-        _ => Err(output.other.join("; ")),
     }
 }
 

@@ -4,6 +4,7 @@
 //! before, so that a second run does nothing and a part that the machine already has is taken as it is. What can
 //! be had only as root on Debian is elsewhere printed as the commands to type.
 
+mod cargo_tools;
 mod debian;
 mod ebpf;
 mod jaeger;

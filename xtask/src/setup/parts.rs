@@ -1,11 +1,13 @@
 //! The table of everything that is neither in the repository nor on crates.io.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{
     Action, Purpose,
     Purpose::{Boot, Build, Ci, Demo, Test},
-    State, Way, ebpf, jaeger, vmlinuz,
+    State, Way,
+    cargo_tools::{self, CargoTool},
+    ebpf, jaeger, vmlinuz,
 };
 use crate::{
     command::Cmd,
@@ -48,7 +50,12 @@ pub fn table() -> Vec<Part> {
         part("Jaeger", &[Test, Demo], Kind::Jaeger),
         part("rustfmt", &[Ci], Kind::Component("rustfmt")),
         part("clippy", &[Ci], Kind::Component("cargo-clippy")),
-        part("cargo-deny", &[Ci], Kind::CargoDeny),
+        part(
+            "cargo-nextest",
+            &[Test],
+            Kind::CargoTool(&cargo_tools::NEXTEST),
+        ),
+        part("cargo-deny", &[Ci], Kind::CargoTool(&cargo_tools::DENY)),
     ];
     table.extend(KERNELS.iter().map(|kernel| {
         part(
@@ -84,7 +91,7 @@ enum Kind {
     Go,
     /// A component of the toolchain that builds the agent, by a program of it.
     Component(&'static str),
-    CargoDeny,
+    CargoTool(&'static CargoTool),
     Kernel(&'static Kernel),
 }
 
@@ -135,7 +142,7 @@ impl Part {
             Kind::Jaeger => jaeger::look(),
             Kind::Go => go(),
             Kind::Component(program) => component(program),
-            Kind::CargoDeny => cargo_deny(),
+            Kind::CargoTool(tool) => tool.look(),
             Kind::Kernel(kernel) => vmlinuz::look(kernel),
         }
     }
@@ -154,10 +161,7 @@ impl Part {
                 let add = Cmd::new("rustup").args(["component", "add", &self.name]);
                 one("from rustup".to_owned(), Action::Run(add))
             }
-            Kind::CargoDeny => one(
-                "built from crates.io, about 3 minutes".to_owned(),
-                Action::Run(build_cargo_deny()),
-            ),
+            Kind::CargoTool(tool) => tool.ways(),
             Kind::Kernel(kernel) => vmlinuz::ways(kernel),
         }
     }
@@ -223,29 +227,6 @@ fn go() -> State {
         }
         _ => State::Found(said.trim().to_owned()),
     }
-}
-
-const CARGO_DENY: &str = "0.20.2";
-
-fn cargo_deny_root() -> PathBuf {
-    tools::cache().join("cargo-deny")
-}
-
-fn cargo_deny() -> State {
-    let program = cargo_deny_root().join("bin/cargo-deny");
-    match Cmd::new(&program).arg("--version").output() {
-        Ok(version) if version.trim().ends_with(CARGO_DENY) => {
-            State::Found(format!("{CARGO_DENY}, {}", program.display()))
-        }
-        _ => State::Missing(format!("{CARGO_DENY} is not at {}", program.display())),
-    }
-}
-
-fn build_cargo_deny() -> Cmd {
-    Cmd::new("cargo")
-        .args(["install", "--locked", "--force", "--root"])
-        .arg(cargo_deny_root())
-        .arg(format!("cargo-deny@{CARGO_DENY}"))
 }
 
 /// rustup puts a stand-in for every component on `PATH`; only a run tells whether it is there.

