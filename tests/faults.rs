@@ -1,5 +1,5 @@
-//! What vanishes while it is watched: processes, namespaces, control groups, containers, descriptors. The agent goes
-//! on, says what happened, and keeps nothing open of what is gone.
+//! Targets that vanish while they are monitored: processes, namespaces, cgroups, containers, descriptors. The agent keeps
+//! running, reports what happened, and leaks no descriptor.
 
 use std::{
     collections::BTreeMap,
@@ -45,12 +45,12 @@ fn jam(command: &mut Command, address: &str, waiting: u32) -> Result<Service> {
     )
 }
 
-/// What the agent's descriptors are, counted by kind: `socket`, `anon_inode:bpf_link`, `/proc/7/ns/net` …
+/// Number of the agent's descriptors by type: `socket`, `anon_inode:bpf_link`, `/proc/7/ns/net` …
 fn open_files(agent: &Agent) -> Result<BTreeMap<String, usize>> {
     let folder = format!("/proc/{}/fd", agent.process().pid());
     let mut kinds = BTreeMap::new();
     for file in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
-        // One that was closed in between has no link any more.
+        // The descriptor was closed in between.
         let Ok(link) = fs::read_link(file?.path()) else {
             continue;
         };
@@ -61,8 +61,8 @@ fn open_files(agent: &Agent) -> Result<BTreeMap<String, usize>> {
     Ok(kinds)
 }
 
-/// What is open all the while: a walk has its iterator open for as long as it lasts.
-fn kept_open(agent: &Agent) -> Result<BTreeMap<String, usize>> {
+/// Descriptors that stay open for 1.5 s. A scan has its iterator open only while it runs.
+fn permanently_open(agent: &Agent) -> Result<BTreeMap<String, usize>> {
     let mut kept = open_files(agent)?;
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(1_500) {
@@ -71,16 +71,16 @@ fn kept_open(agent: &Agent) -> Result<BTreeMap<String, usize>> {
             *count = (*count).min(now.get(kind).copied().unwrap_or(0));
             *count > 0
         });
-        // What is measured is this time: nothing is waited for.
+        // Polling interval of the measuring period.
         thread::sleep(Duration::from_millis(5));
     }
     Ok(kept)
 }
 
-/// Until the agent has no more open than before, of no kind.
-fn check_nothing_left(agent: &Agent, before: &BTreeMap<String, usize>) -> Result<()> {
+/// Waits until the agent has no more descriptors of any type than before.
+fn check_no_leak(agent: &Agent, before: &BTreeMap<String, usize>) -> Result<()> {
     let mut after = BTreeMap::new();
-    let closed = wait::until("the agent to close what is gone", SOON, || {
+    let closed = wait::until("the agent to close its descriptors", SOON, || {
         after = open_files(agent)?;
         let had = |kind| before.get(kind).copied().unwrap_or(0);
         let grown = after.iter().any(|(kind, count)| *count > had(kind));
@@ -94,12 +94,12 @@ fn is_waiting(event: &Event) -> bool {
     event.is("notice") && event.text("code") == "waiting_for_target"
 }
 
-/// Stops it. It must have gone well, and said nothing on standard error.
-fn check_end(agent: &Agent) -> Result<()> {
+/// Stops the agent. Its exit code must be 0 and its standard error empty.
+fn check_clean_exit(agent: &Agent) -> Result<()> {
     agent.process().signal(Signal::TERM)?;
     let end = agent.process().wait_end(SOON)?;
-    let said = agent.process().lines().all().into_iter();
-    let errors: Vec<String> = said
+    let lines = agent.process().lines().all().into_iter();
+    let errors: Vec<String> = lines
         .filter(|line| line.stream == Stream::Stderr)
         .map(|line| line.text)
         .collect();
@@ -111,15 +111,15 @@ fn check_end(agent: &Agent) -> Result<()> {
 }
 
 #[test]
-fn a_target_that_is_killed_leaves_nothing_open_in_the_agent() -> Result<()> {
-    const TEST: &str = "a_target_that_is_killed_leaves_nothing_open_in_the_agent";
+fn a_killed_target_leaves_no_descriptor_open_in_the_agent() -> Result<()> {
+    const TEST: &str = "a_killed_target_leaves_no_descriptor_open_in_the_agent";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
     let folder = TempDir::new("killed")?;
     let program = program::renamed(SUBJECT, &folder, "short-lived")?;
     let agent = Agent::run(["--name", "short-lived", "--interval", "20ms"])?;
-    agent.wait_for("that it waits", SOON, is_waiting)?;
+    agent.wait_for("that it waits for a target", SOON, is_waiting)?;
     let before = open_files(&agent)?;
     for _ in 0..5 {
         let mark = agent.mark();
@@ -129,7 +129,7 @@ fn a_target_that_is_killed_leaves_nothing_open_in_the_agent() -> Result<()> {
             event.is("level") && event.text("name") == name
         })?;
         service.into_process().signal(Signal::KILL)?;
-        agent.wait_since(mark, "that it waits again", SOON, is_waiting)?;
+        agent.wait_since(mark, "that it waits for a target again", SOON, is_waiting)?;
         let ended = |event: &Event| {
             event.is("episode")
                 && event.text("name") == name
@@ -137,25 +137,25 @@ fn a_target_that_is_killed_leaves_nothing_open_in_the_agent() -> Result<()> {
         };
         agent.wait_since(mark, "the end of its episode", SOON, ended)?;
     }
-    check_nothing_left(&agent, &before)?;
-    check_end(&agent)
+    check_no_leak(&agent, &before)?;
+    check_clean_exit(&agent)
 }
 
 #[test]
-fn a_network_namespace_that_vanishes_is_survived_and_let_go() -> Result<()> {
-    const TEST: &str = "a_network_namespace_that_vanishes_is_survived_and_let_go";
+fn a_vanished_network_namespace_is_survived_and_released() -> Result<()> {
+    const TEST: &str = "a_vanished_network_namespace_is_survived_and_released";
     if !needs::met(TEST, &["ip", "nsenter", "unshare"]) {
         return Ok(());
     }
     let folder = TempDir::new("vanishing")?;
     let program = program::renamed(SUBJECT, &folder, "far-away")?;
     let agent = Agent::run(["--name", "far-away", "--interval", "20ms"])?;
-    agent.wait_for("that it waits", SOON, is_waiting)?;
+    agent.wait_for("that it waits for a target", SOON, is_waiting)?;
     let before = open_files(&agent)?;
     for round in 0..5 {
         let mark = agent.mark();
         let network = Network::new()?;
-        // Always the same address: each round's network is another one.
+        // The same address every time, in a new network.
         let program = program.display().to_string();
         let service = jam(&mut network.command(&program)?, "127.0.0.1:8080", 3 + round)?;
         let level = agent.wait_since(mark, "its queue", SOON, |event| {
@@ -166,17 +166,17 @@ fn a_network_namespace_that_vanishes_is_survived_and_let_go() -> Result<()> {
             "{}",
             level.value
         );
-        // All of it at once, in the middle of a tick.
+        // Both at once, at any point of a sample.
         drop((service, network));
-        agent.wait_since(mark, "that it waits again", SOON, is_waiting)?;
+        agent.wait_since(mark, "that it waits for a target again", SOON, is_waiting)?;
     }
-    check_nothing_left(&agent, &before)?;
-    check_end(&agent)
+    check_no_leak(&agent, &before)?;
+    check_clean_exit(&agent)
 }
 
 #[test]
-fn a_control_group_that_is_removed_and_made_again_is_found_again() -> Result<()> {
-    const TEST: &str = "a_control_group_that_is_removed_and_made_again_is_found_again";
+fn a_cgroup_that_is_removed_and_recreated_is_found_again() -> Result<()> {
+    const TEST: &str = "a_cgroup_that_is_removed_and_recreated_is_found_again";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -189,7 +189,7 @@ fn a_control_group_that_is_removed_and_made_again_is_found_again() -> Result<()>
     };
     let path = cgroup.path().display().to_string();
     let agent = Agent::run(["--cgroup", &path, "--interval", "20ms"])?;
-    agent.wait_for("that it waits", SOON, is_waiting)?;
+    agent.wait_for("that it waits for a target", SOON, is_waiting)?;
     let before = open_files(&agent)?;
     for round in 0..4 {
         let mark = agent.mark();
@@ -203,19 +203,19 @@ fn a_control_group_that_is_removed_and_made_again_is_found_again() -> Result<()>
             |event| event.is("level") && event.text("name") == name,
         )?;
         drop(service);
-        wait::until("the control group to be removed", SOON, || {
+        wait::until("the cgroup to be removed", SOON, || {
             Ok(fs::remove_dir(cgroup.path()).ok())
         })?;
-        agent.wait_since(mark, "that it waits again", SOON, is_waiting)?;
+        agent.wait_since(mark, "that it waits for a target again", SOON, is_waiting)?;
         fs::create_dir(cgroup.path())?;
     }
-    check_nothing_left(&agent, &before)?;
-    check_end(&agent)
+    check_no_leak(&agent, &before)?;
+    check_clean_exit(&agent)
 }
 
 #[test]
-fn a_service_that_forks_two_hundred_times_a_second_does_no_harm() -> Result<()> {
-    const TEST: &str = "a_service_that_forks_two_hundred_times_a_second_does_no_harm";
+fn a_service_that_forks_200_times_per_second_costs_little_and_leaks_nothing() -> Result<()> {
+    const TEST: &str = "a_service_that_forks_200_times_per_second_costs_little_and_leaks_nothing";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -223,18 +223,18 @@ fn a_service_that_forks_two_hundred_times_a_second_does_no_harm() -> Result<()> 
     let breeder = Process::start("the breeder", breeder.args(["mayflies", "--per-s", "200"]))?;
     breeder.wait_line("breeding", SOON)?;
     let agent = Agent::run(["--pid", &breeder.pid().to_string()])?;
-    agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
-    let report = agent.wait_for("what it costs", SOON, |event| event.is("agent"))?;
+    agent.wait_for("its target", SOON, |event| event.is("target"))?;
+    let report = agent.wait_for("its own cost", SOON, |event| event.is("agent"))?;
     let died = breeder.lines().all().len().saturating_sub(1) * 100;
     let share = report.number("cpu_share").unwrap_or(f64::NAN);
-    println!("{died} processes came and went; the agent took {share:.4} of a core");
+    println!("{died} short-lived processes; the agent used {share:.4} of a core");
     ensure!(share <= MAX_CPU_SHARE, "{}", report.value);
-    // With nobody coming and going, what it has open is the same each time.
+    // While the breeder is stopped, the open descriptors do not change.
     let settled = |what: &str| -> Result<BTreeMap<String, usize>> {
         breeder.freeze()?;
-        let mut before = kept_open(&agent)?;
+        let mut before = permanently_open(&agent)?;
         wait::until(what, SOON, || {
-            let now = kept_open(&agent)?;
+            let now = permanently_open(&agent)?;
             let is_same = now == before;
             before = now;
             Ok(is_same.then(|| before.clone()))
@@ -249,28 +249,28 @@ fn a_service_that_forks_two_hundred_times_a_second_does_no_harm() -> Result<()> 
     more?;
     let second = settled("the agent to settle again")?;
     println!("open: {first:?}, later {second:?}");
-    // A service that is looked at closely has an iterator of its own for each process: bounded, and gone when it is not.
+    // A focused service has one iterator per process. Their number is bounded.
     const LINK: &str = "anon_inode:bpf_link";
-    const LINKS: usize = 48;
+    const MAX_LINKS: usize = 48;
     let without = |mut open: BTreeMap<String, usize>| {
         let links = open.remove(LINK);
-        (open, links.is_some_and(|links| links <= LINKS))
+        (open, links.is_some_and(|links| links <= MAX_LINKS))
     };
     let (first, second) = (without(first), without(second));
-    ensure!(first.1 && second.1, "more than {LINKS} iterators");
+    ensure!(first.1 && second.1, "more than {MAX_LINKS} iterators");
     ensure!(first.0 == second.0);
     breeder.thaw()?;
-    check_end(&agent)
+    check_clean_exit(&agent)
 }
 
 #[test]
-fn a_descriptor_that_is_given_again_is_not_the_queue_it_was() -> Result<()> {
-    const TEST: &str = "a_descriptor_that_is_given_again_is_not_the_queue_it_was";
+fn a_reused_descriptor_is_not_mistaken_for_its_old_queue() -> Result<()> {
+    const TEST: &str = "a_reused_descriptor_is_not_mistaken_for_its_old_queue";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
     let agent = Agent::run(["--pid", &process::id().to_string(), "--interval", "20ms"])?;
-    agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
+    agent.wait_for("its target", SOON, |event| event.is("target"))?;
     let listener = sockets::listen(ports::local(0), 10, false)?;
     let address = listener.local_addr()?;
     let connection = |bytes: usize| -> Result<(TcpStream, TcpStream)> {
@@ -280,14 +280,15 @@ fn a_descriptor_that_is_given_again_is_not_the_queue_it_was() -> Result<()> {
         client.write_all(&vec![0; bytes])?;
         Ok((client, server))
     };
-    // One number is a connection with much unread, one with little, a pipe, a listener, in turn and without a pause.
-    let place = OwnedFd::from(listener.try_clone()?);
-    let number_of = place.as_raw_fd();
-    let mut place = Some(place);
+    // One descriptor number is, in turn and without a pause: a connection with many unread bytes, one with few, a pipe, a
+    // listener.
+    let slot = OwnedFd::from(listener.try_clone()?);
+    let number_of = slot.as_raw_fd();
+    let mut slot = Some(slot);
     let (begun, mut rounds) = (Instant::now(), 0_u64);
     while begun.elapsed() < Duration::from_secs(4) {
-        drop(place.take());
-        let (given, kept): (OwnedFd, Option<TcpStream>) = match rounds % 4 {
+        drop(slot.take());
+        let (file, kept): (OwnedFd, Option<TcpStream>) = match rounds % 4 {
             0 => {
                 let (client, server) = connection(50_000)?;
                 (server.into(), Some(client))
@@ -299,34 +300,34 @@ fn a_descriptor_that_is_given_again_is_not_the_queue_it_was() -> Result<()> {
             2 => (io::pipe()?.0.into(), None),
             _ => (TcpListener::bind("127.0.0.1:0")?.into(), None),
         };
-        place = Some(given);
+        slot = Some(file);
         drop(kept);
         rounds += 1;
     }
-    drop(place);
+    drop(slot);
     let (_client, server) = connection(10)?;
     println!(
-        "{rounds} lives of descriptor {number_of}; the last is {}",
+        "descriptor {number_of} was reused {rounds} times; the last connection is {}",
         server.as_raw_fd()
     );
     let sample = Sample::of_process(process::id())?;
     let queue = sample.queue("recv", &format!(":{}", address.port()))?;
     ensure!(number(queue, "depth")? == 10, "{queue}");
-    // Nobody ever had more than 50,000 bytes, and none stood for as long as a window.
+    // No connection ever had more than 50,000 unread bytes.
     for event in agent.events()? {
         let ours = event.text("name") == format!(":{}", address.port());
         let depths = ["depth", "depth_max"].map(|key| event.number(key).unwrap_or(0.0));
-        let wild = depths.iter().any(|depth| *depth > 50_000.0);
-        ensure!(!ours || !wild, "{}", event.value);
+        let too_deep = depths.iter().any(|depth| *depth > 50_000.0);
+        ensure!(!ours || !too_deep, "{}", event.value);
     }
-    check_end(&agent)
+    check_clean_exit(&agent)
 }
 
 // --- containers ---
 
 #[test]
-fn a_container_is_named_and_its_end_is_survived() -> Result<()> {
-    const TEST: &str = "a_container_is_named_and_its_end_is_survived";
+fn a_container_is_named_and_its_removal_is_survived() -> Result<()> {
+    const TEST: &str = "a_container_is_named_and_its_removal_is_survived";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -351,12 +352,12 @@ fn a_container_is_named_and_its_end_is_survived() -> Result<()> {
     let sample = Sample::of(&["--pid", &container.pid()?.to_string()])?;
     let target = sample.targets().next().context("no target")?;
     println!("{target}");
-    ensure!(target["container"] == *id, "it is {id}: {target}");
+    ensure!(target["container"] == *id, "its id is {id}: {target}");
     ensure!(target["processes"] == 1, "{target}");
     let queue = sample.queue("accept", "127.0.0.1:8080")?;
     ensure!(number(queue, "depth")? == 5, "{queue}");
     ensure!(number(sample.queue("fd", "open files")?, "limit")? == 1024);
-    // By its control group it is the same; and it is watched until it is removed, and waited for after that.
+    // Selected by its cgroup it is the same target. It is monitored until its removal, then the agent waits for it.
     let cgroup = target["cgroup"].as_str().context("no cgroup")?.to_owned();
     let by_cgroup = Sample::of(&["--cgroup", &cgroup])?;
     ensure!(number(by_cgroup.queue("accept", "127.0.0.1:8080")?, "depth")? == 5);
@@ -365,9 +366,9 @@ fn a_container_is_named_and_its_end_is_survived() -> Result<()> {
         event.is("level") && event.text("name") == "127.0.0.1:8080"
     })?;
     drop(container);
-    agent.wait_for("that it waits", SOON, is_waiting)?;
+    agent.wait_for("that it waits for a target", SOON, is_waiting)?;
     agent.wait_for("the end of its episode", SOON, |event| {
         event.is("episode") && event.value.get("ongoing").is_none()
     })?;
-    check_end(&agent)
+    check_clean_exit(&agent)
 }

@@ -1,4 +1,4 @@
-//! The whole path, nothing scripted: a live queue of a real process, the agent, and the real Jaeger.
+//! End-to-end tests without scripted parts: a live queue of a real process, the agent, and a real Jaeger.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -22,22 +22,23 @@ use tailback_tests::{
     workloads::FlashSale,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(20);
 const SERVICE: &str = "shop-under-test";
 
-/// The tests that watch this very process may run together; the one whose callers run in it may not run beside them:
-/// its servers would be their neighbours, and stand in their traces.
+/// The tests that monitor this process may run together (readers). The test whose clients run in this process must run alone
+/// (writer): its servers would be their neighbours and appear in their traces.
 static PROCESS: RwLock<()> = RwLock::new(());
 
-/// Parts of a stretch are told every second, so that the trace grows while we look.
-const TOLD_OFTEN: &str = "[detect.all]\nrepeat_interval = \"1s\"\n";
+/// Re-reports open episodes every second, so that the trace grows during the test.
+const REPEAT_OFTEN: &str = "[detect.all]\nrepeat_interval = \"1s\"\n";
 
 fn config(dir: &TempDir) -> PathBuf {
     let target = format!(
         "[[target]]\npid = {}\nservice_name = \"{SERVICE}\"\n",
         process::id()
     );
-    let text = format!("{TOLD_OFTEN}{target}");
+    let text = format!("{REPEAT_OFTEN}{target}");
     dir.write("tailback.toml", &text).unwrap()
 }
 
@@ -52,7 +53,8 @@ fn names(trace: &Value) -> Vec<&str> {
         .collect()
 }
 
-/// No span without its parent or without what it links to, none twice, one root, all of these services.
+/// Asserts that every parent and every linked span exists, that span ids are unique, that there is one root, and that all spans
+/// belong to these services.
 fn assert_whole(trace: &Value, services: &[&str]) {
     let ids: Vec<&str> = list(trace, "spans")
         .iter()
@@ -62,7 +64,7 @@ fn assert_whole(trace: &Value, services: &[&str]) {
     assert_eq!(
         ids.len(),
         unique.len(),
-        "a span stands twice: {:?}",
+        "duplicate span: {:?}",
         names(trace)
     );
     let roots = list(trace, "spans")
@@ -75,7 +77,7 @@ fn assert_whole(trace: &Value, services: &[&str]) {
             let other = reference["spanID"].as_str().unwrap();
             assert!(
                 unique.contains(other),
-                "what {} refers to ({}) is not there yet",
+                "{} refers to a missing span ({})",
                 span["operationName"],
                 reference["refType"]
             );
@@ -88,19 +90,19 @@ fn assert_whole(trace: &Value, services: &[&str]) {
     }
 }
 
-/// The one trace that holds the onset of this accept queue, whole at this moment.
+/// The trace with the onset of this accept queue, if there is one. Asserts that it is complete.
 fn trace(jaeger: &Jaeger, queue: &str) -> Option<Value> {
     let traces = jaeger.traces(SERVICE).unwrap();
     let trace = traces
         .into_iter()
         .find(|trace| count(trace, "queue.onset accept", queue) == 1)?;
-    // We wait for Jaeger's answers, and where it is slow the trace may say so.
+    // The target is this process, which also calls Jaeger: a slow Jaeger may appear in the trace.
     assert_whole(&trace, &[SERVICE, "jaeger"]);
     Some(trace)
 }
 
-/// How many spans of this name are about the queue. The tests of this file share one process, thus one target, and
-/// its trace holds the other test's listener as well.
+/// Number of spans with this name about the queue. The tests share one process and so one target: its trace contains the
+/// other test's listener too.
 fn count(trace: &Value, name: &str, queue: &str) -> usize {
     list(trace, "spans")
         .iter()
@@ -136,29 +138,29 @@ fn incident_over(test: &str, protocol: &str, endpoint: impl Fn(&Jaeger) -> Strin
         .env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol);
     let agent = Agent::start(&mut command).unwrap();
     agent
-        .wait_for("the target", PATIENCE, |event| event.is("target"))
+        .wait_for("the target", DEADLINE, |event| event.is("target"))
         .unwrap();
 
-    // Nobody accepts: the queue stands.
+    // Nothing accepts, so the queue stands.
     let clients: Vec<TcpStream> = (0..5)
         .map(|_| TcpStream::connect(address).unwrap())
         .collect();
     let of_listener = |event: &agent::Event| event.text("name") == queue;
     agent
-        .wait_for("the warning", PATIENCE, |event| {
+        .wait_for("the warning", DEADLINE, |event| {
             event.is("level") && of_listener(event)
         })
         .unwrap();
-    let opened = wait::until("the incident in Jaeger", PATIENCE, || {
+    let opened = wait::until("the incident in Jaeger", DEADLINE, || {
         Ok(trace(&jaeger, &queue))
     })
     .unwrap();
     let incidents = names(&opened);
     let incidents = incidents.iter().filter(|name| **name == "queue.incident");
     assert_eq!(incidents.count(), 1);
-    // It grows while it lasts: two more parts of the stretch.
+    // It grows during the episode: two more level spans.
     let before = count(&opened, "queue.level accept critical", &queue);
-    let grown = wait::until("the trace to grow", PATIENCE, || {
+    let grown = wait::until("the trace to grow", DEADLINE, || {
         Ok(trace(&jaeger, &queue)
             .filter(|trace| count(trace, "queue.level accept critical", &queue) >= before + 2))
     })
@@ -173,11 +175,11 @@ fn incident_over(test: &str, protocol: &str, endpoint: impl Fn(&Jaeger) -> Strin
         listener.accept().unwrap();
     }
     let episode = agent
-        .wait_for("the end of the episode", PATIENCE, |event| {
+        .wait_for("the end of the episode", DEADLINE, |event| {
             event.is("episode") && of_listener(event) && event.value.get("ongoing").is_none()
         })
         .unwrap();
-    let whole = wait::until("the whole trace", PATIENCE, || {
+    let whole = wait::until("the whole trace", DEADLINE, || {
         Ok(trace(&jaeger, &queue)
             .filter(|trace| count(trace, "queue.saturation accept", &queue) == 1))
     })
@@ -192,24 +194,24 @@ fn incident_over(test: &str, protocol: &str, endpoint: impl Fn(&Jaeger) -> Strin
 }
 
 #[test]
-fn a_live_incident_stands_in_jaeger_from_its_opening_on_over_http() {
+fn a_live_incident_is_visible_in_jaeger_from_its_opening_over_http() {
     incident_over(
-        "a_live_incident_stands_in_jaeger_from_its_opening_on_over_http",
+        "a_live_incident_is_visible_in_jaeger_from_its_opening_over_http",
         "http/protobuf",
         Jaeger::otlp_http,
     );
 }
 
 #[test]
-fn a_live_incident_stands_in_jaeger_from_its_opening_on_over_grpc() {
+fn a_live_incident_is_visible_in_jaeger_from_its_opening_over_grpc() {
     incident_over(
-        "a_live_incident_stands_in_jaeger_from_its_opening_on_over_grpc",
+        "a_live_incident_is_visible_in_jaeger_from_its_opening_over_grpc",
         "grpc",
         Jaeger::otlp_grpc,
     );
 }
 
-/// The spans of this name.
+/// Spans with this name.
 fn named<'a>(trace: &'a Value, name: &str) -> Vec<&'a Value> {
     let spans = list(trace, "spans").iter();
     spans.filter(|span| span["operationName"] == name).collect()
@@ -221,7 +223,7 @@ fn service<'a>(trace: &'a Value, span: &Value) -> &'a str {
     name.as_str().unwrap()
 }
 
-/// Whom a span links to.
+/// Spans that a span links to.
 fn linked<'a>(trace: &'a Value, span: &Value) -> Vec<&'a Value> {
     let links = list(span, "references")
         .iter()
@@ -233,7 +235,7 @@ fn linked<'a>(trace: &'a Value, span: &Value) -> Vec<&'a Value> {
     found.collect()
 }
 
-/// 20 sales a second, whether or not they are answered.
+/// An open loop of 20 sales per second.
 fn buyers(sale: &FlashSale) -> Load {
     Load::start(Plan {
         to: sale.uwsgi.address(),
@@ -248,8 +250,8 @@ fn buyers(sale: &FlashSale) -> Load {
 }
 
 #[test]
-fn a_flash_sale_is_one_trace_in_jaeger_that_names_the_session_with_the_row() {
-    let test = "a_flash_sale_is_one_trace_in_jaeger_that_names_the_session_with_the_row";
+fn a_flash_sale_is_one_trace_in_jaeger_that_names_the_session_holding_the_row_lock() {
+    let test = "a_flash_sale_is_one_trace_in_jaeger_that_names_the_session_holding_the_row_lock";
     if !needs::met(test, &["uwsgi-core", "psql"]) {
         return;
     }
@@ -270,14 +272,14 @@ fn a_flash_sale_is_one_trace_in_jaeger_that_names_the_session_with_the_row() {
     command
         .args(["run", "--json", "--port", &sale.uwsgi.port().to_string()])
         .arg("--config")
-        .arg(dir.write("tailback.toml", TOLD_OFTEN).unwrap())
+        .arg(dir.write("tailback.toml", REPEAT_OFTEN).unwrap())
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", jaeger.otlp_http())
         .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
     let agent = Agent::start(&mut command).unwrap();
-    let target = agent.wait_for("the target", PATIENCE, |event| event.is("target"));
+    let target = agent.wait_for("the target", DEADLINE, |event| event.is("target"));
     let uwsgi = target.unwrap().text("target").to_owned();
     let watched = load.done().len();
-    wait::until("a hundred sales in peace", PATIENCE, || {
+    wait::until("100 successful sales", DEADLINE, || {
         let done = load.done();
         assert!(done.iter().all(Request::ok), "a sale failed");
         Ok((done.len() >= watched + 100).then_some(()))
@@ -287,18 +289,21 @@ fn a_flash_sale_is_one_trace_in_jaeger_that_names_the_session_with_the_row() {
     let holder = sale.hold_the_row().unwrap();
     let backend = holder.backend;
     let ours = |event: &agent::Event| event.text("name") == queue;
-    let told = agent
-        .wait_for("who has the row", PATIENCE, |event| {
+    let episode = agent
+        .wait_for("the holder of the row lock", DEADLINE, |event| {
             let culprit = &event.value["culprit"]["pid"];
             event.is("episode") && ours(event) && *culprit == backend
         })
         .unwrap();
-    let postgres = told.value["culprit"]["target"].as_str().unwrap().to_owned();
+    let postgres = episode.value["culprit"]["target"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert_ne!(postgres, uwsgi);
-    let id = told.text("trace_id").to_owned();
+    let id = episode.text("trace_id").to_owned();
     let services = [uwsgi.as_str(), postgres.as_str()];
-    // At each look, also at those that come too early.
-    let look = || -> Option<Value> {
+    // Asserts completeness at every poll, even early ones.
+    let current = || -> Option<Value> {
         let trace = jaeger.trace(&id).unwrap()?;
         assert_whole(&trace, &services);
         Some(trace)
@@ -307,27 +312,27 @@ fn a_flash_sale_is_one_trace_in_jaeger_that_names_the_session_with_the_row() {
         let culprit = tag(span, "tailback.cause.culprit").unwrap_or_default();
         culprit.contains(&format!("({backend})"))
     };
-    let opened = wait::until("the incident in Jaeger", PATIENCE, || {
-        Ok(look().filter(|trace| count(trace, "queue.onset accept", &queue) == 1))
+    let opened = wait::until("the incident in Jaeger", DEADLINE, || {
+        Ok(current().filter(|trace| count(trace, "queue.onset accept", &queue) == 1))
     })
     .unwrap();
-    // It grows while it lasts.
+    // It grows during the episode.
     let before = list(&opened, "spans").len();
-    wait::until("the trace to grow", PATIENCE, || {
-        Ok(look().filter(|trace| list(trace, "spans").len() >= before + 4))
+    wait::until("the trace to grow", DEADLINE, || {
+        Ok(current().filter(|trace| list(trace, "spans").len() >= before + 4))
     })
     .unwrap();
     drop(holder);
-    let over = agent.wait_for("the end of the episode", PATIENCE, |event| {
+    let over = agent.wait_for("the end of the episode", DEADLINE, |event| {
         event.is("episode") && ours(event) && event.value.get("ongoing").is_none()
     });
     assert_eq!(over.unwrap().text("trace_id"), id);
-    let whole = wait::until("the whole trace", PATIENCE, || {
-        Ok(look().filter(|trace| count(trace, "queue.saturation accept", &queue) == 1))
+    let whole = wait::until("the whole trace", DEADLINE, || {
+        Ok(current().filter(|trace| count(trace, "queue.saturation accept", &queue) == 1))
     })
     .unwrap();
 
-    // One trace, under both names.
+    // One trace, found under both service names.
     for name in services {
         let traces = jaeger.traces(name).unwrap();
         let ids: Vec<&str> = traces
@@ -338,7 +343,7 @@ fn a_flash_sale_is_one_trace_in_jaeger_that_names_the_session_with_the_row() {
     }
     let listed: BTreeSet<String> = jaeger.services().unwrap().into_iter().collect();
     assert_eq!(listed, BTreeSet::from(services.map(str::to_owned)));
-    // It began with the service whose queue filled, and leads to the one that holds it up.
+    // The incident belongs to the service whose queue filled, and links to the one that blocks it.
     let [incident] = named(&whole, "queue.incident")[..] else {
         panic!("not one incident: {:?}", names(&whole));
     };

@@ -63,7 +63,7 @@ fn tailback(args: &[&str]) -> Result<Command> {
 /// Waits for the end, and checks what must hold however it ended.
 fn end(process: &Process) -> Result<Ran> {
     let end = process.wait_end(SOON)?;
-    // The end of the process may be seen before its last line.
+    // The process may end before its last line is read.
     let lines = process.lines();
     let _ = lines.wait("the end of the output", usize::MAX, SOON, |_| None::<()>);
     let of = |stream| {

@@ -20,8 +20,8 @@ fn check_harmless(lines: &[String]) -> Result<()> {
 }
 
 #[test]
-fn names_with_newlines_and_escapes_disturb_neither_terminal_nor_json() -> Result<()> {
-    if !allowed("names_with_newlines_and_escapes_disturb_neither_terminal_nor_json") {
+fn names_with_newlines_and_escapes_corrupt_neither_terminal_nor_json() -> Result<()> {
+    if !allowed("names_with_newlines_and_escapes_corrupt_neither_terminal_nor_json") {
         return Ok(());
     }
     let folder = TempDir::new("names")?;

@@ -37,8 +37,8 @@ const NOBODY: &[&str] = &[
 ];
 
 #[test]
-fn without_root_it_is_said_what_is_needed() -> Result<()> {
-    let test = "without_root_it_is_said_what_is_needed";
+fn without_root_the_error_names_the_needed_capabilities() -> Result<()> {
+    let test = "without_root_the_error_names_the_needed_capabilities";
     if !allowed(test) {
         return Ok(());
     }
@@ -60,8 +60,8 @@ fn without_root_it_is_said_what_is_needed() -> Result<()> {
 }
 
 #[test]
-fn root_without_a_capability_is_told_which() -> Result<()> {
-    let test = "root_without_a_capability_is_told_which";
+fn root_without_a_capability_gets_an_error_that_names_it() -> Result<()> {
+    let test = "root_without_a_capability_gets_an_error_that_names_it";
     if !allowed(test) {
         return Ok(());
     }
@@ -86,8 +86,8 @@ fn where_mounted(test: &str, mount: &str, args: &[&str]) -> Result<Option<Ran>> 
 }
 
 #[test]
-fn without_btf_it_is_said_what_the_kernel_lacks() -> Result<()> {
-    let test = "without_btf_it_is_said_what_the_kernel_lacks";
+fn without_btf_the_error_names_the_kernel_option() -> Result<()> {
+    let test = "without_btf_the_error_names_the_kernel_option";
     if !allowed(test) {
         return Ok(());
     }
@@ -115,8 +115,8 @@ fn without_btf_it_is_said_what_the_kernel_lacks() -> Result<()> {
 }
 
 #[test]
-fn btf_that_is_none_is_refused_with_what_it_is() -> Result<()> {
-    let test = "btf_that_is_none_is_refused_with_what_it_is";
+fn invalid_btf_is_rejected_with_the_reason() -> Result<()> {
+    let test = "invalid_btf_is_rejected_with_the_reason";
     if !allowed(test) {
         return Ok(());
     }
@@ -148,8 +148,8 @@ fn golden(version: &str) -> PathBuf {
 }
 
 #[test]
-fn a_kernel_that_cannot_be_watched_is_told_why() -> Result<()> {
-    let test = "a_kernel_that_cannot_be_watched_is_told_why";
+fn an_unsupported_kernel_is_rejected_with_the_reason() -> Result<()> {
+    let test = "an_unsupported_kernel_is_rejected_with_the_reason";
     if !allowed(test) {
         return Ok(());
     }

@@ -28,8 +28,8 @@ fn replay(folder: &TempDir, bytes: &[u8]) -> Result<Ran> {
 }
 
 #[test]
-fn a_recording_that_is_cut_or_damaged_is_replayed_as_far_as_it_is_whole() -> Result<()> {
-    if !allowed("a_recording_that_is_cut_or_damaged_is_replayed_as_far_as_it_is_whole") {
+fn a_truncated_or_damaged_recording_is_replayed_up_to_the_damage() -> Result<()> {
+    if !allowed("a_truncated_or_damaged_recording_is_replayed_up_to_the_damage") {
         return Ok(());
     }
     let folder = TempDir::new("recording")?;
@@ -65,7 +65,7 @@ fn a_recording_that_is_cut_or_damaged_is_replayed_as_far_as_it_is_whole() -> Res
 }
 
 #[test]
-fn what_is_no_recording_is_refused() -> Result<()> {
+fn a_file_that_is_not_a_recording_is_rejected() -> Result<()> {
     let folder = TempDir::new("recording")?;
     for bytes in [&b""[..], b"#!/bin/sh\n", b"TAILBACK", &[0; 5000]] {
         let words = ["not a recording", "tailback record"];
@@ -91,8 +91,8 @@ impl Numbers {
 }
 
 #[test]
-fn no_bytes_make_a_replay_panic() -> Result<()> {
-    if !allowed("no_bytes_make_a_replay_panic") {
+fn no_input_makes_replay_panic() -> Result<()> {
+    if !allowed("no_input_makes_replay_panic") {
         return Ok(());
     }
     let folder = TempDir::new("noise")?;
@@ -135,8 +135,8 @@ fn no_bytes_make_a_replay_panic() -> Result<()> {
 }
 
 #[test]
-fn a_recording_that_cannot_be_written_ends_with_74() -> Result<()> {
-    if !allowed("a_recording_that_cannot_be_written_ends_with_74") {
+fn an_unwritable_recording_exits_with_74() -> Result<()> {
+    if !allowed("an_unwritable_recording_exits_with_74") {
         return Ok(());
     }
     for (path, problem) in [
@@ -184,8 +184,8 @@ const FULL: &[&str] = &[
 ];
 
 #[test]
-fn record_ends_where_the_disk_is_full_and_what_it_kept_replays() -> Result<()> {
-    let test = "record_ends_where_the_disk_is_full_and_what_it_kept_replays";
+fn record_exits_on_a_full_disk_and_the_partial_recording_replays() -> Result<()> {
+    let test = "record_exits_on_a_full_disk_and_the_partial_recording_replays";
     if !allowed(test) {
         return Ok(());
     }
@@ -199,8 +199,8 @@ fn record_ends_where_the_disk_is_full_and_what_it_kept_replays() -> Result<()> {
 }
 
 #[test]
-fn run_goes_on_where_the_disk_is_full_and_counts_what_is_lost() -> Result<()> {
-    let test = "run_goes_on_where_the_disk_is_full_and_counts_what_is_lost";
+fn run_continues_on_a_full_disk_and_counts_lost_samples() -> Result<()> {
+    let test = "run_continues_on_a_full_disk_and_counts_lost_samples";
     if !allowed(test) {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use tailback_tests::temp::TempDir;
 use crate::{ran, run, tailback};
 
 #[test]
-fn a_time_without_a_unit_or_beyond_reason_is_refused() -> Result<()> {
+fn a_duration_without_unit_or_out_of_range_is_rejected() -> Result<()> {
     for (option, value, problem) in [
         ("--interval", "100", "100ms, 30s, 5m"),
         ("--interval", "", "100ms, 30s, 5m"),
@@ -30,7 +30,7 @@ fn a_time_without_a_unit_or_beyond_reason_is_refused() -> Result<()> {
 }
 
 #[test]
-fn a_diagnosis_without_a_sensible_time_is_refused() -> Result<()> {
+fn a_diagnosis_with_an_invalid_duration_is_rejected() -> Result<()> {
     for (value, problem) in [
         ("10", "100ms, 30s, 5m"),
         ("", "100ms, 30s, 5m"),
@@ -47,7 +47,7 @@ fn a_diagnosis_without_a_sensible_time_is_refused() -> Result<()> {
 }
 
 #[test]
-fn a_configuration_with_a_mistake_is_refused_with_its_line_and_key() -> Result<()> {
+fn an_invalid_configuration_is_rejected_with_line_and_key() -> Result<()> {
     let folder = TempDir::new("config")?;
     for (text, words) in [
         ("\nintervall = \"1s\"\n", ["line 2", "intervall"]),
@@ -92,7 +92,7 @@ fn a_configuration_with_a_mistake_is_refused_with_its_line_and_key() -> Result<(
 }
 
 #[test]
-fn a_configuration_that_cannot_be_read_is_named() -> Result<()> {
+fn an_unreadable_configuration_is_named() -> Result<()> {
     let folder = TempDir::new("config")?;
     let binary = folder.path().join("binary");
     fs::write(&binary, [0xff, 0xfe, 0])?;
@@ -109,7 +109,7 @@ fn a_configuration_that_cannot_be_read_is_named() -> Result<()> {
 }
 
 #[test]
-fn an_endpoint_that_is_no_url_is_refused_with_an_example() -> Result<()> {
+fn an_endpoint_that_is_not_a_url_is_rejected_with_an_example() -> Result<()> {
     for url in [
         "",
         "not a url",

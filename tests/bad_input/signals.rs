@@ -21,8 +21,8 @@ use crate::{SOON, Stuck, allowed, end, idle, json, ran, tailback};
 const DEADLINE: Duration = Duration::from_secs(4);
 
 #[test]
-fn a_signal_ends_run_within_its_deadline_and_open_episodes_are_told() -> Result<()> {
-    if !allowed("a_signal_ends_run_within_its_deadline_and_open_episodes_are_told") {
+fn a_signal_ends_run_in_time_and_reports_open_episodes() -> Result<()> {
+    if !allowed("a_signal_ends_run_in_time_and_reports_open_episodes") {
         return Ok(());
     }
     let stuck = Stuck::new()?;
@@ -58,8 +58,8 @@ fn a_signal_ends_run_within_its_deadline_and_open_episodes_are_told() -> Result<
 }
 
 #[test]
-fn a_signal_ends_record_and_what_it_recorded_replays() -> Result<()> {
-    if !allowed("a_signal_ends_record_and_what_it_recorded_replays") {
+fn a_signal_ends_record_and_the_recording_replays() -> Result<()> {
+    if !allowed("a_signal_ends_record_and_the_recording_replays") {
         return Ok(());
     }
     let (folder, process) = (TempDir::new("recording")?, idle()?);
@@ -79,8 +79,8 @@ fn a_signal_ends_record_and_what_it_recorded_replays() -> Result<()> {
 }
 
 #[test]
-fn a_collector_that_is_away_does_not_keep_run_from_ending_and_the_loss_is_told() -> Result<()> {
-    if !allowed("a_collector_that_is_away_does_not_keep_run_from_ending_and_the_loss_is_told") {
+fn an_unreachable_collector_does_not_block_exit_and_the_loss_is_reported() -> Result<()> {
+    if !allowed("an_unreachable_collector_does_not_block_exit_and_the_loss_is_reported") {
         return Ok(());
     }
     let stuck = Stuck::new()?;
@@ -97,8 +97,8 @@ fn a_collector_that_is_away_does_not_keep_run_from_ending_and_the_loss_is_told()
 }
 
 #[test]
-fn a_second_signal_ends_at_once() -> Result<()> {
-    if !allowed("a_second_signal_ends_at_once") {
+fn a_second_signal_exits_immediately() -> Result<()> {
+    if !allowed("a_second_signal_exits_immediately") {
         return Ok(());
     }
     let stuck = Stuck::new()?;

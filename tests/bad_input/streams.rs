@@ -27,8 +27,8 @@ fn head(args: &[&str]) -> Result<(Option<i32>, String)> {
 }
 
 #[test]
-fn output_that_nobody_reads_on_is_no_failure() -> Result<()> {
-    if !allowed("output_that_nobody_reads_on_is_no_failure") {
+fn a_closed_standard_output_is_not_an_error() -> Result<()> {
+    if !allowed("a_closed_standard_output_is_not_an_error") {
         return Ok(());
     }
     let folder = TempDir::new("head")?;
@@ -56,8 +56,8 @@ fn output_that_nobody_reads_on_is_no_failure() -> Result<()> {
 }
 
 #[test]
-fn a_recording_is_whole_though_nobody_reads_the_output() -> Result<()> {
-    if !allowed("a_recording_is_whole_though_nobody_reads_the_output") {
+fn a_recording_is_complete_although_standard_output_is_closed() -> Result<()> {
+    if !allowed("a_recording_is_complete_although_standard_output_is_closed") {
         return Ok(());
     }
     let folder = TempDir::new("head")?;
@@ -74,7 +74,7 @@ fn a_recording_is_whole_though_nobody_reads_the_output() -> Result<()> {
 }
 
 #[test]
-fn errors_that_nobody_reads_keep_their_exit_code() -> Result<()> {
+fn a_closed_standard_error_keeps_the_exit_code() -> Result<()> {
     for (args, code) in [
         (&["run"][..], 2),
         (&["replay", "/no/such/file"], 2),
@@ -89,8 +89,8 @@ fn errors_that_nobody_reads_keep_their_exit_code() -> Result<()> {
 }
 
 #[test]
-fn output_that_cannot_be_written_ends_with_74() -> Result<()> {
-    if !allowed("output_that_cannot_be_written_ends_with_74") {
+fn unwritable_output_exits_with_74() -> Result<()> {
+    if !allowed("unwritable_output_exits_with_74") {
         return Ok(());
     }
     let process = idle()?;

@@ -9,7 +9,7 @@ use tailback_tests::{ports, process::Process, program, temp::TempDir};
 use crate::{SOON, Stuck, allowed, end, idle, json, ran, tailback};
 
 #[test]
-fn no_target_is_a_mistake_with_a_remedy() -> Result<()> {
+fn a_missing_target_is_a_usage_error_with_a_hint() -> Result<()> {
     for args in [
         &["run"][..],
         &["sample"],
@@ -22,7 +22,7 @@ fn no_target_is_a_mistake_with_a_remedy() -> Result<()> {
 }
 
 #[test]
-fn a_target_that_is_no_target_is_refused_by_name() -> Result<()> {
+fn an_invalid_target_option_is_rejected_by_name() -> Result<()> {
     for (option, value) in [
         ("--pid", "-1"),
         ("--pid", "x"),
@@ -37,8 +37,8 @@ fn a_target_that_is_no_target_is_refused_by_name() -> Result<()> {
 }
 
 #[test]
-fn a_process_that_does_not_exist_ends_with_four() -> Result<()> {
-    if !allowed("a_process_that_does_not_exist_ends_with_four") {
+fn a_nonexistent_process_exits_with_4() -> Result<()> {
+    if !allowed("a_nonexistent_process_exits_with_4") {
         return Ok(());
     }
     let folder = TempDir::new("keep")?;
@@ -61,8 +61,8 @@ fn a_process_that_does_not_exist_ends_with_four() -> Result<()> {
 }
 
 #[test]
-fn what_matches_nothing_ends_a_sample_with_four() -> Result<()> {
-    if !allowed("what_matches_nothing_ends_a_sample_with_four") {
+fn a_sample_without_matching_process_exits_with_4() -> Result<()> {
+    if !allowed("a_sample_without_matching_process_exits_with_4") {
         return Ok(());
     }
     let port = ports::free()?.to_string();
@@ -78,8 +78,8 @@ fn what_matches_nothing_ends_a_sample_with_four() -> Result<()> {
 }
 
 #[test]
-fn a_diagnosis_of_what_matches_nothing_ends_with_four() -> Result<()> {
-    if !allowed("a_diagnosis_of_what_matches_nothing_ends_with_four") {
+fn a_diagnosis_without_matching_process_exits_with_4() -> Result<()> {
+    if !allowed("a_diagnosis_without_matching_process_exits_with_4") {
         return Ok(());
     }
     let ran = ran(&["diagnose", "--name", "no-such-service"])?;
@@ -87,8 +87,8 @@ fn a_diagnosis_of_what_matches_nothing_ends_with_four() -> Result<()> {
 }
 
 #[test]
-fn a_diagnosis_that_finds_nothing_says_how_much_it_looked_at_and_is_no_failure() -> Result<()> {
-    if !allowed("a_diagnosis_that_finds_nothing_says_how_much_it_looked_at_and_is_no_failure") {
+fn a_diagnosis_that_finds_nothing_reports_its_coverage_and_exits_with_0() -> Result<()> {
+    if !allowed("a_diagnosis_that_finds_nothing_reports_its_coverage_and_exits_with_0") {
         return Ok(());
     }
     let idle = idle()?;
@@ -111,8 +111,8 @@ fn a_diagnosis_that_finds_nothing_says_how_much_it_looked_at_and_is_no_failure()
 }
 
 #[test]
-fn a_check_that_finds_a_full_queue_ends_with_one_and_names_it() -> Result<()> {
-    if !allowed("a_check_that_finds_a_full_queue_ends_with_one_and_names_it") {
+fn a_check_that_finds_a_full_queue_exits_with_1_and_names_it() -> Result<()> {
+    if !allowed("a_check_that_finds_a_full_queue_exits_with_1_and_names_it") {
         return Ok(());
     }
     let stuck = Stuck::new()?;
@@ -145,8 +145,8 @@ fn a_check_that_finds_a_full_queue_ends_with_one_and_names_it() -> Result<()> {
 }
 
 #[test]
-fn run_waits_for_a_name_that_matches_nothing_and_says_so() -> Result<()> {
-    if !allowed("run_waits_for_a_name_that_matches_nothing_and_says_so") {
+fn run_waits_for_a_name_without_match_and_reports_it() -> Result<()> {
+    if !allowed("run_waits_for_a_name_without_match_and_reports_it") {
         return Ok(());
     }
     let folder = TempDir::new("late")?;
@@ -166,8 +166,8 @@ fn run_waits_for_a_name_that_matches_nothing_and_says_so() -> Result<()> {
 }
 
 #[test]
-fn a_process_that_ends_midway_is_said_to_be_gone_and_the_agent_stays() -> Result<()> {
-    if !allowed("a_process_that_ends_midway_is_said_to_be_gone_and_the_agent_stays") {
+fn a_target_that_ends_is_reported_and_the_agent_keeps_running() -> Result<()> {
+    if !allowed("a_target_that_ends_is_reported_and_the_agent_keeps_running") {
         return Ok(());
     }
     for as_json in [false, true] {

@@ -1,4 +1,4 @@
-//! DRIVEN
+//! Whether an episode is attributed to its producer or its consumer.
 
 use std::time::{Duration, Instant};
 
@@ -11,23 +11,24 @@ use tailback_tests::{
     ss, wait,
 };
 
-use crate::{SOON, SUBJECT, alone, ended, watch};
+use crate::{SOON, SUBJECT, alone, stop, watch};
 
-/// What happens after ten quiet seconds.
-enum Trouble {
-    /// Requests come at this rate, a second.
+/// The fault planted after ten healthy seconds.
+enum Fault {
+    /// Arrival rate, requests per second.
     Surge(f64),
-    /// A request takes so long.
+    /// Service time of each request.
     Slow(Duration),
 }
 
-/// A service that can do 50 requests a second gets 25, then `trouble` until 70 wait, then 15. Answers what its episode is
-/// said to be driven by.
-fn driven_by(trouble: &Trouble) -> Result<String> {
-    const USUAL: Duration = Duration::from_millis(20);
-    // Where nobody else's connections count.
+/// Loads a service with a capacity of 50 requests/s with 25/s, then plants the fault until 70 requests wait, then loads it
+/// with 15/s. Returns `driven_by` of its episode.
+fn driven_by(fault: &Fault) -> Result<String> {
+    /// Healthy service time.
+    const SERVICE_TIME: Duration = Duration::from_millis(20);
+    // Its own network, where no other connections are counted.
     let network = Network::new()?;
-    let pace = Pace::new(USUAL)?;
+    let pace = Pace::new(SERVICE_TIME)?;
     let pace_file = pace.file().display().to_string();
     let service = Service::start(
         &mut network.command(SUBJECT)?,
@@ -53,7 +54,7 @@ fn driven_by(trouble: &Trouble) -> Result<String> {
             max_in_flight: 1000,
         })
     })?;
-    wait::until("250 answers", SOON, || {
+    wait::until("250 responses", SOON, || {
         Ok((load.done().len() >= 250).then_some(()))
     })?;
     ensure!(
@@ -61,18 +62,18 @@ fn driven_by(trouble: &Trouble) -> Result<String> {
             .events()?
             .iter()
             .any(|event| event.is("level") && event.text("kind") == "accept"),
-        "it was in trouble before the trouble"
+        "the queue left ok before the fault"
     );
-    match *trouble {
-        Trouble::Surge(per_s) => load.set_rate(per_s)?,
-        Trouble::Slow(work) => pace.set(work)?,
+    match *fault {
+        Fault::Surge(per_s) => load.set_rate(per_s)?,
+        Fault::Slow(work) => pace.set(work)?,
     }
     let begun = Instant::now();
-    let warned = agent.wait_for("that the accept queue is in trouble", SOON, |event| {
+    let warned = agent.wait_for("that the accept queue leaves ok", SOON, |event| {
         event.is("level") && event.text("kind") == "accept"
     })?;
     println!(
-        "{} {:?} after the trouble began: depth {}, in {}/s, out {}/s",
+        "{} {:?} after the fault: depth {}, arrivals {}/s, departures {}/s",
         warned.text("to"),
         warned.at - begun,
         warned.value["depth"],
@@ -82,10 +83,10 @@ fn driven_by(trouble: &Trouble) -> Result<String> {
     ss::wait_for(
         Some(&network),
         service.address().port(),
-        "70 to wait",
+        "70 waiting connections",
         |waiting| waiting >= 70,
     )?;
-    pace.set(USUAL)?;
+    pace.set(SERVICE_TIME)?;
     load.set_rate(15.0)?;
     let episode = agent.wait_for("the end of the episode", SOON, |event| {
         event.is("episode")
@@ -97,30 +98,30 @@ fn driven_by(trouble: &Trouble) -> Result<String> {
         episode.text("driven_by"),
         episode.text("evidence")
     );
-    ended(&agent)?;
+    stop(&agent)?;
     Ok(episode.text("driven_by").to_owned())
 }
 
 #[test]
-fn a_surge_is_told_to_be_driven_by_the_producer() -> Result<()> {
-    const TEST: &str = "a_surge_is_told_to_be_driven_by_the_producer";
+fn a_surge_is_attributed_to_the_producer() -> Result<()> {
+    const TEST: &str = "a_surge_is_attributed_to_the_producer";
     if !needs::met(TEST, &["ip", "nsenter", "ss", "unshare"]) {
         return Ok(());
     }
     let _alone = alone();
-    let by = driven_by(&Trouble::Surge(75.0))?;
-    ensure!(by == "producer", "it is said to be driven by {by}");
+    let driver = driven_by(&Fault::Surge(75.0))?;
+    ensure!(driver == "producer", "driven by {driver}");
     Ok(())
 }
 
 #[test]
-fn a_slow_service_is_told_to_be_driven_by_the_consumer() -> Result<()> {
-    const TEST: &str = "a_slow_service_is_told_to_be_driven_by_the_consumer";
+fn a_slow_service_is_attributed_to_the_consumer() -> Result<()> {
+    const TEST: &str = "a_slow_service_is_attributed_to_the_consumer";
     if !needs::met(TEST, &["ip", "nsenter", "ss", "unshare"]) {
         return Ok(());
     }
     let _alone = alone();
-    let by = driven_by(&Trouble::Slow(Duration::from_millis(80)))?;
-    ensure!(by == "consumer", "it is said to be driven by {by}");
+    let driver = driven_by(&Fault::Slow(Duration::from_millis(80)))?;
+    ensure!(driver == "consumer", "driven by {driver}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! HEALTHY
+//! Healthy services under load open no episode.
 
 use std::{
     net::TcpStream,
@@ -19,16 +19,16 @@ use tailback_tests::{
     sockets, ss,
 };
 
-use crate::{NOT_RUNQUEUE, SOON, alone, check_silence, ended, service, watch};
+use crate::{NOT_RUNQUEUE, SOON, alone, check_all_ok, service, stop, watch};
 
 #[test]
-fn a_burst_that_drains_is_no_episode() -> Result<()> {
-    const TEST: &str = "a_burst_that_drains_is_no_episode";
+fn a_burst_that_drains_opens_no_episode() -> Result<()> {
+    const TEST: &str = "a_burst_that_drains_opens_no_episode";
     if !needs::met(TEST, &["ss"]) {
         return Ok(());
     }
     let _alone = alone();
-    // 60 connections take 120 ms.
+    // 60 connections take 120 ms to serve.
     let pace = Pace::new(Duration::from_millis(2))?;
     let pace_file = pace.file().display().to_string();
     let service = service(&[
@@ -50,22 +50,22 @@ fn a_burst_that_drains_is_no_episode() -> Result<()> {
             .map(|_| sockets::begin_connect(service.address()))
             .collect::<Result<_>>()?;
         deepest = deepest.max(ss::sums(None, port)?.0);
-        ss::wait_for(None, port, "the burst to drain", |waiting| waiting == 0)?;
+        ss::wait_for(None, port, "an empty queue after the burst", |waiting| {
+            waiting == 0
+        })?;
         longest = longest.max(begun.elapsed());
         drop(clients);
-        // The load's own spacing.
+        // Paces the load.
         thread::sleep(Duration::from_millis(250));
     }
-    println!(
-        "bursts of 60 on a backlog of 100: up to {deepest} seen waiting, drained within {longest:?}"
-    );
-    ensure!(deepest > 20, "that was no burst");
-    check_silence(&ended(&agent)?, &NOT_RUNQUEUE)
+    println!("bursts of 60 on a backlog of 100: depth up to {deepest}, drained within {longest:?}");
+    ensure!(deepest > 20, "the burst did not queue");
+    check_all_ok(&stop(&agent)?, &NOT_RUNQUEUE)
 }
 
 #[test]
-fn a_busy_nginx_that_is_well_gives_no_episode() -> Result<()> {
-    const TEST: &str = "a_busy_nginx_that_is_well_gives_no_episode";
+fn a_busy_healthy_nginx_opens_no_episode() -> Result<()> {
+    const TEST: &str = "a_busy_healthy_nginx_opens_no_episode";
     if !needs::met(TEST, &["nginx", "wrk"]) {
         return Ok(());
     }
@@ -83,8 +83,8 @@ fn a_busy_nginx_that_is_well_gives_no_episode() -> Result<()> {
         max_in_flight: 500,
     })?;
     let done = load.finish_plan()?;
-    let well = done.iter().filter(|request| request.ok()).count();
-    println!("open loop: {well} of {} requests answered", done.len());
+    let ok = done.iter().filter(|request| request.ok()).count();
+    println!("open loop: {ok} of {} requests succeeded", done.len());
 
     let url = format!("http://{}/", nginx.address());
     let mut wrk = Command::new(program::need(&["wrk"])?);
@@ -93,15 +93,15 @@ fn a_busy_nginx_that_is_well_gives_no_episode() -> Result<()> {
     let served = nginx.requests()? - before;
     println!("open and closed loop: {served} requests served");
     ensure!(
-        well == done.len() && served > 3_000,
-        "that was no healthy, busy server"
+        ok == done.len() && served > 3_000,
+        "the server was not both healthy and busy"
     );
-    check_silence(&ended(&agent)?, &NOT_RUNQUEUE)
+    check_all_ok(&stop(&agent)?, &NOT_RUNQUEUE)
 }
 
 #[test]
-fn a_busy_redis_that_is_well_gives_no_episode() -> Result<()> {
-    const TEST: &str = "a_busy_redis_that_is_well_gives_no_episode";
+fn a_busy_healthy_redis_opens_no_episode() -> Result<()> {
+    const TEST: &str = "a_busy_healthy_redis_opens_no_episode";
     if !needs::met(TEST, &["redis-server", "redis-benchmark"]) {
         return Ok(());
     }
@@ -126,6 +126,6 @@ fn a_busy_redis_that_is_well_gives_no_episode() -> Result<()> {
         benchmark.wait_end(Duration::from_secs(60))? == End::Code(0),
         "redis-benchmark failed"
     );
-    println!("300,000 commands of 50 clients in {:?}", begun.elapsed());
-    check_silence(&ended(&agent)?, &NOT_RUNQUEUE)
+    println!("300,000 commands from 50 clients in {:?}", begun.elapsed());
+    check_all_ok(&stop(&agent)?, &NOT_RUNQUEUE)
 }

@@ -1,4 +1,4 @@
-//! INC
+//! Unhealthy queues are detected, and so is their recovery.
 
 use std::{
     fs,
@@ -13,10 +13,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tailback_tests::{agent::Event, needs, ss};
 
-use crate::{SOON, alone, ended, service, watch};
+use crate::{SOON, alone, service, stop, watch};
 
-/// Bytes come on one connection, ten times a second, and further connections, five times a second.
-fn talk(to: SocketAddr, mut writer: TcpStream, done: &AtomicBool) -> Result<()> {
+/// Writes to one connection ten times per second and opens a new connection five times per second.
+fn send_traffic(to: SocketAddr, mut writer: TcpStream, done: &AtomicBool) -> Result<()> {
     let mut others = Vec::new();
     let mut round: u64 = 0;
     while !done.load(Ordering::Relaxed) {
@@ -31,8 +31,8 @@ fn talk(to: SocketAddr, mut writer: TcpStream, done: &AtomicBool) -> Result<()> 
 }
 
 #[test]
-fn a_stopped_consumer_is_seen_though_nothing_is_dequeued_and_its_recovery_too() -> Result<()> {
-    const TEST: &str = "a_stopped_consumer_is_seen_though_nothing_is_dequeued_and_its_recovery_too";
+fn a_stopped_consumer_and_its_recovery_are_detected_without_departures() -> Result<()> {
+    const TEST: &str = "a_stopped_consumer_and_its_recovery_are_detected_without_departures";
     if !needs::met(TEST, &["ss"]) {
         return Ok(());
     }
@@ -43,39 +43,39 @@ fn a_stopped_consumer_is_seen_though_nothing_is_dequeued_and_its_recovery_too() 
     let agent = watch(service.pid(), &[])?;
     let writer = TcpStream::connect(service.address()).context("connect")?;
     let port = service.address().port();
-    ss::wait_for(None, port, "the connection to be accepted", |waiting| {
-        waiting == 0
-    })?;
+    ss::wait_for(None, port, "an accepted connection", |waiting| waiting == 0)?;
     let done = AtomicBool::new(false);
-    let told = thread::scope(|scope| {
-        let load = scope.spawn(|| talk(service.address(), writer, &done));
-        let story = || -> Result<()> {
+    let result = thread::scope(|scope| {
+        let load = scope.spawn(|| send_traffic(service.address(), writer, &done));
+        let incident = || -> Result<()> {
             let is = |event: &Event, kind: &str, name: &str| {
                 event.is("level") && event.text("kind") == kind && event.text("name") == name
             };
             service.process().freeze()?;
             let stopped = Instant::now();
             for (kind, name) in [("accept", &accept), ("recv", &recv)] {
-                let told =
-                    agent.wait_for(&format!("that {kind} is in trouble"), SOON, |event| {
-                        is(event, kind, name)
-                    })?;
+                let level = agent.wait_for(&format!("that {kind} leaves ok"), SOON, |event| {
+                    is(event, kind, name)
+                })?;
                 println!(
                     "{kind}: {} {:?} after the stop, depth {}, oldest {} ns",
-                    told.text("to"),
-                    told.at - stopped,
-                    told.value["depth"],
-                    told.value["oldest_age_ns"],
+                    level.text("to"),
+                    level.at - stopped,
+                    level.value["depth"],
+                    level.value["oldest_age_ns"],
                 );
-                ensure!(told.text("from") == "ok", "{}", told.value);
-                ensure!(told.at - stopped < Duration::from_secs(4), "that came late");
+                ensure!(level.text("from") == "ok", "{}", level.value);
+                ensure!(
+                    level.at - stopped < Duration::from_secs(4),
+                    "the level came late"
+                );
             }
             let mark = agent.mark();
             service.process().thaw()?;
             let resumed = Instant::now();
             for (kind, name) in [("accept", &accept), ("recv", &recv)] {
-                let told =
-                    agent.wait_since(mark, &format!("that {kind} is well"), SOON, |event| {
+                let level =
+                    agent.wait_since(mark, &format!("that {kind} is ok"), SOON, |event| {
                         is(event, kind, name) && event.text("to") == "ok"
                     })?;
                 let episode =
@@ -86,25 +86,25 @@ fn a_stopped_consumer_is_seen_though_nothing_is_dequeued_and_its_recovery_too() 
                             && event.value.get("ongoing").is_none()
                     })?;
                 println!(
-                    "{kind}: ok {:?} after it went on; {}",
-                    told.at - resumed,
+                    "{kind}: ok {:?} after it resumed; {}",
+                    level.at - resumed,
                     episode.text("evidence")
                 );
             }
             Ok(())
         };
-        let told = story();
+        let result = incident();
         done.store(true, Ordering::Relaxed);
         load.join().expect("the load does not panic")?;
-        told
+        result
     });
-    told?;
-    ended(&agent).map(drop)
+    result?;
+    stop(&agent).map(drop)
 }
 
 #[test]
-fn a_pipe_and_a_connection_that_nobody_reads_are_seen() -> Result<()> {
-    const TEST: &str = "a_pipe_and_a_connection_that_nobody_reads_are_seen";
+fn an_unread_pipe_and_an_unread_connection_are_detected() -> Result<()> {
+    const TEST: &str = "an_unread_pipe_and_an_unread_connection_are_detected";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -118,7 +118,7 @@ fn a_pipe_and_a_connection_that_nobody_reads_are_seen() -> Result<()> {
     let (server, _) = listener.accept().context("accept")?;
     let agent = watch(std::process::id(), &[])?;
     let begun = Instant::now();
-    // 64 KiB are all that a pipe holds.
+    // The capacity of a pipe is 64 KiB.
     writer.write_all(&[b'x'; 65_536])?;
     client.set_nonblocking(true)?;
     while client.write(&[b'x'; 65_536]).is_ok() {}
@@ -129,7 +129,7 @@ fn a_pipe_and_a_connection_that_nobody_reads_are_seen() -> Result<()> {
         ("send", &send, "critical"),
         ("recv", &recv, "critical"),
     ] {
-        let told = agent.wait_for(&format!("that {kind} {name} is {level}"), SOON, |event| {
+        let level = agent.wait_for(&format!("that {kind} {name} is {level}"), SOON, |event| {
             event.is("level")
                 && event.text("kind") == kind
                 && event.text("name") == name
@@ -137,14 +137,17 @@ fn a_pipe_and_a_connection_that_nobody_reads_are_seen() -> Result<()> {
         })?;
         println!(
             "{kind}: {} {:?} after it began, {} of {}; {}",
-            told.text("to"),
-            told.at - begun,
-            told.value["depth"],
-            told.value["limit"],
-            told.text("worst"),
+            level.text("to"),
+            level.at - begun,
+            level.value["depth"],
+            level.value["limit"],
+            level.text("worst"),
         );
-        ensure!(told.at - begun < Duration::from_secs(4), "that came late");
+        ensure!(
+            level.at - begun < Duration::from_secs(4),
+            "the level came late"
+        );
     }
     drop((reader, server));
-    ended(&agent).map(drop)
+    stop(&agent).map(drop)
 }

@@ -1,4 +1,4 @@
-//! DET
+//! What must be detected, and what must not: planted faults on real servers, and healthy servers.
 
 mod driven_by;
 mod healthy;
@@ -23,18 +23,18 @@ use tailback_tests::{
 const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
 const SOON: Duration = Duration::from_secs(20);
 
-/// The loads must not disturb each other.
+/// Serializes tests with a load.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The agent on one service. It has looked once.
+/// Starts the agent on one process and waits for its first sample.
 fn watch(pid: u32, args: &[&str]) -> Result<Agent> {
     let pid = pid.to_string();
     let agent = Agent::run(["--pid", &pid].iter().chain(args))?;
-    agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
+    agent.wait_for("its target", SOON, |event| event.is("target"))?;
     Ok(agent)
 }
 
@@ -42,8 +42,8 @@ fn service(args: &[&str]) -> Result<Service> {
     Service::start(&mut Command::new(SUBJECT), args)
 }
 
-/// Ends the agent, and returns all that it said.
-fn ended(agent: &Agent) -> Result<Vec<Event>> {
+/// Stops the agent and returns all of its events.
+fn stop(agent: &Agent) -> Result<Vec<Event>> {
     agent.process().signal(Signal::TERM)?;
     let end = agent.process().wait_end(SOON)?;
     ensure!(end == End::Code(0), "the agent ended with {end:?}");
@@ -52,13 +52,14 @@ fn ended(agent: &Agent) -> Result<Vec<Event>> {
     Ok(events)
 }
 
-/// What holds of every stream: a level begins where the last one ended, within an episode that is told in the end.
+/// Checks the invariants of every event stream: times are in order, each level change starts at the previous level, and
+/// belongs to an episode that is reported.
 fn check_order(events: &[Event]) -> Result<()> {
     let mut levels: BTreeMap<(String, String), String> = BTreeMap::new();
     let mut last_ns = 0;
     for event in events {
         if let Some(ns) = event.value["time_unix_ns"].as_u64() {
-            ensure!(ns >= last_ns, "told out of order: {}", event.value);
+            ensure!(ns >= last_ns, "out of order: {}", event.value);
             last_ns = ns;
         }
         if !event.is("level") {
@@ -68,7 +69,7 @@ fn check_order(events: &[Event]) -> Result<()> {
         let before = levels.insert(queue, event.text("to").to_owned());
         ensure!(
             before.as_deref().unwrap_or("ok") == event.text("from"),
-            "it comes from where it was not: {}",
+            "it does not start at the previous level: {}",
             event.value
         );
         let episode = event.text("episode");
@@ -76,29 +77,29 @@ fn check_order(events: &[Event]) -> Result<()> {
             events
                 .iter()
                 .any(|event| event.is("episode") && event.text("id") == episode),
-            "no episode {episode}, though {}",
+            "episode {episode} is missing: {}",
             event.value
         );
     }
     Ok(())
 }
 
-/// No queue of these left ok.
-fn check_silence(events: &[Event], kinds: &[&str]) -> Result<()> {
+/// Checks that no queue of these kinds left ok.
+fn check_all_ok(events: &[Event], kinds: &[&str]) -> Result<()> {
     let levels: Vec<&Event> = events.iter().filter(|event| event.is("level")).collect();
-    let loud = levels
+    let unhealthy = levels
         .iter()
         .filter(|event| kinds.contains(&event.text("kind")));
-    let loud: Vec<String> = loud.map(|event| event.value.to_string()).collect();
+    let unhealthy: Vec<String> = unhealthy.map(|event| event.value.to_string()).collect();
     println!(
-        "levels told of {}: {}; of other kinds: {}",
+        "level changes of {}: {}; of other kinds: {}",
         kinds.join(", "),
-        loud.len(),
-        levels.len() - loud.len()
+        unhealthy.len(),
+        levels.len() - unhealthy.len()
     );
-    ensure!(loud.is_empty(), "{}", loud.join("\n"));
+    ensure!(unhealthy.is_empty(), "{}", unhealthy.join("\n"));
     Ok(())
 }
 
-/// Those that a busy machine cannot make wait.
+/// Kinds that do not fill just because the machine is busy, unlike run queues.
 const NOT_RUNQUEUE: [&str; 4] = ["accept", "recv", "send", "pipe"];

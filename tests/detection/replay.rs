@@ -1,4 +1,4 @@
-//! REPLAY
+//! A recording replays to the same output as the live run.
 
 use std::{fs, net::TcpStream, process::Command};
 
@@ -16,7 +16,7 @@ use tailback_tests::{
 
 use crate::{SOON, alone, service, watch};
 
-/// All that a program wrote to its standard output.
+/// Lines of the standard output of a process.
 fn stdout(process: &Process) -> Vec<String> {
     let lines = process.lines().all().into_iter();
     lines
@@ -26,8 +26,8 @@ fn stdout(process: &Process) -> Vec<String> {
 }
 
 #[test]
-fn a_recorded_incident_replays_to_the_same_bytes() -> Result<()> {
-    const TEST: &str = "a_recorded_incident_replays_to_the_same_bytes";
+fn a_recorded_incident_replays_byte_for_byte() -> Result<()> {
+    const TEST: &str = "a_recorded_incident_replays_byte_for_byte";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -46,7 +46,7 @@ fn a_recorded_incident_replays_to_the_same_bytes() -> Result<()> {
             .map(|_| sockets::begin_connect(service.address()))
             .collect()
     };
-    // One incident with losses that is over, one that is still open when the recording ends.
+    // One incident with losses that is over, and one that is still open when the recording ends.
     service.process().freeze()?;
     let first = clients(20)?;
     agent.wait_for("full", SOON, |event| event.text("to") == "full")?;
@@ -59,7 +59,7 @@ fn a_recorded_incident_replays_to_the_same_bytes() -> Result<()> {
     let second = clients(3)?;
     let mark = agent.mark();
     agent.wait_since(mark, "the second incident", SOON, |event| event.is("level"))?;
-    agent.wait_for("what it cost", SOON, |event| event.is("agent"))?;
+    agent.wait_for("its own cost", SOON, |event| event.is("agent"))?;
     agent.process().signal(Signal::TERM)?;
     ensure!(
         agent.process().wait_end(SOON)? == End::Code(0),
@@ -74,7 +74,7 @@ fn a_recorded_incident_replays_to_the_same_bytes() -> Result<()> {
         replay.args(["replay", &file, "--json", "--config", &config]),
     )?;
     ensure!(replay.wait_end(SOON)? == End::Code(0), "the replay failed");
-    wait::until("all of the replay's lines", SOON, || {
+    wait::until("all lines of the replay", SOON, || {
         Ok((stdout(&replay).len() >= live.len()).then_some(()))
     })?;
     let replayed = stdout(&replay);
@@ -91,7 +91,7 @@ fn a_recorded_incident_replays_to_the_same_bytes() -> Result<()> {
     };
     ensure!(
         of_type("level") >= 3 && of_type("episode") >= 2,
-        "that was no incident: {live:#?}"
+        "no incident was recorded: {live:#?}"
     );
     for (live, replayed) in live.iter().zip(&replayed) {
         ensure!(live == replayed, "live:   {live}\nreplay: {replayed}");

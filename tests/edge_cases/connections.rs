@@ -1,4 +1,4 @@
-//! CONN
+//! Connections of other address families and protocols, half-closed ones, and sequence numbers that wrap.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -25,17 +25,16 @@ use tailback_tests::{
 use crate::{SOON, sample_this_process, unread};
 
 #[test]
-fn connections_over_ipv6_and_of_dual_stack_listeners_are_named_as_people_name_them() -> Result<()> {
-    const TEST: &str =
-        "connections_over_ipv6_and_of_dual_stack_listeners_are_named_as_people_name_them";
+fn ipv6_and_dual_stack_connections_have_conventional_names() -> Result<()> {
+    const TEST: &str = "ipv6_and_dual_stack_connections_have_conventional_names";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
     let v4 = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let v6 = |port| SocketAddr::from((Ipv6Addr::LOCALHOST, port));
     let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    type To = fn(u16) -> SocketAddr;
-    let cases: [(To, To, usize); 3] = [(v6, v6, 600), (any, v4, 700), (any, v6, 800)];
+    type Address = fn(u16) -> SocketAddr;
+    let cases: [(Address, Address, usize); 3] = [(v6, v6, 600), (any, v4, 700), (any, v6, 800)];
     let mut kept = Vec::new();
     for (local, to, bytes) in cases {
         let listener = sockets::listen(local(ports::free()?), 10, false)?;
@@ -52,7 +51,7 @@ fn connections_over_ipv6_and_of_dual_stack_listeners_are_named_as_people_name_th
         ensure!(number(recv, "depth")? == *bytes, "{recv}");
         let worst = recv["worst"].as_str().unwrap_or_default();
         ensure!(worst.ends_with(&format!("with {from}")), "{recv}");
-        // The other end opened it, to the address that it asked for.
+        // The connecting end is named by the address that it connected to.
         let opened = sample.queue("send", &format!("-> {to}"))?;
         ensure!(number(opened, "depth")? == 0, "{opened}");
     }
@@ -60,10 +59,8 @@ fn connections_over_ipv6_and_of_dual_stack_listeners_are_named_as_people_name_th
 }
 
 #[test]
-fn a_listener_that_takes_multipath_tcp_is_seen_and_its_connections_are_right_or_absent()
--> Result<()> {
-    const TEST: &str =
-        "a_listener_that_takes_multipath_tcp_is_seen_and_its_connections_are_right_or_absent";
+fn an_mptcp_listener_is_sampled_and_its_connections_are_right_or_absent() -> Result<()> {
+    const TEST: &str = "an_mptcp_listener_is_sampled_and_its_connections_are_right_or_absent";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -78,14 +75,14 @@ fn a_listener_that_takes_multipath_tcp_is_seen_and_its_connections_are_right_or_
     let listener = match socket() {
         Ok(listener) => listener,
         Err(error) => {
-            skip(TEST, &format!("this kernel makes no MPTCP socket: {error}"));
+            skip(TEST, &format!("this kernel has no MPTCP: {error}"));
             return Ok(());
         }
     };
     let address = ports::local(ports::free()?);
     bind(&listener, &address)?;
     listen(&listener, 10)?;
-    // The first is accepted and has unread bytes: an ordinary one, as nearly all are. Three wait, two of them with MPTCP.
+    // The first connection is plain TCP, accepted, with unread bytes. Three more wait, two of them with MPTCP.
     let mut first = TcpStream::connect(address)?;
     let server = TcpStream::from(accept(&listener)?);
     first.write_all(&[0; 5_000])?;
@@ -114,12 +111,12 @@ fn a_listener_that_takes_multipath_tcp_is_seen_and_its_connections_are_right_or_
     let recv = sample.queue("recv", &format!(":{}", address.port()))?;
     ensure!(number(recv, "depth")? == 5_000, "{recv}");
 
-    // Of a connection that speaks it the outer socket has no sequence numbers.
-    let spoken = TcpStream::from(accept(&listener)?);
+    // The outer socket of an MPTCP connection has no sequence numbers, so its bytes are not counted.
+    let multipath = TcpStream::from(accept(&listener)?);
     let mut client = TcpStream::from(waiting.into_iter().next().context("a client")?);
     client.write_all(&[0; 700])?;
     wait::until("the bytes", SOON, || {
-        Ok((spoken.peek(&mut byte).context("peek")? == 1).then_some(()))
+        Ok((multipath.peek(&mut byte).context("peek")? == 1).then_some(()))
     })?;
     let sample = sample_this_process()?;
     let recv = sample.queue("recv", &format!(":{}", address.port()))?;
@@ -131,8 +128,8 @@ fn a_listener_that_takes_multipath_tcp_is_seen_and_its_connections_are_right_or_
 }
 
 #[test]
-fn what_the_kernel_encrypts_has_no_nonsense_depth() -> Result<()> {
-    const TEST: &str = "what_the_kernel_encrypts_has_no_nonsense_depth";
+fn a_ktls_connection_has_a_plausible_depth() -> Result<()> {
+    const TEST: &str = "a_ktls_connection_has_a_plausible_depth";
     if !needs::met(TEST, &["python3"]) {
         return Ok(());
     }
@@ -154,21 +151,21 @@ fn what_the_kernel_encrypts_has_no_nonsense_depth() -> Result<()> {
     }) {
         println!("{queue}");
         found += 1;
-        // Each record of up to 16 kB has a head and a tag; some may be read ahead and decrypted already.
+        // Each record of up to 16 kB adds a header and a tag; some records may be decrypted already.
         ensure!(number(queue, "depth")? <= 5_000 + 100, "{queue}");
     }
-    ensure!(found > 0, "no queue of port {port} is told");
+    ensure!(found > 0, "no queue of port {port} is reported");
     Ok(())
 }
 
 #[test]
-fn a_connection_that_is_half_closed_has_no_phantom_byte() -> Result<()> {
-    const TEST: &str = "a_connection_that_is_half_closed_has_no_phantom_byte";
+fn the_fin_of_a_half_closed_connection_is_not_counted_as_a_byte() -> Result<()> {
+    const TEST: &str = "the_fin_of_a_half_closed_connection_is_not_counted_as_a_byte";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
     let listen = || sockets::listen(ports::local(0), 10, false);
-    // What came before the FIN is unread; nothing is; and what was sent does not fit, so that the FIN has to wait.
+    // Three cases: bytes before the FIN are unread; nothing is unread; the buffers are full, so that the FIN has to wait.
     let (some, none, full) = (listen()?, listen()?, listen()?);
     let some_pair = unread(&some, some.local_addr()?, 1_000)?;
     let none_pair = unread(&none, none.local_addr()?, 0)?;
@@ -185,7 +182,7 @@ fn a_connection_that_is_half_closed_has_no_phantom_byte() -> Result<()> {
     for client in [&some_pair.0, &none_pair.0, &full_client] {
         client.shutdown(Shutdown::Write)?;
     }
-    // It has arrived when a read of nothing more would say so.
+    // The FIN has arrived when a read would return end of file.
     none_pair.1.peek(&mut [0]).context("wait for the FIN")?;
     let name = |kind: &str, listener: &TcpListener| -> Result<String> {
         let address = listener.local_addr()?;
@@ -206,13 +203,13 @@ fn a_connection_that_is_half_closed_has_no_phantom_byte() -> Result<()> {
         println!("{kind} {name}: {} of {truth}", queue["depth"]);
         ensure!(number(queue, "depth")? == truth, "{truth}: {queue}");
     }
-    // The window may open by a little while we look: what is unread and what is unacknowledged are all that was sent.
+    // The window may open a little during the sample: unread and unacknowledged bytes sum to the bytes sent.
     let unread_full = number(sample.queue("recv", &name("recv", &full)?)?, "depth")?;
     let unacknowledged = number(sample.queue("send", &name("send", &full)?)?, "depth")?;
     println!("{sent} sent: {unread_full} unread, {unacknowledged} unacknowledged");
     ensure!(unread_full + unacknowledged == sent);
     drop(full_server);
-    // Both directions closed, one end still open: CLOSE_WAIT went to LAST_ACK or TIME_WAIT, and nothing is queued.
+    // Both directions are closed, the descriptors still open: the state is LAST_ACK or TIME_WAIT, and nothing is queued.
     let mut server = &some_pair.1;
     server.read_exact(&mut [0; 1_000])?;
     server.shutdown(Shutdown::Write)?;
@@ -233,7 +230,7 @@ fn a_connection_that_is_half_closed_has_no_phantom_byte() -> Result<()> {
     Ok(())
 }
 
-/// A Python program of the harness, and the first line that it says.
+/// Starts a Python program of the harness and returns its first line.
 fn python(file: &str, args: &[&str]) -> Result<(Process, String)> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("harness")
@@ -242,19 +239,20 @@ fn python(file: &str, args: &[&str]) -> Result<(Process, String)> {
     let python = Process::start("python", command.arg(file).args(args))?;
     let first = python
         .lines()
-        .wait("python to say something", 0, SOON, |line| {
+        .wait("the first line of python", 0, SOON, |line| {
             Some(line.text.clone())
         })?;
     Ok((python, first))
 }
 
 #[test]
-fn sequence_numbers_that_wrap_are_counted_through() -> Result<()> {
-    const TEST: &str = "sequence_numbers_that_wrap_are_counted_through";
+fn depths_are_right_across_a_sequence_number_wrap() -> Result<()> {
+    const TEST: &str = "depths_are_right_across_a_sequence_number_wrap";
     if !needs::met(TEST, &["python3"]) {
         return Ok(());
     }
-    // Bytes before the wrap, sent, read: what is read ends before, at and after it; the last three do not fit.
+    // (bytes before the wrap, bytes sent, bytes read): reading ends before, at and after the wrap; the last three exceed the
+    // buffers.
     let cases = [
         "0,5000,0",
         "1,5000,0",
@@ -289,7 +287,7 @@ fn sequence_numbers_that_wrap_are_counted_through() -> Result<()> {
             "{unacknowledged}: {send}"
         );
         for queue in [recv, send] {
-            // Nothing moves: a difference across the wrap would be some 4 GB.
+            // Nothing moves; a miscounted wrap would give about 4 GB.
             for key in ["arrivals_per_s", "departures_per_s"] {
                 ensure!(queue[key].as_f64().unwrap_or(0.0) == 0.0, "{queue}");
             }

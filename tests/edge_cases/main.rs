@@ -1,4 +1,5 @@
-//! EDGE
+//! Sockets and threads in unusual states that occur on real machines: passed between processes, shared, of other address
+//! families, half-closed, with wrapped sequence numbers, and very many.
 
 mod connections;
 mod scale;
@@ -18,7 +19,7 @@ use tailback_tests::{sample::Sample, wait};
 const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
 const SOON: Duration = Duration::from_secs(20);
 
-/// What two looks 100 ms apart say of the test itself.
+/// Samples the test process.
 fn sample_this_process() -> Result<Sample> {
     Sample::of_process(process::id())
 }
@@ -29,7 +30,7 @@ fn connect_all(to: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
         .collect()
 }
 
-/// A connection with so many bytes that its server has not read.
+/// Opens a connection with `bytes` unread at the server.
 fn unread(listener: &TcpListener, to: SocketAddr, bytes: usize) -> Result<(TcpStream, TcpStream)> {
     let mut client = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
     let (server, _) = listener.accept().context("accept")?;

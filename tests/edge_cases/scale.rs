@@ -1,4 +1,4 @@
-//! SCALE
+//! Targets with very many sockets, threads or processes, sampled within the CPU budget.
 
 use std::{
     fs,
@@ -23,28 +23,28 @@ use tailback_tests::{
 
 use crate::{SOON, SUBJECT, connect_all};
 
-/// CPU time of a process, as /proc has it (in hundredths of a second).
+/// CPU time of a process from /proc, with a resolution of 10 ms.
 fn cpu_time(pid: u32) -> Result<Duration> {
     let file = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
     let after_name = stat.rsplit(") ").next().unwrap_or_default();
     let numbers: Vec<u64> = after_name.split(' ').flat_map(str::parse).collect();
-    // Of the fields 4 (ppid) and up, utime is the 11th and stime the 12th: proc(5).
+    // After the state, utime is field 11 and stime field 12 (fields 14 and 15 of proc(5)).
     let ticks: u64 = numbers.iter().skip(10).take(2).sum();
     Ok(Duration::from_millis(ticks * 10))
 }
 
-/// The agent keeps its budget, once what there is to learn of its targets is learnt; stopped, it ends as it should.
+/// Checks that the agent keeps its CPU budget after its first ten seconds, and exits cleanly on SIGTERM.
 fn check_budget(agent: &Agent) -> Result<()> {
-    let said = agent.wait_for("what it costs", SOON, |event| event.is("agent"))?;
+    let report = agent.wait_for("its own cost", SOON, |event| event.is("agent"))?;
     let pid = agent.process().pid();
     let (before, begun) = (cpu_time(pid)?, Instant::now());
-    // What is measured is this time: nothing is waited for.
+    // The measuring period; nothing is waited for.
     thread::sleep(Duration::from_secs(6));
     let share = (cpu_time(pid)? - before).as_secs_f64() / begun.elapsed().as_secs_f64();
-    let of = |key: &str| said.number(key).unwrap_or(f64::NAN);
+    let of = |key: &str| report.number(key).unwrap_or(f64::NAN);
     println!(
-        "{} processes, {} records in {} ticks, {:.1} MB, {} late; {:.4} of a core in its first ten seconds, then {share:.4}",
+        "{} processes, {} records in {} ticks, {:.1} MB, {} late ticks; {:.4} of a core in the first ten seconds, then {share:.4}",
         of("processes"),
         of("records"),
         of("ticks"),
@@ -52,7 +52,11 @@ fn check_budget(agent: &Agent) -> Result<()> {
         of("late_ticks"),
         of("cpu_share"),
     );
-    ensure!(share <= MAX_CPU_SHARE, "{share} of a core: {}", said.value);
+    ensure!(
+        share <= MAX_CPU_SHARE,
+        "{share} of a core: {}",
+        report.value
+    );
     agent.process().signal(Signal::TERM)?;
     let end = agent.process().wait_end(SOON)?;
     ensure!(end == End::Code(0), "it ended with {end:?}");
@@ -60,12 +64,12 @@ fn check_budget(agent: &Agent) -> Result<()> {
 }
 
 #[test]
-fn twenty_thousand_sockets_are_all_seen_within_the_budget() -> Result<()> {
-    const TEST: &str = "twenty_thousand_sockets_are_all_seen_within_the_budget";
+fn all_of_20000_sockets_are_sampled_within_the_budget() -> Result<()> {
+    const TEST: &str = "all_of_20000_sockets_are_sampled_within_the_budget";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    // Fewer in each than the hard limit of open files on most machines.
+    // Below the hard limit of open files on most machines.
     const EACH: u32 = 4_000;
     const PROCESSES: u32 = 5;
     let holders: Vec<Service> = (0..PROCESSES)
@@ -79,7 +83,7 @@ fn twenty_thousand_sockets_are_all_seen_within_the_budget() -> Result<()> {
         args.extend(["--pid".to_owned(), holder.pid().to_string()]);
     }
     let agent = Agent::run(&args)?;
-    // One of them has more that nobody accepts, and one byte each that nobody reads.
+    // One service has 100 more connections that it does not accept, with one unread byte each.
     let mut extra = connect_all(holders[0].address(), 100)?;
     for stream in &mut extra {
         stream.write_all(b"!")?;
@@ -110,8 +114,8 @@ fn twenty_thousand_sockets_are_all_seen_within_the_budget() -> Result<()> {
 }
 
 #[test]
-fn five_thousand_threads_are_all_seen_within_the_budget() -> Result<()> {
-    const TEST: &str = "five_thousand_threads_are_all_seen_within_the_budget";
+fn all_of_5000_threads_are_sampled_within_the_budget() -> Result<()> {
+    const TEST: &str = "all_of_5000_threads_are_sampled_within_the_budget";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -123,19 +127,22 @@ fn five_thousand_threads_are_all_seen_within_the_budget() -> Result<()> {
     let threads = sample.queue("runqueue", "threads")?;
     println!("{threads}");
     ensure!(float(threads, "threads")? == 5_000.0, "{threads}");
-    ensure!(number(threads, "depth")? == 0, "all sleep: {threads}");
+    ensure!(
+        number(threads, "depth")? == 0,
+        "all threads sleep: {threads}"
+    );
     check_budget(&agent)
 }
 
 #[test]
-fn five_hundred_processes_are_watched_at_once() -> Result<()> {
-    const TEST: &str = "five_hundred_processes_are_watched_at_once";
+fn all_of_500_processes_are_monitored_at_once() -> Result<()> {
+    const TEST: &str = "all_of_500_processes_are_monitored_at_once";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
     let folder = TempDir::new("crowd")?;
     let program = program::renamed(SUBJECT, &folder, "crowd")?;
-    // Processes of one program below one parent are one service: five of a hundred listeners each.
+    // Processes of one program under one parent are one service: five services of 100 listeners.
     let crowds: Vec<Process> = (0..5)
         .map(|_| {
             let args = ["crowd", "--workers", "100", "--waiting", "2"];
@@ -158,9 +165,9 @@ fn five_hundred_processes_are_watched_at_once() -> Result<()> {
         }
     }
     println!(
-        "{} targets, {missing} of 500 listeners not shown",
+        "{} targets, {missing} of 500 listeners missing",
         sample.targets().count()
     );
-    ensure!(missing == 0, "{missing} are not shown");
+    ensure!(missing == 0, "{missing} listeners are missing");
     check_budget(&agent)
 }

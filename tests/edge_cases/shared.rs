@@ -1,4 +1,4 @@
-//! SHARED
+//! Sockets passed over unix sockets, and files shared by processes and threads: each queue counts once.
 
 use std::{
     fs,
@@ -24,9 +24,9 @@ use tailback_tests::{
 
 use crate::{SOON, SUBJECT, connect_all, unread};
 
-/// A listener with `waiting` connections and one accepted connection with `bytes` unread, and processes that were
-/// handed both over a unix socket.
-struct Handed {
+/// A listener with `waiting` connections and one accepted connection with `bytes` unread, and processes that received both
+/// over a unix socket.
+struct Passed {
     listener: TcpListener,
     server: TcpStream,
     _clients: Vec<TcpStream>,
@@ -34,23 +34,23 @@ struct Handed {
     _folder: TempDir,
 }
 
-impl Handed {
+impl Passed {
     fn new(receivers: usize, threads: u32, waiting: usize, bytes: usize) -> Result<Self> {
         let listener = sockets::listen(ports::local(0), 50, false)?;
         let address = listener.local_addr()?;
         let (client, server) = unread(&listener, address, bytes)?;
         let mut clients = connect_all(address, waiting)?;
         clients.push(client);
-        let folder = TempDir::new("handed")?;
-        let path = folder.path().join("giver");
-        let giver = UnixListener::bind(&path).context("listen on a unix socket")?;
+        let folder = TempDir::new("passed")?;
+        let path = folder.path().join("sender");
+        let sender = UnixListener::bind(&path).context("listen on a unix socket")?;
         let receivers = (0..receivers)
             .map(|_| {
                 let mut receiver = Command::new(SUBJECT);
                 receiver.arg("receive").arg("--from").arg(&path);
                 receiver.args(["--threads", &threads.to_string()]);
                 let receiver = Process::start("the receiver", &mut receiver)?;
-                hand(&giver, &[listener.as_fd(), server.as_fd()])?;
+                send_descriptors(&sender, &[listener.as_fd(), server.as_fd()])?;
                 receiver.wait_line("received 1 of 2", SOON)?;
                 receiver.wait_line("parked", SOON)?;
                 Ok(receiver)
@@ -66,14 +66,14 @@ impl Handed {
     }
 }
 
-/// Hands files to the next who comes.
-fn hand(giver: &UnixListener, files: &[BorrowedFd<'_>]) -> Result<()> {
-    let (receiver, _) = giver.accept().context("wait for the receiver")?;
+/// Sends descriptors to the next process that connects.
+fn send_descriptors(sender: &UnixListener, files: &[BorrowedFd<'_>]) -> Result<()> {
+    let (receiver, _) = sender.accept().context("accept the receiver")?;
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ensure!(
         ancillary.push(SendAncillaryMessage::ScmRights(files)),
-        "no space"
+        "no room for the descriptors"
     );
     sendmsg(
         &receiver,
@@ -81,11 +81,11 @@ fn hand(giver: &UnixListener, files: &[BorrowedFd<'_>]) -> Result<()> {
         &mut ancillary,
         SendFlags::empty(),
     )
-    .context("hand files on")?;
+    .context("send descriptors")?;
     Ok(())
 }
 
-/// That one queue shows the listener, and one the connection, each counted once.
+/// Checks that the listener and the connection are one queue each, counted once.
 fn check_once(sample: &Sample, address: SocketAddr, waiting: u64, bytes: u64) -> Result<()> {
     let name = address.to_string();
     let of_name = sample
@@ -110,18 +110,18 @@ fn check_once(sample: &Sample, address: SocketAddr, waiting: u64, bytes: u64) ->
 }
 
 #[test]
-fn a_listener_that_was_handed_over_is_the_receivers_too() -> Result<()> {
-    const TEST: &str = "a_listener_that_was_handed_over_is_the_receivers_too";
+fn a_listener_passed_to_another_process_belongs_to_the_receiver_too() -> Result<()> {
+    const TEST: &str = "a_listener_passed_to_another_process_belongs_to_the_receiver_too";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    let handed = Handed::new(1, 1, 5, 1_000)?;
-    let address = handed.listener.local_addr()?;
-    let pid = handed.receivers[0].pid();
-    println!("while the giver holds them too:");
+    let passed = Passed::new(1, 1, 5, 1_000)?;
+    let address = passed.listener.local_addr()?;
+    let pid = passed.receivers[0].pid();
+    println!("while the sender still holds them:");
     check_once(&Sample::of_process(pid)?, address, 5, 1_000)?;
-    drop((handed.listener, handed.server));
-    println!("when the giver has closed them:");
+    drop((passed.listener, passed.server));
+    println!("after the sender closed them:");
     let sample = Sample::of_process(pid)?;
     check_once(&sample, address, 5, 1_000)?;
     let queue = sample.queue("accept", &address.to_string())?;
@@ -136,9 +136,9 @@ fn sockets_that_processes_share_count_once() -> Result<()> {
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    let handed = Handed::new(3, 1, 4, 2_000)?;
-    let address = handed.listener.local_addr()?;
-    let pids: Vec<String> = handed
+    let passed = Passed::new(3, 1, 4, 2_000)?;
+    let address = passed.listener.local_addr()?;
+    let pids: Vec<String> = passed
         .receivers
         .iter()
         .map(|receiver| receiver.pid().to_string())
@@ -148,7 +148,7 @@ fn sockets_that_processes_share_count_once() -> Result<()> {
     let targets: Vec<&Value> = sample.targets().collect();
     ensure!(
         targets.len() == 1,
-        "who shares a listener is one: {targets:?}"
+        "processes that share a listener must be one target: {targets:?}"
     );
     check_once(&sample, address, 4, 2_000)
 }
@@ -159,15 +159,15 @@ fn threads_that_share_files_count_them_once() -> Result<()> {
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    let handed = Handed::new(1, 30, 3, 3_000)?;
-    let sample = Sample::of_process(handed.receivers[0].pid())?;
-    check_once(&sample, handed.listener.local_addr()?, 3, 3_000)?;
+    let passed = Passed::new(1, 30, 3, 3_000)?;
+    let sample = Sample::of_process(passed.receivers[0].pid())?;
+    check_once(&sample, passed.listener.local_addr()?, 3, 3_000)?;
     let threads = sample.queue("runqueue", "threads")?;
     ensure!(float(threads, "threads")? == 30.0, "{threads}");
-    // Standard streams, the unix socket, and the two that were handed over.
+    // Standard streams, the unix socket, and the two received descriptors.
     let open = number(sample.queue("fd", "open files")?, "depth")?;
-    let folder = format!("/proc/{}/fd", handed.receivers[0].pid());
+    let folder = format!("/proc/{}/fd", passed.receivers[0].pid());
     let truth = fs::read_dir(&folder)?.count() as u64;
-    ensure!(open == truth, "{open} files, {folder} says {truth}");
+    ensure!(open == truth, "{open} open files, {folder} has {truth}");
     Ok(())
 }

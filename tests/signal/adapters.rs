@@ -116,9 +116,10 @@ impl Balancer {
 }
 
 #[test]
-fn haproxy_moves_weight_away_from_a_slow_server_and_gives_it_back_even_when_the_agent_is_killed()
+fn haproxy_shifts_weight_from_a_slow_server_and_restores_it_even_when_the_agent_is_killed()
 -> Result<()> {
-    const TEST: &str = "haproxy_moves_weight_away_from_a_slow_server_and_gives_it_back_even_when_the_agent_is_killed";
+    const TEST: &str =
+        "haproxy_shifts_weight_from_a_slow_server_and_restores_it_even_when_the_agent_is_killed";
     if !needs::met(TEST, &["haproxy", "uwsgi-core"]) {
         return Ok(());
     }
@@ -195,9 +196,8 @@ fn haproxy_moves_weight_away_from_a_slow_server_and_gives_it_back_even_when_the_
 }
 
 #[test]
-fn when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live() -> Result<()> {
-    const TEST: &str =
-        "when_the_agent_hangs_every_adapter_says_no_pressure_within_the_time_to_live";
+fn every_adapter_fails_open_within_the_ttl_when_the_agent_hangs() -> Result<()> {
+    const TEST: &str = "every_adapter_fails_open_within_the_ttl_when_the_agent_hangs";
     if !needs::met(TEST, &["prometheus", "promtool"]) {
         return Ok(());
     }
@@ -356,8 +356,8 @@ fn prometheus(metrics: SocketAddr) -> Result<()> {
 }
 
 #[test]
-fn the_rules_for_prometheus_do_what_their_own_tests_say() -> Result<()> {
-    const TEST: &str = "the_rules_for_prometheus_do_what_their_own_tests_say";
+fn the_prometheus_rules_pass_their_own_tests() -> Result<()> {
+    const TEST: &str = "the_prometheus_rules_pass_their_own_tests";
     if !needs::met(TEST, &["promtool"]) {
         return Ok(());
     }
@@ -378,8 +378,8 @@ fn the_rules_for_prometheus_do_what_their_own_tests_say() -> Result<()> {
 }
 
 #[test]
-fn a_full_service_is_unready_only_where_the_operator_says_that_it_may_be() -> Result<()> {
-    const TEST: &str = "a_full_service_is_unready_only_where_the_operator_says_that_it_may_be";
+fn a_full_service_is_unready_only_where_the_operator_allows_it() -> Result<()> {
+    const TEST: &str = "a_full_service_is_unready_only_where_the_operator_allows_it";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -407,8 +407,8 @@ fn a_full_service_is_unready_only_where_the_operator_says_that_it_may_be() -> Re
 }
 
 #[test]
-fn events_come_as_they_happen_over_http_and_over_the_unix_stream() -> Result<()> {
-    const TEST: &str = "events_come_as_they_happen_over_http_and_over_the_unix_stream";
+fn events_are_streamed_over_http_and_over_the_unix_socket() -> Result<()> {
+    const TEST: &str = "events_are_streamed_over_http_and_over_the_unix_socket";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }

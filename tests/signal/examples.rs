@@ -161,8 +161,8 @@ fn started(ago: Duration, units: f64) -> Result<String> {
 }
 
 #[test]
-fn who_does_not_know_how_long_a_request_waited_admits_by_the_share() -> Result<()> {
-    const TEST: &str = "who_does_not_know_how_long_a_request_waited_admits_by_the_share";
+fn a_reader_without_queue_wait_admits_by_the_admit_ratio() -> Result<()> {
+    const TEST: &str = "a_reader_without_queue_wait_admits_by_the_admit_ratio";
     if !needs::met(TEST, &NEEDS) {
         return Ok(());
     }
@@ -189,8 +189,8 @@ fn who_does_not_know_how_long_a_request_waited_admits_by_the_share() -> Result<(
 }
 
 #[test]
-fn who_is_told_when_a_request_came_admits_what_has_not_waited() -> Result<()> {
-    const TEST: &str = "who_is_told_when_a_request_came_admits_what_has_not_waited";
+fn a_reader_with_a_request_start_header_sheds_requests_that_waited_too_long() -> Result<()> {
+    const TEST: &str = "a_reader_with_a_request_start_header_sheds_requests_that_waited_too_long";
     if !needs::met(TEST, &NEEDS) {
         return Ok(());
     }
@@ -220,8 +220,10 @@ fn who_is_told_when_a_request_came_admits_what_has_not_waited() -> Result<()> {
 }
 
 #[test]
-fn who_asks_how_long_a_request_waited_on_its_connection_admits_what_has_not() -> Result<()> {
-    const TEST: &str = "who_asks_how_long_a_request_waited_on_its_connection_admits_what_has_not";
+fn a_reader_that_measures_the_wait_on_the_connection_sheds_requests_that_waited_too_long()
+-> Result<()> {
+    const TEST: &str =
+        "a_reader_that_measures_the_wait_on_the_connection_sheds_requests_that_waited_too_long";
     if !needs::met(TEST, &NEEDS) {
         return Ok(());
     }
@@ -247,8 +249,8 @@ fn who_asks_how_long_a_request_waited_on_its_connection_admits_what_has_not() ->
 }
 
 #[test]
-fn with_the_agent_gone_everything_is_admitted_in_programs_that_go_on_running() -> Result<()> {
-    const TEST: &str = "with_the_agent_gone_everything_is_admitted_in_programs_that_go_on_running";
+fn readers_admit_everything_when_the_agent_is_gone() -> Result<()> {
+    const TEST: &str = "readers_admit_everything_when_the_agent_is_gone";
     if !needs::met(TEST, &NEEDS) {
         return Ok(());
     }

@@ -14,8 +14,8 @@ use tailback_tests::{needs, ports, wait};
 use crate::stage::{SOON, Stage, jam};
 
 #[test]
-fn garbage_gets_an_answer_that_says_what_would_be_understood() -> Result<()> {
-    const TEST: &str = "garbage_gets_an_answer_that_says_what_would_be_understood";
+fn invalid_commands_get_an_error_that_names_the_valid_ones() -> Result<()> {
+    const TEST: &str = "invalid_commands_get_an_error_that_names_the_valid_ones";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -63,9 +63,8 @@ fn garbage_gets_an_answer_that_says_what_would_be_understood() -> Result<()> {
 }
 
 #[test]
-fn a_thousand_connections_and_readers_that_do_not_read_do_not_hold_the_agent_up() -> Result<()> {
-    const TEST: &str =
-        "a_thousand_connections_and_readers_that_do_not_read_do_not_hold_the_agent_up";
+fn a_thousand_idle_connections_and_slow_readers_do_not_delay_the_agent() -> Result<()> {
+    const TEST: &str = "a_thousand_idle_connections_and_slow_readers_do_not_delay_the_agent";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -112,8 +111,8 @@ fn a_thousand_connections_and_readers_that_do_not_read_do_not_hold_the_agent_up(
 }
 
 #[test]
-fn a_guard_that_is_killed_is_started_again() -> Result<()> {
-    const TEST: &str = "a_guard_that_is_killed_is_started_again";
+fn a_killed_adapter_process_is_restarted() -> Result<()> {
+    const TEST: &str = "a_killed_adapter_process_is_restarted";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -135,8 +134,8 @@ fn a_guard_that_is_killed_is_started_again() -> Result<()> {
 }
 
 #[test]
-fn a_guard_that_hangs_is_ended_and_another_one_takes_its_place() -> Result<()> {
-    const TEST: &str = "a_guard_that_hangs_is_ended_and_another_one_takes_its_place";
+fn a_hanging_adapter_process_is_replaced() -> Result<()> {
+    const TEST: &str = "a_hanging_adapter_process_is_replaced";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }

@@ -100,10 +100,10 @@ fn shares(client: &Process, of: &[&Backend; 2]) -> Result<[f64; 2]> {
 }
 
 #[test]
-fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is_killed()
--> Result<()> {
+fn grpc_weighted_round_robin_follows_the_load_and_forgets_it_when_the_agent_is_killed() -> Result<()>
+{
     const TEST: &str =
-        "grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is_killed";
+        "grpc_weighted_round_robin_follows_the_load_and_forgets_it_when_the_agent_is_killed";
     if !needs::met(TEST, &["go", "nginx", "taskset"]) {
         return Ok(());
     }
@@ -199,10 +199,8 @@ fn grpc_s_weighted_round_robin_goes_by_the_load_and_forgets_it_when_the_agent_is
 }
 
 #[test]
-fn keda_is_told_how_many_instances_are_asked_for_and_no_number_where_nothing_is_known() -> Result<()>
-{
-    const TEST: &str =
-        "keda_is_told_how_many_instances_are_asked_for_and_no_number_where_nothing_is_known";
+fn keda_gets_the_load_and_no_value_where_it_is_unknown() -> Result<()> {
+    const TEST: &str = "keda_gets_the_load_and_no_value_where_it_is_unknown";
     if !needs::met(TEST, &["go"]) {
         return Ok(());
     }

@@ -22,8 +22,8 @@ use crate::{
 };
 
 #[test]
-fn a_crossing_stands_on_the_page_within_a_tick() -> Result<()> {
-    const TEST: &str = "a_crossing_stands_on_the_page_within_a_tick";
+fn a_level_change_is_on_the_page_within_one_sampling_interval() -> Result<()> {
+    const TEST: &str = "a_level_change_is_on_the_page_within_one_sampling_interval";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -66,9 +66,8 @@ fn crossing(stage: &Stage, address: &str) -> Result<f64> {
 }
 
 #[test]
-fn a_service_that_is_started_anew_goes_on_on_the_page_that_its_readers_have_mapped() -> Result<()> {
-    const TEST: &str =
-        "a_service_that_is_started_anew_goes_on_on_the_page_that_its_readers_have_mapped";
+fn a_restarted_service_keeps_the_page_that_its_readers_have_mapped() -> Result<()> {
+    const TEST: &str = "a_restarted_service_keeps_the_page_that_its_readers_have_mapped";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -101,8 +100,8 @@ fn a_service_that_is_started_anew_goes_on_on_the_page_that_its_readers_have_mapp
 }
 
 #[test]
-fn an_agent_that_is_stopped_leaves_no_pressure() -> Result<()> {
-    const TEST: &str = "an_agent_that_is_stopped_leaves_no_pressure";
+fn a_stopped_agent_leaves_no_pressure() -> Result<()> {
+    const TEST: &str = "a_stopped_agent_leaves_no_pressure";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -150,8 +149,8 @@ fn check_is_told<Kept>(
 }
 
 #[test]
-fn a_directory_that_cannot_be_used_is_named_and_watching_goes_on() -> Result<()> {
-    const TEST: &str = "a_directory_that_cannot_be_used_is_named_and_watching_goes_on";
+fn an_unusable_directory_is_named_and_monitoring_continues() -> Result<()> {
+    const TEST: &str = "an_unusable_directory_is_named_and_monitoring_continues";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -180,8 +179,8 @@ fn a_directory_that_cannot_be_used_is_named_and_watching_goes_on() -> Result<()>
 }
 
 #[test]
-fn without_room_for_a_page_that_is_said_and_nothing_breaks() -> Result<()> {
-    const TEST: &str = "without_room_for_a_page_that_is_said_and_nothing_breaks";
+fn a_full_file_system_is_reported_and_monitoring_continues() -> Result<()> {
+    const TEST: &str = "a_full_file_system_is_reported_and_monitoring_continues";
     if !needs::met(TEST, &["mount", "umount"]) {
         return Ok(());
     }
@@ -208,10 +207,8 @@ fn without_room_for_a_page_that_is_said_and_nothing_breaks() -> Result<()> {
 }
 
 #[test]
-fn of_two_agents_in_one_directory_the_second_says_who_is_there_and_publishes_nothing() -> Result<()>
-{
-    const TEST: &str =
-        "of_two_agents_in_one_directory_the_second_says_who_is_there_and_publishes_nothing";
+fn the_second_agent_in_a_directory_names_the_first_and_publishes_nothing() -> Result<()> {
+    const TEST: &str = "the_second_agent_in_a_directory_names_the_first_and_publishes_nothing";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -239,8 +236,8 @@ fn of_two_agents_in_one_directory_the_second_says_who_is_there_and_publishes_not
 }
 
 #[test]
-fn a_container_reads_the_page_of_its_service_through_one_mounted_folder() -> Result<()> {
-    const TEST: &str = "a_container_reads_the_page_of_its_service_through_one_mounted_folder";
+fn a_container_reads_the_page_of_its_service_through_a_mounted_folder() -> Result<()> {
+    const TEST: &str = "a_container_reads_the_page_of_its_service_through_a_mounted_folder";
     if !needs::met(TEST, &["podman", "python3"]) {
         return Ok(());
     }

@@ -80,10 +80,8 @@ pub fn go(temp: &TempDir, package: &str, name: &str) -> Result<PathBuf> {
 }
 
 #[test]
-fn every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publishes() -> Result<()>
-{
-    const TEST: &str =
-        "every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publishes";
+fn every_reader_reads_the_published_page_and_no_pressure_without_one() -> Result<()> {
+    const TEST: &str = "every_reader_reads_the_published_page_and_no_pressure_without_one";
     if !needs::met(TEST, &["gcc", "go", "node", "python3"]) {
         return Ok(());
     }
@@ -158,8 +156,8 @@ fn every_reader_sees_what_the_agent_published_and_no_pressure_where_nobody_publi
 }
 
 #[test]
-fn the_tests_beside_the_readers_pass() -> Result<()> {
-    const TEST: &str = "the_tests_beside_the_readers_pass";
+fn the_readers_pass_their_own_tests() -> Result<()> {
+    const TEST: &str = "the_readers_pass_their_own_tests";
     if !needs::met(TEST, &["gcc", "go", "node", "python3"]) {
         return Ok(());
     }
@@ -178,8 +176,8 @@ fn the_tests_beside_the_readers_pass() -> Result<()> {
 }
 
 #[test]
-fn no_reader_sees_a_torn_page_however_fast_it_is_written() -> Result<()> {
-    const TEST: &str = "no_reader_sees_a_torn_page_however_fast_it_is_written";
+fn no_reader_sees_a_torn_page() -> Result<()> {
+    const TEST: &str = "no_reader_sees_a_torn_page";
     if !needs::met(TEST, &["gcc"]) {
         return Ok(());
     }

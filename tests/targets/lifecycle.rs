@@ -1,4 +1,4 @@
-//! LIFE
+//! Targets that start, exec, exit, reuse a pid, or create many short-lived threads and processes.
 
 use std::{
     process::Command,
@@ -18,13 +18,13 @@ use tailback_tests::{
     temp::TempDir,
 };
 
-use crate::{Busy, FOUND, SOON, SUBJECT, connect};
+use crate::{Busy, DISCOVERY_TIME, SOON, SUBJECT, connect};
 
-/// An agent that can pay for looks as frequent as usual, whatever else the machine is busy with.
-fn run_well_off(whom: [&str; 2], folder: &TempDir) -> Result<Agent> {
+/// Starts an agent with a budget high enough to keep its sampling interval on a busy machine.
+fn run_with_high_budget(target: [&str; 2], folder: &TempDir) -> Result<Agent> {
     let config = folder.write("tailback.toml", "cpu_budget = 0.05\n")?;
     let config = config.display().to_string();
-    Agent::run(whom.iter().chain(&["--config", &config]))
+    Agent::run(target.iter().chain(&["--config", &config]))
 }
 
 fn target_of(event: &Event, pid: u32) -> bool {
@@ -32,17 +32,17 @@ fn target_of(event: &Event, pid: u32) -> bool {
 }
 
 #[test]
-fn a_new_process_is_found_within_a_second_and_its_end_is_noticed() -> Result<()> {
-    const TEST: &str = "a_new_process_is_found_within_a_second_and_its_end_is_noticed";
+fn a_new_process_is_found_within_a_second_and_its_exit_is_noticed() -> Result<()> {
+    const TEST: &str = "a_new_process_is_found_within_a_second_and_its_exit_is_noticed";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
     let folder = TempDir::new("new")?;
     let program = program::renamed(SUBJECT, &folder, "night-shift")?;
-    let agent = run_well_off(["--name", "night-shift"], &folder)?;
+    let agent = run_with_high_budget(["--name", "night-shift"], &folder)?;
     let is_waiting =
         |event: &Event| event.is("notice") && event.text("code") == "waiting_for_target";
-    agent.wait_for("that it waits", SOON, is_waiting)?;
+    agent.wait_for("that it waits for a target", SOON, is_waiting)?;
     for round in 0..4 {
         let mark = agent.mark();
         let begun = Instant::now();
@@ -51,7 +51,7 @@ fn a_new_process_is_found_within_a_second_and_its_end_is_noticed() -> Result<()>
         let found =
             agent.wait_since(mark, "the new process", SOON, |event| target_of(event, pid))?;
         let found = found.at - begun;
-        // It is watched, not only known: a queue of it that is in trouble is told.
+        // It is monitored, not only known: an unhealthy queue is reported.
         let _clients = connect(busy.address(), 3)?;
         agent.wait_since(mark, "its queue", SOON, |event| {
             event.is("level") && event.text("name") == busy.address().to_string()
@@ -64,19 +64,19 @@ fn a_new_process_is_found_within_a_second_and_its_end_is_noticed() -> Result<()>
                 && event.text("name") == address
                 && event.value.get("ongoing").is_none()
         })?;
-        agent.wait_since(mark, "that it waits again", SOON, is_waiting)?;
+        agent.wait_since(mark, "that it waits for a target again", SOON, is_waiting)?;
         println!(
             "round {round}: found after {found:?}, its end after {:?}",
             closed.at - ended
         );
-        ensure!(found <= FOUND, "it was found after {found:?} only");
+        ensure!(found <= DISCOVERY_TIME, "it was found only after {found:?}");
     }
     agent.process().check_running()
 }
 
 #[test]
-fn a_process_that_executes_something_else_is_named_anew() -> Result<()> {
-    const TEST: &str = "a_process_that_executes_something_else_is_named_anew";
+fn a_process_that_execs_another_program_is_renamed() -> Result<()> {
+    const TEST: &str = "a_process_that_execs_another_program_is_renamed";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -88,7 +88,7 @@ fn a_process_that_executes_something_else_is_named_anew() -> Result<()> {
     );
     let shell = Process::start("sh", Command::new("sh").args(["-c", &script]))?;
     let pid = shell.pid();
-    let agent = run_well_off(["--pid", &pid.to_string()], &folder)?;
+    let agent = run_with_high_budget(["--pid", &pid.to_string()], &folder)?;
     let before = agent.wait_for("the shell", SOON, |event| target_of(event, pid))?;
     let mark = agent.mark();
     let begun = Instant::now();
@@ -103,18 +103,18 @@ fn a_process_that_executes_something_else_is_named_anew() -> Result<()> {
         after.at - begun
     );
     ensure!(
-        after.at - begun <= FOUND + Duration::from_millis(100),
-        "that took long"
+        after.at - begun <= DISCOVERY_TIME + Duration::from_millis(100),
+        "the new program was reported late"
     );
     Ok(())
 }
 #[test]
-fn a_number_that_another_process_is_given_is_not_the_process_that_was_named() -> Result<()> {
-    const TEST: &str = "a_number_that_another_process_is_given_is_not_the_process_that_was_named";
+fn a_reused_pid_is_not_mistaken_for_the_target() -> Result<()> {
+    const TEST: &str = "a_reused_pid_is_not_mistaken_for_the_target";
     if !needs::met(TEST, &["unshare"]) {
         return Ok(());
     }
-    // In a pid namespace of its own the test decides which number comes next.
+    // In its own pid namespace the test chooses the next pid (ns_last_pid).
     let tailback = agent::binary()?;
     let script = format!(
         "{SUBJECT} spin --threads 1 >&2 & first=$!
@@ -147,15 +147,12 @@ fn a_number_that_another_process_is_given_is_not_the_process_that_was_named() ->
     let line = agent.process().wait_line("numbers", SOON)?;
     let numbers: Vec<&str> = line.text.split(' ').skip(1).collect();
     if numbers[0] != numbers[1] {
-        skip(
-            TEST,
-            &format!("another process took the number: {}", line.text),
-        );
+        skip(TEST, &format!("another process got the pid: {}", line.text));
         return Ok(());
     }
     let after = agent.wait_since(
         mark,
-        "that the process has ended, or that it is another",
+        "that the target has ended or changed",
         SOON,
         |event| event.is("notice") || event.is("target"),
     )?;
@@ -167,15 +164,15 @@ fn a_number_that_another_process_is_given_is_not_the_process_that_was_named() ->
     );
     ensure!(
         after.text("code") == "target_ended",
-        "it watches a stranger: {}",
+        "it monitors another process: {}",
         after.value
     );
     Ok(())
 }
 
 #[test]
-fn threads_and_files_that_come_and_go_do_no_harm() -> Result<()> {
-    const TEST: &str = "threads_and_files_that_come_and_go_do_no_harm";
+fn short_lived_threads_and_files_do_no_harm() -> Result<()> {
+    const TEST: &str = "short_lived_threads_and_files_do_no_harm";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -183,14 +180,14 @@ fn threads_and_files_that_come_and_go_do_no_harm() -> Result<()> {
     let churn = Process::start("churn", churn.args(["churn", "--per-s", "200"]))?;
     churn.wait_line("churning", SOON)?;
     let agent = Agent::run(["--pid", &churn.pid().to_string(), "--interval", "20ms"])?;
-    agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
+    agent.wait_for("its target", SOON, |event| event.is("target"))?;
     churn.wait_line("800 rounds", SOON)?;
     churn.check_running()?;
     agent.process().check_running()?;
     agent.process().signal(Signal::TERM)?;
     let end = agent.process().wait_end(SOON)?;
-    let said = agent.process().lines().all();
-    let errors: Vec<&str> = said
+    let lines = agent.process().lines().all();
+    let errors: Vec<&str> = lines
         .iter()
         .filter(|line| line.stream == Stream::Stderr)
         .map(|line| line.text.as_str())
@@ -201,8 +198,8 @@ fn threads_and_files_that_come_and_go_do_no_harm() -> Result<()> {
         .filter(|event| event.is("level"))
         .collect();
     println!(
-        "800 threads, each with a pipe, a listener and a connection: the agent ended with {end:?}, said {} lines",
-        said.len()
+        "800 threads, each with a pipe, a listener and a connection: the agent ended with {end:?} after {} lines",
+        lines.len()
     );
     ensure!(
         end == End::Code(0) && errors.is_empty(),
@@ -217,16 +214,18 @@ fn threads_and_files_that_come_and_go_do_no_harm() -> Result<()> {
 }
 
 #[test]
-fn processes_that_come_and_go_do_no_harm() -> Result<()> {
-    const TEST: &str = "processes_that_come_and_go_do_no_harm";
+fn short_lived_processes_do_no_harm() -> Result<()> {
+    const TEST: &str = "short_lived_processes_do_no_harm";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
     let folder = TempDir::new("storm")?;
     let program = program::renamed(SUBJECT, &folder, "mayfly")?;
     let agent = Agent::run(["--name", "mayfly", "--interval", "20ms"])?;
-    agent.wait_for("that it waits", SOON, |event| event.is("notice"))?;
-    // Some live for as long as a look takes, some for longer.
+    agent.wait_for("that it waits for a target", SOON, |event| {
+        event.is("notice")
+    })?;
+    // Some live as long as a sample takes, some longer.
     for round in 0..60_u64 {
         let mayflies: Vec<Process> = (0..3)
             .map(|_| {
@@ -236,7 +235,7 @@ fn processes_that_come_and_go_do_no_harm() -> Result<()> {
                 )
             })
             .collect::<Result<_>>()?;
-        // The load's own spacing.
+        // Paces the load.
         thread::sleep(Duration::from_millis(round % 7 * 8));
         drop(mayflies);
     }
@@ -255,7 +254,7 @@ fn processes_that_come_and_go_do_no_harm() -> Result<()> {
         .iter()
         .filter(|event| event.is("target"))
         .count();
-    println!("180 processes came and went: {found} target lines, the agent ended with {end:?}");
+    println!("180 short-lived processes: {found} target lines, the agent ended with {end:?}");
     ensure!(
         end == End::Code(0) && errors.is_empty(),
         "{end:?}: {errors:?}"

@@ -1,4 +1,4 @@
-//! TARGETS
+//! Target discovery: services of several processes, in namespaces and cgroups, that start, change and exit.
 
 mod lifecycle;
 mod namespaces;
@@ -20,10 +20,10 @@ use tailback_tests::{
 
 const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
 const SOON: Duration = Duration::from_secs(20);
-/// Within this, a new process is found.
-const FOUND: Duration = Duration::from_secs(1);
+/// Maximum time to discover a new process.
+const DISCOVERY_TIME: Duration = Duration::from_secs(1);
 
-/// A service that takes one connection and is then busy for a minute: the rest wait.
+/// A service that accepts one connection and is then busy for a minute, so that further connections wait.
 struct Busy {
     service: Service,
     _pace: Pace,
@@ -41,7 +41,8 @@ impl Busy {
         })
     }
 
-    fn usual(args: &[&str]) -> Result<Self> {
+    /// Listens on any port of the loopback address.
+    fn on_any_port(args: &[&str]) -> Result<Self> {
         Self::start(&mut Command::new(SUBJECT), "127.0.0.1:0", args)
     }
 
@@ -59,15 +60,19 @@ fn connect(to: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
     (0..count).map(one).collect()
 }
 
-/// Until so many wait at a port.
+/// Waits until `depth` connections are queued at a port.
 fn wait_for_depth(port: u16, depth: u64) -> Result<()> {
-    ss::wait_for(None, port, &format!("{depth} to wait"), |waiting| {
-        waiting == depth
-    })
+    ss::wait_for(
+        None,
+        port,
+        &format!("{depth} waiting connections"),
+        |waiting| waiting == depth,
+    )
     .map(drop)
 }
 
-/// That there is one target of so many processes with this one accept queue, as `ss` sees it.
+/// Checks that there is one target of `processes` processes with one accept queue of `sockets` sockets, and that depth and
+/// limit match `ss`.
 fn check_one_target(
     sample: &Sample,
     address: SocketAddr,

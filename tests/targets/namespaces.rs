@@ -1,4 +1,4 @@
-//! NS
+//! Targets and agents in other network and pid namespaces.
 
 use std::{fs, process::Command};
 
@@ -17,12 +17,12 @@ use tailback_tests::{
 use crate::{Busy, SOON, SUBJECT, check_one_target, connect, wait_for_depth};
 
 #[test]
-fn a_service_in_another_network_namespace_is_seen() -> Result<()> {
-    const TEST: &str = "a_service_in_another_network_namespace_is_seen";
+fn a_service_in_another_network_namespace_is_sampled() -> Result<()> {
+    const TEST: &str = "a_service_in_another_network_namespace_is_sampled";
     if !needs::met(TEST, &["ip", "nsenter", "unshare"]) {
         return Ok(());
     }
-    // The same address in two networks, with 7 waiting here and 3 there.
+    // The same address in two networks, with depths 7 and 3.
     let networks = [Network::new()?, Network::new()?];
     let mut kept = Vec::new();
     for (network, count) in networks.iter().zip([7, 3]) {
@@ -36,9 +36,9 @@ fn a_service_in_another_network_namespace_is_seen() -> Result<()> {
             let sample = Sample::of(&["--pid", &pid])?;
             number(sample.queue("accept", "127.0.0.1:8080")?, "depth")
         };
-        // The service may still be about to take the one that it takes.
+        // The service may not have accepted its first connection yet.
         wait::until("the depth", SOON, || Ok((depth()? == *count).then_some(())))?;
-        println!("--pid {pid}: {count} wait");
+        println!("--pid {pid}: depth {count}");
     }
     let sample = Sample::of(&["--port", "8080"])?;
     let depths: Vec<(&Value, &Value)> = sample
@@ -50,13 +50,13 @@ fn a_service_in_another_network_namespace_is_seen() -> Result<()> {
         let ours = sample
             .queues("accept")
             .find(|queue| queue["pid"] == busy.pid());
-        let ours = ours.with_context(|| format!("nothing of process {}", busy.pid()))?;
+        let ours = ours.with_context(|| format!("no queue of process {}", busy.pid()))?;
         ensure!(number(ours, "depth")? == *count, "{ours}");
     }
     Ok(())
 }
 
-/// The child of a process, as this namespace numbers it.
+/// Pid of the child of a process, in this namespace.
 fn child_of(parent: u32) -> Result<u32> {
     let file = format!("/proc/{parent}/task/{parent}/children");
     wait::until("a child", SOON, || {
@@ -68,8 +68,8 @@ fn child_of(parent: u32) -> Result<u32> {
     })
 }
 
-/// A busy service that is process 1 of a pid namespace of its own, its /proc included.
-fn in_own_pids() -> Result<(Busy, u32)> {
+/// Starts a busy service as process 1 of its own pid namespace with its own /proc. Returns its pid outside too.
+fn in_own_pid_namespace() -> Result<(Busy, u32)> {
     let mut unshare = Command::new(program::need(&["unshare"])?);
     unshare.args(["--pid", "--fork", "--mount-proc", "--kill-child", SUBJECT]);
     let busy = Busy::start(&mut unshare, "127.0.0.1:0", &["--workers", "2"])?;
@@ -78,12 +78,12 @@ fn in_own_pids() -> Result<(Busy, u32)> {
 }
 
 #[test]
-fn a_service_in_a_child_pid_namespace_is_known_by_its_number_outside() -> Result<()> {
-    const TEST: &str = "a_service_in_a_child_pid_namespace_is_known_by_its_number_outside";
+fn a_service_in_a_child_pid_namespace_is_known_by_its_outer_pid() -> Result<()> {
+    const TEST: &str = "a_service_in_a_child_pid_namespace_is_known_by_its_outer_pid";
     if !needs::met(TEST, &["ss", "unshare"]) {
         return Ok(());
     }
-    let (busy, outside) = in_own_pids()?;
+    let (busy, outside) = in_own_pid_namespace()?;
     let _clients = connect(busy.address(), 6)?;
     wait_for_depth(busy.address().port(), 4)?;
     for args in [
@@ -100,12 +100,12 @@ fn a_service_in_a_child_pid_namespace_is_known_by_its_number_outside() -> Result
 }
 
 #[test]
-fn an_agent_inside_a_pid_namespace_numbers_processes_as_its_own_proc_does() -> Result<()> {
-    const TEST: &str = "an_agent_inside_a_pid_namespace_numbers_processes_as_its_own_proc_does";
+fn an_agent_inside_a_pid_namespace_uses_the_pids_of_its_own_proc() -> Result<()> {
+    const TEST: &str = "an_agent_inside_a_pid_namespace_uses_the_pids_of_its_own_proc";
     if !needs::met(TEST, &["nsenter", "ss", "unshare"]) {
         return Ok(());
     }
-    let (busy, outside) = in_own_pids()?;
+    let (busy, outside) = in_own_pid_namespace()?;
     let _clients = connect(busy.address(), 6)?;
     wait_for_depth(busy.address().port(), 4)?;
     let inside = |args: &[&str]| -> Result<Command> {
@@ -132,7 +132,7 @@ fn an_agent_inside_a_pid_namespace_numbers_processes_as_its_own_proc_does() -> R
         let threads = sample.queue("runqueue", "threads")?;
         ensure!(threads["threads"].as_f64() == Some(2.0), "{threads}");
     }
-    // What is outside does not exist for it.
+    // Processes outside do not exist for it.
     let none = Process::start(
         "tailback",
         &mut inside(&["sample", "--pid", &std::process::id().to_string()])?,
@@ -142,9 +142,9 @@ fn an_agent_inside_a_pid_namespace_numbers_processes_as_its_own_proc_does() -> R
         "{:?}",
         none.lines().all()
     );
-    // The agent that goes on running sees trouble in there too.
+    // A running agent detects the queue inside too.
     let agent = Agent::start(&mut inside(&["run", "--json", "--pid", "1"])?)?;
-    agent.wait_for("the queue that stands", SOON, |event| {
+    agent.wait_for("the level of the queue", SOON, |event| {
         event.is("level")
             && event.text("name") == busy.address().to_string()
             && event.number("pid") == Some(1.0)

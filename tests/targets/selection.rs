@@ -1,4 +1,4 @@
-//! SEL
+//! Selecting targets by pid, name, executable, port, cgroup and configuration.
 
 use std::process::Command;
 
@@ -14,14 +14,14 @@ use tailback_tests::{
 use crate::{Busy, SUBJECT, check_one_target, connect, wait_for_depth};
 
 #[test]
-fn workers_that_share_a_listener_are_one_target_and_their_queue_counts_once() -> Result<()> {
-    const TEST: &str = "workers_that_share_a_listener_are_one_target_and_their_queue_counts_once";
+fn workers_that_share_a_listener_are_one_target_with_one_queue() -> Result<()> {
+    const TEST: &str = "workers_that_share_a_listener_are_one_target_with_one_queue";
     if !needs::met(TEST, &["ss"]) {
         return Ok(());
     }
-    // Of more than 32 processes the agent walks the whole machine instead of each.
+    // For more than 32 processes the agent scans the whole machine instead of each process.
     for workers in [4, 40] {
-        let busy = Busy::usual(&["--workers", &workers.to_string()])?;
+        let busy = Busy::on_any_port(&["--workers", &workers.to_string()])?;
         let port = busy.address().port();
         let _clients = connect(busy.address(), workers as usize + 6)?;
         wait_for_depth(port, 6)?;
@@ -51,20 +51,20 @@ fn sockets_of_one_reuseport_group_are_one_queue_with_summed_depth() -> Result<()
             Busy::start(&mut Command::new(SUBJECT), &address.to_string(), &args)
         })
         .collect::<Result<_>>()?;
-    // Each takes one of those that the kernel gave it.
+    // Each service accepts one of the connections that the kernel assigned to it.
     let _clients = connect(address, 60)?;
     wait_for_depth(address.port(), 57)?;
     let port = address.port().to_string();
     check_one_target(&Sample::of(&["--port", &port])?, address, 3, 3)?;
-    // Named one by one, they are the same target.
+    // Selected by their pids they are the same target.
     let pids: Vec<String> = services.iter().map(|busy| busy.pid().to_string()).collect();
     let args = ["--pid", &pids[0], "--pid", &pids[1], "--pid", &pids[2]];
     check_one_target(&Sample::of(&args)?, address, 3, 3)
 }
 
 #[test]
-fn services_on_one_port_of_two_addresses_are_two_targets() -> Result<()> {
-    const TEST: &str = "services_on_one_port_of_two_addresses_are_two_targets";
+fn services_on_the_same_port_of_two_addresses_are_two_targets() -> Result<()> {
+    const TEST: &str = "services_on_the_same_port_of_two_addresses_are_two_targets";
     if !needs::met(TEST, &["ss"]) {
         return Ok(());
     }
@@ -98,7 +98,7 @@ fn a_service_is_found_by_name_executable_port_and_configuration() -> Result<()> 
         return Ok(());
     }
     let folder = TempDir::new("names")?;
-    // `comm` keeps 15 bytes of it.
+    // `comm` keeps only its first 15 bytes.
     let program = program::renamed(SUBJECT, &folder, "front-desk-of-the-test")?;
     let busy = Busy::start(
         &mut Command::new(&program),
@@ -140,11 +140,11 @@ fn a_service_is_found_by_name_executable_port_and_configuration() -> Result<()> 
         check_one_target(&sample, address, 1, 1)?;
         ensure!(sample.queue("accept", &address.to_string())?["target"] == "desk");
     }
-    // Together with the rest of the machine it is a target of its own.
+    // With --all it is still a target of its own.
     let sample = Sample::of(&["--all"])?;
     let queue = sample.queue("accept", &address.to_string())?;
     println!(
-        "--all: {} targets, ours has {} waiting",
+        "--all: {} targets, ours with depth {}",
         sample.targets().count(),
         queue["depth"]
     );
@@ -168,7 +168,7 @@ fn a_service_is_found_by_its_cgroup() -> Result<()> {
             return Ok(());
         }
     };
-    let busy = Busy::usual(&[])?;
+    let busy = Busy::on_any_port(&[])?;
     cgroup.add_process(busy.pid())?;
     let _clients = connect(busy.address(), 3)?;
     wait_for_depth(busy.address().port(), 2)?;

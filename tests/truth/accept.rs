@@ -1,4 +1,4 @@
-//! ACCEPT
+//! Depth, limit and ages of accept queues, compared with `ss` and the clients' clocks.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
@@ -20,8 +20,8 @@ use tailback_tests::{
 use crate::{alone, connect, sample_this_process};
 
 #[test]
-fn depth_and_backlog_of_an_accept_queue_are_those_of_ss() -> Result<()> {
-    const TEST: &str = "depth_and_backlog_of_an_accept_queue_are_those_of_ss";
+fn depth_and_backlog_of_an_accept_queue_match_ss() -> Result<()> {
+    const TEST: &str = "depth_and_backlog_of_an_accept_queue_match_ss";
     if !needs::met(TEST, &["ss"]) {
         return Ok(());
     }
@@ -29,10 +29,10 @@ fn depth_and_backlog_of_an_accept_queue_are_those_of_ss() -> Result<()> {
     let v4 = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let v6 = |port| SocketAddr::from((Ipv6Addr::LOCALHOST, port));
     let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    // The kernel takes one connection more than the backlog says.
+    // The kernel queues one connection more than the backlog.
     let depths = [0, 1, 7, 12, 13];
-    type To = fn(u16) -> SocketAddr;
-    let families: [(&str, To, To); 4] = [
+    type Address = fn(u16) -> SocketAddr;
+    let families: [(&str, Address, Address); 4] = [
         ("IPv4", v4, v4),
         ("IPv6", v6, v6),
         ("dual stack, IPv4 clients", any, v4),
@@ -61,7 +61,7 @@ fn depth_and_backlog_of_an_accept_queue_are_those_of_ss() -> Result<()> {
         let full = ours.0 >= ours.1;
         ensure!(
             full == (queue["time_to_full_ns"] == 0),
-            "full is not said of a full queue, or of another: {queue}"
+            "time_to_full_ns is 0 for a queue that is not full, or not 0 for a full one: {queue}"
         );
     }
     println!("{} queues, {wrong} differ from ss: error 0", cases.len());
@@ -69,27 +69,29 @@ fn depth_and_backlog_of_an_accept_queue_are_those_of_ss() -> Result<()> {
     Ok(())
 }
 
-/// A connection that waits: when its connect() began and returned.
+/// A waiting connection, with the times at which connect() began and returned, ns since 1970.
 struct Waiting {
     began_ns: u64,
     returned_ns: u64,
     stream: Option<TcpStream>,
 }
 
-/// Compares the age of each connection with the client's clock, while the service accepts `step` at a time. Answers the errors,
-/// ms: how far an age lies outside of what the client's two stamps allow.
+/// Compares the age of each connection with the client's clock, while the service accepts `step` at a time. Returns the
+/// errors, ms: how far each age lies outside the range that the client's two timestamps allow.
 fn age_errors(listener: &TcpListener, mut waiting: Vec<Waiting>, step: usize) -> Result<Vec<f64>> {
     let name = listener.local_addr()?.to_string();
     let mut all = Vec::new();
     while !waiting.is_empty() {
         let sample = Sample::prompt_of_process(process::id())?;
         let queue = sample.queue("accept", &name)?;
-        let ages = queue["ages_ns"].as_array().context("it lists no ages")?;
+        let ages = queue["ages_ns"]
+            .as_array()
+            .context("the queue has no ages")?;
         let ages: Vec<u64> = ages.iter().filter_map(Value::as_u64).collect();
         ensure!(number(queue, "depth")? == waiting.len() as u64, "{queue}");
         ensure!(
             ages.len() == waiting.len(),
-            "{} ages of {} that wait",
+            "{} ages for {} waiting connections",
             ages.len(),
             waiting.len()
         );
@@ -97,15 +99,15 @@ fn age_errors(listener: &TcpListener, mut waiting: Vec<Waiting>, step: usize) ->
         let now_ns = number(queue, "time_unix_ns")?;
         let error = |(age_ns, client): (&u64, &Waiting)| {
             let age = *age_ns as f64 / 1e6;
-            let most = (now_ns - client.began_ns) as f64 / 1e6;
-            let least = (now_ns - client.returned_ns) as f64 / 1e6;
-            (age - most).max(0.0) + (age - least).min(0.0)
+            let max = (now_ns - client.began_ns) as f64 / 1e6;
+            let min = (now_ns - client.returned_ns) as f64 / 1e6;
+            (age - max).max(0.0) + (age - min).min(0.0)
         };
         let errors: Vec<f64> = ages.iter().zip(&waiting).map(error).collect();
-        let least = errors.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = errors.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let min = errors.iter().copied().fold(f64::INFINITY, f64::min);
+        let max = errors.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         println!(
-            "{} wait, the oldest for {:.3} ms: errors from {least:+.3} to {most:+.3} ms",
+            "{} waiting, the oldest for {:.3} ms: errors from {min:+.3} to {max:+.3} ms",
             waiting.len(),
             ages[0] as f64 / 1e6,
         );
@@ -117,13 +119,13 @@ fn age_errors(listener: &TcpListener, mut waiting: Vec<Waiting>, step: usize) ->
     Ok(all)
 }
 
-/// Until so many wait at a port: the last ACK of a handshake may be on its way when connect() returns.
+/// Waits until `depth` connections are queued: the last ACK of a handshake may be in transit when connect() returns.
 fn wait_for_depth(port: u16, depth: usize) -> Result<()> {
-    let what = format!("{depth} to wait");
+    let what = format!("{depth} waiting connections");
     ss::wait_for(None, port, &what, |waiting| waiting == depth as u64).map(drop)
 }
 
-fn wait_in_line(
+fn queue_connections(
     to: SocketAddr,
     count: usize,
     mut gap: impl FnMut() -> Duration,
@@ -137,7 +139,7 @@ fn wait_in_line(
             returned_ns: unix_ns(),
             stream: Some(stream),
         });
-        // The load's own spacing, not a wait for anything.
+        // Paces the load; it waits for nothing.
         thread::sleep(gap());
     }
     Ok(waiting)
@@ -150,7 +152,7 @@ fn check_ages(mut errors: Vec<f64>) -> Result<()> {
         "error of {} ages: median {median:.3} ms, largest {max:.3} ms",
         errors.len()
     );
-    // The walk begins a little after the moment that it is told for.
+    // The agent reads the queue a little after the reported time.
     ensure!(
         median <= 2.0 && max <= MAX_OUTPUT_DELAY.as_secs_f64() * 1e3,
         "the ages are off by {median:.3} ms, the worst by {max:.3} ms"
@@ -159,15 +161,15 @@ fn check_ages(mut errors: Vec<f64>) -> Result<()> {
 }
 
 #[test]
-fn the_age_of_each_waiting_connection_is_the_clients_own() -> Result<()> {
-    const TEST: &str = "the_age_of_each_waiting_connection_is_the_clients_own";
+fn the_age_of_each_waiting_connection_matches_the_clients_clock() -> Result<()> {
+    const TEST: &str = "the_age_of_each_waiting_connection_matches_the_clients_clock";
     if !needs::met(TEST, &["ss"]) {
         return Ok(());
     }
     let _alone = alone();
     let listener = sockets::listen(ports::local(0), 100, false)?;
     let mut random = Random::new(40);
-    let waiting = wait_in_line(listener.local_addr()?, 40, || {
+    let waiting = queue_connections(listener.local_addr()?, 40, || {
         Duration::from_micros(2_000 + random.below(20_000) as u64)
     })?;
     wait_for_depth(listener.local_addr()?.port(), 40)?;
@@ -175,8 +177,8 @@ fn the_age_of_each_waiting_connection_is_the_clients_own() -> Result<()> {
 }
 
 #[test]
-fn ages_are_right_in_a_queue_of_three_hundred() -> Result<()> {
-    const TEST: &str = "ages_are_right_in_a_queue_of_three_hundred";
+fn ages_are_right_in_a_queue_of_300() -> Result<()> {
+    const TEST: &str = "ages_are_right_in_a_queue_of_300";
     if !needs::met(TEST, &["ss"]) {
         return Ok(());
     }
@@ -186,7 +188,7 @@ fn ages_are_right_in_a_queue_of_three_hundred() -> Result<()> {
     }
     let _alone = alone();
     let listener = sockets::listen(ports::local(0), 512, false)?;
-    let waiting = wait_in_line(listener.local_addr()?, 300, || Duration::from_micros(500))?;
+    let waiting = queue_connections(listener.local_addr()?, 300, || Duration::from_micros(500))?;
     wait_for_depth(listener.local_addr()?.port(), 300)?;
     check_ages(age_errors(&listener, waiting, 150)?)
 }
@@ -199,11 +201,14 @@ fn a_waiting_connection_keeps_its_age_when_its_client_resets_it() -> Result<()> 
     }
     let _alone = alone();
     let listener = sockets::listen(ports::local(0), 100, false)?;
-    let mut waiting = wait_in_line(listener.local_addr()?, 20, || Duration::from_millis(20))?;
+    let mut waiting = queue_connections(listener.local_addr()?, 20, || Duration::from_millis(20))?;
     wait_for_depth(listener.local_addr()?.port(), 20)?;
-    // Those that came first give up, as clients do that have waited for too long. They stay in the queue.
+    // The oldest clients give up, as after a timeout. Their connections stay in the queue.
     for waiting in &mut waiting[..10] {
-        let stream = waiting.stream.take().context("it has given up already")?;
+        let stream = waiting
+            .stream
+            .take()
+            .context("its stream was taken before")?;
         sockets::reset_on_close(&stream)?;
     }
     check_ages(age_errors(&listener, waiting, 5)?)

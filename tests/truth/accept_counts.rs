@@ -1,4 +1,4 @@
-//! COUNTS
+//! Losses, arrivals and departures of accept queues, compared with `nstat` and the clients' own counts.
 
 use std::{
     fs,
@@ -20,8 +20,8 @@ use tailback_tests::{
 
 use crate::{SOON, SUBJECT, alone, connect, watched::Watched};
 
-/// More come to a service that is stopped than its queue holds. Given up at once, each is lost once; else its SYN
-/// comes again and again, and is lost again.
+/// Overflows the queue of a stopped service. A client that gives up at once is lost once; otherwise its SYN is retransmitted
+/// and lost again.
 fn lose_connections(clients: u64, gap: Duration, give_up: bool) -> Result<()> {
     const BACKLOG: u64 = 5;
     let watched = Watched::start(&["--backlog", &BACKLOG.to_string()], &[])?;
@@ -36,13 +36,13 @@ fn lose_connections(clients: u64, gap: Duration, give_up: bool) -> Result<()> {
             if !give_up {
                 connecting.push(stream);
             }
-            // The load's own spacing.
+            // Paces the load.
             thread::sleep(gap);
         }
         Ok(connecting)
     })?;
     let rounds = if give_up { 1 } else { 2 };
-    wait::until("the connections to be lost", SOON, || {
+    wait::until("lost connections", SOON, || {
         let lost = watched.counted(&before, "TcpExtListenOverflows")?;
         Ok((lost >= rounds * (clients - BACKLOG - 1)).then_some(()))
     })?;
@@ -55,7 +55,7 @@ fn lose_connections(clients: u64, gap: Duration, give_up: bool) -> Result<()> {
     let drops = watched.counted(&before, "TcpExtListenDrops")?;
     let error = ours as i64 - overflows as i64;
     println!(
-        "at {:.0}/s: the agent counts {ours} losses, nstat {overflows} overflows and {drops} drops: error {error:+}",
+        "at {:.0}/s: agent {ours} losses, nstat {overflows} overflows and {drops} drops: error {error:+}",
         overflows as f64 / seconds
     );
     ensure!(episode.text("level_max") == "full", "{}", episode.value);
@@ -64,8 +64,8 @@ fn lose_connections(clients: u64, gap: Duration, give_up: bool) -> Result<()> {
 }
 
 #[test]
-fn losses_of_an_accept_queue_are_those_of_nstat() -> Result<()> {
-    const TEST: &str = "losses_of_an_accept_queue_are_those_of_nstat";
+fn losses_of_an_accept_queue_match_nstat() -> Result<()> {
+    const TEST: &str = "losses_of_an_accept_queue_match_nstat";
     if !needs::met(TEST, &["ip", "nstat", "nsenter", "unshare"]) {
         return Ok(());
     }
@@ -74,8 +74,8 @@ fn losses_of_an_accept_queue_are_those_of_nstat() -> Result<()> {
 }
 
 #[test]
-fn no_loss_goes_uncounted_though_a_thousand_come_in_a_second() -> Result<()> {
-    const TEST: &str = "no_loss_goes_uncounted_though_a_thousand_come_in_a_second";
+fn every_loss_is_counted_at_over_1000_per_second() -> Result<()> {
+    const TEST: &str = "every_loss_is_counted_at_over_1000_per_second";
     if !needs::met(TEST, &["ip", "nstat", "nsenter", "unshare"]) {
         return Ok(());
     }
@@ -83,12 +83,12 @@ fn no_loss_goes_uncounted_though_a_thousand_come_in_a_second() -> Result<()> {
     lose_connections(4_000, Duration::from_micros(600), true)
 }
 
-/// Connections come to a service that is stopped, then to one that takes them at once; the episode must have counted
-/// each of them once.
+/// Connects to a service that is stopped, then resumed. The episode must count each connection once.
 fn count_connections(gap: Duration, while_stopped: u64, while_served: u64) -> Result<()> {
+    /// Connections that open the episode.
     const FIRST: u64 = 3;
     let folder = TempDir::new("count")?;
-    // The episode must last until all have come, on a slow machine as well.
+    // The episode must outlast the load, on a slow machine too.
     let config = folder.write("tailback.toml", "[detect.accept]\nclear = \"4s\"\n")?;
     let config = config.display().to_string();
     let watched = Watched::start(&["--backlog", "4000"], &["--config", &config])?;
@@ -97,18 +97,18 @@ fn count_connections(gap: Duration, while_stopped: u64, while_served: u64) -> Re
         watched.network.inside(|| {
             for _ in 0..count {
                 TcpStream::connect(to).context("connect")?;
-                // The load's own spacing.
+                // Paces the load.
                 thread::sleep(gap);
             }
             Ok(())
         })
     };
-    // What opens the episode came long before: all that it counts comes after.
+    // The first connections open the episode; it counts only later arrivals.
     watched.service.process().freeze()?;
     load(FIRST)?;
     let opened = watched
         .agent
-        .wait_for("that the queue is not ok", SOON, |event| event.is("level"))?;
+        .wait_for("that the queue leaves ok", SOON, |event| event.is("level"))?;
     let before = watched.network.counters()?;
     let begun = Instant::now();
     load(while_stopped)?;
@@ -123,12 +123,12 @@ fn count_connections(gap: Duration, while_stopped: u64, while_served: u64) -> Re
         number(&episode.value, "departures")?,
     );
     println!(
-        "at {:.0}/s: the agent counts {arrivals} arrivals, the clients made {made} (nstat {opens}): error {:+}",
+        "at {:.0}/s: agent {arrivals} arrivals, clients {made} connections (nstat {opens}): error {:+}",
         made as f64 / took.as_secs_f64(),
         arrivals as i64 - made as i64
     );
     println!(
-        "the agent counts {departures} departures, the service took {}: error {:+}",
+        "agent {departures} departures, service accepted {}: error {:+}",
         made + FIRST,
         departures as i64 - (made + FIRST) as i64
     );
@@ -137,15 +137,15 @@ fn count_connections(gap: Duration, while_stopped: u64, while_served: u64) -> Re
         "{}",
         opened.value
     );
-    ensure!(opens == made, "somebody else connected");
+    ensure!(opens == made, "another client connected");
     ensure!(arrivals == made, "{}", episode.value);
     ensure!(departures == made + FIRST, "{}", episode.value);
     Ok(())
 }
 
 #[test]
-fn arrivals_and_departures_of_an_accept_queue_are_the_clients_own() -> Result<()> {
-    const TEST: &str = "arrivals_and_departures_of_an_accept_queue_are_the_clients_own";
+fn arrivals_and_departures_of_an_accept_queue_match_the_clients_counts() -> Result<()> {
+    const TEST: &str = "arrivals_and_departures_of_an_accept_queue_match_the_clients_counts";
     if !needs::met(TEST, &["ip", "nstat", "nsenter", "unshare"]) {
         return Ok(());
     }
@@ -154,8 +154,8 @@ fn arrivals_and_departures_of_an_accept_queue_are_the_clients_own() -> Result<()
 }
 
 #[test]
-fn no_arrival_is_counted_twice_though_thousands_come_in_a_second() -> Result<()> {
-    const TEST: &str = "no_arrival_is_counted_twice_though_thousands_come_in_a_second";
+fn arrivals_are_counted_once_at_over_1000_per_second() -> Result<()> {
+    const TEST: &str = "arrivals_are_counted_once_at_over_1000_per_second";
     if !needs::met(TEST, &["ip", "nstat", "nsenter", "unshare"]) {
         return Ok(());
     }
@@ -163,8 +163,9 @@ fn no_arrival_is_counted_twice_though_thousands_come_in_a_second() -> Result<()>
     count_connections(Duration::from_micros(600), 3_900, 1_000)
 }
 
-/// A service that stands still, in a network where every handshake goes by SYN cookie, and four that wait.
-fn wait_by_cookie() -> Result<(Watched, Vec<TcpStream>, u64)> {
+/// Four connections wait at a stopped service, in a network where every handshake uses SYN cookies. Returns the time since
+/// which they wait too, ns since 1970.
+fn queue_by_cookie() -> Result<(Watched, Vec<TcpStream>, u64)> {
     let watched = Watched::start(&["--backlog", "100"], &[])?;
     let to = watched.service.address();
     let before = watched.network.counters()?;
@@ -177,29 +178,29 @@ fn wait_by_cookie() -> Result<(Watched, Vec<TcpStream>, u64)> {
     let waiting_since_ns = unix_ns();
     ensure!(
         watched.counted(&before, "TcpExtSyncookiesRecv")? == 4,
-        "the handshakes went without cookies"
+        "the handshakes did not use cookies"
     );
     Ok((watched, clients, waiting_since_ns))
 }
 
 #[test]
-fn connections_made_by_syn_cookie_have_no_false_age() -> Result<()> {
-    const TEST: &str = "connections_made_by_syn_cookie_have_no_false_age";
+fn connections_from_syn_cookies_have_no_wrong_age() -> Result<()> {
+    const TEST: &str = "connections_from_syn_cookies_have_no_wrong_age";
     if !needs::met(TEST, &["ip", "nstat", "nsenter", "unshare"]) {
         return Ok(());
     }
-    let (watched, _clients, since_ns) = wait_by_cookie()?;
+    let (watched, _clients, since_ns) = queue_by_cookie()?;
     let sample = Sample::of_process(watched.service.pid())?;
     let queue = sample.queue("accept", &watched.service.address().to_string())?;
     let longest_ns = number(queue, "time_unix_ns")? - since_ns + 50_000_000;
     println!(
-        "{} wait, for {:.3} s at most; the oldest, by the agent: {}",
+        "{} waiting for {:.3} s at most; agent's oldest_age_ns: {}",
         queue["depth"],
         longest_ns as f64 / 1e9,
         queue["oldest_age_ns"]
     );
     ensure!(number(queue, "depth")? == 4, "{queue}");
-    // The kernel does not time them: not known is an answer.
+    // The kernel does not record their times: an unknown age is correct.
     for key in ["oldest_age_ns", "wait_ns"] {
         ensure!(
             queue[key]
@@ -212,30 +213,34 @@ fn connections_made_by_syn_cookie_have_no_false_age() -> Result<()> {
 }
 
 #[test]
-fn connections_made_by_syn_cookie_are_seen_when_they_stand() -> Result<()> {
-    const TEST: &str = "connections_made_by_syn_cookie_are_seen_when_they_stand";
+fn connections_from_syn_cookies_that_wait_are_detected() -> Result<()> {
+    const TEST: &str = "connections_from_syn_cookies_that_wait_are_detected";
     if !needs::met(TEST, &["ip", "nstat", "nsenter", "unshare"]) {
         return Ok(());
     }
-    let (watched, _clients, _) = wait_by_cookie()?;
+    let (watched, _clients, _) = queue_by_cookie()?;
     let begun = Instant::now();
-    let told = watched
+    let level = watched
         .agent
-        .wait_for("that the queue is not ok", SOON, |event| event.is("level"))?;
-    println!("{} {:?} after they came", told.text("to"), begun.elapsed());
+        .wait_for("that the queue leaves ok", SOON, |event| event.is("level"))?;
+    println!(
+        "{} {:?} after the connections arrived",
+        level.text("to"),
+        begun.elapsed()
+    );
     ensure!(
-        told.value["oldest_age_ns"]
+        level.value["oldest_age_ns"]
             .as_u64()
             .is_none_or(|age_ns| age_ns <= begun.elapsed().as_nanos() as u64 + 100_000_000),
-        "told for a false reason: {}",
-        told.value
+        "reported with a wrong age: {}",
+        level.value
     );
     Ok(())
 }
 
 #[test]
-fn connections_to_a_neighbour_are_not_counted_as_ours() -> Result<()> {
-    const TEST: &str = "connections_to_a_neighbour_are_not_counted_as_ours";
+fn connections_to_a_neighbour_are_not_counted() -> Result<()> {
+    const TEST: &str = "connections_to_a_neighbour_are_not_counted";
     if !needs::met(TEST, &["ip", "nsenter", "unshare"]) {
         return Ok(());
     }
@@ -243,7 +248,7 @@ fn connections_to_a_neighbour_are_not_counted_as_ours() -> Result<()> {
     const OURS: u64 = 40;
     const THEIRS: u64 = 1_000;
     let folder = TempDir::new("neighbour")?;
-    // The episode must last until all have come, on a slow machine as well.
+    // The episode must outlast the load, on a slow machine too.
     let config = folder.write("tailback.toml", "[detect.accept]\nclear = \"4s\"\n")?;
     let config = config.display().to_string();
     let watched = Watched::start(&["--backlog", "100"], &["--config", &config])?;
@@ -254,8 +259,8 @@ fn connections_to_a_neighbour_are_not_counted_as_ours() -> Result<()> {
     watched.network.inside(|| connect(ours, 1).map(drop))?;
     watched
         .agent
-        .wait_for("that the queue is not ok", SOON, |event| event.is("level"))?;
-    // While our service stands still, and while it serves.
+        .wait_for("that the queue leaves ok", SOON, |event| event.is("level"))?;
+    // While our service is stopped, and while it serves.
     for half in 0..2 {
         if half == 1 {
             watched.service.process().thaw()?;
@@ -266,7 +271,7 @@ fn connections_to_a_neighbour_are_not_counted_as_ours() -> Result<()> {
                 if round % (THEIRS / OURS) == 0 {
                     connect(ours, 1)?;
                 }
-                // The load's own spacing.
+                // Paces the load.
                 thread::sleep(Duration::from_millis(1));
             }
             Ok(())
@@ -275,9 +280,9 @@ fn connections_to_a_neighbour_are_not_counted_as_ours() -> Result<()> {
     let episode = watched.episode()?;
     let arrivals = episode.value["arrivals"].as_u64();
     println!(
-        "the clients made {OURS} connections, and {THEIRS} to a neighbour; the agent counts {arrivals:?}"
+        "{OURS} connections to the service, {THEIRS} to a neighbour; agent {arrivals:?} arrivals"
     );
-    // What cannot be known may be absent; what is said must be right.
+    // An unknown count may be absent; a reported one must be right.
     ensure!(
         arrivals.is_none_or(|arrivals| arrivals == OURS),
         "{}",

@@ -1,4 +1,4 @@
-//! FORECAST
+//! The forecast of the time until an accept queue is full.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -11,11 +11,11 @@ use tailback_tests::{lines::unix_ns, needs, sample::number, sockets, ss, temp::T
 
 use crate::{alone, watched::Watched};
 
-/// Fills a queue of 200 steadily and answers what was forecast at half depth, and what came, s.
+/// Fills a queue of 200 at a steady rate. Returns the time to full forecast at half depth, and the actual time, s.
 fn forecast(pace_ms: Option<f64>, per_s: f64) -> Result<(f64, f64)> {
     const BACKLOG: u64 = 200;
     let folder = TempDir::new("forecast")?;
-    // Half depth is made a warning of its own; delay, which would warn sooner, shall not count.
+    // Warn at half depth, and not at the standing delay, which would warn sooner.
     let config = folder.write(
         "tailback.toml",
         "[detect.accept]\nwarn = 0.5\ntarget = \"1h\"\ndwell = \"100ms\"\n",
@@ -47,22 +47,17 @@ fn forecast(pace_ms: Option<f64>, per_s: f64) -> Result<(f64, f64)> {
         let measure = || -> Result<(f64, f64)> {
             let warned = watched.level("warn")?;
             let is_full = |waiting| waiting >= BACKLOG;
-            ss::wait_for(
-                Some(&watched.network),
-                to.port(),
-                "the queue to be full",
-                is_full,
-            )?;
+            ss::wait_for(Some(&watched.network), to.port(), "a full queue", is_full)?;
             let full_ns = unix_ns();
-            let said = number(&warned.value, "time_to_full_ns")? as f64 / 1e9;
-            let was = (full_ns - number(&warned.value, "time_unix_ns")?) as f64 / 1e9;
+            let forecast = number(&warned.value, "time_to_full_ns")? as f64 / 1e9;
+            let actual = (full_ns - number(&warned.value, "time_unix_ns")?) as f64 / 1e9;
             println!(
-                "{per_s}/s come, {} go: at {} of {BACKLOG} the agent says full in {said:.2} s, it was in {was:.2} s: error {:+.1}%",
+                "arrivals {per_s}/s, departures {}: at {} of {BACKLOG} forecast {forecast:.2} s to full, actual {actual:.2} s: error {:+.1}%",
                 pace_ms.map_or("none".to_owned(), |ms| format!("{:.0}/s", 1e3 / ms)),
                 warned.value["depth"],
-                (said - was) / was * 100.0
+                (forecast - actual) / actual * 100.0
             );
-            Ok((said, was))
+            Ok((forecast, actual))
         };
         let measured = measure();
         done.store(true, Ordering::Relaxed);
@@ -72,21 +67,21 @@ fn forecast(pace_ms: Option<f64>, per_s: f64) -> Result<(f64, f64)> {
 }
 
 #[test]
-fn at_half_depth_the_time_to_full_is_forecast_within_thirty_percent() -> Result<()> {
-    const TEST: &str = "at_half_depth_the_time_to_full_is_forecast_within_thirty_percent";
+fn time_to_full_at_half_depth_is_forecast_within_30_percent() -> Result<()> {
+    const TEST: &str = "time_to_full_at_half_depth_is_forecast_within_30_percent";
     if !needs::met(TEST, &["ip", "nsenter", "ss", "unshare"]) {
         return Ok(());
     }
     let _alone = alone();
-    let is_near = |(said, was): (f64, f64)| ((said - was) / was).abs() <= 0.3;
+    let is_close = |(forecast, actual): (f64, f64)| ((forecast - actual) / actual).abs() <= 0.3;
     for (pace_ms, per_s) in [(None, 25.0), (None, 60.0), (Some(50.0), 60.0)] {
-        // On a busy machine work comes less steadily than it should, now and then: not twice at the same place.
+        // On a busy machine the load is sometimes unsteady, but not twice in a row.
         let first = forecast(pace_ms, per_s)?;
-        if !is_near(first) {
-            let (said, was) = forecast(pace_ms, per_s)?;
+        if !is_close(first) {
+            let (predicted, actual) = forecast(pace_ms, per_s)?;
             ensure!(
-                is_near((said, was)),
-                "said {said:.2} s, was {was:.2} s, and before that {first:?}"
+                is_close((predicted, actual)),
+                "forecast {predicted:.2} s, actual {actual:.2} s, and before that {first:?}"
             );
         }
     }

@@ -1,4 +1,5 @@
-//! TRUTHDOC
+//! Compares what the agent measures with a truth independent of it: `ss`, the client's own clock, the sockets' ioctls,
+//! `/proc`, `nstat`. Every test prints its error.
 
 mod accept;
 mod accept_counts;
@@ -21,19 +22,19 @@ use tailback_tests::sample::Sample;
 const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
 const SOON: Duration = Duration::from_secs(20);
 
-/// Tests that measure time must not disturb each other.
+/// Serializes tests that measure time.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Every queue of the test itself.
+/// Samples every queue of the test process.
 fn sample_this_process() -> Result<Sample> {
     Sample::of_process(process::id())
 }
 
-/// `count` connections, each complete as far as the client can tell.
+/// Opens `count` connections, each complete from the client's view.
 fn connect(to: SocketAddr, count: usize) -> Result<Vec<TcpStream>> {
     (0..count)
         .map(|_| TcpStream::connect(to).with_context(|| format!("connect to {to}")))

@@ -1,4 +1,4 @@
-//! PIPE
+//! Depth and limit of pipes, compared with FIONREAD.
 
 use std::{fs, os::fd::AsRawFd as _};
 
@@ -12,14 +12,14 @@ use tailback_tests::{needs, sample::number};
 use crate::sample_this_process;
 
 #[test]
-fn a_pipe_holds_what_fionread_says() -> Result<()> {
-    const TEST: &str = "a_pipe_holds_what_fionread_says";
+fn the_depth_of_a_pipe_matches_fionread() -> Result<()> {
+    const TEST: &str = "the_depth_of_a_pipe_matches_fionread";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
     const PAGE: usize = 4096;
     let mut pipes = Vec::new();
-    // (ring, bytes, what is read again, buffers that this takes)
+    // (ring size, bytes written, bytes read again, buffers in use)
     for (ring, bytes, read, buffers) in [
         (None, 0, 0, 0),
         (None, 1, 0, 1),
@@ -48,7 +48,7 @@ fn a_pipe_holds_what_fionread_says() -> Result<()> {
         }
         pipes.push((buffers, reader, writer));
     }
-    // Around the ring several times, so that its head and tail have wrapped: 37 pages through, 9 left.
+    // Several times around the ring, so that head and tail wrap: 37 pages pass through, 9 stay.
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     let mut page = vec![b'x'; PAGE];
     for round in 0..46 {
@@ -64,14 +64,14 @@ fn a_pipe_holds_what_fionread_says() -> Result<()> {
     for (buffers, reader, writer) in &pipes {
         let name = fs::read_link(format!("/proc/self/fd/{}", reader.as_raw_fd()))?;
         let queue = sample.queue("pipe", &name.to_string_lossy())?;
-        let truth = ioctl_fionread(reader).context("ask FIONREAD")?;
+        let truth = ioctl_fionread(reader).context("ioctl FIONREAD")?;
         let ring = fcntl_getpipe_size(writer)? / PAGE;
         let ours = (number(queue, "depth")?, number(queue, "limit")?);
         let bytes = queue["bytes"].as_f64();
         println!(
             "agent {ours:?} buffers, {bytes:?} bytes; truth ({buffers}, {ring}), FIONREAD {truth}"
         );
-        // Of a pipe with more buffers than are added up, the bytes are not known, which is not 0.
+        // The agent sums at most 16 buffers. Beyond that the bytes are unknown, which is not 0.
         let known = (*buffers <= 16).then_some(truth as f64);
         if ours != (*buffers, ring as u64) || bytes != known {
             wrong.push(format!(

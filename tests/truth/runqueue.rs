@@ -1,4 +1,4 @@
-//! RUNQ
+//! Run delay of the threads of a process, compared with schedstat.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use tailback_tests::{
 
 use crate::{SOON, SUBJECT, alone};
 
-/// Time that the threads of a process have waited for a CPU so far, all together, ns.
+/// Total run delay of all threads of a process so far, ns.
 fn run_delay(pid: u32) -> Result<u64> {
     let folder = format!("/proc/{pid}/task");
     let mut sum = 0;
@@ -39,25 +39,28 @@ fn run_delay(pid: u32) -> Result<u64> {
     Ok(sum)
 }
 
-/// The value at a moment between two readings.
+/// The value at `at`, interpolated between two readings.
 fn between(course: &[(u64, u64)], at: u64) -> Result<f64> {
     let after = course.partition_point(|(time, _)| *time < at);
-    ensure!(after > 0 && after < course.len(), "no readings around {at}");
+    ensure!(
+        after > 0 && after < course.len(),
+        "no readings around {at} ns"
+    );
     let ((t0, v0), (t1, v1)) = (course[after - 1], course[after]);
     let share = (at - t0) as f64 / (t1 - t0).max(1) as f64;
     Ok(v0 as f64 + share * (v1 - v0) as f64)
 }
 
 #[test]
-fn the_wait_for_a_cpu_is_that_of_schedstat() -> Result<()> {
-    const TEST: &str = "the_wait_for_a_cpu_is_that_of_schedstat";
+fn run_delay_matches_schedstat() -> Result<()> {
+    const TEST: &str = "run_delay_matches_schedstat";
     if !needs::met(TEST, &["taskset"]) {
         return Ok(());
     }
     let _alone = alone();
-    // Five threads on one CPU: four wait at any time, as long as nobody else wants it.
+    // Five threads on one CPU: four wait at any time if no other process uses it.
     let mut command = Command::new(program::need(&["taskset"])?);
-    let cpus = sched_getaffinity(None).context("ask for our CPUs")?;
+    let cpus = sched_getaffinity(None).context("read the CPU affinity")?;
     let cpu = (0..CpuSet::MAX_CPU)
         .find(|cpu| cpus.is_set(*cpu))
         .unwrap_or(0);
@@ -72,7 +75,7 @@ fn the_wait_for_a_cpu_is_that_of_schedstat() -> Result<()> {
     let sample = thread::scope(|scope| {
         let reader = scope.spawn(|| -> Result<()> {
             loop {
-                // Once more after the last look: its end lies between two readings.
+                // One more reading after the last sample, so that its end lies between two readings.
                 let is_last = done.load(Ordering::Relaxed);
                 let before_ns = unix_ns();
                 let delay = run_delay(pid)?;
@@ -95,7 +98,7 @@ fn the_wait_for_a_cpu_is_that_of_schedstat() -> Result<()> {
         sample
     })?;
     let course = course.into_inner().unwrap_or_else(PoisonError::into_inner);
-    // Window follows window: what a look that was held up counts too much, the next counts too little.
+    // Windows are contiguous: what a late sample counts too much, the next counts too little.
     let (mut ours, mut truth) = (0.0, 0.0);
     let mut from = sample.first_poll_ns()?;
     let mut samples = 0;
@@ -103,14 +106,14 @@ fn the_wait_for_a_cpu_is_that_of_schedstat() -> Result<()> {
     for queue in threads.filter(|queue| queue["name"] == "threads") {
         let to = number(queue, "time_unix_ns")?;
         let seconds = (to - from) as f64 / 1e9;
-        let said = float(queue, "run_delay_per_s")? * seconds;
-        let was = (between(&course, to)? - between(&course, from)?) / 1e9;
+        let reported = float(queue, "run_delay_per_s")? * seconds;
+        let actual = (between(&course, to)? - between(&course, from)?) / 1e9;
         println!(
-            "in {:.1} ms: the agent says {said:.3} s, schedstat {was:.3} s",
+            "in {:.1} ms: agent {reported:.3} s, schedstat {actual:.3} s",
             seconds * 1e3
         );
-        ours += said;
-        truth += was;
+        ours += reported;
+        truth += actual;
         from = to;
         samples += 1;
     }

@@ -1,4 +1,4 @@
-//! STREAM
+//! Receive and send queues of TCP connections, compared with the sockets' ioctls.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -17,7 +17,7 @@ use tailback_tests::{
 
 use crate::{SOON, sample_this_process};
 
-/// Both ends of a connection, and the listener that makes the server's end one that was accepted.
+/// Both ends of a connection, and the listener that accepted the server's end.
 struct Pair {
     client: TcpStream,
     server: TcpStream,
@@ -44,35 +44,35 @@ impl Pair {
         Ok(self.listener.local_addr()?)
     }
 
-    /// The queues of the end that was accepted.
+    /// Queue name of the accepted end.
     fn served(&self) -> Result<String> {
         Ok(format!(":{}", self.address()?.port()))
     }
 
-    /// The queues of the end that was opened.
+    /// Queue name of the connecting end.
     fn opened(&self) -> Result<String> {
         Ok(format!("-> {}", self.address()?))
     }
 }
 
-/// Bytes received and not read.
+/// Unread bytes.
 fn siocinq(socket: impl AsFd) -> Result<u64> {
-    // SIOCINQ and FIONREAD are one number.
-    ioctl_fionread(socket).context("ask SIOCINQ")
+    // SIOCINQ equals FIONREAD.
+    ioctl_fionread(socket).context("ioctl SIOCINQ")
 }
 
-/// Bytes written and not acknowledged.
+/// Unacknowledged bytes.
 fn siocoutq(socket: impl AsFd) -> Result<u64> {
-    // SIOCOUTQ and TIOCOUTQ are one number: include/uapi/linux/sockios.h.
+    // SIOCOUTQ equals TIOCOUTQ (include/uapi/linux/sockios.h).
     const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
     // SAFETY: SIOCOUTQ writes one int.
     let getter = unsafe { rustix::ioctl::Getter::<SIOCOUTQ, i32>::new() };
     // SAFETY: as above; the descriptor is open.
-    let bytes = unsafe { rustix::ioctl::ioctl(socket, getter) }.context("ask SIOCOUTQ")?;
+    let bytes = unsafe { rustix::ioctl::ioctl(socket, getter) }.context("ioctl SIOCOUTQ")?;
     Ok(u64::try_from(bytes)?)
 }
 
-/// Writes as much of `bytes` as the socket takes.
+/// Writes up to `bytes`, as many as the buffers accept. Returns their number.
 fn fill(stream: &mut TcpStream, bytes: usize) -> Result<usize> {
     stream.set_nonblocking(true)?;
     let mut written = 0;
@@ -89,18 +89,18 @@ fn fill(stream: &mut TcpStream, bytes: usize) -> Result<usize> {
 }
 
 fn wait_for_unread(socket: &TcpStream, bytes: u64) -> Result<()> {
-    wait::until(&format!("{bytes} bytes to be there"), SOON, || {
+    wait::until(&format!("{bytes} unread bytes"), SOON, || {
         Ok((siocinq(socket)? == bytes).then_some(()))
     })
 }
 
 #[test]
-fn what_is_unread_is_what_siocinq_says() -> Result<()> {
-    const TEST: &str = "what_is_unread_is_what_siocinq_says";
+fn unread_bytes_match_siocinq() -> Result<()> {
+    const TEST: &str = "unread_bytes_match_siocinq";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    /// What befalls the connection after its bytes were sent.
+    /// What happens to the connection after its bytes were sent.
     #[derive(Clone, Copy, Debug)]
     enum Then {
         Nothing,
@@ -124,7 +124,7 @@ fn what_is_unread_is_what_siocinq_says() -> Result<()> {
         (1_000, Then::SenderResets),
     ];
     let mut pairs = Vec::new();
-    // Each case twice: unread by the end that accepted, and by the end that opened.
+    // Each case for both ends: unread at the accepting and at the connecting end.
     for (bytes, then) in cases {
         for accepted in [true, false] {
             let mut pair = Pair::new()?;
@@ -132,7 +132,7 @@ fn what_is_unread_is_what_siocinq_says() -> Result<()> {
             let closed = matches!(then, Then::BothShutDown | Then::SenderResets);
             let name = match (accepted, closed) {
                 (true, false) => pair.served()?,
-                // A closed socket has given its port back: first seen then, it goes by its peer.
+                // A closed socket has released its port: first sampled then, it is named by its peer.
                 (true, true) => peer,
                 (false, _) => pair.opened()?,
             };
@@ -170,13 +170,13 @@ fn what_is_unread_is_what_siocinq_says() -> Result<()> {
     for (bytes, then, name, pair) in &pairs {
         let truth = siocinq(&pair.server)?;
         let ours = number(sample.queue("recv", name)?, "depth")?;
-        let told = format!("{bytes} bytes, {then:?}, {name}: agent {ours}, SIOCINQ {truth}");
-        println!("{told}");
-        // Of a connection that is closed the agent cannot tell whether its end was a FIN, which takes a sequence
-        // number, or a reset, which takes none.
+        let result = format!("{bytes} bytes, {then:?}, {name}: agent {ours}, SIOCINQ {truth}");
+        println!("{result}");
+        // For a closed connection the agent cannot tell a FIN, which takes a sequence number, from a reset, which takes
+        // none.
         let error = u64::from(matches!(then, Then::SenderResets));
         if ours.abs_diff(truth) > error {
-            wrong.push(told);
+            wrong.push(result);
         }
     }
     println!(
@@ -189,8 +189,8 @@ fn what_is_unread_is_what_siocinq_says() -> Result<()> {
 }
 
 #[test]
-fn what_is_unacknowledged_is_what_siocoutq_says() -> Result<()> {
-    const TEST: &str = "what_is_unacknowledged_is_what_siocoutq_says";
+fn unacknowledged_bytes_match_siocoutq() -> Result<()> {
+    const TEST: &str = "unacknowledged_bytes_match_siocoutq";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
@@ -201,7 +201,7 @@ fn what_is_unacknowledged_is_what_siocoutq_says() -> Result<()> {
         (20_000, false),
         (200_000, false),
         (1_000_000, false),
-        // More than any buffer: as much as it takes.
+        // More than any buffer holds.
         (100_000_000, false),
         (0, true),
         (200_000, true),
@@ -237,18 +237,18 @@ fn what_is_unacknowledged_is_what_siocoutq_says() -> Result<()> {
             })
             .collect()
     };
-    // Until the windows are shut: the same before and after the look.
-    let (sample, truth) = wait::until("the send queues to stand still", SOON, || {
+    // Until the windows are closed: the truth is the same before and after the sample.
+    let (sample, truth) = wait::until("stable send queues", SOON, || {
         let before = truths()?;
         let sample = sample_this_process()?;
         Ok((before == truths()?).then_some((sample, before)))
     })?;
     let mut wrong = Vec::new();
-    let mut standing = 0;
+    let mut nonempty = 0;
     for ((written, half_closed, _, name, _), truth) in pairs.iter().zip(truth) {
         let queue = sample.queue("send", name)?;
         let ours = number(queue, "depth")?;
-        // A FIN that waits takes a sequence number, which SIOCOUTQ counts as a byte; the agent does not.
+        // SIOCOUTQ counts a queued FIN as a byte, because it takes a sequence number; the agent does not.
         let fin = u64::from(*half_closed && truth > 0);
         println!(
             "{written} bytes{}, {name}: agent {ours}, SIOCOUTQ {truth}, limit {}, {}",
@@ -261,14 +261,14 @@ fn what_is_unacknowledged_is_what_siocoutq_says() -> Result<()> {
                 "{written} bytes, {name}: agent {ours}, SIOCOUTQ {truth}"
             ));
         }
-        standing += u32::from(truth > 0);
+        nonempty += u32::from(truth > 0);
     }
     println!(
-        "{} queues, {standing} with bytes, {} differ from SIOCOUTQ",
+        "{} queues, {nonempty} with bytes, {} differ from SIOCOUTQ",
         pairs.len(),
         wrong.len()
     );
-    ensure!(standing >= 6, "only {standing} queues have bytes");
+    ensure!(nonempty >= 6, "only {nonempty} queues have bytes");
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
 }
@@ -286,7 +286,7 @@ fn the_worst_of_many_connections_is_named() -> Result<()> {
     for index in 0..30_u64 {
         let mut client = TcpStream::connect(address)?;
         let (server, peer) = listener.accept()?;
-        // Number 17 has the most; every other has none.
+        // Number 17 has the most bytes; even numbers have none.
         let bytes = if index % 2 == 0 {
             0
         } else {
@@ -300,15 +300,15 @@ fn the_worst_of_many_connections_is_named() -> Result<()> {
     let sample = sample_this_process()?;
     let queue = sample.queue("recv", &format!(":{}", address.port()))?;
     let (_, server, peer) = &pairs[17];
-    let wanted = format!(
+    let expected = format!(
         "process {} fd {} with {peer}",
         process::id(),
         server.as_raw_fd()
     );
-    println!("named: {}; the worst is {wanted}", queue["worst"]);
+    println!("named: {}; the worst is {expected}", queue["worst"]);
     ensure!(
-        queue["worst"] == wanted.as_str(),
-        "named {} instead of {wanted}",
+        queue["worst"] == expected.as_str(),
+        "named {} instead of {expected}",
         queue["worst"]
     );
     ensure!(number(queue, "depth")? == siocinq(server)?, "{queue}");

@@ -1,4 +1,4 @@
-//! WATCHED
+//! A service in its own network namespace, monitored by an agent.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,10 @@ use tailback_tests::{
 
 use crate::{SOON, SUBJECT};
 
-/// A service that accepts, in a network of its own, and the agent that watches it and has looked once.
+/// A service in its own network namespace, where no other traffic is counted, and the agent that monitors it. The agent has
+/// taken its first sample.
 pub struct Watched {
-    // Dropped first: the agent, then the service, then the network that it is in.
+    // Fields drop in this order: the agent, the service, then its network.
     pub agent: Agent,
     pub service: Service,
     pub network: Network,
@@ -27,7 +28,7 @@ impl Watched {
         let service = Service::start(&mut network.command(SUBJECT)?, &words)?;
         let pid = service.pid().to_string();
         let agent = Agent::run(["--pid", &pid].iter().chain(agent_args))?;
-        agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
+        agent.wait_for("its target", SOON, |event| event.is("target"))?;
         Ok(Self {
             agent,
             service,
@@ -35,26 +36,30 @@ impl Watched {
         })
     }
 
-    /// How the kernel counted since `before`.
+    /// Growth of a kernel counter since `before`.
     pub fn counted(&self, before: &BTreeMap<String, u64>, name: &str) -> Result<u64> {
         let now = self.network.counters()?;
         let count = |counters: &BTreeMap<String, u64>| {
             counters
                 .get(name)
                 .copied()
-                .with_context(|| format!("nstat does not know {name}"))
+                .with_context(|| format!("nstat has no counter {name}"))
         };
         Ok(count(&now)? - count(before)?)
     }
 
+    /// Waits until the accept queue reaches this level.
     pub fn level(&self, level: &str) -> Result<Event> {
-        self.agent
-            .wait_for(&format!("{level} of the accept queue"), SOON, |event| {
+        self.agent.wait_for(
+            &format!("level {level} of the accept queue"),
+            SOON,
+            |event| {
                 event.is("level") && event.text("kind") == "accept" && event.text("to") == level
-            })
+            },
+        )
     }
 
-    /// The episode of the accept queue, once it is over.
+    /// Waits for the end of the episode of the accept queue.
     pub fn episode(&self) -> Result<Event> {
         self.agent
             .wait_for("the end of the episode", SOON, |event| {

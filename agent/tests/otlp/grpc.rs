@@ -60,7 +60,7 @@ fn spans_arrive_once_in_order_as_calls_of_the_trace_service() {
 }
 
 #[test]
-fn a_busy_collector_is_asked_again_when_it_says() {
+fn a_busy_collector_is_retried_after_the_requested_delay() {
     for code in [Code::Unavailable, Code::ResourceExhausted] {
         let collector = collector(vec![status(code, "busy", Some(Duration::from_secs(1)))]);
         let exporter = exporter(&url(&collector));
@@ -79,7 +79,7 @@ fn a_busy_collector_is_asked_again_when_it_says() {
 }
 
 #[test]
-fn what_the_specification_names_is_sent_again() {
+fn retryable_codes_are_retried() {
     let codes = [
         Code::Unavailable,
         Code::Cancelled,
@@ -96,7 +96,7 @@ fn what_the_specification_names_is_sent_again() {
 }
 
 #[test]
-fn a_refusal_is_final() {
+fn a_refused_request_is_not_retried() {
     for code in [
         Code::InvalidArgument,
         Code::Unauthenticated,
@@ -131,7 +131,7 @@ fn rejected_spans_are_counted() {
 }
 
 #[test]
-fn garbage_in_the_answer_is_an_error_and_no_panic() {
+fn a_malformed_response_is_an_error_and_not_a_panic() {
     let details = |value: &str| {
         let mut headers = vec![("grpc-status", "14".to_owned())];
         headers.push(("grpc-status-details-bin", value.to_owned()));
@@ -152,7 +152,7 @@ fn garbage_in_the_answer_is_an_error_and_no_panic() {
 }
 
 #[test]
-fn a_connection_that_breaks_or_hangs_or_goes_is_made_anew() {
+fn a_connection_that_breaks_or_hangs_or_closes_is_reopened() {
     let address = ports::local(ports::free().unwrap());
     let script = vec![Say::Break, Say::Hang];
     let first = Collector::on(
@@ -185,7 +185,7 @@ fn a_connection_that_breaks_or_hangs_or_goes_is_made_anew() {
 }
 
 #[test]
-fn each_protocol_on_the_others_port_says_what_may_be_wrong() {
+fn the_wrong_protocol_for_a_port_gives_a_hint() {
     let hint = "OTLP/HTTP is usually port 4318, OTLP/gRPC is 4317";
     let grpc = collector(vec![]);
     let wrong = exporter(&grpc.url());

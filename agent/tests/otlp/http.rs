@@ -24,7 +24,7 @@ fn ids(requests: &[Seen]) -> Vec<u64> {
 }
 
 #[test]
-fn spans_arrive_once_in_order_with_their_resource_and_one_request_at_a_time() {
+fn spans_arrive_once_in_order_with_their_resource_one_request_at_a_time() {
     let collector = collector(vec![]);
     let exporter = exporter(&collector.url());
     for id in 1..=200 {
@@ -61,7 +61,7 @@ fn spans_arrive_once_in_order_with_their_resource_and_one_request_at_a_time() {
 }
 
 #[test]
-fn requests_are_written_as_otlp_says_with_the_headers_of_the_environment() {
+fn requests_follow_otlp_and_carry_the_headers_of_the_environment() {
     let collector = collector(vec![]);
     let env = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url()),
@@ -93,7 +93,7 @@ fn requests_are_written_as_otlp_says_with_the_headers_of_the_environment() {
 }
 
 #[test]
-fn a_busy_collector_is_asked_again_when_it_says_and_nothing_overtakes() {
+fn a_busy_collector_is_retried_after_the_requested_delay_in_order() {
     let collector = collector(vec![Say::retry_after(503, "1")]);
     let exporter = exporter(&collector.url());
     exporter.send(roots([1]));
@@ -121,7 +121,7 @@ fn a_busy_collector_is_asked_again_when_it_says_and_nothing_overtakes() {
 }
 
 #[test]
-fn a_date_in_retry_after_is_waited_for() {
+fn a_retry_after_date_is_honoured() {
     let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(2));
     let collector = collector(vec![Say::retry_after(429, &date)]);
     let exporter = exporter(&collector.url());
@@ -132,7 +132,7 @@ fn a_date_in_retry_after_is_waited_for() {
 }
 
 #[test]
-fn what_the_specification_names_is_sent_again_until_it_is_taken() {
+fn retryable_statuses_are_retried_until_the_request_is_accepted() {
     let failures = [429, 502, 503, 504, 503].map(Say::status);
     let collector = collector(failures.into());
     let exporter = exporter(&collector.url());
@@ -143,7 +143,7 @@ fn what_the_specification_names_is_sent_again_until_it_is_taken() {
 }
 
 #[test]
-fn a_connection_that_breaks_or_hangs_is_made_anew() {
+fn a_connection_that_breaks_or_hangs_is_reopened() {
     let collector = collector(vec![Say::Break, Say::Hang]);
     let timeout = Duration::from_secs(2);
     let exporter = Exporter::start(&OtlpConfig {
@@ -168,7 +168,7 @@ fn a_connection_that_breaks_or_hangs_is_made_anew() {
 }
 
 #[test]
-fn a_refusal_is_final_for_the_request_and_its_children_and_nothing_else() {
+fn a_refusal_drops_the_request_and_its_child_spans_only() {
     for status in [400, 401, 404, 413, 500] {
         let body = b"bad \x1b[31m spans".to_vec();
         let collector = collector(vec![Say::Http(status, vec![], body)]);
@@ -198,7 +198,7 @@ fn a_refusal_is_final_for_the_request_and_its_children_and_nothing_else() {
 }
 
 #[test]
-fn the_same_refusal_is_counted_each_time_and_said_once() {
+fn a_repeated_refusal_is_counted_each_time_and_reported_once() {
     let collector = collector((0..5).map(|_| Say::status(400)).collect());
     let exporter = exporter(&collector.url());
     for id in 1..=5 {
@@ -210,7 +210,7 @@ fn the_same_refusal_is_counted_each_time_and_said_once() {
 }
 
 #[test]
-fn rejected_spans_are_counted_and_not_sent_again() {
+fn rejected_spans_are_counted_and_not_resent() {
     let collector = collector(vec![Say::Rejected(2, "too old")]);
     let exporter = exporter(&collector.url());
     exporter.send(roots([1, 2, 3]));
@@ -226,7 +226,7 @@ fn rejected_spans_are_counted_and_not_sent_again() {
 }
 
 #[test]
-fn a_page_for_people_is_no_answer_to_spans() {
+fn an_html_page_is_not_an_otlp_response() {
     let page = Say::Http(
         200,
         vec![("content-type", "text/html".into())],
@@ -257,7 +257,7 @@ fn answers_with(bytes: &'static [u8]) -> String {
 }
 
 #[test]
-fn garbage_is_not_sent_to_again_and_the_remedy_is_said() {
+fn a_malformed_response_is_not_retried_and_gives_a_hint() {
     for garbage in [
         &b"SSH-2.0-OpenSSH_9.2\r\n"[..],
         b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64",
@@ -280,7 +280,7 @@ fn garbage_is_not_sent_to_again_and_the_remedy_is_said() {
 }
 
 #[test]
-fn an_answer_without_end_is_cut() {
+fn an_endless_response_is_cut() {
     let endless: &[u8] = vec![b'x'; 3 << 20].leak();
     let mut answer = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 99999999\r\n\r\n".to_vec();
     answer.extend_from_slice(endless);
@@ -290,7 +290,7 @@ fn an_answer_without_end_is_cut() {
 }
 
 #[test]
-fn a_collector_that_comes_up_late_gets_everything_in_order() {
+fn a_collector_that_starts_late_gets_all_spans_in_order() {
     let address = ports::local(ports::free().unwrap());
     let exporter = exporter(&format!("http://{address}"));
     for id in 1..=30 {
@@ -318,7 +318,7 @@ fn a_collector_that_comes_up_late_gets_everything_in_order() {
 }
 
 #[test]
-fn no_request_is_larger_than_4_mib_and_all_arrive() {
+fn requests_stay_below_4_mib_and_all_spans_arrive() {
     let collector = collector(vec![]);
     let config = OtlpConfig {
         spool_bytes: 64 << 20,
@@ -339,7 +339,7 @@ fn no_request_is_larger_than_4_mib_and_all_arrive() {
 }
 
 #[test]
-fn handing_over_never_waits_for_the_collector_and_a_full_spool_drops_whole_branches() {
+fn send_never_blocks_and_a_full_spool_drops_whole_subtrees() {
     let collector = collector(vec![Say::Hang]);
     let mut config = config(&collector.url());
     config.timeout = Duration::from_secs(2);

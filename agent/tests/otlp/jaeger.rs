@@ -434,8 +434,8 @@ pub fn start(test: &str) -> Option<Jaeger> {
 }
 
 #[test]
-fn jaeger_shows_a_growing_incident_whole_at_every_moment_over_http_and_over_grpc() {
-    let test = "jaeger_shows_a_growing_incident_whole_at_every_moment_over_http_and_over_grpc";
+fn jaeger_shows_a_growing_incident_complete_at_every_step_over_http_and_grpc() {
+    let test = "jaeger_shows_a_growing_incident_complete_at_every_step_over_http_and_grpc";
     let Some(jaeger) = start(test) else { return };
     let grpc = jaeger.otlp_grpc().replace("http://", "grpc://");
     for (url, incident) in [
@@ -462,8 +462,8 @@ fn jaeger_shows_a_growing_incident_whole_at_every_moment_over_http_and_over_grpc
 }
 
 #[test]
-fn jaeger_that_comes_up_late_shows_the_whole_incident() {
-    let test = "jaeger_that_comes_up_late_shows_the_whole_incident";
+fn jaeger_started_late_shows_the_whole_incident() {
+    let test = "jaeger_started_late_shows_the_whole_incident";
     if jaeger::find().is_none() {
         return skip::skip(test, "Jaeger is not installed: cargo xtask setup");
     }

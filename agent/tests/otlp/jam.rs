@@ -192,9 +192,8 @@ fn of_service<'a>(trace: &'a Value, service: &str, name: &str) -> Vec<&'a Value>
 }
 
 #[test]
-fn jaeger_shows_every_service_of_a_jam_in_one_trace_with_the_victims_pointing_to_the_culprit() {
-    let test =
-        "jaeger_shows_every_service_of_a_jam_in_one_trace_with_the_victims_pointing_to_the_culprit";
+fn jaeger_shows_a_jam_of_several_services_as_one_trace_with_links_to_the_root_cause() {
+    let test = "jaeger_shows_a_jam_of_several_services_as_one_trace_with_links_to_the_root_cause";
     let Some(jaeger) = start(test) else { return };
     let exporter = Exporter::start(&config(&jaeger.otlp_http())).unwrap();
     let trace = tell(&exporter, &jaeger, INCIDENT, story());

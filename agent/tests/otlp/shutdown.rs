@@ -27,7 +27,7 @@ fn shut_down_within(exporter: Exporter, within: Duration) -> Summary {
 }
 
 #[test]
-fn what_waits_is_delivered_before_leaving() {
+fn shutdown_delivers_pending_spans() {
     let collector = Collector::start(Speaks::Http, vec![Say::status(503)]);
     let exporter = exporter(&collector.url());
     for id in 1..=100 {
@@ -42,7 +42,7 @@ fn what_waits_is_delivered_before_leaving() {
 }
 
 #[test]
-fn a_collector_that_hangs_holds_nobody_beyond_the_deadline() {
+fn shutdown_abandons_a_hanging_collector_at_the_deadline() {
     let collector = Collector::start(Speaks::Http, vec![Say::Hang]);
     let exporter = exporter(&collector.url());
     exporter.send(roots([1, 2]));
@@ -57,7 +57,7 @@ fn a_collector_that_hangs_holds_nobody_beyond_the_deadline() {
 }
 
 #[test]
-fn a_collector_that_is_not_there_is_tried_until_the_deadline() {
+fn shutdown_retries_a_missing_collector_until_the_deadline() {
     let url = format!("http://{}", ports::local(ports::free().unwrap()));
     let exporter = exporter(&url);
     exporter.send(roots([1]));
@@ -73,7 +73,7 @@ fn a_collector_that_is_not_there_is_tried_until_the_deadline() {
 }
 
 #[test]
-fn a_wait_that_the_collector_asked_for_beyond_the_deadline_is_not_begun() {
+fn shutdown_does_not_wait_for_a_retry_after_beyond_the_deadline() {
     let collector = Collector::start(Speaks::Http, vec![Say::retry_after(503, "60")]);
     let exporter = exporter(&collector.url());
     exporter.send(roots([1]));
@@ -88,7 +88,7 @@ fn a_wait_that_the_collector_asked_for_beyond_the_deadline_is_not_begun() {
 }
 
 #[test]
-fn a_name_that_does_not_resolve_or_an_address_that_swallows_holds_nobody_either() {
+fn shutdown_abandons_an_unresolvable_name_at_the_deadline() {
     let mut slow = config("http://collector.invalid:4318");
     slow.timeout = Duration::from_secs(60);
     let exporter = Exporter::start(&slow).unwrap();
@@ -98,7 +98,7 @@ fn a_name_that_does_not_resolve_or_an_address_that_swallows_holds_nobody_either(
 }
 
 #[test]
-fn an_idle_delivery_leaves_at_once_and_a_dropped_one_too() {
+fn shutdown_of_an_idle_exporter_and_drop_return_immediately() {
     let collector = Collector::start(Speaks::Http, vec![Say::Hang]);
     let began = Instant::now();
     let summary = exporter(&collector.url()).shutdown(PATIENCE);

@@ -51,7 +51,7 @@ fn exporter(collector: &Collector, speaks: Speaks, authority: &str, temp: &TempD
 }
 
 #[test]
-fn spans_are_encrypted_for_a_collector_whose_authority_is_known() {
+fn spans_go_encrypted_to_a_collector_with_a_trusted_certificate() {
     for speaks in [Speaks::Http, Speaks::Grpc] {
         let temp = TempDir::new("otlp-tls").unwrap();
         let (collector, authority) = encrypted(speaks);
@@ -63,7 +63,7 @@ fn spans_are_encrypted_for_a_collector_whose_authority_is_known() {
 }
 
 #[test]
-fn spans_do_not_go_to_a_collector_that_nobody_vouches_for() {
+fn no_spans_go_to_a_collector_with_an_untrusted_certificate() {
     for speaks in [Speaks::Http, Speaks::Grpc] {
         let temp = TempDir::new("otlp-tls").unwrap();
         let (collector, _) = encrypted(speaks);
