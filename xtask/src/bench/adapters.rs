@@ -32,7 +32,7 @@ const SOON: Duration = Duration::from_secs(20);
 const SOCKETS: usize = 5_000;
 /// The page is renewed nearly as often while all ask.
 const LEAST: f64 = 0.95;
-/// What the page says of when it was written: docs/signals.md.
+/// What the page says of when it was written: docs/reference/page-format.md.
 const PUBLISHED_AT: u64 = 24;
 /// Connections to HTTP that say nothing, and subscribers of the stream that never read.
 const SILENT: usize = 500;
