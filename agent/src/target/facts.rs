@@ -1,4 +1,4 @@
-//! What /proc says of one process. Read once per process and execve: none of it is on the path of a tick.
+//! What /proc says about one process. Read once per process and exec, never in a sample.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -9,28 +9,66 @@ use std::{
 
 use crate::text::harmless;
 
-/// A process's environment or command line may be long; what we look for stands in its first part or is not found.
+/// Most bytes of an environment or a command line that are read. A variable beyond that is not found.
 const MAX_READ: u64 = 256 * 1024;
+/// Longest service name that is taken from a command line, bytes.
+const MAX_SCRIPT_NAME: usize = 64;
 
-/// Programs that run other programs: the service is the script, not the interpreter.
-const INTERPRETERS: &[&str] = &[
-    "python", "node", "ruby", "perl", "php", "java", "bash", "sh",
+/// A program that runs other programs: the service is named after the script.
+struct Interpreter {
+    /// Base name of the executable; a version may follow.
+    name: &'static str,
+    /// Short options that take code instead of a script.
+    code: &'static str,
+    /// Options whose value is the next argument.
+    with_value: &'static [&'static str],
+}
+
+const INTERPRETERS: &[Interpreter] = &[
+    interpreter("python", "c", &["-W", "-X"]),
+    interpreter("node", "ep", &["-r", "--require", "--import"]),
+    interpreter("ruby", "e", &["-I", "-r"]),
+    interpreter("perl", "eE", &["-I", "-M"]),
+    interpreter("php", "r", &["-c", "-d"]),
+    interpreter(
+        "java",
+        "",
+        &["-cp", "-classpath", "--class-path", "-p", "--module-path"],
+    ),
+    interpreter("bash", "c", &["-o", "-O"]),
+    interpreter("sh", "c", &["-o"]),
 ];
+/// Long options that take code instead of a script, of any interpreter.
+const CODE_OPTIONS: &[&str] = &["--eval", "--print", "--run"];
 
-/// Facts of one process that hold until it executes something else.
+const fn interpreter(
+    name: &'static str,
+    code: &'static str,
+    with_value: &'static [&'static str],
+) -> Interpreter {
+    Interpreter {
+        name,
+        code,
+        with_value,
+    }
+}
+
+/// Facts about one process that hold until it calls exec.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Facts {
     pub(super) exe: PathBuf,
     /// `service.name`.
     pub(super) service: String,
+    /// Further resource attributes.
     pub(super) attributes: Vec<(String, String)>,
     pub(super) cgroup: Option<String>,
     pub(super) container: Option<String>,
+    /// CPUs that it may run on.
     pub(super) cpus: u32,
 }
 
 impl Facts {
-    /// Reads them; a process that is gone, or that we may not look into, yields what can be had.
+    /// Reads the facts. What cannot be read, because the process has ended or access is denied, is left empty.
     pub(super) fn read(pid: u32, comm: &str) -> Self {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let exe = fs::read_link(proc.join("exe")).unwrap_or_default();
@@ -48,15 +86,15 @@ impl Facts {
             .as_deref()
             .map(resource_attributes)
             .unwrap_or_default();
-        let named = attributes.iter().position(|(key, _)| key == "service.name");
-        let named = named.map(|index| attributes.remove(index).1);
+        let service_name = attributes.iter().position(|(key, _)| key == "service.name");
+        let service_name = service_name.map(|index| attributes.remove(index).1);
         let service = variable("OTEL_SERVICE_NAME")
             .filter(|name| !name.is_empty())
-            .or(named)
+            .or(service_name)
             .unwrap_or_else(|| program(&exe, &args, comm));
-        let cgroup = fs::read_to_string(proc.join("cgroup"))
+        let cgroup = fs::read(proc.join("cgroup"))
             .ok()
-            .and_then(|text| cgroup_path(&text));
+            .and_then(|text| cgroup_path(&String::from_utf8_lossy(&text)));
         Self {
             service: harmless(&service),
             attributes,
@@ -68,6 +106,7 @@ impl Facts {
     }
 }
 
+/// A file of NUL-terminated strings.
 fn read_list(path: &Path) -> io::Result<Vec<String>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?
@@ -81,38 +120,83 @@ fn read_list(path: &Path) -> io::Result<Vec<String>> {
         .collect())
 }
 
-/// Base name of what runs: the script behind an interpreter, else the executable, else `comm`.
+/// The name of a program: its script's if an interpreter runs one, else its executable's, else `comm`.
 fn program(exe: &Path, args: &[String], comm: &str) -> String {
-    let base = |path: &str| {
-        Path::new(path)
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-    };
-    let exe =
-        base(&exe.to_string_lossy().replace(" (deleted)", "")).unwrap_or_else(|| comm.to_owned());
-    let interprets = INTERPRETERS.iter().any(|name| {
-        exe.strip_prefix(name).is_some_and(|rest| {
-            rest.chars()
-                .all(|letter| letter.is_ascii_digit() || letter == '.')
-        })
-    });
-    let script = args.iter().skip(1).find(|arg| !arg.starts_with('-'));
-    if let Some(script) = script
-        .filter(|_| interprets)
-        .and_then(|script| base(script))
-    {
+    let exe = exe.to_string_lossy();
+    let exe = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
+    let exe = file_name(exe).unwrap_or_else(|| comm.to_owned());
+    if let Some(script) = script(&exe, args) {
         return script;
     }
-    // One file under several names (redis-server is a link to redis-check-rdb): what it was called as is what it is.
-    let called = args.first().and_then(|arg| base(arg));
-    let is_called_so = called.is_some_and(|called| called.starts_with(comm));
-    if is_called_so && !comm.is_empty() && !exe.starts_with(comm) {
+    // One file may have several names: redis-server is a link to redis-check-rdb. Then the name it was started by counts.
+    let started_as = args.first().and_then(|arg| file_name(arg));
+    let is_comm = started_as.is_some_and(|name| name.starts_with(comm));
+    if is_comm && !comm.is_empty() && !exe.starts_with(comm) {
         return comm.to_owned();
     }
     exe
 }
 
-/// `key=value,key=value` with percent-encoding, as the OpenTelemetry specification has it.
+/// The file name (or module, or main class) of the script that an interpreter runs. `None` if `exe` is not an interpreter, if
+/// it runs code from its command line, or if the argument is no plain name: code may hold secrets.
+fn script(exe: &str, args: &[String]) -> Option<String> {
+    let interpreter = INTERPRETERS.iter().find(|interpreter| {
+        let version = exe.strip_prefix(interpreter.name);
+        version.is_some_and(|version| {
+            let mut letters = version.chars();
+            letters.all(|letter| letter.is_ascii_digit() || letter == '.')
+        })
+    })?;
+    let mut args = args.iter().skip(1);
+    while let Some(arg) = args.next() {
+        if arg == "-" {
+            // The script is read from standard input.
+            return None;
+        }
+        if !arg.starts_with('-') {
+            return file_name(arg).filter(|name| is_plain(name));
+        }
+        if interpreter.with_value.contains(&arg.as_str()) {
+            args.next();
+        } else if interpreter.takes_code(arg) {
+            return None;
+        }
+    }
+    None
+}
+
+impl Interpreter {
+    /// Whether code follows this option, or is part of it. Short options may be combined: `sh -ec`.
+    fn takes_code(&self, option: &str) -> bool {
+        if option.starts_with("--") {
+            let name = option.split('=').next().unwrap_or_default();
+            return CODE_OPTIONS.contains(&name);
+        }
+        // The rest of an argument is the value of an option that takes one. `-m` takes a module.
+        let takes_value = |letter: char| {
+            let mut options = self.with_value.iter();
+            letter == 'm'
+                || options
+                    .any(|option| option.strip_prefix('-') == Some(letter.encode_utf8(&mut [0; 4])))
+        };
+        let letters = option.trim_start_matches('-').chars();
+        letters
+            .take_while(|letter| letter.is_ascii_alphabetic() && !takes_value(*letter))
+            .any(|letter| self.code.contains(letter))
+    }
+}
+
+fn file_name(path: &str) -> Option<String> {
+    let name = Path::new(path).file_name()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
+fn is_plain(name: &str) -> bool {
+    let is_plain = |letter: char| letter.is_alphanumeric() || "._-+@:".contains(letter);
+    name.len() <= MAX_SCRIPT_NAME && name.chars().all(is_plain)
+}
+
+/// `key=value,key=value` with percent-encoding, as in the OpenTelemetry specification of OTEL_RESOURCE_ATTRIBUTES.
 fn resource_attributes(text: &str) -> Vec<(String, String)> {
     text.split(',')
         .filter_map(|pair| {
@@ -140,7 +224,8 @@ fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// The path in the unified hierarchy, else (cgroup v1) the longest one in any.
+/// The cgroup path to show, from /proc/PID/cgroup: one with a container id first, then the one in the unified hierarchy
+/// (cgroup v2), then the longest.
 pub(crate) fn cgroup_path(text: &str) -> Option<String> {
     let paths = text.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':');
@@ -153,7 +238,7 @@ pub(crate) fn cgroup_path(text: &str) -> Option<String> {
     Some(path.to_owned())
 }
 
-/// 64 hexadecimal digits somewhere in the path: how container runtimes name their cgroups.
+/// 64 hexadecimal digits in a cgroup path: container runtimes name their cgroups so.
 fn container_id(path: &str) -> Option<String> {
     path.rsplit('/').find_map(|part| {
         part.split(|letter: char| !letter.is_ascii_hexdigit())
@@ -163,7 +248,9 @@ fn container_id(path: &str) -> Option<String> {
 }
 
 fn cpus_allowed(proc: &Path) -> Option<u32> {
-    let status = fs::read_to_string(proc.join("status")).ok()?;
+    // Not necessarily UTF-8: it holds the name that the process gave itself.
+    let status = fs::read(proc.join("status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
     let list = status
         .lines()
         .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
@@ -180,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_script_is_the_service_not_its_interpreter() {
+    fn a_service_is_named_after_its_script_else_its_executable() {
         let args = ["python3", "-u", "/srv/app/checkout.py"].map(str::to_owned);
         assert_eq!(
             program(Path::new("/usr/bin/python3.11"), &args, "python3"),
@@ -191,7 +278,7 @@ mod tests {
         let link = Path::new("/usr/bin/redis-check-rdb");
         let called = ["redis-server *:6379".to_owned()];
         assert_eq!(program(link, &called, "redis-server"), "redis-server");
-        // A name that a thread gave itself is not what the program was called as.
+        // A name that a thread gave itself does not name the program.
         let node = ["/usr/bin/node".to_owned()];
         assert_eq!(
             program(Path::new("/usr/bin/node"), &node, "MainThread"),
@@ -199,8 +286,49 @@ mod tests {
         );
     }
 
+    fn name(exe: &str, args: &[&str]) -> String {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        program(Path::new(exe), &args, "comm")
+    }
+
     #[test]
-    fn containers_are_told_by_their_cgroup() {
+    fn code_on_a_command_line_does_not_name_a_service() {
+        let python = |args: &[&str]| name("/usr/bin/python3.11", args);
+        let code = "open('/run/secrets/token=hunter2')";
+        assert_eq!(python(&["python3", "-c", code]), "python3.11");
+        assert_eq!(python(&["python3", "-uc", "a/secret"]), "python3.11");
+        assert_eq!(python(&["python3", "-", "secret"]), "python3.11");
+        let long = "x".repeat(MAX_SCRIPT_NAME + 1);
+        assert_eq!(python(&["python3", &long]), "python3.11");
+        assert_eq!(python(&["python3", "a\nb"]), "python3.11");
+        let node = |args: &[&str]| name("/usr/bin/node", args);
+        assert_eq!(node(&["node", "--eval", "a/secret"]), "node");
+        assert_eq!(node(&["node", "--print=1", "a/secret"]), "node");
+        assert_eq!(name("/bin/sh", &["sh", "-ec", "/bin/secret"]), "sh");
+    }
+
+    #[test]
+    fn values_of_options_do_not_name_a_service() {
+        let python = [
+            "python3", "-W", "ignore", "-Xdev", "-m", "uvicorn", "app:app",
+        ];
+        assert_eq!(name("/usr/bin/python3", &python), "uvicorn");
+        let java = [
+            "java",
+            "-Xmx1g",
+            "-cp",
+            "/srv/lib/a.jar",
+            "com.example.Shop",
+        ];
+        assert_eq!(name("/usr/bin/java", &java), "com.example.Shop");
+        let ruby = ["ruby", "-rbundler/setup", "-I", "lib", "/srv/app.rb"];
+        assert_eq!(name("/usr/bin/ruby", &ruby), "app.rb");
+        let jar = ["java", "-jar", "/srv/shop.jar"];
+        assert_eq!(name("/usr/bin/java", &jar), "shop.jar");
+    }
+
+    #[test]
+    fn a_container_id_is_found_in_the_cgroup_path() {
         let id = "0123456789abcdef".repeat(4);
         assert_eq!(
             container_id(&format!(
