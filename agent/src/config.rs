@@ -152,7 +152,7 @@ impl Config {
 
     /// The sampling intervals and the CPU budget.
     pub fn budget(&self) -> Budget {
-        self.budget_or(Budget::default().share)
+        self.budget_or(Budget::default().cpu_share)
     }
 
     /// As [`Config::budget`], with another default for `cpu_budget` (a share of one core).
@@ -163,8 +163,8 @@ impl Config {
         };
         Budget {
             interval_ns: ns(self.interval, default.interval_ns),
-            hot_interval_ns: ns(self.focus_interval, default.hot_interval_ns),
-            share: self.cpu_budget.unwrap_or(share),
+            focus_interval_ns: ns(self.focus_interval, default.focus_interval_ns),
+            cpu_share: self.cpu_budget.unwrap_or(share),
         }
     }
 

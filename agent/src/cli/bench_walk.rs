@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Failure, Targets, exit_code::Outcome, session};
 use crate::{
-    collect::{Others, Tick, complete_tick, mono_ns},
+    collect::{OutputStats, SamplePlan, mono_ns},
     pipeline::Pipeline,
 };
 
@@ -72,16 +72,16 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             .map_err(Failure::kernel)?;
     }
     let [profile_bound_ns, profile_all_ns] = profile_ns;
-    // As it is made ten times a second: what need not be looked at on every tick comes now and then.
-    let tick = Tick {
+    // As it is made ten times a second: background scans only when they are due.
+    let plan = SamplePlan {
         complete: false,
-        ..complete_tick()
+        ..SamplePlan::complete()
     };
-    // By themselves: a whole tick leaves little of the kernel's objects in the caches.
+    // Separately, because a whole sample leaves little of the kernel's objects in the caches.
     for _ in 0..options.rounds {
         let begun = mono_ns();
         let sample = collector
-            .tick(tick, Others::default())
+            .sample(plan, OutputStats::default())
             .map_err(Failure::kernel)?;
         pipeline.step(&sample);
         tick_ns.push(mono_ns() - begun);

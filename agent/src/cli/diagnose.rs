@@ -16,7 +16,7 @@ use super::{
     session::{self, Stop},
 };
 use crate::{
-    collect::Others,
+    collect::OutputStats,
     emit::{
         json,
         report::{self, Findings},
@@ -64,14 +64,14 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let specs = options.targets.or_all(&config).specs(&config)?;
     let mut collector = session::collector(specs, config.budget_or(CPU_BUDGET), true)?;
     // Focus every target from the start: there is no time to wait for a level change.
-    collector.profile_all(true);
+    collector.focus_all(true);
     collector.read_logs(config.messages().map_err(Failure::usage)?);
     let mut ticks = Ticks::with(collector, Some(options.time));
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     let mut findings = Findings::default();
     let mut progress = Progress::start(options);
     let watched = loop {
-        let sample = match ticks.next(&stop, Others::default()) {
+        let sample = match ticks.next(&stop, OutputStats::default()) {
             Ok(Some(sample)) => sample,
             Ok(None) => break Ok(()),
             Err(failure) => break Err(failure),

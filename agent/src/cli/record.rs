@@ -17,7 +17,7 @@ use super::{
     session::Stop,
 };
 use crate::{
-    collect::Others,
+    collect::OutputStats,
     pipeline::Pipeline,
     sample::{Sample, file::Writer},
     text::count,
@@ -42,7 +42,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut recording = Recording::create(&options.out)?;
     // The pipeline only decides which targets are focused, so that the recording has the same samples as `run`.
     let mut pipeline = Pipeline::new(config.settings_for(), false);
-    while let Some(sample) = ticks.next(&stop, Others::default())? {
+    while let Some(sample) = ticks.next(&stop, OutputStats::default())? {
         recording.add(&sample)?;
         let focused: BTreeSet<_> = pipeline.step(&sample).focused;
         ticks.finish_tick(&focused)?;

@@ -20,7 +20,7 @@ use super::{
     traces::Traces,
 };
 use crate::{
-    collect::{Collector, Others, cpu_time_ns, mono_ns},
+    collect::{Collector, OutputStats, cpu_time_ns, mono_ns},
     config::Config,
     event::Event,
     pipeline::Pipeline,
@@ -71,7 +71,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut traces = Traces::start(options.otlp.as_deref(), config.otlp.as_deref())?;
     let stop = Stop::on_signals()?;
     let mut ticks = Ticks::start(&options.targets, &config, options.timing)?;
-    ticks.collector.profile_all(options.focus_all);
+    ticks.collector.focus_all(options.focus_all);
     let mut focus_samples = options.focus_all.then(FocusSamples::default);
     // Created last: a usage error must not truncate an existing recording.
     let record = options.record.as_deref();
@@ -83,16 +83,16 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         options.timing.interval_or(&config),
     )?;
     let watched = loop {
-        let mut others = Others {
+        let mut outputs = OutputStats {
             samples_not_recorded: recording.as_ref().map_or(0, Recording::lost),
-            ..Others::default()
+            ..OutputStats::default()
         };
         if let Some(traces) = &traces {
-            traces.report(&mut others);
+            traces.report(&mut outputs);
         }
-        signals.report(&mut others);
-        others.notices.extend(stdout_notice(stdout.lost_lines()));
-        let sample = match ticks.next(&stop, others) {
+        signals.report(&mut outputs);
+        outputs.notices.extend(stdout_notice(stdout.lost_lines()));
+        let sample = match ticks.next(&stop, outputs) {
             Ok(Some(sample)) => sample,
             Ok(None) => break Ok(()),
             Err(failure) => break Err(failure),
@@ -147,7 +147,7 @@ fn stdout_notice(lines: u64) -> Option<Notice> {
 pub(super) struct Ticks {
     collector: Collector,
     end: Option<Instant>,
-    tick: crate::collect::Tick,
+    plan: crate::collect::SamplePlan,
     cpu_before_ns: u64,
 }
 
@@ -172,15 +172,15 @@ impl Ticks {
         }
         Self {
             end: duration.map(|duration| Instant::now() + duration),
-            tick: collector.next_tick(),
+            plan: collector.plan_next(),
             collector,
             cpu_before_ns: cpu_time_ns(),
         }
     }
 
     /// Waits until the next sample is due and takes it; `None` on a stop request or at the end of the running time.
-    pub(super) fn next(&mut self, stop: &Stop, others: Others) -> Outcome<Option<Sample>> {
-        let wait = Duration::from_nanos(self.tick.at_ns.saturating_sub(mono_ns()));
+    pub(super) fn next(&mut self, stop: &Stop, outputs: OutputStats) -> Outcome<Option<Sample>> {
+        let wait = Duration::from_nanos(self.plan.due_ns.saturating_sub(mono_ns()));
         let is_last = self.end.is_some_and(|end| Instant::now() + wait >= end);
         let wait = self.end.map_or(wait, |end| {
             wait.min(end.saturating_duration_since(Instant::now()))
@@ -190,7 +190,7 @@ impl Ticks {
         }
         self.cpu_before_ns = cpu_time_ns();
         self.collector
-            .tick(self.tick, others)
+            .sample(self.plan, outputs)
             .map(Some)
             .map_err(Failure::kernel)
     }
@@ -199,9 +199,9 @@ impl Ticks {
     pub(super) fn finish_tick(&mut self, focused: &BTreeSet<u32>) -> Outcome<()> {
         let cpu_ns = cpu_time_ns().saturating_sub(self.cpu_before_ns);
         self.collector
-            .spent(self.tick, cpu_ns, focused)
+            .finish_sample(self.plan, cpu_ns, focused)
             .map_err(Failure::kernel)?;
-        self.tick = self.collector.next_tick();
+        self.plan = self.collector.plan_next();
         Ok(())
     }
 }

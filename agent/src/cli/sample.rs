@@ -16,7 +16,7 @@ use super::{
     session,
 };
 use crate::{
-    collect::{Others, complete_tick},
+    collect::{OutputStats, SamplePlan},
     emit::{json::Json, table},
     event::{Event, QueueState},
     pipeline::Pipeline,
@@ -41,11 +41,11 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut collector = session::collector(specs, config.budget(), true)?;
     let mut pipeline = Pipeline::new(config.settings_for(), true);
     let mut json = options.output.json.then(|| Json::new(io::stdout()));
-    let tick = complete_tick();
+    let plan = SamplePlan::complete();
     let interval = options.timing.interval.unwrap_or(INTERVAL);
     let end = Instant::now() + options.timing.duration.unwrap_or_default();
     let first = collector
-        .tick(tick, Others::default())
+        .sample(plan, OutputStats::default())
         .map_err(Failure::kernel)?;
     let targets = first.targets.clone().unwrap_or_default();
     let mut events: Vec<Event> = pipeline.step(&first).events;
@@ -56,14 +56,14 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut due = Instant::now();
     loop {
         collector
-            .spent(tick, 0, &BTreeSet::new())
+            .finish_sample(plan, 0, &BTreeSet::new())
             .map_err(Failure::kernel)?;
         // Keep in step with the clock, but never sample so early that the rates become meaningless.
         due += interval;
         let rest = due.saturating_duration_since(Instant::now());
         thread::sleep(rest.max(interval / 2));
         let sample = collector
-            .tick(tick, Others::default())
+            .sample(plan, OutputStats::default())
             .map_err(Failure::kernel)?;
         events = pipeline.step(&sample).events;
         if let Some(json) = &mut json {

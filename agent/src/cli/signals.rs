@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     adapters::agent::ask_guard,
-    collect::Others,
+    collect::OutputStats,
     config::signal::Signal,
     event::Event,
     pipeline::Pipeline,
@@ -79,14 +79,14 @@ impl LiveSignals {
     }
 
     /// Adds the notices about publishing to the next sample.
-    pub(super) fn report(&mut self, others: &mut Others) {
+    pub(super) fn report(&mut self, outputs: &mut OutputStats) {
         if let Some(signals) = &mut self.signals {
             self.notices.append(&mut signals.notices());
         }
         if let Some(process) = &mut self.adapter_process {
             self.notices.extend(process.supervise());
         }
-        others.notices.append(&mut self.notices);
+        outputs.notices.append(&mut self.notices);
     }
 
     /// Publishes the state after a sample, and its events.

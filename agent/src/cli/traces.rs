@@ -13,7 +13,7 @@ use super::{
     exit_code::{Outcome, print_stderr},
 };
 use crate::{
-    collect::Others,
+    collect::OutputStats,
     emit::{
         otlp::{Exporter, OtlpConfig},
         spans::{Host, Spans},
@@ -57,12 +57,12 @@ impl Traces {
     }
 
     /// Adds the export counters and notices to the agent's report.
-    pub(super) fn report(&self, others: &mut Others) {
+    pub(super) fn report(&self, outputs: &mut OutputStats) {
         let stats = self.exporter.stats();
-        others.spans = stats.handed;
-        others.spans_delivered = stats.delivered;
-        others.spans_dropped = stats.dropped() + stats.rejected + self.spans.strays();
-        others.notices.extend(self.exporter.notices());
+        outputs.spans = stats.handed;
+        outputs.spans_delivered = stats.delivered;
+        outputs.spans_dropped = stats.dropped() + stats.rejected + self.spans.strays();
+        outputs.notices.extend(self.exporter.notices());
     }
 
     /// Delivers the queued spans within [`FLUSH_TIMEOUT`] and reports what could not be delivered.

@@ -1,19 +1,19 @@
-//! The clocks and meters of the world. Nothing else in the agent asks what time it is.
+//! The only place in the agent that reads clocks, CPU time and its own memory use.
 
 use std::{
     fs,
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// See [`has_answered`].
-static ANSWERING_NS: AtomicU64 = AtomicU64::new(0);
+/// CPU time of the serving thread, ns; see [`record_serving_cpu_time`].
+static SERVING_NS: AtomicU64 = AtomicU64::new(0);
 
-/// CLOCK_MONOTONIC, ns: the clock that the kernel stamps handshakes with.
+/// CLOCK_MONOTONIC, ns: the clock of the kernel's handshake timestamps.
 pub fn mono_ns() -> u64 {
     read(libc::CLOCK_MONOTONIC)
 }
 
-/// CLOCK_BOOTTIME, ns: goes on while the machine sleeps, and is never set.
+/// CLOCK_BOOTTIME, ns: like CLOCK_MONOTONIC, but also counts time in suspend.
 pub fn boot_ns() -> u64 {
     read(libc::CLOCK_BOOTTIME)
 }
@@ -23,7 +23,7 @@ pub fn unix_ns() -> u64 {
     read(libc::CLOCK_REALTIME)
 }
 
-/// CPU time of the calling thread, ns: what a look costs is no matter of what other threads do meanwhile.
+/// CPU time of the calling thread, ns: a scan's cost must not include what other threads do meanwhile.
 pub fn cpu_time_ns() -> u64 {
     read(libc::CLOCK_THREAD_CPUTIME_ID)
 }
@@ -33,26 +33,46 @@ pub fn process_cpu_ns() -> u64 {
     read(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
-/// And without what answering took: whoever asks often must not slow the looks.
-pub fn unasked_cpu_ns() -> u64 {
-    process_cpu_ns().saturating_sub(ANSWERING_NS.load(Ordering::Relaxed))
+/// CPU time of the agent that counts against the budget, ns: without serving status and metrics, so that frequent requests
+/// do not slow the scans.
+pub fn budgeted_cpu_ns() -> u64 {
+    process_cpu_ns().saturating_sub(SERVING_NS.load(Ordering::Relaxed))
 }
 
-/// Of the one thread that does nothing but answer, now and then: so much CPU time it has taken until now.
-pub fn has_answered() {
-    ANSWERING_NS.store(cpu_time_ns(), Ordering::Relaxed);
+/// To be called now and then by the one thread that only serves requests: excludes its CPU time from [`budgeted_cpu_ns`].
+pub fn record_serving_cpu_time() {
+    SERVING_NS.store(cpu_time_ns(), Ordering::Relaxed);
 }
 
-/// Resident memory of the agent, bytes; 0 where /proc does not say.
+/// Measures CPU time of the calling thread.
+#[derive(Clone, Copy)]
+pub(super) struct CpuTimer {
+    start_ns: u64,
+}
+
+impl CpuTimer {
+    pub(super) fn start() -> Self {
+        Self {
+            start_ns: cpu_time_ns(),
+        }
+    }
+
+    /// CPU time since the start, ns.
+    pub(super) fn elapsed_ns(self) -> u64 {
+        cpu_time_ns().saturating_sub(self.start_ns)
+    }
+}
+
+/// Resident memory of the agent, bytes; 0 if /proc/self/statm cannot be read.
 pub fn resident_bytes() -> u64 {
     let pages = fs::read_to_string("/proc/self/statm")
         .ok()
         .and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok())
         .unwrap_or(0);
-    pages * 4096
+    pages * rustix::param::page_size() as u64
 }
 
-/// The kernel's timer tick, in which it keeps a connection's last sending and receiving, ns.
+/// The kernel's timer tick, ns: the unit of the times at which a connection last sent and received.
 pub(super) fn jiffy_ns() -> u64 {
     let mut tick = libc::timespec {
         tv_sec: 0,

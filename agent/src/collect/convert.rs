@@ -1,4 +1,4 @@
-//! From the eBPF programs' records to plain data. Pure.
+//! Converts the eBPF programs' records to sample types. Pure.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -12,23 +12,26 @@ use tailback_ebpf::{
     UNIX_PATH, UNKNOWN, UdpRecord, UnixRecord, WAIT_IO, WAIT_ON_CPU, WAIT_WORD, WaitRecord,
 };
 
-use super::{identity::Identities, peers::PeerSeen};
+use super::{object_ids::ObjectIds, peers::PeerInfo};
 use crate::{
     kernel::records::{Record, decode},
     sample::{
         Connection, DatagramSocket, Detail, Holder, Listener, Listening, Peer, Pipe, Ring, Sample,
         State, Syscall, Target, Thread, UnixSocket, UnixStyle, Wait,
     },
-    target::{ListenerSeen, ProcessSeen},
+    target::{ListenerInfo, ProcessInfo},
     text::harmless,
 };
 
 const AF_INET: u8 = 2;
 
-/// Everything that a stream of records says, as one sample: what a walk makes of it, without a kernel. For tests.
+/// Converts a whole stream of records to one sample, as the scans do. For tests and fuzzing without a kernel.
+///
+/// # Errors
+/// If a record is truncated or of an unknown kind.
 pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
     const JIFFY_NS: u64 = 4_000_000;
-    let ids = Identities::default();
+    let ids = ObjectIds::default();
     let mut sample = Sample::default();
     decode(bytes, &mut |record| match record {
         Record::Socket(socket) => {
@@ -37,11 +40,11 @@ pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
         }
         Record::Listener(record, stamps) => {
             sample.listeners.push(listener(record, stamps, ids));
-            let seen = listener_seen(record, ids);
+            let info = listener_info(record, ids);
             sample.listening.get_or_insert_default().push(Listening {
-                netns: seen.netns,
-                address: seen.address,
-                tgid: seen.tgid,
+                netns: info.netns,
+                address: info.address,
+                tgid: info.tgid,
                 name: String::new(),
             });
         }
@@ -52,13 +55,13 @@ pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
         Record::Wait(record) => sample.waits.push(wait(record)),
         Record::Cpu(_) | Record::Operations(_) => {}
         Record::Peer(record) => {
-            let seen = peer_seen(record, ids);
+            let info = peer_info(record, ids);
             sample.peers.get_or_insert_default().push(Peer {
-                netns: seen.netns,
-                local: seen.local,
-                remote: seen.remote,
-                tgid: seen.tgid,
-                fd: seen.fd,
+                netns: info.netns,
+                local: info.local,
+                remote: info.remote,
+                tgid: info.tgid,
+                fd: info.fd,
                 name: String::new(),
             });
         }
@@ -68,7 +71,7 @@ pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
         }
         Record::Thread(record) => sample.threads.push(thread(record)),
         Record::Process(record) => {
-            let ProcessSeen {
+            let ProcessInfo {
                 tgid, pid, comm, ..
             } = process(record);
             sample.targets.get_or_insert_default().push(Target {
@@ -82,9 +85,9 @@ pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
     Ok(sample)
 }
 
-/// `jiffy_ns`: the kernel's timer tick.
-pub(super) fn connection(record: &SocketRecord, ids: Identities, jiffy_ns: u64) -> Connection {
-    // Just now is 1, for 0 is not known.
+/// `jiffy_ns`: the kernel's timer tick, the unit of the record's `since_` fields.
+pub(super) fn connection(record: &SocketRecord, ids: ObjectIds, jiffy_ns: u64) -> Connection {
+    // 1 ns means just now, because 0 means unknown.
     let since = |jiffies: u32| u64::from(jiffies) * jiffy_ns + 1;
     Connection {
         cookie: ids.cookie(record.cookie),
@@ -113,16 +116,16 @@ pub(super) fn connection(record: &SocketRecord, ids: Identities, jiffy_ns: u64) 
     }
 }
 
-/// `stamps`: one u64 per waiting connection, as `ListenerRecord` describes.
-pub(super) fn listener(record: &ListenerRecord, stamps: &[u8], ids: Identities) -> Listener {
+/// `stamps`: one u64 for each connection in the accept queue, as `ListenerRecord` documents.
+pub(super) fn listener(record: &ListenerRecord, stamps: &[u8], ids: ObjectIds) -> Listener {
     let ages_ns = stamps
         .chunks_exact(8)
         .filter_map(|stamp| {
             let stamp = u64::from_le_bytes(stamp.try_into().ok()?);
             let done_us = stamp & 0xffff_ffff_ffff;
-            // 0: not timed (SYN cookie). Another port: the entry was reused for a stranger while we walked.
-            let ours = done_us != 0 && (stamp >> 48) as u16 == record.port;
-            ours.then(|| record.now_ns.saturating_sub(done_us * 1000))
+            // 0: not timed (SYN cookie). Another port: the kernel reused the entry for another listener during the scan.
+            let is_valid = done_us != 0 && (stamp >> 48) as u16 == record.port;
+            is_valid.then(|| record.now_ns.saturating_sub(done_us * 1000))
         })
         .collect();
     Listener {
@@ -139,8 +142,8 @@ pub(super) fn listener(record: &ListenerRecord, stamps: &[u8], ids: Identities) 
     }
 }
 
-pub(super) fn listener_seen(record: &ListenerRecord, ids: Identities) -> ListenerSeen {
-    ListenerSeen {
+pub(super) fn listener_info(record: &ListenerRecord, ids: ObjectIds) -> ListenerInfo {
+    ListenerInfo {
         tgid: record.header.tgid,
         cookie: ids.cookie(record.cookie),
         netns: record.netns,
@@ -148,8 +151,8 @@ pub(super) fn listener_seen(record: &ListenerRecord, ids: Identities) -> Listene
     }
 }
 
-pub(super) fn peer_seen(record: &PeerRecord, ids: Identities) -> PeerSeen {
-    PeerSeen {
+pub(super) fn peer_info(record: &PeerRecord, ids: ObjectIds) -> PeerInfo {
+    PeerInfo {
         cookie: ids.cookie(record.cookie),
         netns: record.netns,
         local: address(record.family, record.local, record.local_port),
@@ -159,7 +162,7 @@ pub(super) fn peer_seen(record: &PeerRecord, ids: Identities) -> PeerSeen {
     }
 }
 
-pub(super) fn datagrams(record: &UdpRecord, ids: Identities) -> DatagramSocket {
+pub(super) fn datagrams(record: &UdpRecord, ids: ObjectIds) -> DatagramSocket {
     DatagramSocket {
         cookie: ids.cookie(record.cookie),
         tgid: record.header.tgid,
@@ -167,7 +170,7 @@ pub(super) fn datagrams(record: &UdpRecord, ids: Identities) -> DatagramSocket {
         netns: record.netns,
         local: address(record.family, record.local, record.local_port),
         remote: address(record.family, record.remote, record.remote_port),
-        // A batch given back between two reads can make the difference negative.
+        // The kernel returns memory in batches: between two reads the difference can become negative.
         memory: if (record.memory as i32) < 0 {
             0
         } else {
@@ -180,8 +183,8 @@ pub(super) fn datagrams(record: &UdpRecord, ids: Identities) -> DatagramSocket {
     }
 }
 
-/// `None` for a style that does not queue.
-pub(super) fn unix(record: &UnixRecord, ids: Identities) -> Option<UnixSocket> {
+/// `None` for a socket type other than stream, datagram and seqpacket.
+pub(super) fn unix(record: &UnixRecord, ids: ObjectIds) -> Option<UnixSocket> {
     const TCP_LISTEN: u8 = 10;
     Some(UnixSocket {
         inode: record.inode,
@@ -208,7 +211,7 @@ pub(super) fn unix(record: &UnixRecord, ids: Identities) -> Option<UnixSocket> {
     })
 }
 
-/// A unix address: `len` counts the family before it. A path ends at its first zero; an abstract name begins with one.
+/// A unix address. `len` includes the two bytes of the family. A path ends at its first NUL; an abstract name begins with one.
 fn path(bytes: &[u8; UNIX_PATH], len: u16) -> Option<String> {
     const FAMILY: usize = 2;
     let name = bytes.get(..usize::from(len).checked_sub(FAMILY)?.min(UNIX_PATH))?;
@@ -224,7 +227,7 @@ fn path(bytes: &[u8; UNIX_PATH], len: u16) -> Option<String> {
     Some(text(&name[..end]))
 }
 
-pub(super) fn ring(record: &RingRecord, ids: Identities) -> Ring {
+pub(super) fn ring(record: &RingRecord, ids: ObjectIds) -> Ring {
     Ring {
         id: ids.object(record.id),
         tgid: record.header.tgid,
@@ -278,12 +281,12 @@ fn detail(record: &WaitRecord) -> Detail {
     }
 }
 
-/// `task_struct.__state`, include/linux/sched.h: the bits that mean the same on all kernels from 5.10 on.
+/// `task_struct.__state` (include/linux/sched.h): the bits that are the same in all kernels since 5.10.
 fn state(bits: u32, on_cpu: bool) -> State {
     const UNINTERRUPTIBLE: u32 = 0x2;
     const STOPPED_OR_TRACED: u32 = 0x4 | 0x8;
     const DEAD: u32 = 0x10 | 0x20 | 0x80;
-    /// Idle kernel threads and the like: uninterruptible, but not counted as load.
+    /// Uninterruptible but not counted as load: idle kernel threads and the like.
     const NOLOAD: u32 = 0x400;
     match bits {
         0 if on_cpu => State::Running,
@@ -291,7 +294,7 @@ fn state(bits: u32, on_cpu: bool) -> State {
         _ if bits & STOPPED_OR_TRACED != 0 => State::Stopped,
         _ if bits & DEAD != 0 => State::Dead,
         _ if bits & UNINTERRUPTIBLE != 0 && bits & NOLOAD == 0 => State::Uninterruptible,
-        // Interruptible, frozen (since 6.1 a state of its own), parked, waking.
+        // Interruptible, frozen (a separate state since 6.1), parked, waking.
         _ => State::Sleeping,
     }
 }
@@ -300,7 +303,7 @@ fn comm(bytes: &[u8; 16]) -> String {
     harmless(&raw_comm(bytes))
 }
 
-/// As the process gave it to itself: it may hold anything.
+/// As the process set it: it may hold any bytes.
 fn raw_comm(bytes: &[u8; 16]) -> String {
     let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(name).into_owned()
@@ -347,8 +350,8 @@ pub(super) fn thread(record: &ThreadRecord) -> Thread {
     }
 }
 
-pub(super) fn process(record: &ProcessRecord) -> ProcessSeen {
-    ProcessSeen {
+pub(super) fn process(record: &ProcessRecord) -> ProcessInfo {
+    ProcessInfo {
         tgid: record.header.tgid,
         pid: record.pid,
         parent: record.parent,
@@ -359,7 +362,7 @@ pub(super) fn process(record: &ProcessRecord) -> ProcessSeen {
     }
 }
 
-/// IPv4 addresses inside IPv6 sockets are shown as what they are.
+/// IPv4-mapped IPv6 addresses become IPv4 addresses.
 fn address(family: u8, bytes: [u8; 16], port: u16) -> SocketAddr {
     let ip = if family == AF_INET {
         IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]))
@@ -385,23 +388,23 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_the_time_since_the_handshake() {
+    fn a_connections_age_is_the_time_since_its_handshake() {
         let stamps = [80 << 48 | 4_000_000_u64, 80 << 48 | 4_999_000]
             .map(u64::to_le_bytes)
             .concat();
         assert_eq!(
-            listener(&record(), &stamps, Identities::default()).ages_ns,
+            listener(&record(), &stamps, ObjectIds::default()).ages_ns,
             [1_000_000_000, 1_000_000]
         );
     }
 
     #[test]
-    fn entries_without_a_time_or_of_another_port_have_no_age() {
+    fn entries_without_a_timestamp_or_of_another_port_have_no_age() {
         let stamps = [80 << 48, 81 << 48 | 4_000_000_u64, 0]
             .map(u64::to_le_bytes)
             .concat();
         assert!(
-            listener(&record(), &stamps, Identities::default())
+            listener(&record(), &stamps, ObjectIds::default())
                 .ages_ns
                 .is_empty()
         );
@@ -422,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn states_are_what_ps_shows() {
+    fn thread_states_match_ps() {
         assert_eq!(state(0, true), State::Running);
         assert_eq!(state(0, false), State::Runnable);
         assert_eq!(state(1, false), State::Sleeping);
@@ -435,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn mapped_addresses_are_shown_as_ipv4() {
+    fn ipv4_mapped_addresses_become_ipv4() {
         let mapped = Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped().octets();
         assert_eq!(address(10, mapped, 80).to_string(), "10.0.0.1:80");
     }

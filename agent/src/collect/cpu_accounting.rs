@@ -1,60 +1,86 @@
-//! CPU time of the machine's processes between two looks, watched or not. Pure but for the names.
-#![forbid(unsafe_code)]
+//! CPU time of all processes of the machine, watched or not: who competes for the CPUs.
 
 use std::collections::HashMap;
 
+use anyhow::Result;
 use rustc_hash::FxHashMap;
 use tailback_ebpf::CpuRecord;
 
-use crate::sample::Neighbour;
+use super::{paths, processes::Processes};
+use crate::{
+    kernel::glance::{Glance, Record},
+    sample::{Neighbour, Sample},
+    text::harmless,
+};
 
-/// Processes that are told, those that used the most first.
-const MAX_TOLD: usize = 32;
+/// Processes that a sample names: those that used most CPU time since the previous scan.
+const MAX_REPORTED: usize = 32;
 
 #[derive(Default)]
 pub(super) struct CpuAccounting {
-    /// CPU time of each thread at the previous look.
-    threads: FxHashMap<(u32, u32), u64>,
-    now: FxHashMap<(u32, u32), u64>,
-    /// There was a previous look: what is new now has used all its time since.
-    looked: bool,
+    /// CPU time of each thread (tgid, tid) at the previous scan, ns.
+    previous: FxHashMap<(u32, u32), u64>,
+    /// The same in the current scan.
+    current: FxHashMap<(u32, u32), u64>,
+    /// There was a previous scan: a thread that is new since has used all its CPU time since.
+    has_previous: bool,
 }
 
 impl CpuAccounting {
-    pub(super) fn add(&mut self, record: &CpuRecord) {
-        self.now
+    /// Scans all threads of the machine, and reports the processes that used CPU time since the previous scan.
+    pub(super) fn scan(
+        &mut self,
+        glance: &mut Glance,
+        processes: &Processes,
+        sample: &mut Sample,
+    ) -> Result<()> {
+        glance.walk_census(&mut |record| {
+            if let Record::Cpu(cpu) = record {
+                self.add(cpu);
+            }
+        })?;
+        sample.neighbours = self.finish(|tgid| {
+            let process = processes.get(tgid)?;
+            Some((harmless(&process.comm), paths::cgroup(process.pid)))
+        });
+        sample.walks.neighbours = true;
+        Ok(())
+    }
+
+    /// Threads that the previous scan met.
+    pub(super) fn threads(&self) -> usize {
+        self.previous.len()
+    }
+
+    fn add(&mut self, record: &CpuRecord) {
+        self.current
             .insert((record.header.tgid, record.tid), record.cpu_ns);
     }
 
-    /// Threads that the previous look met.
-    pub(super) fn threads(&self) -> usize {
-        self.threads.len()
-    }
-
-    /// After a complete walk: who used CPU since the previous one. `name` gives a process's name and control group.
-    pub(super) fn finish(
+    /// Ends a scan. `name_of`: a process's name and cgroup.
+    fn finish(
         &mut self,
-        name: impl Fn(u32) -> Option<(String, Option<String>)>,
+        name_of: impl Fn(u32) -> Option<(String, Option<String>)>,
     ) -> Vec<Neighbour> {
         let mut used: HashMap<u32, u64> = HashMap::new();
-        if self.looked {
-            for (thread, cpu_ns) in &self.now {
-                let before = self.threads.get(thread).copied().unwrap_or(0);
-                let spent = cpu_ns.saturating_sub(before);
-                if spent > 0 {
-                    *used.entry(thread.0).or_default() += spent;
+        if self.has_previous {
+            for (thread, cpu_ns) in &self.current {
+                let before = self.previous.get(thread).copied().unwrap_or(0);
+                let used_ns = cpu_ns.saturating_sub(before);
+                if used_ns > 0 {
+                    *used.entry(thread.0).or_default() += used_ns;
                 }
             }
         }
-        self.looked = true;
-        std::mem::swap(&mut self.threads, &mut self.now);
-        self.now.clear();
+        self.has_previous = true;
+        std::mem::swap(&mut self.previous, &mut self.current);
+        self.current.clear();
         let mut used: Vec<(u32, u64)> = used.into_iter().collect();
         used.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
-        used.truncate(MAX_TOLD);
+        used.truncate(MAX_REPORTED);
         used.into_iter()
             .map(|(tgid, cpu_ns)| {
-                let (name, cgroup) = name(tgid).unwrap_or_default();
+                let (name, cgroup) = name_of(tgid).unwrap_or_default();
                 Neighbour {
                     tgid,
                     name,
@@ -86,18 +112,18 @@ mod tests {
     }
 
     #[test]
-    fn threads_are_added_up_since_the_previous_look() {
-        let mut census = CpuAccounting::default();
-        census.add(&record(1, 1, 100));
-        census.add(&record(2, 2, 900));
-        assert!(census.finish(|_| None).is_empty());
-        assert_eq!(census.threads(), 2);
-        census.add(&record(1, 1, 150));
-        // A thread that came since.
-        census.add(&record(1, 3, 70));
-        census.add(&record(2, 2, 900));
-        let told = census.finish(|tgid| Some((format!("p{tgid}"), None)));
-        assert_eq!(told.len(), 1);
-        assert_eq!((told[0].name.as_str(), told[0].cpu_ns), ("p1", 120));
+    fn cpu_time_of_threads_since_the_previous_scan_is_summed_by_process() {
+        let mut accounting = CpuAccounting::default();
+        accounting.add(&record(1, 1, 100));
+        accounting.add(&record(2, 2, 900));
+        assert!(accounting.finish(|_| None).is_empty());
+        assert_eq!(accounting.threads(), 2);
+        accounting.add(&record(1, 1, 150));
+        // A new thread.
+        accounting.add(&record(1, 3, 70));
+        accounting.add(&record(2, 2, 900));
+        let reported = accounting.finish(|tgid| Some((format!("p{tgid}"), None)));
+        assert_eq!(reported.len(), 1);
+        assert_eq!((reported[0].name.as_str(), reported[0].cpu_ns), ("p1", 120));
     }
 }

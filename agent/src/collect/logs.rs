@@ -1,8 +1,8 @@
-//! What suspicious services write to their logs of full queues.
+//! Finds messages about full queues in the logs of focused targets.
 //!
-//! A log is a regular file that a process has open to write to (`open`). How long each is, is looked at all the time, at
-//! little cost; read it is only while its writer has a suspicious queue, and a while after, from what it was shortly before
-//! (`tail`). What cannot be read without touching it is not read: pipes, sockets (the journal's among them), terminals.
+//! A log is a regular file that a process has open for writing (`open`). The size of every log is polled all the time, which
+//! is cheap. A log is read only while its writer is focused and for a while after, beginning shortly before (`tail`). Pipes,
+//! sockets (the journal's among them) and terminals are not read: that would take data from their readers.
 #![forbid(unsafe_code)]
 
 mod lines;
@@ -11,119 +11,120 @@ mod tail;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use open::Identity;
+use open::FileId;
 use rustc_hash::FxHashMap;
-use tail::{Found, Tail};
+use tail::{LogState, Tail};
 
-use super::{clock::cpu_time_ns, notices::Voice, poll_interval::PollInterval};
+use super::{
+    MS, clock::CpuTimer, focus::FocusedTargets, notices::Notices, poll_interval::PollInterval,
+    processes::find,
+};
 use crate::{
     messages::Table,
     sample::{Message, Target, TargetId},
-    target::ProcessSeen,
+    target::ProcessInfo,
     text::{bounded, bytes},
 };
 
-const MS: u64 = 1_000_000;
-/// How long logs are.
-const MARKS: PollInterval = PollInterval::new(1_000 * MS, 10_000 * MS);
-/// What is new in the logs of suspicious targets.
-const READS: PollInterval = PollInterval::new(250 * MS, 5_000 * MS);
-/// They are read on for so long after they were suspicious.
-const LINGER_NS: u64 = 30_000 * MS;
-/// Descriptors of a process are looked through again after so long, and of a suspicious one.
-const RESCAN_NS: [u64; 2] = [30_000 * MS, 5_000 * MS];
-/// CPU time for looking through descriptors at one look. One process is always looked through.
-const SCAN_NS: u64 = 2 * MS;
-/// A file whose writer is gone is kept for so long, for another of the target's processes may have it.
-const GONE_NS: u64 = 3_000 * MS;
-/// Logs of a target.
+/// Interval of polling the sizes of all logs.
+const SIZE_INTERVAL: PollInterval = PollInterval::new(1_000 * MS, 10_000 * MS);
+/// Interval of reading the logs of focused targets.
+const READ_INTERVAL: PollInterval = PollInterval::new(250 * MS, 5_000 * MS);
+/// How long a target's logs are read after it was last focused, ns.
+const HOLD_NS: u64 = 30_000 * MS;
+/// Time between two scans of a process's descriptors, ns.
+const RESCAN_INTERVAL_NS: u64 = 30_000 * MS;
+/// The same while its target is focused, ns.
+const FOCUSED_RESCAN_INTERVAL_NS: u64 = 5_000 * MS;
+/// CPU time for scanning descriptors in one poll, ns. At least one process is scanned.
+const MAX_SCAN_COST_NS: u64 = 2 * MS;
+/// How long a log without a writer is kept, ns: another process of the target may have it open.
+const ORPHAN_TTL_NS: u64 = 3_000 * MS;
+/// Most logs of one target.
 const MAX_PER_TARGET: usize = 8;
-/// Logs of all targets.
+/// Most logs of all targets together.
 const MAX_LOGS: usize = 1024;
-/// Logs that are read at one look; the others have their turn at the next.
+/// Most logs that are read in one poll; the others have their turn in the next.
 const MAX_READS: usize = 16;
-/// Longest line that is kept, bytes.
-const MAX_KEPT: usize = 240;
-/// What was left out is told at most so often.
-const TELL_NS: u64 = 30_000 * MS;
+/// Longest line that a message keeps, bytes.
+const MAX_MESSAGE_LINE: usize = 240;
+/// Shortest time between two notices about skipped bytes, ns.
+const SKIPPED_NOTICE_INTERVAL_NS: u64 = 30_000 * MS;
 
-/// Reads the logs of suspicious targets.
+/// Reads the logs of focused targets.
 pub(super) struct Logs {
-    /// `None`: they are not read.
+    /// The known messages; `None`: no logs are read.
     table: Option<Table>,
-    marks: PollInterval,
+    sizes: PollInterval,
     reads: PollInterval,
     tails: Vec<Tail>,
+    /// By tgid.
     scanned: FxHashMap<u32, Scanned>,
-    /// Suspicious targets, and when they last were.
-    focused: BTreeMap<TargetId, u64>,
-    /// Which log is read first.
+    focused: FocusedTargets,
+    /// Index among the logs to read of the one that is read first.
     turn: usize,
-    left_out: LeftOut,
+    skipped: Skipped,
 }
 
-/// When a process's descriptors were looked through.
+/// The last scan of a process's descriptors.
 struct Scanned {
     start_ns: u64,
     at_ns: u64,
-    /// They are others by now.
-    again: bool,
+    /// Descriptors have changed since.
+    is_stale: bool,
 }
 
-/// What was not read, bytes.
+/// Bytes of logs that were not read because they grew too fast.
 #[derive(Default)]
-struct LeftOut {
+struct Skipped {
     bytes: u64,
-    told: u64,
-    tell_ns: u64,
+    reported_bytes: u64,
+    /// When the next notice may be sent, CLOCK_MONOTONIC ns.
+    next_notice_ns: u64,
 }
 
-/// By target, file and name.
+/// By target, path and name of the message.
 type Messages = BTreeMap<(TargetId, String, String), Message>;
 
 impl Logs {
-    /// `None` switches it off.
+    /// `None` turns reading off.
     pub(super) fn new(table: Option<Table>) -> Self {
         Self {
             table,
-            marks: MARKS,
-            reads: READS,
+            sizes: SIZE_INTERVAL,
+            reads: READ_INTERVAL,
             tails: Vec::new(),
             scanned: FxHashMap::default(),
-            focused: BTreeMap::new(),
+            focused: FocusedTargets::new(HOLD_NS),
             turn: 0,
-            left_out: LeftOut::default(),
+            skipped: Skipped::default(),
         }
     }
 
-    /// Whose queues are suspicious now.
+    /// `focused`: targets with an unhealthy queue now.
     pub(super) fn set_focused(&mut self, focused: &BTreeSet<TargetId>, now_ns: u64) {
-        for target in focused {
-            if self.focused.insert(*target, now_ns).is_none() {
-                self.reads.hurry(now_ns, 0);
-            }
+        if self.focused.update(now_ns, focused.iter().copied()) {
+            self.reads.hasten(now_ns, 0);
         }
-        self.focused
-            .retain(|_, last_ns| last_ns.saturating_add(LINGER_NS) >= now_ns);
     }
 
     pub(super) fn is_due(&self, now_ns: u64) -> bool {
-        self.table.is_some() && (self.marks.is_due(now_ns) || self.is_reading(now_ns))
+        self.table.is_some() && (self.sizes.is_due(now_ns) || self.is_reading(now_ns))
     }
 
     fn is_reading(&self, now_ns: u64) -> bool {
         !self.focused.is_empty() && self.reads.is_due(now_ns)
     }
 
-    /// One look, as far as it is due; `share` of a core is for each of its two parts. `processes` are those of the
-    /// targets, in the order of their tgids.
-    pub(super) fn look(
+    /// Polls sizes and reads logs, whichever is due. `share`: the share of a core that each of the two may use.
+    /// `processes` are those of the targets, in the order of their tgids.
+    pub(super) fn poll(
         &mut self,
         now_ns: u64,
         share: f64,
         targets: &[Target],
-        processes: &[ProcessSeen],
-        voice: &mut Voice,
+        processes: &[ProcessInfo],
+        notices: &mut Notices,
     ) -> Vec<Message> {
         let mut messages = Messages::new();
         let Some(table) = self.table.take() else {
@@ -133,42 +134,39 @@ impl Logs {
             .iter()
             .flat_map(|target| target.tgids.iter().map(|tgid| (*tgid, target.id)))
             .collect();
-        if self.marks.is_due(now_ns) {
-            let before_ns = cpu_time_ns();
+        if self.sizes.is_due(now_ns) {
+            let timer = CpuTimer::start();
             self.forget(now_ns, &owners, processes, &table, &mut messages);
             for at in 0..self.tails.len() {
-                self.look_at(at, now_ns, &table, &mut messages);
+                self.poll_size(at, now_ns, &table, &mut messages);
             }
-            self.scan(now_ns, &owners, processes, voice);
-            let cost = cpu_time_ns().saturating_sub(before_ns);
-            self.marks.looked(now_ns, cost, share);
+            self.scan(now_ns, &owners, processes, notices);
+            self.sizes.polled(now_ns, timer.elapsed_ns(), share);
         }
         if self.is_reading(now_ns) {
-            let before_ns = cpu_time_ns();
-            self.read(now_ns, &table, &mut messages, voice);
-            let focused = |target: &TargetId| self.focused.contains_key(target);
-            let theirs = owners.into_iter().filter(|(_, target)| focused(target));
-            let theirs = theirs.collect();
-            self.scan(now_ns, &theirs, processes, voice);
-            let cost = cpu_time_ns().saturating_sub(before_ns);
-            self.reads.looked(now_ns, cost, share);
+            let timer = CpuTimer::start();
+            self.read(now_ns, &table, &mut messages, notices);
+            let mut focused = owners;
+            focused.retain(|_, target| self.focused.contains(*target));
+            self.scan(now_ns, &focused, processes, notices);
+            self.reads.polled(now_ns, timer.elapsed_ns(), share);
         }
-        self.tell_left_out(now_ns, voice);
+        self.report_skipped(now_ns, notices);
         self.table = Some(table);
         messages.into_values().collect()
     }
 
-    /// Processes that are gone, and files that nobody writes to any more.
+    /// Drops ended processes, and logs without a writer after reading their rest.
     fn forget(
         &mut self,
         now_ns: u64,
         owners: &FxHashMap<u32, TargetId>,
-        processes: &[ProcessSeen],
+        processes: &[ProcessInfo],
         table: &Table,
         messages: &mut Messages,
     ) {
         let lives = |tgid: u32, start_ns: u64| {
-            let found = process(tgid, processes);
+            let found = find(processes, tgid);
             found.is_some_and(|process| process.start_ns == start_ns)
         };
         self.scanned
@@ -178,11 +176,11 @@ impl Logs {
             if let Some(owner) = owners.get(&tail.tgid) {
                 tail.target = *owner;
             }
-            if tail.gone_ns.is_none() && !lives(tail.tgid, tail.start_ns) {
-                tail.gone_ns = Some(now_ns);
+            if tail.orphaned_ns.is_none() && !lives(tail.tgid, tail.start_ns) {
+                tail.orphaned_ns = Some(now_ns);
                 changed.insert(tail.target);
             }
-            if !self.focused.contains_key(&tail.target) {
+            if !self.focused.contains(tail.target) {
                 tail.close();
             }
         }
@@ -190,107 +188,112 @@ impl Logs {
             self.rescan(target, owners);
         }
         for tail in &mut self.tails {
-            if is_over(tail, now_ns) {
-                let mut heard = hear(messages, tail.target, tail.tgid, tail.path.clone());
-                tail.finish(now_ns, table, &mut heard);
+            if is_expired(tail, now_ns) {
+                let mut count = counter(messages, tail.target, tail.tgid, tail.path.clone());
+                tail.finish(now_ns, table, &mut count);
             }
         }
-        self.tails.retain(|tail| !is_over(tail, now_ns));
+        self.tails.retain(|tail| !is_expired(tail, now_ns));
     }
 
+    /// Makes a new scan of a target's processes due.
     fn rescan(&mut self, target: TargetId, owners: &FxHashMap<u32, TargetId>) {
         for (tgid, scanned) in &mut self.scanned {
-            scanned.again |= owners.get(tgid) == Some(&target);
+            scanned.is_stale |= owners.get(tgid) == Some(&target);
         }
     }
 
-    /// What size a log has, and whether it is still the same.
-    fn look_at(&mut self, at: usize, now_ns: u64, table: &Table, messages: &mut Messages) {
+    /// Remembers a log's size, and takes over the file that its writer may have opened in its place.
+    fn poll_size(&mut self, at: usize, now_ns: u64, table: &Table, messages: &mut Messages) {
         let Some(tail) = self.tails.get_mut(at) else {
             return;
         };
         let target = tail.target;
-        let mut heard = hear(messages, target, tail.tgid, tail.path.clone());
-        let is_focused = self.focused.contains_key(&target);
-        let read = is_focused.then_some((table, &mut heard as &mut tail::Heard<'_>));
-        let was_gone = tail.gone_ns.is_some();
-        if tail.look(now_ns, read) != Found::Same && !was_gone {
+        let mut count = counter(messages, target, tail.tgid, tail.path.clone());
+        let is_focused = self.focused.contains(target);
+        let read = is_focused.then_some((table, &mut count as &mut tail::Count<'_>));
+        let was_orphaned = tail.orphaned_ns.is_some();
+        if tail.poll_size(now_ns, read) != LogState::Same && !was_orphaned {
             let tgid = tail.tgid;
             if let Some(scanned) = self.scanned.get_mut(&tgid) {
-                scanned.again = true;
+                scanned.is_stale = true;
             }
         }
     }
 
-    /// Looks through the descriptors of processes where that is due, those never looked at first.
+    /// Scans the descriptors of processes whose scan is due, those never scanned first.
     fn scan(
         &mut self,
         now_ns: u64,
         owners: &FxHashMap<u32, TargetId>,
-        processes: &[ProcessSeen],
-        voice: &mut Voice,
+        processes: &[ProcessInfo],
+        notices: &mut Notices,
     ) {
         let mut due: Vec<(u64, u32, TargetId)> = owners
             .iter()
             .filter_map(|(tgid, target)| {
-                let every_ns = RESCAN_NS[usize::from(self.focused.contains_key(target))];
+                let interval_ns = if self.focused.contains(*target) {
+                    FOCUSED_RESCAN_INTERVAL_NS
+                } else {
+                    RESCAN_INTERVAL_NS
+                };
                 match self.scanned.get(tgid) {
                     None => Some((0, *tgid, *target)),
-                    Some(scanned) => (scanned.again
-                        || scanned.at_ns.saturating_add(every_ns) <= now_ns)
+                    Some(scanned) => (scanned.is_stale
+                        || scanned.at_ns.saturating_add(interval_ns) <= now_ns)
                         .then_some((scanned.at_ns, *tgid, *target)),
                 }
             })
             .collect();
         due.sort_unstable();
-        let before_ns = cpu_time_ns();
+        let timer = CpuTimer::start();
         for (_, tgid, target) in due {
-            if let Some(process) = process(tgid, processes) {
-                self.scan_process(now_ns, target, process, voice);
+            if let Some(process) = find(processes, tgid) {
+                self.scan_process(now_ns, target, process, notices);
             }
-            if cpu_time_ns().saturating_sub(before_ns) > SCAN_NS {
+            if timer.elapsed_ns() > MAX_SCAN_COST_NS {
                 break;
             }
         }
-        // A log that was replaced by one that we have already.
+        // A log may have been replaced by one that is known already.
         let mut seen = BTreeSet::new();
         self.tails
-            .retain(|tail| seen.insert((tail.target, tail.identity)));
+            .retain(|tail| seen.insert((tail.target, tail.file)));
     }
 
     fn scan_process(
         &mut self,
         now_ns: u64,
         target: TargetId,
-        process: &ProcessSeen,
-        voice: &mut Voice,
+        process: &ProcessInfo,
+        notices: &mut Notices,
     ) {
         let scanned = Scanned {
             start_ns: process.start_ns,
             at_ns: now_ns,
-            again: false,
+            is_stale: false,
         };
         let before = self.scanned.insert(process.tgid, scanned);
         let since_ns = before
             .filter(|before| before.start_ns == process.start_ns)
             .map(|before| before.at_ns);
         for log in open::logs(process.pid) {
-            let identity = Identity::from(&log.metadata);
+            let file = FileId::from(&log.metadata);
             let known = self
                 .tails
                 .iter_mut()
-                .find(|tail| tail.target == target && tail.identity == identity);
+                .find(|tail| tail.target == target && tail.file == file);
             if let Some(tail) = known {
-                if tail.gone_ns.is_some() {
-                    tail.held_by(process, log.fd);
+                if tail.orphaned_ns.is_some() {
+                    tail.adopt(process, log.fd);
                 }
                 continue;
             }
             let of_target = self.tails.iter().filter(|tail| tail.target == target);
             if of_target.count() >= MAX_PER_TARGET || self.tails.len() >= MAX_LOGS {
-                voice.tell_once("too_many_logs", || {
+                notices.report_once("too_many_logs", || {
                     format!(
-                        "{} is not read, nor may be others: of a service {MAX_PER_TARGET} logs are, of all {MAX_LOGS}",
+                        "log limit reached ({MAX_PER_TARGET} per service, {MAX_LOGS} in total): skipping {}",
                         log.path
                     )
                 });
@@ -301,11 +304,11 @@ impl Logs {
         }
     }
 
-    /// What is new in the logs of suspicious targets, each in its turn.
-    fn read(&mut self, now_ns: u64, table: &Table, messages: &mut Messages, voice: &mut Voice) {
+    /// Reads what is new in the logs of focused targets, in turns.
+    fn read(&mut self, now_ns: u64, table: &Table, messages: &mut Messages, notices: &mut Notices) {
         let focused = (0..self.tails.len()).filter(|at| {
             let tail = self.tails.get(*at);
-            tail.is_some_and(|tail| self.focused.contains_key(&tail.target))
+            tail.is_some_and(|tail| self.focused.contains(tail.target))
         });
         let mut focused: Vec<usize> = focused.collect();
         if focused.len() > MAX_READS {
@@ -315,20 +318,20 @@ impl Logs {
             self.turn = turn + MAX_READS;
         }
         for at in focused {
-            self.look_at(at, now_ns, table, messages);
+            self.poll_size(at, now_ns, table, messages);
             let Some(tail) = self.tails.get_mut(at) else {
                 continue;
             };
-            let mut heard = hear(messages, tail.target, tail.tgid, tail.path.clone());
-            match tail.read(table, &mut heard) {
-                Ok(left_out) => self.left_out.bytes = self.left_out.bytes.saturating_add(left_out),
+            let mut count = counter(messages, tail.target, tail.tgid, tail.path.clone());
+            match tail.read(table, &mut count) {
+                Ok(skipped) => self.skipped.bytes = self.skipped.bytes.saturating_add(skipped),
                 Err(error) => {
                     let path = tail.path.clone();
                     tail.close();
-                    voice.tell_once("log_unreadable", || {
+                    notices.report_once("log_unreadable", || {
                         format!(
-                            "cannot read the log {path}: {error}. Messages of full queues in it (and perhaps in others) \
-                             are not seen; run the agent as root, or give it CAP_DAC_READ_SEARCH"
+                            "cannot read the log {path}: {error}. Messages about full queues in it, and possibly in other \
+                             logs, are missed; run the agent as root or grant it CAP_DAC_READ_SEARCH"
                         )
                     });
                 }
@@ -336,17 +339,17 @@ impl Logs {
         }
     }
 
-    fn tell_left_out(&mut self, now_ns: u64, voice: &mut Voice) {
-        let total = self.left_out.bytes;
-        if total > self.left_out.told && now_ns >= self.left_out.tell_ns {
-            self.left_out.told = total;
-            self.left_out.tell_ns = now_ns.saturating_add(TELL_NS);
-            let each = bytes(tail::MAX_READ);
-            voice.tell(
+    fn report_skipped(&mut self, now_ns: u64, notices: &mut Notices) {
+        let total = self.skipped.bytes;
+        if total > self.skipped.reported_bytes && now_ns >= self.skipped.next_notice_ns {
+            self.skipped.reported_bytes = total;
+            self.skipped.next_notice_ns = now_ns.saturating_add(SKIPPED_NOTICE_INTERVAL_NS);
+            let max = bytes(tail::MAX_READ);
+            notices.report(
                 "log_left_out",
                 format!(
-                    "{} of logs were not read so far: they grow by more than {each} between two looks. Messages in them \
-                     are more than are counted",
+                    "{} of logs were skipped so far, because they grow by more than {max} between two reads: counts of \
+                     messages are too low",
                     bytes(total)
                 ),
             );
@@ -354,18 +357,13 @@ impl Logs {
     }
 }
 
-fn is_over(tail: &Tail, now_ns: u64) -> bool {
-    tail.gone_ns
-        .is_some_and(|gone_ns| gone_ns.saturating_add(GONE_NS) <= now_ns)
+fn is_expired(tail: &Tail, now_ns: u64) -> bool {
+    tail.orphaned_ns
+        .is_some_and(|orphaned_ns| orphaned_ns.saturating_add(ORPHAN_TTL_NS) <= now_ns)
 }
 
-fn process(tgid: u32, processes: &[ProcessSeen]) -> Option<&ProcessSeen> {
-    let found = processes.binary_search_by_key(&tgid, |process| process.tgid);
-    processes.get(found.ok()?)
-}
-
-/// Counts the known lines of one file.
-fn hear<'a>(
+/// Counts the known messages of one log.
+fn counter<'a>(
     messages: &'a mut Messages,
     target: TargetId,
     tgid: u32,
@@ -378,7 +376,7 @@ fn hear<'a>(
             path: path.clone(),
             name: name.to_owned(),
             count: 0,
-            line: bounded(&String::from_utf8_lossy(line), MAX_KEPT),
+            line: bounded(&String::from_utf8_lossy(line), MAX_MESSAGE_LINE),
             not_before_ns,
             not_after_ns,
         });

@@ -1,10 +1,16 @@
-//! The live end: walks the kernel on a clock and makes samples.
+//! The live end of the pipeline: scans the kernel on a clock and turns what it reads into samples.
 //!
-//! `schedule` decides what is walked when, within the CPU budget; `background_scans` looks at what need not be looked at on every tick,
-//! and `poll_interval` says when; `convert` turns records into plain data; `networks` and `system` read the counters that no iterator has,
-//! `paths` what only /proc names, `logs` what suspicious services write of full queues; `focus` is the closer look while
-//! a queue is suspicious, for which `peers` finds the other ends of connections and `titles` what processes say of
-//! themselves; `report` and `notices` say how the watching itself goes. Nothing in here decides anything about queues.
+//! [`Collector`] only composes its parts; each part has one file. Nothing in here judges a queue.
+//!
+//! - *When*: `schedule` plans the next sample within the CPU budget, `cpu_budget` corrects it by what the agent really
+//!   used, `background_scans` and `poll_interval` time the scans that not every sample needs, `scan_costs` measures them.
+//! - *Processes*: `processes` (the machine's, the watched ones, the targets), `focus` (targets with an unhealthy queue),
+//!   `neighbours` (processes that may keep them waiting).
+//! - *Queues and threads*: `socket_scan`, `thread_scan`, `networks`, `system` (cgroups and the machine),
+//!   `cpu_accounting`, `holders` and `peers` (other ends of pipes and connections), `paths`, `titles`, `logs`.
+//! - *About the agent itself*: `report` (counters), `notices` (messages for people).
+//!
+//! `convert` turns the eBPF records into sample types; `object_ids` hides kernel addresses.
 
 mod background_scans;
 mod clock;
@@ -12,394 +18,430 @@ mod convert;
 mod cpu_accounting;
 mod cpu_budget;
 mod focus;
-mod identity;
+mod holders;
 mod logs;
+mod neighbours;
 mod networks;
 mod notices;
+mod object_ids;
 mod paths;
 mod peers;
 mod poll_interval;
+mod processes;
 mod report;
+mod scan_costs;
 mod schedule;
+mod socket_scan;
 mod system;
+mod thread_scan;
 mod titles;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use anyhow::Result;
-use background_scans::PollIntervals;
+use background_scans::BackgroundScans;
+use clock::CpuTimer;
 pub use clock::{
-    boot_ns, cpu_time_ns, has_answered, mono_ns, process_cpu_ns, resident_bytes, unasked_cpu_ns,
-    unix_ns,
+    boot_ns, budgeted_cpu_ns, cpu_time_ns, mono_ns, process_cpu_ns, record_serving_cpu_time,
+    resident_bytes, unix_ns,
 };
 #[doc(hidden)]
 pub use convert::sample_of_records;
 use cpu_accounting::CpuAccounting;
 use focus::Focus;
-use identity::Identities;
+use holders::Holders;
 use logs::Logs;
+use neighbours::Neighbours;
 use networks::Networks;
-use notices::Voice;
+use notices::Notices;
+use object_ids::ObjectIds;
 use paths::Paths;
-pub use report::Others;
+use peers::Peers;
+use processes::Processes;
+pub use report::OutputStats;
 use report::Report;
-use rustc_hash::FxHashSet;
-pub use schedule::{Budget, Schedule, Spent, Tick};
+use scan_costs::ScanCosts;
+pub use schedule::{Budget, SampleCost, SamplePlan, Schedule};
+use socket_scan::SocketScan;
 use system::System;
+use titles::Titles;
 
 use crate::{
-    in_order::InOrder,
-    kernel::glance::{Bare, Glance, Record, Watched},
+    kernel::glance::{Bare, Glance},
     messages::Table,
-    sample::{Files, Holder, Listening, Sample, Target, TargetId, Walks},
-    target::{Discovery, Found, ListenerSeen, ProcessSeen, Spec},
+    sample::{Sample, TargetId},
+    target::{Discovered, Discovery, Spec},
 };
 
-/// How often processes are looked for: a new one is found within a second.
-const DISCOVERY_NS: u64 = 500_000_000;
+/// Time between two scans of the process table, ns: a new process is found within a second.
+const DISCOVERY_INTERVAL_NS: u64 = 500 * MS;
 const MS: u64 = 1_000_000;
 
-/// Makes samples of what the user named.
+/// Makes samples of the targets that the user named.
 pub struct Collector {
     glance: Glance,
-    discovery: Discovery,
-    networks: Networks,
     schedule: Schedule,
-    targets: Vec<Target>,
-    processes: Vec<ProcessSeen>,
-    /// Connections that the last walk over files saw.
-    connections: usize,
-    /// The look that last saw each socket, by its cookie as the kernel gave it.
-    seen: InOrder<u64>,
-    looks: u64,
-    told_targets: bool,
-    discovery_due_ns: u64,
-    listeners: Vec<ListenerSeen>,
-    /// Every process of the machine, in the order of their tgids.
-    everyone: Vec<ProcessSeen>,
-    ids: Identities,
-    jiffy_ns: u64,
-    system: System,
-    census: CpuAccounting,
-    paths: Paths,
-    logs: Logs,
-    paces: PollIntervals,
-    /// Pipes and peers of unix sockets that targets hold, by inode: whose other holders are of interest.
-    shared: FxHashSet<u64>,
-    /// They are others than when the holders were last looked for.
-    new_shared: bool,
-    told_listening: Option<Vec<Listening>>,
-    told_holders: Option<Vec<Holder>>,
-    /// To be told with the next sample.
-    new_listening: bool,
-    new_holders: bool,
-    /// Listeners per network namespace that no target holds.
-    others: HashMap<u32, u32>,
-    /// Network namespaces in which targets listen, each with the processes that do.
-    places: BTreeSet<(u32, u32)>,
-    /// CPU time of looks beside the tick: within the current one, and since the previous discovery, ns.
-    aside_ns: u64,
-    aside_total_ns: u64,
-    /// CPU time of the walk over threads within the current tick, and of the profile, ns.
-    threads_ns: u64,
-    profile_ns: u64,
+    background: BackgroundScans,
+    costs: ScanCosts,
+    ids: ObjectIds,
+    processes: Processes,
     focus: Focus,
+    neighbours: Neighbours,
+    sockets: SocketScan,
+    networks: Networks,
+    holders: Holders,
+    peers: Peers,
+    paths: Paths,
+    titles: Titles,
+    logs: Logs,
+    system: System,
+    cpu_accounting: CpuAccounting,
     report: Report,
-    voice: Voice,
+    notices: Notices,
 }
 
 impl Collector {
-    /// Watches what `specs` name.
+    /// Watches what `specs` name, within `budget`.
     pub fn new(glance: Glance, specs: Vec<Spec>, budget: Budget) -> Self {
         let now_ns = mono_ns();
+        let ids = ObjectIds::new();
         Self {
             glance,
-            discovery: Discovery::new(specs, std::process::id()),
-            networks: Networks::default(),
             schedule: Schedule::new(budget, now_ns),
-            targets: Vec::new(),
-            processes: Vec::new(),
-            connections: 0,
-            seen: InOrder::default(),
-            looks: 0,
-            told_targets: false,
-            discovery_due_ns: 0,
-            listeners: Vec::new(),
-            others: HashMap::new(),
-            places: BTreeSet::new(),
-            everyone: Vec::new(),
-            ids: Identities::new(),
-            jiffy_ns: clock::jiffy_ns(),
-            system: System::default(),
-            census: CpuAccounting::default(),
-            paths: Paths::default(),
-            logs: Logs::new(None),
-            paces: PollIntervals::default(),
-            shared: FxHashSet::default(),
-            new_shared: false,
-            told_listening: None,
-            told_holders: None,
-            new_listening: false,
-            new_holders: false,
-            aside_ns: 0,
-            aside_total_ns: 0,
-            threads_ns: 0,
-            profile_ns: 0,
+            background: BackgroundScans::default(),
+            costs: ScanCosts::default(),
+            ids,
+            processes: Processes::new(Discovery::new(specs, std::process::id())),
             focus: Focus::default(),
+            neighbours: Neighbours::default(),
+            sockets: SocketScan::new(ids, clock::jiffy_ns()),
+            networks: Networks::default(),
+            holders: Holders::default(),
+            peers: Peers::default(),
+            paths: Paths::default(),
+            titles: Titles::default(),
+            logs: Logs::new(None),
+            system: System::default(),
+            cpu_accounting: CpuAccounting::default(),
             report: Report::new(now_ns),
-            voice: Voice::default(),
+            notices: Notices::default(),
         }
     }
 
-    /// Reads the logs of suspicious targets for what this table knows.
+    /// Reads the logs of focused targets for the messages in `table`; `None` turns that off.
     pub fn read_logs(&mut self, table: Option<Table>) {
         self.logs = Logs::new(table);
     }
 
-    /// Looks for the targets now. Done by itself before a tick when it is due.
-    pub fn discover(&mut self) -> Result<Found> {
-        let mut processes = Vec::new();
-        self.glance.walk_processes(&mut |record| {
-            if let Record::Process(process) = record {
-                processes.push(convert::process(process));
-            }
-        })?;
-        processes.sort_unstable_by_key(|process| process.tgid);
-        let now_ns = mono_ns();
-        self.everyone = processes;
-        if self.paces.holders.is_due(now_ns) {
-            self.look_for_holders(now_ns)?;
-        }
-        let followed = self.focus.followed(now_ns, &self.everyone);
-        let found = self
-            .discovery
-            .look(&self.everyone, &self.listeners, &followed);
-        let mut watched: Vec<ProcessSeen> = found.processes.clone();
-        watched.sort_unstable_by_key(|process| process.tgid);
-        if watched != self.processes {
-            self.glance.watch(&bound(&watched))?;
-            self.processes = watched;
-            // Sockets of a new process are not marked yet.
-            self.schedule.all_now();
-        }
-        self.sort_listeners();
-        if found.changed || !self.told_targets {
-            self.targets.clone_from(&found.targets);
-            self.told_targets = false;
-            self.choose_processes()?;
-        }
-        self.voice.tell_unmatched(&found.unmatched);
-        Ok(found)
+    /// Focuses all targets (`true`), or only those with an unhealthy queue.
+    pub fn focus_all(&mut self, all: bool) {
+        self.focus.set_all(all);
     }
 
-    /// When the next tick is due, and what it walks.
-    pub fn next_tick(&mut self) -> Tick {
+    /// The loaded iterators, for benchmarks that run one scan by itself.
+    pub fn glance(&mut self) -> &mut Glance {
+        &mut self.glance
+    }
+
+    /// See [`Glance::bare`].
+    pub fn bare(&self) -> Result<Bare> {
+        self.glance.bare(&self.processes.bindings())
+    }
+
+    /// When the next sample is due, and which scans it includes.
+    pub fn plan_next(&mut self) -> SamplePlan {
         self.schedule.next(mono_ns())
     }
 
-    /// Makes the sample of one tick.
-    pub fn tick(&mut self, tick: Tick, mut others: Others) -> Result<Sample> {
-        let begun_ns = mono_ns();
-        if begun_ns >= self.discovery_due_ns {
-            self.discovery_due_ns = begun_ns + DISCOVERY_NS;
-            let before_ns = cpu_time_ns();
+    /// Makes one sample. `outputs`: what the rest of the agent counted, to travel in the sample.
+    ///
+    /// # Errors
+    /// If the kernel refuses an iterator or a map update.
+    pub fn sample(&mut self, plan: SamplePlan, mut outputs: OutputStats) -> Result<Sample> {
+        if self.processes.take_due(mono_ns()) {
+            let timer = CpuTimer::start();
             self.discover()?;
-            self.spent_aside(before_ns);
-            self.schedule
-                .discovered(std::mem::take(&mut self.aside_total_ns), DISCOVERY_NS);
+            self.costs.add_background(timer);
+            let cost_ns = self.costs.take_since_discovery();
+            self.schedule.discovered(cost_ns, DISCOVERY_INTERVAL_NS);
         }
-        // Only now, for what follows is read at this moment.
+        // Taken after discovery, so that the time is close to the scans that follow.
         let mut sample = Sample {
             mono_ns: mono_ns(),
             unix_ns: unix_ns(),
             ..Sample::default()
         };
-        self.walk(tick, &mut sample)?;
-        if tick.profile {
-            self.walk_profile(&mut sample)?;
+        self.scan_queues(plan, &mut sample)?;
+        if plan.profile {
+            self.scan_profile(&mut sample)?;
         }
-        if tick.base {
-            self.look_aside(tick, &mut sample)?;
+        if plan.base {
+            self.scan_in_background(plan, &mut sample)?;
         }
-        self.tell_peers(&mut sample);
-        if !self.told_targets {
-            self.told_targets = true;
-            sample.targets = Some(self.targets.clone());
-        }
-        sample.notices = self.voice.take();
-        sample.notices.append(&mut others.notices);
-        self.report.ticked();
+        self.peers.report(&mut sample);
+        self.processes.report(&mut sample);
+        sample.notices = self.notices.take();
+        sample.notices.append(&mut outputs.notices);
+        self.report.count_sample();
         if self.report.is_due(sample.mono_ns) {
-            let watched = (self.targets.len() as u32, self.processes.len() as u32);
+            let watched = self.processes.counts();
             let report = self
                 .report
-                .make(sample.mono_ns, watched, &self.schedule, &others);
+                .make(sample.mono_ns, watched, &self.schedule, &outputs);
             sample.agent = Some(report);
         }
         Ok(sample)
     }
 
-    fn walk(&mut self, tick: Tick, sample: &mut Sample) -> Result<()> {
-        let mut records: u64 = 0;
-        let (ids, jiffy_ns) = (self.ids, self.jiffy_ns);
-        let mut datagrams = BTreeMap::new();
-        let mut unix = BTreeMap::new();
-        let mut rings = BTreeMap::new();
-        let mut listeners = BTreeMap::new();
-        self.looks += 1;
-        let look = self.looks;
-        if tick.files {
-            // As many as last time, give or take: growing by doubling would copy them all.
-            sample.connections.reserve(self.connections + 64);
-        }
-        if tick.files || tick.marked {
-            // Before the listeners, so that what comes in between is seen waiting now and counted at the next tick.
-            sample.networks = self.networks.read(&self.places, |tgid| {
-                let held = self.processes.iter().find(|process| process.tgid == tgid);
-                held.map(|process| process.pid)
-            });
-            for network in &mut sample.networks {
-                network.others = self.others.get(&network.netns).copied().unwrap_or(0);
-            }
-            let mut visit = |record: Record<'_>| {
-                records += 1;
-                match record {
-                    // A socket that several processes hold is met once for each.
-                    Record::Socket(socket) if is_first(&mut self.seen, socket.cookie, look) => {
-                        let connection = convert::connection(socket, ids, jiffy_ns);
-                        sample.connections.push(connection);
-                    }
-                    Record::Listener(listener, stamps) => {
-                        listeners.insert(listener.cookie, convert::listener(listener, stamps, ids));
-                    }
-                    Record::Udp(socket) => {
-                        datagrams.insert(socket.cookie, convert::datagrams(socket, ids));
-                    }
-                    Record::Unix(socket) => {
-                        if let Some(socket) = convert::unix(socket, ids) {
-                            unix.insert(socket.inode, socket);
-                        }
-                    }
-                    Record::Pipe(pipe) => sample.pipes.push(convert::pipe(pipe)),
-                    Record::Ring(ring) => {
-                        rings.insert(ring.id, convert::ring(ring, ids));
-                    }
-                    _ => {}
-                }
-            };
-            if tick.files {
-                self.glance.walk_files(&mut visit)?;
-                self.seen.retain(|seen| *seen == look);
-                sample.walks.files = true;
-                sample.datagrams = datagrams.into_values().collect();
-                sample.unix = unix.into_values().collect();
-                sample.rings = rings.into_values().collect();
-                self.glance.open_files(|tgid, open, limit| {
-                    sample.files.push(Files { tgid, open, limit });
-                });
-                self.paths.resolve_pipes(&mut sample.pipes, &self.processes);
-                self.remember_shared(sample);
-                self.remember_ends(sample)?;
-            } else {
-                sample.walks.marked = self.glance.walk_marked(&mut visit)?;
-            }
-        }
-        if tick.threads {
-            let before_ns = cpu_time_ns();
-            self.glance.walk_threads(&mut |record| {
-                records += 1;
-                if let Record::Thread(thread) = record {
-                    sample.threads.push(convert::thread(thread));
-                }
-            })?;
-            sample.walks.threads = true;
-            self.threads_ns = cpu_time_ns().saturating_sub(before_ns);
-        }
-        sample.listeners = listeners.into_values().collect();
-        if tick.files {
-            self.connections = sample.connections.len();
-        }
-        self.report.walked(records);
-        Ok(())
-    }
-
-    /// What the tick cost, the pipeline and all outputs included, and whose queues are suspicious.
-    pub fn spent(&mut self, tick: Tick, cpu_ns: u64, focused: &BTreeSet<TargetId>) -> Result<()> {
-        let aside_ns = std::mem::take(&mut self.aside_ns);
-        let spent = Spent {
-            cpu_ns: cpu_ns.saturating_sub(aside_ns),
-            threads_ns: std::mem::take(&mut self.threads_ns),
-            profile_ns: std::mem::take(&mut self.profile_ns),
-        };
-        self.schedule.spent(tick, spent);
+    /// Accounts for a sample once the pipeline and all outputs have handled it.
+    ///
+    /// `cpu_ns` is the CPU time of all of that; `focused` are the targets whose queues the pipeline found unhealthy.
+    ///
+    /// # Errors
+    /// If the kernel refuses a map update.
+    pub fn finish_sample(
+        &mut self,
+        plan: SamplePlan,
+        cpu_ns: u64,
+        focused: &BTreeSet<TargetId>,
+    ) -> Result<()> {
+        self.schedule.account(plan, self.costs.take_sample(cpu_ns));
         let now_ns = mono_ns();
-        self.schedule.measured(now_ns, unasked_cpu_ns());
+        self.schedule.measured(now_ns, budgeted_cpu_ns());
         self.set_focused(now_ns, focused)?;
         self.logs.set_focused(focused, now_ns);
-        if self.focus.is_on() {
-            self.paces
-                .waits
-                .hurry(now_ns, self.schedule.budget().interval_ns);
+        if self.focus.is_active() {
+            let interval_ns = self.schedule.budget().interval_ns;
+            self.background.waits.hasten(now_ns, interval_ns);
         }
-        self.voice.tell_pace(&self.schedule, now_ns);
+        self.notices
+            .report_stretched_scans(&self.schedule.stretched_scans(), now_ns);
         Ok(())
     }
 
-    /// See [`Glance::bare`].
-    pub fn bare(&self) -> Result<Bare> {
-        self.glance.bare(&bound(&self.processes))
-    }
-
-    /// The loaded iterators, for what is not a tick.
-    pub fn glance(&mut self) -> &mut Glance {
-        &mut self.glance
-    }
-}
-
-/// A tick that walks everything.
-pub fn complete_tick() -> Tick {
-    Tick {
-        at_ns: 0,
-        files: true,
-        marked: true,
-        threads: true,
-        profile: true,
-        base: true,
-        complete: true,
-    }
-}
-
-/// What the iterators need to know of the processes that they walk.
-fn bound(processes: &[ProcessSeen]) -> Vec<Watched> {
-    processes
-        .iter()
-        .map(|process| Watched {
-            tgid: process.tgid,
-            pid: process.pid,
-            start_ns: process.start_ns,
-        })
-        .collect()
-}
-
-/// Whether this look has not met this socket before.
-fn is_first(seen: &mut InOrder<u64>, cookie: u64, look: u64) -> bool {
-    match seen.next(cookie) {
-        Some(last) => std::mem::replace(last, look) != look,
-        None => {
-            seen.insert(cookie, look);
-            true
+    /// Finds the targets now. [`Collector::sample`] does so by itself whenever it is due.
+    ///
+    /// # Errors
+    /// If the kernel refuses an iterator or a map update.
+    pub fn discover(&mut self) -> Result<Discovered> {
+        self.processes.scan(&mut self.glance)?;
+        let now_ns = mono_ns();
+        if self.background.holders.is_due(now_ns) {
+            self.scan_holders(now_ns)?;
         }
-    }
-}
-
-impl From<Tick> for Walks {
-    fn from(tick: Tick) -> Self {
-        Self {
-            files: tick.files,
-            marked: tick.marked,
-            threads: tick.threads,
-            profile: tick.profile,
-            ..Self::default()
+        let neighbours = self.neighbours.added(now_ns, &self.processes);
+        let found = self
+            .processes
+            .find_targets(self.holders.listeners(), &neighbours);
+        if self.processes.set_watched(&found) {
+            self.glance.watch(&self.processes.bindings())?;
+            // The sockets of a new process are not marked yet.
+            self.schedule.scan_all_next();
         }
+        self.networks
+            .set_listeners(self.holders.listeners(), self.processes.watched());
+        if self.processes.set_targets(&found) {
+            self.update_focus_scope()?;
+        }
+        self.notices.report_unmatched(&found.unmatched);
+        Ok(found)
+    }
+
+    /// The scans that make up a sample: sockets and other files, then threads.
+    fn scan_queues(&mut self, plan: SamplePlan, sample: &mut Sample) -> Result<()> {
+        if plan.files || plan.marked {
+            // Before the listeners: a connection that arrives in between is seen waiting now and counted in the next sample.
+            let processes = &self.processes;
+            sample.networks = self.networks.read(|tgid| processes.watched_pid(tgid));
+            let records = if plan.files {
+                self.sockets.scan_files(&mut self.glance, sample)?
+            } else {
+                self.sockets.scan_marked(&mut self.glance, sample)?
+            };
+            self.report.count_records(records);
+        }
+        if plan.files {
+            self.paths
+                .resolve_pipes(&mut sample.pipes, self.processes.watched());
+            if self.holders.set_shared(sample) {
+                let within_ns = DISCOVERY_INTERVAL_NS;
+                self.background.holders.hasten(sample.mono_ns, within_ns);
+            }
+            self.follow_connections(sample)?;
+        }
+        if plan.threads {
+            let timer = CpuTimer::start();
+            let records = thread_scan::scan_threads(&mut self.glance, sample)?;
+            self.costs.set_threads(timer);
+            self.report.count_records(records);
+        }
+        Ok(())
+    }
+
+    /// Samples what the threads in the focus scope wait for.
+    fn scan_profile(&mut self, sample: &mut Sample) -> Result<()> {
+        if !self.focus.is_active() {
+            return Ok(());
+        }
+        let timer = CpuTimer::start();
+        let records = thread_scan::scan_profile(&mut self.glance, sample)?;
+        self.paths.resolve_profile(
+            &mut sample.profile,
+            self.processes.watched(),
+            sample.mono_ns,
+        );
+        self.report.count_records(records);
+        self.costs.set_profile(timer);
+        Ok(())
+    }
+
+    /// The background scans that are due; all of them for a complete sample.
+    fn scan_in_background(&mut self, plan: SamplePlan, sample: &mut Sample) -> Result<()> {
+        let now_ns = sample.mono_ns;
+        let share = self.background_share();
+        let is_focused = self.focus.is_active();
+        if plan.complete && self.holders.has_new_shared()
+            || is_focused && self.background.holders.is_due(now_ns)
+        {
+            let timer = CpuTimer::start();
+            self.scan_holders(now_ns)?;
+            self.costs.add_background(timer);
+        }
+        if self.focus.is_active() && self.background.titles.is_due(now_ns) {
+            let timer = CpuTimer::start();
+            let scope = self.focus.in_scope(self.processes.watched());
+            sample.titles = self.titles.poll(&scope, now_ns, titles::read);
+            let cost_ns = self.costs.add_background(timer);
+            self.background.titles.polled(now_ns, cost_ns, share);
+        }
+        if plan.complete || self.background.waits.is_due(now_ns) {
+            let timer = CpuTimer::start();
+            thread_scan::scan_waits(&mut self.glance, sample)?;
+            self.paths
+                .resolve_waits(&mut sample.waits, self.processes.watched());
+            let cost_ns = self.costs.add_background(timer);
+            self.background.waits.polled(now_ns, cost_ns, share);
+        }
+        if plan.complete || self.background.system.is_due(now_ns) {
+            let timer = CpuTimer::start();
+            self.system
+                .poll(self.processes.targets(), sample, &mut self.notices);
+            let cost_ns = self.costs.add_background(timer);
+            self.background.system.polled(now_ns, cost_ns, share);
+        }
+        if plan.complete || self.background.cpu_accounting.is_due(now_ns) {
+            let timer = CpuTimer::start();
+            self.cpu_accounting
+                .scan(&mut self.glance, &self.processes, sample)?;
+            let cost_ns = self.costs.add_background(timer);
+            self.background
+                .cpu_accounting
+                .polled(now_ns, cost_ns, share);
+        }
+        if self.logs.is_due(now_ns) {
+            let timer = CpuTimer::start();
+            sample.messages = self.logs.poll(
+                now_ns,
+                share,
+                self.processes.targets(),
+                self.processes.watched(),
+                &mut self.notices,
+            );
+            self.costs.add_background(timer);
+        }
+        self.holders.report(sample);
+        Ok(())
+    }
+
+    /// Share of a core that each background scan may use.
+    fn background_share(&self) -> f64 {
+        background_scans::share_of_each(self.focus.is_active()) * self.schedule.cpu_share()
+    }
+
+    /// Finds who listens where on this machine, and who holds the other ends of what targets hold.
+    fn scan_holders(&mut self, now_ns: u64) -> Result<()> {
+        let timer = CpuTimer::start();
+        self.glance.want(&self.peers.keys())?;
+        let connections = self.holders.scan(
+            &mut self.glance,
+            self.ids,
+            &self.processes,
+            &mut self.notices,
+        )?;
+        if self.focus.has_targets() {
+            self.peers
+                .found(&connections, &self.processes, &mut self.notices);
+        }
+        let share = self.background_share();
+        let cost_ns = timer.elapsed_ns();
+        self.background.holders.polled(now_ns, cost_ns, share);
+        if self.focus.is_active() {
+            self.find_neighbours(now_ns)?;
+        }
+        Ok(())
+    }
+
+    /// Updates which targets are focused.
+    fn set_focused(&mut self, now_ns: u64, focused: &BTreeSet<TargetId>) -> Result<()> {
+        self.focus
+            .set_focused(now_ns, focused, self.processes.targets());
+        if !self.focus.has_targets() && self.focus.is_active() {
+            self.neighbours.clear();
+            self.peers.clear();
+            self.titles.clear();
+            self.glance.want(&BTreeSet::new())?;
+        }
+        self.schedule.set_focused(self.focus.has_targets());
+        self.update_focus_scope()
+    }
+
+    /// Updates whose threads are profiled: those of focused targets and their neighbours.
+    fn update_focus_scope(&mut self) -> Result<()> {
+        let neighbours = self.neighbours.selected();
+        self.focus
+            .update_scope(self.processes.targets(), neighbours);
+        let threads = self.cpu_accounting.threads();
+        let tasks = threads.max(self.processes.all().len());
+        let focus = &self.focus;
+        self.glance.set_focused(tasks, |tgid| focus.contains(tgid))
+    }
+
+    /// After a scan over files: finds where the connections, pipes and sockets of focused targets lead.
+    fn follow_connections(&mut self, sample: &Sample) -> Result<()> {
+        if !self.focus.has_targets() {
+            return Ok(());
+        }
+        let listeners = self.holders.listening_ports();
+        let is_served = |netns, port| listeners.contains(&(netns, port));
+        self.neighbours.set_ends(sample, is_served);
+        let has_new = self.peers.search_for(
+            &sample.connections,
+            self.focus.scope(),
+            is_served,
+            &mut self.notices,
+        );
+        let holders = &mut self.background.holders;
+        if has_new {
+            holders.force(sample.mono_ns, peers::FIRST_SEARCH_WITHIN_NS);
+        } else {
+            holders.hasten(sample.mono_ns, peers::SEARCH_INTERVAL_NS);
+        }
+        self.find_neighbours(sample.mono_ns)
+    }
+
+    /// Finds the neighbours of the focused targets, and has those watched that are not watched yet.
+    fn find_neighbours(&mut self, now_ns: u64) -> Result<()> {
+        let has_new = self.neighbours.find(
+            now_ns,
+            &self.focus,
+            &mut self.processes,
+            &self.holders,
+            &self.peers,
+            &mut self.notices,
+        );
+        if has_new {
+            self.processes.discover_next();
+        }
+        self.update_focus_scope()
     }
 }

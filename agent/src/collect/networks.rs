@@ -1,21 +1,31 @@
-//! Counters of network namespaces, from /proc/PID/net: the kernel counts connections that entered or overflowed an
-//! accept queue per namespace, not per listener. Both files together take some 35 µs to read.
+//! Counters of network namespaces, from /proc/PID/net/snmp and netstat. The kernel counts connections that entered or
+//! overflowed an accept queue per namespace, not per listener.
+//!
+//! Reading both files takes about 35 µs, and they are part of every sample. So they are kept open, and only the few wanted
+//! columns are parsed.
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     fs::File,
     io::{self, Read as _, Seek as _},
 };
 
-use crate::sample::Network;
+use crate::{
+    sample::Network,
+    target::{ListenerInfo, ProcessInfo},
+};
 
-/// Namespaces whose counters are read at most; a node with more has their arrivals unknown.
+/// Most namespaces whose counters are read. In further ones, arrivals are unknown.
 const MAX_NETWORKS: usize = 256;
 
 #[derive(Default)]
 pub(super) struct Networks {
-    /// Kept open: a file under /proc/PID/net stays that namespace's for as long as it is open.
+    /// Network namespaces in which targets listen, each with the tgids of the processes that do.
+    listening: BTreeSet<(u32, u32)>,
+    /// Listeners that no target holds, per network namespace: their arrivals are part of the same counters.
+    others: HashMap<u32, u32>,
+    /// A file under /proc/PID/net belongs to the same namespace for as long as it is open, whatever happens to the process.
     files: HashMap<u32, Files>,
     text: String,
 }
@@ -26,58 +36,82 @@ struct Files {
 }
 
 impl Networks {
-    /// The counters of each namespace in `places` (namespace, tgid of a process in it).
-    pub(super) fn read(
-        &mut self,
-        places: &BTreeSet<(u32, u32)>,
-        pid_of: impl Fn(u32) -> Option<u32>,
-    ) -> Vec<Network> {
-        self.files.retain(|netns, _| {
-            places
-                .range((*netns, 0)..=(*netns, u32::MAX))
-                .next()
-                .is_some()
-        });
+    /// Takes over all listeners of the machine, and the watched processes.
+    pub(super) fn set_listeners(&mut self, listeners: &[ListenerInfo], watched: &[ProcessInfo]) {
+        let watched: HashSet<u32> = watched.iter().map(|process| process.tgid).collect();
+        let own = listeners
+            .iter()
+            .filter(|listener| watched.contains(&listener.tgid));
+        let own_cookies: HashSet<u64> = own.clone().map(|listener| listener.cookie).collect();
+        self.listening = own
+            .map(|listener| (listener.netns, listener.tgid))
+            .collect();
+        let mut seen = HashSet::new();
+        self.others.clear();
+        for listener in listeners {
+            if !own_cookies.contains(&listener.cookie) && seen.insert(listener.cookie) {
+                *self.others.entry(listener.netns).or_default() += 1;
+            }
+        }
+    }
+
+    /// Reads the counters of each namespace in which targets listen. `pid_of`: a process as the agent's /proc shows it.
+    pub(super) fn read(&mut self, pid_of: impl Fn(u32) -> Option<u32>) -> Vec<Network> {
+        let listening = &self.listening;
+        let has_listeners = |netns: u32| {
+            let mut tgids = listening.range((netns, 0)..=(netns, u32::MAX));
+            tgids.next().is_some()
+        };
+        self.files.retain(|netns, _| has_listeners(*netns));
         let mut networks: Vec<Network> = Vec::new();
-        for (netns, tgid) in places {
-            if networks
-                .last()
-                .is_some_and(|network| network.netns == *netns)
-            {
+        for (netns, tgid) in listening {
+            let is_read = networks.last().is_some_and(|last| last.netns == *netns);
+            if is_read {
                 continue;
             }
             if !self.files.contains_key(netns)
                 && self.files.len() < MAX_NETWORKS
                 && let Some(pid) = pid_of(*tgid)
-                && let Ok(snmp) = File::open(format!("/proc/{pid}/net/snmp"))
-                && let Ok(netstat) = File::open(format!("/proc/{pid}/net/netstat"))
+                && let Ok(files) = Files::open(pid)
             {
-                self.files.insert(*netns, Files { snmp, netstat });
+                self.files.insert(*netns, files);
             }
             let Some(files) = self.files.get_mut(netns) else {
                 continue;
             };
-            let Some([passive_opens]) =
-                counters(&mut files.snmp, &mut self.text, "Tcp: ", ["PassiveOpens"])
-            else {
-                continue;
-            };
-            let names = ["ListenOverflows", "TCPReqQFullDrop", "SyncookiesSent"];
-            let Some([listen_overflows, syn_drops, syn_cookies]) =
-                counters(&mut files.netstat, &mut self.text, "TcpExt: ", names)
-            else {
-                continue;
-            };
-            networks.push(Network {
-                netns: *netns,
-                passive_opens,
-                others: 0,
-                listen_overflows,
-                syn_drops,
-                syn_cookies,
-            });
+            if let Some(network) = files.read(*netns, &mut self.text) {
+                networks.push(Network {
+                    others: self.others.get(netns).copied().unwrap_or(0),
+                    ..network
+                });
+            }
         }
         networks
+    }
+}
+
+impl Files {
+    fn open(pid: u32) -> io::Result<Self> {
+        Ok(Self {
+            snmp: File::open(format!("/proc/{pid}/net/snmp"))?,
+            netstat: File::open(format!("/proc/{pid}/net/netstat"))?,
+        })
+    }
+
+    /// `text` is a scratch buffer. `None`: a counter is missing.
+    fn read(&mut self, netns: u32, text: &mut String) -> Option<Network> {
+        let [passive_opens] = counters(&mut self.snmp, text, "Tcp: ", ["PassiveOpens"])?;
+        let names = ["ListenOverflows", "TCPReqQFullDrop", "SyncookiesSent"];
+        let [listen_overflows, syn_drops, syn_cookies] =
+            counters(&mut self.netstat, text, "TcpExt: ", names)?;
+        Some(Network {
+            netns,
+            passive_opens,
+            others: 0,
+            listen_overflows,
+            syn_drops,
+            syn_cookies,
+        })
     }
 }
 
@@ -97,13 +131,13 @@ fn reread(file: &mut File, text: &mut String) -> io::Result<()> {
     file.read_to_string(text).map(drop)
 }
 
-/// Counters of one section: its first line names the columns, its second holds them.
+/// Finds counters in one section: its first line names the columns, its second holds their values.
 fn columns<const N: usize>(text: &str, section: &str, names: [&str; N]) -> Option<[u64; N]> {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix(section));
-    let (heads, values) = (lines.next()?, lines.next()?);
+    let (titles, values) = (lines.next()?, lines.next()?);
     let mut found = [None; N];
-    for (head, value) in heads.split(' ').zip(values.split(' ')) {
-        if let Some(index) = names.iter().position(|name| *name == head) {
+    for (title, value) in titles.split(' ').zip(values.split(' ')) {
+        if let Some(index) = names.iter().position(|name| *name == title) {
             found[index] = value.parse().ok();
         }
     }

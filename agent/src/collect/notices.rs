@@ -1,122 +1,99 @@
-//! What a person should know about the watching itself. Pure.
+//! Messages for people about the agent's own work. They travel in the samples. Pure.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::Schedule;
+use super::schedule::StretchedScan;
 use crate::{sample::Notice, target::Selector, text::duration};
 
-/// Changes of pace are told at most so often.
-const PACE_NOTICE_NS: u64 = 30_000_000_000;
+/// Shortest time between two notices about the interval of one scan, ns.
+const STRETCHED_INTERVAL_NS: u64 = 30_000_000_000;
 
 #[derive(Default)]
-pub(super) struct Voice {
-    notices: Vec<Notice>,
+pub(super) struct Notices {
+    pending: Vec<Notice>,
+    /// Selectors that matched nothing when this was last reported.
     unmatched: Option<Vec<Selector>>,
-    /// Bounds that were told to be reached.
-    told: BTreeSet<&'static str>,
-    /// Of the walks over files, over threads, and of the tick itself: whether they were told to be stretched, and when.
-    told_pace: [(bool, u64); 3],
+    /// Codes that were reported and are reported only once.
+    reported: BTreeSet<&'static str>,
+    /// For each scan of [`StretchedScan`]: whether it was last reported as stretched, and when, CLOCK_MONOTONIC ns.
+    stretched: [(bool, u64); StretchedScan::COUNT],
 }
 
-impl Voice {
-    /// What there is to say since the last time.
+impl Notices {
+    /// The notices since the last call.
     pub(super) fn take(&mut self) -> Vec<Notice> {
-        std::mem::take(&mut self.notices)
+        std::mem::take(&mut self.pending)
     }
 
-    /// Says what names nothing, or nothing any more.
-    pub(super) fn tell_unmatched(&mut self, unmatched: &[Selector]) {
-        if self.unmatched.as_deref() != Some(unmatched) {
-            let before = self.unmatched.take().unwrap_or_default();
-            for selector in unmatched
-                .iter()
-                .filter(|selector| !before.contains(selector))
-            {
-                let (code, text) = match selector {
-                    // It was there at the start, or we would not have begun.
-                    Selector::Pid(pid) => ("target_ended", format!("process {pid} has ended")),
-                    _ => (
-                        "waiting_for_target",
-                        format!("nothing matches {selector}; waiting for it to appear"),
-                    ),
-                };
-                self.notices.push(Notice {
-                    code: code.to_owned(),
-                    text,
-                });
+    /// Reports selectors that match nothing, or nothing any more.
+    pub(super) fn report_unmatched(&mut self, unmatched: &[Selector]) {
+        if self.unmatched.as_deref() == Some(unmatched) {
+            return;
+        }
+        let before = self.unmatched.replace(unmatched.to_vec());
+        let before = before.unwrap_or_default();
+        for selector in unmatched {
+            if before.contains(selector) {
+                continue;
             }
-            self.unmatched = Some(unmatched.to_vec());
+            match selector {
+                // The agent refuses to start if the process does not exist, so it did.
+                Selector::Pid(pid) => {
+                    self.report("target_ended", format!("process {pid} has ended"));
+                }
+                _ => self.report(
+                    "waiting_for_target",
+                    format!("no process matches {selector}; waiting for one to start"),
+                ),
+            }
         }
     }
 
-    /// A bound that is reached is told, once.
-    pub(super) fn tell_once(&mut self, code: &'static str, text: impl Fn() -> String) {
-        if self.told.insert(code) {
-            self.notices.push(Notice {
-                code: code.to_owned(),
-                text: text(),
-            });
+    /// Reports that a limit is reached, the first time only.
+    pub(super) fn report_once(&mut self, code: &'static str, text: impl Fn() -> String) {
+        if self.reported.insert(code) {
+            self.report(code, text());
         }
     }
 
-    /// Something that is told whenever it is.
-    pub(super) fn tell(&mut self, code: &'static str, text: String) {
-        self.notices.push(Notice {
+    pub(super) fn report(&mut self, code: &str, text: String) {
+        self.pending.push(Notice {
             code: code.to_owned(),
             text,
         });
     }
 
-    /// Says when walks begin to be made less often than asked for, and when that is over.
-    pub(super) fn tell_pace(&mut self, schedule: &Schedule, now_ns: u64) {
-        let share = schedule.budget().share * 100.0;
-        let walks = [
-            (
-                "files",
-                "sockets and pipes",
-                schedule.is_stretched(),
-                schedule.files_cost_ns(),
-                schedule.files_interval_ns(),
-            ),
-            (
-                "threads",
-                "threads",
-                schedule.is_threads_stretched(),
-                schedule.threads_cost_ns(),
-                schedule.threads_interval_ns(),
-            ),
-            (
-                "ticks",
-                "listeners and suspicious sockets",
-                schedule.is_base_stretched(),
-                schedule.base_cost_ns(),
-                schedule.base_interval_ns(),
-            ),
-        ];
-        for (told, (what, of, stretched, cost_ns, interval_ns)) in
-            self.told_pace.iter_mut().zip(walks)
-        {
-            if stretched == told.0 || now_ns < told.1 + PACE_NOTICE_NS {
+    /// Reports when the CPU budget begins to stretch the interval of a scan, and when it no longer does.
+    pub(super) fn report_stretched_scans(
+        &mut self,
+        scans: &[StretchedScan; StretchedScan::COUNT],
+        now_ns: u64,
+    ) {
+        for (index, scan) in scans.iter().enumerate() {
+            let (was_stretched, reported_ns) = self.stretched[index];
+            if scan.is_stretched == was_stretched || now_ns < reported_ns + STRETCHED_INTERVAL_NS {
                 continue;
             }
-            *told = (stretched, now_ns);
-            let cost = duration(cost_ns);
-            let interval = Duration::from_nanos(interval_ns);
-            self.notices.push(if stretched {
-                Notice {
-                    code: format!("{what}_stretched"),
-                    text: format!(
-                        "a walk over all {of} costs {cost}: they are looked at every {interval:.1?} to stay within \
-                         {share:.1}% of a core"
+            self.stretched[index] = (scan.is_stretched, now_ns);
+            let (name, objects) = (scan.name, scan.objects);
+            if scan.is_stretched {
+                let cost = duration(scan.cost_ns);
+                let interval = Duration::from_nanos(scan.interval_ns);
+                let percent = scan.budget * 100.0;
+                self.report(
+                    &format!("{name}_stretched"),
+                    format!(
+                        "a scan of all {objects} costs {cost} of CPU time: scanning them every {interval:.1?} to stay \
+                         within {percent:.1}% of a core"
                     ),
-                }
+                );
             } else {
-                Notice {
-                    code: format!("{what}_not_stretched"),
-                    text: format!("{of} are looked at on every tick again"),
-                }
-            });
+                self.report(
+                    &format!("{name}_not_stretched"),
+                    format!("{objects} are part of every sample again"),
+                );
+            }
         }
     }
 }

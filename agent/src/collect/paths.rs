@@ -1,41 +1,45 @@
-//! Which file stands behind a descriptor, asked of /proc where the kernel's records do not say, and remembered.
+//! The files behind descriptors, read from /proc where the eBPF records have no path, and cached.
 #![forbid(unsafe_code)]
 
 use std::{collections::HashMap, fs, os::unix::fs::MetadataExt as _, path::Path};
 
+use super::processes::find;
 use crate::{
     sample::{Detail, Pipe, State, Wait},
-    target::ProcessSeen,
+    target::ProcessInfo,
     text::bounded,
 };
 
-/// Descriptors that are looked up per sample; the rest waits for the next.
+/// Most descriptors that are looked up per sample; the rest is left to the next one.
 const MAX_LOOKUPS: usize = 64;
-/// Descriptors that are looked up per look of the profile, for how long they are kept, and how many.
+/// Most descriptors that are looked up per profile: there may be a hundred profiles a second.
 const MAX_PROFILE_LOOKUPS: usize = 8;
-const KEPT_NS: u64 = 1_000_000_000;
-const MAX_KEPT: usize = 1024;
+/// How long the profile keeps what it has looked up, ns.
+const CACHE_TTL_NS: u64 = 1_000_000_000;
+/// Most descriptors that the profile keeps.
+const MAX_CACHED: usize = 1024;
 /// Longest path that is kept, bytes.
 const MAX_PATH: usize = 256;
 
 #[derive(Default)]
 pub(super) struct Paths {
-    /// Of each pipe the path, where it is a FIFO.
+    /// Path of each pipe by inode, if it is a FIFO.
     pipes: HashMap<u64, Option<String>>,
-    /// What stands behind a descriptor (of a tgid), for a moment: the profile asks a hundred times a second.
-    open: HashMap<(u32, u32), Open>,
+    /// The profile's cache, by tgid and descriptor.
+    open: HashMap<(u32, u32), OpenFile>,
 }
 
+/// What a descriptor was, until the entry expires.
 #[derive(Clone, Debug)]
-struct Open {
-    until_ns: u64,
+struct OpenFile {
+    expires_ns: u64,
     path: Option<String>,
     device: Option<String>,
 }
 
 impl Paths {
-    /// Gives FIFOs their paths.
-    pub(super) fn resolve_pipes(&mut self, pipes: &mut [Pipe], processes: &[ProcessSeen]) {
+    /// Adds the paths of FIFOs. `processes` are in the order of their tgids.
+    pub(super) fn resolve_pipes(&mut self, pipes: &mut [Pipe], processes: &[ProcessInfo]) {
         let mut lookups = 0;
         let mut known = HashMap::with_capacity(pipes.len());
         for pipe in pipes {
@@ -46,7 +50,7 @@ impl Paths {
                 Some(path) => Option::clone(path),
                 None if lookups < MAX_LOOKUPS => {
                     lookups += 1;
-                    let path = pid_of(pipe.tgid, processes).and_then(|pid| target(pid, pipe.fd));
+                    let path = pid_of(pipe.tgid, processes).and_then(|pid| link(pid, pipe.fd));
                     path.filter(|path| path.starts_with('/'))
                 }
                 None => continue,
@@ -57,8 +61,8 @@ impl Paths {
         self.pipes = known;
     }
 
-    /// Names the file and the device that a thread waits for while it cannot be interrupted.
-    pub(super) fn resolve_waits(&mut self, waits: &mut [Wait], processes: &[ProcessSeen]) {
+    /// Adds the file and the block device that threads in uninterruptible sleep wait for.
+    pub(super) fn resolve_waits(&mut self, waits: &mut [Wait], processes: &[ProcessInfo]) {
         let waits = waits
             .iter_mut()
             .filter(|wait| wait.state == State::Uninterruptible);
@@ -66,10 +70,10 @@ impl Paths {
             let Some(call) = &mut wait.syscall else {
                 continue;
             };
-            if takes_a_file(i64::from(call.number))
+            if waits_for_file(i64::from(call.number))
                 && call.detail == Detail::None
                 && let Some(pid) = pid_of(wait.tgid, processes)
-                && let Some(path) = target(pid, call.args[0] as u32)
+                && let Some(path) = link(pid, call.args[0] as u32)
             {
                 let device = device(pid, call.args[0] as u32);
                 call.detail = Detail::File { path, device };
@@ -77,17 +81,17 @@ impl Paths {
         }
     }
 
-    /// As [`Paths::resolve_waits`], and names a file that a thread sleeps on while it writes: a terminal. Remembers for a
-    /// moment what it found.
+    /// As [`Paths::resolve_waits`], and also adds the file that a sleeping thread writes to, such as a terminal. Caches what it
+    /// looks up.
     pub(super) fn resolve_profile(
         &mut self,
         profile: &mut [Wait],
-        processes: &[ProcessSeen],
+        processes: &[ProcessInfo],
         now_ns: u64,
     ) {
         self.resolve(profile, now_ns, |tgid, fd| {
             let pid = pid_of(tgid, processes)?;
-            let path = target(pid, fd)?;
+            let path = link(pid, fd)?;
             Some((path, device(pid, fd)))
         });
     }
@@ -104,37 +108,37 @@ impl Paths {
                 continue;
             };
             let number = i64::from(call.number);
-            let is_held_up = match wait.state {
-                State::Uninterruptible => takes_a_file(number),
-                State::Sleeping => puts_out(number),
+            let may_wait_for_file = match wait.state {
+                State::Uninterruptible => waits_for_file(number),
+                State::Sleeping => is_write(number),
                 _ => false,
             };
-            if !is_held_up || call.detail != Detail::None {
+            if !may_wait_for_file || call.detail != Detail::None {
                 continue;
             }
             let key = (wait.tgid, call.args[0] as u32);
-            let known = self.open.get(&key).filter(|open| now_ns < open.until_ns);
+            let known = self.open.get(&key).filter(|open| now_ns < open.expires_ns);
             let open = match known {
                 Some(open) => open.clone(),
                 None if lookups < MAX_PROFILE_LOOKUPS => {
                     lookups += 1;
                     let (path, device) = look_up(key.0, key.1).unzip();
-                    let open = Open {
-                        until_ns: now_ns + KEPT_NS,
+                    let open = OpenFile {
+                        expires_ns: now_ns + CACHE_TTL_NS,
                         path,
                         device: device.flatten(),
                     };
-                    if self.open.len() >= MAX_KEPT {
-                        self.open.retain(|_, open| now_ns < open.until_ns);
+                    if self.open.len() >= MAX_CACHED {
+                        self.open.retain(|_, open| now_ns < open.expires_ns);
                     }
-                    if self.open.len() < MAX_KEPT {
+                    if self.open.len() < MAX_CACHED {
                         self.open.insert(key, open.clone());
                     }
                     open
                 }
                 None => continue,
             };
-            // A pipe or a socket has no path: it is told by its descriptor.
+            // A pipe or a socket has no path; its descriptor identifies it.
             let is_named =
                 |path: &String| wait.state == State::Uninterruptible || path.starts_with('/');
             if let Some(path) = open.path.filter(is_named) {
@@ -145,16 +149,16 @@ impl Paths {
     }
 }
 
-/// Whether a system call puts something out, and its first argument is where.
-fn puts_out(number: i64) -> bool {
+/// Whether a system call writes to the file in its first argument.
+fn is_write(number: i64) -> bool {
     matches!(
         number,
         libc::SYS_write | libc::SYS_writev | libc::SYS_pwrite64 | libc::SYS_pwritev
     )
 }
 
-/// Whether a system call's first argument is the file that it may wait for.
-fn takes_a_file(number: i64) -> bool {
+/// Whether a system call may wait for the file in its first argument.
+fn waits_for_file(number: i64) -> bool {
     matches!(
         number,
         libc::SYS_read
@@ -176,18 +180,17 @@ fn takes_a_file(number: i64) -> bool {
     )
 }
 
-fn pid_of(tgid: u32, processes: &[ProcessSeen]) -> Option<u32> {
-    let found = processes.binary_search_by_key(&tgid, |process| process.tgid);
-    found.ok().map(|index| processes[index].pid)
+fn pid_of(tgid: u32, processes: &[ProcessInfo]) -> Option<u32> {
+    find(processes, tgid).map(|process| process.pid)
 }
 
-/// What a descriptor is, as /proc names it.
-fn target(pid: u32, fd: u32) -> Option<String> {
+/// What a descriptor refers to, as /proc shows it.
+fn link(pid: u32, fd: u32) -> Option<String> {
     let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
     Some(bounded(&link.to_string_lossy(), MAX_PATH))
 }
 
-/// The block device that a file lies on.
+/// Name of the block device that a file lies on.
 fn device(pid: u32, fd: u32) -> Option<String> {
     let number = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?.dev();
     let (major, minor) = (libc::major(number), libc::minor(number));
@@ -195,7 +198,7 @@ fn device(pid: u32, fd: u32) -> Option<String> {
     Some(bounded(&block.file_name()?.to_string_lossy(), MAX_PATH))
 }
 
-/// The control group of a process, for people: where it is in several, the most telling one.
+/// The cgroup of a process as shown to people; see [`crate::target::cgroup_path`].
 pub(super) fn cgroup(pid: u32) -> Option<String> {
     let text = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("cgroup")).ok()?;
     crate::target::cgroup_path(&text)
@@ -236,40 +239,40 @@ mod tests {
     }
 
     #[test]
-    fn files_that_hold_a_thread_up_are_looked_up_once_a_second() {
+    fn a_file_that_a_thread_waits_for_is_looked_up_once_per_ttl() {
         let mut paths = Paths::default();
-        let asked = Cell::new(0);
+        let lookups = Cell::new(0);
         let look_up = |_: u32, fd: u32| {
-            asked.set(asked.get() + 1);
+            lookups.set(lookups.get() + 1);
             Some((format!("/dev/pts/{fd}"), None))
         };
         let mut profile = [
             wait(State::Uninterruptible, libc::SYS_fsync, 1),
             wait(State::Sleeping, libc::SYS_write, 2),
-            // Nothing to wait for is in a file: not asked for.
+            // None of these waits for a file: not looked up.
             wait(State::Sleeping, libc::SYS_read, 3),
             wait(State::Running, libc::SYS_write, 4),
             wait(State::Uninterruptible, libc::SYS_futex, 5),
         ];
         paths.resolve(&mut profile.clone(), 0, look_up);
-        paths.resolve(&mut profile, KEPT_NS - 1, look_up);
-        let told: Vec<_> = profile.iter().map(path).collect();
+        paths.resolve(&mut profile, CACHE_TTL_NS - 1, look_up);
+        let found: Vec<_> = profile.iter().map(path).collect();
         let expected = [Some("/dev/pts/1"), Some("/dev/pts/2"), None, None, None];
-        assert_eq!((told, asked.get()), (expected.to_vec(), 2));
+        assert_eq!((found, lookups.get()), (expected.to_vec(), 2));
         paths.resolve(
             &mut [wait(State::Sleeping, libc::SYS_write, 2)],
-            KEPT_NS,
+            CACHE_TTL_NS,
             look_up,
         );
-        assert_eq!(asked.get(), 3);
+        assert_eq!(lookups.get(), 3);
     }
 
     #[test]
-    fn one_look_asks_for_few_files_and_remembers_a_bounded_number() {
+    fn lookups_per_profile_and_cached_files_are_bounded() {
         let mut paths = Paths::default();
-        let asked = Cell::new(0);
+        let lookups = Cell::new(0);
         let look_up = |_: u32, fd: u32| {
-            asked.set(asked.get() + 1);
+            lookups.set(lookups.get() + 1);
             Some((format!("pipe:[{fd}]"), None))
         };
         for round in 0..1_000 {
@@ -279,7 +282,7 @@ mod tests {
             paths.resolve(&mut profile, round, look_up);
             assert!(profile.iter().all(|wait| path(wait).is_none()));
         }
-        assert_eq!(asked.get(), 1_000 * MAX_PROFILE_LOOKUPS);
-        assert_eq!(paths.open.len(), MAX_KEPT);
+        assert_eq!(lookups.get(), 1_000 * MAX_PROFILE_LOOKUPS);
+        assert_eq!(paths.open.len(), MAX_CACHED);
     }
 }

@@ -1,4 +1,5 @@
-//! Who on this machine holds the other ends of connections: what to ask for, and whose answer fits. Pure.
+//! Who on this machine holds the other ends of connections in the focus scope: what to ask the kernel for, and which of
+//! its answers fit. Pure.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -6,25 +7,42 @@ use std::{
     net::SocketAddr,
 };
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tailback_ebpf::{MAX_WANTED, wanted_key};
 
-use crate::sample::{Connection, Peer};
+use super::{MS, notices::Notices, processes::Processes};
+use crate::sample::{Connection, Peer, Sample};
 
-/// Holders of other ends that are told: a connection that a service inherited to its workers has many.
+/// When a process comes into scope, the peers of its connections are searched for within this time, ns.
+pub(super) const FIRST_SEARCH_WITHIN_NS: u64 = 250 * MS;
+/// Time between later searches, ns, if the background budget allows.
+pub(super) const SEARCH_INTERVAL_NS: u64 = 1_000 * MS;
+/// Most holders of other ends that a sample names: a connection that forked workers inherited has many.
 const MAX_PEERS: usize = 2 * MAX_WANTED;
 
-/// A connection of a target whose other end is looked for, as the target sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
-    pub(super) netns: u32,
-    pub(super) local: SocketAddr,
-    pub(super) remote: SocketAddr,
+#[derive(Default)]
+pub(super) struct Peers {
+    /// Connections whose other ends the next scan over holders asks for.
+    wanted: Vec<WantedPeer>,
+    peers: Vec<Peer>,
+    /// `peers` is newer than the last sample.
+    is_unreported: bool,
+    /// The focus scope that `wanted` covers, and the one that the last search covered.
+    wanted_for: FxHashSet<u32>,
+    searched_for: FxHashSet<u32>,
 }
 
-/// A connection of those ports, as the walk over holders shows it: once for each process and descriptor.
+/// A connection whose other end is searched for, as its process sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PeerSeen {
+struct WantedPeer {
+    netns: u32,
+    local: SocketAddr,
+    remote: SocketAddr,
+}
+
+/// A connection that the scan over holders found by its ports: once for each process and descriptor that hold it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PeerInfo {
     pub(super) cookie: u64,
     pub(super) netns: u32,
     pub(super) local: SocketAddr,
@@ -33,26 +51,94 @@ pub(super) struct PeerSeen {
     pub(super) fd: u32,
 }
 
-/// Whose other ends to look for, among the connections of processes that are looked at closely, and how many there is no
-/// room for. First those that hold something up; then those that were opened, behind which a service waits.
-pub(super) fn wanted(
+impl Peers {
+    /// Chooses the connections whose other ends the next scan over holders asks for. `scope`: tgids in the focus scope.
+    /// Returns whether the scope holds processes that no search has covered yet.
+    pub(super) fn search_for(
+        &mut self,
+        connections: &[Connection],
+        scope: &FxHashSet<u32>,
+        is_served: impl Fn(u32, u16) -> bool,
+        notices: &mut Notices,
+    ) -> bool {
+        let in_scope = |tgid| scope.contains(&tgid);
+        let (wanted, left_out) = choose(connections, in_scope, is_served);
+        self.wanted = wanted;
+        self.wanted_for.clone_from(scope);
+        if left_out > 0 {
+            notices.report_once("too_many_peers", || {
+                format!(
+                    "limit of {MAX_WANTED} connections to find the peers of reached: {left_out} are left out"
+                )
+            });
+        }
+        !scope.is_subset(&self.searched_for)
+    }
+
+    /// Ports of the wanted connections as their holder sees them, for [`crate::kernel::glance::Glance::want`].
+    pub(super) fn keys(&self) -> BTreeSet<u32> {
+        keys(&self.wanted)
+    }
+
+    /// Takes the result of a scan over holders.
+    pub(super) fn found(
+        &mut self,
+        connections: &[PeerInfo],
+        processes: &Processes,
+        notices: &mut Notices,
+    ) {
+        let name = |tgid| processes.name(tgid);
+        let (peers, left_out) = match_peers(&self.wanted, connections, name);
+        self.peers = peers;
+        self.is_unreported = true;
+        self.searched_for.clone_from(&self.wanted_for);
+        if left_out > 0 {
+            notices.report_once("too_many_peer_holders", || {
+                format!("limit of {MAX_PEERS} peers reached: {left_out} are not named")
+            });
+        }
+    }
+
+    /// Holders of the other ends, as of the last search.
+    pub(super) fn found_peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
+    /// Puts the result of a search into the sample if there was one since the last sample.
+    pub(super) fn report(&mut self, sample: &mut Sample) {
+        if std::mem::take(&mut self.is_unreported) {
+            sample.peers = Some(self.peers.clone());
+        }
+    }
+
+    /// No target is focused any more.
+    pub(super) fn clear(&mut self) {
+        self.wanted.clear();
+        self.peers.clear();
+        self.searched_for.clear();
+    }
+}
+
+/// Chooses at most [`MAX_WANTED`] connections of processes in scope; also returns how many are left out. Connections with
+/// unread or unacknowledged bytes come first, then those that the process opened: it waits for the service behind them.
+fn choose(
     connections: &[Connection],
-    is_close: impl Fn(u32) -> bool,
+    in_scope: impl Fn(u32) -> bool,
     is_served: impl Fn(u32, u16) -> bool,
-) -> (Vec<Wanted>, usize) {
+) -> (Vec<WantedPeer>, usize) {
     let rank = |connection: &Connection| {
         let is_unread = connection.rcv_nxt != connection.copied_seq;
-        let is_stuck = connection.write_seq != connection.snd_una;
-        match is_unread || is_stuck {
+        let is_unacknowledged = connection.write_seq != connection.snd_una;
+        match is_unread || is_unacknowledged {
             true => 0,
             false if !is_served(connection.netns, connection.local.port()) => 1,
             false => 2,
         }
     };
-    let close = connections
+    let in_scope = connections
         .iter()
-        .filter(|connection| is_close(connection.tgid));
-    let mut ranked: Vec<(u8, &Connection)> = close
+        .filter(|connection| in_scope(connection.tgid));
+    let mut ranked: Vec<(u8, &Connection)> = in_scope
         .map(|connection| (rank(connection), connection))
         .collect();
     let left_out = ranked.len().saturating_sub(MAX_WANTED);
@@ -60,7 +146,7 @@ pub(super) fn wanted(
         ranked.sort_by_key(|(rank, _)| *rank);
         ranked.truncate(MAX_WANTED);
     }
-    let wanted = ranked.into_iter().map(|(_, connection)| Wanted {
+    let wanted = ranked.into_iter().map(|(_, connection)| WantedPeer {
         netns: connection.netns,
         local: connection.local,
         remote: connection.remote,
@@ -68,49 +154,50 @@ pub(super) fn wanted(
     (wanted.collect(), left_out)
 }
 
-/// The ports by which the walk is asked for the other ends.
-pub(super) fn keys(wanted: &[Wanted]) -> BTreeSet<u32> {
+fn keys(wanted: &[WantedPeer]) -> BTreeSet<u32> {
     let keys = wanted
         .iter()
         .map(|wanted| wanted_key(wanted.remote.port(), wanted.local.port()));
     keys.collect()
 }
 
-/// Who holds the other ends, and how many holders are left out. In the same network namespace the addresses decide; another one
-/// is believed where no other connection has them, and they are not a loopback's.
-pub(super) fn peers(
-    wanted: &[Wanted],
-    seen: &[PeerSeen],
+/// Finds the holders of the wanted other ends; also returns how many holders are left out.
+///
+/// In the connection's own network namespace, the addresses decide. A match in another namespace counts only if no second
+/// connection has the same addresses and they are not loopback addresses.
+fn match_peers(
+    wanted: &[WantedPeer],
+    found: &[PeerInfo],
     name: impl Fn(u32) -> String,
 ) -> (Vec<Peer>, usize) {
-    let mut by_addresses: FxHashMap<(SocketAddr, SocketAddr), Vec<&PeerSeen>> =
+    let mut by_addresses: FxHashMap<(SocketAddr, SocketAddr), Vec<&PeerInfo>> =
         FxHashMap::default();
-    for seen in seen {
-        let held = by_addresses.entry((seen.local, seen.remote)).or_default();
-        held.push(seen);
+    for peer in found {
+        let held = by_addresses.entry((peer.local, peer.remote)).or_default();
+        held.push(peer);
     }
-    // Of several descriptors of one process the lowest is told.
-    let mut found: BTreeMap<(u32, SocketAddr, SocketAddr, u32), u32> = BTreeMap::new();
+    // Of several descriptors of one process, the lowest is reported.
+    let mut lowest_fds: BTreeMap<(u32, SocketAddr, SocketAddr, u32), u32> = BTreeMap::new();
     for wanted in wanted {
         let Some(held) = by_addresses.get(&(wanted.remote, wanted.local)) else {
             continue;
         };
-        let is_here = |peer: &PeerSeen| peer.netns == wanted.netns;
+        let is_here = |peer: &PeerInfo| peer.netns == wanted.netns;
         let any_here = held.iter().any(|peer| is_here(peer));
         let is_one = held.iter().all(|peer| peer.cookie == held[0].cookie);
         if !any_here && (!is_one || wanted.remote.ip().is_loopback()) {
             continue;
         }
         for peer in held.iter().filter(|peer| !any_here || is_here(peer)) {
-            let fd = found
+            let fd = lowest_fds
                 .entry((peer.netns, peer.local, peer.remote, peer.tgid))
                 .or_insert(peer.fd);
             *fd = peer.fd.min(*fd);
         }
     }
-    let left_out = found.len().saturating_sub(MAX_PEERS);
-    let told = found.into_iter().take(MAX_PEERS);
-    let peers = told.map(|((netns, local, remote, tgid), fd)| Peer {
+    let left_out = lowest_fds.len().saturating_sub(MAX_PEERS);
+    let named = lowest_fds.into_iter().take(MAX_PEERS);
+    let peers = named.map(|((netns, local, remote, tgid), fd)| Peer {
         netns,
         local,
         remote,
@@ -134,16 +221,16 @@ mod tests {
     const THERE: [u8; 4] = [10, 0, 0, 2];
     const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
 
-    fn wants(ip: [u8; 4]) -> Wanted {
-        Wanted {
+    fn wants(ip: [u8; 4]) -> WantedPeer {
+        WantedPeer {
             netns: 1,
             local: address(HERE, 5_000),
             remote: address(ip, 80),
         }
     }
 
-    fn seen(netns: u32, cookie: u64, tgid: u32, fd: u32, ip: [u8; 4]) -> PeerSeen {
-        PeerSeen {
+    fn seen(netns: u32, cookie: u64, tgid: u32, fd: u32, ip: [u8; 4]) -> PeerInfo {
+        PeerInfo {
             cookie,
             netns,
             local: address(ip, 80),
@@ -153,14 +240,14 @@ mod tests {
         }
     }
 
-    fn tgids(wanted: Wanted, seen: &[PeerSeen]) -> Vec<(u32, u32)> {
-        let (peers, left_out) = peers(&[wanted], seen, |_| String::new());
+    fn tgids(wanted: WantedPeer, seen: &[PeerInfo]) -> Vec<(u32, u32)> {
+        let (peers, left_out) = match_peers(&[wanted], seen, |_| String::new());
         assert_eq!(left_out, 0);
         peers.iter().map(|peer| (peer.tgid, peer.fd)).collect()
     }
 
     #[test]
-    fn all_holders_of_the_other_end_are_told_once_each() {
+    fn each_holder_of_the_other_end_is_reported_once() {
         let held = [
             seen(1, 9, 20, 5, THERE),
             seen(1, 9, 20, 4, THERE),
@@ -170,13 +257,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_addresses_in_the_same_namespace_come_first() {
+    fn a_match_in_the_same_network_namespace_wins() {
         let held = [seen(2, 8, 30, 3, THERE), seen(1, 9, 20, 3, THERE)];
         assert_eq!(tgids(wants(THERE), &held), [(20, 3)]);
     }
 
     #[test]
-    fn another_namespace_is_believed_where_only_one_connection_fits() {
+    fn a_match_in_another_namespace_counts_if_it_is_the_only_one_and_not_loopback() {
         let held = [seen(2, 8, 30, 3, THERE), seen(2, 8, 31, 3, THERE)];
         assert_eq!(tgids(wants(THERE), &held), [(30, 3), (31, 3)]);
         let held = [seen(2, 8, 30, 3, THERE), seen(3, 7, 40, 3, THERE)];
@@ -186,12 +273,12 @@ mod tests {
     }
 
     #[test]
-    fn connections_of_the_same_ports_and_other_addresses_are_strangers() {
+    fn connections_with_the_same_ports_but_other_addresses_do_not_match() {
         assert!(tgids(wants(THERE), &[seen(1, 9, 20, 3, HERE)]).is_empty());
     }
 
     #[test]
-    fn where_room_is_short_what_holds_something_up_comes_first() {
+    fn at_the_limit_connections_with_unread_bytes_come_first() {
         let of = |port: u16, unread: u32| {
             let record = tailback_ebpf::SocketRecord {
                 local_port: port,
@@ -200,16 +287,16 @@ mod tests {
                 rcv_nxt: unread,
                 ..bytemuck::Zeroable::zeroed()
             };
-            connection(&record, crate::collect::Identities::default(), 1)
+            connection(&record, crate::collect::ObjectIds::default(), 1)
         };
         let mut connections: Vec<Connection> = (0..MAX_WANTED as u16).map(|at| of(at, 0)).collect();
         connections.push(of(60_000, 7));
-        let (found, left_out) = wanted(&connections, |_| true, |_, port| port < 10);
+        let (found, left_out) = choose(&connections, |_| true, |_, port| port < 10);
         assert_eq!((found.len(), left_out), (MAX_WANTED, 1));
         assert_eq!(found[0].local.port(), 60_000);
         assert_eq!(found.last().unwrap().local.port(), 8);
         assert!(keys(&found).contains(&wanted_key(80, 60_000)));
-        let (found, _) = wanted(&connections, |tgid| tgid != 0, |_, _| false);
+        let (found, _) = choose(&connections, |tgid| tgid != 0, |_, _| false);
         assert!(found.is_empty());
     }
 }

@@ -1,7 +1,12 @@
-//! Control groups of the targets, and the machine: from files that the kernel keeps, v1 and v2 and both side by side.
+//! CPU, memory and pressure of the targets' cgroups (v1, v2 and hybrid) and of the machine.
 //!
-//! What a file does not say, or what cannot be read, is not known; nothing in here ends the agent. A quota and a limit
-//! count wherever they stand between a group and the root, so parents are read as well.
+//! A value that is missing or cannot be read is unknown; nothing in here is an error. A quota or limit anywhere between a
+//! cgroup and the root applies, so the parents are read as well.
+//!
+//! The parsers here, in `mounts`, `networks` and `target::facts` are our own rather than the `procfs` crate's (0.18). That
+//! crate fails a whole file for one line it does not expect or that is not UTF-8 (a cgroup or process can have any name), does
+//! not decode `\040` in mountinfo, requires the `full` line of pressure files (missing before 5.13), allocates a map of
+//! every line where two values are wanted, and has no cgroup files.
 #![forbid(unsafe_code)]
 
 mod mounts;
@@ -15,53 +20,58 @@ use std::{
 
 use mounts::{Mounts, Place};
 
-use crate::sample::{Cgroup, Machine, Stall, Target};
+use super::notices::Notices;
+use crate::sample::{Cgroup, Machine, Sample, Stall, Target};
 
-/// Control groups read at most.
+/// Most cgroups that are read.
 const MAX_GROUPS: usize = 256;
-/// Files kept open at most; further ones are opened for each look.
+/// Most files that are kept open; further ones are opened for each poll.
 const MAX_OPEN: usize = 256;
-/// A file of these is shorter.
+/// Most bytes of a file that are read; all these files are shorter.
 const MAX_BYTES: usize = 64 * 1024;
-/// cgroup v1 writes "no limit" as the largest number of whole pages.
+/// A memory limit of this or more is none: cgroup v1 writes "no limit" as the largest number of whole pages.
 const UNLIMITED: u64 = 1 << 60;
-/// Ticks in which /proc/stat counts, per second: the same on all architectures (USER_HZ).
+/// Unit of the times in /proc/stat, per second: the same on all architectures.
 const USER_HZ: u64 = 100;
 
-/// Reads the control groups of targets, and the machine.
+/// Reads the targets' cgroups and the machine.
 pub(super) struct System {
     mounts: Mounts,
     files: Files,
+    /// Cgroups beyond [`MAX_GROUPS`] in the last poll.
     left_out: usize,
     cpus: u32,
 }
 
-/// CPU time that a group may use in a period, µs.
+/// CPU time that a cgroup may use in each period, µs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Quota {
     quota_us: u64,
     period_us: u64,
 }
 
-/// Files that are read again and again.
+/// Files that are kept open between polls.
 #[derive(Default)]
 struct Files {
-    open: HashMap<PathBuf, Kept>,
-    round: u64,
+    open: HashMap<PathBuf, OpenFile>,
+    /// Number of the current poll.
+    poll: u64,
     buffer: Vec<u8>,
 }
 
-struct Kept {
+struct OpenFile {
     file: File,
-    round: u64,
+    /// The last poll that read it.
+    poll: u64,
 }
 
 impl Default for System {
-    /// Finds out where the hierarchies are mounted.
+    /// Finds where the cgroup hierarchies are mounted.
     fn default() -> Self {
-        let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        // Not necessarily UTF-8: mount points can have any name.
+        let mountinfo = fs::read("/proc/self/mountinfo").unwrap_or_default();
         Self {
-            mounts: Mounts::parse(&mountinfo),
+            mounts: Mounts::parse(&String::from_utf8_lossy(&mountinfo)),
             files: Files::default(),
             left_out: 0,
             cpus: 0,
@@ -70,9 +80,25 @@ impl Default for System {
 }
 
 impl System {
-    /// The groups of the targets, each once, and the machine.
-    pub(super) fn read(&mut self, targets: &[Target]) -> (Vec<Cgroup>, Machine) {
-        self.files.round += 1;
+    /// Puts the targets' cgroups and the machine into the sample.
+    pub(super) fn poll(&mut self, targets: &[Target], sample: &mut Sample, notices: &mut Notices) {
+        let (cgroups, machine) = self.read(targets);
+        (sample.cgroups, sample.machine) = (cgroups, Some(machine));
+        sample.walks.system = true;
+        let left_out = self.left_out;
+        if left_out > 0 {
+            notices.report_once("too_many_cgroups", || {
+                format!(
+                    "limit of {MAX_GROUPS} cgroups reached: {left_out} are not read, so their quotas, memory and pressure are \
+                     unknown"
+                )
+            });
+        }
+    }
+
+    /// The targets' cgroups, each once, and the machine.
+    fn read(&mut self, targets: &[Target]) -> (Vec<Cgroup>, Machine) {
+        self.files.poll += 1;
         self.left_out = 0;
         let mut groups: Vec<Cgroup> = Vec::new();
         for target in targets {
@@ -86,7 +112,7 @@ impl System {
                 self.left_out += 1;
                 continue;
             }
-            // A process may be moved from one group to another at any time.
+            // Read each time, because a process may be moved to another cgroup.
             let membership = self
                 .files
                 .text(&PathBuf::from(format!("/proc/{}/cgroup", target.pid)));
@@ -95,13 +121,8 @@ impl System {
             }
         }
         let machine = self.machine();
-        self.files.forget_unused();
+        self.files.close_unused();
         (groups, machine)
-    }
-
-    /// Targets whose groups the last look left out, for there are more than it reads.
-    pub(super) fn left_out(&self) -> usize {
-        self.left_out
     }
 
     fn group(&mut self, path: &str, membership: &str) -> Cgroup {
@@ -123,7 +144,7 @@ impl System {
         if let Some(place) = self.mounts.place("memory", membership) {
             self.read_memory(&place, &mut group);
         }
-        // Pressure is counted in the unified hierarchy alone, also where it has no controllers.
+        // Pressure files exist only in the unified hierarchy, even if it has no controllers.
         if let Some(dir) = self.mounts.unified_place(membership).and_then(Place::own) {
             group.cpu_stall = self.stall(&dir.join("cpu.pressure"));
             group.memory_stall = self.stall(&dir.join("memory.pressure"));
@@ -166,7 +187,7 @@ impl System {
     }
 
     fn v1_quota(&mut self, dir: &Path) -> Option<Quota> {
-        // -1: none.
+        // "-1", no quota, does not parse as unsigned.
         let quota_us = self.number(dir, "cpu.cfs_quota_us")?;
         let period_us = self.number(dir, "cpu.cfs_period_us")?;
         Some(Quota {
@@ -175,7 +196,7 @@ impl System {
         })
     }
 
-    /// Memory is that of the level whose limit is tightest, for that is where it runs out; killed are the group's own.
+    /// Memory is that of the level with the lowest limit, where it runs out first; OOM kills are the cgroup's own.
     fn read_memory(&mut self, place: &Place, group: &mut Cgroup) {
         let names = if place.unified {
             ["memory.current", "memory.max", "inactive_file"]
@@ -189,7 +210,7 @@ impl System {
         let [usage, limit, inactive] = names;
         let mut tightest: Option<(u64, &PathBuf)> = None;
         for dir in &place.dirs {
-            // "max" is no number.
+            // "max", no limit, does not parse.
             let limit = self.number(dir, limit).filter(|limit| *limit < UNLIMITED);
             if let Some(limit) = limit
                 && tightest.is_none_or(|(before, _)| limit < before)
@@ -253,11 +274,12 @@ impl System {
 }
 
 impl Files {
-    /// The whole of a file, from its beginning. A handle of a group that is gone fails: the path may be a new one's.
+    /// The text of a file. If reading an open file fails, its cgroup is gone, and the path is opened anew: it may be that of a
+    /// new cgroup.
     fn text(&mut self, path: &Path) -> Option<String> {
-        if let Some(kept) = self.open.get_mut(path) {
-            kept.round = self.round;
-            if let Some(text) = read(&kept.file, &mut self.buffer) {
+        if let Some(open) = self.open.get_mut(path) {
+            open.poll = self.poll;
+            if let Some(text) = read(&open.file, &mut self.buffer) {
                 return Some(text);
             }
             self.open.remove(path);
@@ -265,14 +287,14 @@ impl Files {
         let file = File::open(path).ok()?;
         let text = read(&file, &mut self.buffer)?;
         if self.open.len() < MAX_OPEN {
-            let round = self.round;
-            self.open.insert(path.to_owned(), Kept { file, round });
+            let poll = self.poll;
+            self.open.insert(path.to_owned(), OpenFile { file, poll });
         }
         Some(text)
     }
 
-    fn forget_unused(&mut self) {
-        self.open.retain(|_, kept| kept.round == self.round);
+    fn close_unused(&mut self) {
+        self.open.retain(|_, open| open.poll == self.poll);
     }
 }
 
@@ -299,7 +321,7 @@ impl Quota {
     }
 }
 
-/// The number after a key at the beginning of a line.
+/// The number after a key, in a file of lines `key number`.
 fn keyed(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let value = line.strip_prefix(key)?.strip_prefix(' ')?;
@@ -307,7 +329,7 @@ fn keyed(text: &str, key: &str) -> Option<u64> {
     })
 }
 
-/// cpu.max: `50000 100000`, or `max 100000` for none.
+/// cpu.max: `50000 100000`, or `max 100000` for no quota.
 fn cpu_max(text: &str) -> Option<Quota> {
     let mut fields = text.split_whitespace();
     Some(Quota {
@@ -316,7 +338,8 @@ fn cpu_max(text: &str) -> Option<Quota> {
     })
 }
 
-/// A pressure file: `some avg10=0.00 avg60=0.00 avg300=0.00 total=123`, µs. A machine's file for CPUs had no line `full` before 5.13.
+/// A pressure file: `some avg10=0.00 avg60=0.00 avg300=0.00 total=123`, µs. /proc/pressure/cpu has no line `full` before
+/// Linux 5.13.
 fn stall(text: &str) -> Option<Stall> {
     let total = |line: &str| {
         let line = text.lines().find_map(|found| found.strip_prefix(line))?;
@@ -331,8 +354,8 @@ fn stall(text: &str) -> Option<Stall> {
     })
 }
 
-/// Busy, idle, and stolen time of all CPUs, ns: from the first line of /proc/stat (user nice system idle iowait irq softirq
-/// steal guest guest_nice; guest time is in user time, too).
+/// Busy, idle and stolen time of all CPUs, ns, from the first line of /proc/stat: user nice system idle iowait irq softirq
+/// steal guest guest_nice. Guest time is part of user time.
 fn cpu_line(text: &str) -> Option<[u64; 3]> {
     let line = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let ticks: Vec<u64> = line
@@ -355,13 +378,13 @@ fn cpu_line(text: &str) -> Option<[u64; 3]> {
     ])
 }
 
-/// `cpu0 …`, not the sum `cpu …`.
+/// The line of one CPU, `cpu0 …`, not the sum `cpu …`.
 fn is_one_cpu(line: &str) -> bool {
     line.strip_prefix("cpu")
         .is_some_and(|rest| rest.starts_with(|letter: char| letter.is_ascii_digit()))
 }
 
-/// `MemTotal:       16384 kB`, in bytes.
+/// A value of /proc/meminfo, `MemTotal:       16384 kB`, in bytes.
 fn kibibytes(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     let number: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -1,42 +1,42 @@
-//! What processes say of themselves in the place of their command lines. Pure but for the reading.
+//! Process titles: what a process wrote over its command line, as PostgreSQL and nginx do.
 //!
-//! A command line may hold secrets, and is not told. A title is what a process has written over it: told when nothing of
-//! the arguments is left, and when the first words change.
+//! A command line may hold secrets and is never reported. Text in its place is reported if no argument can be left in it:
+//! when it fills the whole area, or when its first words have changed.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeMap, fs::File, io::Read as _, path::Path};
 
-use crate::{sample::Title, target::ProcessSeen, text::bounded};
+use crate::{sample::Title, target::ProcessInfo, text::bounded};
 
-/// Bytes of a title that are read, and told.
+/// Longest title that is read and reported, bytes.
 const MAX_TITLE: usize = 256;
-/// Titles that are read at one look; the others' turn is next.
-const MAX_LOOKS: usize = 256;
-/// One process is asked at most so often.
-const APART_NS: u64 = 250_000_000;
+/// Most titles that are read in one poll; the next poll goes on from there.
+const MAX_READS: usize = 256;
+/// Shortest time between two reads of one process's title, ns.
+const MIN_INTERVAL_NS: u64 = 250_000_000;
 
 #[derive(Default)]
 pub(super) struct Titles {
     known: BTreeMap<u32, Known>,
-    /// Where the next look goes on.
+    /// The tgid at which the next poll begins.
     next: u32,
 }
 
 struct Known {
     start_ns: u64,
     exec_id: u64,
-    looked_ns: u64,
-    /// What stood there at first.
+    read_ns: u64,
+    /// The first words at the first read.
     first: Vec<u8>,
-    told: Option<String>,
+    reported: Option<String>,
 }
 
 impl Titles {
-    /// Reads what is due of `processes`, which come in the order of their tgids; answers titles that are new or others
-    /// than before.
-    pub(super) fn look(
+    /// Reads the titles that are due and returns those that are new or have changed. `processes` are in the order of their
+    /// tgids; `read` returns the command line of a pid.
+    pub(super) fn poll(
         &mut self,
-        processes: &[&ProcessSeen],
+        processes: &[&ProcessInfo],
         now_ns: u64,
         read: impl Fn(u32) -> Option<Vec<u8>>,
     ) -> Vec<Title> {
@@ -46,54 +46,54 @@ impl Titles {
         });
         let from = processes.partition_point(|process| process.tgid < self.next);
         let (before, after) = processes.split_at(from);
-        let is_due = |process: &ProcessSeen| {
+        let is_due = |process: &ProcessInfo| {
             let known = self.known.get(&process.tgid);
-            known.is_none_or(|known| now_ns >= known.looked_ns + APART_NS)
+            known.is_none_or(|known| now_ns >= known.read_ns + MIN_INTERVAL_NS)
         };
         let due = after.iter().chain(before).filter(|process| is_due(process));
-        let due: Vec<&ProcessSeen> = due.take(MAX_LOOKS).copied().collect();
-        let mut told = Vec::new();
+        let due: Vec<&ProcessInfo> = due.take(MAX_READS).copied().collect();
+        let mut changed = Vec::new();
         for process in due {
             self.next = process.tgid.wrapping_add(1);
-            // It has ended.
+            // `None`: it has ended.
             let Some(line) = read(process.pid) else {
                 continue;
             };
             let known = self.known.entry(process.tgid).or_insert_with(|| Known {
                 start_ns: process.start_ns,
                 exec_id: process.exec_id,
-                looked_ns: 0,
+                read_ns: 0,
                 first: words(&line).to_owned(),
-                told: None,
+                reported: None,
             });
-            known.looked_ns = now_ns;
+            known.read_ns = now_ns;
             let Some(title) = title(&line, &known.first) else {
                 continue;
             };
-            if known.told.as_ref() != Some(&title) {
-                known.told = Some(title.clone());
-                told.push(Title {
+            if known.reported.as_ref() != Some(&title) {
+                known.reported = Some(title.clone());
+                changed.push(Title {
                     tgid: process.tgid,
                     title,
                 });
             }
         }
-        told
+        changed
     }
 
-    /// Nobody is looked at closely any more: whoever is again is told anew.
-    pub(super) fn forget(&mut self) {
+    /// No target is focused any more: the next poll reports all titles anew.
+    pub(super) fn clear(&mut self) {
         self.known.clear();
     }
 }
 
 impl Known {
-    fn is(&self, process: &ProcessSeen) -> bool {
+    fn is(&self, process: &ProcessInfo) -> bool {
         self.start_ns == process.start_ns && self.exec_id == process.exec_id
     }
 }
 
-/// The beginning of a command line, or of what stands in its place.
+/// The first [`MAX_TITLE`] bytes of a process's command line, or of the title in its place.
 pub(super) fn read(pid: u32) -> Option<Vec<u8>> {
     let path = Path::new("/proc").join(pid.to_string()).join("cmdline");
     let mut line = Vec::with_capacity(MAX_TITLE);
@@ -102,16 +102,16 @@ pub(super) fn read(pid: u32) -> Option<Vec<u8>> {
     Some(line)
 }
 
-/// Up to the first NUL: of a command line the program's own name, of a title all of it.
+/// Up to the first NUL: the program's name in a command line, all of a title.
 fn words(line: &[u8]) -> &[u8] {
     line.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// The title that a process has given to itself; `None` where this may be the command line that it was started with.
+/// The title that a process has given itself; `None` where this may be the command line it was started with.
 ///
-/// The kernel shows arguments with a NUL behind each of them. Whoever overwrites them leaves one text, with blanks, and
-/// nothing but NULs up to the end of the area. Where more is left than that, the text before the first NUL is a title if it is
-/// another than it was at `first`; what follows may be left-over arguments and is never told.
+/// The kernel shows arguments with a NUL behind each. A process that overwrites them leaves one text with blanks, and only
+/// NULs up to the end of the area. If more is left than that, the text before the first NUL is a title only if it differs
+/// from `first`; what follows may be left-over arguments and is never reported.
 fn title(line: &[u8], first: &[u8]) -> Option<String> {
     let words = words(line);
     let is_all = line[words.len()..].iter().all(|byte| *byte == 0);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_line_is_not_told() {
+    fn a_command_line_is_not_reported() {
         for line in [
             &b"/usr/bin/python3\0app.py\0--password=secret\0"[..],
             b"redis-server\0",
@@ -145,14 +145,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_over_the_arguments_is_told() {
+    fn a_title_written_over_the_arguments_is_reported() {
         let line = b"postgres: bob shop [local] UPDATE waiting\0\0\0\0";
         let title = first_title(line);
         assert_eq!(
             title.as_deref(),
             Some("postgres: bob shop [local] UPDATE waiting")
         );
-        // Padded with blanks, and without any room left for a NUL.
+        // Padded with blanks, then without room for a NUL.
         let title = first_title(b"nginx: worker process   \0");
         assert_eq!(title.as_deref(), Some("nginx: worker process"));
         let title = first_title(b"sshd: bob [priv]");
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_title_that_leaves_some_arguments_standing_is_told_without_them() {
+    fn arguments_left_behind_a_title_are_not_reported() {
         let first = b"worker";
         assert_eq!(title(b"worker\0--key=secret\0", first), None);
         let changed = title(b"busy\0r\0--key=secret\0", first);
@@ -179,8 +179,8 @@ mod tests {
         assert!(first_title(&long).unwrap().len() <= MAX_TITLE);
     }
 
-    fn process(tgid: u32, exec_id: u64) -> ProcessSeen {
-        ProcessSeen {
+    fn process(tgid: u32, exec_id: u64) -> ProcessInfo {
+        ProcessInfo {
             tgid,
             pid: tgid,
             parent: 1,
@@ -194,38 +194,39 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
-    fn a_title_is_told_at_first_and_when_it_changes_and_not_asked_too_often() {
+    fn a_title_is_reported_first_and_on_change_and_read_at_most_every_interval() {
         let mut titles = Titles::default();
         let process = process(7, 1);
-        let mut look = |now_ns, line: &str| {
+        let mut poll = |now_ns, line: &str| {
             let line = line.as_bytes().to_vec();
-            let told = titles.look(&[&process], now_ns, |_| Some(line.clone()));
-            told.into_iter()
+            let reported = titles.poll(&[&process], now_ns, |_| Some(line.clone()));
+            reported
+                .into_iter()
                 .map(|title| title.title)
                 .collect::<Vec<_>>()
         };
-        assert_eq!(look(SECOND, "db: idle\0"), ["db: idle"]);
-        assert!(look(SECOND + APART_NS / 2, "db: busy\0").is_empty());
-        assert_eq!(look(SECOND + APART_NS, "db: busy\0"), ["db: busy"]);
-        assert!(look(SECOND + 2 * APART_NS, "db: busy\0").is_empty());
+        assert_eq!(poll(SECOND, "db: idle\0"), ["db: idle"]);
+        assert!(poll(SECOND + MIN_INTERVAL_NS / 2, "db: busy\0").is_empty());
+        assert_eq!(poll(SECOND + MIN_INTERVAL_NS, "db: busy\0"), ["db: busy"]);
+        assert!(poll(SECOND + 2 * MIN_INTERVAL_NS, "db: busy\0").is_empty());
     }
 
     #[test]
-    fn a_process_that_executes_something_else_begins_anew() {
+    fn after_exec_a_title_starts_over() {
         let mut titles = Titles::default();
-        let told = titles.look(&[&process(7, 1)], SECOND, |_| Some(b"sh\0".to_vec()));
-        assert!(told.is_empty());
+        let reported = titles.poll(&[&process(7, 1)], SECOND, |_| Some(b"sh\0".to_vec()));
+        assert!(reported.is_empty());
         let line = |_| Some(b"mysql\0-psecret\0".to_vec());
-        assert!(titles.look(&[&process(7, 2)], 2 * SECOND, line).is_empty());
+        assert!(titles.poll(&[&process(7, 2)], 2 * SECOND, line).is_empty());
     }
 
     #[test]
-    fn where_there_are_many_they_take_turns() {
+    fn beyond_the_limit_processes_take_turns() {
         let mut titles = Titles::default();
-        let all: Vec<ProcessSeen> = (1..=600).map(|tgid| process(tgid, 1)).collect();
-        let all: Vec<&ProcessSeen> = all.iter().collect();
+        let all: Vec<ProcessInfo> = (1..=600).map(|tgid| process(tgid, 1)).collect();
+        let all: Vec<&ProcessInfo> = all.iter().collect();
         let line = |pid| Some(format!("worker {pid}\0").into_bytes());
-        let told = [1, 2, 3].map(|at| titles.look(&all, at * SECOND, line).len());
-        assert_eq!(told, [MAX_LOOKS, MAX_LOOKS, 600 - 2 * MAX_LOOKS]);
+        let reported = [1, 2, 3].map(|at| titles.poll(&all, at * SECOND, line).len());
+        assert_eq!(reported, [MAX_READS, MAX_READS, 600 - 2 * MAX_READS]);
     }
 }

@@ -30,7 +30,7 @@ use super::{
     status,
 };
 use crate::{
-    collect::{has_answered, unix_ns},
+    collect::{record_serving_cpu_time, unix_ns},
     event::Level,
 };
 
@@ -93,14 +93,14 @@ pub async fn serve(listener: UnixListener, state: Arc<SharedState>, directory: P
             let (_, mut writer) = stream.into_split();
             // The buffer of a new connection has room; we wait for nobody.
             let _ = timeout(Duration::ZERO, writer.write_all(error(&text).as_bytes())).await;
-            has_answered();
+            record_serving_cpu_time();
             continue;
         };
         let (state, directory) = (Arc::clone(&state), directory.clone());
         let listening = Arc::clone(&listening);
         tokio::spawn(async move {
             serve_one(stream, &state, &directory, &listening).await;
-            has_answered();
+            record_serving_cpu_time();
             drop(place);
         });
     }

@@ -1,4 +1,5 @@
-//! Finds the targets among all processes of the machine, again and again.
+//! Finds the targets among all processes of the machine. Run twice a second, it remembers what it has read from /proc and
+//! keeps the ids of targets that are still there.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -14,83 +15,88 @@ use crate::{
     text::harmless,
 };
 
-/// A process as the walk over processes shows it.
+/// A process, from the scan of the process table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProcessSeen {
-    /// In the initial pid namespace.
+pub struct ProcessInfo {
+    /// Its number in the initial pid namespace.
     pub tgid: u32,
-    /// As the agent's /proc shows it.
+    /// Its number in the agent's /proc.
     pub pid: u32,
     /// The parent's `tgid`.
     pub parent: u32,
+    /// CLOCK_BOOTTIME at which it started, ns.
     pub start_ns: u64,
+    /// Changes with every exec (`task_struct.self_exec_id`).
     pub exec_id: u64,
+    /// A kernel thread.
     pub kernel: bool,
+    /// As the process set it: it may hold any characters.
     pub comm: String,
 }
 
-/// A listening socket as the walk over all listeners shows it, once per process that holds it.
+/// A listening TCP socket, from the scan over holders: once for each process that holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ListenerSeen {
+pub struct ListenerInfo {
     pub tgid: u32,
     pub cookie: u64,
     pub netns: u32,
     pub address: SocketAddr,
 }
 
-/// What one look found.
+/// The result of one scan.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Found {
+pub struct Discovered {
     /// All targets, ordered by id.
     pub targets: Vec<Target>,
-    /// The processes of all targets, followed ones included.
-    pub processes: Vec<ProcessSeen>,
-    /// They are not the same as at the previous look.
+    /// The processes of all targets, neighbours included.
+    pub processes: Vec<ProcessInfo>,
+    /// `targets` differ from the previous scan.
     pub changed: bool,
-    /// Selectors that match nothing now.
+    /// Selectors that match no process.
     pub unmatched: Vec<Selector>,
 }
 
-/// A process once known: until it executes something else or ends.
+/// The facts about a process, valid until it calls exec or ends.
 struct Known {
     start_ns: u64,
     exec_id: u64,
     facts: Facts,
 }
 
-/// Remembers processes, so that /proc is read once for each, and gives targets lasting ids.
+/// Finds targets and gives them lasting ids.
 pub struct Discovery {
     specs: Vec<Spec>,
     own_pid: u32,
+    /// By tgid.
     known: HashMap<u32, Known>,
-    /// Start of the process that each pid meant when it was first found: a number given again is another process.
-    named: HashMap<u32, u64>,
+    /// For each selected pid the start time of the process that first had it: with a reused pid it is another process.
+    selected_pids: HashMap<u32, u64>,
     next_id: TargetId,
-    /// Of the previous look.
+    /// The targets of the previous scan.
     targets: Vec<Target>,
 }
 
 impl Discovery {
-    /// Looks for what `specs` name; `own_pid` is the agent's, which `--all` leaves out.
+    /// `specs`: what to watch. `own_pid`: the agent's, which is never a target.
     pub fn new(specs: Vec<Spec>, own_pid: u32) -> Self {
         Self {
             specs,
             own_pid,
             known: HashMap::new(),
-            named: HashMap::new(),
+            selected_pids: HashMap::new(),
             next_id: 1,
             targets: Vec::new(),
         }
     }
 
-    /// One look at all processes and listeners of the machine. `followed`: processes that are watched without being asked
-    /// for, by their tgids.
-    pub fn look(
+    /// Finds the targets among all processes and listeners of the machine. `neighbours`: tgids to watch although no selector
+    /// matches them.
+    pub fn scan(
         &mut self,
-        processes: &[ProcessSeen],
-        listeners: &[ListenerSeen],
-        followed: &BTreeSet<u32>,
-    ) -> Found {
+        processes: &[ProcessInfo],
+        listeners: &[ListenerInfo],
+        neighbours: &BTreeSet<u32>,
+    ) -> Discovered {
         let alive: HashSet<u32> = processes.iter().map(|process| process.tgid).collect();
         self.known.retain(|tgid, _| alive.contains(tgid));
 
@@ -110,29 +116,29 @@ impl Discovery {
                 *name = name.take().or_else(|| service_name.clone());
             }
         }
-        let is_followed = |index: &usize| {
-            !matched.contains_key(index) && followed.contains(&processes[*index].tgid)
+        let is_neighbour = |index: &usize| {
+            !matched.contains_key(index) && neighbours.contains(&processes[*index].tgid)
         };
-        let followed: Vec<(usize, Option<String>)> = (0..processes.len())
-            .filter(is_followed)
+        let neighbours: Vec<(usize, Option<String>)> = (0..processes.len())
+            .filter(is_neighbour)
             .map(|index| (index, None))
             .collect();
         let matched: Vec<(usize, Option<String>)> = matched.into_iter().collect();
-        // Apart: what was asked for does not grow by what is not.
+        // Grouped separately: a selected target must not grow by neighbours.
         let mut targets = self.targets_of(processes, listeners, &matched);
-        let mut beside = self.targets_of(processes, listeners, &followed);
-        for target in &mut beside {
+        let mut neighbour_targets = self.targets_of(processes, listeners, &neighbours);
+        for target in &mut neighbour_targets {
             target.followed = true;
         }
-        targets.append(&mut beside);
+        targets.append(&mut neighbour_targets);
         self.give_ids(&mut targets);
         targets.sort_unstable_by_key(|target| target.id);
         let changed = targets != self.targets;
         self.targets.clone_from(&targets);
-        Found {
+        Discovered {
             processes: matched
                 .iter()
-                .chain(&followed)
+                .chain(&neighbours)
                 .map(|(index, _)| processes[*index].clone())
                 .collect(),
             targets,
@@ -141,16 +147,15 @@ impl Discovery {
         }
     }
 
-    /// Indices of the processes that a selector means.
+    /// Indices of the processes that a selector matches.
     fn matching(
         &mut self,
         selector: &Selector,
-        processes: &[ProcessSeen],
-        listeners: &[ListenerSeen],
+        processes: &[ProcessInfo],
+        listeners: &[ListenerInfo],
     ) -> BTreeSet<usize> {
         let candidates = (0..processes.len()).filter(|index| {
             let process = &processes[*index];
-            // A thread group whose leader has ended has no comm worth matching, and no files.
             !process.kernel && process.pid != self.own_pid
         });
         let candidates: Vec<usize> = candidates.collect();
@@ -168,11 +173,11 @@ impl Discovery {
                     .iter()
                     .copied()
                     .filter(|index| processes[*index].pid == *pid);
-                let named = &mut self.named;
+                let selected_pids = &mut self.selected_pids;
                 found
                     .filter(|index| {
                         let start_ns = processes[*index].start_ns;
-                        *named.entry(*pid).or_insert(start_ns) == start_ns
+                        *selected_pids.entry(*pid).or_insert(start_ns) == start_ns
                     })
                     .collect()
             }
@@ -199,8 +204,8 @@ impl Discovery {
                 })
                 .collect(),
         };
-        // Workers that the named process forked. Parents come before their children in no particular order:
-        // go on until nothing is added.
+        // Add the workers that the matched processes forked, and their workers. Processes are in no particular order of
+        // descent, so repeat until nothing is added.
         loop {
             let tgids: HashMap<u32, usize> = found
                 .iter()
@@ -212,7 +217,7 @@ impl Discovery {
                     continue;
                 }
                 if let Some(parent) = tgids.get(&processes[*index].parent)
-                    && self.same_program(&processes[*parent], &processes[*index])
+                    && self.is_same_program(&processes[*parent], &processes[*index])
                 {
                     added |= found.insert(*index);
                 }
@@ -223,16 +228,16 @@ impl Discovery {
         }
     }
 
-    /// Whether two processes execute the same file.
-    pub(crate) fn same_program(&mut self, a: &ProcessSeen, b: &ProcessSeen) -> bool {
+    /// Whether two processes run the same executable.
+    pub(crate) fn is_same_program(&mut self, a: &ProcessInfo, b: &ProcessInfo) -> bool {
         let exe = self.facts(a).exe.clone();
         !exe.as_os_str().is_empty() && self.facts(b).exe == exe
     }
 
-    fn facts(&mut self, process: &ProcessSeen) -> &Facts {
-        let fresh =
+    fn facts(&mut self, process: &ProcessInfo) -> &Facts {
+        let is_current =
             |known: &Known| known.start_ns == process.start_ns && known.exec_id == process.exec_id;
-        if !self.known.get(&process.tgid).is_some_and(fresh) {
+        if !self.known.get(&process.tgid).is_some_and(is_current) {
             let known = Known {
                 start_ns: process.start_ns,
                 exec_id: process.exec_id,
@@ -243,10 +248,11 @@ impl Discovery {
         &self.known[&process.tgid].facts
     }
 
+    /// Groups matched processes into targets: forked from each other and the same program, or sharing a listener.
     fn targets_of(
         &mut self,
-        processes: &[ProcessSeen],
-        listeners: &[ListenerSeen],
+        processes: &[ProcessInfo],
+        listeners: &[ListenerInfo],
         matched: &[(usize, Option<String>)],
     ) -> Vec<Target> {
         let by_tgid: HashMap<u32, usize> = matched
@@ -257,12 +263,12 @@ impl Discovery {
         let mut groups = Groups::new(matched.len());
         for (at, (index, _)) in matched.iter().enumerate() {
             if let Some(parent) = by_tgid.get(&processes[*index].parent)
-                && self.same_program(&processes[matched[*parent].0], &processes[*index])
+                && self.is_same_program(&processes[matched[*parent].0], &processes[*index])
             {
                 groups.join(at, *parent);
             }
         }
-        let held = |listener: &ListenerSeen| by_tgid.get(&listener.tgid).copied();
+        let held = |listener: &ListenerInfo| by_tgid.get(&listener.tgid).copied();
         groups.join_by(
             listeners
                 .iter()
@@ -281,7 +287,7 @@ impl Discovery {
             .into_values()
             .map(|members| {
                 let service_name = members.iter().find_map(|at| matched[*at].1.clone());
-                let members: Vec<&ProcessSeen> = members
+                let members: Vec<&ProcessInfo> = members
                     .iter()
                     .map(|at| &processes[matched[*at].0])
                     .collect();
@@ -290,7 +296,7 @@ impl Discovery {
             .collect()
     }
 
-    fn target(&mut self, members: &[&ProcessSeen], service_name: Option<String>) -> Target {
+    fn target(&mut self, members: &[&ProcessInfo], service_name: Option<String>) -> Target {
         let mut tgids: Vec<u32> = members.iter().map(|process| process.tgid).collect();
         tgids.sort_unstable();
         let first = members
@@ -320,7 +326,7 @@ impl Discovery {
         }
     }
 
-    /// A target keeps its id as long as one of its processes is the same as before.
+    /// A target keeps its id while it has a process in common with the previous scan.
     fn give_ids(&mut self, targets: &mut [Target]) {
         let mut taken = HashSet::new();
         for target in targets.iter_mut() {
@@ -342,24 +348,24 @@ impl Discovery {
     }
 }
 
-/// Pids in a cgroup and below. A relative path is looked for under every mounted hierarchy.
+/// Pids in a cgroup and below. A relative path is resolved in every mounted hierarchy.
 fn pids_in_cgroup(path: &Path) -> HashSet<u32> {
     let mut pids = HashSet::new();
-    for folder in cgroup_folders(path) {
-        collect_pids(&folder, 0, &mut pids);
+    for directory in cgroup_directories(path) {
+        collect_pids(&directory, 0, &mut pids);
     }
     pids
 }
 
-/// The folders that a cgroup path can mean.
-pub(crate) fn cgroup_folders(path: &Path) -> Vec<PathBuf> {
+/// The directories that a cgroup path may refer to.
+fn cgroup_directories(path: &Path) -> Vec<PathBuf> {
     const MOUNT: &str = "/sys/fs/cgroup";
     if path.starts_with(MOUNT) {
         return vec![path.to_owned()];
     }
     let relative = path.strip_prefix("/").unwrap_or(path);
     let mut roots = vec![PathBuf::from(MOUNT)];
-    // cgroup v1: one hierarchy in each folder below.
+    // cgroup v1: each subdirectory is one hierarchy.
     if !Path::new(MOUNT).join("cgroup.controllers").exists()
         && let Ok(entries) = fs::read_dir(MOUNT)
     {
@@ -368,17 +374,17 @@ pub(crate) fn cgroup_folders(path: &Path) -> Vec<PathBuf> {
     roots
         .into_iter()
         .map(|root| root.join(relative))
-        .filter(|folder| folder.is_dir())
+        .filter(|directory| directory.is_dir())
         .collect()
 }
 
-fn collect_pids(folder: &Path, depth: u32, pids: &mut HashSet<u32>) {
+fn collect_pids(directory: &Path, depth: u32, pids: &mut HashSet<u32>) {
     const MAX_DEPTH: u32 = 16;
-    if let Ok(text) = fs::read_to_string(folder.join("cgroup.procs")) {
+    if let Ok(text) = fs::read_to_string(directory.join("cgroup.procs")) {
         pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
     }
     if depth < MAX_DEPTH
-        && let Ok(entries) = fs::read_dir(folder)
+        && let Ok(entries) = fs::read_dir(directory)
     {
         for entry in entries.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -394,11 +400,11 @@ mod tests {
 
     use super::*;
 
-    const NOBODY: BTreeSet<u32> = BTreeSet::new();
+    const NO_NEIGHBOURS: BTreeSet<u32> = BTreeSet::new();
 
-    fn process(tgid: u32, parent: u32, comm: &str) -> ProcessSeen {
-        ProcessSeen {
-            // Pids beyond what a kernel gives, so that /proc has nothing to say about them.
+    fn process(tgid: u32, parent: u32, comm: &str) -> ProcessInfo {
+        ProcessInfo {
+            // Pids above the kernel's maximum, so that /proc has no such processes.
             tgid: tgid + 5_000_000,
             pid: tgid + 5_000_000,
             parent: parent + 5_000_000,
@@ -409,8 +415,8 @@ mod tests {
         }
     }
 
-    fn listener(tgid: u32, cookie: u64, port: u16) -> ListenerSeen {
-        ListenerSeen {
+    fn listener(tgid: u32, cookie: u64, port: u16) -> ListenerInfo {
+        ListenerInfo {
             tgid: tgid + 5_000_000,
             cookie,
             netns: 1,
@@ -434,7 +440,7 @@ mod tests {
             listener(2, 77, 80),
             listener(3, 99, 81),
         ];
-        let found = discovery(Selector::Port(80)).look(&processes, &listeners, &NOBODY);
+        let found = discovery(Selector::Port(80)).scan(&processes, &listeners, &NO_NEIGHBOURS);
         assert_eq!(found.targets.len(), 1);
         assert_eq!(found.targets[0].tgids, [5_000_001, 5_000_002]);
         assert!(found.changed);
@@ -444,15 +450,19 @@ mod tests {
     fn reuseport_sockets_of_one_port_are_one_target() {
         let processes = [process(1, 0, "web"), process(2, 0, "web")];
         let listeners = [listener(1, 77, 80), listener(2, 78, 80)];
-        let found =
-            discovery(Selector::Name(WildMatch::new("web"))).look(&processes, &listeners, &NOBODY);
+        let found = discovery(Selector::Name(WildMatch::new("web"))).scan(
+            &processes,
+            &listeners,
+            &NO_NEIGHBOURS,
+        );
         assert_eq!(found.targets.len(), 1);
     }
 
     #[test]
-    fn unrelated_processes_of_one_name_are_targets_of_their_own() {
+    fn unrelated_processes_with_the_same_name_are_separate_targets() {
         let processes = [process(1, 0, "web"), process(2, 0, "web")];
-        let found = discovery(Selector::Name(WildMatch::new("w*"))).look(&processes, &[], &NOBODY);
+        let found =
+            discovery(Selector::Name(WildMatch::new("w*"))).scan(&processes, &[], &NO_NEIGHBOURS);
         assert_eq!(found.targets.len(), 2);
         assert_ne!(found.targets[0].id, found.targets[1].id);
     }
@@ -460,35 +470,36 @@ mod tests {
     #[test]
     fn a_target_keeps_its_id_while_its_workers_come_and_go() {
         let mut discovery = discovery(Selector::Port(80));
-        let first = discovery.look(
+        let first = discovery.scan(
             &[process(1, 0, "web"), process(2, 0, "web")],
             &[listener(1, 77, 80), listener(2, 77, 80)],
-            &NOBODY,
+            &NO_NEIGHBOURS,
         );
-        let second = discovery.look(
+        let second = discovery.scan(
             &[process(2, 0, "web"), process(3, 0, "web")],
             &[listener(2, 77, 80), listener(3, 77, 80)],
-            &NOBODY,
+            &NO_NEIGHBOURS,
         );
         assert_eq!(first.targets[0].id, second.targets[0].id);
         assert!(second.changed);
-        let third = discovery.look(
+        let third = discovery.scan(
             &[process(2, 0, "web"), process(3, 0, "web")],
             &[listener(2, 77, 80), listener(3, 77, 80)],
-            &NOBODY,
+            &NO_NEIGHBOURS,
         );
         assert!(!third.changed);
     }
 
     #[test]
-    fn what_matches_nothing_is_said() {
-        let found = discovery(Selector::Pid(4_999_999)).look(&[process(1, 0, "web")], &[], &NOBODY);
+    fn selectors_without_a_match_are_returned() {
+        let found =
+            discovery(Selector::Pid(4_999_999)).scan(&[process(1, 0, "web")], &[], &NO_NEIGHBOURS);
         assert_eq!(found.unmatched, [Selector::Pid(4_999_999)]);
         assert!(found.targets.is_empty());
     }
 
     #[test]
-    fn what_is_followed_is_a_target_of_its_own_and_is_gone_when_it_is_not() {
+    fn a_neighbour_is_a_separate_target_only_while_it_is_a_neighbour() {
         let mut discovery = discovery(Selector::Port(80));
         let processes = [
             process(1, 0, "web"),
@@ -500,28 +511,28 @@ mod tests {
             listener(2, 78, 81),
             listener(3, 78, 81),
         ];
-        let followed = [2, 3].map(|tgid| tgid + 5_000_000).into();
-        let found = discovery.look(&processes, &listeners, &followed);
-        let told: Vec<_> = found
+        let neighbours = [2, 3].map(|tgid| tgid + 5_000_000).into();
+        let found = discovery.scan(&processes, &listeners, &neighbours);
+        let targets: Vec<_> = found
             .targets
             .iter()
             .map(|target| (target.tgids.len(), target.followed))
             .collect();
-        assert_eq!(told, [(1, false), (2, true)]);
+        assert_eq!(targets, [(1, false), (2, true)]);
         assert_eq!(found.processes.len(), 3);
-        let again = discovery.look(&processes, &listeners, &followed);
+        let again = discovery.scan(&processes, &listeners, &neighbours);
         assert_eq!((again.changed, &again.targets), (false, &found.targets));
-        let without = discovery.look(&processes, &listeners, &NOBODY);
+        let without = discovery.scan(&processes, &listeners, &NO_NEIGHBOURS);
         assert_eq!(without.targets, found.targets[..1]);
         assert!(without.unmatched.is_empty());
     }
 
     #[test]
-    fn what_was_asked_for_is_never_called_followed() {
+    fn a_selected_target_is_never_marked_as_followed() {
         let mut discovery = discovery(Selector::Port(80));
         let processes = [process(1, 0, "web")];
         let all = [5_000_001].into();
-        let found = discovery.look(&processes, &[listener(1, 77, 80)], &all);
+        let found = discovery.scan(&processes, &[listener(1, 77, 80)], &all);
         assert_eq!(found.targets.len(), 1);
         assert!(!found.targets[0].followed);
     }

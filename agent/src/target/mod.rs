@@ -1,14 +1,14 @@
-//! Who is watched: from what the user names to processes, and from processes to services.
+//! What is watched: from the user's selectors to processes, and from processes to services (*targets*).
 //!
 //! A service with several processes (prefork, SO_REUSEPORT, an inherited listener) is one target.
 
-mod around;
 mod discovery;
 mod facts;
 mod group;
+mod neighbours;
 mod selector;
 
-pub(crate) use around::{End, MAX_FOLLOWED, Nearby, around, ends};
-pub use discovery::{Discovery, Found, ListenerSeen, ProcessSeen};
+pub use discovery::{Discovered, Discovery, ListenerInfo, ProcessInfo};
 pub(crate) use facts::cgroup_path;
+pub(crate) use neighbours::{End, MAX_NEIGHBOURS, Surroundings, ends, find_neighbours};
 pub use selector::{Selector, Spec};

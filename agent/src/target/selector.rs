@@ -1,4 +1,4 @@
-//! What a user can name a target by.
+//! The ways to select targets on the command line and in the configuration.
 #![forbid(unsafe_code)]
 
 use std::{fmt, path::PathBuf};
@@ -7,14 +7,14 @@ use wildmatch::WildMatch;
 
 use crate::text::harmless;
 
-/// One way to name processes.
+/// One way to select processes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Selector {
-    /// One process, and those of its children that execute the same.
+    /// One process, and its descendants that run the same executable.
     Pid(u32),
     /// Glob (`*`, `?`) on `comm`, on the executable's path, or on its base name.
     Name(WildMatch),
-    /// Whoever listens on this TCP port.
+    /// Processes that listen on this TCP port.
     Port(u16),
     /// All processes in this cgroup and below.
     Cgroup(PathBuf),
@@ -34,11 +34,11 @@ impl fmt::Display for Selector {
     }
 }
 
-/// A selector, and what the user wants the service to be called.
+/// A selector, and optionally the name of the service that it selects.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
     pub selector: Selector,
-    /// Overrides what the service calls itself.
+    /// Overrides the name that the service would have by itself.
     pub service_name: Option<String>,
 }
 

@@ -1,83 +1,84 @@
-//! Cuts what a file holds into lines, whatever its bytes are. Pure.
+//! Splits the bytes of a file into lines, whatever the bytes are. Pure.
 #![forbid(unsafe_code)]
 
 use crate::messages::MAX_LINE;
 
-/// A line that has begun, and where in the file we are.
+/// An incomplete line, and the position in the file.
 #[derive(Default)]
 pub(super) struct Lines {
-    /// The beginning of a line whose end has not come, at most [`MAX_LINE`] of it.
-    begun: Vec<u8>,
+    /// The line that is incomplete so far, at most [`MAX_LINE`] bytes of it.
+    partial: Vec<u8>,
     /// Offset of the next byte.
     next: u64,
-    /// Offset at which that line begins.
+    /// Offset at which the incomplete line begins.
     line: u64,
-    /// We began within a line, whose rest is nothing to go by.
-    within: bool,
+    /// The current line began before the first byte, so its rest is skipped.
+    is_skipping: bool,
 }
 
 impl Lines {
-    /// From this offset on; `within`: a line may have begun before it.
-    pub(super) fn from(offset: u64, within: bool) -> Self {
+    /// Begins at an offset. `mid_line`: a line may have begun before it; its rest is skipped.
+    pub(super) fn from(offset: u64, mid_line: bool) -> Self {
         Self {
-            begun: Vec::new(),
+            partial: Vec::new(),
             next: offset,
             line: offset,
-            within,
+            is_skipping: mid_line,
         }
     }
 
-    /// Where to read on.
+    /// Offset of the next byte to feed.
     pub(super) fn next(&self) -> u64 {
         self.next
     }
 
-    /// Where the line begins that is not complete.
+    /// Offset at which the incomplete line begins.
     pub(super) fn line(&self) -> u64 {
         self.line
     }
 
-    /// The bytes that follow: `each` gets every line that they complete, bounded, and the offset of its end.
+    /// Adds the bytes that follow. `each` gets every line that they complete, cut to [`MAX_LINE`], and the offset of its end.
     pub(super) fn feed(&mut self, mut bytes: &[u8], each: &mut impl FnMut(&[u8], u64)) {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             let (line, rest) = bytes.split_at(end);
             let offset = self.next + end as u64;
-            if self.within {
-                self.within = false;
-            } else if self.begun.is_empty() {
-                tell(line, offset, each);
+            if self.is_skipping {
+                self.is_skipping = false;
+            } else if self.partial.is_empty() {
+                emit(line, offset, each);
             } else {
                 self.keep(line);
-                tell(&self.begun, offset, each);
+                emit(&self.partial, offset, each);
             }
-            self.begun.clear();
+            self.partial.clear();
             self.next = offset + 1;
             self.line = self.next;
             bytes = rest.get(1..).unwrap_or_default();
         }
-        if !self.within {
+        if !self.is_skipping {
             self.keep(bytes);
         }
         self.next += bytes.len() as u64;
     }
 
-    /// The file ends for good: so does its last line.
+    /// Nothing more will be written: the incomplete line is complete.
     pub(super) fn end(&mut self, each: &mut impl FnMut(&[u8], u64)) {
-        if !self.begun.is_empty() {
-            tell(&self.begun, self.next.saturating_sub(1), each);
+        if !self.partial.is_empty() {
+            emit(&self.partial, self.next.saturating_sub(1), each);
         }
         *self = Self::from(self.next, false);
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        let room = MAX_LINE.saturating_sub(self.begun.len());
-        self.begun
+        let room = MAX_LINE.saturating_sub(self.partial.len());
+        self.partial
             .extend_from_slice(bytes.get(..room).unwrap_or(bytes));
     }
 }
 
-/// A file that was truncated under a writer that keeps its place begins with zeros; a line that holds zeros is no text.
-fn tell(line: &[u8], offset: u64, each: &mut impl FnMut(&[u8], u64)) {
+/// Passes on a line. NULs before it are cut off: a file that was truncated while its writer kept its offset begins with them.
+/// A line with other NULs is not text.
+fn emit(line: &[u8], offset: u64, each: &mut impl FnMut(&[u8], u64)) {
     let line = line.get(..MAX_LINE).unwrap_or(line);
     let begin = line.iter().position(|byte| *byte != 0);
     let Some(line) = begin.and_then(|begin| line.get(begin..)) else {
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_counts_once_it_is_complete() {
+    fn a_line_is_passed_on_once_it_is_complete() {
         let mut lines = Lines::from(100, false);
         assert_eq!(read(&mut lines, b"one\r\ntw"), [("one".to_owned(), 104)]);
         assert_eq!((lines.line(), lines.next()), (105, 107));
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_began_before_is_left_out() {
+    fn a_line_that_began_before_is_skipped() {
         let mut lines = Lines::from(7, true);
         assert_eq!(read(&mut lines, b"rest of"), []);
         assert_eq!(
@@ -123,28 +124,27 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_takes_no_memory() {
+    fn an_endless_line_takes_bounded_memory() {
         let mut lines = Lines::from(0, false);
         for _ in 0..1_000 {
             assert_eq!(read(&mut lines, &[b'a'; 65_536]), []);
         }
-        assert!(lines.begun.capacity() <= 2 * MAX_LINE);
-        let told = read(&mut lines, b"\nnext\n");
-        assert_eq!(told.len(), 2);
-        assert_eq!(told[0].0.len(), MAX_LINE);
-        assert_eq!(told[1].0, "next");
+        assert!(lines.partial.capacity() <= 2 * MAX_LINE);
+        let lines_read = read(&mut lines, b"\nnext\n");
+        assert_eq!(lines_read.len(), 2);
+        assert_eq!(lines_read[0].0.len(), MAX_LINE);
+        assert_eq!(lines_read[1].0, "next");
     }
 
     #[test]
-    fn zeros_before_a_line_are_no_part_of_it_and_within_it_it_is_no_text() {
+    fn nuls_before_a_line_are_cut_off_and_a_line_with_nuls_is_skipped() {
         let mut lines = Lines::from(0, false);
-        let told = read(&mut lines, b"\0\0\0queue full\nqueue\0full\n\0\0\n");
-        assert_eq!(told, [("queue full".to_owned(), 13)]);
+        let lines_read = read(&mut lines, b"\0\0\0queue full\nqueue\0full\n\0\0\n");
+        assert_eq!(lines_read, [("queue full".to_owned(), 13)]);
     }
 
-    /// However the bytes are cut, the lines are the same.
     #[test]
-    fn cuts_make_no_difference() {
+    fn lines_do_not_depend_on_how_the_bytes_are_split() {
         let mut state: u64 = 88_172_645_463_325_252;
         let mut next = move |bound: u64| {
             state ^= state << 13;

@@ -1,4 +1,4 @@
-//! Which of a process's descriptors are logs, asked of /proc.
+//! Finds the logs among a process's descriptors in /proc, and opens them for reading.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -12,12 +12,12 @@ use std::{
 
 use crate::text::bounded;
 
-/// Descriptors of a process that are looked at, lowest first: logs are opened early.
+/// Most descriptors of a process that are examined, lowest first: logs are opened early.
 const MAX_DESCRIPTORS: usize = 256;
 /// Longest path that is kept, bytes.
 const MAX_PATH: usize = 256;
-/// File systems that are another machine's, or a process's: asking them may take for ever.
-const REMOTE: &[&str] = &[
+/// File systems that a remote machine or another process serves (FUSE aside): a request to them may hang.
+const REMOTE_FILE_SYSTEMS: &[&str] = &[
     "9p",
     "afs",
     "beegfs",
@@ -35,14 +35,14 @@ const REMOTE: &[&str] = &[
     "virtiofs",
 ];
 
-/// Which file it is, whatever it is called.
+/// Identifies a file, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Identity {
+pub(super) struct FileId {
     device: u64,
     inode: u64,
 }
 
-impl From<&Metadata> for Identity {
+impl From<&Metadata> for FileId {
     fn from(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -59,12 +59,12 @@ pub(super) struct Log {
     pub(super) metadata: Metadata,
 }
 
-/// The logs of a process: regular files that it only writes to, or appends to, and which are its standard output or
-/// error, or called a log.
+/// The logs of a process: regular files that it has open write-only or for appending, and that are its standard output or
+/// error, or have "log" in their path.
 pub(super) fn logs(pid: u32) -> Vec<Log> {
     let mut logs = Vec::new();
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-        // It has ended.
+        // The process has ended.
         return logs;
     };
     let mut mounts: Option<String> = None;
@@ -73,7 +73,7 @@ pub(super) fn logs(pid: u32) -> Vec<Log> {
         let Some(fd) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        let Some(path) = path(pid, fd).filter(|path| is_wanted(fd, path)) else {
+        let Some(path) = path(pid, fd).filter(|path| is_log(fd, path)) else {
             continue;
         };
         let Ok(info) = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")) else {
@@ -82,7 +82,7 @@ pub(super) fn logs(pid: u32) -> Vec<Log> {
         let mounts = mounts.get_or_insert_with(|| {
             fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default()
         });
-        if !is_written(&info) || is_remote(&info, mounts) {
+        if !is_for_writing(&info) || is_remote(&info, mounts) {
             continue;
         }
         if let Some(metadata) = metadata(pid, fd) {
@@ -92,49 +92,49 @@ pub(super) fn logs(pid: u32) -> Vec<Log> {
     logs
 }
 
-/// Where the file is, as its process sees it. `None`: it has no path, so it is none.
+/// The path of a file, as its process sees it. `None`: it has none, so it is not a regular file.
 pub(super) fn path(pid: u32, fd: u32) -> Option<String> {
     let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
     let path = bounded(&link.to_string_lossy(), MAX_PATH);
     path.starts_with('/').then_some(path)
 }
 
-/// Of a regular file, whatever namespace it is in.
+/// Metadata of a regular file, in any mount namespace.
 pub(super) fn metadata(pid: u32, fd: u32) -> Option<Metadata> {
     let metadata = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
     metadata.is_file().then_some(metadata)
 }
 
-/// Opens a log for reading, with an offset of our own. `Ok(None)`: by now the descriptor is something else.
-pub(super) fn open(pid: u32, fd: u32, identity: Identity) -> io::Result<Option<File>> {
-    // Held first and looked at: opening a FIFO or a terminal for reading would be felt by those who write to it.
-    let held = OpenOptions::new()
+/// Opens a log for reading, with an offset of its own. `Ok(None)`: the descriptor refers to another file by now.
+pub(super) fn open(pid: u32, fd: u32, file: FileId) -> io::Result<Option<File>> {
+    // Checked through O_PATH first: opening a FIFO or a terminal for reading would affect its writers.
+    let path_fd = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH)
         .open(format!("/proc/{pid}/fd/{fd}"))?;
-    let metadata = held.metadata()?;
-    if !metadata.is_file() || Identity::from(&metadata) != identity {
+    let metadata = path_fd.metadata()?;
+    if !metadata.is_file() || FileId::from(&metadata) != file {
         return Ok(None);
     }
-    // Non-blocking: a lease on the file is left alone.
-    let file = OpenOptions::new()
+    // Non-blocking, so that it fails rather than breaks a lease on the file.
+    let opened = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(format!("/proc/self/fd/{}", held.as_raw_fd()))?;
-    Ok(Some(file))
+        .open(format!("/proc/self/fd/{}", path_fd.as_raw_fd()))?;
+    Ok(Some(opened))
 }
 
-fn is_wanted(fd: u32, path: &str) -> bool {
-    let is_log = |path: &str| {
+fn is_log(fd: u32, path: &str) -> bool {
+    let is_named_log = |path: &str| {
         path.as_bytes()
             .windows(3)
             .any(|part| part.eq_ignore_ascii_case(b"log"))
     };
-    matches!(fd, 1 | 2) || is_log(path)
+    matches!(fd, 1 | 2) || is_named_log(path)
 }
 
-/// By `flags`, in octal: write-only, or appending.
-fn is_written(info: &str) -> bool {
+/// Whether `flags` in fdinfo (octal) mean write-only, or read-write with appending.
+fn is_for_writing(info: &str) -> bool {
     let flags = field(info, "flags:").and_then(|text| i32::from_str_radix(text, 8).ok());
     flags.is_some_and(|flags| {
         let mode = flags & libc::O_ACCMODE;
@@ -142,8 +142,8 @@ fn is_written(info: &str) -> bool {
     })
 }
 
-/// Whether the mount that the descriptor lies on is of such a kind. One that is not listed is not in the process's
-/// namespace, and not asked either.
+/// Whether the descriptor's mount is of a remote file system. A mount that is not listed, because it is outside the process's
+/// mount namespace, counts as remote.
 fn is_remote(info: &str, mounts: &str) -> bool {
     let Some(id) = field(info, "mnt_id:") else {
         return true;
@@ -154,7 +154,9 @@ fn is_remote(info: &str, mounts: &str) -> bool {
     let kind = mount
         .and_then(|line| line.split_once(" - "))
         .and_then(|(_, rest)| rest.split(' ').next());
-    kind.is_none_or(|kind| REMOTE.contains(&kind) || kind == "fuse" || kind.starts_with("fuse."))
+    kind.is_none_or(|kind| {
+        REMOTE_FILE_SYSTEMS.contains(&kind) || kind == "fuse" || kind.starts_with("fuse.")
+    })
 }
 
 fn field<'a>(info: &'a str, key: &str) -> Option<&'a str> {
@@ -168,27 +170,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn standard_output_and_what_is_called_a_log_are_wanted() {
-        assert!(is_wanted(1, "/data/out"));
-        assert!(is_wanted(2, "/tmp/err (deleted)"));
-        assert!(is_wanted(9, "/var/log/nginx/error"));
-        assert!(is_wanted(9, "/srv/app/Server.LOG"));
-        assert!(!is_wanted(9, "/var/lib/app/data"));
+    fn standard_output_and_files_named_log_are_logs() {
+        assert!(is_log(1, "/data/out"));
+        assert!(is_log(2, "/tmp/err (deleted)"));
+        assert!(is_log(9, "/var/log/nginx/error"));
+        assert!(is_log(9, "/srv/app/Server.LOG"));
+        assert!(!is_log(9, "/var/lib/app/data"));
     }
 
     #[test]
-    fn a_file_that_is_read_too_is_no_log_unless_it_is_appended_to() {
+    fn a_file_open_for_reading_is_a_log_only_if_it_is_appended_to() {
         let info = |flags| format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t26\nino:\t7\n");
-        assert!(is_written(&info("0100001")));
-        assert!(is_written(&info("0102001")));
-        assert!(is_written(&info("0102002")));
-        assert!(!is_written(&info("0100002")));
-        assert!(!is_written(&info("0102000")));
-        assert!(!is_written("flags:\tx"));
+        assert!(is_for_writing(&info("0100001")));
+        assert!(is_for_writing(&info("0102001")));
+        assert!(is_for_writing(&info("0102002")));
+        assert!(!is_for_writing(&info("0100002")));
+        assert!(!is_for_writing(&info("0102000")));
+        assert!(!is_for_writing("flags:\tx"));
     }
 
     #[test]
-    fn other_machines_files_are_not_asked() {
+    fn files_on_remote_file_systems_are_left_alone() {
         let mounts = "26 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
             27 26 0:50 / /mnt rw - nfs4 server:/x rw\n\
             28 26 0:51 / /s rw - fuse.sshfs server:/x rw\n\

@@ -1,7 +1,7 @@
-//! One log that is followed: what size it had when, and, while its writer is suspicious, what is written to it.
+//! One log: the history of its size and, while its writer is focused, the lines written to it.
 //!
-//! It is followed by the descriptor of its writer, not by its name: a file that was renamed is still the one that is
-//! written to, until the writer opens another.
+//! A log is followed by its writer's descriptor, not by name: after a rename the writer still writes to the same file, until
+//! it opens another.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -14,21 +14,22 @@ use std::{
 
 use super::{
     lines::Lines,
-    open::{self, Identity, Log},
+    open::{self, FileId, Log},
 };
-use crate::{messages::Table, sample::TargetId, target::ProcessSeen};
+use crate::{messages::Table, sample::TargetId, target::ProcessInfo};
 
-/// Bytes of a file that are read at a look: of more, the last ones.
+/// Most bytes of a file that are read at once; of more, only the last are read.
 pub(super) const MAX_READ: u64 = 64 * 1024;
-/// Sizes are remembered for so long: lines from before that are not of the moment.
-const REMEMBERED_NS: u64 = 10_000_000_000;
-const MAX_MARKS: usize = 64;
-/// A new file may be made a while before its writer takes to it.
-const ROTATION: Duration = Duration::from_secs(60);
+/// How long sizes are kept, ns. When a target becomes focused, its logs are read from the oldest kept size on.
+const HISTORY_NS: u64 = 10_000_000_000;
+/// Most sizes that are kept.
+const MAX_SIZES: usize = 64;
+/// How long before its writer opens it a rotated log may have been created.
+const MAX_ROTATION_TIME: Duration = Duration::from_secs(60);
 
-/// What size the file had when.
+/// The size of the file at one time.
 #[derive(Clone, Copy, Debug)]
-struct Mark {
+struct SizeAt {
     at_ns: u64,
     size: u64,
 }
@@ -38,37 +39,38 @@ pub(super) struct Tail {
     pub(super) tgid: u32,
     pub(super) start_ns: u64,
     pub(super) path: String,
-    pub(super) identity: Identity,
+    pub(super) file: FileId,
     pid: u32,
     fd: u32,
-    /// Oldest first, sizes never fall. At least one.
-    marks: VecDeque<Mark>,
-    /// Up to here it was read.
+    /// Oldest first, never falling, at least one.
+    sizes: VecDeque<SizeAt>,
+    /// Offset up to which it was read.
     read_to: u64,
     reader: Option<(File, Lines)>,
-    /// It may not be read.
-    refused: bool,
-    /// Since when its writer has not had it open.
-    pub(super) gone_ns: Option<u64>,
+    /// Opening it failed; not tried again until the writer opens another file.
+    is_unreadable: bool,
+    /// Since when no known process has it open, CLOCK_MONOTONIC ns.
+    pub(super) orphaned_ns: Option<u64>,
 }
 
-/// How a log is found at a look.
+/// What polling its size found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum LogState {
     Same,
-    /// The writer has opened another in its place.
-    Another,
-    Gone,
+    /// The writer has opened another file in its place.
+    Replaced,
+    /// Its writer does not have it open any more.
+    Orphaned,
 }
 
-/// A known line: its name, the line, between which times it was written, ns.
-pub(super) type Heard<'a> = dyn FnMut(&str, &[u8], [u64; 2]) + 'a;
+/// Takes a known message: its name, the line, and the earliest and latest time at which it may have been written, ns.
+pub(super) type Count<'a> = dyn FnMut(&str, &[u8], [u64; 2]) + 'a;
 
 impl Tail {
-    /// `since_ns`: the process did not have it open then. Without it, what the file holds is from before.
+    /// `since_ns`: when the process did not have it open yet. Without it, all bytes in the file count as old.
     pub(super) fn new(
         target: TargetId,
-        process: &ProcessSeen,
+        process: &ProcessInfo,
         log: Log,
         since_ns: Option<u64>,
         now_ns: u64,
@@ -80,81 +82,85 @@ impl Tail {
             pid: process.pid,
             fd: log.fd,
             path: log.path,
-            identity: Identity::from(&log.metadata),
-            marks: VecDeque::new(),
+            file: FileId::from(&log.metadata),
+            sizes: VecDeque::new(),
             read_to: 0,
             reader: None,
-            refused: false,
-            gone_ns: None,
+            is_unreadable: false,
+            orphaned_ns: None,
         };
         let since_ns = since_ns.filter(|since_ns| {
             let since = Duration::from_nanos(now_ns.saturating_sub(*since_ns));
             is_younger(&log.metadata, since)
         });
-        tail.begin(since_ns, log.metadata.len(), now_ns);
+        tail.reset(since_ns, log.metadata.len(), now_ns);
         tail
     }
 
-    /// Of a file that is new to us; `since_ns`: all that it holds was written after that.
-    fn begin(&mut self, since_ns: Option<u64>, size: u64, now_ns: u64) {
+    /// Starts over with a new file. `since_ns`: all its bytes were written after that.
+    fn reset(&mut self, since_ns: Option<u64>, size: u64, now_ns: u64) {
         self.reader = None;
-        self.refused = false;
+        self.is_unreadable = false;
         self.read_to = 0;
-        self.marks.clear();
+        self.sizes.clear();
         if let Some(at_ns) = since_ns {
-            self.marks.push_back(Mark { at_ns, size: 0 });
+            self.sizes.push_back(SizeAt { at_ns, size: 0 });
         }
-        self.marks.push_back(Mark {
+        self.sizes.push_back(SizeAt {
             at_ns: now_ns,
             size,
         });
     }
 
-    /// Another process of the target that writes to the same file, or the same one.
-    pub(super) fn held_by(&mut self, process: &ProcessSeen, fd: u32) {
+    /// Follows the log by the descriptor of another process of the target.
+    pub(super) fn adopt(&mut self, process: &ProcessInfo, fd: u32) {
         self.tgid = process.tgid;
         self.start_ns = process.start_ns;
         self.pid = process.pid;
         self.fd = fd;
-        self.gone_ns = None;
+        self.orphaned_ns = None;
     }
 
-    /// Remembers the size that it has now. What was written to a file that another has replaced is read first.
-    pub(super) fn look(&mut self, now_ns: u64, read: Option<(&Table, &mut Heard<'_>)>) -> Found {
+    /// Remembers the current size. If another file has replaced it, the rest of the old one is read first, given `read`.
+    pub(super) fn poll_size(
+        &mut self,
+        now_ns: u64,
+        read: Option<(&Table, &mut Count<'_>)>,
+    ) -> LogState {
         let found = self
-            .gone_ns
+            .orphaned_ns
             .is_none()
             .then(|| open::metadata(self.pid, self.fd))
             .flatten();
         let Some(metadata) = found else {
-            self.gone_ns.get_or_insert(now_ns);
-            return Found::Gone;
+            self.orphaned_ns.get_or_insert(now_ns);
+            return LogState::Orphaned;
         };
-        if Identity::from(&metadata) == self.identity {
-            self.mark(now_ns, metadata.len());
-            return Found::Same;
+        if FileId::from(&metadata) == self.file {
+            self.add_size(now_ns, metadata.len());
+            return LogState::Same;
         }
-        if let Some((table, heard)) = read {
-            self.finish(now_ns, table, heard);
+        if let Some((table, count)) = read {
+            self.finish(now_ns, table, count);
         }
-        let before_ns = self.marks.back().map_or(now_ns, |mark| mark.at_ns);
+        let before_ns = self.sizes.back().map_or(now_ns, |entry| entry.at_ns);
         let elapsed = Duration::from_nanos(now_ns.saturating_sub(before_ns));
-        let since_ns = is_younger(&metadata, elapsed + ROTATION).then_some(before_ns);
-        self.identity = Identity::from(&metadata);
+        let since_ns = is_younger(&metadata, elapsed + MAX_ROTATION_TIME).then_some(before_ns);
+        self.file = FileId::from(&metadata);
         if let Some(path) = open::path(self.pid, self.fd) {
             self.path = path;
         }
-        self.begin(since_ns, metadata.len(), now_ns);
-        Found::Another
+        self.reset(since_ns, metadata.len(), now_ns);
+        LogState::Replaced
     }
 
-    fn mark(&mut self, now_ns: u64, size: u64) {
-        if let Some(last) = self.marks.back().copied()
+    fn add_size(&mut self, now_ns: u64, size: u64) {
+        if let Some(last) = self.sizes.back().copied()
             && size < last.size
         {
-            // Truncated: all that it holds was written since.
-            self.marks.clear();
-            self.marks.push_back(Mark {
+            // Truncated: all bytes were written since.
+            self.sizes.clear();
+            self.sizes.push_back(SizeAt {
                 at_ns: last.at_ns,
                 size: 0,
             });
@@ -163,37 +169,36 @@ impl Tail {
                 *lines = Lines::from(0, false);
             }
         }
-        self.marks.push_back(Mark {
+        self.sizes.push_back(SizeAt {
             at_ns: now_ns,
             size,
         });
-        let is_old = |mark: &Mark| mark.at_ns.saturating_add(REMEMBERED_NS) < now_ns;
-        while self.marks.len() > MAX_MARKS || self.marks.get(1).is_some_and(is_old) {
-            self.marks.pop_front();
+        let is_old = |entry: &SizeAt| entry.at_ns.saturating_add(HISTORY_NS) < now_ns;
+        while self.sizes.len() > MAX_SIZES || self.sizes.get(1).is_some_and(is_old) {
+            self.sizes.pop_front();
         }
     }
 
-    /// Reads what was written since the last time, and first what was written shortly before the first time. Returns
-    /// how many bytes were left out.
-    pub(super) fn read(&mut self, table: &Table, heard: &mut Heard<'_>) -> io::Result<u64> {
+    /// Reads the new bytes; the first time, from the oldest kept size on. Returns how many bytes were skipped.
+    pub(super) fn read(&mut self, table: &Table, count: &mut Count<'_>) -> io::Result<u64> {
         if self.reader.is_none() && !self.open()? {
             return Ok(0);
         }
         let Some((file, lines)) = &mut self.reader else {
             return Ok(0);
         };
-        // No further than the marks say when it was written. A file that is gone has no further ones.
-        let marked = self.marks.back().map_or(0, |mark| mark.size);
-        let size = if self.gone_ns.is_some() {
+        // Only up to the newest size, so that the time of every byte is known. A log without a writer does not grow.
+        let newest = self.sizes.back().map_or(0, |entry| entry.size);
+        let size = if self.orphaned_ns.is_some() {
             file.metadata()?.len()
         } else {
-            marked
+            newest
         };
         let from = lines.next();
         let unread = size.saturating_sub(from);
-        let left_out = unread.saturating_sub(MAX_READ);
-        if left_out > 0 {
-            *lines = Lines::from(from + left_out, true);
+        let skipped = unread.saturating_sub(MAX_READ);
+        if skipped > 0 {
+            *lines = Lines::from(from + skipped, true);
         }
         let mut bytes = vec![0; unread.min(MAX_READ) as usize];
         let mut len = 0;
@@ -206,49 +211,48 @@ impl Tail {
             }
         }
         bytes.truncate(len);
-        let marks = &self.marks;
+        let sizes = &self.sizes;
         lines.feed(&bytes, &mut |line, end| {
             if let Some(name) = table.find(line) {
-                heard(name, line, written(marks, end));
+                count(name, line, written(sizes, end));
             }
         });
-        Ok(left_out)
+        Ok(skipped)
     }
 
-    /// Reads the rest of a file to which nothing will be written any more.
-    pub(super) fn finish(&mut self, now_ns: u64, table: &Table, heard: &mut Heard<'_>) {
+    /// Reads the rest of a file that nobody writes to any more.
+    pub(super) fn finish(&mut self, now_ns: u64, table: &Table, count: &mut Count<'_>) {
         let size = self
             .reader
             .as_ref()
             .and_then(|(file, _)| Some(file.metadata().ok()?.len()));
         let Some(size) = size else { return };
-        self.mark(now_ns, size);
-        if self.read(table, heard).is_err() {
+        self.add_size(now_ns, size);
+        if self.read(table, count).is_err() {
             return;
         }
-        let marks = &self.marks;
+        let sizes = &self.sizes;
         if let Some((_, lines)) = &mut self.reader {
             lines.end(&mut |line, end| {
                 if let Some(name) = table.find(line) {
-                    heard(name, line, written(marks, end));
+                    count(name, line, written(sizes, end));
                 }
             });
         }
     }
 
     fn open(&mut self) -> io::Result<bool> {
-        if self.refused || self.gone_ns.is_some() {
+        if self.is_unreadable || self.orphaned_ns.is_some() {
             return Ok(false);
         }
-        let opened = open::open(self.pid, self.fd, self.identity);
-        // It stays as it is until there is another.
-        self.refused = opened.is_err();
+        let opened = open::open(self.pid, self.fd, self.file);
+        self.is_unreadable = opened.is_err();
         let Some(file) = opened? else {
             return Ok(false);
         };
-        let from = self.marks.front().map_or(0, |mark| mark.size);
+        let from = self.sizes.front().map_or(0, |entry| entry.size);
         let from = from.max(self.read_to);
-        // With the byte before it, for that tells whether a line begins here.
+        // From the byte before, which shows whether a line begins here.
         let lines = Lines::from(from.saturating_sub(1), from > 0);
         self.reader = Some((file, lines));
         Ok(true)
@@ -259,7 +263,7 @@ impl Tail {
         self.reader.is_none()
     }
 
-    /// Its writer is not suspicious any more. The file is not held open longer than it is read.
+    /// Closes the file: its writer is not focused any more.
     pub(super) fn close(&mut self) {
         if let Some((_, lines)) = self.reader.take() {
             self.read_to = self.read_to.max(lines.line());
@@ -267,21 +271,21 @@ impl Tail {
     }
 }
 
-/// Between which times the byte at an offset was written.
-fn written(marks: &VecDeque<Mark>, offset: u64) -> [u64; 2] {
-    let after = marks.partition_point(|mark| mark.size <= offset);
-    let at = |index: usize| marks.get(index).map(|mark| mark.at_ns);
-    let last = marks.back().map_or(0, |mark| mark.at_ns);
+/// The earliest and latest time at which the byte at an offset may have been written, ns.
+fn written(sizes: &VecDeque<SizeAt>, offset: u64) -> [u64; 2] {
+    let after = sizes.partition_point(|entry| entry.size <= offset);
+    let at = |index: usize| sizes.get(index).map(|entry| entry.at_ns);
+    let last = sizes.back().map_or(0, |entry| entry.at_ns);
     let not_after = at(after).unwrap_or(last);
     let not_before = after.checked_sub(1).and_then(at);
-    // Of what stood there before the oldest mark nothing is known.
+    // Nothing is known of bytes older than the oldest size.
     [not_before.unwrap_or(0), not_after]
 }
 
-/// Whether the file was made within so long. Where the file system does not say, one that is short is taken for new.
+/// Whether the file was created less than `than` ago. If the file system does not record that, a short file counts as new.
 fn is_younger(metadata: &Metadata, than: Duration) -> bool {
     match metadata.created() {
-        // A time to come is that of a clock that was set.
+        // A creation time in the future means that the clock was set back.
         Ok(created) => created.elapsed().is_ok_and(|age| age <= than),
         Err(_) => metadata.len() <= MAX_READ,
     }

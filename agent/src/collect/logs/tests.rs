@@ -1,4 +1,4 @@
-//! With real processes that write to real files; the clock is ours.
+//! Real processes write to real files; time is simulated.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,9 +15,9 @@ use super::*;
 
 const S: u64 = 1_000 * MS;
 const SHARE: f64 = 1e9;
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A shell whose standard output is a file, and which does what it is told.
+/// A shell whose standard output is a file, and which runs commands from a pipe.
 struct Writer {
     shell: Child,
     commands: ChildStdin,
@@ -40,23 +40,23 @@ impl Writer {
         self.shell.id()
     }
 
-    /// Waits until the shell has done it.
-    fn does(&mut self, command: &str, done: impl Fn() -> bool) {
+    /// Runs a command and waits until it is `done`.
+    fn run(&mut self, command: &str, done: impl Fn() -> bool) {
         writeln!(self.commands, "{command}").unwrap();
-        wait::until(command, PATIENCE, || Ok(done().then_some(()))).unwrap();
+        wait::until(command, TIMEOUT, || Ok(done().then_some(()))).unwrap();
     }
 
-    /// Takes to another file.
+    /// Redirects its standard output to another file.
     fn reopens(&mut self, path: &Path) {
         let link = format!("/proc/{}/fd/1", self.pid());
         let wanted = path.to_owned();
-        self.does(&format!("exec >>{}", path.display()), || {
+        self.run(&format!("exec >>{}", path.display()), || {
             fs::read_link(&link).is_ok_and(|now| now == wanted)
         });
     }
 
-    fn seen(&self) -> ProcessSeen {
-        ProcessSeen {
+    fn info(&self) -> ProcessInfo {
+        ProcessInfo {
             tgid: self.pid(),
             pid: self.pid(),
             parent: 1,
@@ -84,12 +84,12 @@ fn write(path: &Path, text: &str) {
     append(path).write_all(text.as_bytes()).unwrap();
 }
 
-/// Logs of one target, and a clock.
+/// The logs of one target, and a simulated clock.
 struct Scene {
     dir: TempDir,
     logs: Logs,
-    voice: Voice,
-    processes: Vec<ProcessSeen>,
+    notices: Notices,
+    processes: Vec<ProcessInfo>,
     now_ns: u64,
 }
 
@@ -98,7 +98,7 @@ impl Scene {
         Self {
             dir: TempDir::new(purpose).unwrap(),
             logs: Logs::new(Some(Table::new([]).unwrap())),
-            voice: Voice::default(),
+            notices: Notices::default(),
             processes: Vec::new(),
             now_ns: 100 * S,
         }
@@ -109,11 +109,11 @@ impl Scene {
     }
 
     fn watch(&mut self, writers: &[&Writer]) {
-        self.processes = writers.iter().map(|writer| writer.seen()).collect();
+        self.processes = writers.iter().map(|writer| writer.info()).collect();
         self.processes.sort_unstable_by_key(|process| process.tgid);
     }
 
-    fn look_after(&mut self, ns: u64) -> Vec<Message> {
+    fn poll_after(&mut self, ns: u64) -> Vec<Message> {
         self.now_ns += ns;
         let target = Target {
             id: 7,
@@ -123,19 +123,19 @@ impl Scene {
         let processes = self.processes.clone();
         assert!(self.logs.is_due(self.now_ns));
         self.logs
-            .look(self.now_ns, SHARE, &[target], &processes, &mut self.voice)
+            .poll(self.now_ns, SHARE, &[target], &processes, &mut self.notices)
     }
 
     fn focused(&mut self) {
         self.logs.set_focused(&BTreeSet::from([7]), self.now_ns);
     }
 
-    fn cold(&mut self) {
+    fn unfocused(&mut self) {
         self.logs.set_focused(&BTreeSet::new(), self.now_ns);
     }
 
-    fn said(&mut self) -> Vec<String> {
-        self.voice
+    fn notice_codes(&mut self) -> Vec<String> {
+        self.notices
             .take()
             .into_iter()
             .map(|notice| notice.code)
@@ -151,102 +151,102 @@ fn counts(messages: &[Message]) -> Vec<(&str, u32)> {
 }
 
 #[test]
-fn lines_of_the_moment_count_once_and_earlier_ones_do_not() {
+fn lines_written_around_the_time_of_focus_count_once_and_older_ones_do_not() {
     let mut scene = Scene::new("logs-moment");
     let path = scene.path("out");
     write(&path, "queue full before we came\n");
     let writer = Writer::to(&path);
     scene.watch(&[&writer]);
-    assert_eq!(scene.look_after(0), []);
+    assert_eq!(scene.poll_after(0), []);
     write(&path, "queue full long ago\n");
     for _ in 0..15 {
-        assert_eq!(scene.look_after(S), [], "healthy services are not read");
+        assert_eq!(scene.poll_after(S), [], "healthy services are not read");
     }
     write(&path, "all is well\nqueue full now\n");
-    assert_eq!(scene.look_after(S), []);
+    assert_eq!(scene.poll_after(S), []);
     scene.focused();
-    let messages = scene.look_after(0);
+    let messages = scene.poll_after(0);
     assert_eq!(counts(&messages), [("queue_full", 1)]);
     let message = &messages[0];
     assert_eq!(message.line, "queue full now");
     assert_eq!(message.path, path.display().to_string());
-    // It came between two looks at the length of the file, before anyone read it.
+    // It was written between two polls of the size, before the log was read.
     let written = (message.not_before_ns, message.not_after_ns);
     assert_eq!(written, (scene.now_ns - S, scene.now_ns));
 
     write(&path, "queue fu");
-    assert_eq!(scene.look_after(250 * MS), []);
+    assert_eq!(scene.poll_after(250 * MS), []);
     write(
         &path,
         "ll in two pieces\nToo many open files\nqueue is full\n",
     );
-    let messages = scene.look_after(250 * MS);
+    let messages = scene.poll_after(250 * MS);
     assert_eq!(counts(&messages), [("fd_exhausted", 1), ("queue_full", 2)]);
     assert_eq!(messages[1].line, "queue full in two pieces");
     assert_eq!(messages[1].not_before_ns, scene.now_ns - 250 * MS);
-    assert_eq!(scene.look_after(250 * MS), []);
+    assert_eq!(scene.poll_after(250 * MS), []);
 
-    // Read on for a while, then not, and nothing of it twice.
-    scene.cold();
+    // Read for the hold time, then closed, and no line is counted twice.
+    scene.unfocused();
     write(&path, "queue full, still\n");
-    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
-    scene.now_ns += LINGER_NS;
-    scene.cold();
-    assert_eq!(scene.look_after(S), []);
+    assert_eq!(counts(&scene.poll_after(S)), [("queue_full", 1)]);
+    scene.now_ns += HOLD_NS;
+    scene.unfocused();
+    assert_eq!(scene.poll_after(S), []);
     assert!(scene.logs.tails[0].is_closed());
     scene.focused();
-    assert_eq!(scene.look_after(S), []);
+    assert_eq!(scene.poll_after(S), []);
     write(&path, "queue full again\n");
-    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    assert_eq!(counts(&scene.poll_after(S)), [("queue_full", 1)]);
 }
 
 #[test]
-fn a_truncated_log_is_read_from_its_beginning() {
+fn a_truncated_log_is_read_from_the_start() {
     let mut scene = Scene::new("logs-truncated");
     let path = scene.path("app.log");
     let writer = Writer::to(&path);
     scene.watch(&[&writer]);
     scene.focused();
-    assert_eq!(scene.look_after(0), []);
+    assert_eq!(scene.poll_after(0), []);
     write(&path, "queue full 1\nqueue full 2\nqueue fu");
-    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 2)]);
+    assert_eq!(counts(&scene.poll_after(S)), [("queue_full", 2)]);
     File::create(&path).unwrap();
     write(&path, "queue full 3\n");
-    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    assert_eq!(counts(&scene.poll_after(S)), [("queue_full", 1)]);
     write(&path, "queue full 4\n");
-    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    assert_eq!(counts(&scene.poll_after(S)), [("queue_full", 1)]);
 }
 
 #[test]
-fn a_rotated_log_is_read_to_its_end_and_the_new_one_from_its_beginning() {
+fn a_rotated_log_is_read_to_its_end_and_the_new_one_from_the_start() {
     let mut scene = Scene::new("logs-rotated");
     let (path, old) = (scene.path("app.log"), scene.path("app.log.1"));
     let mut writer = Writer::to(&path);
     scene.watch(&[&writer]);
     scene.focused();
-    assert_eq!(scene.look_after(0), []);
+    assert_eq!(scene.poll_after(0), []);
     write(&path, "queue full 1\n");
-    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
-    // Renamed: its writer goes on writing to it, until it takes to the new one.
+    assert_eq!(counts(&scene.poll_after(S)), [("queue_full", 1)]);
+    // Renamed: its writer keeps writing to it until it opens the new one.
     fs::rename(&path, &old).unwrap();
     write(&old, "queue full 2\n");
-    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    assert_eq!(counts(&scene.poll_after(S)), [("queue_full", 1)]);
     write(&old, "queue full 3\nqueue full, with no end");
     writer.reopens(&path);
     write(&path, "queue full 4\n");
-    let messages = scene.look_after(S);
-    let told: Vec<(&str, u32)> = messages
+    let messages = scene.poll_after(S);
+    let counted: Vec<(&str, u32)> = messages
         .iter()
         .map(|message| (message.path.as_str(), message.count))
         .collect();
     let (path, old) = (path.display().to_string(), old.display().to_string());
-    // The old one under the name that it had when it was found.
-    assert_eq!(told, [(path.as_str(), 3)], "{old}");
-    assert_eq!(scene.look_after(S), []);
+    // The old one keeps the name that it had when it was found.
+    assert_eq!(counted, [(path.as_str(), 3)], "{old}");
+    assert_eq!(scene.poll_after(S), []);
 }
 
 #[test]
-fn a_huge_log_that_grows_fast_costs_no_more_than_its_end() {
+fn of_a_huge_log_that_grows_fast_only_the_end_is_read() {
     let mut scene = Scene::new("logs-huge");
     let path = scene.path("huge.log");
     let file = append(&path);
@@ -254,53 +254,53 @@ fn a_huge_log_that_grows_fast_costs_no_more_than_its_end() {
     let writer = Writer::to(&path);
     scene.watch(&[&writer]);
     scene.focused();
-    assert_eq!(scene.look_after(0), []);
-    assert_eq!(scene.said(), Vec::<String>::new());
+    assert_eq!(scene.poll_after(0), []);
+    assert_eq!(scene.notice_codes(), Vec::<String>::new());
     let line = "queue full\n";
     let many = line.repeat(200_000);
     for round in 0..5 {
         write(&path, &many);
-        let before_ns = cpu_time_ns();
-        let messages = scene.look_after(S);
-        let cost_ns = cpu_time_ns() - before_ns;
+        let before_ns = crate::collect::cpu_time_ns();
+        let messages = scene.poll_after(S);
+        let cost_ns = crate::collect::cpu_time_ns() - before_ns;
         assert_eq!(messages.len(), 1);
         let room = tail::MAX_READ as usize / line.len();
         let count = messages[0].count as usize;
         assert!((room - 1..=room).contains(&count), "{count} of {room}");
         assert!(cost_ns < 500 * MS, "{cost_ns} ns");
-        let said = scene.said();
+        let codes = scene.notice_codes();
         assert_eq!(
-            said.contains(&"log_left_out".to_owned()),
+            codes.contains(&"log_left_out".to_owned()),
             round == 0,
-            "{said:?}"
+            "{codes:?}"
         );
     }
-    let left_out = 5 * (many.len() as u64 - tail::MAX_READ);
-    assert_eq!(scene.logs.left_out.bytes, left_out);
+    let skipped = 5 * (many.len() as u64 - tail::MAX_READ);
+    assert_eq!(scene.logs.skipped.bytes, skipped);
 }
 
 #[test]
-fn a_writer_that_keeps_its_place_over_a_truncation_leaves_no_harm() {
+fn a_hole_after_a_truncation_is_skipped() {
     let mut scene = Scene::new("logs-hole");
     let path = scene.path("app.log");
     let writer = Writer::to(&path);
     scene.watch(&[&writer]);
     scene.focused();
     let file = OpenOptions::new().write(true).open(&path).unwrap();
-    assert_eq!(scene.look_after(0), []);
+    assert_eq!(scene.poll_after(0), []);
     file.write_all_at(&[b'x'; 1_000], 0).unwrap();
-    assert_eq!(scene.look_after(S), []);
+    assert_eq!(scene.poll_after(S), []);
     file.set_len(0).unwrap();
-    assert_eq!(scene.look_after(S), []);
+    assert_eq!(scene.poll_after(S), []);
     // A hole of 30 GB, then the line.
     file.write_all_at(b"queue full\n", 30 << 30).unwrap();
-    assert_eq!(scene.look_after(S), []);
+    assert_eq!(scene.poll_after(S), []);
     file.write_all_at(b"queue full\n", (30 << 30) + 11).unwrap();
-    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    assert_eq!(counts(&scene.poll_after(S)), [("queue_full", 1)]);
 }
 
 #[test]
-fn pipes_and_files_that_are_read_too_are_left_alone() {
+fn pipes_and_files_open_for_reading_are_left_alone() {
     let mut scene = Scene::new("logs-others");
     let data = scene.path("data.log");
     let mut shell = Command::new("sh")
@@ -317,41 +317,41 @@ fn pipes_and_files_that_are_read_too_are_left_alone() {
     let commands = shell.stdin.take().unwrap();
     let writer = Writer { shell, commands };
     let six = format!("/proc/{}/fd/6", writer.pid());
-    wait::until("the shell to open its files", PATIENCE, || {
+    wait::until("the shell to open its files", TIMEOUT, || {
         Ok(fs::metadata(&six).ok().map(|_| ()))
     })
     .unwrap();
     scene.watch(&[&writer]);
     scene.focused();
-    assert_eq!(scene.look_after(0), []);
+    assert_eq!(scene.poll_after(0), []);
     assert!(scene.logs.tails.is_empty());
 }
 
 #[test]
-fn a_log_that_workers_share_is_read_once_and_outlives_each_of_them() {
+fn a_log_shared_by_workers_is_read_once_and_outlives_each_of_them() {
     let mut scene = Scene::new("logs-shared");
     let path = scene.path("app.log");
     let (first, second) = (Writer::to(&path), Writer::to(&path));
     scene.watch(&[&first, &second]);
     scene.focused();
-    assert_eq!(scene.look_after(0), []);
+    assert_eq!(scene.poll_after(0), []);
     write(&path, "queue full 1\n");
-    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    assert_eq!(counts(&scene.poll_after(S)), [("queue_full", 1)]);
     drop(first);
     scene.watch(&[&second]);
     write(&path, "queue full 2\n");
-    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    assert_eq!(counts(&scene.poll_after(S)), [("queue_full", 1)]);
     write(&path, "queue full 3\n");
-    assert_eq!(counts(&scene.look_after(S)), [("queue_full", 1)]);
+    assert_eq!(counts(&scene.poll_after(S)), [("queue_full", 1)]);
     assert_eq!(scene.logs.tails.len(), 1);
-    // The last one ends with a line that it did not complete.
+    // The last writer ends with an incomplete line.
     write(&path, "queue full, its last words");
     drop(second);
     scene.watch(&[]);
     let mut count = 0;
     for _ in 0..5 {
         count += scene
-            .look_after(S)
+            .poll_after(S)
             .iter()
             .map(|message| message.count)
             .sum::<u32>();
@@ -361,22 +361,22 @@ fn a_log_that_workers_share_is_read_once_and_outlives_each_of_them() {
 }
 
 #[test]
-fn a_log_that_is_opened_in_the_middle_is_read_from_its_beginning() {
+fn a_log_opened_while_focused_is_read_from_the_start() {
     let mut scene = Scene::new("logs-late");
     let mut writer = Writer::to(&scene.path("out"));
     scene.watch(&[&writer]);
     scene.focused();
-    assert_eq!(scene.look_after(0), []);
+    assert_eq!(scene.poll_after(0), []);
     let late = scene.path("errors.log");
     let link = format!("/proc/{}/fd/9", writer.pid());
-    writer.does(&format!("exec 9>>{}", late.display()), || {
+    writer.run(&format!("exec 9>>{}", late.display()), || {
         Path::new(&link).exists()
     });
     write(&late, "Too many open files\n");
     let mut count = 0;
     for _ in 0..7 {
         count += scene
-            .look_after(S)
+            .poll_after(S)
             .iter()
             .map(|message| message.count)
             .sum::<u32>();
@@ -385,32 +385,32 @@ fn a_log_that_is_opened_in_the_middle_is_read_from_its_beginning() {
 }
 
 #[test]
-fn so_many_logs_are_followed_and_no_more() {
+fn the_number_of_logs_per_target_is_limited() {
     let mut scene = Scene::new("logs-many");
     let mut writer = Writer::to(&scene.path("out"));
     for fd in 3..10 {
         let path = scene.path(&format!("{fd}.log"));
         let link = format!("/proc/{}/fd/{fd}", writer.pid());
-        writer.does(&format!("exec {fd}>>{}", path.display()), || {
+        writer.run(&format!("exec {fd}>>{}", path.display()), || {
             Path::new(&link).exists()
         });
     }
     scene.watch(&[&writer]);
-    assert_eq!(scene.look_after(0), []);
-    assert_eq!((scene.logs.tails.len(), scene.said().len()), (8, 0));
+    assert_eq!(scene.poll_after(0), []);
+    assert_eq!((scene.logs.tails.len(), scene.notice_codes().len()), (8, 0));
     let tenth = scene.path("tenth.log");
-    writer.does(&format!("exec 2>>{}", tenth.display()), || tenth.exists());
-    assert_eq!(scene.look_after(RESCAN_NS[0]), []);
+    writer.run(&format!("exec 2>>{}", tenth.display()), || tenth.exists());
+    assert_eq!(scene.poll_after(RESCAN_INTERVAL_NS), []);
     assert_eq!(scene.logs.tails.len(), MAX_PER_TARGET);
-    assert_eq!(scene.said(), ["too_many_logs"]);
+    assert_eq!(scene.notice_codes(), ["too_many_logs"]);
 }
 
 #[test]
-fn switched_off_no_log_is_looked_at() {
+fn no_log_is_read_when_reading_is_turned_off() {
     let mut logs = Logs::new(None);
     logs.set_focused(&BTreeSet::from([7]), 0);
     assert!(!logs.is_due(100 * S));
-    let me = ProcessSeen {
+    let me = ProcessInfo {
         tgid: std::process::id(),
         pid: std::process::id(),
         parent: 1,
@@ -419,7 +419,7 @@ fn switched_off_no_log_is_looked_at() {
         kernel: false,
         comm: "test".to_owned(),
     };
-    let mut voice = Voice::default();
-    assert_eq!(logs.look(100 * S, SHARE, &[], &[me], &mut voice), []);
+    let mut notices = Notices::default();
+    assert_eq!(logs.poll(100 * S, SHARE, &[], &[me], &mut notices), []);
     assert!(logs.tails.is_empty() && logs.scanned.is_empty());
 }

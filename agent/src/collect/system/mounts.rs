@@ -1,14 +1,14 @@
-//! Where the control group hierarchies are mounted, and where in them a process is. Pure.
+//! Where the cgroup hierarchies are mounted, and the directories of a process in them. Pure.
 
 use std::{
     collections::HashMap,
     path::{Component, Path, PathBuf},
 };
 
-/// Levels between a group and the root that are read at most.
+/// Most levels between a cgroup and the root that are read.
 const MAX_LEVELS: usize = 16;
 
-/// Where the hierarchies are mounted.
+/// The mounted hierarchies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mounts {
     /// cgroup v2.
@@ -19,12 +19,12 @@ pub(super) struct Mounts {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mount {
-    /// The group that stands at the mount point.
+    /// The cgroup at the mount point.
     root: PathBuf,
     point: PathBuf,
 }
 
-/// One controller's directory of a process, and its parents up to the mount point.
+/// A process's directory in one hierarchy, followed by its parents up to the mount point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) dirs: Vec<PathBuf>,
@@ -32,7 +32,7 @@ pub(super) struct Place {
 }
 
 impl Mounts {
-    /// From /proc/self/mountinfo.
+    /// Parses /proc/self/mountinfo.
     pub(super) fn parse(text: &str) -> Self {
         let mut mounts = Self::default();
         for line in text.lines() {
@@ -69,8 +69,8 @@ impl Mounts {
         mounts
     }
 
-    /// Where a controller keeps its files for a process, by that process's /proc/PID/cgroup: in v1 where the controller is
-    /// bound to it, else in v2.
+    /// The directories of a controller for a process: in the v1 hierarchy that the controller is bound to, else in v2.
+    /// `membership`: the process's /proc/PID/cgroup.
     pub(super) fn place(&self, controller: &str, membership: &str) -> Option<Place> {
         let Some(mount) = self.controllers.get(controller) else {
             return self.unified_place(membership);
@@ -80,6 +80,7 @@ impl Mounts {
         mount.place(path.2, false)
     }
 
+    /// The directories in the v2 hierarchy.
     pub(super) fn unified_place(&self, membership: &str) -> Option<Place> {
         let (_, _, path) = memberships(membership).find(|(hierarchy, ..)| *hierarchy == "0")?;
         self.unified.as_ref()?.place(path, true)
@@ -89,26 +90,26 @@ impl Mounts {
 impl Mount {
     fn place(&self, path: &str, unified: bool) -> Option<Place> {
         let below = Path::new(path).strip_prefix(&self.root).ok()?;
-        // A group outside of our control group namespace cannot be reached: "/../other".
+        // A cgroup outside the agent's cgroup namespace has a path such as "/../other", which cannot be reached.
         let is_plain = |part: Component<'_>| matches!(part, Component::Normal(_));
         if !below.components().all(is_plain) {
             return None;
         }
-        // Joined to nothing, a path gets a slash at its end.
+        // Not `join`, which appends a slash if `below` is empty.
         let dir: PathBuf = self.point.components().chain(below.components()).collect();
         let mut dirs: Vec<PathBuf> = dir
             .ancestors()
             .take_while(|dir| dir.starts_with(&self.point))
             .map(Path::to_owned)
             .collect();
-        // Of one that is deeper the outermost levels are left out: quotas stand at pods and containers, below them.
+        // The outermost levels are cut off: quotas are set on pods and containers, the innermost ones.
         dirs.truncate(MAX_LEVELS);
         Some(Place { dirs, unified })
     }
 }
 
 impl Place {
-    /// The directory of the process itself.
+    /// The process's own directory, without parents.
     pub(super) fn own(self) -> Option<PathBuf> {
         self.dirs.into_iter().next()
     }
@@ -122,7 +123,7 @@ fn memberships(text: &str) -> impl Iterator<Item = (&str, &str, &str)> {
     })
 }
 
-/// mountinfo writes blanks and the like as `\040`.
+/// Decodes octal escapes: mountinfo writes a blank as `\040`.
 fn unescape(text: &str) -> PathBuf {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

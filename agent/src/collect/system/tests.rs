@@ -20,7 +20,7 @@ fn dirs(place: Option<Place>) -> Vec<String> {
 }
 
 #[test]
-fn every_controller_is_found_where_the_process_has_it() {
+fn each_controller_is_found_in_its_hierarchy() {
     let v2 = Mounts::parse(V2);
     assert_eq!(
         dirs(v2.place("memory", "0::/system.slice/svc.service\n")),
@@ -54,7 +54,7 @@ fn every_controller_is_found_where_the_process_has_it() {
 }
 
 #[test]
-fn a_group_outside_of_what_is_mounted_is_not_looked_for() {
+fn a_cgroup_outside_the_mounted_hierarchy_has_no_directories() {
     let mounts = Mounts::parse(V2);
     assert_eq!(mounts.unified_place("0::/../other\n"), None);
     assert_eq!(mounts.unified_place("0::/a/../../etc\n"), None);
@@ -70,7 +70,7 @@ fn a_group_outside_of_what_is_mounted_is_not_looked_for() {
 }
 
 #[test]
-fn files_are_read_as_the_kernel_writes_them() {
+fn kernel_file_formats_are_parsed() {
     let quota = cpu_max("50000 100000\n").map(Quota::millicpus);
     assert_eq!(quota, Some(500));
     assert_eq!(cpu_max("max 100000\n"), None);
@@ -101,7 +101,7 @@ fn files_are_read_as_the_kernel_writes_them() {
     assert_eq!(kibibytes("MemTotal: kB\n", "MemTotal:"), None);
 }
 
-/// A directory of files, gone with the test.
+/// A directory of files that is removed with the test.
 struct Tree(PathBuf);
 
 impl Tree {
@@ -132,7 +132,7 @@ fn system(mountinfo: &str) -> System {
 }
 
 #[test]
-fn the_tightest_quota_and_limit_of_a_group_and_its_parents_count() {
+fn the_lowest_quota_and_limit_of_a_cgroup_and_its_parents_apply() {
     let tree = Tree::new(
         "v2",
         &[
@@ -177,7 +177,7 @@ fn the_tightest_quota_and_limit_of_a_group_and_its_parents_count() {
 }
 
 #[test]
-fn version_1_has_the_same_facts_under_other_names() {
+fn cgroup_v1_provides_the_same_values() {
     let tree = Tree::new(
         "v1",
         &[
@@ -226,22 +226,22 @@ fn version_1_has_the_same_facts_under_other_names() {
 }
 
 #[test]
-fn a_group_that_vanishes_leaves_nothing_open_and_nothing_known() {
+fn a_removed_cgroup_leaves_no_open_file_and_no_values() {
     let tree = Tree::new("gone", &[("a/memory.current", "5\n")]);
     let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
     let mut system = system(&mountinfo);
-    system.files.round = 1;
+    system.files.poll = 1;
     assert_eq!(system.group("/a", "0::/a\n").memory, Some(5));
     assert_eq!(system.files.open.len(), 1);
     drop(tree);
-    system.files.round = 2;
-    system.files.forget_unused();
+    system.files.poll = 2;
+    system.files.close_unused();
     assert!(system.files.open.is_empty());
     assert_eq!(system.group("/a", "0::/a\n").memory, None);
 }
 
 #[test]
-fn this_machine_has_cpus_and_memory_and_our_own_group_can_be_read() {
+fn this_machine_and_the_agents_own_cgroup_can_be_read() {
     let own = |id, pid| Target {
         id,
         pid,
@@ -257,5 +257,5 @@ fn this_machine_has_cpus_and_memory_and_our_own_group_can_be_read() {
     assert!(machine.busy_ns > 0);
     let (_, later) = system.read(&[own(3, u32::MAX)]);
     assert!(later.busy_ns >= machine.busy_ns);
-    assert_eq!(system.left_out(), 0);
+    assert_eq!(system.left_out, 0);
 }

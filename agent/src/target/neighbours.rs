@@ -1,5 +1,5 @@
-//! Whom a suspicious service waits for, or who keeps it waiting: from what its processes hold to whoever holds the other
-//! ends. Pure.
+//! Finds the neighbours of focused targets: processes that may keep them waiting, reached through the connections, pipes
+//! and unix sockets that they hold. Pure.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -7,36 +7,37 @@ use std::{
     net::SocketAddr,
 };
 
-use super::{ListenerSeen, ProcessSeen};
+use super::{ListenerInfo, ProcessInfo};
 use crate::sample::{Connection, Holder, Peer, Pipe, UnixSocket, UnixStyle};
 
-/// So many connections, pipes or sockets away.
+/// Most connections, pipes or sockets between a focused process and a neighbour.
 const MAX_HOPS: u32 = 4;
-/// Processes that are followed beyond those that the user asked for.
-pub(crate) const MAX_FOLLOWED: usize = 64;
-/// Processes of one service that are looked through for its kin.
-const MAX_KIN: usize = 1_024;
+/// Most neighbours that are watched although no selector names them.
+pub(crate) const MAX_NEIGHBOURS: usize = 64;
+/// Most processes of one service that are visited to find its siblings.
+const MAX_SIBLINGS: usize = 1_024;
 
-/// What a process holds and may be waiting on, by what tells who is at the other end.
+/// Something that a process holds and may be waiting on, by what identifies the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// A connection, as this process sees it.
+    /// A connection, as the process sees it.
     Tcp {
         netns: u32,
         local: SocketAddr,
         remote: SocketAddr,
     },
-    /// A pipe that holds what nobody has read.
+    /// A pipe that holds unread bytes, by inode.
     ReadersOf(u64),
-    /// An empty pipe to read from.
+    /// An empty pipe that the process reads from, by inode.
     WritersOf(u64),
-    /// The unix socket at the other end.
+    /// A unix socket, by the inode of its peer.
     Socket(u64),
 }
 
-/// The ends behind which somebody may keep their process waiting. Whoever merely calls a service does not: the other end
-/// of a connection that it accepted counts while something that it sent has not arrived.
-/// `is_served`: somebody listens on this port of this network namespace.
+/// The ends that may keep their process waiting, each with its tgid.
+///
+/// An accepted connection counts only while bytes that the process sent are unacknowledged: a client that merely waits for a
+/// response keeps nobody waiting. `is_served(netns, port)`: somebody listens there.
 pub(crate) fn ends(
     connections: &[Connection],
     pipes: &[Pipe],
@@ -45,13 +46,13 @@ pub(crate) fn ends(
 ) -> Vec<(u32, End)> {
     let tcp = connections.iter().filter_map(|connection| {
         let is_opened = !is_served(connection.netns, connection.local.port());
-        let is_stuck = connection.write_seq != connection.snd_una;
+        let is_unacknowledged = connection.write_seq != connection.snd_una;
         let end = End::Tcp {
             netns: connection.netns,
             local: connection.local,
             remote: connection.remote,
         };
-        (is_opened || is_stuck).then_some((connection.tgid, end))
+        (is_opened || is_unacknowledged).then_some((connection.tgid, end))
     });
     let pipes = pipes.iter().filter_map(|pipe| {
         let is_empty = pipe.head == pipe.tail;
@@ -65,63 +66,63 @@ pub(crate) fn ends(
     let unix = unix.iter().filter_map(|socket| {
         // An accepted socket has its listener's path.
         let is_accepted = socket.path.is_some() && socket.peer_path.is_none();
-        let waits_for_answers = socket.style != UnixStyle::Datagram && !is_accepted;
-        let is_stuck = socket.unread_by_peer > 0;
-        (waits_for_answers || is_stuck).then_some((socket.tgid, End::Socket(socket.peer?)))
+        let waits_for_response = socket.style != UnixStyle::Datagram && !is_accepted;
+        let is_unread = socket.unread_by_peer > 0;
+        (waits_for_response || is_unread).then_some((socket.tgid, End::Socket(socket.peer?)))
     });
     tcp.chain(pipes).chain(unix).collect()
 }
 
-/// What is known of the machine.
-pub(crate) struct Nearby<'a> {
-    /// All, in the order of their tgids.
-    pub(crate) processes: &'a [ProcessSeen],
+/// What the scans know about the machine.
+pub(crate) struct Surroundings<'a> {
+    /// All processes, in the order of their tgids.
+    pub(crate) processes: &'a [ProcessInfo],
     pub(crate) ends: &'a [(u32, End)],
     pub(crate) peers: &'a [Peer],
     pub(crate) holders: &'a [Holder],
-    pub(crate) listeners: &'a [ListenerSeen],
-    /// The agent's.
+    pub(crate) listeners: &'a [ListenerInfo],
+    /// Pid of the agent, which is nobody's neighbour.
     pub(crate) own_pid: u32,
 }
 
-/// Who stands around.
+/// The result of [`find_neighbours`].
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Around {
-    /// Without those it began with.
-    pub(crate) reached: BTreeSet<u32>,
-    /// Would have been reached, had there been room.
+pub(crate) struct FoundNeighbours {
+    /// tgids, without the focused processes.
+    pub(crate) tgids: BTreeSet<u32>,
+    /// Processes beyond [`MAX_NEIGHBOURS`].
     pub(crate) left_out: usize,
 }
 
-/// Goes from the processes of suspicious targets to whoever may keep them waiting, and on from there. A process that is
-/// reached brings along the others of its service. `asked` are the processes that are watched anyway.
-pub(crate) fn around(
-    seeds: &BTreeSet<u32>,
-    asked: &BTreeSet<u32>,
-    nearby: &Nearby<'_>,
-    same_program: &mut dyn FnMut(&ProcessSeen, &ProcessSeen) -> bool,
-) -> Around {
-    let map = Map::new(nearby);
-    let mut reach = Reach {
-        asked,
-        seen: seeds.clone(),
-        beyond: 0,
+/// Goes from the `focused` processes to those that may keep them waiting, and on from there. Each process that is reached
+/// brings its siblings of the same service. `selected`: processes that are watched anyway, which no limit applies to.
+pub(crate) fn find_neighbours(
+    focused: &BTreeSet<u32>,
+    selected: &BTreeSet<u32>,
+    surroundings: &Surroundings<'_>,
+    is_same_program: &mut dyn FnMut(&ProcessInfo, &ProcessInfo) -> bool,
+) -> FoundNeighbours {
+    let graph = Graph::new(surroundings);
+    let mut visited = Visited {
+        selected,
+        tgids: focused.clone(),
+        added: 0,
         left_out: BTreeSet::new(),
     };
-    let mut front: Vec<u32> = seeds.iter().copied().collect();
+    let mut frontier: Vec<u32> = focused.iter().copied().collect();
     for _ in 0..MAX_HOPS {
         let mut next = Vec::new();
-        for tgid in &front {
-            for other in map.others(*tgid) {
-                if map.may_be_followed(other) && reach.take(other) {
+        for tgid in &frontier {
+            for other in graph.other_ends(*tgid) {
+                if graph.may_be_watched(other) && visited.add(other) {
                     next.push(other);
                 }
             }
         }
-        // Those who are met come before their kin: where room is short, they are the ones that count.
+        // Siblings only after all processes that hold an end: at the limit, the latter matter more.
         for index in 0..next.len() {
-            for other in map.kin(next[index], same_program) {
-                if map.may_be_followed(other) && reach.take(other) {
+            for other in graph.siblings(next[index], is_same_program) {
+                if graph.may_be_watched(other) && visited.add(other) {
                     next.push(other);
                 }
             }
@@ -129,93 +130,93 @@ pub(crate) fn around(
         if next.is_empty() {
             break;
         }
-        front = next;
+        frontier = next;
     }
-    let reached = reach.seen.difference(seeds).copied().collect();
-    Around {
-        reached,
-        left_out: reach.left_out.len(),
+    FoundNeighbours {
+        tgids: visited.tgids.difference(focused).copied().collect(),
+        left_out: visited.left_out.len(),
     }
 }
 
-/// Who was reached so far.
-struct Reach<'a> {
-    asked: &'a BTreeSet<u32>,
-    seen: BTreeSet<u32>,
-    beyond: usize,
+/// The processes reached so far.
+struct Visited<'a> {
+    selected: &'a BTreeSet<u32>,
+    tgids: BTreeSet<u32>,
+    /// How many of them are not selected.
+    added: usize,
     left_out: BTreeSet<u32>,
 }
 
-impl Reach<'_> {
-    /// Whether it is new, and there is room for it.
-    fn take(&mut self, tgid: u32) -> bool {
-        if self.seen.contains(&tgid) {
+impl Visited<'_> {
+    /// Adds a process; returns whether it is new and within the limit.
+    fn add(&mut self, tgid: u32) -> bool {
+        if self.tgids.contains(&tgid) {
             return false;
         }
-        if !self.asked.contains(&tgid) {
-            if self.beyond == MAX_FOLLOWED {
+        if !self.selected.contains(&tgid) {
+            if self.added == MAX_NEIGHBOURS {
                 self.left_out.insert(tgid);
                 return false;
             }
-            self.beyond += 1;
+            self.added += 1;
         }
-        self.seen.insert(tgid)
+        self.tgids.insert(tgid)
     }
 }
 
-/// [`Nearby`], to be asked quickly.
-struct Map<'a> {
-    nearby: &'a Nearby<'a>,
+/// [`Surroundings`], indexed.
+struct Graph<'a> {
+    surroundings: &'a Surroundings<'a>,
     ends: HashMap<u32, Vec<End>>,
-    /// By their own view of the connection.
+    /// By the connection as the peer sees it.
     peers: HashMap<(SocketAddr, SocketAddr), Vec<&'a Peer>>,
     holders: HashMap<u64, Vec<&'a Holder>>,
     children: BTreeMap<u32, Vec<u32>>,
 }
 
-impl<'a> Map<'a> {
-    fn new(nearby: &'a Nearby<'a>) -> Self {
+impl<'a> Graph<'a> {
+    fn new(surroundings: &'a Surroundings<'a>) -> Self {
         let mut map = Self {
-            nearby,
+            surroundings,
             ends: HashMap::new(),
             peers: HashMap::new(),
             holders: HashMap::new(),
             children: BTreeMap::new(),
         };
-        for (tgid, end) in nearby.ends {
+        for (tgid, end) in surroundings.ends {
             map.ends.entry(*tgid).or_default().push(*end);
         }
-        for peer in nearby.peers {
+        for peer in surroundings.peers {
             let tuple = (peer.local, peer.remote);
             map.peers.entry(tuple).or_default().push(peer);
         }
-        for holder in nearby.holders {
+        for holder in surroundings.holders {
             map.holders.entry(holder.inode).or_default().push(holder);
         }
-        for process in nearby.processes {
+        for process in surroundings.processes {
             let children = map.children.entry(process.parent).or_default();
             children.push(process.tgid);
         }
         map
     }
 
-    fn process(&self, tgid: u32) -> Option<&'a ProcessSeen> {
-        let processes = self.nearby.processes;
+    fn process(&self, tgid: u32) -> Option<&'a ProcessInfo> {
+        let processes = self.surroundings.processes;
         let found = processes.binary_search_by_key(&tgid, |process| process.tgid);
         found.ok().map(|index| &processes[index])
     }
 
-    /// Neither the agent itself, nor the kernel, nor init, which holds a little of everything.
-    fn may_be_followed(&self, tgid: u32) -> bool {
+    /// Neither the agent itself, nor a kernel thread, nor init, which holds many unrelated files.
+    fn may_be_watched(&self, tgid: u32) -> bool {
         const INIT: u32 = 1;
         let process = self.process(tgid);
         process.is_some_and(|process| {
-            process.tgid != INIT && process.pid != self.nearby.own_pid && !process.kernel
+            process.tgid != INIT && process.pid != self.surroundings.own_pid && !process.kernel
         })
     }
 
-    /// Who holds the other ends of what a process holds.
-    fn others(&self, tgid: u32) -> Vec<u32> {
+    /// The processes that hold the other ends of what a process holds.
+    fn other_ends(&self, tgid: u32) -> Vec<u32> {
         let ends = self.ends.get(&tgid).map_or(&[][..], Vec::as_slice);
         let mut others = Vec::new();
         for end in ends {
@@ -243,7 +244,7 @@ impl<'a> Map<'a> {
             .map(|holder| holder.tgid)
     }
 
-    /// Whoever holds the other end of a connection; where nobody has accepted it yet, whoever should.
+    /// The holders of a connection's other end; if nobody has accepted it yet, the processes that listen for it.
     fn across(&self, netns: u32, local: SocketAddr, remote: SocketAddr, others: &mut Vec<u32>) {
         let peers = self.peers.get(&(remote, local));
         let peers = peers.map_or(&[][..], Vec::as_slice);
@@ -255,9 +256,9 @@ impl<'a> Map<'a> {
         if others.len() > before {
             return;
         }
-        // An address of this machine: the loopback's, or the one that the connection itself comes from.
+        // The remote address is this machine's if it is a loopback address, or equal to the local one.
         let is_own = remote.ip().is_loopback() || remote.ip() == local.ip();
-        let listeners = self.nearby.listeners.iter().filter(|listener| {
+        let listeners = self.surroundings.listeners.iter().filter(|listener| {
             let here = listener.netns == netns;
             let any_address =
                 listener.address.ip().is_unspecified() && listener.address.port() == remote.port();
@@ -267,40 +268,40 @@ impl<'a> Map<'a> {
         others.extend(listeners.map(|listener| listener.tgid));
     }
 
-    /// The other processes of the same service: forked from each other, and still the same program.
-    fn kin(
+    /// All processes of the same service: forked from each other, and still the same program.
+    fn siblings(
         &self,
         tgid: u32,
-        same_program: &mut dyn FnMut(&ProcessSeen, &ProcessSeen) -> bool,
+        is_same_program: &mut dyn FnMut(&ProcessInfo, &ProcessInfo) -> bool,
     ) -> Vec<u32> {
-        let mut is_kin = |a: &ProcessSeen, b: &ProcessSeen| {
-            // Whoever was started anew is a service of its own, even where it is the same interpreter.
-            a.exec_id == b.exec_id && same_program(a, b)
+        let mut is_sibling = |a: &ProcessInfo, b: &ProcessInfo| {
+            // A process that called exec is a service of its own, even if it runs the same interpreter.
+            a.exec_id == b.exec_id && is_same_program(a, b)
         };
         let Some(mut eldest) = self.process(tgid) else {
             return Vec::new();
         };
-        for _ in 0..MAX_KIN {
+        for _ in 0..MAX_SIBLINGS {
             match self.process(eldest.parent) {
-                Some(parent) if parent.tgid != eldest.tgid && is_kin(parent, eldest) => {
+                Some(parent) if parent.tgid != eldest.tgid && is_sibling(parent, eldest) => {
                     eldest = parent;
                 }
                 _ => break,
             }
         }
-        let mut kin = vec![eldest];
+        let mut siblings = vec![eldest];
         let mut at = 0;
-        while at < kin.len() && kin.len() < MAX_KIN {
-            let parent = kin[at];
+        while at < siblings.len() && siblings.len() < MAX_SIBLINGS {
+            let parent = siblings[at];
             let children = self.children.get(&parent.tgid).into_iter().flatten();
             for child in children.filter_map(|child| self.process(*child)) {
-                if child.tgid != parent.tgid && is_kin(parent, child) {
-                    kin.push(child);
+                if child.tgid != parent.tgid && is_sibling(parent, child) {
+                    siblings.push(child);
                 }
             }
             at += 1;
         }
-        kin.into_iter().map(|process| process.tgid).collect()
+        siblings.into_iter().map(|process| process.tgid).collect()
     }
 }
 

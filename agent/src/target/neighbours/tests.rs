@@ -6,8 +6,8 @@ fn address(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-fn process(tgid: u32, parent: u32, comm: &str) -> ProcessSeen {
-    ProcessSeen {
+fn process(tgid: u32, parent: u32, comm: &str) -> ProcessInfo {
+    ProcessInfo {
         tgid,
         pid: tgid,
         parent,
@@ -57,8 +57,8 @@ fn peer(tgid: u32, local: u16, remote: u16) -> Peer {
     }
 }
 
-fn listener(tgid: u32, port: u16) -> ListenerSeen {
-    ListenerSeen {
+fn listener(tgid: u32, port: u16) -> ListenerInfo {
+    ListenerInfo {
         tgid,
         cookie: u64::from(port),
         netns: 1,
@@ -66,15 +66,15 @@ fn listener(tgid: u32, port: u16) -> ListenerSeen {
     }
 }
 
-/// A machine on which 10 calls 20 on port 200, 20 calls 30 on port 300, and 30 has kin.
+/// A machine on which 10 calls 20 on port 200, 20 calls 30 on port 300, and 30 has siblings.
 struct World {
-    processes: Vec<ProcessSeen>,
+    processes: Vec<ProcessInfo>,
     connections: Vec<Connection>,
     pipes: Vec<Pipe>,
     unix: Vec<UnixSocket>,
     peers: Vec<Peer>,
     holders: Vec<Holder>,
-    listeners: Vec<ListenerSeen>,
+    listeners: Vec<ListenerInfo>,
 }
 
 impl World {
@@ -107,17 +107,17 @@ impl World {
         }
     }
 
-    fn around(&self, seeds: &[u32]) -> Around {
-        self.around_with(seeds, seeds)
+    fn find(&self, focused: &[u32]) -> FoundNeighbours {
+        self.find_with(focused, focused)
     }
 
-    fn around_with(&self, seeds: &[u32], asked: &[u32]) -> Around {
+    fn find_with(&self, focused: &[u32], selected: &[u32]) -> FoundNeighbours {
         let served = |_, port| {
             let mut listeners = self.listeners.iter();
             listeners.any(|listener| listener.address.port() == port)
         };
         let ends = ends(&self.connections, &self.pipes, &self.unix, served);
-        let nearby = Nearby {
+        let surroundings = Surroundings {
             processes: &self.processes,
             ends: &ends,
             peers: &self.peers,
@@ -125,77 +125,77 @@ impl World {
             listeners: &self.listeners,
             own_pid: OWN,
         };
-        around(
-            &seeds.iter().copied().collect(),
-            &asked.iter().copied().collect(),
-            &nearby,
+        find_neighbours(
+            &focused.iter().copied().collect(),
+            &selected.iter().copied().collect(),
+            &surroundings,
             &mut |a, b| a.comm == b.comm,
         )
     }
 
-    fn reached(&self, seeds: &[u32]) -> Vec<u32> {
-        self.around(seeds).reached.into_iter().collect()
+    fn neighbours(&self, focused: &[u32]) -> Vec<u32> {
+        self.find(focused).tgids.into_iter().collect()
     }
 }
 
 #[test]
-fn a_chain_of_calls_is_followed_to_its_end_with_the_services_on_the_way() {
-    assert_eq!(World::chain().reached(&[10]), [20, 29, 30, 31]);
+fn a_chain_of_calls_is_followed_to_its_end() {
+    assert_eq!(World::chain().neighbours(&[10]), [20, 29, 30, 31]);
 }
 
 #[test]
-fn who_merely_calls_a_suspicious_service_is_left_alone() {
-    assert_eq!(World::chain().reached(&[20]), [29, 30, 31]);
-    assert!(World::chain().reached(&[30]).is_empty());
+fn a_client_of_a_focused_service_is_not_a_neighbour() {
+    assert_eq!(World::chain().neighbours(&[20]), [29, 30, 31]);
+    assert!(World::chain().neighbours(&[30]).is_empty());
 }
 
 #[test]
-fn a_client_that_does_not_read_is_followed() {
+fn a_client_that_does_not_read_is_a_neighbour() {
     let mut world = World::chain();
     world.connections[1].write_seq = 4_096;
-    assert_eq!(world.reached(&[20]), [10, 29, 30, 31]);
+    assert_eq!(world.neighbours(&[20]), [10, 29, 30, 31]);
 }
 
 #[test]
-fn whoever_should_accept_a_connection_is_followed_before_it_has() {
+fn the_listener_of_a_connection_that_is_not_accepted_yet_is_a_neighbour() {
     let mut world = World::chain();
     world.peers.clear();
     world.processes.truncate(4);
-    assert_eq!(world.reached(&[20]), [29]);
-    // It listens on any address: it is meant only where the address is this machine's.
+    assert_eq!(world.neighbours(&[20]), [29]);
+    // It listens on the unspecified address: it is the peer only if the remote address is this machine's.
     world.listeners[1].address = SocketAddr::from(([0, 0, 0, 0], 300));
-    assert_eq!(world.reached(&[20]), [29]);
+    assert_eq!(world.neighbours(&[20]), [29]);
     world.connections[2].remote = SocketAddr::from(([10, 0, 0, 9], 300));
-    assert!(world.reached(&[20]).is_empty());
+    assert!(world.neighbours(&[20]).is_empty());
 }
 
 #[test]
-fn the_agent_init_and_the_kernel_are_never_followed() {
+fn the_agent_init_and_kernel_threads_are_never_neighbours() {
     let mut world = World::chain();
     for tgid in [1, OWN, 40] {
         world.peers[0].tgid = tgid;
         world.processes.retain(|process| process.tgid != 40);
         let at = world.processes.partition_point(|process| process.tgid < 40);
-        let kernel = ProcessSeen {
+        let kernel = ProcessInfo {
             kernel: true,
             ..process(40, 2, "kworker")
         };
         world.processes.insert(at, kernel);
-        assert!(world.reached(&[10]).is_empty(), "{tgid}");
+        assert!(world.neighbours(&[10]).is_empty(), "{tgid}");
     }
 }
 
 #[test]
-fn a_program_that_was_started_anew_is_no_kin() {
+fn a_child_that_called_exec_is_not_a_sibling() {
     let mut world = World::chain();
     let driver = world.processes[3].clone();
     assert_eq!((driver.tgid, driver.comm.as_str()), (29, "db"));
     world.processes[4].exec_id = 2;
-    assert_eq!(world.reached(&[10]), [20, 30]);
+    assert_eq!(world.neighbours(&[10]), [20, 30]);
 }
 
 #[test]
-fn what_is_further_than_four_hops_is_not_followed() {
+fn neighbours_are_at_most_four_hops_away() {
     let mut world = World::chain();
     world.processes = (1..20)
         .map(|tgid| process(tgid, 0, &tgid.to_string()))
@@ -206,11 +206,11 @@ fn what_is_further_than_four_hops_is_not_followed() {
     world.peers = (2..10)
         .map(|tgid| peer(tgid + 1, 200 + tgid as u16, 1_000 + tgid as u16))
         .collect();
-    assert_eq!(world.reached(&[2]), [3, 4, 5, 6]);
+    assert_eq!(world.neighbours(&[2]), [3, 4, 5, 6]);
 }
 
 #[test]
-fn there_is_a_bound_which_counts_what_was_not_asked_for_alone() {
+fn the_limit_counts_only_processes_that_are_not_selected() {
     let mut world = World::chain();
     world.processes = (1..200)
         .map(|tgid| process(tgid, 0, &tgid.to_string()))
@@ -220,14 +220,14 @@ fn there_is_a_bound_which_counts_what_was_not_asked_for_alone() {
     world.peers = (3..110).map(|at| peer(at, 200, port(at))).collect();
     world.listeners.clear();
     world.processes.retain(|process| process.tgid != OWN);
-    let found = world.around(&[2]);
+    let found = world.find(&[2]);
     assert_eq!(
-        (found.reached.len(), found.left_out),
-        (MAX_FOLLOWED, 106 - MAX_FOLLOWED)
+        (found.tgids.len(), found.left_out),
+        (MAX_NEIGHBOURS, 106 - MAX_NEIGHBOURS)
     );
     let all: Vec<u32> = (1..200).collect();
-    let found = world.around_with(&[2], &all);
-    assert_eq!((found.reached.len(), found.left_out), (106, 0));
+    let found = world.find_with(&[2], &all);
+    assert_eq!((found.tgids.len(), found.left_out), (106, 0));
 }
 
 fn pipe(tgid: u32, reads: bool, unread: u32) -> Pipe {
@@ -259,18 +259,18 @@ fn holder(tgid: u32, inode: u64, reads: bool) -> Holder {
 }
 
 #[test]
-fn a_pipe_leads_to_whoever_keeps_it_full_or_empty() {
+fn a_pipe_leads_to_the_process_that_keeps_it_full_or_empty() {
     let mut world = World::chain();
     world.connections.clear();
     world.holders = vec![holder(10, 5, false), holder(20, 5, true)];
     world.pipes = vec![pipe(10, false, 9)];
-    assert_eq!(world.reached(&[10]), [20]);
+    assert_eq!(world.neighbours(&[10]), [20]);
     world.pipes = vec![pipe(10, false, 0)];
-    assert!(world.reached(&[10]).is_empty());
+    assert!(world.neighbours(&[10]).is_empty());
     world.pipes = vec![pipe(20, true, 0)];
-    assert_eq!(world.reached(&[20]), [10]);
+    assert_eq!(world.neighbours(&[20]), [10]);
     world.pipes = vec![pipe(20, true, 9)];
-    assert!(world.reached(&[20]).is_empty());
+    assert!(world.neighbours(&[20]).is_empty());
 }
 
 #[test]
@@ -297,9 +297,9 @@ fn a_unix_socket_leads_to_the_service_and_to_a_client_that_does_not_read() {
         peer_sndbuf: 1,
     };
     world.unix = vec![socket(10, None, 60, 0)];
-    assert_eq!(world.reached(&[10]), [20]);
+    assert_eq!(world.neighbours(&[10]), [20]);
     world.unix = vec![socket(20, Some("/run/s"), 50, 0)];
-    assert!(world.reached(&[20]).is_empty());
+    assert!(world.neighbours(&[20]).is_empty());
     world.unix = vec![socket(20, Some("/run/s"), 50, 800)];
-    assert_eq!(world.reached(&[20]), [10]);
+    assert_eq!(world.neighbours(&[20]), [10]);
 }

@@ -1,0 +1,42 @@
+//! The scans over threads. Each returns the number of records read, or adds them to the sample.
+
+use anyhow::Result;
+
+use super::convert;
+use crate::{
+    kernel::glance::{Glance, Record},
+    sample::{Sample, Wait},
+};
+
+/// CPU time and run delay of all threads of all targets.
+pub(super) fn scan_threads(glance: &mut Glance, sample: &mut Sample) -> Result<u64> {
+    let mut records = 0;
+    glance.walk_threads(&mut |record| {
+        records += 1;
+        if let Record::Thread(thread) = record {
+            sample.threads.push(convert::thread(thread));
+        }
+    })?;
+    sample.walks.threads = true;
+    Ok(records)
+}
+
+/// What every thread of every target waits for.
+pub(super) fn scan_waits(glance: &mut Glance, sample: &mut Sample) -> Result<()> {
+    glance.walk_waits(&mut |record| push_wait(record, &mut sample.waits))?;
+    sample.walks.waits = true;
+    Ok(())
+}
+
+/// What the threads in the focus scope wait for.
+pub(super) fn scan_profile(glance: &mut Glance, sample: &mut Sample) -> Result<u64> {
+    glance.walk_profile(&mut |record| push_wait(record, &mut sample.profile))?;
+    sample.walks.profile = true;
+    Ok(sample.profile.len() as u64)
+}
+
+fn push_wait(record: Record<'_>, waits: &mut Vec<Wait>) {
+    if let Record::Wait(wait) = record {
+        waits.push(convert::wait(wait));
+    }
+}
