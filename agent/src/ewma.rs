@@ -1,35 +1,66 @@
-//! Exponentially weighted moving averages by time, not by sample: their memory is the same at every poll interval.
+//! Exponentially weighted moving averages (EWMA) with a time constant in nanoseconds.
+//!
+//! The weights follow the time between samples, not their number. A focused service is sampled more often than others, and that
+//! must not shorten the memory of an average.
 #![forbid(unsafe_code)]
 
-/// An EWMA with time constant `over_ns`: `mean`, which is `passed_ns` old, moved towards the `value` that held since.
-pub fn ewma(mean: f64, passed_ns: u64, over_ns: f64, value: f64) -> f64 {
-    mean + (value - mean) * (1.0 - decay(passed_ns, over_ns))
+/// The weight that a sample still has after `elapsed_ns`: `exp(-elapsed / time constant)`, from 1 down to 0.
+pub fn decay(elapsed_ns: u64, time_constant_ns: f64) -> f64 {
+    (-(elapsed_ns as f64) / time_constant_ns).exp()
 }
 
-/// The weight that something seen `passed_ns` ago keeps with time constant `over_ns`: 1 now, 1/e after `over_ns`. For
-/// sums and counts that fade, such as numerator and denominator of a ratio.
-pub fn decay(passed_ns: u64, over_ns: f64) -> f64 {
-    (-(passed_ns as f64) / over_ns).exp()
+/// An average that follows its samples, by 63% of the distance within one time constant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ewma {
+    value: f64,
+    time_constant_ns: f64,
+}
+
+impl Ewma {
+    /// An average that starts at `value`.
+    pub fn new(value: f64, time_constant_ns: f64) -> Self {
+        Self {
+            value,
+            time_constant_ns,
+        }
+    }
+
+    /// Adds a sample that was taken `elapsed_ns` after the previous one.
+    pub fn update(&mut self, sample: f64, elapsed_ns: u64) {
+        self.value += (sample - self.value) * (1.0 - decay(elapsed_ns, self.time_constant_ns));
+    }
+
+    /// The average, in the unit of the samples.
+    pub fn value(self) -> f64 {
+        self.value
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SECOND: u64 = 1_000_000_000;
-
     #[test]
-    fn a_value_that_lasts_becomes_the_mean_and_one_that_takes_no_time_changes_nothing() {
-        assert_eq!(ewma(3.0, 0, 1e9, 9.0), 3.0);
-        assert!((ewma(3.0, SECOND, 1e9, 9.0) - 6.79).abs() < 0.01);
-        assert!((ewma(3.0, u64::MAX, 1e9, 9.0) - 9.0).abs() < 1e-9);
+    fn an_average_follows_its_samples_in_time() {
+        let after = |elapsed_ns| {
+            let mut average = Ewma::new(3.0, 1e9);
+            average.update(9.0, elapsed_ns);
+            average.value()
+        };
+        assert_eq!(after(0), 3.0);
+        assert!((after(1_000_000_000) - 6.79).abs() < 0.01);
+        assert!((after(u64::MAX) - 9.0).abs() < 1e-9);
     }
 
     #[test]
-    fn the_memory_does_not_depend_on_how_often_samples_come() {
-        let over =
-            |samples: u64| (0..samples).fold(3.0, |mean, _| ewma(mean, SECOND / samples, 1e9, 9.0));
-        assert!((over(1) - over(100)).abs() < 1e-6);
-        assert!((decay(SECOND, 1e9) - 0.368).abs() < 0.001);
+    fn the_sampling_interval_does_not_change_the_memory() {
+        let after_a_second = |interval_ns: u64| {
+            let mut average = Ewma::new(0.0, 1e9);
+            for _ in 0..1_000_000_000 / interval_ns {
+                average.update(1.0, interval_ns);
+            }
+            average.value()
+        };
+        assert!((after_a_second(100_000_000) - after_a_second(10_000_000)).abs() < 1e-9);
     }
 }

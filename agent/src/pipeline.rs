@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    detect::{Around, Detector, Gauge, SettingsFor},
+    detect::{Detector, Gauge, SettingsFor, TargetContext},
     diagnose::{Diagnosis, NoBaseline},
     event::{Event, Instant},
     queue::{Model, QueueKey, Targets},
@@ -87,13 +87,13 @@ impl Pipeline {
         self.diagnosis
             .read(sample, &readings, targets, &focus_scope);
         let neighbours = |target| self.diagnosis.neighbours(at, target, targets);
-        let around = Around {
+        let context = TargetContext {
             neighbours: &neighbours,
-            used_up: &|target| self.diagnosis.used_up(target),
+            exhausted_pool: &|target| self.diagnosis.used_up(target),
         };
         let focused = self
             .detector
-            .read(at, &readings, targets, around, &mut events);
+            .read(at, &readings, targets, context, &mut events);
         let due = self
             .detector
             .open(at, |episode| self.diagnosis.is_due(at, episode));
@@ -125,7 +125,7 @@ impl Pipeline {
 
     /// Requests in flight of which what was seen does not tell whether they are a jam.
     pub fn no_baseline(&self) -> Vec<NoBaseline> {
-        let ok = self.detector.ok_against_usual();
+        let ok = self.detector.ok_against_baseline();
         self.diagnosis.no_baseline(ok, self.model.targets())
     }
 

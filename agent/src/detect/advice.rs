@@ -1,4 +1,4 @@
-//! The sentence with the numbers that speak, and what to do. Facts only: the cause behind them is another step's business.
+//! Evidence and advice of an episode, from its numbers alone: the diagnosis adds the cause.
 
 use crate::{
     event::{DrivenBy, Episode, Level},
@@ -6,7 +6,7 @@ use crate::{
     text::{amount, count, duration, rate},
 };
 
-/// One sentence.
+/// The numbers of the episode in one sentence.
 pub(super) fn evidence(episode: &Episode) -> String {
     let unit = episode.unit;
     let mut parts = vec![match episode.limit {
@@ -20,9 +20,9 @@ pub(super) fn evidence(episode: &Episode) -> String {
     if let Some(wait) = episode.wait_max_ns {
         parts.push(format!("longest wait {}", duration(wait)));
     }
-    let side = |what: &str, now: Option<f64>, usual: Option<f64>| {
-        now.map(|now| match usual {
-            Some(usual) => format!("{what} {}/s (usually {}/s)", rate(now), rate(usual)),
+    let side = |what: &str, now: Option<f64>, baseline: Option<f64>| {
+        now.map(|now| match baseline {
+            Some(baseline) => format!("{what} {}/s (usually {}/s)", rate(now), rate(baseline)),
             None => format!("{what} {}/s", rate(now)),
         })
     };
@@ -47,20 +47,21 @@ pub(super) fn evidence(episode: &Episode) -> String {
     parts.join("; ")
 }
 
-/// One or two sentences.
+/// What to do, in one or two sentences.
 pub(super) fn advice(episode: &Episode) -> String {
     let lost = episode.level_max == Level::Full;
     match (episode.key.kind, episode.driven_by) {
         (Kind::Accept, DrivenBy::Consumer) => {
-            "The service accepts more slowly than before: look at what its workers wait for. A larger backlog \
+            "The service accepts connections more slowly than before: check what its workers wait for. A larger backlog \
              would only make callers wait longer."
         }
         (Kind::Accept, DrivenBy::Producer) => {
-            "More connections come than before and the service keeps its pace: add capacity, or limit the callers."
+            "Connections arrive faster than before and the service accepts as fast as ever: add capacity or limit the \
+             callers."
         }
         (Kind::Accept, _) if lost => {
-            "Connections are refused or retried by the kernel: the service does not accept fast enough. Look at \
-             what its workers wait for, and at who calls."
+            "The kernel drops or refuses connections because the service does not accept them fast enough. Check what its \
+             workers wait for, and who calls it."
         }
         (kind, _) => kind.advice(),
     }

@@ -1,106 +1,101 @@
-//! What the wait in a queue usually is, where only that can tell whether it is long: work in progress takes the time
-//! that it takes.
+//! The baseline of a queue that cannot be judged by itself: requests in service take the time they take, so only their own past
+//! shows whether a wait is long.
 
 use std::collections::VecDeque;
 
 use crate::queue::Reading;
 
 const SECOND_NS: u64 = 1_000_000_000;
-/// Seconds of quiet that it is taken over.
-const SECONDS: usize = 120;
-/// Seconds of quiet without which nothing is usual.
-const MIN_SECONDS: usize = 3;
-/// The last seconds before an episode may already belong to it, and do not count.
-const PENDING: usize = 2;
-/// Longer than so many times the usual wait is long.
-const FACTOR: u64 = 2;
-/// Deeper than so many times the usual depth, and so many pieces of work more, is deep.
-const DEPTH: (f64, f64) = (1.5, 2.0);
-/// A queue that is so much deeper than a second before grows: such a second is not a usual one.
-const GROWS: (f64, f64) = (1.1, 1.0);
-/// A queue that has grown ever since it was first seen is measured by how it began, after so long, ns.
-const FROM_THE_FIRST_NS: u64 = 5 * SECOND_NS;
-/// A wait below that is not long, whatever is usual, ns.
-const LEAST_NS: u64 = 250_000_000;
 
-/// Remembers quiet seconds.
+/// Healthy seconds in the baseline, at most.
+const BASELINE_SECONDS: usize = 120;
+
+/// Healthy seconds that a baseline needs at least.
+const MIN_SECONDS: usize = 3;
+
+/// The last seconds before an episode may belong to it, and are left out of the baseline.
+const PENDING_SECONDS: usize = 2;
+
+/// The target delay, in baseline waits.
+const TARGET_WAITS: u64 = 2;
+
+/// A queue is deep if its depth is above this multiple of the baseline, and above the baseline by this many items.
+const DEEP_RATIO: f64 = 1.5;
+const DEEP_MIN_MORE: f64 = 2.0;
+
+/// A second is left out of the baseline if the queue was deeper than in the second before: by this ratio, and by this many items
+/// more.
+const GROWTH_RATIO: f64 = 1.1;
+const GROWTH_MIN_MORE: f64 = 1.0;
+
+/// If a queue has grown since it was first observed, its first second serves as the baseline after this time, ns.
+const FIRST_SECOND_AFTER_NS: u64 = 5 * SECOND_NS;
+
+/// Lower bound of the target delay, ns: a shorter wait does not matter, whatever the baseline.
+const MIN_TARGET_DELAY_NS: u64 = 250_000_000;
+
+/// The healthy seconds of one queue.
 #[derive(Default)]
 pub(super) struct BaselineWait {
     seconds: VecDeque<Second>,
     pending: VecDeque<Second>,
     now: Second,
     next_ns: u64,
-    before: Option<f64>,
-    /// The first second with work in it, and when that was.
+    /// Mean depth of the second before.
+    depth_before: Option<f64>,
+    /// The first second in which work waited, and when it ended.
     first: Option<(u64, Second)>,
     seen_ns: u64,
 }
 
-/// Means over a second.
+/// Sums over one second.
 #[derive(Clone, Copy, Debug, Default)]
 struct Second {
     wait_ns: f64,
     waits: u32,
-    /// Work was done, seen or not: what is done between two looks does not wait at any.
+    /// Work was done, even if none was waiting in any sample: a short request is served between two samples.
     worked: bool,
     depth: f64,
-    looks: u32,
+    samples: u32,
 }
 
 impl BaselineWait {
-    /// How long the work has waited, if there is more of it than usual: 0 where nothing is usual yet.
+    /// How long the work has waited, ns, if there is more of it than the baseline; 0 without a baseline.
     pub(super) fn delay_ns(&self, reading: &Reading) -> u64 {
-        let deep = self.depth().is_some_and(|usual| {
-            let (times, more) = DEPTH;
-            reading.depth as f64 > (usual * times).max(usual + more)
+        let is_deep = self.depth().is_some_and(|baseline| {
+            reading.depth as f64 > (baseline * DEEP_RATIO).max(baseline + DEEP_MIN_MORE)
         });
-        let wait_ns = reading.wait_ns.filter(|_| deep && self.wait_ns().is_some());
-        wait_ns.unwrap_or(0)
+        let has_baseline = is_deep && self.wait_ns().is_some();
+        reading.wait_ns.filter(|_| has_baseline).unwrap_or(0)
     }
 
-    /// Whether enough quiet seconds were seen.
+    /// Whether enough healthy seconds were observed.
     pub(super) fn is_known(&self) -> bool {
         self.seconds.len() >= MIN_SECONDS
     }
 
-    /// The delay that is fine, ns.
+    /// The acceptable delay, ns.
     pub(super) fn target_delay_ns(&self) -> u64 {
         self.wait_ns()
-            .map_or(LEAST_NS, |usual| (usual as u64).saturating_mul(FACTOR))
-            .max(LEAST_NS)
+            .map_or(MIN_TARGET_DELAY_NS, |baseline| {
+                (baseline as u64).saturating_mul(TARGET_WAITS)
+            })
+            .max(MIN_TARGET_DELAY_NS)
     }
 
-    /// Takes in a reading of a quiet queue.
-    pub(super) fn quiet(&mut self, now_ns: u64, reading: &Reading) {
+    /// Adds a reading of a healthy queue.
+    pub(super) fn learn(&mut self, now_ns: u64, reading: &Reading) {
         if now_ns >= self.next_ns {
             self.next_ns = now_ns + SECOND_NS;
             let second = std::mem::take(&mut self.now);
-            if second.looks > 0 {
-                if self.first.is_none() && second.waits > 0 {
-                    self.first = Some((now_ns, second));
-                }
-                let depth = second.mean_depth();
-                let (times, more) = GROWS;
-                let grows = self
-                    .before
-                    .is_some_and(|before| depth > before * times + more);
-                self.before = Some(depth);
-                if !grows {
-                    self.pending.push_back(second);
-                }
+            if second.samples > 0 {
+                self.end_second(now_ns, second);
             }
-            if self.pending.len() > PENDING
-                && let Some(settled) = self.pending.pop_front()
-            {
-                self.seconds.push_back(settled);
-                if self.seconds.len() > SECONDS {
-                    self.seconds.pop_front();
-                }
-            }
+            self.settle();
         }
         self.seen_ns = now_ns;
         let second = &mut self.now;
-        second.looks += 1;
+        second.samples += 1;
         second.depth += reading.depth as f64;
         second.worked |= reading.depth > 0 || reading.departures.is_some_and(|count| count > 0);
         if let Some(wait_ns) = reading.wait_ns.filter(|_| reading.depth > 0) {
@@ -109,11 +104,37 @@ impl BaselineWait {
         }
     }
 
-    /// The queue is no longer quiet: the seconds just past are not to be trusted.
-    pub(super) fn disturbed(&mut self) {
+    fn end_second(&mut self, now_ns: u64, second: Second) {
+        if self.first.is_none() && second.waits > 0 {
+            self.first = Some((now_ns, second));
+        }
+        let depth = second.mean_depth();
+        let has_grown = self
+            .depth_before
+            .is_some_and(|before| depth > before * GROWTH_RATIO + GROWTH_MIN_MORE);
+        self.depth_before = Some(depth);
+        if !has_grown {
+            self.pending.push_back(second);
+        }
+    }
+
+    /// The oldest pending second is far enough from any episode.
+    fn settle(&mut self) {
+        if self.pending.len() > PENDING_SECONDS
+            && let Some(settled) = self.pending.pop_front()
+        {
+            self.seconds.push_back(settled);
+            if self.seconds.len() > BASELINE_SECONDS {
+                self.seconds.pop_front();
+            }
+        }
+    }
+
+    /// The queue is no longer healthy: the last seconds may belong to the episode already.
+    pub(super) fn discard_recent(&mut self) {
         self.pending.clear();
         self.now = Second::default();
-        self.before = None;
+        self.depth_before = None;
     }
 
     fn wait_ns(&self) -> Option<f64> {
@@ -126,11 +147,11 @@ impl BaselineWait {
             .or_else(|| self.first().map(Second::mean_depth))
     }
 
-    /// How it began, where it has not been quiet since.
+    /// The first second, if the queue has not been healthy for long enough since.
     fn first(&self) -> Option<&Second> {
         let (at_ns, first) = self.first.as_ref()?;
-        let long = self.seen_ns.saturating_sub(*at_ns) >= FROM_THE_FIRST_NS;
-        (long && self.seconds.len() < MIN_SECONDS).then_some(first)
+        let is_old = self.seen_ns.saturating_sub(*at_ns) >= FIRST_SECOND_AFTER_NS;
+        (is_old && self.seconds.len() < MIN_SECONDS).then_some(first)
     }
 }
 
@@ -140,7 +161,7 @@ impl Second {
     }
 
     fn mean_depth(&self) -> f64 {
-        self.depth / f64::from(self.looks.max(1))
+        self.depth / f64::from(self.samples.max(1))
     }
 }
 
@@ -167,44 +188,44 @@ mod tests {
         }
     }
 
-    fn after_quiet(depth: u64, wait_ms: u64) -> BaselineWait {
-        let mut usual = BaselineWait::default();
+    fn after_healthy(depth: u64, wait_ms: u64) -> BaselineWait {
+        let mut baseline = BaselineWait::default();
         for tick in 0..80 {
-            usual.quiet(tick * TICK, &reading(depth, wait_ms));
+            baseline.learn(tick * TICK, &reading(depth, wait_ms));
         }
-        usual
+        baseline
     }
 
     #[test]
-    fn before_anything_is_usual_nothing_is_long() {
+    fn without_a_baseline_no_wait_is_long() {
         assert_eq!(BaselineWait::default().delay_ns(&reading(100, 60_000)), 0);
     }
 
     #[test]
-    fn a_slow_service_is_as_it_always_is() {
-        let usual = after_quiet(10, 2_000);
-        assert_eq!(usual.target_delay_ns(), 4_000_000_000);
-        assert_eq!(usual.delay_ns(&reading(10, 2_000)), 0);
-        assert_eq!(usual.delay_ns(&reading(40, 9_000)), 9_000_000_000);
+    fn a_slow_service_is_compared_with_its_own_past() {
+        let baseline = after_healthy(10, 2_000);
+        assert_eq!(baseline.target_delay_ns(), 4_000_000_000);
+        assert_eq!(baseline.delay_ns(&reading(10, 2_000)), 0);
+        assert_eq!(baseline.delay_ns(&reading(40, 9_000)), 9_000_000_000);
     }
 
     #[test]
-    fn a_queue_that_only_ever_grows_is_measured_by_how_it_began() {
-        let mut usual = BaselineWait::default();
+    fn the_first_second_is_the_baseline_of_a_queue_that_only_grows() {
+        let mut baseline = BaselineWait::default();
         for tick in 0..100 {
-            usual.quiet(tick * TICK, &reading(4 + tick, 300 + 30 * tick));
+            baseline.learn(tick * TICK, &reading(4 + tick, 300 + 30 * tick));
         }
         assert!(
-            usual.target_delay_ns() < 1_000_000_000,
+            baseline.target_delay_ns() < 1_000_000_000,
             "{}",
-            usual.target_delay_ns()
+            baseline.target_delay_ns()
         );
-        assert_eq!(usual.delay_ns(&reading(104, 3_300)), 3_300_000_000);
+        assert_eq!(baseline.delay_ns(&reading(104, 3_300)), 3_300_000_000);
     }
 
     #[test]
-    fn one_slow_request_is_not_a_deep_queue() {
-        let usual = after_quiet(1, 10);
-        assert_eq!(usual.delay_ns(&reading(2, 30_000)), 0);
+    fn one_slow_request_does_not_make_a_queue_deep() {
+        let baseline = after_healthy(1, 10);
+        assert_eq!(baseline.delay_ns(&reading(2, 30_000)), 0);
     }
 }

@@ -1,51 +1,63 @@
-//! What a queue that is judged against what is usual tells by itself, before anything is usual: whether it has grown ever
-//! since it was first seen, and whether its work waits behind a pool of connections that is used up.
+//! Judges requests in flight before they have a baseline: by steady growth since the queue was first observed, and by a pool of
+//! connections that is exhausted.
 //!
-//! A look that begins in the middle of an incident sees nothing else. What stands still at whatever depth says nothing: a
-//! service that is slow by design looks like that.
+//! This is what remains if sampling starts in the middle of an incident. A queue that neither grows nor shrinks is not judged at
+//! any depth: a service that is slow by design looks the same.
 
 use crate::queue::Reading;
 
-/// A part of the course, ns.
-const PART_NS: u64 = 500_000_000;
-/// Parts that are kept; what began later than they are long can be told by what is usual.
-const PARTS: usize = 60;
-/// Parts without which a growth is chance.
-const ENOUGH: usize = 8;
-/// A growth is beyond chance where it is so many times the deviation of what came and went at random.
-const BEYOND_CHANCE: f64 = 3.0;
-/// Each quarter of the course has at least this part of the growth that would be its own: a burst has it all in one.
-const STEADY: f64 = 0.4;
-/// What is answered now took so many times as long as what was answered before. Where work that comes is more than before
-/// and takes as long as ever, the queue grows as well, and stops.
-const SLOWER: f64 = 1.1;
-/// Ages that have grown by so much over half of the course, in a queue that keeps growing, are not fine, and those that
-/// have doubled are long: the target that makes it so, in ages at the beginning.
-const GROWN: f64 = 0.75;
-/// Where so many times as many requests are in flight as a used up pool has connections, what comes now waits for as many
-/// turns, and that is long; with fewer it is not, however long the last of a jam have waited.
-const BEHIND_POOL: f64 = 4.0;
-/// Behind a pool that is used up, longer than so many times as long as a request keeps its connection is long.
-const POOLED: f64 = 2.0;
-/// A wait below that is not long, ns.
-const LEAST_NS: u64 = 250_000_000;
+/// One step of the history, ns.
+const STEP_NS: u64 = 500_000_000;
 
-/// The course of a queue since it was first seen.
+/// Steps in the history (30 s). A queue that starts to grow later has a baseline by then.
+const MAX_STEPS: usize = 60;
+
+/// Steps without which growth is not significant (4 s).
+const MIN_STEPS: usize = 8;
+
+/// Growth is significant above this many standard deviations of Poisson noise: σ = √(arrivals + departures).
+const GROWTH_SIGMAS: f64 = 3.0;
+
+/// Items by which the queue has to grow in any case.
+const MIN_GROWTH: f64 = 2.0;
+
+/// Each quarter of the history has at least this fraction of its even share of the growth. A burst grows within one quarter.
+const MIN_SHARE_PER_QUARTER: f64 = 0.4;
+
+/// Responses took this many times as long in the second half. If more work arrives and takes no longer, the queue grows too, but
+/// then it stops.
+const SLOWDOWN_RATIO: f64 = 1.1;
+
+/// The target delay of a growing queue, in median ages of its first quarter. The score is delay / (2 × target), so that the
+/// warning score of 0.7 is reached at about the initial age and a score of 1 at 1.5 times that age.
+const GROWTH_TARGET_AGES: f64 = 0.75;
+
+/// A pool delays requests if more than this many times its connections are in flight: a new request then waits for as many turns.
+/// With fewer it does not, however long the oldest requests have waited.
+const MIN_REQUESTS_PER_CONNECTION: f64 = 4.0;
+
+/// The target delay behind an exhausted pool, in mean holding times of a connection.
+const POOL_TARGET_HOLDS: f64 = 2.0;
+
+/// Lower bound of the target delay, ns.
+const MIN_TARGET_DELAY_NS: u64 = 250_000_000;
+
+/// The history of a queue since it was first observed.
 #[derive(Default)]
 pub(super) struct ColdStart {
-    parts: Vec<Part>,
-    now: Part,
+    steps: Vec<Step>,
+    now: Step,
     next_ns: Option<u64>,
-    /// How it was at the beginning, once it is clear that the queue has grown ever since.
+    /// The state at the beginning, once growth is established.
     grown_from: Option<Beginning>,
     last: Option<Waiting>,
 }
 
-/// What waits, at one look.
+/// The items that wait, in one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
     pub depth: u64,
-    /// Half of what waits is at least as old, ns.
+    /// At least half of the items are this old, ns.
     pub median_age_ns: u64,
     pub oldest_age_ns: u64,
 }
@@ -56,99 +68,98 @@ struct Beginning {
     median_age_ns: f64,
 }
 
-/// How long the work waits, and how long would be fine.
+/// The current delay and the acceptable one, ns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Measure {
     pub(super) delay_ns: u64,
     pub(super) target_delay_ns: u64,
 }
 
-/// Sums over a part of the course.
+/// Sums over one step of the history.
 #[derive(Clone, Copy, Debug, Default)]
-struct Part {
-    looks: u32,
+struct Step {
+    samples: u32,
     depth: f64,
     age_ns: f64,
     ns: u64,
     arrivals: u64,
     departures: u64,
-    /// Answers of which it is known how long they took, and their sum, ns.
-    answers: f64,
-    answers_ns: f64,
+    /// Responses whose duration is known, and the sum of these durations, ns.
+    responses: f64,
+    responses_ns: f64,
 }
 
 impl ColdStart {
-    /// Takes in a reading; answers whether it is clear by it that the queue has grown ever since it was first seen.
-    /// `may_grow`: else that is not asked, for the queue is judged by what is usual
-    /// already.
+    /// Adds a reading. Returns true once, when it establishes that the queue has grown since it was first observed. With
+    /// `may_grow` false this is not tested: the queue is compared with its baseline already.
     pub(super) fn read(&mut self, now_ns: u64, reading: &Reading, may_grow: bool) -> bool {
         self.last = waiting(reading);
-        if self.parts.len() >= PARTS {
+        if self.steps.len() >= MAX_STEPS {
             return false;
         }
-        let next_ns = *self.next_ns.get_or_insert(now_ns.saturating_add(PART_NS));
-        let ended = now_ns >= next_ns && self.now.looks > 0;
-        if ended {
-            self.next_ns = Some(now_ns.saturating_add(PART_NS));
-            self.parts.push(std::mem::take(&mut self.now));
+        let next_ns = *self.next_ns.get_or_insert(now_ns.saturating_add(STEP_NS));
+        let has_ended = now_ns >= next_ns && self.now.samples > 0;
+        if has_ended {
+            self.next_ns = Some(now_ns.saturating_add(STEP_NS));
+            self.steps.push(std::mem::take(&mut self.now));
         }
         self.now.add(reading, self.last);
-        if !ended || !may_grow || self.grown_from.is_some() {
+        if !has_ended || !may_grow || self.grown_from.is_some() {
             return false;
         }
-        self.grown_from = grown_from(&self.parts);
+        self.grown_from = grown_from(&self.steps);
         self.grown_from.is_some()
     }
 
-    /// How long the work waits, where the course or the pool decides whether that is long. `pool`: the connections of one
-    /// that is used up, behind which some of the work waits.
-    pub(super) fn measure(&self, pool: Option<u64>) -> Option<Measure> {
+    /// The delay, if growth or an exhausted pool shows how long is acceptable. `exhausted_pool`: the connections of a pool for
+    /// which some of the requests wait.
+    pub(super) fn measure(&self, exhausted_pool: Option<u64>) -> Option<Measure> {
         let Waiting {
             depth,
-            median_age_ns: delay_ns,
+            median_age_ns,
             ..
         } = self.last?;
         let depth = depth as f64;
         let by_growth = self
             .grown_from
             .filter(|from| depth > from.depth)
-            .map(|from| from.median_age_ns * GROWN);
-        let by_pool = pool
-            .filter(|connections| depth > *connections as f64 * BEHIND_POOL)
-            .and_then(|connections| self.keeps_ns(connections))
-            .map(|keeps_ns| keeps_ns * POOLED);
+            .map(|from| from.median_age_ns * GROWTH_TARGET_AGES);
+        let by_pool = exhausted_pool
+            .filter(|connections| depth > *connections as f64 * MIN_REQUESTS_PER_CONNECTION)
+            .and_then(|connections| self.hold_ns(connections))
+            .map(|hold_ns| hold_ns * POOL_TARGET_HOLDS);
         let target_delay_ns = match (by_growth, by_pool) {
             (Some(growth), Some(pool)) => growth.min(pool),
             (growth, pool) => growth.or(pool)?,
         };
         Some(Measure {
-            delay_ns,
-            target_delay_ns: (target_delay_ns as u64).max(LEAST_NS),
+            delay_ns: median_age_ns,
+            target_delay_ns: (target_delay_ns as u64).max(MIN_TARGET_DELAY_NS),
         })
     }
 
-    /// What waits, as of the last look.
+    /// The items that wait, as of the last sample.
     pub(super) fn waiting(&self) -> Option<Waiting> {
         self.last
     }
 
-    /// How long a request keeps a connection of a pool that is in use to the last one, by Little's law, ns.
-    fn keeps_ns(&self, connections: u64) -> Option<f64> {
-        let all = self.parts.iter().chain([&self.now]);
-        let (ns, departures) = all.fold((0_u64, 0_u64), |(ns, departures), part| {
+    /// How long a request holds a connection of a fully used pool, by Little's law, ns.
+    fn hold_ns(&self, connections: u64) -> Option<f64> {
+        let all = self.steps.iter().chain([&self.now]);
+        let (ns, departures) = all.fold((0_u64, 0_u64), |(ns, departures), step| {
             (
-                ns.saturating_add(part.ns),
-                departures.saturating_add(part.departures),
+                ns.saturating_add(step.ns),
+                departures.saturating_add(step.departures),
             )
         });
         (departures > 0).then(|| connections as f64 * ns as f64 / departures as f64)
     }
 }
 
-/// The ages of what waits, where each is known.
+/// The ages of the items that wait, where the kernel reports them.
 fn waiting(reading: &Reading) -> Option<Waiting> {
     let ages = &reading.ages_ns;
-    // Of many, the oldest alone are told.
+    // Of many items only the ages of the oldest are reported.
     let middle = usize::try_from(reading.depth / 2).unwrap_or(usize::MAX);
     Some(Waiting {
         depth: reading.depth,
@@ -157,79 +168,78 @@ fn waiting(reading: &Reading) -> Option<Waiting> {
     })
 }
 
-/// How a course began in which more came than went all along, beyond chance, and in which all took longer and longer.
-fn grown_from(parts: &[Part]) -> Option<Beginning> {
-    if parts.len() < ENOUGH {
+/// The beginning of a history in which the queue has grown steadily and significantly, while ages and responses became longer.
+fn grown_from(steps: &[Step]) -> Option<Beginning> {
+    if steps.len() < MIN_STEPS {
         return None;
     }
-    let quarter = parts.len() / 4;
-    // What does not divide by four is left out at the beginning.
-    let parts = parts.get(parts.len() - 4 * quarter..)?;
-    let quarters: Vec<Part> = parts.chunks(quarter).map(Part::sum).collect();
+    let quarter = steps.len() / 4;
+    // The first steps are left out if their number does not divide by four.
+    let steps = steps.get(steps.len() - 4 * quarter..)?;
+    let quarters: Vec<Step> = steps.chunks(quarter).map(Step::sum).collect();
     let [first, second, third, last] = quarters.as_slice() else {
         return None;
     };
-    let grown = last.mean_depth() - first.mean_depth();
-    let steps = quarters.windows(2);
-    let steady = steps
+    let growth = last.mean_depth() - first.mean_depth();
+    let is_steady = quarters
+        .windows(2)
         .map(|pair| pair[1].mean_depth() - pair[0].mean_depth())
-        .all(|step| step > 0.0 && step >= STEADY * grown / 3.0);
-    let all = Part::sum(parts);
-    let at_random = ((all.arrivals.saturating_add(all.departures)) as f64).sqrt();
+        .all(|step| step > 0.0 && step >= MIN_SHARE_PER_QUARTER * growth / 3.0);
+    let all = Step::sum(steps);
+    let sigma = ((all.arrivals.saturating_add(all.departures)) as f64).sqrt();
     let ages_grow = last.mean_age_ns() > first.mean_age_ns();
-    let before = Part::sum(&[*first, *second]).mean_answer_ns();
-    let now = Part::sum(&[*third, *last]).mean_answer_ns();
-    let slower = match before.zip(now) {
-        Some((before, now)) => now > before * SLOWER,
-        // Nothing is answered, or was.
+    let before = Step::sum(&[*first, *second]).mean_response_ns();
+    let now = Step::sum(&[*third, *last]).mean_response_ns();
+    let is_slower = match before.zip(now) {
+        Some((before, now)) => now > before * SLOWDOWN_RATIO,
+        // There are no responses in one of the halves.
         None => true,
     };
-    (steady && grown > BEYOND_CHANCE * at_random && grown >= 2.0 && ages_grow && slower).then(
-        || Beginning {
-            depth: first.mean_depth(),
-            median_age_ns: first.mean_age_ns(),
-        },
-    )
+    let is_significant = growth > GROWTH_SIGMAS * sigma && growth >= MIN_GROWTH;
+    (is_steady && is_significant && ages_grow && is_slower).then(|| Beginning {
+        depth: first.mean_depth(),
+        median_age_ns: first.mean_age_ns(),
+    })
 }
 
-impl Part {
+impl Step {
     fn add(&mut self, reading: &Reading, waiting: Option<Waiting>) {
-        self.looks += 1;
+        self.samples += 1;
         self.depth += reading.depth as f64;
         self.age_ns += waiting.map_or(0.0, |waiting| waiting.median_age_ns as f64);
         self.ns = self.ns.saturating_add(reading.elapsed_ns.unwrap_or(0));
         self.arrivals = self.arrivals.saturating_add(reading.arrivals.unwrap_or(0));
         let departures = reading.departures.unwrap_or(0);
         self.departures = self.departures.saturating_add(departures);
-        if let Some(answer_ns) = reading.extra("answer_ns") {
-            self.answers += departures as f64;
-            self.answers_ns += departures as f64 * answer_ns;
+        if let Some(response_ns) = reading.extra("answer_ns") {
+            self.responses += departures as f64;
+            self.responses_ns += departures as f64 * response_ns;
         }
     }
 
-    fn sum(parts: &[Self]) -> Self {
-        parts.iter().fold(Self::default(), |sum, part| Self {
-            looks: sum.looks.saturating_add(part.looks),
-            depth: sum.depth + part.depth,
-            age_ns: sum.age_ns + part.age_ns,
-            ns: sum.ns.saturating_add(part.ns),
-            arrivals: sum.arrivals.saturating_add(part.arrivals),
-            departures: sum.departures.saturating_add(part.departures),
-            answers: sum.answers + part.answers,
-            answers_ns: sum.answers_ns + part.answers_ns,
+    fn sum(steps: &[Self]) -> Self {
+        steps.iter().fold(Self::default(), |sum, step| Self {
+            samples: sum.samples.saturating_add(step.samples),
+            depth: sum.depth + step.depth,
+            age_ns: sum.age_ns + step.age_ns,
+            ns: sum.ns.saturating_add(step.ns),
+            arrivals: sum.arrivals.saturating_add(step.arrivals),
+            departures: sum.departures.saturating_add(step.departures),
+            responses: sum.responses + step.responses,
+            responses_ns: sum.responses_ns + step.responses_ns,
         })
     }
 
     fn mean_depth(&self) -> f64 {
-        self.depth / f64::from(self.looks.max(1))
+        self.depth / f64::from(self.samples.max(1))
     }
 
     fn mean_age_ns(&self) -> f64 {
-        self.age_ns / f64::from(self.looks.max(1))
+        self.age_ns / f64::from(self.samples.max(1))
     }
 
-    fn mean_answer_ns(&self) -> Option<f64> {
-        (self.answers > 0.0).then(|| self.answers_ns / self.answers)
+    fn mean_response_ns(&self) -> Option<f64> {
+        (self.responses > 0.0).then(|| self.responses_ns / self.responses)
     }
 }
 
@@ -250,29 +260,29 @@ mod tests {
         }
     }
 
-    fn answered_in(answer_ms: u64, reading: Reading) -> Reading {
+    fn responding_in(response_ms: u64, reading: Reading) -> Reading {
         Reading {
-            extra: vec![("answer_ns", answer_ms as f64 * 1e6)],
+            extra: vec![("answer_ns", response_ms as f64 * 1e6)],
             ..reading
         }
     }
 
-    /// Ten seconds of it.
+    /// The history after ten seconds.
     fn after(mut at: impl FnMut(u64) -> Reading) -> ColdStart {
-        let mut course = ColdStart::default();
+        let mut history = ColdStart::default();
         for tick in 0..100 {
-            course.read(tick * TICK, &at(tick), true);
+            history.read(tick * TICK, &at(tick), true);
         }
-        course
+        history
     }
 
     #[test]
-    fn more_comes_than_goes_and_all_takes_longer_and_longer() {
-        let jam = |tick| {
+    fn steady_growth_with_rising_ages_is_measured() {
+        let growing = |tick| {
             let reading = reading(100 + tick, 5_000 + 50 * tick, (2, 1));
-            answered_in(9_000 + 60 * tick, reading)
+            responding_in(9_000 + 60 * tick, reading)
         };
-        let measure = after(jam).measure(None).unwrap();
+        let measure = after(growing).measure(None).unwrap();
         assert_eq!(measure.delay_ns, 9_950_000_000);
         assert!(
             measure.delay_ns > measure.target_delay_ns * 14 / 10,
@@ -281,15 +291,15 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_still_says_nothing_however_long_it_waits() {
+    fn a_queue_of_constant_depth_is_not_judged_however_long_it_waits() {
         let slow = |tick| reading(60 + tick % 3, 12_000 + 10 * (tick % 7), (2, 2));
-        let course = after(slow);
-        assert_eq!(course.measure(None), None);
-        assert_eq!(course.waiting().unwrap().depth, 60);
+        let history = after(slow);
+        assert_eq!(history.measure(None), None);
+        assert_eq!(history.waiting().unwrap().depth, 60);
     }
 
     #[test]
-    fn a_burst_is_no_growth() {
+    fn a_burst_is_not_growth() {
         let burst = |tick| match tick {
             0..50 => reading(10, 300, (1, 1)),
             50 => reading(90, 300, (80, 0)),
@@ -299,25 +309,25 @@ mod tests {
     }
 
     #[test]
-    fn more_work_that_takes_as_long_as_ever_is_no_jam() {
-        let more = |tick| answered_in(2_000, reading(20 + tick, 900 + tick, (3, 2)));
+    fn more_work_of_unchanged_duration_is_not_growth() {
+        let more = |tick| responding_in(2_000, reading(20 + tick, 900 + tick, (3, 2)));
         assert_eq!(after(more).measure(None), None);
     }
 
     #[test]
-    fn a_growth_that_may_be_chance_is_none() {
-        let chance = |tick| reading(100 + tick / 10, 5_000 + 5 * tick, (50, 50));
-        assert_eq!(after(chance).measure(None), None);
+    fn growth_within_poisson_noise_is_not_significant() {
+        let noise = |tick| reading(100 + tick / 10, 5_000 + 5 * tick, (50, 50));
+        assert_eq!(after(noise).measure(None), None);
     }
 
     #[test]
-    fn behind_a_pool_a_wait_is_measured_by_how_long_a_connection_is_kept() {
-        // 10 a second over 4 connections: 0.4 s each.
-        let course = after(|_| reading(40, 2_000, (1, 1)));
-        let measure = course.measure(Some(4)).unwrap();
+    fn behind_an_exhausted_pool_the_target_is_two_holding_times() {
+        // 10 departures per second over 4 connections: 0.4 s each.
+        let history = after(|_| reading(40, 2_000, (1, 1)));
+        let measure = history.measure(Some(4)).unwrap();
         assert_eq!(measure.delay_ns, 2_000_000_000);
         assert_eq!(measure.target_delay_ns, 800_000_000);
-        assert_eq!(course.measure(Some(10)), None);
+        assert_eq!(history.measure(Some(10)), None);
         assert_eq!(after(|_| reading(40, 2_000, (1, 0))).measure(Some(4)), None);
     }
 }

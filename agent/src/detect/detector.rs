@@ -1,4 +1,4 @@
-//! All queues of all targets: tracks, episodes, incidents.
+//! The detector: the tracks, episodes and incidents of all queues of all targets.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -7,12 +7,13 @@ use std::{
 
 use super::{
     cold_start::Waiting,
+    delay::WithoutBaseline,
     episode::{OpenEpisode, Opening},
     gauge::Gauge,
     id::id,
     incidents::{Incidents, Neighbours},
     settings::Settings,
-    track::{NoThroughput, Track, Verdict},
+    track::{Assessment, Track},
 };
 use crate::{
     event::{Episode, Event, Instant, Level, QueueState},
@@ -20,89 +21,89 @@ use crate::{
     sample::TargetId,
 };
 
-/// Answers the thresholds that apply to a queue.
+/// Returns the thresholds that apply to a queue.
 pub type SettingsFor = Arc<dyn Fn(&QueueKey) -> Settings + Send + Sync>;
 
-/// What the diagnosis knows of a target, of what is around its queues.
+/// What the detector asks the diagnosis about a target. The diagnosis comes later, so it passes these in as closures.
 #[derive(Clone, Copy)]
-pub struct Around<'a> {
+pub struct TargetContext<'a> {
     pub neighbours: Neighbours<'a>,
-    /// The connections of a pool that is used up while requests wait for one.
-    pub used_up: &'a dyn Fn(TargetId) -> Option<u64>,
+    /// Returns the number of connections of a pool that is exhausted while requests wait for one of them.
+    pub exhausted_pool: &'a dyn Fn(TargetId) -> Option<u64>,
 }
 
-/// From readings to events.
+/// Turns readings into events.
 pub struct Detector {
     settings_for: SettingsFor,
     queues: HashMap<Arc<QueueKey>, Watched>,
     incidents: Incidents,
-    /// Queues that are worth a closer look, as of their last readings.
-    suspicious: BTreeSet<Arc<QueueKey>>,
-    /// Tell the state of every queue after every tick.
-    tell_queues: bool,
+    /// Queues that need focus, as of their last readings.
+    unhealthy: BTreeSet<Arc<QueueKey>>,
+    /// Emit an [`Event::Queue`] for every queue after every sample.
+    reports_queues: bool,
 }
 
 struct Watched {
     track: Track,
     settings: Settings,
-    running: Option<OpenEpisode>,
+    episode: Option<OpenEpisode>,
     gauge: Gauge,
 }
 
 impl Detector {
-    /// With the thresholds that `settings_for` gives each queue; `tell_queues` asks for an event per queue and tick.
-    pub fn new(settings_for: SettingsFor, tell_queues: bool) -> Self {
+    /// `settings_for` returns the thresholds of each queue. `reports_queues` asks for one event per queue and sample.
+    pub fn new(settings_for: SettingsFor, reports_queues: bool) -> Self {
         Self {
             settings_for,
             queues: HashMap::new(),
             incidents: Incidents::default(),
-            suspicious: BTreeSet::new(),
-            tell_queues,
+            unhealthy: BTreeSet::new(),
+            reports_queues,
         }
     }
 
-    /// Queues that are watched now.
+    /// The number of queues.
     pub fn queues(&self) -> usize {
         self.queues.len()
     }
 
-    /// Takes in the readings of one tick. `events` gets what there is to say; answers the targets worth a closer look.
+    /// Adds the readings of one sample, and appends what changed to `events`. Returns the targets to focus.
     pub fn read(
         &mut self,
         at: Instant,
         readings: &Readings,
         targets: &Targets,
-        around: Around<'_>,
+        context: TargetContext<'_>,
         events: &mut Vec<Event>,
     ) -> BTreeSet<TargetId> {
         for key in &readings.gone {
             self.forget(at, key, events);
         }
         for (key, reading) in &readings.queues {
-            if self.read_one(at, key, reading, (targets, around), events) {
-                self.suspicious.insert(Arc::clone(key));
+            if self.read_one(at, key, reading, (targets, context), events) {
+                self.unhealthy.insert(Arc::clone(key));
             } else {
-                self.suspicious.remove(key);
+                self.unhealthy.remove(key);
             }
         }
-        self.suspicious.iter().map(|key| key.target).collect()
+        self.unhealthy.iter().map(|key| key.target).collect()
     }
 
-    /// How open episodes stand, of those that are asked for by their ids.
+    /// The open episodes whose ids are wanted, as of now.
     pub fn open(&self, at: Instant, is_wanted: impl Fn(&str) -> bool) -> Vec<Episode> {
         let mut open: Vec<Episode> = self
             .queues
             .values()
-            .filter_map(|watched| watched.running.as_ref())
-            .filter(|running| is_wanted(running.id()))
-            .map(|running| running.snapshot(at))
+            .filter_map(|watched| watched.episode.as_ref())
+            .filter(|episode| is_wanted(episode.id()))
+            .map(|episode| episode.snapshot(at))
             .collect();
         open.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         open
     }
 
-    /// What waits in queues that are ok as far as is known, and that nothing but what is usual for them can judge.
-    pub fn ok_against_usual(&self) -> Vec<(Arc<QueueKey>, Waiting)> {
+    /// The items in queues that are compared with their baseline and are ok, or have no baseline yet.
+    pub fn ok_against_baseline(&self) -> Vec<(Arc<QueueKey>, Waiting)> {
         let ok = |(key, watched): &(&Arc<QueueKey>, &Watched)| {
             key.kind.judged() == Judged::AgainstUsual && watched.track.level == Level::Ok
         };
@@ -114,24 +115,24 @@ impl Detector {
         all
     }
 
-    /// Every queue as of its last reading, in no order.
+    /// Every queue as of its last reading, in no particular order.
     pub fn gauges(&self) -> impl Iterator<Item = (&Arc<QueueKey>, &Gauge)> {
         self.queues
             .iter()
             .map(|(key, watched)| (key, &watched.gauge))
     }
 
-    /// The stream ends here: what is open is told as it stands, and stays open.
+    /// The stream of samples ends: open episodes are reported once more, and stay open.
     pub fn finish(&mut self, at: Instant, events: &mut Vec<Event>) {
         let mut open: Vec<_> = self
             .queues
             .iter_mut()
-            .filter(|(_, watched)| watched.running.is_some())
+            .filter(|(_, watched)| watched.episode.is_some())
             .collect();
         open.sort_unstable_by_key(|(key, _)| Arc::clone(key));
         for (_, watched) in open {
-            if let Some(running) = &mut watched.running {
-                let (stretch, episode) = running.tell(at);
+            if let Some(open) = &mut watched.episode {
+                let (stretch, episode) = open.report(at);
                 events.extend(stretch.map(Event::Stretch));
                 events.push(Event::Episode(Box::new(episode)));
             }
@@ -143,14 +144,14 @@ impl Detector {
         at: Instant,
         key: &Arc<QueueKey>,
         reading: &Reading,
-        (targets, around): (&Targets, Around<'_>),
+        (targets, context): (&Targets, TargetContext<'_>),
         events: &mut Vec<Event>,
     ) -> bool {
         if !self.queues.contains_key(key) {
             let watched = Watched {
-                track: Track::default(),
+                track: Track::new(key.kind),
                 settings: (self.settings_for)(key),
-                running: None,
+                episode: None,
                 gauge: Gauge::default(),
             };
             self.queues.insert(Arc::clone(key), watched);
@@ -159,89 +160,94 @@ impl Detector {
             return false;
         };
         let before = watched.track.level;
-        let sign = watched.track.sign_ns;
-        let by_usual = key.kind.judged() == Judged::AgainstUsual;
-        // What is looked at for what another waits for was never seen at rest: it has its place in that one's words.
-        let is_asked_for = targets
+        let onset_ns = watched.track.onset_ns;
+        // A target that is watched only because another one waits for it was never observed at rest. It appears in the verdict of
+        // that one.
+        let is_selected = targets
             .get(key.target)
             .is_some_and(|target| !target.followed);
-        let blindly = (by_usual && is_asked_for).then(|| NoThroughput {
-            pool: (around.used_up)(key.target),
-        });
-        let verdict = watched
-            .track
-            .read(key.kind, reading, at.mono_ns, &watched.settings, blindly);
-        watched.gauge.read(at.mono_ns, reading, &verdict);
-        let state = || state(at, key, reading, &verdict);
-        if self.tell_queues {
+        let without_baseline = if is_selected && key.kind.judged() == Judged::AgainstUsual {
+            WithoutBaseline::ColdStart {
+                exhausted_pool: (context.exhausted_pool)(key.target),
+            }
+        } else {
+            WithoutBaseline::NotJudged
+        };
+        let assessment =
+            watched
+                .track
+                .read(reading, at.mono_ns, &watched.settings, without_baseline);
+        watched.gauge.read(at.mono_ns, reading, &assessment);
+        let state = || state(at, key, reading, &assessment);
+        if self.reports_queues {
             events.push(Event::Queue(state()));
         }
         let mut stretch = None;
-        if verdict.level > Level::Ok && watched.running.is_none() {
-            let onset = since(at, sign.or(watched.track.sign_ns));
+        if assessment.level > Level::Ok && watched.episode.is_none() {
+            let onset = in_the_past(at, onset_ns.or(watched.track.onset_ns));
             let incident =
                 self.incidents
-                    .open(at, key, onset, (targets, around.neighbours), events);
+                    .open(at, key, onset, (targets, context.neighbours), events);
             let opening = Opening {
                 id: format!("{:016x}", queue_id("episode", at, key, targets)),
                 incident,
                 key: Arc::clone(key),
                 onset,
                 at,
-                usual: watched.track.baseline.usual(),
+                baseline: watched.track.baseline.rates(),
             };
-            let mut running = OpenEpisode::open(opening, reading, &verdict);
-            stretch = running.read(at, reading, &verdict);
-            events.push(Event::EpisodeOpened(Box::new(running.snapshot(at))));
-            watched.running = Some(running);
-        } else if let Some(running) = &mut watched.running {
-            stretch = running.read(at, reading, &verdict);
+            let mut open = OpenEpisode::open(opening, reading, &assessment);
+            stretch = open.read(at, reading, &assessment);
+            events.push(Event::EpisodeOpened(Box::new(open.snapshot(at))));
+            watched.episode = Some(open);
+        } else if let Some(open) = &mut watched.episode {
+            stretch = open.read(at, reading, &assessment);
         }
-        let Some(running) = &mut watched.running else {
-            return verdict.suspicious;
+        let Some(open) = &mut watched.episode else {
+            return assessment.needs_focus;
         };
         events.extend(stretch.map(Event::Stretch));
-        if verdict.level != before {
+        if assessment.level != before {
             events.push(Event::Level {
                 state: state(),
                 from: before,
-                to: verdict.level,
-                episode: running.id().to_owned(),
+                to: assessment.level,
+                episode: open.id().to_owned(),
             });
         }
-        if verdict.level == Level::Ok {
+        if assessment.level == Level::Ok {
             self.close(at, key, events);
-        } else if running.is_due(at, watched.settings.repeat_interval_ns) {
-            let (stretch, episode) = running.tell(at);
+        } else if open.is_due(at, watched.settings.repeat_interval_ns) {
+            let (stretch, episode) = open.report(at);
             events.extend(stretch.map(Event::Stretch));
             events.push(Event::Episode(Box::new(episode)));
         }
-        verdict.suspicious
+        assessment.needs_focus
     }
 
-    /// The queue is no longer there, so what it suffered from is over.
+    /// The queue no longer exists, so its episode has ended.
     fn forget(&mut self, at: Instant, key: &Arc<QueueKey>, events: &mut Vec<Event>) {
         self.close(at, key, events);
         self.queues.remove(key);
-        self.suspicious.remove(key);
+        self.unhealthy.remove(key);
     }
 
     fn close(&mut self, at: Instant, key: &Arc<QueueKey>, events: &mut Vec<Event>) {
-        let Some(running) = self
+        let Some(open) = self
             .queues
             .get_mut(key)
-            .and_then(|watched| watched.running.take())
+            .and_then(|watched| watched.episode.take())
         else {
             return;
         };
-        let (stretch, episode) = running.close(at);
+        let (stretch, episode) = open.close(at);
         events.extend(stretch.map(Event::Stretch));
         events.push(Event::Episode(Box::new(episode)));
         self.incidents.close(at, key, events);
     }
 }
 
-/// Names what begins at this moment in this queue of this service.
+/// The id of what begins at this moment in this queue; `role` keeps the ids of incident, trace and episode apart.
 pub(super) fn queue_id(role: &str, at: Instant, key: &QueueKey, targets: &Targets) -> u64 {
     let (pid, start_ns) = targets
         .get(key.target)
@@ -257,8 +263,8 @@ pub(super) fn queue_id(role: &str, at: Instant, key: &QueueKey, targets: &Target
     ])
 }
 
-/// The moment of a monotonic time in the past, on both clocks.
-fn since(now: Instant, mono_ns: Option<u64>) -> Instant {
+/// A monotonic time in the past, ns, on both clocks; now if it is unknown.
+fn in_the_past(now: Instant, mono_ns: Option<u64>) -> Instant {
     let mono_ns = mono_ns.unwrap_or(now.mono_ns);
     Instant {
         mono_ns,
@@ -268,15 +274,20 @@ fn since(now: Instant, mono_ns: Option<u64>) -> Instant {
     }
 }
 
-fn state(at: Instant, key: &Arc<QueueKey>, reading: &Reading, verdict: &Verdict) -> QueueState {
+fn state(
+    at: Instant,
+    key: &Arc<QueueKey>,
+    reading: &Reading,
+    assessment: &Assessment,
+) -> QueueState {
     QueueState {
         at,
         key: Arc::clone(key),
         reading: reading.clone(),
-        score: verdict.score,
-        level: verdict.level,
-        arrivals_per_s: verdict.rates.map(|rates| rates.arrivals),
-        departures_per_s: verdict.rates.map(|rates| rates.departures),
-        time_to_full_ns: verdict.time_to_full_ns,
+        score: assessment.score,
+        level: assessment.level,
+        arrivals_per_s: assessment.rates.map(|rates| rates.arrivals),
+        departures_per_s: assessment.rates.map(|rates| rates.departures),
+        time_to_full_ns: assessment.time_to_full_ns,
     }
 }

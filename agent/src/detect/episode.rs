@@ -1,41 +1,48 @@
-//! An episode while it lasts.
+//! An open episode: what is accumulated while a queue is above ok.
 
 use std::sync::Arc;
 
 use super::{
     advice,
-    rates::Usual,
+    rates::BaselineRate,
     series::{Quantiles, Series},
-    track::Verdict,
+    track::Assessment,
 };
 use crate::{
     event::{DrivenBy, Episode, Instant, Level, Moment, MomentKind, Stretch},
     queue::{QueueKey, Reading},
 };
 
-/// Moments kept per episode; the rest are counted.
+/// Moments kept per episode; further ones are only counted.
 const MAX_MOMENTS: usize = 100;
-/// Time without which rates say nothing.
-const JUDGE_AFTER_S: f64 = 0.9;
-/// The course is drawn with a value every so often, whatever the interval of the looks.
-const COURSE_NS: u64 = 95_000_000;
+
+/// How long rates have to be observed before they are compared with the baseline, s: a little less than a second, so that ten
+/// samples at the default interval suffice.
+const MIN_OBSERVED_S: f64 = 0.9;
+
+/// Spacing of the depths that are kept for the sparkline, ns: a little less than the default sampling interval of 100 ms.
+const DEPTH_SPACING_NS: u64 = 95_000_000;
+
+/// Once the depth has fallen below this fraction of its maximum the queue is shrinking.
+const SHRINKING: (u64, u64) = (3, 4);
 
 pub(super) struct OpenEpisode {
     episode: Episode,
     waits: Quantiles,
     depths: Series,
-    course_ns: u64,
-    baseline: (Option<Usual>, Option<Usual>),
+    depth_added_ns: u64,
+    /// Of arrivals and of departures.
+    baseline: (Option<BaselineRate>, Option<BaselineRate>),
     counted: Counted,
     driven_by: DrivenBy,
-    shrinks: bool,
+    is_shrinking: bool,
     warned_at: Instant,
     stretch: Option<Stretch>,
     next_index: u32,
-    told_ns: u64,
+    reported_ns: u64,
 }
 
-/// Work that came and went while both were known, and how long that was.
+/// Arrivals and departures while both were known, and for how long.
 #[derive(Clone, Copy, Default)]
 struct Counted {
     ns: u64,
@@ -51,22 +58,22 @@ impl Counted {
     }
 }
 
-/// What is known when an episode opens.
+/// The state when an episode opens.
 pub(super) struct Opening {
     pub(super) id: String,
     pub(super) incident: String,
     pub(super) key: Arc<QueueKey>,
     pub(super) onset: Instant,
     pub(super) at: Instant,
-    /// Arrivals and departures while all is well, where known.
-    pub(super) usual: (Option<Usual>, Option<Usual>),
+    /// Of arrivals and of departures, if there is one.
+    pub(super) baseline: (Option<BaselineRate>, Option<BaselineRate>),
 }
 
 impl OpenEpisode {
-    pub(super) fn open(opening: Opening, reading: &Reading, verdict: &Verdict) -> Self {
+    pub(super) fn open(opening: Opening, reading: &Reading, assessment: &Assessment) -> Self {
         let Opening { at, .. } = opening;
         let unit = reading.unit.unwrap_or(opening.key.kind.unit());
-        let mut running = Self {
+        let mut open = Self {
             episode: Episode {
                 id: opening.id,
                 incident: opening.incident,
@@ -89,10 +96,10 @@ impl OpenEpisode {
                 losses: 0,
                 arrival_rate: None,
                 service_rate: None,
-                baseline_arrival_rate: opening.usual.0.map(|usual| usual.median),
-                baseline_service_rate: opening.usual.1.map(|usual| usual.median),
+                baseline_arrival_rate: opening.baseline.0.map(|baseline| baseline.median),
+                baseline_service_rate: opening.baseline.1.map(|baseline| baseline.median),
                 driven_by: DrivenBy::Unknown,
-                time_to_full_ns: verdict.time_to_full_ns,
+                time_to_full_ns: assessment.time_to_full_ns,
                 lead_ns: None,
                 worst: None,
                 depths: Vec::new(),
@@ -104,37 +111,37 @@ impl OpenEpisode {
             },
             waits: Quantiles::default(),
             depths: Series::default(),
-            course_ns: 0,
-            baseline: opening.usual,
+            depth_added_ns: 0,
+            baseline: opening.baseline,
             counted: Counted::default(),
             driven_by: DrivenBy::Unknown,
-            shrinks: false,
+            is_shrinking: false,
             warned_at: at,
             stretch: None,
             next_index: 0,
-            told_ns: at.mono_ns,
+            reported_ns: at.mono_ns,
         };
-        if let Some(left) = verdict.time_to_full_ns.filter(|left| *left > 0) {
-            running.note(at, MomentKind::Forecast(left));
+        if let Some(left) = assessment.time_to_full_ns.filter(|left| *left > 0) {
+            open.note(at, MomentKind::Forecast(left));
         }
-        running
+        open
     }
 
     pub(super) fn id(&self) -> &str {
         &self.episode.id
     }
 
-    /// Takes in one reading; answers the stretch that ends with it, when the level changed.
+    /// Adds a reading. Returns the stretch that ended if the level changed.
     pub(super) fn read(
         &mut self,
         at: Instant,
         reading: &Reading,
-        verdict: &Verdict,
+        assessment: &Assessment,
     ) -> Option<Stretch> {
-        let ended = self.change_level(at, verdict);
+        let ended = self.change_level(at, assessment);
         let episode = &mut self.episode;
         episode.end = at;
-        episode.score_max = episode.score_max.max(verdict.score);
+        episode.score_max = episode.score_max.max(assessment.score);
         episode.depth = reading.depth;
         episode.depth_max = episode.depth_max.max(reading.depth);
         episode.limit = reading.limit.or(episode.limit);
@@ -156,49 +163,49 @@ impl OpenEpisode {
         if reading.depth >= episode.depth_max && reading.worst.is_some() {
             episode.worst.clone_from(&reading.worst);
         }
-        if at.mono_ns.saturating_sub(self.course_ns) >= COURSE_NS {
+        if at.mono_ns.saturating_sub(self.depth_added_ns) >= DEPTH_SPACING_NS {
             self.depths.add(reading.depth);
-            self.course_ns = at.mono_ns;
+            self.depth_added_ns = at.mono_ns;
         }
         if let Some(stretch) = &mut self.stretch {
             stretch.to = at;
             stretch.depth_max = stretch.depth_max.max(reading.depth);
             stretch.limit = reading.limit.or(stretch.limit);
-            stretch.score_max = stretch.score_max.max(verdict.score);
+            stretch.score_max = stretch.score_max.max(assessment.score);
             stretch.wait_max_ns = stretch.wait_max_ns.max(wait_ns);
             stretch.losses = stretch.losses.saturating_add(reading.losses);
-            stretch.time_to_full_ns = verdict.time_to_full_ns;
+            stretch.time_to_full_ns = assessment.time_to_full_ns;
         }
         if reading.losses > 0 {
             self.note(at, MomentKind::Loss(reading.losses));
         }
-        self.judge(reading.depth, verdict);
+        self.compare_rates(reading.depth, assessment);
         ended
     }
 
-    fn change_level(&mut self, at: Instant, verdict: &Verdict) -> Option<Stretch> {
+    fn change_level(&mut self, at: Instant, assessment: &Assessment) -> Option<Stretch> {
         let before = self
             .stretch
             .as_ref()
             .map_or(Level::Ok, |stretch| stretch.level);
-        if verdict.level == before {
+        if assessment.level == before {
             return None;
         }
         let ended = self
             .stretch
             .take()
             .map(|stretch| Stretch { to: at, ..stretch });
-        if verdict.level > before {
-            self.note(at, MomentKind::Level(verdict.level));
+        if assessment.level > before {
+            self.note(at, MomentKind::Level(assessment.level));
         }
-        if verdict.level > Level::Ok {
-            self.begin_stretch(at, verdict.level);
+        if assessment.level > Level::Ok {
+            self.begin_stretch(at, assessment.level);
         }
         let episode = &mut self.episode;
-        if verdict.level == Level::Full && episode.level_max < Level::Full {
+        if assessment.level == Level::Full && episode.level_max < Level::Full {
             episode.lead_ns = Some(at.mono_ns.saturating_sub(self.warned_at.mono_ns));
         }
-        episode.level_max = episode.level_max.max(verdict.level);
+        episode.level_max = episode.level_max.max(assessment.level);
         ended
     }
 
@@ -221,24 +228,25 @@ impl OpenEpisode {
         self.next_index += 1;
     }
 
-    /// More in, or less out? Means over the time in which the queue grew, against what is usual: the longer it grew, the
-    /// smaller a difference is clear. Once the queue shrinks, both sides are bent by the queue itself: what was
-    /// clear before then stands. While it is full, only what it let in is counted, so that side says nothing.
-    fn judge(&mut self, depth: u64, verdict: &Verdict) {
-        self.shrinks |= depth < self.episode.depth_max / 4 * 3;
-        let full = verdict.level == Level::Full;
-        let (Some(usual_in), Some(usual_out)) = self.baseline else {
+    /// Decides whether producer or consumer drives the episode: mean rates over the time in which the queue grew, against the
+    /// baseline. The longer it grew, the smaller a significant difference is. Once the queue shrinks, the backlog itself distorts
+    /// both rates, so the earlier result is kept. While the queue is full, arrivals count only what was let in, so they are ignored.
+    fn compare_rates(&mut self, depth: u64, assessment: &Assessment) {
+        let (part, of) = SHRINKING;
+        self.is_shrinking |= depth < self.episode.depth_max / of * part;
+        let is_full = assessment.level == Level::Full;
+        let (Some(arrivals), Some(departures)) = self.baseline else {
             return;
         };
-        if self.shrinks || (full && self.driven_by != DrivenBy::Unknown) {
+        if self.is_shrinking || (is_full && self.driven_by != DrivenBy::Unknown) {
             return;
         }
         let seconds = self.counted.ns as f64 / 1e9;
-        if seconds < JUDGE_AFTER_S {
+        if seconds < MIN_OBSERVED_S {
             return;
         }
-        let more_in = !full && usual_in.is_exceeded_by(self.counted.arrivals as f64, seconds);
-        let less_out = usual_out.is_missed_by(self.counted.departures as f64, seconds);
+        let more_in = !is_full && arrivals.is_exceeded_by(self.counted.arrivals as f64, seconds);
+        let less_out = departures.is_undercut_by(self.counted.departures as f64, seconds);
         self.driven_by = match (more_in, less_out) {
             (true, true) => DrivenBy::Both,
             (true, false) => DrivenBy::Producer,
@@ -247,14 +255,14 @@ impl OpenEpisode {
         };
     }
 
-    /// Whether it has lasted for long enough since it was last told.
-    pub(super) fn is_due(&self, at: Instant, every_ns: u64) -> bool {
-        at.mono_ns.saturating_sub(self.told_ns) >= every_ns
+    /// Whether the repeat interval has passed since the last report.
+    pub(super) fn is_due(&self, at: Instant, repeat_interval_ns: u64) -> bool {
+        at.mono_ns.saturating_sub(self.reported_ns) >= repeat_interval_ns
     }
 
-    /// How it stands now: the stretch so far, which ends here and goes on as another, and the episode.
-    pub(super) fn tell(&mut self, at: Instant) -> (Option<Stretch>, Episode) {
-        self.told_ns = at.mono_ns;
+    /// The episode as of now, and its current stretch: that ends here, and another one at the same level begins.
+    pub(super) fn report(&mut self, at: Instant) -> (Option<Stretch>, Episode) {
+        self.reported_ns = at.mono_ns;
         let part = self
             .stretch
             .take()
@@ -268,7 +276,7 @@ impl OpenEpisode {
         )
     }
 
-    /// The end: the last stretch, where one is open, and the episode as it was.
+    /// Ends the episode. Returns its last stretch, if one is open, and the whole episode.
     pub(super) fn close(mut self, at: Instant) -> (Option<Stretch>, Episode) {
         let part = self
             .stretch
@@ -299,7 +307,7 @@ impl OpenEpisode {
         episode
     }
 
-    /// How it stands, without ending a stretch.
+    /// The episode as of now; its current stretch goes on.
     pub(super) fn snapshot(&self, at: Instant) -> Episode {
         self.summary(at, true)
     }

@@ -1,17 +1,23 @@
-//! When will it be full? A straight line through the fill of the last seconds.
+//! Forecasts when a queue is full: a least-squares line through the fill ratios of the last two seconds.
 
 use std::collections::VecDeque;
 
+/// How far back the line reaches, ns.
 const SPAN_NS: u64 = 2_000_000_000;
-/// Points closer together than this add work and no knowledge.
+
+/// Minimum distance of two points, ns: closer ones cost time and do not improve the line.
 const SPACING_NS: u64 = 45_000_000;
+
+/// Points without which there is no forecast.
 const MIN_POINTS: usize = 5;
-/// The slope must be so many times its own standard error.
-const SIGNIFICANCE: f64 = 4.0;
-/// A forecast further out than this says nothing.
+
+/// The slope has to be this many times its standard error (4σ).
+const SIGNIFICANCE_SIGMAS: f64 = 4.0;
+
+/// Forecasts beyond one hour are not reported, ns.
 const HORIZON_NS: f64 = 3_600e9;
 
-/// The fill of one queue of late.
+/// The recent fill ratios of one queue.
 #[derive(Debug, Default)]
 pub(super) struct Trend {
     points: VecDeque<(u64, f64)>,
@@ -36,7 +42,7 @@ impl Trend {
         }
     }
 
-    /// Time from `now_ns` until the fill reaches 1, ns; `None` where it does not clearly rise.
+    /// Time from `now_ns` until the fill ratio reaches 1, ns; `None` if it does not rise significantly.
     pub(super) fn time_to_full(&self, now_ns: u64) -> Option<u64> {
         if self.points.len() < MIN_POINTS {
             return None;
@@ -58,7 +64,7 @@ impl Trend {
         let slope = xy / xx;
         let residual = (yy - slope * xy).max(0.0);
         let error = (residual / (count - 2.0) / xx).sqrt();
-        if slope <= 0.0 || slope < SIGNIFICANCE * error {
+        if slope <= 0.0 || slope < SIGNIFICANCE_SIGMAS * error {
             return None;
         }
         let fill_now = mean_y - slope * mean_x;
@@ -84,14 +90,14 @@ mod tests {
     }
 
     #[test]
-    fn a_level_or_emptying_queue_is_not_forecast() {
-        let mut level = Trend::default();
-        let mut emptying = Trend::default();
+    fn a_steady_or_draining_queue_has_no_forecast() {
+        let mut steady = Trend::default();
+        let mut draining = Trend::default();
         for tick in 0..=25 {
-            level.add(tick * TICK, if tick % 2 == 0 { 0.4 } else { 0.6 });
-            emptying.add(tick * TICK, 1.0 - tick as f64 / 50.0);
+            steady.add(tick * TICK, if tick % 2 == 0 { 0.4 } else { 0.6 });
+            draining.add(tick * TICK, 1.0 - tick as f64 / 50.0);
         }
-        assert_eq!(level.time_to_full(25 * TICK), None);
-        assert_eq!(emptying.time_to_full(25 * TICK), None);
+        assert_eq!(steady.time_to_full(25 * TICK), None);
+        assert_eq!(draining.time_to_full(25 * TICK), None);
     }
 }

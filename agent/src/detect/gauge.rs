@@ -1,90 +1,94 @@
-//! How a queue stands, in a few numbers: what is signalled is made from these.
+//! The state of a queue in a few numbers, from which the signals are made.
 
-use super::track::Verdict;
+use super::track::Assessment;
 use crate::{
     event::Level,
-    ewma::ewma,
+    ewma::Ewma,
     queue::{RESPONSES_PER_S, Reading, UTILIZATION},
 };
 
-/// What is told of a walk alone is evened out over about so long.
-const OVER_NS: f64 = 1e9;
+/// Time constant of the response rate, ns. Only full scans report it, so a single value is noisy.
+const RESPONSE_RATE_TIME_CONSTANT_NS: f64 = 1e9;
 
-/// One queue as of its last reading.
+/// A queue as of its last reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Gauge {
     /// CLOCK_MONOTONIC of that reading, ns.
     pub at_ns: u64,
     pub level: Level,
+    /// 0 to 1; above 1 if the delay is beyond what counts as full.
     pub score: f64,
+    /// In the unit of the kind, as `limit`.
     pub depth: u64,
     pub limit: Option<u64>,
-    /// The delay that counts against the queue now, ns; the delay that stands (never less for a while); the one that is fine.
+    /// The delay that counts against the queue now, ns.
     pub delay_ns: u64,
+    /// The minimum of that delay over the detection window, ns.
     pub standing_delay_ns: u64,
+    /// The acceptable standing delay, ns.
     pub target_delay_ns: u64,
-    /// The delay that is fine was set by who knows better.
+    /// The target delay is from the configuration.
     pub is_target_configured: bool,
-    /// Of the work that waits: the age that 99% of it has not reached, and that of the oldest, ns.
+    /// 99th percentile, maximum and median of the ages of the waiting items, ns; `None` if the ages are unknown or nothing waits.
     pub p99_ns: Option<u64>,
     pub oldest_age_ns: Option<u64>,
-    /// The age that half of it has not reached, ns; `None` where ages are not known, or nothing waits.
     pub median_age_ns: Option<u64>,
-    /// How long what leaves now has waited, ns.
+    /// Estimated queueing delay now, ns: measured, or by Little's law.
     pub wait_ns: Option<u64>,
-    /// Of what does the work, the share that is at work.
+    /// Busy share of the workers, event loop or CPUs that this queue describes, 0 to 1.
     pub utilization: Option<f64>,
-    /// Per second, over the last second or so.
+    /// Over the last second, in the unit of the depth.
     pub arrivals_per_s: Option<f64>,
     pub departures_per_s: Option<f64>,
-    /// Answered per second, hidden ones too, where it can be told; over the last second or so.
+    /// Averaged over about a second. Includes requests that arrived and were answered between two samples.
     pub responses_per_s: Option<f64>,
-    /// The counts below hold what the last reading added: arrivals and departures were known.
+    /// The last reading knew arrivals and departures, so the counts below include it.
     pub is_counted: bool,
-    /// Counts since the queue is watched.
+    /// Counts since the queue was first observed.
     pub arrivals: u64,
     pub departures: u64,
     pub losses: u64,
-    /// `None`: not filling, or no limit.
+    /// `None`: not filling, or without a limit.
     pub time_to_full_ns: Option<u64>,
 }
 
 impl Gauge {
-    pub(super) fn read(&mut self, at_ns: u64, reading: &Reading, verdict: &Verdict) {
-        // Oldest first.
-        let p99_ns = reading.ages_ns.get(reading.ages_ns.len() / 100).copied();
+    pub(super) fn read(&mut self, at_ns: u64, reading: &Reading, assessment: &Assessment) {
+        let elapsed_ns = at_ns.saturating_sub(self.at_ns);
         let responses_per_s = match (self.responses_per_s, reading.extra(RESPONSES_PER_S)) {
             (Some(mean), Some(now)) => {
-                let passed_ns = at_ns.saturating_sub(self.at_ns);
-                Some(ewma(mean, passed_ns, OVER_NS, now))
+                let mut rate = Ewma::new(mean, RESPONSE_RATE_TIME_CONSTANT_NS);
+                rate.update(now, elapsed_ns);
+                Some(rate.value())
             }
             (mean, now) => now.or(mean),
         };
+        // Ages are sorted, the oldest first.
+        let ages = &reading.ages_ns;
+        let total = |before: u64, added: Option<u64>| before.saturating_add(added.unwrap_or(0));
         *self = Self {
             at_ns,
-            responses_per_s,
-            level: verdict.level,
-            score: verdict.score,
+            level: assessment.level,
+            score: assessment.score,
             depth: reading.depth,
             limit: reading.limit,
-            delay_ns: verdict.delay_ns,
-            standing_delay_ns: verdict.standing_delay_ns,
-            target_delay_ns: verdict.target_delay_ns,
-            is_target_configured: verdict.is_target_configured,
-            p99_ns,
+            delay_ns: assessment.delay_ns,
+            standing_delay_ns: assessment.standing_delay_ns,
+            target_delay_ns: assessment.target_delay_ns,
+            is_target_configured: assessment.is_target_configured,
+            p99_ns: ages.get(ages.len() / 100).copied(),
             oldest_age_ns: reading.oldest_age_ns,
-            median_age_ns: reading.ages_ns.get(reading.ages_ns.len() / 2).copied(),
+            median_age_ns: ages.get(ages.len() / 2).copied(),
             wait_ns: reading.wait_ns,
             utilization: reading.extra(UTILIZATION),
-            arrivals_per_s: verdict.rates.map(|rates| rates.arrivals),
-            departures_per_s: verdict.rates.map(|rates| rates.departures),
+            arrivals_per_s: assessment.rates.map(|rates| rates.arrivals),
+            departures_per_s: assessment.rates.map(|rates| rates.departures),
+            responses_per_s,
             is_counted: reading.arrivals.is_some() && reading.departures.is_some(),
-            arrivals: self.arrivals.saturating_add(reading.arrivals.unwrap_or(0)),
-            departures: self
-                .departures
-                .saturating_add(reading.departures.unwrap_or(0)),
-            losses: self.losses.saturating_add(reading.losses),
-            time_to_full_ns: verdict.time_to_full_ns,
+            arrivals: total(self.arrivals, reading.arrivals),
+            departures: total(self.departures, reading.departures),
+            losses: total(self.losses, Some(reading.losses)),
+            time_to_full_ns: assessment.time_to_full_ns,
         };
     }
 }

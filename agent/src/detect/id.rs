@@ -1,7 +1,7 @@
-//! Names for episodes and incidents: the same for the same stream of samples, on any machine.
+//! Ids of episodes and incidents: the same stream of samples yields the same ids on any machine.
 
-/// FNV-1a over the parts, with a separator between them, then mixed (the bits of FNV's last byte stay low).
-/// <http://www.isthe.com/chongo/tech/comp/fnv/>; the mixer is SplitMix64's.
+/// A hash of the parts: FNV-1a with a separator after each part, then the finalizer of SplitMix64, because FNV mixes the last byte
+/// only into the low bits. <http://www.isthe.com/chongo/tech/comp/fnv/>
 pub(super) fn id(parts: &[&[u8]]) -> u64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for part in parts {
@@ -11,7 +11,7 @@ pub(super) fn id(parts: &[&[u8]]) -> u64 {
     }
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    // 0 is no valid id of a trace or span.
+    // 0 is not a valid trace or span id.
     (hash ^ (hash >> 31)).max(1)
 }
 
@@ -20,7 +20,7 @@ mod tests {
     use super::id;
 
     #[test]
-    fn the_parts_and_their_borders_both_count() {
+    fn parts_and_their_boundaries_both_change_the_id() {
         assert_ne!(id(&[b"ab", b"c"]), id(&[b"a", b"bc"]));
         assert_eq!(id(&[b"ab", b"c"]), id(&[b"ab", b"c"]));
     }

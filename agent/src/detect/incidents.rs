@@ -1,4 +1,4 @@
-//! Incidents: episodes that belong together, of one target and of those that wait for each other.
+//! Incidents: the episodes of one target, and of targets that wait for each other, belong together.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,13 +12,13 @@ use crate::{
     sample::TargetId,
 };
 
-/// Answers the targets for which one waits, or that wait for it.
+/// Returns the targets that a target waits for, and those that wait for it.
 pub type Neighbours<'a> = &'a dyn Fn(TargetId) -> Vec<TargetId>;
 
 /// All open incidents.
 #[derive(Default)]
 pub(super) struct Incidents {
-    /// Which incident a target with open episodes is part of.
+    /// The incident of each target with open episodes.
     of: BTreeMap<TargetId, String>,
     open: BTreeMap<String, Incident>,
 }
@@ -30,8 +30,8 @@ struct Incident {
 }
 
 impl Incidents {
-    /// The incident of a queue that leaves ok: the one of its target, or of a target that waits for it or for which it
-    /// waits, else a new one. Answers its id.
+    /// Returns the id of the incident that a queue joins when it leaves ok: that of its target, else that of a neighbour, else a new
+    /// one.
     pub(super) fn open(
         &mut self,
         at: Instant,
@@ -42,8 +42,8 @@ impl Incidents {
     ) -> String {
         let own = self.of.get(&key.target).cloned();
         let known = own.or_else(|| {
-            let mut around = neighbours(key.target).into_iter();
-            around.find_map(|target| self.of.get(&target).cloned())
+            let mut neighbours = neighbours(key.target).into_iter();
+            neighbours.find_map(|target| self.of.get(&target).cloned())
         });
         let id = known.unwrap_or_else(|| {
             let halves = ["incident", "trace"].map(|role| queue_id(role, at, key, targets));
@@ -66,7 +66,7 @@ impl Incidents {
         id
     }
 
-    /// The queue has come back, or is gone.
+    /// The queue has recovered, or is gone.
     pub(super) fn close(&mut self, at: Instant, key: &Arc<QueueKey>, events: &mut Vec<Event>) {
         let Some(id) = self.of.get(&key.target).cloned() else {
             return;

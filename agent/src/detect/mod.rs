@@ -1,14 +1,16 @@
-//! Levels, episodes and incidents out of the readings of each queue. Pure: no clock, no I/O.
+//! Turns the readings of each queue into levels, episodes and incidents. Pure: no clock, no I/O.
 //!
-//! `track` follows one queue and decides its level; `running` is an episode while it lasts; `detector` holds all of them
-//! and `incidents` those episodes that belong together. `cold_start` judges a queue before anything is usual for it. `gauge` is
-//! how a queue stands, in a few numbers, for those who signal it. The rest are the measures that they take: a sliding minimum,
-//! rates and what they usually are, a trend, a course in bounded memory.
+//! `track` follows one queue: it computes the score and decides the level. `delay` defines which delay counts, one type per way
+//! of judging. `baseline` and `cold_start` serve the queues that are compared with their own past. `episode` holds an episode
+//! while it is open, `detector` all queues, and `incidents` the episodes that belong together. `gauge` is a queue's state in a few
+//! numbers, for the signals. The other modules are the statistics they use: a sliding minimum, rates and their baseline, the
+//! service time, a linear trend, and series and quantiles in bounded memory.
 #![forbid(unsafe_code)]
 
 mod advice;
 mod baseline;
 mod cold_start;
+mod delay;
 mod detector;
 mod episode;
 mod forecast;
@@ -17,12 +19,13 @@ mod id;
 mod incidents;
 mod rates;
 mod series;
+mod service_time;
 mod settings;
 mod track;
 mod window;
 
 pub use cold_start::Waiting;
-pub use detector::{Around, Detector, SettingsFor};
+pub use detector::{Detector, SettingsFor, TargetContext};
 pub use gauge::Gauge;
 pub use incidents::Neighbours;
 pub use settings::Settings;

@@ -1,30 +1,42 @@
-//! Rates of arrival and service, and what they usually are.
+//! Arrival and service rates, and their baselines.
 
 use std::collections::VecDeque;
 
 const SECOND_NS: u64 = 1_000_000_000;
-/// Seconds of quiet that the baseline is taken over.
+
+/// Healthy seconds in the baseline, at most: long enough to be steady, short enough to follow a daily load curve.
 const BASELINE_SECONDS: usize = 120;
-/// Seconds of quiet without which there is no baseline.
+
+/// Healthy seconds that a baseline needs at least.
 const BASELINE_MIN_SECONDS: usize = 3;
-/// The last seconds before an episode may already belong to it, and do not count.
+
+/// The last seconds before an episode may belong to it, and are left out of the baseline.
 const PENDING_SECONDS: usize = 2;
 
-/// Arrivals and departures per second.
+/// A rate has to differ from its baseline by this fraction, beside being significant.
+const MIN_DIFFERENCE: f64 = 0.1;
+
+/// Standard errors by which a rate has to differ from its baseline to be significant (3σ).
+const SIGNIFICANCE_SIGMAS: f64 = 3.0;
+
+/// Standard deviations per median absolute deviation of a normal distribution.
+const DEVIATIONS_PER_MAD: f64 = 1.4826;
+
+/// Arrivals and departures per second, in the unit of the depth.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rates {
     pub(super) arrivals: f64,
     pub(super) departures: f64,
 }
 
-/// Sums counts over the last second or so.
+/// Counts over the last second, or a little more.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
     /// (time, arrivals, departures) of each reading.
     counts: VecDeque<(u64, u64, u64)>,
-    /// Wide: a recording may hold any counts at all.
+    /// 128 bits, because a damaged recording may hold any counts.
     sums: (u128, u128),
-    /// When the oldest count began.
+    /// When the oldest count began, ns.
     since_ns: u64,
 }
 
@@ -36,7 +48,7 @@ impl Recent {
         self.counts.push_back((now_ns, arrivals, departures));
         self.sums.0 += u128::from(arrivals);
         self.sums.1 += u128::from(departures);
-        // Keep at least a second: drop the oldest only where what is left still spans one.
+        // Keep at least a second: drop the oldest count only if the others still span one.
         while self.counts.len() > 1 && now_ns.saturating_sub(self.counts[0].0) >= SECOND_NS {
             if let Some((at, arrivals, departures)) = self.counts.pop_front() {
                 self.since_ns = at;
@@ -46,7 +58,7 @@ impl Recent {
         }
     }
 
-    /// `None` before anything was counted.
+    /// `None` before the first count.
     pub(super) fn rates(&self) -> Option<Rates> {
         let (now_ns, ..) = *self.counts.back()?;
         let seconds = now_ns.saturating_sub(self.since_ns) as f64 / SECOND_NS as f64;
@@ -57,24 +69,24 @@ impl Recent {
     }
 }
 
-/// What the rates are while all is well: a median and a spread, which a few odd seconds cannot move.
+/// The rates of a healthy queue, as robust statistics: a few odd seconds do not move them.
 #[derive(Debug, Default)]
-pub(super) struct Baseline {
+pub(super) struct RateBaseline {
     seconds: VecDeque<Rates>,
     pending: VecDeque<Rates>,
     next_ns: u64,
 }
 
-/// A robust middle and its spread (median absolute deviation).
+/// Median and median absolute deviation of a rate, per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Usual {
+pub(super) struct BaselineRate {
     pub(super) median: f64,
-    pub(super) spread: f64,
+    pub(super) deviation: f64,
 }
 
-impl Baseline {
-    /// Takes in the rates of a quiet queue, once a second.
-    pub(super) fn quiet(&mut self, now_ns: u64, rates: Rates) {
+impl RateBaseline {
+    /// Adds the rates of a healthy queue, once a second.
+    pub(super) fn learn(&mut self, now_ns: u64, rates: Rates) {
         if now_ns < self.next_ns {
             return;
         }
@@ -90,19 +102,20 @@ impl Baseline {
         }
     }
 
-    /// The queue is no longer quiet: the seconds just past are not to be trusted.
-    pub(super) fn disturbed(&mut self) {
+    /// The queue is no longer healthy: the last seconds may belong to the episode already.
+    pub(super) fn discard_recent(&mut self) {
         self.pending.clear();
     }
 
-    /// Arrivals and departures.
-    pub(super) fn usual(&self) -> (Option<Usual>, Option<Usual>) {
-        let of = |rate: fn(&Rates) -> f64| Usual::of(self.seconds.iter().map(rate).collect());
+    /// Of arrivals and of departures.
+    pub(super) fn rates(&self) -> (Option<BaselineRate>, Option<BaselineRate>) {
+        let of =
+            |rate: fn(&Rates) -> f64| BaselineRate::of(self.seconds.iter().map(rate).collect());
         (of(|rates| rates.arrivals), of(|rates| rates.departures))
     }
 }
 
-impl Usual {
+impl BaselineRate {
     fn of(mut values: Vec<f64>) -> Option<Self> {
         if values.len() < BASELINE_MIN_SECONDS {
             return None;
@@ -111,28 +124,27 @@ impl Usual {
         let mut deviations: Vec<f64> = values.iter().map(|value| (value - median).abs()).collect();
         Some(Self {
             median,
-            spread: self::median(&mut deviations),
+            deviation: self::median(&mut deviations),
         })
     }
 
-    /// `count` in so many seconds is more than usual, by a margin that chance does not explain.
+    /// Whether `count` in `seconds` is significantly above the baseline.
     pub(super) fn is_exceeded_by(self, count: f64, seconds: f64) -> bool {
         let rate = count / seconds;
-        rate > self.median * 1.1 && rate - self.median > self.margin(seconds)
+        rate > self.median * (1.0 + MIN_DIFFERENCE) && rate - self.median > self.margin(seconds)
     }
 
-    /// `count` in so many seconds is less than usual, by a margin that chance does not explain.
-    pub(super) fn is_missed_by(self, count: f64, seconds: f64) -> bool {
+    /// Whether `count` in `seconds` is significantly below the baseline.
+    pub(super) fn is_undercut_by(self, count: f64, seconds: f64) -> bool {
         let rate = count / seconds;
-        rate < self.median * 0.9 && self.median - rate > self.margin(seconds)
+        rate < self.median * (1.0 - MIN_DIFFERENCE) && self.median - rate > self.margin(seconds)
     }
 
-    /// Three standard errors of a mean over so many seconds. A second's spread is at least that of random arrivals
-    /// (the root of their number), however even the few that were seen.
+    /// The significant difference of a mean over `seconds`, per second. The deviation is at least that of Poisson arrivals (the
+    /// root of their number), however even the observed seconds were.
     fn margin(self, seconds: f64) -> f64 {
-        const MAD_TO_DEVIATION: f64 = 1.4826;
-        let deviation = (self.spread * MAD_TO_DEVIATION).max(self.median.sqrt());
-        3.0 * deviation / seconds.sqrt()
+        let deviation = (self.deviation * DEVIATIONS_PER_MAD).max(self.median.sqrt());
+        SIGNIFICANCE_SIGMAS * deviation / seconds.sqrt()
     }
 }
 
@@ -148,7 +160,7 @@ fn median(values: &mut [f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Baseline, Rates, Recent};
+    use super::{RateBaseline, Rates, Recent};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -165,15 +177,15 @@ mod tests {
     }
 
     #[test]
-    fn odd_seconds_do_not_move_the_usual() {
-        let mut baseline = Baseline::default();
+    fn odd_seconds_do_not_move_the_baseline() {
+        let mut baseline = RateBaseline::default();
         for second in 0..40 {
             let arrivals = if second % 10 == 0 {
                 5_000.0
             } else {
                 100.0 + f64::from(second % 3)
             };
-            baseline.quiet(
+            baseline.learn(
                 second as u64 * SECOND,
                 Rates {
                     arrivals,
@@ -181,21 +193,21 @@ mod tests {
                 },
             );
         }
-        let usual = baseline.usual().0.unwrap();
-        assert!((99.0..=103.0).contains(&usual.median), "{usual:?}");
-        assert!(usual.is_exceeded_by(200.0, 1.0));
-        assert!(!usual.is_exceeded_by(115.0, 1.0));
-        assert!(usual.is_exceeded_by(1_150.0, 10.0));
-        assert!(usual.is_missed_by(60.0, 1.0));
-        assert!(!usual.is_missed_by(88.0, 1.0));
+        let arrivals = baseline.rates().0.unwrap();
+        assert!((99.0..=103.0).contains(&arrivals.median), "{arrivals:?}");
+        assert!(arrivals.is_exceeded_by(200.0, 1.0));
+        assert!(!arrivals.is_exceeded_by(115.0, 1.0));
+        assert!(arrivals.is_exceeded_by(1_150.0, 10.0));
+        assert!(arrivals.is_undercut_by(60.0, 1.0));
+        assert!(!arrivals.is_undercut_by(88.0, 1.0));
     }
 
     #[test]
-    fn the_seconds_before_an_episode_do_not_count() {
-        let mut baseline = Baseline::default();
+    fn the_seconds_before_an_episode_are_left_out() {
+        let mut baseline = RateBaseline::default();
         for second in 0..10 {
             let arrivals = if second < 8 { 100.0 } else { 900.0 };
-            baseline.quiet(
+            baseline.learn(
                 second * SECOND,
                 Rates {
                     arrivals,
@@ -203,8 +215,8 @@ mod tests {
                 },
             );
         }
-        baseline.disturbed();
-        assert_eq!(baseline.usual().0.unwrap().median, 100.0);
-        assert_eq!(baseline.usual().0.unwrap().spread, 0.0);
+        baseline.discard_recent();
+        assert_eq!(baseline.rates().0.unwrap().median, 100.0);
+        assert_eq!(baseline.rates().0.unwrap().deviation, 0.0);
     }
 }

@@ -1,10 +1,10 @@
-//! A course over time in bounded memory.
+//! A time series and quantiles in bounded memory.
 
-/// Keeps at most [`Series::MAX`] values: when full, neighbours are merged and each value stands for twice the time.
+/// At most [`Series::MAX`] values, evenly spaced. When it is full, neighbours are merged and each value covers twice the time.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Series {
     values: Vec<u64>,
-    /// Looks that one value stands for, as a power of two.
+    /// Samples that one value covers, as a power of two.
     stride: u32,
     pending: u32,
     largest: u64,
@@ -13,7 +13,7 @@ pub(super) struct Series {
 impl Series {
     pub(super) const MAX: usize = 60;
 
-    /// Adds one look. A value is the largest of the looks that it stands for.
+    /// Adds one sample. A value is the maximum of the samples that it covers.
     pub(super) fn add(&mut self, value: u64) {
         self.largest = self.largest.max(value);
         self.pending += 1;
@@ -42,10 +42,11 @@ impl Series {
     }
 }
 
-/// Quantiles of a stream in bounded memory: every so-manieth value, thinned out as the stream grows.
+/// Quantiles of a stream: every n-th value is kept, and n doubles whenever [`Quantiles::MAX`] is reached.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Quantiles {
     kept: Vec<u64>,
+    /// Every 2^stride-th value is kept.
     stride: u32,
     seen: u64,
     max: Option<u64>,
@@ -74,7 +75,7 @@ impl Quantiles {
         self.max
     }
 
-    /// The value that the share `quantile` of all does not exceed.
+    /// The value at `quantile` (0 to 1); `None` without values.
     pub(super) fn at(&self, quantile: f64) -> Option<u64> {
         let mut sorted = self.kept.clone();
         sorted.sort_unstable();
@@ -88,10 +89,10 @@ mod tests {
     use super::{Quantiles, Series};
 
     #[test]
-    fn a_long_course_keeps_its_shape_and_its_peak() {
+    fn a_long_series_keeps_its_shape_and_its_peak() {
         let mut series = Series::default();
-        for look in 0..10_000_u64 {
-            series.add(if look == 7_001 { 99_999 } else { look });
+        for sample in 0..10_000_u64 {
+            series.add(if sample == 7_001 { 99_999 } else { sample });
         }
         let values = series.values();
         assert!(values.len() <= Series::MAX);

@@ -1,209 +1,232 @@
 //! One queue over time: from readings to a score, and from the score to a level.
 
 use super::{
-    baseline::BaselineWait,
-    cold_start::{ColdStart, Waiting},
+    cold_start::Waiting,
+    delay::{Delay, Mode, WithoutBaseline, no_delay, own_delay},
     forecast::Trend,
-    rates::{Baseline, Rates, Recent},
+    rates::{RateBaseline, Rates, Recent},
+    service_time::ServiceTime,
     settings::Settings,
     window::Minimum,
 };
 use crate::{
     event::Level,
-    queue::{Judged, Kind, Reading},
+    queue::{Kind, Reading},
 };
 
-/// Share of the warning score above which a queue is not at rest: where an episode shows its first sign.
-const SIGN: f64 = 0.5;
+/// A queue is at rest below this fraction of the warning score; an episode's onset is when it last rose above.
+const ONSET_SCORE_RATIO: f64 = 0.5;
 
-/// Time above the sign after which a queue is suspicious.
-const SUSPICIOUS_NS: u64 = 150_000_000;
+/// Time above the onset score after which a queue is focused, ns: two samples at the default interval of 100 ms.
+const FOCUS_AFTER_NS: u64 = 150_000_000;
+
+/// A queue is standing if it was never empty over this many service times, within the bounds of [`Settings`].
+const WINDOW_SERVICE_TIMES: u64 = 10;
+
+/// The score is the standing delay in units of this many target delays.
+const SCORE_TARGETS: f64 = 2.0;
 
 /// What is remembered of one queue.
-#[derive(Default)]
 pub(super) struct Track {
+    kind: Kind,
+    mode: Mode,
     delays: Minimum,
     fills: Minimum,
     trend: Trend,
     recent: Recent,
-    pub(super) baseline: Baseline,
-    /// Rate at which work is taken while there is some: the other side of the service time.
-    busy: Busy,
-    /// The time that one piece of work took while the queue was last at rest, or less since, ns.
-    service_ns: Option<u64>,
-    usual_wait: BaselineWait,
-    at_first: ColdStart,
-    /// That is what the queue is judged by, until it is at rest again.
-    by_at_first: bool,
+    pub(super) baseline: RateBaseline,
+    service_time: ServiceTime,
     pub(super) level: Level,
-    /// Since when the score has asked for a lower level.
+    /// Since when the score has asked for a lower level, ns.
     lower_since_ns: Option<u64>,
-    /// Since when the queue has not been at rest.
-    pub(super) sign_ns: Option<u64>,
+    /// Since when the queue has not been at rest, ns.
+    pub(super) onset_ns: Option<u64>,
 }
 
-/// The queue after one reading.
+/// The state of a queue after one reading.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Verdict {
+pub(super) struct Assessment {
     pub(super) score: f64,
     pub(super) level: Level,
     pub(super) rates: Option<Rates>,
     pub(super) time_to_full_ns: Option<u64>,
-    /// Not at rest: worth a closer look.
-    pub(super) suspicious: bool,
-    /// The delay that counts against the queue now, the delay that stands, and the one that is fine, ns.
+    /// Not at rest: its target is focused.
+    pub(super) needs_focus: bool,
+    /// The delay that counts against the queue now, ns.
     pub(super) delay_ns: u64,
     pub(super) standing_delay_ns: u64,
     pub(super) target_delay_ns: u64,
     pub(super) is_target_configured: bool,
 }
 
-/// Of a queue that is judged against what is usual.
-#[derive(Clone, Copy)]
-pub(super) struct NoThroughput {
-    /// See [`ColdStart::measure`].
-    pub(super) pool: Option<u64>,
+/// What one reading adds up to.
+struct Score {
+    value: f64,
+    /// The same from this reading alone, without waiting for the delay to stand.
+    instant: f64,
+    standing_delay_ns: u64,
+    is_full: bool,
 }
 
 impl Track {
-    /// Takes in a reading. `blindly`: how it is judged before anything is usual; `None`: not at all.
+    pub(super) fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            mode: Mode::of(kind),
+            delays: Minimum::default(),
+            fills: Minimum::default(),
+            trend: Trend::default(),
+            recent: Recent::default(),
+            baseline: RateBaseline::default(),
+            service_time: ServiceTime::default(),
+            level: Level::default(),
+            lower_since_ns: None,
+            onset_ns: None,
+        }
+    }
+
+    /// Adds a reading. `without`: how a queue that is compared with its past is judged while it has none.
     pub(super) fn read(
         &mut self,
-        kind: Kind,
         reading: &Reading,
         now_ns: u64,
         settings: &Settings,
-        blindly: Option<NoThroughput>,
-    ) -> Verdict {
-        let waits = reading.depth > 0;
-        let by_usual = kind.judged() == Judged::AgainstUsual;
-        let is_judged = !by_usual && kind.judged() != Judged::Context;
-        let at_rest = self.sign_ns.is_none() && self.level == Level::Ok;
-        let at_first = if let Some(NoThroughput { pool }) = blindly {
-            // What seemed usual was a part of the growth.
-            let may_grow = at_rest || self.by_at_first;
-            if self.at_first.read(now_ns, reading, may_grow) {
-                self.forget_usual();
-            }
-            let measure = self.at_first.measure(pool);
-            let measure = measure.filter(|_| !self.usual_wait.is_known());
-            if at_rest {
-                self.by_at_first = measure.is_some();
-            }
-            measure.filter(|_| self.by_at_first)
-        } else {
-            None
+        without: WithoutBaseline,
+    ) -> Assessment {
+        let is_at_rest = self.onset_ns.is_none() && self.level == Level::Ok;
+        let service_ns = self.service_time.read(reading, is_at_rest);
+        let delay = match &mut self.mode {
+            Mode::Delay => own_delay(reading, service_ns, settings),
+            Mode::Baseline(past) => past.delay(now_ns, reading, is_at_rest, without),
+            Mode::Context => no_delay(service_ns, settings),
         };
-        let delay_ns = if let Some(measure) = at_first {
-            measure.delay_ns
-        } else if by_usual {
-            self.usual_wait.delay_ns(reading)
-        } else if waits && is_judged {
-            reading.wait_ns.max(reading.oldest_age_ns).unwrap_or(0)
-        } else {
-            0
-        };
-        self.busy.add(reading, waits);
-        let service_ns = self.busy.service_time_ns(reading.servers);
-        let service_ns = match (service_ns, self.service_ns) {
-            // Work that is slower now is what is to be noticed: it must not be the measure.
-            (Some(now), Some(before)) if !at_rest => Some(now.min(before)),
-            (now, before) => now.or(before),
-        };
-        self.service_ns = service_ns;
-        let target_delay_ns = settings.target_delay_ns.unwrap_or_else(|| {
-            if let Some(measure) = at_first {
-                return measure.target_delay_ns;
-            }
-            if by_usual {
-                return self.usual_wait.target_delay_ns();
-            }
-            (service_ns.unwrap_or(0) / 2)
-                .clamp(settings.target_delay_min_ns, settings.target_delay_max_ns)
-        });
+        if delay.has_grown {
+            self.forget_past();
+        }
+        let target_delay_ns = settings.target_delay_ns.unwrap_or(delay.target_ns);
         let window_ns = service_ns
-            .map_or(0, |service_ns| service_ns.saturating_mul(10))
+            .map_or(0, |service_ns| {
+                service_ns.saturating_mul(WINDOW_SERVICE_TIMES)
+            })
             .clamp(settings.window_ns, settings.window_max_ns);
-
-        // What has waited for longer than the window has stood there all along, however short we have been looking.
-        let seen_standing = self.delays.add(now_ns, delay_ns as f64, window_ns);
-        let oldest_age_ns = reading.oldest_age_ns.filter(|_| is_judged).unwrap_or(0);
-        let known_standing = oldest_age_ns.saturating_sub(window_ns) as f64;
-        let scale = 2.0 * target_delay_ns as f64;
-        let by_delay = seen_standing.max(known_standing) / scale;
-        let fill = reading.fill.unwrap_or(0.0);
-        let (by_fill, raw_fill) = if kind.is_cliff() {
-            (self.fills.add(now_ns, fill, settings.dwell_ns), fill)
-        } else {
-            (0.0, 0.0)
-        };
-        let lost = reading.losses > 0;
-        let score = by_delay.max(by_fill).max(if lost { 1.0 } else { 0.0 });
-        let full = lost || (kind.is_cliff() && reading.full && by_fill >= 1.0);
-
-        // A busy queue is above the sign now and then; when it stays there, it is worth a closer look.
-        let sign = SIGN * settings.warn;
-        let raw = (delay_ns as f64 / scale).max(raw_fill).max(score);
-        let stays_ns = if raw >= sign {
-            now_ns.saturating_sub(*self.sign_ns.get_or_insert(now_ns))
-        } else {
-            self.sign_ns = None;
-            0
-        };
-        let suspicious = stays_ns >= SUSPICIOUS_NS || self.level > Level::Ok;
-
-        if let (Some(elapsed), Some(arrivals), Some(departures)) =
+        let score = self.score(
+            reading,
+            now_ns,
+            (delay, target_delay_ns, window_ns),
+            settings,
+        );
+        let needs_focus = self.needs_focus(score.instant, now_ns, settings);
+        if let (Some(elapsed_ns), Some(arrivals), Some(departures)) =
             (reading.elapsed_ns, reading.arrivals, reading.departures)
         {
-            self.recent.add(now_ns, elapsed, arrivals, departures);
+            self.recent.add(now_ns, elapsed_ns, arrivals, departures);
         }
         let rates = self.recent.rates();
-        if score >= sign || self.level > Level::Ok {
-            self.baseline.disturbed();
-            self.usual_wait.disturbed();
-            if at_first.is_some() {
-                self.forget_usual();
-            }
-        } else {
-            if let Some(rates) = rates {
-                self.baseline.quiet(now_ns, rates);
-            }
-            if by_usual {
-                self.usual_wait.quiet(now_ns, reading);
-            }
-        }
-        self.trend.add(now_ns, fill);
+        let is_healthy = score.value < ONSET_SCORE_RATIO * settings.warn && self.level == Level::Ok;
+        self.learn(reading, now_ns, rates, (is_healthy, delay));
+        self.trend.add(now_ns, reading.fill.unwrap_or(0.0));
         let time_to_full_ns = if reading.full {
             Some(0)
         } else {
             reading.limit.and_then(|_| self.trend.time_to_full(now_ns))
         };
-        self.level = self.next_level(score, full, now_ns, settings);
-        Verdict {
-            score,
+        self.level = self.next_level(&score, now_ns, settings);
+        Assessment {
+            score: score.value,
             level: self.level,
             rates,
             time_to_full_ns,
-            suspicious,
-            delay_ns,
-            standing_delay_ns: seen_standing.max(known_standing) as u64,
+            needs_focus,
+            delay_ns: delay.now_ns,
+            standing_delay_ns: score.standing_delay_ns,
             target_delay_ns,
             is_target_configured: settings.target_delay_ns.is_some(),
         }
     }
 
-    fn forget_usual(&mut self) {
-        self.baseline = Baseline::default();
-        self.usual_wait = BaselineWait::default();
-    }
-
-    /// What waits in a queue that cannot be judged by itself.
+    /// The items that wait in a queue that is compared with its past; `None` for other queues, and where ages are not known.
     pub(super) fn waiting(&self) -> Option<Waiting> {
-        self.at_first.waiting()
+        match &self.mode {
+            Mode::Baseline(past) => past.waiting(),
+            Mode::Delay | Mode::Context => None,
+        }
     }
 
-    /// Up at once, for the score has waited already; down only when it has stayed low for a while.
-    fn next_level(&mut self, score: f64, full: bool, now_ns: u64, settings: &Settings) -> Level {
+    /// The standing delay against its target; where the limit is a cliff, the fill ratio if that is worse; 1 if work was lost.
+    fn score(
+        &mut self,
+        reading: &Reading,
+        now_ns: u64,
+        (delay, target_delay_ns, window_ns): (Delay, u64, u64),
+        settings: &Settings,
+    ) -> Score {
+        let observed = self.delays.add(now_ns, delay.now_ns as f64, window_ns);
+        // An item that is older than the window was in the queue throughout, even if sampling began later.
+        let proven = delay.proven_age_ns.saturating_sub(window_ns) as f64;
+        let standing = observed.max(proven);
+        let scale = SCORE_TARGETS * target_delay_ns as f64;
+        let fill = reading.fill.unwrap_or(0.0);
+        let (by_fill, fill) = if self.kind.is_cliff() {
+            (self.fills.add(now_ns, fill, settings.dwell_ns), fill)
+        } else {
+            (0.0, 0.0)
+        };
+        let has_lost = reading.losses > 0;
+        let by_loss = if has_lost { 1.0 } else { 0.0 };
+        let value = (standing / scale).max(by_fill).max(by_loss);
+        Score {
+            value,
+            instant: (delay.now_ns as f64 / scale).max(fill).max(value),
+            standing_delay_ns: standing as u64,
+            is_full: has_lost || (self.kind.is_cliff() && reading.full && by_fill >= 1.0),
+        }
+    }
+
+    /// A busy queue exceeds the onset score now and then; it is focused when it stays there.
+    fn needs_focus(&mut self, instant_score: f64, now_ns: u64, settings: &Settings) -> bool {
+        if instant_score < ONSET_SCORE_RATIO * settings.warn {
+            self.onset_ns = None;
+            return self.level > Level::Ok;
+        }
+        let onset_ns = *self.onset_ns.get_or_insert(now_ns);
+        now_ns.saturating_sub(onset_ns) >= FOCUS_AFTER_NS || self.level > Level::Ok
+    }
+
+    /// A healthy queue extends its baselines; of one that is not, the last seconds are left out.
+    fn learn(
+        &mut self,
+        reading: &Reading,
+        now_ns: u64,
+        rates: Option<Rates>,
+        (is_healthy, delay): (bool, Delay),
+    ) {
+        if is_healthy {
+            if let Some(rates) = rates {
+                self.baseline.learn(now_ns, rates);
+            }
+            if let Mode::Baseline(past) = &mut self.mode {
+                past.learn(now_ns, reading);
+            }
+            return;
+        }
+        self.baseline.discard_recent();
+        if let Mode::Baseline(past) = &mut self.mode {
+            past.discard_recent();
+        }
+        if delay.is_cold_start {
+            self.forget_past();
+        }
+    }
+
+    fn forget_past(&mut self) {
+        self.baseline = RateBaseline::default();
+        if let Mode::Baseline(past) = &mut self.mode {
+            past.forget();
+        }
+    }
+
+    /// A level rises at once, since the score has waited for its window already; it falls only after the score has stayed low.
+    fn next_level(&mut self, score: &Score, now_ns: u64, settings: &Settings) -> Level {
         let holds = |level: Level| {
             let threshold = |enter: f64| {
                 if self.level >= level {
@@ -214,9 +237,9 @@ impl Track {
             };
             match level {
                 Level::Ok => true,
-                Level::Warn => score >= threshold(settings.warn),
-                Level::Critical => score >= threshold(settings.critical),
-                Level::Full => full,
+                Level::Warn => score.value >= threshold(settings.warn),
+                Level::Critical => score.value >= threshold(settings.critical),
+                Level::Full => score.is_full,
             }
         };
         let wanted = [Level::Full, Level::Critical, Level::Warn]
@@ -227,8 +250,8 @@ impl Track {
             self.lower_since_ns = None;
             return wanted;
         }
-        let since = *self.lower_since_ns.get_or_insert(now_ns);
-        if now_ns.saturating_sub(since) < settings.clear_ns {
+        let since_ns = *self.lower_since_ns.get_or_insert(now_ns);
+        if now_ns.saturating_sub(since_ns) < settings.clear_ns {
             return self.level;
         }
         self.lower_since_ns = None;
@@ -236,64 +259,29 @@ impl Track {
     }
 }
 
-/// How fast work is taken from the queue while there is work.
-#[derive(Default)]
-struct Busy {
-    per_ns: Option<f64>,
-    taken: f64,
-    time_ns: f64,
-}
-
-impl Busy {
-    /// Enough work to judge by, and enough to forget by.
-    const ENOUGH: f64 = 8.0;
-
-    fn add(&mut self, reading: &Reading, waits: bool) {
-        let (Some(served), Some(elapsed)) = (reading.served, reading.elapsed_ns) else {
-            return;
-        };
-        if !waits {
-            return;
-        }
-        self.taken += served as f64;
-        self.time_ns += elapsed as f64;
-        if self.taken >= Self::ENOUGH {
-            let now = self.taken / self.time_ns.max(1.0);
-            self.per_ns = Some(self.per_ns.map_or(now, |before| before * 0.7 + now * 0.3));
-            self.taken = 0.0;
-            self.time_ns = 0.0;
-        }
-    }
-
-    /// Time that one piece of work keeps one server, at most: the servers together take `per_ns`.
-    fn service_time_ns(&self, servers: u32) -> Option<u64> {
-        self.per_ns
-            .map(|per_ns| (f64::from(servers) / per_ns) as u64)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{NoThroughput, Settings, Track};
+    use super::{Settings, Track, WithoutBaseline};
     use crate::{
         event::Level,
-        queue::{Judged, Kind, Reading},
+        queue::{Kind, Reading},
     };
 
     const TICK: u64 = 100_000_000;
 
-    /// Feeds one reading per tick and answers the level after each.
+    /// The level after each reading, one per tick.
     fn levels(kind: Kind, readings: impl IntoIterator<Item = Reading>) -> Vec<Level> {
-        let by_usual = kind.judged() == Judged::AgainstUsual;
-        let blindly = by_usual.then_some(NoThroughput { pool: None });
-        let mut track = Track::default();
+        let without = WithoutBaseline::ColdStart {
+            exhausted_pool: None,
+        };
+        let mut track = Track::new(kind);
         let settings = Settings::default();
         readings
             .into_iter()
             .enumerate()
             .map(|(tick, reading)| {
                 track
-                    .read(kind, &reading, tick as u64 * TICK, &settings, blindly)
+                    .read(&reading, tick as u64 * TICK, &settings, without)
                     .level
             })
             .collect()
@@ -317,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_queue_that_empties_again_and_again_is_ok() {
+    fn a_busy_queue_that_empties_repeatedly_is_ok() {
         let busy = (0..600).map(|tick| {
             if tick % 4 == 0 {
                 accept(0, 0)
@@ -333,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_never_empties_and_waits_long_is_warned_of_within_two_seconds() {
+    fn a_standing_queue_reaches_warn_within_two_seconds() {
         let levels = levels(
             Kind::Accept,
             (0..20).map(|tick| accept(2 + tick, 30 + 60 * tick)),
@@ -362,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_consumer_is_seen_though_nothing_is_dequeued() {
+    fn a_stopped_consumer_is_detected_although_nothing_is_dequeued() {
         let stopped = (0..30).map(|tick| Reading {
             departures: Some(0),
             served: Some(0),
@@ -373,12 +361,12 @@ mod tests {
     }
 
     #[test]
-    fn what_has_waited_for_long_is_seen_at_the_first_look() {
+    fn an_old_item_is_detected_in_the_first_sample() {
         assert!(levels(Kind::Accept, [accept(3, 9_000)])[0] >= Level::Critical);
     }
 
     #[test]
-    fn at_the_limit_is_full_after_the_dwell_and_a_loss_is_full_at_once() {
+    fn a_queue_at_its_limit_is_full_after_the_dwell_and_one_that_loses_work_at_once() {
         let at_limit = levels(Kind::Accept, (0..6).map(|_| accept(100, 1)));
         assert_eq!(at_limit[1], Level::Ok);
         assert_eq!(at_limit[4], Level::Full);
@@ -399,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_in_flight_are_judged_by_what_is_usual() {
+    fn requests_in_flight_are_compared_with_their_baseline() {
         let slow_by_design = (0..200).map(|tick| in_flight(8 + tick % 3, 1_000));
         let healthy = levels(Kind::Inflight, slow_by_design.clone());
         assert!(healthy.iter().all(|level| *level == Level::Ok));
@@ -410,32 +398,32 @@ mod tests {
     }
 
     #[test]
-    fn a_jam_that_was_there_before_the_first_look_is_judged_by_its_growth_though_its_pool_is_no_reason_yet()
-     {
-        // 5 a second over 16 connections: 3.2 s each, which makes 9 s long, and 5 s a sign.
+    fn a_backlog_older_than_the_first_sample_is_judged_by_its_growth_before_its_pool_explains_it() {
+        // 5 departures per second over 16 connections: 3.2 s each. So 9 s is long, and 5 s is above the onset score.
         let jam = |tick: u64| Reading {
             arrivals: Some(1 + tick % 2),
             departures: Some(tick % 2),
             ages_ns: vec![(5_000 + 40 * tick) * 1_000_000; 1_000],
             ..in_flight(130 + tick, 20_000)
         };
-        let mut track = Track::default();
+        let mut track = Track::new(Kind::Inflight);
         let settings = Settings::default();
-        let pool = Some(NoThroughput { pool: Some(16) });
+        let without = WithoutBaseline::ColdStart {
+            exhausted_pool: Some(16),
+        };
         let levels: Vec<Level> = (0..100)
             .map(|tick| {
                 let now_ns = tick * TICK;
-                let verdict = track.read(Kind::Inflight, &jam(tick), now_ns, &settings, pool);
-                verdict.level
+                track.read(&jam(tick), now_ns, &settings, without).level
             })
             .collect();
         assert_eq!(levels[30], Level::Ok);
         assert!(levels[99] >= Level::Warn, "{:?}", levels[99]);
-        assert_eq!(track.baseline.usual(), (None, None));
+        assert_eq!(track.baseline.rates(), (None, None));
     }
 
     #[test]
-    fn a_level_is_left_only_after_a_while() {
+    fn a_level_is_left_only_after_the_clear_time() {
         let mut course: Vec<_> = (0..30).map(|tick| accept(50, 500 + tick * 10)).collect();
         course.extend(vec![accept(0, 0); 20]);
         let levels = levels(Kind::Accept, course);

@@ -1,20 +1,21 @@
-//! The smallest value over a sliding stretch of time: what stood there all along.
+//! A sliding minimum: the value that held throughout a window of time.
 
 use std::collections::VecDeque;
 
-/// A sliding minimum (as CoDel takes of its sojourn times).
+/// A sliding minimum, as CoDel keeps of sojourn times (RFC 8289).
 #[derive(Debug, Default)]
 pub(super) struct Minimum {
-    /// Candidates: times and values both rise from front to back.
+    /// Candidates for the minimum: times (ns) and values both rise from front to back.
     rising: VecDeque<(u64, f64)>,
+    /// The first value since the last 0.
     first_ns: Option<u64>,
 }
 
 impl Minimum {
-    /// Adds a value and answers the minimum over the last `span_ns`, or 0 where the values do not reach so far back.
+    /// Adds a value. Returns the minimum over the last `span_ns`; 0 if the values do not reach back that far.
     pub(super) fn add(&mut self, now_ns: u64, value: f64, span_ns: u64) -> f64 {
         if value <= 0.0 {
-            // Empty: nothing stands. What came before does not matter any more.
+            // The queue is empty: nothing is standing, and earlier values no longer matter.
             self.rising.clear();
             self.first_ns = None;
             return 0.0;
@@ -25,7 +26,7 @@ impl Minimum {
         }
         self.rising.push_back((now_ns, value));
         let begin = now_ns.saturating_sub(span_ns);
-        // The value in force at the beginning of the window is the last one from before it.
+        // At the beginning of the window the last earlier value was still in force.
         while self.rising.len() > 1 && self.rising[0].0 < begin {
             self.rising.pop_front();
         }
@@ -41,7 +42,7 @@ mod tests {
     use super::Minimum;
 
     #[test]
-    fn nothing_stands_before_the_window_is_filled() {
+    fn the_minimum_is_zero_until_the_window_is_filled() {
         let mut minimum = Minimum::default();
         assert_eq!(minimum.add(0, 5.0, 100), 0.0);
         assert_eq!(minimum.add(50, 9.0, 100), 0.0);
@@ -50,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_empties_once_does_not_stand() {
+    fn the_minimum_is_zero_after_the_queue_was_empty() {
         let mut minimum = Minimum::default();
         minimum.add(0, 5.0, 100);
         minimum.add(60, 0.0, 100);

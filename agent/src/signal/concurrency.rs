@@ -10,7 +10,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     detect::Gauge,
-    ewma::ewma,
+    ewma::Ewma,
     queue::{Kind, QueueKey},
     sample::TargetId,
 };
@@ -50,12 +50,12 @@ struct Service {
     /// The delay that is fine.
     target_delay_ns: u64,
     /// Requests that are there, taken or not, of as many as can be in service.
-    there: f64,
+    there: Ewma,
     /// In service at the last looks. It takes two to tell that there is little: one may come between two requests.
     last: [u64; 2],
     /// In service, and answered per second, while others wait.
-    in_service: f64,
-    per_s: f64,
+    in_service: Ewma,
+    per_s: Ewma,
     /// Others waited at the last look.
     waited: bool,
     /// Since when one more is tried; else when it is the next time.
@@ -98,7 +98,7 @@ impl Concurrency {
         let said = service.at_once().most;
         service.take_in(&look);
         let is_held = look.waiting + look.in_service <= u64::from(said) + 1;
-        let is_enough = service.there >= ENOUGH * service.in_service;
+        let is_enough = service.there.value() >= ENOUGH * service.in_service.value();
         if shed_ns.is_none() && !(is_held && is_enough) {
             self.services.remove(&target);
             return None;
@@ -139,10 +139,10 @@ impl Service {
         Self {
             at_ns: look.at_ns,
             target_delay_ns: 0,
-            there: look.in_service as f64,
+            there: Ewma::new(look.in_service as f64, LESS_OVER_NS),
             last: [look.in_service; 2],
-            in_service: look.in_service as f64,
-            per_s: look.per_s,
+            in_service: Ewma::new(look.in_service as f64, OVER_NS),
+            per_s: Ewma::new(look.per_s, OVER_NS),
             waited: look.waiting > 0,
             tried_since_ns: None,
             next_try_ns: look.at_ns + TRY_EVERY_NS,
@@ -154,23 +154,22 @@ impl Service {
         if passed_ns > 0 {
             self.last = [self.last[1], look.in_service];
         }
-        let fade = |mean: &mut f64, now: f64| *mean = ewma(*mean, passed_ns, OVER_NS, now);
         let there = (look.waiting + look.in_service) as f64;
-        let there = there.min(self.in_service);
-        self.there = ewma(self.there, passed_ns, LESS_OVER_NS, there);
+        let there = there.min(self.in_service.value());
+        self.there.update(there, passed_ns);
         // With nobody waiting there may be too little to do, and who waits at one look alone may be on the way to a worker. But
         // what is in service can be.
         let in_service = look.in_service as f64;
         if look.waiting > 0 && self.waited {
-            fade(&mut self.in_service, in_service);
-            fade(&mut self.per_s, look.per_s);
+            self.in_service.update(in_service, passed_ns);
+            self.per_s.update(look.per_s, passed_ns);
         } else if in_service > self.most() {
-            self.in_service = in_service;
-            self.there = self.there.max(in_service);
+            self.in_service = Ewma::new(in_service, OVER_NS);
+            self.there = Ewma::new(self.there.value().max(in_service), LESS_OVER_NS);
             // Perhaps another one, too.
             self.tried_since_ns = Some(look.at_ns);
-        } else if in_service > self.in_service {
-            fade(&mut self.in_service, in_service);
+        } else if in_service > self.in_service.value() {
+            self.in_service.update(in_service, passed_ns);
         }
         self.waited = look.waiting > 0;
         match self.tried_since_ns {
@@ -186,15 +185,15 @@ impl Service {
 
     /// What is known to keep it busy.
     fn most(&self) -> f64 {
-        let waiting = self.per_s * OF_TARGET * self.target_delay_ns as f64 / 1e9;
-        (self.in_service + waiting).round().max(1.0)
+        let waiting = self.per_s.value() * OF_TARGET * self.target_delay_ns as f64 / 1e9;
+        (self.in_service.value() + waiting).round().max(1.0)
     }
 
     fn at_once(&self) -> AtOnce {
         AtOnce {
             most: self.most() as u32 + u32::from(self.tried_since_ns.is_some()),
-            busy: self.last[0].max(self.last[1]) as f64 / self.in_service.max(1.0),
-            in_service: self.in_service,
+            busy: self.last[0].max(self.last[1]) as f64 / self.in_service.value().max(1.0),
+            in_service: self.in_service.value(),
         }
     }
 }

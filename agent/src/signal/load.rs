@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     detect::Gauge,
-    ewma::ewma,
+    ewma::Ewma,
     queue::{Kind, QueueKey},
 };
 
@@ -34,8 +34,8 @@ pub struct Loads {
 #[derive(Clone, Copy)]
 struct Share {
     at_ns: u64,
-    mean: f64,
-    lately: f64,
+    mean: Ewma,
+    lately: Ewma,
 }
 
 impl Loads {
@@ -59,13 +59,13 @@ impl Loads {
             };
             let share = self.shares.entry(Arc::clone(key)).or_insert(Share {
                 at_ns: gauge.at_ns,
-                mean: busy,
-                lately: busy,
+                mean: Ewma::new(busy, OVER_NS),
+                lately: Ewma::new(busy, LATELY_NS),
             });
             share.add(gauge.at_ns, busy);
             let lately = match by_requests {
-                Some(busy) if key.kind == Kind::Workers => busy.min(share.lately),
-                _ => share.lately,
+                Some(busy) if key.kind == Kind::Workers => busy.min(share.lately.value()),
+                _ => share.lately.value(),
             };
             busiest = Some(busiest.unwrap_or(0.0).max(lately));
         }
@@ -87,9 +87,9 @@ impl Loads {
             let Some(share) = self.shares.get(key) else {
                 continue;
             };
-            busiest = busiest.max(share.mean);
+            busiest = busiest.max(share.mean.value());
             if key.kind == Kind::Runqueue {
-                cpu = share.mean;
+                cpu = share.mean.value();
             }
         }
         // Of a service that is to turn work away, it is known what share of all that comes is as much as it can do.
@@ -108,8 +108,8 @@ impl Loads {
 impl Share {
     fn add(&mut self, at_ns: u64, busy: f64) {
         let passed_ns = at_ns.saturating_sub(self.at_ns);
-        self.mean = ewma(self.mean, passed_ns, OVER_NS, busy);
-        self.lately = ewma(self.lately, passed_ns, LATELY_NS, busy);
+        self.mean.update(busy, passed_ns);
+        self.lately.update(busy, passed_ns);
         self.at_ns = at_ns;
     }
 }

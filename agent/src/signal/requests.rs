@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     detect::Gauge,
-    ewma::ewma,
+    ewma::decay,
     queue::{Kind, QueueKey},
     sample::TargetId,
 };
@@ -115,7 +115,7 @@ impl Requests {
             // The mean of all so far, until they are old.
             service.looks = service.looks.saturating_add(1);
             let of_all = 1.0 / f64::from(service.looks);
-            let fading = ewma(0.0, passed_ns, OVER_NS, 1.0);
+            let fading = 1.0 - decay(passed_ns, OVER_NS);
             service.age_ns += of_all.max(fading) * (age_ns as f64 - service.age_ns);
         }
         // A look comes at any moment of it: in the middle, on the mean.
