@@ -1,5 +1,5 @@
-//! What a user, a kernel, a disk or a stranger can get wrong: each case with its exit code, the words that say what
-//! is wrong and how to mend it, and never a panic.
+//! Invalid input from users, kernels, disks and other processes. Each case checks the exit code and an error message that
+//! says what is wrong and how to fix it. The agent never panics.
 
 mod names;
 mod privileges;
@@ -22,33 +22,33 @@ use tailback_tests::{
     skip::skip,
 };
 
-/// For what should take a second or two.
+/// Deadline of each wait.
 const SOON: Duration = Duration::from_secs(30);
 
-/// How the agent ended, and what it said.
-struct Ran {
+/// Exit status and output lines of the agent.
+struct Output {
     end: End,
     out: Vec<String>,
     err: Vec<String>,
 }
 
-impl Ran {
-    /// Everything that it said, for people.
-    fn words(&self) -> String {
+impl Output {
+    /// Standard output and standard error as one text.
+    fn text(&self) -> String {
         [self.out.join("\n"), self.err.join("\n")].concat()
     }
 
-    /// It ended with this code, and its standard error has these words.
-    fn said(&self, code: i32, words: &[&str]) -> Result<()> {
+    /// Checks the exit code, and that standard error contains these words.
+    fn check(&self, code: i32, words: &[&str]) -> Result<()> {
         let err = self.err.join("\n");
         ensure!(
             self.end == End::Code(code),
-            "it ended with {:?}, not {code}: {}",
+            "exit with {:?}, not {code}: {}",
             self.end,
-            self.words()
+            self.text()
         );
         for word in words {
-            ensure!(err.contains(word), "{word:?} is not said: {err}");
+            ensure!(err.contains(word), "{word:?} is missing: {err}");
         }
         Ok(())
     }
@@ -60,8 +60,8 @@ fn tailback(args: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// Waits for the end, and checks what must hold however it ended.
-fn end(process: &Process) -> Result<Ran> {
+/// Waits for the exit, and checks that the agent did not panic.
+fn end(process: &Process) -> Result<Output> {
     let end = process.wait_end(SOON)?;
     // The process may end before its last line is read.
     let lines = process.lines();
@@ -70,52 +70,52 @@ fn end(process: &Process) -> Result<Ran> {
         let lines = lines.all().into_iter().filter(|line| line.stream == stream);
         lines.map(|line| line.text).collect()
     };
-    let ran = Ran {
+    let output = Output {
         end,
         out: of(Stream::Stdout),
         err: of(Stream::Stderr),
     };
-    ensure!(!ran.words().contains("panicked"), "{}", ran.words());
-    Ok(ran)
+    ensure!(!output.text().contains("panicked"), "{}", output.text());
+    Ok(output)
 }
 
-fn run(command: &mut Command) -> Result<Ran> {
+fn run_command(command: &mut Command) -> Result<Output> {
     end(&Process::start("tailback", command)?)
 }
 
-fn ran(args: &[&str]) -> Result<Ran> {
-    run(&mut tailback(args)?)
+fn run(args: &[&str]) -> Result<Output> {
+    run_command(&mut tailback(args)?)
 }
 
-/// Whether the agent can watch anything here; if not, `test` is reported as skipped.
+/// Whether the agent can run here. If not, `test` is reported as skipped.
 fn allowed(test: &str) -> bool {
     needs::met(test, &["sh", "sleep", "unshare"])
 }
 
-/// Runs a script of the shell, in which `$0` is the agent, with mounts of its own. Its `nothing_mounted` says that
-/// there can be none here: then `test` is reported as skipped.
-fn with_own_mounts(test: &str, script: &str, args: &[&str]) -> Result<Option<Ran>> {
+/// Runs a shell script in its own mount namespace, with the agent as `$0`. The script calls `nothing_mounted` if it cannot
+/// mount; then `test` is reported as skipped.
+fn with_own_mounts(test: &str, script: &str, args: &[&str]) -> Result<Option<Output>> {
     const NOTHING_MOUNTED: i32 = 99;
     let script = format!("nothing_mounted() {{ exit {NOTHING_MOUNTED}; }}\n{script}");
     let mut command = Command::new(program::need(&["unshare"])?);
     command
         .args(["--mount", "sh", "-c", &script])
         .arg(agent::binary()?);
-    let ran = run(command.args(args))?;
-    if ran.end == End::Code(NOTHING_MOUNTED) {
-        let said = ran.words();
-        skip(test, &format!("nothing can be mounted here: {said}"));
+    let output = run_command(command.args(args))?;
+    if output.end == End::Code(NOTHING_MOUNTED) {
+        let error = output.text();
+        skip(test, &format!("cannot mount here: {error}"));
         return Ok(None);
     }
-    Ok(Some(ran))
+    Ok(Some(output))
 }
 
-/// A process that does nothing: somebody to watch.
+/// An idle process to monitor.
 fn idle() -> Result<Process> {
     Process::start("sleep", Command::new("sleep").arg("1000"))
 }
 
-/// A process that never reads its standard input, a pipe that is full.
+/// A process that never reads its standard input, so that the pipe is full.
 struct Stuck {
     _shell: Process,
     pid: String,
@@ -130,10 +130,10 @@ impl Stuck {
         Ok(Self { _shell: shell, pid })
     }
 
-    /// An agent that has seen the pipe fill up.
+    /// Starts an agent and waits until it reports the full pipe.
     fn watched(&self, more: &[&str]) -> Result<Agent> {
         let agent = Agent::run(["--pid", &self.pid].iter().chain(more))?;
-        agent.wait_for("that the pipe is full", SOON, |event| {
+        agent.wait_for("the full pipe", SOON, |event| {
             event.is("level") && event.text("kind") == "pipe"
         })?;
         Ok(agent)

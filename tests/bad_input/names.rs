@@ -1,20 +1,20 @@
-//! Processes whose names are made to do harm.
+//! Processes with hostile names.
 
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 use tailback_tests::{process::Process, program, temp::TempDir};
 
-use crate::{SOON, allowed, json, ran};
+use crate::{SOON, allowed, json, run};
 
-/// Names with all that disturbs a terminal or a line of JSON.
+/// A name with characters that can corrupt a terminal or a line of JSON.
 const HOSTILE: &str = "evil\n\u{1b}[31mred\"\\\t\u{202e}\u{7f}";
 
-/// No character in it does anything to a terminal but stand there.
+/// Checks that no line contains control or bidirectional characters.
 fn check_harmless(lines: &[String]) -> Result<()> {
     for line in lines {
-        let harmful = |c: char| c.is_control() || "\u{200e}\u{200f}\u{202a}\u{202e}".contains(c);
-        ensure!(!line.chars().any(harmful), "{line:?}");
+        let is_harmful = |c: char| c.is_control() || "\u{200e}\u{200f}\u{202a}\u{202e}".contains(c);
+        ensure!(!line.chars().any(is_harmful), "{line:?}");
     }
     Ok(())
 }
@@ -28,7 +28,7 @@ fn names_with_newlines_and_escapes_corrupt_neither_terminal_nor_json() -> Result
     let evil = folder.path().join(HOSTILE);
     program::copy(&program::need(&["sleep"])?, &evil)?;
     let by_file = Process::start("evil", Command::new(&evil).arg("1000"))?;
-    // What a process calls itself, in both ways in which it can.
+    // A process can name itself in two ways: comm and OTEL_SERVICE_NAME.
     let script =
         r#"printf 'a\nb\033[2J' > /proc/$$/comm; echo named; while :; do sleep 1000; done"#;
     let mut shell = Command::new("sh");
@@ -52,14 +52,14 @@ fn names_with_newlines_and_escapes_corrupt_neither_terminal_nor_json() -> Result
         (&missing, "no\\nsuch"),
     ] {
         for args in [&["sample", "-v"][..], &["run", "-v", "--duration", "1s"]] {
-            let for_people = ran(&[args, targets].concat())?;
-            check_harmless(&for_people.out)?;
-            check_harmless(&for_people.err)?;
-            let words = for_people.words();
-            ensure!(words.contains(shown), "{words}");
-            let for_programs = ran(&[args, targets, &["--json"]].concat())?;
-            check_harmless(&for_programs.out)?;
-            for line in json(&for_programs.out)? {
+            let human = run(&[args, targets].concat())?;
+            check_harmless(&human.out)?;
+            check_harmless(&human.err)?;
+            let text = human.text();
+            ensure!(text.contains(shown), "{text}");
+            let machine = run(&[args, targets, &["--json"]].concat())?;
+            check_harmless(&machine.out)?;
+            for line in json(&machine.out)? {
                 ensure!(line["type"].is_string(), "{line}");
             }
         }

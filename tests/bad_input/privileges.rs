@@ -1,4 +1,4 @@
-//! Root, capabilities, and kernels that do not say what is needed of their types.
+//! Missing root, missing capabilities, and kernels with missing, invalid or foreign BTF.
 
 use std::{
     fs,
@@ -10,15 +10,15 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tailback_tests::{agent, program, skip::skip, temp::TempDir};
 
-use crate::{Ran, allowed, run, with_own_mounts};
+use crate::{Output, allowed, run_command, with_own_mounts};
 
-/// The agent with fewer privileges than this test has. `None` where setpriv(1) is not installed.
-fn with_privileges(test: &str, change: &[&str], args: &[&str]) -> Result<Option<Ran>> {
+/// Runs the agent with reduced privileges. `None` if setpriv(1) is not installed.
+fn with_privileges(test: &str, change: &[&str], args: &[&str]) -> Result<Option<Output>> {
     let Some(setpriv) = program::find(&["setpriv"]) else {
         skip(test, "setpriv is not installed");
         return Ok(None);
     };
-    // Where anybody may run it.
+    // A copy that every user may execute.
     let folder = TempDir::new("unprivileged")?;
     let binary = folder.path().join("tailback");
     program::copy(&agent::binary()?, &binary)?;
@@ -26,9 +26,10 @@ fn with_privileges(test: &str, change: &[&str], args: &[&str]) -> Result<Option<
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
     }
     let mut command = Command::new(setpriv);
-    run(command.args(change).arg(&binary).args(args)).map(Some)
+    run_command(command.args(change).arg(&binary).args(args)).map(Some)
 }
 
+/// User nobody without capabilities.
 const NOBODY: &[&str] = &[
     "--reuid=65534",
     "--regid=65534",
@@ -42,17 +43,17 @@ fn without_root_the_error_names_the_needed_capabilities() -> Result<()> {
     if !allowed(test) {
         return Ok(());
     }
-    let remedy = ["run as root", "CAP_BPF", "CAP_PERFMON", "setcap"];
+    let hints = ["run as root", "CAP_BPF", "CAP_PERFMON", "setcap"];
     for args in [&["sample", "--all"][..], &["run", "--all"]] {
-        let Some(ran) = with_privileges(test, NOBODY, args)? else {
+        let Some(output) = with_privileges(test, NOBODY, args)? else {
             return Ok(());
         };
-        ran.said(3, &remedy)?;
-        ensure!(ran.out.is_empty(), "{:?}", ran.out);
+        output.check(3, &hints)?;
+        ensure!(output.out.is_empty(), "{:?}", output.out);
     }
-    if let Some(ran) = with_privileges(test, NOBODY, &["doctor"])? {
-        ran.said(3, &remedy)?;
-        let report = ran.out.join("\n");
+    if let Some(output) = with_privileges(test, NOBODY, &["doctor"])? {
+        output.check(3, &hints)?;
+        let report = output.out.join("\n");
         ensure!(report.contains("FAIL capabilities"), "{report}");
         ensure!(report.contains("CAP_SYS_PTRACE"), "{report}");
     }
@@ -67,20 +68,20 @@ fn root_without_a_capability_gets_an_error_that_names_it() -> Result<()> {
     }
     for lost in ["bpf", "perfmon"] {
         let change = format!("--bounding-set=-{lost},-sys_admin");
-        let Some(ran) = with_privileges(test, &[&change], &["sample", "--all"])? else {
+        let Some(output) = with_privileges(test, &[&change], &["sample", "--all"])? else {
             return Ok(());
         };
-        ran.said(3, &["even as root", "CAP_BPF and CAP_PERFMON"])?;
-        if let Some(ran) = with_privileges(test, &[&change], &["doctor"])? {
+        output.check(3, &["even as root", "CAP_BPF and CAP_PERFMON"])?;
+        if let Some(output) = with_privileges(test, &[&change], &["doctor"])? {
             let missing = format!("missing CAP_{}", lost.to_uppercase());
-            ensure!(ran.words().contains(&missing), "{}", ran.words());
+            ensure!(output.text().contains(&missing), "{}", output.text());
         }
     }
     Ok(())
 }
 
-/// The agent where `mount`, a command of the shell, has changed what it finds.
-fn where_mounted(test: &str, mount: &str, args: &[&str]) -> Result<Option<Ran>> {
+/// Runs the agent after the shell command `mount` in a mount namespace.
+fn run_after_mount(test: &str, mount: &str, args: &[&str]) -> Result<Option<Output>> {
     let script = format!(r#"{mount} || nothing_mounted; exec "$0" "$@""#);
     with_own_mounts(test, &script, args)
 }
@@ -102,14 +103,14 @@ fn without_btf_the_error_names_the_kernel_option() -> Result<()> {
             "record" => &["record", "--all", "--out", "/dev/null"],
             command => &[command, "--all"],
         };
-        let Some(ran) = where_mounted(test, mount, args)? else {
+        let Some(output) = run_after_mount(test, mount, args)? else {
             return Ok(());
         };
-        ran.said(3, &words)?;
+        output.check(3, &words)?;
     }
-    if let Some(ran) = where_mounted(test, mount, &["doctor"])? {
-        ran.said(3, &words)?;
-        ensure!(ran.words().contains("FAIL BTF"), "{}", ran.words());
+    if let Some(output) = run_after_mount(test, mount, &["doctor"])? {
+        output.check(3, &words)?;
+        ensure!(output.text().contains("FAIL BTF"), "{}", output.text());
     }
     Ok(())
 }
@@ -132,15 +133,15 @@ fn invalid_btf_is_rejected_with_the_reason() -> Result<()> {
         (&empty, "BTF is cut short inside its header"),
     ] {
         let mount = format!("mount --bind {} /sys/kernel/btf/vmlinux", file.display());
-        let Some(ran) = where_mounted(test, &mount, &["sample", "--all"])? else {
+        let Some(output) = run_after_mount(test, &mount, &["sample", "--all"])? else {
             return Ok(());
         };
-        ran.said(3, &["cannot use /sys/kernel/btf/vmlinux", problem])?;
+        output.check(3, &["cannot use /sys/kernel/btf/vmlinux", problem])?;
     }
     Ok(())
 }
 
-/// The BTF of another kernel, cut to what the agent reads.
+/// The BTF of another kernel, reduced to the types that the agent reads.
 fn golden(version: &str) -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     let file = format!("../agent/tests/golden/{version}.btf");
@@ -161,18 +162,18 @@ fn an_unsupported_kernel_is_rejected_with_the_reason() -> Result<()> {
     let file = folder.path().join("old");
     fs::write(&file, old)?;
     let mount = format!("mount --bind {} /sys/kernel/btf/vmlinux", file.display());
-    if let Some(ran) = where_mounted(test, &mount, &["sample", "--all"])? {
+    if let Some(output) = run_after_mount(test, &mount, &["sample", "--all"])? {
         let words = [
             "this kernel cannot be watched",
             "struct task_struct has no start_boottime or real_start_time",
         ];
-        ran.said(3, &words)?;
+        output.check(3, &words)?;
     }
-    // All fields are there, and belong to another kernel.
+    // All fields exist, but belong to another kernel.
     let other = golden("6.1");
     let mount = format!("mount --bind {} /sys/kernel/btf/vmlinux", other.display());
-    if let Some(ran) = where_mounted(test, &mount, &["sample", "--all"])? {
-        ran.said(3, &["the kernel refuses the iterator", "tailback doctor"])?;
+    if let Some(output) = run_after_mount(test, &mount, &["sample", "--all"])? {
+        output.check(3, &["the kernel refuses the iterator", "tailback doctor"])?;
     }
     Ok(())
 }

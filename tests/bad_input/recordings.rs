@@ -1,4 +1,4 @@
-//! Recordings that are torn, foreign or hostile, and disks that are full.
+//! Truncated, foreign and hostile recordings, and full disks.
 
 use std::{
     fs,
@@ -8,23 +8,23 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tailback_tests::{process::End, temp::TempDir};
 
-use crate::{Ran, allowed, idle, json, ran, with_own_mounts};
+use crate::{Output, allowed, idle, json, run, with_own_mounts};
 
-/// Some seconds of an idle process, recorded.
+/// Records an idle process for three seconds.
 pub fn recording(folder: &TempDir) -> Result<Vec<u8>> {
     let process = idle()?;
     let file = folder.path().join("whole");
     let (pid, out) = (process.pid().to_string(), file.to_string_lossy());
     let times = ["--duration=3s", "--interval=20ms"];
     let args = ["record", "--pid", &pid, "--out", &out, times[0], times[1]];
-    ran(&args)?.said(0, &["samples in", "tailback replay"])?;
+    run(&args)?.check(0, &["samples in", "tailback replay"])?;
     fs::read(&file).with_context(|| format!("read {out}"))
 }
 
-fn replay(folder: &TempDir, bytes: &[u8]) -> Result<Ran> {
+fn replay(folder: &TempDir, bytes: &[u8]) -> Result<Output> {
     let file = folder.path().join("replayed");
     fs::write(&file, bytes)?;
-    ran(&["replay", &file.to_string_lossy()])
+    run(&["replay", &file.to_string_lossy()])
 }
 
 #[test]
@@ -34,18 +34,18 @@ fn a_truncated_or_damaged_recording_is_replayed_up_to_the_damage() -> Result<()>
     }
     let folder = TempDir::new("recording")?;
     let whole = recording(&folder)?;
-    let told = replay(&folder, &whole)?;
-    told.said(0, &[])?;
-    ensure!(told.out[0].contains("watching"), "{:?}", told.out);
+    let complete = replay(&folder, &whole)?;
+    complete.check(0, &[])?;
+    ensure!(complete.out[0].contains("watching"), "{:?}", complete.out);
 
     let cut = replay(&folder, &whole[..whole.len() - 5])?;
-    cut.said(
+    cut.check(
         2,
         &["cannot replay", "cut short after", "its disk was full"],
     )?;
-    // What was said of the last sample may be lost with it.
+    // The output of the last sample may be lost with it.
     ensure!(
-        !cut.out.is_empty() && told.out.starts_with(&cut.out),
+        !cut.out.is_empty() && complete.out.starts_with(&cut.out),
         "{:?}",
         cut.out
     );
@@ -54,13 +54,13 @@ fn a_truncated_or_damaged_recording_is_replayed_up_to_the_damage() -> Result<()>
     let last = damaged.len() - 5;
     damaged[last] ^= 0x55;
     let damaged = replay(&folder, &damaged)?;
-    damaged.said(2, &["cannot replay", "damaged after"])?;
+    damaged.check(2, &["cannot replay", "damaged after"])?;
     ensure!(damaged.out == cut.out, "{:?}", damaged.out);
 
     let mut newer = whole.clone();
     newer[12] = 0xff;
     let newer = replay(&folder, &newer)?;
-    newer.said(2, &["format 255", "the version that recorded it"])?;
+    newer.check(2, &["format 255", "the version that recorded it"])?;
     Ok(())
 }
 
@@ -69,16 +69,16 @@ fn a_file_that_is_not_a_recording_is_rejected() -> Result<()> {
     let folder = TempDir::new("recording")?;
     for bytes in [&b""[..], b"#!/bin/sh\n", b"TAILBACK", &[0; 5000]] {
         let words = ["not a recording", "tailback record"];
-        replay(&folder, bytes)?.said(2, &words)?;
+        replay(&folder, bytes)?.check(2, &words)?;
     }
-    replay(&folder, b"TAILBACKREC\n\x01")?.said(2, &["cut short after 0 samples"])?;
-    ran(&["replay", "/no/such/file"])?.said(2, &["cannot replay", "No such file"])?;
-    ran(&["replay", "/tmp"])?.said(2, &["cannot replay /tmp", "directory"])?;
-    ran(&["replay"])?.said(2, &["<FILE>"])?;
+    replay(&folder, b"TAILBACKREC\n\x01")?.check(2, &["cut short after 0 samples"])?;
+    run(&["replay", "/no/such/file"])?.check(2, &["cannot replay", "No such file"])?;
+    run(&["replay", "/tmp"])?.check(2, &["cannot replay /tmp", "directory"])?;
+    run(&["replay"])?.check(2, &["<FILE>"])?;
     Ok(())
 }
 
-/// A stream of numbers that is the same on every run (xorshift64).
+/// Reproducible pseudo-random numbers (xorshift64).
 struct Numbers(u64);
 
 impl Numbers {
@@ -101,7 +101,7 @@ fn no_input_makes_replay_panic() -> Result<()> {
     for round in 0..200 {
         let mut bytes = whole.clone();
         match round % 4 {
-            // Noise alone, noise behind a good start, a few flips, a piece left out.
+            // Only noise; noise after a valid header; a few changed bytes; a missing piece.
             0 => {
                 bytes = (0..numbers.below(3000))
                     .map(|_| numbers.below(256) as u8)
@@ -123,12 +123,12 @@ fn no_input_makes_replay_panic() -> Result<()> {
                 bytes.drain(from..to);
             }
         }
-        let ran = replay(&folder, &bytes).with_context(|| format!("in round {round}"))?;
+        let output = replay(&folder, &bytes).with_context(|| format!("in round {round}"))?;
         ensure!(
-            matches!(ran.end, End::Code(0 | 2)),
-            "in round {round} it ended with {:?}: {}",
-            ran.end,
-            ran.words()
+            matches!(output.end, End::Code(0 | 2)),
+            "in round {round} it exited with {:?}: {}",
+            output.end,
+            output.text()
         );
     }
     Ok(())
@@ -145,18 +145,17 @@ fn an_unwritable_recording_exits_with_74() -> Result<()> {
         ("/dev/full", "No space left"),
     ] {
         let record = ["record", "--all", "--duration=3s", "--out", path];
-        ran(&record)?.said(74, &["the recording", path, problem])?;
+        run(&record)?.check(74, &["the recording", path, problem])?;
     }
-    let run = ["run", "--all", "--record", "/no/such/folder/file"];
-    ran(&run)?.said(74, &["cannot write the recording", run[3]])
+    let args = ["run", "--all", "--record", "/no/such/folder/file"];
+    run(&args)?.check(74, &["cannot write the recording", args[3]])
 }
 
-/// The agent with a disk of one page under `$DISK`, whose file `record` is kept: its end, and that of a replay of the
-/// file.
-fn on_a_small_disk(test: &str, args: &str) -> Result<Option<(Ran, Ran)>> {
+/// Runs the agent with a tiny file system at `$DISK`, then replays the file `$DISK/record`. Returns both outputs.
+fn on_a_small_disk(test: &str, args: &str) -> Result<Option<(Output, Output)>> {
     let (disk, kept) = (TempDir::new("disk")?, TempDir::new("kept")?);
     let file = kept.path().join("record");
-    // The disk is full before long, whatever else the machine is busy with.
+    // A high budget fills the disk quickly, even on a busy machine.
     let config = kept.write("tailback.toml", "cpu_budget = 0.5\n")?;
     let process = idle()?;
     let script = format!(
@@ -172,11 +171,12 @@ fn on_a_small_disk(test: &str, args: &str) -> Result<Option<(Ran, Ran)>> {
     let Some(full) = with_own_mounts(test, &script, &[])? else {
         return Ok(None);
     };
-    let again = ran(&["replay", &file.to_string_lossy()])?;
-    Ok(Some((full, again)))
+    let replayed = run(&["replay", &file.to_string_lossy()])?;
+    Ok(Some((full, replayed)))
 }
 
-const FULL: &[&str] = &[
+/// Words of the error for a full disk.
+const FULL_DISK: &[&str] = &[
     "the recording",
     "ends here",
     "No space left on device",
@@ -190,10 +190,10 @@ fn record_exits_on_a_full_disk_and_the_partial_recording_replays() -> Result<()>
         return Ok(());
     }
     let args = "record --out $DISK/record --duration 60s";
-    if let Some((ran, again)) = on_a_small_disk(test, args)? {
-        ran.said(74, FULL)?;
-        again.said(2, &["cut short after"])?;
-        ensure!(again.out[0].contains("watching"), "{:?}", again.out);
+    if let Some((output, replayed)) = on_a_small_disk(test, args)? {
+        output.check(74, FULL_DISK)?;
+        replayed.check(2, &["cut short after"])?;
+        ensure!(replayed.out[0].contains("watching"), "{:?}", replayed.out);
     }
     Ok(())
 }
@@ -206,16 +206,16 @@ fn run_continues_on_a_full_disk_and_counts_lost_samples() -> Result<()> {
     }
     let begun = Instant::now();
     let args = "run --json --record $DISK/record --duration 18s";
-    if let Some((ran, again)) = on_a_small_disk(test, args)? {
-        ran.said(74, FULL)?;
-        ran.said(74, &["samples were not recorded"])?;
+    if let Some((output, replayed)) = on_a_small_disk(test, args)? {
+        output.check(74, FULL_DISK)?;
+        output.check(74, &["samples were not recorded"])?;
         ensure!(begun.elapsed() >= Duration::from_secs(18));
-        let lines = json(&ran.out)?;
-        // The agent's own report, after ten seconds.
+        let lines = json(&output.out)?;
+        // The agent reports its own cost after ten seconds.
         let report = lines.iter().find(|line| line["type"] == "agent");
         let lost = report.and_then(|report| report["samples_not_recorded"].as_u64());
         ensure!(lost > Some(0), "{report:?}");
-        again.said(2, &["cut short after"])?;
+        replayed.check(2, &["cut short after"])?;
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! The command line, the configuration file and the environment.
+//! Invalid command lines, configuration files and environment variables.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use tailback_tests::temp::TempDir;
 
-use crate::{ran, run, tailback};
+use crate::{run, run_command, tailback};
 
 #[test]
 fn a_duration_without_unit_or_out_of_range_is_rejected() -> Result<()> {
@@ -24,7 +24,7 @@ fn a_duration_without_unit_or_out_of_range_is_rejected() -> Result<()> {
         ("--duration", "-5s", "100ms, 30s, 5m"),
     ] {
         let argument = format!("{option}={value}");
-        ran(&["run", "--all", &argument])?.said(2, &[option, problem])?;
+        run(&["run", "--all", &argument])?.check(2, &[option, problem])?;
     }
     Ok(())
 }
@@ -40,9 +40,9 @@ fn a_diagnosis_with_an_invalid_duration_is_rejected() -> Result<()> {
         ("18446744073709551615s", "a hundred years"),
     ] {
         let argument = format!("--for={value}");
-        ran(&["diagnose", &argument])?.said(2, &["--for", problem])?;
+        run(&["diagnose", &argument])?.check(2, &["--for", problem])?;
     }
-    ran(&["diagnose", "--duration", "10s"])?.said(2, &["--duration"])?;
+    run(&["diagnose", "--duration", "10s"])?.check(2, &["--duration"])?;
     Ok(())
 }
 
@@ -82,9 +82,10 @@ fn an_invalid_configuration_is_rejected_with_line_and_key() -> Result<()> {
         let file = folder.write("tailback.toml", text)?;
         let file = file.to_string_lossy();
         for command in ["run", "sample", "diagnose"] {
-            let ran = ran(&[command, "--all", "--config", &file])?;
-            ran.said(2, &[&file])?;
-            ran.said(2, &words)
+            let output = run(&[command, "--all", "--config", &file])?;
+            output.check(2, &[&file])?;
+            output
+                .check(2, &words)
                 .with_context(|| format!("for {text:?}"))?;
         }
     }
@@ -102,8 +103,8 @@ fn an_unreadable_configuration_is_named() -> Result<()> {
         (&binary, "UTF-8"),
     ] {
         let path = path.to_string_lossy();
-        let ran = ran(&["run", "--all", "--config", &path])?;
-        ran.said(2, &["cannot read the configuration", &path, problem])?;
+        let output = run(&["run", "--all", "--config", &path])?;
+        output.check(2, &["cannot read the configuration", &path, problem])?;
     }
     Ok(())
 }
@@ -122,12 +123,13 @@ fn an_endpoint_that_is_not_a_url_is_rejected_with_an_example() -> Result<()> {
         "http://127.0.0.1:",
         "http://user:password@127.0.0.1:4318",
     ] {
-        let ran = ran(&["run", "--all", "--duration=1s", "--otlp", url])?;
-        ran.said(2, &["--otlp"])
+        let output = run(&["run", "--all", "--duration=1s", "--otlp", url])?;
+        output
+            .check(2, &["--otlp"])
             .with_context(|| format!("for {url:?}"))?;
     }
-    ran(&["run", "--all", "--otlp", "nowhere"])?
-        .said(2, &["\"nowhere\"", "http://localhost:4318"])?;
+    run(&["run", "--all", "--otlp", "nowhere"])?
+        .check(2, &["\"nowhere\"", "http://localhost:4318"])?;
 
     for (variable, value) in [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "nowhere"),
@@ -140,7 +142,7 @@ fn an_endpoint_that_is_not_a_url_is_rejected_with_an_example() -> Result<()> {
         command
             .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
             .env(variable, value);
-        run(&mut command)?.said(2, &[variable])?;
+        run_command(&mut command)?.check(2, &[variable])?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Being asked to end.
+//! Termination by signals.
 
 use std::{
     fs,
@@ -15,9 +15,9 @@ use tailback_tests::{
     wait,
 };
 
-use crate::{SOON, Stuck, allowed, end, idle, json, ran, tailback};
+use crate::{SOON, Stuck, allowed, end, idle, json, run, tailback};
 
-/// From a signal to the end, where no collector keeps the agent waiting.
+/// Maximum time from the signal to the exit, without a collector to wait for.
 const DEADLINE: Duration = Duration::from_secs(4);
 
 #[test]
@@ -31,11 +31,11 @@ fn a_signal_ends_run_in_time_and_reports_open_episodes() -> Result<()> {
         let sent = Instant::now();
         agent.process().signal(signal)?;
         agent.process().wait_end(DEADLINE)?;
-        println!("{signal:?}: ended after {:?}", sent.elapsed());
-        let ran = end(agent.process())?;
-        ran.said(0, &[])?;
-        let lines = json(&ran.out)?;
-        let last = lines.last().context("it says nothing")?;
+        println!("{signal:?}: exited after {:?}", sent.elapsed());
+        let output = end(agent.process())?;
+        output.check(0, &[])?;
+        let lines = json(&output.out)?;
+        let last = lines.last().context("no output")?;
         ensure!(
             last["type"] == "episode" && last["ongoing"] == true,
             "{last}"
@@ -49,10 +49,10 @@ fn a_signal_ends_run_in_time_and_reports_open_episodes() -> Result<()> {
     let agent = Process::start("tailback", &mut command)?;
     agent.wait_line("full", SOON)?;
     agent.signal(Signal::TERM)?;
-    let ran = end(&agent)?;
-    ran.said(0, &[])?;
+    let output = end(&agent)?;
+    output.check(0, &[])?;
     for word in ["so far, after", "max 16 of 16", "warned", "advice"] {
-        ensure!(ran.words().contains(word), "{word}: {}", ran.words());
+        ensure!(output.text().contains(word), "{word}: {}", output.text());
     }
     Ok(())
 }
@@ -67,15 +67,15 @@ fn a_signal_ends_record_and_the_recording_replays() -> Result<()> {
     let (pid, out) = (process.pid().to_string(), file.to_string_lossy());
     let mut command = tailback(&["record", "--pid", &pid, "--out", &out])?;
     let agent = Process::start("tailback", &mut command)?;
-    // The first second is on disk.
+    // The first samples are on disk.
     wait::until("samples on disk", SOON, || {
         let len = fs::metadata(&file).map_or(0, |file| file.len());
         Ok((len > 100).then_some(()))
     })?;
     agent.signal(Signal::INT)?;
     agent.wait_end(DEADLINE)?;
-    end(&agent)?.said(0, &["samples in"])?;
-    ran(&["replay", &out])?.said(0, &[])
+    end(&agent)?.check(0, &["samples in"])?;
+    run(&["replay", &out])?.check(0, &[])
 }
 
 #[test]
@@ -86,14 +86,14 @@ fn an_unreachable_collector_does_not_block_exit_and_the_loss_is_reported() -> Re
     let stuck = Stuck::new()?;
     let url = format!("http://127.0.0.1:{}", ports::free()?);
     let agent = stuck.watched(&["--otlp", &url])?;
-    agent.wait_for("that the collector is away", SOON, |event| {
+    agent.wait_for("the unreachable collector", SOON, |event| {
         event.is("notice") && event.text("text").contains("cannot be reached")
     })?;
     agent.process().signal(Signal::TERM)?;
-    // A person who waits is told first; only then the collector gets its last chance.
+    // The episode is printed first; only then the collector gets a last chance.
     agent.process().wait_line("\"episode\"", DEADLINE)?;
     agent.process().wait_end(Duration::from_secs(7))?;
-    end(agent.process())?.said(0, &[&url, "spans delivered", "dropped", "refused"])
+    end(agent.process())?.check(0, &[&url, "spans delivered", "dropped", "refused"])
 }
 
 #[test]
@@ -102,12 +102,12 @@ fn a_second_signal_exits_immediately() -> Result<()> {
         return Ok(());
     }
     let stuck = Stuck::new()?;
-    // A collector that takes connections and never answers: there is something to wait for.
+    // A collector that accepts connections and never responds, so that the agent has something to wait for.
     let silent = TcpListener::bind("127.0.0.1:0")?;
     let url = format!("http://{}", silent.local_addr()?);
     let agent = stuck.watched(&["--otlp", &url])?;
     let sent = Instant::now();
-    // Again and again: two signals at the same moment are one.
+    // Repeated, because two pending signals are delivered as one.
     let end = wait::until("the end", SOON, || {
         if let Some(end) = agent.process().ended()? {
             return Ok(Some(end));

@@ -1,4 +1,4 @@
-//! Output that nobody reads, or that cannot be written.
+//! Standard streams that are closed or cannot be written.
 
 use std::{
     fs,
@@ -9,17 +9,17 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tailback_tests::temp::TempDir;
 
-use crate::{Stuck, allowed, idle, ran, recordings, tailback};
+use crate::{Stuck, allowed, idle, recordings, run, tailback};
 
-/// Reads the first line of the agent's standard output, and closes it.
+/// Reads the first line of the agent's standard output and closes the pipe. Returns exit code and standard error.
 fn head(args: &[&str]) -> Result<(Option<i32>, String)> {
     let mut command = tailback(args)?;
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.stdin(Stdio::null()).spawn()?;
     let mut line = String::new();
-    let stdout = child.stdout.take().context("take the output")?;
+    let stdout = child.stdout.take().context("no standard output")?;
     BufReader::new(stdout).read_line(&mut line)?;
-    ensure!(!line.is_empty(), "{args:?} says nothing");
+    ensure!(!line.is_empty(), "{args:?} printed nothing");
     let output = child.wait_with_output()?;
     let err = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!err.contains("panicked"), "{args:?}: {err}");
@@ -45,7 +45,7 @@ fn a_closed_standard_output_is_not_an_error() -> Result<()> {
         &["doctor", "--json"],
         &["--help"],
         &["replay", &recorded.to_string_lossy()],
-        // The level and the closing summary come when nobody listens any more.
+        // The level and the closing summary are written after the pipe is closed.
         &["run", "--pid", &stuck.pid, "--duration", "3s"],
         &["run", "--json", "--pid", &stuck.pid, "--duration", "3s"],
     ] {
@@ -70,7 +70,7 @@ fn a_recording_is_complete_although_standard_output_is_closed() -> Result<()> {
         code == Some(0) && err.contains("samples in"),
         "{code:?} {err}"
     );
-    ran(&["replay", &file])?.said(0, &[])
+    run(&["replay", &file])?.check(0, &[])
 }
 
 #[test]

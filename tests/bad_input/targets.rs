@@ -1,4 +1,4 @@
-//! Nobody to watch, or somebody who is not there yet, or no more.
+//! Missing, invalid, late and vanished targets.
 
 use std::{fs, process::Command};
 
@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use tailback_tests::{ports, process::Process, program, temp::TempDir};
 
-use crate::{SOON, Stuck, allowed, end, idle, json, ran, tailback};
+use crate::{SOON, Stuck, allowed, end, idle, json, run, tailback};
 
 #[test]
 fn a_missing_target_is_a_usage_error_with_a_hint() -> Result<()> {
@@ -16,7 +16,7 @@ fn a_missing_target_is_a_usage_error_with_a_hint() -> Result<()> {
         &["record", "--out", "/dev/null"],
         &["run", "--json"],
     ] {
-        ran(args)?.said(2, &["no target", "--pid", "--name", "--all", "[[target]]"])?;
+        run(args)?.check(2, &["no target", "--pid", "--name", "--all", "[[target]]"])?;
     }
     Ok(())
 }
@@ -30,9 +30,9 @@ fn an_invalid_target_option_is_rejected_by_name() -> Result<()> {
         ("--port", "70000"),
         ("--port", ""),
     ] {
-        ran(&["run", &format!("{option}={value}")])?.said(2, &[option, "--help"])?;
+        run(&["run", &format!("{option}={value}")])?.check(2, &[option, "--help"])?;
     }
-    ran(&["run", "--pids", "1"])?.said(2, &["--pids", "--pid"])?;
+    run(&["run", "--pids", "1"])?.check(2, &["--pids", "--pid"])?;
     Ok(())
 }
 
@@ -53,9 +53,9 @@ fn a_nonexistent_process_exits_with_4() -> Result<()> {
         &["run", "--pid", "4999999", "--record", &kept_path],
         &["record", "--pid", "4999999", "--out", &kept_path],
     ] {
-        ran(args)?.said(4, &["no such process", args[2]])?;
+        run(args)?.check(4, &["no such process", args[2]])?;
     }
-    // The mistake did not cost the file that was there before.
+    // The existing file was not overwritten.
     ensure!(fs::read_to_string(&kept)? == "an earlier recording");
     Ok(())
 }
@@ -72,7 +72,7 @@ fn a_sample_without_matching_process_exits_with_4() -> Result<()> {
         ["--cgroup", "/no/such/cgroup"],
     ] {
         let args = ["sample", target[0], target[1]];
-        ran(&args)?.said(4, &["no process matches", target[0], target[1]])?;
+        run(&args)?.check(4, &["no process matches", target[0], target[1]])?;
     }
     Ok(())
 }
@@ -82,8 +82,8 @@ fn a_diagnosis_without_matching_process_exits_with_4() -> Result<()> {
     if !allowed("a_diagnosis_without_matching_process_exits_with_4") {
         return Ok(());
     }
-    let ran = ran(&["diagnose", "--name", "no-such-service"])?;
-    ran.said(4, &["no process matches", "no-such-service"])
+    let output = run(&["diagnose", "--name", "no-such-service"])?;
+    output.check(4, &["no process matches", "no-such-service"])
 }
 
 #[test]
@@ -94,19 +94,19 @@ fn a_diagnosis_that_finds_nothing_reports_its_coverage_and_exits_with_0() -> Res
     let idle = idle()?;
     let pid = idle.pid().to_string();
     let args = ["diagnose", "--pid", &pid, "--for", "1s", "--check"];
-    let said = ran(&args)?;
-    said.said(0, &[])?;
-    // No progress where nobody watches it.
-    ensure!(said.err.is_empty(), "{:?}", said.err);
-    let [line] = &said.out[..] else {
-        anyhow::bail!("{:?}", said.out);
+    let output = run(&args)?;
+    output.check(0, &[])?;
+    // No progress output without a terminal.
+    ensure!(output.err.is_empty(), "{:?}", output.err);
+    let [line] = &output.out[..] else {
+        anyhow::bail!("{:?}", output.out);
     };
     ensure!(line.starts_with("All queues are ok. Observed"), "{line}");
     ensure!(line.contains("Observed 1 service, "), "{line}");
     ensure!(line.contains(", 1 thread for "), "{line}");
-    let said = ran(&[&args[..], &["--json"]].concat())?;
-    said.said(0, &[])?;
-    ensure!(said.words().is_empty(), "{}", said.words());
+    let output = run(&[&args[..], &["--json"]].concat())?;
+    output.check(0, &[])?;
+    ensure!(output.text().is_empty(), "{}", output.text());
     Ok(())
 }
 
@@ -117,21 +117,21 @@ fn a_check_that_finds_a_full_queue_exits_with_1_and_names_it() -> Result<()> {
     }
     let stuck = Stuck::new()?;
     let args = ["diagnose", "--pid", &stuck.pid, "--for", "3s"];
-    let told = ran(&args)?;
-    told.said(0, &[])?;
-    let head = told.out.first().map_or("", String::as_str);
+    let output = run(&args)?;
+    output.check(0, &[])?;
+    let head = output.out.first().map_or("", String::as_str);
     ensure!(
         head.starts_with("FULL      ") && head.contains(" pipe "),
         "{head}"
     );
     ensure!(
-        told.words().contains("1 queue is not ok."),
+        output.text().contains("1 queue is not ok."),
         "{}",
-        told.words()
+        output.text()
     );
 
-    let checked = ran(&[&args[..], &["--check", "--json"]].concat())?;
-    checked.said(1, &["--check", " pipe ", "(full)"])?;
+    let checked = run(&[&args[..], &["--check", "--json"]].concat())?;
+    checked.check(1, &["--check", " pipe ", "(full)"])?;
     let found = json(&checked.out)?;
     let [diagnosis] = &found[..] else {
         anyhow::bail!("{found:?}");
@@ -162,7 +162,7 @@ fn run_waits_for_a_name_without_match_and_reports_it() -> Result<()> {
     let pid = format!("(pid {}", process.pid());
     ensure!(line.text.contains(&pid), "{}", line.text);
     agent.signal(Signal::TERM)?;
-    end(&agent)?.said(0, &[])
+    end(&agent)?.check(0, &[])
 }
 
 #[test]
@@ -181,10 +181,10 @@ fn a_target_that_ends_is_reported_and_the_agent_keeps_running() -> Result<()> {
         if !as_json {
             agent.wait_line("gone", SOON)?;
         }
-        let ran = end(&agent)?;
-        ran.said(0, &[])?;
+        let output = end(&agent)?;
+        output.check(0, &[])?;
         if as_json {
-            json(&ran.out)?;
+            json(&output.out)?;
         }
     }
     Ok(())

@@ -1,8 +1,8 @@
-"""Connections whose sequence numbers pass 2^32, each standing as it was left; `ready` when all do.
+"""Opens connections whose sequence numbers wrap at 2^32, and prints `ready` once all queues are stable.
 
-One line for each: the port, how many bytes before the wrap it began, what the server has not read (SIOCINQ) and what
-the client sent that is not acknowledged (SIOCOUTQ). With TCP_REPAIR the first sequence number of a socket that is not
-connected yet can be chosen, and the connection is then made in the ordinary way.
+Prints one line per connection: port, bytes before the wrap at the start, unread bytes at the server (SIOCINQ), and
+unacknowledged bytes at the client (SIOCOUTQ). TCP_REPAIR sets the initial sequence number of a socket before it connects
+in the ordinary way.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ def pair(before):
     client = socket.socket()
     client.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
     client.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR_QUEUE, TCP_SEND_QUEUE)
-    # The SYN takes one.
+    # The SYN takes one sequence number.
     first = struct.pack("I", 2**32 - 1 - before)
     client.setsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ, first)
     client.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 0)
@@ -34,7 +34,7 @@ def pair(before):
 
 
 def send(client, count):
-    """As much of `count` as the other end and the buffers take."""
+    """Sends up to `count` bytes, as many as the buffers accept."""
     client.setblocking(False)
     while count > 0:
         try:
@@ -44,7 +44,7 @@ def send(client, count):
 
 
 def settled(server, client):
-    """Both queues, once they have stopped moving."""
+    """Returns both queues once they have not changed for 300 ms."""
     before, since = None, time.monotonic()
     while time.monotonic() - since < 0.3:
         now = queued(server, termios.FIONREAD), queued(client, SIOCOUTQ)

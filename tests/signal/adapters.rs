@@ -1,4 +1,4 @@
-//! The adapters, each with its own consumer.
+//! The adapters, each with its real consumer.
 
 use std::{
     fs,
@@ -26,10 +26,10 @@ use tailback_tests::{
 
 use crate::stage::{SOON, Stage, get, jam};
 
-/// Within this, what a page says, or no longer says, has come to those who ask for it at intervals.
-const PASSED_ON: Duration = Duration::from_secs(1);
+/// Maximum time, after a change of the page, until consumers that poll an adapter have seen it.
+const POLL_DELAY: Duration = Duration::from_secs(1);
 
-/// Slow while a file is there.
+/// A WSGI application that is slow while a file exists.
 const SHOP: &str = r"
 import os, time
 def application(environ, start_response):
@@ -51,7 +51,7 @@ fn shop(slow: &Path) -> Result<Uwsgi> {
     })
 }
 
-/// HAProxy before two servers that it asks for their weights.
+/// HAProxy in front of two servers, with agent checks for their weights.
 struct Balancer {
     _process: Process,
     front: SocketAddr,
@@ -62,10 +62,10 @@ impl Balancer {
     fn start(servers: [(SocketAddr, u16); 2]) -> Result<Self> {
         let temp = TempDir::new("balancer")?;
         let front = ports::local(ports::free()?);
-        let [(a, ask_a), (b, ask_b)] = servers;
-        let server = |name: &str, address: SocketAddr, ask: u16| {
+        let [(a, check_a), (b, check_b)] = servers;
+        let server = |name: &str, address: SocketAddr, check: u16| {
             format!(
-                " server {name} {address} weight 100 check inter 500ms agent-check agent-addr 127.0.0.1 agent-port {ask} \
+                " server {name} {address} weight 100 check inter 500ms agent-check agent-addr 127.0.0.1 agent-port {check} \
                  agent-inter 200ms\n"
             )
         };
@@ -75,13 +75,13 @@ impl Balancer {
              frontend front\n bind {front}\n default_backend back\n\
              backend back\n balance roundrobin\n{}{}",
             temp.path().join("stats").display(),
-            server("a", a, ask_a),
-            server("b", b, ask_b)
+            server("a", a, check_a),
+            server("b", b, check_b)
         );
         let config = temp.write("haproxy.cfg", &config)?;
         let mut command = Command::new(program::need(&["haproxy"])?);
         let process = Process::start("HAProxy", command.arg("-db").arg("-f").arg(config))?;
-        wait::until("an answer of HAProxy", SOON, || {
+        wait::until("a response from HAProxy", SOON, || {
             process.check_running()?;
             Ok(get(front, "/").ok())
         })?;
@@ -92,7 +92,7 @@ impl Balancer {
         })
     }
 
-    /// Present weight of a server, by HAProxy's own account.
+    /// Current weight of a server, from HAProxy's stats.
     fn weight(&self, server: &str) -> Result<u64> {
         let mut stream = UnixStream::connect(self.temp.path().join("stats"))?;
         stream.write_all(b"show stat json\n")?;
@@ -126,15 +126,15 @@ fn haproxy_shifts_weight_from_a_slow_server_and_restores_it_even_when_the_agent_
     let temp = TempDir::new("two-shops")?;
     let slow = temp.path().join("slow");
     let (a, b) = (shop(&slow)?, shop(Path::new("/nonexistent"))?);
-    let (ask_a, ask_b) = (ports::free()?, ports::free()?);
+    let (check_a, check_b) = (ports::free()?, ports::free()?);
     let more = format!(
-        "[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{ask_a}\"\n\
-         [[signal.haproxy]]\ntarget = \"other\"\nlisten = \"127.0.0.1:{ask_b}\"\n\
+        "[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{check_a}\"\n\
+         [[signal.haproxy]]\ntarget = \"other\"\nlisten = \"127.0.0.1:{check_b}\"\n\
          [[target]]\nport = {}\nservice_name = \"other\"\n",
         b.port()
     );
     let stage = Stage::start(a.port(), &more)?;
-    let balancer = Balancer::start([(a.address(), ask_a), (b.address(), ask_b)])?;
+    let balancer = Balancer::start([(a.address(), check_a), (b.address(), check_b)])?;
     let load = Load::start(Plan {
         to: balancer.front,
         path: "/".to_owned(),
@@ -145,49 +145,47 @@ fn haproxy_shifts_weight_from_a_slow_server_and_restores_it_even_when_the_agent_
         max_in_flight: 500,
     })?;
     let weights = || Ok::<_, anyhow::Error>((balancer.weight("a")?, balancer.weight("b")?));
-    wait::until("whole weights", SOON, || {
+    wait::until("full weights", SOON, || {
         Ok((weights()? == (100, 100)).then_some(()))
     })?;
 
     fs::write(&slow, "")?;
-    let crossed = stage.wait("less than everything to be admitted", |pressure| {
-        pressure.admit < 0.9
-    });
+    let crossed = stage.wait("an admit ratio below 1", |pressure| pressure.admit < 0.9);
     let crossed = crossed.map(|_| Instant::now())?;
-    wait::until("less weight on the slow server", SOON, || {
+    wait::until("reduced weight of the slow server", SOON, || {
         Ok((weights()?.0 < 90).then_some(()))
     })?;
     let moved = crossed.elapsed();
     println!(
-        "weight moved {moved:?} after the crossing: {:?}",
+        "weight shifted {moved:?} after the level change: {:?}",
         weights()?
     );
     ensure!(
-        moved < stage.time_to_live()? + PASSED_ON,
-        "weight moved {moved:?} after the crossing"
+        moved < stage.ttl()? + POLL_DELAY,
+        "weight shifted {moved:?} after the level change"
     );
-    wait::until("the other one to have all of its weight", SOON, || {
+    wait::until("full weight of the other server", SOON, || {
         Ok((weights()?.1 == 100).then_some(()))
     })?;
 
-    // Killed in the middle of it: its page is no longer renewed, and HAProxy would keep what it heard last.
+    // Killed under overload: the page is no longer renewed, and HAProxy itself would keep the last weight.
     stage.agent.process().signal(Signal::KILL)?;
     let killed = Instant::now();
-    wait::until("the whole weight after the agent was killed", SOON, || {
+    wait::until("full weight after the agent was killed", SOON, || {
         Ok((weights()?.0 == 100).then_some(()))
     })?;
     let took = killed.elapsed();
-    println!("weight back {took:?} after the kill");
-    ensure!(took < stage.time_to_live()? + PASSED_ON, "{took:?}");
+    println!("weight restored {took:?} after the kill");
+    ensure!(took < stage.ttl()? + POLL_DELAY, "{took:?}");
 
-    // Another agent in its place goes on where it was, and so does its guard.
+    // A new agent and its adapter process take over.
     let config = stage.config.clone();
     let agent = Agent::run([Path::new("--config"), &config])?;
-    wait::until("less weight by the next agent", SOON, || {
+    wait::until("reduced weight from the next agent", SOON, || {
         Ok((weights()?.0 < 90).then_some(()))
     })?;
     fs::remove_file(&slow)?;
-    wait::until("the whole weight when the server is well", SOON, || {
+    wait::until("full weight after the recovery", SOON, || {
         Ok((weights()?.0 == 100).then_some(()))
     })?;
     load.stop()?;
@@ -207,9 +205,9 @@ fn every_adapter_fails_open_within_the_ttl_when_the_agent_hangs() -> Result<()> 
         temp.path().join("pressure"),
         temp.path().join("pressure.sock"),
     );
-    let ask = ports::free()?;
+    let check = ports::free()?;
     let more = format!(
-        "[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{ask}\"\nmaxconn = 40\n\
+        "[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{check}\"\nmaxconn = 40\n\
          [[signal.envoy]]\ntarget = \"shop\"\nfile = \"{}\"\n\
          [[signal.pressure_socket]]\ntarget = \"shop\"\npath = \"{}\"\n\
          [[signal.group]]\ntargets = [\"shop\"]\nmin_ready = 0\n",
@@ -222,16 +220,19 @@ fn every_adapter_fails_open_within_the_ttl_when_the_agent_hangs() -> Result<()> 
     watcher.set_read_timeout(Some(SOON))?;
     let haproxy = || {
         let mut text = String::new();
-        std::net::TcpStream::connect(ports::local(ask))?.read_to_string(&mut text)?;
+        std::net::TcpStream::connect(ports::local(check))?.read_to_string(&mut text)?;
         Ok::<_, anyhow::Error>(text)
     };
-    // Nobody ever accepts: critical, and the least that is ever admitted.
-    stage.wait("the least to be admitted", |pressure| {
+    // Nothing is ever accepted: the level is critical and the admit ratio at its floor.
+    stage.wait("the floor of the admit ratio", |pressure| {
         pressure.level == 3 && pressure.admit <= 0.05
     })?;
-    ensure!(watcher.read(&mut [0; 8])? == 1, "one byte for one rise");
-    // On a busy machine a page may go stale for a moment.
-    let metrics = wait::until_ok("all to tell of it", SOON, || {
+    ensure!(
+        watcher.read(&mut [0; 8])? == 1,
+        "one byte per level increase"
+    );
+    // On a busy machine the page may briefly go stale.
+    let metrics = wait::until_ok("all adapters to report it", SOON, || {
         ensure!(haproxy()? == "drain\n", "{}", haproxy()?);
         let (head, _) = stage.get("/ready?target=shop")?;
         ensure!(head.starts_with("HTTP/1.1 503"), "{head}");
@@ -278,21 +279,21 @@ fn every_adapter_fails_open_within_the_ttl_when_the_agent_hangs() -> Result<()> 
             && !stage.get("/health?target=shop")?.0.contains("degraded")
             && !stage.pressure().alive)
     };
-    wait::until("all to be open", SOON, || Ok(open()?.then_some(())))?;
+    wait::until("all adapters to fail open", SOON, || {
+        Ok(open()?.then_some(()))
+    })?;
     let took = frozen.elapsed();
-    println!("all open {took:?} after the agent was stopped");
-    ensure!(took < stage.time_to_live()? + PASSED_ON, "{took:?}");
-    // It does not answer, and that is said rather than waited for.
+    println!("all adapters open {took:?} after the agent was stopped");
+    ensure!(took < stage.ttl()? + POLL_DELAY, "{took:?}");
+    // The agent does not respond: the metrics report that instead of waiting.
     ensure!(stage.get("/metrics")?.1.contains("tailback_agent_up 0"));
 
     stage.agent.process().thaw()?;
-    stage.wait("the pressure to be there again", |pressure| {
-        pressure.level >= 2
-    })?;
+    stage.wait("the pressure to return", |pressure| pressure.level >= 2)?;
     Ok(())
 }
 
-/// Prometheus's own judge of the format.
+/// Checks the format with promtool.
 fn promtool(metrics: &str) -> Result<()> {
     let temp = TempDir::new("metrics")?;
     let file = temp.write("metrics", metrics)?;
@@ -300,10 +301,10 @@ fn promtool(metrics: &str) -> Result<()> {
         .args(["check", "metrics"])
         .stdin(fs::File::open(file)?)
         .output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(
-        output.status.success() && said.trim().is_empty(),
-        "promtool: {said}"
+        output.status.success() && errors.trim().is_empty(),
+        "promtool: {errors}"
     );
     Ok(())
 }
@@ -312,7 +313,7 @@ fn rules() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus/rules.yml")
 }
 
-/// Prometheus itself, with our rules: what an autoscaler would be told.
+/// Runs Prometheus with our rules and checks the values that an autoscaler would read.
 fn prometheus(metrics: SocketAddr) -> Result<()> {
     let temp = TempDir::new("prometheus")?;
     let (web, rules) = (ports::local(ports::free()?), rules());
@@ -334,17 +335,17 @@ fn prometheus(metrics: SocketAddr) -> Result<()> {
     let process = Process::start("Prometheus", &mut command)?;
     let value = |query: &str| -> Result<Option<f64>> {
         process.check_running()?;
-        let answer = get(web, &format!("/api/v1/query?query={query}"));
-        // Until it is ready it says so.
-        let Some((_, body)) = answer.ok().filter(|(head, _)| head.contains(" 200 ")) else {
+        let response = get(web, &format!("/api/v1/query?query={query}"));
+        // Not ready yet.
+        let Some((_, body)) = response.ok().filter(|(head, _)| head.contains(" 200 ")) else {
             return Ok(None);
         };
         let answer: Value = serde_json::from_str(&body)?;
         let value = answer["data"]["result"][0]["value"][1].as_str();
         Ok(value.map(str::parse).transpose()?)
     };
-    wait::until_ok("what is recorded of the service", SOON, || {
-        // It takes nothing of what comes: twice what it can do, or more.
+    wait::until_ok("the recorded values of the service", SOON, || {
+        // It accepts nothing: the load is capped at 2.
         let load = value("tailback:load:mean%7Bservice=%22shop%22%7D")?;
         ensure!(load == Some(2.0), "{load:?}");
         let admit = value("tailback:admit:min%7Bservice=%22shop%22%7D")?;
@@ -383,7 +384,7 @@ fn a_full_service_is_unready_only_where_the_operator_allows_it() -> Result<()> {
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    // One more than its backlog: full.
+    // One connection more than its backlog: full.
     let service = jam("127.0.0.1:0", 101)?;
     let port = service.address().port();
     for (group, status) in [
@@ -395,7 +396,7 @@ fn a_full_service_is_unready_only_where_the_operator_allows_it() -> Result<()> {
         ),
     ] {
         let stage = Stage::start(port, group)?;
-        stage.wait("it to be full", |pressure| pressure.level == 3)?;
+        stage.wait("level full", |pressure| pressure.level == 3)?;
         let (head, _) = stage.get("/ready?target=shop")?;
         ensure!(head.starts_with(status), "with {group:?}: {head}");
         ensure!(
@@ -422,7 +423,7 @@ fn events_are_streamed_over_http_and_over_the_unix_socket() -> Result<()> {
     )?;
     let mut unix = UnixStream::connect(stage.directory.join("agent.sock"))?;
     unix.write_all(b"{\"target\": \"shop\", \"min_level\": \"critical\"}\n")?;
-    wait::until("both to be listened to", SOON, || {
+    wait::until("both subscriptions", SOON, || {
         Ok((stage.status()?["agent"]["subscribers"]
             .as_array()
             .is_some_and(|all| all.len() == 2))
@@ -436,7 +437,7 @@ fn events_are_streamed_over_http_and_over_the_unix_socket() -> Result<()> {
     ] {
         ensure!(
             text.contains("\"type\":\"pressure\""),
-            "how things stand comes first ({name}): {text}"
+            "the current state must come first ({name}): {text}"
         );
         ensure!(text.contains("\"type\":\"level\""), "{name}: {text}");
         ensure!(
@@ -455,7 +456,7 @@ fn read_until(stream: &mut impl std::io::Read, end: &str) -> Result<String> {
         let read = stream.read(&mut part)?;
         ensure!(
             read > 0 && began.elapsed() < SOON,
-            "it ended, or {end} did not come: {text}"
+            "the stream ended or timed out before {end}: {text}"
         );
         text += &String::from_utf8_lossy(&part[..read]);
     }

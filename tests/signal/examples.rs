@@ -1,4 +1,4 @@
-//! The examples under `deploy/readers`, each a real server, at a real page.
+//! The example servers under `deploy/readers`, each reading a real page.
 
 use std::{
     io::{Read as _, Write as _},
@@ -14,25 +14,25 @@ use tailback_tests::{needs, ports, process::Process, program, python, temp::Temp
 
 use crate::{
     readers::{c_program, go, readers, rust_example},
-    stage::{FOR_LONG, SOON, Stage, jam},
+    stage::{LONG_TTL, SOON, Stage, jam},
 };
 
 const NEEDS: [&str; 5] = ["gcc", "go", "node", "python3", "uwsgi-core"];
-/// A server that is stopped for so long leaves what comes meanwhile for longer than the page says is fine.
-const LONG: Duration = Duration::from_millis(500);
+/// Longer than `max_queue_wait`: requests that arrive while a server is stopped for this time must be shed.
+const TOO_LONG: Duration = Duration::from_millis(500);
 const REQUESTS: u32 = 20;
 
-/// An example, serving.
+/// A running example server.
 struct Example {
     name: &'static str,
     process: Process,
-    at: SocketAddr,
+    address: SocketAddr,
 }
 
 impl Example {
     fn start(name: &'static str, stage: &Stage, temp: &TempDir) -> Result<Self> {
-        let at = ports::local(ports::free()?);
-        let port = at.port().to_string();
+        let address = ports::local(ports::free()?);
+        let port = address.port().to_string();
         let python_example = |name: &str| readers().join("python/examples").join(name);
         let mut command = match name {
             "wsgi" | "asgi" => {
@@ -43,7 +43,7 @@ impl Example {
             "wsgi in gunicorn" => {
                 let mut gunicorn = Command::new(python::with(&["gunicorn"])?);
                 gunicorn
-                    .args(["-m", "gunicorn", "--bind", &at.to_string()])
+                    .args(["-m", "gunicorn", "--bind", &address.to_string()])
                     .arg("--chdir")
                     .arg(readers().join("python/examples"))
                     .arg("wsgi:application");
@@ -53,7 +53,7 @@ impl Example {
                 let mut uwsgi = Command::new(program::need(&["uwsgi-core", "uwsgi"])?);
                 uwsgi
                     .args(["--plugin", "python3", "--die-on-term", "--need-app"])
-                    .args(["--http-socket", &at.to_string(), "--wsgi-file"])
+                    .args(["--http-socket", &address.to_string(), "--wsgi-file"])
                     .arg(python_example("wsgi.py"));
                 uwsgi
             }
@@ -76,43 +76,47 @@ impl Example {
             }
         };
         let process = Process::start(name, command.env("TAILBACK_PAGE", stage.page()))?;
-        let example = Self { name, process, at };
-        wait::until("an answer of the example", SOON, || {
+        let example = Self {
+            name,
+            process,
+            address,
+        };
+        wait::until("a response from the example", SOON, || {
             example.process.check_running()?;
             Ok(example.is_admitted("").ok())
         })?;
         Ok(example)
     }
 
-    /// Whether a request with these headers more is admitted.
+    /// Whether a request with these additional headers is admitted.
     fn is_admitted(&self, headers: &str) -> Result<bool> {
-        self.answer(self.ask(headers)?)
+        self.read_response(self.send(headers)?)
     }
 
-    fn ask(&self, headers: &str) -> Result<TcpStream> {
-        let mut stream = TcpStream::connect_timeout(&self.at, Duration::from_secs(2))?;
+    fn send(&self, headers: &str) -> Result<TcpStream> {
+        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(2))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        // At once: a small server reads once.
+        // In one write: a small server reads only once.
         let request =
             format!("GET / HTTP/1.1\r\nHost: tailback\r\nConnection: close\r\n{headers}\r\n");
         stream.write_all(request.as_bytes())?;
         Ok(stream)
     }
 
-    /// Requests that come while nobody takes any.
-    fn hold(&self, requests: u32) -> Result<Vec<TcpStream>> {
+    /// Sends requests while the server is stopped for [`TOO_LONG`], then resumes it.
+    fn send_while_stopped(&self, requests: u32) -> Result<Vec<TcpStream>> {
         self.process.freeze_group()?;
-        let waiting = (0..requests).map(|_| self.ask("")).collect();
-        thread::sleep(LONG);
+        let waiting = (0..requests).map(|_| self.send("")).collect();
+        thread::sleep(TOO_LONG);
         self.process.signal_group(Signal::CONT)?;
         waiting
     }
 
-    /// 200; or 503, with a time to come again.
-    fn answer(&self, mut stream: TcpStream) -> Result<bool> {
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let head = answer.split("\r\n\r\n").next().unwrap_or_default();
+    /// Reads the response: true for 200, false for 503 with a valid Retry-After, else an error.
+    fn read_response(&self, mut stream: TcpStream) -> Result<bool> {
+        let mut response = String::new();
+        stream.read_to_string(&mut response)?;
+        let head = response.split("\r\n\r\n").next().unwrap_or_default();
         if head.contains(" 200 ") {
             return Ok(true);
         }
@@ -132,6 +136,7 @@ impl Example {
         Ok(false)
     }
 
+    /// How many of `requests` sequential requests are admitted.
     fn admitted_of(&self, requests: u32, headers: &str) -> Result<u32> {
         let mut admitted = 0;
         for _ in 0..requests {
@@ -141,18 +146,18 @@ impl Example {
     }
 }
 
-/// A service that takes nothing, and a page that says so; `more` is of `[signal]`.
+/// A service that accepts nothing, and an agent whose page sheds its load. `more` extends `[signal]`.
 fn stage(more: &str) -> Result<(tailback_tests::service::Service, Stage)> {
     let service = jam("127.0.0.1:0", 20)?;
     let stage = Stage::start(service.address().port(), more)?;
-    stage.wait("the least to be admitted", |pressure| {
-        pressure.admit <= 0.05 && pressure.max_queue_wait.is_some_and(|most| most < LONG)
+    stage.wait("the floor of the admit ratio", |pressure| {
+        pressure.admit <= 0.05 && pressure.max_queue_wait.is_some_and(|max| max < TOO_LONG)
     })?;
     Ok((service, stage))
 }
 
-/// A header as a proxy sets it, of so long ago, in these units of a second.
-fn started(ago: Duration, units: f64) -> Result<String> {
+/// An X-Request-Start header from `ago`, with `units` per second (1 for seconds, 1e3 for ms).
+fn request_start(ago: Duration, units: f64) -> Result<String> {
     let start = (SystemTime::now() - ago).duration_since(SystemTime::UNIX_EPOCH)?;
     Ok(format!(
         "X-Request-Start: t={:.3}\r\n",
@@ -167,8 +172,8 @@ fn a_reader_without_queue_wait_admits_by_the_admit_ratio() -> Result<()> {
         return Ok(());
     }
     let temp = TempDir::new("examples")?;
-    let (_service, stage) = stage(FOR_LONG)?;
-    // With TLS, nobody can know by the connection: gunicorn believes this header of a proxy on the same machine.
+    let (_service, stage) = stage(LONG_TTL)?;
+    // With TLS the wait on the connection is unknown: gunicorn trusts this header from a proxy on the same machine.
     let tls = "X-Forwarded-Proto: https\r\n";
     let examples = [
         ("wsgi", ""),
@@ -178,8 +183,8 @@ fn a_reader_without_queue_wait_admits_by_the_admit_ratio() -> Result<()> {
     ];
     for (name, headers) in examples {
         let admitted = Example::start(name, &stage, &temp)?.admitted_of(200, headers)?;
-        println!("{name}: {admitted} of 200 admitted at a share of 0.05");
-        // One in twenty, evenly; where one begins in the turn is chance.
+        println!("{name}: {admitted} of 200 admitted at an admit ratio of 0.05");
+        // Every 20th request; the phase is random.
         ensure!(
             (9..=11).contains(&admitted),
             "{name}: {admitted} of 200 admitted"
@@ -195,26 +200,32 @@ fn a_reader_with_a_request_start_header_sheds_requests_that_waited_too_long() ->
         return Ok(());
     }
     let temp = TempDir::new("examples")?;
-    let (_service, stage) = stage(FOR_LONG)?;
+    let (_service, stage) = stage(LONG_TTL)?;
     for name in ["asgi", "express"] {
         let example = Example::start(name, &stage, &temp)?;
         // Seconds, milliseconds, microseconds.
         for units in [1.0, 1e3, 1e6] {
             for _ in 0..REQUESTS {
-                let old = example.is_admitted(&started(LONG, units)?)?;
-                ensure!(!old, "{name}: admitted after {LONG:?}, in {units} a second");
+                let admitted = example.is_admitted(&request_start(TOO_LONG, units)?)?;
+                ensure!(
+                    !admitted,
+                    "{name}: admitted after {TOO_LONG:?}, with {units} units per second"
+                );
             }
         }
         let mut admitted = 0;
         for _ in 0..REQUESTS {
-            admitted += u32::from(example.is_admitted(&started(Duration::ZERO, 1e3)?)?);
+            admitted += u32::from(example.is_admitted(&request_start(Duration::ZERO, 1e3)?)?);
         }
-        println!("{name}: {admitted} of {REQUESTS} admitted that just came");
-        // Some may be held up on their way here; by the share it would be one.
+        println!("{name}: {admitted} of {REQUESTS} new requests admitted");
+        // Some may be delayed on the way; by the admit ratio alone it would be one.
         ensure!(admitted >= REQUESTS / 2, "{name}: {admitted}");
-        // No time at all: by the share.
+        // An invalid time: the admit ratio applies.
         let admitted = example.admitted_of(200, "X-Request-Start: t=9e99\r\n")?;
-        ensure!((9..=11).contains(&admitted), "{name}: nonsense, {admitted}");
+        ensure!(
+            (9..=11).contains(&admitted),
+            "{name}: invalid time, {admitted} admitted"
+        );
     }
     Ok(())
 }
@@ -228,7 +239,7 @@ fn a_reader_that_measures_the_wait_on_the_connection_sheds_requests_that_waited_
         return Ok(());
     }
     let temp = TempDir::new("examples")?;
-    let (_service, stage) = stage(FOR_LONG)?;
+    let (_service, stage) = stage(LONG_TTL)?;
     for name in [
         "wsgi in uWSGI",
         "wsgi in gunicorn",
@@ -238,11 +249,14 @@ fn a_reader_that_measures_the_wait_on_the_connection_sheds_requests_that_waited_
     ] {
         let example = Example::start(name, &stage, &temp)?;
         let admitted = example.admitted_of(REQUESTS, "")?;
-        println!("{name}: {admitted} of {REQUESTS} admitted that just came");
+        println!("{name}: {admitted} of {REQUESTS} new requests admitted");
         ensure!(admitted >= REQUESTS / 2, "{name}: {admitted}");
-        let waiting = example.hold(5)?;
+        let waiting = example.send_while_stopped(5)?;
         for stream in waiting {
-            ensure!(!example.answer(stream)?, "{name}: admitted after {LONG:?}");
+            ensure!(
+                !example.read_response(stream)?,
+                "{name}: admitted after {TOO_LONG:?}"
+            );
         }
     }
     Ok(())
@@ -259,15 +273,15 @@ fn readers_admit_everything_when_the_agent_is_gone() -> Result<()> {
     let example = Example::start("admit", &stage, &temp)?;
     stage.agent.process().signal(Signal::KILL)?;
     stage.wait("a stale page", |pressure| !pressure.alive)?;
-    for stream in example.hold(1)? {
+    for stream in example.send_while_stopped(1)? {
         ensure!(
-            example.answer(stream)?,
-            "turned away by an agent that is gone"
+            example.read_response(stream)?,
+            "shed by an agent that is gone"
         );
     }
     ensure!(
         example.admitted_of(50, "")? == 50,
-        "turned away by an agent that is gone"
+        "shed by an agent that is gone"
     );
     Ok(())
 }

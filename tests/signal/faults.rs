@@ -1,4 +1,4 @@
-//! Those who listen and do not behave; and what that costs the agent: nothing.
+//! Misbehaving clients and adapter processes, which must not affect the agent.
 
 use std::{
     io::{Read as _, Write as _},
@@ -28,15 +28,15 @@ fn invalid_commands_get_an_error_that_names_the_valid_ones() -> Result<()> {
         "\0\u{1}\n",
         "[]\n",
     ] {
-        let answer = stage.ask(garbage)?;
+        let response = stage.send_line(garbage)?;
         ensure!(
-            answer.contains("\"type\":\"error\"") && answer.contains("min_level"),
-            "{garbage:?}: {answer}"
+            response.contains("\"type\":\"error\"") && response.contains("min_level"),
+            "{garbage:?}: {response}"
         );
     }
     let long = "x".repeat(1 << 20);
     let mut stream = UnixStream::connect(stage.directory.join("agent.sock"))?;
-    // It closes when it has read enough.
+    // The agent closes the connection at its line limit.
     let _ = stream.write_all(long.as_bytes());
     let status = stage.status()?;
     ensure!(
@@ -51,12 +51,12 @@ fn invalid_commands_get_an_error_that_names_the_valid_ones() -> Result<()> {
         let mut stream = TcpStream::connect(stage.http)?;
         stream.set_read_timeout(Some(SOON))?;
         stream.write_all(garbage.as_bytes())?;
-        let mut answer = [0; 16];
-        let read = stream.read(&mut answer)?;
+        let mut response = [0; 16];
+        let read = stream.read(&mut response)?;
         ensure!(
-            answer[..read].starts_with(b"HTTP/1.1 40"),
+            response[..read].starts_with(b"HTTP/1.1 40"),
             "{garbage:?}: {:?}",
-            &answer[..read]
+            &response[..read]
         );
     }
     Ok(())
@@ -75,7 +75,7 @@ fn a_thousand_idle_connections_and_slow_readers_do_not_delay_the_agent() -> Resu
     let mut held = Vec::new();
     for index in 0..1_000 {
         let mut stream = UnixStream::connect(&socket)?;
-        // Half of them subscribe and never read; half say nothing.
+        // Half of the clients subscribe and never read; half send nothing.
         if index % 2 == 0 {
             let _ = stream.write_all(b"{}\n");
         }
@@ -85,24 +85,24 @@ fn a_thousand_idle_connections_and_slow_readers_do_not_delay_the_agent() -> Resu
     for _ in 0..1_000 {
         connections.push(TcpStream::connect(stage.http)?);
     }
-    // The page is renewed all the while: no tick waits for any of them.
+    // The page is renewed all the time: no sample waits for a client.
     let page = tailback_page::Page::open(stage.page());
     for _ in 0..200 {
-        // On a busy machine it may go stale for a moment.
-        wait::until("a page that is renewed", Duration::from_secs(1), || {
+        // On a busy machine the page may briefly go stale.
+        wait::until("a renewed page", Duration::from_secs(1), || {
             Ok(page.pressure().alive.then_some(()))
         })?;
         std::thread::sleep(Duration::from_millis(10));
     }
     drop(connections);
-    let status = wait::until("an answer when they are gone", SOON, || {
+    let status = wait::until("a response after they disconnected", SOON, || {
         Ok(stage.status().ok())
     })?;
     drop(held);
     println!("{}", status["adapter_process"]);
-    wait::until("room again on the stream", SOON, || {
+    wait::until("a free slot on the stream", SOON, || {
         let status: serde_json::Value =
-            serde_json::from_str(&stage.ask("{\"ask\": \"status\"}\n")?)?;
+            serde_json::from_str(&stage.send_line("{\"ask\": \"status\"}\n")?)?;
         let refused = status["stream"]["refused"].as_u64().unwrap_or(0);
         Ok((refused > 800).then_some(()))
     })?;
@@ -118,16 +118,16 @@ fn a_killed_adapter_process_is_restarted() -> Result<()> {
     }
     let service = jam("127.0.0.1:0", 5)?;
     let stage = Stage::start(service.address().port(), "")?;
-    let guard = stage.guard()?;
-    let pid = Pid::from_raw(guard.cast_signed()).expect("a pid");
+    let killed = stage.adapter_process()?;
+    let pid = Pid::from_raw(killed.cast_signed()).expect("a pid");
     kill_process(pid, Signal::KILL)?;
-    let next = wait::until("another guard", SOON, || {
-        Ok(stage.guard().ok().filter(|next| *next != guard))
+    let next = wait::until("another adapter process", SOON, || {
+        Ok(stage.adapter_process().ok().filter(|next| *next != killed))
     })?;
-    ensure!(next != guard);
+    ensure!(next != killed);
     stage
         .agent
-        .wait_for("that the guard ended", SOON, |event| {
+        .wait_for("the end of the adapter process", SOON, |event| {
             event.text("code") == "adapter_process_exited"
         })?;
     Ok(())
@@ -141,18 +141,21 @@ fn a_hanging_adapter_process_is_replaced() -> Result<()> {
     }
     let service = jam("127.0.0.1:0", 0)?;
     let stage = Stage::start(service.address().port(), "")?;
-    let first = stage.guard()?;
+    let first = stage.adapter_process()?;
     let mark = stage.agent.mark();
     let pid = Pid::from_raw(i32::try_from(first)?).context("no pid")?;
     kill_process(pid, Signal::STOP)?;
-    // Asked every 5 s, given 2 s for an answer, three times.
-    const HANGS: Duration = Duration::from_secs(60);
-    stage
-        .agent
-        .wait_since(mark, "the guard to be missed", HANGS, |event| {
-            event.text("code") == "adapter_process_hung"
-        })?;
-    let second = wait::until("another guard", SOON, || Ok(stage.guard().ok()))?;
-    ensure!(first != second, "process {first} answers still");
+    // Health checks every 5 s with a 2 s timeout; three must fail.
+    const DETECTION_TIME: Duration = Duration::from_secs(60);
+    stage.agent.wait_since(
+        mark,
+        "the hanging adapter process",
+        DETECTION_TIME,
+        |event| event.text("code") == "adapter_process_hung",
+    )?;
+    let second = wait::until("another adapter process", SOON, || {
+        Ok(stage.adapter_process().ok())
+    })?;
+    ensure!(first != second, "process {first} still responds");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What is said over gRPC, to its own consumers: gRPC's weighted round robin, and KEDA's client of external scalers.
+//! The gRPC adapters with their real consumers: gRPC's weighted round robin (ORCA) and KEDA's external scaler client.
 
 use std::{
     fs,
@@ -23,29 +23,29 @@ fn consumer(temp: &TempDir, name: &str) -> Result<PathBuf> {
     go_program(&folder, &format!("./cmd/{name}"), &temp.path().join(name))
 }
 
-/// A gRPC server on a CPU of its own, behind an nginx that sends those who ask for its load to the agent.
+/// A gRPC server pinned to one CPU, behind an nginx that forwards ORCA load requests to the agent.
 struct Backend {
     _server: Process,
     _nginx: Process,
     port: u16,
     front: SocketAddr,
     orca: u16,
-    /// How long a call computes, ms.
-    takes: PathBuf,
+    /// File with the service time of a call, ms.
+    service_ms: PathBuf,
     _temp: TempDir,
 }
 
 impl Backend {
     fn start(program: &Path, cpu: usize) -> Result<Self> {
         let temp = TempDir::new("grpc")?;
-        let takes = temp.write("takes", "4")?;
+        let service_ms = temp.write("service_ms", "4")?;
         let [port, front, orca] = [ports::free()?, ports::free()?, ports::free()?];
         let mut command = Command::new("taskset");
         command
             .args(["-c", &cpu.to_string()])
             .arg(program)
             .arg(format!("127.0.0.1:{port}"))
-            .arg(&takes);
+            .arg(&service_ms);
         let server = Process::start("server", command.env("GOMAXPROCS", "1"))?;
         let folder = temp.path().display();
         let config = format!(
@@ -75,17 +75,17 @@ impl Backend {
             port,
             front: ports::local(front),
             orca,
-            takes,
+            service_ms,
             _temp: temp,
         })
     }
 
-    fn take(&self, ms: u32) -> Result<()> {
-        Ok(fs::write(&self.takes, ms.to_string())?)
+    fn set_service_time(&self, ms: u32) -> Result<()> {
+        Ok(fs::write(&self.service_ms, ms.to_string())?)
     }
 }
 
-/// What each of two servers answered in the last second.
+/// Share of each of two servers in the calls completed in the last second.
 fn shares(client: &Process, of: &[&Backend; 2]) -> Result<[f64; 2]> {
     client.check_running()?;
     let lines = client.lines().all();
@@ -124,7 +124,7 @@ fn grpc_weighted_round_robin_follows_the_load_and_forgets_it_when_the_agent_is_k
     let client = Process::start("balanced", &mut command)?;
     let both = [&a, &b];
     let shares = || shares(&client, &both);
-    let said = || -> Result<Vec<String>> {
+    let adapter_reports = || -> Result<Vec<String>> {
         let status = stage.status()?;
         let adapters = status["adapter_process"]["adapters"]
             .as_array()
@@ -145,22 +145,22 @@ fn grpc_weighted_round_robin_follows_the_load_and_forgets_it_when_the_agent_is_k
                 .map(|line| &*line.text)
                 .collect();
             format!(
-                "the client says, last first, {last:#?}; the agent {:#?}",
-                said()
+                "client output, last line first: {last:#?}; adapters: {:#?}",
+                adapter_reports()
             )
         })?;
         let took = began.elapsed();
         println!("{what}: after {took:.1?}, shares {:.2?}", shares()?);
         Ok(took)
     };
-    until("both alike", &|share| (0.3..0.7).contains(&share))?;
+    until("equal shares", &|share| (0.3..0.7).contains(&share))?;
     let reports = || -> Result<Value> {
         let status = stage.status()?;
         let adapters = status["adapter_process"]["adapters"]
             .as_array()
             .context("no list")?;
         let orca = adapters.iter().find(|one| one["adapter"] == "orca");
-        Ok(orca.context("no such adapter")?.clone())
+        Ok(orca.context("no ORCA adapter")?.clone())
     };
     ensure!(
         reports()?["connections"].as_u64() >= Some(1),
@@ -168,32 +168,26 @@ fn grpc_weighted_round_robin_follows_the_load_and_forgets_it_when_the_agent_is_k
         reports()?
     );
 
-    // It computes 15 times as long: half of the calls would be 1.8 times what its CPU can do.
-    a.take(60)?;
-    let took = until("less for the slow one", &|share| share < 0.25)?;
-    ensure!(
-        took < stage.time_to_live()? + Duration::from_secs(9),
-        "{took:?}"
-    );
-    a.take(4)?;
-    until("alike again", &|share| (0.35..0.65).contains(&share))?;
+    // 15 times the service time: half of the calls would be 1.8 times the capacity of its CPU.
+    a.set_service_time(60)?;
+    let took = until("a smaller share of the slow server", &|share| share < 0.25)?;
+    ensure!(took < stage.ttl()? + Duration::from_secs(9), "{took:?}");
+    a.set_service_time(4)?;
+    until("equal shares again", &|share| (0.35..0.65).contains(&share))?;
 
-    a.take(60)?;
-    until("less again", &|share| share < 0.25)?;
-    a.take(4)?;
+    a.set_service_time(60)?;
+    until("a smaller share again", &|share| share < 0.25)?;
+    a.set_service_time(4)?;
     stage.agent.process().signal(Signal::KILL)?;
-    // Besides the time to live, the client's own time to forget, and a second of which it tells.
-    let took = until("alike without an agent", &|share| {
+    // The TTL, plus the client's own weight expiration, plus the second that it reports on.
+    let took = until("equal shares without an agent", &|share| {
         (0.45..0.55).contains(&share)
     })?;
+    ensure!(took < stage.ttl()? + Duration::from_secs(6), "{took:?}");
+    let report = reports()?;
     ensure!(
-        took < stage.time_to_live()? + Duration::from_secs(6),
-        "{took:?}"
-    );
-    let said = reports()?;
-    ensure!(
-        said["last_reply"] == "utilization 0.00 at 0/s",
-        "what is said without an agent: {said}"
+        report["last_reply"] == "utilization 0.00 at 0/s",
+        "report without an agent: {report}"
     );
     Ok(())
 }
@@ -208,18 +202,18 @@ fn keda_gets_the_load_and_no_value_where_it_is_unknown() -> Result<()> {
     let scaler = consumer(&temp, "scaler")?;
     let port = ports::free()?;
     let service = jam("127.0.0.1:0", 20)?;
-    // Long enough for a busy machine, and over before anybody who waits for that gives up.
+    // Long enough for a busy machine, and shorter than the deadline of the wait for its expiry.
     let more = format!("ttl = \"5s\"\n[signal.keda]\nlisten = \"127.0.0.1:{port}\"\n");
     let stage = Stage::start(service.address().port(), &more)?;
-    stage.wait("the least to be admitted", |pressure| {
+    stage.wait("the floor of the admit ratio", |pressure| {
         pressure.admit <= 0.05
     })?;
-    let ask = |metadata: &[&str]| -> Result<Value> {
+    let query = |metadata: &[&str]| -> Result<Value> {
         let mut command = Command::new(&scaler);
         let said = run(command.arg(format!("127.0.0.1:{port}")).args(metadata))?;
-        serde_json::from_str(&said).with_context(|| format!("the scaler says {said:?}"))
+        serde_json::from_str(&said).with_context(|| format!("parse the scaler's output {said:?}"))
     };
-    let said = ask(&["target=shop", "targetLoad=0.7"])?;
+    let said = query(&["target=shop", "targetLoad=0.7"])?;
     ensure!(
         said["active"] == true && said["stream_active"] == true,
         "{said}"
@@ -229,7 +223,7 @@ fn keda_gets_the_load_and_no_value_where_it_is_unknown() -> Result<()> {
         spec["metricName"] == "tailback_load" && spec["targetSizeFloat"] == 0.7,
         "{said}"
     );
-    // It takes nothing at all: more than twice is not told apart.
+    // It accepts nothing: the load is capped at 2.
     ensure!(
         value["metricName"] == "tailback_load"
             && value["metricValueFloat"] == 2.0
@@ -242,9 +236,9 @@ fn keda_gets_the_load_and_no_value_where_it_is_unknown() -> Result<()> {
             .is_some_and(|error| error.starts_with("Unimplemented")),
         "KEDA falls back to the spec where it is not streamed: {said}"
     );
-    let said = ask(&["target=shop", "metric=mean"])?;
+    let said = query(&["target=shop", "metric=mean"])?;
     ensure!(said["metrics"][0]["metricValueFloat"] == 2.0, "{said}");
-    let said = ask(&["target=shop", "activationLoad=2.5"])?;
+    let said = query(&["target=shop", "activationLoad=2.5"])?;
     ensure!(said["active"] == false, "{said}");
 
     let code = |said: &Value, code: &str| {
@@ -257,11 +251,11 @@ fn keda_gets_the_load_and_no_value_where_it_is_unknown() -> Result<()> {
         (&[], "InvalidArgument"),
         (&["target=shop", "targetLoad=much"], "InvalidArgument"),
     ] {
-        let said = ask(metadata)?;
+        let said = query(metadata)?;
         ensure!(code(&said, expected), "{metadata:?}: {said}");
     }
     stage.agent.process().signal(Signal::KILL)?;
-    wait::until("no number without an agent", SOON, || {
-        Ok(code(&ask(&["target=shop"])?, "Unavailable").then_some(()))
+    wait::until("no value without an agent", SOON, || {
+        Ok(code(&query(&["target=shop"])?, "Unavailable").then_some(()))
     })
 }

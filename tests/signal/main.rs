@@ -1,5 +1,5 @@
-//! The local signal, with those it is for: real pages and real readers, a real HAProxy, and agents that are killed, stopped,
-//! doubled, or refused their place.
+//! The published signals with their real consumers: pages and readers in every language, HAProxy, Prometheus, gRPC and KEDA
+//! clients; and agents that are killed, stopped, started twice, or cannot write their directory.
 
 mod adapters;
 mod examples;

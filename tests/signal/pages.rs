@@ -1,4 +1,4 @@
-//! Pages: where they are, how soon they tell, and what becomes of them.
+//! Pages: location, delay, and lifetime.
 
 use std::{
     fs,
@@ -31,22 +31,22 @@ fn a_level_change_is_on_the_page_within_one_sampling_interval() -> Result<()> {
     let idle = jam(&address, 0)?;
     let stage = Stage::start(idle.address().port(), "")?;
     drop(idle);
-    // On a busy machine the agent, or who looks at its page, is held up now and then: not every time.
+    // On a busy machine the agent or this reader may be held up, but not three times in a row.
     for _ in 0..3 {
-        let after_ms = crossing(&stage, &address)?;
-        println!("on the page {after_ms:.1} ms after the sample");
-        if (-1.0..100.0).contains(&after_ms) {
+        let delay_ms = level_delay_ms(&stage, &address)?;
+        println!("on the page {delay_ms:.1} ms after the sample");
+        if (-1.0..100.0).contains(&delay_ms) {
             return Ok(());
         }
         stage.wait("no level without the service", |pressure| {
             pressure.level == 0
         })?;
     }
-    bail!("no crossing stood on the page within 100 ms")
+    bail!("no level change was on the page within 100 ms")
 }
 
-/// How long after the sample in which its level crosses a service that jams has that level on its page, ms.
-fn crossing(stage: &Stage, address: &str) -> Result<f64> {
+/// Fills the queue of a service. Returns the time from the sample in which its level changes until the page shows it, ms.
+fn level_delay_ms(stage: &Stage, address: &str) -> Result<f64> {
     let mark = stage.agent.mark();
     let _service = jam(address, 20)?;
     let page = Page::open(stage.page());
@@ -54,14 +54,14 @@ fn crossing(stage: &Stage, address: &str) -> Result<f64> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as f64;
         Ok((page.pressure().level > 0).then_some(now))
     })?;
-    let crossing = stage
+    let change = stage
         .agent
-        .wait_since(mark, "the crossing", SOON, |event| {
+        .wait_since(mark, "the level change", SOON, |event| {
             event.is("level") && event.text("to") != "ok"
         })?;
-    let sampled_ns = crossing
+    let sampled_ns = change
         .number("time_unix_ns")
-        .context("a crossing without its time")?;
+        .context("the level has no time")?;
     Ok((unix_ns - sampled_ns) / 1e6)
 }
 
@@ -85,11 +85,15 @@ fn a_restarted_service_keeps_the_page_that_its_readers_have_mapped() -> Result<(
         Ok((page.pressure().level == 0 && page.admit() >= 1.0).then_some(()))
     })?;
     let service = jam(&address, 20)?;
-    wait::until("pressure of the new one on the same page", SOON, || {
-        let pressure = page.pressure();
-        Ok((pressure.level >= 2 && pressure.pid == service.pid()).then_some(()))
-    })?;
-    // And another agent: the readers of the first go on, too.
+    wait::until(
+        "pressure from the new service on the same page",
+        SOON,
+        || {
+            let pressure = page.pressure();
+            Ok((pressure.level >= 2 && pressure.pid == service.pid()).then_some(()))
+        },
+    )?;
+    // A new agent reuses the page too, so readers keep working.
     let temp = stage.into_temp();
     let stage = Stage::start_in(temp, port, "")?;
     ensure!(fs::metadata(stage.page())?.ino() == inode);
@@ -115,9 +119,9 @@ fn a_stopped_agent_leaves_no_pressure() -> Result<()> {
     Ok(())
 }
 
-/// The agent goes on watching where it cannot publish, and says what is in the way. What `setup` returns is dropped before its
-/// folder goes.
-fn check_is_told<Kept>(
+/// Checks that an agent that cannot publish reports the reason, in a notice with these words, and keeps monitoring. The result
+/// of `setup` is dropped before its folder.
+fn check_notice<Kept>(
     directory: &str,
     setup: impl Fn(&std::path::Path) -> Result<Kept>,
     words: &[&str],
@@ -132,17 +136,17 @@ fn check_is_told<Kept>(
     );
     let config = temp.write("tailback.toml", &text)?;
     let agent = Agent::run([std::path::Path::new("--config"), &config])?;
-    let told = agent.wait_for("what is in the way", SOON, |event| {
+    let notice = agent.wait_for("the notice", SOON, |event| {
         event.is("notice") && matches!(event.text("code"), "not_published" | "no_page")
     })?;
     for word in words {
         ensure!(
-            told.text("text").contains(word),
+            notice.text("text").contains(word),
             "{word}: {}",
-            told.text("text")
+            notice.text("text")
         );
     }
-    agent.wait_for("that it watches", Duration::from_secs(30), |event| {
+    agent.wait_for("its own report", Duration::from_secs(30), |event| {
         event.is("agent")
     })?;
     Ok(())
@@ -154,7 +158,7 @@ fn an_unusable_directory_is_named_and_monitoring_continues() -> Result<()> {
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    check_is_told(
+    check_notice(
         "file/run",
         |temp| Ok(fs::write(temp.join("file"), "")?),
         &["cannot make the directory"],
@@ -167,7 +171,7 @@ fn an_unusable_directory_is_named_and_monitoring_continues() -> Result<()> {
             None,
         )?)
     };
-    check_is_told("run", others, &["user 4711", "[signal]"])?;
+    check_notice("run", others, &["user 4711", "[signal]"])?;
     let open = |temp: &std::path::Path| {
         fs::create_dir(temp.join("run"))?;
         Ok(fs::set_permissions(
@@ -175,7 +179,7 @@ fn an_unusable_directory_is_named_and_monitoring_continues() -> Result<()> {
             fs::Permissions::from_mode(0o777),
         )?)
     };
-    check_is_told("run", open, &["chmod go-w"])
+    check_notice("run", open, &["chmod go-w"])
 }
 
 #[test]
@@ -193,7 +197,7 @@ fn a_full_file_system_is_reported_and_monitoring_continues() -> Result<()> {
     let full = |temp: &std::path::Path| {
         let run = temp.join("run");
         fs::create_dir(&run)?;
-        // Two pages of memory: one is for the lock.
+        // Two pages; the lock file takes one.
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=8k,mode=755", "tailback-test"])
             .arg(&run)
@@ -203,7 +207,7 @@ fn a_full_file_system_is_reported_and_monitoring_continues() -> Result<()> {
         fs::write(mounted.0.join("other"), [0; 4096])?;
         Ok(mounted)
     };
-    check_is_told("run", full, &["no room for a page of 4096 bytes"])
+    check_notice("run", full, &["no room for a page of 4096 bytes"])
 }
 
 #[test]
@@ -222,11 +226,15 @@ fn the_second_agent_in_a_directory_names_the_first_and_publishes_nothing() -> Re
     );
     let config = temp.write("tailback.toml", &text)?;
     let second = Agent::run([std::path::Path::new("--config"), &config])?;
-    let told = second.wait_for("that another one is there", SOON, |event| {
+    let notice = second.wait_for("the notice about the other agent", SOON, |event| {
         event.text("code") == "not_published"
     })?;
     let holder = format!("process {}", stage.agent.process().pid());
-    ensure!(told.text("text").contains(&holder), "{}", told.text("text"));
+    ensure!(
+        notice.text("text").contains(&holder),
+        "{}",
+        notice.text("text")
+    );
     let pages: Vec<String> = fs::read_dir(&stage.directory)?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| stage.directory.join(name).is_dir())
@@ -243,7 +251,7 @@ fn a_container_reads_the_page_of_its_service_through_a_mounted_folder() -> Resul
     }
     let service = jam("127.0.0.1:0", 20)?;
     let stage = Stage::start(service.address().port(), "")?;
-    stage.wait("the least to be admitted", |pressure| {
+    stage.wait("the floor of the admit ratio", |pressure| {
         pressure.admit <= 0.05
     })?;
     let folder = stage.page();
@@ -265,10 +273,10 @@ fn a_container_reads_the_page_of_its_service_through_a_mounted_folder() -> Resul
         let mut podman = Command::new(&before[0]);
         podman.args(&before[1..]);
         let said = run(podman.args(["/usr/bin/python3", "/reader.py", "/run/tailback/page"]))?;
-        serde_json::from_str(&said).with_context(|| format!("the reader says {said:?}"))
+        serde_json::from_str(&said).with_context(|| format!("parse the reader's output {said:?}"))
     };
-    // On a busy machine a page may go stale for a moment.
-    wait::until_ok("the page, as the container reads it", SOON, || {
+    // On a busy machine the page may briefly go stale.
+    wait::until_ok("the page inside the container", SOON, || {
         let said = read()?;
         ensure!(
             said["alive"] == true && said["admit"] == 0.05 && said["entries"][0]["depth"] == 20,

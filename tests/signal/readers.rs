@@ -1,4 +1,4 @@
-//! The readers under `deploy/readers`, each in its language, at a real page.
+//! The page readers under `deploy/readers`, one per language, reading a real page.
 
 use std::{
     env,
@@ -12,12 +12,14 @@ use serde_json::Value;
 use tailback_page::Page;
 use tailback_tests::{agent, needs, process::Process, program, temp::TempDir, wait};
 
-use crate::stage::{FOR_LONG, SOON, Stage, jam};
+use crate::stage::{LONG_TTL, SOON, Stage, jam};
 
+/// Folder of the readers.
 pub fn readers() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/readers")
 }
 
+/// Runs a program to completion and returns its standard output.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = command
         .output()
@@ -32,12 +34,12 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A C program of `examples`.
+/// Builds a C program of `examples`.
 pub fn c_program(temp: &TempDir, name: &str) -> Result<PathBuf> {
     c(temp, Path::new("examples").join(name))
 }
 
-/// A C program of the reader's folder, built with every warning an error.
+/// Builds a C program of the reader's folder, with all warnings as errors.
 fn c(temp: &TempDir, name: impl AsRef<Path>) -> Result<PathBuf> {
     let folder = readers().join("c");
     let source = folder.join(name).with_extension("c");
@@ -57,7 +59,7 @@ fn c(temp: &TempDir, name: impl AsRef<Path>) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Builds a program of a Go module's folder.
+/// Builds a package of the Go module in `folder`.
 pub fn go_program(folder: &Path, package: &str, program: &Path) -> Result<PathBuf> {
     let mut go = Command::new(program::need(&["go"])?);
     go.current_dir(folder)
@@ -68,13 +70,14 @@ pub fn go_program(folder: &Path, package: &str, program: &Path) -> Result<PathBu
     Ok(program.to_owned())
 }
 
-/// An example of the Rust reader, which the tests are built with.
+/// Path of an example of the Rust reader, built together with the tests.
 pub fn rust_example(name: &str) -> Result<PathBuf> {
     let own = env::current_exe()?;
-    let builds = own.ancestors().nth(2).context("no folder of builds")?;
+    let builds = own.ancestors().nth(2).context("no build folder")?;
     Ok(builds.join("examples").join(name))
 }
 
+/// Builds a package of the Go reader.
 pub fn go(temp: &TempDir, package: &str, name: &str) -> Result<PathBuf> {
     go_program(&readers().join("go"), package, &temp.path().join(name))
 }
@@ -101,14 +104,15 @@ fn every_reader_reads_the_published_page_and_no_pressure_without_one() -> Result
         ("Node", node),
     ];
     let service = jam("127.0.0.1:0", 20)?;
-    let stage = Stage::start(service.address().port(), FOR_LONG)?;
-    stage.wait("the least to be admitted", |pressure| {
+    let stage = Stage::start(service.address().port(), LONG_TTL)?;
+    stage.wait("the floor of the admit ratio", |pressure| {
         pressure.admit <= 0.05
     })?;
     for (language, words) in &readers {
         let read = |page: &Path| -> Result<Value> {
             let text = run(Command::new(&words[0]).args(&words[1..]).arg(page))?;
-            serde_json::from_str(&text).with_context(|| format!("{language} says {text:?}"))
+            serde_json::from_str(&text)
+                .with_context(|| format!("parse the output of {language}: {text:?}"))
         };
         let said = read(&stage.page())?;
         let page = Page::open(stage.page());
@@ -164,7 +168,7 @@ fn the_readers_pass_their_own_tests() -> Result<()> {
     let temp = TempDir::new("beside")?;
     run(&mut Command::new(c(&temp, "test")?))?;
     let mut go = Command::new(program::need(&["go"])?);
-    // Not what was found of the same sources another time.
+    // -count=1 disables cached results.
     go.current_dir(readers().join("go"))
         .args(["test", "-count=1", "./..."]);
     run(&mut go)?;
@@ -183,12 +187,12 @@ fn no_reader_sees_a_torn_page() -> Result<()> {
     }
     let temp = TempDir::new("torn")?;
     let programs = [c_program(&temp, "torture")?, rust_example("torture")?];
-    // Without a break a whole page is hardly ever at rest: with the shortest break that a writer can make it is.
-    for (what, reads, breaks) in [("header", 3_000_000, "0ms"), ("page", 200_000, "1us")] {
+    // A whole page is readable only if the writer pauses between writes: 1 us is the shortest pause.
+    for (what, reads, pause) in [("header", 3_000_000, "0ms"), ("page", 200_000, "1us")] {
         let mut writer = Command::new(agent::binary()?);
         writer
             .arg("bench-page")
-            .args(["--every", breaks])
+            .args(["--every", pause])
             .arg(temp.path());
         let writer = Process::start("the writer", &mut writer)?;
         let page = temp.path().join("page");

@@ -1,4 +1,4 @@
-//! What the tests of the signal have in common: a service that jams, an agent that publishes, and looks at what it says.
+//! Common parts of the signal tests: a service with a full queue, an agent that publishes, and access to what it publishes.
 
 use std::{
     fs::File,
@@ -17,8 +17,8 @@ use tailback_tests::{agent::Agent, ports, service::Service, temp::TempDir, wait}
 
 pub const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
 pub const SOON: Duration = Duration::from_secs(20);
-/// Of `[signal]`: what the page says holds, though the agent may get no time on a busy machine for a while.
-pub const FOR_LONG: &str = "ttl = \"20s\"\n";
+/// Setting of `[signal]`: the page stays valid even if a busy machine does not schedule the agent for a while.
+pub const LONG_TTL: &str = "ttl = \"20s\"\n";
 
 /// An agent, and where it publishes.
 pub struct Stage {
@@ -26,20 +26,21 @@ pub struct Stage {
     pub directory: PathBuf,
     pub config: PathBuf,
     pub http: SocketAddr,
-    /// Before the directory goes.
-    _guard: GuardEnd,
+    /// Dropped before the directory.
+    _adapter_process: KillAdapterProcess,
     temp: TempDir,
 }
 
-/// Ends the guard, which would stay for a while to say that there is no pressure.
-struct GuardEnd(SocketAddr);
+/// Kills the adapter process on drop; it would outlive the agent for a while to report that there is no pressure.
+struct KillAdapterProcess(SocketAddr);
 
 impl Stage {
-    /// Watches what listens on `port`, under the name `shop`; the configuration is `[signal]` with HTTP, and `more`.
+    /// Monitors the service on `port` under the name `shop`. The configuration is `[signal]` with HTTP, and `more`.
     pub fn start(port: u16, more: &str) -> Result<Self> {
         Self::start_in(TempDir::new("signal")?, port, more)
     }
 
+    /// As [`Stage::start`], in a given folder.
     pub fn start_in(temp: TempDir, port: u16, more: &str) -> Result<Self> {
         let http = ports::local(ports::free()?);
         let directory = temp.path().join("run");
@@ -55,14 +56,14 @@ impl Stage {
             directory,
             config,
             http,
-            _guard: GuardEnd(http),
+            _adapter_process: KillAdapterProcess(http),
             temp,
         };
         wait::until("the page of the service", SOON, || {
             stage.agent.process().check_running()?;
             Ok(stage.pressure().alive.then_some(()))
         })?;
-        wait::until("an answer of the guard", SOON, || {
+        wait::until("a response from the adapter process", SOON, || {
             Ok(stage.get("/health").ok())
         })?;
         Ok(stage)
@@ -72,19 +73,19 @@ impl Stage {
         self.directory.join("shop/page")
     }
 
-    /// As any reader sees it.
+    /// The page as a reader sees it.
     pub fn pressure(&self) -> Pressure {
         Page::open(self.page()).pressure()
     }
 
-    /// For how long that which stands on the page holds: longer after a tick that came late.
-    pub fn time_to_live(&self) -> Result<Duration> {
+    /// Current TTL of the page. It is longer after a late sample.
+    pub fn ttl(&self) -> Result<Duration> {
         let mut ns = [0; 8];
         File::open(self.page())?.read_exact_at(&mut ns, TTL_AT as u64)?;
         Ok(Duration::from_nanos(u64::from_le_bytes(ns)))
     }
 
-    /// Head and body of what the guard answers.
+    /// Sends a GET to the adapter process. Returns head and body of the response.
     pub fn get(&self, path: &str) -> Result<(String, String)> {
         get(self.http, path)
     }
@@ -93,8 +94,8 @@ impl Stage {
         Ok(serde_json::from_str(&self.get("/status")?.1)?)
     }
 
-    /// What the agent's own socket answers to a line.
-    pub fn ask(&self, line: &str) -> Result<String> {
+    /// Sends a line to the agent's socket and returns the response.
+    pub fn send_line(&self, line: &str) -> Result<String> {
         let mut stream = UnixStream::connect(self.directory.join("agent.sock"))?;
         stream.set_read_timeout(Some(SOON))?;
         stream.write_all(line.as_bytes())?;
@@ -103,12 +104,12 @@ impl Stage {
         Ok(answer)
     }
 
-    /// The guard's process.
-    pub fn guard(&self) -> Result<u32> {
-        guard(self.http)
+    /// Pid of the adapter process.
+    pub fn adapter_process(&self) -> Result<u32> {
+        adapter_process(self.http)
     }
 
-    /// Waits until the page says this.
+    /// Waits until the page satisfies `is_it`.
     pub fn wait(&self, what: &str, is_it: impl Fn(&Pressure) -> bool) -> Result<Pressure> {
         let page = Page::open(self.page());
         wait::until(what, SOON, || {
@@ -117,48 +118,49 @@ impl Stage {
         })
     }
 
-    /// Ends the agent, for another one to be started in the same place.
+    /// Stops the agent and returns the folder, to start another agent in it.
     pub fn into_temp(self) -> TempDir {
         drop(self.agent);
         self.temp
     }
 }
 
-impl Drop for GuardEnd {
+impl Drop for KillAdapterProcess {
     fn drop(&mut self) {
-        if let Ok(guard) = guard(self.0)
-            && let Some(pid) = rustix::process::Pid::from_raw(guard.cast_signed())
+        if let Ok(pid) = adapter_process(self.0)
+            && let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed())
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
 }
 
-fn guard(http: SocketAddr) -> Result<u32> {
+fn adapter_process(http: SocketAddr) -> Result<u32> {
     let status: Value = serde_json::from_str(&get(http, "/status")?.1)?;
     let pid = status["adapter_process"]["pid"]
         .as_u64()
-        .context("the guard tells no pid")?;
+        .context("the status has no pid")?;
     Ok(u32::try_from(pid)?)
 }
 
-/// A service with `waiting` connections that it does not accept.
+/// Starts a service with `waiting` connections that it never accepts.
 pub fn jam(address: &str, waiting: u32) -> Result<Service> {
     let waiting = waiting.to_string();
     let args = ["jam", "--listen", address, "--waiting", &waiting];
     Service::start(&mut Command::new(SUBJECT), &args)
 }
 
+/// Sends a GET over HTTP/1.1. Returns head and body of the response.
 pub fn get(to: SocketAddr, path: &str) -> Result<(String, String)> {
     let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: tailback\r\nConnection: close\r\n\r\n");
-    // At once: a small server reads once.
+    // In one write: a small server reads only once.
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer
         .split_once("\r\n\r\n")
-        .context("the answer is not HTTP")?;
+        .context("the response is not HTTP")?;
     Ok((head.to_owned(), body.to_owned()))
 }

@@ -1,4 +1,4 @@
--- Keeps Redis busy for ARGV[1] ms. Redis runs one command at a time, so all others wait for so long.
+-- Keeps Redis busy for ARGV[1] ms. Redis runs one command at a time, so all others wait.
 local function now_us()
   local time = redis.call('TIME')
   return time[1] * 1000000 + time[2]

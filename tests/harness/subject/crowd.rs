@@ -1,4 +1,4 @@
-//! Services that are many, that hold what they were handed, or that come and go: none of them serves anybody.
+//! Roles that never serve a request: many services, holders of sockets, receivers of descriptors, short-lived processes.
 
 use std::{
     env,
@@ -19,17 +19,17 @@ use rustix::net::{
 };
 use tailback_tests::{idle::raise_file_limit, sockets};
 
-/// Sockets that it takes over a unix socket, at most.
-const MAX_HANDED: usize = 8;
+/// Maximum number of descriptors received over a unix socket.
+const MAX_RECEIVED: usize = 8;
 
-/// Does nothing for ever.
+/// Sleeps forever.
 fn park() -> Result<()> {
     loop {
         thread::park();
     }
 }
 
-/// So many threads that do nothing, the first one included.
+/// Sleeps with this many threads, including the first.
 pub fn park_with(threads: u32) -> Result<()> {
     for _ in 1..threads {
         thread::Builder::new().stack_size(64 * 1024).spawn(park)?;
@@ -38,7 +38,7 @@ pub fn park_with(threads: u32) -> Result<()> {
     park()
 }
 
-/// Listens, and leaves those that it connects to itself waiting.
+/// Listens and never accepts the `waiting` connections that it opens to itself.
 pub fn jam(address: SocketAddr, backlog: i32, waiting: u32) -> Result<()> {
     let listener = sockets::listen(address, backlog, false)?;
     let address = listener.local_addr()?;
@@ -51,7 +51,7 @@ pub fn jam(address: SocketAddr, backlog: i32, waiting: u32) -> Result<()> {
     kept
 }
 
-/// So many processes, each with a jam of its own.
+/// Starts `count` processes, each with its own [`jam`].
 pub fn crowd(count: u32, waiting: u32) -> Result<()> {
     let waiting = waiting.to_string();
     let mut all: Vec<Child> = Vec::new();
@@ -66,7 +66,7 @@ pub fn crowd(count: u32, waiting: u32) -> Result<()> {
     park()
 }
 
-/// So many sockets: both ends of connections to a listener of its own.
+/// Holds this many sockets: both ends of connections to its own listener.
 pub fn hold(sockets: u32) -> Result<()> {
     raise_file_limit(sockets as usize + 100)?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -75,7 +75,7 @@ pub fn hold(sockets: u32) -> Result<()> {
     while held.len() < sockets as usize {
         let client = TcpStream::connect(address)?;
         let (server, _) = listener.accept()?;
-        // Thousands of ports in TIME_WAIT would be in the way of what runs next.
+        // Thousands of ports in TIME_WAIT would disturb later tests.
         sockets::reset_on_close(&client)?;
         sockets::reset_on_close(&server)?;
         held.extend([client, server]);
@@ -86,34 +86,34 @@ pub fn hold(sockets: u32) -> Result<()> {
     kept
 }
 
-/// Takes sockets that a unix socket hands out, and has no others.
+/// Receives descriptors over a unix socket and holds them.
 pub fn receive(from: &str, threads: u32) -> Result<()> {
-    let giver = UnixStream::connect(from).with_context(|| format!("connect to {from}"))?;
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDED))];
+    let sender = UnixStream::connect(from).with_context(|| format!("connect to {from}"))?;
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_RECEIVED))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     recvmsg(
-        &giver,
+        &sender,
         &mut [IoSliceMut::new(&mut byte)],
         &mut ancillary,
         RecvFlags::CMSG_CLOEXEC,
     )?;
-    let mut handed: Vec<OwnedFd> = Vec::new();
+    let mut received: Vec<OwnedFd> = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(files) = message {
-            handed.extend(files);
+            received.extend(files);
         }
     }
-    let listeners = handed
+    let listeners = received
         .iter()
         .filter(|file| socket_acceptconn(file.as_fd()).unwrap_or(false));
-    println!("received {} of {}", listeners.count(), handed.len());
+    println!("received {} of {}", listeners.count(), received.len());
     let kept = park_with(threads);
-    drop(handed);
+    drop(received);
     kept
 }
 
-/// Processes that end as soon as they have begun.
+/// Starts processes that exit at once, `per_s` per second.
 pub fn mayflies(per_s: u32) -> Result<()> {
     let gap = Duration::from_secs(1) / per_s.max(1);
     let program = env::current_exe()?;

@@ -1,5 +1,5 @@
-//! A service for tests to watch, whose every habit is an argument: how fast it serves, with how many processes, on
-//! which address. It says `listening ADDRESS` when it does.
+//! A configurable service for tests: its arguments set the service time, the number of processes, and the address. It prints
+//! `listening ADDRESS` once it listens.
 #![forbid(unsafe_code)]
 
 mod crowd;
@@ -17,33 +17,33 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tailback_tests::sockets;
 
-/// What it was told to be.
+/// The command line.
 #[derive(Default)]
 struct Options {
     listen: Option<SocketAddr>,
     backlog: i32,
     reuseport: bool,
-    /// Processes that serve, each with the listener that the first one made.
+    /// Number of processes that share the listener of the first.
     workers: u32,
-    /// Standard input is the listener.
+    /// Whether standard input is the listener.
     inherited: bool,
-    /// A file with the time that each piece of work takes, ms; read again for each.
+    /// File with the service time, ms, read for every request.
     pace: Option<String>,
     threads: u32,
     per_s: u32,
-    /// Connections that nobody accepts.
+    /// Connections that are never accepted.
     waiting: u32,
     sockets: u32,
-    /// A unix socket that hands out sockets.
+    /// Unix socket to receive descriptors from.
     from: Option<String>,
 }
 
 fn main() -> Result<()> {
     let mut words = env::args().skip(1);
-    let role = words.next().context("no role given")?;
+    let role = words.next().context("missing role")?;
     let options = options(words)?;
     match role.as_str() {
-        "serve" => serve(&options, answer),
+        "serve" => serve(&options, respond),
         "take" => serve(&options, |stream, work| {
             thread::sleep(work);
             drop(stream);
@@ -66,7 +66,7 @@ fn main() -> Result<()> {
         ),
         "mayflies" => crowd::mayflies(options.per_s),
         "quit" => Ok(()),
-        _ => bail!("{role} is no role"),
+        _ => bail!("unknown role {role}"),
     }
 }
 
@@ -77,7 +77,11 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options> {
         ..Options::default()
     };
     while let Some(word) = words.next() {
-        let mut value = || words.next().with_context(|| format!("{word} what?"));
+        let mut value = || {
+            words
+                .next()
+                .with_context(|| format!("{word} needs a value"))
+        };
         match word.as_str() {
             "--listen" => options.listen = Some(value()?.parse()?),
             "--backlog" => options.backlog = value()?.parse()?,
@@ -90,12 +94,13 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options> {
             "--sockets" => options.sockets = value()?.parse()?,
             "--from" => options.from = Some(value()?),
             "--per-s" => options.per_s = value()?.parse()?,
-            _ => bail!("{word} is no option"),
+            _ => bail!("unknown option {word}"),
         }
     }
     Ok(options)
 }
 
+/// Accepts connections and runs `work` on each, in as many processes as configured.
 fn serve(options: &Options, work: fn(TcpStream, Duration)) -> Result<()> {
     let listener = if options.inherited {
         TcpListener::from(io::stdin().as_fd().try_clone_to_owned()?)
@@ -129,8 +134,8 @@ fn serve(options: &Options, work: fn(TcpStream, Duration)) -> Result<()> {
     }
 }
 
-/// A request is read, worked on, and answered; what goes wrong on the way is the client's affair.
-fn answer(mut stream: TcpStream, work: Duration) {
+/// Reads a request, works on it, and responds. Ignores errors: the client will notice them.
+fn respond(mut stream: TcpStream, work: Duration) {
     let mut request = Vec::new();
     let mut piece = [0; 1024];
     while !request.windows(4).any(|four| four == b"\r\n\r\n") {
@@ -143,11 +148,13 @@ fn answer(mut stream: TcpStream, work: Duration) {
     let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nserved\n");
 }
 
+/// Reads until end of file.
 fn drain(mut stream: TcpStream) {
     let mut piece = [0; 65_536];
     while stream.read(&mut piece).is_ok_and(|length| length > 0) {}
 }
 
+/// Busy loops.
 fn spin(threads: u32) -> Result<()> {
     for _ in 1..threads {
         thread::spawn(|| {
@@ -162,7 +169,7 @@ fn spin(threads: u32) -> Result<()> {
     }
 }
 
-/// Threads that come and go, each with a pipe, a connection and a listener of its own.
+/// Starts short-lived threads, each with its own pipe, connection and listener.
 fn churn(per_s: u32) -> Result<()> {
     let gap = Duration::from_secs(1) / per_s.max(1);
     println!("churning");

@@ -1,10 +1,10 @@
-"""A server and a client of HTTP/1.1 that log when each request began and when its answer did (ns since 1970).
+"""An HTTP/1.1 server and client that log the start of each request and of its response (ns since 1970).
 
-    talk.py serve MODE WORK_MS [CERT KEY]          one thread per connection; says `listening ADDRESS`
+    talk.py serve MODE WORK_MS [CERT KEY]          one thread per connection; prints `listening ADDRESS`
     talk.py load MODE PORT CONNECTIONS THINK_MS SECONDS [CERT]
 
-MODE: plain, large, streamed, pipelined. `span BEGIN END` is one request; the server says `hidden BEGIN END` of one that
-was sent before the answer to an earlier one: sequence numbers cannot tell it.
+MODE: plain, large, streamed, pipelined. `span BEGIN END` is one request. `hidden BEGIN END` is a request that was sent
+before the response to an earlier one: sequence numbers do not show it.
 """
 
 import random
@@ -27,7 +27,7 @@ def pause(mean_ms):
 
 
 class Messages:
-    """Heads and bodies, one after the other, and when the first byte of each came."""
+    """Reads messages (head and body) and the arrival time of the first byte of each."""
 
     def __init__(self, connection):
         self.connection = connection
@@ -43,7 +43,7 @@ class Messages:
         self.buffer += piece
 
     def take(self):
-        """The time of the first byte, and whether it came together with an earlier message."""
+        """Returns the time of the first byte, and whether it arrived together with an earlier message."""
         hidden = bool(self.buffer)
         while b"\r\n\r\n" not in self.buffer:
             self.more()
@@ -56,16 +56,16 @@ class Messages:
         return came_ns, hidden
 
 
-def answer(connection, mode):
+def respond(connection, mode):
     body = b"x" * (random.randrange(1, 400_000) if mode == "large" else 200)
     pieces = 5 if mode == "streamed" else 1
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(body) * pieces)
-    answered_ns = time.time_ns()
+    responded_ns = time.time_ns()
     connection.sendall(head + body)
     for _ in range(1, pieces):
         time.sleep(0.1)
         connection.sendall(body)
-    return answered_ns
+    return responded_ns
 
 
 def serve_one(connection, mode, work_ms, context):
@@ -77,7 +77,7 @@ def serve_one(connection, mode, work_ms, context):
         while True:
             began_ns, hidden = messages.take()
             pause(work_ms)
-            say("hidden" if hidden else "span", began_ns, answer(connection, mode))
+            say("hidden" if hidden else "span", began_ns, respond(connection, mode))
     except (EOFError, OSError):
         connection.close()
 

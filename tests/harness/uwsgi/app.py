@@ -1,4 +1,4 @@
-"""A service like many: some work of its own, and calls to Redis, one after the other, on one connection a worker."""
+"""A typical service: it sleeps for its service time and makes sequential Redis calls, on one connection per worker."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ redis = None
 
 
 def call(*words):
-    """One Redis command and its answer, in Redis's own protocol."""
+    """Sends one Redis command (RESP) and returns its reply."""
     global redis
     if redis is None:
         redis = socket.create_connection(("127.0.0.1", PORT)).makefile("rwb")

@@ -1,4 +1,4 @@
-//! A shop in which everybody wants the same thing: each request updates the same row.
+//! A shop with one popular item: every request updates the same row.
 
 use anyhow::Result;
 
@@ -8,6 +8,7 @@ use crate::{
     uwsgi::{App, Uwsgi},
 };
 
+/// Decrements the stock of the item.
 const TAKE: &str = "UPDATE stock SET left_over = left_over - 1 WHERE item = 1";
 
 /// uWSGI in front of PostgreSQL.
@@ -17,7 +18,7 @@ pub struct FlashSale {
 }
 
 impl FlashSale {
-    /// What a caller asks for.
+    /// Path of a request.
     pub const PATH: &str = "/sell/1";
 
     pub fn start(workers: u32, backlog: u32) -> Result<Self> {
@@ -36,7 +37,7 @@ impl FlashSale {
         Ok(Self { uwsgi, postgres })
     }
 
-    /// One session updates the row, too, and does not commit.
+    /// Plants the fault: a session updates the row and does not commit.
     pub fn hold_the_row(&self) -> Result<Session> {
         Session::open(self.postgres.port(), &[TAKE])
     }

@@ -1,4 +1,4 @@
-//! Devices, a broker, a consumer and a database: when the last stalls, the jam grows back to the first.
+//! Devices, a broker, a consumer and a database: when the database stalls, backpressure propagates to the devices.
 
 use anyhow::Result;
 
@@ -7,7 +7,7 @@ use crate::{mosquitto::Mosquitto, postgres::Postgres};
 
 /// Devices that report to Mosquitto, from which a consumer writes into PostgreSQL.
 pub struct IotGridlock {
-    // The first goes first, so that nobody complains that those after it are gone.
+    // Dropped in this order, so that no process logs that its upstream is gone.
     pub devices: Program,
     pub consumer: Program,
     pub broker: Mosquitto,
@@ -15,7 +15,7 @@ pub struct IotGridlock {
 }
 
 impl IotGridlock {
-    /// A report has 1,000 bytes.
+    /// Starts all of them. A report has 1,000 bytes.
     pub fn start(reports_per_s: u32) -> Result<Self> {
         let postgres = Postgres::start()?;
         postgres.run("CREATE TABLE readings (value int)")?;
@@ -42,7 +42,7 @@ impl IotGridlock {
         })
     }
 
-    /// The services on the way, the first one first.
+    /// Pids of the services in the order of the data flow.
     pub fn pids(&self) -> [u32; 3] {
         [
             self.broker.process().pid(),
@@ -51,7 +51,7 @@ impl IotGridlock {
         ]
     }
 
-    /// One session locks the table that the consumer writes into, and does not commit.
+    /// Plants the fault: a session locks the consumer's table and does not commit.
     pub fn lock_the_table(&self) -> Result<Session> {
         let lock = "LOCK TABLE readings IN ACCESS EXCLUSIVE MODE";
         Session::open(self.postgres.port(), &[lock])

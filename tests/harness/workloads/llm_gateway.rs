@@ -1,6 +1,6 @@
-//! A gateway in front of a provider whose answers are long streams, with a bounded pool of connections to it.
+//! A gateway in front of a provider with long streamed responses, over a bounded pool of connections.
 //!
-//! Callers are accepted at once and wait inside: what fills is not the accept queue.
+//! The gateway accepts clients at once and lets them wait inside, so the accept queue does not fill.
 
 use std::{fs, time::Duration};
 
@@ -17,13 +17,14 @@ pub struct LlmGateway {
 }
 
 impl LlmGateway {
-    /// What a caller asks for.
+    /// Path of a request.
     pub const PATH: &str = "/chat";
-    /// To the first word of an answer, and to its end.
+    /// Healthy time to the first word of a response.
     pub const FIRST_WORD: Duration = Duration::from_millis(50);
-    pub const ANSWER: Duration = Duration::from_millis(250);
+    /// Healthy time to the end of a response.
+    pub const RESPONSE: Duration = Duration::from_millis(250);
 
-    /// With a pool of so many connections.
+    /// Starts both, with a pool of this many connections.
     pub fn start(pool: u32) -> Result<Self> {
         let slow = TempDir::new("slow")?;
         let file = slow.path().join("ms").display().to_string();
@@ -41,15 +42,16 @@ impl LlmGateway {
         })
     }
 
-    /// From the next request on the provider takes so long to its first word.
+    /// Plants the fault: from the next request on the provider takes this time to its first word.
     pub fn slow_provider(&self, first_word: Duration) -> Result<()> {
-        // Renamed into place: the provider never reads half of it.
+        // Renamed into place, so that the provider never reads a partial file.
         let ms = first_word.as_millis().to_string();
         let new = self.slow.write("ms.new", &ms)?;
         let file = self.slow.path().join("ms");
         fs::rename(&new, &file).with_context(|| format!("write {}", file.display()))
     }
 
+    /// Takes the fault away.
     pub fn restore_provider(&self) -> Result<()> {
         let file = self.slow.path().join("ms");
         fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))

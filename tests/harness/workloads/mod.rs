@@ -1,5 +1,4 @@
-//! Whole systems of real, stock servers with a cause that can be planted and taken away, for the scenarios, the demo and
-//! the tests.
+//! Systems of unmodified real servers, each with a fault that can be planted and removed, for scenarios, demo and tests.
 
 mod flash_sale;
 mod iot_gridlock;
@@ -15,5 +14,5 @@ pub use llm_gateway::LlmGateway;
 pub use programs::{Program, Session, app};
 pub use uvicorn::Uvicorn;
 
-/// What has not happened after this does not happen.
+/// Deadline of each wait.
 const SOON: Duration = Duration::from_secs(20);

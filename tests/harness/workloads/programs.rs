@@ -1,4 +1,4 @@
-//! Small programs of our own, and what makes stock servers serve with them.
+//! Small Python and C programs that run inside or beside real servers.
 
 use std::{path::PathBuf, process::Command};
 
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::SOON;
 use crate::{process::Process, program, python, temp::TempDir, uwsgi::App};
 
-/// uWSGI with the application whose work is in the path.
+/// The WSGI application whose work is encoded in the request path.
 pub fn app(workers: u32, backlog: u32) -> App<'static> {
     App {
         text: include_str!("apps/app.py"),
@@ -21,14 +21,14 @@ pub fn app(workers: u32, backlog: u32) -> App<'static> {
     }
 }
 
-/// A program that lies in a folder of its own.
+/// A program in a temporary folder.
 pub struct Program {
     pub process: Process,
     _folder: TempDir,
 }
 
 impl Program {
-    /// In Python, with these modules.
+    /// Starts a Python program that needs these modules.
     pub fn python(name: &str, text: &str, modules: &[&str], args: &[&str]) -> Result<Self> {
         let folder = TempDir::new("program")?;
         let file = folder.write(&format!("{name}.py"), text)?;
@@ -40,7 +40,7 @@ impl Program {
         })
     }
 
-    /// In C; `before` is what starts it, where it does not start by itself.
+    /// Compiles and starts a C program; `before` is a command prefix.
     pub fn c(name: &str, text: &str, before: &[&str], args: &[&str]) -> Result<Self> {
         let folder = TempDir::new("program")?;
         let source = folder.write(&format!("{name}.c"), text)?;
@@ -71,7 +71,7 @@ impl Program {
         self.process.pid()
     }
 
-    /// The number in the first line that begins with `word`.
+    /// Waits for the first line that starts with `word` and returns the number after it.
     pub fn number(&self, word: &str) -> Result<u32> {
         self.process
             .lines()
@@ -82,14 +82,15 @@ impl Program {
     }
 }
 
-/// A session of a PostgreSQL, which ends with the result.
+/// A PostgreSQL session that ends on drop.
 pub struct Session {
     _program: Program,
-    /// The server's process for it.
+    /// Pid of its server process.
     pub backend: u32,
 }
 
 impl Session {
+    /// Opens a session and runs these commands in one transaction.
     pub fn open(port: u16, commands: &[&str]) -> Result<Self> {
         let port = port.to_string();
         let args: Vec<&str> = [port.as_str()].iter().chain(commands).copied().collect();

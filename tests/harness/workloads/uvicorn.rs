@@ -1,4 +1,4 @@
-//! uvicorn, which serves one asynchronous application.
+//! uvicorn with one ASGI application.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::SOON;
 use crate::{http, ports, process::Process, python, temp::TempDir, wait};
 
-/// Running, and ready for requests.
+/// A running uvicorn that serves requests.
 pub struct Uvicorn {
     pub process: Process,
     pub port: u16,
@@ -19,7 +19,7 @@ impl Uvicorn {
         Self::start_within(&[], name, text, env)
     }
 
-    /// `before` is what starts it.
+    /// As [`Uvicorn::start`], with a command prefix.
     pub fn start_within(
         before: &[String],
         name: &str,
@@ -40,7 +40,7 @@ impl Uvicorn {
             .envs(env.iter().map(|(key, value)| (key, value)))
             .current_dir(folder.path());
         let process = Process::start(name, &mut command)?;
-        wait::until(&format!("an answer of {name}"), SOON, || {
+        wait::until(&format!("a response from {name}"), SOON, || {
             process.check_running()?;
             Ok(http::get(ports::local(port), "/", SOON).ok())
         })?;

@@ -182,7 +182,7 @@ impl Scene for LlmGateway {
                 Self::POOL,
                 self.chat.provider.port,
                 self.chat.provider.process.pid(),
-                workloads::LlmGateway::ANSWER.as_millis()
+                workloads::LlmGateway::RESPONSE.as_millis()
             ),
             format!(
                 "{} requests a second come in, whether it answers or not.",

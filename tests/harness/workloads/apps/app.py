@@ -1,4 +1,4 @@
-"""A WSGI service whose work is in the path: /sleep/200/compute/5 sleeps 200 ms and then computes for 5 ms."""
+"""A WSGI service whose path encodes its work: /sleep/200/compute/5 sleeps 200 ms and then computes for 5 ms."""
 
 import os
 import socket
@@ -13,14 +13,14 @@ def sleep(ms):
 
 
 def compute(ms):
-    """On the CPU's clock: a neighbour makes it longer."""
+    """Uses CPU time; takes longer when a neighbour competes for the CPU."""
     end = time.thread_time() + float(ms) / 1000
     while time.thread_time() < end:
         sum(range(1000))
 
 
 def sell(_):
-    """One row, as in a sale where all want the same."""
+    """Updates one row, like a sale of one popular item."""
     global database
     if database is None:
         import psycopg2

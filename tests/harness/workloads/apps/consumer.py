@@ -1,4 +1,4 @@
-"""Writes what comes from a broker into a database: consumer.py BROKER_PORT SQL_PORT."""
+"""Writes messages of an MQTT broker into a database: consumer.py BROKER_PORT SQL_PORT."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Devices that report, whatever becomes of it: devices.py BROKER_PORT PER_S."""
+"""Devices that publish reports in an open loop: devices.py BROKER_PORT PER_S."""
 
 import sys
 import time

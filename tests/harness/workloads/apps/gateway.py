@@ -1,5 +1,5 @@
-"""An ASGI gateway: each request is passed on to the provider over one of GATEWAY_POOL kept connections, and its stream
-passed back."""
+"""An ASGI gateway: forwards each request to the provider over a pool of GATEWAY_POOL persistent connections and streams
+the response back."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ places = asyncio.Semaphore(POOL)
 
 
 async def lines(reader):
-    """The chunks of an answer in chunked encoding."""
+    """Yields the chunks of a response in chunked encoding."""
     while (await reader.readline()).strip():
         pass
     while size := int(await reader.readline(), 16):

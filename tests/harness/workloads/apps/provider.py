@@ -1,5 +1,5 @@
-"""An ASGI service that streams: PROVIDER_FIRST_MS to the first word, then 10 words 20 ms apart. The file named by
-PROVIDER_SLOW, while it exists, makes the first word take its number of ms instead."""
+"""An ASGI service that streams: 50 ms to the first word, then 10 words 20 ms apart. While the file named by PROVIDER_SLOW
+exists, the first word takes the number of ms in it instead."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""One session of PostgreSQL that does as it is told and stays: session.py PORT SQL..."""
+"""Opens a PostgreSQL session, runs commands in one transaction, and stays open: session.py PORT SQL..."""
 
 import sys
 import time

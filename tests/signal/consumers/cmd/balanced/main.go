@@ -1,5 +1,5 @@
-// Calls servers at a constant rate through gRPC's weighted round robin, which asks them for their load out of band. Says
-// each second, as a line of JSON, how many calls each of them answered.
+// Calls servers at a constant rate through gRPC's weighted round robin with out-of-band load reports. Prints the number of
+// completed calls per server every second, as a line of JSON.
 //
 //	balanced PER_SECOND ADDRESS...
 package main

@@ -1,4 +1,4 @@
-// Asks an external scaler as KEDA does, with KEDA's own client, and prints the answers as JSON.
+// Queries an external scaler with KEDA's own client and prints the responses as JSON.
 //
 //	scaler ADDRESS KEY=VALUE...    the trigger's metadata
 package main

@@ -1,4 +1,4 @@
-// A gRPC server that computes for each call, as many milliseconds as a file says, for one after the other.
+// A gRPC server that computes for each call, one call at a time. A file holds the service time in ms.
 //
 //	server ADDRESS FILE
 package main
