@@ -1,4 +1,4 @@
-//! A collector that answers by a script, over HTTP/1.1 or HTTP/2, and shows what it was sent.
+//! A scripted collector for OTLP/HTTP and OTLP/gRPC that records the requests it receives.
 
 use std::{
     collections::VecDeque,
@@ -26,31 +26,31 @@ use prost::Message as _;
 use tokio::sync::oneshot;
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
-/// Long enough for a slow machine; a test that waits for it has failed.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Deadline of each wait, long enough for a slow machine.
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What is spoken.
+/// OTLP protocol of the collector.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Speaks {
+pub enum Protocol {
     Http,
     Grpc,
 }
 
-/// One answer of the script.
-pub enum Say {
+/// One scripted reply.
+pub enum Reply {
     /// Status, headers, body.
     Http(u16, Vec<(&'static str, String)>, Vec<u8>),
-    /// A gRPC status, in headers alone.
+    /// A gRPC status in a trailers-only response.
     Grpc(tonic::Status),
-    /// Taken, but for so many.
+    /// Success, with this many rejected spans and an error message.
     Rejected(i64, &'static str),
-    /// No answer, the connection stays.
+    /// No response; the connection stays open.
     Hang,
-    /// No answer, the connection ends.
+    /// No response; the connection is closed.
     Break,
 }
 
-impl Say {
+impl Reply {
     pub fn status(status: u16) -> Self {
         Self::Http(status, Vec::new(), Vec::new())
     }
@@ -60,20 +60,20 @@ impl Say {
     }
 }
 
-/// One request.
-pub struct Seen {
+/// A received request.
+pub struct Received {
     pub at: Instant,
     pub path: String,
     pub headers: HeaderMap,
-    /// Before compression.
+    /// Size before compression.
     pub bytes: usize,
     pub request: ExportTraceServiceRequest,
-    /// Another request was not answered yet.
+    /// Whether another request was still in flight.
     pub overlaps: bool,
 }
 
-impl Seen {
-    /// The numbers of its spans, in order: see `spans::span`.
+impl Received {
+    /// Ids of its spans in order; see `spans::span`.
     pub fn ids(&self) -> Vec<u64> {
         let spans = self
             .request
@@ -87,54 +87,56 @@ impl Seen {
     }
 }
 
-/// Listens until dropped.
+/// A collector that listens until dropped.
 pub struct Collector {
     pub address: SocketAddr,
-    seen: mpsc::Receiver<Seen>,
+    received: mpsc::Receiver<Received>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 #[derive(Clone)]
 struct Service {
-    speaks: Speaks,
-    script: Arc<Mutex<VecDeque<Say>>>,
-    seen: mpsc::Sender<Seen>,
+    protocol: Protocol,
+    script: Arc<Mutex<VecDeque<Reply>>>,
+    received: mpsc::Sender<Received>,
     in_flight: Arc<AtomicUsize>,
 }
 
 impl Collector {
-    /// Answers as `script` says, then takes everything.
-    pub fn start(speaks: Speaks, script: Vec<Say>) -> Self {
+    /// Replies as scripted, then accepts everything.
+    pub fn start(protocol: Protocol, script: Vec<Reply>) -> Self {
         Self::on(
             TcpListener::bind("127.0.0.1:0").unwrap(),
-            speaks,
+            protocol,
             script,
             None,
         )
     }
 
-    pub fn with_tls(speaks: Speaks, tls: ServerConfig) -> Self {
+    /// Accepts everything over TLS.
+    pub fn with_tls(protocol: Protocol, tls: ServerConfig) -> Self {
         Self::on(
             TcpListener::bind("127.0.0.1:0").unwrap(),
-            speaks,
+            protocol,
             Vec::new(),
             Some(tls),
         )
     }
 
+    /// As [`Collector::start`], on a given listener, optionally with TLS.
     pub fn on(
         listener: TcpListener,
-        speaks: Speaks,
-        script: Vec<Say>,
+        protocol: Protocol,
+        script: Vec<Reply>,
         tls: Option<ServerConfig>,
     ) -> Self {
         let address = listener.local_addr().unwrap();
-        let (sender, seen) = mpsc::channel();
+        let (sender, received) = mpsc::channel();
         let service = Service {
-            speaks,
+            protocol,
             script: Arc::new(Mutex::new(script.into())),
-            seen: sender,
+            received: sender,
             in_flight: Arc::default(),
         };
         let tls = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
@@ -153,7 +155,7 @@ impl Collector {
         });
         Self {
             address,
-            seen,
+            received,
             stop: Some(stop),
             thread: Some(thread),
         }
@@ -163,14 +165,16 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
-    /// The next request, in the order in which they came.
-    pub fn next(&self) -> Seen {
-        self.seen.recv_timeout(PATIENCE).expect("another request")
+    /// Waits for the next request.
+    pub fn next(&self) -> Received {
+        self.received
+            .recv_timeout(DEADLINE)
+            .expect("another request")
     }
 
-    /// All requests so far that were not taken by [`Self::next`].
-    pub fn rest(&self) -> Vec<Seen> {
-        self.seen.try_iter().collect()
+    /// All requests so far that [`Self::next`] did not return.
+    pub fn rest(&self) -> Vec<Received> {
+        self.received.try_iter().collect()
     }
 }
 
@@ -208,16 +212,16 @@ impl Service {
     where
         T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
-        let speaks = self.speaks;
+        let protocol = self.protocol;
         let service = service_fn(move |request| self.clone().request(request));
-        // How a connection ends is the client's business here.
-        let _ = match speaks {
-            Speaks::Http => {
+        // Errors are expected: clients close connections.
+        let _ = match protocol {
+            Protocol::Http => {
                 hyper::server::conn::http1::Builder::new()
                     .serve_connection(io, service)
                     .await
             }
-            Speaks::Grpc => {
+            Protocol::Grpc => {
                 hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                     .serve_connection(io, service)
                     .await
@@ -230,17 +234,17 @@ impl Service {
         request: Request<Incoming>,
     ) -> Result<Response<BoxBody<Bytes, Infallible>>, &'static str> {
         let before = self.in_flight.fetch_add(1, Ordering::SeqCst);
-        // Also when the client gives up.
+        // Decremented even if the client gives up.
         let _done = Done(Arc::clone(&self.in_flight));
         let at = Instant::now();
         let (head, body) = request.into_parts();
         let body = body
             .collect()
             .await
-            .map_err(|_| "the client broke off")?
+            .map_err(|_| "the client disconnected")?
             .to_bytes();
         let message = self.message(&head.headers, &body);
-        let seen = Seen {
+        let received = Received {
             at,
             path: head.uri.path().to_owned(),
             headers: head.headers,
@@ -248,37 +252,37 @@ impl Service {
             request: ExportTraceServiceRequest::decode(message.as_slice()).unwrap(),
             overlaps: before > 0,
         };
-        let say = self.script.lock().unwrap().pop_front();
-        self.seen.send(seen).unwrap();
-        match say.unwrap_or(Say::Rejected(0, "")) {
-            Say::Http(status, headers, body) => {
+        let reply = self.script.lock().unwrap().pop_front();
+        self.received.send(received).unwrap();
+        match reply.unwrap_or(Reply::Rejected(0, "")) {
+            Reply::Http(status, headers, body) => {
                 let mut response = Response::builder().status(status);
                 for (name, value) in headers {
                     response = response.header(name, value);
                 }
                 Ok(response.body(Full::new(body.into()).boxed()).unwrap())
             }
-            Say::Grpc(status) => {
+            Reply::Grpc(status) => {
                 let mut response = Response::new(Full::default().boxed());
                 status.add_header(response.headers_mut()).unwrap();
                 Ok(response)
             }
-            Say::Rejected(rejected_spans, said) => Ok(self.taken(rejected_spans, said)),
-            Say::Hang => std::future::pending().await,
-            Say::Break => Err("as the script says"),
+            Reply::Rejected(rejected_spans, message) => Ok(self.accepted(rejected_spans, message)),
+            Reply::Hang => std::future::pending().await,
+            Reply::Break => Err("as the script says"),
         }
     }
 
-    /// The request as it was before framing and compression.
+    /// The request without framing and compression.
     fn message(&self, headers: &HeaderMap, body: &[u8]) -> Vec<u8> {
-        let (compressed, body) = match self.speaks {
-            Speaks::Http => (
+        let (compressed, body) = match self.protocol {
+            Protocol::Http => (
                 headers
                     .get("content-encoding")
                     .is_some_and(|of| of == "gzip"),
                 body,
             ),
-            Speaks::Grpc => {
+            Protocol::Grpc => {
                 let length = u32::from_be_bytes(body[1..5].try_into().unwrap()) as usize;
                 assert_eq!(length, body.len() - 5);
                 let compressed = body[0] == 1;
@@ -300,20 +304,20 @@ impl Service {
         message
     }
 
-    fn taken(&self, rejected_spans: i64, said: &str) -> Response<BoxBody<Bytes, Infallible>> {
+    fn accepted(&self, rejected_spans: i64, message: &str) -> Response<BoxBody<Bytes, Infallible>> {
         let partial = ExportTracePartialSuccess {
             rejected_spans,
-            error_message: said.to_owned(),
+            error_message: message.to_owned(),
         };
         let partial_success =
             Some(partial).filter(|partial| *partial != ExportTracePartialSuccess::default());
         let message = ExportTraceServiceResponse { partial_success }.encode_to_vec();
-        match self.speaks {
-            Speaks::Http => Response::builder()
+        match self.protocol {
+            Protocol::Http => Response::builder()
                 .header("content-type", "application/x-protobuf")
                 .body(Full::new(message.into()).boxed())
                 .unwrap(),
-            Speaks::Grpc => {
+            Protocol::Grpc => {
                 let mut framed = vec![0];
                 framed.extend((message.len() as u32).to_be_bytes());
                 framed.extend(message);
@@ -329,6 +333,7 @@ impl Service {
     }
 }
 
+/// Decrements the number of requests in flight on drop.
 struct Done(Arc<AtomicUsize>);
 
 impl Drop for Done {

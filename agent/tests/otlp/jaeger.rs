@@ -1,4 +1,4 @@
-//! The real Jaeger shows an incident from its opening on, and it is whole at every moment.
+//! A real Jaeger shows an incident from its opening, and the trace is complete at every step.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -18,8 +18,8 @@ use tailback_tests::{
 };
 
 use crate::{
-    collector::PATIENCE,
-    spans::{config, said, settled},
+    collector::DEADLINE,
+    spans::{config, notices, wait_settled},
 };
 
 pub const SECOND: u64 = 1_000_000_000;
@@ -118,7 +118,7 @@ fn stretch(incident: &str, id: &str, level: Level, index: u32, losses: u64) -> E
     })
 }
 
-/// Two queues of one service, one of which loses work; with the number of spans there are after each event.
+/// Two queues of one service, one of which loses work. Each event has the expected number of spans after it.
 fn story(incident: &str) -> Vec<(Event, usize)> {
     let target = Target {
         id: 1,
@@ -133,7 +133,7 @@ fn story(incident: &str) -> Vec<(Event, usize)> {
         )],
         ..Target::default()
     };
-    // Ids are for one incident each.
+    // Episode ids are unique per incident.
     let (first, second) = (
         format!("{}a", &incident[..15]),
         format!("{}b", &incident[..15]),
@@ -191,8 +191,9 @@ fn spans() -> Spans {
     })
 }
 
-/// Sends what follows from the story, step by step; at each, what Jaeger shows is whole.
-pub fn tell(
+/// Sends the spans of each event and waits until Jaeger shows them. Asserts at every poll that the trace is complete. Returns
+/// the last trace.
+pub fn send_story(
     exporter: &Exporter,
     jaeger: &Jaeger,
     incident: &str,
@@ -211,7 +212,7 @@ pub fn tell(
             let there = trace.as_ref().map_or(0, |trace| list(trace, "spans").len());
             Ok((there == count).then(|| trace.unwrap_or_default()))
         };
-        shown = wait::until(&format!("{count} spans in Jaeger"), PATIENCE, whole).unwrap();
+        shown = wait::until(&format!("{count} spans in Jaeger"), DEADLINE, whole).unwrap();
     }
     shown
 }
@@ -220,18 +221,18 @@ pub fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value[key].as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-/// No span without its parent, none twice, one root, and nothing points to what is not there.
+/// Asserts that every parent and every linked span exists, that span ids are unique, and that there is one root.
 pub fn assert_whole(trace: &Value) {
     let spans = list(trace, "spans");
     let ids: BTreeSet<_> = spans.iter().map(id).collect();
-    assert_eq!(ids.len(), spans.len(), "a span is there twice");
+    assert_eq!(ids.len(), spans.len(), "duplicate span id");
     let mut roots = 0;
     for span in spans {
         let parents = references(span, "CHILD_OF");
         roots += usize::from(parents.is_empty());
         assert!(parents.len() <= 1, "{span}");
         for other in parents.iter().chain(&references(span, "FOLLOWS_FROM")) {
-            assert!(ids.contains(other), "{span} points to nothing");
+            assert!(ids.contains(other), "{span} refers to a missing span");
         }
         assert!(span["warnings"].is_null(), "{span}");
     }
@@ -242,7 +243,7 @@ pub fn id(span: &Value) -> String {
     span["spanID"].as_str().unwrap().to_owned()
 }
 
-/// The spans that this one refers to: `CHILD_OF` its parent, `FOLLOWS_FROM` those it links to.
+/// Ids of the spans that this one refers to: `CHILD_OF` is the parent, `FOLLOWS_FROM` are links.
 pub fn references(span: &Value, kind: &str) -> Vec<String> {
     list(span, "references")
         .iter()
@@ -267,7 +268,7 @@ fn set(expected: &[&str]) -> BTreeSet<String> {
     expected.iter().map(|tag| (*tag).to_owned()).collect()
 }
 
-/// The one span of this name.
+/// The only span with this name.
 fn named<'a>(trace: &'a Value, name: &str) -> &'a Value {
     let mut found = list(trace, "spans")
         .iter()
@@ -279,7 +280,7 @@ fn named<'a>(trace: &'a Value, name: &str) -> &'a Value {
     span
 }
 
-fn assert_as_in_the_formats(trace: &Value, incident: &str) {
+fn assert_documented_format(trace: &Value, incident: &str) {
     let episode = format!("tailback.episode.id={}a", &incident[..15]);
     let scope = format!("otel.scope.version={}", env!("CARGO_PKG_VERSION"));
     let common = ["otel.scope.name=tailback", &scope, "span.kind=internal"];
@@ -425,6 +426,7 @@ fn assert_resource_of_the_service(trace: &Value) {
     assert_eq!(tags, set(&expected));
 }
 
+/// Starts Jaeger; `None` if it is not installed, and `test` is reported as skipped.
 pub fn start(test: &str) -> Option<Jaeger> {
     if jaeger::find().is_none() {
         skip::skip(test, "Jaeger is not installed: cargo xtask setup");
@@ -451,12 +453,12 @@ fn jaeger_shows_a_growing_incident_complete_at_every_step_over_http_and_grpc() {
             let mut config = config(&url);
             config.gzip = gzip;
             let exporter = Exporter::start(&config).unwrap();
-            let trace = tell(&exporter, &jaeger, &incident, story(&incident));
-            assert_as_in_the_formats(&trace, &incident);
+            let trace = send_story(&exporter, &jaeger, &incident, story(&incident));
+            assert_documented_format(&trace, &incident);
             assert_resource_of_the_service(&trace);
-            let stats = settled(&exporter);
+            let stats = wait_settled(&exporter);
             assert_eq!((stats.delivered, stats.requests), (8, 8));
-            assert!(said(&exporter).is_empty());
+            assert!(notices(&exporter).is_empty());
         }
     }
 }
@@ -478,10 +480,10 @@ fn jaeger_started_late_shows_the_whole_incident() {
             .for_each(|batch| exporter.send(batch));
     }
     let tried = || Ok(Some(()).filter(|()| exporter.stats().retries > 0));
-    wait::until("a try", PATIENCE, tried).unwrap();
+    wait::until("a retry", DEADLINE, tried).unwrap();
     let jaeger = Jaeger::start_on(Some(port)).unwrap();
-    assert_eq!(settled(&exporter).delivered, 8);
+    assert_eq!(wait_settled(&exporter).delivered, 8);
     let trace = jaeger.trace(incident).unwrap().unwrap();
     assert_whole(&trace);
-    assert_as_in_the_formats(&trace, incident);
+    assert_documented_format(&trace, incident);
 }

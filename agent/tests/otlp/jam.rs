@@ -1,5 +1,5 @@
-//! The real Jaeger shows a jam of several services as one trace: each under its own name, and the victims point to the
-//! culprit.
+//! A real Jaeger shows an incident across several services as one trace. Each service appears under its own name, and the
+//! victims link to the root cause.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -17,9 +17,9 @@ use tailback::{
 use tailback_tests::wait;
 
 use crate::{
-    collector::PATIENCE,
-    jaeger::{assert_whole, at, episode, id, list, queue_id, references, start, tags, tell},
-    spans::{config, said, settled},
+    collector::DEADLINE,
+    jaeger::{assert_whole, at, episode, id, list, queue_id, references, send_story, start, tags},
+    spans::{config, notices, wait_settled},
 };
 
 const INCIDENT: &str = "5b8aa5a2d2c872e8321cf37308d69df2";
@@ -97,7 +97,7 @@ fn opened(episode: &Episode) -> Event {
     }))
 }
 
-fn held(episode: &Episode, index: u32, from: Instant, to: Instant) -> Event {
+fn cause(episode: &Episode, index: u32, from: Instant, to: Instant) -> Event {
     Event::Cause(Box::new(CauseStretch {
         episode: episode.id.clone(),
         incident: INCIDENT.to_owned(),
@@ -109,8 +109,8 @@ fn held(episode: &Episode, index: u32, from: Instant, to: Instant) -> Event {
     }))
 }
 
-/// The gateway waits for the shop, and that for the database, which has a queue of its own later on; with the number
-/// of spans there are after each event.
+/// The gateway waits for the shop, and the shop for the database, whose own queue opens later. Each event has the expected
+/// number of spans after it.
 fn story() -> Vec<(Event, usize)> {
     let path = [
         hop(
@@ -161,11 +161,11 @@ fn story() -> Vec<(Event, usize)> {
         ),
         (opened(&shop), 2),
         (opened(&gateway), 3),
-        // The shop shows itself, the database does not: one span for it, one for the gateway.
-        (held(&gateway, 0, at(9), at(12)), 5),
-        (held(&shop, 0, at(9), at(12)), 7),
+        // The shop has an episode of its own, the database has not: one span for the database, one for the gateway.
+        (cause(&gateway, 0, at(9), at(12)), 5),
+        (cause(&shop, 0, at(9), at(12)), 7),
         (opened(&database), 8),
-        (held(&shop, 1, at(12), at(15)), 9),
+        (cause(&shop, 1, at(12), at(15)), 9),
         (Event::Episode(Box::new(database)), 10),
         (Event::Episode(Box::new(shop)), 11),
         (Event::Episode(Box::new(gateway)), 12),
@@ -180,7 +180,7 @@ fn story() -> Vec<(Event, usize)> {
     ]
 }
 
-/// The spans of this name and service, in the order of their start.
+/// Spans of this service and name, sorted by start time.
 fn of_service<'a>(trace: &'a Value, service: &str, name: &str) -> Vec<&'a Value> {
     let named = |span: &&Value| {
         let process = span["processID"].as_str().unwrap();
@@ -196,9 +196,9 @@ fn jaeger_shows_a_jam_of_several_services_as_one_trace_with_links_to_the_root_ca
     let test = "jaeger_shows_a_jam_of_several_services_as_one_trace_with_links_to_the_root_cause";
     let Some(jaeger) = start(test) else { return };
     let exporter = Exporter::start(&config(&jaeger.otlp_http())).unwrap();
-    let trace = tell(&exporter, &jaeger, INCIDENT, story());
-    assert_eq!(settled(&exporter).delivered, 12);
-    assert!(said(&exporter).is_empty());
+    let trace = send_story(&exporter, &jaeger, INCIDENT, story());
+    assert_eq!(wait_settled(&exporter).delivered, 12);
+    assert!(notices(&exporter).is_empty());
     assert_whole(&trace);
 
     let services = ["jam-gateway", "jam-postgres", "jam-shop"].map(str::to_owned);
@@ -211,7 +211,7 @@ fn jaeger_shows_a_jam_of_several_services_as_one_trace_with_links_to_the_root_ca
         let listed = jaeger.services()?;
         Ok(Some(()).filter(|()| services.iter().all(|name| listed.contains(name))))
     };
-    wait::until("all services in Jaeger's list", PATIENCE, listed).unwrap();
+    wait::until("all services in Jaeger", DEADLINE, listed).unwrap();
 
     let [root] = of_service(&trace, "jam-shop", "queue.incident")[..] else {
         panic!("{trace}")
@@ -229,21 +229,21 @@ fn jaeger_shows_a_jam_of_several_services_as_one_trace_with_links_to_the_root_ca
         assert_eq!(references(onset, "CHILD_OF"), [id(root)]);
     }
 
-    // While the database has no queue of its own, the jams lead to it.
-    let led_to = of_service(&trace, "jam-postgres", "queue.cause lock_contention");
-    let parents: BTreeSet<_> = led_to
+    // While the database has no episode of its own, spans under its name are the root cause.
+    let root_causes = of_service(&trace, "jam-postgres", "queue.cause lock_contention");
+    let parents: BTreeSet<_> = root_causes
         .iter()
         .flat_map(|span| references(span, "CHILD_OF"))
         .collect();
-    assert_eq!(led_to.len(), 2);
+    assert_eq!(root_causes.len(), 2);
     assert_eq!(parents, BTreeSet::from([id(shop), id(gateway)]));
     let causes = of_service(&trace, "jam-shop", "queue.cause downstream_slow");
     assert_eq!(causes.len(), 2);
     let [early] = &references(causes[0], "FOLLOWS_FROM")[..] else {
         panic!("{:?}", causes[0])
     };
-    assert!(led_to.iter().any(|span| id(span) == *early));
-    // Then to its onset; also when its episode is over.
+    assert!(root_causes.iter().any(|span| id(span) == *early));
+    // Later the links go to its onset, even after its episode is over.
     assert_eq!(references(causes[1], "FOLLOWS_FROM"), [id(database)]);
     for service in ["jam-shop", "jam-gateway"] {
         let whole = one(service, "queue.saturation accept");

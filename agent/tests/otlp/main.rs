@@ -1,4 +1,4 @@
-//! Delivery of spans to collectors: scripted ones that fail in every way, and the real Jaeger.
+//! Delivery of spans: to scripted collectors that fail in every way, and to a real Jaeger.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

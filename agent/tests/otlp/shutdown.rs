@@ -1,4 +1,4 @@
-//! Leaving in time.
+//! Shutdown within a deadline.
 
 use std::time::{Duration, Instant};
 
@@ -6,11 +6,11 @@ use tailback::emit::otlp::{Exporter, OtlpConfig, Reason, Summary};
 use tailback_tests::ports;
 
 use crate::{
-    collector::{Collector, PATIENCE, Say, Seen, Speaks},
+    collector::{Collector, DEADLINE, Protocol, Received, Reply},
     spans::{config, exporter, roots},
 };
 
-/// How much later than its deadline a shutdown may end on a busy machine.
+/// Allowed overrun of the deadline on a busy machine.
 const SLACK: Duration = Duration::from_secs(1);
 
 fn shut_down_within(exporter: Exporter, within: Duration) -> Summary {
@@ -28,22 +28,25 @@ fn shut_down_within(exporter: Exporter, within: Duration) -> Summary {
 
 #[test]
 fn shutdown_delivers_pending_spans() {
-    let collector = Collector::start(Speaks::Http, vec![Say::status(503)]);
+    let collector = Collector::start(Protocol::Http, vec![Reply::status(503)]);
     let exporter = exporter(&collector.url());
     for id in 1..=100 {
         exporter.send(roots([id]));
     }
-    let summary = shut_down_within(exporter, PATIENCE);
+    let summary = shut_down_within(exporter, DEADLINE);
     assert!(summary.is_complete(), "{summary}");
     let requests = collector.rest();
-    let ids: Vec<_> = requests[1..].iter().flat_map(Seen::ids).collect();
+    let ids: Vec<_> = requests[1..].iter().flat_map(Received::ids).collect();
     assert_eq!(ids, (1..=100).collect::<Vec<_>>());
-    assert!(summary.took < PATIENCE / 2, "it leaves when it is done");
+    assert!(
+        summary.took < DEADLINE / 2,
+        "shutdown returns when everything is delivered"
+    );
 }
 
 #[test]
 fn shutdown_abandons_a_hanging_collector_at_the_deadline() {
-    let collector = Collector::start(Speaks::Http, vec![Say::Hang]);
+    let collector = Collector::start(Protocol::Http, vec![Reply::Hang]);
     let exporter = exporter(&collector.url());
     exporter.send(roots([1, 2]));
     collector.next();
@@ -74,16 +77,16 @@ fn shutdown_retries_a_missing_collector_until_the_deadline() {
 
 #[test]
 fn shutdown_does_not_wait_for_a_retry_after_beyond_the_deadline() {
-    let collector = Collector::start(Speaks::Http, vec![Say::retry_after(503, "60")]);
+    let collector = Collector::start(Protocol::Http, vec![Reply::retry_after(503, "60")]);
     let exporter = exporter(&collector.url());
     exporter.send(roots([1]));
     collector.next();
-    let summary = shut_down_within(exporter, PATIENCE);
-    assert!(summary.took < PATIENCE / 2, "{:?}", summary.took);
+    let summary = shut_down_within(exporter, DEADLINE);
+    assert!(summary.took < DEADLINE / 2, "{:?}", summary.took);
     assert_eq!(summary.stats.dropped_by[&Reason::Shutdown], 1);
     assert!(
         collector.rest().is_empty(),
-        "it was asked not to come back before"
+        "no retry before the requested time"
     );
 }
 
@@ -99,20 +102,20 @@ fn shutdown_abandons_an_unresolvable_name_at_the_deadline() {
 
 #[test]
 fn shutdown_of_an_idle_exporter_and_drop_return_immediately() {
-    let collector = Collector::start(Speaks::Http, vec![Say::Hang]);
+    let collector = Collector::start(Protocol::Http, vec![Reply::Hang]);
     let began = Instant::now();
-    let summary = exporter(&collector.url()).shutdown(PATIENCE);
+    let summary = exporter(&collector.url()).shutdown(DEADLINE);
     assert_eq!(
         summary.to_string(),
         format!("0 of 0 spans delivered to {}/v1/traces", collector.url())
     );
     let config = OtlpConfig {
-        timeout: PATIENCE,
+        timeout: DEADLINE,
         ..config(&collector.url())
     };
     let dropped = Exporter::start(&config).unwrap();
     dropped.send(roots([1]));
     collector.next();
     drop(dropped);
-    assert!(began.elapsed() < PATIENCE / 2);
+    assert!(began.elapsed() < DEADLINE / 2);
 }

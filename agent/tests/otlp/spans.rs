@@ -1,4 +1,4 @@
-//! Spans and exporters for tests of the delivery.
+//! Spans and exporters for the delivery tests.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,9 +16,9 @@ use tailback::emit::{
 };
 use tailback_tests::wait;
 
-use crate::collector::PATIENCE;
+use crate::collector::DEADLINE;
 
-/// Known by its number; `parent` 0: a root.
+/// A span with this id; `parent` 0 makes it a root.
 pub fn span(id: u64, parent: u64) -> SpanData {
     let state = TraceState::NONE;
     let context = SpanContext::new(
@@ -67,7 +67,7 @@ pub fn roots(ids: impl IntoIterator<Item = u64>) -> Batch {
     batch("shop", ids.into_iter().map(|id| span(id, 0)).collect())
 }
 
-/// As `--otlp URL` gives it, less patient.
+/// The configuration of `--otlp URL`, with shorter retry delays.
 pub fn config(url: &str) -> OtlpConfig {
     let config = OtlpConfig::resolve(Some(url), &|_| None).unwrap().unwrap();
     let retry = Retry {
@@ -82,10 +82,10 @@ pub fn exporter(url: &str) -> Exporter {
     Exporter::start(&config(url)).unwrap()
 }
 
-/// Waits until nothing waits to be sent; says what became of it all.
-pub fn settled(exporter: &Exporter) -> OtlpStats {
+/// Waits until no span is pending and returns the statistics.
+pub fn wait_settled(exporter: &Exporter) -> OtlpStats {
     let none_waits = || Ok(Some(exporter.stats()).filter(|stats| stats.waiting == 0));
-    let stats = wait::until("the end of all deliveries", PATIENCE, none_waits).unwrap();
+    let stats = wait::until("the end of delivery", DEADLINE, none_waits).unwrap();
     assert_eq!(
         stats.handed,
         stats.delivered + stats.rejected + stats.dropped()
@@ -93,8 +93,8 @@ pub fn settled(exporter: &Exporter) -> OtlpStats {
     stats
 }
 
-/// The codes and texts of what was said.
-pub fn said(exporter: &Exporter) -> Vec<(String, String)> {
+/// Codes and texts of the notices.
+pub fn notices(exporter: &Exporter) -> Vec<(String, String)> {
     exporter
         .notices()
         .into_iter()
@@ -102,6 +102,6 @@ pub fn said(exporter: &Exporter) -> Vec<(String, String)> {
         .collect()
 }
 
-pub fn codes(said: &[(String, String)]) -> Vec<&str> {
-    said.iter().map(|(code, _)| code.as_str()).collect()
+pub fn codes(notices: &[(String, String)]) -> Vec<&str> {
+    notices.iter().map(|(code, _)| code.as_str()).collect()
 }

@@ -1,4 +1,4 @@
-//! Encrypted.
+//! Delivery over TLS.
 
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use tailback::emit::otlp::{Exporter, OtlpConfig, TlsFiles};
@@ -10,12 +10,12 @@ use tokio_rustls::rustls::{
 };
 
 use crate::{
-    collector::{Collector, PATIENCE, Speaks},
-    spans::{config, roots, said, settled},
+    collector::{Collector, DEADLINE, Protocol},
+    spans::{config, notices, roots, wait_settled},
 };
 
-/// A collector for 127.0.0.1, and the certificate of the authority that vouches for it.
-fn encrypted(speaks: Speaks) -> (Collector, String) {
+/// A TLS collector on 127.0.0.1, and the PEM certificate of its CA.
+fn tls_collector(protocol: Protocol) -> (Collector, String) {
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
@@ -29,14 +29,19 @@ fn encrypted(speaks: Speaks) -> (Collector, String) {
         .with_no_client_auth()
         .with_single_cert(vec![certificate.der().clone()], key)
         .unwrap();
-    if speaks == Speaks::Grpc {
+    if protocol == Protocol::Grpc {
         tls.alpn_protocols = vec![b"h2".to_vec()];
     }
-    (Collector::with_tls(speaks, tls), authority.pem())
+    (Collector::with_tls(protocol, tls), authority.pem())
 }
 
-fn exporter(collector: &Collector, speaks: Speaks, authority: &str, temp: &TempDir) -> Exporter {
-    let scheme = if speaks == Speaks::Grpc {
+fn exporter(
+    collector: &Collector,
+    protocol: Protocol,
+    authority: &str,
+    temp: &TempDir,
+) -> Exporter {
+    let scheme = if protocol == Protocol::Grpc {
         "grpcs"
     } else {
         "https"
@@ -52,29 +57,29 @@ fn exporter(collector: &Collector, speaks: Speaks, authority: &str, temp: &TempD
 
 #[test]
 fn spans_go_encrypted_to_a_collector_with_a_trusted_certificate() {
-    for speaks in [Speaks::Http, Speaks::Grpc] {
+    for protocol in [Protocol::Http, Protocol::Grpc] {
         let temp = TempDir::new("otlp-tls").unwrap();
-        let (collector, authority) = encrypted(speaks);
-        let exporter = exporter(&collector, speaks, &authority, &temp);
+        let (collector, authority) = tls_collector(protocol);
+        let exporter = exporter(&collector, protocol, &authority, &temp);
         exporter.send(roots([1, 2]));
-        assert_eq!(settled(&exporter).delivered, 2);
+        assert_eq!(wait_settled(&exporter).delivered, 2);
         assert_eq!(collector.next().ids(), [1, 2]);
     }
 }
 
 #[test]
 fn no_spans_go_to_a_collector_with_an_untrusted_certificate() {
-    for speaks in [Speaks::Http, Speaks::Grpc] {
+    for protocol in [Protocol::Http, Protocol::Grpc] {
         let temp = TempDir::new("otlp-tls").unwrap();
-        let (collector, _) = encrypted(speaks);
-        let (_, another) = encrypted(speaks);
-        let exporter = exporter(&collector, speaks, &another, &temp);
+        let (collector, _) = tls_collector(protocol);
+        let (_, other_ca) = tls_collector(protocol);
+        let exporter = exporter(&collector, protocol, &other_ca, &temp);
         exporter.send(roots([1]));
         let tried = || Ok(Some(()).filter(|()| exporter.stats().retries > 0));
-        wait::until("a try", PATIENCE, tried).unwrap();
+        wait::until("a retry", DEADLINE, tried).unwrap();
         assert!(collector.rest().is_empty());
         assert_eq!(exporter.stats().waiting, 1);
-        let text = &said(&exporter)[0].1;
+        let text = &notices(&exporter)[0].1;
         assert!(
             text.contains("cannot be reached: invalid peer certificate"),
             "{text}"
