@@ -141,7 +141,7 @@ fn incident_over(test: &str, protocol: &str, endpoint: impl Fn(&Jaeger) -> Strin
         .wait_for("the target", DEADLINE, |event| event.is("target"))
         .unwrap();
 
-    // Nothing accepts, so the queue stands.
+    // Nothing accepts, so a standing queue forms.
     let clients: Vec<TcpStream> = (0..5)
         .map(|_| TcpStream::connect(address).unwrap())
         .collect();

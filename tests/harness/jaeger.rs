@@ -117,15 +117,15 @@ impl Jaeger {
 
     /// The `data` of a response.
     fn ask(&self, path: &str) -> Result<Option<Value>> {
-        let answer = http::get(self.query(), path, ANSWER)?;
-        if answer.status == 404 {
+        let response = http::get(self.query(), path, ANSWER)?;
+        if response.status == 404 {
             return Ok(None);
         }
-        if answer.status != 200 {
-            let body = String::from_utf8_lossy(&answer.body).into_owned();
-            bail!("Jaeger responded {} to {path}: {body}", answer.status);
+        if response.status != 200 {
+            let body = String::from_utf8_lossy(&response.body).into_owned();
+            bail!("Jaeger responded {} to {path}: {body}", response.status);
         }
-        let mut body: Value = serde_json::from_slice(&answer.body)
+        let mut body: Value = serde_json::from_slice(&response.body)
             .with_context(|| format!("read Jaeger's response to {path}"))?;
         Ok(body
             .get_mut("data")

@@ -111,12 +111,12 @@ impl Nginx {
 
     /// Requests served, from its own status page.
     pub fn requests(&self) -> Result<u64> {
-        let answer = http::get(self.address(), "/status", START)?;
-        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        let response = http::get(self.address(), "/status", START)?;
+        let text = String::from_utf8_lossy(&response.body).into_owned();
         // server accepts handled requests
         //  1 1 17
         let counts = text.lines().nth(2).unwrap_or_default();
-        match (answer.status, counts.split_whitespace().nth(2)) {
+        match (response.status, counts.split_whitespace().nth(2)) {
             (200, Some(requests)) => requests
                 .parse()
                 .with_context(|| format!("read nginx's status {text:?}")),
@@ -189,8 +189,8 @@ mod tests {
         }
         let nginx = Nginx::start(1).unwrap();
         let before = nginx.requests().unwrap();
-        let answer = http::get(nginx.address(), "/", START).unwrap();
-        assert_eq!((answer.status, answer.body.len()), (200, 1000));
+        let response = http::get(nginx.address(), "/", START).unwrap();
+        assert_eq!((response.status, response.body.len()), (200, 1000));
         assert_eq!(nginx.requests().unwrap() - before, 2);
     }
 }

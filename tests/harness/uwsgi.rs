@@ -147,12 +147,12 @@ impl Uwsgi {
             stats_port,
             _temp: temp,
         };
-        let answer = wait::until("a response from uWSGI", START, || {
+        let response = wait::until("a response from uWSGI", START, || {
             uwsgi.process.check_running()?;
             Ok(http::get(uwsgi.address(), "/", START).ok())
         })?;
-        if answer.status != 200 {
-            bail!("the application in uWSGI responded {}", answer.status);
+        if response.status != 200 {
+            bail!("the application in uWSGI responded {}", response.status);
         }
         Ok(uwsgi)
     }

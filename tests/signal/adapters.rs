@@ -340,8 +340,8 @@ fn prometheus(metrics: SocketAddr) -> Result<()> {
         let Some((_, body)) = response.ok().filter(|(head, _)| head.contains(" 200 ")) else {
             return Ok(None);
         };
-        let answer: Value = serde_json::from_str(&body)?;
-        let value = answer["data"]["result"][0]["value"][1].as_str();
+        let response: Value = serde_json::from_str(&body)?;
+        let value = response["data"]["result"][0]["value"][1].as_str();
         Ok(value.map(str::parse).transpose()?)
     };
     wait::until_ok("the recorded values of the service", SOON, || {

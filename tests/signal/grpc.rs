@@ -210,39 +210,43 @@ fn keda_gets_the_load_and_no_value_where_it_is_unknown() -> Result<()> {
     })?;
     let query = |metadata: &[&str]| -> Result<Value> {
         let mut command = Command::new(&scaler);
-        let said = run(command.arg(format!("127.0.0.1:{port}")).args(metadata))?;
-        serde_json::from_str(&said).with_context(|| format!("parse the scaler's output {said:?}"))
+        let response = run(command.arg(format!("127.0.0.1:{port}")).args(metadata))?;
+        serde_json::from_str(&response)
+            .with_context(|| format!("parse the scaler's output {response:?}"))
     };
-    let said = query(&["target=shop", "targetLoad=0.7"])?;
+    let response = query(&["target=shop", "targetLoad=0.7"])?;
     ensure!(
-        said["active"] == true && said["stream_active"] == true,
-        "{said}"
+        response["active"] == true && response["stream_active"] == true,
+        "{response}"
     );
-    let (spec, value) = (&said["spec"][0], &said["metrics"][0]);
+    let (spec, value) = (&response["spec"][0], &response["metrics"][0]);
     ensure!(
         spec["metricName"] == "tailback_load" && spec["targetSizeFloat"] == 0.7,
-        "{said}"
+        "{response}"
     );
     // It accepts nothing: the load is capped at 2.
     ensure!(
         value["metricName"] == "tailback_load"
             && value["metricValueFloat"] == 2.0
             && value["metricValue"] == 2,
-        "{said}"
+        "{response}"
     );
     ensure!(
-        said["stream_spec"]
+        response["stream_spec"]
             .as_str()
             .is_some_and(|error| error.starts_with("Unimplemented")),
-        "KEDA falls back to the spec where it is not streamed: {said}"
+        "KEDA falls back to the spec where it is not streamed: {response}"
     );
-    let said = query(&["target=shop", "metric=mean"])?;
-    ensure!(said["metrics"][0]["metricValueFloat"] == 2.0, "{said}");
-    let said = query(&["target=shop", "activationLoad=2.5"])?;
-    ensure!(said["active"] == false, "{said}");
+    let response = query(&["target=shop", "metric=mean"])?;
+    ensure!(
+        response["metrics"][0]["metricValueFloat"] == 2.0,
+        "{response}"
+    );
+    let response = query(&["target=shop", "activationLoad=2.5"])?;
+    ensure!(response["active"] == false, "{response}");
 
-    let code = |said: &Value, code: &str| {
-        said["metrics"]
+    let code = |response: &Value, code: &str| {
+        response["metrics"]
             .as_str()
             .is_some_and(|error| error.starts_with(code))
     };
@@ -251,8 +255,8 @@ fn keda_gets_the_load_and_no_value_where_it_is_unknown() -> Result<()> {
         (&[], "InvalidArgument"),
         (&["target=shop", "targetLoad=much"], "InvalidArgument"),
     ] {
-        let said = query(metadata)?;
-        ensure!(code(&said, expected), "{metadata:?}: {said}");
+        let response = query(metadata)?;
+        ensure!(code(&response, expected), "{metadata:?}: {response}");
     }
     stage.agent.process().signal(Signal::KILL)?;
     wait::until("no value without an agent", SOON, || {

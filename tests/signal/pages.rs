@@ -272,21 +272,27 @@ fn a_container_reads_the_page_of_its_service_through_a_mounted_folder() -> Resul
         let before = container.before(&options)?;
         let mut podman = Command::new(&before[0]);
         podman.args(&before[1..]);
-        let said = run(podman.args(["/usr/bin/python3", "/reader.py", "/run/tailback/page"]))?;
-        serde_json::from_str(&said).with_context(|| format!("parse the reader's output {said:?}"))
+        let page_json = run(podman.args(["/usr/bin/python3", "/reader.py", "/run/tailback/page"]))?;
+        serde_json::from_str(&page_json)
+            .with_context(|| format!("parse the reader's output {page_json:?}"))
     };
     // On a busy machine the page may briefly go stale.
     wait::until_ok("the page inside the container", SOON, || {
-        let said = read()?;
+        let page_json = read()?;
         ensure!(
-            said["alive"] == true && said["admit"] == 0.05 && said["entries"][0]["depth"] == 20,
-            "{said}"
+            page_json["alive"] == true
+                && page_json["admit"] == 0.05
+                && page_json["entries"][0]["depth"] == 20,
+            "{page_json}"
         );
         Ok(())
     })?;
     stage.agent.process().signal(Signal::KILL)?;
     stage.wait("a stale page", |pressure| !pressure.alive)?;
-    let said = read()?;
-    ensure!(said["alive"] == false && said["admit"] == 1.0, "{said}");
+    let page_json = read()?;
+    ensure!(
+        page_json["alive"] == false && page_json["admit"] == 1.0,
+        "{page_json}"
+    );
     Ok(())
 }

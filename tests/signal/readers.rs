@@ -114,34 +114,37 @@ fn every_reader_reads_the_published_page_and_no_pressure_without_one() -> Result
             serde_json::from_str(&text)
                 .with_context(|| format!("parse the output of {language}: {text:?}"))
         };
-        let said = read(&stage.page())?;
+        let page_json = read(&stage.page())?;
         let page = Page::open(stage.page());
         let (own, entries) = (page.pressure(), page.entries());
         ensure!(
-            said["alive"] == true && said["pid"] == service.pid(),
-            "{language}: {said}"
+            page_json["alive"] == true && page_json["pid"] == service.pid(),
+            "{language}: {page_json}"
         );
         ensure!(
-            said["admit"] == own.admit && said["retry_after_ms"].as_u64() >= Some(1_000),
-            "{language}: {said}"
+            page_json["admit"] == own.admit && page_json["retry_after_ms"].as_u64() >= Some(1_000),
+            "{language}: {page_json}"
         );
         ensure!(
-            said["oldest_age_ns"].as_u64() > Some(500_000_000) && said["time_to_full_ns"].is_null(),
-            "{language}: {said}"
+            page_json["oldest_age_ns"].as_u64() > Some(500_000_000)
+                && page_json["time_to_full_ns"].is_null(),
+            "{language}: {page_json}"
         );
         ensure!(
-            said["load"] == own.load && own.load > 1.0 && said["cpu"].is_number(),
-            "{language}: {said}"
+            page_json["load"] == own.load && own.load > 1.0 && page_json["cpu"].is_number(),
+            "{language}: {page_json}"
         );
         ensure!(
-            said["concurrency"].as_u64() == own.concurrency.map(u64::from)
-                && said["max_queue_wait_ns"].as_u64().map(Duration::from_nanos)
+            page_json["concurrency"].as_u64() == own.concurrency.map(u64::from)
+                && page_json["max_queue_wait_ns"]
+                    .as_u64()
+                    .map(Duration::from_nanos)
                     == own.max_queue_wait
                 && own.max_queue_wait.is_some(),
-            "{language}: {said}"
+            "{language}: {page_json}"
         );
-        let queues = said["entries"].as_array().context("no entries")?;
-        ensure!(queues.len() == entries.len(), "{language}: {said}");
+        let queues = page_json["entries"].as_array().context("no entries")?;
+        ensure!(queues.len() == entries.len(), "{language}: {page_json}");
         let (first, own) = (&queues[0], entries[0]);
         ensure!(
             first["kind"] == "accept"
@@ -150,10 +153,12 @@ fn every_reader_reads_the_published_page_and_no_pressure_without_one() -> Result
                 && first["limit"] == own.limit.unwrap_or(0),
             "{language}: {first}"
         );
-        let said = read(Path::new("/nonexistent/page"))?;
+        let page_json = read(Path::new("/nonexistent/page"))?;
         ensure!(
-            said["alive"] == false && said["admit"] == 1.0 && said["max_queue_wait_ns"].is_null(),
-            "{language}: {said}"
+            page_json["alive"] == false
+                && page_json["admit"] == 1.0
+                && page_json["max_queue_wait_ns"].is_null(),
+            "{language}: {page_json}"
         );
     }
     Ok(())
@@ -200,17 +205,17 @@ fn no_reader_sees_a_torn_page() -> Result<()> {
             Ok(Page::open(&page).pressure().alive.then_some(()))
         })?;
         for program in &programs {
-            let said = run(Command::new(program)
+            let output = run(Command::new(program)
                 .arg(&page)
                 .args([what, &reads.to_string()]))?;
-            println!("{} {what}: {said}", program.display());
-            ensure!(said.contains("torn 0 "), "{said}");
-            let unsettled = said
+            println!("{} {what}: {output}", program.display());
+            ensure!(output.contains("torn 0 "), "{output}");
+            let unsettled = output
                 .split("unsettled ")
                 .nth(1)
                 .and_then(|rest| rest.split_whitespace().next());
             let unsettled: u64 = unsettled.context("no count")?.parse()?;
-            ensure!(unsettled < reads / 2, "{said}");
+            ensure!(unsettled < reads / 2, "{output}");
         }
         writer.check_running()?;
     }

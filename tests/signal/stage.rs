@@ -99,9 +99,9 @@ impl Stage {
         let mut stream = UnixStream::connect(self.directory.join("agent.sock"))?;
         stream.set_read_timeout(Some(SOON))?;
         stream.write_all(line.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        let mut response = String::new();
+        stream.read_to_string(&mut response)?;
+        Ok(response)
     }
 
     /// Pid of the adapter process.
@@ -157,9 +157,9 @@ pub fn get(to: SocketAddr, path: &str) -> Result<(String, String)> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: tailback\r\nConnection: close\r\n\r\n");
     // In one write: a small server reads only once.
     stream.write_all(request.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let (head, body) = response
         .split_once("\r\n\r\n")
         .context("the response is not HTTP")?;
     Ok((head.to_owned(), body.to_owned()))

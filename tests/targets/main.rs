@@ -104,12 +104,12 @@ fn check_one_target(
     let (depth, limit) = ss::sums(None, address.port())?;
     ensure!(
         number(queues[0], "depth")? == depth,
-        "ss says {depth}: {}",
+        "depth {depth} in ss: {}",
         queues[0]
     );
     ensure!(
         number(queues[0], "limit")? == limit,
-        "ss says {limit}: {}",
+        "limit {limit} in ss: {}",
         queues[0]
     );
     ensure!(

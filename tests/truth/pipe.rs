@@ -75,7 +75,7 @@ fn the_depth_of_a_pipe_matches_fionread() -> Result<()> {
         let known = (*buffers <= 16).then_some(truth as f64);
         if ours != (*buffers, ring as u64) || bytes != known {
             wrong.push(format!(
-                "{queue}: want {buffers} of {ring} buffers, {known:?} bytes"
+                "{queue}: expected {buffers} of {ring} buffers, {known:?} bytes"
             ));
         }
     }

@@ -269,7 +269,7 @@ impl Service {
             }
             Reply::Rejected(rejected_spans, message) => Ok(self.accepted(rejected_spans, message)),
             Reply::Hang => std::future::pending().await,
-            Reply::Break => Err("as the script says"),
+            Reply::Break => Err("scripted disconnect"),
         }
     }
 

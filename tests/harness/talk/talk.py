@@ -17,7 +17,7 @@ import time
 LOCK = threading.Lock()
 
 
-def say(*words):
+def log(*words):
     with LOCK:
         print(*words, flush=True)
 
@@ -77,7 +77,7 @@ def serve_one(connection, mode, work_ms, context):
         while True:
             began_ns, hidden = messages.take()
             pause(work_ms)
-            say("hidden" if hidden else "span", began_ns, respond(connection, mode))
+            log("hidden" if hidden else "span", began_ns, respond(connection, mode))
     except (EOFError, OSError):
         connection.close()
 
@@ -88,7 +88,7 @@ def serve(mode, work_ms, cert=None, key=None):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(cert, key)
     listener = socket.create_server(("127.0.0.1", 0), backlog=100)
-    say("listening 127.0.0.1:%d" % listener.getsockname()[1])
+    log("listening 127.0.0.1:%d" % listener.getsockname()[1])
     while True:
         connection, _ = listener.accept()
         threading.Thread(
@@ -113,7 +113,7 @@ def call(port, mode, think_ms, end, cert):
         connection.sendall((head + body) * depth)
         for number in range(depth):
             came_ns, _ = messages.take()
-            say("hidden" if number else "span", began_ns, came_ns)
+            log("hidden" if number else "span", began_ns, came_ns)
     connection.close()
 
 
@@ -127,7 +127,7 @@ def load(mode, port, connections, think_ms, seconds, cert=None):
         thread.start()
     for thread in threads:
         thread.join()
-    say("done")
+    log("done")
 
 
 {"serve": serve, "load": load}[sys.argv[1]](*sys.argv[2:])

@@ -44,7 +44,7 @@ func main() {
 	}
 	client := pb.NewTestServiceClient(connection)
 	var lock sync.Mutex
-	answers := map[string]int{}
+	completed := map[string]int{}
 	call := func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
@@ -53,10 +53,10 @@ func main() {
 		lock.Lock()
 		defer lock.Unlock()
 		if err != nil {
-			answers["error"]++
+			completed["error"]++
 			log.Print(err)
 		} else {
-			answers[who.Addr.String()]++
+			completed[who.Addr.String()]++
 		}
 	}
 	out := json.NewEncoder(os.Stdout)
@@ -68,10 +68,10 @@ func main() {
 			go call()
 		case <-second.C:
 			lock.Lock()
-			if err := out.Encode(answers); err != nil {
+			if err := out.Encode(completed); err != nil {
 				log.Fatal(err)
 			}
-			clear(answers)
+			clear(completed)
 			lock.Unlock()
 		}
 	}
