@@ -21,7 +21,7 @@ use crate::{
 const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
 /// Upper bound for the agent's CPU use in tests, as a share of one core. The default budget is 0.01, but on a busy machine
-/// the same work costs two or three times as much. The bound only tells a working budget from none.
+/// the same work costs two or three times as much. The bound only distinguishes a working budget from none.
 pub const MAX_CPU_SHARE: f64 = 0.04;
 
 /// Path of the binary: `TAILBACK_BIN`, else the release build of this checkout.

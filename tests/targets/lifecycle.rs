@@ -81,10 +81,10 @@ fn a_process_that_execs_another_program_is_renamed() -> Result<()> {
         return Ok(());
     }
     let folder = TempDir::new("exec")?;
-    let go = folder.path().join("go");
+    let trigger = folder.path().join("go");
     let script = format!(
         "until [ -e {} ]; do sleep 0.02; done; exec {SUBJECT} spin --threads 1",
-        go.display()
+        trigger.display()
     );
     let shell = Process::start("sh", Command::new("sh").args(["-c", &script]))?;
     let pid = shell.pid();
@@ -128,7 +128,7 @@ fn a_reused_pid_is_not_mistaken_for_the_target() -> Result<()> {
         tailback.display()
     );
     let folder = TempDir::new("reuse")?;
-    let go = folder.path().join("go");
+    let trigger = folder.path().join("go");
     let mut unshare = Command::new(program::need(&["unshare"])?);
     unshare.args([
         "--pid",
@@ -139,7 +139,7 @@ fn a_reused_pid_is_not_mistaken_for_the_target() -> Result<()> {
         "-c",
         &script,
     ]);
-    unshare.arg(&go);
+    unshare.arg(&trigger);
     let agent = Agent::start(&mut unshare)?;
     let first = agent.wait_for("the first process", SOON, |event| event.is("target"))?;
     let mark = agent.mark();

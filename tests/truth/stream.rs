@@ -172,8 +172,8 @@ fn unread_bytes_match_siocinq() -> Result<()> {
         let ours = number(sample.queue("recv", name)?, "depth")?;
         let result = format!("{bytes} bytes, {then:?}, {name}: agent {ours}, SIOCINQ {truth}");
         println!("{result}");
-        // For a closed connection the agent cannot tell a FIN, which takes a sequence number, from a reset, which takes
-        // none.
+        // For a closed connection the agent cannot distinguish a FIN, which takes a sequence number, from a reset, which
+        // takes none.
         let error = u64::from(matches!(then, Then::SenderResets));
         if ours.abs_diff(truth) > error {
             wrong.push(result);

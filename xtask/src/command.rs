@@ -1,5 +1,4 @@
-//! Programs that are run: each can be shown as the text that a person would type, and says what it was when it
-//! fails.
+//! Runs programs. A command can be displayed as a shell command line, and its errors contain it.
 
 use std::{
     ffi::OsStr,
@@ -14,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// One command line. Nothing is asked of a person: standard input is empty.
+/// One command line. Standard input is empty, so that no command can prompt.
 #[derive(Clone)]
 pub struct Cmd {
     program: String,
@@ -55,7 +54,7 @@ impl Cmd {
         self
     }
 
-    /// Give up after so long.
+    /// Kills the command after this time.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = Some(limit);
         self
@@ -65,7 +64,7 @@ impl Cmd {
         &self.program
     }
 
-    /// As [`Command`], for callers that want the streams.
+    /// As a [`Command`], for callers that need the streams.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command
@@ -78,24 +77,24 @@ impl Cmd {
         command
     }
 
-    /// Runs, and returns what was written to standard output.
+    /// Runs to completion and returns standard output.
     pub fn output(&self) -> Result<String> {
         let output = self
             .command()
             .output()
             .with_context(|| self.cannot_start())?;
         if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
+            let stderr = String::from_utf8_lossy(&output.stderr);
             bail!(
                 "`{self}` failed: {}: {}",
                 output.status,
-                last_lines(&said, 5)
+                last_lines(&stderr, 5)
             );
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Runs with its output appended to `log`; the error holds the last lines of it.
+    /// Runs with its output appended to `log`; an error contains the last lines.
     pub fn run_logged(&self, log: &Path) -> Result<()> {
         let mut file = OpenOptions::new()
             .create(true)
@@ -122,18 +121,18 @@ impl Cmd {
                 child.kill().with_context(|| format!("stop `{self}`"))?;
                 child.wait().with_context(|| format!("wait for `{self}`"))?;
                 bail!(
-                    "`{self}` was given up after {:?}",
+                    "`{self}` timed out after {:?}",
                     self.limit.unwrap_or_default()
                 );
             }
             thread::sleep(Duration::from_millis(20));
         };
         if !status.success() {
-            let said = fs::read(log).unwrap_or_default();
-            let said = said.get(usize::try_from(before)?..).unwrap_or_default();
+            let logged = fs::read(log).unwrap_or_default();
+            let logged = logged.get(usize::try_from(before)?..).unwrap_or_default();
             bail!(
-                "`{self}` failed: {status}\n{}\n(all of it: {})",
-                last_lines(&String::from_utf8_lossy(said), 12),
+                "`{self}` failed: {status}\n{}\n(full log: {})",
+                last_lines(&String::from_utf8_lossy(logged), 12),
                 log.display()
             );
         }
@@ -145,7 +144,7 @@ impl Cmd {
     }
 }
 
-/// As a person would type it.
+/// As a shell command line.
 impl fmt::Display for Cmd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(folder) = &self.folder {
@@ -175,7 +174,7 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// The last `count` lines that hold anything, indented.
+/// The last `count` non-empty lines, indented.
 pub fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text
         .lines()
@@ -193,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_is_shown_as_one_would_type_it() {
+    fn a_command_is_displayed_as_a_shell_command_line() {
         let cmd = Cmd::new("make")
             .arg("it's")
             .arg("all")
@@ -203,27 +202,27 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_command_says_its_last_words() -> Result<()> {
+    fn a_failed_command_reports_its_last_lines() -> Result<()> {
         let log = std::env::temp_dir().join(format!("tailback-command-{}", std::process::id()));
-        let cmd = Cmd::new("sh").args(["-c", "echo no such luck; exit 3"]);
+        let cmd = Cmd::new("sh").args(["-c", "echo a last line; exit 3"]);
         let error = cmd.run_logged(&log).expect_err("the command fails");
         fs::remove_file(&log)?;
         assert!(
             error
                 .to_string()
-                .contains("exit status: 3\n    no such luck"),
+                .contains("exit status: 3\n    a last line"),
             "{error}"
         );
         Ok(())
     }
 
     #[test]
-    fn a_command_that_takes_too_long_is_given_up() -> Result<()> {
+    fn a_command_that_exceeds_its_limit_is_killed() -> Result<()> {
         let log = std::env::temp_dir().join(format!("tailback-limit-{}", std::process::id()));
         let cmd = Cmd::new("sleep").arg("60").limit(Duration::from_millis(50));
         let error = cmd.run_logged(&log).expect_err("the command is stopped");
         fs::remove_file(&log)?;
-        assert_eq!(error.to_string(), "`sleep 60` was given up after 50ms");
+        assert_eq!(error.to_string(), "`sleep 60` timed out after 50ms");
         Ok(())
     }
 }

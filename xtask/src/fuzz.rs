@@ -1,7 +1,7 @@
-//! `cargo xtask fuzz`: the fuzzer of `agent/tests/fuzz`, optimised, and for as long as one likes.
+//! `cargo xtask fuzz`: runs the fuzzer of `agent/tests/fuzz` in an optimized build, for a chosen time.
 //!
-//! Overflow checks and debug assertions stay on, so that what would go wrong silently in a release panics here. Each
-//! run has a seed of its own unless one is given: a long hunt is not to walk where every test run has walked.
+//! Overflow checks and debug assertions stay enabled, so that silent errors of a release build panic here. Each run uses a new
+//! seed unless one is given, so that it does not repeat the inputs of the test runs.
 
 use std::{
     env,
@@ -15,13 +15,13 @@ use crate::tools;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to feed [default: all, at the same time]
+    /// Parser to fuzz [default: all, in parallel]
     #[arg(value_parser = ["btf", "records", "recordings", "config"])]
     target: Option<String>,
-    /// For how long: `90s`, `10m`, `1h`
+    /// Duration: `90s`, `10m`, `1h`
     #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = seconds)]
     time: u64,
-    /// Where the random numbers begin [default: the time of day]
+    /// Seed of the random numbers [default: the current time]
     #[arg(long)]
     seed: Option<u64>,
 }
@@ -31,7 +31,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         Some(seed) => seed,
         None => SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .context("read the time of day")?
+            .context("read the current time")?
             .as_secs(),
     };
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -56,7 +56,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 
 /// `90s`, `10m`, `1h`.
 fn seconds(text: &str) -> Result<u64> {
-    let wrong = || format!("{text:?} is no time: write 90s, 10m or 1h");
+    let wrong = || format!("invalid duration {text:?}: use 90s, 10m or 1h");
     let unit = text.chars().last().with_context(wrong)?;
     let factor = match unit {
         's' => 1,
@@ -68,7 +68,7 @@ fn seconds(text: &str) -> Result<u64> {
     number
         .checked_mul(factor)
         .filter(|seconds| (1..=7 * 86_400).contains(seconds))
-        .with_context(|| format!("{text}: from 1s to a week (168h)"))
+        .with_context(|| format!("{text} is out of range: 1s to 168h"))
 }
 
 #[cfg(test)]
@@ -76,7 +76,7 @@ mod tests {
     use super::seconds;
 
     #[test]
-    fn a_time_has_a_unit() -> anyhow::Result<()> {
+    fn a_duration_needs_a_unit() -> anyhow::Result<()> {
         assert_eq!(
             (seconds("90s")?, seconds("10m")?, seconds("1h")?),
             (90, 600, 3600)

@@ -1,7 +1,7 @@
-//! `cargo xtask …`: the one build tool a newcomer has to know.
+//! `cargo xtask …`: the only build tool that a newcomer has to know.
 //!
-//! Each subcommand is a module of the same name. What they share: `tools` knows where things lie, `command`
-//! runs programs, `cargo` builds ours.
+//! Each subcommand is a module of the same name. Shared modules: `tools` finds files and programs, `command` runs
+//! programs, `cargo` builds ours.
 #![forbid(unsafe_code)]
 
 mod accuracy;
@@ -32,25 +32,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Find or install what building, testing and the demo need
+    /// Find or install everything that building, testing and the demo need
     Setup(setup::Args),
-    /// Watch a service fill up, and Tailback warn before it is full
+    /// Watch a service fill up, and Tailback warn before its queue is full
     Demo(demo::Args),
-    /// Run all tests, on this kernel and on those of the matrix
+    /// Run all tests, on this kernel and on the kernels of the matrix
     Test(test::Args),
-    /// Compare what Tailback says of queues with what is known of them, on this kernel and on those of the matrix
+    /// Compare what Tailback reports with the known state of queues, on this kernel and on the kernels of the matrix
     Accuracy(accuracy::Args),
-    /// Play incidents on real servers, and compare Tailback's verdicts with what was planted
+    /// Play incidents on real servers, and compare Tailback's verdicts with the planted causes
     Scenarios(scenarios::Args),
-    /// Show which way each fact is read on each kernel, against docs/reference/kernels.md
+    /// Compare how the agent reads each fact on each kernel with docs/reference/kernels.md
     Plans(plans::Args),
-    /// Measure what Tailback costs
+    /// Measure the cost of Tailback
     Bench(bench::Args),
-    /// Feed the agent's readers bytes that are changed at random, for longer than the tests do
+    /// Fuzz the agent's parsers for longer than the tests do
     Fuzz(fuzz::Args),
-    /// Cut kernels' BTF to the fields that the agent reads, for its tests
+    /// Reduce kernels' BTF to the fields that the agent reads, for its tests
     GoldenBtf(golden_btf::Args),
-    /// Run one command on a kernel of the matrix and hand back what it printed
+    /// Run one command on a kernel of the matrix and print its output
     Kernel(kernels::Args),
 }
 

@@ -1,8 +1,8 @@
-//! `cargo xtask plans`: which way each fact is read on each kernel, and what is absent there, as `tailback doctor` says on
-//! that kernel.
+//! `cargo xtask plans`: how the agent reads each fact on each kernel, and which facts are unavailable there, according to
+//! `tailback doctor` on that kernel.
 //!
-//! docs/reference/kernels.md is written from it, and is what the tests hold each kernel to: a fact that is suddenly read another
-//! way, or not at all, is a failure until the document says so.
+//! docs/reference/kernels.md is generated from it, and the tests compare each kernel with it: a fact that is read differently or
+//! no longer read is a failure until the document is updated.
 
 use std::{
     collections::BTreeMap,
@@ -24,8 +24,8 @@ use crate::{
     tools,
 };
 
-/// What doctor says of the surroundings, which differ from machine to machine.
-const NO_PLAN: &[&str] = &["kernel", "BTF", "capabilities"];
+/// Checks of doctor that depend on the machine rather than the kernel.
+const NOT_PER_KERNEL: &[&str] = &["kernel", "BTF", "capabilities"];
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -37,7 +37,7 @@ pub struct Args {
     write: bool,
 }
 
-/// The plan of one kernel: each fact, and the way to it.
+/// The plan of one kernel: each fact, and how it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     release: String,
@@ -45,15 +45,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// From what `tailback doctor --json` prints.
+    /// Parses the output of `tailback doctor --json`.
     pub fn parse<'a>(release: &str, lines: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         let mut ways = Vec::new();
         for line in lines {
-            let check: Value =
-                serde_json::from_str(line).with_context(|| format!("doctor says {line:?}"))?;
+            let check: Value = serde_json::from_str(line)
+                .with_context(|| format!("parse the line of doctor {line:?}"))?;
             let text = |key: &str| check[key].as_str().map(str::to_owned);
             let name = text("name").with_context(|| format!("a check without a name: {line}"))?;
-            if NO_PLAN.contains(&name.as_str()) {
+            if NOT_PER_KERNEL.contains(&name.as_str()) {
                 continue;
             }
             let way = match check["state"].as_str() {
@@ -62,17 +62,17 @@ impl Plan {
             };
             ways.push((
                 name,
-                way.with_context(|| format!("a check without words: {line}"))?,
+                way.with_context(|| format!("a check without explanation: {line}"))?,
             ));
         }
-        ensure!(!ways.is_empty(), "doctor says nothing of its plan");
+        ensure!(!ways.is_empty(), "doctor reports no plan");
         Ok(Self {
             release: release.to_owned(),
             ways,
         })
     }
 
-    /// Compares it with the column of the document.
+    /// Compares the plan with its column of the document.
     fn check(&self, document: &str) -> Result<(), Mismatch> {
         let version = version(&self.release);
         let Some(column) = columns(document).remove(&version) else {
@@ -104,7 +104,7 @@ impl Plan {
     }
 }
 
-/// Why a plan is not the document's.
+/// Why a plan does not match the document.
 enum Mismatch {
     NoColumn(String),
     Differs(String),
@@ -127,12 +127,12 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     if args.write {
         let text = document(&plans);
         fs::write(file(), &text).with_context(|| format!("write {}", file().display()))?;
-        println!("{}: read what changed", file().display());
+        println!("{}: review the changes", file().display());
         return Ok(ExitCode::SUCCESS);
     }
     let mut tally = Tally::default();
     for plan in &plans {
-        tell(&format!("{}: plan", plan.release), plan, &mut tally);
+        record(&format!("{}: plan", plan.release), plan, &mut tally);
     }
     Ok(if tally.is_green() {
         ExitCode::SUCCESS
@@ -141,8 +141,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// One test: whether a kernel's plan is the one that is written down.
-pub fn tell(name: &str, plan: &Plan, tally: &mut Tally) {
+/// Records one test: whether the plan of a kernel matches the document.
+pub fn record(name: &str, plan: &Plan, tally: &mut Tally) {
     let document = fs::read_to_string(file()).unwrap_or_default();
     match plan.check(&document) {
         Ok(()) => tally.record(name, Outcome::Passed),
@@ -162,7 +162,7 @@ pub fn run_here(agent: &Path, filter: Option<&str>, tally: &mut Tally) {
         return;
     }
     match plan_here(agent) {
-        Ok(plan) => tell("this kernel: plan", &plan, tally),
+        Ok(plan) => record("this kernel: plan", &plan, tally),
         Err(error) => tally.record("this kernel: plan", Outcome::Failed(format!("{error:#}"))),
     }
 }
@@ -238,7 +238,7 @@ fn document(plans: &[Plan]) -> String {
     text
 }
 
-/// Of each kernel's version, what the document says: names and ways.
+/// Columns of the document by kernel version: (fact, how it is read).
 fn columns(document: &str) -> BTreeMap<String, Vec<(String, String)>> {
     let legend: BTreeMap<&str, &str> = document
         .lines()
@@ -285,14 +285,14 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_is_held_to_its_column() -> Result<()> {
+    fn a_plan_is_compared_with_its_column() -> Result<()> {
         let on = r#""state":"ok","how":"iterator, probe reads""#;
         let off = r#""state":"off","why":"no such type""#;
         let plans = [plan("5.10.0-32", off)?, plan("6.1.0-50", on)?];
         let text = document(&plans);
         assert!(plans.iter().all(|plan| plan.check(&text).is_ok()), "{text}");
         let Err(Mismatch::Differs(how)) = plan("6.1.0-51", off)?.check(&text) else {
-            panic!("a silent fall-back is not seen");
+            panic!("a silent fall-back is not detected");
         };
         assert_eq!(
             how,

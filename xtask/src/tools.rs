@@ -1,4 +1,4 @@
-//! Where things lie: the checkout, the folder in which setup keeps what it made, and programs on this machine.
+//! Finds files and programs: the checkout, the cache folder of setup, and installed programs.
 
 use std::{
     env,
@@ -11,8 +11,8 @@ pub fn root() -> &'static Path {
     xtask.parent().unwrap_or(xtask)
 }
 
-/// The folder of everything that setup builds or fetches; it can be deleted at any time.
-/// `agent/build.rs` looks for the linker here too.
+/// Folder of everything that setup builds or fetches. It can be deleted at any time. `agent/build.rs` finds the linker here
+/// too.
 pub fn cache() -> PathBuf {
     env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -21,7 +21,7 @@ pub fn cache() -> PathBuf {
         .join("tailback")
 }
 
-/// Where rustup keeps its toolchains.
+/// Folder of rustup's toolchains.
 pub fn rustup_home() -> PathBuf {
     env::var_os("RUSTUP_HOME").map_or_else(
         || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".rustup"),
@@ -29,12 +29,12 @@ pub fn rustup_home() -> PathBuf {
     )
 }
 
-/// The program of this name on `PATH`, or in the folders of servers, which only root has on its `PATH`.
+/// The program of this name on `PATH` or in the sbin folders, which are only on root's `PATH`.
 pub fn program(name: &str) -> Option<PathBuf> {
     tailback_tests::program::find(&[name])
 }
 
-/// Jaeger: the one on `PATH`, or else the one that setup builds.
+/// Jaeger on `PATH`, else the one that setup builds.
 pub fn jaeger() -> Option<PathBuf> {
     program("jaeger").or_else(|| Some(cache().join("bin/jaeger")).filter(|file| file.is_file()))
 }

@@ -87,7 +87,7 @@ pub fn episode(incident: &str, id: &str, kind: Kind, name: &str, losses: u64) ->
         worst: None,
         depths: Vec::new(),
         evidence: "600 departures to 700 arrivals: the consumer is slow.".to_owned(),
-        advice: "Look at what the workers wait for.".to_owned(),
+        advice: "Check what the workers wait for.".to_owned(),
         verdict: None,
         moments: happenings
             .zip(8..)
@@ -329,7 +329,7 @@ fn assert_documented_format(trace: &Value, incident: &str) {
         "tailback.arrival_rate=70.5",
         "tailback.service_rate=60.25",
         "tailback.evidence=600 departures to 700 arrivals: the consumer is slow.",
-        "tailback.advice=Look at what the workers wait for.",
+        "tailback.advice=Check what the workers wait for.",
     ]));
     assert_eq!(tags(saturation), expected);
     let times = (

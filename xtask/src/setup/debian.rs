@@ -1,4 +1,4 @@
-//! Debian's packages, installed without starting the servers that some of them hold.
+//! Installs Debian packages without starting the servers that some of them contain.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{command::Cmd, tools};
 
-/// Packages that would start a server, now and at every boot, and the unit that does.
+/// Packages that would start a server now and at every boot, with the systemd unit.
 const SERVERS: &[(&str, &str)] = &[
     ("redis-server", "redis-server.service"),
     ("nginx-light", "nginx.service"),
@@ -23,18 +23,18 @@ const SERVERS: &[(&str, &str)] = &[
     ("memcached", "memcached.service"),
 ];
 
-/// Asked by every package before it starts its server; exit status 101 forbids it.
+/// Packages run this before starting a server; exit status 101 forbids it.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 pub fn update(log: &Path) -> Result<()> {
     apt()
         .arg("update")
         .run_logged(log)
-        .context("bring Debian's package lists up to date")
+        .context("update Debian's package lists")
 }
 
 pub fn install(packages: &[&str], log: &Path) -> Result<()> {
-    let _guard = NoServers::forbid()?;
+    let _no_servers = NoServers::forbid()?;
     apt()
         .args(["install", "--yes", "--no-install-recommends"])
         .args(packages)
@@ -44,8 +44,8 @@ pub fn install(packages: &[&str], log: &Path) -> Result<()> {
         .filter(|(package, _)| packages.contains(package))
     {
         if tools::program("systemctl").is_some() {
-            // Not at the next boot either: the tests start their own. Where systemd does not run
-            // there is nothing to forbid, and its refusal does not matter.
+            // Not at the next boot either: the tests start their own servers. Fails where systemd does not run, which is
+            // fine.
             let _ = Cmd::new("systemctl")
                 .args(["disable", "--now", unit])
                 .output();
@@ -61,38 +61,38 @@ fn apt() -> Cmd {
         .limit(Duration::from_secs(900))
 }
 
-/// While it lives, packages do not start what they install.
+/// While this exists, packages do not start servers.
 struct NoServers {
-    /// A policy of the machine's own, set aside.
-    aside: Option<PathBuf>,
+    /// The machine's own policy file, moved away.
+    moved: Option<PathBuf>,
 }
 
 impl NoServers {
     fn forbid() -> Result<Self> {
-        let aside = PathBuf::from(format!("{POLICY}.tailback-setup"));
-        let aside = match fs::rename(POLICY, &aside) {
-            Ok(()) => Some(aside),
+        let moved = PathBuf::from(format!("{POLICY}.tailback-setup"));
+        let moved = match fs::rename(POLICY, &moved) {
+            Ok(()) => Some(moved),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(error).context(format!("set {POLICY} aside")),
+            Err(error) => return Err(error).context(format!("set {POLICY} moved")),
         };
-        let guard = Self { aside };
+        let this = Self { moved };
         fs::write(POLICY, "#!/bin/sh\nexit 101\n")
             .and_then(|()| fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755)))
             .with_context(|| {
-                format!("write {POLICY}, which keeps packages from starting servers")
+                format!("write {POLICY}, which prevents packages from starting servers")
             })?;
-        Ok(guard)
+        Ok(this)
     }
 }
 
 impl Drop for NoServers {
     fn drop(&mut self) {
-        let restored = match &self.aside {
-            Some(aside) => fs::rename(aside, POLICY),
+        let restored = match &self.moved {
+            Some(moved) => fs::rename(moved, POLICY),
             None => fs::remove_file(POLICY),
         };
         if let Err(error) = restored {
-            eprintln!("warning: {POLICY} was not put back as it was: {error}");
+            eprintln!("warning: could not restore {POLICY}: {error}");
         }
     }
 }

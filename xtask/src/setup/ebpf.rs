@@ -1,8 +1,8 @@
-//! The toolchain that builds the eBPF object: a compiler with the source of `core`, under the name that
-//! `agent/build.rs` asks rustup for, and the linker that fits its LLVM.
+//! The toolchain for the eBPF object: a compiler with the source of `core`, under the rustup name that `agent/build.rs` uses,
+//! and a linker that matches its LLVM.
 //!
-//! A nightly comes with the source. Where none can be downloaded, Debian 12's security archive has a compiler of
-//! the same age with its source; the object is the same.
+//! A nightly includes the source. Where none can be downloaded, Debian 12's security archive has a compiler of the same age
+//! with its source; it builds the same object.
 
 use std::{
     fs,
@@ -10,16 +10,16 @@ use std::{
     time::Duration,
 };
 
-use super::{Action, State, Way};
+use super::{Action, Method, State};
 use crate::{command::Cmd, tools};
 
-/// The name under which the toolchain is linked, whatever it is.
+/// Name under which either toolchain is linked.
 const TOOLCHAIN: &str = "tailback-ebpf";
-/// The nightly and the linker go together: both are of LLVM 22.
+/// The nightly and the linker must match: both use LLVM 22.
 const NIGHTLY: &str = "nightly-2026-05-20";
 const BPF_LINKER: &str = "0.10.3";
 const LLVM: &str = "22";
-/// Where Debian's toolchain has its files.
+/// Prefix of Debian's toolchain.
 const DEBIAN: &str = "/usr";
 
 pub fn toolchain() -> State {
@@ -43,12 +43,14 @@ pub fn toolchain() -> State {
                 folder.display()
             ))
         }
-        Ok(_) => State::Missing(format!("the toolchain {TOOLCHAIN} is not of LLVM {LLVM}")),
+        Ok(_) => State::Missing(format!(
+            "the toolchain {TOOLCHAIN} does not use LLVM {LLVM}"
+        )),
         Err(error) => State::Missing(format!("the toolchain {TOOLCHAIN} does not run: {error}")),
     }
 }
 
-pub fn toolchain_ways() -> Vec<Way> {
+pub fn toolchain_methods() -> Vec<Method> {
     if tools::program("rustup").is_none() {
         return Vec::new();
     }
@@ -56,7 +58,7 @@ pub fn toolchain_ways() -> Vec<Way> {
     let link = |to: &Path| Action::Run(rustup().args(["toolchain", "link", TOOLCHAIN]).arg(to));
     let folder = format!("{NIGHTLY}-{}-unknown-linux-gnu", std::env::consts::ARCH);
     vec![
-        Way {
+        Method {
             title: format!("{NIGHTLY} with rust-src from rustup, up to 5 minutes"),
             actions: vec![
                 Action::Run(rustup().args([
@@ -70,7 +72,7 @@ pub fn toolchain_ways() -> Vec<Way> {
                 link(&tools::rustup_home().join("toolchains").join(folder)),
             ],
         },
-        Way {
+        Method {
             title: "Debian's compiler and its source".to_owned(),
             actions: vec![
                 Action::Apt(&["rustc-web", "cargo-web", "rust-web-src"]),
@@ -81,42 +83,42 @@ pub fn toolchain_ways() -> Vec<Way> {
 }
 
 pub fn linker() -> State {
-    // What cargo writes about the programs that it has installed under this root.
+    // cargo's record of the programs installed under this root.
     let record = fs::read_to_string(linker_root().join(".crates2.json")).unwrap_or_default();
     let record: serde_json::Value = serde_json::from_str(&record).unwrap_or_default();
     let installed = record["installs"].as_object().into_iter().flatten();
-    let mut fitting = installed.filter(|(name, about)| {
+    let mut matching = installed.filter(|(name, about)| {
         name.starts_with(&format!("bpf-linker {BPF_LINKER} "))
             && about["no_default_features"] == with_debian()
     });
     let program = linker_root().join("bin/bpf-linker");
-    if fitting.next().is_some() && program.is_file() {
+    if matching.next().is_some() && program.is_file() {
         State::Found(format!("{BPF_LINKER}, {}", program.display()))
     } else {
         State::Missing(format!(
-            "{BPF_LINKER}, built to fit the toolchain, is not in {}",
+            "{BPF_LINKER}, built to match the toolchain, is not in {}",
             linker_root().display()
         ))
     }
 }
 
-pub fn linker_ways() -> Vec<Way> {
+pub fn linker_methods() -> Vec<Method> {
     let install = Cmd::new("cargo")
         .args(["install", "--locked", "--force", "--root"])
         .arg(linker_root())
         .arg(format!("bpf-linker@{BPF_LINKER}"));
     let title = "built from crates.io, about a minute".to_owned();
     if !with_debian() {
-        return vec![Way {
+        return vec![Method {
             title,
             actions: vec![Action::Run(install)],
         }];
     }
-    // Debian's compiler keeps its LLVM to itself: the linker takes the one of the development package.
+    // Debian's compiler does not expose its LLVM: the linker uses the LLVM of the development package.
     let install = install
         .args(["--no-default-features", "--features", "llvm-22"])
         .env("LLVM_PREFIX", format!("/usr/lib/llvm-{LLVM}"));
-    vec![Way {
+    vec![Method {
         title,
         actions: vec![
             Action::Apt(&[
@@ -135,7 +137,7 @@ fn linker_root() -> PathBuf {
     tools::cache().join("bpf-linker")
 }
 
-/// Whether the toolchain is Debian's.
+/// Whether the linked toolchain is Debian's.
 fn with_debian() -> bool {
     let link = tools::rustup_home().join("toolchains").join(TOOLCHAIN);
     link.canonicalize()

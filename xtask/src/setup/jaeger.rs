@@ -2,16 +2,16 @@
 
 use std::fs;
 
-use super::{Action, State, Way};
+use super::{Action, Method, State};
 use crate::{command::Cmd, tools};
 
 const VERSION: &str = "v1.76.0";
-/// What the wrapper's go.mod asks for.
+/// Minimum Go version, from the wrapper's go.mod.
 const GO: (u32, u32) = (1, 25);
 pub const HINT: &str = "install Go 1.25 or newer (https://go.dev/dl), or put a `jaeger` of version 2 on PATH; \
                         without it the tests that query it are skipped";
 
-pub fn look() -> State {
+pub fn find() -> State {
     if let Some(file) = tools::program("jaeger") {
         return State::Found(file.display().to_string());
     }
@@ -27,10 +27,10 @@ pub fn look() -> State {
     }
 }
 
-pub fn ways() -> Vec<Way> {
+pub fn methods() -> Vec<Method> {
     if go_version().is_some_and(|version| version >= GO) {
         let title = "built from its Go module, about 4 minutes on 2 cores".to_owned();
-        return vec![Way {
+        return vec![Method {
             title,
             actions: build(),
         }];
@@ -43,7 +43,7 @@ fn build() -> Vec<Action> {
     vec![
         Action::Run(
             Cmd::new("go")
-                // No other Go is downloaded, and the program needs nothing of this machine.
+                // Do not download another Go, and link statically.
                 .env("GOTOOLCHAIN", "local")
                 .env("CGO_ENABLED", "0")
                 .folder(tools::root().join("tests/parts/jaeger"))
@@ -57,16 +57,16 @@ fn build() -> Vec<Action> {
 
 /// `go version go1.26.8 linux/amd64` as (1, 26).
 fn go_version() -> Option<(u32, u32)> {
-    let said = Cmd::new("go")
+    let output = Cmd::new("go")
         .arg("version")
         .env("GOTOOLCHAIN", "local")
         .output()
         .ok()?;
-    parse(&said)
+    parse(&output)
 }
 
-fn parse(said: &str) -> Option<(u32, u32)> {
-    let version = said
+fn parse(output: &str) -> Option<(u32, u32)> {
+    let version = output
         .split_whitespace()
         .find_map(|word| word.strip_prefix("go1."))?;
     let minor = version.split(|c: char| !c.is_ascii_digit()).next()?;

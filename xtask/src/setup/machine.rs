@@ -1,24 +1,24 @@
-//! What setup may do on this machine, and the doing of it.
+//! What setup can do on this machine, and how it does it.
 
 use std::{cell::Cell, fs};
 
 use anyhow::{Context as _, Result};
 
-use super::{Action, Way, debian, vmlinuz};
+use super::{Action, Method, debian, vmlinuz};
 use crate::tools;
 
 pub struct Machine {
-    /// Debian itself: its derivatives have other versions of the packages, so there the commands are only printed.
+    /// Whether this is Debian itself. Derivatives have other package versions, so there commands are only printed.
     pub debian: bool,
     root: bool,
     /// Only print what would be done.
     pub print: bool,
-    /// Whether the package lists were brought up to date in this run.
+    /// Whether the package lists were updated in this run.
     lists_fresh: Cell<bool>,
 }
 
 impl Machine {
-    pub fn look(print: bool) -> Self {
+    pub fn detect(print: bool) -> Self {
         let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
         Self {
             debian: release.lines().any(|line| line == "ID=debian"),
@@ -28,9 +28,9 @@ impl Machine {
         }
     }
 
-    /// Whether every step of this way can be gone here.
-    pub fn can(&self, way: &Way) -> bool {
-        way.actions.iter().all(|action| match action {
+    /// Whether every step of this method can run here.
+    pub fn can(&self, method: &Method) -> bool {
+        method.actions.iter().all(|action| match action {
             Action::Apt(_) => self.root && self.debian,
             Action::Run(cmd) => tools::program(cmd.program()).is_some(),
             Action::Write(..) => true,
@@ -42,7 +42,7 @@ impl Machine {
         })
     }
 
-    pub fn act(&self, action: &Action) -> Result<()> {
+    pub fn run(&self, action: &Action) -> Result<()> {
         let log = tools::cache().join("setup.log");
         match action {
             Action::Apt(packages) => {
@@ -62,8 +62,8 @@ impl Machine {
 }
 
 impl Action {
-    /// As a person would type it.
-    pub fn typed(&self) -> String {
+    /// As a shell command line, or as an instruction.
+    pub fn command_line(&self) -> String {
         match self {
             Self::Apt(packages) => {
                 format!(
@@ -73,7 +73,7 @@ impl Action {
             }
             Self::Run(cmd) => cmd.to_string(),
             Self::Write(file, line) => format!("echo {line} > {}", file.display()),
-            Self::Kernel(kernel) => vmlinuz::typed(kernel),
+            Self::Kernel(kernel) => vmlinuz::instructions(kernel),
         }
     }
 }

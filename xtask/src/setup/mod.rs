@@ -1,8 +1,8 @@
-//! `cargo xtask setup`: looks for every part in the table of `parts`, and gets those that are missing.
+//! `cargo xtask setup`: finds every part in the table of `parts`, and installs the missing ones.
 //!
-//! A part is looked for by what it is (a program on `PATH`, a file of the right version), never by what was done
-//! before, so that a second run does nothing and a part that the machine already has is taken as it is. What can
-//! be had only as root on Debian is elsewhere printed as the commands to type.
+//! A part is detected by its presence (a program on `PATH`, a file of the right version), not by a record of earlier runs. So
+//! a second run does nothing, and existing installations are used. Parts that need root on Debian are printed elsewhere as
+//! commands to type.
 
 mod cargo_tools;
 mod debian;
@@ -30,7 +30,7 @@ pub struct Args {
     /// What to prepare for
     #[arg(long = "for", value_enum, default_value = "all")]
     purpose: Purpose,
-    /// Print what would be done, and do nothing
+    /// Only print what would be done
     #[arg(long)]
     print: bool,
 }
@@ -44,49 +44,49 @@ pub enum Purpose {
     #[value(skip)]
     Boot,
     Demo,
-    /// What only `.ci/run` needs
+    /// Parts that only `.ci/run` needs
     Ci,
     All,
 }
 
-/// What there is of a part.
+/// Whether a part is present: a description, or why not.
 pub enum State {
     Found(String),
     Missing(String),
 }
 
-/// One way to get a part.
-pub struct Way {
-    /// What a person reads while it runs.
+/// One method to install a part.
+pub struct Method {
+    /// Progress text.
     pub title: String,
     pub actions: Vec<Action>,
 }
 
-/// A step of a way.
+/// A step of a method.
 pub enum Action {
     /// Install Debian packages. The only step that needs root.
     Apt(&'static [&'static str]),
     Run(Cmd),
-    /// Note down a line in a file.
+    /// Write a line to a file.
     Write(PathBuf, String),
     /// Fetch a kernel from Debian's archive.
     Kernel(&'static Kernel),
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
-    let machine = Machine::look(args.print);
-    let outcome = get(|part| part.is_for(args.purpose), &machine, Talk::All)?;
+    let machine = Machine::detect(args.print);
+    let outcome = get(|part| part.is_for(args.purpose), &machine, Verbosity::All)?;
     Ok(if !outcome.failed.is_empty() {
         ExitCode::FAILURE
-    } else if !outcome.by_hand.is_empty() && !args.print {
+    } else if !outcome.manual.is_empty() && !args.print {
         ExitCode::from(2)
     } else {
         ExitCode::SUCCESS
     })
 }
 
-/// For commands that need the parts: says something only where something is missing, and fails only where nothing
-/// can be built. A test whose part is missing says so itself.
+/// For commands that need the parts: prints only missing parts, and fails only if building is impossible. A test whose part
+/// is missing reports that itself.
 pub fn ensure(purpose: Purpose) -> Result<()> {
     ensure_with_kernels(purpose, &[])
 }
@@ -97,52 +97,48 @@ pub fn ensure_with_kernels(purpose: Purpose, kernels: &[&Kernel]) -> Result<()> 
         Some(kernel) => kernels.iter().any(|one| one.name == kernel.name),
         None => part.is_for(purpose),
     };
-    let outcome = get(wanted, &Machine::look(false), Talk::Missing)?;
+    let outcome = get(wanted, &Machine::detect(false), Verbosity::Missing)?;
     let missing = outcome
         .failed
         .iter()
-        .chain(outcome.by_hand.iter().map(|(part, _)| part));
+        .chain(outcome.manual.iter().map(|(part, _)| part));
     let blocking: Vec<&str> = missing
         .filter(|part| part.is_for(Purpose::Build))
         .map(|part| part.name.as_str())
         .collect();
     if !blocking.is_empty() {
-        bail!("nothing can be built without: {}", blocking.join(", "));
+        bail!("cannot build without: {}", blocking.join(", "));
     }
     Ok(())
 }
 
-/// What became of the parts that were looked for.
+/// Result of a run.
 #[derive(Default)]
 struct Outcome {
     found: usize,
     installed: usize,
     failed: Vec<Part>,
-    /// Parts that a person has to get, and how.
-    by_hand: Vec<(Part, Vec<String>)>,
+    /// Parts to install manually, with the commands.
+    manual: Vec<(Part, Vec<String>)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Talk {
+enum Verbosity {
     All,
     Missing,
 }
 
-fn get(wanted: impl Fn(&Part) -> bool, machine: &Machine, talk: Talk) -> Result<Outcome> {
+fn get(wanted: impl Fn(&Part) -> bool, machine: &Machine, verbosity: Verbosity) -> Result<Outcome> {
     let start = Instant::now();
     let cache = tools::cache();
-    fs::create_dir_all(&cache).with_context(|| {
-        format!(
-            "make {}, the folder of what setup builds and fetches",
-            cache.display()
-        )
-    })?;
+    fs::create_dir_all(&cache)
+        .with_context(|| format!("create the cache folder {}", cache.display()))?;
     let mut outcome = Outcome::default();
     for part in parts::table().into_iter().filter(wanted) {
-        let why = match part.look() {
+        let why = match part.find() {
             State::Found(what) => {
                 outcome.found += 1;
-                if talk == Talk::All {
+                if verbosity == Verbosity::All {
                     line("found", &part, &what);
                 }
                 continue;
@@ -150,11 +146,11 @@ fn get(wanted: impl Fn(&Part) -> bool, machine: &Machine, talk: Talk) -> Result<
             State::Missing(why) => why,
         };
         line("missing", &part, &why);
-        let ways = part.ways();
-        if machine.print || !ways.iter().any(|way| machine.can(way)) {
-            let commands = by_hand(&part, &ways);
-            outcome.by_hand.push((part, commands));
-        } else if let Err(error) = install(&part, &ways, machine) {
+        let methods = part.methods();
+        if machine.print || !methods.iter().any(|method| machine.can(method)) {
+            let commands = manual(&part, &methods);
+            outcome.manual.push((part, commands));
+        } else if let Err(error) = install(&part, &methods, machine) {
             line("failed", &part, &format!("{error:#}"));
             outcome.failed.push(part);
         } else {
@@ -162,52 +158,51 @@ fn get(wanted: impl Fn(&Part) -> bool, machine: &Machine, talk: Talk) -> Result<
         }
     }
     println!(
-        "setup: {} found, {} installed, {} failed, {} left ({})",
+        "setup: {} found, {} installed, {} failed, {} manual ({})",
         outcome.found,
         outcome.installed,
         outcome.failed.len(),
-        outcome.by_hand.len(),
+        outcome.manual.len(),
         seconds(start.elapsed())
     );
-    print_by_hand(&outcome.by_hand, machine);
+    print_by_hand(&outcome.manual, machine);
     Ok(outcome)
 }
 
-/// Tries the ways that this machine allows, in turn, until the part is there.
-fn install(part: &Part, ways: &[Way], machine: &Machine) -> Result<()> {
-    let mut ways = ways.iter().filter(|way| machine.can(way)).peekable();
-    while let Some(way) = ways.next() {
-        line("getting", part, &way.title);
+/// Tries the methods that this machine allows, in order, until the part is present.
+fn install(part: &Part, methods: &[Method], machine: &Machine) -> Result<()> {
+    let mut methods = methods
+        .iter()
+        .filter(|method| machine.can(method))
+        .peekable();
+    while let Some(method) = methods.next() {
+        line("getting", part, &method.title);
         let start = Instant::now();
-        let acted = way
+        let acted = method
             .actions
             .iter()
-            .try_for_each(|action| machine.act(action));
+            .try_for_each(|action| machine.run(action));
         let took = seconds(start.elapsed());
-        let why = match (acted, part.look()) {
+        let why = match (acted, part.find()) {
             (Ok(()), State::Found(what)) => {
                 line("installed", part, &format!("{what} (in {took})"));
                 return Ok(());
             }
-            (Ok(()), State::Missing(why)) => format!("all steps were done, and still {why}"),
+            (Ok(()), State::Missing(why)) => format!("all steps succeeded, but {why}"),
             (Err(error), _) => format!("{error:#}"),
         };
-        if ways.peek().is_none() {
+        if methods.peek().is_none() {
             bail!("{why} (after {took})");
         }
-        line(
-            "refused",
-            part,
-            &format!("not this way: {why} (after {took})"),
-        );
+        line("refused", part, &format!("{why} (after {took})"));
     }
-    bail!("there is no way to get it here")
+    bail!("no method to install it works here")
 }
 
-/// The commands of the first way, or else what to do instead.
-fn by_hand(part: &Part, ways: &[Way]) -> Vec<String> {
-    match ways.first() {
-        Some(way) => way.actions.iter().map(Action::typed).collect(),
+/// The commands of the first method, or else a hint.
+fn manual(part: &Part, methods: &[Method]) -> Vec<String> {
+    match methods.first() {
+        Some(method) => method.actions.iter().map(Action::command_line).collect(),
         None => vec![format!("# {}", part.hint())],
     }
 }
@@ -232,7 +227,7 @@ fn print_by_hand(parts: &[(Part, Vec<String>)], machine: &Machine) {
     }
     if !machine.debian {
         println!(
-            "\nElsewhere than on Debian these packages have other names: what counts is the programs."
+            "\nOn other distributions the packages have other names: only the programs matter."
         );
     }
     println!();
@@ -242,7 +237,7 @@ fn line(state: &str, part: &Part, text: &str) {
     println!("  {state:<10} {:<18} {text}", part.name);
 }
 
-/// A duration for people.
+/// A duration with one decimal, for display.
 pub fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }

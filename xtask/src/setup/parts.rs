@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::{
-    Action, Purpose,
+    Action, Method, Purpose,
     Purpose::{Boot, Build, Ci, Demo, Test},
-    State, Way,
+    State,
     cargo_tools::{self, CargoTool},
     ebpf, jaeger, vmlinuz,
 };
@@ -15,7 +15,7 @@ use crate::{
     tools,
 };
 
-/// In the order in which they are got: bpf-linker is built to fit the toolchain.
+/// In installation order: bpf-linker is built to match the toolchain.
 pub fn table() -> Vec<Part> {
     let mut table = vec![
         part("eBPF toolchain", &[Build], Kind::Toolchain),
@@ -67,7 +67,7 @@ pub fn table() -> Vec<Part> {
     table
 }
 
-/// One thing that setup can find or get.
+/// One part that setup can find or install.
 pub struct Part {
     pub name: String,
     purposes: &'static [Purpose],
@@ -80,16 +80,16 @@ enum Kind {
     BpfLinker,
     /// The Debian packages of the program that the part is named after.
     Program(&'static [&'static str]),
-    /// The Debian packages of the module of Python that the part is named after.
+    /// The Debian packages of the Python module that the part is named after.
     Module(&'static [&'static str]),
-    /// Its server, which lies outside of `PATH`, and its client.
+    /// Its server, which is outside of `PATH`, and its client.
     Postgres,
-    /// With its plugin for Python.
+    /// Including its Python plugin.
     Uwsgi,
     Jaeger,
-    /// New enough to get the toolchain that a module asks for by itself.
+    /// New enough to download the toolchain version that a module requires.
     Go,
-    /// A component of the toolchain that builds the agent, by a program of it.
+    /// A component of the Rust toolchain, detected by one of its programs.
     Component(&'static str),
     CargoTool(&'static CargoTool),
     Kernel(&'static Kernel),
@@ -124,14 +124,14 @@ impl Part {
         }
     }
 
-    /// Whether it is here.
-    pub fn look(&self) -> State {
+    /// Whether the part is present.
+    pub fn find(&self) -> State {
         match &self.kind {
             Kind::Toolchain => ebpf::toolchain(),
             Kind::BpfLinker => ebpf::linker(),
             Kind::Program(_) => match tools::program(&self.name) {
                 Some(file) => State::Found(file.display().to_string()),
-                None => State::Missing("it is not on PATH".to_owned()),
+                None => State::Missing("not on PATH".to_owned()),
             },
             Kind::Module(_) => match tailback_tests::python::with(&[&self.name]) {
                 Ok(file) => State::Found(format!("for {}", file.display())),
@@ -139,63 +139,63 @@ impl Part {
             },
             Kind::Postgres => postgres(),
             Kind::Uwsgi => uwsgi(),
-            Kind::Jaeger => jaeger::look(),
+            Kind::Jaeger => jaeger::find(),
             Kind::Go => go(),
             Kind::Component(program) => component(program),
-            Kind::CargoTool(tool) => tool.look(),
-            Kind::Kernel(kernel) => vmlinuz::look(kernel),
+            Kind::CargoTool(tool) => tool.find(),
+            Kind::Kernel(kernel) => vmlinuz::locate(kernel),
         }
     }
 
-    /// How it can be got, the best way first.
-    pub fn ways(&self) -> Vec<Way> {
+    /// Methods to install it, best first.
+    pub fn methods(&self) -> Vec<Method> {
         match &self.kind {
-            Kind::Toolchain => ebpf::toolchain_ways(),
-            Kind::BpfLinker => ebpf::linker_ways(),
+            Kind::Toolchain => ebpf::toolchain_methods(),
+            Kind::BpfLinker => ebpf::linker_methods(),
             Kind::Program(packages) | Kind::Module(packages) => debian(packages),
             Kind::Postgres => debian(&["postgresql", "postgresql-client"]),
             Kind::Uwsgi => debian(&["uwsgi-core", "uwsgi-plugin-python3"]),
-            Kind::Jaeger => jaeger::ways(),
+            Kind::Jaeger => jaeger::methods(),
             Kind::Go => debian(&["golang-go"]),
             Kind::Component(_) => {
                 let add = Cmd::new("rustup").args(["component", "add", &self.name]);
                 one("from rustup".to_owned(), Action::Run(add))
             }
-            Kind::CargoTool(tool) => tool.ways(),
-            Kind::Kernel(kernel) => vmlinuz::ways(kernel),
+            Kind::CargoTool(tool) => tool.methods(),
+            Kind::Kernel(kernel) => vmlinuz::methods(kernel),
         }
     }
 
-    /// What a person can do where there is no way that setup could go.
+    /// Manual instruction where no method exists.
     pub fn hint(&self) -> &'static str {
         match self.kind {
             Kind::Toolchain => "install rustup (https://rustup.rs), then run setup again",
             Kind::Jaeger => jaeger::HINT,
             Kind::Go => "install Go 1.21 or newer (https://go.dev/dl), then run setup again",
-            _ => "it cannot be had on this machine",
+            _ => "not available on this machine",
         }
     }
 }
 
-fn one(title: String, action: Action) -> Vec<Way> {
+fn one(title: String, action: Action) -> Vec<Method> {
     let actions = vec![action];
-    vec![Way { title, actions }]
+    vec![Method { title, actions }]
 }
 
-fn debian(packages: &'static [&'static str]) -> Vec<Way> {
+fn debian(packages: &'static [&'static str]) -> Vec<Method> {
     let title = format!("Debian's {}, a few seconds", packages.join(" and "));
     one(title, Action::Apt(packages))
 }
 
-/// Debian's program has its languages as plugins; others carry them within.
+/// Debian packages uWSGI's languages as plugins; other builds include them.
 fn uwsgi() -> State {
     const PLUGIN: &str = "/usr/lib/uwsgi/plugins/python3_plugin.so";
     match (tools::program("uwsgi-core"), tools::program("uwsgi")) {
         (Some(_), _) if !Path::new(PLUGIN).exists() => {
-            State::Missing(format!("there is no {PLUGIN}"))
+            State::Missing(format!("{PLUGIN} does not exist"))
         }
         (Some(file), _) | (None, Some(file)) => State::Found(file.display().to_string()),
-        (None, None) => State::Missing("it is not on PATH".to_owned()),
+        (None, None) => State::Missing("not on PATH".to_owned()),
     }
 }
 
@@ -211,25 +211,26 @@ fn postgres() -> State {
 }
 
 fn go() -> State {
-    const LEAST: u32 = 21;
+    /// Minimum minor version: the first that downloads toolchains itself.
+    const MIN_MINOR: u32 = 21;
     // go version go1.26.8 linux/amd64
-    let Ok(said) = Cmd::new("go").arg("version").output() else {
+    let Ok(output) = Cmd::new("go").arg("version").output() else {
         return State::Missing("`go version` does not run".to_owned());
     };
-    let minor = said
+    let minor = output
         .split("go1.")
         .nth(1)
         .and_then(|rest| rest.split(|letter: char| !letter.is_ascii_digit()).next())
         .and_then(|minor| minor.parse::<u32>().ok());
     match minor {
-        Some(minor) if minor < LEAST => {
-            State::Missing(format!("1.{minor} is older than 1.{LEAST}"))
+        Some(minor) if minor < MIN_MINOR => {
+            State::Missing(format!("1.{minor} is older than 1.{MIN_MINOR}"))
         }
-        _ => State::Found(said.trim().to_owned()),
+        _ => State::Found(output.trim().to_owned()),
     }
 }
 
-/// rustup puts a stand-in for every component on `PATH`; only a run tells whether it is there.
+/// rustup puts a proxy for every component on `PATH`; only running it shows whether it is installed.
 fn component(program: &str) -> State {
     match Cmd::new(program).arg("--version").output() {
         Ok(version) => State::Found(version.trim().to_owned()),

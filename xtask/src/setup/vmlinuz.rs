@@ -1,5 +1,5 @@
-//! The kernels of the matrix: images and a few modules out of Debian's packages of other suites, fetched beside the machine's own
-//! packages with apt's private lists and caches. The machine's apt never hears of those suites.
+//! The kernels of the matrix: images and a few modules from Debian packages of other suites. They are fetched with private apt
+//! lists and caches, so that the machine's own apt configuration stays unchanged.
 
 use std::{
     fs,
@@ -9,37 +9,38 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Action, State, Way};
+use super::{Action, Method, State};
 use crate::{
     command::Cmd,
     kernels::{Kernel, MODULES},
 };
 
-/// Depends on the newest kernel of its suite.
+/// Metapackage that depends on the newest kernel of its suite.
 const NEWEST: &str = "linux-image-cloud-amd64";
 
-pub fn look(kernel: &Kernel) -> State {
+/// Whether the kernel and its modules are present.
+pub fn locate(kernel: &Kernel) -> State {
     let (image, modules) = (kernel.image(), kernel.modules());
     if !image.is_file() {
-        State::Missing(format!("there is no {}", image.display()))
+        State::Missing(format!("{} does not exist", image.display()))
     } else if !modules.is_dir() {
-        State::Missing(format!("there is no {}", modules.display()))
+        State::Missing(format!("{} does not exist", modules.display()))
     } else {
         State::Found(format!("{}, {}", kernel.release(), image.display()))
     }
 }
 
-pub fn ways(kernel: &'static Kernel) -> Vec<Way> {
-    vec![Way {
+pub fn methods(kernel: &'static Kernel) -> Vec<Method> {
+    vec![Method {
         title: format!("from Debian's archive ({}), about 15 seconds", kernel.suite),
         actions: vec![Action::Kernel(kernel)],
     }]
 }
 
-pub fn typed(kernel: &Kernel) -> String {
+/// Manual instructions.
+pub fn instructions(kernel: &Kernel) -> String {
     format!(
-        "take vmlinuz out of Debian's newest {NEWEST} ({}) and put it at {}; put those of its modules that are called \
-         {}, unpacked, into {}",
+        "extract vmlinuz from Debian's newest {NEWEST} ({}) to {}; extract its modules {}, decompressed, to {}",
         kernel.suite,
         kernel.image().display(),
         MODULES.join(", "),
@@ -47,13 +48,14 @@ pub fn typed(kernel: &Kernel) -> String {
     )
 }
 
+/// Fetches the kernel and its modules.
 pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
     let work = kernel.folder().join("fetching");
-    let apt = Private::new(&work, kernel.suite)?;
+    let apt = PrivateApt::new(&work, kernel.suite)?;
     apt.get().arg("update").run_logged(log)?;
 
     let image = apt.depends(NEWEST, "linux-image-")?;
-    // Since 7.x the image itself and the modules are in packages of their own.
+    // Since 7.x the image and the modules are in separate packages.
     let parts = ["linux-binary-", "linux-modules-"].map(|start| apt.depends(&image, start));
     let mut packages: Vec<String> = parts.into_iter().flatten().collect();
     if packages.is_empty() {
@@ -62,7 +64,7 @@ pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
     let tree = work.join("tree");
     for package in packages {
         let folder = work.join(&package);
-        fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         apt.get()
             .args(["download", &package])
             .folder(&folder)
@@ -78,7 +80,7 @@ pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
     unpack_modules(&tree, &modules, log)?;
 
     let release = image.trim_start_matches("linux-image-");
-    // Those of another release do not load.
+    // Modules of another release would not load.
     let _ = fs::remove_dir_all(kernel.modules());
     fs::create_dir_all(kernel.folder())
         .and_then(|()| fs::write(kernel.release_file(), release))
@@ -94,10 +96,10 @@ pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
     fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))
 }
 
-/// Takes out the modules that are wanted. A kernel lacks those that are built in, and may lack others; without any,
-/// they are looked for in the wrong place.
+/// Extracts the modules of [`MODULES`]. A kernel lacks those that are built in, and may lack others. If it has none, the folder
+/// is wrong.
 fn unpack_modules(tree: &Path, into: &Path, log: &Path) -> Result<()> {
-    fs::create_dir_all(into).with_context(|| format!("make {}", into.display()))?;
+    fs::create_dir_all(into).with_context(|| format!("create {}", into.display()))?;
     let mut count = 0;
     for module in MODULES {
         let plain = format!("{module}.ko");
@@ -120,17 +122,17 @@ fn unpack_modules(tree: &Path, into: &Path, log: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An apt that knows one suite, and touches nothing outside of one folder.
-struct Private {
+/// An apt configuration for one suite that writes only inside one folder.
+struct PrivateApt {
     options: Vec<String>,
 }
 
-impl Private {
+impl PrivateApt {
     fn new(folder: &Path, suite: &str) -> Result<Self> {
         let _ = fs::remove_dir_all(folder);
         let make = |name: &str| {
             let path = folder.join(name);
-            fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))
+            fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))
         };
         make("lists/partial")?;
         make("cache/archives/partial")?;
@@ -143,7 +145,7 @@ impl Private {
             option("Dir::Etc::SourceParts", "/dev/null"),
             option("Dir::State::Lists", &folder.join("lists").to_string_lossy()),
             option("Dir::Cache", &folder.join("cache").to_string_lossy()),
-            // The folder need not be open to apt's own user, and nothing but the list of packages is wanted.
+            // apt's sandbox user may not read the folder; only the package lists are needed.
             option("APT::Sandbox::User", "root"),
             option("Acquire::Languages", "none"),
             option(
@@ -151,7 +153,7 @@ impl Private {
                 "false",
             ),
             option("APT::Architecture", "amd64"),
-            // A mirror that has not been brought up to date for weeks has kernels too; signatures are checked.
+            // A mirror that is weeks old has kernels too; signatures are still checked.
             option("Acquire::Check-Valid-Until", "false"),
             option("Acquire::Retries", "2"),
         ];
@@ -166,7 +168,7 @@ impl Private {
             .limit(Duration::from_secs(300))
     }
 
-    /// The package on which `package` depends whose name starts so.
+    /// The dependency of `package` whose name starts with `start` and a digit.
     fn depends(&self, package: &str, start: &str) -> Result<String> {
         let about = Cmd::new("apt-cache")
             .args(&self.options)
@@ -179,10 +181,10 @@ impl Private {
     }
 }
 
-/// Where Debian's own keys are on every Debian.
+/// Keyring of the Debian archive.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The mirror of the main archive that this machine's apt is set up with.
+/// URI of the main archive in this machine's apt configuration.
 fn mirror() -> Result<String> {
     let format = "$(REPO_URI) $(ORIGIN)/$(LABEL)";
     let targets = Cmd::new("apt-get")
@@ -191,7 +193,7 @@ fn mirror() -> Result<String> {
     let by_label = targets
         .lines()
         .find_map(|line| line.strip_suffix(" Debian/Debian"));
-    // apt knows the labels once it has fetched its lists.
+    // Labels are only known after `apt-get update`.
     let by_path = || {
         let mut uris = targets
             .lines()
@@ -216,21 +218,21 @@ fn dependency<'a>(about: &'a str, start: &str) -> Option<&'a str> {
     })
 }
 
-/// The first file below `folder` with a fitting name.
+/// The first file below `folder` whose name satisfies `fits`.
 fn find(folder: &Path, fits: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
-    fn walk(folder: &Path, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
+    fn search(folder: &Path, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
         let entries = fs::read_dir(folder).ok()?.flatten();
         entries
             .into_iter()
             .find_map(|entry| match entry.file_type() {
-                Ok(kind) if kind.is_dir() => walk(&entry.path(), fits),
+                Ok(kind) if kind.is_dir() => search(&entry.path(), fits),
                 Ok(kind) if kind.is_file() && fits(&entry.file_name().to_string_lossy()) => {
                     Some(entry.path())
                 }
                 _ => None,
             })
     }
-    walk(folder, fits).with_context(|| format!("find what is wanted in {}", folder.display()))
+    search(folder, fits).with_context(|| format!("find a matching file in {}", folder.display()))
 }
 
 #[cfg(test)]
@@ -238,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_kernel_is_named_by_a_dependency() {
+    fn the_newest_kernel_is_found_by_its_dependency() {
         let about = "Package: linux-image-cloud-amd64\nDepends: linux-base-cloud-amd64 (= 7.2.13-1), \
                      linux-image-7.2.13+deb14-cloud-amd64 (= 7.2.13-1)\n";
         assert_eq!(
