@@ -4,3 +4,4 @@
 
 mod directions;
 mod rust_source;
+mod words;
