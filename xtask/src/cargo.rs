@@ -46,39 +46,48 @@ pub fn build_all<const N: usize>(programs: [Program; N], link: Link) -> Result<[
         cargo = cargo.args(["--package", program.package, "--bin", program.name]);
     }
     if link == Link::Static {
-        // With a target named, the flags do not reach build scripts and macros, and those are shared with
-        // the usual build.
-        let target = format!("{ARCH}-unknown-linux-gnu");
-        cargo = cargo
-            .args(["--target", &target])
-            .env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+        cargo = linked_statically(cargo);
     }
     let built = paths(cargo, programs)?;
-    for path in built.iter().filter(|_| link == Link::Static) {
-        if needs_loader(&fs::read(path).with_context(|| format!("read {}", path.display()))?) {
-            bail!("{} was to be static, and asks for a loader", path.display());
-        }
+    if link == Link::Static {
+        check_static(&built)?;
     }
     Ok(built)
 }
 
-/// The tests of the workspace. The eBPF crate is left out: its object is built, loaded and tested by the agent.
-const TESTS: [&str; 4] = ["--workspace", "--exclude", "tailback-ebpf", "--release"];
+fn check_static(programs: &[PathBuf]) -> Result<()> {
+    for path in programs {
+        if needs_loader(&fs::read(path).with_context(|| format!("read {}", path.display()))?) {
+            bail!("{} was to be static, and asks for a loader", path.display());
+        }
+    }
+    Ok(())
+}
 
 /// `cargo test` on the workspace.
 pub fn test() -> Cmd {
-    Cmd::new("cargo")
-        .folder(tools::root())
-        .arg("test")
-        .args(TESTS)
+    tests(Cmd::new("cargo").arg("test"))
 }
 
 /// `cargo nextest run` on the workspace: the same build as [`test`].
 pub fn nextest() -> Cmd {
-    Cmd::new(tools::nextest())
-        .folder(tools::root())
-        .args(["nextest", "run", "--config-file", "tests/nextest.toml"])
-        .args(TESTS)
+    let nextest = Cmd::new(tools::nextest());
+    tests(nextest.args(["nextest", "run", "--config-file", "tests/nextest.toml"]))
+}
+
+/// The tests of the workspace, linked statically, so that the kernels of the matrix boot what this build made. The eBPF
+/// crate is left out: its object is built, loaded and tested by the agent.
+fn tests(cmd: Cmd) -> Cmd {
+    let cmd = cmd.args(["--workspace", "--exclude", "tailback-ebpf", "--release"]);
+    linked_statically(cmd.folder(tools::root()))
+}
+
+/// With a target named, the flags do not reach build scripts and macros.
+fn linked_statically(cargo: Cmd) -> Cmd {
+    let target = format!("{ARCH}-unknown-linux-gnu");
+    cargo
+        .args(["--target", &target])
+        .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
 }
 
 /// Where [`nextest`] leaves its report, as `tests/nextest.toml` says.
@@ -86,10 +95,11 @@ pub fn junit_report() -> PathBuf {
     tools::root().join("target/nextest/default/junit.xml")
 }
 
-/// Builds the tests, and says where programs lie that are built with them. Building those by themselves would build all that
-/// they stand on a second time, since tests ask more of some libraries.
+/// Builds the tests, and returns where these programs are, which are built with them.
 pub fn build_tests<const N: usize>(programs: [Program; N]) -> Result<[PathBuf; N]> {
-    paths(test().arg("--no-run"), programs)
+    let built = paths(test().arg("--no-run"), programs)?;
+    check_static(&built)?;
+    Ok(built)
 }
 
 /// Runs a build, and says where it put these programs.

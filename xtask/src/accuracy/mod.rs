@@ -20,7 +20,7 @@ use tailback_tests::accuracy::{Finding, ROWS, Row, Verdict};
 use crate::{
     cargo::{self, Link, Program},
     command::Cmd,
-    kernels::{self, Kernel},
+    kernels::{self, GuestPrograms, Kernel},
     scenarios,
     setup::{self, Purpose},
     test::{Outcome, Tally},
@@ -62,8 +62,11 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         findings: programs.measure(&args.kinds)?,
         absent: &[],
     }];
-    for kernel in kernels {
-        columns.push(measure_on(kernel, &args.kinds)?);
+    if !kernels.is_empty() {
+        let programs = GuestPrograms::build()?;
+        for kernel in kernels {
+            columns.push(measure_on(kernel, &programs, &args.kinds)?);
+        }
     }
     if args.json {
         print_json(&columns);
@@ -243,7 +246,7 @@ pub fn run_here(programs: &Programs, filter: Option<&str>, tally: &mut Tally) {
 /// What measures on this kernel, and what is measured.
 pub struct Programs {
     pub agent: PathBuf,
-    accuracy: PathBuf,
+    pub accuracy: PathBuf,
     pub scenarios: PathBuf,
 }
 
@@ -276,9 +279,13 @@ impl Programs {
     }
 }
 
-fn measure_on(kernel: &'static Kernel, kinds: &[String]) -> Result<Column> {
+fn measure_on(
+    kernel: &'static Kernel,
+    programs: &GuestPrograms,
+    kinds: &[String],
+) -> Result<Column> {
     let findings = match kernels::obstacle(kernel) {
-        None => kernels::measure(kernel, kinds)?,
+        None => kernels::measure(kernel, programs, kinds)?,
         Some(why) => {
             let skipped = |row| Finding::without_numbers(row, Verdict::Skipped, &why);
             ROWS.iter().map(skipped).collect()

@@ -7,7 +7,7 @@ use anyhow::Result;
 use tailback_tests::accuracy::ROWS;
 
 use super::{
-    Initramfs, Kernel, LIMIT, add_modules, guest,
+    GuestPrograms, Initramfs, Kernel, LIMIT, add_modules,
     protocol::CHECKS,
     qemu::{self, Console},
     transcript::{self, Verdict, findings, verdicts},
@@ -24,7 +24,7 @@ use crate::{
 /// The test that holds a kernel to its column of docs/reference/kernels.md.
 const PLAN: &str = "plan";
 
-pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
+pub fn run(kernels: &[&'static Kernel], programs: &GuestPrograms, tally: &mut Tally) {
     let (ready, unready): (Vec<_>, Vec<_>) = kernels
         .iter()
         .map(|kernel| (kernel, obstacle(kernel)))
@@ -36,7 +36,7 @@ pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
     if ready.is_empty() {
         return;
     }
-    let initramfs = match guest() {
+    let initramfs = match programs.initramfs() {
         Ok(initramfs) => initramfs,
         Err(error) => {
             let why = format!("the initramfs cannot be made: {error:#}");
@@ -65,7 +65,7 @@ pub fn run(kernels: &[&'static Kernel], tally: &mut Tally) {
         for ((kernel, _), booted) in kernels.iter().zip(booted) {
             let why = match booted {
                 Ok(Ok(console)) => {
-                    tell(kernel, &console, tally);
+                    tell(kernel, &console, programs, tally);
                     continue;
                 }
                 Ok(Err(error)) => format!("{error:#}"),
@@ -106,7 +106,7 @@ pub fn obstacle(kernel: &Kernel) -> Option<String> {
     }
 }
 
-fn tell(kernel: &Kernel, console: &Console, tally: &mut Tally) {
+fn tell(kernel: &Kernel, console: &Console, programs: &GuestPrograms, tally: &mut Tally) {
     println!(
         "\n     Booted kernel {} ({}) in {}{}",
         kernel.name,
@@ -139,7 +139,7 @@ fn tell(kernel: &Kernel, console: &Console, tally: &mut Tally) {
     let missing = console.fault.as_deref();
     let missing = missing.unwrap_or("the console says nothing of it");
     let found = findings(&console.text);
-    let remeasure = |kinds: &[String]| super::measure(kernel, kinds);
+    let remeasure = |kinds: &[String]| super::measure(kernel, programs, kinds);
     let found = accuracy::settle(found, kernel.absent, remeasure);
     accuracy::tell(&found, kernel.absent, missing, &name(kernel, ""), tally);
     if tally.failures().count() > before {

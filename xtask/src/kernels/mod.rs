@@ -177,7 +177,7 @@ pub fn fetch(kernel: &Kernel, command: &[String]) -> Result<Vec<u8>> {
 /// As [`fetch`], however the command ended. Its standard error goes to ours.
 fn run(kernel: &Kernel, command: &[String]) -> Result<transcript::Output> {
     let what = || format!("run `{}` on kernel {}", command.join(" "), kernel.name);
-    let output = task(kernel, command).with_context(what)?;
+    let output = task(kernel, &GuestPrograms::build()?, command).with_context(what)?;
     for line in &output.other {
         eprintln!("{line}");
     }
@@ -185,17 +185,25 @@ fn run(kernel: &Kernel, command: &[String]) -> Result<transcript::Output> {
 }
 
 /// Measures these kinds of queues on a kernel, or all.
-pub fn measure(kernel: &Kernel, kinds: &[String]) -> Result<Vec<Finding>> {
+pub fn measure(
+    kernel: &Kernel,
+    programs: &GuestPrograms,
+    kinds: &[String],
+) -> Result<Vec<Finding>> {
     let mut command = vec!["/accuracy".to_owned()];
     command.extend_from_slice(kinds);
     let what = || format!("measure on kernel {}", kernel.name);
-    let output = task(kernel, &command).with_context(what)?;
+    let output = task(kernel, programs, &command).with_context(what)?;
     let text = String::from_utf8_lossy(&output.bytes);
     Ok(text.lines().filter_map(Finding::from_json).collect())
 }
 
-fn task(kernel: &Kernel, command: &[String]) -> Result<transcript::Output> {
-    let mut initramfs = guest()?;
+fn task(
+    kernel: &Kernel,
+    programs: &GuestPrograms,
+    command: &[String],
+) -> Result<transcript::Output> {
+    let mut initramfs = programs.initramfs()?;
     add_modules(&mut initramfs, kernel)?;
     initramfs.file(TASK, 0o644, command.join("\n").as_bytes());
     let console = qemu::boot(kernel, &initramfs.finish()?, LIMIT)?;
@@ -205,16 +213,38 @@ fn task(kernel: &Kernel, command: &[String]) -> Result<transcript::Output> {
     transcript::output(&console.text)
 }
 
-/// An initramfs with the agent, what measures it, and the first process, built if need be.
-fn guest() -> Result<Initramfs> {
-    let mut initramfs = Initramfs::default();
-    let programs = [cargo::AGENT, cargo::ACCURACY, cargo::KERNEL_INIT];
-    let built = cargo::build_all(programs, Link::Static)?;
-    for (name, built) in ["tailback", "accuracy", "init"].into_iter().zip(built) {
-        let content = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
-        initramfs.file(name, 0o755, &content);
+/// The programs of a guest, linked statically: there is no library to load.
+pub struct GuestPrograms {
+    pub agent: PathBuf,
+    pub accuracy: PathBuf,
+    pub init: PathBuf,
+}
+
+impl GuestPrograms {
+    pub fn build() -> Result<Self> {
+        let programs = [cargo::AGENT, cargo::ACCURACY, cargo::KERNEL_INIT];
+        let [agent, accuracy, init] = cargo::build_all(programs, Link::Static)?;
+        Ok(Self {
+            agent,
+            accuracy,
+            init,
+        })
     }
-    Ok(initramfs)
+
+    /// An initramfs that holds them.
+    fn initramfs(&self) -> Result<Initramfs> {
+        let mut initramfs = Initramfs::default();
+        let programs = [
+            ("tailback", &self.agent),
+            ("accuracy", &self.accuracy),
+            ("init", &self.init),
+        ];
+        for (name, file) in programs {
+            let content = fs::read(file).with_context(|| format!("read {}", file.display()))?;
+            initramfs.file(name, 0o755, &content);
+        }
+        Ok(initramfs)
+    }
 }
 
 /// What a kernel can load.

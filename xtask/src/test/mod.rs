@@ -20,7 +20,8 @@ use crate::{
     accuracy::{self, Programs},
     cargo,
     command::{Cmd, last_lines},
-    kernels, plans, scenarios,
+    kernels::{self, GuestPrograms},
+    plans, scenarios,
     setup::{self, Purpose, seconds},
     tools,
 };
@@ -42,9 +43,15 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     setup::ensure_with_kernels(Purpose::Test, &kernels)?;
 
     let mut steps = Steps::default();
-    let programs = steps.run("build", || {
-        cargo::build_tests(Programs::NEEDED).map(Programs::at)
-    })?;
+    let [agent, accuracy, scenarios] = Programs::NEEDED;
+    let needed = [agent, accuracy, scenarios, cargo::KERNEL_INIT];
+    let [agent, accuracy, scenarios, init] = steps.run("build", || cargo::build_tests(needed))?;
+    let guest = GuestPrograms {
+        agent: agent.clone(),
+        accuracy: accuracy.clone(),
+        init,
+    };
+    let programs = Programs::at([agent, accuracy, scenarios]);
     let filter = args.filter.as_deref();
     let mut tally = Tally::default();
     programs_load(&programs.agent, &mut tally);
@@ -64,7 +71,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         scenarios::run_here(&programs, filter, &mut tally)
     });
     steps.run("kernel matrix", || {
-        kernels::run_checks(&kernels, &mut tally)
+        kernels::run_checks(&kernels, &guest, &mut tally)
     });
 
     println!(

@@ -25,6 +25,11 @@ struct Case {
 }
 
 impl Case {
+    /// The test's function: it reports a skip under this name.
+    fn function(&self) -> &str {
+        self.name.rsplit("::").next().unwrap_or(&self.name)
+    }
+
     fn full_name(&self) -> String {
         format!("{} {}", self.binary, self.name)
     }
@@ -45,18 +50,23 @@ pub fn run(filter: Option<&str>, env: &[(&str, PathBuf)], tally: &mut Tally) -> 
         None => nextest.clone(),
     };
     let cases = report_of(&all)?;
-    let skipped =
+    let log =
         fs::read_to_string(&skip_log).with_context(|| format!("read {}", skip_log.display()))?;
-    let skipped = skipped_tests(&skipped);
+    let mut skipped = skipped_tests(&log);
     let failed = cases.iter().filter(|case| case.failure.is_some()).count();
     for case in &cases {
-        let outcome = match (&case.failure, skipped.get(case.name.as_str())) {
+        let skip = skipped.remove(case.function());
+        let outcome = match (&case.failure, skip) {
             (Some(why), _) if failed > CLASSIFY_AT_MOST => Outcome::Failed(why.clone()),
             (Some(why), _) => Outcome::Failed(classify(&nextest, case, why)),
-            (None, Some(why)) => Outcome::Skipped((*why).to_owned()),
+            (None, Some(why)) => Outcome::Skipped(why.to_owned()),
             (None, None) => Outcome::Passed,
         };
         tally.record_timed(&case.full_name(), outcome, Some(case.took));
+    }
+    for (name, why) in skipped {
+        let why = format!("a skip was reported under this name, which is no test's: {why}");
+        tally.record(name, Outcome::Failed(why));
     }
     fs::remove_file(&skip_log).with_context(|| format!("remove {}", skip_log.display()))
 }
