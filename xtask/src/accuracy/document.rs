@@ -24,7 +24,7 @@ there.
 
 pub fn of(columns: &[Column]) -> String {
     let mut text = HEAD.to_owned();
-    let mut head = "| queue | the truth is |".to_owned();
+    let mut head = "| queue | compared with |".to_owned();
     let mut rule = "| --- | --- |".to_owned();
     for column in columns {
         let _ = write!(head, " {} |", column.release);
