@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod activity;
+pub mod explain;
 mod verdict;
 
 use std::sync::Arc;

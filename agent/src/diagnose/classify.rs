@@ -1,65 +1,67 @@
-//! What one thread does at one look, and what it waits for.
+//! Classifies one sample of one thread: what it does, and what it waits for.
 //!
-//! A thread that sleeps in a call on one file says itself what it waits for. One that sleeps in epoll_wait serves all that
-//! its process has under way: there the requests in flight and the calls outstanding tell.
+//! A system call on one file names what the thread waits for. A thread in epoll_wait serves everything that its process has
+//! in progress, so there the requests in flight and the outstanding calls decide.
 
 use std::collections::HashMap;
 
-use super::{
-    Activity,
-    topology::{Held, Topology},
-};
+use super::topology::{OpenFile, Topology};
 use crate::{
+    event::Activity,
     queue::syscalls::{Does, Futex, Lock, call_of, descriptor},
     sample::{Detail, State, Wait},
 };
 
-/// What a thread does, and with what.
+/// What a thread was doing when it was sampled.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Doing {
+pub(super) struct Observation {
     pub(super) activity: Activity,
-    pub(super) object: Object,
+    pub(super) resource: Resource,
 }
 
-/// What a thread waits for.
+/// What a thread waits for, or works with.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Object {
+pub(super) enum Resource {
     None,
-    /// By its cookie.
+    /// A TCP connection, by its socket cookie.
     Connection(u64),
-    /// Thread that holds it, where the lock says so.
+    /// A futex that is a lock.
     Lock {
         tgid: u32,
         address: u64,
+        /// The thread that holds it, if the lock records it.
         owner: Option<u32>,
+        /// It is the lock that an interpreter's threads take turns on (CPython's GIL).
         interpreter: bool,
     },
-    /// A lock inside the service, which its title tells of.
-    Titled,
+    /// A lock within the service, of which only the process title tells: a database's row lock.
+    RowLock,
     File {
         path: String,
         device: Option<String>,
     },
+    /// By inode.
     Pipe(u64),
+    /// A unix socket, by inode.
     Unix(u64),
-    /// A word in memory, for which nobody can tell from outside what it stands for.
+    /// A futex of unknown meaning: a condition variable, a semaphore, a place to park idle threads.
     Parked,
 }
 
-impl Doing {
+impl Observation {
     fn of(activity: Activity) -> Self {
         Self {
             activity,
-            object: Object::None,
+            resource: Resource::None,
         }
     }
 
-    fn with(activity: Activity, object: Object) -> Self {
-        Self { activity, object }
+    fn with(activity: Activity, resource: Resource) -> Self {
+        Self { activity, resource }
     }
 }
 
-/// The threads of one sample, by process and own number.
+/// The threads of one sample, by their process and their number in their own PID namespace.
 pub(super) struct Threads {
     by_own_tid: HashMap<(u32, u32), u32>,
 }
@@ -77,153 +79,151 @@ impl Threads {
     }
 }
 
-/// `None` for a thread that is ending.
-pub(super) fn classify(wait: &Wait, threads: &Threads, world: &Topology) -> Option<Doing> {
+/// What a thread does. `None`: it is exiting.
+pub(super) fn classify(wait: &Wait, threads: &Threads, topology: &Topology) -> Option<Observation> {
     match wait.state {
-        State::Running => return Some(Doing::of(Activity::OnCpu)),
-        State::Runnable => return Some(Doing::of(Activity::RunnableOwn)),
-        State::Stopped => return Some(Doing::of(Activity::Stopped)),
+        State::Running => return Some(Observation::of(Activity::OnCpu)),
+        State::Runnable => return Some(Observation::of(Activity::RunnableOwn)),
+        State::Stopped => return Some(Observation::of(Activity::Stopped)),
         State::Dead => return None,
         State::Sleeping | State::Uninterruptible => {}
     }
-    Some(asleep(wait, threads, world))
+    Some(asleep(wait, threads, topology))
 }
 
-fn asleep(wait: &Wait, threads: &Threads, world: &Topology) -> Doing {
-    let deep = wait.state == State::Uninterruptible;
+fn asleep(wait: &Wait, threads: &Threads, topology: &Topology) -> Observation {
+    let uninterruptible = wait.state == State::Uninterruptible;
     let Some((syscall, (name, does))) = wait.syscall.as_ref().zip(call_of(wait)) else {
-        return Doing::of(match (deep, wait.io) {
+        return Observation::of(match (uninterruptible, wait.io) {
             (true, true) => Activity::Disk,
             _ => Activity::Unknown,
         });
     };
     let fd = descriptor(syscall);
-    if deep && (wait.io || matches!(does, Does::Sync | Does::Read | Does::Write | Does::Path))
+    if uninterruptible
+        && (wait.io || matches!(does, Does::Sync | Does::Read | Does::Write | Does::Path))
         || does == Does::Sync
     {
-        return Doing::with(Activity::Disk, file(&syscall.detail));
+        return Observation::with(Activity::Disk, file(&syscall.detail));
     }
     match does {
-        Does::Accept | Does::Process => Doing::of(Activity::Idle),
-        Does::Epoll => living_in_a_loop(wait.tgid, world),
-        Does::Poll => polling(wait, &syscall.detail, world),
-        Does::Sleep => Doing::of(Activity::Asleep),
-        Does::Read => reading(wait.tgid, fd, world),
-        Does::Write => writing(wait.tgid, fd, &syscall.detail, world),
-        Does::Futex => futex(wait, threads, world),
-        Does::Sync | Does::Path => Doing::with(Activity::Disk, file(&syscall.detail)),
-        Does::Other => match (name, world.held(wait.tgid, fd)) {
-            ("connect", Some(Held::Connection(cookie))) => {
-                Doing::with(Activity::Downstream, Object::Connection(cookie))
+        Does::Accept | Does::Process => Observation::of(Activity::Idle),
+        Does::Epoll => in_event_loop(wait.tgid, topology),
+        Does::Poll => polling(wait, &syscall.detail, topology),
+        Does::Sleep => Observation::of(Activity::Asleep),
+        Does::Read => reading(wait.tgid, fd, topology),
+        Does::Write => writing(wait.tgid, fd, &syscall.detail, topology),
+        Does::Futex => futex(wait, threads, topology),
+        Does::Sync | Does::Path => Observation::with(Activity::Disk, file(&syscall.detail)),
+        Does::Other => match (name, topology.open_file(wait.tgid, fd)) {
+            ("connect", Some(OpenFile::Connection(cookie))) => {
+                Observation::with(Activity::Downstream, Resource::Connection(cookie))
             }
-            ("flock" | "fcntl", _) => Doing::with(Activity::Lock, file(&syscall.detail)),
-            ("io_uring_enter", _) => living_in_a_loop(wait.tgid, world),
-            ("io_getevents", _) => Doing::of(Activity::Disk),
-            ("semop" | "msgrcv", _) => Doing::of(Activity::Inside),
-            _ => Doing::of(Activity::Unknown),
+            ("flock" | "fcntl", _) => Observation::with(Activity::Lock, file(&syscall.detail)),
+            ("io_uring_enter", _) => in_event_loop(wait.tgid, topology),
+            ("io_getevents", _) => Observation::of(Activity::Disk),
+            ("semop" | "msgrcv", _) => Observation::of(Activity::Inside),
+            _ => Observation::of(Activity::Unknown),
         },
     }
 }
 
-fn file(detail: &Detail) -> Object {
+fn file(detail: &Detail) -> Resource {
     match detail {
-        Detail::File { path, device } => Object::File {
+        Detail::File { path, device } => Resource::File {
             path: path.clone(),
             device: device.clone(),
         },
-        _ => Object::None,
+        _ => Resource::None,
     }
 }
 
-/// Waits for any of its files: what its process has under way says which of them matter.
-fn living_in_a_loop(tgid: u32, world: &Topology) -> Doing {
-    if says_it_waits(tgid, world) {
-        return Doing::with(Activity::Lock, Object::Titled);
+/// A thread that waits for any of its files: what its process has in progress tells which of them matters.
+fn in_event_loop(tgid: u32, topology: &Topology) -> Observation {
+    if topology.waits_by_its_title(tgid) {
+        return Observation::with(Activity::Lock, Resource::RowLock);
     }
-    let business = world.business(tgid);
-    let serves = business.working > 0;
-    match business.oldest_call {
-        Some((_, cookie)) if serves || business.clients == 0 => {
-            return Doing::with(Activity::Downstream, Object::Connection(cookie));
+    let work = topology.work_of(tgid);
+    let serves = work.in_service > 0;
+    match work.oldest_call {
+        Some((_, cookie)) if serves || work.clients == 0 => {
+            return Observation::with(Activity::Downstream, Resource::Connection(cookie));
         }
         _ => {}
     }
-    if let Some((_, cookie)) = business.stuck_client {
-        return Doing::with(Activity::PeerRead, Object::Connection(cookie));
+    if let Some((_, cookie)) = work.stuck_client {
+        return Observation::with(Activity::PeerRead, Resource::Connection(cookie));
     }
-    match business.oldest_request {
-        Some((_, cookie)) => Doing::with(Activity::Inside, Object::Connection(cookie)),
-        None => Doing::of(Activity::Idle),
+    match work.oldest_request {
+        Some((_, cookie)) => Observation::with(Activity::Inside, Resource::Connection(cookie)),
+        None => Observation::of(Activity::Idle),
     }
 }
 
-/// PostgreSQL's backends wait for row locks as idle ones do, and say so in their title. A title that ends so is a fact,
-/// whatever the program is.
-fn says_it_waits(tgid: u32, world: &Topology) -> bool {
-    world
-        .title(tgid)
-        .is_some_and(|titled| titled.title.trim_end().ends_with(" waiting"))
-}
-
-/// The first of its files that something is under way on; a call that is awaited counts before a client that is.
-fn polling(wait: &Wait, detail: &Detail, world: &Topology) -> Doing {
+/// A thread in poll or select: the first of its files on which something is in progress. An outstanding call takes precedence
+/// over a request.
+fn polling(wait: &Wait, detail: &Detail, topology: &Topology) -> Observation {
     let Detail::Poll(entries) = detail else {
-        return living_in_a_loop(wait.tgid, world);
+        return in_event_loop(wait.tgid, topology);
     };
     const POLLOUT: i16 = 4;
-    let mut best = Doing::of(Activity::Idle);
+    let mut best = Observation::of(Activity::Idle);
     for (fd, events) in entries {
         let Ok(fd) = u32::try_from(*fd) else {
             continue;
         };
-        let doing = if events & POLLOUT != 0 && events & 1 == 0 {
-            writing(wait.tgid, fd, &Detail::None, world)
+        let observation = if events & POLLOUT != 0 && events & 1 == 0 {
+            writing(wait.tgid, fd, &Detail::None, topology)
         } else {
-            reading(wait.tgid, fd, world)
+            reading(wait.tgid, fd, topology)
         };
-        match doing.activity {
-            Activity::Downstream => return doing,
+        match observation.activity {
+            Activity::Downstream => return observation,
             Activity::Idle | Activity::Unknown => {}
-            _ => best = doing,
+            _ => best = observation,
         }
     }
     best
 }
 
-fn reading(tgid: u32, fd: u32, world: &Topology) -> Doing {
-    let busy = world.business(tgid).working > 0;
-    match world.held(tgid, fd) {
-        Some(Held::Connection(cookie)) => {
-            let accepted = world.link(cookie).is_some_and(|link| link.accepted);
-            let object = Object::Connection(cookie);
-            match (accepted, world.awaited(cookie).is_some()) {
-                // A part of a request was read, and the thread waits for the rest of it.
-                (true, true) => Doing::with(Activity::PeerSend, object),
-                (true, false) => Doing::of(Activity::Idle),
-                (false, true) => Doing::with(Activity::Downstream, object),
-                (false, false) if busy => Doing::with(Activity::Downstream, object),
-                (false, false) => Doing::of(Activity::Idle),
+fn reading(tgid: u32, fd: u32, topology: &Topology) -> Observation {
+    let busy = topology.work_of(tgid).in_service > 0;
+    match topology.open_file(tgid, fd) {
+        Some(OpenFile::Connection(cookie)) => {
+            let accepted = topology.link(cookie).is_some_and(|link| link.accepted);
+            let resource = Resource::Connection(cookie);
+            match (accepted, topology.awaited(cookie).is_some()) {
+                // Part of a request was read, and the thread waits for the rest.
+                (true, true) => Observation::with(Activity::PeerSend, resource),
+                (true, false) => Observation::of(Activity::Idle),
+                (false, true) => Observation::with(Activity::Downstream, resource),
+                (false, false) if busy => Observation::with(Activity::Downstream, resource),
+                (false, false) => Observation::of(Activity::Idle),
             }
         }
-        Some(Held::Unix(inode)) if busy => Doing::with(Activity::Downstream, Object::Unix(inode)),
-        Some(Held::Pipe(inode)) if busy => Doing::with(Activity::Inside, Object::Pipe(inode)),
-        _ => Doing::of(Activity::Idle),
+        Some(OpenFile::Unix(inode)) if busy => {
+            Observation::with(Activity::Downstream, Resource::Unix(inode))
+        }
+        Some(OpenFile::Pipe(inode)) if busy => {
+            Observation::with(Activity::Inside, Resource::Pipe(inode))
+        }
+        _ => Observation::of(Activity::Idle),
     }
 }
 
-fn writing(tgid: u32, fd: u32, detail: &Detail, world: &Topology) -> Doing {
-    match world.held(tgid, fd) {
-        Some(Held::Connection(cookie)) => {
-            Doing::with(Activity::PeerRead, Object::Connection(cookie))
+fn writing(tgid: u32, fd: u32, detail: &Detail, topology: &Topology) -> Observation {
+    match topology.open_file(tgid, fd) {
+        Some(OpenFile::Connection(cookie)) => {
+            Observation::with(Activity::PeerRead, Resource::Connection(cookie))
         }
-        Some(Held::Pipe(inode)) => Doing::with(Activity::Output, Object::Pipe(inode)),
-        Some(Held::Unix(inode)) => Doing::with(Activity::Output, Object::Unix(inode)),
+        Some(OpenFile::Pipe(inode)) => Observation::with(Activity::Output, Resource::Pipe(inode)),
+        Some(OpenFile::Unix(inode)) => Observation::with(Activity::Output, Resource::Unix(inode)),
         None => match detail {
             Detail::File { path, .. } if is_terminal(path) => {
-                Doing::with(Activity::Output, file(detail))
+                Observation::with(Activity::Output, file(detail))
             }
-            Detail::File { .. } => Doing::with(Activity::Disk, file(detail)),
-            _ => Doing::of(Activity::Unknown),
+            Detail::File { .. } => Observation::with(Activity::Disk, file(detail)),
+            _ => Observation::of(Activity::Unknown),
         },
     }
 }
@@ -232,34 +232,33 @@ fn is_terminal(path: &str) -> bool {
     path.starts_with("/dev/pts/") || path.starts_with("/dev/tty") || path == "/dev/console"
 }
 
-fn futex(wait: &Wait, threads: &Threads, world: &Topology) -> Doing {
+fn futex(wait: &Wait, threads: &Threads, topology: &Topology) -> Observation {
     let is_thread = |tid| threads.tid(wait.tgid, tid).is_some();
     let Some(futex) = Futex::of(wait, is_thread) else {
-        return Doing::of(Activity::Unknown);
+        return Observation::of(Activity::Unknown);
     };
-    // Both halves of a condition variable lie in one block of 8 bytes; the queue of locks names them by it.
+    // Both words of a condition variable lie in one aligned block of 8 bytes; the lock queue names it by that address.
     let block = futex.address - futex.address % 8;
     let (known, address) = match futex.lock {
         Lock::Yes { .. } => (Some(false), futex.address),
-        Lock::Maybe => (world.lock(wait.tgid, futex.address), futex.address),
+        Lock::Maybe => (topology.lock(wait.tgid, futex.address), futex.address),
         Lock::No => (
-            world
+            topology
                 .lock(wait.tgid, block)
                 .filter(|interpreter| *interpreter && futex.timed),
             block,
         ),
     };
     let Some(interpreter) = known else {
-        // A condition variable, a semaphore, a place to park.
-        return Doing::with(Activity::Idle, Object::Parked);
+        return Observation::with(Activity::Idle, Resource::Parked);
     };
     let owner = match futex.lock {
         Lock::Yes { owner } => owner.and_then(|own_tid| threads.tid(wait.tgid, own_tid)),
         Lock::Maybe | Lock::No => None,
     };
-    Doing::with(
+    Observation::with(
         Activity::Lock,
-        Object::Lock {
+        Resource::Lock {
             tgid: wait.tgid,
             address,
             owner,

@@ -1,5 +1,5 @@
-//! What the queues and the machine say beside the threads: the last readings of targets that are looked at closely, how
-//! fast calls on each endpoint are usually answered, who else uses the CPU.
+//! What rules know beside the threads: the last readings of queues in focus, the response times of calls with their
+//! baseline, how the connection pools are used, and which other processes use the CPU.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -12,57 +12,95 @@ use crate::{
     sample::{Cgroup, Neighbour, Sample, Target, TargetId},
 };
 
-/// Looks at a pool that are remembered.
-const RECENT: usize = 64;
-/// A pool is in use to the last connection where that holds in so much of the looks.
-const ALWAYS: f64 = 0.8;
-/// Looks without which nothing is said of a pool.
-const ENOUGH: usize = 5;
-/// A turn of an event loop that keeps others waiting, ns.
+/// A turn of an event loop that keeps others waiting, ns: far above the few milliseconds of a healthy turn.
 pub(super) const LONG_TURN_NS: u64 = 100_000_000;
-/// Looks at answers that are remembered: those of the longest time that a verdict is made of.
-const ANSWERED_LOOKS: usize = 256;
-/// What others used is remembered for so long, ns.
-const HOGS_NS: u64 = 30_000_000_000;
-/// Less of a CPU starves nobody.
-const WORTH: f64 = 0.05;
-/// Calls are slow where they take so many times as long as usual.
-const SLOW: f64 = 2.0;
-/// More requests than connections, by so much: some of them wait for one.
-const BEYOND_POOL: f64 = 1.25;
+/// Samples of a pool's connections that are kept.
+const MAX_POOL_SAMPLES: usize = 64;
+/// Samples below which nothing is concluded about a pool.
+const MIN_POOL_SAMPLES: usize = 5;
+/// A pool is exhausted if all connections are in use in at least this share of the samples. Not 1: a connection is briefly
+/// free between two calls.
+pub(super) const MIN_IN_USE: f64 = 0.8;
+/// Calls are slow if they take more than this multiple of their baseline.
+pub(super) const MAX_SLOWDOWN: f64 = 2.0;
+/// Weight of a new response time in its EWMA.
+const RESPONSE_WEIGHT: f64 = 0.2;
+/// Samples of the count of responses that are kept for each service: those of the longest window that a verdict is made
+/// from.
+const MAX_RESPONSE_SAMPLES: usize = 256;
+/// The CPU use of other processes is kept for this time, ns.
+const NEIGHBOURS_KEPT_NS: u64 = 30_000_000_000;
+/// A process that uses less of one CPU than this starves nobody.
+const MIN_HOG_SHARE: f64 = 0.05;
+
+/// Requests in flight from which on some of them wait for a connection of a pool of this size.
+pub(super) fn min_inflight(connections: u64) -> f64 {
+    /// More requests than connections: by a quarter, and by two at least.
+    const MIN_RATIO: f64 = 1.25;
+    const MIN_MORE: u64 = 2;
+    (connections as f64 * MIN_RATIO).max((connections + MIN_MORE) as f64)
+}
 
 #[derive(Default)]
-pub(super) struct Facts {
+pub(super) struct Inputs {
+    /// Last readings of the queues in focus.
     last: HashMap<Arc<QueueKey>, Reading>,
     calls: HashMap<Arc<QueueKey>, Calls>,
-    /// What each process used since the look before: time of the look, and how long that was, ns.
+    /// CPU time that each process used: when that was read, over which time before, ns.
     neighbours: VecDeque<(u64, u64, Vec<Neighbour>)>,
     neighbours_ns: Option<u64>,
     cgroups: HashMap<String, Cgroup>,
-    /// When an event loop of a target was last seen in a turn that keeps others waiting.
+    /// When an event loop of a service was last seen in a long turn, ns.
     long_turns: HashMap<TargetId, u64>,
-    /// Requests that a target answered: when that was seen, and how many.
-    answered: HashMap<TargetId, VecDeque<(u64, u64)>>,
+    /// Requests that a service responded to: when they were counted, and how many.
+    responses: HashMap<TargetId, VecDeque<(u64, u64)>>,
 }
 
 /// Calls on one endpoint.
 #[derive(Default)]
 struct Calls {
-    usual_ns: Option<f64>,
+    /// EWMA of the response time while the service is out of focus, that is, healthy, ns.
+    baseline_ns: Option<f64>,
+    /// The same while it is in focus.
     now_ns: Option<f64>,
     /// Connections in use, and all.
     recent: VecDeque<(u64, u64)>,
 }
 
-/// A pool of connections that is used up.
+/// How a service uses the connections that it opened to one endpoint.
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
     pub(super) endpoint: String,
     pub(super) connections: u64,
+    /// Share of the samples in which all of them were in use.
+    pub(super) in_use: f64,
+    /// None was added while they were sampled: this is the limit of the pool.
+    is_at_limit: bool,
+    /// Requests in flight at the service.
     pub(super) inflight: u64,
-    pub(super) answer_ns: Option<u64>,
-    /// Whether calls take as long as ever is known.
-    pub(super) usual_known: bool,
+    /// How long calls take; a call that is not answered at all counts with its age, ns.
+    pub(super) response_ns: Option<f64>,
+    /// EWMA of the response time while in focus, ns.
+    answered_ns: Option<f64>,
+    /// The same before the queue filled.
+    pub(super) baseline_ns: Option<f64>,
+}
+
+impl Pool {
+    /// All connections are in use while calls take as long as they always do: work waits for a connection.
+    fn is_exhausted(&self) -> bool {
+        let is_slow = self.response_ns.zip(self.baseline_ns);
+        let is_slow = is_slow.is_some_and(|(now, baseline)| now > baseline * MAX_SLOWDOWN);
+        self.in_use >= MIN_IN_USE
+            && self.is_at_limit
+            && self.inflight as f64 >= min_inflight(self.connections)
+            && !is_slow
+    }
+
+    /// The time that a call typically takes, ns.
+    pub(super) fn typical_ns(&self) -> Option<u64> {
+        self.answered_ns.or(self.baseline_ns).map(|ns| ns as u64)
+    }
 }
 
 /// Who uses a CPU that others want.
@@ -71,16 +109,17 @@ pub(super) struct Hog {
     pub(super) tgid: u32,
     pub(super) name: String,
     pub(super) cgroup: Option<String>,
-    /// Of one CPU.
+    /// Of one CPU; more than 1 for several threads.
     pub(super) share: f64,
 }
 
-impl Facts {
+impl Inputs {
+    /// Takes in one sample and what the queues were in it.
     pub(super) fn read(
         &mut self,
         sample: &Sample,
         readings: &Readings,
-        near: impl Fn(TargetId) -> bool,
+        in_focus: impl Fn(TargetId) -> bool,
     ) {
         for key in &readings.gone {
             self.last.remove(key);
@@ -89,39 +128,30 @@ impl Facts {
         for (key, reading) in &readings.queues {
             if key.kind == Kind::Downstream {
                 let calls = self.calls.entry(Arc::clone(key)).or_default();
-                calls.read(reading, near(key.target));
+                calls.read(reading, in_focus(key.target));
             }
             if key.kind == Kind::Inflight
-                && near(key.target)
-                && let Some(answered) = reading.departures
+                && in_focus(key.target)
+                && let Some(count) = reading.departures
             {
-                let looks = self.answered.entry(key.target).or_default();
-                looks.push_back((sample.mono_ns, answered));
-                while looks.len() > ANSWERED_LOOKS {
-                    looks.pop_front();
+                let samples = self.responses.entry(key.target).or_default();
+                samples.push_back((sample.mono_ns, count));
+                while samples.len() > MAX_RESPONSE_SAMPLES {
+                    samples.pop_front();
                 }
             }
             if key.kind == Kind::Eventloop && is_long_turn(reading) {
                 self.long_turns.insert(key.target, sample.mono_ns);
             }
-            if near(key.target) {
+            if in_focus(key.target) {
                 self.last.insert(Arc::clone(key), reading.clone());
             }
         }
-        self.last.retain(|key, _| near(key.target));
-        self.long_turns.retain(|target, _| near(*target));
-        self.answered.retain(|target, _| near(*target));
+        self.last.retain(|key, _| in_focus(key.target));
+        self.long_turns.retain(|target, _| in_focus(*target));
+        self.responses.retain(|target, _| in_focus(*target));
         if sample.walks.neighbours {
-            let now_ns = sample.mono_ns;
-            if let Some(before_ns) = self.neighbours_ns.replace(now_ns) {
-                let over_ns = now_ns.saturating_sub(before_ns);
-                self.neighbours
-                    .push_back((now_ns, over_ns, sample.neighbours.clone()));
-            }
-            let old = |(at_ns, ..): &(u64, u64, _)| now_ns.saturating_sub(*at_ns) > HOGS_NS;
-            while self.neighbours.front().is_some_and(old) {
-                self.neighbours.pop_front();
-            }
+            self.read_neighbours(sample);
         }
         if sample.walks.system {
             let entry = |group: &Cgroup| (group.path.clone(), group.clone());
@@ -129,17 +159,31 @@ impl Facts {
         }
     }
 
-    /// Requests that were answered since then; `None` where nobody counted.
-    pub(super) fn answered(&self, target: TargetId, since_ns: u64) -> Option<u64> {
-        let looks = self.answered.get(&target)?;
-        let since = looks.iter().filter(|(at_ns, _)| *at_ns > since_ns);
+    fn read_neighbours(&mut self, sample: &Sample) {
+        let now_ns = sample.mono_ns;
+        if let Some(before_ns) = self.neighbours_ns.replace(now_ns) {
+            let over_ns = now_ns.saturating_sub(before_ns);
+            self.neighbours
+                .push_back((now_ns, over_ns, sample.neighbours.clone()));
+        }
+        let is_old =
+            |(at_ns, ..): &(u64, u64, _)| now_ns.saturating_sub(*at_ns) > NEIGHBOURS_KEPT_NS;
+        while self.neighbours.front().is_some_and(is_old) {
+            self.neighbours.pop_front();
+        }
+    }
+
+    /// Requests that a service responded to since then. `None`: they are not counted.
+    pub(super) fn responses(&self, target: TargetId, since_ns: u64) -> Option<u64> {
+        let samples = self.responses.get(&target)?;
+        let since = samples.iter().filter(|(at_ns, _)| *at_ns > since_ns);
         Some(since.map(|(_, count)| count).sum())
     }
 
-    /// For how long at most no request was answered since then, ns.
+    /// The longest time without any response since then, ns.
     pub(super) fn longest_pause_ns(&self, target: TargetId, since_ns: u64) -> u64 {
-        let looks = self.answered.get(&target).into_iter().flatten();
-        let mut since = looks.filter(|(at_ns, _)| *at_ns > since_ns);
+        let samples = self.responses.get(&target).into_iter().flatten();
+        let mut since = samples.filter(|(at_ns, _)| *at_ns > since_ns);
         let Some(&(mut last_ns, _)) = since.next() else {
             return 0;
         };
@@ -154,24 +198,25 @@ impl Facts {
         longest_ns
     }
 
-    /// Whether an event loop of this target was in a long turn since then.
+    /// Whether an event loop of this service was in a long turn since then.
     pub(super) fn had_a_long_turn(&self, target: TargetId, since_ns: u64) -> bool {
         let last = self.long_turns.get(&target);
         last.is_some_and(|at_ns| *at_ns >= since_ns)
     }
 
-    /// Takes in how the pools of connections are used, after [`Facts::read`].
-    pub(super) fn look_at_pools(&mut self, pools: &BTreeMap<(TargetId, SocketAddr), (u64, u64)>) {
+    /// Takes in how the connections to each endpoint are used (in use, and all), after [`Inputs::read`].
+    pub(super) fn read_pools(&mut self, pools: &BTreeMap<(TargetId, SocketAddr), (u64, u64)>) {
         for (key, calls) in &mut self.calls {
             let Some(remote) = key.id.remote() else {
                 continue;
             };
             if let Some((used, all)) = pools.get(&(key.target, remote)) {
-                calls.look(*used, *all);
+                calls.read_pool(*used, *all);
             }
         }
     }
 
+    /// The last readings of a service's queues of one kind.
     pub(super) fn of(
         &self,
         target: TargetId,
@@ -181,7 +226,7 @@ impl Facts {
         self.last.iter().filter(move |(key, _)| ours(key))
     }
 
-    /// Of the process of this target that has most files open.
+    /// The file descriptors of the process of this service that has most of them open.
     pub(super) fn open_files(&self, target: TargetId) -> Option<&Reading> {
         let files = self.of(target, Kind::Fd).map(|(_, reading)| reading);
         files.max_by_key(|reading| reading.depth)
@@ -191,62 +236,63 @@ impl Facts {
         self.cgroups.get(target.cgroup.as_ref()?)
     }
 
-    /// A pool of this target's that is used up while calls take as long as ever: work waits for a connection.
-    pub(super) fn used_up(&self, target: TargetId) -> Option<Pool> {
-        let inflight = self
-            .of(target, Kind::Inflight)
-            .map(|(_, reading)| reading.depth)
-            .sum();
+    fn pools(&self, target: TargetId) -> impl Iterator<Item = Pool> {
+        let inflight = self.of(target, Kind::Inflight);
+        let inflight = inflight.map(|(_, reading)| reading.depth).sum();
         self.of(target, Kind::Downstream)
-            .filter_map(|(key, reading)| {
-                let calls = self.calls.get(key)?;
-                let connections = calls.always_full()?;
-                let waits = inflight as f64 >= connections as f64 * BEYOND_POOL
-                    && inflight >= connections + 2;
-                (waits && !calls.is_slow(reading)).then(|| Pool {
-                    endpoint: endpoint(key),
-                    connections,
-                    inflight,
-                    answer_ns: calls.now_ns.or(calls.usual_ns).map(|ns| ns as u64),
-                    usual_known: calls.usual_ns.is_some(),
-                })
-            })
+            .filter_map(move |(key, reading)| self.calls.get(key)?.pool(key, reading, inflight))
+    }
+
+    /// The largest exhausted pool of this service.
+    pub(super) fn exhausted_pool(&self, target: TargetId) -> Option<Pool> {
+        self.pools(target)
+            .filter(Pool::is_exhausted)
             .max_by_key(|pool| pool.connections)
     }
 
-    /// How long calls on an endpoint take and usually took, ns.
-    pub(super) fn answers(&self, target: TargetId, endpoint: &str) -> (Option<f64>, Option<f64>) {
-        let named = |key: &Arc<QueueKey>| self::endpoint(key) == endpoint;
+    /// The pool of this service that was most of the time in use.
+    pub(super) fn fullest_pool(&self, target: TargetId) -> Option<Pool> {
+        self.pools(target)
+            .max_by(|a, b| a.in_use.total_cmp(&b.in_use))
+    }
+
+    /// The response time of calls on an endpoint and its baseline, ns.
+    pub(super) fn response_times(
+        &self,
+        target: TargetId,
+        endpoint: &str,
+    ) -> (Option<f64>, Option<f64>) {
+        let named = |key: &Arc<QueueKey>| endpoint_of(key) == endpoint;
         self.of(target, Kind::Downstream)
             .find(|(key, _)| named(key))
             .and_then(|(key, _)| self.calls.get(key))
-            .map_or((None, None), |calls| (calls.now_ns, calls.usual_ns))
+            .map_or((None, None), |calls| (calls.now_ns, calls.baseline_ns))
     }
 
-    /// Whether calls of this target take about as long as ever, as far as that is known.
-    pub(super) fn calls_are_as_usual(&self, target: TargetId) -> bool {
+    /// Whether no call of this service is slow, and the baseline of at least one is known.
+    pub(super) fn calls_are_at_baseline(&self, target: TargetId) -> bool {
         let mut known = self
             .of(target, Kind::Downstream)
             .filter_map(|(key, reading)| Some((self.calls.get(key)?, reading)))
-            .filter(|(calls, _)| calls.usual_ns.is_some())
+            .filter(|(calls, _)| calls.baseline_ns.is_some())
             .peekable();
         known.peek().is_some() && known.all(|(calls, reading)| !calls.is_slow(reading))
     }
 
-    /// Who, not of this target, used most CPU in this time: the busiest process of those that have one name and one
-    /// control group, and what they used together.
+    /// Who used most CPU in this time, other than this service. Processes of one name and control group count together; the
+    /// busiest of them is named.
     pub(super) fn hog(
         &self,
         target: TargetId,
         targets: &Targets,
         (from_ns, to_ns): (u64, u64),
     ) -> Option<Hog> {
-        let looks = self.neighbours.iter().filter(|(at_ns, over_ns, _)| {
+        let samples = self.neighbours.iter().filter(|(at_ns, over_ns, _)| {
             *at_ns > from_ns && at_ns.saturating_sub(*over_ns) < to_ns
         });
         let mut over_ns = 0_u64;
         let mut groups: BTreeMap<(&str, Option<&str>), BTreeMap<u32, u64>> = BTreeMap::new();
-        for (_, elapsed_ns, neighbours) in looks {
+        for (_, elapsed_ns, neighbours) in samples {
             over_ns = over_ns.saturating_add(*elapsed_ns);
             let foreign = neighbours
                 .iter()
@@ -272,65 +318,81 @@ impl Facts {
             cgroup: cgroup.map(str::to_owned),
             share: sum(&used) as f64 / over_ns.max(1) as f64,
         })
-        .filter(|hog| hog.share >= WORTH)
+        .filter(|hog| hog.share >= MIN_HOG_SHARE)
     }
 }
 
-/// The address that a queue of calls leads to.
-pub(super) fn endpoint(key: &QueueKey) -> String {
+/// The address that a queue of calls leads to: `127.0.0.1:5432`.
+pub(super) fn endpoint_of(key: &QueueKey) -> String {
     let remote = key.id.remote();
     remote.map_or_else(|| key.name().to_owned(), |remote| remote.to_string())
 }
 
-/// One turn takes long, or does not end.
+/// The present turn of an event loop is long.
 fn is_long_turn(reading: &Reading) -> bool {
     let turn_ns = reading.oldest_age_ns.max(reading.wait_ns).unwrap_or(0);
     reading.depth > 0 && turn_ns >= LONG_TURN_NS
 }
 
 impl Calls {
-    fn read(&mut self, reading: &Reading, near: bool) {
+    fn read(&mut self, reading: &Reading, in_focus: bool) {
         let measure = |name: &str| {
             let found = reading.extra.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| *value)
         };
-        if let Some(answer_ns) = measure("answer_ns") {
-            let side = if near {
+        if let Some(response_ns) = measure("answer_ns") {
+            let mean = if in_focus {
                 &mut self.now_ns
             } else {
-                &mut self.usual_ns
+                &mut self.baseline_ns
             };
-            *side = Some(side.map_or(answer_ns, |before| before * 0.8 + answer_ns * 0.2));
+            *mean = Some(mean.map_or(response_ns, |before| {
+                before * (1.0 - RESPONSE_WEIGHT) + response_ns * RESPONSE_WEIGHT
+            }));
         }
-        if !near {
+        if !in_focus {
             self.now_ns = None;
             self.recent.clear();
         }
     }
 
-    /// So many of the connections are in use.
-    fn look(&mut self, used: u64, connections: u64) {
-        if self.recent.len() >= RECENT {
+    fn read_pool(&mut self, used: u64, connections: u64) {
+        if self.recent.len() >= MAX_POOL_SAMPLES {
             self.recent.pop_front();
         }
         self.recent.push_back((used, connections));
     }
 
-    /// The size of the pool, if every connection of it was in use nearly all the time, and none was added.
-    fn always_full(&self) -> Option<u64> {
-        if self.recent.len() < ENOUGH {
+    /// `None`: too few samples.
+    fn pool(&self, key: &QueueKey, reading: &Reading, inflight: u64) -> Option<Pool> {
+        if self.recent.len() < MIN_POOL_SAMPLES {
             return None;
         }
         let (first, last) = (self.recent.front()?.1, self.recent.back()?.1);
-        let full = self.recent.iter().filter(|(depth, size)| depth >= size);
-        let share = full.count() as f64 / self.recent.len() as f64;
-        (share >= ALWAYS && last <= first.saturating_add(1)).then_some(last)
+        let full = self.recent.iter().filter(|(used, all)| used >= all);
+        Some(Pool {
+            endpoint: endpoint_of(key),
+            connections: last,
+            in_use: full.count() as f64 / self.recent.len() as f64,
+            is_at_limit: last <= first.saturating_add(1),
+            inflight,
+            response_ns: self.response_ns(reading),
+            answered_ns: self.now_ns,
+            baseline_ns: self.baseline_ns,
+        })
     }
 
-    /// Slower than usual; what is not answered at all counts with its age.
+    /// The EWMA, or the age of the oldest call if that is older: calls that are not answered at all are slow, too.
+    fn response_ns(&self, reading: &Reading) -> Option<f64> {
+        let oldest_ns = reading.oldest_age_ns.map(|ns| ns as f64);
+        match (self.now_ns, oldest_ns) {
+            (Some(now), Some(oldest)) => Some(now.max(oldest)),
+            (now, oldest) => now.or(oldest),
+        }
+    }
+
     fn is_slow(&self, reading: &Reading) -> bool {
-        let oldest_age_ns = reading.oldest_age_ns.map_or(0.0, |ns| ns as f64);
-        let now = self.now_ns.unwrap_or(0.0).max(oldest_age_ns);
-        self.usual_ns.is_some_and(|usual| now > usual * SLOW)
+        let known = self.response_ns(reading).zip(self.baseline_ns);
+        known.is_some_and(|(now, baseline)| now > baseline * MAX_SLOWDOWN)
     }
 }

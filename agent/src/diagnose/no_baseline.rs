@@ -1,10 +1,12 @@
-//! Requests in flight of which it cannot be told whether they are a jam: what is usual for them was not seen, and what was
-//! seen does not decide. A service that is slow by design looks the same, so it is said, and not judged.
+//! Requests in flight that cannot be judged: many, and old, but neither growing nor shrinking, and their baseline was not
+//! observed.
+//!
+//! They may be a backlog, or the service may be slow by design. So they are reported as `no_baseline`, without a verdict.
 
 use std::sync::Arc;
 
 use super::{
-    inputs::{Facts, endpoint},
+    inputs::{Inputs, endpoint_of},
     topology::Topology,
 };
 use crate::{
@@ -13,17 +15,17 @@ use crate::{
     sample::TargetId,
 };
 
-/// Fewer requests are not worth a word.
-const MANY: u64 = 5;
-/// Half of them wait for so long, ns: a person would ask why.
-const LONG_NS: u64 = 1_000_000_000;
+/// Fewer requests in flight are not reported.
+const MIN_REQUESTS: u64 = 5;
+/// Median age of the requests below which they are not reported, ns: a wait that a person would ask about.
+const MIN_MEDIAN_AGE_NS: u64 = 1_000_000_000;
 
-/// Many requests that wait for long, and stand still.
+/// A queue of many old requests that stands still.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoBaseline {
     pub key: Arc<QueueKey>,
     pub waiting: Waiting,
-    /// The calls of the same service of which most are outstanding.
+    /// The endpoint with most outstanding calls of the same service.
     pub calls: Option<Calls>,
 }
 
@@ -32,28 +34,30 @@ pub struct NoBaseline {
 pub struct Calls {
     /// `127.0.0.1:9000`.
     pub endpoint: String,
-    /// Who answers them, where that is on this machine: `python3 (812)`.
+    /// The process that answers them, if it is on this machine: `python3 (812)`.
     pub process: Option<String>,
     pub outstanding: u64,
     pub connections: Option<u64>,
 }
 
-/// Those of `ok` that are worth a word.
+/// Those of the queues at level ok that are to be reported.
 pub(super) fn of(
     ok: Vec<(Arc<QueueKey>, Waiting)>,
-    facts: &Facts,
-    (world, targets): (&Topology, &Targets),
+    inputs: &Inputs,
+    (topology, targets): (&Topology, &Targets),
 ) -> Vec<NoBaseline> {
-    let is_long = |waiting: &Waiting| waiting.depth >= MANY && waiting.median_age_ns >= LONG_NS;
-    // What is looked at for what another waits for has its place in that one's words.
-    let asked_for = |key: &QueueKey| {
+    let is_old = |waiting: &Waiting| {
+        waiting.depth >= MIN_REQUESTS && waiting.median_age_ns >= MIN_MEDIAN_AGE_NS
+    };
+    // A service that is watched only because another waits for it appears in that one's report.
+    let is_selected = |key: &QueueKey| {
         let target = targets.get(key.target);
         target.is_some_and(|target| !target.followed)
     };
     ok.into_iter()
-        .filter(|(key, waiting)| is_long(waiting) && asked_for(key))
+        .filter(|(key, waiting)| is_old(waiting) && is_selected(key))
         .map(|(key, waiting)| NoBaseline {
-            calls: calls(key.target, facts, (world, targets)),
+            calls: calls(key.target, inputs, (topology, targets)),
             key,
             waiting,
         })
@@ -62,22 +66,22 @@ pub(super) fn of(
 
 fn calls(
     target: TargetId,
-    facts: &Facts,
-    (world, targets): (&Topology, &Targets),
+    inputs: &Inputs,
+    (topology, targets): (&Topology, &Targets),
 ) -> Option<Calls> {
-    let (key, reading) = facts
+    let (key, reading) = inputs
         .of(target, Kind::Downstream)
         .filter(|(_, reading)| reading.depth > 0)
         .max_by_key(|(key, reading)| (reading.depth, Arc::clone(key)))?;
     let remote = key.id.remote();
-    let mut links = world.links().map(|(_, link)| link);
+    let mut links = topology.links().map(|(_, link)| link);
     let link = links.find(|link| {
         !link.accepted && Some(link.remote) == remote && targets.of(link.tgid) == Some(target)
     });
-    let end = link.and_then(|link| world.other_end(link));
+    let end = link.and_then(|link| topology.other_end(link));
     Some(Calls {
-        process: end.map(|end| world.process(end.tgid, targets)),
-        endpoint: endpoint(key),
+        process: end.map(|end| topology.process(end.tgid, targets)),
+        endpoint: endpoint_of(key),
         outstanding: reading.depth,
         connections: reading.limit,
     })

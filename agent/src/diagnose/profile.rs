@@ -1,15 +1,16 @@
-//! What threads' wall time went into: one count per look, kept for each of the last seconds.
+//! A wall-clock profile of threads: what each does, one count per sample, kept for the last seconds.
+//!
+//! Verdicts are made from a [`Window`] of it: the samples of the time in which an episode lasted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use super::{
-    Activity,
-    classify::{Doing, Object, Threads, classify},
+    classify::{Observation, Resource, Threads, classify},
     inputs::LONG_TURN_NS,
     topology::Topology,
-    wait_graph::Crowd,
 };
 use crate::{
+    event::Activity,
     queue::{
         Kind, Readings, Targets,
         syscalls::{Does, call_of},
@@ -19,13 +20,16 @@ use crate::{
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
-/// Seconds that are kept: those that a verdict is made of, and a few more.
-const KEEP_SECONDS: usize = 25;
-/// Threads counted in one second at most; what is beyond is not looked at.
+/// Seconds that are kept: the 20 s that a verdict is made from (`WINDOW_NS`), and a few more.
+const MAX_SECONDS: usize = 25;
+/// Threads that are counted in one second; further ones are ignored.
 const MAX_THREADS: usize = 4_096;
 
-/// A thread, by its process and its own number.
+/// A thread: the number of its process and its own, as the host sees them.
 pub(super) type Thread = (u32, u32);
+
+/// A lock: the number of its process, and its address there.
+pub(super) type Lock = (u32, u64);
 
 #[derive(Default)]
 pub(super) struct Profile {
@@ -34,63 +38,68 @@ pub(super) struct Profile {
     turns: HashMap<Thread, Turn>,
 }
 
-/// A thread since it last slept.
+/// What a thread has done since it last slept.
 #[derive(Clone, Copy)]
 struct Turn {
+    /// Count of its voluntary context switches: it has slept in between where this has changed.
     voluntary: u64,
     /// CPU time that it had used when it woke, ns.
-    woke_at_ns: u64,
+    cpu_at_wake_ns: u64,
     /// It last slept in epoll_wait.
-    of_a_loop: bool,
+    is_of_a_loop: bool,
 }
 
 struct Second {
     from_ns: u64,
-    threads: HashMap<Thread, Vec<(Doing, u32)>>,
-    /// What those who held a lock did while others waited for it.
-    held: BTreeMap<Lock, BTreeMap<Thread, Time>>,
-    cpu: BTreeMap<TargetId, Split>,
-    /// Threads of event loops that have computed for long without sleeping.
+    threads: HashMap<Thread, Vec<(Observation, u32)>>,
+    /// What the holders of a lock did while others waited for it.
+    held: BTreeMap<Lock, BTreeMap<Thread, ThreadProfile>>,
+    cpu: BTreeMap<TargetId, CpuHolders>,
+    /// Event-loop threads that have computed for [`LONG_TURN_NS`] or more without sleeping.
     long_turns: BTreeSet<Thread>,
 }
 
-/// A lock, by its process and address.
-pub(super) type Lock = (u32, u64);
-
-/// Who had the CPU while threads of a target waited for one: sums of shares.
+/// Who had the CPU while threads of a service waited for one: sums of shares.
 #[derive(Clone, Copy, Debug, Default)]
-struct Split {
+struct CpuHolders {
+    /// Other threads of the same service.
     own: f64,
+    /// Other services.
     foreign: f64,
+    /// Nobody: the control group's quota was used up.
     quota: f64,
+    /// The hypervisor.
     steal: f64,
 }
 
-/// A stretch of time.
+/// The samples of a stretch of time.
 pub(super) struct Window {
-    threads: BTreeMap<Thread, Time>,
-    held: BTreeMap<Lock, BTreeMap<Thread, Time>>,
-    cpu: BTreeMap<TargetId, Split>,
+    threads: BTreeMap<Thread, ThreadProfile>,
+    held: BTreeMap<Lock, BTreeMap<Thread, ThreadProfile>>,
+    cpu: BTreeMap<TargetId, CpuHolders>,
     long_turns: BTreeSet<Thread>,
     pub(super) from_ns: u64,
     pub(super) to_ns: u64,
 }
 
-/// What one thread's looks were.
+/// What one thread was seen doing.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Time {
-    pub(super) looks: u32,
-    pub(super) by: BTreeMap<Doing, u32>,
+pub(super) struct ThreadProfile {
+    /// Samples of the thread.
+    pub(super) samples: u32,
+    /// The same by what it did.
+    pub(super) by: BTreeMap<Observation, u32>,
 }
 
 impl Profile {
+    /// Adds the threads of one sample, as far as `in_focus` holds for their process.
     pub(super) fn read(
         &mut self,
         now_ns: u64,
         sample: &Sample,
         readings: &Readings,
         targets: &Targets,
-        (world, near): (&Topology, impl Fn(u32) -> bool),
+        (topology, in_focus): (&Topology, impl Fn(u32) -> bool),
     ) {
         let waits: &[Wait] = match (sample.walks.profile, sample.walks.waits) {
             (true, _) => &sample.profile,
@@ -104,34 +113,34 @@ impl Profile {
                 .retain(|(tgid, _), _| targets.of(*tgid).is_some());
         }
         let threads = Threads::of(waits);
-        let long_turns = self.turn(waits, &near);
+        let long_turns = self.track_turns(waits, &in_focus);
         let second = self.second(now_ns);
-        let now: BTreeMap<Thread, Doing> = waits
+        let now: BTreeMap<Thread, Observation> = waits
             .iter()
-            .filter(|wait| near(wait.tgid))
-            .filter_map(|wait| Some(((wait.tgid, wait.tid), classify(wait, &threads, world)?)))
+            .filter(|wait| in_focus(wait.tgid))
+            .filter_map(|wait| Some(((wait.tgid, wait.tid), classify(wait, &threads, topology)?)))
             .collect();
-        second.hold(&now);
+        second.count_holders(&now);
         second.long_turns.extend(long_turns);
-        for (thread, doing) in now {
+        for (thread, observation) in now {
             if !second.threads.contains_key(&thread) && second.threads.len() >= MAX_THREADS {
                 continue;
             }
             let counts = second.threads.entry(thread).or_default();
-            match counts.iter_mut().find(|(known, _)| *known == doing) {
+            match counts.iter_mut().find(|(known, _)| *known == observation) {
                 Some((_, count)) => *count += 1,
-                None => counts.push((doing, 1)),
+                None => counts.push((observation, 1)),
             }
         }
         for (key, reading) in &readings.queues {
             if key.kind == Kind::Runqueue {
-                let split = second.cpu.entry(key.target).or_default();
+                let holders = second.cpu.entry(key.target).or_default();
                 for (name, share) in &reading.extra {
-                    split.add(name, *share);
+                    holders.add(name, *share);
                 }
             }
         }
-        for wait in waits.iter().filter(|wait| near(wait.tgid)) {
+        for wait in waits.iter().filter(|wait| in_focus(wait.tgid)) {
             let thread = (wait.tgid, wait.tid);
             if !self.names.contains_key(&thread) && self.names.len() < MAX_THREADS {
                 self.names.insert(thread, harmless(&wait.comm));
@@ -139,10 +148,10 @@ impl Profile {
         }
     }
 
-    /// Follows the turns of threads that live in epoll_wait; answers those that take long.
-    fn turn(&mut self, waits: &[Wait], near: &impl Fn(u32) -> bool) -> Vec<Thread> {
+    /// Tracks the turns of event-loop threads; returns those whose present turn is long.
+    fn track_turns(&mut self, waits: &[Wait], in_focus: &impl Fn(u32) -> bool) -> Vec<Thread> {
         let mut long = Vec::new();
-        for wait in waits.iter().filter(|wait| near(wait.tgid)) {
+        for wait in waits.iter().filter(|wait| in_focus(wait.tgid)) {
             let thread = (wait.tgid, wait.tid);
             let runs = matches!(wait.state, State::Running | State::Runnable);
             let before = self.turns.get(&thread).copied();
@@ -150,17 +159,18 @@ impl Profile {
                 Some(turn) if runs && turn.voluntary == wait.voluntary => turn,
                 Some(turn) if runs => Turn {
                     voluntary: wait.voluntary,
-                    woke_at_ns: wait.cpu_ns,
+                    cpu_at_wake_ns: wait.cpu_ns,
                     ..turn
                 },
                 _ => Turn {
                     voluntary: wait.voluntary,
-                    woke_at_ns: wait.cpu_ns,
-                    of_a_loop: matches!(call_of(wait), Some((_, Does::Epoll))),
+                    cpu_at_wake_ns: wait.cpu_ns,
+                    is_of_a_loop: matches!(call_of(wait), Some((_, Does::Epoll))),
                 },
             };
-            // By CPU time: one that waits for a CPU is not busy.
-            if turn.of_a_loop && wait.cpu_ns.saturating_sub(turn.woke_at_ns) >= LONG_TURN_NS {
+            // By CPU time: a thread that waits for a CPU is not busy.
+            let busy_ns = wait.cpu_ns.saturating_sub(turn.cpu_at_wake_ns);
+            if turn.is_of_a_loop && busy_ns >= LONG_TURN_NS {
                 long.push(thread);
             }
             if before.is_some() || self.turns.len() < MAX_THREADS {
@@ -170,13 +180,14 @@ impl Profile {
         long
     }
 
+    /// The second that `now_ns` belongs to, a new one if the last is over.
     fn second(&mut self, now_ns: u64) -> &mut Second {
         let is_new = self
             .seconds
             .back()
             .is_none_or(|second| now_ns.saturating_sub(second.from_ns) >= SECOND_NS);
         if is_new {
-            if self.seconds.len() >= KEEP_SECONDS {
+            if self.seconds.len() >= MAX_SECONDS {
                 self.seconds.pop_front();
             }
             self.seconds.push_back(Second {
@@ -191,7 +202,7 @@ impl Profile {
         &mut self.seconds[last]
     }
 
-    /// All that was seen in the seconds that overlap with this time.
+    /// The samples of all seconds that overlap with this time.
     pub(super) fn over(&self, from_ns: u64, to_ns: u64) -> Window {
         let mut window = Window {
             threads: BTreeMap::new(),
@@ -206,41 +217,42 @@ impl Profile {
         };
         for second in self.seconds.iter().filter(within) {
             for (thread, counts) in &second.threads {
-                let time = window.threads.entry(*thread).or_default();
-                for (doing, count) in counts {
-                    time.add(doing, *count);
+                let profile = window.threads.entry(*thread).or_default();
+                for (observation, count) in counts {
+                    profile.add(observation, *count);
                 }
             }
             for (lock, holders) in &second.held {
                 let all = window.held.entry(*lock).or_default();
-                for (thread, time) in holders {
+                for (thread, profile) in holders {
                     let all = all.entry(*thread).or_default();
-                    for (doing, count) in &time.by {
-                        all.add(doing, *count);
+                    for (observation, count) in &profile.by {
+                        all.add(observation, *count);
                     }
                 }
             }
             window.long_turns.extend(&second.long_turns);
-            for (target, split) in &second.cpu {
-                window.cpu.entry(*target).or_default().sum(split);
+            for (target, holders) in &second.cpu {
+                window.cpu.entry(*target).or_default().sum(holders);
             }
         }
         window
     }
 
+    /// The name of a thread (`/proc/PID/task/TID/comm`).
     pub(super) fn comm(&self, thread: Thread) -> Option<&str> {
         self.names.get(&thread).map(String::as_str)
     }
 }
 
 impl Second {
-    /// What those do who hold a lock now that others wait for. Of an interpreter's lock, which keeps no owner, these are
-    /// the threads of its process that use a CPU, or want one.
-    fn hold(&mut self, now: &BTreeMap<Thread, Doing>) {
+    /// Counts what the holders of locks do that others wait for now. An interpreter's lock keeps no owner: its holders are
+    /// the threads of its process that use a CPU or want one.
+    fn count_holders(&mut self, now: &BTreeMap<Thread, Observation>) {
         let waited_for: BTreeMap<Lock, (Option<u32>, bool)> = now
             .values()
-            .filter_map(|doing| match doing.object {
-                Object::Lock {
+            .filter_map(|observation| match observation.resource {
+                Resource::Lock {
                     tgid,
                     address,
                     owner,
@@ -250,22 +262,29 @@ impl Second {
             })
             .collect();
         for ((tgid, address), (owner, interpreter)) in waited_for {
-            let works =
-                |doing: &Doing| matches!(doing.activity, Activity::OnCpu | Activity::RunnableOwn);
-            let threads = now.range((tgid, 0)..=(tgid, u32::MAX));
-            let holds = |tid: u32, doing: &Doing| match owner {
-                Some(owner) => tid == owner,
-                None => interpreter && works(doing),
+            let needs_cpu = |observation: &Observation| {
+                matches!(
+                    observation.activity,
+                    Activity::OnCpu | Activity::RunnableOwn
+                )
             };
-            for ((_, tid), doing) in threads.filter(|((_, tid), doing)| holds(*tid, doing)) {
+            let threads = now.range((tgid, 0)..=(tgid, u32::MAX));
+            let holds = |tid: u32, observation: &Observation| match owner {
+                Some(owner) => tid == owner,
+                None => interpreter && needs_cpu(observation),
+            };
+            let holding = threads.filter(|((_, tid), observation)| holds(*tid, observation));
+            for ((_, tid), observation) in holding {
                 let holders = self.held.entry((tgid, address)).or_default();
-                holders.entry((tgid, *tid)).or_default().add(doing, 1);
+                let profile = holders.entry((tgid, *tid)).or_default();
+                profile.add(observation, 1);
             }
         }
     }
 }
 
-impl Split {
+impl CpuHolders {
+    /// Adds one measure of a run queue, by its name there.
     fn add(&mut self, name: &str, share: f64) {
         match name {
             "own_share" => self.own += share,
@@ -283,8 +302,8 @@ impl Split {
         self.steal += other.steal;
     }
 
-    /// Of the time spent waiting for a CPU, by who had it.
-    fn divide(&self, share: f64) -> [(Activity, f64); 4] {
+    /// Splits `share`, the time spent waiting for a CPU, by who had it. If that is not known, own threads had it.
+    fn split(&self, share: f64) -> [(Activity, f64); 4] {
         let all = self.own + self.foreign + self.quota + self.steal;
         let part = |part: f64| if all > 0.0 { share * part / all } else { 0.0 };
         let own = if all > 0.0 { part(self.own) } else { share };
@@ -297,60 +316,67 @@ impl Split {
     }
 }
 
-impl Time {
-    fn add(&mut self, doing: &Doing, count: u32) {
-        self.looks = self.looks.saturating_add(count);
-        *self.by.entry(doing.clone()).or_default() += count;
+impl ThreadProfile {
+    fn add(&mut self, observation: &Observation, count: u32) {
+        self.samples = self.samples.saturating_add(count);
+        *self.by.entry(observation.clone()).or_default() += count;
     }
 
-    /// Share of the looks at which it waited for work.
+    /// Share of the samples in which it waited for work.
     pub(super) fn idle(&self) -> f64 {
         self.share_of(Activity::Idle)
     }
 
+    /// Share of the samples in which it did this, 0 to 1.
     pub(super) fn share_of(&self, activity: Activity) -> f64 {
         let of = self
             .by
             .iter()
-            .filter(|(doing, _)| doing.activity == activity);
-        let looks: u32 = of.map(|(_, count)| count).sum();
-        f64::from(looks) / f64::from(self.looks.max(1))
+            .filter(|(observation, _)| observation.activity == activity);
+        let samples: u32 = of.map(|(_, count)| count).sum();
+        f64::from(samples) / f64::from(self.samples.max(1))
     }
 }
 
 impl Window {
-    pub(super) fn threads(&self) -> impl Iterator<Item = (Thread, &Time)> {
-        self.threads.iter().map(|(thread, time)| (*thread, time))
+    pub(super) fn threads(&self) -> impl Iterator<Item = (Thread, &ThreadProfile)> {
+        self.threads
+            .iter()
+            .map(|(thread, profile)| (*thread, profile))
     }
 
-    /// Whether this thread of an event loop was away from it for long.
+    /// Whether this event-loop thread computed for [`LONG_TURN_NS`] or more without returning to epoll_wait.
     pub(super) fn had_a_long_turn(&self, thread: Thread) -> bool {
         self.long_turns.contains(&thread)
     }
 
-    pub(super) fn of(&self, thread: Thread) -> Option<&Time> {
+    pub(super) fn of(&self, thread: Thread) -> Option<&ThreadProfile> {
         self.threads.get(&thread)
     }
 
     /// Threads of one process.
-    pub(super) fn of_process(&self, tgid: u32) -> impl Iterator<Item = (Thread, &Time)> {
+    pub(super) fn of_process(&self, tgid: u32) -> impl Iterator<Item = (Thread, &ThreadProfile)> {
         let range = self.threads.range((tgid, 0)..=(tgid, u32::MAX));
-        range.map(|(thread, time)| (*thread, time))
+        range.map(|(thread, profile)| (*thread, profile))
     }
 
-    /// What those did who held a lock while others waited for it.
-    pub(super) fn holders(&self, lock: Lock) -> Option<&BTreeMap<Thread, Time>> {
+    /// What the holders of a lock did while others waited for it.
+    pub(super) fn holders(&self, lock: Lock) -> Option<&BTreeMap<Thread, ThreadProfile>> {
         self.held.get(&lock)
     }
 
-    /// What the wall time of some threads went into, each by its weight; the largest share first, all of them together 1.
-    /// `target`: whose run queue says who had the CPU.
-    pub(super) fn shares(&self, crowd: &Crowd, target: Option<TargetId>) -> Vec<(Activity, f64)> {
+    /// What the wall time of some threads went into, each by its weight: the largest share first, all of them together 1.
+    /// The run queue of `target` tells who had the CPU while they waited for one.
+    pub(super) fn shares<'a>(
+        &self,
+        profiles: impl Iterator<Item = (Thread, f64, &'a ThreadProfile)>,
+        target: Option<TargetId>,
+    ) -> Vec<(Activity, f64)> {
         let mut sums: BTreeMap<Activity, f64> = BTreeMap::new();
-        for (_, weight, time) in crowd.times(self) {
-            for (doing, count) in &time.by {
-                let share = f64::from(*count) / f64::from(time.looks.max(1));
-                *sums.entry(doing.activity).or_default() += weight * share;
+        for (_, weight, profile) in profiles {
+            for (observation, count) in &profile.by {
+                let share = f64::from(*count) / f64::from(profile.samples.max(1));
+                *sums.entry(observation.activity).or_default() += weight * share;
             }
         }
         let all: f64 = sums.values().sum();
@@ -358,8 +384,8 @@ impl Window {
             return Vec::new();
         }
         if let Some(waits) = sums.remove(&Activity::RunnableOwn) {
-            let split = target.and_then(|target| self.cpu.get(&target).copied());
-            for (activity, share) in split.unwrap_or_default().divide(waits) {
+            let holders = target.and_then(|target| self.cpu.get(&target).copied());
+            for (activity, share) in holders.unwrap_or_default().split(waits) {
                 *sums.entry(activity).or_default() += share;
             }
         }

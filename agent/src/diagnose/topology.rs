@@ -1,4 +1,6 @@
-//! Who holds what, of the targets that are looked at closely: the facts that join a blocked thread to what it waits for.
+//! Which process holds which connection, pipe, socket and lock, of the services in focus.
+//!
+//! These facts lead from a blocked thread to whoever can end its wait.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,76 +15,79 @@ use crate::{
     text::bounded,
 };
 
-/// A lock that nobody has waited for since is forgotten, ns.
-const KEEP_LOCKS_NS: u64 = 5_000_000_000;
-/// Pieces of an answer come at least so often.
-const STREAMS_NS: u64 = 100_000_000;
-/// What one connection's other end may be called at most.
+/// A lock is forgotten if nobody has waited for it during this time, ns.
+const LOCK_KEPT_NS: u64 = 5_000_000_000;
+/// A connection whose last data is younger than this is in use: a response still streams over it, ns.
+const STREAMING_NS: u64 = 100_000_000;
+/// Longest name of a process, bytes.
 const MAX_NAME: usize = 64;
-/// Names of processes beyond which all are learnt anew: those that are told again are the ones that are there.
+/// Process names that are kept. Beyond it all are dropped and learned anew from the following samples.
 const MAX_NAMES: usize = 8_192;
 
-/// A connection, as far as it tells who waits for whom.
+/// A TCP connection, as seen from one of its ends.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     pub(super) tgid: u32,
     pub(super) local: SocketAddr,
     pub(super) remote: SocketAddr,
-    /// The target listens where this connection came in.
+    /// The service accepted it; else it opened it.
     pub(super) accepted: bool,
-    /// Bytes sent and not acknowledged; written and not sent.
+    /// Bytes sent and not acknowledged.
     pub(super) unacknowledged: u32,
+    /// Bytes written and not sent.
     pub(super) unsent: u32,
-    /// Window that the peer offers, bytes.
+    /// The peer's receive window, bytes.
     pub(super) window: u32,
-    /// Since data last came or went, ns.
+    /// Time since data was last received or sent, ns.
     pub(super) since_data_ns: u64,
 }
 
 impl Link {
-    /// What is sent waits for the peer to make room, not for the network: less than a full segment fits its window.
+    /// Data waits for the peer to read, not for the network: less than a full segment fits into its window.
     pub(super) fn peer_has_no_room(&self) -> bool {
+        /// Payload of a full segment on Ethernet: 1,500 bytes less the IPv4 and TCP headers.
         const SEGMENT: u32 = 1_460;
         self.unsent > 0 && self.unacknowledged.saturating_add(SEGMENT) > self.window
             || self.window == 0 && self.unacknowledged + self.unsent > 0
     }
 }
 
-/// What stands behind a descriptor.
+/// What a file descriptor refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Held {
+pub(super) enum OpenFile {
+    /// A TCP connection, by its socket cookie.
     Connection(u64),
+    /// By inode.
     Pipe(u64),
+    /// A unix socket, by inode.
     Unix(u64),
 }
 
-/// A process that holds one end of something.
+/// A process that holds one end of a connection, and its descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct End {
+pub(super) struct SocketEnd {
     pub(super) tgid: u32,
     pub(super) fd: u32,
 }
 
-/// What one process has under way.
+/// What one process has in progress.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Business {
-    /// Connections that it accepted and holds.
+pub(super) struct ProcessWork {
+    /// Connections that it has accepted.
     pub(super) clients: u32,
-    /// Requests that it has read and not answered; not read.
-    pub(super) working: u32,
-    pub(super) unread: u32,
-    /// Calls that nobody has answered yet, and the connection of the oldest.
-    pub(super) outstanding: u32,
+    /// Requests that it has read and not answered.
+    pub(super) in_service: u32,
+    /// Of its outstanding calls the oldest: when it began (CLOCK_MONOTONIC, ns), and its connection.
     pub(super) oldest_call: Option<(u64, u64)>,
-    /// The oldest request in work, and its connection.
+    /// Of its requests in service the oldest, the same way.
     pub(super) oldest_request: Option<(u64, u64)>,
-    /// A client that does not read, and the bytes that wait for it.
+    /// Of the clients that do not read, the one with most bytes waiting: the bytes, and the connection.
     pub(super) stuck_client: Option<(u32, u64)>,
 }
 
-/// A process's title, and since when it stands.
+/// The title of a process (`/proc/PID/cmdline`), and since when it has been so, CLOCK_MONOTONIC, ns.
 #[derive(Clone, Debug)]
-pub(super) struct Titled {
+pub(super) struct ProcessTitle {
     pub(super) title: String,
     pub(super) since_ns: u64,
 }
@@ -91,21 +96,23 @@ pub(super) struct Titled {
 pub(super) struct Topology {
     focus_scope: BTreeSet<TargetId>,
     links: FxHashMap<u64, Link>,
-    files: FxHashMap<(u32, u32), Held>,
-    /// Who holds a connection, by its own end and the other.
-    ends: HashMap<(SocketAddr, SocketAddr), Vec<End>>,
-    peers: HashMap<(SocketAddr, SocketAddr), Vec<End>>,
+    files: FxHashMap<(u32, u32), OpenFile>,
+    /// Who holds a connection, by its local and remote address: of watched processes, and of all others.
+    ends: HashMap<(SocketAddr, SocketAddr), Vec<SocketEnd>>,
+    peers: HashMap<(SocketAddr, SocketAddr), Vec<SocketEnd>>,
     holders: HashMap<u64, Vec<Holder>>,
     unix: HashMap<u64, UnixSocket>,
-    titles: HashMap<u32, Titled>,
+    titles: HashMap<u32, ProcessTitle>,
     names: HashMap<u32, String>,
-    business: HashMap<u32, Business>,
+    work: HashMap<u32, ProcessWork>,
+    /// Requests and calls without a response yet, by connection.
     awaited: FxHashMap<u64, Awaited>,
-    /// Addresses that are known to be locks, by process; whether of an interpreter, and when last seen.
+    /// Addresses that are known to be locks: whether an interpreter's, and when somebody last waited there, ns.
     locks: HashMap<(u32, u64), (bool, u64)>,
 }
 
 impl Topology {
+    /// Takes in one sample and what the queues were in it.
     pub(super) fn read(
         &mut self,
         now_ns: u64,
@@ -129,7 +136,7 @@ impl Topology {
         for title in &sample.titles {
             self.titles.insert(
                 title.tgid,
-                Titled {
+                ProcessTitle {
                     title: title.title.clone(),
                     since_ns: now_ns,
                 },
@@ -142,7 +149,7 @@ impl Topology {
             self.awaited = awaited.iter().map(|one| (one.cookie, *one)).collect();
         }
         if readings.awaited.is_some() || sample.walks.files {
-            self.take_stock();
+            self.count_work();
         }
         self.learn_locks(now_ns, readings);
     }
@@ -170,7 +177,7 @@ impl Topology {
                 .peers
                 .entry(tuple(peer.local, peer.remote))
                 .or_default();
-            ends.push(End {
+            ends.push(SocketEnd {
                 tgid: peer.tgid,
                 fd: peer.fd,
             });
@@ -179,7 +186,7 @@ impl Topology {
     }
 
     fn learn_files(&mut self, sample: &Sample, targets: &Targets) {
-        let near = |tgid: u32| {
+        let in_focus = |tgid: u32| {
             let target = targets.of(tgid);
             target.is_some_and(|target| self.focus_scope.contains(&target))
         };
@@ -187,19 +194,19 @@ impl Topology {
             self.links.clear();
             self.files.clear();
             self.ends.clear();
-            for pipe in sample.pipes.iter().filter(|pipe| near(pipe.tgid)) {
+            for pipe in sample.pipes.iter().filter(|pipe| in_focus(pipe.tgid)) {
                 self.files
-                    .insert((pipe.tgid, pipe.fd), Held::Pipe(pipe.inode));
+                    .insert((pipe.tgid, pipe.fd), OpenFile::Pipe(pipe.inode));
             }
             self.unix.clear();
-            for socket in sample.unix.iter().filter(|socket| near(socket.tgid)) {
+            for socket in sample.unix.iter().filter(|socket| in_focus(socket.tgid)) {
                 self.files
-                    .insert((socket.tgid, socket.fd), Held::Unix(socket.inode));
+                    .insert((socket.tgid, socket.fd), OpenFile::Unix(socket.inode));
                 self.unix.insert(socket.inode, socket.clone());
             }
         }
-        for connection in sample.connections.iter().filter(|one| near(one.tgid)) {
-            let end = End {
+        for connection in sample.connections.iter().filter(|one| in_focus(one.tgid)) {
+            let end = SocketEnd {
                 tgid: connection.tgid,
                 fd: connection.fd,
             };
@@ -211,28 +218,28 @@ impl Topology {
                 .is_none()
             {
                 self.files
-                    .insert((end.tgid, end.fd), Held::Connection(cookie));
+                    .insert((end.tgid, end.fd), OpenFile::Connection(cookie));
                 let tuple = tuple(connection.local, connection.remote);
                 self.ends.entry(tuple).or_default().push(end);
             }
         }
     }
 
-    /// What each process has under way.
-    fn take_stock(&mut self) {
-        self.business.clear();
+    /// Counts anew what each process has in progress.
+    fn count_work(&mut self) {
+        self.work.clear();
         for (cookie, link) in &self.links {
-            let business = self.business.entry(link.tgid).or_default();
+            let work = self.work.entry(link.tgid).or_default();
             let waits = link.unacknowledged.saturating_add(link.unsent);
             if link.accepted {
-                business.clients += 1;
+                work.clients += 1;
             }
             if link.accepted && link.peer_has_no_room() {
-                business.stuck_client = business.stuck_client.max(Some((waits, *cookie)));
+                work.stuck_client = work.stuck_client.max(Some((waits, *cookie)));
             }
         }
         for (cookie, awaited) in &self.awaited {
-            let business = self.business.entry(awaited.tgid).or_default();
+            let work = self.work.entry(awaited.tgid).or_default();
             let entry = Some((awaited.began_ns, *cookie));
             let older = |known: Option<(u64, u64)>| match known {
                 Some(known) => entry.min(Some(known)),
@@ -240,14 +247,11 @@ impl Topology {
             };
             match (awaited.accepted, awaited.read) {
                 (true, true) => {
-                    business.working += 1;
-                    business.oldest_request = older(business.oldest_request);
+                    work.in_service += 1;
+                    work.oldest_request = older(work.oldest_request);
                 }
-                (true, false) => business.unread += 1,
-                (false, _) => {
-                    business.outstanding += 1;
-                    business.oldest_call = older(business.oldest_call);
-                }
+                (true, false) => {}
+                (false, _) => work.oldest_call = older(work.oldest_call),
             }
         }
     }
@@ -267,10 +271,10 @@ impl Topology {
             }
         }
         self.locks
-            .retain(|_, (_, seen_ns)| now_ns.saturating_sub(*seen_ns) < KEEP_LOCKS_NS);
+            .retain(|_, (_, seen_ns)| now_ns.saturating_sub(*seen_ns) < LOCK_KEPT_NS);
     }
 
-    pub(super) fn held(&self, tgid: u32, fd: u32) -> Option<Held> {
+    pub(super) fn open_file(&self, tgid: u32, fd: u32) -> Option<OpenFile> {
         self.files.get(&(tgid, fd)).copied()
     }
 
@@ -278,15 +282,15 @@ impl Topology {
         self.links.get(&cookie)
     }
 
-    /// Of each endpoint that a target calls: connections, and how many of them are in use. One is in use as well while the
-    /// answer streams in.
+    /// For each endpoint that a service calls: its connections in use, and all. One is in use while a call is outstanding or a
+    /// response streams in.
     pub(super) fn pools(&self, targets: &Targets) -> BTreeMap<(TargetId, SocketAddr), (u64, u64)> {
         let mut pools = BTreeMap::new();
         for (cookie, link) in self.links.iter().filter(|(_, link)| !link.accepted) {
             let Some(target) = targets.of(link.tgid) else {
                 continue;
             };
-            let in_use = self.awaited.contains_key(cookie) || link.since_data_ns < STREAMS_NS;
+            let in_use = self.awaited.contains_key(cookie) || link.since_data_ns < STREAMING_NS;
             let (used, all) = pools.entry((target, link.remote)).or_insert((0, 0));
             *used += u64::from(in_use);
             *all += 1;
@@ -302,40 +306,47 @@ impl Topology {
         self.unix.get(&inode)
     }
 
-    /// The request or call that waits on this connection.
+    /// The request or call on this connection that has no response yet.
     pub(super) fn awaited(&self, cookie: u64) -> Option<&Awaited> {
         self.awaited.get(&cookie)
     }
 
-    pub(super) fn business(&self, tgid: u32) -> Business {
-        self.business.get(&tgid).copied().unwrap_or_default()
+    pub(super) fn work_of(&self, tgid: u32) -> ProcessWork {
+        self.work.get(&tgid).copied().unwrap_or_default()
     }
 
-    /// Whether this address is known to be a lock, and whether it is an interpreter's.
+    /// Whether a lock at this address is an interpreter's. `None`: it is not known to be a lock.
     pub(super) fn lock(&self, tgid: u32, address: u64) -> Option<bool> {
         let known = self.locks.get(&(tgid, address));
         known.map(|(interpreter, _)| *interpreter)
     }
 
-    pub(super) fn title(&self, tgid: u32) -> Option<&Titled> {
+    pub(super) fn title(&self, tgid: u32) -> Option<&ProcessTitle> {
         self.titles.get(&tgid)
     }
 
-    /// The process at the other end of a connection, where it is on this machine. Of several that share it, the youngest:
-    /// it was forked to serve it.
-    pub(super) fn other_end(&self, link: &Link) -> Option<End> {
+    /// Whether the title of a process says that it waits. PostgreSQL's backends sleep in epoll_wait for a row lock as idle
+    /// ones do, and only their title ends in `waiting`. The rule is the title, whatever the program.
+    pub(super) fn waits_by_its_title(&self, tgid: u32) -> bool {
+        let title = self.title(tgid);
+        title.is_some_and(|titled| titled.title.trim_end().ends_with(" waiting"))
+    }
+
+    /// The process at the other end of a connection, if it is on this machine. Of several that share it, the one with the
+    /// highest number: it was probably forked to serve it.
+    pub(super) fn other_end(&self, link: &Link) -> Option<SocketEnd> {
         let there = tuple(link.remote, link.local);
         let ends = self.peers.get(&there).or_else(|| self.ends.get(&there))?;
         let others = ends.iter().filter(|end| end.tgid != link.tgid);
         others.max().copied()
     }
 
-    /// The processes that hold the other end of a pipe or of a unix socket.
-    pub(super) fn other_holders(&self, tgid: u32, held: Held) -> Vec<u32> {
-        let (inode, is_pipe) = match held {
-            Held::Pipe(inode) => (Some(inode), true),
-            Held::Unix(inode) => (self.unix.get(&inode).and_then(|socket| socket.peer), false),
-            Held::Connection(_) => (None, false),
+    /// The other processes that hold the read end of a pipe, or the other end of a unix socket.
+    pub(super) fn other_holders(&self, tgid: u32, file: OpenFile) -> Vec<u32> {
+        let (inode, is_pipe) = match file {
+            OpenFile::Pipe(inode) => (Some(inode), true),
+            OpenFile::Unix(inode) => (self.unix.get(&inode).and_then(|socket| socket.peer), false),
+            OpenFile::Connection(_) => (None, false),
         };
         let ends = inode.and_then(|inode| self.holders.get(&inode));
         let reads = |holder: &&Holder| !is_pipe || holder.reads;
@@ -354,6 +365,7 @@ impl Topology {
         format!("{} ({tgid})", self.name(tgid, targets))
     }
 
+    /// The name of a process: its service's, else its own.
     pub(super) fn name(&self, tgid: u32, targets: &Targets) -> String {
         let target = targets.of(tgid).and_then(|target| targets.get(target));
         let name = target.map(|target| target.name.clone());
@@ -361,22 +373,22 @@ impl Topology {
         bounded(&name.unwrap_or_else(|| "process".to_owned()), MAX_NAME)
     }
 
-    /// Processes of one service that say of themselves what `says` asks for, with since when.
+    /// The processes whose title fits, by since when it has been so.
     pub(super) fn titled(
         &self,
         tgids: &[u32],
-        says: impl Fn(&str) -> bool,
-    ) -> BTreeMap<u64, (u32, &Titled)> {
+        fits: impl Fn(&str) -> bool,
+    ) -> BTreeMap<u64, (u32, &ProcessTitle)> {
         tgids
             .iter()
             .filter_map(|tgid| Some((*tgid, self.titles.get(tgid)?)))
-            .filter(|(_, titled)| says(&titled.title))
+            .filter(|(_, titled)| fits(&titled.title))
             .map(|(tgid, titled)| (titled.since_ns, (tgid, titled)))
             .collect()
     }
 }
 
-/// IPv4 within IPv6 is IPv4.
+/// A connection's addresses, with IPv4-mapped IPv6 addresses as IPv4.
 fn tuple(local: SocketAddr, remote: SocketAddr) -> (SocketAddr, SocketAddr) {
     let canonical =
         |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());

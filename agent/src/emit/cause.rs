@@ -118,6 +118,7 @@ mod tests {
             samples: 0,
             evidence: String::new(),
             advice: String::new(),
+            explanation: None,
             messages: Vec::new(),
         }
     }

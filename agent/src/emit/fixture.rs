@@ -104,6 +104,7 @@ pub fn verdict() -> Verdict {
         advice: "End the transaction of postgres (812), which has been idle for 8.2 s: \
                  SELECT pg_terminate_backend(812). For good: idle_in_transaction_session_timeout."
             .to_owned(),
+        explanation: None,
         messages: vec![LoggedMessage {
             name: "listen_queue_full".to_owned(),
             path: "/var/log/uwsgi/shop.log".to_owned(),

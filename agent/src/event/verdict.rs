@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Activity, DrivenBy, Instant};
+use super::{Activity, DrivenBy, Instant, explain::Explanation};
 use crate::{cause::Cause, queue::QueueKey, sample::TargetId};
 
 /// Why one queue fills.
@@ -25,7 +25,7 @@ pub struct Verdict {
     pub path: Vec<Hop>,
     /// What the workers' wall time went into, largest first; adds up to 1. Empty where nothing was sampled.
     pub shares: Vec<(Activity, f64)>,
-    /// Looks at threads that the shares are made of.
+    /// Thread samples that the shares are made of.
     pub samples: u64,
     /// One sentence with numbers.
     pub evidence: String,
@@ -33,6 +33,8 @@ pub struct Verdict {
     pub advice: String,
     /// What the target's own log said meanwhile.
     pub messages: Vec<LoggedMessage>,
+    /// Every rule with the numbers that decided; `None` unless asked for.
+    pub explanation: Option<Arc<Explanation>>,
 }
 
 impl Verdict {

@@ -77,6 +77,7 @@ fn verdict(path: Vec<Hop>) -> Arc<Verdict> {
         samples: 400,
         evidence: "3 of 4 workers wait for 127.0.0.1:5432.".to_owned(),
         advice: "End the transaction of postgres (4003).".to_owned(),
+        explanation: None,
         messages: Vec::new(),
     })
 }

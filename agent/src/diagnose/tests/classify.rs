@@ -1,23 +1,21 @@
 //! What a blocked thread says.
 
 use super::{
-    super::{
-        Activity,
-        classify::{Doing, Object},
-    },
+    super::classify::{Observation, Resource},
     scene::{Scene, local, thread},
 };
 use crate::{
+    event::Activity,
     queue::{Kind, Reading},
     sample::{Detail, State, Wait},
 };
 
-fn is(activity: Activity, object: Object) -> Option<Doing> {
-    Some(Doing { activity, object })
+fn is(activity: Activity, resource: Resource) -> Option<Observation> {
+    Some(Observation { activity, resource })
 }
 
-fn plain(activity: Activity) -> Option<Doing> {
-    is(activity, Object::None)
+fn plain(activity: Activity) -> Option<Observation> {
+    is(activity, Resource::None)
 }
 
 fn file(path: &str) -> Detail {
@@ -28,8 +26,8 @@ fn file(path: &str) -> Detail {
 }
 
 /// What a thread of a service that holds nothing does.
-fn alone(wait: Wait) -> Option<Doing> {
-    Scene::of(&[&[10]]).doing(&[wait])
+fn alone(wait: Wait) -> Option<Observation> {
+    Scene::of(&[&[10]]).observation(&[wait])
 }
 
 #[test]
@@ -69,7 +67,7 @@ fn a_wait_that_nothing_is_known_of_is_unknown() {
 
 #[test]
 fn who_waits_for_a_disk_says_with_which_file() {
-    let wal = Object::File {
+    let wal = Resource::File {
         path: "/db/wal".to_owned(),
         device: None,
     };
@@ -96,11 +94,11 @@ fn reading_what_a_client_sent_is_waiting_for_work_unless_it_has_begun() {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(1, (10, 5), 80);
     let reads = [thread(10, 0).reads(5)];
-    assert_eq!(scene.doing(&reads), plain(Activity::Idle));
+    assert_eq!(scene.observation(&reads), plain(Activity::Idle));
     scene.awaits(1).read = false;
     assert_eq!(
-        scene.doing(&reads),
-        is(Activity::PeerSend, Object::Connection(1))
+        scene.observation(&reads),
+        is(Activity::PeerSend, Resource::Connection(1))
     );
 }
 
@@ -111,13 +109,13 @@ fn reading_an_answer_is_waiting_for_another_service() {
     scene.calls(2, (10, 6), local(5432));
     let reads = [thread(10, 0).reads(6)];
     assert_eq!(
-        scene.doing(&reads),
+        scene.observation(&reads),
         plain(Activity::Idle),
         "nothing was asked"
     );
     scene.awaits(2);
-    let downstream = is(Activity::Downstream, Object::Connection(2));
-    assert_eq!(scene.doing(&reads), downstream);
+    let downstream = is(Activity::Downstream, Resource::Connection(2));
+    assert_eq!(scene.observation(&reads), downstream);
 }
 
 #[test]
@@ -126,8 +124,8 @@ fn a_read_from_another_service_in_the_middle_of_a_request_is_part_of_it() {
     scene.accepts(1, (10, 5), 80);
     scene.calls(2, (10, 6), local(5432));
     scene.awaits(1);
-    let downstream = is(Activity::Downstream, Object::Connection(2));
-    assert_eq!(scene.doing(&[thread(10, 0).reads(6)]), downstream);
+    let downstream = is(Activity::Downstream, Resource::Connection(2));
+    assert_eq!(scene.observation(&[thread(10, 0).reads(6)]), downstream);
 }
 
 #[test]
@@ -135,32 +133,32 @@ fn connecting_is_waiting_for_another_service() {
     let mut scene = Scene::of(&[&[10]]);
     scene.calls(2, (10, 6), local(5432));
     let connects = thread(10, 0).call(libc::SYS_connect, [6, 0, 0, 0]);
-    let downstream = is(Activity::Downstream, Object::Connection(2));
-    assert_eq!(scene.doing(&[connects]), downstream);
+    let downstream = is(Activity::Downstream, Resource::Connection(2));
+    assert_eq!(scene.observation(&[connects]), downstream);
 }
 
 #[test]
 fn an_event_loop_does_what_its_process_has_under_way() {
     let mut scene = Scene::of(&[&[10]]);
     let serves = [thread(10, 0).serves_all()];
-    assert_eq!(scene.doing(&serves), plain(Activity::Idle));
+    assert_eq!(scene.observation(&serves), plain(Activity::Idle));
     scene.accepts(1, (10, 5), 80);
     scene.calls(2, (10, 6), local(5432));
     scene.calls(3, (10, 7), local(5432));
     assert_eq!(
-        scene.doing(&serves),
+        scene.observation(&serves),
         plain(Activity::Idle),
         "all is answered"
     );
     scene.awaits(1);
     assert_eq!(
-        scene.doing(&serves),
-        is(Activity::Inside, Object::Connection(1))
+        scene.observation(&serves),
+        is(Activity::Inside, Resource::Connection(1))
     );
     scene.awaits(2);
     scene.awaits(3).began_ns -= 1;
-    let oldest = is(Activity::Downstream, Object::Connection(3));
-    assert_eq!(scene.doing(&serves), oldest);
+    let oldest = is(Activity::Downstream, Resource::Connection(3));
+    assert_eq!(scene.observation(&serves), oldest);
 }
 
 #[test]
@@ -170,8 +168,8 @@ fn an_event_loop_whose_client_does_not_read_waits_for_it() {
     (client.write_seq, client.snd_nxt, client.snd_wnd) = (100_000, 60_000, 60_000);
     let serves = [thread(10, 0).serves_all()];
     assert_eq!(
-        scene.doing(&serves),
-        is(Activity::PeerRead, Object::Connection(1))
+        scene.observation(&serves),
+        is(Activity::PeerRead, Resource::Connection(1))
     );
 }
 
@@ -182,11 +180,14 @@ fn a_title_that_ends_in_waiting_is_a_lock() {
     scene.awaits(1);
     scene.says(10, "postgres: bob shop [local] UPDATE waiting");
     let serves = [thread(10, 0).serves_all()];
-    assert_eq!(scene.doing(&serves), is(Activity::Lock, Object::Titled));
+    assert_eq!(
+        scene.observation(&serves),
+        is(Activity::Lock, Resource::RowLock)
+    );
     scene.says(10, "postgres: bob waiting [local] UPDATE");
     assert_eq!(
-        scene.doing(&serves),
-        is(Activity::Inside, Object::Connection(1))
+        scene.observation(&serves),
+        is(Activity::Inside, Resource::Connection(1))
     );
 }
 
@@ -201,18 +202,22 @@ fn of_polled_files_a_call_that_is_awaited_counts_before_a_client_that_is() {
             .with(Detail::Poll(entries.to_vec()))]
     };
     assert_eq!(
-        scene.doing(&polls(&[(5, 1), (-1, 1), (99, 1)])),
+        scene.observation(&polls(&[(5, 1), (-1, 1), (99, 1)])),
         plain(Activity::Idle)
     );
     scene.awaits(1).read = false;
     scene.awaits(2);
-    let client = is(Activity::PeerSend, Object::Connection(1));
-    assert_eq!(scene.doing(&polls(&[(5, 1)])), client);
-    let downstream = is(Activity::Downstream, Object::Connection(2));
-    assert_eq!(scene.doing(&polls(&[(5, 1), (6, 1)])), downstream);
-    assert_eq!(scene.doing(&polls(&[(6, 1), (5, 1)])), downstream);
-    let room = is(Activity::PeerRead, Object::Connection(1));
-    assert_eq!(scene.doing(&polls(&[(5, 4)])), room, "for room to write");
+    let client = is(Activity::PeerSend, Resource::Connection(1));
+    assert_eq!(scene.observation(&polls(&[(5, 1)])), client);
+    let downstream = is(Activity::Downstream, Resource::Connection(2));
+    assert_eq!(scene.observation(&polls(&[(5, 1), (6, 1)])), downstream);
+    assert_eq!(scene.observation(&polls(&[(6, 1), (5, 1)])), downstream);
+    let room = is(Activity::PeerRead, Resource::Connection(1));
+    assert_eq!(
+        scene.observation(&polls(&[(5, 4)])),
+        room,
+        "for room to write"
+    );
 }
 
 #[test]
@@ -221,18 +226,18 @@ fn who_writes_waits_for_whoever_is_to_read() {
     scene.accepts(1, (10, 5), 80);
     scene.pipe(77, (10, 1), 20);
     scene.unix((88, 89), (10, 2), 20);
-    let mut writes = |fd| scene.doing(&[thread(10, 0).writes(fd)]);
-    assert_eq!(writes(5), is(Activity::PeerRead, Object::Connection(1)));
-    assert_eq!(writes(1), is(Activity::Output, Object::Pipe(77)));
-    assert_eq!(writes(2), is(Activity::Output, Object::Unix(88)));
+    let mut writes = |fd| scene.observation(&[thread(10, 0).writes(fd)]);
+    assert_eq!(writes(5), is(Activity::PeerRead, Resource::Connection(1)));
+    assert_eq!(writes(1), is(Activity::Output, Resource::Pipe(77)));
+    assert_eq!(writes(2), is(Activity::Output, Resource::Unix(88)));
     assert_eq!(writes(9), plain(Activity::Unknown));
 }
 
 #[test]
 fn a_terminal_is_output_and_a_file_is_a_disk() {
     let writes = |path: &str| {
-        let doing = alone(thread(10, 0).writes(1).with(file(path)));
-        doing.unwrap().activity
+        let observation = alone(thread(10, 0).writes(1).with(file(path)));
+        observation.unwrap().activity
     };
     assert_eq!(writes("/dev/pts/3"), Activity::Output);
     assert_eq!(writes("/dev/ttyS0"), Activity::Output);
@@ -245,7 +250,7 @@ fn a_contended_mutex_names_its_holder() {
     let lock = |owner| {
         is(
             Activity::Lock,
-            Object::Lock {
+            Resource::Lock {
                 tgid: 10,
                 address: 0x1000,
                 owner,
@@ -256,8 +261,8 @@ fn a_contended_mutex_names_its_holder() {
     let mut scene = Scene::of(&[&[10]]);
     let waits = thread(10, 1).locked(0x1000, 12);
     let both = [waits.clone(), thread(10, 2).on_cpu()];
-    assert_eq!(scene.doing(&both), lock(Some(12)));
-    assert_eq!(scene.doing(&[waits]), lock(None), "12 is no thread");
+    assert_eq!(scene.observation(&both), lock(Some(12)));
+    assert_eq!(scene.observation(&[waits]), lock(None), "12 is no thread");
 }
 
 #[test]
@@ -265,9 +270,9 @@ fn a_holder_is_named_by_its_number_out_here_where_the_lock_has_the_one_in_its_co
     let mut waits = thread(10, 1).locked(0x1000, 3);
     let mut holds = thread(10, 2).on_cpu();
     (waits.own_tid, holds.own_tid) = (2, 3);
-    let doing = Scene::of(&[&[10]]).doing(&[waits, holds]).unwrap();
-    let Object::Lock { owner, .. } = doing.object else {
-        panic!("{doing:?}");
+    let observation = Scene::of(&[&[10]]).observation(&[waits, holds]).unwrap();
+    let Resource::Lock { owner, .. } = observation.resource else {
+        panic!("{observation:?}");
     };
     assert_eq!(owner, Some(12));
 }
@@ -276,7 +281,7 @@ fn a_holder_is_named_by_its_number_out_here_where_the_lock_has_the_one_in_its_co
 fn a_condition_variable_is_no_lock() {
     assert_eq!(
         alone(thread(10, 0).parked()),
-        is(Activity::Idle, Object::Parked)
+        is(Activity::Idle, Resource::Parked)
     );
 }
 
@@ -290,14 +295,17 @@ fn short_waits_for_an_interpreters_lock_are_a_lock_and_long_ones_beside_it_are_n
     };
     scene.queue(1, Kind::Lock, "0x2000 of 10", known);
     let asks = |timeout| thread(10, 1).call(libc::SYS_futex, [0x2004, 128 | 9, 7, timeout]);
-    let lock = Object::Lock {
+    let lock = Resource::Lock {
         tgid: 10,
         address: 0x2000,
         owner: None,
         interpreter: true,
     };
-    assert_eq!(scene.doing(&[asks(0x7ffc)]), is(Activity::Lock, lock));
-    assert_eq!(scene.doing(&[asks(0)]), is(Activity::Idle, Object::Parked));
+    assert_eq!(scene.observation(&[asks(0x7ffc)]), is(Activity::Lock, lock));
+    assert_eq!(
+        scene.observation(&[asks(0)]),
+        is(Activity::Idle, Resource::Parked)
+    );
 }
 
 #[test]

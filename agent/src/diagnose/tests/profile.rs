@@ -1,10 +1,11 @@
 //! What threads' wall time went into.
 
 use super::{
-    super::{Activity, wait_graph::Crowd},
+    super::thread_set::ThreadSet,
     scene::{Scene, thread},
 };
 use crate::{
+    event::Activity,
     queue::{Kind, Reading},
     sample::{State, Wait},
 };
@@ -45,7 +46,7 @@ fn shares_add_up_to_one_whatever_the_threads_do() {
         }
         let count = 1 + below(9) as u32;
         for _ in 0..10 {
-            let doing = |index| {
+            let observation = |index| {
                 let thread = thread(10, index);
                 match below(8) {
                     0 => thread.on_cpu(),
@@ -58,12 +59,12 @@ fn shares_add_up_to_one_whatever_the_threads_do() {
                     _ => thread,
                 }
             };
-            let threads: Vec<Wait> = (0..count).map(doing).collect();
-            scene.looks(1, &threads);
+            let waits: Vec<Wait> = (0..count).map(observation).collect();
+            scene.take_samples(1, &waits);
         }
         let window = scene.window();
-        let crowd = Crowd::of((0..count).map(|index| (10, 10 + index)));
-        let shares = window.shares(&crowd, Some(1));
+        let threads = ThreadSet::of((0..count).map(|index| (10, 10 + index)));
+        let shares = threads.shares(&window, Some(1));
         let sum: f64 = shares.iter().map(|(_, share)| share).sum();
         assert!((sum - 1.0).abs() < 1e-9, "round {round}: {shares:?}");
         assert!(shares.is_sorted_by(|a, b| a.1 >= b.1), "{shares:?}");
@@ -74,11 +75,10 @@ fn shares_add_up_to_one_whatever_the_threads_do() {
 #[test]
 fn each_thread_counts_the_same_however_often_it_was_looked_at() {
     let mut scene = Scene::of(&[&[10]]);
-    scene.looks(30, &[thread(10, 0).on_cpu()]);
-    scene.looks(10, &[thread(10, 1).parked()]);
-    let shares = scene
-        .window()
-        .shares(&Crowd::of([(10, 10), (10, 11)]), None);
+    scene.take_samples(30, &[thread(10, 0).on_cpu()]);
+    scene.take_samples(10, &[thread(10, 1).parked()]);
+    let threads = ThreadSet::of([(10, 10), (10, 11)]);
+    let shares = threads.shares(&scene.window(), None);
     assert_eq!(shares, [(Activity::Idle, 0.5), (Activity::OnCpu, 0.5)]);
 }
 
@@ -87,50 +87,49 @@ fn waiting_for_a_cpu_is_split_by_who_had_it() {
     let mut scene = Scene::of(&[&[10]]);
     let split = [("foreign_share", 0.75), ("quota_share", 0.25)];
     scene.queue(1, Kind::Runqueue, "threads", run_queue(&split));
-    scene.looks(20, &[thread(10, 0).on_cpu()]);
-    scene.looks(20, &[thread(10, 0).state(State::Runnable)]);
-    let crowd = Crowd::of([(10, 10)]);
-    let shares = scene.window().shares(&crowd, Some(1));
+    scene.take_samples(20, &[thread(10, 0).on_cpu()]);
+    scene.take_samples(20, &[thread(10, 0).state(State::Runnable)]);
+    let threads = ThreadSet::of([(10, 10)]);
+    let shares = threads.shares(&scene.window(), Some(1));
     assert!((share(&shares, Activity::OnCpu) - 0.5).abs() < 1e-9);
     assert!((share(&shares, Activity::RunnableForeign) - 0.375).abs() < 1e-9);
     assert!((share(&shares, Activity::Throttled) - 0.125).abs() < 1e-9);
     // Of a service whose run queue is not seen nobody knows who had it.
-    let shares = scene.window().shares(&crowd, None);
+    let shares = threads.shares(&scene.window(), None);
     assert!((share(&shares, Activity::RunnableOwn) - 0.5).abs() < 1e-9);
 }
 
 #[test]
 fn a_window_holds_the_looks_of_its_time_alone() {
     let mut scene = Scene::of(&[&[10]]);
-    scene.looks(80, &[thread(10, 0).on_cpu()]);
+    scene.take_samples(80, &[thread(10, 0).on_cpu()]);
     let between = scene.now().mono_ns;
-    scene.looks(120, &[thread(10, 0).parked()]);
+    scene.take_samples(120, &[thread(10, 0).parked()]);
     let all = scene.window();
-    assert_eq!(all.of((10, 10)).unwrap().looks, 200);
-    let crowd = Crowd::of([(10, 10)]);
-    let early = scene.over(0, between - 1_000_000_000).shares(&crowd, None);
+    assert_eq!(all.of((10, 10)).unwrap().samples, 200);
+    let threads = ThreadSet::of([(10, 10)]);
+    let early = threads.shares(&scene.over(0, between - 1_000_000_000), None);
     assert_eq!(early, [(Activity::OnCpu, 1.0)]);
-    let late = scene
-        .over(between + 1_000_000_000, u64::MAX)
-        .shares(&crowd, None);
+    let late = threads.shares(&scene.over(between + 1_000_000_000, u64::MAX), None);
     assert_eq!(late, [(Activity::Idle, 1.0)]);
 }
 
 #[test]
 fn what_was_not_looked_at_has_no_shares() {
     let scene = Scene::of(&[&[10]]);
-    assert_eq!(scene.window().shares(&Crowd::of([(10, 10)]), Some(1)), []);
+    let threads = ThreadSet::of([(10, 10)]);
+    assert_eq!(threads.shares(&scene.window(), Some(1)), []);
 }
 
 #[test]
 fn who_holds_a_lock_is_counted_while_others_wait_for_it_and_not_else() {
     let mut scene = Scene::of(&[&[10]]);
     let holds = thread(10, 2);
-    scene.looks(30, &[holds.clone().parked(), thread(10, 1).parked()]);
-    scene.looks(10, &[holds.on_cpu(), thread(10, 1).locked(0x1000, 12)]);
+    scene.take_samples(30, &[holds.clone().parked(), thread(10, 1).parked()]);
+    scene.take_samples(10, &[holds.on_cpu(), thread(10, 1).locked(0x1000, 12)]);
     let window = scene.window();
     let holders = window.holders((10, 0x1000)).unwrap();
     let time = &holders[&(10, 12)];
-    assert_eq!((time.looks, time.share_of(Activity::OnCpu)), (10, 1.0));
-    assert_eq!(window.of((10, 12)).unwrap().looks, 40);
+    assert_eq!((time.samples, time.share_of(Activity::OnCpu)), (10, 1.0));
+    assert_eq!(window.of((10, 12)).unwrap().samples, 40);
 }

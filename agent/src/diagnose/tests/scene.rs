@@ -3,13 +3,13 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use super::super::{
-    Diagnosis, Verdict,
-    classify::{Doing, Threads, classify},
+    Diagnosis,
+    classify::{Observation, Threads, classify},
     profile::Window,
-    wait_graph::{Step, View, from_crowd, from_target, workers},
+    wait_graph::{Step, View, chain_from, chain_of, workers},
 };
 use crate::{
-    event::{DrivenBy, Episode, Instant, Level},
+    event::{DrivenBy, Episode, Instant, Level, Verdict},
     queue::{Awaited, Kind, Model, QueueKey, Reading, Readings},
     sample::{
         Connection, Detail, Holder, Listener, Peer, Pipe, Sample, State, Syscall, Target, TargetId,
@@ -346,8 +346,8 @@ impl Scene {
     }
 
     /// So many looks at these threads.
-    pub(super) fn looks(&mut self, looks: usize, threads: &[Wait]) {
-        for _ in 0..looks {
+    pub(super) fn take_samples(&mut self, count: usize, threads: &[Wait]) {
+        for _ in 0..count {
             self.now_ns += TICK_NS;
             let sample = Sample {
                 mono_ns: self.now_ns,
@@ -371,9 +371,9 @@ impl Scene {
     }
 
     /// What the first of these threads does, as all of them are now.
-    pub(super) fn doing(&mut self, threads: &[Wait]) -> Option<Doing> {
-        self.looks(1, threads);
-        classify(&threads[0], &Threads::of(threads), &self.diagnosis.world)
+    pub(super) fn observation(&mut self, threads: &[Wait]) -> Option<Observation> {
+        self.take_samples(1, threads);
+        classify(&threads[0], &Threads::of(threads), &self.diagnosis.topology)
     }
 
     pub(super) fn window(&self) -> Window {
@@ -385,20 +385,20 @@ impl Scene {
     }
 
     /// Where the trail of a service's threads leads.
-    pub(super) fn trail(&self, target: TargetId) -> Vec<Step> {
-        from_target(self.view(&self.window()), target)
+    pub(super) fn chain(&self, target: TargetId) -> Vec<Step> {
+        chain_from(self.view(&self.window()), target)
     }
 
     /// The same of some of its processes.
-    pub(super) fn trail_of(&self, tgids: &[u32]) -> Vec<Step> {
+    pub(super) fn chain_of_processes(&self, tgids: &[u32]) -> Vec<Step> {
         let window = self.window();
         let view = self.view(&window);
-        from_crowd(view, workers(view, tgids))
+        chain_of(view, workers(view, tgids))
     }
 
     fn view<'a>(&'a self, window: &'a Window) -> View<'a> {
         View {
-            world: &self.diagnosis.world,
+            topology: &self.diagnosis.topology,
             profile: &self.diagnosis.profile,
             targets: self.model.targets(),
             window,

@@ -1,11 +1,12 @@
 //! From what was seen to one cause, and who stands at the head of the jam.
 
 use super::{
-    super::{Cause, Confidence, CulpritKind, Verdict, rules::is_surge},
+    super::rules::is_surge,
     scene::{Scene, episode, filling, local, thread},
 };
 use crate::{
-    event::{DrivenBy, Episode, Level},
+    cause::Cause,
+    event::{Confidence, CulpritKind, DrivenBy, Episode, Level, Verdict},
     queue::{Kind, Reading},
     sample::{Detail, Neighbour, State, Wait},
 };
@@ -16,8 +17,10 @@ fn culprit(verdict: &Verdict) -> (CulpritKind, Option<u32>, &str) {
 }
 
 /// The first `count` threads of a process, all alike.
-fn alike(tgid: u32, count: u32, doing: impl Fn(Wait) -> Wait) -> Vec<Wait> {
-    (0..count).map(|index| doing(thread(tgid, index))).collect()
+fn alike(tgid: u32, count: u32, observation: impl Fn(Wait) -> Wait) -> Vec<Wait> {
+    (0..count)
+        .map(|index| observation(thread(tgid, index)))
+        .collect()
 }
 
 fn depth(depth: u64) -> Reading {
@@ -41,7 +44,7 @@ fn shares_of_a_verdict_add_up_to_one() {
     let mut threads = alike(10, 3, Wait::on_cpu);
     threads.push(thread(10, 3).locked(0x1000, 10));
     threads.push(thread(10, 4).call(libc::SYS_nanosleep, [0; 4]));
-    scene.looks(40, &threads);
+    scene.take_samples(40, &threads);
     let verdict = scene.verdict(&filling());
     let sum: f64 = verdict.shares.iter().map(|(_, share)| share).sum();
     assert!((sum - 1.0).abs() < 1e-9, "{:?}", verdict.shares);
@@ -55,7 +58,7 @@ fn shares_of_a_verdict_add_up_to_one() {
 #[test]
 fn a_window_without_looks_is_unknown() {
     let mut scene = Scene::of(&[&[10]]);
-    scene.looks(40, &[]);
+    scene.take_samples(40, &[]);
     let verdict = scene.verdict(&filling());
     assert_eq!(
         (verdict.cause, verdict.culprit.clone()),
@@ -78,7 +81,7 @@ fn in_a_chain_the_verdict_names_the_last() {
         thread(20, 0).reads(6),
         thread(30, 0).on_cpu(),
     ];
-    scene.looks(60, &threads);
+    scene.take_samples(60, &threads);
     let verdict = scene.verdict(&filling());
     assert_eq!(verdict.cause, Cause::DownstreamSlow);
     assert_eq!(
@@ -96,7 +99,7 @@ fn a_service_that_is_away_is_named_by_its_address() {
     let mut scene = Scene::of(&[&[10]]);
     scene.calls(1, (10, 5), "10.0.0.9:5432".parse().unwrap());
     scene.awaits(1);
-    scene.looks(60, &[thread(10, 0).reads(5)]);
+    scene.take_samples(60, &[thread(10, 0).reads(5)]);
     let verdict = scene.verdict(&filling());
     assert_eq!(verdict.cause, Cause::DownstreamSlow);
     assert_eq!(
@@ -113,7 +116,7 @@ fn a_cycle_is_named_as_such() {
     for cookie in 1..=4 {
         scene.awaits(cookie);
     }
-    scene.looks(60, &[thread(10, 0).reads(5), thread(20, 0).reads(6)]);
+    scene.take_samples(60, &[thread(10, 0).reads(5), thread(20, 0).reads(6)]);
     let verdict = scene.verdict(&filling());
     assert_eq!(verdict.cause, Cause::ConsumerStalled);
     assert!(
@@ -126,7 +129,7 @@ fn a_cycle_is_named_as_such() {
 #[test]
 fn a_stopped_service_is_stalled_and_is_itself_to_blame() {
     let mut scene = Scene::of(&[&[10]]);
-    scene.looks(60, &alike(10, 4, |wait| wait.state(State::Stopped)));
+    scene.take_samples(60, &alike(10, 4, |wait| wait.state(State::Stopped)));
     let verdict = scene.verdict(&filling());
     assert_eq!(
         (verdict.cause, verdict.share),
@@ -144,7 +147,7 @@ fn convoy(holder: Wait) -> Vec<Wait> {
 #[test]
 fn a_lock_whose_holder_computes_is_contended() {
     let mut scene = Scene::of(&[&[10]]);
-    scene.looks(60, &convoy(thread(10, 5).on_cpu()));
+    scene.take_samples(60, &convoy(thread(10, 5).on_cpu()));
     let verdict = scene.verdict(&filling());
     assert_eq!(verdict.cause, Cause::LockContention);
     assert_eq!(verdict.root, Some(Cause::CpuBound));
@@ -161,7 +164,7 @@ fn a_lock_whose_holder_waits_is_not_the_cause() {
     scene.awaits(2);
     let mut threads = convoy(thread(10, 5).reads(5));
     threads.push(thread(20, 0).on_cpu());
-    scene.looks(60, &threads);
+    scene.take_samples(60, &threads);
     let verdict = scene.verdict(&filling());
     assert_eq!(verdict.cause, Cause::DownstreamSlow);
     assert_eq!(culprit(&verdict).1, Some(20));
@@ -175,7 +178,7 @@ fn a_lock_whose_holder_waits_for_a_disk_is_the_disks_doing() {
         device: Some("sdb".to_owned()),
     };
     let syncs = thread(10, 5).call(libc::SYS_fsync, [3, 0, 0, 0]).with(wal);
-    scene.looks(60, &convoy(syncs));
+    scene.take_samples(60, &convoy(syncs));
     let verdict = scene.verdict(&filling());
     assert_eq!(verdict.cause, Cause::DiskSlow);
     assert_eq!(
@@ -198,7 +201,7 @@ fn waiting_titles_lead_to_the_oldest_that_is_idle_in_a_transaction() {
         thread(21, 0).serves_all(),
         thread(22, 0).serves_all(),
     ];
-    scene.looks(60, &threads);
+    scene.take_samples(60, &threads);
     let verdict = scene.verdict(&filling());
     assert_eq!(verdict.cause, Cause::DownstreamSlow);
     assert_eq!(
@@ -220,7 +223,7 @@ fn gateway(inflight: u64) -> Scene {
     scene.accepts(9, (10, 9), 80);
     scene.awaits(9);
     scene.queue(1, Kind::Downstream, "-> 10.0.0.9:5432", answered_in(20));
-    scene.looks(20, &[]);
+    scene.take_samples(20, &[]);
     scene.alarm();
     scene.queue(1, Kind::Inflight, ":80", depth(inflight));
     scene
@@ -229,7 +232,7 @@ fn gateway(inflight: u64) -> Scene {
 #[test]
 fn a_pool_that_is_used_up_while_answers_come_as_ever_is_the_cause() {
     let mut scene = gateway(12);
-    scene.looks(60, &[thread(10, 0).serves_all()]);
+    scene.take_samples(60, &[thread(10, 0).serves_all()]);
     let verdict = scene.verdict(&episode(Kind::Inflight, ":80"));
     assert_eq!(verdict.cause, Cause::PoolExhausted);
     let (kind, pid, name) = culprit(&verdict);
@@ -241,7 +244,7 @@ fn a_pool_that_is_used_up_while_answers_come_as_ever_is_the_cause() {
 fn a_pool_that_is_in_use_because_answers_are_slow_is_not_the_cause() {
     let mut scene = gateway(12);
     scene.queue(1, Kind::Downstream, "-> 10.0.0.9:5432", answered_in(900));
-    scene.looks(60, &[thread(10, 0).serves_all()]);
+    scene.take_samples(60, &[thread(10, 0).serves_all()]);
     let verdict = scene.verdict(&episode(Kind::Inflight, ":80"));
     assert_eq!(verdict.cause, Cause::DownstreamSlow);
     assert_eq!(
@@ -253,7 +256,7 @@ fn a_pool_that_is_in_use_because_answers_are_slow_is_not_the_cause() {
 #[test]
 fn more_work_than_usual_is_a_surge_where_answers_come_as_ever() {
     let mut scene = gateway(3);
-    scene.looks(60, &[thread(10, 0).serves_all()]);
+    scene.take_samples(60, &[thread(10, 0).serves_all()]);
     let mut surge = episode(Kind::Inflight, ":80");
     surge.driven_by = DrivenBy::Producer;
     let verdict = scene.verdict(&surge);
@@ -285,7 +288,7 @@ fn a_loop_that_keeps_its_requests_is_not_told_to_have_more_workers() {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(9, (10, 9), 80);
     scene.awaits(9);
-    scene.looks(60, &[thread(10, 0).serves_all()]);
+    scene.take_samples(60, &[thread(10, 0).serves_all()]);
     let mut surge = episode(Kind::Inflight, ":80");
     surge.driven_by = DrivenBy::Producer;
     (surge.arrival_rate, surge.service_rate) = (Some(60.0), Some(40.0));
@@ -297,7 +300,7 @@ fn a_loop_that_keeps_its_requests_is_not_told_to_have_more_workers() {
 #[test]
 fn a_service_that_computes_all_it_can_is_bound_by_the_cpu_or_by_a_surge() {
     let mut scene = Scene::of(&[&[10]]);
-    scene.looks(60, &alike(10, 2, Wait::on_cpu));
+    scene.take_samples(60, &alike(10, 2, Wait::on_cpu));
     let mut filling = filling();
     assert_eq!(scene.verdict(&filling).cause, Cause::CpuBound);
     filling.driven_by = DrivenBy::Producer;
@@ -321,8 +324,8 @@ fn starved(by: &'static str) -> Scene {
     };
     scene.sample().walks.neighbours = true;
     scene.sample().neighbours = vec![hog];
-    scene.looks(30, &[thread(10, 0).on_cpu()]);
-    scene.looks(30, &[thread(10, 0).state(State::Runnable)]);
+    scene.take_samples(30, &[thread(10, 0).on_cpu()]);
+    scene.take_samples(30, &[thread(10, 0).state(State::Runnable)]);
     scene
 }
 
@@ -355,7 +358,7 @@ fn a_long_turn_of_an_event_loop_blocks_it() {
         ..Reading::default()
     };
     scene.queue(1, Kind::Eventloop, "worker-0/10", turn);
-    scene.looks(60, &[thread(10, 0).on_cpu()]);
+    scene.take_samples(60, &[thread(10, 0).on_cpu()]);
     let verdict = scene.verdict(&filling());
     assert_eq!(verdict.cause, Cause::EventLoopBlocked);
     assert_eq!(culprit(&verdict).1, Some(10));
@@ -364,7 +367,7 @@ fn a_long_turn_of_an_event_loop_blocks_it() {
 #[test]
 fn workers_that_all_take_their_usual_time_are_too_few() {
     let mut scene = Scene::of(&[&[10]]);
-    scene.looks(
+    scene.take_samples(
         60,
         &alike(10, 3, |wait| wait.call(libc::SYS_nanosleep, [0; 4])),
     );
@@ -380,7 +383,7 @@ fn workers_that_all_take_their_usual_time_are_too_few() {
 fn a_backlog_that_refuses_while_workers_have_time_is_too_small() {
     let mut scene = Scene::of(&[&[10]]);
     let idle = |wait: Wait| wait.call(libc::SYS_accept4, [3, 0, 0, 0]);
-    scene.looks(60, &alike(10, 4, idle));
+    scene.take_samples(60, &alike(10, 4, idle));
     let mut refusing = filling();
     (refusing.losses, refusing.level_max, refusing.limit) = (12, Level::Full, Some(8));
     let verdict = scene.verdict(&refusing);
@@ -396,7 +399,7 @@ fn a_full_table_of_files_is_a_hard_fact_whatever_the_threads_do() {
         ..depth(120)
     };
     scene.queue(1, Kind::Fd, "open files", files);
-    scene.looks(60, &alike(10, 2, Wait::on_cpu));
+    scene.take_samples(60, &alike(10, 2, Wait::on_cpu));
     let verdict = scene.verdict(&filling());
     assert_eq!(verdict.cause, Cause::FdExhausted);
     assert_eq!(culprit(&verdict).2, "RLIMIT_NOFILE of 120");
@@ -408,7 +411,7 @@ fn output_that_nobody_reads_names_the_one_that_is_to_read() {
     scene.pipe(77, (10, 1), 20);
     let mut threads = alike(10, 2, |wait| wait.writes(1));
     threads.push(thread(20, 0).state(State::Stopped));
-    scene.looks(60, &threads);
+    scene.take_samples(60, &threads);
     for episode in [filling(), episode(Kind::Pipe, "pipe:[77]")] {
         let verdict = scene.verdict(&episode);
         assert_eq!(verdict.cause, Cause::OutputBlocked);
@@ -422,7 +425,7 @@ fn a_client_that_does_not_read_is_told_from_a_network_that_carries_no_more() {
         let mut scene = Scene::of(&[&[10]]);
         let client = scene.accepts(1, (10, 5), 80);
         (client.write_seq, client.snd_nxt, client.snd_wnd) = (200_000, 60_000, window);
-        scene.looks(60, &[thread(10, 0).writes(5)]);
+        scene.take_samples(60, &[thread(10, 0).writes(5)]);
         let send = scene.verdict(&episode(Kind::Send, ":80")).cause;
         (send, scene.verdict(&filling()).cause)
     };
@@ -441,7 +444,7 @@ fn a_client_that_does_not_send_what_it_began_is_named() {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(1, (10, 5), 80);
     scene.awaits(1).read = false;
-    scene.looks(60, &[thread(10, 0).reads(5)]);
+    scene.take_samples(60, &[thread(10, 0).reads(5)]);
     let verdict = scene.verdict(&filling());
     assert_eq!(verdict.cause, Cause::PeerNotSending);
     assert_eq!(
@@ -453,9 +456,9 @@ fn a_client_that_does_not_send_what_it_began_is_named() {
 #[test]
 fn few_looks_make_a_verdict_less_sure() {
     let mut scene = Scene::of(&[&[10]]);
-    scene.looks(10, &[thread(10, 0).on_cpu()]);
+    scene.take_samples(10, &[thread(10, 0).on_cpu()]);
     assert_eq!(scene.verdict(&filling()).confidence, Confidence::Medium);
-    scene.looks(50, &[thread(10, 0).on_cpu()]);
+    scene.take_samples(50, &[thread(10, 0).on_cpu()]);
     assert_eq!(scene.verdict(&filling()).confidence, Confidence::High);
 }
 
@@ -463,7 +466,7 @@ fn few_looks_make_a_verdict_less_sure() {
 fn an_idle_pool_beside_a_standing_queue_is_no_lock() {
     let mut scene = Scene::of(&[&[10]]);
     scene.calls(1, (10, 5), local(5432));
-    scene.looks(60, &alike(10, 4, Wait::parked));
+    scene.take_samples(60, &alike(10, 4, Wait::parked));
     let verdict = scene.verdict(&filling());
     assert!(verdict.cause != Cause::LockContention, "{verdict:?}");
 }

@@ -1,15 +1,12 @@
 //! From a blocked thread to the head of the jam.
 
 use super::{
-    super::{
-        Activity,
-        wait_graph::{End, Step},
-    },
+    super::wait_graph::{ChainEnd, Step},
     scene::{Scene, local, thread},
 };
-use crate::sample::Wait;
+use crate::{event::Activity, sample::Wait};
 
-fn last(steps: &[Step]) -> (u32, Activity, Option<End>) {
+fn last(steps: &[Step]) -> (u32, Activity, Option<ChainEnd>) {
     let last = steps.last().unwrap();
     (last.tgid, last.activity, last.end.clone())
 }
@@ -37,10 +34,10 @@ fn a_chain_leads_to_the_last_that_waits_for_nobody() {
         thread(20, 0).reads(6),
         thread(30, 0).on_cpu(),
     ];
-    scene.looks(40, &threads);
-    let steps = scene.trail(1);
+    scene.take_samples(40, &threads);
+    let steps = scene.chain(1);
     assert_eq!(processes(&steps), [10, 20, 30]);
-    assert_eq!(last(&steps), (30, Activity::OnCpu, Some(End::Here)));
+    assert_eq!(last(&steps), (30, Activity::OnCpu, Some(ChainEnd::Reached)));
     assert_eq!(steps[2].target, Some(3));
 }
 
@@ -54,10 +51,10 @@ fn event_loops_are_followed_by_the_calls_that_they_await() {
     ];
     scene.accepts(9, (10, 9), 80);
     scene.awaits(9);
-    scene.looks(40, &threads);
+    scene.take_samples(40, &threads);
     assert_eq!(
-        last(&scene.trail(1)),
-        (30, Activity::OnCpu, Some(End::Here))
+        last(&scene.chain(1)),
+        (30, Activity::OnCpu, Some(ChainEnd::Reached))
     );
 }
 
@@ -66,10 +63,10 @@ fn a_trail_ends_where_the_other_end_is_away() {
     let mut scene = Scene::of(&[&[10]]);
     scene.calls(1, (10, 5), "10.0.0.9:5432".parse().unwrap());
     scene.awaits(1);
-    scene.looks(40, &[thread(10, 0).reads(5)]);
-    let away = End::Away("10.0.0.9:5432".to_owned());
+    scene.take_samples(40, &[thread(10, 0).reads(5)]);
+    let away = ChainEnd::Remote("10.0.0.9:5432".to_owned());
     assert_eq!(
-        last(&scene.trail(1)),
+        last(&scene.chain(1)),
         (10, Activity::Downstream, Some(away))
     );
 }
@@ -80,9 +77,9 @@ fn a_trail_ends_where_the_other_end_is_not_looked_at() {
     scene.calls(1, (10, 5), local(5432));
     scene.awaits(1);
     scene.unwatched_peer(99, 1);
-    scene.looks(40, &[thread(10, 0).reads(5)]);
-    let unseen = Some(End::Unseen(99));
-    assert_eq!(last(&scene.trail(1)), (10, Activity::Downstream, unseen));
+    scene.take_samples(40, &[thread(10, 0).reads(5)]);
+    let unseen = Some(ChainEnd::Unsampled(99));
+    assert_eq!(last(&scene.chain(1)), (10, Activity::Downstream, unseen));
 }
 
 #[test]
@@ -93,10 +90,10 @@ fn who_waits_for_each_other_is_a_cycle() {
     for cookie in 1..=4 {
         scene.awaits(cookie);
     }
-    scene.looks(40, &[thread(10, 0).reads(5), thread(20, 0).reads(6)]);
-    let steps = scene.trail(1);
+    scene.take_samples(40, &[thread(10, 0).reads(5), thread(20, 0).reads(6)]);
+    let steps = scene.chain(1);
     assert_eq!(processes(&steps), [10, 20]);
-    assert_eq!(steps[1].end, Some(End::Cycle));
+    assert_eq!(steps[1].end, Some(ChainEnd::Cycle));
 }
 
 #[test]
@@ -107,9 +104,13 @@ fn threads_that_hold_what_the_other_wants_are_a_cycle() {
         thread(10, 2).locked(0x2000, 11),
         thread(10, 3).locked(0x1000, 12),
     ];
-    scene.looks(40, &threads);
-    let steps = scene.trail(1);
-    assert_eq!(steps.last().unwrap().end, Some(End::Cycle), "{steps:?}");
+    scene.take_samples(40, &threads);
+    let steps = scene.chain(1);
+    assert_eq!(
+        steps.last().unwrap().end,
+        Some(ChainEnd::Cycle),
+        "{steps:?}"
+    );
 }
 
 #[test]
@@ -121,13 +122,13 @@ fn a_lock_leads_to_what_its_holder_does_while_it_holds_it() {
             .collect()
     };
     // The holder idles when nobody waits.
-    scene.looks(60, &[thread(10, 9).parked()]);
+    scene.take_samples(60, &[thread(10, 9).parked()]);
     let mut threads = waiters(19);
     threads.push(thread(10, 9).on_cpu());
-    scene.looks(40, &threads);
-    let steps = scene.trail(1);
+    scene.take_samples(40, &threads);
+    let steps = scene.chain(1);
     assert_eq!(steps[0].activity, Activity::Lock);
-    assert_eq!(last(&steps), (10, Activity::OnCpu, Some(End::Here)));
+    assert_eq!(last(&steps), (10, Activity::OnCpu, Some(ChainEnd::Reached)));
     assert_eq!(steps[1].thread, Some((10, 19)));
     assert!((steps[1].share - 1.0).abs() < 1e-9, "{steps:?}");
 }
@@ -143,8 +144,8 @@ fn a_holder_that_waits_for_another_service_leads_there() {
         thread(20, 0).reads(6),
         thread(30, 0).on_cpu(),
     ]);
-    scene.looks(40, &threads);
-    let steps = scene.trail(1);
+    scene.take_samples(40, &threads);
+    let steps = scene.chain(1);
     let activities: Vec<Activity> = steps.iter().map(|step| step.activity).collect();
     let way = [
         Activity::Lock,
@@ -171,10 +172,10 @@ fn titles_that_wait_lead_to_the_oldest_that_is_idle_in_a_transaction() {
         thread(22, 0).serves_all(),
         thread(23, 0).serves_all(),
     ];
-    scene.looks(20, &threads);
+    scene.take_samples(20, &threads);
     scene.says(22, "postgres: bob shop [local] idle in transaction");
-    scene.looks(20, &threads);
-    let steps = scene.trail(1);
+    scene.take_samples(20, &threads);
+    let steps = scene.chain(1);
     assert_eq!(processes(&steps), [10, 21, 23], "22 is idle since later");
     assert_eq!(steps[1].activity, Activity::Lock);
 }
@@ -194,9 +195,9 @@ fn without_such_a_title_the_oldest_request_that_does_not_wait_is_the_suspect() {
         thread(22, 0).on_cpu(),
         thread(20, 0).parked(),
     ];
-    scene.looks(40, &threads);
+    scene.take_samples(40, &threads);
     // Two kinds of work share the service; ask of those that wait.
-    let steps = scene.trail_of(&[21]);
+    let steps = scene.chain_of_processes(&[21]);
     assert_eq!(processes(&steps), [21, 22]);
 }
 
@@ -204,16 +205,19 @@ fn without_such_a_title_the_oldest_request_that_does_not_wait_is_the_suspect() {
 fn a_pipe_leads_to_whoever_reads_it() {
     let mut scene = Scene::of(&[&[10], &[20]]);
     scene.pipe(77, (10, 1), 20);
-    scene.looks(
+    scene.take_samples(
         40,
         &[
             thread(10, 0).writes(1),
             thread(20, 0).call(libc::SYS_nanosleep, [0; 4]),
         ],
     );
-    let steps = scene.trail(1);
+    let steps = scene.chain(1);
     assert_eq!(steps[0].activity, Activity::Output);
-    assert_eq!(last(&steps), (20, Activity::Asleep, Some(End::Here)));
+    assert_eq!(
+        last(&steps),
+        (20, Activity::Asleep, Some(ChainEnd::Reached))
+    );
 }
 
 #[test]
@@ -227,10 +231,10 @@ fn threads_that_always_wait_for_work_are_not_followed() {
         thread(10, 4).parked(),
         thread(20, 0).on_cpu(),
     ];
-    scene.looks(40, &threads);
-    let steps = scene.trail(1);
-    assert_eq!(steps[0].crowd.len(), 1);
-    assert_eq!(last(&steps), (20, Activity::OnCpu, Some(End::Here)));
+    scene.take_samples(40, &threads);
+    let steps = scene.chain(1);
+    assert_eq!(steps[0].threads.len(), 1);
+    assert_eq!(last(&steps), (20, Activity::OnCpu, Some(ChainEnd::Reached)));
 }
 
 #[test]
@@ -243,14 +247,14 @@ fn most_of_the_time_decides_where_a_trail_leads() {
     }
     let there = [thread(20, 0).on_cpu(), thread(30, 0).on_cpu()];
     let at = |fd| [[thread(10, 0).reads(fd)].as_slice(), &there].concat();
-    scene.looks(10, &at(5));
-    scene.looks(30, &at(6));
-    assert_eq!(processes(&scene.trail(1)), [10, 30]);
+    scene.take_samples(10, &at(5));
+    scene.take_samples(30, &at(6));
+    assert_eq!(processes(&scene.chain(1)), [10, 30]);
 }
 
 #[test]
 fn nothing_that_was_looked_at_is_no_trail() {
     let mut scene = Scene::of(&[&[10]]);
-    scene.looks(1, &[]);
-    assert!(scene.trail(1).is_empty());
+    scene.take_samples(1, &[]);
+    assert!(scene.chain(1).is_empty());
 }

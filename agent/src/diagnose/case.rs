@@ -1,0 +1,61 @@
+//! All that a verdict is made from.
+
+use super::{
+    inputs::Inputs,
+    wait_graph::{Step, View},
+};
+use crate::{
+    event::{Activity, Episode, share_of},
+    sample::TargetId,
+};
+
+/// One episode, and what was seen meanwhile.
+#[derive(Clone, Copy)]
+pub(super) struct Case<'a> {
+    pub(super) view: View<'a>,
+    pub(super) inputs: &'a Inputs,
+    pub(super) episode: &'a Episode,
+    /// More work arrived at this service than its baseline, as one of its queues shows.
+    pub(super) surges: bool,
+    /// The wait chain that begins at the threads that serve the queue. Empty where nothing was sampled.
+    pub(super) steps: &'a [Step],
+}
+
+impl<'a> Case<'a> {
+    /// The service whose queue it is.
+    pub(super) fn target(self) -> TargetId {
+        self.episode.key.target
+    }
+
+    /// From when to when it is judged, CLOCK_MONOTONIC, ns.
+    pub(super) fn time(self) -> (u64, u64) {
+        (self.view.window.from_ns, self.view.window.to_ns)
+    }
+
+    /// The threads that serve the queue.
+    pub(super) fn first(self) -> Option<&'a Step> {
+        self.steps.first()
+    }
+
+    /// The end of the wait chain.
+    pub(super) fn last(self) -> Option<&'a Step> {
+        self.steps.last()
+    }
+
+    /// The share of an activity in the wall time of the threads that serve the queue, 0 to 1.
+    pub(super) fn share(self, activity: Activity) -> f64 {
+        self.first()
+            .map_or(0.0, |first| share_of(&first.shares, activity))
+    }
+
+    /// Their samples.
+    pub(super) fn samples(self) -> u64 {
+        self.first()
+            .map_or(0, |first| first.threads.samples(self.view.window))
+    }
+
+    /// How many they are.
+    pub(super) fn threads(self) -> usize {
+        self.first().map_or(0, |first| first.threads.len())
+    }
+}

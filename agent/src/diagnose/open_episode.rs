@@ -1,0 +1,129 @@
+//! The cause of one episode while it lasts: each new verdict, and for how long each has held.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    cause::Cause,
+    event::{CauseStretch, Episode, Event, Instant, Moment, MomentKind, Verdict},
+};
+
+/// An unchanged cause is reported again after this time, ns.
+const REPORT_EVERY_NS: u64 = 30_000_000_000;
+/// Changes of cause that are kept for an episode.
+const MAX_CHANGES: usize = 32;
+
+/// An open episode and what is known of its cause.
+pub(super) struct OpenEpisode {
+    /// As the detector last reported it.
+    pub(super) episode: Episode,
+    pub(super) judged_ns: u64,
+    pub(super) verdict: Arc<Verdict>,
+    pub(super) durations: VerdictDurations,
+    /// Causes that followed each other, for the episode's moments.
+    pub(super) changes: Vec<Moment>,
+    /// When the present stretch of one cause began.
+    since: Instant,
+    /// When a stretch was last reported, ns.
+    reported_ns: u64,
+    /// Number of the present stretch, from 0.
+    index: u32,
+}
+
+impl OpenEpisode {
+    pub(super) fn new(at: Instant, episode: Episode, verdict: Arc<Verdict>) -> Self {
+        Self {
+            episode,
+            judged_ns: at.mono_ns,
+            durations: VerdictDurations::of(Arc::clone(&verdict)),
+            verdict,
+            changes: Vec::new(),
+            since: at,
+            reported_ns: at.mono_ns,
+            index: 0,
+        }
+    }
+
+    /// Takes in a new verdict. Returns the stretch that ends with it if the cause has changed or is due to be reported again,
+    /// and the first report of a new cause.
+    pub(super) fn update(&mut self, at: Instant, verdict: &Arc<Verdict>) -> Vec<Event> {
+        let elapsed_ns = at.mono_ns.saturating_sub(self.judged_ns);
+        self.judged_ns = at.mono_ns;
+        // While a queue drains, its workers are busy with the backlog. That says nothing about why it filled.
+        if self.episode.is_draining() {
+            return Vec::new();
+        }
+        self.durations.add(verdict, elapsed_ns);
+        let is_same = self.verdict.cause == verdict.cause;
+        let is_due = at.mono_ns.saturating_sub(self.reported_ns) >= REPORT_EVERY_NS;
+        let mut events = Vec::new();
+        if !is_same || is_due {
+            events.push(self.stretch(at));
+            self.since = at;
+            self.reported_ns = at.mono_ns;
+            self.index += 1;
+        }
+        self.verdict = Arc::clone(verdict);
+        if !is_same {
+            if self.changes.len() < MAX_CHANGES {
+                self.changes.push(Moment {
+                    at,
+                    kind: MomentKind::Cause(verdict.cause),
+                });
+            }
+            // At once, and not only when the stretch ends.
+            events.push(self.stretch(at));
+        }
+        events
+    }
+
+    /// The present stretch until now. Reported for the first time, it is empty: it begins and ends now.
+    pub(super) fn stretch(&self, at: Instant) -> Event {
+        Event::Cause(Box::new(CauseStretch {
+            episode: self.episode.id.clone(),
+            incident: self.episode.incident.clone(),
+            key: Arc::clone(&self.episode.key),
+            verdict: Arc::clone(&self.verdict),
+            from: self.since,
+            to: at,
+            index: self.index,
+        }))
+    }
+}
+
+/// The different verdicts on one episode: how long each has held, ns, and as it was last made.
+pub(super) struct VerdictDurations(Vec<(u64, Arc<Verdict>)>);
+
+impl VerdictDurations {
+    /// Further ones are dropped: where each sample has another culprit, no more are worth keeping.
+    const MAX: usize = 64;
+
+    fn of(verdict: Arc<Verdict>) -> Self {
+        Self(vec![(0, verdict)])
+    }
+
+    fn add(&mut self, verdict: &Arc<Verdict>, elapsed_ns: u64) {
+        let known = self.0.iter().position(|(_, known)| known.names_as(verdict));
+        if let Some((held_ns, known)) = known.and_then(|known| self.0.get_mut(known)) {
+            *held_ns += elapsed_ns;
+            *known = Arc::clone(verdict);
+        } else if self.0.len() < Self::MAX {
+            self.0.push((elapsed_ns, Arc::clone(verdict)));
+        }
+    }
+
+    /// Of the cause that has held for longest, the verdict that has. Any cause takes precedence over `unknown`.
+    pub(super) fn longest(&self) -> Option<Arc<Verdict>> {
+        let mut causes: BTreeMap<Cause, u64> = BTreeMap::new();
+        for (held_ns, verdict) in &self.0 {
+            *causes.entry(verdict.cause).or_default() += held_ns;
+        }
+        let longest = causes
+            .into_iter()
+            .max_by_key(|(cause, held_ns)| (*cause != Cause::Unknown, *held_ns));
+        let (cause, _) = longest?;
+        let of_it = self.0.iter().filter(|(_, verdict)| verdict.cause == cause);
+        of_it
+            .max_by_key(|(held_ns, _)| *held_ns)
+            .map(|(_, verdict)| Arc::clone(verdict))
+    }
+}

@@ -1,0 +1,121 @@
+//! The service does not work at all: it is stopped, or its threads wait for each other.
+
+use super::{
+    rule::{Basis, CauseInfo, Finding, Rule, Scope},
+    shared::{culprit, far_end, lock, wait},
+};
+use crate::{
+    cause::Cause,
+    diagnose::wait_graph::ChainEnd,
+    event::{Activity, explain::Unit},
+};
+
+const CAUSE: CauseInfo = CauseInfo {
+    cause: Cause::ConsumerStalled,
+    suggested_by: &[Activity::Stopped],
+    supported_by: &[Activity::Stopped],
+};
+
+/// Most of the threads' time they were stopped: SIGSTOP, a debugger, a frozen control group.
+pub(super) const STOPPED: Rule = Rule {
+    cause: &CAUSE,
+    name: "stopped for most of the time",
+    scope: Scope::Served,
+    basis: Basis::Fact,
+    test: |case, checks| {
+        /// More than half: whatever else they did is not why the queue fills.
+        const MIN_STOPPED: f64 = 0.5;
+        let stopped = case.share(Activity::Stopped);
+        checks
+            .more_than("time stopped", stopped, MIN_STOPPED, Unit::Ratio)
+            .then(|| Finding::blaming(culprit::own_process(case), restart).share(stopped))
+    },
+};
+
+/// The wait chain leads back to threads that are part of it: a deadlock.
+pub(super) const DEADLOCKED: Rule = Rule {
+    cause: &CAUSE,
+    name: "a cycle of waiting",
+    scope: Scope::Served,
+    basis: Basis::Fact,
+    test: |case, checks| {
+        let cycle = case
+            .last()
+            .is_some_and(|last| last.end == Some(ChainEnd::Cycle));
+        let first = case.first()?;
+        checks.is("the wait chain is a cycle", cycle, true).then(|| {
+            Finding::blaming(lock::end_of_chain(case), |who| {
+                format!(
+                    "This is a deadlock and does not resolve by itself: take a stack of {who} (gdb -p PID, py-spy dump), then restart it."
+                )
+            })
+            .share(first.share)
+        })
+    },
+};
+
+/// Stopped for some of the time, and for more of it than anything else.
+pub(super) const STOPPED_AT_TIMES: Rule = Rule {
+    cause: &CAUSE,
+    name: "stopped at times",
+    scope: Scope::MainActivity(&[Activity::Stopped]),
+    basis: Basis::Time,
+    test: |case, _| Some(Finding::blaming(culprit::own_process(case), restart)),
+};
+
+/// Threads wait for a lock whose holder is stopped.
+pub(super) const LOCK_HOLDER_STOPPED: Rule = Rule {
+    cause: &CAUSE,
+    name: "the lock holder is stopped",
+    scope: Scope::MainActivity(&[Activity::Lock]),
+    basis: Basis::Time,
+    test: |case, checks| {
+        lock::held_while(
+            case,
+            checks,
+            ("the lock holder is stopped", Activity::Stopped),
+            |_| lock::end_of_chain(case),
+            restart,
+        )
+    },
+};
+
+/// Responses of another service are not read, and nothing outside keeps the process from it.
+pub(super) const RESPONSES_NOT_READ: Rule = Rule {
+    cause: &CAUSE,
+    name: "responses are not read",
+    scope: Scope::MainActivity(&[Activity::Asleep, Activity::Inside]),
+    basis: Basis::Time,
+    test: |case, checks| {
+        let first = case.first()?;
+        checks
+            .is(
+                "the queue holds responses of another service",
+                far_end::holds_responses(case),
+                true,
+            )
+            .then(|| Finding::blaming(culprit::own_process(case), restart).share(first.share))
+    },
+};
+
+/// The threads idle although work waits, and none of it is taken.
+pub(super) const NOTHING_TAKEN: Rule = Rule {
+    cause: &CAUSE,
+    name: "idle, and nothing is taken",
+    scope: Scope::MainActivity(&[Activity::Idle]),
+    basis: Basis::Time,
+    test: |case, checks| {
+        let stands = wait::is_long(case, checks);
+        let departures = case.episode.departures.unwrap_or(0);
+        let none = checks.at_most("departures", departures as f64, 0.0, Unit::Count);
+        (stands && none).then(|| {
+            Finding::blaming(culprit::own_process(case), restart).share(case.share(Activity::Idle))
+        })
+    },
+};
+
+fn restart(who: &str) -> String {
+    format!(
+        "{who} makes no progress: if it is stopped, `kill -CONT` resumes it; otherwise take its stacks, then restart it. Send callers elsewhere meanwhile."
+    )
+}

@@ -1,0 +1,54 @@
+//! Other processes, or the hypervisor, have the CPU that the service's threads want.
+
+use super::{
+    rule::{Basis, CauseInfo, Finding, Rule, Scope},
+    shared::cpu::CpuTime,
+};
+use crate::{
+    cause::Cause,
+    diagnose::{case::Case, inputs::Hog, words::percent},
+    event::{Activity, Culprit, CulpritKind},
+};
+
+const CAUSE: CauseInfo = CauseInfo {
+    cause: Cause::CpuStarved,
+    suggested_by: &[Activity::RunnableForeign, Activity::Stolen],
+    supported_by: &[Activity::RunnableForeign, Activity::Stolen],
+};
+
+pub(super) const OTHERS_HAVE_THE_CPU: Rule = Rule {
+    cause: &CAUSE,
+    name: "others have the CPU",
+    scope: Scope::Cpu,
+    basis: Basis::Time,
+    test: |case, checks| CpuTime::of(case).is_starved(checks).then(|| finding(case)),
+};
+
+fn finding(case: Case<'_>) -> Finding {
+    let hog = case
+        .inputs
+        .hog(case.target(), case.view.targets, case.time());
+    let fact = hog.as_ref().map(|hog| {
+        format!(
+            "{} ({}) uses {} of a CPU",
+            hog.name,
+            hog.tgid,
+            percent(hog.share)
+        )
+    });
+    Finding::blaming(hog.map(|hog| culprit(case, hog)), |who| {
+        format!(
+            "Move {who} elsewhere, or give this service's control group more weight (cpu.weight, cpu.shares) or CPUs of its own."
+        )
+    })
+    .fact(fact)
+}
+
+fn culprit(case: Case<'_>, hog: Hog) -> Culprit {
+    Culprit {
+        target: case.view.targets.of(hog.tgid),
+        pid: Some(hog.tgid),
+        container: hog.cgroup,
+        ..Culprit::named(CulpritKind::Process, format!("{} ({})", hog.name, hog.tgid))
+    }
+}

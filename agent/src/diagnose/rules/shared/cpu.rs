@@ -1,0 +1,125 @@
+//! Who has the CPU that a service's threads want.
+
+use super::culprit;
+use crate::{
+    diagnose::{case::Case, inputs::LONG_TURN_NS, rules::checks::Checks},
+    event::{Activity, explain::Unit},
+};
+
+/// Share of the time in which threads need a CPU that a quota or other processes must have taken to be the cause. Set so
+/// that the recorded incidents (`cpu-neighbour`, `quota`) pass.
+const MIN_TAKEN: f64 = 0.25;
+
+/// Shares of the wall time of the threads that serve the queue, 0 to 1.
+pub(in crate::diagnose::rules) struct CpuTime {
+    /// On a CPU, or waiting for one.
+    pub(in crate::diagnose::rules) needed: f64,
+    /// Waiting while other services or the hypervisor had the CPU.
+    foreign: f64,
+    /// Waiting while other threads of the same service had it.
+    own: f64,
+    /// Kept off the CPU by the control group's quota.
+    throttled: f64,
+}
+
+impl CpuTime {
+    pub(in crate::diagnose::rules) fn of(case: Case<'_>) -> Self {
+        let foreign = case.share(Activity::RunnableForeign) + case.share(Activity::Stolen);
+        let own = case.share(Activity::RunnableOwn);
+        let throttled = case.share(Activity::Throttled);
+        Self {
+            // The order of the terms is that of the former code: sums of f64 depend on it.
+            needed: case.share(Activity::OnCpu)
+                + own
+                + case.share(Activity::RunnableForeign)
+                + throttled
+                + case.share(Activity::Stolen),
+            foreign,
+            own,
+            throttled,
+        }
+    }
+
+    /// The control group's quota takes enough of the time to be the cause.
+    pub(in crate::diagnose::rules) fn is_throttled(&self, checks: &mut Checks) -> bool {
+        let enough = checks.at_least(
+            "time throttled by the CPU quota",
+            self.throttled,
+            self.needed * MIN_TAKEN,
+            Unit::Ratio,
+        );
+        let most = checks.at_least(
+            "time throttled, against time others had the CPU",
+            self.throttled,
+            self.foreign,
+            Unit::Ratio,
+        );
+        enough && most
+    }
+
+    /// Others take enough of it.
+    pub(in crate::diagnose::rules) fn is_starved(&self, checks: &mut Checks) -> bool {
+        let enough = checks.at_least(
+            "time others had the CPU",
+            self.foreign,
+            self.needed * MIN_TAKEN,
+            Unit::Ratio,
+        );
+        let most = checks.more_than(
+            "time others had the CPU, against time own threads had it",
+            self.foreign,
+            self.own,
+            Unit::Ratio,
+        );
+        enough && most
+    }
+}
+
+/// One thread serves the queue, it lives in epoll_wait, and has been away from it for long: each turn of its loop is one
+/// request, or for a while nothing at all is answered. A loop that only has more work than it can do is away from
+/// epoll_wait for long, too, but it answers all the time.
+pub(in crate::diagnose::rules) fn is_one_long_turn(case: Case<'_>, checks: &mut Checks) -> bool {
+    /// Without any response for this long, a turn is too long however many responses there were before.
+    const MIN_PAUSE_NS: u64 = 3 * LONG_TURN_NS;
+    let Some(first) = case.first() else {
+        return false;
+    };
+    let alone = checks.at_most(
+        "threads that serve the queue",
+        first.threads.len() as f64,
+        1.0,
+        Unit::Count,
+    );
+    let mut members = first.threads.members.iter();
+    let long = members.any(|(thread, _)| case.view.window.had_a_long_turn(*thread));
+    let long = checks.is(
+        "it computed for 100 ms or more without returning to epoll_wait",
+        long,
+        true,
+    );
+    let (from_ns, to_ns) = case.time();
+    let Some(responses) = case.inputs.responses(case.target(), from_ns) else {
+        return checks.unknown("responses", Unit::Count);
+    };
+    let each_ns = to_ns.saturating_sub(from_ns) / responses.max(1);
+    let rare = checks.at_least(
+        "time per response",
+        each_ns as f64,
+        LONG_TURN_NS as f64,
+        Unit::Nanoseconds,
+    );
+    let pause_ns = case.inputs.longest_pause_ns(case.target(), from_ns);
+    let pauses = checks.at_least(
+        "or longest pause between responses",
+        pause_ns as f64,
+        MIN_PAUSE_NS as f64,
+        Unit::Nanoseconds,
+    );
+    alone && long && (rare || pauses)
+}
+
+/// The thread that uses most CPU, as a culprit.
+pub(in crate::diagnose::rules) fn busiest(case: Case<'_>) -> Option<crate::event::Culprit> {
+    case.first()
+        .map(|first| culprit::busiest_thread(case, first))
+}

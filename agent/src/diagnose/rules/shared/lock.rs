@@ -1,0 +1,63 @@
+//! What the holder of a lock does, and so why others wait for it.
+
+use super::culprit;
+use crate::{
+    diagnose::{
+        case::Case,
+        classify::Resource,
+        rules::{checks::Checks, rule::Finding},
+        wait_graph::Step,
+        words::idle_in_transaction,
+    },
+    event::{Activity, Culprit},
+    text::duration,
+};
+
+/// The first step of the wait chain that does not wait for a lock: whoever holds it.
+pub(in crate::diagnose::rules) fn holder(case: Case<'_>) -> Option<&Step> {
+    let mut steps = case.steps.iter();
+    steps.find(|step| step.activity != Activity::Lock)
+}
+
+/// The holder of the lock waits for something itself: that is the cause. `advice` gets the culprit's name.
+pub(in crate::diagnose::rules) fn held_while(
+    case: Case<'_>,
+    checks: &mut Checks,
+    (question, activity): (&'static str, Activity),
+    culprit: impl FnOnce(&Step) -> Option<Culprit>,
+    advice: impl FnOnce(&str) -> String,
+) -> Option<Finding> {
+    let holder = holder(case);
+    let waits = holder.is_some_and(|holder| holder.activity == activity);
+    if !checks.is(question, waits, true) {
+        return None;
+    }
+    let first = case.first()?;
+    Some(Finding::blaming(culprit(holder?), advice).share(first.share))
+}
+
+/// Who is at the end of the wait chain.
+pub(in crate::diagnose::rules) fn end_of_chain(case: Case<'_>) -> Option<Culprit> {
+    case.last().map(|last| culprit::at_the_end(case, last))
+}
+
+/// Whether the chain leads to the lock of an interpreter, on which its threads take turns.
+pub(in crate::diagnose::rules) fn is_an_interpreters(case: Case<'_>) -> bool {
+    case.steps.iter().any(|step| {
+        matches!(
+            step.resource,
+            Resource::Lock {
+                interpreter: true,
+                ..
+            }
+        )
+    })
+}
+
+/// Where the chain ends at a database session that is idle in a transaction: its process and for how long.
+pub(in crate::diagnose::rules) fn idle_transaction(case: Case<'_>) -> Option<(u32, String)> {
+    let last = case.last()?;
+    let title = idle_in_transaction(case, last)?;
+    let since_ns = case.view.window.to_ns.saturating_sub(title.since_ns);
+    Some((last.tgid, duration(since_ns)))
+}

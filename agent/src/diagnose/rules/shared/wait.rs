@@ -1,0 +1,21 @@
+//! How long work has waited.
+
+use crate::{
+    diagnose::{case::Case, rules::checks::Checks},
+    event::explain::Unit,
+};
+
+/// Work has waited for so long that an idle thread would have taken it.
+pub(in crate::diagnose::rules) fn is_long(case: Case<'_>, checks: &mut Checks) -> bool {
+    /// A second: far above the wake-up latency of an idle thread.
+    const MIN_WAIT_NS: f64 = 1e9;
+    match case.episode.wait_max_ns {
+        Some(wait_ns) => checks.more_than(
+            "longest wait",
+            wait_ns as f64,
+            MIN_WAIT_NS,
+            Unit::Nanoseconds,
+        ),
+        None => checks.unknown("longest wait", Unit::Nanoseconds),
+    }
+}

@@ -1,0 +1,70 @@
+//! The rules, in the order in which they are evaluated. The first that fires decides.
+//!
+//! The order within a block matters; blocks whose rules are about different kinds of queues, or about different main
+//! activities, cannot meet. To add a cause: write its file, list its rules here, and add its row to `crate::cause`, its
+//! section to `docs/causes.md` and a scenario that plants it.
+
+use super::{
+    consumer_stalled, cpu_bound, cpu_starved, cpu_throttled, disk_slow, downstream_slow,
+    event_loop_blocked, fd_exhausted, lock_contention, memory_stalled, network_limited,
+    output_blocked, peer_not_reading, peer_not_sending, pool_exhausted, producer_surge, rule::Rule,
+    undersized_limit,
+};
+use crate::{cause::Cause, event::Activity};
+
+/// A decision list.
+pub(super) const RULES: &[&Rule] = &[
+    // 1. Queues that explain themselves, or that the other end explains.
+    &fd_exhausted::OWN_QUEUE,
+    &memory_stalled::OWN_QUEUE,
+    &disk_slow::OWN_QUEUE,
+    &network_limited::SEND_QUEUE,
+    &peer_not_reading::SEND_QUEUE,
+    &output_blocked::PIPE,
+    // 2. Facts that hold however the threads spend their time.
+    &fd_exhausted::NONE_LEFT_TO_ACCEPT,
+    &consumer_stalled::STOPPED,
+    &consumer_stalled::DEADLOCKED,
+    &undersized_limit::BACKLOG,
+    // 3. Threads that need a CPU: a single long turn first, then who keeps the CPU from them, then how they use it.
+    &event_loop_blocked::ONE_THREAD,
+    &cpu_throttled::QUOTA,
+    &cpu_starved::OTHERS_HAVE_THE_CPU,
+    &event_loop_blocked::LONG_TURN,
+    &producer_surge::COMPUTING,
+    &cpu_bound::BUSY,
+    // 4. Threads that wait for a lock: what its holder waits for, else the lock.
+    &downstream_slow::LOCK_HOLDER_WAITS,
+    &disk_slow::LOCK_HOLDER_WAITS,
+    &output_blocked::LOCK_HOLDER_WAITS,
+    &peer_not_reading::LOCK_HOLDER_WAITS,
+    &consumer_stalled::LOCK_HOLDER_STOPPED,
+    &lock_contention::THREADS_WAIT,
+    // 5. Threads that wait for something else.
+    &disk_slow::THREADS_WAIT,
+    &output_blocked::THREADS_WAIT,
+    &network_limited::WRITERS_WAIT,
+    &peer_not_reading::WRITERS_WAIT,
+    &peer_not_sending::REQUESTS_INCOMPLETE,
+    &memory_stalled::THREADS_WAIT,
+    &consumer_stalled::STOPPED_AT_TIMES,
+    // 6. Threads that wait for another service, for something inside the process, or for work: an exhausted pool
+    //    explains each, and more arrivals than usual explain the first two.
+    &consumer_stalled::RESPONSES_NOT_READ,
+    &producer_surge::CALLING,
+    &pool_exhausted::ALL_IN_USE,
+    &downstream_slow::THREADS_WAIT,
+    &producer_surge::WAITING,
+    &undersized_limit::WORKERS,
+    &peer_not_sending::SILENT_PEERS,
+    &consumer_stalled::NOTHING_TAKEN,
+];
+
+/// The cause that an activity suggests if nothing else is known.
+pub(super) fn suggested_by(activity: Activity) -> Cause {
+    RULES
+        .iter()
+        .map(|rule| rule.cause)
+        .find(|cause| cause.suggested_by.contains(&activity))
+        .map_or(Cause::Unknown, |cause| cause.cause)
+}

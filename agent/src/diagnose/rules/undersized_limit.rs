@@ -1,0 +1,121 @@
+//! A limit of the service's own is smaller than the work needs: its backlog, its number of workers.
+
+use super::{
+    rule::{Basis, CauseInfo, Finding, Rule, Scope},
+    shared::{capacity::Capacity, culprit},
+};
+use crate::{
+    cause::Cause,
+    diagnose::{case::Case, classify::Resource},
+    event::{Activity, Level, explain::Unit},
+    queue::Kind,
+    text::count,
+};
+
+const CAUSE: CauseInfo = CauseInfo {
+    cause: Cause::UndersizedLimit,
+    suggested_by: &[Activity::Asleep, Activity::Inside],
+    supported_by: &[Activity::Asleep, Activity::Inside],
+};
+
+/// Idle share of the workers' time above which they do not explain a full backlog. Set so that the recorded incident
+/// `small-backlog` passes and those of busy workers do not.
+const MIN_IDLE: f64 = 0.25;
+
+/// Connections are refused although the workers have time: bursts are larger than the backlog.
+pub(super) const BACKLOG: Rule = Rule {
+    cause: &CAUSE,
+    name: "the backlog is too small",
+    scope: Scope::Kinds(&[Kind::Accept]),
+    basis: Basis::Fact,
+    test: |case, checks| {
+        let episode = case.episode;
+        case.first()?;
+        let full = checks.is(
+            "the backlog was full",
+            episode.level_max == Level::Full,
+            true,
+        );
+        let refused = checks.more_than(
+            "or connections refused or dropped",
+            episode.losses as f64,
+            0.0,
+            Unit::Count,
+        );
+        let spare = checks.at_least(
+            "time the workers were idle",
+            case.share(Activity::Idle),
+            MIN_IDLE,
+            Unit::Ratio,
+        );
+        let accepts = match episode.departures {
+            Some(departures) => {
+                checks.more_than("connections accepted", departures as f64, 0.0, Unit::Count)
+            }
+            None => {
+                checks.context("connections accepted", None, Unit::Count);
+                true
+            }
+        };
+        ((full || refused) && spare && accepts).then(|| small_backlog(case))
+    },
+};
+
+/// All workers are busy, with nothing that can be seen from outside: there are too few of them.
+pub(super) const WORKERS: Rule = Rule {
+    cause: &CAUSE,
+    name: "too few workers",
+    scope: Scope::MainActivity(&[Activity::Asleep, Activity::Inside]),
+    basis: Basis::Time,
+    test: |case, checks| {
+        let first = case.first()?;
+        // An event loop serves many requests at once: the number of its threads does not limit them.
+        let in_a_loop = checks.is(
+            "requests wait in an event loop",
+            matches!(first.resource, Resource::Connection(_)),
+            false,
+        );
+        in_a_loop.then(|| {
+            let limit = format!("{} workers", first.threads.len());
+            let advice = match Capacity::of(case) {
+                Some(capacity) => format!(
+                    "{}. Nothing outside the service keeps them busy.",
+                    capacity.words()
+                ),
+                None => {
+                    "All workers are busy with work that takes its time: add workers.".to_owned()
+                }
+            };
+            Finding::blaming(culprit::limit(case, limit), |_| advice)
+        })
+    },
+};
+
+fn small_backlog(case: Case<'_>) -> Finding {
+    let episode = case.episode;
+    let limit = episode.limit.unwrap_or(0);
+    let enough = enough(limit, episode.arrival_rate);
+    let culprit = culprit::limit(case, format!("a backlog of {limit}"));
+    Finding::blaming(culprit, |_| {
+        format!(
+            "Raise the backlog from {} to {} or more (the argument of listen(), and net.core.somaxconn): bursts exceed it, and the workers have time.",
+            count(limit),
+            count(enough)
+        )
+    })
+    .fact(format!(
+        "{} connections were refused or dropped at a backlog of {} although the workers had idle time",
+        count(episode.losses),
+        count(limit)
+    ))
+}
+
+/// A backlog that holds the arrivals of one second, four times the present one, and the usual default.
+fn enough(limit: u64, arrivals_per_s: Option<f64>) -> u64 {
+    /// The kernel's default of net.core.somaxconn until 5.4.
+    const DEFAULT: u64 = 128;
+    let grown = limit.saturating_mul(4);
+    arrivals_per_s
+        .map_or(grown, |arrivals| (arrivals as u64).max(grown))
+        .max(DEFAULT)
+}
