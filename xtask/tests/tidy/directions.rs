@@ -16,12 +16,14 @@ const MODULES: &[(&str, &[&str])] = &[
     ("messages", &["cause"]),
     // The pipeline.
     ("sample", &["messages"]),
-    ("queue", &["in_order", "sample", "text"]),
+    ("queue", &["ewma", "in_order", "sample", "text"]),
     ("event", &["cause", "queue", "sample"]),
     ("detect", &["event", "ewma", "queue", "sample", "text"]),
     (
         "diagnose",
-        &["cause", "detect", "event", "queue", "sample", "text"],
+        &[
+            "cause", "detect", "event", "ewma", "queue", "sample", "text",
+        ],
     ),
     (
         "pipeline",
@@ -94,6 +96,8 @@ const PURE_CRATES: &[&str] = &[
     "rustc_hash",
     "serde",
     "serde_json",
+    "textwrap",
+    "unicode_width",
     "zstd",
 ];
 
