@@ -93,6 +93,14 @@ fn an_invalid_configuration_is_rejected_with_line_and_key() -> Result<()> {
 }
 
 #[test]
+fn an_invalid_log_filter_is_rejected_with_an_example() -> Result<()> {
+    run(&["replay", "/no/such/file", "--log", "a=b=c"])?.check(2, &["--log", "a=b=c", "debug"])?;
+    let mut command = tailback(&["replay", "/no/such/file"])?;
+    command.env("TAILBACK_LOG", "a=b=c");
+    run_command(&mut command)?.check(2, &["TAILBACK_LOG", "a=b=c", "debug"])
+}
+
+#[test]
 fn an_unreadable_configuration_is_named() -> Result<()> {
     let folder = TempDir::new("config")?;
     let binary = folder.path().join("binary");

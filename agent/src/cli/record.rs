@@ -1,7 +1,6 @@
 //! `tailback record`: writes samples to a file for later replay.
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     io::BufWriter,
     path::{Path, PathBuf},
@@ -13,6 +12,7 @@ use clap::Args;
 use super::{
     Failure, Targets,
     exit_code::{Outcome, print_stderr},
+    logging,
     run::{Ticks, Timing},
     session::Stop,
 };
@@ -44,8 +44,9 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     while let Some(sample) = ticks.next(&stop, OutputStats::default())? {
         recording.add(&sample)?;
-        let focused: BTreeSet<_> = pipeline.step(&sample).focused;
-        ticks.finish_tick(&focused)?;
+        let outcome = pipeline.step(&sample);
+        logging::pipeline_events(&outcome.events);
+        ticks.finish_tick(&outcome.focused)?;
     }
     recording.finish()
 }

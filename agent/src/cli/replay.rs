@@ -8,6 +8,7 @@ use clap::Args;
 use super::{
     Failure,
     exit_code::Outcome,
+    logging,
     output::{Output, emit_all},
 };
 use crate::{config::Config, pipeline::Pipeline, sample::file::Reader};
@@ -40,7 +41,11 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut sink = options.output.stdout();
     let ended = loop {
         match reader.next_sample() {
-            Ok(Some(sample)) => emit_all(sink.as_mut(), &pipeline.step(&sample).events)?,
+            Ok(Some(sample)) => {
+                let outcome = pipeline.step(&sample);
+                logging::pipeline_events(&outcome.events);
+                emit_all(sink.as_mut(), &outcome.events)?;
+            }
             Ok(None) => break Ok(()),
             // Report what was read so far; the read error follows at the end.
             Err(error) => break Err(error),

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::debug;
 
 use super::{Failure, exit_code::Outcome};
 use crate::{
@@ -24,11 +25,34 @@ use crate::{
 pub(super) fn load() -> Outcome<Glance> {
     check_proc()?;
     raise_memlock();
-    Glance::load().map_err(|error| {
+    let glance = Glance::load().map_err(|error| {
         // SAFETY: no arguments, cannot fail.
         let root = unsafe { libc::geteuid() } == 0;
         Failure::kernel(explained(error, root))
-    })
+    })?;
+    log_capabilities(&glance);
+    Ok(glance)
+}
+
+/// Logs which optional kernel features are used, and why the others are not.
+fn log_capabilities(glance: &Glance) {
+    let plan = glance.plan();
+    for missing in &plan.fields.missing {
+        debug!(reason = %missing, "kernel fields missing");
+    }
+    for (feature, state) in [
+        ("iterators bound to processes", &plan.bound_to_process),
+        ("iterator over socket storage", &plan.marked_sockets),
+        ("user memory of other processes", &plan.user_memory),
+        ("bpf_loop", &plan.kernel_loops),
+        ("batched scans", &plan.quick),
+        ("io_uring rings", &plan.rings),
+    ] {
+        match state {
+            Ok(()) => debug!(feature, "kernel feature used"),
+            Err(reason) => debug!(feature, reason, "kernel feature not used"),
+        }
+    }
 }
 
 /// Fails if /proc belongs to another pid namespace: its pids would name other processes than ours.
@@ -109,6 +133,12 @@ fn raise_memlock() {
 pub(super) fn collector(specs: Vec<Spec>, budget: Budget, must_exist: bool) -> Outcome<Collector> {
     let mut collector = Collector::new(load()?, specs, budget);
     let found = collector.discover().map_err(Failure::kernel)?;
+    debug!(
+        targets = found.targets.len(),
+        processes = found.processes.len(),
+        unmatched = ?found.unmatched,
+        "targets discovered"
+    );
     for selector in &found.unmatched {
         match selector {
             Selector::Pid(pid) => {

@@ -14,10 +14,12 @@ use std::{
 };
 
 use anyhow::Context as _;
+use tracing::debug;
 
 use super::{
     Failure,
     exit_code::{Outcome, print_stderr},
+    logging,
 };
 use crate::{
     adapters::agent::ask_guard,
@@ -63,7 +65,10 @@ impl LiveSignals {
             .context("invalid [signal]")
             .map_err(Failure::usage)?;
         match Signals::start(config, interval) {
-            Ok(signals) => live.signals = Some(signals),
+            Ok(signals) => {
+                debug!(directory = %config.directory().display(), "publishing signals");
+                live.signals = Some(signals);
+            }
             Err(error) if config.has_adapters() => {
                 return Err(Failure::usage(error.context("cannot publish signals")));
             }
@@ -163,6 +168,7 @@ impl AdapterProcess {
                 Err(error) => error.to_string(),
             },
         };
+        debug!(reason = ended, "adapter process exited");
         self.child = Err(Instant::now() + RESTART_DELAY);
         // Once per reason: the process may exit every second.
         if self.reported.as_ref() == Some(&ended) {
@@ -191,7 +197,10 @@ fn start_health_checks(directory: PathBuf, unanswered: &Arc<AtomicU32>) -> io::R
             };
             match answer {
                 Ok(_) => unanswered.store(0, Ordering::Relaxed),
-                Err(_) => _ = unanswered.fetch_add(1, Ordering::Relaxed),
+                Err(error) => {
+                    debug!(%error, "adapter process did not answer");
+                    unanswered.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
     };
@@ -205,7 +214,11 @@ fn start_health_checks(directory: PathBuf, unanswered: &Arc<AtomicU32>) -> io::R
 fn spawn(config_file: &Path) -> io::Result<Child> {
     // Started by its path it has its name in `ps`. If the file was replaced, /proc/self/exe still works.
     let own = std::env::current_exe().ok().filter(|path| path.exists());
-    let child = Command::new(own.unwrap_or_else(|| "/proc/self/exe".into()))
+    let mut command = Command::new(own.unwrap_or_else(|| "/proc/self/exe".into()));
+    if let Some(filter) = logging::filter() {
+        command.env(logging::VARIABLE, filter);
+    }
+    let child = command
         .arg("adapters")
         .arg("--config")
         .arg(config_file)
@@ -214,8 +227,9 @@ fn spawn(config_file: &Path) -> io::Result<Child> {
         .stdout(Stdio::null())
         .process_group(0)
         .spawn();
-    if let Err(error) = &child {
-        print_stderr(format!("cannot start the adapter process: {error}"));
+    match &child {
+        Ok(child) => debug!(pid = child.id(), "adapter process started"),
+        Err(error) => print_stderr(format!("cannot start the adapter process: {error}")),
     }
     child
 }

@@ -59,7 +59,7 @@ impl Traces {
     /// Adds the export counters and notices to the agent's report.
     pub(super) fn report(&self, outputs: &mut OutputStats) {
         let stats = self.exporter.stats();
-        outputs.spans = stats.handed;
+        outputs.spans = stats.submitted;
         outputs.spans_delivered = stats.delivered;
         outputs.spans_dropped = stats.dropped() + stats.rejected + self.spans.strays();
         outputs.notices.extend(self.exporter.notices());

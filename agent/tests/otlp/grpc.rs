@@ -148,7 +148,10 @@ fn a_malformed_response_is_an_error_and_not_a_panic() {
     let exporter = exporter(&url(&collector));
     exporter.send(roots([1]));
     let stats = wait_settled(&exporter);
-    assert_eq!((stats.retries, stats.dropped_by[&Reason::Garbage]), (2, 1));
+    assert_eq!(
+        (stats.retries, stats.dropped_by[&Reason::InvalidResponse]),
+        (2, 1)
+    );
     exporter.send(roots([2]));
     assert_eq!(wait_settled(&exporter).delivered, 1, "delivery continues");
 }
@@ -192,7 +195,7 @@ fn the_wrong_protocol_for_a_port_gives_a_hint() {
     let grpc = collector(vec![]);
     let wrong = exporter(&grpc.url());
     wrong.send(roots([1]));
-    assert_eq!(wait_settled(&wrong).dropped_by[&Reason::Garbage], 1);
+    assert_eq!(wait_settled(&wrong).dropped_by[&Reason::InvalidResponse], 1);
     assert!(notices(&wrong)[0].1.contains(hint));
 
     // This one only closes the connection, as a stopping collector may do: the spans stay queued.

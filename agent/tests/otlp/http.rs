@@ -240,9 +240,9 @@ fn an_html_page_is_not_an_otlp_response() {
     let exporter = exporter(&collector.url());
     exporter.send(roots([1]));
     let stats = wait_settled(&exporter);
-    assert_eq!(stats.dropped_by[&Reason::Garbage], 1);
+    assert_eq!(stats.dropped_by[&Reason::InvalidResponse], 1);
     assert_eq!(ids(&collector.rest()), [1]);
-    assert!(notices(&exporter)[0].1.contains("no OTLP answer"));
+    assert!(notices(&exporter)[0].1.contains("not an OTLP response"));
 }
 
 /// Starts a server that replies to everything with the same bytes. Returns its URL.
@@ -272,7 +272,7 @@ fn a_malformed_response_is_not_retried_and_gives_a_hint() {
         exporter.send(roots([1]));
         let stats = wait_settled(&exporter);
         assert_eq!(
-            stats.dropped_by.get(&Reason::Garbage),
+            stats.dropped_by.get(&Reason::InvalidResponse),
             Some(&1),
             "{garbage:?}: {:?}",
             stats.last_error
@@ -325,7 +325,7 @@ fn a_collector_that_starts_late_gets_all_spans_in_order() {
         notices[0].1
     );
     assert!(
-        notices[1].1.contains("30 spans had waited"),
+        notices[1].1.contains("30 spans were queued"),
         "{}",
         notices[1].1
     );

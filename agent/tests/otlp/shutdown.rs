@@ -19,7 +19,7 @@ fn shut_down_within(exporter: Exporter, within: Duration) -> Summary {
     assert!(began.elapsed() <= within + SLACK, "{:?}", began.elapsed());
     let stats = &summary.stats;
     assert_eq!(
-        stats.handed,
+        stats.submitted,
         stats.delivered + stats.rejected + stats.dropped(),
         "{summary}"
     );

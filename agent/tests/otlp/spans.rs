@@ -71,8 +71,8 @@ pub fn roots(ids: impl IntoIterator<Item = u64>) -> Batch {
 pub fn config(url: &str) -> OtlpConfig {
     let config = OtlpConfig::resolve(Some(url), &|_| None).unwrap().unwrap();
     let retry = Retry {
-        first: Duration::from_millis(20),
-        longest: Duration::from_millis(100),
+        initial: Duration::from_millis(20),
+        max: Duration::from_millis(100),
         ..Retry::default()
     };
     OtlpConfig { retry, ..config }
@@ -87,7 +87,7 @@ pub fn wait_settled(exporter: &Exporter) -> OtlpStats {
     let none_waits = || Ok(Some(exporter.stats()).filter(|stats| stats.waiting == 0));
     let stats = wait::until("the end of delivery", DEADLINE, none_waits).unwrap();
     assert_eq!(
-        stats.handed,
+        stats.submitted,
         stats.delivered + stats.rejected + stats.dropped()
     );
     stats

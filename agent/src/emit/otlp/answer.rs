@@ -1,6 +1,6 @@
-//! What a collector's answer means: taken, try again, or never again. Pure.
+//! Classifies a collector's response: accepted, retry, or refused. Pure.
 //!
-//! As the OTLP specification says (Failures, OTLP/HTTP Response, OTLP/gRPC Throttling).
+//! Follows the OTLP specification (Failures, OTLP/HTTP Response, OTLP/gRPC Throttling).
 
 use std::time::{Duration, SystemTime};
 
@@ -12,35 +12,35 @@ use tonic_types::StatusExt as _;
 
 use crate::text::bounded;
 
-/// Most of what a collector says that is repeated, bytes.
-const MAX_SAID: usize = 300;
+/// Most bytes of a collector's message that are repeated in our own.
+const MAX_MESSAGE: usize = 300;
 
-/// What became of one request.
+/// The outcome of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Taken, but for `rejected` spans.
-    Taken { rejected: u64, said: String },
-    /// Not now; not before `after`, where the collector asks for it.
-    Later {
+    /// Accepted, except for `rejected` spans.
+    Accepted { rejected: u64, message: String },
+    /// Retry, not before `after` if the collector asks for it.
+    Retry {
         after: Option<Duration>,
-        why: Trouble,
+        why: Problem,
     },
-    /// Not this request, ever.
-    Refused(Trouble),
-    /// An answer that OTLP does not know: whether the spans were taken cannot be told.
-    Garbage(Trouble),
+    /// Refused for good: never retry this request.
+    Refused(Problem),
+    /// Not a valid OTLP response: the collector may or may not have accepted the spans.
+    Invalid(Problem),
 }
 
-/// What went wrong.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
-    /// From a short list, to tell kinds of trouble apart: `connect`, `timeout`, `400`, `Unavailable`, …
+pub struct Problem {
+    /// A short name that identifies the kind of problem: `connect`, `timeout`, `400`, `Unavailable`, …
     pub kind: String,
     /// As a clause whose subject is the collector: `answered 503 Service Unavailable: "…"`.
     pub text: String,
 }
 
-impl Trouble {
+impl Problem {
     pub fn new(kind: &str, text: impl Into<String>) -> Self {
         Self {
             kind: kind.to_owned(),
@@ -49,31 +49,31 @@ impl Trouble {
     }
 }
 
-/// An answer over HTTP.
+/// Classifies a response over HTTP.
 pub fn over_http(status: StatusCode, headers: &HeaderMap, body: &[u8], now: SystemTime) -> Answer {
     if status.is_success() {
-        return taken(headers, body);
+        return accepted(headers, body);
     }
     let mut text = format!("answered {status}");
-    let said = said(headers, body);
-    if !said.is_empty() {
-        text.push_str(&format!(": {said}"));
+    let message = error_message(headers, body);
+    if !message.is_empty() {
+        text.push_str(&format!(": {message}"));
     } else if let Some(to) = headers
         .get(header::LOCATION)
         .filter(|_| status.is_redirection())
     {
         text.push_str(&format!(
             " to {:?}",
-            bounded(&String::from_utf8_lossy(to.as_bytes()), MAX_SAID)
+            bounded(&String::from_utf8_lossy(to.as_bytes()), MAX_MESSAGE)
         ));
     }
-    let why = Trouble::new(status.as_str(), text);
+    let why = Problem::new(status.as_str(), text);
     match status.as_u16() {
         429 | 502 | 503 | 504 => {
             let after = headers
                 .get(header::RETRY_AFTER)
                 .and_then(|value| value.to_str().ok());
-            Answer::Later {
+            Answer::Retry {
                 after: after.and_then(|value| retry_after(value, now)),
                 why,
             }
@@ -82,7 +82,7 @@ pub fn over_http(status: StatusCode, headers: &HeaderMap, body: &[u8], now: Syst
     }
 }
 
-/// `Retry-After` (RFC 9110, 10.2.3): seconds, or a date.
+/// Parses `Retry-After` (RFC 9110, 10.2.3): seconds, or a date.
 fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if let Ok(seconds) = value.parse() {
@@ -92,8 +92,8 @@ fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     Some(date.duration_since(now).unwrap_or_default())
 }
 
-/// A success may tell of spans that were rejected.
-pub(super) fn taken(headers: &HeaderMap, body: &[u8]) -> Answer {
+/// Parses a success, which may report rejected spans.
+pub(super) fn accepted(headers: &HeaderMap, body: &[u8]) -> Answer {
     let is_json = content_type(headers).is_some_and(|of| of.starts_with("application/json"));
     let partial = if is_json {
         partial_from_json(body)
@@ -101,21 +101,24 @@ pub(super) fn taken(headers: &HeaderMap, body: &[u8]) -> Answer {
         partial_from_proto(body)
     };
     match partial {
-        Some((rejected, said)) => Answer::Taken {
+        Some((rejected, message)) => Answer::Accepted {
             rejected,
-            said: bounded(&said, MAX_SAID),
+            message: bounded(&message, MAX_MESSAGE),
         },
         None => {
             let of = content_type(headers)
                 .map(|of| format!(" of {:?}", bounded(of, 80)))
                 .unwrap_or_default();
-            let text = format!("answered {} bytes{of} that are no OTLP answer", body.len());
-            Answer::Garbage(Trouble::new("garbage", text))
+            let text = format!(
+                "answered {} bytes{of} that are not an OTLP response",
+                body.len()
+            );
+            Answer::Invalid(Problem::new("invalid", text))
         }
     }
 }
 
-/// Rejected spans and what is said about them; a warning comes with 0.
+/// The number of rejected spans and the collector's message; 0 with a message is a warning.
 fn partial_from_proto(body: &[u8]) -> Option<(u64, String)> {
     let response = ExportTraceServiceResponse::decode(body).ok()?;
     let partial = response.partial_success.unwrap_or_default();
@@ -125,22 +128,25 @@ fn partial_from_proto(body: &[u8]) -> Option<(u64, String)> {
     ))
 }
 
-/// Some collectors answer in JSON whatever they are asked in. 64-bit integers are strings there.
+/// Some collectors respond with JSON to protobuf requests. OTLP/JSON writes 64-bit integers as strings.
 fn partial_from_json(body: &[u8]) -> Option<(u64, String)> {
     let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
     let partial = answer.as_object()?.get("partialSuccess");
     let rejected = partial.and_then(|partial| partial.get("rejectedSpans"));
     let rejected = rejected.and_then(|n| n.as_u64().or_else(|| n.as_str()?.parse().ok()));
-    let said = partial.and_then(|partial| partial.get("errorMessage")?.as_str());
-    Some((rejected.unwrap_or(0), said.unwrap_or_default().to_owned()))
+    let message = partial.and_then(|partial| partial.get("errorMessage")?.as_str());
+    Some((
+        rejected.unwrap_or(0),
+        message.unwrap_or_default().to_owned(),
+    ))
 }
 
 fn content_type(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::CONTENT_TYPE)?.to_str().ok()
 }
 
-/// What the body of an error says, quoted: the message of a `google.rpc.Status`, or its text.
-fn said(headers: &HeaderMap, body: &[u8]) -> String {
+/// The message in the body of an error, quoted: that of a `google.rpc.Status`, or the text itself.
+fn error_message(headers: &HeaderMap, body: &[u8]) -> String {
     let of = content_type(headers).unwrap_or_default();
     let text = if of.starts_with("application/x-protobuf") {
         tonic_types::Status::decode(body)
@@ -151,20 +157,20 @@ fn said(headers: &HeaderMap, body: &[u8]) -> String {
     };
     match text.trim() {
         "" => String::new(),
-        text => format!("\"{}\"", bounded(text, MAX_SAID)),
+        text => format!("\"{}\"", bounded(text, MAX_MESSAGE)),
     }
 }
 
-/// An answer over gRPC that is no success.
+/// Classifies a gRPC status other than OK.
 pub fn over_grpc(status: &tonic::Status) -> Answer {
     let retry_info = status.get_details_retry_info();
     let after = retry_info.and_then(|info| info.retry_delay);
     let code = status.code();
     let mut text = format!("answered {code:?}");
     if !status.message().is_empty() {
-        text.push_str(&format!(": \"{}\"", bounded(status.message(), MAX_SAID)));
+        text.push_str(&format!(": \"{}\"", bounded(status.message(), MAX_MESSAGE)));
     }
-    let why = Trouble::new(&format!("{code:?}"), text);
+    let why = Problem::new(&format!("{code:?}"), text);
     match code {
         Code::ResourceExhausted if after.is_none() => Answer::Refused(why),
         Code::Cancelled
@@ -173,7 +179,7 @@ pub fn over_grpc(status: &tonic::Status) -> Answer {
         | Code::Aborted
         | Code::OutOfRange
         | Code::Unavailable
-        | Code::DataLoss => Answer::Later {
+        | Code::DataLoss => Answer::Retry {
             after: after.filter(|after| !after.is_zero()),
             why,
         },
@@ -213,32 +219,32 @@ mod tests {
         }
     }
 
-    fn later(answer: Answer) -> Option<Duration> {
+    fn retry(answer: Answer) -> Option<Duration> {
         match answer {
-            Answer::Later { after, .. } => after,
+            Answer::Retry { after, .. } => after,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn an_empty_success_is_all_taken() {
-        let taken = Answer::Taken {
+    fn an_empty_success_accepts_all_spans() {
+        let accepted = Answer::Accepted {
             rejected: 0,
-            said: String::new(),
+            message: String::new(),
         };
-        assert_eq!(http(200, &[], b""), taken);
+        assert_eq!(http(200, &[], b""), accepted);
         assert_eq!(
             http(200, &[(header::CONTENT_TYPE, "application/json")], b"{}"),
-            taken
+            accepted
         );
-        assert_eq!(http(202, &[], b""), taken);
+        assert_eq!(http(202, &[], b""), accepted);
     }
 
     #[test]
-    fn a_partial_success_says_how_many_were_rejected_in_either_encoding() {
-        let taken = Answer::Taken {
+    fn a_partial_success_reports_rejected_spans_in_protobuf_and_json() {
+        let accepted = Answer::Accepted {
             rejected: 3,
-            said: "too old".into(),
+            message: "too old".into(),
         };
         let partial = ExportTracePartialSuccess {
             rejected_spans: 3,
@@ -254,7 +260,7 @@ mod tests {
                 &[(header::CONTENT_TYPE, "application/x-protobuf")],
                 &body
             ),
-            taken
+            accepted
         );
         let json = br#"{"partialSuccess":{"rejectedSpans":"3","errorMessage":"too old"}}"#;
         assert_eq!(
@@ -263,12 +269,12 @@ mod tests {
                 &[(header::CONTENT_TYPE, "application/json; charset=utf-8")],
                 json
             ),
-            taken
+            accepted
         );
     }
 
     #[test]
-    fn a_negative_number_of_rejected_spans_is_none() {
+    fn a_negative_number_of_rejected_spans_counts_as_zero() {
         let partial = ExportTracePartialSuccess {
             rejected_spans: -5,
             error_message: String::new(),
@@ -279,15 +285,15 @@ mod tests {
         .encode_to_vec();
         assert_eq!(
             http(200, &[], &body),
-            Answer::Taken {
+            Answer::Accepted {
                 rejected: 0,
-                said: String::new()
+                message: String::new()
             }
         );
     }
 
     #[test]
-    fn a_success_that_is_no_otlp_answer_is_garbage() {
+    fn a_success_that_is_not_otlp_is_invalid() {
         for (of, body) in [
             ("text/html", "<html>Welcome</html>"),
             ("application/json", "[1"),
@@ -295,23 +301,23 @@ mod tests {
         ] {
             let answer = http(200, &[(header::CONTENT_TYPE, of)], body.as_bytes());
             assert!(
-                matches!(&answer, Answer::Garbage(why) if why.text.contains(of)),
+                matches!(&answer, Answer::Invalid(why) if why.text.contains(of)),
                 "{answer:?}"
             );
         }
     }
 
     #[test]
-    fn only_what_the_specification_names_is_tried_again() {
+    fn only_the_status_codes_of_the_specification_are_retried() {
         for status in 300..600 {
-            let again = matches!(http(status, &[], b""), Answer::Later { .. });
+            let again = matches!(http(status, &[], b""), Answer::Retry { .. });
             assert_eq!(again, [429, 502, 503, 504].contains(&status), "{status}");
         }
     }
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {
-        let after = |value| later(http(503, &[(header::RETRY_AFTER, value)], b""));
+        let after = |value| retry(http(503, &[(header::RETRY_AFTER, value)], b""));
         assert_eq!(after("7"), Some(Duration::from_secs(7)));
         assert_eq!(
             after("Thu, 01 Jan 1970 00:01:00 GMT"),
@@ -330,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_repeats_what_the_collector_says_bounded_and_in_one_line() {
+    fn a_refusal_quotes_the_collectors_message_bounded_and_escaped() {
         let text = refused(http(
             400,
             &[(header::CONTENT_TYPE, "text/plain")],
@@ -341,7 +347,7 @@ mod tests {
             "answered 400 Bad Request: \"bad\\nspan\\u{1b}[2J\u{fffd}\""
         );
         let long = refused(http(400, &[], "x".repeat(1 << 20).as_bytes()));
-        assert!(long.len() < MAX_SAID + 100);
+        assert!(long.len() < MAX_MESSAGE + 100);
         let status = tonic_types::Status {
             code: 3,
             message: "no trace id".into(),
@@ -359,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redirection_is_refused_and_says_where_to() {
+    fn a_redirect_is_refused_with_its_location() {
         let text = refused(http(301, &[(header::LOCATION, "https://c/v1/traces")], b""));
         assert_eq!(
             text,
@@ -368,11 +374,11 @@ mod tests {
     }
 
     #[test]
-    fn grpc_codes_are_tried_again_as_the_specification_says() {
+    fn grpc_codes_are_retried_as_the_specification_says() {
         for code in 1..=16 {
             let again = matches!(
                 over_grpc(&tonic::Status::new(code.into(), "")),
-                Answer::Later { .. }
+                Answer::Retry { .. }
             );
             assert_eq!(
                 again,
@@ -384,11 +390,11 @@ mod tests {
     }
 
     #[test]
-    fn grpc_retry_info_is_honoured_and_makes_exhaustion_a_matter_of_time() {
+    fn grpc_retry_info_is_honoured_and_makes_resource_exhausted_retryable() {
         let asked = ErrorDetails::with_retry_info(Some(Duration::from_secs(9)));
         for code in [Code::Unavailable, Code::ResourceExhausted] {
             let status = tonic::Status::with_error_details(code, "busy", asked.clone());
-            assert_eq!(later(over_grpc(&status)), Some(Duration::from_secs(9)));
+            assert_eq!(retry(over_grpc(&status)), Some(Duration::from_secs(9)));
         }
         let text = refused(over_grpc(&tonic::Status::resource_exhausted(
             "message too large",

@@ -1,10 +1,10 @@
-//! How long to wait before the same request is sent again. Pure: chance comes from outside.
+//! Exponential backoff with jitter between retries. Pure: the random number is an argument.
 
 use std::time::Duration;
 
 use super::config::Retry;
 
-/// Doubles with each failure in a row.
+/// The wait before the next retry; it doubles with each consecutive failure.
 pub struct Backoff {
     retry: Retry,
     failures: u32,
@@ -15,23 +15,26 @@ impl Backoff {
         Self { retry, failures: 0 }
     }
 
-    /// The collector answered.
+    /// Starts again from the shortest wait, after an answer.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// After one more failure, where the collector asked for `asked` at least; `chance` from 0 to 1 spreads agents
-    /// that failed together: over the upper half of the wait, or the tenth after the time that was asked for.
-    pub fn next(&mut self, asked: Option<Duration>, chance: f64) -> Duration {
-        let doubled = self.retry.first.saturating_mul(1 << self.failures.min(20));
-        let wait = doubled.min(self.retry.longest);
+    /// The wait after one more failure. `requested` is the collector's `Retry-After`; `random`, from 0 to 1, is the jitter
+    /// that spreads agents which failed together: over the upper half of our own wait, or over 10% after a requested one.
+    pub fn next(&mut self, requested: Option<Duration>, random: f64) -> Duration {
+        let doubled = self
+            .retry
+            .initial
+            .saturating_mul(1 << self.failures.min(20));
+        let wait = doubled.min(self.retry.max);
         self.failures = self.failures.saturating_add(1);
-        let chance = chance.clamp(0.0, 1.0);
-        let own = wait.mul_f64(0.5 + 0.5 * chance);
-        match asked {
-            Some(asked) => asked
-                .min(self.retry.longest_asked)
-                .mul_f64(1.0 + 0.1 * chance)
+        let random = random.clamp(0.0, 1.0);
+        let own = wait.mul_f64(0.5 + 0.5 * random);
+        match requested {
+            Some(requested) => requested
+                .min(self.retry.max_requested)
+                .mul_f64(1.0 + 0.1 * random)
                 .max(own),
             None => own,
         }
@@ -44,9 +47,9 @@ mod tests {
 
     fn backoff() -> Backoff {
         Backoff::new(Retry {
-            first: Duration::from_millis(500),
-            longest: Duration::from_secs(30),
-            longest_asked: Duration::from_secs(300),
+            initial: Duration::from_millis(500),
+            max: Duration::from_secs(30),
+            max_requested: Duration::from_secs(300),
         })
     }
 
@@ -55,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_doubles_up_to_its_bound_and_starts_anew_after_an_answer() {
+    fn the_wait_doubles_up_to_its_maximum_and_resets_after_an_answer() {
         let mut backoff = backoff();
         let waits: Vec<_> = (0..9).map(|_| seconds(backoff.next(None, 1.0))).collect();
         assert_eq!(waits, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]);
@@ -64,15 +67,15 @@ mod tests {
     }
 
     #[test]
-    fn chance_spreads_it_over_the_upper_half() {
+    fn jitter_covers_the_upper_half_of_the_wait() {
         assert_eq!(seconds(backoff().next(None, 0.0)), 0.25);
         assert_eq!(seconds(backoff().next(None, 0.5)), 0.375);
     }
 
     #[test]
-    fn it_is_never_shorter_than_what_the_collector_asks_for_within_reason() {
-        for chance in [0.0, 0.3, 1.0] {
-            let wait = backoff().next(Some(Duration::from_secs(7)), chance);
+    fn the_wait_is_never_shorter_than_a_requested_one_up_to_its_maximum() {
+        for random in [0.0, 0.3, 1.0] {
+            let wait = backoff().next(Some(Duration::from_secs(7)), random);
             assert!((7.0..=7.7).contains(&seconds(wait)), "{wait:?}");
         }
         let forever = backoff().next(Some(Duration::MAX), 0.0);
@@ -80,12 +83,12 @@ mod tests {
     }
 
     #[test]
-    fn a_collector_that_asks_for_no_wait_is_not_hammered() {
+    fn a_requested_wait_of_zero_does_not_shorten_the_backoff() {
         assert_eq!(seconds(backoff().next(Some(Duration::ZERO), 0.0)), 0.25);
     }
 
     #[test]
-    fn any_number_of_failures_is_fine() {
+    fn the_failure_count_does_not_overflow() {
         let mut backoff = backoff();
         backoff.failures = u32::MAX;
         assert_eq!(seconds(backoff.next(None, 1.0)), 30.0);

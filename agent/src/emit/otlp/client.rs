@@ -1,7 +1,6 @@
-//! The HTTP client that the exporter sends its encoded requests with, for both protocols.
+//! The HTTP client under the exporter, for both protocols (see the parent module for why it is our own).
 //!
-//! The exporter's result says no more than that it failed; so each answer is judged here, where it is seen whole, and
-//! kept for the delivery to take.
+//! It classifies each response where all of it is available, and keeps the result for the delivery to take.
 
 use std::{
     error::Error,
@@ -23,20 +22,20 @@ use hyper_util::{
 use opentelemetry_http::{HttpClient, HttpError};
 
 use super::{
-    answer::{self, Answer, Trouble},
+    answer::{self, Answer, Problem},
     config::{ConfigError, OtlpConfig, Protocol},
     grpc, tls,
 };
 use crate::text::bounded;
 
-/// Most of an answer that is read, bytes: OTLP's are tiny, and an error page is cut.
-const MAX_ANSWER_BYTES: usize = 64 << 10;
+/// Most bytes of a response that are read. OTLP responses are tiny; a longer error page is cut.
+const MAX_RESPONSE_BYTES: usize = 64 << 10;
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("tailback/", env!("CARGO_PKG_VERSION")));
 
 type Connector = HttpsConnector<HttpConnector>;
 
-/// See the module.
+/// The client, with the classified response to the last request.
 pub struct Wire {
     protocol: Protocol,
     headers: HeaderMap,
@@ -47,7 +46,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Reads the certificates; connects with the first request.
+    /// Reads the certificates. The first request connects.
     pub fn new(config: &OtlpConfig) -> Result<Self, ConfigError> {
         let builder = HttpsConnectorBuilder::new()
             .with_tls_config(tls::client(config)?)
@@ -66,7 +65,7 @@ impl Wire {
         })
     }
 
-    /// The answer to the last request, once; `None`: nothing was sent.
+    /// Takes the classified response to the last request; `None` if nothing was sent.
     pub fn take_answer(&self) -> Option<Answer> {
         lock(&self.answer).take()
     }
@@ -77,7 +76,7 @@ impl Wire {
             let response = client.request(request.map(Full::new)).await?;
             let (head, body) = response.into_parts();
             let (body, trailers) = read(body).await?;
-            Ok(Whole {
+            Ok(Received {
                 head,
                 body,
                 trailers,
@@ -97,29 +96,29 @@ fn client(connector: &Connector, protocol: Protocol) -> Client<Connector, Full<B
         .build(connector.clone())
 }
 
-/// A mutex of plain values: a panic elsewhere leaves them whole.
+/// Locks a mutex. A poisoned one is used all the same: its plain values stay consistent if a thread panics.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An answer with its end.
-struct Whole {
+/// A complete response, with trailers.
+struct Received {
     head: http::response::Parts,
     body: Bytes,
     trailers: HeaderMap,
 }
 
-type Exchange = Result<Whole, Failure>;
+type Exchange = Result<Received, Failure>;
 
-/// The body, as much of it as is worth reading, and what stands behind it.
+/// Reads the body, up to [`MAX_RESPONSE_BYTES`], and the trailers.
 async fn read(mut body: Incoming) -> Result<(Bytes, HeaderMap), hyper::Error> {
     let mut read = BytesMut::new();
     let mut trailers = HeaderMap::new();
     while let Some(frame) = body.frame().await {
         match frame?.into_data() {
             Ok(data) => {
-                read.extend_from_slice(&data[..data.len().min(MAX_ANSWER_BYTES - read.len())]);
-                if read.len() == MAX_ANSWER_BYTES {
+                read.extend_from_slice(&data[..data.len().min(MAX_RESPONSE_BYTES - read.len())]);
+                if read.len() == MAX_RESPONSE_BYTES {
                     break;
                 }
             }
@@ -139,12 +138,12 @@ impl HttpClient for Wire {
         }
         let exchange = self.exchange(request).await;
         if exchange.is_err() {
-            // A connection whose other end vanished without a word would be used again and again.
+            // Drop the connection pool: a connection whose peer vanished silently would be reused again and again.
             *lock(&self.client) = client(&self.connector, self.protocol);
         }
         let now = SystemTime::now();
         let answer = match &exchange {
-            Ok(Whole {
+            Ok(Received {
                 head,
                 body,
                 trailers,
@@ -155,9 +154,9 @@ impl HttpClient for Wire {
             Err(failure) => failure.answer(),
         };
         *lock(&self.answer) = Some(answer);
-        // All that the exporter still does is to log.
+        // The exporter only logs this result.
         exchange
-            .map(|whole| Response::from_parts(whole.head, Bytes::new()))
+            .map(|received| Response::from_parts(received.head, Bytes::new()))
             .map_err(Into::into)
     }
 }
@@ -170,7 +169,7 @@ impl fmt::Debug for Wire {
     }
 }
 
-/// Why there was no answer.
+/// Why there is no response.
 #[derive(Debug)]
 enum Failure {
     Timeout(Duration),
@@ -194,9 +193,9 @@ impl Failure {
     fn answer(&self) -> Answer {
         let why = match self {
             Self::Timeout(after) => {
-                Trouble::new("timeout", format!("did not answer within {after:?}"))
+                Problem::new("timeout", format!("did not answer within {after:?}"))
             }
-            Self::Request(error) if error.is_connect() => Trouble::new(
+            Self::Request(error) if error.is_connect() => Problem::new(
                 "connect",
                 format!("cannot be reached: {}", root_cause(error)),
             ),
@@ -205,14 +204,14 @@ impl Failure {
                 let cause = root_cause(self);
                 if hyper.is_some_and(hyper::Error::is_parse) {
                     let text = format!(
-                        "answered what is no HTTP ({cause}): is this the port of another protocol?"
+                        "did not answer with HTTP ({cause}): is this the port of another protocol?"
                     );
-                    return Answer::Garbage(Trouble::new("garbage", text));
+                    return Answer::Invalid(Problem::new("invalid", text));
                 }
-                Trouble::new("broken", format!("broke the connection: {cause}"))
+                Problem::new("broken", format!("broke the connection: {cause}"))
             }
         };
-        Answer::Later { after: None, why }
+        Answer::Retry { after: None, why }
     }
 
     fn hyper(&self) -> Option<&hyper::Error> {
@@ -244,7 +243,7 @@ impl Error for Failure {
     }
 }
 
-/// The innermost error: the outer ones say only where it passed.
+/// The innermost error: the outer ones only add where it passed through.
 fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {

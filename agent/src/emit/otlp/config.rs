@@ -1,8 +1,8 @@
-//! Where spans go and how: `--otlp`, else the standard environment variables. Pure: reads what it is given.
+//! The export settings: `--otlp`, else the standard `OTEL_EXPORTER_OTLP_*` variables. Pure: the environment is an argument.
 //!
-//! Differences from the specification, all of them additions: `grpc://` and `grpcs://` choose gRPC; where no protocol
-//! is set, port 4317 without a path means gRPC, which is what listens there and understands nothing else; what
-//! cannot be understood is an error instead of a warning and a default.
+//! Three additions to the OpenTelemetry specification: `grpc://` and `grpcs://` select gRPC; if no protocol is set, port
+//! 4317 without a path means gRPC, the only protocol on that port by convention; an invalid value is an error instead
+//! of a warning and a default.
 
 mod endpoint;
 
@@ -13,33 +13,33 @@ use percent_encoding::percent_decode_str;
 
 use self::endpoint::{Form, Given};
 
-/// How requests are written.
+/// The OTLP transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     HttpProtobuf,
     Grpc,
 }
 
-/// Everything the delivery needs to know.
+/// All settings of the delivery.
 #[derive(Clone, Debug)]
 pub struct OtlpConfig {
-    /// OTLP/HTTP: the URL that requests go to, with its path. OTLP/gRPC: scheme, host and port.
+    /// OTLP/HTTP: the full request URL. OTLP/gRPC: scheme, host and port.
     pub endpoint: Uri,
     pub protocol: Protocol,
-    /// Sent with every request; never shown, they hold credentials.
+    /// Sent with every request. Never printed: they may contain credentials.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// For one request, from connecting to the end of its answer.
+    /// Time limit of one request, from connecting to the end of the response.
     pub timeout: Duration,
     pub gzip: bool,
     pub tls: TlsFiles,
-    /// Spans that may wait for the collector.
+    /// Capacity of the spool, in spans.
     pub spool_spans: usize,
-    /// The same in bytes, as they are sent; in memory they take about three times as much.
+    /// Capacity of the spool, in encoded bytes. In memory, spans take about three times as much.
     pub spool_bytes: usize,
     pub retry: Retry,
 }
 
-/// PEM files; `None`: the system's certificate authorities, and no certificate of our own.
+/// PEM files. `None` means the system's certificate authorities and no client certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// `OTEL_EXPORTER_OTLP_CERTIFICATE`
@@ -50,26 +50,28 @@ pub struct TlsFiles {
     pub key: Option<PathBuf>,
 }
 
-/// How long to wait before the same request is sent again.
+/// Backoff between retries of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retry {
-    pub first: Duration,
-    pub longest: Duration,
-    /// A collector may ask for a longer wait, up to this.
-    pub longest_asked: Duration,
+    /// The first wait; each further one doubles.
+    pub initial: Duration,
+    /// The longest wait.
+    pub max: Duration,
+    /// The longest wait that a collector may request.
+    pub max_requested: Duration,
 }
 
 impl Default for Retry {
     fn default() -> Self {
         Self {
-            first: Duration::from_millis(500),
-            longest: Duration::from_secs(30),
-            longest_asked: Duration::from_secs(300),
+            initial: Duration::from_millis(500),
+            max: Duration::from_secs(30),
+            max_requested: Duration::from_secs(300),
         }
     }
 }
 
-/// A setting that cannot be used, and why.
+/// An invalid setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// The option or environment variable.
@@ -85,17 +87,17 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-pub(super) fn wrong(setting: &str, problem: impl Into<String>) -> ConfigError {
+pub(super) fn invalid_setting(setting: &str, problem: impl Into<String>) -> ConfigError {
     ConfigError {
         setting: setting.to_owned(),
         problem: problem.into(),
     }
 }
 
-/// The option that names the endpoint.
+/// The command-line option for the endpoint.
 const FLAG: &str = "--otlp";
 
-/// Headers that say how the request is written: no business of the environment.
+/// Headers that the protocol sets; the environment must not.
 const RESERVED: [&str; 7] = [
     "connection",
     "content-encoding",
@@ -107,27 +109,27 @@ const RESERVED: [&str; 7] = [
 ];
 
 impl OtlpConfig {
-    /// From `--otlp URL` where given, and the environment. `None`: no endpoint is set anywhere.
+    /// The settings from `--otlp URL`, if given, and the environment. `None` if no endpoint is set.
     ///
     /// # Errors
     ///
-    /// Names the option or variable that cannot be used.
+    /// Names the invalid option or variable.
     pub fn from_env_and(url: Option<&str>) -> Result<Option<Self>, ConfigError> {
         Self::resolve(url, &|name| env::var_os(name))
     }
 
-    /// As [`Self::from_env_and`], with an environment of the caller's.
+    /// As [`Self::from_env_and`], with the caller's environment.
     ///
     /// # Errors
     ///
-    /// Names the option or variable that cannot be used.
+    /// Names the invalid option or variable.
     pub fn resolve(
         url: Option<&str>,
         env: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<Option<Self>, ConfigError> {
         let env = Environment(env);
         let given = if let Some(url) = url {
-            Given::new(FLAG, url, Form::BaseOrWhole)
+            Given::new(FLAG, url, Form::BaseOrFull)
         } else {
             if env
                 .get("OTEL_SDK_DISABLED")?
@@ -141,7 +143,7 @@ impl OtlpConfig {
             let traces = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
             let base = "OTEL_EXPORTER_OTLP_ENDPOINT";
             if let Some(url) = env.get(traces)? {
-                Given::new(traces, &url, Form::Whole)
+                Given::new(traces, &url, Form::Full)
             } else if let Some(url) = env.get(base)? {
                 Given::new(base, &url, Form::Base)
             } else {
@@ -158,7 +160,7 @@ impl OtlpConfig {
         }))
     }
 
-    /// The defaults, for one endpoint.
+    /// The default settings for an endpoint.
     pub fn to(endpoint: Uri, protocol: Protocol) -> Self {
         Self {
             endpoint,
@@ -179,7 +181,7 @@ impl OtlpConfig {
     }
 }
 
-/// Environment variables; one that is empty is not set.
+/// Environment variables; an empty one counts as unset.
 struct Environment<'a>(&'a dyn Fn(&str) -> Option<OsString>);
 
 impl Environment<'_> {
@@ -189,10 +191,10 @@ impl Environment<'_> {
         };
         let text = value.into_string();
         text.map(|value| Some(value.trim().to_owned()))
-            .map_err(|_| wrong(name, "is not valid UTF-8"))
+            .map_err(|_| invalid_setting(name, "is not valid UTF-8"))
     }
 
-    /// The variable for traces, else the one for all signals; with its name, for errors.
+    /// The variable for traces, else the one for all signals, with its name for errors.
     fn signal(&self, what: &str) -> Result<Option<(String, String)>, ConfigError> {
         for name in [
             format!("OTEL_EXPORTER_OTLP_TRACES_{what}"),
@@ -213,7 +215,7 @@ fn protocol(env: &Environment<'_>) -> Result<Option<Protocol>, ConfigError> {
     match value.to_ascii_lowercase().as_str() {
         "grpc" => Ok(Some(Protocol::Grpc)),
         "http/protobuf" => Ok(Some(Protocol::HttpProtobuf)),
-        _ => Err(wrong(
+        _ => Err(invalid_setting(
             &name,
             format!("{value:?} is not supported: use grpc or http/protobuf"),
         )),
@@ -226,7 +228,7 @@ fn timeout(env: &Environment<'_>) -> Result<Duration, ConfigError> {
     };
     match value.parse() {
         Ok(ms @ 1..=3_600_000) => Ok(Duration::from_millis(ms)),
-        _ => Err(wrong(
+        _ => Err(invalid_setting(
             &name,
             format!("{value:?} is not a number of milliseconds from 1 to 3600000"),
         )),
@@ -240,7 +242,7 @@ fn gzip(env: &Environment<'_>) -> Result<bool, ConfigError> {
     match value.to_ascii_lowercase().as_str() {
         "gzip" => Ok(true),
         "none" => Ok(false),
-        _ => Err(wrong(
+        _ => Err(invalid_setting(
             &name,
             format!("{value:?} is not supported: use gzip or none"),
         )),
@@ -258,13 +260,16 @@ fn tls_files(env: &Environment<'_>) -> Result<TlsFiles, ConfigError> {
         key: path("CLIENT_KEY")?,
     };
     if files.certificate.is_some() != files.key.is_some() {
-        let both = "a client certificate and its key are given together (…_CLIENT_CERTIFICATE, …_CLIENT_KEY)";
-        return Err(wrong("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", both));
+        let both = "a client certificate needs its key and vice versa (…_CLIENT_CERTIFICATE, …_CLIENT_KEY)";
+        return Err(invalid_setting(
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+            both,
+        ));
     }
     Ok(files)
 }
 
-/// `key=value,key=value`, values percent-encoded. Errors never show a value: it may be a credential.
+/// Parses `key=value,key=value` with percent-encoded values. Errors never print a value: it may be a credential.
 fn headers(env: &Environment<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, ConfigError> {
     let Some((name, list)) = env.signal("HEADERS")? else {
         return Ok(Vec::new());
@@ -276,25 +281,31 @@ fn headers(env: &Environment<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Conf
         .filter(|(_, entry)| !entry.trim().is_empty())
     {
         let Some((key, value)) = entry.split_once('=') else {
-            return Err(wrong(&name, format!("entry {} is not key=value", i + 1)));
+            return Err(invalid_setting(
+                &name,
+                format!("entry {} is not key=value", i + 1),
+            ));
         };
         let key: HeaderName = key.trim().parse().map_err(|_| {
-            wrong(
+            invalid_setting(
                 &name,
-                format!("the key of entry {} is not the name of a header", i + 1),
+                format!("the key of entry {} is not a valid header name", i + 1),
             )
         })?;
         if RESERVED.contains(&key.as_str()) || key.as_str().starts_with("grpc-") {
-            return Err(wrong(&name, format!("{key} is set by the protocol")));
+            return Err(invalid_setting(
+                &name,
+                format!("{key} is set by the protocol"),
+            ));
         }
         let decoded = percent_decode_str(value.trim()).decode_utf8();
         let value = decoded
             .ok()
             .and_then(|value| HeaderValue::from_str(&value).ok());
         let mut value = value.ok_or_else(|| {
-            wrong(
+            invalid_setting(
                 &name,
-                format!("the value of {key} cannot stand in a header"),
+                format!("the value of {key} is not a valid header value"),
             )
         })?;
         value.set_sensitive(true);

@@ -1,4 +1,4 @@
-//! The thread that empties the spool: one request in flight, the oldest first, again until its fate is known.
+//! The thread that empties the spool: one request in flight, oldest spans first, retried until it is accepted or refused.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -19,26 +19,27 @@ use tokio::{
     runtime::{Builder, Runtime},
     sync::{Notify, watch},
 };
+use tracing::{debug, trace};
 
 use super::{
-    answer::{Answer, Trouble},
+    answer::{Answer, Problem},
     backoff::Backoff,
     client::{Wire, lock},
     config::{OtlpConfig, Protocol},
     grpc,
-    notices::{Lost, Voice},
+    notices::{Lost, Reporter},
     spool::{MAX_REQUEST_BYTES, Reason, Spool},
     stats::OtlpStats,
 };
 use crate::sample::Notice;
 
-/// Notices that wait to be taken.
+/// Most notices that wait to be collected.
 const MAX_NOTICES: usize = 64;
 
-/// What both threads see. Locked for moments: never while anything is sent, encoded or waited for.
+/// State shared between the agent and the delivery thread. Locked only briefly: never while encoding, sending or waiting.
 pub struct Shared {
     pub state: Mutex<State>,
-    /// Something came into the spool.
+    /// Signalled when spans enter the spool.
     pub wake: Notify,
     began: Instant,
 }
@@ -46,7 +47,7 @@ pub struct Shared {
 pub struct State {
     pub spool: Spool,
     pub stats: OtlpStats,
-    pub voice: Voice,
+    pub reporter: Reporter,
     notices: Vec<Notice>,
 }
 
@@ -55,7 +56,7 @@ impl Shared {
         let state = State {
             spool: Spool::new(config.spool_spans, config.spool_bytes),
             stats: OtlpStats::default(),
-            voice: Voice::new(config.endpoint.to_string()),
+            reporter: Reporter::new(config.endpoint.to_string()),
             notices: Vec::new(),
         };
         Self {
@@ -65,14 +66,14 @@ impl Shared {
         }
     }
 
-    /// What [`Voice`] calls now.
+    /// The time that [`Reporter`] takes as `now`.
     pub fn now(&self) -> Duration {
         self.began.elapsed()
     }
 }
 
 impl State {
-    pub fn say(&mut self, notice: Option<Notice>) {
+    pub fn add_notice(&mut self, notice: Option<Notice>) {
         if let Some(notice) = notice {
             if self.notices.len() < MAX_NOTICES {
                 self.notices.push(notice);
@@ -87,7 +88,7 @@ impl State {
     }
 }
 
-/// The exporter of opentelemetry-otlp, with our client under it. Retries are ours: its own end with its timeout.
+/// The exporter of opentelemetry-otlp on top of our client, with its own retries disabled (see the parent module).
 pub fn exporter(config: &OtlpConfig, wire: Arc<Wire>) -> Result<SpanExporter, ExporterBuildError> {
     let url = match config.protocol {
         Protocol::HttpProtobuf => config.endpoint.to_string(),
@@ -115,10 +116,10 @@ pub fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
-/// When to be gone, once that is known.
+/// The deadline of a shutdown; `None` while none is requested.
 pub type Stop = watch::Receiver<Option<tokio::time::Instant>>;
 
-/// Sees to one spool until told to stop.
+/// Empties one spool until a stop is requested.
 pub struct Delivery {
     pub shared: Arc<Shared>,
     pub wire: Arc<Wire>,
@@ -128,13 +129,13 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Until the spool is empty after being told to stop, or the deadline given then has passed.
+    /// Runs until a stop is requested and the spool is empty or the deadline has passed.
     pub async fn run(mut self) {
         let mut stop = self.stop.clone();
         let deadline = async move {
-            let told = stop.wait_for(Option::is_some).await.map(|at| *at);
-            // Without anyone left to tell: now.
-            if let Ok(Some(at)) = told {
+            let requested = stop.wait_for(Option::is_some).await.map(|at| *at);
+            // If the exporter is gone, stop at once.
+            if let Ok(Some(at)) = requested {
                 tokio::time::sleep_until(at).await;
             }
         };
@@ -176,10 +177,11 @@ impl Delivery {
                 .iter()
                 .map(|span| SpanData::clone(span))
                 .collect();
+            trace!(spans = count, "exporting");
             let exported = self.exporter.export(spans).await;
             let answer = self.wire.take_answer().unwrap_or_else(|| {
                 let why = exported.err().map_or_else(String::new, |e| e.to_string());
-                Answer::Refused(Trouble::new("unsent", format!("was sent nothing: {why}")))
+                Answer::Refused(Problem::new("unsent", format!("was not contacted: {why}")))
             });
             if !self.settle(count, answer).await {
                 return;
@@ -187,7 +189,7 @@ impl Delivery {
         }
     }
 
-    /// Does what the answer to the oldest `count` spans asks for; false: give up.
+    /// Acts on the answer to the oldest `count` spans; `false` means give up.
     async fn settle(&mut self, count: usize, answer: Answer) -> bool {
         let now = self.shared.now();
         let (asked, wait) = {
@@ -195,14 +197,15 @@ impl Delivery {
             let state = &mut *state;
             state.stats.requests += 1;
             match answer {
-                Answer::Taken { rejected, said } => {
+                Answer::Accepted { rejected, message } => {
                     self.backoff.reset();
-                    let again = state.voice.taken(now, state.spool.len());
-                    state.say(again);
-                    let partial = state.voice.partial(now, rejected, &said);
-                    state.say(partial);
+                    let recovered = state.reporter.accepted(now, state.spool.len());
+                    state.add_notice(recovered);
+                    let partial = state.reporter.partial(now, rejected, &message);
+                    state.add_notice(partial);
                     state.spool.delivered(count);
-                    state.stats.take_spans(count, rejected);
+                    debug!(spans = count, rejected, "spans accepted");
+                    state.stats.accept_spans(count, rejected);
                     return true;
                 }
                 Answer::Refused(why) => {
@@ -210,19 +213,20 @@ impl Delivery {
                     refuse(state, now, Reason::Refused, &why, count);
                     return true;
                 }
-                Answer::Garbage(why) => {
+                Answer::Invalid(why) => {
                     self.backoff.reset();
-                    refuse(state, now, Reason::Garbage, &why, count);
+                    refuse(state, now, Reason::InvalidResponse, &why, count);
                     return true;
                 }
-                Answer::Later { after, why } => {
+                Answer::Retry { after, why } => {
                     if self.stop.borrow().is_some() && after.is_none() {
                         self.backoff.reset();
                     }
-                    let wait = self.backoff.next(after, chance());
+                    let wait = self.backoff.next(after, random());
+                    debug!(kind = why.kind, ?wait, "export failed, retrying");
                     state.stats.retries += 1;
-                    let notice = state.voice.later(now, &why, wait, state.spool.len());
-                    state.say(notice);
+                    let notice = state.reporter.retrying(now, &why, wait, state.spool.len());
+                    state.add_notice(notice);
                     state.stats.last_error = Some(why.text);
                     (after, wait)
                 }
@@ -231,9 +235,9 @@ impl Delivery {
         self.pause(wait, asked.is_some()).await
     }
 
-    /// Waits; false: there will be no time left to try again. Being told to stop ends a wait of our own, but not one
-    /// that the collector asked for.
-    async fn pause(&mut self, wait: Duration, asked: bool) -> bool {
+    /// Waits before a retry; `false` means that no time is left for one. A stop request ends our own backoff, but not a
+    /// wait that the collector asked for.
+    async fn pause(&mut self, wait: Duration, is_requested: bool) -> bool {
         let until = tokio::time::Instant::now() + wait;
         if self.stop.borrow().is_none() {
             let mut stop = self.stop.clone();
@@ -241,7 +245,7 @@ impl Delivery {
                 () = tokio::time::sleep_until(until) => return true,
                 _ = stop.wait_for(Option::is_some) => {}
             }
-            if !asked {
+            if !is_requested {
                 return true;
             }
         }
@@ -254,11 +258,12 @@ impl Delivery {
     }
 }
 
-fn refuse(state: &mut State, now: Duration, reason: Reason, why: &Trouble, count: usize) {
+fn refuse(state: &mut State, now: Duration, reason: Reason, why: &Problem, count: usize) {
     let orphans = state.spool.refused(count);
+    debug!(kind = why.kind, spans = count, orphans, "export refused");
     state.stats.drop_spans(reason, count);
     state.stats.drop_spans(Reason::ParentLost, orphans);
-    let notice = state.voice.refused(
+    let notice = state.reporter.refused(
         now,
         why,
         Lost {
@@ -266,12 +271,12 @@ fn refuse(state: &mut State, now: Duration, reason: Reason, why: &Trouble, count
             orphans,
         },
     );
-    state.say(notice);
+    state.add_notice(notice);
     state.stats.last_error = Some(why.text.clone());
 }
 
-/// From 0 to 1; nothing hangs on its quality.
-fn chance() -> f64 {
+/// A random number from 0 to 1 for jitter; its quality does not matter.
+fn random() -> f64 {
     let random = RandomState::new().build_hasher().finish();
     (random >> 11) as f64 / (1u64 << 53) as f64
 }

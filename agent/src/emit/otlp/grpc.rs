@@ -1,8 +1,6 @@
-//! OTLP/gRPC around the bytes that the exporter has encoded: one unary call. Pure.
+//! OTLP/gRPC framing of a request that the exporter has encoded: one unary call. Pure.
 //!
-//! Not tonic's client: it panics on an answer whose status details are no base64 (0.14.9, `Status::from_header_map`),
-//! and the exporter's own gRPC side keeps to itself how many spans were rejected and when to come back.
-//! The protocol: grpc/doc/PROTOCOL-HTTP2.md.
+//! The parent module says why this is not tonic's client. Protocol: `doc/PROTOCOL-HTTP2.md` in grpc/grpc.
 
 use std::{
     io::Read as _,
@@ -18,29 +16,29 @@ use flate2::read::GzDecoder;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, Version, header, uri::PathAndQuery};
 use percent_encoding::percent_decode;
 
-use super::answer::{self, Answer, Trouble};
+use super::answer::{self, Answer, Problem};
 
-/// The method that takes spans.
+/// The path of the method that exports spans.
 const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-/// Before each message: whether it is compressed, and its length.
+/// Size of the prefix of each message: a compression flag and the length.
 const PREFIX_BYTES: usize = 5;
-/// Most that an answer may unpack to, bytes.
+/// Most bytes that a compressed response may decompress to.
 const MAX_MESSAGE_BYTES: u64 = 64 << 10;
 
-/// Padded or not: senders differ.
+/// Decodes base64 with or without padding: senders differ.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The URL of the call on a collector.
+/// The URL of the export method on a collector.
 pub fn export_url(collector: &Uri) -> Result<Uri, http::Error> {
     let mut parts = collector.clone().into_parts();
     parts.path_and_query = Some(PathAndQuery::from_static(EXPORT));
     Ok(Uri::from_parts(parts)?)
 }
 
-/// Turns the exporter's OTLP/HTTP request into a call.
+/// Turns the exporter's OTLP/HTTP request into a gRPC call.
 pub fn call(mut request: Request<Bytes>, timeout: Duration) -> Request<Bytes> {
     *request.version_mut() = Version::HTTP_2;
     let headers = request.headers_mut();
@@ -68,7 +66,7 @@ pub fn call(mut request: Request<Bytes>, timeout: Duration) -> Request<Bytes> {
     })
 }
 
-/// What the collector answered. Without a body the status stands in the headers, else after it, in the trailers.
+/// Classifies a response. Without a body the gRPC status is in the headers, otherwise in the trailers.
 pub fn answer(
     status: StatusCode,
     headers: &HeaderMap,
@@ -81,10 +79,10 @@ pub fn answer(
         .find(|map| map.contains_key("grpc-status"));
     let Some(map) = with_status else {
         if !status.is_success() {
-            // From something in between: a proxy, or a server of another kind.
+            // From a proxy, or from a server that does not speak gRPC.
             return answer::over_http(status, headers, body, now);
         }
-        return garbage(format!(
+        return invalid(format!(
             "answered {status} without a gRPC status: is this an OTLP/gRPC endpoint?"
         ));
     };
@@ -92,11 +90,11 @@ pub fn answer(
         .get("grpc-status")
         .and_then(|code| code.to_str().ok()?.parse::<i32>().ok());
     match code {
-        None => garbage("answered a gRPC status that is no number".to_owned()),
+        None => invalid("answered an invalid gRPC status".to_owned()),
         Some(0) => match message(headers, body) {
-            Some(message) => answer::taken(&HeaderMap::new(), &message),
-            None => garbage(format!(
-                "answered {} bytes that are no gRPC message",
+            Some(message) => answer::accepted(&HeaderMap::new(), &message),
+            None => invalid(format!(
+                "answered {} bytes that are not a gRPC message",
                 body.len()
             )),
         },
@@ -120,7 +118,7 @@ pub fn answer(
     }
 }
 
-/// The one message of a body. Who is asked in gzip answers in gzip.
+/// Extracts the single message of a body. A server may compress its response if our request was compressed.
 fn message(headers: &HeaderMap, body: &[u8]) -> Option<Vec<u8>> {
     let (prefix, message) = body.split_at_checked(PREFIX_BYTES)?;
     let length = u32::from_be_bytes(prefix[1..].try_into().ok()?);
@@ -141,8 +139,8 @@ fn message(headers: &HeaderMap, body: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-fn garbage(text: String) -> Answer {
-    Answer::Garbage(Trouble::new("garbage", text))
+fn invalid(text: String) -> Answer {
+    Answer::Invalid(Problem::new("invalid", text))
 }
 
 #[cfg(test)]
@@ -175,8 +173,8 @@ mod tests {
         call(request, Duration::from_secs(1)).into_body().to_vec()
     }
 
-    fn is_garbage(answer: &Answer) -> bool {
-        matches!(answer, Answer::Garbage(_))
+    fn is_invalid(answer: &Answer) -> bool {
+        matches!(answer, Answer::Invalid(_))
     }
 
     #[test]
@@ -194,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_exporter_compressed_is_said_to_be_so() {
+    fn a_compressed_request_is_marked_as_compressed() {
         let request = Request::builder()
             .header("content-encoding", "gzip")
             .body(Bytes::from_static(b"z"))
@@ -206,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_call_goes_to_the_method_of_the_collector() {
+    fn the_call_has_the_path_of_the_export_method() {
         let url = export_url(&"https://c:4317/".parse().unwrap()).unwrap();
         assert_eq!(
             url,
@@ -215,12 +213,12 @@ mod tests {
     }
 
     #[test]
-    fn a_success_tells_of_rejected_spans() {
+    fn a_success_reports_rejected_spans() {
         assert_eq!(
             with_trailers(&framed(b""), &[("grpc-status", "0")]),
-            Answer::Taken {
+            Answer::Accepted {
                 rejected: 0,
-                said: String::new()
+                message: String::new()
             }
         );
         let partial = ExportTracePartialSuccess {
@@ -233,15 +231,15 @@ mod tests {
         .encode_to_vec();
         assert_eq!(
             with_trailers(&framed(&response), &[("grpc-status", "0")]),
-            Answer::Taken {
+            Answer::Accepted {
                 rejected: 2,
-                said: "late".into()
+                message: "late".into()
             }
         );
     }
 
     #[test]
-    fn a_compressed_success_is_unpacked_within_bounds() {
+    fn a_compressed_response_is_decompressed_within_bounds() {
         let gzip = |message: &[u8]| {
             let mut packed = Vec::new();
             let mut encoder = GzEncoder::new(message, Compression::default());
@@ -253,21 +251,24 @@ mod tests {
         let trailers = map(&[("grpc-status", "0")]);
         let headers = map(&[("grpc-encoding", "gzip")]);
         let of = |body: &[u8]| answer(StatusCode::OK, &headers, body, &trailers, NOW);
-        let taken = Answer::Taken {
+        let accepted = Answer::Accepted {
             rejected: 0,
-            said: String::new(),
+            message: String::new(),
         };
-        assert_eq!(of(&gzip(b"")), taken);
-        assert!(is_garbage(&of(&gzip(&[0; 10 << 20]))), "a bomb");
-        assert!(is_garbage(&of(b"\x01\0\0\0\x02no")));
-        assert!(is_garbage(&with_trailers(
+        assert_eq!(of(&gzip(b"")), accepted);
+        assert!(
+            is_invalid(&of(&gzip(&[0; 10 << 20]))),
+            "a decompression bomb"
+        );
+        assert!(is_invalid(&of(b"\x01\0\0\0\x02no")));
+        assert!(is_invalid(&with_trailers(
             &gzip(b""),
             &[("grpc-status", "0")]
         )));
     }
 
     #[test]
-    fn an_error_stands_in_trailers_or_headers_with_text_and_the_time_to_come_back() {
+    fn an_error_has_its_message_and_retry_delay_in_trailers_or_headers() {
         let asked = ErrorDetails::with_retry_info(Some(Duration::from_secs(3)));
         let status = tonic::Status::with_error_details(tonic::Code::Unavailable, "", asked);
         let details = BASE64.encode(status.details());
@@ -276,9 +277,9 @@ mod tests {
             ("grpc-message", "too%20busy"),
             ("grpc-status-details-bin", &*details),
         ];
-        let expected = Answer::Later {
+        let expected = Answer::Retry {
             after: Some(Duration::from_secs(3)),
-            why: Trouble::new("Unavailable", "answered Unavailable: \"too busy\""),
+            why: Problem::new("Unavailable", "answered Unavailable: \"too busy\""),
         };
         assert_eq!(with_trailers(b"", &pairs), expected);
         assert_eq!(
@@ -288,12 +289,12 @@ mod tests {
     }
 
     #[test]
-    fn status_details_that_are_garbage_do_not_hide_the_status() {
+    fn invalid_status_details_do_not_hide_the_status() {
         let pairs = [
             ("grpc-status", "8"),
             ("grpc-status-details-bin", "!!! no base64 !!!"),
         ];
-        let refused = Answer::Refused(Trouble::new(
+        let refused = Answer::Refused(Problem::new(
             "ResourceExhausted",
             "answered ResourceExhausted",
         ));
@@ -306,14 +307,14 @@ mod tests {
         let text = "answered InvalidArgument: \"\u{fffd}\\n\"";
         assert_eq!(
             with_trailers(b"", &pairs),
-            Answer::Refused(Trouble::new("InvalidArgument", text))
+            Answer::Refused(Problem::new("InvalidArgument", text))
         );
     }
 
     #[test]
-    fn what_is_no_grpc_is_garbage() {
-        assert!(is_garbage(&with_trailers(b"hello", &[])));
-        assert!(is_garbage(&with_trailers(b"", &[("grpc-status", "fine")])));
+    fn a_response_that_is_not_grpc_is_invalid() {
+        assert!(is_invalid(&with_trailers(b"hello", &[])));
+        assert!(is_invalid(&with_trailers(b"", &[("grpc-status", "fine")])));
         for body in [
             &b""[..],
             b"\0\0\0",
@@ -322,18 +323,18 @@ mod tests {
             b"\0\0\0\0\x02\xff\xff",
         ] {
             assert!(
-                is_garbage(&with_trailers(body, &[("grpc-status", "0")])),
+                is_invalid(&with_trailers(body, &[("grpc-status", "0")])),
                 "{body:?}"
             );
         }
     }
 
     #[test]
-    fn a_proxy_in_between_is_understood_as_http() {
+    fn a_proxys_error_is_classified_as_http() {
         let proxy = |status| answer(status, &HeaderMap::new(), b"", &HeaderMap::new(), NOW);
         assert!(matches!(
             proxy(StatusCode::BAD_GATEWAY),
-            Answer::Later { .. }
+            Answer::Retry { .. }
         ));
         assert!(matches!(proxy(StatusCode::NOT_FOUND), Answer::Refused(_)));
     }

@@ -1,9 +1,21 @@
 //! Delivery of spans to a collector: OTLP/HTTP with protobuf, or OTLP/gRPC.
 //!
-//! [`Exporter::send`] puts spans into a bounded spool and returns; a thread of its own empties it. A collector that is
-//! away costs time, not spans, until the spool is full; then new spans are dropped, counted, and said to be. Order is
-//! kept, so a trace in the collector never lacks a parent. `opentelemetry-otlp` encodes and sends; see `client` for
-//! what lies under it.
+//! [`Exporter::send`] puts spans into a bounded spool and returns; a thread empties the spool. An unreachable collector
+//! costs time, not spans, until the spool is full. Then new spans are dropped, counted and reported. Order is kept, so a
+//! trace in the collector never lacks a parent.
+//!
+//! # Why `opentelemetry-otlp` only encodes, under our own HTTP client
+//!
+//! `opentelemetry-otlp` builds and compresses the requests, for both protocols. `client` sends them, as the exporter's
+//! `HttpClient`, because the delivery needs facts that `SpanExporter::export` does not return (versions 0.33 of
+//! `opentelemetry-otlp`, 0.14.9 of tonic):
+//!
+//! - The result of an export is an error text. It has neither the status, nor `Retry-After` or gRPC's `RetryInfo`, nor the
+//!   number of rejected spans of a partial success. The spool needs them to decide: retry, drop with all children, or
+//!   count as rejected.
+//! - The exporter's own retries end with its timeout of 10 s. A collector may be away for ten minutes.
+//! - tonic's client panics on a response whose status details are not valid base64 (`Status::from_header_map`). Therefore
+//!   gRPC uses the same HTTP client with its own framing (`grpc`).
 
 #![forbid(unsafe_code)]
 
@@ -29,7 +41,7 @@ use tokio::sync::watch;
 use self::{
     backoff::Backoff,
     client::{Wire, lock},
-    config::wrong,
+    config::invalid_setting,
     delivery::{Delivery, Shared},
 };
 pub use self::{
@@ -39,46 +51,51 @@ pub use self::{
 };
 use crate::{emit::spans::Batch, sample::Notice};
 
-/// How much longer than its deadline the thread may take to end before it is left behind.
-const GRACE: Duration = Duration::from_millis(200);
+/// How long after its deadline the thread may take to end before it is abandoned.
+const JOIN_GRACE: Duration = Duration::from_millis(200);
 
-/// A running delivery; ends with [`Exporter::shutdown`], or at once when dropped.
+/// A running delivery. [`Exporter::shutdown`] ends it gracefully; dropping it ends it at once.
 pub struct Exporter {
     collector: String,
     shared: Arc<Shared>,
     stop: watch::Sender<Option<tokio::time::Instant>>,
-    /// Closed when the thread has ended.
+    /// Disconnected when the thread has ended.
     ended: mpsc::Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Exporter {
-    /// Starts the thread; connects with the first span.
+    /// Starts the delivery thread. It connects when the first span arrives.
     ///
     /// # Errors
     ///
-    /// Names the setting that cannot be used.
+    /// Names the invalid setting.
     pub fn start(config: &OtlpConfig) -> Result<Self, ConfigError> {
         let wire = Arc::new(Wire::new(config)?);
         let exporter = delivery::exporter(config, Arc::clone(&wire));
-        let exporter =
-            exporter.map_err(|e| wrong("OTLP endpoint", format!("{}: {e}", config.endpoint)))?;
-        let cannot_run = |e| wrong("OTLP delivery", format!("cannot start its thread: {e}"));
+        let exporter = exporter
+            .map_err(|e| invalid_setting("OTLP endpoint", format!("{}: {e}", config.endpoint)))?;
+        let cannot_run = |e| {
+            invalid_setting(
+                "OTLP delivery",
+                format!("cannot start the delivery thread: {e}"),
+            )
+        };
         let runtime = delivery::runtime().map_err(cannot_run)?;
         let shared = Arc::new(Shared::new(config));
-        let (stop, told) = watch::channel(None);
+        let (stop, stop_requested) = watch::channel(None);
         let (end, ended) = mpsc::channel();
         let delivery = Delivery {
             shared: Arc::clone(&shared),
             wire,
             exporter,
             backoff: Backoff::new(config.retry),
-            stop: told,
+            stop: stop_requested,
         };
         let run = move || {
             let _end = end;
             runtime.block_on(delivery.run());
-            // Looking up a name may block for long; nobody waits for that.
+            // A DNS lookup may block for long: do not wait for it.
             runtime.shutdown_background();
         };
         let thread = thread::Builder::new()
@@ -95,27 +112,26 @@ impl Exporter {
         })
     }
 
-    /// Hands spans over; never waits for the collector.
+    /// Queues spans for delivery. Never blocks on the collector.
     pub fn send(&self, batch: Batch) {
         let now = self.shared.now();
         let mut state = lock(&self.shared.state);
         let state = &mut *state;
-        state.stats.handed += batch.spans.len() as u64;
+        state.stats.submitted += batch.spans.len() as u64;
         for reason in state.spool.push(batch) {
             state.stats.drop_spans(reason, 1);
             let remedy = match reason {
-                Reason::SpoolFull => {
-                    "too many wait for it already; what comes now is lost, what waits is not"
-                }
-                Reason::TooLarge => "one alone is larger than the 4 MiB that a request may have",
+                Reason::SpoolFull => "the spool is full; queued spans are kept, new ones are lost",
+                Reason::TooLarge => "a single span exceeds the request limit of 4 MiB",
                 _ => continue,
             };
-            let notice = state.voice.dropped(now, reason.name(), remedy);
-            state.say(notice);
+            let notice = state.reporter.dropped(now, reason.name(), remedy);
+            state.add_notice(notice);
         }
         self.shared.wake.notify_one();
     }
 
+    /// The counters so far.
     pub fn stats(&self) -> OtlpStats {
         let state = lock(&self.shared.state);
         let mut stats = state.stats.clone();
@@ -124,12 +140,12 @@ impl Exporter {
         stats
     }
 
-    /// What there is to say since the last call: the first trouble of each kind, and its end.
+    /// Takes the notices since the last call: the first problem of each kind, and its end.
     pub fn notices(&self) -> Vec<Notice> {
         lock(&self.shared.state).take_notices()
     }
 
-    /// Delivers what waits, for `within` at most, and ends. What is left then is counted as dropped.
+    /// Delivers queued spans for at most `within`, then ends. Spans left in the spool count as dropped.
     pub fn shutdown(mut self, within: Duration) -> Summary {
         let began = Instant::now();
         self.end(within);
@@ -146,8 +162,9 @@ impl Exporter {
         };
         self.stop
             .send_replace(Some(tokio::time::Instant::now() + within));
-        if self.ended.recv_timeout(within + GRACE) == Err(mpsc::RecvTimeoutError::Disconnected) {
-            // It has ended; if by a panic, that was told by the panic itself.
+        if self.ended.recv_timeout(within + JOIN_GRACE) == Err(mpsc::RecvTimeoutError::Disconnected)
+        {
+            // It has ended; a panic has already been printed.
             let _ = thread.join();
         }
         let mut state = lock(&self.shared.state);

@@ -1,7 +1,7 @@
-//! Spans that wait for the collector, in order and bounded. Pure.
+//! The bounded queue of spans that wait for the collector. Pure.
 //!
-//! What does not fit is dropped as it comes, so that nothing that waits already is lost; and a span whose parent was
-//! lost is dropped as well: a trace is whole or it ends, it has no holes.
+//! A span that does not fit is dropped on arrival, so queued spans are never evicted. A span whose parent was dropped is
+//! dropped too: a trace may end early, but has no holes.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -17,64 +17,66 @@ use prost::Message as _;
 
 use crate::emit::spans::Batch;
 
-/// Most bytes in one request, before compression: what a collector takes over gRPC unless told otherwise.
+/// Most bytes in one request, before compression: the default limit of gRPC servers for a received message.
 pub const MAX_REQUEST_BYTES: usize = 4 << 20;
-/// Most spans in one request: a collector refuses a request as a whole.
+/// Most spans in one request: a refused request loses all of its spans. 512 is the batch size of OpenTelemetry's SDKs.
 const MAX_REQUEST_SPANS: usize = 512;
-/// Lost spans whose children are still recognised.
+/// Most ids of lost spans remembered to recognise their children.
 const MAX_REMEMBERED: usize = 16_384;
-/// Tag and length around each span, and around scope and resource.
+/// Upper bound of protobuf's tag and length around a span, a scope or a resource.
 const FRAME_BYTES: usize = 8;
+/// Upper bound of the encoded instrumentation scope: its name and version.
+const SCOPE_BYTES: usize = 64;
 
 /// Why a span was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// The spool was full when it came.
+    /// The spool was full.
     SpoolFull,
     /// Its parent was lost.
     ParentLost,
-    /// Alone larger than a request may be.
+    /// It alone exceeds the size limit of a request.
     TooLarge,
     /// The collector refused it.
     Refused,
-    /// The collector's answer was none that OTLP knows.
-    Garbage,
-    /// The agent ended before the collector took it.
+    /// The collector's response was not valid OTLP.
+    InvalidResponse,
+    /// The agent ended before the span was delivered.
     Shutdown,
 }
 
 impl Reason {
-    /// The word used in every output.
+    /// The reason's name in every output.
     pub fn name(self) -> &'static str {
         match self {
             Self::SpoolFull => "spool_full",
             Self::ParentLost => "parent_lost",
             Self::TooLarge => "too_large",
             Self::Refused => "refused",
-            Self::Garbage => "garbage_answer",
+            Self::InvalidResponse => "invalid_response",
             Self::Shutdown => "shutdown",
         }
     }
 }
 
-/// Spans for one request, still in the spool: they are removed when it is known what became of them.
+/// The spans of one request. They stay in the spool until the request is accepted or refused.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub resource: Arc<Resource>,
     pub spans: Vec<Arc<SpanData>>,
 }
 
-struct Parcel {
+struct Entry {
     resource: Arc<Resource>,
     span: Arc<SpanData>,
     bytes: usize,
 }
 
-/// See the module.
+/// A queue of spans bounded by count and bytes.
 pub struct Spool {
     max_spans: usize,
     max_bytes: usize,
-    waiting: VecDeque<Parcel>,
+    waiting: VecDeque<Entry>,
     bytes: usize,
     lost: Lost,
 }
@@ -90,7 +92,7 @@ impl Spool {
         }
     }
 
-    /// Takes what it can; the rest is dropped for the reasons given.
+    /// Queues the spans that fit and returns a reason for each one dropped.
     pub fn push(&mut self, batch: Batch) -> Vec<Reason> {
         let envelope = envelope_bytes(&batch.resource);
         let mut dropped = Vec::new();
@@ -105,7 +107,7 @@ impl Spool {
             } else {
                 self.bytes += bytes;
                 let resource = Arc::clone(&batch.resource);
-                self.waiting.push_back(Parcel {
+                self.waiting.push_back(Entry {
                     resource,
                     span: Arc::new(span),
                     bytes,
@@ -118,7 +120,7 @@ impl Spool {
         dropped
     }
 
-    /// The oldest spans, as many as one request may carry: of one resource, in order.
+    /// The next request: the oldest spans of one resource, in order, up to the request limits.
     pub fn head(&self) -> Option<Request> {
         let first = self.waiting.front()?;
         let resource = Arc::clone(&first.resource);
@@ -127,26 +129,26 @@ impl Spool {
             .waiting
             .iter()
             .take(MAX_REQUEST_SPANS)
-            .take_while(|parcel| {
-                bytes += parcel.bytes;
-                bytes <= MAX_REQUEST_BYTES && same(&parcel.resource, &resource)
+            .take_while(|entry| {
+                bytes += entry.bytes;
+                bytes <= MAX_REQUEST_BYTES && is_same(&entry.resource, &resource)
             });
-        let spans = fitting.map(|parcel| Arc::clone(&parcel.span)).collect();
+        let spans = fitting.map(|entry| Arc::clone(&entry.span)).collect();
         Some(Request { resource, spans })
     }
 
     /// The oldest `count` spans were delivered.
     pub fn delivered(&mut self, count: usize) {
-        for parcel in self.waiting.drain(..count.min(self.waiting.len())) {
-            self.bytes -= parcel.bytes;
+        for entry in self.waiting.drain(..count.min(self.waiting.len())) {
+            self.bytes -= entry.bytes;
         }
     }
 
-    /// The oldest `count` spans will never be delivered; says how many of their descendants are dropped with them.
+    /// Drops the oldest `count` spans and their queued descendants; returns the number of descendants.
     pub fn refused(&mut self, count: usize) -> usize {
-        for parcel in self.waiting.drain(..count.min(self.waiting.len())) {
-            self.bytes -= parcel.bytes;
-            self.lost.remember(parcel.span.span_context.span_id());
+        for entry in self.waiting.drain(..count.min(self.waiting.len())) {
+            self.bytes -= entry.bytes;
+            self.lost.remember(entry.span.span_context.span_id());
         }
         let before = self.waiting.len();
         let Self {
@@ -155,19 +157,19 @@ impl Spool {
             bytes,
             ..
         } = self;
-        // In order: a parent is decided before its children.
-        waiting.retain(|parcel| {
-            let orphan = lost.contains(parcel.span.parent_span_id);
+        // Parents precede their children, so one pass is enough.
+        waiting.retain(|entry| {
+            let orphan = lost.contains(entry.span.parent_span_id);
             if orphan {
-                *bytes -= parcel.bytes;
-                lost.remember(parcel.span.span_context.span_id());
+                *bytes -= entry.bytes;
+                lost.remember(entry.span.span_context.span_id());
             }
             !orphan
         });
         before - self.waiting.len()
     }
 
-    /// Drops all that waits and says how much that was.
+    /// Drops all queued spans and returns their number.
     pub fn clear(&mut self) -> usize {
         self.bytes = 0;
         self.waiting.drain(..).count()
@@ -182,22 +184,21 @@ impl Spool {
     }
 }
 
-fn same(a: &Arc<Resource>, b: &Arc<Resource>) -> bool {
+fn is_same(a: &Arc<Resource>, b: &Arc<Resource>) -> bool {
     Arc::ptr_eq(a, b) || a == b
 }
 
-/// A request without spans: the resource, and room for the scope.
+/// The size of a request without spans: its resource and scope.
 fn envelope_bytes(resource: &Resource) -> usize {
     let empty = group_spans_by_resource_and_scope(Vec::new(), &resource.into());
-    let scope = 64;
     empty
         .iter()
         .map(|spans| spans.encoded_len() + FRAME_BYTES)
         .sum::<usize>()
-        + scope
+        + SCOPE_BYTES
 }
 
-/// The ids of spans that were lost, the newest of them.
+/// The ids of the most recently lost spans.
 #[derive(Default)]
 struct Lost {
     ids: HashSet<SpanId>,
@@ -210,7 +211,7 @@ impl Lost {
     }
 
     fn remember(&mut self, id: SpanId) {
-        // Not an id: the parent of every root.
+        // The parent id of every root span.
         if id == SpanId::INVALID {
             return;
         }
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_keep_the_order_and_carry_one_resource_each() {
+    fn requests_keep_the_order_and_have_one_resource_each() {
         let mut spool = roomy();
         for (service, id) in [("a", 1), ("a", 2), ("b", 3), ("a", 4)] {
             assert!(spool.push(batch(service, vec![span(id, 0, 0)])).is_empty());
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_stays_in_the_spool_until_its_fate_is_known() {
+    fn a_request_stays_in_the_spool_until_it_is_settled() {
         let mut spool = roomy();
         spool.push(batch("a", vec![span(1, 0, 0)]));
         assert_eq!(ids(&spool.head().unwrap()), ids(&spool.head().unwrap()));
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn no_request_is_larger_than_a_collector_takes() {
+    fn no_request_exceeds_the_size_limit() {
         let mut spool = roomy();
         let spans = (1..=10).map(|id| span(id, 0, 1 << 20)).collect();
         assert!(spool.push(batch("a", spans)).is_empty());
@@ -324,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_larger_than_a_request_is_dropped_alone_with_its_children() {
+    fn a_span_above_the_size_limit_is_dropped_with_its_children_only() {
         let mut spool = roomy();
         let spans = vec![span(1, 0, 5 << 20), span(2, 1, 0), span(3, 0, 0)];
         assert_eq!(
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_spool_keeps_what_it_has_and_drops_what_comes() {
+    fn a_full_spool_keeps_queued_spans_and_drops_new_ones() {
         let mut spool = Spool::new(2, 1 << 20);
         let spans = vec![span(1, 0, 0), span(2, 1, 0), span(3, 0, 0)];
         assert_eq!(spool.push(batch("a", spans)), [Reason::SpoolFull]);
@@ -346,12 +347,12 @@ mod tests {
         assert_eq!(
             ids(&spool.head().unwrap()),
             [1, 3],
-            "what still fits is taken"
+            "a later span that still fits is queued"
         );
     }
 
     #[test]
-    fn children_of_a_dropped_span_are_dropped_also_later_and_their_siblings_are_not() {
+    fn later_children_of_a_dropped_span_are_dropped_but_siblings_are_not() {
         let mut spool = Spool::new(1, 1 << 20);
         assert_eq!(
             spool.push(batch("a", vec![span(1, 0, 0), span(2, 1, 0)])),
@@ -374,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn descendants_of_a_refused_span_do_not_go_without_it() {
+    fn descendants_of_a_refused_span_are_dropped_with_it() {
         let mut spool = roomy();
         spool.push(batch("a", vec![span(1, 0, 0)]));
         spool.push(batch(
@@ -389,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_of_lost_spans_is_bounded() {
+    fn the_number_of_remembered_lost_spans_is_bounded() {
         let mut spool = Spool::new(0, 0);
         let spans = (1..=MAX_REMEMBERED as u64 + 10)
             .map(|id| span(id, 0, 0))

@@ -1,33 +1,36 @@
-//! What became of the spans that were handed over.
+//! Counters of the delivery, and its summary at the end.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use super::spool::Reason;
 
-/// Since the start. Every span handed over is in one of the others:
-/// `handed == delivered + rejected + dropped() + waiting`.
+/// Counters since the start. Every submitted span is in exactly one of the others:
+/// `submitted == delivered + rejected + dropped() + waiting`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OtlpStats {
-    pub handed: u64,
+    /// Spans passed to the exporter.
+    pub submitted: u64,
+    /// Spans that the collector accepted.
     pub delivered: u64,
-    /// Named as rejected by a collector that took the rest of their request.
+    /// Spans that the collector rejected in a partial success.
     pub rejected: u64,
+    /// Spans dropped, by reason.
     pub dropped_by: BTreeMap<Reason, u64>,
-    /// In the spool.
+    /// Spans in the spool, and their encoded size.
     pub waiting: u64,
     pub waiting_bytes: u64,
-    /// Sent, with those sent again.
+    /// Requests sent, retries included.
     pub requests: u64,
-    /// Of these, failed and to be sent again.
+    /// Requests that failed and were scheduled for a retry.
     pub retries: u64,
-    /// What the collector did, as a clause without its subject.
+    /// The last error, as a clause whose subject is the collector.
     pub last_error: Option<String>,
-    /// Sentences that nobody took in time.
+    /// Notices dropped because too many were waiting.
     pub notices_dropped: u64,
 }
 
 impl OtlpStats {
-    /// For any reason.
+    /// Dropped spans, over all reasons.
     pub fn dropped(&self) -> u64 {
         self.dropped_by.values().sum()
     }
@@ -38,7 +41,7 @@ impl OtlpStats {
         }
     }
 
-    pub(super) fn take_spans(&mut self, count: usize, rejected: u64) {
+    pub(super) fn accept_spans(&mut self, count: usize, rejected: u64) {
         let count = count as u64;
         let rejected = rejected.min(count);
         self.delivered += count - rejected;
@@ -46,19 +49,19 @@ impl OtlpStats {
     }
 }
 
-/// How the delivery ended.
+/// The result of a shutdown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     pub collector: String,
     pub stats: OtlpStats,
-    /// How long ending it took.
+    /// How long the shutdown took.
     pub took: Duration,
 }
 
 impl Summary {
-    /// Whether the collector has all spans.
+    /// Whether the collector accepted all spans.
     pub fn is_complete(&self) -> bool {
-        self.stats.delivered == self.stats.handed
+        self.stats.delivered == self.stats.submitted
     }
 }
 
@@ -68,10 +71,10 @@ impl fmt::Display for Summary {
         write!(
             f,
             "{} of {} spans delivered to {}",
-            stats.delivered, stats.handed, self.collector
+            stats.delivered, stats.submitted, self.collector
         )?;
         if stats.rejected > 0 {
-            write!(f, "; {} rejected by it", stats.rejected)?;
+            write!(f, "; {} rejected by the collector", stats.rejected)?;
         }
         if stats.dropped() > 0 {
             let reasons: Vec<_> = stats
@@ -82,7 +85,7 @@ impl fmt::Display for Summary {
             write!(f, "; {} dropped ({})", stats.dropped(), reasons.join(", "))?;
         }
         match &stats.last_error {
-            Some(error) if !self.is_complete() => write!(f, "; the last trouble: it {error}"),
+            Some(error) if !self.is_complete() => write!(f, "; last error: it {error}"),
             _ => Ok(()),
         }
     }
@@ -103,13 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_without_trouble_is_one_short_sentence() {
+    fn a_complete_delivery_has_a_short_summary() {
         let mut stats = OtlpStats {
-            handed: 5,
+            submitted: 5,
             last_error: Some("answered 503".into()),
             ..OtlpStats::default()
         };
-        stats.take_spans(5, 0);
+        stats.accept_spans(5, 0);
         assert_eq!(
             summary(stats),
             "5 of 5 spans delivered to http://c:4318/v1/traces"
@@ -117,26 +120,26 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_delivered_is_said_with_its_reasons() {
+    fn undelivered_spans_are_listed_by_reason() {
         let mut stats = OtlpStats {
-            handed: 12,
+            submitted: 12,
             last_error: Some("answered 503".into()),
             ..OtlpStats::default()
         };
-        stats.take_spans(5, 1);
+        stats.accept_spans(5, 1);
         stats.drop_spans(Reason::Shutdown, 4);
         stats.drop_spans(Reason::SpoolFull, 3);
         assert_eq!(
             summary(stats),
-            "4 of 12 spans delivered to http://c:4318/v1/traces; 1 rejected by it; 7 dropped (3 spool_full, 4 \
-             shutdown); the last trouble: it answered 503"
+            "4 of 12 spans delivered to http://c:4318/v1/traces; 1 rejected by the collector; 7 dropped (3 spool_full, 4 \
+             shutdown); last error: it answered 503"
         );
     }
 
     #[test]
-    fn no_more_spans_are_rejected_than_were_sent() {
+    fn at_most_as_many_spans_are_rejected_as_were_sent() {
         let mut stats = OtlpStats::default();
-        stats.take_spans(2, 900);
+        stats.accept_spans(2, 900);
         assert_eq!((stats.delivered, stats.rejected), (0, 2));
     }
 }

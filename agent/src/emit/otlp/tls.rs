@@ -1,4 +1,4 @@
-//! Whom to believe that it is the collector, and how to prove who we are.
+//! The TLS configuration: trusted certificate authorities and the client certificate.
 
 use std::{path::Path, sync::Arc};
 
@@ -8,13 +8,13 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 
-use super::config::{ConfigError, OtlpConfig, wrong};
+use super::config::{ConfigError, OtlpConfig, invalid_setting};
 
 const AUTHORITIES: &str = "OTEL_EXPORTER_OTLP_CERTIFICATE";
 const CERTIFICATE: &str = "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE";
 const KEY: &str = "OTEL_EXPORTER_OTLP_CLIENT_KEY";
 
-/// TLS as configured; where the endpoint is not encrypted no file is read and nobody is believed.
+/// The TLS configuration. For a plain `http` endpoint no file is read and no authority is trusted.
 pub fn client(config: &OtlpConfig) -> Result<ClientConfig, ConfigError> {
     let roots = if config.is_https() {
         roots(config)?
@@ -23,7 +23,7 @@ pub fn client(config: &OtlpConfig) -> Result<ClientConfig, ConfigError> {
     };
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|e| wrong("TLS", e.to_string()))?
+        .map_err(|e| invalid_setting("TLS", e.to_string()))?
         .with_root_certificates(roots);
     match (&config.tls.certificate, &config.tls.key) {
         (Some(certificate), Some(key)) if config.is_https() => {
@@ -32,7 +32,7 @@ pub fn client(config: &OtlpConfig) -> Result<ClientConfig, ConfigError> {
                 .map_err(|e| unreadable(KEY, "private key", key, &e))?;
             builder
                 .with_client_auth_cert(chain, key)
-                .map_err(|e| wrong(CERTIFICATE, e.to_string()))
+                .map_err(|e| invalid_setting(CERTIFICATE, e.to_string()))
         }
         _ => Ok(builder.with_no_client_auth()),
     }
@@ -43,15 +43,15 @@ fn roots(config: &OtlpConfig) -> Result<RootCertStore, ConfigError> {
     if let Some(file) = &config.tls.authorities {
         for certificate in certificates(AUTHORITIES, file)? {
             let added = roots.add(certificate);
-            added.map_err(|e| wrong(AUTHORITIES, format!("{}: {e}", file.display())))?;
+            added.map_err(|e| invalid_setting(AUTHORITIES, format!("{}: {e}", file.display())))?;
         }
         return Ok(roots);
     }
-    // Some of a system's certificates may be of a kind that rustls does not read; the others serve.
+    // rustls may not be able to parse some of the system's certificates; the others are used.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
-        let remedy = "the system has no certificate authorities: install ca-certificates, or name a PEM file here";
-        return Err(wrong(AUTHORITIES, remedy));
+        let remedy = "no certificate authorities found on this system: install ca-certificates, or set this to a PEM file";
+        return Err(invalid_setting(AUTHORITIES, remedy));
     }
     Ok(roots)
 }
@@ -60,9 +60,9 @@ fn certificates(setting: &str, file: &Path) -> Result<Vec<CertificateDer<'static
     let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(wrong(
+        Ok(_) => Err(invalid_setting(
             setting,
-            format!("{} holds no PEM certificate", file.display()),
+            format!("{} contains no PEM certificate", file.display()),
         )),
         Err(e) => Err(unreadable(setting, "certificates", file, &e)),
     }
@@ -78,7 +78,7 @@ fn unreadable(
         rustls::pki_types::pem::Error::Io(e) => e.to_string(),
         other => other.to_string(),
     };
-    wrong(
+    invalid_setting(
         setting,
         format!("cannot read the {what} in {}: {why}", file.display()),
     )
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn without_encryption_no_file_is_read() {
+    fn no_file_is_read_for_an_unencrypted_endpoint() {
         let tls = TlsFiles {
             authorities: missing(),
             certificate: missing(),
@@ -113,30 +113,30 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_named_with_its_variable() {
+    fn an_unreadable_file_is_reported_with_its_variable() {
         let tls = TlsFiles {
             authorities: missing(),
             ..TlsFiles::default()
         };
-        let said = client(&config("https://c:4318", tls))
+        let message = client(&config("https://c:4318", tls))
             .unwrap_err()
             .to_string();
         let expected = "OTEL_EXPORTER_OTLP_CERTIFICATE: cannot read the certificates in /nonexistent/ca.pem: No such";
-        assert!(said.starts_with(expected), "{said}");
+        assert!(message.starts_with(expected), "{message}");
     }
 
     #[test]
-    fn a_file_without_certificates_is_no_set_of_authorities() {
+    fn a_file_without_certificates_is_rejected() {
         let tls = TlsFiles {
             authorities: Some("/dev/null".into()),
             ..TlsFiles::default()
         };
-        let said = client(&config("https://c:4318", tls))
+        let message = client(&config("https://c:4318", tls))
             .unwrap_err()
             .to_string();
         assert_eq!(
-            said,
-            "OTEL_EXPORTER_OTLP_CERTIFICATE: /dev/null holds no PEM certificate"
+            message,
+            "OTEL_EXPORTER_OTLP_CERTIFICATE: /dev/null contains no PEM certificate"
         );
     }
 }

@@ -1,25 +1,25 @@
-//! The collector's URL, as people write it, made exact.
+//! Resolves the collector's URL as users write it to the exact request URL and protocol.
 
 use std::fmt;
 
 use http::Uri;
 
-use super::{ConfigError, Environment, Protocol, protocol, wrong};
+use super::{ConfigError, Environment, Protocol, invalid_setting, protocol};
 
 const TRACES_PATH: &str = "/v1/traces";
 
-/// Whether `v1/traces` is appended.
+/// Whether `v1/traces` is appended to the URL.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// Always appended.
     Base,
-    /// Never.
-    Whole,
-    /// Where it is missing: a person may paste either.
-    BaseOrWhole,
+    /// Never appended.
+    Full,
+    /// Appended if missing: users paste either form.
+    BaseOrFull,
 }
 
-/// An endpoint as it was written, and where.
+/// An endpoint as the user wrote it, and the setting it came from.
 pub struct Given<'a> {
     setting: &'a str,
     url: String,
@@ -32,7 +32,7 @@ impl<'a> Given<'a> {
         Self { setting, url, form }
     }
 
-    /// The URL that requests go to, and what is spoken there.
+    /// The request URL and its protocol.
     pub fn resolve(&self, env: &Environment<'_>) -> Result<(Uri, Protocol), ConfigError> {
         let wanted = protocol(env)?;
         let (scheme, rest, by_scheme) = self.scheme(wanted, env)?;
@@ -46,18 +46,18 @@ impl<'a> Given<'a> {
             .next()
             .is_some_and(|authority| authority.contains('@'))
         {
-            let remedy = "credentials in the URL are not sent: put them into OTEL_EXPORTER_OTLP_HEADERS, as authorization=…";
-            return Err(wrong(self.setting, remedy));
+            let remedy = "credentials in a URL are not sent: set OTEL_EXPORTER_OTLP_HEADERS to authorization=…";
+            return Err(invalid_setting(self.setting, remedy));
         }
         let uri: Uri = format!("{scheme}://{rest}")
             .parse()
-            .map_err(|e| self.no_url(&e))?;
+            .map_err(|e| self.invalid_url(&e))?;
         if uri.host().is_none_or(str::is_empty) {
-            return Err(self.no_url(&"it names no host"));
+            return Err(self.invalid_url(&"it has no host"));
         }
-        // Without this a port that is no port would silently be the scheme's own.
+        // Otherwise an invalid port would silently become the scheme's default.
         if has_port(&rest) && uri.port_u16().is_none() {
-            return Err(self.no_url(&"its port is not a number from 1 to 65535"));
+            return Err(self.invalid_url(&"its port is not a number from 1 to 65535"));
         }
         let no_path = matches!(uri.path(), "" | "/") && uri.query().is_none();
         let protocol = match wanted {
@@ -73,66 +73,70 @@ impl<'a> Given<'a> {
                     "gRPC takes no path: use {scheme}://{}",
                     uri.authority().map_or("", |a| a.as_str())
                 );
-                Err(wrong(self.setting, problem))
+                Err(invalid_setting(self.setting, problem))
             }
             Protocol::HttpProtobuf => Ok((self.traces_url(&uri)?, protocol)),
         }
     }
 
-    /// `http` or `https`, what follows, and whether the scheme chose gRPC.
+    /// `http` or `https`, the rest of the URL, and whether the scheme selected gRPC.
     fn scheme(
         &self,
         wanted: Option<Protocol>,
         env: &Environment<'_>,
     ) -> Result<(&'static str, &str, bool), ConfigError> {
         let Some((scheme, rest)) = self.url.split_once("://") else {
-            // As specified for gRPC: encrypted unless told otherwise.
+            // The specification's default for gRPC is an encrypted connection.
             if wanted == Some(Protocol::Grpc) {
                 let insecure = env
                     .signal("INSECURE")?
                     .is_some_and(|(_, is)| is.eq_ignore_ascii_case("true"));
                 return Ok((if insecure { "http" } else { "https" }, &self.url, false));
             }
-            return Err(self.no_url(&"it does not begin with http://, https:// or grpc://"));
+            return Err(
+                self.invalid_url(&"it does not start with http://, https://, grpc:// or grpcs://")
+            );
         };
         match scheme.to_ascii_lowercase().as_str() {
             "http" => Ok(("http", rest, false)),
             "https" => Ok(("https", rest, false)),
             "grpc" => Ok(("http", rest, true)),
             "grpcs" => Ok(("https", rest, true)),
-            _ => Err(self.no_url(&"it does not begin with http://, https:// or grpc://")),
+            _ => {
+                Err(self
+                    .invalid_url(&"it does not start with http://, https://, grpc:// or grpcs://"))
+            }
         }
     }
 
     fn traces_url(&self, uri: &Uri) -> Result<Uri, ConfigError> {
-        let whole = match self.form {
-            Form::Whole => true,
+        let is_full = match self.form {
+            Form::Full => true,
             Form::Base => false,
-            Form::BaseOrWhole => uri.path().trim_end_matches('/').ends_with(TRACES_PATH),
+            Form::BaseOrFull => uri.path().trim_end_matches('/').ends_with(TRACES_PATH),
         };
-        if whole {
+        if is_full {
             return Ok(uri.clone());
         }
         if uri.query().is_some() {
-            let remedy =
-                "a base URL has no query: give the whole URL in OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
-            return Err(wrong(self.setting, remedy));
+            let remedy = "a base URL cannot have a query: set the full URL in OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+            return Err(invalid_setting(self.setting, remedy));
         }
         let base = uri.to_string();
         let url = format!("{}{TRACES_PATH}", base.strip_suffix('/').unwrap_or(&base));
-        url.parse().map_err(|e| self.no_url(&e))
+        url.parse().map_err(|e| self.invalid_url(&e))
     }
 
-    fn no_url(&self, why: &dyn fmt::Display) -> ConfigError {
+    fn invalid_url(&self, why: &dyn fmt::Display) -> ConfigError {
         let example = "for example http://localhost:4318, or grpc://localhost:4317";
-        wrong(
+        invalid_setting(
             self.setting,
             format!("{:?} is not a collector's URL: {why} ({example})", self.url),
         )
     }
 }
 
-/// Whether the authority at the beginning of `rest` names a port; an IPv6 address stands in brackets.
+/// Whether the authority at the start of `rest` has a port. An IPv6 address is in brackets.
 fn has_port(rest: &str) -> bool {
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
     authority

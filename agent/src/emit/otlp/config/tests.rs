@@ -182,7 +182,7 @@ fn an_endpoint_that_is_none_is_an_error_that_shows_a_good_one() {
         error(Some("grpc://c:4317/v1/traces"), &[])
             .contains("gRPC takes no path: use http://c:4317")
     );
-    assert!(error(Some("http://c:4318/?a=b"), &[]).contains("no query"));
+    assert!(error(Some("http://c:4318/?a=b"), &[]).contains("cannot have a query"));
 }
 
 #[test]
