@@ -69,7 +69,7 @@ impl Pipeline {
             .focus_scope(sample, self.model.targets(), &self.focused);
         self.model.set_focus_scope(focus_scope.clone());
         let readings = self.model.read(sample);
-        if readings.beyond_bound > 0 && !self.told_bound {
+        if readings.queues_over_limit > 0 && !self.told_bound {
             self.told_bound = true;
             events.push(Event::Notice {
                 at,
@@ -77,7 +77,7 @@ impl Pipeline {
                     code: "too_many_queues".to_owned(),
                     text: format!(
                         "{} queues are not shown: a target has more than {} of one kind",
-                        readings.beyond_bound,
+                        readings.queues_over_limit,
                         crate::queue::MAX_QUEUES_PER_KIND
                     ),
                 },

@@ -28,7 +28,7 @@ use tailback::{
     },
     event::{Event, QueueState},
     pipeline::Pipeline,
-    queue::{Judged, Kind},
+    queue::{Criterion, Kind},
     sample::{
         Sample,
         anonymize::Anonymizer,
@@ -346,7 +346,7 @@ fn samples_with_wild_values_make_nothing_panic() {
     let by_agreement = [Kind::Eventloop, Kind::Lock, Kind::Inflight];
     let judged = Kind::ALL
         .iter()
-        .filter(|kind| kind.judged() != Judged::Context && !by_agreement.contains(kind));
+        .filter(|kind| kind.criterion() != Criterion::Context && !by_agreement.contains(kind));
     let kinds: BTreeSet<String> = judged.map(|kind| kind.name().to_owned()).collect();
     let silent: Vec<&String> = kinds.difference(&episodes).collect();
     assert!(silent.is_empty(), "{silent:?}");

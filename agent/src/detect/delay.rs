@@ -8,7 +8,7 @@ use super::{
     cold_start::{ColdStart, Waiting},
     settings::Settings,
 };
-use crate::queue::{Judged, Kind, Reading};
+use crate::queue::{Criterion, Kind, Reading};
 
 /// The delay of one reading.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,10 +46,10 @@ pub(super) enum Mode {
 
 impl Mode {
     pub(super) fn of(kind: Kind) -> Self {
-        match kind.judged() {
-            Judged::DelayAndFill | Judged::Delay => Self::Delay,
-            Judged::AgainstUsual => Self::Baseline(AgainstBaseline::default()),
-            Judged::Context => Self::Context,
+        match kind.criterion() {
+            Criterion::DelayAndFill | Criterion::Delay => Self::Delay,
+            Criterion::AgainstBaseline => Self::Baseline(AgainstBaseline::default()),
+            Criterion::Context => Self::Context,
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     event::{Episode, Event, Instant, Level, QueueState},
-    queue::{Judged, QueueKey, Reading, Readings, Targets},
+    queue::{Criterion, QueueKey, Reading, Readings, Targets},
     sample::TargetId,
 };
 
@@ -105,7 +105,7 @@ impl Detector {
     /// The items in queues that are compared with their baseline and are ok, or have no baseline yet.
     pub fn ok_against_baseline(&self) -> Vec<(Arc<QueueKey>, Waiting)> {
         let ok = |(key, watched): &(&Arc<QueueKey>, &Watched)| {
-            key.kind.judged() == Judged::AgainstUsual && watched.track.level == Level::Ok
+            key.kind.criterion() == Criterion::AgainstBaseline && watched.track.level == Level::Ok
         };
         let waiting = |(key, watched): (&Arc<QueueKey>, &Watched)| {
             Some((Arc::clone(key), watched.track.waiting()?))
@@ -166,7 +166,8 @@ impl Detector {
         let is_selected = targets
             .get(key.target)
             .is_some_and(|target| !target.followed);
-        let without_baseline = if is_selected && key.kind.judged() == Judged::AgainstUsual {
+        let without_baseline = if is_selected && key.kind.criterion() == Criterion::AgainstBaseline
+        {
             WithoutBaseline::ColdStart {
                 exhausted_pool: (context.exhausted_pool)(key.target),
             }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::topology::{OpenFile, Topology};
 use crate::{
     event::Activity,
-    queue::syscalls::{Does, Futex, Lock, call_of, descriptor},
+    queue::syscalls::{CallClass, Futex, Lock, call_of, descriptor},
     sample::{Detail, State, Wait},
 };
 
@@ -101,21 +101,27 @@ fn asleep(wait: &Wait, threads: &Threads, topology: &Topology) -> Observation {
     };
     let fd = descriptor(syscall);
     if uninterruptible
-        && (wait.io || matches!(does, Does::Sync | Does::Read | Does::Write | Does::Path))
-        || does == Does::Sync
+        && (wait.io
+            || matches!(
+                does,
+                CallClass::Sync | CallClass::Read | CallClass::Write | CallClass::Path
+            ))
+        || does == CallClass::Sync
     {
         return Observation::with(Activity::Disk, file(&syscall.detail));
     }
     match does {
-        Does::Accept | Does::Process => Observation::of(Activity::Idle),
-        Does::Epoll => in_event_loop(wait.tgid, topology),
-        Does::Poll => polling(wait, &syscall.detail, topology),
-        Does::Sleep => Observation::of(Activity::Asleep),
-        Does::Read => reading(wait.tgid, fd, topology),
-        Does::Write => writing(wait.tgid, fd, &syscall.detail, topology),
-        Does::Futex => futex(wait, threads, topology),
-        Does::Sync | Does::Path => Observation::with(Activity::Disk, file(&syscall.detail)),
-        Does::Other => match (name, topology.open_file(wait.tgid, fd)) {
+        CallClass::Accept | CallClass::Process => Observation::of(Activity::Idle),
+        CallClass::Epoll => in_event_loop(wait.tgid, topology),
+        CallClass::Poll => polling(wait, &syscall.detail, topology),
+        CallClass::Sleep => Observation::of(Activity::Asleep),
+        CallClass::Read => reading(wait.tgid, fd, topology),
+        CallClass::Write => writing(wait.tgid, fd, &syscall.detail, topology),
+        CallClass::Futex => futex(wait, threads, topology),
+        CallClass::Sync | CallClass::Path => {
+            Observation::with(Activity::Disk, file(&syscall.detail))
+        }
+        CallClass::Other => match (name, topology.open_file(wait.tgid, fd)) {
             ("connect", Some(OpenFile::Connection(cookie))) => {
                 Observation::with(Activity::Downstream, Resource::Connection(cookie))
             }

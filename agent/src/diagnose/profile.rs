@@ -13,7 +13,7 @@ use crate::{
     event::Activity,
     queue::{
         Kind, Readings, Targets,
-        syscalls::{Does, call_of},
+        syscalls::{CallClass, call_of},
     },
     sample::{Sample, State, TargetId, Wait},
     text::harmless,
@@ -165,7 +165,7 @@ impl Profile {
                 _ => Turn {
                     voluntary: wait.voluntary,
                     cpu_at_wake_ns: wait.cpu_ns,
-                    is_of_a_loop: matches!(call_of(wait), Some((_, Does::Epoll))),
+                    is_of_a_loop: matches!(call_of(wait), Some((_, CallClass::Epoll))),
                 },
             };
             // By CPU time: a thread that waits for a CPU is not busy.

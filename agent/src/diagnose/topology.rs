@@ -10,7 +10,7 @@ use std::{
 use rustc_hash::FxHashMap;
 
 use crate::{
-    queue::{Awaited, Kind, QueueId, Readings, Targets},
+    queue::{Kind, PendingRequest, QueueId, Readings, Targets},
     sample::{Connection, Holder, Peer, Sample, TargetId, UnixSocket},
     text::bounded,
 };
@@ -106,7 +106,7 @@ pub(super) struct Topology {
     names: HashMap<u32, String>,
     work: HashMap<u32, ProcessWork>,
     /// Requests and calls without a response yet, by connection.
-    awaited: FxHashMap<u64, Awaited>,
+    awaited: FxHashMap<u64, PendingRequest>,
     /// Addresses that are known to be locks: whether an interpreter's, and when somebody last waited there, ns.
     locks: HashMap<(u32, u64), (bool, u64)>,
 }
@@ -145,10 +145,10 @@ impl Topology {
         if sample.walks.files || sample.walks.marked {
             self.learn_files(sample, targets);
         }
-        if let Some(awaited) = &readings.awaited {
+        if let Some(awaited) = &readings.pending_requests {
             self.awaited = awaited.iter().map(|one| (one.cookie, *one)).collect();
         }
-        if readings.awaited.is_some() || sample.walks.files {
+        if readings.pending_requests.is_some() || sample.walks.files {
             self.count_work();
         }
         self.learn_locks(now_ns, readings);
@@ -307,7 +307,7 @@ impl Topology {
     }
 
     /// The request or call on this connection that has no response yet.
-    pub(super) fn awaited(&self, cookie: u64) -> Option<&Awaited> {
+    pub(super) fn awaited(&self, cookie: u64) -> Option<&PendingRequest> {
         self.awaited.get(&cookie)
     }
 

@@ -1,14 +1,17 @@
-//! Accept queues: connections whose handshake is complete and which the service has not accepted.
+//! TCP accept queues: connections whose handshake is complete and which the service has not accepted.
 //!
-//! Depth, backlog, drops and the age of each waiting connection are the kernel's own. The kernel keeps no count of
-//! arrivals per listener. While the head of the queue is older than the tick, whoever came within the tick still waits
-//! behind it: the young ones are all arrivals, exactly. Otherwise some may have come and gone; they are in the
-//! `TcpPassiveOpens` of the network namespace, which all its listeners share. What is left of it after the certain part
-//! goes to the listeners by the traffic that they show: connections seen waiting, and new ones among the accepted.
+//! The kernel provides depth, backlog, drops and the age of each waiting connection. It does not count arrivals per
+//! listener:
 //!
-//! Losses are overflows. A listener's own drop counter also counts what is no loss (with TCP_DEFER_ACCEPT, every
-//! bare ACK that ends a handshake); the namespace's `ListenOverflows` counts nothing else, but for all listeners
-//! together. An overflow raises both.
+//! - While the head of the queue is older than the sampling interval, every connection that arrived within the interval
+//!   still waits behind it. The connections younger than the interval are then exactly the arrivals.
+//! - Otherwise some may have arrived and been accepted. `TcpPassiveOpens` counts them, but for all listeners of a
+//!   network namespace together. What remains of it after the certain arrivals is divided among the listeners in
+//!   proportion to their recent traffic: connections seen waiting, and new ones among the accepted.
+//!
+//! Losses are overflows, and need two counters. A listener's own drop counter includes events that are no loss (with
+//! TCP_DEFER_ACCEPT, every bare ACK that ends a handshake). `ListenOverflows` counts only overflows, but for all listeners
+//! of the namespace together. An overflow raises both.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -16,14 +19,14 @@ use std::{
 };
 
 use super::{
-    Kind, NewConnections, QueueId, Reading, Sink, Source, Targets, advance, head::Head, little,
+    Kind, NewConnections, QueueId, Reading, Sink, Source, Targets, advance, head::Head, littles_law,
 };
 use crate::{
     ewma::decay,
     sample::{Listener, Network, Sample, TargetId},
 };
 
-/// Time constant of the memory of connections seen, ns: after 10 s the weight of one has fallen to 1/e.
+/// Time constant of a listener's recent traffic, ns: after 10 s, the weight of a connection has decayed to 1/e.
 const TRAFFIC_OVER_NS: f64 = 10e9;
 /// A weight below this is forgotten: seven time constants after one connection.
 const MIN_TRAFFIC_WEIGHT: f64 = 1e-3;
@@ -36,12 +39,13 @@ pub(super) struct Accept {
     listeners: HashMap<u64, Known>,
     networks: HashMap<u32, Network>,
     balances: HashMap<u32, i64>,
-    /// Connections seen of late, per network namespace and port.
+    /// Recent connections, decaying, per network namespace and port.
     traffic: HashMap<(u32, u16), f64>,
+    /// When `traffic` was last decayed.
     read_ns: u64,
 }
 
-/// Arrivals counted in each network namespace; `None` where those of one listener are not known.
+/// Arrivals attributed to listeners, per network namespace. `None` if those of any listener are unknown.
 #[derive(Default)]
 struct Counted(HashMap<u32, Option<u64>>);
 
@@ -54,15 +58,15 @@ impl Counted {
     }
 }
 
-/// What is remembered of one listening socket.
+/// State kept per listening socket.
 struct Known {
     target: TargetId,
     depth: u32,
     drops: u32,
-    /// Drops of the last tick that no overflow was counted for yet: the counter is read before the listeners are.
+    /// Drops of the last interval that no overflow accounts for yet: the namespace counter is read before the listeners.
     unclaimed: u64,
     seen_ns: u64,
-    /// Times that the depth fell, and the head that moved with it: the age where the kernel times nothing.
+    /// How often the depth fell. It serves as the position of the head where the kernel provides no ages.
     falls: u32,
     head: Head,
 }
@@ -74,7 +78,7 @@ impl Known {
             .map_or(0, |before| before.falls)
             .wrapping_add(u32::from(fell));
         let mut head = before.map_or_else(Head::default, |before| before.head);
-        head.look(falls, listener.depth > 0, listener.seen_ns);
+        head.observe(falls, listener.depth > 0, listener.seen_ns);
         Self {
             target,
             depth: listener.depth,
@@ -86,14 +90,14 @@ impl Known {
         }
     }
 
-    /// How long the depth has not fallen, where something waits and the kernel timed none of it.
+    /// Time since the depth last fell, ns, if connections wait and the kernel provides no ages.
     fn untimed_age_ns(&self, listener: &Listener) -> Option<u64> {
         let untimed = listener.depth > 0 && listener.ages_ns.is_empty();
         untimed.then(|| self.head.age_ns(listener.seen_ns))
     }
 }
 
-/// All listening sockets of one target on one address: SO_REUSEPORT makes several.
+/// All listening sockets of one target on one address. There are several with SO_REUSEPORT.
 #[derive(Default)]
 struct Group {
     netns: u32,
@@ -105,10 +109,11 @@ struct Group {
     ages_ns: Vec<u64>,
     untimed_ns: Option<u64>,
     losses: u64,
-    /// Of sockets seen before: change of depth, arrivals that are certain.
+    /// Change of depth of the sockets seen before.
     grown: i64,
+    /// Arrivals that are certain.
     certain: u64,
-    /// Sockets at which others may have come and gone meanwhile.
+    /// Sockets at which further connections may have arrived and been accepted within the interval.
     uncertain: u32,
     elapsed_ns: Option<u64>,
     sockets: u32,
@@ -123,7 +128,7 @@ impl Source for Accept {
         let mut seen = HashSet::with_capacity(sample.listeners.len());
         let grown = self.counters(sample);
         let mut overflows = Overflows::of(sample, &self.listeners, &grown);
-        // Full ones first: they have the better claim to the overflows.
+        // Full listeners first: overflows are most likely theirs.
         let (full, rest): (Vec<_>, Vec<_>) = sample
             .listeners
             .iter()
@@ -150,14 +155,14 @@ impl Source for Accept {
             seen.insert(listener.cookie);
             self.listeners.insert(listener.cookie, now);
         }
-        // A walk over marked sockets knows only those that a walk over files has met: it cannot tell that one is new,
-        // but it sees every one that is left.
+        // A scan of marked sockets covers those that a file scan has found: it finds no new socket, but each of these that
+        // still exists.
         self.listeners.retain(|cookie, _| seen.contains(cookie));
         self.remember_traffic(&groups, &sink.new, sample.mono_ns);
         let mut counted = Counted::default();
         let shared = Shared::between(&groups, &self.traffic);
         for ((target, address), group) in &groups {
-            // Where services that are not watched listen too, nobody knows whose the connections were.
+            // If unwatched services also listen in the namespace, its counter cannot be divided.
             let opened = grown
                 .get(&group.netns)
                 .filter(|network| network.others == 0)
@@ -182,8 +187,8 @@ impl Source for Accept {
 }
 
 impl Accept {
-    /// What a namespace's counter said beyond (or short of) the arrivals that were counted: the counter is read a moment
-    /// before the listeners are, so a connection in between is seen waiting first and counted later.
+    /// How far the namespace's counter was ahead of (or behind) the attributed arrivals. It is read shortly before the
+    /// listeners, so a connection in between is seen waiting before it is counted.
     fn balance(&self, netns: u32) -> i64 {
         self.balances.get(&netns).copied().unwrap_or(0)
     }
@@ -214,7 +219,7 @@ impl Accept {
         }
     }
 
-    /// Growth of the counters since the previous look, for each network namespace looked at before.
+    /// Growth of the counters since the previous sample, for each network namespace in both samples.
     fn counters(&mut self, sample: &Sample) -> HashMap<u32, Network> {
         let grown = |now: &Network| {
             let before = self.networks.get(&now.netns)?;
@@ -282,7 +287,7 @@ impl Group {
     fn reading(&self, arrivals: Option<Arrivals>, servers: u32) -> Reading {
         let count = arrivals.map(|arrivals| arrivals.count);
         let departures = count.map(|count| (count as i64 - self.grown).max(0) as u64);
-        // The head of the queue is what is accepted next: its age is the wait, exactly.
+        // The head of the queue is accepted next, so its age is exactly the wait.
         let oldest_age_ns = self
             .ages_ns
             .first()
@@ -308,7 +313,7 @@ impl Group {
                 Some(0)
             } else {
                 oldest_age_ns
-                    .or_else(|| little(self.depth, departures.unwrap_or(0), self.elapsed_ns))
+                    .or_else(|| littles_law(self.depth, departures.unwrap_or(0), self.elapsed_ns))
             },
             oldest_age_ns,
             ages_ns: self.ages_ns.clone(),
@@ -319,10 +324,11 @@ impl Group {
     }
 }
 
-/// The overflows of one tick that no listener has been given yet, per network namespace.
+/// Overflows of one interval that are not attributed to a listener yet, per network namespace.
 struct Overflows {
     left: HashMap<u32, u64>,
-    /// Network namespaces in which a listener is at least half full, or was at the last look: the overflows are those of such.
+    /// Network namespaces in which a listener is, or was at the previous sample, at least half full. Only such listeners
+    /// are given overflows there.
     crowded: HashSet<u32>,
 }
 
@@ -332,7 +338,7 @@ impl Overflows {
             .iter()
             .map(|(netns, network)| (*netns, network.listen_overflows))
             .collect();
-        // Where the counters cannot be read, the drops of listeners that are full are all there is.
+        // Without the namespace counters, fall back to the drops of full listeners.
         for listener in sample
             .listeners
             .iter()
@@ -355,7 +361,8 @@ impl Overflows {
         }
     }
 
-    /// Those of this listener, as many as it dropped, as long as there are any; and its drops of this tick that are left.
+    /// The overflows of this listener: as many as it dropped, while any are left. Also its drops of this interval that no
+    /// overflow accounts for.
     fn take(&mut self, listener: &Listener, known: Option<&Known>) -> (u64, u64) {
         let (Some(known), Some(left)) = (known, self.left.get_mut(&listener.netns)) else {
             return (0, 0);
@@ -370,33 +377,33 @@ impl Overflows {
     }
 }
 
-/// At least half full, now or at the last look.
+/// Whether the listener is at least half full, now or at the previous sample.
 fn is_crowded(listener: &Listener, known: Option<&Known>) -> bool {
     let depth = known.map_or(listener.depth, |known| known.depth.max(listener.depth));
     depth > 0 && depth >= listener.limit / 2
 }
 
-/// The kernel refuses when the depth exceeds the backlog (sk_acceptq_is_full).
+/// Whether the queue is full. The kernel refuses when the depth exceeds the backlog (sk_acceptq_is_full).
 fn is_full(listener: &Listener) -> bool {
     listener.depth > 0 && listener.depth >= listener.limit
 }
 
-/// Arrivals of one tick.
+/// Arrivals of one interval.
 #[derive(Clone, Copy)]
 struct Arrivals {
     count: u64,
-    /// Part of a count that several listeners share: an estimate.
+    /// An estimate: a part of a count that several listeners share.
     shared: bool,
 }
 
-/// What the listeners of each network namespace share.
+/// The uncertain arrivals that the listeners of each network namespace share.
 struct Shared(HashMap<u32, Pool>);
 
 #[derive(Default)]
 struct Pool {
-    /// Groups that may have had more than is certain.
+    /// Groups that may have more arrivals than the certain ones.
     groups: u64,
-    /// Arrivals of this tick that are certain, all groups together.
+    /// Certain arrivals of this interval, of all groups.
     certain: u64,
     traffic: f64,
     by_port: HashMap<u16, f64>,
@@ -422,7 +429,7 @@ impl Shared {
         Self(pools)
     }
 
-    /// Arrivals at this group, of `opened` in its namespace.
+    /// Arrivals at this group. `opened` is the number of connections that its namespace counted.
     fn arrivals(&self, group: &Group, opened: Option<u64>) -> Option<Arrivals> {
         group.elapsed_ns?;
         if group.uncertain == 0 {
@@ -438,7 +445,7 @@ impl Shared {
         } else if pool.traffic > 0.0 {
             pool.by_port.get(&group.port).copied().unwrap_or(0.0) / pool.traffic
         } else {
-            // Connections came, and none was seen at any of several listeners: not known whose they were.
+            // Connections arrived and none was seen at any of the listeners, so they cannot be attributed.
             return None;
         };
         Some(Arrivals {

@@ -1,24 +1,24 @@
-//! Threads that wait for a disk: in an uninterruptible wait for I/O, in fsync and its like, or in a call on a file.
+//! Threads that wait for a disk: in an uninterruptible wait for I/O, in fsync and similar calls, or in a call on a file.
 //!
-//! A thread is in one and the same wait as long as its voluntary switches stand. A call such as fsync is many waits;
-//! for a thread that was seen waiting at every look, the mean of them is known.
+//! A thread is in the same wait as long as its voluntary context switches do not change. A call such as fsync consists of
+//! many waits; if a thread was waiting at every sample, their mean duration is known.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
     Kind, QueueId, Reading, Sink, Source, Targets,
-    syscalls::{Does, call_of, doing},
+    syscalls::{CallClass, call_of, doing},
 };
 use crate::{
     sample::{Detail, Sample, State, TargetId, Wait},
     text::harmless,
 };
 
-/// One access of a rotating disk, well served: what is shorter is no queue.
-const ACCESS_NS: u64 = 20_000_000;
-/// A device that nobody waits for is shown for so long after.
-const KEEP_NS: u64 = 5_000_000_000;
-/// Devices remembered at most.
+/// Time of one access to a healthy rotating disk, including rotation, ns. A shorter wait is not queueing.
+const DISK_ACCESS_NS: u64 = 20_000_000;
+/// A device is reported this long, ns, after its last waiter: a busy one has none at every other sample.
+const IDLE_RETENTION_NS: u64 = 5_000_000_000;
+/// Devices tracked, of all targets. It bounds the memory, since anyone can create files.
 const MAX_DEVICES: usize = 4096;
 
 #[derive(Default)]
@@ -28,27 +28,30 @@ pub(super) struct Disk {
     seen_ns: Option<u64>,
 }
 
-/// What is remembered of one thread that waits.
+/// State kept per waiting thread.
 struct Known {
     voluntary: u64,
     since_ns: u64,
-    /// When it was first seen waiting, and has been at every look since; its switches then.
+    /// Start of the samples in a row at which it was waiting, and its voluntary switches then.
     streak_ns: u64,
     streak_voluntary: u64,
 }
 
-/// What is remembered of one device.
+/// State kept per device.
 struct Device {
+    /// When it last had a waiter.
     used_ns: u64,
+    /// Waiters at the previous sample.
     waiting: u64,
 }
 
-/// One device in one look.
+/// One device at one sample.
 #[derive(Default)]
-struct Look<'a> {
+struct DeviceSample<'a> {
     threads: u64,
+    /// Threads that are in the same wait as at the previous sample.
     stayed: u64,
-    /// Longest mean wait of a thread that does nothing else.
+    /// The longest mean wait of a thread that was waiting at every sample.
     mean_ns: u64,
     oldest_age_ns: u64,
     worst: Option<&'a Wait>,
@@ -62,28 +65,28 @@ impl Source for Disk {
         let now_ns = sample.mono_ns;
         let elapsed_ns = self.seen_ns.map(|before| now_ns.saturating_sub(before));
         self.seen_ns = Some(now_ns);
-        let looks = self.look(sample, targets);
+        let devices = self.sample_devices(sample, targets);
         self.devices
-            .retain(|_, device| now_ns.saturating_sub(device.used_ns) < KEEP_NS);
-        for (key, look) in &looks {
+            .retain(|_, device| now_ns.saturating_sub(device.used_ns) < IDLE_RETENTION_NS);
+        for (key, sampled) in &devices {
             let (target, id) = key;
             let before = self.devices.get(key).map(|device| device.waiting);
             if before.is_none() && self.devices.len() >= MAX_DEVICES {
-                sink.out.beyond_bound += 1;
+                sink.out.queues_over_limit += 1;
                 continue;
             }
             let device = Device {
                 used_ns: now_ns,
-                waiting: look.threads,
+                waiting: sampled.threads,
             };
             self.devices.insert(key.clone(), device);
-            let reading = look.reading(before, elapsed_ns, targets.threads(*target));
+            let reading = sampled.reading(before, elapsed_ns, targets.threads(*target));
             sink.put(*target, Kind::Disk, id, reading);
         }
         for (key, device) in &mut self.devices {
-            if !looks.contains_key(key) && targets.get(key.0).is_some() {
+            if !devices.contains_key(key) && targets.get(key.0).is_some() {
                 let before = std::mem::take(&mut device.waiting);
-                let none = Look::default();
+                let none = DeviceSample::default();
                 let reading = none.reading(Some(before), elapsed_ns, targets.threads(key.0));
                 sink.put(key.0, Kind::Disk, &key.1, reading);
             }
@@ -93,13 +96,13 @@ impl Source for Disk {
 }
 
 impl Disk {
-    fn look<'a>(
+    fn sample_devices<'a>(
         &mut self,
         sample: &'a Sample,
         targets: &Targets,
-    ) -> BTreeMap<(TargetId, QueueId), Look<'a>> {
+    ) -> BTreeMap<(TargetId, QueueId), DeviceSample<'a>> {
         let now_ns = sample.mono_ns;
-        let mut looks: BTreeMap<(TargetId, QueueId), Look<'_>> = BTreeMap::new();
+        let mut devices: BTreeMap<(TargetId, QueueId), DeviceSample<'_>> = BTreeMap::new();
         let mut threads = HashMap::new();
         for wait in &sample.waits {
             let Some(target) = targets.of(wait.tgid).filter(|_| waits_for_disk(wait)) else {
@@ -113,35 +116,38 @@ impl Disk {
                 streak_ns: before.map_or(now_ns, |before| before.streak_ns),
                 streak_voluntary: before.map_or(wait.voluntary, |before| before.streak_voluntary),
             };
-            let look = looks.entry((target, place(wait))).or_default();
-            look.threads += 1;
-            look.stayed += u64::from(stayed.is_some());
-            look.mean_ns = look.mean_ns.max(known.mean_ns(now_ns));
+            let device = devices.entry((target, device_of(wait))).or_default();
+            device.threads += 1;
+            device.stayed += u64::from(stayed.is_some());
+            device.mean_ns = device.mean_ns.max(known.mean_ns(now_ns));
             let age_ns = now_ns.saturating_sub(known.since_ns);
-            if look.worst.is_none() || age_ns > look.oldest_age_ns {
-                look.worst = Some(wait);
-                look.oldest_age_ns = age_ns;
+            if device.worst.is_none() || age_ns > device.oldest_age_ns {
+                device.worst = Some(wait);
+                device.oldest_age_ns = age_ns;
             }
             threads.insert((wait.tgid, wait.tid), known);
         }
         self.threads = threads;
-        looks
+        devices
     }
 }
 
-/// Whether a thread waits for a disk. Not every uninterruptible wait is one: vfork's parent waits so for its child, and
-/// locks inside the kernel are waited for so.
+/// Whether a thread waits for a disk. Not every uninterruptible wait is one: the parent in vfork waits for its child that
+/// way, and so do waiters of locks inside the kernel.
 fn waits_for_disk(wait: &Wait) -> bool {
     wait.state == State::Uninterruptible
         && (wait.io
             || matches!(
                 call_of(wait),
-                Some((_, Does::Sync | Does::Read | Does::Write | Does::Path))
+                Some((
+                    _,
+                    CallClass::Sync | CallClass::Read | CallClass::Write | CallClass::Path
+                ))
             ))
 }
 
-/// The device, else the file, else nothing that is known.
-fn place(wait: &Wait) -> QueueId {
+/// The device, or the file if the device is unknown.
+fn device_of(wait: &Wait) -> QueueId {
     match wait.syscall.as_ref().map(|syscall| &syscall.detail) {
         Some(Detail::File { path, device }) => {
             QueueId::Device(device.as_ref().unwrap_or(path).as_str().into())
@@ -151,14 +157,14 @@ fn place(wait: &Wait) -> QueueId {
 }
 
 impl Known {
-    /// Mean wait since it was first seen waiting, ns: each voluntary switch begins one.
+    /// Mean wait over the samples in a row at which it was waiting, ns. Each voluntary switch begins a wait.
     fn mean_ns(&self, now_ns: u64) -> u64 {
         let waits = self.voluntary.saturating_sub(self.streak_voluntary);
         now_ns.saturating_sub(self.streak_ns) / waits.saturating_add(1)
     }
 }
 
-impl Look<'_> {
+impl DeviceSample<'_> {
     fn reading(&self, before: Option<u64>, elapsed_ns: Option<u64>, servers: u32) -> Reading {
         let elapsed_ns = elapsed_ns.filter(|_| before.is_some());
         let left = before.unwrap_or(0).saturating_sub(self.stayed);
@@ -169,10 +175,10 @@ impl Look<'_> {
             arrivals: elapsed_ns.map(|_| self.threads.saturating_sub(self.stayed)),
             departures: elapsed_ns.map(|_| left),
             elapsed_ns,
-            // A slow disk would make its own slowness the measure of what is slow.
+            // Not set: the service time of a slow disk would raise its own target delay.
             served: None,
             servers,
-            wait_ns: Some(self.mean_ns.saturating_sub(ACCESS_NS)),
+            wait_ns: Some(self.mean_ns.saturating_sub(DISK_ACCESS_NS)),
             oldest_age_ns: waits.then_some(self.oldest_age_ns),
             worst: self.worst.map(|wait| {
                 format!(
@@ -197,13 +203,13 @@ impl Look<'_> {
 mod tests {
     use super::super::{
         Kind, Model, Reading,
-        syscalls::tests::{asleep, look},
+        syscalls::tests::{asleep, sample_waits},
         watched::TICK,
     };
     use crate::sample::{Detail, State, Wait};
 
     fn read(model: &mut Model, tick: u64, waits: Vec<Wait>) -> Vec<(String, Reading)> {
-        look(Kind::Disk, model, tick, waits)
+        sample_waits(Kind::Disk, model, tick, waits)
     }
 
     fn syncing(tid: u32, voluntary: u64) -> Wait {
@@ -220,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_fsync_is_seen_and_named() {
+    fn a_slow_fsync_is_detected_and_named() {
         let mut model = Model::default();
         let mut last = Vec::new();
         for tick in 0..12 {
@@ -238,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_does_short_reads_all_the_time_does_not_wait() {
+    fn short_reads_in_a_row_are_no_queueing_delay() {
         let mut model = Model::default();
         for tick in 0..30 {
             // Each read takes 8 ms.
@@ -253,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sync_of_many_slow_waits_waits_for_their_mean() {
+    fn the_delay_of_a_sync_of_many_slow_waits_is_their_mean() {
         let mut model = Model::default();
         let mut last = Vec::new();
         for tick in 0..30 {
@@ -264,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_threads_and_other_uninterruptible_waits_are_no_disk() {
+    fn idle_threads_and_other_uninterruptible_waits_are_no_disk_waits() {
         let mut model = Model::default();
         let vfork = Wait {
             state: State::Uninterruptible,
@@ -275,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_shown_empty_for_a_while_and_then_gone() {
+    fn an_idle_device_is_reported_for_a_while_and_then_ends() {
         let mut model = Model::default();
         read(&mut model, 0, vec![syncing(11, 1)]);
         let readings = read(&mut model, 1, vec![]);

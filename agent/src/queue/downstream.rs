@@ -1,5 +1,5 @@
-//! Calls on other services: requests sent on the connections that a service opened, and not yet answered; and which
-//! process answers them, where it is on this node.
+//! Outstanding calls to other services: unanswered requests on the connections that a service opened. If the called
+//! process is on this node, it is named.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,61 +7,62 @@ use rustc_hash::FxHashMap;
 
 use super::{
     Reading,
-    conversations::Told,
-    inflight::{counted, waiting},
+    conversations::GroupSample,
+    inflight::{common, counted},
 };
 use crate::sample::{Connection, Listening};
 
-pub(super) fn reading(told: &Told<'_>) -> Reading {
-    let Told { group, now_ns, .. } = *told;
+pub(super) fn reading(sample: &GroupSample<'_>) -> Reading {
+    let GroupSample { group, now_ns, .. } = *sample;
     let tally = &group.tally;
-    let pool = tally.conversations();
+    let pool = tally.request_response();
     let mut extra = vec![
         ("connections", (pool + tally.push) as f64),
         ("idle", tally.idle as f64),
         ("unknown", tally.unknown as f64),
         ("push", tally.push as f64),
-        ("busiest", group.most as f64),
+        ("busiest", group.peak as f64),
     ];
-    extra.extend(counted(told, "broken"));
-    let behind = group.behind.as_ref().and_then(Behind::name);
-    let oldest = told
+    extra.extend(counted(sample, "broken"));
+    let peer = group.peer.as_ref().and_then(LocalPeer::name);
+    let oldest = sample
         .oldest
         .map(|(tgid, fd, _)| format!("process {tgid} fd {fd}"));
     Reading {
         limit: Some(pool).filter(|pool| *pool > 0),
         servers: u32::try_from(pool).unwrap_or(u32::MAX).max(1),
-        worst: match (oldest, behind) {
-            (Some(oldest), Some(behind)) => Some(format!("{oldest} to {behind}")),
+        worst: match (oldest, peer) {
+            (Some(oldest), Some(peer)) => Some(format!("{oldest} to {peer}")),
             (Some(oldest), None) => Some(oldest),
-            (None, behind) => behind.map(str::to_owned),
+            (None, peer) => peer.map(str::to_owned),
         },
         extra,
-        ..waiting(told, now_ns)
+        ..common(sample, now_ns)
     }
 }
 
-/// Who listens where on this node, as last told.
+/// All listening addresses of this node and their processes.
 #[derive(Default)]
-pub(super) struct Nearby {
-    told: u64,
+pub(super) struct LocalListeners {
+    /// Incremented at each replacement.
+    version: u64,
     by_address: FxHashMap<(u32, SocketAddr), Process>,
-    /// Addresses that can be meant in any network namespace of the node.
+    /// Addresses that mean the same listener from every network namespace of the node.
     anywhere: FxHashMap<SocketAddr, Process>,
 }
 
-/// Number and name.
+/// Process number and name.
 type Process = (u32, String);
 
-impl Nearby {
+impl LocalListeners {
     pub(super) fn replace(&mut self, listening: &[Listening]) {
-        self.told += 1;
+        self.version += 1;
         self.by_address.clear();
         self.anywhere.clear();
         for one in listening {
             let address = canonical(one.address);
             let process = || (one.tgid, one.name.clone());
-            // Several processes may share a listener: the first of them is the one that made it, nearly always.
+            // Several processes may share a listener. The lowest number is nearly always the one that created it.
             let keep = |known: &mut Process| {
                 if one.tgid < known.0 {
                     *known = process();
@@ -80,8 +81,8 @@ impl Nearby {
         }
     }
 
-    /// `own`: the address that we call from. A wildcard stands for the node's own addresses alone, and of those we
-    /// know only loopback and our own.
+    /// The process that listens on `remote`, called from the address `own`. A wildcard listener serves only addresses of
+    /// the node itself; of those, loopback and `own` are known.
     fn find(&self, netns: u32, own: IpAddr, remote: SocketAddr) -> Option<&Process> {
         let at = |ip: IpAddr| {
             self.by_address
@@ -100,36 +101,37 @@ impl Nearby {
     }
 }
 
-/// IPv4 within IPv6 is IPv4.
+/// IPv4-mapped IPv6 addresses become IPv4.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// The other end of a group of connections, and who that is.
-pub(super) struct Behind {
+/// The remote end of a group of connections, and its process if it is on this node.
+pub(super) struct LocalPeer {
     netns: u32,
     own: IpAddr,
     remote: SocketAddr,
-    told: u64,
+    /// Version of the listeners that `name` comes from.
+    version: u64,
     name: Option<String>,
 }
 
-impl Behind {
+impl LocalPeer {
     pub(super) fn new(connection: &Connection, remote: SocketAddr) -> Self {
         Self {
             netns: connection.netns,
             own: connection.local.ip().to_canonical(),
             remote: canonical(remote),
-            told: 0,
+            version: 0,
             name: None,
         }
     }
 
-    /// Looks it up again if who listens where has changed.
-    pub(super) fn refresh(&mut self, nearby: &Nearby) {
-        if self.told != nearby.told {
-            self.told = nearby.told;
-            self.name = nearby
+    /// Looks the process up again if the listeners have changed.
+    pub(super) fn refresh(&mut self, listeners: &LocalListeners) {
+        if self.version != listeners.version {
+            self.version = listeners.version;
+            self.name = listeners
                 .find(self.netns, self.own, self.remote)
                 .map(|(tgid, name)| format!("{name} ({tgid}) on this node"));
         }
@@ -153,16 +155,16 @@ mod tests {
         }
     }
 
-    fn found(nearby: &Nearby, netns: u32, own: &str, remote: &str) -> Option<u32> {
+    fn found(listeners: &LocalListeners, netns: u32, own: &str, remote: &str) -> Option<u32> {
         let remote = canonical(remote.parse().unwrap());
-        let found = nearby.find(netns, own.parse().unwrap(), remote);
+        let found = listeners.find(netns, own.parse().unwrap(), remote);
         found.map(|(tgid, _)| *tgid)
     }
 
     #[test]
     fn a_peer_on_this_node_is_found_by_its_address_then_by_a_wildcard() {
-        let mut nearby = Nearby::default();
-        nearby.replace(&[
+        let mut listeners = LocalListeners::default();
+        listeners.replace(&[
             listening(1, "127.0.0.1:6379", 77, "redis-server"),
             listening(1, "127.0.0.1:6379", 70, "redis-server"),
             listening(1, "0.0.0.0:5432", 80, "postgres"),
@@ -170,24 +172,30 @@ mod tests {
             listening(2, "10.1.0.2:9000", 90, "php-fpm"),
             listening(2, "127.0.0.1:7000", 91, "sidecar"),
         ]);
-        assert_eq!(found(&nearby, 1, "127.0.0.1", "127.0.0.1:6379"), Some(70));
+        assert_eq!(
+            found(&listeners, 1, "127.0.0.1", "127.0.0.1:6379"),
+            Some(70)
+        );
         let mapped = "[::ffff:127.0.0.1]:6379";
-        assert_eq!(found(&nearby, 1, "127.0.0.1", mapped), Some(70));
-        assert_eq!(found(&nearby, 1, "127.0.0.1", "127.0.0.1:5432"), Some(80));
-        assert_eq!(found(&nearby, 1, "10.0.0.1", "10.0.0.1:8080"), Some(81));
-        assert_eq!(found(&nearby, 1, "::1", "[::1]:8080"), Some(81));
-        assert_eq!(found(&nearby, 1, "10.1.0.1", "10.1.0.2:9000"), Some(90));
+        assert_eq!(found(&listeners, 1, "127.0.0.1", mapped), Some(70));
+        assert_eq!(
+            found(&listeners, 1, "127.0.0.1", "127.0.0.1:5432"),
+            Some(80)
+        );
+        assert_eq!(found(&listeners, 1, "10.0.0.1", "10.0.0.1:8080"), Some(81));
+        assert_eq!(found(&listeners, 1, "::1", "[::1]:8080"), Some(81));
+        assert_eq!(found(&listeners, 1, "10.1.0.1", "10.1.0.2:9000"), Some(90));
     }
 
     #[test]
     fn a_wildcard_here_is_not_a_peer_elsewhere() {
-        let mut nearby = Nearby::default();
-        nearby.replace(&[
+        let mut listeners = LocalListeners::default();
+        listeners.replace(&[
             listening(1, "0.0.0.0:5432", 80, "postgres"),
             listening(2, "127.0.0.1:7000", 91, "sidecar"),
         ]);
-        assert_eq!(found(&nearby, 1, "10.0.0.1", "10.0.0.2:5432"), None);
-        assert_eq!(found(&nearby, 1, "127.0.0.1", "127.0.0.1:7000"), None);
-        assert_eq!(found(&nearby, 2, "127.0.0.1", "127.0.0.1:5432"), None);
+        assert_eq!(found(&listeners, 1, "10.0.0.1", "10.0.0.2:5432"), None);
+        assert_eq!(found(&listeners, 1, "127.0.0.1", "127.0.0.1:7000"), None);
+        assert_eq!(found(&listeners, 2, "127.0.0.1", "127.0.0.1:5432"), None);
     }
 }

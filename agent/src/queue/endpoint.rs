@@ -1,11 +1,11 @@
-//! Which connections belong together: their number has no bound, the number of endpoints nearly always has one.
+//! Groups connections by endpoint. The number of connections is unbounded; the number of endpoints nearly always is not.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::{QueueId, Targets};
 use crate::sample::{Connection, TargetId};
 
-/// include/net/tcp_states.h
+/// TCP states, as in include/net/tcp_states.h.
 pub(super) mod state {
     pub(in super::super) const ESTABLISHED: u8 = 1;
     pub(in super::super) const SYN_SENT: u8 = 2;
@@ -19,12 +19,12 @@ pub(super) mod state {
     pub(in super::super) const CLOSING: u8 = 11;
 }
 
-/// What connections are grouped by.
+/// The end that connections of one group share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Endpoint {
-    /// Accepted: the local port; the address that was listened on may be a wildcard.
+    /// Accepted connections, by local port. The listening address may be a wildcard.
     Served(u16),
-    /// Opened: the other end.
+    /// Opened connections, by remote address.
     Opened(SocketAddr),
 }
 
@@ -46,10 +46,10 @@ impl Endpoint {
     }
 }
 
-/// All groups, each in a place of its own, so that a connection finds its group without a search.
+/// All groups, each in a slot that a connection remembers, so that it finds its group without a search.
 pub(super) struct Groups<G> {
     by_key: BTreeMap<(TargetId, Endpoint), usize>,
-    places: Vec<G>,
+    slots: Vec<G>,
     free: Vec<usize>,
 }
 
@@ -57,62 +57,62 @@ impl<G> Default for Groups<G> {
     fn default() -> Self {
         Self {
             by_key: BTreeMap::new(),
-            places: Vec::new(),
+            slots: Vec::new(),
             free: Vec::new(),
         }
     }
 }
 
 impl<G: Default> Groups<G> {
-    /// The place of this endpoint's group; an empty group where it had none.
-    pub(super) fn place(&mut self, target: TargetId, endpoint: Endpoint) -> usize {
-        if let Some(place) = self.by_key.get(&(target, endpoint)) {
-            return *place;
+    /// The slot of this endpoint's group, which is created empty if there is none.
+    pub(super) fn slot(&mut self, target: TargetId, endpoint: Endpoint) -> usize {
+        if let Some(slot) = self.by_key.get(&(target, endpoint)) {
+            return *slot;
         }
-        let place = match self.free.pop() {
-            Some(place) => {
-                self.places[place] = G::default();
-                place
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot] = G::default();
+                slot
             }
             None => {
-                self.places.push(G::default());
-                self.places.len() - 1
+                self.slots.push(G::default());
+                self.slots.len() - 1
             }
         };
-        self.by_key.insert((target, endpoint), place);
-        place
+        self.by_key.insert((target, endpoint), slot);
+        slot
     }
 
     pub(super) fn has(&self, target: TargetId, endpoint: Endpoint) -> bool {
         self.by_key.contains_key(&(target, endpoint))
     }
 
-    /// The group in a place that [`Groups::place`] gave and that was not freed since.
-    pub(super) fn at(&mut self, place: usize) -> &mut G {
-        &mut self.places[place]
+    /// The group in a slot that [`Groups::slot`] returned and [`Groups::retain`] has not freed since.
+    pub(super) fn at(&mut self, slot: usize) -> &mut G {
+        &mut self.slots[slot]
     }
 
-    /// Does something to each group.
+    /// Calls `act` with each group.
     pub(super) fn for_each(&mut self, mut act: impl FnMut(&mut G)) {
-        for place in self.by_key.values() {
-            act(&mut self.places[*place]);
+        for slot in self.by_key.values() {
+            act(&mut self.slots[*slot]);
         }
     }
 
-    /// All groups, in the order of their keys.
+    /// All groups, by target and endpoint.
     pub(super) fn iter(&self) -> impl Iterator<Item = (TargetId, Endpoint, &G)> {
         self.by_key
             .iter()
-            .map(|((target, endpoint), place)| (*target, *endpoint, &self.places[*place]))
+            .map(|((target, endpoint), slot)| (*target, *endpoint, &self.slots[*slot]))
     }
 
-    /// Frees the places of those that go.
+    /// Frees the slots of the groups that `stays` rejects.
     pub(super) fn retain(&mut self, mut stays: impl FnMut(TargetId, Endpoint, &mut G) -> bool) {
-        let (places, free) = (&mut self.places, &mut self.free);
-        self.by_key.retain(|(target, endpoint), place| {
-            let stays = stays(*target, *endpoint, &mut places[*place]);
+        let (slots, free) = (&mut self.slots, &mut self.free);
+        self.by_key.retain(|(target, endpoint), slot| {
+            let stays = stays(*target, *endpoint, &mut slots[*slot]);
             if !stays {
-                free.push(*place);
+                free.push(*slot);
             }
             stays
         });
@@ -124,16 +124,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_group_keeps_its_place_and_a_freed_place_is_used_again_empty() {
+    fn a_group_keeps_its_slot_and_a_freed_slot_is_reused_empty() {
         let mut groups: Groups<Vec<u32>> = Groups::default();
         let (web, admin) = (Endpoint::Served(80), Endpoint::Served(81));
-        let place = groups.place(1, web);
-        groups.at(place).push(7);
-        assert_eq!(groups.place(1, web), place);
-        assert_ne!(groups.place(2, web), place);
+        let slot = groups.slot(1, web);
+        groups.at(slot).push(7);
+        assert_eq!(groups.slot(1, web), slot);
+        assert_ne!(groups.slot(2, web), slot);
         groups.retain(|target, _, _| target == 2);
-        assert_eq!(groups.place(1, admin), place);
-        assert!(groups.at(place).is_empty());
+        assert_eq!(groups.slot(1, admin), slot);
+        assert!(groups.at(slot).is_empty());
         let endpoints: Vec<Endpoint> = groups.iter().map(|(_, endpoint, _)| endpoint).collect();
         assert_eq!(endpoints, [admin, web]);
     }

@@ -1,9 +1,10 @@
-//! Threads that live in epoll_wait: how long a turn of the loop takes, and whether one does not end.
+//! Event loops: threads whose home is epoll_wait. Measures how long a turn of the loop takes, and detects turns that do
+//! not end.
 //!
-//! A turn is the time between two visits to epoll_wait. The kernel does not count visits. It counts voluntary switches:
-//! one for each visit that had to wait. A loop with much to do finds something ready at each visit and hardly ever
-//! waits, so what its connections did counts as turns as well; else a healthy loop at full speed would look like one long
-//! turn.
+//! A turn is the time between two calls of epoll_wait. The kernel does not count these calls. It counts voluntary
+//! context switches, one for each call that had to wait. A loop under load finds events ready at each call and hardly
+//! ever waits. So the progress of its connections counts as turns as well; otherwise a healthy loop at full speed would
+//! look like one long turn.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,20 +15,20 @@ use rustc_hash::FxHashMap;
 
 use super::{
     Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
-    syscalls::{Does, Futex, Lock, call_of, doing},
+    syscalls::{CallClass, Futex, Lock, call_of, doing},
 };
 use crate::{
     in_order::InOrder,
     sample::{Sample, State, Wait},
 };
 
-/// A turn up to that is work, as browsers and Node.js have it ("long task").
-const TURN_NS: u64 = 50_000_000;
-/// Looks by which a loop is known.
-const LOOKS: u32 = 32;
-/// A loop that is parked elsewhere for so many looks has become something else.
-const PARKED: u32 = 8;
-/// Loops shown per process: beyond, threads are many, and each is one of a pool.
+/// Turns shorter than this, ns, are normal work. It is the limit of a "long task" in browsers (W3C Long Tasks API).
+const LONG_TURN_NS: u64 = 50_000_000;
+/// Recent samples, one bit each, by which an event loop is recognised.
+const RECENT_SAMPLES: u32 = 32;
+/// Samples in a row at which a loop is parked elsewhere, after which it no longer counts as a loop.
+const MAX_PARKED_SAMPLES: u32 = 8;
+/// Event loops reported per process. A process with more has a pool of them.
 const MAX_PER_PROCESS: u32 = 64;
 
 #[derive(Default)]
@@ -35,78 +36,84 @@ pub(super) struct EventLoops {
     threads: HashMap<(u32, u32), Known>,
     processes: FxHashMap<u32, Process>,
     connections: InOrder<Position>,
-    /// Walks over files so far.
-    walks: u64,
+    /// Number of file scans so far.
+    scans: u64,
+    /// Time of the last file scan.
     files_ns: Option<u64>,
-    /// Connections were looked at, and threads not since.
+    /// Connections have been scanned since the threads were sampled.
     fresh: bool,
 }
 
-/// How far a connection was read and written.
+/// How far a connection has been read and written.
 #[derive(Clone, Copy)]
 struct Position {
-    /// The walk that saw it.
-    walk: u64,
+    /// The last scan that saw it.
+    scan: u64,
     read: u32,
     written: u32,
 }
 
-/// Where a thread was at the last looks.
+/// Whether a thread's home is epoll_wait, from its recent samples.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Residence {
-    /// One bit for each of the last looks: in epoll_wait.
-    seen: u32,
-    looks: u32,
+    /// One bit per recent sample: set if it was in epoll_wait.
+    in_epoll: u32,
+    /// Number of valid bits.
+    samples: u32,
+    /// Samples in a row at which it was parked.
     parked: u32,
-    lives: bool,
+    is_loop: bool,
 }
 
-/// Where a thread of an event loop is.
+/// What a thread of an event loop is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// Nothing is ready.
+    /// In epoll_wait: no event is ready.
     Waiting,
-    /// On a condition variable or the like: loops that hand epoll_wait from one thread to another (Go, tokio) park so.
+    /// On a condition variable or similar. Runtimes that pass epoll_wait between threads (Go, tokio) park the others so.
     Parked,
-    /// In a turn, with a CPU or wanting one.
+    /// In a turn, running or runnable.
     Computing,
-    /// In a turn, asleep in another system call, waiting for a lock or a disk, or stopped.
+    /// In a turn, and asleep in another system call, waiting for a lock or disk, or stopped.
     Blocked,
 }
 
-/// What is remembered of one thread.
+/// State kept per thread.
 struct Known {
     name: Arc<str>,
     residence: Residence,
     voluntary: u64,
     seen_ns: u64,
-    /// Since when its turn has not ended.
+    /// Start of the current turn.
     since_ns: u64,
     turns: Turns,
     busy_ns: u64,
 }
 
-/// What is remembered of one process, and added up since the last look at its connections.
+/// State kept per process.
 #[derive(Default)]
 struct Process {
+    /// Accepted connections.
     accepted: u32,
+    /// Event loops.
     loops: u32,
-    /// Connections that were read from, written to, or accepted.
+    /// Connections read from, written to, or accepted since the thread samples last used this count.
     progress: u64,
 }
 
-/// What one thread did since the last look at its connections.
+/// The turns of one thread since the last scan of its connections.
 #[derive(Clone, Copy, Debug, Default)]
 struct Turns {
     busy_ns: u64,
     voluntary: u64,
+    /// Mean turn of the previous period.
     mean_ns: Option<u64>,
 }
 
 impl Source for EventLoops {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
         if sample.walks.files {
-            self.look_at_connections(sample, targets);
+            self.scan_connections(sample, targets);
         }
         if !sample.walks.waits {
             return;
@@ -121,20 +128,20 @@ impl Source for EventLoops {
             let before = self.threads.remove(&(wait.tgid, wait.tid));
             let process = self.processes.get(&wait.tgid);
             let moved = fresh && process.is_some_and(|process| process.progress > 0);
-            let (known, look) = Known::after(before, wait, sample.mono_ns, moved);
-            if known.residence.lives {
+            let (known, sampled) = Known::after(before, wait, sample.mono_ns, moved);
+            if known.residence.is_loop {
                 let shown = loops.entry(wait.tgid).or_default();
                 *shown = shown.saturating_add(1);
                 if *shown <= MAX_PER_PROCESS {
                     let others = process.is_some_and(|process| process.accepted > 1);
-                    let reading = known.reading(&look, wait, others, self.files_ns);
+                    let reading = known.reading(&sampled, wait, others, self.files_ns);
                     let id = QueueId::Thread {
                         name: Arc::clone(&known.name),
                         tid: wait.tid,
                     };
                     sink.put(target, Kind::Eventloop, &id, reading);
                 } else {
-                    sink.out.beyond_bound += 1;
+                    sink.out.queues_over_limit += 1;
                 }
             }
             threads.insert((wait.tgid, wait.tid), known);
@@ -144,15 +151,15 @@ impl Source for EventLoops {
             process.loops = loops.get(tgid).copied().unwrap_or(0);
         }
         if fresh {
-            self.end_stretch();
+            self.end_period();
         }
         sink.forget_unseen(Kind::Eventloop);
     }
 }
 
 impl EventLoops {
-    fn look_at_connections(&mut self, sample: &Sample, targets: &Targets) {
-        self.walks += 1;
+    fn scan_connections(&mut self, sample: &Sample, targets: &Targets) {
+        self.scans += 1;
         let mut processes: FxHashMap<u32, Process> = FxHashMap::default();
         for connection in &sample.connections {
             let process = processes.entry(connection.tgid).or_default();
@@ -160,7 +167,7 @@ impl EventLoops {
                 process.accepted = process.accepted.saturating_add(1);
             }
             let now = Position {
-                walk: self.walks,
+                scan: self.scans,
                 read: connection.copied_seq,
                 written: connection.write_seq,
             };
@@ -177,10 +184,10 @@ impl EventLoops {
             let moved = self.files_ns.is_some() && !stayed;
             process.progress = process.progress.saturating_add(u64::from(moved));
         }
-        let walk = self.walks;
-        self.connections.retain(|position| position.walk == walk);
+        let scan = self.scans;
+        self.connections.retain(|position| position.scan == scan);
         for (tgid, process) in &mut processes {
-            // Where no thread was looked at since, what moved then still counts.
+            // If no thread was sampled since the previous scan, its progress still counts.
             let before = self.processes.get(tgid);
             process.loops = before.map_or(0, |before| before.loops);
             let left = before.map_or(0, |before| before.progress);
@@ -191,8 +198,8 @@ impl EventLoops {
         self.fresh = true;
     }
 
-    /// The mean turn since the last look at connections.
-    fn end_stretch(&mut self) {
+    /// Computes the mean turns of the period since the last scan of connections.
+    fn end_period(&mut self) {
         for ((tgid, _), known) in &mut self.threads {
             if let Some(process) = self.processes.get(tgid) {
                 let share = process.progress / u64::from(process.loops.max(1));
@@ -206,27 +213,27 @@ impl EventLoops {
 }
 
 impl Residence {
-    /// Takes in one look.
-    pub(super) fn look(&mut self, in_epoll: bool, parked: bool) {
-        self.seen = self.seen << 1 | u32::from(in_epoll);
-        self.looks = self.looks.saturating_add(1).min(LOOKS);
+    /// Records one sample.
+    pub(super) fn observe(&mut self, in_epoll: bool, parked: bool) {
+        self.in_epoll = self.in_epoll << 1 | u32::from(in_epoll);
+        self.samples = self.samples.saturating_add(1).min(RECENT_SAMPLES);
         self.parked = if parked {
             self.parked.saturating_add(1)
         } else {
             0
         };
-        let times = self.seen.count_ones();
-        if self.parked >= PARKED {
+        let times = self.in_epoll.count_ones();
+        if self.parked >= MAX_PARKED_SAMPLES {
             *self = Self::default();
-        } else if times >= 3 && times * 4 >= self.looks {
-            // A loop whose turn does not end is one still.
-            self.lives = true;
+        } else if times >= 3 && times * 4 >= self.samples {
+            // It stays a loop during a turn that does not end.
+            self.is_loop = true;
         }
     }
 
-    /// Whether the thread lives in epoll_wait.
-    pub(super) fn lives(&self) -> bool {
-        self.lives
+    /// Whether the thread is an event loop.
+    pub(super) fn is_loop(&self) -> bool {
+        self.is_loop
     }
 }
 
@@ -239,10 +246,10 @@ impl Place {
             State::Sleeping => {}
         }
         match call_of(wait) {
-            Some((_, Does::Epoll)) => Self::Waiting,
-            Some((_, Does::Accept | Does::Poll)) => Self::Parked,
-            // No owner is asked for here: whether a futex is a lock does not hang on it, but for one that may be a counter.
-            Some((_, Does::Futex)) => match Futex::of(wait, |_| true) {
+            Some((_, CallClass::Epoll)) => Self::Waiting,
+            Some((_, CallClass::Accept | CallClass::Poll)) => Self::Parked,
+            // No owner is looked up here: it only matters for an ambiguous futex.
+            Some((_, CallClass::Futex)) => match Futex::of(wait, |_| true) {
                 Some(Futex {
                     lock: Lock::Yes { .. },
                     ..
@@ -250,24 +257,25 @@ impl Place {
                 _ => Self::Parked,
             },
             Some(_) => Self::Blocked,
-            // An unknown call may be anything, no call at all is not known.
+            // An unknown call may be anything.
             None => Self::Parked,
         }
     }
 }
 
-/// What one look tells of a thread.
-struct Look {
+/// One thread at one sample.
+struct ThreadSample {
     place: Place,
+    /// Time since its previous sample.
     elapsed_ns: Option<u64>,
-    /// Of that time, in turns.
+    /// Time of that spent in turns.
     busy_ns: u64,
     voluntary: u64,
 }
 
 impl Known {
-    /// `moved`: connections of the process were read or written since the last look at them.
-    fn after(before: Option<Self>, wait: &Wait, now_ns: u64, moved: bool) -> (Self, Look) {
+    /// `moved`: connections of the process were read or written since their last scan.
+    fn after(before: Option<Self>, wait: &Wait, now_ns: u64, moved: bool) -> (Self, ThreadSample) {
         let place = Place::of(wait);
         let busy_ns = wait.cpu_ns.saturating_add(wait.run_delay_ns);
         let first = before.is_none();
@@ -287,14 +295,14 @@ impl Known {
         let voluntary = wait.voluntary.saturating_sub(known.voluntary);
         known
             .residence
-            .look(place == Place::Waiting, place == Place::Parked);
+            .observe(place == Place::Waiting, place == Place::Parked);
         let ended = matches!(place, Place::Waiting | Place::Parked)
             || voluntary > 0
             || (place == Place::Computing && moved);
         if ended {
             known.since_ns = now_ns;
         }
-        // Asleep at the look: asleep for the time since the last one, as far as looks can tell.
+        // A thread that is blocked at a sample counts as blocked for the whole interval before it.
         let blocked_ns = if place == Place::Blocked {
             elapsed_ns
         } else {
@@ -306,20 +314,26 @@ impl Known {
         known.voluntary = wait.voluntary;
         known.busy_ns = busy_ns;
         known.seen_ns = now_ns;
-        let look = Look {
+        let sampled = ThreadSample {
             place,
             elapsed_ns: (!first).then_some(elapsed_ns),
             busy_ns: in_turns_ns,
             voluntary,
         };
-        (known, look)
+        (known, sampled)
     }
 
-    /// `others`: somebody else waits while one is served. A process with one connection at a time is a worker.
-    fn reading(&self, look: &Look, wait: &Wait, others: bool, files_ns: Option<u64>) -> Reading {
-        let in_turn = matches!(look.place, Place::Computing | Place::Blocked);
-        // Whether connections move is known up to the last look at them.
-        let until_ns = match look.place {
+    /// `others`: other connections wait while one is served. A process with one connection at a time is a worker.
+    fn reading(
+        &self,
+        sampled: &ThreadSample,
+        wait: &Wait,
+        others: bool,
+        files_ns: Option<u64>,
+    ) -> Reading {
+        let in_turn = matches!(sampled.place, Place::Computing | Place::Blocked);
+        // The progress of connections is known up to their last scan.
+        let until_ns = match sampled.place {
             Place::Computing => files_ns.unwrap_or(0).min(self.seen_ns),
             _ => self.seen_ns,
         };
@@ -327,23 +341,23 @@ impl Known {
         let mean_ns = self.turns.mean_ns;
         let mut extra = Vec::new();
         extra.extend(mean_ns.map(|mean_ns| ("turn_ns", mean_ns as f64)));
-        if let Some(elapsed_ns) = look.elapsed_ns.filter(|elapsed| *elapsed > 0) {
-            let share = look.busy_ns as f64 / elapsed_ns as f64;
+        if let Some(elapsed_ns) = sampled.elapsed_ns.filter(|elapsed| *elapsed > 0) {
+            let share = sampled.busy_ns as f64 / elapsed_ns as f64;
             extra.push((UTILIZATION, share.min(1.0)));
         }
-        let turns = look.elapsed_ns.map(|_| look.voluntary);
+        let turns = sampled.elapsed_ns.map(|_| sampled.voluntary);
         Reading {
             depth: u64::from(in_turn),
             limit: Some(1),
             arrivals: turns,
             departures: turns,
-            elapsed_ns: look.elapsed_ns,
-            // Long turns would make their own length the measure of what is long.
+            elapsed_ns: sampled.elapsed_ns,
+            // Not set: long turns would raise their own target delay.
             served: None,
             servers: 1,
             wait_ns: mean_ns
                 .filter(|_| others)
-                .map(|mean_ns| if mean_ns >= TURN_NS { mean_ns } else { 0 }),
+                .map(|mean_ns| if mean_ns >= LONG_TURN_NS { mean_ns } else { 0 }),
             oldest_age_ns: oldest_age_ns.filter(|_| others),
             worst: in_turn.then(|| format!("in a turn, {}", doing(wait))),
             extra,
@@ -358,10 +372,10 @@ impl Turns {
         self.voluntary = self.voluntary.saturating_add(voluntary);
     }
 
-    /// `progress`: connections that moved meanwhile, this loop's part.
+    /// Ends a period. `progress`: this loop's part of the connections that moved in it.
     fn end(&mut self, progress: u64) {
         let turns = self.voluntary.max(progress);
-        // A turn that has not ended goes on in the next stretch.
+        // A turn that has not ended continues in the next period.
         if let Some(mean_ns) = self.busy_ns.checked_div(turns) {
             *self = Self {
                 mean_ns: Some(mean_ns),

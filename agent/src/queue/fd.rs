@@ -1,4 +1,4 @@
-//! Open files of a process against its limit: at the limit it can accept nothing, and open nothing.
+//! Open file descriptors of a process, against its limit. At the limit it can neither accept nor open anything.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ struct Group<'a> {
 
 impl Source for Files {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        // They may be counted less often than files are walked.
+        // Descriptors may be counted less often than files are scanned.
         if sample.files.is_empty() {
             return;
         }
@@ -46,7 +46,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// The process nearest to its limit speaks for the service.
+    /// The reading of the process nearest to its limit, which stands for the service.
     fn reading(&self) -> Option<Reading> {
         let worst = self.worst?;
         let open = u64::from(worst.open);
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_process_nearest_to_its_limit_is_shown() {
+    fn the_process_nearest_to_its_limit_is_reported() {
         let reading = reading(&[(12, 500, 100_000), (13, 90, 100), (99, 100, 100)]);
         assert_eq!((reading.depth, reading.limit), (90, Some(100)));
         assert_eq!(reading.worst.as_deref(), Some("process 13"));
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_that_did_not_count_files_says_nothing_of_them() {
+    fn a_scan_that_did_not_count_descriptors_yields_no_queue() {
         let queues = Watched::default().walk(Kind::Fd, Sample::default());
         assert!(queues.is_empty());
     }

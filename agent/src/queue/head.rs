@@ -1,6 +1,7 @@
-//! How long the head of a queue has not moved: the age that can be had from two looks at a counter.
+//! The age of the item at the head of a queue, from two samples of a counter: a head that has not moved is that old.
 
-/// Remembers when the consumer's counter last moved, or when what stands at the head of the queue last had another name.
+/// Tracks when the head of a queue last changed: its position, such as the consumer's counter, or its identity, such as
+/// the address of the first buffer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Head {
     position: u64,
@@ -9,9 +10,9 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// Takes in one look; answers the age of the head, ns: at least this long has something waited here. `None` when
-    /// nothing waits. What came after the last look counts from this look, so the true age is up to one tick more.
-    pub(super) fn look(
+    /// Records one sample and returns the age of the head, ns, or `None` if nothing waits. The age is a lower bound: an
+    /// item that arrived between two samples counts from the second, so the true age is up to one interval more.
+    pub(super) fn observe(
         &mut self,
         position: impl Into<u64>,
         waiting: bool,
@@ -26,12 +27,12 @@ impl Head {
         waiting.then(|| self.age_ns(now_ns))
     }
 
-    /// Something was taken, which the position does not show: the head is young again.
+    /// Records that an item was taken although the position does not show it: the age starts again.
     pub(super) fn moved(&mut self) {
         self.waiting = false;
     }
 
-    /// Since the head last moved, ns.
+    /// Time since the head last moved, ns.
     pub(super) fn age_ns(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.since_ns)
     }
@@ -42,19 +43,19 @@ mod tests {
     use super::Head;
 
     #[test]
-    fn a_head_that_does_not_move_grows_old() {
+    fn a_head_that_does_not_move_ages() {
         let mut head = Head::default();
-        assert_eq!(head.look(5_u32, true, 1_000), Some(0));
-        assert_eq!(head.look(5_u32, true, 1_100), Some(100));
-        assert_eq!(head.look(5_u32, true, 1_250), Some(250));
+        assert_eq!(head.observe(5_u32, true, 1_000), Some(0));
+        assert_eq!(head.observe(5_u32, true, 1_100), Some(100));
+        assert_eq!(head.observe(5_u32, true, 1_250), Some(250));
     }
 
     #[test]
-    fn a_read_or_an_empty_queue_makes_it_young_again() {
+    fn a_read_or_an_empty_queue_resets_the_age() {
         let mut head = Head::default();
-        head.look(5_u32, true, 1_000);
-        assert_eq!(head.look(6_u32, true, 1_100), Some(0));
-        assert_eq!(head.look(7_u32, false, 1_200), None);
-        assert_eq!(head.look(7_u32, true, 1_300), Some(0));
+        head.observe(5_u32, true, 1_000);
+        assert_eq!(head.observe(6_u32, true, 1_100), Some(0));
+        assert_eq!(head.observe(7_u32, false, 1_200), None);
+        assert_eq!(head.observe(7_u32, true, 1_300), Some(0));
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use super::Kind;
 use crate::sample::TargetId;
 
-/// Identifies a queue for as long as its target is watched.
+/// Identifies a queue while its target is watched.
 #[derive(Clone, Debug)]
 pub struct QueueKey {
     /// The service that the queue belongs to.
@@ -75,8 +75,7 @@ impl Hash for QueueKey {
     }
 }
 
-/// The object that a queue belongs to. Paths and thread names hold no control characters that their source did not
-/// escape.
+/// The object that a queue belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum QueueId {
     /// Connections, or datagram sockets, that the target opened to this address: `-> 10.0.0.5:6379`.

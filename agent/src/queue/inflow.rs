@@ -1,11 +1,11 @@
-//! Whether something keeps coming. What rests in a buffer that a service keeps to itself, and to which nothing is
-//! added (the tokens of a jobserver, the byte of a self-pipe), is a store and not a queue.
+//! Tells a queue from a store, by whether arrivals continue. A buffer that a service uses internally and adds nothing to
+//! is a store: the tokens of a jobserver, or the byte of a self-pipe.
 
-/// A pause after which things no longer keep coming: no longer than a queue must stand to be called standing, or what
-/// came once would look like a queue.
-const PAUSE_NS: u64 = 1_000_000_000;
+/// Arrivals have stopped after a pause this long, ns. It is at most the time for which a delay must stand to be a
+/// standing delay (`detect`'s window, 1 s), or a single arrival would look like a standing queue.
+const MAX_PAUSE_NS: u64 = 1_000_000_000;
 
-/// Remembers since when things have kept coming.
+/// Tracks since when arrivals have continued.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Inflow {
     since_ns: Option<u64>,
@@ -13,13 +13,13 @@ pub(super) struct Inflow {
 }
 
 impl Inflow {
-    /// Takes in one look: whether something came since the previous one. Answers for how long things have kept
-    /// coming, ns; `None` when nothing came of late.
-    pub(super) fn look(&mut self, came: bool, now_ns: u64) -> Option<u64> {
-        if now_ns.saturating_sub(self.last_ns) > PAUSE_NS {
+    /// Records one sample, with whether anything arrived since the previous one. Returns for how long arrivals have
+    /// continued, ns, or `None` if nothing arrived recently.
+    pub(super) fn observe(&mut self, arrived: bool, now_ns: u64) -> Option<u64> {
+        if now_ns.saturating_sub(self.last_ns) > MAX_PAUSE_NS {
             self.since_ns = None;
         }
-        if came {
+        if arrived {
             self.since_ns.get_or_insert(now_ns);
             self.last_ns = now_ns;
         }
@@ -34,13 +34,13 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     #[test]
-    fn what_keeps_coming_is_told_from_what_came_once() {
+    fn continuing_arrivals_are_distinguished_from_a_single_one() {
         let mut inflow = Inflow::default();
-        assert_eq!(inflow.look(false, 100 * MS), None);
-        assert_eq!(inflow.look(true, 200 * MS), Some(0));
-        assert_eq!(inflow.look(false, 900 * MS), Some(700 * MS));
-        assert_eq!(inflow.look(true, 1_100 * MS), Some(900 * MS));
-        assert_eq!(inflow.look(false, 2_200 * MS), None);
-        assert_eq!(inflow.look(true, 2_300 * MS), Some(0));
+        assert_eq!(inflow.observe(false, 100 * MS), None);
+        assert_eq!(inflow.observe(true, 200 * MS), Some(0));
+        assert_eq!(inflow.observe(false, 900 * MS), Some(700 * MS));
+        assert_eq!(inflow.observe(true, 1_100 * MS), Some(900 * MS));
+        assert_eq!(inflow.observe(false, 2_200 * MS), None);
+        assert_eq!(inflow.observe(true, 2_300 * MS), Some(0));
     }
 }

@@ -6,36 +6,36 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What makes a queue of a kind saturated.
+/// What makes a queue of a kind count as saturated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Judged {
-    /// Its standing delay; and at the limit work is lost or somebody stops, so that the fill counts as well.
+pub enum Criterion {
+    /// Its standing delay, and its fill: at the limit, work is lost or a sender blocks.
     DelayAndFill,
-    /// Its standing delay alone: to be full is nothing bad.
+    /// Its standing delay alone. Being full does no harm.
     Delay,
-    /// Its standing delay against what it usually is: work in it takes the time that it takes.
-    AgainstUsual,
-    /// Nothing by itself: it shows what the service is busy with, and explains the queues that fill.
+    /// Its standing delay compared with its own baseline. Having requests in flight is normal.
+    AgainstBaseline,
+    /// Never by itself. It shows what the service is busy with, which explains the queues that fill.
     Context,
 }
 
-/// What is to be said of one kind.
+/// The properties of one kind.
 struct Row {
     name: &'static str,
     wire: u16,
     unit: &'static str,
-    judged: Judged,
+    criterion: Criterion,
     losses: &'static str,
     advice: &'static str,
 }
 
 macro_rules! kinds {
     ($($(#[$meta:meta])* $kind:ident {
-        name: $name:literal, wire: $wire:literal, unit: $unit:literal, judged: $judged:ident, losses: $losses:literal,
+        name: $name:literal, wire: $wire:literal, unit: $unit:literal, criterion: $criterion:ident, losses: $losses:literal,
         advice: $advice:literal $(,)?
     })*) => {
-        /// What a queue is made of. The order of declaration is the order in which queues are listed: that of the path
-        /// that work takes.
+        /// What a queue holds. Declared, and therefore listed and sorted, in the order in which work passes the
+        /// queues.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "lowercase")]
         pub enum Kind { $($(#[$meta])* $kind,)* }
@@ -50,7 +50,7 @@ macro_rules! kinds {
                         name: $name,
                         wire: $wire,
                         unit: $unit,
-                        judged: Judged::$judged,
+                        criterion: Criterion::$criterion,
                         losses: $losses,
                         advice: $advice,
                     },)*
@@ -61,131 +61,132 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// TCP handshakes under way.
+    /// TCP handshakes in progress.
     Syn {
-        name: "syn", wire: 0, unit: "handshakes", judged: DelayAndFill, losses: "handshakes dropped",
-        advice: "More handshakes are under way than the backlog allows: a burst of callers, callers that never \
-                 finish (a SYN flood), or a lossy path to them. Compare with the accept queue of the same address.",
+        name: "syn", wire: 0, unit: "handshakes", criterion: DelayAndFill, losses: "handshakes dropped",
+        advice: "More handshakes are in progress than the backlog allows: a burst of clients, clients that never \
+                 complete them (a SYN flood), or a lossy path to them. Compare with the accept queue of the same address.",
     }
-    /// Connections complete and not accepted, TCP and unix.
+    /// Established connections that the service has not accepted, TCP and unix.
     Accept {
-        name: "accept", wire: 1, unit: "connections", judged: DelayAndFill, losses: "connections refused or dropped",
-        advice: "The service does not accept as fast as connections come: look at what its workers wait for.",
+        name: "accept", wire: 1, unit: "connections", criterion: DelayAndFill, losses: "connections refused or dropped",
+        advice: "The service accepts connections more slowly than they arrive: look at what its workers wait for.",
     }
-    /// Bytes received and not read.
+    /// Bytes received on TCP connections and not read.
     Recv {
-        name: "recv", wire: 2, unit: "bytes", judged: DelayAndFill, losses: "segments dropped",
-        advice: "The service does not read what has arrived: look at what the thread that serves the worst \
+        name: "recv", wire: 2, unit: "bytes", criterion: DelayAndFill, losses: "segments dropped",
+        advice: "The service does not read data that has arrived: look at what the thread serving the worst \
                  connection waits for.",
     }
-    /// Datagrams received and not read.
+    /// UDP datagrams received and not read.
     Udp {
-        name: "udp", wire: 3, unit: "bytes", judged: DelayAndFill, losses: "datagrams dropped",
-        advice: "Datagrams come faster than the service reads them: look at what its reader waits for; a larger \
-                 receive buffer (SO_RCVBUF, net.core.rmem_max) helps against bursts alone.",
+        name: "udp", wire: 3, unit: "bytes", criterion: DelayAndFill, losses: "datagrams dropped",
+        advice: "Datagrams arrive faster than the service reads them: look at what its reader waits for. A larger \
+                 receive buffer (SO_RCVBUF, net.core.rmem_max) only helps against bursts.",
     }
-    /// What waits in unix sockets.
+    /// Data written to unix sockets and not read.
     Unix {
-        name: "unix", wire: 4, unit: "bytes", judged: DelayAndFill, losses: "items lost",
-        advice: "The process at the reading end does not read; its senders block or fail when the limit is reached.",
+        name: "unix", wire: 4, unit: "bytes", criterion: DelayAndFill, losses: "items lost",
+        advice: "The process at the reading end does not read. Its senders block or fail when the limit is reached.",
     }
-    /// Buffers between two processes.
+    /// Buffers of pipes and FIFOs.
     Pipe {
-        name: "pipe", wire: 5, unit: "buffers", judged: DelayAndFill, losses: "items lost",
-        advice: "Whoever holds the read end does not read: its writer will block when the pipe is full.",
+        name: "pipe", wire: 5, unit: "buffers", criterion: DelayAndFill, losses: "items lost",
+        advice: "The process at the read end does not read. Its writers block when the pipe is full.",
     }
-    /// Requests read and not yet answered.
+    /// Requests on accepted connections that are not answered.
     Inflight {
-        name: "inflight", wire: 6, unit: "requests", judged: AgainstUsual, losses: "answers never sent",
-        advice: "Requests are read and not answered: look at what the service waits for.",
+        name: "inflight", wire: 6, unit: "requests", criterion: AgainstBaseline, losses: "answers never sent",
+        advice: "Requests arrive and are not answered: look at what the service waits for.",
     }
-    /// Groups of like threads.
+    /// Pools of threads with similar names.
     Workers {
-        name: "workers", wire: 7, unit: "threads", judged: Context, losses: "items lost",
+        name: "workers", wire: 7, unit: "threads", criterion: Context, losses: "items lost",
         advice: "All workers are busy: look at what they wait for before adding more.",
     }
-    /// Turns of a thread that lives in epoll_wait.
+    /// Turns of an event loop: a thread whose home is epoll_wait.
     Eventloop {
-        name: "eventloop", wire: 8, unit: "turns", judged: Delay, losses: "items lost",
-        advice: "One turn of the event loop keeps all its connections waiting: find the handler that computes or \
+        name: "eventloop", wire: 8, unit: "turns", criterion: Delay, losses: "items lost",
+        advice: "One turn of the event loop delays all of its connections: find the handler that computes or \
                  blocks, and move it off the loop.",
     }
-    /// Threads that want a CPU and have none.
+    /// Runnable threads that wait for a CPU.
     Runqueue {
-        name: "runqueue", wire: 9, unit: "threads", judged: Delay, losses: "items lost",
-        advice: "Threads are ready to run and wait for a CPU: find what else runs on these CPUs, or raise the quota \
+        name: "runqueue", wire: 9, unit: "threads", criterion: Delay, losses: "items lost",
+        advice: "Threads are runnable and wait for a CPU: find what else runs on these CPUs, or raise the quota \
                  or the number of CPUs.",
     }
-    /// Threads that wait for one lock.
+    /// Threads blocked on one lock.
     Lock {
-        name: "lock", wire: 10, unit: "threads", judged: Delay, losses: "items lost",
-        advice: "Threads wait for a lock: look at what its holder does while it holds it.",
+        name: "lock", wire: 10, unit: "threads", criterion: Delay, losses: "items lost",
+        advice: "Threads wait for a lock: look at what its holder does while holding it.",
     }
-    /// Threads that wait for a disk.
+    /// Threads blocked on a disk.
     Disk {
-        name: "disk", wire: 11, unit: "threads", judged: Delay, losses: "items lost",
+        name: "disk", wire: 11, unit: "threads", criterion: Delay, losses: "items lost",
         advice: "Threads wait for the disk: fewer or batched fsyncs, a faster device, or another place for the file.",
     }
-    /// Memory of a control group or of the machine.
+    /// Memory of a control group, or of the machine.
     Memory {
-        name: "memory", wire: 12, unit: "bytes", judged: DelayAndFill, losses: "processes killed for want of memory",
-        advice: "Threads stall for memory: raise the limit, or find what grew.",
+        name: "memory", wire: 12, unit: "bytes", criterion: DelayAndFill, losses: "processes killed by the OOM killer",
+        advice: "Threads stall on memory reclaim: raise the limit, or find what grew.",
     }
-    /// Calls on other services.
+    /// Calls to other services.
     Downstream {
-        name: "downstream", wire: 13, unit: "calls", judged: Context, losses: "calls that timed out",
-        advice: "Calls on this endpoint are not answered as they usually are: look there.",
+        name: "downstream", wire: 13, unit: "calls", criterion: Context, losses: "calls that timed out",
+        advice: "Calls to this endpoint take longer than their baseline: look there.",
     }
-    /// Bytes written and not acknowledged.
+    /// Bytes written to TCP connections and not acknowledged.
     Send {
-        name: "send", wire: 14, unit: "bytes", judged: Delay, losses: "items lost",
-        advice: "The peer of the worst connection does not read what is sent to it: look there.",
+        name: "send", wire: 14, unit: "bytes", criterion: Delay, losses: "items lost",
+        advice: "The peer of the worst connection does not read the data sent to it: look there.",
     }
-    /// Open files of a process.
+    /// Open file descriptors of a process.
     Fd {
-        name: "fd", wire: 15, unit: "files", judged: DelayAndFill, losses: "items lost",
+        name: "fd", wire: 15, unit: "files", criterion: DelayAndFill, losses: "items lost",
         advice: "The process is about to run out of file descriptors: find what it leaves open (`ls -l /proc/PID/fd`), \
                  or raise RLIMIT_NOFILE.",
     }
-    /// Submissions and completions of io_uring.
+    /// Submission and completion rings of io_uring.
     Uring {
-        name: "uring", wire: 16, unit: "entries", judged: DelayAndFill, losses: "completions dropped",
-        advice: "The process does not take completions from its ring: look at the thread that owns it.",
+        name: "uring", wire: 16, unit: "entries", criterion: DelayAndFill, losses: "completions dropped",
+        advice: "The process does not consume completions from its ring: look at the thread that owns it.",
     }
 }
 
 impl Kind {
-    /// The word used in every output.
+    /// The name used in every output and in the configuration.
     pub fn name(self) -> &'static str {
         self.row().name
     }
 
-    /// The number of this kind in the shared-memory page. Stable, and never reused: readers of other versions know it.
+    /// The number of this kind in the shared-memory page. It is stable and never reused, because readers and agent are
+    /// upgraded independently.
     pub fn wire(self) -> u16 {
         self.row().wire
     }
 
-    /// What depth and limit count, unless a reading says otherwise: the unit the kernel limits by.
+    /// The unit of depth and limit, unless [`super::Reading::unit`] overrides it: the unit that the kernel limits by.
     pub fn unit(self) -> &'static str {
         self.row().unit
     }
 
-    /// What makes such a queue saturated.
-    pub fn judged(self) -> Judged {
-        self.row().judged
+    /// What makes such a queue count as saturated.
+    pub fn criterion(self) -> Criterion {
+        self.row().criterion
     }
 
-    /// Whether reaching the limit loses work or stops somebody, so that the fill itself counts.
+    /// Whether reaching the limit loses work or blocks a sender, so that the fill itself counts.
     pub fn is_cliff(self) -> bool {
-        self.judged() == Judged::DelayAndFill
+        self.criterion() == Criterion::DelayAndFill
     }
 
-    /// What it means that such a queue lost something.
+    /// What such a queue loses, as a plural noun for messages.
     pub fn losses(self) -> &'static str {
         self.row().losses
     }
 
-    /// What to do, where nothing more is known than that such a queue is saturated.
+    /// Advice for when the cause of the saturation is unknown.
     pub fn advice(self) -> &'static str {
         self.row().advice
     }

@@ -1,8 +1,8 @@
-//! Locks: futexes that threads wait for while another thread holds them.
+//! Contended locks: futexes that threads wait for while another thread holds them.
 //!
-//! Most futexes are no locks: condition variables, semaphores and parked threads of an idle pool wait in futex, too.
-//! What tells a lock is its value ([`Futex`]). A waiter that has not been woken since an earlier look (its voluntary
-//! switches stand) has waited all the time.
+//! Most futexes are no locks: condition variables, semaphores and the parked threads of an idle pool use futex, too. A
+//! lock is recognised by its value ([`Futex`]). A waiter whose voluntary context switches have not changed since an
+//! earlier sample has waited the whole time.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,17 +15,20 @@ use crate::{
     text::harmless,
 };
 
-/// A lock that nobody waits for is shown for so long after: a busy one is free at every other look.
-const KEEP_NS: u64 = 5_000_000_000;
-/// Locks remembered at most.
+/// A lock is reported this long, ns, after its last waiter: a busy one has none at every other sample.
+const IDLE_RETENTION_NS: u64 = 5_000_000_000;
+/// Locks tracked, of all targets. It bounds the memory.
 const MAX_LOCKS: usize = 4096;
-/// A waiter that is woken so often keeps asking: one for the interpreter lock of CPython gives up every 5 ms. Per second.
-const ASKING_PER_S: u64 = 50;
-/// Of one CPU, what threads use together that cannot run in parallel: at least and at most, over at least so long.
-const ONE_CPU: (f64, f64) = (0.5, 1.2);
-const PACE_NS: u64 = 50_000_000;
-/// Both halves of a condition variable lie in one such block: its waiters change from one to the other.
-const CONDITION_BLOCK: u64 = 8;
+/// Wake-ups per second from which a timed waiter counts as retrying. CPython's waiters for the interpreter lock give up
+/// every 5 ms (200 per second); a quarter of that allows for delays.
+const MIN_RETRIES_PER_S: u64 = 50;
+/// CPUs used by a process whose threads cannot run in parallel, at least and at most: about one, with a margin for I/O and
+/// for native code that runs without the interpreter lock.
+const SERIALIZED_CPUS: (f64, f64) = (0.5, 1.2);
+/// Shortest period over which CPU usage is measured, ns: several timer ticks.
+const MIN_USAGE_PERIOD_NS: u64 = 50_000_000;
+/// Alignment, in bytes, of the pair of futexes in a glibc condition variable. Waiters alternate between the two.
+const CONDVAR_PAIR_BYTES: u64 = 8;
 
 #[derive(Default)]
 pub(super) struct Locks {
@@ -34,33 +37,33 @@ pub(super) struct Locks {
     /// By process and thread.
     waiters: HashMap<(u32, u32), Waiter>,
     /// By process.
-    paces: HashMap<u32, Pace>,
+    usage: HashMap<u32, CpuUsage>,
     seen_ns: Option<u64>,
 }
 
-/// CPU time that all threads of a process used.
+/// CPU time used by all threads of a process.
 #[derive(Clone, Copy)]
-struct Pace {
+struct CpuUsage {
     since_ns: u64,
     cpu_ns: u64,
-    /// As much as one CPU has.
+    /// It was about one CPU, see [`SERIALIZED_CPUS`].
     one_cpu: bool,
 }
 
-/// What is remembered of one lock.
+/// State kept per lock.
 struct Known {
     target: TargetId,
     /// When it last had a waiter.
     used_ns: u64,
     waiters: u64,
     owner: Option<u32>,
-    /// Since when that owner was seen, and no waiter has left.
+    /// Since when the owner has not changed and no waiter has left.
     held_since_ns: u64,
-    /// A value that a counter may have, too, has proved to be a lock's.
+    /// Its value is ambiguous between lock and counter, and it has behaved like a lock.
     proven: bool,
 }
 
-/// What is remembered of one waiting thread.
+/// State kept per waiting thread.
 #[derive(Clone, Copy)]
 struct Waiter {
     address: u64,
@@ -68,22 +71,22 @@ struct Waiter {
     since_ns: u64,
 }
 
-/// One address in one look.
+/// One futex at one sample.
 #[derive(Default)]
-struct Look<'a> {
+struct FutexSample<'a> {
     waiters: u64,
-    /// Waiters that waited here at the last look, and have not been woken since.
+    /// Waiters that waited here at the previous sample and have not been woken since.
     stayed: u64,
     oldest_age_ns: u64,
     oldest: Option<&'a Wait>,
     owner: Option<u32>,
     certain: bool,
     proven: bool,
-    /// Waiters that keep asking.
-    asking: u64,
+    /// Waiters that retry, see [`MIN_RETRIES_PER_S`].
+    retrying: u64,
 }
 
-/// The threads of one process at one look.
+/// The threads of one process at one sample.
 #[derive(Default)]
 struct Process<'a> {
     by_own_tid: HashMap<u32, &'a Wait>,
@@ -101,37 +104,39 @@ impl Source for Locks {
         let elapsed_ns = self.seen_ns.map(|before| now_ns.saturating_sub(before));
         self.seen_ns = Some(now_ns);
         let mut processes = processes(sample);
-        self.pace(&mut processes, now_ns);
-        let looks = self.look(sample, &processes, elapsed_ns);
+        self.measure_cpu(&mut processes, now_ns);
+        let futexes = self.sample_futexes(sample, &processes, elapsed_ns);
         self.locks
-            .retain(|_, known| now_ns.saturating_sub(known.used_ns) < KEEP_NS);
-        for ((tgid, address), look) in &looks {
+            .retain(|_, known| now_ns.saturating_sub(known.used_ns) < IDLE_RETENTION_NS);
+        for ((tgid, address), sampled) in &futexes {
             let Some(process) = processes.get(tgid) else {
                 continue;
             };
-            let interpreter = look.is_interpreter(process);
+            let interpreter = sampled.is_interpreter(process);
             let known = self.locks.get(&(*tgid, *address));
             let is_new = known.is_none();
-            let proven = look.proven || known.is_some_and(|known| known.proven);
-            let may_be_one = look.oldest.is_some() && look.waiters > 1;
-            let shown = look.certain || proven || interpreter || may_be_one;
+            let proven = sampled.proven || known.is_some_and(|known| known.proven);
+            let may_be_one = sampled.oldest.is_some() && sampled.waiters > 1;
+            let shown = sampled.certain || proven || interpreter || may_be_one;
             let Some(target) = targets.of(*tgid).filter(|_| shown) else {
                 continue;
             };
             if is_new && self.locks.len() >= MAX_LOCKS {
-                sink.out.beyond_bound += 1;
+                sink.out.queues_over_limit += 1;
                 continue;
             }
             let known = self
                 .locks
                 .entry((*tgid, *address))
                 .or_insert_with(|| Known::first(target, now_ns));
-            known.proven |= look.proven;
-            let (left, hold_ns) = known.after(look, now_ns);
-            let mut reading = look.reading(known, left, elapsed_ns.filter(|_| !is_new));
-            let holder = look.owner.and_then(|owner| process.by_own_tid.get(&owner));
-            reading.worst = look.worst(holder.copied(), *tgid);
-            if look.owner.is_some() {
+            known.proven |= sampled.proven;
+            let (left, hold_ns) = known.observe(sampled, now_ns);
+            let mut reading = sampled.reading(known, left, elapsed_ns.filter(|_| !is_new));
+            let holder = sampled
+                .owner
+                .and_then(|owner| process.by_own_tid.get(&owner));
+            reading.worst = sampled.worst(holder.copied(), *tgid);
+            if sampled.owner.is_some() {
                 reading.extra.push(("hold_ns", hold_ns as f64));
             }
             if interpreter {
@@ -140,7 +145,7 @@ impl Source for Locks {
             sink.put(target, Kind::Lock, &id(*tgid, *address), reading);
         }
         for ((tgid, address), known) in &mut self.locks {
-            if !looks.contains_key(&(*tgid, *address)) && targets.get(known.target).is_some() {
+            if !futexes.contains_key(&(*tgid, *address)) && targets.get(known.target).is_some() {
                 let left = std::mem::take(&mut known.waiters);
                 known.owner = None;
                 sink.put(
@@ -171,38 +176,38 @@ fn processes(sample: &Sample) -> HashMap<u32, Process<'_>> {
 }
 
 impl Locks {
-    fn pace(&mut self, processes: &mut HashMap<u32, Process<'_>>, now_ns: u64) {
-        let mut paces = HashMap::with_capacity(processes.len());
+    fn measure_cpu(&mut self, processes: &mut HashMap<u32, Process<'_>>, now_ns: u64) {
+        let mut usage = HashMap::with_capacity(processes.len());
         for (tgid, process) in processes {
-            let mut pace = self.paces.get(tgid).copied().unwrap_or(Pace {
+            let mut known = self.usage.get(tgid).copied().unwrap_or(CpuUsage {
                 since_ns: now_ns,
                 cpu_ns: process.cpu_ns,
                 one_cpu: false,
             });
-            let elapsed_ns = now_ns.saturating_sub(pace.since_ns);
-            if elapsed_ns >= PACE_NS {
-                let used = process.cpu_ns.saturating_sub(pace.cpu_ns) as f64 / elapsed_ns as f64;
-                pace = Pace {
+            let elapsed_ns = now_ns.saturating_sub(known.since_ns);
+            if elapsed_ns >= MIN_USAGE_PERIOD_NS {
+                let used = process.cpu_ns.saturating_sub(known.cpu_ns) as f64 / elapsed_ns as f64;
+                known = CpuUsage {
                     since_ns: now_ns,
                     cpu_ns: process.cpu_ns,
-                    one_cpu: used >= ONE_CPU.0 && used <= ONE_CPU.1,
+                    one_cpu: used >= SERIALIZED_CPUS.0 && used <= SERIALIZED_CPUS.1,
                 };
             }
-            process.one_cpu = pace.one_cpu;
-            paces.insert(*tgid, pace);
+            process.one_cpu = known.one_cpu;
+            usage.insert(*tgid, known);
         }
-        self.paces = paces;
+        self.usage = usage;
     }
 
-    /// All addresses that may be locks.
-    fn look<'a>(
+    /// All futexes that may be locks.
+    fn sample_futexes<'a>(
         &mut self,
         sample: &'a Sample,
         processes: &HashMap<u32, Process<'_>>,
         elapsed_ns: Option<u64>,
-    ) -> BTreeMap<(u32, u64), Look<'a>> {
+    ) -> BTreeMap<(u32, u64), FutexSample<'a>> {
         let now_ns = sample.mono_ns;
-        let mut looks: BTreeMap<(u32, u64), Look<'_>> = BTreeMap::new();
+        let mut futexes: BTreeMap<(u32, u64), FutexSample<'_>> = BTreeMap::new();
         let mut waiters = HashMap::new();
         for wait in &sample.waits {
             let is_thread = |tid: u32| {
@@ -217,7 +222,7 @@ impl Locks {
                 continue;
             }
             let address = match futex.lock {
-                Lock::No => futex.address - futex.address % CONDITION_BLOCK,
+                Lock::No => futex.address - futex.address % CONDVAR_PAIR_BYTES,
                 _ => futex.address,
             };
             let before = self
@@ -234,41 +239,43 @@ impl Locks {
                     since_ns,
                 },
             );
-            let look = looks.entry((wait.tgid, address)).or_default();
-            let asks = before.is_some_and(|before| before.asks(wait, elapsed_ns));
-            look.asking += u64::from(futex.timed && asks);
+            let sampled = futexes.entry((wait.tgid, address)).or_default();
+            let retries = before.is_some_and(|before| before.retries(wait, elapsed_ns));
+            sampled.retrying += u64::from(futex.timed && retries);
             match futex.lock {
                 Lock::No => {
-                    look.waiters += 1;
+                    sampled.waiters += 1;
                     continue;
                 }
-                // A counter moves on when it wakes somebody; a lock's value is what it was.
-                Lock::Maybe => look.proven |= before.is_some() && stayed.is_none() && !futex.timed,
+                // A counter changes when it wakes a waiter; the value of a contended lock does not.
+                Lock::Maybe => {
+                    sampled.proven |= before.is_some() && stayed.is_none() && !futex.timed
+                }
                 Lock::Yes { owner } => {
-                    look.certain = true;
-                    look.owner = look.owner.or(owner);
+                    sampled.certain = true;
+                    sampled.owner = sampled.owner.or(owner);
                 }
             }
-            look.waiters += 1;
-            look.stayed += u64::from(stayed.is_some());
+            sampled.waiters += 1;
+            sampled.stayed += u64::from(stayed.is_some());
             let age_ns = now_ns.saturating_sub(since_ns);
-            if look.oldest.is_none() || age_ns > look.oldest_age_ns {
-                look.oldest = Some(wait);
-                look.oldest_age_ns = age_ns;
+            if sampled.oldest.is_none() || age_ns > sampled.oldest_age_ns {
+                sampled.oldest = Some(wait);
+                sampled.oldest_age_ns = age_ns;
             }
         }
         self.waiters = waiters;
-        // Timed waits that are no lock's are of interest only where they look like the interpreter lock.
-        looks.retain(|_, look| look.oldest.is_some() || look.asking > 0);
-        looks
+        // Timed waits on something other than a lock matter only if they resemble the interpreter lock.
+        futexes.retain(|_, sampled| sampled.oldest.is_some() || sampled.retrying > 0);
+        futexes
     }
 }
 
 impl Waiter {
-    /// It has been woken again and again since the last look.
-    fn asks(&self, wait: &Wait, elapsed_ns: Option<u64>) -> bool {
+    /// Whether it has been woken repeatedly since the previous sample.
+    fn retries(&self, wait: &Wait, elapsed_ns: Option<u64>) -> bool {
         let enough = elapsed_ns.map_or(u64::MAX, |elapsed| {
-            (elapsed / (1_000_000_000 / ASKING_PER_S)).max(1)
+            (elapsed / (1_000_000_000 / MIN_RETRIES_PER_S)).max(1)
         });
         wait.voluntary.saturating_sub(self.voluntary) >= enough
     }
@@ -286,30 +293,30 @@ impl Known {
         }
     }
 
-    /// Takes in one look; answers how many waiters have left since the last one (at least), and how long the owner has
-    /// held it (at least).
-    fn after(&mut self, look: &Look<'_>, now_ns: u64) -> (u64, u64) {
-        let left = self.waiters.saturating_sub(look.stayed);
-        if self.owner != look.owner || left > 0 {
+    /// Records one sample. Returns lower bounds of the number of waiters that have left since the previous sample, and of
+    /// the time for which the owner has held the lock, ns.
+    fn observe(&mut self, sampled: &FutexSample<'_>, now_ns: u64) -> (u64, u64) {
+        let left = self.waiters.saturating_sub(sampled.stayed);
+        if self.owner != sampled.owner || left > 0 {
             self.held_since_ns = now_ns;
         }
-        self.owner = look.owner;
-        self.waiters = look.waiters;
+        self.owner = sampled.owner;
+        self.waiters = sampled.waiters;
         self.used_ns = now_ns;
         (left, now_ns.saturating_sub(self.held_since_ns))
     }
 }
 
-impl Look<'_> {
-    /// Threads of an interpreter that keep asking for the one lock that lets them run, while one does (two, where the look
-    /// falls between them): together they get no further than one CPU.
+impl FutexSample<'_> {
+    /// Whether this is a global interpreter lock: threads retry for it while one thread runs (or two, if the sample falls
+    /// on a hand-over), and the process uses no more than one CPU.
     fn is_interpreter(&self, process: &Process<'_>) -> bool {
         let one_runs = process.one_cpu && matches!(process.running, 1 | 2);
-        self.oldest.is_none() && self.asking > 0 && one_runs
+        self.oldest.is_none() && self.retrying > 0 && one_runs
     }
 
     fn reading(&self, known: &Known, left: u64, elapsed_ns: Option<u64>) -> Reading {
-        // What may be a counter, and what gives up and asks again, shows who waits, and is not judged.
+        // A possible counter, and a lock whose waiters retry, is reported with its waiters but not judged.
         let is_lock = self.certain || known.proven;
         let arrived = self.waiters.saturating_sub(self.stayed);
         let age_ns = is_lock.then_some(self.oldest_age_ns);
@@ -332,16 +339,16 @@ impl Look<'_> {
         }
     }
 
-    /// The holder and what it does; else the thread that has waited longest.
+    /// The holder and what it does, otherwise the thread that has waited longest.
     fn worst(&self, holder: Option<&Wait>, tgid: u32) -> Option<String> {
         match (holder, self.owner, self.oldest) {
             (Some(holder), ..) => Some(format!(
-                "thread {} ({}) of process {tgid} holds it, itself {}",
+                "held by thread {} ({}) of process {tgid}, {}",
                 holder.tid,
                 harmless(&holder.comm),
                 doing(holder)
             )),
-            (None, Some(owner), _) => Some(format!("thread {owner} of process {tgid} holds it")),
+            (None, Some(owner), _) => Some(format!("held by thread {owner} of process {tgid}")),
             (None, None, Some(oldest)) => Some(format!(
                 "thread {} ({}) of process {tgid} waits",
                 oldest.tid,
@@ -352,7 +359,7 @@ impl Look<'_> {
     }
 }
 
-/// A lock that nobody waits for at this look.
+/// The reading of a lock without waiters.
 fn free(left: u64, elapsed_ns: Option<u64>) -> Reading {
     Reading {
         depth: 0,

@@ -1,26 +1,26 @@
-//! Memory of control groups with a limit, else of the machine, and what threads lose by its want.
+//! Memory of control groups that have a limit, otherwise of the machine, and the time that threads stall for it.
 //!
-//! A group that is full of page cache is healthy, and so is one whose heap was sized to fill it: how full it is says
-//! little. What counts is the time that its tasks stall for memory (pressure stall information). Where the kernel does
-//! not count that, it is a group that is full of what cannot be dropped and that keeps hitting its limit.
+//! How full a group is says little: one full of page cache is healthy, and so is one whose heap is sized to fill it. What
+//! counts is the time that its tasks stall for memory (pressure stall information, PSI). Without PSI, a group counts as
+//! short of memory if it is full of unreclaimable memory and keeps hitting its limit.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::{Kind, QueueId, Reading, Sink, Source, Targets, starvation::stall_share};
 use crate::sample::{Cgroup, Machine, Sample, Stall};
 
-/// Stalls are judged over so long: to reclaim now and then is no trouble.
-const SPAN_NS: u64 = 5_000_000_000;
-/// Looks kept at most.
-const MAX_LOOKS: usize = 64;
-/// Some task stalls in so much of the time: critical. Half of it is the first that is worth a word.
-const STALL: f64 = 0.10;
-/// The fill that stands for [`STALL`]: where a queue is critical.
+/// Window over which the stall share is measured, ns. Occasional reclaim does no harm.
+const STALL_WINDOW_NS: u64 = 5_000_000_000;
+/// Samples kept per group to cover the window. It bounds the memory.
+const MAX_SAMPLES: usize = 64;
+/// Share of time in which some task stalls that counts as critical. Half of it already matters.
+const CRITICAL_STALL_SHARE: f64 = 0.10;
+/// The fill that [`CRITICAL_STALL_SHARE`] maps to: the default score of level critical.
 const CRITICAL_FILL: f64 = 0.9;
-/// A machine with more than that available does not stall for its own sake; a group at its limit makes its stalls.
-const MACHINE_SHORT: f64 = 0.10;
-/// As full as that, of what cannot be dropped, and hitting its limit.
-const GROUP_SHORT: f64 = 0.95;
+/// Available share of its memory below which the machine is short. Above it, stalls come from a group at its own limit.
+const SHORT_MACHINE_AVAILABLE: f64 = 0.10;
+/// Share of unreclaimable memory from which a group that hits its limit is short, where the kernel has no PSI.
+const SHORT_GROUP_USED: f64 = 0.95;
 
 #[derive(Default)]
 pub(super) struct Memory {
@@ -28,10 +28,10 @@ pub(super) struct Memory {
     machine: Known,
 }
 
-/// What is remembered of a group, or of the machine.
+/// State kept per group, and of the machine.
 #[derive(Default)]
 struct Known {
-    /// Stalls at each of the last looks.
+    /// Time and stall counters of the samples of the last window.
     stalls: VecDeque<(u64, Stall)>,
     seen_ns: Option<u64>,
     limit_hits: Option<u64>,
@@ -39,7 +39,7 @@ struct Known {
     grown: Grown,
 }
 
-/// Since the previous look.
+/// Changes since the previous sample.
 #[derive(Clone, Copy, Default)]
 struct Grown {
     elapsed_ns: Option<u64>,
@@ -58,7 +58,7 @@ impl Source for Memory {
             .retain(|path, _| sample.cgroups.iter().any(|group| group.path == *path));
         for group in &sample.cgroups {
             let known = self.groups.entry(group.path.clone()).or_default();
-            known.look(
+            known.observe(
                 now_ns,
                 group.memory_stall,
                 group.limit_hits,
@@ -67,7 +67,8 @@ impl Source for Memory {
         }
         if let Some(machine) = &sample.machine {
             let kills = Some(machine.oom_kills);
-            self.machine.look(now_ns, machine.memory_stall, None, kills);
+            self.machine
+                .observe(now_ns, machine.memory_stall, None, kills);
         }
         for target in targets.all() {
             let path = target.cgroup.as_ref();
@@ -90,7 +91,7 @@ impl Source for Memory {
 }
 
 impl Known {
-    fn look(
+    fn observe(
         &mut self,
         now_ns: u64,
         stall: Option<Stall>,
@@ -109,16 +110,16 @@ impl Known {
         self.oom_kills = oom_kills;
     }
 
-    /// Share of the last seconds in which some task stalled. Never more than in the whole span: a burst of reclaim just
-    /// after the first look says nothing yet.
+    /// Share of the window in which some task stalled. The divisor is the whole window even if fewer samples exist yet:
+    /// a burst of reclaim just after the first sample decides nothing.
     fn stalled(&mut self, now_ns: u64, stall: Option<Stall>) -> Option<f64> {
         let Some(stall) = stall else {
             self.stalls.clear();
             return None;
         };
-        let begin_ns = now_ns.saturating_sub(SPAN_NS);
-        // The last look from before the span is where it begins.
-        while self.stalls.len() >= MAX_LOOKS
+        let begin_ns = now_ns.saturating_sub(STALL_WINDOW_NS);
+        // Keep one sample from before the window, as its start.
+        while self.stalls.len() >= MAX_SAMPLES
             || self.stalls.get(1).is_some_and(|(ns, _)| *ns <= begin_ns)
         {
             self.stalls.pop_front();
@@ -126,12 +127,12 @@ impl Known {
         let first = self.stalls.front().copied();
         self.stalls.push_back((now_ns, stall));
         let (since_ns, before) = first?;
-        let elapsed_ns = now_ns.saturating_sub(since_ns).max(SPAN_NS);
+        let elapsed_ns = now_ns.saturating_sub(since_ns).max(STALL_WINDOW_NS);
         stall_share(Some(before), Some(stall), Some(elapsed_ns))
     }
 }
 
-/// A group with a limit.
+/// The reading of a group with a limit.
 fn limited(group: &Cgroup, grown: Grown) -> Option<Reading> {
     let limit = group.memory_limit?;
     let depth = group.memory?.saturating_sub(group.reclaimable.unwrap_or(0));
@@ -139,7 +140,7 @@ fn limited(group: &Cgroup, grown: Grown) -> Option<Reading> {
     let hits = grown.limit_hits.unwrap_or(0);
     let fill = match grown.stall_share {
         Some(share) => Some(as_fill(share)),
-        None => (hits > 0 && used >= GROUP_SHORT).then_some(used.min(0.99)),
+        None => (hits > 0 && used >= SHORT_GROUP_USED).then_some(used.min(0.99)),
     };
     let mut extra = vec![("used_share", used)];
     extra.extend(grown.stall_share.map(|share| ("stall_share", share)));
@@ -155,14 +156,15 @@ fn limited(group: &Cgroup, grown: Grown) -> Option<Reading> {
     })
 }
 
-/// The machine, for a target whose group has no limit. `group` holds that group's own stalls, where they are known.
+/// The reading of the machine, for a target whose group has no limit. `group` holds that group's own stalls, if known.
 fn unlimited(machine: &Machine, grown: Grown, group: Grown) -> Reading {
     let depth = machine.memory.saturating_sub(machine.memory_available);
-    let is_short = (machine.memory_available as f64) < machine.memory as f64 * MACHINE_SHORT;
+    let is_short =
+        (machine.memory_available as f64) < machine.memory as f64 * SHORT_MACHINE_AVAILABLE;
     let share = group.stall_share.or(grown.stall_share);
     let mut extra = Vec::new();
     extra.extend(share.map(|share| ("stall_share", share)));
-    // Anybody's: whether this service lost a process is not known.
+    // Of any process: whether this service lost one is unknown.
     extra.extend(
         grown
             .oom_kills
@@ -179,9 +181,9 @@ fn unlimited(machine: &Machine, grown: Grown, group: Grown) -> Reading {
     }
 }
 
-/// Stalls on the scale by which queues at a cliff are judged. Full it is only when something is killed.
+/// Maps the stall share to a fill. It stays below 1: only an OOM kill counts as full.
 fn as_fill(stall_share: f64) -> f64 {
-    (stall_share / STALL * CRITICAL_FILL).min(0.99)
+    (stall_share / CRITICAL_STALL_SHARE * CRITICAL_FILL).min(0.99)
 }
 
 #[cfg(test)]
@@ -192,11 +194,11 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
     const GIB: u64 = 1 << 30;
 
-    /// Readings of a course of looks, one a second.
-    fn course(looks: impl IntoIterator<Item = (Cgroup, Machine)>) -> Vec<(String, Reading)> {
+    /// The readings of these samples, one a second.
+    fn course(samples: impl IntoIterator<Item = (Cgroup, Machine)>) -> Vec<(String, Reading)> {
         let mut model = Model::default();
         let mut out = Vec::new();
-        for (second, (cgroup, machine)) in looks.into_iter().enumerate() {
+        for (second, (cgroup, machine)) in samples.into_iter().enumerate() {
             let target = Target {
                 id: 1,
                 tgids: vec![10],
@@ -246,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_full_of_page_cache_is_silent() {
+    fn a_container_full_of_page_cache_is_not_saturated() {
         let readings =
             course((0..20).map(|second| (group(second, SECOND / 500), Machine::default())));
         for (name, memory) in readings {
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_thrashes_is_told_after_some_seconds() {
+    fn a_thrashing_container_is_reported_after_some_seconds() {
         let readings =
             course((0..10).map(|second| (group(second, SECOND / 5), Machine::default())));
         let fills: Vec<f64> = readings
@@ -270,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn without_pressure_information_hits_at_the_limit_count_only_where_nothing_can_be_dropped() {
+    fn without_psi_limit_hits_count_only_if_memory_is_unreclaimable() {
         let blind = |second: u64, reclaimable: u64| Cgroup {
             memory: Some(GIB),
             reclaimable: Some(reclaimable),
@@ -295,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_the_machine_counts_and_only_where_it_is_short() {
+    fn without_a_limit_the_machine_counts_if_it_is_short() {
         let machine = |second: u64, available: u64| Machine {
             memory: 16 * GIB,
             memory_available: available,

@@ -1,7 +1,9 @@
-//! The queue model: from the raw facts of a sample to queues with depth, limit, rates, wait and losses.
+//! The queue model: turns the raw facts of a sample into queues with depth, limit, rates, wait and losses.
 //!
-//! One module per source of facts. Each keeps what it must remember between ticks (counters to subtract, when
-//! a head last moved) and writes one [`Reading`] per queue it saw. Pure: no clock, no kernel, no I/O.
+//! There is one module per source of facts. Each keeps state between samples, such as counters to subtract or the time
+//! at which the head of a queue last moved, and writes one [`Reading`] per queue.
+//!
+//! **Invariant:** this module is pure: no clock, no kernel, no I/O. Time comes with the sample.
 #![forbid(unsafe_code)]
 
 mod accept;
@@ -40,108 +42,111 @@ use std::{
 };
 
 pub use identity::{QueueId, QueueKey, RingHalf, UnixEnd};
-pub use kind::{Judged, Kind};
+pub use kind::{Criterion, Kind};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 pub use targets::Targets;
 
 use crate::sample::{Sample, TargetId};
 
-/// Queues of one kind that one target may have; what is beyond is counted, not shown.
+/// Queues of one kind that are reported per target. Further ones are only counted, so that a service with thousands of
+/// endpoints cannot exhaust the memory of the agent or of a metrics store.
 pub const MAX_QUEUES_PER_KIND: usize = 256;
 
-/// Of what does the work (workers, a loop, CPUs): the share that is at work, among a reading's further measures.
+/// JSON key, in [`Reading::extra`], of the busy share (0 to 1) of workers, an event loop, or CPUs.
 pub const UTILIZATION: &str = "utilization";
 
-/// Of connections that carry requests: those answered per second, hidden ones too, as far as they can be told.
+/// JSON key, in [`Reading::extra`], of the responses per second on connections that carry requests. It includes an
+/// estimate of requests that began and ended between two samples.
 pub const RESPONSES_PER_S: &str = "responses_per_s";
 
-/// What one tick tells of one queue. `None` is "not known", never 0.
+/// The state of one queue at one sample. `None` means unknown, never 0.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Reading {
-    /// In [`Reading::unit`], as `limit`.
+    /// Items in the queue, in [`Reading::unit`].
     pub depth: u64,
+    /// Capacity, in [`Reading::unit`].
     pub limit: Option<u64>,
-    /// What depth and limit count, where the kernel limits this queue by something else than [`Kind::unit`] says.
+    /// Unit of depth and limit, where it differs from [`Kind::unit`].
     pub unit: Option<&'static str>,
-    /// Depth over limit of the fullest part: one socket of several that serve one port, one connection of many.
+    /// Depth ÷ limit of the fullest part: of several sockets that serve one port, or of many connections.
     pub fill: Option<f64>,
-    /// At the limit: the next arrival is refused, or its sender blocks.
+    /// The queue is at its limit: the next arrival is refused, or its sender blocks.
     pub full: bool,
-    /// Since the previous reading, in the unit of the depth (for the run queue: dispatches).
+    /// Arrivals since the previous reading, in the unit of the depth (for the run queue: dispatches).
     pub arrivals: Option<u64>,
+    /// Departures since the previous reading, in the unit of the depth.
     pub departures: Option<u64>,
     /// Time since the previous reading, ns; `None` for the first.
     pub elapsed_ns: Option<u64>,
-    /// Pieces of work taken from the queue since the previous reading (accepts, reads), at least.
+    /// Lower bound of the dequeue operations (accepts, reads) since the previous reading.
     pub served: Option<u64>,
-    /// Who takes from the queue, at most: the target's threads.
+    /// Upper bound of the number of threads that serve the queue.
     pub servers: u32,
-    /// How long what leaves now has waited, or what comes now will: measured where it can be, else by Little's law. ns.
+    /// Queueing delay now, ns: measured where the kernel allows it, otherwise estimated by Little's law.
     pub wait_ns: Option<u64>,
-    /// Age of what has waited longest, ns.
+    /// Age of the oldest item that waits, ns.
     pub oldest_age_ns: Option<u64>,
-    /// Age of each piece of work that waits and that the kernel timed, ns, oldest first: accept queues alone have them.
+    /// Age of each item that waits, ns, oldest first. Only accept queues and requests in flight have them.
     pub ages_ns: Vec<u64>,
-    /// Lost since the previous reading.
+    /// Items lost since the previous reading.
     pub losses: u64,
-    /// The part of the queue that is worst off, in words: `fd 12 from 10.0.0.9:41234`.
+    /// The worst part of the queue, for display: `fd 12 from 10.0.0.9:41234`.
     pub worst: Option<String>,
-    /// Further measures of this kind, by their JSON key.
+    /// Further measures that only some kinds have, by their JSON key.
     pub extra: Vec<(&'static str, f64)>,
 }
 
 impl Reading {
-    /// A further measure of this kind.
+    /// The measure with this JSON key, if the queue has it.
     pub fn extra(&self, key: &str) -> Option<f64> {
         let mut all = self.extra.iter();
         all.find_map(|(name, value)| (*name == key).then_some(*value))
     }
 }
 
-/// The readings of one tick.
+/// The readings of one sample.
 #[derive(Debug, Default)]
 pub struct Readings {
     pub queues: Vec<(Arc<QueueKey>, Reading)>,
-    /// Queues that were there and are no longer.
+    /// Queues that existed at an earlier sample and no longer exist.
     pub gone: Vec<Arc<QueueKey>>,
-    /// Queues beyond [`MAX_QUEUES_PER_KIND`], not shown.
-    pub beyond_bound: usize,
-    /// Every request that waits for its answer, of the targets that are looked at closely; `None` where this sample did
-    /// not tell.
-    pub awaited: Option<Vec<Awaited>>,
+    /// Queues beyond [`MAX_QUEUES_PER_KIND`], which have no reading.
+    pub queues_over_limit: usize,
+    /// Every unanswered request of the targets in the focus scope. `None` if this sample has no such data.
+    pub pending_requests: Option<Vec<PendingRequest>>,
 }
 
-/// A request that waits for its answer.
+/// A request that has not been answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Awaited {
+pub struct PendingRequest {
     pub target: TargetId,
     pub tgid: u32,
-    /// Of the connection.
+    /// Socket cookie of its connection.
     pub cookie: u64,
-    /// The target is to answer it; else it waits for the answer.
+    /// The target accepted the connection and owes the answer. Otherwise the target sent the request.
     pub accepted: bool,
-    /// It has been read.
+    /// The target has read the request.
     pub read: bool,
-    /// CLOCK_MONOTONIC, ns.
+    /// When it began, CLOCK_MONOTONIC, ns.
     pub began_ns: u64,
 }
 
-/// All queues of all targets.
+/// All queues of all targets, and the state that their sources keep between samples.
 pub struct Model {
     targets: Targets,
     keys: Keys,
     sources: Vec<Box<dyn Source>>,
     focus_scope: BTreeSet<TargetId>,
-    before: Before,
+    previous: Previous,
 }
 
 /// All sources, in the order in which they read a sample.
 ///
-/// One dependency fixes the order: the accept queues are read after the TCP connections (`Streams`), which count the
-/// new ones among the accepted ([`Sink::new`]). The other sources do not depend on each other within a sample. Their
-/// order, from the far end of the path that work takes to its beginning, is the order of [`Readings::queues`], in which
-/// queues that saturate in the same sample open their episodes.
+/// One dependency constrains the order: `Streams` counts the new accepted connections ([`Sink::new`]), and the accept
+/// queues read that count, so they come after it. The other sources do not depend on each other within a sample. Their
+/// order is that of [`Readings::queues`], and so the order in which queues that saturate in the same sample open their
+/// episodes: downstream queues first.
 fn sources() -> Vec<Box<dyn Source>> {
     vec![
         Box::<uring::Uring>::default(),
@@ -165,8 +170,7 @@ fn sources() -> Vec<Box<dyn Source>> {
     ]
 }
 
-/// Reads the queues of one kind (or of several that come from the same facts) from samples, and keeps what it must
-/// remember between them.
+/// Reads the queues of one kind, or of several that come from the same facts, and keeps state between samples.
 trait Source: Send {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>);
 }
@@ -177,75 +181,75 @@ impl Default for Model {
             targets: Targets::default(),
             keys: Keys::default(),
             focus_scope: BTreeSet::new(),
-            before: Before::default(),
+            previous: Previous::default(),
             sources: sources(),
         }
     }
 }
 
 impl Model {
-    /// Takes in one sample.
+    /// The queues of one sample. Samples must come in the order of their time.
     pub fn read(&mut self, sample: &Sample) -> Readings {
         let mut out = Readings::default();
         if let Some(targets) = &sample.targets {
             self.targets.replace(targets);
             self.keys.retain_targets(&self.targets, &mut out.gone);
         }
-        self.targets.learn(sample);
+        self.targets.update(sample);
         let mut sink = Sink {
             keys: &mut self.keys,
             out: &mut out,
             new: NewConnections::new(),
             accepted: Accepted::new(),
-            before: &self.before,
+            previous: &self.previous,
             focus_scope: &self.focus_scope,
         };
         for source in &mut self.sources {
             source.read(sample, &self.targets, &mut sink);
         }
-        self.before = Before {
+        self.previous = Previous {
             new: sample.walks.files.then_some(sink.new),
             accepted: sink.accepted,
         };
         out
     }
 
-    /// Tells each request of these targets from now on.
-    pub fn set_focus_scope(&mut self, at: BTreeSet<TargetId>) {
-        self.focus_scope = at;
+    /// From now on, [`Readings::pending_requests`] covers these targets.
+    pub fn set_focus_scope(&mut self, targets: BTreeSet<TargetId>) {
+        self.focus_scope = targets;
     }
 
-    /// The targets as last told.
+    /// The targets of the last sample that listed them.
     pub fn targets(&self) -> &Targets {
         &self.targets
     }
 }
 
-/// Accepted connections not seen at the last walk over files, per network namespace and local port.
+/// Accepted connections that the previous file scan did not see, per network namespace and local port.
 type NewConnections = HashMap<(u32, u16), u64>;
 
-/// Connections that a service took since the last look, whether or not they are still there, by its network namespace and
-/// port; `None` where that is not known.
+/// Connections that a service accepted since the previous sample, still open or not, per network namespace and local
+/// port. `None` if the number is unknown.
 type Accepted = BTreeMap<(TargetId, u32, u16), Option<u64>>;
 
-/// What the sample before told of new connections.
+/// New connections at the previous sample.
 #[derive(Default)]
-struct Before {
-    /// `None`: it did not look at all of them.
+struct Previous {
+    /// `None` if that sample did not include a file scan, and so did not see all connections.
     new: Option<NewConnections>,
     accepted: Accepted,
 }
 
-/// Where the kinds' modules put what they read.
+/// Collects the readings of all sources, and passes facts from one source to another.
 struct Sink<'a> {
     keys: &'a mut Keys,
     out: &'a mut Readings,
-    /// What the connections tell the accept queue.
+    /// From the TCP connections to the accept queues.
     new: NewConnections,
-    /// What the accept queue tells the requests, which are read before it: at the next sample.
+    /// From the accept queues to the requests in flight. Those are read first, so they use it at the next sample.
     accepted: Accepted,
-    before: &'a Before,
-    /// Targets of which each request is to be told.
+    previous: &'a Previous,
+    /// Targets whose pending requests are listed.
     focus_scope: &'a BTreeSet<TargetId>,
 }
 
@@ -254,7 +258,7 @@ impl Sink<'_> {
         self.put_with(target, kind, id, || reading);
     }
 
-    /// The same, where there may be many more queues than are shown: of those, none is read.
+    /// The same, for sources that may have many more queues than the limit: readings beyond it are not computed.
     fn put_with(
         &mut self,
         target: TargetId,
@@ -264,11 +268,11 @@ impl Sink<'_> {
     ) {
         match self.keys.get(target, kind, id) {
             Some(key) => self.out.queues.push((key, reading())),
-            None => self.out.beyond_bound += 1,
+            None => self.out.queues_over_limit += 1,
         }
     }
 
-    /// After a complete walk: what of this kind was not put now is gone.
+    /// Ends the queues of this kind that have no reading in this sample. Only valid after a complete scan.
     fn forget_unseen(&mut self, kind: Kind) {
         self.forget_unseen_where(kind, |_| true);
     }
@@ -341,13 +345,13 @@ impl Keys {
     }
 }
 
-/// `after - before` of a counter modulo 2^32.
+/// Growth of a counter that wraps at 2^32.
 fn advance(before: u32, after: u32) -> u64 {
     u64::from(after.wrapping_sub(before))
 }
 
-/// Little's law: the wait of what comes now, when so much departed in the time since the last look.
-fn little(depth: u64, departed: u64, elapsed_ns: Option<u64>) -> Option<u64> {
+/// The queueing delay by Little's law, ns: depth ÷ departure rate. `None` if nothing departed.
+fn littles_law(depth: u64, departed: u64, elapsed_ns: Option<u64>) -> Option<u64> {
     elapsed_ns
         .filter(|_| departed > 0)
         .map(|elapsed| (depth as f64 / departed as f64 * elapsed as f64) as u64)

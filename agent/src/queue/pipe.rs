@@ -1,4 +1,4 @@
-//! Pipes and FIFOs: buffers between two processes, or two threads of one.
+//! Pipes and FIFOs: buffers between two processes, or between threads of one.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -6,14 +6,14 @@ use std::{
 };
 
 use super::{
-    Kind, QueueId, Reading, Sink, Source, Targets, advance, head::Head, inflow::Inflow, little,
+    Kind, QueueId, Reading, Sink, Source, Targets, advance, head::Head, inflow::Inflow, littles_law,
 };
 use crate::{
     sample::{Holder, Pipe, Sample, TargetId},
     text,
 };
 
-/// What of a FIFO's path goes into its name.
+/// Longest part of a FIFO's path that is reported, bytes. Paths may be up to 4,096 bytes long.
 const MAX_PATH_BYTES: usize = 512;
 
 #[derive(Default)]
@@ -21,7 +21,7 @@ pub(super) struct Pipes {
     known: HashMap<Place, Known>,
 }
 
-/// Inodes of pipes and of FIFOs come from different file systems.
+/// Identifies a pipe between samples. Inodes of pipes and of FIFOs come from different file systems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Place {
     target: TargetId,
@@ -29,7 +29,7 @@ struct Place {
     inode: u64,
 }
 
-/// What is remembered of one pipe.
+/// State kept per pipe.
 struct Known {
     id: QueueId,
     head: u32,
@@ -40,7 +40,7 @@ struct Known {
     inflow: Inflow,
 }
 
-/// One pipe as one target holds it: through one end or both.
+/// One pipe that a target holds one or both ends of.
 struct Held<'a> {
     pipe: &'a Pipe,
     /// The first process and descriptor of the target at each end.
@@ -152,14 +152,14 @@ impl Held<'_> {
         if read_of_a_buffer {
             consumer.moved();
         }
-        let oldest_age_ns = consumer.look(tail, depth > 0, now_ns);
-        let inflow_ns = inflow.look(arrivals.is_some_and(|arrivals| arrivals > 0), now_ns);
+        let oldest_age_ns = consumer.observe(tail, depth > 0, now_ns);
+        let inflow_ns = inflow.observe(arrivals.is_some_and(|arrivals| arrivals > 0), now_ns);
         let wait_ns = if depth == 0 {
             Some(0)
         } else {
-            little(depth, departures.unwrap_or(0), elapsed_ns)
+            littles_law(depth, departures.unwrap_or(0), elapsed_ns)
         };
-        // A full pipe that is read from is how two processes keep step; one that nobody reads stops its writer.
+        // A full pipe that is being read is normal flow control. One that is not read blocks its writer.
         let is_read = departures.is_some_and(|departures| departures > 0) || read_of_a_buffer;
         let full = depth >= limit && !is_read;
         let fill = depth as f64 / limit.max(1) as f64;
@@ -183,8 +183,8 @@ impl Held<'_> {
             extra: self.extra(),
             ..Reading::default()
         };
-        if self.is_kept_inside(place, targets) && !full && depth > 0 {
-            // It becomes a queue when things keep coming, and they have waited no longer than that.
+        if self.is_internal(place, targets) && !full && depth > 0 {
+            // It is a queue only while data keeps arriving, and its data has waited no longer than that.
             let since_ns = inflow_ns.unwrap_or(0);
             let keeps_coming = inflow_ns.is_some();
             reading.oldest_age_ns = oldest_age_ns
@@ -207,8 +207,8 @@ impl Held<'_> {
         (reading, now)
     }
 
-    /// Nobody but this target holds it, as far as is known.
-    fn is_kept_inside(&self, place: Place, targets: &Targets) -> bool {
+    /// Whether, as far as is known, no process outside this target holds it.
+    fn is_internal(&self, place: Place, targets: &Targets) -> bool {
         self.read_end.is_some()
             && self.write_end.is_some()
             && !targets.is_held_outside(place.target, place.inode)
@@ -225,7 +225,7 @@ impl Held<'_> {
         extra
     }
 
-    /// Who holds which end, in words.
+    /// The holders of both ends, for display.
     fn ends(&self, at: Place, targets: &Targets) -> String {
         let place =
             |end: &str, (tgid, fd): (u32, u32)| format!("{end} end at process {tgid} fd {fd}");
@@ -290,10 +290,10 @@ mod tests {
         }
     }
 
-    /// Both ends in the service, so many buffers used: the reading after each look.
-    fn kept_inside(looks: impl IntoIterator<Item = (u32, u32)>) -> Vec<Reading> {
+    /// The readings of a pipe that has both ends in the service, by its head and bytes at each sample.
+    fn internal(samples: impl IntoIterator<Item = (u32, u32)>) -> Vec<Reading> {
         let mut watched = Watched::default();
-        looks
+        samples
             .into_iter()
             .map(|(head, bytes)| {
                 let both = vec![end(true, head, bytes), end(false, head, bytes)];
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_reads_grows_old() {
+    fn a_pipe_that_nobody_reads_ages() {
         let mut watched = Watched::default();
         let one = |readers| {
             let pipe = Pipe {
@@ -320,9 +320,9 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_the_other_end_is_named_and_remembered() {
+    fn holders_of_the_other_end_are_named_and_remembered() {
         let mut watched = Watched::default();
-        let told = Sample {
+        let sampled = Sample {
             holders: Some(vec![
                 holder(77, true),
                 holder(PID, false),
@@ -332,7 +332,7 @@ mod tests {
         };
         let worst = "write end at process 12 fd 1; read end held by rsyslogd (77); \
                      write end held by rsyslogd (78)";
-        let reading = watched.walk_one(Kind::Pipe, told);
+        let reading = watched.walk_one(Kind::Pipe, sampled);
         assert_eq!(reading.worst.as_deref(), Some(worst));
         let reading = watched.walk_one(Kind::Pipe, sample(vec![end(false, 1, 10)]));
         assert_eq!(reading.worst.as_deref(), Some(worst));
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_of_a_part_of_a_buffer_makes_it_young() {
+    fn reading_part_of_a_buffer_resets_the_age() {
         let mut watched = Watched::default();
         let mut age = |bytes| {
             let queue = sample(vec![end(true, 2, bytes)]);
@@ -361,10 +361,10 @@ mod tests {
     }
 
     #[test]
-    fn what_rests_in_a_pipe_that_a_service_keeps_to_itself_is_no_queue() {
-        // A jobserver: four tokens, taken and given back.
-        let tokens = (0..50).map(|look| (1, 4 - look % 3));
-        for reading in kept_inside(tokens) {
+    fn data_at_rest_in_an_internal_pipe_is_no_queue() {
+        // A jobserver: four tokens, taken and returned.
+        let tokens = (0..50).map(|sample| (1, 4 - sample % 3));
+        for reading in internal(tokens) {
             assert_eq!(reading.depth, 1);
             assert_eq!((reading.wait_ns, reading.oldest_age_ns), (None, None));
             assert_eq!(reading.fill, None);
@@ -372,9 +372,9 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_that_comes_now_and_then_makes_no_standing_queue() {
-        let tokens = (0..200).map(|look| (1 + look / 40, 4));
-        for reading in kept_inside(tokens) {
+    fn occasional_buffers_make_no_standing_queue() {
+        let tokens = (0..200).map(|sample| (1 + sample / 40, 4));
+        for reading in internal(tokens) {
             assert!(
                 reading.oldest_age_ns.unwrap_or(0) <= 10 * TICK,
                 "{reading:?}"
@@ -383,33 +383,33 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_a_service_keeps_to_itself_is_a_queue_while_things_come_or_when_full() {
-        let filling = kept_inside((0..16).map(|look| (look + 1, 100 * look)));
+    fn an_internal_pipe_is_a_queue_while_data_arrives_or_when_full() {
+        let filling = internal((0..16).map(|sample| (sample + 1, 100 * sample)));
         assert_eq!(filling[14].oldest_age_ns, Some(13 * TICK));
         assert_eq!(filling[14].fill, Some(15.0 / 16.0));
         let full = &filling[15];
         assert!(full.full);
         assert_eq!(full.oldest_age_ns, Some(15 * TICK));
-        let stuck = kept_inside((0..50).map(|_| (16, 64)));
+        let stuck = internal((0..50).map(|_| (16, 64)));
         assert_eq!(stuck[49].oldest_age_ns, Some(49 * TICK));
         assert_eq!(stuck[49].fill, Some(1.0));
     }
 
     #[test]
-    fn both_ends_in_one_service_are_judged_when_another_process_holds_one_too() {
+    fn an_internal_pipe_is_judged_if_another_process_also_holds_an_end() {
         let mut watched = Watched::default();
         let both = vec![end(true, 1, 10), end(false, 1, 10)];
-        let told = Sample {
+        let sampled = Sample {
             holders: Some(vec![holder(77, false)]),
             ..sample(both.clone())
         };
-        watched.walk_one(Kind::Pipe, told);
+        watched.walk_one(Kind::Pipe, sampled);
         let reading = watched.walk_one(Kind::Pipe, sample(both));
         assert_eq!(reading.oldest_age_ns, Some(TICK));
     }
 
     #[test]
-    fn a_fifo_has_its_path_for_a_name_and_no_two_have_the_same() {
+    fn a_fifo_is_named_by_its_path_and_no_two_have_the_same_name() {
         let fifo = |inode| Pipe {
             inode,
             path: Some("/run/log".to_owned()),

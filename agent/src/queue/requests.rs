@@ -1,95 +1,99 @@
-//! Whether a connection carries a request that is not answered: told by the kernel's own sequence numbers, with no
+//! Decides whether a TCP connection carries an unanswered request, from the kernel's sequence numbers alone, without
 //! knowledge of the protocol.
 //!
 //! `snd_wl1` is the sequence number of the segment that last advanced our acknowledgement or window. It equals
-//! `rcv_nxt` when that was a bare ACK and differs when the segment carried data:
+//! `rcv_nxt` if that segment was a bare ACK, and differs if it carried data:
 //!
-//! - A connection that was **accepted** waits for our answer when all that we sent is acknowledged and `snd_wl1` is
-//!   not `rcv_nxt`: the last that came was data.
-//! - A connection that was **opened** waits for the peer's answer when not all that we sent is acknowledged, or
-//!   `snd_wl1` is `rcv_nxt`: the last that came was the bare ACK of our call.
+//! - An **accepted** connection waits for our answer if everything we sent is acknowledged and `snd_wl1` is not `rcv_nxt`:
+//!   the last segment received was data.
+//! - An **opened** connection waits for the peer's answer if something we sent is unacknowledged, or `snd_wl1` is
+//!   `rcv_nxt`: the last segment received was the bare ACK of our request.
 //!
-//! Answers to keep-alive probes are bare ACKs as well. So only data changes the state: the rule is asked when data
-//! moved, and else what was known stays. Where a bare ACK came long after the last data, the rule is not asked at all.
-//! A FIN takes a sequence number and is not data.
+//! Answers to keep-alive probes are also bare ACKs. So the rule is only applied when data has moved; otherwise the status
+//! stays as it was. It is not applied at all if a bare ACK arrived long after the last data. A FIN occupies a sequence
+//! number and is not data.
 
 use super::{advance, endpoint::state};
 use crate::sample::Connection;
 
-/// Keep-alive probes are at least a second apart. A bare ACK that came so much later than the last data is the answer
-/// to one.
-const PROBE_NS: u64 = 900_000_000;
-/// The coarsest timer tick in use (HZ 100): times that are nearer to each other may be equal.
+/// A bare ACK that arrived this long after the last data answers a keep-alive probe, ns. Probes are at least one second
+/// apart (TCP_KEEPINTVL); 100 ms are left for timer granularity.
+const KEEPALIVE_PROBE_NS: u64 = 900_000_000;
+/// Resolution of the kernel's timestamps, ns: one timer tick at CONFIG_HZ=100, the coarsest in use. Times closer than that
+/// cannot be ordered.
 const RESOLUTION_NS: u64 = 10_000_000;
-/// Data that comes after a silence of so long is a new message, not the rest of the last one.
-const PAUSE_NS: u64 = 200_000_000;
-/// So many messages that nobody answered make a one-way connection, where answered ones are rare.
+/// Data after a silence this long, ns, is a new message and not the rest of the previous one.
+const MESSAGE_GAP_NS: u64 = 200_000_000;
+/// Unanswered messages after which a connection counts as one-way, provided that answered ones are rare.
 const ONE_WAY_MESSAGES: u8 = 8;
+/// Unanswered messages per answered one from which answered ones count as rare.
 const ONE_WAY_RATIO: u8 = 4;
-/// What flows one way for so long without a pause is no request, unless the connection was seen to answer before.
+/// A one-way flow without a pause that lasts this long, ns, is no request, unless the connection has answered before.
 const ONE_WAY_FLOW_NS: u64 = 10_000_000_000;
-/// Evidence is halved here: what a connection is used for may change.
-const EVIDENCE_MAX: u8 = 200;
+/// Count at which all evidence of a connection's use is halved, since its use may change.
+const MAX_EVIDENCE: u8 = 200;
 
-/// Who asks on a connection.
+/// Which end of a connection sends the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// We accepted it: the peer asks.
+    /// The target accepted it: the peer sends requests.
     Accepted,
-    /// We opened it: we ask.
+    /// The target opened it, and sends requests.
     Opened,
 }
 
-/// What a connection is about at one look.
+/// The state of the request/response exchange on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// All is answered, or nothing was ever asked.
+pub(super) enum Status {
+    /// No request is unanswered.
     Idle,
-    /// Accepted: a request, or a part of one, is there that the service has not read.
+    /// Accepted: a request, or part of one, has arrived and the service has not read it.
     Unread,
-    /// Accepted: the service has read a request and not begun to answer.
+    /// Accepted: the service has read a request and has not begun to answer.
     Working,
-    /// Opened: we wait for an answer.
+    /// Opened: a request is sent and not answered.
     Outstanding,
     /// Accepted: the answer has begun and is still being sent.
     Sending,
-    /// It was first seen in the middle, or what happened between two looks can be read in two ways.
+    /// Undecided: the connection was first seen in mid-exchange, or the changes between two samples are ambiguous.
     Unknown,
-    /// Not request and answer: data goes one way.
+    /// Not request and response: data flows one way.
     Push,
-    /// Reset, or given up by the kernel.
+    /// Reset, or abandoned by the kernel.
     Closed,
 }
 
-impl Standing {
-    /// Whether it is a request that waits for its answer.
-    pub(super) fn waits(self) -> bool {
+impl Status {
+    /// Whether a request is unanswered.
+    pub(super) fn is_pending(self) -> bool {
         matches!(self, Self::Unread | Self::Working | Self::Outstanding)
     }
 }
 
-/// What one look tells.
+/// What one sample shows of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
-    pub(super) standing: Standing,
-    /// When what waits began to, CLOCK_MONOTONIC, ns.
+    pub(super) status: Status,
+    /// When the unanswered request began, CLOCK_MONOTONIC, ns.
     pub(super) began_ns: u64,
-    /// Requests begun and answered since the last look, at least.
+    /// Lower bound of the requests begun since the previous sample.
     pub(super) begun: u8,
+    /// Lower bound of the requests answered since the previous sample.
     pub(super) answered: u8,
-    /// Both directions moved, so that more requests may hide between the two looks.
+    /// Data moved in both directions, so there may have been more requests between the two samples.
     pub(super) at_least: bool,
-    /// Requests answered since the last look: as many as there can have been where more may hide. Each takes a segment there
-    /// and one back, at least.
-    pub(super) answers: u32,
-    /// How long one of those that were answered took, where two looks bound it well, ns.
+    /// Upper estimate of the requests answered since the previous sample: each takes at least one segment in each
+    /// direction.
+    pub(super) responses: u32,
+    /// Response time of one of the requests answered, if the two samples bound it well, ns.
     pub(super) took_ns: Option<u64>,
-    /// The connection ended with a request on it that nobody answered.
+    /// The connection ended with an unanswered request.
     pub(super) lost: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
+    /// No request is unanswered.
     Quiet,
     Pending,
     Unknown,
@@ -105,23 +109,24 @@ impl From<Option<bool>> for Phase {
     }
 }
 
-/// What is remembered of one connection.
+/// State kept per connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Conversation {
     role: Role,
-    /// Where the data ends, FINs left out.
+    /// Sequence numbers of the end of the data, FINs excluded.
     received: u32,
     written: u32,
-    /// As of the connection.
+    /// [`Connection::segments`] at the previous sample.
     segments: u32,
     phase: Phase,
     began_ns: u64,
     seen_ns: u64,
-    habit: Habit,
+    pattern: TrafficPattern,
 }
 
 impl Conversation {
-    /// At first sight. `fresh`: it came since the last look at all connections, so that no probe was sent yet.
+    /// The first sample of a connection. `fresh`: it was opened since the last scan of all connections, so no keep-alive
+    /// probe has been sent yet.
     pub(super) fn first(
         connection: &Connection,
         role: Role,
@@ -148,16 +153,16 @@ impl Conversation {
             phase: pending.into(),
             began_ns: now_ns.saturating_sub(facts.since_asked().unwrap_or(0)),
             seen_ns: now_ns,
-            habit: Habit::default(),
+            pattern: TrafficPattern::default(),
         };
-        conversation.habit.asked_ns = conversation.began_ns;
-        let standing = conversation.standing(&facts, false, now_ns);
+        conversation.pattern.asked_ns = conversation.began_ns;
+        let status = conversation.status(&facts, false, now_ns);
         let seen = Seen {
-            standing,
+            status,
             began_ns: conversation.began_ns,
-            begun: u8::from(fresh && standing.waits()),
+            begun: u8::from(fresh && status.is_pending()),
             answered: 0,
-            answers: 0,
+            responses: 0,
             at_least: false,
             took_ns: None,
             lost: false,
@@ -165,8 +170,8 @@ impl Conversation {
         (conversation, seen)
     }
 
-    /// At each further look.
-    pub(super) fn look(&mut self, connection: &Connection, now_ns: u64) -> Seen {
+    /// Each further sample.
+    pub(super) fn observe(&mut self, connection: &Connection, now_ns: u64) -> Seen {
         let facts = Facts::of(connection, self.role);
         let before = self.phase;
         let last_ns = self.seen_ns;
@@ -180,7 +185,7 @@ impl Conversation {
         self.phase = self.next_phase(&facts, asked, answered);
         self.seen_ns = now_ns;
 
-        // Between the last look and this one: the clocks of the two differ by a timer tick.
+        // Clamp to the interval between the samples: kernel timestamps are a timer tick coarse.
         let within = |since: Option<u64>| {
             let at = now_ns.saturating_sub(since.unwrap_or(0));
             at.max(last_ns).min(now_ns)
@@ -190,33 +195,33 @@ impl Conversation {
         if asked && (answered || !was_waiting) {
             self.began_ns = within(facts.since_asked());
         }
-        self.habit
-            .take_in(was_waiting, asked, answered, facts.over, now_ns);
+        self.pattern
+            .record(was_waiting, asked, answered, facts.over, now_ns);
 
         let is_waiting = self.phase == Phase::Pending;
         let (begun, done): (u8, u32) = match (was_waiting, asked, answered, is_waiting) {
-            // Answered, and asked again.
+            // Answered, and the next request begun.
             (true, true, true, true) | (false, true, true, false) => (1, 1),
             (true, .., false) => (0, 1),
-            // What was answered may be the end of an earlier answer.
+            // The answer may be the end of an earlier one.
             (false, .., true) => (1, 0),
             _ => (0, 0),
         };
-        let standing = self.standing(&facts, answered, now_ns);
+        let status = self.status(&facts, answered, now_ns);
         let exchanges = exchanges(self.segments, connection.segments);
         self.segments = connection.segments;
-        let answers = if asked && answered {
+        let responses = if asked && answered {
             exchanges.max(done)
         } else {
             done
         };
-        let counts = standing != Standing::Push;
+        let counts = status != Status::Push;
         Seen {
-            standing,
+            status,
             began_ns: self.began_ns,
             begun: if counts { begun } else { 0 },
             answered: if counts { done as u8 } else { 0 },
-            answers: if counts { answers } else { 0 },
+            responses: if counts { responses } else { 0 },
             at_least: counts && asked && answered,
             took_ns: took_ns.filter(|_| counts),
             lost: counts && was_waiting && facts.over && facts.cut_off && !answered,
@@ -231,7 +236,7 @@ impl Conversation {
             (false, false) if self.phase == Phase::Unknown && facts.unread => Phase::Pending,
             (false, false) => self.phase,
             (false, true) => Phase::Quiet,
-            // What comes while our answer is still on its way to the peer belongs to it (window updates of HTTP/2).
+            // Data that arrives while our answer is in flight belongs to that exchange (HTTP/2 window updates).
             (true, false) => match (self.phase, self.role) {
                 (Phase::Quiet | Phase::Unknown, Role::Accepted) if !facts.acknowledged => {
                     Phase::Quiet
@@ -253,7 +258,7 @@ impl Conversation {
         let is_waiting = self.phase == Phase::Pending;
         match (was_waiting, asked, answered) {
             (true, false, true) => Some(answered_ns.saturating_sub(self.began_ns)),
-            // More may hide in between; that is no matter where the first took longer than the time between the looks.
+            // There may be more in between. That is negligible if the first took longer than the sampling interval.
             (true, true, true) => {
                 let least = last_ns.saturating_sub(self.began_ns);
                 let between = self.seen_ns.saturating_sub(last_ns);
@@ -267,26 +272,27 @@ impl Conversation {
         }
     }
 
-    fn standing(&self, facts: &Facts, answered: bool, now_ns: u64) -> Standing {
+    fn status(&self, facts: &Facts, answered: bool, now_ns: u64) -> Status {
         if facts.closed {
-            return Standing::Closed;
+            return Status::Closed;
         }
         let is_waiting = self.phase == Phase::Pending;
-        if self.habit.is_one_way(is_waiting, self.began_ns, now_ns) {
-            return Standing::Push;
+        if self.pattern.is_one_way(is_waiting, self.began_ns, now_ns) {
+            return Status::Push;
         }
         match (self.phase, self.role) {
-            (_, Role::Accepted) if facts.unread && !facts.over => Standing::Unread,
-            (Phase::Pending, Role::Accepted) => Standing::Working,
-            (Phase::Pending, Role::Opened) => Standing::Outstanding,
-            (Phase::Unknown, _) => Standing::Unknown,
-            (Phase::Quiet, Role::Accepted) if answered || !facts.acknowledged => Standing::Sending,
-            (Phase::Quiet, _) => Standing::Idle,
+            (_, Role::Accepted) if facts.unread && !facts.over => Status::Unread,
+            (Phase::Pending, Role::Accepted) => Status::Working,
+            (Phase::Pending, Role::Opened) => Status::Outstanding,
+            (Phase::Unknown, _) => Status::Unknown,
+            (Phase::Quiet, Role::Accepted) if answered || !facts.acknowledged => Status::Sending,
+            (Phase::Quiet, _) => Status::Idle,
         }
     }
 }
 
-/// Takes in a new position. One step back is no movement: state and sequence number were read on both sides of a FIN.
+/// Updates a position and returns whether it moved. One step back is no movement: state and sequence number were read on
+/// either side of a FIN.
 fn moved(position: &mut u32, now: u32) -> bool {
     match now.wrapping_sub(*position) {
         0 | u32::MAX => false,
@@ -297,8 +303,8 @@ fn moved(position: &mut u32, now: u32) -> bool {
     }
 }
 
-/// How many requests and answers fit into the segments between two looks: each has one at least. That is their number where
-/// requests, or else answers, are not longer than a segment, and come one after the other.
+/// Upper bound of the exchanges between two samples: each has at least one segment in each direction. The bound is exact
+/// if requests, or responses, fit in one segment and follow one another.
 fn exchanges(before: u32, now: u32) -> u32 {
     let half = |before: u32, now: u32| u32::from((now as u16).wrapping_sub(before as u16));
     half(before, now).min(half(before >> 16, now >> 16))
@@ -309,29 +315,33 @@ fn before(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) < 0
 }
 
-/// What one look at a connection says, FINs left out.
+/// The facts of one sample of a connection, FINs excluded.
 struct Facts {
     role: Role,
     received: u32,
     written: u32,
     unread: bool,
-    /// All data that we wrote is acknowledged.
+    /// All data that the target wrote is acknowledged.
     acknowledged: bool,
-    /// The last segment that told us something carried data.
+    /// The last segment that advanced acknowledgement or window carried data.
     data_came_last: bool,
-    /// No answer can come any more.
+    /// No further answer is possible.
     over: bool,
-    /// By the other end, or by the network.
+    /// It was ended by the peer or the network.
     cut_off: bool,
     closed: bool,
-    /// A FIN of the asking end: it, or its ACK, looks like the bare ACK that the rule asks for.
+    /// The requesting end has sent a FIN. It, or its ACK, is indistinguishable from the bare ACK of the rule.
     half_closed: bool,
     times: Option<Times>,
 }
 
+/// Times since the last event of each kind, ns.
 struct Times {
+    /// Data received.
     received_ns: u64,
+    /// Data sent.
     sent_ns: u64,
+    /// Any segment received.
     heard_ns: u64,
 }
 
@@ -367,10 +377,10 @@ impl Facts {
             role,
             received,
             written,
-            // Sequence numbers of two moments can cross; a "negative" distance is no data.
+            // The sequence numbers are not read at one instant and can cross. A negative distance is no data.
             unread: role == Role::Accepted && (1..1 << 31).contains(&unread),
             acknowledged: !before(connection.snd_una, written),
-            // Ahead of `rcv_nxt`: data that came before what it follows.
+            // Also true if it is ahead of `rcv_nxt`: data that arrived out of order.
             data_came_last: connection.snd_wl1 != received,
             over: over || closed,
             cut_off: closed || role == Role::Opened,
@@ -380,7 +390,7 @@ impl Facts {
         }
     }
 
-    /// Whether a request waits for its answer, by sequence numbers alone.
+    /// Whether a request is unanswered, by sequence numbers alone: the rule of the module.
     fn rule(&self) -> bool {
         match self.role {
             Role::Accepted => self.acknowledged && self.data_came_last,
@@ -388,11 +398,11 @@ impl Facts {
         }
     }
 
-    /// The same where the last bare ACK may be no answer to data: then the times decide, if they can.
+    /// The same. If the last bare ACK may not acknowledge data, timestamps decide, provided that they differ enough.
     fn decide(&self) -> Option<bool> {
         let probed = self.times.as_ref().is_some_and(|times| {
             let data_ns = times.received_ns.min(times.sent_ns);
-            data_ns.saturating_sub(times.heard_ns) >= PROBE_NS
+            data_ns.saturating_sub(times.heard_ns) >= KEEPALIVE_PROBE_NS
         });
         if probed || self.half_closed {
             self.by_times()
@@ -421,23 +431,23 @@ impl Facts {
     }
 }
 
-/// What tells a conversation from data that goes one way.
+/// Evidence that distinguishes request/response traffic from one-way traffic.
 #[derive(Clone, Copy, Debug, Default)]
-struct Habit {
-    /// Looks that saw an answer.
+struct TrafficPattern {
+    /// Samples that saw an answer.
     answered: u8,
-    /// Messages that came while an earlier one was not answered.
+    /// Messages that arrived while an earlier one was unanswered.
     unanswered: u8,
-    /// Answers that nobody had asked for.
+    /// Answers without a request.
     unasked: u8,
-    /// The asking end has been silent for a while.
+    /// The requesting end has been silent for [`MESSAGE_GAP_NS`].
     paused: bool,
-    /// When it was last seen to send.
+    /// When the requesting end last sent.
     asked_ns: u64,
 }
 
-impl Habit {
-    fn take_in(&mut self, was_waiting: bool, asked: bool, answered: bool, over: bool, now_ns: u64) {
+impl TrafficPattern {
+    fn record(&mut self, was_waiting: bool, asked: bool, answered: bool, over: bool, now_ns: u64) {
         if over {
             return;
         }
@@ -450,10 +460,10 @@ impl Habit {
         if asked {
             self.asked_ns = now_ns;
             self.paused = false;
-        } else if now_ns.saturating_sub(self.asked_ns) >= PAUSE_NS {
+        } else if now_ns.saturating_sub(self.asked_ns) >= MESSAGE_GAP_NS {
             self.paused = true;
         }
-        if self.answered.max(self.unanswered).max(self.unasked) >= EVIDENCE_MAX {
+        if self.answered.max(self.unanswered).max(self.unasked) >= MAX_EVIDENCE {
             self.answered /= 2;
             self.unanswered /= 2;
             self.unasked /= 2;
@@ -463,13 +473,13 @@ impl Habit {
     fn is_one_way(&self, is_waiting: bool, began_ns: u64, now_ns: u64) -> bool {
         let messages = self.unanswered >= ONE_WAY_MESSAGES
             && self.unanswered / ONE_WAY_RATIO >= self.answered.max(1);
-        // An upload is a request, however long it takes, where the connection is known to answer.
-        let patience_ns = ONE_WAY_FLOW_NS * (1 + u64::from(self.answered.min(5)));
+        // A long upload is a request if the connection is known to answer.
+        let max_flow_ns = ONE_WAY_FLOW_NS * (1 + u64::from(self.answered.min(5)));
         let flows = is_waiting
-            && self.asked_ns.saturating_sub(began_ns) >= patience_ns
+            && self.asked_ns.saturating_sub(began_ns) >= max_flow_ns
             && now_ns.saturating_sub(self.asked_ns) < ONE_WAY_FLOW_NS / 10;
-        let tells = !is_waiting && self.answered == 0 && self.unasked >= ONE_WAY_MESSAGES;
-        messages || flows || tells
+        let pushes = !is_waiting && self.answered == 0 && self.unasked >= ONE_WAY_MESSAGES;
+        messages || flows || pushes
     }
 }
 

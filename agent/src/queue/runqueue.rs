@@ -1,4 +1,4 @@
-//! Run queues: threads of a target that want a CPU and have none, and who has it meanwhile.
+//! Run queues: runnable threads of a target that wait for a CPU, and who uses the CPU meanwhile ([`Starvation`]).
 
 use std::collections::BTreeMap;
 
@@ -16,16 +16,17 @@ pub(super) struct RunQueues {
     starvation: Starvation,
 }
 
-/// What is remembered of one thread.
+/// State kept per thread.
 struct Known {
     run_delay_ns: u64,
     dispatches: u64,
     cpu_ns: u64,
     seen_ns: u64,
-    /// Since when it has been seen waiting without having been given a CPU.
+    /// Start of the current wait: since then it has been runnable at each sample and has not been dispatched.
     waiting_since_ns: Option<u64>,
 }
 
+/// All threads of one target.
 #[derive(Default)]
 struct Group {
     threads: u64,
@@ -69,7 +70,7 @@ impl Source for RunQueues {
         for (target, group) in groups {
             let cpus = targets.get(target).map_or(1, |target| target.cpus.max(1));
             let mut reading = group.reading(cpus);
-            self.starvation.tell(target, sample.mono_ns, &mut reading);
+            self.starvation.report(target, sample.mono_ns, &mut reading);
             let quota = reading.extra("quota_cpus").unwrap_or(f64::INFINITY);
             let used = group.cpus_used();
             let share =
@@ -89,7 +90,7 @@ impl Group {
         let mut waiting_since_ns = waits.then_some(now_ns);
         if let Some(before) = before {
             let dispatched = thread.dispatches.saturating_sub(before.dispatches);
-            // The kernel adds a wait to the sum when it ends.
+            // The kernel adds a wait to the sum only when it ends.
             let delay_ns = thread.run_delay_ns.saturating_sub(before.run_delay_ns);
             self.delay_ns = self.delay_ns.saturating_add(delay_ns);
             let cpu_ns = thread.cpu_ns.saturating_sub(before.cpu_ns);
@@ -114,7 +115,7 @@ impl Group {
         }
     }
 
-    /// CPU time per second.
+    /// CPU seconds used per second.
     fn cpus_used(&self) -> Option<f64> {
         let elapsed_ns = self.elapsed_ns.filter(|elapsed| *elapsed > 0)?;
         Some(self.cpu_ns as f64 / elapsed_ns as f64)
@@ -135,7 +136,7 @@ impl Group {
         Reading {
             depth: self.waiting,
             limit: Some(u64::from(cpus)),
-            // More threads than CPUs is the normal state of a batch; only their wait counts.
+            // A batch job normally has more threads than CPUs. Only their wait counts.
             unit: None,
             fill: None,
             full: false,

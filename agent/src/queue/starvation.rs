@@ -1,9 +1,9 @@
-//! Who had the CPU while threads of a target waited for it: its own other threads, other processes, its quota, or the
-//! hypervisor. The wait alone looks the same in all four cases.
+//! Attributes the run-queue wait of a target to its own other threads, to other processes, to its CPU quota, or to the
+//! hypervisor. The wait itself looks the same in all four cases.
 //!
-//! The time throttled by a quota is known, and so is the machine's share of stolen time; what is left of the wait is
-//! divided between the target's own threads and foreign processes in proportion to the CPU time that they used. All of
-//! it is over the time between two looks at control groups or at neighbours, and holds until the next.
+//! The kernel provides the time throttled by a quota and the machine's steal time. The rest of the wait is divided between
+//! the target's own threads and foreign processes, in proportion to the CPU time that they used. Each share covers the
+//! period between two scans of control groups, or of neighbours, and stands until the next scan.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,14 +13,14 @@ use crate::{
     text::harmless,
 };
 
-/// A wait below that, in the time between two looks, is not worth dividing.
-const STANDING_DELAY_NS: u64 = 1_000_000;
-/// A share below that names nobody.
-const NOTABLE: f64 = 0.05;
-/// Facts older than that are not told any more.
+/// Least wait within a period that is attributed, ns: of a shorter one, shares would be noise.
+const MIN_WAIT_NS: u64 = 1_000_000;
+/// Least share of foreign processes from which the busiest of them is named.
+const MIN_NAMED_SHARE: f64 = 0.05;
+/// Age from which shares are no longer reported, ns.
 const STALE_NS: u64 = 10_000_000_000;
-/// A control group is named in place of its busiest process when it used so many times as much.
-const GROUP_FACTOR: u64 = 2;
+/// A control group is named instead of its busiest process if it used at least this many times as much CPU.
+const MIN_GROUP_TO_PROCESS_RATIO: u64 = 2;
 
 #[derive(Default)]
 pub(super) struct Starvation {
@@ -31,20 +31,20 @@ pub(super) struct Starvation {
     neighbours_ns: Option<u64>,
 }
 
-/// What the threads of a target used and waited, ns.
+/// CPU time and run-queue wait of the threads of a target within a period, ns.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Grown {
     pub(super) delay_ns: u64,
     pub(super) cpu_ns: u64,
 }
 
-/// What is remembered of one control group.
+/// Counters of one control group at the previous scan.
 struct Counters {
     throttled_ns: Option<u64>,
     cpu_stall: Option<Stall>,
 }
 
-/// What is known of one target.
+/// State kept per target.
 #[derive(Default)]
 struct Known {
     since_system: Grown,
@@ -53,35 +53,35 @@ struct Known {
     others: Option<(u64, Others)>,
 }
 
-/// From control groups and the machine.
+/// What control groups and the machine show.
 #[derive(Clone, Copy, Default)]
 struct System {
-    /// Shares of the wait; `None` where the wait is too short, or the facts are missing.
+    /// Shares of the wait. `None` if the wait is too short, or the counters are missing.
     quota: Option<f64>,
     steal: Option<f64>,
     throttled_ns: Option<u64>,
     quota_cpus: Option<f64>,
-    /// Share of the time in which some task of the group stalled for a CPU.
+    /// Share of time in which some task of the group stalled for a CPU (PSI).
     stall: Option<f64>,
 }
 
-/// From the neighbours.
+/// What the neighbours show: the other processes of the machine.
 #[derive(Default)]
 struct Others {
-    /// Of what the target and foreign processes used together, the target's; `None` where it did not wait.
+    /// The target's share of the CPU time that it and foreign processes used. `None` if it did not wait.
     own: Option<f64>,
     busiest: Option<String>,
 }
 
 impl Starvation {
-    /// The target's threads have waited and used so much more.
+    /// Adds what the target's threads waited and used since the previous sample.
     pub(super) fn grew(&mut self, target: TargetId, grown: Grown) {
         let known = self.targets.entry(target).or_default();
         known.since_system.add(grown);
         known.since_neighbours.add(grown);
     }
 
-    /// Takes in what the sample says of control groups, machine and neighbours; after [`Starvation::grew`].
+    /// Reads control groups, machine and neighbours. Call it after [`Starvation::grew`].
     pub(super) fn read(&mut self, sample: &Sample, targets: &Targets) {
         self.targets.retain(|id, _| targets.get(*id).is_some());
         if sample.walks.system {
@@ -122,7 +122,7 @@ impl Starvation {
             let quota = throttled_ns.and_then(|ns| quota_share(ns, grown, target.cpus, elapsed_ns));
             let system = System {
                 quota,
-                steal: steal.filter(|_| grown.delay_ns >= STANDING_DELAY_NS),
+                steal: steal.filter(|_| grown.delay_ns >= MIN_WAIT_NS),
                 throttled_ns,
                 quota_cpus: now
                     .and_then(|group| group.quota_millicpus)
@@ -164,7 +164,7 @@ impl Starvation {
                 .collect();
             let others: f64 = foreign.iter().map(|other| other.cpu_ns as f64).sum();
             let all = grown.cpu_ns as f64 + others;
-            let waits = grown.delay_ns >= STANDING_DELAY_NS && all > 0.0;
+            let waits = grown.delay_ns >= MIN_WAIT_NS && all > 0.0;
             known.others = Some((
                 now_ns,
                 Others {
@@ -175,8 +175,8 @@ impl Starvation {
         }
     }
 
-    /// Adds what is known to the reading of the target's run queue.
-    pub(super) fn tell(&self, target: TargetId, now_ns: u64, reading: &mut Reading) {
+    /// Adds the shares to the reading of the target's run queue.
+    pub(super) fn report(&self, target: TargetId, now_ns: u64, reading: &mut Reading) {
         let Some(known) = self.targets.get(&target) else {
             return;
         };
@@ -189,7 +189,7 @@ impl Starvation {
         let rest = (1.0 - quota - steal.unwrap_or(0.0)).max(0.0);
         let own = others.and_then(|(_, others)| others.own);
         let foreign = own.map(|own| rest * (1.0 - own));
-        let told = [
+        let measures = [
             ("own_share", own.map(|own| rest * own)),
             ("foreign_share", foreign),
             ("quota_share", system.quota),
@@ -198,10 +198,10 @@ impl Starvation {
             ("quota_cpus", system.quota_cpus),
             ("cpu_stall_share", system.stall),
         ];
-        for (key, value) in told {
+        for (key, value) in measures {
             reading.extra.extend(value.map(|value| (key, value)));
         }
-        if foreign.is_some_and(|share| share >= NOTABLE) {
+        if foreign.is_some_and(|share| share >= MIN_NAMED_SHARE) {
             reading.worst = others.and_then(|(_, others)| others.busiest.clone());
         }
     }
@@ -223,7 +223,7 @@ impl Counters {
     }
 }
 
-/// Time that the group was throttled since the last look, all its CPUs together; none without a quota.
+/// Time that the group was throttled since the previous scan, summed over its CPUs, ns; 0 without a quota.
 fn throttled(before: Option<&Counters>, now: Option<&Cgroup>) -> Option<u64> {
     let now = now?;
     if now.quota_millicpus.is_none() {
@@ -232,10 +232,10 @@ fn throttled(before: Option<&Counters>, now: Option<&Cgroup>) -> Option<u64> {
     Some(now.throttled_ns?.saturating_sub(before?.throttled_ns?))
 }
 
-/// Share of the wait that the quota made. While a CPU's queue is throttled all threads on it wait: the kernel counts the
-/// time once per CPU, the wait once per thread.
+/// Share of the wait caused by the quota. While a CPU's queue is throttled, all threads on it wait: the kernel counts
+/// throttled time once per CPU, and wait once per thread.
 fn quota_share(throttled_ns: u64, grown: Grown, cpus: u32, elapsed_ns: u64) -> Option<f64> {
-    if grown.delay_ns < STANDING_DELAY_NS {
+    if grown.delay_ns < MIN_WAIT_NS {
         return None;
     }
     let wanted = (grown.delay_ns as f64 + grown.cpu_ns as f64) / elapsed_ns as f64;
@@ -243,14 +243,14 @@ fn quota_share(throttled_ns: u64, grown: Grown, cpus: u32, elapsed_ns: u64) -> O
     Some((throttled_ns as f64 * threads_per_cpu / grown.delay_ns as f64).min(1.0))
 }
 
-/// Share of the machine's CPU time that the hypervisor took.
+/// Steal time as a share of the machine's busy and stolen CPU time.
 fn stolen(before: &Machine, now: &Machine) -> Option<f64> {
     let steal = now.steal_ns.saturating_sub(before.steal_ns) as f64;
     let busy = now.busy_ns.saturating_sub(before.busy_ns) as f64;
     (steal + busy > 0.0).then(|| steal / (steal + busy))
 }
 
-/// Share of the time in which some tasks stalled.
+/// Share of time in which some task stalled (PSI "some").
 pub(super) fn stall_share(
     before: Option<Stall>,
     now: Option<Stall>,
@@ -261,7 +261,7 @@ pub(super) fn stall_share(
     Some((stalled_ns as f64 / elapsed_ns as f64).min(1.0))
 }
 
-/// The process that used most, or its control group where that used much more.
+/// The foreign process that used most CPU, or a control group if that used much more.
 fn busiest(foreign: &[&Neighbour], target: &Target, elapsed_ns: u64) -> Option<String> {
     let most = foreign
         .iter()
@@ -280,7 +280,7 @@ fn busiest(foreign: &[&Neighbour], target: &Target, elapsed_ns: u64) -> Option<S
     let group = groups
         .into_iter()
         .max_by_key(|(_, cpu_ns)| *cpu_ns)
-        .filter(|(_, cpu_ns)| *cpu_ns >= most.cpu_ns.saturating_mul(GROUP_FACTOR));
+        .filter(|(_, cpu_ns)| *cpu_ns >= most.cpu_ns.saturating_mul(MIN_GROUP_TO_PROCESS_RATIO));
     let cpus = |cpu_ns: u64| cpu_ns as f64 / elapsed_ns as f64;
     Some(match group {
         Some((path, cpu_ns)) => format!(
@@ -288,7 +288,7 @@ fn busiest(foreign: &[&Neighbour], target: &Target, elapsed_ns: u64) -> Option<S
             harmless(path),
             cpus(cpu_ns)
         ),
-        // One that has ended has no name any more.
+        // A process that has ended has no name.
         None if most.name.is_empty() => {
             format!("process {} used {:.2} CPUs", most.tgid, cpus(most.cpu_ns))
         }

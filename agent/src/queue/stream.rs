@@ -1,8 +1,8 @@
 //! Receive and send queues of TCP connections.
 //!
-//! Connections are grouped, for their number has no bound: those that a target accepted by the address it listens on,
-//! those that it opened by the remote endpoint. Depth and limit are those of the worst connection of the group,
-//! which is named; one stuck connection among a thousand idle ones would not be seen in a sum.
+//! Connections are grouped, since their number is unbounded: accepted ones by local port, opened ones by remote address.
+//! Depth and limit are those of the worst connection of the group, which is named. In a sum, one stuck connection among a
+//! thousand idle ones would disappear.
 
 use std::net::SocketAddr;
 
@@ -10,32 +10,35 @@ use super::{
     Kind, NewConnections, Reading, Sink, Source, Targets, advance,
     endpoint::{Endpoint, Groups, state},
     head::Head,
-    little,
+    littles_law,
 };
 use crate::{
     in_order::InOrder,
     sample::{Connection, Sample},
 };
 
-/// Unsent data below one segment may wait for company (Nagle's algorithm, TCP_CORK).
-const SEGMENT_BYTES: u64 = 1460;
-/// A send queue that stands still for so long is stuck, whatever the round trip: TCP's initial retransmission timeout.
-const STALL_NS: u64 = 1_000_000_000;
+/// Size of a full segment (Ethernet MSS), bytes. Less unsent data may be held back by Nagle's algorithm or TCP_CORK.
+const FULL_SEGMENT_BYTES: u64 = 1460;
+/// A send queue without progress for this long, ns, is stuck, whatever the round-trip time. It is TCP's initial
+/// retransmission timeout (RFC 6298).
+const STALLED_NS: u64 = 1_000_000_000;
 
 #[derive(Default)]
 pub(super) struct Streams {
     connections: InOrder<Known>,
     groups: Groups<Group>,
-    /// Walks over files so far.
-    walks: u64,
-    /// Samples so far: tells the groups that a sample touched from the rest.
+    /// Number of file scans so far.
+    scans: u64,
+    /// Number of samples so far. It identifies the groups that the current sample touched.
     samples: u64,
 }
 
-/// What is remembered of one connection.
+/// State kept per connection.
 struct Known {
+    /// Slot of its group.
     group: usize,
-    walk: u64,
+    /// The last scan that saw it.
+    scan: u64,
     seen_ns: u64,
     rcv_nxt: u32,
     copied_seq: u32,
@@ -46,7 +49,7 @@ struct Known {
     send_head: Head,
 }
 
-/// The connections of one endpoint, over one sample.
+/// The connections of one endpoint at one sample.
 #[derive(Default)]
 struct Group {
     sample: u64,
@@ -56,7 +59,7 @@ struct Group {
     send: Half,
 }
 
-/// One group in one direction, over one sample.
+/// One direction of a group at one sample.
 #[derive(Default)]
 struct Half {
     total: u64,
@@ -68,7 +71,9 @@ struct Half {
     oldest_age_ns: Option<u64>,
 }
 
+/// The connection that a queue is represented by.
 struct Worst {
+    /// Age and depth: the greatest is the worst.
     rank: (u64, u64),
     depth: u64,
     limit: u64,
@@ -87,16 +92,16 @@ impl Source for Streams {
             return;
         }
         self.samples += 1;
-        self.walks += u64::from(sample.walks.files);
+        self.scans += u64::from(sample.walks.files);
         for connection in &sample.connections {
             if !matches!(connection.state, state::SYN_SENT | state::SYN_RECV) {
-                self.look(connection, sample.mono_ns, targets, &mut sink.new);
+                self.read_connection(connection, sample.mono_ns, targets, &mut sink.new);
             }
         }
         if sample.walks.files {
-            let walk = self.walks;
-            self.connections.retain(|known| known.walk == walk);
-            // A group that it did not touch has no connection left.
+            let scan = self.scans;
+            self.connections.retain(|known| known.scan == scan);
+            // A group that the scan did not touch has no connections left.
             let samples = self.samples;
             self.groups.retain(|_, _, group| group.sample == samples);
         }
@@ -118,7 +123,7 @@ impl Source for Streams {
 }
 
 impl Streams {
-    fn look(
+    fn read_connection(
         &mut self,
         connection: &Connection,
         now_ns: u64,
@@ -129,27 +134,27 @@ impl Streams {
             let elapsed_ns = now_ns.saturating_sub(known.seen_ns);
             let group = touch(&mut self.groups, known.group, self.samples);
             group.add(connection, known, Some(elapsed_ns), now_ns);
-            known.walk = self.walks;
+            known.scan = self.scans;
             return;
         }
         let Some(target) = targets.of(connection.tgid) else {
             return;
         };
         let endpoint = Endpoint::of(connection, targets);
-        let came_since = self.walks > 1;
-        if came_since && let Endpoint::Served(port) = endpoint {
+        let is_new = self.scans > 1;
+        if is_new && let Endpoint::Served(port) = endpoint {
             *new.entry((connection.netns, port)).or_default() += 1;
         }
-        let group = self.groups.place(target, endpoint);
-        let mut known = Known::first(connection, group, came_since);
+        let group = self.groups.slot(target, endpoint);
+        let mut known = Known::first(connection, group, is_new);
         let group = touch(&mut self.groups, group, self.samples);
         group.add(connection, &mut known, None, now_ns);
-        known.walk = self.walks;
+        known.scan = self.scans;
         self.connections.insert(connection.cookie, known);
     }
 }
 
-/// The group in this place, empty at the first touch of a sample.
+/// The group in this slot, reset at its first use within a sample.
 fn touch(groups: &mut Groups<Group>, place: usize, sample: u64) -> &mut Group {
     let group = groups.at(place);
     if group.sample != sample {
@@ -162,18 +167,18 @@ fn touch(groups: &mut Groups<Group>, place: usize, sample: u64) -> &mut Group {
 }
 
 impl Known {
-    /// A connection at first sight. One that came since the last walk began without drops; its first sequence number
-    /// is not known.
-    fn first(connection: &Connection, group: usize, came_since: bool) -> Self {
+    /// A new connection. If it was opened since the previous scan, it began without drops. Its initial sequence number is
+    /// unknown.
+    fn first(connection: &Connection, group: usize, is_new: bool) -> Self {
         Self {
             group,
-            walk: 0,
+            scan: 0,
             seen_ns: 0,
             rcv_nxt: connection.rcv_nxt,
             copied_seq: connection.copied_seq,
             write_seq: connection.write_seq,
             snd_una: connection.snd_una,
-            drops: came_since.then_some(0),
+            drops: is_new.then_some(0),
             recv_head: Head::default(),
             send_head: Head::default(),
         }
@@ -206,7 +211,7 @@ impl Group {
         let read = advance(known.copied_seq, connection.copied_seq);
         let age_ns = known
             .recv_head
-            .look(connection.copied_seq, unread > 0, now_ns);
+            .observe(connection.copied_seq, unread > 0, now_ns);
         let half = &mut self.recv;
         half.arrivals += advance(known.rcv_nxt, connection.rcv_nxt);
         half.departures += read;
@@ -214,7 +219,7 @@ impl Group {
         half.total += unread;
         known.rcv_nxt = connection.rcv_nxt;
         known.copied_seq = connection.copied_seq;
-        // Drops are read only while something is unread.
+        // The kernel side reads drops only while data is unread.
         if connection.rcvbuf > 0 {
             let before = known.drops.replace(connection.drops);
             half.losses += before.map_or(0, |before| advance(before, connection.drops));
@@ -225,7 +230,7 @@ impl Group {
                 depth: unread,
                 limit: u64::from(connection.rcvbuf),
                 fill: f64::from(connection.rmem_alloc) / f64::from(connection.rcvbuf.max(1)),
-                wait_ns: little(unread, read, elapsed_ns),
+                wait_ns: littles_law(unread, read, elapsed_ns),
                 age_ns,
                 tgid: connection.tgid,
                 fd: connection.fd,
@@ -244,7 +249,9 @@ impl Group {
     ) {
         let waits = unacknowledged(connection);
         let acknowledged = advance(known.snd_una, connection.snd_una);
-        let age_ns = known.send_head.look(connection.snd_una, waits > 0, now_ns);
+        let age_ns = known
+            .send_head
+            .observe(connection.snd_una, waits > 0, now_ns);
         let half = &mut self.send;
         half.arrivals += advance(known.write_seq, connection.write_seq);
         half.departures += acknowledged;
@@ -254,15 +261,15 @@ impl Group {
         known.snd_una = connection.snd_una;
         if let Some(age_ns) = age_ns {
             let limited_by = limited_by(connection);
-            // Data in flight always waits, a round trip; that is no queue. What counts is data that the peer
-            // gives no room for, and a connection on which nothing moves at all.
-            let stands = limited_by == Some(PEER) || age_ns >= STALL_NS;
+            // Data in flight waits for a round trip, which is no queueing. What counts is data that the peer's window
+            // has no room for, and a connection without any progress.
+            let stands = limited_by == Some(PEER) || age_ns >= STALLED_NS;
             half.consider(Worst {
                 rank: (if stands { age_ns } else { 0 }, waits),
                 depth: waits,
                 limit: u64::from(connection.sndbuf),
                 fill: f64::from(connection.wmem_queued) / f64::from(connection.sndbuf.max(1)),
-                wait_ns: little(waits, acknowledged, elapsed_ns).filter(|_| stands),
+                wait_ns: littles_law(waits, acknowledged, elapsed_ns).filter(|_| stands),
                 age_ns: if stands { age_ns } else { 0 },
                 tgid: connection.tgid,
                 fd: connection.fd,
@@ -273,7 +280,7 @@ impl Group {
     }
 }
 
-/// Bytes received and not read: what SIOCINQ answers. A FIN takes a sequence number and is not data.
+/// Bytes received and not read, as SIOCINQ returns. A FIN occupies a sequence number and is not data.
 fn unread(connection: &Connection) -> u64 {
     let span = advance(connection.copied_seq, connection.rcv_nxt);
     let fin_received = !matches!(
@@ -283,7 +290,7 @@ fn unread(connection: &Connection) -> u64 {
     span.saturating_sub(u64::from(fin_received))
 }
 
-/// Bytes written and not acknowledged: what SIOCOUTQ answers, less our own FIN.
+/// Bytes written and not acknowledged, as SIOCOUTQ returns, without our own FIN.
 fn unacknowledged(connection: &Connection) -> u64 {
     let span = advance(connection.snd_una, connection.write_seq);
     let fin_sent = matches!(
@@ -293,18 +300,19 @@ fn unacknowledged(connection: &Connection) -> u64 {
     span.saturating_sub(u64::from(fin_sent))
 }
 
+/// The peer's receive window is closed.
 const PEER: &str = "peer window";
 
-/// Who keeps a connection from sending what is written, at this moment.
+/// What keeps a connection from sending the data that is written, at this moment.
 fn limited_by(connection: &Connection) -> Option<&'static str> {
     let unsent = advance(connection.snd_nxt, connection.write_seq);
     let in_flight = advance(connection.snd_una, connection.snd_nxt);
-    // Sequence numbers of two moments can cross; a "negative" distance is no data.
+    // The sequence numbers are not read at one instant and can cross. A negative distance is no data.
     if unsent >= 1 << 31 || unsent == 0 {
         return None;
     }
-    if in_flight == 0 && unsent >= SEGMENT_BYTES {
-        // All that was sent is acknowledged, there is more, and yet nothing is on its way: the peer offers no room.
+    if in_flight == 0 && unsent >= FULL_SEGMENT_BYTES {
+        // Everything sent is acknowledged, more is waiting, and nothing is in flight: the peer's window is closed.
         Some(PEER)
     } else if connection.wmem_queued >= connection.sndbuf && connection.sndbuf > 0 {
         Some("own buffer")

@@ -1,9 +1,9 @@
-//! Handshakes under way on each listening address.
+//! SYN queues: handshakes in progress on each listening address.
 //!
 //! The kernel counts them per listener (`reqsk_queue_len`) and limits them by the same backlog as the accept queue
-//! (inet_csk_reqsk_queue_is_full). Beyond it, it answers with SYN cookies or drops, and counts both per network
-//! namespace only. How old they are is not known without a hook: requests stand in the kernel's table of all
-//! connections, which no walk over files meets.
+//! (inet_csk_reqsk_queue_is_full). Beyond the limit it sends SYN cookies or drops, and counts both only per network
+//! namespace. Their age is unknown without a hook: half-open requests are in the kernel's table of all connections, which
+//! a scan of files does not reach.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,23 +19,24 @@ pub(super) struct Syn {
     networks: HashMap<u32, Network>,
 }
 
-/// What is remembered of one listening socket.
+/// State kept per listening socket.
 struct Known {
     target: TargetId,
     full: bool,
     seen_ns: u64,
 }
 
-/// What a network namespace counted since the previous look, and the listener that has the best claim to it.
+/// Counters of a network namespace since the previous sample, and the listener that they are attributed to.
 #[derive(Default)]
 struct Counted {
     drops: u64,
     cookies: u64,
     claimant: Option<Claim>,
-    /// Listeners that it may belong to.
+    /// Number of listeners that the counts may belong to.
     listeners: u64,
 }
 
+/// How likely the counts of the namespace belong to a listener.
 #[derive(Clone, Copy)]
 struct Claim {
     cookie: u64,
@@ -44,7 +45,7 @@ struct Claim {
     depth: u32,
 }
 
-/// All listening sockets of one target on one address: SO_REUSEPORT makes several.
+/// All listening sockets of one target on one address. There are several with SO_REUSEPORT.
 #[derive(Default)]
 struct Group {
     depth: u64,
@@ -105,8 +106,8 @@ impl Source for Syn {
 }
 
 impl Syn {
-    /// What each network namespace counted, and whose it is: that of the listener with the fullest queue. Where services
-    /// that are not watched listen too, it is ours only when ours is or was full.
+    /// What each network namespace counted, attributed to the listener with the fullest queue. If unwatched services also
+    /// listen there, it is only attributed to a listener that is or was full.
     fn counted(
         &mut self,
         sample: &Sample,
@@ -213,7 +214,7 @@ fn fill(half_open: u32, limit: u32) -> f64 {
     f64::from(half_open) / f64::from(limit.max(1))
 }
 
-/// inet_csk_reqsk_queue_is_full
+/// Whether the queue is full, as in inet_csk_reqsk_queue_is_full.
 fn is_full(half_open: u32, limit: u32) -> bool {
     half_open > 0 && half_open >= limit
 }
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_full_one_gets_the_drops_and_cookies_of_the_namespace() {
+    fn drops_and_cookies_of_the_namespace_are_attributed_to_the_full_listener() {
         let mut watched = Watched::default();
         let both = || vec![listener(1, 80, Some(3)), listener(2, 81, Some(8))];
         let first = watched.walk(Kind::Syn, sample(both(), 100, 0));
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn drops_where_others_listen_too_are_ours_only_when_ours_is_full() {
+    fn beside_unwatched_listeners_drops_are_attributed_only_to_a_full_listener() {
         let mut watched = Watched::default();
         let half = |deep| vec![listener(1, 80, Some(deep))];
         watched.walk(Kind::Syn, sample(half(4), 0, 2));
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_no_queue_where_the_kernel_does_not_count() {
+    fn there_is_no_queue_if_the_kernel_does_not_count_handshakes() {
         let queues = Watched::default().walk(Kind::Syn, sample(vec![listener(1, 80, None)], 0, 0));
         assert!(queues.is_empty());
     }

@@ -1,33 +1,33 @@
-//! What a system call that a thread sleeps in says about the thread: the calls that servers wait in, by name.
+//! What a thread waits for, judged by the system call that it sleeps in: a table of the calls that servers wait in.
 //!
-//! Numbers are those of the machine that this was built for, as those in a sample are those of the machine that it was
-//! taken on: a recording is read on the same architecture.
+//! The numbers are those of the architecture that this was built for, and samples hold those of the machine that took
+//! them. So a recording must be read on the architecture that it was taken on.
 
 use crate::{
     sample::{Detail, State, Syscall, Wait},
     text::harmless,
 };
 
-/// What a call waits for.
+/// System calls by what they wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Does {
-    /// A connection.
+pub(crate) enum CallClass {
+    /// A new connection.
     Accept,
     /// Any of the files of an epoll instance.
     Epoll,
-    /// Any of some files.
+    /// Any of a set of files.
     Poll,
-    /// A word in memory that another thread changes.
+    /// A change of a word in memory.
     Futex,
     /// Data from the file in the first argument.
     Read,
-    /// Room in the file in the first argument.
+    /// Space in the file in the first argument.
     Write,
-    /// The disk to have it.
+    /// Data to reach the disk.
     Sync,
-    /// Something on the way to a file: names, directories, sizes.
+    /// File system metadata: names, directories, sizes.
     Path,
-    /// Time to pass.
+    /// A timeout.
     Sleep,
     /// Another process, or a signal.
     Process,
@@ -37,10 +37,10 @@ pub(crate) enum Does {
 
 macro_rules! calls {
     ($($(#[$meta:meta])* $number:ident $name:literal $does:ident,)*) => {
-        /// Name of a system call and what it waits for; `None` for one that no server is known to wait in.
-        pub(crate) fn call(number: i32) -> Option<(&'static str, Does)> {
+        /// Name and class of a system call; `None` if no server is known to wait in it.
+        pub(crate) fn call(number: i32) -> Option<(&'static str, CallClass)> {
             match libc::c_long::from(number) {
-                $($(#[$meta])* libc::$number => Some(($name, Does::$does)),)*
+                $($(#[$meta])* libc::$number => Some(($name, CallClass::$does)),)*
                 _ => None,
             }
         }
@@ -120,14 +120,14 @@ calls! {
     SYS_munmap "munmap" Other,
 }
 
-/// The call a thread is in, where it is known.
-pub(crate) fn call_of(wait: &Wait) -> Option<(&'static str, Does)> {
+/// Name and class of the call that a thread is in, if known.
+pub(crate) fn call_of(wait: &Wait) -> Option<(&'static str, CallClass)> {
     call(wait.syscall.as_ref()?.number)
 }
 
 /// The descriptor in a call's first argument.
 pub(crate) fn descriptor(syscall: &Syscall) -> u32 {
-    // The kernel takes an int: what stands above it is not looked at.
+    // The kernel takes an int and ignores the upper half.
     syscall.args[0] as u32
 }
 
@@ -135,42 +135,42 @@ pub(crate) fn descriptor(syscall: &Syscall) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Futex {
     pub(crate) address: u64,
-    /// It gives up after a while.
+    /// The wait has a timeout.
     pub(crate) timed: bool,
     pub(crate) lock: Lock,
 }
 
-/// Whether a futex is a lock.
+/// Whether a futex is a contended lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lock {
-    /// A condition variable, a semaphore, a place to park: an idle pool looks like this.
+    /// A condition variable, a semaphore, or a parking place, as an idle pool uses.
     No,
-    /// It may be one (Rust's standard library): its value is that of a lock, but a counter may have it, too.
+    /// Possibly (Rust's standard library): its value is that of a contended lock, but a counter may have it as well.
     Maybe,
-    /// A mutex that is held while others wait. The number of its owner as the process sees it, where the lock keeps one.
+    /// A mutex that is held. `owner` is the thread id in the process's own PID namespace, if the lock stores one.
     Yes { owner: Option<u32> },
 }
 
-/// linux/futex.h
+/// Futex operations (linux/futex.h) and lock values.
 mod futex {
     pub(crate) const WAIT: u64 = 0;
     pub(crate) const LOCK_PI: u64 = 6;
     pub(crate) const WAIT_BITSET: u64 = 9;
     pub(crate) const LOCK_PI2: u64 = 13;
-    /// What is left of an operation without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME.
+    /// Mask of the operation without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME.
     pub(crate) const COMMAND: u64 = 0x7f;
-    /// Owner's number in the word of a priority-inheriting, a robust, and a musl lock, and "others wait".
+    /// The owner's thread id, and the flag that others wait, in the word of priority-inheriting, robust and musl locks.
     pub(crate) const TID: u32 = 0x3fff_ffff;
     pub(crate) const WAITERS: u32 = 0x8000_0000;
-    /// What musl's plain mutexes hold while they are held: EBUSY in place of an owner.
+    /// Value of a held plain mutex in musl: EBUSY instead of an owner.
     pub(crate) const MUSL_HELD: u32 = 16;
 }
 
 impl Futex {
-    /// What a thread waits for, if it waits for a futex. `is_thread` tells whether the process has such a thread.
+    /// The futex that a thread waits for, if any. `is_thread` returns whether the process has a thread with this id.
     pub(crate) fn of(wait: &Wait, is_thread: impl Fn(u32) -> bool) -> Option<Self> {
         let syscall = wait.syscall.as_ref()?;
-        if !matches!(call(syscall.number), Some((_, Does::Futex))) {
+        if !matches!(call(syscall.number), Some((_, CallClass::Futex))) {
             return None;
         }
         let [address, op, expected, timeout] = syscall.args;
@@ -180,19 +180,19 @@ impl Futex {
             Detail::Futex { word, owner } => Some((word, owner)),
             _ => None,
         };
-        // A garbage "owner" (what stands beside the word of a lock that keeps none) is no thread of the process; and who
-        // waits for a lock does not hold it.
+        // A lock that stores no owner has other data beside its word, which is no thread id of the process. And a thread
+        // that waits for a lock does not hold it.
         let holder =
             |tid: u32| Some(tid).filter(|tid| *tid != wait.own_tid && *tid != 0 && is_thread(*tid));
         let lock = match (op, read) {
             (futex::LOCK_PI | futex::LOCK_PI2, read) => Lock::Yes {
                 owner: read.and_then(|(word, _)| holder(word & futex::TID)),
             },
-            // glibc (lll_lock_wait) and Go: 2 is "held, and others wait".
+            // glibc (lll_lock_wait) and Go: 2 means held and contended.
             (futex::WAIT, Some((2, owner))) if expected == 2 => Lock::Yes {
                 owner: holder(owner),
             },
-            // glibc with a deadline keeps the owner as well; without one in sight it may be a counter that stands at 2.
+            // glibc with a deadline stores the owner as well. Without an owner, it may be a counter whose value is 2.
             (futex::WAIT_BITSET, Some((2, owner))) if expected == 2 => match holder(owner) {
                 Some(owner) => Lock::Yes { owner: Some(owner) },
                 None => Lock::Maybe,
@@ -214,13 +214,13 @@ impl Futex {
     }
 }
 
-/// What a thread does, in words: `running`, `in fsync of /var/lib/db/wal`.
+/// What a thread is doing, for display: `running`, `in fsync of /var/lib/db/wal`.
 pub(crate) fn doing(wait: &Wait) -> String {
     let state = match wait.state {
         State::Running => return "running".to_owned(),
         State::Runnable => return "waiting for a CPU".to_owned(),
         State::Stopped => return "stopped".to_owned(),
-        State::Dead => return "ending".to_owned(),
+        State::Dead => return "exiting".to_owned(),
         State::Sleeping => "asleep",
         State::Uninterruptible if wait.io => "waiting for a disk",
         State::Uninterruptible => "in an uninterruptible wait",
@@ -246,7 +246,7 @@ pub(crate) mod tests {
     };
     use crate::sample::{Sample, Target, Walks};
 
-    /// A thread asleep in a call, for the tests of the kinds.
+    /// A thread asleep in a system call.
     pub(crate) fn asleep(tid: u32, number: libc::c_long, args: [u64; 4]) -> Wait {
         Wait {
             tgid: 10,
@@ -267,8 +267,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// One look, the `tick`th, at what the threads of a service wait for: its queues of this kind.
-    pub(crate) fn look(
+    /// The queues of this kind at sample number `tick`, if the threads of a service wait like this.
+    pub(crate) fn sample_waits(
         kind: Kind,
         model: &mut Model,
         tick: u64,
@@ -339,7 +339,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_a_thread_does_is_said_in_words() {
+    fn the_activity_of_a_thread_is_described() {
         let mut wait = asleep(11, libc::SYS_fsync, [3, 0, 0, 0]);
         assert_eq!(doing(&wait), "in fsync");
         if let Some(syscall) = &mut wait.syscall {

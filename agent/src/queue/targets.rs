@@ -1,4 +1,4 @@
-//! Who is watched, indexed for the kinds' modules.
+//! The watched services and their processes, indexed by what the queue sources look up.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,18 +12,18 @@ use crate::{
     text,
 };
 
-/// Processes that are named when many hold the other end of something.
+/// Processes listed by name when several hold the other end of a pipe or socket. More would not fit a line.
 const NAMED_HOLDERS: usize = 2;
 
-/// The watched services and their processes.
+/// The watched services, their processes, and who holds the other ends of their pipes and unix sockets.
 #[derive(Default)]
 pub struct Targets {
     by_id: BTreeMap<TargetId, Arc<Target>>,
     by_tgid: FxHashMap<u32, TargetId>,
     threads: FxHashMap<TargetId, u32>,
-    /// Ports that targets listen on: a connection with such a local port was accepted, not opened.
+    /// Network namespace and port that targets listen on. A connection with such a local port was accepted, not opened.
     ports: FxHashSet<(u32, u16)>,
-    /// Who holds pipes and unix sockets of which targets hold an end, by inode.
+    /// Holders of the pipes and unix sockets that targets have an end of, by inode.
     holders: HashMap<u64, Vec<Holder>>,
 }
 
@@ -45,7 +45,7 @@ impl Targets {
         self.by_tgid.get(&tgid).copied()
     }
 
-    /// What is known of a target.
+    /// The target with this id.
     pub fn get(&self, id: TargetId) -> Option<&Arc<Target>> {
         self.by_id.get(&id)
     }
@@ -55,8 +55,8 @@ impl Targets {
         self.by_id.values()
     }
 
-    /// Takes in what one sample says about the targets' threads and ports, and about who holds what they hold.
-    pub(super) fn learn(&mut self, sample: &Sample) {
+    /// Updates thread counts, ports and holders from one sample.
+    pub(super) fn update(&mut self, sample: &Sample) {
         if sample.walks.threads {
             self.threads.clear();
             for thread in &sample.threads {
@@ -79,12 +79,12 @@ impl Targets {
         }
     }
 
-    /// Whether a process that is not of this target holds this pipe or unix socket.
+    /// Whether a process outside this target holds this pipe or unix socket.
     pub(super) fn is_held_outside(&self, target: TargetId, inode: u64) -> bool {
         self.outside(target, inode, |_| true).next().is_some()
     }
 
-    /// The processes that hold this pipe or unix socket and are not of this target, in words: `rsyslogd (77)`.
+    /// The processes outside this target that hold this end of a pipe or unix socket, for display: `rsyslogd (77)`.
     pub(super) fn held_by(
         &self,
         target: TargetId,
@@ -120,7 +120,7 @@ impl Targets {
             .filter(move |holder| end(holder) && self.of(holder.tgid) != Some(target))
     }
 
-    /// Threads of the target at the last walk over threads; at least 1.
+    /// Number of threads of the target at the last thread scan; at least 1.
     pub(crate) fn threads(&self, id: TargetId) -> u32 {
         self.threads.get(&id).copied().unwrap_or(1).max(1)
     }

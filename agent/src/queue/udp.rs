@@ -1,7 +1,7 @@
 //! UDP sockets: datagrams received and not read.
 //!
-//! The kernel limits them by memory. It keeps no count of what was received or read, so there are no rates here and
-//! no wait by Little's law; what stands at the head of the queue tells how long nothing was read.
+//! The kernel limits them by memory and counts neither arrivals nor reads. So there are no rates, and no wait by Little's
+//! law. The age comes from how long the datagram at the head of the queue has not changed.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -14,11 +14,11 @@ use crate::sample::{DatagramSocket, Sample, TargetId};
 #[derive(Default)]
 pub(super) struct Udp {
     sockets: HashMap<u64, Known>,
-    /// Processes watched at the last walk: a new socket of theirs began without drops.
+    /// Processes watched at the previous scan. A new socket of theirs began without drops.
     watched: HashSet<u32>,
 }
 
-/// What is remembered of one socket.
+/// State kept per socket.
 struct Known {
     memory: u32,
     queued: Option<u32>,
@@ -28,9 +28,10 @@ struct Known {
     seen_ns: u64,
 }
 
-/// What sockets are grouped by.
+/// The end that sockets of one group share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Endpoint {
+    /// Bound to this address.
     Bound(SocketAddr),
     /// Connected to this address.
     Opened(SocketAddr),
@@ -45,7 +46,7 @@ impl Endpoint {
     }
 }
 
-/// Addresses bound by sockets that are not connected, by network namespace and port.
+/// Addresses of unconnected bound sockets, by target, network namespace and port.
 type Ports = HashMap<(TargetId, u32, u16), SocketAddr>;
 
 /// The sockets of one endpoint.
@@ -54,13 +55,14 @@ struct Group {
     sockets: u32,
     fullest: Option<Fullest>,
     full: bool,
-    /// The age of the oldest that counts.
+    /// Age of the oldest datagram.
     oldest_age_ns: Option<u64>,
     datagrams: Option<u64>,
     losses: u64,
     elapsed_ns: Option<u64>,
 }
 
+/// The socket with the highest fill.
 struct Fullest {
     fill: f64,
     memory: u32,
@@ -91,9 +93,9 @@ impl Source for Udp {
             };
             let endpoint = endpoint(socket, targets, &ports);
             let before = self.sockets.get(&socket.cookie);
-            let came_since = self.watched.contains(&socket.tgid);
+            let is_process_known = self.watched.contains(&socket.tgid);
             let group = groups.entry((target, endpoint)).or_default();
-            let now = group.add(socket, endpoint, before, came_since, sample.mono_ns);
+            let now = group.add(socket, endpoint, before, is_process_known, sample.mono_ns);
             sockets.insert(socket.cookie, now);
         }
         self.sockets = sockets;
@@ -114,7 +116,7 @@ fn place(socket: &DatagramSocket, targets: &Targets) -> Option<(TargetId, u32, u
     Some((target, socket.netns, socket.local.port()))
 }
 
-/// A server may connect a socket to each of its clients (QUIC, DTLS): all of them serve its port.
+/// The endpoint of a socket. A server may connect one socket to each client (QUIC, DTLS); all of them serve its port.
 fn endpoint(socket: &DatagramSocket, targets: &Targets, ports: &Ports) -> Endpoint {
     if socket.remote.port() == 0 {
         return Endpoint::Bound(socket.local);
@@ -132,7 +134,7 @@ impl Group {
         socket: &DatagramSocket,
         endpoint: Endpoint,
         before: Option<&Known>,
-        came_since: bool,
+        is_process_known: bool,
         now_ns: u64,
     ) -> Known {
         self.sockets += 1;
@@ -153,7 +155,7 @@ impl Group {
         }
         self.losses += match before {
             Some(before) => advance(before.drops, socket.drops),
-            None if came_since => u64::from(socket.drops),
+            None if is_process_known => u64::from(socket.drops),
             None => 0,
         };
         let elapsed_ns = before.map(|before| now_ns.saturating_sub(before.seen_ns));
@@ -166,10 +168,10 @@ impl Group {
             head.moved();
         }
         let age_ns = head
-            .look(socket.head, socket.memory > 0, now_ns)
+            .observe(socket.head, socket.memory > 0, now_ns)
             .filter(|_| socket.head != 0);
-        // Late answers that a client no longer asks for rest in its socket: nobody waits for them to be read.
-        let inflow_ns = inflow.look(grown, now_ns);
+        // A client may leave late answers unread in its socket. They are no queue, since nobody waits for them.
+        let inflow_ns = inflow.observe(grown, now_ns);
         let age_ns = match endpoint {
             Endpoint::Bound(_) => age_ns,
             Endpoint::Opened(_) => age_ns.zip(inflow_ns).map(|(age, inflow)| age.min(inflow)),
@@ -196,7 +198,7 @@ impl Group {
         Reading {
             depth,
             limit: fullest.map(|fullest| u64::from(fullest.rcvbuf)),
-            // What is left of the limit is of no use when no datagram fits into it.
+            // The remaining space is useless if no datagram fits.
             fill: fill.map(|fill| if self.full { fill.max(1.0) } else { fill }),
             full: self.full,
             elapsed_ns: self.elapsed_ns,
@@ -213,8 +215,8 @@ impl Group {
     }
 }
 
-/// The kernel drops a datagram with which the memory would exceed the limit (__udp_enqueue_schedule_skb; older ones
-/// let one exceed it). So the socket is full when one more of those that wait does not fit.
+/// Whether the socket is full: another datagram of the average size would not fit. The kernel drops a datagram that would
+/// make the memory exceed the limit (__udp_enqueue_schedule_skb; older kernels let one exceed it).
 fn is_full(socket: &DatagramSocket) -> bool {
     let one = socket
         .queued
@@ -264,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_on_one_port_are_one_queue_and_the_fullest_is_shown() {
+    fn sockets_on_one_port_are_one_queue_and_the_fullest_is_reported() {
         let mut watched = Watched::default();
         let queues = walk(&mut watched, vec![socket(4, 1_000), socket(5, 3_000)]);
         let (name, reading) = &queues[0];
@@ -276,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_at_which_nothing_waits_has_no_wait() {
+    fn an_empty_socket_has_no_wait() {
         let queues = walk(&mut Watched::default(), vec![socket(4, 0)]);
         let reading = &queues[0].1;
         assert_eq!((reading.wait_ns, reading.oldest_age_ns), (Some(0), None));
@@ -284,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_full_when_one_more_like_those_that_wait_does_not_fit() {
+    fn a_socket_is_full_if_another_average_datagram_does_not_fit() {
         let full = |memory| {
             walk(&mut Watched::default(), vec![socket(4, memory)])[0]
                 .1
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn drops_count_from_the_first_look_unless_the_socket_came_later() {
+    fn drops_count_from_the_first_sample_unless_the_socket_is_newer() {
         let mut watched = Watched::default();
         let dropped = |cookie, drops| DatagramSocket {
             drops,
@@ -311,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_stays_grows_old_and_a_read_makes_it_young() {
+    fn an_unchanged_head_ages_and_a_read_resets_the_age() {
         let mut watched = Watched::default();
         let mut age = |memory, head| {
             let socket = DatagramSocket {
@@ -327,13 +329,13 @@ mod tests {
         assert_eq!(
             age(1_500, 8),
             Some(0),
-            "fewer wait: the name was used again"
+            "fewer datagrams wait: the address was reused"
         );
         assert_eq!(age(0, 0), None);
     }
 
     #[test]
-    fn an_answer_that_a_client_left_unread_is_not_old() {
+    fn an_answer_that_a_client_left_unread_does_not_age() {
         let mut watched = Watched::default();
         walk(&mut watched, vec![opened(4, 0, 40_000)]);
         let oldest: Vec<_> = (0..30)
@@ -348,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_that_a_server_connected_to_its_clients_serve_its_port() {
+    fn sockets_that_a_server_connects_to_its_clients_serve_its_port() {
         let queues = walk(
             &mut Watched::default(),
             vec![socket(4, 0), opened(5, 500, 53), opened(6, 500, 4_000)],

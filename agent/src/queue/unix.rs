@@ -1,9 +1,9 @@
-//! Unix sockets: what was written and is not read, in both directions, and datagrams that wait.
+//! Unix sockets: data and datagrams written and not read, in both directions.
 //!
-//! Sockets are grouped by path: accepted ones have their listener's, opened ones their peer's (`-> PATH`), pairs have
-//! none. Each group is two queues: what waits for the target to read it, and what the target wrote and its peer has not
-//! read (`… sent`). Data in a unix socket is charged to its writer: so the limit of what waits here is the peer's.
-//! The kernel counts neither what was written nor what was read.
+//! Sockets are grouped by path: accepted ones by that of their listener, opened ones by that of their peer (`-> PATH`).
+//! Socket pairs have none. Each group has two queues: data that the target has not read, and data that the target wrote and
+//! its peer has not read (`… sent`). Data in a unix socket is charged to its writer, so the limit of received data is the
+//! peer's. The kernel counts neither writes nor reads.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -21,7 +21,7 @@ pub(super) struct Unix {
     sockets: HashMap<u64, Known>,
 }
 
-/// What is remembered of one socket.
+/// State kept per socket.
 struct Known {
     target: TargetId,
     seen_ns: u64,
@@ -29,7 +29,7 @@ struct Known {
     sent: Half,
 }
 
-/// One socket in one direction.
+/// State kept per socket and direction.
 #[derive(Clone, Copy, Default)]
 struct Half {
     waiting: u64,
@@ -37,7 +37,7 @@ struct Half {
     inflow: Inflow,
 }
 
-/// What sockets are grouped by.
+/// The path that sockets of one group share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Endpoint<'a> {
     /// Accepted at this path, or bound to it.
@@ -49,11 +49,13 @@ enum Endpoint<'a> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Direction {
+    /// Written by the peer, not read by the target.
     Received,
+    /// Written by the target, not read by the peer.
     Sent,
 }
 
-/// One queue.
+/// Identifies a queue within a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place<'a> {
     target: TargetId,
@@ -66,7 +68,7 @@ struct Place<'a> {
 #[derive(Default)]
 struct Group {
     sockets: u32,
-    worst: Option<Worst>,
+    worst: Option<Part>,
     fill: Option<f64>,
     full: bool,
     total: u64,
@@ -74,8 +76,8 @@ struct Group {
     elapsed_ns: Option<u64>,
 }
 
-/// One socket's part of a queue at one look.
-struct Worst {
+/// The part of a queue that one socket holds, at one sample.
+struct Part {
     depth: u64,
     limit: Option<u64>,
     full: bool,
@@ -116,7 +118,7 @@ impl Source for Unix {
             let peer = socket.peer.and_then(|peer| by_inode.get(&peer)).copied();
             let endpoint = endpoint(socket, &paths);
             let inside = peer.is_some_and(|peer| targets.of(peer.tgid) == Some(target));
-            let look = Look {
+            let sampled = SocketSample {
                 socket,
                 peer,
                 is_pair: inside && endpoint == Endpoint::Unnamed,
@@ -136,15 +138,15 @@ impl Source for Unix {
                 direction: Direction::Received,
             };
             let group = groups.entry(received).or_default();
-            group.add(&look, look.received(&mut now.received));
-            // Of what the service says to itself, the other end's received side shows what this one sent.
+            group.add(&sampled, sampled.received(&mut now.received));
+            // Within one service, the received side of the other end already shows this data.
             if !inside {
                 let sent = Place {
                     direction: Direction::Sent,
                     ..received
                 };
                 let group = groups.entry(sent).or_default();
-                group.add(&look, look.sent(&mut now.sent));
+                group.add(&sampled, sampled.sent(&mut now.sent));
             }
             sockets.insert(socket.inode, now);
         }
@@ -157,7 +159,8 @@ impl Source for Unix {
     }
 }
 
-/// A socket that has a path of its own was accepted, or is a server of datagrams; unless it opened a connection as well.
+/// The endpoint of a socket. One with a path of its own was accepted or serves datagrams, unless it is also connected to
+/// another path.
 fn endpoint<'a>(socket: &'a UnixSocket, listening: &HashSet<&str>) -> Endpoint<'a> {
     match (socket.path.as_deref(), socket.peer_path.as_deref()) {
         (Some(path), Some(peer)) if !listening.contains(path) => Endpoint::Opened(peer),
@@ -181,31 +184,31 @@ impl Place<'_> {
         }
     }
 
-    /// Datagrams are limited by their number where they are read, and by their memory where they are written.
+    /// The unit of the queue: the kernel limits received datagrams by number, and sent ones by memory.
     fn unit(&self) -> Option<&'static str> {
         let counted = self.datagrams && self.direction == Direction::Received;
         counted.then_some("datagrams")
     }
 }
 
-/// One look at one socket.
-struct Look<'a> {
+/// One socket at one sample.
+struct SocketSample<'a> {
     socket: &'a UnixSocket,
-    /// The socket at the other end, where a target holds it.
+    /// The socket at the other end, if a target holds it.
     peer: Option<&'a UnixSocket>,
-    /// Made as a pair, and the same target holds the other end.
+    /// Created by socketpair(2), with both ends in this target.
     is_pair: bool,
     now_ns: u64,
     elapsed_ns: Option<u64>,
 }
 
-impl Look<'_> {
-    fn received(&self, half: &mut Half) -> Worst {
+impl SocketSample<'_> {
+    fn received(&self, half: &mut Half) -> Part {
         let socket = self.socket;
         if socket.style == UnixStyle::Datagram {
             let (queued, limit) = (u64::from(socket.queued), u64::from(socket.limit));
             let limit = Some(limit).filter(|limit| *limit > 0);
-            // unix_recvq_full: as many as the limit may wait, and one more.
+            // unix_recvq_full: one more than the limit may wait.
             let full = limit.is_some_and(|limit| queued > limit);
             return self.part(half, queued, limit, full, socket.head);
         }
@@ -213,9 +216,9 @@ impl Look<'_> {
         self.bytes(half, u64::from(socket.unread), limit, socket.head)
     }
 
-    /// From this end alone it is not known how long the peer has read nothing; with the peer in sight, it is. What heads
-    /// a queue of datagrams may be another sender's.
-    fn sent(&self, half: &mut Half) -> Worst {
+    /// The part that this socket sent. Its age is known only if the peer is also a target's socket. The head of a datagram
+    /// queue may be another sender's, so datagrams have no age.
+    fn sent(&self, half: &mut Half) -> Part {
         let socket = self.socket;
         let head = self
             .peer
@@ -225,8 +228,8 @@ impl Look<'_> {
         self.bytes(half, waiting, limit, head)
     }
 
-    fn bytes(&self, half: &mut Half, waiting: u64, limit: u64, head: u64) -> Worst {
-        // A writer blocks when what it wrote has reached its limit (sock_alloc_send_pskb).
+    fn bytes(&self, half: &mut Half, waiting: u64, limit: u64, head: u64) -> Part {
+        // A writer blocks when its unread data reaches its limit (sock_alloc_send_pskb).
         let limit = Some(limit).filter(|limit| *limit > 0);
         let full = limit.is_some_and(|limit| waiting >= limit);
         self.part(half, waiting, limit, full, head)
@@ -239,25 +242,25 @@ impl Look<'_> {
         limit: Option<u64>,
         full: bool,
         head: u64,
-    ) -> Worst {
+    ) -> Part {
         let known = self.elapsed_ns.is_some();
         if known && waiting < half.waiting {
             half.head.moved();
         }
-        let came = known && waiting > half.waiting;
-        let inflow_ns = half.inflow.look(came, self.now_ns);
+        let arrived = known && waiting > half.waiting;
+        let inflow_ns = half.inflow.observe(arrived, self.now_ns);
         half.waiting = waiting;
         let age_ns = half
             .head
-            .look(head, waiting > 0, self.now_ns)
+            .observe(head, waiting > 0, self.now_ns)
             .filter(|_| head != 0);
         let age_ns = if self.is_pair && !full {
-            // What rests in a pair that a service keeps to itself is no queue while nothing comes.
+            // Data at rest in an internal socket pair is no queue while nothing arrives.
             age_ns.zip(inflow_ns).map(|(age, inflow)| age.min(inflow))
         } else {
             age_ns
         };
-        Worst {
+        Part {
             depth: waiting,
             limit,
             full,
@@ -270,7 +273,7 @@ impl Look<'_> {
 }
 
 impl Group {
-    fn add(&mut self, look: &Look<'_>, part: Worst) {
+    fn add(&mut self, sampled: &SocketSample<'_>, part: Part) {
         self.sockets += 1;
         self.total = self.total.saturating_add(part.depth);
         self.full |= part.full;
@@ -278,8 +281,8 @@ impl Group {
             self.fill = Some(self.fill.map_or(fill, |most| most.max(fill)));
         }
         self.oldest_age_ns = self.oldest_age_ns.max(part.age_ns);
-        self.elapsed_ns = self.elapsed_ns.max(look.elapsed_ns);
-        let rank = |part: &Worst| (part.age_ns, part.depth);
+        self.elapsed_ns = self.elapsed_ns.max(sampled.elapsed_ns);
+        let rank = |part: &Part| (part.age_ns, part.depth);
         if self
             .worst
             .as_ref()
@@ -311,7 +314,7 @@ impl Group {
             oldest_age_ns: self.oldest_age_ns,
             worst: worst
                 .filter(|worst| worst.depth > 0)
-                .map(|worst| worst.words(place, targets)),
+                .map(|worst| worst.describe(place, targets)),
             extra: vec![
                 ("sockets", f64::from(self.sockets)),
                 (total, self.total as f64),
@@ -321,13 +324,13 @@ impl Group {
     }
 }
 
-impl Worst {
+impl Part {
     fn fill(&self) -> Option<f64> {
         let limit = self.limit?.max(1);
         Some(self.depth as f64 / limit as f64)
     }
 
-    fn words(&self, place: &Place<'_>, targets: &Targets) -> String {
+    fn describe(&self, place: &Place<'_>, targets: &Targets) -> String {
         let here = format!("process {} fd {}", self.tgid, self.fd);
         let other = self
             .peer

@@ -1,7 +1,7 @@
-//! Accept queues of unix sockets: connections that wait on a path. They are of the kind `accept`, beside the TCP ones.
+//! Accept queues of unix listeners, which are of kind `accept` like the TCP ones.
 //!
-//! `connect` blocks (or fails with EAGAIN) while more wait than the backlog allows; none is refused and none is
-//! dropped. The kernel counts neither arrivals nor accepts, and times nothing.
+//! While more connections wait than the backlog allows, `connect` blocks, or fails with EAGAIN; none is refused or
+//! dropped. The kernel counts neither arrivals nor accepts, and provides no ages.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,7 +14,7 @@ use crate::{
     text,
 };
 
-/// A path takes up to 108 bytes, and an escaped one several times that.
+/// Longest path in a name, bytes: a path has up to 108 bytes (UNIX_PATH_MAX), and up to several times that when escaped.
 const MAX_NAME_BYTES: usize = 512;
 
 #[derive(Default)]
@@ -22,7 +22,7 @@ pub(super) struct UnixListeners {
     known: HashMap<u64, Known>,
 }
 
-/// What is remembered of one listening socket.
+/// State kept per listening socket.
 struct Known {
     target: TargetId,
     queued: u32,
@@ -30,7 +30,7 @@ struct Known {
     seen_ns: u64,
 }
 
-/// All listening sockets of one target on one path: the path may be bound again while the first is still open.
+/// All listening sockets of one target on one path. The path may be bound again while the first socket is still open.
 #[derive(Default)]
 struct Group {
     sockets: u32,
@@ -54,7 +54,7 @@ pub(super) fn spelled(path: &str) -> Arc<str> {
 }
 
 impl UnixListeners {
-    /// After a walk over files.
+    /// Reads the listeners of a file scan.
     pub(super) fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
         let mut groups: BTreeMap<(TargetId, QueueId), Group> = BTreeMap::new();
         let mut known = HashMap::new();
@@ -104,7 +104,7 @@ impl Group {
         self.limit += u64::from(socket.limit);
         let fill = f64::from(socket.queued) / f64::from(socket.limit.max(1));
         self.fill = self.fill.max(fill);
-        // unix_recvq_full: as many as the backlog may wait, and one more.
+        // unix_recvq_full: one more than the backlog may wait.
         self.full |= socket.queued > socket.limit;
         let elapsed_ns = before.map(|before| now_ns.saturating_sub(before.seen_ns));
         self.elapsed_ns = self.elapsed_ns.max(elapsed_ns);
@@ -113,7 +113,7 @@ impl Group {
             head.moved();
         }
         let age_ns = head
-            .look(socket.head, socket.queued > 0, now_ns)
+            .observe(socket.head, socket.queued > 0, now_ns)
             .filter(|_| socket.head != 0);
         self.oldest_age_ns = self.oldest_age_ns.max(age_ns);
         Known {
@@ -193,17 +193,17 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_wait_on_a_path_are_an_accept_queue() {
+    fn connections_waiting_on_a_path_are_an_accept_queue() {
         let mut watched = Watched::default();
-        let mut look =
+        let mut read =
             |queued, head| watched.walk_one(Kind::Accept, sample(listener(queued, head)));
-        let idle = look(0, 0);
+        let idle = read(0, 0);
         assert_eq!((idle.depth, idle.limit), (0, Some(4)));
         assert_eq!((idle.wait_ns, idle.oldest_age_ns), (Some(0), None));
-        assert_eq!(look(2, 7).oldest_age_ns, Some(0));
-        assert_eq!(look(3, 7).oldest_age_ns, Some(TICK));
-        assert_eq!(look(3, 8).oldest_age_ns, Some(0));
-        assert_eq!(look(2, 8).oldest_age_ns, Some(0));
+        assert_eq!(read(2, 7).oldest_age_ns, Some(0));
+        assert_eq!(read(3, 7).oldest_age_ns, Some(TICK));
+        assert_eq!(read(3, 8).oldest_age_ns, Some(0));
+        assert_eq!(read(2, 8).oldest_age_ns, Some(0));
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_that_meets_no_unix_socket_leaves_its_queue_alone() {
+    fn a_scan_that_covers_no_unix_socket_does_not_end_its_queue() {
         let mut watched = Watched::default();
         let both = Sample {
             listeners: vec![tcp()],

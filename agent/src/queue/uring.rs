@@ -1,8 +1,10 @@
-//! io_uring instances: what was submitted and not taken by the kernel, what is complete and not taken by the process.
+//! io_uring instances: submissions that the kernel has not consumed, and completions that the process has not consumed.
 
 use std::collections::HashMap;
 
-use super::{Kind, QueueId, Reading, RingHalf, Sink, Source, Targets, advance, head::Head, little};
+use super::{
+    Kind, QueueId, Reading, RingHalf, Sink, Source, Targets, advance, head::Head, littles_law,
+};
 use crate::sample::{Ring, Sample, TargetId};
 
 #[derive(Default)]
@@ -10,9 +12,9 @@ pub(super) struct Uring {
     rings: HashMap<(TargetId, u64), Known>,
 }
 
-/// What is remembered of one instance.
+/// State kept per instance.
 struct Known {
-    /// There were several processes when it was first seen: descriptor numbers alone do not tell rings apart.
+    /// The target had several processes when the ring was first seen, so that the descriptor alone does not identify it.
     named_by_process: bool,
     submissions: Side,
     completions: Side,
@@ -42,7 +44,7 @@ impl Source for Uring {
             };
             let mut now = Known::of(ring, target, targets, now_ns);
             let before = self.rings.get(&(target, ring.id));
-            let before = before.filter(|before| now.comes_after(before));
+            let before = before.filter(|before| now.continues(before));
             now.named_by_process =
                 before.map_or(now.named_by_process, |before| before.named_by_process);
             let elapsed_ns = before.map(|before| now_ns.saturating_sub(before.seen_ns));
@@ -99,8 +101,9 @@ impl Known {
         }
     }
 
-    /// The name of an instance may be given again when it is closed: one that was there before has not gone back.
-    fn comes_after(&self, before: &Self) -> bool {
+    /// Whether this can be a later state of the same instance. The id of a closed instance may be reused; positions of one
+    /// instance never go back.
+    fn continues(&self, before: &Self) -> bool {
         let went_on = |before: &Side, now: &Side| {
             advance(before.tail, now.tail) < 1 << 31 && advance(before.head, now.head) < 1 << 31
         };
@@ -110,19 +113,19 @@ impl Known {
 }
 
 impl Side {
-    /// Head and tail are read one after the other: where they have crossed meanwhile, nothing waits.
+    /// Head and tail are not read at one instant. If they have crossed in between, nothing waits.
     fn depth(&self) -> u64 {
         let span = advance(self.head, self.tail);
         if span < 1 << 31 { span } else { 0 }
     }
 
-    /// Takes over from `before` what there is to remember.
+    /// The reading of this ring. Continues the state of `before`.
     fn reading(&mut self, before: Option<&Self>, now_ns: u64, elapsed_ns: Option<u64>) -> Reading {
         let depth = self.depth();
         let arrivals = before.map(|before| advance(before.tail, self.tail));
         let departures = before.map(|before| advance(before.head, self.head));
         self.consumer = before.map_or_else(Head::default, |before| before.consumer);
-        let oldest_age_ns = self.consumer.look(self.head, depth > 0, now_ns);
+        let oldest_age_ns = self.consumer.observe(self.head, depth > 0, now_ns);
         Reading {
             depth,
             limit: Some(u64::from(self.entries)),
@@ -134,7 +137,7 @@ impl Side {
             wait_ns: if depth == 0 {
                 Some(0)
             } else {
-                little(depth, departures.unwrap_or(0), elapsed_ns)
+                littles_law(depth, departures.unwrap_or(0), elapsed_ns)
             },
             oldest_age_ns,
             losses: before.map_or(0, |before| advance(before.lost, self.lost)),
@@ -176,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn completions_that_are_not_taken_grow_old() {
+    fn unconsumed_completions_age() {
         let mut watched = Watched::default();
         walk(&mut watched, ring(u32::MAX, u32::MAX));
         let queues = walk(&mut watched, ring(u32::MAX, 3));
@@ -202,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_completion_for_which_there_was_no_room_is_lost() {
+    fn an_overflowed_completion_is_lost() {
         let mut watched = Watched::default();
         let full = |cq_overflow| Ring {
             cq_overflow,
@@ -216,13 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_was_read_after_it_passed_the_tail_is_an_empty_ring() {
+    fn a_head_read_after_it_passed_the_tail_is_an_empty_ring() {
         let queues = walk(&mut Watched::default(), ring(7, 6));
         assert_eq!(queues[1].1.depth, 0);
     }
 
     #[test]
-    fn a_new_ring_that_has_the_name_of_a_closed_one_begins_anew() {
+    fn a_new_ring_with_the_id_of_a_closed_one_starts_from_zero() {
         let mut watched = Watched::default();
         walk(&mut watched, ring(500, 500));
         let reading = &walk(&mut watched, ring(0, 2))[1].1;
@@ -231,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn rings_of_several_processes_are_told_apart() {
+    fn rings_of_several_processes_have_different_names() {
         let queues = walk(&mut Watched::of(&[PID, 13]), ring(0, 0));
         assert_eq!(queues[0].0, "ring fd 9 of 12 sq");
     }

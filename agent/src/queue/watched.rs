@@ -1,11 +1,11 @@
-//! For tests: one watched service, looked at again and again.
+//! Test helper: one watched service that is sampled at a fixed interval.
 
 use std::net::SocketAddr;
 
 use super::{Kind, Model, Reading};
 use crate::sample::{Connection, Sample, Target, Walks};
 
-/// Time between two looks, ns.
+/// Interval between samples, ns.
 pub(super) const TICK: u64 = 100_000_000;
 /// The first process of the service.
 pub(super) const PID: u32 = 12;
@@ -25,7 +25,7 @@ impl Default for Watched {
 }
 
 impl Watched {
-    /// A service made of these processes.
+    /// A service with these processes.
     pub(super) fn of(tgids: &[u32]) -> Self {
         let target = Target {
             id: 1,
@@ -40,7 +40,7 @@ impl Watched {
         }
     }
 
-    /// One walk over files, a tick after the previous one: the queues of this kind.
+    /// The queues of this kind after a file scan, one tick after the previous sample.
     pub(super) fn walk(&mut self, kind: Kind, sample: Sample) -> Vec<(String, Reading)> {
         let walks = Walks {
             files: true,
@@ -49,14 +49,14 @@ impl Watched {
         self.read(kind, Sample { walks, ..sample })
     }
 
-    /// The same, where there is but one queue of this kind.
+    /// The same, for a service with exactly one queue of this kind.
     pub(super) fn walk_one(&mut self, kind: Kind, sample: Sample) -> Reading {
         let mut queues = self.walk(kind, sample);
         assert_eq!(queues.len(), 1, "{queues:?}");
         queues.remove(0).1
     }
 
-    /// One sample as it is, a tick after the previous one.
+    /// The queues of this kind after this sample, one tick after the previous one.
     pub(super) fn read(&mut self, kind: Kind, sample: Sample) -> Vec<(String, Reading)> {
         self.now_ns += TICK;
         let sample = Sample {
@@ -79,7 +79,7 @@ impl Watched {
     }
 }
 
-/// An established connection on which nothing was ever said.
+/// An established connection that has carried no data.
 pub(super) fn silent_connection() -> Connection {
     Connection {
         cookie: 0,
@@ -108,7 +108,7 @@ pub(super) fn silent_connection() -> Connection {
     }
 }
 
-/// A further measure of a reading.
+/// A measure of a reading, by its JSON key.
 pub(super) fn extra(reading: &Reading, key: &str) -> Option<f64> {
     reading.extra(key)
 }

@@ -1,14 +1,14 @@
-//! Groups of like threads: how many there are, and how many are busy, with what.
+//! Worker pools: how many threads they have, how many are busy, and with what.
 //!
-//! Threads are alike when their names differ in digits alone. A worker is idle where it waits for work: in accept, in
-//! epoll_wait, on a condition variable. A thread of an event loop is no worker: it serves many at once.
+//! Threads belong to one pool if their names differ only in digits. A worker is idle while it waits for work: in accept,
+//! in epoll_wait, or on a condition variable. An event loop is no worker, since it serves many connections at once.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
     Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
     eventloop::Residence,
-    syscalls::{Does, Futex, Lock, call_of, descriptor},
+    syscalls::{CallClass, Futex, Lock, call_of, descriptor},
 };
 use crate::{
     in_order::InOrder,
@@ -18,22 +18,22 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Workers {
     threads: HashMap<(u32, u32), Residence>,
-    /// By process and descriptor.
+    /// Roles of connections, by process and descriptor.
     roles: InOrder<Seen>,
-    /// Walks over files so far.
-    walks: u64,
+    /// Number of file scans so far.
+    scans: u64,
 }
 
-/// Who began a connection.
+/// Which end of a connection the target is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Accepted,
     Opened,
 }
 
-/// A connection, and the walk that saw it.
+/// A connection, and the last scan that saw it.
 struct Seen {
-    walk: u64,
+    scan: u64,
     role: Role,
 }
 
@@ -42,21 +42,21 @@ struct Seen {
 enum Doing {
     Running,
     Runnable,
-    /// It waits for work.
+    /// Waiting for work.
     Idle,
-    /// It waits for work, or for a result that another thread makes: on a futex of its own nobody can tell.
+    /// Waiting for work, or for a result of another thread: on a futex of its own, the two look the same.
     Parked,
-    /// It reads from a connection that it serves: the client has it, and does not need it now.
+    /// Reading from an accepted connection: a client occupies the worker without using it.
     Client,
     Downstream,
     Lock,
     Disk,
     Other,
-    /// The kernel does not say.
+    /// The system call is not known.
     Unknown,
 }
 
-/// One group in one look.
+/// One pool at one sample.
 #[derive(Default)]
 struct Group {
     size: u64,
@@ -70,20 +70,21 @@ struct Group {
     disk: u64,
     other: u64,
     unknown: u64,
-    /// Members that live in epoll_wait, and those that are their process's only thread.
+    /// Members that are event loops.
     loops: u64,
+    /// Members that are the only thread of their process.
     alone: u64,
 }
 
 impl Source for Workers {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
         if sample.walks.files {
-            self.learn_roles(sample, targets);
+            self.scan_roles(sample, targets);
         }
         if !sample.walks.waits {
             return;
         }
-        let looks = Looks::of(sample);
+        let overview = Overview::of(sample);
         let mut groups: BTreeMap<(TargetId, String), Group> = BTreeMap::new();
         let mut threads = HashMap::with_capacity(sample.waits.len());
         for wait in &sample.waits {
@@ -92,15 +93,15 @@ impl Source for Workers {
             };
             let key = (wait.tgid, wait.tid);
             let mut residence = self.threads.get(&key).copied().unwrap_or_default();
-            let doing = self.doing(wait, &looks);
-            let in_epoll = matches!(call_of(wait), Some((_, Does::Epoll)));
+            let doing = self.doing(wait, &overview);
+            let in_epoll = matches!(call_of(wait), Some((_, CallClass::Epoll)));
             let parked = matches!(doing, Doing::Idle | Doing::Parked) && !in_epoll;
-            residence.look(in_epoll, parked);
+            residence.observe(in_epoll, parked);
             threads.insert(key, residence);
-            let group = groups.entry((target, like(&wait.comm))).or_default();
+            let group = groups.entry((target, pool_name(&wait.comm))).or_default();
             group.add(doing);
-            group.loops += u64::from(residence.lives());
-            group.alone += u64::from(looks.threads_of(wait.tgid) == 1);
+            group.loops += u64::from(residence.is_loop());
+            group.alone += u64::from(overview.threads_of(wait.tgid) == 1);
         }
         self.threads = threads;
         for ((target, name), group) in groups {
@@ -113,31 +114,31 @@ impl Source for Workers {
     }
 }
 
-/// What has to be known of all threads before one can be judged.
-struct Looks {
+/// Facts about all threads that the classification of one needs.
+struct Overview {
     threads: HashMap<u32, u32>,
     own_tids: HashSet<(u32, u32)>,
-    /// Threads asleep on each futex.
+    /// Number of threads asleep on each futex, by process and address.
     sleepers: HashMap<(u32, u64), u32>,
 }
 
-impl Looks {
+impl Overview {
     fn of(sample: &Sample) -> Self {
-        let mut looks = Self {
+        let mut overview = Self {
             threads: HashMap::new(),
             own_tids: HashSet::new(),
             sleepers: HashMap::new(),
         };
         for wait in &sample.waits {
-            *looks.threads.entry(wait.tgid).or_default() += 1;
-            looks.own_tids.insert((wait.tgid, wait.own_tid));
-            if let Some((_, Does::Futex)) = call_of(wait)
+            *overview.threads.entry(wait.tgid).or_default() += 1;
+            overview.own_tids.insert((wait.tgid, wait.own_tid));
+            if let Some((_, CallClass::Futex)) = call_of(wait)
                 && let Some(Syscall { args, .. }) = &wait.syscall
             {
-                *looks.sleepers.entry((wait.tgid, args[0])).or_default() += 1;
+                *overview.sleepers.entry((wait.tgid, args[0])).or_default() += 1;
             }
         }
-        looks
+        overview
     }
 
     fn threads_of(&self, tgid: u32) -> u32 {
@@ -146,9 +147,9 @@ impl Looks {
 }
 
 impl Workers {
-    fn learn_roles(&mut self, sample: &Sample, targets: &Targets) {
-        self.walks += 1;
-        let walk = self.walks;
+    fn scan_roles(&mut self, sample: &Sample, targets: &Targets) {
+        self.scans += 1;
+        let scan = self.scans;
         for connection in &sample.connections {
             let accepted = targets.listens(connection.netns, connection.local.port());
             let role = if accepted {
@@ -156,7 +157,10 @@ impl Workers {
             } else {
                 Role::Opened
             };
-            let (key, seen) = (place(connection.tgid, connection.fd), Seen { walk, role });
+            let (key, seen) = (
+                descriptor_key(connection.tgid, connection.fd),
+                Seen { scan, role },
+            );
             match self.roles.next(key) {
                 Some(known) => *known = seen,
                 None => {
@@ -164,10 +168,10 @@ impl Workers {
                 }
             }
         }
-        self.roles.retain(|seen| seen.walk == walk);
+        self.roles.retain(|seen| seen.scan == scan);
     }
 
-    fn doing(&self, wait: &Wait, looks: &Looks) -> Doing {
+    fn doing(&self, wait: &Wait, overview: &Overview) -> Doing {
         match wait.state {
             State::Running => return Doing::Running,
             State::Runnable => return Doing::Runnable,
@@ -183,19 +187,21 @@ impl Workers {
         };
         let file_wait = wait.state == State::Uninterruptible;
         match call_of(wait) {
-            Some((_, Does::Sync)) => Doing::Disk,
-            Some((_, Does::Read | Does::Write | Does::Path)) if file_wait => Doing::Disk,
-            Some((_, Does::Accept | Does::Epoll | Does::Sleep)) => Doing::Idle,
-            Some((_, Does::Poll)) => self.polling(wait.tgid, &syscall.detail),
-            Some((_, Does::Read)) => match self.role(wait.tgid, descriptor(syscall)) {
+            Some((_, CallClass::Sync)) => Doing::Disk,
+            Some((_, CallClass::Read | CallClass::Write | CallClass::Path)) if file_wait => {
+                Doing::Disk
+            }
+            Some((_, CallClass::Accept | CallClass::Epoll | CallClass::Sleep)) => Doing::Idle,
+            Some((_, CallClass::Poll)) => self.polling(wait.tgid, &syscall.detail),
+            Some((_, CallClass::Read)) => match self.role(wait.tgid, descriptor(syscall)) {
                 Some(Role::Accepted) => Doing::Client,
                 Some(Role::Opened) => Doing::Downstream,
                 None => Doing::Other,
             },
-            Some((_, Does::Futex)) => {
-                let is_thread = |tid| looks.own_tids.contains(&(wait.tgid, tid));
+            Some((_, CallClass::Futex)) => {
+                let is_thread = |tid| overview.own_tids.contains(&(wait.tgid, tid));
                 let futex = Futex::of(wait, is_thread);
-                let sleepers = looks.sleepers.get(&(wait.tgid, syscall.args[0]));
+                let sleepers = overview.sleepers.get(&(wait.tgid, syscall.args[0]));
                 match futex.map(|futex| futex.lock) {
                     Some(Lock::Yes { .. }) => Doing::Lock,
                     _ if sleepers.is_some_and(|sleepers| *sleepers > 1) => Doing::Idle,
@@ -206,7 +212,7 @@ impl Workers {
         }
     }
 
-    /// A call that is awaited counts before a client that is; a listener alone is work that has not come.
+    /// Polling an opened connection takes precedence over polling an accepted one. A listener alone means waiting for work.
     fn polling(&self, tgid: u32, detail: &Detail) -> Doing {
         let Detail::Poll(entries) = detail else {
             return Doing::Idle;
@@ -221,17 +227,19 @@ impl Workers {
     }
 
     fn role(&self, tgid: u32, fd: u32) -> Option<Role> {
-        self.roles.get(place(tgid, fd)).map(|seen| seen.role)
+        self.roles
+            .get(descriptor_key(tgid, fd))
+            .map(|seen| seen.role)
     }
 }
 
-/// One number for a process and a descriptor of it.
-fn place(tgid: u32, fd: u32) -> u64 {
+/// One key for a process and a descriptor.
+fn descriptor_key(tgid: u32, fd: u32) -> u64 {
     u64::from(tgid) << 32 | u64::from(fd)
 }
 
-/// A thread's name with `#` in place of each run of digits: `worker-12` is like `worker-3`.
-fn like(comm: &str) -> String {
+/// The pool of a thread: its name, with each run of digits replaced by `#`, as in `worker-#`.
+fn pool_name(comm: &str) -> String {
     let mut out = String::with_capacity(comm.len());
     for letter in comm.chars() {
         if !letter.is_ascii_digit() {
@@ -264,8 +272,8 @@ impl Group {
         *counter += 1;
     }
 
-    /// Several threads, or the only one of its service; not event loops, unless each is a process of its own: those may
-    /// serve one request at a time (prefork).
+    /// Whether this is a pool of workers: several threads, or the only one of its service. Event loops are none, unless each
+    /// is a process of its own; those may serve one request at a time (prefork).
     fn is_pool(&self, threads_of_target: u32) -> bool {
         if self.size == 1 {
             return threads_of_target == 1 && self.loops == 0;
@@ -286,7 +294,7 @@ impl Group {
             ("idle", self.idle as f64),
             ("parked", self.parked as f64),
         ];
-        // What a thread waits for in another call is not known to be work.
+        // A thread in some other call is not known to be working.
         let working = self.running + self.runnable + self.lock + self.disk + self.downstream;
         extra.push((UTILIZATION, working as f64 / self.size.max(1) as f64));
         if self.unknown > 0 {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     detect::Gauge,
     event::Level,
-    queue::{Judged, Kind, QueueKey},
+    queue::{Criterion, Kind, QueueKey},
     sample::{Target, TargetId},
 };
 
@@ -135,7 +135,8 @@ impl Board {
             rank(of_a).cmp(&rank(of_b)).then_with(|| a.cmp(b))
         });
         let waits = |(key, gauge): &(Arc<QueueKey>, Gauge)| {
-            let is_untaken = takes_work_in(key) && key.kind.judged() != Judged::AgainstUsual;
+            let is_untaken =
+                takes_work_in(key) && key.kind.criterion() != Criterion::AgainstBaseline;
             gauge
                 .oldest_age_ns
                 .filter(|_| is_untaken && gauge.depth > 0)

@@ -10,7 +10,7 @@ use super::super::{
 };
 use crate::{
     event::{DrivenBy, Episode, Instant, Level, Verdict},
-    queue::{Awaited, Kind, Model, QueueKey, Reading, Readings},
+    queue::{Kind, Model, PendingRequest, QueueKey, Reading, Readings},
     sample::{
         Connection, Detail, Holder, Listener, Peer, Pipe, Sample, State, Syscall, Target, TargetId,
         Title, UnixSocket, UnixStyle, Wait, Walks,
@@ -30,7 +30,7 @@ pub(super) struct Scene {
     /// What every look shows beside the threads.
     sample: Sample,
     readings: Vec<(Arc<QueueKey>, Reading)>,
-    awaited: Vec<Awaited>,
+    awaited: Vec<PendingRequest>,
     now_ns: u64,
     /// No service is suspicious yet.
     calm: bool,
@@ -255,7 +255,7 @@ impl Scene {
     }
 
     /// On this connection a request (or a call, where the service opened it) is not answered yet.
-    pub(super) fn awaits(&mut self, cookie: u64) -> &mut Awaited {
+    pub(super) fn awaits(&mut self, cookie: u64) -> &mut PendingRequest {
         let connection = self
             .sample
             .connections
@@ -263,7 +263,7 @@ impl Scene {
             .find(|one| one.cookie == cookie);
         let connection = connection.unwrap();
         let listens = |listener: &Listener| listener.address.port() == connection.local.port();
-        let awaited = Awaited {
+        let awaited = PendingRequest {
             target: self.id_of(connection.tgid),
             tgid: connection.tgid,
             cookie,
@@ -359,7 +359,7 @@ impl Scene {
             self.model.read(&sample);
             let readings = Readings {
                 queues: self.readings.clone(),
-                awaited: Some(self.awaited.clone()),
+                pending_requests: Some(self.awaited.clone()),
                 ..Readings::default()
             };
             let ids = self.targets.iter().map(|target| target.id);

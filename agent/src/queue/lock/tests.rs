@@ -1,12 +1,12 @@
 use super::super::{
     Kind, Model, Reading,
-    syscalls::tests::{asleep, locked, look},
+    syscalls::tests::{asleep, locked, sample_waits},
     watched::{TICK, extra},
 };
 use crate::sample::{Detail, State, Wait};
 
 fn read(model: &mut Model, tick: u64, waits: Vec<Wait>) -> Vec<(String, Reading)> {
-    look(Kind::Lock, model, tick, waits)
+    sample_waits(Kind::Lock, model, tick, waits)
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn a_held_mutex_names_its_holder_and_what_that_does() {
     assert_eq!(extra(lock, "hold_ns"), Some(14.0 * TICK as f64));
     assert_eq!(
         lock.worst.as_deref(),
-        Some("thread 12 (worker) of process 10 holds it, itself in fsync")
+        Some("held by thread 12 (worker) of process 10, in fsync")
     );
 }
 

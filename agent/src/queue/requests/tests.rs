@@ -32,15 +32,15 @@ fn watch(style: Style, end: usize, every_us: u64, skip_us: u64, seed: u64) -> Sc
     let start_us = talk.tcp.now_us + skip_us;
     let mut score = Score::default();
     talk.run_to(start_us);
-    let before = talk.look(end).1;
+    let before = talk.observe(end).1;
     let mut conversation: Option<Conversation> = None;
     let mut at_us = start_us;
     while at_us < start_us + 10_000_000 {
         talk.run_to(at_us);
         let now_ns = at_us * 1_000;
-        let (connection, truth) = talk.look(end);
+        let (connection, truth) = talk.observe(end);
         let seen = match &mut conversation {
-            Some(known) => known.look(&connection, now_ns),
+            Some(known) => known.observe(&connection, now_ns),
             None => {
                 let fresh = skip_us == 0;
                 let (known, seen) = Conversation::first(&connection, role, fresh, now_ns);
@@ -61,21 +61,21 @@ fn watch(style: Style, end: usize, every_us: u64, skip_us: u64, seed: u64) -> Sc
             score.answered <= truth.answered - before.answered + 1,
             "{seen:?} {truth:?}"
         );
-        match seen.standing {
-            Standing::Unknown => score.unknown += 1,
-            Standing::Push => score.push += 1,
-            standing if standing.waits() != truth.waits => {
+        match seen.status {
+            Status::Unknown => score.unknown += 1,
+            Status::Push => score.push += 1,
+            status if status.is_pending() != truth.waits => {
                 score.wrong += 1;
             }
-            standing => {
+            status => {
                 if truth.waits {
                     score.waited += 1;
                     let began_us = seen.began_ns / 1_000;
                     score.age_error_us = score.age_error_us.max(began_us.abs_diff(truth.began_us));
                 }
-                let tells = matches!(standing, Standing::Unread | Standing::Working);
+                let tells = matches!(status, Status::Unread | Status::Working);
                 if tells && style.net.loss == 0 && style.request < 1_000 {
-                    assert_eq!(standing == Standing::Unread, truth.unread);
+                    assert_eq!(status == Status::Unread, truth.unread);
                 }
             }
         }
@@ -199,8 +199,8 @@ fn a_server_that_speaks_first_owes_nothing_and_is_owed_nothing() {
     tcp.write(SERVER, 80);
     tcp.run_to(tcp.now_us + 5_000_000);
     for (end, role) in [(CLIENT, Role::Opened), (SERVER, Role::Accepted)] {
-        let seen = Conversation::first(&tcp.look(end), role, true, tcp.now_us * 1_000).1;
-        assert_eq!(seen.standing, Standing::Idle);
+        let seen = Conversation::first(&tcp.observe(end), role, true, tcp.now_us * 1_000).1;
+        assert_eq!(seen.status, Status::Idle);
     }
 }
 
@@ -245,8 +245,8 @@ impl Hand {
             Role::Opened
         };
         let (conversation, seen) =
-            Conversation::first(&tcp.look(at), role, true, tcp.now_us * 1_000);
-        assert_eq!(seen.standing, Standing::Idle);
+            Conversation::first(&tcp.observe(at), role, true, tcp.now_us * 1_000);
+        assert_eq!(seen.status, Status::Idle);
         Self {
             tcp,
             at,
@@ -256,8 +256,9 @@ impl Hand {
 
     fn look_after(&mut self, ms: u64) -> Seen {
         self.tcp.run_to(self.tcp.now_us + ms * 1_000);
-        let connection = self.tcp.look(self.at);
-        self.conversation.look(&connection, self.tcp.now_us * 1_000)
+        let connection = self.tcp.observe(self.at);
+        self.conversation
+            .observe(&connection, self.tcp.now_us * 1_000)
     }
 
     fn ask(&mut self, bytes: u32) {
@@ -272,15 +273,15 @@ fn a_request_waits_until_the_answer_and_both_are_counted_and_timed() {
     let mut hand = Hand::new(SERVER);
     hand.tcp.write(CLIENT, 100);
     let seen = hand.look_after(100);
-    assert_eq!((seen.standing, seen.begun), (Standing::Unread, 1));
+    assert_eq!((seen.status, seen.begun), (Status::Unread, 1));
     hand.tcp.read(SERVER);
     let seen = hand.look_after(100);
-    assert_eq!((seen.standing, seen.begun), (Standing::Working, 0));
+    assert_eq!((seen.status, seen.begun), (Status::Working, 0));
     hand.tcp.write(SERVER, 100);
     let seen = hand.look_after(100);
-    assert_eq!((seen.standing, seen.answered), (Standing::Sending, 1));
+    assert_eq!((seen.status, seen.answered), (Status::Sending, 1));
     assert!(seen.took_ns.unwrap().abs_diff(200_000_000) <= 8_000_000);
-    assert_eq!(hand.look_after(100).standing, Standing::Idle);
+    assert_eq!(hand.look_after(100).status, Status::Idle);
 }
 
 #[test]
@@ -302,7 +303,7 @@ fn pipelined_requests_count_once() {
         hand.ask(100);
     }
     let seen = hand.look_after(100);
-    assert_eq!((seen.standing, seen.begun), (Standing::Working, 1));
+    assert_eq!((seen.status, seen.begun), (Status::Working, 1));
 }
 
 #[test]
@@ -311,13 +312,13 @@ fn a_caller_that_has_shut_down_still_waits_for_its_answer() {
         let mut hand = Hand::new(SERVER);
         hand.ask(100);
         if !together {
-            assert_eq!(hand.look_after(100).standing, Standing::Working);
+            assert_eq!(hand.look_after(100).status, Status::Working);
         }
         hand.tcp.shut_down(CLIENT);
-        assert_eq!(hand.look_after(100).standing, Standing::Working);
+        assert_eq!(hand.look_after(100).status, Status::Working);
         hand.tcp.write(SERVER, 100);
-        assert_eq!(hand.look_after(100).standing, Standing::Sending);
-        assert_eq!(hand.look_after(500).standing, Standing::Idle);
+        assert_eq!(hand.look_after(100).status, Status::Sending);
+        assert_eq!(hand.look_after(500).status, Status::Idle);
     }
 }
 
@@ -329,15 +330,15 @@ fn a_fin_is_no_request_and_its_ack_no_answer() {
     assert_eq!(served.look_after(100).answered, 1);
     served.tcp.shut_down(CLIENT);
     let seen = served.look_after(100);
-    assert_eq!((seen.standing, seen.begun), (Standing::Idle, 0));
+    assert_eq!((seen.status, seen.begun), (Status::Idle, 0));
 
     let mut opened = Hand::new(CLIENT);
     opened.ask(100);
     opened.tcp.shut_down(CLIENT);
-    assert_eq!(opened.look_after(100).standing, Standing::Outstanding);
+    assert_eq!(opened.look_after(100).status, Status::Outstanding);
     opened.tcp.shut_down(SERVER);
     let seen = opened.look_after(100);
-    assert_eq!((seen.standing, seen.lost), (Standing::Idle, true));
+    assert_eq!((seen.status, seen.lost), (Status::Idle, true));
 }
 
 #[test]
@@ -348,10 +349,12 @@ fn a_reset_under_a_request_is_told_and_one_of_an_idle_connection_is_not() {
             hand.ask(100);
         }
         hand.look_after(100);
-        let mut connection = hand.tcp.look(SERVER);
+        let mut connection = hand.tcp.observe(SERVER);
         connection.state = state::CLOSE;
-        let seen = hand.conversation.look(&connection, hand.tcp.now_us * 1_000);
-        assert_eq!((seen.standing, seen.lost), (Standing::Closed, asks));
+        let seen = hand
+            .conversation
+            .observe(&connection, hand.tcp.now_us * 1_000);
+        assert_eq!((seen.status, seen.lost), (Status::Closed, asks));
     }
 }
 
@@ -370,7 +373,7 @@ fn messages_that_nobody_answers_are_left_out_on_both_ends() {
             }
         }
         let seen = hand.look_after(100);
-        assert_eq!((seen.standing, seen.begun), (Standing::Push, 0));
+        assert_eq!((seen.status, seen.begun), (Status::Push, 0));
     }
 }
 
@@ -381,7 +384,7 @@ fn a_stream_that_only_ever_comes_in_is_left_out() {
         hand.ask(5_000);
         hand.look_after(100);
     }
-    assert_eq!(hand.look_after(1).standing, Standing::Push);
+    assert_eq!(hand.look_after(1).status, Status::Push);
 }
 
 #[test]
@@ -395,7 +398,7 @@ fn a_long_upload_is_a_request_where_requests_are_answered() {
     }
     for _ in 0..300 {
         hand.ask(5_000);
-        assert_eq!(hand.look_after(100).standing, Standing::Working);
+        assert_eq!(hand.look_after(100).status, Status::Working);
     }
 }
 
@@ -406,16 +409,16 @@ fn events_that_a_server_sends_unasked_are_one_way() {
         hand.tcp.write(SERVER, 100);
         hand.look_after(300);
     }
-    assert_eq!(hand.look_after(1_000).standing, Standing::Push);
+    assert_eq!(hand.look_after(1_000).status, Status::Push);
     // Until the first request.
     hand.ask(100);
-    assert_eq!(hand.look_after(100).standing, Standing::Working);
+    assert_eq!(hand.look_after(100).status, Status::Working);
 }
 
 #[test]
 fn at_first_sight_times_decide_where_a_probe_was_answered_and_a_tie_is_unknown() {
     let hand = Hand::new(CLIENT);
-    let mut connection = hand.tcp.look(CLIENT);
+    let mut connection = hand.tcp.observe(CLIENT);
     let mut first = |received_ms: u64, sent_ms: u64, heard_ms: u64| {
         let ns = |ms: u64| ms * 1_000_000;
         connection.snd_wl1 = connection.rcv_nxt;
@@ -424,14 +427,14 @@ fn at_first_sight_times_decide_where_a_probe_was_answered_and_a_tie_is_unknown()
         connection.since_heard_ns = ns(heard_ms);
         Conversation::first(&connection, Role::Opened, false, 1 << 50)
             .1
-            .standing
+            .status
     };
-    assert_eq!(first(30_000, 30_000, 1_000), Standing::Unknown);
-    assert_eq!(first(30_000, 30_200, 1_000), Standing::Idle);
-    assert_eq!(first(30_200, 30_000, 1_000), Standing::Outstanding);
-    assert_eq!(first(300, 300, 300), Standing::Outstanding);
+    assert_eq!(first(30_000, 30_000, 1_000), Status::Unknown);
+    assert_eq!(first(30_000, 30_200, 1_000), Status::Idle);
+    assert_eq!(first(30_200, 30_000, 1_000), Status::Outstanding);
+    assert_eq!(first(300, 300, 300), Status::Outstanding);
     // The kernel says nothing.
-    assert_eq!(first(0, 0, 0), Standing::Unknown);
+    assert_eq!(first(0, 0, 0), Status::Unknown);
 }
 
 #[test]

@@ -3,7 +3,7 @@ use super::super::{
     syscalls::tests::{asleep, locked},
     watched::{extra, silent_connection},
 };
-use super::like;
+use super::pool_name;
 use crate::sample::{
     Connection, Detail, Listener, Sample, State, Syscall, Target, Thread, Wait, Walks,
 };
@@ -76,9 +76,9 @@ fn named(wait: Wait, comm: &str) -> Wait {
 
 #[test]
 fn names_that_differ_in_digits_alone_are_alike() {
-    assert_eq!(like("worker-12"), "worker-#");
-    assert_eq!(like("http-8080-exec1"), "http-#-exec#");
-    assert_eq!(like("main"), "main");
+    assert_eq!(pool_name("worker-12"), "worker-#");
+    assert_eq!(pool_name("http-8080-exec1"), "http-#-exec#");
+    assert_eq!(pool_name("main"), "main");
 }
 
 #[test]

@@ -110,8 +110,8 @@ impl Talk {
         }
     }
 
-    pub(super) fn look(&self, end: usize) -> (Connection, Truth) {
-        (self.tcp.look(end), self.truth[end])
+    pub(super) fn observe(&self, end: usize) -> (Connection, Truth) {
+        (self.tcp.observe(end), self.truth[end])
     }
 
     fn due(&self) -> Option<u64> {

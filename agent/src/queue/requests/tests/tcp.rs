@@ -317,7 +317,7 @@ impl Tcp {
     }
 
     /// What a look at this end reads.
-    pub(super) fn look(&self, at: usize) -> Connection {
+    pub(super) fn observe(&self, at: usize) -> Connection {
         let end = &self.ends[at];
         let jiffies = |us: u64| us / JIFFY_US;
         let since = |us: u64| (jiffies(self.now_us) - jiffies(us)) * JIFFY_US * 1_000;
