@@ -20,6 +20,7 @@ fn main() -> Result<()> {
     // SAFETY: a build script's main has no other threads.
     unsafe {
         env::set_var("RUSTC_BOOTSTRAP", "1");
+        env::set_var("CARGO_TERM_QUIET", "true");
         env::set_var("PATH", path);
     }
     build_ebpf(

@@ -273,7 +273,7 @@ fn each_recording_is_replayed_by_a_test() {
 }
 
 /// What is left to read in an anonymous recording.
-fn is_told(what: Text, text: &str) -> bool {
+fn already_reported(what: Text, text: &str) -> bool {
     let is_program = |word: &str| {
         let word = word.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
         PROGRAMS.contains(&word)
@@ -301,7 +301,7 @@ fn is_told(what: Text, text: &str) -> bool {
 fn check_words(name: &str) {
     for mut sample in samples(name) {
         each_text(&mut sample, &mut |what, text| {
-            assert!(is_told(what, text), "the {what:?} {text:?}");
+            assert!(already_reported(what, text), "the {what:?} {text:?}");
         });
     }
 }

@@ -1,5 +1,5 @@
-//! The kernel's verifier as the guard of the layout: real offsets load, wrong ones do not, and a field that a
-//! kernel lacks takes its feature with it and nothing else.
+//! The kernel's verifier checks the layout: real offsets load, wrong ones do not, and a missing field switches off its
+//! feature and nothing else. And log statements cost nothing unless `--log-bpf` is given.
 //!
 //! Needs root, and a kernel with BTF.
 
@@ -8,14 +8,17 @@
 mod ourselves;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fs,
     io::{self, Write as _},
     net::{TcpListener, TcpStream},
+    os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-use ourselves::{kernel, watch_ourselves};
+use ourselves::{kernel_btf, watch_ourselves};
 
 use tailback::kernel::{
+    LoadError,
     btf::Btf,
     glance::{Glance, Record},
     layout::{Feature, Resolved, resolve, resolve_without},
@@ -31,7 +34,7 @@ fn by_name(layout: &Layout) -> BTreeMap<&'static str, u32> {
         .collect()
 }
 
-/// The layout with one field somewhere else.
+/// The layout with one field at another offset.
 fn moved(found: &Resolved, field: &str, offset: u32) -> Resolved {
     let at = Layout::FIELDS.iter().position(|known| *known == field);
     let at = at.unwrap_or_else(|| panic!("there is no field {field}"));
@@ -41,38 +44,44 @@ fn moved(found: &Resolved, field: &str, offset: u32) -> Resolved {
     moved
 }
 
-/// What the kernel says when it refuses to load with `field` at `offset`.
-fn refusal(found: &Resolved, field: &str, offset: u32) -> String {
-    match Glance::load_with(moved(found, field, offset)) {
-        Ok(_) => panic!("the kernel takes {field} at {offset}"),
-        Err(error) => {
-            let text = format!("{error:#}");
-            assert!(
-                text.contains("the kernel refuses the iterator"),
-                "{field} at {offset}: {text}"
-            );
-            text
+/// The verifier's reason for rejecting the programs that read `field`, if its offset is `offset`.
+fn rejection(found: &Resolved, field: &str, offset: u32) -> String {
+    let reason = match Glance::load_with(&moved(found, field, offset), false) {
+        Err(error @ LoadError::Rejected { .. }) => error.to_string(),
+        Err(error) => panic!("{field} at {offset}: {error}"),
+        Ok(glance) => {
+            let failed = glance.capabilities().failed_scans();
+            let Some((_, reason)) = failed.first() else {
+                panic!("the kernel accepts {field} at {offset}");
+            };
+            (*reason).to_owned()
         }
-    }
+    };
+    assert!(
+        reason.contains("the verifier rejected"),
+        "{field} at {offset}: {reason}"
+    );
+    reason
 }
 
 #[test]
-fn the_kernel_takes_its_own_layout() {
-    let Some(bytes) = kernel("the_kernel_takes_its_own_layout") else {
+fn the_verifier_accepts_the_layout_of_its_own_kernel() {
+    let Some(bytes) = kernel_btf("the_verifier_accepts_the_layout_of_its_own_kernel") else {
         return;
     };
     let found = resolve(&Btf::parse(&bytes).unwrap());
-    let glance = Glance::load_with(found.clone()).unwrap_or_else(|error| panic!("{error:#}"));
-    assert_eq!(glance.plan().fields, found);
+    let glance = Glance::load_with(&found, false).unwrap_or_else(|error| panic!("{error:#}"));
+    assert_eq!(glance.capabilities().fields, found);
+    assert_eq!(glance.capabilities().failed_scans(), []);
 }
 
 #[test]
-fn the_kernel_refuses_an_offset_outside_of_the_struct() {
-    let Some(bytes) = kernel("the_kernel_refuses_an_offset_outside_of_the_struct") else {
+fn the_verifier_rejects_an_offset_outside_of_the_struct() {
+    let Some(bytes) = kernel_btf("the_verifier_rejects_an_offset_outside_of_the_struct") else {
         return;
     };
-    // One of each struct. (`pid` is not among them: it ends in an array without a length, and so has no outside;
-    // btf_struct_walk in kernel/bpf/btf.c.)
+    // One field of each struct except `pid`, which ends in an array without a length and so has no outside
+    // (btf_struct_walk, kernel/bpf/btf.c).
     let fields = [
         "task_comm",
         "file_mode",
@@ -87,26 +96,27 @@ fn the_kernel_refuses_an_offset_outside_of_the_struct() {
     ];
     let found = resolve(&Btf::parse(&bytes).unwrap());
     for field in fields {
-        refusal(&found, field, 1 << 20);
+        rejection(&found, field, 1 << 20);
     }
 }
 
 #[test]
-fn the_kernel_refuses_what_does_not_fit_the_type_at_the_offset() {
-    let Some(bytes) = kernel("the_kernel_refuses_what_does_not_fit_the_type_at_the_offset") else {
+fn the_verifier_rejects_an_access_that_does_not_fit_the_type() {
+    let Some(bytes) = kernel_btf("the_verifier_rejects_an_access_that_does_not_fit_the_type")
+    else {
         return;
     };
     let found = resolve(&Btf::parse(&bytes).unwrap());
     let at = by_name(&found.layout);
 
-    let across = refusal(&found, "tcp_snd_wnd", at["tcp_snd_wnd"] + 2);
+    let across = rejection(&found, "tcp_snd_wnd", at["tcp_snd_wnd"] + 2);
     assert!(across.contains("beyond the end of member"), "{across}");
-    let half_a_pointer = refusal(&found, "task_flags", at["task_group_leader"]);
+    let half_a_pointer = rejection(&found, "task_flags", at["task_group_leader"]);
     assert!(
         half_a_pointer.contains("cannot access ptr member group_leader"),
         "{half_a_pointer}"
     );
-    let no_pointer = refusal(&found, "task_group_leader", at["task_start_boottime"]);
+    let no_pointer = rejection(&found, "task_group_leader", at["task_start_boottime"]);
     assert!(
         no_pointer.contains("invalid mem access 'scalar'"),
         "{no_pointer}"
@@ -114,13 +124,16 @@ fn the_kernel_refuses_what_does_not_fit_the_type_at_the_offset() {
     let btf = Btf::parse(&bytes).unwrap();
     let socket = btf.structs(&["socket"])[0].unwrap();
     let ops = btf.field(socket, "ops").unwrap();
-    let another_struct = refusal(&found, "socket_sk", ops.offset);
-    assert!(another_struct.contains("ptr_proto_ops"), "{another_struct}");
+    let another_struct = rejection(&found, "socket_sk", ops.offset);
+    assert!(
+        another_struct.contains("struct proto_ops"),
+        "{another_struct}"
+    );
 }
 
 #[test]
-fn without_a_basic_field_it_is_said_which() {
-    let Some(bytes) = kernel("without_a_basic_field_it_is_said_which") else {
+fn without_a_base_field_the_error_names_it() {
+    let Some(bytes) = kernel_btf("without_a_base_field_the_error_names_it") else {
         return;
     };
     let btf = Btf::parse(&bytes).unwrap();
@@ -137,18 +150,18 @@ fn without_a_basic_field_it_is_said_which() {
             missing.container,
             missing.paths.join(" or ")
         );
-        let error = Glance::load_with(without)
+        let error = Glance::load_with(&without, false)
             .err()
             .map(|error| error.to_string());
         assert_eq!(error, Some(expected), "without {field}");
     }
 }
 
-/// What the walks show of this very process, which has all that there is to be seen.
+/// What the scans show of the test's own process, which has every kind of queue.
 #[derive(Default)]
 struct Seen {
     connections: usize,
-    /// Stamps of connections that wait on its IPv6 listener.
+    /// Number of timestamps in the accept queue of its IPv6 listener.
     stamps: Option<u32>,
     depth: Option<u32>,
     local: [u8; 16],
@@ -156,7 +169,7 @@ struct Seen {
     threads: Vec<ThreadRecord>,
 }
 
-fn look(fields: Resolved) -> Seen {
+fn scan(fields: &Resolved) -> Seen {
     let listener = TcpListener::bind("[::1]:0").unwrap();
     let address = listener.local_addr().unwrap();
     // One is accepted and has unread data, one waits.
@@ -170,7 +183,7 @@ fn look(fields: Resolved) -> Seen {
     let mut glance = watch_ourselves(fields);
     let mut seen = Seen::default();
     glance
-        .walk_files(&mut |record| match record {
+        .scan_files(&mut |record| match record {
             Record::Socket(socket)
                 if [socket.local_port, socket.remote_port].contains(&address.port()) =>
             {
@@ -187,7 +200,7 @@ fn look(fields: Resolved) -> Seen {
         })
         .unwrap();
     glance
-        .walk_threads(&mut |record| {
+        .scan_threads(&mut |record| {
             if let Record::Thread(thread) = record {
                 seen.threads.push(*thread);
             }
@@ -197,12 +210,12 @@ fn look(fields: Resolved) -> Seen {
     seen
 }
 
-/// Everything is seen that these fields allow, and nothing else.
+/// Asserts that the scans show exactly what these fields allow.
 fn check(seen: &Seen, fields: &Resolved) {
     let has = |feature| fields.has(feature);
     let what = format!("without {:?}", fields.missing);
     assert_eq!(seen.depth, Some(1), "{what}");
-    // Both ends of the first, and the client of the one that waits.
+    // Both ends of the accepted connection, and the client end of the waiting one.
     assert_eq!(seen.connections, 3, "{what}");
     let stamps = u32::from(has(Feature::AcceptAges));
     assert_eq!(seen.stamps, Some(stamps), "{what}");
@@ -218,13 +231,13 @@ fn check(seen: &Seen, fields: &Resolved) {
     assert!(any(|thread| thread.cpu_ns > 0), "{what}");
     let dispatched = any(|thread| thread.dispatches > 0);
     assert_eq!(dispatched, has(Feature::RunDelay), "{what}");
-    // The thread that reads the iterator runs while it is visited.
+    // The thread that reads from the iterator is running while it is visited.
     let runs = any(|thread| thread.on_cpu != 0);
     assert_eq!(runs, has(Feature::OnCpu), "{what}");
 }
 
-/// For each optional feature that this kernel has, one field of it. With it the whole feature is off, so that any
-/// other would lead to the same layout.
+/// One field of each optional feature that this kernel has. Hiding it switches off the whole feature, so any other field
+/// would lead to the same layout.
 fn one_field_each(btf: &Btf<'_>) -> BTreeMap<Feature, &'static str> {
     let whole = resolve(btf);
     let mut fields = BTreeMap::new();
@@ -242,59 +255,58 @@ fn one_field_each(btf: &Btf<'_>) -> BTreeMap<Feature, &'static str> {
 }
 
 #[test]
-fn an_absent_field_costs_its_feature_and_no_other() {
-    let Some(bytes) = kernel("an_absent_field_costs_its_feature_and_no_other") else {
+fn an_absent_field_disables_its_feature_and_no_other() {
+    let Some(bytes) = kernel_btf("an_absent_field_disables_its_feature_and_no_other") else {
         return;
     };
     let btf = Btf::parse(&bytes).unwrap();
     let whole = resolve(&btf);
-    check(&look(whole.clone()), &whole);
+    check(&scan(&whole), &whole);
     for field in one_field_each(&btf).into_values() {
         let without = resolve_without(&btf, &[field]);
-        check(&look(without.clone()), &without);
+        check(&scan(&without), &without);
     }
 }
 
 #[test]
-fn a_kernel_without_any_optional_field_is_watched() {
-    let Some(bytes) = kernel("a_kernel_without_any_optional_field_is_watched") else {
+fn a_kernel_without_any_optional_field_can_be_watched() {
+    let Some(bytes) = kernel_btf("a_kernel_without_any_optional_field_can_be_watched") else {
         return;
     };
     let btf = Btf::parse(&bytes).unwrap();
     let optional: Vec<&str> = one_field_each(&btf).into_values().collect();
     let without = resolve_without(&btf, &optional);
     for feature in Feature::ALL.iter().copied() {
-        // What this kernel lacks anyway is no field's fault.
+        // This includes features that the kernel lacks anyway.
         assert_eq!(without.has(feature), feature == Feature::Base);
     }
-    check(&look(without.clone()), &without);
+    check(&scan(&without), &without);
 }
 
-/// The stamps of those that wait on this port: as the walk over files tells them, and as the one over marked sockets
-/// does, where there is one.
-fn stamps(fields: Resolved, port: u16) -> [Option<Vec<u8>>; 2] {
+/// The timestamps in the accept queue of this port: by the file scan, and by the scan of focused sockets if there is one.
+fn timestamps(fields: &Resolved, port: u16) -> [Option<Vec<u8>>; 2] {
     let mut glance = watch_ourselves(fields);
-    let mut told = [None, None];
-    let [by_file, by_mark] = &mut told;
-    let of = |record: Record<'_>, told: &mut Option<Vec<u8>>| {
+    let mut seen = [None, None];
+    let [by_file, by_focus] = &mut seen;
+    let of = |record: Record<'_>, seen: &mut Option<Vec<u8>>| {
         if let Record::Listener(listener, stamps) = record
             && listener.port == port
         {
-            *told = Some(stamps.to_vec());
+            *seen = Some(stamps.to_vec());
         }
     };
     glance
-        .walk_files(&mut |record| of(record, by_file))
+        .scan_files(&mut |record| of(record, by_file))
         .unwrap();
     glance
-        .walk_marked(&mut |record| of(record, by_mark))
+        .scan_focused_sockets(&mut |record| of(record, by_focus))
         .unwrap();
-    told
+    seen
 }
 
 #[test]
-fn stamps_are_the_same_whoever_counts_the_rounds() {
-    let Some(bytes) = kernel("stamps_are_the_same_whoever_counts_the_rounds") else {
+fn both_accept_queue_loops_yield_the_same_timestamps() {
+    let Some(bytes) = kernel_btf("both_accept_queue_loops_yield_the_same_timestamps") else {
         return;
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -305,15 +317,132 @@ fn stamps_are_the_same_whoever_counts_the_rounds() {
 
     let by_kernel = resolve(&Btf::parse(&bytes).unwrap());
     let mut by_program = by_kernel.clone();
-    by_program.ways.bpf_loop = 0;
-    let by_kernel = stamps(by_kernel, address.port());
-    let by_program = stamps(by_program, address.port());
+    by_program.helpers.bpf_loop = 0;
+    let by_kernel = timestamps(&by_kernel, address.port());
+    let by_program = timestamps(&by_program, address.port());
     assert_eq!(by_kernel, by_program);
-    let all = by_kernel[0].as_ref().expect("the listener is seen");
+    let all = by_kernel[0].as_ref().expect("the listener is reported");
     let all: Vec<u64> = all
         .chunks_exact(8)
         .map(|stamp| u64::from_le_bytes(stamp.try_into().unwrap()))
         .collect();
     assert_eq!(all.len(), waiting.len());
     assert!(all.iter().all(|stamp| *stamp > 0), "{all:?}");
+}
+
+/// Calls of BPF helpers in a loaded program, by the name of the kernel function that implements each.
+fn helper_calls(program: BorrowedFd<'_>) -> BTreeSet<String> {
+    /// The start of `struct bpf_prog_info`, include/uapi/linux/bpf.h.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        tag: u64,
+        jited_len: u32,
+        xlated_len: u32,
+        jited: u64,
+        xlated: u64,
+    }
+    /// The part of `union bpf_attr` that `BPF_OBJ_GET_INFO_BY_FD` reads.
+    #[repr(C)]
+    struct GetInfo {
+        fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    /// `BPF_JMP | BPF_CALL`; a source register of 0 marks the call of a helper.
+    const CALL_OF_HELPER: [u8; 2] = [0x85, 0];
+    let mut code = Vec::<u8>::new();
+    // Once for the length, once for the code.
+    for _ in 0..2 {
+        let mut info = Info {
+            xlated_len: code.len() as u32,
+            xlated: if code.is_empty() {
+                0
+            } else {
+                code.as_mut_ptr() as u64
+            },
+            ..Info::default()
+        };
+        let attr = GetInfo {
+            fd: program.as_raw_fd() as u32,
+            info_len: size_of::<Info>() as u32,
+            info: (&raw mut info) as u64,
+        };
+        // SAFETY: live structs of the sizes passed; the kernel writes `info`, and `code` up to its length.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_OBJ_GET_INFO_BY_FD,
+                &raw const attr,
+                size_of::<GetInfo>(),
+            )
+        };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        code.resize(info.xlated_len as usize, 0);
+    }
+    let symbols = fs::read_to_string("/proc/kallsyms").unwrap();
+    let symbols: BTreeMap<u64, &str> = symbols
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            let address = u64::from_str_radix(words.next()?, 16).ok()?;
+            Some((address, words.nth(1)?.split('\t').next()?))
+        })
+        .collect();
+    let base = symbols.iter().find(|(_, name)| **name == "__bpf_call_base");
+    let base = *base.expect("kallsyms has __bpf_call_base").0;
+    // Helpers are called relative to that function.
+    let calls = code
+        .chunks_exact(8)
+        .filter(|it| it[0] == CALL_OF_HELPER[0] && it[1] >> 4 == CALL_OF_HELPER[1]);
+    calls
+        .map(|it| {
+            let offset = i32::from_le_bytes(it[4..].try_into().unwrap());
+            let address = base.wrapping_add_signed(i64::from(offset));
+            symbols
+                .get(&address)
+                .map_or_else(|| format!("{address:#x}"), |name| (*name).to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn log_statements_are_pruned_unless_logging_is_requested() {
+    let Some(bytes) = kernel_btf("log_statements_are_pruned_unless_logging_is_requested") else {
+        return;
+    };
+    let fields = resolve(&Btf::parse(&bytes).unwrap());
+    let mut without_bpf_loop = fields.clone();
+    without_bpf_loop.helpers.bpf_loop = 0;
+    let glance = Glance::load_with(&without_bpf_loop, true).unwrap();
+    assert_eq!(glance.capabilities().log, Ok(()), "the bounded variants");
+    let programs_that_log = |log_bpf| {
+        let glance = Glance::load_with(&fields, log_bpf).unwrap();
+        assert_eq!(
+            glance.capabilities().log.is_ok(),
+            log_bpf,
+            "{:?}",
+            glance.capabilities().log
+        );
+        let mut logging = BTreeSet::new();
+        for (name, program) in glance.programs() {
+            let calls = helper_calls(program);
+            assert!(
+                calls.contains("bpf_seq_write") || name.starts_with("batched"),
+                "{name}: {calls:?}"
+            );
+            if calls
+                .iter()
+                .any(|call| call.contains("ringbuf") || call.contains("perf_event"))
+            {
+                logging.insert(name.to_owned());
+            }
+        }
+        logging
+    };
+    assert_eq!(programs_that_log(false), BTreeSet::new());
+    assert!(programs_that_log(true).contains("files"));
 }

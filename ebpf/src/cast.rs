@@ -1,22 +1,24 @@
-//! A kernel type for a plain address: `bpf_rdonly_cast` (6.2), `void *bpf_rdonly_cast(const void *obj, u32 btf_id)`,
-//! kernel/bpf/helpers.c. The kernel makes no code of it. What is loaded through the answer is checked against the type
-//! as any typed load is, and a bad address yields zeroes.
+//! Gives a plain address a kernel type: `bpf_rdonly_cast` (Linux 6.2),
+//! `void *bpf_rdonly_cast(const void *obj, u32 btf_id)`, kernel/bpf/helpers.c.
 //!
-//! It is a function of the kernel's, not one of its helpers, and neither the linker nor aya knows how such a call is
-//! written: the agent replaces the call of a helper with a number of our own (`CAST_CALL`).
+//! The call compiles to no machine code. The verifier checks each load through the result against the type, as for any
+//! typed load; a load through a bad address yields zeroes.
+//!
+//! It is a kfunc, not a helper, and neither the linker nor aya can emit such a call. The object therefore calls a
+//! made-up helper number (`CAST_CALL`), which the agent replaces before loading.
 
 use tailback_ebpf::{CAST_CALL, Types};
 
-/// Overridden by the agent before the object is loaded, then frozen by the kernel.
+/// BTF ids of the types to cast to. The agent overrides it before loading; the kernel then freezes it.
 #[unsafe(no_mangle)]
 static TYPES: Types = Types::NONE;
 
-/// As the kernel froze them.
+/// The frozen ids.
 pub fn types() -> *const Types {
     &raw const TYPES
 }
 
-/// The address as a pointer to a struct of this name.
+/// Casts an address to a pointer to the struct of this name.
 macro_rules! cast {
     ($address:expr, $ty:ident) => {{
         // SAFETY: TYPES is a live static; the read is volatile because the loader rewrites it.
@@ -29,9 +31,9 @@ pub(crate) use cast;
 
 #[inline(always)]
 pub fn cast_to(address: *const u8, ty: u32) -> *const u8 {
-    // SAFETY: as helpers are called: the number is what the compiler writes into the call.
+    // SAFETY: helpers are called through their number, which the compiler writes into the call instruction.
     let call: unsafe extern "C" fn(*const u8, u32) -> *const u8 =
         unsafe { core::mem::transmute(CAST_CALL as usize) };
-    // SAFETY: the address is not read.
+    // SAFETY: the address is not dereferenced.
     unsafe { call(address, ty) }
 }

@@ -1,4 +1,4 @@
-//! Reading kernel objects, and what all programs share: the layout and the maps.
+//! Reads kernel objects, and defines what all programs share: the field layout, the maps, the output sink.
 
 use aya_ebpf::{
     bindings::seq_file,
@@ -8,60 +8,62 @@ use aya_ebpf::{
     },
     macros::btf_map,
 };
-use tailback_ebpf::{Layout, MAX_WANTED, Mark, TargetEntry, Walk, Ways};
+use tailback_ebpf::{FocusedSocket, Helpers, Layout, MAX_REQUESTED_PEERS, Scan, TargetEntry};
 
-/// Overridden by the agent before the object is loaded, then frozen by the kernel.
+use crate::log::debug;
+
+/// The agent overrides it before loading; the kernel then freezes it as read-only data.
 #[unsafe(no_mangle)]
 static LAYOUT: Layout = Layout::EMPTY;
 
-/// Overridden and frozen likewise. With all of them 0 nothing is assumed.
+/// Overridden and frozen likewise. The default assumes no optional helper.
 #[unsafe(no_mangle)]
-static WAYS: Ways = Ways {
+static HELPERS: Helpers = Helpers {
     typed_sockets: 0,
     cookies: 0,
-    marks: 0,
+    sk_storage: 0,
     current_task: 0,
     task_registers: 0,
     user_memory: 0,
     bpf_loop: 0,
 };
 
-/// Watched processes, by tgid in the initial pid namespace.
+/// Watched processes, by tgid in the initial pid namespace. `Glance::watch` fails beyond the capacity.
 #[btf_map]
 pub static TARGETS: HashMap<u32, TargetEntry, 16384> = HashMap::new();
 
-/// Settings of the next walk.
+/// Settings and progress of the current scan.
 #[btf_map]
-pub static WALK: Array<Walk, 1> = Array::new();
+pub static SCAN: Array<Scan, 1> = Array::new();
 
-/// Connections whose holders are asked for, by their ports (`wanted_key`); the values say nothing.
+/// Connections whose holders the agent requests, by their ports (`peer_key`); values are unused.
 #[btf_map]
-pub static WANTED: HashMap<u32, u32, MAX_WANTED> = HashMap::new();
+pub static PEER_PORTS: HashMap<u32, u32, MAX_REQUESTED_PEERS> = HashMap::new();
 
-/// The sockets that are looked at on every tick.
+/// The sockets that every sample polls: listeners, and busy sockets of focused targets.
 #[btf_map]
-pub static MARKS: SkStorage<Mark> = SkStorage::new();
+pub static FOCUSED_SOCKETS: SkStorage<FocusedSocket> = SkStorage::new();
 
-/// The layout as the kernel froze it. Each field is read where it is used, so that the verifier sees a constant there.
+/// The frozen layout. Each field is read where it is used, so that the verifier sees a constant there.
 pub fn layout() -> *const Layout {
     &raw const LAYOUT
 }
 
 /// As [`layout`].
-pub fn ways() -> *const Ways {
-    &raw const WAYS
+pub fn helpers() -> *const Helpers {
+    &raw const HELPERS
 }
 
-/// Whether this kernel has the better way to a fact. The verifier prunes the other one, and with it helpers that the
-/// kernel does not know.
-macro_rules! way {
-    ($way:ident) => {
-        // SAFETY: WAYS is a live static; the read is volatile because the loader rewrites it.
-        unsafe { core::ptr::read_volatile(&raw const (*$crate::kernel::ways()).$way) } != 0
+/// Whether this kernel has an optional helper. The verifier prunes the branch not taken, and with it any call of a helper
+/// that the kernel does not know.
+macro_rules! has_helper {
+    ($helper:ident) => {
+        // SAFETY: HELPERS is a live static; the read is volatile because the loader rewrites it.
+        unsafe { core::ptr::read_volatile(&raw const (*$crate::kernel::helpers()).$helper) } != 0
     };
 }
 
-/// The offset of a kernel field. Volatile, or the compiler would use the value from before the override.
+/// The offset of a kernel field. The read is volatile: otherwise the compiler would use the value before the override.
 macro_rules! offset {
     ($field:ident) => {
         // SAFETY: LAYOUT is a live static; the read is volatile because the loader rewrites it.
@@ -69,8 +71,8 @@ macro_rules! offset {
     };
 }
 
-/// Loads a field of type `$ty` through a pointer whose kernel type the verifier knows: it refuses
-/// an offset or a size that does not fit that type, so a wrong layout cannot read the wrong thing.
+/// Loads a field of type `$ty` through a pointer whose kernel type the verifier knows. It rejects an offset or size that
+/// does not fit that type, so a wrong layout cannot read the wrong field.
 macro_rules! load {
     ($base:expr, $field:ident, $ty:ty) => {{
         let at = $base
@@ -81,7 +83,7 @@ macro_rules! load {
     }};
 }
 
-/// As `load!`, but `$absent` where this kernel has no such field; the verifier prunes the load.
+/// Like `load!`, but yields `$absent` if this kernel has no such field; the verifier prunes the load.
 macro_rules! load_or {
     ($base:expr, $field:ident, $ty:ty, $absent:expr) => {
         if $crate::kernel::offset!($field) == tailback_ebpf::ABSENT {
@@ -92,18 +94,18 @@ macro_rules! load_or {
     };
 }
 
-/// Reads a field of type `$ty` through an address whose kernel type the verifier does not know: its offset comes from
-/// BTF alone. A bad address yields zeroes.
+/// Reads a field of type `$ty` through an address whose kernel type the verifier does not know: nothing but BTF vouches for
+/// the offset. A bad address yields zeroes.
 macro_rules! probe {
     ($base:expr, $field:ident, $ty:ty) => {
         $crate::kernel::probe_at::<$ty>($base, u64::from($crate::kernel::offset!($field)))
     };
 }
 
-/// A field of a socket: a typed load, or where the kernel gives no typed sockets a probe read.
+/// Reads a socket field by a typed load, or by a probe read on kernels without typed sockets.
 macro_rules! load_sk {
     ($base:expr, $field:ident, $ty:ty) => {
-        if $crate::kernel::way!(typed_sockets) {
+        if $crate::kernel::has_helper!(typed_sockets) {
             $crate::kernel::load!($base, $field, $ty)
         } else {
             $crate::kernel::probe!($base, $field, $ty)
@@ -111,7 +113,7 @@ macro_rules! load_sk {
     };
 }
 
-/// As `load_sk!`, but `$absent` where this kernel has no such field.
+/// Like `load_sk!`, but yields `$absent` if this kernel has no such field.
 macro_rules! load_sk_or {
     ($base:expr, $field:ident, $ty:ty, $absent:expr) => {
         if $crate::kernel::offset!($field) == tailback_ebpf::ABSENT {
@@ -122,11 +124,11 @@ macro_rules! load_sk_or {
     };
 }
 
-/// A field of what belongs to a socket (`Sock`), through `$base`: as `load_sk!`, but for the one whose type the verifier
-/// does not know.
+/// Reads a field of an object that belongs to a `Sock`, through `$base`. Like `load_sk!`, but also falls back to a probe read
+/// for a socket whose type the verifier does not know.
 macro_rules! read_sk {
     ($sock:expr, $base:expr, $field:ident, $ty:ty) => {
-        if $sock.is_typed && $crate::kernel::way!(typed_sockets) {
+        if $sock.is_typed && $crate::kernel::has_helper!(typed_sockets) {
             $crate::kernel::load!($base, $field, $ty)
         } else {
             $crate::kernel::probe!($base, $field, $ty)
@@ -134,7 +136,7 @@ macro_rules! read_sk {
     };
 }
 
-/// As `read_sk!`, but `$absent` where this kernel has no such field.
+/// Like `read_sk!`, but yields `$absent` if this kernel has no such field.
 macro_rules! read_sk_or {
     ($sock:expr, $base:expr, $field:ident, $ty:ty, $absent:expr) => {
         if $crate::kernel::offset!($field) == tailback_ebpf::ABSENT {
@@ -145,9 +147,11 @@ macro_rules! read_sk_or {
     };
 }
 
-pub(crate) use {load, load_or, load_sk, load_sk_or, offset, probe, read_sk, read_sk_or, way};
+pub(crate) use {
+    has_helper, load, load_or, load_sk, load_sk_or, offset, probe, read_sk, read_sk_or,
+};
 
-/// A value that any bytes are.
+/// Plain old data: every bit pattern is valid.
 pub trait Plain: Copy {
     const ZERO: Self;
 }
@@ -158,11 +162,11 @@ macro_rules! plain {
 
 plain!(u8 = 0, u16 = 0, u32 = 0, u64 = 0, [u64; 2] = [0; 2], *const u8 = core::ptr::null());
 
-/// Reads a value at `base + offset`; zeroes where the address is bad.
+/// Reads a value at `base + offset`; a bad address yields zeroes.
 #[inline(always)]
 pub fn probe_at<T: Plain>(base: *const u8, offset: u64) -> T {
     let mut value = T::ZERO;
-    // SAFETY: the helper checks the address, and fills `value` with zeroes when it is bad; any bytes are a `T`.
+    // SAFETY: the helper checks the address and zero-fills `value` if it is bad; every bit pattern is a valid `T`.
     unsafe {
         bpf_probe_read_kernel(
             (&raw mut value).cast(),
@@ -173,21 +177,21 @@ pub fn probe_at<T: Plain>(base: *const u8, offset: u64) -> T {
     value
 }
 
-/// The number of a task in the pid namespace at `level`, counted from the initial one (0).
+/// The id of a task in the pid namespace at `level` (0: the initial one).
 #[inline(always)]
 pub fn pid_at(pid: *const u8, level: u32) -> u32 {
     let at = u64::from(offset!(pid_numbers))
         + u64::from(level & 31) * u64::from(offset!(upid_size))
         + u64::from(offset!(upid_nr));
-    // An array indexed by a value that only the running kernel knows: typed loads cannot, a probe read can.
-    // Before 6.10 the verifier forgets the bounds of such a product, and wants them said again.
+    // Typed loads need constant offsets, so an array indexed by a run-time value takes a probe read.
+    // Before 6.10 the verifier loses the bounds of such a product; the mask restores them.
     probe_at(pid, at & 0xfff)
 }
 
-/// The depth of the reader's own pid namespace: an iterator runs in the task that reads it.
+/// The nesting level of the reader's pid namespace: an iterator runs in the task that reads from it.
 #[inline(always)]
 pub fn reader_level() -> u32 {
-    if way!(current_task) {
+    if has_helper!(current_task) {
         // SAFETY: no arguments.
         let reader = unsafe { bpf_get_current_task_btf() }
             .cast::<u8>()
@@ -206,13 +210,13 @@ pub struct IterMeta {
     pub seq: *mut seq_file,
 }
 
-/// What records are written to.
+/// A destination for records.
 pub trait Sink: Copy {
     fn write<T: Copy>(self, record: &T);
 }
 
-/// Appends to what the agent reads. When the buffer is full the kernel drops what this visit
-/// wrote and visits the object again on the next read, so a record is never cut.
+/// Appends to the data that the agent reads. If the buffer is full, the kernel discards what this visit wrote and repeats
+/// the visit on the next read, so a record is never cut.
 impl Sink for *mut seq_file {
     #[inline(always)]
     fn write<T: Copy>(self, record: &T) {
@@ -233,52 +237,58 @@ pub fn emit<T: Copy>(out: impl Sink, record: &T) {
     out.write(record);
 }
 
-/// Where the walk is: at the process of this task, looked up if it is another one than that of the visit before. `None`
-/// where it is not watched.
+/// Moves the scan to the process of this task, looking it up if the previous visit was of another one. `None` if it is not
+/// watched.
 #[inline(always)]
-pub fn at_target(task: *const u8, tgid: u32) -> Option<*mut Walk> {
-    let walk = WALK.get_ptr_mut(0)?;
-    // SAFETY: an array entry lives as long as its map; only one walk runs at a time.
+pub fn at_target(task: *const u8, tgid: u32) -> Option<*mut Scan> {
+    let scan = SCAN.get_ptr_mut(0)?;
+    // SAFETY: an array entry lives as long as its map; only one scan runs at a time.
     unsafe {
-        if (*walk).tgid != tgid {
-            enter(walk, task, tgid);
+        if (*scan).tgid != tgid {
+            enter(scan, task, tgid);
         }
-        if (*walk).is_watched == 1 {
-            Some(walk)
+        if (*scan).is_watched == 1 {
+            Some(scan)
         } else {
             None
         }
     }
 }
 
-/// The walk is over.
+/// Ends the scan: the next visit looks its process up again.
 #[inline(always)]
-pub fn end_of_walk() {
-    if let Some(walk) = WALK.get_ptr_mut(0) {
+pub fn end_scan() {
+    if let Some(scan) = SCAN.get_ptr_mut(0) {
         // SAFETY: as above.
-        unsafe { (*walk).tgid = 0 };
+        unsafe { (*scan).tgid = 0 };
     }
 }
 
 #[inline(always)]
-fn enter(walk: *mut Walk, task: *const u8, tgid: u32) {
+fn enter(scan: *mut Scan, task: *const u8, tgid: u32) {
     let mut watched = 0;
     let mut flags = 0;
-    // SAFETY: plain numbers; the agent changes them between walks.
+    // SAFETY: plain integers, which the agent changes between scans only.
     if let Some(entry) = unsafe { TARGETS.get(tgid) } {
         let leader = load!(task, task_group_leader, *const u8);
-        if load!(leader, task_start_boottime, u64) == entry.start_ns {
+        let start_ns = load!(leader, task_start_boottime, u64);
+        if start_ns == entry.start_ns {
             watched = 1;
             flags = entry.flags;
+        } else {
+            debug!(
+                "pid {} is no longer the target: started at {} ns, expected {}",
+                tgid, start_ns, entry.start_ns
+            );
         }
     }
-    // SAFETY: an array entry lives as long as its map; only one walk runs at a time.
+    // SAFETY: an array entry lives as long as its map; only one scan runs at a time.
     unsafe {
-        (*walk).tgid = tgid;
-        (*walk).is_watched = watched;
-        (*walk).flags = flags;
-        (*walk).limit = 0;
-        (*walk).open = 0;
-        (*walk).next_fd = 0;
+        (*scan).tgid = tgid;
+        (*scan).is_watched = watched;
+        (*scan).flags = flags;
+        (*scan).limit = 0;
+        (*scan).open = 0;
+        (*scan).next_fd = 0;
     }
 }

@@ -1,19 +1,21 @@
-//! Where the kernel keeps each field that the programs read.
+//! Offsets of the kernel fields that the programs read, and the kernel features they depend on.
+//!
+//! The agent resolves all of them before it loads the object. They become read-only data, so the verifier sees constants
+//! and prunes the code for whatever this kernel lacks.
 
-/// The offset of a field that this kernel does not have: the code behind it is pruned by the verifier.
+/// Offset of a field that this kernel does not have: the verifier prunes the code that reads it.
 pub const ABSENT: u32 = u32::MAX;
 
 macro_rules! layout {
     ($($(#[$meta:meta])* $field:ident,)*) => {
-        /// Byte offsets into kernel structs, found in the running kernel's BTF by the agent before it loads
-        /// the object, and frozen as read-only data: the verifier sees constants.
+        /// Byte offsets into kernel structs, which the agent finds in the running kernel's BTF.
         #[repr(C)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
         pub struct Layout { $($(#[$meta])* pub $field: u32,)* }
 
         impl Layout {
-            /// Nothing is known yet.
+            /// Every field absent.
             pub const EMPTY: Self = Self { $($field: ABSENT,)* };
 
             /// The field names, in the order of the struct.
@@ -38,7 +40,7 @@ layout! {
     task_pcount,
     task_sum_exec_runtime,
     task_thread_pid,
-    // in bits, for it is a bit field
+    // a bit field: its offset is in bits
     task_in_iowait,
     task_nvcsw,
     task_nivcsw,
@@ -163,32 +165,32 @@ layout! {
     req_snt_synack,
 }
 
-/// Which of several ways to a fact this kernel has: 1 the better one, 0 the other. Frozen like [`Layout`].
+/// Which optional BPF helpers this kernel has (1) or lacks (0, the fallback is used). Frozen like [`Layout`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
-pub struct Ways {
-    /// Sockets by `bpf_sock_from_file` (5.11) and typed loads, which the verifier checks; else by probe reads.
+pub struct Helpers {
+    /// `bpf_sock_from_file` (5.11): sockets as typed pointers, whose loads the verifier checks; else probe reads.
     pub typed_sockets: u32,
-    /// The kernel assigns a cookie to a socket that has none (`bpf_get_socket_cookie` in tracing programs, 5.12).
+    /// `bpf_get_socket_cookie` in tracing programs (5.12): assigns a cookie to a socket that has none.
     pub cookies: u32,
-    /// Socket-local storage in iterators (5.11).
-    pub marks: u32,
-    /// The current task as a typed pointer (`bpf_get_current_task_btf`, 5.11); else by probe reads.
+    /// `bpf_sk_storage_get` in iterators (5.11): socket-local storage.
+    pub sk_storage: u32,
+    /// `bpf_get_current_task_btf` (5.11): the current task as a typed pointer; else probe reads.
     pub current_task: u32,
-    /// A task's registers by `bpf_task_pt_regs` (5.15); else from the top of its kernel stack.
+    /// `bpf_task_pt_regs` (5.15): a task's saved registers; else read from the top of its kernel stack.
     pub task_registers: u32,
-    /// Memory of other processes in sleeping iterators (`bpf_copy_from_user_task`, 5.18).
+    /// `bpf_copy_from_user_task` (5.18): memory of other processes, in sleepable iterators.
     pub user_memory: u32,
-    /// Loops that the kernel counts (`bpf_loop`, 5.17); else our own.
+    /// `bpf_loop` (5.17): loops whose rounds the kernel counts; else bounded loops.
     pub bpf_loop: u32,
 }
 
-/// The call of a helper of this number stands where a plain address gets a kernel type. There is no such helper: the agent
-/// puts the kernel's own function there.
+/// A made-up helper number that marks where a plain address is cast to a kernel type. The agent replaces each such call
+/// with one of the kfunc `bpf_rdonly_cast`. The value spells "tail" in ASCII.
 pub const CAST_CALL: u32 = 0x7461_696c;
 
-/// The kernel's numbers of the types that plain addresses are cast to. Frozen like [`Layout`].
+/// BTF ids of the types that plain addresses are cast to; 0: the kernel has no such type. Frozen like [`Layout`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
@@ -198,12 +200,12 @@ pub struct Types {
     pub socket: u32,
     pub sock: u32,
     pub tcp_sock: u32,
-    /// Any struct that begins with a pointer.
+    /// Stands for any struct that begins with a pointer.
     pub list_head: u32,
 }
 
 impl Types {
-    /// None is known.
+    /// No type is known.
     pub const NONE: Self = Self {
         task_struct: 0,
         file: 0,

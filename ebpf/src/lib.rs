@@ -1,14 +1,14 @@
-//! The records that the iterators write and the agent reads, and the settings that go the other way.
+//! Records that the BPF iterators write and the agent reads, and the settings that the agent passes to them.
 //!
-//! There is one definition of each: the programs in this crate's binary write them, the agent reads them.
-//! All are plain little-endian structs without hidden padding; userspace builds (feature `user`)
-//! have that checked by `bytemuck`, and the sizes are asserted below for both sides.
+//! Each type is defined once: the programs in this crate's binary write it, the agent reads it. All are plain
+//! little-endian structs without implicit padding. Their sizes are asserted at compile time on both sides; userspace
+//! builds (feature `user`) also let `bytemuck` check that there is no padding.
 #![no_std]
 
 mod layout;
+mod output_buffer;
 mod record;
-mod sheet;
 
-pub use layout::{ABSENT, CAST_CALL, Layout, Types, Ways};
+pub use layout::{ABSENT, CAST_CALL, Helpers, Layout, Types};
+pub use output_buffer::{BATCH_FDS, MAX_BATCHED_FDS, OUTPUT_BYTES, OutputBuffer};
 pub use record::*;
-pub use sheet::{BATCH, MAX_QUICK_FDS, SHEET_BYTES, Sheet};

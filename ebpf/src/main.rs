@@ -1,17 +1,18 @@
-//! The eBPF object of the glance tier: BPF iterators, run by the agent on its own clock.
+//! The eBPF object of the glance tier: BPF iterators that the agent runs on its own clock.
 //!
-//! Nothing here is attached to an event. An iterator runs when the agent reads from its descriptor, in the
-//! agent's own time, and visits kernel objects under the locks that the kernel takes for `/proc`.
-//! One file per iterator; `kernel.rs` holds what they share.
+//! Nothing here is attached to an event. An iterator runs when the agent reads from its descriptor, on the agent's own
+//! CPU time, and visits kernel objects under the same locks that the kernel takes for `/proc`.
+//! Each iterator has a file of its own; `kernel.rs` holds what they share.
 #![no_std]
 #![no_main]
 
+mod batched_files;
+mod batched_threads;
+mod buffer_sink;
 mod cast;
 mod kernel;
-mod on_sheet;
+mod log;
 mod pipe;
-mod quick_files;
-mod quick_threads;
 mod sk_storage;
 mod sock;
 mod task;
@@ -24,7 +25,7 @@ mod waits;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier refuses a program in which this can be reached.
+    // The verifier rejects a program that can reach this endless loop.
     loop {}
 }
 

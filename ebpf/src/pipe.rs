@@ -1,4 +1,4 @@
-//! Pipes and FIFOs: the ring of buffers behind both ends.
+//! Pipes and FIFOs: the ring of buffers between the two ends.
 
 use tailback_ebpf::{
     Header, HolderRecord, KIND_HOLDER, KIND_PIPE, PIPE_BYTES_UNKNOWN, PIPE_READ_END,
@@ -7,7 +7,7 @@ use tailback_ebpf::{
 
 use crate::{
     kernel::{Sink, emit, load, offset, probe_at},
-    task_file::Found,
+    task_file::Handle,
 };
 
 /// include/uapi/linux/stat.h
@@ -16,8 +16,8 @@ const S_IFIFO: u16 = 0o010_000;
 /// include/linux/fs.h
 const FMODE_READ: u32 = 1;
 const FMODE_WRITE: u32 = 2;
-/// Buffers of one pipe whose bytes are added up: the default ring.
-const PIPE_BUFFERS_READ: u32 = 16;
+/// Buffers of one pipe whose bytes are summed: the size of a default ring (`PIPE_DEF_BUFFERS`, include/linux/pipe_fs_i.h).
+const SUMMED_BUFFERS: u32 = 16;
 
 /// One end of a pipe.
 pub struct Pipe {
@@ -49,32 +49,32 @@ impl Pipe {
     }
 
     #[inline(always)]
-    pub fn emit_holder(&self, out: impl Sink, found: Found) {
+    pub fn emit_holder(&self, out: impl Sink, handle: Handle) {
         let record = HolderRecord {
             header: Header {
                 kind: KIND_HOLDER,
                 len: size_of::<HolderRecord>() as u16,
-                tgid: found.tgid,
+                tgid: handle.tgid,
             },
             inode: load!(self.inode, inode_ino, u64),
-            fd: found.fd,
+            fd: handle.fd,
             end: self.end,
         };
         emit(out, &record);
     }
 
     #[inline(always)]
-    pub fn emit(&self, out: impl Sink, found: Found) {
+    pub fn emit(&self, out: impl Sink, handle: Handle) {
         let head = load!(self.pipe, pipe_head, u32);
         let tail = load!(self.pipe, pipe_tail, u32);
         let record = PipeRecord {
             header: Header {
                 kind: KIND_PIPE,
                 len: size_of::<PipeRecord>() as u16,
-                tgid: found.tgid,
+                tgid: handle.tgid,
             },
             inode: load!(self.inode, inode_ino, u64),
-            fd: found.fd,
+            fd: handle.fd,
             end: self.end,
             head,
             tail,
@@ -87,28 +87,28 @@ impl Pipe {
         emit(out, &record);
     }
 
-    /// Bytes in the pipe: each occupied buffer of the ring holds up to a page.
+    /// Bytes in the pipe: the sum over the occupied buffers, each of up to a page.
     #[inline(always)]
     fn bytes(&self, head: u32, tail: u32) -> u32 {
         let used = head.wrapping_sub(tail);
         if used == 0 {
             return 0;
         }
-        if used > PIPE_BUFFERS_READ {
+        if used > SUMMED_BUFFERS {
             return PIPE_BYTES_UNKNOWN;
         }
         let ring = load!(self.pipe, pipe_bufs, *const u8);
         let mask = load!(self.pipe, pipe_ring_size, u32).wrapping_sub(1);
         let mut bytes: u32 = 0;
         let mut i = 0;
-        while i < PIPE_BUFFERS_READ {
+        while i < SUMMED_BUFFERS {
             if i >= used {
                 break;
             }
             let slot = u64::from(tail.wrapping_add(i) & mask);
             let at =
                 slot * u64::from(offset!(pipe_buffer_size)) + u64::from(offset!(pipe_buffer_len));
-            // The ring is an array behind a pointer, which typed loads cannot index: this one is a probe read.
+            // Typed loads cannot index an array behind a pointer: a probe read can.
             bytes = bytes.wrapping_add(probe_at::<u32>(ring, at));
             i += 1;
         }

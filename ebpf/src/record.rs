@@ -1,11 +1,12 @@
-//! What one visit to one kernel object yields.
+//! The records that the programs write, one per kernel object visited, and the map entries they share with the agent.
 
 #[cfg(feature = "user")]
 use bytemuck::{Pod, Zeroable};
 
-/// Connections waiting on one listener whose stamps one walk reports; a longer queue says so by `depth`.
+/// Timestamps reported per listener and scan; a longer accept queue shows in `depth` alone. Bounds the loop and the size
+/// of a record (72 bytes + 8 KiB).
 pub const MAX_WAITING: u32 = 1024;
-/// The bytes of a pipe that holds more buffers than one visit adds up.
+/// `PipeRecord::bytes`: the pipe holds more buffers than one visit sums up.
 pub const PIPE_BYTES_UNKNOWN: u32 = u32::MAX;
 
 /// `PipeRecord::end`: the process can read from the pipe.
@@ -13,9 +14,9 @@ pub const PIPE_READ_END: u32 = 1;
 /// `PipeRecord::end`: the process can write to the pipe.
 pub const PIPE_WRITE_END: u32 = 2;
 
-/// `TargetEntry::flags`: a queue of the process is suspicious, or it stands beside one that has such a queue; mark its
-/// busy sockets, and look at what its threads wait for.
-pub const TARGET_HOT: u32 = 1;
+/// `TargetEntry::flags`: the process is focused (it has an unhealthy queue, or is a neighbour of one that has). Its busy
+/// sockets are polled on every sample, and its threads are profiled.
+pub const TARGET_FOCUSED: u32 = 1;
 
 /// `Header::kind` of each record.
 pub const KIND_SOCKET: u16 = 1;
@@ -44,32 +45,36 @@ pub const KIND_OPERATIONS: u16 = 12;
 /// See [`PeerRecord`].
 pub const KIND_PEER: u16 = 13;
 
-/// `ListenerRecord::half_open` and `UdpRecord::queued`: the kernel does not say.
+/// `ListenerRecord::half_open` and `UdpRecord::queued`: this kernel does not have the field.
 pub const UNKNOWN: u32 = u32::MAX;
-/// `WaitRecord::syscall`: the thread is in none, or the kernel does not say.
+/// `WaitRecord::syscall`: the thread is not in a system call, or the number could not be read.
 pub const NO_SYSCALL: i32 = -1;
-/// Descriptors of one poll(2) that a `WaitRecord` holds.
+/// Entries of a poll(2) array that a `WaitRecord` holds.
 pub const MAX_POLLED: usize = 8;
 /// Longest path in a unix address, `UNIX_PATH_MAX` of include/uapi/linux/un.h.
 pub const UNIX_PATH: usize = 108;
 
-/// `WaitRecord::flags`: it has a CPU.
+/// `WaitRecord::flags`: the thread is running on a CPU.
 pub const WAIT_ON_CPU: u32 = 1;
-/// `WaitRecord::flags`: it counts as waiting for I/O (`in_iowait`).
+/// `WaitRecord::flags`: the thread is in I/O wait (`in_iowait`).
 pub const WAIT_IO: u32 = 2;
 /// `WaitRecord::flags`: `word` and `owner` were read.
 pub const WAIT_WORD: u32 = 4;
 
-/// `HolderRecord::end`: not a pipe but a unix socket.
+/// `HolderRecord::end`: a unix socket, not a pipe.
 pub const HOLDER_SOCKET: u32 = 4;
 
-/// Connections that the map `WANTED` can ask for at once.
-pub const MAX_WANTED: usize = 4096;
+/// Capacity of the map `PEER_PORTS`: connections whose holders can be requested at once.
+pub const MAX_REQUESTED_PEERS: usize = 4096;
 
-/// The key in the map `WANTED` of a connection, by the ports that its holder sees.
-pub const fn wanted_key(local_port: u16, remote_port: u16) -> u32 {
+/// Key of a connection in the map `PEER_PORTS`: its ports as its holder sees them.
+pub const fn peer_key(local_port: u16, remote_port: u16) -> u32 {
     (local_port as u32) << 16 | remote_port as u32
 }
+
+/// Lines per second that the programs write with `--log-bpf`: readable at a glance, and at about 200 bytes a line less than
+/// a sixth of the 128 KiB ring buffer.
+pub const LOG_LINES_PER_SECOND: u64 = 100;
 
 macro_rules! records {
     ($($(#[$meta:meta])* pub struct $name:ident : $size:literal {
@@ -85,23 +90,23 @@ macro_rules! records {
 }
 
 records! {
-    /// Every record begins with this.
+    /// The start of every record.
     pub struct Header: 8 {
         /// One of the `KIND_` constants.
         pub kind: u16,
         /// Bytes of the whole record, this header and any trailing array included.
         pub len: u16,
-        /// The process (thread group) as the initial pid namespace numbers it.
+        /// Process (thread group) id in the initial pid namespace.
         pub tgid: u32,
     }
 
-    /// A TCP connection, as one open file of one process shows it.
+    /// A TCP connection, seen through one open file of one process.
     ///
-    /// Buffer memory and drops are read only where data waits in that direction, and are 0 otherwise:
-    /// they live on cache lines of their own, and an empty queue has no use for them.
+    /// Buffer memory and drops are read only if data is queued in that direction, and are 0 otherwise: they live on
+    /// separate cache lines, and an empty queue does not need them.
     pub struct SocketRecord: 128 {
         pub header: Header,
-        /// The kernel's own socket cookie: never reused while the machine runs.
+        /// Socket cookie: unique until reboot.
         pub cookie: u64,
         pub fd: u32,
         /// `TCP_ESTABLISHED` …, include/net/tcp_states.h.
@@ -118,7 +123,7 @@ records! {
         pub write_seq: u32,
         pub snd_una: u32,
         pub snd_nxt: u32,
-        /// Window that the peer offers, bytes.
+        /// Window advertised by the peer, bytes.
         pub snd_wnd: u32,
         pub rmem_alloc: u32,
         pub rcvbuf: u32,
@@ -127,38 +132,38 @@ records! {
         pub drops: u32,
         /// Sequence number of the segment that last advanced our acknowledgement or window.
         pub snd_wl1: u32,
-        /// Timer ticks (jiffies) since data was received, since data was sent, since anything was received.
+        /// Jiffies since data was received, since data was sent, since any segment was received.
         pub since_received: u32,
         pub since_sent: u32,
         pub since_heard: u32,
-        /// Segments with data, modulo 2^16: received in the lower half, sent in the upper one.
+        /// Data segments received (lower 16 bits) and sent (upper 16 bits), each modulo 2^16.
         pub segments: u32,
-        /// IPv4 addresses stand in the first four bytes.
+        /// An IPv4 address occupies the first four bytes.
         pub local: [u8; 16],
         pub remote: [u8; 16],
     }
 
-    /// A listening TCP socket. `waiting` stamps (u64, oldest first) follow it: the local port in the upper
-    /// 16 bits, below them CLOCK_MONOTONIC in µs when the handshake was complete (0: the kernel does not say).
+    /// A listening TCP socket, followed by `waiting` timestamps (u64, oldest first). A timestamp holds the local port in its
+    /// upper 16 bits and, below, CLOCK_MONOTONIC in µs when the handshake completed (0: unknown).
     pub struct ListenerRecord: 72 {
         pub header: Header,
         pub cookie: u64,
-        /// CLOCK_MONOTONIC at this visit.
+        /// CLOCK_MONOTONIC at the time of the visit.
         pub now_ns: u64,
         pub fd: u32,
-        /// Connections complete and not accepted.
+        /// Established connections that are not accepted yet.
         pub depth: u32,
         /// The backlog; the kernel refuses when `depth > limit`.
         pub limit: u32,
-        /// Handshakes and requests dropped by this listener since it was made.
+        /// Handshakes and requests dropped since the listener was created.
         pub drops: u32,
         pub netns: u32,
-        /// Stamps that follow: at most [`MAX_WAITING`].
+        /// Number of timestamps that follow, at most [`MAX_WAITING`].
         pub waiting: u32,
         pub port: u16,
         pub family: u8,
         pub reserved: u8,
-        /// Handshakes under way, or [`UNKNOWN`].
+        /// Half-open connections (handshakes in progress), or [`UNKNOWN`].
         pub half_open: u32,
         pub local: [u8; 16],
     }
@@ -167,15 +172,15 @@ records! {
     pub struct UdpRecord: 88 {
         pub header: Header,
         pub cookie: u64,
-        /// The datagram at the head of the queue; 0: none.
+        /// Fingerprint of the datagram at the head of the receive queue; 0: empty.
         pub head: u64,
         pub fd: u32,
         pub netns: u32,
-        /// Memory of what is not read, and its limit, bytes.
+        /// Receive memory in use, and its limit, bytes.
         pub memory: u32,
         pub rcvbuf: u32,
         pub drops: u32,
-        /// Datagrams not read, or [`UNKNOWN`].
+        /// Unread datagrams, or [`UNKNOWN`].
         pub queued: u32,
         pub local_port: u16,
         pub remote_port: u16,
@@ -185,13 +190,13 @@ records! {
         pub remote: [u8; 16],
     }
 
-    /// A unix socket. Of a path, the bytes after `sun_family`; its length as the kernel keeps it, the family included.
+    /// A unix socket. `path` excludes `sun_family`; `path_len` includes it, as in the kernel.
     pub struct UnixRecord: 288 {
         pub header: Header,
         pub inode: u64,
-        /// Inode of the socket at the other end; 0: none.
+        /// Inode of the peer socket; 0: none.
         pub peer: u64,
-        /// The packet at the head of the receive queue; 0: none.
+        /// Fingerprint of the packet at the head of the receive queue; 0: empty.
         pub head: u64,
         pub fd: u32,
         pub netns: u32,
@@ -201,10 +206,10 @@ records! {
         pub reserved: u8,
         pub queued: u32,
         pub limit: u32,
-        /// Memory of what this socket wrote and nobody has read, and its limit, bytes.
+        /// Memory of data that this socket wrote and its peer has not read, and the limit, bytes.
         pub written: u32,
         pub sndbuf: u32,
-        /// The same of its peer.
+        /// The same for the peer.
         pub peer_written: u32,
         pub peer_sndbuf: u32,
         pub path_len: u16,
@@ -236,12 +241,12 @@ records! {
         pub fd: u32,
         /// [`PIPE_READ_END`], [`PIPE_WRITE_END`], or both.
         pub end: u32,
-        /// Buffers ever filled and ever emptied, modulo 2^32; the difference is the depth.
+        /// Buffers filled and emptied since the pipe was created, modulo 2^32; the difference is the depth.
         pub head: u32,
         pub tail: u32,
-        /// Buffers it may hold.
+        /// Maximum number of buffers.
         pub limit: u32,
-        /// Bytes in it, or [`PIPE_BYTES_UNKNOWN`].
+        /// Bytes in the pipe, or [`PIPE_BYTES_UNKNOWN`].
         pub bytes: u32,
         pub readers: u32,
         pub writers: u32,
@@ -254,22 +259,22 @@ records! {
         pub tid: u32,
         /// `task_struct.__state`: 0 is runnable.
         pub state: u32,
-        /// 1 while it runs on a CPU.
+        /// 1 if it is running on a CPU.
         pub on_cpu: u32,
         pub reserved: u32,
-        /// Time spent runnable and waiting for a CPU, ns.
+        /// Total time spent runnable but waiting for a CPU (`sched_info.run_delay`), ns.
         pub run_delay_ns: u64,
-        /// Times it was put on a CPU.
+        /// Times it was scheduled on a CPU (`sched_info.pcount`).
         pub dispatches: u64,
         /// CPU time, ns.
         pub cpu_ns: u64,
     }
 
-    /// What a thread of a target is doing or waiting for.
+    /// What a thread of a target is doing or blocked on.
     pub struct WaitRecord: 184 {
         pub header: Header,
         pub tid: u32,
-        /// Its number in its innermost pid namespace.
+        /// Thread id in its innermost pid namespace.
         pub own_tid: u32,
         pub state: u32,
         /// `WAIT_` flags.
@@ -279,19 +284,19 @@ records! {
         pub cpu_ns: u64,
         pub run_delay_ns: u64,
         pub args: [u64; 4],
-        /// The system call it sleeps in, or [`NO_SYSCALL`].
+        /// Number of the system call that it sleeps in, or [`NO_SYSCALL`].
         pub syscall: i32,
-        /// Of a futex: the word, and the one 8 bytes behind it, where glibc keeps a mutex's owner.
+        /// In a futex call: the futex word, and the word 8 bytes after it, where glibc keeps the owner of a mutex.
         pub word: u32,
         pub owner: u32,
-        /// Of a poll: entries of `polled` that were read.
+        /// In a poll call: number of valid entries in `polled`.
         pub polled_len: u32,
-        /// `struct pollfd`: descriptor, and requested and returned events.
+        /// `struct pollfd`: descriptor, then requested and returned events.
         pub polled: [[u32; 2]; MAX_POLLED],
         pub comm: [u8; 16],
     }
 
-    /// CPU time of one thread of the machine, watched or not.
+    /// CPU time of one thread on this host, watched or not.
     pub struct CpuRecord: 24 {
         pub header: Header,
         pub tid: u32,
@@ -299,16 +304,17 @@ records! {
         pub cpu_ns: u64,
     }
 
-    /// Who holds an end of a pipe, or a unix socket.
+    /// A process that holds an end of a pipe, or a unix socket.
     pub struct HolderRecord: 24 {
         pub header: Header,
         pub inode: u64,
         pub fd: u32,
-        /// `PIPE_` ends, or [`HOLDER_SOCKET`].
+        /// A combination of the `PIPE_` ends, or [`HOLDER_SOCKET`].
         pub end: u32,
     }
 
-    /// Who holds a connection whose ports the agent asked for in the map `WANTED`: perhaps the other end of a target's.
+    /// A process that holds a connection whose ports are in the map `PEER_PORTS`: possibly the other end of a target's
+    /// connection.
     pub struct PeerRecord: 64 {
         pub header: Header,
         pub cookie: u64,
@@ -318,12 +324,12 @@ records! {
         pub remote_port: u16,
         pub family: u8,
         pub reserved: [u8; 3],
-        /// IPv4 addresses stand in the first four bytes.
+        /// An IPv4 address occupies the first four bytes.
         pub local: [u8; 16],
         pub remote: [u8; 16],
     }
 
-    /// Which operations an open file of the agent itself has: how a kind of file is told from others.
+    /// The `struct file_operations` of an open file of the agent: its address identifies the file type.
     pub struct OperationsRecord: 24 {
         pub header: Header,
         pub fd: u32,
@@ -331,16 +337,16 @@ records! {
         pub operations: u64,
     }
 
-    /// A process of the machine (or of the reader's pid namespace).
+    /// A process visible in the reader's pid namespace.
     pub struct ProcessRecord: 56 {
         pub header: Header,
-        /// The pid as the agent's own /proc shows it.
+        /// The pid in the agent's pid namespace, as its /proc shows it.
         pub pid: u32,
-        /// Parent process, numbered as `header.tgid`.
+        /// Parent process, in the initial pid namespace.
         pub parent: u32,
-        /// CLOCK_BOOTTIME at its start: with the pid it names the process for good.
+        /// CLOCK_BOOTTIME at its start; with the pid it identifies the process until reboot.
         pub start_ns: u64,
-        /// Grows with each execve.
+        /// `self_exec_id`: incremented by each execve.
         pub exec_id: u64,
         /// 1 for a kernel thread.
         pub kernel: u32,
@@ -350,53 +356,65 @@ records! {
 
     /// A watched process, in the map `TARGETS` under its tgid.
     pub struct TargetEntry: 32 {
-        /// CLOCK_BOOTTIME at its start: another process that was given the same pid is not it.
+        /// CLOCK_BOOTTIME at its start: tells it from a later process with the same pid.
         pub start_ns: u64,
         /// `TARGET_` flags.
         pub flags: u32,
-        /// Counted by the walk over files of this number: files open, and RLIMIT_NOFILE (0: unknown).
-        pub walk: u32,
+        /// Number of the scan ([`Scan::number`]) that wrote `open` and `limit`.
+        pub scan: u32,
+        /// RLIMIT_NOFILE, soft; 0: unknown.
         pub limit: u64,
+        /// Open files.
         pub open: u32,
         pub reserved: u32,
     }
 
-    /// Settings of one walk, and where it is, in the one-entry map `WALK`.
-    pub struct Walk: 72 {
-        /// Busy sockets of hot targets that this walk may still mark.
-        pub marks_left: u32,
-        /// Its number.
-        pub walk: u32,
-        /// How long a mark on a busy socket lasts, ns.
-        pub mark_ttl_ns: u64,
-        /// The operations of io_uring files; 0: not known.
+    /// Settings and progress of the current scan: the single entry of the map `SCAN`.
+    pub struct Scan: 72 {
+        /// Busy sockets of focused targets that this scan may still add to `FOCUSED_SOCKETS`.
+        pub focus_slots_left: u32,
+        /// Sequence number of the file scan.
+        pub number: u32,
+        /// How long a busy socket stays in `FOCUSED_SOCKETS`, ns.
+        pub focus_ttl_ns: u64,
+        /// Address of the `file_operations` of io_uring files; 0: unknown.
         pub ring_operations: u64,
-        /// The operations of sockets' files; 0: not known.
+        /// Address of the `file_operations` of sockets; 0: unknown.
         pub socket_operations: u64,
-        /// The agent's own tgid in the initial pid namespace; 0: not known.
+        /// The agent's own tgid in the initial pid namespace; 0: unknown.
         pub own_tgid: u32,
-        /// The process of the last visit; 0: none. What follows is of it.
+        /// Process of the latest visit (0: none), which the fields down to `next_fd` describe.
         pub tgid: u32,
-        /// 1 where it is watched.
+        /// 1: it is a target.
         pub is_watched: u32,
         /// `TARGET_` flags.
         pub flags: u32,
         /// RLIMIT_NOFILE; 0: unknown.
         pub limit: u64,
-        /// Files counted, and the descriptor from which on they are not counted yet.
+        /// Files counted so far, and the first descriptor not counted yet.
         pub open: u32,
         pub next_fd: u32,
-        /// 1: what threads wait for is told of hot targets alone.
-        pub only_hot: u32,
-        /// Entries of the map `WANTED`: with none, no connection is asked for.
-        pub wanted: u32,
+        /// 1: report only the threads of focused targets.
+        pub only_focused: u32,
+        /// Entries in the map `PEER_PORTS`; 0 skips the lookups.
+        pub requested_peers: u32,
     }
 
-    /// Socket-local storage of the sockets that are looked at on every tick.
-    pub struct Mark: 16 {
+    /// Socket-local storage of the sockets that every sample polls: listeners, and busy sockets of focused targets.
+    pub struct FocusedSocket: 16 {
         pub tgid: u32,
         pub fd: u32,
-        /// CLOCK_MONOTONIC when the mark of a busy socket lapses; 0 for a listener: it stays.
+        /// CLOCK_MONOTONIC when a busy socket expires; 0 for a listener, which never expires.
         pub expires_ns: u64,
+    }
+
+    /// Rate limit of `--log-bpf`, in the single entry of the map `LOG_LIMIT`. Unused unless the flag is given.
+    pub struct LogLimit: 24 {
+        /// CLOCK_MONOTONIC in whole seconds: the window that `lines` counts in.
+        pub second: u64,
+        /// Lines written in this window.
+        pub lines: u64,
+        /// Lines suppressed since the object was loaded.
+        pub suppressed: u64,
     }
 }

@@ -1,19 +1,19 @@
-//! `iter/bpf_sk_storage_map`: the sockets that carry a mark, and no other.
+//! `iter/bpf_sk_storage_map`: only the sockets in `FOCUSED_SOCKETS`.
 //!
-//! A walk over files costs as much as the targets have sockets. This one costs as much as there are listeners
-//! and suspicious connections, so it keeps the fast interval when the other must stretch.
+//! The cost of a file scan grows with the number of sockets that the targets hold. The cost of this scan grows with the
+//! number of listeners and busy focused connections, so it keeps the short interval when the file scan has to slow down.
 //!
 //! Context, net/core/bpf_sk_storage.c (since 5.9): `struct bpf_iter__bpf_sk_storage_map
 //! { struct bpf_iter_meta *meta; struct bpf_map *map; struct sock *sk; void *value; }`
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_delete};
-use tailback_ebpf::Mark;
+use tailback_ebpf::FocusedSocket;
 
 use crate::{
-    kernel::{IterMeta, MARKS},
+    kernel::{FOCUSED_SOCKETS, IterMeta},
     sock::Sock,
-    task_file::Found,
-    tcp::{Rounds, Tcp},
+    task_file::Handle,
+    tcp::{QueueLoop, Tcp},
 };
 
 #[repr(C)]
@@ -21,34 +21,34 @@ pub struct SkStorageContext {
     meta: *const IterMeta,
     map: *const u8,
     sk: *const u8,
-    value: *const Mark,
+    value: *const FocusedSocket,
 }
 
-/// Writes a record for every marked socket.
+/// Writes a record for every focused socket.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_sk_storage_map")]
-pub extern "C" fn marked(ctx: *const SkStorageContext) -> i32 {
-    visit(ctx, Rounds::Kernel)
+pub extern "C" fn focused_sockets(ctx: *const SkStorageContext) -> i32 {
+    visit(ctx, QueueLoop::BpfLoop)
 }
 
-/// As `marked`, without `bpf_loop`.
+/// Like `focused_sockets`, without `bpf_loop`.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_sk_storage_map")]
-pub extern "C" fn marked_bounded(ctx: *const SkStorageContext) -> i32 {
-    visit(ctx, Rounds::Program)
+pub extern "C" fn focused_sockets_bounded(ctx: *const SkStorageContext) -> i32 {
+    visit(ctx, QueueLoop::Bounded)
 }
 
 #[inline(always)]
-fn visit(ctx: *const SkStorageContext, rounds: Rounds) -> i32 {
+fn visit(ctx: *const SkStorageContext, queue_loop: QueueLoop) -> i32 {
     // SAFETY: the kernel passes a context of this shape to programs of this section.
     let (meta, sk, value) = unsafe { ((*ctx).meta, (*ctx).sk, (*ctx).value) };
     if sk.is_null() || value.is_null() {
         return 0;
     }
-    // SAFETY: the value is this map's, of the size of a `Mark`; `meta` is valid for the time of the visit.
-    let (found, expires_ns, seq) = unsafe {
+    // SAFETY: a value of this map, so a `FocusedSocket`; `meta` is valid during the visit.
+    let (handle, expires_ns, seq) = unsafe {
         (
-            Found {
+            Handle {
                 tgid: (*value).tgid,
                 fd: (*value).fd,
             },
@@ -58,23 +58,26 @@ fn visit(ctx: *const SkStorageContext, rounds: Rounds) -> i32 {
     };
     let sock = Sock::new(sk);
     let Some(tcp) = Tcp::from_sock(sock) else {
-        if let Some(listener) = Tcp::listening_for(sock) {
-            listener.emit_listener(seq, found, rounds);
+        if let Some(listener) = Tcp::mptcp_listener(sock) {
+            listener.emit_listener(seq, handle, queue_loop);
         }
         return 0;
     };
     if tcp.is_listener() {
-        tcp.emit_listener(seq, found, rounds);
+        tcp.emit_listener(seq, handle, queue_loop);
         return 0;
     }
     // SAFETY: no arguments.
     if unsafe { bpf_ktime_get_ns() } > expires_ns {
         // SAFETY: the map is live and `sk` is a typed, non-null kernel pointer.
         unsafe {
-            bpf_sk_storage_delete((&raw const MARKS).cast_mut().cast(), sk.cast_mut().cast())
+            bpf_sk_storage_delete(
+                (&raw const FOCUSED_SOCKETS).cast_mut().cast(),
+                sk.cast_mut().cast(),
+            )
         };
     } else {
-        tcp.emit_connection(seq, found);
+        tcp.emit_connection(seq, handle);
     }
     0
 }

@@ -1,10 +1,10 @@
-//! What all sockets share.
+//! Fields that all sockets share.
 
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_from_file};
 
 use tailback_ebpf::ABSENT;
 
-use crate::kernel::{load, load_sk, offset, probe, probe_at, read_sk, read_sk_or, way};
+use crate::kernel::{has_helper, load, load_sk, offset, probe, probe_at, read_sk, read_sk_or};
 
 /// include/linux/socket.h
 pub const AF_UNIX: u16 = 1;
@@ -21,63 +21,63 @@ pub const SOCK_DGRAM: u16 = 2;
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
 
-/// `struct sock *`, typed where the kernel gives typed sockets.
+/// `struct sock *`, typed if the kernel has typed sockets.
 #[derive(Clone, Copy)]
 pub struct Sock {
     pub sk: *const u8,
-    /// The socket whose cookie is this one's name: always one that the kernel has handed out.
-    named_by: *const u8,
-    /// Known to the compiler wherever it is asked for: one of the two ways is left.
+    /// The socket whose cookie identifies this one.
+    cookie_of: *const u8,
+    /// Whether the verifier knows the type of `sk`. Constant wherever it is tested, so one branch remains.
     pub is_typed: bool,
-    /// Helpers take it. Known likewise.
-    is_handed_out: bool,
+    /// Whether helpers accept `cookie_of` (a trusted pointer). Constant likewise.
+    is_trusted: bool,
 }
 
 impl Sock {
-    /// One that the kernel has handed out.
+    /// A socket that the kernel passed to the program.
     #[inline(always)]
     pub fn new(sk: *const u8) -> Self {
         Self {
             sk,
-            named_by: sk,
+            cookie_of: sk,
             is_typed: true,
-            is_handed_out: true,
+            is_trusted: true,
         }
     }
 
-    /// One that the kernel has not handed out: a plain address, cast. It has a cookie already if it is to be named.
+    /// A plain address, cast. Helpers reject it, so no cookie can be assigned: it must have one already.
     #[inline(always)]
     pub fn cast(sk: *const u8) -> Self {
         Self {
-            is_handed_out: false,
+            is_trusted: false,
             ..Self::new(sk)
         }
     }
 
-    /// One that was found within another: the verifier does not know its type. It goes by the name of the other, which the
-    /// kernel can be asked for.
+    /// A socket reached through another one. The verifier does not know its type; it is identified by the cookie of the
+    /// outer one.
     #[inline(always)]
-    pub fn found(sk: *const u8, within: Self) -> Self {
+    pub fn inner(sk: *const u8, outer: Self) -> Self {
         Self {
             sk,
-            named_by: within.sk,
+            cookie_of: outer.sk,
             is_typed: false,
-            is_handed_out: within.is_handed_out,
+            is_trusted: outer.is_trusted,
         }
     }
 
     /// The socket behind a file.
     #[inline(always)]
     pub fn of(file: *const u8) -> Option<Self> {
-        let sk = if way!(typed_sockets) {
-            // SAFETY: `file` is a typed kernel pointer; the helper answers null for what is no socket.
+        let sk = if has_helper!(typed_sockets) {
+            // SAFETY: `file` is a typed kernel pointer; the helper returns null if it is not a socket.
             let socket = unsafe { bpf_sock_from_file(file.cast_mut().cast()) }.cast::<u8>();
             if socket.is_null() {
                 return None;
             }
             load!(socket, socket_sk, *const u8)
         } else {
-            // A socket is what its file's private data points to.
+            // The private data of a socket's file points to the `struct socket`.
             let inode = load!(file, file_inode, *const u8);
             if load!(inode, inode_mode, u16) & S_IFMT != S_IFSOCK {
                 return None;
@@ -102,7 +102,7 @@ impl Sock {
         read_sk!(self, self.sk, sk_state, u8)
     }
 
-    /// Of an Internet socket, which protocol it speaks (MPTCP is not TCP).
+    /// Whether it is an Internet socket of this type and protocol (MPTCP is not TCP).
     #[inline(always)]
     pub fn is(&self, family: u16, style: u16, protocol: u16) -> bool {
         (family == AF_INET || family == AF_INET6)
@@ -110,17 +110,17 @@ impl Sock {
             && read_sk!(self, self.sk, sk_type, u16) == style
     }
 
-    /// Names the socket for as long as the machine runs; on kernels that cannot be asked for a cookie, for as long as
-    /// the socket lives.
+    /// Identifies the socket until reboot. On kernels that cannot assign a cookie this may be its address, which is unique
+    /// only during the lifetime of the socket.
     #[inline(always)]
     pub fn cookie(&self) -> u64 {
-        match load_sk!(self.named_by, sk_cookie, u64) {
-            0 if way!(cookies) && self.is_handed_out => {
-                // Nobody has asked for this socket's cookie yet: have the kernel assign one.
+        match load_sk!(self.cookie_of, sk_cookie, u64) {
+            0 if has_helper!(cookies) && self.is_trusted => {
+                // No cookie yet: have the kernel assign one.
                 // SAFETY: a typed, non-null kernel pointer.
-                unsafe { bpf_get_socket_cookie(self.named_by.cast_mut().cast()) }
+                unsafe { bpf_get_socket_cookie(self.cookie_of.cast_mut().cast()) }
             }
-            0 => self.named_by as u64,
+            0 => self.cookie_of as u64,
             cookie => cookie,
         }
     }
@@ -171,10 +171,11 @@ fn ipv6(words: [u64; 2]) -> [u8; 16] {
     out
 }
 
-/// Names a packet: by its place in memory, its length and how it begins, for the place alone is given to another packet
-/// as soon as this one is read. The bytes are mixed into a number and leave the kernel in no other form.
+/// Fingerprints a packet by its address, length, timestamp and first 16 bytes. The address alone does not do: it is reused as
+/// soon as the packet is read. The bytes are mixed into one number and leave the kernel in no other form.
 #[inline(always)]
-pub fn packet(skb: u64) -> u64 {
+pub fn packet_fingerprint(skb: u64) -> u64 {
+    /// 2^64 divided by the golden ratio: the multiplier of Fibonacci hashing.
     const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
     if skb == 0 || offset!(skb_data) == ABSENT {
         return skb;

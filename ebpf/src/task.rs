@@ -1,4 +1,4 @@
-//! `iter/task`: every thread of the machine that the reader's pid namespace shows.
+//! `iter/task`: every thread visible in the reader's pid namespace.
 //!
 //! Context, kernel/bpf/task_iter.c (since 5.8):
 //! `struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; }`
@@ -8,7 +8,7 @@ use tailback_ebpf::{
     CpuRecord, Header, KIND_CPU, KIND_PROCESS, KIND_THREAD, ProcessRecord, ThreadRecord,
 };
 
-use crate::kernel::{IterMeta, at_target, emit, end_of_walk, load, load_or, pid_at, reader_level};
+use crate::kernel::{IterMeta, at_target, emit, end_scan, load, load_or, pid_at, reader_level};
 
 #[repr(C)]
 pub struct TaskContext {
@@ -24,20 +24,20 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 #[unsafe(link_section = "iter/task")]
 pub extern "C" fn threads(ctx: *const TaskContext) -> i32 {
     let Some((seq, task)) = task_of(ctx) else {
-        end_of_walk();
+        end_scan();
         return 0;
     };
     let tgid = load!(task, task_tgid, u32);
     if at_target(task, tgid).is_none() {
         return 0;
     }
-    emit(seq, &record(task, tgid));
+    emit(seq, &thread_record(task, tgid));
     0
 }
 
-/// What is to be said of a thread of a target.
+/// The record of a thread of a target.
 #[inline(always)]
-pub fn record(task: *const u8, tgid: u32) -> ThreadRecord {
+pub fn thread_record(task: *const u8, tgid: u32) -> ThreadRecord {
     ThreadRecord {
         header: Header {
             kind: KIND_THREAD,
@@ -54,10 +54,10 @@ pub fn record(task: *const u8, tgid: u32) -> ThreadRecord {
     }
 }
 
-/// Writes the CPU time of every thread of the machine.
+/// Writes the CPU time of every thread, watched or not.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
-pub extern "C" fn census(ctx: *const TaskContext) -> i32 {
+pub extern "C" fn cpu_times(ctx: *const TaskContext) -> i32 {
     let Some((seq, task)) = task_of(ctx) else {
         return 0;
     };
@@ -97,7 +97,7 @@ pub extern "C" fn processes(ctx: *const TaskContext) -> i32 {
                 len: size_of::<ProcessRecord>() as u16,
                 tgid,
             },
-            pid: pid_as_the_reader_sees_it(task, tgid),
+            pid: pid_in_reader_namespace(task, tgid),
             parent: load!(parent, task_tgid, u32),
             start_ns: load!(task, task_start_boottime, u64),
             exec_id: load!(task, task_self_exec_id, u64),
@@ -109,7 +109,7 @@ pub extern "C" fn processes(ctx: *const TaskContext) -> i32 {
     0
 }
 
-/// The task of this visit; `None` at the end of the walk.
+/// The output and the task of this visit; `None` at the end of the scan, when the kernel calls once more without a task.
 #[inline(always)]
 pub fn task_of(ctx: *const TaskContext) -> Option<(*mut seq_file, *const u8)> {
     // SAFETY: the kernel passes a context of this shape to programs of this section.
@@ -117,20 +117,20 @@ pub fn task_of(ctx: *const TaskContext) -> Option<(*mut seq_file, *const u8)> {
     if task.is_null() {
         return None;
     }
-    // SAFETY: `meta` is valid for the time of the visit.
+    // SAFETY: `meta` is valid during the visit.
     Some((unsafe { (*meta).seq }, task))
 }
 
-/// 1 while a thread has a CPU. An int, since 7.x a byte: 0 or 1, so the low byte says it on all.
+/// 1 if a thread is running on a CPU. The field is an int, since 7.x a byte; its low byte holds 0 or 1 on both.
 #[inline(always)]
 pub fn on_cpu(task: *const u8) -> u32 {
     u32::from(load_or!(task, task_on_cpu, u8, 0))
 }
 
-/// A task has a number in each pid namespace from its own up to the initial one; the agent's /proc shows
-/// the one at the agent's own depth.
+/// The pid in the reader's pid namespace. A task has one id per namespace, from its own up to the initial one; the agent's
+/// /proc shows the one at the agent's own level.
 #[inline(always)]
-fn pid_as_the_reader_sees_it(task: *const u8, tgid: u32) -> u32 {
+fn pid_in_reader_namespace(task: *const u8, tgid: u32) -> u32 {
     let level = reader_level();
     if level == 0 {
         return tgid;

@@ -1,4 +1,4 @@
-//! `iter/task_file`: every open file of every task (the kernel shows a file table once per process).
+//! `iter/task_file`: every open file of every task (the kernel visits a file table once per process).
 //!
 //! Context, kernel/bpf/task_iter.c (since 5.8):
 //! `struct bpf_iter__task_file { struct bpf_iter_meta *meta; struct task_struct *task; u32 fd; struct file *file; }`
@@ -7,16 +7,20 @@ use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, seq_file},
     helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get},
 };
-use tailback_ebpf::{ABSENT, Header, KIND_OPERATIONS, Mark, OperationsRecord, TARGET_HOT, Walk};
+use tailback_ebpf::{
+    ABSENT, FocusedSocket, Header, KIND_OPERATIONS, OperationsRecord, Scan, TARGET_FOCUSED,
+};
 
 use crate::{
+    buffer_sink::already_reported,
     kernel::{
-        IterMeta, MARKS, Sink, TARGETS, WALK, at_target, emit, end_of_walk, load, offset, way,
+        FOCUSED_SOCKETS, IterMeta, SCAN, Sink, TARGETS, at_target, emit, end_scan, has_helper,
+        load, offset,
     },
-    on_sheet::is_told,
+    log::debug,
     pipe::Pipe,
     sock::{AF_UNIX, IPPROTO_UDP, SOCK_DGRAM, Sock},
-    tcp::{Rounds, Tcp},
+    tcp::{QueueLoop, Tcp},
     udp::emit_udp,
     unix::{self, emit_unix},
     uring::emit_ring,
@@ -30,95 +34,95 @@ pub struct TaskFileContext {
     file: *const u8,
 }
 
-/// The open file that a visit is about.
+/// An open file: a process and its file descriptor.
 #[derive(Clone, Copy)]
-pub struct Found {
+pub struct Handle {
     pub tgid: u32,
     pub fd: u32,
 }
 
-/// Writes a record for everything that a target holds open and that has a queue, and counts its files.
+/// Writes a record for every open file of a target that has a queue, and counts its files.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn files(ctx: *const TaskFileContext) -> i32 {
-    visit_file(ctx, Rounds::Kernel)
+    visit_file(ctx, QueueLoop::BpfLoop)
 }
 
-/// As `files`, without `bpf_loop`.
+/// Like `files`, without `bpf_loop`.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn files_bounded(ctx: *const TaskFileContext) -> i32 {
-    visit_file(ctx, Rounds::Program)
+    visit_file(ctx, QueueLoop::Bounded)
 }
 
 #[inline(always)]
-fn visit_file(ctx: *const TaskFileContext, rounds: Rounds) -> i32 {
-    let Some((seq, task, found, file)) = file_of(ctx) else {
-        tell_count();
-        end_of_walk();
+fn visit_file(ctx: *const TaskFileContext, queue_loop: QueueLoop) -> i32 {
+    let Some((seq, task, handle, file)) = file_of(ctx) else {
+        report_count();
+        end_scan();
         return 0;
     };
-    if is_another(found.tgid) {
-        tell_count();
+    if is_new_process(handle.tgid) {
+        report_count();
     }
-    if let Some(walk) = at_target(task, found.tgid) {
-        count(walk, task, found.fd);
-        if !is_told(found.fd) {
-            visit(seq, found, file, walk, rounds);
+    if let Some(scan) = at_target(task, handle.tgid) {
+        count(scan, task, handle.fd);
+        if !already_reported(handle.fd) {
+            visit(seq, handle, file, scan, queue_loop);
         }
     }
     0
 }
 
-/// Writes a record for every listening socket, pipe end and unix socket of every process, and for the connections that
-/// are asked for: who listens where, and who holds the other ends of what targets hold.
+/// Writes a record for every listening socket, pipe end and unix socket of every process, and for the requested
+/// connections. The agent learns which process listens where, and which holds the other end of a target's files.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn holders(ctx: *const TaskFileContext) -> i32 {
-    let Some((seq, _, found, file)) = file_of(ctx) else {
+    let Some((seq, _, handle, file)) = file_of(ctx) else {
         return 0;
     };
     let Some(sock) = Sock::of(file) else {
         if offset!(inode_pipe) != ABSENT
             && let Some(pipe) = Pipe::of(file)
         {
-            pipe.emit_holder(seq, found);
+            pipe.emit_holder(seq, handle);
         }
         return 0;
     };
     if sock.family() == AF_UNIX {
         if offset!(unix_peer) != ABSENT {
-            unix::emit_holder(seq, found, &sock);
+            unix::emit_holder(seq, handle, &sock);
         }
     } else if let Some(tcp) = Tcp::from_sock(sock) {
         if tcp.is_listener() {
-            tcp.emit_listener_only(seq, found);
-        } else if tcp.is_wanted() {
-            tcp.emit_peer(seq, found);
+            tcp.emit_listener_only(seq, handle);
+        } else if tcp.is_requested_peer() {
+            tcp.emit_peer(seq, handle);
         }
-    } else if let Some(listener) = Tcp::listening_for(sock) {
-        listener.emit_listener_only(seq, found);
+    } else if let Some(listener) = Tcp::mptcp_listener(sock) {
+        listener.emit_listener_only(seq, handle);
     }
     0
 }
 
-/// Writes which operations each open file of the agent itself has.
+/// Writes the address of the `file_operations` of each open file of the agent itself.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
-pub extern "C" fn operations(ctx: *const TaskFileContext) -> i32 {
-    if let Some((seq, _, found, file)) = file_of(ctx)
-        && let Some(walk) = WALK.get_ptr_mut(0)
+pub extern "C" fn file_operations(ctx: *const TaskFileContext) -> i32 {
+    if let Some((seq, _, handle, file)) = file_of(ctx)
+        && let Some(scan) = SCAN.get_ptr_mut(0)
         // SAFETY: an array entry lives as long as its map.
-        && unsafe { (*walk).own_tgid } == found.tgid
+        && unsafe { (*scan).own_tgid } == handle.tgid
         && offset!(file_op) != ABSENT
     {
         let record = OperationsRecord {
             header: Header {
                 kind: KIND_OPERATIONS,
                 len: size_of::<OperationsRecord>() as u16,
-                tgid: found.tgid,
+                tgid: handle.tgid,
             },
-            fd: found.fd,
+            fd: handle.fd,
             reserved: 0,
             operations: load!(file, file_op, u64),
         };
@@ -127,9 +131,9 @@ pub extern "C" fn operations(ctx: *const TaskFileContext) -> i32 {
     0
 }
 
-/// The file of this visit; `None` at the end of the walk, when the kernel calls once more without one.
+/// The file of this visit; `None` at the end of the scan, when the kernel calls once more without a file.
 #[inline(always)]
-fn file_of(ctx: *const TaskFileContext) -> Option<(*mut seq_file, *const u8, Found, *const u8)> {
+fn file_of(ctx: *const TaskFileContext) -> Option<(*mut seq_file, *const u8, Handle, *const u8)> {
     // SAFETY: the kernel passes a context of this shape to programs of this section.
     let (meta, task, fd, file) = unsafe { ((*ctx).meta, (*ctx).task, (*ctx).fd, (*ctx).file) };
     if task.is_null() || file.is_null() {
@@ -137,55 +141,61 @@ fn file_of(ctx: *const TaskFileContext) -> Option<(*mut seq_file, *const u8, Fou
     }
     let tgid = load!(task, task_tgid, u32);
     // SAFETY: `meta` is valid for the time of the visit.
-    Some((unsafe { (*meta).seq }, task, Found { tgid, fd }, file))
+    Some((unsafe { (*meta).seq }, task, Handle { tgid, fd }, file))
 }
 
-/// Whether the visit before this one was of another process.
+/// Whether the previous visit was of another process.
 #[inline(always)]
-fn is_another(tgid: u32) -> bool {
-    // SAFETY: an array entry lives as long as its map; only one walk runs at a time.
-    WALK.get_ptr_mut(0)
-        .is_some_and(|walk| unsafe { (*walk).tgid } != tgid)
+fn is_new_process(tgid: u32) -> bool {
+    // SAFETY: an array entry lives as long as its map; only one scan runs at a time.
+    SCAN.get_ptr_mut(0)
+        .is_some_and(|scan| unsafe { (*scan).tgid } != tgid)
 }
 
-/// Counts this file, once per walk: when the buffer is full the kernel shows the same file again, and some kernels (6.1)
-/// show the whole table once for each thread. Descriptors come in ascending order.
+/// Counts this file, once per scan: if the buffer is full the kernel visits the same file again, and some kernels (6.1)
+/// visit the whole table once per thread. Descriptors arrive in ascending order.
 #[inline(always)]
-fn count(walk: *mut Walk, task: *const u8, fd: u32) {
+fn count(scan: *mut Scan, task: *const u8, fd: u32) {
     // SAFETY: as above.
     unsafe {
-        if (*walk).open == 0 {
-            (*walk).limit = nofile(task);
+        if (*scan).open == 0 {
+            (*scan).limit = nofile(task);
         }
     }
-    count_one(walk, fd);
+    count_fd(scan, fd);
 }
 
 #[inline(always)]
-pub fn count_one(walk: *mut Walk, fd: u32) {
+pub fn count_fd(scan: *mut Scan, fd: u32) {
     // SAFETY: as above.
     unsafe {
-        if fd >= (*walk).next_fd {
-            (*walk).open += 1;
-            (*walk).next_fd = fd + 1;
+        if fd >= (*scan).next_fd {
+            (*scan).open += 1;
+            (*scan).next_fd = fd + 1;
         }
     }
 }
 
-/// The process is done with: what was counted goes to its entry.
+/// Stores the number of open files in the entry of the process that the scan leaves.
 #[inline(always)]
-pub fn tell_count() {
-    let Some(walk) = WALK.get_ptr_mut(0) else {
+pub fn report_count() {
+    let Some(scan) = SCAN.get_ptr_mut(0) else {
         return;
     };
-    // SAFETY: entries of maps, which outlive the visit; only one walk runs at a time.
+    // SAFETY: map entries outlive the visit; only one scan runs at a time.
     unsafe {
-        if (*walk).open > 0
-            && let Some(entry) = TARGETS.get_ptr_mut((*walk).tgid)
+        if (*scan).open > 0
+            && let Some(entry) = TARGETS.get_ptr_mut((*scan).tgid)
         {
-            (*entry).walk = (*walk).walk;
-            (*entry).open = (*walk).open;
-            (*entry).limit = (*walk).limit;
+            (*entry).scan = (*scan).number;
+            (*entry).open = (*scan).open;
+            (*entry).limit = (*scan).limit;
+            // Two arguments at most: with more, `files_bounded` exceeds the 512 bytes of stack.
+            debug!(
+                "file scan: pid {} has {} open files",
+                (*scan).tgid,
+                (*scan).open
+            );
         }
     }
 }
@@ -203,93 +213,99 @@ pub fn nofile(task: *const u8) -> u64 {
 }
 
 #[inline(always)]
-fn visit(seq: *mut seq_file, found: Found, file: *const u8, walk: *mut Walk, rounds: Rounds) {
+fn visit(
+    seq: *mut seq_file,
+    handle: Handle,
+    file: *const u8,
+    scan: *mut Scan,
+    queue_loop: QueueLoop,
+) {
     let Some(sock) = Sock::of(file) else {
-        return visit_other(seq, found, file, walk);
+        return visit_non_socket(seq, handle, file, scan);
     };
     let family = sock.family();
     if family == AF_UNIX {
         if offset!(unix_peer) != ABSENT {
-            emit_unix(seq, found, &sock);
+            emit_unix(seq, handle, &sock);
         }
         return;
     }
     let Some(tcp) = Tcp::from_sock(sock) else {
-        if let Some(listener) = Tcp::listening_for(sock) {
-            mark(sock.sk, found, 0);
-            listener.emit_listener(seq, found, rounds);
+        if let Some(listener) = Tcp::mptcp_listener(sock) {
+            focus(sock.sk, handle, 0);
+            listener.emit_listener(seq, handle, queue_loop);
             return;
         }
         if offset!(udp_forward_deficit) != ABSENT && sock.is(family, SOCK_DGRAM, IPPROTO_UDP) {
-            emit_udp(seq, found, &sock);
+            emit_udp(seq, handle, &sock);
         }
         return;
     };
     if tcp.is_listener() {
-        mark(sock.sk, found, 0);
-        tcp.emit_listener(seq, found, rounds);
+        focus(sock.sk, handle, 0);
+        tcp.emit_listener(seq, handle, queue_loop);
     } else {
         // SAFETY: an array entry lives as long as its map.
-        if unsafe { (*walk).flags } & TARGET_HOT != 0 && tcp.is_busy() {
-            mark_busy(sock.sk, found, walk);
+        if unsafe { (*scan).flags } & TARGET_FOCUSED != 0 && tcp.is_busy() {
+            focus_busy(sock.sk, handle, scan);
         }
-        tcp.emit_connection(seq, found);
+        tcp.emit_connection(seq, handle);
     }
 }
 
-/// What is no socket.
+/// Reports a pipe or an io_uring instance.
 #[inline(always)]
-pub fn visit_other(out: impl Sink, found: Found, file: *const u8, walk: *const Walk) {
+pub fn visit_non_socket(out: impl Sink, handle: Handle, file: *const u8, scan: *const Scan) {
     if offset!(inode_pipe) != ABSENT
         && let Some(pipe) = Pipe::of(file)
     {
-        pipe.emit(out, found);
+        pipe.emit(out, handle);
         return;
     }
     // SAFETY: an array entry lives as long as its map.
-    let ring_operations = unsafe { (*walk).ring_operations };
+    let ring_operations = unsafe { (*scan).ring_operations };
     if offset!(ring_rings) != ABSENT
         && ring_operations != 0
         && load!(file, file_op, u64) == ring_operations
     {
-        emit_ring(out, found, file);
+        emit_ring(out, handle, file);
     }
 }
 
-/// Marks a busy socket of a hot target for a closer look, as long as this walk may mark more.
+/// Adds a busy socket of a focused target to `FOCUSED_SOCKETS`, if this scan has slots left.
 #[inline(always)]
-fn mark_busy(sk: *const u8, found: Found, walk: *mut Walk) {
-    // SAFETY: an array entry lives as long as its map; only one walk runs at a time.
-    let (left, ttl_ns) = unsafe { ((*walk).marks_left, (*walk).mark_ttl_ns) };
+fn focus_busy(sk: *const u8, handle: Handle, scan: *mut Scan) {
+    // SAFETY: an array entry lives as long as its map; only one scan runs at a time.
+    let (left, ttl_ns) = unsafe { ((*scan).focus_slots_left, (*scan).focus_ttl_ns) };
     if left == 0 {
         return;
     }
     // SAFETY: as above.
-    unsafe { (*walk).marks_left = left - 1 };
+    unsafe { (*scan).focus_slots_left = left - 1 };
     // SAFETY: no arguments.
-    mark(sk, found, unsafe { bpf_ktime_get_ns() } + ttl_ns);
+    focus(sk, handle, unsafe { bpf_ktime_get_ns() } + ttl_ns);
 }
 
 #[inline(always)]
-fn mark(sk: *const u8, found: Found, expires_ns: u64) {
-    if !way!(marks) {
+fn focus(sk: *const u8, handle: Handle, expires_ns: u64) {
+    if !has_helper!(sk_storage) {
         return;
     }
     // SAFETY: the map is live and `sk` is a typed, non-null kernel pointer.
     let mark = unsafe {
         bpf_sk_storage_get(
-            (&raw const MARKS).cast_mut().cast(),
+            (&raw const FOCUSED_SOCKETS).cast_mut().cast(),
             sk.cast_mut().cast(),
             core::ptr::null_mut(),
             u64::from(BPF_SK_STORAGE_GET_F_CREATE),
         )
     }
-    .cast::<Mark>();
+    .cast::<FocusedSocket>();
     if !mark.is_null() {
-        // SAFETY: storage of this socket, of the size of a `Mark`.
+        // SAFETY: storage of this socket, of the size of a `FocusedSocket`.
         unsafe {
-            (*mark).tgid = found.tgid;
-            (*mark).fd = found.fd;
+            (*mark).tgid = handle.tgid;
+            (*mark).fd = handle.fd;
             (*mark).expires_ns = expires_ns;
         }
     }

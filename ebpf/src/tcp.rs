@@ -1,4 +1,4 @@
-//! TCP sockets: a connection as a `SocketRecord`, a listener with the ages of those that wait on it.
+//! TCP sockets: a connection as a `SocketRecord`, a listener with a timestamp for each connection in its accept queue.
 
 use core::ffi::c_void;
 
@@ -7,37 +7,37 @@ use aya_ebpf::helpers::generated::{
 };
 use tailback_ebpf::{
     ABSENT, Header, KIND_LISTENER, KIND_PEER, KIND_SOCKET, ListenerRecord, MAX_WAITING, PeerRecord,
-    SocketRecord, UNKNOWN, wanted_key,
+    SocketRecord, UNKNOWN, peer_key,
 };
 
 use crate::{
     cast::cast,
     kernel::{
-        Sink, WALK, WANTED, emit, load, load_sk, load_sk_or, offset, probe, read_sk, read_sk_or,
-        way,
+        PEER_PORTS, SCAN, Sink, emit, has_helper, load, load_sk, load_sk_or, offset, probe,
+        read_sk, read_sk_or,
     },
     sock::{IPPROTO_MPTCP, IPPROTO_TCP, SOCK_STREAM, Sock},
-    task_file::Found,
+    task_file::Handle,
 };
 
 /// include/net/tcp_states.h
 pub const TCP_LISTEN: u8 = 10;
 
-/// Who counts the rounds of the walk over an accept queue.
+/// How a program loops over an accept queue.
 ///
-/// Each is a program of its own, for here no flag can let the verifier prune the other one: before 5.13 the kernel
-/// refuses a function's address wherever it stands ("unrecognized bpf_ld_imm64 insn", resolve_pseudo_ldimm64 in
+/// Each variant needs a program of its own; a read-only flag cannot let the verifier prune the other one. Before 5.13 the
+/// kernel rejects a function's address wherever it occurs ("unrecognized bpf_ld_imm64 insn", resolve_pseudo_ldimm64 in
 /// kernel/bpf/verifier.c, 5.10), ahead of any pruning.
 #[derive(Clone, Copy)]
-pub enum Rounds {
-    /// The kernel, by `bpf_loop` (5.17): the verifier looks at one round, whatever their number.
-    Kernel,
-    /// The program: the verifier walks all of them, for some tenths of a second.
-    Program,
+pub enum QueueLoop {
+    /// By `bpf_loop` (5.17): the verifier checks one round, however many there are.
+    BpfLoop,
+    /// By a bounded loop: the verifier walks every round, which takes it some tenths of a second.
+    Bounded,
 }
 
-/// A TCP socket in a state that has queues. Both pointers name the same object; the verifier knows one as
-/// `struct sock` and the other as `struct tcp_sock`.
+/// A TCP socket. Both pointers refer to the same object; the verifier knows one as `struct sock` and the other as
+/// `struct tcp_sock`.
 pub struct Tcp {
     sock: Sock,
     sk: *const u8,
@@ -50,8 +50,8 @@ impl Tcp {
     #[inline(always)]
     pub fn from_sock(sock: Sock) -> Option<Self> {
         let sk = sock.sk;
-        let tcp = if way!(typed_sockets) {
-            // SAFETY: `sk` is a typed, non-null kernel pointer; the helper answers null for other protocols.
+        let tcp = if has_helper!(typed_sockets) {
+            // SAFETY: `sk` is a typed, non-null kernel pointer; the helper returns null for other protocols.
             let tcp = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) }.cast::<u8>();
             if tcp.is_null() {
                 return None;
@@ -71,7 +71,7 @@ impl Tcp {
         })
     }
 
-    /// As [`Tcp::from_sock`], of a socket that the kernel has not handed out: no helper takes it.
+    /// Like [`Tcp::from_sock`], for an untrusted pointer, which helpers reject.
     #[inline(always)]
     pub fn cast(sock: Sock) -> Option<Self> {
         if !sock.is(sock.family(), SOCK_STREAM, IPPROTO_TCP) {
@@ -85,22 +85,22 @@ impl Tcp {
         })
     }
 
-    /// A listener that the kernel has not handed out: requests are told from others by a helper that takes only what it
-    /// has.
+    /// A listener behind an untrusted pointer. Its requests take probe reads, because the helper that recognises a request
+    /// accepts trusted pointers only.
     #[inline(always)]
-    pub fn untyped(listener: Sock) -> Self {
+    pub fn untrusted(listener: Sock) -> Self {
         Self {
-            sock: Sock::found(listener.sk, listener),
+            sock: Sock::inner(listener.sk, listener),
             sk: listener.sk,
             tcp: listener.sk,
             state: TCP_LISTEN,
         }
     }
 
-    /// The TCP socket that listens for an MPTCP one: what waits for accept waits there. Go's servers listen so unless they are
-    /// told otherwise (1.24). No helper gives its type, so it is probed.
+    /// The TCP socket that listens on behalf of an MPTCP one and holds its accept queue. Go servers use MPTCP listeners by
+    /// default since Go 1.24. No helper yields its type, so it takes probe reads.
     #[inline(always)]
-    pub fn listening_for(sock: Sock) -> Option<Self> {
+    pub fn mptcp_listener(sock: Sock) -> Option<Self> {
         if offset!(mptcp_first) == ABSENT
             || !sock.is(sock.family(), SOCK_STREAM, IPPROTO_MPTCP)
             || sock.state() != TCP_LISTEN
@@ -112,7 +112,7 @@ impl Tcp {
             return None;
         }
         Some(Self {
-            sock: Sock::found(first, sock),
+            sock: Sock::inner(first, sock),
             sk: first,
             tcp: first,
             state: TCP_LISTEN,
@@ -125,16 +125,16 @@ impl Tcp {
     }
 
     #[inline(always)]
-    pub fn emit_connection(&self, out: impl Sink, found: Found) {
+    pub fn emit_connection(&self, out: impl Sink, handle: Handle) {
         let family = self.sock.family();
         let mut record = SocketRecord {
             header: Header {
                 kind: KIND_SOCKET,
                 len: size_of::<SocketRecord>() as u16,
-                tgid: found.tgid,
+                tgid: handle.tgid,
             },
             cookie: self.sock.cookie(),
-            fd: found.fd,
+            fd: handle.fd,
             state: self.state,
             family: family as u8,
             local_port: self.local_port(),
@@ -161,7 +161,7 @@ impl Tcp {
             remote: self.sock.remote(family),
         };
         if offset!(tcp_lsndtime) != ABSENT {
-            // SAFETY: no arguments. The kernel's own stamps are its lower 32 bits.
+            // SAFETY: no arguments. The kernel stores the lower 32 bits in its timestamps.
             let now = unsafe { bpf_jiffies64() } as u32;
             record.since_received = now.wrapping_sub(load_sk!(self.tcp, tcp_lrcvtime, u32));
             record.since_sent = now.wrapping_sub(load_sk!(self.tcp, tcp_lsndtime, u32));
@@ -189,15 +189,15 @@ impl Tcp {
         received & 0xffff | sent << 16
     }
 
-    /// The agent asks who holds a connection of these ports.
+    /// Whether the agent requested the holder of a connection with these ports.
     #[inline(always)]
-    pub fn is_wanted(&self) -> bool {
+    pub fn is_requested_peer(&self) -> bool {
         // SAFETY: an array entry lives as long as its map.
-        let any = WALK
+        let any = SCAN
             .get_ptr_mut(0)
-            .is_some_and(|walk| unsafe { (*walk).wanted } > 0);
-        // SAFETY: only whether there is an entry matters.
-        any && unsafe { WANTED.get(wanted_key(self.local_port(), self.remote_port())) }.is_some()
+            .is_some_and(|scan| unsafe { (*scan).requested_peers } > 0);
+        // SAFETY: the value is not read.
+        any && unsafe { PEER_PORTS.get(peer_key(self.local_port(), self.remote_port())) }.is_some()
     }
 
     #[inline(always)]
@@ -210,18 +210,18 @@ impl Tcp {
         u16::from_be(load_sk!(self.sk, sk_dport, u16))
     }
 
-    /// Who holds this connection, and no more.
+    /// Writes which process holds this connection, and nothing about its queues.
     #[inline(always)]
-    pub fn emit_peer(&self, out: impl Sink, found: Found) {
+    pub fn emit_peer(&self, out: impl Sink, handle: Handle) {
         let family = self.sock.family();
         let record = PeerRecord {
             header: Header {
                 kind: KIND_PEER,
                 len: size_of::<PeerRecord>() as u16,
-                tgid: found.tgid,
+                tgid: handle.tgid,
             },
             cookie: self.sock.cookie(),
-            fd: found.fd,
+            fd: handle.fd,
             netns: self.sock.netns(),
             local_port: self.local_port(),
             remote_port: self.remote_port(),
@@ -233,28 +233,28 @@ impl Tcp {
         emit(out, &record);
     }
 
-    /// Bytes wait to be read, or to be acknowledged.
+    /// Whether bytes wait to be read or to be acknowledged.
     #[inline(always)]
     pub fn is_busy(&self) -> bool {
         load_sk!(self.tcp, tcp_rcv_nxt, u32) != load_sk!(self.tcp, tcp_copied_seq, u32)
             || load_sk!(self.tcp, tcp_write_seq, u32) != load_sk!(self.tcp, tcp_snd_una, u32)
     }
 
-    /// The listener itself, without looking at those that wait: enough to know who listens where.
+    /// The record of the listener itself, without its accept queue.
     #[inline(always)]
-    fn listener_record(&self, found: Found, waiting: u32) -> ListenerRecord {
+    fn listener_record(&self, handle: Handle, waiting: u32) -> ListenerRecord {
         let family = self.sock.family();
         ListenerRecord {
             header: Header {
                 kind: KIND_LISTENER,
                 len: (size_of::<ListenerRecord>() as u32 + waiting * size_of::<u64>() as u32)
                     as u16,
-                tgid: found.tgid,
+                tgid: handle.tgid,
             },
             cookie: self.sock.cookie(),
             // SAFETY: no arguments.
             now_ns: unsafe { bpf_ktime_get_ns() },
-            fd: found.fd,
+            fd: handle.fd,
             depth: read_sk!(self.sock, self.sk, sk_ack_backlog, u32),
             limit: read_sk!(self.sock, self.sk, sk_max_ack_backlog, u32),
             drops: read_sk_or!(self.sock, self.sk, sk_drops, u32, 0),
@@ -269,19 +269,19 @@ impl Tcp {
     }
 
     #[inline(always)]
-    pub fn emit_listener_only(&self, out: impl Sink, found: Found) {
-        emit(out, &self.listener_record(found, 0));
+    pub fn emit_listener_only(&self, out: impl Sink, handle: Handle) {
+        emit(out, &self.listener_record(handle, 0));
     }
 
-    /// The listener, then a stamp for each connection that waits to be accepted, oldest first.
+    /// Writes the listener, then a timestamp for each connection in its accept queue, oldest first.
     ///
-    /// The queue is a list that the service itself takes from while we walk it. Its entries are freed after
-    /// accept, so one may have been reused by the time we read it: the walk is bounded, the kernel lets every load
-    /// fault harmlessly, and the stamp carries the port, so that the agent can tell a stranger.
+    /// The service may accept from the list while we walk it. Entries are freed after accept, so one may have been reused
+    /// by the time we read it. Hence the walk is bounded, a fault in any load is harmless, and each timestamp carries the
+    /// port, by which the agent discards entries of other listeners.
     #[inline(always)]
-    pub fn emit_listener(&self, out: impl Sink, found: Found, rounds: Rounds) {
+    pub fn emit_listener(&self, out: impl Sink, handle: Handle, queue_loop: QueueLoop) {
         if offset!(req_snt_synack) == ABSENT {
-            return self.emit_listener_only(out, found);
+            return self.emit_listener_only(out, handle);
         }
         let depth = read_sk!(self.sock, self.sk, sk_ack_backlog, u32);
         let waiting = if depth > MAX_WAITING {
@@ -289,26 +289,25 @@ impl Tcp {
         } else {
             depth
         };
-        emit(out, &self.listener_record(found, waiting));
+        emit(out, &self.listener_record(handle, waiting));
         let head = read_sk!(self.sock, self.tcp, tcp_accept_head, *const u8);
-        match rounds {
-            Rounds::Kernel => emit_waiting(out, head, waiting, self.sock.is_typed),
-            Rounds::Program => {
-                emit_waiting_in_rounds(out, head, waiting, self.sock.is_typed);
+        match queue_loop {
+            QueueLoop::BpfLoop => emit_waiting(out, head, waiting, self.sock.is_typed),
+            QueueLoop::Bounded => {
+                emit_waiting_bounded(out, head, waiting, self.sock.is_typed);
             }
         }
     }
 }
 
-/// Where the walk over an accept queue is: on the stack of the program, whose slots keep for the verifier what kernel
-/// types the two pointers have.
+/// Progress along an accept queue. It lives on the program's stack, where the verifier tracks the types of both pointers.
 #[repr(C)]
 struct Queue<S> {
     out: S,
     request: *const u8,
 }
 
-/// A stamp for each of those that wait, from the oldest on, in rounds of `bpf_loop`.
+/// Writes a timestamp for each waiting connection, oldest first, using `bpf_loop`.
 #[inline(always)]
 fn emit_waiting<S: Sink>(out: S, head: *const u8, waiting: u32, is_typed: bool) {
     let mut queue = Queue { out, request: head };
@@ -317,71 +316,71 @@ fn emit_waiting<S: Sink>(out: S, head: *const u8, waiting: u32, is_typed: bool) 
     } else {
         emit_first_probed::<S> as *mut c_void
     };
-    // SAFETY: the function takes what is passed here, and is called before the helper returns.
+    // SAFETY: the callback takes the struct passed here and runs before the helper returns.
     unsafe { bpf_loop(waiting, round, (&raw mut queue).cast(), 0) };
 }
 
-/// One round, for the first of those that are left; 0 goes on. `bpf_loop` passes the number of the round as `u64`
+/// One round, for the next connection; returns 0 to continue. `bpf_loop` passes the round's index as `u64`
 /// (kernel/bpf/bpf_iter.c, since 5.17).
 ///
-/// A kernel that has `bpf_loop` has typed sockets (5.11), and its verifier keeps the types of kernel pointers in the
-/// caller's stack. Before 6.7 it looks at a round once; since then until what it knows of the stack is what it knew
-/// in a round before (kernel/bpf/verifier.c, calls_callback): soon, for a request leads to a request.
+/// A kernel with `bpf_loop` has typed sockets (5.11), and its verifier tracks the types of kernel pointers on the caller's
+/// stack. Before 6.7 it checks one round. Since then it repeats until its state matches that of an earlier round
+/// (kernel/bpf/verifier.c, calls_callback), which happens soon because a request points to a request.
 #[inline(never)]
 extern "C" fn emit_first<S: Sink>(_index: u64, queue: *mut Queue<S>) -> i64 {
-    // SAFETY: the caller's, which waits for us.
+    // SAFETY: the caller's struct, which outlives the call.
     let (out, request) = unsafe { ((*queue).out, (*queue).request) };
-    emit(out, &stamp(request));
+    emit(out, &timestamp(request));
     let next = load!(request, req_dl_next, *const u8);
     // SAFETY: as above.
     unsafe { (*queue).request = next };
     0
 }
 
-/// As [`emit_first`], of a listener whose type the verifier does not know.
+/// Like [`emit_first`], for a listener whose type the verifier does not know.
 #[inline(never)]
 extern "C" fn emit_first_probed<S: Sink>(_index: u64, queue: *mut Queue<S>) -> i64 {
     // SAFETY: as above.
     let (out, request) = unsafe { ((*queue).out, (*queue).request) };
-    emit(out, &probed_stamp(request));
+    emit(out, &probed_timestamp(request));
     let next = probe!(request, req_dl_next, *const u8);
     // SAFETY: as above.
     unsafe { (*queue).request = next };
     0
 }
 
-/// As [`emit_waiting`], in a loop of our own.
+/// Like [`emit_waiting`], with a bounded loop.
 ///
-/// Every branch in it costs the verifier a pending state per round, 8,192 in all (`BPF_COMPLEXITY_LIMIT_JMP_SEQ`):
-/// hence no checks here that the agent can make as well.
+/// Each branch in the loop costs the verifier a pending state per round, and it allows 8,192 in total
+/// (`BPF_COMPLEXITY_LIMIT_JMP_SEQ`). So checks that the agent can do are left to the agent.
 #[inline(always)]
-fn emit_waiting_in_rounds(out: impl Sink, head: *const u8, waiting: u32, is_typed: bool) {
+fn emit_waiting_bounded(out: impl Sink, head: *const u8, waiting: u32, is_typed: bool) {
     let mut request = head;
     let mut written = 0;
     while written < waiting {
-        let (stamp, next) = if is_typed && way!(typed_sockets) {
-            (stamp(request), load!(request, req_dl_next, *const u8))
+        let (timestamp, next) = if is_typed && has_helper!(typed_sockets) {
+            (timestamp(request), load!(request, req_dl_next, *const u8))
         } else {
             (
-                probed_stamp(request),
+                probed_timestamp(request),
                 probe!(request, req_dl_next, *const u8),
             )
         };
-        emit(out, &stamp);
+        emit(out, &timestamp);
         request = next;
         written += 1;
     }
 }
 
-/// When the handshake of a waiting connection was complete, µs of CLOCK_MONOTONIC, with its port in the upper 16 bits;
-/// 0 where the kernel does not say.
+/// When the handshake of a waiting connection completed: CLOCK_MONOTONIC in µs, with the port in the upper 16 bits;
+/// 0 if unknown.
 ///
-/// `snt_synack` is when the SYN-ACK went out; the handshake was complete one round trip later, and the
-/// child's first round-trip estimate is just that one. Nulls need no check: the helpers answer null to them, and
-/// a typed load through one yields 0.
+/// `snt_synack` is when the SYN-ACK was sent. The handshake completed one round trip later, and the child socket's first
+/// RTT estimate is that very round trip. Null pointers need no check: the helpers return null for them, and a typed load
+/// through one yields 0.
 #[inline(always)]
-fn stamp(request: *const u8) -> u64 {
-    // SAFETY: a typed kernel pointer; the helper answers null for anything but a request.
+fn timestamp(request: *const u8) -> u64 {
+    // SAFETY: a typed kernel pointer; the helper returns null for anything but a request.
     let typed = unsafe { bpf_skc_to_tcp_request_sock(request.cast_mut().cast()) }.cast::<u8>();
     if typed.is_null() {
         return 0;
@@ -397,15 +396,15 @@ fn stamp(request: *const u8) -> u64 {
         return 0;
     }
     let round_trip_us = u64::from(load!(tcp, tcp_srtt_us, u32) >> 3);
-    // The request keeps the port when its client resets the connection; the child does not. Both begin with a
-    // `struct sock_common`.
+    // Read the port from the request: it keeps it when the client resets the connection, the child does not. Both begin
+    // with a `struct sock_common`.
     let port = u64::from(load!(request, sk_num, u16));
     port << 48 | (sent_us + round_trip_us)
 }
 
-/// As [`stamp`], by probe reads: of a null pointer they yield zeroes, and no time.
+/// Like [`timestamp`], by probe reads, which yield zeroes for a null pointer.
 #[inline(always)]
-fn probed_stamp(request: *const u8) -> u64 {
+fn probed_timestamp(request: *const u8) -> u64 {
     let child = probe!(request, req_sk, *const u8);
     let sent_us = probe!(request, req_snt_synack, u64);
     if sent_us == 0 {

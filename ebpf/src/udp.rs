@@ -1,31 +1,31 @@
-//! UDP sockets: memory of what is not read, its limit, and what was dropped.
+//! UDP sockets: receive memory in use, its limit, and drops.
 
 use tailback_ebpf::{ABSENT, Header, KIND_UDP, UNKNOWN, UdpRecord};
 
 use crate::{
     kernel::{Sink, emit, load_sk, load_sk_or, offset, probe},
-    sock::{Sock, packet},
-    task_file::Found,
+    sock::{Sock, packet_fingerprint},
+    task_file::Handle,
 };
 
-/// The kernel's record of one UDP socket.
+/// Writes the record of one UDP socket.
 #[inline(always)]
-pub fn emit_udp(out: impl Sink, found: Found, sock: &Sock) {
+pub fn emit_udp(out: impl Sink, handle: Handle, sock: &Sock) {
     let sk = sock.sk;
     let family = sock.family();
-    // The kernel gives memory back in batches: what is read and not yet given back is the deficit
-    // (udp_rqueue_get, include/net/udp.h). Its own type needs a cast that kernels before 6.2 lack.
+    // The kernel releases receive memory in batches; the deficit is what has been read but not released
+    // (udp_rqueue_get, include/net/udp.h). A typed load needs a cast that kernels before 6.2 lack.
     let deficit = probe!(sk, udp_forward_deficit, u32);
-    // A reader moves the whole receive queue aside before it takes from it.
-    let (aside, received) = (
+    // A reader first moves the whole receive queue to a queue of its own (`reader_queue`).
+    let (in_reader_queue, received) = (
         probe!(sk, udp_reader_qlen, u32),
         load_sk!(sk, sk_receive_qlen, u32),
     );
-    let queued = aside.wrapping_add(received);
-    let head = if aside > 0 {
-        packet(probe!(sk, udp_reader_next, u64))
+    let queued = in_reader_queue.wrapping_add(received);
+    let head = if in_reader_queue > 0 {
+        packet_fingerprint(probe!(sk, udp_reader_next, u64))
     } else if received > 0 {
-        packet(probe!(sk, sk_receive_next, u64))
+        packet_fingerprint(probe!(sk, sk_receive_next, u64))
     } else {
         0
     };
@@ -33,11 +33,11 @@ pub fn emit_udp(out: impl Sink, found: Found, sock: &Sock) {
         header: Header {
             kind: KIND_UDP,
             len: size_of::<UdpRecord>() as u16,
-            tgid: found.tgid,
+            tgid: handle.tgid,
         },
         cookie: sock.cookie(),
         head,
-        fd: found.fd,
+        fd: handle.fd,
         netns: sock.netns(),
         memory: load_sk!(sk, sk_rmem_alloc, u32).wrapping_sub(deficit),
         rcvbuf: load_sk!(sk, sk_rcvbuf, u32),
@@ -57,7 +57,7 @@ pub fn emit_udp(out: impl Sink, found: Found, sock: &Sock) {
     emit(out, &record);
 }
 
-/// Since 6.18 these drops are counted in two places of their own (sk_drops_read, include/net/sock.h).
+/// Since 6.18 UDP drops are split over two counters, one for each half of the NUMA nodes (sk_drops_read, include/net/sock.h).
 #[inline(always)]
 fn drops(sk: *const u8) -> u32 {
     let counted = load_sk_or!(sk, sk_drops, u32, 0);

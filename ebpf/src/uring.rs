@@ -1,16 +1,16 @@
-//! io_uring: the two rings that a process and the kernel share.
+//! io_uring: the submission and completion rings that a process shares with the kernel.
 //!
-//! The context hangs behind a `void *` of the file, so all of it is read by probe reads.
+//! The context is behind a `void *` in the file, so all of it takes probe reads.
 
 use tailback_ebpf::{Header, KIND_RING, RingRecord};
 
 use crate::{
     kernel::{Sink, emit, load, probe},
-    task_file::Found,
+    task_file::Handle,
 };
 
 #[inline(always)]
-pub fn emit_ring(out: impl Sink, found: Found, file: *const u8) {
+pub fn emit_ring(out: impl Sink, handle: Handle, file: *const u8) {
     let context = load!(file, file_private_data, u64);
     let rings = probe!(context as *const u8, ring_rings, *const u8);
     if rings.is_null() {
@@ -20,10 +20,10 @@ pub fn emit_ring(out: impl Sink, found: Found, file: *const u8) {
         header: Header {
             kind: KIND_RING,
             len: size_of::<RingRecord>() as u16,
-            tgid: found.tgid,
+            tgid: handle.tgid,
         },
         id: context,
-        fd: found.fd,
+        fd: handle.fd,
         sq_head: probe!(rings, rings_sq_head, u32),
         sq_tail: probe!(rings, rings_sq_tail, u32),
         sq_entries: probe!(rings, rings_sq_entries, u32),

@@ -1,19 +1,21 @@
-//! What the threads of the targets are doing or waiting for: state, system call, arguments, and what these point to.
+//! What the targets' threads are doing or blocked on: state, system call, its arguments, and what they point to.
 //!
-//! Two programs of one shape: where the kernel lets an iterator sleep (`iter.s/task`, 5.18), the user memory behind a
-//! futex or a poll is read as well. Nothing is written there, and no lock of the target is taken.
+//! There are two variants. On kernels with sleepable iterators (`iter.s/task`, 5.18) the user memory behind a futex or
+//! poll call is read too. Nothing is written there, and no lock of the target is taken.
 
 use aya_ebpf::{
     bindings::task_struct,
     helpers::generated::{bpf_copy_from_user_task, bpf_task_pt_regs},
 };
 use tailback_ebpf::{
-    ABSENT, Header, KIND_WAIT, MAX_POLLED, NO_SYSCALL, TARGET_HOT, WAIT_IO, WAIT_ON_CPU, WAIT_WORD,
-    WaitRecord,
+    ABSENT, Header, KIND_WAIT, MAX_POLLED, NO_SYSCALL, TARGET_FOCUSED, WAIT_IO, WAIT_ON_CPU,
+    WAIT_WORD, WaitRecord,
 };
 
 use crate::{
-    kernel::{at_target, emit, end_of_walk, load, load_or, offset, pid_at, probe, probe_at, way},
+    kernel::{
+        at_target, emit, end_scan, has_helper, load, load_or, offset, pid_at, probe, probe_at,
+    },
     task::{TaskContext, on_cpu, task_of},
 };
 
@@ -25,7 +27,7 @@ mod syscall {
     pub const PPOLL: i32 = 271;
 }
 
-/// include/uapi/asm-generic/unistd.h; there is no poll(2).
+/// include/uapi/asm-generic/unistd.h, which has no poll(2).
 #[cfg(not(bpf_target_arch = "x86_64"))]
 mod syscall {
     pub const POLL: i32 = -2;
@@ -33,35 +35,35 @@ mod syscall {
     pub const PPOLL: i32 = 73;
 }
 
-/// Bytes of a kernel stack (`THREAD_SIZE` without KASAN), at whose top a thread in a system call keeps its registers.
+/// Size of a kernel stack, bytes (`THREAD_SIZE` without KASAN). A thread in a system call has its registers at the top.
 const THREAD_SIZE: u64 = 16 * 1024;
 
-/// As `waits`, without what user memory tells.
+/// Like `waits_sleepable`, but without reading user memory.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub extern "C" fn waits(ctx: *const TaskContext) -> i32 {
     visit(ctx, false)
 }
 
-/// Writes what every thread of every target waits for, or of every hot target.
+/// Writes what every thread of every target (or every focused target) is doing or blocked on.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter.s/task")]
-pub extern "C" fn waits_in_depth(ctx: *const TaskContext) -> i32 {
+pub extern "C" fn waits_sleepable(ctx: *const TaskContext) -> i32 {
     visit(ctx, true)
 }
 
 #[inline(always)]
-fn visit(ctx: *const TaskContext, in_depth: bool) -> i32 {
+fn visit(ctx: *const TaskContext, reads_user_memory: bool) -> i32 {
     let Some((seq, task)) = task_of(ctx) else {
-        end_of_walk();
+        end_scan();
         return 0;
     };
     let tgid = load!(task, task_tgid, u32);
-    let Some(walk) = at_target(task, tgid) else {
+    let Some(scan) = at_target(task, tgid) else {
         return 0;
     };
     // SAFETY: an array entry lives as long as its map.
-    if unsafe { (*walk).only_hot == 1 && (*walk).flags & TARGET_HOT == 0 } {
+    if unsafe { (*scan).only_focused == 1 && (*scan).flags & TARGET_FOCUSED == 0 } {
         return 0;
     }
     let mut record = WaitRecord {
@@ -86,10 +88,10 @@ fn visit(ctx: *const TaskContext, in_depth: bool) -> i32 {
         polled: [[0; 2]; MAX_POLLED],
         comm: load!(task, task_comm, [u8; 16]),
     };
-    // While a thread runs its registers are in the CPU: what stands on its stack is old.
+    // The saved registers of a running thread are stale.
     if record.state != 0 && offset!(regs_number) != ABSENT {
         read_syscall(task, &mut record);
-        if in_depth {
+        if reads_user_memory {
             match record.syscall {
                 syscall::FUTEX => read_futex(task, &mut record),
                 syscall::POLL | syscall::PPOLL => read_poll(task, &mut record),
@@ -101,7 +103,7 @@ fn visit(ctx: *const TaskContext, in_depth: bool) -> i32 {
     0
 }
 
-/// The number of a task in its innermost pid namespace.
+/// The id of a task in its innermost pid namespace.
 #[inline(always)]
 fn own_tid(task: *const u8) -> u32 {
     let pid = load!(task, task_thread_pid, *const u8);
@@ -124,10 +126,10 @@ fn flags(task: *const u8) -> u32 {
     flags
 }
 
-/// The system call that a sleeping thread is in.
+/// Reads the system call that a sleeping thread is in.
 #[inline(always)]
 fn read_syscall(task: *const u8, record: &mut WaitRecord) {
-    let regs = if way!(task_registers) {
+    let regs = if has_helper!(task_registers) {
         // SAFETY: `task` is a typed kernel pointer.
         unsafe { bpf_task_pt_regs(task.cast_mut().cast::<task_struct>()) as *const u8 }
     } else {
@@ -143,7 +145,7 @@ fn read_syscall(task: *const u8, record: &mut WaitRecord) {
     ];
 }
 
-/// The word that a thread waits on, and what stands where glibc keeps the owner of a mutex.
+/// Reads the futex word, and the word where glibc keeps the owner of a mutex.
 #[inline(always)]
 fn read_futex(task: *const u8, record: &mut WaitRecord) {
     let mut words = [0_u32; 3];
@@ -154,7 +156,7 @@ fn read_futex(task: *const u8, record: &mut WaitRecord) {
     }
 }
 
-/// The first descriptors of a poll.
+/// Reads the first entries of a poll array.
 #[inline(always)]
 fn read_poll(task: *const u8, record: &mut WaitRecord) {
     let wanted = record.args[1];

@@ -22,7 +22,7 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
     let specs = options.targets.specs(&config)?;
-    let mut collector = session::collector(specs, config.budget(), true)?;
+    let mut collector = session::collector(specs, config.budget(), true, options.targets.log_bpf)?;
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     let (mut files_ns, mut threads_ns, mut tick_ns) = (Vec::new(), Vec::new(), Vec::new());
     let (mut bare_files_ns, mut bare_threads_ns) = (Vec::new(), Vec::new());
@@ -34,20 +34,20 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         let begun = mono_ns();
         collector
             .glance()
-            .walk_files(&mut |_| sockets += 1)
+            .scan_files(&mut |_| sockets += 1)
             .map_err(Failure::kernel)?;
         let walked = mono_ns();
         collector
             .glance()
-            .walk_threads(&mut |_| threads += 1)
+            .scan_threads(&mut |_| threads += 1)
             .map_err(Failure::kernel)?;
         let done = mono_ns();
         files_ns.push(walked - begun);
         threads_ns.push(done - walked);
         let glance = collector.glance();
-        glance.walk_bare_files(&bare).map_err(Failure::kernel)?;
+        glance.scan_bare_files(&bare).map_err(Failure::kernel)?;
         let walked = mono_ns();
-        glance.walk_bare_threads(&bare).map_err(Failure::kernel)?;
+        glance.scan_bare_threads(&bare).map_err(Failure::kernel)?;
         bare_files_ns.push(walked - done);
         bare_threads_ns.push(mono_ns() - walked);
     }
@@ -63,7 +63,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             profiled = 0;
             let begun = mono_ns();
             glance
-                .walk_profile(&mut |_| profiled += 1)
+                .scan_profile(&mut |_| profiled += 1)
                 .map_err(Failure::kernel)?;
             times.push(mono_ns() - begun);
         }

@@ -11,7 +11,6 @@ use clap::Args;
 use super::{
     Failure, Targets, duration,
     exit_code::Outcome,
-    logging,
     output::{Output, colour},
     run::Ticks,
     session::{self, Stop},
@@ -63,7 +62,12 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
     let stop = Stop::on_signals()?;
     let specs = options.targets.or_all(&config).specs(&config)?;
-    let mut collector = session::collector(specs, config.budget_or(CPU_BUDGET), true)?;
+    let mut collector = session::collector(
+        specs,
+        config.budget_or(CPU_BUDGET),
+        true,
+        options.targets.log_bpf,
+    )?;
     // Focus every target from the start: there is no time to wait for a level change.
     collector.focus_all(true);
     collector.read_logs(config.messages().map_err(Failure::usage)?);
@@ -78,7 +82,6 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             Err(failure) => break Err(failure),
         };
         let outcome = pipeline.step(&sample);
-        logging::pipeline_events(&outcome.events);
         outcome.events.iter().for_each(|event| findings.take(event));
         findings.observed(&sample, pipeline.queues());
         progress.show(&findings);
@@ -145,9 +148,7 @@ impl Progress {
     fn start(options: &Options) -> Self {
         let now = Instant::now();
         Self {
-            shown: io::stderr().is_terminal()
-                && options.output.verbosity() > Verbosity::Quiet
-                && logging::filter().is_none(),
+            shown: io::stderr().is_terminal() && options.output.verbosity() > Verbosity::Quiet,
             all: options.time,
             began: now,
             due: now,

@@ -1,4 +1,4 @@
-//! `tailback doctor`: what this kernel allows, the plan, what is missing and how to get it.
+//! `tailback doctor`: what this kernel supports, how each fact is read, what is missing and how to get it.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Failure, exit_code::Outcome, session};
 use crate::kernel::{
-    glance::{BTF_PATH, Plan},
+    glance::{BTF_PATH, Capabilities},
     layout::Feature,
 };
 
@@ -30,15 +30,15 @@ struct Check {
     cost: &'static str,
     /// How to get it.
     remedy: &'static str,
-    /// Without it there is nothing.
+    /// Whether the agent cannot do without it, or should not have to.
     vital: bool,
 }
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
-    let loaded = session::load();
+    let loaded = session::load(false);
     let mut checks = surroundings();
     match &loaded {
-        Ok(glance) => checks.extend(plan(glance.plan())),
+        Ok(glance) => checks.extend(capability_checks(glance.capabilities())),
         Err(failure) => checks.push(Check {
             name: "eBPF programs",
             state: Err(failure.to_string()),
@@ -79,21 +79,21 @@ fn surroundings() -> Vec<Check> {
         Check {
             name: "BTF",
             state: btf,
-            cost: "nothing can be watched: the kernel's field offsets are not known",
+            cost: "nothing can be watched: the offsets of kernel fields are unknown",
             remedy: "a kernel built with CONFIG_DEBUG_INFO_BTF=y (Debian 11, Ubuntu 20.10, RHEL 8.2 and later have it)",
             vital: true,
         },
         Check {
             name: "capabilities",
             state: capabilities,
-            cost: "programs do not load, or /proc hides who runs what",
+            cost: "programs do not load, or /proc hides other users' processes",
             remedy: "root, or setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep on the binary",
             vital: true,
         },
     ]
 }
 
-/// Of those we need, which we have. Numbers: include/uapi/linux/capability.h
+/// Lists the needed capabilities, or the missing ones. Numbers: include/uapi/linux/capability.h
 fn capabilities() -> Result<String, String> {
     const NEEDED: [(&str, u32); 3] = [("CAP_SYS_PTRACE", 19), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
     const SYS_ADMIN: u32 = 21;
@@ -102,7 +102,7 @@ fn capabilities() -> Result<String, String> {
     let effective = status
         .lines()
         .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok())
-        .ok_or("/proc/self/status does not say")?;
+        .ok_or("/proc/self/status has no CapEff")?;
     let has = |bit: u32| effective >> bit & 1 == 1;
     let missing: Vec<&str> = NEEDED
         .iter()
@@ -116,15 +116,15 @@ fn capabilities() -> Result<String, String> {
     }
 }
 
-fn plan(plan: &Plan) -> Vec<Check> {
-    let ways = plan.fields.ways;
-    let way =
+fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
+    let helpers = capabilities.fields.helpers;
+    let either =
         |has: u32, better: &str, other: &str| if has == 1 { better } else { other }.to_owned();
     let sockets = || {
-        way(
-            ways.typed_sockets,
+        either(
+            helpers.typed_sockets,
             "iterator, typed loads (the verifier checks every offset)",
-            "iterator, probe reads (offsets from BTF alone: this kernel gives no typed sockets)",
+            "iterator, probe reads (offsets from BTF alone: no typed sockets)",
         )
     };
     let how = |feature: Feature| match feature {
@@ -133,14 +133,13 @@ fn plan(plan: &Plan) -> Vec<Check> {
         | Feature::HalfOpen
         | Feature::Drops
         | Feature::Requests
-        | Feature::AnswerRate
+        | Feature::ResponseRate
         | Feature::Ipv6 => sockets(),
-        Feature::Udp | Feature::Unix => {
-            format!("{}; what is theirs alone by probe reads", sockets())
-        }
+        Feature::Udp => format!("{}; UDP-specific fields by probe reads", sockets()),
+        Feature::Unix => format!("{}; unix-specific fields by probe reads", sockets()),
         Feature::Rings | Feature::Mptcp => "iterator, probe reads".to_owned(),
-        Feature::Syscalls => way(
-            ways.task_registers,
+        Feature::Syscalls => either(
+            helpers.task_registers,
             "iterator, registers by bpf_task_pt_regs",
             "iterator, registers from the top of the kernel stack",
         ),
@@ -148,81 +147,96 @@ fn plan(plan: &Plan) -> Vec<Check> {
         | Feature::FileLimit
         | Feature::RunDelay
         | Feature::OnCpu
-        | Feature::Quick
+        | Feature::BatchedScans
         | Feature::DropCounters => "iterator, typed loads".to_owned(),
     };
     let mut checks: Vec<Check> = Feature::ALL
         .iter()
-        // Without the first nothing is lost; the other has a line of its own.
-        .filter(|feature| !matches!(feature, Feature::DropCounters | Feature::Quick))
-        .map(|feature| {
-            let mut missing = plan.fields.missing.iter();
-            let missing = missing.find(|missing| missing.feature == *feature);
-            Check {
-                name: feature.title(),
-                state: match (missing, feature, &plan.rings) {
-                    (Some(missing), ..) => Err(missing.to_string()),
-                    (None, Feature::Rings, Err(why)) => Err(why.clone()),
-                    _ => Ok(how(*feature)),
-                },
-                cost: feature.cost(),
-                remedy: "another kernel; nothing else depends on it",
-                vital: *feature == Feature::Base,
-            }
+        // Missing drop counters cost nothing; batched scans have a line of their own.
+        .filter(|feature| !matches!(feature, Feature::DropCounters | Feature::BatchedScans))
+        .map(|feature| Check {
+            name: feature.title(),
+            state: match (
+                capabilities.fields.missing_for(*feature),
+                feature,
+                &capabilities.rings,
+            ) {
+                (Some(missing), ..) => Err(missing.to_string()),
+                (None, Feature::Rings, Err(reason)) => Err(reason.clone()),
+                _ => Ok(how(*feature)),
+            },
+            cost: feature.cost(),
+            remedy: "another kernel; nothing else depends on it",
+            vital: *feature == Feature::Base,
         })
         .collect();
+    for (scan, reason) in capabilities.failed_scans() {
+        checks.push(Check {
+            name: scan,
+            state: Err(reason.to_owned()),
+            cost: "the queues that it reports are not watched",
+            remedy: "report it, with the reason above and the kernel version",
+            vital: true,
+        });
+    }
     checks.push(Check {
-        name: "whose lock, and which connections a poll waits for",
-        state: plan
+        name: "lock owners, and the connections that a poll waits for",
+        state: capabilities
             .user_memory
             .clone()
-            .map(|()| "sleeping iterator, bpf_copy_from_user_task".to_owned()),
-        cost: "locks are not told from other futexes, and their holders are not named",
+            .map(|()| "sleepable iterator, bpf_copy_from_user_task".to_owned()),
+        cost: "locks are not told from other futexes, and their owners are not named",
         remedy: "Linux 5.18 or later",
         vital: false,
     });
     checks.push(Check {
-        name: "names of sockets",
-        state: Ok(way(
-            ways.cookies,
+        name: "socket identity",
+        state: Ok(either(
+            helpers.cookies,
             "socket cookies",
-            "socket cookies where there are some, else the socket's place in memory, hashed",
+            "socket cookies if assigned, else the hashed address of the socket",
         )),
         cost: "-",
         remedy: "-",
         vital: false,
     });
     checks.push(Check {
-        name: "walks over the targets alone",
-        state: plan
+        name: "scans of the targets alone",
+        state: capabilities
             .bound_to_process
             .clone()
             .map(|()| "iterators bound to processes".to_owned()),
-        cost: "every walk visits all files and threads of the machine: dearer where there are many",
+        cost: "every scan visits all files and threads on the host, which costs more CPU if there are many",
         remedy: "Linux 6.1 or later",
         vital: false,
     });
     checks.push(Check {
-        name: "listeners and suspicious sockets on every tick",
-        state: plan.marked_sockets.clone().map(|()| "iterator over socket-local storage".to_owned()),
-        cost: "they are seen by the walk over files, whose interval stretches when sockets are many",
+        name: "listeners and focused sockets on every sample",
+        state: capabilities
+            .focused_sockets
+            .clone()
+            .map(|()| "iterator over socket-local storage".to_owned()),
+        cost: "they are seen by the file scan, whose interval grows with the number of sockets",
         remedy: "Linux 5.13 or later",
         vital: false,
     });
     checks.push(Check {
-        name: "quick start",
-        state: plan
-            .kernel_loops
+        name: "fast start",
+        state: capabilities
+            .bpf_loop
             .clone()
-            .map(|()| "bpf_loop (the verifier looks at one round of a loop)".to_owned()),
+            .map(|()| "bpf_loop (the verifier checks one round of a loop)".to_owned()),
         cost: "the agent starts some tenths of a second later: the verifier walks every round of a loop",
         remedy: "Linux 5.17 or later",
         vital: false,
     });
     checks.push(Check {
-        name: Feature::Quick.title(),
-        state: plan.quick.clone().map(|()| "bpf_rdonly_cast (one visit for all threads of a process, and one for all its files)".to_owned()),
-        cost: Feature::Quick.cost(),
+        name: Feature::BatchedScans.title(),
+        state: capabilities.batched_scans.clone().map(|()| {
+            "bpf_rdonly_cast (one visit for all threads of a process, and one for all its files)"
+                .to_owned()
+        }),
+        cost: Feature::BatchedScans.cost(),
         remedy: "Linux 6.2 or later",
         vital: false,
     });

@@ -9,7 +9,6 @@ mod diagnose;
 mod doctor;
 mod exit_code;
 mod focus_samples;
-mod logging;
 mod output;
 mod record;
 mod replay;
@@ -28,7 +27,6 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use tracing::{debug, trace};
 use wildmatch::WildMatch;
 
 pub use exit_code::Failure;
@@ -63,9 +61,6 @@ Examples:
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Write a debug log to standard error: a level (debug) or targets (tailback::emit=trace) [env: TAILBACK_LOG]
-    #[arg(long, global = true, value_name = "FILTER")]
-    log: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -114,6 +109,9 @@ struct Targets {
     /// Watch every process on this host
     #[arg(long)]
     all: bool,
+    /// Print debug lines of the eBPF programs on stderr, at most 100 per second
+    #[arg(long)]
+    log_bpf: bool,
     /// Configuration file (TOML): targets, thresholds, signals
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -121,13 +119,10 @@ struct Targets {
 
 impl Targets {
     fn config(&self) -> Outcome<Config> {
-        let Some(file) = &self.config else {
-            return Ok(Config::default());
-        };
-        let config = Config::read(file).map_err(Failure::usage)?;
-        debug!(file = %file.display(), "configuration loaded");
-        trace!(?config);
-        Ok(config)
+        self.config
+            .as_deref()
+            .map_or_else(|| Ok(Config::default()), Config::read)
+            .map_err(Failure::usage)
     }
 
     /// These targets, or all processes if neither the command line nor the configuration names any.
@@ -184,10 +179,6 @@ pub fn main() -> ExitCode {
         // Help and version go to stdout with code 0, usage errors to stderr with code 2.
         Err(error) => error.exit(),
     };
-    let log = match logging::start(cli.log.as_deref()) {
-        Ok(log) => log,
-        Err(failure) => return exit(&failure),
-    };
     let command = AssertUnwindSafe(|| match &cli.command {
         Command::Run(options) => run::run(options),
         Command::Diagnose(options) => diagnose::run(options),
@@ -206,17 +197,13 @@ pub fn main() -> ExitCode {
         let text = "internal error in Tailback: please report it with the lines above";
         Err(Failure::bug(anyhow::anyhow!(text)))
     });
-    // Written out before the failure, which is the last line.
-    drop(log);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of our output has closed the pipe: `tailback … | head`.
         Err(failure) if failure.is_broken_pipe() => ExitCode::SUCCESS,
-        Err(failure) => exit(&failure),
+        Err(failure) => {
+            print_stderr(&failure);
+            ExitCode::from(failure.code())
+        }
     }
-}
-
-fn exit(failure: &Failure) -> ExitCode {
-    print_stderr(failure);
-    ExitCode::from(failure.code())
 }

@@ -38,7 +38,7 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
     let specs = options.targets.specs(&config)?;
-    let mut collector = session::collector(specs, config.budget(), true)?;
+    let mut collector = session::collector(specs, config.budget(), true, options.targets.log_bpf)?;
     let mut pipeline = Pipeline::new(config.settings_for(), true);
     let mut json = options.output.json.then(|| Json::new(io::stdout()));
     let plan = SamplePlan::complete();

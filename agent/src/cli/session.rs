@@ -12,47 +12,39 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::debug;
 
-use super::{Failure, exit_code::Outcome};
+use super::{
+    Failure,
+    exit_code::{Outcome, print_stderr},
+};
 use crate::{
     collect::{Budget, Collector},
-    kernel::glance::Glance,
+    kernel::{LoadError, glance::Glance},
     target::{Selector, Spec},
 };
 
-/// Loads the eBPF programs. The error explains how to get the missing privilege or kernel feature.
-pub(super) fn load() -> Outcome<Glance> {
+/// Loads the eBPF programs; with `log_bpf` they write debug lines. The error explains how to get the missing privilege or
+/// kernel feature.
+pub(super) fn load(log_bpf: bool) -> Outcome<Glance> {
     check_proc()?;
     raise_memlock();
-    let glance = Glance::load().map_err(|error| {
+    let glance = Glance::load(log_bpf).map_err(|error| {
         // SAFETY: no arguments, cannot fail.
         let root = unsafe { libc::geteuid() } == 0;
         Failure::kernel(explained(error, root))
     })?;
-    log_capabilities(&glance);
+    let capabilities = glance.capabilities();
+    for (scan, reason) in capabilities.failed_scans() {
+        print_stderr(format_args!(
+            "not available on this kernel: {scan}: {reason}"
+        ));
+    }
+    if log_bpf && let Err(reason) = &capabilities.log {
+        print_stderr(format_args!(
+            "--log-bpf is not available on this kernel: {reason}"
+        ));
+    }
     Ok(glance)
-}
-
-/// Logs which optional kernel features are used, and why the others are not.
-fn log_capabilities(glance: &Glance) {
-    let plan = glance.plan();
-    for missing in &plan.fields.missing {
-        debug!(reason = %missing, "kernel fields missing");
-    }
-    for (feature, state) in [
-        ("iterators bound to processes", &plan.bound_to_process),
-        ("iterator over socket storage", &plan.marked_sockets),
-        ("user memory of other processes", &plan.user_memory),
-        ("bpf_loop", &plan.kernel_loops),
-        ("batched scans", &plan.quick),
-        ("io_uring rings", &plan.rings),
-    ] {
-        match state {
-            Ok(()) => debug!(feature, "kernel feature used"),
-            Err(reason) => debug!(feature, reason, "kernel feature not used"),
-        }
-    }
 }
 
 /// Fails if /proc belongs to another pid namespace: its pids would name other processes than ours.
@@ -70,51 +62,26 @@ fn check_proc() -> Outcome<()> {
 }
 
 /// Explains why loading failed and what to do.
-fn explained(error: anyhow::Error, root: bool) -> anyhow::Error {
-    let text = format!("{error:#}");
-    if text.contains("invalid func unknown#") {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        return anyhow!(
-            "this kernel ({}) is too old: it lacks BPF helpers that Tailback needs; use Linux 5.10 or later",
-            release.trim()
-        );
-    }
-    // The verifier also fails with EACCES, but then leaves a log.
-    let is_verdict = text.contains(" insns (limit ");
-    let denied = !is_verdict
-        && error.chain().any(|cause| {
-            cause.downcast_ref::<io::Error>().is_some_and(|cause| {
-                matches!(cause.raw_os_error(), Some(libc::EPERM | libc::EACCES))
-            })
-        });
-    if denied && !root {
-        anyhow!(
+fn explained(error: LoadError, root: bool) -> anyhow::Error {
+    match error {
+        LoadError::KernelTooOld { .. } => {
+            let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+            anyhow!(
+                "this kernel ({}) is too old: it lacks BPF helpers that Tailback needs; use Linux 5.10 or later",
+                release.trim()
+            )
+        }
+        LoadError::Denied { .. } if !root => anyhow!(
             "not permitted to load eBPF programs: run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE \
              (setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep tailback)"
-        )
-    } else if denied {
-        short(error).context(
+        ),
+        error @ LoadError::Denied { .. } => anyhow::Error::new(error).context(
             "the kernel refuses to load eBPF programs even as root: a container needs CAP_BPF and CAP_PERFMON (or \
              CAP_SYS_ADMIN) and a seccomp profile that allows bpf(2); see `tailback doctor`",
-        )
-    } else {
-        short(error).context(
+        ),
+        error => anyhow::Error::new(error).context(
             "cannot load the eBPF programs; `tailback doctor` shows what this kernel supports",
-        )
-    }
-}
-
-/// Shortens a verifier log, which may have thousands of lines, to its start and its end: the end has the reason.
-fn short(error: anyhow::Error) -> anyhow::Error {
-    const HEAD_CHARS: usize = 160;
-    const TAIL_CHARS: usize = 800;
-    let text = format!("{error:#}");
-    match text.char_indices().nth_back(TAIL_CHARS) {
-        Some((at, _)) => {
-            let head: String = text.chars().take(HEAD_CHARS).collect();
-            anyhow!("{head} […] {}", &text[at..])
-        }
-        None => error,
+        ),
     }
 }
 
@@ -130,15 +97,14 @@ fn raise_memlock() {
 
 /// A collector for `specs`. A pid that does not exist is an error; a name that matches nothing yet is not, unless
 /// `must_exist` is set and no target was found.
-pub(super) fn collector(specs: Vec<Spec>, budget: Budget, must_exist: bool) -> Outcome<Collector> {
-    let mut collector = Collector::new(load()?, specs, budget);
+pub(super) fn collector(
+    specs: Vec<Spec>,
+    budget: Budget,
+    must_exist: bool,
+    log_bpf: bool,
+) -> Outcome<Collector> {
+    let mut collector = Collector::new(load(log_bpf)?, specs, budget);
     let found = collector.discover().map_err(Failure::kernel)?;
-    debug!(
-        targets = found.targets.len(),
-        processes = found.processes.len(),
-        unmatched = ?found.unmatched,
-        "targets discovered"
-    );
     for selector in &found.unmatched {
         match selector {
             Selector::Pid(pid) => {
@@ -213,19 +179,24 @@ async fn next_of(signals: &mut [(i32, Signal)]) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
-    fn refused(errno: i32, log: &str, root: bool) -> String {
-        let error = anyhow::Error::from(io::Error::from_raw_os_error(errno));
-        let loading = format!("the kernel refuses the iterator files: {log}");
-        format!("{:#}", explained(error.context(loading), root))
+    fn text(error: LoadError, root: bool) -> String {
+        format!("{:#}", explained(error, root))
+    }
+
+    fn denied() -> LoadError {
+        LoadError::Denied {
+            attempted: "cannot create the eBPF maps".to_owned(),
+            source: io::Error::from_raw_os_error(libc::EPERM),
+        }
     }
 
     #[test]
     fn a_kernel_without_the_required_helpers_is_too_old() {
-        let log =
-            "invalid func unknown#162\nprocessed 31 insns (limit 1000000) max_states_per_insn 0";
-        let text = refused(libc::EINVAL, log, true);
+        let text = text(LoadError::KernelTooOld { program: "files" }, true);
         assert!(
             text.contains("too old") && text.contains("Linux 5.10"),
             "{text}"
@@ -234,19 +205,23 @@ mod tests {
 
     #[test]
     fn a_verifier_error_is_not_reported_as_missing_privileges() {
-        let log = "access beyond struct sock\nprocessed 9 insns (limit 1000000)";
-        let text = refused(libc::EACCES, log, true);
-        assert!(
-            text.contains("beyond struct sock") && !text.contains("CAP_BPF"),
-            "{text}"
-        );
-        let text = refused(libc::EACCES, log, false);
-        assert!(!text.contains("run as root"), "{text}");
+        for root in [true, false] {
+            let rejected = LoadError::Rejected {
+                program: "files",
+                log: "access beyond struct sock\nprocessed 9 insns (limit 1000000)".to_owned(),
+            };
+            let text = text(rejected, root);
+            assert!(text.contains("beyond struct sock"), "{text}");
+            assert!(
+                !text.contains("CAP_BPF") && !text.contains("run as root"),
+                "{text}"
+            );
+        }
     }
 
     #[test]
     fn missing_privileges_are_reported_with_the_remedy() {
-        assert!(refused(libc::EPERM, "", true).contains("even as root"));
-        assert!(refused(libc::EPERM, "", false).contains("run as root"));
+        assert!(text(denied(), true).contains("even as root"));
+        assert!(text(denied(), false).contains("run as root"));
     }
 }

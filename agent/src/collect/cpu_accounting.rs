@@ -34,7 +34,7 @@ impl CpuAccounting {
         processes: &Processes,
         sample: &mut Sample,
     ) -> Result<()> {
-        glance.walk_census(&mut |record| {
+        glance.scan_cpu_times(&mut |record| {
             if let Record::Cpu(cpu) = record {
                 self.add(cpu);
             }

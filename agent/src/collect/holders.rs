@@ -39,7 +39,7 @@ impl Holders {
         let mut holders = Vec::new();
         let mut connections = Vec::new();
         let mut left_out = 0;
-        glance.walk_holders(&mut |record| match record {
+        glance.scan_holders(&mut |record| match record {
             Record::Listener(listener, _) => listeners.push(convert::listener_info(listener, ids)),
             Record::Peer(peer) => connections.push(convert::peer_info(peer, ids)),
             Record::Holder(holder) if self.shared.contains(&holder.inode) => {

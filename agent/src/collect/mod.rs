@@ -361,7 +361,7 @@ impl Collector {
     /// Finds who listens where on this machine, and who holds the other ends of what targets hold.
     fn scan_holders(&mut self, now_ns: u64) -> Result<()> {
         let timer = CpuTimer::start();
-        self.glance.want(&self.peers.keys())?;
+        self.glance.request_peers(&self.peers.keys())?;
         let connections = self.holders.scan(
             &mut self.glance,
             self.ids,
@@ -389,7 +389,7 @@ impl Collector {
             self.neighbours.clear();
             self.peers.clear();
             self.titles.clear();
-            self.glance.want(&BTreeSet::new())?;
+            self.glance.request_peers(&BTreeSet::new())?;
         }
         self.schedule.set_focused(self.focus.has_targets());
         self.update_focus_scope()

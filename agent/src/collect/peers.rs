@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustc_hash::{FxHashMap, FxHashSet};
-use tailback_ebpf::{MAX_WANTED, wanted_key};
+use tailback_ebpf::{MAX_REQUESTED_PEERS, peer_key};
 
 use super::{MS, notices::Notices, processes::Processes};
 use crate::sample::{Connection, Peer, Sample};
@@ -18,7 +18,7 @@ pub(super) const FIRST_SEARCH_WITHIN_NS: u64 = 250 * MS;
 /// Time between later searches, ns, if the background budget allows.
 pub(super) const SEARCH_INTERVAL_NS: u64 = 1_000 * MS;
 /// Most holders of other ends that a sample names: a connection that forked workers inherited has many.
-const MAX_PEERS: usize = 2 * MAX_WANTED;
+const MAX_PEERS: usize = 2 * MAX_REQUESTED_PEERS;
 
 #[derive(Default)]
 pub(super) struct Peers {
@@ -68,7 +68,7 @@ impl Peers {
         if left_out > 0 {
             notices.report_once("too_many_peers", || {
                 format!(
-                    "limit of {MAX_WANTED} connections to find the peers of reached: {left_out} are left out"
+                    "limit of {MAX_REQUESTED_PEERS} connections to find the peers of reached: {left_out} are left out"
                 )
             });
         }
@@ -119,7 +119,7 @@ impl Peers {
     }
 }
 
-/// Chooses at most [`MAX_WANTED`] connections of processes in scope; also returns how many are left out. Connections with
+/// Chooses at most [`MAX_REQUESTED_PEERS`] connections of processes in scope; also returns how many are left out. Connections with
 /// unread or unacknowledged bytes come first, then those that the process opened: it waits for the service behind them.
 fn choose(
     connections: &[Connection],
@@ -141,10 +141,10 @@ fn choose(
     let mut ranked: Vec<(u8, &Connection)> = in_scope
         .map(|connection| (rank(connection), connection))
         .collect();
-    let left_out = ranked.len().saturating_sub(MAX_WANTED);
+    let left_out = ranked.len().saturating_sub(MAX_REQUESTED_PEERS);
     if left_out > 0 {
         ranked.sort_by_key(|(rank, _)| *rank);
-        ranked.truncate(MAX_WANTED);
+        ranked.truncate(MAX_REQUESTED_PEERS);
     }
     let wanted = ranked.into_iter().map(|(_, connection)| WantedPeer {
         netns: connection.netns,
@@ -157,7 +157,7 @@ fn choose(
 fn keys(wanted: &[WantedPeer]) -> BTreeSet<u32> {
     let keys = wanted
         .iter()
-        .map(|wanted| wanted_key(wanted.remote.port(), wanted.local.port()));
+        .map(|wanted| peer_key(wanted.remote.port(), wanted.local.port()));
     keys.collect()
 }
 
@@ -289,13 +289,13 @@ mod tests {
             };
             connection(&record, crate::collect::ObjectIds::default(), 1)
         };
-        let mut connections: Vec<Connection> = (0..MAX_WANTED as u16).map(|at| of(at, 0)).collect();
+        let mut connections: Vec<Connection> = (0..MAX_REQUESTED_PEERS as u16).map(|at| of(at, 0)).collect();
         connections.push(of(60_000, 7));
         let (found, left_out) = choose(&connections, |_| true, |_, port| port < 10);
-        assert_eq!((found.len(), left_out), (MAX_WANTED, 1));
+        assert_eq!((found.len(), left_out), (MAX_REQUESTED_PEERS, 1));
         assert_eq!(found[0].local.port(), 60_000);
         assert_eq!(found.last().unwrap().local.port(), 8);
-        assert!(keys(&found).contains(&wanted_key(80, 60_000)));
+        assert!(keys(&found).contains(&peer_key(80, 60_000)));
         let (found, _) = choose(&connections, |tgid| tgid != 0, |_, _| false);
         assert!(found.is_empty());
     }

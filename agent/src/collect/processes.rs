@@ -54,7 +54,7 @@ impl Processes {
     /// Reads the process table.
     pub(super) fn scan(&mut self, glance: &mut Glance) -> Result<()> {
         let mut all = Vec::new();
-        glance.walk_processes(&mut |record| {
+        glance.scan_processes(&mut |record| {
             if let Record::Process(process) = record {
                 all.push(convert::process(process));
             }

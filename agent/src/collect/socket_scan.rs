@@ -54,7 +54,7 @@ impl SocketScan {
         let mut shared = Shared::default();
         let mut records = 0;
         self.scan += 1;
-        glance.walk_files(&mut |record| {
+        glance.scan_files(&mut |record| {
             records += 1;
             self.add(record, sample, &mut shared);
         })?;
@@ -75,7 +75,7 @@ impl SocketScan {
         let mut shared = Shared::default();
         let mut records = 0;
         self.scan += 1;
-        sample.walks.marked = glance.walk_marked(&mut |record| {
+        sample.walks.marked = glance.scan_focused_sockets(&mut |record| {
             records += 1;
             self.add(record, sample, &mut shared);
         })?;

@@ -11,7 +11,7 @@ use crate::{
 /// CPU time and run delay of all threads of all targets.
 pub(super) fn scan_threads(glance: &mut Glance, sample: &mut Sample) -> Result<u64> {
     let mut records = 0;
-    glance.walk_threads(&mut |record| {
+    glance.scan_threads(&mut |record| {
         records += 1;
         if let Record::Thread(thread) = record {
             sample.threads.push(convert::thread(thread));
@@ -23,14 +23,14 @@ pub(super) fn scan_threads(glance: &mut Glance, sample: &mut Sample) -> Result<u
 
 /// What every thread of every target waits for.
 pub(super) fn scan_waits(glance: &mut Glance, sample: &mut Sample) -> Result<()> {
-    glance.walk_waits(&mut |record| push_wait(record, &mut sample.waits))?;
+    glance.scan_waits(&mut |record| push_wait(record, &mut sample.waits))?;
     sample.walks.waits = true;
     Ok(())
 }
 
 /// What the threads in the focus scope wait for.
 pub(super) fn scan_profile(glance: &mut Glance, sample: &mut Sample) -> Result<u64> {
-    glance.walk_profile(&mut |record| push_wait(record, &mut sample.profile))?;
+    glance.scan_profile(&mut |record| push_wait(record, &mut sample.profile))?;
     sample.walks.profile = true;
     Ok(sample.profile.len() as u64)
 }

@@ -1,69 +1,68 @@
-//! Walks that visit a process once, and not each of its files and threads.
+//! Batched scans: one visit per process instead of one per file or thread.
 //!
-//! What they tell is what the kernel's own walk would tell. What they cannot tell they leave, and the kernel's own walk
-//! tells of that alone.
+//! They report exactly what the kernel's own iterators would. Descriptors that need more than reading are deferred, and the
+//! kernel's own iterator then reports those alone.
 
 use std::io;
 
 use super::{
     glance::{Record, run},
     iter::Link,
-    output_buffer::Shared,
+    output_buffer::SharedBuffer,
     records::decode,
 };
 
-/// The walks over one process. Each is given the kernel's own, for what it leaves. Where the process is gone it ends with `ESRCH`.
-pub(super) struct Quick {
+/// The batched iterators of one process. Both fail with `ESRCH` once the process is gone.
+pub(super) struct BatchedScan {
     pub files: Link,
     pub threads: Link,
 }
 
-impl Quick {
-    /// All files of the process.
-    pub(super) fn walk_files(
+impl BatchedScan {
+    /// Reports all open files of the process. `kernel_iter` handles the deferred descriptors.
+    pub(super) fn scan_files(
         &self,
-        all: &Link,
-        sheet: &mut Shared,
+        kernel_iter: &Link,
+        output: &mut SharedBuffer,
         buffer: &mut [u8],
         visit: &mut dyn FnMut(Record<'_>),
     ) -> io::Result<()> {
-        sheet.begin();
+        output.start_process();
         loop {
-            let begun_at = sheet.get().next_fd;
-            sheet.clear();
+            let start_fd = output.get().next_fd;
+            output.clear();
             run(&self.files, buffer, visit)?;
-            if sheet.get().is_full == 1 {
+            if output.get().is_full == 1 {
                 break;
             }
-            decode(sheet.records(), visit)?;
-            if sheet.get().is_whole == 1 || sheet.get().next_fd == begun_at {
+            decode(output.records(), visit)?;
+            if output.get().is_complete == 1 || output.get().next_fd == start_fd {
                 break;
             }
         }
-        let is_whole = sheet.get().is_whole == 1;
-        if is_whole && sheet.get().left == 0 {
+        let is_complete = output.get().is_complete == 1;
+        if is_complete && output.get().deferred == 0 {
             return Ok(());
         }
-        sheet.get().only_left = 1;
-        let told = run(all, buffer, visit);
-        sheet.get().only_left = 0;
-        told
+        output.get().only_deferred = 1;
+        let result = run(kernel_iter, buffer, visit);
+        output.get().only_deferred = 0;
+        result
     }
 
-    /// All threads of the process.
-    pub(super) fn walk_threads(
+    /// Reports all threads of the process. `kernel_iter` takes over if there are too many for the output buffer.
+    pub(super) fn scan_threads(
         &self,
-        all: &Link,
-        sheet: &mut Shared,
+        kernel_iter: &Link,
+        output: &mut SharedBuffer,
         buffer: &mut [u8],
         visit: &mut dyn FnMut(Record<'_>),
     ) -> io::Result<()> {
-        sheet.clear();
+        output.clear();
         run(&self.threads, buffer, visit)?;
-        if sheet.get().is_whole == 1 {
-            return decode(sheet.records(), visit);
+        if output.get().is_complete == 1 {
+            return decode(output.records(), visit);
         }
-        // More threads than the sheet has room for.
-        run(all, buffer, visit)
+        run(kernel_iter, buffer, visit)
     }
 }

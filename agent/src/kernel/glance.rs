@@ -1,4 +1,4 @@
-//! The glance tier: the iterators, loaded once (`load`) and run on the agent's clock. No hook of any kind.
+//! The glance tier: BPF iterators, loaded once (`glance/load.rs`) and run on the agent's clock. No hook of any kind.
 
 mod load;
 
@@ -14,42 +14,34 @@ use aya::{
     maps::{Array, HashMap, MapData},
     programs::Iter,
 };
-pub use load::{BTF_PATH, Plan};
-use tailback_ebpf::{MAX_WANTED, TARGET_HOT, TargetEntry, Walk};
+use bytemuck::Zeroable as _;
+pub use load::{BTF_PATH, Capabilities, Capability};
+use tailback_ebpf::{MAX_REQUESTED_PEERS, Scan, TARGET_FOCUSED, TargetEntry};
 
 pub use super::records::Record;
 use super::{
-    batched_scan::Quick,
+    batched_scan::BatchedScan,
     iter::{Link, Over},
-    output_buffer::Shared,
+    log::BpfLog,
+    output_buffer::SharedBuffer,
     records::decode,
 };
 
-/// Up to so many processes each have iterators of their own; beyond, one walk over the whole machine is cheaper.
+/// Up to this many processes have iterators of their own; beyond, one scan of the whole host is cheaper.
 const MAX_BOUND_PROCESSES: usize = 32;
 
-/// Tasks that one walk over all can pass by at the price of one iterator bound to a process (`bench-walk` measures both).
-const TASKS_PER_BOUND: usize = 16;
+/// Threads that a scan of the whole host skips at the cost of one iterator bound to a process. Measured by `bench-walk`.
+const THREADS_PER_BOUND_ITERATOR: usize = 16;
 
-/// Busy sockets of hot targets that one walk over files marks for a closer look.
-const MAX_MARKS: u32 = 256;
-
-/// What the programs fill in of an entry is theirs.
-const NO_ENTRY: TargetEntry = TargetEntry {
-    start_ns: 0,
-    flags: 0,
-    walk: 0,
-    limit: 0,
-    open: 0,
-    reserved: 0,
-};
+/// Busy sockets of focused targets that one file scan may add to `FOCUSED_SOCKETS`.
+const MAX_FOCUSED_SOCKETS: u32 = 256;
 
 /// A watched process, as the programs know it and as the agent's /proc shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Watched {
-    /// In the initial pid namespace.
+    /// Process id in the initial pid namespace.
     pub tgid: u32,
-    /// In the agent's own.
+    /// Process id in the agent's pid namespace.
     pub pid: u32,
     /// CLOCK_BOOTTIME at its start.
     pub start_ns: u64,
@@ -57,46 +49,47 @@ pub struct Watched {
 
 /// The loaded object and its iterators.
 pub struct Glance {
-    // Field order is drop order: links before the programs they run.
-    /// Of each watched process, or one of all of the machine.
+    // Fields are dropped in this order: links before the programs that they run.
+    /// One entry per watched process, or a single one over the whole host.
     links: Vec<Links>,
-    /// What threads of hot processes wait for: an iterator for each of them, or one for all tasks.
+    /// The wait profile: an iterator for each focused process, or one over all tasks.
     profile: Vec<Link>,
     profile_is_bound: bool,
-    /// Threads of the machine, as last told.
-    tasks: usize,
-    marked: Option<Link>,
-    holders: Link,
+    /// Threads on the host, as of the latest [`Self::set_focused`].
+    host_threads: usize,
+    focused_sockets: Option<Link>,
+    holders: Option<Link>,
     processes: Link,
-    census: Link,
-    /// The program that walks over files.
+    cpu_times: Option<Link>,
+    /// The program that scans files, of the two variants.
     files_program: &'static str,
-    /// The program that says what threads wait for.
+    /// The program that scans what threads wait for, of the two variants.
     waits_program: &'static str,
-    walk_settings: Walk,
+    scan_settings: Scan,
     targets: HashMap<MapData, u32, TargetPod>,
-    wanted: HashMap<MapData, u32, u32>,
-    wanted_keys: BTreeSet<u32>,
-    /// The watched processes, hot ones flagged as such.
-    known: BTreeMap<u32, TargetEntry>,
-    /// Their pids.
+    requested_peers: HashMap<MapData, u32, u32>,
+    peer_keys: BTreeSet<u32>,
+    /// The watched processes by tgid, with the flag that says which are focused.
+    watched: BTreeMap<u32, TargetEntry>,
+    /// Their pids in the agent's namespace, by tgid.
     pids: BTreeMap<u32, u32>,
-    walk: Array<MapData, WalkPod>,
-    plan: Plan,
-    /// What quick walks write.
-    sheet: Option<Shared>,
-    /// Sockets of a new process are not marked yet, and marks of one that ended name it still.
-    marks_are_old: bool,
+    scan: Array<MapData, ScanPod>,
+    capabilities: Capabilities,
+    /// The output of batched scans.
+    output: Option<SharedBuffer>,
+    /// The watched processes changed: `FOCUSED_SOCKETS` lacks their sockets, and its entries may name former holders.
+    focus_is_stale: bool,
     buffer: Box<[u8]>,
+    log: Option<BpfLog>,
     ebpf: Ebpf,
 }
 
-/// What a process, or all of the machine, is looked at with.
+/// The iterators over one process, or over the whole host. `None`: the program did not load.
 struct Links {
-    files: Link,
-    threads: Link,
-    waits: Link,
-    quick: Option<Quick>,
+    files: Option<Link>,
+    threads: Option<Link>,
+    waits: Option<Link>,
+    batched: Option<BatchedScan>,
 }
 
 /// See [`Glance::bare`].
@@ -107,9 +100,9 @@ pub struct Bare {
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct WalkPod(Walk);
-// SAFETY: `Walk` is plain old data (bytemuck checks it).
-unsafe impl aya::Pod for WalkPod {}
+struct ScanPod(Scan);
+// SAFETY: `Scan` is plain old data (bytemuck checks it).
+unsafe impl aya::Pod for ScanPod {}
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -118,89 +111,102 @@ struct TargetPod(TargetEntry);
 unsafe impl aya::Pod for TargetPod {}
 
 impl Glance {
-    fn set_walk(&mut self) -> Result<()> {
-        self.walk
-            .set(0, WalkPod(self.walk_settings), 0)
-            .context("cannot set up the walk over files")
+    fn write_scan_settings(&mut self) -> Result<()> {
+        self.scan
+            .set(0, ScanPod(self.scan_settings), 0)
+            .context("cannot write the scan settings")
     }
 
-    /// What is used on this kernel, and what is missing.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
+    /// What works on this kernel, and what does not.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
     }
 
-    /// Watches these processes and no others, from the next walk on.
+    /// Watches exactly these processes from the next scan on.
     pub fn watch(&mut self, processes: &[Watched]) -> Result<()> {
-        let mut wanted = BTreeMap::new();
+        let mut watched = BTreeMap::new();
         for process in processes {
-            let before = self.known.get(&process.tgid);
+            let before = self.watched.get(&process.tgid);
             let entry = TargetEntry {
                 start_ns: process.start_ns,
                 flags: before.map_or(0, |before| before.flags),
-                ..NO_ENTRY
+                // The programs fill in the rest.
+                ..TargetEntry::zeroed()
             };
-            wanted.insert(process.tgid, entry);
+            watched.insert(process.tgid, entry);
         }
-        for tgid in self.known.keys().filter(|tgid| !wanted.contains_key(tgid)) {
-            // It may be gone already; that is what we want.
+        for tgid in self
+            .watched
+            .keys()
+            .filter(|tgid| !watched.contains_key(tgid))
+        {
+            // An error means that the entry is gone already.
             let _ = self.targets.remove(tgid);
         }
-        for (tgid, entry) in &wanted {
-            if self.known.get(tgid) != Some(entry) {
+        for (tgid, entry) in &watched {
+            if self.watched.get(tgid) != Some(entry) {
                 self.targets
                     .insert(*tgid, TargetPod(*entry), 0)
                     .with_context(|| format!("cannot watch process {tgid}: too many processes"))?;
             }
         }
-        self.known = wanted;
+        self.watched = watched;
         self.pids = processes
             .iter()
             .map(|process| (process.tgid, process.pid))
             .collect();
-        // A walk that was broken off may have left the process that it was at.
-        self.set_walk()?;
-        let bind = self.plan.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
+        // An interrupted scan may have left its current process behind.
+        self.write_scan_settings()?;
+        let bind =
+            self.capabilities.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
         let over: Vec<Over> = if bind {
             let pids = processes.iter().map(|process| process.pid);
             pids.map(Over::Process).collect()
         } else {
             vec![Over::All]
         };
-        let links = over.into_iter().map(|over| self.links_over(over));
-        self.links = links.filter_map(Result::transpose).collect::<Result<_>>()?;
-        self.marks_are_old = true;
+        self.links.clear();
+        for over in over {
+            if let Some(links) = self.links_over(over)? {
+                self.links.push(links);
+            }
+        }
+        self.focus_is_stale = true;
         self.bind_profile()
     }
 
     /// `None`: the process is gone.
     fn links_over(&self, over: Over) -> Result<Option<Links>> {
-        let new = |program| self.link(program, over);
-        let (Some(files), Some(threads), Some(waits)) = (
-            new(self.files_program)?,
-            new("threads")?,
-            new(self.waits_program)?,
-        ) else {
-            return Ok(None);
+        let mut is_gone = false;
+        let mut create = |program, capability: &Capability| -> Result<Option<Link>> {
+            if capability.is_err() {
+                return Ok(None);
+            }
+            let link = self.link(program, over)?;
+            is_gone |= link.is_none();
+            Ok(link)
         };
-        let quick = match over {
-            Over::Process(pid) if self.plan.quick.is_ok() => self.quick(pid)?,
-            _ => None,
+        let links = Links {
+            files: create(self.files_program, &self.capabilities.files)?,
+            threads: create("threads", &self.capabilities.threads)?,
+            waits: create(self.waits_program, &self.capabilities.waits)?,
+            batched: match over {
+                Over::Process(pid) if self.capabilities.batched_scans.is_ok() => {
+                    self.batched_scan(pid)?
+                }
+                _ => None,
+            },
         };
-        Ok(Some(Links {
-            files,
-            threads,
-            waits,
-            quick,
-        }))
+        Ok((!is_gone).then_some(links))
     }
 
-    fn quick(&self, pid: u32) -> Result<Option<Quick>> {
-        let new = |program| self.link(program, Over::Thread(pid));
-        let links = new("quick_files")?.zip(new("quick_threads")?);
-        Ok(links.map(|(files, threads)| Quick { files, threads }))
+    fn batched_scan(&self, pid: u32) -> Result<Option<BatchedScan>> {
+        let create = |program| self.link(program, Over::Thread(pid));
+        let links = create("batched_files")?.zip(create("batched_threads")?);
+        Ok(links.map(|(files, threads)| BatchedScan { files, threads }))
     }
 
-    /// `None`: it ended a moment ago; the next look at the processes will say so.
+    /// `None`: the process just exited; the next process scan will show that.
     fn link(&self, program: &str, over: Over) -> Result<Option<Link>> {
         match link(&self.ebpf, program, over) {
             Ok(link) => Ok(Some(link)),
@@ -211,7 +217,7 @@ impl Glance {
         }
     }
 
-    /// One program's, of these processes, or one of all of the machine.
+    /// Iterators of one program over each of these processes, or a single one over the whole host.
     fn links_of(
         &self,
         program: &str,
@@ -225,13 +231,18 @@ impl Glance {
         links.filter_map(Result::transpose).collect()
     }
 
-    /// Says whose busy sockets the next walk over files marks for a closer look, and what whose threads wait for the
-    /// profile tells. `tasks`: how many threads the machine has, for what is the cheaper way to visit those few.
-    pub fn set_focused(&mut self, tasks: usize, is_focused: impl Fn(u32) -> bool) -> Result<()> {
+    /// Sets which processes are focused: their busy sockets join `FOCUSED_SOCKETS` at the next file scan, and their
+    /// threads are profiled. `host_threads` is the number of threads on the host, by which the cheaper kind of profile
+    /// scan is chosen.
+    pub fn set_focused(
+        &mut self,
+        host_threads: usize,
+        is_focused: impl Fn(u32) -> bool,
+    ) -> Result<()> {
         let mut changed = false;
-        self.tasks = tasks;
-        for (tgid, entry) in &mut self.known {
-            let flags = if is_focused(*tgid) { TARGET_HOT } else { 0 };
+        self.host_threads = host_threads;
+        for (tgid, entry) in &mut self.watched {
+            let flags = if is_focused(*tgid) { TARGET_FOCUSED } else { 0 };
             if entry.flags != flags {
                 entry.flags = flags;
                 self.targets
@@ -243,157 +254,183 @@ impl Glance {
         if changed { self.bind_profile() } else { Ok(()) }
     }
 
-    /// Iterators for the hot processes alone where these are few, else one for all tasks, which passes by the rest.
+    /// Binds the profile to the focused processes if they are few; else one iterator visits all tasks and skips the rest.
     fn bind_profile(&mut self) -> Result<()> {
-        let is_focused = |entry: &TargetEntry| entry.flags & TARGET_HOT != 0;
-        let focused = self.known.iter().filter(|(_, entry)| is_focused(entry));
+        if self.capabilities.waits.is_err() {
+            return Ok(());
+        }
+        let is_focused = |entry: &TargetEntry| entry.flags & TARGET_FOCUSED != 0;
+        let focused = self.watched.iter().filter(|(_, entry)| is_focused(entry));
         let pids: Vec<u32> = focused
             .filter_map(|(tgid, _)| self.pids.get(tgid).copied())
             .collect();
-        let bind = self.plan.bound_to_process.is_ok()
-            && (pids.is_empty() || pids.len() * TASKS_PER_BOUND <= self.tasks);
+        let bind = self.capabilities.bound_to_process.is_ok()
+            && (pids.is_empty() || pids.len() * THREADS_PER_BOUND_ITERATOR <= self.host_threads);
         self.profile = self.links_of(self.waits_program, bind, pids.into_iter())?;
         self.profile_is_bound = bind;
         Ok(())
     }
 
-    /// Asks the next walk over holders for connections of these ports, as their holder sees them ([`tailback_ebpf::wanted_key`]), and no
-    /// others; answers how many there is no room for.
-    pub fn want(&mut self, keys: &BTreeSet<u32>) -> Result<usize> {
-        let context = "cannot say whose connections are wanted";
-        let wanted: BTreeSet<u32> = keys.iter().copied().take(MAX_WANTED).collect();
-        for key in self.wanted_keys.difference(&wanted) {
-            self.wanted.remove(key).context(context)?;
+    /// Requests from the next scan of holders the connections with exactly these ports, as their holder sees them
+    /// ([`tailback_ebpf::peer_key`]). Returns how many did not fit.
+    pub fn request_peers(&mut self, keys: &BTreeSet<u32>) -> Result<usize> {
+        let context = "cannot request the holders of connections";
+        let requested: BTreeSet<u32> = keys.iter().copied().take(MAX_REQUESTED_PEERS).collect();
+        for key in self.peer_keys.difference(&requested) {
+            self.requested_peers.remove(key).context(context)?;
         }
-        for key in wanted.difference(&self.wanted_keys) {
-            self.wanted.insert(*key, 1, 0).context(context)?;
+        for key in requested.difference(&self.peer_keys) {
+            self.requested_peers.insert(*key, 1, 0).context(context)?;
         }
-        self.walk_settings.wanted = wanted.len() as u32;
-        self.wanted_keys = wanted;
-        self.set_walk()?;
-        Ok(keys.len() - self.wanted_keys.len())
+        self.scan_settings.requested_peers = requested.len() as u32;
+        self.peer_keys = requested;
+        self.write_scan_settings()?;
+        Ok(keys.len() - self.peer_keys.len())
     }
 
-    /// The walks over files and threads of the watched processes with programs that do next to nothing: what the
-    /// kernel takes for itself, for the benchmarks.
+    /// For the benchmarks: scans of the files and threads of these processes whose programs do next to nothing, so that
+    /// what remains is the kernel's own cost.
     pub fn bare(&self, processes: &[Watched]) -> Result<Bare> {
-        let bind = self.plan.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
+        let bind =
+            self.capabilities.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
         let links = |program| {
             let pids = processes.iter().map(|process| process.pid);
             self.links_of(program, bind, pids)
         };
         Ok(Bare {
-            // They write about the agent itself, and about processes.
-            files: links("operations")?,
+            // These write records of the agent's own files only, and of thread group leaders only.
+            files: links("file_operations")?,
             threads: links("processes")?,
         })
     }
 
-    /// One walk over files that tells nothing.
-    pub fn walk_bare_files(&mut self, bare: &Bare) -> Result<()> {
-        run_all(&bare.files, &mut self.buffer, &mut |_| {}).context("cannot walk over open files")
+    /// One bare scan of files.
+    pub fn scan_bare_files(&mut self, bare: &Bare) -> Result<()> {
+        run_all(&bare.files, &mut self.buffer, &mut |_| {}).context("cannot scan open files")
     }
 
-    /// One walk over threads that tells nothing but the processes.
-    pub fn walk_bare_threads(&mut self, bare: &Bare) -> Result<()> {
-        run_all(&bare.threads, &mut self.buffer, &mut |_| {}).context("cannot walk over threads")
+    /// One bare scan of threads.
+    pub fn scan_bare_threads(&mut self, bare: &Bare) -> Result<()> {
+        run_all(&bare.threads, &mut self.buffer, &mut |_| {}).context("cannot scan threads")
     }
 
-    /// Every TCP socket and pipe of the watched processes.
-    pub fn walk_files(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        self.walk_settings.marks_left = MAX_MARKS;
-        self.walk_settings.walk = self.walk_settings.walk.wrapping_add(1);
-        self.set_walk()?;
-        // Only the kernel's own walk marks them.
-        let all_are_to_be_marked = std::mem::take(&mut self.marks_are_old);
+    /// Reports every socket, pipe end and io_uring instance of the watched processes.
+    pub fn scan_files(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        self.scan_settings.focus_slots_left = MAX_FOCUSED_SOCKETS;
+        self.scan_settings.number = self.scan_settings.number.wrapping_add(1);
+        self.write_scan_settings()?;
+        // Only the kernel's own iterator can add to `FOCUSED_SOCKETS`.
+        let refocus_all = std::mem::take(&mut self.focus_is_stale);
         for links in &self.links {
-            let walked = match (&links.quick, &mut self.sheet) {
-                (Some(quick), Some(sheet)) if !all_are_to_be_marked => {
-                    quick.walk_files(&links.files, sheet, &mut self.buffer, visit)
+            let Some(files) = &links.files else { continue };
+            let scanned = match (&links.batched, &mut self.output) {
+                (Some(batched), Some(output)) if !refocus_all => {
+                    batched.scan_files(files, output, &mut self.buffer, visit)
                 }
-                _ => run(&links.files, &mut self.buffer, visit),
+                _ => run(files, &mut self.buffer, visit),
             };
-            unless_gone(walked).context("cannot walk over open files")?;
+            unless_gone(scanned).context("cannot scan open files")?;
         }
+        self.flush_log();
         Ok(())
     }
 
-    /// Every marked socket: the listeners that a walk over files has met, and the busy sockets of hot targets.
-    /// `false` where this kernel cannot do it.
-    pub fn walk_marked(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<bool> {
-        match &self.marked {
-            Some(link) => run(link, &mut self.buffer, visit)
-                .context("cannot walk over marked sockets")
-                .map(|()| true),
-            None => Ok(false),
-        }
+    /// Reports every listener that a file scan has met, and the busy sockets of focused targets. `false` if this kernel
+    /// does not support it.
+    pub fn scan_focused_sockets(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<bool> {
+        let Some(link) = &self.focused_sockets else {
+            return Ok(false);
+        };
+        run(link, &mut self.buffer, visit).context("cannot scan focused sockets")?;
+        self.flush_log();
+        Ok(true)
     }
 
-    /// Every thread of the watched processes.
-    pub fn walk_threads(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+    /// Reports every thread of the watched processes.
+    pub fn scan_threads(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
         for links in &self.links {
-            let walked = match (&links.quick, &mut self.sheet) {
-                (Some(quick), Some(sheet)) => {
-                    quick.walk_threads(&links.threads, sheet, &mut self.buffer, visit)
-                }
-                _ => run(&links.threads, &mut self.buffer, visit),
+            let Some(threads) = &links.threads else {
+                continue;
             };
-            unless_gone(walked).context("cannot walk over threads")?;
+            let scanned = match (&links.batched, &mut self.output) {
+                (Some(batched), Some(output)) => {
+                    batched.scan_threads(threads, output, &mut self.buffer, visit)
+                }
+                _ => run(threads, &mut self.buffer, visit),
+            };
+            unless_gone(scanned).context("cannot scan threads")?;
         }
+        self.flush_log();
         Ok(())
     }
 
-    /// Bytes of records that quick walks have told of, rather than the kernel's own.
-    pub fn told_quickly(&self) -> u64 {
-        self.sheet.as_ref().map_or(0, Shared::told)
+    /// Bytes of records that batched scans have reported, rather than the kernel's own iterators.
+    pub fn batched_bytes(&self) -> u64 {
+        self.output.as_ref().map_or(0, SharedBuffer::bytes_read)
     }
 
-    /// How many files each watched process had open at the last walk over files, and how many it may open (0: unknown).
+    /// Calls `visit(tgid, open, limit)` with the number of files that each watched process had open at the latest file
+    /// scan, and its RLIMIT_NOFILE (0: unknown).
     pub fn open_files(&self, mut visit: impl FnMut(u32, u32, u64)) {
-        for tgid in self.known.keys() {
+        for tgid in self.watched.keys() {
             if let Ok(TargetPod(entry)) = self.targets.get(tgid, 0)
-                && entry.walk == self.walk_settings.walk
+                && entry.scan == self.scan_settings.number
             {
                 visit(*tgid, entry.open, entry.limit);
             }
         }
     }
 
-    /// What every thread of the watched processes waits for.
-    pub fn walk_waits(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        let waits = self.links.iter().map(|links| &links.waits);
-        run_all(waits, &mut self.buffer, visit).context("cannot walk over what threads wait for")
+    /// Reports what every thread of the watched processes waits for.
+    pub fn scan_waits(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        let waits = self.links.iter().filter_map(|links| links.waits.as_ref());
+        run_all(waits, &mut self.buffer, visit).context("cannot scan what threads wait for")
     }
 
-    /// What every thread of the hot processes waits for.
-    pub fn walk_profile(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+    /// Reports what every thread of the focused processes waits for.
+    pub fn scan_profile(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
         let select = !self.profile_is_bound;
         if select {
-            self.walk_settings.only_hot = 1;
-            self.set_walk()?;
+            self.scan_settings.only_focused = 1;
+            self.write_scan_settings()?;
         }
-        let done = run_all(&self.profile, &mut self.buffer, visit)
-            .context("cannot walk over what the threads of suspicious processes wait for");
+        let result = run_all(&self.profile, &mut self.buffer, visit)
+            .context("cannot scan what the threads of focused processes wait for");
         if select {
-            self.walk_settings.only_hot = 0;
-            self.set_walk()?;
+            self.scan_settings.only_focused = 0;
+            self.write_scan_settings()?;
         }
-        done
+        result
     }
 
-    /// CPU time of every thread of the machine.
-    pub fn walk_census(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        run(&self.census, &mut self.buffer, visit).context("cannot walk over the machine's threads")
+    /// Reports the CPU time of every thread on the host.
+    pub fn scan_cpu_times(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        run_all(&self.cpu_times, &mut self.buffer, visit)
+            .context("cannot scan the threads of the host")
     }
 
-    /// Every process of the machine.
-    pub fn walk_processes(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        run(&self.processes, &mut self.buffer, visit).context("cannot walk over processes")
+    /// Reports every process on the host.
+    pub fn scan_processes(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        run(&self.processes, &mut self.buffer, visit).context("cannot scan processes")
     }
 
-    /// Every listening socket, pipe end and unix socket of every process, and the connections that are asked for.
-    pub fn walk_holders(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        run(&self.holders, &mut self.buffer, visit).context("cannot walk over who holds what")
+    /// Reports every listening socket, pipe end and unix socket of every process, and the requested connections.
+    pub fn scan_holders(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        run_all(&self.holders, &mut self.buffer, visit)
+            .context("cannot scan the holders of sockets and pipes")
+    }
+
+    /// Prints the debug lines of the programs, with `--log-bpf`.
+    fn flush_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
+
+    /// The loaded programs by name, for tests.
+    pub fn programs(&self) -> impl Iterator<Item = (&str, std::os::fd::BorrowedFd<'_>)> {
+        let programs = self.ebpf.programs();
+        programs.filter_map(|(name, program)| Some((name, program.fd().ok()?.as_fd())))
     }
 }
 
@@ -401,7 +438,7 @@ fn link(ebpf: &Ebpf, program: &str, over: Over) -> io::Result<Link> {
     let program: &Iter = ebpf
         .program(program)
         .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| io::Error::other("no such iterator in the eBPF object"))?;
+        .ok_or_else(|| io::Error::other("the eBPF object does not contain it"))?;
     let fd = program.fd().map_err(io::Error::other)?;
     Link::create(fd.as_fd(), over)
 }
@@ -417,25 +454,27 @@ fn run_all<'a>(
     Ok(())
 }
 
-/// That the process is gone whose walk this was is no failure.
-fn unless_gone(walked: io::Result<()>) -> io::Result<()> {
-    match walked {
+/// Ignores the error of a bound iterator whose process is gone.
+fn unless_gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
         other => other,
     }
 }
 
+/// Runs one scan from start to end.
 pub(super) fn run(
     link: &Link,
     buffer: &mut [u8],
     visit: &mut dyn FnMut(Record<'_>),
 ) -> io::Result<()> {
-    let mut walk = link.open()?;
+    let mut scan = link.open()?;
     loop {
-        match walk.read(buffer) {
+        match scan.read(buffer) {
             Ok(0) => return Ok(()),
             Ok(len) => decode(&buffer[..len], visit)?,
-            // A million objects without a record: the kernel asks us to go on.
+            // EAGAIN: the kernel visited a million objects without a record and pauses (`MAX_ITER_OBJECTS`,
+            // kernel/bpf/bpf_iter.c); the next read continues.
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

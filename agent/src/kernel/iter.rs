@@ -1,4 +1,4 @@
-//! BPF iterator links bound to one process or one map, which aya cannot make: `bpf(2)` called directly.
+//! Links of BPF iterators bound to one process or map. aya cannot create these, so `bpf(2)` is called directly.
 //!
 //! include/uapi/linux/bpf.h: `BPF_LINK_CREATE` with `iter_info` (5.8), bound to a process since 6.1.
 
@@ -12,14 +12,14 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_ITER_CREATE: libc::c_long = 33;
 const BPF_TRACE_ITER: u32 = 28;
 
-/// What an iterator walks over.
+/// What an iterator visits.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Over {
-    /// Everything of its kind that the agent's pid namespace shows.
+    /// Every object that the agent's pid namespace shows.
     All,
-    /// One process, by its pid as the agent sees it.
+    /// One process, by its pid in the agent's namespace.
     Process(u32),
-    /// One thread, by its id as the agent sees it.
+    /// One thread, by its id in the agent's namespace.
     Thread(u32),
     /// The elements of one map.
     Map(RawFd),
@@ -44,14 +44,14 @@ struct IterCreate {
     flags: u32,
 }
 
-/// An iterator ready to be run again and again; closing it leaves nothing behind.
+/// An iterator that can be run repeatedly. Closing it leaves nothing in the kernel.
 pub(super) struct Link(OwnedFd);
 
 impl Link {
-    /// Binds a loaded program to what it shall walk over.
+    /// Binds a loaded program to what it visits.
     pub(super) fn create(program: BorrowedFd<'_>, over: Over) -> io::Result<Self> {
-        // `union bpf_iter_link_info`: `map.map_fd` at 0, or `task.{tid, pid, pid_fd}`. A kernel that does not
-        // know a member refuses bytes that are not 0 there, so "not supported" is an error, never silence.
+        // `union bpf_iter_link_info`: `map.map_fd` at 0, or `task.{tid, pid, pid_fd}`. A kernel that does not know a
+        // member rejects non-zero bytes there, so an unsupported binding is an error and never ignored.
         let (info, info_len): ([u32; 4], u32) = match over {
             Over::All => ([0; 4], 0),
             Over::Process(pid) => ([0, pid, 0, 0], 16),
@@ -74,7 +74,7 @@ impl Link {
         bpf(BPF_LINK_CREATE, &attr).map(Self)
     }
 
-    /// One walk, from the beginning.
+    /// Starts one scan.
     pub(super) fn open(&self) -> io::Result<File> {
         let attr = IterCreate {
             link_fd: self.0.as_raw_fd() as u32,
@@ -84,10 +84,10 @@ impl Link {
     }
 }
 
-/// Calls `bpf(2)` with a command that answers a descriptor.
+/// Calls `bpf(2)` with a command that returns a file descriptor.
 fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
-    // SAFETY: `attr` is a live struct of the size that is passed, and the kernel only reads it (and what
-    // `iter_info` points to, which lives as long as `attr`).
+    // SAFETY: `attr` is a live struct of the size passed. The kernel only reads it, and what `iter_info` points to, which
+    // outlives the call.
     let fd = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -99,6 +99,6 @@ fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel just made this descriptor, with O_CLOEXEC, and nobody else knows it.
+    // SAFETY: the kernel just created this descriptor (with O_CLOEXEC), and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }

@@ -1,26 +1,26 @@
-//! Which kernel field the eBPF programs read under which name, and what is lost where a kernel lacks it.
+//! The table of kernel fields that the eBPF programs read, and what is lost if a kernel lacks one.
 #![forbid(unsafe_code)]
 
 use std::fmt;
 
-use tailback_ebpf::{ABSENT, Layout, Types, Ways};
+use tailback_ebpf::{ABSENT, Helpers, Layout, Types};
 
 use super::btf::{Btf, StructId};
 
 macro_rules! features {
     ($($(#[$meta:meta])* $feature:ident = $title:literal, without: $cost:literal;)*) => {
-        /// What a group of fields makes possible. Where one field of the group is missing, the feature is off and the
-        /// programs' code for it is pruned by the verifier.
+        /// What a group of fields makes possible. If one field of the group is missing, the feature is off and the verifier
+        /// prunes the code for it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Feature {
             $($(#[$meta])* $feature,)*
         }
 
         impl Feature {
-            /// All of them, in the order in which `doctor` shows them.
+            /// Every feature, in the order that `doctor` shows them.
             pub const ALL: &'static [Self] = &[$(Self::$feature,)*];
 
-            /// What it is called in the plan.
+            /// Its name in `doctor`.
             pub fn title(self) -> &'static str {
                 match self {
                     $(Self::$feature => $title,)*
@@ -38,25 +38,25 @@ macro_rules! features {
 }
 
 features! {
-    /// Processes, threads and connections: without these there is nothing to show.
+    /// Processes, threads and connections: the minimum.
     Base = "processes, threads, TCP connections, listeners", without: "nothing can be watched";
-    /// Age of each connection that waits to be accepted.
+    /// Age of each connection in an accept queue.
     AcceptAges = "exact age of each connection waiting to be accepted",
         without: "waits of accept queues are estimated from depth and rate";
-    /// Handshakes under way.
-    HalfOpen = "handshakes under way", without: "syn queues are not shown";
-    /// Listeners that take MPTCP as well as TCP.
-    Mptcp = "listeners that take MPTCP too (Go's)", without: "listeners that take MPTCP too are not seen";
+    /// Half-open connections.
+    HalfOpen = "half-open connections", without: "syn queues are not shown";
+    /// MPTCP listeners.
+    Mptcp = "MPTCP listeners", without: "MPTCP listeners (the default of Go servers since Go 1.24) are not seen";
     /// Drops of a listener or connection.
     Drops = "losses of a listener, connection or UDP socket", without: "losses are not counted";
-    /// Drops of UDP sockets are counted in a place of their own, since 6.18.
-    DropCounters = "losses of UDP sockets in a place of their own",
-        without: "nothing: before 6.18 they are counted with all others";
-    /// Whether a connection carries a request that is not answered.
-    Requests = "requests in flight and calls outstanding", without: "inflight and downstream are not shown";
-    /// How many requests hide between two looks.
-    AnswerRate = "answers per second of fast connections",
-        without: "rates of requests are lower bounds where a connection carries several between two looks";
+    /// Separate drop counters of UDP sockets, since 6.18.
+    DropCounters = "separate drop counters of UDP sockets",
+        without: "nothing: before 6.18 UDP drops share one counter with other sockets";
+    /// Whether a connection has an unanswered request.
+    Requests = "requests in flight and outstanding calls", without: "inflight and downstream are not shown";
+    /// Requests that start and end between two samples.
+    ResponseRate = "responses per second of fast connections",
+        without: "request rates are lower bounds if a connection carries several requests between two samples";
     /// Addresses of IPv6 sockets.
     Ipv6 = "addresses of IPv6 sockets", without: "IPv6 connections are shown without their addresses";
     /// Receive queues of UDP sockets.
@@ -67,16 +67,16 @@ features! {
     Pipes = "pipes and FIFOs", without: "pipes are not watched";
     /// The rings of io_uring.
     Rings = "io_uring", without: "the rings of io_uring are not watched";
-    /// How many files a process may open.
-    FileLimit = "limit of open files", without: "open files are counted without their limit";
+    /// RLIMIT_NOFILE of a process.
+    FileLimit = "limit of open files", without: "the limit of open files is unknown";
     /// Time that threads wait for a CPU.
-    RunDelay = "time that threads wait for a CPU", without: "waits of run queues are not known";
-    /// Telling a thread that runs from one that waits for a CPU.
-    OnCpu = "telling a running thread from a waiting one", without: "a running thread counts as waiting for a CPU";
-    /// Walks that visit a process once, and not each of its files and threads.
-    Quick = "quick walks", without: "each file and thread is visited by itself: dearer where there are many";
-    /// The system call that a thread waits in.
-    Syscalls = "system calls that threads wait in", without: "workers, eventloop, lock and disk are not shown";
+    RunDelay = "time that threads wait for a CPU", without: "run queue delays are unknown";
+    /// Whether a runnable thread is on a CPU.
+    OnCpu = "telling running threads from runnable ones", without: "a running thread counts as waiting for a CPU";
+    /// Scans that visit a process once instead of each of its files and threads.
+    BatchedScans = "batched scans", without: "each file and thread is visited separately, which costs more CPU if there are many";
+    /// The system call that a thread is blocked in.
+    Syscalls = "system calls that threads are blocked in", without: "workers, eventloop, lock and disk are not shown";
 }
 
 struct Row {
@@ -85,7 +85,7 @@ struct Row {
     container: &'static str,
     /// Alternatives, newest name first.
     paths: &'static [&'static str],
-    /// The place is given in bits: a bit field.
+    /// A bit field: the offset is in bits.
     bits: bool,
     set: fn(&mut Layout) -> &mut u32,
 }
@@ -133,16 +133,16 @@ const ROWS: &[Row] = rows! {
     Syscalls regs_arg3 = "pt_regs": "r10";
     FileLimit task_signal = "task_struct": "signal";
     FileLimit signal_rlim = "signal_struct": "rlim";
-    Quick task_thread_node = "task_struct": "thread_node";
-    Quick task_files = "task_struct": "files";
-    Quick signal_thread_head = "signal_struct": "thread_head";
-    Quick signal_nr_threads = "signal_struct": "nr_threads";
-    Quick files_count = "files_struct": "count.counter";
-    Quick files_fdt = "files_struct": "fdt";
-    Quick fdt_max_fds = "fdtable": "max_fds";
-    Quick fdt_fd = "fdtable": "fd";
+    BatchedScans task_thread_node = "task_struct": "thread_node";
+    BatchedScans task_files = "task_struct": "files";
+    BatchedScans signal_thread_head = "signal_struct": "thread_head";
+    BatchedScans signal_nr_threads = "signal_struct": "nr_threads";
+    BatchedScans files_count = "files_struct": "count.counter";
+    BatchedScans files_fdt = "files_struct": "fdt";
+    BatchedScans fdt_max_fds = "fdtable": "max_fds";
+    BatchedScans fdt_fd = "fdtable": "fd";
     // Absent without CONFIG_BPF_SYSCALL.
-    Quick sk_bpf_storage = "sock": "sk_bpf_storage";
+    BatchedScans sk_bpf_storage = "sock": "sk_bpf_storage";
     // Absent on kernels built for one CPU.
     OnCpu task_on_cpu = "task_struct": "on_cpu";
     RunDelay task_run_delay = "task_struct": "sched_info.run_delay";
@@ -222,8 +222,8 @@ const ROWS: &[Row] = rows! {
     Requests tcp_lrcvtime = "tcp_sock": "inet_conn.icsk_ack.lrcvtime";
     Requests tcp_lsndtime = "tcp_sock": "lsndtime";
     Requests tcp_rcv_tstamp = "tcp_sock": "rcv_tstamp";
-    AnswerRate tcp_data_segs_in = "tcp_sock": "data_segs_in";
-    AnswerRate tcp_data_segs_out = "tcp_sock": "data_segs_out";
+    ResponseRate tcp_data_segs_in = "tcp_sock": "data_segs_in";
+    ResponseRate tcp_data_segs_out = "tcp_sock": "data_segs_out";
     AcceptAges tcp_accept_head = "tcp_sock": "inet_conn.icsk_accept_queue.rskq_accept_head";
     AcceptAges tcp_srtt_us = "tcp_sock": "srtt_us";
     AcceptAges req_dl_next = "request_sock": "dl_next";
@@ -231,14 +231,14 @@ const ROWS: &[Row] = rows! {
     AcceptAges req_snt_synack = "tcp_request_sock": "snt_synack";
 };
 
-/// A field that this kernel's BTF does not have.
+/// A field that this kernel's BTF lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     /// What is off without it.
     pub feature: Feature,
-    /// Where it was looked for.
+    /// The struct.
     pub container: &'static str,
-    /// Under which names.
+    /// Its names, newest first.
     pub paths: &'static [&'static str],
 }
 
@@ -251,39 +251,43 @@ impl fmt::Display for Missing {
     }
 }
 
-/// The offsets found, and what was not.
+/// The offsets found, and the missing fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// Fields of a feature that is off are all [`ABSENT`].
+    /// All fields of a feature that is off are [`ABSENT`].
     pub layout: Layout,
-    /// Which helpers this kernel has.
-    pub ways: Ways,
-    /// The numbers of types that quick walks cast to; 0: no such type.
+    /// The optional helpers that this kernel has.
+    pub helpers: Helpers,
+    /// BTF ids of the types that batched scans cast to.
     pub types: Types,
-    /// The number of the function `bpf_rdonly_cast` (6.2).
+    /// BTF id of the kfunc `bpf_rdonly_cast` (6.2).
     pub cast: Option<u32>,
-    /// In the order of the table.
+    /// Missing fields, in the order of the table.
     pub missing: Vec<Missing>,
 }
 
 impl Resolved {
     /// Whether every field behind `feature` was found.
     pub fn has(&self, feature: Feature) -> bool {
-        self.missing
-            .iter()
-            .all(|missing| missing.feature != feature)
+        self.missing_for(feature).is_none()
+    }
+
+    /// The first missing field of `feature`.
+    pub fn missing_for(&self, feature: Feature) -> Option<&Missing> {
+        let mut missing = self.missing.iter();
+        missing.find(|missing| missing.feature == feature)
     }
 }
 
-/// Which of several ways to a fact the kernel's list of helpers allows. Where a helper is older than its use in
-/// iterators, the newest one that came before that use tells.
-fn ways(btf: &Btf<'_>) -> Ways {
+/// The optional helpers that the kernel's enumeration of helpers names. For a helper that is older than its use in iterators,
+/// a newer helper, added after that use was allowed, is looked up instead.
+fn helpers(btf: &Btf<'_>) -> Helpers {
     let has = |helper| u32::from(btf.has_enumerator("bpf_func_id", helper));
-    Ways {
+    Helpers {
         typed_sockets: has("BPF_FUNC_sock_from_file"),
-        // Both programs of 5.13, by which the earlier uses were there.
+        // Added in 5.13, after both uses were allowed.
         cookies: has("BPF_FUNC_for_each_map_elem"),
-        marks: has("BPF_FUNC_for_each_map_elem"),
+        sk_storage: has("BPF_FUNC_for_each_map_elem"),
         current_task: has("BPF_FUNC_get_current_task_btf"),
         task_registers: has("BPF_FUNC_task_pt_regs"),
         user_memory: has("BPF_FUNC_copy_from_user_task"),
@@ -316,12 +320,12 @@ fn types(btf: &Btf<'_>) -> Types {
     }
 }
 
-/// Finds every field in `btf`.
+/// Resolves every field in `btf`.
 pub fn resolve(btf: &Btf<'_>) -> Resolved {
     resolve_without(btf, &[])
 }
 
-/// As [`resolve`], on a kernel that lacks the fields named in `hidden` too: for trying what a missing field does.
+/// Like [`resolve`], as if the kernel also lacked the fields named in `hidden`. For tests.
 pub fn resolve_without(btf: &Btf<'_>, hidden: &[&str]) -> Resolved {
     let mut layout = Layout::EMPTY;
     let mut missing = Vec::new();
@@ -354,7 +358,7 @@ pub fn resolve_without(btf: &Btf<'_>, hidden: &[&str]) -> Resolved {
     layout.regs_size = size("pt_regs");
     let mut resolved = Resolved {
         layout,
-        ways: ways(btf),
+        helpers: helpers(btf),
         types: types(btf),
         cast: btf.function("bpf_rdonly_cast"),
         missing,

@@ -1,7 +1,8 @@
-//! The kernel end: what this kernel offers, and the glance tier's iterators.
+//! The kernel end: what this kernel supports, and the iterators of the glance tier.
 //!
-//! `btf` and `layout` find where the kernel keeps its fields, `glance` loads the object (in `load`) and walks, `records` tells
-//! apart what it read, `batched_scan` walks by one visit of a process, `iter` is the thin layer over `bpf(2)` that aya does not have.
+//! `btf` and `layout` find the offsets of kernel fields. `glance` loads the eBPF object (in `glance/load`) and runs its
+//! scans; `batched_scan` is the fast path that visits each process once. `records` decodes what a scan returns. `iter` wraps
+//! the `bpf(2)` calls that aya lacks, `log` is `--log-bpf`, and `load_error` says why loading failed.
 
 mod batched_scan;
 pub mod btf;
@@ -9,6 +10,10 @@ mod cast;
 pub mod glance;
 mod iter;
 pub mod layout;
+mod load_error;
+mod log;
 mod output_buffer;
 pub mod records;
 mod ring;
+
+pub use load_error::LoadError;

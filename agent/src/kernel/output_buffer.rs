@@ -1,4 +1,4 @@
-//! The sheet of the quick walks: what they write stands in memory that the agent shares with the programs.
+//! The output buffer of batched scans, in memory that the agent shares with the eBPF programs.
 
 use std::{
     io,
@@ -6,26 +6,26 @@ use std::{
     ptr::NonNull,
 };
 
-use tailback_ebpf::{SHEET_BYTES, Sheet};
+use tailback_ebpf::{OUTPUT_BYTES, OutputBuffer};
 
-/// The map `SHEET`, in our own memory.
-pub(super) struct Shared {
-    sheet: NonNull<Sheet>,
-    /// Bytes that were read from it.
-    told: u64,
+/// The map `OUTPUT`, mapped into the agent's memory.
+pub(super) struct SharedBuffer {
+    output: NonNull<OutputBuffer>,
+    /// Bytes of records read so far.
+    bytes_read: u64,
 }
 
-// SAFETY: the memory is nobody's in particular, and is reached through `&mut self` alone.
-unsafe impl Send for Shared {}
+// SAFETY: the mapping is not tied to a thread and is only reached through `&mut self`.
+unsafe impl Send for SharedBuffer {}
 
-impl Shared {
-    /// Maps it; its value begins at the map's first page.
+impl SharedBuffer {
+    /// Maps the array; its single value starts at the first page.
     pub(super) fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
-        // SAFETY: a new mapping, at a place of the kernel's choice.
+        // SAFETY: a new mapping, at an address that the kernel chooses.
         let at = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                size_of::<Sheet>(),
+                size_of::<OutputBuffer>(),
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 map.as_raw_fd(),
@@ -35,52 +35,56 @@ impl Shared {
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let sheet = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
-        Ok(Self { sheet, told: 0 })
+        let output = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
+        Ok(Self {
+            output,
+            bytes_read: 0,
+        })
     }
 
-    /// The sheet, while no walk runs: programs write on it only while the agent reads from an iterator.
-    pub(super) fn get(&mut self) -> &mut Sheet {
-        // SAFETY: the mapping lives as long as we do, any bytes are a `Sheet`, and whoever holds this cannot at the same
-        // time run a walk, for which the whole of `Glance` is borrowed.
-        unsafe { self.sheet.as_mut() }
+    /// The buffer, between scans: programs write to it only while the agent reads from an iterator.
+    pub(super) fn get(&mut self) -> &mut OutputBuffer {
+        // SAFETY: the mapping lives as long as `self`, and every bit pattern is a valid `OutputBuffer`. A scan needs `&mut
+        // Glance`, so none can run while this borrow lives.
+        unsafe { self.output.as_mut() }
     }
 
-    /// A clean sheet, for another process.
-    pub(super) fn begin(&mut self) {
-        let sheet = self.get();
-        sheet.next_fd = 0;
-        sheet.only_left = 0;
-        if sheet.left > 0 {
-            sheet.left = 0;
-            sheet.is_left.fill(0);
+    /// Resets the buffer for another process.
+    pub(super) fn start_process(&mut self) {
+        let output = self.get();
+        output.next_fd = 0;
+        output.only_deferred = 0;
+        if output.deferred > 0 {
+            output.deferred = 0;
+            output.deferred_fds.fill(0);
         }
         self.clear();
     }
 
-    /// Room for more of the same process.
+    /// Discards the records, to continue with the same process.
     pub(super) fn clear(&mut self) {
-        let sheet = self.get();
-        sheet.used = 0;
-        sheet.is_full = 0;
-        sheet.is_whole = 0;
+        let output = self.get();
+        output.used = 0;
+        output.is_full = 0;
+        output.is_complete = 0;
     }
 
-    /// What was written on it.
+    /// The records written since the last [`Self::clear`].
     pub(super) fn records(&mut self) -> &[u8] {
-        let used = self.get().used.min(SHEET_BYTES) as usize;
-        self.told += used as u64;
+        let used = self.get().used.min(OUTPUT_BYTES) as usize;
+        self.bytes_read += used as u64;
         &self.get().bytes[..used]
     }
 
-    pub(super) fn told(&self) -> u64 {
-        self.told
+    /// Bytes of records read since the buffer was created.
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.bytes_read
     }
 }
 
-impl Drop for Shared {
+impl Drop for SharedBuffer {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, of this size; nothing borrows from it any more.
-        unsafe { libc::munmap(self.sheet.as_ptr().cast(), size_of::<Sheet>()) };
+        // SAFETY: our own mapping, of this size; no borrow of it can outlive `self`.
+        unsafe { libc::munmap(self.output.as_ptr().cast(), size_of::<OutputBuffer>()) };
     }
 }

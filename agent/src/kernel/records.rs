@@ -1,4 +1,4 @@
-//! The eBPF programs' records: what one read of an iterator returned, split and told apart. Pure.
+//! Decodes the records of the eBPF programs from what one read of an iterator returned. Pure.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -10,12 +10,12 @@ use tailback_ebpf::{
     SocketRecord, ThreadRecord, UdpRecord, UnixRecord, WaitRecord,
 };
 
-/// One record of a walk.
+/// One record of a scan.
 #[derive(Clone, Copy, Debug)]
 pub enum Record<'a> {
     /// A TCP connection.
     Socket(&'a SocketRecord),
-    /// A listener, and the raw stamps (u64, little-endian) of those that wait.
+    /// A listener, and the raw timetimestamps (u64, little-endian) of its accept queue.
     Listener(&'a ListenerRecord, &'a [u8]),
     /// A UDP socket.
     Udp(&'a UdpRecord),
@@ -25,49 +25,49 @@ pub enum Record<'a> {
     Pipe(&'a PipeRecord),
     /// An io_uring instance.
     Ring(&'a RingRecord),
-    /// What a thread of a target waits for.
+    /// What a thread of a target is doing or blocked on.
     Wait(&'a WaitRecord),
-    /// CPU time of a thread of the machine.
+    /// CPU time of a thread on the host.
     Cpu(&'a CpuRecord),
-    /// Who holds an end of a pipe or a unix socket.
+    /// A holder of a pipe end or a unix socket.
     Holder(&'a HolderRecord),
-    /// Who holds a connection that was asked for.
+    /// A holder of a requested connection.
     Peer(&'a PeerRecord),
-    /// What kind of file one of the agent's own is.
+    /// The `file_operations` of one of the agent's own files.
     Operations(&'a OperationsRecord),
     /// A thread of a target.
     Thread(&'a ThreadRecord),
-    /// A process of the machine.
+    /// A process on the host.
     Process(&'a ProcessRecord),
 }
 
-/// Splits what one read returned into records. The kernel never cuts a record in two, so a part of one is an error,
-/// as is a record of a kind or size that this agent does not know; those before it are visited.
+/// Splits what one read returned into records. The kernel never splits a record, so a partial one is an error, as is an
+/// unknown kind or size. The records before it are still visited.
 pub fn decode(mut bytes: &[u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result<()> {
     while !bytes.is_empty() {
-        let header: Header = head(bytes).ok_or_else(|| bad_record(bytes.len()))?;
+        let header: Header = prefix(bytes).ok_or_else(|| bad_record(bytes.len()))?;
         let record = bytes
             .get(..usize::from(header.len))
             .filter(|record| record.len() >= size_of::<Header>())
             .ok_or_else(|| bad_record(bytes.len()))?;
         bytes = bytes.get(record.len()..).unwrap_or_default();
         let decoded = match header.kind {
-            KIND_SOCKET => head(record).map(|record| visit(Record::Socket(&record))),
-            KIND_LISTENER => head(record).map(|listener| {
-                let stamps = record.get(size_of::<ListenerRecord>()..);
-                visit(Record::Listener(&listener, stamps.unwrap_or_default()));
+            KIND_SOCKET => prefix(record).map(|record| visit(Record::Socket(&record))),
+            KIND_LISTENER => prefix(record).map(|listener| {
+                let timestamps = record.get(size_of::<ListenerRecord>()..);
+                visit(Record::Listener(&listener, timestamps.unwrap_or_default()));
             }),
-            KIND_UDP => head(record).map(|record| visit(Record::Udp(&record))),
-            KIND_UNIX => head(record).map(|record| visit(Record::Unix(&record))),
-            KIND_PIPE => head(record).map(|record| visit(Record::Pipe(&record))),
-            KIND_RING => head(record).map(|record| visit(Record::Ring(&record))),
-            KIND_WAIT => head(record).map(|record| visit(Record::Wait(&record))),
-            KIND_CPU => head(record).map(|record| visit(Record::Cpu(&record))),
-            KIND_HOLDER => head(record).map(|record| visit(Record::Holder(&record))),
-            KIND_PEER => head(record).map(|record| visit(Record::Peer(&record))),
-            KIND_OPERATIONS => head(record).map(|record| visit(Record::Operations(&record))),
-            KIND_THREAD => head(record).map(|record| visit(Record::Thread(&record))),
-            KIND_PROCESS => head(record).map(|record| visit(Record::Process(&record))),
+            KIND_UDP => prefix(record).map(|record| visit(Record::Udp(&record))),
+            KIND_UNIX => prefix(record).map(|record| visit(Record::Unix(&record))),
+            KIND_PIPE => prefix(record).map(|record| visit(Record::Pipe(&record))),
+            KIND_RING => prefix(record).map(|record| visit(Record::Ring(&record))),
+            KIND_WAIT => prefix(record).map(|record| visit(Record::Wait(&record))),
+            KIND_CPU => prefix(record).map(|record| visit(Record::Cpu(&record))),
+            KIND_HOLDER => prefix(record).map(|record| visit(Record::Holder(&record))),
+            KIND_PEER => prefix(record).map(|record| visit(Record::Peer(&record))),
+            KIND_OPERATIONS => prefix(record).map(|record| visit(Record::Operations(&record))),
+            KIND_THREAD => prefix(record).map(|record| visit(Record::Thread(&record))),
+            KIND_PROCESS => prefix(record).map(|record| visit(Record::Process(&record))),
             _ => None,
         };
         decoded.ok_or_else(|| bad_record(record.len()))?;
@@ -75,7 +75,7 @@ pub fn decode(mut bytes: &[u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result
     Ok(())
 }
 
-fn head<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Option<T> {
+fn prefix<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Option<T> {
     bytes
         .get(..size_of::<T>())
         .map(bytemuck::pod_read_unaligned)
@@ -84,7 +84,7 @@ fn head<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Option<T> {
 fn bad_record(len: usize) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
-        format!("the eBPF object wrote a record of {len} bytes that this agent cannot read"),
+        format!("the eBPF object wrote an unknown record of {len} bytes"),
     )
 }
 
@@ -115,34 +115,34 @@ mod tests {
     }
 
     #[test]
-    fn records_come_one_by_one_and_a_listener_with_its_stamps() {
-        let mut stamps = 0;
+    fn decode_yields_each_record_and_the_timestamps_of_a_listener() {
+        let mut timestamps = 0;
         let mut tids = Vec::new();
         decode(&stream(), &mut |record| match record {
             Record::Thread(thread) => tids.push(thread.tid),
-            Record::Listener(_, raw) => stamps = raw.len(),
+            Record::Listener(_, raw) => timestamps = raw.len(),
             _ => panic!("{record:?}"),
         })
         .unwrap();
-        assert_eq!((tids, stamps), (vec![8], 16));
+        assert_eq!((tids, timestamps), (vec![8], 16));
     }
 
     #[test]
-    fn a_record_that_is_cut_or_foreign_is_an_error_and_those_before_it_stand() {
+    fn a_truncated_or_unknown_record_is_an_error_after_the_valid_ones() {
         let whole = stream();
         for cut in size_of::<ThreadRecord>() + 1..whole.len() {
             let (records, decoded) = count(&whole[..cut]);
             assert!(records == 1 && decoded.is_err(), "cut at {cut}");
         }
         let kind = core::mem::offset_of!(Header, kind);
-        let mut foreign = whole;
-        foreign[size_of::<ThreadRecord>() + kind] = 0xee;
-        let (records, decoded) = count(&foreign);
+        let mut unknown = whole;
+        unknown[size_of::<ThreadRecord>() + kind] = 0xee;
+        let (records, decoded) = count(&unknown);
         assert!(records == 1 && decoded.is_err());
     }
 
     #[test]
-    fn a_record_that_says_it_is_empty_does_not_stop_the_walk_for_ever() {
+    fn a_record_of_length_zero_is_an_error_rather_than_an_endless_loop() {
         assert!(count(&[0; 64]).1.is_err());
     }
 }

@@ -1,14 +1,14 @@
-//! An io_uring instance of the agent's own: by its file the programs tell such files from others.
+//! Creates an io_uring instance of the agent's own: its `file_operations` identify such files to the programs.
 
 use std::{
     io,
     os::fd::{FromRawFd as _, OwnedFd, RawFd},
 };
 
-/// `struct io_uring_params` of include/uapi/linux/io_uring.h, which is 120 bytes of which none need to be set.
+/// Size of `struct io_uring_params` (include/uapi/linux/io_uring.h) in u32 words: 120 bytes, which may all be 0.
 const PARAMS_WORDS: usize = 30;
 
-/// The smallest instance there is; nothing is ever submitted to it.
+/// Creates an instance of the smallest size. Nothing is ever submitted to it.
 pub(super) fn probe() -> io::Result<OwnedFd> {
     let mut params = [0_u32; PARAMS_WORDS];
     // SAFETY: the kernel reads and writes the 120 bytes of `params`.
@@ -16,6 +16,6 @@ pub(super) fn probe() -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel just made this descriptor and nobody else knows it.
+    // SAFETY: the kernel just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }

@@ -1,4 +1,4 @@
-//! A glance at the very process that the test is.
+//! Scans of the test's own process.
 
 use std::{fs, os::unix::fs::MetadataExt as _, process};
 
@@ -7,8 +7,8 @@ use tailback::kernel::{
     layout::Resolved,
 };
 
-/// The kernel's BTF; `None`, and a word to the log of skipped tests, where programs cannot be loaded.
-pub fn kernel(test: &str) -> Option<Vec<u8>> {
+/// The kernel's BTF. `None`, with an entry in the log of skipped tests, if programs cannot be loaded here.
+pub fn kernel_btf(test: &str) -> Option<Vec<u8>> {
     let is_root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
     if !is_root {
         tailback_tests::skip::skip(test, "loading eBPF programs needs root");
@@ -23,12 +23,12 @@ pub fn kernel(test: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// Loads with these fields, and watches this very process.
-pub fn watch_ourselves(fields: Resolved) -> Glance {
-    let mut glance = Glance::load_with(fields).unwrap_or_else(|error| panic!("{error:#}"));
+/// Loads the programs with these fields and watches the test's own process.
+pub fn watch_ourselves(fields: &Resolved) -> Glance {
+    let mut glance = Glance::load_with(fields, false).unwrap_or_else(|error| panic!("{error:#}"));
     let mut watched = None;
     glance
-        .walk_processes(&mut |record| {
+        .scan_processes(&mut |record| {
             if let Record::Process(seen) = record
                 && seen.pid == process::id()
             {
@@ -41,7 +41,7 @@ pub fn watch_ourselves(fields: Resolved) -> Glance {
         })
         .unwrap();
     glance
-        .watch(&[watched.expect("the walk shows this process")])
+        .watch(&[watched.expect("the scan shows this process")])
         .unwrap();
     glance
 }

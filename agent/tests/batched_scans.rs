@@ -1,4 +1,4 @@
-//! Quick walks tell what the kernel's own walks tell, record for record.
+//! Batched scans report exactly what the kernel's own iterators report, record for record.
 //!
 //! Needs root, and a kernel with BTF.
 
@@ -18,39 +18,39 @@ use std::{
     thread,
 };
 
-use ourselves::{kernel, watch_ourselves};
+use ourselves::{kernel_btf, watch_ourselves};
 use tailback::kernel::{
     btf::Btf,
     glance::{Glance, Record},
     layout::resolve,
 };
 
-/// The tests look at this very process: one at a time.
+/// The tests scan their own process, so they run one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Two that watch this process: with quick walks, and without. `None`, and a word to the log of skipped tests, where this
-/// kernel has none.
+/// Two instances that watch this process, with and without batched scans. `None`, with an entry in the log of skipped
+/// tests, if this kernel does not support them.
 fn both(test: &str) -> Option<[Glance; 2]> {
-    let bytes = kernel(test)?;
+    let bytes = kernel_btf(test)?;
     let fields = resolve(&Btf::parse(&bytes).unwrap());
     if fields.cast.is_none() {
-        tailback_tests::skip::skip(test, "this kernel has no bpf_rdonly_cast, which is of 6.2");
+        tailback_tests::skip::skip(test, "bpf_rdonly_cast is not available (needs Linux 6.2)");
         return None;
     }
     let mut without = fields.clone();
     without.cast = None;
-    let both = [fields, without].map(watch_ourselves);
-    assert_eq!(both[0].plan().quick, Ok(()));
-    assert!(both[1].plan().quick.is_err());
+    let both = [&fields, &without].map(watch_ourselves);
+    assert_eq!(both[0].capabilities().batched_scans, Ok(()));
+    assert!(both[1].capabilities().batched_scans.is_err());
     Some(both)
 }
 
-/// What a walk over files tells, without what passes with time; and how many files are open.
+/// The records of a file scan without their timestamps, and the number of open files.
 fn files(glance: &mut Glance) -> (Vec<String>, Vec<(u32, u32, u64)>) {
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     glance
-        .walk_files(&mut |record| {
-            told.push(match record {
+        .scan_files(&mut |record| {
+            reported.push(match record {
                 Record::Socket(socket) => {
                     let mut socket = *socket;
                     socket.since_received = 0;
@@ -67,29 +67,29 @@ fn files(glance: &mut Glance) -> (Vec<String>, Vec<(u32, u32, u64)>) {
             });
         })
         .unwrap();
-    told.sort_unstable();
+    reported.sort_unstable();
     let mut open = Vec::new();
     glance.open_files(|tgid, files, limit| open.push((tgid, files, limit)));
-    (told, open)
+    (reported, open)
 }
 
-fn is_told_alike([quick, own]: &mut [Glance; 2]) -> Vec<String> {
-    let before = quick.told_quickly();
-    let (told, open) = files(quick);
+fn assert_same([batched, kernel]: &mut [Glance; 2]) -> Vec<String> {
+    let before = batched.batched_bytes();
+    let (reported, open) = files(batched);
     assert!(
-        quick.told_quickly() > before,
-        "the quick walk tells nothing"
+        batched.batched_bytes() > before,
+        "the batched scan reports nothing"
     );
-    let (expected, expected_open) = files(own);
-    assert_eq!(told, expected);
+    let (expected, expected_open) = files(kernel);
+    assert_eq!(reported, expected);
     assert_eq!(open, expected_open);
-    told
+    reported
 }
 
 #[test]
-fn files_of_every_kind_are_told_alike() {
+fn both_scans_report_the_same_files_of_every_kind() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(mut both) = both("files_of_every_kind_are_told_alike") else {
+    let Some(mut both) = both("both_scans_report_the_same_files_of_every_kind") else {
         return;
     };
     let listeners = ["127.0.0.1:0", "[::1]:0"].map(|at| TcpListener::bind(at).unwrap());
@@ -124,11 +124,11 @@ fn files_of_every_kind_are_told_alike() {
     pipe.1.write_all(b"unread").unwrap();
     let other = fs::File::open("/dev/null").unwrap();
 
-    // The first walk of each is the kernel's own, and marks the listeners.
+    // The first scan of each is the kernel's own; it adds the listeners to the focused sockets.
     for glance in &mut both {
         files(glance);
     }
-    let told = is_told_alike(&mut both);
+    let reported = assert_same(&mut both);
     for (kind, at_least) in [
         ("SocketRecord", 230),
         ("ListenerRecord", 2),
@@ -136,36 +136,39 @@ fn files_of_every_kind_are_told_alike() {
         ("UnixRecord", 4),
         ("PipeRecord", 2),
     ] {
-        let found = told.iter().filter(|record| record.contains(kind)).count();
+        let found = reported
+            .iter()
+            .filter(|record| record.contains(kind))
+            .count();
         assert!(found >= at_least, "{found} {kind}");
     }
 
-    // What nobody has named yet, and a listener that is not marked, are left to the kernel's own walk.
+    // Sockets without a cookie, and a listener that is not among the focused sockets, are deferred to the kernel's own iterator.
     let new = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(new.local_addr().unwrap()).unwrap();
     let server = new.accept().unwrap().0;
-    let fresh = is_told_alike(&mut both);
-    assert_eq!(fresh.len(), told.len() + 3);
-    assert_eq!(is_told_alike(&mut both), fresh);
+    let fresh = assert_same(&mut both);
+    assert_eq!(fresh.len(), reported.len() + 3);
+    assert_eq!(assert_same(&mut both), fresh);
 
-    // Busy sockets of a hot process are marked.
+    // Busy sockets of a focused process join the focused sockets.
     for glance in &mut both {
         glance.set_focused(1_000, |_| true).unwrap();
     }
-    is_told_alike(&mut both);
+    assert_same(&mut both);
     for glance in &mut both {
-        let mut marked = 0;
-        assert!(glance.walk_marked(&mut |_| marked += 1).unwrap());
-        assert_eq!(marked, 3 + 50);
+        let mut focused = 0;
+        assert!(glance.scan_focused_sockets(&mut |_| focused += 1).unwrap());
+        assert_eq!(focused, 3 + 50);
     }
     drop((held, waiting, datagrams, pair, packets, pipe, other));
     drop((client, server));
 }
 
 #[test]
-fn a_large_table_with_holes_is_told_alike() {
+fn both_scans_report_the_same_large_file_table_with_holes() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(mut both) = both("a_large_table_with_holes_is_told_alike") else {
+    let Some(mut both) = both("both_scans_report_the_same_large_file_table_with_holes") else {
         return;
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -183,36 +186,36 @@ fn a_large_table_with_holes_is_told_alike() {
     for glance in &mut both {
         files(glance);
     }
-    let told = is_told_alike(&mut both);
-    assert!(told.len() >= held.len() * 2);
+    let reported = assert_same(&mut both);
+    assert!(reported.len() >= held.len() * 2);
 }
 
 #[test]
-fn a_table_that_is_shared_with_another_process_is_told_of() {
+fn a_thread_with_its_own_file_table_is_reported() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(mut both) = both("a_table_that_is_shared_with_another_process_is_told_of") else {
+    let Some(mut both) = both("a_thread_with_its_own_file_table_is_reported") else {
         return;
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     for glance in &mut both {
         files(glance);
     }
-    // A thread with a table of its own: the kernel's own walk shows both.
+    // A thread with a file table of its own: the kernel's own iterator reports both tables.
     let ready = Arc::new((Barrier::new(2), Barrier::new(2)));
     let theirs = Arc::clone(&ready);
     let fd = listener.as_raw_fd();
     let thread = thread::spawn(move || {
-        // SAFETY: only this thread's table of files becomes its own.
+        // SAFETY: affects only the file table of this thread.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_FILES) }, 0);
         theirs.0.wait();
         theirs.1.wait();
         fd
     });
     ready.0.wait();
-    let (told, _) = files(&mut both[0]);
+    let (reported, _) = files(&mut both[0]);
     let (expected, _) = files(&mut both[1]);
-    assert_eq!(told, expected);
-    let listeners = told
+    assert_eq!(reported, expected);
+    let listeners = reported
         .iter()
         .filter(|record| record.contains("ListenerRecord"));
     assert_eq!(listeners.count(), 2);
@@ -221,9 +224,9 @@ fn a_table_that_is_shared_with_another_process_is_told_of() {
 }
 
 #[test]
-fn threads_are_told_alike() {
+fn both_scans_report_the_same_threads() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(mut both) = both("threads_are_told_alike") else {
+    let Some(mut both) = both("both_scans_report_the_same_threads") else {
         return;
     };
     const THREADS: usize = 200;
@@ -231,13 +234,13 @@ fn threads_are_told_alike() {
     let asleep: Vec<_> = (0..THREADS)
         .map(|_| {
             let done = Arc::clone(&done);
-            let (tell, told) = std::sync::mpsc::channel();
+            let (tell, reported) = std::sync::mpsc::channel();
             let thread = thread::spawn(move || {
                 // SAFETY: no arguments.
                 tell.send(unsafe { libc::gettid() } as u32).unwrap();
                 done.wait();
             });
-            (told.recv().unwrap(), thread)
+            (reported.recv().unwrap(), thread)
         })
         .collect();
     let sleeps = |tid: u32| {
@@ -248,30 +251,30 @@ fn threads_are_told_alike() {
         thread::yield_now();
     }
     let tids: Vec<u32> = asleep.iter().map(|(tid, _)| *tid).collect();
-    let mut told = [Vec::new(), Vec::new()];
-    let before = both[0].told_quickly();
-    for (glance, told) in both.iter_mut().zip(&mut told) {
+    let mut reported = [Vec::new(), Vec::new()];
+    let before = both[0].batched_bytes();
+    for (glance, reported) in both.iter_mut().zip(&mut reported) {
         let mut others = 0;
         glance
-            .walk_threads(&mut |record| {
+            .scan_threads(&mut |record| {
                 if let Record::Thread(thread) = record {
                     if tids.contains(&thread.tid) {
-                        told.push(*thread);
+                        reported.push(*thread);
                     } else {
                         others += 1;
                     }
                 }
             })
             .unwrap();
-        assert!(others > 0, "the thread that looks is seen");
-        told.sort_unstable_by_key(|thread| thread.tid);
+        assert!(others > 0, "the scanning thread is reported");
+        reported.sort_unstable_by_key(|thread| thread.tid);
     }
     assert!(
-        both[0].told_quickly() > before,
-        "the quick walk tells nothing"
+        both[0].batched_bytes() > before,
+        "the batched scan reports nothing"
     );
-    assert_eq!(told[0].len(), THREADS);
-    assert_eq!(told[0], told[1]);
+    assert_eq!(reported[0].len(), THREADS);
+    assert_eq!(reported[0], reported[1]);
     done.wait();
     for (_, thread) in asleep {
         thread.join().unwrap();

@@ -1,43 +1,44 @@
-//! `iter/task`, once for a process: all of its threads in one visit.
+//! `iter/task`, bound to one thread: all threads of its process in a single visit.
 //!
-//! The kernel's own walk takes and drops a reference to each thread, and asks the pid map for the next. Here one visit
-//! follows the list of the process's threads, which RCU keeps in place while the visit lasts.
+//! The kernel's own iterator takes and drops a reference to each thread and looks up the next one in the pid map. This
+//! program follows the process's list of threads, which RCU keeps in place during the visit.
 
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_loop;
-use tailback_ebpf::{SHEET_BYTES, ThreadRecord};
+use tailback_ebpf::{OUTPUT_BYTES, ThreadRecord};
 
 use crate::{
+    buffer_sink::{BufferSink, OUTPUT},
     cast::cast,
-    kernel::{Sink as _, at_target, end_of_walk, load, offset},
-    on_sheet::{OnSheet, SHEET},
-    task::{TaskContext, record, task_of},
+    kernel::{Sink as _, at_target, end_scan, load, offset},
+    log::debug,
+    task::{TaskContext, task_of, thread_record},
 };
 
-/// More do not fit on the sheet.
-const MAX_THREADS: u32 = SHEET_BYTES / size_of::<ThreadRecord>() as u32 + 1;
+/// Rounds of the loop: one more than the threads that fit into the output buffer.
+const MAX_THREADS: u32 = OUTPUT_BYTES / size_of::<ThreadRecord>() as u32 + 1;
 
-/// Where the walk is.
+/// Progress along the list.
 #[repr(C)]
 struct Threads {
-    /// The list's head, in the process's `signal_struct`.
+    /// Address of the list head, in the `signal_struct`.
     head: u64,
-    /// The next thread's place in the list.
+    /// Address of the next thread's list node.
     next: u64,
     tgid: u32,
     ended: u32,
 }
 
-/// Writes a record for every thread of the process of this task on the sheet.
+/// Writes a record for every thread of this task's process to the output buffer.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
-pub extern "C" fn quick_threads(ctx: *const TaskContext) -> i32 {
+pub extern "C" fn batched_threads(ctx: *const TaskContext) -> i32 {
     let Some((_, task)) = task_of(ctx) else {
-        end_of_walk();
+        end_scan();
         return 0;
     };
-    let Some(sheet) = SHEET.get_ptr_mut(0) else {
+    let Some(output) = OUTPUT.get_ptr_mut(0) else {
         return 0;
     };
     let tgid = load!(task, task_tgid, u32);
@@ -51,7 +52,7 @@ pub extern "C" fn quick_threads(ctx: *const TaskContext) -> i32 {
         tgid,
         ended: 0,
     };
-    // SAFETY: the function takes what is passed here, and is called before the helper returns.
+    // SAFETY: the callback takes the struct passed here and runs before the helper returns.
     unsafe {
         bpf_loop(
             MAX_THREADS,
@@ -59,22 +60,25 @@ pub extern "C" fn quick_threads(ctx: *const TaskContext) -> i32 {
             (&raw mut threads).cast(),
             0,
         );
-        (*sheet).is_whole = threads.ended;
+        (*output).is_complete = threads.ended;
+    }
+    if threads.ended == 0 {
+        debug!("pid {}: more threads than the output buffer holds", tgid);
     }
     0
 }
 
-/// One thread; 0 goes on.
+/// Emits one thread; returns 0 to continue.
 #[inline(never)]
 extern "C" fn emit_next(_index: u64, threads: *mut Threads) -> i64 {
-    // SAFETY: the caller's, which waits for us.
+    // SAFETY: the caller's struct, which outlives the call.
     let (head, next, tgid) = unsafe { ((*threads).head, (*threads).next, (*threads).tgid) };
     if next == head {
         // SAFETY: as above.
         unsafe { (*threads).ended = 1 };
         return 1;
     }
-    let Some(sheet) = SHEET.get_ptr_mut(0) else {
+    let Some(output) = OUTPUT.get_ptr_mut(0) else {
         return 1;
     };
     let at = (next as *const u8).wrapping_sub(offset!(task_thread_node) as usize);
@@ -82,9 +86,9 @@ extern "C" fn emit_next(_index: u64, threads: *mut Threads) -> i64 {
     let after = load!(task, task_thread_node, u64);
     // SAFETY: as above.
     unsafe { (*threads).next = after };
-    OnSheet(sheet).write(&record(task, tgid));
+    BufferSink(output).write(&thread_record(task, tgid));
     // SAFETY: an array entry lives as long as its map.
-    if unsafe { (*sheet).is_full } == 1 {
+    if unsafe { (*output).is_full } == 1 {
         1
     } else {
         0
