@@ -173,7 +173,10 @@ fn an_unsupported_kernel_is_rejected_with_the_reason() -> Result<()> {
     let other = golden("6.1");
     let mount = format!("mount --bind {} /sys/kernel/btf/vmlinux", other.display());
     if let Some(output) = run_after_mount(test, &mount, &["sample", "--all"])? {
-        output.check(3, &["the kernel refuses the iterator", "tailback doctor"])?;
+        output.check(
+            3,
+            &["the verifier rejected the eBPF program", "tailback doctor"],
+        )?;
     }
     Ok(())
 }

@@ -135,8 +135,9 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         | Feature::Requests
         | Feature::ResponseRate
         | Feature::Ipv6 => sockets(),
-        Feature::Udp => format!("{}; UDP-specific fields by probe reads", sockets()),
-        Feature::Unix => format!("{}; unix-specific fields by probe reads", sockets()),
+        Feature::Udp | Feature::Unix => {
+            format!("{}; protocol-specific fields by probe reads", sockets())
+        }
         Feature::Rings | Feature::Mptcp => "iterator, probe reads".to_owned(),
         Feature::Syscalls => either(
             helpers.task_registers,

@@ -289,7 +289,9 @@ mod tests {
             };
             connection(&record, crate::collect::ObjectIds::default(), 1)
         };
-        let mut connections: Vec<Connection> = (0..MAX_REQUESTED_PEERS as u16).map(|at| of(at, 0)).collect();
+        let mut connections: Vec<Connection> = (0..MAX_REQUESTED_PEERS as u16)
+            .map(|at| of(at, 0))
+            .collect();
         connections.push(of(60_000, 7));
         let (found, left_out) = choose(&connections, |_| true, |_, port| port < 10);
         assert_eq!((found.len(), left_out), (MAX_REQUESTED_PEERS, 1));
