@@ -1,4 +1,4 @@
-//! What a scenario found: one row of the table that `cargo xtask scenarios` prints. `tests/scenarios` plays them.
+//! The result of a scenario: one row of the table that `cargo xtask scenarios` prints. `tests/scenarios` plays them.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 pub enum Outcome {
     Right,
     Wrong,
-    /// It cannot be played here.
+    /// This machine cannot play it.
     Skipped,
 }
 
@@ -27,31 +27,31 @@ pub struct Row {
     pub scenario: String,
     /// The servers.
     pub on: String,
-    /// The cause; `nothing` of a healthy control.
+    /// The planted cause; `nothing` for a healthy control.
     pub planted: String,
-    /// What was said in the end, with its root where that is another; empty where nothing was.
+    /// The last verdict, with its root cause where that differs; empty if there was none.
     pub verdict: String,
-    /// Who was named.
+    /// The culprit that the verdict named.
     pub culprit: String,
-    /// Share of the workers' time that spoke for it.
+    /// Share of the workers' time that supports the verdict.
     pub share: Option<f64>,
-    /// From planting to the warning.
+    /// Time from planting to the warning.
     pub warned_after_s: Option<f64>,
-    /// From the warning to the application's own message, or the first error a caller saw. `None`: neither came.
+    /// Time from the warning to the application's own message or the first failed request. `None`: neither happened.
     pub lead_s: Option<f64>,
     pub outcome: Outcome,
     /// What is wrong, or why it was not played.
     pub why: Vec<String>,
-    /// The recording of the run, replayed, gives the levels, episodes and causes of the live run. `None`: nothing was played.
+    /// Whether replaying the recording reproduces the levels, episodes and causes. `None`: it was not played.
     pub replayed: Option<bool>,
-    /// All episodes: kind, name, cause.
+    /// All episodes: kind, name and cause.
     pub episodes: Vec<String>,
-    /// The whole run, servers' start included.
+    /// Duration of the run, including the start of the servers.
     pub took_s: f64,
 }
 
 impl Row {
-    /// As one line of JSON has it.
+    /// As one line of JSON.
     pub fn to_json(&self) -> Value {
         json!({
             "type": "scenario",
@@ -71,7 +71,7 @@ impl Row {
         })
     }
 
-    /// `None` for a line that is about something else.
+    /// `None` for a line of another type.
     pub fn from_json(line: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(line).ok()?;
         if value["type"] != "scenario" {

@@ -1,4 +1,4 @@
-//! The service does not get on: stopped, kept busy by one piece of work, or nobody reads what it writes.
+//! The service makes no progress: it is stopped, busy with one task, or blocked on its output.
 
 use std::process::Command;
 
@@ -19,7 +19,7 @@ use crate::{
     programs::{app, family, load, steady_load, uwsgi_is_full},
 };
 
-/// Master and workers get SIGSTOP.
+/// SIGSTOP for the master and the workers.
 pub fn stopped(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&app(4, 200))?;
     let load = load(uwsgi.address(), "/sleep/50", 25.0)?;
@@ -35,9 +35,9 @@ pub fn stopped(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// A report is computed in the event loop.
+/// One request computes a report inside the event loop.
 pub fn event_loop(play: &mut Play) -> Result<()> {
-    // A CPU to itself: what else the machine does must not make the report longer.
+    // It has a CPU to itself, so that other load cannot prolong the report.
     let group = CpuGroup::new("loop", cpu::MOST)?;
     let text = include_str!("apps/loop.py");
     let server = Uvicorn::start_within(&group.before(), "loop", text, &[])?;
@@ -53,7 +53,7 @@ pub fn event_loop(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// Its log goes into a pipe, and who reads that pipe stops.
+/// The service logs into a pipe whose reader is stopped.
 pub fn output(play: &mut Play) -> Result<()> {
     let folder = TempDir::new("output")?;
     let fifo = folder.path().join("log");
@@ -70,7 +70,7 @@ pub fn output(play: &mut Play) -> Result<()> {
     let long = format!("/sleep/20?{}", "x".repeat(1500));
     let load = load(uwsgi.address(), &long, 40.0)?;
     play.watch_pid(uwsgi.process().pid())?;
-    play.own_words(reader.lines(), uwsgi_is_full);
+    play.watch_own_messages(reader.lines(), uwsgi_is_full);
     play.healthy()?;
     play.planted(Culprit::process(reader.pid()));
     reader.freeze()?;

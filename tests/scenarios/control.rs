@@ -1,4 +1,4 @@
-//! Services that are well: none of them may have an episode.
+//! Healthy controls: none of them may have an episode.
 
 use std::{process::Command, time::Duration};
 
@@ -20,10 +20,10 @@ use crate::{
     programs::{SOON, app, load, with_children},
 };
 
-/// So long each is watched.
+/// How long each is watched.
 const QUIET: Duration = Duration::from_secs(12);
 
-/// All was answered: a control in which requests fail is none.
+/// Checks that every request was answered: otherwise the service was not healthy.
 fn well(load: Load) -> Result<()> {
     let done = load.done();
     let failed = done.iter().find(|request| !request.ok());
@@ -32,7 +32,7 @@ fn well(load: Load) -> Result<()> {
     load.stop().map(|_: Vec<Request>| ())
 }
 
-/// 4 workers x 1 / 100 ms = 40 a second; 28 come.
+/// Capacity: 4 workers / 100 ms = 40 requests a second. Load: 28.
 pub fn busy(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&app(4, 100))?;
     let load = load(uwsgi.address(), "/sleep/100", 28.0)?;
@@ -41,7 +41,7 @@ pub fn busy(play: &mut Play) -> Result<()> {
     well(load)
 }
 
-/// 30 at once need 0.4 s; they come every 1.5 s.
+/// A burst of 30 takes 0.4 s to serve; one arrives every 1.5 s.
 pub fn bursty(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&app(4, 100))?;
     let _bursts = Bursts::start(
@@ -54,7 +54,7 @@ pub fn bursty(play: &mut Play) -> Result<()> {
     play.lasts(QUIET)
 }
 
-/// A producer that is always ahead of gzip: the pipe between is full from the first moment to the last, as it should be.
+/// A producer faster than gzip: the pipe between them is full all the time, as intended.
 pub fn batch(play: &mut Play) -> Result<()> {
     let mut command = Command::new("sh");
     command.args([
@@ -62,7 +62,7 @@ pub fn batch(play: &mut Play) -> Result<()> {
         "yes 'a line of the batch' | exec nice gzip -9 >/dev/null",
     ]);
     let job = Process::start("the batch job", &mut command)?;
-    // The shell runs the producer and becomes the consumer's parent: both are watched.
+    // The shell is the parent of producer and consumer, so both are watched.
     let pids: Vec<String> = wait::until("both ends of the pipe", SOON, || {
         let pids = with_children(job.pid())?;
         Ok((pids.len() == 3).then_some(pids))
@@ -74,7 +74,7 @@ pub fn batch(play: &mut Play) -> Result<()> {
     play.lasts(QUIET)
 }
 
-/// 10,000 connections rest, and some callers come and go.
+/// 10,000 idle connections, and a few active callers.
 pub fn idle(play: &mut Play) -> Result<()> {
     let nginx = Nginx::start_with(1, |words| {
         words.extend(["-g".to_owned(), "worker_rlimit_nofile 19000;".to_owned()]);
@@ -87,7 +87,7 @@ pub fn idle(play: &mut Play) -> Result<()> {
     well(load)
 }
 
-/// One worker after the other is replaced, while requests come.
+/// Workers are replaced one by one under load.
 pub fn rolling_restart(play: &mut Play) -> Result<()> {
     let folder = TempDir::new("reload")?;
     let touch = folder.write("touch", "")?;
@@ -109,7 +109,7 @@ pub fn rolling_restart(play: &mut Play) -> Result<()> {
     well(load)
 }
 
-/// Each request takes a second, and there are enough workers.
+/// Each request takes a second, and there are enough workers for the load.
 pub fn slow_by_design(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&App { ..app(12, 100) })?;
     let load = load(uwsgi.address(), "/sleep/1000", 4.0)?;

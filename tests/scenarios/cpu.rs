@@ -1,6 +1,6 @@
-//! The CPU is not there: others have it, a quota is used up, or the service's own work is too much.
+//! CPU shortage: another process has it, a quota is exhausted, or the service itself needs too much.
 //!
-//! All on one CPU, in control groups of their own, so that what else the machine does changes nothing.
+//! Everything runs on one CPU in its own control groups, so that other load on the machine has no effect.
 
 use std::{
     env, fs,
@@ -24,10 +24,10 @@ use crate::{
 };
 
 const MOUNT: &str = "/sys/fs/cgroup/cpu";
-/// More than what everybody else has (`cpu.shares`, 1,024 each) together.
+/// `cpu.shares` above those of all other groups together (1,024 each).
 pub const MOST: &str = "50000";
 
-/// A control group with the CPU controller; it goes with its owner, after those in it.
+/// A control group with the CPU controller. Dropping it removes the group, after the processes in it have ended.
 pub struct CpuGroup(PathBuf);
 
 impl CpuGroup {
@@ -59,7 +59,7 @@ impl CpuGroup {
         name.to_string_lossy().into_owned()
     }
 
-    /// Starts what follows inside, on one CPU.
+    /// Moves the command that is started next into the group, on one CPU.
     pub fn before(&self) -> Vec<String> {
         let procs = self.0.join("cgroup.procs").display().to_string();
         let enter = "echo $$ >\"$1\" && shift && exec taskset -c 1 \"$@\"";
@@ -78,11 +78,11 @@ impl Drop for CpuGroup {
     }
 }
 
-/// While it lives, we and the servers that we start come before what else the machine computes: a build beside the
-/// scenarios must not become an incident of its own. Best effort.
+/// While it lives, this process and the servers it starts have priority over other load, so that a build beside the
+/// scenarios does not become an incident. Best effort.
 pub struct Ahead {
     group: CpuGroup,
-    /// Where we were.
+    /// The previous group of this process.
     back: PathBuf,
 }
 
@@ -111,7 +111,7 @@ impl Drop for Ahead {
     }
 }
 
-/// Somebody else's computation comes to the service's CPU.
+/// A neighbour starts to compute on the service's CPU.
 pub fn neighbour(play: &mut Play) -> Result<()> {
     let own = CpuGroup::new("service", "1024")?;
     let other = CpuGroup::new("neighbour", MOST)?;
@@ -121,7 +121,7 @@ pub fn neighbour(play: &mut Play) -> Result<()> {
     })?;
     let load = load(uwsgi.address(), "/compute/15", 20.0)?;
     play.watch_pid(uwsgi.process().pid())?;
-    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.watch_own_messages(uwsgi.process().lines(), uwsgi_is_full);
     play.healthy()?;
     let mut words = other.before();
     words.extend(
@@ -145,7 +145,7 @@ pub fn neighbour(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// Its group may use a tenth of a CPU from now on.
+/// The group's quota drops to a tenth of a CPU.
 pub fn quota(play: &mut Play) -> Result<()> {
     let own = CpuGroup::new("service", MOST)?;
     let uwsgi = Uwsgi::start_app(&App {
@@ -154,7 +154,7 @@ pub fn quota(play: &mut Play) -> Result<()> {
     })?;
     let load = load(uwsgi.address(), "/compute/15", 20.0)?;
     play.watch_pid(uwsgi.process().pid())?;
-    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.watch_own_messages(uwsgi.process().lines(), uwsgi_is_full);
     play.healthy()?;
     let family = family(&uwsgi)?;
     play.planted(Culprit::default().and(family).or(&own.name()).or("quota"));
@@ -166,11 +166,11 @@ pub fn quota(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// The same in a container: it may use a CPU, and from now on a tenth of one.
+/// The same in a container: the quota drops from one CPU to a tenth.
 pub fn quota_of_container(play: &mut Play) -> Result<()> {
     let container = Container::new()?;
     let temp = env::temp_dir().display().to_string();
-    // Its application lies in a folder of ours, and its callers come over the loopback of our network namespace.
+    // The application is mounted from a directory of the test; callers use the loopback of the test's network namespace.
     let options = [
         "--network=host",
         "--cpus",
@@ -186,7 +186,7 @@ pub fn quota_of_container(play: &mut Play) -> Result<()> {
     let load = load(uwsgi.address(), "/compute/15", 20.0)?;
     let pid = container.pid()?;
     play.watch_pid(pid)?;
-    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.watch_own_messages(uwsgi.process().lines(), uwsgi_is_full);
     play.healthy()?;
     let family = with_children(pid)?;
     play.planted(Culprit::default().and(family).or(&container.id()?));
@@ -198,7 +198,7 @@ pub fn quota_of_container(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// Each request computes for much longer than before: its own threads are more than the CPU can carry.
+/// Each request computes much longer than before: the service's own threads overload the CPU.
 pub fn own_threads(play: &mut Play) -> Result<()> {
     let own = CpuGroup::new("service", MOST)?;
     let before = own.before();

@@ -1,4 +1,4 @@
-//! What is written has to reach a disk, and the disk is slow.
+//! Writes that must reach a slow disk.
 
 use std::{
     fs::{self, File},
@@ -18,7 +18,7 @@ use crate::{
     programs::{SOON, app, load},
 };
 
-/// A control group whose writes to the disk that temporary files lie on can be made slow.
+/// A control group whose writes to the disk of the temporary directory can be throttled.
 struct DiskGroup {
     path: PathBuf,
     device: String,
@@ -44,7 +44,7 @@ impl DiskGroup {
         Ok(group)
     }
 
-    /// 0: as many as it can.
+    /// 0: unlimited.
     fn allow_writes(&self, per_s: u32) -> Result<()> {
         let path = self.path.join("blkio.throttle.write_iops_device");
         fs::write(&path, format!("{} {per_s}", self.device))
@@ -63,7 +63,7 @@ impl Drop for DiskGroup {
     }
 }
 
-/// Redis answers no write before it is on the disk, and the disk takes a few writes a second.
+/// Redis acknowledges a write only once it is on disk, and the disk takes a few writes a second.
 pub fn fsync(play: &mut Play) -> Result<()> {
     let group = DiskGroup::new()?;
     let procs = group.path.join("cgroup.procs").display().to_string();

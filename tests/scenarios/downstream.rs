@@ -1,4 +1,4 @@
-//! The service waits for another.
+//! The service waits for a downstream service.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use crate::{
     programs::{app, load, uwsgi_is_full},
 };
 
-/// One session updates the row that everybody wants, and does not commit.
+/// One session updates the contended row and does not commit.
 pub fn flash_sale(play: &mut Play) -> Result<()> {
     let sale = FlashSale::start(4, 100)?;
     let load = load(sale.uwsgi.address(), FlashSale::PATH, 20.0)?;
     play.watch_pid(sale.uwsgi.process().pid())?;
-    play.own_words(sale.uwsgi.process().lines(), uwsgi_is_full);
+    play.watch_own_messages(sale.uwsgi.process().lines(), uwsgi_is_full);
     play.healthy()?;
     let holder = sale.hold_the_row()?;
     play.planted(Culprit::process(holder.backend));
@@ -31,7 +31,7 @@ pub fn flash_sale(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// Redis runs one slow script after the other.
+/// Redis runs slow scripts, one after another.
 pub fn slow_redis(play: &mut Play) -> Result<()> {
     let redis = Redis::start()?;
     let uwsgi = Uwsgi::start_app(&App {
@@ -40,7 +40,7 @@ pub fn slow_redis(play: &mut Play) -> Result<()> {
     })?;
     let load = load(uwsgi.address(), "/ask/2/sleep/20", 25.0)?;
     play.watch_pid(uwsgi.process().pid())?;
-    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.watch_own_messages(uwsgi.process().lines(), uwsgi_is_full);
     play.healthy()?;
     play.planted(Culprit::server(redis.process().pid(), redis.port()));
     let hog = redis.hog(Duration::from_millis(300), Duration::from_millis(2))?;
@@ -50,7 +50,7 @@ pub fn slow_redis(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// The same, seen from Redis.
+/// The same incident with Redis as the target.
 pub fn redis_blocked(play: &mut Play) -> Result<()> {
     let redis = Redis::start()?;
     let uwsgi = Uwsgi::start_app(&App {
@@ -68,7 +68,7 @@ pub fn redis_blocked(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// The pooler's pool shrinks: its queries take as long as ever, and fewer run at once.
+/// The pooler's pool shrinks: queries take as long as before, but fewer run concurrently.
 pub fn pool_exhausted(play: &mut Play) -> Result<()> {
     let postgres = Postgres::start()?;
     let pooler = PgBouncer::start(&postgres, 6)?;
@@ -81,7 +81,7 @@ pub fn pool_exhausted(play: &mut Play) -> Result<()> {
     })?;
     let load = load(uwsgi.address(), "/sell/1", 30.0)?;
     play.watch_pid(uwsgi.process().pid())?;
-    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.watch_own_messages(uwsgi.process().lines(), uwsgi_is_full);
     play.healthy()?;
     play.planted(Culprit::server(pooler.process().pid(), pooler.port()));
     pooler.set_pool_size(1)?;

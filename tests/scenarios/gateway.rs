@@ -1,4 +1,4 @@
-//! A gateway in front of a provider whose answers are long streams, with a bounded pool of connections to it.
+//! A gateway with a bounded connection pool in front of a provider that streams long responses.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn provider(chat: &LlmGateway) -> Culprit {
     Culprit::server(chat.provider.process.pid(), chat.provider.port)
 }
 
-/// The provider takes 3 s to its first word instead of 50 ms.
+/// The provider's time to first token rises from 50 ms to 3 s.
 pub fn slow_provider(play: &mut Play) -> Result<()> {
     let chat = LlmGateway::start(16)?;
     let load = load(ports::local(chat.gateway.port), LlmGateway::PATH, 15.0)?;
@@ -30,8 +30,7 @@ pub fn slow_provider(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// The provider is as fast as ever, and there are too few connections to it, from the beginning: 3 / 0.27 s serve 11 a
-/// second.
+/// The provider is fast, but the pool is too small from the start: 3 connections / 0.27 s serve 11 requests a second.
 pub fn small_pool(play: &mut Play) -> Result<()> {
     let chat = LlmGateway::start(3)?;
     let gateway = chat.gateway.process.pid();

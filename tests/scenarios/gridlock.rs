@@ -1,4 +1,4 @@
-//! Devices, a broker, a consumer and a database: the last stalls, and the jam grows back to the first.
+//! Devices, a broker, a consumer and a database: the database stalls, and the backlog propagates back to the devices.
 
 use anyhow::Result;
 use tailback_tests::workloads::IotGridlock;

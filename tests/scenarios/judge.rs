@@ -1,4 +1,4 @@
-//! Compares what was said with what was planted. Pure.
+//! Compares what the agent reported with what was planted. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,27 +16,27 @@ use crate::{
     table::{Planted, Scenario},
 };
 
-/// All that was told of one episode, in order.
+/// All reports on one episode, in order.
 struct Episode<'a> {
-    told: Vec<&'a Event>,
+    reports: Vec<&'a Event>,
 }
 
 impl<'a> Episode<'a> {
     fn kind(&self) -> &'a str {
-        self.told.first().map_or("", |event| event.text("kind"))
+        self.reports.first().map_or("", |event| event.text("kind"))
     }
 
-    /// The last word before `end`.
+    /// The last report before `end`.
     fn last_before(&self, end: Option<Instant>) -> Option<&'a Event> {
         let before = |event: &&&Event| end.is_none_or(|end| event.at <= end);
-        self.told.iter().rev().find(before).copied()
+        self.reports.iter().rev().find(before).copied()
     }
 
     fn last(&self) -> Option<&'a Event> {
-        self.told.last().copied()
+        self.reports.last().copied()
     }
 
-    fn words(&self) -> String {
+    fn text(&self) -> String {
         let last = self.last();
         let text = |key| last.map_or("", |event| event.text(key));
         let end = last.is_some_and(|event| event.value.get("ongoing").is_some());
@@ -44,7 +44,7 @@ impl<'a> Episode<'a> {
             "{} {}: {}{}",
             text("kind"),
             text("name"),
-            last.map_or_else(String::new, said),
+            last.map_or_else(String::new, verdict_text),
             if end { " (still open)" } else { "" }
         )
     }
@@ -67,7 +67,7 @@ pub fn row(scenario: &Scenario, story: &Story) -> Row {
         outcome: Outcome::Right,
         why: Vec::new(),
         replayed: story.replayed,
-        episodes: episodes.iter().map(Episode::words).collect(),
+        episodes: episodes.iter().map(Episode::text).collect(),
         took_s: 0.0,
     };
     match scenario.planted {
@@ -90,17 +90,17 @@ fn judge(planted: &Planted, story: &Story, episodes: &[Episode<'_>], row: &mut R
         .collect();
     let named = |episode: &&Episode<'_>| {
         let pid = episode
-            .told
+            .reports
             .first()
             .and_then(|event| event.value["pid"].as_u64());
         let ours = pid.is_none_or(|pid| asked.is_empty() || asked.contains(&pid));
         ours && planted.queues.contains(&episode.kind())
     };
     let early = episodes.iter().filter(|episode| {
-        let first = episode.told.first().map(|event| event.at);
+        let first = episode.reports.first().map(|event| event.at);
         first < story.planted
     });
-    let early: Vec<String> = early.map(Episode::words).collect();
+    let early: Vec<String> = early.map(Episode::text).collect();
     if !early.is_empty() {
         row.why
             .push(format!("before it was planted: {}", early.join(", ")));
@@ -110,7 +110,7 @@ fn judge(planted: &Planted, story: &Story, episodes: &[Episode<'_>], row: &mut R
         named && Some(event.at) >= story.planted && event.text("to") != "ok"
     });
     row.warned_after_s = seconds(story.planted, warned.map(|event| event.at));
-    let own = story.said.into_iter().chain(story.failed).min();
+    let own = story.own_message.into_iter().chain(story.failed).min();
     row.lead_s = seconds(warned.map(|event| event.at), own);
     if warned.is_none() {
         let kinds = planted.queues.join(" or ");
@@ -118,16 +118,16 @@ fn judge(planted: &Planted, story: &Story, episodes: &[Episode<'_>], row: &mut R
         return;
     }
     if row.lead_s.is_some_and(|lead| lead <= 0.0) {
-        row.why.push("the application said it first".to_owned());
+        row.why.push("the application reported it first".to_owned());
     }
     for episode in episodes.iter().filter(named) {
-        let told = [
+        let reports = [
             ("while it was there", episode.last_before(story.removed)),
             ("in the end", episode.last()),
         ];
-        for (when, event) in told {
+        for (when, event) in reports {
             let Some(event) = event else { continue };
-            row.verdict = said(event);
+            row.verdict = verdict_text(event);
             row.culprit = culprit_of(event);
             row.share = event.number("share");
             let wrong = wrong(planted, &story.culprit, event);
@@ -136,9 +136,9 @@ fn judge(planted: &Planted, story: &Story, episodes: &[Episode<'_>], row: &mut R
         }
     }
     for episode in episodes.iter().filter(|episode| !named(episode)) {
-        for event in &episode.told {
+        for event in &episode.reports {
             if !may_say(planted, &story.culprit, event) {
-                row.why.push(format!("elsewhere: {}", episode.words()));
+                row.why.push(format!("elsewhere: {}", episode.text()));
                 break;
             }
         }
@@ -148,7 +148,7 @@ fn judge(planted: &Planted, story: &Story, episodes: &[Episode<'_>], row: &mut R
     }
 }
 
-/// What is wrong with the verdict of the queue that matters.
+/// What is wrong with the verdict on the affected queue.
 fn wrong(planted: &Planted, culprit: &Culprit, event: &Event) -> Option<String> {
     let (cause, root) = (event.text("cause"), event.text("root"));
     let right = cause == planted.cause
@@ -158,13 +158,13 @@ fn wrong(planted: &Planted, culprit: &Culprit, event: &Event) -> Option<String> 
     if !right {
         return Some(match cause {
             "" => "no verdict".to_owned(),
-            _ => format!("the verdict is {}", said(event)),
+            _ => format!("the verdict is {}", verdict_text(event)),
         });
     }
     (planted.names && !is_named(culprit, event)).then(|| format!("it names {}", culprit_of(event)))
 }
 
-/// A queue that has to say nothing, and nothing else if it says something.
+/// Whether a queue that need not have a verdict may have this one.
 fn may_say(planted: &Planted, culprit: &Culprit, event: &Event) -> bool {
     let cause = event.text("cause");
     let says = !matches!(cause, "" | "unknown");
@@ -172,24 +172,26 @@ fn may_say(planted: &Planted, culprit: &Culprit, event: &Event) -> bool {
     !says || same || planted.also.contains(&cause) || (planted.names && is_named(culprit, event))
 }
 
-fn is_named(culprit: &Culprit, event: &Event) -> bool {
-    let told = &event.value["culprit"];
-    let pid = told["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
-    if pid.is_some_and(|pid| culprit.pids.contains(&pid)) {
+fn is_named(planted: &Culprit, event: &Event) -> bool {
+    let culprit = &event.value["culprit"];
+    let pid = culprit["pid"]
+        .as_u64()
+        .and_then(|pid| u32::try_from(pid).ok());
+    if pid.is_some_and(|pid| planted.pids.contains(&pid)) {
         return true;
     }
     let texts: Vec<&str> = ["name", "endpoint", "container"]
         .iter()
-        .filter_map(|key| told[key].as_str())
+        .filter_map(|key| culprit[key].as_str())
         .collect();
-    culprit
+    planted
         .words
         .iter()
         .any(|word| texts.iter().any(|text| text.contains(word.as_str())))
 }
 
-/// The cause, with its root where that is another.
-fn said(event: &Event) -> String {
+/// The cause, with its root cause where that differs.
+fn verdict_text(event: &Event) -> String {
     match (event.text("cause"), event.text("root")) {
         (cause, "") => cause.to_owned(),
         (cause, root) if cause == root => cause.to_owned(),
@@ -200,7 +202,7 @@ fn said(event: &Event) -> String {
 fn culprit_of(event: &Event) -> String {
     match &event.value["culprit"] {
         Value::Null => "nobody".to_owned(),
-        told => told["name"].as_str().unwrap_or_default().to_owned(),
+        culprit => culprit["name"].as_str().unwrap_or_default().to_owned(),
     }
 }
 
@@ -209,10 +211,12 @@ fn episodes(events: &[Event]) -> Vec<Episode<'_>> {
     let mut at: BTreeMap<&str, usize> = BTreeMap::new();
     for event in events.iter().filter(|event| event.is("episode")) {
         let index = *at.entry(event.text("id")).or_insert_with(|| {
-            all.push(Episode { told: Vec::new() });
+            all.push(Episode {
+                reports: Vec::new(),
+            });
             all.len() - 1
         });
-        all[index].told.push(event);
+        all[index].reports.push(event);
     }
     all
 }
@@ -236,23 +240,23 @@ mod tests {
 
     const HOLDER: u32 = 812;
 
-    /// A flash sale as it should be told, changed by `change`; moments are seconds after the first look.
+    /// A flash sale as it should be reported, modified by `change`; times are seconds after the first sample.
     fn judged(change: impl FnOnce(&mut Vec<(u64, Value)>, &mut Story)) -> Row {
         let start = Instant::now();
         let at = |s: u64| start + Duration::from_secs(s);
         let verdict = json!({"pid": HOLDER, "name": "postgres (812)"});
         let episode = |end: bool| {
-            let mut told = json!({
+            let mut report = json!({
                 "type": "episode", "id": "e", "kind": "accept", "name": "127.0.0.1:80",
                 "cause": "downstream_slow", "share": 0.9, "culprit": verdict,
             });
             if !end {
-                told["ongoing"] = true.into();
+                report["ongoing"] = true.into();
             }
-            told
+            report
         };
         let level = json!({"type": "level", "kind": "accept", "to": "warn"});
-        let mut told = vec![
+        let mut reports = vec![
             (7, level),
             (9, episode(false)),
             (12, episode(false)),
@@ -263,12 +267,12 @@ mod tests {
             removed: Some(at(13)),
             recovered: Some(at(16)),
             culprit: Culprit::process(HOLDER),
-            said: Some(at(10)),
+            own_message: Some(at(10)),
             ..Story::default()
         };
-        change(&mut told, &mut story);
-        told.sort_by_key(|(s, _)| *s);
-        story.events = told
+        change(&mut reports, &mut story);
+        reports.sort_by_key(|(s, _)| *s);
+        story.events = reports
             .into_iter()
             .map(|(s, value)| Event {
                 at: at(s),
@@ -298,12 +302,16 @@ mod tests {
 
     #[test]
     fn another_cause_or_another_culprit_is_wrong() {
-        let why = wrong(|told, _| told[2].1["cause"] = "cpu_bound".into());
+        let why = wrong(|reports, _| reports[2].1["cause"] = "cpu_bound".into());
         assert_eq!(why, "while it was there: the verdict is cpu_bound");
-        let why = wrong(|told, _| told[3].1["culprit"] = json!({"pid": 9, "name": "cron (9)"}));
+        let why =
+            wrong(|reports, _| reports[3].1["culprit"] = json!({"pid": 9, "name": "cron (9)"}));
         assert_eq!(why, "in the end: it names cron (9)");
-        let why = wrong(|told, _| {
-            told[3].1.as_object_mut().map(|told| told.remove("cause"));
+        let why = wrong(|reports, _| {
+            reports[3]
+                .1
+                .as_object_mut()
+                .map(|report| report.remove("cause"));
         });
         assert_eq!(why, "in the end: no verdict");
     }
@@ -314,9 +322,11 @@ mod tests {
             json!({"type": "episode", "id": "f", "kind": "recv", "name": ":80",
                    "cause": cause, "culprit": {"pid": pid, "name": "x"}})
         };
-        assert!(wrong(|told, _| told.push((14, other("disk_slow", 9)))).starts_with("elsewhere"));
+        assert!(
+            wrong(|reports, _| reports.push((14, other("disk_slow", 9)))).starts_with("elsewhere")
+        );
         for (cause, pid) in [("unknown", 9), ("disk_slow", HOLDER)] {
-            let row = judged(|told, _| told.push((14, other(cause, pid))));
+            let row = judged(|reports, _| reports.push((14, other(cause, pid))));
             assert_eq!(row.outcome, Outcome::Right, "{cause}: {:?}", row.why);
         }
     }
@@ -324,18 +334,18 @@ mod tests {
     #[test]
     fn late_warnings_and_missing_ones_and_no_recovery_are_wrong() {
         assert_eq!(
-            wrong(|told, _| drop(told.remove(0))),
+            wrong(|reports, _| drop(reports.remove(0))),
             "no warning of accept"
         );
         assert_eq!(
-            wrong(|told, _| told[0].0 = 11),
-            "the application said it first"
+            wrong(|reports, _| reports[0].0 = 11),
+            "the application reported it first"
         );
         assert_eq!(wrong(|_, story| story.recovered = None), "no recovery");
-        let early = wrong(|told, story| {
+        let early = wrong(|reports, story| {
             story.planted = story.planted.map(|at| at + Duration::from_secs(4));
-            told[0].0 = 11;
-            story.said = None;
+            reports[0].0 = 11;
+            story.own_message = None;
         });
         assert!(early.starts_with("before it was planted"), "{early}");
     }

@@ -1,4 +1,4 @@
-//! A limit is too small for the work, or the work too much for the limit.
+//! A limit too small for the load, or a load too large for the limit.
 
 use std::{
     net::SocketAddr,
@@ -23,11 +23,11 @@ use crate::{
     programs::{app, family, load, steady_load, uwsgi_is_full},
 };
 
-/// More work than three workers can do comes from the beginning, and nothing changes: no surge, no slowness.
+/// The load exceeds three workers' capacity from the start and never changes: no surge, no slowdown.
 pub fn few_workers(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&app(3, 200))?;
     play.watch_pid(uwsgi.process().pid())?;
-    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.watch_own_messages(uwsgi.process().lines(), uwsgi_is_full);
     let family = family(&uwsgi)?;
     play.planted(Culprit::default().and(family).or("worker"));
     let load = load(uwsgi.address(), "/sleep/200", 25.0)?;
@@ -37,16 +37,16 @@ pub fn few_workers(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// Three times as much comes as usual; each request takes what it always takes.
+/// The arrival rate triples; the service time does not change.
 pub fn surge(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&app(4, 100))?;
     let load = load(uwsgi.address(), "/sleep/100", 20.0)?;
     play.watch_pid(uwsgi.process().pid())?;
-    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.watch_own_messages(uwsgi.process().lines(), uwsgi_is_full);
     three_times_as_much(play, &load)
 }
 
-/// The same where nginx lets so many through as the service can bear, and keeps the others until it is their turn.
+/// The same behind nginx, which limits the rate and delays the excess.
 pub fn surge_of_nginx(play: &mut Play) -> Result<()> {
     let limit = Limit {
         per_s: 40,
@@ -55,14 +55,14 @@ pub fn surge_of_nginx(play: &mut Play) -> Result<()> {
     let nginx = Nginx::start_limited(1, limit)?;
     let load = load(nginx.address(), "/", 20.0)?;
     play.watch_pid(nginx.process().pid())?;
-    // What it says of those that it keeps is no news: it keeps some of every burst.
-    play.own_words(nginx.process().lines(), |line| {
+    // Its log lines about delayed requests do not count as a warning: it delays part of every burst.
+    play.watch_own_messages(nginx.process().lines(), |line| {
         line.contains("limiting requests")
     });
     three_times_as_much(play, &load)
 }
 
-/// Of a load of 20 a second; for recovery, less than usual.
+/// Requests a second during recovery: below the normal load of 20.
 fn three_times_as_much(play: &mut Play, load: &Load) -> Result<()> {
     play.healthy()?;
     play.planted(Culprit::default());
@@ -73,13 +73,13 @@ fn three_times_as_much(play: &mut Play, load: &Load) -> Result<()> {
     play.recover()
 }
 
-/// As many requests as usual, and all of a second at once: the workers are idle most of the time, and the backlog has
-/// room for a few.
+/// The normal number of requests, but each second's arrive in one burst: the workers are mostly idle, and the backlog
+/// holds only a few.
 pub fn small_backlog(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&app(4, 8))?;
     let usual = steady_load(uwsgi.address(), "/sleep/10", 40.0)?;
     play.watch_pid(uwsgi.process().pid())?;
-    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.watch_own_messages(uwsgi.process().lines(), uwsgi_is_full);
     play.healthy()?;
     let family = family(&uwsgi)?;
     play.planted(Culprit::default().and(family).or("backlog").or("listen"));
@@ -91,7 +91,7 @@ pub fn small_backlog(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// Connections are left open, more and more of them.
+/// The number of open connections grows without bound.
 pub fn files(play: &mut Play) -> Result<()> {
     const LIMIT: usize = 120;
     let nginx = Nginx::start_with(1, |words| {
@@ -99,7 +99,7 @@ pub fn files(play: &mut Play) -> Result<()> {
     })?;
     let load = load(nginx.address(), "/", 15.0)?;
     play.watch_pid(nginx.process().pid())?;
-    play.own_words(nginx.process().lines(), |line| {
+    play.watch_own_messages(nginx.process().lines(), |line| {
         line.contains("Too many open files")
     });
     play.healthy()?;
@@ -118,7 +118,7 @@ pub fn files(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// So many requests at one moment, again and again, until it is dropped.
+/// Bursts of `count` simultaneous requests, repeated until it is dropped.
 pub struct Bursts {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,

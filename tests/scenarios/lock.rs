@@ -1,4 +1,4 @@
-//! Threads that wait for a lock: what its holder does is the cause.
+//! Threads that wait for a lock: the cause is what its holder does.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -19,13 +19,13 @@ pub fn convoy(mode: &str, threads: u32, before: &[&str]) -> Result<(Program, Soc
     let args = [port.to_string(), mode.to_owned(), threads.to_string()];
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let server = Program::c("convoy", include_str!("apps/convoy.c"), before, &args)?;
-    // The listener is there before the threads are.
+    // The listener exists before the threads do.
     server.number("writer")?;
     server.number("keeper")?;
     Ok((server, ports::local(port)))
 }
 
-/// Watched while it is well; then the trouble begins, and ends.
+/// Watches the healthy server, then plants and removes the fault.
 pub fn trouble(play: &mut Play, server: &Program, load: &Load, culprit: Culprit) -> Result<()> {
     play.watch_pid(server.pid())?;
     play.healthy()?;
@@ -48,14 +48,14 @@ pub fn holder_waits(play: &mut Play) -> Result<()> {
     let redis = Redis::start()?;
     let (server, address) = convoy(&format!("call={}", redis.port()), 4, &[])?;
     let load = load(address, "/", REQUESTS_PER_S)?;
-    // Redis is slow all the time; nobody calls it before the trouble.
+    // Redis is slow throughout, but is not called before the fault is planted.
     let hog = redis.hog(Duration::from_millis(400), Duration::from_millis(2))?;
     let culprit = Culprit::server(redis.process().pid(), redis.port());
     trouble(play, &server, &load, culprit)?;
     hog.stop()
 }
 
-/// Each of two threads has what the other wants. Nothing but its end helps.
+/// Two threads each hold the lock that the other waits for. Only ending the process resolves it.
 pub fn deadlock(play: &mut Play) -> Result<()> {
     let (server, address) = convoy("deadlock", 8, &[])?;
     let load = load(address, "/", REQUESTS_PER_S)?;
@@ -71,7 +71,7 @@ pub fn deadlock(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// The lock of the interpreter.
+/// The interpreter's global lock.
 pub fn interpreter(play: &mut Play) -> Result<()> {
     let port = ports::free()?;
     let text = include_str!("apps/threads.py");
@@ -80,7 +80,7 @@ pub fn interpreter(play: &mut Play) -> Result<()> {
         .process
         .wait_line("listening", crate::programs::SOON)?;
     let load = load(ports::local(port), "/", REQUESTS_PER_S)?;
-    // Which of the threads has it changes two hundred times a second.
+    // Ownership changes two hundred times a second.
     let culprit = Culprit::process(server.pid()).or("interpreter");
     trouble(play, &server, &load, culprit)
 }

@@ -1,7 +1,7 @@
-//! Plays incidents on real, stock servers, and compares what the agent says of them with what was planted.
+//! Plays incidents on real, stock servers, and compares the agent's verdicts with what was planted.
 //!
-//! A scenario speaks to the agent only through its command line and its JSON lines. `table` lists them, `play` is one run
-//! of one, `judge` makes a row of what was said; the other files are the scenarios, by what is planted.
+//! A scenario uses only the agent's command line and its JSON lines. `table` lists the scenarios, `play` runs one,
+//! `judge` turns its events into a row; the other files hold the scenarios, grouped by what they plant.
 
 mod blocked;
 mod control;
@@ -37,7 +37,7 @@ use tailback_tests::{
 use play::Play;
 use table::{SCENARIOS, Scenario};
 
-/// In the network namespace that we are in.
+/// Argument: play in the current network namespace.
 const HERE: &str = "--here";
 
 const USAGE: &str = "\
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     };
     let done = match asked.scenarios.as_slice() {
         _ if here => play_here(&asked),
-        // One takes our place: whoever stops us stops it.
+        // A single scenario replaces this process, so that a signal to this pid reaches it.
         [one] => inside(one, &asked).and_then(|mut command| {
             let error = command.exec();
             Err(error).context("play a scenario")
@@ -101,12 +101,12 @@ impl Asked {
         let mut words = words.iter();
         while let Some(word) = words.next() {
             if *word == "--keep" {
-                asked.keep = Some(words.next().context("--keep wants a folder")?.into());
+                asked.keep = Some(words.next().context("--keep needs a directory")?.into());
                 continue;
             }
             match SCENARIOS.iter().find(|scenario| scenario.name == *word) {
                 Some(scenario) => asked.scenarios.push(scenario),
-                None => bail!("there is no scenario {word:?}; `--list` prints them all"),
+                None => bail!("no such scenario: {word:?}; `--list` prints all of them"),
             }
         }
         if asked.scenarios.is_empty() {
@@ -116,7 +116,7 @@ impl Asked {
     }
 }
 
-/// Each in a process and a network namespace of its own: its limits, its ports, and the counters of its kernel.
+/// Plays each in its own process and network namespace, so that limits, ports and kernel counters are its own.
 fn play_all(asked: &Asked) -> Result<bool> {
     let mut good = true;
     for scenario in &asked.scenarios {
@@ -126,7 +126,7 @@ fn play_all(asked: &Asked) -> Result<bool> {
     Ok(good)
 }
 
-/// The command that plays a scenario in a network namespace of its own; where there is none, it is told why.
+/// The command that plays a scenario in its own network namespace; without root, in the current one.
 fn inside(scenario: &Scenario, asked: &Asked) -> Result<Command> {
     let program = env::current_exe().context("find this program")?;
     let up = "ip link set lo up && exec \"$@\"";
@@ -200,7 +200,7 @@ fn play(scenario: &Scenario, record: Option<PathBuf>) -> Result<Row> {
     Ok(judge::row(scenario, &story))
 }
 
-/// Why it cannot be played here.
+/// Why this machine cannot play the scenario.
 fn missing(scenario: &Scenario) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("only root may load eBPF programs".to_owned());

@@ -1,4 +1,4 @@
-//! The network between carries less than is sent.
+//! The network carries less than the service sends.
 
 use anyhow::Result;
 use tailback_tests::{network::Network, nginx::Nginx};

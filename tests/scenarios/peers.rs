@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, or what lies between.
+//! Clients at the other end of a connection that do not send or do not read.
 
 use anyhow::Result;
 use tailback_tests::{
@@ -21,7 +21,7 @@ fn callers(port: u16, count: u32, role: &str, path: &str) -> Result<Program> {
     Ok(program)
 }
 
-/// As many callers as there are workers announce a body and never send it.
+/// One client per worker announces a body and never sends it.
 pub fn silent(play: &mut Play) -> Result<()> {
     let mut service = app(4, 100);
     service
@@ -30,7 +30,7 @@ pub fn silent(play: &mut Play) -> Result<()> {
     among_others(play, &service, "silent", "/sleep/20")
 }
 
-/// As many callers as there are workers ask for much and read nothing.
+/// One client per worker requests a large response and reads nothing.
 pub fn deaf(play: &mut Play) -> Result<()> {
     let mut service = app(4, 100);
     service
@@ -43,7 +43,7 @@ fn among_others(play: &mut Play, service: &App<'_>, role: &str, path: &str) -> R
     let uwsgi = Uwsgi::start_app(service)?;
     let load = load(uwsgi.address(), "/sleep/20", 20.0)?;
     play.watch_pid(uwsgi.process().pid())?;
-    play.own_words(uwsgi.process().lines(), uwsgi_is_full);
+    play.watch_own_messages(uwsgi.process().lines(), uwsgi_is_full);
     play.healthy()?;
     let callers = callers(uwsgi.port(), 4, role, path)?;
     play.planted(Culprit::process(callers.pid()));
@@ -53,7 +53,7 @@ fn among_others(play: &mut Play, service: &App<'_>, role: &str, path: &str) -> R
     play.recover()
 }
 
-/// An event-driven server has no worker to block: the answers stand.
+/// An event-driven server has no worker to block: the responses stay in the send buffers.
 pub fn deaf_of_nginx(play: &mut Play) -> Result<()> {
     let nginx = Nginx::start(1)?;
     nginx.file("large", 20_000_000)?;
@@ -68,7 +68,7 @@ pub fn deaf_of_nginx(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// As many callers as it may have connections connect and send nothing; whoever comes later waits to be accepted.
+/// Silent clients use up the connection limit; later clients wait in the backlog.
 pub fn mute_before_haproxy(play: &mut Play) -> Result<()> {
     const MOST: u32 = 20;
     let nginx = Nginx::start(1)?;

@@ -1,4 +1,4 @@
-//! One run: the agent beside the servers, and what it says before, while and after the cause is there.
+//! One run: the agent beside the servers, and its reports before, during and after the planted cause.
 
 use std::{
     cell::RefCell,
@@ -23,24 +23,24 @@ use tailback_tests::{
 
 use crate::table::Planted;
 
-const SOON: Duration = Duration::from_secs(20);
-/// How long a healthy service is watched before anything happens to it: the agent learns what is usual.
-const HEALTHY: Duration = Duration::from_secs(6);
-/// A warning that comes later than this is none.
-const WARNING: Duration = Duration::from_secs(12);
-/// The verdict that counts is told at least so long after the warning.
-const SETTLED: Duration = Duration::from_secs(4);
-const RECOVERY: Duration = Duration::from_secs(20);
-/// What is worth a closer look is told so often.
+const TIME_LIMIT: Duration = Duration::from_secs(20);
+/// Time that the healthy service is watched before the cause is planted: the agent learns its baseline.
+const BASELINE_TIME: Duration = Duration::from_secs(6);
+/// A warning later than this after planting does not count.
+const WARNING_LIMIT: Duration = Duration::from_secs(12);
+/// The judged verdict is the first one reported at least this long after the warning.
+const SETTLE_TIME: Duration = Duration::from_secs(4);
+const RECOVERY_LIMIT: Duration = Duration::from_secs(20);
 const CONFIG_FILE: &str = "tailback.toml";
+/// Open episodes are re-reported every second, so that verdicts are seen as they change.
 const CONFIG: &str = "[detect.all]\nrepeat_interval = \"1s\"\n";
 
-/// Who stands at the head of the jam, known only when the servers run.
+/// The planted root cause, known only once the servers run.
 #[derive(Clone, Debug, Default)]
 pub struct Culprit {
-    /// Any of these processes or threads.
+    /// Any of these processes or threads counts.
     pub pids: Vec<u32>,
-    /// Or any of these in a name or an endpoint.
+    /// So does any of these texts in a name or an endpoint.
     pub words: Vec<String>,
 }
 
@@ -52,7 +52,7 @@ impl Culprit {
         }
     }
 
-    /// A thread is named by its own number, also where the culprit's `pid` is its process.
+    /// A thread is identified by its tid, also where the culprit's `pid` is its process.
     pub fn thread(tid: u32) -> Self {
         Self {
             pids: vec![tid],
@@ -60,7 +60,7 @@ impl Culprit {
         }
     }
 
-    /// A server: by its process, or by where it listens.
+    /// A server, identified by its process or its port.
     pub fn server(pid: u32, port: u16) -> Self {
         Self {
             pids: vec![pid],
@@ -81,7 +81,7 @@ impl Culprit {
 
 type Own = (Lines, fn(&str) -> bool);
 
-/// All that is noted of one run; [`crate::judge`] makes a row of it.
+/// The events and times of one run; [`crate::judge`] turns it into a row.
 #[derive(Default)]
 pub struct Story {
     pub events: Vec<Event>,
@@ -91,21 +91,21 @@ pub struct Story {
     pub recovered: Option<Instant>,
     pub culprit: Culprit,
     /// The application's own message.
-    pub said: Option<Instant>,
+    pub own_message: Option<Instant>,
     /// The first request that failed after planting.
     pub failed: Option<Instant>,
     /// The recording of the run gives the same levels, episodes and causes.
     pub replayed: Option<bool>,
 }
 
-/// A story under way.
+/// A run in progress.
 pub struct Play {
     planted: Option<Planted>,
     record: PathBuf,
     folder: TempDir,
     agent: Option<Agent>,
     story: Story,
-    own: RefCell<Vec<Own>>,
+    own_messages: RefCell<Vec<Own>>,
 }
 
 impl Play {
@@ -117,18 +117,18 @@ impl Play {
             folder,
             agent: None,
             story: Story::default(),
-            own: RefCell::default(),
+            own_messages: RefCell::default(),
         })
     }
 
-    /// Starts the agent on these targets: `["--pid", "812"]`. It has found `targets` of them.
+    /// Starts the agent on these targets: `["--pid", "812"]`. Returns when it has found one.
     pub fn watch(&mut self, args: &[&str]) -> Result<()> {
         let config = self.folder.write(CONFIG_FILE, CONFIG)?;
         let mut all: Vec<OsString> = args.iter().map(OsString::from).collect();
         all.extend(["--config".into(), config.into()]);
         all.extend(["--record".into(), self.record.clone().into()]);
         let agent = Agent::run(&all)?;
-        agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
+        agent.wait_for("its target", TIME_LIMIT, |event| event.is("target"))?;
         self.story.watched = Some(Instant::now());
         self.agent = Some(agent);
         Ok(())
@@ -138,12 +138,12 @@ impl Play {
         self.watch(&["--pid", &pid.to_string()])
     }
 
-    /// A healthy service, watched under its usual load.
+    /// Watches the healthy service under its normal load.
     pub fn healthy(&self) -> Result<()> {
-        self.lasts(HEALTHY)
+        self.lasts(BASELINE_TIME)
     }
 
-    /// The load goes on for so long, unless the agent ends.
+    /// Lets the load run for `time`; fails if the agent ends.
     pub fn lasts(&self, time: Duration) -> Result<()> {
         let end = Instant::now() + time;
         let agent = self.agent()?;
@@ -154,19 +154,19 @@ impl Play {
         Ok(())
     }
 
-    /// The cause is there from now on, and this is who is to be named.
+    /// Notes that the cause is planted now, and which culprit the verdict must name.
     pub fn planted(&mut self, culprit: Culprit) {
         self.story.culprit = culprit;
         self.story.planted.get_or_insert_with(Instant::now);
     }
 
-    /// What the application itself says when it is too late.
-    pub fn own_words(&self, lines: &Lines, says: fn(&str) -> bool) {
-        self.own.borrow_mut().push((lines.clone(), says));
+    /// Lines in which the application itself reports the overload.
+    pub fn watch_own_messages(&self, lines: &Lines, says: fn(&str) -> bool) {
+        self.own_messages.borrow_mut().push((lines.clone(), says));
     }
 
-    /// Waits for the warning, and then until the episode has been told once more when its verdict had time to settle.
-    /// Without a warning it returns, too: that is the row's fault, not an error of the scenario.
+    /// Waits for the warning, and then for a report of the episode after its verdict had time to settle. A missing warning
+    /// is not an error of the scenario: the row shows it.
     pub fn hold(&self) -> Result<()> {
         let Some(planted) = self.planted else {
             return Ok(());
@@ -176,7 +176,7 @@ impl Play {
         let is = |event: &Event, kind: &str| {
             event.at >= since && event.is(kind) && planted.queues.contains(&event.text("kind"))
         };
-        let left = WARNING.saturating_sub(since.elapsed());
+        let left = WARNING_LIMIT.saturating_sub(since.elapsed());
         let warned = agent.wait_for("that a queue is in trouble", left, |event| {
             is(event, "level") && event.text("to") != "ok"
         });
@@ -184,15 +184,15 @@ impl Play {
         let Ok(warned) = warned else {
             return Ok(());
         };
-        let settled = warned.at + SETTLED;
-        // An episode that has ended by itself meanwhile is the row's fault again.
-        let _ = agent.wait_for("the episode's standing", SETTLED * 2, |event| {
+        let settled = warned.at + SETTLE_TIME;
+        // If the episode has ended on its own meanwhile, the row shows it.
+        let _ = agent.wait_for("a report of the open episode", SETTLE_TIME * 2, |event| {
             is(event, "episode") && event.at >= settled
         });
         agent.process().check_running()
     }
 
-    /// The cause is to go now: what callers saw of it is noted first.
+    /// Notes that the cause is removed now, and the first request that failed before that.
     pub fn removing(&mut self, load: Option<&Load>) {
         if let Some(load) = load {
             let planted = self.story.planted;
@@ -208,7 +208,7 @@ impl Play {
     /// Waits until all episodes are over.
     pub fn recover(&mut self) -> Result<()> {
         let agent = self.agent()?;
-        let over = wait::until("all episodes to end", RECOVERY, || {
+        let over = wait::until("all episodes to end", RECOVERY_LIMIT, || {
             agent.process().check_running()?;
             let events = agent.events()?;
             Ok(open(&events).is_empty().then_some(()))
@@ -218,23 +218,23 @@ impl Play {
         Ok(())
     }
 
-    /// Ends the agent, and hands out what there is to judge.
+    /// Stops the agent and returns the story.
     pub fn end(mut self) -> Result<Story> {
         let agent = self.agent.take().context("nothing was watched")?;
         self.story.events = agent.events()?;
         agent.process().signal(Signal::TERM)?;
-        let end = agent.process().wait_end(SOON)?;
+        let end = agent.process().wait_end(TIME_LIMIT)?;
         ensure!(end == End::Code(0), "the agent ended with {end:?}");
         self.story.replayed = Some(self.replays()?);
         let planted = self.story.planted;
-        for (lines, says) in self.own.borrow().iter() {
+        for (lines, says) in self.own_messages.borrow().iter() {
             let all = lines.all();
             let own = all.iter().filter(|line| Some(line.at) > planted);
             let first = own
                 .filter(|line| says(&line.text))
                 .map(|line| line.at)
                 .min();
-            self.story.said = self.story.said.into_iter().chain(first).min();
+            self.story.own_message = self.story.own_message.into_iter().chain(first).min();
         }
         Ok(self.story)
     }
@@ -264,12 +264,12 @@ impl Play {
     }
 }
 
-/// What the pipeline makes of samples: it must not depend on whether they are live.
+/// Events that the pipeline derives from samples alone, live or replayed.
 fn is_verdict(value: &Value) -> bool {
     matches!(value["type"].as_str(), Some("level" | "episode" | "cause"))
 }
 
-/// Queues that are not at ok by the last word about them.
+/// Queues whose last reported level is not ok.
 fn open(events: &[Event]) -> Vec<String> {
     let mut open: Vec<String> = Vec::new();
     for event in events.iter().filter(|event| event.is("level")) {
@@ -287,7 +287,7 @@ fn open(events: &[Event]) -> Vec<String> {
     open
 }
 
-/// A queue that is gone ends its episode without a level.
+/// Whether an episode has ended. That of a queue that disappears ends without a level event.
 fn is_over(events: &[Event], episode: &str) -> bool {
     events.iter().any(|event| {
         event.is("episode") && event.text("id") == episode && event.value.get("ongoing").is_none()

@@ -11,17 +11,17 @@ use tailback_tests::{
 
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// Whether this is uWSGI saying that its listen queue is full.
+/// Whether this is uWSGI's message about a full listen queue.
 pub fn uwsgi_is_full(line: &str) -> bool {
     line.contains("uWSGI listen queue of socket") && line.contains("full !!!")
 }
 
-/// Requests that do not wait for answers, as of many independent callers.
+/// An open-loop load with Poisson arrivals, like many independent callers.
 pub fn load(to: SocketAddr, path: &str, per_s: f64) -> Result<Load> {
     spaced_load(to, path, per_s, Spacing::Poisson { seed: 7 })
 }
 
-/// The same at equal distances.
+/// An open-loop load with evenly spaced arrivals.
 pub fn steady_load(to: SocketAddr, path: &str, per_s: f64) -> Result<Load> {
     spaced_load(to, path, per_s, Spacing::Even)
 }

@@ -15,22 +15,22 @@ pub struct Scenario {
     /// `None`: a healthy control. It must have no episode at all.
     pub planted: Option<Planted>,
     pub programs: &'static [&'static str],
-    /// Of Python.
+    /// Python modules that it needs.
     pub modules: &'static [&'static str],
     pub play: fn(&mut Play) -> Result<()>,
 }
 
-/// What the verdict has to be.
+/// The expected verdict.
 #[derive(Clone, Copy)]
 pub struct Planted {
     pub cause: &'static str,
-    /// Where the cause is another service's, also this one with the cause as its root.
+    /// Also accepted: this cause, with the planted one as its root cause. For causes in another service.
     pub seen_as: Option<&'static str>,
-    /// Kinds of queues that suffer from it, one of which has to warn. The verdict on each has to be right.
+    /// Affected queue kinds. At least one must warn, and the verdict on each must be right.
     pub queues: &'static [&'static str],
-    /// What other queues may say, as long as these say the above.
+    /// Causes that other queues may report as well.
     pub also: &'static [&'static str],
-    /// The culprit has to be the planted one. Not where it is the callers' doing.
+    /// The verdict must name the planted culprit. Not so where the callers are the cause.
     pub names: bool,
 }
 
@@ -45,7 +45,7 @@ const fn planted(cause: &'static str, queues: &'static [&'static str]) -> Plante
 }
 
 const UWSGI: &str = "uwsgi-core";
-/// What can stand in an asynchronous service, which accepts at once.
+/// Queues that can fill in an asynchronous service, which accepts immediately.
 const GATEWAY: &[&str] = &["downstream", "inflight", "recv", "accept"];
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -65,7 +65,7 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &[],
         play: downstream::slow_redis,
     },
-    // Its own command keeps it from everybody else: it computes, too, but more CPU would not help those who wait.
+    // One expensive command blocks all other clients. It burns CPU, but more CPU would not shorten their wait.
     Scenario {
         name: "redis-blocked",
         on: "Redis",
@@ -74,7 +74,7 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &[],
         play: downstream::redis_blocked,
     },
-    // Seen from uWSGI another service is slow; that service's pool is what is used up.
+    // For uWSGI a downstream service is slow; the exhausted pool is that service's.
     Scenario {
         name: "pool-exhausted",
         on: "uWSGI -> PgBouncer -> PostgreSQL",
@@ -86,7 +86,7 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &["psycopg2"],
         play: downstream::pool_exhausted,
     },
-    // Seen from the first request on, so that nothing is unusual: the arithmetic alone tells.
+    // Watched from the first request on, so there is no healthy baseline: only the arithmetic shows the cause.
     Scenario {
         name: "few-workers",
         on: "uWSGI",
@@ -106,7 +106,7 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &[],
         play: limits::surge,
     },
-    // It accepts at once: what fills is what it has read and not answered.
+    // It accepts immediately, so requests in flight pile up instead of the backlog.
     Scenario {
         name: "surge-nginx",
         on: "nginx with a limit of requests",
@@ -217,7 +217,7 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &["socket"],
         play: peers::silent,
     },
-    // None has ever sent a byte, so it is not that more work came, or that the limit is small for the work.
+    // No client has ever sent a byte: neither a surge nor an undersized limit explains that.
     Scenario {
         name: "mute-clients-haproxy",
         on: "HAProxy -> nginx",

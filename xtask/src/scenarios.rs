@@ -1,6 +1,6 @@
-//! `cargo xtask scenarios`: incidents on real servers, and whether the agent named what was planted.
+//! `cargo xtask scenarios`: plays incidents on real servers and checks the agent's verdicts.
 //!
-//! `tests/scenarios` plays them, one process each; here they are chosen, repeated, shown, and written into a section of
+//! `tests/scenarios` plays each in its own process; this module selects, repeats and prints them, and writes a section of
 //! docs/appendix/accuracy.md.
 //!
 //! A verdict on a live run depends on the load, the scheduler and the moment: it is right at a rate. Two things hold it.
@@ -51,13 +51,13 @@ pub struct Args {
     /// Print their names, and play none
     #[arg(long)]
     list: bool,
-    /// Play each so often
+    /// Times to play each
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
-    /// Keep the samples of each run in this folder, for `tailback replay`
+    /// Keep the recording of each run in this directory, for `tailback replay`
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// Write the table into a section of this file [default: docs/appendix/accuracy.md]
@@ -80,7 +80,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         .iter()
         .find(|name| !known.contains(&name.as_str()))
     {
-        bail!("there is no scenario {name:?}; `--list` prints them all");
+        bail!("no such scenario: {name:?}; `--list` prints all of them");
     }
     let chosen: Vec<&str> = match args.scenarios.as_slice() {
         [] => known,
@@ -103,7 +103,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             }
             rows.push(row);
         }
-        // Whoever stops it has what was played so far.
+        // An interrupted command leaves the rows played so far.
         if let Some(file) = &args.write {
             let text =
                 fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
@@ -207,7 +207,7 @@ fn broken(row: &Row) -> Option<String> {
     }
 }
 
-/// Whether so many right runs are compatible with [`RATE`].
+/// Whether the number of right runs is compatible with [`RATE`].
 fn judge_rate(rows: &[Row]) -> Result<String, String> {
     let count = |outcome: Outcome| rows.iter().filter(|row| row.outcome == outcome).count();
     let right = count(Outcome::Right);
@@ -256,7 +256,7 @@ fn play(program: &Path, agent: &Path, scenario: &str, keep: Option<&Path>) -> Re
     let cmd = cmd.arg(scenario);
     let output = cmd.command().stderr(Stdio::inherit()).output();
     let output = output.with_context(|| format!("start `{cmd}`"))?;
-    // Its exit code says whether all is well; the row says it better.
+    // Exit code 1 means a wrong verdict, which the row explains.
     ensure!(
         matches!(output.status.code(), Some(0 | 1)),
         "`{cmd}` ended with {}",
@@ -264,10 +264,10 @@ fn play(program: &Path, agent: &Path, scenario: &str, keep: Option<&Path>) -> Re
     );
     let text = String::from_utf8_lossy(&output.stdout);
     let row = text.lines().find_map(Row::from_json);
-    row.with_context(|| format!("`{cmd}` said nothing of it: {text:?}"))
+    row.with_context(|| format!("`{cmd}` printed no row: {text:?}"))
 }
 
-/// One run, for a person.
+/// One run as a line for the terminal.
 fn line(row: &Row) -> String {
     let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1} s"));
     let said = match row.verdict.as_str() {
@@ -327,7 +327,7 @@ impl Sum<'_> {
         values.get(values.len() / 2).copied()
     }
 
-    /// What was said most often.
+    /// The most frequent verdict.
     fn verdict(&self) -> String {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for row in &self.runs {
@@ -383,7 +383,7 @@ fn before_section(text: &str) -> &str {
     text.get(..end).unwrap_or(text)
 }
 
-/// The section of a file as it stands: who writes the rest keeps it.
+/// The section as it is in the file now, for a command that rewrites the rest.
 pub fn section_in(file: &Path) -> String {
     let text = fs::read_to_string(file).unwrap_or_default();
     let before = before_section(&text).len();

@@ -48,7 +48,7 @@ pub fn of(columns: &[Column]) -> String {
     text
 }
 
-/// An error, or why there is none: by the number of its note.
+/// An error, or the number of the note that explains its absence.
 fn cell(column: &Column, row: &Row, notes: &mut Vec<String>) -> String {
     let Some(finding) = column.find(row) else {
         return "not measured".to_owned();
@@ -72,13 +72,13 @@ fn cell(column: &Column, row: &Row, notes: &mut Vec<String>) -> String {
     }
 }
 
-/// Without what differs from run to run: what the agent said in full is for who mends it.
+/// A note without the parts that differ from run to run.
 fn reason(column: &Column, finding: &Finding) -> String {
     let name = format!("{}.{}", finding.kind, finding.quantity);
     let known = column.absent.iter().find(|(row, _)| *row == name);
     match (known, finding.verdict) {
         (Some((_, why)), Verdict::Absent) => (*why).to_owned(),
-        (None, Verdict::Absent) => "not expected: the agent does not say it".to_owned(),
+        (None, Verdict::Absent) => "not expected: the agent does not report it".to_owned(),
         _ => table::short(&finding.note.replace('|', "/").replace('\n', " "), 200),
     }
 }

@@ -1,8 +1,7 @@
-//! `cargo xtask accuracy`: what the agent says of queues, beside what is known of them by other means.
+//! `cargo xtask accuracy`: the agent's numbers beside an independent truth.
 //!
-//! The rows are the harness's (`tests/harness/accuracy.rs`); `tests/accuracy` measures them, here and on the kernels of
-//! the matrix. `table` shows them to a person, `document` writes docs/appendix/accuracy.md. The same rows are tests of
-//! `cargo xtask test`.
+//! `tests/harness/accuracy.rs` lists the rows; `tests/accuracy` measures them, here and on the kernels of the matrix.
+//! `table` prints them, `document` writes docs/appendix/accuracy.md. The same rows are tests of `cargo xtask test`.
 
 mod document;
 mod table;
@@ -26,7 +25,7 @@ use crate::{
     test::{Outcome, Tally},
 };
 
-/// Where it is measured on no kernel of the matrix.
+/// Name of the column of the running kernel.
 const HERE: &str = "this kernel";
 
 #[derive(clap::Args)]
@@ -44,7 +43,7 @@ pub struct Args {
     kinds: Vec<String>,
 }
 
-/// What was found on one kernel.
+/// The measurements on one kernel.
 pub struct Column {
     pub name: String,
     pub release: String,
@@ -98,7 +97,7 @@ impl Column {
     }
 }
 
-/// Why a finding is a failure. A fact that is silently absent is one.
+/// Why a finding is a failure. A fact that is absent without being listed as such is one.
 fn judge(finding: &Finding, absent: &[(&str, &str)]) -> Result<(), String> {
     let name = format!("{}.{}", finding.kind, finding.quantity);
     match finding.verdict {
@@ -112,8 +111,8 @@ fn judge(finding: &Finding, absent: &[(&str, &str)]) -> Result<(), String> {
     }
 }
 
-/// Off by no more than twice what is allowed. The table shows the goal; a test fails beyond this, for a machine that is
-/// shared, or emulated, now and then stops whoever holds the clock. What has to be exact has to be exact here as well.
+/// Whether the error is at most twice the allowed one. The table states the goal; a test fails only beyond this, because
+/// a shared or emulated machine now and then stops the process that keeps the time. Exact rows stay exact.
 fn is_near(finding: &Finding) -> bool {
     match (finding.truth, finding.measured, finding.allowed) {
         (Some(truth), Some(measured), Some(allowed)) => (measured - truth).abs() <= 2.0 * allowed,
@@ -121,7 +120,7 @@ fn is_near(finding: &Finding) -> bool {
     }
 }
 
-/// Why a test of a finding fails.
+/// Why the test of a finding fails.
 fn judge_test(finding: &Finding, absent: &[(&str, &str)]) -> Result<(), String> {
     judge(finding, absent).or_else(|why| match is_near(finding) {
         true => Ok(()),
@@ -129,13 +128,13 @@ fn judge_test(finding: &Finding, absent: &[(&str, &str)]) -> Result<(), String> 
     })
 }
 
-/// What a test of this row is called.
+/// The name of a row's test.
 pub fn test_name(row: &Row) -> String {
     format!("{} {}", row.kind, row.quantity)
 }
 
 /// Records all rows as tests. A row that was not found failed for the reason `missing`.
-pub fn tell(
+pub fn record(
     found: &[Settled],
     absent: &[(&str, &str)],
     missing: &str,
@@ -240,10 +239,10 @@ pub fn run_here(programs: &Programs, filter: Option<&str>, tally: &mut Tally) {
         Err(error) => (Vec::new(), format!("{error:#}")),
     };
     let found = settle(found, &[], |kinds| programs.measure(kinds));
-    tell(&found, &[], &missing, &format!("{HERE}: "), tally);
+    record(&found, &[], &missing, &format!("{HERE}: "), tally);
 }
 
-/// What measures on this kernel, and what is measured.
+/// The agent, and the programs that measure it on this kernel.
 pub struct Programs {
     pub agent: PathBuf,
     pub accuracy: PathBuf,
@@ -253,7 +252,7 @@ pub struct Programs {
 impl Programs {
     pub const NEEDED: [Program; 3] = [cargo::AGENT, cargo::ACCURACY, cargo::SCENARIOS];
 
-    /// Where a build of those that are needed has put them.
+    /// From the paths of [`Self::NEEDED`].
     pub fn at([agent, accuracy, scenarios]: [PathBuf; 3]) -> Self {
         Self {
             agent,
@@ -266,7 +265,7 @@ impl Programs {
         let cmd = Cmd::new(&self.accuracy).args(kinds);
         let cmd = cmd.env("TAILBACK_BIN", &self.agent);
         let mut command = cmd.command();
-        // Its exit code says whether all is well; the findings say it better.
+        // Exit code 1 means that a row is off; the findings say which.
         let output = command.stderr(Stdio::inherit()).output();
         let output = output.with_context(|| format!("start `{cmd}`"))?;
         anyhow::ensure!(
@@ -299,7 +298,7 @@ fn measure_on(
     })
 }
 
-/// As `uname -r` says.
+/// As printed by `uname -r`.
 fn release() -> String {
     rustix::system::uname()
         .release()

@@ -1,4 +1,4 @@
-//! The table for a person.
+//! The table for the terminal.
 
 use std::fmt::Write as _;
 
@@ -46,7 +46,7 @@ pub fn of(columns: &[Column], colour: bool) -> String {
     for (cells, finding) in &lines {
         let mut line = String::new();
         for (at, (cell, width)) in cells.iter().zip(&widths).enumerate() {
-            // Numbers to the right.
+            // Numbers are right-aligned.
             let _ = if (3..7).contains(&at) {
                 write!(line, "{cell:>width$}  ")
             } else {
@@ -77,7 +77,7 @@ pub fn words(finding: &Finding) -> String {
     )
 }
 
-/// An error as one speaks of it: of a time in time, of what is large in percent, of what is exact as it is.
+/// An error in the unit that fits: a time as a time, a large number in percent, an exact one as it is.
 pub fn error(finding: &Finding) -> Option<String> {
     let error = finding.error()?;
     if finding.unit == Unit::Nanoseconds.name() {

@@ -21,7 +21,7 @@ use crate::{
     tools,
 };
 
-/// The test that holds a kernel to its column of docs/reference/kernels.md.
+/// The test that compares a kernel's capabilities with its column of docs/reference/kernels.md.
 const PLAN: &str = "plan";
 
 pub fn run(kernels: &[&'static Kernel], programs: &GuestPrograms, tally: &mut Tally) {
@@ -48,7 +48,7 @@ pub fn run(kernels: &[&'static Kernel], programs: &GuestPrograms, tally: &mut Ta
             return;
         }
     };
-    // An emulated kernel has one CPU, and takes one of ours.
+    // An emulated kernel has one CPU and occupies one of the host's.
     let at_once = thread::available_parallelism().map_or(1, usize::from);
     for kernels in ready.chunks(at_once) {
         let booted = thread::scope(|scope| {
@@ -65,7 +65,7 @@ pub fn run(kernels: &[&'static Kernel], programs: &GuestPrograms, tally: &mut Ta
         for ((kernel, _), booted) in kernels.iter().zip(booted) {
             let why = match booted {
                 Ok(Ok(console)) => {
-                    tell(kernel, &console, programs, tally);
+                    record(kernel, &console, programs, tally);
                     continue;
                 }
                 Ok(Err(error)) => format!("{error:#}"),
@@ -90,7 +90,7 @@ fn tests() -> impl Iterator<Item = String> {
         .chain(ROWS.iter().map(accuracy::test_name))
 }
 
-/// What keeps a kernel from being tested on this machine.
+/// Why a kernel cannot be tested on this machine.
 pub fn obstacle(kernel: &Kernel) -> Option<String> {
     if tools::program("qemu-system-x86_64").is_none() {
         Some("qemu-system-x86_64 is not installed".to_owned())
@@ -106,7 +106,7 @@ pub fn obstacle(kernel: &Kernel) -> Option<String> {
     }
 }
 
-fn tell(kernel: &Kernel, console: &Console, programs: &GuestPrograms, tally: &mut Tally) {
+fn record(kernel: &Kernel, console: &Console, programs: &GuestPrograms, tally: &mut Tally) {
     println!(
         "\n     Booted kernel {} ({}) in {}{}",
         kernel.name,
@@ -141,7 +141,7 @@ fn tell(kernel: &Kernel, console: &Console, programs: &GuestPrograms, tally: &mu
     let found = findings(&console.text);
     let remeasure = |kinds: &[String]| super::measure(kernel, programs, kinds);
     let found = accuracy::settle(found, kernel.absent, remeasure);
-    accuracy::tell(&found, kernel.absent, missing, &name(kernel, ""), tally);
+    accuracy::record(&found, kernel.absent, missing, &name(kernel, ""), tally);
     if tally.failures().count() > before {
         let log = kernel.folder().join("console.log");
         let kept = fs::write(&log, &console.text);

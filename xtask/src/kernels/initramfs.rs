@@ -1,8 +1,8 @@
 //! Writes an initramfs: an archive in the "newc" form of cpio, as the kernel's
 //! `Documentation/driver-api/early-userspace/buffer-format.rst` describes it.
 //!
-//! It is left uncompressed: the kernel takes it so, and the emulated CPU would spend more time on unpacking than
-//! the emulator spends on reading.
+//! It is uncompressed: the kernel accepts that, and an emulated CPU would need more time to unpack than the emulator needs
+//! to read.
 
 use anyhow::{Context as _, Result};
 
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 pub struct Initramfs {
     archive: Vec<u8>,
     entries: u32,
-    /// The first file that the form has no room for.
+    /// The first file that is too large for the format.
     too_large: Option<String>,
 }
 

@@ -1,9 +1,9 @@
-//! The kernel matrix: the agent, linked statically, on real kernels that an emulator boots.
+//! The kernel matrix: the statically linked agent on real kernels, booted by an emulator.
 //!
-//! `initramfs` packs what a kernel finds when it comes up: the agent, what measures it (`tests/accuracy`), a few of
-//! its own modules, and the first process (`bin/kernel-init`), which is told what to do by a file. `qemu` boots, and collects the console. `protocol` says what the first
-//! process writes there, `transcript` reads it. `checks` are the tests of the matrix; the command here runs
-//! anything else.
+//! `initramfs` packs the agent, the programs that measure it (`tests/accuracy`), a few kernel modules, and the first
+//! process (`bin/kernel-init`), which takes its instructions from a file. `qemu` boots and collects the console.
+//! `protocol` defines what the first process writes there, `transcript` reads it. `checks` are the tests of the matrix; the
+//! command here runs anything else.
 
 mod checks;
 mod initramfs;
@@ -33,7 +33,7 @@ use initramfs::Initramfs;
 pub use protocol::MODULES;
 use protocol::{TASK, module_file};
 
-/// A boot takes a few seconds, and all that is measured some minutes, or several times that where all CPUs are busy.
+/// Time limit of one guest. A boot takes seconds and all measurements some minutes, several times that on a busy machine.
 const LIMIT: Duration = Duration::from_secs(900);
 
 /// The kernels that can be booted, oldest first.
@@ -44,7 +44,7 @@ pub const KERNELS: &[Kernel] = &[
     Kernel::new("sid", "sid", &[]),
 ];
 
-/// Rows of `tests/harness/accuracy.rs` of which a kernel without this helper says nothing.
+/// Rows of `tests/harness/accuracy.rs` that are absent on a kernel without this helper.
 const NO_USER_MEMORY: &[(&str, &str)] = {
     const MEMORY: &str = "the helper that reads a futex word came with Linux 5.18";
     &[
@@ -54,10 +54,10 @@ const NO_USER_MEMORY: &[(&str, &str)] = {
     ]
 };
 
-/// A kernel of Debian's, made for virtual machines.
+/// One of Debian's kernels for virtual machines.
 pub struct Kernel {
     pub name: &'static str,
-    /// The suite whose newest kernel it is.
+    /// The Debian suite whose newest kernel it is.
     pub suite: &'static str,
     /// What the agent cannot report there, by row of the accuracy table (`lock.holder`), and why.
     pub absent: &'static [(&'static str, &'static str)],
@@ -84,7 +84,7 @@ impl Kernel {
         self.folder().join("vmlinuz")
     }
 
-    /// Holds those of [`MODULES`] that it has as modules.
+    /// Directory of those of [`MODULES`] that this kernel builds as modules.
     pub fn modules(&self) -> PathBuf {
         self.folder().join("modules")
     }
@@ -93,7 +93,7 @@ impl Kernel {
         self.folder().join("release")
     }
 
-    /// Which kernel was fetched, as `uname -r` would say.
+    /// The release of the fetched kernel, as `uname -r` prints it.
     pub fn release(&self) -> String {
         fs::read_to_string(self.release_file()).unwrap_or_else(|_| "unknown release".to_owned())
     }
@@ -137,8 +137,8 @@ pub struct Args {
     /// Write what the command printed to this file instead of standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// The command: the agent is /tailback, what measures it /accuracy; `cat FILE` and `check NAME` (one of the matrix's
-    /// own checks) are known; there is nothing else
+    /// The command: /tailback (the agent), /accuracy (its measurements), `cat FILE`, or `check NAME` (one of the matrix's
+    /// own checks); the guest has no other programs
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }
@@ -155,7 +155,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             .write_all(&output.bytes)
             .context("write to standard output")?,
     }
-    // As the command itself would have ended here.
+    // The exit code of the command in the guest.
     Ok(ExitCode::from(
         u8::try_from(output.status).unwrap_or(u8::MAX),
     ))
@@ -174,7 +174,7 @@ pub fn fetch(kernel: &Kernel, command: &[String]) -> Result<Vec<u8>> {
     Ok(output.bytes)
 }
 
-/// As [`fetch`], however the command ended. Its standard error goes to ours.
+/// As [`fetch`], but for any exit code. Forwards standard error.
 fn run(kernel: &Kernel, command: &[String]) -> Result<transcript::Output> {
     let what = || format!("run `{}` on kernel {}", command.join(" "), kernel.name);
     let output = task(kernel, &GuestPrograms::build()?, command).with_context(what)?;
@@ -247,7 +247,7 @@ impl GuestPrograms {
     }
 }
 
-/// What a kernel can load.
+/// Adds the modules that this kernel can load.
 fn add_modules(initramfs: &mut Initramfs, kernel: &Kernel) -> Result<()> {
     for module in MODULES {
         let name = module_file(module);

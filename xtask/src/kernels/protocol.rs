@@ -1,33 +1,31 @@
-//! What the first process of a test kernel (`bin/kernel-init`) writes to the console. Both sides are built
-//! from this file.
+//! The lines that the first process of a test kernel (`bin/kernel-init`) writes to the console. Both sides are built from
+//! this file.
 //!
-//! The kernel writes there too, whenever it likes: each line says by its first word what it is, and bytes that
-//! must come through whole are counted and summed up.
+//! The kernel writes to the same console at any time. So the first word of each line gives its type, and binary output has
+//! a length and a checksum.
 
-/// The first line, and the sign that the kernel came up.
+/// The first line: the kernel is up.
 pub const HELLO: &str = "HELLO from";
-/// The last line: what follows is power-off.
+/// The last line before power-off.
 pub const BYE: &str = "BYE";
-/// The file at the root of the initramfs that holds the command to run, one word a line. Without it the checks
-/// are run.
+/// The file at the root of the initramfs that holds the command, one word a line. Without it, the checks run.
 pub const TASK: &str = "task";
 /// Begins the lines of checks: `CHECK ok name`, `CHECK failed name: why`.
 pub const CHECK: &str = "CHECK";
-/// Begins a line of bytes that a command printed, as hexadecimal digits.
+/// Begins a line of a command's output, in hexadecimal.
 pub const BYTES: &str = "BYTES";
-/// Begins the line after them: how many they are, their sum, and the command's exit status.
+/// Begins the line after the output: its length, its checksum, and the exit status.
 pub const END: &str = "END";
 
 /// The checks, in the order in which they are run.
 pub const CHECKS: &[&str] = &["modules", "doctor", "clock steps"];
 /// Begins a line of JSON that `tailback doctor` printed.
 pub const PLAN: &str = "PLAN";
-/// Begins a line of JSON that the program of `tests/accuracy` printed: it is run after the checks.
+/// Begins a line of JSON of the program in `tests/accuracy`, which runs after the checks.
 pub const ACCURACY: &str = "ACCURACY";
 
-/// Kernel modules that the workloads of `tests/accuracy` stand on, each after those that it needs: a link that delays
-/// and loses, and TLS in the kernel with its cipher. What a kernel has as a module lies at the root of the initramfs
-/// ([`module_file`]); the rest is built in there, or is not there at all.
+/// Kernel modules that the workloads of `tests/accuracy` need, in load order: netem for delay and loss, and kernel TLS with
+/// its cipher. Modules are at the root of the initramfs ([`module_file`]); the rest is built in or missing.
 pub const MODULES: &[&str] = &[
     "sch_netem",
     "gf128mul",
@@ -42,7 +40,7 @@ pub fn module_file(module: &str) -> String {
     format!("{module}.ko")
 }
 
-/// A sum that tells a changed or moved byte (FNV-1a).
+/// A checksum (FNV-1a) that detects changed and moved bytes.
 pub fn sum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |sum, byte| {
         (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193)

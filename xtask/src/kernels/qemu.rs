@@ -1,8 +1,8 @@
 //! Boots a kernel in QEMU with one emulated CPU, and collects its console.
 //!
-//! KVM is not used: it is absent where the tests have to run too. One CPU, since emulating two dies now and then
-//! in early boot. A boot that dies before the first process has said hello is the emulator's fault and is started
-//! again; one that dies after it never is.
+//! KVM is not used, because it is missing on some machines where the tests must run. One CPU, because emulating two crashes
+//! now and then in early boot. A boot that dies before the first process says hello is the emulator's fault and is
+//! restarted; one that dies later is a failure.
 
 use std::{
     fs,
@@ -24,18 +24,17 @@ use crate::command::Cmd;
 
 const ATTEMPTS: u32 = 3;
 const MEMORY_MIB: &str = "1024";
-/// Without CMPXCHG16B, which the memory allocator of newer kernels uses where it can. QEMU 7.2 has been seen to
-/// come back from it with an address in the flags register, and the kernel to die of that: 3 of 28 boots of 6.12
-/// with it, 0 of 28 without.
+/// No CMPXCHG16B, which the memory allocator of newer kernels uses if available. QEMU 7.2 has been seen to return from it
+/// with an address in the flags register, which crashes the kernel: 3 of 28 boots of 6.12 with it, 0 of 28 without.
 const CPU: &str = "qemu64,-cx16";
 
-/// All that was written to the console from start to power-off.
+/// The console output from start to power-off.
 pub struct Console {
     pub text: String,
     pub took: Duration,
-    /// Boots that died before hello.
+    /// Boots that died before the hello line.
     pub restarts: u32,
-    /// What went wrong, if the first process did not get to power off.
+    /// The fault, if the first process did not reach power-off.
     pub fault: Option<String>,
 }
 
@@ -140,7 +139,7 @@ fn attempt(qemu: &Cmd, limit: Duration) -> Result<(String, End)> {
     Ok((text, end))
 }
 
-/// The console as it comes, so that a boot that hangs still shows how far it got.
+/// Streams the console, so that a hanging boot shows how far it got.
 fn read(child: &mut Child) -> Result<Receiver<Vec<u8>>> {
     let mut stdout = child.stdout.take().context("take the emulator's console")?;
     let (send, receive) = channel();
@@ -155,7 +154,7 @@ fn read(child: &mut Child) -> Result<Receiver<Vec<u8>>> {
     Ok(receive)
 }
 
-/// A file that is gone when this is.
+/// A file that is removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {

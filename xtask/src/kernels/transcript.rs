@@ -1,4 +1,4 @@
-//! Reads what the first process of a test kernel wrote to the console.
+//! Parses the console output of the first process of a test kernel.
 
 use anyhow::{Context as _, Result, bail};
 
@@ -6,12 +6,12 @@ use tailback_tests::accuracy::Finding;
 
 use super::protocol::{ACCURACY, BYE, BYTES, CHECK, CHECKS, END, HELLO, PLAN, sum};
 
-/// What became of one check.
+/// The result of one check.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     Ok,
     Failed(String),
-    /// The console says nothing of it.
+    /// The console has no line about it.
     Absent,
 }
 
@@ -38,7 +38,7 @@ pub fn verdicts(console: &str) -> Vec<(&'static str, Verdict)> {
         .collect()
 }
 
-/// What was measured. A line that the kernel wrote into is left out, and its row is missed by who reads this.
+/// The measurements. A line that the kernel's own output has broken is dropped, so that its row counts as missing.
 pub fn findings(console: &str) -> Vec<Finding> {
     let lines = console
         .lines()
@@ -46,18 +46,18 @@ pub fn findings(console: &str) -> Vec<Finding> {
     lines.filter_map(Finding::from_json).collect()
 }
 
-/// What `tailback doctor` said.
+/// The output of `tailback doctor`.
 pub fn plan(console: &str) -> impl Iterator<Item = &str> {
     let lines = console.lines();
     lines.filter_map(|line| line.strip_prefix(PLAN)?.strip_prefix(' '))
 }
 
-/// What a command did.
+/// The result of a command.
 pub struct Output {
-    /// What it wrote to standard output.
+    /// Its standard output.
     pub bytes: Vec<u8>,
     pub status: i32,
-    /// The rest of the console: its standard error, and what the kernel said.
+    /// The rest of the console: standard error and kernel messages.
     pub other: Vec<String>,
 }
 
@@ -65,7 +65,7 @@ pub fn output(console: &str) -> Result<Output> {
     let mut bytes = Vec::new();
     let mut end = None;
     let mut other = Vec::new();
-    // After it comes what the kernel says about powering off.
+    // The kernel's power-off messages follow.
     let console = console.split(BYE).next().unwrap_or_default();
     for line in console.lines() {
         match line.split_once(' ') {
@@ -109,18 +109,18 @@ mod tests {
 
     #[test]
     fn a_check_that_the_console_does_not_mention_is_absent() {
-        let told = |text| -> Vec<_> {
+        let parsed = |text| -> Vec<_> {
             let all = verdicts(text).into_iter();
             all.filter(|(_, verdict)| *verdict != Verdict::Absent)
                 .collect()
         };
-        assert!(told("HELLO from 6.1\n[ 2.0] CHECK ok doctor\n").is_empty());
+        assert!(parsed("HELLO from 6.1\n[ 2.0] CHECK ok doctor\n").is_empty());
         assert_eq!(
-            told("HELLO from 6.1\nCHECK ok doctor\n"),
+            parsed("HELLO from 6.1\nCHECK ok doctor\n"),
             [("doctor", Verdict::Ok)]
         );
         assert_eq!(
-            told("CHECK failed doctor: no helper\n"),
+            parsed("CHECK failed doctor: no helper\n"),
             [("doctor", Verdict::Failed("no helper".to_owned()))]
         );
         assert_eq!(verdicts("").len(), CHECKS.len());

@@ -1,5 +1,4 @@
-//! What must hold on every kernel: the agent says that it can work here, and measures queues of a known state
-//! right.
+//! Checks on every kernel: `tailback doctor` passes, and the agent measures queues of a known state correctly.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -25,7 +24,7 @@ pub fn all() -> impl Iterator<Item = (&'static str, Check)> {
     CHECKS.iter().copied().zip(checks)
 }
 
-/// `tailback doctor` finds nothing in the way. Which way each fact is read is passed on.
+/// `tailback doctor` finds no problem. Its report of capabilities is passed on.
 fn doctor() -> Result<()> {
     for line in agent(&["doctor", "--json"])?.lines() {
         println!("{PLAN} {line}");
@@ -33,8 +32,8 @@ fn doctor() -> Result<()> {
     Ok(())
 }
 
-/// Passes on what the program of `tests/accuracy` prints, line by line: what was measured before a kernel dies is
-/// known. It judges nothing here.
+/// Passes on the output of the program in `tests/accuracy` line by line, so that it survives a kernel crash. The host
+/// judges it.
 pub fn accuracy() -> Result<()> {
     let mut program = Command::new("/accuracy")
         .stdout(Stdio::piped())
@@ -48,8 +47,8 @@ pub fn accuracy() -> Result<()> {
     Ok(())
 }
 
-/// Runs the agent, and returns what it printed. What it says when it fails, a verifier's log perhaps, goes to
-/// the console in full, and into the error in short.
+/// Runs the agent and returns its output. On failure, its messages (perhaps a verifier log) go to the console in full and
+/// into the error in short.
 fn agent(args: &[&str]) -> Result<String> {
     let what = || format!("tailback {}", args.join(" "));
     let output = Command::new("/tailback")

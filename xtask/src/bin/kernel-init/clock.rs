@@ -1,5 +1,5 @@
-//! The wall clock is set, by hours, while the agent publishes: what is signalled goes on, and is told with the time that is
-//! then. It is done here, where nobody else looks at the clock.
+//! Steps the wall clock by hours while the agent publishes: signals must continue, with the new time. It runs in a guest,
+//! where no other program depends on the clock.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use tailback_page::Page;
 
 const DIRECTORY: &str = "/run/tailback-clock";
-/// An emulated machine is slow.
+/// Time limit for each expectation; an emulated machine is slow.
 const SOON: Duration = Duration::from_secs(20);
 const TIME_TO_LIVE: Duration = Duration::from_secs(1);
 const A_WHILE: Duration = Duration::from_secs(2);
@@ -24,8 +24,8 @@ pub fn steps_change_nothing() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").context("listen")?;
     let address = listener.local_addr().context("ask where")?;
     let config = "/tmp/clock.toml";
-    // A look costs a hundred times as much on an emulated CPU. Within the usual hundredth of it, a kernel that has to walk
-    // everything to see a listener (5.10) would be walked every 12 to 30 seconds.
+    // A sample costs a hundred times as much on an emulated CPU. Within the default budget of 1%, a kernel that needs a full
+    // scan to see a listener (5.10) would be scanned every 12 to 30 seconds.
     let text = format!(
         "cpu_budget = 0.5\n[[target]]\nport = {}\nservice_name = \"clock\"\n[signal]\ndirectory = \"{DIRECTORY}\"\n",
         address.port()
@@ -37,7 +37,7 @@ pub fn steps_change_nothing() -> Result<()> {
     let mut waiting = Vec::new();
     for step_s in [HOUR_S, -2 * HOUR_S, HOUR_S] {
         set_clock(step_s)?;
-        // It sees what changes from here on.
+        // Changes are visible from here on.
         waiting.push(TcpStream::connect(address).context("connect")?);
         let depth = waiting.len() as u32;
         let what = format!("{depth} waiting after a step of {step_s} s");
@@ -55,7 +55,7 @@ pub fn steps_change_nothing() -> Result<()> {
                 published <= now && now - published < SOON,
                 "after a step of {step_s} s the page, read at {now:?} since boot, says that it was published at {published:?}"
             );
-            // The emulator may stand still for longer than a page lives.
+            // The emulator may pause for longer than the page's time to live.
             ensure!(
                 alive || now - published > TIME_TO_LIVE / 2,
                 "the page of {:?} ago was taken for stale after a step of {step_s} s",
@@ -90,13 +90,13 @@ impl Drop for Agent {
     }
 }
 
-/// Since boot, on the clock that no step changes.
+/// Time since boot, on a clock without steps.
 fn boot() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
-/// When the page was published, since boot, read without the reader that is tested.
+/// Publication time of the page since boot, read without the reader under test.
 fn published() -> Result<Duration> {
     let file = format!("{DIRECTORY}/clock/page");
     let page = fs::read(&file).with_context(|| format!("read {file}"))?;
@@ -113,7 +113,7 @@ fn set_clock(by_s: i64) -> Result<()> {
     clock_settime(ClockId::Realtime, then).context("set the clock")
 }
 
-/// Waits for the page to say so, or tells what it said instead.
+/// Waits until the page meets the expectation; the error holds its last content.
 fn until(what: &str, page: &Page, is_so: impl Fn(&Page) -> bool) -> Result<()> {
     let end = Instant::now() + SOON;
     while !is_so(page) {

@@ -1,4 +1,4 @@
-//! What a usual system has done before its first service starts, and how it ends.
+//! The set-up that a normal system has done before its first service starts, and power-off.
 
 use std::{
     ffi::c_short,
@@ -15,7 +15,7 @@ use rustix::{
 
 use crate::protocol::{MODULES, module_file};
 
-/// What is mounted, and where. A kernel may lack one; what needs it then fails and says so.
+/// File systems and mount points. A kernel may lack one; whatever needs it then fails with a message.
 const MOUNTS: &[(&str, &str)] = &[
     ("proc", "/proc"),
     ("sysfs", "/sys"),
@@ -30,7 +30,7 @@ const MOUNTS: &[(&str, &str)] = &[
 
 pub fn prepare() {
     for (kind, target) in MOUNTS {
-        // In sysfs the folders are there, and no others can be made.
+        // sysfs has its directories already and allows no others.
         let _ = fs::create_dir_all(target);
         if let Err(error) = mount(*kind, *target, *kind, MountFlags::empty(), None) {
             println!("note: {kind} is not mounted on {target}: {error}");
@@ -46,7 +46,7 @@ pub fn prepare() {
     }
 }
 
-/// Loads a module that lies in the initramfs.
+/// Loads a module from the initramfs.
 fn load(module: &str) -> Result<()> {
     let path = format!("/{}", module_file(module));
     if !fs::exists(&path).unwrap_or(false) {
@@ -56,7 +56,7 @@ fn load(module: &str) -> Result<()> {
     finit_module(file, c"", 0).with_context(|| format!("load {path}"))
 }
 
-/// What lies in the initramfs is in the kernel: else the rows that need it would be skipped.
+/// Checks that each module of the initramfs is loaded: otherwise the rows that need it would be skipped.
 pub fn modules_are_loaded() -> Result<()> {
     let file = "/proc/modules";
     let loaded = fs::read_to_string(file).with_context(|| format!("read {file}"))?;
@@ -70,7 +70,7 @@ pub fn modules_are_loaded() -> Result<()> {
     Ok(())
 }
 
-/// `struct ifreq` of <net/if.h>, as far as it is used here; the kernel reads 40 bytes of it.
+/// The used part of `struct ifreq` of <net/if.h>; the kernel reads 40 bytes.
 #[repr(C)]
 struct InterfaceRequest {
     name: [u8; 16],
@@ -78,7 +78,7 @@ struct InterfaceRequest {
     rest: [u8; 22],
 }
 
-/// Gives 127.0.0.1 a working interface.
+/// Brings up the loopback interface.
 fn loopback() -> Result<()> {
     const SIOCSIFFLAGS: Opcode = 0x8914;
     const IFF_UP: c_short = 1;
@@ -102,7 +102,7 @@ fn loopback() -> Result<()> {
 
 pub fn power_off() -> ! {
     match reboot(RebootCommand::PowerOff) {
-        // The first process must not end: the kernel would panic, which the emulator ends as well.
+        // If the first process ended, the kernel would panic; the emulator exits then, too.
         Ok(()) => loop {
             std::thread::park();
         },

@@ -1,8 +1,8 @@
-//! The first process of a test kernel: it prepares the machine, runs the checks or one command, writes what it
-//! found to the console, and powers off.
+//! The first process of a test kernel: it prepares the machine, runs the checks or one command, writes the results to the
+//! console, and powers off.
 //!
-//! It is linked statically and stands at `/init` in the initramfs that `xtask/src/kernels` packs; the agent is
-//! `/tailback` beside it, and what measures it (`tests/accuracy`) is `/accuracy`.
+//! It is linked statically and is `/init` in the initramfs that `xtask/src/kernels` packs, beside `/tailback` (the agent)
+//! and `/accuracy` (its measurements, from `tests/accuracy`).
 
 mod checks;
 mod clock;
@@ -41,17 +41,17 @@ fn main() -> ExitCode {
 
 fn check() {
     for (name, check) in checks::all() {
-        tell(name, &check());
+        report(name, &check());
     }
     if let Err(error) = checks::accuracy() {
         println!("accuracy was not measured: {error:#}");
     }
 }
 
-fn tell(name: &str, told: &Result<()>) {
-    match told {
+fn report(name: &str, result: &Result<()>) {
+    match result {
         Ok(()) => println!("{CHECK} ok {name}"),
-        // One line, whatever it says.
+        // On one line.
         Err(error) => println!(
             "{CHECK} failed {name}: {}",
             format!("{error:#}").replace('\n', "; ")
@@ -59,7 +59,7 @@ fn tell(name: &str, told: &Result<()>) {
     }
 }
 
-/// Runs the command of the task, one word a line, and writes what it printed as lines of hexadecimal digits.
+/// Runs the task's command and writes its output as lines of hexadecimal digits.
 fn run(task: &str) {
     let (bytes, status) = output(task).unwrap_or_else(|error| {
         println!("{error:#}");
@@ -76,7 +76,7 @@ fn output(task: &str) -> Result<(Vec<u8>, i32)> {
     let mut words = task.lines();
     let program = words.next().context("the task names no command")?;
     if program == "cat" {
-        // There are no other programs here than the agent and what measures it.
+        // The guest has only the agent and its measurements.
         let file = words.next().context("cat wants a file")?;
         return Ok((fs::read(file).with_context(|| format!("read {file}"))?, 0));
     }
@@ -84,9 +84,9 @@ fn output(task: &str) -> Result<(Vec<u8>, i32)> {
         let name = words.next().context("check wants the name of a check")?;
         let known = checks::all().find(|(known, _)| *known == name);
         let (name, check) = known.with_context(|| format!("there is no check {name:?}"))?;
-        let told = check();
-        tell(name, &told);
-        return Ok((Vec::new(), i32::from(told.is_err())));
+        let result = check();
+        report(name, &result);
+        return Ok((Vec::new(), i32::from(result.is_err())));
     }
     let output = Command::new(program)
         .args(words)
