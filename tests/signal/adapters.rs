@@ -150,7 +150,9 @@ fn haproxy_shifts_weight_from_a_slow_server_and_restores_it_even_when_the_agent_
     })?;
 
     fs::write(&slow, "")?;
-    let crossed = stage.wait("an admit ratio below 1", |pressure| pressure.admit < 0.9);
+    let crossed = stage.wait("an admit ratio below 1", |pressure| {
+        pressure.admit_ratio < 0.9
+    });
     let crossed = crossed.map(|_| Instant::now())?;
     wait::until("reduced weight of the slow server", SOON, || {
         Ok((weights()?.0 < 90).then_some(()))
@@ -225,7 +227,7 @@ fn every_adapter_fails_open_within_the_ttl_when_the_agent_hangs() -> Result<()> 
     };
     // Nothing is ever accepted: the level is critical and the admit ratio at its floor.
     stage.wait("the floor of the admit ratio", |pressure| {
-        pressure.level == 3 && pressure.admit <= 0.05
+        pressure.level == 3 && pressure.admit_ratio <= 0.05
     })?;
     ensure!(
         watcher.read(&mut [0; 8])? == 1,

@@ -151,7 +151,7 @@ fn stage(more: &str) -> Result<(tailback_tests::service::Service, Stage)> {
     let service = jam("127.0.0.1:0", 20)?;
     let stage = Stage::start(service.address().port(), more)?;
     stage.wait("the floor of the admit ratio", |pressure| {
-        pressure.admit <= 0.05 && pressure.max_queue_wait.is_some_and(|max| max < TOO_LONG)
+        pressure.admit_ratio <= 0.05 && pressure.max_queue_wait.is_some_and(|max| max < TOO_LONG)
     })?;
     Ok((service, stage))
 }

@@ -206,7 +206,7 @@ fn keda_gets_the_load_and_no_value_where_it_is_unknown() -> Result<()> {
     let more = format!("ttl = \"5s\"\n[signal.keda]\nlisten = \"127.0.0.1:{port}\"\n");
     let stage = Stage::start(service.address().port(), &more)?;
     stage.wait("the floor of the admit ratio", |pressure| {
-        pressure.admit <= 0.05
+        pressure.admit_ratio <= 0.05
     })?;
     let query = |metadata: &[&str]| -> Result<Value> {
         let mut command = Command::new(&scaler);

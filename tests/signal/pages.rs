@@ -82,7 +82,7 @@ fn a_restarted_service_keeps_the_page_that_its_readers_have_mapped() -> Result<(
     })?;
     drop(service);
     wait::until("no pressure without the service", SOON, || {
-        Ok((page.pressure().level == 0 && page.admit() >= 1.0).then_some(()))
+        Ok((page.pressure().level == 0 && page.admit_ratio() >= 1.0).then_some(()))
     })?;
     let service = jam(&address, 20)?;
     wait::until(
@@ -115,7 +115,10 @@ fn a_stopped_agent_leaves_no_pressure() -> Result<()> {
     stage.agent.process().signal(Signal::TERM)?;
     ensure!(stage.agent.process().wait_end(SOON)? == End::Code(0));
     let pressure = stage.pressure();
-    ensure!(pressure.level == 0 && pressure.admit >= 1.0, "{pressure:?}");
+    ensure!(
+        pressure.level == 0 && pressure.admit_ratio >= 1.0,
+        "{pressure:?}"
+    );
     Ok(())
 }
 
@@ -252,7 +255,7 @@ fn a_container_reads_the_page_of_its_service_through_a_mounted_folder() -> Resul
     let service = jam("127.0.0.1:0", 20)?;
     let stage = Stage::start(service.address().port(), "")?;
     stage.wait("the floor of the admit ratio", |pressure| {
-        pressure.admit <= 0.05
+        pressure.admit_ratio <= 0.05
     })?;
     let folder = stage.page();
     let folder = folder.parent().context("no folder")?.display();
@@ -281,7 +284,7 @@ fn a_container_reads_the_page_of_its_service_through_a_mounted_folder() -> Resul
         let page_json = read()?;
         ensure!(
             page_json["alive"] == true
-                && page_json["admit"] == 0.05
+                && page_json["admit_ratio"] == 0.05
                 && page_json["entries"][0]["depth"] == 20,
             "{page_json}"
         );
@@ -291,7 +294,7 @@ fn a_container_reads_the_page_of_its_service_through_a_mounted_folder() -> Resul
     stage.wait("a stale page", |pressure| !pressure.alive)?;
     let page_json = read()?;
     ensure!(
-        page_json["alive"] == false && page_json["admit"] == 1.0,
+        page_json["alive"] == false && page_json["admit_ratio"] == 1.0,
         "{page_json}"
     );
     Ok(())

@@ -106,7 +106,7 @@ fn every_reader_reads_the_published_page_and_no_pressure_without_one() -> Result
     let service = jam("127.0.0.1:0", 20)?;
     let stage = Stage::start(service.address().port(), LONG_TTL)?;
     stage.wait("the floor of the admit ratio", |pressure| {
-        pressure.admit <= 0.05
+        pressure.admit_ratio <= 0.05
     })?;
     for (language, words) in &readers {
         let read = |page: &Path| -> Result<Value> {
@@ -122,7 +122,8 @@ fn every_reader_reads_the_published_page_and_no_pressure_without_one() -> Result
             "{language}: {page_json}"
         );
         ensure!(
-            page_json["admit"] == own.admit && page_json["retry_after_ms"].as_u64() >= Some(1_000),
+            page_json["admit_ratio"] == own.admit_ratio
+                && page_json["retry_after_ms"].as_u64() >= Some(1_000),
             "{language}: {page_json}"
         );
         ensure!(
@@ -135,7 +136,7 @@ fn every_reader_reads_the_published_page_and_no_pressure_without_one() -> Result
             "{language}: {page_json}"
         );
         ensure!(
-            page_json["concurrency"].as_u64() == own.concurrency.map(u64::from)
+            page_json["concurrency_limit"].as_u64() == own.concurrency_limit.map(u64::from)
                 && page_json["max_queue_wait_ns"]
                     .as_u64()
                     .map(Duration::from_nanos)
@@ -156,7 +157,7 @@ fn every_reader_reads_the_published_page_and_no_pressure_without_one() -> Result
         let page_json = read(Path::new("/nonexistent/page"))?;
         ensure!(
             page_json["alive"] == false
-                && page_json["admit"] == 1.0
+                && page_json["admit_ratio"] == 1.0
                 && page_json["max_queue_wait_ns"].is_null(),
             "{language}: {page_json}"
         );

@@ -23,10 +23,12 @@ fn report(pressure: &Pressure, maxconn: Option<u32>, out: bool) -> String {
     if out {
         return "drain\n".to_owned();
     }
-    let share = (pressure.admit * 100.0).round().clamp(1.0, 100.0);
+    let share = (pressure.admit_ratio * 100.0).round().clamp(1.0, 100.0);
     let maxconn = maxconn.map_or_else(String::new, |maxconn| {
-        let share = (f64::from(maxconn) * pressure.admit).round().max(1.0) as u32;
-        let most = pressure.concurrency.map_or(share, |most| most.min(maxconn));
+        let share = (f64::from(maxconn) * pressure.admit_ratio).round().max(1.0) as u32;
+        let most = pressure
+            .concurrency_limit
+            .map_or(share, |most| most.min(maxconn));
         format!(" maxconn:{most}")
     });
     // Without `ready` a server that was drained would stay so.
@@ -70,9 +72,9 @@ mod tests {
 
     #[test]
     fn weight_follows_what_is_admitted_and_is_whole_when_nobody_publishes() {
-        let at = |admit: f64| Pressure {
+        let at = |admit_ratio: f64| Pressure {
             alive: true,
-            admit,
+            admit_ratio,
             ..Pressure::NONE
         };
         assert_eq!(report(&at(0.62), None, false), "up ready 62%\n");
@@ -82,7 +84,7 @@ mod tests {
         );
         assert_eq!(report(&at(0.05), Some(3), false), "up ready 5% maxconn:1\n");
         let knows = Pressure {
-            concurrency: Some(6),
+            concurrency_limit: Some(6),
             ..at(0.62)
         };
         assert_eq!(report(&knows, Some(50), false), "up ready 62% maxconn:6\n");

@@ -115,15 +115,15 @@ fn pressure(shared: &Shared, target: Option<&str>) -> Value {
                 "pid": pressure.pid,
                 "level": pressure.level_name(),
                 "score": pressure.score,
-                "admit": pressure.admit,
+                "admit_ratio": pressure.admit_ratio,
                 "load": pressure.load,
                 "cpu": pressure.cpu,
                 "oldest_age_ns": pressure.oldest_age.as_nanos() as u64,
                 "retry_after_ms": pressure.retry_after.as_millis() as u64,
                 "queues": entries.iter().map(queue).collect::<Vec<_>>(),
             });
-            if let Some(most) = pressure.concurrency {
-                object["concurrency"] = most.into();
+            if let Some(most) = pressure.concurrency_limit {
+                object["concurrency_limit"] = most.into();
             }
             let times = [
                 ("max_queue_wait_ns", pressure.max_queue_wait),

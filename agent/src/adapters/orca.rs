@@ -110,11 +110,11 @@ fn every(asked: &Asked) -> Duration {
 
 fn report(pressure: &Pressure, entries: &[Entry], losses: &mut Losses) -> Report {
     let mut named_metrics = BTreeMap::from([
-        ("admit".to_owned(), pressure.admit),
+        ("admit_ratio".to_owned(), pressure.admit_ratio),
         ("level".to_owned(), f64::from(pressure.level)),
         ("score".to_owned(), pressure.score),
         (
-            "oldest_wait_seconds".to_owned(),
+            "oldest_age_seconds".to_owned(),
             pressure.oldest_age.as_secs_f64(),
         ),
     ]);
@@ -243,7 +243,7 @@ mod tests {
             alive: true,
             load: 1.25,
             cpu: 0.5,
-            admit: 0.8,
+            admit_ratio: 0.8,
             ..Pressure::NONE
         };
         let report = report(&pressure, &entries, &mut Losses::default());
@@ -259,7 +259,7 @@ mod tests {
         );
         assert_eq!(report.utilization["inflight.00000002"], 0.25);
         assert!(!report.utilization.contains_key("accept.00000003"));
-        assert_eq!(report.named_metrics["admit"], 0.8);
+        assert_eq!(report.named_metrics["admit_ratio"], 0.8);
     }
 
     #[test]

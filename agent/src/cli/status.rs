@@ -347,8 +347,11 @@ fn of_the_guard(text: &mut String, guard: &Value, published: Option<&[Value]>) {
 
 /// What of new work is to be taken: its share, how much of it at once, and what has waited for how long at most.
 fn admit(target: &Value) -> String {
-    let mut text = format!("{:.0}%", target["admit"].as_f64().unwrap_or(1.0) * 100.0);
-    if let Some(most) = target["concurrency"].as_u64() {
+    let mut text = format!(
+        "{:.0}%",
+        target["admit_ratio"].as_f64().unwrap_or(1.0) * 100.0
+    );
+    if let Some(most) = target["concurrency_limit"].as_u64() {
         text += &format!(", {most} at once");
     }
     if let Some(most_ns) = target["max_queue_wait_ns"].as_u64() {
@@ -431,8 +434,8 @@ mod tests {
         let agent = json!({
             "pid": 7, "version": "0.1.0", "directory": "/run/tailback", "last_tick_age_ns": 40_000_000,
             "pages": {"written": 1, "failed": 0, "over_limit": 0},
-            "targets": [{"directory": "shop", "pid": 42, "level": "critical", "score": 0.93, "admit": 0.62,
-                "concurrency": 6, "max_queue_wait_ns": 10_000_000, "oldest_age_ns": 120_000_000, "worst": {"kind": "accept", "name": ":80", "depth": 9, "limit": 100}}],
+            "targets": [{"directory": "shop", "pid": 42, "level": "critical", "score": 0.93, "admit_ratio": 0.62,
+                "concurrency_limit": 6, "max_queue_wait_ns": 10_000_000, "oldest_age_ns": 120_000_000, "worst": {"kind": "accept", "name": ":80", "depth": 9, "limit": 100}}],
             "subscribers": [], "stream": {"refused": 0, "too_slow": 2, "invalid_commands": 0}, "agent": null,
         });
         let guard = json!({"pid": 8, "uptime_s": 60, "adapters": [

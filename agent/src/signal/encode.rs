@@ -33,7 +33,7 @@ pub fn encode(pressure: &Pressure, published: Published, wake: u32) -> Words {
     page.u32(PID_AT, pressure.target.pid);
     page.u32(LEVEL_AT, pressure.level as u32);
     page.u32(SCORE_AT, ppm(pressure.score));
-    page.u32(ADMIT_AT, ppm(pressure.admit.clamp(0.0, 1.0)));
+    page.u32(ADMIT_AT, ppm(pressure.admit_ratio.clamp(0.0, 1.0)));
     // They are in order.
     page.u32(WORST_AT, 0);
     page.u32(WAKE_AT, wake);
@@ -42,7 +42,10 @@ pub fn encode(pressure: &Pressure, published: Published, wake: u32) -> Words {
     page.u32(RETRY_AFTER_AT, pressure.retry_after_ms);
     page.u32(LOAD_AT, ppm(pressure.load.all));
     page.u32(CPU_AT, ppm(pressure.load.cpu));
-    page.u32(CONCURRENCY_LIMIT_AT, pressure.concurrency.unwrap_or(0));
+    page.u32(
+        CONCURRENCY_LIMIT_AT,
+        pressure.concurrency_limit.unwrap_or(0),
+    );
     page.u64(MAX_QUEUE_WAIT_AT, pressure.max_queue_wait_ns.unwrap_or(0));
     for (index, (key, gauge)) in pressure.queues.iter().take(count).enumerate() {
         page.entry(ENTRIES_AT + ENTRY * index, key, gauge);
@@ -209,12 +212,12 @@ mod tests {
             }),
             level: Level::Critical,
             score: 1.25,
-            admit: 0.62,
+            admit_ratio: 0.62,
             load: Load {
                 all: 1.5,
                 cpu: 0.25,
             },
-            concurrency: Some(6),
+            concurrency_limit: Some(6),
             max_queue_wait_ns: Some(20_000_000),
             oldest_age_ns: 13,
             time_to_full_ns: None,
@@ -264,9 +267,9 @@ mod tests {
             target: Arc::default(),
             level: Level::Ok,
             score: f64::NAN,
-            admit: 2.0,
+            admit_ratio: 2.0,
             load: Load::default(),
-            concurrency: None,
+            concurrency_limit: None,
             max_queue_wait_ns: None,
             oldest_age_ns: 0,
             time_to_full_ns: None,

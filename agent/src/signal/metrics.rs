@@ -119,7 +119,7 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
     family_of_some(
         "tailback_concurrency_limit",
         "So many requests at once keep the service busy; absent unless more come than it can do.",
-        &|i| of[i].concurrency.map(f64::from),
+        &|i| of[i].concurrency_limit.map(f64::from),
     );
     family_of_some(
         "tailback_max_queue_wait_seconds",
@@ -147,7 +147,7 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
     family(
         "tailback_admit_ratio",
         "Share of new work to admit.",
-        &|i| of[i].admit,
+        &|i| of[i].admit_ratio,
     );
     family(
         "tailback_load_ratio",

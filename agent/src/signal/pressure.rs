@@ -35,10 +35,10 @@ pub struct Pressure {
     /// 0 to 1, may pass 1.
     pub score: f64,
     /// Share of new work to admit, 0 to 1.
-    pub admit: f64,
+    pub admit_ratio: f64,
     pub load: Load,
     /// The most requests at once, while work is to be turned away and it is known.
-    pub concurrency: Option<u32>,
+    pub concurrency_limit: Option<u32>,
     /// Work that has waited for longer is to be turned away, ns; `None`: none is, or others than those who take it would be.
     pub max_queue_wait_ns: Option<u64>,
     /// Of the work that nobody has taken yet, the age of the oldest, ns.
@@ -54,7 +54,9 @@ pub struct Pressure {
 impl Pressure {
     /// Work is to be turned away: by a share, by a number at once, or by how long it waited.
     pub fn is_limited(&self) -> bool {
-        self.admit < 1.0 || self.concurrency.is_some() || self.max_queue_wait_ns.is_some()
+        self.admit_ratio < 1.0
+            || self.concurrency_limit.is_some()
+            || self.max_queue_wait_ns.is_some()
     }
 }
 
@@ -158,9 +160,9 @@ impl Board {
         Pressure {
             level: queues.first().map_or(Level::Ok, |(_, gauge)| gauge.level),
             score,
-            admit,
+            admit_ratio: admit,
             load: self.loads.of(&queues, score, admit, is_limited),
-            concurrency: at_once.map(|at_once| at_once.most),
+            concurrency_limit: at_once.map(|at_once| at_once.most),
             max_queue_wait_ns,
             oldest_age_ns,
             time_to_full_ns: queues
@@ -319,14 +321,20 @@ mod tests {
             (pressures[0].level, pressures[0].score),
             (Level::Critical, 1.4)
         );
-        assert_eq!((pressures[0].admit, pressures[0].retry_after_ms), (1.0, 0));
+        assert_eq!(
+            (pressures[0].admit_ratio, pressures[0].retry_after_ms),
+            (1.0, 0)
+        );
         assert_eq!(pressures[0].oldest_age_ns, 9, "of the accept queue alone");
     }
 
     #[test]
     fn a_service_without_queues_is_under_no_pressure() {
         let pressures = read(&mut Board::default(), 0, &[]);
-        assert_eq!((pressures[0].level, pressures[0].admit), (Level::Ok, 1.0));
+        assert_eq!(
+            (pressures[0].level, pressures[0].admit_ratio),
+            (Level::Ok, 1.0)
+        );
     }
 
     #[test]
@@ -381,7 +389,7 @@ mod tests {
                 let (key, gauge) = queue(kind, name, 1.0, Level::Critical);
                 let gauge = waiting_more(tick, gauge);
                 let pressures = read(&mut board, gauge.at_ns, &[(key, gauge)]);
-                admit = pressures[0].admit;
+                admit = pressures[0].admit_ratio;
                 assert_eq!(pressures[0].retry_after_ms > 0, admit < 1.0);
             }
             assert_eq!(admit < 0.6, sheds, "{kind:?} {admit}");

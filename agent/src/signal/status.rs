@@ -86,9 +86,9 @@ fn object(unix_ns: u64, pressure: &Pressure, name: &str) -> Value {
     object.put("pid", pressure.target.pid);
     object.put("level", pressure.level.name());
     object.put("score", round(pressure.score));
-    object.put("admit", round(pressure.admit));
+    object.put("admit_ratio", round(pressure.admit_ratio));
     object.put("load", round(pressure.load.all));
-    object.put_some("concurrency", pressure.concurrency);
+    object.put_some("concurrency_limit", pressure.concurrency_limit);
     object.put_some("max_queue_wait_ns", pressure.max_queue_wait_ns);
     object.put("oldest_age_ns", pressure.oldest_age_ns);
     object.put_some("time_to_full_ns", pressure.time_to_full_ns);

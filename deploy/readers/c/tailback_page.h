@@ -1,21 +1,21 @@
-/* tailback_page.h: how full are this service's queues, and how much new work should it take?
+/* tailback_page.h: how full are this service's queues, and how much new work should it admit?
  *
- *     static _Thread_local struct tailback_page page;      // one for each thread that asks
- *     tailback_open(&page, "/run/tailback/shop/page");     // fine if it is not there yet
+ *     static _Thread_local struct tailback_page page;      // one per thread
+ *     tailback_open(&page, "/run/tailback/shop/page");     // need not exist yet
  *     if (!tailback_should_admit_from(&page, connection))  // or tailback_should_admit(&page): a few nanoseconds
- *         answer_503(tailback_retry_after_s(&page));
+ *         respond_503(tailback_retry_after_s(&page));
  *
- * Tailback writes one page of memory about ten times a second; this header maps it and reads it. Everything fails
- * open: no page, a page of a dead agent, a page that makes no sense are "no pressure": level 0, admit 1.
+ * Tailback writes one page of memory about ten times a second; this header maps and reads it. Everything fails open: no
+ * page, a page of a dead agent, or an invalid page mean no pressure (level 0, admit ratio 1).
  *
- * A handle belongs to one thread: its cache (4 KiB) is then plain memory, and the page itself is shared by all anyway. A
- * process that forks opens its handles in the children, or all of them would refuse work in step.
+ * A handle belongs to one thread, so its cache (4 KiB) needs no lock; the page itself is shared by all handles. A process that
+ * forks must open its handles in the children, or all of them would reject in step.
  *
- * Where this process itself speaks TLS: tailback_should_admit(). A descriptor does not tell that there is TLS on it, and
- * by tailback_should_admit_from() everything would be admitted: the handshake came just before the request.
+ * If this process itself terminates TLS, use tailback_should_admit(). The handshake precedes the request, so
+ * tailback_should_admit_from() would admit everything, and a descriptor does not show that it carries TLS.
  *
  * C11 or C++17, GCC or Clang, 64-bit little-endian Linux. Strict modes (-std=c11) hide the system calls that it needs:
- * include it before the system's headers, or build with -D_DEFAULT_SOURCE.
+ * include it before system headers, or build with -D_DEFAULT_SOURCE.
  */
 #ifndef TAILBACK_PAGE_H
 #define TAILBACK_PAGE_H
@@ -44,46 +44,46 @@
 #error "the page is little-endian and read in whole 64-bit words"
 #endif
 
-/* ---- What a reader is told ---- */
+/* ---- Results ---- */
 
 #define TAILBACK_ENTRIES_MAX 62
 #define TAILBACK_NEVER UINT64_MAX
 #define TAILBACK_UNKNOWN UINT64_MAX
 
-/* The service as a whole. */
+/* The pressure on the service as a whole. */
 struct tailback_snapshot {
-    bool alive;               /* false: no agent speaks for this service now; all else is then "no pressure" */
+    bool alive;               /* an agent publishes for the service; if not, all other fields mean no pressure */
     uint32_t level;           /* 0 ok, 1 warn, 2 critical, 3 full */
-    double score;             /* of its fullest queue: 0 empty, 1 full; may pass 1 */
-    double admit;             /* share of new work to take, 0 to 1 */
-    uint64_t oldest_age_ns;  /* age of the oldest work that waits */
-    uint64_t time_to_full_ns; /* forecast; TAILBACK_NEVER compares as longer than any time */
-    uint32_t retry_after_ms;  /* when refused clients should come again */
-    double load;              /* what is asked of the service, of what it can do: 1 is all of it, 2 twice that or more */
-    double cpu;               /* CPU time, of what the service may use */
-    uint32_t pid;             /* of the service, as the agent's /proc numbers it */
-    uint32_t worst;           /* index of the fullest queue among the entries */
-    uint32_t concurrency;     /* so many requests at once keep the service busy; 0: no limit */
-    uint64_t max_queue_wait_ns;     /* refuse what waited for longer before it was taken; 0: no limit */
+    double score;             /* saturation of the worst queue: 0 empty, 1 full; may exceed 1 */
+    double admit_ratio;       /* fraction of new work to admit, 0 to 1 */
+    uint64_t oldest_age_ns;   /* age of the oldest item waiting */
+    uint64_t time_to_full_ns; /* forecast; TAILBACK_NEVER, the largest value, if no queue is filling */
+    uint32_t retry_after_ms;  /* when rejected clients should retry */
+    double load;              /* demand as a fraction of capacity: 1 is all of it, 2 is twice that or more */
+    double cpu;               /* CPU time used, as a fraction of what the service may use */
+    uint32_t pid;             /* of the service, in the agent's /proc */
+    uint32_t worst;           /* index of the worst queue among the entries */
+    uint32_t concurrency_limit; /* most requests to have in service at once; 0: no limit */
+    uint64_t max_queue_wait_ns; /* reject work that waited longer before it was dequeued; 0: no limit */
 };
 
-/* What is not known is 0, and its flag is not set. */
+/* Flags of an entry. An unknown value is 0 and its flag is not set. */
 enum { TAILBACK_HAS_LIMIT = 1, TAILBACK_HAS_RATES = 2, TAILBACK_HAS_P99 = 4, TAILBACK_TAKES_WORK_IN = 8 };
 
-/* One queue, as it stands in the page. */
+/* One queue, as laid out in the page. */
 struct tailback_entry {
     uint16_t kind; /* see tailback_kind_name() */
     uint16_t flags;
-    uint32_t id; /* names the queue as long as it is there */
+    uint32_t id; /* identifies the queue for as long as it exists */
     uint32_t depth;
-    uint32_t limit;        /* 0 may be one: its flag tells */
-    uint64_t standing_delay_ns; /* the delay that stands: no less for about a second */
+    uint32_t limit;             /* valid if TAILBACK_HAS_LIMIT is set: 0 is a valid limit */
+    uint64_t standing_delay_ns; /* minimum delay over the last second or so */
     uint64_t p99_ns;
-    uint64_t oldest_age_ns; /* of what has waited longest */
+    uint64_t oldest_age_ns; /* age of the oldest item waiting */
     uint32_t score_ppm;
     uint32_t arrivals_per_s;
     uint32_t departures_per_s;
-    uint32_t losses; /* since the queue is watched */
+    uint32_t losses; /* work lost since the queue was first observed */
     uint64_t reserved;
 };
 
@@ -116,13 +116,13 @@ struct tailback_header_ {
     uint32_t score_ppm;
     uint32_t admit_ppm;
     uint32_t worst;
-    uint32_t wake; /* futex word, raised on a level change */
+    uint32_t wake; /* futex word, incremented on each level change */
     uint64_t oldest_age_ns;
     uint64_t time_to_full_ns;
     uint32_t retry_after_ms;
     uint32_t load_ppm;
     uint32_t cpu_ppm;
-    uint32_t concurrency;
+    uint32_t concurrency_limit;
     uint64_t max_queue_wait_ns;
     uint64_t reserved[3];
 };
@@ -138,28 +138,28 @@ static_assert(offsetof(struct tailback_entry, standing_delay_ns) == 16, "standin
 static_assert(offsetof(struct tailback_entry, score_ppm) == 40, "score_ppm");
 
 enum {
-    TAILBACK_SEQ_ = 2, /* a word of the page */
+    TAILBACK_SEQ_ = 2, /* index of the seqlock word */
     TAILBACK_HEADER_WORDS_ = 16,
     TAILBACK_PAGE_WORDS_ = 512,
-    TAILBACK_TRIES_ = 1000,
+    TAILBACK_MAX_READ_ATTEMPTS_ = 1000, /* a write takes about a microsecond */
 };
 
 #define TAILBACK_PPM_ 1000000u
 #define TAILBACK_SECOND_NS_ UINT64_C(1000000000)
 
-/* Stands in for a page that is not there, so that the fast path need not ask whether there is one. */
+/* Stands in for a missing page, so that the fast path needs no check for one. */
 static const uint64_t tailback_no_page_[TAILBACK_HEADER_WORDS_] = {0};
 
 struct tailback_page {
     const uint64_t *words;  /* the mapped page, or tailback_no_page_ */
-    uint64_t seq;           /* of the page, when the rest of this was read */
-    uint64_t look_again_ns; /* CLOCK_MONOTONIC_COARSE: though seq is the same, the page may be stale by then */
+    uint64_t seq;           /* seq of the page at the last read */
+    uint64_t recheck_ns;    /* when to read again even if seq is unchanged: the page may be stale; CLOCK_MONOTONIC_COARSE */
     uint32_t admit_ppm;
-    uint32_t diffused_ppm; /* what tailback_should_admit() has saved up */
+    uint32_t credit_ppm; /* accumulated by tailback_should_admit(); 1000000 admits one */
     struct tailback_header_ last;
-    uint64_t open_again_ns;
+    uint64_t reopen_ns; /* when to try to open the page again, CLOCK_MONOTONIC_COARSE */
     const char *path;
-    uint64_t whole[TAILBACK_PAGE_WORDS_]; /* as tailback_entries() read it last */
+    uint64_t copy[TAILBACK_PAGE_WORDS_]; /* of the whole page, from the last tailback_entries() */
 };
 
 static inline uint64_t tailback_clock_ns_(clockid_t clock)
@@ -169,19 +169,19 @@ static inline uint64_t tailback_clock_ns_(clockid_t clock)
     return (uint64_t)t.tv_sec * TAILBACK_SECOND_NS_ + (uint64_t)t.tv_nsec;
 }
 
-/* Copies the first `count` words of the page as one whole. Returns how many tries that took; 0 if the agent was always in
- * the middle of writing (it may have been stopped or killed there). copy[TAILBACK_SEQ_] is the seq of the last try. */
+/* Makes a consistent copy of the first `count` words of the page. Returns the number of attempts; 0 if the agent stayed in the
+ * middle of a write (it may have been stopped or killed there). copy[TAILBACK_SEQ_] is the seq of the last attempt. */
 static inline unsigned tailback_read_(const uint64_t *words, uint64_t *copy, size_t count)
 {
     uint64_t seq = 0;
-    for (unsigned tries = 1; tries <= TAILBACK_TRIES_; tries++) {
+    for (unsigned attempts = 1; attempts <= TAILBACK_MAX_READ_ATTEMPTS_; attempts++) {
         seq = __atomic_load_n(&words[TAILBACK_SEQ_], __ATOMIC_ACQUIRE);
         if (seq % 2 == 0) {
             for (size_t i = 0; i < count; i++)
                 copy[i] = __atomic_load_n(&words[i], __ATOMIC_RELAXED);
-            __atomic_thread_fence(__ATOMIC_ACQUIRE); /* the loads above come before the one below */
+            __atomic_thread_fence(__ATOMIC_ACQUIRE); /* orders the loads above before the one below */
             if (__atomic_load_n(&words[TAILBACK_SEQ_], __ATOMIC_RELAXED) == seq)
-                return tries;
+                return attempts;
         }
 #if defined(__x86_64__)
         __builtin_ia32_pause();
@@ -202,88 +202,89 @@ static inline void tailback_unmap_(struct tailback_page *page)
     memset(&page->last, 0, sizeof page->last);
 }
 
-/* Maps what the path names now: the agent may have started since, or have made the file anew. */
+/* Maps the file at the path: the agent may have started since, or may have recreated the file. */
 static inline void tailback_map_(struct tailback_page *page)
 {
     tailback_unmap_(page);
     const size_t size = sizeof(uint64_t) * TAILBACK_PAGE_WORDS_;
-    const int fd = open(page->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* never hang on a FIFO */
+    const int fd = open(page->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: opening a FIFO must not block */
     if (fd < 0)
         return;
     struct stat file;
-    /* Memory mapped beyond the end of a file is a SIGBUS to whoever reads it. */
+    /* Reading beyond the end of a mapped file raises SIGBUS. */
     if (fstat(fd, &file) == 0 && S_ISREG(file.st_mode) && file.st_size >= (off_t)size) {
         void *mapped = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
         if (mapped != MAP_FAILED) {
             page->words = (const uint64_t *)mapped;
-            page->seq = 1; /* not that of any whole page: read it */
+            page->seq = 1; /* odd, so it differs from that of any consistent page */
         }
     }
     close(fd);
 }
 
-/* For how long the page may still be believed; 0: not at all. */
-static inline uint64_t tailback_fresh_for_ns_(const struct tailback_header_ *header)
+/* Remaining time to live of the page; 0: invalid or stale. */
+static inline uint64_t tailback_ttl_left_ns_(const struct tailback_header_ *header)
 {
     if (memcmp(header->magic, "TAILBACK", 8) != 0 || header->version != 1)
         return 0;
-    /* Unsigned: a time yet to come is that of another clock (a time namespace, say), and stale. */
+    /* Unsigned: a page from the future (written in another time namespace) counts as stale. */
     const uint64_t age_ns = tailback_clock_ns_(CLOCK_BOOTTIME) - header->published_ns;
     return age_ns < header->ttl_ns ? header->ttl_ns - age_ns : 0;
 }
 
-/* Reads the page if it changed. One that does not come to rest leaves the last good values, while they are fresh. */
-static inline uint64_t tailback_look_(struct tailback_page *page)
+/* Reads the page if it changed; returns its remaining time to live. If the agent stays in the middle of a write, the last
+ * values apply until their time to live is over. */
+static inline uint64_t tailback_poll_(struct tailback_page *page)
 {
     if (__atomic_load_n(&page->words[TAILBACK_SEQ_], __ATOMIC_RELAXED) != page->seq) {
         uint64_t copy[TAILBACK_HEADER_WORDS_];
         if (tailback_read_(page->words, copy, TAILBACK_HEADER_WORDS_))
             memcpy(&page->last, copy, sizeof page->last);
-        page->seq = copy[TAILBACK_SEQ_]; /* of the failed try, too: a page whose writer died is not read again and again */
+        page->seq = copy[TAILBACK_SEQ_]; /* also after a failed read, so that a page whose writer died is not read again and again */
     }
-    return tailback_fresh_for_ns_(&page->last);
+    return tailback_ttl_left_ns_(&page->last);
 }
 
-/* The slow path: seq has changed, or it is time to look again. */
+/* The slow path: seq has changed, or the page may be stale. */
 __attribute__((noinline, cold, unused)) static void tailback_refresh_(struct tailback_page *page)
 {
     const uint64_t now_ns = tailback_clock_ns_(CLOCK_MONOTONIC_COARSE);
-    uint64_t fresh_for_ns = tailback_look_(page);
-    if (fresh_for_ns == 0 && now_ns >= page->open_again_ns) {
-        page->open_again_ns = now_ns + TAILBACK_SECOND_NS_;
+    uint64_t ttl_left_ns = tailback_poll_(page);
+    if (ttl_left_ns == 0 && now_ns >= page->reopen_ns) {
+        page->reopen_ns = now_ns + TAILBACK_SECOND_NS_;
         tailback_map_(page);
-        fresh_for_ns = tailback_look_(page);
+        ttl_left_ns = tailback_poll_(page);
     }
-    if (fresh_for_ns == 0) {
+    if (ttl_left_ns == 0) {
         memset(&page->last, 0, sizeof page->last);
         page->admit_ppm = TAILBACK_PPM_;
-        page->look_again_ns = page->open_again_ns;
+        page->recheck_ns = page->reopen_ns;
     } else {
         page->admit_ppm = page->last.admit_ppm < TAILBACK_PPM_ ? page->last.admit_ppm : TAILBACK_PPM_;
-        page->look_again_ns = now_ns + (fresh_for_ns < TAILBACK_SECOND_NS_ ? fresh_for_ns : TAILBACK_SECOND_NS_);
+        page->recheck_ns = now_ns + (ttl_left_ns < TAILBACK_SECOND_NS_ ? ttl_left_ns : TAILBACK_SECOND_NS_);
     }
 }
 
-/* One load of a shared cache line and one look at a coarse clock, no system call. */
-static inline void tailback_keep_fresh_(struct tailback_page *page)
+/* One load of a shared cache line and one read of a coarse clock, no system call. */
+static inline void tailback_update_(struct tailback_page *page)
 {
     if (__builtin_expect(__atomic_load_n(&page->words[TAILBACK_SEQ_], __ATOMIC_RELAXED) != page->seq ||
-                             tailback_clock_ns_(CLOCK_MONOTONIC_COARSE) >= page->look_again_ns,
+                             tailback_clock_ns_(CLOCK_MONOTONIC_COARSE) >= page->recheck_ns,
                          0))
         tailback_refresh_(page);
 }
 
-/* ---- What a service calls ---- */
+/* ---- API ---- */
 
-/* Never fails: a page that is not there is looked for again, at most once a second. The path is kept, not copied. */
+/* Never fails: a page that does not exist is looked for once a second. The path is not copied and must stay valid. */
 static inline void tailback_open(struct tailback_page *page, const char *path)
 {
     memset(page, 0, sizeof *page);
     page->words = tailback_no_page_;
     page->path = path;
-    /* A random phase, so that many workers do not refuse in step. */
-    if (getrandom(&page->diffused_ppm, sizeof page->diffused_ppm, GRND_NONBLOCK) > 0)
-        page->diffused_ppm %= TAILBACK_PPM_;
+    /* A random phase, so that workers do not reject in step. */
+    if (getrandom(&page->credit_ppm, sizeof page->credit_ppm, GRND_NONBLOCK) > 0)
+        page->credit_ppm %= TAILBACK_PPM_;
     tailback_refresh_(page);
 }
 
@@ -292,28 +293,28 @@ static inline void tailback_close(struct tailback_page *page)
     tailback_unmap_(page);
 }
 
-/* Share of new work to take, 0 to 1. */
-static inline double tailback_admit(struct tailback_page *page)
+/* Fraction of new work to admit, 0 to 1. */
+static inline double tailback_admit_ratio(struct tailback_page *page)
 {
-    tailback_keep_fresh_(page);
+    tailback_update_(page);
     return page->admit_ppm / (double)TAILBACK_PPM_;
 }
 
-/* Whether to take this piece of work. Not by lot: at a share of 0.75, three are taken and one is refused, in turn, so what
- * is taken comes evenly spaced. */
+/* Whether to admit this piece of work, by the admit ratio. Admissions are evenly spaced, not random: at 0.75, three are
+ * admitted, then one is rejected. */
 static inline bool tailback_should_admit(struct tailback_page *page)
 {
-    tailback_keep_fresh_(page);
-    page->diffused_ppm += page->admit_ppm;
-    if (page->diffused_ppm < TAILBACK_PPM_)
+    tailback_update_(page);
+    page->credit_ppm += page->admit_ppm;
+    if (page->credit_ppm < TAILBACK_PPM_)
         return false;
-    page->diffused_ppm -= TAILBACK_PPM_;
+    page->credit_ppm -= TAILBACK_PPM_;
     return true;
 }
 
-/* For how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds. Asked when a
- * request was read, that is how long it waited for it; where this process itself speaks TLS, the handshake came last, and
- * this is about 0. TAILBACK_UNKNOWN for what is no TCP connection. */
+/* How long ago data last arrived on a TCP connection, by the kernel's clock, to a few milliseconds. Right after a request was
+ * read, that is how long it waited. If this process terminates TLS, it is about 0, because the handshake arrived last.
+ * TAILBACK_UNKNOWN if it is not a TCP connection. */
 static inline uint64_t tailback_waited_ns(int connection)
 {
     enum { TCP_ = 6, TCP_INFO_ = 11, LAST_DATA_RECV_MS_ = 13 }; /* <linux/tcp.h> and <netinet/tcp.h> exclude each other */
@@ -324,34 +325,34 @@ static inline uint64_t tailback_waited_ns(int connection)
     return UINT64_C(1000000) * info[LAST_DATA_RECV_MS_];
 }
 
-/* Whether to take a piece of work that waited for so long before: by that, while the page says how long it may be. Else, and
- * where it is TAILBACK_UNKNOWN, by the share. */
+/* Whether to admit work that waited `waited_ns` before it was dequeued. If that is TAILBACK_UNKNOWN, or the page has no max
+ * queue wait, the admit ratio decides. */
 static inline bool tailback_should_admit_after(struct tailback_page *page, uint64_t waited_ns)
 {
-    tailback_keep_fresh_(page);
+    tailback_update_(page);
     if (page->last.max_queue_wait_ns == 0 || waited_ns == TAILBACK_UNKNOWN)
         return tailback_should_admit(page);
     return waited_ns <= page->last.max_queue_wait_ns;
 }
 
-/* Whether to take a request that was read from this TCP connection, likewise: the kernel is asked how long it waited, while the page
- * says how long that may be. Not where this process itself speaks TLS: see above. */
+/* Whether to admit a request that was just read from this TCP connection. While the page has a max queue wait, this asks the
+ * kernel how long the request waited; otherwise the admit ratio decides. Not if this process terminates TLS: see above. */
 static inline bool tailback_should_admit_from(struct tailback_page *page, int connection)
 {
-    tailback_keep_fresh_(page);
-    const bool asks = page->last.max_queue_wait_ns != 0;
-    return tailback_should_admit_after(page, asks ? tailback_waited_ns(connection) : TAILBACK_UNKNOWN);
+    tailback_update_(page);
+    const bool has_limit = page->last.max_queue_wait_ns != 0;
+    return tailback_should_admit_after(page, has_limit ? tailback_waited_ns(connection) : TAILBACK_UNKNOWN);
 }
 
 static inline struct tailback_snapshot tailback_pressure(struct tailback_page *page)
 {
-    tailback_keep_fresh_(page);
+    tailback_update_(page);
     const struct tailback_header_ *last = &page->last;
     struct tailback_snapshot pressure;
     pressure.alive = last->version != 0;
     pressure.level = last->level;
     pressure.score = last->score_ppm / (double)TAILBACK_PPM_;
-    pressure.admit = page->admit_ppm / (double)TAILBACK_PPM_;
+    pressure.admit_ratio = page->admit_ppm / (double)TAILBACK_PPM_;
     pressure.oldest_age_ns = last->oldest_age_ns;
     pressure.time_to_full_ns = pressure.alive ? last->time_to_full_ns : TAILBACK_NEVER;
     pressure.retry_after_ms = last->retry_after_ms;
@@ -359,39 +360,39 @@ static inline struct tailback_snapshot tailback_pressure(struct tailback_page *p
     pressure.cpu = last->cpu_ppm / (double)TAILBACK_PPM_;
     pressure.pid = last->pid;
     pressure.worst = last->worst;
-    pressure.concurrency = last->concurrency;
+    pressure.concurrency_limit = last->concurrency_limit;
     pressure.max_queue_wait_ns = last->max_queue_wait_ns;
     return pressure;
 }
 
-/* For the Retry-After of a refusal: whole seconds, rounded up, at least 1. */
+/* The value of a Retry-After header: whole seconds, rounded up, at least 1. */
 static inline uint32_t tailback_retry_after_s(struct tailback_page *page)
 {
     const uint32_t ms = tailback_pressure(page).retry_after_ms;
     return ms <= 1000 ? 1 : (ms - 1) / 1000 + 1;
 }
 
-/* The queues, the fullest first, at most TAILBACK_ENTRIES_MAX. Returns how many; 0 without a live page. Of a page that does
- * not come to rest, those that were read last, while they are fresh. */
+/* The queues, worst first, at most TAILBACK_ENTRIES_MAX. Returns how many; 0 without a live page. If the agent stays in the
+ * middle of a write, the last entries apply until their time to live is over. */
 static inline size_t tailback_entries(struct tailback_page *page, struct tailback_entry *entries)
 {
     uint64_t copy[TAILBACK_PAGE_WORDS_];
     struct tailback_header_ header;
-    tailback_keep_fresh_(page);
+    tailback_update_(page);
     if (page->last.version == 0)
         return 0;
-    const bool at_rest = page->seq % 2 == 0; /* else it was just tried in vain */
-    if (at_rest && tailback_read_(page->words, copy, TAILBACK_PAGE_WORDS_))
-        memcpy(page->whole, copy, sizeof copy);
-    memcpy(&header, page->whole, sizeof header);
-    if (tailback_fresh_for_ns_(&header) == 0)
+    const bool is_consistent = page->seq % 2 == 0; /* otherwise a read has just failed */
+    if (is_consistent && tailback_read_(page->words, copy, TAILBACK_PAGE_WORDS_))
+        memcpy(page->copy, copy, sizeof copy);
+    memcpy(&header, page->copy, sizeof header);
+    if (tailback_ttl_left_ns_(&header) == 0)
         return 0;
     const size_t count = header.entries < TAILBACK_ENTRIES_MAX ? header.entries : TAILBACK_ENTRIES_MAX;
-    memcpy(entries, page->whole + TAILBACK_HEADER_WORDS_, count * sizeof *entries);
+    memcpy(entries, page->copy + TAILBACK_HEADER_WORDS_, count * sizeof *entries);
     return count;
 }
 
-/* Sleeps until the level is another than `level`, the time is over, or a signal came; returns the pressure by then.
+/* Sleeps until the level differs from `level`, the timeout expires, or a signal arrives; returns the pressure then.
  *
  *     for (uint32_t level = 0;; level = tailback_wait(&page, level, 60000).level)
  *         ...
@@ -405,13 +406,13 @@ static inline struct tailback_snapshot tailback_wait(struct tailback_page *page,
         const uint64_t now_ns = tailback_clock_ns_(CLOCK_MONOTONIC);
         if (pressure.level != level || now_ns >= end_ns)
             return pressure;
-        /* Nobody wakes us when the agent dies, or is born. */
-        const uint64_t until_ns = page->look_again_ns + tick_ns < end_ns ? page->look_again_ns + tick_ns : end_ns;
+        /* Bounded, because no one wakes the caller when an agent dies or starts. */
+        const uint64_t until_ns = page->recheck_ns + tick_ns < end_ns ? page->recheck_ns + tick_ns : end_ns;
         const uint64_t sleep_ns = until_ns > now_ns ? until_ns - now_ns : 0;
         struct timespec sleep;
         sleep.tv_sec = (time_t)(sleep_ns / TAILBACK_SECOND_NS_);
         sleep.tv_nsec = (long)(sleep_ns % TAILBACK_SECOND_NS_);
-        /* FUTEX_WAIT only compares the word: a read-only mapping of a file will do, if it is not FUTEX_PRIVATE. */
+        /* FUTEX_WAIT only reads the word, so a read-only shared mapping is enough; FUTEX_PRIVATE would not see the agent. */
         const char *wake = (const char *)page->words + offsetof(struct tailback_header_, wake);
         const long slept = pressure.alive ? syscall(SYS_futex, wake, FUTEX_WAIT, page->last.wake, &sleep, NULL, 0)
                                           : nanosleep(&sleep, NULL);

@@ -1,4 +1,4 @@
-/* What the reader says of pages that this writes.
+/* Tests the reader on pages written here.
  *
  *     cc -I. -o /tmp/test test.c && /tmp/test
  */
@@ -10,14 +10,14 @@
 #define CHECK(condition)                                                                                               \
     do {                                                                                                               \
         if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: not so: %s\n", __func__, __LINE__, #condition);                                    \
+            fprintf(stderr, "%s:%d: failed: %s\n", __func__, __LINE__, #condition);                                    \
             exit(1);                                                                                                   \
         }                                                                                                              \
     } while (0)
 
 static char path[] = "/tmp/tailback-page-XXXXXX";
 
-/* The page as an agent would map it; what is told of it is in `page` and `entries`. */
+/* The page as an agent maps it; `page` and `entries` are the reader's. */
 static struct {
     struct tailback_header_ header;
     struct tailback_entry entries[TAILBACK_ENTRIES_MAX];
@@ -25,7 +25,7 @@ static struct {
 static struct tailback_page page;
 static struct tailback_entry entries[TAILBACK_ENTRIES_MAX];
 
-/* A new reader of a page that says: critical, admit nothing, one queue of depth 7. */
+/* Writes a page (critical, admit nothing, one queue of depth 7) and opens a new reader. */
 static void publish(uint64_t ttl_ns)
 {
     memset(written, 0, sizeof *written);
@@ -43,18 +43,18 @@ static void publish(uint64_t ttl_ns)
     tailback_open(&page, path);
 }
 
-static void all_that_is_published_is_told(void)
+static void published_values_are_read(void)
 {
     publish(100 * TAILBACK_SECOND_NS_);
     const struct tailback_snapshot pressure = tailback_pressure(&page);
-    CHECK(pressure.alive && pressure.level == 2 && pressure.admit == 0);
+    CHECK(pressure.alive && pressure.level == 2 && pressure.admit_ratio == 0);
     CHECK(pressure.load == 1.5 && pressure.cpu == 0.25);
     CHECK(!tailback_should_admit(&page));
     CHECK(tailback_entries(&page, entries) == 1 && entries[0].depth == 7);
     CHECK(strcmp(tailback_level_name(3), "full") == 0 && strcmp(tailback_level_name(4), "unknown") == 0);
 }
 
-static void what_was_said_last_holds_for_its_time_while_the_agent_stands_still_in_the_middle_of_writing(void)
+static void if_the_agent_stalls_in_the_middle_of_a_write_the_last_values_apply_until_their_ttl(void)
 {
     publish(TAILBACK_SECOND_NS_);
     CHECK(tailback_entries(&page, entries) == 1);
@@ -71,7 +71,7 @@ static void what_was_said_last_holds_for_its_time_while_the_agent_stands_still_i
     CHECK(tailback_pressure(&page).alive && tailback_entries(&page, entries) == 1 && entries[0].depth == 8);
 }
 
-static void whether_it_is_a_page_of_this_version_is_asked_at_each_read(void)
+static void magic_and_version_are_checked_at_each_read(void)
 {
     publish(100 * TAILBACK_SECOND_NS_);
     CHECK(tailback_pressure(&page).alive);
@@ -80,7 +80,7 @@ static void whether_it_is_a_page_of_this_version_is_asked_at_each_read(void)
     CHECK(!tailback_pressure(&page).alive && tailback_should_admit(&page) && tailback_entries(&page, entries) == 0);
 }
 
-static void a_time_to_come_is_that_of_another_clock(void)
+static void a_page_from_the_future_is_stale(void)
 {
     publish(100 * TAILBACK_SECOND_NS_);
     written->header.published_ns += 10 * TAILBACK_SECOND_NS_;
@@ -95,9 +95,9 @@ int main(void)
     written = mmap(NULL, sizeof *written, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     CHECK(written != MAP_FAILED);
     tailback_open(&page, path);
-    all_that_is_published_is_told();
-    what_was_said_last_holds_for_its_time_while_the_agent_stands_still_in_the_middle_of_writing();
-    whether_it_is_a_page_of_this_version_is_asked_at_each_read();
-    a_time_to_come_is_that_of_another_clock();
+    published_values_are_read();
+    if_the_agent_stalls_in_the_middle_of_a_write_the_last_values_apply_until_their_ttl();
+    magic_and_version_are_checked_at_each_read();
+    a_page_from_the_future_is_stale();
     unlink(path);
 }

@@ -7,15 +7,15 @@ import (
 	"unsafe"
 )
 
-// mapFile maps what the path names now; it returns old if that is still the same file.
+// mapFile maps the file at the path; it returns old if that is still the same file.
 func mapFile(path string, old *mapping) *mapping {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // never hang on a FIFO
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // opening a FIFO must not block
 	if err != nil {
 		return nothing
 	}
 	defer file.Close()
 	info, err := file.Stat()
-	// Memory mapped beyond the end of a file is a SIGBUS to whoever reads it.
+	// Reading beyond the end of a mapped file raises SIGBUS.
 	if err != nil || !info.Mode().IsRegular() || info.Size() < pageBytes {
 		return nothing
 	}
@@ -26,14 +26,14 @@ func mapFile(path string, old *mapping) *mapping {
 	if err != nil {
 		return nothing
 	}
-	// As large as the mapping, and aligned as only a page can be.
+	// The mapping is as large as the array and page-aligned.
 	m := &mapping{words: (*words)(unsafe.Pointer(&mapped[0])), file: info}
 	runtime.SetFinalizer(m, func(*mapping) { _ = syscall.Munmap(mapped) })
 	return m
 }
 
-// bootClock is CLOCK_BOOTTIME in nanoseconds. The standard library does not offer it, so it costs a system call; it is
-// read only when the page has changed.
+// bootClock is CLOCK_BOOTTIME in nanoseconds. The standard library does not provide it, so it costs a system call; it is read
+// only when the page has changed.
 func bootClock() uint64 {
 	const clockBoottime = 7
 	var t syscall.Timespec

@@ -11,17 +11,17 @@ import (
 	"time"
 )
 
-// TAILBACK_PAGE=/run/tailback/shop/page go test -bench . (without it: what asking costs where there is no page)
-func BenchmarkAdmit(b *testing.B) {
+// Run with TAILBACK_PAGE=/run/tailback/shop/page go test -bench . Without the variable it measures a missing page.
+func BenchmarkAdmitRatio(b *testing.B) {
 	p := Open(os.Getenv("TAILBACK_PAGE"))
 	for i := 0; i < b.N; i++ {
-		p.Admit()
+		p.AdmitRatio()
 	}
 }
 
 const long = 100 * time.Second
 
-// written is a page that says: critical, admit nothing, one queue of depth 7.
+// written is a page: critical, admit nothing, one queue of depth 7.
 type written struct {
 	*testing.T
 	file *os.File
@@ -57,11 +57,11 @@ func (w written) put(at int64, bytes []byte) {
 func (w written) u32(at int64, value uint32) { w.put(at, binary.LittleEndian.AppendUint32(nil, value)) }
 func (w written) u64(at int64, value uint64) { w.put(at, binary.LittleEndian.AppendUint64(nil, value)) }
 
-// tells checks that the page says so, or nothing at all.
-func (w written) tells(p *Page, isAlive bool, level Level, depths ...uint32) {
+// check fails the test unless the reader returns these values.
+func (w written) check(p *Page, isAlive bool, level Level, depths ...uint32) {
 	w.Helper()
-	if said := p.Pressure(); said.Alive != isAlive || said.Level != level || p.ShouldAdmit() == isAlive {
-		w.Errorf("says %+v", said)
+	if pressure := p.Pressure(); pressure.Alive != isAlive || pressure.Level != level || p.ShouldAdmit() == isAlive {
+		w.Errorf("pressure: %+v", pressure)
 	}
 	entries := p.Entries()
 	if len(entries) != len(depths) || len(depths) > 0 && entries[0].Depth != depths[0] {
@@ -69,53 +69,53 @@ func (w written) tells(p *Page, isAlive bool, level Level, depths ...uint32) {
 	}
 }
 
-func TestAllThatIsPublishedIsTold(t *testing.T) {
+func TestPublishedValuesAreRead(t *testing.T) {
 	w := write(t, long)
 	p := Open(w.file.Name())
-	w.tells(p, true, Critical, 7)
-	if said := p.Pressure(); said.Load != 1.5 || said.CPU != 0.25 {
-		t.Errorf("says %+v", said)
+	w.check(p, true, Critical, 7)
+	if pressure := p.Pressure(); pressure.Load != 1.5 || pressure.CPU != 0.25 {
+		t.Errorf("pressure: %+v", pressure)
 	}
 	if Full.String() != "full" || (Full+1).String() != "unknown" {
 		t.Errorf("%v, %v", Full, Full+1)
 	}
 }
 
-func TestWhileTheAgentStandsStillInTheMiddleOfWritingWhatItSaidLastHoldsForItsTime(t *testing.T) {
+func TestIfTheAgentStallsInTheMiddleOfAWriteTheLastValuesApplyUntilTheirTTL(t *testing.T) {
 	w := write(t, time.Second)
 	p := Open(w.file.Name())
-	w.tells(p, true, Critical, 7)
+	w.check(p, true, Critical, 7)
 	w.u64(16, 3)
 	w.u32(44, uint32(OK))
 	w.u32(128+8, 8)
-	w.tells(p, true, Critical, 7)
+	w.check(p, true, Critical, 7)
 	time.Sleep(time.Second)
-	w.tells(p, false, OK)
+	w.check(p, false, OK)
 	w.u64(24, bootClock())
 	w.u64(16, 4)
-	w.tells(p, true, OK, 8)
+	w.check(p, true, OK, 8)
 }
 
-func TestWhetherItIsAPageOfThisVersionIsAskedAtEachRead(t *testing.T) {
+func TestMagicAndVersionAreCheckedAtEachRead(t *testing.T) {
 	w := write(t, long)
 	p := Open(w.file.Name())
-	w.tells(p, true, Critical, 7)
+	w.check(p, true, Critical, 7)
 	w.u32(8, 2)
 	w.u64(16, 4)
-	w.tells(p, false, OK)
+	w.check(p, false, OK)
 }
 
-func TestATimeToComeIsThatOfAnotherClock(t *testing.T) {
+func TestAPageFromTheFutureIsStale(t *testing.T) {
 	w := write(t, long)
 	w.u64(24, bootClock()+uint64(10*time.Second))
-	w.tells(Open(w.file.Name()), false, OK)
+	w.check(Open(w.file.Name()), false, OK)
 }
 
-// All that ask wait for the one that reads, so that one must not give its CPU away meanwhile.
-func TestAPageThatIsHalfWrittenIsSoonLeftAloneThoughOthersCompute(t *testing.T) {
+// All callers wait for the goroutine that reads, so it must not yield its CPU meanwhile.
+func TestReadingAHalfWrittenPageGivesUpSoonThoughOtherGoroutinesCompute(t *testing.T) {
 	w := write(t, long)
 	p := Open(w.file.Name())
-	w.tells(p, true, Critical, 7)
+	w.check(p, true, Critical, 7)
 	var isOver atomic.Bool
 	defer isOver.Store(true)
 	var begun sync.WaitGroup

@@ -8,7 +8,7 @@ import (
 	"unsafe"
 )
 
-// waited asks for tcpi_last_data_recv of struct tcp_info, which is in milliseconds.
+// waited reads tcpi_last_data_recv of struct tcp_info, which is in milliseconds.
 func waited(connection syscall.Conn) time.Duration {
 	const tcpInfo, lastDataRecv = 11, 13
 	raw, err := connection.SyscallConn()

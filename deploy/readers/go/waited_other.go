@@ -7,5 +7,5 @@ import (
 	"time"
 )
 
-// There is no agent here, or no system call for it.
+// No agent runs on these systems, or the system call is missing.
 func waited(syscall.Conn) time.Duration { return Unknown }

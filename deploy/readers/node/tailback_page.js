@@ -1,18 +1,18 @@
 'use strict';
 /**
- * How full are this service's queues, and how much new work should it take?
+ * How full are this service's queues, and how much new work should it admit?
  *
- *     const page = require('./tailback_page').open('/run/tailback/shop/page'); // fine if it is not there yet
+ *     const page = require('./tailback_page').open('/run/tailback/shop/page'); // need not exist yet
  *
  *     if (!page.shouldAdmit()) { // tens of nanoseconds; every 5 ms a microsecond more
  *       res.writeHead(503, { 'Retry-After': page.pressure().retryAfterHeader }).end();
  *     }
  *
  * Tailback writes one page of memory about ten times a second. Node cannot map memory without native code, so this reads
- * the file's first bytes (it lies in memory: no disk is touched), at most every 5 ms, and all of it where it changed.
- * Everything fails open: no page, a page of a dead agent, a page that makes no sense are "no pressure": level 0, admit 1.
+ * the file's first bytes (it is in memory: no disk is read), at most every 5 ms, and all of it if it changed. Everything fails
+ * open: no page, a page of a dead agent, or an invalid page mean no pressure (level 0, admit ratio 1).
  *
- * Node 16 or later, nothing else. From an ES module: import { open } from './tailback_page.js'
+ * Needs Node 16 or later and nothing else. From an ES module: import { open } from './tailback_page.js'
  *
  *     $ node tailback_page.js /run/tailback/shop/page      # one line of JSON
  */
@@ -25,40 +25,40 @@ const KINDS =
 const LEVELS = ['ok', 'warn', 'critical', 'full'];
 
 /**
- * The service as a whole.
+ * The pressure on the service as a whole.
  * @typedef {object} Pressure
- * @property {boolean} alive          false: no agent speaks for this service now; all else is then "no pressure"
+ * @property {boolean} alive          an agent publishes for the service; if not, all other fields mean no pressure
  * @property {number} level           0 ok, 1 warn, 2 critical, 3 full
  * @property {string} levelName
- * @property {number} score           of its fullest queue: 0 empty, 1 full; may pass 1
- * @property {number} admit           share of new work to take, 0 to 1
- * @property {number} oldestWaitMs    age of the oldest work that waits
- * @property {number} timeToFullMs    forecast; Infinity: never
- * @property {number} retryAfterMs    when refused clients should come again
- * @property {string} retryAfterHeader  the same for Retry-After: whole seconds, rounded up, at least 1
- * @property {number} load            what is asked of the service, of what it can do: 1 is all of it, 2 twice that or more
- * @property {number} cpu             CPU time, of what the service may use
- * @property {number} pid             of the service, as the agent's /proc numbers it
- * @property {number} worst           index of the fullest queue among the entries
- * @property {number|null} concurrency  so many requests at once keep the service busy; null: no limit
- * @property {number|null} maxWaitMs  refuse what waited for longer before it was taken; null: no limit
+ * @property {number} score           saturation of the worst queue: 0 empty, 1 full; may exceed 1
+ * @property {number} admitRatio      fraction of new work to admit, 0 to 1
+ * @property {number} oldestAgeMs     age of the oldest item waiting
+ * @property {number} timeToFullMs    forecast; Infinity if no queue is filling
+ * @property {number} retryAfterMs    when rejected clients should retry
+ * @property {string} retryAfterHeader  value of a Retry-After header: whole seconds, rounded up, at least 1
+ * @property {number} load            demand as a fraction of capacity: 1 is all of it, 2 is twice that or more
+ * @property {number} cpu             CPU time used, as a fraction of what the service may use
+ * @property {number} pid             of the service, in the agent's /proc
+ * @property {number} worst           index of the worst queue among the entries
+ * @property {number|null} concurrencyLimit  most requests to have in service at once; null: no limit
+ * @property {number|null} maxQueueWaitMs  reject work that waited longer before it was dequeued; null: no limit
  */
 
 /**
- * One queue. Null is what is not known.
+ * One queue. An unknown value is null.
  * @typedef {object} Entry
  * @property {string} kind            one of KINDS, or "unknown"
  * @property {number} flags
- * @property {number} id              names the queue as long as it is there
+ * @property {number} id              identifies the queue for as long as it exists
  * @property {number} depth
  * @property {number|null} limit
- * @property {number} minDelayMs      the delay that stands: no less for about a second
+ * @property {number} standingDelayMs  minimum delay over the last second or so
  * @property {number|null} p99Ms
- * @property {number} headAgeMs       of what has waited longest
+ * @property {number} oldestAgeMs     age of the oldest item waiting
  * @property {number} score
  * @property {number|null} arrivalsPerS
  * @property {number|null} departuresPerS
- * @property {number} losses          since the queue is watched
+ * @property {number} losses          work lost since the queue was first observed
  */
 
 const PAGE_BYTES = 4096;
@@ -72,9 +72,9 @@ const PPM = 1_000_000;
 const HAS_LIMIT = 1;
 const HAS_RATES = 2;
 const HAS_P99 = 4;
-const LOOK_EVERY_MS = 5;
-const OPEN_EVERY_MS = 1000;
-const TRIES = 20;
+const POLL_INTERVAL_MS = 5;
+const REOPEN_INTERVAL_MS = 1000;
+const MAX_READ_ATTEMPTS = 20;
 
 /** @type {Pressure} */
 const NO_PRESSURE = Object.freeze({
@@ -82,8 +82,8 @@ const NO_PRESSURE = Object.freeze({
   level: 0,
   levelName: LEVELS[0],
   score: 0,
-  admit: 1,
-  oldestWaitMs: 0,
+  admitRatio: 1,
+  oldestAgeMs: 0,
   timeToFullMs: Infinity,
   retryAfterMs: 0,
   retryAfterHeader: '1',
@@ -91,118 +91,118 @@ const NO_PRESSURE = Object.freeze({
   cpu: 0,
   pid: 0,
   worst: 0,
-  concurrency: null,
-  maxWaitMs: null,
+  concurrencyLimit: null,
+  maxQueueWaitMs: null,
 });
 
 /** The page of one target. */
 class Page {
   #path;
   #fd = -1;
-  #seq = Buffer.alloc(SEQ_BYTES); // of the page when it was read last
+  #seq = Buffer.alloc(SEQ_BYTES); // seq of the page at the last read
   #seqNow = Buffer.alloc(SEQ_BYTES);
-  #last = Buffer.alloc(PAGE_BYTES); // the last good copy
+  #last = Buffer.alloc(PAGE_BYTES); // the last consistent copy
   #spare = Buffer.alloc(PAGE_BYTES);
   #pressure = NO_PRESSURE;
   #admitPpm = PPM;
-  // On the clock of performance.now():
-  #lookAgain = 0;
-  #openAgain = 0;
+  // Times on the clock of performance.now().
+  #pollAt = 0;
+  #reopenAt = 0;
   #staleAt = 0;
-  // A random phase, so that many workers do not refuse in step.
-  #diffusedPpm = Math.floor(Math.random() * PPM);
+  // A random phase, so that workers do not reject in step.
+  #creditPpm = Math.floor(Math.random() * PPM);
 
   /** @param {string} path */
   constructor(path) {
     this.#path = path;
-    this.#look();
+    this.#poll();
   }
 
-  /** Share of new work to take, 0 to 1. */
-  admit() {
-    this.#look();
-    return this.#pressure.admit;
+  /** Fraction of new work to admit, 0 to 1. */
+  admitRatio() {
+    this.#poll();
+    return this.#pressure.admitRatio;
   }
 
   /**
-   * Whether to take this piece of work. Not by lot: at a share of 0.75, three are taken and one is refused, in turn, so
-   * what is taken comes evenly spaced.
+   * Whether to admit this piece of work, by the admit ratio. Admissions are evenly spaced, not random: at 0.75, three are
+   * admitted, then one is rejected.
    */
   shouldAdmit() {
-    this.#look();
-    this.#diffusedPpm += this.#admitPpm;
-    if (this.#diffusedPpm < PPM) return false;
-    this.#diffusedPpm -= PPM;
+    this.#poll();
+    this.#creditPpm += this.#admitPpm;
+    if (this.#creditPpm < PPM) return false;
+    this.#creditPpm -= PPM;
     return true;
   }
 
   /**
-   * Whether to take a piece of work that waited for so long before: by that, while the page says how long it may be. Else, and
-   * where it is not known, by the share.
+   * Whether to admit work that waited this long before it was dequeued. If that is not known, or the page has no max queue wait,
+   * the admit ratio decides.
    * @param {number|null|undefined} waitedMs
    */
   shouldAdmitAfter(waitedMs) {
-    this.#look();
-    const mostMs = this.#pressure.maxWaitMs;
-    return mostMs !== null && waitedMs != null && waitedMs >= 0 ? waitedMs <= mostMs : this.shouldAdmit();
+    this.#poll();
+    const maxMs = this.#pressure.maxQueueWaitMs;
+    return maxMs !== null && waitedMs != null && waitedMs >= 0 ? waitedMs <= maxMs : this.shouldAdmit();
   }
 
-  /** @returns {Pressure} */
+  /** The pressure on the service as a whole. @returns {Pressure} */
   pressure() {
-    this.#look();
+    this.#poll();
     return this.#pressure;
   }
 
-  /** The queues, the fullest first; none without a live page. @returns {Entry[]} */
+  /** The queues, worst first; none without a live page. @returns {Entry[]} */
   entries() {
-    this.#look();
+    this.#poll();
     const count = this.#pressure.alive ? Math.min(this.#last.readUInt32LE(12), ENTRIES_MAX) : 0;
     return Array.from({ length: count }, (_, i) => decodeEntry(this.#last, ENTRIES_AT + ENTRY_BYTES * i));
   }
 
-  /** For tests and the like: the page of a service is open as long as the service runs. */
+  /** For tests; a service keeps its page open as long as it runs. */
   close() {
     if (this.#fd >= 0) fs.closeSync(this.#fd);
     this.#fd = -1;
-    this.#lookAgain = Infinity;
+    this.#pollAt = Infinity;
     this.#forget();
   }
 
-  #look() {
+  #poll() {
     const now = performance.now();
-    if (now < this.#lookAgain) return;
-    this.#lookAgain = now + LOOK_EVERY_MS;
+    if (now < this.#pollAt) return;
+    this.#pollAt = now + POLL_INTERVAL_MS;
     this.#read(now);
     if (now < this.#staleAt) return;
-    if (now >= this.#openAgain) {
-      this.#openAgain = now + OPEN_EVERY_MS;
+    if (now >= this.#reopenAt) {
+      this.#reopenAt = now + REOPEN_INTERVAL_MS;
       this.#open();
       this.#read(now);
     }
     if (now >= this.#staleAt) this.#forget();
   }
 
-  /** The agent may have started since, or have made the file anew. */
+  /** Opens the file anew: the agent may have started since, or may have recreated it. */
   #open() {
     if (this.#fd >= 0) fs.closeSync(this.#fd);
     this.#fd = -1;
-    this.#seq.fill(0xff); // not that of any whole page
+    this.#seq.fill(0xff); // odd, so it differs from that of any consistent page
     try {
-      this.#fd = fs.openSync(this.#path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK); // never hang on a FIFO
+      this.#fd = fs.openSync(this.#path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK); // opening a FIFO must not block
     } catch {
       // No page yet.
     }
   }
 
-  /** Reads the page if it changed. One that does not come to rest leaves the last good copy, while that is fresh. */
+  /** Reads the page if it changed. If the agent stays in the middle of a write, the last copy applies until its TTL is over. */
   #read(now) {
     if (!this.#readAt(SEQ_AT, this.#seqNow) || this.#seqNow.equals(this.#seq)) return;
-    for (let tries = 0; tries < TRIES; tries++) {
+    for (let attempts = 0; attempts < MAX_READ_ATTEMPTS; attempts++) {
       this.#seqNow.copy(this.#seq);
       if (!this.#readAt(0, this.#spare) || !this.#readAt(SEQ_AT, this.#seqNow)) return;
       if (this.#seq[0] % 2 === 0 && this.#seqNow.equals(this.#seq)) {
         [this.#last, this.#spare] = [this.#spare, this.#last];
-        this.#staleAt = now + freshForMs(this.#last);
+        this.#staleAt = now + ttlLeftMs(this.#last);
         this.#pressure = decodePressure(this.#last);
         this.#admitPpm = Math.min(this.#last.readUInt32LE(52), PPM);
         return;
@@ -210,7 +210,7 @@ class Page {
     }
   }
 
-  /** False if there are not as many bytes, or none at all. */
+  /** Fills the buffer from the file; false if it cannot. */
   #readAt(position, buffer) {
     try {
       return this.#fd >= 0 && fs.readSync(this.#fd, buffer, 0, buffer.length, position) === buffer.length;
@@ -226,20 +226,20 @@ class Page {
   }
 }
 
-/** For how long a page may still be believed; 0: not at all. */
-function freshForMs(page) {
+/** Remaining time to live of a page; 0: invalid or stale. */
+function ttlLeftMs(page) {
   if (page.toString('latin1', 0, 8) !== 'TAILBACK' || page.readUInt32LE(8) !== 1) return 0;
   const ttlNs = u64(page, 32);
   const { nowNs, behindNs } = bootClock();
   const ageNs = nowNs - u64(page, 24);
-  // A time yet to come is that of another clock, and as bad as a stale one.
+  // A page from the future (written in another time namespace) counts as stale.
   return ageNs >= -behindNs && ageNs < ttlNs ? (ttlNs - Math.max(ageNs, 0)) / 1e6 : 0;
 }
 
 /**
- * CLOCK_BOOTTIME, and how far it may be behind. Node has it as os.uptime() only, which is rounded down (to 10 ms, or 1 s in
- * old versions) and, under lxcfs, is that of the container. It is never behind CLOCK_MONOTONIC, which is exact, and ahead of
- * it only where the machine has slept.
+ * CLOCK_BOOTTIME, and how far the result may be behind it. Node has it only as os.uptime(), which is rounded down (to 10 ms, or
+ * 1 s in old versions) and, under lxcfs, is that of the container. It is never behind CLOCK_MONOTONIC, which is exact, and
+ * ahead of it only if the machine was suspended.
  */
 function bootClock() {
   const monotonicNs = Number(process.hrtime.bigint());
@@ -247,7 +247,7 @@ function bootClock() {
   return uptimeNs > monotonicNs ? { nowNs: uptimeNs, behindNs: 1e9 } : { nowNs: monotonicNs, behindNs: 0 };
 }
 
-/** As a Number: exact up to 104 days in nanoseconds. */
+/** As a Number: exact to the nanosecond up to 104 days. */
 function u64(page, at) {
   return Number(page.readBigUInt64LE(at));
 }
@@ -261,8 +261,8 @@ function decodePressure(page) {
     level,
     levelName: LEVELS[level] ?? 'unknown',
     score: page.readUInt32LE(48) / PPM,
-    admit: Math.min(page.readUInt32LE(52) / PPM, 1),
-    oldestWaitMs: u64(page, 64) / 1e6,
+    admitRatio: Math.min(page.readUInt32LE(52) / PPM, 1),
+    oldestAgeMs: u64(page, 64) / 1e6,
     timeToFullMs: page.readBigUInt64LE(72) === NEVER ? Infinity : u64(page, 72) / 1e6,
     retryAfterMs,
     retryAfterHeader: String(Math.max(1, Math.ceil(retryAfterMs / 1000))),
@@ -270,8 +270,8 @@ function decodePressure(page) {
     cpu: page.readUInt32LE(88) / PPM,
     pid: page.readUInt32LE(40),
     worst: page.readUInt32LE(56),
-    concurrency: page.readUInt32LE(92) || null,
-    maxWaitMs: u64(page, 96) / 1e6 || null,
+    concurrencyLimit: page.readUInt32LE(92) || null,
+    maxQueueWaitMs: u64(page, 96) / 1e6 || null,
   });
 }
 
@@ -284,9 +284,9 @@ function decodeEntry(page, at) {
     id: page.readUInt32LE(at + 4),
     depth: page.readUInt32LE(at + 8),
     limit: flags & HAS_LIMIT ? page.readUInt32LE(at + 12) : null,
-    minDelayMs: u64(page, at + 16) / 1e6,
+    standingDelayMs: u64(page, at + 16) / 1e6,
     p99Ms: flags & HAS_P99 ? u64(page, at + 24) / 1e6 : null,
-    headAgeMs: u64(page, at + 32) / 1e6,
+    oldestAgeMs: u64(page, at + 32) / 1e6,
     score: page.readUInt32LE(at + 40) / PPM,
     arrivalsPerS: flags & HAS_RATES ? page.readUInt32LE(at + 44) : null,
     departuresPerS: flags & HAS_RATES ? page.readUInt32LE(at + 48) : null,
@@ -295,8 +295,9 @@ function decodeEntry(page, at) {
 }
 
 /**
- * For how long a request is under way, by the X-Request-Start that a proxy on this machine gave it (others can forge it): seconds (nginx: "t=${msec}"),
- * milliseconds, or microseconds (HAProxy: t=%[date(0,us)]) since 1970, told by their size. Null for what is no such time.
+ * Age of a request, from the X-Request-Start header of a proxy on this machine; without a proxy, clients can forge it. Seconds
+ * (nginx: "t=${msec}"), milliseconds, or microseconds (HAProxy: t=%[date(0,us)]) since 1970; the unit is recognized by magnitude.
+ * Null if the header is not such a time.
  * @param {string|undefined} started
  */
 function sinceMs(started) {
@@ -309,7 +310,7 @@ function sinceMs(started) {
 }
 
 /**
- * Never fails: a page that is not there is looked for again, at most once a second.
+ * Never fails: a page that does not exist is looked for once a second.
  * @param {string} path
  */
 function open(path) {
@@ -328,24 +329,24 @@ function main() {
     alive: p.alive,
     level: p.level,
     score: p.score,
-    admit: p.admit,
-    oldest_age_ns: ns(p.oldestWaitMs),
+    admit_ratio: p.admitRatio,
+    oldest_age_ns: ns(p.oldestAgeMs),
     time_to_full_ns: ns(p.timeToFullMs), // Infinity is null in JSON
     retry_after_ms: p.retryAfterMs,
     load: p.load,
     cpu: p.cpu,
     pid: p.pid,
     worst: p.worst,
-    concurrency: p.concurrency,
-    max_queue_wait_ns: p.maxWaitMs === null ? null : ns(p.maxWaitMs),
+    concurrency_limit: p.concurrencyLimit,
+    max_queue_wait_ns: p.maxQueueWaitMs === null ? null : ns(p.maxQueueWaitMs),
     entries: page.entries().map((e) => ({
       kind: e.kind,
       id: e.id,
       depth: e.depth,
       limit: e.limit,
-      standing_delay_ns: ns(e.minDelayMs),
+      standing_delay_ns: ns(e.standingDelayMs),
       p99_ns: e.p99Ms === null ? null : ns(e.p99Ms),
-      oldest_age_ns: ns(e.headAgeMs),
+      oldest_age_ns: ns(e.oldestAgeMs),
       score: e.score,
       arrivals_per_s: e.arrivalsPerS,
       departures_per_s: e.departuresPerS,

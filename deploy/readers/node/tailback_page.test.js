@@ -1,6 +1,6 @@
 'use strict';
 /**
- * What the reader says of pages that this writes.
+ * Tests the reader on pages written here.
  *
  *     node tailback_page.test.js      # Node 18 or later
  */
@@ -12,16 +12,16 @@ const { after, test } = require('node:test');
 const tailback = require('./tailback_page');
 
 const LONG_MS = 100_000;
-const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'tailback-page-'));
-after(() => fs.rmSync(folder, { recursive: true }));
+const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'tailback-page-'));
+after(() => fs.rmSync(directory, { recursive: true }));
 
-// As on a machine that has not slept: CLOCK_BOOTTIME is CLOCK_MONOTONIC.
+// As on a machine that was never suspended: CLOCK_BOOTTIME equals CLOCK_MONOTONIC.
 os.uptime = () => 0;
 const bootNs = () => process.hrtime.bigint();
 
-/** A page that says: critical, admit nothing, one queue of depth 7. */
+/** A page: critical, admit nothing, one queue of depth 7. */
 class Written {
-  #path = path.join(fs.mkdtempSync(path.join(folder, 'page-')), 'page');
+  #path = path.join(fs.mkdtempSync(path.join(directory, 'page-')), 'page');
   #bytes = Buffer.alloc(4096);
 
   constructor(ttlMs) {
@@ -41,7 +41,7 @@ class Written {
     if (level !== undefined) this.#bytes.writeUInt32LE(level, 44);
     if (flags !== undefined) this.#bytes.writeUInt16LE(flags, 128 + 2);
     if (depth !== undefined) this.#bytes.writeUInt32LE(depth, 128 + 8);
-    // In place: a page is never cut.
+    // Written in place: a page is never truncated.
     fs.writeFileSync(this.#path, this.#bytes, { flag: fs.existsSync(this.#path) ? 'r+' : 'w' });
   }
 
@@ -50,19 +50,19 @@ class Written {
   }
 }
 
-/** Beyond the time for which the reader does not look, or longer. */
+/** At least as long as the reader's poll interval. */
 const sleep = (ms = 10) => new Promise((resolve) => setTimeout(resolve, ms));
 
-test('all that is published is told', () => {
+test('published values are read', () => {
   const page = new Written(LONG_MS).open();
-  const { alive, levelName, admit, load, cpu } = page.pressure();
-  assert.deepEqual({ alive, levelName, admit }, { alive: true, levelName: 'critical', admit: 0 });
+  const { alive, levelName, admitRatio, load, cpu } = page.pressure();
+  assert.deepEqual({ alive, levelName, admitRatio }, { alive: true, levelName: 'critical', admitRatio: 0 });
   assert.deepEqual({ load, cpu }, { load: 1.5, cpu: 0.25 });
   assert.equal(page.shouldAdmit(), false);
   assert.deepEqual(page.entries().map((entry) => entry.depth), [7]);
 });
 
-test('the flag tells whether a limit is known, and a level beyond the last has no name', () => {
+test('a limit is known only with its flag, and an unknown level has no name', () => {
   const written = new Written(LONG_MS);
   assert.equal(written.open().entries()[0].limit, null);
   written.put({ flags: 1, level: 4 });
@@ -71,7 +71,7 @@ test('the flag tells whether a limit is known, and a level beyond the last has n
   assert.equal(page.pressure().levelName, 'unknown');
 });
 
-test('while the agent stands still in the middle of writing, what it said last holds for its time', async () => {
+test('if the agent stalls in the middle of a write, the last values apply until their TTL is over', async () => {
   const written = new Written(1_000);
   const page = written.open();
   assert.equal(page.pressure().alive, true);
@@ -89,7 +89,7 @@ test('while the agent stands still in the middle of writing, what it said last h
   assert.equal(page.entries()[0].depth, 8);
 });
 
-test('whether it is a page of this version is asked at each read', async () => {
+test('magic and version are checked at each read', async () => {
   const written = new Written(LONG_MS);
   const page = written.open();
   assert.equal(page.pressure().alive, true);
@@ -99,17 +99,17 @@ test('whether it is a page of this version is asked at each read', async () => {
   assert.deepEqual(page.entries(), []);
 });
 
-test('a time to come is that of another clock, beyond what os.uptime() is rounded down by', () => {
-  const isBelieved = (publishedNs) => {
+test('a page from the future is stale, beyond the rounding of os.uptime()', () => {
+  const isAlive = (publishedNs) => {
     const written = new Written(LONG_MS);
     written.put({ publishedNs });
     return written.open().pressure().alive;
   };
-  assert.equal(isBelieved(bootNs() + 900_000_000n), false);
-  // In an old Node, of a machine that slept for an hour.
+  assert.equal(isAlive(bootNs() + 900_000_000n), false);
+  // An old Node on a machine that was suspended for an hour.
   const uptime = bootNs() / 1_000_000_000n + 3_600n;
   os.uptime = () => Number(uptime);
-  assert.equal(isBelieved(uptime * 1_000_000_000n + 900_000_000n), true);
-  assert.equal(isBelieved(uptime * 1_000_000_000n + 1_100_000_000n), false);
+  assert.equal(isAlive(uptime * 1_000_000_000n + 900_000_000n), true);
+  assert.equal(isAlive(uptime * 1_000_000_000n + 1_100_000_000n), false);
   os.uptime = () => 0;
 });

@@ -1,4 +1,4 @@
-"""What the reader says of pages that this writes.
+"""Tests the reader on pages written here.
 
     python3 test_tailback_page.py
 """
@@ -19,7 +19,7 @@ LONG_S = 100
 
 
 class Written:
-    """A page that says: critical, admit nothing, one queue of depth 7."""
+    """A page: critical, admit nothing, one queue of depth 7."""
 
     def __init__(self, ttl_s):
         self.file = tempfile.NamedTemporaryFile()
@@ -45,15 +45,15 @@ def boot_ns():
 
 
 class Reader(unittest.TestCase):
-    def test_all_that_is_published_is_told(self):
+    def test_published_values_are_read(self):
         page = Written(LONG_S).open()
         pressure = page.pressure()
-        self.assertEqual((pressure.alive, pressure.level_name, pressure.admit), (True, "critical", 0.0))
+        self.assertEqual((pressure.alive, pressure.level_name, pressure.admit_ratio), (True, "critical", 0.0))
         self.assertEqual((pressure.load, pressure.cpu), (1.5, 0.25))
         self.assertFalse(page.should_admit())
         self.assertEqual([entry.depth for entry in page.entries()], [7])
 
-    def test_the_flag_tells_whether_a_limit_is_known_and_a_level_beyond_the_last_has_no_name(self):
+    def test_a_limit_is_known_only_with_its_flag_and_an_unknown_level_has_no_name(self):
         written = Written(LONG_S)
         self.assertIsNone(written.open().entries()[0].limit)
         written.put("<H", 128 + 2, 1)
@@ -61,7 +61,7 @@ class Reader(unittest.TestCase):
         page = written.open()
         self.assertEqual((page.entries()[0].limit, page.pressure().level_name), (0, "unknown"))
 
-    def test_while_the_agent_stands_still_in_the_middle_of_writing_what_it_said_last_holds_for_its_time(self):
+    def test_if_the_agent_stalls_in_the_middle_of_a_write_the_last_values_apply_until_their_ttl(self):
         written = Written(1)
         page = written.open()
         written.seq(3)
@@ -74,7 +74,7 @@ class Reader(unittest.TestCase):
         written.seq(4)
         self.assertEqual((page.pressure().alive, page.entries()[0].depth), (True, 8))
 
-    def test_whether_it_is_a_page_of_this_version_is_asked_at_each_read(self):
+    def test_magic_and_version_are_checked_at_each_read(self):
         written = Written(LONG_S)
         page = written.open()
         self.assertTrue(page.pressure().alive)
@@ -82,14 +82,14 @@ class Reader(unittest.TestCase):
         written.seq(4)
         self.assertEqual((page.pressure().alive, page.should_admit(), page.entries()), (False, True, []))
 
-    def test_a_time_to_come_is_that_of_another_clock(self):
+    def test_a_page_from_the_future_is_stale(self):
         written = Written(LONG_S)
         written.put("<Q", 24, boot_ns() + 10 * 10**9)
         self.assertFalse(written.open().pressure().alive)
 
 
 class Examples(unittest.TestCase):
-    def test_with_tls_in_the_service_no_connection_is_asked(self):
+    def test_wsgi_does_not_use_the_connection_if_the_service_terminates_tls(self):
         connection = object()
         environ = {"gunicorn.socket": connection, "wsgi.url_scheme": "http"}
         self.assertIs(wsgi.connection(environ), connection)

@@ -1,4 +1,4 @@
-/* A server that answers what its queues can bear, and refuses the rest at once with a time to come again.
+/* A server that sheds load as the page asks: it rejects requests at once with 503 and Retry-After.
  *
  *     cc -O2 -I.. -o admit admit.c && ./admit 8000 /run/tailback/shop/page
  */
@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 
-/* An IPv4 listener on every address; ends the program if that cannot be. */
+/* An IPv4 listener on all addresses; exits on failure. */
 static int listen_on(const char *port)
 {
     struct sockaddr_in address;
@@ -33,14 +33,14 @@ int main(int argc, char **argv)
         return 2;
     }
     const int listener = listen_on(argv[1]);
-    signal(SIGPIPE, SIG_IGN); /* a client may leave before its answer */
+    signal(SIGPIPE, SIG_IGN); /* a client may disconnect before the response */
 
     struct tailback_page page;
     tailback_open(&page, argv[2]);
     for (;;) {
         const int client = accept(listener, NULL, NULL);
         char request[4096];
-        /* Read first: a connection that is closed unread is reset, and its client never sees the answer. */
+        /* Read first: closing a connection with unread data resets it, and the client never sees the response. */
         if (client >= 0 && read(client, request, sizeof request) > 0) {
             if (tailback_should_admit_from(&page, client))
                 dprintf(client, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n");

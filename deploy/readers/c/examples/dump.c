@@ -46,14 +46,14 @@ int main(int argc, char **argv)
 
     printf("{\"alive\":%s", pressure.alive ? "true" : "false");
     print_count("level", pressure.level, true);
-    printf(",\"score\":%.6f,\"admit\":%.6f", pressure.score, pressure.admit);
+    printf(",\"score\":%.6f,\"admit_ratio\":%.6f", pressure.score, pressure.admit_ratio);
     print_count("oldest_age_ns", pressure.oldest_age_ns, true);
     print_count("time_to_full_ns", pressure.time_to_full_ns, pressure.time_to_full_ns != TAILBACK_NEVER);
     print_count("retry_after_ms", pressure.retry_after_ms, true);
     printf(",\"load\":%.6f,\"cpu\":%.6f", pressure.load, pressure.cpu);
     print_count("pid", pressure.pid, true);
     print_count("worst", pressure.worst, true);
-    print_count("concurrency", pressure.concurrency, pressure.concurrency != 0);
+    print_count("concurrency_limit", pressure.concurrency_limit, pressure.concurrency_limit != 0);
     print_count("max_queue_wait_ns", pressure.max_queue_wait_ns, pressure.max_queue_wait_ns != 0);
     printf(",\"entries\":[");
     for (size_t i = 0; i < count; i++) {

@@ -1,12 +1,12 @@
 'use strict';
 /**
- * A middleware that refuses what the service's queues cannot bear, around a tiny service.
+ * A middleware that sheds load as the page asks, around a tiny service.
  *
  *     node express.js 8000 /run/tailback/shop/page
  *
- * Where a proxy on this machine says in X-Request-Start when a request came, by how long it waited; else by the share. Only
- * behind a proxy that sets it: from others it is what they like.
- * With express where it is installed (npm install express), else with plain http.
+ * If a proxy on this machine sets X-Request-Start, it decides by how long a request waited, else by the admit ratio. Use the
+ * header only behind such a proxy: otherwise clients can forge it. Uses express if it is installed (npm install express), else
+ * plain http.
  */
 const tailbackPage = require('../tailback_page');
 
@@ -20,22 +20,22 @@ function backpressure(path) {
 }
 
 const [port, path] = process.argv.slice(2);
-const refuse = backpressure(path);
+const shed = backpressure(path);
 const shop = (req, res) => res.end('hello\n');
 
 let express;
 try {
   express = require('express');
 } catch {
-  // Plain http will do.
+  // Plain http.
 }
 
 if (express) {
   const app = express();
-  app.use(refuse);
+  app.use(shed);
   app.get('/', shop);
   app.listen(port);
 } else {
   const http = require('node:http');
-  http.createServer((req, res) => refuse(req, res, () => shop(req, res))).listen(port);
+  http.createServer((req, res) => shed(req, res, () => shop(req, res))).listen(port);
 }

@@ -1,19 +1,19 @@
-"""An ASGI middleware that refuses what the service's queues cannot bear, around a tiny service.
+"""An ASGI middleware that sheds load as the page asks, around a tiny service.
 
     uvicorn asgi:application --port 8000    # or hypercorn, daphne, granian
-    python3 asgi.py 8000                    # the same, where uvicorn is installed
+    python3 asgi.py 8000                    # the same, if uvicorn is installed
 
 In FastAPI or Starlette: app.add_middleware(Backpressure, path="/run/tailback/shop/page").
 
-Where a proxy on this machine says in X-Request-Start when a request came, by how long it waited; else by the share. Only behind
-a proxy that sets it: from others it is what they like.
-TAILBACK_PAGE names the page; /run/tailback/shop/page if it is not set.
+If a proxy on this machine sets X-Request-Start, it decides by how long a request waited, else by the admit ratio. Use the header
+only behind such a proxy: otherwise clients can forge it. TAILBACK_PAGE is the path of the page, by default
+/run/tailback/shop/page.
 """
 
 import os
 import sys
 
-# Only so that this runs where it lies: in a service, tailback_page.py lies beside its own modules.
+# Only for this example: in a service, tailback_page.py lies beside its own modules.
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import tailback_page
 

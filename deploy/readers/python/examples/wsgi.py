@@ -1,17 +1,17 @@
-"""A WSGI middleware that refuses what the service's queues cannot bear, around a tiny service.
+"""A WSGI middleware that sheds load as the page asks, around a tiny service.
 
     python3 wsgi.py 8000                                                  # the standard library's server
     uwsgi --http-socket :8000 --master --processes 4 --wsgi-file wsgi.py  # or any other
 
-By how long the request waited for a worker where the server says which connection it came on, as uWSGI and gunicorn do (where
-they serve HTTP themselves, over TCP and without TLS); else by the share. TAILBACK_PAGE names the page;
-/run/tailback/shop/page if it is not set.
+If the server provides the connection, as uWSGI and gunicorn do when they serve HTTP themselves over TCP without TLS, it decides by
+how long a request waited for a worker; else by the admit ratio. TAILBACK_PAGE is the path of the page, by default
+/run/tailback/shop/page.
 """
 
 import os
 import sys
 
-# Only so that this runs where it lies: in a service, tailback_page.py lies beside its own modules.
+# Only for this example: in a service, tailback_page.py lies beside its own modules.
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import tailback_page
 
@@ -22,7 +22,7 @@ except ImportError:
 
 
 def connection(environ):
-    # With TLS, the handshake came just before the request: by the connection, everything would be admitted.
+    # With TLS, the handshake precedes the request, so by the connection everything would be admitted.
     if environ["wsgi.url_scheme"] == "https":
         return None
     return uwsgi.connection_fd() if uwsgi else environ.get("gunicorn.socket")

@@ -1,8 +1,8 @@
-//! Reads a page as fast as it can while somebody writes it as fast as they can, and looks for a torn one.
+//! Reads a page as fast as possible while another program writes it as fast as possible, and checks for torn reads.
 //!
 //! `cargo run --release -p tailback-page --example torture -- PAGE header|page READS`
 //!
-//! The writer sets everything from one number n, as `c/examples/torture.c` says. Exits with 1 if a page was torn.
+//! The writer derives all fields from one number, see `c/examples/torture.c`. Exits with 1 if a read was torn.
 
 use std::{
     hint::black_box,
@@ -21,7 +21,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     };
     let reads: u64 = reads.parse()?;
     let page = Page::open(path);
-    if !comes_alive(&page) {
+    if !becomes_live(&page) {
         return Err(format!("{path}: no live page; start its writer first").into());
     }
     let (mut torn, mut unsettled) = (0_u64, 0_u64);
@@ -38,15 +38,15 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         }
     }
     let read_ns = start.elapsed().as_nanos() as f64 / reads as f64;
-    // Under a writer that never rests each of them reads anew: a few are enough.
-    let asks = reads.min(20_000_000);
+    // While the writer never pauses, each call reads the page anew: fewer are enough.
+    let calls = reads.min(20_000_000);
     let start = Instant::now();
-    for _ in 0..asks {
-        black_box(page.admit());
+    for _ in 0..calls {
+        black_box(page.admit_ratio());
     }
-    let admit_ns = start.elapsed().as_nanos() as f64 / asks as f64;
+    let admit_ns = start.elapsed().as_nanos() as f64 / calls as f64;
     println!("reads {reads}  torn {torn}  unsettled {unsettled}");
-    println!("{read_ns:.1} ns per read  {admit_ns:.2} ns per admit()");
+    println!("{read_ns:.1} ns per read  {admit_ns:.2} ns per admit_ratio()");
     Ok(if torn == 0 {
         ExitCode::SUCCESS
     } else {
@@ -54,8 +54,8 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     })
 }
 
-/// A writer that was stopped in the middle goes on before long.
-fn comes_alive(page: &Page) -> bool {
+/// Waits up to a second, because the writer may be preempted in the middle of a write.
+fn becomes_live(page: &Page) -> bool {
     (0..1_000).any(|_| {
         let alive = page.pressure().alive;
         if !alive {
@@ -65,14 +65,14 @@ fn comes_alive(page: &Page) -> bool {
     })
 }
 
-/// `None`: the writer was stopped in the middle.
+/// `None`: the writer was preempted in the middle of a write.
 fn header(page: &Page) -> Option<bool> {
     let pressure = page.pressure();
     let n = pressure.oldest_age.as_nanos() as u64;
-    let part = (n % 1_000_000) as f64 / 1e6;
+    let ratio = (n % 1_000_000) as f64 / 1e6;
     pressure.alive.then(|| {
-        pressure.score == part
-            && pressure.admit == part
+        pressure.score == ratio
+            && pressure.admit_ratio == ratio
             && pressure
                 .time_to_full
                 .is_some_and(|time| time.as_nanos() as u64 == n)

@@ -1,4 +1,4 @@
-//! A tower layer that turns away what the page says is too much: 503 with Retry-After.
+//! A tower layer that sheds load as the page asks: 503 with Retry-After.
 //!
 //! `cargo run -p tailback-page --example tower -- 8080 /run/tailback/tower/page`
 
@@ -21,7 +21,7 @@ use hyper_util::{
 use tailback_page::Page;
 use tower::{Layer, Service, ServiceBuilder, service_fn};
 
-/// The ten lines: shares the page and the connection, and asks how long a request waited on it before the service is called.
+/// The layer: holds the page and the connection, and decides by how long a request waited on it.
 #[derive(Clone)]
 struct Admit(Arc<Page>, Arc<OwnedFd>);
 
@@ -53,11 +53,11 @@ where
         if page.should_admit_from(connection) {
             return Box::pin(self.0.call(request));
         }
-        let mut busy = Response::new(Full::from("busy\n"));
-        *busy.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        let mut rejection = Response::new(Full::from("busy\n"));
+        *rejection.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         let seconds = page.pressure().retry_after_seconds();
-        busy.headers_mut().insert(RETRY_AFTER, seconds.into());
-        Box::pin(std::future::ready(Ok(busy)))
+        rejection.headers_mut().insert(RETRY_AFTER, seconds.into());
+        Box::pin(std::future::ready(Ok(rejection)))
     }
 }
 
@@ -66,22 +66,22 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let port: u16 = args.next().ok_or("usage: tower PORT PAGE")?.parse()?;
     let page = Arc::new(Page::open(args.next().ok_or("usage: tower PORT PAGE")?));
-    let answer =
+    let respond =
         |_: Request<Incoming>| async { Ok::<_, Infallible>(Response::new(Full::from("ok\n"))) };
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     loop {
         let (stream, _) = listener.accept().await?;
-        // Out of descriptors: the next may find some.
+        // Out of file descriptors: drop this connection and go on.
         let Ok(connection) = stream.as_fd().try_clone_to_owned().map(Arc::new) else {
             continue;
         };
         let service = ServiceBuilder::new()
             .layer(Admit(Arc::clone(&page), connection))
-            .service(service_fn(answer));
+            .service(service_fn(respond));
         let service = TowerToHyperService::new(service);
         tokio::spawn(async move {
             let builder = Builder::new(TokioExecutor::new());
-            // A client that goes away is no fault of ours.
+            // A client that disconnects is not an error.
             let _ = builder
                 .serve_connection(TokioIo::new(stream), service)
                 .await;

@@ -1,18 +1,17 @@
 //! Reads the page on which Tailback publishes the pressure on a service: `/run/tailback/<target>/page`.
 //!
-//! Everything fails **open**: while there is no page, or the agent does not renew it within the time to live that it names,
-//! there is no pressure and everything is admitted. A page that is not there yet, or that was made anew, is looked for again
-//! once a second.
+//! Everything **fails open**: if there is no page, or the agent does not renew it within its time to live, there is no pressure
+//! and everything is admitted. A page that does not exist yet, or that the agent recreates, is looked for once a second.
 //!
-//! Threads may share a [`Page`]. A process that forks opens its pages in the children: with one from before they would all turn
-//! away in step, and a lock that another thread held then is held in them for good.
+//! Threads may share a [`Page`]. A process that forks must open its pages in the children: with a page from before the fork, all
+//! children would reject in step, and a lock that another thread held at the fork would stay locked in them for good.
 //!
 //! ```no_run
 //! # let connection = std::net::TcpStream::connect("[::1]:80").unwrap();
 //! let page = tailback_page::Page::open("/run/tailback/shop/page");
-//! // A request that was read from this connection. Where that is not at hand: `page.should_admit()`.
+//! // After a request was read from `connection`. Without the connection: `page.should_admit()`.
 //! if !page.should_admit_from(&connection) {
-//!     // 503, with `Retry-After: {}` and page.pressure().retry_after
+//!     // Respond 503 with `Retry-After: {page.pressure().retry_after_seconds()}`.
 //! }
 //! ```
 
@@ -31,40 +30,46 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where what stands on the page. Little-endian; offsets in bytes, each field at a multiple of its size.
+/// The layout of the page. Little-endian; offsets in bytes; each field is aligned to its size.
 pub mod layout {
     /// The first 8 bytes.
     pub const MAGIC: [u8; 8] = *b"TAILBACK";
-    /// Size of the page, and of the same in 64-bit words.
+    /// Size of the page, bytes.
     pub const SIZE: usize = 4096;
+    /// Size of the page in 64-bit words.
     pub const WORDS: usize = SIZE / 8;
-    /// u32 each.
+    /// The version that this crate reads.
     pub const VERSION: u32 = 1;
+    /// u32.
     pub const VERSION_AT: usize = 8;
+    /// u32: number of entries.
     pub const COUNT_AT: usize = 12;
-    /// u64: odd while the page is written.
+    /// u64, a seqlock: odd while the agent writes.
     pub const SEQ_AT: usize = 16;
-    /// u64, CLOCK_BOOTTIME and a duration, ns.
+    /// u64: when the page was written, CLOCK_BOOTTIME, ns.
     pub const PUBLISHED_AT: usize = 24;
+    /// u64: time to live, ns.
     pub const TTL_AT: usize = 32;
-    /// u32 each. Ratios in millionths.
+    /// u32 each; ratios in parts per million.
     pub const PID_AT: usize = 40;
     pub const LEVEL_AT: usize = 44;
     pub const SCORE_AT: usize = 48;
     pub const ADMIT_AT: usize = 52;
     pub const WORST_AT: usize = 56;
-    /// A futex word, raised whenever the level changes.
+    /// u32, a futex word: incremented whenever the level changes.
     pub const WAKE_AT: usize = 60;
-    /// u64, ns; the second is [`NEVER`] when no queue is filling.
+    /// u64, ns.
     pub const OLDEST_AGE_AT: usize = 64;
+    /// u64, ns; [`NEVER`] if no queue is filling.
     pub const TIME_TO_FULL_AT: usize = 72;
     /// u32, ms.
     pub const RETRY_AFTER_AT: usize = 80;
+    /// u32 each, parts per million.
     pub const LOAD_AT: usize = 84;
     pub const CPU_AT: usize = 88;
-    /// u32, 0: no limit.
+    /// u32; 0: no limit.
     pub const CONCURRENCY_LIMIT_AT: usize = 92;
-    /// u64, ns, 0: no limit.
+    /// u64, ns; 0: no limit.
     pub const MAX_QUEUE_WAIT_AT: usize = 96;
     pub const NEVER: u64 = u64::MAX;
 
@@ -72,12 +77,15 @@ pub mod layout {
     pub const ENTRIES_AT: usize = 128;
     pub const ENTRY: usize = 64;
     pub const ENTRIES: usize = (SIZE - ENTRIES_AT) / ENTRY;
-    /// The entry's limit, its rates, its 99th percentile are known; its queue takes work in, so that `admit` heeds it.
+    /// Flag: the entry's limit is known.
     pub const HAS_LIMIT: u16 = 1;
+    /// Flag: its rates are known.
     pub const HAS_RATES: u16 = 2;
+    /// Flag: its 99th percentile is known.
     pub const HAS_P99: u16 = 4;
+    /// Flag: work enters the service through this queue, so it counts for the admit ratio.
     pub const TAKES_WORK_IN: u16 = 8;
-    /// The names of the kinds, by number.
+    /// Names of the queue kinds, by number.
     pub const KINDS: [&str; 17] = [
         "syn",
         "accept",
@@ -97,7 +105,7 @@ pub mod layout {
         "fd",
         "uring",
     ];
-    /// The names of the levels, by number.
+    /// Names of the levels, by number.
     pub const LEVELS: [&str; 4] = ["ok", "warn", "critical", "full"];
 }
 use layout::{
@@ -106,72 +114,72 @@ use layout::{
     SCORE_AT, SEQ_AT, SIZE, TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT, WAKE_AT, WORDS, WORST_AT,
 };
 
-/// Everything is admitted: in millionths.
-const ALL: u32 = 1_000_000;
-/// Tries to read while the page is written; writing takes a microsecond.
-const TRIES: u32 = 1_000;
-/// A page that is not there is looked for this often.
-const LOOK_AGAIN_NS: u64 = 1_000_000_000;
+/// An admit ratio of 1, in parts per million.
+const PPM: u32 = 1_000_000;
+/// Most attempts to read the page while the agent writes, which takes about a microsecond.
+const MAX_READ_ATTEMPTS: u32 = 1_000;
+/// Time between attempts to open a page that does not exist, ns.
+const REOPEN_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// The pressure on a service at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pressure {
-    /// The agent publishes; else all is as under no pressure.
+    /// An agent publishes for the service. If not, all other fields mean no pressure.
     pub alive: bool,
     /// 0 ok, 1 warn, 2 critical, 3 full.
     pub level: u32,
-    /// 0 to 1, may pass 1: how saturated the worst queue is.
+    /// Saturation of the worst queue: 0 empty, 1 full; may exceed 1.
     pub score: f64,
-    /// Share of new work to admit, 0 to 1.
-    pub admit: f64,
-    /// The age of the oldest work that nobody has taken yet.
+    /// Fraction of new work to admit, 0 to 1.
+    pub admit_ratio: f64,
+    /// Age of the oldest item waiting.
     pub oldest_age: Duration,
-    /// `None`: no queue is filling.
+    /// Forecast of when a queue is full; `None`: no queue is filling.
     pub time_to_full: Option<Duration>,
-    /// What to tell those who are turned away; zero when nobody is to be.
+    /// When rejected clients should retry; zero while nothing is rejected.
     pub retry_after: Duration,
-    /// What is asked of the service, of what it can do: 1 is all of it, 2 twice that or more.
+    /// Demand as a fraction of capacity: 1 is all of it, 2 is twice that or more.
     pub load: f64,
-    /// CPU time, of what the service may use.
+    /// CPU time used, as a fraction of what the service may use.
     pub cpu: f64,
-    /// So many requests at once keep the service busy, while work is to be turned away; `None`: nothing is, or it is not known.
-    pub concurrency: Option<u32>,
-    /// Work that has waited for longer is to be turned away, while there is too much; `None`: none is, or it is not known.
+    /// Most requests to have in service at once, while work is rejected; `None`: nothing is rejected, or it is unknown.
+    pub concurrency_limit: Option<u32>,
+    /// Under overload, reject work that has waited longer than this; `None`: no overload, or it is unknown.
     pub max_queue_wait: Option<Duration>,
-    /// Of the service, as the agent's /proc numbers it.
+    /// Process id of the service in the agent's /proc.
     pub pid: u32,
-    /// The worst of the entries.
+    /// Index of the worst queue among the entries.
     pub worst: u32,
-    /// How many entries there are.
+    /// Number of entries.
     pub entries: u32,
 }
 
 impl Pressure {
-    /// What holds while nobody says anything else.
+    /// No pressure: what applies without a live page.
     pub const NONE: Self = Self {
         alive: false,
         level: 0,
         score: 0.0,
-        admit: 1.0,
+        admit_ratio: 1.0,
         oldest_age: Duration::ZERO,
         time_to_full: None,
         retry_after: Duration::ZERO,
         load: 0.0,
         cpu: 0.0,
-        concurrency: None,
+        concurrency_limit: None,
         max_queue_wait: None,
         pid: 0,
         worst: 0,
         entries: 0,
     };
 
-    /// The word for the level.
+    /// The level's name, or "unknown".
     pub fn level_name(&self) -> &'static str {
         let name = LEVELS.get(self.level as usize).copied();
         name.unwrap_or("unknown")
     }
 
-    /// For an HTTP header: whole seconds, rounded up, and one at least.
+    /// The value of a Retry-After header: whole seconds, rounded up, at least 1.
     pub fn retry_after_seconds(&self) -> u64 {
         (self.retry_after.as_millis().div_ceil(1_000) as u64).max(1)
     }
@@ -183,24 +191,24 @@ pub struct Entry {
     /// See [`layout::KINDS`].
     pub kind: u16,
     pub flags: u16,
-    /// Names the queue for as long as it is there.
+    /// Identifies the queue for as long as it exists.
     pub id: u32,
     pub depth: u32,
     pub limit: Option<u32>,
-    /// The delay that stands: no less for about a second.
+    /// The minimum delay over the last second or so.
     pub standing_delay: Duration,
     pub p99: Option<Duration>,
-    /// The age of what has waited longest.
+    /// Age of the oldest item waiting.
     pub oldest_age: Duration,
     pub score: f64,
     pub arrivals_per_s: Option<u32>,
     pub departures_per_s: Option<u32>,
-    /// Since the queue is watched.
+    /// Work lost since the queue was first observed.
     pub losses: u32,
 }
 
 impl Entry {
-    /// The word for the kind.
+    /// The kind's name, or "unknown".
     pub fn kind_name(&self) -> &'static str {
         let name = layout::KINDS.get(usize::from(self.kind)).copied();
         name.unwrap_or("unknown")
@@ -213,19 +221,21 @@ pub struct Page {
     path: PathBuf,
     /// The newest mapping, or null.
     map: AtomicPtr<Map>,
-    /// What was read last: the `seq` it was read at, until when it holds (CLOCK_MONOTONIC_COARSE, ns), and what it said.
+    /// The `seq` of the last read.
     seq: AtomicU64,
+    /// Until when its result is valid, CLOCK_MONOTONIC_COARSE, ns.
     until_ns: AtomicU64,
-    admit: AtomicU32,
-    /// The longest that work may have waited, ns; 0: no limit.
+    /// Its admit ratio, parts per million.
+    admit_ppm: AtomicU32,
+    /// Its max queue wait, ns; 0: no limit.
     max_queue_wait_ns: AtomicU64,
-    last_pressure: Mutex<Option<Lasting<Pressure>>>,
-    last_entries: Mutex<Option<Lasting<Vec<Entry>>>>,
-    /// Not before this time is the page looked for again.
-    next_look_ns: AtomicU64,
-    /// What is owed to work that is turned away, in millionths: see [`Page::should_admit`].
+    last_pressure: Mutex<Option<Cached<Pressure>>>,
+    last_entries: Mutex<Option<Cached<Vec<Entry>>>>,
+    /// When to try to open the page again, CLOCK_MONOTONIC_COARSE, ns.
+    reopen_ns: AtomicU64,
+    /// Sum of all admit ratios so far, parts per million, modulo 2^32; see [`Page::should_admit`].
     phase: AtomicU32,
-    /// All mappings there ever were: one may still be read.
+    /// All mappings so far: another thread may still be reading an old one.
     #[expect(
         clippy::vec_box,
         reason = "`map` points to one of them: they must not move"
@@ -233,16 +243,16 @@ pub struct Page {
     maps: Mutex<Vec<Box<Map>>>,
 }
 
-/// What the page said, and for how long that holds.
+/// A value from the page, and how long it is valid.
 #[derive(Clone, Debug)]
-struct Lasting<T> {
-    term: Term,
-    what: T,
+struct Cached<T> {
+    validity: Validity,
+    value: T,
 }
 
-/// When the page was published, and how long that holds, ns.
+/// When the page was written, and its time to live.
 #[derive(Clone, Copy, Debug)]
-struct Term {
+struct Validity {
     published_ns: u64,
     ttl_ns: u64,
 }
@@ -251,61 +261,60 @@ struct Term {
 struct Map {
     words: *const [AtomicU64; WORDS],
     inode: (u64, u64),
-    /// The odd `seq` at which the page did not come to rest: its writer was stopped or killed there, and until somebody goes on, it
-    /// is not tried again. Even: it came to rest.
+    /// The odd `seq` at which the last read gave up, because the writer was stopped or killed in the middle: not read again
+    /// until `seq` changes. Even: the last read succeeded.
     unsettled: AtomicU64,
 }
 
-// SAFETY: the mapping is read through atomics alone, and lives as long as the value.
+// SAFETY: the mapping is only read through atomics, and lives as long as the value.
 unsafe impl Send for Map {}
 // SAFETY: as above.
 unsafe impl Sync for Map {}
 
 impl Page {
-    /// Of a page that need not be there yet.
+    /// Opens a page, which need not exist yet. Never fails.
     pub fn open(path: impl AsRef<Path>) -> Self {
         let page = Self {
             path: path.as_ref().to_owned(),
             map: AtomicPtr::new(ptr::null_mut()),
             seq: AtomicU64::new(u64::MAX),
             until_ns: AtomicU64::new(0),
-            admit: AtomicU32::new(ALL),
+            admit_ppm: AtomicU32::new(PPM),
             max_queue_wait_ns: AtomicU64::new(0),
             last_pressure: Mutex::default(),
             last_entries: Mutex::default(),
-            next_look_ns: AtomicU64::new(0),
-            // Many processes must not turn away in step: those of one parent differ by their pid, those of containers, where it is
-            // often 1, by chance.
+            reopen_ns: AtomicU64::new(0),
+            // Processes must not reject in step. The pid is hashed with a random key, because in containers it is often 1.
             phase: AtomicU32::new(
-                (RandomState::new().hash_one(std::process::id()) % u64::from(ALL)) as u32,
+                (RandomState::new().hash_one(std::process::id()) % u64::from(PPM)) as u32,
             ),
             maps: Mutex::new(Vec::new()),
         };
-        page.look_for();
+        page.reopen();
         page
     }
 
-    /// The share of new work to admit, 0 to 1. A load of shared memory and of a coarse clock: no system call.
-    pub fn admit(&self) -> f64 {
-        f64::from(self.admit_ppm()) / f64::from(ALL)
+    /// Fraction of new work to admit, 0 to 1. Costs one load of shared memory and one read of a coarse clock, no system call.
+    pub fn admit_ratio(&self) -> f64 {
+        f64::from(self.admit_ppm()) / f64::from(PPM)
     }
 
-    /// Whether to admit the next piece of work. Of all that ask, the share [`Page::admit`] is, evenly spaced.
+    /// Whether to admit the next piece of work, by the admit ratio. Admissions are evenly spaced, not random.
     pub fn should_admit(&self) -> bool {
-        let admit = self.admit_ppm();
-        if admit >= ALL {
+        let admit_ppm = self.admit_ppm();
+        if admit_ppm >= PPM {
             return true;
         }
-        let before = self.phase.fetch_add(admit, Ordering::Relaxed);
+        let before = self.phase.fetch_add(admit_ppm, Ordering::Relaxed);
         // The sum wraps at 2^32, which shifts the phase once in thousands of requests.
-        before / ALL != before.wrapping_add(admit) / ALL
+        before / PPM != before.wrapping_add(admit_ppm) / PPM
     }
 
-    /// Whether to take a request that was read from this TCP connection: by how long it waited before, which the kernel is asked
-    /// for while the page says how long that may be. Else by the share.
+    /// Whether to admit a request that was just read from this TCP connection. While the page has a max queue wait, this asks
+    /// the kernel how long the request waited; otherwise the admit ratio decides.
     ///
-    /// Not where this process itself speaks TLS on the connection: the handshake came just before the request, and everything
-    /// would be admitted. There, [`Page::should_admit`].
+    /// If this process itself terminates TLS on the connection, use [`Page::should_admit`]: the handshake precedes the request,
+    /// so no request seems to have waited and everything would be admitted.
     pub fn should_admit_from(&self, connection: &impl AsFd) -> bool {
         match self.max_queue_wait_ns() {
             0 => self.should_admit(),
@@ -313,41 +322,41 @@ impl Page {
         }
     }
 
-    /// Whether to take a piece of work that waited for so long before: by that, while the page says how long it may be. Else, and
-    /// where it is not known, by the share.
+    /// Whether to admit work that waited `waited` before it was dequeued. If that is `None`, or the page has no max queue wait,
+    /// the admit ratio decides.
     pub fn should_admit_after(&self, waited: impl Into<Option<Duration>>) -> bool {
         match (self.max_queue_wait_ns(), waited.into()) {
             (0, _) | (_, None) => self.should_admit(),
-            (most_ns, Some(waited)) => waited.as_nanos() <= u128::from(most_ns),
+            (max_ns, Some(waited)) => waited.as_nanos() <= u128::from(max_ns),
         }
     }
 
-    /// All that the head of the page says.
+    /// The pressure on the service as a whole.
     pub fn pressure(&self) -> Pressure {
-        self.whole(&self.last_pressure, Map::pressure)
+        self.consistent(&self.last_pressure, Map::pressure)
             .unwrap_or(Pressure::NONE)
     }
 
-    /// The queues of the service, the worst first; none when the agent is gone.
+    /// The queues of the service, worst first; none without a live page.
     pub fn entries(&self) -> Vec<Entry> {
-        self.whole(&self.last_entries, Map::entries)
+        self.consistent(&self.last_entries, Map::entries)
             .unwrap_or_default()
     }
 
-    /// What is read of the page as one whole, while it holds. Where the agent was always in the middle of writing (its CPU may
-    /// have been taken from it there), what was read last holds for as long as it said.
-    fn whole<T: Clone>(
+    /// Reads a consistent value. If the agent stays in the middle of writing (it may have been preempted there), the last value
+    /// applies until its time to live is over.
+    fn consistent<T: Clone>(
         &self,
-        last: &Mutex<Option<Lasting<T>>>,
+        last: &Mutex<Option<Cached<T>>>,
         read: impl Fn(&Map) -> T,
     ) -> Option<T> {
-        let read = self.live()?.read(|map| Lasting {
-            term: map.term(),
-            what: read(map),
+        let read = self.live()?.read(|map| Cached {
+            validity: map.validity(),
+            value: read(map),
         });
-        let lasting = match read {
+        let cached = match read {
             Some(read) => {
-                // Whoever holds it just now keeps one that is as good.
+                // A thread that holds the lock now stores a value that is as good.
                 if let Ok(mut last) = last.try_lock() {
                     *last = Some(read.clone());
                 }
@@ -358,15 +367,15 @@ impl Page {
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone()?,
         };
-        (lasting.term.left_ns() > 0).then_some(lasting.what)
+        (cached.validity.left_ns() > 0).then_some(cached.value)
     }
 
-    /// Waits until the level is another one than `seen`, or for so long; answers whether it is.
+    /// Waits until the level differs from `seen`, at most for `timeout`; returns whether it does.
     pub fn wait_for_level(&self, seen: u32, timeout: Duration) -> bool {
         let began = Instant::now();
         loop {
             let map = self.live();
-            // Before the level: a change in between is seen by the wait.
+            // Read before the level, so that the wait notices a change in between.
             let wake = map.map(|map| map.u32(WAKE_AT));
             if self.pressure().level != seen {
                 return true;
@@ -375,7 +384,7 @@ impl Page {
             if left.is_zero() {
                 return false;
             }
-            // An agent that dies wakes nobody.
+            // Bounded, because an agent that dies wakes nobody.
             let step = left.min(Duration::from_millis(500));
             match (map, wake) {
                 (Some(map), Some(wake)) => map.wait(wake, step),
@@ -386,9 +395,9 @@ impl Page {
 
     fn admit_ppm(&self) -> u32 {
         if self.is_fresh() || self.renew() {
-            return self.admit.load(Ordering::Relaxed);
+            return self.admit_ppm.load(Ordering::Relaxed);
         }
-        ALL
+        PPM
     }
 
     fn max_queue_wait_ns(&self) -> u64 {
@@ -407,21 +416,21 @@ impl Page {
         })
     }
 
-    /// The page says something else than before, or nothing for too long: whether somebody is there.
+    /// Reads the page after it has changed, or its validity is over; returns whether it is live.
     #[cold]
     fn renew(&self) -> bool {
         let Some(map) = self.live() else {
             return false;
         };
         let read = map.read(|map| {
-            let left = map.term().left_ns();
-            let said = (map.u32(ADMIT_AT).min(ALL), map.u64(MAX_QUEUE_WAIT_AT));
-            (map.u64(SEQ_AT), left, said)
+            let left = map.validity().left_ns();
+            let values = (map.u32(ADMIT_AT).min(PPM), map.u64(MAX_QUEUE_WAIT_AT));
+            (map.u64(SEQ_AT), left, values)
         });
         let now_ns = coarse_ns();
         match read {
-            Some((seq, left, (admit, max_queue_wait_ns))) if left > 0 => {
-                self.admit.store(admit, Ordering::Relaxed);
+            Some((seq, left, (admit_ppm, max_queue_wait_ns))) if left > 0 => {
+                self.admit_ppm.store(admit_ppm, Ordering::Relaxed);
                 self.max_queue_wait_ns
                     .store(max_queue_wait_ns, Ordering::Relaxed);
                 self.until_ns
@@ -429,42 +438,43 @@ impl Page {
                 self.seq.store(seq, Ordering::Release);
                 true
             }
-            // Nobody is there.
+            // Stale.
             Some(_) => false,
-            // It was being written all the time: what it said last holds for as long as it said.
+            // Always in the middle of a write: the last values apply until their time to live is over.
             None => now_ns < self.until_ns.load(Ordering::Relaxed),
         }
     }
 
-    /// The mapping, where the agent publishes; looks for a new one now and then where not.
+    /// The newest mapping. If it is stale, tries to map a new page, at most once a second.
     fn live(&self) -> Option<&Map> {
         // SAFETY: mappings live as long as the page.
         let map = unsafe { self.map.load(Ordering::Acquire).as_ref() };
         if let Some(map) = map
-            && map.term().left_ns() > 0
+            && map.validity().left_ns() > 0
         {
             return Some(map);
         }
         let now_ns = coarse_ns();
-        let due = self.next_look_ns.load(Ordering::Relaxed);
+        let due = self.reopen_ns.load(Ordering::Relaxed);
         if now_ns >= due
             && self
-                .next_look_ns
+                .reopen_ns
                 .compare_exchange(
                     due,
-                    now_ns + LOOK_AGAIN_NS,
+                    now_ns + REOPEN_INTERVAL_NS,
                     Ordering::Relaxed,
                     Ordering::Relaxed,
                 )
                 .is_ok()
         {
-            self.look_for();
+            self.reopen();
         }
         // SAFETY: as above.
         unsafe { self.map.load(Ordering::Acquire).as_ref() }
     }
 
-    fn look_for(&self) {
+    /// Maps the page if the path now refers to another file.
+    fn reopen(&self) {
         let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         let current = maps.last().map(|map| map.inode);
         if let Some(map) = Map::of(&self.path, current) {
@@ -477,10 +487,10 @@ impl Page {
 }
 
 impl Map {
-    /// `None`: there is no such page, or it is the one that is mapped.
+    /// `None`: there is no valid page, or it is the current one.
     fn of(path: &Path, current: Option<(u64, u64)>) -> Option<Self> {
         use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-        // What is no plain file must not hold us up: a FIFO would wait for its writer.
+        // Opening a FIFO would block until it has a writer.
         const O_NONBLOCK: c_int = 0o4000;
         let mut options = File::options();
         let file = options
@@ -490,13 +500,13 @@ impl Map {
             .ok()?;
         let metadata = file.metadata().ok()?;
         let inode = (metadata.dev(), metadata.ino());
-        // To read beyond the end of a file raises SIGBUS.
+        // Reading beyond the end of a mapped file raises SIGBUS.
         if !metadata.is_file() || metadata.len() < SIZE as u64 || Some(inode) == current {
             return None;
         }
         const PROT_READ: c_int = 1;
         const MAP_SHARED: c_int = 1;
-        // SAFETY: a new mapping of a file that is at least as long; the result is checked.
+        // SAFETY: a new mapping of a file that is at least this long; the result is checked.
         let address = unsafe {
             mmap(
                 ptr::null_mut(),
@@ -523,14 +533,14 @@ impl Map {
         unsafe { &*self.words }
     }
 
-    /// Reads until nothing was written meanwhile; `None` where that does not happen.
+    /// Reads until a read was not interrupted by a write; `None` if that does not happen.
     fn read<T>(&self, read: impl Fn(&Self) -> T) -> Option<T> {
         let seq = &self.words()[SEQ_AT / 8];
         let mut before = seq.load(Ordering::Acquire);
         if before == self.unsettled.load(Ordering::Relaxed) && !before.is_multiple_of(2) {
             return None;
         }
-        for _ in 0..TRIES {
+        for _ in 0..MAX_READ_ATTEMPTS {
             if before.is_multiple_of(2) {
                 let read = read(self);
                 fence(Ordering::Acquire);
@@ -545,7 +555,7 @@ impl Map {
         None
     }
 
-    /// Sleeps until the word for the level is raised, or for so long.
+    /// Sleeps until the wake word differs from `wake`, at most for `time`.
     fn wait(&self, wake: u32, time: Duration) {
         let time = Timespec {
             seconds: time.as_secs() as i64,
@@ -569,18 +579,18 @@ impl Map {
     }
 
     fn pressure(&self) -> Pressure {
-        let never = self.u64(TIME_TO_FULL_AT);
+        let time_to_full_ns = self.u64(TIME_TO_FULL_AT);
         Pressure {
             alive: true,
             level: self.u32(LEVEL_AT),
             score: ratio(self.u32(SCORE_AT)),
-            admit: ratio(self.u32(ADMIT_AT)).min(1.0),
+            admit_ratio: ratio(self.u32(ADMIT_AT)).min(1.0),
             oldest_age: Duration::from_nanos(self.u64(OLDEST_AGE_AT)),
-            time_to_full: (never != NEVER).then(|| Duration::from_nanos(never)),
+            time_to_full: (time_to_full_ns != NEVER).then(|| Duration::from_nanos(time_to_full_ns)),
             retry_after: Duration::from_millis(u64::from(self.u32(RETRY_AFTER_AT))),
             load: ratio(self.u32(LOAD_AT)),
             cpu: ratio(self.u32(CPU_AT)),
-            concurrency: Some(self.u32(CONCURRENCY_LIMIT_AT)).filter(|most| *most > 0),
+            concurrency_limit: Some(self.u32(CONCURRENCY_LIMIT_AT)).filter(|limit| *limit > 0),
             max_queue_wait: limit(self.u64(MAX_QUEUE_WAIT_AT)),
             pid: self.u32(PID_AT),
             worst: self.u32(WORST_AT),
@@ -599,13 +609,13 @@ impl Map {
         (self.u32(COUNT_AT) as usize).min(ENTRIES)
     }
 
-    /// For how long what it says holds: not at all, where this is no page, or one of another version. Another agent may go on with
-    /// it, so nothing that was seen of it before tells.
-    fn term(&self) -> Term {
-        let is_known = self.u64(0).to_le_bytes() == MAGIC && self.u32(VERSION_AT) == VERSION;
-        Term {
+    /// How long the page is valid: not at all if it is no page or of another version. Checked at each read, because another agent
+    /// may take the file over.
+    fn validity(&self) -> Validity {
+        let is_valid = self.u64(0).to_le_bytes() == MAGIC && self.u32(VERSION_AT) == VERSION;
+        Validity {
             published_ns: self.u64(PUBLISHED_AT),
-            ttl_ns: if is_known { self.u64(TTL_AT) } else { 0 },
+            ttl_ns: if is_valid { self.u64(TTL_AT) } else { 0 },
         }
     }
 
@@ -629,8 +639,9 @@ impl Map {
     }
 }
 
-impl Term {
-    /// How long that still holds, ns; 0: no longer. A time in the future is one of another clock: nobody may rely on it.
+impl Validity {
+    /// Remaining time to live, ns. 0 also if the page is from the future: then it was written by another clock, such as that of
+    /// another time namespace.
     fn left_ns(self) -> u64 {
         const BOOTTIME: c_int = 7;
         match now_ns(BOOTTIME).checked_sub(self.published_ns) {
@@ -642,19 +653,20 @@ impl Term {
 
 impl Drop for Map {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, of this length; nobody can hold it any more.
+        // SAFETY: our own mapping, of this length; nobody refers to it any more.
         unsafe { munmap(self.words.cast_mut().cast(), SIZE) };
     }
 }
 
-/// For how long what came last on a TCP connection is there, by the kernel's clock, to a few milliseconds. Asked when a request was
-/// read, that is how long it waited for it. `None` for what is no TCP connection.
+/// How long ago data last arrived on a TCP connection, by the kernel's clock, to a few milliseconds. Right after a request was read,
+/// that is how long it waited. `None` if it is not a TCP connection.
 ///
-/// A descriptor does not tell that this process speaks TLS on it. There, the handshake came last, and this is about 0.
+/// If this process terminates TLS on the connection, the result is about 0, because the handshake arrived last. A descriptor does
+/// not show that.
 pub fn waited(connection: &impl AsFd) -> Option<Duration> {
     const IPPROTO_TCP: c_int = 6;
     const TCP_INFO: c_int = 11;
-    // Of `struct tcp_info`: tcpi_last_data_recv, ms.
+    // Index of tcpi_last_data_recv (ms) in `struct tcp_info`, in u32.
     const LAST_DATA_AT: usize = 13;
     let mut info = [0_u32; LAST_DATA_AT + 1];
     let mut length = size_of_val(&info) as u32;
@@ -677,10 +689,10 @@ fn limit(ns: u64) -> Option<Duration> {
 }
 
 fn ratio(ppm: u32) -> f64 {
-    f64::from(ppm) / f64::from(ALL)
+    f64::from(ppm) / f64::from(PPM)
 }
 
-/// A few milliseconds coarse, and for it among the cheapest things to ask.
+/// The cheapest clock: up to 10 ms behind.
 fn coarse_ns() -> u64 {
     const MONOTONIC_COARSE: c_int = 6;
     now_ns(MONOTONIC_COARSE)
@@ -707,7 +719,7 @@ const SYS_FUTEX: c_long = 202;
 #[cfg(not(target_arch = "x86_64"))]
 const SYS_FUTEX: c_long = 98;
 
-// The C library's own, which std links: with these the file needs no dependency.
+// The C library, which std links anyway, so that this file has no dependency.
 unsafe extern "C" {
     fn mmap(
         address: *mut c_void,
@@ -740,29 +752,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_waits_from_when_it_came_and_on_tcp_only() {
+    fn a_request_waits_since_its_arrival_on_tcp_only() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        // Longer than it waits: neither the connection's age nor that of the first data counts.
+        // Older than the request: neither the connection's age nor that of the first data counts.
         let mut before = Instant::now();
         for _ in 0..2 {
             std::thread::sleep(Duration::from_millis(300));
             before = Instant::now();
             client.write_all(b"a request").unwrap();
         }
-        let came = Instant::now();
+        let arrived = Instant::now();
         std::thread::sleep(Duration::from_millis(100));
-        let (taken, _) = listener.accept().unwrap();
+        let (accepted, _) = listener.accept().unwrap();
         let tick = Duration::from_millis(12);
-        let least = came.elapsed() - tick;
-        let waited = waited(&taken).unwrap();
+        let least = arrived.elapsed() - tick;
+        let waited = waited(&accepted).unwrap();
         let most = before.elapsed() + tick;
         assert!((least..most).contains(&waited), "{waited:?} of {most:?}");
         let (unix, _other) = UnixStream::pair().unwrap();
         assert_eq!(super::waited(&unix), None);
     }
 
-    /// A page that a test writes, of level 2 and one queue without anything known.
+    /// A page written by a test: level critical, one entry without flags.
     struct Written(PathBuf);
 
     impl Written {
@@ -796,8 +808,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(100);
 
     #[test]
-    fn while_the_agent_stands_still_in_the_middle_of_writing_what_it_said_last_holds_for_its_time()
-    {
+    fn if_the_agent_stalls_in_the_middle_of_a_write_the_last_values_apply_until_their_ttl() {
         let ttl = Duration::from_secs(1);
         let written = Written::new("still", ttl);
         let page = Page::open(&written.0);
@@ -818,7 +829,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_agent_left_half_written_is_not_tried_again_until_another_goes_on() {
+    fn a_half_written_page_is_not_read_again_until_it_changes() {
         let written = Written::new("half", LONG);
         written.put(SEQ_AT, &3u64.to_le_bytes());
         let page = Page::open(&written.0);
@@ -831,45 +842,51 @@ mod tests {
     }
 
     #[test]
-    fn whether_it_is_a_page_of_this_version_is_asked_at_each_read() {
+    fn magic_and_version_are_checked_at_each_read() {
         let written = Written::new("version", LONG);
         written.put(0, b"ANOTHER ");
         let page = Page::open(&written.0);
-        let is_told = || (page.pressure().alive, page.entries().len(), page.admit());
-        assert_eq!(is_told(), (false, 0, 1.0));
+        let read = || {
+            (
+                page.pressure().alive,
+                page.entries().len(),
+                page.admit_ratio(),
+            )
+        };
+        assert_eq!(read(), (false, 0, 1.0));
         written.put(0, &MAGIC);
-        assert_eq!(is_told(), (true, 1, 0.0));
+        assert_eq!(read(), (true, 1, 0.0));
         written.put(VERSION_AT, &(VERSION + 1).to_le_bytes());
         written.put(SEQ_AT, &4u64.to_le_bytes());
-        assert_eq!(is_told(), (false, 0, 1.0));
+        assert_eq!(read(), (false, 0, 1.0));
     }
 
     #[test]
-    fn a_time_to_come_is_that_of_another_clock() {
+    fn a_page_from_the_future_is_stale() {
         let written = Written::new("future", LONG);
         written.put(PUBLISHED_AT, &(now_ns(7) + 10_000_000_000u64).to_le_bytes());
         assert_eq!(Page::open(&written.0).pressure(), Pressure::NONE);
     }
 
     #[test]
-    fn the_flag_tells_whether_a_limit_is_known_and_a_level_beyond_the_last_has_no_name() {
+    fn a_limit_is_known_only_with_its_flag_and_an_unknown_level_has_no_name() {
         let written = Written::new("words", LONG);
         let page = Page::open(&written.0);
-        let told = || (page.entries()[0].limit, page.pressure().level_name());
-        assert_eq!(told(), (None, "critical"));
+        let read = || (page.entries()[0].limit, page.pressure().level_name());
+        assert_eq!(read(), (None, "critical"));
         written.put(ENTRIES_AT + 2, &layout::HAS_LIMIT.to_le_bytes());
         written.put(LEVEL_AT, &4u32.to_le_bytes());
-        assert_eq!(told(), (Some(0), "unknown"));
+        assert_eq!(read(), (Some(0), "unknown"));
     }
 
     #[test]
-    fn pages_begin_at_other_places_in_the_turn() {
+    fn pages_begin_with_different_phases() {
         let phases = [(); 3].map(|()| Page::open("/nonexistent/page").phase.into_inner());
         assert!(phases.iter().any(|phase| *phase != phases[0]), "{phases:?}");
     }
 
     #[test]
-    fn without_a_page_everything_is_admitted_however_long_it_waited() {
+    fn without_a_page_everything_is_admitted_whatever_it_waited() {
         let page = Page::open("/nonexistent/page");
         let (unix, _other) = UnixStream::pair().unwrap();
         assert!(page.should_admit() && page.should_admit_from(&unix));

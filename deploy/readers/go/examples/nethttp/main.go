@@ -1,4 +1,4 @@
-// A net/http middleware that refuses what the service's queues cannot bear, around a tiny service.
+// A net/http middleware that sheds load as the page asks, around a tiny service.
 //
 //	go run ./examples/nethttp 8000 /run/tailback/shop/page
 package main
