@@ -1,15 +1,16 @@
-//! `cargo xtask demo`: a service fills up before one's eyes, who notices first, and who says why.
+//! `cargo xtask demo`: plants a fault in a real system and shows live how the queue fills, when Tailback warns, and which
+//! cause it reports.
 //!
-//! Everything that is printed comes from the running processes. `scene` is what runs, `stage` puts Tailback beside it,
-//! `story` makes things happen and tells them in order, `heard` keeps what was said so far, `words` turns what
-//! Tailback says into sentences, `timeline` prints them.
+//! Everything printed comes from the running processes. `scene` starts the system, `stage` starts Tailback beside it, `story`
+//! runs the phases, `observed` collects the events so far, `phrases` turns Tailback's JSON into sentences, `timeline` prints
+//! them.
 
-mod heard;
+mod observed;
+mod phrases;
 mod scene;
 mod stage;
 mod story;
 mod timeline;
-mod words;
 
 use std::{env, path::PathBuf, process::ExitCode};
 
@@ -23,18 +24,18 @@ use crate::{
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// What happens
+    /// Scenario
     #[arg(value_enum, default_value = "flash-sale")]
     story: Choice,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Choice {
-    /// uWSGI -> PostgreSQL: a session keeps the row that all want
+    /// uWSGI -> PostgreSQL: a session holds the lock of a popular row
     FlashSale,
     /// uvicorn -> uvicorn: the provider behind a gateway becomes slow
     LlmGateway,
-    /// Devices -> Mosquitto -> consumer -> PostgreSQL: the last stalls
+    /// Devices -> Mosquitto -> consumer -> PostgreSQL: PostgreSQL stalls
     IotGridlock,
 }
 
@@ -47,7 +48,7 @@ impl Choice {
         })
     }
 
-    /// As one types it.
+    /// The command line of this demo.
     fn command(self) -> String {
         let name = self.to_possible_value().filter(|_| self != Self::FlashSale);
         let name = name.map_or_else(String::new, |value| format!(" {}", value.get_name()));
@@ -63,6 +64,6 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             cargo::build(cargo::AGENT)?
         }
     };
-    story::tell(&agent, args.story.set()?, &args.story.command())?;
+    story::run(&agent, args.story.set()?, &args.story.command())?;
     Ok(ExitCode::SUCCESS)
 }

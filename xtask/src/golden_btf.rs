@@ -1,9 +1,9 @@
-//! `cargo xtask golden-btf`: the kernels' own descriptions of their types, cut down to what the agent reads.
+//! `cargo xtask golden-btf`: the BTF of kernels, reduced to the types that the agent reads.
 //!
-//! `agent/tests/golden/offsets.txt` names the fields, and holds their offsets on each kernel. For each kernel
-//! asked for, its BTF is taken (`vmlinuz` finds it in an image), cut to these fields (`cut`) and written beside
-//! the table, and the kernel's column of the table is written anew: what changed is to be read before it is
-//! committed. The agent's own resolver has no part in this; `agent/tests/layout.rs` holds it against the table.
+//! `agent/tests/golden/offsets.txt` lists the fields and their offsets on each kernel. For each requested kernel, its BTF is
+//! extracted from the image (`vmlinuz`), reduced to these fields (`cut`) and written next to the table, and the kernel's column
+//! of the table is updated. Review the changes before committing. The agent's own resolver is not used here;
+//! `agent/tests/layout.rs` compares it with the table.
 
 mod cut;
 mod table;
@@ -21,12 +21,12 @@ use crate::{
 use cut::Types;
 use table::Table;
 
-/// Where the running kernel keeps its BTF.
+/// BTF of the running kernel.
 const RUNNING: &str = "/sys/kernel/btf/vmlinux";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Kernels of the matrix, or `running` for this machine's own [default: all of the matrix]
+    /// Kernels of the matrix, or `running` for this machine's kernel [default: all of the matrix]
     kernels: Vec<String>,
 }
 
@@ -61,7 +61,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         );
     }
     fs::write(&file, table.to_string()).with_context(|| format!("write {}", file.display()))?;
-    println!("{}: read what changed", file.display());
+    println!("{}: review the changes", file.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -86,7 +86,7 @@ fn sources(names: &[String]) -> Result<Vec<Source>> {
 }
 
 impl Source {
-    /// The kernel's release and its whole BTF.
+    /// Release and complete BTF of the kernel.
     fn btf(&self) -> Result<(String, Vec<u8>)> {
         match self {
             Self::Matrix(kernel) => Ok((kernel.release(), vmlinuz::btf(&kernel.image())?)),
@@ -102,7 +102,7 @@ impl Source {
     }
 }
 
-/// The BTF of one kernel, cut, and its column of the table. The offsets of the two are the same.
+/// Reduces the BTF of one kernel and updates its column of the table. Checks that the offsets are unchanged.
 fn golden(btf: &[u8], table: &mut Table, version: &str, release: &str) -> Result<Vec<u8>> {
     let whole = Types::parse(btf)?;
     let paths: Vec<_> = table.places().collect();
@@ -126,12 +126,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_is_two_numbers() {
+    fn a_version_has_two_numbers() {
         assert_eq!(version("6.12.107+deb13-cloud-amd64"), "6.12");
         assert_eq!(version("7.2.13"), "7.2");
     }
 
-    /// What is committed is what the command writes.
+    /// The committed files are the output of this command.
     #[test]
     fn the_running_kernel_is_cut_to_a_few_kilobytes() -> Result<()> {
         let Ok(btf) = fs::read(RUNNING) else {

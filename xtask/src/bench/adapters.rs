@@ -1,5 +1,5 @@
-//! Whether those who listen can slow the agent's tick: how regularly its page is renewed while nobody asks, and while all
-//! adapters are asked, held and subscribed to.
+//! Whether adapter clients can delay the agent: compares how regularly the page is renewed without clients and with clients that
+//! query, hold and subscribe to all adapters.
 
 use std::{
     fs::{self, File},
@@ -28,26 +28,27 @@ use super::{
 };
 
 const SOON: Duration = Duration::from_secs(20);
-/// So many that the budget bounds how often they are looked at.
+/// Enough sockets that the CPU budget limits the sampling rate.
 const SOCKETS: usize = 5_000;
-/// The page is renewed nearly as often while all ask.
-const LEAST: f64 = 0.95;
-/// What the page says of when it was written: docs/reference/page-format.md.
+/// Goal: renewal rate with clients, relative to the rate without.
+const MIN_RENEWAL_RATIO: f64 = 0.95;
+/// Offset of the publication time in the page (docs/reference/page-format.md).
 const PUBLISHED_AT: u64 = 24;
-/// Connections to HTTP that say nothing, and subscribers of the stream that never read.
+/// HTTP connections that send nothing.
 const SILENT: usize = 500;
+/// Event stream subscribers that never read.
 const DEAF: usize = 300;
-/// Between two questions of each asker.
+/// Pause of each client between two queries.
 const PAUSE: Duration = Duration::from_millis(5);
-/// From the beginning of the asking on, until all are connected.
+/// Time until all clients are connected.
 const SETTLE: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Windows of each kind, in turn
+    /// Number of windows of each kind, alternating
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(2..))]
     rounds: u32,
-    /// How long each lasts
+    /// Duration of each window, in seconds
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(2..))]
     seconds: u64,
 }
@@ -55,50 +56,56 @@ pub struct Args {
 pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let stage = Stage::start()?;
     let length = Duration::from_secs(args.seconds);
-    let (mut quiet, mut asked) = (Windows::default(), Windows::default());
+    let (mut quiet, mut queried) = (Windows::default(), Windows::default());
     for round in 0..args.rounds {
         report.progress(&format!("round {} of {} …", round + 1, args.rounds));
         quiet.add(&stage.window(length)?);
-        let crowd = Crowd::start(&stage);
+        let clients = Clients::start(&stage);
         thread::sleep(SETTLE);
-        let before = crowd.answers();
-        asked.add(&stage.window(length)?);
-        asked.answers += crowd.answers() - before;
-        crowd.end()?;
-        // The guard lets go of a thousand connections.
+        let before = clients.responses();
+        queried.add(&stage.window(length)?);
+        queried.responses += clients.responses() - before;
+        clients.end()?;
+        // The adapter process closes a thousand connections.
         thread::sleep(SETTLE);
     }
-    let ratios: Vec<f64> = asked
+    let ratios: Vec<f64> = queried
         .renewals
         .iter()
         .zip(&quiet.renewals)
-        .map(|(asked, quiet)| asked / quiet)
+        .map(|(queried, quiet)| queried / quiet)
         .collect();
     let ratio = quartiles(&ratios).context("no round")?;
-    let answers = asked.answers as f64 / length.as_secs_f64() / f64::from(args.rounds);
-    quiet.add_to(report, "nobody asks", "quiet")?;
-    asked.add_to(report, "all adapters asked", "asked")?;
-    let what = "all adapters asked: answers a second";
-    report.add(figure(what, "answers", "", Spread::exact(answers), None));
-    let goal = Goal::at_least(LEAST, &ratio);
-    let what = "renewals, asked over not asked";
+    let responses = queried.responses as f64 / length.as_secs_f64() / f64::from(args.rounds);
+    quiet.add_to(report, "no clients", "quiet")?;
+    queried.add_to(report, "all adapters queried", "queried")?;
+    let what = "all adapters queried: responses per second";
+    report.add(figure(
+        what,
+        "responses",
+        "",
+        Spread::exact(responses),
+        None,
+    ));
+    let goal = Goal::at_least(MIN_RENEWAL_RATIO, &ratio);
+    let what = "renewals, queried / quiet";
     report.add(figure(what, "ratio", "", ratio, Some(goal)));
     Ok(())
 }
 
-/// What windows of one kind showed.
+/// Results of all windows of one kind.
 #[derive(Default)]
 struct Windows {
-    /// A second.
+    /// Renewals per second.
     renewals: Vec<f64>,
-    /// The longest time between two, ms.
+    /// Longest time between two renewals, ms.
     longest_ms: f64,
-    /// CPU time of the agent, as a share of one core.
+    /// CPU use of the agent, as a share of one core.
     shares: Vec<f64>,
-    answers: u64,
+    responses: u64,
 }
 
-/// What one window showed.
+/// Result of one window.
 struct Window {
     renewals: f64,
     longest_ms: f64,
@@ -116,8 +123,8 @@ impl Windows {
         let renewals = quartiles(&self.renewals).context("no window")?;
         let share = quartiles(&self.shares).context("no window")?;
         for (of, unit, value) in [
-            ("renewals a second", "", renewals),
-            ("longest between two", "ms", Spread::exact(self.longest_ms)),
+            ("renewals per second", "", renewals),
+            ("longest gap", "ms", Spread::exact(self.longest_ms)),
             ("CPU of the agent", "%", share.map(|share| 100.0 * share)),
         ] {
             let what = format!("{what}: {of}");
@@ -138,7 +145,7 @@ fn figure(what: &str, key: &str, unit: &'static str, value: Spread, goal: Option
     }
 }
 
-/// An agent that publishes, with all adapters that are asked over a socket.
+/// An agent that publishes, with all socket adapters.
 struct Stage {
     http: SocketAddr,
     haproxy: SocketAddr,
@@ -158,7 +165,7 @@ impl Stage {
         let [http, haproxy, orca, keda] = [(); 4].map(|()| ports::free().map(ports::local));
         let (http, haproxy) = (http?, haproxy?);
         let pressure = temp.path().join("pressure.sock");
-        // Holders are this very program.
+        // The holders run this program, so the target is named xtask.
         let text = format!(
             "[signal]\ndirectory = \"{}\"\n\
              [signal.http]\nlisten = \"{http}\"\n\
@@ -179,7 +186,7 @@ impl Stage {
             agent.process().check_running()?;
             Ok(page_in(&directory))
         })?;
-        wait::until("an answer of the guard", SOON, || {
+        wait::until("a response from the adapter process", SOON, || {
             Ok(http::get(http, "/health", SOON).ok())
         })?;
         Ok(Self {
@@ -232,25 +239,25 @@ fn page_in(directory: &Path) -> Option<File> {
         .find_map(|service| File::open(service.path().join("page")).ok())
 }
 
-/// Those who listen.
-struct Crowd {
+/// The clients.
+struct Clients {
     over: Arc<AtomicBool>,
-    answers: Arc<AtomicU64>,
+    responses: Arc<AtomicU64>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
 
-impl Crowd {
+impl Clients {
     fn start(stage: &Stage) -> Self {
         let over = Arc::new(AtomicBool::new(false));
-        let answers = Arc::new(AtomicU64::new(0));
+        let responses = Arc::new(AtomicU64::new(0));
         let mut threads = Vec::new();
         let mut spawn = |work: Box<dyn Fn() -> Result<()> + Send>| {
-            let (over, answers) = (Arc::clone(&over), Arc::clone(&answers));
+            let (over, responses) = (Arc::clone(&over), Arc::clone(&responses));
             threads.push(thread::spawn(move || {
                 while !over.load(Ordering::Relaxed) {
-                    // Who is refused a place asks again.
+                    // A rejected client retries.
                     if work().is_ok() {
-                        answers.fetch_add(1, Ordering::Relaxed);
+                        responses.fetch_add(1, Ordering::Relaxed);
                     }
                     thread::sleep(PAUSE);
                 }
@@ -267,9 +274,9 @@ impl Crowd {
             Ok(())
         }));
         let socket = stage.directory.join("agent.sock");
-        let ask = socket.clone();
+        let query = socket.clone();
         spawn(Box::new(move || {
-            let mut stream = UnixStream::connect(&ask)?;
+            let mut stream = UnixStream::connect(&query)?;
             stream.write_all(b"{\"ask\": \"metrics\"}\n")?;
             stream.read_to_end(&mut Vec::new())?;
             Ok(())
@@ -294,13 +301,13 @@ impl Crowd {
         }));
         Self {
             over,
-            answers,
+            responses,
             threads,
         }
     }
 
-    fn answers(&self) -> u64 {
-        self.answers.load(Ordering::Relaxed)
+    fn responses(&self) -> u64 {
+        self.responses.load(Ordering::Relaxed)
     }
 
     fn end(self) -> Result<()> {
@@ -308,7 +315,7 @@ impl Crowd {
         for thread in self.threads {
             thread
                 .join()
-                .map_err(|_| anyhow::anyhow!("one of those who ask panicked"))??;
+                .map_err(|_| anyhow::anyhow!("a client thread panicked"))??;
         }
         Ok(())
     }

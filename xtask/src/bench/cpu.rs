@@ -1,10 +1,10 @@
-//! CPU time of other processes, as the kernel counts it.
+//! CPU time of processes and of the machine, from /proc.
 
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-/// User and system time of all threads that a process ever had, from /proc/PID/stat: in whole clock ticks.
+/// User and system time of all past and present threads of a process, from /proc/PID/stat. Resolution: one clock tick.
 pub fn of_process(pid: u32) -> Result<Duration> {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
@@ -14,16 +14,16 @@ pub fn of_process(pid: u32) -> Result<Duration> {
     ))
 }
 
-/// `utime` and `stime`, the 14th and 15th field of proc_pid_stat(5). The second is a name in parentheses that may
-/// hold anything.
+/// `utime` and `stime`, fields 14 and 15 of proc_pid_stat(5). Field 2 is a name in parentheses that may contain any
+/// characters.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ').skip(11);
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
-/// Time on CPU of the threads that a process and its children have now, from their schedstat: exact to the ns, and
-/// for intervals in which no thread ends.
+/// CPU time of the current threads of a process and its children, from their schedstat. Exact to the ns for intervals in
+/// which no thread exits.
 pub fn of_family(pid: u32) -> Result<Duration> {
     let mut sum = Duration::ZERO;
     let folder = format!("/proc/{pid}/task");
@@ -33,7 +33,7 @@ pub fn of_family(pid: u32) -> Result<Duration> {
             let path = thread.join(name);
             fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
         };
-        // One that has just ended takes its time with it.
+        // The thread has just exited; its time is lost.
         let Ok(schedstat) = read("schedstat") else {
             continue;
         };
@@ -54,7 +54,7 @@ pub fn of_family(pid: u32) -> Result<Duration> {
     Ok(sum)
 }
 
-/// Time that all CPUs together were not idle, stolen time included, from /proc/stat: in whole clock ticks.
+/// Total non-idle time of all CPUs, including stolen time, from /proc/stat. Resolution: one clock tick.
 pub fn of_machine() -> Result<Duration> {
     const FILE: &str = "/proc/stat";
     let stat = fs::read_to_string(FILE).with_context(|| format!("read {FILE}"))?;
@@ -64,7 +64,7 @@ pub fn of_machine() -> Result<Duration> {
     ))
 }
 
-/// `user nice system idle iowait irq softirq steal …` of the first line, as in proc_stat(5), without the idle two.
+/// Sum of `user nice system irq softirq steal` of the first line (proc_stat(5)), without `idle` and `iowait`.
 fn busy(stat: &str) -> Option<u64> {
     let fields = stat
         .lines()
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_time_is_found_behind_any_name() {
+    fn cpu_time_is_parsed_after_any_name() {
         let stat = "7 (a) b 1 2) S 1 7 7 0 -1 4194560 200 0 0 0 31 11 0 0 20 0 1 0 100 0 0";
         assert_eq!(ticks(stat), Some(42));
         assert_eq!(ticks("7 (a"), None);

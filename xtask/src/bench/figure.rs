@@ -1,4 +1,4 @@
-//! What was measured, as a table and as JSON.
+//! Measured figures, as a table and as JSON.
 
 use std::{fs, thread};
 
@@ -9,25 +9,25 @@ use super::statistics::Spread;
 
 /// One figure.
 pub struct Figure {
-    /// What a person reads.
+    /// Description in the table.
     pub what: String,
-    /// What a program reads: the same, as keys.
+    /// The same as JSON keys.
     pub keys: Value,
     pub unit: &'static str,
     pub value: Spread,
-    /// What `low` and `high` are.
+    /// Meaning of `low` and `high`.
     pub spread: &'static str,
     pub goal: Option<Goal>,
 }
 
-/// What the figure should be.
+/// The goal of a figure.
 pub struct Goal {
     pub text: String,
     pub met: bool,
 }
 
 impl Goal {
-    /// The median is at most so much.
+    /// The median must be at most `limit`.
     pub fn at_most(limit: f64, value: &Spread) -> Self {
         Self {
             text: format!("≤ {limit}"),
@@ -35,7 +35,7 @@ impl Goal {
         }
     }
 
-    /// The median is at least so much.
+    /// The median must be at least `limit`.
     pub fn at_least(limit: f64, value: &Spread) -> Self {
         Self {
             text: format!("≥ {limit}"),
@@ -58,7 +58,7 @@ impl Report {
         }
     }
 
-    /// What a person reads while it lasts.
+    /// Prints progress to standard error, unless only JSON is wanted.
     pub fn progress(&self, text: &str) {
         if !self.json_only {
             eprintln!("{text}");
@@ -124,7 +124,7 @@ impl Figure {
     }
 }
 
-/// Three digits, which is more than a benchmark can tell.
+/// Three significant digits, more than the precision of a benchmark.
 fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
@@ -168,7 +168,7 @@ fn cpus() -> usize {
     thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// What kind of machine this is.
+/// Describes the machine.
 fn machine() -> Value {
     let name = uname();
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -221,11 +221,11 @@ mod tests {
             text: "≤ 9".to_owned(),
             met: false,
         };
-        let text = table(&[figure("a walk", 123.4, None), figure("b", 12.0, Some(goal))]);
+        let text = table(&[figure("a scan", 123.4, None), figure("b", 12.0, Some(goal))]);
         assert_eq!(
             text,
             "what     median        spread  goal  met\n\
-             a walk   123 ns    122 to 124\n\
+             a scan   123 ns    122 to 124\n\
              b       12.0 ns  11.0 to 13.0  ≤ 9   NO\n\
              spread: quartiles\n"
         );
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn json_has_the_type_and_all_keys() {
-        let line = figure("a walk", 2.0, None).json();
+        let line = figure("a scan", 2.0, None).json();
         assert_eq!(
             line,
             json!({

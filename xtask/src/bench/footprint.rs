@@ -1,4 +1,4 @@
-//! Memory and CPU of the agent, as the kernel counts them: what the agent says of itself plays no part.
+//! Memory and CPU use of the agent according to the kernel, independent of what the agent reports about itself.
 
 use std::{
     fs,
@@ -18,15 +18,16 @@ use super::{
     statistics::{Spread, quartiles},
 };
 
-/// Sockets, the goal of the resident memory in MB, and that of the CPU share of one core in percent.
+/// (sockets, goal for resident memory in MB, goal for CPU use in percent of one core).
 const SIZES: [(usize, f64, Option<f64>); 2] = [(1_000, 25.0, Some(1.0)), (20_000, 60.0, None)];
-/// The share of CPU is taken in stretches of this length.
-const STRETCH: Duration = Duration::from_secs(2);
-pub const STRETCHES: &str = "over the whole time, and quartiles of stretches of 2 s";
+/// CPU use is measured in intervals of this length.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// Meaning of the spread.
+pub const INTERVALS: &str = "over the whole time, and quartiles of 2 s intervals";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// How long the agent is watched at each size
+    /// Duration of the measurement at each size, in seconds
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(20..))]
     seconds: u32,
 }
@@ -41,7 +42,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             .args(["run", "--json"])
             .args(hold::targets(&holders));
         let agent = Agent::start(&mut command)?;
-        super::pairs::wait_until_it_watches(&agent)?;
+        super::pairs::wait_for_first_line(&agent)?;
 
         let pid = agent.process().pid();
         let cpu = cpu_share(&agent, Duration::from_secs(u64::from(args.seconds)))?;
@@ -52,12 +53,12 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             keys: keys("cpu"),
             unit: "%",
             value: cpu,
-            spread: STRETCHES,
+            spread: INTERVALS,
             goal: cpu_goal.map(|goal| Goal::at_most(goal, &cpu)),
         });
         for (name, field, goal) in [
             ("resident", "VmRSS", Some(memory_goal)),
-            ("resident at most", "VmHWM", None),
+            ("peak resident", "VmHWM", None),
         ] {
             let mb = status_kb(pid, field)? * 1024.0 / 1e6;
             let value = Spread {
@@ -78,7 +79,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// CPU time as a share of one core, in percent: over the whole time, between the quartiles of stretches.
+/// CPU use in percent of one core: over the whole time, with the quartiles of intervals as spread.
 pub fn cpu_share(agent: &Agent, length: Duration) -> Result<Spread> {
     let pid = agent.process().pid();
     let mut shares = Vec::new();
@@ -86,7 +87,7 @@ pub fn cpu_share(agent: &Agent, length: Duration) -> Result<Spread> {
     let first = (Instant::now(), cpu::of_process(pid)?);
     while Instant::now() < end {
         let (before, used) = (Instant::now(), cpu::of_process(pid)?);
-        thread::sleep(STRETCH);
+        thread::sleep(INTERVAL);
         agent.process().check_running()?;
         shares.push(percent(cpu::of_process(pid)? - used, before.elapsed()));
     }

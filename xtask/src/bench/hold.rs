@@ -1,4 +1,4 @@
-//! Processes that hold many sockets or threads, for the agent to look at.
+//! Processes that hold many sockets or threads, as targets for the agent.
 
 use std::{env, process::Command, thread, time::Duration};
 
@@ -11,10 +11,10 @@ use tailback_tests::{
 
 const READY: &str = "holding";
 const START: Duration = Duration::from_secs(60);
-/// Descriptors of a process that are not ours to fill.
+/// Descriptors of a process reserved for other files.
 const OTHER_FILES: u64 = 200;
 
-/// The other side: this very program, as a child.
+/// Hidden subcommands: this program as the child process.
 #[derive(clap::Subcommand)]
 pub enum Hold {
     /// Hold this many TCP sockets: both ends of half as many connections
@@ -26,9 +26,10 @@ pub enum Hold {
 }
 
 impl Hold {
-    /// Until it is killed, or its parent is.
+    /// Runs until this process or its parent is killed.
     pub fn forever(&self) -> Result<()> {
-        set_parent_process_death_signal(Some(Signal::KILL)).context("end with the parent")?;
+        set_parent_process_death_signal(Some(Signal::KILL))
+            .context("set the parent death signal")?;
         match self {
             Self::HoldSockets { count } => {
                 let idle = Idle::pairs(*count)?;
@@ -57,7 +58,7 @@ impl Hold {
     }
 }
 
-/// As many processes as one process's limit of open files makes necessary.
+/// Holds `count` sockets, in as many processes as the limit of open files requires.
 pub fn sockets(count: usize) -> Result<Vec<Process>> {
     let each = max_open_files()
         .unwrap_or(u64::MAX)
@@ -75,11 +76,12 @@ pub fn sockets(count: usize) -> Result<Vec<Process>> {
     Ok(holders)
 }
 
+/// Holds `count` threads in one process.
 pub fn threads(count: usize) -> Result<Vec<Process>> {
     Ok(vec![hold("hold-threads", count)?])
 }
 
-/// `--pid N` for each.
+/// `--pid N` for each holder.
 pub fn targets(holders: &[Process]) -> Vec<String> {
     holders
         .iter()

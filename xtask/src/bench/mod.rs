@@ -1,8 +1,8 @@
-//! `cargo xtask bench …`: what Tailback costs, measured.
+//! `cargo xtask bench …`: measures the cost of Tailback.
 //!
-//! Each benchmark prints a small table and then the same figures as JSON, one object a line. Each figure is a
-//! median with its spread, beside its goal where it has one. Speeds are measured here and never tested: a test
-//! that fails on a busy machine is of no use.
+//! Each benchmark prints a small table and the same figures as JSON, one object per line. A figure is a median with its
+//! spread, next to its goal if it has one. Performance is measured here and never asserted in tests, which would fail on a
+//! busy machine.
 
 mod adapters;
 mod cpu;
@@ -39,19 +39,19 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// One look at many sockets and threads: the kernel's walk, and the whole tick
+    /// One sample of many sockets and threads: the kernel's scan, and the whole tick
     Tick(tick::Args),
-    /// What a busy Redis and a busy nginx lose while the agent watches them
+    /// Throughput that a busy Redis and a busy nginx lose while the agent monitors them
     Overhead(overhead::Args),
-    /// Memory and CPU of the agent with many sockets to watch
+    /// Memory and CPU use of the agent with many sockets
     Footprint(footprint::Args),
-    /// What a busy service of 64 threads loses while the agent looks closely at it all the time, and how often it can
+    /// Throughput that a busy service of 64 threads loses while it is focused, and the sampling rate
     Profile(profile::Args),
-    /// What a service does under more load than it can carry: alone, with a static limit, and with Tailback
+    /// Goodput of a service under overload: alone, with a static limit, and with Tailback
     Overload(overload::Args),
-    /// What it costs a service to ask its page, and whether a reader ever sees a torn one
+    /// Cost of reading the page, and whether a reader ever sees a torn page
     Page(page::Args),
-    /// Whether those who listen can slow the agent's tick
+    /// Whether adapter clients can delay the agent's samples
     Adapters(adapters::Args),
     #[command(flatten)]
     Hold(hold::Hold),

@@ -1,4 +1,4 @@
-//! What a busy service loses while the agent watches it, as a user starts it, at its default interval.
+//! Throughput that a busy service loses while the agent, with default settings, monitors it.
 
 use std::process::Command;
 
@@ -20,11 +20,12 @@ use super::{
 
 const REDIS_CLIENTS: u32 = 50;
 const NGINX_CONNECTIONS: u32 = 64;
+/// Goal: at most this much throughput lost.
 const GOAL_PERCENT: f64 = 0.5;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Pairs of windows, for each service
+    /// Pairs of windows per service
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(15..))]
     pairs: u32,
     #[command(flatten)]
@@ -39,7 +40,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
         let mut command = Command::new(&program);
         command.args(["run", "--json", "--pid", &service.pid().to_string()]);
         let agent = Agent::start(&mut command)?;
-        pairs::wait_until_it_watches(&agent)?;
+        pairs::wait_for_first_line(&agent)?;
         Ok(agent)
     };
 
@@ -119,7 +120,7 @@ fn add(report: &mut Report, args: &Args, what: &str, service: &str, pairs: &[Pai
     figures.add_circumstances(control)
 }
 
-/// Commands that it has processed, by its own count.
+/// Commands processed, from Redis's own counter.
 fn redis_commands(client: &mut Client) -> Result<u64> {
     let Reply::Text(info) = client.call(&["INFO", "stats"])? else {
         bail!("Redis's INFO is not text");

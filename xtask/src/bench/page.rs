@@ -1,4 +1,4 @@
-//! What it costs to ask the page, and whether anyone ever sees a torn one.
+//! Cost of reading the page, and whether readers ever see a torn page.
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
@@ -13,15 +13,15 @@ use super::{
 use crate::{command::Cmd, tools};
 
 const SOON: Duration = Duration::from_secs(10);
-/// Of a page that is renewed as the agent does it.
-const TICK: &str = "100ms";
+/// Renewal interval of the page, as with the agent.
+const RENEWAL_INTERVAL: &str = "100ms";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Reads of a page that is written without a break
+    /// Reads of a page that is written continuously
     #[arg(long, default_value_t = 1_000_000_000)]
     reads: u64,
-    /// Asks of a page that is renewed ten times a second
+    /// Calls of admit() on a page that is renewed ten times per second
     #[arg(long, default_value_t = 20_000_000)]
     asks: u64,
 }
@@ -31,12 +31,12 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     for (language, reader) in [("C", c(&temp)?), ("Rust", rust()?)] {
         let writer = writer(&temp, &[])?;
         report.progress(&format!(
-            "{language}: {} reads, written without a break …",
+            "{language}: {} reads, written continuously …",
             args.reads
         ));
-        let said = run(&reader, &temp, args.reads)?;
-        report.progress(said.trim());
-        let torn = number(&said, "torn ")?;
+        let output = run(&reader, &temp, args.reads)?;
+        report.progress(output.trim());
+        let torn = number(&output, "torn ")?;
         report.add(figure(
             language,
             "torn pages, of all reads",
@@ -46,16 +46,16 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             Goal::at_most(0.0, &Spread::exact(torn)),
         ));
         drop(writer);
-        let writer = self::writer(&temp, &["--every", TICK])?;
-        let said = run(&reader, &temp, args.asks)?;
-        report.progress(said.trim());
-        let ns = said
+        let writer = self::writer(&temp, &["--every", RENEWAL_INTERVAL])?;
+        let output = run(&reader, &temp, args.asks)?;
+        report.progress(output.trim());
+        let ns = output
             .split(" per read")
             .nth(1)
             .and_then(|rest| rest.split_whitespace().next());
         let ns: f64 = ns
             .and_then(|text| text.parse().ok())
-            .with_context(|| format!("no time in {said:?}"))?;
+            .with_context(|| format!("no time in {output:?}"))?;
         report.add(figure(
             language,
             "admit()",
@@ -70,7 +70,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
 }
 
 fn writer(temp: &TempDir, args: &[&str]) -> Result<Process> {
-    // That of the writer before is stale.
+    // The page of the previous writer is stale.
     let _ = std::fs::remove_file(temp.path().join("page"));
     let mut command = Command::new(super::agent()?);
     let writer = Process::start(
@@ -122,24 +122,24 @@ fn run(reader: &PathBuf, temp: &TempDir, reads: u64) -> Result<String> {
         .arg(temp.path().join("page"))
         .args(["header", &reads.to_string()])
         .output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if said.is_empty() {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if text.is_empty() {
         bail!(
             "{}: {}",
             reader.display(),
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    Ok(said)
+    Ok(text)
 }
 
-fn number(said: &str, after: &str) -> Result<f64> {
-    let word = said
+fn number(output: &str, after: &str) -> Result<f64> {
+    let word = output
         .split(after)
         .nth(1)
         .and_then(|rest| rest.split_whitespace().next());
     word.and_then(|word| word.parse().ok())
-        .with_context(|| format!("no {after:?} in {said:?}"))
+        .with_context(|| format!("no {after:?} in {output:?}"))
 }
 
 fn figure(

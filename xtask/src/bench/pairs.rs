@@ -1,11 +1,10 @@
-//! A busy service with the agent and without it, in pairs.
+//! Compares a busy service with and without the agent, in pairs of windows.
 //!
-//! The load never stops. In each pair, one window with the agent and one without it are measured, in alternating
-//! order; the rate is the service's own count of requests. So whatever else changes slowly on the machine meets
-//! both sides alike, and what remains is in the interval. The CPU time of a request is measured beside it: other
-//! work on the machine takes time away from a service, but hardly changes what a request costs. How much other
-//! work there was is measured in each window, and pairs that it disturbed are measured again, as long as the patience
-//! lasts; then the least disturbed ones are taken, and the figure of other work tells that they are not to be trusted.
+//! The load never stops. Each pair has one window with the agent and one without, in alternating order; the rate comes from
+//! the service's own request counter. Slow changes of the machine affect both sides alike, and the rest is in the confidence
+//! interval. The CPU time per request is measured too: other work on the machine takes time from the service, but hardly
+//! changes the cost of a request. Other work is measured in each window. Disturbed pairs are repeated, up to a limit; then the
+//! least disturbed pairs are used, and the figure for other work shows that they are unreliable.
 
 use std::{
     thread,
@@ -28,9 +27,9 @@ use super::{
 };
 
 const INTERVAL: &str = "95% interval of the median, by bootstrap";
-/// With a larger share of the CPUs taken by other work, a pair counts as disturbed. Interrupts are part of it.
-const DISTURBED: f64 = 0.03;
-/// After the agent has begun to watch, or has ended, until the window opens: caches and clocks settle.
+/// A pair is disturbed if other work, including interrupts, took a larger share of all CPUs.
+const MAX_OTHER_WORK: f64 = 0.03;
+/// Pause after the agent started or ended, so that caches and clocks settle before the window.
 const SETTLE: Duration = Duration::from_millis(300);
 
 #[derive(clap::Args)]
@@ -38,28 +37,28 @@ pub struct Windows {
     /// Length of each window, in seconds
     #[arg(long, default_value_t = 2.0)]
     window: f64,
-    /// How many more pairs than that to measure at most, to have so many that no other work disturbed
+    /// Maximum number of additional pairs to replace disturbed ones
     #[arg(long, default_value_t = 25)]
-    patience: u32,
-    /// Never start the agent: shows what the measurement itself makes of two equal sides
+    extra_pairs: u32,
+    /// Never start the agent: measures the error of the comparison itself
     #[arg(long)]
     pub control: bool,
 }
 
-/// What one window showed.
+/// Result of one window.
 #[derive(Clone)]
 pub struct Window {
     pub requests_per_s: f64,
-    /// CPU time of the service for each request.
+    /// CPU time of the service per request.
     cpu_ns: f64,
-    /// Share of all CPUs that went to what is no part of the benchmark.
+    /// Share of all CPUs used by processes outside the benchmark.
     other_work: f64,
-    /// Of the agent, where there was one.
-    pub agent: Option<Watched>,
+    /// The agent, if one ran.
+    pub agent: Option<AgentUse>,
 }
 
 impl Window {
-    /// Time that the service was on CPU, as a share of one core.
+    /// CPU use of the service, as a share of one core.
     fn busy(&self) -> f64 {
         self.cpu_ns * self.requests_per_s / 1e9
     }
@@ -67,10 +66,10 @@ impl Window {
 
 /// The agent in one window.
 #[derive(Clone)]
-pub struct Watched {
+pub struct AgentUse {
     /// CPU time, as a share of one core.
     pub share: f64,
-    /// What it told.
+    /// Its events in the window.
     pub events: Vec<Event>,
 }
 
@@ -86,11 +85,11 @@ impl Pair {
     }
 
     fn is_disturbed(&self) -> bool {
-        self.other_work() > DISTURBED
+        self.other_work() > MAX_OTHER_WORK
     }
 }
 
-/// Pairs of windows over a service under load. `count` are the requests that it has answered, `start` starts the agent and
+/// Measures pairs of windows over a service under load. `count` returns its requests served so far. `start` starts the agent and
 /// waits until the window may begin.
 pub fn measure(
     windows: &Windows,
@@ -101,35 +100,35 @@ pub fn measure(
     report: &Report,
 ) -> Result<Vec<Pair>> {
     let length = Duration::try_from_secs_f64(windows.window).context("the length of the window")?;
-    let mut look = |agent: Option<&Agent>| window(length, service, &mut count, agent);
-    // Not counted: the load's first connections, the first faults of every page.
-    look(None)?;
+    let mut measure_window = |agent: Option<&Agent>| window(length, service, &mut count, agent);
+    // Warm-up, not counted: first connections and page faults.
+    measure_window(None)?;
     let mut pairs: Vec<Pair> = Vec::new();
-    for number in 0..wanted + windows.patience {
+    for number in 0..wanted + windows.extra_pairs {
         let good = pairs.iter().filter(|pair| !pair.is_disturbed()).count();
         if good >= wanted as usize {
             break;
         }
-        let with_agent = |look: &mut dyn FnMut(Option<&Agent>) -> Result<Window>| {
+        let with_agent = |measure: &mut dyn FnMut(Option<&Agent>) -> Result<Window>| {
             if windows.control {
-                return look(None);
+                return measure(None);
             }
             let agent = start()?;
-            let on = look(Some(&agent))?;
+            let on = measure(Some(&agent))?;
             stop(agent)?;
             Ok(on)
         };
         let pair = if number % 2 == 0 {
-            let off = look(None)?;
-            let on = with_agent(&mut look)?;
+            let off = measure_window(None)?;
+            let on = with_agent(&mut measure_window)?;
             Pair { off, on }
         } else {
-            let on = with_agent(&mut look)?;
-            let off = look(None)?;
+            let on = with_agent(&mut measure_window)?;
+            let off = measure_window(None)?;
             Pair { off, on }
         };
         report.progress(&format!(
-            "{} {}: {:.0} a second without the agent, {:.0} with it{}",
+            "{} {}: {:.0}/s without the agent, {:.0}/s with it{}",
             service.name(),
             number + 1,
             pair.off.requests_per_s,
@@ -145,7 +144,7 @@ pub fn measure(
     Ok(least_disturbed(pairs, wanted as usize))
 }
 
-/// By what happened beside them, never by what they show.
+/// Selects pairs by other work, never by their result.
 fn least_disturbed(mut pairs: Vec<Pair>, wanted: usize) -> Vec<Pair> {
     pairs.sort_by(|a, b| a.other_work().total_cmp(&b.other_work()));
     pairs.truncate(wanted);
@@ -164,7 +163,7 @@ fn window(
         let agent = agent.map(|agent| cpu::of_family(agent.process().pid()));
         Ok([
             cpu::of_family(service.pid())?,
-            // All that the benchmark started are children of this process.
+            // All processes of the benchmark are children of this process.
             cpu::of_family(std::process::id())?,
             cpu::of_machine()?,
             agent.transpose()?.unwrap_or_default(),
@@ -178,13 +177,13 @@ fn window(
     let requests = after - before;
     if requests < 1000 {
         bail!(
-            "{} answered only {requests} requests: is its load running?",
+            "{} served only {requests} requests: is its load running?",
             service.name()
         );
     }
     let took_s = (end - start).as_secs_f64();
-    let watched = |agent: &Agent| -> Result<Watched> {
-        Ok(Watched {
+    let agent_use = |agent: &Agent| -> Result<AgentUse> {
+        Ok(AgentUse {
             share: agent_cpu.as_secs_f64() / took_s,
             events: agent.events_since(mark)?,
         })
@@ -193,14 +192,14 @@ fn window(
         requests_per_s: requests as f64 / took_s,
         cpu_ns: service_cpu.as_nanos() as f64 / requests as f64,
         other_work: all.saturating_sub(ours).as_secs_f64() / (took_s * cpus()),
-        agent: agent.map(watched).transpose()?,
+        agent: agent.map(agent_use).transpose()?,
     })
 }
 
-/// Its first line about itself comes when its programs are loaded and its first tick is done.
-pub fn wait_until_it_watches(agent: &Agent) -> Result<()> {
+/// Waits for the first line of the agent: its programs are loaded and its first tick is done.
+pub fn wait_for_first_line(agent: &Agent) -> Result<()> {
     let start = Duration::from_secs(30);
-    agent.wait_for("that it watches", start, |_| true)?;
+    agent.wait_for("its first line", start, |_| true)?;
     Ok(())
 }
 
@@ -213,7 +212,7 @@ pub fn stop(agent: Agent) -> Result<()> {
     }
 }
 
-/// The figures of some pairs: what they are told of, and the key that says so to a program.
+/// Adds the figures of pairs to the report.
 pub struct Figures<'a> {
     pub what: &'a str,
     pub keys: &'a dyn Fn(&str) -> Value,
@@ -222,7 +221,7 @@ pub struct Figures<'a> {
 }
 
 impl Figures<'_> {
-    /// The median of what a pair shows, with its interval.
+    /// The median of a value over all pairs, with its confidence interval.
     pub fn spread(&self, of: impl Fn(&Pair) -> f64) -> Result<Spread> {
         let values: Vec<f64> = self.pairs.iter().map(of).collect();
         bootstrap(&values).context("nothing was measured")
@@ -246,18 +245,18 @@ impl Figures<'_> {
         });
     }
 
-    /// What stands beside each comparison: what it costs the service, its rate, and how far all of it can be trusted.
+    /// Adds the figures that accompany each comparison: CPU cost, rate, utilization, and other work.
     pub fn add_circumstances(&mut self, control: bool) -> Result<()> {
         let cost = self.spread(|pair| 100.0 * (pair.on.cpu_ns / pair.off.cpu_ns - 1.0))?;
-        let dearer = if control {
+        let cost_text = if control {
             "no agent, more CPU each"
         } else {
             "more CPU each"
         };
-        self.add(dearer, "cpu_per_request", "%", cost, None);
+        self.add(cost_text, "cpu_per_request", "%", cost, None);
         let rate = self.spread(|pair| pair.off.requests_per_s)?;
         self.add("requests", "rate_off", "/s", rate, None);
-        // A service that waits for its load has time to spare, and loses nothing.
+        // A service below saturation has spare time and so loses nothing.
         let busy = self.spread(|pair| 100.0 * pair.off.busy())?;
         self.add("service's share of a core", "busy_off", "%", busy, None);
         let others = self.spread(|pair| 100.0 * pair.other_work())?;
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_disturbed_pairs_are_taken_whatever_they_show() {
+    fn the_least_disturbed_pairs_are_used_whatever_their_result() {
         let pairs = vec![
             pair(1.0, [0.01, 0.5]),
             pair(2.0, [0.02, 0.02]),
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_needs_a_microsecond_for_each_of_half_a_million_is_half_busy() {
+    fn utilization_is_the_rate_times_the_cpu_time_per_request() {
         let mut off = pair(500_000.0, [0.0, 0.0]).off;
         off.cpu_ns = 1000.0;
         assert_eq!(off.busy(), 0.5);

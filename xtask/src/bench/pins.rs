@@ -1,16 +1,16 @@
-//! Which CPU does what while a service is measured.
+//! CPU pinning for the benchmarks.
 
 use std::{process::Command, thread};
 
 use anyhow::Result;
 use tailback_tests::{process::Process, program};
 
+/// Number of CPUs.
 pub fn cpus() -> f64 {
     thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64
 }
 
-/// Which CPU does what. Server and load get one each, so that neither is moved about; the agent is free, as it is
-/// in use: it goes where there is time, or takes it from one of them.
+/// Server and load get one CPU each, so that the scheduler does not migrate them. The agent is not pinned, as in production.
 pub struct Pins {
     taskset: Option<String>,
 }
@@ -29,7 +29,7 @@ impl Pins {
     pub fn text(&self) -> String {
         match self.taskset {
             Some(_) => format!(
-                "server on CPU {}, load on CPU {}, the agent wherever the kernel puts it",
+                "server on CPU {}, load on CPU {}, agent not pinned",
                 Self::SERVER,
                 Self::LOAD
             ),

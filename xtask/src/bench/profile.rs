@@ -1,7 +1,7 @@
-//! What a busy service loses while the agent looks closely at it all the time, and how often it can.
+//! Throughput that a busy service loses while it is focused all the time, and the resulting sampling rate.
 //!
-//! While a queue is suspicious, the agent looks at what each thread waits for, up to a hundred times a second, as far as its
-//! CPU budget allows. Here it does so without a break: at memcached, all of whose threads work, and at very many threads.
+//! While a target is focused, the agent samples what each of its threads waits for, up to 100 times per second within its CPU
+//! budget. Here it does so permanently: for memcached with all threads busy, and for very many threads.
 
 use std::{
     convert::Infallible, env, net::SocketAddr, path::PathBuf, process::Command, time::Duration,
@@ -26,32 +26,32 @@ use super::{
 };
 
 const THREADS: usize = 64;
-/// The same number for each thread.
+/// Two connections per thread.
 const CONNECTIONS: usize = 2 * THREADS;
-/// Of the throughput without the agent, so much stays.
-const KEPT: f64 = 0.99;
-/// So many threads cannot be looked at a hundred times a second within the budget.
+/// Goal: throughput with the agent, relative to the throughput without.
+const MIN_THROUGHPUT_RATIO: f64 = 0.99;
+/// Too many threads to sample 100 times per second within the budget.
 const MANY_THREADS: usize = 2_000;
-/// Of one core: the default, and that of a person who waits for `tailback diagnose`.
+/// CPU budgets as a share of one core: the default, and the default of `tailback diagnose`.
 const BUDGETS: [f64; 2] = [0.01, 0.05];
-/// What a look costs is known after so long, and the pace settled.
-const LEARN_NS: u64 = 2_000_000_000;
-/// Between two rates, where they are taken from one run.
-const STRETCH_NS: u64 = 2_000_000_000;
+/// Time until the agent knows the cost of a sample and its rate has settled.
+const WARM_UP_NS: u64 = 2_000_000_000;
+/// Interval for the rates of one run.
+const INTERVAL_NS: u64 = 2_000_000_000;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Pairs of windows, for each budget
+    /// Pairs of windows per budget
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(3..))]
     pairs: u32,
-    /// How long the agent looks at very many threads
+    /// Duration of the run with very many threads, in seconds
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(10..))]
     seconds: u32,
     #[command(flatten)]
     windows: Windows,
 }
 
-/// The other side: this very program, as a child.
+/// Hidden subcommand: this program as the load generator.
 #[derive(clap::Args)]
 pub struct Load {
     address: SocketAddr,
@@ -59,9 +59,10 @@ pub struct Load {
 }
 
 impl Load {
-    /// Until it is killed, or its parent is.
+    /// Runs until this process or its parent is killed.
     pub fn forever(&self) -> Result<Infallible> {
-        set_parent_process_death_signal(Some(Signal::KILL)).context("end with the parent")?;
+        set_parent_process_death_signal(Some(Signal::KILL))
+            .context("set the parent death signal")?;
         memcached::load(self.address, self.connections)
     }
 
@@ -78,13 +79,13 @@ impl Load {
 }
 
 pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
-    let watcher = Watcher::new()?;
+    let agents = FocusedAgents::new()?;
     let pins = Pins::choose();
     report.progress(&pins.text());
     let memcached = Memcached::start_with(THREADS, |words| pins.pin(words, Pins::SERVER))?;
     let load = Load::start(&pins, &memcached)?;
     let mut client = memcached.client()?;
-    let mut usual_rate = None;
+    let mut rate_at_64 = None;
     for budget in BUDGETS {
         let targets = ["--pid".to_owned(), memcached.process().pid().to_string()];
         let pairs = pairs::measure(
@@ -92,22 +93,22 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             args.pairs,
             memcached.process(),
             || client.gets(),
-            || watcher.start(budget, &targets),
+            || agents.start(budget, &targets),
             report,
         )?;
         load.check_running()?;
         let rate = add_pairs(report, args, budget, &pairs)?;
-        usual_rate = usual_rate.or(rate);
+        rate_at_64 = rate_at_64.or(rate);
         if args.windows.control {
             return Ok(());
         }
     }
     drop((load, memcached));
-    let usual_rate = usual_rate.context("no rate was measured to compare with")?;
-    many_threads(args, &watcher, usual_rate, report)
+    let rate_at_64 = rate_at_64.context("no rate was measured to compare with")?;
+    many_threads(args, &agents, rate_at_64, report)
 }
 
-/// Answers the looks per second, where there was an agent.
+/// Adds the figures of the pairs. Returns the sampling rate, if the agent ran.
 fn add_pairs(report: &mut Report, args: &Args, budget: f64, pairs: &[Pair]) -> Result<Option<f64>> {
     let control = args.windows.control;
     let keys = |measured: &str| {
@@ -116,13 +117,14 @@ fn add_pairs(report: &mut Report, args: &Args, budget: f64, pairs: &[Pair]) -> R
             "budget": budget, "pairs": pairs.len(), "control": control,
         })
     };
-    let watched = pairs.iter().filter_map(|pair| pair.on.agent.as_ref());
+    let agents = pairs.iter().filter_map(|pair| pair.on.agent.as_ref());
     let (mut shares, mut rates, mut seen) = (Vec::new(), Vec::new(), Vec::new());
-    for agent in watched {
-        let looks = looks(&agent.events)?;
+    for agent in agents {
+        let samples = samples(&agent.events)?;
         shares.push(100.0 * agent.share);
-        rates.push(rate(&looks).context("the agent told of less than two looks in a window")?);
-        seen.extend(looks.iter().map(|look| look.threads));
+        rates
+            .push(rate(&samples).context("the agent reported fewer than two samples in a window")?);
+        seen.extend(samples.iter().map(|line| line.threads));
     }
     let what = format!("memcached, {THREADS} threads, {}", text(budget));
     let mut figures = Figures {
@@ -142,39 +144,42 @@ fn add_pairs(report: &mut Report, args: &Args, budget: f64, pairs: &[Pair]) -> R
     {
         bail!("the agent saw {least} of memcached's {THREADS} threads and more");
     }
-    let goal = Goal::at_least(KEPT, &kept);
+    let goal = Goal::at_least(MIN_THROUGHPUT_RATIO, &kept);
     figures.add("throughput kept", "kept", "", kept, Some(goal));
     let shares = bootstrap(&shares).context("the agent was not measured")?;
     let goal = Goal::at_most(100.0 * budget, &shares);
     figures.add("agent's share of a core", "cpu", "%", shares, Some(goal));
-    let rates = bootstrap(&rates).context("no looks were told")?;
-    figures.add("looks", "looks", "/s", rates, None);
-    let seen = bootstrap(&seen).context("no looks were told")?;
-    figures.add("threads in a look", "threads_seen", "", seen, None);
+    let rates = bootstrap(&rates).context("no samples were reported")?;
+    figures.add("samples", "samples", "/s", rates, None);
+    let seen = bootstrap(&seen).context("no samples were reported")?;
+    figures.add("threads per sample", "threads_seen", "", seen, None);
     figures.add_circumstances(control)?;
     Ok(Some(rates.median))
 }
 
 fn many_threads(
     args: &Args,
-    watcher: &Watcher,
-    usual_rate: f64,
+    agents: &FocusedAgents,
+    rate_at_64: f64,
     report: &mut Report,
 ) -> Result<()> {
     let [budget, _] = BUDGETS;
     report.progress(&format!("{MANY_THREADS} threads, {} s …", args.seconds));
     let holders = hold::threads(MANY_THREADS)?;
-    let agent = watcher.start(budget, &hold::targets(&holders))?;
+    let agent = agents.start(budget, &hold::targets(&holders))?;
     let mark = agent.mark();
     let share = footprint::cpu_share(&agent, Duration::from_secs(u64::from(args.seconds)))?;
-    let looks = looks(&agent.events_since(mark)?)?;
+    let samples = samples(&agent.events_since(mark)?)?;
     pairs::stop(agent)?;
-    if let Some(look) = looks.iter().find(|look| look.threads < MANY_THREADS as f64) {
-        bail!("the agent saw {} of {MANY_THREADS} threads", look.threads);
+    if let Some(line) = samples
+        .iter()
+        .find(|line| line.threads < MANY_THREADS as f64)
+    {
+        bail!("the agent saw {} of {MANY_THREADS} threads", line.threads);
     }
-    let rates = rates(&looks);
-    let whole = rate(&looks).context("the agent told of less than two looks")?;
-    let spread = quartiles(&rates).context("the agent looked for less than a stretch")?;
+    let rates = rates(&samples);
+    let whole = rate(&samples).context("the agent reported fewer than two samples")?;
+    let spread = quartiles(&rates).context("the run was shorter than one interval")?;
     let value = Spread {
         median: whole,
         low: spread.low.min(whole),
@@ -192,18 +197,18 @@ fn many_threads(
         keys: keys("cpu"),
         unit: "%",
         value: share,
-        spread: footprint::STRETCHES,
+        spread: footprint::INTERVALS,
         goal: Some(Goal::at_most(100.0 * budget, &share)),
     });
     report.add(Figure {
-        what: format!("{what}: looks"),
-        keys: keys("looks"),
+        what: format!("{what}: samples"),
+        keys: keys("samples"),
         unit: "/s",
         value,
-        spread: footprint::STRETCHES,
+        spread: footprint::INTERVALS,
         goal: Some(Goal {
-            text: format!("< {usual_rate:.0}, falls by itself"),
-            met: value.median < usual_rate,
+            text: format!("< {rate_at_64:.0}, falls by itself"),
+            met: value.median < rate_at_64,
         }),
     });
     Ok(())
@@ -213,13 +218,13 @@ fn text(budget: f64) -> String {
     format!("budget {}%", 100.0 * budget)
 }
 
-/// Starts the agent so that it looks closely all the time.
-struct Watcher {
+/// Starts agents that focus all targets permanently.
+struct FocusedAgents {
     program: PathBuf,
     temp: TempDir,
 }
 
-impl Watcher {
+impl FocusedAgents {
     fn new() -> Result<Self> {
         Ok(Self {
             program: super::agent()?,
@@ -227,7 +232,7 @@ impl Watcher {
         })
     }
 
-    /// Until it has learned what a look costs.
+    /// Starts an agent and waits for [`WARM_UP_NS`].
     fn start(&self, budget: f64, targets: &[String]) -> Result<Agent> {
         let config = format!("cpu_budget = {budget}\n");
         let config = self.temp.write("profile.toml", &config)?;
@@ -236,61 +241,64 @@ impl Watcher {
         command.arg(config).args(targets);
         let agent = Agent::start(&mut command)?;
         let mut first_ns = None;
-        let learned = |event: &Event| match Look::of(event) {
-            Ok(Some(look)) => look.mono_ns >= *first_ns.get_or_insert(look.mono_ns) + LEARN_NS,
+        let is_warm = |event: &Event| match SampleCount::of(event) {
+            Ok(Some(line)) => line.mono_ns >= *first_ns.get_or_insert(line.mono_ns) + WARM_UP_NS,
             _ => false,
         };
-        agent.wait_for("how often it looks", Duration::from_secs(60), learned)?;
+        agent.wait_for("its sampling rate", Duration::from_secs(60), is_warm)?;
         Ok(agent)
     }
 }
 
-/// A line of the agent's about its looks.
+/// A line of the agent about its focus samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Look {
+struct SampleCount {
     mono_ns: u64,
-    /// All of them up to this one.
-    looks: u64,
+    /// Total samples so far.
+    samples: u64,
     threads: f64,
 }
 
-impl Look {
-    /// `None`: the line is about something else.
+impl SampleCount {
+    /// `None` for a line of another type.
     fn of(event: &Event) -> Result<Option<Self>> {
         if !event.is("focus_samples") {
             return Ok(None);
         }
         let whole = |key: &str| event.value.get(key).and_then(serde_json::Value::as_u64);
-        let look = || {
+        let line = || {
             Some(Self {
                 mono_ns: whole("mono_ns")?,
-                looks: whole("samples")?,
+                samples: whole("samples")?,
                 threads: event.number("threads")?,
             })
         };
-        let look = look().with_context(|| format!("not a line about looks: {}", event.value))?;
-        Ok(Some(look))
+        let line =
+            line().with_context(|| format!("incomplete line about samples: {}", event.value))?;
+        Ok(Some(line))
     }
 }
 
-fn looks(events: &[Event]) -> Result<Vec<Look>> {
-    let looks = events.iter().map(|event| Look::of(event).transpose());
-    looks.flatten().collect()
+fn samples(events: &[Event]) -> Result<Vec<SampleCount>> {
+    let samples = events
+        .iter()
+        .map(|event| SampleCount::of(event).transpose());
+    samples.flatten().collect()
 }
 
-/// Looks per second from the first line to the last; `None`: there are not two.
-fn rate(looks: &[Look]) -> Option<f64> {
-    let (first, last) = (looks.first()?, looks.last()?);
+/// Samples per second from the first line to the last; `None` for fewer than two lines.
+fn rate(samples: &[SampleCount]) -> Option<f64> {
+    let (first, last) = (samples.first()?, samples.last()?);
     let elapsed_ns = last.mono_ns.checked_sub(first.mono_ns)?;
-    (elapsed_ns > 0).then(|| (last.looks - first.looks) as f64 * 1e9 / elapsed_ns as f64)
+    (elapsed_ns > 0).then(|| (last.samples - first.samples) as f64 * 1e9 / elapsed_ns as f64)
 }
 
-/// The same for each stretch.
-fn rates(looks: &[Look]) -> Vec<f64> {
+/// The same per [`INTERVAL_NS`].
+fn rates(samples: &[SampleCount]) -> Vec<f64> {
     let (mut rates, mut begun) = (Vec::new(), 0);
-    for (at, look) in looks.iter().enumerate() {
-        if look.mono_ns >= looks[begun].mono_ns + STRETCH_NS {
-            rates.extend(rate(&looks[begun..=at]));
+    for (at, line) in samples.iter().enumerate() {
+        if line.mono_ns >= samples[begun].mono_ns + INTERVAL_NS {
+            rates.extend(rate(&samples[begun..=at]));
             begun = at;
         }
     }
@@ -303,33 +311,33 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn look(at_ms: u64, looks: u64) -> Look {
-        Look {
+    fn line(at_ms: u64, samples: u64) -> SampleCount {
+        SampleCount {
             mono_ns: at_ms * MS,
-            looks,
+            samples,
             threads: 64.0,
         }
     }
 
     #[test]
-    fn the_rate_counts_looks_between_the_first_line_and_the_last() {
+    fn the_rate_counts_samples_between_the_first_line_and_the_last() {
         assert_eq!(
-            rate(&[look(100, 7), look(600, 30), look(1100, 57)]),
+            rate(&[line(100, 7), line(600, 30), line(1100, 57)]),
             Some(50.0)
         );
-        assert_eq!(rate(&[look(100, 7)]), None);
-        assert_eq!(rate(&[look(100, 7), look(100, 7)]), None);
+        assert_eq!(rate(&[line(100, 7)]), None);
+        assert_eq!(rate(&[line(100, 7), line(100, 7)]), None);
         assert_eq!(rate(&[]), None);
     }
 
     #[test]
-    fn a_change_of_pace_shows_in_the_stretches() {
-        // Ten seconds at 100 a second, then ten at 10, a line every 200 ms.
-        let looks: Vec<Look> = (0..=50)
-            .map(|line| look(200 * line, 20 * line))
-            .chain((1..=50).map(|line| look(10_000 + 200 * line, 1000 + 2 * line)))
+    fn a_change_of_rate_shows_in_the_intervals() {
+        // Ten seconds at 100/s, then ten at 10/s, one line every 200 ms.
+        let samples: Vec<SampleCount> = (0..=50)
+            .map(|number| line(200 * number, 20 * number))
+            .chain((1..=50).map(|number| line(10_000 + 200 * number, 1000 + 2 * number)))
             .collect();
-        let rates: Vec<u64> = rates(&looks)
+        let rates: Vec<u64> = rates(&samples)
             .iter()
             .map(|rate| rate.round() as u64)
             .collect();
@@ -337,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn only_lines_about_looks_are_taken_and_broken_ones_are_errors() {
+    fn other_lines_are_ignored_and_incomplete_ones_are_errors() {
         let event = |value| Event {
             at: std::time::Instant::now(),
             unix_ns: 0,
@@ -346,13 +354,13 @@ mod tests {
         let right =
             event(json!({"type": "focus_samples", "mono_ns": 5, "samples": 3, "threads": 64}));
         let other = event(json!({"type": "agent", "ticks": 3}));
-        let expected = Look {
+        let expected = SampleCount {
             mono_ns: 5,
-            looks: 3,
+            samples: 3,
             threads: 64.0,
         };
-        assert_eq!(looks(&[other, right]).unwrap(), [expected]);
+        assert_eq!(samples(&[other, right]).unwrap(), [expected]);
         let broken = event(json!({"type": "focus_samples", "mono_ns": 5}));
-        assert!(looks(&[broken]).is_err());
+        assert!(samples(&[broken]).is_err());
     }
 }

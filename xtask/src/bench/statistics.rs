@@ -1,4 +1,4 @@
-//! Medians, and how far they can be trusted.
+//! Medians with confidence intervals or quartiles.
 
 use tailback_tests::random::Random;
 
@@ -11,7 +11,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of one run: a value without a spread.
+    /// A single value without spread.
     pub fn exact(value: f64) -> Self {
         Self {
             median: value,
@@ -29,7 +29,7 @@ impl Spread {
     }
 }
 
-/// The median between the lowest and the highest. `None`: there are no values.
+/// Median with minimum and maximum. `None` without values.
 pub fn between(values: &[f64]) -> Option<Spread> {
     let sorted = sorted(values);
     Some(Spread {
@@ -39,7 +39,7 @@ pub fn between(values: &[f64]) -> Option<Spread> {
     })
 }
 
-/// The median between the quartiles. `None`: there are no values.
+/// Median with quartiles. `None` without values.
 pub fn quartiles(values: &[f64]) -> Option<Spread> {
     let sorted = sorted(values);
     Some(Spread {
@@ -49,12 +49,12 @@ pub fn quartiles(values: &[f64]) -> Option<Spread> {
     })
 }
 
-/// The median within its 95% interval, by the percentile bootstrap: the medians of many samples drawn from the
-/// values themselves. The same values give the same interval.
+/// Median with its 95% confidence interval, by the percentile bootstrap: medians of many resamples of the values. The same
+/// values give the same interval.
 pub fn bootstrap(values: &[f64]) -> Option<Spread> {
-    const SAMPLES: usize = 10_000;
+    const RESAMPLES: usize = 10_000;
     let mut random = Random::new(1);
-    let medians: Option<Vec<f64>> = (0..SAMPLES)
+    let medians: Option<Vec<f64>> = (0..RESAMPLES)
         .map(|_| {
             let drawn: Option<Vec<f64>> = (0..values.len())
                 .map(|_| values.get(random.below(values.len())).copied())
@@ -76,7 +76,7 @@ fn sorted(values: &[f64]) -> Vec<f64> {
     values
 }
 
-/// Linear between the two values nearest to it.
+/// Quantile with linear interpolation.
 fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let place = share * sorted.len().checked_sub(1)? as f64;
     let (below, above) = (

@@ -1,9 +1,8 @@
-//! One look at many sockets and threads.
+//! The cost of one sample of many sockets and threads.
 //!
-//! `tailback bench-walk` repeats the kernel's walk, with the decoding of its records, and the whole tick with all
-//! that follows from a sample, and hands back how long each took. `ss -tanmp`, which a person would use instead,
-//! is timed on the same sockets. Where it is allowed, both run with real-time priority: what is asked is what a look
-//! costs, not how long it has to wait for a CPU.
+//! `tailback bench-walk` repeats the kernel's scan with the decoding of its records, and the whole tick including everything
+//! computed from a sample, and reports the times. `ss -tanmp`, the manual alternative, is timed on the same sockets. Both run
+//! with real-time priority if allowed, to measure the cost of a sample rather than its wait for a CPU.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,17 +20,17 @@ use super::{
     statistics::{Spread, quartiles},
 };
 
-/// Sockets, and the goal for the walk, ns for each.
+/// (sockets, goal for the scan in ns per socket).
 const SOCKETS: [(usize, f64); 3] = [(1_000, 250.0), (9_000, 250.0), (27_000, 700.0)];
 const THREADS: usize = 5_000;
 const THREAD_GOAL_NS: f64 = 150.0;
-/// Of `ss`, which takes longer.
+/// Fewer rounds for `ss`, which takes longer.
 const SS_ROUNDS: usize = 7;
 const QUARTILES: &str = "quartiles of the rounds";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// How often each is measured
+    /// Number of measurements of each
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(5..))]
     rounds: u32,
 }
@@ -44,16 +43,16 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     for (sockets, goal) in SOCKETS {
         report.progress(&format!("{sockets} sockets …"));
         let holders = hold::sockets(sockets)?;
-        let walk = Walk::run(priority.of(&agent), &holders, args.rounds)?;
-        if walk.sockets < sockets as f64 {
-            bail!("the agent saw {} of {sockets} sockets", walk.sockets);
+        let scan = Scan::run(priority.of(&agent), &holders, args.rounds)?;
+        if scan.sockets < sockets as f64 {
+            bail!("the agent saw {} of {sockets} sockets", scan.sockets);
         }
-        let per_socket = |times: &[f64]| spread(times, walk.sockets);
-        let (files, tick) = (per_socket(&walk.files_ns)?, per_socket(&walk.tick_ns)?);
-        let keys = |measured: &str| json!({"bench": "tick", "measured": measured, "sockets": walk.sockets});
+        let per_socket = |times: &[f64]| spread(times, scan.sockets);
+        let (files, tick) = (per_socket(&scan.files_ns)?, per_socket(&scan.tick_ns)?);
+        let keys = |measured: &str| json!({"bench": "tick", "measured": measured, "sockets": scan.sockets});
         let thousands = format!("{},000 sockets", sockets / 1000);
         report.add(Figure {
-            what: format!("{thousands}: walk, each"),
+            what: format!("{thousands}: scan, each"),
             keys: keys("walk_per_socket"),
             unit: "ns",
             value: files,
@@ -61,10 +60,10 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             goal: Some(Goal::at_most(goal, &files)),
         });
         report.add(Figure {
-            what: format!("{thousands}: the kernel's own walk, each"),
+            what: format!("{thousands}: the kernel's own scan, each"),
             keys: keys("bare_walk_per_socket"),
             unit: "ns",
-            value: per_socket(&walk.bare_files_ns)?,
+            value: per_socket(&scan.bare_files_ns)?,
             spread: QUARTILES,
             goal: None,
         });
@@ -80,7 +79,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             what: format!("{thousands}: whole tick"),
             keys: keys("tick"),
             unit: "ms",
-            value: spread(&walk.tick_ns, 1e6)?,
+            value: spread(&scan.tick_ns, 1e6)?,
             spread: QUARTILES,
             goal: None,
         });
@@ -96,14 +95,14 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     }
     report.progress(&format!("{THREADS} threads …"));
     let holders = hold::threads(THREADS)?;
-    let walk = Walk::run(priority.of(&agent), &holders, args.rounds)?;
-    if walk.threads < THREADS as f64 {
-        bail!("the agent saw {} of {THREADS} threads", walk.threads);
+    let scan = Scan::run(priority.of(&agent), &holders, args.rounds)?;
+    if scan.threads < THREADS as f64 {
+        bail!("the agent saw {} of {THREADS} threads", scan.threads);
     }
-    let value = spread(&walk.threads_ns, walk.threads)?;
+    let value = spread(&scan.threads_ns, scan.threads)?;
     report.add(Figure {
-        what: format!("{},000 threads: walk, each", THREADS / 1000),
-        keys: json!({"bench": "tick", "measured": "walk_per_thread", "threads": walk.threads}),
+        what: format!("{},000 threads: scan, each", THREADS / 1000),
+        keys: json!({"bench": "tick", "measured": "walk_per_thread", "threads": scan.threads}),
         unit: "ns",
         value,
         spread: QUARTILES,
@@ -111,12 +110,12 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     });
     report.add(Figure {
         what: format!(
-            "{},000 threads: the kernel's own walk, each",
+            "{},000 threads: the kernel's own scan, each",
             THREADS / 1000
         ),
-        keys: json!({"bench": "tick", "measured": "bare_walk_per_thread", "threads": walk.threads}),
+        keys: json!({"bench": "tick", "measured": "bare_walk_per_thread", "threads": scan.threads}),
         unit: "ns",
-        value: spread(&walk.bare_threads_ns, walk.threads)?,
+        value: spread(&scan.bare_threads_ns, scan.threads)?,
         spread: QUARTILES,
         goal: None,
     });
@@ -124,18 +123,18 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
 }
 
 /// What `tailback bench-walk` measured.
-struct Walk {
+struct Scan {
     sockets: f64,
     threads: f64,
     files_ns: Vec<f64>,
     threads_ns: Vec<f64>,
-    /// The same walks with programs that read no more than whose each visit is.
+    /// The same scans with programs that only read the owner of each object.
     bare_files_ns: Vec<f64>,
     bare_threads_ns: Vec<f64>,
     tick_ns: Vec<f64>,
 }
 
-impl Walk {
+impl Scan {
     fn run(mut agent: Command, holders: &[Process], rounds: u32) -> Result<Self> {
         const TIME: Duration = Duration::from_secs(120);
         agent
@@ -143,7 +142,7 @@ impl Walk {
             .args(hold::targets(holders))
             .args(["--rounds", &rounds.to_string()]);
         let agent = Agent::start(&mut agent)?;
-        let line = agent.wait_for("how long its walks took", TIME, |event| event.is("walk"))?;
+        let line = agent.wait_for("the times of its scans", TIME, |event| event.is("walk"))?;
         Self::read(&line.value).context("read what `tailback bench-walk` printed")
     }
 
@@ -151,11 +150,11 @@ impl Walk {
         let number = |key: &str| {
             line.get(key)
                 .and_then(Value::as_f64)
-                .with_context(|| format!("there is no number {key:?}"))
+                .with_context(|| format!("no number {key:?}"))
         };
         let times = |key: &str| -> Result<Vec<f64>> {
             let times = line.get(key).and_then(Value::as_array);
-            let times = times.with_context(|| format!("there is no list {key:?}"))?;
+            let times = times.with_context(|| format!("no list {key:?}"))?;
             Ok(times.iter().filter_map(Value::as_f64).collect())
         };
         Ok(Self {
@@ -175,7 +174,7 @@ fn spread(times: &[f64], divisor: f64) -> Result<Spread> {
     Ok(spread.map(|time| time / divisor))
 }
 
-/// ns for each run. It shows all sockets of the machine, of which nearly all are ours.
+/// Time of each run, ns. `ss` lists all sockets of the machine, nearly all of them ours.
 fn time_ss(priority: &Priority, ss: &Path) -> Result<Vec<f64>> {
     (0..SS_ROUNDS)
         .map(|_| {
@@ -194,7 +193,7 @@ fn time_ss(priority: &Priority, ss: &Path) -> Result<Vec<f64>> {
         .collect()
 }
 
-/// `chrt`, where it is allowed.
+/// Real-time priority with `chrt`, if allowed.
 struct Priority {
     chrt: Option<PathBuf>,
 }
@@ -212,7 +211,7 @@ impl Priority {
         match self.chrt {
             Some(_) => "with real-time priority (chrt -f 1)",
             None => {
-                "without real-time priority (chrt -f 1 does not work here): other programs count"
+                "without real-time priority (chrt -f 1 does not work here): other programs affect the times"
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What a demo plays: servers, their callers, and a cause that comes and goes.
+//! The systems of the demo: servers, their clients, and a fault that can be planted and removed.
 
 use std::time::Duration;
 
@@ -12,52 +12,54 @@ use tailback_tests::{
     workloads::{self, Session},
 };
 
-/// Whether this line says that a queue is full.
+/// Whether this line reports a full queue.
 pub type IsFull = fn(&Line) -> bool;
 
-/// All that runs beside the agent. It ends with its owner.
+/// A running system, stopped on drop.
 pub trait Scene {
-    /// Who serves whom, and under what load, in sentences.
+    /// Describes the system and its load, in sentences.
     fn opening(&self) -> Vec<String>;
-    /// Whom Tailback watches: its arguments.
+    /// Tailback's target arguments.
     fn targets(&self) -> Vec<String>;
-    /// Kinds of the queues that must fill, and of which is told.
+    /// Kinds of the queues that must fill; the demo shows only these.
     fn queues(&self) -> &'static [&'static str];
-    /// All that should be alive.
+    /// Processes that must stay alive.
     fn processes(&self) -> Vec<&Process>;
+    /// The client load, if it is an open loop over HTTP.
     fn load(&self) -> Option<&Load> {
         None
     }
-    /// Whoever says, too late, that its queue is full, and what tells such a line.
-    fn own_words(&self) -> Option<(&Process, IsFull)> {
+    /// The process that itself reports its full queue, too late, and a test for such a line.
+    fn own_report(&self) -> Option<(&Process, IsFull)> {
         None
     }
-    /// When somebody asks why.
-    fn look(&self) -> Look {
-        Look::WhenItIsLate("5s")
+    /// When `tailback diagnose` runs, and for how long.
+    fn diagnosis(&self) -> Diagnose {
+        Diagnose::AfterCause("5s")
     }
-    /// The cause is there from now on.
+    /// Plants the fault.
     fn plant(&mut self) -> Result<Planted>;
-    /// The cause is gone. Says so in a sentence.
+    /// Removes the fault and describes that in a sentence.
     fn remove(&mut self) -> Result<String>;
 }
 
-/// For how long `tailback diagnose` looks.
+/// When `tailback diagnose` runs; the value is its `--for`.
 #[derive(Clone, Copy)]
-pub enum Look {
-    /// While all is well already.
-    FromTheStart(&'static str),
-    /// Once a cause is known.
-    WhenItIsLate(&'static str),
+pub enum Diagnose {
+    /// From the healthy phase on.
+    FromStart(&'static str),
+    /// Once a cause is reported.
+    AfterCause(&'static str),
 }
 
 pub struct Planted {
-    /// The process that is to be named.
+    /// The process that Tailback must name.
     pub culprit: u32,
-    pub told: String,
+    /// Description of the fault.
+    pub text: String,
 }
 
-/// Requests that do not wait for answers.
+/// An open-loop load.
 fn load(port: u16, path: &str, per_s: f64) -> Result<Load> {
     Load::start(Plan {
         to: ports::local(port),
@@ -70,13 +72,13 @@ fn load(port: u16, path: &str, per_s: f64) -> Result<Load> {
     })
 }
 
-fn watch(selector: &str, number: impl Into<u32>) -> [String; 2] {
+fn target(selector: &str, number: impl Into<u32>) -> [String; 2] {
     [selector.to_owned(), number.into().to_string()]
 }
 
-/// A session takes the row that everybody wants, and keeps it.
+/// A session locks the row that every request updates.
 pub struct FlashSale {
-    // First, so that it ends before its server.
+    // Dropped before its server.
     holder: Option<Session>,
     load: Load,
     sale: workloads::FlashSale,
@@ -101,22 +103,19 @@ impl Scene for FlashSale {
     fn opening(&self) -> Vec<String> {
         vec![
             format!(
-                "A flash sale: uWSGI on port {}, {} workers, a listen queue of {}; each request updates one and the \
-                 same row in PostgreSQL on port {}.",
+                "A flash sale: uWSGI on port {}, {} workers, a listen queue of {}; each request updates the same row \
+                 in PostgreSQL on port {}.",
                 self.sale.uwsgi.port(),
                 Self::WORKERS,
                 Self::BACKLOG,
                 self.sale.postgres.port()
             ),
-            format!(
-                "{} requests a second come in, whether it answers or not.",
-                Self::PER_S
-            ),
+            format!("Load: {} requests per second, an open loop.", Self::PER_S),
         ]
     }
 
     fn targets(&self) -> Vec<String> {
-        watch("--port", self.sale.uwsgi.port()).into()
+        target("--port", self.sale.uwsgi.port()).into()
     }
 
     fn queues(&self) -> &'static [&'static str] {
@@ -127,11 +126,12 @@ impl Scene for FlashSale {
         vec![self.sale.uwsgi.process(), self.sale.postgres.process()]
     }
 
+    /// The client load, if it is an open loop over HTTP.
     fn load(&self) -> Option<&Load> {
         Some(&self.load)
     }
 
-    fn own_words(&self) -> Option<(&Process, IsFull)> {
+    fn own_report(&self) -> Option<(&Process, IsFull)> {
         Some((self.sale.uwsgi.process(), reports_full))
     }
 
@@ -139,8 +139,8 @@ impl Scene for FlashSale {
         let holder = self.holder.insert(self.sale.hold_the_row()?);
         Ok(Planted {
             culprit: holder.backend,
-            told: format!(
-                "Somebody's session updates the row, too, and does not commit. PostgreSQL serves it in process {}.",
+            text: format!(
+                "A session updates the row and does not commit. PostgreSQL serves it in process {}.",
                 holder.backend
             ),
         })
@@ -152,7 +152,7 @@ impl Scene for FlashSale {
     }
 }
 
-/// The provider of a gateway answers slowly.
+/// The provider behind a gateway becomes slow.
 pub struct LlmGateway {
     load: Load,
     chat: workloads::LlmGateway,
@@ -177,37 +177,35 @@ impl Scene for LlmGateway {
         vec![
             format!(
                 "An LLM gateway: uvicorn on port {}, with at most {} connections to its provider, uvicorn on port {} \
-                 (process {}); an answer is a stream of {} ms.",
+                 (process {}); a response is a stream of {} ms.",
                 self.chat.gateway.port,
                 Self::POOL,
                 self.chat.provider.port,
                 self.chat.provider.process.pid(),
                 workloads::LlmGateway::RESPONSE.as_millis()
             ),
-            format!(
-                "{} requests a second come in, whether it answers or not.",
-                Self::PER_S
-            ),
+            format!("Load: {} requests per second, an open loop.", Self::PER_S),
         ]
     }
 
     fn targets(&self) -> Vec<String> {
-        watch("--port", self.chat.gateway.port).into()
+        target("--port", self.chat.gateway.port).into()
     }
 
     fn queues(&self) -> &'static [&'static str] {
         &["inflight", "downstream", "recv", "accept"]
     }
 
-    /// What is in progress has no limit of its own: only who has seen what is usual can tell that it is too much.
-    fn look(&self) -> Look {
-        Look::FromTheStart("16s")
+    /// Requests in flight have no limit: Tailback needs the baseline to judge them.
+    fn diagnosis(&self) -> Diagnose {
+        Diagnose::FromStart("16s")
     }
 
     fn processes(&self) -> Vec<&Process> {
         vec![&self.chat.gateway.process, &self.chat.provider.process]
     }
 
+    /// The client load, if it is an open loop over HTTP.
     fn load(&self) -> Option<&Load> {
         Some(&self.load)
     }
@@ -216,7 +214,7 @@ impl Scene for LlmGateway {
         self.chat.slow_provider(Self::SLOW)?;
         Ok(Planted {
             culprit: self.chat.provider.process.pid(),
-            told: format!(
+            text: format!(
                 "The provider becomes slow: {} s to the first word instead of {} ms.",
                 Self::SLOW.as_secs(),
                 workloads::LlmGateway::FIRST_WORD.as_millis()
@@ -232,7 +230,7 @@ impl Scene for LlmGateway {
 
 /// A database stalls behind three hops.
 pub struct IotGridlock {
-    // First, so that it ends before its server.
+    // Dropped before its server.
     holder: Option<Session>,
     devices: workloads::IotGridlock,
 }
@@ -252,22 +250,22 @@ impl Scene for IotGridlock {
     fn opening(&self) -> Vec<String> {
         vec![
             format!(
-                "Devices send {} reports a second to Mosquitto on port {}; a consumer (process {}) writes them into \
+                "Devices send {} reports per second to Mosquitto on port {}; a consumer (process {}) writes them into \
                  PostgreSQL on port {}.",
                 Self::PER_S,
                 self.devices.broker.port(),
                 self.devices.consumer.pid(),
                 self.devices.postgres.port()
             ),
-            "The devices send, whatever becomes of it.".to_owned(),
+            "The devices send in an open loop.".to_owned(),
         ]
     }
 
     fn targets(&self) -> Vec<String> {
         [
-            watch("--port", self.devices.broker.port()),
-            watch("--pid", self.devices.consumer.pid()),
-            watch("--port", self.devices.postgres.port()),
+            target("--port", self.devices.broker.port()),
+            target("--pid", self.devices.consumer.pid()),
+            target("--port", self.devices.postgres.port()),
         ]
         .concat()
     }
@@ -289,8 +287,8 @@ impl Scene for IotGridlock {
         let holder = self.holder.insert(self.devices.lock_the_table()?);
         Ok(Planted {
             culprit: holder.backend,
-            told: format!(
-                "Somebody's session locks the table. PostgreSQL serves it in process {}.",
+            text: format!(
+                "A session locks the table. PostgreSQL serves it in process {}.",
                 holder.backend
             ),
         })

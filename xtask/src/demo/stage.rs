@@ -1,4 +1,4 @@
-//! A scene, and Tailback beside it.
+//! A scene with Tailback beside it.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,12 +19,12 @@ use super::scene::Scene;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// How an episode stands is told so often: a demo is short.
+/// Re-reports open episodes every second, because a demo is short.
 const CONFIG: &str = "[detect.all]\nrepeat_interval = \"1s\"\n";
 
-/// All that runs. It ends with its owner.
+/// The scene and the agent, stopped on drop.
 pub struct Stage {
-    /// Its program.
+    /// Path of the agent.
     tailback: PathBuf,
     pub agent: Agent,
     _config: TempDir,
@@ -39,7 +39,7 @@ impl Stage {
         command.args(["run", "--json", "--config"]).arg(config);
         command.args(scene.targets());
         let agent = Agent::start(&mut command)?;
-        agent.wait_for("whom it watches", SOON, |event| event.is("target"))?;
+        agent.wait_for("its target", SOON, |event| event.is("target"))?;
         Ok(Self {
             tailback: tailback.to_owned(),
             agent,
@@ -48,7 +48,7 @@ impl Stage {
         })
     }
 
-    /// Every queue, as `tailback sample` shows it.
+    /// All queues from `tailback sample`.
     pub fn sample(&self) -> Result<Vec<Value>> {
         let mut command = Command::new(&self.tailback);
         command
@@ -59,7 +59,7 @@ impl Stage {
         Ok(sample)
     }
 
-    /// All are as alive as they should be.
+    /// Checks that the agent and all processes of the scene are running.
     pub fn check(&self) -> Result<()> {
         let agent = self.agent.process();
         if let Some(end) = agent.ended()? {
@@ -69,7 +69,7 @@ impl Stage {
         processes.into_iter().try_for_each(Process::check_running)
     }
 
-    /// As a person would who asks why.
+    /// Starts `tailback diagnose`.
     pub fn diagnose(&self, time: &str) -> Result<Diagnosis> {
         let args = ["diagnose", "--for", time].map(str::to_owned);
         let args = [args.to_vec(), self.scene.targets()].concat();
@@ -80,10 +80,10 @@ impl Stage {
     }
 }
 
-/// A `tailback diagnose` under way.
+/// A running `tailback diagnose`.
 pub struct Diagnosis {
     process: Process,
-    /// As one types it.
+    /// Its command line.
     pub command: String,
 }
 
@@ -92,7 +92,7 @@ impl Diagnosis {
         Ok(self.process.ended()?.is_some())
     }
 
-    /// Its lines.
+    /// Waits for its end and returns its output lines.
     pub fn report(self) -> Result<Vec<String>> {
         let end = self.process.wait_end(SOON)?;
         if end != End::Code(0) {
@@ -107,7 +107,7 @@ impl Diagnosis {
     }
 }
 
-/// What it wrote to standard error.
+/// Standard error of a process.
 pub fn errors_of(process: &Process) -> String {
     let errors =
         |line: &Line| (line.stream == Stream::Stderr).then(|| format!("    {}\n", line.text));

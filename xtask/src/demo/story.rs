@@ -1,4 +1,4 @@
-//! What happens, in order, and how it is told. Where it does not happen, the error says what did.
+//! Runs the phases of the demo and prints them. If a phase does not go as planned, the error reports what happened instead.
 
 use std::{
     env,
@@ -17,48 +17,48 @@ use tailback_tests::{
 };
 
 use super::{
-    heard::Heard,
-    scene::{Look, Scene},
+    observed::Observed,
+    phrases,
+    scene::{Diagnose, Scene},
     stage::{self, Diagnosis, Stage},
     timeline::{Colour, Timeline},
-    words,
 };
 
-/// Of ordinary life, before anything happens: long enough for Tailback to learn what is usual.
+/// Healthy phase, long enough for Tailback to learn the baseline.
 const HEALTHY: Duration = Duration::from_secs(7);
-/// After the cause is there, until Tailback must have warned.
+/// Maximum time from the fault to the warning.
 const WARNING: Duration = Duration::from_secs(12);
-/// From then until it must have said why.
+/// Maximum time from the warning to the cause.
 const CAUSE: Duration = Duration::from_secs(8);
-/// The longest look of a report, and what it takes to start and to end.
+/// Maximum run time of `tailback diagnose`, including start and exit.
 const REPORT: Duration = Duration::from_secs(15);
-/// From then until the application must have said itself that its queue is full.
+/// Maximum time until the application itself reports its full queue.
 const FULL: Duration = Duration::from_secs(15);
-/// The cause stays for so long after that, so that it can be seen what it does.
-const SUFFER: Duration = Duration::from_millis(1500);
-/// After the cause is gone, until all must have recovered.
+/// The fault stays this long after that, so that its effect on clients is visible.
+const IMPACT: Duration = Duration::from_millis(1500);
+/// Maximum time from the removal of the fault to full recovery.
 const RECOVERY: Duration = Duration::from_secs(20);
-/// And of ordinary life after that.
-const WELL: Duration = Duration::from_secs(3);
-/// A warning that comes later than this before the queue is full is of no use.
-const LEAD: Duration = Duration::from_secs(3);
+/// Healthy phase after the recovery.
+const AFTER_RECOVERY: Duration = Duration::from_secs(3);
+/// Minimum lead time of the warning before the queue is full.
+const MIN_LEAD: Duration = Duration::from_secs(3);
 
-/// What the clients are asked about.
-const RECENT: Duration = Duration::from_secs(3);
+/// Window of the client statistics.
+const CLIENT_WINDOW: Duration = Duration::from_secs(3);
 
 struct Story {
     timeline: Timeline,
     stage: Stage,
-    heard: Heard,
-    asked: Option<Diagnosis>,
+    observed: Observed,
+    diagnosis: Option<Diagnosis>,
     agent_mark: usize,
     own_mark: usize,
 }
 
-/// `command` is how one starts this demo.
-pub fn tell(tailback: &Path, scene: Box<dyn Scene>, command: &str) -> Result<()> {
+/// Runs the demo. `command` starts it, for the closing hint.
+pub fn run(tailback: &Path, scene: Box<dyn Scene>, command: &str) -> Result<()> {
     let own_mark = scene
-        .own_words()
+        .own_report()
         .map_or(0, |(process, _)| process.lines().count());
     let queues = scene.queues();
     let stage = Stage::set(tailback, scene)?;
@@ -66,8 +66,8 @@ pub fn tell(tailback: &Path, scene: Box<dyn Scene>, command: &str) -> Result<()>
         timeline: Timeline::start(),
         own_mark,
         agent_mark: 0,
-        heard: Heard::of(queues),
-        asked: None,
+        observed: Observed::of(queues),
+        diagnosis: None,
         stage,
     };
     story.opening();
@@ -80,7 +80,7 @@ pub fn tell(tailback: &Path, scene: Box<dyn Scene>, command: &str) -> Result<()>
 impl Story {
     fn opening(&self) {
         let mut opening = self.stage.scene.opening();
-        opening.push("Tailback watches from outside; none of them knows of it.".to_owned());
+        opening.push("Tailback monitors from outside; no process is modified.".to_owned());
         for (row, text) in opening.iter().enumerate() {
             match row {
                 0 => self.demo(text),
@@ -90,15 +90,13 @@ impl Story {
     }
 
     fn healthy(&mut self) -> Result<()> {
-        if let Look::FromTheStart(time) = self.stage.scene.look() {
-            self.ask(time)?;
+        if let Diagnose::FromStart(time) = self.stage.scene.diagnosis() {
+            self.start_diagnosis(time)?;
         }
-        if self.watch_until(HEALTHY, |heard| Ok(heard.warning.is_some()))? {
-            bail!(
-                "the demo did not go as it should: Tailback warned while all was well. Is this machine busy?"
-            );
+        if self.watch_until(HEALTHY, |observed| Ok(observed.warning.is_some()))? {
+            bail!("the demo failed: Tailback warned in the healthy phase. Is this machine busy?");
         }
-        let sample = words::sample(&self.stage.sample()?);
+        let sample = phrases::sample(&self.stage.sample()?);
         self.tailback(Colour::Green, &format!("healthy   {sample}"));
         self.clients();
         Ok(())
@@ -106,47 +104,47 @@ impl Story {
 
     fn filling(&mut self) -> Result<()> {
         let planted = self.stage.scene.plant()?;
-        self.heard.culprit = Some(planted.culprit);
-        self.demo(&planted.told);
-        if !self.watch_until(WARNING, |heard| Ok(heard.warning.is_some()))? {
+        self.observed.culprit = Some(planted.culprit);
+        self.demo(&planted.text);
+        if !self.watch_until(WARNING, |observed| Ok(observed.warning.is_some()))? {
             bail!(
-                "the demo did not go as it should: Tailback did not warn within {WARNING:?}: {}",
+                "the demo failed: Tailback did not warn within {WARNING:?}: {}",
                 self.sampled()
             );
         }
-        if !self.watch_until(CAUSE, |heard| Ok(heard.cause.is_some()))? {
+        if !self.watch_until(CAUSE, |observed| Ok(observed.cause.is_some()))? {
             bail!(
-                "the demo did not go as it should: Tailback did not name process {} within {CAUSE:?}: {}",
+                "the demo failed: Tailback did not name process {} within {CAUSE:?}: {}",
                 planted.culprit,
                 self.sampled()
             );
         }
-        self.diagnosis(planted.culprit)?;
-        self.too_late()?;
-        self.watch_until(SUFFER, |_| Ok(false))?;
+        self.print_diagnosis(planted.culprit)?;
+        self.own_report()?;
+        self.watch_until(IMPACT, |_| Ok(false))?;
         self.clients();
         Ok(())
     }
 
-    fn ask(&mut self, time: &str) -> Result<()> {
-        let asked = self.stage.diagnose(time)?;
-        let text = format!("$ {}", asked.command);
+    fn start_diagnosis(&mut self, time: &str) -> Result<()> {
+        let diagnosis = self.stage.diagnose(time)?;
+        let text = format!("$ {}", diagnosis.command);
         self.timeline
-            .tell(Instant::now(), "shell", Colour::Cyan, &text);
-        self.asked = Some(asked);
+            .entry(Instant::now(), "shell", Colour::Cyan, &text);
+        self.diagnosis = Some(diagnosis);
         Ok(())
     }
 
-    /// What a person reads who asks why, while it goes on.
-    fn diagnosis(&mut self, culprit: u32) -> Result<()> {
-        if let Look::WhenItIsLate(time) = self.stage.scene.look() {
-            self.ask(time)?;
+    /// Prints the report of `tailback diagnose`, and checks that it names the culprit.
+    fn print_diagnosis(&mut self, culprit: u32) -> Result<()> {
+        if let Diagnose::AfterCause(time) = self.stage.scene.diagnosis() {
+            self.start_diagnosis(time)?;
         }
-        let asked = self.asked.take().context("nobody asked why")?;
-        if !self.watch_until(REPORT, |_| asked.is_done())? {
-            bail!("`{}` did not answer within {REPORT:?}", asked.command);
+        let diagnosis = self.diagnosis.take().context("diagnose was not started")?;
+        if !self.watch_until(REPORT, |_| diagnosis.is_done())? {
+            bail!("`{}` did not end within {REPORT:?}", diagnosis.command);
         }
-        let report = Diagnosis::report(asked)?;
+        let report = Diagnosis::report(diagnosis)?;
         self.timeline.remark("");
         for line in &report {
             self.timeline.remark(line);
@@ -156,67 +154,72 @@ impl Story {
             .iter()
             .any(|line| line.contains(&format!("({culprit})")))
         {
-            bail!("the demo did not go as it should: the report does not name process {culprit}");
+            bail!("the demo failed: the report does not name process {culprit}");
         }
         Ok(())
     }
 
-    /// The application says itself that it is full, where it says such things.
-    fn too_late(&mut self) -> Result<()> {
-        let Some((process, _)) = self.stage.scene.own_words() else {
+    /// Waits for the application's own report of a full queue, if it makes one, and checks the lead time.
+    fn own_report(&mut self) -> Result<()> {
+        let Some((process, _)) = self.stage.scene.own_report() else {
             return Ok(());
         };
         let name = process.name().to_owned();
-        if !self.watch_until(FULL, |heard| Ok(heard.full.is_some()))? {
+        if !self.watch_until(FULL, |observed| Ok(observed.full.is_some()))? {
             bail!(
-                "the demo did not go as it should: {name} did not say within {FULL:?} that its queue is full: {}",
+                "the demo failed: {name} did not report a full queue within {FULL:?}: {}",
                 self.sampled()
             );
         }
-        let full = self.heard.full.as_ref();
-        let lead = full.and_then(|full| self.heard.lead(full.at));
-        let lead = words::for_people(lead.filter(|lead| *lead >= LEAD).with_context(|| {
-            format!(
-                "the demo did not go as it should: Tailback did not warn {} before {name} said that its queue is full",
-                words::for_people(LEAD)
-            )
-        })?);
-        let text = format!("Tailback's warning came {lead} before what {name} says.");
+        let full = self.observed.full.as_ref();
+        let lead = full.and_then(|full| self.observed.lead(full.at));
+        let lead =
+            phrases::duration_text(lead.filter(|lead| *lead >= MIN_LEAD).with_context(|| {
+                format!(
+                    "the demo failed: Tailback did not warn {} before {name} reported a full queue",
+                    phrases::duration_text(MIN_LEAD)
+                )
+            })?);
+        let text = format!("Tailback warned {lead} before {name}.");
         self.timeline.add(Colour::Cyan, &text);
         Ok(())
     }
 
     fn recovery(&mut self) -> Result<()> {
-        let told = self.stage.scene.remove()?;
-        self.demo(&told);
-        if !self.watch_until(RECOVERY, |heard| Ok(heard.recovered()))? {
+        let text = self.stage.scene.remove()?;
+        self.demo(&text);
+        if !self.watch_until(RECOVERY, |observed| Ok(observed.recovered()))? {
             bail!(
-                "the demo did not go as it should: not all episodes ended within {RECOVERY:?}: {}",
+                "the demo failed: not every episode ended within {RECOVERY:?}: {}",
                 self.sampled()
             );
         }
-        // Long enough that the clients tell of nothing but this.
-        self.watch_until(WELL, |_| Ok(false))?;
+        // Long enough that the client statistics cover only this phase.
+        self.watch_until(AFTER_RECOVERY, |_| Ok(false))?;
         self.clients();
         Ok(())
     }
 
     fn closing(self, command: &str) -> Result<()> {
-        for Event { value, .. } in &self.heard.over {
+        for Event { value, .. } in &self.observed.over {
             let text = format!(
-                "In short, {} {} {}:",
-                words::text(value, "target"),
-                words::text(value, "kind"),
-                words::text(value, "name")
+                "Summary of {} {} {}:",
+                phrases::text(value, "target"),
+                phrases::text(value, "kind"),
+                phrases::text(value, "name")
             );
             self.tailback(Colour::Cyan, &text);
-            for (name, said) in words::summary(value) {
-                self.timeline.add_row(name, &said);
+            for (name, text) in phrases::summary(value) {
+                self.timeline.add_row(name, &text);
             }
         }
-        let episode = self.heard.over.first().context("no episode was told")?;
+        let episode = self
+            .observed
+            .over
+            .first()
+            .context("no episode was reported")?;
         let (service, trace) = (episode.text("target"), episode.text("trace_id"));
-        // As a person would: it sends what it still has to send, and leaves.
+        // Ctrl-C: the agent delivers pending spans and exits.
         let agent = self.stage.agent.into_process();
         agent.signal(Signal::INT)?;
         let end = agent.wait_end(Duration::from_secs(15))?;
@@ -232,22 +235,22 @@ impl Story {
         .find_map(|name| env::var(name).ok())
         .filter(|endpoint| !endpoint.is_empty());
         let trace = Some(trace).filter(|id| !id.is_empty());
-        for row in words::where_to_look(endpoint.as_deref(), service, trace, command) {
+        for row in phrases::trace_hint(endpoint.as_deref(), service, trace, command) {
             self.timeline.remark(&row);
         }
         Ok(())
     }
 
-    /// Tells what is said, until `enough` (true) or until the time is over (false).
+    /// Prints new output until `enough` holds (true) or the time is over (false).
     fn watch_until(
         &mut self,
         time: Duration,
-        enough: impl Fn(&Heard) -> Result<bool>,
+        enough: impl Fn(&Observed) -> Result<bool>,
     ) -> Result<bool> {
         let end = Instant::now() + time;
         loop {
-            self.tell_news()?;
-            if enough(&self.heard)? {
+            self.print_new_output()?;
+            if enough(&self.observed)? {
                 return Ok(true);
             }
             if Instant::now() >= end {
@@ -258,10 +261,10 @@ impl Story {
         }
     }
 
-    /// What the agent and the application said since the last time, in the order in which they did.
-    fn tell_news(&mut self) -> Result<()> {
+    /// Prints new lines of the agent and the application, by time.
+    fn print_new_output(&mut self) -> Result<()> {
         let agent = self.stage.agent.process().lines().since(self.agent_mark);
-        let own = self.stage.scene.own_words();
+        let own = self.stage.scene.own_report();
         let own = own.map_or(Vec::new(), |(process, _)| {
             process.lines().since(self.own_mark)
         });
@@ -272,72 +275,72 @@ impl Story {
         news.sort_by_key(|(_, line)| line.at);
         for (from_agent, line) in news {
             match (from_agent, line.stream) {
-                (true, Stream::Stdout) => self.hear_agent(&Event::try_from(&line)?),
+                (true, Stream::Stdout) => self.handle_event(&Event::try_from(&line)?),
                 (true, Stream::Stderr) => {}
-                (false, _) => self.hear_own(line),
+                (false, _) => self.handle_own_line(line),
             }
         }
         Ok(())
     }
 
-    /// Of the queues that the story is about; a cause again only where it is another one.
-    fn hear_agent(&mut self, event: &Event) {
-        let news = self.heard.take(event);
+    /// Prints events about the queues of the demo; a cause only when it changes.
+    fn handle_event(&mut self, event: &Event) {
+        let news = self.observed.take(event);
         if !news {
             return;
         }
         let at = event.at;
         if event.is("level") {
-            let colour = words::colour(event.text("to"));
-            let text = words::level(&event.value);
-            self.timeline.tell(at, "Tailback", colour, &text);
+            let colour = phrases::colour(event.text("to"));
+            let text = phrases::level(&event.value);
+            self.timeline.entry(at, "Tailback", colour, &text);
         } else if event.is("cause") {
-            let text = words::cause(&event.value);
-            self.timeline.tell(at, "Tailback", Colour::Magenta, &text);
+            let text = phrases::cause(&event.value);
+            self.timeline.entry(at, "Tailback", Colour::Magenta, &text);
             self.timeline.add(Colour::Plain, event.text("evidence"));
         }
     }
 
-    /// Only its first line about the full queue: it repeats it every second.
-    fn hear_own(&mut self, line: Line) {
-        let Some((process, is_full)) = self.stage.scene.own_words() else {
+    /// Prints only the application's first line about a full queue, which it repeats every second.
+    fn handle_own_line(&mut self, line: Line) {
+        let Some((process, is_full)) = self.stage.scene.own_report() else {
             return;
         };
-        if !is_full(&line) || self.heard.full.is_some() {
+        if !is_full(&line) || self.observed.full.is_some() {
             return;
         }
-        // Without the date that it may have put in front.
-        let said = line
+        // Without the date prefix.
+        let text = line
             .text
             .find("***")
             .map_or(line.text.as_str(), |start| &line.text[start..]);
         self.timeline
-            .tell(line.at, process.name(), Colour::Red, said);
-        self.heard.full = Some(line);
+            .entry(line.at, process.name(), Colour::Red, text);
+        self.observed.full = Some(line);
     }
 
-    /// For an error: how full the queues are.
+    /// State of the queues, for error messages.
     fn sampled(&self) -> String {
         let kinds = self.stage.scene.queues();
         match self.stage.sample() {
             Ok(queues) => {
                 let ours = queues
                     .iter()
-                    .filter(|queue| kinds.contains(&words::text(queue, "kind")));
-                let ours: Vec<String> = ours.map(words::queue).collect();
+                    .filter(|queue| kinds.contains(&phrases::text(queue, "kind")));
+                let ours: Vec<String> = ours.map(phrases::queue).collect();
                 ours.join(", ")
             }
             Err(error) => format!("{error:#}"),
         }
     }
 
-    /// How the service looks to those who ask it.
+    /// Prints the latency and throughput that clients see.
     fn clients(&self) {
         let Some(load) = self.stage.scene.load() else {
             return;
         };
         let mut done = load.done();
-        done.retain(|request| request.ended.elapsed() < RECENT);
+        done.retain(|request| request.ended.elapsed() < CLIENT_WINDOW);
         let mut took: Vec<Duration> = done
             .iter()
             .filter(|request| request.ok())
@@ -345,28 +348,29 @@ impl Story {
             .collect();
         took.sort();
         let failed = done.len() - took.len();
-        let window = RECENT.as_secs();
-        let mut said = match took.get(took.len() / 2) {
+        let window = CLIENT_WINDOW.as_secs();
+        let mut text = match took.get(took.len() / 2) {
             Some(median) => format!(
-                "{} answers a second, each after {} (median of the last {window} s)",
+                "{} responses per second, latency {} (median of the last {window} s)",
                 took.len() as u64 / window,
-                words::for_people(*median),
+                phrases::duration_text(*median),
             ),
-            None => format!("no answer in the last {window} s"),
+            None => format!("no response in the last {window} s"),
         };
         if failed > 0 {
-            said += &format!("; {failed} requests failed");
+            text += &format!("; {failed} requests failed");
         }
         self.timeline
-            .tell(Instant::now(), "clients", Colour::Dim, &said);
+            .entry(Instant::now(), "clients", Colour::Dim, &text);
     }
 
     fn demo(&self, text: &str) {
         self.timeline
-            .tell(Instant::now(), "demo", Colour::Cyan, text);
+            .entry(Instant::now(), "demo", Colour::Cyan, text);
     }
 
     fn tailback(&self, colour: Colour, text: &str) {
-        self.timeline.tell(Instant::now(), "Tailback", colour, text);
+        self.timeline
+            .entry(Instant::now(), "Tailback", colour, text);
     }
 }

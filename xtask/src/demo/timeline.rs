@@ -1,4 +1,4 @@
-//! One short timeline: the clock, who speaks, and what.
+//! Prints a timeline: the time, the speaker, and the text.
 
 use std::{
     env,
@@ -6,14 +6,16 @@ use std::{
     time::Instant,
 };
 
-/// Columns of the clock and of who speaks.
+/// Width of the time column.
 const CLOCK: usize = 8;
+/// Width of the speaker column.
 const WHO: usize = 10;
-/// Columns of the text, and of a name in it.
+/// Width of the text column.
 const TEXT: usize = 86;
+/// Width of a row name inside the text column.
 const NAME: usize = 9;
 
-/// As in terminals everywhere: the second part of the escape sequence.
+/// The number in the SGR escape sequence.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Colour {
     Plain = 0,
@@ -31,7 +33,7 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// The clock starts now.
+    /// Starts the clock.
     pub fn start() -> Self {
         Self {
             start: Instant::now(),
@@ -39,8 +41,8 @@ impl Timeline {
         }
     }
 
-    /// Something that happened at `at`.
-    pub fn tell(&self, at: Instant, who: &str, colour: Colour, text: &str) {
+    /// Prints an entry for the time `at`.
+    pub fn entry(&self, at: Instant, who: &str, colour: Colour, text: &str) {
         let clock = format!(
             "{:.1} s",
             at.saturating_duration_since(self.start).as_secs_f64()
@@ -48,12 +50,12 @@ impl Timeline {
         self.print(&clock, who, colour, text);
     }
 
-    /// More about what was told last.
+    /// Continues the last entry.
     pub fn add(&self, colour: Colour, text: &str) {
         self.print("", "", colour, text);
     }
 
-    /// A name and what is said of it, below what was told last.
+    /// Adds a named row to the last entry.
     pub fn add_row(&self, name: &str, text: &str) {
         for (row, part) in wrapped(text, TEXT - NAME - 1).iter().enumerate() {
             let name = if row == 0 { name } else { "" };
@@ -61,7 +63,7 @@ impl Timeline {
         }
     }
 
-    /// A line beside the timeline.
+    /// Prints a line without a time.
     pub fn remark(&self, text: &str) {
         write(text);
     }
@@ -86,13 +88,13 @@ impl Timeline {
     }
 }
 
-/// Each line at its time, also where the output is a pipe; that nobody reads it is no reason to fail.
+/// Writes and flushes a line, so that it appears at once even in a pipe. Ignores a closed output.
 fn write(line: &str) {
     let mut out = io::stdout();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// The text in rows of at most `width` characters, broken at spaces where there are any.
+/// Wraps text at spaces into rows of at most `width` characters.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut rows = vec![String::new()];
     for (number, word) in text.split(' ').enumerate() {
@@ -113,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_text_goes_on_in_the_next_row() {
+    fn long_text_is_wrapped() {
         assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
         assert_eq!(wrapped("a  b", 80), ["a  b"]);
         assert_eq!(wrapped("unbreakable", 3), ["unbreakable"]);

@@ -1,7 +1,7 @@
-//! Reads BTF, and writes it again with nothing but the fields asked for. Format: Documentation/bpf/btf.rst.
+//! Reads BTF and writes it again with only the requested fields. Format: Documentation/bpf/btf.rst.
 //!
-//! A struct that is kept loses the members that lead to no wanted field, and keeps its size. Structs that are only
-//! pointed to become forward declarations. The order of the types stays.
+//! A kept struct keeps its size and loses the members that do not lead to a requested field. Structs that are only pointed to
+//! become forward declarations. The order of types is unchanged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,7 @@ const RESTRICT: u32 = 11;
 const TYPE_TAG: u32 = 18;
 const ENUM64: u32 = 19;
 
-/// One type: the three words that all have, and what follows them.
+/// One type: the three common words, and the words that follow.
 #[derive(Clone)]
 struct Type {
     name: u32,
@@ -82,7 +82,7 @@ pub struct Types {
     strings: Vec<u8>,
 }
 
-/// Types to keep, and of structs and unions the members.
+/// Types to keep, with the member indices of structs and unions.
 type Kept = BTreeMap<u32, BTreeSet<usize>>;
 
 impl Types {
@@ -95,8 +95,8 @@ impl Types {
                 u32::from_le_bytes(whole)
             })
             .collect();
-        let header = |at: usize| words.get(at).copied().context("it has no whole header");
-        ensure!(header(0)? & 0xffff == MAGIC, "it is not BTF");
+        let header = |at: usize| words.get(at).copied().context("the header is incomplete");
+        ensure!(header(0)? & 0xffff == MAGIC, "not BTF");
         let start = header(1)? as usize;
         let section = |offset: u32, len: u32| {
             let begin = start + offset as usize;
@@ -104,10 +104,13 @@ impl Types {
         };
         let types = section(header(2)?, header(3)?);
         let strings = section(header(4)?, header(5)?);
-        let strings = bytes.get(strings).context("it has no strings")?.to_vec();
+        let strings = bytes
+            .get(strings)
+            .context("the string section is missing")?
+            .to_vec();
         let mut rest = words
             .get(types.start / 4..types.end / 4)
-            .context("it has no types")?;
+            .context("the type section is missing")?;
         let mut types = vec![Type {
             name: 0,
             info: 0,
@@ -128,7 +131,7 @@ impl Types {
         Ok(Self { types, strings })
     }
 
-    /// Where it is, in bytes from the start of the struct, or how large the struct is.
+    /// Offset of the field in bytes (or bits) from the start of the struct, or the size of the struct.
     pub fn offset(&self, place: &Place) -> Option<u32> {
         let container = self.structure(&place.container)?;
         if place.paths.is_empty() {
@@ -155,7 +158,7 @@ impl Types {
         tail.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 
-    /// The members that `path` (`se.sum_exec_runtime`) goes through, anonymous ones included.
+    /// The members on `path` (for example `se.sum_exec_runtime`), including anonymous ones.
     fn steps(&self, container: u32, path: &str) -> Option<Vec<Step>> {
         let mut steps = Vec::new();
         let mut inside = container;
@@ -194,7 +197,7 @@ impl Types {
         id
     }
 
-    /// BTF with these fields alone.
+    /// Returns BTF with only these fields.
     pub fn cut(&self, places: &[Place]) -> Result<Vec<u8>> {
         let mut kept = Kept::new();
         for place in places {
@@ -202,7 +205,7 @@ impl Types {
                 continue;
             };
             self.keep(container, &mut kept);
-            // All alternatives: which one counts is not for the cut to say.
+            // Keep all alternatives; the agent chooses one.
             for step in place
                 .paths
                 .iter()
@@ -216,7 +219,7 @@ impl Types {
         self.write(&kept)
     }
 
-    /// Keeps a type by value, and those that it is made of.
+    /// Keeps a type and the types that it contains by value.
     fn keep(&self, id: u32, kept: &mut Kept) {
         let one = &self.types[id as usize];
         if id == 0 || kept.contains_key(&id) {
@@ -233,7 +236,7 @@ impl Types {
     fn write(&self, kept: &Kept) -> Result<Vec<u8>> {
         let new_ids: BTreeMap<u32, u32> = kept.keys().copied().zip(1..).collect();
         let mut out = Out::default();
-        // Structs that are only pointed to: declared after the others.
+        // Structs that are only pointed to become forward declarations at the end.
         let mut declared: BTreeMap<u32, u32> = BTreeMap::new();
         for (id, members) in kept {
             let one = &self.types[*id as usize];
@@ -277,7 +280,7 @@ impl Types {
         declared.sort_unstable_by_key(|(_, new)| *new);
         for (id, _) in declared {
             let one = &self.types[id as usize];
-            // The kind flag of a forward declaration says that it is a union.
+            // The kind flag of a forward declaration marks a union.
             let info = FWD << 24 | u32::from(one.kind() == UNION) << 31;
             let name = out.string(self.string(one.name));
             out.types.push(Type {
@@ -291,7 +294,7 @@ impl Types {
     }
 }
 
-/// A member on the way to a field.
+/// A member on the path to a field.
 struct Step {
     container: u32,
     index: usize,
@@ -299,7 +302,7 @@ struct Step {
     type_id: u32,
 }
 
-/// Words that follow the common three.
+/// Number of words after the three common ones.
 fn body_words(kind: u32, vlen: usize) -> Result<usize> {
     Ok(match kind {
         // Int, var, declaration tag.
@@ -311,11 +314,11 @@ fn body_words(kind: u32, vlen: usize) -> Result<usize> {
         ENUM | 13 => vlen * 2,
         // Function, float.
         PTR | FWD | TYPEDEF | VOLATILE | CONST | RESTRICT | 12 | 16 | TYPE_TAG => 0,
-        kind => bail!("types of kind {kind} are not known here"),
+        kind => bail!("unknown type kind {kind}"),
     })
 }
 
-/// What is written.
+/// The output.
 #[derive(Default)]
 struct Out {
     types: Vec<Type>,
@@ -324,7 +327,7 @@ struct Out {
 }
 
 impl Out {
-    /// The place of a string; the empty one is at 0.
+    /// Offset of a string; the empty string is at 0.
     fn string(&mut self, text: &[u8]) -> u32 {
         if self.strings.is_empty() {
             self.strings.push(0);
@@ -351,7 +354,7 @@ impl Out {
             })
             .flat_map(u32::to_le_bytes)
             .collect();
-        // Magic, version 1 and no flags in the first word; then sections one after the other.
+        // First word: magic, version 1, no flags. Then the sections, back to back.
         let header = [
             MAGIC | 1 << 16,
             HEADER_BYTES as u32,
@@ -410,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_keeps_its_offsets() -> Result<()> {
+    fn fields_keep_their_offsets() -> Result<()> {
         let whole = Types::parse(&sample())?;
         let places = [
             place("outer", &["b"]),
@@ -423,15 +426,15 @@ mod tests {
             assert_eq!(whole.offset(place), Some(offset), "{place}");
             assert_eq!(cut.offset(place), Some(offset), "{place}");
         }
-        for gone in ["a", "unused", "c.d"] {
-            assert!(whole.offset(&place("outer", &[gone])).is_some());
-            assert_eq!(cut.offset(&place("outer", &[gone])), None);
+        for removed in ["a", "unused", "c.d"] {
+            assert!(whole.offset(&place("outer", &[removed])).is_some());
+            assert_eq!(cut.offset(&place("outer", &[removed])), None);
         }
         Ok(())
     }
 
     #[test]
-    fn structs_that_are_only_pointed_to_are_declared() -> Result<()> {
+    fn structs_that_are_only_pointed_to_become_forward_declarations() -> Result<()> {
         let whole = Types::parse(&sample())?;
         let cut = Types::parse(&whole.cut(&[place("outer", &["b"])])?)?;
         let inner = cut

@@ -1,16 +1,16 @@
-//! The table of offsets: a line per field, a column per kernel.
+//! The table of offsets: one row per field, one column per kernel.
 
 use std::fmt;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Where a field is looked for: `task_struct.__state|state`, or `sizeof(upid)`.
+/// A field or size: `task_struct.__state|state`, or `sizeof(upid)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub container: String,
     /// Alternatives, newest first; empty for the size of the struct itself.
     pub paths: Vec<String>,
-    /// The offset is one of bits: `task_struct.in_iowait:bits`.
+    /// Whether the offset is in bits: `task_struct.in_iowait:bits`.
     pub bits: bool,
 }
 
@@ -55,11 +55,11 @@ impl fmt::Display for Place {
 struct Row {
     field: String,
     place: Place,
-    /// As it stands in the file: one per column.
+    /// Text of each column.
     offsets: Vec<String>,
 }
 
-/// All of it. Lines that begin with `#` are comments; those with a release, `# 6.1: 6.1.0-50`, are ours.
+/// The whole file. Lines that begin with `#` are comments; those with a release (`# 6.1: 6.1.0-50`) are generated.
 pub struct Table {
     comments: Vec<String>,
     /// Version and release.
@@ -89,7 +89,7 @@ impl Table {
             }
             let mut words = line.split_whitespace().map(str::to_owned);
             let (Some(field), Some(place)) = (words.next(), words.next()) else {
-                anyhow::bail!("{line:?} is not a field and its place");
+                anyhow::bail!("{line:?} is not a field with its place");
             };
             if field == "field" {
                 table.kernels = words
@@ -107,7 +107,7 @@ impl Table {
                 offsets.len() <= table.kernels.len(),
                 "{field} has more offsets than there are kernels"
             );
-            // A field that was added by hand: known where it is cut next.
+            // A field added by hand has no offsets until the next run.
             offsets.resize(table.kernels.len(), "?".to_owned());
             table.rows.push(Row {
                 field,
@@ -118,12 +118,12 @@ impl Table {
         Ok(table)
     }
 
-    /// Where each field is looked for, in order.
+    /// Places of all fields, in order.
     pub fn places(&self) -> impl Iterator<Item = Place> + use<'_> {
         self.rows.iter().map(|row| row.place.clone())
     }
 
-    /// Writes the column of a kernel, a new one if need be: an offset per row, `None` where there is no such field.
+    /// Sets the column of a kernel, adding it if necessary. One offset per row; `None` means that the field does not exist.
     pub fn set(&mut self, version: &str, release: &str, offsets: Vec<Option<u32>>) {
         let at = self.kernels.iter().position(|(known, _)| known == version);
         let at = at.unwrap_or_else(|| {
@@ -189,13 +189,13 @@ upid_size   sizeof(upid)                   16       -
 ";
 
     #[test]
-    fn what_is_read_is_written_again() -> Result<()> {
+    fn parsing_and_printing_round_trips() -> Result<()> {
         assert_eq!(Table::parse(TEXT)?.to_string(), TEXT);
         Ok(())
     }
 
     #[test]
-    fn a_new_kernel_finds_its_place_and_a_new_field_is_open() -> Result<()> {
+    fn a_new_kernel_is_sorted_in_and_a_new_field_has_unknown_offsets() -> Result<()> {
         let mut table = Table::parse(&format!("{TEXT}new  pid.level\n"))?;
         table.set("6.8", "6.8.9", vec![Some(1), None, Some(4)]);
         let text = table.to_string();

@@ -1,5 +1,5 @@
-//! Takes the BTF out of a kernel image: `Documentation/arch/x86/boot.rst` says where the compressed kernel lies in
-//! it, elf(5) where the section `.BTF` lies in that.
+//! Extracts BTF from a kernel image. `Documentation/arch/x86/boot.rst` describes the position of the compressed kernel, elf(5)
+//! that of its `.BTF` section.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{command::Cmd, tools};
 
-/// First bytes of what a kernel may be compressed with, and the command that undoes it.
+/// Magic bytes of each compression format, and the command that decompresses it.
 const PACKERS: &[(&[u8], &[&str])] = &[
     (b"\xfd7zXZ\0", &["xz", "--decompress", "--stdout"]),
     (
@@ -27,11 +27,11 @@ pub fn btf(image: &Path) -> Result<Vec<u8>> {
 }
 
 fn unpack(image: &[u8]) -> Result<Vec<u8>> {
-    let payload = payload(image).context("it is not a bzImage")?;
+    let payload = payload(image).context("not a bzImage")?;
     let (_, command) = PACKERS
         .iter()
         .find(|(magic, _)| payload.starts_with(magic))
-        .context("it is compressed in an unknown way")?;
+        .context("unknown compression format")?;
     let scratch = tools::cache().join(format!("kernel.{}", std::process::id()));
     fs::write(&scratch, payload).with_context(|| format!("write {}", scratch.display()))?;
     let output = Cmd::new(command[0])
@@ -43,14 +43,14 @@ fn unpack(image: &[u8]) -> Result<Vec<u8>> {
     let output = output.with_context(|| format!("start {}", command[0]))?;
     ensure!(
         output.stdout.starts_with(b"\x7fELF"),
-        "what {} made of it is not ELF: {}",
+        "the output of {} is not ELF: {}",
         command[0],
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(output.stdout)
 }
 
-/// The compressed kernel, without the four bytes with its size that the build appends.
+/// The compressed kernel without the four size bytes that the kernel build appends.
 fn payload(image: &[u8]) -> Option<&[u8]> {
     const SETUP_SECTS: usize = 0x1f1;
     const HEADER: usize = 0x202;
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_section_is_found_by_its_name() -> Result<()> {
-        // This very test is ELF.
+        // This test program is ELF.
         let elf = fs::read(std::env::current_exe()?)?;
         let comment = section(&elf, b".comment").context("no .comment")?;
         assert!(String::from_utf8_lossy(comment).contains("rustc"));
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_kernel_is_refused() {
+    fn invalid_images_are_rejected() {
         assert!(unpack(b"").is_err());
         assert!(unpack(&[0; 4096]).is_err());
         assert!(section(b"\x7fELF", b".BTF").is_none());

@@ -1,4 +1,4 @@
-"""A service whose requests take time, with and without the page in front of them."""
+"""A service with a fixed service time per request, which optionally sheds load as its page says."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ def sql():
 
 
 def compute():
-    """On the CPU's clock: a neighbour makes it longer."""
+    """Uses CPU time; takes longer when a neighbour competes for the CPU."""
     end = time.thread_time() + 0.01
     while time.thread_time() < end:
         sum(range(1000))
@@ -38,7 +38,7 @@ work = {"sql": sql, "compute": compute}[os.environ["APP_WORK"]]
 
 
 def should_admit():
-    if os.environ["TAILBACK_BY"] == "share":
+    if os.environ["TAILBACK_BY"] == "admit_ratio":
         return page.should_admit()
     return page.should_admit_from(uwsgi.connection_fd())
 

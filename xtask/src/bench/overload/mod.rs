@@ -1,7 +1,7 @@
-//! What a service does under more load than it can carry, alone and with those who turn away what is too much.
+//! Goodput and latency of a service under overload, without load shedding and with several kinds of it.
 //!
-//! The load is open-loop: requests come at their times, whether or not earlier ones were answered. Every variant gets the same
-//! load, through the same HAProxy, in turn.
+//! The load is an open loop: requests are sent on schedule, whether or not earlier ones have completed. Every variant gets the
+//! same load, through the same HAProxy, one after the other.
 
 mod plot;
 mod samples;
@@ -25,54 +25,57 @@ use tailback_tests::{
 
 use super::figure::Report;
 
+/// Offered load relative to the capacity.
 const LOADS: [f64; 6] = [0.5, 0.8, 1.0, 1.5, 2.0, 3.0];
-/// An answer is good within so many times the time that a request takes by itself.
-const GOOD: u32 = 5;
-/// Threads of the neighbour, beside the service's two: half of the CPU, and two thirds.
+/// A response is good if it takes at most this multiple of the service time.
+const GOOD_WITHIN: u32 = 5;
+/// Threads of the CPU neighbour. With the service's two they take half of the CPU, and two thirds.
 const NEIGHBOURS: [u32; 2] = [2, 4];
-/// Before a load steps up, so that the agent knows what is usual.
-const BEFORE: Duration = Duration::from_secs(4);
-const BEFORE_LOAD: f64 = 0.5;
-/// After the step, what piled up in the first moment is worked off; the figures are of what comes then.
+/// Duration of the low load before the step, so that the agent learns the baseline.
+const BASELINE: Duration = Duration::from_secs(4);
+/// That load, relative to the capacity.
+const BASELINE_LOAD: f64 = 0.5;
+/// Time after the step in which the initial backlog drains; the figures exclude it.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Requests that are still under way at the end get so long to be answered.
-const AFTER: Duration = Duration::from_secs(2);
+/// Time for the requests in flight at the end to complete.
+const DRAIN: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// How long each load lasts
+    /// Duration of each load, in seconds
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(5..))]
     seconds: u64,
-    /// Only this service: uwsgi-postgresql or nginx-uwsgi
+    /// Measure only this service: uwsgi-postgresql or nginx-uwsgi
     #[arg(long)]
     service: Option<String>,
-    /// So many workers of uwsgi-postgresql
+    /// Workers of uwsgi-postgresql
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     workers: u32,
-    /// Only these: nothing, static, maxconn, weight, share, page
+    /// Measure only these kinds of load shedding: nothing, static, maxconn, weight, share, page
     #[arg(long)]
     guard: Vec<Guard>,
-    /// Only these loads, in times of what the service can do
+    /// Measure only these loads, relative to the capacity
     #[arg(long)]
     load: Vec<f64>,
-    /// Requests come by chance, as of many independent clients, not evenly
+    /// Poisson arrivals, as of many independent clients, instead of even ones
     #[arg(long)]
     poisson: bool,
-    /// How often all is measured: what is told is the median
+    /// Number of repetitions; the median is reported
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
-    /// Write the plot here
+    /// Write the plot to this file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
 
-/// What came of the requests of a stretch.
+/// Outcome of the requests in a time span.
 struct Outcome {
-    /// Good answers over what the service can do.
+    /// Good responses per second relative to the capacity.
     goodput: f64,
     p99: Duration,
-    /// Turned away (503), and failed in any other way; of all requests.
-    turned_away: f64,
+    /// Share of all requests that were shed (503).
+    shed: f64,
+    /// Share of all requests that failed otherwise.
     failed: f64,
 }
 
@@ -93,7 +96,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
                 .as_deref()
                 .is_none_or(|name| name == service.name())
             {
-                of_service(service, args, spacing, &mut samples, report)?;
+                measure_service(service, args, spacing, &mut samples, report)?;
             }
         }
     }
@@ -107,23 +110,23 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// All variants, in turn.
-fn of_service(
+/// Measures all variants of load shedding for one service.
+fn measure_service(
     service: Service,
     args: &Args,
     spacing: Spacing,
     samples: &mut Samples,
     report: &Report,
 ) -> Result<()> {
-    let alone = alone(service, spacing)?;
-    samples.add_alone(service, ms(alone.p99));
+    let unloaded = unloaded(service, spacing)?;
+    samples.add_unloaded(service, ms(unloaded.p99));
     report.progress(&format!(
-        "{}, {} workers: {:.0} requests a second at most; alone a request takes {:.0} ms (99%: {:.0} ms)",
+        "{}, {} workers: capacity {:.0} requests/s; latency at low load {:.0} ms (p99 {:.0} ms)",
         service.name(),
         service.workers(),
-        alone.capacity,
-        ms(alone.median),
-        ms(alone.p99)
+        unloaded.capacity,
+        ms(unloaded.median),
+        ms(unloaded.p99)
     ));
     let loads = LOADS
         .into_iter()
@@ -134,19 +137,19 @@ fn of_service(
     for guard in guards {
         let mut add = |when: When, outcome: &Outcome| {
             report.progress(&format!(
-                "{} {:19} {:18} goodput {:5.1}%  p99 {:6.0} ms  turned away {:4.1}%  failed {:4.1}%",
+                "{} {:19} {:18} goodput {:5.1}%  p99 {:6.0} ms  shed {:4.1}%  failed {:4.1}%",
                 service.name(),
                 guard.name(),
                 when.name(),
                 100.0 * outcome.goodput,
                 ms(outcome.p99),
-                100.0 * outcome.turned_away,
+                100.0 * outcome.shed,
                 100.0 * outcome.failed
             ));
             for (what, value) in [
                 (What::Goodput, 100.0 * outcome.goodput),
                 (What::P99, ms(outcome.p99)),
-                (What::TurnedAway, 100.0 * outcome.turned_away),
+                (What::Shed, 100.0 * outcome.shed),
                 (What::Failed, 100.0 * outcome.failed),
             ] {
                 samples.add(
@@ -163,18 +166,18 @@ fn of_service(
         for load in loads.clone() {
             add(
                 When::Load(load),
-                &step(service, guard, load, &alone, args.seconds)?,
+                &step(service, guard, load, &unloaded, args.seconds)?,
             );
         }
         if service == Service::Compute {
             for threads in NEIGHBOURS {
                 add(
                     When::Beside(threads),
-                    &neighbour(service, guard, &alone, args.seconds, threads)?,
+                    &neighbour(service, guard, &unloaded, args.seconds, threads)?,
                 );
             }
         }
-        let recovery = spike(service, guard, &alone)?.as_secs_f64();
+        let recovery = spike(service, guard, &unloaded)?.as_secs_f64();
         report.progress(&format!(
             "{} {:19} recovered {recovery:.2} s after a spike",
             service.name(),
@@ -194,47 +197,48 @@ fn of_service(
     Ok(())
 }
 
-/// The service without too much to do.
-struct Alone {
+/// The service without overload.
+struct Unloaded {
     spacing: Spacing,
-    /// Requests per second.
+    /// Capacity, requests per second.
     capacity: f64,
     median: Duration,
     p99: Duration,
 }
 
-fn plan(stage: &Stage, service: Service, per_s: f64, lasts: Duration, spacing: Spacing) -> Plan {
+fn plan(stage: &Stage, service: Service, per_s: f64, duration: Duration, spacing: Spacing) -> Plan {
     Plan {
         to: stage.front,
         path: service.path().to_owned(),
         per_s,
         spacing,
-        duration: lasts,
+        duration,
         timeout: Duration::from_secs(10),
         max_in_flight: 3_000,
     }
 }
 
-fn alone(service: Service, spacing: Spacing) -> Result<Alone> {
+fn unloaded(service: Service, spacing: Spacing) -> Result<Unloaded> {
     let stage = Stage::start(service, Guard::Nobody)?;
-    // More than it can do: there is always one waiting, and what is answered is what it can do.
-    let most = 2.0 * 4.0 / Duration::from_millis(40).as_secs_f64();
+    // 200/s is twice the capacity of either service with its default workers, so that requests always wait: the throughput
+    // is the capacity.
+    let overload = 2.0 * 4.0 / Duration::from_millis(40).as_secs_f64();
     let began = Instant::now();
     let load = Load::start(plan(
         &stage,
         service,
-        most,
+        overload,
         Duration::from_secs(60),
         spacing,
     ))?;
     thread::sleep(Duration::from_secs(8));
     let from = began + Duration::from_secs(3);
-    let answered = load
+    let completed = load
         .stop()?
         .into_iter()
         .filter(|request| request.ok() && request.ended >= from);
-    let capacity = answered.count() as f64 / 5.0;
-    // Anew: what piled up would be worked off first.
+    let capacity = completed.count() as f64 / 5.0;
+    // A new stage, without the backlog.
     drop(stage);
     let stage = Stage::start(service, Guard::Nobody)?;
     let quiet = plan(
@@ -248,7 +252,7 @@ fn alone(service: Service, spacing: Spacing) -> Result<Alone> {
     let p99 = percentile(&took, 0.99);
     let median = percentile(&took, 0.5);
     took.clear();
-    Ok(Alone {
+    Ok(Unloaded {
         spacing,
         capacity,
         median,
@@ -256,32 +260,38 @@ fn alone(service: Service, spacing: Spacing) -> Result<Alone> {
     })
 }
 
-/// From half the load to this one, and what came of the requests of the step.
+/// Steps from the baseline load to `times` the capacity. Returns the outcome of the requests after the step.
 fn step(
     service: Service,
     guard: Guard,
     times: f64,
-    alone: &Alone,
+    unloaded: &Unloaded,
     seconds: u64,
 ) -> Result<Outcome> {
     let stage = Stage::start(service, guard)?;
-    let lasts = Duration::from_secs(seconds);
+    let duration = Duration::from_secs(seconds);
     let load = Load::start(plan(
         &stage,
         service,
-        BEFORE_LOAD * alone.capacity,
-        BEFORE + SETTLE + lasts + AFTER,
-        alone.spacing,
+        BASELINE_LOAD * unloaded.capacity,
+        BASELINE + SETTLE + duration + DRAIN,
+        unloaded.spacing,
     ))?;
-    thread::sleep(BEFORE);
+    thread::sleep(BASELINE);
     let from = Instant::now();
-    load.set_rate(times * alone.capacity)?;
-    thread::sleep(SETTLE + lasts);
+    load.set_rate(times * unloaded.capacity)?;
+    thread::sleep(SETTLE + duration);
     let to = Instant::now();
     load.set_rate(1.0)?;
-    thread::sleep(AFTER);
+    thread::sleep(DRAIN);
     let requests = load.stop()?;
-    Ok(outcome(service, times, &requests, from + SETTLE..to, alone))
+    Ok(outcome(
+        service,
+        times,
+        &requests,
+        from + SETTLE..to,
+        unloaded,
+    ))
 }
 
 fn outcome(
@@ -289,49 +299,51 @@ fn outcome(
     load: f64,
     requests: &[Request],
     span: std::ops::Range<Instant>,
-    alone: &Alone,
+    unloaded: &Unloaded,
 ) -> Outcome {
-    let of: Vec<&Request> = requests
+    let in_span: Vec<&Request> = requests
         .iter()
         .filter(|request| span.contains(&request.due))
         .collect();
     let seconds = (span.end - span.start).as_secs_f64();
-    let is_good =
-        |request: &&&Request| request.ok() && request.took() <= GOOD * service.service_time();
-    let good = of.iter().filter(is_good).count();
-    let away = of
+    let is_good = |request: &&&Request| {
+        request.ok() && request.took() <= GOOD_WITHIN * service.service_time()
+    };
+    let good = in_span.iter().filter(is_good).count();
+    let shed = in_span
         .iter()
         .filter(|request| request.response == Ok(503))
         .count();
-    let ok = sorted(of.iter().copied());
-    // What was given up at the end had no answer, and is not in the list: it was sent, and failed.
-    let sent = load * alone.capacity * seconds;
+    let ok = sorted(in_span.iter().copied());
+    // Requests abandoned at the end are not in the list, but were sent and failed.
+    let sent = load * unloaded.capacity * seconds;
     Outcome {
-        goodput: good as f64 / seconds / alone.capacity,
+        goodput: good as f64 / seconds / unloaded.capacity,
         p99: percentile(&ok, 0.99),
-        turned_away: away as f64 / sent,
-        failed: (1.0 - (ok.len() + away) as f64 / sent).max(0.0),
+        shed: shed as f64 / sent,
+        failed: (1.0 - (ok.len() + shed) as f64 / sent).max(0.0),
     }
 }
 
-/// 1.4 times what it can do for 5 seconds: how long after it until every request is answered, and as soon as before.
-fn spike(service: Service, guard: Guard, alone: &Alone) -> Result<Duration> {
+/// Overloads the service 1.4 times for 5 seconds. Returns the time after the spike until every request succeeds with normal
+/// latency.
+fn spike(service: Service, guard: Guard, unloaded: &Unloaded) -> Result<Duration> {
     let stage = Stage::start(service, guard)?;
     let load = Load::start(plan(
         &stage,
         service,
-        0.7 * alone.capacity,
+        0.7 * unloaded.capacity,
         Duration::from_secs(30),
-        alone.spacing,
+        unloaded.spacing,
     ))?;
-    thread::sleep(BEFORE);
-    load.set_rate(1.4 * alone.capacity)?;
+    thread::sleep(BASELINE);
+    load.set_rate(1.4 * unloaded.capacity)?;
     thread::sleep(Duration::from_secs(5));
-    load.set_rate(0.7 * alone.capacity)?;
+    load.set_rate(0.7 * unloaded.capacity)?;
     let end = Instant::now();
     thread::sleep(Duration::from_secs(8));
     let requests = load.stop()?;
-    let limit = 2 * alone.p99 + service.target_delay();
+    let limit = 2 * unloaded.p99 + service.target_delay();
     let is_bad =
         |request: &&Request| request.due >= end && (!request.ok() || request.took() > limit);
     let last = requests
@@ -342,26 +354,26 @@ fn spike(service: Service, guard: Guard, alone: &Alone) -> Result<Duration> {
     Ok(last.unwrap_or(Duration::ZERO))
 }
 
-/// At 1.5 times the load, a neighbour with so many threads takes a part of the CPU midway.
+/// At 1.5 times the capacity, starts a CPU neighbour with this many threads midway. Returns the outcome after that.
 fn neighbour(
     service: Service,
     guard: Guard,
-    alone: &Alone,
+    unloaded: &Unloaded,
     seconds: u64,
     threads: u32,
 ) -> Result<Outcome> {
     let stage = Stage::start(service, guard)?;
-    // Long enough for what comes after the change to be more than the change.
+    // Long enough that the time after the change outweighs the change itself.
     let half = Duration::from_secs(seconds.max(10));
     let load = Load::start(plan(
         &stage,
         service,
-        BEFORE_LOAD * alone.capacity,
-        BEFORE + 2 * half + AFTER,
-        alone.spacing,
+        BASELINE_LOAD * unloaded.capacity,
+        BASELINE + 2 * half + DRAIN,
+        unloaded.spacing,
     ))?;
-    thread::sleep(BEFORE);
-    load.set_rate(1.5 * alone.capacity)?;
+    thread::sleep(BASELINE);
+    load.set_rate(1.5 * unloaded.capacity)?;
     thread::sleep(half);
     let stress = program::need(&["stress-ng"])?;
     let mut command = std::process::Command::new("taskset");
@@ -376,18 +388,18 @@ fn neighbour(
     thread::sleep(half);
     let to = Instant::now();
     load.set_rate(1.0)?;
-    thread::sleep(AFTER);
+    thread::sleep(DRAIN);
     let requests = load.stop()?;
     drop(neighbour);
-    // The service has less of the CPU then; the goal for an answer is the same.
-    Ok(outcome(service, 1.5, &requests, from..to, alone))
+    // The service has less CPU then; the latency goal stays the same.
+    Ok(outcome(service, 1.5, &requests, from..to, unloaded))
 }
 
 fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// The times of those that were answered.
+/// Sorted latencies of the successful requests.
 fn sorted<'a>(requests: impl Iterator<Item = &'a Request>) -> Vec<Duration> {
     let mut took: Vec<Duration> = requests
         .filter(|request| request.ok())
@@ -397,6 +409,7 @@ fn sorted<'a>(requests: impl Iterator<Item = &'a Request>) -> Vec<Duration> {
     took
 }
 
+/// Percentile of sorted latencies; `part` is from 0 to 1.
 fn percentile(sorted: &[Duration], part: f64) -> Duration {
     let at = (sorted.len() as f64 * part) as usize;
     sorted

@@ -1,4 +1,4 @@
-//! The outcomes as a plot: goodput over load, a panel for each service.
+//! Plots goodput over load as SVG, with one panel per service.
 
 use std::fmt::Write as _;
 
@@ -12,10 +12,11 @@ const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 56.0;
 const TOP: f64 = 44.0;
-const MOST: f64 = 1.1;
+/// Top of the goodput axis.
+const MAX_GOODPUT: f64 = 1.1;
 
 fn colour(guard: Guard) -> &'static str {
-    // Told apart by those who do not see red and green (Okabe and Ito).
+    // Palette for colour-blind readers (Okabe and Ito).
     match guard {
         Guard::Nobody => "#999999",
         Guard::Static => "#e69f00",
@@ -49,7 +50,7 @@ pub fn svg(samples: &Samples) -> String {
 
 fn panel(text: &mut String, left: f64, service: Service, samples: &Samples) {
     let x = |load: f64| left + load / LOADS[LOADS.len() - 1] * WIDTH;
-    let y = |goodput: f64| TOP + HEIGHT * (1.0 - goodput.min(MOST) / MOST);
+    let y = |goodput: f64| TOP + HEIGHT * (1.0 - goodput.min(MAX_GOODPUT) / MAX_GOODPUT);
     let _ = writeln!(
         text,
         "<text x=\"{left}\" y=\"20\" font-weight=\"600\">{}</text>",
@@ -57,7 +58,7 @@ fn panel(text: &mut String, left: f64, service: Service, samples: &Samples) {
     );
     let _ = writeln!(
         text,
-        "<text x=\"{left}\" y=\"36\" fill=\"#555\">good answers, of what the service can do</text>"
+        "<text x=\"{left}\" y=\"36\" fill=\"#555\">good responses, % of capacity</text>"
     );
     for percent in [0, 25, 50, 75, 100] {
         let at = y(f64::from(percent) / 100.0);
@@ -78,7 +79,7 @@ fn panel(text: &mut String, left: f64, service: Service, samples: &Samples) {
     }
     let _ = writeln!(
         text,
-        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"#555\">load, of what the service can do</text>",
+        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"#555\">offered load, multiple of capacity</text>",
         left + WIDTH / 2.0,
         TOP + HEIGHT + 36.0
     );

@@ -1,4 +1,4 @@
-//! What all rounds measured, and what should be.
+//! Results of all rounds, and their goals.
 
 use serde_json::json;
 
@@ -8,15 +8,15 @@ use crate::bench::{
     statistics::{Spread, between},
 };
 
-/// Everything that was measured, in the order in which it first was.
+/// All measured values, in order of first appearance.
 #[derive(Default)]
 pub struct Samples {
     values: Vec<(Of, Vec<f64>)>,
-    /// The 99th percentile without too much to do, ms, of each round.
-    alone: Vec<(Service, f64)>,
+    /// 99th percentile of the latency without overload, ms, per round.
+    unloaded: Vec<(Service, f64)>,
 }
 
-/// What a figure is of.
+/// Key of a figure.
 #[derive(Clone, Copy, PartialEq)]
 pub struct Of {
     pub service: Service,
@@ -27,9 +27,9 @@ pub struct Of {
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum When {
-    /// So many times what the service can do.
+    /// Offered load relative to the capacity.
     Load(f64),
-    /// A neighbour with so many threads has come.
+    /// After a CPU neighbour with this many threads started.
     Beside(u32),
     AfterSpike,
 }
@@ -38,7 +38,7 @@ pub enum When {
 pub enum What {
     Goodput,
     P99,
-    TurnedAway,
+    Shed,
     Failed,
     Recovery,
 }
@@ -58,7 +58,7 @@ impl What {
         match self {
             Self::Goodput => "goodput",
             Self::P99 => "p99",
-            Self::TurnedAway => "turned away",
+            Self::Shed => "shed",
             Self::Failed => "failed",
             Self::Recovery => "recovery",
         }
@@ -66,7 +66,7 @@ impl What {
 
     fn unit(self) -> &'static str {
         match self {
-            Self::Goodput | Self::TurnedAway | Self::Failed => "%",
+            Self::Goodput | Self::Shed | Self::Failed => "%",
             Self::P99 => "ms",
             Self::Recovery => "s",
         }
@@ -81,8 +81,8 @@ impl Samples {
         }
     }
 
-    pub fn add_alone(&mut self, service: Service, p99_ms: f64) {
-        self.alone.push((service, p99_ms));
+    pub fn add_unloaded(&mut self, service: Service, p99_ms: f64) {
+        self.unloaded.push((service, p99_ms));
     }
 
     /// The median over all rounds.
@@ -91,7 +91,7 @@ impl Samples {
         between(values).map(|spread| spread.median)
     }
 
-    /// That were measured.
+    /// Services that were measured.
     pub fn services(&self) -> Vec<Service> {
         let mut services: Vec<Service> = self.values.iter().map(|(of, _)| of.service).collect();
         services.dedup();
@@ -113,7 +113,7 @@ impl Samples {
                     "rounds": rounds}),
                 unit: of.what.unit(),
                 value,
-                spread: if rounds > 1 { "lowest to highest" } else { "one run" },
+                spread: if rounds > 1 { "minimum to maximum" } else { "one run" },
                 goal: self.goal(*of, &value),
             })
         })
@@ -127,14 +127,14 @@ impl Samples {
             (When::Load(load), What::Goodput) if load >= 3.0 => Some(Goal::at_least(90.0, value)),
             (When::Load(load), What::Goodput) if load >= 1.5 => Some(Goal::at_least(95.0, value)),
             (When::Load(load), What::P99) if load > 1.0 => {
-                let alone = self
-                    .alone
+                let unloaded = self
+                    .unloaded
                     .iter()
                     .filter(|(service, _)| *service == of.service);
-                let alone: Vec<f64> = alone.map(|(_, p99_ms)| *p99_ms).collect();
-                let fine_ms = of.service.target_delay().as_secs_f64() * 1e3;
-                let most_ms = 2.0 * between(&alone)?.median + fine_ms;
-                Some(Goal::at_most(most_ms.round(), value))
+                let unloaded: Vec<f64> = unloaded.map(|(_, p99_ms)| *p99_ms).collect();
+                let target_ms = of.service.target_delay().as_secs_f64() * 1e3;
+                let limit_ms = 2.0 * between(&unloaded)?.median + target_ms;
+                Some(Goal::at_most(limit_ms.round(), value))
             }
             (When::AfterSpike, What::Recovery) if of.guard == Guard::Page => {
                 Some(Goal::at_most(0.2, value))

@@ -1,4 +1,4 @@
-//! The servers of the overload benchmark: HAProxy, before uWSGI with PostgreSQL, or before nginx and uWSGI behind it.
+//! The servers of the overload benchmark: HAProxy in front of uWSGI with PostgreSQL, or in front of nginx and uWSGI.
 
 use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
@@ -20,32 +20,32 @@ use crate::tools;
 
 const SOON: Duration = Duration::from_secs(20);
 const BACKLOG: u32 = 128;
-/// At once, as nobody thought about it.
-const MANY: u32 = 100;
+/// `maxconn` without tuning.
+const UNTUNED_MAXCONN: u32 = 100;
 
-/// What is overloaded.
+/// The overloaded service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
-    /// So many workers, each waiting 40 ms for PostgreSQL.
+    /// Workers that each wait 40 ms for PostgreSQL.
     Sql { workers: u32 },
-    /// nginx before 2 workers on one CPU, each computing for 10 ms.
+    /// nginx in front of 2 workers on one CPU, each computing for 10 ms.
     Compute,
 }
 
-/// Who turns away what is too much.
+/// What sheds the excess load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Guard {
     #[value(name = "nothing")]
     Nobody,
-    /// HAProxy, by numbers that a person found for this service as it is.
+    /// HAProxy, with limits tuned by hand for this service.
     Static,
-    /// HAProxy, by the limit that Tailback's agent-check tells it.
+    /// HAProxy, by the maxconn from Tailback's agent-check.
     Maxconn,
-    /// HAProxy, by the weight.
+    /// HAProxy, by the weight from Tailback's agent-check.
     Weight,
-    /// The service itself, by the share that its page says.
+    /// The service itself, by the admit ratio of its page.
     Share,
-    /// The service itself, by how long a request may have waited, which its page says.
+    /// The service itself, by the max queue wait of its page.
     Page,
 }
 
@@ -68,7 +68,7 @@ impl Service {
         }
     }
 
-    /// The time that a request takes by itself, about.
+    /// Approximate service time of a request.
     pub fn service_time(self) -> Duration {
         match self {
             Self::Sql { .. } => Duration::from_millis(40),
@@ -76,7 +76,7 @@ impl Service {
         }
     }
 
-    /// The delay that is fine: half the service time, as the agent sees it.
+    /// Target delay: half the service time, as the agent sets it.
     pub fn target_delay(self) -> Duration {
         self.service_time() / 2
     }
@@ -92,7 +92,7 @@ impl Guard {
         Self::Page,
     ];
 
-    /// Tailback says what to turn away.
+    /// Whether Tailback controls the shedding.
     pub fn is_ours(self) -> bool {
         match self {
             Self::Nobody | Self::Static => false,
@@ -106,13 +106,13 @@ impl Guard {
             Self::Static => "static limit",
             Self::Maxconn => "Tailback, maxconn",
             Self::Weight => "Tailback, weight",
-            Self::Share => "Tailback, page's share",
-            Self::Page => "Tailback, page",
+            Self::Share => "Tailback, admit ratio",
+            Self::Page => "Tailback, max queue wait",
         }
     }
 }
 
-/// Running, with or without an agent.
+/// The running servers, with or without an agent.
 pub struct Stage {
     pub front: SocketAddr,
     _haproxy: Process,
@@ -136,11 +136,11 @@ impl Stage {
             Service::Sql { .. } => None,
             Service::Compute => Some(Nginx::start_proxy(1, uwsgi.address())?),
         };
-        let ask = ports::free()?;
+        let check = ports::free()?;
         let agent = if guard.is_ours() {
             let text = format!(
                 "[[target]]\nport = {}\nservice_name = \"bench\"\n[signal]\ndirectory = \"{}\"\n\
-                     [[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{ask}\"\nmaxconn = {MANY}\n",
+                     [[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{check}\"\nmaxconn = {UNTUNED_MAXCONN}\n",
                 uwsgi.port(),
                 run.display()
             );
@@ -156,7 +156,10 @@ impl Stage {
         };
         let before = nginx.as_ref().map_or(uwsgi.address(), Nginx::address);
         let front = ports::local(ports::free()?);
-        let config = temp.write("haproxy.cfg", &haproxy(service, guard, front, before, ask))?;
+        let config = temp.write(
+            "haproxy.cfg",
+            &haproxy(service, guard, front, before, check),
+        )?;
         let mut command = Command::new(program::need(&["haproxy"])?);
         let haproxy = Process::start("HAProxy", command.arg("-db").arg("-f").arg(config))?;
         let stage = Self {
@@ -168,10 +171,10 @@ impl Stage {
             _postgres: postgres,
             _temp: temp,
         };
-        wait::until("an answer through HAProxy", SOON, || {
+        wait::until("a response through HAProxy", SOON, || {
             Ok(http::get(stage.front, service.path(), SOON)
                 .ok()
-                .filter(|answer| answer.status == 200))
+                .filter(|response| response.status == 200))
         })?;
         Ok(stage)
     }
@@ -204,7 +207,7 @@ fn uwsgi(
         let by = if guard == Guard::Page {
             "wait"
         } else {
-            "share"
+            "admit_ratio"
         };
         env.push(("TAILBACK_BY", by.to_owned()));
         env.push(("TAILBACK_PAGE", page.display().to_string()));
@@ -238,27 +241,27 @@ fn haproxy(
     guard: Guard,
     front: SocketAddr,
     before: SocketAddr,
-    ask: u16,
+    check: u16,
 ) -> String {
     let agent_check =
-        format!(" agent-check agent-addr 127.0.0.1 agent-port {ask} agent-inter 100ms");
+        format!(" agent-check agent-addr 127.0.0.1 agent-port {check} agent-inter 100ms");
     let (mut deny, mut server, mut queue) = (String::new(), String::new(), String::new());
     match guard {
         Guard::Nobody | Guard::Share | Guard::Page => {}
         Guard::Static => {
-            // As many as there are workers, and as many more that wait for half the time of a request.
+            // One request per worker, plus as many as can wait for half the service time.
             let workers = service.workers();
             server = format!(" maxconn {}", workers + (workers / 2).max(1));
             queue = format!(" timeout queue {}ms\n", service.target_delay().as_millis());
         }
         Guard::Maxconn => {
-            server = format!(" weight 100 maxconn {MANY}{agent_check}");
+            server = format!(" weight 100 maxconn {UNTUNED_MAXCONN}{agent_check}");
             queue = format!(" timeout queue {}ms\n", service.target_delay().as_millis());
         }
         Guard::Weight => {
             server = format!(" weight 100{agent_check}");
-            // What is above the weight is answered here, and never gets to the service: of a hundred, as many as the weight
-            // is pass, evenly. `proc.turn` is what is owed to the next one.
+            // HAProxy rejects the excess: `weight` of 100 requests pass, evenly spaced. `proc.turn` accumulates the credit of
+            // the next request.
             deny = " http-request set-var(txn.weight) srv_weight(back/one)\n \
                     http-request set-var(proc.turn) int(50) unless { var(proc.turn) -m found }\n \
                     http-request set-var(proc.turn) var(proc.turn),add(txn.weight)\n \

@@ -1,4 +1,4 @@
-//! What Tailback and the application have said so far. Pure: events in, state out.
+//! Collects the events of Tailback and the output of the application so far. Pure: events in, state out.
 
 use std::{
     collections::BTreeSet,
@@ -8,26 +8,26 @@ use std::{
 use tailback_tests::{agent::Event, lines::Line};
 
 #[derive(Default)]
-pub struct Heard {
+pub struct Observed {
     /// Kinds of the queues that must fill.
     queues: &'static [&'static str],
-    /// The process that is to be named, from the moment on at which it has done something.
+    /// The process that Tailback must name, set once the fault is planted.
     pub culprit: Option<u32>,
-    /// The first level above ok of such a queue.
+    /// The first level above ok of one of these queues.
     pub warning: Option<Event>,
-    /// The first cause of such a queue that names the culprit.
+    /// The first cause of one of these queues that names the culprit.
     pub cause: Option<Event>,
-    /// The application's own words.
+    /// The application's own message that its queue is full.
     pub full: Option<Line>,
-    /// Episodes under way.
+    /// Open episodes.
     open: BTreeSet<String>,
-    /// Service, cause and culprit, as far as they were told.
+    /// (service, cause, culprit) already reported.
     causes: BTreeSet<[String; 3]>,
-    /// Episodes of such queues that are over, in the order in which they began.
+    /// Closed episodes of these queues, by start time.
     pub over: Vec<Event>,
 }
 
-impl Heard {
+impl Observed {
     pub fn of(queues: &'static [&'static str]) -> Self {
         Self {
             queues,
@@ -35,7 +35,7 @@ impl Heard {
         }
     }
 
-    /// Whether it is news of the queues that must fill.
+    /// Records an event. Returns whether it is new information about these queues.
     pub fn take(&mut self, event: &Event) -> bool {
         let ours = self.queues.contains(&event.text("kind"));
         if event.is("level") {
@@ -50,8 +50,8 @@ impl Heard {
                 self.cause = Some(event.clone());
             }
             let culprit = event.value["culprit"]["name"].as_str().unwrap_or_default();
-            let told = [event.text("target"), event.text("cause"), culprit].map(str::to_owned);
-            return ours && self.causes.insert(told);
+            let key = [event.text("target"), event.text("cause"), culprit].map(str::to_owned);
+            return ours && self.causes.insert(key);
         } else if event.is("episode") && event.value["ongoing"] != true {
             self.open.remove(event.text("id"));
             if ours {
@@ -68,12 +68,12 @@ impl Heard {
         pid.is_some() && pid == self.culprit.map(u64::from)
     }
 
-    /// Whether all that had begun is over.
+    /// Whether there was a warning and no episode is open any more.
     pub fn recovered(&self) -> bool {
         self.warning.is_some() && self.open.is_empty()
     }
 
-    /// From the warning to `later`.
+    /// Time from the warning to `later`.
     pub fn lead(&self, later: Instant) -> Option<Duration> {
         let warning = self.warning.as_ref()?;
         Some(later.saturating_duration_since(warning.at))
@@ -86,17 +86,17 @@ mod tests {
 
     use super::*;
 
-    fn heard(events: impl IntoIterator<Item = Value>) -> Heard {
-        let mut heard = Heard::of(&["accept"]);
-        heard.culprit = Some(812);
+    fn observe(events: impl IntoIterator<Item = Value>) -> Observed {
+        let mut observed = Observed::of(&["accept"]);
+        observed.culprit = Some(812);
         for value in events {
-            heard.take(&Event {
+            observed.take(&Event {
                 at: Instant::now(),
                 unix_ns: 0,
                 value,
             });
         }
-        heard
+        observed
     }
 
     fn level(kind: &str, episode: &str) -> Value {
@@ -110,37 +110,37 @@ mod tests {
     #[test]
     fn only_a_cause_that_names_the_culprit_counts() {
         let cause = |pid: u64| json!({"type": "cause", "kind": "accept", "culprit": {"pid": pid}});
-        assert!(heard([cause(9)]).cause.is_none());
-        let cause = heard([cause(9), cause(812)]).cause.unwrap();
+        assert!(observe([cause(9)]).cause.is_none());
+        let cause = observe([cause(9), cause(812)]).cause.unwrap();
         assert_eq!(cause.value["culprit"]["pid"], 812);
     }
 
     #[test]
-    fn a_cause_is_news_once() {
+    fn a_repeated_cause_is_not_new() {
         let event = |cause: &str| Event {
             at: Instant::now(),
             unix_ns: 0,
             value: json!({"type": "cause", "kind": "accept", "target": "shop", "cause": cause}),
         };
-        let mut heard = heard([]);
-        assert!(heard.take(&event("cpu_bound")));
-        assert!(!heard.take(&event("cpu_bound")));
-        assert!(heard.take(&event("disk_slow")));
+        let mut observed = observe([]);
+        assert!(observed.take(&event("cpu_bound")));
+        assert!(!observed.take(&event("cpu_bound")));
+        assert!(observed.take(&event("disk_slow")));
     }
 
     #[test]
-    fn all_is_well_when_every_episode_is_over() {
-        assert!(!heard([]).recovered(), "nothing has happened yet");
+    fn recovery_means_that_every_episode_is_closed() {
+        assert!(!observe([]).recovered(), "there was no warning");
         let both = [level("accept", "a"), level("recv", "b")];
         let one_over = both.clone().into_iter().chain([over("accept", "a", 2)]);
-        assert!(!heard(one_over).recovered());
+        assert!(!observe(one_over).recovered());
         let all_over = [over("accept", "a", 2), over("recv", "b", 1)];
-        let heard = heard(both.into_iter().chain(all_over));
-        assert!(heard.recovered());
+        let observed = observe(both.into_iter().chain(all_over));
+        assert!(observed.recovered());
         assert_eq!(
-            heard.over.len(),
+            observed.over.len(),
             1,
-            "the story is not about the other queue"
+            "the demo is not about the other queue"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What Tailback says as JSON, in words.
+//! Turns Tailback's JSON events into sentences.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use super::timeline::Colour;
 /// `WARN      shop: 12 of 100 wait to be accepted, the oldest for 95 ms; full in 9.1 s`
 pub fn level(event: &Value) -> String {
     let level = text(event, "to");
-    let mut said = format!("{:<9} {}", level.to_uppercase(), queue(event));
+    let mut text_so_far = format!("{:<9} {}", level.to_uppercase(), queue(event));
     if let Some(oldest) = duration(event, "oldest_age_ns").filter(|oldest| !oldest.is_zero()) {
-        said += &format!(", the oldest for {}", for_people(oldest));
+        text_so_far += &format!(", the oldest for {}", duration_text(oldest));
     }
     let rises = rank(level) > rank(text(event, "from"));
     if let Some(left) = duration(event, "time_to_full_ns").filter(|_| rises && level != "full") {
-        said += &format!("; full in {}", for_people(left));
+        text_so_far += &format!("; full in {}", duration_text(left));
     }
-    said
+    text_so_far
 }
 
 /// `CAUSE     shop: downstream_slow, postgres (812)`
@@ -52,7 +52,7 @@ pub fn queue(event: &Value) -> String {
     format!("{}: {}", text(event, "target"), depth(event))
 }
 
-/// How many wait where.
+/// Depth and place of a queue.
 fn depth(event: &Value) -> String {
     let (name, unit) = (text(event, "name"), text(event, "unit"));
     let amount = |key| {
@@ -65,8 +65,8 @@ fn depth(event: &Value) -> String {
     let of = amount("limit").map_or(String::new(), |limit| format!(" of {limit}"));
     match text(event, "kind") {
         "accept" => format!("{depth}{of} wait to be accepted"),
-        "inflight" => format!("{depth} requests are in progress at {name}"),
-        "downstream" => format!("{depth} calls are under way {name}"),
+        "inflight" => format!("{depth} requests in flight at {name}"),
+        "downstream" => format!("{depth} calls outstanding {name}"),
         "recv" => format!("{depth}{of} wait to be read ({name})"),
         "send" => format!("{depth}{of} wait for the peer to take them ({name})"),
         kind if matches!(unit, "" | "bytes") => format!("{kind} {name}: {depth}{of}"),
@@ -83,7 +83,7 @@ fn bytes(amount: f64) -> String {
     }
 }
 
-/// What a sample of all queues amounts to.
+/// Summarizes a sample of all queues.
 pub fn sample(queues: &[Value]) -> String {
     let not_ok = queues.iter().filter(|queue| text(queue, "level") != "ok");
     match not_ok.count() {
@@ -92,10 +92,10 @@ pub fn sample(queues: &[Value]) -> String {
     }
 }
 
-/// The closing summary of an episode: names, and what is said of them.
+/// Rows (name, text) of the closing summary of an episode.
 pub fn summary(episode: &Value) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
-    let mut row = |name: &'static str, said: String| rows.push((name, said));
+    let mut row = |name: &'static str, text: String| rows.push((name, text));
     let depths: Vec<f64> = episode["depths"]
         .as_array()
         .into_iter()
@@ -112,16 +112,16 @@ pub fn summary(episode: &Value) -> Vec<(&'static str, String)> {
     if let (Some(start), Some(end)) = times {
         row(
             "lasted",
-            for_people(Duration::from_nanos((end - start).max(0.0) as u64)),
+            duration_text(Duration::from_nanos((end - start).max(0.0) as u64)),
         );
     }
     if let Some(lead) = duration(episode, "lead_ns") {
         let forecast = duration(episode, "time_to_full_ns").map_or(String::new(), |forecast| {
-            format!("; its forecast was {}", for_people(forecast))
+            format!("; its forecast was {}", duration_text(forecast))
         });
         row(
             "warned",
-            format!("{} before it was full{forecast}", for_people(lead)),
+            format!("{} before it was full{forecast}", duration_text(lead)),
         );
     }
     match text(episode, "driven_by") {
@@ -143,7 +143,7 @@ pub fn summary(episode: &Value) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// One block for each value, as high as its share of the limit (or of the largest value).
+/// A sparkline: one block per value, scaled to the limit or the maximum.
 fn sparkline(values: &[f64], limit: Option<f64>) -> String {
     const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let top = limit
@@ -154,8 +154,8 @@ fn sparkline(values: &[f64], limit: Option<f64>) -> String {
     values.iter().map(block).collect()
 }
 
-/// Two or three digits, which is what a person reads.
-pub fn for_people(duration: Duration) -> String {
+/// A duration with two or three digits.
+pub fn duration_text(duration: Duration) -> String {
     let s = duration.as_secs_f64();
     match s {
         s if s >= 99.95 => format!("{s:.0} s"),
@@ -164,8 +164,8 @@ pub fn for_people(duration: Duration) -> String {
     }
 }
 
-/// Where the trace is to be seen, in rows; `command` shows this demo.
-pub fn where_to_look(
+/// Explains where to see the trace. `command` starts this demo.
+pub fn trace_hint(
     endpoint: Option<&str>,
     service: &str,
     trace: Option<&str>,
@@ -177,9 +177,7 @@ pub fn where_to_look(
             let page = format!("http://{}:{PORT}", host(endpoint));
             let mut rows = vec![
                 format!("The incident was sent to {endpoint} as a trace of the service {service}."),
-                format!(
-                    "Jaeger there, if its page is on its usual port: {page}/search?service={service}"
-                ),
+                format!("Jaeger UI, on its default port: {page}/search?service={service}"),
             ];
             rows.extend(trace.map(|id| format!("This trace: {page}/trace/{id}")));
             rows
@@ -229,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_warning_says_how_much_waits_and_how_long_is_left() {
+    fn a_warning_has_depth_age_and_time_to_full() {
         let mut event = json!({
             "target": "shop", "kind": "accept", "from": "ok", "to": "warn", "depth": 12, "limit": 100,
             "oldest_age_ns": 95_400_000, "time_to_full_ns": 9_120_000_000_u64,
@@ -243,17 +241,17 @@ mod tests {
     }
 
     #[test]
-    fn on_the_way_down_there_is_no_forecast() {
+    fn a_falling_level_has_no_forecast() {
         let event = json!({
             "target": "shop", "kind": "accept", "from": "critical", "to": "warn", "depth": 12, "limit": 100,
             "time_to_full_ns": 1,
         });
-        let said = "WARN      shop: 12 of 100 wait to be accepted";
-        assert_eq!(level(&event), said);
+        let expected = "WARN      shop: 12 of 100 wait to be accepted";
+        assert_eq!(level(&event), expected);
     }
 
     #[test]
-    fn what_is_not_known_is_left_out() {
+    fn unknown_values_are_omitted() {
         let event = json!({
             "target": "shop", "kind": "pipe", "name": "fd 1", "to": "warn", "depth": 5_000, "unit": "bytes",
         });
@@ -264,22 +262,22 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_told_with_its_culprit() {
+    fn a_cause_includes_its_culprit() {
         let culprit = json!({"pid": 812, "name": "postgres (812)"});
         let event = json!({"target": "shop", "cause": "downstream_slow", "culprit": culprit});
-        let said = "CAUSE     shop: downstream_slow, postgres (812)";
-        assert_eq!(cause(&event), said);
+        let expected = "CAUSE     shop: downstream_slow, postgres (812)";
+        assert_eq!(cause(&event), expected);
     }
 
     #[test]
-    fn a_summary_holds_the_forecast_against_what_came() {
+    fn a_summary_compares_lead_time_and_forecast() {
         let episode = json!({"lead_ns": 7_400_000_000_u64, "time_to_full_ns": 5_000_000_000_u64});
-        let said = "7.4 s before it was full; its forecast was 5.0 s";
-        assert_eq!(summary(&episode), [("warned", said.to_owned())]);
+        let expected = "7.4 s before it was full; its forecast was 5.0 s";
+        assert_eq!(summary(&episode), [("warned", expected.to_owned())]);
     }
 
     #[test]
-    fn blocks_are_as_high_as_the_share_of_the_limit() {
+    fn blocks_are_scaled_to_the_limit() {
         assert_eq!(sparkline(&[0.0, 50.0, 100.0, 101.0], Some(100.0)), "▁▄██");
         assert_eq!(sparkline(&[0.0, 2.0], None), "▁█");
     }
