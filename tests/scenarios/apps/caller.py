@@ -1,9 +1,9 @@
-"""Callers of a kind: caller.py PORT COUNT ROLE PATH
+"""Misbehaving or slow clients: caller.py HOST PORT COUNT ROLE PATH
 
-mute     connects, and never sends anything
-silent   begins a request with a body and never sends the body
-deaf     asks, and never reads the answer
-patient  reads as fast as the network gives, again and again
+mute     connects and never sends anything
+silent   sends the headers of a request and never its body
+deaf     sends a request and never reads the response
+patient  requests repeatedly and reads as fast as the network delivers
 """
 
 import socket

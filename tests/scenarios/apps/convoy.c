@@ -1,8 +1,8 @@
-/* A small threaded server, one lock around a short piece of each request, and a keeper thread that shares the lock.
+/* A small threaded server. Each request briefly holds a lock, which a keeper thread shares.
  *
- * convoy PORT MODE THREADS: SIGUSR1 begins the trouble, SIGUSR2 ends it.
- *   compute     the keeper computes for 400 ms at a time with the lock in its hands
- *   call=PORT   the keeper waits for an answer of the Redis there with the lock in its hands
+ * convoy PORT MODE THREADS: SIGUSR1 starts the fault, SIGUSR2 ends it.
+ *   compute     the keeper holds the lock while computing for 400 ms at a time
+ *   call=PORT   the keeper holds the lock while waiting for a reply from the Redis on PORT
  *   deadlock    the keeper and a second thread take two locks in opposite order
  *   heavy       each request computes for 100 ms instead of 2, without the lock
  */

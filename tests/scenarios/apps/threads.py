@@ -1,4 +1,4 @@
-"""A threaded service in Python: threads.py PORT THREADS. SIGUSR1: six more threads compute, SIGUSR2: they end."""
+"""A threaded Python service: threads.py PORT THREADS. SIGUSR1 starts six computing threads, SIGUSR2 ends them."""
 
 import signal
 import socket

@@ -25,7 +25,7 @@ const ALLOWED: &[AllowedSkip] = &[
         because: "as above",
     },
     AllowedSkip {
-        test: "*::what_the_kernel_encrypts_has_no_nonsense_depth",
+        test: "*::a_ktls_connection_has_a_plausible_depth",
         reason: "this kernel has no kTLS",
         because: "as above: the rows of the accuracy table cover it on the kernels of the matrix",
     },
@@ -41,12 +41,12 @@ const ALLOWED: &[AllowedSkip] = &[
     },
     AllowedSkip {
         test: "*: disk depth",
-        reason: "no disk can be made slow",
+        reason: "cannot throttle a disk",
         because: "guests of the matrix have no block device; measured on kernels that have one",
     },
     AllowedSkip {
         test: "*: disk oldest",
-        reason: "no disk can be made slow",
+        reason: "cannot throttle a disk",
         because: "as above",
     },
 ];
