@@ -30,21 +30,21 @@ struct Check {
     cost: &'static str,
     /// How to get it.
     remedy: &'static str,
-    /// Whether the agent cannot do without it, or should not have to.
-    vital: bool,
+    /// Reported as FAIL instead of off: the agent needs it, or its absence is a bug.
+    required: bool,
 }
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let loaded = session::load(false);
-    let mut checks = surroundings();
+    let mut checks = environment();
     match &loaded {
         Ok(glance) => checks.extend(capability_checks(glance.capabilities())),
         Err(failure) => checks.push(Check {
             name: "eBPF programs",
             state: Err(failure.to_string()),
             cost: "nothing can be watched",
-            remedy: "see the reason",
-            vital: true,
+            remedy: "see the reason above",
+            required: true,
         }),
     }
     let mut out = io::stdout();
@@ -60,7 +60,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     }
 }
 
-fn surroundings() -> Vec<Check> {
+fn environment() -> Vec<Check> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")
         .map(|release| release.trim().to_owned())
         .map_err(|error| format!("cannot read /proc: {error}"));
@@ -74,21 +74,21 @@ fn surroundings() -> Vec<Check> {
             state: kernel,
             cost: "-",
             remedy: "mount /proc",
-            vital: true,
+            required: true,
         },
         Check {
             name: "BTF",
             state: btf,
             cost: "nothing can be watched: the offsets of kernel fields are unknown",
             remedy: "a kernel built with CONFIG_DEBUG_INFO_BTF=y (Debian 11, Ubuntu 20.10, RHEL 8.2 and later have it)",
-            vital: true,
+            required: true,
         },
         Check {
             name: "capabilities",
             state: capabilities,
             cost: "programs do not load, or /proc hides other users' processes",
             remedy: "root, or setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep on the binary",
-            vital: true,
+            required: true,
         },
     ]
 }
@@ -124,7 +124,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         either(
             helpers.typed_sockets,
             "iterator, typed loads (the verifier checks every offset)",
-            "iterator, probe reads (offsets from BTF alone: no typed sockets)",
+            "iterator, probe reads (offsets from BTF only: no typed sockets)",
         )
     };
     let how = |feature: Feature| match feature {
@@ -168,7 +168,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             },
             cost: feature.cost(),
             remedy: "another kernel; nothing else depends on it",
-            vital: *feature == Feature::Base,
+            required: *feature == Feature::Base,
         })
         .collect();
     for (scan, reason) in capabilities.failed_scans() {
@@ -177,7 +177,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             state: Err(reason.to_owned()),
             cost: "the queues that it reports are not watched",
             remedy: "report it, with the reason above and the kernel version",
-            vital: true,
+            required: true,
         });
     }
     checks.push(Check {
@@ -188,7 +188,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             .map(|()| "sleepable iterator, bpf_copy_from_user_task".to_owned()),
         cost: "locks are not told from other futexes, and their owners are not named",
         remedy: "Linux 5.18 or later",
-        vital: false,
+        required: false,
     });
     checks.push(Check {
         name: "socket identity",
@@ -199,17 +199,17 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         )),
         cost: "-",
         remedy: "-",
-        vital: false,
+        required: false,
     });
     checks.push(Check {
-        name: "scans of the targets alone",
+        name: "scans of the targets only",
         state: capabilities
             .bound_to_process
             .clone()
             .map(|()| "iterators bound to processes".to_owned()),
         cost: "every scan visits all files and threads on the host, which costs more CPU if there are many",
         remedy: "Linux 6.1 or later",
-        vital: false,
+        required: false,
     });
     checks.push(Check {
         name: "listeners and focused sockets on every sample",
@@ -219,7 +219,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             .map(|()| "iterator over socket-local storage".to_owned()),
         cost: "they are seen by the file scan, whose interval grows with the number of sockets",
         remedy: "Linux 5.13 or later",
-        vital: false,
+        required: false,
     });
     checks.push(Check {
         name: "fast start",
@@ -229,7 +229,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             .map(|()| "bpf_loop (the verifier checks one round of a loop)".to_owned()),
         cost: "the agent starts some tenths of a second later: the verifier walks every round of a loop",
         remedy: "Linux 5.17 or later",
-        vital: false,
+        required: false,
     });
     checks.push(Check {
         name: Feature::BatchedScans.title(),
@@ -239,17 +239,17 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         }),
         cost: Feature::BatchedScans.cost(),
         remedy: "Linux 6.2 or later",
-        vital: false,
+        required: false,
     });
     checks.push(Check {
         name: "hooks",
         state: Ok(
-            "none attached: system calls and packets of the watched service are not touched"
+            "none attached: system calls and packets of the watched service are unaffected"
                 .to_owned(),
         ),
         cost: "-",
         remedy: "-",
-        vital: false,
+        required: false,
     });
     checks
 }
@@ -264,7 +264,7 @@ fn print(out: &mut impl Write, checks: &[Check]) -> io::Result<()> {
         match &check.state {
             Ok(how) => writeln!(out, "ok   {:<width$}  {how}", check.name)?,
             Err(why) => {
-                let word = if check.vital { "FAIL" } else { "off " };
+                let word = if check.required { "FAIL" } else { "off " };
                 writeln!(out, "{word} {:<width$}  {why}", check.name)?;
                 writeln!(out, "     {:<width$}  without it: {}", "", check.cost)?;
                 writeln!(out, "     {:<width$}  to get it: {}", "", check.remedy)?;
@@ -279,7 +279,7 @@ fn print_json(out: &mut impl Write, checks: &[Check]) -> io::Result<()> {
         let line = match &check.state {
             Ok(how) => json!({"type": "check", "name": check.name, "state": "ok", "how": how}),
             Err(why) => json!({
-                "type": "check", "name": check.name, "state": if check.vital { "failed" } else { "off" },
+                "type": "check", "name": check.name, "state": if check.required { "failed" } else { "off" },
                 "why": why, "cost": check.cost, "remedy": check.remedy,
             }),
         };

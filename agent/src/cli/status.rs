@@ -1,4 +1,4 @@
-//! `tailback status`: what the running agent signals of whom, and who listens.
+//! `tailback status`: published signals of the running agent, its adapter process, and connected consumers.
 
 use std::{
     collections::BTreeSet,
@@ -15,12 +15,17 @@ use serde_json::{Value, json};
 
 use super::{Failure, exit_code::Outcome};
 use crate::{
-    adapters::agent,
+    adapters::agent as socket,
     collect::unix_ns,
     config::Config,
     signal::names::directory_of,
-    text::{bounded, duration},
+    text::{bounded, duration, pad, width as width_of},
 };
+
+/// Name of the agent's socket in the directory of pages.
+const AGENT_SOCKET: &str = "agent.sock";
+/// Consumers of a page that are named; the others are counted.
+const NAMED_CONSUMERS: usize = 3;
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -41,36 +46,39 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let runtime = runtime.context("cannot ask").map_err(Failure::bug)?;
-    let (of_agent, of_guard) = runtime.block_on(async {
+    let runtime = runtime
+        .context("cannot connect to the agent")
+        .map_err(Failure::bug)?;
+    let (agent, process) = runtime.block_on(async {
         tokio::join!(
-            agent::ask(&directory, "status"),
-            agent::ask_guard(&directory)
+            socket::ask(&directory, "status"),
+            socket::ask_guard(&directory)
         )
     });
     let parse =
-        |text: String| serde_json::from_str::<Value>(&text).context("its answer is no JSON");
-    let of_agent = of_agent.and_then(parse);
-    let of_guard = of_guard.and_then(parse);
-    if let (Err(error), Err(_)) = (&of_agent, &of_guard) {
+        |text: String| serde_json::from_str::<Value>(&text).context("invalid JSON in the reply");
+    let agent = agent.and_then(parse);
+    let process = process.and_then(parse);
+    if let (Err(error), Err(_)) = (&agent, &process) {
         return Err(Failure::no_target(anyhow!(
-            "no agent runs here: {error:#}; start one (`tailback run`), or name its configuration with --config"
+            "no running agent found at {}: {error:#}; start one with `tailback run`, or pass its --config",
+            directory.join(AGENT_SOCKET).display()
         )));
     }
-    // The guard reads all of them, for others.
-    let guard = of_guard
+    // The adapter process maps every page; it is not a consumer itself.
+    let own_pid = process
         .as_ref()
         .ok()
-        .and_then(|guard| guard["pid"].as_u64());
+        .and_then(|process| process["pid"].as_u64());
     let mut readers = readers(&directory);
-    readers.retain(|reader| Some(u64::from(reader.pid)) != guard);
+    readers.retain(|reader| Some(u64::from(reader.pid)) != own_pid);
     let text = if options.json {
-        let objects = [&of_agent, &of_guard].into_iter().flatten().cloned();
+        let objects = [&agent, &process].into_iter().flatten().cloned();
         objects
             .chain(readers.iter().map(Reader::object))
             .fold(String::new(), |text, object| format!("{text}{object}\n"))
     } else {
-        report(&of_agent, &of_guard, &readers)
+        report(&agent, &process, &readers)
     };
     io::stdout()
         .write_all(text.as_bytes())
@@ -90,8 +98,8 @@ impl Reader {
     }
 }
 
-/// Whoever maps a page, in whatever container, under whatever path: told by the file, which is one. (Those that read it as a
-/// file, as Node has to, are not seen.)
+/// The processes that map a page, in any container and under any path: found by the file's device and inode. A process
+/// that reads the page as a file, as the Node library has to, cannot be seen.
 fn readers(directory: &Path) -> Vec<Reader> {
     let mut pages: Vec<((u64, u64), String)> = Vec::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -109,7 +117,7 @@ fn readers(directory: &Path) -> Vec<Reader> {
         else {
             continue;
         };
-        // Gone, or not ours to look at.
+        // The process has exited, or we may not read its maps.
         let Ok(maps) = fs::read_to_string(process.path().join("maps")) else {
             continue;
         };
@@ -126,7 +134,7 @@ fn readers(directory: &Path) -> Vec<Reader> {
     readers
 }
 
-/// Device and inode of a shared mapping that may be read and not be written.
+/// Device and inode of a shared read-only mapping, from a line of `/proc/PID/maps`.
 fn mapping(line: &str) -> Option<(u64, u64)> {
     // 7f… -7f… r--s 00000000 00:19 1234   /run/tailback/shop/page
     let mut fields = line.split_ascii_whitespace().skip(1);
@@ -146,30 +154,34 @@ fn mapping(line: &str) -> Option<(u64, u64)> {
 }
 
 fn report(
-    of_agent: &anyhow::Result<Value>,
-    of_guard: &anyhow::Result<Value>,
+    agent: &anyhow::Result<Value>,
+    process: &anyhow::Result<Value>,
     readers: &[Reader],
 ) -> String {
     let mut text = String::new();
-    match of_agent {
-        Ok(agent) => of_the_agent(&mut text, agent, readers),
+    match agent {
+        Ok(agent) => agent_report(&mut text, agent, readers),
         Err(error) => {
-            let _ = writeln!(text, "agent    {error:#}: there is no pressure for anyone");
+            let _ = writeln!(text, "agent     {error:#}: signals have failed open");
         }
     }
-    match of_guard {
-        Ok(guard) => {
-            let agent = of_agent.as_ref().ok();
-            of_the_guard(&mut text, guard, agent.map(|agent| list(&agent["targets"])));
+    match process {
+        Ok(process) => {
+            let agent = agent.as_ref().ok();
+            adapters_report(
+                &mut text,
+                process,
+                agent.map(|agent| list(&agent["targets"])),
+            );
         }
         Err(_) => {
-            text += "\nguard    none runs: no adapter is configured ([signal] in the configuration), or it was stopped\n";
+            text += "\nadapters  not running: no adapter is configured in [signal], or the process was stopped\n";
         }
     }
     text
 }
 
-fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
+fn agent_report(text: &mut String, agent: &Value, readers: &[Reader]) {
     let report = &agent["agent"];
     let cost = match (report["cpu_share"].as_f64(), report["rss_bytes"].as_u64()) {
         (Some(share), Some(bytes)) => format!(
@@ -181,24 +193,24 @@ fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
     };
     let _ = writeln!(
         text,
-        "agent    process {}, version {}, last tick {} ago{cost}",
+        "agent     PID {}, version {}, last sample {} ago{cost}",
         agent["pid"],
         word(&agent["version"]),
         duration(agent["last_tick_age_ns"].as_u64().unwrap_or(0)),
     );
     if agent["sampling"] == false {
-        *text += "         it does not look any more: there is no pressure for anyone\n";
+        *text += "          agent is not sampling (hung?): signals have failed open\n";
     }
     let pages = &agent["pages"];
-    let not = pages["failed"].as_u64().unwrap_or(0) + pages["over_limit"].as_u64().unwrap_or(0);
-    let not = if not > 0 {
-        format!(", {not} could not be")
-    } else {
-        String::new()
+    let not_written =
+        pages["failed"].as_u64().unwrap_or(0) + pages["over_limit"].as_u64().unwrap_or(0);
+    let not_written = match not_written {
+        0 => String::new(),
+        n => format!(" ({n} could not be written)"),
     };
     let _ = writeln!(
         text,
-        "pages    {} written in {}{not}",
+        "pages     {} in {}{not_written}",
         pages["written"],
         word(&agent["directory"])
     );
@@ -218,7 +230,7 @@ fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
             }
             _ => "-".to_owned(),
         };
-        let reading: Vec<String> = readers
+        let consumers: Vec<String> = readers
             .iter()
             .filter(|reader| reader.target == word(&target["directory"]))
             .map(|reader| format!("{} ({})", reader.name, reader.pid))
@@ -231,10 +243,10 @@ fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
             admit(target),
             duration(target["oldest_age_ns"].as_u64().unwrap_or(0)),
             worst,
-            if reading.is_empty() {
+            if consumers.is_empty() {
                 "-".to_owned()
             } else {
-                some_of(&reading)
+                first_few(&consumers)
             },
         ]
     });
@@ -248,15 +260,15 @@ fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
             "ADMIT",
             "OLDEST",
             "WORST QUEUE",
-            "PAGE READ BY",
+            "PAGE MAPPED BY",
         ],
         rows,
     );
     let subscribers = list(&agent["subscribers"]);
     let stream = &agent["stream"];
-    let let_go: Vec<String> = [
-        ("refused", "refused"),
-        ("too_slow", "let go, too slow"),
+    let disconnected: Vec<String> = [
+        ("refused", "rejected"),
+        ("too_slow", "disconnected as too slow"),
         ("invalid_commands", "invalid commands"),
     ]
     .iter()
@@ -267,14 +279,14 @@ fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
             .map(|count| format!("{count} {words}"))
     })
     .collect();
-    let let_go = if let_go.is_empty() {
+    let disconnected = if disconnected.is_empty() {
         String::new()
     } else {
-        format!(" ({})", let_go.join(", "))
+        format!(" ({})", disconnected.join(", "))
     };
     let _ = writeln!(
         text,
-        "\nstream   {} listening at {}/agent.sock{let_go}",
+        "\nstream    {} subscribers at {}/{AGENT_SOCKET}{disconnected}",
         subscribers.len(),
         word(&agent["directory"])
     );
@@ -292,31 +304,28 @@ fn of_the_agent(text: &mut String, agent: &Value, readers: &[Reader]) {
     });
     table(
         text,
-        ["WHO", "PID", "SERVICE", "FROM", "LINES", "SINCE"],
+        ["NAME", "PID", "SERVICE", "MIN LEVEL", "LINES", "SINCE"],
         rows,
     );
 }
 
-/// `published`: the services that the agent tells of.
-fn of_the_guard(text: &mut String, guard: &Value, published: Option<&[Value]>) {
+/// `published`: the services that the agent publishes; `None` if no agent is running.
+fn adapters_report(text: &mut String, process: &Value, published: Option<&[Value]>) {
     let _ = writeln!(
         text,
-        "\nguard    process {}, up for {} s",
-        guard["pid"], guard["uptime_s"]
+        "\nadapters  PID {}, up for {} s",
+        process["pid"], process["uptime_s"]
     );
-    let adapters = list(&guard["adapters"]);
+    let adapters = list(&process["adapters"]);
     let is_published = |service: &str| {
         let directory = directory_of(service);
         published.is_none_or(|services| services.iter().any(|of| of["directory"] == *directory))
     };
     let rows = adapters.iter().map(|adapter| {
-        let said = match adapter["failure"].as_str() {
-            Some(failure) => format!("FAILS: {failure}"),
+        let reply = match adapter["failure"].as_str() {
+            Some(failure) => format!("FAILED: {failure}"),
             None if !adapter["target"].as_str().is_none_or(is_published) => {
-                format!(
-                    "{} (no such service is watched)",
-                    word(&adapter["last_reply"])
-                )
+                format!("{} (no such service)", word(&adapter["last_reply"]))
             }
             None => word(&adapter["last_reply"]).to_owned(),
         };
@@ -327,7 +336,7 @@ fn of_the_guard(text: &mut String, guard: &Value, published: Option<&[Value]>) {
             adapter["connections"].to_string(),
             adapter["replies"].to_string(),
             ago(adapter["last_unix_ns"].as_u64()),
-            said,
+            reply,
         ]
     });
     table(
@@ -337,25 +346,25 @@ fn of_the_guard(text: &mut String, guard: &Value, published: Option<&[Value]>) {
             "AT",
             "SERVICE",
             "CONNECTED",
-            "SAID",
+            "REPLIES",
             "LAST",
-            "WHAT",
+            "LAST REPLY",
         ],
         rows,
     );
 }
 
-/// What of new work is to be taken: its share, how much of it at once, and what has waited for how long at most.
+/// The admission signals: `62%, max 6 in service, max wait 10 ms`.
 fn admit(target: &Value) -> String {
     let mut text = format!(
         "{:.0}%",
         target["admit_ratio"].as_f64().unwrap_or(1.0) * 100.0
     );
-    if let Some(most) = target["concurrency_limit"].as_u64() {
-        text += &format!(", {most} at once");
+    if let Some(limit) = target["concurrency_limit"].as_u64() {
+        text += &format!(", max {limit} in service");
     }
-    if let Some(most_ns) = target["max_queue_wait_ns"].as_u64() {
-        text += &format!(", waited {}", duration(most_ns));
+    if let Some(limit_ns) = target["max_queue_wait_ns"].as_u64() {
+        text += &format!(", max wait {}", duration(limit_ns));
     }
     text
 }
@@ -375,39 +384,38 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// The first few, and how many more.
-fn some_of(names: &[String]) -> String {
-    const SHOWN: usize = 3;
-    match names.len().saturating_sub(SHOWN) {
+/// The first few names, and the number of the others.
+fn first_few(names: &[String]) -> String {
+    match names.len().saturating_sub(NAMED_CONSUMERS) {
         0 => names.join(", "),
-        more => format!("{} and {more} more", names[..SHOWN].join(", ")),
+        more => format!("{} and {more} more", names[..NAMED_CONSUMERS].join(", ")),
     }
 }
 
-/// Nothing where there are no rows.
+/// Writes a table; nothing if it has no rows.
 fn table<const N: usize>(
     text: &mut String,
-    heads: [&str; N],
+    headers: [&str; N],
     rows: impl Iterator<Item = [String; N]>,
 ) {
     let rows: Vec<[String; N]> = rows.collect();
     if rows.is_empty() {
         return;
     }
-    let heads = heads.map(str::to_owned);
+    let headers = headers.map(str::to_owned);
     let width = |column: usize| {
         let cells = rows
             .iter()
-            .chain([&heads])
-            .map(|row| row[column].chars().count());
+            .chain([&headers])
+            .map(|row| width_of(&row[column]));
         cells.max().unwrap_or(0)
     };
     let widths: [usize; N] = std::array::from_fn(width);
-    for row in [&heads].into_iter().chain(&rows) {
+    for row in [&headers].into_iter().chain(&rows) {
         let cells: Vec<String> = row
             .iter()
             .zip(widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
+            .map(|(cell, width)| pad(cell, width))
             .collect();
         let _ = writeln!(text, "  {}", cells.join("  ").trim_end());
     }
@@ -418,19 +426,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mapping_that_is_shared_and_read_only_is_a_reader() {
+    fn a_shared_read_only_mapping_is_a_reader() {
         let line = "7f3a00000000-7f3a00001000 r--s 00000000 00:19 1234    /run/tailback/shop/page";
         assert_eq!(mapping(line), Some((rustix::fs::makedev(0, 0x19), 1234)));
         assert_eq!(
             mapping(&line.replace("r--s", "rw-s")),
             None,
-            "that is the agent"
+            "the agent's own mapping"
         );
         assert_eq!(mapping(""), None);
     }
 
     #[test]
-    fn the_report_names_who_reads_what_and_what_was_said() {
+    fn the_report_names_consumers_and_last_replies() {
         let agent = json!({
             "pid": 7, "version": "0.1.0", "directory": "/run/tailback", "last_tick_age_ns": 40_000_000,
             "pages": {"written": 1, "failed": 0, "over_limit": 0},
@@ -438,7 +446,7 @@ mod tests {
                 "concurrency_limit": 6, "max_queue_wait_ns": 10_000_000, "oldest_age_ns": 120_000_000, "worst": {"kind": "accept", "name": ":80", "depth": 9, "limit": 100}}],
             "subscribers": [], "stream": {"refused": 0, "too_slow": 2, "invalid_commands": 0}, "agent": null,
         });
-        let guard = json!({"pid": 8, "uptime_s": 60, "adapters": [
+        let process = json!({"pid": 8, "uptime_s": 60, "adapters": [
             {"adapter": "haproxy", "at": "127.0.0.1:9401", "target": "shop", "last_reply": "up ready 62%", "replies": 9, "connections": 0},
             {"adapter": "haproxy", "at": "127.0.0.1:9402", "target": "shpo", "last_reply": "up ready 100%", "replies": 9, "connections": 0}]});
         let readers = [Reader {
@@ -446,17 +454,17 @@ mod tests {
             name: "uwsgi".to_owned(),
             target: "shop".to_owned(),
         }];
-        let text = report(&Ok(agent), &Ok(guard), &readers);
+        let text = report(&Ok(agent), &Ok(process), &readers);
         for words in [
-            "process 7",
-            "last tick 40 ms ago",
+            "PID 7",
+            "last sample 40 ms ago",
             "critical",
-            "62%, 6 at once, waited 10 ms",
+            "62%, max 6 in service, max wait 10 ms",
             "accept :80: 9 of 100",
             "uwsgi (43)",
-            "2 let go, too slow",
+            "2 disconnected as too slow",
             "up ready 62%\n",
-            "up ready 100% (no such service is watched)\n",
+            "up ready 100% (no such service)\n",
             "never",
         ] {
             assert!(text.contains(words), "{words}:\n{text}");
