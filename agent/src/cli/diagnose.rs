@@ -11,6 +11,7 @@ use clap::Args;
 use super::{
     Failure, Targets, duration,
     exit_code::Outcome,
+    logging,
     output::{Output, colour},
     run::Ticks,
     session::{self, Stop},
@@ -82,6 +83,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             Err(failure) => break Err(failure),
         };
         let outcome = pipeline.step(&sample);
+        logging::pipeline_events(&outcome.events);
         outcome.events.iter().for_each(|event| findings.take(event));
         findings.observed(&sample, pipeline.queues());
         progress.show(&findings);
@@ -148,7 +150,9 @@ impl Progress {
     fn start(options: &Options) -> Self {
         let now = Instant::now();
         Self {
-            shown: io::stderr().is_terminal() && options.output.verbosity() > Verbosity::Quiet,
+            shown: io::stderr().is_terminal()
+                && options.output.verbosity() > Verbosity::Quiet
+                && logging::filter().is_none(),
             all: options.time,
             began: now,
             due: now,

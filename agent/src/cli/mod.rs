@@ -9,6 +9,7 @@ mod diagnose;
 mod doctor;
 mod exit_code;
 mod focus_samples;
+mod logging;
 mod output;
 mod record;
 mod replay;
@@ -27,6 +28,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use tracing::{debug, trace};
 use wildmatch::WildMatch;
 
 pub use exit_code::Failure;
@@ -61,6 +63,9 @@ Examples:
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Write a debug log to standard error: a level (debug) or targets (tailback::emit=trace) [env: TAILBACK_LOG]
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -119,10 +124,13 @@ struct Targets {
 
 impl Targets {
     fn config(&self) -> Outcome<Config> {
-        self.config
-            .as_deref()
-            .map_or_else(|| Ok(Config::default()), Config::read)
-            .map_err(Failure::usage)
+        let Some(file) = &self.config else {
+            return Ok(Config::default());
+        };
+        let config = Config::read(file).map_err(Failure::usage)?;
+        debug!(file = %file.display(), "configuration loaded");
+        trace!(?config);
+        Ok(config)
     }
 
     /// These targets, or all processes if neither the command line nor the configuration names any.
@@ -179,6 +187,10 @@ pub fn main() -> ExitCode {
         // Help and version go to stdout with code 0, usage errors to stderr with code 2.
         Err(error) => error.exit(),
     };
+    let log = match logging::start(cli.log.as_deref()) {
+        Ok(log) => log,
+        Err(failure) => return exit(&failure),
+    };
     let command = AssertUnwindSafe(|| match &cli.command {
         Command::Run(options) => run::run(options),
         Command::Diagnose(options) => diagnose::run(options),
@@ -197,13 +209,17 @@ pub fn main() -> ExitCode {
         let text = "internal error in Tailback: please report it with the lines above";
         Err(Failure::bug(anyhow::anyhow!(text)))
     });
+    // Written out before the failure, which is the last line.
+    drop(log);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of our output has closed the pipe: `tailback … | head`.
         Err(failure) if failure.is_broken_pipe() => ExitCode::SUCCESS,
-        Err(failure) => {
-            print_stderr(&failure);
-            ExitCode::from(failure.code())
-        }
+        Err(failure) => exit(&failure),
     }
+}
+
+fn exit(failure: &Failure) -> ExitCode {
+    print_stderr(failure);
+    ExitCode::from(failure.code())
 }

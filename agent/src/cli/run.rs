@@ -7,12 +7,13 @@ use std::{
 };
 
 use clap::Args;
+use tracing::{Level, debug, trace};
 
 use super::{
     Failure, Targets, duration,
     exit_code::{Outcome, print_stderr},
     focus_samples::FocusSamples,
-    interval,
+    interval, logging,
     output::{Output, emit_all},
     record::Recording,
     session::{self, Stop},
@@ -104,6 +105,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             print_stderr(failure);
         }
         let outcome = pipeline.step(&sample);
+        logging::pipeline_events(&outcome.events);
         // Signals first: consumers act on them.
         signals.publish(&sample, &pipeline, &outcome.events);
         if let Some(traces) = &mut traces {
@@ -149,6 +151,8 @@ pub(super) struct Ticks {
     end: Option<Instant>,
     plan: crate::collect::SamplePlan,
     cpu_before_ns: u64,
+    /// The focused targets after the last tick, for the debug log.
+    focused: BTreeSet<u32>,
 }
 
 impl Ticks {
@@ -176,6 +180,7 @@ impl Ticks {
             plan: collector.plan_next(),
             collector,
             cpu_before_ns: cpu_time_ns(),
+            focused: BTreeSet::new(),
         }
     }
 
@@ -199,6 +204,11 @@ impl Ticks {
     /// Ends the tick after all processing of its sample: charges its CPU time and schedules the next one.
     pub(super) fn finish_tick(&mut self, focused: &BTreeSet<u32>) -> Outcome<()> {
         let cpu_ns = cpu_time_ns().saturating_sub(self.cpu_before_ns);
+        trace!(cpu_ns, due_ns = self.plan.due_ns, "tick");
+        if tracing::enabled!(Level::DEBUG) && self.focused != *focused {
+            debug!(targets = ?focused, "focus changed");
+            self.focused.clone_from(focused);
+        }
         self.collector
             .finish_sample(self.plan, cpu_ns, focused)
             .map_err(Failure::kernel)?;

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::debug;
 
 use super::{
     Failure,
@@ -19,7 +20,10 @@ use super::{
 };
 use crate::{
     collect::{Budget, Collector},
-    kernel::{LoadError, glance::Glance},
+    kernel::{
+        LoadError,
+        glance::{Capabilities, Glance},
+    },
     target::{Selector, Spec},
 };
 
@@ -34,6 +38,7 @@ pub(super) fn load(log_bpf: bool) -> Outcome<Glance> {
         Failure::kernel(explained(error, root))
     })?;
     let capabilities = glance.capabilities();
+    log_capabilities(capabilities);
     for (scan, reason) in capabilities.failed_scans() {
         print_stderr(format_args!(
             "not available on this kernel: {scan}: {reason}"
@@ -45,6 +50,33 @@ pub(super) fn load(log_bpf: bool) -> Outcome<Glance> {
         ));
     }
     Ok(glance)
+}
+
+/// Logs which optional kernel features are used, and why the others are not.
+fn log_capabilities(capabilities: &Capabilities) {
+    for missing in &capabilities.fields.missing {
+        debug!(reason = %missing, "kernel fields missing");
+    }
+    for (feature, state) in [
+        (
+            "iterators bound to processes",
+            &capabilities.bound_to_process,
+        ),
+        (
+            "iterator over socket storage",
+            &capabilities.focused_sockets,
+        ),
+        ("user memory of other processes", &capabilities.user_memory),
+        ("bpf_loop", &capabilities.bpf_loop),
+        ("batched scans", &capabilities.batched_scans),
+        ("io_uring files", &capabilities.rings),
+        ("debug lines of the programs", &capabilities.log),
+    ] {
+        match state {
+            Ok(()) => debug!(feature, "kernel feature used"),
+            Err(reason) => debug!(feature, reason, "kernel feature not used"),
+        }
+    }
 }
 
 /// Fails if /proc belongs to another pid namespace: its pids would name other processes than ours.
@@ -105,6 +137,12 @@ pub(super) fn collector(
 ) -> Outcome<Collector> {
     let mut collector = Collector::new(load(log_bpf)?, specs, budget);
     let found = collector.discover().map_err(Failure::kernel)?;
+    debug!(
+        targets = found.targets.len(),
+        processes = found.processes.len(),
+        unmatched = ?found.unmatched,
+        "targets discovered"
+    );
     for selector in &found.unmatched {
         match selector {
             Selector::Pid(pid) => {
