@@ -178,9 +178,9 @@ fn on_a_small_disk(test: &str, args: &str) -> Result<Option<(Output, Output)>> {
 /// Words of the error for a full disk.
 const FULL_DISK: &[&str] = &[
     "the recording",
-    "ends here",
+    "stops after",
     "No space left on device",
-    "make room",
+    "free some space",
 ];
 
 #[test]

@@ -155,7 +155,7 @@ fn run_waits_for_a_name_without_match_and_reports_it() -> Result<()> {
     let pattern = late.to_string_lossy();
     let mut command = tailback(&["run", "--name", &pattern, "--duration", "60s"])?;
     let agent = Process::start("tailback", &mut command)?;
-    let line = agent.wait_line("waiting for it to appear", SOON)?;
+    let line = agent.wait_line("waiting for one to start", SOON)?;
     ensure!(line.text.contains(&*pattern), "{}", line.text);
     let process = Process::start("comes-late", Command::new(&late).arg("1000"))?;
     let line = agent.wait_line("watching", SOON)?;
@@ -179,7 +179,7 @@ fn a_target_that_ends_is_reported_and_the_agent_keeps_running() -> Result<()> {
         drop(victim);
         agent.wait_line(&format!("process {pid} has ended"), SOON)?;
         if !as_json {
-            agent.wait_line("gone", SOON)?;
+            agent.wait_line("exited", SOON)?;
         }
         let output = end(&agent)?;
         output.check(0, &[])?;
