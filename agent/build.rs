@@ -1,23 +1,24 @@
-//! Builds the eBPF object and hands it to the crate, which embeds it.
+//! Builds the eBPF object, which the crate embeds.
 
 use std::{env, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use aya_build::{Package, Toolchain, build_ebpf};
 
-/// The name under which `cargo xtask setup` links a toolchain that has the source of `core`.
+/// Name of the toolchain that `cargo xtask setup` links; it has the source of `core`.
 const TOOLCHAIN: &str = "tailback-ebpf";
 
 fn main() -> Result<()> {
-    // Building `core` needs `-Z build-std`, which a stable compiler allows under this variable. It is set
-    // here, for the child that builds the object, and never for the whole build. The linker is looked for
-    // where setup put the pinned version, then on PATH.
+    // Building `core` needs `-Z build-std`, which RUSTC_BOOTSTRAP permits on a stable compiler. It is set for the child
+    // that builds the object only, never for the whole build. bpf-linker is searched for where setup installed the pinned
+    // version, then on PATH. aya-build forwards the child's output as warnings of this build; CARGO_TERM_QUIET leaves
+    // only errors and compiler warnings in it.
     let path = env::var_os("PATH").unwrap_or_default();
     let tools = tools_dir().join("bpf-linker/bin");
     let path = env::join_paths([tools].into_iter().chain(env::split_paths(&path)))
-        .context("PATH holds a folder whose name cannot be on a PATH")?;
+        .context("PATH contains a directory whose name cannot be part of PATH")?;
     println!("cargo:rerun-if-env-changed=XDG_CACHE_HOME");
-    // SAFETY: a build script's main has no other threads.
+    // SAFETY: there are no other threads.
     unsafe {
         env::set_var("RUSTC_BOOTSTRAP", "1");
         env::set_var("CARGO_TERM_QUIET", "true");
@@ -32,10 +33,10 @@ fn main() -> Result<()> {
         }],
         Toolchain::Custom(TOOLCHAIN),
     )
-    .context("the eBPF object cannot be built; `cargo xtask setup` installs what its build needs")
+    .context("cannot build the eBPF object; `cargo xtask setup` installs the tools that it needs")
 }
 
-/// As `xtask/src/tools.rs` has it.
+/// The directory that `xtask/src/tools.rs` installs tools to.
 fn tools_dir() -> PathBuf {
     env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)

@@ -1,7 +1,7 @@
-//! The resolver of kernel field offsets, against the BTF of real kernels and against torn ones.
+//! The resolver of kernel field offsets, against the BTF of real kernels and against corrupt BTF.
 //!
-//! `golden/` holds each kernel's BTF cut to the fields that are read, and in `offsets.txt` where they are.
-//! `cargo xtask golden-btf` writes both, with a reader of its own.
+//! `golden/` has an excerpt of each kernel's BTF with the fields that are read; `offsets.txt` has their offsets.
+//! `cargo xtask golden-btf` writes both, with a separate BTF reader.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -13,7 +13,7 @@ use tailback::kernel::{
 };
 use tailback_ebpf::{ABSENT, Layout};
 
-/// Features that a kernel's types do not allow.
+/// Features that each kernel lacks.
 const MISSING: &[(&str, &[Feature])] = &[
     ("5.10", &[Feature::Mptcp, Feature::DropCounters]),
     ("6.1", &[Feature::DropCounters]),
@@ -22,14 +22,14 @@ const MISSING: &[(&str, &[Feature])] = &[
     ("7.2", &[]),
 ];
 
-/// Fields that stand for the size of a struct: they belong to no feature of their own.
+/// Fields that hold the size of a struct; they belong to no feature.
 const SIZES: &[&str] = &["upid_size", "pipe_buffer_size", "regs_size"];
 
 fn golden() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
-/// The table: for each kernel its fields' offsets.
+/// The offsets of `offsets.txt`, by kernel and field.
 fn table() -> BTreeMap<String, BTreeMap<String, u32>> {
     let text = fs::read_to_string(golden().join("offsets.txt")).unwrap();
     let mut lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -43,7 +43,7 @@ fn table() -> BTreeMap<String, BTreeMap<String, u32>> {
         for (kernel, offset) in kernels.iter().zip(offsets) {
             let offset = match offset {
                 "-" => ABSENT,
-                "?" => panic!("{field} is not looked up on {kernel} yet: cargo xtask golden-btf"),
+                "?" => panic!("{field} has no offset for {kernel} yet: run cargo xtask golden-btf"),
                 known => known.parse().unwrap(),
             };
             let column: &mut BTreeMap<String, u32> = table.entry((*kernel).to_owned()).or_default();
@@ -53,7 +53,7 @@ fn table() -> BTreeMap<String, BTreeMap<String, u32>> {
     table
 }
 
-/// Each kernel's version and cut BTF.
+/// Each kernel's version and BTF excerpt.
 fn kernels() -> Vec<(String, Vec<u8>)> {
     let read = |version: String| {
         let file = golden().join(format!("{version}.btf"));
@@ -81,7 +81,7 @@ fn resolved(bytes: &[u8]) -> Resolved {
     resolve(&Btf::parse(bytes).unwrap())
 }
 
-/// A stream of numbers that is the same on every run (xorshift64).
+/// Deterministic pseudo-random numbers (xorshift64).
 struct Numbers(u64);
 
 impl Numbers {
@@ -97,8 +97,8 @@ impl Numbers {
     }
 }
 
-/// Uses whatever the bytes are for all that they are good for.
-fn try_all(bytes: &[u8]) {
+/// Parses and resolves the bytes as far as they go.
+fn parse_and_resolve(bytes: &[u8]) {
     if let Ok(btf) = Btf::parse(bytes) {
         let found = resolve(&btf);
         for missing in &found.missing {
@@ -108,7 +108,7 @@ fn try_all(bytes: &[u8]) {
 }
 
 #[test]
-fn every_field_is_where_the_table_says_on_every_kernel() {
+fn every_field_has_the_expected_offset_on_every_kernel() {
     let table = table();
     for (version, bytes) in kernels() {
         assert_eq!(
@@ -130,7 +130,7 @@ fn the_table_lists_every_field() {
 }
 
 #[test]
-fn what_each_kernel_lacks_is_known() {
+fn each_kernel_lacks_exactly_the_expected_features() {
     let versions: Vec<String> = kernels().into_iter().map(|(version, _)| version).collect();
     let known: Vec<&str> = MISSING.iter().map(|(version, _)| *version).collect();
     assert_eq!(versions, known);
@@ -145,7 +145,7 @@ fn what_each_kernel_lacks_is_known() {
     }
 }
 
-/// The feature that one has and the other has not; never more than one.
+/// The feature that `whole` has and `without` lacks; never more than one.
 fn lost(whole: &Resolved, without: &Resolved) -> Option<Feature> {
     let mut lost = Feature::ALL
         .iter()
@@ -157,7 +157,7 @@ fn lost(whole: &Resolved, without: &Resolved) -> Option<Feature> {
 }
 
 #[test]
-fn a_missing_field_switches_its_feature_off_and_no_other() {
+fn a_missing_field_disables_its_feature_and_no_other() {
     for (version, bytes) in kernels() {
         let btf = Btf::parse(&bytes).unwrap();
         let whole = resolve(&btf);
@@ -175,7 +175,7 @@ fn a_missing_field_switches_its_feature_off_and_no_other() {
                     "{version} without {field}"
                 );
             }
-            // Each other field is untouched, or off with the feature that it serves.
+            // Each other field is unchanged, or absent along with its feature.
             for (other, offset) in by_name(&without.layout) {
                 if offset != all[&other] {
                     assert_eq!(offset, ABSENT, "{version} without {field}: {other}");
@@ -188,7 +188,7 @@ fn a_missing_field_switches_its_feature_off_and_no_other() {
     }
 }
 
-/// The bytes with one name exchanged for another of the same length.
+/// The bytes with one name replaced by another of the same length.
 fn renamed(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
     let wanted = [b"\0", from.as_bytes(), b"\0"].concat();
@@ -201,7 +201,7 @@ fn renamed(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_field_that_was_renamed_is_found_under_either_name() {
+fn a_renamed_field_is_found_under_either_name() {
     let holds = |bytes: &[u8], name: &[u8]| bytes.windows(name.len()).any(|part| part == name);
     assert!(!holds(&kernel("5.10"), b"\0__state\0"));
     assert!(holds(&kernel("6.1"), b"\0__state\0"));
@@ -212,17 +212,17 @@ fn a_field_that_was_renamed_is_found_under_either_name() {
     assert!(!resolved(&real).has(Feature::Base));
     let old = renamed(kernel("5.10"), "state", "STATE");
     let missing = resolved(&old).missing;
-    let basic = missing
+    let base = missing
         .iter()
         .find(|missing| missing.feature == Feature::Base);
     assert_eq!(
-        basic.unwrap().to_string(),
+        base.unwrap().to_string(),
         "struct task_struct has no __state or state"
     );
 }
 
 #[test]
-fn a_renamed_struct_is_named_with_each_of_its_fields() {
+fn a_missing_struct_is_reported_with_each_of_its_fields() {
     let found = resolved(&renamed(
         kernel("6.12"),
         "pipe_inode_info",
@@ -237,27 +237,27 @@ fn a_renamed_struct_is_named_with_each_of_its_fields() {
 }
 
 #[test]
-fn btf_that_is_cut_short_anywhere_is_refused() {
+fn truncated_btf_is_an_error_at_every_length() {
     for (version, bytes) in kernels() {
         for len in 0..bytes.len() {
             match Btf::parse(&bytes[..len]) {
                 Err(BtfError::Truncated(_)) => {}
                 Err(other) => panic!("{version} cut after {len} bytes: {other}"),
-                Ok(_) => panic!("{version} cut after {len} bytes is taken for whole"),
+                Ok(_) => panic!("{version} cut after {len} bytes is accepted"),
             }
         }
     }
 }
 
 #[test]
-fn foreign_bytes_are_refused_with_what_they_are() {
+fn bytes_that_are_not_btf_are_an_error_that_says_why() {
     let error = |bytes: &[u8]| Btf::parse(bytes).map(|_| ()).unwrap_err().to_string();
     assert_eq!(error(b""), "BTF is cut short inside its header");
     assert_eq!(
         error(b"\x7fELF\x02\x01\x01"),
         "not BTF: it begins with 0x457f, not 0xeb9f"
     );
-    // Big-endian BTF is another machine's.
+    // Big-endian BTF.
     assert_eq!(
         error(b"\xeb\x9f\x01\x00"),
         "not BTF: it begins with 0x9feb, not 0xeb9f"
@@ -272,52 +272,52 @@ fn foreign_bytes_are_refused_with_what_they_are() {
 }
 
 #[test]
-fn no_flipped_byte_makes_the_resolver_panic() {
+fn a_flipped_byte_never_makes_the_resolver_panic() {
     for (_, mut bytes) in kernels() {
         for at in 0..bytes.len() {
             let mask = [0x01, 0x80, 0xff][at % 3];
             bytes[at] ^= mask;
-            try_all(&bytes);
+            parse_and_resolve(&bytes);
             bytes[at] ^= mask;
         }
     }
 }
 
 #[test]
-fn no_damage_in_many_places_makes_the_resolver_panic() {
+fn many_corrupt_bytes_never_make_the_resolver_panic() {
     let mut numbers = Numbers(0x7a11_bac4);
     for (_, bytes) in kernels() {
         for _ in 0..500 {
-            let mut torn = bytes.clone();
+            let mut corrupt = bytes.clone();
             for _ in 0..=numbers.below(32) {
-                let at = numbers.below(torn.len());
-                torn[at] = match numbers.below(3) {
+                let at = numbers.below(corrupt.len());
+                corrupt[at] = match numbers.below(3) {
                     0 => 0,
                     1 => 0xff,
                     _ => numbers.next() as u8,
                 };
             }
-            try_all(&torn);
+            parse_and_resolve(&corrupt);
         }
     }
 }
 
 #[test]
-fn no_noise_makes_the_resolver_panic() {
+fn random_bytes_never_make_the_resolver_panic() {
     let mut numbers = Numbers(0xf111);
     for _ in 0..2_000 {
         let len = numbers.below(2_000) / 4 * 4;
         let mut noise: Vec<u8> = (0..len).map(|_| numbers.next() as u8).collect();
-        try_all(&noise);
-        // The same, in a frame that makes it look like BTF.
+        parse_and_resolve(&noise);
+        // The same bytes behind a valid BTF header.
         let types = numbers.below(len + 1) as u32;
         let header = [0x0001_eb9f, 24, 0, types, types, len as u32 - types];
         noise.splice(0..0, header.into_iter().flat_map(u32::to_le_bytes));
-        try_all(&noise);
+        parse_and_resolve(&noise);
     }
 }
 
-/// BTF of these types and one string, `task_struct` at 1.
+/// BTF of these types and one string: `task_struct`, at offset 1.
 fn handmade(types: &[u32]) -> Vec<u8> {
     let strings = b"\0task_struct\0";
     let len = types.len() as u32 * 4;
@@ -329,9 +329,9 @@ fn handmade(types: &[u32]) -> Vec<u8> {
 }
 
 #[test]
-fn a_struct_that_holds_itself_does_not_keep_the_resolver_for_ever() {
+fn a_struct_that_contains_itself_does_not_hang_the_resolver() {
     const STRUCT: u32 = 4 << 24;
-    // Two thousand nameless members, each of which is the struct itself again.
+    // Two thousand anonymous members, each of the type of the struct itself.
     let mut types = vec![1, STRUCT | 2_000, 8];
     types.extend([0, 1, 0].repeat(2_000));
     let found = resolved(&handmade(&types));
@@ -339,7 +339,7 @@ fn a_struct_that_holds_itself_does_not_keep_the_resolver_for_ever() {
 }
 
 #[test]
-fn a_ring_of_typedefs_does_not_keep_the_resolver_for_ever() {
+fn a_cycle_of_typedefs_does_not_hang_the_resolver() {
     const STRUCT: u32 = 4 << 24;
     const TYPEDEF: u32 = 8 << 24;
     let types = [1, STRUCT | 1, 8, 0, 2, 0, 0, TYPEDEF, 3, 0, TYPEDEF, 2];
@@ -347,10 +347,10 @@ fn a_ring_of_typedefs_does_not_keep_the_resolver_for_ever() {
 }
 
 #[test]
-fn the_running_kernel_has_every_basic_field() {
+fn the_running_kernel_has_every_base_field() {
     let Ok(bytes) = fs::read(tailback::kernel::glance::BTF_PATH) else {
         tailback_tests::skip::skip(
-            "the_running_kernel_has_every_basic_field",
+            "the_running_kernel_has_every_base_field",
             "this kernel has no BTF",
         );
         return;

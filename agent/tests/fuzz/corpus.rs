@@ -1,4 +1,4 @@
-//! What the mutants are made from: whole and healthy inputs of each kind.
+//! Seeds of the fuzzer: valid inputs of each format.
 
 use std::{fs, io::Write as _, path::PathBuf};
 
@@ -17,13 +17,13 @@ use tailback_ebpf::{
     ThreadRecord, UdpRecord, UnixRecord, WaitRecord,
 };
 
-use crate::{in_time, mutation::MAX_BYTES};
+use crate::{mutation::MAX_BYTES, repeated};
 
 fn folder(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The golden BTF of each kernel.
+/// The BTF excerpt of each kernel.
 pub fn btf() -> Vec<Vec<u8>> {
     let mut files: Vec<PathBuf> = fs::read_dir(folder("tests/golden"))
         .unwrap()
@@ -45,7 +45,7 @@ fn header<T>(kind: u16) -> Header {
     }
 }
 
-/// One process with something of each kind, all of them filling.
+/// Records of one process with a queue of each kind, all filling.
 fn service() -> Vec<u8> {
     let mut comm = [0; 16];
     comm[..5].copy_from_slice(b"nginx");
@@ -200,7 +200,7 @@ fn service() -> Vec<u8> {
     .concat()
 }
 
-/// A process with all that it has, the same with nothing but its head, and none at all.
+/// The records of that process, only its process record, and no record.
 pub fn records() -> Vec<Vec<u8>> {
     let whole = service();
     vec![
@@ -210,9 +210,9 @@ pub fn records() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Two seconds of that service.
+/// Two seconds of samples of that process.
 pub fn samples() -> Vec<Sample> {
-    in_time(sample_of_records(&service()).unwrap())
+    repeated(sample_of_records(&service()).unwrap())
 }
 
 fn recorded(samples: &[Sample]) -> Vec<u8> {
@@ -226,7 +226,7 @@ fn recorded(samples: &[Sample]) -> Vec<u8> {
     bytes
 }
 
-/// Whole files, and the inside of chunks: a frame's checksum keeps all changes out of what it packs.
+/// Whole files, and the uncompressed content of chunks: inside a file, the checksum would reject every change.
 pub fn recordings() -> Vec<Vec<u8>> {
     let samples = samples();
     let inside: Vec<u8> = samples
@@ -241,8 +241,7 @@ pub fn recordings() -> Vec<Vec<u8>> {
     vec![recorded(&samples), inside, few]
 }
 
-/// The file itself, or where the bytes do not begin as one, a file with one chunk of samples that are read from them
-/// one after the other.
+/// The bytes themselves if they start like a recording; else a recording with one chunk that has the bytes as samples.
 pub fn recording_of(bytes: &[u8]) -> Vec<u8> {
     let mut file = recorded(&[]);
     if Reader::new(bytes).is_ok() {
@@ -266,7 +265,7 @@ pub fn recording_of(bytes: &[u8]) -> Vec<u8> {
     file
 }
 
-/// The example of the documentation, and each of its parts.
+/// The example of the documentation, and each of its sections.
 pub fn configs() -> Vec<Vec<u8>> {
     let page = fs::read_to_string(folder("../docs/reference/configuration.md")).unwrap();
     let example = page.split("```").nth(1).unwrap();

@@ -1,7 +1,9 @@
-//! Bytes that come in from outside, changed at random: the kernel's BTF, the iterators' records, recordings, the
-//! configuration. None of them makes the agent panic or hang.
+//! Fuzzes the parsers of outside bytes: the kernel's BTF, the iterators' records, recordings, the configuration. No input
+//! may make the agent panic or hang.
 //!
-//! `cargo xtask fuzz` hunts for longer; without a word this takes a quarter of a minute for each target.
+//! Each target runs for 15 s; `cargo xtask fuzz` runs longer. The mutator is our own and guided by the outcomes of the
+//! target, not by coverage: cargo-fuzz and bolero need a nightly compiler for coverage, and without it they generate less
+//! useful inputs than mutants of these corpora. `tests/properties.rs` checks properties on generated inputs.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::unwrap_used,
@@ -10,15 +12,15 @@
 )]
 
 mod corpus;
-mod hunt;
 mod mutation;
+mod runner;
 
 use std::{
     hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash},
     net::SocketAddr,
 };
 
-use hunt::{Hunt, hunt};
+use runner::{Target, fuzz};
 use tailback::{
     collect::sample_of_records,
     config::Config,
@@ -45,8 +47,8 @@ fn outcome(of: impl Hash) -> u64 {
 
 #[test]
 fn btf() {
-    hunt(Hunt {
-        target: "btf",
+    fuzz(Target {
+        name: "btf",
         corpus: corpus::btf(),
         words: &[],
         feed: |bytes| match Btf::parse(bytes) {
@@ -66,20 +68,20 @@ fn btf() {
 
 #[test]
 fn records() {
-    hunt(Hunt {
-        target: "records",
+    fuzz(Target {
+        name: "records",
         corpus: corpus::records(),
         words: &[],
         feed: |bytes| match sample_of_records(bytes) {
-            Ok(sample) => told(in_time(sample).into_iter()),
-            // All the same: each length has a text of its own.
-            Err(_) => outcome("refused"),
+            Ok(sample) => events_of(repeated(sample).into_iter()),
+            // One outcome for all: each length has a message of its own.
+            Err(_) => outcome("rejected"),
         },
     });
 }
 
-/// The same things seen again and again, for longer than any window: what is judged is judged.
-fn in_time(sample: Sample) -> Vec<Sample> {
+/// Repeats a sample for longer than any detection window, so that each queue gets a level.
+fn repeated(sample: Sample) -> Vec<Sample> {
     let mut sample = Sample {
         walks: Walks {
             files: true,
@@ -101,8 +103,8 @@ fn in_time(sample: Sample) -> Vec<Sample> {
 
 #[test]
 fn recordings() {
-    hunt(Hunt {
-        target: "recordings",
+    fuzz(Target {
+        name: "recordings",
         corpus: corpus::recordings(),
         words: &[],
         feed: |bytes| {
@@ -119,14 +121,14 @@ fn recordings() {
                     None
                 }
             });
-            let told = told(samples);
-            outcome((told, ended))
+            let events = events_of(samples);
+            outcome((events, ended))
         },
     });
 }
 
-/// The whole pipeline, and all that tells its events; which kinds of events there were.
-fn told(samples: impl Iterator<Item = Sample>) -> u64 {
+/// Runs the pipeline and every output; returns a hash of the kinds of events.
+fn events_of(samples: impl Iterator<Item = Sample>) -> u64 {
     let (mut terminal, mut json) = (Vec::new(), Vec::new());
     let mut spans = Spans::new(Host {
         id: "id".to_owned(),
@@ -135,24 +137,24 @@ fn told(samples: impl Iterator<Item = Sample>) -> u64 {
     });
     let mut words = std::collections::BTreeSet::new();
     {
-        let mut for_people = Terminal::new(&mut terminal, Colour::Never, Verbosity::Verbose);
-        let mut for_programs = Json::new(&mut json);
-        let mut tell = |events: &[Event]| {
+        let mut terminal_sink = Terminal::new(&mut terminal, Colour::Never, Verbosity::Verbose);
+        let mut json_sink = Json::new(&mut json);
+        let mut emit = |events: &[Event]| {
             for event in events {
-                for_people.emit(event).unwrap();
-                for_programs.emit(event).unwrap();
+                terminal_sink.emit(event).unwrap();
+                json_sink.emit(event).unwrap();
                 spans.take(event);
             }
         };
         let mut pipeline = Pipeline::new(Config::default().settings_for(), true);
         for sample in samples {
-            tell(&pipeline.step(&sample).events);
+            emit(&pipeline.step(&sample).events);
         }
-        tell(&pipeline.finish());
+        emit(&pipeline.finish());
     }
     assert!(
         !terminal.contains(&0x1b),
-        "an escape gets through to the terminal"
+        "an escape character reached the terminal"
     );
     for line in String::from_utf8(json).unwrap().lines() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -163,8 +165,8 @@ fn told(samples: impl Iterator<Item = Sample>) -> u64 {
 
 #[test]
 fn config() {
-    hunt(Hunt {
-        target: "config",
+    fuzz(Target {
+        name: "config",
         corpus: corpus::configs(),
         words: corpus::CONFIG_WORDS,
         feed: |bytes| {
@@ -180,7 +182,7 @@ fn config() {
                     settings_for(&QueueKey::new(1, *kind, QueueId::Local(local)))
                 })
                 .collect();
-            // What is accepted can be worked with.
+            // The pipeline can use every accepted configuration.
             let mut pipeline = Pipeline::new(settings_for, true);
             for sample in corpus::samples() {
                 pipeline.step(&sample);

@@ -1,6 +1,6 @@
-//! Small changes to bytes, the same for the same seed.
+//! Deterministic mutations of byte strings.
 
-/// Numbers at which lengths, counts and sums go wrong.
+/// Boundary values of lengths, counts and sums.
 const INTERESTING: &[u64] = &[
     0,
     1,
@@ -23,15 +23,15 @@ const INTERESTING: &[u64] = &[
     u64::MAX - 1,
     u64::MAX,
 ];
-/// No input grows beyond this.
+/// Largest input, bytes.
 pub const MAX_BYTES: usize = 64 * 1024;
 
-/// A stream of numbers that is the same on every run (xorshift64).
+/// Deterministic pseudo-random numbers (xorshift64).
 pub struct Numbers(u64);
 
 impl Numbers {
     pub fn new(seed: u64) -> Self {
-        // 0 would stay 0 for ever.
+        // The generator never leaves 0.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
@@ -42,26 +42,26 @@ impl Numbers {
         self.0
     }
 
-    /// Less than `bound`; 0 for a bound of 0.
+    /// A number less than `bound`; 0 if `bound` is 0.
     pub fn below(&mut self, bound: usize) -> usize {
         self.next().checked_rem(bound as u64).unwrap_or(0) as usize
     }
 }
 
-/// One of the corpus, changed in one to eight places. `words` are put in as they are, for texts.
+/// An input of the corpus with one to eight changes. `words` are inserted whole, for text formats.
 pub fn mutant(corpus: &[Vec<u8>], words: &[&str], numbers: &mut Numbers) -> Vec<u8> {
     let mut bytes = corpus[numbers.below(corpus.len())].clone();
     for _ in 0..=numbers.below(8) {
         let other = &corpus[numbers.below(corpus.len())];
-        change(&mut bytes, other, words, numbers);
+        mutate(&mut bytes, other, words, numbers);
     }
     bytes.truncate(MAX_BYTES);
     bytes
 }
 
-fn change(bytes: &mut Vec<u8>, other: &[u8], words: &[&str], numbers: &mut Numbers) {
+fn mutate(bytes: &mut Vec<u8>, other: &[u8], words: &[&str], numbers: &mut Numbers) {
     let at = numbers.below(bytes.len() + 1);
-    // Most leave the length alone, or what follows would seldom be understood.
+    // Most changes keep the length: otherwise the parser would rarely get past the change.
     match numbers.below(12) {
         0..3 => {
             if let Some(byte) = bytes.get_mut(at) {
@@ -71,7 +71,7 @@ fn change(bytes: &mut Vec<u8>, other: &[u8], words: &[&str], numbers: &mut Numbe
         3..7 => {
             let width = 1 << numbers.below(4);
             let number = INTERESTING[numbers.below(INTERESTING.len())];
-            // As fields lie, or anywhere.
+            // Mostly aligned like a field, sometimes anywhere.
             let at = if numbers.below(4) == 0 {
                 at
             } else {

@@ -1,4 +1,4 @@
-//! Runs one target over mutants until its time is up, and keeps the input at which it fails.
+//! Runs one target on mutants for a given time, and saves the input on which it fails.
 
 use std::{
     env, fs,
@@ -15,18 +15,18 @@ use std::{
 
 use crate::mutation::{Numbers, mutant};
 
-/// A target that takes so long on one input hangs, as far as a user is concerned.
-const HANGS: Duration = Duration::from_secs(20);
-/// Mutants that led to something new and are changed further.
+/// A target that takes longer for one input counts as hung.
+const HANG_TIMEOUT: Duration = Duration::from_secs(20);
+/// Limit on inputs in the corpus: the seeds, and mutants that had a new outcome.
 const MAX_CORPUS: usize = 2_000;
 
-/// What is fed, and with what.
-pub struct Hunt {
-    pub target: &'static str,
+/// A parser, and its corpus.
+pub struct Target {
+    pub name: &'static str,
     pub corpus: Vec<Vec<u8>>,
-    /// Words of the target's language, for texts.
+    /// Words to insert, for text formats.
     pub words: &'static [&'static str],
-    /// Feeds an input. What it answers tells outcomes apart: inputs with a new one are worth a further change.
+    /// Runs the parser on an input and returns a hash of the outcome. Inputs with a new outcome are mutated further.
     pub feed: fn(&[u8]) -> u64,
 }
 
@@ -37,62 +37,63 @@ fn number(variable: &str, default: u64) -> u64 {
     }
 }
 
-/// `TAILBACK_FUZZ_SECONDS` (15) of `TAILBACK_FUZZ_SEED` (1), or `TAILBACK_FUZZ_INPUT` alone.
-pub fn hunt(hunt: Hunt) {
+/// Fuzzes for `TAILBACK_FUZZ_SECONDS` (default 15) from `TAILBACK_FUZZ_SEED` (default 1), or runs the single input of the
+/// file `TAILBACK_FUZZ_INPUT`.
+pub fn fuzz(target: Target) {
     if let Some(file) = env::var_os("TAILBACK_FUZZ_INPUT") {
         let bytes = fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        let outcome = (hunt.feed)(&bytes);
-        println!("{}: {} bytes lead to {outcome:x}", hunt.target, bytes.len());
+        let outcome = (target.feed)(&bytes);
+        println!("{}: {} bytes lead to {outcome:x}", target.name, bytes.len());
         return;
     }
     let until = Instant::now() + Duration::from_secs(number("TAILBACK_FUZZ_SECONDS", 15));
     let seed = number("TAILBACK_FUZZ_SEED", 1);
     let mut numbers = Numbers::new(seed);
-    let (mut corpus, mut seen) = (hunt.corpus, std::collections::BTreeSet::new());
-    let guard = Guard::new(hunt.target);
+    let (mut corpus, mut seen) = (target.corpus, std::collections::BTreeSet::new());
+    let watchdog = Watchdog::new(target.name);
     let (mut inputs, seeds) = (0_u64, corpus.len());
     while inputs < seeds as u64 || Instant::now() < until {
-        // Unchanged first: a corpus that fails as it is would find nothing.
+        // The unchanged seeds come first.
         let bytes = match corpus
             .get(inputs as usize)
             .filter(|_| inputs < seeds as u64)
         {
             Some(seed) => seed.clone(),
-            None => mutant(&corpus, hunt.words, &mut numbers),
+            None => mutant(&corpus, target.words, &mut numbers),
         };
-        guard.begins(&bytes);
-        let fed = catch_unwind(AssertUnwindSafe(|| (hunt.feed)(&bytes)));
-        guard.ends();
+        watchdog.start(&bytes);
+        let fed = catch_unwind(AssertUnwindSafe(|| (target.feed)(&bytes)));
+        watchdog.stop();
         match fed {
             Ok(outcome) => {
                 if seen.insert(outcome) && inputs >= seeds as u64 && corpus.len() < MAX_CORPUS {
                     corpus.push(bytes);
                 }
             }
-            Err(_) => panic!("it panics: {}", keep(hunt.target, &bytes)),
+            Err(_) => panic!("panic: {}", save(target.name, &bytes)),
         }
         inputs += 1;
     }
     println!(
         "{}: {inputs} inputs of seed {seed}, {} different outcomes",
-        hunt.target,
+        target.name,
         seen.len()
     );
     assert!(
         seen.len() > 1,
-        "every input has the same outcome: nothing is tested"
+        "every input has the same outcome: the target tests nothing"
     );
 }
 
-/// Writes an input to a file, and says where and how to feed it again.
-fn keep(target: &str, bytes: &[u8]) -> String {
+/// Saves an input to a file; returns how to run it again.
+fn save(target: &str, bytes: &[u8]) -> String {
     let file: PathBuf = env::temp_dir().join(format!("tailback-fuzz-{target}-{}", process::id()));
     let head: String = bytes
         .iter()
         .take(64)
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    let kept = fs::write(&file, bytes).map_or_else(
+    let saved = fs::write(&file, bytes).map_or_else(
         |error| format!("cannot be written to {} ({error})", file.display()),
         |()| {
             format!(
@@ -101,53 +102,53 @@ fn keep(target: &str, bytes: &[u8]) -> String {
             )
         },
     );
-    format!("{} bytes, beginning with {head}\n    {kept}", bytes.len())
+    format!("{} bytes, starting with {head}\n    {saved}", bytes.len())
 }
 
-/// The input that is being fed, and since when.
-type AtWork = Mutex<Option<(Instant, Vec<u8>)>>;
+/// The current input and its start time.
+type Current = Mutex<Option<(Instant, Vec<u8>)>>;
 
-/// Notices an input that hangs.
-struct Guard {
-    at_work: Arc<AtWork>,
+/// Ends the process if an input hangs.
+struct Watchdog {
+    current: Arc<Current>,
     done: Arc<AtomicBool>,
 }
 
-impl Guard {
+impl Watchdog {
     fn new(target: &'static str) -> Self {
-        let guard = Self {
-            at_work: Arc::default(),
+        let watchdog = Self {
+            current: Arc::default(),
             done: Arc::default(),
         };
-        let (at_work, done) = (Arc::clone(&guard.at_work), Arc::clone(&guard.done));
+        let (current, done) = (Arc::clone(&watchdog.current), Arc::clone(&watchdog.done));
         thread::spawn(move || {
             while !done.load(Ordering::Relaxed) {
                 thread::sleep(Duration::from_millis(200));
-                if let Some((since, bytes)) = &*at_work.lock().unwrap()
-                    && since.elapsed() > HANGS
+                if let Some((since, bytes)) = &*current.lock().unwrap()
+                    && since.elapsed() > HANG_TIMEOUT
                 {
-                    // The thread that hangs cannot be ended but with the process.
+                    // A hung thread can only be ended along with its process.
                     eprintln!(
-                        "{target} takes more than {HANGS:?}: {}",
-                        keep(target, bytes)
+                        "{target} takes more than {HANG_TIMEOUT:?}: {}",
+                        save(target, bytes)
                     );
                     process::exit(101);
                 }
             }
         });
-        guard
+        watchdog
     }
 
-    fn begins(&self, bytes: &[u8]) {
-        *self.at_work.lock().unwrap() = Some((Instant::now(), bytes.to_vec()));
+    fn start(&self, bytes: &[u8]) {
+        *self.current.lock().unwrap() = Some((Instant::now(), bytes.to_vec()));
     }
 
-    fn ends(&self) {
-        *self.at_work.lock().unwrap() = None;
+    fn stop(&self) {
+        *self.current.lock().unwrap() = None;
     }
 }
 
-impl Drop for Guard {
+impl Drop for Watchdog {
     fn drop(&mut self) {
         self.done.store(true, Ordering::Relaxed);
     }
