@@ -1,4 +1,4 @@
-//! `tailback bench-page`: a page written as fast as it goes, for those that look for a torn one. Not for users.
+//! `tailback bench-page`: writes a page as fast as possible, for the tests and benchmarks that look for torn reads.
 
 use std::{fs, os::fd::AsFd as _, path::PathBuf, thread, time::Duration};
 
@@ -11,18 +11,19 @@ use crate::{
     signal::{PageFile, Published, pattern},
 };
 
+/// Time to live of the page: longer than any pause of the writer on a busy host.
 const TTL_NS: u64 = 10_000_000_000;
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The page is `page` in this directory
+    /// Directory of the page, whose file is named `page`
     directory: PathBuf,
-    /// Write so often [default: without a break]
+    /// Write interval [default: no pause]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     every: Option<Duration>,
 }
 
-/// Until it is killed.
+/// Runs until it is killed.
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let directory = fs::File::open(&options.directory)
         .with_context(|| format!("cannot open {}", options.directory.display()))
@@ -33,7 +34,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         ttl_ns: TTL_NS,
     };
     for n in 0_u64.. {
-        // The clock would be most of the work.
+        // Reading the clock every time would take most of the time.
         if n % 1_024 == 0 || options.every.is_some() {
             published.at_ns = boot_ns();
         }

@@ -1,4 +1,4 @@
-//! `tailback bench-walk`: what a walk over one process costs, for the benchmarks. Not for users.
+//! `tailback bench-walk`: measures the cost of scanning one process, for the benchmarks.
 
 use std::io;
 
@@ -51,7 +51,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         bare_files_ns.push(walked - done);
         bare_threads_ns.push(mono_ns() - walked);
     }
-    // The profile of these processes, by an iterator for each of them and by one for all tasks of the machine.
+    // The thread profile, with one iterator per process and with one over all tasks of the host.
     let mut profile_ns = [Vec::new(), Vec::new()];
     let mut profiled = 0;
     for (tasks, times) in [usize::MAX, 0].into_iter().zip(&mut profile_ns) {

@@ -61,7 +61,7 @@ impl Traces {
         let stats = self.exporter.stats();
         outputs.spans = stats.submitted;
         outputs.spans_delivered = stats.delivered;
-        outputs.spans_dropped = stats.dropped() + stats.rejected + self.spans.strays();
+        outputs.spans_dropped = stats.dropped() + stats.rejected + self.spans.orphans();
         outputs.notices.extend(self.exporter.notices());
     }
 

@@ -1,4 +1,4 @@
-//! An incident of two services whose jam a third one holds: a flash sale, for the tests of what is said of it.
+//! Test data: an incident of two services whose root cause is a third one, a database.
 
 use std::sync::Arc;
 
@@ -60,7 +60,7 @@ fn hop(target: TargetId, pid: u32, name: &str, what: &str, cause: Cause) -> Hop 
     }
 }
 
-/// What stands at the head: a session of the database.
+/// The root cause: a session of the database.
 pub fn culprit() -> Culprit {
     Culprit {
         kind: CulpritKind::Process,
@@ -72,7 +72,7 @@ pub fn culprit() -> Culprit {
     }
 }
 
-/// On the shop: its workers wait for rows that a session of the database has locked.
+/// The verdict on the shop: its workers wait for rows that a session of the database has locked.
 pub fn verdict() -> Verdict {
     Verdict {
         cause: Cause::DownstreamSlow,
@@ -163,7 +163,7 @@ pub fn shop() -> Episode {
     }
 }
 
-/// The gateway's, in front of the shop.
+/// The gateway's listen queue, in front of the shop.
 pub fn gateway() -> Episode {
     let mut path = vec![hop(
         GATEWAY,
@@ -203,7 +203,7 @@ pub fn cause(episode: &Episode, index: u32, from: Instant, to: Instant) -> Cause
     }
 }
 
-/// Requests that stand still, while calls of theirs are outstanding.
+/// Requests in flight with outstanding calls, and no baseline.
 pub fn no_baseline() -> NoBaseline {
     NoBaseline {
         key: Arc::new(QueueKey::new(GATEWAY, Kind::Inflight, ":8000".into())),
@@ -221,8 +221,8 @@ pub fn no_baseline() -> NoBaseline {
     }
 }
 
-/// A look, `seconds` after midnight.
-pub fn look(seconds: u64) -> Sample {
+/// A sample taken `seconds` after midnight.
+pub fn sample(seconds: u64) -> Sample {
     Sample {
         mono_ns: at(seconds).mono_ns,
         unix_ns: at(seconds).unix_ns,

@@ -304,14 +304,14 @@ fn hop(hop: &Hop, targets: &Targets) -> Value {
     Value::Object(object.0)
 }
 
-fn message(said: &LoggedMessage) -> Value {
+fn message(logged: &LoggedMessage) -> Value {
     let mut object = Object(Map::new());
-    object.put("name", said.name.as_str());
-    object.put("path", said.path.as_str());
-    object.put("count", said.count);
-    object.put("line", said.line.as_str());
-    object.put("first_unix_ns", said.first_unix_ns);
-    object.put_some("lead_ns", said.lead_ns);
+    object.put("name", logged.name.as_str());
+    object.put("path", logged.path.as_str());
+    object.put("count", logged.count);
+    object.put("line", logged.line.as_str());
+    object.put("first_unix_ns", logged.first_unix_ns);
+    object.put_some("lead_ns", logged.lead_ns);
     Value::Object(object.0)
 }
 

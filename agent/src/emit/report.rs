@@ -160,12 +160,12 @@ impl Report<'_> {
         self.row("rates", &rates(episode));
         self.row("queue", &queue(episode));
         self.row("since", &since(lead));
-        for said in verdict
+        for logged in verdict
             .iter()
             .flat_map(|it| &it.messages)
             .take(MAX_MESSAGES)
         {
-            self.row("log", &message(said));
+            self.row("log", &message(logged));
         }
         self.others(lead, others);
         if let Some(verdict) = verdict {

@@ -1,8 +1,7 @@
-//! Turns what the pipeline says into finished spans: an incident is a trace, and it is whole at every moment.
+//! Turns the pipeline's events into finished spans. An incident is one trace, which is complete at every moment.
 //!
-//! A span is made when it is complete, after its parent, and once; each under the resource of the service whose it is, so
-//! that one trace shows every service of a jam. Pure: no clock, no I/O; a replay gives the same
-//! spans with the same ids.
+//! A span is created once, when it has ended, and after its parent. Each has the resource of its own service, so one trace
+//! shows every service of an incident. Pure: no clock, no I/O; a replay creates the same spans with the same ids.
 
 #![forbid(unsafe_code)]
 
@@ -40,8 +39,8 @@ use crate::{
     sample::{Target, TargetId},
 };
 
-/// Services without an episode that are remembered of one incident.
-const MAX_LED_THROUGH: usize = 256;
+/// Most services on wait chains, without an episode of their own, that are remembered per incident.
+const MAX_CHAIN_SERVICES: usize = 256;
 
 /// Finished spans of one watched service, parents first.
 #[derive(Clone, Debug)]
@@ -50,35 +49,35 @@ pub struct Batch {
     pub spans: Vec<SpanData>,
 }
 
-/// The stream of events on one side, finished spans on the other.
+/// Converts a stream of events to finished spans.
 pub struct Spans {
     host: Host,
     scope: InstrumentationScope,
     targets: HashMap<TargetId, Arc<Resource>>,
     /// By incident id.
     open: HashMap<String, Incident>,
-    strays: u64,
+    orphans: u64,
 }
 
-/// An incident whose root was made.
+/// An incident whose root span was created.
 struct Incident {
     trace: TraceId,
     root: SpanId,
     /// By id of the episode.
     onsets: HashMap<String, Onset>,
-    /// Services without an episode through which a jam of this incident leads: the last span of each.
-    led_through: HashMap<TargetId, SpanId>,
-    /// Counts the onsets.
-    made: u32,
+    /// Services on a wait chain that have no episode: the last span of each.
+    chain_spans: HashMap<TargetId, SpanId>,
+    /// The number of onsets created.
+    created: u32,
 }
 
-/// An episode whose onset was made. It may be kept until its incident closes: others may have to point to it.
+/// An episode whose onset span was created. It may be kept until its incident closes: later spans may link to it.
 struct Onset {
     target: TargetId,
-    /// As the target was when the episode opened: it may be gone when the last span is made.
+    /// The target's resource when the episode opened: the target may have exited when the last span is created.
     resource: Arc<Resource>,
-    /// The place among the onsets of the incident.
-    place: u32,
+    /// The index among the incident's onsets.
+    index: u32,
     has_ended: bool,
 }
 
@@ -87,7 +86,7 @@ impl Incident {
         self.onsets.get(episode).filter(|onset| !onset.has_ended)
     }
 
-    /// Of the ended episodes of one service, one is kept: a long incident must not grow with what comes and goes in it.
+    /// Keeps one ended episode per service, so that a long incident does not grow without bound.
     fn end(&mut self, episode: &str) {
         let Some(onset) = self.onsets.get_mut(episode) else {
             return;
@@ -101,14 +100,15 @@ impl Incident {
         }
     }
 
-    fn lead_through(&mut self, target: TargetId, span: SpanId) {
-        if self.led_through.len() < MAX_LED_THROUGH || self.led_through.contains_key(&target) {
-            self.led_through.insert(target, span);
+    fn add_chain_span(&mut self, target: TargetId, span: SpanId) {
+        if self.chain_spans.len() < MAX_CHAIN_SERVICES || self.chain_spans.contains_key(&target) {
+            self.chain_spans.insert(target, span);
         }
     }
 }
 
 impl Spans {
+    /// A converter whose spans name this host.
     pub fn new(host: Host) -> Self {
         let scope = InstrumentationScope::builder("tailback")
             .with_version(env!("CARGO_PKG_VERSION"))
@@ -118,7 +118,7 @@ impl Spans {
             scope,
             targets: HashMap::new(),
             open: HashMap::new(),
-            strays: 0,
+            orphans: 0,
         }
     }
 
@@ -158,12 +158,12 @@ impl Spans {
         }
     }
 
-    /// Spans not made because the parent they belong to never was.
-    pub fn strays(&self) -> u64 {
-        self.strays
+    /// The number of spans not created because their parent never was.
+    pub fn orphans(&self) -> u64 {
+        self.orphans
     }
 
-    /// Opens the incident and makes its root, unless that was done.
+    /// Opens the incident and creates its root span, unless that was done already.
     fn incident(
         &mut self,
         id: &str,
@@ -179,8 +179,8 @@ impl Spans {
             trace: trace_id(id),
             root: span_id(&[id, "incident"]),
             onsets: HashMap::new(),
-            led_through: HashMap::new(),
-            made: 0,
+            chain_spans: HashMap::new(),
+            created: 0,
         };
         let span = Draft {
             trace: incident.trace,
@@ -212,7 +212,7 @@ impl Spans {
             .get_mut(id)
             .filter(|incident| !incident.onsets.contains_key(&episode.id))
         else {
-            return self.stray();
+            return self.orphan();
         };
         let before = incident.onsets.values().find(|it| it.target == key.target);
         let before = before.map(|onset| Arc::clone(&onset.resource));
@@ -220,11 +220,11 @@ impl Spans {
         let onset = Onset {
             target: key.target,
             resource: Arc::clone(&resource),
-            place: incident.made,
+            index: incident.created,
             has_ended: false,
         };
         incident.onsets.insert(episode.id.clone(), onset);
-        incident.made += 1;
+        incident.created += 1;
         let span = Draft {
             trace: incident.trace,
             id: onset_id(&episode.id),
@@ -250,7 +250,7 @@ impl Spans {
         let Some((incident, onset)) =
             incident.and_then(|incident| Some((incident, incident.open(episode)?)))
         else {
-            return self.stray();
+            return self.orphan();
         };
         let span = Draft {
             trace: incident.trace,
@@ -275,7 +275,7 @@ impl Spans {
             .get(id)
             .and_then(|incident| Some((incident.trace, incident.open(&episode.id)?)))
         else {
-            return self.stray();
+            return self.orphan();
         };
         let resource = Arc::clone(&onset.resource);
         let span = Draft {
@@ -296,7 +296,7 @@ impl Spans {
         vec![batch(resource, vec![span])]
     }
 
-    /// The service's own, as it was last told of.
+    /// The resource of a target as last reported.
     fn resource_of(&self, target: TargetId) -> Arc<Resource> {
         self.targets.get(&target).map_or_else(
             || {
@@ -313,8 +313,8 @@ impl Spans {
         Arc::new(resource::resource(target, &self.host))
     }
 
-    fn stray(&mut self) -> Vec<Batch> {
-        self.strays += 1;
+    fn orphan(&mut self) -> Vec<Batch> {
+        self.orphans += 1;
         Vec::new()
     }
 }
@@ -323,12 +323,12 @@ fn batch(resource: Arc<Resource>, spans: Vec<SpanData>) -> Batch {
     Batch { resource, spans }
 }
 
-/// The span that everything else of an episode hangs on.
+/// The id of the onset span, the parent of all other spans of an episode.
 fn onset_id(episode: &str) -> SpanId {
     span_id(&[episode, "onset"])
 }
 
-/// What differs between the spans before their attributes.
+/// The parts of a span that differ, except for its attributes.
 struct Draft {
     trace: TraceId,
     id: SpanId,
@@ -368,12 +368,12 @@ fn wall(at: Instant) -> SystemTime {
     UNIX_EPOCH + Duration::from_nanos(at.unix_ns)
 }
 
-/// The wall clock at `at` as counted from `start`: within a span time runs evenly, also when the clock is set.
+/// The wall-clock time of `at`, counted from `start` with the monotonic clock: a clock adjustment does not distort a span.
 fn after(start: Instant, at: Instant) -> SystemTime {
     wall(start) + Duration::from_nanos(at.mono_ns.saturating_sub(start.mono_ns))
 }
 
-/// An error only where work was really lost.
+/// Error status if work was lost.
 fn status(kind: Kind, losses: u64) -> Status {
     if losses == 0 {
         return Status::Unset;
@@ -395,7 +395,7 @@ fn events(episode: &Episode) -> SpanEvents {
                 MomentKind::Level(Level::Warn) => ("level.warn", none),
                 MomentKind::Level(Level::Critical) => ("level.critical", none),
                 MomentKind::Level(Level::Full) => ("level.full", none),
-                // Coming back to ok is `recovered`.
+                // The return to ok is `recovered`.
                 MomentKind::Level(Level::Ok) => return None,
                 MomentKind::Loss(count) => ("loss", none.count("tailback.losses", count)),
                 MomentKind::Forecast(ns) => ("forecast.full", none.time_to_full(Some(ns))),

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     cause::Cause,
     emit::fixture::{
-        GATEWAY, POSTGRES, SHOP, at, culprit, episode, gateway, look, no_baseline, shop, targets,
+        GATEWAY, POSTGRES, SHOP, at, culprit, episode, gateway, no_baseline, sample, shop, targets,
         verdict,
     },
     event::{DrivenBy, Event, LoggedMessage},
@@ -18,8 +18,8 @@ fn findings(episodes: Vec<Episode>) -> Findings {
     for episode in episodes {
         findings.take(&Event::Episode(Box::new(episode)));
     }
-    findings.observed(&look(10), 40);
-    let mut last = look(20);
+    findings.observed(&sample(10), 40);
+    let mut last = sample(20);
     last.walks.threads = true;
     let thread = |tid| Thread {
         tgid: 4711,

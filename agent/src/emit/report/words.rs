@@ -115,19 +115,19 @@ pub(super) fn since(seen: &Seen) -> String {
 }
 
 /// `23 times, 9.0 s after the warning: *** uWSGI listen queue of socket … (in /var/log/uwsgi.log)`.
-pub(super) fn message(said: &LoggedMessage) -> String {
-    let times = match said.count {
+pub(super) fn message(logged: &LoggedMessage) -> String {
+    let times = match logged.count {
         1 => "once".to_owned(),
         several => format!("{} times", count(several)),
     };
-    let lead = said.lead_ns.map_or_else(String::new, |lead| {
+    let lead = logged.lead_ns.map_or_else(String::new, |lead| {
         let side = if lead < 0 { "before" } else { "after" };
         format!(
             ", first {} {side} the warning",
             duration(lead.unsigned_abs())
         )
     });
-    format!("{times}{lead}: {} (in {})", said.line.trim(), said.path)
+    format!("{times}{lead}: {} (in {})", logged.line.trim(), logged.path)
 }
 
 pub(super) fn confidence(verdict: &Verdict) -> String {

@@ -1,4 +1,4 @@
-//! The attributes of spans: their names are a closed list, and what is not known is absent.
+//! The attributes of spans. Names are a closed list; unknown values are absent.
 
 use opentelemetry::{KeyValue, Value};
 
@@ -9,10 +9,10 @@ use crate::{
     text::bounded,
 };
 
-/// Longest value of an attribute that comes from outside, bytes.
-pub(super) const MAX_VALUE: usize = 1024;
-/// Longest attribute name that comes from outside, bytes.
-pub(super) const MAX_KEY: usize = 128;
+/// Longest untrusted attribute value, in bytes.
+pub(super) const MAX_VALUE_BYTES: usize = 1024;
+/// Longest untrusted attribute name, in bytes.
+pub(super) const MAX_KEY_BYTES: usize = 128;
 
 /// Collects attributes; an unknown value adds none.
 #[derive(Default)]
@@ -25,12 +25,13 @@ impl Attributes {
 
     pub fn text(mut self, key: &'static str, value: &str) -> Self {
         if !value.is_empty() {
-            self.0.push(KeyValue::new(key, bounded(value, MAX_VALUE)));
+            self.0
+                .push(KeyValue::new(key, bounded(value, MAX_VALUE_BYTES)));
         }
         self
     }
 
-    /// OTLP has no unsigned integer: what is beyond i64 is said to be its maximum.
+    /// OTLP has no unsigned integers: values above `i64::MAX` become `i64::MAX`.
     pub fn count(self, key: &'static str, value: impl Into<Option<u64>>) -> Self {
         self.push(
             key,
@@ -49,7 +50,7 @@ impl Attributes {
         self
     }
 
-    /// Which queue: its kind and name, and the local or peer address where it has one.
+    /// The queue's kind and name, and its local or peer address if it has one.
     pub fn queue(self, key: &QueueKey) -> Self {
         let named = self
             .text("tailback.queue.kind", key.kind.name())
@@ -98,7 +99,7 @@ impl Attributes {
             .losses(episode.losses)
     }
 
-    /// Why, and what to do.
+    /// The cause, its evidence and the advice.
     fn verdict(self, verdict: &Verdict) -> Self {
         let culprit = verdict.culprit.as_ref().map(cause::culprit);
         self.text("tailback.cause", verdict.cause.name())
@@ -115,7 +116,7 @@ impl Attributes {
             .verdict(&stretch.verdict)
     }
 
-    /// A service that the jam leads through: what it is busy with. The queue is another's, so that it is not named.
+    /// A service on the wait chain and its state. The queue belongs to another service, so it is not named.
     pub fn hop(self, stretch: &CauseStretch, hop: &Hop) -> Self {
         let culprit = stretch.verdict.culprit.as_ref().map(cause::culprit);
         self.text("tailback.episode.id", &stretch.episode)
@@ -124,7 +125,7 @@ impl Attributes {
             .text("tailback.evidence", &format!("{}: {}", hop.name, hop.what))
     }
 
-    /// What is known when a queue leaves ok.
+    /// The attributes known when a queue leaves ok.
     pub fn onset(self, episode: &Episode) -> Self {
         self.queue(&episode.key)
             .text("tailback.episode.id", &episode.id)
@@ -149,7 +150,7 @@ impl Attributes {
         self.count("tailback.time_to_full_ms", ns.map(|ns| ns / 1_000_000))
     }
 
-    /// The count always (none lost is an answer too), and what makes the span an error where there is one.
+    /// The number of losses, even if zero, and `error.type` if there are any.
     fn losses(self, losses: u64) -> Self {
         let counted = self.count("tailback.losses", losses);
         if losses > 0 {
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_otlp_cannot_say_do_not_wrap_and_are_not_invented() {
+    fn numbers_that_otlp_cannot_represent_are_clamped_or_absent() {
         let attributes = Attributes::default()
             .count("tailback.arrivals", u64::MAX)
             .ratio("tailback.arrival_rate", f64::NAN)

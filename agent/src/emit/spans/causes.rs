@@ -1,4 +1,4 @@
-//! The spans of causes: on the service that suffers, on those that the jam leads through, and the links between them.
+//! Spans of causes: for the affected service and for each service on its wait chain, with links to the culprit.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::{
     sample::TargetId,
 };
 
-/// Steps of a path that become spans.
+/// Most hops of a wait chain that become spans.
 const MAX_HOPS: usize = 8;
 
 impl Spans {
-    /// One stretch of one cause, and the same of each service on the way to its head that has no episode to show itself.
+    /// The span of one cause over one stretch of time, and one for each service on the wait chain without an episode.
     pub(super) fn cause(&mut self, stretch: &CauseStretch) -> Vec<Batch> {
-        // A cause that is told when it is first seen has not lasted yet: its stretch is still to come.
+        // A cause that was just found has no duration yet; its span follows later.
         if stretch.to <= stretch.from {
             return Vec::new();
         }
@@ -34,7 +34,7 @@ impl Spans {
             let onset = incident.open(episode)?;
             Some((incident.trace, Arc::clone(&onset.resource)))
         }) else {
-            return self.stray();
+            return self.orphan();
         };
         let draft = |id, cause: &str| Draft {
             trace,
@@ -45,18 +45,18 @@ impl Spans {
             to: stretch.to,
         };
         let mut batches = Vec::new();
-        for (place, hop) in self.hops(key.target, verdict) {
+        for (position, hop) in self.hops(key.target, verdict) {
             let Some((target, resource)) = hop
                 .target
                 .and_then(|target| Some((target, Arc::clone(self.targets.get(&target)?))))
             else {
                 continue;
             };
-            let span_id = span_id(&[episode, "cause", &index, "hop", &place.to_string()]);
+            let span_id = span_id(&[episode, "cause", &index, "hop", &position.to_string()]);
             let attributes = Attributes::default().hop(stretch, hop);
             let span = draft(span_id, hop.cause.name()).finish(&self.scope, attributes);
             if let Some(incident) = self.open.get_mut(id) {
-                incident.lead_through(target, span_id);
+                incident.add_chain_span(target, span_id);
             }
             batches.push(batch(resource, vec![span]));
         }
@@ -67,9 +67,9 @@ impl Spans {
         batches
     }
 
-    /// Steps of the path in services that have no episode open, with their places in it.
+    /// The hops in services without an open episode, with their indices.
     fn hops<'v>(&self, own: TargetId, verdict: &'v Verdict) -> Vec<(usize, &'v Hop)> {
-        let shows_itself = |target: TargetId| {
+        let has_open_episode = |target: TargetId| {
             let onsets = self.open.values().flat_map(|it| it.onsets.values());
             target == own
                 || onsets
@@ -80,7 +80,7 @@ impl Spans {
             let target = hop
                 .target
                 .filter(|target| self.targets.contains_key(target));
-            target.is_some_and(|target| !shows_itself(target))
+            target.is_some_and(|target| !has_open_episode(target))
         };
         verdict
             .path
@@ -91,8 +91,8 @@ impl Spans {
             .collect()
     }
 
-    /// From a victim to its culprit: where that has an episode, to its onset, which was sent already; where the jam only
-    /// led to it, to the span that says so.
+    /// A link from an affected service to its culprit: to the onset of the culprit's episode, which was sent before, or
+    /// else to the culprit's span on the wait chain.
     pub(super) fn links(
         &self,
         incident: &str,
@@ -106,7 +106,7 @@ impl Spans {
         };
         let context =
             |trace, id| SpanContext::new(trace, id, TraceFlags::SAMPLED, false, TraceState::NONE);
-        // An episode of the same incident, the open ones and of those the first to fill; else an open one of another.
+        // Prefer the same incident, then open episodes, then the first to fill; else an open episode of another incident.
         let own = self.open.get(incident);
         let onsets = self.open.iter().flat_map(|(id, it)| {
             let is_other = id != incident;
@@ -115,18 +115,18 @@ impl Spans {
                 .filter(move |(_, onset)| onset.target == culprit)
                 .filter(move |(_, onset)| !(is_other && onset.has_ended))
                 .map(move |(episode, onset)| {
-                    ((is_other, onset.has_ended, onset.place, episode), it.trace)
+                    ((is_other, onset.has_ended, onset.index, episode), it.trace)
                 })
         });
         let onset = onsets
             .min_by_key(|(rank, _)| *rank)
             .map(|((.., id), trace)| context(trace, onset_id(id)));
-        let led_to = || {
+        let chain_span = || {
             let own = own?;
-            Some(context(own.trace, *own.led_through.get(&culprit)?))
+            Some(context(own.trace, *own.chain_spans.get(&culprit)?))
         };
         links.links = onset
-            .or_else(led_to)
+            .or_else(chain_span)
             .map(Link::with_context)
             .into_iter()
             .collect();

@@ -1,12 +1,12 @@
-//! Ids that anyone can derive again: a replay gives the same spans, and a span sent twice is one span.
+//! Deterministic ids: a replay creates the same ids, and two agents derive the same id for one connection.
 
 use opentelemetry::trace::{SpanId, TraceId};
 use sha2::{Digest, Sha256};
 
-/// The first part of everything that is hashed into an id, so that a later rule can differ.
+/// Version prefix of every hash, so that a later rule can differ.
 const RULE: &str = "tailback1";
 
-/// The trace of an incident: its id where that is 32 hexadecimal digits, as it should be, else a hash of it.
+/// The trace id of an incident: the incident's id if it is 32 hexadecimal digits, as it should be, else a hash of it.
 pub fn trace_id(incident: &str) -> TraceId {
     match TraceId::from_hex(incident) {
         Ok(id) if incident.len() == 32 && id != TraceId::INVALID => id,
@@ -19,7 +19,7 @@ pub fn trace_id(incident: &str) -> TraceId {
     }
 }
 
-/// The first 8 bytes of a hash without a key over the rule and `parts`; never zero, which OTLP calls invalid.
+/// The first 8 bytes of an unkeyed hash over the rule and `parts`; never zero, which is invalid in OTLP.
 pub fn span_id(parts: &[&str]) -> SpanId {
     let hash = hash(parts);
     let mut bytes = [0; 8];
@@ -27,7 +27,7 @@ pub fn span_id(parts: &[&str]) -> SpanId {
     SpanId::from_bytes(never_zero(bytes))
 }
 
-/// Each part goes in with its length: ("ab", "c") and ("a", "bc") are different.
+/// Hashes each part with its length, so that ("ab", "c") and ("a", "bc") differ.
 fn hash(parts: &[&str]) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for part in [RULE].iter().chain(parts) {
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn an_incident_id_of_another_form_still_gives_one_valid_trace() {
+    fn an_unexpected_incident_id_still_gives_a_valid_trace_id() {
         for id in [
             "",
             "7",
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn span_ids_tell_their_parts_apart() {
+    fn span_ids_depend_on_each_part() {
         assert_eq!(span_id(&["e1", "onset"]), span_id(&["e1", "onset"]));
         assert_ne!(span_id(&["e1", "onset"]), span_id(&["e2", "onset"]));
         assert_ne!(
@@ -82,12 +82,12 @@ mod tests {
 
     #[test]
     fn span_ids_do_not_change_between_versions_of_the_agent() {
-        // Both ends of a connection derive the same id, maybe from agents of different age.
+        // Agents of different versions may watch the two ends of a connection.
         assert_eq!(span_id(&["e1", "onset"]).to_string(), "ff04323737f5c4de");
     }
 
     #[test]
-    fn zero_is_no_id() {
+    fn an_id_is_never_zero() {
         assert_eq!(never_zero([0u8; 8]), [0, 0, 0, 0, 0, 0, 0, 1]);
         assert_eq!(never_zero([7u8; 8]), [7; 8]);
     }

@@ -4,44 +4,46 @@ use opentelemetry::{KeyValue, Value};
 use opentelemetry_sdk::Resource;
 use uuid::Uuid;
 
-use super::attributes::{MAX_KEY, MAX_VALUE};
+use super::attributes::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use crate::{sample::Target, text::bounded};
 
-/// Where the agent runs; empty is "not known".
+/// The host that the agent runs on. Empty strings mean unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
     /// `/etc/machine-id`.
     pub id: String,
     pub name: String,
-    /// An address of it. Not in the semantic conventions, but Jaeger's way to know one host from another: without it
-    /// each span that outlasts its parent, as ours do, is marked as a sign of skewed clocks.
+    /// An address of the host. Not in the semantic conventions, but Jaeger uses it to tell hosts apart: without it, Jaeger
+    /// warns of clock skew for each span that outlasts its parent, as ours do.
     pub ip: String,
 }
 
-/// Attributes taken from a target's OTEL_RESOURCE_ATTRIBUTES; what is beyond is left out.
+/// Most attributes taken from a target's OTEL_RESOURCE_ATTRIBUTES; the rest is ignored.
 const MAX_ATTRIBUTES: usize = 64;
+/// The attributes that the agent sets itself.
+const OWN_ATTRIBUTES: usize = 8;
 
-/// Namespace that the semantic conventions give for deriving `service.instance.id`.
+/// The namespace UUID that the semantic conventions define for deriving `service.instance.id`.
 const INSTANCE_NAMESPACE: Uuid = Uuid::from_u128(0x4d63009a_8d0f_11ee_aad7_4c796ed8e320);
 
-/// What the service says of itself stands, except where the agent sees it better: its name (which `Target` has
-/// resolved already) and its process.
+/// The resource of a watched service. Its own OTEL_RESOURCE_ATTRIBUTES win, except for the name, which `Target` has
+/// resolved already, and the process, which the agent knows better.
 pub fn resource(target: &Target, host: &Host) -> Resource {
     let mut attributes: Vec<KeyValue> = Vec::new();
     let mut set = |key: &str, value: Value| {
-        if attributes.len() < MAX_ATTRIBUTES + 8
+        if attributes.len() < MAX_ATTRIBUTES + OWN_ATTRIBUTES
             && !attributes.iter().any(|kv| kv.key.as_str() == key)
         {
             attributes.push(KeyValue::new(key.to_owned(), value));
         }
     };
-    let text = |value: &str| Value::from(bounded(value, MAX_VALUE));
+    let text = |value: &str| Value::from(bounded(value, MAX_VALUE_BYTES));
 
     set("service.name", text(&service_name(target)));
     set("process.pid", i64::from(target.pid).into());
     set("process.executable.name", text(&target.exe));
     for (key, value) in target.attributes.iter().take(MAX_ATTRIBUTES) {
-        let key = bounded(key, MAX_KEY);
+        let key = bounded(key, MAX_KEY_BYTES);
         if !key.is_empty() {
             set(&key, text(value));
         }
@@ -65,7 +67,7 @@ pub fn resource(target: &Target, host: &Host) -> Resource {
         .build()
 }
 
-/// The name that the OpenTelemetry SDKs give a service that has none.
+/// The service name; without one, the default of the OpenTelemetry SDKs.
 fn service_name(target: &Target) -> String {
     match (target.name.as_str(), target.exe.as_str()) {
         ("", "") => "unknown_service".to_owned(),
@@ -74,7 +76,7 @@ fn service_name(target: &Target) -> String {
     }
 }
 
-/// The same as long as the process lives, another for any other process on any host.
+/// An id that is constant for the life of a process and unique across processes and hosts.
 fn instance_id(target: &Target, host: &Host) -> String {
     let seed = format!(
         "tailback1\n{}\n{}\n{}",
@@ -112,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn it_names_the_service_its_process_and_its_host() {
+    fn the_resource_names_service_process_and_host() {
         let resource = resource(
             &Target {
                 container: Some("c0ffee".into()),
@@ -139,14 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_absent() {
+    fn unknown_values_are_absent() {
         let resource = resource(&target(), &Host::default());
         assert_eq!(get(&resource, "host.id"), None);
         assert_eq!(get(&resource, "container.id"), None);
     }
 
     #[test]
-    fn the_instance_is_the_same_for_one_process_and_differs_between_any_two() {
+    fn the_instance_id_identifies_one_process() {
         let id = |target: &Target, host: &Host| {
             get(&resource(target, host), "service.instance.id").unwrap()
         };
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_service_says_of_itself_stands_except_its_process() {
+    fn the_services_own_attributes_win_except_for_its_process() {
         let attributes = [
             ("deployment.environment.name", "prod"),
             ("service.instance.id", "shop-0"),
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_without_a_name_is_called_as_the_sdks_do() {
+    fn a_service_without_a_name_gets_the_sdk_default() {
         let nameless = Target {
             name: String::new(),
             ..target()
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_names_are_carried_bounded_and_in_one_line() {
+    fn hostile_names_are_bounded_and_escaped() {
         let hostile = Target {
             name: "evil\n\x1b[2J".repeat(1000),
             exe: "a\0b".into(),
@@ -238,10 +240,10 @@ mod tests {
             ..target()
         };
         let resource = resource(&hostile, &host());
-        assert!(resource.len() <= MAX_ATTRIBUTES + 8);
+        assert!(resource.len() <= MAX_ATTRIBUTES + OWN_ATTRIBUTES);
         for (key, value) in &resource {
             let value = value.to_string();
-            assert!(key.as_str().len() <= MAX_KEY && value.len() <= MAX_VALUE);
+            assert!(key.as_str().len() <= MAX_KEY_BYTES && value.len() <= MAX_VALUE_BYTES);
             assert!(!value.contains(char::is_control) && !key.as_str().contains(char::is_control));
         }
     }

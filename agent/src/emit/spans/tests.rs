@@ -128,7 +128,7 @@ fn spans_of(events: &[Event]) -> Vec<(String, SpanData)> {
             .map(move |span| (service.clone(), span))
     });
     let all = each.collect();
-    assert_eq!(spans.strays(), 0);
+    assert_eq!(spans.orphans(), 0);
     all
 }
 
@@ -170,7 +170,7 @@ fn attribute(span: &SpanData, key: &str) -> Option<String> {
 }
 
 #[test]
-fn an_incident_reads_from_its_root_to_its_last_episode() {
+fn a_trace_goes_from_the_incident_to_its_last_episode() {
     let expected = [
         "queue.incident",
         "queue.onset accept",
@@ -185,7 +185,7 @@ fn an_incident_reads_from_its_root_to_its_last_episode() {
 }
 
 #[test]
-fn every_span_comes_after_its_parent_and_once() {
+fn every_span_is_sent_once_and_after_its_parent() {
     let mut seen = HashSet::new();
     for (_, span) in spans_of(&story()) {
         assert_eq!(span.span_context.trace_id().to_string(), INCIDENT);
@@ -206,7 +206,7 @@ fn every_span_comes_after_its_parent_and_once() {
 }
 
 #[test]
-fn levels_and_saturation_hang_on_the_onset_of_their_own_queue() {
+fn level_and_saturation_spans_are_children_of_their_queues_onset() {
     let spans = spans_of(&story());
     let id = |i: usize| spans[i].1.span_context.span_id();
     let parents: Vec<_> = spans.iter().map(|(_, span)| span.parent_span_id).collect();
@@ -218,12 +218,12 @@ fn levels_and_saturation_hang_on_the_onset_of_their_own_queue() {
 }
 
 #[test]
-fn a_replay_gives_the_same_spans() {
+fn a_replay_creates_the_same_spans() {
     assert_eq!(spans_of(&story()), spans_of(&story()));
 }
 
 #[test]
-fn spans_cover_what_they_are_named_after() {
+fn spans_cover_the_time_of_what_they_describe() {
     let spans = spans_of(&story());
     let covers = |i: usize, from: u64, to: u64| {
         let span = &spans[i].1;
@@ -247,7 +247,7 @@ fn spans_cover_what_they_are_named_after() {
 }
 
 #[test]
-fn a_clock_that_is_set_back_does_not_end_a_span_before_it_began() {
+fn a_clock_set_back_does_not_end_a_span_before_its_start() {
     let end = Instant {
         mono_ns: at(20).mono_ns,
         unix_ns: 1,
@@ -264,7 +264,7 @@ fn a_clock_that_is_set_back_does_not_end_a_span_before_it_began() {
 }
 
 #[test]
-fn status_is_an_error_only_where_work_was_lost() {
+fn status_is_error_only_if_work_was_lost() {
     let spans = spans_of(&story());
     let errors: Vec<_> = spans
         .iter()
@@ -287,7 +287,7 @@ fn status_is_an_error_only_where_work_was_lost() {
 }
 
 #[test]
-fn the_saturation_span_carries_all_numbers_of_the_episode() {
+fn the_saturation_span_has_all_numbers_of_the_episode() {
     let spans = spans_of(&story());
     let pairs = spans[6]
         .1
@@ -321,7 +321,7 @@ fn the_saturation_span_carries_all_numbers_of_the_episode() {
 }
 
 #[test]
-fn what_happened_within_the_episode_are_its_events() {
+fn changes_within_an_episode_are_span_events() {
     let happenings = [
         MomentKind::Forecast(2_500_000_000),
         MomentKind::Level(Level::Warn),
@@ -369,7 +369,7 @@ fn what_happened_within_the_episode_are_its_events() {
 }
 
 #[test]
-fn spans_keep_the_resource_of_their_target_when_it_is_gone() {
+fn spans_keep_the_resource_of_an_exited_target() {
     let mut story = story();
     story.insert(
         4,
@@ -386,13 +386,13 @@ fn spans_keep_the_resource_of_their_target_when_it_is_gone() {
 }
 
 #[test]
-fn an_episode_whose_incident_was_not_announced_brings_its_root_along() {
+fn an_episode_of_an_unknown_incident_creates_the_root_span() {
     let spans = spans_of(&[targets(), opened("e1", Kind::Accept), incident_opened()]);
     assert_eq!(names(&spans), ["queue.incident", "queue.onset accept"]);
 }
 
 #[test]
-fn a_span_whose_parent_was_never_made_is_not_made_and_counted() {
+fn a_span_without_a_parent_is_counted_and_not_created() {
     let mut spans = Spans::new(Host::default());
     for event in [
         targets(),
@@ -407,7 +407,7 @@ fn a_span_whose_parent_was_never_made_is_not_made_and_counted() {
             usize::from(matches!(event, Event::IncidentOpened { .. }))
         );
     }
-    assert_eq!(spans.strays(), 3);
+    assert_eq!(spans.orphans(), 3);
 }
 
 #[test]
@@ -418,11 +418,11 @@ fn an_episode_ends_once() {
     assert_eq!(made.count(), 2);
     assert_eq!(spans.take(&ended(episode("e1", Kind::Accept))).len(), 1);
     assert!(spans.take(&ended(episode("e1", Kind::Accept))).is_empty());
-    assert_eq!(spans.strays(), 1);
+    assert_eq!(spans.orphans(), 1);
 }
 
 #[test]
-fn nothing_is_kept_of_a_closed_incident() {
+fn a_closed_incident_is_forgotten() {
     let mut spans = Spans::new(Host::default());
     for event in story() {
         spans.take(&event);

@@ -29,7 +29,7 @@ const HTTP: Protocol = Protocol::HttpProtobuf;
 const GRPC: Protocol = Protocol::Grpc;
 
 #[test]
-fn without_an_endpoint_there_is_no_delivery() {
+fn without_an_endpoint_nothing_is_exported() {
     assert!(resolve(None, &[]).unwrap().is_none());
     assert!(
         resolve(None, &[(BASE, ""), (TRACES, "")])
@@ -44,7 +44,7 @@ fn without_an_endpoint_there_is_no_delivery() {
 }
 
 #[test]
-fn the_base_endpoint_gets_the_path_appended_and_the_traces_endpoint_is_used_as_it_is() {
+fn the_path_is_appended_to_the_base_endpoint_but_not_to_the_traces_endpoint() {
     let appended = "http://c:4318/v1/traces";
     assert_eq!(
         goes_to(None, &[(BASE, "http://c:4318")]),
@@ -71,7 +71,7 @@ fn the_base_endpoint_gets_the_path_appended_and_the_traces_endpoint_is_used_as_i
 }
 
 #[test]
-fn the_option_overrides_the_environment_and_takes_either_form() {
+fn the_option_overrides_the_environment_and_accepts_either_form() {
     let env = [(BASE, "http://base:1"), (TRACES, "http://traces:2/x")];
     let whole = "http://c:4318/v1/traces";
     assert_eq!(goes_to(Some("http://c:4318"), &env), (whole.into(), HTTP));
@@ -86,7 +86,7 @@ fn the_option_overrides_the_environment_and_takes_either_form() {
 }
 
 #[test]
-fn grpc_is_chosen_by_variable_scheme_or_port() {
+fn grpc_is_selected_by_variable_scheme_or_port() {
     assert_eq!(
         goes_to(None, &[(BASE, "http://c:1234"), (PROTOCOL, "grpc")]),
         ("http://c:1234/".into(), GRPC)
@@ -114,7 +114,7 @@ fn grpc_is_chosen_by_variable_scheme_or_port() {
 }
 
 #[test]
-fn a_protocol_that_is_set_outranks_the_port_but_not_the_scheme() {
+fn the_protocol_variable_overrides_the_port_but_not_the_scheme() {
     let http = [(PROTOCOL, "http/protobuf")];
     assert_eq!(
         goes_to(Some("http://c:4317"), &http),
@@ -135,7 +135,7 @@ fn a_protocol_that_is_set_outranks_the_port_but_not_the_scheme() {
 }
 
 #[test]
-fn a_grpc_endpoint_without_a_scheme_is_encrypted_unless_told_otherwise() {
+fn a_grpc_endpoint_without_a_scheme_is_encrypted_by_default() {
     let grpc = [(BASE, "c:4317"), (PROTOCOL, "grpc")];
     assert_eq!(goes_to(None, &grpc), ("https://c:4317/".into(), GRPC));
     let insecure = [grpc[0], grpc[1], ("OTEL_EXPORTER_OTLP_INSECURE", "true")];
@@ -143,7 +143,7 @@ fn a_grpc_endpoint_without_a_scheme_is_encrypted_unless_told_otherwise() {
 }
 
 #[test]
-fn the_environment_can_switch_it_off_but_not_against_the_option() {
+fn the_environment_can_disable_the_export_unless_the_option_is_set() {
     for off in [
         ("OTEL_TRACES_EXPORTER", "none"),
         ("OTEL_SDK_DISABLED", "true"),
@@ -158,7 +158,7 @@ fn the_environment_can_switch_it_off_but_not_against_the_option() {
 }
 
 #[test]
-fn an_endpoint_that_is_none_is_an_error_that_shows_a_good_one() {
+fn an_invalid_endpoint_is_rejected_with_a_valid_example() {
     for url in [
         "",
         "localhost:4318",
@@ -169,10 +169,10 @@ fn an_endpoint_that_is_none_is_an_error_that_shows_a_good_one() {
         "http:///v1/traces",
         "://c",
     ] {
-        let said = error(Some(url), &[]);
+        let message = error(Some(url), &[]);
         assert!(
-            said.starts_with("--otlp: ") && said.contains("http://localhost:4318"),
-            "{url:?}: {said}"
+            message.starts_with("--otlp: ") && message.contains("http://localhost:4318"),
+            "{url:?}: {message}"
         );
     }
     assert!(
@@ -186,16 +186,16 @@ fn an_endpoint_that_is_none_is_an_error_that_shows_a_good_one() {
 }
 
 #[test]
-fn credentials_in_the_url_are_refused_and_not_shown() {
-    let said = error(Some("http://user:secret@c:4318"), &[]);
+fn credentials_in_the_url_are_rejected_and_not_printed() {
+    let message = error(Some("http://user:secret@c:4318"), &[]);
     assert!(
-        said.contains("OTEL_EXPORTER_OTLP_HEADERS") && !said.contains("secret"),
-        "{said}"
+        message.contains("OTEL_EXPORTER_OTLP_HEADERS") && !message.contains("secret"),
+        "{message}"
     );
 }
 
 #[test]
-fn timeout_compression_and_protocol_are_read_or_refused_by_name() {
+fn invalid_timeout_compression_and_protocol_are_named() {
     let config = |extra| resolve(Some("http://c"), &[extra]).map(Option::unwrap);
     let timeout = config(("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "2500"))
         .unwrap()
@@ -218,13 +218,13 @@ fn timeout_compression_and_protocol_are_read_or_refused_by_name() {
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/cert.pem"),
     ] {
-        let said = config(wrong).unwrap_err();
-        assert_eq!(said.setting, wrong.0, "{said}");
+        let message = config(wrong).unwrap_err();
+        assert_eq!(message.setting, wrong.0, "{message}");
     }
 }
 
 #[test]
-fn headers_are_decoded_and_sensitive() {
+fn headers_are_decoded_and_marked_sensitive() {
     let env = [
         (HEADERS, " x-Tenant = shop , authorization=Basic%20abc%3D,,"),
         (BASE, "http://c"),
@@ -243,7 +243,7 @@ fn headers_are_decoded_and_sensitive() {
 }
 
 #[test]
-fn a_wrong_header_is_refused_without_showing_its_value() {
+fn an_invalid_header_is_rejected_without_printing_its_value() {
     for list in [
         "secret",
         "a=b,secret",
@@ -253,19 +253,19 @@ fn a_wrong_header_is_refused_without_showing_its_value() {
         "content-length=1",
         "grpc-x=1",
     ] {
-        let said = error(Some("http://c"), &[(HEADERS, list)]);
+        let message = error(Some("http://c"), &[(HEADERS, list)]);
         assert!(
-            said.starts_with("OTEL_EXPORTER_OTLP_HEADERS: ") && !said.contains("secret"),
-            "{said}"
+            message.starts_with("OTEL_EXPORTER_OTLP_HEADERS: ") && !message.contains("secret"),
+            "{message}"
         );
     }
 }
 
 #[cfg(unix)]
 #[test]
-fn a_value_that_is_not_utf_8_is_refused() {
+fn a_value_that_is_not_utf_8_is_rejected() {
     use std::os::unix::ffi::OsStringExt as _;
     let lookup = |name: &str| (name == BASE).then(|| OsString::from_vec(vec![b'h', 0xff]));
-    let said = OtlpConfig::resolve(None, &lookup).unwrap_err().to_string();
-    assert_eq!(said, "OTEL_EXPORTER_OTLP_ENDPOINT: is not valid UTF-8");
+    let message = OtlpConfig::resolve(None, &lookup).unwrap_err().to_string();
+    assert_eq!(message, "OTEL_EXPORTER_OTLP_ENDPOINT: is not valid UTF-8");
 }

@@ -23,7 +23,7 @@ fn opened(episode: &Episode) -> Event {
     }))
 }
 
-fn held(episode: &Episode, index: u32) -> Event {
+fn cause_event(episode: &Episode, index: u32) -> Event {
     Event::Cause(Box::new(cause(episode, index, at(10), at(20))))
 }
 
@@ -46,7 +46,7 @@ fn spans_of(events: &[Event]) -> Vec<(String, SpanData)> {
             batch.spans.into_iter().map(move |it| (service.clone(), it))
         })
         .collect();
-    assert_eq!(spans.strays(), 0);
+    assert_eq!(spans.orphans(), 0);
     all
 }
 
@@ -55,8 +55,8 @@ fn story() -> Vec<Event> {
         targets(),
         opened(&shop()),
         opened(&gateway()),
-        held(&gateway(), 0),
-        held(&shop(), 0),
+        cause_event(&gateway(), 0),
+        cause_event(&shop(), 0),
         ended(shop()),
         ended(gateway()),
     ]
@@ -76,7 +76,7 @@ fn linked(span: &SpanData) -> Vec<(String, SpanId)> {
 }
 
 #[test]
-fn a_trace_shows_every_service_of_the_jam_each_under_its_own_name() {
+fn a_trace_shows_every_service_of_the_wait_chain_under_its_own_name() {
     let spans = spans_of(&story());
     let names: Vec<_> = spans
         .iter()
@@ -103,7 +103,7 @@ fn a_trace_shows_every_service_of_the_jam_each_under_its_own_name() {
 }
 
 #[test]
-fn causes_hang_on_the_onset_of_the_victim_also_those_of_other_services() {
+fn all_cause_spans_are_children_of_the_affected_queues_onset() {
     let spans = spans_of(&story());
     let id = |i: usize| spans[i].1.span_context.span_id();
     for (child, parent) in [(3, 2), (4, 2), (5, 2), (6, 1), (7, 1), (8, 1)] {
@@ -114,7 +114,7 @@ fn causes_hang_on_the_onset_of_the_victim_also_those_of_other_services() {
 }
 
 #[test]
-fn a_victim_points_to_where_the_jam_led_when_its_culprit_has_no_episode() {
+fn without_an_episode_the_culprits_wait_chain_span_is_linked() {
     let spans = spans_of(&story());
     let id = |i: usize| (INCIDENT.to_owned(), spans[i].1.span_context.span_id());
     assert_eq!(linked(&spans[5].1), [id(4)]);
@@ -125,13 +125,13 @@ fn a_victim_points_to_where_the_jam_led_when_its_culprit_has_no_episode() {
 }
 
 #[test]
-fn a_victim_points_to_the_onset_of_a_culprit_that_has_an_episode_also_when_that_is_over() {
+fn the_onset_of_the_culprits_episode_is_linked_even_after_its_end() {
     let database = episode("e3", POSTGRES, Kind::Lock, "0x7f00");
     let spans = spans_of(&[
         targets(),
         opened(&shop()),
         opened(&database),
-        held(&shop(), 0),
+        cause_event(&shop(), 0),
         ended(database),
         ended(shop()),
     ]);
@@ -147,7 +147,7 @@ fn a_victim_points_to_the_onset_of_a_culprit_that_has_an_episode_also_when_that_
 }
 
 #[test]
-fn a_culprit_in_another_incident_is_pointed_to_in_its_own_trace() {
+fn a_culprit_in_another_incident_is_linked_in_its_own_trace() {
     let other = "4bf92f3577b34da6a3ce929d0e0e4736";
     let database = Episode {
         incident: other.to_owned(),
@@ -157,7 +157,7 @@ fn a_culprit_in_another_incident_is_pointed_to_in_its_own_trace() {
         targets(),
         opened(&database),
         opened(&shop()),
-        held(&shop(), 0),
+        cause_event(&shop(), 0),
     ];
     let spans = spans_of(&events);
     let onset = spans[1].1.span_context.span_id();
@@ -168,7 +168,7 @@ fn a_culprit_in_another_incident_is_pointed_to_in_its_own_trace() {
 }
 
 #[test]
-fn a_service_that_is_its_own_culprit_points_nowhere() {
+fn a_service_that_is_its_own_culprit_has_no_link() {
     let own = Episode {
         verdict: Some(Arc::new(Verdict {
             culprit: Some(crate::event::Culprit {
@@ -180,13 +180,13 @@ fn a_service_that_is_its_own_culprit_points_nowhere() {
         })),
         ..shop()
     };
-    let spans = spans_of(&[targets(), opened(&own), held(&own, 0), ended(own)]);
+    let spans = spans_of(&[targets(), opened(&own), cause_event(&own, 0), ended(own)]);
     assert_eq!(spans.len(), 4);
     assert!(spans.iter().all(|(_, span)| linked(span).is_empty()));
 }
 
 #[test]
-fn the_cause_stands_on_its_stretch_and_on_the_whole_episode() {
+fn the_cause_is_on_its_own_span_and_on_the_saturation_span() {
     let spans = spans_of(&story());
     let verdict = verdict();
     for i in [8, 9] {
@@ -211,21 +211,21 @@ fn the_cause_stands_on_its_stretch_and_on_the_whole_episode() {
 }
 
 #[test]
-fn a_cause_that_is_told_when_it_is_first_seen_has_no_stretch_yet() {
+fn a_cause_that_was_just_found_has_no_span_yet() {
     let first = Event::Cause(Box::new(cause(&shop(), 0, at(10), at(10))));
     assert_eq!(spans_of(&[targets(), opened(&shop()), first]).len(), 2);
 }
 
 #[test]
-fn a_cause_of_an_episode_that_was_never_told_is_not_made_and_counted() {
+fn a_cause_of_an_unknown_episode_is_counted_and_not_created() {
     let mut spans = Spans::new(Host::default());
     spans.take(&targets());
-    assert!(spans.take(&held(&shop(), 0)).is_empty());
-    assert_eq!(spans.strays(), 1);
+    assert!(spans.take(&cause_event(&shop(), 0)).is_empty());
+    assert_eq!(spans.orphans(), 1);
 }
 
 #[test]
-fn a_long_way_is_shown_in_part_and_services_that_are_not_known_are_left_out() {
+fn long_wait_chains_are_cut_and_unknown_services_are_skipped() {
     let step = verdict().path[1].clone();
     let stranger = Hop {
         target: Some(77),
@@ -236,13 +236,13 @@ fn a_long_way_is_shown_in_part_and_services_that_are_not_known_are_left_out() {
         verdict: Some(Arc::new(Verdict { path, ..verdict() })),
         ..shop()
     };
-    let spans = spans_of(&[targets(), opened(&long), held(&long, 0)]);
+    let spans = spans_of(&[targets(), opened(&long), cause_event(&long, 0)]);
     let hops = spans.iter().filter(|(service, _)| service == "postgres");
     assert_eq!(hops.count(), MAX_HOPS);
 }
 
 #[test]
-fn what_comes_and_goes_in_a_long_incident_is_not_kept() {
+fn a_long_incident_does_not_grow_without_bound() {
     let mut spans = Spans::new(Host::default());
     spans.take(&targets());
     spans.take(&opened(&shop()));
@@ -251,6 +251,6 @@ fn what_comes_and_goes_in_a_long_incident_is_not_kept() {
         spans.take(&opened(&short));
         spans.take(&ended(short));
     }
-    assert_eq!(spans.strays(), 0);
+    assert_eq!(spans.orphans(), 0);
     assert_eq!(spans.open[INCIDENT].onsets.len(), 2);
 }

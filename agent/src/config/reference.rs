@@ -1,0 +1,205 @@
+//! Every configuration key: type, bounds, default and meaning.
+//!
+//! This one table is the source of `docs/reference/configuration.md`. Tests compare it with the keys that the parser
+//! accepts and with the defaults in force. After a change run them with `TAILBACK_BLESS=1` to rewrite the page.
+#![forbid(unsafe_code)]
+
+/// One configuration key.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// The section as written in the file: `[detect.KIND]`, `[[target]]`; empty at the top level.
+    pub section: &'static str,
+    pub name: &'static str,
+    /// The type of the value, with its bounds.
+    pub value: &'static str,
+    /// The default as written in the file. Empty: no default, or the key is required.
+    pub default: &'static str,
+    pub meaning: &'static str,
+}
+
+const fn key(
+    section: &'static str,
+    name: &'static str,
+    value: &'static str,
+    default: &'static str,
+    meaning: &'static str,
+) -> Key {
+    Key {
+        section,
+        name,
+        value,
+        default,
+        meaning,
+    }
+}
+
+/// All keys, section by section. `[detect.*]` stands for `[detect.all]`, `[detect.KIND]` and `thresholds` of
+/// `[[detect.queue]]`.
+#[rustfmt::skip]
+pub const KEYS: &[Key] = &[
+    key("", "interval", "duration, 1ms to 60s", "100ms", "sampling interval; `--interval` overrides it"),
+    key("", "focus_interval", "duration, 1ms to 60s", "10ms", "sampling interval of a focused service, as far as the budget allows"),
+    key("", "cpu_budget", "0.0005 to 1", "0.01", "CPU budget of the agent, as a fraction of one core; `diagnose` uses 0.05"),
+    key("", "otlp", "URL", "", "OTLP endpoint; `--otlp` and `OTEL_EXPORTER_OTLP_*` override it"),
+    key("[[target]]", "pid", "process id", "", "watch this PID and its forked workers"),
+    key("[[target]]", "name", "glob", "", "watch processes whose name or executable matches"),
+    key("[[target]]", "port", "TCP port", "", "watch processes that listen on this port"),
+    key("[[target]]", "cgroup", "path", "", "watch all processes in this cgroup and its descendants"),
+    key("[[target]]", "service_name", "string", "", "service name; by default the service's `OTEL_SERVICE_NAME`, else its program's name"),
+    key("[detect.*]", "target", "duration above 0", "", "target delay; by default half the service time, 5 ms to 500 ms"),
+    key("[detect.*]", "warn", "score, above 0 to 10", "0.7", "score at which level warn is entered"),
+    key("[detect.*]", "critical", "score, at least `warn`", "0.9", "score at which level critical is entered"),
+    key("[detect.*]", "exit_ratio", "0 to 1", "0.5", "hysteresis: a level is left when the score falls below `exit_ratio` × its threshold"),
+    key("[detect.*]", "clear_after", "duration", "1500ms", "and stays there for this time"),
+    key("[detect.*]", "window", "duration", "1s", "a queue is standing if it has not drained within this time"),
+    key("[detect.*]", "dwell", "duration", "300ms", "the fill counts if it holds for this time"),
+    key("[detect.*]", "repeat_interval", "duration", "30s", "how often an open episode is reported again"),
+    key("[[detect.queue]]", "name", "glob", "", "name of the queues; required"),
+    key("[[detect.queue]]", "kind", "queue kind", "", "kind of the queues; by default any"),
+    key("[[detect.queue]]", "thresholds", "table of `[detect.*]` keys", "", "their thresholds; required"),
+    key("[logs]", "read", "boolean", "true", "whether logs of focused services are read"),
+    key("[[logs.pattern]]", "name", "lower-case letters, digits, `_`", "", "name of the message; a known name adds to its patterns; required"),
+    key("[[logs.pattern]]", "pattern", "text, at most 200 bytes", "", "text in the line, `*` matches anything; required; at most 64 patterns"),
+    key("[signal]", "publish", "boolean", "true", "whether pages and the stream are published"),
+    key("[signal]", "directory", "absolute path", "/run/tailback", "directory of pages and sockets; `$RUNTIME_DIRECTORY` (systemd) comes before the default"),
+    key("[signal]", "ttl", "duration, two sampling intervals to 60s", "1s", "how long a signal is valid; by default three sampling intervals, if that is longer"),
+    key("[signal]", "max_pages", "1 to 4096", "256", "most services that get a page"),
+    key("[signal]", "start_adapter_process", "boolean", "true", "whether `run` starts the adapter process; if not, run `tailback adapters --config FILE`"),
+    key("[signal.http]", "listen", "address or `unix:PATH`", "", "HTTP adapter; required"),
+    key("[[signal.haproxy]]", "target", "service name", "", "HAProxy agent-check for this service; required"),
+    key("[[signal.haproxy]]", "listen", "address or `unix:PATH`", "", "where HAProxy connects; required"),
+    key("[[signal.haproxy]]", "maxconn", "number", "", "also reply `maxconn:N`, at most this value"),
+    key("[[signal.envoy]]", "target", "service name", "", "Envoy injected resource for this service; required"),
+    key("[[signal.envoy]]", "file", "absolute path", "", "the file that Envoy watches; required"),
+    key("[[signal.orca]]", "target", "service name", "", "ORCA load reports for this service; required"),
+    key("[[signal.orca]]", "listen", "address or `unix:PATH`", "", "where gRPC clients connect; required"),
+    key("[signal.keda]", "listen", "address or `unix:PATH`", "", "KEDA external scaler; required"),
+    key("[[signal.pressure_socket]]", "target", "service name", "", "pressure socket for this service; required"),
+    key("[[signal.pressure_socket]]", "path", "absolute path", "", "path of the socket; required"),
+    key("[[signal.group]]", "targets", "service names", "", "instances behind one load balancer; required"),
+    key("[[signal.group]]", "min_ready", "0 to the number of targets", "1", "at least this many stay ready and undrained"),
+];
+
+/// The table of all keys in Markdown.
+pub fn markdown() -> String {
+    let mut text = String::from("| key | value | default | meaning |\n| --- | --- | --- | --- |\n");
+    for key in KEYS {
+        let space = if key.section.is_empty() { "" } else { " " };
+        let default = match key.default {
+            "" => String::new(),
+            default => format!("`{default}`"),
+        };
+        text += &format!(
+            "| `{}{space}{}` | {} | {default} | {} |\n",
+            key.section, key.name, key.value, key.meaning
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
+
+    use super::*;
+    use crate::{
+        config::Config,
+        detect::Settings,
+        queue::{Kind, QueueKey},
+    };
+
+    const BEGIN: &str = "<!-- keys:begin -->\n";
+    const END: &str = "<!-- keys:end -->";
+
+    /// A file that opens `section`, with the keys that the parser requires besides the one under test left out.
+    fn header(section: &str) -> String {
+        match section {
+            "" => String::new(),
+            "[detect.*]" => "[detect.all]\n".to_owned(),
+            section => format!("{section}\n"),
+        }
+    }
+
+    /// The keys that the parser accepts in a section, from its error about an unknown one.
+    fn accepted(section: &str) -> BTreeSet<String> {
+        let text = format!("{}no_such_key = 1\n", header(section));
+        let error = format!("{:#}", Config::parse(&text).unwrap_err());
+        let expected = error.split("expected").nth(1).unwrap_or_default();
+        let names = expected.split('`').skip(1).step_by(2);
+        names.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_table_lists_exactly_the_keys_that_the_parser_accepts() {
+        let sections: BTreeSet<&str> = KEYS.iter().map(|key| key.section).collect();
+        for section in &sections {
+            let mut listed: BTreeSet<String> = KEYS
+                .iter()
+                .filter(|key| key.section == *section)
+                .map(|key| key.name.to_owned())
+                .collect();
+            // Tables of their own: `[logs]` has `pattern`, `[signal]` has its adapters.
+            let prefix = section.trim_matches(['[', ']']);
+            let below = sections
+                .iter()
+                .map(|other| other.trim_matches(['[', ']']))
+                .filter_map(|other| match prefix {
+                    "" => other.split('.').next().filter(|name| !name.is_empty()),
+                    prefix => other.strip_prefix(prefix)?.strip_prefix('.'),
+                });
+            listed.extend(below.map(str::to_owned));
+            assert_eq!(listed, accepted(section), "keys of {section:?}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_in_the_table_are_the_defaults_in_force() {
+        let mut text = String::new();
+        for section in ["", "[detect.*]", "[logs]", "[signal]"] {
+            text += &header(section);
+            for key in KEYS
+                .iter()
+                .filter(|key| key.section == section && !key.default.is_empty())
+            {
+                let is_bare = key.default.parse::<f64>().is_ok() || key.default == "true";
+                let quote = if is_bare { "" } else { "\"" };
+                text += &format!("{} = {quote}{}{quote}\n", key.name, key.default);
+            }
+        }
+        let (written, default) = (Config::parse(&text).unwrap(), Config::default());
+        let queue = QueueKey::new(1, Kind::Accept, ":80".into());
+        assert_eq!(written.settings_for()(&queue), Settings::default());
+        assert_eq!(
+            format!("{:?}", written.budget()),
+            format!("{:?}", default.budget())
+        );
+        assert!(written.messages().unwrap().is_some() && default.messages().unwrap().is_some());
+        let (written, default) = (written.signal, default.signal);
+        let interval = Duration::from_millis(100);
+        assert_eq!(written.ttl_ns(interval), default.ttl_ns(interval));
+        assert_eq!(written.max_pages(), default.max_pages());
+        assert_eq!(written.publishes(), default.publishes());
+        let group = "[[signal.group]]\ntargets = [\"a\"]\n";
+        let group = &Config::parse(group).unwrap().signal.group[0];
+        let min_ready = KEYS.iter().find(|key| key.name == "min_ready").unwrap();
+        assert_eq!(group.min_ready.to_string(), min_ready.default);
+    }
+
+    #[test]
+    fn the_page_has_the_table() {
+        let page =
+            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/configuration.md");
+        let text = fs::read_to_string(&page).unwrap();
+        let begin = text.find(BEGIN).expect("a begin marker") + BEGIN.len();
+        let end = text.find(END).expect("an end marker");
+        let expected = format!("{}{}{}", &text[..begin], markdown(), &text[end..]);
+        if text != expected && std::env::var_os("TAILBACK_BLESS").is_some() {
+            fs::write(&page, expected).unwrap();
+            return;
+        }
+        assert!(
+            text == expected,
+            "docs/reference/configuration.md is out of date: run this test with TAILBACK_BLESS=1"
+        );
+    }
+}
