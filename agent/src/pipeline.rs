@@ -43,6 +43,11 @@ impl Pipeline {
         }
     }
 
+    /// From now on verdicts carry every rule with the numbers that decided.
+    pub fn explain(&mut self) {
+        self.diagnosis.explain();
+    }
+
     /// Takes in one sample.
     pub fn step(&mut self, sample: &Sample) -> Outcome {
         let at = Instant {

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     collect::OutputStats,
     emit::{
-        json,
+        explain, json,
         report::{self, Findings},
         terminal::Verbosity,
     },
@@ -47,6 +47,9 @@ pub(super) struct Options {
     /// Exit with code 1 if any queue reached critical or full during that time
     #[arg(long)]
     check: bool,
+    /// Print every rule behind each verdict, and the numbers that decided
+    #[arg(long)]
+    explain: bool,
 }
 
 fn time(text: &str) -> Result<Duration, String> {
@@ -74,6 +77,9 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     collector.read_logs(config.messages().map_err(Failure::usage)?);
     let mut ticks = Ticks::with(collector, Some(options.time));
     let mut pipeline = Pipeline::new(config.settings_for(), false);
+    if options.explain {
+        pipeline.explain();
+    }
     let mut findings = Findings::default();
     let mut progress = Progress::start(options);
     let watched = loop {
@@ -111,6 +117,7 @@ fn report_findings(options: &Options, findings: &Findings) -> Outcome<()> {
             .and_then(|()| json::no_baseline(&mut out, findings.no_baseline(), findings.targets()))
     } else {
         report::write(&mut out, findings, colour(), options.output.verbosity())
+            .and_then(|()| explain::write(&mut out, findings.episodes(), findings.targets()))
     }
     .map_err(Failure::stdout)
 }

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::{Sink, cause::Reported};
+use super::{Sink, cause::Reported, explain};
 use crate::{
     cause::Cause,
     diagnose::NoBaseline,
@@ -281,6 +281,9 @@ fn put_verdict(object: &mut Object, verdict: &Verdict, targets: &Targets) {
     }
     object.put("evidence", verdict.evidence.as_str());
     object.put("advice", verdict.advice.as_str());
+    if let Some(explanation) = &verdict.explanation {
+        object.put("explain", explain::rules(explanation));
+    }
 }
 
 fn culprit(culprit: &Culprit, targets: &Targets) -> Map<String, Value> {

@@ -68,3 +68,50 @@ pub(super) fn suggested_by(activity: Activity) -> Cause {
         .find(|cause| cause.suggested_by.contains(&activity))
         .map_or(Cause::Unknown, |cause| cause.cause)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::{super::rule::CauseInfo, *};
+
+    /// Each cause once.
+    fn causes() -> BTreeMap<Cause, &'static CauseInfo> {
+        let causes = RULES.iter().map(|rule| (rule.cause.cause, rule.cause));
+        causes.collect()
+    }
+
+    #[test]
+    fn every_cause_but_unknown_has_a_rule() {
+        let with_a_rule: BTreeSet<Cause> = causes().into_keys().collect();
+        let all: BTreeSet<Cause> = Cause::ALL.iter().copied().collect();
+        let without: Vec<&Cause> = all.difference(&with_a_rule).collect();
+        assert_eq!(without, [&Cause::Unknown]);
+    }
+
+    #[test]
+    fn an_activity_suggests_at_most_one_cause_and_supports_it() {
+        for activity in Activity::ALL {
+            let causes = causes();
+            let suggested = causes
+                .values()
+                .filter(|cause| cause.suggested_by.contains(activity));
+            let suggested: Vec<_> = suggested.collect();
+            assert!(suggested.len() <= 1, "{activity:?}");
+            let supports = |cause: &&&CauseInfo| cause.supported_by.contains(activity);
+            assert!(
+                suggested.iter().all(|cause| supports(&cause)),
+                "{activity:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn names_of_rules_are_unique_within_their_cause() {
+        let names: BTreeSet<(Cause, &str)> = RULES
+            .iter()
+            .map(|rule| (rule.cause.cause, rule.name))
+            .collect();
+        assert_eq!(names.len(), RULES.len());
+    }
+}

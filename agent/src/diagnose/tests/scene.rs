@@ -412,6 +412,11 @@ impl Scene {
         }
     }
 
+    /// From now on verdicts carry every rule with its numbers.
+    pub(super) fn explain(&mut self) {
+        self.diagnosis.explain();
+    }
+
     /// Why this episode happens.
     pub(super) fn verdict(&self, episode: &Episode) -> Verdict {
         self.diagnosis
