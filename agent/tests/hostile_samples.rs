@@ -245,7 +245,7 @@ fn stream(seed: u64, len: usize) -> Vec<Sample> {
             12 => sample.waits = fresh.waits,
             13 => sample.cgroups = fresh.cgroups,
             14 => sample.machine = fresh.machine,
-            15 => sample.neighbours = fresh.neighbours,
+            15 => sample.cpu_users = fresh.cpu_users,
             16 => sample.listening = fresh.listening,
             17 => sample.holders = fresh.holders,
             18 => sample.profile = fresh.profile,

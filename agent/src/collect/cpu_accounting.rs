@@ -9,7 +9,7 @@ use tailback_ebpf::CpuRecord;
 use super::{paths, processes::Processes};
 use crate::{
     kernel::glance::{Glance, Record},
-    sample::{Neighbour, Sample},
+    sample::{CpuUser, Sample},
     text::harmless,
 };
 
@@ -39,11 +39,11 @@ impl CpuAccounting {
                 self.add(cpu);
             }
         })?;
-        sample.neighbours = self.finish(|tgid| {
+        sample.cpu_users = self.finish(|tgid| {
             let process = processes.get(tgid)?;
             Some((harmless(&process.comm), paths::cgroup(process.pid)))
         });
-        sample.walks.neighbours = true;
+        sample.walks.cpu_users = true;
         Ok(())
     }
 
@@ -61,7 +61,7 @@ impl CpuAccounting {
     fn finish(
         &mut self,
         name_of: impl Fn(u32) -> Option<(String, Option<String>)>,
-    ) -> Vec<Neighbour> {
+    ) -> Vec<CpuUser> {
         let mut used: HashMap<u32, u64> = HashMap::new();
         if self.has_previous {
             for (thread, cpu_ns) in &self.current {
@@ -81,7 +81,7 @@ impl CpuAccounting {
         used.into_iter()
             .map(|(tgid, cpu_ns)| {
                 let (name, cgroup) = name_of(tgid).unwrap_or_default();
-                Neighbour {
+                CpuUser {
                     tgid,
                     name,
                     cgroup,

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     queue::{Kind, QueueKey, Reading, Readings, Targets},
-    sample::{Cgroup, Neighbour, Sample, Target, TargetId},
+    sample::{Cgroup, CpuUser, Sample, Target, TargetId},
 };
 
 /// A turn of an event loop that keeps others waiting, ns: far above the few milliseconds of a healthy turn.
@@ -29,7 +29,7 @@ const RESPONSE_WEIGHT: f64 = 0.2;
 /// from.
 const MAX_RESPONSE_SAMPLES: usize = 256;
 /// The CPU use of other processes is kept for this time, ns.
-const NEIGHBOURS_KEPT_NS: u64 = 30_000_000_000;
+const CPU_USERS_KEPT_NS: u64 = 30_000_000_000;
 /// A process that uses less of one CPU than this starves nobody.
 const MIN_HOG_SHARE: f64 = 0.05;
 
@@ -47,8 +47,8 @@ pub(super) struct Inputs {
     last: HashMap<Arc<QueueKey>, Reading>,
     calls: HashMap<Arc<QueueKey>, Calls>,
     /// CPU time that each process used: when that was read, over which time before, ns.
-    neighbours: VecDeque<(u64, u64, Vec<Neighbour>)>,
-    neighbours_ns: Option<u64>,
+    cpu_users: VecDeque<(u64, u64, Vec<CpuUser>)>,
+    cpu_users_ns: Option<u64>,
     cgroups: HashMap<String, Cgroup>,
     /// When an event loop of a service was last seen in a long turn, ns.
     long_turns: HashMap<TargetId, u64>,
@@ -150,8 +150,8 @@ impl Inputs {
         self.last.retain(|key, _| in_focus(key.target));
         self.long_turns.retain(|target, _| in_focus(*target));
         self.responses.retain(|target, _| in_focus(*target));
-        if sample.walks.neighbours {
-            self.read_neighbours(sample);
+        if sample.walks.cpu_users {
+            self.read_cpu_users(sample);
         }
         if sample.walks.system {
             let entry = |group: &Cgroup| (group.path.clone(), group.clone());
@@ -159,17 +159,17 @@ impl Inputs {
         }
     }
 
-    fn read_neighbours(&mut self, sample: &Sample) {
+    fn read_cpu_users(&mut self, sample: &Sample) {
         let now_ns = sample.mono_ns;
-        if let Some(before_ns) = self.neighbours_ns.replace(now_ns) {
+        if let Some(before_ns) = self.cpu_users_ns.replace(now_ns) {
             let over_ns = now_ns.saturating_sub(before_ns);
-            self.neighbours
-                .push_back((now_ns, over_ns, sample.neighbours.clone()));
+            self.cpu_users
+                .push_back((now_ns, over_ns, sample.cpu_users.clone()));
         }
         let is_old =
-            |(at_ns, ..): &(u64, u64, _)| now_ns.saturating_sub(*at_ns) > NEIGHBOURS_KEPT_NS;
-        while self.neighbours.front().is_some_and(is_old) {
-            self.neighbours.pop_front();
+            |(at_ns, ..): &(u64, u64, _)| now_ns.saturating_sub(*at_ns) > CPU_USERS_KEPT_NS;
+        while self.cpu_users.front().is_some_and(is_old) {
+            self.cpu_users.pop_front();
         }
     }
 
@@ -287,14 +287,14 @@ impl Inputs {
         targets: &Targets,
         (from_ns, to_ns): (u64, u64),
     ) -> Option<Hog> {
-        let samples = self.neighbours.iter().filter(|(at_ns, over_ns, _)| {
+        let samples = self.cpu_users.iter().filter(|(at_ns, over_ns, _)| {
             *at_ns > from_ns && at_ns.saturating_sub(*over_ns) < to_ns
         });
         let mut over_ns = 0_u64;
         let mut groups: BTreeMap<(&str, Option<&str>), BTreeMap<u32, u64>> = BTreeMap::new();
-        for (_, elapsed_ns, neighbours) in samples {
+        for (_, elapsed_ns, cpu_users) in samples {
             over_ns = over_ns.saturating_add(*elapsed_ns);
-            let foreign = neighbours
+            let foreign = cpu_users
                 .iter()
                 .filter(|one| targets.of(one.tgid) != Some(target));
             for one in foreign {

@@ -3,13 +3,13 @@
 //!
 //! The kernel provides the time throttled by a quota and the machine's steal time. The rest of the wait is divided between
 //! the target's own threads and foreign processes, in proportion to the CPU time that they used. Each share covers the
-//! period between two scans of control groups, or of neighbours, and stands until the next scan.
+//! period between two scans of control groups, or of CPU users, and stands until the next scan.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Reading, Targets};
 use crate::{
-    sample::{Cgroup, Machine, Neighbour, Sample, Stall, Target, TargetId},
+    sample::{Cgroup, CpuUser, Machine, Sample, Stall, Target, TargetId},
     text::harmless,
 };
 
@@ -28,7 +28,7 @@ pub(super) struct Starvation {
     cgroups: HashMap<String, Counters>,
     machine: Option<Machine>,
     system_ns: Option<u64>,
-    neighbours_ns: Option<u64>,
+    cpu_users_ns: Option<u64>,
 }
 
 /// CPU time and run-queue wait of the threads of a target within a period, ns.
@@ -48,7 +48,7 @@ struct Counters {
 #[derive(Default)]
 struct Known {
     since_system: Grown,
-    since_neighbours: Grown,
+    since_cpu_users: Grown,
     system: Option<(u64, System)>,
     others: Option<(u64, Others)>,
 }
@@ -65,7 +65,7 @@ struct System {
     stall: Option<f64>,
 }
 
-/// What the neighbours show: the other processes of the machine.
+/// What the CPU users show: the other processes of the machine.
 #[derive(Default)]
 struct Others {
     /// The target's share of the CPU time that it and foreign processes used. `None` if it did not wait.
@@ -78,17 +78,17 @@ impl Starvation {
     pub(super) fn grew(&mut self, target: TargetId, grown: Grown) {
         let known = self.targets.entry(target).or_default();
         known.since_system.add(grown);
-        known.since_neighbours.add(grown);
+        known.since_cpu_users.add(grown);
     }
 
-    /// Reads control groups, machine and neighbours. Call it after [`Starvation::grew`].
+    /// Reads control groups, machine and CPU users. Call it after [`Starvation::grew`].
     pub(super) fn read(&mut self, sample: &Sample, targets: &Targets) {
         self.targets.retain(|id, _| targets.get(*id).is_some());
         if sample.walks.system {
             self.read_system(sample, targets);
         }
-        if sample.walks.neighbours {
-            self.read_neighbours(sample, targets);
+        if sample.walks.cpu_users {
+            self.read_cpu_users(sample, targets);
         }
     }
 
@@ -145,22 +145,22 @@ impl Starvation {
             .collect();
     }
 
-    fn read_neighbours(&mut self, sample: &Sample, targets: &Targets) {
+    fn read_cpu_users(&mut self, sample: &Sample, targets: &Targets) {
         let now_ns = sample.mono_ns;
         let elapsed_ns = self
-            .neighbours_ns
+            .cpu_users_ns
             .map(|before| now_ns.saturating_sub(before))
             .filter(|elapsed| *elapsed > 0);
-        self.neighbours_ns = Some(now_ns);
+        self.cpu_users_ns = Some(now_ns);
         for (id, known) in &mut self.targets {
-            let grown = std::mem::take(&mut known.since_neighbours);
+            let grown = std::mem::take(&mut known.since_cpu_users);
             let (Some(elapsed_ns), Some(target)) = (elapsed_ns, targets.get(*id)) else {
                 continue;
             };
-            let foreign: Vec<&Neighbour> = sample
-                .neighbours
+            let foreign: Vec<&CpuUser> = sample
+                .cpu_users
                 .iter()
-                .filter(|neighbour| targets.of(neighbour.tgid) != Some(*id))
+                .filter(|cpu_user| targets.of(cpu_user.tgid) != Some(*id))
                 .collect();
             let others: f64 = foreign.iter().map(|other| other.cpu_ns as f64).sum();
             let all = grown.cpu_ns as f64 + others;
@@ -262,19 +262,19 @@ pub(super) fn stall_share(
 }
 
 /// The foreign process that used most CPU, or a control group if that used much more.
-fn busiest(foreign: &[&Neighbour], target: &Target, elapsed_ns: u64) -> Option<String> {
+fn busiest(foreign: &[&CpuUser], target: &Target, elapsed_ns: u64) -> Option<String> {
     let most = foreign
         .iter()
-        .filter(|neighbour| neighbour.cpu_ns > 0)
-        .max_by_key(|neighbour| (neighbour.cpu_ns, neighbour.tgid))?;
+        .filter(|cpu_user| cpu_user.cpu_ns > 0)
+        .max_by_key(|cpu_user| (cpu_user.cpu_ns, cpu_user.tgid))?;
     let mut groups: BTreeMap<&str, u64> = BTreeMap::new();
-    for neighbour in foreign {
-        if let Some(path) = neighbour.cgroup.as_deref()
+    for cpu_user in foreign {
+        if let Some(path) = cpu_user.cgroup.as_deref()
             && path != "/"
             && target.cgroup.as_deref() != Some(path)
         {
             let sum = groups.entry(path).or_default();
-            *sum = sum.saturating_add(neighbour.cpu_ns);
+            *sum = sum.saturating_add(cpu_user.cpu_ns);
         }
     }
     let group = groups

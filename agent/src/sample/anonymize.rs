@@ -180,7 +180,7 @@ impl Anonymizer {
         sample.notices.retain(|notice| is_code(&notice.code));
         // What a stranger used of the CPU counts: others wanted it.
         sample
-            .neighbours
+            .cpu_users
             .retain(|one| one.cpu_ns > 0 || self.kept.contains(&one.tgid));
         for target in sample.targets.iter_mut().flatten() {
             target.attributes.clear();

@@ -48,8 +48,8 @@ pub struct Sample {
     pub cgroups: Vec<Cgroup>,
     /// The machine; in samples with the walk `system`.
     pub machine: Option<Machine>,
-    /// CPU time of the machine's processes; in samples with the walk `neighbours`.
-    pub neighbours: Vec<Neighbour>,
+    /// CPU time of the machine's processes; in samples with the walk `cpu_users`.
+    pub cpu_users: Vec<CpuUser>,
     /// Who listens where on this machine, watched or not: present whenever that changes.
     pub listening: Option<Vec<Listening>>,
     /// Who holds the other ends of the targets' pipes and unix sockets, watched or not: present whenever that changes.
@@ -85,7 +85,7 @@ pub struct Walks {
     /// Control groups and the machine.
     pub system: bool,
     /// CPU time of all processes.
-    pub neighbours: bool,
+    pub cpu_users: bool,
     /// What each thread of each suspicious target waits for, and of those around it.
     pub profile: bool,
 }
@@ -432,11 +432,11 @@ pub struct Machine {
 
 /// A process of the machine, watched or not, that used CPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Neighbour {
+pub struct CpuUser {
     pub tgid: u32,
     pub name: String,
     pub cgroup: Option<String>,
-    /// CPU time of its threads since the previous sample with the walk `neighbours`, ns.
+    /// CPU time of its threads since the previous sample with the walk `cpu_users`, ns.
     pub cpu_ns: u64,
 }
 

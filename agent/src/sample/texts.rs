@@ -4,8 +4,7 @@
 use std::net::SocketAddr;
 
 use super::{
-    Cgroup, Detail, Holder, Listening, Message, Neighbour, Notice, Peer, Sample, Target, Title,
-    Wait,
+    Cgroup, CpuUser, Detail, Holder, Listening, Message, Notice, Peer, Sample, Target, Title, Wait,
 };
 
 /// What a text is.
@@ -51,7 +50,7 @@ pub fn each_text(sample: &mut Sample, tell: &mut impl FnMut(Text, &mut String)) 
         networks: _,
         cgroups,
         machine: _,
-        neighbours,
+        cpu_users,
         listening,
         holders,
         profile,
@@ -77,7 +76,7 @@ pub fn each_text(sample: &mut Sample, tell: &mut impl FnMut(Text, &mut String)) 
     for Cgroup { path, .. } in cgroups {
         tell(Text::Group, path);
     }
-    for Neighbour { name, cgroup, .. } in neighbours {
+    for CpuUser { name, cgroup, .. } in cpu_users {
         tell(Text::Name, name);
         each(Text::Group, cgroup, tell);
     }

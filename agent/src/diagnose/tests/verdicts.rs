@@ -8,7 +8,7 @@ use crate::{
     cause::Cause,
     event::{Confidence, CulpritKind, DrivenBy, Episode, Level, Verdict},
     queue::{Kind, Reading},
-    sample::{Detail, Neighbour, State, Wait},
+    sample::{CpuUser, Detail, State, Wait},
 };
 
 fn culprit(verdict: &Verdict) -> (CulpritKind, Option<u32>, &str) {
@@ -316,14 +316,14 @@ fn starved(by: &'static str) -> Scene {
         ..Reading::default()
     };
     scene.queue(1, Kind::Runqueue, "threads", split);
-    let hog = Neighbour {
+    let hog = CpuUser {
         tgid: 99,
         name: "hog".to_owned(),
         cgroup: Some("/batch".to_owned()),
         cpu_ns: 20_000_000,
     };
-    scene.sample().walks.neighbours = true;
-    scene.sample().neighbours = vec![hog];
+    scene.sample().walks.cpu_users = true;
+    scene.sample().cpu_users = vec![hog];
     scene.take_samples(30, &[thread(10, 0).on_cpu()]);
     scene.take_samples(30, &[thread(10, 0).state(State::Runnable)]);
     scene

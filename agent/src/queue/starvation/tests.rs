@@ -1,5 +1,5 @@
 use super::super::{Kind, Model, Reading, watched};
-use crate::sample::{Cgroup, Machine, Neighbour, Sample, Stall, Target, Thread, Walks};
+use crate::sample::{Cgroup, CpuUser, Machine, Sample, Stall, Target, Thread, Walks};
 
 const TICK: u64 = 100_000_000;
 const SECOND: u64 = 10 * TICK;
@@ -16,7 +16,7 @@ struct Course {
     without_facts: bool,
 }
 
-/// The reading after three seconds; control groups and neighbours are looked at once a second.
+/// The reading after three seconds; control groups and CPU users are looked at once a second.
 fn after(course: Course) -> Reading {
     let mut model = Model::default();
     let mut last = Reading::default();
@@ -29,7 +29,7 @@ fn after(course: Course) -> Reading {
             walks: Walks {
                 threads: true,
                 system: looks,
-                neighbours: looks,
+                cpu_users: looks,
                 ..Walks::default()
             },
             threads: (0..2)
@@ -59,9 +59,9 @@ fn after(course: Course) -> Reading {
                 steal_ns: part(course.steal_ns),
                 ..Machine::default()
             }),
-            neighbours: vec![
-                neighbour(10, "svc", course.cpu_ns),
-                neighbour(4711, "stress-ng", course.foreign_ns),
+            cpu_users: vec![
+                cpu_user(10, "svc", course.cpu_ns),
+                cpu_user(4711, "stress-ng", course.foreign_ns),
             ],
             ..Sample::default()
         };
@@ -86,8 +86,8 @@ fn target() -> Target {
     }
 }
 
-fn neighbour(tgid: u32, name: &str, cpu_ns: u64) -> Neighbour {
-    Neighbour {
+fn cpu_user(tgid: u32, name: &str, cpu_ns: u64) -> CpuUser {
+    CpuUser {
         tgid,
         name: name.to_owned(),
         cgroup: None,
@@ -100,7 +100,7 @@ fn extra(reading: &Reading, key: &str) -> Option<f64> {
 }
 
 #[test]
-fn a_neighbour_that_takes_the_cpu_is_named() {
+fn a_process_that_takes_the_cpu_is_named() {
     let reading = after(Course {
         delay_ns: SECOND,
         cpu_ns: SECOND / 2,

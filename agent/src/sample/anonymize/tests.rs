@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 
 use super::*;
-use crate::sample::{Holder, Listening, Message, Neighbour, Target, Title};
+use crate::sample::{CpuUser, Holder, Listening, Message, Target, Title};
 
 fn told(what: Text, text: &str) -> String {
     Anonymizer::default().told(what, text)
@@ -175,7 +175,7 @@ fn processes_at_no_end_of_anything_are_dropped_and_those_that_starve_others_are_
         tgid,
         name: "shop".to_owned(),
     };
-    let neighbour = |tgid, name: &str, cpu_ns| Neighbour {
+    let cpu_user = |tgid, name: &str, cpu_ns| CpuUser {
         tgid,
         name: name.to_owned(),
         cgroup: None,
@@ -200,10 +200,10 @@ fn processes_at_no_end_of_anything_are_dropped_and_those_that_starve_others_are_
             writes: false,
         }]),
         listening: Some(vec![listening(10, 80), listening(30, 90)]),
-        neighbours: vec![
-            neighbour(20, "logger", 1),
-            neighbour(40, "hog", 900_000_000),
-            neighbour(50, "sleeper", 0),
+        cpu_users: vec![
+            cpu_user(20, "logger", 1),
+            cpu_user(40, "hog", 900_000_000),
+            cpu_user(50, "sleeper", 0),
         ],
         titles: vec![title(10), title(30)],
         ..Sample::default()
@@ -211,9 +211,8 @@ fn processes_at_no_end_of_anything_are_dropped_and_those_that_starve_others_are_
     let mut anonymizer = Anonymizer::default();
     anonymizer.learn(&sample);
     let told = anonymizer.anonymize(&sample);
-    let tgids =
-        |neighbours: &[Neighbour]| neighbours.iter().map(|one| one.tgid).collect::<Vec<_>>();
-    assert_eq!(tgids(&told.neighbours), [20, 40]);
+    let tgids = |cpu_users: &[CpuUser]| cpu_users.iter().map(|one| one.tgid).collect::<Vec<_>>();
+    assert_eq!(tgids(&told.cpu_users), [20, 40]);
     assert_eq!(told.listening.unwrap().len(), 1);
     assert_eq!(told.titles, [title(10)]);
     assert!(told.targets.unwrap()[0].attributes.is_empty());
@@ -231,7 +230,7 @@ fn every_text_of_a_sample_is_shown() {
             not_before_ns: 0,
             not_after_ns: 1,
         }],
-        neighbours: vec![Neighbour {
+        cpu_users: vec![CpuUser {
             tgid: 2,
             name: "shop".to_owned(),
             cgroup: Some("/shop".to_owned()),
