@@ -263,7 +263,7 @@ fn every_adapter_fails_open_within_the_ttl_when_the_agent_hangs() -> Result<()> 
         Ok(metrics)
     })?;
     ensure!(
-        metrics.contains("tailback_adapter_answers_total{adapter=\"haproxy\""),
+        metrics.contains("tailback_adapter_replies_total{adapter=\"haproxy\""),
         "{metrics}"
     );
     promtool(&metrics)?;

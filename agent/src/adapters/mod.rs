@@ -119,21 +119,21 @@ impl Shared {
         );
         const FAMILIES: [Family; 3] = [
             (
-                "tailback_adapter_answers_total",
+                "tailback_adapter_replies_total",
                 "counter",
-                "What an adapter said.",
+                "Replies sent by an adapter.",
                 AdapterStats::count,
             ),
             (
-                "tailback_adapter_listeners",
+                "tailback_adapter_connections",
                 "gauge",
-                "Who is connected to an adapter.",
+                "Clients connected to an adapter.",
                 AdapterStats::listeners,
             ),
             (
-                "tailback_adapter_refused_total",
+                "tailback_adapter_rejected_total",
                 "counter",
-                "Who could not be served.",
+                "Rejected connections.",
                 AdapterStats::refusals,
             ),
         ];

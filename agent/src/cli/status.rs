@@ -24,6 +24,8 @@ use crate::{
 
 /// Name of the agent's socket in the directory of pages.
 const AGENT_SOCKET: &str = "agent.sock";
+/// Longest name of a queue in a cell, in bytes.
+const MAX_NAME_BYTES: usize = 40;
 /// Consumers of a page that are named; the others are counted.
 const NAMED_CONSUMERS: usize = 3;
 
@@ -224,7 +226,7 @@ fn agent_report(text: &mut String, agent: &Value, readers: &[Reader]) {
             Some(kind) if target["score"].as_f64() > Some(0.0) => {
                 format!(
                     "{kind} {}: {}{limit}",
-                    bounded(word(&worst["name"]), 40),
+                    bounded(word(&worst["name"]), MAX_NAME_BYTES),
                     worst["depth"]
                 )
             }
@@ -264,6 +266,7 @@ fn agent_report(text: &mut String, agent: &Value, readers: &[Reader]) {
         ],
         rows,
     );
+    controllers_report(text, targets);
     let subscribers = list(&agent["subscribers"]);
     let stream = &agent["stream"];
     let disconnected: Vec<String> = [
@@ -306,6 +309,60 @@ fn agent_report(text: &mut String, agent: &Value, readers: &[Reader]) {
         text,
         ["NAME", "PID", "SERVICE", "MIN LEVEL", "LINES", "SINCE"],
         rows,
+    );
+}
+
+/// The state of each admission controller that does not admit all work.
+fn controllers_report(text: &mut String, targets: &[Value]) {
+    let active = targets.iter().flat_map(|target| {
+        let controllers = list(&target["controllers"]).iter();
+        let active = controllers.filter(|controller| controller["mode"] != "open");
+        active.map(move |controller| (target, controller))
+    });
+    let rows: Vec<_> = active
+        .map(|(target, controller)| {
+            let percent = |key: &str| {
+                let ratio = controller[key].as_f64();
+                ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{:.0}%", ratio * 100.0))
+            };
+            let time = |key: &str| {
+                let ns = controller[key].as_u64();
+                ns.map_or_else(|| "-".to_owned(), duration)
+            };
+            [
+                word(&target["directory"]).to_owned(),
+                format!(
+                    "{} {}",
+                    word(&controller["kind"]),
+                    bounded(word(&controller["name"]), MAX_NAME_BYTES)
+                ),
+                word(&controller["mode"]).to_owned(),
+                percent("admit_ratio"),
+                percent("equilibrium_admit_ratio"),
+                percent("utilization"),
+                time("standing_delay_ns"),
+                time("target_delay_ns"),
+                word(&controller["reason"]).to_owned(),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        *text += "\nadmission controllers\n";
+    }
+    table(
+        text,
+        [
+            "SERVICE",
+            "QUEUE",
+            "MODE",
+            "ADMIT",
+            "EQUILIBRIUM",
+            "UTILIZATION",
+            "STANDING DELAY",
+            "TARGET",
+            "REASON",
+        ],
+        rows.into_iter(),
     );
 }
 
@@ -443,7 +500,13 @@ mod tests {
             "pid": 7, "version": "0.1.0", "directory": "/run/tailback", "last_tick_age_ns": 40_000_000,
             "pages": {"written": 1, "failed": 0, "over_limit": 0},
             "targets": [{"directory": "shop", "pid": 42, "level": "critical", "score": 0.93, "admit_ratio": 0.62,
-                "concurrency_limit": 6, "max_queue_wait_ns": 10_000_000, "oldest_age_ns": 120_000_000, "worst": {"kind": "accept", "name": ":80", "depth": 9, "limit": 100}}],
+                "concurrency_limit": 6, "max_queue_wait_ns": 10_000_000, "oldest_age_ns": 120_000_000,
+                "controllers": [
+                    {"kind": "accept", "name": ":80", "mode": "draining", "reason": "standing delay above target",
+                        "admit_ratio": 0.62, "equilibrium_admit_ratio": 0.7, "utilization": 0.99,
+                        "target_delay_ns": 5_000_000, "standing_delay_ns": 90_000_000},
+                    {"kind": "recv", "name": ":80", "mode": "open", "reason": "no overload", "admit_ratio": 1.0}],
+                "worst": {"kind": "accept", "name": ":80", "depth": 9, "limit": 100}}],
             "subscribers": [], "stream": {"refused": 0, "too_slow": 2, "invalid_commands": 0}, "agent": null,
         });
         let process = json!({"pid": 8, "uptime_s": 60, "adapters": [
@@ -461,6 +524,7 @@ mod tests {
             "critical",
             "62%, max 6 in service, max wait 10 ms",
             "accept :80: 9 of 100",
+            "draining  62%    70%          99%          90 ms           5.0 ms  standing delay above target\n",
             "uwsgi (43)",
             "2 disconnected as too slow",
             "up ready 62%\n",
