@@ -14,7 +14,7 @@ use crate::{
     text::harmless,
 };
 
-/// Time of one access to a healthy rotating disk, including rotation, ns. A shorter wait is not queueing.
+/// Time of one access to a healthy rotating disk, including seek and rotation, ns. A shorter wait is not queueing.
 const DISK_ACCESS_NS: u64 = 20_000_000;
 /// A device is reported this long, ns, after its last waiter: a busy one has none at every other sample.
 const IDLE_RETENTION_NS: u64 = 5_000_000_000;

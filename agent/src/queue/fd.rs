@@ -81,7 +81,7 @@ mod tests {
             files: files.iter().map(of).collect(),
             ..Sample::default()
         };
-        Watched::of(&[12, 13]).walk_one(Kind::Fd, sample)
+        Watched::of(&[12, 13]).scan_one(Kind::Fd, sample)
     }
 
     #[test]
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_scan_that_did_not_count_descriptors_yields_no_queue() {
-        let queues = Watched::default().walk(Kind::Fd, Sample::default());
+        let queues = Watched::default().scan(Kind::Fd, Sample::default());
         assert!(queues.is_empty());
     }
 }

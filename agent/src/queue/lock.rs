@@ -27,7 +27,7 @@ const MIN_RETRIES_PER_S: u64 = 50;
 const SERIALIZED_CPUS: (f64, f64) = (0.5, 1.2);
 /// Shortest period over which CPU usage is measured, ns: several timer ticks.
 const MIN_USAGE_PERIOD_NS: u64 = 50_000_000;
-/// Alignment, in bytes, of the pair of futexes in a glibc condition variable. Waiters alternate between the two.
+/// Size and alignment, in bytes, of the pair of futexes in a glibc condition variable. Waiters alternate between the two.
 const CONDVAR_PAIR_BYTES: u64 = 8;
 
 #[derive(Default)]

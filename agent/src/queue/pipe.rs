@@ -297,7 +297,7 @@ mod tests {
             .into_iter()
             .map(|(head, bytes)| {
                 let both = vec![end(true, head, bytes), end(false, head, bytes)];
-                watched.walk_one(Kind::Pipe, sample(both))
+                watched.scan_one(Kind::Pipe, sample(both))
             })
             .collect()
     }
@@ -312,8 +312,8 @@ mod tests {
             };
             sample(vec![pipe])
         };
-        assert_eq!(watched.walk_one(Kind::Pipe, one(1)).oldest_age_ns, Some(0));
-        let reading = watched.walk_one(Kind::Pipe, one(0));
+        assert_eq!(watched.scan_one(Kind::Pipe, one(1)).oldest_age_ns, Some(0));
+        let reading = watched.scan_one(Kind::Pipe, one(0));
         assert_eq!((reading.depth, reading.oldest_age_ns), (3, Some(TICK)));
         let worst = "write end at process 12 fd 1; nobody reads";
         assert_eq!(reading.worst.as_deref(), Some(worst));
@@ -332,9 +332,9 @@ mod tests {
         };
         let worst = "write end at process 12 fd 1; read end held by rsyslogd (77); \
                      write end held by rsyslogd (78)";
-        let reading = watched.walk_one(Kind::Pipe, sampled);
+        let reading = watched.scan_one(Kind::Pipe, sampled);
         assert_eq!(reading.worst.as_deref(), Some(worst));
-        let reading = watched.walk_one(Kind::Pipe, sample(vec![end(false, 1, 10)]));
+        let reading = watched.scan_one(Kind::Pipe, sample(vec![end(false, 1, 10)]));
         assert_eq!(reading.worst.as_deref(), Some(worst));
     }
 
@@ -344,7 +344,7 @@ mod tests {
             writers: 0,
             ..end(true, 1, 10)
         };
-        let reading = Watched::default().walk_one(Kind::Pipe, sample(vec![orphan]));
+        let reading = Watched::default().scan_one(Kind::Pipe, sample(vec![orphan]));
         let worst = "read end at process 12 fd 0; nobody holds the write end";
         assert_eq!(reading.worst.as_deref(), Some(worst));
     }
@@ -354,7 +354,7 @@ mod tests {
         let mut watched = Watched::default();
         let mut age = |bytes| {
             let queue = sample(vec![end(true, 2, bytes)]);
-            watched.walk_one(Kind::Pipe, queue).oldest_age_ns
+            watched.scan_one(Kind::Pipe, queue).oldest_age_ns
         };
         assert_eq!((age(900), age(900)), (Some(0), Some(TICK)));
         assert_eq!((age(400), age(400)), (Some(0), Some(TICK)));
@@ -403,8 +403,8 @@ mod tests {
             holders: Some(vec![holder(77, false)]),
             ..sample(both.clone())
         };
-        watched.walk_one(Kind::Pipe, sampled);
-        let reading = watched.walk_one(Kind::Pipe, sample(both));
+        watched.scan_one(Kind::Pipe, sampled);
+        let reading = watched.scan_one(Kind::Pipe, sample(both));
         assert_eq!(reading.oldest_age_ns, Some(TICK));
     }
 
@@ -417,7 +417,7 @@ mod tests {
         };
         let mut watched = Watched::default();
         let mut names = |pipes| {
-            let queues = watched.walk(Kind::Pipe, sample(pipes));
+            let queues = watched.scan(Kind::Pipe, sample(pipes));
             queues.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
         };
         assert_eq!(names(vec![fifo(9)]), ["/run/log"]);

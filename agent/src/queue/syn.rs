@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn sockets_that_share_an_address_are_one_queue_and_the_fullest_decides() {
         let both = vec![listener(1, 80, Some(2)), listener(2, 80, Some(8))];
-        let reading = Watched::default().walk_one(Kind::Syn, sample(both, 0, 0));
+        let reading = Watched::default().scan_one(Kind::Syn, sample(both, 0, 0));
         assert_eq!((reading.depth, reading.limit), (10, Some(16)));
         assert!(reading.full);
         assert_eq!(reading.fill, Some(1.0));
@@ -272,9 +272,9 @@ mod tests {
     fn drops_and_cookies_of_the_namespace_are_attributed_to_the_full_listener() {
         let mut watched = Watched::default();
         let both = || vec![listener(1, 80, Some(3)), listener(2, 81, Some(8))];
-        let first = watched.walk(Kind::Syn, sample(both(), 100, 0));
+        let first = watched.scan(Kind::Syn, sample(both(), 100, 0));
         assert!(first.iter().all(|(_, reading)| reading.losses == 0));
-        let queues = watched.walk(Kind::Syn, sample(both(), 105, 0));
+        let queues = watched.scan(Kind::Syn, sample(both(), 105, 0));
         assert_eq!(queues[0].1.losses, 0);
         assert_eq!(
             (queues[1].0.as_str(), queues[1].1.losses),
@@ -288,18 +288,18 @@ mod tests {
     fn beside_unwatched_listeners_drops_are_attributed_only_to_a_full_listener() {
         let mut watched = Watched::default();
         let half = |deep| vec![listener(1, 80, Some(deep))];
-        watched.walk(Kind::Syn, sample(half(4), 0, 2));
-        let reading = watched.walk_one(Kind::Syn, sample(half(4), 7, 2));
+        watched.scan(Kind::Syn, sample(half(4), 0, 2));
+        let reading = watched.scan_one(Kind::Syn, sample(half(4), 7, 2));
         assert_eq!(reading.losses, 0);
-        let reading = watched.walk_one(Kind::Syn, sample(half(8), 9, 2));
+        let reading = watched.scan_one(Kind::Syn, sample(half(8), 9, 2));
         assert_eq!(reading.losses, 2);
-        let reading = watched.walk_one(Kind::Syn, sample(half(0), 10, 2));
+        let reading = watched.scan_one(Kind::Syn, sample(half(0), 10, 2));
         assert_eq!(reading.losses, 1, "it was full a moment ago");
     }
 
     #[test]
     fn there_is_no_queue_if_the_kernel_does_not_count_handshakes() {
-        let queues = Watched::default().walk(Kind::Syn, sample(vec![listener(1, 80, None)], 0, 0));
+        let queues = Watched::default().scan(Kind::Syn, sample(vec![listener(1, 80, None)], 0, 0));
         assert!(queues.is_empty());
     }
 }

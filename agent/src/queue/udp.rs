@@ -257,18 +257,18 @@ mod tests {
         }
     }
 
-    fn walk(watched: &mut Watched, datagrams: Vec<DatagramSocket>) -> Vec<(String, Reading)> {
+    fn scan(watched: &mut Watched, datagrams: Vec<DatagramSocket>) -> Vec<(String, Reading)> {
         let sample = Sample {
             datagrams,
             ..Sample::default()
         };
-        watched.walk(Kind::Udp, sample)
+        watched.scan(Kind::Udp, sample)
     }
 
     #[test]
     fn sockets_on_one_port_are_one_queue_and_the_fullest_is_reported() {
         let mut watched = Watched::default();
-        let queues = walk(&mut watched, vec![socket(4, 1_000), socket(5, 3_000)]);
+        let queues = scan(&mut watched, vec![socket(4, 1_000), socket(5, 3_000)]);
         let (name, reading) = &queues[0];
         assert_eq!((queues.len(), name.as_str()), (1, "0.0.0.0:53"));
         assert_eq!((reading.depth, reading.limit), (3_000, Some(10_000)));
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn an_empty_socket_has_no_wait() {
-        let queues = walk(&mut Watched::default(), vec![socket(4, 0)]);
+        let queues = scan(&mut Watched::default(), vec![socket(4, 0)]);
         let reading = &queues[0].1;
         assert_eq!((reading.wait_ns, reading.oldest_age_ns), (Some(0), None));
         assert!(!reading.full);
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn a_socket_is_full_if_another_average_datagram_does_not_fit() {
         let full = |memory| {
-            walk(&mut Watched::default(), vec![socket(4, memory)])[0]
+            scan(&mut Watched::default(), vec![socket(4, memory)])[0]
                 .1
                 .full
         };
@@ -304,11 +304,11 @@ mod tests {
             drops,
             ..socket(cookie, 0)
         };
-        let queues = walk(&mut watched, vec![dropped(4, 70)]);
+        let queues = scan(&mut watched, vec![dropped(4, 70)]);
         assert_eq!(queues[0].1.losses, 0);
-        let queues = walk(&mut watched, vec![dropped(4, 72), dropped(5, 3)]);
+        let queues = scan(&mut watched, vec![dropped(4, 72), dropped(5, 3)]);
         assert_eq!(queues[0].1.losses, 5);
-        let queues = walk(&mut watched, vec![dropped(4, 72), dropped(5, 3)]);
+        let queues = scan(&mut watched, vec![dropped(4, 72), dropped(5, 3)]);
         assert_eq!(queues[0].1.losses, 0);
     }
 
@@ -320,7 +320,7 @@ mod tests {
                 head,
                 ..socket(4, memory)
             };
-            walk(&mut watched, vec![socket])[0].1.oldest_age_ns
+            scan(&mut watched, vec![socket])[0].1.oldest_age_ns
         };
         assert_eq!(age(1_000, 7), Some(0));
         assert_eq!(age(2_000, 7), Some(TICK));
@@ -337,10 +337,10 @@ mod tests {
     #[test]
     fn an_answer_that_a_client_left_unread_does_not_age() {
         let mut watched = Watched::default();
-        walk(&mut watched, vec![opened(4, 0, 40_000)]);
+        scan(&mut watched, vec![opened(4, 0, 40_000)]);
         let oldest: Vec<_> = (0..30)
             .map(|_| {
-                let queues = walk(&mut watched, vec![opened(4, 500, 40_000)]);
+                let queues = scan(&mut watched, vec![opened(4, 500, 40_000)]);
                 assert_eq!(queues[0].0, "-> 10.0.0.9:5353");
                 queues[0].1.oldest_age_ns
             })
@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn sockets_that_a_server_connects_to_its_clients_serve_its_port() {
-        let queues = walk(
+        let queues = scan(
             &mut Watched::default(),
             vec![socket(4, 0), opened(5, 500, 53), opened(6, 500, 4_000)],
         );

@@ -196,7 +196,7 @@ mod tests {
     fn connections_waiting_on_a_path_are_an_accept_queue() {
         let mut watched = Watched::default();
         let mut read =
-            |queued, head| watched.walk_one(Kind::Accept, sample(listener(queued, head)));
+            |queued, head| watched.scan_one(Kind::Accept, sample(listener(queued, head)));
         let idle = read(0, 0);
         assert_eq!((idle.depth, idle.limit), (0, Some(4)));
         assert_eq!((idle.wait_ns, idle.oldest_age_ns), (Some(0), None));
@@ -210,7 +210,7 @@ mod tests {
     fn one_more_than_the_backlog_may_wait_before_connect_blocks() {
         let full = |queued| {
             let queue = sample(listener(queued, 7));
-            Watched::default().walk_one(Kind::Accept, queue).full
+            Watched::default().scan_one(Kind::Accept, queue).full
         };
         assert!(!full(4));
         assert!(full(5));
@@ -223,7 +223,7 @@ mod tests {
             listeners: vec![tcp()],
             ..sample(listener(1, 7))
         };
-        assert_eq!(watched.walk(Kind::Accept, both).len(), 2);
+        assert_eq!(watched.scan(Kind::Accept, both).len(), 2);
         let marked = Sample {
             walks: Walks {
                 marked: true,
@@ -238,7 +238,7 @@ mod tests {
             listeners: vec![tcp()],
             ..Sample::default()
         };
-        watched.walk(Kind::Accept, files);
+        watched.scan(Kind::Accept, files);
         assert_eq!(watched.gone(), ["/run/app.sock"]);
     }
 

@@ -170,19 +170,19 @@ mod tests {
         }
     }
 
-    fn walk(watched: &mut Watched, ring: Ring) -> Vec<(String, Reading)> {
+    fn scan(watched: &mut Watched, ring: Ring) -> Vec<(String, Reading)> {
         let sample = Sample {
             rings: vec![ring],
             ..Sample::default()
         };
-        watched.walk(Kind::Uring, sample)
+        watched.scan(Kind::Uring, sample)
     }
 
     #[test]
     fn unconsumed_completions_age() {
         let mut watched = Watched::default();
-        walk(&mut watched, ring(u32::MAX, u32::MAX));
-        let queues = walk(&mut watched, ring(u32::MAX, 3));
+        scan(&mut watched, ring(u32::MAX, u32::MAX));
+        let queues = scan(&mut watched, ring(u32::MAX, 3));
         assert_eq!(
             (queues[0].0.as_str(), queues[0].1.depth),
             ("ring fd 9 sq", 0)
@@ -195,9 +195,9 @@ mod tests {
         assert_eq!((name.as_str(), reading.depth), ("ring fd 9 cq", 4));
         assert_eq!((reading.arrivals, reading.departures), (Some(4), Some(0)));
         assert_eq!(reading.worst.as_deref(), Some("process 12 fd 9"));
-        let reading = &walk(&mut watched, ring(u32::MAX, 3))[1].1;
+        let reading = &scan(&mut watched, ring(u32::MAX, 3))[1].1;
         assert_eq!(reading.oldest_age_ns, Some(TICK));
-        let reading = &walk(&mut watched, ring(2, 3))[1].1;
+        let reading = &scan(&mut watched, ring(2, 3))[1].1;
         assert_eq!(
             (reading.oldest_age_ns, reading.departures),
             (Some(0), Some(3))
@@ -211,31 +211,31 @@ mod tests {
             cq_overflow,
             ..ring(0, 16)
         };
-        let queues = walk(&mut watched, full(3));
+        let queues = scan(&mut watched, full(3));
         assert_eq!(queues[1].1.losses, 0);
         assert!(queues[1].1.full);
-        let queues = walk(&mut watched, full(5));
+        let queues = scan(&mut watched, full(5));
         assert_eq!((queues[0].1.losses, queues[1].1.losses), (0, 2));
     }
 
     #[test]
     fn a_head_read_after_it_passed_the_tail_is_an_empty_ring() {
-        let queues = walk(&mut Watched::default(), ring(7, 6));
+        let queues = scan(&mut Watched::default(), ring(7, 6));
         assert_eq!(queues[1].1.depth, 0);
     }
 
     #[test]
     fn a_new_ring_with_the_id_of_a_closed_one_starts_from_zero() {
         let mut watched = Watched::default();
-        walk(&mut watched, ring(500, 500));
-        let reading = &walk(&mut watched, ring(0, 2))[1].1;
+        scan(&mut watched, ring(500, 500));
+        let reading = &scan(&mut watched, ring(0, 2))[1].1;
         assert_eq!((reading.arrivals, reading.elapsed_ns), (None, None));
         assert_eq!(reading.depth, 2);
     }
 
     #[test]
     fn rings_of_several_processes_have_different_names() {
-        let queues = walk(&mut Watched::of(&[PID, 13]), ring(0, 0));
+        let queues = scan(&mut Watched::of(&[PID, 13]), ring(0, 0));
         assert_eq!(queues[0].0, "ring fd 9 of 12 sq");
     }
 }

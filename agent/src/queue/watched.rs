@@ -41,7 +41,7 @@ impl Watched {
     }
 
     /// The queues of this kind after a file scan, one tick after the previous sample.
-    pub(super) fn walk(&mut self, kind: Kind, sample: Sample) -> Vec<(String, Reading)> {
+    pub(super) fn scan(&mut self, kind: Kind, sample: Sample) -> Vec<(String, Reading)> {
         let walks = Walks {
             files: true,
             ..sample.walks
@@ -50,8 +50,8 @@ impl Watched {
     }
 
     /// The same, for a service with exactly one queue of this kind.
-    pub(super) fn walk_one(&mut self, kind: Kind, sample: Sample) -> Reading {
-        let mut queues = self.walk(kind, sample);
+    pub(super) fn scan_one(&mut self, kind: Kind, sample: Sample) -> Reading {
+        let mut queues = self.scan(kind, sample);
         assert_eq!(queues.len(), 1, "{queues:?}");
         queues.remove(0).1
     }

@@ -3,7 +3,10 @@
 //! Threads belong to one pool if their names differ only in digits. A worker is idle while it waits for work: in accept,
 //! in epoll_wait, or on a condition variable. An event loop is no worker, since it serves many connections at once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
@@ -17,11 +20,31 @@ use crate::{
 
 #[derive(Default)]
 pub(super) struct Workers {
-    threads: HashMap<(u32, u32), Residence>,
+    /// By process and thread.
+    threads: HashMap<(u32, u32), Known>,
     /// Roles of connections, by process and descriptor.
     roles: InOrder<Seen>,
     /// Number of file scans so far.
     scans: u64,
+}
+
+/// State kept per thread.
+#[derive(Default)]
+struct Known {
+    residence: Residence,
+    comm: Box<str>,
+    /// The pool of `comm`.
+    pool: Arc<str>,
+}
+
+impl Known {
+    /// Updates the name of the thread, which it may change.
+    fn rename(&mut self, comm: &str) {
+        if *self.comm != *comm {
+            self.comm = comm.into();
+            self.pool = pool_name(comm).into();
+        }
+    }
 }
 
 /// Which end of a connection the target is.
@@ -85,28 +108,30 @@ impl Source for Workers {
             return;
         }
         let overview = Overview::of(sample);
-        let mut groups: BTreeMap<(TargetId, String), Group> = BTreeMap::new();
+        let mut groups: BTreeMap<(TargetId, Arc<str>), Group> = BTreeMap::new();
         let mut threads = HashMap::with_capacity(sample.waits.len());
         for wait in &sample.waits {
             let Some(target) = targets.of(wait.tgid).filter(|_| wait.state != State::Dead) else {
                 continue;
             };
             let key = (wait.tgid, wait.tid);
-            let mut residence = self.threads.get(&key).copied().unwrap_or_default();
+            let mut known = self.threads.remove(&key).unwrap_or_default();
+            known.rename(&wait.comm);
             let doing = self.doing(wait, &overview);
             let in_epoll = matches!(call_of(wait), Some((_, CallClass::Epoll)));
             let parked = matches!(doing, Doing::Idle | Doing::Parked) && !in_epoll;
-            residence.observe(in_epoll, parked);
-            threads.insert(key, residence);
-            let group = groups.entry((target, pool_name(&wait.comm))).or_default();
+            known.residence.observe(in_epoll, parked);
+            let pool = (target, Arc::clone(&known.pool));
+            let group = groups.entry(pool).or_default();
             group.add(doing);
-            group.loops += u64::from(residence.is_loop());
+            group.loops += u64::from(known.residence.is_loop());
             group.alone += u64::from(overview.threads_of(wait.tgid) == 1);
+            threads.insert(key, known);
         }
         self.threads = threads;
         for ((target, name), group) in groups {
             if group.is_pool(targets.threads(target)) {
-                let id = QueueId::Pool(name.into());
+                let id = QueueId::Pool(name);
                 sink.put(target, Kind::Workers, &id, group.reading());
             }
         }

@@ -1,4 +1,4 @@
-//! A service with both kinds of connection, sample by sample.
+//! A service with accepted and opened connections, sample by sample.
 
 use super::*;
 use crate::{
@@ -16,9 +16,10 @@ struct World {
     connections: Vec<Connection>,
     readings: Vec<(Kind, String, Reading)>,
     gone: Vec<String>,
-    told: bool,
-    /// Connections that ever came, as the kernel counts them.
-    came: u64,
+    /// The model knows the targets and listeners.
+    started: bool,
+    /// Connections accepted so far, as the kernel counts them.
+    passive_opens: u64,
 }
 
 fn established(cookie: u64, local: &str, remote: &str) -> Connection {
@@ -72,7 +73,7 @@ impl World {
             connections: connections.into_iter().collect(),
             ..Self::default()
         };
-        world.walk();
+        world.scan();
         world
     }
 
@@ -83,7 +84,7 @@ impl World {
             .unwrap()
     }
 
-    /// A request comes in and is read.
+    /// A request arrives and is read.
     fn ask(&mut self, cookie: u64) {
         let connection = self.at(cookie);
         connection.snd_wl1 = connection.rcv_nxt;
@@ -92,7 +93,7 @@ impl World {
         connection.since_received_ns = 0;
     }
 
-    /// It is answered, and the answer acknowledged.
+    /// The request is answered, and the answer acknowledged.
     fn answer(&mut self, cookie: u64) {
         let connection = self.at(cookie);
         connection.write_seq += 100;
@@ -101,11 +102,11 @@ impl World {
         connection.since_sent_ns = 0;
     }
 
-    fn walk(&mut self) {
+    fn scan(&mut self) {
         self.sample(|_| true, true);
     }
 
-    /// 100 ms later: a look at all, or at these alone.
+    /// A sample 100 ms later, of all connections or of the `seen` ones only.
     fn sample(&mut self, seen: impl Fn(u64) -> bool, files: bool) {
         for one in &mut self.connections {
             one.since_received_ns += 100 * MS;
@@ -115,7 +116,7 @@ impl World {
         self.now_ns += 100 * MS;
         let mut connections = self.connections.clone();
         connections.retain(|it| seen(it.cookie));
-        let first = !std::mem::replace(&mut self.told, true);
+        let first = !std::mem::replace(&mut self.started, true);
         let sample = Sample {
             mono_ns: self.now_ns,
             targets: first.then(|| {
@@ -144,7 +145,7 @@ impl World {
             }],
             networks: vec![Network {
                 netns: 1,
-                passive_opens: self.came,
+                passive_opens: self.passive_opens,
                 ..Network::default()
             }],
             listening: first.then(|| {
@@ -187,10 +188,10 @@ fn requests_in_flight_are_counted_aged_and_named() {
     assert_eq!(world.reading(Kind::Inflight).depth, 0);
     assert_eq!(world.reading(Kind::Inflight).limit, None);
     world.ask(3);
-    world.walk();
+    world.scan();
     world.ask(4);
     world.ask(5);
-    world.walk();
+    world.scan();
     let reading = world.reading(Kind::Inflight);
     assert_eq!((reading.depth, reading.limit), (3, Some(3)));
     assert_eq!((reading.arrivals, reading.departures), (Some(2), Some(0)));
@@ -202,7 +203,7 @@ fn requests_in_flight_are_counted_aged_and_named() {
     assert_eq!(world.extra(Kind::Inflight, "working"), Some(3.0));
     assert_eq!(world.extra(Kind::Inflight, "connections"), Some(20.0));
     world.answer(3);
-    world.walk();
+    world.scan();
     let reading = world.reading(Kind::Inflight);
     assert_eq!((reading.depth, reading.limit), (2, Some(3)));
     assert_eq!((reading.arrivals, reading.departures), (Some(0), Some(1)));
@@ -214,7 +215,7 @@ fn requests_in_flight_are_counted_aged_and_named() {
 fn idle_connections_are_no_requests_in_flight() {
     let mut world = World::new((1..=20).map(served).chain((21..=30).map(opened)));
     for _ in 0..50 {
-        world.walk();
+        world.scan();
         for kind in [Kind::Inflight, Kind::Downstream] {
             let reading = world.reading(kind);
             assert_eq!((reading.depth, reading.wait_ns), (0, Some(0)));
@@ -224,12 +225,12 @@ fn idle_connections_are_no_requests_in_flight() {
 }
 
 #[test]
-fn a_look_at_some_corrects_the_count_of_all() {
+fn a_sample_of_some_connections_adjusts_the_count_of_all() {
     let mut world = World::new((1..=20).map(served));
     for cookie in 1..=10 {
         world.ask(cookie);
     }
-    world.walk();
+    world.scan();
     world.answer(1);
     world.ask(11);
     world.ask(12);
@@ -239,20 +240,20 @@ fn a_look_at_some_corrects_the_count_of_all() {
     assert_eq!((reading.arrivals, reading.elapsed_ns), (None, None));
     assert_eq!(reading.oldest_age_ns, Some(200 * MS));
     assert!(world.gone.is_empty());
-    // What it saw is counted once, with the rest, at the next walk.
-    world.walk();
+    // What it saw is counted once, together with the rest, at the next scan.
+    world.scan();
     let reading = world.reading(Kind::Inflight);
     assert_eq!((reading.arrivals, reading.departures), (Some(2), Some(1)));
     assert_eq!((reading.depth, reading.elapsed_ns), (11, Some(200 * MS)));
 }
 
 #[test]
-fn a_service_without_a_connection_keeps_its_queue_and_what_waited_has_left() {
+fn a_service_without_connections_keeps_its_queue_and_its_requests_have_left() {
     let mut world = World::new([served(1)]);
     world.ask(1);
-    world.walk();
+    world.scan();
     world.connections.clear();
-    world.walk();
+    world.scan();
     let reading = world.reading(Kind::Inflight);
     assert_eq!((reading.depth, reading.limit), (0, Some(1)));
     assert_eq!(reading.departures, Some(1));
@@ -261,7 +262,7 @@ fn a_service_without_a_connection_keeps_its_queue_and_what_waited_has_left() {
 }
 
 #[test]
-fn calls_outstanding_name_the_process_that_does_not_answer() {
+fn outstanding_calls_name_the_process_that_does_not_answer() {
     let mut world = World::new((1..=4).map(opened));
     let worst = |world: &World| world.reading(Kind::Downstream).worst.clone();
     assert_eq!(
@@ -273,7 +274,7 @@ fn calls_outstanding_name_the_process_that_does_not_answer() {
         call.write_seq += 50;
         call.since_sent_ns = 0;
     }
-    world.walk();
+    world.scan();
     let reading = world.reading(Kind::Downstream);
     assert_eq!((reading.depth, reading.limit), (2, Some(4)));
     assert_eq!(reading.oldest_age_ns, Some(100 * MS));
@@ -287,41 +288,41 @@ fn calls_outstanding_name_the_process_that_does_not_answer() {
         answered.rcv_nxt += 10;
         answered.since_received_ns = 0;
     }
-    world.walk();
+    world.scan();
     assert_eq!(world.reading(Kind::Downstream).departures, Some(2));
     assert_eq!(world.extra(Kind::Downstream, "busiest"), Some(2.0));
     world.connections.clear();
-    world.walk();
+    world.scan();
     assert_eq!(world.gone, ["-> 127.0.0.1:6379"]);
 }
 
 #[test]
-fn who_comes_and_goes_between_two_looks_is_a_request_too() {
+fn a_connection_opened_and_closed_between_two_scans_counts_as_a_request() {
     let mut world = World::new([]);
     let counted = |world: &World| {
         let reading = world.reading(Kind::Inflight);
         (reading.arrivals, reading.departures)
     };
     for _ in 0..4 {
-        world.came += 2;
-        world.walk();
+        world.passive_opens += 2;
+        world.scan();
     }
     assert_eq!(counted(&world), (Some(2), Some(2)));
     assert_eq!(world.extra(Kind::Inflight, "at_least"), Some(1.0));
     assert_eq!(world.reading(Kind::Inflight).depth, 0);
-    // One that stays has asked nothing yet; it is seen at the same look as it is counted, or at the next.
-    world.walk();
-    world.came += 1;
+    // A connection that stays has sent no request yet. It is seen at the sample that counts it, or at the next.
+    world.scan();
+    world.passive_opens += 1;
     world.connections.push(served(1));
     for _ in 0..3 {
-        world.walk();
+        world.scan();
         assert_eq!(counted(&world), (Some(0), Some(0)));
     }
     world.connections.push(served(2));
-    world.walk();
-    world.came += 1;
+    world.scan();
+    world.passive_opens += 1;
     for _ in 0..3 {
-        world.walk();
+        world.scan();
         assert_eq!(counted(&world), (Some(0), Some(0)));
     }
 }

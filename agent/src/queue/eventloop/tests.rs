@@ -15,8 +15,8 @@ fn connection(cookie: u64, copied_seq: u32) -> Connection {
     }
 }
 
-/// One look at a loop with `connections` connections, of which `moved` are read at each look.
-fn look(
+/// One sample of a loop with `connections` connections, of which `moved` are read between samples.
+fn sample(
     model: &mut Model,
     tick: u64,
     wait: Wait,
@@ -84,10 +84,10 @@ fn delay(reading: &Reading) -> u64 {
 }
 
 #[test]
-fn a_loop_is_known_after_a_few_looks_and_idle_ones_do_not_wait() {
+fn a_loop_is_recognised_after_a_few_samples_and_an_idle_one_has_no_wait() {
     let mut model = Model::default();
     for tick in 0..20 {
-        let reading = look(&mut model, tick, idle(tick, tick * 1000), (20, 0));
+        let reading = sample(&mut model, tick, idle(tick, tick * 1000), (20, 0));
         assert_eq!(reading.is_some(), tick >= 2);
         if let Some(reading) = reading {
             assert_eq!((reading.depth, delay(&reading)), (0, 0));
@@ -96,24 +96,24 @@ fn a_loop_is_known_after_a_few_looks_and_idle_ones_do_not_wait() {
 }
 
 #[test]
-fn a_healthy_loop_at_80_percent_is_silent() {
+fn a_healthy_loop_at_80_percent_is_not_saturated() {
     let mut model = Model::default();
     for tick in 0..60 {
-        // 16 requests of 5 ms each in a tick, in few busy stretches.
+        // 16 requests of 5 ms each per tick, in a few busy periods.
         let (voluntary, cpu) = (tick * 3, tick * TICK * 8 / 10);
         let wait = if tick % 5 < 2 {
             idle(voluntary, cpu)
         } else {
             computing(voluntary, cpu)
         };
-        if let Some(reading) = look(&mut model, tick, wait, (50, 16)) {
+        if let Some(reading) = sample(&mut model, tick, wait, (50, 16)) {
             assert_eq!(delay(&reading), 0, "{tick}: {reading:?}");
         }
     }
 }
 
 #[test]
-fn a_loop_that_never_sleeps_and_serves_is_silent() {
+fn a_loop_that_never_sleeps_but_serves_is_not_saturated() {
     let mut model = Model::default();
     for tick in 0..60 {
         let wait = if tick < 4 {
@@ -121,14 +121,14 @@ fn a_loop_that_never_sleeps_and_serves_is_silent() {
         } else {
             computing(4, tick * TICK)
         };
-        if let Some(reading) = look(&mut model, tick, wait, (50, 20)) {
+        if let Some(reading) = sample(&mut model, tick, wait, (50, 20)) {
             assert_eq!(delay(&reading), 0, "{tick}: {reading:?}");
         }
     }
 }
 
 #[test]
-fn a_turn_that_computes_while_nothing_moves_grows_old() {
+fn a_turn_that_computes_without_progress_ages() {
     let mut model = Model::default();
     let mut last = None;
     for tick in 0..40 {
@@ -137,7 +137,7 @@ fn a_turn_that_computes_while_nothing_moves_grows_old() {
         } else {
             computing(8, tick * TICK)
         };
-        last = look(&mut model, tick, wait, (50, if tick < 8 { 5 } else { 0 }));
+        last = sample(&mut model, tick, wait, (50, if tick < 8 { 5 } else { 0 }));
     }
     let last = last.unwrap();
     assert_eq!(last.depth, 1);
@@ -146,11 +146,11 @@ fn a_turn_that_computes_while_nothing_moves_grows_old() {
 }
 
 #[test]
-fn a_loop_that_sleeps_in_its_handler_again_and_again_has_long_turns() {
+fn a_loop_that_repeatedly_sleeps_in_its_handler_has_long_turns() {
     let mut model = Model::default();
     let mut last = None;
     for tick in 0..40 {
-        // A turn of 300 ms, and a short visit to epoll_wait after each: never seen.
+        // Turns of 300 ms, each followed by a short epoll_wait that no sample sees.
         let wait = if tick < 4 {
             idle(tick, 0)
         } else {
@@ -159,7 +159,7 @@ fn a_loop_that_sleeps_in_its_handler_again_and_again_has_long_turns() {
                 ..asleep(11, libc::SYS_clock_nanosleep, [0; 4])
             }
         };
-        last = look(&mut model, tick, wait, (50, u64::from(tick % 3 == 0)));
+        last = sample(&mut model, tick, wait, (50, u64::from(tick % 3 == 0)));
     }
     let last = last.unwrap();
     assert!(delay(&last) >= 50_000_000, "{last:?}");
@@ -167,7 +167,7 @@ fn a_loop_that_sleeps_in_its_handler_again_and_again_has_long_turns() {
 }
 
 #[test]
-fn a_worker_with_one_connection_at_a_time_keeps_nobody_waiting() {
+fn a_worker_with_one_connection_at_a_time_delays_nobody() {
     let mut model = Model::default();
     for tick in 0..40 {
         let wait = if tick < 4 {
@@ -175,14 +175,14 @@ fn a_worker_with_one_connection_at_a_time_keeps_nobody_waiting() {
         } else {
             computing(4, tick * TICK)
         };
-        if let Some(reading) = look(&mut model, tick, wait, (1, 0)) {
+        if let Some(reading) = sample(&mut model, tick, wait, (1, 0)) {
             assert_eq!((reading.wait_ns, reading.oldest_age_ns), (None, None));
         }
     }
 }
 
 #[test]
-fn a_thread_that_parks_after_it_was_the_poller_is_no_blocked_loop() {
+fn a_thread_that_parks_after_polling_is_no_blocked_loop() {
     let mut model = Model::default();
     let mut last = None;
     for tick in 0..40 {
@@ -191,7 +191,7 @@ fn a_thread_that_parks_after_it_was_the_poller_is_no_blocked_loop() {
         } else {
             asleep(11, libc::SYS_futex, [0xc000, 128, 0, 0])
         };
-        last = look(&mut model, tick, wait, (50, 5));
+        last = sample(&mut model, tick, wait, (50, 5));
         if let Some(reading) = &last {
             assert_eq!(delay(reading), 0, "{reading:?}");
         }

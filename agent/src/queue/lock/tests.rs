@@ -10,7 +10,7 @@ fn read(model: &mut Model, tick: u64, waits: Vec<Wait>) -> Vec<(String, Reading)
 }
 
 #[test]
-fn a_held_mutex_names_its_holder_and_what_that_does() {
+fn a_held_mutex_names_its_holder_and_the_holders_activity() {
     let mut model = Model::default();
     let mut last = Vec::new();
     for tick in 0..15 {
@@ -32,7 +32,7 @@ fn a_held_mutex_names_its_holder_and_what_that_does() {
 }
 
 #[test]
-fn a_busy_lock_whose_waiters_take_turns_does_not_stand() {
+fn a_busy_lock_whose_waiters_take_turns_has_no_standing_delay() {
     let mut model = Model::default();
     for tick in 0..30 {
         let waits = (0..3).map(|thread| Wait {
@@ -62,7 +62,7 @@ fn an_idle_pool_on_a_condition_variable_is_no_lock() {
 }
 
 #[test]
-fn what_may_be_a_counter_is_judged_only_when_it_has_proved_to_be_a_lock() {
+fn a_possible_counter_is_judged_only_after_behaving_like_a_lock() {
     let mut model = Model::default();
     let rust = |voluntary| {
         [13, 14].map(|tid| {
@@ -114,7 +114,7 @@ fn the_interpreter_lock_is_named_and_not_judged() {
 }
 
 #[test]
-fn an_idle_pool_that_looks_at_the_clock_now_and_then_is_no_lock() {
+fn an_idle_pool_with_timed_waits_is_no_lock() {
     let mut model = Model::default();
     for tick in 0..30 {
         let args = [0x55_5000, 128 | 9, 0, 0x7ffe];
@@ -127,7 +127,7 @@ fn an_idle_pool_that_looks_at_the_clock_now_and_then_is_no_lock() {
 }
 
 #[test]
-fn a_free_lock_is_shown_empty_for_a_while_and_then_gone() {
+fn a_free_lock_is_reported_for_a_while_and_then_ends() {
     let mut model = Model::default();
     read(&mut model, 0, vec![locked(13, 0x7f00, 12)]);
     assert_eq!(read(&mut model, 1, vec![])[0].1.depth, 0);

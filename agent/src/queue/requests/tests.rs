@@ -1,4 +1,4 @@
-//! The rule against a model that knows the truth, and against connections made by hand.
+//! Tests the rule against a simulated connection whose true state is known, and against hand-made connections.
 
 mod talk;
 mod tcp;
@@ -8,10 +8,10 @@ use tcp::{CLIENT, Net, SERVER, Tcp};
 
 use super::*;
 
-/// What was right and wrong over one conversation.
+/// How the rule did over one conversation.
 #[derive(Clone, Copy, Debug, Default)]
 struct Score {
-    looks: u64,
+    samples: u64,
     waited: u64,
     wrong: u64,
     unknown: u64,
@@ -21,7 +21,7 @@ struct Score {
     age_error_us: u64,
 }
 
-/// Looks every `every_us` for a minute, from the start of the connection or from later on.
+/// Samples a connection every `every_us` for a minute, after skipping the first `skip_us`.
 fn watch(style: Style, end: usize, every_us: u64, skip_us: u64, seed: u64) -> Score {
     let role = if end == SERVER {
         Role::Accepted
@@ -48,10 +48,10 @@ fn watch(style: Style, end: usize, every_us: u64, skip_us: u64, seed: u64) -> Sc
                 seen
             }
         };
-        score.looks += 1;
+        score.samples += 1;
         score.begun += u64::from(seen.begun);
         score.answered += u64::from(seen.answered);
-        // At least: never more than there were. One that was under way at the first look may be answered.
+        // Lower bounds. A request that was pending at the first sample may be answered.
         let was = u64::from(before.waits);
         assert!(
             score.begun <= truth.begun - before.begun + was,
@@ -73,8 +73,8 @@ fn watch(style: Style, end: usize, every_us: u64, skip_us: u64, seed: u64) -> Sc
                     let began_us = seen.began_ns / 1_000;
                     score.age_error_us = score.age_error_us.max(began_us.abs_diff(truth.began_us));
                 }
-                let tells = matches!(status, Status::Unread | Status::Working);
-                if tells && style.net.loss == 0 && style.request < 1_000 {
+                let is_exact = matches!(status, Status::Unread | Status::Working);
+                if is_exact && style.net.loss == 0 && style.request < 1_000 {
                     assert_eq!(status == Status::Unread, truth.unread);
                 }
             }
@@ -84,14 +84,14 @@ fn watch(style: Style, end: usize, every_us: u64, skip_us: u64, seed: u64) -> Sc
     score
 }
 
-/// Both ends, several speeds of looking, several conversations.
+/// Both ends, several sampling intervals, several conversations.
 fn watch_all(name: &str, style: Style, skip_us: u64) -> Score {
     let mut sum = Score::default();
     for end in [SERVER, CLIENT] {
         for every_us in [9_700, 23_000, 101_000, 2_100_000] {
             for seed in 1..=3 {
                 let one = watch(style, end, every_us, skip_us, seed * 7919);
-                sum.looks += one.looks;
+                sum.samples += one.samples;
                 sum.waited += one.waited;
                 sum.wrong += one.wrong;
                 sum.unknown += one.unknown;
@@ -130,7 +130,7 @@ fn far(loss: u64, bytes: u32) -> Style {
     }
 }
 
-/// From the beginning of the connection, and from its middle on. Answers both sums.
+/// From the start of the connection, and from its middle. Returns both sums.
 fn watch_both(name: &str, style: Style) -> [Score; 2] {
     let sums = [0, 7_777_777].map(|skip_us| watch_all(name, style, skip_us));
     for sum in &sums {
@@ -141,15 +141,15 @@ fn watch_both(name: &str, style: Style) -> [Score; 2] {
     sums
 }
 
-/// Ages are right to a timer tick and the time that the parts of a message are apart.
-fn ages_are_right_to(us: u64, sums: [Score; 2]) {
+/// Ages are accurate to a timer tick plus the time between the parts of a message.
+fn assert_age_error_below(us: u64, sums: [Score; 2]) {
     let worst = sums.map(|sum| sum.age_error_us).into_iter().max();
     assert!(worst <= Some(us), "{sums:?}");
 }
 
 #[test]
-fn one_request_after_the_other_is_seen_as_what_it_is_at_every_look() {
-    ages_are_right_to(4_000, watch_both("usual", Style::default()));
+fn sequential_requests_have_the_right_status_at_every_sample() {
+    assert_age_error_below(4_000, watch_both("usual", Style::default()));
     let no_delayed_ack = Net {
         delayed_ack_us: 0,
         ..Style::default().net
@@ -158,21 +158,21 @@ fn one_request_after_the_other_is_seen_as_what_it_is_at_every_look() {
         net: no_delayed_ack,
         ..Style::default()
     };
-    ages_are_right_to(4_000, watch_both("no delayed ack", style));
+    assert_age_error_below(4_000, watch_both("no delayed ack", style));
 }
 
 #[test]
-fn a_closed_loop_without_a_pause_is_seen_right() {
+fn a_closed_loop_without_pauses_has_the_right_status() {
     let style = Style {
         think_us: 0,
         work_us: 10_000,
         ..Style::default()
     };
-    ages_are_right_to(4_000, [watch_all("quick", style, 0); 2]);
+    assert_age_error_below(4_000, [watch_all("quick", style, 0); 2]);
 }
 
 #[test]
-fn large_bodies_and_streamed_answers_do_not_deceive() {
+fn large_bodies_and_streamed_answers_have_the_right_status() {
     let large = Style {
         request: 150_000,
         answer: 400_000,
@@ -189,7 +189,7 @@ fn large_bodies_and_streamed_answers_do_not_deceive() {
 }
 
 #[test]
-fn a_server_that_speaks_first_owes_nothing_and_is_owed_nothing() {
+fn a_greeting_of_the_server_is_no_request() {
     let style = Style {
         greeting: 80,
         ..Style::default()
@@ -206,11 +206,11 @@ fn a_server_that_speaks_first_owes_nothing_and_is_owed_nothing() {
 
 #[test]
 fn keep_alive_probes_change_nothing() {
-    ages_are_right_to(4_000, watch_both("probes", probed()));
+    assert_age_error_below(4_000, watch_both("probes", probed()));
 }
 
 #[test]
-fn what_the_service_has_not_read_is_told_from_what_it_works_on() {
+fn unread_requests_are_distinguished_from_those_in_work() {
     let style = Style {
         unread_us: 500_000,
         ..Style::default()
@@ -219,7 +219,7 @@ fn what_the_service_has_not_read_is_told_from_what_it_works_on() {
 }
 
 #[test]
-fn loss_and_reordering_do_not_deceive() {
+fn the_status_is_right_under_loss_and_reordering() {
     watch_both("far", far(0, 1_000));
     watch_both("far, large", far(0, 50_000));
     watch_both("lossy", far(50, 700));
@@ -228,7 +228,7 @@ fn loss_and_reordering_do_not_deceive() {
     assert!(sum.wrong * 1_000 <= sum.waited, "{sum:?}");
 }
 
-/// Connections made by hand: an accepted one, looked at every 100 ms.
+/// A hand-made accepted connection, sampled every 100 ms.
 struct Hand {
     tcp: Tcp,
     at: usize,
@@ -254,7 +254,7 @@ impl Hand {
         }
     }
 
-    fn look_after(&mut self, ms: u64) -> Seen {
+    fn after(&mut self, ms: u64) -> Seen {
         self.tcp.run_to(self.tcp.now_us + ms * 1_000);
         let connection = self.tcp.observe(self.at);
         self.conversation
@@ -272,27 +272,27 @@ impl Hand {
 fn a_request_waits_until_the_answer_and_both_are_counted_and_timed() {
     let mut hand = Hand::new(SERVER);
     hand.tcp.write(CLIENT, 100);
-    let seen = hand.look_after(100);
+    let seen = hand.after(100);
     assert_eq!((seen.status, seen.begun), (Status::Unread, 1));
     hand.tcp.read(SERVER);
-    let seen = hand.look_after(100);
+    let seen = hand.after(100);
     assert_eq!((seen.status, seen.begun), (Status::Working, 0));
     hand.tcp.write(SERVER, 100);
-    let seen = hand.look_after(100);
+    let seen = hand.after(100);
     assert_eq!((seen.status, seen.answered), (Status::Sending, 1));
     assert!(seen.took_ns.unwrap().abs_diff(200_000_000) <= 8_000_000);
-    assert_eq!(hand.look_after(100).status, Status::Idle);
+    assert_eq!(hand.after(100).status, Status::Idle);
 }
 
 #[test]
-fn several_requests_between_two_looks_are_at_least_one() {
+fn several_requests_between_two_samples_count_as_at_least_one() {
     let mut hand = Hand::new(SERVER);
     for _ in 0..5 {
         hand.ask(100);
         hand.tcp.write(SERVER, 200);
         hand.tcp.run_to(hand.tcp.now_us + 10_000);
     }
-    let seen = hand.look_after(1);
+    let seen = hand.after(1);
     assert_eq!((seen.begun, seen.answered, seen.at_least), (1, 1, true));
 }
 
@@ -302,53 +302,53 @@ fn pipelined_requests_count_once() {
     for _ in 0..3 {
         hand.ask(100);
     }
-    let seen = hand.look_after(100);
+    let seen = hand.after(100);
     assert_eq!((seen.status, seen.begun), (Status::Working, 1));
 }
 
 #[test]
-fn a_caller_that_has_shut_down_still_waits_for_its_answer() {
+fn a_client_that_has_shut_down_still_waits_for_its_answer() {
     for together in [true, false] {
         let mut hand = Hand::new(SERVER);
         hand.ask(100);
         if !together {
-            assert_eq!(hand.look_after(100).status, Status::Working);
+            assert_eq!(hand.after(100).status, Status::Working);
         }
         hand.tcp.shut_down(CLIENT);
-        assert_eq!(hand.look_after(100).status, Status::Working);
+        assert_eq!(hand.after(100).status, Status::Working);
         hand.tcp.write(SERVER, 100);
-        assert_eq!(hand.look_after(100).status, Status::Sending);
-        assert_eq!(hand.look_after(500).status, Status::Idle);
+        assert_eq!(hand.after(100).status, Status::Sending);
+        assert_eq!(hand.after(500).status, Status::Idle);
     }
 }
 
 #[test]
-fn a_fin_is_no_request_and_its_ack_no_answer() {
+fn a_fin_is_no_request_and_its_ack_is_no_answer() {
     let mut served = Hand::new(SERVER);
     served.ask(100);
     served.tcp.write(SERVER, 100);
-    assert_eq!(served.look_after(100).answered, 1);
+    assert_eq!(served.after(100).answered, 1);
     served.tcp.shut_down(CLIENT);
-    let seen = served.look_after(100);
+    let seen = served.after(100);
     assert_eq!((seen.status, seen.begun), (Status::Idle, 0));
 
     let mut opened = Hand::new(CLIENT);
     opened.ask(100);
     opened.tcp.shut_down(CLIENT);
-    assert_eq!(opened.look_after(100).status, Status::Outstanding);
+    assert_eq!(opened.after(100).status, Status::Outstanding);
     opened.tcp.shut_down(SERVER);
-    let seen = opened.look_after(100);
+    let seen = opened.after(100);
     assert_eq!((seen.status, seen.lost), (Status::Idle, true));
 }
 
 #[test]
-fn a_reset_under_a_request_is_told_and_one_of_an_idle_connection_is_not() {
+fn a_reset_during_a_request_is_a_loss_and_a_reset_of_an_idle_connection_is_not() {
     for asks in [true, false] {
         let mut hand = Hand::new(SERVER);
         if asks {
             hand.ask(100);
         }
-        hand.look_after(100);
+        hand.after(100);
         let mut connection = hand.tcp.observe(SERVER);
         connection.state = state::CLOSE;
         let seen = hand
@@ -359,64 +359,64 @@ fn a_reset_under_a_request_is_told_and_one_of_an_idle_connection_is_not() {
 }
 
 #[test]
-fn messages_that_nobody_answers_are_left_out_on_both_ends() {
+fn one_way_messages_are_excluded_at_both_ends() {
     for end in [SERVER, CLIENT] {
         let mut hand = Hand::new(end);
         // A greeting and its answer, as MQTT has them.
         hand.ask(30);
         hand.tcp.write(SERVER, 4);
-        hand.look_after(100);
+        hand.after(100);
         for _ in 0..12 {
             hand.ask(50);
             for _ in 0..5 {
-                hand.look_after(100);
+                hand.after(100);
             }
         }
-        let seen = hand.look_after(100);
+        let seen = hand.after(100);
         assert_eq!((seen.status, seen.begun), (Status::Push, 0));
     }
 }
 
 #[test]
-fn a_stream_that_only_ever_comes_in_is_left_out() {
+fn a_one_way_stream_is_excluded() {
     let mut hand = Hand::new(SERVER);
     for _ in 0..120 {
         hand.ask(5_000);
-        hand.look_after(100);
+        hand.after(100);
     }
-    assert_eq!(hand.look_after(1).status, Status::Push);
+    assert_eq!(hand.after(1).status, Status::Push);
 }
 
 #[test]
-fn a_long_upload_is_a_request_where_requests_are_answered() {
+fn a_long_upload_is_a_request_if_requests_are_answered() {
     let mut hand = Hand::new(SERVER);
     for _ in 0..5 {
         hand.ask(100);
-        hand.look_after(100);
+        hand.after(100);
         hand.tcp.write(SERVER, 100);
-        hand.look_after(100);
+        hand.after(100);
     }
     for _ in 0..300 {
         hand.ask(5_000);
-        assert_eq!(hand.look_after(100).status, Status::Working);
+        assert_eq!(hand.after(100).status, Status::Working);
     }
 }
 
 #[test]
-fn events_that_a_server_sends_unasked_are_one_way() {
+fn events_pushed_by_a_server_are_one_way() {
     let mut hand = Hand::new(SERVER);
     for _ in 0..20 {
         hand.tcp.write(SERVER, 100);
-        hand.look_after(300);
+        hand.after(300);
     }
-    assert_eq!(hand.look_after(1_000).status, Status::Push);
+    assert_eq!(hand.after(1_000).status, Status::Push);
     // Until the first request.
     hand.ask(100);
-    assert_eq!(hand.look_after(100).status, Status::Working);
+    assert_eq!(hand.after(100).status, Status::Working);
 }
 
 #[test]
-fn at_first_sight_times_decide_where_a_probe_was_answered_and_a_tie_is_unknown() {
+fn after_a_keepalive_probe_timestamps_decide_the_first_sample_and_a_tie_is_unknown() {
     let hand = Hand::new(CLIENT);
     let mut connection = hand.tcp.observe(CLIENT);
     let mut first = |received_ms: u64, sent_ms: u64, heard_ms: u64| {
@@ -438,7 +438,7 @@ fn at_first_sight_times_decide_where_a_probe_was_answered_and_a_tie_is_unknown()
 }
 
 #[test]
-fn what_hides_between_two_looks_is_counted_by_its_segments() {
+fn requests_between_two_samples_are_counted_by_segments() {
     // 7 came and 9 went: no more than 7 exchanges.
     assert_eq!(exchanges(5 | 3 << 16, 12 | 12 << 16), 7);
     // One upload of 40 segments, one answer; either half may wrap.

@@ -4,7 +4,7 @@ use crate::sample::{Cgroup, CpuUser, Machine, Sample, Stall, Target, Thread, Wal
 const TICK: u64 = 100_000_000;
 const SECOND: u64 = 10 * TICK;
 
-/// What happens in each second to a service of two threads on two CPUs.
+/// What a service of two threads on two CPUs experiences in each second.
 #[derive(Clone, Copy, Default)]
 struct Course {
     delay_ns: u64,
@@ -13,23 +13,23 @@ struct Course {
     throttled_ns: u64,
     steal_ns: u64,
     quota: Option<u64>,
-    without_facts: bool,
+    without_counters: bool,
 }
 
-/// The reading after three seconds; control groups and CPU users are looked at once a second.
+/// The reading after three seconds. Control groups and CPU users are scanned once a second.
 fn after(course: Course) -> Reading {
     let mut model = Model::default();
     let mut last = Reading::default();
     for tick in 0..=30 {
-        let looks = tick % 10 == 0 && !course.without_facts;
+        let scans = tick % 10 == 0 && !course.without_counters;
         let part = |per_second: u64| per_second * tick / 10;
         let sample = Sample {
             mono_ns: SECOND + tick * TICK,
             targets: (tick == 0).then(|| vec![target()]),
             walks: Walks {
                 threads: true,
-                system: looks,
-                cpu_users: looks,
+                system: scans,
+                cpu_users: scans,
                 ..Walks::default()
             },
             threads: (0..2)
@@ -130,7 +130,7 @@ fn a_service_with_more_threads_than_cpus_waits_for_itself() {
 }
 
 #[test]
-fn a_quota_is_told_from_the_rest() {
+fn the_share_of_a_quota_is_separated() {
     let reading = after(Course {
         delay_ns: SECOND,
         cpu_ns: SECOND / 2,
@@ -148,7 +148,7 @@ fn a_quota_is_told_from_the_rest() {
 }
 
 #[test]
-fn a_hypervisor_that_takes_the_cpu_is_told_from_the_rest() {
+fn the_share_of_a_hypervisor_is_separated() {
     let reading = after(Course {
         delay_ns: SECOND,
         cpu_ns: SECOND,
@@ -160,11 +160,11 @@ fn a_hypervisor_that_takes_the_cpu_is_told_from_the_rest() {
 }
 
 #[test]
-fn without_facts_or_without_a_wait_nothing_is_claimed() {
+fn without_counters_or_without_a_wait_nothing_is_claimed() {
     let shares = ["own_share", "foreign_share", "quota_share", "steal_share"];
     let unknown = after(Course {
         delay_ns: SECOND,
-        without_facts: true,
+        without_counters: true,
         ..Course::default()
     });
     let idle = after(Course {

@@ -44,12 +44,12 @@ fn opened(unread_by_peer: u32) -> UnixSocket {
     }
 }
 
-fn walk(watched: &mut Watched, unix: Vec<UnixSocket>) -> Vec<(String, Reading)> {
+fn scan(watched: &mut Watched, unix: Vec<UnixSocket>) -> Vec<(String, Reading)> {
     let sample = Sample {
         unix,
         ..Sample::default()
     };
-    watched.walk(Kind::Unix, sample)
+    watched.scan(Kind::Unix, sample)
 }
 
 fn only(queues: &[(String, Reading)], name: &str) -> Reading {
@@ -60,19 +60,19 @@ fn only(queues: &[(String, Reading)], name: &str) -> Reading {
 }
 
 #[test]
-fn accepted_sockets_are_one_queue_and_the_worst_is_shown() {
+fn accepted_sockets_are_one_queue_and_the_worst_is_reported() {
     let mut watched = Watched::default();
     let both = || vec![accepted(3, 800, 7), accepted(4, 100, 8)];
-    let queues = walk(&mut watched, both());
+    let queues = scan(&mut watched, both());
     assert_eq!(queues.len(), 2, "{queues:?}");
     let reading = only(&queues, "/run/app");
     assert_eq!((reading.depth, reading.limit), (800, Some(1_000)));
     assert_eq!(extra(&reading, "total_bytes"), Some(900.0));
     assert_eq!((reading.arrivals, reading.wait_ns), (None, None));
-    let reading = only(&walk(&mut watched, both()), "/run/app");
+    let reading = only(&scan(&mut watched, both()), "/run/app");
     assert_eq!(reading.oldest_age_ns, Some(TICK));
-    // The one whose head stays is the worst, however little waits there.
-    let queues = walk(&mut watched, vec![accepted(3, 800, 9), accepted(4, 100, 8)]);
+    // The socket with the oldest head is the worst, however little data it holds.
+    let queues = scan(&mut watched, vec![accepted(3, 800, 9), accepted(4, 100, 8)]);
     let reading = only(&queues, "/run/app");
     assert_eq!(
         (reading.depth, reading.oldest_age_ns),
@@ -84,7 +84,7 @@ fn accepted_sockets_are_one_queue_and_the_worst_is_shown() {
 
 #[test]
 fn idle_connections_have_no_wait() {
-    let queues = walk(&mut Watched::default(), vec![accepted(3, 0, 0), opened(0)]);
+    let queues = scan(&mut Watched::default(), vec![accepted(3, 0, 0), opened(0)]);
     assert_eq!(queues.len(), 4);
     for (_, reading) in queues {
         assert_eq!((reading.depth, reading.full), (0, false));
@@ -94,7 +94,7 @@ fn idle_connections_have_no_wait() {
 }
 
 #[test]
-fn what_the_peer_does_not_read_is_a_queue_and_the_peer_is_named() {
+fn data_that_the_peer_does_not_read_is_a_queue_and_the_peer_is_named() {
     let mut watched = Watched::default();
     let holder = Holder {
         inode: 105,
@@ -104,16 +104,16 @@ fn what_the_peer_does_not_read_is_a_queue_and_the_peer_is_named() {
         reads: true,
         writes: true,
     };
-    let told = Sample {
+    let sampled = Sample {
         unix: vec![opened(500)],
         holders: Some(vec![holder]),
         ..Sample::default()
     };
-    let reading = only(&watched.walk(Kind::Unix, told), "-> /run/log sent");
+    let reading = only(&watched.scan(Kind::Unix, sampled), "-> /run/log sent");
     assert!(!reading.full);
     let worst = "process 12 fd 5 to rsyslogd (77)";
     assert_eq!(reading.worst.as_deref(), Some(worst));
-    let reading = only(&walk(&mut watched, vec![opened(1_000)]), "-> /run/log sent");
+    let reading = only(&scan(&mut watched, vec![opened(1_000)]), "-> /run/log sent");
     assert_eq!((reading.depth, reading.limit), (1_000, Some(1_000)));
     assert!(reading.full);
     assert_eq!(reading.worst.as_deref(), Some(worst));
@@ -131,17 +131,17 @@ fn datagrams_are_counted_where_they_are_read() {
         ..socket(3)
     };
     let mut watched = Watched::default();
-    let reading = only(&walk(&mut watched, vec![server(10)]), "/dev/log");
+    let reading = only(&scan(&mut watched, vec![server(10)]), "/dev/log");
     assert_eq!((reading.depth, reading.limit), (10, Some(10)));
     assert_eq!(reading.unit, Some("datagrams"));
     assert!(!reading.full, "one more may wait");
-    let reading = only(&walk(&mut watched, vec![server(11)]), "/dev/log");
+    let reading = only(&scan(&mut watched, vec![server(11)]), "/dev/log");
     assert!(reading.full);
     assert_eq!(reading.oldest_age_ns, Some(TICK));
 }
 
 #[test]
-fn what_rests_in_a_pair_that_a_service_keeps_to_itself_is_no_queue() {
+fn data_at_rest_in_an_internal_pair_is_no_queue() {
     let mut watched = Watched::default();
     let pair = |unread, head| {
         let one = UnixSocket {
@@ -157,20 +157,20 @@ fn what_rests_in_a_pair_that_a_service_keeps_to_itself_is_no_queue() {
         };
         vec![one, other]
     };
-    walk(&mut watched, pair(0, 0));
+    scan(&mut watched, pair(0, 0));
     for _ in 0..30 {
-        let queues = walk(&mut watched, pair(500, 7));
+        let queues = scan(&mut watched, pair(500, 7));
         let reading = only(&queues, "unnamed");
         assert_eq!(queues.len(), 1, "what one sent is what the other received");
         assert_eq!(extra(&reading, "sockets"), Some(2.0));
         assert!(reading.oldest_age_ns.unwrap_or(0) <= 10 * TICK);
     }
-    let reading = only(&walk(&mut watched, pair(1_000, 7)), "unnamed");
+    let reading = only(&scan(&mut watched, pair(1_000, 7)), "unnamed");
     assert_eq!(reading.oldest_age_ns, Some(30 * TICK), "full");
 }
 
 #[test]
-fn a_client_that_bound_itself_opened_its_connection_and_a_server_accepted_its() {
+fn a_bound_client_counts_as_opened_and_a_server_as_accepted() {
     let listener = UnixSocket {
         listening: true,
         ..accepted(3, 0, 0)
@@ -180,7 +180,7 @@ fn a_client_that_bound_itself_opened_its_connection_and_a_server_accepted_its() 
         peer_path: Some(peer.to_owned()),
         ..socket(inode)
     };
-    let queues = walk(
+    let queues = scan(
         &mut Watched::default(),
         vec![
             listener,
@@ -211,9 +211,9 @@ fn a_client_and_a_server_in_one_service_are_judged_like_any_other() {
         vec![server, client]
     };
     for _ in 0..20 {
-        walk(&mut watched, both());
+        scan(&mut watched, both());
     }
-    let queues = walk(&mut watched, both());
+    let queues = scan(&mut watched, both());
     let names: Vec<_> = queues.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["/run/app", "-> /run/app"]);
     assert_eq!(only(&queues, "/run/app").oldest_age_ns, Some(20 * TICK));

@@ -18,7 +18,7 @@ fn connection(fd: u32, port: u16) -> Connection {
     }
 }
 
-/// Descriptor 5 is a connection that was accepted, 6 one that was opened.
+/// Descriptor 5 is an accepted connection, 6 an opened one.
 fn read(model: &mut Model, tick: u64, waits: Vec<Wait>) -> Vec<(String, Reading)> {
     let target = Target {
         id: 1,
@@ -75,14 +75,14 @@ fn named(wait: Wait, comm: &str) -> Wait {
 }
 
 #[test]
-fn names_that_differ_in_digits_alone_are_alike() {
+fn names_that_differ_only_in_digits_are_one_pool() {
     assert_eq!(pool_name("worker-12"), "worker-#");
     assert_eq!(pool_name("http-8080-exec1"), "http-#-exec#");
     assert_eq!(pool_name("main"), "main");
 }
 
 #[test]
-fn a_pool_is_counted_by_what_its_threads_do() {
+fn the_threads_of_a_pool_are_counted_by_activity() {
     let polls = |fd: i32| {
         let mut wait = asleep(18, libc::SYS_ppoll, [0; 4]);
         wait.syscall = Some(Syscall {
@@ -135,7 +135,7 @@ fn a_pool_is_counted_by_what_its_threads_do() {
 }
 
 #[test]
-fn where_the_calls_are_not_known_only_what_is_certain_counts_as_busy() {
+fn without_known_calls_only_certainly_busy_threads_count() {
     let blind = |tid, state| Wait {
         state,
         syscall: None,
@@ -153,7 +153,7 @@ fn where_the_calls_are_not_known_only_what_is_certain_counts_as_busy() {
 }
 
 #[test]
-fn event_loops_are_no_pool_but_processes_of_one_thread_each_are() {
+fn event_loops_are_no_pool_but_single_threaded_processes_are() {
     let waiting = |tgid, tid| Wait {
         tgid,
         ..asleep(tid, libc::SYS_epoll_pwait, [4, 0, 0, 0])
@@ -168,7 +168,7 @@ fn event_loops_are_no_pool_but_processes_of_one_thread_each_are() {
 }
 
 #[test]
-fn one_thread_among_others_is_no_pool_and_a_lone_server_is() {
+fn one_thread_among_others_is_no_pool_but_a_single_threaded_server_is() {
     let main = || named(asleep(10, libc::SYS_accept4, [3, 0, 0, 0]), "main");
     let others = [11, 12].map(|tid| asleep(tid, libc::SYS_futex, [0x10, 128, 0, 0]));
     let waits = std::iter::once(main()).chain(others).collect();

@@ -1,22 +1,23 @@
-//! Clients and servers that talk over the model of TCP, and know themselves what the rule has to find out.
+//! Simulated clients and servers on the simulated TCP connection. They know the true state that the rule must find.
 
 use super::tcp::{CLIENT, Net, Numbers, SERVER, Tcp};
 use crate::sample::Connection;
 
-/// How the two talk. Times in µs.
+/// The behaviour of client and server. Times are in µs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
     pub(super) net: Net,
     pub(super) think_us: u64,
     pub(super) work_us: u64,
-    /// From the arrival of a request to its being read.
+    /// Time from the arrival of a request until the server reads it.
     pub(super) unread_us: u64,
     pub(super) request: u32,
     pub(super) answer: u32,
-    /// Pieces that an answer is written in, so far apart.
+    /// Number of pieces that an answer is written in.
     pub(super) pieces: u32,
+    /// Time between the pieces.
     pub(super) gap_us: u64,
-    /// The server speaks first, as soon as the connection is there.
+    /// Bytes that the server sends when the connection is established.
     pub(super) greeting: u32,
     pub(super) starts: [u32; 2],
 }
@@ -42,7 +43,7 @@ impl Default for Style {
     }
 }
 
-/// What is so at one moment.
+/// The true state at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Truth {
     pub(super) waits: bool,
@@ -55,7 +56,7 @@ pub(super) struct Truth {
 
 enum Step {
     Think(u64),
-    /// Until the server has all of the request.
+    /// Until the server has received the whole request.
     Ask,
     Read(u64),
     Work(u64),
@@ -63,7 +64,7 @@ enum Step {
         pieces: u32,
         at_us: u64,
     },
-    /// Until the client has all of the answer.
+    /// Until the client has received the whole answer.
     Receive,
 }
 
@@ -76,7 +77,7 @@ pub(super) struct Talk {
     asked_from: u32,
     answer_from: u32,
     answer_to: u32,
-    /// Of each end.
+    /// By end.
     truth: [Truth; 2],
 }
 
@@ -137,7 +138,7 @@ impl Talk {
         }
     }
 
-    /// The first byte of a request reaches the server, the first of an answer the client.
+    /// Updates the truth when the first byte of a request reaches the server, or of an answer the client.
     fn arrivals(&mut self) {
         let now_us = self.tcp.now_us;
         let [client, server] = &mut self.truth;

@@ -1,5 +1,5 @@
-//! A model of one TCP connection between a client and a server, for the tests: what the kernel would keep at both
-//! ends, with delayed acknowledgements, loss, retransmission, reordering, keep-alive probes and FINs. Times in µs.
+//! A simulated TCP connection between a client and a server: the fields that the kernel keeps at both ends, with delayed
+//! acknowledgements, loss, retransmission, reordering, keep-alive probes and FINs. Times are in µs.
 
 use std::collections::{BTreeMap, BinaryHeap};
 
@@ -8,12 +8,12 @@ use crate::sample::Connection;
 
 const MSS: u32 = 1448;
 const RTO_US: u64 = 200_000;
-/// HZ 250.
+/// One timer tick at CONFIG_HZ=250.
 const JIFFY_US: u64 = 4_000;
 pub(super) const CLIENT: usize = 0;
 pub(super) const SERVER: usize = 1;
 
-/// A stream of numbers that is the same on every run (xorshift64).
+/// Reproducible pseudo-random numbers (xorshift64).
 pub(super) struct Numbers(pub(super) u64);
 
 impl Numbers {
@@ -37,10 +37,10 @@ impl Numbers {
 pub(super) struct Net {
     pub(super) delay_us: u64,
     pub(super) jitter_us: u64,
-    /// One segment in so many is lost; 0: none.
+    /// One in this many segments is lost; 0: none.
     pub(super) loss: u64,
     pub(super) delayed_ack_us: u64,
-    /// Both ends probe when nothing came for so long; 0: never.
+    /// Idle time after which both ends send a keep-alive probe; 0: never.
     pub(super) probe_us: u64,
 }
 
@@ -64,7 +64,7 @@ enum Event {
     },
 }
 
-/// One end, as the kernel keeps it.
+/// One end, with the fields of the kernel.
 #[derive(Clone, Default)]
 pub(super) struct End {
     pub(super) rcv_nxt: u32,
@@ -80,9 +80,9 @@ pub(super) struct End {
     fin_acknowledged: bool,
     ack_due: bool,
     timer: bool,
-    /// When the timer was last set anew.
+    /// When the retransmission timer was last restarted.
     timed_us: u64,
-    /// Out of order: start and end.
+    /// Segments received out of order: end and FIN by sequence number.
     later: BTreeMap<u32, (u32, bool)>,
     /// Sent and not acknowledged: length and FIN by sequence number, in the order of sending.
     unacknowledged: Vec<(u32, u32, bool)>,
@@ -102,7 +102,7 @@ fn before(a: u32, b: u32) -> bool {
 }
 
 impl Tcp {
-    /// Just established. `starts`: the sequence numbers at which the data of client and server begin.
+    /// A connection just established. `starts`: the sequence numbers at which the data of client and server begin.
     pub(super) fn new(net: Net, starts: [u32; 2], seed: u64) -> Self {
         let now_us = 1_000_000_000;
         let end = |mine: u32, theirs: u32, wl1: u32| End {
@@ -119,7 +119,7 @@ impl Tcp {
         let mut tcp = Self {
             now_us,
             ends: [
-                // The SYN-ACK told the client; the ACK of it told the server.
+                // `snd_wl1` is set by the SYN-ACK at the client, and by its ACK at the server.
                 end(starts[0], starts[1], starts[1].wrapping_sub(1)),
                 end(starts[1], starts[0], starts[0]),
             ],
@@ -141,7 +141,7 @@ impl Tcp {
         self.queue.push(std::cmp::Reverse(entry));
     }
 
-    /// Lets time pass.
+    /// Advances the time.
     pub(super) fn run_to(&mut self, until_us: u64) {
         while let Some(std::cmp::Reverse((at_us, _, event))) = self.queue.peek().copied() {
             if at_us > until_us {
@@ -154,7 +154,7 @@ impl Tcp {
         self.now_us = until_us;
     }
 
-    /// When something happens next.
+    /// Time of the next event.
     pub(super) fn next_us(&self) -> Option<u64> {
         self.queue.peek().map(|entry| entry.0.0)
     }
@@ -183,7 +183,7 @@ impl Tcp {
         self.transmit(at, seq, 0, true);
     }
 
-    /// Reads all there is.
+    /// Reads all data.
     pub(super) fn read(&mut self, at: usize) {
         self.ends[at].copied_seq = self.ends[at].rcv_nxt;
     }
@@ -266,7 +266,7 @@ impl Tcp {
         end.heard_us = now_us;
         let till = seq.wrapping_add(len + u32::from(fin));
         if before(till, end.rcv_nxt) || (till == end.rcv_nxt && len > 0) {
-            // Not in the window: a probe, or data that is here already (tcp_validate_incoming, tcp_data_queue).
+            // Outside the window: a probe, or data already received (tcp_validate_incoming, tcp_data_queue).
             if len > 0 && before(end.snd_una, ack) {
                 end.snd_una = ack;
             }
@@ -316,7 +316,7 @@ impl Tcp {
         self.after(self.net.delayed_ack_us, Event::DelayedAck { at });
     }
 
-    /// What a look at this end reads.
+    /// The sample of this end.
     pub(super) fn observe(&self, at: usize) -> Connection {
         let end = &self.ends[at];
         let jiffies = |us: u64| us / JIFFY_US;
