@@ -93,6 +93,7 @@ static inline const char *tailback_level_name(uint32_t level)
     return level < sizeof names / sizeof *names ? names[level] : "unknown";
 }
 
+/* The name of a queue's kind, by its number in the page. A number is never reused. */
 static inline const char *tailback_kind_name(uint32_t kind)
 {
     static const char *const names[] = {

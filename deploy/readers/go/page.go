@@ -41,7 +41,7 @@ const (
 
 func (l Level) String() string { return nameOf(uint32(l), "ok", "warn", "critical", "full") }
 
-// Kind of a queue, by its number in the page.
+// Kind of a queue, by its number in the page. A number is never reused.
 type Kind uint16
 
 func (k Kind) String() string {
