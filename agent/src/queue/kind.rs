@@ -70,18 +70,18 @@ kinds! {
     /// Established connections that the service has not accepted, TCP and unix.
     Accept {
         name: "accept", wire: 1, unit: "connections", criterion: DelayAndFill, losses: "connections refused or dropped",
-        advice: "The service accepts connections more slowly than they arrive: look at what its workers wait for.",
+        advice: "The service accepts connections more slowly than they arrive: find out what its workers wait for.",
     }
     /// Bytes received on TCP connections and not read.
     Recv {
         name: "recv", wire: 2, unit: "bytes", criterion: DelayAndFill, losses: "segments dropped",
-        advice: "The service does not read data that has arrived: look at what the thread serving the worst \
+        advice: "The service does not read data that has arrived: find out what the thread serving the worst \
                  connection waits for.",
     }
     /// UDP datagrams received and not read.
     Udp {
         name: "udp", wire: 3, unit: "bytes", criterion: DelayAndFill, losses: "datagrams dropped",
-        advice: "Datagrams arrive faster than the service reads them: look at what its reader waits for. A larger \
+        advice: "Datagrams arrive faster than the service reads them: find out what its reader waits for. A larger \
                  receive buffer (SO_RCVBUF, net.core.rmem_max) only helps against bursts.",
     }
     /// Data written to unix sockets and not read.
@@ -97,12 +97,12 @@ kinds! {
     /// Requests on accepted connections that are not answered.
     Inflight {
         name: "inflight", wire: 6, unit: "requests", criterion: AgainstBaseline, losses: "answers never sent",
-        advice: "Requests arrive and are not answered: look at what the service waits for.",
+        advice: "Requests arrive and are not answered: find out what the service waits for.",
     }
     /// Pools of threads with similar names.
     Workers {
         name: "workers", wire: 7, unit: "threads", criterion: Context, losses: "items lost",
-        advice: "All workers are busy: look at what they wait for before adding more.",
+        advice: "All workers are busy: find out what they wait for before adding more.",
     }
     /// Turns of an event loop: a thread whose home is epoll_wait.
     Eventloop {
@@ -119,7 +119,7 @@ kinds! {
     /// Threads blocked on one lock.
     Lock {
         name: "lock", wire: 10, unit: "threads", criterion: Delay, losses: "items lost",
-        advice: "Threads wait for a lock: look at what its holder does while holding it.",
+        advice: "Threads wait for a lock: find out what its holder does while holding it.",
     }
     /// Threads blocked on a disk.
     Disk {
@@ -134,12 +134,12 @@ kinds! {
     /// Calls to other services.
     Downstream {
         name: "downstream", wire: 13, unit: "calls", criterion: Context, losses: "calls that timed out",
-        advice: "Calls to this endpoint take longer than their baseline: look there.",
+        advice: "Calls to this endpoint take longer than their baseline: investigate that service.",
     }
     /// Bytes written to TCP connections and not acknowledged.
     Send {
         name: "send", wire: 14, unit: "bytes", criterion: Delay, losses: "items lost",
-        advice: "The peer of the worst connection does not read the data sent to it: look there.",
+        advice: "The peer of the worst connection does not read the data sent to it: investigate that peer.",
     }
     /// Open file descriptors of a process.
     Fd {
@@ -150,7 +150,7 @@ kinds! {
     /// Submission and completion rings of io_uring.
     Uring {
         name: "uring", wire: 16, unit: "entries", criterion: DelayAndFill, losses: "completions dropped",
-        advice: "The process does not consume completions from its ring: look at the thread that owns it.",
+        advice: "The process does not consume completions from its ring: inspect the thread that owns it.",
     }
 }
 
@@ -245,7 +245,7 @@ mod tests {
             let source = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
             let (_, table) = source.split_once(start).expect(file);
             let (table, _) = table.split_once(end).expect(file);
-            // The odd pieces are what stands between quotes: one name each, or all of them.
+            // The odd pieces are the quoted texts: one name each, or all names in one.
             let quoted = table.split(['"', '\'']).skip(1).step_by(2);
             let names: Vec<&str> = quoted.flat_map(str::split_whitespace).collect();
             assert_eq!(names.len(), Kind::ALL.len(), "{file}: {names:?}");

@@ -249,7 +249,7 @@ impl Locks {
                 }
                 // A counter changes when it wakes a waiter; the value of a contended lock does not.
                 Lock::Maybe => {
-                    sampled.proven |= before.is_some() && stayed.is_none() && !futex.timed
+                    sampled.proven |= before.is_some() && stayed.is_none() && !futex.timed;
                 }
                 Lock::Yes { owner } => {
                     sampled.certain = true;
