@@ -1,26 +1,26 @@
-//! A map for what is asked in nearly the same order again and again: the sockets of one walk, then those of the next.
+//! A map for keys that are looked up in nearly the same order each time, such as the sockets of one scan after another.
 #![forbid(unsafe_code)]
 
 use rustc_hash::FxHashMap;
 
-/// What is remembered under each key. A key that follows the one it followed last time is found without a search, in
-/// memory that lies in the order of the walk; any other costs one look-up, and is remembered as the follower.
+/// Values by key. A key that follows the same key as last time is found without hashing, in memory laid out in the order
+/// of the scan. Any other key costs one hash look-up, and is remembered as the successor.
 ///
-/// A key is a number that the kernel or the agent counts up: nobody outside chooses it, so a fast hash is safe.
+/// Keys are numbers that the kernel or the agent counts up. No outsider chooses them, so a fast hash is safe.
 #[derive(Debug)]
 pub(crate) struct InOrder<T> {
     entries: Vec<Entry<T>>,
     places: FxHashMap<u64, u32>,
-    /// Places whose values have gone.
+    /// Indexes of entries without a value.
     free: Vec<u32>,
-    /// The place found last.
+    /// Index of the entry found last.
     last: u32,
 }
 
 #[derive(Debug)]
 struct Entry<T> {
     key: u64,
-    /// The place that was asked for after this one, last time.
+    /// Index of the entry looked up after this one, last time.
     next: u32,
     value: Option<T>,
 }
@@ -37,7 +37,7 @@ impl<T> Default for InOrder<T> {
 }
 
 impl<T> InOrder<T> {
-    /// What is remembered under `key`, whose turn it is.
+    /// The value of `key`, looked up in order.
     pub(crate) fn next(&mut self, key: u64) -> Option<&mut T> {
         let place = match self.guess(key) {
             Some(place) => place,
@@ -47,13 +47,13 @@ impl<T> InOrder<T> {
         self.entries[place as usize].value.as_mut()
     }
 
-    /// What is remembered under `key`, out of turn.
+    /// The value of `key`, looked up out of order.
     pub(crate) fn get(&self, key: u64) -> Option<&T> {
         let place = *self.places.get(&key)?;
         self.entries[place as usize].value.as_ref()
     }
 
-    /// Remembers `value` under `key`, in place of what was.
+    /// Sets the value of `key`.
     pub(crate) fn insert(&mut self, key: u64, value: T) -> &mut T {
         let place = match self.places.get(&key) {
             Some(place) => *place,
@@ -63,7 +63,7 @@ impl<T> InOrder<T> {
         self.entries[place as usize].value.insert(value)
     }
 
-    /// Forgets what does not stay.
+    /// Removes the values that `stays` rejects.
     pub(crate) fn retain(&mut self, mut stays: impl FnMut(&mut T) -> bool) {
         for (place, entry) in (0..).zip(&mut self.entries) {
             if let Some(value) = &mut entry.value
@@ -105,7 +105,7 @@ impl<T> InOrder<T> {
             }
             None => {
                 self.entries.push(entry);
-                // A machine has fewer sockets than 2^32; were it not so, the look-up would still be right about the rest.
+                // A machine has fewer than 2^32 sockets. If it had more, only those beyond would be looked up wrongly.
                 u32::try_from(self.entries.len() - 1).unwrap_or(u32::MAX)
             }
         };
@@ -121,7 +121,7 @@ mod tests {
     use super::InOrder;
 
     #[test]
-    fn a_key_is_found_in_turn_and_out_of_turn() {
+    fn a_key_is_found_in_order_and_out_of_order() {
         let mut map = InOrder::default();
         for key in [7, 8, 9] {
             map.insert(key, key * 10);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_forgotten_is_not_found_by_the_way_that_led_to_it() {
+    fn a_removed_key_is_not_found_through_its_predecessor() {
         let mut map = InOrder::default();
         for key in [7, 8, 9] {
             map.insert(key, key);
@@ -143,7 +143,7 @@ mod tests {
         map.retain(|value| *value != 8);
         assert_eq!(map.next(7), Some(&mut 7));
         assert_eq!(map.next(8), None);
-        // The place is used again, and what follows 7 is still told by its key.
+        // The entry is reused, and the successor of 7 is still checked by its key.
         map.insert(5, 5);
         assert_eq!(map.next(7), Some(&mut 7));
         assert_eq!(map.next(8), None);

@@ -1,5 +1,5 @@
-//! Tells a queue from a store, by whether arrivals continue. A buffer that a service uses internally and adds nothing to
-//! is a store: the tokens of a jobserver, or the byte of a self-pipe.
+//! Distinguishes a queue from a store, by whether arrivals continue. A buffer that a service uses internally and adds
+//! nothing to is a store: the tokens of a jobserver, or the byte of a self-pipe.
 
 /// Arrivals have stopped after a pause this long, ns. It is at most the time for which a delay must stand to be a
 /// standing delay (`detect`'s window, 1 s), or a single arrival would look like a standing queue.

@@ -67,7 +67,7 @@ enum Doing {
     Runnable,
     /// Waiting for work.
     Idle,
-    /// Waiting for work, or for a result of another thread: on a futex of its own, the two look the same.
+    /// Waiting for work, or for a result of another thread: on a futex of its own, the two are indistinguishable.
     Parked,
     /// Reading from an accepted connection: a client occupies the worker without using it.
     Client,

@@ -160,10 +160,10 @@ impl World {
             ..Sample::default()
         };
         let readings = self.model.read(&sample);
-        let tell = |(key, reading): (std::sync::Arc<crate::queue::QueueKey>, Reading)| {
+        let of_key = |(key, reading): (std::sync::Arc<crate::queue::QueueKey>, Reading)| {
             (key.kind, key.name().to_owned(), reading)
         };
-        self.readings = readings.queues.into_iter().map(tell).collect();
+        self.readings = readings.queues.into_iter().map(of_key).collect();
         self.gone = readings
             .gone
             .iter()
