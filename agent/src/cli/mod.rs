@@ -114,7 +114,7 @@ struct Targets {
     /// Watch every process on this host
     #[arg(long)]
     all: bool,
-    /// Print debug lines of the eBPF programs on stderr, at most 100 per second
+    /// Write debug lines of the eBPF programs to standard error, at most 100 per second
     #[arg(long)]
     log_bpf: bool,
     /// Configuration file (TOML): targets, thresholds, signals

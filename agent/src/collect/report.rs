@@ -63,7 +63,7 @@ impl Report {
             cpu_ns,
             cpu_share: cpu_ns.saturating_sub(self.previous_cpu_ns) as f64 / elapsed as f64,
             rss_bytes: resident_bytes(),
-            files_walk_ns: schedule.files_cost_ns(),
+            files_scan_ns: schedule.files_cost_ns(),
             files_interval_ns: schedule.files_interval_ns(),
             targets: watched.0,
             processes: watched.1,

@@ -524,7 +524,7 @@ pub struct AgentReport {
     pub cpu_share: f64,
     pub rss_bytes: u64,
     /// Cost of the last walk over files, ns of CPU.
-    pub files_walk_ns: u64,
+    pub files_scan_ns: u64,
     /// Interval at which files are walked now, ns.
     pub files_interval_ns: u64,
     pub targets: u32,

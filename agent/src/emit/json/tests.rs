@@ -157,3 +157,51 @@ fn a_queue_without_a_baseline_is_written_with_its_numbers() {
     };
     assert!(object_of(alone).get("calls").is_none());
 }
+
+/// All keys of an object and of the objects within it. Keys of `shares` are activities, which are documented elsewhere.
+fn keys(value: &Value, all: &mut Vec<String>) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                all.push(key.clone());
+                if key != "shares" {
+                    keys(value, all);
+                }
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| keys(value, all)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_key_is_in_the_reference() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/json.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let notice = crate::sample::Notice {
+        code: "not_published".to_owned(),
+        text: String::new(),
+    };
+    let mut objects = lines(&[
+        targets(),
+        Event::Notice { at: at(1), notice },
+        Event::Cause(Box::new(cause(&shop(), 0, at(10), at(40)))),
+        Event::Episode(Box::new(shop())),
+        Event::Episode(Box::new(episode("e9", SHOP, Kind::Accept, "q"))),
+        Event::Agent {
+            at: at(2),
+            report: AgentReport::default(),
+        },
+    ]);
+    let mut out = Vec::new();
+    no_baseline(&mut out, &[fixture::no_baseline()], &known_targets()).unwrap();
+    objects.extend(parsed(&out));
+    let mut all = Vec::new();
+    objects.iter().for_each(|object| keys(object, &mut all));
+    let is_missing = |key: &&String| !page.contains(&format!("`{key}`"));
+    let missing: Vec<&String> = all.iter().filter(is_missing).collect();
+    assert!(
+        missing.is_empty(),
+        "docs/reference/json.md lacks {missing:?}"
+    );
+}
