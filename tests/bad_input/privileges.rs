@@ -175,7 +175,7 @@ fn an_unsupported_kernel_is_rejected_with_the_reason() -> Result<()> {
     if let Some(output) = run_after_mount(test, &mount, &["sample", "--all"])? {
         output.check(
             3,
-            &["the verifier rejected the eBPF program", "tailback doctor"],
+            &["cannot load the eBPF program", "tailback doctor"],
         )?;
     }
     Ok(())
