@@ -173,10 +173,7 @@ fn an_unsupported_kernel_is_rejected_with_the_reason() -> Result<()> {
     let other = golden("6.1");
     let mount = format!("mount --bind {} /sys/kernel/btf/vmlinux", other.display());
     if let Some(output) = run_after_mount(test, &mount, &["sample", "--all"])? {
-        output.check(
-            3,
-            &["cannot load the eBPF program", "tailback doctor"],
-        )?;
+        output.check(3, &["cannot load the eBPF program", "tailback doctor"])?;
     }
     Ok(())
 }

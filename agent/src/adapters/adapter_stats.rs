@@ -1,4 +1,4 @@
-//! What each adapter said, and to whom: for `tailback status`.
+//! Statistics of each adapter, for `tailback status` and the metrics.
 
 use std::{
     io::Write as _,
@@ -12,21 +12,23 @@ use serde_json::{Value, json};
 
 use crate::collect::unix_ns;
 
-/// One adapter.
+/// Statistics of one adapter.
 #[derive(Debug)]
 pub struct AdapterStats {
-    /// The word in the configuration: `haproxy`.
+    /// Its name in the configuration, such as `haproxy`.
     pub kind: &'static str,
-    /// Where it is found: an address, a file.
+    /// Its address or file.
     pub at: String,
+    /// The service it reports, if only one.
     pub target: Option<String>,
-    /// Those who asked keep what they heard last: HAProxy alone. The others ask again, see the end of the connection, or forget.
-    pub is_kept: bool,
-    said: Mutex<String>,
-    count: AtomicU64,
+    /// Whether clients keep the last reply after the process is gone. Only HAProxy does; others poll, see the connection
+    /// close, or let the value expire.
+    pub keeps_last_reply: bool,
+    last_reply: Mutex<String>,
+    replies: AtomicU64,
     last_unix_ns: AtomicU64,
-    listeners: AtomicU64,
-    refused: AtomicU64,
+    connections: AtomicU64,
+    rejected: AtomicU64,
     failure: Mutex<Option<String>>,
 }
 
@@ -36,69 +38,72 @@ impl AdapterStats {
             kind,
             at,
             target,
-            is_kept: kind == "haproxy",
-            said: Mutex::default(),
-            count: AtomicU64::new(0),
+            keeps_last_reply: kind == "haproxy",
+            last_reply: Mutex::default(),
+            replies: AtomicU64::new(0),
             last_unix_ns: AtomicU64::new(0),
-            listeners: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
             failure: Mutex::default(),
         })
     }
 
-    /// How often it said something.
-    pub fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
+    /// Replies sent.
+    pub fn replies(&self) -> u64 {
+        self.replies.load(Ordering::Relaxed)
     }
 
-    /// Who is connected.
-    pub fn listeners(&self) -> u64 {
-        self.listeners.load(Ordering::Relaxed)
+    /// Clients connected now.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
     }
 
-    /// Who could not be served.
-    pub fn refusals(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+    /// Clients that were not served: too many, or too slow.
+    pub fn rejections(&self) -> u64 {
+        self.rejected.load(Ordering::Relaxed)
     }
 
-    /// It said this.
-    pub fn said(&self, what: &str) {
-        self.count.fetch_add(1, Ordering::Relaxed);
+    /// Counts a reply and keeps its text. Clears the failure.
+    pub fn replied(&self, reply: &str) {
+        self.replies.fetch_add(1, Ordering::Relaxed);
         self.last_unix_ns.store(unix_ns(), Ordering::Relaxed);
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        what.trim_end().clone_into(&mut said);
+        let mut last_reply = self
+            .last_reply
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        reply.trim_end().clone_into(&mut last_reply);
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// It could not say it. Told on standard error when it is another reason than before.
-    pub fn failed(&self, why: &str) {
+    /// Records a failure. Prints it on standard error if the reason is new.
+    pub fn failed(&self, reason: &str) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        if failure.as_deref() != Some(why) {
-            // Nobody may read it any more.
+        if failure.as_deref() != Some(reason) {
+            // An error is ignored: standard error may be closed.
             let _ = writeln!(
                 std::io::stderr(),
-                "tailback adapters: {} {}: {why}",
+                "tailback adapters: {} {}: {reason}",
                 self.kind,
                 self.at
             );
-            *failure = Some(why.to_owned());
+            *failure = Some(reason.to_owned());
         }
     }
 
-    /// Another one wants to be served than there is room for, or does not take what is said.
-    pub fn refused(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
+    /// Counts a client that was not served: too many, or too slow.
+    pub fn rejected(&self) {
+        self.rejected.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// One who is connected, for as long as the answer lives.
-    pub fn listener(self: &Arc<Self>) -> Listener {
-        self.listeners.fetch_add(1, Ordering::Relaxed);
-        Listener(Arc::clone(self))
+    /// Counts a connection until the result is dropped.
+    pub fn connection(self: &Arc<Self>) -> Connection {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Connection(Arc::clone(self))
     }
 
-    pub fn object(&self) -> Value {
-        let said = self
-            .said
+    pub fn to_json(&self) -> Value {
+        let last_reply = self
+            .last_reply
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
@@ -110,10 +115,10 @@ impl AdapterStats {
         let mut object = json!({
             "adapter": self.kind,
             "at": self.at,
-            "last_reply": said,
-            "replies": self.count(),
-            "connections": self.listeners(),
-            "rejected": self.refusals(),
+            "last_reply": last_reply,
+            "replies": self.replies(),
+            "connections": self.connections(),
+            "rejected": self.rejections(),
         });
         let last = self.last_unix_ns.load(Ordering::Relaxed);
         if last > 0 {
@@ -129,10 +134,11 @@ impl AdapterStats {
     }
 }
 
-pub struct Listener(Arc<AdapterStats>);
+/// A counted connection.
+pub struct Connection(Arc<AdapterStats>);
 
-impl Drop for Listener {
+impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.listeners.fetch_sub(1, Ordering::Relaxed);
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,4 +1,4 @@
-//! The agent, as asked over its stream.
+//! Client of the sockets of the agent and of the adapter process.
 
 use std::{path::Path, time::Duration};
 
@@ -15,50 +15,52 @@ use tokio::{
 
 use crate::signal::stream::SOCKET;
 
-const PATIENCE: Duration = Duration::from_secs(2);
-/// An answer is no longer than this.
-const MOST: u64 = 64 << 20;
+/// How long connecting and reading a reply may take; beyond, the other side counts as hung.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Largest reply read, bytes: far more than the status or metrics of thousands of services.
+const MAX_REPLY_BYTES: u64 = 64 << 20;
 
-/// What it answers to a question.
+/// Sends a request (`status`, `metrics`) to the agent and returns its reply.
 pub async fn ask(directory: &Path, what: &str) -> Result<String> {
-    let (reader, _writer) = say(directory, SOCKET, &json!({"ask": what})).await?;
+    let (reader, _writer) = send(directory, SOCKET, &json!({"ask": what})).await?;
     read(reader).await
 }
 
-/// The same of the guard, over its own socket.
-pub async fn ask_guard(directory: &Path) -> Result<String> {
-    let (reader, _writer) = say(directory, super::SOCKET, &json!({"ask": "status"})).await?;
+/// Returns the status of the adapter process, from its own socket.
+pub async fn ask_adapter_process(directory: &Path) -> Result<String> {
+    let (reader, _writer) = send(directory, super::SOCKET, &json!({"ask": "status"})).await?;
     read(reader).await
 }
 
-/// Whether an agent is there, even one that does not answer.
-pub async fn is_there(directory: &Path) -> bool {
+/// Whether an agent process exists, even if it does not reply.
+pub async fn is_running(directory: &Path) -> bool {
     UnixStream::connect(directory.join(SOCKET)).await.is_ok()
 }
 
-/// Listens to what happens.
+/// Subscribes to the agent's events.
 pub async fn subscribe(directory: &Path, request: &Value) -> Result<Subscription> {
-    let (reader, writer) = say(directory, SOCKET, request).await?;
+    let (reader, writer) = send(directory, SOCKET, request).await?;
     Ok(Subscription {
         lines: BufReader::new(reader).lines(),
         _writer: writer,
     })
 }
 
+/// A stream of event lines.
 pub struct Subscription {
     lines: Lines<BufReader<OwnedReadHalf>>,
-    /// The agent takes its closing for our going away.
+    /// Kept open: the agent disconnects a client that closes its side.
     _writer: OwnedWriteHalf,
 }
 
 impl Subscription {
-    /// `None`: the agent is gone.
+    /// The next line; `None` if the agent is gone.
     pub async fn next(&mut self) -> Option<String> {
         self.lines.next_line().await.ok().flatten()
     }
 }
 
-async fn say(
+async fn send(
     directory: &Path,
     socket: &str,
     request: &Value,
@@ -70,21 +72,26 @@ async fn say(
         writer.write_all(format!("{request}\n").as_bytes()).await?;
         Ok::<_, std::io::Error>((reader, writer))
     };
-    let said = timeout(PATIENCE, connect).await;
-    said.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
-        .with_context(|| format!("nobody answers at {}", path.display()))
+    let connected = timeout(TIMEOUT, connect).await;
+    connected
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+        .with_context(|| format!("cannot connect to {}", path.display()))
 }
 
 async fn read(reader: OwnedReadHalf) -> Result<String> {
     let mut text = String::new();
-    match timeout(PATIENCE, reader.take(MOST).read_to_string(&mut text)).await {
-        Ok(Ok(_)) if text.starts_with("{\"type\":\"error\"") => bail!("it answers {}", text.trim()),
+    match timeout(
+        TIMEOUT,
+        reader.take(MAX_REPLY_BYTES).read_to_string(&mut text),
+    )
+    .await
+    {
+        Ok(Ok(_)) if text.starts_with("{\"type\":\"error\"") => {
+            bail!("error reply: {}", text.trim())
+        }
         Ok(Ok(_)) if !text.is_empty() => Ok(text),
-        Ok(Ok(_)) => bail!("it closes without an answer"),
-        Ok(Err(error)) => Err(error).context("cannot read its answer"),
-        Err(_) => bail!(
-            "no answer within {} s: it hangs or is stopped",
-            PATIENCE.as_secs()
-        ),
+        Ok(Ok(_)) => bail!("connection closed without a reply"),
+        Ok(Err(error)) => Err(error).context("cannot read the reply"),
+        Err(_) => bail!("no reply within {} s: hung or stopped", TIMEOUT.as_secs()),
     }
 }

@@ -1,6 +1,6 @@
-//! A file for Envoy's resource monitor `injected_resource`: the pressure as a number from 0 to 1.
+//! Writes the file that Envoy's resource monitor `injected_resource` reads: the pressure as a number from 0 to 1.
 //!
-//! Envoy watches for the file being moved into place, and for nothing else; so it is written beside it and renamed.
+//! Envoy only notices a file that is moved into place, so each value is written to a temporary file and renamed.
 
 use std::{
     fs,
@@ -20,15 +20,16 @@ use tailback_page::Pressure;
 use super::{Shared, adapter_stats::AdapterStats, clock};
 use crate::config::signal::Envoy;
 
-const EVERY: Duration = Duration::from_millis(100);
+/// How often the pressure is checked for a change.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 fn value(pressure: &Pressure) -> String {
     format!("{:.3}\n", pressure.score.clamp(0.0, 1.0))
 }
 
-/// Writes whenever there is something else to say, until dropped.
-pub async fn serve(config: Envoy, tally: Arc<AdapterStats>, shared: Arc<Shared>) {
-    let mut clock = clock(EVERY);
+/// Writes the file whenever the value changes, until dropped.
+pub async fn serve(config: Envoy, stats: Arc<AdapterStats>, shared: Arc<Shared>) {
+    let mut clock = clock(CHECK_INTERVAL);
     let mut last = None;
     loop {
         clock.tick().await;
@@ -36,36 +37,43 @@ pub async fn serve(config: Envoy, tally: Arc<AdapterStats>, shared: Arc<Shared>)
         if last.as_ref() == Some(&text) {
             continue;
         }
-        // Where the file is on a mount that hangs, nobody else is to wait for it.
+        // In a thread of its own: the file may be on a mount that hangs.
         let (file, value) = (config.file.clone(), text.clone());
         let written = tokio::task::spawn_blocking(move || put(&file, &value)).await;
         match written.map_err(Into::into).flatten() {
             Ok(()) => {
-                tally.said(&text);
+                stats.replied(&text);
                 last = Some(text);
             }
-            Err(error) => tally.failed(&format!("{error:#}")),
+            Err(error) => stats.failed(&format!("{error:#}")),
         }
     }
 }
 
-/// Writes the file, whole or not at all. The directory may be another user's: nothing there is followed or gone on with.
+/// Writes the file atomically. The directory may belong to another user, so symbolic links are not followed and a leftover
+/// temporary file is not reused.
 pub fn put(path: &Path, text: &str) -> Result<()> {
     let write = || -> io::Result<()> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        let folder = rustix::fs::open(folder, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let mut beside = name.to_owned();
-        beside.push(".new");
-        match rustix::fs::unlinkat(&folder, &beside, AtFlags::empty()) {
+        let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        let directory = rustix::fs::open(
+            directory,
+            OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let mut temporary = name.to_owned();
+        temporary.push(".new");
+        match rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&folder, &beside, flags, Mode::from_raw_mode(0o644))?;
+        let file = rustix::fs::openat(&directory, &temporary, flags, Mode::from_raw_mode(0o644))?;
         fs::File::from(file).write_all(text.as_bytes())?;
-        Ok(rustix::fs::renameat(&folder, &beside, &folder, name)?)
+        Ok(rustix::fs::renameat(
+            &directory, &temporary, &directory, name,
+        )?)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }
@@ -75,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_value_stays_within_what_envoy_takes() {
+    fn the_value_is_clamped_to_the_range_that_envoy_accepts() {
         let at = |score: f64| {
             value(&Pressure {
                 score,

@@ -1,4 +1,4 @@
-//! gRPC, for the adapters that speak it: HTTP/2 without TLS, one service each.
+//! A gRPC server for the adapters that need one: HTTP/2 without TLS, one service per endpoint.
 
 use std::{
     convert::Infallible,
@@ -19,73 +19,80 @@ use tokio::{
 };
 use tonic::{Status, body::Body};
 
-use super::listen::Door;
+use super::listen::Endpoint;
 
-/// Connections at once, and calls on one of them: a proxy may open a connection for each of its clients.
-const MOST: usize = 1_024;
-const CALLS: u32 = 4;
-/// What may be sent and not read on a call; of what comes, a message, and what is not read of a call and of a connection.
-const UNREAD: usize = 16 << 10;
-pub const MESSAGE: usize = 16 << 10;
+/// Concurrent connections. A proxy may open one for each of its clients.
+const MAX_CONNECTIONS: usize = 1_024;
+/// Concurrent calls per connection.
+const MAX_CALLS: u32 = 4;
+/// Unsent bytes buffered per call.
+const MAX_SEND_BUFFER: usize = 16 << 10;
+/// Largest request message, bytes.
+pub const MAX_MESSAGE: usize = 16 << 10;
+/// HTTP/2 flow control window for a call and for a connection, bytes: the default of RFC 9113, 6.9.2.
 const WINDOW: u32 = 65_535;
-/// A client that does not answer a ping is gone; one that calls nothing for so long after it came is let go.
-const PING_EVERY: Duration = Duration::from_secs(20);
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Interval of keep-alive pings.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// Time limit for the reply to a ping, for the first call of a connection, and for the request message of a call. A slower
+/// client is disconnected.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves until dropped. `answer` is asked for each call.
-pub async fn serve<A, F>(door: Door, answer: A)
+/// Serves until dropped. `answer` handles each call.
+pub async fn serve<A, F>(endpoint: Endpoint, answer: A)
 where
     A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let (listener, tally) = door.opened().await;
-    let room = Arc::new(Semaphore::new(MOST));
+    let (listener, stats) = endpoint.listen().await;
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let (stream, place) = listener.accept_within(&room, &tally).await;
-        let (answer, tally) = (answer.clone(), Arc::clone(&tally));
+        let (stream, slot) = listener.accept_within(&slots, &stats).await;
+        let (answer, stats) = (answer.clone(), Arc::clone(&stats));
         tokio::spawn(async move {
-            let listener = tally.listener();
-            let calls = Arc::new(AtomicBool::new(false));
-            let called = Arc::clone(&calls);
+            let connection = stats.connection();
+            let has_called = Arc::new(AtomicBool::new(false));
+            let called = Arc::clone(&has_called);
             let service = hyper::service::service_fn(move |request| {
                 called.store(true, Ordering::Relaxed);
                 let answer = answer(request);
-                async move { Ok::<_, Infallible>(within(answer).await) }
+                async move { Ok::<_, Infallible>(with_timeout(answer).await) }
             });
             let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             builder
                 .timer(TokioTimer::new())
-                .max_concurrent_streams(CALLS)
-                .max_send_buf_size(UNREAD)
+                .max_concurrent_streams(MAX_CALLS)
+                .max_send_buf_size(MAX_SEND_BUFFER)
                 .initial_stream_window_size(WINDOW)
                 .initial_connection_window_size(WINDOW)
-                .keep_alive_interval(PING_EVERY)
-                .keep_alive_timeout(PATIENCE);
+                .keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(TIMEOUT);
             let never_calls = async {
-                sleep(PATIENCE).await;
-                if calls.load(Ordering::Relaxed) {
+                sleep(TIMEOUT).await;
+                if has_called.load(Ordering::Relaxed) {
                     std::future::pending::<()>().await;
                 }
             };
-            // A client that goes away, or speaks something else, is no fault of ours.
+            // An error is the client's: it disconnected, or does not speak HTTP/2.
             tokio::select! {
                 _ = builder.serve_connection(TokioIo::new(stream), service) => {}
-                () = never_calls => tally.refused(),
+                () = never_calls => stats.rejected(),
             }
-            drop((listener, place));
+            drop((connection, slot));
         });
     }
 }
 
-/// What is asked has to come within some time; what is answered takes as long as it takes.
-async fn within(answer: impl Future<Output = Response<Body>>) -> Response<Body> {
-    match timeout(PATIENCE, answer).await {
+/// Fails a call whose request message does not arrive in time. The reply may take as long as it takes.
+async fn with_timeout(answer: impl Future<Output = Response<Body>>) -> Response<Body> {
+    match timeout(TIMEOUT, answer).await {
         Ok(response) => response,
-        Err(_) => Status::deadline_exceeded("the request did not come").into_http(),
+        Err(_) => {
+            Status::deadline_exceeded("the request message did not arrive in time").into_http()
+        }
     }
 }
 
-/// What a call is told for which there is no method.
+/// The reply to a call of an unknown method.
 pub fn no_such_method(path: &str) -> Response<Body> {
-    Status::unimplemented(format!("there is no {path} here")).into_http()
+    Status::unimplemented(format!("no such method: {path}")).into_http()
 }

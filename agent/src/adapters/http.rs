@@ -1,4 +1,4 @@
-//! The same over HTTP: pages as JSON, events, readiness, metrics, and a live page for a person.
+//! The HTTP adapter: pressure as JSON, events, readiness and health, metrics, and a live page for a browser.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
@@ -17,62 +17,69 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Shared, agent, listen::Door};
+use super::{Shared, agent, listen::Endpoint};
 
-/// Connections at once.
-const MOST: usize = 256;
-/// A request's head has to come within this time.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Concurrent connections.
+const MAX_CONNECTIONS: usize = 256;
+/// Time limit for a client to send the head of a request, and to read an event.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval of comments in an event stream, which reveal that a client is gone.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// The level `critical`, as the page encodes it.
 const CRITICAL: u32 = 2;
 
+/// The live page.
 const LIVE: &str = include_str!("live.html");
 
 type Body = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
 
 /// Serves until dropped.
-pub async fn serve(door: Door, shared: Arc<Shared>) {
-    let (listener, tally) = door.opened().await;
-    let room = Arc::new(Semaphore::new(MOST));
+pub async fn serve(endpoint: Endpoint, shared: Arc<Shared>) {
+    let (listener, stats) = endpoint.listen().await;
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let (stream, place) = listener.accept_within(&room, &tally).await;
-        let (tally, shared) = (Arc::clone(&tally), Arc::clone(&shared));
+        let (stream, slot) = listener.accept_within(&slots, &stats).await;
+        let (stats, shared) = (Arc::clone(&stats), Arc::clone(&shared));
         tokio::spawn(async move {
-            let listener = tally.listener();
-            let hangs = Arc::new(Notify::new());
+            let connection = stats.connection();
+            let is_stuck = Arc::new(Notify::new());
             let answer = |request: Request<Incoming>| {
-                let (tally, shared, hangs) =
-                    (Arc::clone(&tally), Arc::clone(&shared), Arc::clone(&hangs));
+                let (stats, shared, is_stuck) = (
+                    Arc::clone(&stats),
+                    Arc::clone(&shared),
+                    Arc::clone(&is_stuck),
+                );
                 async move {
-                    let (path, response) = answer(&request, &shared, hangs).await;
-                    tally.said(&format!("{path} {}", response.status().as_u16()));
+                    let (path, response) = answer(&request, &shared, is_stuck).await;
+                    stats.replied(&format!("{path} {}", response.status().as_u16()));
                     Ok::<_, Infallible>(response)
                 }
             };
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder
                 .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE);
-            // A client that goes away, or speaks something else, is no fault of ours.
+                .header_read_timeout(TIMEOUT);
+            // An error is the client's: it disconnected, or does not speak HTTP.
             let service = hyper::service::service_fn(answer);
             tokio::select! {
                 _ = builder.serve_connection(TokioIo::new(stream), service) => {}
-                () = hangs.notified() => tally.refused(),
+                () = is_stuck.notified() => stats.rejected(),
             }
-            drop((listener, place));
+            drop((connection, slot));
         });
     }
 }
 
-/// The path, of the closed list below, and what is said to it.
+/// The response, and the path for the statistics: one of the list below or `?`.
 async fn answer(
     request: &Request<Incoming>,
     shared: &Arc<Shared>,
-    hangs: Arc<Notify>,
+    is_stuck: Arc<Notify>,
 ) -> (&'static str, Response<Body>) {
     let query = request.uri().query().unwrap_or_default();
     let target = parameter(query, "target");
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        let text = "only GET and HEAD\n";
+        let text = "only GET and HEAD are supported\n";
         return ("?", plain(StatusCode::METHOD_NOT_ALLOWED, text));
     }
     match request.uri().path() {
@@ -84,23 +91,23 @@ async fn answer(
         "/status" => ("/status", status(shared).await),
         "/events" => (
             "/events",
-            events(shared, target, parameter(query, "min_level"), hangs).await,
+            events(shared, target, parameter(query, "min_level"), is_stuck).await,
         ),
         _ => (
             "?",
             plain(
                 StatusCode::NOT_FOUND,
-                "there are: / /pressure /events /ready /health /status /metrics; ?target=NAME picks one service\n",
+                "not found; endpoints: / /pressure /events /ready /health /status /metrics; ?target=NAME selects one service\n",
             ),
         ),
     }
 }
 
-/// Those asked for: one by its name, published or not; else all that are published.
+/// The pressure of the requested service, published or not; without a name, of every published one.
 fn pressures(shared: &Shared, target: Option<&str>) -> Vec<(String, Pressure)> {
     match target {
         Some(name) => vec![(name.to_owned(), shared.pressure(name))],
-        None => shared.book.alive(|_| true),
+        None => shared.pages.alive(|_| true),
     }
 }
 
@@ -108,7 +115,7 @@ fn pressure(shared: &Shared, target: Option<&str>) -> Value {
     let mut objects: Vec<Value> = pressures(shared, target)
         .into_iter()
         .map(|(name, pressure)| {
-            let entries = shared.book.page(&name).entries();
+            let entries = shared.pages.page(&name).entries();
             let mut object = json!({
                 "target": name,
                 "alive": pressure.alive,
@@ -122,8 +129,8 @@ fn pressure(shared: &Shared, target: Option<&str>) -> Value {
                 "retry_after_ms": pressure.retry_after.as_millis() as u64,
                 "queues": entries.iter().map(queue).collect::<Vec<_>>(),
             });
-            if let Some(most) = pressure.concurrency_limit {
-                object["concurrency_limit"] = most.into();
+            if let Some(limit) = pressure.concurrency_limit {
+                object["concurrency_limit"] = limit.into();
             }
             let times = [
                 ("max_queue_wait_ns", pressure.max_queue_wait),
@@ -177,11 +184,11 @@ fn queue(entry: &Entry) -> Value {
     object.into()
 }
 
-/// Unready where all that is asked about is to be taken out of service.
+/// Not ready if every requested service is drained.
 fn ready(shared: &Shared, target: Option<&str>) -> Response<Body> {
     let all = pressures(shared, target);
-    let out = !all.is_empty() && all.iter().all(|(name, _)| shared.is_out(name));
-    if !out {
+    let is_drained = !all.is_empty() && all.iter().all(|(name, _)| shared.is_drained(name));
+    if !is_drained {
         return plain(StatusCode::OK, "ready\n");
     }
     let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "full\n");
@@ -195,6 +202,7 @@ fn ready(shared: &Shared, target: Option<&str>) -> Response<Body> {
     response
 }
 
+/// Always 200; tells Envoy to deprioritise a critical service (`x-envoy-degraded`).
 fn health(shared: &Shared, target: Option<&str>) -> Response<Body> {
     let mut response = plain(StatusCode::OK, "ok\n");
     if pressures(shared, target)
@@ -208,8 +216,9 @@ fn health(shared: &Shared, target: Option<&str>) -> Response<Body> {
     response
 }
 
+/// The metrics of the agent, if it runs, and of the adapters.
 async fn metrics(shared: &Shared) -> Response<Body> {
-    let text = match agent::ask(&shared.book.directory, "metrics").await {
+    let text = match agent::ask(&shared.pages.directory, "metrics").await {
         Ok(text) => text,
         Err(_) => {
             let mut text = String::new();
@@ -217,7 +226,7 @@ async fn metrics(shared: &Shared) -> Response<Body> {
                 &mut text,
                 "tailback_agent_up",
                 "gauge",
-                "The agent answers.",
+                "Whether the agent replies.",
                 0.0,
             );
             text
@@ -231,19 +240,19 @@ async fn metrics(shared: &Shared) -> Response<Body> {
 }
 
 async fn status(shared: &Shared) -> Response<Body> {
-    let agent = agent::ask(&shared.book.directory, "status").await;
+    let agent = agent::ask(&shared.pages.directory, "status").await;
     let agent = agent
         .ok()
         .and_then(|text| serde_json::from_str::<Value>(&text).ok());
     json_of(&json!({"agent": agent, "adapter_process": shared.status()}))
 }
 
-/// Lines of the agent's stream as server-sent events; they end with the agent, and a browser asks again by itself.
+/// The agent's events as server-sent events. The stream ends with the agent; browsers reconnect by themselves.
 async fn events(
     shared: &Shared,
     target: Option<String>,
     min_level: Option<String>,
-    hangs: Arc<Notify>,
+    is_stuck: Arc<Notify>,
 ) -> Response<Body> {
     let mut request = Map::new();
     if let Some(target) = target {
@@ -252,7 +261,7 @@ async fn events(
     if let Some(level) = min_level {
         request.insert("min_level".to_owned(), level.into());
     }
-    let mut lines = match agent::subscribe(&shared.book.directory, &Value::Object(request)).await {
+    let mut lines = match agent::subscribe(&shared.pages.directory, &Value::Object(request)).await {
         Ok(lines) => lines,
         Err(error) => {
             let mut response = plain(
@@ -265,22 +274,21 @@ async fn events(
     };
     let (mut sender, body) = Channel::new(16);
     tokio::spawn(async move {
-        let mut since = tokio::time::interval(Duration::from_secs(15));
+        let mut keep_alive = tokio::time::interval(KEEP_ALIVE_INTERVAL);
         loop {
             let text = tokio::select! {
                 line = lines.next() => match line {
                     Some(line) => format!("data: {line}\n\n"),
                     None => return,
                 },
-                // A comment now and then, by which a client that has gone is found out.
-                _ = since.tick() => ":\n\n".to_owned(),
+                _ = keep_alive.tick() => ":\n\n".to_owned(),
             };
-            match timeout(PATIENCE, sender.send_data(text.into())).await {
+            match timeout(TIMEOUT, sender.send_data(text.into())).await {
                 Ok(Ok(())) => {}
-                // It is gone.
+                // The client is gone.
                 Ok(Err(_)) => return,
-                // It does not read: its place is for others.
-                Err(_) => return hangs.notify_one(),
+                // The client does not read: free its slot.
+                Err(_) => return is_stuck.notify_one(),
             }
         }
     });

@@ -1,7 +1,8 @@
-//! An external scaler for KEDA (`externalscaler.ExternalScaler`): how many instances' work is asked of a service.
+//! An external scaler for KEDA (`externalscaler.ExternalScaler`): scales a service by its load.
 //!
-//! The metric is the sum of the loads of the instances on this node, or their mean; KEDA divides it by what one is to carry. When nothing is
-//! known it says so instead of a number: KEDA then leaves things as they are, or goes by the fallback of the ScaledObject.
+//! The metric is the sum, or the mean, of the loads of the instances on this node. KEDA divides it by the target load per
+//! instance. If the load is unknown the call fails instead of reporting a number: KEDA then keeps the current scale, or uses
+//! the fallback of the ScaledObject.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -11,14 +12,15 @@ use tokio_stream::{StreamExt as _, wrappers::IntervalStream};
 use tonic::{Status, body::Body, server::Grpc};
 use tonic_prost::ProstCodec;
 
-use super::{Shared, adapter_stats::AdapterStats, clock, grpc, listen::Door};
+use super::{Shared, adapter_stats::AdapterStats, clock, grpc, listen::Endpoint};
 use crate::signal::names::directory_of;
 
 const SERVICE: &str = "/externalscaler.ExternalScaler/";
 const METRIC: &str = "tailback_load";
-/// What one instance is to carry, unless `targetLoad` says something else.
-const TARGET_LOAD: f64 = 0.8;
-const EVERY: Duration = Duration::from_secs(1);
+/// Default of `targetLoad`, the load per instance to aim for: leaves 20% of headroom.
+const DEFAULT_TARGET_LOAD: f64 = 0.8;
+/// How often a stream checks for a change.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct ScaledObjectRef {
@@ -46,7 +48,7 @@ struct GetMetricSpecResponse {
 struct MetricSpec {
     #[prost(string, tag = "1")]
     metric_name: String,
-    /// Of before there were fractions.
+    /// For KEDA versions without `double` metrics.
     #[prost(int64, tag = "2")]
     target_size: i64,
     #[prost(double, tag = "3")]
@@ -71,40 +73,41 @@ struct GetMetricsResponse {
 struct MetricValue {
     #[prost(string, tag = "1")]
     metric_name: String,
-    /// Of before there were fractions.
+    /// For KEDA versions without `double` metrics.
     #[prost(int64, tag = "2")]
     metric_value: i64,
     #[prost(double, tag = "3")]
     metric_value_float: f64,
 }
 
-/// What a ScaledObject asks for.
+/// The metadata of a ScaledObject's trigger.
 #[derive(Debug, PartialEq)]
-struct Wanted {
+struct Trigger {
     target: String,
     target_load: f64,
-    /// Of all instances here, for `AverageValue`; or the mean, for `Value`: instances elsewhere are taken to be like these.
+    /// The mean of the loads (for `metricType: Value`, which assumes that instances on other nodes are alike) instead of their
+    /// sum (for `AverageValue`).
     is_mean: bool,
-    /// Active above this; without it, while an instance is there.
+    /// The service is active above this load; without it, while an instance runs.
     activation_load: Option<f64>,
 }
 
-impl Wanted {
-    fn of(object: &ScaledObjectRef) -> Result<Self, Status> {
+impl Trigger {
+    fn parse(object: &ScaledObjectRef) -> Result<Self, Status> {
         let metadata = &object.scaler_metadata;
         let number = |key: &str| match metadata.get(key) {
             None => Ok(None),
             Some(text) => match text.parse::<f64>() {
                 Ok(number) if number > 0.0 && number.is_finite() => Ok(Some(number)),
                 _ => Err(Status::invalid_argument(format!(
-                    "{key}: {text:?} is no number above 0, such as \"0.8\""
+                    "{key}: {text:?} is not a number greater than 0, such as \"0.8\""
                 ))),
             },
         };
         let target = metadata.get("target").filter(|target| !target.is_empty());
         let target = target.ok_or_else(|| {
             Status::invalid_argument(
-                "the trigger's metadata has no target: the name of the service, as `tailback status` shows it",
+                "no target in the trigger's metadata: set it to the service's name as shown by `tailback status`",
             )
         })?;
         Ok(Self {
@@ -118,24 +121,24 @@ impl Wanted {
                     )));
                 }
             },
-            target_load: number("targetLoad")?.unwrap_or(TARGET_LOAD),
+            target_load: number("targetLoad")?.unwrap_or(DEFAULT_TARGET_LOAD),
             activation_load: number("activationLoad")?,
         })
     }
 
-    /// Of its instances on this node.
+    /// The load of the instances on this node.
     fn load(&self, shared: &Shared) -> Result<f64, Status> {
         let name = directory_of(&self.target);
         let loads: Vec<f64> = shared
-            .book
-            .alive(|of| is_instance(of, &name))
+            .pages
+            .alive(|directory| is_instance(directory, &name))
             .into_iter()
             .filter(|(_, pressure)| pressure.pid != 0)
             .map(|(_, pressure)| pressure.load)
             .collect();
         if loads.is_empty() {
             return Err(Status::unavailable(format!(
-                "nothing is known of {:?} on this node: no such service is watched, or the agent is gone",
+                "no data for {:?} on this node: the service is not watched, or the agent is not running",
                 self.target
             )));
         }
@@ -149,7 +152,9 @@ impl Wanted {
 
     fn is_active(&self, shared: &Shared) -> Result<IsActiveResponse, Status> {
         let load = self.load(shared)?;
-        let result = self.activation_load.is_none_or(|least| load > least);
+        let result = self
+            .activation_load
+            .is_none_or(|threshold| load > threshold);
         Ok(IsActiveResponse { result })
     }
 
@@ -176,7 +181,7 @@ fn metrics(load: f64) -> GetMetricsResponse {
     }
 }
 
-/// Of several services of one name the others have their pid behind it.
+/// Whether a directory is that of an instance of a service. If names collide, all but one have `@PID` appended.
 fn is_instance(directory: &str, name: &str) -> bool {
     match directory.strip_prefix(name) {
         Some("") => true,
@@ -188,10 +193,10 @@ fn is_instance(directory: &str, name: &str) -> bool {
 }
 
 /// Serves until dropped.
-pub async fn serve(door: Door, shared: Arc<Shared>) {
-    let tally = door.tally();
-    grpc::serve(door, move |request| {
-        answer(request, Arc::clone(&shared), Arc::clone(&tally))
+pub async fn serve(endpoint: Endpoint, shared: Arc<Shared>) {
+    let stats = endpoint.stats();
+    grpc::serve(endpoint, move |request| {
+        answer(request, Arc::clone(&shared), Arc::clone(&stats))
     })
     .await;
 }
@@ -199,41 +204,44 @@ pub async fn serve(door: Door, shared: Arc<Shared>) {
 async fn answer(
     request: Request<Incoming>,
     shared: Arc<Shared>,
-    tally: Arc<AdapterStats>,
+    stats: Arc<AdapterStats>,
 ) -> Response<Body> {
     let path = request.uri().path().to_owned();
     match path.strip_prefix(SERVICE) {
         Some("IsActive") => {
-            unary(request, tally, move |object: &ScaledObjectRef| {
-                let active = Wanted::of(object)?.is_active(&shared)?;
+            unary(request, stats, move |object: &ScaledObjectRef| {
+                let active = Trigger::parse(object)?.is_active(&shared)?;
                 Ok((format!("active: {}", active.result), active))
             })
             .await
         }
         Some("GetMetricSpec") => {
-            unary(request, tally, |object: &ScaledObjectRef| {
-                let wanted = Wanted::of(object)?;
-                Ok((format!("target load {}", wanted.target_load), wanted.spec()))
+            unary(request, stats, |object: &ScaledObjectRef| {
+                let trigger = Trigger::parse(object)?;
+                Ok((
+                    format!("target load {}", trigger.target_load),
+                    trigger.spec(),
+                ))
             })
             .await
         }
         Some("GetMetrics") => {
-            unary(request, tally, move |asked: &GetMetricsRequest| {
+            unary(request, stats, move |asked: &GetMetricsRequest| {
                 let object = asked.scaled_object_ref.clone().unwrap_or_default();
-                let load = Wanted::of(&object)?.load(&shared)?;
+                let load = Trigger::parse(&object)?.load(&shared)?;
                 Ok((format!("load {load:.2}"), metrics(load)))
             })
             .await
         }
-        Some("StreamIsActive") => stream_is_active(request, shared, tally).await,
+        Some("StreamIsActive") => stream_is_active(request, shared, stats).await,
         _ => grpc::no_such_method(&path),
     }
 }
 
-/// `answer` gives what to say of the answer, too.
+/// Handles a unary call. `answer` also returns a summary for the statistics.
 async fn unary<Q, A>(
     request: Request<Incoming>,
-    tally: Arc<AdapterStats>,
+    stats: Arc<AdapterStats>,
     answer: impl Fn(&Q) -> Result<(String, A), Status>,
 ) -> Response<Body>
 where
@@ -242,34 +250,34 @@ where
 {
     let service = tower::service_fn(|request: tonic::Request<Q>| {
         let answer = answer(request.get_ref());
-        tally.said(match &answer {
-            Ok((said, _)) => said,
+        stats.replied(match &answer {
+            Ok((summary, _)) => summary,
             Err(status) => status.message(),
         });
         std::future::ready(answer.map(|(_, answer)| tonic::Response::new(answer)))
     });
     Grpc::new(ProstCodec::<A, Q>::default())
-        .apply_max_message_size_config(Some(grpc::MESSAGE), None)
+        .apply_max_message_size_config(Some(grpc::MAX_MESSAGE), None)
         .unary(service, request)
         .await
 }
 
-/// At once, and whenever it becomes another; while nothing is known, nothing.
+/// Sends the state at once and whenever it changes; nothing while it is unknown.
 async fn stream_is_active(
     request: Request<Incoming>,
     shared: Arc<Shared>,
-    tally: Arc<AdapterStats>,
+    stats: Arc<AdapterStats>,
 ) -> Response<Body> {
     let service = tower::service_fn(|request: tonic::Request<ScaledObjectRef>| {
-        let (shared, tally) = (Arc::clone(&shared), Arc::clone(&tally));
-        let answer = Wanted::of(request.get_ref()).map(|wanted| {
+        let (shared, stats) = (Arc::clone(&shared), Arc::clone(&stats));
+        let answer = Trigger::parse(request.get_ref()).map(|trigger| {
             let mut last = None;
-            let changes = IntervalStream::new(clock(EVERY)).filter_map(move |_| {
-                let now = wanted.is_active(&shared).ok()?;
+            let changes = IntervalStream::new(clock(CHECK_INTERVAL)).filter_map(move |_| {
+                let now = trigger.is_active(&shared).ok()?;
                 if last.replace(now.result) == Some(now.result) {
                     return None;
                 }
-                tally.said(&format!("active: {}", now.result));
+                stats.replied(&format!("active: {}", now.result));
                 Some(Ok::<_, Status>(now))
             });
             tonic::Response::new(changes)
@@ -277,7 +285,7 @@ async fn stream_is_active(
         std::future::ready(answer)
     });
     Grpc::new(ProstCodec::<IsActiveResponse, ScaledObjectRef>::default())
-        .apply_max_message_size_config(Some(grpc::MESSAGE), None)
+        .apply_max_message_size_config(Some(grpc::MAX_MESSAGE), None)
         .server_streaming(service, request)
         .await
 }
@@ -297,12 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_scaled_object_asks_for_is_checked() {
-        let wanted = Wanted::of(&object(&[("target", "shop"), ("targetLoad", "0.5")])).unwrap();
-        assert_eq!(wanted.target_load, 0.5);
-        assert_eq!(wanted.spec().metric_specs[0].target_size, 1, "an old KEDA");
-        let wanted = Wanted::of(&object(&[("target", "shop")])).unwrap();
-        assert_eq!((wanted.target_load, wanted.activation_load), (0.8, None));
+    fn the_metadata_of_a_scaled_object_is_validated() {
+        let trigger =
+            Trigger::parse(&object(&[("target", "shop"), ("targetLoad", "0.5")])).unwrap();
+        assert_eq!(trigger.target_load, 0.5);
+        assert_eq!(trigger.spec().metric_specs[0].target_size, 1, "an old KEDA");
+        let trigger = Trigger::parse(&object(&[("target", "shop")])).unwrap();
+        assert_eq!((trigger.target_load, trigger.activation_load), (0.8, None));
         for (metadata, words) in [
             (object(&[]), "no target"),
             (object(&[("target", "")]), "no target"),
@@ -319,14 +328,14 @@ mod tests {
                 "\"-1\"",
             ),
         ] {
-            let status = Wanted::of(&metadata).unwrap_err();
+            let status = Trigger::parse(&metadata).unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument);
             assert!(status.message().contains(words), "{status:?}");
         }
     }
 
     #[test]
-    fn instances_are_those_of_the_name_alone() {
+    fn instances_have_the_name_of_the_service_or_a_pid_appended() {
         assert!(is_instance("shop", "shop") && is_instance("shop@4711", "shop"));
         for other in ["shop-b", "shop@x", "shopper", "sho", "my-shop"] {
             assert!(!is_instance(other, "shop"), "{other}");

@@ -1,4 +1,4 @@
-//! A listener on TCP or on a unix socket, and its connections.
+//! Listening on TCP or unix sockets.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -12,59 +12,65 @@ use tokio::{
 use super::adapter_stats::AdapterStats;
 use crate::{config::signal::Listen, signal::stream};
 
+/// How often an address that cannot be bound is tried again.
+const BIND_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after a failed accept(2).
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A bound socket.
 pub enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// Where an adapter listens. What cannot be bound is tried again; the others are served meanwhile.
-pub struct Door {
+/// The address of an adapter. Binding is retried until it succeeds; meanwhile the other adapters are served.
+pub struct Endpoint {
     at: Listen,
     bound: Option<Listener>,
-    tally: Arc<AdapterStats>,
+    stats: Arc<AdapterStats>,
 }
 
-impl Door {
-    /// Binds at once: privileges may be needed that are given up later.
-    pub fn at(at: Listen, tally: Arc<AdapterStats>) -> Self {
-        let bound = try_bind(&at, &tally);
-        Self { at, bound, tally }
+impl Endpoint {
+    /// Tries to bind immediately, while the process still has its privileges.
+    pub fn bind(at: Listen, stats: Arc<AdapterStats>) -> Self {
+        let bound = try_bind(&at, &stats);
+        Self { at, bound, stats }
     }
 
-    /// Where what is said there is counted.
-    pub fn tally(&self) -> Arc<AdapterStats> {
-        Arc::clone(&self.tally)
+    /// The statistics of the adapter.
+    pub fn stats(&self) -> Arc<AdapterStats> {
+        Arc::clone(&self.stats)
     }
 
-    /// When it is bound.
-    pub async fn opened(self) -> (Listener, Arc<AdapterStats>) {
+    /// Waits until the address is bound.
+    pub async fn listen(self) -> (Listener, Arc<AdapterStats>) {
         let Self {
             at,
             mut bound,
-            tally,
+            stats,
         } = self;
         loop {
             if let Some(listener) = bound {
-                return (listener, tally);
+                return (listener, stats);
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            bound = try_bind(&at, &tally);
+            tokio::time::sleep(BIND_RETRY_INTERVAL).await;
+            bound = try_bind(&at, &stats);
         }
     }
 }
 
-fn try_bind(at: &Listen, tally: &AdapterStats) -> Option<Listener> {
+fn try_bind(at: &Listen, stats: &AdapterStats) -> Option<Listener> {
     Listener::bind(at)
-        .map_err(|error| tally.failed(&format!("{error:#}")))
+        .map_err(|error| stats.failed(&format!("{error:#}")))
         .ok()
 }
 
-/// A connection of either.
+/// A connection of either kind.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Listener {
-    /// Binds; what is in the way is named.
+    /// Binds the address.
     pub fn bind(at: &Listen) -> Result<Self> {
         match at {
             Listen::Tcp(address) => {
@@ -77,22 +83,22 @@ impl Listener {
         }
     }
 
-    /// The next connection for which there is room, with its place; the others are counted and closed.
+    /// The next connection for which there is a slot. Connections beyond the slots are counted and closed.
     pub async fn accept_within(
         &self,
-        room: &Arc<Semaphore>,
-        tally: &AdapterStats,
+        slots: &Arc<Semaphore>,
+        stats: &AdapterStats,
     ) -> (Box<dyn Stream>, OwnedSemaphorePermit) {
         loop {
             let stream = self.accept().await;
-            match Arc::clone(room).try_acquire_owned() {
-                Ok(place) => return (stream, place),
-                Err(_) => tally.refused(),
+            match Arc::clone(slots).try_acquire_owned() {
+                Ok(slot) => return (stream, slot),
+                Err(_) => stats.rejected(),
             }
         }
     }
 
-    /// The next connection. That there is no descriptor left for it passes: those that there are will end.
+    /// The next connection. Errors such as EMFILE are retried: they pass as other connections close.
     pub async fn accept(&self) -> Box<dyn Stream> {
         loop {
             let accepted: io::Result<Box<dyn Stream>> = match self {
@@ -107,7 +113,7 @@ impl Listener {
             };
             match accepted {
                 Ok(stream) => return stream,
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(_) => tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await,
             }
         }
     }

@@ -1,11 +1,13 @@
-//! The guard: a process of its own that serves the adapters, so that they fail open whatever becomes of the agent.
+//! The adapter process: serves HAProxy, Envoy, KEDA and others from the agent's pages, and fails open if the agent dies.
 //!
-//! It reads the pages as any service may (`page_cache`), and asks the agent (`agent`) for nothing that a decision rests on. When the
-//! agent is killed or hangs, its pages go stale within their time to live, and every adapter says "no pressure": HAProxy gets
-//! 100%, Envoy 0, probes are ready. It holds no privilege, loads nothing into the kernel, and cannot slow the agent's tick.
+//! It runs apart from the agent. It reads the pages like any other consumer (`page_cache`) and asks the agent (`agent`) for
+//! nothing that a decision depends on. If the agent is killed or hangs, its pages go stale within their TTL and every adapter
+//! reports no pressure: HAProxy gets 100%, Envoy 0, readiness probes succeed. The process drops its privileges, loads nothing
+//! into the kernel and cannot slow down the agent's sampling.
 //!
-//! One file per adapter: `http`, `haproxy`, `envoy`, `pressure_socket`, and over `grpc` `orca` and `keda`. `drain_policy` decides who may be taken out of service,
-//! `adapter_stats` keeps what was said to whom, `takeover` is how a guard follows another.
+//! Each adapter has a file of its own: `http`, `haproxy`, `envoy`, `pressure_socket`, and, on top of `grpc`, `orca` and `keda`.
+//! `drain_policy` decides which services may be drained, `adapter_stats` counts replies, and with `takeover` a new adapter
+//! process replaces a running one.
 #![forbid(unsafe_code)]
 
 mod adapter_stats;
@@ -35,7 +37,7 @@ use std::{
 use adapter_stats::AdapterStats;
 use anyhow::{Context as _, Result};
 use drain_policy::DrainPolicy;
-use listen::{Door, Listener};
+use listen::{Endpoint, Listener};
 use page_cache::PageCache;
 use serde_json::{Value, json};
 use tailback_page::Pressure;
@@ -51,55 +53,63 @@ use crate::{
     signal::{metrics, own_directory, stream},
 };
 
-/// Those who keep what they heard last are given this long to hear that there is no pressure: HAProxy asks every 2 s unless
-/// it is told otherwise.
-const LET_GO: Duration = Duration::from_millis(2_500);
-/// The guard's own socket within the directory: who connects is told how things stand.
-pub const SOCKET: &str = "guard.sock";
+/// How long "no pressure" is reported before the process exits, for clients that keep the last reply. Longer than HAProxy's
+/// default check interval, 2 s.
+const DRAIN_TIME: Duration = Duration::from_millis(2_500);
+/// Name of the status socket in the signal directory. A client that connects and writes anything gets the status as JSON.
+pub const SOCKET: &str = "adapters.sock";
+/// How long the exit waits for file writes in progress, which may hang on a dead mount.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often `exit_when_idle` checks whether an agent runs.
+const AGENT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a client of the status socket may take to write its request and read the reply.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
-const AT_THE_END: Duration = Duration::from_secs(1);
-
-/// What the adapters share.
+/// State shared by all adapters.
 struct Shared {
-    book: PageCache,
-    floor: Mutex<DrainPolicy>,
+    pages: PageCache,
+    drain_policy: Mutex<DrainPolicy>,
     adapters: Vec<Arc<AdapterStats>>,
     since: Instant,
-    /// We are about to end: there is no pressure any more, whatever the pages say.
-    lets_go: AtomicBool,
+    /// The process is about to exit: report no pressure, whatever the pages say.
+    is_draining: AtomicBool,
 }
 
 impl Shared {
-    /// What the adapters of a service go by.
+    /// The pressure that the adapters of a service report.
     fn pressure(&self, name: &str) -> Pressure {
-        if self.lets_go.load(Ordering::Relaxed) {
+        if self.is_draining.load(Ordering::Relaxed) {
             return Pressure::NONE;
         }
-        self.book.pressure(name)
+        self.pages.pressure(name)
     }
 
-    /// Says "no pressure" for as long as it takes those who keep what they heard last to ask again. How many those are is not
-    /// known: two HAProxies may ask at one port.
-    async fn let_go(&self) {
-        self.lets_go.store(true, Ordering::Relaxed);
-        let is_asked = |adapter: &Arc<AdapterStats>| adapter.is_kept && adapter.count() > 0;
-        if self.adapters.iter().any(is_asked) {
-            tokio::time::sleep(LET_GO).await;
+    /// Reports no pressure until clients that keep the last reply have asked again. Their number is unknown (several HAProxy
+    /// instances may check one port), so this waits for a fixed time.
+    async fn drain(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+        let has_clients =
+            |adapter: &Arc<AdapterStats>| adapter.keeps_last_reply && adapter.replies() > 0;
+        if self.adapters.iter().any(has_clients) {
+            tokio::time::sleep(DRAIN_TIME).await;
         }
     }
 
-    /// Whether this service is to be drained, or called unready.
-    fn is_out(&self, name: &str) -> bool {
-        let mut floor = self.floor.lock().unwrap_or_else(PoisonError::into_inner);
-        floor.is_out(name, |name| {
+    /// Whether this service is drained, or reported as not ready.
+    fn is_drained(&self, name: &str) -> bool {
+        let mut policy = self
+            .drain_policy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        policy.is_drained(name, |name| {
             let pressure = self.pressure(name);
-            // A service that has just gone is told of for a moment, without a process.
+            // The page of a service that just exited stays for a moment, without a pid.
             (pressure.alive && pressure.pid != 0).then_some(pressure.level)
         })
     }
 
     fn status(&self) -> Value {
-        let adapters: Vec<Value> = self.adapters.iter().map(|tally| tally.object()).collect();
+        let adapters: Vec<Value> = self.adapters.iter().map(|stats| stats.to_json()).collect();
         json!({
             "type": "status",
             "of": "adapter_process",
@@ -122,19 +132,19 @@ impl Shared {
                 "tailback_adapter_replies_total",
                 "counter",
                 "Replies sent by an adapter.",
-                AdapterStats::count,
+                AdapterStats::replies,
             ),
             (
                 "tailback_adapter_connections",
                 "gauge",
                 "Clients connected to an adapter.",
-                AdapterStats::listeners,
+                AdapterStats::connections,
             ),
             (
                 "tailback_adapter_rejected_total",
                 "counter",
                 "Rejected connections.",
-                AdapterStats::refusals,
+                AdapterStats::rejections,
             ),
         ];
         let mut text = String::new();
@@ -150,142 +160,147 @@ impl Shared {
     }
 }
 
-/// Serves the adapters until asked to end; with `linger`, until no agent was there for so long.
-pub fn run(config: &Signal, linger: Option<Duration>) -> Result<()> {
+/// Serves the adapters until a signal stops it or, with `exit_idle_time`, until no agent has been seen for that time.
+pub fn run(config: &Signal, exit_idle_time: Option<Duration>) -> Result<()> {
     let directory = config.directory();
-    let _held = takeover::take(&own_directory(&directory)?, &directory)?;
+    let _lock = takeover::take(&own_directory(&directory)?, &directory)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot serve the adapters")?;
-    let outcome = runtime.block_on(serve(config, &directory, linger));
-    // What is being written to a file now comes before the last word, or, on a mount that hangs, not in time.
-    runtime.shutdown_timeout(AT_THE_END);
-    // However it ended: what stays is open.
+    let outcome = runtime.block_on(serve(config, &directory, exit_idle_time));
+    // A write in progress finishes before the final one below, unless it hangs.
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    // Fail open, whatever the outcome: the files outlive the process.
     for envoy in &config.envoy {
         let _ = envoy::put(&envoy.file, "0.000\n");
     }
     outcome
 }
 
-async fn serve(config: &Signal, directory: &Path, linger: Option<Duration>) -> Result<()> {
-    let mut end = signal(SignalKind::terminate())?;
+async fn serve(config: &Signal, directory: &Path, exit_idle_time: Option<Duration>) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut handed_over = signal(SignalKind::user_defined1())?;
-    // Bound before privileges are given up.
+    let mut taken_over = signal(SignalKind::user_defined1())?;
+    // Bind before dropping privileges.
     let mut adapters = Vec::new();
-    let mut tally = |kind, at: String, target: Option<&String>| {
-        let tally = AdapterStats::new(kind, at, target.cloned());
-        adapters.push(Arc::clone(&tally));
-        tally
+    let mut stats_of = |kind, at: String, target: Option<&String>| {
+        let stats = AdapterStats::new(kind, at, target.cloned());
+        adapters.push(Arc::clone(&stats));
+        stats
     };
-    let mut door = |kind, at: &Listen, target: Option<&String>| {
-        let tally = tally(kind, at.to_string(), target);
-        Door::at(at.clone(), tally)
+    let mut endpoint = |kind, at: &Listen, target: Option<&String>| {
+        let stats = stats_of(kind, at.to_string(), target);
+        Endpoint::bind(at.clone(), stats)
     };
     let http = config
         .http
         .as_ref()
-        .map(|it| door("http", &it.listen, None));
+        .map(|it| endpoint("http", &it.listen, None));
     let keda = config
         .keda
         .as_ref()
-        .map(|it| door("keda", &it.listen, None));
-    let haproxies = with_doors(&config.haproxy, |it| {
-        door("haproxy", &it.listen, Some(&it.target))
+        .map(|it| endpoint("keda", &it.listen, None));
+    let haproxies = with_endpoints(&config.haproxy, |it| {
+        endpoint("haproxy", &it.listen, Some(&it.target))
     });
-    let orcas = with_doors(&config.orca, |it| {
-        door("orca", &it.listen, Some(&it.target))
+    let orcas = with_endpoints(&config.orca, |it| {
+        endpoint("orca", &it.listen, Some(&it.target))
     });
-    let sockets = with_doors(&config.pressure_socket, |it| {
+    let sockets = with_endpoints(&config.pressure_socket, |it| {
         let at = Listen::Unix(it.path.clone());
-        door("pressure_socket", &at, Some(&it.target))
+        endpoint("pressure_socket", &at, Some(&it.target))
     });
-    let envoys = with_doors(&config.envoy, |it| {
-        tally("envoy", it.file.display().to_string(), Some(&it.target))
+    let envoys = with_endpoints(&config.envoy, |it| {
+        stats_of("envoy", it.file.display().to_string(), Some(&it.target))
     });
-    let own = Listener::Unix(stream::bind(&directory.join(SOCKET), 0o660)?);
-    privileges::give_up(!envoys.is_empty())?;
+    let status = Listener::Unix(stream::bind(&directory.join(SOCKET), 0o660)?);
+    privileges::drop_privileges(!envoys.is_empty())?;
 
     let shared = Arc::new(Shared {
-        book: PageCache::new(directory.to_owned()),
-        floor: Mutex::new(DrainPolicy::new(config.group.clone())),
+        pages: PageCache::new(directory.to_owned()),
+        drain_policy: Mutex::new(DrainPolicy::new(config.group.clone())),
         adapters,
         since: Instant::now(),
-        lets_go: AtomicBool::new(false),
+        is_draining: AtomicBool::new(false),
     });
     let mut tasks = JoinSet::new();
     let share = || Arc::clone(&shared);
-    tasks.spawn(tell_status(own, share()));
-    http.map(|door| tasks.spawn(http::serve(door, share())));
-    keda.map(|door| tasks.spawn(keda::serve(door, share())));
-    for (haproxy, door) in haproxies {
-        tasks.spawn(haproxy::serve(haproxy, door, share()));
+    tasks.spawn(serve_status(status, share()));
+    http.map(|endpoint| tasks.spawn(http::serve(endpoint, share())));
+    keda.map(|endpoint| tasks.spawn(keda::serve(endpoint, share())));
+    for (haproxy, endpoint) in haproxies {
+        tasks.spawn(haproxy::serve(haproxy, endpoint, share()));
     }
-    for (orca, door) in orcas {
-        tasks.spawn(orca::serve(orca.target, door, share()));
+    for (orca, endpoint) in orcas {
+        tasks.spawn(orca::serve(orca.target, endpoint, share()));
     }
-    for (socket, door) in sockets {
-        tasks.spawn(pressure_socket::serve(socket, door, share()));
+    for (socket, endpoint) in sockets {
+        tasks.spawn(pressure_socket::serve(socket, endpoint, share()));
     }
-    for (envoy, tally) in envoys {
-        tasks.spawn(envoy::serve(envoy, tally, share()));
+    for (envoy, stats) in envoys {
+        tasks.spawn(envoy::serve(envoy, stats, share()));
     }
     let ended = tokio::select! {
-        _ = end.recv() => None,
+        _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
-        // Another guard takes over. It may not serve all that we do.
-        _ = handed_over.recv() => None,
-        () = alone(directory, linger) => None,
+        // Another adapter process takes over. It may not serve all of our adapters, so drain as well.
+        _ = taken_over.recv() => None,
+        () = exit_when_idle(directory, exit_idle_time) => None,
         task = tasks.join_next() => task,
     };
-    shared.let_go().await;
+    shared.drain().await;
     match ended {
         Some(Err(error)) => Err(error).context("an adapter ended"),
         _ => Ok(()),
     }
 }
 
-/// Each with where it is served.
-fn with_doors<T: Clone, D>(of: &[T], door: impl FnMut(&T) -> D) -> Vec<(T, D)> {
-    of.iter().cloned().zip(of.iter().map(door)).collect()
+/// Pairs each configured adapter with its endpoint or statistics.
+fn with_endpoints<T: Clone, E>(adapters: &[T], endpoint: impl FnMut(&T) -> E) -> Vec<(T, E)> {
+    adapters
+        .iter()
+        .cloned()
+        .zip(adapters.iter().map(endpoint))
+        .collect()
 }
 
-/// Ticks at once, and then at this pace. A tick that was missed is not made up for: how things stood then is of no interest now.
-fn clock(every: Duration) -> Interval {
-    let mut clock = tokio::time::interval(every);
+/// Ticks immediately and then at this interval. Missed ticks are not caught up on: only the current pressure matters.
+fn clock(interval: Duration) -> Interval {
+    let mut clock = tokio::time::interval(interval);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     clock
 }
 
-/// Until no agent was there for so long; for ever without a limit.
-async fn alone(directory: &Path, linger: Option<Duration>) {
-    let Some(linger) = linger else {
+/// Returns once no agent has been seen for `exit_idle_time`; never without it.
+async fn exit_when_idle(directory: &Path, exit_idle_time: Option<Duration>) {
+    let Some(exit_idle_time) = exit_idle_time else {
         return std::future::pending().await;
     };
     let mut seen = Instant::now();
-    while seen.elapsed() < linger {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        if agent::is_there(directory).await {
+    while seen.elapsed() < exit_idle_time {
+        tokio::time::sleep(AGENT_CHECK_INTERVAL).await;
+        if agent::is_running(directory).await {
             seen = Instant::now();
         }
     }
 }
 
-async fn tell_status(listener: Listener, shared: Arc<Shared>) {
+/// Replies with the status to every client of the status socket.
+async fn serve_status(listener: Listener, shared: Arc<Shared>) {
     loop {
         let mut stream = listener.accept().await;
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            let answer = async {
-                // What it says is of no interest, but closing with it unread would take the answer away.
+            let reply = async {
+                // The request is ignored, but closing with unread data would discard the reply.
                 let _ = stream.read(&mut [0; 1_024]).await?;
                 stream
                     .write_all(format!("{}\n", shared.status()).as_bytes())
                     .await
             };
-            // Whoever asked and does not read has to ask again.
-            let _ = tokio::time::timeout(Duration::from_secs(1), answer).await;
+            // A client that is too slow gets no reply and may ask again.
+            let _ = tokio::time::timeout(STATUS_TIMEOUT, reply).await;
         });
     }
 }

@@ -1,7 +1,7 @@
-//! ORCA (`xds.service.orca.v3`): reports of the load, out of band, for gRPC's weighted round robin and its like.
+//! ORCA (`xds.service.orca.v3`): out-of-band load reports for load balancers such as gRPC's weighted round robin.
 //!
-//! When the agent is gone a report holds nothing but zeros. gRPC's balancer takes that for no report, and forgets the weight
-//! that it made of the last one after its `weightExpirationPeriod`.
+//! If the agent is gone, every value of a report is 0. gRPC's balancer ignores such a report, and drops the weight from the
+//! last one after its `weightExpirationPeriod`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,19 +16,21 @@ use tokio_stream::{StreamExt as _, wrappers::IntervalStream};
 use tonic::{Status, body::Body, server::Grpc};
 use tonic_prost::ProstCodec;
 
-use super::{Shared, adapter_stats::AdapterStats, clock, grpc, listen::Door};
+use super::{Shared, adapter_stats::AdapterStats, clock, grpc, listen::Endpoint};
 
-/// Queues whose losses are remembered.
-const KEPT: usize = 1_024;
+/// Queues per stream whose loss counters are remembered.
+const MAX_LOSS_COUNTERS: usize = 1_024;
 const METHOD: &str = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics";
-/// Between two reports: at least, where the client does not say, and at most.
-const LEAST: Duration = Duration::from_millis(100);
-const USUAL: Duration = Duration::from_secs(1);
-const MOST: Duration = Duration::from_secs(3_600);
+/// Shortest report interval: that of sampling.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// Report interval if the client requests none.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest report interval.
+const MAX_INTERVAL: Duration = Duration::from_secs(3_600);
 
-/// `xds.service.orca.v3.OrcaLoadReportRequest`; that it may name costs of requests is none of ours.
+/// `xds.service.orca.v3.OrcaLoadReportRequest`, without the names of request costs, which are not supported.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Asked {
+struct ReportRequest {
     #[prost(message, optional, tag = "1")]
     report_interval: Option<prost_types::Duration>,
 }
@@ -40,7 +42,7 @@ struct Report {
     cpu_utilization: f64,
     #[prost(double, tag = "2")]
     mem_utilization: f64,
-    /// From 0 to 1, of each queue.
+    /// Fill level of each queue, 0 to 1.
     #[prost(btree_map = "string, double", tag = "5")]
     utilization: BTreeMap<String, f64>,
     #[prost(double, tag = "6")]
@@ -49,17 +51,17 @@ struct Report {
     eps: f64,
     #[prost(btree_map = "string, double", tag = "8")]
     named_metrics: BTreeMap<String, f64>,
-    /// May pass 1.
+    /// May exceed 1.
     #[prost(double, tag = "9")]
     application_utilization: f64,
 }
 
 /// Serves until dropped.
-pub async fn serve(target: String, door: Door, shared: Arc<Shared>) {
-    let (target, tally): (Arc<str>, _) = (target.into(), door.tally());
-    grpc::serve(door, move |request| {
+pub async fn serve(target: String, endpoint: Endpoint, shared: Arc<Shared>) {
+    let (target, stats): (Arc<str>, _) = (target.into(), endpoint.stats());
+    grpc::serve(endpoint, move |request| {
         let (target, shared) = (Arc::clone(&target), Arc::clone(&shared));
-        answer(request, target, shared, Arc::clone(&tally))
+        answer(request, target, shared, Arc::clone(&stats))
     })
     .await;
 }
@@ -68,25 +70,29 @@ async fn answer(
     request: Request<Incoming>,
     target: Arc<str>,
     shared: Arc<Shared>,
-    tally: Arc<AdapterStats>,
+    stats: Arc<AdapterStats>,
 ) -> Response<Body> {
     if request.uri().path() != METHOD {
         return grpc::no_such_method(request.uri().path());
     }
-    let stream = tower::service_fn(move |request: tonic::Request<Asked>| {
-        let (target, shared, tally) =
-            (Arc::clone(&target), Arc::clone(&shared), Arc::clone(&tally));
-        let clock = clock(every(request.get_ref()));
+    let stream = tower::service_fn(move |request: tonic::Request<ReportRequest>| {
+        let (target, shared, stats) =
+            (Arc::clone(&target), Arc::clone(&shared), Arc::clone(&stats));
+        let clock = clock(report_interval_of(request.get_ref()));
         let mut losses = Losses::default();
-        // A report is made when it is sent: to a client that does not read, none.
+        // A report is made when it is sent; for a client that does not read, none is made.
         let reports = IntervalStream::new(clock).map(move |_| {
             let pressure = shared.pressure(&target);
             let report = if pressure.alive {
-                report(&pressure, &shared.book.page(&target).entries(), &mut losses)
+                report(
+                    &pressure,
+                    &shared.pages.page(&target).entries(),
+                    &mut losses,
+                )
             } else {
                 Report::default()
             };
-            tally.said(&format!(
+            stats.replied(&format!(
                 "utilization {:.2} at {:.0}/s",
                 report.application_utilization, report.rps_fractional
             ));
@@ -94,17 +100,17 @@ async fn answer(
         });
         std::future::ready(Ok::<_, Status>(tonic::Response::new(reports)))
     });
-    Grpc::new(ProstCodec::<Report, Asked>::default())
-        .apply_max_message_size_config(Some(grpc::MESSAGE), None)
+    Grpc::new(ProstCodec::<Report, ReportRequest>::default())
+        .apply_max_message_size_config(Some(grpc::MAX_MESSAGE), None)
         .server_streaming(stream, request)
         .await
 }
 
-fn every(asked: &Asked) -> Duration {
-    let asked = asked.report_interval.unwrap_or_default();
-    match Duration::try_from(asked) {
-        Ok(interval) if !interval.is_zero() => interval.clamp(LEAST, MOST),
-        _ => USUAL,
+fn report_interval_of(request: &ReportRequest) -> Duration {
+    let requested = request.report_interval.unwrap_or_default();
+    match Duration::try_from(requested) {
+        Ok(interval) if !interval.is_zero() => interval.clamp(MIN_INTERVAL, MAX_INTERVAL),
+        _ => DEFAULT_INTERVAL,
     }
 }
 
@@ -132,7 +138,8 @@ fn report(pressure: &Pressure, entries: &[Entry], losses: &mut Losses) -> Report
     }
 }
 
-/// How full each queue is: the worst of a kind under the name of the kind, and where there are several, each with its id, too.
+/// The fill level of each queue: the worst of a kind under the name of the kind and, if there are several, each one with its
+/// id appended.
 fn utilization(entries: &[Entry]) -> BTreeMap<String, f64> {
     let mut of_kind: HashMap<&str, usize> = HashMap::new();
     for entry in entries {
@@ -150,7 +157,7 @@ fn utilization(entries: &[Entry]) -> BTreeMap<String, f64> {
     all
 }
 
-/// Told below 4 GiB: what does not fit into the page's 32 bits is not on it.
+/// Memory utilization, 0 to 1; 0 if unknown. Limits of 4 GiB and more are unknown: they exceed the 32 bits of the page.
 fn memory(entries: &[Entry]) -> f64 {
     let mut memories = entries.iter().filter(|entry| entry.kind_name() == "memory");
     let fill = memories.find_map(|entry| {
@@ -160,7 +167,7 @@ fn memory(entries: &[Entry]) -> f64 {
     fill.unwrap_or(0.0).min(1.0)
 }
 
-/// Requests answered; where only connections or datagrams are told apart, those.
+/// Responses per second; if unknown, accepted connections or datagrams per second.
 fn requests_per_s(entries: &[Entry]) -> f64 {
     let of = |wanted: &str| -> f64 {
         let taken = entries
@@ -172,8 +179,8 @@ fn requests_per_s(entries: &[Entry]) -> f64 {
     of("inflight").max(of("accept")).max(of("udp"))
 }
 
-/// Work that each queue lost, as counted when it was last asked for: only the worst queues of a service are on its page, and
-/// one that comes onto it has lost nothing now.
+/// The loss counters of the previous report. Only the worst queues of a service are on its page, so a queue that is new there
+/// counts as having lost nothing.
 #[derive(Default)]
 struct Losses {
     at: Option<Instant>,
@@ -190,7 +197,7 @@ impl Losses {
                 lost += u64::from(grown);
             }
         }
-        if self.of.len() > KEPT {
+        if self.of.len() > MAX_LOSS_COUNTERS {
             self.of.clear();
         }
         let seconds = self.at.replace(now).map_or(0.0, |then| {
@@ -229,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_tells_the_load_the_rate_and_each_queue() {
+    fn a_report_has_the_load_the_rate_and_each_queue() {
         let entries = [
             entry("inflight", 1),
             entry("inflight", 2),
@@ -255,7 +262,7 @@ mod tests {
         assert_eq!(report.rps_fractional, 60.0, "both listeners' requests");
         assert_eq!(
             report.utilization["accept"], 1.0,
-            "within the bounds of the format"
+            "clamped to the range of the format"
         );
         assert_eq!(report.utilization["inflight.00000002"], 0.25);
         assert!(!report.utilization.contains_key("accept.00000003"));
@@ -263,24 +270,28 @@ mod tests {
     }
 
     #[test]
-    fn losses_are_those_since_the_report_before() {
+    fn losses_are_counted_from_the_previous_report() {
         let mut losses = Losses::default();
         let began = Instant::now();
         let mut entries = [entry("accept", 1)];
-        assert_eq!(losses.per_s(&entries, began), 0.0, "not those of before");
+        assert_eq!(
+            losses.per_s(&entries, began),
+            0.0,
+            "not those before the first report"
+        );
         entries[0].losses = 25;
         let later = began + Duration::from_secs(2);
         assert_eq!(losses.per_s(&entries, later), 10.0);
         entries[0].losses = 0;
         assert_eq!(
-            losses.per_s(&entries, later + LEAST),
+            losses.per_s(&entries, later + MIN_INTERVAL),
             0.0,
-            "a queue that is new"
+            "the counter of a new queue starts over"
         );
     }
 
     #[test]
-    fn a_client_says_how_often_within_bounds() {
+    fn the_requested_interval_is_clamped() {
         for (seconds, nanos, every_ms) in [
             (0, 0, 1_000),
             (0, 1_000_000, 100),
@@ -290,8 +301,14 @@ mod tests {
             (i64::MAX, 0, 3_600_000),
         ] {
             let report_interval = Some(prost_types::Duration { seconds, nanos });
-            assert_eq!(every(&Asked { report_interval }).as_millis(), every_ms);
+            assert_eq!(
+                report_interval_of(&ReportRequest { report_interval }).as_millis(),
+                every_ms
+            );
         }
-        assert_eq!(every(&Asked::default()), USUAL);
+        assert_eq!(
+            report_interval_of(&ReportRequest::default()),
+            DEFAULT_INTERVAL
+        );
     }
 }

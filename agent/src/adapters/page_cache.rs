@@ -1,4 +1,4 @@
-//! The pages of the directory, read as any service reads its own.
+//! The pages in the signal directory, read like any consumer reads them.
 
 use std::{
     collections::BTreeMap,
@@ -12,23 +12,24 @@ use tailback_page::{Page, Pressure};
 
 use crate::signal::names::directory_of;
 
-/// Pages that are kept mapped at once.
-const MOST: usize = 4_096;
-/// The times of a directory are those of a coarse clock: changes within less than this may have the same.
-const SETTLED: Duration = Duration::from_secs(1);
+/// Pages kept mapped, and names listed.
+const MAX_PAGES: usize = 4_096;
+/// Two changes of a directory within this time may have the same timestamp: file systems use a coarse clock.
+const TIMESTAMP_GRANULARITY: Duration = Duration::from_secs(1);
 
+/// Maps pages on first use.
 pub struct PageCache {
     pub directory: PathBuf,
     pages: Mutex<BTreeMap<String, Arc<Page>>>,
     listed: Mutex<Listed>,
 }
 
-/// What the directory held.
+/// The latest listing of the directory.
 #[derive(Default)]
 struct Listed {
-    /// In order.
+    /// Sorted.
     names: Arc<[String]>,
-    /// When a name was added or removed last; `None`: another one may have been since.
+    /// The directory's modification time then; `None`: too recent to tell whether there was another change.
     changed: Option<SystemTime>,
 }
 
@@ -41,7 +42,7 @@ impl PageCache {
         }
     }
 
-    /// The page of a service by its name, or by that of its directory; whether or not it is there yet.
+    /// The page of a service, by its name or that of its directory. It need not exist yet.
     pub fn page(&self, name: &str) -> Arc<Page> {
         let name = directory_of(name);
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,37 +50,40 @@ impl PageCache {
             return Arc::clone(page);
         }
         let page = Arc::new(Page::open(self.directory.join(&name).join("page")));
-        if pages.len() < MOST && page.pressure().alive {
+        if pages.len() < MAX_PAGES && page.pressure().alive {
             pages.insert(name, Arc::clone(&page));
         }
         page
     }
 
-    /// No pressure where nobody publishes any.
+    /// The pressure of a service; none if nobody publishes it.
     pub fn pressure(&self, name: &str) -> Pressure {
         self.page(name).pressure()
     }
 
-    /// Every service of such a name whose page an agent renews now.
-    pub fn alive(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<(String, Pressure)> {
+    /// Every service with a live page whose directory name matches.
+    pub fn alive(&self, matches: impl Fn(&str) -> bool) -> Vec<(String, Pressure)> {
         let names = self.names();
-        let pressures = names.iter().filter(|name| is_wanted(name)).map(|name| {
+        let pressures = names.iter().filter(|name| matches(name)).map(|name| {
             let pressure = self.pressure(name);
             (name.clone(), pressure)
         });
         pressures.filter(|(_, pressure)| pressure.alive).collect()
     }
 
-    /// The directory says when names came or went: it is listed when they did, however many ask how often.
+    /// The names of the directory. It is listed only when its modification time changed.
     fn names(&self) -> Arc<[String]> {
         let changed = fs::metadata(&self.directory).and_then(|directory| directory.modified());
         let changed = changed.ok();
         let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
         if changed.is_none() || listed.changed != changed {
             listed.names = self.list();
-            listed.changed =
-                changed.filter(|changed| changed.elapsed().is_ok_and(|age| age > SETTLED));
-            self.forget_all_but(&listed.names);
+            listed.changed = changed.filter(|changed| {
+                changed
+                    .elapsed()
+                    .is_ok_and(|age| age > TIMESTAMP_GRANULARITY)
+            });
+            self.retain(&listed.names);
         }
         Arc::clone(&listed.names)
     }
@@ -94,11 +98,11 @@ impl PageCache {
             .filter_map(|entry| entry.file_name().into_string().ok())
             .collect();
         names.sort_unstable();
-        names.truncate(MOST);
+        names.truncate(MAX_PAGES);
         names.into()
     }
 
-    fn forget_all_but(&self, names: &[String]) {
+    fn retain(&self, names: &[String]) {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         pages.retain(|name, _| names.binary_search(name).is_ok());
     }
@@ -111,26 +115,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_directory_is_listed_when_names_came_or_went_and_not_otherwise() {
-        let temp = TempDir::new("book").unwrap();
+    fn the_directory_is_listed_only_when_its_entries_changed() {
+        let temp = TempDir::new("pages").unwrap();
         let at = |name: &str| temp.path().join(name);
-        let book = PageCache::new(temp.path().to_owned());
+        let cache = PageCache::new(temp.path().to_owned());
         for name in ["b", "a"] {
             fs::create_dir(at(name)).unwrap();
             assert!(
-                book.names().iter().any(|there| there == name),
-                "at the same time as the one before"
+                cache.names().iter().any(|there| there == name),
+                "with the same timestamp as the previous change"
             );
         }
         fs::write(at("no service"), "").unwrap();
-        let is_changed_at = |time| fs::File::open(temp.path()).unwrap().set_modified(time);
-        let then = SystemTime::now() - 2 * SETTLED;
-        is_changed_at(then).unwrap();
-        assert_eq!(*book.names(), ["a", "b"]);
+        let set_modified = |time| fs::File::open(temp.path()).unwrap().set_modified(time);
+        let then = SystemTime::now() - 2 * TIMESTAMP_GRANULARITY;
+        set_modified(then).unwrap();
+        assert_eq!(*cache.names(), ["a", "b"]);
         fs::create_dir(at("c")).unwrap();
-        is_changed_at(then).unwrap();
-        assert_eq!(*book.names(), ["a", "b"], "not listed");
+        set_modified(then).unwrap();
+        assert_eq!(*cache.names(), ["a", "b"], "not listed");
         fs::remove_dir(at("a")).unwrap();
-        assert_eq!(*book.names(), ["b", "c"]);
+        assert_eq!(*cache.names(), ["b", "c"]);
     }
 }

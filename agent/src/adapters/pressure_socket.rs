@@ -1,5 +1,5 @@
-//! A socket of systemd's pressure protocol (`MEMORY_PRESSURE_WATCH` and its like): a client connects, may write its threshold,
-//! and gets a byte whenever the pressure rises above it.
+//! A socket that speaks systemd's pressure protocol (as in `MEMORY_PRESSURE_WATCH`): a client connects, may write a threshold,
+//! and receives a byte whenever the pressure rises to it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,14 +14,16 @@ use super::{
     Shared,
     adapter_stats::AdapterStats,
     clock,
-    listen::{Door, Stream},
+    listen::{Endpoint, Stream},
 };
 use crate::config::signal::PressureSocket;
 
-const MOST: usize = 256;
-const EVERY: Duration = Duration::from_millis(50);
+/// Concurrent connections.
+const MAX_CONNECTIONS: usize = 256;
+/// How often the pressure is checked, and how long a write of one byte may take.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Above what the client wants to hear of it.
+/// When the client wants to be notified.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Threshold {
     Level(u32),
@@ -29,9 +31,9 @@ enum Threshold {
 }
 
 impl Threshold {
-    /// A level's name or a score; anything else, such as what the kernel's own files want (`some 150000 1000000`), is heeded
-    /// as a warning.
-    fn of(text: &str) -> Self {
+    /// Parses the name of a level or a score. Anything else, such as a trigger of the kernel's own PSI files
+    /// (`some 150000 1000000`), means `warn`.
+    fn parse(text: &str) -> Self {
         let text = text.trim_matches(['\0', '\n', ' ']);
         match text {
             "critical" => Self::Level(2),
@@ -43,7 +45,7 @@ impl Threshold {
         }
     }
 
-    fn is_passed(self, pressure: &Pressure) -> bool {
+    fn is_reached(self, pressure: &Pressure) -> bool {
         match self {
             Self::Level(level) => pressure.level >= level,
             Self::Score(score) => pressure.score >= score,
@@ -52,47 +54,47 @@ impl Threshold {
 }
 
 /// Serves until dropped.
-pub async fn serve(config: PressureSocket, door: Door, shared: Arc<Shared>) {
-    let (listener, tally) = door.opened().await;
-    let room = Arc::new(Semaphore::new(MOST));
+pub async fn serve(config: PressureSocket, endpoint: Endpoint, shared: Arc<Shared>) {
+    let (listener, stats) = endpoint.listen().await;
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let (stream, place) = listener.accept_within(&room, &tally).await;
-        let (target, tally, shared) = (
+        let (stream, slot) = listener.accept_within(&slots, &stats).await;
+        let (target, stats, shared) = (
             config.target.clone(),
-            Arc::clone(&tally),
+            Arc::clone(&stats),
             Arc::clone(&shared),
         );
         tokio::spawn(async move {
-            let listener = tally.listener();
-            watch(stream, &target, &tally, &shared).await;
-            drop((listener, place));
+            let connection = stats.connection();
+            watch(stream, &target, &stats, &shared).await;
+            drop((connection, slot));
         });
     }
 }
 
-async fn watch(mut stream: Box<dyn Stream>, target: &str, tally: &AdapterStats, shared: &Shared) {
+async fn watch(mut stream: Box<dyn Stream>, target: &str, stats: &AdapterStats, shared: &Shared) {
     let mut threshold = Threshold::Level(1);
-    let mut was_passed = false;
-    let mut clock = clock(EVERY);
+    let mut was_reached = false;
+    let mut clock = clock(CHECK_INTERVAL);
     let mut text = [0; 128];
     loop {
         tokio::select! {
             _ = clock.tick() => {}
             read = stream.read(&mut text) => match read {
                 Ok(0) | Err(_) => return,
-                Ok(length) => threshold = Threshold::of(&String::from_utf8_lossy(&text[..length])),
+                Ok(length) => threshold = Threshold::parse(&String::from_utf8_lossy(&text[..length])),
             },
         }
-        let is_passed = threshold.is_passed(&shared.pressure(target));
-        if is_passed && !was_passed {
-            match timeout(EVERY, stream.write_all(b"\n")).await {
-                Ok(Ok(())) => tally.said("a byte"),
+        let is_reached = threshold.is_reached(&shared.pressure(target));
+        if is_reached && !was_reached {
+            match timeout(CHECK_INTERVAL, stream.write_all(b"\n")).await {
+                Ok(Ok(())) => stats.replied("notified"),
                 Ok(Err(_)) => return,
-                // It has not read the bytes of thousands of rises: one more tells it nothing.
-                Err(_) => tally.refused(),
+                // The socket buffer is full: the client has thousands of unread notifications.
+                Err(_) => stats.rejected(),
             }
         }
-        was_passed = is_passed;
+        was_reached = is_reached;
     }
 }
 
@@ -101,22 +103,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_client_writes_first_is_its_threshold() {
-        assert_eq!(Threshold::of("critical\n"), Threshold::Level(2));
-        assert_eq!(Threshold::of("0.8"), Threshold::Score(0.8));
-        assert_eq!(Threshold::of("some 150000 1000000\0"), Threshold::Level(1));
-        assert_eq!(Threshold::of("-1"), Threshold::Level(1));
+    fn a_client_can_write_its_threshold() {
+        assert_eq!(Threshold::parse("critical\n"), Threshold::Level(2));
+        assert_eq!(Threshold::parse("0.8"), Threshold::Score(0.8));
+        assert_eq!(
+            Threshold::parse("some 150000 1000000\0"),
+            Threshold::Level(1)
+        );
+        assert_eq!(Threshold::parse("-1"), Threshold::Level(1));
         let pressure = Pressure {
             level: 2,
             score: 0.95,
             ..Pressure::NONE
         };
         assert!(
-            Threshold::Level(2).is_passed(&pressure) && !Threshold::Level(3).is_passed(&pressure)
+            Threshold::Level(2).is_reached(&pressure) && !Threshold::Level(3).is_reached(&pressure)
         );
         assert!(
-            Threshold::Score(0.9).is_passed(&pressure)
-                && !Threshold::Score(1.0).is_passed(&pressure)
+            Threshold::Score(0.9).is_reached(&pressure)
+                && !Threshold::Score(1.0).is_reached(&pressure)
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The guard speaks to others, so it is nobody, and may do nothing more than that takes.
+//! Drops privileges: the adapter process talks to the network, so it runs as `nobody` with no capability that it can do without.
 
 use anyhow::{Context as _, Result};
 use rustix::{
@@ -9,29 +9,29 @@ use rustix::{
     },
 };
 
-/// `nobody`, everywhere.
+/// The user id of `nobody` on common distributions, and the kernel's overflow uid.
 const NOBODY: u32 = 65_534;
 
-/// Gives up the user and every capability; `writes`: but for the one to write files in directories of others (Envoy's). The
-/// group stays: the agent's socket is for it. There must be no other thread yet.
-pub fn give_up(writes: bool) -> Result<()> {
-    let kept = if writes {
+/// Becomes `nobody` and drops every capability; with `writes_files`, it keeps CAP_DAC_OVERRIDE to write the files for Envoy.
+/// The group stays, because it grants access to the agent's socket. Must be called before other threads start.
+pub fn drop_privileges(writes_files: bool) -> Result<()> {
+    let kept = if writes_files {
         CapabilitySet::DAC_OVERRIDE
     } else {
         CapabilitySet::empty()
     };
-    let held = capabilities(None).context("cannot see which privileges there are")?;
+    let held = capabilities(None).context("cannot read the capabilities")?;
     let kept = held.permitted & kept;
     if geteuid().is_root() {
         let nobody = Uid::from_raw(NOBODY);
-        set_keep_capabilities(true).context("cannot keep a privilege")?;
-        set_thread_res_uid(nobody, nobody, nobody).context("cannot become nobody")?;
+        set_keep_capabilities(true).context("cannot keep capabilities across setuid")?;
+        set_thread_res_uid(nobody, nobody, nobody).context("cannot switch to the user nobody")?;
     }
     let sets = CapabilitySets {
         effective: kept,
         permitted: kept,
         inheritable: CapabilitySet::empty(),
     };
-    set_capabilities(None, sets).context("cannot give up privileges")?;
-    set_no_new_privs(true).context("cannot give up privileges for good")
+    set_capabilities(None, sets).context("cannot drop capabilities")?;
+    set_no_new_privs(true).context("cannot set no_new_privs")
 }

@@ -1,4 +1,4 @@
-//! One guard per directory: a new one takes over from the one that is there.
+//! One adapter process per signal directory: a new one takes over from a running one.
 
 use std::{
     fs::File,
@@ -14,12 +14,16 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 
-const LOCK: &str = "guard.lock";
-/// The one that is there first says to all who ask it that there is no pressure.
-const PATIENCE: Duration = Duration::from_secs(6);
+/// Name of the lock file; it contains the pid of the holder.
+const LOCK: &str = "adapters.lock";
+/// How long the running process may take to exit. It first drains its clients (`DRAIN_TIME`, 2.5 s) and finishes file writes
+/// (1 s).
+const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(6);
+/// How often the lock is tried.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Held for as long as the file lives. Another guard that holds it is told to hand over, and waited for: its
-/// ports are ours then.
+/// Takes the lock, which is held until the file is dropped. Asks another adapter process that holds it to hand over, and waits
+/// until it has exited and its ports are free.
 pub fn take(directory: &OwnedFd, path: &Path) -> Result<File> {
     let path = path.join(LOCK);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -31,29 +35,29 @@ pub fn take(directory: &OwnedFd, path: &Path) -> Result<File> {
     while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let holder = std::fs::read_to_string(&path).unwrap_or_default();
         let pid = holder.trim().parse().ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid.filter(|pid| asked != Some(*pid) && is_guard(*pid)) {
-            // It may have ended just now: then the lock is free at the next try.
+        if let Some(pid) = pid.filter(|pid| asked != Some(*pid) && is_adapter_process(*pid)) {
+            // An error means that it just exited: the next try gets the lock.
             let _ = kill_process(pid, Signal::USR1);
             asked = Some(pid);
         }
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > TAKEOVER_TIMEOUT {
             bail!(
-                "another guard (process {}) holds {} and does not end: stop it",
+                "another adapter process (pid {}) holds {} and does not exit: stop it",
                 holder.trim(),
                 path.display()
             );
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(RETRY_INTERVAL);
     }
     file.set_len(0)
         .and_then(|()| file.rewind())
-        .context("cannot write to the lock")?;
-    write!(file, "{}", std::process::id()).context("cannot write to the lock")?;
+        .context("cannot write to the lock file")?;
+    write!(file, "{}", std::process::id()).context("cannot write to the lock file")?;
     Ok(file)
 }
 
-/// What the lock says may be old, or a number of another pid namespace.
-fn is_guard(pid: Pid) -> bool {
+/// Whether the pid is that of an adapter process. The lock file may be stale, or its pid of another pid namespace.
+fn is_adapter_process(pid: Pid) -> bool {
     let words = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
     words.is_ok_and(|words| {
         words

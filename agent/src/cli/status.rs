@@ -54,7 +54,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let (agent, process) = runtime.block_on(async {
         tokio::join!(
             socket::ask(&directory, "status"),
-            socket::ask_guard(&directory)
+            socket::ask_adapter_process(&directory)
         )
     });
     let parse =

@@ -96,7 +96,7 @@ mod tests {
             "a\nb",
             "ü/..",
             "agent.sock",
-            "guard.lock",
+            "adapters.lock",
             &"x".repeat(300),
         ] {
             let name = plain(hostile);
