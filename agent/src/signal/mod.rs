@@ -3,7 +3,7 @@
 //! `controller` makes a share to admit of one queue's delay, `requests` says how long they may wait, `concurrency` how many at once
 //! keep a service busy, `load` what is asked of it of how busy it is, `pressure` makes one pressure per service of all its queues, `encode` the bytes of its page: all pure. `names`, `page` and `pages` are the files under `/run/tailback`; `state` is where the agent's
 //! loop leaves events and standings for `stream`, which serves `agent.sock` in a thread of its own, with `status`,
-//! `metrics` and `wait_histograms`. All that speaks to others is in [`guard`](crate::guard), another process, that reads the pages as anyone may:
+//! `metrics` and `wait_histograms`. All that speaks to others is in [`adapters`](crate::adapters), another process, that reads the pages as anyone may:
 //! when the agent is gone, everything says "no pressure".
 
 mod concurrency;
