@@ -28,40 +28,40 @@ macro_rules! causes {
 }
 
 causes! {
-    /// More work comes than usual, and the consumer does what it always does.
-    ProducerSurge "producer_surge" "more work comes than it can carry",
-    /// Its threads want a CPU that others have.
-    CpuStarved "cpu_starved" "others have the CPU that it needs",
+    /// More work arrives than usual, and the service works as it always does.
+    ProducerSurge "producer_surge" "more work arrives than it can serve",
+    /// Its threads want a CPU that other processes or the hypervisor have.
+    CpuStarved "cpu_starved" "other processes have the CPU it needs",
     /// Its control group's quota is used up.
     CpuThrottled "cpu_throttled" "its CPU quota is used up",
     /// It computes, and has the CPU to do so.
     CpuBound "cpu_bound" "it is busy computing",
     /// Its threads wait for a lock whose holder works.
     LockContention "lock_contention" "its threads wait for a lock",
-    /// It waits for answers of another service.
+    /// It waits for responses of another service.
     DownstreamSlow "downstream_slow" "it waits for another service",
     /// All its connections to another service are in use, and work waits for one.
-    PoolExhausted "pool_exhausted" "its pool of connections is used up",
-    /// A limit of its own is smaller than the work needs: workers, backlog.
-    UndersizedLimit "undersized_limit" "a limit of its own is too small",
-    /// It is stopped, or its threads wait for each other.
-    ConsumerStalled "consumer_stalled" "it does not work at all",
-    /// One turn of its event loop keeps everybody waiting.
-    EventLoopBlocked "event_loop_blocked" "its event loop is kept busy by one piece of work",
+    PoolExhausted "pool_exhausted" "its connection pool is exhausted",
+    /// One of its own limits is smaller than the work needs: workers, backlog.
+    UndersizedLimit "undersized_limit" "one of its own limits is too small",
+    /// It is stopped or deadlocked, or takes no work.
+    ConsumerStalled "consumer_stalled" "it makes no progress",
+    /// One turn of its event loop keeps all other requests waiting.
+    EventLoopBlocked "event_loop_blocked" "one task blocks its event loop",
     /// It waits for a disk.
     DiskSlow "disk_slow" "it waits for a disk",
-    /// It waits until somebody reads what it writes: a log pipe, a terminal.
-    OutputBlocked "output_blocked" "nobody reads what it writes",
+    /// It waits until another process reads its output: a log pipe, a terminal.
+    OutputBlocked "output_blocked" "its output is not read",
     /// It waits for memory.
     MemoryStalled "memory_stalled" "it waits for memory",
     /// The process at the other end of a connection does not read.
     PeerNotReading "peer_not_reading" "a peer does not read",
-    /// The process at the other end of a connection does not send what was begun.
-    PeerNotSending "peer_not_sending" "a peer does not send what it has begun",
-    /// The network between takes less than is sent.
-    NetworkLimited "network_limited" "the network carries no more",
+    /// The process at the other end of a connection does not send the rest of a request, or sends nothing.
+    PeerNotSending "peer_not_sending" "a peer does not send",
+    /// The network path carries less than is sent.
+    NetworkLimited "network_limited" "the network path is saturated",
     /// It has no file descriptors left.
     FdExhausted "fd_exhausted" "it has no file descriptors left",
-    /// The evidence does not carry.
-    Unknown "unknown" "the cause is not seen",
+    /// The evidence is insufficient.
+    Unknown "unknown" "the cause is unknown",
 }

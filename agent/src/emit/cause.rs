@@ -161,7 +161,7 @@ mod tests {
                 None,
                 "10.0.0.5:5432 in c0ffee1234567890"
             )),
-            "the network carries no more, 10.0.0.5:5432 in c0ffee1234567890"
+            "the network path is saturated, 10.0.0.5:5432 in c0ffee1234567890"
         );
     }
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 macro_rules! activities {
     ($($(#[$meta:meta])* $activity:ident $name:literal $words:literal,)*) => {
-        /// What one thread does at one look.
+        /// What one thread was doing in one sample.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
         #[serde(rename_all = "snake_case")]
         pub enum Activity { $($(#[$meta])* $activity,)* }
@@ -30,34 +30,34 @@ activities! {
     /// Waits for work.
     Idle "idle" "idle",
     OnCpu "on_cpu" "on CPU",
-    /// Wants a CPU that threads of its own service have.
+    /// Waits for a CPU that other threads of its own service have.
     RunnableOwn "runnable_own" "waiting for a CPU behind own threads",
-    /// Wants a CPU that others have.
+    /// Waits for a CPU that other services have.
     RunnableForeign "runnable_foreign" "waiting for a CPU behind others",
-    /// May not run: its control group's quota is used up.
+    /// Waits because its control group's CPU quota is used up.
     Throttled "throttled" "throttled by its CPU quota",
-    /// Wants a CPU that the hypervisor has taken.
-    Stolen "stolen" "waiting for a CPU of the hypervisor",
-    /// Waits for an answer on a connection that its service opened.
+    /// Waits for a CPU that the hypervisor has taken (steal time).
+    Stolen "stolen" "waiting for a CPU behind the hypervisor",
+    /// Waits for a response on a connection that its service opened.
     Downstream "downstream" "waiting for another service",
-    /// Waits until a client reads.
+    /// Waits until the peer of a connection reads.
     PeerRead "peer_read" "waiting for a peer to read",
-    /// Waits until a client sends what it began.
+    /// Waits until a client sends the rest of a request.
     PeerSend "peer_send" "waiting for a peer to send",
     Lock "lock" "waiting for a lock",
     Disk "disk" "waiting for a disk",
-    /// Waits until somebody reads a pipe, a terminal or a unix socket.
+    /// Waits until another process reads a pipe, a terminal or a unix socket.
     Output "output" "waiting for its output to be read",
     Memory "memory" "waiting for memory",
-    /// Sleeps by its own wish.
-    Asleep "asleep" "asleep by its own wish",
-    /// Works on requests, by waiting for something that is not seen.
-    Inside "inside" "waiting for something of its own",
+    /// Sleeps for a time of its own choice: nanosleep(2).
+    Asleep "asleep" "sleeping (nanosleep)",
+    /// Has requests in service, and waits for something that cannot be seen from outside the process.
+    Inside "inside" "blocked on something unidentified in-process",
     Stopped "stopped" "stopped",
-    Unknown "unknown" "not known",
+    Unknown "unknown" "unknown",
 }
 
-/// The share of an activity; 0 where it is none of them.
+/// The share of an activity; 0 if it is not among them.
 pub fn share_of(shares: &[(Activity, f64)], activity: Activity) -> f64 {
     let found = shares.iter().find(|(one, _)| *one == activity);
     found.map_or(0.0, |(_, share)| *share)

@@ -1,4 +1,4 @@
-//! What a diagnosis says.
+//! The result of a diagnosis: cause, culprit, evidence and advice.
 
 use std::sync::Arc;
 
@@ -11,34 +11,34 @@ use crate::{cause::Cause, queue::QueueKey, sample::TargetId};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     pub cause: Cause,
-    /// Share of the workers' wall time that speaks for the cause, 0 to 1; `None` where it is not told by time.
+    /// Share of the workers' wall time that supports the cause, 0 to 1. `None`: a fact decided, not time.
     pub share: Option<f64>,
     pub confidence: Confidence,
-    /// What else it may be, with its share.
+    /// The next best cause, with its share.
     pub runner_up: Option<(Cause, f64)>,
     pub driven_by: DrivenBy,
-    /// What stands at the head of the jam.
+    /// Who or what is at the end of the wait chain.
     pub culprit: Option<Culprit>,
-    /// What the culprit is busy with: the cause at the end of the path, where that is another process's.
+    /// The root cause: the cause at the last hop of the path, if the path has several hops.
     pub root: Option<Cause>,
-    /// From the queue's own process to the head of the jam. At least one hop.
+    /// The wait chain, from the queue's own process to the culprit. At least one hop if anything was sampled.
     pub path: Vec<Hop>,
-    /// What the workers' wall time went into, largest first; adds up to 1. Empty where nothing was sampled.
+    /// What the workers' wall time went into, largest first; adds up to 1. Empty if nothing was sampled.
     pub shares: Vec<(Activity, f64)>,
     /// Thread samples that the shares are made of.
     pub samples: u64,
-    /// One sentence with numbers.
+    /// The facts that decided, with numbers, in one sentence.
     pub evidence: String,
     /// What to do: the parameter, its present value, what would be enough.
     pub advice: String,
-    /// What the target's own log said meanwhile.
+    /// Messages in the service's own log since the first sign of the episode.
     pub messages: Vec<LoggedMessage>,
     /// Every rule with the numbers that decided; `None` unless asked for.
     pub explanation: Option<Arc<Explanation>>,
 }
 
 impl Verdict {
-    /// Whether both name the same cause, and the same at the head of the jam.
+    /// Whether both name the same cause, root cause and culprit.
     pub(crate) fn names_as(&self, other: &Self) -> bool {
         let who = |verdict: &Self| {
             let culprit = verdict.culprit.as_ref()?;
@@ -48,11 +48,10 @@ impl Verdict {
     }
 }
 
-/// How far a verdict can be trusted.
+/// How certain a verdict is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Confidence {
-    /// A suspicion.
     #[default]
     Low,
     Medium,
@@ -78,11 +77,11 @@ pub enum CulpritKind {
     Thread,
     /// A control group: a container, a unit.
     Cgroup,
-    /// Another machine's, or one that is not seen.
+    /// An address on another machine, or one whose process is not visible.
     Endpoint,
     Lock,
     File,
-    /// A parameter.
+    /// A configuration parameter: a backlog, a number of workers.
     Limit,
 }
 
@@ -101,20 +100,20 @@ impl CulpritKind {
     }
 }
 
-/// What stands at the head of the jam. What is not known is absent.
+/// Who or what is at the end of the wait chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Culprit {
     pub kind: CulpritKind,
     pub target: Option<TargetId>,
     pub pid: Option<u32>,
-    /// In words: `postgres (812)`, `thread worker-3 (815)`, `/var/lib/db/wal on 254:0`.
+    /// For people: `postgres (812)`, `thread worker-3 (815)`, `/var/lib/db/wal on 254:0`.
     pub name: String,
     pub endpoint: Option<String>,
     pub container: Option<String>,
 }
 
 impl Culprit {
-    /// Of which nothing more is known.
+    /// A culprit with nothing but a name.
     pub(crate) fn named(kind: CulpritKind, name: String) -> Self {
         Self {
             kind,
@@ -127,20 +126,20 @@ impl Culprit {
     }
 }
 
-/// One step from the queue to the head of the jam.
+/// One hop of the wait chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hop {
     pub target: Option<TargetId>,
     pub pid: Option<u32>,
     /// `uwsgi (4711)`
     pub name: String,
-    /// What it is busy with, in words: `waits for 127.0.0.1:5432`.
+    /// Its main activity, for people: `97% waiting for 127.0.0.1:5432`.
     pub what: String,
-    /// The cause, seen from this hop.
+    /// The cause that this activity suggests; on the first hop, the verdict.
     pub cause: Cause,
 }
 
-/// A message of the target's own, counted over the episode.
+/// A message in the service's own log, counted over the episode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedMessage {
     /// Its name in the table of messages.
@@ -149,13 +148,13 @@ pub struct LoggedMessage {
     pub count: u64,
     /// The first such line.
     pub line: String,
-    /// Wall clock when it was first seen, ns since 1970.
+    /// Wall-clock time of the first such line, ns since 1970.
     pub first_unix_ns: u64,
-    /// From the warning to that, ns; negative where the target was first.
+    /// Time from the warning to that line, ns; negative if the line came first. `None`: the order is not known.
     pub lead_ns: Option<i64>,
 }
 
-/// A stretch of an episode in which one cause held, or a part of it while it lasts.
+/// A stretch of an episode during which one cause held. While it lasts it is reported in parts.
 #[derive(Clone, Debug)]
 pub struct CauseStretch {
     pub episode: String,
@@ -164,6 +163,6 @@ pub struct CauseStretch {
     pub verdict: Arc<Verdict>,
     pub from: Instant,
     pub to: Instant,
-    /// Counts the stretches of this episode from 0: no two have the same.
+    /// Number of the stretch within the episode, from 0.
     pub index: u32,
 }

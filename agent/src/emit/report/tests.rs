@@ -82,7 +82,7 @@ fn the_report_has_the_verdict_then_the_evidence_then_the_advice() {
   since       00:00:07.000Z, for 13 s; full 4.0 s after the warning
   log         23 times, first 9.0 s after the warning: *** uWSGI listen queue of socket
               "127.0.0.1:8080" (fd: 3) full !!! (100/100) *** (in /var/log/uwsgi/shop.log)
-  confidence  high; next best explanation (21%): a limit of its own is too small
+  confidence  high; next best explanation (21%): one of its own limits is too small
   advice      End the transaction of postgres (812), which has been idle for 8.2 s: SELECT
               pg_terminate_backend(812). For good: idle_in_transaction_session_timeout.
 
