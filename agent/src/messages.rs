@@ -1,8 +1,7 @@
-//! Lines in a service's own log that say that something is full: a table, and one pass over a line for all of it.
+//! Recognises log lines that report a full queue or an exhausted resource, by one table of patterns.
 //!
-//! A message is evidence beside what the kernel shows, never a cause by itself: no rule stands on a program's words. A
-//! pattern is plain text that a line holds anywhere, small and capital letters (of ASCII) alike; `*` in it stands for
-//! anything in between.
+//! A message is evidence beside what the kernel shows. No rule of a diagnosis depends on one. A pattern is plain text
+//! anywhere in a line, without regard to ASCII case; `*` matches anything.
 #![forbid(unsafe_code)]
 
 use aho_corasick::{AhoCorasick, AhoCorasickBuilder, AhoCorasickKind, MatchKind};
@@ -10,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::cause::Cause;
 
-/// Bytes of a line that are looked at.
+/// Bytes of a line that are searched; the rest is ignored.
 pub const MAX_LINE: usize = 4096;
 /// Patterns that a configuration may add.
 pub const MAX_OWN: usize = 64;
@@ -18,24 +17,24 @@ pub const MAX_OWN: usize = 64;
 const MAX_PATTERN: usize = 200;
 /// Longest name, bytes.
 const MAX_NAME: usize = 40;
-/// The longest piece of a pattern between two `*` is at least so long: shorter ones are in every other line.
+/// Shortest allowed length of a pattern's longest piece between two `*`, bytes. Shorter ones match nearly every line.
 const MIN_PIECE: usize = 4;
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Known {
-    /// From a closed list: several rows may say the same.
+    /// Name of the message. Several patterns may have the same name.
     pub name: &'static str,
     pub pattern: &'static str,
-    /// Which cause it speaks for. `None`: it says that something is full, and not why.
+    /// The cause that it supports. `None`: it reports that something is full, but not why.
     pub supports: Option<Cause>,
-    /// Who writes it.
+    /// The programs that write it.
     pub seen: &'static str,
 }
 
 macro_rules! known {
     ($($name:ident $supports:expr => { $($pattern:literal $seen:literal,)* })*) => {
-        /// The table. The first row that fits a line is the one that counts, so particular ones stand before general ones.
+        /// The table. The first row that matches a line counts, so specific patterns come before general ones.
         pub const KNOWN: &[Known] = &[$($(Known {
             name: stringify!($name),
             pattern: $pattern,
@@ -183,31 +182,31 @@ known! {
     }
 }
 
-/// The patterns, ready to look for.
+/// The patterns, compiled for one pass over a line.
 pub struct Table {
     rows: Vec<Row>,
-    /// Finds of each row its longest piece; by the row's index.
+    /// Finds the longest piece of each row. The pattern's number is the row's index.
     finder: AhoCorasick,
 }
 
 struct Row {
     name: String,
-    /// What stands between the `*`, in small letters.
+    /// The pieces between the `*`, in lower case.
     pieces: Vec<Vec<u8>>,
 }
 
 impl Table {
-    /// The table, and before it the user's own patterns, each with its name. A known name adds to that row.
+    /// The user's own patterns, each with its name, then the table. An own pattern may have a name of the table.
     pub fn new<'a>(own: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
         let mut rows = Vec::new();
         for (index, (name, pattern)) in own.into_iter().enumerate() {
             ensure!(
                 index < MAX_OWN,
-                "there are more than {MAX_OWN} [[logs.pattern]] entries"
+                "more than {MAX_OWN} [[logs.pattern]] entries"
             );
             check_name(name)?;
             let row = Row::new(name, pattern)
-                .with_context(|| format!("the pattern of the message {name} cannot be used"))?;
+                .with_context(|| format!("invalid pattern of message {name}"))?;
             rows.push(row);
         }
         for known in KNOWN {
@@ -218,15 +217,15 @@ impl Table {
             .match_kind(MatchKind::Standard)
             .kind(Some(AhoCorasickKind::ContiguousNFA))
             .build(rows.iter().map(Row::longest))
-            .context("the patterns of all messages together cannot be looked for")?;
+            .context("cannot compile the message patterns")?;
         Ok(Self { rows, finder })
     }
 
-    /// Which message a line is, by its name. Of a line, the first [`MAX_LINE`] bytes count, whatever they are.
+    /// The name of the message that a line contains. Any bytes are allowed; the first [`MAX_LINE`] are searched.
     pub fn find(&self, line: &[u8]) -> Option<&str> {
         let line = line.get(..MAX_LINE).unwrap_or(line);
-        let mut small = Vec::new();
-        // A piece may stand in a line many times: once is enough to know that its row does not fit.
+        let mut lower = Vec::new();
+        // A piece may occur many times in a line, but its row is tried once.
         let mut tried: Vec<usize> = Vec::new();
         let mut first: Option<usize> = None;
         for found in self.finder.find_overlapping_iter(line) {
@@ -238,10 +237,10 @@ impl Table {
                 continue;
             }
             tried.push(index);
-            if small.is_empty() {
-                small = line.to_ascii_lowercase();
+            if lower.is_empty() {
+                lower = line.to_ascii_lowercase();
             }
-            if row.fits(&small) {
+            if row.matches(&lower) {
                 first = Some(index);
             }
         }
@@ -253,13 +252,11 @@ impl Row {
     fn new(name: &str, pattern: &str) -> Result<Self> {
         ensure!(
             pattern.len() <= MAX_PATTERN,
-            "it has {} bytes, and {MAX_PATTERN} are allowed",
+            "{} bytes long, at most {MAX_PATTERN} are allowed",
             pattern.len()
         );
         if let Some(control) = pattern.chars().find(|letter| letter.is_control()) {
-            bail!(
-                "it holds {control:?}, which no line has: give the text as it stands in one line of the log"
-            );
+            bail!("contains {control:?}, which no log line does: give the text of one line");
         }
         let pieces: Vec<Vec<u8>> = pattern
             .split('*')
@@ -272,7 +269,7 @@ impl Row {
         };
         ensure!(
             row.longest().trim_ascii().len() >= MIN_PIECE,
-            "{pattern:?} fits nearly every line: at least {MIN_PIECE} letters must stand together (`*` stands for anything)"
+            "{pattern:?} matches nearly every line: at least {MIN_PIECE} characters in a row are needed (`*` matches anything)"
         );
         Ok(row)
     }
@@ -282,8 +279,9 @@ impl Row {
         longest.map_or(&[], Vec::as_slice)
     }
 
-    /// Whether the pieces stand in the line one after the other. Taking each as early as possible leaves the most room.
-    fn fits(&self, line: &[u8]) -> bool {
+    /// Whether the pieces occur in the line in this order. Each is matched as early as possible, which leaves most room for
+    /// the others.
+    fn matches(&self, line: &[u8]) -> bool {
         let mut rest = line;
         self.pieces.iter().all(|piece| {
             let at = rest
@@ -304,7 +302,7 @@ fn check_name(name: &str) -> Result<()> {
         !name.is_empty()
             && name.len() <= MAX_NAME
             && name.chars().all(|letter| is_word(letter) || letter == '_'),
-        "{name:?} cannot name a message: 1 to {MAX_NAME} small letters, digits and _"
+        "invalid message name {name:?}: 1 to {MAX_NAME} lower-case letters, digits and _"
     );
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! Recorded incidents, replayed without a kernel: of each scenario of `tests/scenarios` one run, cut and made anonymous by
-//! `tailback anonymize`. What is said of it has to stay right.
+//! Replays recorded incidents and checks the verdicts. It needs no kernel and takes milliseconds.
 //!
-//! A new one: `cargo xtask scenarios --keep DIR NAME`, then `tailback anonymize DIR/NAME.tbk agent/tests/incidents/NAME.tbk
+//! Each recording is one run of a scenario of `tests/scenarios`, cut and anonymized by `tailback anonymize`. To add one:
+//! `cargo xtask scenarios --keep DIR NAME`, then `tailback anonymize DIR/NAME.tbk agent/tests/incidents/NAME.tbk
 //! --from 2s --until 15s`, and a row here.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -26,19 +26,19 @@ use tailback::{
     },
 };
 
-/// What has to be said of one incident.
+/// The expected verdicts on one incident.
 struct Planted {
     cause: Cause,
-    /// Where the cause is another service's, also this one with the cause as its root.
+    /// If the cause is in another service: this cause is accepted as well, with `cause` as its root.
     seen_as: Option<Cause>,
-    /// Kinds of queues that suffer from it: at least one has an episode, and each that has one says the cause.
+    /// Kinds of queues that suffer from it: at least one has an episode, and each episode of these kinds has the cause.
     queues: &'static [Kind],
-    /// Stands in the culprit's name; `""`: nobody is to be named.
+    /// Part of the culprit's name; `""`: there is no culprit.
     culprit: &'static str,
-    /// What episodes of other services and of other kinds may say beside the same.
+    /// Causes that episodes of other kinds may have instead.
     elsewhere: &'static [Cause],
-    /// The recording ends before it is over.
-    goes_on: bool,
+    /// The recording ends before the incident does.
+    ongoing: bool,
 }
 
 const fn planted(cause: Cause, queues: &'static [Kind], culprit: &'static str) -> Planted {
@@ -48,7 +48,7 @@ const fn planted(cause: Cause, queues: &'static [Kind], culprit: &'static str) -
         queues,
         culprit,
         elsewhere: &[],
-        goes_on: false,
+        ongoing: false,
     }
 }
 
@@ -58,17 +58,17 @@ macro_rules! incidents {
             use super::*;
 
             #[test]
-            fn is_told_as_it_was() {
+            fn has_the_planted_verdict() {
                 check($name, $planted);
             }
 
             #[test]
-            fn holds_no_word_of_the_machine_that_it_was_recorded_on() {
-                check_words($name);
+            fn contains_no_name_of_the_recorded_machine() {
+                check_texts($name);
             }
 
             #[test]
-            fn is_told_the_same_before_and_after_it_was_made_anonymous() {
+            fn has_the_same_verdict_before_and_after_anonymization() {
                 check_secrets($name);
             }
         })*
@@ -84,7 +84,7 @@ incidents! {
     flash_sale "flash-sale" Some(planted(DownstreamSlow, &[Accept], "postgres (12326)")),
     slow_redis "slow-redis" Some(planted(DownstreamSlow, &[Accept], "redis-server (12473)")),
     redis_blocked "redis-blocked" Some(Planted {
-        // The service that calls it has eight workers, and all of them wait.
+        // The service that calls Redis has eight workers, and all of them wait.
         elsewhere: &[UndersizedLimit],
         ..planted(EventLoopBlocked, &[Recv, Eventloop], "redis-server (12816)")
     }),
@@ -105,13 +105,13 @@ incidents! {
     interpreter_lock "interpreter-lock" Some(planted(LockContention, &[Accept, Lock], "(31408)")),
     event_loop "event-loop" Some(planted(EventLoopBlocked, &[Accept, Eventloop, Recv], "uvicorn (20699)")),
     output_pipe "output-pipe" Some(Planted {
-        // Of the one that is to read, and is stopped.
+        // The reader of the pipe is stopped.
         elsewhere: &[ConsumerStalled],
         ..planted(OutputBlocked, &[Accept], "(310)")
     }),
     cpu_neighbour "cpu-neighbour" Some(planted(CpuStarved, &[Accept, Runqueue], "(2497)")),
     own_threads "own-threads" Some(Planted {
-        // Others of the machine computed as well, for a moment.
+        // Other processes of the machine computed as well, for a moment.
         elsewhere: &[CpuStarved],
         ..planted(CpuBound, &[Accept, Runqueue], "of name-a (32698)")
     }),
@@ -127,12 +127,12 @@ incidents! {
         &[Downstream, Inflight, Recv, Accept],
         "a pool of 3 connections to 127.0.0.1:44023",
     )),
-    // The look begins when it has lasted for half a minute: the pool is seen to be used up, and not that calls once were faster.
+    // Recorded from half a minute into the incident: the exhausted pool is visible, the baseline of its calls is not.
     llm_slow_provider_midway "llm-slow-provider-midway" Some(Planted {
-        goes_on: true,
+        ongoing: true,
         ..planted(PoolExhausted, &[Inflight], "a pool of 16 connections to 127.0.0.1:33381")
     }),
-    // The same with a pool that is large enough: what stands still may be slow by design.
+    // The same with a pool that is large enough: a queue that stands still may be slow by design.
     llm_slow_provider_standing "llm-slow-provider-standing" None,
     iot_gridlock "iot-gridlock" Some(planted(DownstreamSlow, &[Recv], "postgres (7508)")),
     fsync "fsync" Some(planted(DiskSlow, &[Recv, Eventloop, Disk], "/tmp/path-a/path-b/path-c on device-a")),
@@ -157,7 +157,7 @@ fn samples(name: &str) -> Vec<Sample> {
     std::iter::from_fn(|| reader.next_sample().unwrap()).collect()
 }
 
-/// The last word on each episode, in the order of their opening.
+/// The last report of each episode, in the order in which they opened.
 fn episodes(samples: &[Sample]) -> Vec<Episode> {
     let mut pipeline = Pipeline::new(Config::default().settings_for(), false);
     let mut events: Vec<Event> = samples
@@ -176,11 +176,10 @@ fn episodes(samples: &[Sample]) -> Vec<Episode> {
             _ => {}
         }
     }
-    let told = |id| last.remove(id).unwrap();
-    order.iter().map(told).collect()
+    order.iter().map(|id| last.remove(id).unwrap()).collect()
 }
 
-fn words(episode: &Episode) -> String {
+fn describe(episode: &Episode) -> String {
     let verdict = episode.verdict.as_deref();
     let cause = verdict.map_or("no verdict", |verdict| verdict.cause.name());
     let root = verdict.and_then(|verdict| verdict.root).map(Cause::name);
@@ -195,22 +194,25 @@ fn words(episode: &Episode) -> String {
 
 fn check(name: &str, planted: Option<Planted>) {
     let episodes = episodes(&samples(name));
-    let told: Vec<String> = episodes.iter().map(words).collect();
+    let described: Vec<String> = episodes.iter().map(describe).collect();
     let Some(planted) = planted else {
-        assert!(told.is_empty(), "a healthy service has episodes: {told:#?}");
+        assert!(
+            described.is_empty(),
+            "a healthy service has episodes: {described:#?}"
+        );
         return;
     };
     let suffers = |episode: &&Episode| planted.queues.contains(&episode.key.kind);
-    assert!(episodes.iter().any(|one| suffers(&one)), "{told:#?}");
+    assert!(episodes.iter().any(|one| suffers(&one)), "{described:#?}");
     for episode in &episodes {
-        let over = !episode.ongoing || planted.goes_on;
-        assert!(over, "it did not recover: {}", words(episode));
+        let over = !episode.ongoing || planted.ongoing;
+        assert!(over, "it did not recover: {}", describe(episode));
         let right = match episode.verdict.as_deref() {
             Some(verdict) if suffers(&episode) => planted.fits(verdict) && planted.names(verdict),
-            Some(verdict) => planted.may_be(verdict),
+            Some(verdict) => planted.allows(verdict),
             None => false,
         };
-        assert!(right, "{}", words(episode));
+        assert!(right, "{}", describe(episode));
     }
 }
 
@@ -227,8 +229,8 @@ impl Planted {
         }
     }
 
-    /// A queue that need not say anything, and nothing that is wrong.
-    fn may_be(&self, verdict: &Verdict) -> bool {
+    /// Whether an episode of another queue may have this verdict: `unknown`, or nothing wrong.
+    fn allows(&self, verdict: &Verdict) -> bool {
         verdict.cause == Unknown
             || self.fits(verdict)
             || self.elsewhere.contains(&verdict.cause)
@@ -237,7 +239,7 @@ impl Planted {
 }
 
 #[test]
-fn what_cannot_be_judged_is_said_of_what_stands_still_and_waits_for_long() {
+fn old_requests_without_a_baseline_are_reported_and_not_judged() {
     let unjudged = |name: &str| {
         let mut pipeline = Pipeline::new(Config::default().settings_for(), false);
         for sample in samples(name) {
@@ -245,10 +247,10 @@ fn what_cannot_be_judged_is_said_of_what_stands_still_and_waits_for_long() {
         }
         pipeline.no_baseline()
     };
-    let told = unjudged("llm-slow-provider-standing");
+    let reported = unjudged("llm-slow-provider-standing");
     assert!(
-        matches!(told.as_slice(), [one] if one.key.kind == Inflight && one.waiting.depth > 30),
-        "{told:?}"
+        matches!(reported.as_slice(), [one] if one.key.kind == Inflight && one.waiting.depth > 30),
+        "{reported:?}"
     );
     let silent = [
         "slow-by-design",
@@ -263,7 +265,7 @@ fn what_cannot_be_judged_is_said_of_what_stands_still_and_waits_for_long() {
 }
 
 #[test]
-fn each_recording_is_replayed_by_a_test() {
+fn every_recording_is_replayed_by_a_test() {
     let files = fs::read_dir(folder()).unwrap();
     let files: BTreeSet<String> = files
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -272,8 +274,8 @@ fn each_recording_is_replayed_by_a_test() {
     assert_eq!(files, rows);
 }
 
-/// What is left to read in an anonymous recording.
-fn already_reported(what: Text, text: &str) -> bool {
+/// Whether a text may stand in an anonymized recording.
+fn is_anonymous(what: Text, text: &str) -> bool {
     let is_program = |word: &str| {
         let word = word.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
         PROGRAMS.contains(&word)
@@ -298,15 +300,15 @@ fn already_reported(what: Text, text: &str) -> bool {
         .all(|word| word == LEFT_OUT || known(word))
 }
 
-fn check_words(name: &str) {
+fn check_texts(name: &str) {
     for mut sample in samples(name) {
         each_text(&mut sample, &mut |what, text| {
-            assert!(already_reported(what, text), "the {what:?} {text:?}");
+            assert!(is_anonymous(what, text), "the {what:?} {text:?}");
         });
     }
 }
 
-/// What does not depend on names.
+/// The part of a verdict that does not depend on names.
 type Essence = (
     Kind,
     Cause,
@@ -331,7 +333,7 @@ fn essence(samples: &[Sample]) -> Vec<Essence> {
     episodes(samples).iter().map(essence).collect()
 }
 
-/// A recording in the words of some machine: a secret in place of each token.
+/// The recording with a secret in place of each anonymous token, as on a real machine.
 fn with_secrets(samples: &[Sample]) -> Vec<Sample> {
     let secret = |word: &str| match word {
         LEFT_OUT => "bob@secret".to_owned(),

@@ -1,5 +1,4 @@
-//! A real server's own words about its full queue, in a log that is truncated and rotated meanwhile: counted as they
-//! stand in the files.
+//! Counts uWSGI's own messages about its full queue, in a log file that is truncated and rotated meanwhile.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -27,9 +26,10 @@ use tailback_tests::{
     wait,
 };
 
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Longest wait for each step.
+const TIMEOUT: Duration = Duration::from_secs(90);
 
-/// What the recording holds so far; it may be cut short anywhere.
+/// The samples recorded so far. The last one may be incomplete.
 fn samples(path: &Path) -> Vec<Sample> {
     let mut samples = Vec::new();
     let Ok(mut reader) = Reader::new(File::open(path).unwrap()) else {
@@ -41,14 +41,14 @@ fn samples(path: &Path) -> Vec<Sample> {
     samples
 }
 
-fn heard(path: &Path) -> u64 {
+fn recorded(path: &Path) -> u64 {
     let samples = samples(path);
     let messages = samples.iter().flat_map(|sample| &sample.messages);
     let full = messages.filter(|message| message.name == "listen_queue_full");
     full.map(|message: &Message| u64::from(message.count)).sum()
 }
 
-/// What `grep -c` finds in the file.
+/// Messages in the log file, as `grep -c` counts them.
 fn written(log: &Path) -> u64 {
     let bytes = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
@@ -56,12 +56,12 @@ fn written(log: &Path) -> u64 {
 }
 
 fn wait_for(what: &str, done: impl Fn() -> bool) {
-    wait::until(what, PATIENCE, || Ok(done().then_some(()))).unwrap();
+    wait::until(what, TIMEOUT, || Ok(done().then_some(()))).unwrap();
 }
 
 #[test]
-fn a_servers_words_about_its_full_queue_are_counted_as_they_stand_in_its_log() {
-    let test = "a_servers_words_about_its_full_queue_are_counted_as_they_stand_in_its_log";
+fn messages_about_a_full_queue_are_counted_across_truncation_and_rotation() {
+    let test = "messages_about_a_full_queue_are_counted_across_truncation_and_rotation";
     if !needs::met(test, &["uwsgi"]) {
         return;
     }
@@ -83,24 +83,24 @@ fn a_servers_words_about_its_full_queue_are_counted_as_they_stand_in_its_log() {
     let port = uwsgi.port().to_string();
     let agent = Agent::run(["--port", &port, "--record", recording.to_str().unwrap()]).unwrap();
     let is_target = |event: &tailback_tests::agent::Event| event.is("target");
-    agent.wait_for("the target", PATIENCE, is_target).unwrap();
+    agent.wait_for("the target", TIMEOUT, is_target).unwrap();
     let load = Load::start(Plan {
         to: uwsgi.address(),
         path: "/".to_owned(),
         per_s: 22.0,
         spacing: Spacing::Even,
-        duration: 4 * PATIENCE,
-        timeout: PATIENCE,
+        duration: 4 * TIMEOUT,
+        timeout: TIMEOUT,
         max_in_flight: 200,
     })
     .unwrap();
 
-    // Some lines, which a truncation then takes away. It stands still meanwhile, so that none is taken away unread.
+    // Truncate the file after some lines. uWSGI is frozen meanwhile, so that no line is lost unread.
     wait_for("three lines in the log", || written(&log) >= 3);
     uwsgi.process().freeze().unwrap();
     let truncated = written(&log);
     wait_for("the recording to hold them", || {
-        heard(&recording) >= truncated
+        recorded(&recording) >= truncated
     });
     File::options()
         .write(true)
@@ -110,32 +110,32 @@ fn a_servers_words_about_its_full_queue_are_counted_as_they_stand_in_its_log() {
         .unwrap();
     uwsgi.process().thaw().unwrap();
     wait_for("two more lines", || written(&log) >= 2);
-    // It writes to the renamed file until it opens the new one.
+    // uWSGI writes to the renamed file until it opens the new one.
     fs::rename(&log, &rotated).unwrap();
     fs::write(uwsgi::reopen_file(&log), "now").unwrap();
     wait_for("two lines in the new log", || written(&log) >= 2);
     uwsgi.process().freeze().unwrap();
     let total = truncated + written(&rotated) + written(&log);
     wait_for("the recording to hold them all", || {
-        heard(&recording) >= total
+        recorded(&recording) >= total
     });
     load.stop().unwrap();
 
-    let warned = agent.wait_for("the warning", PATIENCE, |event| {
+    let warned = agent.wait_for("the warning", TIMEOUT, |event| {
         event.is("level") && event.text("kind") == "accept" && event.text("from") == "ok"
     });
     let warned = warned.unwrap();
     let warned_unix_ns = warned.value["time_unix_ns"].as_u64().unwrap();
     let agent = agent.into_process();
     agent.signal(Signal::INT).unwrap();
-    assert_eq!(agent.wait_end(PATIENCE).unwrap(), End::Code(0));
+    assert_eq!(agent.wait_end(TIMEOUT).unwrap(), End::Code(0));
 
     let samples = samples(&recording);
-    let (mut model, mut heard) = (Model::default(), LogEvidence::default());
+    let (mut model, mut evidence) = (Model::default(), LogEvidence::default());
     let mut warning = None;
     for sample in &samples {
         model.read(sample);
-        heard.read(sample, model.targets());
+        evidence.read(sample, model.targets());
         if sample.unix_ns == warned_unix_ns {
             warning = Some(Instant {
                 mono_ns: sample.mono_ns,
@@ -144,14 +144,14 @@ fn a_servers_words_about_its_full_queue_are_counted_as_they_stand_in_its_log() {
         }
     }
     let target = model.targets().all().next().unwrap().id;
-    let said = heard.over(target, Instant::default(), warning.unwrap());
-    let paths: BTreeSet<&str> = said.iter().map(|said| said.path.as_str()).collect();
+    let found = evidence.over(target, Instant::default(), warning.unwrap());
+    let paths: BTreeSet<&str> = found.iter().map(|message| message.path.as_str()).collect();
     assert_eq!(paths, BTreeSet::from([log.to_str().unwrap()]));
-    let full = said
+    let full = found
         .iter()
-        .find(|said| said.name == "listen_queue_full")
+        .find(|message| message.name == "listen_queue_full")
         .unwrap();
-    assert_eq!(full.count, total, "as grep counts: {said:?}");
+    assert_eq!(full.count, total, "as grep counts: {found:?}");
     assert!(
         uwsgi::is_full(&full.line) && full.line.contains(&port),
         "{}",
@@ -162,5 +162,5 @@ fn a_servers_words_about_its_full_queue_are_counted_as_they_stand_in_its_log() {
         "{total} lines; warned {:.1} s before the first",
         lead_ns as f64 / 1e9
     );
-    assert!(lead_ns > 0, "warned before uWSGI itself said so: {full:?}");
+    assert!(lead_ns > 0, "warned before uWSGI logged it: {full:?}");
 }

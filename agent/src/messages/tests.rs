@@ -6,9 +6,9 @@ fn table() -> Table {
     Table::new([]).unwrap()
 }
 
-/// Lines as the programs write them.
+/// Lines as these programs write them.
 #[test]
-fn real_lines_are_known() {
+fn log_lines_of_real_programs_are_recognized() {
     let lines = [
         (
             "Tue Nov 10 11:00:00 2026 - *** uWSGI listen queue of socket \"127.0.0.1:40539\" (fd: 3) full !!! (100/100) ***",
@@ -78,7 +78,7 @@ fn real_lines_are_known() {
 }
 
 #[test]
-fn everyday_lines_are_not() {
+fn ordinary_log_lines_are_not_recognized() {
     let table = table();
     for line in [
         "",
@@ -117,7 +117,7 @@ fn every_row_finds_its_own_pattern_unless_an_earlier_one_does() {
 }
 
 #[test]
-fn pieces_stand_in_order_and_do_not_overlap() {
+fn pieces_match_in_order_and_without_overlap() {
     let table = Table::new([("own", "aabb*bbcc")]).unwrap();
     assert_eq!(table.find(b"aabbbbcc"), Some("own"));
     assert_eq!(table.find(b"xx AABB then BBCC"), Some("own"));
@@ -138,18 +138,18 @@ fn own_patterns_come_before_the_table_and_may_add_to_it() {
 }
 
 #[test]
-fn unusable_patterns_are_refused_with_the_reason() {
+fn invalid_patterns_are_rejected_with_the_reason() {
     let long = "x".repeat(MAX_PATTERN + 1);
     for (name, pattern, reason) in [
-        ("own", "", "fits nearly every line"),
-        ("own", "***", "fits nearly every line"),
-        ("own", "a*b*c", "fits nearly every line"),
-        ("own", "        ", "fits nearly every line"),
+        ("own", "", "matches nearly every line"),
+        ("own", "***", "matches nearly every line"),
+        ("own", "a*b*c", "matches nearly every line"),
+        ("own", "        ", "matches nearly every line"),
         ("own", long.as_str(), "201 bytes"),
-        ("own", "two\nlines", "which no line has"),
-        ("", "queue", "cannot name"),
-        ("Own Name", "queue", "cannot name"),
-        (long.as_str(), "queue", "cannot name"),
+        ("own", "two\nlines", "which no log line does"),
+        ("", "queue", "invalid message name"),
+        ("Own Name", "queue", "invalid message name"),
+        (long.as_str(), "queue", "invalid message name"),
     ] {
         let error = format!("{:#}", Table::new([(name, pattern)]).err().unwrap());
         assert!(error.contains(reason), "{pattern:?}: {error}");
@@ -162,7 +162,7 @@ fn unusable_patterns_are_refused_with_the_reason() {
 }
 
 #[test]
-fn only_the_beginning_of_a_long_line_counts() {
+fn only_the_beginning_of_a_long_line_is_searched() {
     let mut line = vec![b'x'; MAX_LINE - 10];
     line.extend(b"queue full");
     assert_eq!(table().find(&line), Some("queue_full"));
@@ -197,10 +197,10 @@ fn the_documents_name_every_cause_and_every_message() {
     }
 }
 
-/// What one pass finds is what a slow and obvious look for each row finds, on lines made of pieces of the patterns and
-/// of bytes at random, valid text or not.
+/// One pass finds the same as a naive search for each row, on lines made of pieces of the patterns and of random bytes,
+/// valid text or not.
 #[test]
-fn hostile_lines_are_read_as_the_obvious_way_reads_them() {
+fn one_pass_agrees_with_matching_each_row_on_random_lines() {
     fn obvious(line: &[u8]) -> Option<&'static str> {
         let line = line.get(..MAX_LINE).unwrap_or(line).to_ascii_lowercase();
         let fits = |row: &&Known| {

@@ -1,4 +1,4 @@
-//! What a blocked thread says.
+//! Classification of one sample of one thread.
 
 use super::{
     super::classify::{Observation, Resource},
@@ -25,27 +25,27 @@ fn file(path: &str) -> Detail {
     }
 }
 
-/// What a thread of a service that holds nothing does.
+/// The observation of a thread whose service has no connections, locks or files.
 fn alone(wait: Wait) -> Option<Observation> {
     Scene::of(&[&[10]]).observation(&[wait])
 }
 
 #[test]
-fn a_thread_that_wants_a_cpu_has_one_or_waits_for_one() {
+fn a_running_thread_is_on_cpu_and_a_runnable_one_waits_for_a_cpu() {
     assert_eq!(alone(thread(10, 0).on_cpu()), plain(Activity::OnCpu));
     let runnable = thread(10, 0).state(State::Runnable);
     assert_eq!(alone(runnable), plain(Activity::RunnableOwn));
 }
 
 #[test]
-fn a_stopped_thread_is_stopped_and_an_ending_one_does_nothing() {
+fn a_stopped_thread_is_stopped_and_an_exiting_one_is_ignored() {
     let stopped = thread(10, 0).reads(3).state(State::Stopped);
     assert_eq!(alone(stopped), plain(Activity::Stopped));
     assert_eq!(alone(thread(10, 0).state(State::Dead)), None);
 }
 
 #[test]
-fn calls_that_wait_for_work_or_for_time_say_so() {
+fn a_system_call_that_waits_for_work_or_time_decides_alone() {
     let call = |number| alone(thread(10, 0).call(number, [3, 0, 0, 0]));
     assert_eq!(call(libc::SYS_accept4), plain(Activity::Idle));
     assert_eq!(call(libc::SYS_wait4), plain(Activity::Idle));
@@ -55,7 +55,7 @@ fn calls_that_wait_for_work_or_for_time_say_so() {
 }
 
 #[test]
-fn a_wait_that_nothing_is_known_of_is_unknown() {
+fn an_unidentified_wait_is_unknown() {
     assert_eq!(alone(thread(10, 0)), plain(Activity::Unknown));
     assert_eq!(
         alone(thread(10, 0).call(100_000, [0; 4])),
@@ -66,7 +66,7 @@ fn a_wait_that_nothing_is_known_of_is_unknown() {
 }
 
 #[test]
-fn who_waits_for_a_disk_says_with_which_file() {
+fn a_disk_wait_names_its_file() {
     let wal = Resource::File {
         path: "/db/wal".to_owned(),
         device: None,
@@ -90,7 +90,7 @@ fn who_waits_for_a_disk_says_with_which_file() {
 }
 
 #[test]
-fn reading_what_a_client_sent_is_waiting_for_work_unless_it_has_begun() {
+fn a_read_from_a_client_is_idle_unless_a_request_has_begun() {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(1, (10, 5), 80);
     let reads = [thread(10, 0).reads(5)];
@@ -103,7 +103,7 @@ fn reading_what_a_client_sent_is_waiting_for_work_unless_it_has_begun() {
 }
 
 #[test]
-fn reading_an_answer_is_waiting_for_another_service() {
+fn a_read_of_a_response_waits_for_another_service() {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(1, (10, 5), 80);
     scene.calls(2, (10, 6), local(5432));
@@ -119,7 +119,7 @@ fn reading_an_answer_is_waiting_for_another_service() {
 }
 
 #[test]
-fn a_read_from_another_service_in_the_middle_of_a_request_is_part_of_it() {
+fn a_read_from_another_service_while_a_request_is_in_service_waits_for_that_service() {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(1, (10, 5), 80);
     scene.calls(2, (10, 6), local(5432));
@@ -129,7 +129,7 @@ fn a_read_from_another_service_in_the_middle_of_a_request_is_part_of_it() {
 }
 
 #[test]
-fn connecting_is_waiting_for_another_service() {
+fn a_connect_waits_for_another_service() {
     let mut scene = Scene::of(&[&[10]]);
     scene.calls(2, (10, 6), local(5432));
     let connects = thread(10, 0).call(libc::SYS_connect, [6, 0, 0, 0]);
@@ -138,7 +138,7 @@ fn connecting_is_waiting_for_another_service() {
 }
 
 #[test]
-fn an_event_loop_does_what_its_process_has_under_way() {
+fn an_event_loop_thread_does_what_its_process_has_in_progress() {
     let mut scene = Scene::of(&[&[10]]);
     let serves = [thread(10, 0).serves_all()];
     assert_eq!(scene.observation(&serves), plain(Activity::Idle));
@@ -162,7 +162,7 @@ fn an_event_loop_does_what_its_process_has_under_way() {
 }
 
 #[test]
-fn an_event_loop_whose_client_does_not_read_waits_for_it() {
+fn an_event_loop_thread_waits_for_a_client_that_does_not_read() {
     let mut scene = Scene::of(&[&[10]]);
     let client = scene.accepts(1, (10, 5), 80);
     (client.write_seq, client.snd_nxt, client.snd_wnd) = (100_000, 60_000, 60_000);
@@ -174,17 +174,17 @@ fn an_event_loop_whose_client_does_not_read_waits_for_it() {
 }
 
 #[test]
-fn a_title_that_ends_in_waiting_is_a_lock() {
+fn a_process_title_that_ends_in_waiting_is_a_row_lock() {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(1, (10, 5), 80);
     scene.awaits(1);
-    scene.says(10, "postgres: bob shop [local] UPDATE waiting");
+    scene.set_title(10, "postgres: bob shop [local] UPDATE waiting");
     let serves = [thread(10, 0).serves_all()];
     assert_eq!(
         scene.observation(&serves),
         is(Activity::Lock, Resource::RowLock)
     );
-    scene.says(10, "postgres: bob waiting [local] UPDATE");
+    scene.set_title(10, "postgres: bob waiting [local] UPDATE");
     assert_eq!(
         scene.observation(&serves),
         is(Activity::Inside, Resource::Connection(1))
@@ -192,7 +192,7 @@ fn a_title_that_ends_in_waiting_is_a_lock() {
 }
 
 #[test]
-fn of_polled_files_a_call_that_is_awaited_counts_before_a_client_that_is() {
+fn in_poll_an_outstanding_call_takes_precedence_over_a_request() {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(1, (10, 5), 80);
     scene.calls(2, (10, 6), local(5432));
@@ -221,7 +221,7 @@ fn of_polled_files_a_call_that_is_awaited_counts_before_a_client_that_is() {
 }
 
 #[test]
-fn who_writes_waits_for_whoever_is_to_read() {
+fn a_blocked_write_waits_for_its_reader() {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(1, (10, 5), 80);
     scene.pipe(77, (10, 1), 20);
@@ -234,7 +234,7 @@ fn who_writes_waits_for_whoever_is_to_read() {
 }
 
 #[test]
-fn a_terminal_is_output_and_a_file_is_a_disk() {
+fn a_write_to_a_terminal_is_output_and_to_a_file_is_disk() {
     let writes = |path: &str| {
         let observation = alone(thread(10, 0).writes(1).with(file(path)));
         observation.unwrap().activity
@@ -266,7 +266,7 @@ fn a_contended_mutex_names_its_holder() {
 }
 
 #[test]
-fn a_holder_is_named_by_its_number_out_here_where_the_lock_has_the_one_in_its_container() {
+fn a_lock_holder_is_translated_from_its_pid_namespace() {
     let mut waits = thread(10, 1).locked(0x1000, 3);
     let mut holds = thread(10, 2).on_cpu();
     (waits.own_tid, holds.own_tid) = (2, 3);
@@ -278,7 +278,7 @@ fn a_holder_is_named_by_its_number_out_here_where_the_lock_has_the_one_in_its_co
 }
 
 #[test]
-fn a_condition_variable_is_no_lock() {
+fn a_condition_variable_is_not_a_lock() {
     assert_eq!(
         alone(thread(10, 0).parked()),
         is(Activity::Idle, Resource::Parked)
@@ -286,7 +286,7 @@ fn a_condition_variable_is_no_lock() {
 }
 
 #[test]
-fn short_waits_for_an_interpreters_lock_are_a_lock_and_long_ones_beside_it_are_not() {
+fn a_timed_wait_next_to_an_interpreters_lock_is_the_lock_and_an_untimed_one_is_not() {
     let mut scene = Scene::of(&[&[10]]);
     let known = Reading {
         depth: 3,
@@ -309,7 +309,7 @@ fn short_waits_for_an_interpreters_lock_are_a_lock_and_long_ones_beside_it_are_n
 }
 
 #[test]
-fn a_lock_on_a_file_is_a_lock() {
+fn a_file_lock_is_a_lock() {
     let waits = thread(10, 0).call(libc::SYS_flock, [3, 0, 0, 0]);
     assert_eq!(alone(waits), plain(Activity::Lock));
 }

@@ -1,4 +1,4 @@
-//! The diagnosis on scenes made by hand: what one thread does, what many do, where a trail leads, what the verdict is.
+//! Diagnosis of hand-made scenes: observations, shares, wait chains, verdicts, explanations.
 
 mod classify;
 mod explain;

@@ -1,4 +1,4 @@
-//! What threads' wall time went into.
+//! Shares of threads' wall time.
 
 use super::{
     super::thread_set::ThreadSet,
@@ -73,7 +73,7 @@ fn shares_add_up_to_one_whatever_the_threads_do() {
 }
 
 #[test]
-fn each_thread_counts_the_same_however_often_it_was_looked_at() {
+fn each_thread_has_the_same_weight_however_many_samples_it_has() {
     let mut scene = Scene::of(&[&[10]]);
     scene.take_samples(30, &[thread(10, 0).on_cpu()]);
     scene.take_samples(10, &[thread(10, 1).parked()]);
@@ -83,7 +83,7 @@ fn each_thread_counts_the_same_however_often_it_was_looked_at() {
 }
 
 #[test]
-fn waiting_for_a_cpu_is_split_by_who_had_it() {
+fn run_delay_is_split_by_who_had_the_cpu() {
     let mut scene = Scene::of(&[&[10]]);
     let split = [("foreign_share", 0.75), ("quota_share", 0.25)];
     scene.queue(1, Kind::Runqueue, "threads", run_queue(&split));
@@ -94,13 +94,13 @@ fn waiting_for_a_cpu_is_split_by_who_had_it() {
     assert!((share(&shares, Activity::OnCpu) - 0.5).abs() < 1e-9);
     assert!((share(&shares, Activity::RunnableForeign) - 0.375).abs() < 1e-9);
     assert!((share(&shares, Activity::Throttled) - 0.125).abs() < 1e-9);
-    // Of a service whose run queue is not seen nobody knows who had it.
+    // Without a run queue it is not known who had the CPU: own threads are assumed.
     let shares = threads.shares(&scene.window(), None);
     assert!((share(&shares, Activity::RunnableOwn) - 0.5).abs() < 1e-9);
 }
 
 #[test]
-fn a_window_holds_the_looks_of_its_time_alone() {
+fn a_window_holds_only_the_samples_of_its_time() {
     let mut scene = Scene::of(&[&[10]]);
     scene.take_samples(80, &[thread(10, 0).on_cpu()]);
     let between = scene.now().mono_ns;
@@ -115,14 +115,14 @@ fn a_window_holds_the_looks_of_its_time_alone() {
 }
 
 #[test]
-fn what_was_not_looked_at_has_no_shares() {
+fn threads_without_samples_have_no_shares() {
     let scene = Scene::of(&[&[10]]);
     let threads = ThreadSet::of([(10, 10)]);
     assert_eq!(threads.shares(&scene.window(), Some(1)), []);
 }
 
 #[test]
-fn who_holds_a_lock_is_counted_while_others_wait_for_it_and_not_else() {
+fn a_lock_holder_is_counted_only_while_others_wait_for_the_lock() {
     let mut scene = Scene::of(&[&[10]]);
     let holds = thread(10, 2);
     scene.take_samples(30, &[holds.clone().parked(), thread(10, 1).parked()]);

@@ -1,4 +1,4 @@
-//! Services, what they hold, and what their threads do, look after look.
+//! A hand-made scene: services, their connections and files, and what their threads do in each sample.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -17,26 +17,26 @@ use crate::{
     },
 };
 
-/// Between two looks.
+/// Time between two samples, ns.
 const TICK_NS: u64 = 25_000_000;
-/// When everything begins.
+/// Time of the first sample, ns.
 const START_NS: u64 = 100_000_000_000;
 
-/// Some services under the looks of the diagnosis.
+/// Some services, and the diagnosis that samples them.
 pub(super) struct Scene {
     diagnosis: Diagnosis,
     model: Model,
     targets: Vec<Target>,
-    /// What every look shows beside the threads.
+    /// The part of every sample that is not about threads.
     sample: Sample,
     readings: Vec<(Arc<QueueKey>, Reading)>,
     awaited: Vec<PendingRequest>,
     now_ns: u64,
-    /// No service is suspicious yet.
-    calm: bool,
+    /// Whether services are focused.
+    focused: bool,
 }
 
-/// Of a process, the n-th thread: the first has the number of the process.
+/// The thread of a process with this index. Thread 0 has the number of the process.
 pub(super) fn thread(tgid: u32, index: u32) -> Wait {
     Wait {
         tgid,
@@ -63,7 +63,7 @@ impl Wait {
         self.state(State::Running)
     }
 
-    /// Asleep in a call with this descriptor (or address) and these arguments.
+    /// Asleep in a system call with these arguments; the first is a descriptor or an address.
     pub(super) fn call(mut self, number: libc::c_long, args: [u64; 4]) -> Self {
         self.syscall = Some(Syscall {
             number: number as i32,
@@ -92,13 +92,13 @@ impl Wait {
         self.call(libc::SYS_epoll_pwait, [4, 0, 0, 0])
     }
 
-    /// For the lock at this address, held by this thread.
+    /// Waits for the lock at this address, which this thread holds.
     pub(super) fn locked(self, address: u64, owner: u32) -> Self {
         self.call(libc::SYS_futex, [address, 128, 2, 0])
             .with(Detail::Futex { word: 2, owner })
     }
 
-    /// On a condition variable.
+    /// Waits on a condition variable.
     pub(super) fn parked(self) -> Self {
         self.call(libc::SYS_futex, [0x7000, 128 | 9, 0, 0])
     }
@@ -137,7 +137,7 @@ fn connection(cookie: u64, tgid: u32, fd: u32, ends: (SocketAddr, SocketAddr)) -
 }
 
 impl Scene {
-    /// Each service by the processes that it is made of. Their ids are 1, 2, …
+    /// Focused services, each given by its processes. Their ids are 1, 2, …
     pub(super) fn of(services: &[&[u32]]) -> Self {
         let target = |(index, tgids): (usize, &&[u32])| Target {
             id: index as u32 + 1,
@@ -164,18 +164,18 @@ impl Scene {
             readings: Vec::new(),
             awaited: Vec::new(),
             now_ns: START_NS,
-            calm: false,
+            focused: true,
         }
     }
 
-    /// Nothing is suspicious, until [`Scene::alarm`].
-    pub(super) fn calm(mut self) -> Self {
-        self.calm = true;
+    /// No service is focused until [`Scene::focus`].
+    pub(super) fn unfocused(mut self) -> Self {
+        self.focused = false;
         self
     }
 
-    pub(super) fn alarm(&mut self) {
-        self.calm = false;
+    pub(super) fn focus(&mut self) {
+        self.focused = true;
     }
 
     fn id_of(&self, tgid: u32) -> TargetId {
@@ -183,7 +183,7 @@ impl Scene {
         self.targets.iter().find(of).unwrap().id
     }
 
-    /// A client's connection, which the service accepted on its port.
+    /// A connection that the service accepted from a remote client.
     pub(super) fn accepts(
         &mut self,
         cookie: u64,
@@ -214,7 +214,7 @@ impl Scene {
         self.hold(connection(cookie, tgid, fd, (local(port), client)))
     }
 
-    /// A connection that the service opened to another machine's.
+    /// A connection that the service opened.
     pub(super) fn calls(
         &mut self,
         cookie: u64,
@@ -225,7 +225,7 @@ impl Scene {
         self.hold(connection(cookie, tgid, fd, (local(port), remote)))
     }
 
-    /// A connection from one process to another, of which both ends are seen; the accepted end has the next cookie.
+    /// A connection between two processes of the scene. The accepting end has the next cookie.
     pub(super) fn joins(&mut self, cookie: u64, from: (u32, u32), to: (u32, u32), port: u16) {
         self.calls(cookie, from, local(port));
         self.accepts(cookie + 1, to, port).remote = local(30_000 + cookie as u16);
@@ -236,7 +236,7 @@ impl Scene {
         self.sample.connections.last_mut().unwrap()
     }
 
-    /// The process at the other end of a call is on this machine, and nobody watches it.
+    /// Puts an unwatched process of this machine at the other end of a connection.
     pub(super) fn unwatched_peer(&mut self, tgid: u32, cookie: u64) {
         let ours = self
             .sample
@@ -254,7 +254,7 @@ impl Scene {
         });
     }
 
-    /// On this connection a request (or a call, where the service opened it) is not answered yet.
+    /// Puts a request without a response on a connection; a call, if the service opened it.
     pub(super) fn awaits(&mut self, cookie: u64) -> &mut PendingRequest {
         let connection = self
             .sample
@@ -326,15 +326,15 @@ impl Scene {
         });
     }
 
-    /// From the next look on, a process says this of itself.
-    pub(super) fn says(&mut self, tgid: u32, title: &str) {
+    /// Sets the title of a process from the next sample on.
+    pub(super) fn set_title(&mut self, tgid: u32, title: &str) {
         self.sample.titles.push(Title {
             tgid,
             title: title.to_owned(),
         });
     }
 
-    /// A queue, from the next look on.
+    /// Sets the reading of a queue from the next sample on.
     pub(super) fn queue(&mut self, target: TargetId, kind: Kind, name: &str, reading: Reading) {
         let key = QueueKey::new(target, kind, name.into());
         self.readings.retain(|(known, _)| **known != key);
@@ -345,7 +345,7 @@ impl Scene {
         &mut self.sample
     }
 
-    /// So many looks at these threads.
+    /// Takes `count` samples of these threads.
     pub(super) fn take_samples(&mut self, count: usize, threads: &[Wait]) {
         for _ in 0..count {
             self.now_ns += TICK_NS;
@@ -363,14 +363,14 @@ impl Scene {
                 ..Readings::default()
             };
             let ids = self.targets.iter().map(|target| target.id);
-            let focus_scope = ids.filter(|_| !self.calm).collect();
+            let focus_scope = ids.filter(|_| self.focused).collect();
             let targets = self.model.targets();
             self.diagnosis
                 .read(&sample, &readings, targets, &focus_scope);
         }
     }
 
-    /// What the first of these threads does, as all of them are now.
+    /// Takes one sample of these threads, and returns what the first does.
     pub(super) fn observation(&mut self, threads: &[Wait]) -> Option<Observation> {
         self.take_samples(1, threads);
         classify(&threads[0], &Threads::of(threads), &self.diagnosis.topology)
@@ -384,12 +384,12 @@ impl Scene {
         self.diagnosis.profile.over(from_ns, to_ns)
     }
 
-    /// Where the trail of a service's threads leads.
+    /// The wait chain of a service.
     pub(super) fn chain(&self, target: TargetId) -> Vec<Step> {
         chain_from(self.view(&self.window()), target)
     }
 
-    /// The same of some of its processes.
+    /// The wait chain of some of its processes.
     pub(super) fn chain_of_processes(&self, tgids: &[u32]) -> Vec<Step> {
         let window = self.window();
         let view = self.view(&window);
@@ -417,14 +417,14 @@ impl Scene {
         self.diagnosis.explain();
     }
 
-    /// Why this episode happens.
+    /// Why this queue fills.
     pub(super) fn verdict(&self, episode: &Episode) -> Verdict {
         self.diagnosis
             .judge(self.now(), episode, self.model.targets())
     }
 }
 
-/// An episode of the accept queue of the first service that has lasted for a while.
+/// An open episode of the first service's accept queue.
 pub(super) fn filling() -> Episode {
     episode(Kind::Accept, "127.0.0.1:80")
 }

@@ -1,4 +1,4 @@
-//! From what was seen to one cause, and who stands at the head of the jam.
+//! Verdicts: the cause and the culprit.
 
 use super::{
     super::rules::is_surge,
@@ -16,7 +16,7 @@ fn culprit(verdict: &Verdict) -> (CulpritKind, Option<u32>, &str) {
     (culprit.kind, culprit.pid, &culprit.name)
 }
 
-/// The first `count` threads of a process, all alike.
+/// The first `count` threads of a process, all in the same state.
 fn alike(tgid: u32, count: u32, observation: impl Fn(Wait) -> Wait) -> Vec<Wait> {
     (0..count)
         .map(|index| observation(thread(tgid, index)))
@@ -30,10 +30,10 @@ fn depth(depth: u64) -> Reading {
     }
 }
 
-fn answered_in(answer_ms: u64) -> Reading {
+fn responds_in(response_ms: u64) -> Reading {
     Reading {
         depth: 3,
-        extra: vec![("answer_ns", answer_ms as f64 * 1e6)],
+        extra: vec![("answer_ns", response_ms as f64 * 1e6)],
         ..Reading::default()
     }
 }
@@ -56,7 +56,7 @@ fn shares_of_a_verdict_add_up_to_one() {
 }
 
 #[test]
-fn a_window_without_looks_is_unknown() {
+fn a_window_without_samples_is_unknown() {
     let mut scene = Scene::of(&[&[10]]);
     scene.take_samples(40, &[]);
     let verdict = scene.verdict(&filling());
@@ -69,7 +69,7 @@ fn a_window_without_looks_is_unknown() {
 }
 
 #[test]
-fn in_a_chain_the_verdict_names_the_last() {
+fn the_verdict_names_the_end_of_the_wait_chain() {
     let mut scene = Scene::of(&[&[10], &[20], &[30]]);
     scene.joins(1, (10, 5), (20, 5), 7001);
     scene.joins(3, (20, 6), (30, 5), 7002);
@@ -95,7 +95,7 @@ fn in_a_chain_the_verdict_names_the_last() {
 }
 
 #[test]
-fn a_service_that_is_away_is_named_by_its_address() {
+fn a_remote_service_is_named_by_its_address() {
     let mut scene = Scene::of(&[&[10]]);
     scene.calls(1, (10, 5), "10.0.0.9:5432".parse().unwrap());
     scene.awaits(1);
@@ -109,7 +109,7 @@ fn a_service_that_is_away_is_named_by_its_address() {
 }
 
 #[test]
-fn a_cycle_is_named_as_such() {
+fn a_cycle_of_waiting_is_a_deadlock() {
     let mut scene = Scene::of(&[&[10], &[20]]);
     scene.joins(1, (10, 5), (20, 5), 7001);
     scene.joins(3, (20, 6), (10, 6), 7002);
@@ -127,7 +127,7 @@ fn a_cycle_is_named_as_such() {
 }
 
 #[test]
-fn a_stopped_service_is_stalled_and_is_itself_to_blame() {
+fn a_stopped_service_is_stalled_and_its_own_culprit() {
     let mut scene = Scene::of(&[&[10]]);
     scene.take_samples(60, &alike(10, 4, |wait| wait.state(State::Stopped)));
     let verdict = scene.verdict(&filling());
@@ -157,7 +157,7 @@ fn a_lock_whose_holder_computes_is_contended() {
 }
 
 #[test]
-fn a_lock_whose_holder_waits_is_not_the_cause() {
+fn a_lock_whose_holder_waits_for_a_service_is_not_the_cause() {
     let mut scene = Scene::of(&[&[10], &[20]]);
     scene.joins(1, (10, 5), (20, 5), 7001);
     scene.awaits(1);
@@ -171,7 +171,7 @@ fn a_lock_whose_holder_waits_is_not_the_cause() {
 }
 
 #[test]
-fn a_lock_whose_holder_waits_for_a_disk_is_the_disks_doing() {
+fn a_lock_whose_holder_waits_for_a_disk_is_disk_slow() {
     let mut scene = Scene::of(&[&[10]]);
     let wal = Detail::File {
         path: "/db/wal".to_owned(),
@@ -188,13 +188,13 @@ fn a_lock_whose_holder_waits_for_a_disk_is_the_disks_doing() {
 }
 
 #[test]
-fn waiting_titles_lead_to_the_oldest_that_is_idle_in_a_transaction() {
+fn a_row_lock_leads_to_the_session_idle_in_a_transaction() {
     let mut scene = Scene::of(&[&[10], &[20, 21, 22]]);
     scene.joins(1, (10, 5), (21, 5), 5432);
     scene.awaits(1);
     scene.awaits(2);
-    scene.says(21, "postgres: bob shop [local] UPDATE waiting");
-    scene.says(22, "postgres: bob shop [local] idle in transaction");
+    scene.set_title(21, "postgres: bob shop [local] UPDATE waiting");
+    scene.set_title(22, "postgres: bob shop [local] idle in transaction");
     let threads = [
         thread(10, 0).reads(5),
         thread(20, 0).serves_all(),
@@ -211,10 +211,10 @@ fn waiting_titles_lead_to_the_oldest_that_is_idle_in_a_transaction() {
     assert!(verdict.advice.contains("22"), "{}", verdict.advice);
 }
 
-/// Service 1 serves with three connections to another machine's; so many requests are in flight, and calls usually are
-/// answered within 20 ms.
+/// Service 1 has three connections to a remote service, whose baseline response time is 20 ms, and `inflight` requests in
+/// flight.
 fn gateway(inflight: u64) -> Scene {
-    let mut scene = Scene::of(&[&[10]]).calm();
+    let mut scene = Scene::of(&[&[10]]).unfocused();
     let there = "10.0.0.9:5432".parse().unwrap();
     for cookie in 1..=3 {
         scene.calls(cookie, (10, 10 + cookie as u32), there);
@@ -222,15 +222,15 @@ fn gateway(inflight: u64) -> Scene {
     }
     scene.accepts(9, (10, 9), 80);
     scene.awaits(9);
-    scene.queue(1, Kind::Downstream, "-> 10.0.0.9:5432", answered_in(20));
+    scene.queue(1, Kind::Downstream, "-> 10.0.0.9:5432", responds_in(20));
     scene.take_samples(20, &[]);
-    scene.alarm();
+    scene.focus();
     scene.queue(1, Kind::Inflight, ":80", depth(inflight));
     scene
 }
 
 #[test]
-fn a_pool_that_is_used_up_while_answers_come_as_ever_is_the_cause() {
+fn an_exhausted_pool_is_the_cause_if_response_times_are_at_their_baseline() {
     let mut scene = gateway(12);
     scene.take_samples(60, &[thread(10, 0).serves_all()]);
     let verdict = scene.verdict(&episode(Kind::Inflight, ":80"));
@@ -241,9 +241,9 @@ fn a_pool_that_is_used_up_while_answers_come_as_ever_is_the_cause() {
 }
 
 #[test]
-fn a_pool_that_is_in_use_because_answers_are_slow_is_not_the_cause() {
+fn an_exhausted_pool_is_not_the_cause_if_responses_are_slow() {
     let mut scene = gateway(12);
-    scene.queue(1, Kind::Downstream, "-> 10.0.0.9:5432", answered_in(900));
+    scene.queue(1, Kind::Downstream, "-> 10.0.0.9:5432", responds_in(900));
     scene.take_samples(60, &[thread(10, 0).serves_all()]);
     let verdict = scene.verdict(&episode(Kind::Inflight, ":80"));
     assert_eq!(verdict.cause, Cause::DownstreamSlow);
@@ -254,7 +254,7 @@ fn a_pool_that_is_in_use_because_answers_are_slow_is_not_the_cause() {
 }
 
 #[test]
-fn more_work_than_usual_is_a_surge_where_answers_come_as_ever() {
+fn more_arrivals_are_a_surge_if_response_times_are_at_their_baseline() {
     let mut scene = gateway(3);
     scene.take_samples(60, &[thread(10, 0).serves_all()]);
     let mut surge = episode(Kind::Inflight, ":80");
@@ -267,7 +267,7 @@ fn more_work_than_usual_is_a_surge_where_answers_come_as_ever() {
 }
 
 #[test]
-fn what_is_taken_of_those_that_wait_is_no_surge() {
+fn requests_in_flight_are_no_surge_while_connections_wait_to_be_accepted() {
     let producer = |kind, name| Episode {
         driven_by: DrivenBy::Producer,
         ..episode(kind, name)
@@ -276,15 +276,15 @@ fn what_is_taken_of_those_that_wait_is_no_surge() {
     let waiting = episode(Kind::Accept, ":80");
     assert!(is_surge(&[&inflight]));
     assert!(!is_surge(&[&inflight, &waiting]));
-    // More that come than before are a surge wherever they wait.
+    // More arrivals at the accept queue itself are a surge.
     let coming = producer(Kind::Accept, ":80");
     assert!(is_surge(&[&inflight, &coming]));
-    // Turns of threads are not work that comes from outside.
+    // Dispatches of threads are not work that arrives from outside.
     assert!(!is_surge(&[&producer(Kind::Runqueue, "run queue")]));
 }
 
 #[test]
-fn a_loop_that_keeps_its_requests_is_not_told_to_have_more_workers() {
+fn advice_for_an_event_loop_is_not_to_add_workers() {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(9, (10, 9), 80);
     scene.awaits(9);
@@ -298,7 +298,7 @@ fn a_loop_that_keeps_its_requests_is_not_told_to_have_more_workers() {
 }
 
 #[test]
-fn a_service_that_computes_all_it_can_is_bound_by_the_cpu_or_by_a_surge() {
+fn a_service_that_computes_is_cpu_bound_or_in_a_surge() {
     let mut scene = Scene::of(&[&[10]]);
     scene.take_samples(60, &alike(10, 2, Wait::on_cpu));
     let mut filling = filling();
@@ -307,7 +307,7 @@ fn a_service_that_computes_all_it_can_is_bound_by_the_cpu_or_by_a_surge() {
     assert_eq!(scene.verdict(&filling).cause, Cause::ProducerSurge);
 }
 
-/// A service that runs half the time, and else waits for a CPU that these had.
+/// A service that runs half of the time, and waits for a CPU the other half. `by` had the CPU then.
 fn starved(by: &'static str) -> Scene {
     let mut scene = Scene::of(&[&[10]]);
     let split = Reading {
@@ -330,7 +330,7 @@ fn starved(by: &'static str) -> Scene {
 }
 
 #[test]
-fn who_has_the_cpu_that_a_service_wants_is_named() {
+fn the_process_or_quota_that_takes_the_cpu_is_named() {
     let verdict = starved("foreign_share").verdict(&filling());
     assert_eq!(verdict.cause, Cause::CpuStarved);
     assert_eq!(
@@ -365,7 +365,7 @@ fn a_long_turn_of_an_event_loop_blocks_it() {
 }
 
 #[test]
-fn workers_that_all_take_their_usual_time_are_too_few() {
+fn workers_that_all_sleep_in_a_request_are_too_few() {
     let mut scene = Scene::of(&[&[10]]);
     scene.take_samples(
         60,
@@ -380,7 +380,7 @@ fn workers_that_all_take_their_usual_time_are_too_few() {
 }
 
 #[test]
-fn a_backlog_that_refuses_while_workers_have_time_is_too_small() {
+fn a_backlog_that_overflows_while_workers_are_idle_is_too_small() {
     let mut scene = Scene::of(&[&[10]]);
     let idle = |wait: Wait| wait.call(libc::SYS_accept4, [3, 0, 0, 0]);
     scene.take_samples(60, &alike(10, 4, idle));
@@ -392,7 +392,7 @@ fn a_backlog_that_refuses_while_workers_have_time_is_too_small() {
 }
 
 #[test]
-fn a_full_table_of_files_is_a_hard_fact_whatever_the_threads_do() {
+fn exhausted_file_descriptors_decide_whatever_the_threads_do() {
     let mut scene = Scene::of(&[&[10]]);
     let files = Reading {
         limit: Some(120),
@@ -406,7 +406,7 @@ fn a_full_table_of_files_is_a_hard_fact_whatever_the_threads_do() {
 }
 
 #[test]
-fn output_that_nobody_reads_names_the_one_that_is_to_read() {
+fn blocked_output_names_its_reader() {
     let mut scene = Scene::of(&[&[10], &[20]]);
     scene.pipe(77, (10, 1), 20);
     let mut threads = alike(10, 2, |wait| wait.writes(1));
@@ -420,7 +420,7 @@ fn output_that_nobody_reads_names_the_one_that_is_to_read() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_told_from_a_network_that_carries_no_more() {
+fn the_receive_window_tells_a_slow_peer_from_a_slow_network() {
     let sending = |window: u32| {
         let mut scene = Scene::of(&[&[10]]);
         let client = scene.accepts(1, (10, 5), 80);
@@ -440,7 +440,7 @@ fn a_client_that_does_not_read_is_told_from_a_network_that_carries_no_more() {
 }
 
 #[test]
-fn a_client_that_does_not_send_what_it_began_is_named() {
+fn a_client_that_does_not_finish_its_request_is_named() {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(1, (10, 5), 80);
     scene.awaits(1).read = false;
@@ -454,7 +454,7 @@ fn a_client_that_does_not_send_what_it_began_is_named() {
 }
 
 #[test]
-fn few_looks_make_a_verdict_less_sure() {
+fn few_samples_lower_the_confidence() {
     let mut scene = Scene::of(&[&[10]]);
     scene.take_samples(10, &[thread(10, 0).on_cpu()]);
     assert_eq!(scene.verdict(&filling()).confidence, Confidence::Medium);
@@ -463,7 +463,7 @@ fn few_looks_make_a_verdict_less_sure() {
 }
 
 #[test]
-fn an_idle_pool_beside_a_standing_queue_is_no_lock() {
+fn idle_threads_on_a_condition_variable_are_no_lock_contention() {
     let mut scene = Scene::of(&[&[10]]);
     scene.calls(1, (10, 5), local(5432));
     scene.take_samples(60, &alike(10, 4, Wait::parked));

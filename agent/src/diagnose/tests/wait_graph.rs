@@ -1,4 +1,4 @@
-//! From a blocked thread to the head of the jam.
+//! Wait chains: from blocked threads to the root cause.
 
 use super::{
     super::wait_graph::{ChainEnd, Step},
@@ -27,7 +27,7 @@ fn chain() -> Scene {
 }
 
 #[test]
-fn a_chain_leads_to_the_last_that_waits_for_nobody() {
+fn a_chain_ends_at_the_service_that_waits_for_nobody() {
     let mut scene = chain();
     let threads = [
         thread(10, 0).reads(5),
@@ -42,7 +42,7 @@ fn a_chain_leads_to_the_last_that_waits_for_nobody() {
 }
 
 #[test]
-fn event_loops_are_followed_by_the_calls_that_they_await() {
+fn a_chain_follows_the_outstanding_calls_of_event_loops() {
     let mut scene = chain();
     let threads = [
         thread(10, 0).serves_all(),
@@ -59,31 +59,31 @@ fn event_loops_are_followed_by_the_calls_that_they_await() {
 }
 
 #[test]
-fn a_trail_ends_where_the_other_end_is_away() {
+fn a_chain_ends_at_a_remote_endpoint() {
     let mut scene = Scene::of(&[&[10]]);
     scene.calls(1, (10, 5), "10.0.0.9:5432".parse().unwrap());
     scene.awaits(1);
     scene.take_samples(40, &[thread(10, 0).reads(5)]);
-    let away = ChainEnd::Remote("10.0.0.9:5432".to_owned());
+    let remote = ChainEnd::Remote("10.0.0.9:5432".to_owned());
     assert_eq!(
         last(&scene.chain(1)),
-        (10, Activity::Downstream, Some(away))
+        (10, Activity::Downstream, Some(remote))
     );
 }
 
 #[test]
-fn a_trail_ends_where_the_other_end_is_not_looked_at() {
+fn a_chain_ends_at_a_process_that_is_not_sampled() {
     let mut scene = Scene::of(&[&[10]]);
     scene.calls(1, (10, 5), local(5432));
     scene.awaits(1);
     scene.unwatched_peer(99, 1);
     scene.take_samples(40, &[thread(10, 0).reads(5)]);
-    let unseen = Some(ChainEnd::Unsampled(99));
-    assert_eq!(last(&scene.chain(1)), (10, Activity::Downstream, unseen));
+    let unsampled = Some(ChainEnd::Unsampled(99));
+    assert_eq!(last(&scene.chain(1)), (10, Activity::Downstream, unsampled));
 }
 
 #[test]
-fn who_waits_for_each_other_is_a_cycle() {
+fn services_that_wait_for_each_other_are_a_cycle() {
     let mut scene = Scene::of(&[&[10], &[20]]);
     scene.joins(1, (10, 5), (20, 5), 7001);
     scene.joins(3, (20, 6), (10, 6), 7002);
@@ -97,7 +97,7 @@ fn who_waits_for_each_other_is_a_cycle() {
 }
 
 #[test]
-fn threads_that_hold_what_the_other_wants_are_a_cycle() {
+fn threads_that_hold_each_others_locks_are_a_cycle() {
     let mut scene = Scene::of(&[&[10]]);
     let threads = [
         thread(10, 1).locked(0x1000, 12),
@@ -114,14 +114,14 @@ fn threads_that_hold_what_the_other_wants_are_a_cycle() {
 }
 
 #[test]
-fn a_lock_leads_to_what_its_holder_does_while_it_holds_it() {
+fn a_lock_leads_to_what_its_holder_does_while_holding_it() {
     let mut scene = Scene::of(&[&[10]]);
     let waiters = |owner| -> Vec<Wait> {
         (1..5)
             .map(|index| thread(10, index).locked(0x1000, owner))
             .collect()
     };
-    // The holder idles when nobody waits.
+    // The holder is idle while nobody waits.
     scene.take_samples(60, &[thread(10, 9).parked()]);
     let mut threads = waiters(19);
     threads.push(thread(10, 9).on_cpu());
@@ -147,24 +147,24 @@ fn a_holder_that_waits_for_another_service_leads_there() {
     scene.take_samples(40, &threads);
     let steps = scene.chain(1);
     let activities: Vec<Activity> = steps.iter().map(|step| step.activity).collect();
-    let way = [
+    let expected = [
         Activity::Lock,
         Activity::Downstream,
         Activity::Downstream,
         Activity::OnCpu,
     ];
-    assert_eq!(activities, way);
+    assert_eq!(activities, expected);
     assert_eq!(processes(&steps), [10, 10, 20, 30]);
 }
 
 #[test]
-fn titles_that_wait_lead_to_the_oldest_that_is_idle_in_a_transaction() {
+fn a_row_lock_leads_to_the_session_idle_in_a_transaction_for_longest() {
     let mut scene = Scene::of(&[&[10], &[20, 21, 22, 23]]);
     scene.joins(1, (10, 5), (21, 5), 5432);
     scene.awaits(1);
     scene.awaits(2);
-    scene.says(21, "postgres: bob shop [local] UPDATE waiting");
-    scene.says(23, "postgres: bob shop [local] idle in transaction");
+    scene.set_title(21, "postgres: bob shop [local] UPDATE waiting");
+    scene.set_title(23, "postgres: bob shop [local] idle in transaction");
     let threads = [
         thread(10, 0).reads(5),
         thread(20, 0).serves_all(),
@@ -173,15 +173,15 @@ fn titles_that_wait_lead_to_the_oldest_that_is_idle_in_a_transaction() {
         thread(23, 0).serves_all(),
     ];
     scene.take_samples(20, &threads);
-    scene.says(22, "postgres: bob shop [local] idle in transaction");
+    scene.set_title(22, "postgres: bob shop [local] idle in transaction");
     scene.take_samples(20, &threads);
     let steps = scene.chain(1);
-    assert_eq!(processes(&steps), [10, 21, 23], "22 is idle since later");
+    assert_eq!(processes(&steps), [10, 21, 23], "22 became idle later");
     assert_eq!(steps[1].activity, Activity::Lock);
 }
 
 #[test]
-fn without_such_a_title_the_oldest_request_that_does_not_wait_is_the_suspect() {
+fn without_such_a_session_a_row_lock_leads_to_the_oldest_running_request() {
     let mut scene = Scene::of(&[&[20, 21, 22]]);
     scene.accepts(1, (21, 5), 5432);
     scene.accepts(2, (22, 5), 5432);
@@ -189,20 +189,20 @@ fn without_such_a_title_the_oldest_request_that_does_not_wait_is_the_suspect() {
     scene.awaits(1);
     scene.awaits(2).began_ns -= 5_000_000_000;
     scene.awaits(3);
-    scene.says(21, "postgres: bob shop [local] UPDATE waiting");
+    scene.set_title(21, "postgres: bob shop [local] UPDATE waiting");
     let threads = [
         thread(21, 0).serves_all(),
         thread(22, 0).on_cpu(),
         thread(20, 0).parked(),
     ];
     scene.take_samples(40, &threads);
-    // Two kinds of work share the service; ask of those that wait.
+    // Two kinds of work share the service: follow the process that waits.
     let steps = scene.chain_of_processes(&[21]);
     assert_eq!(processes(&steps), [21, 22]);
 }
 
 #[test]
-fn a_pipe_leads_to_whoever_reads_it() {
+fn a_pipe_leads_to_its_reader() {
     let mut scene = Scene::of(&[&[10], &[20]]);
     scene.pipe(77, (10, 1), 20);
     scene.take_samples(
@@ -221,7 +221,7 @@ fn a_pipe_leads_to_whoever_reads_it() {
 }
 
 #[test]
-fn threads_that_always_wait_for_work_are_not_followed() {
+fn threads_that_are_idle_in_every_sample_are_left_out() {
     let mut scene = chain();
     let threads = [
         thread(10, 0).reads(5),
@@ -238,7 +238,7 @@ fn threads_that_always_wait_for_work_are_not_followed() {
 }
 
 #[test]
-fn most_of_the_time_decides_where_a_trail_leads() {
+fn a_chain_follows_the_resource_with_most_of_the_waiting_time() {
     let mut scene = Scene::of(&[&[10], &[20], &[30]]);
     scene.joins(1, (10, 5), (20, 5), 7001);
     scene.joins(3, (10, 6), (30, 5), 7002);
@@ -253,7 +253,7 @@ fn most_of_the_time_decides_where_a_trail_leads() {
 }
 
 #[test]
-fn nothing_that_was_looked_at_is_no_trail() {
+fn without_samples_there_is_no_chain() {
     let mut scene = Scene::of(&[&[10]]);
     scene.take_samples(1, &[]);
     assert!(scene.chain(1).is_empty());
