@@ -22,7 +22,7 @@ use super::{
     logging,
 };
 use crate::{
-    adapters::agent::ask_adapter_process,
+    adapters::agent::ask_guard,
     collect::OutputStats,
     config::signal::Signal,
     event::Event,
@@ -97,7 +97,7 @@ impl LiveSignals {
     /// Publishes the state after a sample, and its events.
     pub(super) fn publish(&mut self, sample: &Sample, pipeline: &Pipeline, events: &[Event]) {
         if let Some(signals) = &mut self.signals {
-            signals.tell(sample.mono_ns, sample.unix_ns, pipeline, events);
+            signals.publish(sample.mono_ns, sample.unix_ns, pipeline, events);
         }
     }
 
@@ -191,7 +191,7 @@ fn start_health_checks(directory: PathBuf, unanswered: &Arc<AtomicU32>) -> io::R
     let ask = move || {
         loop {
             thread::sleep(HEALTH_CHECK_INTERVAL);
-            let answer = runtime.block_on(ask_adapter_process(&directory));
+            let answer = runtime.block_on(ask_guard(&directory));
             let Some(unanswered) = unanswered.upgrade() else {
                 return;
             };

@@ -1,405 +1,490 @@
-//! From the delay of one queue, and from what comes and goes, to the share of new work to admit. Pure: time comes with each look.
+//! An admission controller for one queue: from its delay, arrivals and departures to the share of new work to admit. Pure: time
+//! comes with each observation.
 //!
-//! While work waits all along, what leaves over what comes tells by how much too much is admitted: `admit × departures /
-//! arrivals` is the share at which both are the same. That holds whether those who are turned away never come here (a proxy
-//! sheds) or come and go in no time (the service itself sheds). The delay, against the one that is fine, trims it: below the
-//! balance until the queue is short; then it goes back to it. When nothing waits there is no balance to be read. What works is
-//! then less busy than it was while work waited, or it is not: by that the share rises at once, which is the end of a spike,
-//! or as good as not at all. Where it is not known how busy it is, the share rises faster and faster.
+//! While work waits all the time, `equilibrium = admit ratio × departures ÷ arrivals` is the admit ratio at which arrivals equal
+//! departures. This holds whether rejected requests never arrive (a proxy sheds) or arrive and leave at once (the service sheds).
+//!
+//! - While the delay stands above its target, the admit ratio is the equilibrium less a trim that drains the excess.
+//! - While nothing waits, the equilibrium cannot be measured. If the service is less busy than it was under overload, the admit
+//!   ratio rises at once; if it is as busy, it rises slowly. If the utilization is unknown, it rises faster and faster.
+//!
+//! [`Mode`] names these states. All constants are in [`constants`](super::constants).
 
 use std::collections::VecDeque;
 
-/// The share is decided at most so often; and less often where the delay that is fine is long, for then so is the noise.
-const PACE_NS: u64 = 100_000_000;
-const PACE_MAX_NS: u64 = 1_000_000_000;
-/// The delay counts when it stood for so many decisions; for fewer, where it is far too long.
-const STANDING: usize = 3;
-const FAR: f64 = 4.0;
-/// The balance is read over so many decisions, fading; those at which the share changed by no more than this part of it.
-const MEMORY: f64 = 10.0;
-const STEADY: f64 = 0.05;
-/// Of the balance so much is held back that what is too long drains in this time; and at most so much of it.
-const DRAIN_NS: f64 = 4e8;
-const TRIM_MOST: f64 = 0.9;
-/// What is taken off the balance at a decision at which the delay is not shorter than before, when it was too long at more than so
-/// many.
-const LEAN: f64 = 0.02;
-const STAYS: u32 = 10;
-/// While nothing stands the share goes to this part of the balance, and from there on rises by so much of itself.
-const NEAR: f64 = 0.93;
-const CREEP: f64 = 0.005;
-/// Where it is not known how busy the service is: what the share rises by; it doubles from the third decision in a row on.
-const RISE: f64 = 0.01;
-const DOUBLES_AFTER: u32 = 2;
-const DOUBLES_MOST: u32 = 5;
-/// While nothing waits, what is less busy than it was while work waited is idle, where over one to so many decisions chance (of
-/// counts, so the root) explains it once in fifteen times.
-const IDLE_OVER: usize = 5;
-const HARDLY_CHANCE: f64 = 1.5;
-/// Where that ends more than a share that is right for now: over up to so many, once in a hundred and fifty.
-const OVER_OVER: usize = 10;
-const RARELY_CHANCE: f64 = 2.5;
-/// At most so much more at once.
-const JUMP: f64 = 1.5;
-/// Less is too little to go by.
-const QUIET: f64 = 0.02;
-/// A change of what leaves counts when chance explains it once in a thousand times.
-const NO_CHANCE: f64 = 3.0;
-/// Never less is admitted: who is turned away for good cannot show that things are better.
-pub const LEAST: f64 = 0.05;
-/// Nobody takes any work when none was taken for so long.
-const STUCK_NS: u64 = 1_000_000_000;
-/// Decisions without anything to shed after which all is forgotten.
-const FORGET: u32 = 50;
+use super::constants::*;
 
-/// A queue, as the controller sees it at one look.
+/// A queue at one sample, as the controller sees it.
 #[derive(Clone, Copy, Debug)]
-pub struct Look {
+pub struct Observation {
     /// CLOCK_MONOTONIC, ns.
     pub now_ns: u64,
-    /// The delay that counts against the queue, and the one that is fine, ns.
+    /// The delay that counts against the queue, and its target, ns.
     pub delay_ns: u64,
     pub target_delay_ns: u64,
-    /// Whoever turns away by how long work waited lets it wait for so long, ns, while there is too much.
+    /// Under overload, requests that waited longer are rejected at dequeue, ns.
     pub max_queue_wait_ns: u64,
-    /// What came and went since the look before is known, and in the counts.
+    /// Arrivals and departures since the previous observation are known, and included below.
     pub is_counted: bool,
-    /// Counts that only ever rise.
+    /// Monotonic counters.
     pub arrivals: u64,
     pub departures: u64,
-    /// Of what does the service's work: the share that was at work lately.
+    /// Recent busy share of the service, 0 to 1.
     pub utilization: Option<f64>,
+}
+
+/// What a controller does, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    #[default]
+    Open,
+    Draining,
+    Stalled,
+    Equilibrium,
+    Holding,
+    Recovering,
+    Probing,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Open,
+        Self::Draining,
+        Self::Stalled,
+        Self::Equilibrium,
+        Self::Holding,
+        Self::Recovering,
+        Self::Probing,
+    ];
+
+    /// The word used in every output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Draining => "draining",
+            Self::Stalled => "stalled",
+            Self::Equilibrium => "equilibrium",
+            Self::Holding => "holding",
+            Self::Recovering => "recovering",
+            Self::Probing => "probing",
+        }
+    }
+
+    /// Why the admit ratio is what it is, in one sentence.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Open => "no overload: all work is admitted",
+            Self::Draining => {
+                "standing delay above target: admitting less than the equilibrium until the excess has drained"
+            }
+            Self::Stalled => "nothing is dequeued: admitting the minimum",
+            Self::Equilibrium => {
+                "standing delay between target and max queue wait: admitting the equilibrium"
+            }
+            Self::Holding => "the delay is not conclusive: keeping the admit ratio",
+            Self::Recovering => {
+                "utilization below its overload level: raising the admit ratio quickly"
+            }
+            Self::Probing => "nothing is standing: raising the admit ratio step by step",
+        }
+    }
+}
+
+/// The inner state of a controller, for status and metrics.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ControllerState {
+    pub mode: Mode,
+    pub admit_ratio: f64,
+    /// `None` until departures were observed while work waited.
+    pub equilibrium_admit_ratio: Option<f64>,
+    /// Recent busy share of the service, and its average while work waited, 0 to 1.
+    pub utilization: Option<f64>,
+    pub overload_utilization: Option<f64>,
+    pub target_delay_ns: u64,
+    /// The minimum delay over the last decisions, ns; 0 if it did not stand long enough.
+    pub standing_delay_ns: u64,
+    pub max_queue_wait_ns: u64,
 }
 
 /// Decides for one queue.
 #[derive(Debug)]
 pub struct Controller {
-    admit: f64,
-    /// Until the last decision but one.
-    admit_before: f64,
-    /// The last decision's look.
-    last: Look,
-    /// The shortest delay at the looks since then: what empties for a moment does not stand.
-    least_ns: u64,
-    /// All of them knew what came and went.
-    counted: bool,
-    /// The shortest delays before the last decisions.
-    delays: VecDeque<u64>,
-    balance: Balance,
-    /// Whether there is anything to shed.
-    active: bool,
-    /// The delay was too long, and since then what works was not seen idle.
-    is_too_much: bool,
-    /// Decisions in a row before which the queue was empty; half of them, after one at which it was short.
-    calm: u32,
-    /// And before which the delay was too long.
-    too_long: u32,
-    /// The last two decisions' stretches, where what came and went is known.
-    recent: [Option<Stretch>; 2],
-    /// How busy it is while work waits, on the mean; and before the last decisions, with how long that was, s.
-    busy_at_most: Option<f64>,
-    busy: VecDeque<(f64, f64)>,
+    admit_ratio: f64,
+    /// The admit ratio before the last decision.
+    admit_ratio_before: f64,
+    /// The observation at the last decision.
+    last: Observation,
+    /// The minimum delay since then, ns: a queue that was empty for a moment is not standing.
+    min_delay_ns: u64,
+    /// Every observation since then knew arrivals and departures.
+    is_counted: bool,
+    /// The minimum delays before the last decisions, ns.
+    min_delays_ns: VecDeque<u64>,
+    equilibrium: Equilibrium,
+    mode: Mode,
+    /// There was overload recently, and nothing has shown since that it is over.
+    is_shedding: bool,
+    /// The delay was above its target, and the service was not seen idle since.
+    is_overloaded: bool,
+    /// Consecutive decisions with an empty queue; halved by one at which it was short.
+    empty_decisions: u32,
+    /// Consecutive decisions with the delay above its target.
+    overloaded_decisions: u32,
+    /// The last two intervals; `None` if arrivals or departures were unknown.
+    recent: [Option<Interval>; 2],
+    /// Mean utilization while work waits.
+    overload_utilization: Option<f64>,
+    /// Utilization before the last decisions, each with the length of its interval, s.
+    utilizations: VecDeque<(f64, f64)>,
 }
 
-/// What came and went between two decisions.
+/// What happened between two decisions.
 #[derive(Clone, Copy, Debug)]
-struct Stretch {
-    admit: f64,
-    /// In the stretch before.
-    admit_before: f64,
-    arrived: f64,
-    departed: f64,
+struct Interval {
+    admit_ratio: f64,
+    /// In the interval before.
+    admit_ratio_before: f64,
+    arrivals: f64,
+    departures: f64,
     seconds: f64,
 }
 
-/// What comes and goes while work waits.
+/// Decaying sums over the intervals in which work waited.
 #[derive(Debug, Default)]
-struct Balance {
-    /// Departures, each times the share then admitted; and arrivals.
+struct Equilibrium {
+    /// Departures, each weighted with the admit ratio at that time.
     admitted: f64,
-    arrived: f64,
-    departed: f64,
+    arrivals: f64,
+    departures: f64,
     seconds: f64,
 }
 
-impl Balance {
-    fn add(&mut self, stretch: Stretch) {
-        let fade = (-1.0 / MEMORY).exp();
-        let Stretch {
-            admit,
-            arrived,
-            departed,
-            seconds,
-            ..
-        } = stretch;
-        self.admitted = self.admitted * fade + admit * departed;
-        self.arrived = self.arrived * fade + arrived;
-        self.departed = self.departed * fade + departed;
-        self.seconds = self.seconds * fade + seconds;
+impl Equilibrium {
+    fn add(&mut self, interval: Interval) {
+        let decay = (-1.0 / EQUILIBRIUM_MEMORY_DECISIONS).exp();
+        self.admitted = self.admitted * decay + interval.admit_ratio * interval.departures;
+        self.arrivals = self.arrivals * decay + interval.arrivals;
+        self.departures = self.departures * decay + interval.departures;
+        self.seconds = self.seconds * decay + interval.seconds;
     }
 
-    /// The share at which as much leaves as comes; `None` where nothing leaves, so that there is no balance.
-    fn share(&self) -> Option<f64> {
-        if self.departed <= 0.0 {
+    /// The admit ratio at which departures equal arrivals; `None` without departures.
+    fn admit_ratio(&self) -> Option<f64> {
+        if self.departures <= 0.0 {
             return None;
         }
-        let share = self.admitted / self.arrived.max(f64::MIN_POSITIVE);
-        Some(share.clamp(LEAST, 1.0))
+        let ratio = self.admitted / self.arrivals.max(f64::MIN_POSITIVE);
+        Some(ratio.clamp(MIN_ADMIT_RATIO, 1.0))
     }
 
-    /// The share changed within these stretches, and who turns away heard of it sooner or later: the balance is between what
-    /// the two make of it, give or take chance.
-    fn keep_within(&mut self, stretches: &[Stretch]) {
-        let (mut low, mut high, mut arrived, mut departed) = (0.0, 0.0, 0.0, 0.0);
-        for stretch in stretches {
-            low += stretch.admit.min(stretch.admit_before) * stretch.departed;
-            high += stretch.admit.max(stretch.admit_before) * stretch.departed;
-            arrived += stretch.arrived;
-            departed += stretch.departed;
+    /// The admit ratio changed within these intervals, and clients learned of it at some point in them. So the equilibrium lies
+    /// between the results for the old and the new ratio, within Poisson noise.
+    fn clamp(&mut self, intervals: &[Interval]) {
+        let (mut low, mut high, mut arrivals, mut departures) = (0.0, 0.0, 0.0, 0.0);
+        for interval in intervals {
+            let (now, before) = (interval.admit_ratio, interval.admit_ratio_before);
+            low += now.min(before) * interval.departures;
+            high += now.max(before) * interval.departures;
+            arrivals += interval.arrivals;
+            departures += interval.departures;
         }
-        if arrived <= 0.0 || departed <= 0.0 || self.arrived <= 0.0 {
+        if arrivals <= 0.0 || departures <= 0.0 || self.arrivals <= 0.0 {
             return;
         }
-        let chance = 1.0 + HARDLY_CHANCE / f64::sqrt(departed);
-        let low = (low / arrived / chance).min(1.0);
-        let high = (high / arrived * chance).clamp(low, 1.0);
-        self.admitted = self.arrived * (self.admitted / self.arrived).clamp(low, high);
+        let tolerance = 1.0 + CLAMP_SIGMAS / f64::sqrt(departures);
+        let low = (low / arrivals / tolerance).min(1.0);
+        let high = (high / arrivals * tolerance).clamp(low, 1.0);
+        self.admitted = self.arrivals * (self.admitted / self.arrivals).clamp(low, high);
     }
 
-    /// Whether these stretches are of a service that can do more, or less, than the one that this balance is of: both what
-    /// leaves and what is admitted of it (one of them changes with the share) are others than chance makes them.
-    fn is_another(&self, stretches: &[Stretch]) -> bool {
-        let seconds: f64 = stretches.iter().map(|stretch| stretch.seconds).sum();
-        if self.seconds <= 1.5 * seconds {
+    /// Whether the service rate differs significantly from the one of this equilibrium. Departures and admitted departures both
+    /// have to differ in the same direction: one of them alone changes with the admit ratio.
+    fn has_changed(&self, intervals: &[Interval]) -> bool {
+        let seconds: f64 = intervals.iter().map(|interval| interval.seconds).sum();
+        if self.seconds <= CHANGE_MIN_HISTORY * seconds {
             return false;
         }
-        let sum = |of: fn(&Stretch) -> f64| stretches.iter().map(of).sum::<f64>();
-        let off = |now: f64, was: f64| {
-            let expected = was / self.seconds * seconds;
+        let sum = |of: fn(&Interval) -> f64| intervals.iter().map(of).sum::<f64>();
+        let sigmas = |now: f64, total: f64| {
+            let expected = total / self.seconds * seconds;
             (now - expected) / expected.max(1.0).sqrt()
         };
-        let left = off(sum(|stretch| stretch.departed), self.departed);
-        let admitted = off(
-            sum(|stretch| stretch.admit * stretch.departed),
+        let departures = sigmas(sum(|interval| interval.departures), self.departures);
+        let admitted = sigmas(
+            sum(|interval| interval.admit_ratio * interval.departures),
             self.admitted,
         );
-        left.abs().min(admitted.abs()) > NO_CHANCE && (left > 0.0) == (admitted > 0.0)
+        departures.abs().min(admitted.abs()) > CHANGE_SIGMAS
+            && (departures > 0.0) == (admitted > 0.0)
     }
 }
 
 impl Controller {
-    /// Begins with everything admitted.
-    pub fn new(look: Look) -> Self {
+    /// Starts with everything admitted.
+    pub fn new(observation: Observation) -> Self {
         Self {
-            admit: 1.0,
-            admit_before: 1.0,
-            last: look,
-            least_ns: u64::MAX,
-            counted: true,
-            delays: VecDeque::new(),
-            balance: Balance::default(),
-            active: false,
-            is_too_much: false,
-            calm: 0,
-            too_long: 0,
+            admit_ratio: 1.0,
+            admit_ratio_before: 1.0,
+            last: observation,
+            min_delay_ns: u64::MAX,
+            is_counted: true,
+            min_delays_ns: VecDeque::new(),
+            equilibrium: Equilibrium::default(),
+            mode: Mode::Open,
+            is_shedding: false,
+            is_overloaded: false,
+            empty_decisions: 0,
+            overloaded_decisions: 0,
             recent: [None; 2],
-            busy_at_most: None,
-            busy: VecDeque::new(),
+            overload_utilization: None,
+            utilizations: VecDeque::new(),
         }
     }
 
-    /// The share of new work to admit, [`LEAST`] to 1.
-    pub fn admit(&self) -> f64 {
-        self.admit
+    /// The share of new work to admit, [`MIN_ADMIT_RATIO`] to 1.
+    pub fn admit_ratio(&self) -> f64 {
+        self.admit_ratio
     }
 
-    /// There was too much of late, and nothing has shown since that there is no more.
+    /// There was overload recently, and nothing has shown since that it is over.
     pub fn is_shedding(&self) -> bool {
-        self.active
+        self.is_shedding
     }
 
-    /// As above; but it ends as soon as what works is less busy than it was, for whoever needs no share to begin with.
-    pub fn is_too_much(&self) -> bool {
-        self.active && self.is_too_much
+    /// The same, but it ends as soon as the utilization falls. For shedding by queue wait, which needs no admit ratio to recover
+    /// from.
+    pub fn is_overloaded(&self) -> bool {
+        self.is_shedding && self.is_overloaded
     }
 
-    /// Nothing was shed for a while: there is nothing to remember.
-    pub fn is_idle(&self) -> bool {
-        !self.active && self.calm > FORGET
+    /// Nothing was shed for a while: the controller can be dropped.
+    pub fn is_expired(&self) -> bool {
+        !self.is_shedding && self.empty_decisions > FORGET_AFTER_DECISIONS
     }
 
-    /// Takes in a look; decides when it is time to.
-    pub fn read(&mut self, look: Look) {
-        self.least_ns = self.least_ns.min(look.delay_ns);
-        self.counted &= look.is_counted;
-        let elapsed_ns = look.now_ns.saturating_sub(self.last.now_ns);
-        let pace_ns = look
+    /// The inner state as of the last decision.
+    pub fn state(&self) -> ControllerState {
+        ControllerState {
+            mode: self.mode,
+            admit_ratio: self.admit_ratio,
+            equilibrium_admit_ratio: self.equilibrium.admit_ratio(),
+            utilization: self.last.utilization,
+            overload_utilization: self.overload_utilization,
+            target_delay_ns: self.last.target_delay_ns,
+            standing_delay_ns: self.standing_delay_ns(self.last.target_delay_ns) as u64,
+            max_queue_wait_ns: self.last.max_queue_wait_ns,
+        }
+    }
+
+    /// Adds an observation, and decides if the decision interval has passed.
+    pub fn read(&mut self, observation: Observation) {
+        self.min_delay_ns = self.min_delay_ns.min(observation.delay_ns);
+        self.is_counted &= observation.is_counted;
+        let elapsed_ns = observation.now_ns.saturating_sub(self.last.now_ns);
+        let decision_interval_ns = observation
             .target_delay_ns
-            .saturating_mul(2)
-            .clamp(PACE_NS, PACE_MAX_NS);
-        // A look that is a little early is as good.
-        if elapsed_ns < pace_ns / 10 * 9 {
+            .saturating_mul(DECISION_INTERVAL_TARGETS)
+            .clamp(DECISION_INTERVAL_MIN_NS, DECISION_INTERVAL_MAX_NS);
+        if elapsed_ns < decision_interval_ns / 10 * DECISION_INTERVAL_TENTHS {
             return;
         }
         let seconds = elapsed_ns as f64 / 1e9;
-        let arrived = look.arrivals.saturating_sub(self.last.arrivals) as f64;
-        let departed = look.departures.saturating_sub(self.last.departures) as f64;
-        self.delays.push_back(self.least_ns);
-        if self.delays.len() > STANDING {
-            self.delays.pop_front();
+        self.min_delays_ns.push_back(self.min_delay_ns);
+        if self.min_delays_ns.len() > STANDING_DECISIONS {
+            self.min_delays_ns.pop_front();
         }
-        let stretch = Stretch {
-            admit: self.admit,
-            admit_before: self.admit_before,
-            arrived,
-            departed,
+        let added = |now: u64, before: u64| now.saturating_sub(before) as f64;
+        let interval = Interval {
+            admit_ratio: self.admit_ratio,
+            admit_ratio_before: self.admit_ratio_before,
+            arrivals: added(observation.arrivals, self.last.arrivals),
+            departures: added(observation.departures, self.last.departures),
             seconds,
         };
-        // Who turns away hears of a share late: a stretch says something of the share where that was so before, too.
-        let is_steady = (self.admit - self.admit_before).abs() <= STEADY * self.admit_before;
-        self.admit_before = self.admit;
-        self.recent = [self.recent[1], self.counted.then_some(stretch)];
-        match look.utilization {
-            Some(busy) => self.busy.push_back((busy, seconds)),
-            None => self.busy.clear(),
+        // Clients learn of a new admit ratio with a delay. An interval tells about its ratio only if the one before had the same.
+        let change = (self.admit_ratio - self.admit_ratio_before).abs();
+        let is_steady = change <= STEADY_ADMIT_CHANGE * self.admit_ratio_before;
+        self.admit_ratio_before = self.admit_ratio;
+        self.recent = [self.recent[1], self.is_counted.then_some(interval)];
+        match observation.utilization {
+            Some(utilization) => self.utilizations.push_back((utilization, seconds)),
+            None => self.utilizations.clear(),
         }
-        if self.busy.len() > OVER_OVER {
-            self.busy.pop_front();
+        if self.utilizations.len() > OVERLOAD_END_DECISIONS {
+            self.utilizations.pop_front();
         }
-        if look.delay_ns == 0 {
-            self.calm = self.calm.saturating_add(1);
+        if observation.delay_ns == 0 {
+            self.empty_decisions = self.empty_decisions.saturating_add(1);
         } else {
-            // A queue that is short for a moment is not the end of calm, nor a part of it.
-            self.calm = if look.delay_ns < look.target_delay_ns / 2 {
-                self.calm / 2
-            } else {
-                0
-            };
-            if self.counted && is_steady {
-                self.balance.add(stretch);
-            }
-            if let [Some(before), Some(now)] = self.recent {
-                self.take_in(&[before, now], is_steady);
-            }
-            if let Some(busy) = look.utilization {
-                let mean = self.busy_at_most.unwrap_or(busy);
-                self.busy_at_most = Some(mean + (busy - mean) / MEMORY);
-            }
+            self.measure(observation, interval, is_steady);
         }
-        self.decide(look);
-        self.last = look;
-        self.least_ns = u64::MAX;
-        self.counted = true;
+        self.decide(observation);
+        self.last = observation;
+        self.min_delay_ns = u64::MAX;
+        self.is_counted = true;
     }
 
-    fn decide(&mut self, look: Look) {
-        let standing_delay_ns = self.standing_delay_ns(look.target_delay_ns);
-        // What is let wait need not drain, and is no sign that the balance is too high.
-        let fine_ns = if self.is_too_much() {
-            look.max_queue_wait_ns.max(look.target_delay_ns)
+    /// Work waits: the interval tells about the equilibrium and the overload utilization.
+    fn measure(&mut self, observation: Observation, interval: Interval, is_steady: bool) {
+        // A queue that is short for a moment neither ends an idle period nor extends it.
+        self.empty_decisions = if observation.delay_ns < observation.target_delay_ns / 2 {
+            self.empty_decisions / 2
         } else {
-            look.target_delay_ns
+            0
         };
-        let excess_ns = standing_delay_ns - fine_ns as f64;
-        if excess_ns > 0.0 {
-            self.too_long = self.too_long.saturating_add(1);
-            self.is_too_much = true;
-            // It stays too long at what is taken for the balance: that is above it.
-            if self.too_long > STAYS && look.delay_ns >= self.last.delay_ns {
-                self.balance.admitted *= 1.0 - LEAN;
+        if self.is_counted && is_steady {
+            self.equilibrium.add(interval);
+        }
+        if let [Some(before), Some(now)] = self.recent {
+            self.follow_change(&[before, now], is_steady);
+        }
+        if let Some(utilization) = observation.utilization {
+            let mean = self.overload_utilization.unwrap_or(utilization);
+            self.overload_utilization =
+                Some(mean + (utilization - mean) / EQUILIBRIUM_MEMORY_DECISIONS);
+        }
+    }
+
+    /// The service may have become faster or slower.
+    fn follow_change(&mut self, intervals: &[Interval], is_steady: bool) {
+        if !is_steady {
+            self.equilibrium.clamp(intervals);
+        } else if self.equilibrium.has_changed(intervals) {
+            self.equilibrium = Equilibrium::default();
+            for interval in intervals {
+                self.equilibrium.add(*interval);
             }
-            match self.balance.share() {
-                Some(share) => {
-                    self.active = true;
-                    self.admit = share * (1.0 - (excess_ns / DRAIN_NS).min(TRIM_MOST));
-                }
-                // What comes now would wait behind what nobody takes; but one long piece of work looks like that, too.
-                None if look.delay_ns >= STUCK_NS => {
-                    self.active = true;
-                    self.admit = LEAST;
-                }
-                None => {}
-            }
-        } else if standing_delay_ns > look.target_delay_ns as f64 {
-            self.too_long = 0;
-            self.admit = self.balance.share().unwrap_or(self.admit);
+        }
+    }
+
+    fn decide(&mut self, observation: Observation) {
+        let target_delay_ns = observation.target_delay_ns;
+        let standing_delay_ns = self.standing_delay_ns(target_delay_ns);
+        // What may wait need not drain, and does not show that the equilibrium is too high.
+        let acceptable_ns = if self.is_overloaded() {
+            observation.max_queue_wait_ns.max(target_delay_ns)
         } else {
-            self.too_long = 0;
-            if self.active && look.delay_ns < look.target_delay_ns {
+            target_delay_ns
+        };
+        let excess_ns = standing_delay_ns - acceptable_ns as f64;
+        if excess_ns > 0.0 {
+            self.drain(observation, excess_ns);
+        } else if standing_delay_ns > target_delay_ns as f64 {
+            self.overloaded_decisions = 0;
+            self.mode = Mode::Equilibrium;
+            self.admit_ratio = self.equilibrium.admit_ratio().unwrap_or(self.admit_ratio);
+        } else {
+            self.overloaded_decisions = 0;
+            self.mode = Mode::Holding;
+            if self.is_shedding && observation.delay_ns < target_delay_ns {
                 self.rise();
             }
         }
-        self.admit = self.admit.clamp(LEAST, 1.0);
-        if self.admit >= 1.0 && self.calm > MEMORY as u32 {
-            self.active = false;
-            self.balance = Balance::default();
+        self.admit_ratio = self.admit_ratio.clamp(MIN_ADMIT_RATIO, 1.0);
+        if self.admit_ratio >= 1.0 && self.empty_decisions > EQUILIBRIUM_MEMORY_DECISIONS as u32 {
+            self.is_shedding = false;
+            self.equilibrium = Equilibrium::default();
+        }
+        if !self.is_shedding {
+            self.mode = Mode::Open;
         }
     }
 
-    /// The delay that stood, ns: 0 where it did not stand for long enough to count.
+    /// The delay stands above what is acceptable: admit less than the equilibrium.
+    fn drain(&mut self, observation: Observation, excess_ns: f64) {
+        self.overloaded_decisions = self.overloaded_decisions.saturating_add(1);
+        self.is_overloaded = true;
+        let is_falling = observation.delay_ns < self.last.delay_ns;
+        if self.overloaded_decisions > EQUILIBRIUM_DECREASE_AFTER && !is_falling {
+            self.equilibrium.admitted *= 1.0 - EQUILIBRIUM_DECREASE;
+        }
+        match self.equilibrium.admit_ratio() {
+            Some(equilibrium) => {
+                self.is_shedding = true;
+                self.mode = Mode::Draining;
+                let trim = (excess_ns / DRAIN_TIME_NS).min(MAX_DRAIN_TRIM);
+                self.admit_ratio = equilibrium * (1.0 - trim);
+            }
+            None if observation.delay_ns >= STALLED_AFTER_NS => {
+                self.is_shedding = true;
+                self.mode = Mode::Stalled;
+                self.admit_ratio = MIN_ADMIT_RATIO;
+            }
+            None => self.mode = Mode::Holding,
+        }
+    }
+
+    /// The minimum delay over the last decisions, ns; 0 if it did not stand long enough to count.
     fn standing_delay_ns(&self, target_delay_ns: u64) -> f64 {
-        let least = |count: usize| {
-            let enough = self.delays.len() >= count;
-            enough
-                .then(|| self.delays.iter().rev().take(count).min())
+        let minimum = |decisions: usize| {
+            let are_enough = self.min_delays_ns.len() >= decisions;
+            are_enough
+                .then(|| self.min_delays_ns.iter().rev().take(decisions).min())
                 .flatten()
         };
-        let far = least(STANDING - 1).filter(|delay| **delay as f64 > FAR * target_delay_ns as f64);
-        far.or(least(STANDING)).map_or(0.0, |delay| *delay as f64)
+        let is_far =
+            |delay_ns: &&u64| **delay_ns as f64 > FAR_ABOVE_TARGETS * target_delay_ns as f64;
+        minimum(STANDING_DECISIONS - 1)
+            .filter(is_far)
+            .or(minimum(STANDING_DECISIONS))
+            .map_or(0.0, |delay_ns| *delay_ns as f64)
     }
 
-    /// Nothing stands.
+    /// Nothing is standing: admit more.
     fn rise(&mut self) {
-        let Some(most) = self.busy_at_most.filter(|most| *most >= QUIET) else {
-            let doubles = self.calm.saturating_sub(DOUBLES_AFTER).min(DOUBLES_MOST);
-            self.admit += RISE * f64::from(1 << doubles);
+        self.mode = Mode::Probing;
+        let known = |utilization: &f64| *utilization >= MIN_OVERLOAD_UTILIZATION;
+        let Some(overload) = self.overload_utilization.filter(known) else {
+            let doublings = self
+                .empty_decisions
+                .saturating_sub(BLIND_DOUBLES_AFTER)
+                .min(BLIND_MAX_DOUBLINGS);
+            self.admit_ratio += BLIND_STEP * f64::from(1 << doublings);
             return;
         };
-        if self.idle(most, OVER_OVER, RARELY_CHANCE).is_some() {
-            self.is_too_much = false;
+        if self
+            .idle_share(overload, OVERLOAD_END_DECISIONS, OVERLOAD_END_SIGMAS)
+            .is_some()
+        {
+            self.is_overloaded = false;
         }
-        self.admit = match self.idle(most, IDLE_OVER, HARDLY_CHANCE) {
-            // As much more as makes it as busy as it was.
-            Some(busy) => self.admit * (NEAR / busy).clamp(1.0 + CREEP, JUMP),
+        self.admit_ratio = match self.idle_share(overload, IDLE_DECISIONS, IDLE_SIGMAS) {
+            // In proportion: as much more as brings the utilization back to its target.
+            Some(share) => {
+                self.mode = Mode::Recovering;
+                self.admit_ratio
+                    * (RECOVERY_TARGET / share).clamp(1.0 + PROBE_STEP, MAX_RECOVERY_FACTOR)
+            }
             None => {
-                let near = NEAR * self.balance.share().unwrap_or(0.0);
-                near.max(self.admit * (1.0 + CREEP))
+                let target = RECOVERY_TARGET * self.equilibrium.admit_ratio().unwrap_or(0.0);
+                target.max(self.admit_ratio * (1.0 + PROBE_STEP))
             }
         };
     }
 
-    /// How busy it was over up to so many decisions, of how busy it is at most, where that is less than so many deviations of chance
-    /// would make it.
-    fn idle(&self, most: f64, over: usize, deviations: f64) -> Option<f64> {
-        // What it does in a second; of those who are turned away here nobody has work. That is too little where a proxy turns
-        // them away; but a decision takes as long as a request, so that one at least could be done in it.
-        let rate = self.balance.admitted / self.balance.seconds;
+    /// The utilization as a fraction of the `overload` utilization, over the shortest of up to `decisions` recent intervals in which
+    /// it is lower by more than `sigmas`; `None` if there is none.
+    fn idle_share(&self, overload: f64, decisions: usize, sigmas: f64) -> Option<f64> {
+        // Departures per second under overload, without those that were rejected here. Behind a proxy that sheds, this is an
+        // underestimate. But an interval is as long as a request, so at least one could be served in each.
+        let rate = self.equilibrium.admitted / self.equilibrium.seconds;
         let (mut seconds, mut busy) = (0.0, 0.0);
-        for (at, (share, lasted)) in self.busy.iter().rev().take(over).enumerate() {
-            if at as u32 >= self.calm {
+        for (at, (utilization, lasted)) in
+            self.utilizations.iter().rev().take(decisions).enumerate()
+        {
+            if at as u32 >= self.empty_decisions {
                 return None;
             }
             seconds += lasted;
-            busy += share * lasted;
-            let share = (busy / seconds / most).max(LEAST);
-            let could = (rate * seconds).max(at as f64 + 1.0);
-            if could * (1.0 - share) > deviations * could.max(1.0).sqrt() {
+            busy += utilization * lasted;
+            let share = (busy / seconds / overload).max(MIN_ADMIT_RATIO);
+            let capacity = (rate * seconds).max(at as f64 + 1.0);
+            if capacity * (1.0 - share) > sigmas * capacity.max(1.0).sqrt() {
                 return Some(share);
             }
         }
         None
-    }
-
-    /// The service may be able to do more, or less, than it was.
-    fn take_in(&mut self, stretches: &[Stretch], is_steady: bool) {
-        if !is_steady {
-            self.balance.keep_within(stretches);
-        } else if self.balance.is_another(stretches) {
-            self.balance = Balance::default();
-            for stretch in stretches {
-                self.balance.add(*stretch);
-            }
-        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The page's bytes, as words: what [`tailback_page`] reads. Pure.
+//! Encodes a pressure as the words of a page, which [`tailback_page`] reads. Pure.
 
 use sha2::{Digest as _, Sha256};
 use tailback_page::layout::{
@@ -8,23 +8,23 @@ use tailback_page::layout::{
     VERSION_AT, WAKE_AT, WORDS, WORST_AT,
 };
 
-use super::pressure::{Pressure, takes_work_in};
+use super::pressure::{Pressure, is_inbound};
 use crate::{detect::Gauge, queue::QueueKey};
 
-/// What is written of a page; the words beyond `used` hold what they held.
+/// The content of a page. Words from `used` on keep their old values.
 pub struct Words {
     pub words: [u64; WORDS],
     pub used: usize,
 }
 
-/// When a page was made, and how long it holds, ns. CLOCK_BOOTTIME.
+/// When a page was published, and its time to live, ns. CLOCK_BOOTTIME.
 #[derive(Clone, Copy, Debug)]
 pub struct Published {
     pub at_ns: u64,
     pub ttl_ns: u64,
 }
 
-/// The page for a pressure; `seq` is left 0, for the writer to count. `wake` is raised when the level changes.
+/// The page for a pressure. `seq` stays 0: the writer counts it. `wake` increases whenever the level changes.
 pub fn encode(pressure: &Pressure, published: Published, wake: u32) -> Words {
     let count = pressure.queues.len().min(ENTRIES);
     let mut page = Page([0; WORDS]);
@@ -34,7 +34,7 @@ pub fn encode(pressure: &Pressure, published: Published, wake: u32) -> Words {
     page.u32(LEVEL_AT, pressure.level as u32);
     page.u32(SCORE_AT, ppm(pressure.score));
     page.u32(ADMIT_AT, ppm(pressure.admit_ratio.clamp(0.0, 1.0)));
-    // They are in order.
+    // The queues are sorted, the worst first.
     page.u32(WORST_AT, 0);
     page.u32(WAKE_AT, wake);
     page.u64(OLDEST_AGE_AT, pressure.oldest_age_ns);
@@ -56,7 +56,7 @@ pub fn encode(pressure: &Pressure, published: Published, wake: u32) -> Words {
     }
 }
 
-/// The page when there is nothing to say: no pressure.
+/// A page without any pressure.
 pub fn encode_none(published: Published, wake: u32) -> Words {
     let mut page = Page([0; WORDS]);
     page.head(published);
@@ -69,7 +69,7 @@ pub fn encode_none(published: Published, wake: u32) -> Words {
     }
 }
 
-/// A full page all of whose numbers are made of one, `n`: a reader that sees two of them saw a torn page.
+/// A full page whose numbers all derive from `n`, for tests: a reader that sees two different values of `n` has read a torn page.
 pub fn pattern(n: u64, published: Published) -> Words {
     let part = n % 1_000_000;
     let mut page = Page([0; WORDS]);
@@ -93,7 +93,7 @@ pub fn pattern(n: u64, published: Published) -> Words {
     }
 }
 
-/// Names a queue among those of its service, in 32 bits: the first of the SHA-256 of kind and name.
+/// Identifies a queue within its service: the first 32 bits of the SHA-256 of kind and name.
 pub fn id(key: &QueueKey) -> u32 {
     let mut hash = Sha256::new();
     hash.update(key.kind.name());
@@ -104,7 +104,7 @@ pub fn id(key: &QueueKey) -> u32 {
 }
 
 fn ppm(ratio: f64) -> u32 {
-    // Saturates, as `as` does.
+    // `as` saturates.
     (ratio * 1e6).round() as u32
 }
 
@@ -125,18 +125,18 @@ impl Page {
     fn entry(&mut self, at: usize, key: &QueueKey, gauge: &Gauge) {
         let flag = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
         let rates = gauge.arrivals_per_s.zip(gauge.departures_per_s);
-        // Those that hide between two looks came and went.
+        // Requests that arrived and were answered between two samples count on both sides.
         let rates = rates.map(|(arrivals, departures)| {
-            let answers = gauge.responses_per_s.unwrap_or(departures);
-            let hidden = (answers - departures).max(0.0);
+            let responses = gauge.responses_per_s.unwrap_or(departures);
+            let hidden = (responses - departures).max(0.0);
             (arrivals + hidden, departures + hidden)
         });
-        // A limit that does not fit is none that can be told: memory's, in bytes.
+        // A limit in bytes of memory may not fit into the field, and is left out.
         let limit = gauge.limit.and_then(|limit| u32::try_from(limit).ok());
         let flags = flag(limit.is_some(), HAS_LIMIT)
             | flag(rates.is_some(), HAS_RATES)
             | flag(gauge.p99_ns.is_some(), HAS_P99)
-            | flag(takes_work_in(key), TAKES_WORK_IN);
+            | flag(is_inbound(key), TAKES_WORK_IN);
         let (arrivals, departures) = rates.unwrap_or_default();
         self.u16(at, key.kind.wire());
         self.u16(at + 2, flags);
@@ -167,7 +167,7 @@ impl Page {
         self.part(at, u64::from(value));
     }
 
-    /// Into a word that is still 0 there.
+    /// Sets bits of a word that are still 0.
     fn part(&mut self, at: usize, value: u64) {
         let word = u64::from_le(self.0[at / 8]) | value << (at % 8 * 8);
         self.0[at / 8] = word.to_le();
@@ -184,14 +184,14 @@ mod tests {
     use crate::{event::Level, queue::Kind, sample::Target, signal::load::Load};
 
     #[test]
-    fn numbers_of_levels_are_those_that_readers_know() {
+    fn levels_have_the_numbers_that_readers_expect() {
         let levels = [Level::Ok, Level::Warn, Level::Critical, Level::Full];
         assert_eq!(levels.map(Level::name), LEVELS);
         assert_eq!(levels.map(|level| level as usize), [0, 1, 2, 3]);
     }
 
     #[test]
-    fn every_field_stands_at_its_offset() {
+    fn every_field_is_at_its_offset() {
         let key = QueueKey::new(1, Kind::Accept, ":80".into());
         let gauge = Gauge {
             depth: 7,
@@ -217,12 +217,14 @@ mod tests {
                 all: 1.5,
                 cpu: 0.25,
             },
+            utilization: None,
             concurrency_limit: Some(6),
             max_queue_wait_ns: Some(20_000_000),
             oldest_age_ns: 13,
             time_to_full_ns: None,
             retry_after_ms: 2_000,
             queues: vec![(Arc::new(key.clone()), gauge)],
+            controllers: Vec::new(),
         };
         let published = Published {
             at_ns: 5,
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_without_bounds_are_cut_to_what_the_page_holds() {
+    fn numbers_are_clamped_to_what_the_page_can_hold() {
         let gauge = Gauge {
             depth: u64::MAX,
             score: 1e30,
@@ -269,12 +271,14 @@ mod tests {
             score: f64::NAN,
             admit_ratio: 2.0,
             load: Load::default(),
+            utilization: None,
             concurrency_limit: None,
             max_queue_wait_ns: None,
             oldest_age_ns: 0,
             time_to_full_ns: None,
             retry_after_ms: 0,
             queues: vec![(Arc::new(key), gauge); 100],
+            controllers: Vec::new(),
         };
         let page = encode(
             &pressure,

@@ -1,115 +1,122 @@
-//! How much of what a service can do is asked of it: what balances and scales instances goes by that. Pure.
+//! The load of a service: demand as a fraction of its capacity, for load balancers and autoscalers. Pure.
 
 use std::{collections::HashMap, sync::Arc};
 
+use super::constants::{
+    MAX_LOAD, RECENT_UTILIZATION_TIME_CONSTANT_NS, UTILIZATION_TIME_CONSTANT_NS,
+};
 use crate::{
     detect::Gauge,
     ewma::Ewma,
     queue::{Kind, QueueKey},
 };
 
-/// Shares of time are looked at over about so long: a worker is busy or not at a look, nothing between.
-const OVER_NS: f64 = 2e9;
-/// And over so long where it has to be known soon.
-const LATELY_NS: f64 = 1e8;
-
-/// More than twice what a service can do is not told apart: how many of those who were turned away come again is not known.
-const MOST: f64 = 2.0;
-
-/// What is asked of a service.
+/// Demand on a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
-    /// Of what it can do: 1 is all of it, 2 twice that or more.
+    /// As a fraction of capacity: 1 is all of it, 2 twice that or more.
     pub all: f64,
-    /// Of the CPUs that it may use.
+    /// CPU utilization, as a fraction of the CPUs that the service may use.
     pub cpu: f64,
 }
 
-/// The shares of all that works, evened out.
+/// The averaged utilization of every worker group, event loop and CPU set.
 #[derive(Default)]
 pub struct Loads {
-    shares: HashMap<Arc<QueueKey>, Share>,
+    utilizations: HashMap<Arc<QueueKey>, Utilization>,
 }
 
 #[derive(Clone, Copy)]
-struct Share {
+struct Utilization {
     at_ns: u64,
     mean: Ewma,
-    lately: Ewma,
+    recent: Ewma,
 }
 
 impl Loads {
-    /// Forgets what was looked at last before this time.
+    /// Drops what was last observed before this time, ns.
     pub fn forget_before(&mut self, ns: u64) {
-        self.shares.retain(|_, share| share.at_ns >= ns);
+        self.utilizations
+            .retain(|_, utilization| utilization.at_ns >= ns);
     }
 
-    /// Takes in the queues of one service, and how busy its workers are by the requests in service, where that is known: those are
-    /// looked at more often. It says nothing of CPUs: one request alone may keep one busy. How busy the busiest of what works
-    /// was lately; `None` where nothing is known.
-    pub fn take_in(
+    /// Adds the queues of one service. Returns the highest recent utilization among its worker groups, event loops and CPUs; `None`
+    /// if none is known. `by_requests` is the utilization of the workers by requests in service, if known: it is sampled more often.
+    /// It does not apply to CPUs, since one request can keep a CPU busy.
+    pub fn add(
         &mut self,
         queues: &[(Arc<QueueKey>, Gauge)],
         by_requests: Option<f64>,
     ) -> Option<f64> {
-        let mut busiest: Option<f64> = None;
+        let mut highest: Option<f64> = None;
         for (key, gauge) in queues {
-            let Some(busy) = gauge.utilization else {
+            let Some(now) = gauge.utilization else {
                 continue;
             };
-            let share = self.shares.entry(Arc::clone(key)).or_insert(Share {
-                at_ns: gauge.at_ns,
-                mean: Ewma::new(busy, OVER_NS),
-                lately: Ewma::new(busy, LATELY_NS),
-            });
-            share.add(gauge.at_ns, busy);
-            let lately = match by_requests {
-                Some(busy) if key.kind == Kind::Workers => busy.min(share.lately.value()),
-                _ => share.lately.value(),
+            let known = self
+                .utilizations
+                .entry(Arc::clone(key))
+                .or_insert_with(|| Utilization::new(gauge.at_ns, now));
+            known.update(gauge.at_ns, now);
+            let recent = match by_requests {
+                Some(by_requests) if key.kind == Kind::Workers => {
+                    by_requests.min(known.recent.value())
+                }
+                _ => known.recent.value(),
             };
-            busiest = Some(busiest.unwrap_or(0.0).max(lately));
+            highest = Some(highest.unwrap_or(0.0).max(recent));
         }
-        busiest
+        highest
     }
 
-    /// What is asked of a service whose queues were taken in, by them, by its score, and by what share of new work it is to take,
-    /// or whether it is to take only so much at once, or what has not waited for long.
+    /// The load of a service whose queues were added: its highest utilization or score; while it sheds, at least 1 and at least
+    /// 1 ÷ admit ratio. `is_limited`: it sheds by a concurrency limit or by queue wait.
     pub fn of(
         &self,
         queues: &[(Arc<QueueKey>, Gauge)],
         score: f64,
-        admit: f64,
+        admit_ratio: f64,
         is_limited: bool,
     ) -> Load {
-        let mut busiest = score;
+        let mut highest = score;
         let mut cpu = 0.0;
         for (key, _) in queues {
-            let Some(share) = self.shares.get(key) else {
+            let Some(utilization) = self.utilizations.get(key) else {
                 continue;
             };
-            busiest = busiest.max(share.mean.value());
+            let mean = utilization.mean.value();
+            highest = highest.max(mean);
             if key.kind == Kind::Runqueue {
-                cpu = share.mean.value();
+                cpu = mean;
             }
         }
-        // Of a service that is to turn work away, it is known what share of all that comes is as much as it can do.
-        let all = if admit < 1.0 {
-            busiest.max(1.0 / admit.max(1.0 / MOST))
+        // The admitted share of the demand equals the capacity.
+        let demand = if admit_ratio < 1.0 {
+            highest.max(1.0 / admit_ratio.max(1.0 / MAX_LOAD))
         } else {
-            busiest
+            highest
         };
-        // And of one that is limited otherwise, that this is as much as it can do.
-        let least = if is_limited { 1.0 } else { 0.0 };
-        let all = all.clamp(least, MOST);
-        Load { all, cpu }
+        let min = if is_limited { 1.0 } else { 0.0 };
+        Load {
+            all: demand.clamp(min, MAX_LOAD),
+            cpu,
+        }
     }
 }
 
-impl Share {
-    fn add(&mut self, at_ns: u64, busy: f64) {
-        let passed_ns = at_ns.saturating_sub(self.at_ns);
-        self.mean.update(busy, passed_ns);
-        self.lately.update(busy, passed_ns);
+impl Utilization {
+    fn new(at_ns: u64, now: f64) -> Self {
+        Self {
+            at_ns,
+            mean: Ewma::new(now, UTILIZATION_TIME_CONSTANT_NS),
+            recent: Ewma::new(now, RECENT_UTILIZATION_TIME_CONSTANT_NS),
+        }
+    }
+
+    fn update(&mut self, at_ns: u64, now: f64) {
+        let elapsed_ns = at_ns.saturating_sub(self.at_ns);
+        self.mean.update(now, elapsed_ns);
+        self.recent.update(now, elapsed_ns);
         self.at_ns = at_ns;
     }
 }
@@ -129,19 +136,19 @@ mod tests {
     }
 
     #[test]
-    fn the_busiest_of_what_works_counts_over_some_time() {
+    fn the_load_is_the_highest_mean_utilization() {
         let mut loads = Loads::default();
         let mut load = Load::default();
         for tick in 0..100 {
             let at_ns = tick * 100_000_000;
-            // Three workers of four, on average.
+            // Three of four workers are busy, on average.
             let busy = if tick % 4 == 0 { 0.0 } else { 1.0 };
             let queues = [
                 queue(Kind::Workers, at_ns, busy),
                 queue(Kind::Runqueue, at_ns, 0.25),
             ];
-            let busiest = loads.take_in(&queues, None);
-            let by_requests = loads.take_in(&queues, Some(0.1));
+            let busiest = loads.add(&queues, None);
+            let by_requests = loads.add(&queues, Some(0.1));
             assert!(busiest >= by_requests && by_requests >= Some(0.25));
             load = loads.of(&queues, 0.1, 1.0, false);
         }
@@ -149,11 +156,15 @@ mod tests {
         assert!((load.cpu - 0.25).abs() < 1e-9, "{load:?}");
         loads.forget_before(u64::MAX);
         let none = loads.of(&[], 0.4, 1.0, false);
-        assert_eq!((none.all, none.cpu), (0.4, 0.0), "the fullest queue then");
+        assert_eq!(
+            (none.all, none.cpu),
+            (0.4, 0.0),
+            "the score, without a utilization"
+        );
     }
 
     #[test]
-    fn more_than_it_can_do_is_what_it_may_take_turned_round_and_no_more_than_twice() {
+    fn overload_is_one_over_the_admit_ratio_and_two_at_most() {
         let loads = Loads::default();
         for (admit, load) in [(1.0, 0.9), (0.8, 1.25), (0.5, 2.0), (0.05, 2.0)] {
             assert_eq!(loads.of(&[], 0.9, admit, false).all, load, "{admit}");

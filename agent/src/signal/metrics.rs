@@ -1,43 +1,95 @@
-//! The queues and the agent in Prometheus's text format.
+//! Metrics of the services, queues, controllers and the agent in the Prometheus text format.
 
-use std::{collections::BTreeMap, fmt::Write as _, sync::atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{Arc, atomic::Ordering},
+};
 
 use super::{
+    controller::ControllerState,
     state::{SharedState, Snapshot},
     wait_histograms::WaitHistograms,
 };
 use crate::{detect::Gauge, queue::QueueKey};
 
-/// Queues that are told, the worst first; what is beyond is counted.
-const MOST: usize = 2_000;
+/// Bound on the number of queues in the output. Further ones are counted in `tailback_queues_omitted`. Each service lists its worst
+/// queue first.
+const MAX_QUEUES: usize = 2_000;
 
-/// What is told of one queue: its name, its type, what it says, and where it comes from.
-type Family = (
+/// A metric family: name, type, help text, and where the value comes from.
+type Family<T> = (
     &'static str,
     &'static str,
     &'static str,
-    fn(&Gauge) -> Option<f64>,
+    fn(&T) -> Option<f64>,
 );
 
+/// Nanoseconds per second.
 const SECOND: f64 = 1e9;
 
-const OF_QUEUES: &[Family] = &[
+const OF_CONTROLLERS: &[Family<ControllerState>] = &[
+    (
+        "tailback_controller_admit_ratio",
+        "gauge",
+        "Share of new work to admit for this queue, 0 to 1.",
+        |state| Some(state.admit_ratio),
+    ),
+    (
+        "tailback_controller_equilibrium_admit_ratio",
+        "gauge",
+        "Admit ratio at which arrivals equal departures; absent until departures were observed under load.",
+        |state| state.equilibrium_admit_ratio,
+    ),
+    (
+        "tailback_controller_utilization_ratio",
+        "gauge",
+        "Recent utilization of the busiest worker group, event loop or CPU set of the service.",
+        |state| state.utilization,
+    ),
+    (
+        "tailback_controller_overload_utilization_ratio",
+        "gauge",
+        "Mean utilization while work was waiting.",
+        |state| state.overload_utilization,
+    ),
+    (
+        "tailback_controller_target_delay_seconds",
+        "gauge",
+        "Standing delay that the controller accepts.",
+        |state| Some(state.target_delay_ns as f64 / SECOND),
+    ),
+    (
+        "tailback_controller_standing_delay_seconds",
+        "gauge",
+        "Minimum delay over the last decisions; 0 if it did not stand long enough.",
+        |state| Some(state.standing_delay_ns as f64 / SECOND),
+    ),
+    (
+        "tailback_controller_max_queue_wait_seconds",
+        "gauge",
+        "Longest queue wait that the controller accepts under overload.",
+        |state| Some(state.max_queue_wait_ns as f64 / SECOND),
+    ),
+];
+
+const OF_QUEUES: &[Family<Gauge>] = &[
     (
         "tailback_queue_depth",
         "gauge",
-        "What waits in the queue, in the unit of the kind.",
+        "Depth of the queue, in the unit of its kind.",
         |gauge| Some(gauge.depth as f64),
     ),
     (
         "tailback_queue_limit",
         "gauge",
-        "What fits into the queue.",
+        "Limit of the queue, in the unit of its kind.",
         |gauge| gauge.limit.map(|limit| limit as f64),
     ),
     (
         "tailback_queue_fill_ratio",
         "gauge",
-        "Depth over limit.",
+        "Depth divided by limit.",
         |gauge| {
             gauge
                 .limit
@@ -48,65 +100,66 @@ const OF_QUEUES: &[Family] = &[
     (
         "tailback_queue_oldest_age_seconds",
         "gauge",
-        "Age of what has waited longest.",
+        "Age of the oldest item waiting.",
         |gauge| gauge.oldest_age_ns.map(|ns| ns as f64 / SECOND),
     ),
     (
         "tailback_queue_standing_delay_seconds",
         "gauge",
-        "The delay that stands: no less for about a second.",
+        "Minimum delay over the detection window.",
         |gauge| Some(gauge.standing_delay_ns as f64 / SECOND),
     ),
     (
         "tailback_queue_arrivals_total",
         "counter",
-        "What came, since the queue is watched.",
+        "Arrivals since the queue was first observed.",
         |gauge| Some(gauge.arrivals as f64),
     ),
     (
         "tailback_queue_departures_total",
         "counter",
-        "What was taken, since the queue is watched.",
+        "Departures since the queue was first observed.",
         |gauge| Some(gauge.departures as f64),
     ),
     (
         "tailback_queue_losses_total",
         "counter",
-        "What was lost, since the queue is watched.",
+        "Losses since the queue was first observed.",
         |gauge| Some(gauge.losses as f64),
     ),
     (
         "tailback_queue_score",
         "gauge",
-        "How saturated the queue is: 0 to 1, may pass 1.",
+        "Saturation of the queue: 0 to 1, may exceed 1.",
         |gauge| Some(gauge.score),
     ),
     (
         "tailback_queue_level",
         "gauge",
-        "0 ok, 1 warn, 2 critical, 3 full.",
+        "Level of the queue: 0 ok, 1 warn, 2 critical, 3 full.",
         |gauge| Some(f64::from(gauge.level as u8)),
     ),
     (
         "tailback_queue_time_to_full_seconds",
         "gauge",
-        "Forecast; absent when the queue is not filling.",
+        "Forecast time until the queue is full; absent if it is not filling.",
         |gauge| gauge.time_to_full_ns.map(|ns| ns as f64 / SECOND),
     ),
 ];
 
-/// All that there is to tell.
+/// All metrics.
 pub fn render(state: &SharedState) -> String {
     let snapshot = state.snapshot();
     let mut text = String::new();
     of_targets(&mut text, &snapshot);
     of_queues(&mut text, &snapshot, &state.waits());
+    of_controllers(&mut text, &snapshot);
     of_agent(&mut text, state, &snapshot);
     text
 }
 
 fn of_targets(text: &mut String, snapshot: &Snapshot) {
-    // What is not known, or does not hold now, is absent.
+    // An unknown value is absent.
     let mut family_of_some = |name: &str, help: &str, value: &dyn Fn(usize) -> Option<f64>| {
         head(text, name, "gauge", help);
         for (index, target) in snapshot.names.iter().enumerate() {
@@ -118,12 +171,12 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
     let of = &snapshot.pressures;
     family_of_some(
         "tailback_concurrency_limit",
-        "So many requests at once keep the service busy; absent unless more come than it can do.",
+        "Maximum number of requests in service; absent without overload.",
         &|i| of[i].concurrency_limit.map(f64::from),
     );
     family_of_some(
         "tailback_max_queue_wait_seconds",
-        "Work that waited for longer is to be turned away; absent unless more comes than the service can do.",
+        "Reject work at dequeue if it waited longer; absent without overload.",
         &|i| of[i].max_queue_wait_ns.map(|ns| ns as f64 / SECOND),
     );
     let mut family = |name: &str, help: &str, value: &dyn Fn(usize) -> f64| {
@@ -131,32 +184,32 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
     };
     family(
         "tailback_shedding",
-        "1 while work is to be turned away: by a share, by a number at once, or by how long it waited.",
-        &|i| f64::from(of[i].is_limited()),
+        "1 while new work is to be rejected, by admit ratio, concurrency limit or max queue wait.",
+        &|i| f64::from(of[i].is_shedding()),
     );
     family(
         "tailback_level",
-        "Of the worst queue: 0 ok, 1 warn, 2 critical, 3 full.",
+        "Level of the worst queue: 0 ok, 1 warn, 2 critical, 3 full.",
         &|i| f64::from(of[i].level as u8),
     );
     family(
         "tailback_score",
-        "Of the worst queue: 0 to 1, may pass 1.",
+        "Score of the worst queue: 0 to 1, may exceed 1.",
         &|i| of[i].score,
     );
     family(
         "tailback_admit_ratio",
-        "Share of new work to admit.",
+        "Share of new work to admit, 0 to 1.",
         &|i| of[i].admit_ratio,
     );
     family(
         "tailback_load_ratio",
-        "What is asked of the service, of what it can do: 1 is all of it, 2 twice that or more.",
+        "Demand divided by capacity: 1 is fully loaded, 2 is twice the capacity or more.",
         &|i| of[i].load.all,
     );
     family(
         "tailback_cpu_ratio",
-        "CPU time, of what the service may use.",
+        "CPU utilization, as a fraction of the CPUs that the service may use.",
         &|i| of[i].load.cpu,
     );
 }
@@ -166,17 +219,13 @@ fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
     let mut beyond = 0;
     for (pressure, name) in snapshot.pressures.iter().zip(snapshot.names.iter()) {
         for (key, gauge) in &pressure.queues {
-            if queues.len() < MOST {
+            if queues.len() < MAX_QUEUES {
                 queues.insert((name, key), gauge);
             } else {
                 beyond += 1;
             }
         }
     }
-    let labels = |target: &str, key: &QueueKey| {
-        let (kind, target, queue) = (key.kind.name(), escaped(target), escaped(key.name()));
-        format!("target=\"{target}\",kind=\"{kind}\",queue=\"{queue}\"")
-    };
     for (name, kind, help, value) in OF_QUEUES {
         head(text, name, kind, help);
         for ((target, key), gauge) in &queues {
@@ -190,7 +239,7 @@ fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
         text,
         WAIT,
         "histogram",
-        "How long what left the queue had waited, each tick's at its mean.",
+        "Queue wait of departures; those between two samples count at their mean.",
     );
     for (target, key) in queues.keys() {
         let Some(histogram) = waits.of(key) else {
@@ -210,9 +259,46 @@ fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
         text,
         "tailback_queues_omitted",
         "gauge",
-        "Queues beyond the bound of what is told here.",
+        "Queues left out because there are too many.",
         beyond as f64,
     );
+}
+
+/// The labels of a queue.
+fn labels(target: &str, key: &QueueKey) -> String {
+    let (kind, target, queue) = (key.kind.name(), escaped(target), escaped(key.name()));
+    format!("target=\"{target}\",kind=\"{kind}\",queue=\"{queue}\"")
+}
+
+/// Only queues with a delay have a controller, so these families are small; their number is bounded like that of the queues.
+fn of_controllers(text: &mut String, snapshot: &Snapshot) {
+    let all = snapshot.pressures.iter().zip(snapshot.names.iter());
+    let controllers: Vec<(String, ControllerState)> = all
+        .flat_map(|(pressure, name)| {
+            let of_queue = |(key, state): &(Arc<QueueKey>, _)| (labels(name, key), *state);
+            pressure.controllers.iter().map(of_queue)
+        })
+        .take(MAX_QUEUES)
+        .collect();
+    const MODE: &str = "tailback_controller_mode";
+    head(
+        text,
+        MODE,
+        "gauge",
+        "1 for the current mode of the controller: open, draining, stalled, equilibrium, holding, recovering or probing.",
+    );
+    for (labels, state) in &controllers {
+        let mode = state.mode.name();
+        let _ = writeln!(text, "{MODE}{{{labels},mode=\"{mode}\"}} 1");
+    }
+    for (name, kind, help, value) in OF_CONTROLLERS {
+        head(text, name, kind, help);
+        for (labels, state) in &controllers {
+            if let Some(value) = value(state) {
+                let _ = writeln!(text, "{name}{{{labels}}} {value}");
+            }
+        }
+    }
 }
 
 fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
@@ -220,7 +306,7 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
         text,
         "tailback_agent_up",
         "gauge",
-        "The agent answers, and looks.",
+        "1 while the agent is sampling.",
         f64::from(snapshot.holds()),
     );
     if let Some(report) = snapshot.report.as_deref() {
@@ -228,13 +314,13 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
             (
                 "tailback_agent_ticks_total",
                 "counter",
-                "Looks at all queues.",
+                "Samples of all queues.",
                 report.ticks as f64,
             ),
             (
                 "tailback_agent_late_ticks_total",
                 "counter",
-                "Looks that began late by more than half their interval.",
+                "Samples that began late by more than half their interval.",
                 report.late_ticks as f64,
             ),
             (
@@ -252,37 +338,37 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
             (
                 "tailback_agent_cpu_ratio",
                 "gauge",
-                "Of one core, over the last seconds.",
+                "CPU usage of the agent over the last report interval, as a fraction of one core.",
                 report.cpu_share,
             ),
             (
                 "tailback_agent_resident_bytes",
                 "gauge",
-                "Memory of the agent.",
+                "Resident memory of the agent.",
                 report.rss_bytes as f64,
             ),
             (
                 "tailback_agent_targets",
                 "gauge",
-                "Services that are watched.",
+                "Watched services.",
                 f64::from(report.targets),
             ),
             (
                 "tailback_agent_spans_total",
                 "counter",
-                "Spans handed to the exporter.",
+                "Spans passed to the exporter.",
                 report.spans as f64,
             ),
             (
                 "tailback_agent_spans_dropped_total",
                 "counter",
-                "Spans that no collector took.",
+                "Spans dropped because the spool was full or the collector refused them.",
                 report.spans_dropped as f64,
             ),
             (
                 "tailback_agent_samples_not_recorded_total",
                 "counter",
-                "Samples that could not be recorded.",
+                "Samples that could not be written to the recording.",
                 report.samples_not_recorded as f64,
             ),
         ] {
@@ -294,14 +380,14 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
         text,
         "tailback_pages",
         "gauge",
-        "Pages that are written.",
+        "Published pages.",
         written as f64,
     );
     one(
         text,
         "tailback_pages_failed",
         "gauge",
-        "Pages that cannot be written.",
+        "Services without a page, because it could not be written or there are too many.",
         (failed + beyond) as f64,
     );
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed) as f64;
@@ -309,21 +395,21 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
         text,
         "tailback_stream_subscribers",
         "gauge",
-        "Who listens to the stream.",
+        "Connected stream subscribers.",
         state.subscribers().len() as f64,
     );
     one(
         text,
         "tailback_stream_lines_total",
         "counter",
-        "Lines said on the stream.",
+        "Lines published on the stream.",
         count(&state.counts.lines),
     );
     head(
         text,
         "tailback_stream_dropped_total",
         "counter",
-        "Subscribers that were refused or let go.",
+        "Stream subscribers that were refused or disconnected.",
     );
     for (reason, counter) in [
         ("no_room", &state.counts.refused),
@@ -338,18 +424,18 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
     }
 }
 
-/// A family of one value.
+/// A family with a single value.
 pub fn one(text: &mut String, name: &str, kind: &str, help: &str, value: f64) {
     head(text, name, kind, help);
     let _ = writeln!(text, "{name} {value}");
 }
 
-/// What a family is.
+/// The HELP and TYPE lines of a family.
 pub fn head(text: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
-/// The value of a label, whatever is in it.
+/// Escapes a label value.
 pub fn escaped(value: &str) -> String {
     value
         .replace('\\', "\\\\")

@@ -1,12 +1,15 @@
-//! The local end: what the pipeline knows, published on this node, for the services and for what stands around them.
+//! Backpressure signals, published on this node for the services and for the proxies and autoscalers around them.
 //!
-//! `controller` makes a share to admit of one queue's delay, `requests` says how long they may wait, `concurrency` how many at once
-//! keep a service busy, `load` what is asked of it of how busy it is, `pressure` makes one pressure per service of all its queues, `encode` the bytes of its page: all pure. `names`, `page` and `pages` are the files under `/run/tailback`; `state` is where the agent's
-//! loop leaves events and standings for `stream`, which serves `agent.sock` in a thread of its own, with `status`,
-//! `metrics` and `wait_histograms`. All that speaks to others is in [`adapters`](crate::adapters), another process, that reads the pages as anyone may:
-//! when the agent is gone, everything says "no pressure".
+//! Pure: `controller` decides the admit ratio of one queue, `requests` the max queue wait, `concurrency` the concurrency limit, and
+//! `load` the load; `constants` is the table of their constants. `pressure` combines them per service, and `encode` is its page.
+//!
+//! Not pure: `names`, `page` and `pages` are the files under `/run/tailback`. The agent's loop leaves events and state in `state`;
+//! `stream` serves them on `agent.sock` in a thread of its own, with `status`, `metrics` and `wait_histograms`. Every other
+//! consumer is served by the [adapter process](crate::adapters), which reads the pages as anyone may. So when the agent is gone,
+//! all of them report no pressure.
 
 mod concurrency;
+pub mod constants;
 pub mod controller;
 mod encode;
 mod load;
@@ -45,10 +48,10 @@ use crate::{
     sample::{AgentReport, Notice, TargetId},
 };
 
-/// Between two publishings at least, unless a level changes: what is looked at more often than this is looked at for its cause.
-const LEAST_NS: u64 = 50_000_000;
+/// Minimum time between two publications, ns, unless a level changes. Focused services are sampled more often, but for their cause.
+const MIN_PUBLISH_INTERVAL_NS: u64 = 50_000_000;
 
-/// Publishes what each tick leads to.
+/// Publishes the result of each sample.
 pub struct Signals {
     board: Board,
     pages: Pages,
@@ -59,7 +62,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Publishes in the configured directory, about every `interval`, and serves the stream there.
+    /// Starts publishing in the configured directory, about every `interval`, and serves the stream there.
     pub fn start(config: &Signal, interval: Duration) -> Result<Self> {
         let directory = config.directory();
         let pages = Pages::open(&directory, config.ttl_ns(interval), config.max_pages())?;
@@ -75,16 +78,16 @@ impl Signals {
         })
     }
 
-    /// Publishes how things stand after a tick, and what happened in it.
-    pub fn tell(&mut self, mono_ns: u64, unix_ns: u64, pipeline: &Pipeline, events: &[Event]) {
+    /// Publishes the state after a sample, and its events.
+    pub fn publish(&mut self, mono_ns: u64, unix_ns: u64, pipeline: &Pipeline, events: &[Event]) {
         for event in events {
-            self.say(event, pipeline);
+            self.publish_event(event, pipeline);
         }
         let now_ns = boot_ns();
-        let crosses = events
+        let has_level_changed = events
             .iter()
             .any(|event| matches!(event, Event::Level { .. }));
-        if now_ns.saturating_sub(self.last_ns) < LEAST_NS && !crosses {
+        if now_ns.saturating_sub(self.last_ns) < MIN_PUBLISH_INTERVAL_NS && !has_level_changed {
             return;
         }
         let targets = pipeline.targets();
@@ -103,26 +106,26 @@ impl Signals {
         });
     }
 
-    /// What is to be said of the publishing itself.
+    /// Notices about publishing itself, since the last call.
     pub fn notices(&mut self) -> Vec<Notice> {
         self.pages.notices()
     }
 
-    /// No pressure, from now on.
+    /// Publishes the last events, and no pressure from now on.
     pub fn finish(mut self, events: &[Event], pipeline: &Pipeline) {
         for event in events {
-            self.say(event, pipeline);
+            self.publish_event(event, pipeline);
         }
         self.pages.finish();
     }
 
-    fn say(&mut self, event: &Event, pipeline: &Pipeline) {
+    fn publish_event(&mut self, event: &Event, pipeline: &Pipeline) {
         let about: Option<(TargetId, Level)> = match event {
             Event::Level {
                 state, from, to, ..
             } => Some((state.key.target, *from.max(to))),
             Event::Episode(episode) => Some((episode.key.target, episode.level_max)),
-            // A cause is known of what is at least a warning.
+            // Only queues above ok have causes.
             Event::Cause(stretch) => Some((stretch.key.target, Level::Warn)),
             Event::Agent { report, .. } => {
                 self.report = Some(Arc::new(report.clone()));
@@ -130,7 +133,7 @@ impl Signals {
             }
             _ => None,
         };
-        // The writer has to see all of them, for it knows the services by what it was told.
+        // The writer needs all events: it learns the names of the services from them.
         if self.json.emit(event).is_err() {
             return;
         }
@@ -143,7 +146,7 @@ impl Signals {
             .get(target)
             .map(|target| target.name.clone());
         let text = String::from_utf8(text).unwrap_or_default();
-        self.state.say(Line {
+        self.state.publish(Line {
             target,
             level,
             text,
@@ -151,7 +154,7 @@ impl Signals {
     }
 }
 
-/// Serves the stream in a thread of its own.
+/// Serves the stream in its own thread.
 fn serve(state: Arc<SharedState>, directory: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

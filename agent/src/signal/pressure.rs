@@ -1,4 +1,4 @@
-//! What is signalled of one service: made from how its queues stand. Pure.
+//! The pressure on one service: what is published about it, made from the gauges of its queues. Pure.
 
 use std::{
     cmp::Reverse,
@@ -8,9 +8,10 @@ use std::{
 
 use super::{
     concurrency::Concurrency,
-    controller::{Controller, Look},
+    constants::{EXPIRE_AFTER_NS, FAIL_OPEN_AFTER_NS, RETRY_AFTER_MS},
+    controller::{Controller, ControllerState, Observation},
     load::{Load, Loads},
-    requests::{Known, Now, Requests, Wait},
+    requests::{Known, Now, Requests, Waits},
 };
 use crate::{
     detect::Gauge,
@@ -19,51 +20,48 @@ use crate::{
     sample::{Target, TargetId},
 };
 
-/// Callers that are turned away are asked to come again after this long at least, and at most, ms.
-const RETRY_MS: (u64, u64) = (1_000, 30_000);
-
-/// Nobody is turned away for a queue that was not looked at for so long, and later it is no longer told of: the slowest walk
-/// comes every 30 s.
-const UNKNOWN_NS: u64 = 5_000_000_000;
-const OLD_NS: u64 = 60_000_000_000;
-
 /// The pressure on one service.
 #[derive(Clone, Debug)]
 pub struct Pressure {
     pub target: Arc<Target>,
     pub level: Level,
-    /// 0 to 1, may pass 1.
+    /// Of the worst queue: 0 to 1, may exceed 1.
     pub score: f64,
     /// Share of new work to admit, 0 to 1.
     pub admit_ratio: f64,
     pub load: Load,
-    /// The most requests at once, while work is to be turned away and it is known.
+    /// Recent utilization of its busiest worker group, event loop or CPU set, 0 to 1.
+    pub utilization: Option<f64>,
+    /// Most requests in service at once; `None` without overload, and if it is unknown.
     pub concurrency_limit: Option<u32>,
-    /// Work that has waited for longer is to be turned away, ns; `None`: none is, or others than those who take it would be.
+    /// Reject work at dequeue if it waited longer, ns. `None`: do not reject, or other work than the dequeued one is the problem.
     pub max_queue_wait_ns: Option<u64>,
-    /// Of the work that nobody has taken yet, the age of the oldest, ns.
+    /// Age of the oldest work that was not dequeued yet, ns.
     pub oldest_age_ns: u64,
     /// `None`: no queue is filling.
     pub time_to_full_ns: Option<u64>,
-    /// 0: nobody is turned away.
+    /// For rejected clients; 0: nothing is rejected.
     pub retry_after_ms: u32,
     /// The worst first.
     pub queues: Vec<(Arc<QueueKey>, Gauge)>,
+    /// The controllers of its queues, in the order of `queues`. A queue has one from its first delay until it has been empty for a
+    /// while.
+    pub controllers: Vec<(Arc<QueueKey>, ControllerState)>,
 }
 
 impl Pressure {
-    /// Work is to be turned away: by a share, by a number at once, or by how long it waited.
-    pub fn is_limited(&self) -> bool {
+    /// New work is to be rejected: by admit ratio, concurrency limit or max queue wait.
+    pub fn is_shedding(&self) -> bool {
         self.admit_ratio < 1.0
             || self.concurrency_limit.is_some()
             || self.max_queue_wait_ns.is_some()
     }
 }
 
-/// The pressure on all services, and what is to be remembered of it.
+/// The pressure on all services, with the state of its controllers.
 #[derive(Default)]
 pub struct Board {
-    /// Each with the time of the reading that it took in last.
+    /// Each with the time of its last reading, ns.
     controllers: HashMap<Arc<QueueKey>, (Controller, u64)>,
     loads: Loads,
     concurrency: Concurrency,
@@ -71,7 +69,7 @@ pub struct Board {
 }
 
 impl Board {
-    /// Takes in how the queues stand. One pressure for each target that was asked for, in the order of their ids.
+    /// Adds the gauges of all queues. Returns one pressure per selected target, in the order of their ids.
     pub fn read<'a>(
         &mut self,
         now_ns: u64,
@@ -80,19 +78,20 @@ impl Board {
     ) -> Vec<Pressure> {
         let mut by_target: BTreeMap<TargetId, Vec<(Arc<QueueKey>, Gauge)>> = BTreeMap::new();
         for (key, gauge) in gauges {
-            if now_ns.saturating_sub(gauge.at_ns) > OLD_NS {
+            if now_ns.saturating_sub(gauge.at_ns) > EXPIRE_AFTER_NS {
                 continue;
             }
             let queues = by_target.entry(key.target).or_default();
             queues.push((Arc::clone(key), *gauge));
         }
         self.controllers.retain(|_, (controller, read_ns)| {
-            now_ns.saturating_sub(*read_ns) <= UNKNOWN_NS && !controller.is_idle()
+            now_ns.saturating_sub(*read_ns) <= FAIL_OPEN_AFTER_NS && !controller.is_expired()
         });
-        self.loads.forget_before(now_ns.saturating_sub(OLD_NS));
-        let unknown_ns = now_ns.saturating_sub(UNKNOWN_NS);
-        self.concurrency.forget_before(unknown_ns);
-        self.requests.forget_before(unknown_ns);
+        self.loads
+            .forget_before(now_ns.saturating_sub(EXPIRE_AFTER_NS));
+        let fail_open_ns = now_ns.saturating_sub(FAIL_OPEN_AFTER_NS);
+        self.concurrency.forget_before(fail_open_ns);
+        self.requests.forget_before(fail_open_ns);
         targets
             .filter(|target| !target.followed)
             .map(|target| {
@@ -108,61 +107,41 @@ impl Board {
         target: Arc<Target>,
         mut queues: Vec<(Arc<QueueKey>, Gauge)>,
     ) -> Pressure {
-        let shed_ns = self.shed_ns(&queues);
-        let at_once = self.concurrency.take_in(target.id, &queues, shed_ns);
-        let waits_for_long = |(key, gauge): &(Arc<QueueKey>, Gauge)| {
-            waits_untaken(key) && gauge.delay_ns > gauge.target_delay_ns
-        };
-        let is_shed_for =
-            |(key, _): &(Arc<QueueKey>, Gauge)| self.asks(key, Controller::is_shedding);
-        let now = Now {
-            are_taken: !queues.iter().any(waits_for_long),
-            are_shed: queues.iter().any(is_shed_for),
-        };
-        let time_ns = self.requests.take_in(target.id, &queues, now);
-        let known = time_ns.map(|time_ns| Known {
-            time_ns,
-            at_once: at_once.map(|at_once| at_once.in_service),
-        });
-        let busy = self
+        let shed_target_ns = self.shed_target_ns(&queues);
+        let limit = self.concurrency.add(target.id, &queues, shed_target_ns);
+        let known = self.known_requests(target.id, &queues, limit.map(|limit| limit.in_service));
+        let utilization = self
             .loads
-            .take_in(&queues, at_once.map(|at_once| at_once.busy));
-        let admit = queues
+            .add(&queues, limit.map(|limit| limit.utilization));
+        let admit_ratio = queues
             .iter()
-            .filter(|(key, _)| takes_work_in(key))
-            .map(|(key, gauge)| self.admit(now_ns, key, gauge, known, busy))
+            .filter(|(key, _)| is_inbound(key))
+            .map(|(key, gauge)| self.admit_ratio(now_ns, key, gauge, known, utilization))
             .fold(1.0, f64::min);
         queues.sort_unstable_by(|(a, of_a), (b, of_b)| {
             let rank = |gauge: &Gauge| Reverse((gauge.level, (gauge.score * 1e6) as u64));
             rank(of_a).cmp(&rank(of_b)).then_with(|| a.cmp(b))
         });
-        let waits = |(key, gauge): &(Arc<QueueKey>, Gauge)| {
-            let is_untaken =
-                takes_work_in(key) && key.kind.criterion() != Criterion::AgainstBaseline;
-            gauge
-                .oldest_age_ns
-                .filter(|_| is_untaken && gauge.depth > 0)
-        };
-        let oldest_age_ns = queues.iter().filter_map(waits).max().unwrap_or(0);
+        let oldest_age_ns = queues.iter().filter_map(age_of_untaken).max().unwrap_or(0);
         let score = queues
             .iter()
             .map(|(_, gauge)| gauge.score)
             .fold(0.0, f64::max);
-        let (least, most) = RETRY_MS;
         let max_queue_wait_ns = self.max_queue_wait_ns(&queues, known);
-        // Where no share tells how much too much there is, that it is as much as can be done.
-        let is_limited = at_once.is_some() || max_queue_wait_ns.is_some();
-        let retry_after_ms = if admit < 1.0 || is_limited {
-            (oldest_age_ns.saturating_mul(2) / 1_000_000).clamp(least, most) as u32
+        let is_limited = limit.is_some() || max_queue_wait_ns.is_some();
+        let (min_ms, max_ms) = RETRY_AFTER_MS;
+        let retry_after_ms = if admit_ratio < 1.0 || is_limited {
+            (oldest_age_ns.saturating_mul(2) / 1_000_000).clamp(min_ms, max_ms) as u32
         } else {
             0
         };
         Pressure {
             level: queues.first().map_or(Level::Ok, |(_, gauge)| gauge.level),
             score,
-            admit_ratio: admit,
-            load: self.loads.of(&queues, score, admit, is_limited),
-            concurrency_limit: at_once.map(|at_once| at_once.most),
+            admit_ratio,
+            load: self.loads.of(&queues, score, admit_ratio, is_limited),
+            utilization,
+            concurrency_limit: limit.map(|limit| limit.limit),
             max_queue_wait_ns,
             oldest_age_ns,
             time_to_full_ns: queues
@@ -170,103 +149,148 @@ impl Board {
                 .filter_map(|(_, gauge)| gauge.time_to_full_ns)
                 .min(),
             retry_after_ms,
+            controllers: self.controllers_of(&queues),
             target,
             queues,
         }
     }
 
-    /// The least delay that is fine, ns, of the queues of connections that nobody has taken, where work is to be turned away for
-    /// one of them.
-    fn shed_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
+    /// What is known about the requests of a service, of which `in_service` are served at once under overload.
+    fn known_requests(
+        &mut self,
+        target: TargetId,
+        queues: &[(Arc<QueueKey>, Gauge)],
+        in_service: Option<f64>,
+    ) -> Option<Known> {
+        let is_above_target = |(key, gauge): &(Arc<QueueKey>, Gauge)| {
+            holds_untaken_requests(key) && gauge.delay_ns > gauge.target_delay_ns
+        };
+        let is_shed =
+            |(key, _): &(Arc<QueueKey>, Gauge)| self.is_controlled(key, Controller::is_shedding);
+        let now = Now {
+            are_taken_soon: !queues.iter().any(is_above_target),
+            are_shed: queues.iter().any(is_shed),
+        };
+        let service_time_ns = self.requests.add(target, queues, now)?;
+        Some(Known {
+            service_time_ns,
+            in_service,
+        })
+    }
+
+    /// The smallest target delay of the accept queues that are shed, ns; `None` if none is.
+    fn shed_target_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
         queues
             .iter()
-            .filter(|(key, _)| key.kind == Kind::Accept && self.asks(key, Controller::is_shedding))
+            .filter(|(key, _)| {
+                key.kind == Kind::Accept && self.is_controlled(key, Controller::is_shedding)
+            })
             .map(|(_, gauge)| gauge.target_delay_ns)
             .min()
     }
 
-    /// How long work may have waited when it is taken, ns, where work is to be turned away for nothing but how long that is: not
-    /// for what waits in the service itself.
+    /// The max queue wait, ns, if overload shows only in queues whose work is rejected at dequeue. Work that waits within the service
+    /// itself cannot be rejected that way.
     fn max_queue_wait_ns(
         &self,
         queues: &[(Arc<QueueKey>, Gauge)],
         known: Option<Known>,
     ) -> Option<u64> {
-        let mut least_ns = None;
+        let mut smallest_ns = None;
         for (key, gauge) in queues {
-            if !waits_untaken(key) && self.asks(key, Controller::is_shedding) {
+            if !holds_untaken_requests(key) && self.is_controlled(key, Controller::is_shedding) {
                 return None;
             }
-            if waits_untaken(key) && self.asks(key, Controller::is_too_much) {
-                let most_ns = wait(key, gauge, known).most_ns;
-                least_ns = Some(least_ns.map_or(most_ns, |least_ns: u64| least_ns.min(most_ns)));
+            if holds_untaken_requests(key) && self.is_controlled(key, Controller::is_overloaded) {
+                let own_ns = waits(key, gauge, known).max_queue_wait_ns;
+                smallest_ns = Some(smallest_ns.map_or(own_ns, |ns: u64| ns.min(own_ns)));
             }
         }
-        least_ns
+        smallest_ns
     }
 
-    fn asks(&self, key: &Arc<QueueKey>, is_it: impl Fn(&Controller) -> bool) -> bool {
+    /// Whether the queue has a controller for which `is_so` holds.
+    fn is_controlled(&self, key: &Arc<QueueKey>, is_so: impl Fn(&Controller) -> bool) -> bool {
         let controller = self.controllers.get(key);
-        controller.is_some_and(|(controller, _)| is_it(controller))
+        controller.is_some_and(|(controller, _)| is_so(controller))
     }
 
-    fn admit(
+    fn controllers_of(
+        &self,
+        queues: &[(Arc<QueueKey>, Gauge)],
+    ) -> Vec<(Arc<QueueKey>, ControllerState)> {
+        let state = |key| Some((Arc::clone(key), self.controllers.get(key)?.0.state()));
+        queues.iter().filter_map(|(key, _)| state(key)).collect()
+    }
+
+    fn admit_ratio(
         &mut self,
         now_ns: u64,
         key: &Arc<QueueKey>,
         gauge: &Gauge,
         known: Option<Known>,
-        busy: Option<f64>,
+        utilization: Option<f64>,
     ) -> f64 {
-        let Wait { fine_ns, most_ns } = wait(key, gauge, known);
-        let look = Look {
+        let Waits {
+            target_delay_ns,
+            max_queue_wait_ns,
+        } = waits(key, gauge, known);
+        let observation = Observation {
             now_ns: gauge.at_ns,
             delay_ns: gauge.delay_ns,
-            target_delay_ns: fine_ns,
-            max_queue_wait_ns: most_ns,
+            target_delay_ns,
+            max_queue_wait_ns,
             is_counted: gauge.is_counted,
             arrivals: gauge.arrivals,
             departures: gauge.departures,
-            utilization: busy,
+            utilization,
         };
-        // Nobody knows any more how it stands.
-        if now_ns.saturating_sub(gauge.at_ns) > UNKNOWN_NS {
+        // The state of the queue is no longer known: fail open.
+        if now_ns.saturating_sub(gauge.at_ns) > FAIL_OPEN_AFTER_NS {
             self.controllers.remove(key);
             return 1.0;
         }
-        // Nothing is to be remembered of a queue in which nothing waits.
+        // An empty queue needs no controller.
         if gauge.delay_ns == 0 && !self.controllers.contains_key(key) {
             return 1.0;
         }
         let (controller, read_ns) = self
             .controllers
             .entry(Arc::clone(key))
-            .or_insert_with(|| (Controller::new(look), look.now_ns));
-        // A queue that was not looked at since tells nothing new.
+            .or_insert_with(|| (Controller::new(observation), observation.now_ns));
+        // Without a new reading there is nothing new to decide on.
         if gauge.at_ns > *read_ns {
-            controller.read(look);
+            controller.read(observation);
             *read_ns = gauge.at_ns;
         }
-        controller.admit()
+        controller.admit_ratio()
     }
 }
 
-/// How long work may wait in a queue.
-fn wait(key: &QueueKey, gauge: &Gauge, known: Option<Known>) -> Wait {
-    let known = known.filter(|_| waits_untaken(key) && !gauge.is_target_configured);
-    Wait::of(gauge.target_delay_ns, known)
+/// The acceptable waits in a queue. A configured target delay is used as it is.
+fn waits(key: &QueueKey, gauge: &Gauge, known: Option<Known>) -> Waits {
+    let known = known.filter(|_| holds_untaken_requests(key) && !gauge.is_target_configured);
+    Waits::of(gauge.target_delay_ns, known)
 }
 
-/// A request waits in such a queue until it is taken.
-fn waits_untaken(key: &QueueKey) -> bool {
+/// The age of the oldest work in an inbound queue, ns, if that was not dequeued yet.
+fn age_of_untaken((key, gauge): &(Arc<QueueKey>, Gauge)) -> Option<u64> {
+    let is_untaken = is_inbound(key) && key.kind.criterion() != Criterion::AgainstBaseline;
+    gauge
+        .oldest_age_ns
+        .filter(|_| is_untaken && gauge.depth > 0)
+}
+
+/// Requests wait in this queue until the service dequeues them.
+fn holds_untaken_requests(key: &QueueKey) -> bool {
     matches!(key.kind, Kind::Accept | Kind::Recv)
 }
 
-/// Work that others bring waits in such a queue: less of it comes when callers hold back.
-pub fn takes_work_in(key: &QueueKey) -> bool {
+/// The work in this queue comes from clients: it becomes less when they hold back.
+pub fn is_inbound(key: &QueueKey) -> bool {
     match key.kind {
         Kind::Syn | Kind::Accept | Kind::Udp | Kind::Inflight => true,
-        // Connections that the service opened itself bring answers.
+        // A connection that the service opened itself carries responses.
         Kind::Recv => key.id.remote().is_none(),
         _ => false,
     }
@@ -275,6 +299,7 @@ pub fn takes_work_in(key: &QueueKey) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signal::controller::Mode;
 
     fn target(id: u32, followed: bool) -> Arc<Target> {
         Arc::new(Target {
@@ -308,14 +333,14 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_queue_comes_first_and_gives_level_and_score() {
+    fn the_worst_queue_comes_first_and_defines_level_and_score() {
         let queues = [
             queue(Kind::Pipe, "pipe:[1]", 0.2, Level::Ok),
             queue(Kind::Accept, ":80", 0.95, Level::Critical),
             queue(Kind::Runqueue, "cpu", 1.4, Level::Warn),
         ];
         let pressures = read(&mut Board::default(), 0, &queues);
-        assert_eq!(pressures.len(), 1, "one that is followed is not signalled");
+        assert_eq!(pressures.len(), 1, "a neighbour is not published");
         assert_eq!(pressures[0].queues[0].0.kind, Kind::Accept);
         assert_eq!(
             (pressures[0].level, pressures[0].score),
@@ -325,7 +350,7 @@ mod tests {
             (pressures[0].admit_ratio, pressures[0].retry_after_ms),
             (1.0, 0)
         );
-        assert_eq!(pressures[0].oldest_age_ns, 9, "of the accept queue alone");
+        assert_eq!(pressures[0].oldest_age_ns, 9, "of the accept queue only");
     }
 
     #[test]
@@ -338,15 +363,15 @@ mod tests {
     }
 
     #[test]
-    fn how_long_work_may_have_waited_is_said_where_it_waits_to_be_taken_and_nowhere_else() {
-        for (kinds, most_ns) in [
+    fn a_max_queue_wait_is_published_only_for_queues_whose_work_is_rejected_at_dequeue() {
+        for (kinds, expected_ns) in [
             (&[Kind::Accept][..], Some(15_000_000)),
             (&[Kind::Recv], Some(15_000_000)),
             (&[Kind::Inflight], None),
             (&[Kind::Accept, Kind::Inflight], None),
         ] {
             let mut board = Board::default();
-            let mut said = None;
+            let mut max_queue_wait_ns = None;
             for tick in 1..20_u64 {
                 let queues = kinds.iter().map(|kind| {
                     let (key, gauge) = queue(*kind, ":80", 1.0, Level::Critical);
@@ -354,16 +379,16 @@ mod tests {
                 });
                 let queues: Vec<_> = queues.collect();
                 let pressure = &read(&mut board, tick * 100_000_000, &queues)[0];
-                said = pressure.max_queue_wait_ns;
-                if said.is_some() {
+                max_queue_wait_ns = pressure.max_queue_wait_ns;
+                if max_queue_wait_ns.is_some() {
                     assert!(pressure.load.all >= 1.0 && pressure.retry_after_ms >= 1_000);
                 }
             }
-            assert_eq!(said, most_ns, "{kinds:?}");
+            assert_eq!(max_queue_wait_ns, expected_ns, "{kinds:?}");
         }
     }
 
-    /// Twice what leaves comes, so that it waits for longer and longer.
+    /// Arrivals are twice the departures, so the delay rises.
     fn waiting_more(tick: u64, gauge: Gauge) -> Gauge {
         Gauge {
             at_ns: tick * 100_000_000,
@@ -377,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn work_that_stands_is_turned_away_and_what_the_service_itself_asked_for_is_not() {
+    fn inbound_work_is_shed_and_responses_to_the_service_are_not() {
         let mut board = Board::default();
         for (kind, name, sheds) in [
             (Kind::Accept, ":80", true),
@@ -394,5 +419,26 @@ mod tests {
             }
             assert_eq!(admit < 0.6, sheds, "{kind:?} {admit}");
         }
+    }
+
+    #[test]
+    fn the_controller_of_an_overloaded_queue_reports_why_it_sheds() {
+        let mut board = Board::default();
+        let mut modes = Vec::new();
+        for tick in 1..20_u64 {
+            let (key, gauge) = queue(Kind::Accept, ":80", 1.0, Level::Critical);
+            let gauge = waiting_more(tick, gauge);
+            let pressure = &read(&mut board, gauge.at_ns, &[(key, gauge)])[0];
+            let (_, state) = &pressure.controllers[0];
+            assert_eq!(state.admit_ratio, pressure.admit_ratio);
+            assert_eq!(
+                state.mode == Mode::Open,
+                pressure.admit_ratio >= 1.0,
+                "{state:?}"
+            );
+            modes.push(state.mode);
+        }
+        assert_eq!(modes.first(), Some(&Mode::Open));
+        assert_eq!(modes.last(), Some(&Mode::Draining));
     }
 }

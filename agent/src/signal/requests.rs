@@ -1,11 +1,16 @@
-//! How long requests take by themselves, and how long one may therefore have waited where there is too much. Pure.
+//! The service time of requests, and the max queue wait that follows from it. Pure.
 //!
-//! Who has answered takes the next request that has not waited for too long. Requests come by chance: now and then there is
-//! none, though too much comes on the mean, and who could work is idle. That is rare where some are answered within the time
-//! that one may wait: then, where there is too much, more than those come in it.
+//! Under overload a worker takes the next request that has not waited longer than the max queue wait. With random arrivals there
+//! is none now and then, although the mean arrival rate is above capacity, and the worker idles. This is rare if several requests
+//! are answered within the max queue wait, because under overload more than that arrive in it.
 
 use std::{collections::HashMap, sync::Arc};
 
+use super::constants::{
+    CLOCK_TICK_NS, MAX_DERIVED_TARGET_NS, MAX_QUEUE_WAIT_SERVICE_TIMES, MAX_QUEUE_WAIT_TARGETS,
+    RESPONSES_WITHIN_MAX_QUEUE_WAIT, SERVICE_TIME_CONSTANT_NS, SERVICE_TIME_MIN_SAMPLES,
+    TARGET_SERVICE_TIMES,
+};
 use crate::{
     detect::Gauge,
     ewma::decay,
@@ -13,121 +18,115 @@ use crate::{
     sample::TargetId,
 };
 
-/// Of the delay that is fine, a request may have waited so much: whoever is not turned away has waited nearly as long, and is to be
-/// answered in time still.
-const OF_FINE: f64 = 0.75;
-/// Of the time that a request takes, so much is fine in a queue that does not tell by itself.
-const OF_TIME: f64 = 0.5;
-const FINE_MOST_NS: u64 = 500_000_000;
-/// So many are answered within the time that one may have waited.
-const ANSWERED_WITHIN: f64 = 2.0;
-/// But that is never longer than a request takes, times this.
-const TIMES_MOST: f64 = 1.3;
-/// A tick of the kernel's clock, by which readers know it: less is not told apart.
-const CLOCK_TICK_NS: u64 = 4_000_000;
-/// How long requests take is the mean over about so long, of so many looks at least at which there were some.
-const OVER_NS: f64 = 1e10;
-const ENOUGH: u32 = 10;
-
 /// The requests of all services.
 #[derive(Default)]
 pub(super) struct Requests {
     services: HashMap<TargetId, Service>,
 }
 
-/// How requests fare just now.
+/// The current state of a service's requests.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Now {
-    /// None waits for long before it is taken.
-    pub(super) are_taken: bool,
-    /// Some are turned away.
+    /// No queue in front of the service is above its target delay.
+    pub(super) are_taken_soon: bool,
+    /// Some requests are rejected.
     pub(super) are_shed: bool,
 }
 
 struct Service {
     at_ns: u64,
-    /// Of requests in flight, on the mean; and looks that tell so.
-    age_ns: f64,
-    looks: u32,
+    /// Mean age of the requests in service, ns, and the samples in it.
+    mean_age_ns: f64,
+    samples: u32,
 }
 
-/// What is known of a service's requests.
+/// What is known about a service's requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Known {
-    /// One takes so long by itself.
-    pub(super) time_ns: f64,
-    /// So many are in service at once while others wait.
-    pub(super) at_once: Option<f64>,
+    /// Mean service time, ns.
+    pub(super) service_time_ns: f64,
+    /// Requests in service under overload.
+    pub(super) in_service: Option<f64>,
 }
 
-/// What may be waited in a queue, ns: how long is fine, and how long a request may have waited when it is taken.
+/// Acceptable waits in a queue, ns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Wait {
-    pub(super) fine_ns: u64,
-    pub(super) most_ns: u64,
+pub(super) struct Waits {
+    pub(super) target_delay_ns: u64,
+    /// Under overload, requests that waited longer are rejected at dequeue.
+    pub(super) max_queue_wait_ns: u64,
 }
 
-impl Wait {
-    /// Of a queue whose delay that is fine is `fine_ns` by itself.
-    pub(super) fn of(fine_ns: u64, known: Option<Known>) -> Self {
-        let (mut fine_ns, mut most_ns) = (fine_ns, 0.0);
-        if let Some(Known { time_ns, at_once }) = known {
-            fine_ns = fine_ns.max(((OF_TIME * time_ns) as u64).min(FINE_MOST_NS));
-            if let Some(at_once) = at_once {
-                most_ns = time_ns * (ANSWERED_WITHIN / at_once.max(1.0)).min(TIMES_MOST);
+impl Waits {
+    /// For a queue whose own target delay is `target_delay_ns`.
+    pub(super) fn of(target_delay_ns: u64, known: Option<Known>) -> Self {
+        let (mut target_delay_ns, mut max_queue_wait_ns) = (target_delay_ns, 0.0);
+        if let Some(Known {
+            service_time_ns,
+            in_service,
+        }) = known
+        {
+            let derived_ns = (TARGET_SERVICE_TIMES * service_time_ns) as u64;
+            target_delay_ns = target_delay_ns.max(derived_ns.min(MAX_DERIVED_TARGET_NS));
+            if let Some(in_service) = in_service {
+                let service_times = RESPONSES_WITHIN_MAX_QUEUE_WAIT / in_service.max(1.0);
+                max_queue_wait_ns =
+                    service_time_ns * service_times.min(MAX_QUEUE_WAIT_SERVICE_TIMES);
             }
         }
-        let most_ns = most_ns.max(OF_FINE * fine_ns as f64) as u64;
+        let by_target_ns = MAX_QUEUE_WAIT_TARGETS * target_delay_ns as f64;
         Self {
-            fine_ns,
-            most_ns: most_ns.max(CLOCK_TICK_NS),
+            target_delay_ns,
+            max_queue_wait_ns: (max_queue_wait_ns.max(by_target_ns) as u64).max(CLOCK_TICK_NS),
         }
     }
 }
 
 impl Requests {
-    /// Forgets what was looked at last before this time.
+    /// Drops services that were last observed before this time, ns.
     pub(super) fn forget_before(&mut self, ns: u64) {
         self.services.retain(|_, service| service.at_ns >= ns);
     }
 
-    /// Takes in the queues of a service. How long a request takes, ns; `None` where that was not seen often enough.
-    pub(super) fn take_in(
+    /// Adds the queues of a service. Returns its mean service time, ns; `None` before enough samples.
+    pub(super) fn add(
         &mut self,
         target: TargetId,
         queues: &[(Arc<QueueKey>, Gauge)],
         now: Now,
     ) -> Option<f64> {
-        let of_requests = queues.iter().filter(|(key, _)| key.kind == Kind::Inflight);
-        let busiest = of_requests.max_by_key(|(_, gauge)| (gauge.depth, gauge.at_ns));
-        let (_, gauge) = busiest?;
+        let (_, gauge) = queues
+            .iter()
+            .filter(|(key, _)| key.kind == Kind::Inflight)
+            .max_by_key(|(_, gauge)| (gauge.depth, gauge.at_ns))?;
         let service = self.services.entry(target).or_insert(Service {
             at_ns: 0,
-            age_ns: 0.0,
-            looks: 0,
+            mean_age_ns: 0.0,
+            samples: 0,
         });
-        let passed_ns = gauge.at_ns.saturating_sub(service.at_ns);
+        let elapsed_ns = gauge.at_ns.saturating_sub(service.at_ns);
         service.at_ns = gauge.at_ns;
         if let Some(age_ns) = gauge.median_age_ns
-            && passed_ns > 0
-            && service.is_told_by(now)
+            && elapsed_ns > 0
+            && service.can_be_measured(now)
         {
-            // The mean of all so far, until they are old.
-            service.looks = service.looks.saturating_add(1);
-            let of_all = 1.0 / f64::from(service.looks);
-            let fading = 1.0 - decay(passed_ns, OVER_NS);
-            service.age_ns += of_all.max(fading) * (age_ns as f64 - service.age_ns);
+            // A plain mean at first, until its weights are smaller than those of the EWMA.
+            service.samples = service.samples.saturating_add(1);
+            let of_mean = 1.0 / f64::from(service.samples);
+            let of_ewma = 1.0 - decay(elapsed_ns, SERVICE_TIME_CONSTANT_NS);
+            service.mean_age_ns += of_mean.max(of_ewma) * (age_ns as f64 - service.mean_age_ns);
         }
-        // A look comes at any moment of it: in the middle, on the mean.
-        (service.looks >= ENOUGH).then_some(2.0 * service.age_ns)
+        // A sample sees a request at a random moment of its service: on average halfway through.
+        (service.samples >= SERVICE_TIME_MIN_SAMPLES).then_some(2.0 * service.mean_age_ns)
     }
 }
 
 impl Service {
-    /// What is in flight has waited before, perhaps: not where none waits. Where some are turned away the others wait for as long as
-    /// they may, which is not to be taken for the time of a request, and make it longer; but better than nothing.
-    fn is_told_by(&self, now: Now) -> bool {
-        now.are_taken && (!now.are_shed || self.looks < ENOUGH)
+    /// The age of a request in service includes its queue wait, so it counts only if requests are taken soon. While some are
+    /// rejected, the others wait up to the max queue wait. That would lengthen the service time, so it counts only if nothing better
+    /// is known.
+    fn can_be_measured(&self, now: Now) -> bool {
+        now.are_taken_soon && (!now.are_shed || self.samples < SERVICE_TIME_MIN_SAMPLES)
     }
 }
 
@@ -137,39 +136,38 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn known(time_ms: f64, at_once: Option<f64>) -> Option<Known> {
+    fn known(time_ms: f64, in_service: Option<f64>) -> Option<Known> {
         Some(Known {
-            time_ns: time_ms * 1e6,
-            at_once,
+            service_time_ns: time_ms * 1e6,
+            in_service,
         })
     }
 
     #[test]
-    fn one_may_wait_for_as_long_as_is_fine_or_until_some_are_answered_and_not_for_much_longer_than_it_takes()
-     {
-        for (fine_ms, known, fine, most) in [
+    fn the_max_queue_wait_follows_from_the_target_delay_and_the_service_time() {
+        for (target_ms, known, target, max_queue_wait) in [
             (20, None, 20, 15),
             (20, known(40.0, Some(16.0)), 20, 15),
             (20, known(40.0, Some(4.0)), 20, 20),
             (20, known(40.0, Some(2.0)), 20, 40),
             (20, known(40.0, Some(0.8)), 20, 52),
-            // The queue does not tell what is fine.
+            // The target delay follows from the service time.
             (5, known(40.0, None), 20, 15),
             (5, known(4000.0, Some(100.0)), 500, 375),
             (5, known(1.0, Some(4.0)), 5, 4),
         ] {
-            let wait = Wait::of(fine_ms * MS, known);
-            let expected = Wait {
-                fine_ns: fine * MS,
-                most_ns: most * MS,
+            let waits = Waits::of(target_ms * MS, known);
+            let expected = Waits {
+                target_delay_ns: target * MS,
+                max_queue_wait_ns: max_queue_wait * MS,
             };
-            assert_eq!(wait, expected, "{fine_ms} ms, {known:?}");
+            assert_eq!(waits, expected, "{target_ms} ms, {known:?}");
         }
     }
 
     #[test]
-    fn how_long_a_request_takes_is_what_it_took_at_rest() {
-        let look = |tick: u64, age_ns: Option<u64>| {
+    fn the_service_time_is_measured_while_nothing_is_shed() {
+        let queues = |tick: u64, age_ns: Option<u64>| {
             let key = QueueKey::new(1, Kind::Inflight, ":80".into());
             let gauge = Gauge {
                 at_ns: tick * 100 * MS,
@@ -179,26 +177,26 @@ mod tests {
             };
             [(Arc::new(key), gauge)]
         };
-        let now = |are_taken, are_shed| Now {
-            are_taken,
+        let now = |are_taken_soon, are_shed| Now {
+            are_taken_soon,
             are_shed,
         };
         let mut requests = Requests::default();
         let mut last = None;
         for tick in 1..200 {
-            // Of 40 ms, seen at any moment of it, at every other look; some are turned away at first.
+            // Requests of 40 ms, sampled at any moment of their service, in every other sample; some are rejected at first.
             let age_ns = (tick % 2 == 0).then_some(tick * 7 % 40 * MS);
-            last = requests.take_in(1, &look(tick, age_ns), now(true, tick < 20));
+            last = requests.add(1, &queues(tick, age_ns), now(true, tick < 20));
             assert_eq!(last.is_some(), tick >= 20, "{tick}");
         }
-        let time_ns = last.unwrap();
-        assert!((35e6..45e6).contains(&time_ns), "{time_ns}");
+        let service_time_ns = last.unwrap();
+        assert!((35e6..45e6).contains(&service_time_ns), "{service_time_ns}");
         for tick in 200..300 {
             let now = now(tick % 2 == 0, tick % 2 == 0);
-            assert_eq!(requests.take_in(1, &look(tick, Some(400 * MS)), now), last);
+            assert_eq!(requests.add(1, &queues(tick, Some(400 * MS)), now), last);
         }
         requests.forget_before(300 * 100 * MS);
-        let young = look(300, Some(MS));
-        assert_eq!(requests.take_in(1, &young, now(true, false)), None);
+        let young = queues(300, Some(MS));
+        assert_eq!(requests.add(1, &young, now(true, false)), None);
     }
 }

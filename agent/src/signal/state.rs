@@ -90,8 +90,8 @@ impl Default for SharedState {
 }
 
 impl SharedState {
-    /// Says a line to all who listen.
-    pub fn say(&self, line: Line) {
+    /// Sends a line to all subscribers.
+    pub fn publish(&self, line: Line) {
         self.counts.lines.fetch_add(1, Ordering::Relaxed);
         // Nobody listens: fine.
         let _ = self.lines.send(Arc::new(line));

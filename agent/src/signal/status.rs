@@ -1,19 +1,24 @@
-//! How things stand, as JSON: for those who subscribe, and for `tailback status`.
+//! The current state as JSON, for stream subscribers and for `tailback status`.
 
-use std::{path::Path, sync::atomic::Ordering};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+};
 
 use serde_json::{Map, Value, json};
 
 use super::{
+    controller::ControllerState,
     pressure::Pressure,
     state::{SharedState, Snapshot},
 };
 use crate::{
     collect::{boot_ns, unix_ns},
     emit::json::{Object, round},
+    queue::QueueKey,
 };
 
-/// A line for each service that is wanted by its name.
+/// One line per service whose name is wanted.
 pub fn standing(snapshot: &Snapshot, is_wanted: impl Fn(&str) -> bool) -> String {
     let all = snapshot.pressures.iter().zip(snapshot.names.iter());
     all.filter(|(pressure, _)| is_wanted(&pressure.target.name))
@@ -21,7 +26,7 @@ pub fn standing(snapshot: &Snapshot, is_wanted: impl Fn(&str) -> bool) -> String
         .collect()
 }
 
-/// All of the agent's side, on one line.
+/// The state of the agent, on one line.
 pub fn agent(state: &SharedState, directory: &Path) -> String {
     let snapshot = state.snapshot();
     let targets: Vec<Value> = snapshot
@@ -30,6 +35,7 @@ pub fn agent(state: &SharedState, directory: &Path) -> String {
         .zip(snapshot.names.iter())
         .map(|(pressure, name)| {
             let mut target = object(snapshot.unix_ns, pressure, name);
+            target["controllers"] = controllers(pressure);
             target["page"] = directory
                 .join(name)
                 .join("page")
@@ -88,6 +94,7 @@ fn object(unix_ns: u64, pressure: &Pressure, name: &str) -> Value {
     object.put("score", round(pressure.score));
     object.put("admit_ratio", round(pressure.admit_ratio));
     object.put("load", round(pressure.load.all));
+    object.put_some("utilization", pressure.utilization.map(round));
     object.put_some("concurrency_limit", pressure.concurrency_limit);
     object.put_some("max_queue_wait_ns", pressure.max_queue_wait_ns);
     object.put("oldest_age_ns", pressure.oldest_age_ns);
@@ -102,4 +109,73 @@ fn object(unix_ns: u64, pressure: &Pressure, name: &str) -> Value {
         object.put("worst", worst.0);
     }
     Value::Object(object.0)
+}
+
+/// The inner state of each admission controller of a service.
+fn controllers(pressure: &Pressure) -> Value {
+    let one = |(key, state): &(Arc<QueueKey>, ControllerState)| {
+        let mut object = Object(Map::new());
+        object.put("kind", key.kind.name());
+        object.put("name", key.name());
+        object.put("mode", state.mode.name());
+        object.put("reason", state.mode.reason());
+        object.put("admit_ratio", round(state.admit_ratio));
+        object.put_some(
+            "equilibrium_admit_ratio",
+            state.equilibrium_admit_ratio.map(round),
+        );
+        object.put_some("utilization", state.utilization.map(round));
+        object.put_some(
+            "overload_utilization",
+            state.overload_utilization.map(round),
+        );
+        object.put("target_delay_ns", state.target_delay_ns);
+        object.put("standing_delay_ns", state.standing_delay_ns);
+        object.put("max_queue_wait_ns", state.max_queue_wait_ns);
+        Value::Object(object.0)
+    };
+    pressure.controllers.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        queue::Kind,
+        sample::Target,
+        signal::{Board, controller::Mode},
+    };
+
+    #[test]
+    fn a_controller_is_reported_with_its_mode_and_the_numbers_behind_it() {
+        let state = ControllerState {
+            mode: Mode::Draining,
+            admit_ratio: 0.31,
+            equilibrium_admit_ratio: Some(0.5),
+            utilization: Some(1.0),
+            overload_utilization: None,
+            target_delay_ns: 20_000_000,
+            standing_delay_ns: 170_000_000,
+            max_queue_wait_ns: 15_000_000,
+        };
+        let shop = Arc::new(Target::default());
+        let mut pressures = Board::default().read(0, std::iter::empty(), std::iter::once(&shop));
+        let key = QueueKey::new(1, Kind::Accept, ":80".into());
+        pressures[0].controllers = vec![(Arc::new(key), state)];
+        assert_eq!(
+            controllers(&pressures[0]),
+            json!([{
+                "kind": "accept",
+                "name": ":80",
+                "mode": "draining",
+                "reason": Mode::Draining.reason(),
+                "admit_ratio": 0.31,
+                "equilibrium_admit_ratio": 0.5,
+                "utilization": 1.0,
+                "target_delay_ns": 20_000_000,
+                "standing_delay_ns": 170_000_000,
+                "max_queue_wait_ns": 15_000_000,
+            }])
+        );
+    }
 }

@@ -1,21 +1,19 @@
-//! How long work waited, as one histogram for each queue.
+//! Histograms of queue waits, one per queue.
 //!
-//! A tick tells how much was taken from a queue and how long that had waited on the mean: all of it counts at that wait.
+//! A sample gives the number of departures and their mean wait, so all of them count at that mean.
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::pressure::Pressure;
+use super::{constants::EXPIRE_AFTER_NS, pressure::Pressure};
 use crate::{detect::Gauge, queue::QueueKey};
 
-/// Upper bounds, seconds.
+/// Upper bounds of the buckets, seconds.
 pub const BOUNDS: [f64; 13] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-/// Queues of which it is kept.
-const MOST: usize = 2_000;
-/// What was not seen for so long is gone.
-const OLD_NS: u64 = 60_000_000_000;
+/// Bound on the number of histograms.
+const MAX_QUEUES: usize = 2_000;
 
 #[derive(Debug, Default)]
 pub struct WaitHistograms {
@@ -24,32 +22,32 @@ pub struct WaitHistograms {
 
 #[derive(Debug)]
 pub struct Histogram {
-    /// Within each bound and above the one before; the last is beyond all.
+    /// Departures per bucket; the last one is beyond all bounds.
     counts: [u64; BOUNDS.len() + 1],
     sum_s: f64,
-    /// Of the reading that was taken in last.
+    /// Time and departures of the last gauge.
     at_ns: u64,
     departures: u64,
 }
 
 impl WaitHistograms {
-    /// Takes in what left the queues since the last time.
+    /// Adds the departures since the last call.
     pub fn read(&mut self, pressures: &[Pressure]) {
         let queues = || pressures.iter().flat_map(|pressure| &pressure.queues);
         let newest_ns = queues().map(|(_, gauge)| gauge.at_ns).max().unwrap_or(0);
         for (key, gauge) in queues() {
-            // Bytes do not wait each for itself.
+            // A byte is not a piece of work.
             if !gauge.is_counted || key.kind.unit() == "bytes" {
                 continue;
             }
             if let Some(known) = self.of.get_mut(key) {
                 known.read(gauge);
-            } else if self.of.len() < MOST {
+            } else if self.of.len() < MAX_QUEUES {
                 self.of.insert(Arc::clone(key), Histogram::new(gauge));
             }
         }
         self.of
-            .retain(|_, known| newest_ns.saturating_sub(known.at_ns) <= OLD_NS);
+            .retain(|_, known| newest_ns.saturating_sub(known.at_ns) <= EXPIRE_AFTER_NS);
     }
 
     pub fn of(&self, key: &QueueKey) -> Option<&Histogram> {
@@ -71,7 +69,7 @@ impl Histogram {
         let left = gauge.departures.saturating_sub(self.departures);
         self.departures = gauge.departures;
         self.at_ns = gauge.at_ns;
-        // How long what left had waited may not be known; nothing is made up for it.
+        // Departures with an unknown wait are left out.
         let Some(wait_ns) = gauge.wait_ns.filter(|_| left > 0) else {
             return;
         };
@@ -81,7 +79,7 @@ impl Histogram {
         self.sum_s += seconds * left as f64;
     }
 
-    /// How many waited no longer than each bound, and all.
+    /// Departures up to each bound, and all of them.
     pub fn cumulative(&self) -> impl Iterator<Item = (Option<f64>, u64)> {
         let bounds = BOUNDS.iter().copied().map(Some).chain([None]);
         bounds.zip(self.counts).scan(0, |sum, (bound, count)| {
@@ -108,12 +106,14 @@ mod tests {
             score: 0.0,
             admit_ratio: 1.0,
             load: Load::default(),
+            utilization: None,
             concurrency_limit: None,
             max_queue_wait_ns: None,
             oldest_age_ns: 0,
             time_to_full_ns: None,
             retry_after_ms: 0,
             queues: vec![(Arc::new(key), gauge)],
+            controllers: Vec::new(),
         }
     }
 
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_left_counts_at_how_long_it_had_waited() {
+    fn departures_count_at_their_mean_wait() {
         let mut waits = WaitHistograms::default();
         let key = pressure(Kind::Accept, Gauge::default()).queues[0].0.clone();
         for (departures, wait_ns) in [
@@ -141,15 +141,15 @@ mod tests {
         }
         let histogram = waits.of(&key).unwrap();
         let all: Vec<(Option<f64>, u64)> = histogram.cumulative().collect();
-        assert_eq!(all[0], (Some(0.001), 0), "not those of before");
+        assert_eq!(all[0], (Some(0.001), 0), "earlier departures do not count");
         assert_eq!(all[1], (Some(0.0025), 4));
         assert_eq!(all[BOUNDS.len()], (None, 7));
         assert!((histogram.sum_s() - 60.008).abs() < 1e-9);
 
-        waits.read(&[pressure(Kind::Send, gauge(OLD_NS + 2, 9, 9))]);
+        waits.read(&[pressure(Kind::Send, gauge(EXPIRE_AFTER_NS + 2, 9, 9))]);
         assert!(
             waits.of(&key).is_none(),
-            "it is gone, and bytes are no work"
+            "the queue has expired, and bytes are not counted"
         );
         assert!(waits.of.is_empty());
     }

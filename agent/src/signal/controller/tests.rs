@@ -1,43 +1,46 @@
-//! The controller against a model of a service: so many servers, a time per request, requests on a clock of their own.
+//! The controller against a simulated service: a number of servers, a service time, and arrivals at a given load.
 
 use std::collections::VecDeque;
 
-use super::{Controller, LEAST, Look};
-use crate::signal::requests::{Known, Wait};
+use super::{Controller, Observation};
+use crate::signal::{
+    constants::MIN_ADMIT_RATIO,
+    requests::{Known, Waits},
+};
 
 const TICK_NS: u64 = 100_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
 const SERVERS: usize = 4;
 const SERVICE_NS: u64 = 50_000_000;
 const TARGET_NS: u64 = SERVICE_NS / 2;
-/// A request that is turned away by the service itself still takes this long.
+/// How long the service itself needs to reject a request.
 const SHED_NS: u64 = 300_000;
 
-/// Who turns requests away.
+/// Who rejects requests.
 #[derive(Clone, Copy, PartialEq)]
 enum Sheds {
     Service,
-    /// It hears of a new share one tick late.
+    /// It learns of a new admit ratio one tick late.
     Proxy,
-    /// The service itself, by how long a request waited, while there is too much.
+    /// The service itself, by queue wait, under overload.
     ByWait,
 }
 
-struct Played {
-    /// Requests that can be done in a second.
+struct Outcome {
+    /// Requests per second.
     capacity: f64,
-    /// Admit after each tick.
+    /// The admit ratio after each tick.
     admit: Vec<f64>,
-    /// When it came and how long it took, of each answered request, ns.
-    answers: Vec<(u64, u64)>,
-    /// When they came.
+    /// Arrival and response time of each answered request, ns.
+    responses: Vec<(u64, u64)>,
+    /// Arrivals of rejected requests, ns.
     shed: Vec<u64>,
 }
 
-impl Played {
+impl Outcome {
     fn goodput(&self, from_s: u64, to_s: u64) -> f64 {
         let span = from_s * SECOND_NS..to_s * SECOND_NS;
-        let good = self.answers.iter().filter(|(came, took)| {
+        let good = self.responses.iter().filter(|(came, took)| {
             span.contains(came) && *took <= 2 * SERVICE_NS + SERVICE_NS + TARGET_NS
         });
         good.count() as f64 / (to_s - from_s) as f64 / self.capacity
@@ -45,7 +48,7 @@ impl Played {
 
     fn p99_ns(&self, from_s: u64) -> u64 {
         let mut took: Vec<u64> = self
-            .answers
+            .responses
             .iter()
             .filter(|(came, _)| *came >= from_s * SECOND_NS)
             .map(|(_, took)| *took)
@@ -63,100 +66,100 @@ impl Played {
     }
 }
 
-/// How requests come.
+/// The arrival process.
 #[derive(Clone, Copy, Debug)]
-enum Comes {
+enum Arrivals {
     Evenly,
-    ByChance,
+    Poisson,
 }
 
 #[derive(Clone, Copy)]
 struct Scene {
     sheds: Sheds,
-    comes: Comes,
+    process: Arrivals,
     servers: usize,
     seconds: u64,
 }
 
-/// Requests at `times_capacity` of the second they come in.
-fn play(sheds: Sheds, seconds: u64, times_capacity: impl Fn(f64) -> f64) -> Played {
+/// Arrivals at `times_capacity(second)` of the capacity.
+fn simulate(sheds: Sheds, seconds: u64, times_capacity: impl Fn(f64) -> f64) -> Outcome {
     let scene = Scene {
         sheds,
-        comes: Comes::Evenly,
+        process: Arrivals::Evenly,
         servers: SERVERS,
         seconds,
     };
-    play_with(scene, times_capacity, |_| SERVICE_NS)
+    simulate_with(scene, times_capacity, |_| SERVICE_NS)
 }
 
-/// And with a time for each request by the second in which it is begun.
-fn play_with(
+/// The same, with a service time that depends on the second in which service begins.
+fn simulate_with(
     scene: Scene,
     times_capacity: impl Fn(f64) -> f64,
     service_ns: impl Fn(f64) -> u64,
-) -> Played {
+) -> Outcome {
     let Scene {
         sheds,
-        comes,
+        process,
         servers,
         seconds,
     } = scene;
-    let mut chance = 1_u64;
-    let mut gap = || match comes {
-        Comes::Evenly => 1.0,
-        Comes::ByChance => {
-            // Knuth's MMIX generator; -ln of a number between 0 and 1.
-            chance = chance
+    let mut random = 1_u64;
+    let mut gap = || match process {
+        Arrivals::Evenly => 1.0,
+        Arrivals::Poisson => {
+            // Knuth's MMIX generator; exponential gaps by inversion.
+            random = random
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
-            -(((chance >> 11) as f64 + 1.0) / (1_u64 << 53) as f64).ln()
+            -(((random >> 11) as f64 + 1.0) / (1_u64 << 53) as f64).ln()
         }
     };
-    let mut played = Played {
+    let mut outcome = Outcome {
         capacity: servers as f64 / (SERVICE_NS as f64 / 1e9),
         admit: Vec::new(),
-        answers: Vec::new(),
+        responses: Vec::new(),
         shed: Vec::new(),
     };
     let mut free_at = vec![0_u64; servers];
     let mut waiting: VecDeque<u64> = VecDeque::new();
     let (mut arrivals, mut departures, mut phase, mut next_ns) = (0_u64, 0_u64, 0.5, 0.0_f64);
     let mut controller: Option<Controller> = None;
-    let (mut heard, mut lately) = (1.0, 0.0);
+    let (mut proxy_ratio, mut utilization) = (1.0, 0.0);
     let known = Known {
-        time_ns: SERVICE_NS as f64,
-        at_once: Some(servers as f64),
+        service_time_ns: SERVICE_NS as f64,
+        in_service: Some(servers as f64),
     };
-    let wait = Wait::of(TARGET_NS, Some(known));
-    let is_admitted = |phase: &mut f64, share: f64| {
-        *phase += share;
+    let waits = Waits::of(TARGET_NS, Some(known));
+    let is_admitted = |phase: &mut f64, admit_ratio: f64| {
+        *phase += admit_ratio;
         let admitted = *phase >= 1.0;
         *phase -= if admitted { 1.0 } else { 0.0 };
         admitted
     };
     for tick in 1..=seconds * 10 {
         let end_ns = tick * TICK_NS;
-        let share = controller.as_ref().map_or(1.0, Controller::admit);
-        let is_too_much = controller.as_ref().is_some_and(Controller::is_too_much);
-        // Who works is looked at at a moment of the tick that has nothing to do with how requests come.
-        let (look_ns, mut busy) = (
+        let admit_ratio = controller.as_ref().map_or(1.0, Controller::admit_ratio);
+        let is_overloaded = controller.as_ref().is_some_and(Controller::is_overloaded);
+        // The workers are sampled at a moment of the tick that is unrelated to the arrivals.
+        let (sample_ns, mut busy) = (
             end_ns - tick * 37_300_000 % TICK_NS / 100_000 * 100_000 - 100_000,
             0.0,
         );
-        // In steps of a tenth of a millisecond: fine enough beside 50 ms, and nothing to get wrong.
+        // Steps of 0.1 ms are fine enough for a service time of 50 ms.
         for now_ns in (end_ns - TICK_NS..end_ns).step_by(100_000) {
             while next_ns <= now_ns as f64 {
                 next_ns += gap() * SERVICE_NS as f64
                     / servers as f64
                     / times_capacity(now_ns as f64 / 1e9);
-                if sheds == Sheds::Proxy && !is_admitted(&mut phase, heard) {
-                    played.shed.push(now_ns);
+                if sheds == Sheds::Proxy && !is_admitted(&mut phase, proxy_ratio) {
+                    outcome.shed.push(now_ns);
                     continue;
                 }
                 arrivals += 1;
                 waiting.push_back(now_ns);
             }
-            if now_ns == look_ns {
+            if now_ns == sample_ns {
                 let working = free_at.iter().filter(|free| **free > now_ns).count();
                 busy = working as f64 / servers as f64;
             }
@@ -166,41 +169,41 @@ fn play_with(
                 {
                     departures += 1;
                     let is_shed = match sheds {
-                        Sheds::Service => !is_admitted(&mut phase, share),
+                        Sheds::Service => !is_admitted(&mut phase, admit_ratio),
                         Sheds::Proxy => false,
-                        Sheds::ByWait => is_too_much && now_ns - came > wait.most_ns,
+                        Sheds::ByWait => is_overloaded && now_ns - came > waits.max_queue_wait_ns,
                     };
                     if is_shed {
-                        played.shed.push(came);
+                        outcome.shed.push(came);
                         *server = now_ns + SHED_NS;
                         continue;
                     }
                     *server = now_ns + service_ns(now_ns as f64 / 1e9);
-                    played.answers.push((came, *server - came));
+                    outcome.responses.push((came, *server - came));
                 }
             }
         }
-        lately += (busy - lately) * (1.0 - f64::exp(-1.0));
-        let look = Look {
+        utilization += (busy - utilization) * (1.0 - f64::exp(-1.0));
+        let observation = Observation {
             now_ns: end_ns,
             delay_ns: waiting.front().map_or(0, |came| end_ns - came),
-            target_delay_ns: wait.fine_ns,
-            max_queue_wait_ns: wait.most_ns,
-            // As of an accept queue: what came and went while it was empty now and then is not known.
+            target_delay_ns: waits.target_delay_ns,
+            max_queue_wait_ns: waits.max_queue_wait_ns,
+            // As in an accept queue: arrivals and departures are unknown if it was empty in between.
             is_counted: !waiting.is_empty(),
             arrivals,
             departures,
-            utilization: Some(lately),
+            utilization: Some(utilization),
         };
-        heard = share;
+        proxy_ratio = admit_ratio;
         controller
-            .get_or_insert_with(|| Controller::new(look))
-            .read(look);
-        played
+            .get_or_insert_with(|| Controller::new(observation))
+            .read(observation);
+        outcome
             .admit
-            .push(controller.as_ref().map_or(1.0, Controller::admit));
+            .push(controller.as_ref().map_or(1.0, Controller::admit_ratio));
     }
-    played
+    outcome
 }
 
 const ALL: [Sheds; 3] = [Sheds::Service, Sheds::Proxy, Sheds::ByWait];
@@ -209,30 +212,30 @@ const ALL: [Sheds; 3] = [Sheds::Service, Sheds::Proxy, Sheds::ByWait];
 fn below_capacity_everything_is_admitted() {
     for sheds in ALL {
         for load in [0.5, 0.8, 0.95] {
-            let played = play(sheds, 30, |_| load);
+            let outcome = simulate(sheds, 30, |_| load);
             assert!(
-                played.shed.is_empty(),
+                outcome.shed.is_empty(),
                 "{} shed at {load}",
-                played.shed.len()
+                outcome.shed.len()
             );
         }
     }
 }
 
 #[test]
-fn at_twice_and_three_times_the_load_nearly_all_that_can_be_done_is_done_in_time() {
+fn goodput_stays_near_capacity_at_three_times_the_load() {
     for sheds in ALL {
         for (load, least) in [(1.5, 0.95), (2.0, 0.95), (3.0, 0.90)] {
-            let played = play(sheds, 30, |second| if second < 5.0 { 0.5 } else { load });
-            let good = played.goodput(6, 29);
+            let outcome = simulate(sheds, 30, |second| if second < 5.0 { 0.5 } else { load });
+            let good = outcome.goodput(6, 29);
             assert!(good >= least, "goodput {good:.3} at {load}");
-            // Twice the time of a request on its own, and the delay that is fine; when what piled up before the first
-            // decision is worked off. A proxy cannot turn that away any more, and hears of a decision one tick late.
+            // Twice the service time plus the target delay, once the backlog from before the first decision has drained. A proxy can
+            // no longer reject that backlog, and learns of a decision one tick late.
             let (from_s, late_ns) = match sheds {
                 Sheds::Service | Sheds::ByWait => (7, 0),
                 Sheds::Proxy => (9, TARGET_NS),
             };
-            let p99_ns = played.p99_ns(from_s);
+            let p99_ns = outcome.p99_ns(from_s);
             let most_ns = 2 * SERVICE_NS + TARGET_NS + late_ns;
             assert!(p99_ns <= most_ns, "p99 {p99_ns} ns at {load}");
         }
@@ -240,11 +243,11 @@ fn at_twice_and_three_times_the_load_nearly_all_that_can_be_done_is_done_in_time
 }
 
 #[test]
-fn in_a_steady_state_the_share_keeps_within_5_percent_of_the_balance() {
+fn in_a_steady_state_the_admit_ratio_stays_within_5_percent_of_the_equilibrium() {
     for sheds in [Sheds::Service, Sheds::Proxy] {
         for load in [1.5, 2.0, 3.0] {
-            let played = play(sheds, 40, |_| load);
-            let (least, most) = played.admit_between(15, 40);
+            let outcome = simulate(sheds, 40, |_| load);
+            let (least, most) = outcome.admit_between(15, 40);
             let balance = 1.0 / load;
             assert!(
                 least >= balance - 0.05 && most <= balance + 0.05,
@@ -255,28 +258,28 @@ fn in_a_steady_state_the_share_keeps_within_5_percent_of_the_balance() {
 }
 
 #[test]
-fn after_a_spike_all_is_admitted_again_soon() {
+fn everything_is_admitted_again_soon_after_a_spike() {
     for sheds in [Sheds::Service, Sheds::Proxy] {
-        let played = play(sheds, 30, |second| {
+        let outcome = simulate(sheds, 30, |second| {
             if (10.0..15.0).contains(&second) {
                 1.4
             } else {
                 0.8
             }
         });
-        let last = played.shed.iter().max().copied().unwrap_or(0);
+        let last = outcome.shed.iter().max().copied().unwrap_or(0);
         assert!(
             last < 15_700_000_000,
             "shed until {:.1} s, the spike ended at 15 s",
             last as f64 / 1e9
         );
-        assert!(played.admit[170..].iter().all(|share| *share >= 1.0));
+        assert!(outcome.admit[170..].iter().all(|ratio| *ratio >= 1.0));
     }
 }
 
 #[test]
-fn behind_work_that_nobody_takes_the_least_is_admitted_though_none_comes() {
-    let look = |tick: u64| Look {
+fn a_queue_without_departures_admits_the_minimum_after_a_second() {
+    let observe = |tick: u64| Observation {
         now_ns: tick * TICK_NS,
         delay_ns: tick * TICK_NS,
         target_delay_ns: TARGET_NS,
@@ -286,27 +289,27 @@ fn behind_work_that_nobody_takes_the_least_is_admitted_though_none_comes() {
         departures: 0,
         utilization: None,
     };
-    let mut controller = Controller::new(look(0));
+    let mut controller = Controller::new(observe(0));
     for tick in 1..20 {
-        controller.read(look(tick));
+        controller.read(observe(tick));
         if tick == 5 {
             assert_eq!(
-                controller.admit(),
+                controller.admit_ratio(),
                 1.0,
-                "that may be one long piece of work"
+                "that may be one long request"
             );
         }
     }
     assert!(
-        (controller.admit() - LEAST).abs() < 1e-9,
+        (controller.admit_ratio() - MIN_ADMIT_RATIO).abs() < 1e-9,
         "{}",
-        controller.admit()
+        controller.admit_ratio()
     );
 }
 
 #[test]
-fn a_queue_that_nobody_serves_admits_the_least_and_recovers() {
-    let look = |tick: u64, delay_ms: u64, departures: u64| Look {
+fn a_stalled_queue_admits_the_minimum_and_recovers() {
+    let observe = |tick: u64, delay_ms: u64, departures: u64| Observation {
         now_ns: tick * TICK_NS,
         delay_ns: delay_ms * 1_000_000,
         target_delay_ns: TARGET_NS,
@@ -316,43 +319,43 @@ fn a_queue_that_nobody_serves_admits_the_least_and_recovers() {
         departures,
         utilization: None,
     };
-    let mut controller = Controller::new(look(0, 0, 0));
+    let mut controller = Controller::new(observe(0, 0, 0));
     for tick in 1..50 {
-        controller.read(look(tick, tick * 100, 0));
+        controller.read(observe(tick, tick * 100, 0));
     }
     assert!(
-        (controller.admit() - LEAST).abs() < 1e-9,
+        (controller.admit_ratio() - MIN_ADMIT_RATIO).abs() < 1e-9,
         "{}",
-        controller.admit()
+        controller.admit_ratio()
     );
     for tick in 50..150 {
-        controller.read(look(tick, 0, tick * 10));
+        controller.read(observe(tick, 0, tick * 10));
     }
-    assert!((controller.admit() - 1.0).abs() < 1e-9);
-    assert!(controller.is_idle());
+    assert!((controller.admit_ratio() - 1.0).abs() < 1e-9);
+    assert!(controller.is_expired());
 }
 
 #[test]
-fn requests_that_come_by_chance_are_answered_in_time_nearly_as_often() {
+fn goodput_with_poisson_arrivals_is_nearly_as_high() {
     for (sheds, servers, from_s, least, most_ns) in [
         (Sheds::Service, 4, 8, [0.75; 3], 8 * SERVICE_NS),
         (Sheds::Proxy, 4, 8, [0.75; 3], 9 * SERVICE_NS),
         (Sheds::ByWait, 4, 6, [0.95, 0.975, 0.97], 2 * SERVICE_NS),
-        // There is no other that works while one has nothing to do.
+        // With few servers no other one works while one is idle.
         (Sheds::ByWait, 2, 6, [0.95, 0.975, 0.97], 5 * SERVICE_NS / 2),
         (Sheds::ByWait, 1, 6, [0.88, 0.94, 0.97], 5 * SERVICE_NS / 2),
     ] {
         let scene = Scene {
             sheds,
-            comes: Comes::ByChance,
+            process: Arrivals::Poisson,
             servers,
             seconds: 60,
         };
         for (load, least) in [1.5, 2.0, 3.0].into_iter().zip(least) {
             let times = |second: f64| if second < 5.0 { 0.5 } else { load };
-            let played = play_with(scene, times, |_| SERVICE_NS);
-            let good = played.goodput(from_s, 59);
-            let p99_ns = played.p99_ns(from_s);
+            let outcome = simulate_with(scene, times, |_| SERVICE_NS);
+            let good = outcome.goodput(from_s, 59);
+            let p99_ns = outcome.p99_ns(from_s);
             assert!(good >= least, "goodput {good:.3} of {servers} at {load}");
             assert!(p99_ns <= most_ns, "p99 {p99_ns} ns of {servers} at {load}");
         }
@@ -360,7 +363,7 @@ fn requests_that_come_by_chance_are_answered_in_time_nearly_as_often() {
 }
 
 #[test]
-fn by_the_wait_a_spike_is_over_when_it_ends() {
+fn shedding_by_queue_wait_ends_with_the_spike() {
     let spike = |second: f64| {
         if (10.0..15.0).contains(&second) {
             1.4
@@ -368,21 +371,21 @@ fn by_the_wait_a_spike_is_over_when_it_ends() {
             0.7
         }
     };
-    let played = play(Sheds::ByWait, 30, spike);
-    let last_ns = played.shed.iter().max().copied().unwrap_or(0);
+    let outcome = simulate(Sheds::ByWait, 30, spike);
+    let last_ns = outcome.shed.iter().max().copied().unwrap_or(0);
     assert!(
         (14_000_000_000..15_200_000_000).contains(&last_ns),
         "shed until {last_ns} ns; the spike ended at 15 s"
     );
-    // By chance there is too much for a moment now and then.
+    // With Poisson arrivals there are short overloads now and then.
     let scene = Scene {
         sheds: Sheds::ByWait,
-        comes: Comes::ByChance,
+        process: Arrivals::Poisson,
         servers: SERVERS,
         seconds: 90,
     };
-    let played = play_with(scene, spike, |_| SERVICE_NS);
-    let after = played.shed.iter().filter(|came| **came >= 16 * SECOND_NS);
+    let outcome = simulate_with(scene, spike, |_| SERVICE_NS);
+    let after = outcome.shed.iter().filter(|came| **came >= 16 * SECOND_NS);
     let (shed, came) = (after.count(), 0.7 * 80.0 * 74.0);
     assert!(
         shed as f64 <= 0.01 * came,
@@ -391,44 +394,48 @@ fn by_the_wait_a_spike_is_over_when_it_ends() {
 }
 
 #[test]
-fn a_service_that_becomes_slower_gets_what_it_can_do_then_within_seconds() {
-    for (sheds, comes, at_once) in [
-        (Sheds::Service, Comes::Evenly, 0.4),
-        (Sheds::Service, Comes::ByChance, 0.3),
-        (Sheds::Proxy, Comes::Evenly, 0.25),
-        (Sheds::ByWait, Comes::Evenly, 0.45),
-        (Sheds::ByWait, Comes::ByChance, 0.45),
+fn the_equilibrium_follows_a_service_that_becomes_slower() {
+    for (sheds, process, at_once) in [
+        (Sheds::Service, Arrivals::Evenly, 0.4),
+        (Sheds::Service, Arrivals::Poisson, 0.3),
+        (Sheds::Proxy, Arrivals::Evenly, 0.25),
+        (Sheds::ByWait, Arrivals::Evenly, 0.45),
+        (Sheds::ByWait, Arrivals::Poisson, 0.45),
     ] {
         let slower = |second: f64| if second < 10.0 { 1 } else { 2 } * SERVICE_NS;
         let scene = Scene {
             sheds,
-            comes,
+            process,
             servers: SERVERS,
             seconds: 30,
         };
-        let played = play_with(scene, |_| 1.5, slower);
-        // It can do half of what it could; an answer is good within 5 times the time of a request, as it was.
+        let outcome = simulate_with(scene, |_| 1.5, slower);
+        // Its capacity is halved. A response counts as good within 5 times the original service time.
         let good = |from_s: u64, to_s: u64| {
             let span = from_s * SECOND_NS..to_s * SECOND_NS;
-            let good = played
-                .answers
+            let good = outcome
+                .responses
                 .iter()
                 .filter(|(came, took)| span.contains(came) && *took <= 5 * SERVICE_NS);
-            good.count() as f64 / (to_s - from_s) as f64 / played.capacity
+            good.count() as f64 / (to_s - from_s) as f64 / outcome.capacity
         };
         assert!(
             good(10, 13) >= at_once,
-            "{:.3} at once, {comes:?}",
+            "{:.3} at once, {process:?}",
             good(10, 13)
         );
-        assert!(good(20, 29) >= 0.4, "{:.3} later, {comes:?}", good(20, 29));
+        assert!(
+            good(20, 29) >= 0.4,
+            "{:.3} later, {process:?}",
+            good(20, 29)
+        );
     }
 }
 
 #[test]
-fn a_slow_service_that_has_nothing_to_do_behind_a_proxy_takes_all_again_soon() {
-    // Two a second left, of which a proxy let one in twenty through; then it becomes fast, and nothing waits.
-    let look = |tick: u64, is_over: bool| Look {
+fn an_idle_slow_service_behind_a_proxy_recovers_soon() {
+    // Two departures per second, behind a proxy that admits one request in twenty. Then it becomes fast, and nothing waits.
+    let observe = |tick: u64, is_over: bool| Observation {
         now_ns: tick * TICK_NS,
         delay_ns: if is_over { 9 * TARGET_NS } else { 0 },
         target_delay_ns: TARGET_NS,
@@ -438,21 +445,29 @@ fn a_slow_service_that_has_nothing_to_do_behind_a_proxy_takes_all_again_soon() {
         departures: tick / 5,
         utilization: Some(if is_over { 1.0 } else { 0.0 }),
     };
-    let mut controller = Controller::new(look(0, true));
+    let mut controller = Controller::new(observe(0, true));
     for tick in 1..50 {
-        controller.read(look(tick, true));
+        controller.read(observe(tick, true));
     }
-    assert!(controller.admit() <= 2.0 * LEAST, "{}", controller.admit());
+    assert!(
+        controller.admit_ratio() <= 2.0 * MIN_ADMIT_RATIO,
+        "{}",
+        controller.admit_ratio()
+    );
     for tick in 50..80 {
-        controller.read(look(tick, false));
+        controller.read(observe(tick, false));
     }
-    assert!(controller.admit() >= 1.0, "{}", controller.admit());
+    assert!(
+        controller.admit_ratio() >= 1.0,
+        "{}",
+        controller.admit_ratio()
+    );
 }
 
 #[test]
-fn a_fast_service_that_is_nearly_as_busy_as_it_can_be_takes_all_of_it_again() {
-    // 5,000 a second: chance explains very little.
-    let look = |tick: u64, is_over: bool| Look {
+fn a_fast_service_that_stays_nearly_fully_utilized_recovers() {
+    // 5,000 per second: there is hardly any Poisson noise.
+    let observe = |tick: u64, is_over: bool| Observation {
         now_ns: tick * TICK_NS,
         delay_ns: if is_over { 3 * TARGET_NS } else { 0 },
         target_delay_ns: TARGET_NS,
@@ -462,13 +477,21 @@ fn a_fast_service_that_is_nearly_as_busy_as_it_can_be_takes_all_of_it_again() {
         departures: tick * 500,
         utilization: Some(if is_over { 1.0 } else { 0.95 }),
     };
-    let mut controller = Controller::new(look(0, true));
+    let mut controller = Controller::new(observe(0, true));
     for tick in 1..5 {
-        controller.read(look(tick, true));
+        controller.read(observe(tick, true));
     }
-    assert!(controller.admit() < 0.9, "{}", controller.admit());
+    assert!(
+        controller.admit_ratio() < 0.9,
+        "{}",
+        controller.admit_ratio()
+    );
     for tick in 5..105 {
-        controller.read(look(tick, false));
+        controller.read(observe(tick, false));
     }
-    assert!(controller.admit() >= 1.0, "{}", controller.admit());
+    assert!(
+        controller.admit_ratio() >= 1.0,
+        "{}",
+        controller.admit_ratio()
+    );
 }

@@ -1,0 +1,134 @@
+//! Every constant of the controllers, in one table: what it is, its unit, and where the value comes from.
+//!
+//! Sources: *CoDel* is RFC 8289. *Model*: the tests on a simulated service in `controller/tests.rs`, with even and with Poisson
+//! arrivals, hold the goodput, latency and recovery that the value gives. *Overload*: the goals of the overload benchmark
+//! (`cargo xtask bench overload`) with real servers and proxies hold it. *Convention*: a choice without a measurement behind it.
+//!
+//! A decision is one step of an admission controller; its interval is [`DECISION_INTERVAL_TARGETS`] target delays, within bounds.
+
+// Decisions.
+
+/// Decision interval, in target delays: with a longer target the delay is noisier. Model.
+pub const DECISION_INTERVAL_TARGETS: u64 = 2;
+/// Bounds of the decision interval, ns. The lower one is CoDel's interval and the default sampling interval; the upper one is a
+/// convention.
+pub const DECISION_INTERVAL_MIN_NS: u64 = 100_000_000;
+pub const DECISION_INTERVAL_MAX_NS: u64 = 1_000_000_000;
+/// Tenths of the interval after which a decision may be made: a sample that is a little early is as good. Convention.
+pub const DECISION_INTERVAL_TENTHS: u64 = 9;
+
+// Standing delay: what counts as overload.
+
+/// Decisions over which the minimum delay has to exceed its target. Model.
+pub const STANDING_DECISIONS: usize = 3;
+/// One decision less suffices if the minimum delay exceeds this many targets. Model.
+pub const FAR_ABOVE_TARGETS: f64 = 4.0;
+/// Delay above which a queue without departures is stalled, ns: a single long request may take as long, so not less. Convention.
+pub const STALLED_AFTER_NS: u64 = 1_000_000_000;
+
+// Equilibrium: admit ratio × departures ÷ arrivals.
+
+/// Memory of the equilibrium and of the overload utilization, in decisions (1/e). Model.
+pub const EQUILIBRIUM_MEMORY_DECISIONS: f64 = 10.0;
+/// An interval counts towards the equilibrium if the admit ratio changed by at most this fraction before it. Model.
+pub const STEADY_ADMIT_CHANGE: f64 = 0.05;
+/// If the delay stays above its target for more than this many decisions, the equilibrium is too high … Model.
+pub const EQUILIBRIUM_DECREASE_AFTER: u32 = 10;
+/// … and is lowered by this fraction at each decision at which the delay does not fall. Model.
+pub const EQUILIBRIUM_DECREASE: f64 = 0.02;
+
+// Admit ratio: decrease and increase.
+
+/// Lower bound of the admit ratio: without any work nothing could show that the overload is over. Overload.
+pub const MIN_ADMIT_RATIO: f64 = 0.05;
+/// Time in which the excess delay is to drain, ns: the admit ratio is this much below the equilibrium. Overload.
+pub const DRAIN_TIME_NS: f64 = 4e8;
+/// Largest fraction of the equilibrium that is held back to drain. Model.
+pub const MAX_DRAIN_TRIM: f64 = 0.9;
+/// When nothing is standing, the admit ratio goes to this fraction of the equilibrium, and aims at this fraction of the overload
+/// utilization. Model.
+pub const RECOVERY_TARGET: f64 = 0.93;
+/// Fraction by which the admit ratio rises at each decision while the service is as busy as under overload. Model.
+pub const PROBE_STEP: f64 = 0.005;
+/// Largest factor by which the admit ratio rises at one decision. Model.
+pub const MAX_RECOVERY_FACTOR: f64 = 1.5;
+/// If the utilization is unknown: how much the admit ratio rises at each decision, … Model.
+pub const BLIND_STEP: f64 = 0.01;
+/// … a step that doubles after this many decisions with an empty queue, … Model.
+pub const BLIND_DOUBLES_AFTER: u32 = 2;
+/// … this many times at most. Model.
+pub const BLIND_MAX_DOUBLINGS: u32 = 5;
+/// Decisions without anything to shed after which a controller is dropped. Convention.
+pub const FORGET_AFTER_DECISIONS: u32 = 50;
+
+// Change detection, in standard deviations of Poisson counts (σ = √count).
+
+/// The service rate has changed: about one false alarm in a thousand decisions. Model.
+pub const CHANGE_SIGMAS: f64 = 3.0;
+/// The equilibrium has to cover this many times the interval that it is compared with. Model.
+pub const CHANGE_MIN_HISTORY: f64 = 1.5;
+/// Tolerance when the equilibrium is clamped while the admit ratio changes. Model.
+pub const CLAMP_SIGMAS: f64 = 1.5;
+/// The utilization is below its overload level, so the admit ratio rises: about one false alarm in 15, over up to
+/// [`IDLE_DECISIONS`]. Model.
+pub const IDLE_SIGMAS: f64 = 1.5;
+pub const IDLE_DECISIONS: usize = 5;
+/// The same, to end shedding by queue wait at once: about one false alarm in 150, over up to [`OVERLOAD_END_DECISIONS`]. Model.
+pub const OVERLOAD_END_SIGMAS: f64 = 2.5;
+pub const OVERLOAD_END_DECISIONS: usize = 10;
+/// An overload utilization below this is unknown: it cannot be compared with. Convention.
+pub const MIN_OVERLOAD_UTILIZATION: f64 = 0.02;
+
+// Concurrency limit.
+
+/// Time constant of the requests in service and of the response rate under overload, ns. Overload.
+pub const IN_SERVICE_TIME_CONSTANT_NS: f64 = 1e9;
+/// Time constant of the occupancy (requests that are there, up to those in service under overload), ns: long, so that a random
+/// lull does not end the limit. Overload.
+pub const OCCUPANCY_TIME_CONSTANT_NS: f64 = 4e9;
+/// The limit holds while the occupancy is at least this fraction of the requests in service under overload. Overload.
+pub const MIN_OCCUPANCY: f64 = 0.85;
+/// Queueing within the service that the limit allows, in target delays. Overload.
+pub const IN_SERVICE_QUEUE_TARGETS: f64 = 0.25;
+/// The limit is probed upward by one this often, ns, …
+pub const PROBE_INTERVAL_NS: u64 = 60_000_000_000;
+/// … for this long, ns. Proxies ask five to ten times a second; fewer than one request in a hundred is delayed by a probe.
+pub const PROBE_DURATION_NS: u64 = 500_000_000;
+
+// Service time and max queue wait.
+
+/// Time constant of the service time, ns. Overload.
+pub const SERVICE_TIME_CONSTANT_NS: f64 = 1e10;
+/// Samples that the service time needs at least. Model.
+pub const SERVICE_TIME_MIN_SAMPLES: u32 = 10;
+/// A target delay that is not configured is at least this fraction of the service time, … (as in detection)
+pub const TARGET_SERVICE_TIMES: f64 = 0.5;
+/// … up to this, ns (the upper bound of the target delay in detection).
+pub const MAX_DERIVED_TARGET_NS: u64 = 500_000_000;
+/// Max queue wait, in target delays: an admitted request has waited nearly as long and still has to be answered in time. Model.
+pub const MAX_QUEUE_WAIT_TARGETS: f64 = 0.75;
+/// At least this many requests are answered within the max queue wait: with Poisson arrivals a worker would otherwise find no
+/// request that is fresh enough, and idle. Model.
+pub const RESPONSES_WITHIN_MAX_QUEUE_WAIT: f64 = 2.0;
+/// But the max queue wait is at most this many service times. Model.
+pub const MAX_QUEUE_WAIT_SERVICE_TIMES: f64 = 1.3;
+/// Resolution of the clock with which page readers measure a wait, ns: a tick of a kernel with CONFIG_HZ=250.
+pub const CLOCK_TICK_NS: u64 = 4_000_000;
+
+// Load.
+
+/// Time constant of the published utilization, ns. Overload.
+pub const UTILIZATION_TIME_CONSTANT_NS: f64 = 2e9;
+/// Time constant of the utilization that the controllers use, ns: about one sample. Model.
+pub const RECENT_UTILIZATION_TIME_CONSTANT_NS: f64 = 1e8;
+/// Upper bound of the load: beyond it, demand cannot be told from retries. Convention.
+pub const MAX_LOAD: f64 = 2.0;
+
+// Signals.
+
+/// Bounds of the Retry-After, ms. Convention.
+pub const RETRY_AFTER_MS: (u64, u64) = (1_000, 30_000);
+/// No work is shed for a queue that was last observed this long ago, ns. Convention.
+pub const FAIL_OPEN_AFTER_NS: u64 = 5_000_000_000;
+/// A queue that was last observed this long ago is no longer reported, ns. The slowest scan is made every 30 s.
+pub const EXPIRE_AFTER_NS: u64 = 60_000_000_000;
