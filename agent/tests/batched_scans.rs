@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-mod ourselves;
+mod own_process;
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use std::{
     thread,
 };
 
-use ourselves::{kernel_btf, watch_ourselves};
+use own_process::{kernel_btf, watch_own_process};
 use tailback::kernel::{
     btf::Btf,
     glance::{Glance, Record},
@@ -39,7 +39,7 @@ fn both(test: &str) -> Option<[Glance; 2]> {
     }
     let mut without = fields.clone();
     without.cast = None;
-    let both = [&fields, &without].map(watch_ourselves);
+    let both = [&fields, &without].map(watch_own_process);
     assert_eq!(both[0].capabilities().batched_scans, Ok(()));
     assert!(both[1].capabilities().batched_scans.is_err());
     Some(both)
@@ -234,13 +234,13 @@ fn both_scans_report_the_same_threads() {
     let asleep: Vec<_> = (0..THREADS)
         .map(|_| {
             let done = Arc::clone(&done);
-            let (tell, reported) = std::sync::mpsc::channel();
+            let (sender, receiver) = std::sync::mpsc::channel();
             let thread = thread::spawn(move || {
                 // SAFETY: no arguments.
-                tell.send(unsafe { libc::gettid() } as u32).unwrap();
+                sender.send(unsafe { libc::gettid() } as u32).unwrap();
                 done.wait();
             });
-            (reported.recv().unwrap(), thread)
+            (receiver.recv().unwrap(), thread)
         })
         .collect();
     let sleeps = |tid: u32| {

@@ -5,7 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-mod ourselves;
+mod own_process;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-use ourselves::{kernel_btf, watch_ourselves};
+use own_process::{kernel_btf, watch_own_process};
 
 use tailback::kernel::{
     LoadError,
@@ -180,7 +180,7 @@ fn scan(fields: &Resolved) -> Seen {
     let (reader, mut writer) = io::pipe().unwrap();
     writer.write_all(b"unread").unwrap();
 
-    let mut glance = watch_ourselves(fields);
+    let mut glance = watch_own_process(fields);
     let mut seen = Seen::default();
     glance
         .scan_files(&mut |record| match record {
@@ -285,7 +285,7 @@ fn a_kernel_without_any_optional_field_can_be_watched() {
 
 /// The timestamps in the accept queue of this port: by the file scan, and by the scan of focused sockets if there is one.
 fn timestamps(fields: &Resolved, port: u16) -> [Option<Vec<u8>>; 2] {
-    let mut glance = watch_ourselves(fields);
+    let mut glance = watch_own_process(fields);
     let mut seen = [None, None];
     let [by_file, by_focus] = &mut seen;
     let of = |record: Record<'_>, seen: &mut Option<Vec<u8>>| {

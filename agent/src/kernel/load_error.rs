@@ -71,9 +71,9 @@ impl LoadError {
         Self::of_verdict(program, log)
     }
 
-    /// What a non-empty verifier log says.
+    /// Classifies a non-empty verifier log.
     fn of_verdict(program: &'static str, log: String) -> Self {
-        // The kernel reports an unknown helper as EINVAL, like much else: only the log tells (check_helper_call,
+        // The kernel reports an unknown helper as EINVAL, like much else: only the log tells them apart (check_helper_call,
         // kernel/bpf/verifier.c).
         if log.contains("invalid func unknown#") {
             return Self::KernelTooOld { program };

@@ -1,9 +1,12 @@
-//! `--log-bpf`: prints the debug lines of the eBPF programs on standard error.
+//! `--log-bpf`: prints the debug lines of the eBPF programs, in the agent's log if that is on, else on standard error.
 //!
 //! The programs write through aya-log to a ring buffer, at most [`tailback_ebpf::LOG_LINES_PER_SECOND`] lines per second.
 //! The agent drains it after each scan. Without the flag the verifier prunes that code (see `ebpf/src/log.rs`).
 
-use std::io::{self, Write as _};
+use std::{
+    fmt,
+    io::{self, Write as _},
+};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -16,6 +19,8 @@ use tailback_ebpf::LogLimit;
 
 /// The read-only global that holds the log level of the programs.
 pub(super) const LEVEL_GLOBAL: &str = aya_log::LEVEL;
+/// Target of these lines in the filter of `--log`.
+const LOG_TARGET: &str = "tailback::bpf";
 /// The map that aya-log writes to.
 pub(super) const LOG_MAP: &str = "AYA_LOGS";
 
@@ -26,7 +31,7 @@ pub(super) fn level(enabled: bool) -> u8 {
 
 /// The reader of the ring buffer.
 pub(super) struct BpfLog {
-    logger: EbpfLogger<Stderr>,
+    logger: EbpfLogger<AgentLog>,
     limit: Array<MapData, LogLimitPod>,
     /// Suppressed lines reported so far.
     suppressed: u64,
@@ -46,7 +51,7 @@ impl BpfLog {
             .context("the eBPF object has no map LOG_LIMIT")?;
         Ok(Self {
             limit: Array::try_from(limit)?,
-            logger: EbpfLogger::init_with_logger(ebpf, Stderr)?,
+            logger: EbpfLogger::init_with_logger(ebpf, AgentLog)?,
             suppressed: 0,
         })
     }
@@ -65,10 +70,10 @@ impl BpfLog {
     }
 }
 
-/// Prints log records on standard error.
-struct Stderr;
+/// Forwards log records to [`print`].
+struct AgentLog;
 
-impl Log for Stderr {
+impl Log for AgentLog {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true
     }
@@ -80,7 +85,11 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// A failure to write is ignored: debug output must not stop the agent.
-fn print(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "tailback: bpf: {line}");
+/// Prints one line. An error is ignored: debug output must not stop the agent.
+fn print(line: fmt::Arguments<'_>) {
+    if tracing::enabled!(target: LOG_TARGET, tracing::Level::DEBUG) {
+        tracing::debug!(target: LOG_TARGET, "{line}");
+    } else {
+        let _ = writeln!(io::stderr(), "tailback: bpf: {line}");
+    }
 }

@@ -24,7 +24,7 @@ pub fn kernel_btf(test: &str) -> Option<Vec<u8>> {
 }
 
 /// Loads the programs with these fields and watches the test's own process.
-pub fn watch_ourselves(fields: &Resolved) -> Glance {
+pub fn watch_own_process(fields: &Resolved) -> Glance {
     let mut glance = Glance::load_with(fields, false).unwrap_or_else(|error| panic!("{error:#}"));
     let mut watched = None;
     glance
