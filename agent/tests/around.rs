@@ -1,5 +1,5 @@
-//! The closer look at a suspicious service, on the running kernel: who else is watched for its sake, who holds the other
-//! ends of its connections, and how often all their threads are looked at.
+//! Focus on the running kernel: which neighbours of a focused target are monitored with it, which processes hold the other ends
+//! of its connections, and how often the threads of all of them are sampled.
 //!
 //! Needs root, and a kernel with BTF.
 
@@ -23,10 +23,11 @@ use tailback_tests::{
 };
 
 const START: Duration = Duration::from_secs(30);
-const LASTS: Duration = Duration::from_secs(12);
+/// Duration of the recording.
+const DURATION: Duration = Duration::from_secs(12);
 
-/// Accepts one connection. With the port of another server it asks that one, and reads nothing from its own client before
-/// the answer; without, it never answers.
+/// Accepts one connection. Given the port of another server, it calls that one and reads nothing from its own client before the
+/// response. Otherwise it never responds.
 const SERVER: &str = "
 import socket, sys
 listener = socket.create_server(('127.0.0.1', 0))
@@ -40,7 +41,7 @@ if len(sys.argv) > 1:
 while held[0].recv(65536): pass
 ";
 
-/// Writes to the server at the port given until there is no room left, and waits there.
+/// Writes to the server at the given port until the buffers are full, and blocks there.
 const CLIENT: &str = "
 import socket, sys
 connection = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
@@ -53,7 +54,7 @@ fn python(name: &str, text: &str, args: &[&str]) -> Process {
     Process::start(name, Command::new(python).args(["-c", text]).args(args)).unwrap()
 }
 
-/// A server of the kind above, and its port.
+/// Starts [`SERVER`] and returns its port.
 fn server(name: &str, args: &[&str]) -> (Process, String) {
     let server = python(name, SERVER, args);
     let line = server.wait_line("port ", START).unwrap();
@@ -61,17 +62,17 @@ fn server(name: &str, args: &[&str]) -> (Process, String) {
     (server, port)
 }
 
-/// What the agent recorded of one process and those around it.
+/// Records one process and its neighbours.
 fn record(pid: u32, folder: &Path) -> Vec<Sample> {
     let (file, config) = (folder.join("samples"), folder.join("config"));
-    // Enough for the rate that is asked for below, whatever else this machine is busy with.
+    // Enough budget for the sampling rate required below, even on a busy machine.
     fs::write(&config, "cpu_budget = 0.05").unwrap();
-    let lasts = format!("{}s", LASTS.as_secs());
+    let duration = format!("{}s", DURATION.as_secs());
     let mut command = Command::new(agent::binary().unwrap());
-    command.args(["record", "--pid", &pid.to_string(), "--duration", &lasts]);
+    command.args(["record", "--pid", &pid.to_string(), "--duration", &duration]);
     command.arg("--config").arg(&config);
     let recording = Process::start("tailback", command.arg("--out").arg(&file)).unwrap();
-    assert_eq!(recording.wait_end(LASTS + START).unwrap(), End::Code(0));
+    assert_eq!(recording.wait_end(DURATION + START).unwrap(), End::Code(0));
     let mut reader = Reader::new(BufReader::new(File::open(file).unwrap())).unwrap();
     let mut samples = Vec::new();
     while let Some(sample) = reader.next_sample().unwrap() {
@@ -80,36 +81,36 @@ fn record(pid: u32, folder: &Path) -> Vec<Sample> {
     samples
 }
 
-/// The processes of the targets that were told, with whether they are followed; and the ids that these have had.
-fn told(samples: &[Sample]) -> BTreeMap<u32, (bool, BTreeSet<u32>)> {
-    let mut told: BTreeMap<u32, (bool, BTreeSet<u32>)> = BTreeMap::new();
+/// Processes of the reported targets, whether each is a followed neighbour, and the target ids that it had.
+fn reported(samples: &[Sample]) -> BTreeMap<u32, (bool, BTreeSet<u32>)> {
+    let mut reported: BTreeMap<u32, (bool, BTreeSet<u32>)> = BTreeMap::new();
     for target in samples
         .iter()
         .filter_map(|sample| sample.targets.as_ref())
         .flatten()
     {
         for tgid in &target.tgids {
-            let (followed, ids) = told.entry(*tgid).or_default();
+            let (followed, ids) = reported.entry(*tgid).or_default();
             *followed = target.followed;
             ids.insert(target.id);
         }
     }
-    told
+    reported
 }
 
-/// Looks per second at the threads of a process, over the last half of the recording.
-fn looks_per_s(samples: &[Sample], tgid: u32) -> f64 {
+/// Thread samples of a process per second, over the last half of the recording.
+fn samples_per_s(samples: &[Sample], tgid: u32) -> f64 {
     let end_ns = samples.last().unwrap().mono_ns;
-    let from_ns = end_ns - LASTS.as_nanos() as u64 / 2;
+    let from_ns = end_ns - DURATION.as_nanos() as u64 / 2;
     let late = samples.iter().filter(|sample| sample.mono_ns >= from_ns);
-    let looks = late.filter(|sample| sample.profile.iter().any(|wait| wait.tgid == tgid));
-    looks.count() as f64 / (LASTS.as_secs_f64() / 2.0)
+    let profiled = late.filter(|sample| sample.profile.iter().any(|wait| wait.tgid == tgid));
+    profiled.count() as f64 / (DURATION.as_secs_f64() / 2.0)
 }
 
 #[test]
-fn whoever_keeps_a_suspicious_service_waiting_is_watched_with_it() {
+fn the_chain_that_blocks_a_focused_service_is_monitored_with_it() {
     if !needs::met(
-        "whoever_keeps_a_suspicious_service_waiting_is_watched_with_it",
+        "the_chain_that_blocks_a_focused_service_is_monitored_with_it",
         &["python3"],
     ) {
         return;
@@ -124,22 +125,24 @@ fn whoever_keeps_a_suspicious_service_waiting_is_watched_with_it() {
     let samples = record(client.pid(), folder.path());
     let [client, service, behind, stranger] =
         [client, service, behind, stranger].map(|process| process.pid());
-    // Both hops, each under one id; and the one that was asked for stays what it is.
-    let told = told(&samples);
-    let kinds: BTreeMap<u32, bool> = told.iter().map(|(tgid, told)| (*tgid, told.0)).collect();
+    // Both hops are followed, each under one target id; the requested target is not a neighbour.
+    let reported = reported(&samples);
+    let kinds: BTreeMap<u32, bool> = reported
+        .iter()
+        .map(|(tgid, state)| (*tgid, state.0))
+        .collect();
     let expected = [(client, false), (service, true), (behind, true)];
-    assert_eq!(
-        kinds,
-        expected.into(),
-        "{stranger} has nothing to do with it"
+    assert_eq!(kinds, expected.into(), "{stranger} is unrelated");
+    assert!(
+        reported.values().all(|(_, ids)| ids.len() == 1),
+        "{reported:?}"
     );
-    assert!(told.values().all(|(_, ids)| ids.len() == 1), "{told:?}");
 
     let peers = samples
         .iter()
         .rev()
         .find_map(|sample| sample.peers.as_ref());
-    let peers = peers.expect("the other ends were looked for");
+    let peers = peers.expect("peers were resolved");
     let connections = || samples.iter().flat_map(|sample| &sample.connections);
     for (process, other) in [(client, service), (service, behind)] {
         let opened = connections()
@@ -161,17 +164,17 @@ fn whoever_keeps_a_suspicious_service_waiting_is_watched_with_it() {
     assert!(peers.iter().all(|peer| peer.tgid != stranger));
 
     for tgid in [client, service, behind] {
-        let rate = looks_per_s(&samples, tgid);
-        println!("{tgid}: {rate:.1} looks per second");
-        assert!(rate > 30.0, "{tgid}: {rate:.1} looks per second");
+        let rate = samples_per_s(&samples, tgid);
+        println!("{tgid}: {rate:.1} samples per second");
+        assert!(rate > 30.0, "{tgid}: {rate:.1} samples per second");
     }
-    // The client's one thread waits in a call on its connection.
+    // The client's only thread blocks in a system call on its connection.
     let waits = samples.iter().flat_map(|sample| &sample.profile);
     let asleep = waits
         .filter(|wait| wait.tgid == client && wait.state == State::Sleeping)
         .filter(|wait| wait.syscall.is_some())
         .count();
     assert!(asleep > 100, "{asleep}");
-    // Nobody has given itself a title, and command lines are nobody's business.
+    // No process set its title, and command lines are never recorded.
     assert!(samples.iter().all(|sample| sample.titles.is_empty()));
 }

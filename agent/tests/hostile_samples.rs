@@ -1,5 +1,5 @@
-//! A recording that was made to do harm: samples of the right form with any values whatever. The pipeline and all
-//! that tells its events take them without a panic, and nothing in them gets through to the terminal.
+//! Malicious recordings: well-formed samples with arbitrary values. The pipeline and every output must accept them without
+//! a panic, and no control character may reach the terminal.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -36,7 +36,7 @@ use tailback::{
     },
 };
 
-/// A stream of numbers that is the same on every run (xorshift64).
+/// Deterministic pseudo-random numbers (xorshift64).
 struct Numbers(u64);
 
 impl Numbers {
@@ -51,8 +51,8 @@ impl Numbers {
         self.next() % bound
     }
 
-    /// Small ones, so that things meet again from sample to sample, and those at which sums overflow.
-    fn wild(&mut self) -> u64 {
+    /// Small numbers, so that objects recur from sample to sample, and numbers at which sums overflow.
+    fn extreme(&mut self) -> u64 {
         match self.below(16) {
             0..8 => self.below(4),
             8 => u64::MAX,
@@ -67,13 +67,13 @@ impl Numbers {
     }
 }
 
-/// Makes a value of any type out of numbers.
+/// Deserializes a value of any type from random numbers.
 struct Anything<'a>(&'a mut Numbers);
 
 macro_rules! numbers {
     ($($method:ident $visit:ident $ty:ty,)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            visitor.$visit(self.0.wild() as $ty)
+            visitor.$visit(self.0.extreme() as $ty)
         }
     )*};
 }
@@ -100,13 +100,13 @@ impl<'de> Deserializer<'de> for Anything<'_> {
     }
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        let wild = [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300, 0.5];
-        visitor.visit_f64(wild[self.0.below(6) as usize])
+        let choices = [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300, 0.5];
+        visitor.visit_f64(choices[self.0.below(6) as usize])
     }
 
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         let long = "long".repeat(1_000);
-        let wild = [
+        let choices = [
             "",
             "nginx",
             "\u{1b}[2J\n\u{7}\u{202e}",
@@ -116,7 +116,7 @@ impl<'de> Deserializer<'de> for Anything<'_> {
             "postgres: bob shop [local] idle in transaction",
             "/dev/pts/3",
         ];
-        visitor.visit_str(wild[self.0.below(8) as usize])
+        visitor.visit_str(choices[self.0.below(8) as usize])
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -155,7 +155,7 @@ impl<'de> Deserializer<'de> for Anything<'_> {
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Error> {
-        panic!("a sample holds something for which there is no wild value yet")
+        panic!("a sample has a type that this generator does not support yet")
     }
 
     forward_to_deserialize_any! {
@@ -220,8 +220,8 @@ impl<'de> VariantAccess<'de> for Anything<'_> {
     }
 }
 
-/// A stream of samples. Time passes in most of them as it should, and most of what one holds is in the next as well,
-/// or nothing would ever be a queue's course.
+/// A stream of samples. Time usually advances normally, and most of a sample carries over to the next: otherwise no queue
+/// would have a history.
 fn stream(seed: u64, len: usize) -> Vec<Sample> {
     let mut numbers = Numbers(seed);
     let (mut mono_ns, mut unix_ns) = (1_000_000_000, 1_700_000_000_000_000_000);
@@ -245,19 +245,19 @@ fn stream(seed: u64, len: usize) -> Vec<Sample> {
             12 => sample.waits = fresh.waits,
             13 => sample.cgroups = fresh.cgroups,
             14 => sample.machine = fresh.machine,
-            15 => sample.neighbours = fresh.neighbours,
+            15 => sample.cpu_users = fresh.cpu_users,
             16 => sample.listening = fresh.listening,
             17 => sample.holders = fresh.holders,
             18 => sample.profile = fresh.profile,
             19 => sample.peers = fresh.peers,
             20 => sample.titles = fresh.titles,
             21 => sample.messages = fresh.messages,
-            // Who is looked at closely, and with what: without it there is nothing to judge by.
+            // The profile of focused targets, without which there is no evidence for a cause.
             22 => (sample.walks.profile, sample.walks.waits) = (true, true),
             23 => sample.walks.files = true,
             _ => (sample.agent, sample.notices) = (fresh.agent, fresh.notices),
         }
-        // A reader refuses later times.
+        // The reader rejects later times.
         sample.mono_ns >>= 1;
         sample.unix_ns >>= 1;
         if numbers.below(50) != 0 {
@@ -281,8 +281,8 @@ fn recorded(samples: &[Sample]) -> Vec<u8> {
     bytes
 }
 
-/// Everything that the events are told to.
-fn tell(samples: impl Iterator<Item = Sample>) -> (Vec<u8>, Vec<u8>) {
+/// Feeds the samples through the pipeline into every output; returns those of the terminal and of JSON.
+fn outputs(samples: impl Iterator<Item = Sample>) -> (Vec<u8>, Vec<u8>) {
     let (mut terminal, mut json) = (Vec::new(), Vec::new());
     let mut spans = Spans::new(Host {
         id: "id".to_owned(),
@@ -327,39 +327,39 @@ fn tell(samples: impl Iterator<Item = Sample>) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn samples_with_wild_values_make_nothing_panic() {
+fn samples_with_arbitrary_values_never_cause_a_panic() {
     let (mut episodes, mut causes) = (BTreeSet::new(), BTreeSet::new());
     for seed in 1..=30 {
-        let (terminal, json) = tell(stream(seed * 0x9e37_79b9, 300).into_iter());
+        let (terminal, json) = outputs(stream(seed * 0x9e37_79b9, 300).into_iter());
         assert!(!terminal.is_empty(), "seed {seed}");
         for line in String::from_utf8(json).unwrap().lines() {
             let object: serde_json::Value = serde_json::from_str(line).unwrap();
             if object["type"] == "episode" {
                 episodes.insert(object["kind"].as_str().unwrap().to_owned());
-                // Every one of them has a verdict.
+                // Every episode has a verdict.
                 causes.insert(object["cause"].as_str().unwrap().to_owned());
             }
         }
     }
-    // Wild as they are, they lead to all that there is to be told; but facts that have to agree with each other (a loop
-    // and its connections, a word and what a thread expects in it, the sequence numbers of a request) do not come by chance.
-    let by_agreement = [Kind::Eventloop, Kind::Lock, Kind::Inflight];
+    // The samples lead to episodes of every kind, except those that need values to agree: an event loop and its
+    // connections, a futex word and the value that a thread expects, the sequence numbers of a request.
+    let need_agreement = [Kind::Eventloop, Kind::Lock, Kind::Inflight];
     let judged = Kind::ALL
         .iter()
-        .filter(|kind| kind.criterion() != Criterion::Context && !by_agreement.contains(kind));
+        .filter(|kind| kind.criterion() != Criterion::Context && !need_agreement.contains(kind));
     let kinds: BTreeSet<String> = judged.map(|kind| kind.name().to_owned()).collect();
     let silent: Vec<&String> = kinds.difference(&episodes).collect();
     assert!(silent.is_empty(), "{silent:?}");
-    // Verdicts are not all that nothing is known.
+    // Not every verdict is `unknown`.
     assert!(causes.len() >= 8, "{causes:?}");
 }
 
 #[test]
-fn what_a_recording_holds_cannot_write_to_the_terminal() {
+fn control_characters_of_a_recording_never_reach_the_terminal() {
     let bytes = recorded(&stream(0x7a11_bac4, 300));
     let mut reader = Reader::new(bytes.as_slice()).unwrap();
     let samples = std::iter::from_fn(|| reader.next_sample().unwrap());
-    let (terminal, _) = tell(samples);
+    let (terminal, _) = outputs(samples);
     let text = String::from_utf8(terminal).unwrap();
     let harmful = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
     if let Some(at) = text.find(harmful) {
@@ -369,24 +369,24 @@ fn what_a_recording_holds_cannot_write_to_the_terminal() {
 }
 
 #[test]
-fn a_wild_sample_can_be_made_anonymous() {
+fn samples_with_arbitrary_values_can_be_anonymized() {
     let samples = stream(0xa111, 300);
     let mut anonymizer = Anonymizer::default();
     for sample in &samples {
         anonymizer.learn(sample);
     }
     for sample in &samples {
-        let told = serde_json::to_string(&anonymizer.anonymize(sample)).unwrap();
-        assert!(!told.contains("longlong") && !told.contains("bob"));
-        assert!(!told.contains("u001b") && !told.contains("\u{202e}"));
+        let json = serde_json::to_string(&anonymizer.anonymize(sample)).unwrap();
+        assert!(!json.contains("longlong") && !json.contains("bob"));
+        assert!(!json.contains("u001b") && !json.contains("\u{202e}"));
     }
 }
 
 #[test]
-fn what_was_recorded_is_told_in_the_same_words() {
+fn a_replayed_recording_yields_the_same_output() {
     let samples = stream(0xf111, 200);
     let bytes = recorded(&samples);
     let mut reader = Reader::new(bytes.as_slice()).unwrap();
     let replayed = std::iter::from_fn(|| reader.next_sample().unwrap());
-    assert!(tell(samples.into_iter()) == tell(replayed));
+    assert!(outputs(samples.into_iter()) == outputs(replayed));
 }

@@ -22,7 +22,7 @@ use super::{
     logging,
 };
 use crate::{
-    adapters::agent::ask_guard,
+    adapters::agent::ask_adapter_process,
     collect::OutputStats,
     config::signal::Signal,
     event::Event,
@@ -191,7 +191,7 @@ fn start_health_checks(directory: PathBuf, unanswered: &Arc<AtomicU32>) -> io::R
     let ask = move || {
         loop {
             thread::sleep(HEALTH_CHECK_INTERVAL);
-            let answer = runtime.block_on(ask_guard(&directory));
+            let answer = runtime.block_on(ask_adapter_process(&directory));
             let Some(unanswered) = unanswered.upgrade() else {
                 return;
             };
