@@ -13,6 +13,8 @@ use std::{
     io::{self, Write as _},
     net::{TcpListener, TcpStream},
     os::fd::{AsRawFd as _, BorrowedFd},
+    process::Command,
+    time::Instant,
 };
 
 use own_process::{kernel_btf, watch_own_process};
@@ -23,7 +25,7 @@ use tailback::kernel::{
     glance::{Glance, Record},
     layout::{Feature, Resolved, resolve, resolve_without},
 };
-use tailback_ebpf::{Layout, ThreadRecord};
+use tailback_ebpf::{LOG_LINES_PER_SECOND, Layout, ThreadRecord};
 
 fn by_name(layout: &Layout) -> BTreeMap<&'static str, u32> {
     let offsets: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(layout));
@@ -445,4 +447,44 @@ fn log_statements_are_pruned_unless_logging_is_requested() {
     };
     assert_eq!(programs_that_log(false), BTreeSet::new());
     assert!(programs_that_log(true).contains("files"));
+}
+
+/// Lines that the agent prints on standard error with these arguments.
+fn stderr_of(args: &[&str]) -> Vec<String> {
+    let agent = env!("CARGO_BIN_EXE_tailback");
+    let output = Command::new(agent).args(args).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    stderr.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn log_bpf_prints_the_lines_of_the_programs_within_the_rate_limit() {
+    let test = "log_bpf_prints_the_lines_of_the_programs_within_the_rate_limit";
+    if kernel_btf(test).is_none() {
+        return;
+    }
+    let own_pid = std::process::id().to_string();
+    let sample = ["sample", "--pid", &own_pid];
+    assert_eq!(stderr_of(&sample), Vec::<String>::new());
+    let lines = stderr_of(&[&sample[..], &["--log-bpf"]].concat());
+    let scan = format!("tailback: bpf: file scan: pid {own_pid} has ");
+    assert!(
+        lines.iter().any(|line| line.starts_with(&scan)),
+        "{lines:?}"
+    );
+
+    // More than enough scans to exceed the limit, where there are more than a few processes.
+    let began = Instant::now();
+    let lines = stderr_of(&["diagnose", "--all", "--for", "2s", "--log-bpf"]);
+    // The seconds of the limit are those of the clock: a partial one at either end.
+    let seconds = began.elapsed().as_secs() + 2;
+    let written = lines
+        .iter()
+        .filter(|line| line.contains("bpf: ") && !line.contains("suppressed"))
+        .count() as u64;
+    assert!(
+        written > 0 && written <= seconds * LOG_LINES_PER_SECOND,
+        "{written} in {seconds} s"
+    );
 }
