@@ -111,7 +111,7 @@ pub struct Episode {
     pub ongoing: bool,
     pub level_max: Level,
     pub score_max: f64,
-    /// At the last look.
+    /// At the last sample.
     pub depth: u64,
     pub depth_max: u64,
     pub limit: Option<u64>,
@@ -142,7 +142,7 @@ pub struct Episode {
     pub evidence: String,
     /// What to do about it.
     pub advice: String,
-    /// Why, as far as it is known: absent until the threads have been looked at for long enough.
+    /// Why the queue fills. Absent until its threads have been sampled.
     pub verdict: Option<Arc<Verdict>>,
     /// Level changes, losses, forecasts, in order.
     pub moments: Vec<Moment>,
@@ -230,9 +230,9 @@ pub enum Event {
         to: Level,
         episode: String,
     },
-    /// A level was left, or has lasted long enough for a part of it to be told.
+    /// A level was left, or has lasted long enough to report a part of it.
     Stretch(Stretch),
-    /// A cause held for so long, or for so long already.
+    /// A cause held during this stretch, or has held until now.
     Cause(Box<CauseStretch>),
     /// How an episode stands (`ongoing`), or how it ended.
     Episode(Box<Episode>),

@@ -34,7 +34,7 @@ pub(super) enum Resource {
         /// It is the lock that an interpreter's threads take turns on (CPython's GIL).
         interpreter: bool,
     },
-    /// A lock within the service, of which only the process title tells: a database's row lock.
+    /// A lock within the service that only the process title shows: a database's row lock.
     RowLock,
     File {
         path: String,
@@ -144,7 +144,7 @@ fn file(detail: &Detail) -> Resource {
     }
 }
 
-/// A thread that waits for any of its files: what its process has in progress tells which of them matters.
+/// A thread that waits for any of its files: what its process has in progress shows which of them matters.
 fn in_event_loop(tgid: u32, topology: &Topology) -> Observation {
     if topology.waits_by_its_title(tgid) {
         return Observation::with(Activity::Lock, Resource::RowLock);

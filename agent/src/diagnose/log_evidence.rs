@@ -36,7 +36,7 @@ pub struct LogEvidence {
     now: Instant,
 }
 
-/// What tells messages apart.
+/// Identifies a message.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     target: TargetId,

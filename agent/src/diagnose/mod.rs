@@ -2,12 +2,12 @@
 //!
 //! Once a second each open episode is judged from the last 20 s of what was seen:
 //!
-//! 1. [`classify`] says what one thread does in one sample; [`profile`] adds that up to shares of wall time.
-//! 2. [`topology`] knows which process holds which connection, pipe and lock; [`inputs`] what the queues and the other
+//! 1. `classify` says what one thread does in one sample; `profile` adds that up to shares of wall time.
+//! 2. `topology` knows which process holds which connection, pipe and lock; `inputs` what the queues and the other
 //!    processes of the machine do.
-//! 3. [`wait_graph`] follows the wait chain from the threads that serve the queue to the root cause.
-//! 4. [`rules`] makes a verdict of all that; [`words`] has the phrases.
-//! 5. [`open_episode`] keeps the verdict that held for longest: it is the one that is reported.
+//! 3. `wait_graph` follows the wait chain from the threads that serve the queue to the root cause.
+//! 4. `rules` makes a verdict of all that; `words` has the phrases.
+//! 5. `open_episode` keeps the verdict that held for longest: it is the one that is reported.
 //!
 //! A pure function of samples and readings: no clock, no kernel, no I/O. Nothing here knows a program by its name.
 #![forbid(unsafe_code)]

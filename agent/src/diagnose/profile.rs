@@ -366,7 +366,7 @@ impl Window {
     }
 
     /// What the wall time of some threads went into, each by its weight: the largest share first, all of them together 1.
-    /// The run queue of `target` tells who had the CPU while they waited for one.
+    /// The run queue of `target` shows who had the CPU while they waited for one.
     pub(super) fn shares<'a>(
         &self,
         profiles: impl Iterator<Item = (Thread, f64, &'a ThreadProfile)>,

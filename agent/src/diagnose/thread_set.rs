@@ -67,7 +67,7 @@ impl ThreadSet {
     }
 
     /// What their wall time went into, each thread by its weight: the largest share first, all of them together 1. The run
-    /// queue of `target` tells who had the CPU while they waited for one.
+    /// queue of `target` shows who had the CPU while they waited for one.
     pub(super) fn shares(&self, window: &Window, target: Option<TargetId>) -> Vec<(Activity, f64)> {
         window.shares(self.profiles(window), target)
     }

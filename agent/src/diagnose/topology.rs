@@ -1,6 +1,6 @@
 //! Which process holds which connection, pipe, socket and lock, of the services in focus.
 //!
-//! These facts lead from a blocked thread to whoever can end its wait.
+//! These facts lead from a blocked thread to the process that can end its wait.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -1,4 +1,4 @@
-//! Follows a wait chain: from threads to what they wait for, to whoever can end that wait, and on.
+//! Follows a wait chain: from threads to what they wait for, to the threads that can end that wait, and on.
 //!
 //! A [`Step`] is a set of threads and what they do. The resource that most of their waiting time goes into leads to the next
 //! set: the holder of the lock, the process at the other end of the connection. The chain ends at threads that work, wait
@@ -372,7 +372,7 @@ fn row_lock_holder(view: View<'_>, step: &Step) -> Option<Next> {
 }
 
 /// The threads at the other end: of all processes of one service that the step leads to, each by its weight. In each process
-/// these are the threads that serve the connection, if they can be told, else all that work.
+/// these are the threads that serve the connection, if any are seen to, else all that work.
 fn beyond(view: View<'_>, step: &Step, tgid: u32) -> ThreadSet {
     let service = view.targets.of(tgid);
     let mut weights: BTreeMap<Thread, f64> = BTreeMap::new();

@@ -56,6 +56,6 @@ fn finding(case: Case<'_>) -> Finding {
 
 fn advice(file: &str) -> String {
     format!(
-        "Look at the device behind {file} (iostat -x 1) and at what else writes to it; batch or defer flushes."
+        "Check the device behind {file} (iostat -x 1) and what else writes to it; batch or defer flushes."
     )
 }

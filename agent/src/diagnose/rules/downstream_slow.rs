@@ -91,10 +91,10 @@ fn advice(case: Case<'_>, who: &str) -> String {
         Some(Activity::OnCpu | Activity::RunnableOwn) => {
             format!("{who} is busy computing: find the slow query or command there.")
         }
-        Some(Activity::Disk) => format!("{who} waits for its disk: look at the device there."),
+        Some(Activity::Disk) => format!("{who} waits for its disk: check the device there."),
         Some(Activity::Lock) => format!("{who} waits for a lock: find its holder."),
         Some(Activity::Stopped) => format!("{who} is stopped: `kill -CONT` resumes it."),
-        _ => format!("Look at {who}."),
+        _ => format!("Investigate {who}."),
     };
     format!(
         "{there} Until then shorten the timeout or open the circuit breaker; adding workers here will not help."

@@ -29,6 +29,6 @@ pub(super) const THREADS_WAIT: Rule = Rule {
 
 fn finding() -> Finding {
     Finding::new(
-        "Raise the memory limit (memory.max, memory.limit_in_bytes) or make the service use less; look at what grew.",
+        "Raise the memory limit (memory.max, memory.limit_in_bytes) or make the service use less; find what grew.",
     )
 }

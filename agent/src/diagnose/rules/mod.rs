@@ -45,8 +45,8 @@ use checks::Checks;
 use rule::{Basis, CauseInfo, Finding, Rule};
 use table::RULES;
 
-/// Below this share of the threads' wall time a cause that is decided by time is not named. Set so that the recorded
-/// incidents pass.
+/// Below this share of the threads' wall time a cause that is decided by time is not named. Held by the
+/// recorded incidents.
 const MIN_SHARE: f64 = 0.2;
 /// Samples per thread, on average, below which nothing is concluded from its time.
 const MIN_SAMPLES_PER_THREAD: u64 = 4;

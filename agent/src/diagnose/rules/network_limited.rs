@@ -52,6 +52,6 @@ fn has_room(link: &Link, checks: &mut Checks) -> bool {
 
 fn advice(peer: &str) -> String {
     format!(
-        "The network path to {peer} is saturated: look at its bandwidth and losses (ss -ti, tc -s qdisc); compress, send less, or spread the load."
+        "The network path to {peer} is saturated: check its bandwidth and losses (ss -ti, tc -s qdisc); compress, send less, or spread the load."
     )
 }

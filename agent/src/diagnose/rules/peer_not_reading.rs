@@ -91,6 +91,6 @@ fn is_closed(link: &Link, checks: &mut Checks) -> bool {
 
 fn advice(peer: &str) -> String {
     format!(
-        "{peer} does not read what is sent to it: bound the buffer per peer, set a write timeout, and look at what the peer waits for."
+        "{peer} does not read what is sent to it: bound the buffer per peer, set a write timeout, and find what the peer waits for."
     )
 }

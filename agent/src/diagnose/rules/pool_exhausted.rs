@@ -94,7 +94,7 @@ fn finding(case: Case<'_>, pool: Pool) -> Finding {
     };
     let finding = Finding::blaming(culprit, |_| advice(case, &pool)).fact(fact(&pool));
     if pool.baseline_ns.is_some() {
-        // Slow calls exhaust a pool as well; their baseline tells the two apart.
+        // Slow calls exhaust a pool as well; their baseline separates the two.
         return Finding {
             includes: &[Cause::DownstreamSlow],
             ..finding
@@ -134,7 +134,7 @@ fn advice(case: Case<'_>, pool: &Pool) -> String {
         return raise;
     }
     format!(
-        "{raise} If {} used to respond faster, look there first.",
+        "{raise} If {} used to respond faster, start there.",
         pool.endpoint
     )
 }

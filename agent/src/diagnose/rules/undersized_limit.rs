@@ -18,8 +18,8 @@ const CAUSE: CauseInfo = CauseInfo {
     supported_by: &[Activity::Asleep, Activity::Inside],
 };
 
-/// Idle share of the workers' time above which they do not explain a full backlog. Set so that the recorded incident
-/// `small-backlog` passes and those of busy workers do not.
+/// Idle share of the workers' time above which they do not explain a full backlog. Held by the recorded
+/// incidents `small-backlog` and `few-workers`.
 const MIN_IDLE: f64 = 0.25;
 
 /// Connections are refused although the workers have time: bursts are larger than the backlog.
@@ -110,7 +110,7 @@ fn small_backlog(case: Case<'_>) -> Finding {
     ))
 }
 
-/// A backlog that holds the arrivals of one second, four times the present one, and the usual default.
+/// A backlog that holds the arrivals of one second, four times the present one, and the kernel's former default.
 fn enough(limit: u64, arrivals_per_s: Option<f64>) -> u64 {
     /// The kernel's default of net.core.somaxconn until 5.4.
     const DEFAULT: u64 = 128;

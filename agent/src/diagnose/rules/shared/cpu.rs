@@ -2,12 +2,16 @@
 
 use super::culprit;
 use crate::{
-    diagnose::{case::Case, inputs::LONG_TURN_NS, rules::checks::Checks},
-    event::{Activity, explain::Unit},
+    diagnose::{
+        case::Case,
+        inputs::LONG_TURN_NS,
+        rules::{checks::Checks, rule::NEEDS_CPU},
+    },
+    event::{Activity, Culprit, explain::Unit},
 };
 
-/// Share of the time in which threads need a CPU that a quota or other processes must have taken to be the cause. Set so
-/// that the recorded incidents (`cpu-neighbour`, `quota`) pass.
+/// Share of the time in which threads need a CPU that a quota or other processes must have taken to be the cause. Held
+/// by the recorded incidents `cpu-neighbour` and `quota`.
 const MIN_TAKEN: f64 = 0.25;
 
 /// Shares of the wall time of the threads that serve the queue, 0 to 1.
@@ -28,12 +32,7 @@ impl CpuTime {
         let own = case.share(Activity::RunnableOwn);
         let throttled = case.share(Activity::Throttled);
         Self {
-            // The order of the terms is that of the former code: sums of f64 depend on it.
-            needed: case.share(Activity::OnCpu)
-                + own
-                + case.share(Activity::RunnableForeign)
-                + throttled
-                + case.share(Activity::Stolen),
+            needed: NEEDS_CPU.iter().map(|activity| case.share(*activity)).sum(),
             foreign,
             own,
             throttled,
@@ -119,7 +118,7 @@ pub(in crate::diagnose::rules) fn is_one_long_turn(case: Case<'_>, checks: &mut 
 }
 
 /// The thread that uses most CPU, as a culprit.
-pub(in crate::diagnose::rules) fn busiest(case: Case<'_>) -> Option<crate::event::Culprit> {
+pub(in crate::diagnose::rules) fn busiest(case: Case<'_>) -> Option<Culprit> {
     case.first()
         .map(|first| culprit::busiest_thread(case, first))
 }

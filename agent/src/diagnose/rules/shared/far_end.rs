@@ -77,7 +77,7 @@ pub(in crate::diagnose::rules) fn is_parked(case: Case<'_>) -> bool {
         .is_some_and(|first| first.activity == Activity::Idle && first.resource == Resource::Parked)
 }
 
-/// The numbers by which a closed window is told from a slow network.
+/// Records the numbers that distinguish a closed window from a slow network.
 pub(in crate::diagnose::rules) fn describe(link: &Link, checks: &mut Checks) {
     let bytes = |bytes: u32| Some(f64::from(bytes));
     checks.context("unacknowledged", bytes(link.unacknowledged), Unit::Bytes);

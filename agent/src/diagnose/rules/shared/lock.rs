@@ -13,7 +13,7 @@ use crate::{
     text::duration,
 };
 
-/// The first step of the wait chain that does not wait for a lock: whoever holds it.
+/// The first step of the wait chain that does not wait for a lock: its holder.
 pub(in crate::diagnose::rules) fn holder(case: Case<'_>) -> Option<&Step> {
     let mut steps = case.steps.iter();
     steps.find(|step| step.activity != Activity::Lock)

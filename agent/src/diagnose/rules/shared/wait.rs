@@ -5,7 +5,7 @@ use crate::{
     event::explain::Unit,
 };
 
-/// Work has waited for so long that an idle thread would have taken it.
+/// Whether work has waited longer than an idle thread needs to take it.
 pub(in crate::diagnose::rules) fn is_long(case: Case<'_>, checks: &mut Checks) -> bool {
     /// A second: far above the wake-up latency of an idle thread.
     const MIN_WAIT_NS: f64 = 1e9;
