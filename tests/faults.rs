@@ -34,7 +34,8 @@ use tailback_tests::{
 };
 
 const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
-const SOON: Duration = Duration::from_secs(20);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A service with `waiting` connections that it does not accept.
 fn jam(command: &mut Command, address: &str, waiting: u32) -> Result<Service> {
@@ -80,7 +81,7 @@ fn permanently_open(agent: &Agent) -> Result<BTreeMap<String, usize>> {
 /// Waits until the agent has no more descriptors of any type than before.
 fn check_no_leak(agent: &Agent, before: &BTreeMap<String, usize>) -> Result<()> {
     let mut after = BTreeMap::new();
-    let closed = wait::until("the agent to close its descriptors", SOON, || {
+    let closed = wait::until("the agent to close its descriptors", DEADLINE, || {
         after = open_files(agent)?;
         let had = |kind| before.get(kind).copied().unwrap_or(0);
         let grown = after.iter().any(|(kind, count)| *count > had(kind));
@@ -97,7 +98,7 @@ fn is_waiting(event: &Event) -> bool {
 /// Stops the agent. Its exit code must be 0 and its standard error empty.
 fn check_clean_exit(agent: &Agent) -> Result<()> {
     agent.process().signal(Signal::TERM)?;
-    let end = agent.process().wait_end(SOON)?;
+    let end = agent.process().wait_end(DEADLINE)?;
     let lines = agent.process().lines().all().into_iter();
     let errors: Vec<String> = lines
         .filter(|line| line.stream == Stream::Stderr)
@@ -119,23 +120,28 @@ fn a_killed_target_leaves_no_descriptor_open_in_the_agent() -> Result<()> {
     let folder = TempDir::new("killed")?;
     let program = program::renamed(SUBJECT, &folder, "short-lived")?;
     let agent = Agent::run(["--name", "short-lived", "--interval", "20ms"])?;
-    agent.wait_for("that it waits for a target", SOON, is_waiting)?;
+    agent.wait_for("that it waits for a target", DEADLINE, is_waiting)?;
     let before = open_files(&agent)?;
     for _ in 0..5 {
         let mark = agent.mark();
         let service = jam(&mut Command::new(&program), "127.0.0.1:0", 3)?;
         let name = service.address().to_string();
-        agent.wait_since(mark, "its queue", SOON, |event| {
+        agent.wait_since(mark, "its queue", DEADLINE, |event| {
             event.is("level") && event.text("name") == name
         })?;
         service.into_process().signal(Signal::KILL)?;
-        agent.wait_since(mark, "that it waits for a target again", SOON, is_waiting)?;
+        agent.wait_since(
+            mark,
+            "that it waits for a target again",
+            DEADLINE,
+            is_waiting,
+        )?;
         let ended = |event: &Event| {
             event.is("episode")
                 && event.text("name") == name
                 && event.value.get("ongoing").is_none()
         };
-        agent.wait_since(mark, "the end of its episode", SOON, ended)?;
+        agent.wait_since(mark, "the end of its episode", DEADLINE, ended)?;
     }
     check_no_leak(&agent, &before)?;
     check_clean_exit(&agent)
@@ -150,7 +156,7 @@ fn a_vanished_network_namespace_is_survived_and_released() -> Result<()> {
     let folder = TempDir::new("vanishing")?;
     let program = program::renamed(SUBJECT, &folder, "far-away")?;
     let agent = Agent::run(["--name", "far-away", "--interval", "20ms"])?;
-    agent.wait_for("that it waits for a target", SOON, is_waiting)?;
+    agent.wait_for("that it waits for a target", DEADLINE, is_waiting)?;
     let before = open_files(&agent)?;
     for round in 0..5 {
         let mark = agent.mark();
@@ -158,7 +164,7 @@ fn a_vanished_network_namespace_is_survived_and_released() -> Result<()> {
         // The same address every time, in a new network.
         let program = program.display().to_string();
         let service = jam(&mut network.command(&program)?, "127.0.0.1:8080", 3 + round)?;
-        let level = agent.wait_since(mark, "its queue", SOON, |event| {
+        let level = agent.wait_since(mark, "its queue", DEADLINE, |event| {
             event.is("level") && event.text("name") == "127.0.0.1:8080"
         })?;
         ensure!(
@@ -168,7 +174,12 @@ fn a_vanished_network_namespace_is_survived_and_released() -> Result<()> {
         );
         // Both at once, at any point of a sample.
         drop((service, network));
-        agent.wait_since(mark, "that it waits for a target again", SOON, is_waiting)?;
+        agent.wait_since(
+            mark,
+            "that it waits for a target again",
+            DEADLINE,
+            is_waiting,
+        )?;
     }
     check_no_leak(&agent, &before)?;
     check_clean_exit(&agent)
@@ -189,7 +200,7 @@ fn a_cgroup_that_is_removed_and_recreated_is_found_again() -> Result<()> {
     };
     let path = cgroup.path().display().to_string();
     let agent = Agent::run(["--cgroup", &path, "--interval", "20ms"])?;
-    agent.wait_for("that it waits for a target", SOON, is_waiting)?;
+    agent.wait_for("that it waits for a target", DEADLINE, is_waiting)?;
     let before = open_files(&agent)?;
     for round in 0..4 {
         let mark = agent.mark();
@@ -199,14 +210,19 @@ fn a_cgroup_that_is_removed_and_recreated_is_found_again() -> Result<()> {
         agent.wait_since(
             mark,
             &format!("the queue of round {round}"),
-            SOON,
+            DEADLINE,
             |event| event.is("level") && event.text("name") == name,
         )?;
         drop(service);
-        wait::until("the cgroup to be removed", SOON, || {
+        wait::until("the cgroup to be removed", DEADLINE, || {
             Ok(fs::remove_dir(cgroup.path()).ok())
         })?;
-        agent.wait_since(mark, "that it waits for a target again", SOON, is_waiting)?;
+        agent.wait_since(
+            mark,
+            "that it waits for a target again",
+            DEADLINE,
+            is_waiting,
+        )?;
         fs::create_dir(cgroup.path())?;
     }
     check_no_leak(&agent, &before)?;
@@ -221,10 +237,10 @@ fn a_service_that_forks_200_times_per_second_costs_little_and_leaks_nothing() ->
     }
     let mut breeder = Command::new(SUBJECT);
     let breeder = Process::start("the breeder", breeder.args(["mayflies", "--per-s", "200"]))?;
-    breeder.wait_line("breeding", SOON)?;
+    breeder.wait_line("breeding", DEADLINE)?;
     let agent = Agent::run(["--pid", &breeder.pid().to_string()])?;
-    agent.wait_for("its target", SOON, |event| event.is("target"))?;
-    let report = agent.wait_for("its own cost", SOON, |event| event.is("agent"))?;
+    agent.wait_for("its target", DEADLINE, |event| event.is("target"))?;
+    let report = agent.wait_for("its own cost", DEADLINE, |event| event.is("agent"))?;
     let died = breeder.lines().all().len().saturating_sub(1) * 100;
     let share = report.number("cpu_share").unwrap_or(f64::NAN);
     println!("{died} short-lived processes; the agent used {share:.4} of a core");
@@ -233,7 +249,7 @@ fn a_service_that_forks_200_times_per_second_costs_little_and_leaks_nothing() ->
     let settled = |what: &str| -> Result<BTreeMap<String, usize>> {
         breeder.freeze()?;
         let mut before = permanently_open(&agent)?;
-        wait::until(what, SOON, || {
+        wait::until(what, DEADLINE, || {
             let now = permanently_open(&agent)?;
             let is_same = now == before;
             before = now;
@@ -245,7 +261,7 @@ fn a_service_that_forks_200_times_per_second_costs_little_and_leaks_nothing() ->
     let mark = breeder.lines().count();
     let more = breeder
         .lines()
-        .wait("300 more", mark + 2, SOON, |_| Some(()));
+        .wait("300 more", mark + 2, DEADLINE, |_| Some(()));
     more?;
     let second = settled("the agent to settle again")?;
     println!("open: {first:?}, later {second:?}");
@@ -270,7 +286,7 @@ fn a_reused_descriptor_is_not_mistaken_for_its_old_queue() -> Result<()> {
         return Ok(());
     }
     let agent = Agent::run(["--pid", &process::id().to_string(), "--interval", "20ms"])?;
-    agent.wait_for("its target", SOON, |event| event.is("target"))?;
+    agent.wait_for("its target", DEADLINE, |event| event.is("target"))?;
     let listener = sockets::listen(ports::local(0), 10, false)?;
     let address = listener.local_addr()?;
     let connection = |bytes: usize| -> Result<(TcpStream, TcpStream)> {
@@ -347,7 +363,7 @@ fn a_container_is_named_and_its_removal_is_survived() -> Result<()> {
     let mut podman = Command::new(&before[0]);
     podman.args(&before[1..]).arg("/subject").args(jam);
     let run = Process::start("podman", &mut podman)?;
-    run.wait_line("listening ", SOON)?;
+    run.wait_line("listening ", DEADLINE)?;
     let id = container.id()?;
     let sample = Sample::of(&["--pid", &container.pid()?.to_string()])?;
     let target = sample.targets().next().context("no target")?;
@@ -362,12 +378,12 @@ fn a_container_is_named_and_its_removal_is_survived() -> Result<()> {
     let by_cgroup = Sample::of(&["--cgroup", &cgroup])?;
     ensure!(number(by_cgroup.queue("accept", "127.0.0.1:8080")?, "depth")? == 5);
     let agent = Agent::run(["--cgroup", &cgroup, "--interval", "20ms"])?;
-    agent.wait_for("its queue", SOON, |event| {
+    agent.wait_for("its queue", DEADLINE, |event| {
         event.is("level") && event.text("name") == "127.0.0.1:8080"
     })?;
     drop(container);
-    agent.wait_for("that it waits for a target", SOON, is_waiting)?;
-    agent.wait_for("the end of its episode", SOON, |event| {
+    agent.wait_for("that it waits for a target", DEADLINE, is_waiting)?;
+    agent.wait_for("the end of its episode", DEADLINE, |event| {
         event.is("episode") && event.value.get("ongoing").is_none()
     })?;
     check_clean_exit(&agent)

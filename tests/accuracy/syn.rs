@@ -49,11 +49,11 @@ pub fn measure(report: &mut Report) -> Result<()> {
     compare_steady(report, &samples.queue("syn", is_ours), since_ns, &keys);
 
     // Requests beyond the limit are dropped; each is retransmitted after a second and dropped again.
-    const MORE: usize = 30;
+    const EXCESS: usize = 30;
     let dropped = || sys::network_counter("TcpExt", "TCPReqQFullDrop");
     let before = dropped()?;
     let (samples, more) = sampling::during(Duration::from_millis(2500), || {
-        let more = begin(address, MORE)?;
+        let more = begin(address, EXCESS)?;
         // Callers stop well before the last sample.
         thread::sleep(Duration::from_millis(1500));
         Ok((dropped()?, drop(more)).0)
@@ -61,8 +61,8 @@ pub fn measure(report: &mut Report) -> Result<()> {
     let lost = more - before;
     let room = BACKLOG as usize - CALLERS;
     ensure!(
-        lost >= (MORE - room) as f64 && dropped()? == more,
-        "{lost} were dropped; the queue has room for {room} of {MORE}"
+        lost >= (EXCESS - room) as f64 && dropped()? == more,
+        "{lost} were dropped; the queue has room for {room} of {EXCESS}"
     );
     report_losses(report, "losses", lost, &samples.queue("syn", is_ours));
     drop((callers, listener));

@@ -23,7 +23,7 @@ use tailback_tests::{
 };
 
 /// Deadline of each wait.
-const SOON: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Exit status and output lines of the agent.
 struct Output {
@@ -62,10 +62,15 @@ fn tailback(args: &[&str]) -> Result<Command> {
 
 /// Waits for the exit, and checks that the agent did not panic.
 fn end(process: &Process) -> Result<Output> {
-    let end = process.wait_end(SOON)?;
+    let end = process.wait_end(DEADLINE)?;
     // The process may end before its last line is read.
     let lines = process.lines();
-    let _ = lines.wait("the end of the output", usize::MAX, SOON, |_| None::<()>);
+    let _ = lines.wait(
+        "the end of the output",
+        usize::MAX,
+        DEADLINE,
+        |_| None::<()>,
+    );
     let of = |stream| {
         let lines = lines.all().into_iter().filter(|line| line.stream == stream);
         lines.map(|line| line.text).collect()
@@ -125,7 +130,7 @@ impl Stuck {
     fn new() -> Result<Self> {
         let script = r#"yes | sh -c 'echo pid $$; exec sleep 1000'"#;
         let shell = Process::start("sh", Command::new("sh").args(["-c", script]))?;
-        let line = shell.wait_line("pid ", SOON)?;
+        let line = shell.wait_line("pid ", DEADLINE)?;
         let pid = line.text.trim_start_matches("pid ").to_owned();
         Ok(Self { _shell: shell, pid })
     }
@@ -133,7 +138,7 @@ impl Stuck {
     /// Starts an agent and waits until it reports the full pipe.
     fn watched(&self, more: &[&str]) -> Result<Agent> {
         let agent = Agent::run(["--pid", &self.pid].iter().chain(more))?;
-        agent.wait_for("the full pipe", SOON, |event| {
+        agent.wait_for("the full pipe", DEADLINE, |event| {
             event.is("level") && event.text("kind") == "pipe"
         })?;
         Ok(agent)

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use tailback_tests::{process::Process, program, temp::TempDir};
 
-use crate::{SOON, allowed, json, run};
+use crate::{DEADLINE, allowed, json, run};
 
 /// A name with characters that can corrupt a terminal or a line of JSON.
 const HOSTILE: &str = "evil\n\u{1b}[31mred\"\\\t\u{202e}\u{7f}";
@@ -34,7 +34,7 @@ fn names_with_newlines_and_escapes_corrupt_neither_terminal_nor_json() -> Result
     let mut shell = Command::new("sh");
     shell.args(["-c", script]).env("OTEL_SERVICE_NAME", HOSTILE);
     let by_itself = Process::start("sh", &mut shell)?;
-    by_itself.wait_line("named", SOON)?;
+    by_itself.wait_line("named", DEADLINE)?;
     let toml = format!(
         "[[target]]\npid = {}\n[[target]]\npid = {}\nservice_name = \"\\u001b[2Jcalled\\n\"\n",
         by_file.pid(),

@@ -15,10 +15,10 @@ use tailback_tests::{
     wait,
 };
 
-use crate::{SOON, Stuck, allowed, end, idle, json, run, tailback};
+use crate::{DEADLINE, Stuck, allowed, end, idle, json, run, tailback};
 
 /// Maximum time from the signal to the exit, without a collector to wait for.
-const DEADLINE: Duration = Duration::from_secs(4);
+const EXIT_DEADLINE: Duration = Duration::from_secs(4);
 
 #[test]
 fn a_signal_ends_run_in_time_and_reports_open_episodes() -> Result<()> {
@@ -30,7 +30,7 @@ fn a_signal_ends_run_in_time_and_reports_open_episodes() -> Result<()> {
         let agent = stuck.watched(&[])?;
         let sent = Instant::now();
         agent.process().signal(signal)?;
-        agent.process().wait_end(DEADLINE)?;
+        agent.process().wait_end(EXIT_DEADLINE)?;
         println!("{signal:?}: exited after {:?}", sent.elapsed());
         let output = end(agent.process())?;
         output.check(0, &[])?;
@@ -47,7 +47,7 @@ fn a_signal_ends_run_in_time_and_reports_open_episodes() -> Result<()> {
     }
     let mut command = tailback(&["run", "--pid", &stuck.pid])?;
     let agent = Process::start("tailback", &mut command)?;
-    agent.wait_line("full", SOON)?;
+    agent.wait_line("full", DEADLINE)?;
     agent.signal(Signal::TERM)?;
     let output = end(&agent)?;
     output.check(0, &[])?;
@@ -68,12 +68,12 @@ fn a_signal_ends_record_and_the_recording_replays() -> Result<()> {
     let mut command = tailback(&["record", "--pid", &pid, "--out", &out])?;
     let agent = Process::start("tailback", &mut command)?;
     // The first samples are on disk.
-    wait::until("samples on disk", SOON, || {
+    wait::until("samples on disk", DEADLINE, || {
         let len = fs::metadata(&file).map_or(0, |file| file.len());
         Ok((len > 100).then_some(()))
     })?;
     agent.signal(Signal::INT)?;
-    agent.wait_end(DEADLINE)?;
+    agent.wait_end(EXIT_DEADLINE)?;
     end(&agent)?.check(0, &["samples in"])?;
     run(&["replay", &out])?.check(0, &[])
 }
@@ -86,12 +86,12 @@ fn an_unreachable_collector_does_not_block_exit_and_the_loss_is_reported() -> Re
     let stuck = Stuck::new()?;
     let url = format!("http://127.0.0.1:{}", ports::free()?);
     let agent = stuck.watched(&["--otlp", &url])?;
-    agent.wait_for("the unreachable collector", SOON, |event| {
+    agent.wait_for("the unreachable collector", DEADLINE, |event| {
         event.is("notice") && event.text("text").contains("cannot be reached")
     })?;
     agent.process().signal(Signal::TERM)?;
     // The episode is printed first; only then the collector gets a last chance.
-    agent.process().wait_line("\"episode\"", DEADLINE)?;
+    agent.process().wait_line("\"episode\"", EXIT_DEADLINE)?;
     agent.process().wait_end(Duration::from_secs(7))?;
     end(agent.process())?.check(0, &[&url, "spans delivered", "dropped", "refused"])
 }
@@ -108,7 +108,7 @@ fn a_second_signal_exits_immediately() -> Result<()> {
     let agent = stuck.watched(&["--otlp", &url])?;
     let sent = Instant::now();
     // Repeated, because two pending signals are delivered as one.
-    let end = wait::until("the end", SOON, || {
+    let end = wait::until("the end", DEADLINE, || {
         if let Some(end) = agent.process().ended()? {
             return Ok(Some(end));
         }
@@ -116,6 +116,6 @@ fn a_second_signal_exits_immediately() -> Result<()> {
         Ok(None)
     })?;
     ensure!(end == End::Code(130), "{end:?}");
-    ensure!(sent.elapsed() < DEADLINE, "{:?}", sent.elapsed());
+    ensure!(sent.elapsed() < EXIT_DEADLINE, "{:?}", sent.elapsed());
     Ok(())
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use tailback_tests::{ports, process::Process, program, temp::TempDir};
 
-use crate::{SOON, Stuck, allowed, end, idle, json, run, tailback};
+use crate::{DEADLINE, Stuck, allowed, end, idle, json, run, tailback};
 
 #[test]
 fn a_missing_target_is_a_usage_error_with_a_hint() -> Result<()> {
@@ -155,10 +155,10 @@ fn run_waits_for_a_name_without_match_and_reports_it() -> Result<()> {
     let pattern = late.to_string_lossy();
     let mut command = tailback(&["run", "--name", &pattern, "--duration", "60s"])?;
     let agent = Process::start("tailback", &mut command)?;
-    let line = agent.wait_line("waiting for one to start", SOON)?;
+    let line = agent.wait_line("waiting for one to start", DEADLINE)?;
     ensure!(line.text.contains(&*pattern), "{}", line.text);
     let process = Process::start("comes-late", Command::new(&late).arg("1000"))?;
-    let line = agent.wait_line("watching", SOON)?;
+    let line = agent.wait_line("watching", DEADLINE)?;
     let pid = format!("(pid {}", process.pid());
     ensure!(line.text.contains(&pid), "{}", line.text);
     agent.signal(Signal::TERM)?;
@@ -175,11 +175,11 @@ fn a_target_that_ends_is_reported_and_the_agent_keeps_running() -> Result<()> {
         let pid = victim.pid().to_string();
         let mut command = tailback(&["run", "--pid", &pid, "--duration", "3s"])?;
         let agent = Process::start("tailback", command.args(as_json.then_some("--json")))?;
-        agent.wait_line(&pid, SOON)?;
+        agent.wait_line(&pid, DEADLINE)?;
         drop(victim);
-        agent.wait_line(&format!("process {pid} has ended"), SOON)?;
+        agent.wait_line(&format!("process {pid} has ended"), DEADLINE)?;
         if !as_json {
-            agent.wait_line("exited", SOON)?;
+            agent.wait_line("exited", DEADLINE)?;
         }
         let output = end(&agent)?;
         output.check(0, &[])?;

@@ -11,7 +11,7 @@ use tailback_tests::{
     ss, wait,
 };
 
-use crate::{SOON, SUBJECT, alone, stop, watch};
+use crate::{DEADLINE, SUBJECT, alone, stop, watch};
 
 /// The fault planted after ten healthy seconds.
 enum Fault {
@@ -54,7 +54,7 @@ fn driven_by(fault: &Fault) -> Result<String> {
             max_in_flight: 1000,
         })
     })?;
-    wait::until("250 responses", SOON, || {
+    wait::until("250 responses", DEADLINE, || {
         Ok((load.done().len() >= 250).then_some(()))
     })?;
     ensure!(
@@ -69,7 +69,7 @@ fn driven_by(fault: &Fault) -> Result<String> {
         Fault::Slow(work) => pace.set(work)?,
     }
     let begun = Instant::now();
-    let warned = agent.wait_for("that the accept queue leaves ok", SOON, |event| {
+    let warned = agent.wait_for("that the accept queue leaves ok", DEADLINE, |event| {
         event.is("level") && event.text("kind") == "accept"
     })?;
     println!(
@@ -88,7 +88,7 @@ fn driven_by(fault: &Fault) -> Result<String> {
     )?;
     pace.set(SERVICE_TIME)?;
     load.set_rate(15.0)?;
-    let episode = agent.wait_for("the end of the episode", SOON, |event| {
+    let episode = agent.wait_for("the end of the episode", DEADLINE, |event| {
         event.is("episode")
             && event.text("kind") == "accept"
             && event.value.get("ongoing").is_none()

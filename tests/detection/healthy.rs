@@ -19,7 +19,7 @@ use tailback_tests::{
     sockets, ss,
 };
 
-use crate::{NOT_RUNQUEUE, SOON, alone, check_all_ok, service, stop, watch};
+use crate::{DEADLINE, NOT_RUNQUEUE, alone, check_all_ok, service, stop, watch};
 
 #[test]
 fn a_burst_that_drains_opens_no_episode() -> Result<()> {
@@ -89,7 +89,7 @@ fn a_busy_healthy_nginx_opens_no_episode() -> Result<()> {
     let url = format!("http://{}/", nginx.address());
     let mut wrk = Command::new(program::need(&["wrk"])?);
     let wrk = Process::start("wrk", wrk.args(["-c", "4", "-t", "1", "-d", "5s", &url]))?;
-    ensure!(wrk.wait_end(SOON)? == End::Code(0), "wrk failed");
+    ensure!(wrk.wait_end(DEADLINE)? == End::Code(0), "wrk failed");
     let served = nginx.requests()? - before;
     println!("open and closed loop: {served} requests served");
     ensure!(

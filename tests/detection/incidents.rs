@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tailback_tests::{agent::Event, needs, ss};
 
-use crate::{SOON, alone, service, stop, watch};
+use crate::{DEADLINE, alone, service, stop, watch};
 
 /// Writes to one connection ten times per second and opens a new connection five times per second.
 fn send_traffic(to: SocketAddr, mut writer: TcpStream, done: &AtomicBool) -> Result<()> {
@@ -54,9 +54,10 @@ fn a_stopped_consumer_and_its_recovery_are_detected_without_departures() -> Resu
             service.process().freeze()?;
             let stopped = Instant::now();
             for (kind, name) in [("accept", &accept), ("recv", &recv)] {
-                let level = agent.wait_for(&format!("that {kind} leaves ok"), SOON, |event| {
-                    is(event, kind, name)
-                })?;
+                let level =
+                    agent.wait_for(&format!("that {kind} leaves ok"), DEADLINE, |event| {
+                        is(event, kind, name)
+                    })?;
                 println!(
                     "{kind}: {} {:?} after the stop, depth {}, oldest {} ns",
                     level.text("to"),
@@ -75,16 +76,20 @@ fn a_stopped_consumer_and_its_recovery_are_detected_without_departures() -> Resu
             let resumed = Instant::now();
             for (kind, name) in [("accept", &accept), ("recv", &recv)] {
                 let level =
-                    agent.wait_since(mark, &format!("that {kind} is ok"), SOON, |event| {
+                    agent.wait_since(mark, &format!("that {kind} is ok"), DEADLINE, |event| {
                         is(event, kind, name) && event.text("to") == "ok"
                     })?;
-                let episode =
-                    agent.wait_since(mark, &format!("the episode of {kind}"), SOON, |event| {
+                let episode = agent.wait_since(
+                    mark,
+                    &format!("the episode of {kind}"),
+                    DEADLINE,
+                    |event| {
                         event.is("episode")
                             && event.text("kind") == kind
                             && event.text("name") == name
                             && event.value.get("ongoing").is_none()
-                    })?;
+                    },
+                )?;
                 println!(
                     "{kind}: ok {:?} after it resumed; {}",
                     level.at - resumed,
@@ -129,12 +134,16 @@ fn an_unread_pipe_and_an_unread_connection_are_detected() -> Result<()> {
         ("send", &send, "critical"),
         ("recv", &recv, "critical"),
     ] {
-        let level = agent.wait_for(&format!("that {kind} {name} is {level}"), SOON, |event| {
-            event.is("level")
-                && event.text("kind") == kind
-                && event.text("name") == name
-                && [level, "full"].contains(&event.text("to"))
-        })?;
+        let level = agent.wait_for(
+            &format!("that {kind} {name} is {level}"),
+            DEADLINE,
+            |event| {
+                event.is("level")
+                    && event.text("kind") == kind
+                    && event.text("name") == name
+                    && [level, "full"].contains(&event.text("to"))
+            },
+        )?;
         println!(
             "{kind}: {} {:?} after it began, {} of {}; {}",
             level.text("to"),

@@ -21,7 +21,8 @@ use tailback_tests::{
 };
 
 const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
-const SOON: Duration = Duration::from_secs(20);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Serializes tests with a load.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -34,7 +35,7 @@ fn alone() -> MutexGuard<'static, ()> {
 fn watch(pid: u32, args: &[&str]) -> Result<Agent> {
     let pid = pid.to_string();
     let agent = Agent::run(["--pid", &pid].iter().chain(args))?;
-    agent.wait_for("its target", SOON, |event| event.is("target"))?;
+    agent.wait_for("its target", DEADLINE, |event| event.is("target"))?;
     Ok(agent)
 }
 
@@ -45,7 +46,7 @@ fn service(args: &[&str]) -> Result<Service> {
 /// Stops the agent and returns all of its events.
 fn stop(agent: &Agent) -> Result<Vec<Event>> {
     agent.process().signal(Signal::TERM)?;
-    let end = agent.process().wait_end(SOON)?;
+    let end = agent.process().wait_end(DEADLINE)?;
     ensure!(end == End::Code(0), "the agent ended with {end:?}");
     let events = agent.events()?;
     check_order(&events)?;

@@ -14,7 +14,7 @@ use tailback_tests::{
     wait,
 };
 
-use crate::{SOON, alone, service, watch};
+use crate::{DEADLINE, alone, service, watch};
 
 /// Lines of the standard output of a process.
 fn stdout(process: &Process) -> Vec<String> {
@@ -49,20 +49,22 @@ fn a_recorded_incident_replays_byte_for_byte() -> Result<()> {
     // One incident with losses that is over, and one that is still open when the recording ends.
     service.process().freeze()?;
     let first = clients(20)?;
-    agent.wait_for("full", SOON, |event| event.text("to") == "full")?;
+    agent.wait_for("full", DEADLINE, |event| event.text("to") == "full")?;
     service.process().thaw()?;
-    agent.wait_for("the end of the episode", SOON, |event| {
+    agent.wait_for("the end of the episode", DEADLINE, |event| {
         event.is("episode") && event.value.get("ongoing").is_none()
     })?;
     drop(first);
     service.process().freeze()?;
     let second = clients(3)?;
     let mark = agent.mark();
-    agent.wait_since(mark, "the second incident", SOON, |event| event.is("level"))?;
-    agent.wait_for("its own cost", SOON, |event| event.is("agent"))?;
+    agent.wait_since(mark, "the second incident", DEADLINE, |event| {
+        event.is("level")
+    })?;
+    agent.wait_for("its own cost", DEADLINE, |event| event.is("agent"))?;
     agent.process().signal(Signal::TERM)?;
     ensure!(
-        agent.process().wait_end(SOON)? == End::Code(0),
+        agent.process().wait_end(DEADLINE)? == End::Code(0),
         "the agent failed"
     );
     drop(second);
@@ -73,8 +75,11 @@ fn a_recorded_incident_replays_byte_for_byte() -> Result<()> {
         "replay",
         replay.args(["replay", &file, "--json", "--config", &config]),
     )?;
-    ensure!(replay.wait_end(SOON)? == End::Code(0), "the replay failed");
-    wait::until("all lines of the replay", SOON, || {
+    ensure!(
+        replay.wait_end(DEADLINE)? == End::Code(0),
+        "the replay failed"
+    );
+    wait::until("all lines of the replay", DEADLINE, || {
         Ok((stdout(&replay).len() >= live.len()).then_some(()))
     })?;
     let replayed = stdout(&replay);

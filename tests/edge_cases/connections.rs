@@ -22,7 +22,7 @@ use tailback_tests::{
     sockets, wait,
 };
 
-use crate::{SOON, sample_this_process, unread};
+use crate::{DEADLINE, sample_this_process, unread};
 
 #[test]
 fn ipv6_and_dual_stack_connections_have_conventional_names() -> Result<()> {
@@ -93,7 +93,7 @@ fn an_mptcp_listener_is_sampled_and_its_connections_are_right_or_absent() -> Res
     }
     let _third = TcpStream::connect(address)?;
     let mut byte = [0];
-    wait::until("the bytes", SOON, || {
+    wait::until("the bytes", DEADLINE, || {
         Ok((server.peek(&mut byte).context("peek")? == 1).then_some(()))
     })?;
     thread::sleep(Duration::from_millis(200));
@@ -115,7 +115,7 @@ fn an_mptcp_listener_is_sampled_and_its_connections_are_right_or_absent() -> Res
     let multipath = TcpStream::from(accept(&listener)?);
     let mut client = TcpStream::from(waiting.into_iter().next().context("a client")?);
     client.write_all(&[0; 700])?;
-    wait::until("the bytes", SOON, || {
+    wait::until("the bytes", DEADLINE, || {
         Ok((multipath.peek(&mut byte).context("peek")? == 1).then_some(()))
     })?;
     let sample = sample_this_process()?;
@@ -239,7 +239,7 @@ fn python(file: &str, args: &[&str]) -> Result<(Process, String)> {
     let python = Process::start("python", command.arg(file).args(args))?;
     let first = python
         .lines()
-        .wait("the first line of python", 0, SOON, |line| {
+        .wait("the first line of python", 0, DEADLINE, |line| {
             Some(line.text.clone())
         })?;
     Ok((python, first))
@@ -267,7 +267,7 @@ fn depths_are_right_across_a_sequence_number_wrap() -> Result<()> {
         "3000000,9000000,0",
     ];
     let (python, _) = python("wrap.py", &cases)?;
-    python.wait_line("ready", SOON)?;
+    python.wait_line("ready", DEADLINE)?;
     let sample = Sample::of_process(python.pid())?;
     let mut checked = 0;
     for line in python.lines().all() {

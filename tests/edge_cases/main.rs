@@ -17,7 +17,8 @@ use rustix::io::ioctl_fionread;
 use tailback_tests::{sample::Sample, wait};
 
 const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
-const SOON: Duration = Duration::from_secs(20);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Samples the test process.
 fn sample_this_process() -> Result<Sample> {
@@ -40,7 +41,7 @@ fn unread(listener: &TcpListener, to: SocketAddr, bytes: usize) -> Result<(TcpSt
 }
 
 fn wait_for_unread(socket: &TcpStream, bytes: u64) -> Result<()> {
-    wait::until(&format!("{bytes} unread bytes"), SOON, || {
+    wait::until(&format!("{bytes} unread bytes"), DEADLINE, || {
         Ok((ioctl_fionread(socket)? == bytes).then_some(()))
     })
 }

@@ -21,7 +21,7 @@ use tailback_tests::{
     wait,
 };
 
-use crate::{SOON, SUBJECT, connect_all};
+use crate::{DEADLINE, SUBJECT, connect_all};
 
 /// CPU time of a process from /proc, with a resolution of 10 ms.
 fn cpu_time(pid: u32) -> Result<Duration> {
@@ -36,7 +36,7 @@ fn cpu_time(pid: u32) -> Result<Duration> {
 
 /// Checks that the agent keeps its CPU budget after its first ten seconds, and exits cleanly on SIGTERM.
 fn check_budget(agent: &Agent) -> Result<()> {
-    let report = agent.wait_for("its own cost", SOON, |event| event.is("agent"))?;
+    let report = agent.wait_for("its own cost", DEADLINE, |event| event.is("agent"))?;
     let pid = agent.process().pid();
     let (before, begun) = (cpu_time(pid)?, Instant::now());
     // The measuring period; nothing is waited for.
@@ -58,7 +58,7 @@ fn check_budget(agent: &Agent) -> Result<()> {
         report.value
     );
     agent.process().signal(Signal::TERM)?;
-    let end = agent.process().wait_end(SOON)?;
+    let end = agent.process().wait_end(DEADLINE)?;
     ensure!(end == End::Code(0), "it ended with {end:?}");
     Ok(())
 }
@@ -121,7 +121,7 @@ fn all_of_5000_threads_are_sampled_within_the_budget() -> Result<()> {
     }
     let mut parked = Command::new(SUBJECT);
     let parked = Process::start("threads", parked.args(["park", "--threads", "5000"]))?;
-    parked.wait_line("parked", SOON)?;
+    parked.wait_line("parked", DEADLINE)?;
     let agent = Agent::run(["--pid", &parked.pid().to_string()])?;
     let sample = Sample::of_process(parked.pid())?;
     let threads = sample.queue("runqueue", "threads")?;
@@ -149,7 +149,7 @@ fn all_of_500_processes_are_monitored_at_once() -> Result<()> {
             Process::start("a crowd", Command::new(&program).args(args))
         })
         .collect::<Result<_>>()?;
-    let addresses: Vec<String> = wait::until("500 listeners", SOON, || {
+    let addresses: Vec<String> = wait::until("500 listeners", DEADLINE, || {
         let lines = crowds.iter().flat_map(|crowd| crowd.lines().all());
         let of_listener = |line: String| line.strip_prefix("listening ").map(str::to_owned);
         let addresses: Vec<String> = lines.filter_map(|line| of_listener(line.text)).collect();

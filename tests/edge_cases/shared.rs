@@ -22,7 +22,7 @@ use tailback_tests::{
     temp::TempDir,
 };
 
-use crate::{SOON, SUBJECT, connect_all, unread};
+use crate::{DEADLINE, SUBJECT, connect_all, unread};
 
 /// A listener with `waiting` connections and one accepted connection with `bytes` unread, and processes that received both
 /// over a unix socket.
@@ -51,8 +51,8 @@ impl Passed {
                 receiver.args(["--threads", &threads.to_string()]);
                 let receiver = Process::start("the receiver", &mut receiver)?;
                 send_descriptors(&sender, &[listener.as_fd(), server.as_fd()])?;
-                receiver.wait_line("received 1 of 2", SOON)?;
-                receiver.wait_line("parked", SOON)?;
+                receiver.wait_line("received 1 of 2", DEADLINE)?;
+                receiver.wait_line("parked", DEADLINE)?;
                 Ok(receiver)
             })
             .collect::<Result<_>>()?;

@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result};
 
 use crate::wait;
 
-const SOON: Duration = Duration::from_secs(20);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -57,7 +58,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let removed = wait::until("the cgroup to be empty", SOON, || {
+        let removed = wait::until("the cgroup to be empty", DEADLINE, || {
             Ok(fs::remove_dir(&self.0).ok())
         });
         if let Err(error) = removed {

@@ -20,7 +20,8 @@ const PODMAN: &[&str] = &["--runtime", "runc", "--cgroup-manager=cgroupfs"];
 const MOUNTS: [&str; 2] = ["/usr:/usr:ro", "/etc:/etc:ro"];
 /// Maximum life time, seconds, in case nothing is left to remove the container.
 const TIMEOUT_S: &str = "300";
-const SOON: Duration = Duration::from_secs(20);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(20);
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -135,7 +136,7 @@ impl Container {
         let mounts = mounts.flatten().map(|mount| mount.path());
         let all = mounts.chain([PathBuf::from(CGROUPS)]);
         for group in all.map(|mount| mount.join(&self.name)) {
-            wait::until("the container's cgroups to be empty", SOON, || {
+            wait::until("the container's cgroups to be empty", DEADLINE, || {
                 let _ = fs::remove_dir(group.join("conmon"));
                 let _ = fs::remove_dir(&group);
                 Ok((!group.exists()).then_some(()))

@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use crate::{http, ports, process::Process, program, temp::TempDir, wait};
 
-const START: Duration = Duration::from_secs(10);
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A running HAProxy that responds.
 pub struct Haproxy {
@@ -30,9 +31,9 @@ impl Haproxy {
         )?;
         let mut command = Command::new(program::need(&["haproxy"])?);
         let process = Process::start("HAProxy", command.arg("-db").arg("-f").arg(config))?;
-        wait::until("a response from HAProxy", START, || {
+        wait::until("a response from HAProxy", START_DEADLINE, || {
             process.check_running()?;
-            Ok(http::get(ports::local(port), "/", START).ok())
+            Ok(http::get(ports::local(port), "/", START_DEADLINE).ok())
         })?;
         Ok(Self {
             process,

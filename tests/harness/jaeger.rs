@@ -7,8 +7,10 @@ use serde_json::Value;
 
 use crate::{http, ports, process::Process, program, temp::TempDir, wait};
 
-const START: Duration = Duration::from_secs(30);
-const ANSWER: Duration = Duration::from_secs(10);
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// Timeout of each response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Path of the binary: `TAILBACK_JAEGER`, else on `PATH`, else the build of `cargo xtask setup`.
 pub fn find() -> Option<PathBuf> {
@@ -61,7 +63,7 @@ impl Jaeger {
             ports,
             _temp: temp,
         };
-        wait::until("a response from Jaeger", START, || {
+        wait::until("a response from Jaeger", START_DEADLINE, || {
             jaeger.process.check_running()?;
             // The receivers start after the query service.
             let receives = std::net::TcpStream::connect(ports::local(jaeger.ports.http)).is_ok();
@@ -117,7 +119,7 @@ impl Jaeger {
 
     /// The `data` of a response.
     fn ask(&self, path: &str) -> Result<Option<Value>> {
-        let response = http::get(self.query(), path, ANSWER)?;
+        let response = http::get(self.query(), path, RESPONSE_TIMEOUT)?;
         if response.status == 404 {
             return Ok(None);
         }

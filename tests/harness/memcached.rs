@@ -16,8 +16,10 @@ use tokio::{
 
 use crate::{ports, process::Process, program, wait};
 
-const START: Duration = Duration::from_secs(10);
-const ANSWER: Duration = Duration::from_secs(30);
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+/// Timeout of each response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 const KEY: &str = "tailback";
 /// Size of the value that the load reads.
 const VALUE_BYTES: usize = 100;
@@ -41,7 +43,7 @@ impl Memcached {
         let mut command = Command::new(&words[0]);
         let process = Process::start("memcached", command.args(&words[1..]))?;
         let address = ports::local(port);
-        wait::until("a response from memcached", START, || {
+        wait::until("a response from memcached", START_DEADLINE, || {
             process.check_running()?;
             Ok(Client::connect(address)
                 .and_then(|mut client| client.stat("threads"))
@@ -74,8 +76,8 @@ pub struct Client {
 impl Client {
     fn connect(address: SocketAddr) -> Result<Self> {
         let connect = || -> std::io::Result<TcpStream> {
-            let stream = TcpStream::connect_timeout(&address, ANSWER)?;
-            stream.set_read_timeout(Some(ANSWER))?;
+            let stream = TcpStream::connect_timeout(&address, RESPONSE_TIMEOUT)?;
+            stream.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
             stream.set_nodelay(true)?;
             Ok(stream)
         };
@@ -199,7 +201,7 @@ mod tests {
         assert_eq!(client.stat("threads").unwrap(), 3);
         let address = memcached.address();
         let load = thread::spawn(move || load(address, 6));
-        wait::until("a thousand responses", START, || {
+        wait::until("a thousand responses", START_DEADLINE, || {
             assert!(!load.is_finished(), "the load has ended");
             Ok((client.gets()? > 1000).then_some(()))
         })

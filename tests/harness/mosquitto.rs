@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use crate::{ports, process::Process, program, temp::TempDir};
 
-const START: Duration = Duration::from_secs(20);
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A running Mosquitto that accepts connections.
 pub struct Mosquitto {
@@ -27,7 +28,7 @@ impl Mosquitto {
         )?;
         let mut command = Command::new(program::need(&["mosquitto"])?);
         let process = Process::start("Mosquitto", command.arg("-c").arg(config))?;
-        process.wait_line(" running", START)?;
+        process.wait_line(" running", START_DEADLINE)?;
         Ok(Self {
             process,
             port,

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{http, ports, process::Process, program, temp::TempDir, wait};
 
-const START: Duration = Duration::from_secs(10);
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Role beside serving files.
 #[derive(Clone, Copy)]
@@ -89,7 +90,7 @@ impl Nginx {
             port,
             temp,
         };
-        wait::until("a response from nginx", START, || {
+        wait::until("a response from nginx", START_DEADLINE, || {
             nginx.process.check_running()?;
             Ok(nginx.requests().ok())
         })?;
@@ -111,7 +112,7 @@ impl Nginx {
 
     /// Requests served, from its own status page.
     pub fn requests(&self) -> Result<u64> {
-        let response = http::get(self.address(), "/status", START)?;
+        let response = http::get(self.address(), "/status", START_DEADLINE)?;
         let text = String::from_utf8_lossy(&response.body).into_owned();
         // server accepts handled requests
         //  1 1 17
@@ -189,7 +190,7 @@ mod tests {
         }
         let nginx = Nginx::start(1).unwrap();
         let before = nginx.requests().unwrap();
-        let response = http::get(nginx.address(), "/", START).unwrap();
+        let response = http::get(nginx.address(), "/", START_DEADLINE).unwrap();
         assert_eq!((response.status, response.body.len()), (200, 1000));
         assert_eq!(nginx.requests().unwrap() - before, 2);
     }

@@ -12,7 +12,8 @@ use crate::{
     temp::TempDir,
 };
 
-const START: Duration = Duration::from_secs(20);
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A running PgBouncer that accepts connections.
 pub struct PgBouncer {
@@ -40,7 +41,7 @@ impl PgBouncer {
         )?;
         let mut command = as_user(&program::need(&["pgbouncer"])?)?;
         let process = Process::start("PgBouncer", command.arg(config))?;
-        process.wait_line("process up", START)?;
+        process.wait_line("process up", START_DEADLINE)?;
         Ok(Self {
             process,
             port,

@@ -13,7 +13,8 @@ use rustix::process::geteuid;
 
 use crate::{ports, process::Process, program, temp::TempDir};
 
-const START: Duration = Duration::from_secs(30);
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(30);
 /// User for PostgreSQL and PgBouncer, which both refuse to run as root.
 const USER: &str = "postgres";
 
@@ -67,7 +68,10 @@ impl Postgres {
             command.args(["-c", setting]);
         }
         let process = Process::start("PostgreSQL", command.current_dir(temp.path()))?;
-        process.wait_line("database system is ready to accept connections", START)?;
+        process.wait_line(
+            "database system is ready to accept connections",
+            START_DEADLINE,
+        )?;
         Ok(Self {
             process,
             port,

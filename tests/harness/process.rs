@@ -220,7 +220,8 @@ mod tests {
 
     use super::*;
 
-    const SOON: Duration = Duration::from_secs(10);
+    /// Deadline of each wait.
+    const DEADLINE: Duration = Duration::from_secs(10);
 
     fn shell(script: &str) -> Process {
         Process::start("sh", Command::new("sh").args(["-c", script])).unwrap()
@@ -231,7 +232,7 @@ mod tests {
         let process = shell("sleep 1000 & echo $!; wait");
         let line = process
             .lines()
-            .wait("a pid", 0, SOON, |line| line.text.parse::<u32>().ok());
+            .wait("a pid", 0, DEADLINE, |line| line.text.parse::<u32>().ok());
         let grandchild = line.unwrap();
         drop(process);
         assert!(!fs::exists(format!("/proc/{grandchild}")).unwrap());
@@ -240,9 +241,9 @@ mod tests {
     #[test]
     fn the_exit_status_can_be_read_repeatedly() {
         let process = shell("exit 3");
-        assert_eq!(process.wait_end(SOON).unwrap(), End::Code(3));
+        assert_eq!(process.wait_end(DEADLINE).unwrap(), End::Code(3));
         assert_eq!(process.ended().unwrap(), Some(End::Code(3)));
-        assert_eq!(shell("sleep 1000").stop(SOON).unwrap(), End::Signal(15));
+        assert_eq!(shell("sleep 1000").stop(DEADLINE).unwrap(), End::Signal(15));
     }
 
     #[test]
@@ -255,7 +256,7 @@ mod tests {
         process.thaw().unwrap();
         let lines = process.lines();
         lines
-            .wait("output after resuming", mark, SOON, |_| Some(()))
+            .wait("output after resuming", mark, DEADLINE, |_| Some(()))
             .unwrap();
     }
 
@@ -263,8 +264,8 @@ mod tests {
     fn lines_of_both_streams_have_their_arrival_time() {
         let before = Instant::now();
         let process = shell("echo out; echo err >&2");
-        let out = process.wait_line("out", SOON).unwrap();
-        let err = process.wait_line("err", SOON).unwrap();
+        let out = process.wait_line("out", DEADLINE).unwrap();
+        let err = process.wait_line("err", DEADLINE).unwrap();
         assert_eq!((out.stream, err.stream), (Stream::Stdout, Stream::Stderr));
         assert!(before < out.at && out.at <= Instant::now());
     }

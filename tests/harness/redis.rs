@@ -16,9 +16,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{ports, process::Process, program, temp::TempDir, wait};
 
-const START: Duration = Duration::from_secs(10);
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(10);
 /// Response timeout, longer than any script here runs.
-const ANSWER: Duration = Duration::from_secs(30);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running Redis that responds.
 pub struct Redis {
@@ -44,7 +45,7 @@ impl Redis {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(temp.path());
         let process = Process::start("Redis", &mut command)?;
-        wait::until("a response from Redis", START, || {
+        wait::until("a response from Redis", START_DEADLINE, || {
             process.check_running()?;
             Ok(Client::connect(port)
                 .and_then(|mut client| client.call(&["PING"]))
@@ -152,8 +153,8 @@ pub struct Client {
 impl Client {
     pub fn connect(port: u16) -> Result<Self> {
         let connect = || -> std::io::Result<TcpStream> {
-            let stream = TcpStream::connect_timeout(&ports::local(port), ANSWER)?;
-            stream.set_read_timeout(Some(ANSWER))?;
+            let stream = TcpStream::connect_timeout(&ports::local(port), RESPONSE_TIMEOUT)?;
+            stream.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
             stream.set_nodelay(true)?;
             Ok(stream)
         };
@@ -240,7 +241,7 @@ mod tests {
         let hog = redis
             .hog(Duration::from_millis(100), Duration::from_millis(2))
             .unwrap();
-        wait::until("the first round", START, || {
+        wait::until("the first round", START_DEADLINE, || {
             Ok((hog.rounds() > 0).then_some(()))
         })
         .unwrap();

@@ -10,6 +10,7 @@ use crate::{
     wait,
 };
 
+/// Deadline of each wait.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// A queue line normally arrives within this time after the moment that it describes. A later one means that the agent or
 /// the test was held up.

@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result};
 
 use crate::{process::Process, temp::TempDir};
 
-const START: Duration = Duration::from_secs(10);
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A running service that listens.
 pub struct Service {
@@ -24,7 +25,7 @@ impl Service {
     /// `command` runs the subject, directly or through a wrapper; `args` are the subject's arguments.
     pub fn start(command: &mut Command, args: &[&str]) -> Result<Self> {
         let process = Process::start("the service", command.args(args))?;
-        let line = process.wait_line("listening ", START)?;
+        let line = process.wait_line("listening ", START_DEADLINE)?;
         let address = line.text.trim_start_matches("listening ");
         let address = address
             .parse()

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{network::Network, program, wait};
 
+/// Deadline of each wait.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A listening TCP socket.

@@ -10,7 +10,8 @@ use crate::{
     temp::TempDir,
 };
 
-const START: Duration = Duration::from_secs(10);
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Traffic pattern; see `talk.py`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +57,7 @@ impl Certificate {
             "-out",
             "cert.pem",
         ]);
-        let end = Process::start("openssl", &mut command)?.wait_end(START)?;
+        let end = Process::start("openssl", &mut command)?.wait_end(START_DEADLINE)?;
         anyhow::ensure!(end == End::Code(0), "openssl ended with {end:?}");
         Ok(Self { folder })
     }
@@ -94,7 +95,7 @@ impl Talk {
                 .flat_map(|it| [it.file("cert.pem"), it.file("key.pem")]),
         );
         let talk = Self::start(&args)?;
-        let line = talk.process.wait_line("listening ", START)?;
+        let line = talk.process.wait_line("listening ", START_DEADLINE)?;
         let address = line.text.trim_start_matches("listening ");
         let address = address
             .parse()

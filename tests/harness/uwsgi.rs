@@ -17,7 +17,8 @@ use serde_json::Value;
 
 use crate::{http, lines::Line, ports, process::Process, program, temp::TempDir, wait};
 
-const START: Duration = Duration::from_secs(20);
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Settings of the default application.
 #[derive(Clone, Debug)]
@@ -131,12 +132,12 @@ impl Uwsgi {
         for worker in 1..=app.workers {
             let text = format!("spawned uWSGI worker {worker} ");
             match (&app.log, &app.output) {
-                (Some(log), _) => wait::until("uWSGI's workers", START, || {
+                (Some(log), _) => wait::until("uWSGI's workers", START_DEADLINE, || {
                     process.check_running()?;
                     let text_so_far = fs::read_to_string(log).unwrap_or_default();
                     Ok(text_so_far.contains(&text).then_some(()))
                 })?,
-                (None, None) => process.wait_line(&text, START).map(|_| ())?,
+                (None, None) => process.wait_line(&text, START_DEADLINE).map(|_| ())?,
                 // The output goes to the caller's file.
                 (None, Some(_)) => {}
             }
@@ -147,9 +148,9 @@ impl Uwsgi {
             stats_port,
             _temp: temp,
         };
-        let response = wait::until("a response from uWSGI", START, || {
+        let response = wait::until("a response from uWSGI", START_DEADLINE, || {
             uwsgi.process.check_running()?;
-            Ok(http::get(uwsgi.address(), "/", START).ok())
+            Ok(http::get(uwsgi.address(), "/", START_DEADLINE).ok())
         })?;
         if response.status != 200 {
             bail!("the application in uWSGI responded {}", response.status);
@@ -253,7 +254,7 @@ mod tests {
         })
         .unwrap();
         let lines = uwsgi.process().lines();
-        let full = lines.wait("uWSGI to report a full queue", 0, START, |line| {
+        let full = lines.wait("uWSGI to report a full queue", 0, START_DEADLINE, |line| {
             reports_full(line).then(|| line.clone())
         });
         assert!(full.unwrap().text.contains(&uwsgi.port().to_string()));

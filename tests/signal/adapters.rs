@@ -24,7 +24,7 @@ use tailback_tests::{
     wait,
 };
 
-use crate::stage::{SOON, Stage, get, jam};
+use crate::stage::{DEADLINE, Stage, get, jam};
 
 /// Maximum time, after a change of the page, until consumers that poll an adapter have seen it.
 const POLL_DELAY: Duration = Duration::from_secs(1);
@@ -81,7 +81,7 @@ impl Balancer {
         let config = temp.write("haproxy.cfg", &config)?;
         let mut command = Command::new(program::need(&["haproxy"])?);
         let process = Process::start("HAProxy", command.arg("-db").arg("-f").arg(config))?;
-        wait::until("a response from HAProxy", SOON, || {
+        wait::until("a response from HAProxy", DEADLINE, || {
             process.check_running()?;
             Ok(get(front, "/").ok())
         })?;
@@ -145,7 +145,7 @@ fn haproxy_shifts_weight_from_a_slow_server_and_restores_it_even_when_the_agent_
         max_in_flight: 500,
     })?;
     let weights = || Ok::<_, anyhow::Error>((balancer.weight("a")?, balancer.weight("b")?));
-    wait::until("full weights", SOON, || {
+    wait::until("full weights", DEADLINE, || {
         Ok((weights()? == (100, 100)).then_some(()))
     })?;
 
@@ -154,7 +154,7 @@ fn haproxy_shifts_weight_from_a_slow_server_and_restores_it_even_when_the_agent_
         pressure.admit_ratio < 0.9
     });
     let crossed = crossed.map(|_| Instant::now())?;
-    wait::until("reduced weight of the slow server", SOON, || {
+    wait::until("reduced weight of the slow server", DEADLINE, || {
         Ok((weights()?.0 < 90).then_some(()))
     })?;
     let moved = crossed.elapsed();
@@ -166,14 +166,14 @@ fn haproxy_shifts_weight_from_a_slow_server_and_restores_it_even_when_the_agent_
         moved < stage.ttl()? + POLL_DELAY,
         "weight shifted {moved:?} after the level change"
     );
-    wait::until("full weight of the other server", SOON, || {
+    wait::until("full weight of the other server", DEADLINE, || {
         Ok((weights()?.1 == 100).then_some(()))
     })?;
 
     // Killed under overload: the page is no longer renewed, and HAProxy itself would keep the last weight.
     stage.agent.process().signal(Signal::KILL)?;
     let killed = Instant::now();
-    wait::until("full weight after the agent was killed", SOON, || {
+    wait::until("full weight after the agent was killed", DEADLINE, || {
         Ok((weights()?.0 == 100).then_some(()))
     })?;
     let took = killed.elapsed();
@@ -183,11 +183,11 @@ fn haproxy_shifts_weight_from_a_slow_server_and_restores_it_even_when_the_agent_
     // A new agent and its adapter process take over.
     let config = stage.config.clone();
     let agent = Agent::run([Path::new("--config"), &config])?;
-    wait::until("reduced weight from the next agent", SOON, || {
+    wait::until("reduced weight from the next agent", DEADLINE, || {
         Ok((weights()?.0 < 90).then_some(()))
     })?;
     fs::remove_file(&slow)?;
-    wait::until("full weight after the recovery", SOON, || {
+    wait::until("full weight after the recovery", DEADLINE, || {
         Ok((weights()?.0 == 100).then_some(()))
     })?;
     load.stop()?;
@@ -219,7 +219,7 @@ fn every_adapter_fails_open_within_the_ttl_when_the_agent_hangs() -> Result<()> 
     let stage = Stage::start_in(temp, service.address().port(), &more)?;
     let mut watcher = UnixStream::connect(&socket)?;
     watcher.write_all(b"full")?;
-    watcher.set_read_timeout(Some(SOON))?;
+    watcher.set_read_timeout(Some(DEADLINE))?;
     let haproxy = || {
         let mut text = String::new();
         std::net::TcpStream::connect(ports::local(check))?.read_to_string(&mut text)?;
@@ -234,7 +234,7 @@ fn every_adapter_fails_open_within_the_ttl_when_the_agent_hangs() -> Result<()> 
         "one byte per level increase"
     );
     // On a busy machine the page may briefly go stale.
-    let metrics = wait::until_ok("all adapters to report it", SOON, || {
+    let metrics = wait::until_ok("all adapters to report it", DEADLINE, || {
         ensure!(haproxy()? == "drain\n", "{}", haproxy()?);
         let (head, _) = stage.get("/ready?target=shop")?;
         ensure!(head.starts_with("HTTP/1.1 503"), "{head}");
@@ -281,7 +281,7 @@ fn every_adapter_fails_open_within_the_ttl_when_the_agent_hangs() -> Result<()> 
             && !stage.get("/health?target=shop")?.0.contains("degraded")
             && !stage.pressure().alive)
     };
-    wait::until("all adapters to fail open", SOON, || {
+    wait::until("all adapters to fail open", DEADLINE, || {
         Ok(open()?.then_some(()))
     })?;
     let took = frozen.elapsed();
@@ -346,7 +346,7 @@ fn prometheus(metrics: SocketAddr) -> Result<()> {
         let value = response["data"]["result"][0]["value"][1].as_str();
         Ok(value.map(str::parse).transpose()?)
     };
-    wait::until_ok("the recorded values of the service", SOON, || {
+    wait::until_ok("the recorded values of the service", DEADLINE, || {
         // It accepts nothing: the load is capped at 2.
         let load = value("tailback:load:mean%7Bservice=%22shop%22%7D")?;
         ensure!(load == Some(2.0), "{load:?}");
@@ -425,7 +425,7 @@ fn events_are_streamed_over_http_and_over_the_unix_socket() -> Result<()> {
     )?;
     let mut unix = UnixStream::connect(stage.directory.join("agent.sock"))?;
     unix.write_all(b"{\"target\": \"shop\", \"min_level\": \"critical\"}\n")?;
-    wait::until("both subscriptions", SOON, || {
+    wait::until("both subscriptions", DEADLINE, || {
         Ok((stage.status()?["agent"]["subscribers"]
             .as_array()
             .is_some_and(|all| all.len() == 2))
@@ -457,7 +457,7 @@ fn read_until(stream: &mut impl std::io::Read, end: &str) -> Result<String> {
     while !text.contains(end) {
         let read = stream.read(&mut part)?;
         ensure!(
-            read > 0 && began.elapsed() < SOON,
+            read > 0 && began.elapsed() < DEADLINE,
             "the stream ended or timed out before {end}: {text}"
         );
         text += &String::from_utf8_lossy(&part[..read]);

@@ -14,7 +14,7 @@ use tailback_tests::{needs, ports, process::Process, program, python, temp::Temp
 
 use crate::{
     readers::{c_program, go, readers, rust_example},
-    stage::{LONG_TTL, SOON, Stage, jam},
+    stage::{DEADLINE, LONG_TTL, Stage, jam},
 };
 
 const NEEDS: [&str; 5] = ["gcc", "go", "node", "python3", "uwsgi-core"];
@@ -81,7 +81,7 @@ impl Example {
             process,
             address,
         };
-        wait::until("a response from the example", SOON, || {
+        wait::until("a response from the example", DEADLINE, || {
             example.process.check_running()?;
             Ok(example.is_admitted("").ok())
         })?;

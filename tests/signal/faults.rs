@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tailback_tests::{needs, ports, wait};
 
-use crate::stage::{SOON, Stage, jam};
+use crate::stage::{DEADLINE, Stage, jam};
 
 #[test]
 fn invalid_commands_get_an_error_that_names_the_valid_ones() -> Result<()> {
@@ -49,7 +49,7 @@ fn invalid_commands_get_an_error_that_names_the_valid_ones() -> Result<()> {
         "POST / HTTP/1.1\r\nHost: x\r\n\r\n",
     ] {
         let mut stream = TcpStream::connect(stage.http)?;
-        stream.set_read_timeout(Some(SOON))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
         stream.write_all(garbage.as_bytes())?;
         let mut response = [0; 16];
         let read = stream.read(&mut response)?;
@@ -95,12 +95,12 @@ fn a_thousand_idle_connections_and_slow_readers_do_not_delay_the_agent() -> Resu
         std::thread::sleep(Duration::from_millis(10));
     }
     drop(connections);
-    let status = wait::until("a response after they disconnected", SOON, || {
+    let status = wait::until("a response after they disconnected", DEADLINE, || {
         Ok(stage.status().ok())
     })?;
     drop(held);
     println!("{}", status["adapter_process"]);
-    wait::until("a free slot on the stream", SOON, || {
+    wait::until("a free slot on the stream", DEADLINE, || {
         let status: serde_json::Value =
             serde_json::from_str(&stage.send_line("{\"ask\": \"status\"}\n")?)?;
         let refused = status["stream"]["refused"].as_u64().unwrap_or(0);
@@ -121,13 +121,13 @@ fn a_killed_adapter_process_is_restarted() -> Result<()> {
     let killed = stage.adapter_process()?;
     let pid = Pid::from_raw(killed.cast_signed()).expect("a pid");
     kill_process(pid, Signal::KILL)?;
-    let next = wait::until("another adapter process", SOON, || {
+    let next = wait::until("another adapter process", DEADLINE, || {
         Ok(stage.adapter_process().ok().filter(|next| *next != killed))
     })?;
     ensure!(next != killed);
     stage
         .agent
-        .wait_for("the end of the adapter process", SOON, |event| {
+        .wait_for("the end of the adapter process", DEADLINE, |event| {
             event.text("code") == "adapter_process_exited"
         })?;
     Ok(())
@@ -153,7 +153,7 @@ fn a_hanging_adapter_process_is_replaced() -> Result<()> {
         DETECTION_TIME,
         |event| event.text("code") == "adapter_process_hung",
     )?;
-    let second = wait::until("another adapter process", SOON, || {
+    let second = wait::until("another adapter process", DEADLINE, || {
         Ok(stage.adapter_process().ok())
     })?;
     ensure!(first != second, "process {first} still responds");

@@ -15,7 +15,7 @@ use tailback_tests::{needs, ports, process::Process, program, temp::TempDir, wai
 
 use crate::{
     readers::{go_program, run},
-    stage::{SOON, Stage, jam},
+    stage::{DEADLINE, Stage, jam},
 };
 
 fn consumer(temp: &TempDir, name: &str) -> Result<PathBuf> {
@@ -63,7 +63,7 @@ impl Backend {
         command.args(["-e", "stderr", "-p"]).arg(temp.path());
         let nginx = Process::start("nginx", command.arg("-c").arg(config))?;
         for port in [port, front] {
-            wait::until("a listener", SOON, || {
+            wait::until("a listener", DEADLINE, || {
                 server.check_running()?;
                 nginx.check_running()?;
                 Ok(TcpStream::connect(ports::local(port)).ok().map(drop))
@@ -136,19 +136,21 @@ fn grpc_weighted_round_robin_follows_the_load_and_forgets_it_when_the_agent_is_k
     };
     let until = |what: &str, is_it: &dyn Fn(f64) -> bool| -> Result<Duration> {
         let began = Instant::now();
-        wait::until(what, SOON, || Ok(is_it(shares()?[0]).then_some(()))).with_context(|| {
-            let lines = client.lines().all();
-            let last: Vec<&str> = lines
-                .iter()
-                .rev()
-                .take(12)
-                .map(|line| &*line.text)
-                .collect();
-            format!(
-                "client output, last line first: {last:#?}; adapters: {:#?}",
-                adapter_reports()
-            )
-        })?;
+        wait::until(what, DEADLINE, || Ok(is_it(shares()?[0]).then_some(()))).with_context(
+            || {
+                let lines = client.lines().all();
+                let last: Vec<&str> = lines
+                    .iter()
+                    .rev()
+                    .take(12)
+                    .map(|line| &*line.text)
+                    .collect();
+                format!(
+                    "client output, last line first: {last:#?}; adapters: {:#?}",
+                    adapter_reports()
+                )
+            },
+        )?;
         let took = began.elapsed();
         println!("{what}: after {took:.1?}, shares {:.2?}", shares()?);
         Ok(took)
@@ -259,7 +261,7 @@ fn keda_gets_the_load_and_no_value_where_it_is_unknown() -> Result<()> {
         ensure!(code(&response, expected), "{metadata:?}: {response}");
     }
     stage.agent.process().signal(Signal::KILL)?;
-    wait::until("no value without an agent", SOON, || {
+    wait::until("no value without an agent", DEADLINE, || {
         Ok(code(&query(&["target=shop"])?, "Unavailable").then_some(()))
     })
 }

@@ -18,7 +18,7 @@ use tailback_tests::{
 
 use crate::{
     readers::{readers, run},
-    stage::{SOON, Stage, jam},
+    stage::{DEADLINE, Stage, jam},
 };
 
 #[test]
@@ -50,13 +50,13 @@ fn level_delay_ms(stage: &Stage, address: &str) -> Result<f64> {
     let mark = stage.agent.mark();
     let _service = jam(address, 20)?;
     let page = Page::open(stage.page());
-    let unix_ns = wait::until("a level on the page", SOON, || {
+    let unix_ns = wait::until("a level on the page", DEADLINE, || {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as f64;
         Ok((page.pressure().level > 0).then_some(now))
     })?;
     let change = stage
         .agent
-        .wait_since(mark, "the level change", SOON, |event| {
+        .wait_since(mark, "the level change", DEADLINE, |event| {
             event.is("level") && event.text("to") != "ok"
         })?;
     let sampled_ns = change
@@ -81,13 +81,13 @@ fn a_restarted_service_keeps_the_page_that_its_readers_have_mapped() -> Result<(
         pressure.level >= 2 && pressure.pid == pid
     })?;
     drop(service);
-    wait::until("no pressure without the service", SOON, || {
+    wait::until("no pressure without the service", DEADLINE, || {
         Ok((page.pressure().level == 0 && page.admit_ratio() >= 1.0).then_some(()))
     })?;
     let service = jam(&address, 20)?;
     wait::until(
         "pressure from the new service on the same page",
-        SOON,
+        DEADLINE,
         || {
             let pressure = page.pressure();
             Ok((pressure.level >= 2 && pressure.pid == service.pid()).then_some(()))
@@ -97,9 +97,11 @@ fn a_restarted_service_keeps_the_page_that_its_readers_have_mapped() -> Result<(
     let temp = stage.into_temp();
     let stage = Stage::start_in(temp, port, "")?;
     ensure!(fs::metadata(stage.page())?.ino() == inode);
-    wait::until("pressure by the new agent on the same page", SOON, || {
-        Ok((page.pressure().level >= 2).then_some(()))
-    })?;
+    wait::until(
+        "pressure by the new agent on the same page",
+        DEADLINE,
+        || Ok((page.pressure().level >= 2).then_some(())),
+    )?;
     Ok(())
 }
 
@@ -113,7 +115,7 @@ fn a_stopped_agent_leaves_no_pressure() -> Result<()> {
     let stage = Stage::start(service.address().port(), "")?;
     stage.wait("pressure", |pressure| pressure.level >= 2)?;
     stage.agent.process().signal(Signal::TERM)?;
-    ensure!(stage.agent.process().wait_end(SOON)? == End::Code(0));
+    ensure!(stage.agent.process().wait_end(DEADLINE)? == End::Code(0));
     let pressure = stage.pressure();
     ensure!(
         pressure.level == 0 && pressure.admit_ratio >= 1.0,
@@ -139,7 +141,7 @@ fn check_notice<Kept>(
     );
     let config = temp.write("tailback.toml", &text)?;
     let agent = Agent::run([std::path::Path::new("--config"), &config])?;
-    let notice = agent.wait_for("the notice", SOON, |event| {
+    let notice = agent.wait_for("the notice", DEADLINE, |event| {
         event.is("notice") && matches!(event.text("code"), "not_published" | "no_page")
     })?;
     for word in words {
@@ -229,7 +231,7 @@ fn the_second_agent_in_a_directory_names_the_first_and_publishes_nothing() -> Re
     );
     let config = temp.write("tailback.toml", &text)?;
     let second = Agent::run([std::path::Path::new("--config"), &config])?;
-    let notice = second.wait_for("the notice about the other agent", SOON, |event| {
+    let notice = second.wait_for("the notice about the other agent", DEADLINE, |event| {
         event.text("code") == "not_published"
     })?;
     let holder = format!("process {}", stage.agent.process().pid());
@@ -280,7 +282,7 @@ fn a_container_reads_the_page_of_its_service_through_a_mounted_folder() -> Resul
             .with_context(|| format!("parse the reader's output {page_json:?}"))
     };
     // On a busy machine the page may briefly go stale.
-    wait::until_ok("the page inside the container", SOON, || {
+    wait::until_ok("the page inside the container", DEADLINE, || {
         let page_json = read()?;
         ensure!(
             page_json["alive"] == true

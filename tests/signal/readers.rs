@@ -12,7 +12,7 @@ use serde_json::Value;
 use tailback_page::Page;
 use tailback_tests::{agent, needs, process::Process, program, temp::TempDir, wait};
 
-use crate::stage::{LONG_TTL, SOON, Stage, jam};
+use crate::stage::{DEADLINE, LONG_TTL, Stage, jam};
 
 /// Folder of the readers.
 pub fn readers() -> PathBuf {
@@ -202,7 +202,7 @@ fn no_reader_sees_a_torn_page() -> Result<()> {
             .arg(temp.path());
         let writer = Process::start("the writer", &mut writer)?;
         let page = temp.path().join("page");
-        wait::until("a page", SOON, || {
+        wait::until("a page", DEADLINE, || {
             Ok(Page::open(&page).pressure().alive.then_some(()))
         })?;
         for program in &programs {

@@ -16,7 +16,8 @@ use tailback_page::{Page, Pressure, layout::TTL_AT};
 use tailback_tests::{agent::Agent, ports, service::Service, temp::TempDir, wait};
 
 pub const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
-pub const SOON: Duration = Duration::from_secs(20);
+/// Deadline of each wait.
+pub const DEADLINE: Duration = Duration::from_secs(20);
 /// Setting of `[signal]`: the page stays valid even if a busy machine does not schedule the agent for a while.
 pub const LONG_TTL: &str = "ttl = \"20s\"\n";
 
@@ -59,11 +60,11 @@ impl Stage {
             _adapter_process: KillAdapterProcess(http),
             temp,
         };
-        wait::until("the page of the service", SOON, || {
+        wait::until("the page of the service", DEADLINE, || {
             stage.agent.process().check_running()?;
             Ok(stage.pressure().alive.then_some(()))
         })?;
-        wait::until("a response from the adapter process", SOON, || {
+        wait::until("a response from the adapter process", DEADLINE, || {
             Ok(stage.get("/health").ok())
         })?;
         Ok(stage)
@@ -97,7 +98,7 @@ impl Stage {
     /// Sends a line to the agent's socket and returns the response.
     pub fn send_line(&self, line: &str) -> Result<String> {
         let mut stream = UnixStream::connect(self.directory.join("agent.sock"))?;
-        stream.set_read_timeout(Some(SOON))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
         stream.write_all(line.as_bytes())?;
         let mut response = String::new();
         stream.read_to_string(&mut response)?;
@@ -112,7 +113,7 @@ impl Stage {
     /// Waits until the page satisfies `is_it`.
     pub fn wait(&self, what: &str, is_it: impl Fn(&Pressure) -> bool) -> Result<Pressure> {
         let page = Page::open(self.page());
-        wait::until(what, SOON, || {
+        wait::until(what, DEADLINE, || {
             let pressure = page.pressure();
             Ok(is_it(&pressure).then_some(pressure))
         })

@@ -18,7 +18,7 @@ use tailback_tests::{
     temp::TempDir,
 };
 
-use crate::{Busy, DISCOVERY_TIME, SOON, SUBJECT, connect};
+use crate::{Busy, DEADLINE, DISCOVERY_TIME, SUBJECT, connect};
 
 /// Starts an agent with a budget high enough to keep its sampling interval on a busy machine.
 fn run_with_high_budget(target: [&str; 2], folder: &TempDir) -> Result<Agent> {
@@ -42,29 +42,35 @@ fn a_new_process_is_found_within_a_second_and_its_exit_is_noticed() -> Result<()
     let agent = run_with_high_budget(["--name", "night-shift"], &folder)?;
     let is_waiting =
         |event: &Event| event.is("notice") && event.text("code") == "waiting_for_target";
-    agent.wait_for("that it waits for a target", SOON, is_waiting)?;
+    agent.wait_for("that it waits for a target", DEADLINE, is_waiting)?;
     for round in 0..4 {
         let mark = agent.mark();
         let begun = Instant::now();
         let busy = Busy::start(&mut Command::new(&program), "127.0.0.1:0", &[])?;
         let pid = busy.pid();
-        let found =
-            agent.wait_since(mark, "the new process", SOON, |event| target_of(event, pid))?;
+        let found = agent.wait_since(mark, "the new process", DEADLINE, |event| {
+            target_of(event, pid)
+        })?;
         let found = found.at - begun;
         // It is monitored, not only known: an unhealthy queue is reported.
         let _clients = connect(busy.address(), 3)?;
-        agent.wait_since(mark, "its queue", SOON, |event| {
+        agent.wait_since(mark, "its queue", DEADLINE, |event| {
             event.is("level") && event.text("name") == busy.address().to_string()
         })?;
         let address = busy.address().to_string();
         let ended = Instant::now();
         busy.service.into_process().signal(Signal::KILL)?;
-        let closed = agent.wait_since(mark, "the end of its episode", SOON, |event| {
+        let closed = agent.wait_since(mark, "the end of its episode", DEADLINE, |event| {
             event.is("episode")
                 && event.text("name") == address
                 && event.value.get("ongoing").is_none()
         })?;
-        agent.wait_since(mark, "that it waits for a target again", SOON, is_waiting)?;
+        agent.wait_since(
+            mark,
+            "that it waits for a target again",
+            DEADLINE,
+            is_waiting,
+        )?;
         println!(
             "round {round}: found after {found:?}, its end after {:?}",
             closed.at - ended
@@ -89,11 +95,11 @@ fn a_process_that_execs_another_program_is_renamed() -> Result<()> {
     let shell = Process::start("sh", Command::new("sh").args(["-c", &script]))?;
     let pid = shell.pid();
     let agent = run_with_high_budget(["--pid", &pid.to_string()], &folder)?;
-    let before = agent.wait_for("the shell", SOON, |event| target_of(event, pid))?;
+    let before = agent.wait_for("the shell", DEADLINE, |event| target_of(event, pid))?;
     let mark = agent.mark();
     let begun = Instant::now();
     folder.write("go", "")?;
-    let after = agent.wait_since(mark, "the new program", SOON, |event| {
+    let after = agent.wait_since(mark, "the new program", DEADLINE, |event| {
         target_of(event, pid) && event.text("exe") == "tailback-subject"
     })?;
     println!(
@@ -141,10 +147,10 @@ fn a_reused_pid_is_not_mistaken_for_the_target() -> Result<()> {
     ]);
     unshare.arg(&trigger);
     let agent = Agent::start(&mut unshare)?;
-    let first = agent.wait_for("the first process", SOON, |event| event.is("target"))?;
+    let first = agent.wait_for("the first process", DEADLINE, |event| event.is("target"))?;
     let mark = agent.mark();
     folder.write("go", "go\n")?;
-    let line = agent.process().wait_line("numbers", SOON)?;
+    let line = agent.process().wait_line("numbers", DEADLINE)?;
     let numbers: Vec<&str> = line.text.split(' ').skip(1).collect();
     if numbers[0] != numbers[1] {
         skip(TEST, &format!("another process got the pid: {}", line.text));
@@ -153,7 +159,7 @@ fn a_reused_pid_is_not_mistaken_for_the_target() -> Result<()> {
     let after = agent.wait_since(
         mark,
         "that the target has ended or changed",
-        SOON,
+        DEADLINE,
         |event| event.is("notice") || event.is("target"),
     )?;
     println!(
@@ -178,14 +184,14 @@ fn short_lived_threads_and_files_do_no_harm() -> Result<()> {
     }
     let mut churn = Command::new(SUBJECT);
     let churn = Process::start("churn", churn.args(["churn", "--per-s", "200"]))?;
-    churn.wait_line("churning", SOON)?;
+    churn.wait_line("churning", DEADLINE)?;
     let agent = Agent::run(["--pid", &churn.pid().to_string(), "--interval", "20ms"])?;
-    agent.wait_for("its target", SOON, |event| event.is("target"))?;
-    churn.wait_line("800 rounds", SOON)?;
+    agent.wait_for("its target", DEADLINE, |event| event.is("target"))?;
+    churn.wait_line("800 rounds", DEADLINE)?;
     churn.check_running()?;
     agent.process().check_running()?;
     agent.process().signal(Signal::TERM)?;
-    let end = agent.process().wait_end(SOON)?;
+    let end = agent.process().wait_end(DEADLINE)?;
     let lines = agent.process().lines().all();
     let errors: Vec<&str> = lines
         .iter()
@@ -222,7 +228,7 @@ fn short_lived_processes_do_no_harm() -> Result<()> {
     let folder = TempDir::new("storm")?;
     let program = program::renamed(SUBJECT, &folder, "mayfly")?;
     let agent = Agent::run(["--name", "mayfly", "--interval", "20ms"])?;
-    agent.wait_for("that it waits for a target", SOON, |event| {
+    agent.wait_for("that it waits for a target", DEADLINE, |event| {
         event.is("notice")
     })?;
     // Some live as long as a sample takes, some longer.
@@ -240,7 +246,7 @@ fn short_lived_processes_do_no_harm() -> Result<()> {
         drop(mayflies);
     }
     agent.process().signal(Signal::TERM)?;
-    let end = agent.process().wait_end(SOON)?;
+    let end = agent.process().wait_end(DEADLINE)?;
     let errors: Vec<String> = agent
         .process()
         .lines()

@@ -19,7 +19,8 @@ use tailback_tests::{
 };
 
 const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
-const SOON: Duration = Duration::from_secs(20);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(20);
 /// Maximum time to discover a new process.
 const DISCOVERY_TIME: Duration = Duration::from_secs(1);
 

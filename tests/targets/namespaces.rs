@@ -14,7 +14,7 @@ use tailback_tests::{
     wait,
 };
 
-use crate::{Busy, SOON, SUBJECT, check_one_target, connect, wait_for_depth};
+use crate::{Busy, DEADLINE, SUBJECT, check_one_target, connect, wait_for_depth};
 
 #[test]
 fn a_service_in_another_network_namespace_is_sampled() -> Result<()> {
@@ -37,7 +37,9 @@ fn a_service_in_another_network_namespace_is_sampled() -> Result<()> {
             number(sample.queue("accept", "127.0.0.1:8080")?, "depth")
         };
         // The service may not have accepted its first connection yet.
-        wait::until("the depth", SOON, || Ok((depth()? == *count).then_some(())))?;
+        wait::until("the depth", DEADLINE, || {
+            Ok((depth()? == *count).then_some(()))
+        })?;
         println!("--pid {pid}: depth {count}");
     }
     let sample = Sample::of(&["--port", "8080"])?;
@@ -59,7 +61,7 @@ fn a_service_in_another_network_namespace_is_sampled() -> Result<()> {
 /// Pid of the child of a process, in this namespace.
 fn child_of(parent: u32) -> Result<u32> {
     let file = format!("/proc/{parent}/task/{parent}/children");
-    wait::until("a child", SOON, || {
+    wait::until("a child", DEADLINE, || {
         let children = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
         Ok(children
             .split_whitespace()
@@ -138,13 +140,13 @@ fn an_agent_inside_a_pid_namespace_uses_the_pids_of_its_own_proc() -> Result<()>
         &mut inside(&["sample", "--pid", &std::process::id().to_string()])?,
     )?;
     ensure!(
-        none.wait_end(SOON)? == End::Code(4),
+        none.wait_end(DEADLINE)? == End::Code(4),
         "{:?}",
         none.lines().all()
     );
     // A running agent detects the queue inside too.
     let agent = Agent::start(&mut inside(&["run", "--json", "--pid", "1"])?)?;
-    agent.wait_for("the level of the queue", SOON, |event| {
+    agent.wait_for("the level of the queue", DEADLINE, |event| {
         event.is("level")
             && event.text("name") == busy.address().to_string()
             && event.number("pid") == Some(1.0)

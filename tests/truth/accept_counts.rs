@@ -18,7 +18,7 @@ use tailback_tests::{
     wait,
 };
 
-use crate::{SOON, SUBJECT, alone, connect, watched::Watched};
+use crate::{DEADLINE, SUBJECT, alone, connect, watched::Watched};
 
 /// Overflows the queue of a stopped service. A client that gives up at once is lost once; otherwise its SYN is retransmitted
 /// and lost again.
@@ -42,7 +42,7 @@ fn lose_connections(clients: u64, gap: Duration, give_up: bool) -> Result<()> {
         Ok(connecting)
     })?;
     let rounds = if give_up { 1 } else { 2 };
-    wait::until("lost connections", SOON, || {
+    wait::until("lost connections", DEADLINE, || {
         let lost = watched.counted(&before, "TcpExtListenOverflows")?;
         Ok((lost >= rounds * (clients - BACKLOG - 1)).then_some(()))
     })?;
@@ -108,7 +108,9 @@ fn count_connections(gap: Duration, while_stopped: u64, while_served: u64) -> Re
     load(FIRST)?;
     let opened = watched
         .agent
-        .wait_for("that the queue leaves ok", SOON, |event| event.is("level"))?;
+        .wait_for("that the queue leaves ok", DEADLINE, |event| {
+            event.is("level")
+        })?;
     let before = watched.network.counters()?;
     let begun = Instant::now();
     load(while_stopped)?;
@@ -222,7 +224,9 @@ fn connections_from_syn_cookies_that_wait_are_detected() -> Result<()> {
     let begun = Instant::now();
     let level = watched
         .agent
-        .wait_for("that the queue leaves ok", SOON, |event| event.is("level"))?;
+        .wait_for("that the queue leaves ok", DEADLINE, |event| {
+            event.is("level")
+        })?;
     println!(
         "{} {:?} after the connections arrived",
         level.text("to"),
@@ -259,7 +263,9 @@ fn connections_to_a_neighbour_are_not_counted() -> Result<()> {
     watched.network.inside(|| connect(ours, 1).map(drop))?;
     watched
         .agent
-        .wait_for("that the queue leaves ok", SOON, |event| event.is("level"))?;
+        .wait_for("that the queue leaves ok", DEADLINE, |event| {
+            event.is("level")
+        })?;
     // While our service is stopped, and while it serves.
     for half in 0..2 {
         if half == 1 {

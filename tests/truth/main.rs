@@ -20,7 +20,8 @@ use anyhow::{Context as _, Result};
 use tailback_tests::sample::Sample;
 
 const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
-const SOON: Duration = Duration::from_secs(20);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Serializes tests that measure time.
 static ALONE: Mutex<()> = Mutex::new(());

@@ -21,7 +21,7 @@ use tailback_tests::{
     sample::{Sample, float, number},
 };
 
-use crate::{SOON, SUBJECT, alone};
+use crate::{DEADLINE, SUBJECT, alone};
 
 /// Total run delay of all threads of a process so far, ns.
 fn run_delay(pid: u32) -> Result<u64> {
@@ -67,7 +67,7 @@ fn run_delay_matches_schedstat() -> Result<()> {
     command.args(["--cpu-list", &cpu.to_string()]);
     command.args([SUBJECT, "spin", "--threads", "5"]);
     let spinning = Process::start("spinning threads", &mut command)?;
-    spinning.wait_line("spinning", SOON)?;
+    spinning.wait_line("spinning", DEADLINE)?;
     let pid = spinning.pid();
 
     let course = Mutex::new(Vec::new());

@@ -15,7 +15,7 @@ use tailback_tests::{
     sockets, wait,
 };
 
-use crate::{SOON, sample_this_process};
+use crate::{DEADLINE, sample_this_process};
 
 /// Both ends of a connection, and the listener that accepted the server's end.
 struct Pair {
@@ -89,7 +89,7 @@ fn fill(stream: &mut TcpStream, bytes: usize) -> Result<usize> {
 }
 
 fn wait_for_unread(socket: &TcpStream, bytes: u64) -> Result<()> {
-    wait::until(&format!("{bytes} unread bytes"), SOON, || {
+    wait::until(&format!("{bytes} unread bytes"), DEADLINE, || {
         Ok((siocinq(socket)? == bytes).then_some(()))
     })
 }
@@ -238,7 +238,7 @@ fn unacknowledged_bytes_match_siocoutq() -> Result<()> {
             .collect()
     };
     // Until the windows are closed: the truth is the same before and after the sample.
-    let (sample, truth) = wait::until("stable send queues", SOON, || {
+    let (sample, truth) = wait::until("stable send queues", DEADLINE, || {
         let before = truths()?;
         let sample = sample_this_process()?;
         Ok((before == truths()?).then_some((sample, before)))

@@ -9,7 +9,7 @@ use tailback_tests::{
     service::Service,
 };
 
-use crate::{SOON, SUBJECT};
+use crate::{DEADLINE, SUBJECT};
 
 /// A service in its own network namespace, where no other traffic is counted, and the agent that monitors it. The agent has
 /// taken its first sample.
@@ -28,7 +28,7 @@ impl Watched {
         let service = Service::start(&mut network.command(SUBJECT)?, &words)?;
         let pid = service.pid().to_string();
         let agent = Agent::run(["--pid", &pid].iter().chain(agent_args))?;
-        agent.wait_for("its target", SOON, |event| event.is("target"))?;
+        agent.wait_for("its target", DEADLINE, |event| event.is("target"))?;
         Ok(Self {
             agent,
             service,
@@ -52,7 +52,7 @@ impl Watched {
     pub fn level(&self, level: &str) -> Result<Event> {
         self.agent.wait_for(
             &format!("level {level} of the accept queue"),
-            SOON,
+            DEADLINE,
             |event| {
                 event.is("level") && event.text("kind") == "accept" && event.text("to") == level
             },
@@ -62,7 +62,7 @@ impl Watched {
     /// Waits for the end of the episode of the accept queue.
     pub fn episode(&self) -> Result<Event> {
         self.agent
-            .wait_for("the end of the episode", SOON, |event| {
+            .wait_for("the end of the episode", DEADLINE, |event| {
                 event.is("episode")
                     && event.text("kind") == "accept"
                     && event.value.get("ongoing").is_none()

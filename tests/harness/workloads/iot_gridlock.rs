@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Program, SOON, Session};
+use super::{DEADLINE, Program, Session};
 use crate::{mosquitto::Mosquitto, postgres::Postgres};
 
 /// Devices that report to Mosquitto, from which a consumer writes into PostgreSQL.
@@ -27,7 +27,7 @@ impl IotGridlock {
             &["paho.mqtt.client", "psycopg2"],
             &[&broker_port, &sql_port],
         )?;
-        consumer.process.wait_line("subscribed", SOON)?;
+        consumer.process.wait_line("subscribed", DEADLINE)?;
         let devices = Program::python(
             "devices",
             include_str!("apps/devices.py"),

@@ -15,4 +15,4 @@ pub use programs::{Program, Session, app};
 pub use uvicorn::Uvicorn;
 
 /// Deadline of each wait.
-const SOON: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(20);

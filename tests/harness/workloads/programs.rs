@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use super::SOON;
+use super::DEADLINE;
 use crate::{process::Process, program, python, temp::TempDir, uwsgi::App};
 
 /// The WSGI application whose work is encoded in the request path.
@@ -75,7 +75,7 @@ impl Program {
     pub fn number(&self, word: &str) -> Result<u32> {
         self.process
             .lines()
-            .wait(&format!("{word:?} and a number"), 0, SOON, |line| {
+            .wait(&format!("{word:?} and a number"), 0, DEADLINE, |line| {
                 let (first, rest) = line.text.split_once(' ')?;
                 (first == word).then(|| rest.trim().parse().ok())?
             })

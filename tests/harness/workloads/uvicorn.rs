@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::SOON;
+use super::DEADLINE;
 use crate::{http, ports, process::Process, python, temp::TempDir, wait};
 
 /// A running uvicorn that serves requests.
@@ -40,9 +40,9 @@ impl Uvicorn {
             .envs(env.iter().map(|(key, value)| (key, value)))
             .current_dir(folder.path());
         let process = Process::start(name, &mut command)?;
-        wait::until(&format!("a response from {name}"), SOON, || {
+        wait::until(&format!("a response from {name}"), DEADLINE, || {
             process.check_running()?;
-            Ok(http::get(ports::local(port), "/", SOON).ok())
+            Ok(http::get(ports::local(port), "/", DEADLINE).ok())
         })?;
         Ok(Self {
             process,

@@ -27,7 +27,8 @@ use super::{
     statistics::{Spread, quartiles},
 };
 
-const SOON: Duration = Duration::from_secs(20);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(20);
 /// Enough sockets that the CPU budget limits the sampling rate.
 const SOCKETS: usize = 5_000;
 /// Goal: renewal rate with clients, relative to the rate without.
@@ -182,12 +183,12 @@ impl Stage {
         let mut command = Command::new(super::agent()?);
         command.args(["run", "--json", "--config"]).arg(config);
         let agent = Agent::start(command.args(hold::targets(&holders)))?;
-        let page = wait::until("the page", SOON, || {
+        let page = wait::until("the page", DEADLINE, || {
             agent.process().check_running()?;
             Ok(page_in(&directory))
         })?;
-        wait::until("a response from the adapter process", SOON, || {
-            Ok(http::get(http, "/health", SOON).ok())
+        wait::until("a response from the adapter process", DEADLINE, || {
+            Ok(http::get(http, "/health", DEADLINE).ok())
         })?;
         Ok(Self {
             http,
@@ -266,7 +267,7 @@ impl Clients {
         };
         let (http, haproxy) = (stage.http, stage.haproxy);
         for path in ["/metrics", "/pressure", "/status", "/ready"] {
-            spawn(Box::new(move || http::get(http, path, SOON).map(drop)));
+            spawn(Box::new(move || http::get(http, path, DEADLINE).map(drop)));
         }
         spawn(Box::new(move || {
             let mut line = String::new();

@@ -10,7 +10,8 @@ use tailback_tests::{
 };
 
 const READY: &str = "holding";
-const START: Duration = Duration::from_secs(60);
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(60);
 /// Descriptors of a process reserved for other files.
 const OTHER_FILES: u64 = 200;
 
@@ -94,6 +95,6 @@ fn hold(what: &str, count: usize) -> Result<Process> {
     let mut command = Command::new(program);
     command.args(["bench", what, &count.to_string()]);
     let holder = Process::start(what, &mut command)?;
-    holder.wait_line(&format!("{READY} {count}"), START)?;
+    holder.wait_line(&format!("{READY} {count}"), START_DEADLINE)?;
     Ok(holder)
 }

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{command::Cmd, tools};
 
-const SOON: Duration = Duration::from_secs(10);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(10);
 /// Renewal interval of the page, as with the agent.
 const RENEWAL_INTERVAL: &str = "100ms";
 
@@ -77,7 +78,7 @@ fn writer(temp: &TempDir, args: &[&str]) -> Result<Process> {
         "the writer",
         command.arg("bench-page").args(args).arg(temp.path()),
     )?;
-    wait::until("the page", SOON, || {
+    wait::until("the page", DEADLINE, || {
         writer.check_running()?;
         let page = std::fs::read(temp.path().join("page")).unwrap_or_default();
         Ok(page.starts_with(b"TAILBACK").then_some(()))

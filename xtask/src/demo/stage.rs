@@ -17,7 +17,8 @@ use tailback_tests::{
 
 use super::scene::Scene;
 
-const SOON: Duration = Duration::from_secs(10);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Re-reports open episodes every second, because a demo is short.
 const CONFIG: &str = "[detect.all]\nrepeat_interval = \"1s\"\n";
@@ -39,7 +40,7 @@ impl Stage {
         command.args(["run", "--json", "--config"]).arg(config);
         command.args(scene.targets());
         let agent = Agent::start(&mut command)?;
-        agent.wait_for("its target", SOON, |event| event.is("target"))?;
+        agent.wait_for("its target", DEADLINE, |event| event.is("target"))?;
         Ok(Self {
             tailback: tailback.to_owned(),
             agent,
@@ -54,7 +55,7 @@ impl Stage {
         command
             .args(["sample", "--json"])
             .args(self.scene.targets());
-        let mut sample = run_once(&mut command, SOON)?;
+        let mut sample = run_once(&mut command, DEADLINE)?;
         sample.retain(|object| object["type"] == "queue");
         Ok(sample)
     }
@@ -94,13 +95,13 @@ impl Diagnosis {
 
     /// Waits for its end and returns its output lines.
     pub fn report(self) -> Result<Vec<String>> {
-        let end = self.process.wait_end(SOON)?;
+        let end = self.process.wait_end(DEADLINE)?;
         if end != End::Code(0) {
             let errors = errors_of(&self.process);
             bail!("`{}` ended with {end:?}:\n{errors}", self.command);
         }
         let lines = self.process.lines();
-        lines.wait_end(SOON)?;
+        lines.wait_end(DEADLINE)?;
         let mut lines = lines.all();
         lines.retain(|line| line.stream == Stream::Stdout);
         Ok(lines.into_iter().map(|line| line.text).collect())

@@ -18,7 +18,8 @@ use tailback_tests::{
 
 use crate::tools;
 
-const SOON: Duration = Duration::from_secs(20);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(20);
 const BACKLOG: u32 = 128;
 /// `maxconn` without tuning.
 const UNTUNED_MAXCONN: u32 = 100;
@@ -147,7 +148,7 @@ impl Stage {
             let config = temp.write("tailback.toml", &text)?;
             let mut command = Command::new(super::super::agent()?);
             let agent = Agent::start(command.args(["run", "--json", "--config"]).arg(config))?;
-            wait::until("the page", SOON, || {
+            wait::until("the page", DEADLINE, || {
                 Ok(run.join("bench/page").exists().then_some(()))
             })?;
             Some(agent)
@@ -171,8 +172,8 @@ impl Stage {
             _postgres: postgres,
             _temp: temp,
         };
-        wait::until("a response through HAProxy", SOON, || {
-            Ok(http::get(stage.front, service.path(), SOON)
+        wait::until("a response through HAProxy", DEADLINE, || {
+            Ok(http::get(stage.front, service.path(), DEADLINE)
                 .ok()
                 .filter(|response| response.status == 200))
         })?;

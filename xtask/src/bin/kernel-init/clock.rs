@@ -15,7 +15,7 @@ use tailback_page::Page;
 
 const DIRECTORY: &str = "/run/tailback-clock";
 /// Time limit for each expectation; an emulated machine is slow.
-const SOON: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(20);
 const TIME_TO_LIVE: Duration = Duration::from_secs(1);
 const A_WHILE: Duration = Duration::from_secs(2);
 const HOUR_S: i64 = 3_600;
@@ -52,7 +52,7 @@ pub fn steps_change_nothing() -> Result<()> {
             let alive = page.pressure().alive;
             let now = boot();
             ensure!(
-                published <= now && now - published < SOON,
+                published <= now && now - published < DEADLINE,
                 "after a step of {step_s} s the page, read at {now:?} since boot, says that it was published at {published:?}"
             );
             // The emulator may pause for longer than the page's time to live.
@@ -115,11 +115,11 @@ fn set_clock(by_s: i64) -> Result<()> {
 
 /// Waits until the page meets the expectation; the error holds its last content.
 fn until(what: &str, page: &Page, is_so: impl Fn(&Page) -> bool) -> Result<()> {
-    let end = Instant::now() + SOON;
+    let end = Instant::now() + DEADLINE;
     while !is_so(page) {
         ensure!(
             Instant::now() < end,
-            "{what}: not within {SOON:?}; the page says {:?}, with {:?}",
+            "{what}: not within {DEADLINE:?}; the page says {:?}, with {:?}",
             page.pressure(),
             page.entries()
         );
