@@ -139,7 +139,7 @@ pub(super) fn pipeline_events(events: &[Event]) {
                 "cause"
             ),
             Event::Notice { notice, .. } => {
-                debug!(code = notice.code, text = notice.text, "notice")
+                debug!(code = notice.code, text = notice.text, "notice");
             }
             Event::Episode(_) | Event::Queue(_) | Event::Stretch(_) | Event::Agent { .. } => {}
         }
