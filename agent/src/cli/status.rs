@@ -63,8 +63,9 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let process = process.and_then(parse);
     if let (Err(error), Err(_)) = (&agent, &process) {
         return Err(Failure::no_target(anyhow!(
-            "no running agent found at {}: {error:#}; start one with `tailback run`, or pass its --config",
-            directory.join(AGENT_SOCKET).display()
+            "no running agent found at {} ({}): start one with `tailback run`, or pass its --config",
+            directory.join(AGENT_SOCKET).display(),
+            error.root_cause()
         )));
     }
     // The adapter process maps every page; it is not a consumer itself.
