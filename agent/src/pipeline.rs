@@ -94,7 +94,7 @@ impl Pipeline {
         let neighbours = |target| self.diagnosis.neighbours(at, target, targets);
         let context = TargetContext {
             neighbours: &neighbours,
-            exhausted_pool: &|target| self.diagnosis.used_up(target),
+            exhausted_pool: &|target| self.diagnosis.exhausted_pool(target),
         };
         let focused = self
             .detector

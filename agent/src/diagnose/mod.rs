@@ -141,7 +141,7 @@ impl Diagnosis {
     }
 
     /// The size of this service's connection pool if it is exhausted while requests wait for a connection.
-    pub fn used_up(&self, target: TargetId) -> Option<u64> {
+    pub fn exhausted_pool(&self, target: TargetId) -> Option<u64> {
         let pool = self.inputs.exhausted_pool(target);
         pool.map(|pool| pool.connections)
     }

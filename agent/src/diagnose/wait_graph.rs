@@ -229,13 +229,7 @@ pub(super) fn main_activity(shares: &[(Activity, f64)]) -> Activity {
     if of(Activity::Idle) > MIN_IDLE {
         return Activity::Idle;
     }
-    let cpu = [
-        Activity::OnCpu,
-        Activity::RunnableOwn,
-        Activity::RunnableForeign,
-        Activity::Throttled,
-        Activity::Stolen,
-    ];
+    let cpu = Activity::NEEDS_CPU;
     let needs_cpu: f64 = cpu.iter().map(|activity| of(*activity)).sum();
     let other = shares
         .iter()
@@ -244,7 +238,8 @@ pub(super) fn main_activity(shares: &[(Activity, f64)]) -> Activity {
     match other {
         Some((activity, share)) if *share >= needs_cpu => *activity,
         _ => cpu
-            .into_iter()
+            .iter()
+            .copied()
             .max_by(|a, b| of(*a).total_cmp(&of(*b)))
             .unwrap_or(Activity::OnCpu),
     }

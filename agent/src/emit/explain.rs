@@ -56,7 +56,7 @@ fn lines(explanation: &Explanation, targets: &BTreeMap<TargetId, Arc<Target>>) -
     let target = targets.get(&key.target);
     let target = target.map_or("?", |target| target.name.as_str());
     let mut lines = vec![format!(
-        "Rules for {target} {} {}, in the order of evaluation",
+        "Rules behind the verdict on {target} {} {}, in the order of evaluation",
         key.kind.name(),
         key.name()
     )];
@@ -94,7 +94,11 @@ fn rule_lines(rule: &RuleReport) -> Vec<String> {
         RuleOutcome::Withheld => "FIRED, but there is too little evidence to name it",
         RuleOutcome::Chosen => "CHOSEN",
     };
-    let mut lines = vec![format!("  {}: {}: {outcome}", rule.cause.name(), rule.rule)];
+    let mut lines = vec![format!(
+        "  {} ({}): {outcome}",
+        rule.cause.name(),
+        rule.rule
+    )];
     let widest = |text: fn(&Check) -> String| {
         let widths = rule.checks.iter().map(|check| width(&text(check)));
         widths.max().unwrap_or(0)
@@ -125,7 +129,7 @@ fn not_applicable(rules: &[RuleReport]) -> Vec<String> {
         .iter()
         .filter(|rule| rule.outcome == RuleOutcome::NotApplicable);
     for rule in rules {
-        let name = format!("{}: {}", rule.cause.name(), rule.rule);
+        let name = format!("{} ({})", rule.cause.name(), rule.rule);
         match groups
             .iter_mut()
             .find(|(scope, _)| *scope == rule.applies_to)

@@ -57,6 +57,17 @@ activities! {
     Unknown "unknown" "unknown",
 }
 
+impl Activity {
+    /// The thread uses a CPU, or waits for one.
+    pub const NEEDS_CPU: &'static [Self] = &[
+        Self::OnCpu,
+        Self::RunnableOwn,
+        Self::RunnableForeign,
+        Self::Throttled,
+        Self::Stolen,
+    ];
+}
+
 /// The share of an activity; 0 if it is not among them.
 pub fn share_of(shares: &[(Activity, f64)], activity: Activity) -> f64 {
     let found = shares.iter().find(|(one, _)| *one == activity);

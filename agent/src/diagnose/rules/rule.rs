@@ -51,15 +51,6 @@ pub(super) enum Basis {
     Time,
 }
 
-/// Activities in which a thread uses a CPU or waits for one.
-pub(super) const NEEDS_CPU: &[Activity] = &[
-    Activity::OnCpu,
-    Activity::RunnableOwn,
-    Activity::RunnableForeign,
-    Activity::Throttled,
-    Activity::Stolen,
-];
-
 impl Scope {
     pub(super) fn applies(self, case: Case<'_>) -> bool {
         let kind = case.episode.key.kind;
@@ -72,7 +63,7 @@ impl Scope {
             }
             Self::Cpu => match kind {
                 Kind::Runqueue => main.is_some(),
-                _ => Self::MainActivity(NEEDS_CPU).applies(case),
+                _ => Self::MainActivity(Activity::NEEDS_CPU).applies(case),
             },
         }
     }
@@ -90,7 +81,7 @@ impl Scope {
             }
             Self::Served => "queues served by sampled threads".to_owned(),
             Self::MainActivity(of) => activities(of),
-            Self::Cpu => format!("{}, or kind runqueue", activities(NEEDS_CPU)),
+            Self::Cpu => format!("{}, or kind runqueue", activities(Activity::NEEDS_CPU)),
         }
     }
 }

@@ -108,16 +108,16 @@ fn every_rule_is_written_with_the_numbers_that_decided() {
     write(&mut text, episodes.iter(), &targets).unwrap();
     let text = String::from_utf8(text).unwrap();
     let expected = "\
-Rules for shop accept 0.0.0.0:8080, in the order of evaluation
+Rules behind the verdict on shop accept 0.0.0.0:8080, in the order of evaluation
   8 threads, 3,120 samples in 14 s; main activity: downstream (waiting for another service)
-  consumer_stalled: stopped for most of the time: did not fire
+  consumer_stalled (stopped for most of the time): did not fire
       ✗ time stopped  0.0%  > 50.0%
-  downstream_slow: threads wait for responses: CHOSEN
+  downstream_slow (threads wait for responses): CHOSEN
         response time           950 ms
       ✓ a pool is exhausted     no      needs no
       ✓ samples of the threads  3,120   >= 32
   Not applicable; these rules are about
-      main activity downstream              fd_exhausted: none left to accept with
+      main activity downstream              fd_exhausted (none left to accept with)
 
 ";
     assert_eq!(text, expected);
@@ -134,7 +134,7 @@ fn a_verdict_that_two_episodes_share_is_explained_once() {
     )
     .unwrap();
     let text = String::from_utf8(text).unwrap();
-    assert_eq!(text.matches("Rules for").count(), 1);
+    assert_eq!(text.matches("Rules behind").count(), 1);
 }
 
 #[test]

@@ -2,11 +2,7 @@
 
 use super::culprit;
 use crate::{
-    diagnose::{
-        case::Case,
-        inputs::LONG_TURN_NS,
-        rules::{checks::Checks, rule::NEEDS_CPU},
-    },
+    diagnose::{case::Case, inputs::LONG_TURN_NS, rules::checks::Checks},
     event::{Activity, Culprit, explain::Unit},
 };
 
@@ -32,7 +28,10 @@ impl CpuTime {
         let own = case.share(Activity::RunnableOwn);
         let throttled = case.share(Activity::Throttled);
         Self {
-            needed: NEEDS_CPU.iter().map(|activity| case.share(*activity)).sum(),
+            needed: Activity::NEEDS_CPU
+                .iter()
+                .map(|activity| case.share(*activity))
+                .sum(),
             foreign,
             own,
             throttled,
