@@ -134,6 +134,28 @@ fn the_verifier_rejects_an_access_that_does_not_fit_the_type() {
 }
 
 #[test]
+fn a_rejected_program_is_switched_off_and_the_others_keep_working() {
+    let test = "a_rejected_program_is_switched_off_and_the_others_keep_working";
+    let Some(bytes) = kernel_btf(test) else {
+        return;
+    };
+    let found = resolve(&Btf::parse(&bytes).unwrap());
+    let mut glance = watch_own_process(&moved(&found, "tcp_snd_nxt", 1 << 20));
+    let capabilities = glance.capabilities();
+    assert!(capabilities.files.is_err());
+    assert_eq!(
+        (&capabilities.threads, &capabilities.waits),
+        (&Ok(()), &Ok(()))
+    );
+    let mut threads = 0;
+    glance.scan_threads(&mut |_| threads += 1).unwrap();
+    assert!(threads > 0);
+    glance
+        .scan_files(&mut |record| panic!("{record:?}"))
+        .unwrap();
+}
+
+#[test]
 fn without_a_base_field_the_error_names_it() {
     let Some(bytes) = kernel_btf("without_a_base_field_the_error_names_it") else {
         return;

@@ -72,8 +72,8 @@ pub const fn peer_key(local_port: u16, remote_port: u16) -> u32 {
     (local_port as u32) << 16 | remote_port as u32
 }
 
-/// Lines per second that the programs write with `--log-bpf`: readable at a glance, and at about 200 bytes a line less than
-/// a sixth of the 128 KiB ring buffer.
+/// Lines per second that the programs write with `--log-bpf`. At up to 512 bytes a line, a second's worth fits into less than
+/// half of the 128 KiB ring buffer of aya-log.
 pub const LOG_LINES_PER_SECOND: u64 = 100;
 
 macro_rules! records {

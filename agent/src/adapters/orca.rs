@@ -21,7 +21,7 @@ use super::{Shared, adapter_stats::AdapterStats, clock, grpc, listen::Endpoint};
 /// Queues per stream whose loss counters are remembered.
 const MAX_LOSS_COUNTERS: usize = 1_024;
 const METHOD: &str = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics";
-/// Shortest report interval: that of sampling.
+/// Shortest report interval: the default sampling interval.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// Report interval if the client requests none.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
