@@ -170,7 +170,7 @@ impl Ticks {
     /// Samples with `collector`, for `duration` if it is set.
     pub(super) fn with(mut collector: Collector, duration: Option<Duration>) -> Self {
         // BTF parsing and program loading are done: return their memory to the system.
-        // SAFETY: glibc's own function, no arguments that could be wrong.
+        // SAFETY: malloc_trim takes no pointer, and every argument is valid.
         #[cfg(target_env = "gnu")]
         unsafe {
             libc::malloc_trim(0);
