@@ -164,8 +164,11 @@ impl Thresholds {
                 settings.warn
             );
         }
-        if !(0.0..=1.0).contains(&settings.leave) {
-            bail!("exit_ratio = {}: must be between 0 and 1", settings.leave);
+        if !(0.0..=1.0).contains(&settings.exit_ratio) {
+            bail!(
+                "exit_ratio = {}: must be between 0 and 1",
+                settings.exit_ratio
+            );
         }
         if settings.target_delay_ns == Some(0) {
             bail!("target must be greater than 0");
@@ -183,7 +186,7 @@ impl Thresholds {
         set(&mut settings.window_ns, self.window);
         settings.window_max_ns = settings.window_max_ns.max(settings.window_ns);
         set(&mut settings.dwell_ns, self.dwell);
-        set(&mut settings.clear_ns, self.clear_after);
+        set(&mut settings.clear_after_ns, self.clear_after);
         set(&mut settings.repeat_interval_ns, self.repeat_interval);
         settings.target_delay_ns = self
             .target
@@ -191,7 +194,7 @@ impl Thresholds {
             .or(settings.target_delay_ns);
         settings.warn = self.warn.unwrap_or(settings.warn);
         settings.critical = self.critical.unwrap_or(settings.critical);
-        settings.leave = self.exit_ratio.unwrap_or(settings.leave);
+        settings.exit_ratio = self.exit_ratio.unwrap_or(settings.exit_ratio);
         settings
     }
 }

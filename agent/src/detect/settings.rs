@@ -15,14 +15,14 @@ pub struct Settings {
     pub warn: f64,
     pub critical: f64,
     /// Hysteresis: a level is left when the score falls below this fraction of its entry score.
-    pub leave: f64,
+    pub exit_ratio: f64,
     /// A queue is standing if it has not been empty for this long, or for ten service times (up to `window_max_ns`).
     pub window_ns: u64,
     pub window_max_ns: u64,
     /// How long the fill ratio has to hold before it counts, ns.
     pub dwell_ns: u64,
     /// How long the score has to stay low before the level is left, ns.
-    pub clear_ns: u64,
+    pub clear_after_ns: u64,
     /// How often an open episode and its level are reported again, ns.
     pub repeat_interval_ns: u64,
 }
@@ -37,11 +37,11 @@ impl Default for Settings {
             target_delay_max_ns: 500 * MS,
             warn: 0.7,
             critical: 0.9,
-            leave: 0.5,
+            exit_ratio: 0.5,
             window_ns: 1_000 * MS,
             window_max_ns: 5_000 * MS,
             dwell_ns: 300 * MS,
-            clear_ns: 1_500 * MS,
+            clear_after_ns: 1_500 * MS,
             repeat_interval_ns: 30_000 * MS,
         }
     }

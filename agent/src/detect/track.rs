@@ -230,7 +230,7 @@ impl Track {
         let holds = |level: Level| {
             let threshold = |enter: f64| {
                 if self.level >= level {
-                    enter * settings.leave
+                    enter * settings.exit_ratio
                 } else {
                     enter
                 }
@@ -251,7 +251,7 @@ impl Track {
             return wanted;
         }
         let since_ns = *self.lower_since_ns.get_or_insert(now_ns);
-        if now_ns.saturating_sub(since_ns) < settings.clear_ns {
+        if now_ns.saturating_sub(since_ns) < settings.clear_after_ns {
             return self.level;
         }
         self.lower_since_ns = None;
