@@ -1,4 +1,5 @@
-//! The one way through: sample → queue → detect → diagnose. A pure function of the stream of samples.
+//! Runs each sample through the model: queue → detect → diagnose. A pure function of the stream of samples, so that a
+//! replay gives the same events as the live run.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -11,35 +12,35 @@ use crate::{
     sample::{Notice, Sample, TargetId},
 };
 
-/// All state between samples and events.
+/// All state that is kept from one sample to the next.
 pub struct Pipeline {
     model: Model,
     detector: Detector,
     diagnosis: Diagnosis,
     focused: BTreeSet<TargetId>,
     last: Instant,
-    told_bound: bool,
+    reported_queue_limit: bool,
 }
 
-/// What one sample led to.
+/// The result of one sample.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// In the order in which they are to be told.
+    /// In the order in which they are to be reported.
     pub events: Vec<Event>,
-    /// Targets with a suspicious queue: worth a closer look.
+    /// Targets with an unhealthy queue: their threads are to be profiled.
     pub focused: BTreeSet<TargetId>,
 }
 
 impl Pipeline {
     /// See [`Detector::new`].
-    pub fn new(settings_for: SettingsFor, tell_queues: bool) -> Self {
+    pub fn new(settings_for: SettingsFor, report_queues: bool) -> Self {
         Self {
             model: Model::default(),
-            detector: Detector::new(settings_for, tell_queues),
+            detector: Detector::new(settings_for, report_queues),
             diagnosis: Diagnosis::default(),
             focused: BTreeSet::new(),
             last: Instant::default(),
-            told_bound: false,
+            reported_queue_limit: false,
         }
     }
 
@@ -74,8 +75,8 @@ impl Pipeline {
             .focus_scope(sample, self.model.targets(), &self.focused);
         self.model.set_focus_scope(focus_scope.clone());
         let readings = self.model.read(sample);
-        if readings.queues_over_limit > 0 && !self.told_bound {
-            self.told_bound = true;
+        if readings.queues_over_limit > 0 && !self.reported_queue_limit {
+            self.reported_queue_limit = true;
             events.push(Event::Notice {
                 at,
                 notice: Notice {
@@ -123,18 +124,18 @@ impl Pipeline {
         self.detector.gauges()
     }
 
-    /// Who is watched, as of the last sample.
+    /// The watched targets, as of the last sample.
     pub fn targets(&self) -> &Targets {
         self.model.targets()
     }
 
-    /// Requests in flight of which what was seen does not tell whether they are a jam.
+    /// Requests in flight that cannot be judged for want of a baseline.
     pub fn no_baseline(&self) -> Vec<NoBaseline> {
         let ok = self.detector.ok_against_baseline();
         self.diagnosis.no_baseline(ok, self.model.targets())
     }
 
-    /// The stream ends: how what is still open stands.
+    /// Ends the stream: the events that report the state of open episodes.
     pub fn finish(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         self.detector.finish(self.last, &mut events);
