@@ -1,4 +1,4 @@
-//! `tailback bench-page`: writes a page as fast as possible, for the tests and benchmarks that look for torn reads.
+//! `tailback bench-page`: writes a page as fast as possible, for the tests and benchmarks that check for torn reads.
 
 use std::{fs, os::fd::AsFd as _, path::PathBuf, thread, time::Duration};
 

@@ -186,7 +186,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             .user_memory
             .clone()
             .map(|()| "sleepable iterator, bpf_copy_from_user_task".to_owned()),
-        cost: "locks are not told from other futexes, and their owners are not named",
+        cost: "locks cannot be distinguished from other futexes, and their owners are unknown",
         remedy: "Linux 5.18 or later",
         required: false,
     });

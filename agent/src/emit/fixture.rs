@@ -148,7 +148,7 @@ pub fn episode(id: &str, target: TargetId, kind: Kind, name: &str) -> Episode {
         worst: None,
         depths: vec![1, 20, 40, 60, 80, 101, 101],
         evidence: "up to 101 of 100 connections; longest wait 2.3 s".to_owned(),
-        advice: "Look at what its workers wait for.".to_owned(),
+        advice: "Inspect what its workers wait for.".to_owned(),
         verdict: None,
         moments: vec![],
         moments_dropped: 0,

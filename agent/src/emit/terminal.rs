@@ -423,7 +423,7 @@ mod tests {
             assert!(text.contains(words), "{words}: {text}");
         }
         assert!(
-            !text.contains("Look at what its workers wait for"),
+            !text.contains("Inspect what its workers wait for"),
             "{text}"
         );
     }

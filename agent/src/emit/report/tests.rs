@@ -276,7 +276,7 @@ fn an_episode_without_a_verdict_shows_its_numbers() {
         &text(vec![young]),
         &[
             "  evidence    up to 101 of 100 connections; longest wait 2.3 s",
-            "  advice      Look at what its workers wait for.",
+            "  advice      Inspect what its workers wait for.",
         ],
     );
 }

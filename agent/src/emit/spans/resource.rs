@@ -13,7 +13,7 @@ pub struct Host {
     /// `/etc/machine-id`.
     pub id: String,
     pub name: String,
-    /// An address of the host. Not in the semantic conventions, but Jaeger uses it to tell hosts apart: without it, Jaeger
+    /// An address of the host. Not in the semantic conventions, but Jaeger uses it to distinguish hosts: without it, Jaeger
     /// warns of clock skew for each span that outlasts its parent, as ours do.
     pub ip: String,
 }
