@@ -152,7 +152,7 @@ fn samples() -> impl Strategy<Value = Vec<Sample>> {
             unix_ns: 1_700_000_000_000_000_000 + index as u64 * 100_000_000,
             walks: Walks {
                 files,
-                marked,
+                focused_sockets: marked,
                 threads,
                 waits,
                 ..Walks::default()

@@ -4,7 +4,7 @@
 
 use super::{DISCOVERY_INTERVAL_NS, MS, poll_interval::PollInterval};
 
-/// Part of the CPU budget that each background scan may use.
+/// Part of the CPU budget that each background scan may use: 40% for the five scans below together.
 const BUDGET_PART: f64 = 0.08;
 /// The same while a target is focused: the profile needs more of the budget then.
 const BUDGET_PART_FOCUSED: f64 = 0.05;
@@ -36,7 +36,7 @@ impl Default for BackgroundScans {
     }
 }
 
-/// Part of the CPU budget that each background scan may use.
+/// Part of the CPU budget that each background scan may use, 0 to 1.
 pub(super) fn share_of_each(is_focused: bool) -> f64 {
     if is_focused {
         BUDGET_PART_FOCUSED

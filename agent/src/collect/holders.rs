@@ -27,7 +27,7 @@ pub(super) struct Holders {
 }
 
 impl Holders {
-    /// Scans the open files of all processes. Returns the connections that [`Glance::want`] asked for.
+    /// Scans the open files of all processes. Returns the connections that [`Glance::request_peers`] asked for.
     pub(super) fn scan(
         &mut self,
         glance: &mut Glance,

@@ -70,7 +70,7 @@ pub(super) struct Logs {
 struct Scanned {
     start_ns: u64,
     at_ns: u64,
-    /// Descriptors have changed since.
+    /// Descriptors may have changed since.
     is_stale: bool,
 }
 

@@ -235,7 +235,7 @@ impl Collector {
             .find_targets(self.holders.listeners(), &neighbours);
         if self.processes.set_watched(&found) {
             self.glance.watch(&self.processes.bindings())?;
-            // The sockets of a new process are not marked yet.
+            // Only a scan over files finds the sockets of a new process.
             self.schedule.scan_all_next();
         }
         self.networks
@@ -249,14 +249,15 @@ impl Collector {
 
     /// The scans that make up a sample: sockets and other files, then threads.
     fn scan_queues(&mut self, plan: SamplePlan, sample: &mut Sample) -> Result<()> {
-        if plan.files || plan.marked {
+        if plan.files || plan.focused_sockets {
             // Before the listeners: a connection that arrives in between is seen waiting now and counted in the next sample.
             let processes = &self.processes;
             sample.networks = self.networks.read(|tgid| processes.watched_pid(tgid));
             let records = if plan.files {
                 self.sockets.scan_files(&mut self.glance, sample)?
             } else {
-                self.sockets.scan_marked(&mut self.glance, sample)?
+                self.sockets
+                    .scan_focused_sockets(&mut self.glance, sample)?
             };
             self.report.count_records(records);
         }

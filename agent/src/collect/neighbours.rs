@@ -1,5 +1,5 @@
-//! Processes that may keep focused targets waiting, or that they keep waiting: found along connections, pipes and unix
-//! sockets, and watched for as long as they matter.
+//! Processes that may keep focused targets waiting. They are found along connections, pipes and unix sockets, and stay watched
+//! while they are within reach.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::{
     target::{End, MAX_NEIGHBOURS, Surroundings, ends, find_neighbours},
 };
 
-/// How long a neighbour stays watched after it was last reached, ns.
+/// How long a neighbour stays watched after it was last reached, ns: longer than the longest interval between searches.
 const LINGER_NS: u64 = 10_000 * MS;
 
 #[derive(Default)]
@@ -20,7 +20,7 @@ pub(super) struct Neighbours {
     added: BTreeMap<u32, Added>,
     /// tgids of neighbours that are part of a selected target.
     selected: BTreeSet<u32>,
-    /// Of each process what it holds open and may be waiting on.
+    /// What each process (tgid) holds open and may be waiting on.
     ends: Vec<(u32, End)>,
 }
 
@@ -44,7 +44,7 @@ impl Neighbours {
         &self.selected
     }
 
-    /// Remembers what the scan over files showed. `is_served(netns, port)`: somebody listens there.
+    /// Takes over what a scan over files found. `is_served(netns, port)`: whether a process listens there.
     pub(super) fn set_ends(&mut self, sample: &Sample, is_served: impl Fn(u32, u16) -> bool) {
         self.ends = ends(&sample.connections, &sample.pipes, &sample.unix, is_served);
     }
@@ -94,7 +94,7 @@ impl Neighbours {
         let started = added
             .into_iter()
             .filter_map(|tgid| Some((tgid, processes.get(tgid)?.start_ns)));
-        self.reached(now_ns, started)
+        self.add(now_ns, started)
     }
 
     /// No target is focused any more. Added neighbours stay watched until their linger time is over.
@@ -103,9 +103,9 @@ impl Neighbours {
         self.ends.clear();
     }
 
-    /// Adds processes (tgid, start time); returns whether any is new. Beyond [`MAX_NEIGHBOURS`] those go that were reached
+    /// Adds processes (tgid, start time); returns whether any is new. Beyond [`MAX_NEIGHBOURS`], drops those that were reached
     /// longest ago.
-    fn reached(&mut self, now_ns: u64, processes: impl Iterator<Item = (u32, u64)>) -> bool {
+    fn add(&mut self, now_ns: u64, processes: impl Iterator<Item = (u32, u64)>) -> bool {
         let mut has_new = false;
         for (tgid, start_ns) in processes {
             let added = Added {
@@ -124,7 +124,7 @@ impl Neighbours {
         has_new
     }
 
-    /// Drops neighbours that have ended or were not reached of late. `start_ns_of`: when the process with a tgid started.
+    /// Drops neighbours that have ended or were not reached recently. `start_ns_of`: when the process with a tgid started.
     fn expire(&mut self, now_ns: u64, start_ns_of: impl Fn(u32) -> Option<u64>) {
         self.added.retain(|tgid, added| {
             start_ns_of(*tgid) == Some(added.start_ns) && now_ns < added.reached_ns + LINGER_NS
@@ -145,8 +145,8 @@ mod tests {
     #[test]
     fn a_neighbour_lingers_for_ten_seconds_after_it_was_last_reached() {
         let mut neighbours = Neighbours::default();
-        assert!(neighbours.reached(SECOND, [(7, 1), (8, 1)].into_iter()));
-        assert!(!neighbours.reached(5 * SECOND, [(8, 1)].into_iter()));
+        assert!(neighbours.add(SECOND, [(7, 1), (8, 1)].into_iter()));
+        assert!(!neighbours.add(5 * SECOND, [(8, 1)].into_iter()));
         neighbours.expire(10 * SECOND, |_| Some(1));
         assert_eq!(tgids(&neighbours), [7, 8]);
         neighbours.expire(11 * SECOND, |_| Some(1));
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn a_process_with_a_reused_pid_is_not_a_neighbour() {
         let mut neighbours = Neighbours::default();
-        neighbours.reached(SECOND, [(7, 1)].into_iter());
+        neighbours.add(SECOND, [(7, 1)].into_iter());
         neighbours.expire(SECOND, |_| Some(2));
         assert!(neighbours.added.is_empty());
     }
@@ -167,8 +167,8 @@ mod tests {
     fn beyond_the_limit_those_reached_longest_ago_are_dropped() {
         let mut neighbours = Neighbours::default();
         let many = |from: u32| (from..from + MAX_NEIGHBOURS as u32).map(|tgid| (tgid, 1));
-        neighbours.reached(SECOND, many(1));
-        neighbours.reached(2 * SECOND, many(40));
+        neighbours.add(SECOND, many(1));
+        neighbours.add(2 * SECOND, many(40));
         let expected: Vec<u32> = many(40).map(|(tgid, _)| tgid).collect();
         assert_eq!(tgids(&neighbours), expected);
     }

@@ -24,7 +24,7 @@ pub(super) struct Networks {
     /// Network namespaces in which targets listen, each with the tgids of the processes that do.
     listening: BTreeSet<(u32, u32)>,
     /// Listeners that no target holds, per network namespace: their arrivals are part of the same counters.
-    others: HashMap<u32, u32>,
+    foreign_listeners: HashMap<u32, u32>,
     /// A file under /proc/PID/net belongs to the same namespace for as long as it is open, whatever happens to the process.
     files: HashMap<u32, Files>,
     text: String,
@@ -47,10 +47,10 @@ impl Networks {
             .map(|listener| (listener.netns, listener.tgid))
             .collect();
         let mut seen = HashSet::new();
-        self.others.clear();
+        self.foreign_listeners.clear();
         for listener in listeners {
             if !own_cookies.contains(&listener.cookie) && seen.insert(listener.cookie) {
-                *self.others.entry(listener.netns).or_default() += 1;
+                *self.foreign_listeners.entry(listener.netns).or_default() += 1;
             }
         }
     }
@@ -81,7 +81,7 @@ impl Networks {
             };
             if let Some(network) = files.read(*netns, &mut self.text) {
                 networks.push(Network {
-                    others: self.others.get(netns).copied().unwrap_or(0),
+                    others: self.foreign_listeners.get(netns).copied().unwrap_or(0),
                     ..network
                 });
             }

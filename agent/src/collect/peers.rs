@@ -1,5 +1,5 @@
-//! Who on this machine holds the other ends of connections in the focus scope: what to ask the kernel for, and which of
-//! its answers fit. Pure.
+//! Finds the processes on this machine that hold the other ends of connections in the focus scope: chooses which connections the
+//! kernel is to search for, and matches its records with them. Pure.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -23,18 +23,18 @@ const MAX_PEERS: usize = 2 * MAX_REQUESTED_PEERS;
 #[derive(Default)]
 pub(super) struct Peers {
     /// Connections whose other ends the next scan over holders asks for.
-    wanted: Vec<WantedPeer>,
+    requested: Vec<RequestedPeer>,
     peers: Vec<Peer>,
-    /// `peers` is newer than the last sample.
+    /// No sample has reported `peers` yet.
     is_unreported: bool,
-    /// The focus scope that `wanted` covers, and the one that the last search covered.
-    wanted_for: FxHashSet<u32>,
+    /// The focus scope that `requested` covers, and the one that the last search covered.
+    requested_for: FxHashSet<u32>,
     searched_for: FxHashSet<u32>,
 }
 
 /// A connection whose other end is searched for, as its process sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct WantedPeer {
+struct RequestedPeer {
     netns: u32,
     local: SocketAddr,
     remote: SocketAddr,
@@ -62,9 +62,9 @@ impl Peers {
         notices: &mut Notices,
     ) -> bool {
         let in_scope = |tgid| scope.contains(&tgid);
-        let (wanted, left_out) = choose(connections, in_scope, is_served);
-        self.wanted = wanted;
-        self.wanted_for.clone_from(scope);
+        let (requested, left_out) = choose(connections, in_scope, is_served);
+        self.requested = requested;
+        self.requested_for.clone_from(scope);
         if left_out > 0 {
             notices.report_once("too_many_peers", || {
                 format!(
@@ -75,9 +75,9 @@ impl Peers {
         !scope.is_subset(&self.searched_for)
     }
 
-    /// Ports of the wanted connections as their holder sees them, for [`crate::kernel::glance::Glance::want`].
+    /// Ports of the requested connections as their holder sees them, for [`crate::kernel::glance::Glance::request_peers`].
     pub(super) fn keys(&self) -> BTreeSet<u32> {
-        keys(&self.wanted)
+        keys(&self.requested)
     }
 
     /// Takes the result of a scan over holders.
@@ -88,10 +88,10 @@ impl Peers {
         notices: &mut Notices,
     ) {
         let name = |tgid| processes.name(tgid);
-        let (peers, left_out) = match_peers(&self.wanted, connections, name);
+        let (peers, left_out) = match_peers(&self.requested, connections, name);
         self.peers = peers;
         self.is_unreported = true;
-        self.searched_for.clone_from(&self.wanted_for);
+        self.searched_for.clone_from(&self.requested_for);
         if left_out > 0 {
             notices.report_once("too_many_peer_holders", || {
                 format!("limit of {MAX_PEERS} peers reached: {left_out} are not named")
@@ -113,7 +113,7 @@ impl Peers {
 
     /// No target is focused any more.
     pub(super) fn clear(&mut self) {
-        self.wanted.clear();
+        self.requested.clear();
         self.peers.clear();
         self.searched_for.clear();
     }
@@ -125,7 +125,7 @@ fn choose(
     connections: &[Connection],
     in_scope: impl Fn(u32) -> bool,
     is_served: impl Fn(u32, u16) -> bool,
-) -> (Vec<WantedPeer>, usize) {
+) -> (Vec<RequestedPeer>, usize) {
     let rank = |connection: &Connection| {
         let is_unread = connection.rcv_nxt != connection.copied_seq;
         let is_unacknowledged = connection.write_seq != connection.snd_una;
@@ -146,27 +146,27 @@ fn choose(
         ranked.sort_by_key(|(rank, _)| *rank);
         ranked.truncate(MAX_REQUESTED_PEERS);
     }
-    let wanted = ranked.into_iter().map(|(_, connection)| WantedPeer {
+    let requested = ranked.into_iter().map(|(_, connection)| RequestedPeer {
         netns: connection.netns,
         local: connection.local,
         remote: connection.remote,
     });
-    (wanted.collect(), left_out)
+    (requested.collect(), left_out)
 }
 
-fn keys(wanted: &[WantedPeer]) -> BTreeSet<u32> {
-    let keys = wanted
+fn keys(requested: &[RequestedPeer]) -> BTreeSet<u32> {
+    let keys = requested
         .iter()
-        .map(|wanted| peer_key(wanted.remote.port(), wanted.local.port()));
+        .map(|request| peer_key(request.remote.port(), request.local.port()));
     keys.collect()
 }
 
-/// Finds the holders of the wanted other ends; also returns how many holders are left out.
+/// Finds the holders of the requested other ends; also returns how many holders are left out.
 ///
 /// In the connection's own network namespace, the addresses decide. A match in another namespace counts only if no second
 /// connection has the same addresses and they are not loopback addresses.
 fn match_peers(
-    wanted: &[WantedPeer],
+    requested: &[RequestedPeer],
     found: &[PeerInfo],
     name: impl Fn(u32) -> String,
 ) -> (Vec<Peer>, usize) {
@@ -178,14 +178,14 @@ fn match_peers(
     }
     // Of several descriptors of one process, the lowest is reported.
     let mut lowest_fds: BTreeMap<(u32, SocketAddr, SocketAddr, u32), u32> = BTreeMap::new();
-    for wanted in wanted {
-        let Some(held) = by_addresses.get(&(wanted.remote, wanted.local)) else {
+    for request in requested {
+        let Some(held) = by_addresses.get(&(request.remote, request.local)) else {
             continue;
         };
-        let is_here = |peer: &PeerInfo| peer.netns == wanted.netns;
+        let is_here = |peer: &PeerInfo| peer.netns == request.netns;
         let any_here = held.iter().any(|peer| is_here(peer));
         let is_one = held.iter().all(|peer| peer.cookie == held[0].cookie);
-        if !any_here && (!is_one || wanted.remote.ip().is_loopback()) {
+        if !any_here && (!is_one || request.remote.ip().is_loopback()) {
             continue;
         }
         for peer in held.iter().filter(|peer| !any_here || is_here(peer)) {
@@ -221,8 +221,8 @@ mod tests {
     const THERE: [u8; 4] = [10, 0, 0, 2];
     const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
 
-    fn wants(ip: [u8; 4]) -> WantedPeer {
-        WantedPeer {
+    fn request(ip: [u8; 4]) -> RequestedPeer {
+        RequestedPeer {
             netns: 1,
             local: address(HERE, 5_000),
             remote: address(ip, 80),
@@ -240,8 +240,8 @@ mod tests {
         }
     }
 
-    fn tgids(wanted: WantedPeer, seen: &[PeerInfo]) -> Vec<(u32, u32)> {
-        let (peers, left_out) = match_peers(&[wanted], seen, |_| String::new());
+    fn tgids(requested: RequestedPeer, seen: &[PeerInfo]) -> Vec<(u32, u32)> {
+        let (peers, left_out) = match_peers(&[requested], seen, |_| String::new());
         assert_eq!(left_out, 0);
         peers.iter().map(|peer| (peer.tgid, peer.fd)).collect()
     }
@@ -253,28 +253,28 @@ mod tests {
             seen(1, 9, 20, 4, THERE),
             seen(1, 9, 21, 5, THERE),
         ];
-        assert_eq!(tgids(wants(THERE), &held), [(20, 4), (21, 5)]);
+        assert_eq!(tgids(request(THERE), &held), [(20, 4), (21, 5)]);
     }
 
     #[test]
     fn a_match_in_the_same_network_namespace_wins() {
         let held = [seen(2, 8, 30, 3, THERE), seen(1, 9, 20, 3, THERE)];
-        assert_eq!(tgids(wants(THERE), &held), [(20, 3)]);
+        assert_eq!(tgids(request(THERE), &held), [(20, 3)]);
     }
 
     #[test]
     fn a_match_in_another_namespace_counts_if_it_is_the_only_one_and_not_loopback() {
         let held = [seen(2, 8, 30, 3, THERE), seen(2, 8, 31, 3, THERE)];
-        assert_eq!(tgids(wants(THERE), &held), [(30, 3), (31, 3)]);
+        assert_eq!(tgids(request(THERE), &held), [(30, 3), (31, 3)]);
         let held = [seen(2, 8, 30, 3, THERE), seen(3, 7, 40, 3, THERE)];
-        assert!(tgids(wants(THERE), &held).is_empty());
+        assert!(tgids(request(THERE), &held).is_empty());
         let held = [seen(2, 8, 30, 3, LOOPBACK)];
-        assert!(tgids(wants(LOOPBACK), &held).is_empty());
+        assert!(tgids(request(LOOPBACK), &held).is_empty());
     }
 
     #[test]
     fn connections_with_the_same_ports_but_other_addresses_do_not_match() {
-        assert!(tgids(wants(THERE), &[seen(1, 9, 20, 3, HERE)]).is_empty());
+        assert!(tgids(request(THERE), &[seen(1, 9, 20, 3, HERE)]).is_empty());
     }
 
     #[test]

@@ -14,9 +14,9 @@ use allocation::Allocation;
 
 const MS: u64 = 1_000_000;
 
-/// Marked sockets and the counters of their network namespaces are scanned in one of this many focus samples; the profile is
-/// part of all.
-const FOCUS_SAMPLES_PER_MARKED_SCAN: u32 = 4;
+/// One of this many focus samples scans the focused sockets and the counters of their network namespaces; the profile is part of
+/// all.
+const FOCUS_SAMPLES_PER_SOCKET_SCAN: u32 = 4;
 
 /// The sampling intervals and the CPU budget.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,8 +46,8 @@ pub struct SamplePlan {
     pub due_ns: u64,
     /// All open files of all targets.
     pub files: bool,
-    /// Marked sockets; a scan over files includes them.
-    pub marked: bool,
+    /// Listeners, and busy sockets in the focus scope; a scan over files includes them.
+    pub focused_sockets: bool,
     /// CPU time and run delay of all threads.
     pub threads: bool,
     /// What the threads in the focus scope wait for.
@@ -64,7 +64,7 @@ impl SamplePlan {
         Self {
             due_ns: 0,
             files: true,
-            marked: true,
+            focused_sockets: true,
             threads: true,
             profile: true,
             base: true,
@@ -167,9 +167,9 @@ impl Schedule {
         Some(SamplePlan {
             due_ns,
             files: false,
-            marked: self
+            focused_sockets: self
                 .focus_samples
-                .is_multiple_of(FOCUS_SAMPLES_PER_MARKED_SCAN),
+                .is_multiple_of(FOCUS_SAMPLES_PER_SOCKET_SCAN),
             threads: false,
             profile: true,
             base: false,
@@ -198,7 +198,7 @@ impl Schedule {
         SamplePlan {
             due_ns,
             files,
-            marked: true,
+            focused_sockets: true,
             threads,
             profile,
             base: true,

@@ -70,12 +70,16 @@ impl SocketScan {
         Ok(records)
     }
 
-    /// Scans the marked sockets only: listeners, and busy connections in the focus scope. Returns the number of records read.
-    pub(super) fn scan_marked(&mut self, glance: &mut Glance, sample: &mut Sample) -> Result<u64> {
+    /// Scans only the listeners, and the busy connections in the focus scope. Returns the number of records read.
+    pub(super) fn scan_focused_sockets(
+        &mut self,
+        glance: &mut Glance,
+        sample: &mut Sample,
+    ) -> Result<u64> {
         let mut shared = Shared::default();
         let mut records = 0;
         self.scan += 1;
-        sample.walks.marked = glance.scan_focused_sockets(&mut |record| {
+        sample.walks.focused_sockets = glance.scan_focused_sockets(&mut |record| {
             records += 1;
             self.add(record, sample, &mut shared);
         })?;

@@ -142,7 +142,7 @@ impl Topology {
                 },
             );
         }
-        if sample.walks.files || sample.walks.marked {
+        if sample.walks.files || sample.walks.focused_sockets {
             self.learn_files(sample, targets);
         }
         if let Some(awaited) = &readings.pending_requests {

@@ -121,7 +121,7 @@ struct Group {
 
 impl Source for Accept {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.files && !sample.walks.marked {
+        if !sample.walks.files && !sample.walks.focused_sockets {
             return;
         }
         let mut groups = Groups::new();

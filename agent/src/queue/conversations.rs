@@ -118,7 +118,7 @@ impl Source for Conversations {
             self.listeners.replace(listening);
         }
         let all = sample.walks.files;
-        if !all && !sample.walks.marked {
+        if !all && !sample.walks.focused_sockets {
             return;
         }
         self.samples += 1;

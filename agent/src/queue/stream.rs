@@ -88,7 +88,7 @@ struct Worst {
 
 impl Source for Streams {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.files && !sample.walks.marked {
+        if !sample.walks.files && !sample.walks.focused_sockets {
             return;
         }
         self.samples += 1;

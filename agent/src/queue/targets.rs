@@ -65,7 +65,7 @@ impl Targets {
                 }
             }
         }
-        if sample.walks.files || sample.walks.marked {
+        if sample.walks.files || sample.walks.focused_sockets {
             self.ports.clear();
             let place = |listener: &Listener| (listener.netns, listener.address.port());
             self.ports.extend(sample.listeners.iter().map(place));

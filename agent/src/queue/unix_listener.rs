@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(watched.scan(Kind::Accept, both).len(), 2);
         let marked = Sample {
             walks: Walks {
-                marked: true,
+                focused_sockets: true,
                 ..Walks::default()
             },
             listeners: vec![tcp()],

@@ -76,8 +76,8 @@ pub struct Sample {
 pub struct Walks {
     /// All sockets and pipes of all targets.
     pub files: bool,
-    /// All listeners, and the connections marked for a closer look.
-    pub marked: bool,
+    /// All listeners, and the busy connections of focused targets.
+    pub focused_sockets: bool,
     /// All threads of all targets.
     pub threads: bool,
     /// What each thread of each target waits for.

@@ -37,7 +37,7 @@ pub(crate) enum End {
 /// The ends that may keep their process waiting, each with its tgid.
 ///
 /// An accepted connection counts only while bytes that the process sent are unacknowledged: a client that merely waits for a
-/// response keeps nobody waiting. `is_served(netns, port)`: somebody listens there.
+/// response keeps nobody waiting. `is_served(netns, port)`: whether a process listens there.
 pub(crate) fn ends(
     connections: &[Connection],
     pipes: &[Pipe],

@@ -1,4 +1,7 @@
-//! Splits the CPU budget among the scans: from what each costs to how far apart each must be.
+//! Splits the CPU budget among the scans: from what each scan costs to the interval that it can afford.
+//!
+//! At the limits, base samples use half of the budget, and the scans over files and over threads a quarter each. The simulations
+//! in `super::tests` check what this adds up to.
 #![forbid(unsafe_code)]
 
 use super::{Budget, MS, SampleCost, SamplePlan};

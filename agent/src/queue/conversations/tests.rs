@@ -128,7 +128,7 @@ impl World {
             }),
             walks: Walks {
                 files,
-                marked: !files,
+                focused_sockets: !files,
                 ..Walks::default()
             },
             listeners: vec![Listener {
