@@ -85,7 +85,7 @@ fn repeated(sample: Sample) -> Vec<Sample> {
     let mut sample = Sample {
         walks: Walks {
             files: true,
-            marked: false,
+            focused_sockets: false,
             threads: true,
             waits: true,
             ..Walks::default()
