@@ -41,7 +41,7 @@ fn a_truncated_or_damaged_recording_is_replayed_up_to_the_damage() -> Result<()>
     let cut = replay(&folder, &whole[..whole.len() - 5])?;
     cut.check(
         2,
-        &["cannot replay", "cut short after", "its disk was full"],
+        &["cannot replay", "truncated after", "the disk was full"],
     )?;
     // The output of the last sample may be lost with it.
     ensure!(
@@ -54,7 +54,7 @@ fn a_truncated_or_damaged_recording_is_replayed_up_to_the_damage() -> Result<()>
     let last = damaged.len() - 5;
     damaged[last] ^= 0x55;
     let damaged = replay(&folder, &damaged)?;
-    damaged.check(2, &["cannot replay", "damaged after"])?;
+    damaged.check(2, &["cannot replay", "corrupt after"])?;
     ensure!(damaged.out == cut.out, "{:?}", damaged.out);
 
     let mut newer = whole.clone();
@@ -71,7 +71,7 @@ fn a_file_that_is_not_a_recording_is_rejected() -> Result<()> {
         let words = ["not a recording", "tailback record"];
         replay(&folder, bytes)?.check(2, &words)?;
     }
-    replay(&folder, b"TAILBACKREC\n\x01")?.check(2, &["cut short after 0 samples"])?;
+    replay(&folder, b"TAILBACKREC\n\x01")?.check(2, &["truncated after 0 samples"])?;
     run(&["replay", "/no/such/file"])?.check(2, &["cannot replay", "No such file"])?;
     run(&["replay", "/tmp"])?.check(2, &["cannot replay /tmp", "directory"])?;
     run(&["replay"])?.check(2, &["<FILE>"])?;
@@ -192,7 +192,7 @@ fn record_exits_on_a_full_disk_and_the_partial_recording_replays() -> Result<()>
     let args = "record --out $DISK/record --duration 60s";
     if let Some((output, replayed)) = on_a_small_disk(test, args)? {
         output.check(74, FULL_DISK)?;
-        replayed.check(2, &["cut short after"])?;
+        replayed.check(2, &["truncated after"])?;
         ensure!(replayed.out[0].contains("watching"), "{:?}", replayed.out);
     }
     Ok(())
@@ -215,7 +215,7 @@ fn run_continues_on_a_full_disk_and_counts_lost_samples() -> Result<()> {
         let report = lines.iter().find(|line| line["type"] == "agent");
         let lost = report.and_then(|report| report["samples_not_recorded"].as_u64());
         ensure!(lost > Some(0), "{report:?}");
-        replayed.check(2, &["cut short after"])?;
+        replayed.check(2, &["truncated after"])?;
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
-//! A sample without the words of the machine that it was taken on, for one who sends us a recording.
+//! Removes identifying texts from samples, so that a user can share a recording.
 //!
-//! Numbers stay: the pipeline says the same of the samples before and after, in other names. A text becomes a short token, the
-//! same one wherever it stands. What stays of texts are words that all the world knows and that tell what happens: programs,
-//! usual folders, what a process title or a log line says that rules and tables know. Addresses of networks become
-//! others, loopback ones stay. Processes that are neither watched nor at the other end of anything are dropped, all but
-//! the CPU time that they used: others wanted it.
+//! Numbers are kept: the pipeline reaches the same verdicts before and after, with other names. Each text is replaced with
+//! a short token, always the same one for the same text. Only well-known words are kept: program names, standard
+//! directories, and words of process titles and log lines that the rules know. Network addresses are replaced, except for
+//! loopback. Processes that are neither watched nor a peer of a watched one are dropped, except for their CPU time, which
+//! others may have waited for.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -18,10 +18,10 @@ use super::{
 };
 use crate::messages::KNOWN;
 
-/// In place of words that are left out.
+/// Replaces omitted words.
 pub const LEFT_OUT: &str = "…";
 
-/// Names of programs that stay: they tell a reader what kind of service it is, and nothing about whose.
+/// Program names that are kept: they identify the kind of service, not its owner.
 pub const PROGRAMS: &[&str] = &[
     "apache2",
     "beam.smp",
@@ -58,7 +58,7 @@ pub const PROGRAMS: &[&str] = &[
     "valkey-server",
     "varnishd",
 ];
-/// Folders and control groups that stay.
+/// Names of directories and control groups that are kept.
 pub const PLACES: &[&str] = &[
     ".",
     "..",
@@ -86,7 +86,7 @@ pub const PLACES: &[&str] = &[
     "usr",
     "var",
 ];
-/// Words of process titles that stay: the rules know some of them, and they tell what a server does.
+/// Words of process titles that are kept: they describe what a server does, and the rules know some of them.
 pub const TITLES: &[&str] = &[
     "(aborted)",
     "ALTER",
@@ -117,25 +117,25 @@ pub const TITLES: &[&str] = &[
     "writer",
 ];
 
-/// Digits of a name that stay: the number of a thread in its pool.
-const DIGITS: usize = 9;
+/// Most digits of a name that are kept, as the number of a thread in its pool.
+const MAX_DIGITS: usize = 9;
 
-/// Makes samples of one recording anonymous.
+/// Anonymizes the samples of one recording.
 #[derive(Debug, Default)]
 pub struct Anonymizer {
-    /// Processes that are told of.
+    /// Processes that are kept.
     kept: BTreeSet<u32>,
     tokens: HashMap<(Text, String), String>,
     counts: HashMap<Text, usize>,
-    /// Endings of names with several numbers.
-    endings: HashMap<String, usize>,
+    /// Suffixes for names with several numbers.
+    suffixes: HashMap<String, usize>,
     addresses: HashMap<IpAddr, IpAddr>,
-    /// Ports that targets call.
-    called: BTreeSet<u16>,
+    /// Remote ports of the targets' connections.
+    remote_ports: BTreeSet<u16>,
 }
 
 impl Anonymizer {
-    /// Every sample of the recording is to be shown first: who matters may be known only late.
+    /// First pass: must see every sample, since a process may become relevant late in the recording.
     pub fn learn(&mut self, sample: &Sample) {
         for target in sample.targets.iter().flatten() {
             self.kept.extend(&target.tgids);
@@ -147,16 +147,16 @@ impl Anonymizer {
             self.kept.insert(peer.tgid);
         }
         for connection in &sample.connections {
-            self.called.insert(connection.remote.port());
+            self.remote_ports.insert(connection.remote.port());
         }
     }
 
-    /// The same sample, in other words.
+    /// Second pass: the anonymized sample.
     pub fn anonymize(&mut self, sample: &Sample) -> Sample {
         let mut sample = sample.clone();
-        self.drop_strangers(&mut sample);
+        self.drop_unrelated(&mut sample);
         each_text(&mut sample, &mut |what, text| {
-            *text = self.told(what, text);
+            *text = self.replace(what, text);
         });
         each_address(&mut sample, &mut |address| {
             address.set_ip(self.address(address.ip()));
@@ -164,21 +164,21 @@ impl Anonymizer {
         sample
     }
 
-    fn drop_strangers(&self, sample: &mut Sample) {
+    fn drop_unrelated(&self, sample: &mut Sample) {
         if let Some(listening) = &mut sample.listening {
             listening.retain(|one| {
-                self.kept.contains(&one.tgid) || self.called.contains(&one.address.port())
+                self.kept.contains(&one.tgid) || self.remote_ports.contains(&one.address.port())
             });
         }
         sample
             .titles
             .retain(|title| self.kept.contains(&title.tgid));
-        // The agent's own words are of one form; in a recording that was made to do harm anything may stand there.
+        // The agent writes codes of this form only; a crafted recording may contain anything.
         let is_code = |code: &str| {
             code.len() <= 40 && code.bytes().all(|it| it.is_ascii_lowercase() || it == b'_')
         };
         sample.notices.retain(|notice| is_code(&notice.code));
-        // What a stranger used of the CPU counts: others wanted it.
+        // CPU time of unrelated processes is kept: a target may have waited for it.
         sample
             .cpu_users
             .retain(|one| one.cpu_ns > 0 || self.kept.contains(&one.tgid));
@@ -187,7 +187,7 @@ impl Anonymizer {
         }
     }
 
-    fn told(&mut self, what: Text, text: &str) -> String {
+    fn replace(&mut self, what: Text, text: &str) -> String {
         match what {
             _ if text.is_empty() => String::new(),
             Text::Name => self.name(text),
@@ -195,7 +195,7 @@ impl Anonymizer {
             Text::Group => self.places(Text::Group, text),
             Text::Title => title(text),
             Text::Message if is_known(text) => text.to_owned(),
-            // Which message it was is not known here: its name went first.
+            // The message's name has already been replaced, so filter the line by all patterns.
             Text::Line => line(text),
             Text::Notice => LEFT_OUT.to_owned(),
             Text::Container | Text::Attribute | Text::Device | Text::Message => {
@@ -204,7 +204,7 @@ impl Anonymizer {
         }
     }
 
-    /// Names that differ in their numbers alone still do: the threads of one pool.
+    /// Names that differ only in a number keep that: they are threads of one pool.
     fn name(&mut self, name: &str) -> String {
         if is_program(name) {
             return name.to_owned();
@@ -213,7 +213,7 @@ impl Anonymizer {
             .split(|letter: char| !letter.is_ascii_digit())
             .filter(|run| !run.is_empty())
             .collect();
-        let alike: String = name
+        let pattern: String = name
             .chars()
             .fold((String::new(), false), |(mut out, in_run), letter| {
                 let digit = letter.is_ascii_digit();
@@ -225,14 +225,14 @@ impl Anonymizer {
                 (out, digit)
             })
             .0;
-        let token = self.token(Text::Name, &alike);
+        let token = self.token(Text::Name, &pattern);
         match digits.as_slice() {
             [] => token,
-            [one] if one.len() <= DIGITS => format!("{token}{one}"),
+            [one] if one.len() <= MAX_DIGITS => format!("{token}{one}"),
             _ => {
-                let next = self.endings.len() + 1;
-                let ending = self.endings.entry(name.to_owned()).or_insert(next);
-                format!("{token}{ending}")
+                let next = self.suffixes.len() + 1;
+                let suffix = self.suffixes.entry(name.to_owned()).or_insert(next);
+                format!("{token}{suffix}")
             }
         }
     }
@@ -265,7 +265,7 @@ impl Anonymizer {
         places.join("/")
     }
 
-    /// Letters alone tell tokens apart: numbers in names are read as those of one pool.
+    /// Tokens differ in letters only: digits in a name count as the number of a thread in a pool.
     fn token(&mut self, what: Text, text: &str) -> String {
         let known = self.tokens.get(&(what, text.to_owned()));
         if let Some(known) = known {
@@ -284,13 +284,13 @@ impl Anonymizer {
             return address;
         }
         let next = self.addresses.len() as u32 + 1;
-        let told = *self.addresses.entry(plain).or_insert_with(|| match plain {
+        let replacement = *self.addresses.entry(plain).or_insert_with(|| match plain {
             IpAddr::V4(_) => Ipv4Addr::from(0x0a00_0000 | next & 0x00ff_ffff).into(),
             IpAddr::V6(_) => Ipv6Addr::from(0xfd00_u128 << 112 | u128::from(next)).into(),
         });
-        match (address, told) {
-            (IpAddr::V6(_), IpAddr::V4(told)) => told.to_ipv6_mapped().into(),
-            _ => told,
+        match (address, replacement) {
+            (IpAddr::V6(_), IpAddr::V4(replacement)) => replacement.to_ipv6_mapped().into(),
+            _ => replacement,
         }
     }
 }
@@ -308,7 +308,7 @@ fn prefix(what: Text) -> &'static str {
     }
 }
 
-/// Whether this is a token, with or without the number that a thread has in its pool.
+/// Whether this is a token, with or without the number of a thread in its pool.
 pub fn is_token(word: &str) -> bool {
     let Some((prefix, rest)) = word.split_once('-') else {
         return false;
@@ -329,7 +329,7 @@ pub fn is_token(word: &str) -> bool {
         && name.bytes().all(|letter| letter.is_ascii_lowercase())
 }
 
-/// a, b, … z, ba, bb, …
+/// A number in base 26: a, b, … z, ba, bb, …
 fn letters(mut number: usize) -> String {
     let mut out = Vec::new();
     loop {
@@ -342,7 +342,7 @@ fn letters(mut number: usize) -> String {
     out.iter().rev().map(|letter| char::from(*letter)).collect()
 }
 
-/// Of the list, with its version: `python3.11`.
+/// Whether this is a known program, possibly with a version: `python3.11`.
 fn is_program(name: &str) -> bool {
     let base = name.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
     name.len() - base.len() <= 5 && PROGRAMS.contains(&base)
@@ -358,12 +358,12 @@ fn title(title: &str) -> String {
     })
 }
 
-/// The words that the patterns of the table of messages are made of, as whole words.
+/// Keeps only words of the patterns in the table of messages.
 fn line(line: &str) -> String {
     only(line, is_of_a_pattern)
 }
 
-/// Whether a word stands in a pattern of the table of messages.
+/// Whether a word is part of a pattern in the table of messages.
 pub fn is_of_a_pattern(word: &str) -> bool {
     KNOWN.iter().any(|known| {
         let mut words = known.pattern.split([' ', '*']);
@@ -371,10 +371,10 @@ pub fn is_of_a_pattern(word: &str) -> bool {
     })
 }
 
-fn only(text: &str, stays: impl Fn(&str) -> bool) -> String {
+fn only(text: &str, is_kept: impl Fn(&str) -> bool) -> String {
     let mut words: Vec<&str> = Vec::new();
     for word in text.split_whitespace() {
-        match stays(word) {
+        match is_kept(word) {
             true => words.push(word),
             false if words.last() == Some(&LEFT_OUT) => {}
             false => words.push(LEFT_OUT),

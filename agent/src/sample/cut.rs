@@ -1,4 +1,5 @@
-//! A part of a recording that replays by itself: what was said once, before it, is said again at its beginning.
+//! Cuts a part out of a recording so that it replays by itself: state reported before the part is repeated in its first
+//! sample.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
@@ -8,22 +9,22 @@ use super::Sample;
 /// Cuts a stream of samples.
 #[derive(Debug)]
 pub struct Cut {
-    /// From the first sample on, ns.
+    /// Time since the first sample, ns.
     part: Range<u64>,
     first_ns: Option<u64>,
     begun: bool,
-    /// What was last said before the part begins.
-    said: Sample,
+    /// The last reported state before the part begins.
+    state: Sample,
 }
 
 impl Cut {
-    /// `part`: from when to when, counted from the first sample, ns.
+    /// `part` is a range of times since the first sample, ns.
     pub fn new(part: Range<u64>) -> Self {
         Self {
             part,
             first_ns: None,
             begun: false,
-            said: Sample::default(),
+            state: Sample::default(),
         }
     }
 
@@ -37,24 +38,24 @@ impl Cut {
         if self.begun {
             return Some(sample);
         }
-        let said = &mut self.said;
-        said.targets = sample.targets.take().or(said.targets.take());
-        said.listening = sample.listening.take().or(said.listening.take());
-        said.holders = sample.holders.take().or(said.holders.take());
-        said.peers = sample.peers.take().or(said.peers.take());
+        let state = &mut self.state;
+        state.targets = sample.targets.take().or(state.targets.take());
+        state.listening = sample.listening.take().or(state.listening.take());
+        state.holders = sample.holders.take().or(state.holders.take());
+        state.peers = sample.peers.take().or(state.peers.take());
         for title in sample.titles.drain(..) {
-            said.titles.retain(|known| known.tgid != title.tgid);
-            said.titles.push(title);
+            state.titles.retain(|known| known.tgid != title.tgid);
+            state.titles.push(title);
         }
         if at_ns < self.part.start {
             return None;
         }
         self.begun = true;
-        sample.targets = said.targets.take();
-        sample.listening = said.listening.take();
-        sample.holders = said.holders.take();
-        sample.peers = said.peers.take();
-        sample.titles = std::mem::take(&mut said.titles);
+        sample.targets = state.targets.take();
+        sample.listening = state.listening.take();
+        sample.holders = state.holders.take();
+        sample.peers = state.peers.take();
+        sample.titles = std::mem::take(&mut state.titles);
         Some(sample)
     }
 }
@@ -71,7 +72,7 @@ mod tests {
         }
     }
 
-    /// One sample a second; in the first the targets, in the first two a title.
+    /// One sample per second; the first has the targets, the first two have a title.
     fn stream() -> Vec<Sample> {
         let sample = |second: u64| Sample {
             mono_ns: 1_000_000_000 * (second + 50),
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_begins_with_what_was_said_before_it() {
+    fn a_part_begins_with_the_state_reported_before_it() {
         let mut cut = Cut::new(3_000_000_000..6_000_000_000);
         let part: Vec<Sample> = stream()
             .into_iter()
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_is_what_it_was() {
+    fn cutting_nothing_changes_nothing() {
         let mut cut = Cut::new(0..u64::MAX);
         let whole = stream().into_iter().map(|sample| cut.take(sample));
         assert_eq!(whole.collect::<Option<Vec<_>>>(), Some(stream()));

@@ -1,8 +1,8 @@
-//! A recorded stream of samples on disk.
+//! Recordings: a stream of samples in a file.
 //!
-//! Layout: the magic, a u32 version, then chunks. A chunk is a u32 length (little-endian) and one zstd frame (with its
-//! checksum) of samples, each a u32 length and its postcard encoding. A chunk holds about a second, so that a
-//! recording that was cut short (a full disk, a crash) loses a second and says so.
+//! Layout: the magic bytes, a u32 version, then chunks. A chunk is a u32 length (little-endian) and one zstd frame with
+//! checksum. The frame holds samples, each as a u32 length and its postcard encoding. A chunk covers about one second, so a
+//! truncated recording (full disk, crash) loses at most that, and the reader reports it.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -13,17 +13,21 @@ use std::{
 use super::Sample;
 
 const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
-/// Raised whenever [`Sample`] changes: postcard does not describe itself.
+/// Incremented whenever [`Sample`] changes: postcard is not self-describing.
 const VERSION: u32 = 3;
+/// Time covered by one chunk, ns: the most that a crash can lose.
 const CHUNK_NS: u64 = 1_000_000_000;
-/// What is not written while it happens has no second to lose: chunks as long as this, and not larger than that.
+/// Time covered by one chunk of a packed copy, ns: a copy has nothing to lose, and longer chunks compress better.
 const PACKED_CHUNK_NS: u64 = 60_000_000_000;
+/// Largest chunk of a packed copy before compression, in bytes.
 const PACKED_CHUNK_BYTES: usize = 16 << 20;
-/// No honest chunk is larger; the bound keeps a foreign file from asking for all memory.
+/// Largest chunk that is read, in bytes: a malicious file must not allocate all memory. No recording has larger ones.
 const MAX_CHUNK_BYTES: usize = 256 << 20;
+/// zstd level while recording: its default.
 const LEVEL: i32 = 3;
+/// zstd level of a packed copy: the highest regular one.
 const PACKED_LEVEL: i32 = 19;
-/// Half of what a u64 holds, which is the year 2262: times can be added to durations without a thought.
+/// Latest valid time, ns (the year 2262): half the range of u64, so that adding times and durations cannot overflow.
 const LATEST_NS: u64 = i64::MAX as u64;
 
 /// Writes samples.
@@ -32,7 +36,7 @@ pub struct Writer<W: Write> {
     pending: Vec<u8>,
     pending_samples: u64,
     begun_ns: Option<u64>,
-    /// Samples whose chunk is written.
+    /// Samples in written chunks.
     kept: u64,
     chunk_ns: u64,
     chunk_bytes: usize,
@@ -56,7 +60,7 @@ impl<W: Write> Writer<W> {
         })
     }
 
-    /// Begins a copy of a recording, made at leisure: a third of the size, or less.
+    /// Begins a packed copy of a recording: at most a third of the size, but slow to write.
     pub fn packed(out: W) -> io::Result<Self> {
         Ok(Self {
             chunk_ns: PACKED_CHUNK_NS,
@@ -80,7 +84,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Writes what is pending. A chunk that cannot be written is given up, and the recording with it.
+    /// Writes the pending samples. After an error the recording must not be continued.
     pub fn flush(&mut self) -> io::Result<()> {
         if self.pending.is_empty() {
             return Ok(());
@@ -99,18 +103,18 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Samples that are written for good.
+    /// The number of samples in written chunks.
     pub fn kept(&self) -> u64 {
         self.kept
     }
 
-    /// Samples that wait for their chunk.
+    /// The number of samples not yet written.
     pub fn pending(&self) -> u64 {
         self.pending_samples
     }
 }
 
-/// Why a recording cannot be read (on).
+/// Why a recording cannot be read further.
 #[derive(Debug)]
 pub enum ReadError {
     /// Not a recording at all.
@@ -119,7 +123,7 @@ pub enum ReadError {
     Version(u32),
     /// It ends within a chunk.
     Truncated { samples: u64 },
-    /// Bytes that no recording of this version has.
+    /// Invalid content for this version.
     Corrupt { samples: u64, what: String },
     /// The file cannot be read.
     Io(io::Error),
@@ -130,20 +134,20 @@ impl fmt::Display for ReadError {
         match self {
             Self::Foreign => write!(
                 f,
-                "not a recording of Tailback (`tailback record --out FILE` makes one)"
+                "not a Tailback recording; create one with `tailback record --out FILE`"
             ),
             Self::Version(version) => write!(
                 f,
-                "a recording of format {version}; this tailback reads format {VERSION}: replay it with the version that recorded it"
+                "recording has format {version}, but this version of tailback reads format {VERSION}: replay it with the version that recorded it"
             ),
             Self::Truncated { samples } => write!(
                 f,
-                "the recording is cut short after {samples} samples: it was still being written, or its disk was full"
+                "the recording is truncated after {samples} samples: it was still being written, or the disk was full"
             ),
             Self::Corrupt { samples, what } => {
                 write!(
                     f,
-                    "the recording is damaged after {samples} samples: {what}"
+                    "the recording is corrupt after {samples} samples: {what}"
                 )
             }
             Self::Io(error) => write!(f, "{error}"),
@@ -162,7 +166,7 @@ pub struct Reader<R: Read> {
 }
 
 impl<R: Read> Reader<R> {
-    /// Checks that `input` is a recording.
+    /// Starts reading; fails if `input` is not a recording.
     pub fn new(mut input: R) -> Result<Self, ReadError> {
         let mut magic = [0; MAGIC.len()];
         let mut version = [0; 4];
@@ -188,7 +192,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// The next sample, `None` at the end.
+    /// The next sample; `None` at the end.
     pub fn next_sample(&mut self) -> Result<Option<Sample>, ReadError> {
         if self.at == self.chunk.len() && !self.next_chunk()? {
             return Ok(None);
@@ -200,11 +204,11 @@ impl<R: Read> Reader<R> {
                 let len = u32::from_le_bytes(rest.get(..4)?.try_into().ok()?) as usize;
                 rest.get(4..4usize.checked_add(len)?)
             })
-            .ok_or_else(|| self.corrupt("a sample reaches beyond its chunk"))?;
+            .ok_or_else(|| self.corrupt("a sample extends past its chunk"))?;
         let sample: Sample =
             postcard::from_bytes(encoded).map_err(|error| self.corrupt(&error.to_string()))?;
         if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
-            return Err(self.corrupt("a time that no clock shows"));
+            return Err(self.corrupt("a time is out of range"));
         }
         self.at += 4 + encoded.len();
         self.samples += 1;
@@ -229,7 +233,7 @@ impl<R: Read> Reader<R> {
         }
         let len = u32::from_le_bytes(len) as usize;
         if len > MAX_CHUNK_BYTES {
-            return Err(self.corrupt("a chunk is larger than any that is written"));
+            return Err(self.corrupt("a chunk exceeds the size limit"));
         }
         let mut frame = Vec::new();
         Read::by_ref(&mut self.input)
@@ -302,13 +306,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_back() {
+    fn a_recording_is_read_back() {
         assert!(matches!(read_all(&recording(55)), (55, None)));
         assert!(matches!(read_all(&recording(0)), (0, None)));
     }
 
     #[test]
-    fn a_packed_copy_holds_the_same_in_less() {
+    fn a_packed_copy_has_the_same_samples_and_is_smaller() {
         let mut bytes = Vec::new();
         let mut writer = Writer::packed(&mut bytes).unwrap();
         let whole = recording(55);
@@ -322,12 +326,12 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_cut_anywhere_yields_its_whole_chunks_and_says_so() {
+    fn a_truncated_recording_yields_its_complete_chunks_and_an_error() {
         let whole = recording(55);
         for cut in 0..whole.len() {
             let (count, error) = read_all(&whole[..cut]);
             assert!(count < 55, "cut at {cut}");
-            // Between two chunks nothing tells that there were more.
+            // A cut between two chunks cannot be detected.
             assert!(
                 error.is_some() || count > 0 || cut == MAGIC.len() + 4,
                 "cut at {cut}"
@@ -336,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_beyond_reason_is_refused() {
+    fn a_time_out_of_range_is_rejected() {
         let mut bytes = Vec::new();
         let mut writer = Writer::new(&mut bytes).unwrap();
         let sample = Sample {
@@ -346,11 +350,11 @@ mod tests {
         writer.add(&sample).unwrap();
         writer.flush().unwrap();
         let (_, error) = read_all(&bytes);
-        assert!(error.unwrap().to_string().contains("no clock shows"));
+        assert!(error.unwrap().to_string().contains("out of range"));
     }
 
     #[test]
-    fn foreign_and_damaged_files_are_refused() {
+    fn foreign_and_corrupt_files_are_rejected() {
         assert!(matches!(
             read_all(b"#!/bin/sh\necho no recording\n").1,
             Some(ReadError::Foreign)
@@ -364,7 +368,7 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x40;
             let (count, error) = read_all(&damaged);
-            // A few bits of a zstd header do not matter; then every sample is whole (`read_all` compares them).
+            // A few bits of a zstd header are unused; then all samples are intact (`read_all` compares them).
             assert!(
                 (error.is_some() && count < 20) || count == 20,
                 "flipped at {at}"

@@ -1,7 +1,7 @@
-//! One look at all queues of all targets, as plain data.
+//! One sample of all queues of all targets, as plain data.
 //!
-//! Everything after this module is a pure function of a stream of samples: time comes with the sample, and
-//! nothing else from the world. A recording of the stream replays to the same output, byte for byte.
+//! Everything downstream is a pure function of the stream of samples, which also carry the time. A recording of the
+//! stream replays to the same output, byte for byte. Recordings are positional: never reorder or insert fields.
 #![forbid(unsafe_code)]
 
 pub mod anonymize;
@@ -13,16 +13,16 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// One tick.
+/// One sample.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// CLOCK_MONOTONIC when the tick began, ns.
+    /// CLOCK_MONOTONIC when sampling began, ns.
     pub mono_ns: u64,
     /// Wall clock at the same moment, ns since 1970.
     pub unix_ns: u64,
     /// The watched services, present in the first sample and whenever they change.
     pub targets: Option<Vec<Target>>,
-    /// Which walks this tick made.
+    /// The scans that this sample includes.
     pub walks: Walks,
     /// Listeners seen, once each.
     pub listeners: Vec<Listener>,
@@ -38,40 +38,38 @@ pub struct Sample {
     pub rings: Vec<Ring>,
     /// Open files of each process.
     pub files: Vec<Files>,
-    /// Threads of the targets that were walked.
+    /// Threads of the targets; in samples with the scan `threads`.
     pub threads: Vec<Thread>,
-    /// What threads of the targets are doing or waiting for; in samples with the walk `waits`.
+    /// What threads of the targets are doing or waiting for; in samples with the scan `waits`.
     pub waits: Vec<Wait>,
     /// Counters of the network namespaces in which targets listen.
     pub networks: Vec<Network>,
-    /// Control groups that hold targets; in samples with the walk `system`.
+    /// Control groups that hold targets; in samples with the scan `system`.
     pub cgroups: Vec<Cgroup>,
-    /// The machine; in samples with the walk `system`.
+    /// The machine; in samples with the scan `system`.
     pub machine: Option<Machine>,
-    /// CPU time of the machine's processes; in samples with the walk `cpu_users`.
+    /// CPU time of the machine's processes; in samples with the scan `cpu_users`.
     pub cpu_users: Vec<CpuUser>,
-    /// Who listens where on this machine, watched or not: present whenever that changes.
+    /// All processes that listen on this host, and where; present when that changes.
     pub listening: Option<Vec<Listening>>,
-    /// Who holds the other ends of the targets' pipes and unix sockets, watched or not: present whenever that changes.
+    /// All processes that hold the other ends of the targets' pipes and unix sockets; present when that changes.
     pub holders: Option<Vec<Holder>>,
-    /// What threads of suspicious targets, and of those around them, are doing or waiting for; in samples with the walk
-    /// `profile`.
+    /// What threads of focused targets and their neighbours are doing or waiting for; in samples with the scan `profile`.
     pub profile: Vec<Wait>,
-    /// Who holds the other ends of the connections of suspicious targets on this machine, watched or not: present
-    /// whenever that was looked for.
+    /// All processes on this host that hold the other ends of focused targets' connections; present when that was
+    /// scanned.
     pub peers: Option<Vec<Peer>>,
-    /// What the processes of suspicious targets, and of those around them, say of themselves; of each process the
-    /// first time, and whenever it changes.
+    /// Process titles of focused targets and their neighbours; for each process at first and when the title changes.
     pub titles: Vec<Title>,
-    /// What targets wrote to their logs of full queues since the last sample.
+    /// Messages about full queues that targets wrote to their logs since the last sample.
     pub messages: Vec<Message>,
-    /// What the agent itself did, with the first sample of each report interval.
+    /// The agent's own counters; in the first sample of each report interval.
     pub agent: Option<AgentReport>,
-    /// What a person should know about the watching itself, in words.
+    /// Conditions of the agent itself that a user should know.
     pub notices: Vec<Notice>,
 }
 
-/// Which parts of a sample are complete: absence of an object means that it is gone only where its walk was made.
+/// Which scans a sample includes. An absent object is gone only if the scan that reports it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Walks {
     /// All sockets and pipes of all targets.
@@ -82,18 +80,18 @@ pub struct Walks {
     pub threads: bool,
     /// What each thread of each target waits for.
     pub waits: bool,
-    /// Control groups and the machine.
+    /// Control groups and the host.
     pub system: bool,
     /// CPU time of all processes.
     pub cpu_users: bool,
-    /// What each thread of each suspicious target waits for, and of those around it.
+    /// What each thread of each focused target and its neighbours waits for.
     pub profile: bool,
 }
 
-/// Names a target for as long as it is watched; never reused.
+/// Identifies a target while it is watched; never reused.
 pub type TargetId = u32;
 
-/// One watched service: the processes that serve together.
+/// One watched service: all processes that serve together.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     pub id: TargetId,
@@ -107,17 +105,17 @@ pub struct Target {
     pub exe: String,
     /// `comm` of that process, with control characters escaped.
     pub comm: String,
-    /// Container id, from the cgroup path, where it is in one.
+    /// Container id from the cgroup path, if it runs in a container.
     pub container: Option<String>,
     /// Its cgroup path.
     pub cgroup: Option<String>,
-    /// Further resource attributes that the service names in OTEL_RESOURCE_ATTRIBUTES.
+    /// Resource attributes from the service's OTEL_RESOURCE_ATTRIBUTES.
     pub attributes: Vec<(String, String)>,
     /// CPUs that it may run on.
     pub cpus: u32,
     /// All its processes, numbered as in the initial pid namespace.
     pub tgids: Vec<u32>,
-    /// Not asked for: watched while a target that is waits for it.
+    /// A neighbour: not requested by the user, but watched while a requested target has connections to it.
     pub followed: bool,
 }
 
@@ -135,13 +133,13 @@ pub struct Listener {
     pub depth: u32,
     /// Backlog; the kernel refuses when `depth` exceeds it.
     pub limit: u32,
-    /// Drops since it was made: handshakes and requests.
+    /// Drops since its creation: handshakes and requests.
     pub drops: u32,
-    /// Handshakes under way (`reqsk_queue_len`), where the kernel says.
+    /// Half-open handshakes (`reqsk_queue_len`); `None` if this kernel does not report them.
     pub half_open: Option<u32>,
-    /// CLOCK_MONOTONIC of this look, ns.
+    /// CLOCK_MONOTONIC when it was read, ns.
     pub seen_ns: u64,
-    /// Age of each waiting connection that the kernel timed, ns, oldest first.
+    /// Age of each waiting connection with a kernel timestamp, ns, oldest first.
     pub ages_ns: Vec<u64>,
 }
 
@@ -175,14 +173,14 @@ pub struct Connection {
     pub drops: u32,
     /// Sequence number of the segment that last advanced our acknowledgement or window.
     pub snd_wl1: u32,
-    /// Since data was last received, and last sent, ns; the kernel's resolution is its timer tick. 0 where the kernel
-    /// does not say.
+    /// Time since data was last received, and last sent, ns; the kernel's resolution is its timer tick. 0 if this kernel
+    /// does not report it.
     pub since_received_ns: u64,
     pub since_sent_ns: u64,
-    /// Since anything at all was last received, a bare acknowledgement too, ns.
+    /// Time since any segment was last received, pure acknowledgements included, ns.
     pub since_heard_ns: u64,
-    /// Segments with data, modulo 2^16: received in the lower half, sent in the upper one; 0 where the kernel does not say.
-    /// No verdict rests on them, and recordings go without.
+    /// Segments with data, modulo 2^16: received in the lower half, sent in the upper half; 0 if this kernel does not report
+    /// them. No verdict uses them, so recordings omit them.
     #[serde(skip)]
     pub segments: u32,
 }
@@ -197,18 +195,18 @@ pub struct DatagramSocket {
     pub local: SocketAddr,
     /// Port 0: not connected.
     pub remote: SocketAddr,
-    /// Memory of what is not read, and its limit, bytes.
+    /// Memory of unread datagrams, and its limit, bytes.
     pub memory: u32,
     pub rcvbuf: u32,
-    /// Datagrams not read; `None` where the kernel does not say.
+    /// Unread datagrams; `None` if this kernel does not report them.
     pub queued: Option<u32>,
-    /// Datagrams dropped since it was made.
+    /// Datagrams dropped since its creation.
     pub drops: u32,
-    /// Names the datagram at the head of the queue; another one has another name. 0: none.
+    /// Identity of the datagram at the head of the queue; 0 if there is none.
     pub head: u64,
 }
 
-/// What a unix socket carries.
+/// The type of a unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum UnixStyle {
     Stream,
@@ -221,28 +219,28 @@ pub enum UnixStyle {
 pub struct UnixSocket {
     /// Its inode number.
     pub inode: u64,
-    /// Inode of the socket at the other end, where there is one and the kernel says.
+    /// Inode of the peer socket, if there is one and the kernel reports it.
     pub peer: Option<u64>,
     pub tgid: u32,
     pub fd: u32,
     pub netns: u32,
     pub style: UnixStyle,
     pub listening: bool,
-    /// The path it is bound to (an accepted socket has its listener's); abstract names begin with `@`.
+    /// The path it is bound to (an accepted socket has its listener's); abstract names start with `@`.
     pub path: Option<String>,
     /// The path that its peer is bound to.
     pub peer_path: Option<String>,
-    /// Packets in its receive queue: for a listener the connections that wait to be accepted, for datagrams the
-    /// datagrams, for a stream the pieces that were written.
+    /// Packets in its receive queue: connections to accept for a listener, datagrams for a datagram socket, written chunks
+    /// for a stream.
     pub queued: u32,
-    /// Listener: its backlog. Datagrams: how many may wait (net.unix.max_dgram_qlen).
+    /// Listener: its backlog. Datagram socket: the most queued datagrams (net.unix.max_dgram_qlen).
     pub limit: u32,
-    /// Names the packet at the head of the receive queue; another one has another name. 0: none.
+    /// Identity of the packet at the head of the receive queue; 0 if there is none.
     pub head: u64,
-    /// Bytes that it wrote and nobody has read, as memory, and the most that is allowed.
+    /// Memory of what it wrote and its peer has not read, and the limit, bytes.
     pub unread_by_peer: u32,
     pub sndbuf: u32,
-    /// The same of its peer: what waits here, of what may wait.
+    /// The same for the other direction: unread here, and the peer's limit.
     pub unread: u32,
     pub peer_sndbuf: u32,
 }
@@ -250,19 +248,19 @@ pub struct UnixSocket {
 /// An io_uring instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ring {
-    /// Names the instance for as long as it lives.
+    /// Identity of the instance during its lifetime.
     pub id: u64,
     pub tgid: u32,
     pub fd: u32,
-    /// Entries ever submitted and ever taken by the kernel, modulo 2^32.
+    /// Entries submitted by the process and consumed by the kernel, modulo 2^32.
     pub sq_tail: u32,
     pub sq_head: u32,
     pub sq_entries: u32,
-    /// Completions ever made and ever taken by the process, modulo 2^32.
+    /// Completions posted by the kernel and consumed by the process, modulo 2^32.
     pub cq_tail: u32,
     pub cq_head: u32,
     pub cq_entries: u32,
-    /// Invalid submissions, and completions for which there was no room, since it was made.
+    /// Invalid submissions, and completions dropped for lack of room, since its creation.
     pub sq_dropped: u32,
     pub cq_overflow: u32,
 }
@@ -284,17 +282,17 @@ pub struct Pipe {
     pub fd: u32,
     pub reads: bool,
     pub writes: bool,
-    /// Buffers ever filled and emptied, modulo 2^32.
+    /// Buffers filled and emptied since its creation, modulo 2^32.
     pub head: u32,
     pub tail: u32,
-    /// Buffers it may hold.
+    /// Capacity in buffers.
     pub limit: u32,
-    /// Bytes in it, where few enough buffers are used to add them up.
+    /// Bytes in it; `None` if too many buffers are in use to add them up.
     pub bytes: Option<u32>,
-    /// Open read and write ends, all processes together.
+    /// Open read and write ends over all processes.
     pub readers: u32,
     pub writers: u32,
-    /// A FIFO's path, as the process that holds it sees it.
+    /// A FIFO's path as seen by the process that holds it.
     pub path: Option<String>,
 }
 
@@ -303,28 +301,28 @@ pub struct Pipe {
 pub struct Thread {
     pub tgid: u32,
     pub tid: u32,
-    /// Wants a CPU (and may have one).
+    /// Runnable, whether or not it has a CPU.
     pub runnable: bool,
     /// Has a CPU.
     pub on_cpu: bool,
-    /// Time spent wanting a CPU without having one, ns, since its start.
+    /// Time spent runnable without a CPU, ns, since its start.
     pub run_delay_ns: u64,
-    /// Times it was given a CPU, since its start.
+    /// Times it was scheduled on a CPU since its start.
     pub dispatches: u64,
     /// CPU time, ns, since its start.
     pub cpu_ns: u64,
 }
 
-/// What a thread is doing.
+/// The scheduler state of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum State {
     /// Has a CPU.
     Running,
-    /// Wants one.
+    /// Wants a CPU and has none.
     Runnable,
     /// Waits for an event.
     Sleeping,
-    /// Waits for something that cannot be interrupted: mostly a disk.
+    /// In uninterruptible sleep, mostly waiting for a disk.
     Uninterruptible,
     /// Stopped by a signal or a debugger, or frozen.
     Stopped,
@@ -337,20 +335,20 @@ pub enum State {
 pub struct Wait {
     pub tgid: u32,
     pub tid: u32,
-    /// Its own number as the process itself sees it (its innermost pid namespace): what a lock's owner field holds.
+    /// Its thread id in its innermost pid namespace, which is the value in a lock's owner field.
     pub own_tid: u32,
-    /// Its name, with control characters escaped.
+    /// Its name (`comm`), with control characters escaped.
     pub comm: String,
     pub state: State,
     /// Counts as waiting for a disk (`in_iowait`).
     pub io: bool,
-    /// The system call that it is in, by the number of the machine's architecture, and its first arguments; `None`
-    /// while it runs, or where the kernel does not say.
+    /// The system call that it is in, numbered as on this architecture, with its first arguments. `None` while it runs, or
+    /// if this kernel does not report it.
     pub syscall: Option<Syscall>,
-    /// Voluntary and involuntary context switches since it began.
+    /// Voluntary and involuntary context switches since its start.
     pub voluntary: u64,
     pub involuntary: u64,
-    /// CPU time and time spent waiting for a CPU, ns, since it began.
+    /// CPU time and time spent runnable without a CPU, ns, since its start.
     pub cpu_ns: u64,
     pub run_delay_ns: u64,
 }
@@ -360,31 +358,31 @@ pub struct Wait {
 pub struct Syscall {
     pub number: i32,
     pub args: [u64; 4],
-    /// What its arguments point to, where that tells what it waits for.
+    /// What its arguments point to, if that shows what the thread waits for.
     pub detail: Detail,
 }
 
-/// What stands in user memory behind a system call's arguments.
+/// User memory that a system call's arguments point to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Detail {
     /// Nothing was read.
     #[default]
     None,
-    /// futex: the word, and what glibc keeps as the owner of a mutex beside it.
+    /// futex: the futex word and glibc's owner field of the mutex.
     Futex { word: u32, owner: u32 },
     /// poll: descriptor and events of the first entries.
     Poll(Vec<(i32, i16)>),
-    /// A call on one file: its path, where it has one.
+    /// A call on a file: its path, if it has one.
     File {
         path: String,
         device: Option<String>,
     },
 }
 
-/// Time that tasks stalled for want of a resource, ns since boot (pressure stall information).
+/// Time that tasks stalled on a resource, ns since boot (pressure stall information, PSI).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stall {
-    /// Some tasks stalled; all stalled.
+    /// At least one task stalled; all tasks stalled.
     pub some_ns: u64,
     pub full_ns: u64,
 }
@@ -392,21 +390,21 @@ pub struct Stall {
 /// A control group in which targets run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cgroup {
-    /// As `Target::cgroup` names it.
+    /// As in `Target::cgroup`.
     pub path: String,
-    /// CPUs that its quota allows, in thousandths; `None` without a quota.
+    /// CPU quota in thousandths of a CPU; `None` without a quota.
     pub quota_millicpus: Option<u64>,
-    /// Periods in which it was throttled, and for how long, ns, since it was made.
+    /// Throttled periods and throttled time (ns) since its creation.
     pub throttled_periods: Option<u64>,
     pub throttled_ns: Option<u64>,
     /// CPU time of all its processes, ns.
     pub cpu_ns: Option<u64>,
-    /// Memory and its limit, bytes; no limit is `None`.
+    /// Memory use and limit, bytes; `None` without a limit.
     pub memory: Option<u64>,
-    /// Of the memory, what can be dropped at once (inactive page cache), bytes.
+    /// The part of the memory that can be reclaimed at once (inactive page cache), bytes.
     pub reclaimable: Option<u64>,
     pub memory_limit: Option<u64>,
-    /// Times that the limit was hit, and processes killed for it.
+    /// Times that the limit was hit, and processes killed for that.
     pub limit_hits: Option<u64>,
     pub oom_kills: Option<u64>,
     pub cpu_stall: Option<Stall>,
@@ -414,11 +412,11 @@ pub struct Cgroup {
     pub io_stall: Option<Stall>,
 }
 
-/// The machine as a whole.
+/// The whole host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     pub cpus: u32,
-    /// Since boot, ns: CPU time used, idle, and taken by the hypervisor.
+    /// CPU time since boot, ns: used, idle, and stolen by the hypervisor.
     pub busy_ns: u64,
     pub idle_ns: u64,
     pub steal_ns: u64,
@@ -430,17 +428,17 @@ pub struct Machine {
     pub io_stall: Option<Stall>,
 }
 
-/// A process of the machine, watched or not, that used CPU.
+/// A process on the host, watched or not, that used CPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuUser {
     pub tgid: u32,
     pub name: String,
     pub cgroup: Option<String>,
-    /// CPU time of its threads since the previous sample with the walk `cpu_users`, ns.
+    /// CPU time of its threads since the previous sample with the scan `cpu_users`, ns.
     pub cpu_ns: u64,
 }
 
-/// A process that listens on an address of this machine.
+/// A process that listens on an address of this host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Listening {
     pub netns: u32,
@@ -465,7 +463,7 @@ pub struct Holder {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Peer {
     pub netns: u32,
-    /// As this process sees them: its `remote` is the target's `local`.
+    /// Addresses from this process's side: its `remote` is the target's `local`.
     pub local: SocketAddr,
     pub remote: SocketAddr,
     pub tgid: u32,
@@ -473,7 +471,7 @@ pub struct Peer {
     pub name: String,
 }
 
-/// What a process has put in the place of its command line (`postgres: bob shop [local] UPDATE waiting`).
+/// A process title, which the process wrote over its command line (`postgres: bob shop [local] UPDATE waiting`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Title {
     pub tgid: u32,
@@ -481,18 +479,18 @@ pub struct Title {
     pub title: String,
 }
 
-/// Lines in a target's log that tell of a full queue.
+/// Lines in a target's log that report a full queue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     pub tgid: u32,
-    /// The file.
+    /// Path of the log file.
     pub path: String,
-    /// Which of the known messages it is, by its name in the table.
+    /// Name of the message in the table of known messages.
     pub name: String,
     pub count: u32,
-    /// The first such line since the last look, with control characters escaped, bounded.
+    /// The first such line since the last sample, bounded, with control characters escaped.
     pub line: String,
-    /// CLOCK_MONOTONIC between which that line was written, ns: it was not there at the one, and was at the other.
+    /// The line was written between these times (CLOCK_MONOTONIC, ns): absent at the first, present at the second.
     pub not_before_ns: u64,
     pub not_after_ns: u64,
 }
@@ -501,19 +499,19 @@ pub struct Message {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
     pub netns: u32,
-    /// `TcpPassiveOpens`: connections that ever entered an accept queue.
+    /// `TcpPassiveOpens`: connections that entered an accept queue.
     pub passive_opens: u64,
-    /// Listening sockets in it that no target holds: what they take is in the counters, too.
+    /// Listening sockets that no target holds; the counters include their connections.
     pub others: u32,
-    /// `ListenOverflows`: handshakes refused because an accept queue was full.
+    /// `ListenOverflows`: handshakes rejected because an accept queue was full.
     pub listen_overflows: u64,
-    /// `TCPReqQFullDrop`: SYNs dropped because too many handshakes were under way.
+    /// `TCPReqQFullDrop`: SYNs dropped because too many handshakes were half open.
     pub syn_drops: u64,
-    /// `SyncookiesSent`: handshakes that were answered without being remembered.
+    /// `SyncookiesSent`: handshakes answered with a SYN cookie, without kernel state.
     pub syn_cookies: u64,
 }
 
-/// What the agent did and what that cost, since its start unless a name says otherwise.
+/// Counters of the agent and their cost, since its start unless stated otherwise. Field names are JSON keys.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AgentReport {
     pub ticks: u64,
@@ -523,26 +521,26 @@ pub struct AgentReport {
     /// CPU share of one core over the last report interval, 0 to 1.
     pub cpu_share: f64,
     pub rss_bytes: u64,
-    /// Cost of the last walk over files, ns of CPU.
+    /// CPU time of the last file scan, ns.
     pub files_scan_ns: u64,
-    /// Interval at which files are walked now, ns.
+    /// Present interval of file scans, ns.
     pub files_interval_ns: u64,
     pub targets: u32,
     pub processes: u32,
-    /// Ticks that began late by more than half their interval.
+    /// Samples that began late by more than half their interval.
     pub late_ticks: u64,
     /// Samples that could not be recorded.
     pub samples_not_recorded: u64,
-    /// Spans handed to the exporter, delivered, and dropped for want of room or because the collector refused them.
+    /// Spans passed to the exporter, delivered, and dropped (for lack of room, or refused by the collector).
     pub spans: u64,
     pub spans_delivered: u64,
     pub spans_dropped: u64,
 }
 
-/// A sentence about the watching itself.
+/// A condition of the agent itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
-    /// A closed list of short names, for programs.
+    /// A short name from a closed list, for programs.
     pub code: String,
     pub text: String,
 }

@@ -1,4 +1,4 @@
-//! Every text in a sample, with what it is: all else are numbers, times and addresses.
+//! Visits every text in a sample with its type. All other fields are numbers, times and addresses.
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
@@ -7,32 +7,32 @@ use super::{
     Cgroup, CpuUser, Detail, Holder, Listening, Message, Notice, Peer, Sample, Target, Title, Wait,
 };
 
-/// What a text is.
+/// The type of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Text {
-    /// Of a process, an executable, a thread, a service.
+    /// The name of a process, an executable, a thread or a service.
     Name,
-    /// Of a file, or a unix socket.
+    /// The path of a file or a unix socket.
     Path,
-    /// Of a control group.
+    /// The path of a control group.
     Group,
     Container,
     /// Key and value of a resource attribute.
     Attribute,
     Device,
-    /// What a process says of itself.
+    /// A process title.
     Title,
-    /// Name of a kind of message.
+    /// The name of a known log message.
     Message,
     /// A line of a log.
     Line,
-    /// A sentence of the agent's.
+    /// The text of a notice of the agent.
     Notice,
 }
 
-/// Shows each text to `tell`, which may change it. A field that is new in a sample has to be added here: this does not
-/// compile without it.
-pub fn each_text(sample: &mut Sample, tell: &mut impl FnMut(Text, &mut String)) {
+/// Passes each text to `visit`, which may change it. A new field of a sample must be added here: this does not compile
+/// without it.
+pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String)) {
     let Sample {
         mono_ns: _,
         unix_ns: _,
@@ -61,52 +61,52 @@ pub fn each_text(sample: &mut Sample, tell: &mut impl FnMut(Text, &mut String)) 
         notices,
     } = sample;
     for one in targets.iter_mut().flatten() {
-        target(one, tell);
+        target(one, visit);
     }
     for pipe in pipes {
-        each(Text::Path, &mut pipe.path, tell);
+        each(Text::Path, &mut pipe.path, visit);
     }
     for socket in unix {
-        each(Text::Path, &mut socket.path, tell);
-        each(Text::Path, &mut socket.peer_path, tell);
+        each(Text::Path, &mut socket.path, visit);
+        each(Text::Path, &mut socket.peer_path, visit);
     }
     for wait in waits.iter_mut().chain(profile) {
-        thread(wait, tell);
+        thread(wait, visit);
     }
     for Cgroup { path, .. } in cgroups {
-        tell(Text::Group, path);
+        visit(Text::Group, path);
     }
     for CpuUser { name, cgroup, .. } in cpu_users {
-        tell(Text::Name, name);
-        each(Text::Group, cgroup, tell);
+        visit(Text::Name, name);
+        each(Text::Group, cgroup, visit);
     }
     for Listening { name, .. } in listening.iter_mut().flatten() {
-        tell(Text::Name, name);
+        visit(Text::Name, name);
     }
     for Holder { name, .. } in holders.iter_mut().flatten() {
-        tell(Text::Name, name);
+        visit(Text::Name, name);
     }
     for Peer { name, .. } in peers.iter_mut().flatten() {
-        tell(Text::Name, name);
+        visit(Text::Name, name);
     }
     for Title { title, .. } in titles {
-        tell(Text::Title, title);
+        visit(Text::Title, title);
     }
     for one in messages {
-        message(one, tell);
+        message(one, visit);
     }
     for Notice { code: _, text } in notices {
-        tell(Text::Notice, text);
+        visit(Text::Notice, text);
     }
 }
 
-fn each(what: Text, texts: &mut Option<String>, tell: &mut impl FnMut(Text, &mut String)) {
+fn each(what: Text, texts: &mut Option<String>, visit: &mut impl FnMut(Text, &mut String)) {
     if let Some(text) = texts {
-        tell(what, text);
+        visit(what, text);
     }
 }
 
-fn target(target: &mut Target, tell: &mut impl FnMut(Text, &mut String)) {
+fn target(target: &mut Target, visit: &mut impl FnMut(Text, &mut String)) {
     let Target {
         id: _,
         name,
@@ -122,30 +122,30 @@ fn target(target: &mut Target, tell: &mut impl FnMut(Text, &mut String)) {
         followed: _,
     } = target;
     for text in [name, exe, comm] {
-        tell(Text::Name, text);
+        visit(Text::Name, text);
     }
-    each(Text::Container, container, tell);
-    each(Text::Group, cgroup, tell);
+    each(Text::Container, container, visit);
+    each(Text::Group, cgroup, visit);
     for (key, value) in attributes {
-        tell(Text::Attribute, key);
-        tell(Text::Attribute, value);
+        visit(Text::Attribute, key);
+        visit(Text::Attribute, value);
     }
 }
 
-fn thread(wait: &mut Wait, tell: &mut impl FnMut(Text, &mut String)) {
-    tell(Text::Name, &mut wait.comm);
+fn thread(wait: &mut Wait, visit: &mut impl FnMut(Text, &mut String)) {
+    visit(Text::Name, &mut wait.comm);
     if let Some(syscall) = &mut wait.syscall {
         match &mut syscall.detail {
             Detail::None | Detail::Futex { .. } | Detail::Poll(_) => {}
             Detail::File { path, device } => {
-                tell(Text::Path, path);
-                each(Text::Device, device, tell);
+                visit(Text::Path, path);
+                each(Text::Device, device, visit);
             }
         }
     }
 }
 
-fn message(message: &mut Message, tell: &mut impl FnMut(Text, &mut String)) {
+fn message(message: &mut Message, visit: &mut impl FnMut(Text, &mut String)) {
     let Message {
         tgid: _,
         path,
@@ -155,29 +155,29 @@ fn message(message: &mut Message, tell: &mut impl FnMut(Text, &mut String)) {
         not_before_ns: _,
         not_after_ns: _,
     } = message;
-    tell(Text::Path, path);
-    tell(Text::Message, name);
-    tell(Text::Line, line);
+    visit(Text::Path, path);
+    visit(Text::Message, name);
+    visit(Text::Line, line);
 }
 
-/// Shows each network address to `tell`, which may change it.
-pub fn each_address(sample: &mut Sample, tell: &mut impl FnMut(&mut SocketAddr)) {
+/// Passes each network address to `visit`, which may change it.
+pub fn each_address(sample: &mut Sample, visit: &mut impl FnMut(&mut SocketAddr)) {
     for listener in &mut sample.listeners {
-        tell(&mut listener.address);
+        visit(&mut listener.address);
     }
     for connection in &mut sample.connections {
-        tell(&mut connection.local);
-        tell(&mut connection.remote);
+        visit(&mut connection.local);
+        visit(&mut connection.remote);
     }
     for socket in &mut sample.datagrams {
-        tell(&mut socket.local);
-        tell(&mut socket.remote);
+        visit(&mut socket.local);
+        visit(&mut socket.remote);
     }
     for listening in sample.listening.iter_mut().flatten() {
-        tell(&mut listening.address);
+        visit(&mut listening.address);
     }
     for peer in sample.peers.iter_mut().flatten() {
-        tell(&mut peer.local);
-        tell(&mut peer.remote);
+        visit(&mut peer.local);
+        visit(&mut peer.remote);
     }
 }

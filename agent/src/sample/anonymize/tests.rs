@@ -3,11 +3,11 @@ use std::net::SocketAddr;
 use super::*;
 use crate::sample::{CpuUser, Holder, Listening, Message, Target, Title};
 
-fn told(what: Text, text: &str) -> String {
-    Anonymizer::default().told(what, text)
+fn replaced(what: Text, text: &str) -> String {
+    Anonymizer::default().replace(what, text)
 }
 
-/// A stream of numbers that is the same on every run (xorshift64).
+/// A deterministic sequence of random numbers (xorshift64).
 struct Numbers(u64);
 
 impl Numbers {
@@ -18,7 +18,7 @@ impl Numbers {
         self.0
     }
 
-    /// Words as people name things, some joined to paths and sentences, among them all that rules and tables know.
+    /// Random words, some joined to paths and sentences, among them all words that the rules and tables know.
     fn text(&mut self, secrets: &mut BTreeSet<String>) -> String {
         let mut text = String::new();
         for _ in 0..1 + self.next() % 5 {
@@ -27,7 +27,7 @@ impl Numbers {
             if self.next().is_multiple_of(3) {
                 text.push_str(known[(self.next() % known.len() as u64) as usize]);
             } else {
-                // No token and no known word has a letter of these.
+                // No token and no known word has any of these letters.
                 let letters = ['q', 'z', 'Q', 'Z', 'ß', '漢', '_'];
                 let secret: String = (0..4 + self.next() % 9)
                     .map(|_| letters[(self.next() % letters.len() as u64) as usize])
@@ -43,7 +43,7 @@ impl Numbers {
 }
 
 #[test]
-fn no_word_of_the_machine_survives_in_any_text() {
+fn no_identifying_word_survives_in_any_text() {
     let mut numbers = Numbers(0x5eed);
     let mut anonymizer = Anonymizer::default();
     let kinds = [
@@ -62,11 +62,11 @@ fn no_word_of_the_machine_survives_in_any_text() {
         let mut secrets = BTreeSet::new();
         let text = numbers.text(&mut secrets);
         for what in kinds {
-            let told = anonymizer.told(what, &text);
+            let replaced = anonymizer.replace(what, &text);
             for secret in &secrets {
                 assert!(
-                    !told.contains(secret),
-                    "{what:?} {text:?} is told as {told:?}"
+                    !replaced.contains(secret),
+                    "{what:?} {text:?} is replaced as {replaced:?}"
                 );
             }
         }
@@ -74,9 +74,9 @@ fn no_word_of_the_machine_survives_in_any_text() {
 }
 
 #[test]
-fn the_same_text_is_the_same_token_and_another_is_another() {
+fn each_text_has_its_own_token() {
     let mut anonymizer = Anonymizer::default();
-    let mut name = |text: &str| anonymizer.told(Text::Name, text);
+    let mut name = |text: &str| anonymizer.replace(Text::Name, text);
     let (shop, cart) = (name("shop-api"), name("cart-api"));
     assert_ne!(shop, cart);
     assert_eq!(name("shop-api"), shop);
@@ -85,9 +85,9 @@ fn the_same_text_is_the_same_token_and_another_is_another() {
 }
 
 #[test]
-fn threads_of_one_pool_stay_alike_and_those_of_two_do_not() {
+fn threads_of_one_pool_keep_a_common_name_and_those_of_two_pools_do_not() {
     let mut anonymizer = Anonymizer::default();
-    let mut name = |text: &str| anonymizer.told(Text::Name, text);
+    let mut name = |text: &str| anonymizer.replace(Text::Name, text);
     let alike = |name: &str| {
         name.trim_end_matches(|c: char| c.is_ascii_digit())
             .to_owned()
@@ -102,33 +102,33 @@ fn threads_of_one_pool_stay_alike_and_those_of_two_do_not() {
 }
 
 #[test]
-fn programs_and_places_that_all_the_world_knows_stay() {
-    assert_eq!(told(Text::Name, "postgres"), "postgres");
-    assert_eq!(told(Text::Name, "python3.11"), "python3.11");
+fn well_known_programs_and_directories_are_kept() {
+    assert_eq!(replaced(Text::Name, "postgres"), "postgres");
+    assert_eq!(replaced(Text::Name, "python3.11"), "python3.11");
     assert_eq!(
-        told(Text::Path, "/var/log/acme/shop.log"),
+        replaced(Text::Path, "/var/log/acme/shop.log"),
         "/var/log/path-a/path-b"
     );
-    assert_eq!(told(Text::Path, "@acme"), "@path-a");
-    assert_eq!(told(Text::Path, "acme.sock"), "path-a");
+    assert_eq!(replaced(Text::Path, "@acme"), "@path-a");
+    assert_eq!(replaced(Text::Path, "acme.sock"), "path-a");
     assert_eq!(
-        told(Text::Group, "/system.slice/acme.service"),
+        replaced(Text::Group, "/system.slice/acme.service"),
         "/system.slice/group-a"
     );
-    assert_eq!(told(Text::Group, "/"), "/");
+    assert_eq!(replaced(Text::Group, "/"), "/");
 }
 
 #[test]
-fn a_terminal_stays_one() {
-    assert_eq!(told(Text::Path, "/dev/pts/12"), "/dev/pts/12");
-    assert_eq!(told(Text::Path, "/dev/ttyACME"), "/dev/tty");
-    assert_eq!(told(Text::Path, "/dev/console"), "/dev/console");
-    assert_eq!(told(Text::Path, "/dev/pts/acme"), "/dev/pts/path-a");
+fn a_terminal_is_still_recognisable() {
+    assert_eq!(replaced(Text::Path, "/dev/pts/12"), "/dev/pts/12");
+    assert_eq!(replaced(Text::Path, "/dev/ttyACME"), "/dev/tty");
+    assert_eq!(replaced(Text::Path, "/dev/console"), "/dev/console");
+    assert_eq!(replaced(Text::Path, "/dev/pts/acme"), "/dev/pts/path-a");
 }
 
 #[test]
-fn of_a_title_stays_what_the_rules_know() {
-    let title = |text| told(Text::Title, text);
+fn the_words_of_a_title_that_the_rules_know_are_kept() {
+    let title = |text| replaced(Text::Title, text);
     assert_eq!(
         title("postgres: bob shop [local] UPDATE waiting"),
         "postgres: … [local] UPDATE waiting"
@@ -141,18 +141,18 @@ fn of_a_title_stays_what_the_rules_know() {
 }
 
 #[test]
-fn of_a_line_stays_what_the_table_of_messages_knows() {
+fn the_words_of_a_log_line_that_the_patterns_know_are_kept() {
     let line = "listen queue of socket \"shop:8080\" (fd: 3) full";
-    assert_eq!(told(Text::Line, line), "listen queue of … full");
+    assert_eq!(replaced(Text::Line, line), "listen queue of … full");
     assert_eq!(
-        told(Text::Message, "listen_queue_full"),
+        replaced(Text::Message, "listen_queue_full"),
         "listen_queue_full"
     );
-    assert_eq!(told(Text::Message, "acme_full"), "own-a");
+    assert_eq!(replaced(Text::Message, "acme_full"), "own-a");
 }
 
 #[test]
-fn addresses_become_others_and_loopback_stays() {
+fn addresses_are_replaced_except_for_loopback() {
     let mut anonymizer = Anonymizer::default();
     let mut address = |text: &str| {
         let address: IpAddr = text.parse().unwrap();
@@ -163,12 +163,12 @@ fn addresses_become_others_and_loopback_stays() {
     assert_eq!(address("203.0.113.9"), "10.0.0.1");
     assert_eq!(address("2001:db8::1"), "fd00::2");
     assert_eq!(address("203.0.113.9"), "10.0.0.1");
-    // The same machine, seen through a socket that serves both families.
+    // The same host, seen through a dual-stack socket.
     assert_eq!(address("::ffff:203.0.113.9"), "::ffff:10.0.0.1");
 }
 
 #[test]
-fn processes_at_no_end_of_anything_are_dropped_and_those_that_starve_others_are_not() {
+fn unrelated_processes_are_dropped_unless_they_used_cpu() {
     let listening = |tgid, port: u16| Listening {
         netns: 1,
         address: SocketAddr::from(([127, 0, 0, 1], port)),
@@ -210,16 +210,16 @@ fn processes_at_no_end_of_anything_are_dropped_and_those_that_starve_others_are_
     };
     let mut anonymizer = Anonymizer::default();
     anonymizer.learn(&sample);
-    let told = anonymizer.anonymize(&sample);
+    let replaced = anonymizer.anonymize(&sample);
     let tgids = |cpu_users: &[CpuUser]| cpu_users.iter().map(|one| one.tgid).collect::<Vec<_>>();
-    assert_eq!(tgids(&told.cpu_users), [20, 40]);
-    assert_eq!(told.listening.unwrap().len(), 1);
-    assert_eq!(told.titles, [title(10)]);
-    assert!(told.targets.unwrap()[0].attributes.is_empty());
+    assert_eq!(tgids(&replaced.cpu_users), [20, 40]);
+    assert_eq!(replaced.listening.unwrap().len(), 1);
+    assert_eq!(replaced.titles, [title(10)]);
+    assert!(replaced.targets.unwrap()[0].attributes.is_empty());
 }
 
 #[test]
-fn every_text_of_a_sample_is_shown() {
+fn every_text_of_a_sample_is_visited() {
     let mut sample = Sample {
         messages: vec![Message {
             tgid: 1,
