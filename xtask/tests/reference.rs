@@ -1,7 +1,7 @@
-//! The reference in `docs/` has a page for every queue kind, numbered as in the shared-memory page. (Causes and log
-//! messages are compared in `agent/src/messages/tests.rs`, metrics in `tidy`.)
+//! The documentation has a page for every queue kind, numbered as in the shared-memory page, and names every constant of
+//! the admission controllers. (Causes and log messages are compared in `agent/src/messages/tests.rs`, metrics in `tidy`.)
 
-use std::{fs, path::PathBuf};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -35,4 +35,24 @@ fn every_queue_kind_has_a_page_and_a_row() {
             "docs/reference/page-format.md: {numbered}"
         );
     }
+}
+
+#[test]
+fn the_table_of_constants_is_that_of_the_code() {
+    let code = read("agent/src/signal/constants.rs");
+    let code: BTreeSet<&str> = code
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("pub const ")?.split_once(':')?.0))
+        .collect();
+    let page = read("docs/concepts/admission.md");
+    let page: BTreeSet<&str> = page
+        .split('`')
+        .filter(|word| word.len() > 3)
+        .filter(|word| {
+            word.bytes()
+                .all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+        })
+        .collect();
+    let differ: Vec<&&str> = code.symmetric_difference(&page).collect();
+    assert!(code.len() > 40 && differ.is_empty(), "{differ:?}");
 }
