@@ -61,6 +61,91 @@ const MODULES: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// The same within `diagnose`: facts before the wait graph, the wait graph before the rules, the rules before what keeps verdicts.
+const DIAGNOSE: &[(&str, &[&str])] = &[
+    ("inputs", &[]),
+    ("topology", &[]),
+    ("log_evidence", &[]),
+    ("classify", &["topology"]),
+    ("profile", &["classify", "inputs", "topology"]),
+    ("no_baseline", &["inputs", "topology"]),
+    ("thread_set", &["profile"]),
+    (
+        "wait_graph",
+        &["classify", "profile", "thread_set", "topology"],
+    ),
+    ("case", &["inputs", "wait_graph"]),
+    (
+        "words",
+        &["case", "classify", "profile", "topology", "wait_graph"],
+    ),
+    (
+        "rules",
+        &[
+            "case",
+            "classify",
+            "inputs",
+            "profile",
+            "topology",
+            "wait_graph",
+            "words",
+        ],
+    ),
+    ("open_episode", &["rules"]),
+];
+
+/// The same within `diagnose/rules`: what the rules share, then one file per cause, then the table of all rules, then the engine
+/// that tries them.
+const RULES: &[(&str, &[&str])] = &[
+    ("checks", &[]),
+    ("rule", &["checks"]),
+    ("shared", &["checks", "rule"]),
+    ("consumer_stalled", CAUSE_IMPORTS),
+    ("cpu_bound", CAUSE_IMPORTS),
+    ("cpu_starved", CAUSE_IMPORTS),
+    ("cpu_throttled", CAUSE_IMPORTS),
+    ("disk_slow", CAUSE_IMPORTS),
+    ("downstream_slow", CAUSE_IMPORTS),
+    ("event_loop_blocked", CAUSE_IMPORTS),
+    ("fd_exhausted", CAUSE_IMPORTS),
+    ("lock_contention", CAUSE_IMPORTS),
+    ("memory_stalled", CAUSE_IMPORTS),
+    ("network_limited", CAUSE_IMPORTS),
+    ("output_blocked", CAUSE_IMPORTS),
+    ("peer_not_reading", CAUSE_IMPORTS),
+    ("peer_not_sending", CAUSE_IMPORTS),
+    ("pool_exhausted", CAUSE_IMPORTS),
+    ("producer_surge", CAUSE_IMPORTS),
+    ("undersized_limit", CAUSE_IMPORTS),
+    (
+        "table",
+        &[
+            "rule",
+            "consumer_stalled",
+            "cpu_bound",
+            "cpu_starved",
+            "cpu_throttled",
+            "disk_slow",
+            "downstream_slow",
+            "event_loop_blocked",
+            "fd_exhausted",
+            "lock_contention",
+            "memory_stalled",
+            "network_limited",
+            "output_blocked",
+            "peer_not_reading",
+            "peer_not_sending",
+            "pool_exhausted",
+            "producer_surge",
+            "undersized_limit",
+        ],
+    ),
+    ("assemble", &["rule", "shared", "table"]),
+];
+
+/// What the file of one cause may import: no other cause.
+const CAUSE_IMPORTS: &[&str] = &["checks", "rule", "shared"];
+
 /// From the sample to the verdict: a function of the stream of samples and of nothing else, so that a recording replays to the
 /// same output on any machine.
 const PURE: &[&str] = &[
@@ -119,13 +204,19 @@ fn agent() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../agent")
 }
 
-/// What is wrong with the imports of these files.
-fn against_the_direction(files: &[Source], table: &[(&str, &[&str])]) -> Vec<String> {
+/// What is wrong with the imports of the files below the module `parent`, whose submodules are the rows of `table`.
+fn against_the_direction(
+    files: &[Source],
+    parent: &[&str],
+    table: &[(&str, &[&str])],
+) -> Vec<String> {
     let mut wrong = Vec::new();
-    for file in files.iter().filter(|file| !file.is_test()) {
-        let Some(own) = file.module.first() else {
-            continue;
-        };
+    let is_below = |path: &[String]| path.len() > parent.len() && path.starts_with_all(parent);
+    for file in files
+        .iter()
+        .filter(|file| !file.is_test() && is_below(&file.module))
+    {
+        let own = &file.module[parent.len()];
         let Some((_, allowed)) = table.iter().find(|(name, _)| name == own) else {
             wrong.push(format!(
                 "{}: the module {own} has no row in the table",
@@ -134,10 +225,14 @@ fn against_the_direction(files: &[Source], table: &[(&str, &[&str])]) -> Vec<Str
             continue;
         };
         for named in file.paths() {
-            let [root, module, ..] = named.path.as_slice() else {
+            let [root, path @ ..] = named.path.as_slice() else {
                 continue;
             };
-            if root == "crate" && module != own && !allowed.contains(&module.as_str()) {
+            if root != "crate" || !is_below(path) {
+                continue;
+            }
+            let module = &path[parent.len()];
+            if module != own && !allowed.contains(&module.as_str()) {
                 wrong.push(format!(
                     "{}:{}: {own} may not import {module}",
                     file.file, named.line
@@ -146,6 +241,31 @@ fn against_the_direction(files: &[Source], table: &[(&str, &[&str])]) -> Vec<Str
         }
     }
     wrong
+}
+
+trait StartsWithAll {
+    fn starts_with_all(&self, names: &[&str]) -> bool;
+}
+
+impl StartsWithAll for [String] {
+    fn starts_with_all(&self, names: &[&str]) -> bool {
+        self.len() >= names.len() && self.iter().zip(names).all(|(own, name)| own == name)
+    }
+}
+
+/// The files that no `mod` line declares: the compiler does not read them.
+fn orphans(files: &[Source]) -> Vec<String> {
+    let is_declared = |file: &Source| {
+        let Some((name, parent)) = file.module.split_last() else {
+            return true;
+        };
+        let declaration = format!("mod {name};");
+        files
+            .iter()
+            .any(|other| other.module == parent && other.text.contains(&declaration))
+    };
+    let undeclared = files.iter().filter(|file| !is_declared(file));
+    undeclared.map(|file| file.file.clone()).collect()
 }
 
 /// What is wrong with the table itself.
@@ -221,16 +341,35 @@ fn dependencies(manifest: &str) -> Vec<String> {
 
 #[test]
 fn no_module_imports_a_later_one() {
-    assert_eq!(against_the_order(MODULES), [""; 0]);
     let files = sources(&agent().join("src"));
-    let wrong = against_the_direction(&files, MODULES);
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    for (module, _) in MODULES {
-        assert!(
-            files.iter().any(|file| file.module == [*module]),
-            "the table has a row for {module}, and the agent has no such module"
-        );
+    let trees: [(&[&str], &[(&str, &[&str])]); 3] = [
+        (&[], MODULES),
+        (&["diagnose"], DIAGNOSE),
+        (&["diagnose", "rules"], RULES),
+    ];
+    for (parent, table) in trees {
+        assert_eq!(against_the_order(table), [""; 0]);
+        let wrong = against_the_direction(&files, parent, table);
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        for (module, _) in table {
+            let path: Vec<&str> = parent.iter().chain([module]).copied().collect();
+            assert!(
+                files.iter().any(|file| file.module == path),
+                "the table has a row for {}, and the agent has no such module",
+                path.join("::")
+            );
+        }
     }
+}
+
+#[test]
+fn every_file_is_part_of_a_module() {
+    let wrong = orphans(&sources(&agent().join("src")));
+    assert!(
+        wrong.is_empty(),
+        "no mod line declares {}",
+        wrong.join(", ")
+    );
 }
 
 #[test]
@@ -291,7 +430,7 @@ fn an_import_against_the_direction_is_found() {
         Source::new("other.rs", ""),
     ];
     assert_eq!(
-        against_the_direction(&planted, table),
+        against_the_direction(&planted, &[], table),
         [
             "sample/mod.rs:1: sample may not import detect",
             "queue/disk.rs:2: queue may not import detect",
@@ -304,6 +443,43 @@ fn an_import_against_the_direction_is_found() {
         against_the_order(circle),
         ["detect may import diagnose, which has no row above it"]
     );
+}
+
+#[test]
+fn an_import_within_a_module_against_its_direction_is_found() {
+    let table: &[(&str, &[&str])] = &[("facts", &[]), ("rules", &["facts"])];
+    let planted = [
+        Source::new(
+            "diagnose/mod.rs",
+            "use rules::Rule;\nuse crate::diagnose::facts::Fact;",
+        ),
+        Source::new(
+            "diagnose/facts.rs",
+            "use super::rules::Rule;\nuse crate::queue::rules;",
+        ),
+        Source::new(
+            "diagnose/rules/mod.rs",
+            "use super::facts::Fact;\nuse super::Diagnosis;",
+        ),
+    ];
+    assert_eq!(
+        against_the_direction(&planted, &["diagnose"], table),
+        [
+            "diagnose/facts.rs:1: facts may not import rules",
+            "diagnose/rules/mod.rs:2: rules may not import Diagnosis",
+        ]
+    );
+}
+
+#[test]
+fn a_file_without_a_declaration_is_found() {
+    let planted = [
+        Source::new("lib.rs", "mod queue;"),
+        Source::new("queue/mod.rs", "mod disk;"),
+        Source::new("queue/disk.rs", ""),
+        Source::new("queue/old.rs", ""),
+    ];
+    assert_eq!(orphans(&planted), ["queue/old.rs"]);
 }
 
 #[test]
