@@ -166,7 +166,7 @@ fn an_unusable_directory_is_named_and_monitoring_continues() -> Result<()> {
     check_notice(
         "file/run",
         |temp| Ok(fs::write(temp.join("file"), "")?),
-        &["cannot make the directory"],
+        &["cannot create the directory"],
     )?;
     let others = |temp: &std::path::Path| {
         fs::create_dir(temp.join("run"))?;
@@ -212,7 +212,7 @@ fn a_full_file_system_is_reported_and_monitoring_continues() -> Result<()> {
         fs::write(mounted.0.join("other"), [0; 4096])?;
         Ok(mounted)
     };
-    check_notice("run", full, &["no room for a page of 4096 bytes"])
+    check_notice("run", full, &["no space for a page of 4096 bytes"])
 }
 
 #[test]

@@ -307,7 +307,7 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
         "tailback_agent_up",
         "gauge",
         "1 while the agent is sampling.",
-        f64::from(snapshot.holds()),
+        f64::from(snapshot.is_current()),
     );
     if let Some(report) = snapshot.report.as_deref() {
         for (name, kind, help, value) in [
@@ -414,7 +414,7 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
     for (reason, counter) in [
         ("no_room", &state.counts.refused),
         ("too_slow", &state.counts.too_slow),
-        ("not_understood", &state.counts.not_understood),
+        ("invalid_commands", &state.counts.invalid_commands),
     ] {
         let _ = writeln!(
             text,

@@ -1,14 +1,14 @@
-//! Which service has which directory. Pure.
+//! The directory name of each service. Pure.
 
 use std::collections::BTreeMap;
 
 use crate::sample::{Target, TargetId};
 
-/// Longest name of a directory.
-const MAX: usize = 64;
+/// Longest directory name, in bytes.
+const MAX_BYTES: usize = 64;
 
-/// A directory for each service: its name. Of those of one name the oldest has it, so that one that is started anew goes on
-/// where it was; the others have their pid behind it, after a character that no name has.
+/// A directory name per service. If names collide, the oldest service keeps the plain name; the others get `@PID` appended,
+/// where `@` occurs in no plain name.
 pub fn names<'a>(targets: impl Iterator<Item = &'a Target>) -> BTreeMap<TargetId, String> {
     let mut by_name: BTreeMap<String, Vec<&Target>> = BTreeMap::new();
     for target in targets {
@@ -26,12 +26,12 @@ pub fn names<'a>(targets: impl Iterator<Item = &'a Target>) -> BTreeMap<TargetId
     names
 }
 
-/// A name that is one step of a path, whatever the service calls itself.
+/// Turns a service name into a valid path component: other characters than letters, digits, `-`, `_` and `.` become `_`.
 pub fn plain(name: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let plain: String = name
         .chars()
-        .take(MAX)
+        .take(MAX_BYTES)
         .map(|c| if is_plain(c) { c } else { '_' })
         .collect();
     // Neither hidden, nor empty, nor one of our own files.
@@ -48,8 +48,7 @@ pub fn plain(name: &str) -> String {
     plain
 }
 
-/// The directory of a service by its name; or by that of the directory, which has a pid behind it where there are several of
-/// one name.
+/// The directory of a service, given its name or the name of its directory (with `@PID` if names collide).
 pub fn directory_of(name: &str) -> String {
     match name.rsplit_once('@') {
         Some((name, pid)) if pid.parse::<u32>().is_ok() => format!("{}@{pid}", plain(name)),
@@ -72,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_of_one_name_has_it() {
+    fn the_oldest_service_keeps_a_shared_name() {
         let shops = [
             target(1, "shop", 30, 9),
             target(2, "shop", 20, 5),
@@ -85,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_never_leaves_its_directory() {
+    fn a_hostile_name_stays_inside_the_directory() {
         for hostile in [
             "../../etc",
             "/",
@@ -100,7 +99,7 @@ mod tests {
             &"x".repeat(300),
         ] {
             let name = plain(hostile);
-            assert!(!name.is_empty() && name.len() <= MAX, "{name}");
+            assert!(!name.is_empty() && name.len() <= MAX_BYTES, "{name}");
             assert!(
                 !name.starts_with('.') && !name.contains(['/', '@']),
                 "{name}"

@@ -1,4 +1,4 @@
-//! One page in a file that readers map: written so that a reader tells when it read a page half written.
+//! One page: a file that readers map. A sequence lock lets a reader detect a torn read.
 
 use std::{
     ffi::CStr,
@@ -20,9 +20,10 @@ use super::encode::Words;
 
 /// The file's name within its service's directory.
 pub const NAME: &CStr = c"page";
-const READABLE_BY_ALL: Mode = Mode::from_raw_mode(0o644);
+/// Mode of the file: readers of any user.
+const PAGE_MODE: Mode = Mode::from_raw_mode(0o644);
 
-/// A page that this process writes. The mapping alone is kept, no descriptor: there may be many.
+/// A page that this process writes. It keeps only the mapping, not the descriptor: there may be many pages.
 pub struct PageFile {
     words: *const [AtomicU64; WORDS],
     seq: u64,
@@ -31,18 +32,17 @@ pub struct PageFile {
     used: usize,
 }
 
-// SAFETY: the mapping belongs to the value alone, which is written through `&mut self`.
+// SAFETY: only this value writes to the mapping, through `&mut self`.
 unsafe impl Send for PageFile {}
 
 impl PageFile {
-    /// The page in this directory. One that is there is gone on with: whoever has mapped it goes on reading it.
+    /// Opens the page in this directory. An existing one is continued, so that processes that map it keep reading it.
     pub fn open(directory: BorrowedFd<'_>) -> Result<Self> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file =
-            fs::openat(directory, NAME, flags, READABLE_BY_ALL).context("cannot open `page`")?;
-        let stat = fs::fstat(&file).context("cannot look at `page`")?;
+        let file = fs::openat(directory, NAME, flags, PAGE_MODE).context("cannot open `page`")?;
+        let stat = fs::fstat(&file).context("cannot read the owner of `page`")?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink != 1 {
-            bail!("`page` is no plain file of one name: remove it");
+            bail!("`page` is not a regular file with a single link: remove it");
         }
         if stat.st_uid != geteuid().as_raw() {
             bail!(
@@ -50,12 +50,12 @@ impl PageFile {
                 stat.st_uid
             );
         }
-        // Whatever the umask was.
-        fs::fchmod(&file, READABLE_BY_ALL).context("cannot make `page` readable")?;
-        // Taken now: to write to a page for which there is no room raises SIGBUS.
+        // Independent of the umask.
+        fs::fchmod(&file, PAGE_MODE).context("cannot make `page` readable")?;
+        // Allocate now: a write to an unallocated page raises SIGBUS if the file system is full.
         fs::fallocate(&file, FallocateFlags::empty(), 0, SIZE as u64)
-            .context("no room for a page of 4096 bytes")?;
-        // SAFETY: a new mapping of a file that was just made at least as long; nobody may cut it but its owner.
+            .context("no space for a page of 4096 bytes")?;
+        // SAFETY: a new mapping of a file that was just allocated to this size; only its owner may truncate it.
         let address = unsafe {
             mmap(
                 ptr::null_mut(),
@@ -74,19 +74,19 @@ impl PageFile {
             level: 0,
             used: WORDS,
         };
-        // An agent that was killed while it wrote left an odd number.
+        // An agent killed during a write has left an odd number.
         page.seq = (u64::from_le(page.word(SEQ_AT / 8)) + 1) & !1;
         page.wake = (u64::from_le(page.word(WAKE_AT / 8)) >> 32) as u32;
         page.level = (u64::from_le(page.word(LEVEL_AT / 8)) >> 32) as u32;
         Ok(page)
     }
 
-    /// The count to write into a page of this level: it goes up with each change.
+    /// The wake counter to write with this level: it increases with each change of level.
     pub fn wake_for(&self, level: u32) -> u32 {
         self.wake.wrapping_add(u32::from(level != self.level))
     }
 
-    /// Publishes. Readers that wait for another level are woken.
+    /// Publishes the page. Wakes readers that wait for a change of level.
     pub fn write(&mut self, page: &Words) {
         let seq = &self.words()[SEQ_AT / 8];
         seq.store((self.seq + 1).to_le(), Ordering::Relaxed);
@@ -103,9 +103,9 @@ impl PageFile {
         let wake = (u64::from_le(page.words[WAKE_AT / 8]) >> 32) as u32;
         if wake != self.wake {
             self.wake = wake;
-            // SAFETY: the word lies within the mapping, aligned, and is written through atomics alone.
+            // SAFETY: the word is inside the mapping, aligned, and only written through atomics.
             let word = unsafe { &*self.words.cast::<u8>().add(WAKE_AT).cast::<AtomicU32>() };
-            // Nobody waits: fine.
+            // An error only means that no reader waits.
             let _ = futex::wake(word, futex::Flags::empty(), u32::MAX);
         }
     }
@@ -122,12 +122,12 @@ impl PageFile {
 
 impl Drop for PageFile {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, of this length, that nobody holds any more.
+        // SAFETY: our own mapping, of this length, without any remaining reference.
         let _ = unsafe { munmap(self.words.cast_mut().cast(), SIZE) };
     }
 }
 
-/// Removes the page of a directory; that there is none is fine.
+/// Removes the page of a directory, if there is one.
 pub fn remove(directory: BorrowedFd<'_>) {
     let _ = fs::unlinkat(directory, NAME, AtFlags::empty());
 }

@@ -1,4 +1,4 @@
-//! The pages of all services, each in its directory.
+//! The pages of all services, each in a directory of its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -22,36 +22,38 @@ use super::{
 };
 use crate::{collect::boot_ns, sample::Notice};
 
-/// A directory of ours, and not one that a link leads to.
+/// Flags to open a directory without following a symbolic link.
 const ENTER: OFlags = OFlags::DIRECTORY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
-const ENTERED_BY_ALL: Mode = Mode::from_raw_mode(0o755);
-/// A page that could not be made is tried again after this long, ns.
-const AGAIN_NS: u64 = 10_000_000_000;
-/// The page of a service that is gone stays for so long, so that one that is started anew finds its readers, ns.
-const KEEP_NS: u64 = 60_000_000_000;
-/// The tick stretches to half a second within its budget; what is longer was an interruption, ns.
-const SLOWEST_NS: u64 = 1_000_000_000;
-/// Held by the agent that writes the pages; says its pid.
+/// Mode of the directories: readers of any user may enter.
+const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
+/// Delay before creating a page is retried after a failure, ns.
+const RETRY_NS: u64 = 10_000_000_000;
+/// How long the page of an exited service is kept, ns: a restarted service reuses it, with its readers still attached.
+const RETENTION_NS: u64 = 60_000_000_000;
+/// Longest sampling delay that extends the time to live, ns. The CPU budget stretches the interval to 500 ms at most; a
+/// longer one is an interruption.
+const MAX_DELAY_NS: u64 = 1_000_000_000;
+/// Lock file of the agent that writes the pages; contains its pid.
 const LOCK: &str = "agent.lock";
 
-/// The directory that is published in.
+/// The directory of all pages.
 pub struct Pages {
     directory: OwnedFd,
     path: PathBuf,
     ttl_ns: u64,
-    most: usize,
+    max_pages: usize,
     by_name: BTreeMap<String, Slot>,
-    /// What could not be published, by name: why, and when it is tried again.
+    /// Pages that could not be created, by name.
     failed: BTreeMap<String, Failed>,
-    /// Folders without a page, the oldest first.
+    /// Directories without a page, oldest first.
     empty: VecDeque<String>,
-    beyond_bound: usize,
-    told_bound: bool,
-    told_shared: BTreeSet<String>,
+    over_limit: usize,
+    reported_limit: bool,
+    reported_shared: BTreeSet<String>,
     notices: Vec<Notice>,
-    /// Held as long as this value lives.
+    /// Locked while this value lives.
     _lock: OwnedFd,
 }
 
@@ -63,25 +65,25 @@ struct Slot {
 
 struct Failed {
     why: String,
-    again_ns: u64,
+    retry_ns: u64,
 }
 
 impl Pages {
-    /// Makes the directory where it is missing. One agent publishes in one directory.
-    pub fn open(path: &Path, ttl_ns: u64, most: usize) -> Result<Self> {
+    /// Creates the directory if it is missing, and locks it: only one agent may publish in a directory.
+    pub fn open(path: &Path, ttl_ns: u64, max_pages: usize) -> Result<Self> {
         let directory = own_directory(path)?;
         let lock = lock(&directory, path)?;
         let mut pages = Self {
             directory,
             path: path.to_owned(),
             ttl_ns,
-            most,
+            max_pages,
             by_name: BTreeMap::new(),
             failed: BTreeMap::new(),
             empty: VecDeque::new(),
-            beyond_bound: 0,
-            told_bound: false,
-            told_shared: BTreeSet::new(),
+            over_limit: 0,
+            reported_limit: false,
+            reported_shared: BTreeSet::new(),
             notices: Vec::new(),
             _lock: lock,
         };
@@ -89,48 +91,48 @@ impl Pages {
         Ok(pages)
     }
 
-    /// Where the page of a service is.
+    /// The path of a service's page.
     pub fn path(&self, name: &str) -> PathBuf {
         self.path.join(name).join("page")
     }
 
-    /// Pages that are written now, those that could not be, and those beyond the bound.
+    /// The number of pages written, of pages that could not be created, and of services over the limit.
     pub fn counts(&self) -> (usize, usize, usize) {
         let open = self.by_name.values().filter(|slot| slot.is_open).count();
-        (open, self.failed.len(), self.beyond_bound)
+        (open, self.failed.len(), self.over_limit)
     }
 
-    /// What is published now, so long after the last time, and for how long it holds: a tick that comes late must not look like
-    /// an agent that is gone.
+    /// The timestamp and time to live of the next publication, `interval_ns` after the previous one. A late sample extends the
+    /// time to live, so that it does not look like a dead agent.
     pub fn now(&self, interval_ns: u64) -> Published {
         Published {
             at_ns: boot_ns(),
-            ttl_ns: self.ttl_ns.max(interval_ns.min(SLOWEST_NS) * 3),
+            ttl_ns: self.ttl_ns.max(interval_ns.min(MAX_DELAY_NS) * 3),
         }
     }
 
-    /// Publishes one page for each pressure; answers their names, in the same order.
+    /// Publishes one page per service and returns the names of their directories, in the same order.
     pub fn publish(&mut self, pressures: &[Pressure], published: Published) -> Vec<String> {
         let names = names(pressures.iter().map(|pressure| &*pressure.target));
         let names: Vec<String> = pressures
             .iter()
             .map(|pressure| names.get(&pressure.target.id).cloned().unwrap_or_default())
             .collect();
-        self.beyond_bound = names.len().saturating_sub(self.most);
-        if self.beyond_bound > 0 && !self.told_bound {
-            self.told_bound = true;
-            self.tell(
+        self.over_limit = names.len().saturating_sub(self.max_pages);
+        if self.over_limit > 0 && !self.reported_limit {
+            self.reported_limit = true;
+            self.notify(
                 "too_many_pages",
                 format!(
-                    "{} services have no page: there are more than max_pages = {}",
-                    self.beyond_bound, self.most
+                    "{} services have no page: max_pages = {} is reached",
+                    self.over_limit, self.max_pages
                 ),
             );
         }
-        for name in names.iter().take(self.most) {
-            self.tell_shared(name);
+        for name in names.iter().take(self.max_pages) {
+            self.notify_shared(name);
         }
-        for (pressure, name) in pressures.iter().zip(&names).take(self.most) {
+        for (pressure, name) in pressures.iter().zip(&names).take(self.max_pages) {
             if let Some(slot) = self.slot(name, published.at_ns) {
                 let wake = slot.page.wake_for(pressure.level as u32);
                 slot.page.write(&encode(pressure, published, wake));
@@ -142,12 +144,12 @@ impl Pages {
         names
     }
 
-    /// What is to be said of the pages since the last time.
+    /// Takes the notices since the last call.
     pub fn notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }
 
-    /// There is nothing to say any more: no pressure, from now on.
+    /// Publishes "no pressure" on all pages, before the agent ends.
     pub fn finish(&mut self) {
         let published = Published {
             at_ns: boot_ns(),
@@ -164,7 +166,7 @@ impl Pages {
             if self
                 .failed
                 .get(name)
-                .is_some_and(|failed| now_ns < failed.again_ns)
+                .is_some_and(|failed| now_ns < failed.retry_ns)
             {
                 return None;
             }
@@ -190,22 +192,22 @@ impl Pages {
     }
 
     fn make(&mut self, name: &str) -> Result<PageFile> {
-        match fs::mkdirat(&self.directory, name, ENTERED_BY_ALL) {
+        match fs::mkdirat(&self.directory, name, DIRECTORY_MODE) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error).context("cannot make the directory"),
+            Err(error) => return Err(error).context("cannot create the directory"),
         }
         let directory = self.enter(name).context("cannot open the directory")?;
         check_owner(&directory)?;
-        // Whatever the umask was.
-        fs::fchmod(&directory, ENTERED_BY_ALL).context("cannot let others enter the directory")?;
+        // Independent of the umask.
+        fs::fchmod(&directory, DIRECTORY_MODE).context("cannot make the directory accessible")?;
         let page = PageFile::open(directory.as_fd())?;
         self.empty.retain(|empty| empty != name);
         Ok(page)
     }
 
-    /// Of services that are gone, the one that is for longest gives up its page when there are too many.
+    /// At the limit, removes the page of the service that exited first.
     fn make_room(&mut self) {
-        while self.by_name.len() >= self.most {
+        while self.by_name.len() >= self.max_pages {
             let closed = self.by_name.iter().filter(|(_, slot)| !slot.is_open);
             let Some((name, _)) = closed.min_by_key(|(_, slot)| slot.seen_ns) else {
                 return;
@@ -215,33 +217,36 @@ impl Pages {
         }
     }
 
-    /// The page alone: a container may have the folder mounted, and would not see another one of its name.
+    /// Removes a page but keeps its directory: a container may have that mounted, and would not see a new one of the same
+    /// name.
     fn remove(&mut self, name: &str) {
         self.by_name.remove(name);
         if let Ok(directory) = self.enter(name) {
             page::remove(directory.as_fd());
         }
         self.empty.push_back(name.to_owned());
-        while self.empty.len() > self.most
+        while self.empty.len() > self.max_pages
             && let Some(name) = self.empty.pop_front()
         {
-            // One with a file of somebody else's in it stays.
+            // Fails if the directory contains foreign files; then it stays.
             let _ = fs::unlinkat(&self.directory, name, AtFlags::REMOVEDIR);
         }
     }
 
-    /// A service without a page of the name that it goes by, since an older one has it: said once.
-    fn tell_shared(&mut self, name: &str) {
+    /// Reports a duplicate service name, once per name.
+    fn notify_shared(&mut self, name: &str) {
         let Some((shared, _)) = name.split_once('@') else {
             return;
         };
-        if self.told_shared.len() < self.most && self.told_shared.insert(shared.to_owned()) {
-            let (theirs, own) = (self.path(shared), self.path(name));
-            self.tell(
+        if self.reported_shared.len() < self.max_pages
+            && self.reported_shared.insert(shared.to_owned())
+        {
+            let (oldest, own) = (self.path(shared), self.path(name));
+            self.notify(
                 "shared_name",
                 format!(
-                    "several services are called {shared}: {} is of the oldest alone, and another one's is {}; tell them apart by `called` or OTEL_SERVICE_NAME",
-                    theirs.display(),
+                    "duplicate service name {shared}: published as {} and {}; set `service_name` or OTEL_SERVICE_NAME",
+                    oldest.display(),
                     own.display()
                 ),
             );
@@ -249,32 +254,32 @@ impl Pages {
     }
 
     fn fail(&mut self, name: &str, why: &str, now_ns: u64) {
-        let again_ns = now_ns + AGAIN_NS;
+        let retry_ns = now_ns + RETRY_NS;
         let before = self.failed.insert(
             name.to_owned(),
             Failed {
                 why: why.to_owned(),
-                again_ns,
+                retry_ns,
             },
         );
         if before.is_none_or(|before| before.why != why) {
             let path = self.path(name);
-            self.tell("no_page", format!("no page at {}: {why}", path.display()));
+            self.notify("no_page", format!("no page at {}: {why}", path.display()));
         }
     }
 
-    fn tell(&mut self, code: &str, text: String) {
+    fn notify(&mut self, code: &str, text: String) {
         self.notices.push(Notice {
             code: code.to_owned(),
             text,
         });
     }
 
-    /// The services of these pages are no longer there: no pressure, and after a while no page.
+    /// Publishes "no pressure" for exited services, and removes their pages after [`RETENTION_NS`].
     fn close_gone(&mut self, published: Published) {
         let now_ns = published.at_ns;
         self.failed
-            .retain(|_, failed| now_ns < failed.again_ns + AGAIN_NS);
+            .retain(|_, failed| now_ns < failed.retry_ns + RETRY_NS);
         let mut old = Vec::new();
         for (name, slot) in &mut self.by_name {
             if slot.seen_ns < now_ns && slot.is_open {
@@ -282,7 +287,7 @@ impl Pages {
                 slot.page.write(&encode_none(published, wake));
                 slot.is_open = false;
             }
-            if now_ns.saturating_sub(slot.seen_ns) > KEEP_NS {
+            if now_ns.saturating_sub(slot.seen_ns) > RETENTION_NS {
                 old.push(name.clone());
             }
         }
@@ -291,7 +296,7 @@ impl Pages {
         }
     }
 
-    /// Pages of the agent before us: gone on with where their services are still there, and else removed in time.
+    /// Takes over the pages of a previous agent: those of running services continue, the others are removed in time.
     fn take_over(&mut self) {
         let Ok(entries) = fs::Dir::read_from(&self.directory) else {
             return;
@@ -303,7 +308,7 @@ impl Pages {
         let names: Vec<String> = names
             .filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned))
             .filter(|name| !name.starts_with('.'))
-            .take(self.most)
+            .take(self.max_pages)
             .collect();
         for name in names {
             let has_page = self.enter(&name).is_ok_and(|directory| {
@@ -325,10 +330,10 @@ impl Pages {
     }
 }
 
-/// The directory, made where it is missing; refused where somebody else could put pages or sockets into it.
+/// Opens the directory, creating it if needed. Fails if other users could put pages or sockets into it.
 pub fn own_directory(path: &Path) -> Result<OwnedFd> {
-    let made = std::fs::DirBuilder::new().recursive(true).create(path);
-    made.with_context(|| format!("cannot make the directory {}", path.display()))?;
+    let created = std::fs::DirBuilder::new().recursive(true).create(path);
+    created.with_context(|| format!("cannot create the directory {}", path.display()))?;
     let directory = fs::open(path, ENTER, Mode::empty())
         .with_context(|| format!("cannot open the directory {}", path.display()))?;
     check_owner(&directory)
@@ -337,16 +342,16 @@ pub fn own_directory(path: &Path) -> Result<OwnedFd> {
 }
 
 fn check_owner(directory: &OwnedFd) -> Result<()> {
-    let stat = fs::fstat(directory).context("cannot look at it")?;
+    let stat = fs::fstat(directory).context("cannot read its owner")?;
     let own = geteuid().as_raw();
     if stat.st_uid != own {
         bail!(
-            "it belongs to user {}, not to the agent's user {own}: remove it, or name another one (`directory` in [signal])",
+            "it belongs to user {}, not to the agent's user {own}: remove it, or set another `directory` in [signal]",
             stat.st_uid
         );
     }
     if stat.st_mode & 0o022 != 0 {
-        bail!("others may write to it, and so put other pages in our place: `chmod go-w` it");
+        bail!("directory is group/world-writable, so pages could be spoofed; run `chmod go-w DIR`");
     }
     Ok(())
 }
@@ -360,7 +365,7 @@ fn lock(directory: &OwnedFd, path: &Path) -> Result<OwnedFd> {
         Err(Errno::WOULDBLOCK) => {
             let holder = std::fs::read_to_string(path.join(LOCK)).unwrap_or_default();
             bail!(
-                "another agent ({}) signals there already: stop it, or name another directory for this one (`directory` in [signal])",
+                "another agent ({}) already publishes there: stop it, or set another `directory` in [signal]",
                 holder.trim()
             );
         }
@@ -368,7 +373,7 @@ fn lock(directory: &OwnedFd, path: &Path) -> Result<OwnedFd> {
             return Err(error).with_context(|| format!("cannot lock {}/{LOCK}", path.display()));
         }
     }
-    // Who holds it is told to the next one that wants it; without room for that the lock is as good.
+    // The pid is for the error message of the next agent. If it cannot be written, the lock still works.
     let _ = fs::ftruncate(&lock, 0);
     let mut file = std::fs::File::from(lock);
     let _ = write!(file, "process {}", std::process::id());
@@ -380,7 +385,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_folder_of_a_service_that_is_gone_stays_and_so_many_of_them_do() {
+    fn directories_of_exited_services_are_kept_up_to_a_limit() {
         let path = std::env::temp_dir().join(format!("tailback-pages-{}", std::process::id()));
         let mut pages = Pages::open(&path, 1_000_000_000, 2).unwrap();
         for name in ["a", "b", "c"] {

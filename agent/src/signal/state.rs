@@ -1,4 +1,5 @@
-//! Where the agent's loop leaves what it knows, and where those who serve others find it. Leaving never waits.
+//! State shared between the agent's loop, which writes it, and the servers of the stream, which read it. Writing never
+//! blocks.
 
 use std::{
     collections::BTreeMap,
@@ -13,41 +14,41 @@ use tokio::sync::broadcast;
 use super::{pressure::Pressure, wait_histograms::WaitHistograms};
 use crate::{collect::boot_ns, event::Level, sample::AgentReport};
 
-/// Lines that a subscriber may be behind before it is let go.
-const BEHIND: usize = 1_024;
+/// Most lines that a subscriber may lag behind before it is disconnected.
+const MAX_LAG_LINES: usize = 1_024;
 
-/// Something that happened, as a line of JSON.
+/// An event as a line of JSON.
 #[derive(Debug)]
 pub struct Line {
     /// The service's name.
     pub target: Option<String>,
-    /// The highest level that it is about.
+    /// The highest level that the event concerns.
     pub level: Level,
     pub text: String,
 }
 
-/// How things stand as of the last tick.
+/// The state after the last sample.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub unix_ns: u64,
-    /// It holds until then, as the pages do. CLOCK_BOOTTIME, ns.
+    /// End of its time to live, as on the pages. CLOCK_BOOTTIME, ns.
     pub until_ns: u64,
     pub pressures: Arc<Vec<Pressure>>,
     /// The names of their pages' directories, in the same order.
     pub names: Arc<Vec<String>>,
     pub report: Option<Arc<AgentReport>>,
-    /// Pages written, pages that could not be, services beyond the bound.
+    /// Pages written, pages that could not be created, services over the limit.
     pub pages: (usize, usize, usize),
 }
 
 impl Snapshot {
-    /// The loop still comes round.
-    pub fn holds(&self) -> bool {
+    /// Whether the agent's loop is still running.
+    pub fn is_current(&self) -> bool {
         boot_ns() < self.until_ns
     }
 }
 
-/// One who listens.
+/// A subscriber of the stream.
 #[derive(Clone, Debug)]
 pub struct Subscriber {
     pub pid: Option<u32>,
@@ -57,16 +58,18 @@ pub struct Subscriber {
     pub lines: u64,
 }
 
-/// What became of those who wanted to listen.
+/// Counters of the stream.
 #[derive(Debug, Default)]
 pub struct Counts {
+    /// Lines published.
     pub lines: AtomicU64,
-    /// Refused for want of room; let go because they did not read; that said what nobody understands.
+    /// Clients rejected for lack of room, disconnected as too slow, and disconnected for an invalid command.
     pub refused: AtomicU64,
     pub too_slow: AtomicU64,
-    pub not_understood: AtomicU64,
+    pub invalid_commands: AtomicU64,
 }
 
+/// The shared state. Locked only briefly.
 pub struct SharedState {
     lines: broadcast::Sender<Arc<Line>>,
     snapshot: Mutex<Arc<Snapshot>>,
@@ -79,7 +82,7 @@ pub struct SharedState {
 impl Default for SharedState {
     fn default() -> Self {
         Self {
-            lines: broadcast::Sender::new(BEHIND),
+            lines: broadcast::Sender::new(MAX_LAG_LINES),
             snapshot: Mutex::default(),
             waits: Mutex::default(),
             subscribers: Mutex::default(),
@@ -93,34 +96,36 @@ impl SharedState {
     /// Sends a line to all subscribers.
     pub fn publish(&self, line: Line) {
         self.counts.lines.fetch_add(1, Ordering::Relaxed);
-        // Nobody listens: fine.
+        // An error only means that there is no subscriber.
         let _ = self.lines.send(Arc::new(line));
     }
 
-    /// What is said from now on.
-    pub fn listen(&self) -> broadcast::Receiver<Arc<Line>> {
+    /// Receives all lines from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Line>> {
         self.lines.subscribe()
     }
 
+    /// Replaces the state after a sample.
     pub fn set(&self, snapshot: Snapshot) {
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
     }
 
-    /// While somebody reads them they are left alone: what left meanwhile is counted the next time.
+    /// Adds to the wait histograms. Skipped while they are being read; the next call counts the missed departures.
     pub fn count_waits(&self, pressures: &[Pressure]) {
         if let Ok(mut waits) = self.waits.try_lock() {
             waits.read(pressures);
         }
     }
 
+    /// The wait histograms.
     pub fn waits(&self) -> MutexGuard<'_, WaitHistograms> {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How things stand. Where the loop does not come round any more there is nothing to say of any service, as on its page.
+    /// The state after the last sample. If the agent's loop hangs it has no services, as their pages have expired.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         let snapshot = Arc::clone(&self.snapshot.lock().unwrap_or_else(PoisonError::into_inner));
-        if snapshot.holds() {
+        if snapshot.is_current() {
             return snapshot;
         }
         Arc::new(Snapshot {
@@ -130,29 +135,31 @@ impl SharedState {
         })
     }
 
-    /// Enters one who listens; the number is given back with [`SharedState::leave`].
-    pub fn enter(&self, subscriber: Subscriber) -> u64 {
+    /// Registers a subscriber; the returned number is for [`SharedState::remove_subscriber`].
+    pub fn add_subscriber(&self, subscriber: Subscriber) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.book().insert(number, subscriber);
+        self.lock_subscribers().insert(number, subscriber);
         number
     }
 
-    /// That one got another line.
-    pub fn got(&self, number: u64) {
-        if let Some(subscriber) = self.book().get_mut(&number) {
+    /// Counts a line sent to a subscriber.
+    pub fn count_line(&self, number: u64) {
+        if let Some(subscriber) = self.lock_subscribers().get_mut(&number) {
             subscriber.lines += 1;
         }
     }
 
-    pub fn leave(&self, number: u64) {
-        self.book().remove(&number);
+    /// Removes a subscriber that has disconnected.
+    pub fn remove_subscriber(&self, number: u64) {
+        self.lock_subscribers().remove(&number);
     }
 
+    /// All present subscribers.
     pub fn subscribers(&self) -> Vec<Subscriber> {
-        self.book().values().cloned().collect()
+        self.lock_subscribers().values().cloned().collect()
     }
 
-    fn book(&self) -> MutexGuard<'_, BTreeMap<u64, Subscriber>> {
+    fn lock_subscribers(&self) -> MutexGuard<'_, BTreeMap<u64, Subscriber>> {
         self.subscribers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -168,7 +175,7 @@ mod tests {
     };
 
     #[test]
-    fn nothing_is_said_of_services_when_the_loop_does_not_come_round() {
+    fn a_hung_agent_reports_no_services() {
         let shop = Arc::new(Target {
             name: "shop".to_owned(),
             ..Target::default()
@@ -187,8 +194,8 @@ mod tests {
                 text.contains(&format!("tailback_agent_up {up}\n")),
                 "{text}"
             );
-            let is_told = text.contains("tailback_level{target=\"shop\"} 0\n");
-            assert_eq!(is_told, up == 1, "{text}");
+            let is_present = text.contains("tailback_level{target=\"shop\"} 0\n");
+            assert_eq!(is_present, up == 1, "{text}");
         }
     }
 }

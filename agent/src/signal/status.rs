@@ -67,7 +67,7 @@ pub fn agent(state: &SharedState, directory: &Path) -> String {
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
         "directory": directory.display().to_string(),
-        "sampling": snapshot.holds(),
+        "sampling": snapshot.is_current(),
         "last_tick_age_ns": unix_ns().saturating_sub(snapshot.unix_ns),
         "boot_ns": boot_ns(),
         "pages": {"written": written, "failed": failed, "over_limit": beyond},
@@ -77,7 +77,7 @@ pub fn agent(state: &SharedState, directory: &Path) -> String {
             "lines": count(&state.counts.lines),
             "refused": count(&state.counts.refused),
             "too_slow": count(&state.counts.too_slow),
-            "invalid_commands": count(&state.counts.not_understood),
+            "invalid_commands": count(&state.counts.invalid_commands),
         },
         "agent": snapshot.report.as_deref(),
     });

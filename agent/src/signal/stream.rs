@@ -1,8 +1,8 @@
-//! The unix stream `agent.sock`: JSON lines, to whoever asks with a line.
+//! The unix stream `agent.sock`: JSON lines for clients that send a one-line request.
 //!
-//! `{"target": "shop", "min_level": "warn"}` subscribes, both optional: how things stand at once, then levels, episodes and
-//! causes as they happen. `{"ask": "status"}` and `{"ask": "metrics"}` are answered and the connection closed. Who does not
-//! read is let go, never waited for.
+//! `{"target": "shop", "min_level": "warn"}` subscribes (both keys are optional): the present state at once, then levels,
+//! episodes and causes as they happen. `{"ask": "status"}` and `{"ask": "metrics"}` get one reply, and the connection is
+//! closed. Slow clients are disconnected after 5 s or when 1,024 lines behind; the agent never blocks on them.
 
 use std::{
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
@@ -34,17 +34,19 @@ use crate::{
     event::Level,
 };
 
-/// Who listens at once, at most; and who is connected, for questions are answered beside.
-const MOST: usize = 64;
-const MOST_CONNECTED: usize = 128;
-/// A request is one line of at most so many bytes, that comes within this time.
-const LINE: u64 = 4_096;
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Most subscribers.
+const MAX_SUBSCRIBERS: usize = 64;
+/// Most connections, including those that only send a question.
+const MAX_CONNECTIONS: usize = 128;
+/// Longest request line, in bytes.
+const MAX_REQUEST_BYTES: u64 = 4_096;
+/// Time limit for a client to send its request, and to read what is written to it.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The socket's name within the directory.
 pub const SOCKET: &str = "agent.sock";
 
-/// What a client may say.
+/// A client's request.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Request {
@@ -63,43 +65,43 @@ enum Ask {
     Metrics,
 }
 
-/// Takes the name of a socket whose owner is gone, with `mode`.
+/// Listens on a unix socket with this file mode, replacing a stale socket file.
 pub fn bind(path: &Path, mode: u32) -> Result<UnixListener> {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|old| old.file_type().is_socket());
     if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
-        // Whoever listened there is gone.
+        // Its owner has exited.
         let _ = std::fs::remove_file(path);
     }
     let listener =
         UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-        .with_context(|| format!("cannot set who may connect to {}", path.display()))?;
+        .with_context(|| format!("cannot set the mode of {}", path.display()))?;
     Ok(listener)
 }
 
 /// Serves until dropped.
 pub async fn serve(listener: UnixListener, state: Arc<SharedState>, directory: PathBuf) {
-    let room = Arc::new(Semaphore::new(MOST_CONNECTED));
-    let listening = Arc::new(Semaphore::new(MOST));
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let subscriptions = Arc::new(Semaphore::new(MAX_SUBSCRIBERS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of file descriptors, mostly: those that there are will end.
+            // Mostly out of file descriptors: wait until connections end.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             state.counts.refused.fetch_add(1, Ordering::Relaxed);
-            let text = format!("{MOST_CONNECTED} are connected already");
+            let text = format!("too many connections ({MAX_CONNECTIONS})");
             let (_, mut writer) = stream.into_split();
-            // The buffer of a new connection has room; we wait for nobody.
+            // The socket buffer of a new connection has room, so this does not block.
             let _ = timeout(Duration::ZERO, writer.write_all(error(&text).as_bytes())).await;
             record_serving_cpu_time();
             continue;
         };
         let (state, directory) = (Arc::clone(&state), directory.clone());
-        let listening = Arc::clone(&listening);
+        let subscriptions = Arc::clone(&subscriptions);
         tokio::spawn(async move {
-            serve_one(stream, &state, &directory, &listening).await;
+            serve_one(stream, &state, &directory, &subscriptions).await;
             record_serving_cpu_time();
             drop(place);
         });
@@ -110,27 +112,30 @@ async fn serve_one(
     stream: UnixStream,
     state: &SharedState,
     directory: &Path,
-    listening: &Semaphore,
+    subscriptions: &Semaphore,
 ) {
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let (reader, mut writer) = stream.into_split();
-    let mut reader = BufReader::new(reader.take(LINE));
+    let mut reader = BufReader::new(reader.take(MAX_REQUEST_BYTES));
     let mut line = String::new();
-    let request = match timeout(PATIENCE, reader.read_line(&mut line)).await {
+    let request = match timeout(CLIENT_TIMEOUT, reader.read_line(&mut line)).await {
         Ok(Ok(0)) => return,
-        Ok(Ok(_)) => understand(&line).map_err(|error| error.to_string()),
+        Ok(Ok(_)) => parse(&line).map_err(|error| error.to_string()),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("no line came within 5 seconds".to_owned()),
+        Err(_) => Err("no request within 5 seconds".to_owned()),
     };
     let request = match request {
         Ok(request) => request,
         Err(why) => {
-            state.counts.not_understood.fetch_add(1, Ordering::Relaxed);
+            state
+                .counts
+                .invalid_commands
+                .fetch_add(1, Ordering::Relaxed);
             let text = format!(
-                "not understood: {why}; say {{\"target\": \"NAME\", \"min_level\": \"warn\"}} (both optional), \
+                "invalid command: {why}; valid are {{\"target\": \"NAME\", \"min_level\": \"warn\"}} (both optional), \
                  {{\"ask\": \"status\"}} or {{\"ask\": \"metrics\"}}"
             );
-            let _ = timeout(PATIENCE, writer.write_all(error(&text).as_bytes())).await;
+            let _ = timeout(CLIENT_TIMEOUT, writer.write_all(error(&text).as_bytes())).await;
             return;
         }
     };
@@ -138,10 +143,10 @@ async fn serve_one(
         Some(Ask::Status) => status::agent(state, directory),
         Some(Ask::Metrics) => metrics::render(state),
         None => {
-            let Ok(_place) = listening.try_acquire() else {
+            let Ok(_place) = subscriptions.try_acquire() else {
                 state.counts.refused.fetch_add(1, Ordering::Relaxed);
-                let text = error(&format!("{MOST} listen already"));
-                let _ = timeout(PATIENCE, writer.write_all(text.as_bytes())).await;
+                let text = error(&format!("too many subscribers ({MAX_SUBSCRIBERS})"));
+                let _ = timeout(CLIENT_TIMEOUT, writer.write_all(text.as_bytes())).await;
                 return;
             };
             let subscriber = Subscriber {
@@ -151,8 +156,8 @@ async fn serve_one(
                 since_unix_ns: unix_ns(),
                 lines: 0,
             };
-            let number = state.enter(subscriber.clone());
-            tell(
+            let number = state.add_subscriber(subscriber.clone());
+            forward(
                 state,
                 number,
                 &subscriber,
@@ -160,27 +165,28 @@ async fn serve_one(
                 writer,
             )
             .await;
-            state.leave(number);
+            state.remove_subscriber(number);
             return;
         }
     };
-    let _ = timeout(PATIENCE, writer.write_all(answer.as_bytes())).await;
+    let _ = timeout(CLIENT_TIMEOUT, writer.write_all(answer.as_bytes())).await;
 }
 
-/// An object: serde would take a list for one, too.
-fn understand(line: &str) -> serde_json::Result<Request> {
+/// Parses a request. It must be a JSON object: serde would also accept a list.
+fn parse(line: &str) -> serde_json::Result<Request> {
     let object: Map<String, Value> = serde_json::from_str(line)?;
     serde_json::from_value(Value::Object(object))
 }
 
-async fn tell(
+/// Sends the present state, then each line that the subscriber wants, until it disconnects or is too slow.
+async fn forward(
     state: &SharedState,
     number: u64,
     subscriber: &Subscriber,
     mut reader: OwnedReadHalf,
     mut writer: OwnedWriteHalf,
 ) {
-    let mut lines = state.listen();
+    let mut lines = state.subscribe();
     let is_wanted = |target: Option<&str>, level: Level| {
         level >= subscriber.min_level
             && subscriber
@@ -189,14 +195,14 @@ async fn tell(
                 .is_none_or(|wanted| target == Some(wanted))
     };
     let standing = status::standing(&state.snapshot(), |name| is_wanted(Some(name), Level::Full));
-    if timeout(PATIENCE, writer.write_all(standing.as_bytes()))
+    if timeout(CLIENT_TIMEOUT, writer.write_all(standing.as_bytes()))
         .await
         .is_err()
     {
         state.counts.too_slow.fetch_add(1, Ordering::Relaxed);
         return;
     }
-    // What it says further is of no interest, but its going away is.
+    // Further input is ignored; only the end of the connection matters.
     let mut further = [0; 256];
     loop {
         let line: Arc<Line> = tokio::select! {
@@ -216,8 +222,8 @@ async fn tell(
         if !is_wanted(line.target.as_deref(), line.level) {
             continue;
         }
-        match timeout(PATIENCE, writer.write_all(line.text.as_bytes())).await {
-            Ok(Ok(())) => state.got(number),
+        match timeout(CLIENT_TIMEOUT, writer.write_all(line.text.as_bytes())).await {
+            Ok(Ok(())) => state.count_line(number),
             Ok(Err(_)) => return,
             Err(_) => {
                 state.counts.too_slow.fetch_add(1, Ordering::Relaxed);
