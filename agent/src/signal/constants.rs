@@ -121,7 +121,7 @@ pub const CLOCK_TICK_NS: u64 = 4_000_000;
 pub const UTILIZATION_TIME_CONSTANT_NS: f64 = 2e9;
 /// Time constant of the utilization that the controllers use, ns: about one sample. Model.
 pub const RECENT_UTILIZATION_TIME_CONSTANT_NS: f64 = 1e8;
-/// Upper bound of the load: beyond it, demand cannot be told from retries. Convention.
+/// Upper bound of the load: beyond it, demand cannot be distinguished from retries. Convention.
 pub const MAX_LOAD: f64 = 2.0;
 
 // Signals.

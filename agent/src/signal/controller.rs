@@ -302,7 +302,7 @@ impl Controller {
             departures: added(observation.departures, self.last.departures),
             seconds,
         };
-        // Clients learn of a new admit ratio with a delay. An interval tells about its ratio only if the one before had the same.
+        // Clients learn of a new admit ratio with a delay. An interval measures its ratio only if the one before had the same.
         let change = (self.admit_ratio - self.admit_ratio_before).abs();
         let is_steady = change <= STEADY_ADMIT_CHANGE * self.admit_ratio_before;
         self.admit_ratio_before = self.admit_ratio;
@@ -325,7 +325,7 @@ impl Controller {
         self.is_counted = true;
     }
 
-    /// Work waits: the interval tells about the equilibrium and the overload utilization.
+    /// Work waits: the interval measures the equilibrium and the overload utilization.
     fn measure(&mut self, observation: Observation, interval: Interval, is_steady: bool) {
         // A queue that is short for a moment neither ends an idle period nor extends it.
         self.empty_decisions = if observation.delay_ns < observation.target_delay_ns / 2 {
