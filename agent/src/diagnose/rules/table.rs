@@ -2,7 +2,7 @@
 //!
 //! The order within a block matters; blocks whose rules are about different kinds of queues, or about different main
 //! activities, cannot meet. To add a cause: write its file, list its rules here, and add its row to `crate::cause`, its
-//! section to `docs/causes.md` and a scenario that plants it.
+//! page to `docs/reference/causes` and a scenario that plants it.
 
 use super::{
     consumer_stalled, cpu_bound, cpu_starved, cpu_throttled, disk_slow, downstream_slow,
