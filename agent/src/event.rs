@@ -47,7 +47,7 @@ impl Level {
     }
 }
 
-/// The first question of any diagnosis: more work coming in, or less work done?
+/// What drives an episode: more arrivals or fewer departures than the baseline.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DrivenBy {
@@ -70,43 +70,43 @@ impl DrivenBy {
     }
 }
 
-/// Two clocks of one moment.
+/// A moment on two clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Instant {
-    /// CLOCK_MONOTONIC, ns: for durations.
+    /// CLOCK_MONOTONIC, ns; for durations.
     pub mono_ns: u64,
-    /// Wall clock, ns since 1970: for people and traces.
+    /// Wall clock, ns since 1970; for people and traces.
     pub unix_ns: u64,
 }
 
-/// A queue as the detector sees it after one reading.
+/// A queue after one reading.
 #[derive(Clone, Debug)]
 pub struct QueueState {
     pub at: Instant,
     pub key: Arc<QueueKey>,
     pub reading: Reading,
-    /// 0 to 1, may pass 1.
+    /// 0 to 1, may exceed 1.
     pub score: f64,
     pub level: Level,
-    /// Per second, over the last second or so; in the unit of the depth.
+    /// Per second, over the last second, in the unit of the depth.
     pub arrivals_per_s: Option<f64>,
     pub departures_per_s: Option<f64>,
     /// `None`: not filling, or no limit.
     pub time_to_full_ns: Option<u64>,
 }
 
-/// One queue from the moment it leaves ok to the moment it has come back.
+/// One queue from the moment it leaves ok until it has recovered.
 #[derive(Clone, Debug)]
 pub struct Episode {
-    /// Hexadecimal, 16 digits; the same in every output.
+    /// 16 hexadecimal digits, the same in every output.
     pub id: String,
     pub incident: String,
     pub key: Arc<QueueKey>,
-    /// First sign: the score had left its resting place and did not return to it.
+    /// When the score last rose above its onset threshold (half the warning score) before the queue left ok.
     pub onset: Instant,
-    /// Left ok.
+    /// When the queue left ok.
     pub start: Instant,
-    /// Now, or when it came back to ok.
+    /// Now, or when it returned to ok.
     pub end: Instant,
     pub ongoing: bool,
     pub level_max: Level,
@@ -120,44 +120,44 @@ pub struct Episode {
     pub wait_p50_ns: Option<u64>,
     pub wait_p99_ns: Option<u64>,
     pub wait_max_ns: Option<u64>,
-    /// Absent where they were not known all along.
+    /// `None` if they were unknown at some point.
     pub arrivals: Option<u64>,
     pub departures: Option<u64>,
     pub losses: u64,
-    /// Means over the episode, per second.
+    /// Mean over the episode, per second.
     pub arrival_rate: Option<f64>,
     pub service_rate: Option<f64>,
-    /// Before the first sign.
+    /// Before the onset.
     pub baseline_arrival_rate: Option<f64>,
     pub baseline_service_rate: Option<f64>,
     pub driven_by: DrivenBy,
-    /// The forecast at the warning, ns.
+    /// The forecast when the episode opened, ns.
     pub time_to_full_ns: Option<u64>,
-    /// From the warning to full, where it became full.
+    /// From opening to full, ns, if it became full.
     pub lead_ns: Option<u64>,
     pub worst: Option<String>,
-    /// Depth over the episode, at most 60 values, evenly spaced in time.
+    /// Depth over the episode: at most 60 values, evenly spaced in time.
     pub depths: Vec<u64>,
-    /// One sentence with the numbers that speak.
+    /// The decisive numbers in one sentence.
     pub evidence: String,
     /// What to do about it.
     pub advice: String,
     /// Why the queue fills. Absent until its threads have been sampled.
     pub verdict: Option<Arc<Verdict>>,
-    /// Level changes, losses, forecasts, in order.
+    /// Level changes, losses, forecasts and causes, in order.
     pub moments: Vec<Moment>,
-    /// Moments beyond the bound, not kept.
+    /// Moments that were not kept because there were too many.
     pub moments_dropped: u32,
 }
 
 impl Episode {
-    /// The queue is well below its deepest: what it suffered from is over, or eases.
+    /// The depth is below half of its maximum: the cause is over, or eases.
     pub fn is_draining(&self) -> bool {
         self.depth < self.depth_max / 2
     }
 }
 
-/// Something that happened within an episode: a span event.
+/// Something that happened within an episode; a span event in traces.
 #[derive(Clone, Debug)]
 pub struct Moment {
     pub at: Instant,
@@ -179,7 +179,7 @@ pub enum MomentKind {
     Recovered,
 }
 
-/// A stretch of an episode at one level, or a part of it while it lasts.
+/// A stretch of an episode at one level; a long one is reported in parts.
 #[derive(Clone, Debug)]
 pub struct Stretch {
     pub episode: String,
@@ -188,7 +188,7 @@ pub struct Stretch {
     pub level: Level,
     pub from: Instant,
     pub to: Instant,
-    /// Counts the stretches of this episode from 0: no two have the same.
+    /// Number of the stretch within its episode, from 0.
     pub index: u32,
     pub depth_max: u64,
     pub limit: Option<u64>,
@@ -198,32 +198,32 @@ pub struct Stretch {
     pub time_to_full_ns: Option<u64>,
 }
 
-/// What the pipeline says.
+/// An output of the pipeline.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The watched services changed. All of them.
+    /// The watched services changed; all of them are listed.
     Targets {
         at: Instant,
         targets: Vec<Arc<Target>>,
     },
-    /// About the watching itself.
+    /// A notice about the agent itself.
     Notice { at: Instant, notice: Notice },
-    /// A queue's state after a tick (only where asked for).
+    /// The state of a queue after a sample, if that was asked for.
     Queue(QueueState),
     /// The first episode of a target that had none.
     IncidentOpened {
-        /// Hexadecimal, 32 digits: the trace id.
+        /// The trace id, 32 hexadecimal digits.
         id: String,
         target: TargetId,
-        /// First sign of the queue that opened it.
+        /// Of the queue that opened it.
         onset: Instant,
         at: Instant,
-        /// The queue in which it began.
+        /// The kind of that queue.
         first: Kind,
     },
-    /// A queue left ok; its `Level` event follows.
+    /// A queue left ok. Its `Level` event follows.
     EpisodeOpened(Box<Episode>),
-    /// A queue changed its level.
+    /// The level of a queue changed.
     Level {
         state: QueueState,
         from: Level,
@@ -234,7 +234,7 @@ pub enum Event {
     Stretch(Stretch),
     /// A cause held during this stretch, or has held until now.
     Cause(Box<CauseStretch>),
-    /// How an episode stands (`ongoing`), or how it ended.
+    /// An episode as of now (`ongoing`), or after its end.
     Episode(Box<Episode>),
     /// All episodes of the incident have ended.
     IncidentClosed {
@@ -242,6 +242,6 @@ pub enum Event {
         target: TargetId,
         at: Instant,
     },
-    /// What the agent did.
+    /// What the agent did, and its own cost.
     Agent { at: Instant, report: AgentReport },
 }

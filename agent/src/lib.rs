@@ -1,7 +1,8 @@
-//! Tailback's agent as a library; the binary is a thin shell around the command line.
+//! Tailback's agent as a library; the binary only calls its command line.
 //!
-//! Data flows one way: `kernel` → `sample` → `queue` → `detect` → `diagnose` → `emit` and `signal`. From `sample` on everything is a pure
-//! function of the stream of samples; only the two ends touch the world.
+//! Data flows one way: `kernel` → `collect` → `sample` → `queue` → `detect` → `diagnose` → `emit` and `signal`. From `sample` to
+//! `diagnose` everything is a pure function of the stream of samples: only the two ends do I/O. `event` holds the plain types of the
+//! output. The tidy test (`xtask/tests/tidy`) lists what each module may import.
 
 pub mod adapters;
 pub mod cause;

@@ -56,7 +56,7 @@ pub(super) fn advice(episode: &Episode) -> String {
              would only make callers wait longer."
         }
         (Kind::Accept, DrivenBy::Producer) => {
-            "Connections arrive faster than before and the service accepts as fast as ever: add capacity or limit the \
+            "Connections arrive faster than before, and the service accepts them at its normal rate: add capacity or limit the \
              callers."
         }
         (Kind::Accept, _) if lost => {

@@ -20,21 +20,21 @@ pub struct Sample {
     pub mono_ns: u64,
     /// Wall clock at the same moment, ns since 1970.
     pub unix_ns: u64,
-    /// The watched services, present in the first sample and whenever they change.
+    /// The watched services; in the first sample, and whenever they change.
     pub targets: Option<Vec<Target>>,
     /// The scans that this sample includes.
     pub walks: Walks,
-    /// Listeners seen, once each.
+    /// Listeners, each once.
     pub listeners: Vec<Listener>,
-    /// Connections seen, once each.
+    /// Connections, each once.
     pub connections: Vec<Connection>,
-    /// Pipe ends seen: one entry per process and descriptor.
+    /// Pipe ends: one entry per process and descriptor.
     pub pipes: Vec<Pipe>,
-    /// UDP sockets seen, once each.
+    /// UDP sockets, each once.
     pub datagrams: Vec<DatagramSocket>,
-    /// Unix sockets seen, once each.
+    /// Unix sockets, each once.
     pub unix: Vec<UnixSocket>,
-    /// io_uring instances seen, once each.
+    /// io_uring instances, each once.
     pub rings: Vec<Ring>,
     /// Open files of each process.
     pub files: Vec<Files>,
@@ -95,7 +95,7 @@ pub type TargetId = u32;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     pub id: TargetId,
-    /// `service.name`: from the process's own OTEL_SERVICE_NAME, else from what it executes.
+    /// `service.name`: from the process's OTEL_SERVICE_NAME, else from its executable.
     pub name: String,
     /// The process that started the others (lowest start time), as the agent's /proc numbers it.
     pub pid: u32,
@@ -111,7 +111,7 @@ pub struct Target {
     pub cgroup: Option<String>,
     /// Resource attributes from the service's OTEL_RESOURCE_ATTRIBUTES.
     pub attributes: Vec<(String, String)>,
-    /// CPUs that it may run on.
+    /// Number of CPUs that it may run on.
     pub cpus: u32,
     /// All its processes, numbered as in the initial pid namespace.
     pub tgids: Vec<u32>,
@@ -228,7 +228,7 @@ pub struct UnixSocket {
     pub listening: bool,
     /// The path it is bound to (an accepted socket has its listener's); abstract names start with `@`.
     pub path: Option<String>,
-    /// The path that its peer is bound to.
+    /// The path of its peer.
     pub peer_path: Option<String>,
     /// Packets in its receive queue: connections to accept for a listener, datagrams for a datagram socket, written chunks
     /// for a stream.
@@ -303,30 +303,30 @@ pub struct Thread {
     pub tid: u32,
     /// Runnable, whether or not it has a CPU.
     pub runnable: bool,
-    /// Has a CPU.
+    /// Running on a CPU.
     pub on_cpu: bool,
     /// Time spent runnable without a CPU, ns, since its start.
     pub run_delay_ns: u64,
     /// Times it was scheduled on a CPU since its start.
     pub dispatches: u64,
-    /// CPU time, ns, since its start.
+    /// CPU time since its start, ns.
     pub cpu_ns: u64,
 }
 
 /// The scheduler state of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum State {
-    /// Has a CPU.
+    /// Running on a CPU.
     Running,
     /// Wants a CPU and has none.
     Runnable,
-    /// Waits for an event.
+    /// Interruptible sleep: waits for an event.
     Sleeping,
     /// In uninterruptible sleep, mostly waiting for a disk.
     Uninterruptible,
     /// Stopped by a signal or a debugger, or frozen.
     Stopped,
-    /// Ending.
+    /// Exiting.
     Dead,
 }
 
@@ -340,7 +340,7 @@ pub struct Wait {
     /// Its name (`comm`), with control characters escaped.
     pub comm: String,
     pub state: State,
-    /// Counts as waiting for a disk (`in_iowait`).
+    /// Waiting for a disk according to the kernel (`in_iowait`).
     pub io: bool,
     /// The system call that it is in, numbered as on this architecture, with its first arguments. `None` while it runs, or
     /// if this kernel does not report it.
@@ -518,7 +518,7 @@ pub struct AgentReport {
     pub records: u64,
     /// CPU time of the whole agent, ns.
     pub cpu_ns: u64,
-    /// CPU share of one core over the last report interval, 0 to 1.
+    /// CPU usage over the last report interval, as a fraction of one core.
     pub cpu_share: f64,
     pub rss_bytes: u64,
     /// CPU time of the last file scan, ns.
