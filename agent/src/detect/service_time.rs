@@ -1,4 +1,4 @@
-//! The service time of a queue, estimated from how fast work is taken while some is waiting.
+//! The service time of a queue, estimated from its throughput while work is waiting.
 
 use crate::{ewma::decay, queue::Reading};
 
@@ -33,7 +33,7 @@ impl ServiceTime {
     }
 }
 
-/// Work taken per nanosecond while work waits.
+/// Throughput while work waits: pieces of work taken per nanosecond.
 #[derive(Default)]
 struct ServiceRate {
     per_ns: Option<f64>,
