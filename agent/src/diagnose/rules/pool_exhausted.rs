@@ -45,7 +45,7 @@ pub(super) const ALL_IN_USE: Rule = Rule {
             exhausted.is_some(),
             true,
         );
-        exhausted.map(|pool| finding(case, pool))
+        exhausted.map(|pool| finding(case, &pool))
     },
 };
 
@@ -86,13 +86,13 @@ fn describe(case: Case<'_>, exhausted: Option<&Pool>, checks: &mut Checks) {
     }
 }
 
-fn finding(case: Case<'_>, pool: Pool) -> Finding {
+fn finding(case: Case<'_>, pool: &Pool) -> Finding {
     let owner = case.view.targets.get(case.target());
     let culprit = Culprit {
         pid: owner.and_then(|owner| owner.tgids.first().copied()),
-        ..culprit(case, Some(case.target()), None, &pool)
+        ..culprit(case, Some(case.target()), None, pool)
     };
-    let finding = Finding::blaming(culprit, |_| advice(case, &pool)).fact(fact(&pool));
+    let finding = Finding::blaming(culprit, |_| advice(case, pool)).fact(fact(pool));
     if pool.baseline_ns.is_some() {
         // Slow calls exhaust a pool as well; their baseline separates the two.
         return Finding {

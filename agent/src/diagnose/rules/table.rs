@@ -100,7 +100,7 @@ mod tests {
             assert!(suggested.len() <= 1, "{activity:?}");
             let supports = |cause: &&&CauseInfo| cause.supported_by.contains(activity);
             assert!(
-                suggested.iter().all(|cause| supports(&cause)),
+                suggested.iter().all(|cause| supports(cause)),
                 "{activity:?}"
             );
         }
