@@ -1,7 +1,7 @@
 //! The configuration file: TOML in which every key is checked.
 //!
 //! An unknown key, a number without its unit or a value out of range is an error that names the file, the line and the
-//! key. [`reference`] lists every key; the table in `docs/reference/configuration.md` is generated from it.
+//! key. [`mod@reference`] lists every key; the table in `docs/reference/configuration.md` is generated from it.
 #![forbid(unsafe_code)]
 
 mod detect;

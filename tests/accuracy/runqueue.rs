@@ -20,7 +20,7 @@ use crate::{
 
 const SPINNING: usize = 3;
 /// The kernel adds a wait to its counters when the wait ends, so the edges of the window carry an error of one time slice
-/// per thread. On an emulated CPU that was up to 10% of 3 s; it is about 3% of 9 s.
+/// per thread. On an emulated CPU that was up to 10% of 3 s.
 const WINDOW: Duration = Duration::from_secs(9);
 
 pub fn measure(report: &mut Report) -> Result<()> {
@@ -42,8 +42,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
             (0..SPINNING).for_each(|_| drop(scope.spawn(spin)));
             Ok(())
         };
-        let sample =
-            || sampling::during(WINDOW, begin).map(|(samples, ())| samples);
+        let sample = || sampling::during(WINDOW, begin).map(|(samples, ())| samples);
         let mut threads = Threads::default();
         let measured = meanwhile(Duration::from_millis(1), || threads.read(), sample);
         done.store(true, Ordering::Relaxed);

@@ -69,7 +69,7 @@ pub fn test() -> Cmd {
     tests(Cmd::new("cargo").arg("test"))
 }
 
-/// `cargo nextest run` on the workspace: the same build as [`test`].
+/// `cargo nextest run` on the workspace: the same build as [`test()`].
 pub fn nextest() -> Cmd {
     let nextest = Cmd::new(tools::nextest());
     tests(nextest.args(["nextest", "run", "--config-file", "tests/nextest.toml"]))

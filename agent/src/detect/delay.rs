@@ -39,7 +39,7 @@ pub(super) enum Mode {
     /// By itself, against half the service time.
     Delay,
     /// Against its own past.
-    Baseline(AgainstBaseline),
+    Baseline(Box<AgainstBaseline>),
     /// Not at all: it explains other queues.
     Context,
 }
@@ -48,7 +48,7 @@ impl Mode {
     pub(super) fn of(kind: Kind) -> Self {
         match kind.criterion() {
             Criterion::DelayAndFill | Criterion::Delay => Self::Delay,
-            Criterion::AgainstBaseline => Self::Baseline(AgainstBaseline::default()),
+            Criterion::AgainstBaseline => Self::Baseline(Box::default()),
             Criterion::Context => Self::Context,
         }
     }

@@ -42,7 +42,7 @@ pub fn run(kernels: &[&'static Kernel], programs: &GuestPrograms, tally: &mut Ta
             let why = format!("the initramfs cannot be made: {error:#}");
             for (kernel, _) in ready {
                 tests().for_each(|test| {
-                    tally.record(&name(kernel, &test), Outcome::Failed(why.clone()))
+                    tally.record(&name(kernel, &test), Outcome::Failed(why.clone()));
                 });
             }
             return;

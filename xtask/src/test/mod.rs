@@ -62,16 +62,16 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         steps.run("documentation examples", || examples(&mut tally));
     }
     steps.run("plan", || {
-        plans::run_here(&programs.agent, filter, &mut tally)
+        plans::run_here(&programs.agent, filter, &mut tally);
     });
     steps.run("accuracy", || {
-        accuracy::run_here(&programs, filter, &mut tally)
+        accuracy::run_here(&programs, filter, &mut tally);
     });
     steps.run("scenarios", || {
-        scenarios::run_here(&programs, filter, &mut tally)
+        scenarios::run_here(&programs, filter, &mut tally);
     });
     steps.run("kernel matrix", || {
-        kernels::run_checks(&kernels, &guest, &mut tally)
+        kernels::run_checks(&kernels, &guest, &mut tally);
     });
 
     println!(

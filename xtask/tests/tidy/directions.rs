@@ -342,7 +342,9 @@ fn dependencies(manifest: &str) -> Vec<String> {
 #[test]
 fn no_module_imports_a_later_one() {
     let files = sources(&agent().join("src"));
-    let trees: [(&[&str], &[(&str, &[&str])]); 3] = [
+    /// Modules, each with those that it may import.
+    type Table = [(&'static str, &'static [&'static str])];
+    let trees: [(&[&str], &Table); 3] = [
         (&[], MODULES),
         (&["diagnose"], DIAGNOSE),
         (&["diagnose", "rules"], RULES),

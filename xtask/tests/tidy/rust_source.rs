@@ -100,7 +100,8 @@ impl Source {
                 at += 1;
             } else if token.is_name() || token.is("*") {
                 // `a::{self}` names `a`.
-                if !(token.is("self") && !path.is_empty()) && !token.is("*") {
+                let names_parent = token.is("self") && !path.is_empty();
+                if !names_parent && !token.is("*") {
                     path.push(token.text.clone());
                 }
                 at += 1;
@@ -272,9 +273,8 @@ fn tokens(text: &str) -> Vec<Token> {
 
 /// `r"`, `r#"`, `br"`, `cr#"` and so on.
 fn is_raw_string(letters: &[char]) -> bool {
-    let rest = match letters {
-        ['b' | 'c', 'r', rest @ ..] | ['r', rest @ ..] => rest,
-        _ => return false,
+    let (['b' | 'c', 'r', rest @ ..] | ['r', rest @ ..]) = letters else {
+        return false;
     };
     rest.iter().find(|letter| **letter != '#') == Some(&'"')
 }
