@@ -17,7 +17,7 @@ pub fn recording(folder: &TempDir) -> Result<Vec<u8>> {
     let (pid, out) = (process.pid().to_string(), file.to_string_lossy());
     let times = ["--duration=3s", "--interval=20ms"];
     let args = ["record", "--pid", &pid, "--out", &out, times[0], times[1]];
-    run(&args)?.check(0, &["samples in", "tailback replay"])?;
+    run(&args)?.check(0, &["samples to", "tailback replay"])?;
     fs::read(&file).with_context(|| format!("read {out}"))
 }
 
@@ -68,7 +68,7 @@ fn a_truncated_or_damaged_recording_is_replayed_up_to_the_damage() -> Result<()>
 fn a_file_that_is_not_a_recording_is_rejected() -> Result<()> {
     let folder = TempDir::new("recording")?;
     for bytes in [&b""[..], b"#!/bin/sh\n", b"TAILBACK", &[0; 5000]] {
-        let words = ["not a recording", "tailback record"];
+        let words = ["not a Tailback recording", "tailback record"];
         replay(&folder, bytes)?.check(2, &words)?;
     }
     replay(&folder, b"TAILBACKREC\n\x01")?.check(2, &["truncated after 0 samples"])?;

@@ -74,7 +74,7 @@ fn a_signal_ends_record_and_the_recording_replays() -> Result<()> {
     })?;
     agent.signal(Signal::INT)?;
     agent.wait_end(EXIT_DEADLINE)?;
-    end(&agent)?.check(0, &["samples in"])?;
+    end(&agent)?.check(0, &["samples to"])?;
     run(&["replay", &out])?.check(0, &[])
 }
 

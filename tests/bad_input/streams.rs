@@ -67,7 +67,7 @@ fn a_recording_is_complete_although_standard_output_is_closed() -> Result<()> {
     let args = ["run", "--pid", &stuck.pid, "--record", &file];
     let (code, err) = head(&[&args[..], &["--duration", "20s"]].concat())?;
     ensure!(
-        code == Some(0) && err.contains("samples in"),
+        code == Some(0) && err.contains("samples to"),
         "{code:?} {err}"
     );
     run(&["replay", &file])?.check(0, &[])
