@@ -12,7 +12,7 @@ use crate::{
     sample::{Notice, Sample, TargetId},
 };
 
-/// All state that is kept from one sample to the next.
+/// All state kept from one sample to the next.
 pub struct Pipeline {
     model: Model,
     detector: Detector,
@@ -25,7 +25,7 @@ pub struct Pipeline {
 /// The result of one sample.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// In the order in which they are to be reported.
+    /// In reporting order.
     pub events: Vec<Event>,
     /// Targets with an unhealthy queue: their threads are to be profiled.
     pub focused: BTreeSet<TargetId>,
@@ -44,12 +44,12 @@ impl Pipeline {
         }
     }
 
-    /// From now on verdicts carry every rule with the numbers that decided.
+    /// From now on, each verdict includes its explanation: every rule, with the numbers that it compared.
     pub fn explain(&mut self) {
         self.diagnosis.explain();
     }
 
-    /// Takes in one sample.
+    /// Processes one sample.
     pub fn step(&mut self, sample: &Sample) -> Outcome {
         let at = Instant {
             mono_ns: sample.mono_ns,
@@ -114,12 +114,12 @@ impl Pipeline {
         Outcome { events, focused }
     }
 
-    /// Queues that are watched now.
+    /// The number of queues watched now.
     pub fn queues(&self) -> usize {
         self.detector.queues()
     }
 
-    /// Every queue as of its last reading, in no order.
+    /// Every queue as of its last reading, in no particular order.
     pub fn gauges(&self) -> impl Iterator<Item = (&Arc<QueueKey>, &Gauge)> {
         self.detector.gauges()
     }
@@ -129,13 +129,13 @@ impl Pipeline {
         self.model.targets()
     }
 
-    /// Requests in flight that cannot be judged for want of a baseline.
+    /// The queues of requests in flight that cannot be judged because they have no baseline yet.
     pub fn no_baseline(&self) -> Vec<NoBaseline> {
         let ok = self.detector.ok_against_baseline();
         self.diagnosis.no_baseline(ok, self.model.targets())
     }
 
-    /// Ends the stream: the events that report the state of open episodes.
+    /// Ends the stream. Returns the events that report the final state of open episodes.
     pub fn finish(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         self.detector.finish(self.last, &mut events);

@@ -1,6 +1,6 @@
-//! Which targets are focused, and which processes that puts in scope.
+//! Tracks which targets are focused, and which processes are in the focus scope.
 //!
-//! A target is *focused* while one of its queues is unhealthy, and for a hold time after. The *focus scope* is the
+//! A target is *focused* while one of its queues is unhealthy, and for a hold time afterwards. The *focus scope* is the
 //! processes of focused targets plus their neighbours: their threads are profiled, their titles are read, and the other
 //! ends of their connections are looked up.
 #![forbid(unsafe_code)]
@@ -15,8 +15,7 @@ use crate::{
     target::ProcessInfo,
 };
 
-/// How long a target stays focused after its last unhealthy sample, ns: a queue at the edge of a threshold must not switch
-/// profiling on and off.
+/// How long a target stays focused after its last unhealthy sample, ns: a queue near a threshold must not toggle profiling.
 const HOLD_NS: u64 = 1_000 * MS;
 
 /// Targets that were reported as unhealthy less than a hold time ago.
@@ -79,11 +78,12 @@ impl Default for Focus {
 }
 
 impl Focus {
+    /// Focuses all targets from now on, whatever the state of their queues.
     pub(super) fn set_all(&mut self, all: bool) {
         self.all = all;
     }
 
-    /// Focuses `unhealthy`, and all selected targets if that was asked for.
+    /// Focuses `unhealthy`, and all selected targets after [`Self::set_all`].
     pub(super) fn set_focused(
         &mut self,
         now_ns: u64,

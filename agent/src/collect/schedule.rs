@@ -1,8 +1,8 @@
 //! Plans which scans each sample includes and when the next sample is due, within the CPU budget. A pure function of time
 //! and cost.
 //!
-//! *Base samples* come on a fixed clock, and every one scans the listeners. The scans over all files and all threads join
-//! them as often as they can be afforded: where thousands of sockets or threads make one expensive, that one is stretched.
+//! *Base samples* are taken at a fixed interval, and each scans the listeners. The scans over all files and all threads join
+//! them as often as the budget allows: if thousands of sockets or threads make a scan expensive, its interval is stretched.
 //! While a target is focused, the rest of the budget goes into *focus samples* between the base samples.
 //!
 //! `allocation` splits the budget into intervals; this file keeps the due times.
@@ -14,8 +14,8 @@ use allocation::Allocation;
 
 const MS: u64 = 1_000_000;
 
-/// One of this many focus samples scans the focused sockets and the counters of their network namespaces; the profile is part of
-/// all.
+/// One of this many focus samples scans the focused sockets and the counters of their network namespaces. Every focus sample
+/// includes the profile.
 const FOCUS_SAMPLES_PER_SOCKET_SCAN: u32 = 4;
 
 /// The sampling intervals and the CPU budget.
@@ -54,7 +54,7 @@ pub struct SamplePlan {
     pub profile: bool,
     /// A base sample, not a focus sample.
     pub base: bool,
-    /// With all background scans, due or not.
+    /// Includes all background scans, due or not.
     pub complete: bool,
 }
 
@@ -84,10 +84,10 @@ pub struct SampleCost {
     pub profile_ns: u64,
 }
 
-/// A scan that the CPU budget may stretch, for the notice about it.
+/// A scan whose interval the CPU budget may stretch, for the notice about it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct StretchedScan {
-    /// Begins the notice's code.
+    /// Prefix of the notice's code.
     pub(super) name: &'static str,
     pub(super) objects: &'static str,
     pub(super) is_stretched: bool,
@@ -206,22 +206,22 @@ impl Schedule {
         }
     }
 
-    /// Accounts for what a sample cost. A scan that proved more expensive than expected is put off.
+    /// Accounts for what a sample cost. A scan that proved more expensive than expected is postponed.
     pub fn account(&mut self, plan: SamplePlan, cost: SampleCost) {
         self.allocation.learn(plan, cost);
-        let put_off = |due_ns: &mut u64, interval_ns: u64| {
+        let postpone = |due_ns: &mut u64, interval_ns: u64| {
             *due_ns = (*due_ns).max(plan.due_ns + interval_ns);
         };
         if plan.files {
-            put_off(&mut self.files_due_ns, self.allocation.files_interval_ns());
+            postpone(&mut self.files_due_ns, self.allocation.files_interval_ns());
         }
         if plan.threads && plan.base {
             let interval_ns = self.allocation.threads_interval_ns();
-            put_off(&mut self.threads_due_ns, interval_ns);
+            postpone(&mut self.threads_due_ns, interval_ns);
         }
         if plan.profile && plan.base {
             let interval_ns = self.allocation.profile_interval_ns();
-            put_off(&mut self.profile_due_ns, interval_ns);
+            postpone(&mut self.profile_due_ns, interval_ns);
         }
     }
 
@@ -230,17 +230,17 @@ impl Schedule {
         self.allocation.discovered(cpu_ns, interval_ns);
     }
 
-    /// Takes the agent's CPU time until now, ns, serving excluded.
+    /// Adjusts the budget to the agent's total CPU time so far, ns, without the time spent serving clients.
     pub fn measured(&mut self, now_ns: u64, cpu_ns: u64) {
         self.allocation.measured(now_ns, cpu_ns);
     }
 
-    /// Share of one core that is given out now: the budget, or less while all scans together use more than that.
+    /// Share of one core that is allocated now: the budget, or less while all scans together exceed it.
     pub fn cpu_share(&self) -> f64 {
         self.allocation.cpu_share()
     }
 
-    /// While a target is focused, focus samples come between the base samples.
+    /// Whether any target is focused, so that focus samples are taken between the base samples.
     pub fn set_focused(&mut self, focused: bool) {
         self.focused = focused;
         self.allocation.set_focused(focused);
@@ -262,7 +262,7 @@ impl Schedule {
         self.allocation.files_interval_ns()
     }
 
-    /// How often whole sampling intervals were missed.
+    /// How many base samples began more than a whole sampling interval late.
     pub fn late_samples(&self) -> u64 {
         self.late
     }

@@ -1,39 +1,40 @@
-//! Judges requests in flight before they have a baseline: by steady growth since the queue was first observed, and by a pool of
-//! connections that is exhausted.
+//! Judges requests in flight before they have a baseline: by steady growth since the queue was first observed, or by an exhausted
+//! connection pool.
 //!
-//! This is what remains if sampling starts in the middle of an incident. A queue that neither grows nor shrinks is not judged at
-//! any depth: a service that is slow by design looks the same.
+//! This matters if sampling starts in the middle of an incident. A queue that neither grows nor shrinks is not judged, however
+//! deep it is: a service that is slow by design looks the same.
 
 use crate::queue::Reading;
 
-/// One step of the history, ns.
+/// Length of one step of the history, ns.
 const STEP_NS: u64 = 500_000_000;
 
 /// Steps in the history (30 s). A queue that starts to grow later has a baseline by then.
 const MAX_STEPS: usize = 60;
 
-/// Steps without which growth is not significant (4 s).
+/// Steps needed to judge growth (4 s).
 const MIN_STEPS: usize = 8;
 
 /// Growth is significant above this many standard deviations of Poisson noise: σ = √(arrivals + departures).
 const GROWTH_SIGMAS: f64 = 3.0;
 
-/// Items by which the queue has to grow in any case.
+/// Growth below this many items is never significant.
 const MIN_GROWTH: f64 = 2.0;
 
-/// Each quarter of the history has at least this fraction of its even share of the growth. A burst grows within one quarter.
+/// Growth is steady if, from each quarter of the history to the next, it is at least this fraction of an even share (a third of
+/// the total). A burst grows within one quarter.
 const MIN_SHARE_PER_QUARTER: f64 = 0.4;
 
-/// Responses took this many times as long in the second half. If more work arrives and takes no longer, the queue grows too, but
-/// then it stops.
+/// Growth counts only if responses take more than this many times as long in the second half of the history as in the first. If
+/// more work arrives but takes no longer, the queue grows too, but only to a new steady depth.
 const SLOWDOWN_RATIO: f64 = 1.1;
 
-/// The target delay of a growing queue, in median ages of its first quarter. The score is delay / (2 × target), so that the
-/// warning score of 0.7 is reached at about the initial age and a score of 1 at 1.5 times that age.
+/// The target delay of a growing queue, as a multiple of the median age in the first quarter of its history. The score is
+/// delay / (2 × target), so it reaches 0.7 (warn) at about the initial age, and 1 at 1.5 times that age.
 const GROWTH_TARGET_AGES: f64 = 0.75;
 
-/// A pool delays requests if more than this many times its connections are in flight: a new request then waits for as many turns.
-/// With fewer it does not, however long the oldest requests have waited.
+/// An exhausted pool is held responsible if there are more requests in flight than this per connection: a new request then waits
+/// for that many holding times. With fewer requests it is not, however long the oldest have waited.
 const MIN_REQUESTS_PER_CONNECTION: f64 = 4.0;
 
 /// The target delay behind an exhausted pool, in mean holding times of a connection.
@@ -53,7 +54,7 @@ pub(super) struct ColdStart {
     last: Option<Waiting>,
 }
 
-/// The items that wait, in one sample.
+/// The waiting items in one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
     pub depth: u64,
@@ -111,8 +112,8 @@ impl ColdStart {
         self.grown_from.is_some()
     }
 
-    /// The delay, if growth or an exhausted pool shows how long is acceptable. `exhausted_pool`: the connections of a pool for
-    /// which some of the requests wait.
+    /// The current and the acceptable delay; `None` if neither growth nor an exhausted pool shows what is acceptable.
+    /// `exhausted_pool`: the number of connections of the pool that some of the requests wait for.
     pub(super) fn measure(&self, exhausted_pool: Option<u64>) -> Option<Measure> {
         let Waiting {
             depth,
@@ -138,7 +139,7 @@ impl ColdStart {
         })
     }
 
-    /// The items that wait, as of the last sample.
+    /// The waiting items as of the last sample.
     pub(super) fn waiting(&self) -> Option<Waiting> {
         self.last
     }
@@ -156,10 +157,10 @@ impl ColdStart {
     }
 }
 
-/// The ages of the items that wait, where the kernel reports them.
+/// The waiting items, if their ages are known.
 fn waiting(reading: &Reading) -> Option<Waiting> {
     let ages = &reading.ages_ns;
-    // Of many items only the ages of the oldest are reported.
+    // If there are many items, a reading lists only the ages of the oldest.
     let middle = usize::try_from(reading.depth / 2).unwrap_or(usize::MAX);
     Some(Waiting {
         depth: reading.depth,
@@ -168,7 +169,8 @@ fn waiting(reading: &Reading) -> Option<Waiting> {
     })
 }
 
-/// The beginning of a history in which the queue has grown steadily and significantly, while ages and responses became longer.
+/// The state at the beginning of the history, if the queue has grown steadily and significantly since, and both ages and response
+/// times have increased.
 fn grown_from(steps: &[Step]) -> Option<Beginning> {
     if steps.len() < MIN_STEPS {
         return None;
@@ -192,7 +194,7 @@ fn grown_from(steps: &[Step]) -> Option<Beginning> {
     let now = Step::sum(&[*third, *last]).mean_response_ns();
     let is_slower = match before.zip(now) {
         Some((before, now)) => now > before * SLOWDOWN_RATIO,
-        // There are no responses in one of the halves.
+        // One of the halves has no responses.
         None => true,
     };
     let is_significant = growth > GROWTH_SIGMAS * sigma && growth >= MIN_GROWTH;

@@ -26,7 +26,7 @@ const WINDOW_SERVICE_TIMES: u64 = 10;
 /// The score is the standing delay in units of this many target delays.
 const SCORE_TARGETS: f64 = 2.0;
 
-/// What is remembered of one queue.
+/// The state of one queue, kept from one reading to the next.
 pub(super) struct Track {
     kind: Kind,
     mode: Mode,
@@ -37,7 +37,7 @@ pub(super) struct Track {
     pub(super) baseline: RateBaseline,
     service_time: ServiceTime,
     pub(super) level: Level,
-    /// Since when the score has asked for a lower level, ns.
+    /// Since when the score has called for a lower level, ns.
     lower_since_ns: Option<u64>,
     /// Since when the queue has not been at rest, ns.
     pub(super) onset_ns: Option<u64>,
@@ -59,10 +59,10 @@ pub(super) struct Assessment {
     pub(super) is_target_configured: bool,
 }
 
-/// What one reading adds up to.
+/// The score of a queue after one reading.
 struct Score {
     value: f64,
-    /// The same from this reading alone, without waiting for the delay to stand.
+    /// The score of this reading alone, without a window; at least `value`.
     instant: f64,
     standing_delay_ns: u64,
     is_full: bool,
@@ -85,7 +85,7 @@ impl Track {
         }
     }
 
-    /// Adds a reading. `without`: how a queue that is compared with its past is judged while it has none.
+    /// Adds a reading. `without`: how to judge a queue that is compared with its baseline while it has none.
     pub(super) fn read(
         &mut self,
         reading: &Reading,
@@ -144,7 +144,7 @@ impl Track {
         }
     }
 
-    /// The items that wait in a queue that is compared with its past; `None` for other queues, and where ages are not known.
+    /// The waiting items of a queue that is compared with its baseline; `None` for other queues, and if ages are unknown.
     pub(super) fn waiting(&self) -> Option<Waiting> {
         match &self.mode {
             Mode::Baseline(past) => past.waiting(),
@@ -152,7 +152,8 @@ impl Track {
         }
     }
 
-    /// The standing delay against its target; where the limit is a cliff, the fill ratio if that is worse; 1 if work was lost.
+    /// The largest of: the standing delay relative to its target; the fill ratio, for a kind whose limit is a cliff; 1, if work
+    /// was lost.
     fn score(
         &mut self,
         reading: &Reading,
@@ -182,7 +183,7 @@ impl Track {
         }
     }
 
-    /// A busy queue exceeds the onset score now and then; it is focused when it stays there.
+    /// A busy queue exceeds the onset score now and then. It needs focus only if it stays above.
     fn needs_focus(&mut self, instant_score: f64, now_ns: u64, settings: &Settings) -> bool {
         if instant_score < ONSET_SCORE_RATIO * settings.warn {
             self.onset_ns = None;
@@ -192,7 +193,8 @@ impl Track {
         now_ns.saturating_sub(onset_ns) >= FOCUS_AFTER_NS || self.level > Level::Ok
     }
 
-    /// A healthy queue extends its baselines; of one that is not, the last seconds are left out.
+    /// A reading of a healthy queue extends its baselines. Otherwise the last seconds are removed from them, because the trouble
+    /// may have begun before it was noticed.
     fn learn(
         &mut self,
         reading: &Reading,
@@ -225,7 +227,7 @@ impl Track {
         }
     }
 
-    /// A level rises at once, since the score has waited for its window already; it falls only after the score has stayed low.
+    /// The level rises at once, because the score already covers a window. It falls only after the score has stayed low.
     fn next_level(&mut self, score: &Score, now_ns: u64, settings: &Settings) -> Level {
         let holds = |level: Level| {
             let threshold = |enter: f64| {
@@ -391,8 +393,8 @@ mod tests {
         let slow_by_design = (0..200).map(|tick| in_flight(8 + tick % 3, 1_000));
         let healthy = levels(Kind::Inflight, slow_by_design.clone());
         assert!(healthy.iter().all(|level| *level == Level::Ok));
-        let jam = (0..100).map(|tick| in_flight(20 + tick, 3_000 + 50 * tick));
-        let levels = levels(Kind::Inflight, slow_by_design.chain(jam));
+        let backlog = (0..100).map(|tick| in_flight(20 + tick, 3_000 + 50 * tick));
+        let levels = levels(Kind::Inflight, slow_by_design.chain(backlog));
         assert!(levels[..200].iter().all(|level| *level == Level::Ok));
         assert!(levels[299] >= Level::Critical);
     }
@@ -400,7 +402,7 @@ mod tests {
     #[test]
     fn a_backlog_older_than_the_first_sample_is_judged_by_its_growth_before_its_pool_explains_it() {
         // 5 departures per second over 16 connections: 3.2 s each. So 9 s is long, and 5 s is above the onset score.
-        let jam = |tick: u64| Reading {
+        let backlog = |tick: u64| Reading {
             arrivals: Some(1 + tick % 2),
             departures: Some(tick % 2),
             ages_ns: vec![(5_000 + 40 * tick) * 1_000_000; 1_000],
@@ -414,7 +416,9 @@ mod tests {
         let levels: Vec<Level> = (0..100)
             .map(|tick| {
                 let now_ns = tick * TICK;
-                track.read(&jam(tick), now_ns, &settings, without).level
+                track
+                    .read(&backlog(tick), now_ns, &settings, without)
+                    .level
             })
             .collect();
         assert_eq!(levels[30], Level::Ok);
@@ -424,9 +428,9 @@ mod tests {
 
     #[test]
     fn a_level_is_left_only_after_the_clear_time() {
-        let mut course: Vec<_> = (0..30).map(|tick| accept(50, 500 + tick * 10)).collect();
-        course.extend(vec![accept(0, 0); 20]);
-        let levels = levels(Kind::Accept, course);
+        let mut readings: Vec<_> = (0..30).map(|tick| accept(50, 500 + tick * 10)).collect();
+        readings.extend(vec![accept(0, 0); 20]);
+        let levels = levels(Kind::Accept, readings);
         assert_eq!(levels[29], Level::Critical);
         assert_eq!(levels[40], Level::Critical);
         assert_eq!(levels[49], Level::Ok);

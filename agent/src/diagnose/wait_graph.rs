@@ -1,8 +1,8 @@
-//! Follows a wait chain: from threads to what they wait for, to the threads that can end that wait, and on.
+//! Follows a wait chain: from threads to what they wait for, to the threads that can end that wait, and so on.
 //!
-//! A [`Step`] is a set of threads and what they do. The resource that most of their waiting time goes into leads to the next
-//! set: the holder of the lock, the process at the other end of the connection. The chain ends at threads that work, wait
-//! for a CPU or a disk, or sleep; where it leaves this machine; or where it closes to a cycle.
+//! A [`Step`] is a set of threads and what they do. The resource that they spend most of their waiting time on leads to the
+//! next set: the holder of the lock, or the process at the other end of the connection. The chain ends at threads that work,
+//! wait for a CPU or a disk, or sleep; where it leaves this machine; or where it closes into a cycle.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,14 +20,14 @@ use crate::{
 
 /// Longest wait chain. The longest of the recorded incidents has 4 steps.
 const MAX_STEPS: usize = 12;
-/// A thread that waits for work in more of its samples than this does no work.
+/// A thread that waits for work in this share of its samples or more is no worker.
 const MAX_IDLE_OF_A_WORKER: f64 = 0.98;
-/// A thread with more than this share of a set's weight stands for the whole set.
+/// A thread with more than this share of a set's weight represents the whole set.
 const MIN_DOMINANT_WEIGHT: f64 = 0.5;
-/// If threads wait for work for more of the time than this, they are idle whatever else they do.
+/// Threads that wait for work for more than this share of their time are idle, whatever else they do.
 const MIN_IDLE: f64 = 0.85;
 
-/// What a wait chain is followed through.
+/// The data needed to follow a wait chain.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
     pub(super) topology: &'a Topology,
@@ -43,16 +43,16 @@ pub(super) struct Step {
     pub(super) target: Option<TargetId>,
     /// The process with the largest weight among them.
     pub(super) tgid: u32,
-    /// The thread that stands for all of them: it has most of the weight, and its process has others.
+    /// The thread that represents all of them, if one has most of the weight and its process has more than one thread.
     pub(super) thread: Option<Thread>,
     pub(super) threads: ThreadSet,
-    /// What their wall time went into, largest first.
+    /// Shares of their wall time by activity, largest first.
     pub(super) shares: Vec<(Activity, f64)>,
     /// The main activity, see [`main_activity`].
     pub(super) activity: Activity,
-    /// What they waited for during most of that activity.
+    /// What they wait for during most of that activity.
     pub(super) resource: Resource,
-    /// The share of the main activity in all of their time.
+    /// The main activity's share of their time.
     pub(super) share: f64,
     /// Set on the last step of a chain.
     pub(super) end: Option<ChainEnd>,
@@ -61,9 +61,9 @@ pub(super) struct Step {
 /// Why a wait chain ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ChainEnd {
-    /// These threads wait for nobody: they work, wait for a CPU or a disk, or sleep.
+    /// These threads wait for no other thread: they work, wait for a CPU or a disk, or sleep.
     Reached,
-    /// The other end, by its address, is not on this machine, or not visible.
+    /// The other end, named by its address, is not on this machine, or not visible.
     Remote(String),
     /// The next process is on this machine, but its threads are not sampled.
     Unsampled(u32),
@@ -82,8 +82,8 @@ enum Next {
     Remote(String),
 }
 
-/// The wait chain behind an episode. It begins at the thread of an event loop, at the threads that wait for a lock, else at
-/// the workers of the service.
+/// The wait chain behind an episode. It begins at the event loop's thread or at the threads that wait for the lock, if the
+/// queue is one of these; else at the workers of the service.
 pub(super) fn chain_behind(view: View<'_>, episode: &Episode) -> Vec<Step> {
     let key = &episode.key;
     match key.id {
@@ -112,7 +112,8 @@ pub(super) fn chain_from(view: View<'_>, target: TargetId) -> Vec<Step> {
     chain_of(view, workers)
 }
 
-/// The threads of some processes that do work. Threads that wait for work in every sample are left out, unless all do.
+/// The worker threads of some processes. Threads that wait for work in nearly every sample, and timers, are left out, unless
+/// nothing else remains.
 pub(super) fn workers(view: View<'_>, tgids: &[u32]) -> ThreadSet {
     let all = || tgids.iter().flat_map(|tgid| view.window.of_process(*tgid));
     let active: Vec<Thread> = all()
@@ -126,7 +127,7 @@ pub(super) fn workers(view: View<'_>, tgids: &[u32]) -> ThreadSet {
     }
 }
 
-/// A thread that only sleeps or waits for work, mostly the latter, keeps time and does no work.
+/// Whether a thread only sleeps or waits for work, mostly the latter: it runs timers and does no work.
 fn is_timer(profile: &ThreadProfile) -> bool {
     let asleep = profile.share_of(Activity::Asleep);
     let idle = profile.idle();
@@ -183,7 +184,7 @@ pub(super) fn chain_of(view: View<'_>, threads: ThreadSet) -> Vec<Step> {
     steps
 }
 
-/// What some threads do.
+/// The step of a chain at some threads.
 fn step(view: View<'_>, threads: &ThreadSet) -> Step {
     let mut weights: BTreeMap<u32, f64> = BTreeMap::new();
     for ((tgid, _), weight) in &threads.members {
@@ -219,8 +220,9 @@ fn step(view: View<'_>, threads: &ThreadSet) -> Step {
     }
 }
 
-/// What most of the time went into that was not spent waiting for work. All activities that need a CPU count together
-/// against each other one; if they win, the largest of them is the answer. Idle if that has [`MIN_IDLE`] of the time.
+/// The activity with the largest share of the time, waiting for work aside. The activities that need a CPU are compared with
+/// each other activity as one sum; if it is larger, the largest of them is the main activity. Idle if waiting for work exceeds
+/// [`MIN_IDLE`].
 pub(super) fn main_activity(shares: &[(Activity, f64)]) -> Activity {
     let of = |activity: Activity| share_of(shares, activity);
     if shares.is_empty() {
@@ -281,7 +283,7 @@ fn next(view: View<'_>, step: &Step) -> Option<Next> {
     heaviest.map(|(_, next)| next)
 }
 
-/// Who can end the wait for a resource. `None`: nobody, or it is not known.
+/// Where to find the threads that can end the wait for a resource. `None`: there are none, or they are unknown.
 fn behind(view: View<'_>, step: &Step, resource: &Resource) -> Option<Next> {
     match (step.activity, resource) {
         (Activity::Downstream | Activity::PeerRead, Resource::Connection(cookie)) => {
@@ -339,13 +341,13 @@ fn likely_holder(view: View<'_>, (tgid, address): Lock) -> Option<Thread> {
         .map(|(thread, _)| thread)
 }
 
-/// Whether a process title says that it holds a transaction and does nothing in it. PostgreSQL's backends do.
+/// Whether a process title reports an open transaction without activity, as those of PostgreSQL's backends do.
 pub(super) fn is_idle_in_transaction(title: &str) -> bool {
     title.trim_end().contains("idle in transaction")
 }
 
-/// The likely holder of a row lock that processes of this service wait for, which only their titles show: the one that has
-/// been idle in a transaction for longest, else the one with the oldest request that does not wait itself.
+/// The likely holder of a row lock that processes of this service wait for, as only their titles show. It is the process that
+/// has been idle in a transaction for longest; else, of the processes that do not wait, the one with the oldest request.
 fn row_lock_holder(view: View<'_>, step: &Step) -> Option<Next> {
     let tgids = &view.targets.get(step.target?)?.tgids;
     let idle = view.topology.titled(tgids, is_idle_in_transaction);
@@ -366,8 +368,8 @@ fn row_lock_holder(view: View<'_>, step: &Step) -> Option<Next> {
     oldest.map(|(_, tgid)| Next::Process(tgid, None))
 }
 
-/// The threads at the other end: of all processes of one service that the step leads to, each by its weight. In each process
-/// these are the threads that serve the connection, if any are seen to, else all that work.
+/// The threads at the other end: those of `tgid`, and of all other processes of its service that the step leads to. Each
+/// process has the weight of the waiting that leads to it, divided among its threads that serve the connection (see [`serving`]).
 fn beyond(view: View<'_>, step: &Step, tgid: u32) -> ThreadSet {
     let service = view.targets.of(tgid);
     let mut weights: BTreeMap<Thread, f64> = BTreeMap::new();
@@ -390,7 +392,7 @@ fn beyond(view: View<'_>, step: &Step, tgid: u32) -> ThreadSet {
     ThreadSet::weighted(members)
 }
 
-/// The threads of a process that serve the connection behind a descriptor, if any are seen to; else all that work.
+/// The threads of a process that were seen to serve the connection behind a descriptor; if there are none, all its workers.
 fn serving(view: View<'_>, tgid: u32, fd: Option<u32>) -> Vec<Thread> {
     let file = fd.and_then(|fd| view.topology.open_file(tgid, fd));
     if let Some(OpenFile::Connection(cookie)) = file {

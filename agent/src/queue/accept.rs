@@ -1,17 +1,18 @@
-//! TCP accept queues: connections whose handshake is complete and which the service has not accepted.
+//! TCP accept queues: connections that have completed the handshake and wait for the service to accept them.
 //!
 //! The kernel provides depth, backlog, drops and the age of each waiting connection. It does not count arrivals per
-//! listener:
+//! listener, so they are derived:
 //!
 //! - While the head of the queue is older than the sampling interval, every connection that arrived within the interval
 //!   still waits behind it. The connections younger than the interval are then exactly the arrivals.
-//! - Otherwise some may have arrived and been accepted. `TcpPassiveOpens` counts them, but for all listeners of a
-//!   network namespace together. What remains of it after the certain arrivals is divided among the listeners in
-//!   proportion to their recent traffic: connections seen waiting, and new ones among the accepted.
+//! - Otherwise, some connections may have arrived and been accepted within the interval. `TcpPassiveOpens` counts them,
+//!   but per network namespace, not per listener. The certain arrivals are subtracted, and the rest is divided among the
+//!   listeners in proportion to their recent traffic: connections seen waiting, and new ones seen accepted.
 //!
-//! Losses are overflows, and need two counters. A listener's own drop counter includes events that are no loss (with
-//! TCP_DEFER_ACCEPT, every bare ACK that ends a handshake). `ListenOverflows` counts only overflows, but for all listeners
-//! of the namespace together. An overflow raises both.
+//! Losses are overflows of the queue. It takes two counters to find them. A listener's own drop counter includes events
+//! that are no loss (with TCP_DEFER_ACCEPT, every bare ACK that ends a handshake). `ListenOverflows` counts only
+//! overflows, but per network namespace. An overflow increments both, so a listener's losses are at most the
+//! increase of either.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -38,6 +39,7 @@ type Groups = BTreeMap<(TargetId, SocketAddr), Group>;
 pub(super) struct Accept {
     listeners: HashMap<u64, Known>,
     networks: HashMap<u32, Network>,
+    /// See [`Accept::balance`].
     balances: HashMap<u32, i64>,
     /// Recent connections, decaying, per network namespace and port.
     traffic: HashMap<(u32, u16), f64>,
@@ -109,9 +111,9 @@ struct Group {
     ages_ns: Vec<u64>,
     untimed_ns: Option<u64>,
     losses: u64,
-    /// Change of depth of the sockets seen before.
+    /// Change of depth since the previous sample, over the sockets in both.
     grown: i64,
-    /// Arrivals that are certain.
+    /// Arrivals known for certain.
     certain: u64,
     /// Sockets at which further connections may have arrived and been accepted within the interval.
     uncertain: u32,
@@ -155,8 +157,8 @@ impl Source for Accept {
             seen.insert(listener.cookie);
             self.listeners.insert(listener.cookie, now);
         }
-        // A scan of marked sockets covers those that a file scan has found: it finds no new socket, but each of these that
-        // still exists.
+        // A scan of focused sockets finds no new listener. But it visits every listener that a file scan has found and that
+        // still exists, so one that is absent is gone.
         self.listeners.retain(|cookie, _| seen.contains(cookie));
         self.remember_traffic(&groups, &sink.new, sample.mono_ns);
         let mut counted = Counted::default();
@@ -181,19 +183,20 @@ impl Source for Accept {
                 .map(|(sum, count)| sum.saturating_add(count));
             sink.put(*target, Kind::Accept, &QueueId::Local(*address), reading);
         }
-        self.settle(&grown, &counted);
+        self.carry_balances(&grown, &counted);
         sink.forget_unseen_where(Kind::Accept, |id| matches!(id, QueueId::Local(_)));
     }
 }
 
 impl Accept {
-    /// How far the namespace's counter was ahead of (or behind) the attributed arrivals. It is read shortly before the
-    /// listeners, so a connection in between is seen waiting before it is counted.
+    /// How far the namespace's counter was ahead of the attributed arrivals (negative: behind) at the previous sample. It is
+    /// read shortly before the listeners, so a connection that arrives in between is seen waiting before it is counted.
     fn balance(&self, netns: u32) -> i64 {
         self.balances.get(&netns).copied().unwrap_or(0)
     }
 
-    fn settle(&mut self, grown: &HashMap<u32, Network>, counted: &Counted) {
+    /// Carries the difference between counted and attributed arrivals over to the next sample.
+    fn carry_balances(&mut self, grown: &HashMap<u32, Network>, counted: &Counted) {
         let balances = grown.iter().filter_map(|(netns, network)| {
             let counted = (*counted.0.get(netns)?)?;
             let opened = network.passive_opens as i64 + self.balance(*netns);
@@ -328,7 +331,7 @@ impl Group {
 struct Overflows {
     left: HashMap<u32, u64>,
     /// Network namespaces in which a listener is, or was at the previous sample, at least half full. Only such listeners
-    /// are given overflows there.
+    /// are attributed overflows there.
     crowded: HashSet<u32>,
 }
 
@@ -361,8 +364,8 @@ impl Overflows {
         }
     }
 
-    /// The overflows of this listener: as many as it dropped, while any are left. Also its drops of this interval that no
-    /// overflow accounts for.
+    /// Returns the overflows of this listener (as many as it dropped, while any are left), and its drops of this interval
+    /// that no overflow accounts for.
     fn take(&mut self, listener: &Listener, known: Option<&Known>) -> (u64, u64) {
         let (Some(known), Some(left)) = (known, self.left.get_mut(&listener.netns)) else {
             return (0, 0);
@@ -383,7 +386,7 @@ fn is_crowded(listener: &Listener, known: Option<&Known>) -> bool {
     depth > 0 && depth >= listener.limit / 2
 }
 
-/// Whether the queue is full. The kernel refuses when the depth exceeds the backlog (sk_acceptq_is_full).
+/// Whether the queue is full. The kernel rejects new connections once the depth exceeds the backlog (sk_acceptq_is_full).
 fn is_full(listener: &Listener) -> bool {
     listener.depth > 0 && listener.depth >= listener.limit
 }
@@ -392,7 +395,7 @@ fn is_full(listener: &Listener) -> bool {
 #[derive(Clone, Copy)]
 struct Arrivals {
     count: u64,
-    /// An estimate: a part of a count that several listeners share.
+    /// An estimate: part of a count that covers several listeners.
     shared: bool,
 }
 
@@ -445,7 +448,7 @@ impl Shared {
         } else if pool.traffic > 0.0 {
             pool.by_port.get(&group.port).copied().unwrap_or(0.0) / pool.traffic
         } else {
-            // Connections arrived and none was seen at any of the listeners, so they cannot be attributed.
+            // Connections arrived, but none was seen at any of the listeners, so they cannot be attributed.
             return None;
         };
         Some(Arrivals {

@@ -3,7 +3,7 @@
 
 use super::{RESPONSES_PER_S, Reading, conversations::GroupSample, littles_law};
 
-/// Ages listed per queue. It bounds the size of a reading.
+/// Most ages listed per queue; bounds the size of a reading.
 pub(super) const MAX_AGES: usize = 1_024;
 
 pub(super) fn reading(sample: &GroupSample<'_>) -> Reading {
@@ -39,7 +39,7 @@ pub(super) fn common(sample: &GroupSample<'_>, now_ns: u64) -> Reading {
     let known = sample.elapsed_ns.is_some();
     let departures = known.then_some(group.since.answered);
     let depth = group.depth();
-    // A lower bound of the rate would yield an upper bound of the wait.
+    // Only an exact count will do: a lower bound of the departures would yield an upper bound of the wait.
     let exact = departures.filter(|_| !group.since.at_least);
     let wait_ns = if depth == 0 {
         Some(0)
@@ -58,7 +58,8 @@ pub(super) fn common(sample: &GroupSample<'_>, now_ns: u64) -> Reading {
         wait_ns,
         oldest_age_ns: group.ages_ns(now_ns).next(),
         ages_ns: group.ages_ns(now_ns).take(MAX_AGES).collect(),
-        // A client may give up for its own reasons, and a loss would open an episode. It is an extra measure instead.
+        // A client may give up for its own reasons, and a loss would open an episode. So clients that give up are an extra
+        // measure, not losses.
         losses: 0,
         ..Reading::default()
     }

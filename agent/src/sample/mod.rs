@@ -527,7 +527,7 @@ pub struct AgentReport {
     pub files_interval_ns: u64,
     pub targets: u32,
     pub processes: u32,
-    /// Samples that began late by more than half their interval.
+    /// Base samples that began more than a whole interval late.
     pub late_ticks: u64,
     /// Samples that could not be recorded.
     pub samples_not_recorded: u64,

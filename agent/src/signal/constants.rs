@@ -1,8 +1,9 @@
 //! Every constant of the controllers, in one table: what it is, its unit, and where the value comes from.
 //!
 //! Sources: *CoDel* is RFC 8289. *Model*: the tests on a simulated service in `controller/tests.rs`, with even and with Poisson
-//! arrivals, hold the goodput, latency and recovery that the value gives. *Overload*: the goals of the overload benchmark
-//! (`cargo xtask bench overload`) with real servers and proxies hold it. *Convention*: a choice without a measurement behind it.
+//! arrivals, check the goodput, latency and recovery that result from the value. *Overload*: the overload benchmark
+//! (`cargo xtask bench overload`), with real servers and proxies, reaches its goals with the value. *Convention*: a choice without
+//! a measurement behind it.
 //!
 //! A decision is one step of an admission controller; its interval is [`DECISION_INTERVAL_TARGETS`] target delays, within bounds.
 
@@ -14,21 +15,22 @@ pub const DECISION_INTERVAL_TARGETS: u64 = 2;
 /// convention.
 pub const DECISION_INTERVAL_MIN_NS: u64 = 100_000_000;
 pub const DECISION_INTERVAL_MAX_NS: u64 = 1_000_000_000;
-/// Tenths of the interval after which a decision may be made: a sample that is a little early is as good. Convention.
+/// Tenths of the interval after which a decision may be made: samples may come a little early. Convention.
 pub const DECISION_INTERVAL_TENTHS: u64 = 9;
 
 // Standing delay: what counts as overload.
 
-/// Decisions over which the minimum delay has to exceed its target. Model.
+/// Number of decisions over which the minimum delay has to exceed its target. Model.
 pub const STANDING_DECISIONS: usize = 3;
 /// One decision less suffices if the minimum delay exceeds this many targets. Model.
 pub const FAR_ABOVE_TARGETS: f64 = 4.0;
-/// Delay above which a queue without departures is stalled, ns: a single long request may take as long, so not less. Convention.
+/// Delay from which a queue without departures counts as stalled, ns. With a lower value, a single long request would count too.
+/// Convention.
 pub const STALLED_AFTER_NS: u64 = 1_000_000_000;
 
 // Equilibrium: admit ratio × departures ÷ arrivals.
 
-/// Memory of the equilibrium and of the overload utilization, in decisions (1/e). Model.
+/// Time constant of the equilibrium and of the overload utilization, in decisions. Model.
 pub const EQUILIBRIUM_MEMORY_DECISIONS: f64 = 10.0;
 /// An interval counts towards the equilibrium if the admit ratio changed by at most this fraction before it. Model.
 pub const STEADY_ADMIT_CHANGE: f64 = 0.05;
@@ -45,8 +47,8 @@ pub const MIN_ADMIT_RATIO: f64 = 0.05;
 pub const DRAIN_TIME_NS: f64 = 4e8;
 /// Largest fraction of the equilibrium that is held back to drain. Model.
 pub const MAX_DRAIN_TRIM: f64 = 0.9;
-/// When nothing is standing, the admit ratio goes to this fraction of the equilibrium, and aims at this fraction of the overload
-/// utilization. Model.
+/// When nothing is standing, the admit ratio rises to at least this fraction of the equilibrium, or aims at this fraction of the
+/// overload utilization. Model.
 pub const RECOVERY_TARGET: f64 = 0.93;
 /// Fraction by which the admit ratio rises at each decision while the service is as busy as under overload. Model.
 pub const PROBE_STEP: f64 = 0.005;
@@ -54,7 +56,7 @@ pub const PROBE_STEP: f64 = 0.005;
 pub const MAX_RECOVERY_FACTOR: f64 = 1.5;
 /// If the utilization is unknown: how much the admit ratio rises at each decision, … Model.
 pub const BLIND_STEP: f64 = 0.01;
-/// … a step that doubles after this many decisions with an empty queue, … Model.
+/// … a step that doubles with each further decision after this many with an empty queue, … Model.
 pub const BLIND_DOUBLES_AFTER: u32 = 2;
 /// … this many times at most. Model.
 pub const BLIND_MAX_DOUBLINGS: u32 = 5;
@@ -63,20 +65,20 @@ pub const FORGET_AFTER_DECISIONS: u32 = 50;
 
 // Change detection, in standard deviations of Poisson counts (σ = √count).
 
-/// The service rate has changed: about one false alarm in a thousand decisions. Model.
+/// The service rate counts as changed beyond this: about one false alarm in a thousand decisions. Model.
 pub const CHANGE_SIGMAS: f64 = 3.0;
 /// The equilibrium has to cover this many times the interval that it is compared with. Model.
 pub const CHANGE_MIN_HISTORY: f64 = 1.5;
 /// Tolerance when the equilibrium is clamped while the admit ratio changes. Model.
 pub const CLAMP_SIGMAS: f64 = 1.5;
-/// The utilization is below its overload level, so the admit ratio rises: about one false alarm in 15, over up to
-/// [`IDLE_DECISIONS`]. Model.
+/// The utilization counts as below its overload level beyond this, over up to [`IDLE_DECISIONS`], so the admit ratio rises quickly:
+/// about one false alarm in 15. Model.
 pub const IDLE_SIGMAS: f64 = 1.5;
 pub const IDLE_DECISIONS: usize = 5;
-/// The same, to end shedding by queue wait at once: about one false alarm in 150, over up to [`OVERLOAD_END_DECISIONS`]. Model.
+/// The same over up to [`OVERLOAD_END_DECISIONS`], to end shedding by queue wait at once: about one false alarm in 150. Model.
 pub const OVERLOAD_END_SIGMAS: f64 = 2.5;
 pub const OVERLOAD_END_DECISIONS: usize = 10;
-/// An overload utilization below this is unknown: it cannot be compared with. Convention.
+/// An overload utilization below this is treated as unknown: it is too low to compare with. Convention.
 pub const MIN_OVERLOAD_UTILIZATION: f64 = 0.02;
 
 // Concurrency limit.
@@ -92,14 +94,15 @@ pub const MIN_OCCUPANCY: f64 = 0.85;
 pub const IN_SERVICE_QUEUE_TARGETS: f64 = 0.25;
 /// The limit is probed upward by one this often, ns, …
 pub const PROBE_INTERVAL_NS: u64 = 60_000_000_000;
-/// … for this long, ns. Proxies ask five to ten times a second; fewer than one request in a hundred is delayed by a probe.
+/// … for this long, ns. Proxies poll five to ten times a second, so they notice; less than one request in a hundred is delayed by
+/// a probe.
 pub const PROBE_DURATION_NS: u64 = 500_000_000;
 
 // Service time and max queue wait.
 
 /// Time constant of the service time, ns. Overload.
 pub const SERVICE_TIME_CONSTANT_NS: f64 = 1e10;
-/// Samples that the service time needs at least. Model.
+/// Minimum number of samples for a service time. Model.
 pub const SERVICE_TIME_MIN_SAMPLES: u32 = 10;
 /// A target delay that is not configured is at least this fraction of the service time, … (as in detection)
 pub const TARGET_SERVICE_TIMES: f64 = 0.5;
@@ -107,7 +110,7 @@ pub const TARGET_SERVICE_TIMES: f64 = 0.5;
 pub const MAX_DERIVED_TARGET_NS: u64 = 500_000_000;
 /// Max queue wait, in target delays: an admitted request has waited nearly as long and still has to be answered in time. Model.
 pub const MAX_QUEUE_WAIT_TARGETS: f64 = 0.75;
-/// At least this many requests are answered within the max queue wait: with Poisson arrivals a worker would otherwise find no
+/// The max queue wait is long enough to answer at least this many requests: with Poisson arrivals a worker might otherwise find no
 /// request that is fresh enough, and idle. Model.
 pub const RESPONSES_WITHIN_MAX_QUEUE_WAIT: f64 = 2.0;
 /// But the max queue wait is at most this many service times. Model.
@@ -130,5 +133,5 @@ pub const MAX_LOAD: f64 = 2.0;
 pub const RETRY_AFTER_MS: (u64, u64) = (1_000, 30_000);
 /// No work is shed for a queue that was last observed this long ago, ns. Convention.
 pub const FAIL_OPEN_AFTER_NS: u64 = 5_000_000_000;
-/// A queue that was last observed this long ago is no longer reported, ns. The slowest scan is made every 30 s.
+/// A queue that was last observed this long ago is no longer reported, ns. The slowest scan runs every 30 s.
 pub const EXPIRE_AFTER_NS: u64 = 60_000_000_000;

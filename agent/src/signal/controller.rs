@@ -1,10 +1,10 @@
-//! An admission controller for one queue: from its delay, arrivals and departures to the share of new work to admit. Pure: time
-//! comes with each observation.
+//! An admission controller for one queue: computes the share of new work to admit from the queue's delay, arrivals and departures.
+//! Pure: each observation carries its time.
 //!
 //! While work waits all the time, `equilibrium = admit ratio × departures ÷ arrivals` is the admit ratio at which arrivals equal
 //! departures. This holds whether rejected requests never arrive (a proxy sheds) or arrive and leave at once (the service sheds).
 //!
-//! - While the delay stands above its target, the admit ratio is the equilibrium less a trim that drains the excess.
+//! - While the standing delay exceeds its target, the admit ratio is the equilibrium less a trim that drains the excess.
 //! - While nothing waits, the equilibrium cannot be measured. If the service is less busy than it was under overload, the admit
 //!   ratio rises at once; if it is as busy, it rises slowly. If the utilization is unknown, it rises faster and faster.
 //!
@@ -102,12 +102,12 @@ pub struct ControllerState {
     pub utilization: Option<f64>,
     pub overload_utilization: Option<f64>,
     pub target_delay_ns: u64,
-    /// The minimum delay over the last decisions, ns; 0 if it did not stand long enough.
+    /// The minimum delay over the last decisions, ns; 0 if there are not enough of them yet.
     pub standing_delay_ns: u64,
     pub max_queue_wait_ns: u64,
 }
 
-/// Decides for one queue.
+/// The admission controller of one queue.
 #[derive(Debug)]
 pub struct Controller {
     admit_ratio: f64,
@@ -117,7 +117,7 @@ pub struct Controller {
     last: Observation,
     /// The minimum delay since then, ns: a queue that was empty for a moment is not standing.
     min_delay_ns: u64,
-    /// Every observation since then knew arrivals and departures.
+    /// Arrivals and departures were known in every observation since then.
     is_counted: bool,
     /// The minimum delays before the last decisions, ns.
     min_delays_ns: VecDeque<u64>,
@@ -125,9 +125,9 @@ pub struct Controller {
     mode: Mode,
     /// There was overload recently, and nothing has shown since that it is over.
     is_shedding: bool,
-    /// The delay was above its target, and the service was not seen idle since.
+    /// The delay was above its target, and the service has not been seen idle since.
     is_overloaded: bool,
-    /// Consecutive decisions with an empty queue; halved by one at which it was short.
+    /// Consecutive decisions with an empty queue; a decision with a short queue halves it.
     empty_decisions: u32,
     /// Consecutive decisions with the delay above its target.
     overloaded_decisions: u32,
@@ -143,7 +143,7 @@ pub struct Controller {
 #[derive(Clone, Copy, Debug)]
 struct Interval {
     admit_ratio: f64,
-    /// In the interval before.
+    /// The admit ratio in the interval before.
     admit_ratio_before: f64,
     arrivals: f64,
     departures: f64,
@@ -178,8 +178,8 @@ impl Equilibrium {
         Some(ratio.clamp(MIN_ADMIT_RATIO, 1.0))
     }
 
-    /// The admit ratio changed within these intervals, and clients learned of it at some point in them. So the equilibrium lies
-    /// between the results for the old and the new ratio, within Poisson noise.
+    /// Clamps the equilibrium after a change of the admit ratio within these intervals. Clients learned of the change at some point
+    /// in them, so the equilibrium lies between the results for the old and the new ratio, within Poisson noise.
     fn clamp(&mut self, intervals: &[Interval]) {
         let (mut low, mut high, mut arrivals, mut departures) = (0.0, 0.0, 0.0, 0.0);
         for interval in intervals {
@@ -252,13 +252,13 @@ impl Controller {
         self.is_shedding
     }
 
-    /// The same, but it ends as soon as the utilization falls. For shedding by queue wait, which needs no admit ratio to recover
-    /// from.
+    /// Like [`Self::is_shedding`], but ends as soon as the utilization falls. Used for shedding by queue wait, where no admit ratio
+    /// has to recover first.
     pub fn is_overloaded(&self) -> bool {
         self.is_shedding && self.is_overloaded
     }
 
-    /// Nothing was shed for a while: the controller can be dropped.
+    /// Nothing has been shed for a while: the controller can be dropped.
     pub fn is_expired(&self) -> bool {
         !self.is_shedding && self.empty_decisions > FORGET_AFTER_DECISIONS
     }
@@ -361,7 +361,7 @@ impl Controller {
     fn decide(&mut self, observation: Observation) {
         let target_delay_ns = observation.target_delay_ns;
         let standing_delay_ns = self.standing_delay_ns(target_delay_ns);
-        // What may wait need not drain, and does not show that the equilibrium is too high.
+        // A delay up to the max queue wait is acceptable: it need not drain, and does not show that the equilibrium is too high.
         let acceptable_ns = if self.is_overloaded() {
             observation.max_queue_wait_ns.max(target_delay_ns)
         } else {
@@ -391,7 +391,7 @@ impl Controller {
         }
     }
 
-    /// The delay stands above what is acceptable: admit less than the equilibrium.
+    /// The standing delay exceeds the acceptable one: admit less than the equilibrium.
     fn drain(&mut self, observation: Observation, excess_ns: f64) {
         self.overloaded_decisions = self.overloaded_decisions.saturating_add(1);
         self.is_overloaded = true;
@@ -415,7 +415,8 @@ impl Controller {
         }
     }
 
-    /// The minimum delay over the last decisions, ns; 0 if it did not stand long enough to count.
+    /// The minimum delay over the last [`STANDING_DECISIONS`], or over one less if it is far above its target, ns; 0 if there are
+    /// not enough decisions yet.
     fn standing_delay_ns(&self, target_delay_ns: u64) -> f64 {
         let minimum = |decisions: usize| {
             let are_enough = self.min_delays_ns.len() >= decisions;
@@ -450,7 +451,7 @@ impl Controller {
             self.is_overloaded = false;
         }
         self.admit_ratio = match self.idle_share(overload, IDLE_DECISIONS, IDLE_SIGMAS) {
-            // In proportion: as much more as brings the utilization back to its target.
+            // Proportional: by the factor that brings the utilization back to its target.
             Some(share) => {
                 self.mode = Mode::Recovering;
                 self.admit_ratio
@@ -463,8 +464,8 @@ impl Controller {
         };
     }
 
-    /// The utilization as a fraction of the `overload` utilization, over the shortest of up to `decisions` recent intervals in which
-    /// it is lower by more than `sigmas`; `None` if there is none.
+    /// The utilization as a fraction of the `overload` utilization, over the fewest recent intervals (at most `decisions`) over
+    /// which it is lower by more than `sigmas`; `None` if it never is.
     fn idle_share(&self, overload: f64, decisions: usize, sigmas: f64) -> Option<f64> {
         // Departures per second under overload, without those that were rejected here. Behind a proxy that sheds, this is an
         // underestimate. But an interval is as long as a request, so at least one could be served in each.

@@ -320,7 +320,7 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
             (
                 "tailback_agent_late_ticks_total",
                 "counter",
-                "Samples that began late by more than half their interval.",
+                "Base samples that began more than a whole interval late.",
                 report.late_ticks as f64,
             ),
             (

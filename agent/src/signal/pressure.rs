@@ -1,4 +1,4 @@
-//! The pressure on one service: what is published about it, made from the gauges of its queues. Pure.
+//! Computes the pressure on each service, which is what gets published, from the gauges of its queues. Pure.
 
 use std::{
     cmp::Reverse,
@@ -25,24 +25,24 @@ use crate::{
 pub struct Pressure {
     pub target: Arc<Target>,
     pub level: Level,
-    /// Of the worst queue: 0 to 1, may exceed 1.
+    /// Score of the worst queue: 0 is empty, 1 is full; may exceed 1.
     pub score: f64,
     /// Share of new work to admit, 0 to 1.
     pub admit_ratio: f64,
     pub load: Load,
     /// Recent utilization of its busiest worker group, event loop or CPU set, 0 to 1.
     pub utilization: Option<f64>,
-    /// Most requests in service at once; `None` without overload, and if it is unknown.
+    /// Most requests to have in service at once; `None` without overload, or if unknown.
     pub concurrency_limit: Option<u32>,
-    /// Reject work at dequeue if it waited longer, ns. `None`: do not reject, or other work than the dequeued one is the problem.
+    /// Reject work at dequeue if it waited longer, ns. `None`: no overload, or one that rejecting at dequeue would not relieve.
     pub max_queue_wait_ns: Option<u64>,
-    /// Age of the oldest work that was not dequeued yet, ns.
+    /// Age of the oldest work that has not been dequeued yet, ns.
     pub oldest_age_ns: u64,
     /// `None`: no queue is filling.
     pub time_to_full_ns: Option<u64>,
-    /// For rejected clients; 0: nothing is rejected.
+    /// When rejected clients should retry, ms; 0: nothing is rejected.
     pub retry_after_ms: u32,
-    /// The worst first.
+    /// Worst first.
     pub queues: Vec<(Arc<QueueKey>, Gauge)>,
     /// The controllers of its queues, in the order of `queues`. A queue has one from its first delay until it has been empty for a
     /// while.
@@ -58,7 +58,7 @@ impl Pressure {
     }
 }
 
-/// The pressure on all services, with the state of its controllers.
+/// Computes the pressure on all services, and keeps the controllers of their queues.
 #[derive(Default)]
 pub struct Board {
     /// Each with the time of its last reading, ns.
@@ -122,7 +122,7 @@ impl Board {
             let rank = |gauge: &Gauge| Reverse((gauge.level, (gauge.score * 1e6) as u64));
             rank(of_a).cmp(&rank(of_b)).then_with(|| a.cmp(b))
         });
-        let oldest_age_ns = queues.iter().filter_map(age_of_untaken).max().unwrap_or(0);
+        let oldest_age_ns = queues.iter().filter_map(age_before_dequeue).max().unwrap_or(0);
         let score = queues
             .iter()
             .map(|(_, gauge)| gauge.score)
@@ -163,12 +163,12 @@ impl Board {
         in_service: Option<f64>,
     ) -> Option<Known> {
         let is_above_target = |(key, gauge): &(Arc<QueueKey>, Gauge)| {
-            holds_untaken_requests(key) && gauge.delay_ns > gauge.target_delay_ns
+            is_shed_at_dequeue(key) && gauge.delay_ns > gauge.target_delay_ns
         };
         let is_shed =
             |(key, _): &(Arc<QueueKey>, Gauge)| self.is_controlled(key, Controller::is_shedding);
         let now = Now {
-            are_taken_soon: !queues.iter().any(is_above_target),
+            are_dequeued_soon: !queues.iter().any(is_above_target),
             are_shed: queues.iter().any(is_shed),
         };
         let service_time_ns = self.requests.add(target, queues, now)?;
@@ -178,7 +178,7 @@ impl Board {
         })
     }
 
-    /// The smallest target delay of the accept queues that are shed, ns; `None` if none is.
+    /// The smallest target delay of the accept queues whose work is shed, ns; `None` if there are none.
     fn shed_target_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
         queues
             .iter()
@@ -198,10 +198,10 @@ impl Board {
     ) -> Option<u64> {
         let mut smallest_ns = None;
         for (key, gauge) in queues {
-            if !holds_untaken_requests(key) && self.is_controlled(key, Controller::is_shedding) {
+            if !is_shed_at_dequeue(key) && self.is_controlled(key, Controller::is_shedding) {
                 return None;
             }
-            if holds_untaken_requests(key) && self.is_controlled(key, Controller::is_overloaded) {
+            if is_shed_at_dequeue(key) && self.is_controlled(key, Controller::is_overloaded) {
                 let own_ns = waits(key, gauge, known).max_queue_wait_ns;
                 smallest_ns = Some(smallest_ns.map_or(own_ns, |ns: u64| ns.min(own_ns)));
             }
@@ -269,24 +269,24 @@ impl Board {
 
 /// The acceptable waits in a queue. A configured target delay is used as it is.
 fn waits(key: &QueueKey, gauge: &Gauge, known: Option<Known>) -> Waits {
-    let known = known.filter(|_| holds_untaken_requests(key) && !gauge.is_target_configured);
+    let known = known.filter(|_| is_shed_at_dequeue(key) && !gauge.is_target_configured);
     Waits::of(gauge.target_delay_ns, known)
 }
 
-/// The age of the oldest work in an inbound queue, ns, if that was not dequeued yet.
-fn age_of_untaken((key, gauge): &(Arc<QueueKey>, Gauge)) -> Option<u64> {
-    let is_untaken = is_inbound(key) && key.kind.criterion() != Criterion::AgainstBaseline;
+/// The age of the oldest work in an inbound queue, ns, if the work there has not been dequeued yet.
+fn age_before_dequeue((key, gauge): &(Arc<QueueKey>, Gauge)) -> Option<u64> {
+    let awaits_dequeue = is_inbound(key) && key.kind.criterion() != Criterion::AgainstBaseline;
     gauge
         .oldest_age_ns
-        .filter(|_| is_untaken && gauge.depth > 0)
+        .filter(|_| awaits_dequeue && gauge.depth > 0)
 }
 
-/// Requests wait in this queue until the service dequeues them.
-fn holds_untaken_requests(key: &QueueKey) -> bool {
+/// Whether requests wait in this queue until the service dequeues them, which is where it can reject them.
+fn is_shed_at_dequeue(key: &QueueKey) -> bool {
     matches!(key.kind, Kind::Accept | Kind::Recv)
 }
 
-/// The work in this queue comes from clients: it becomes less when they hold back.
+/// Whether the work in this queue comes from clients, so that shedding reduces it.
 pub fn is_inbound(key: &QueueKey) -> bool {
     match key.kind {
         Kind::Syn | Kind::Accept | Kind::Udp | Kind::Inflight => true,

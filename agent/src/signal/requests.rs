@@ -28,7 +28,7 @@ pub(super) struct Requests {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Now {
     /// No queue in front of the service is above its target delay.
-    pub(super) are_taken_soon: bool,
+    pub(super) are_dequeued_soon: bool,
     /// Some requests are rejected.
     pub(super) are_shed: bool,
 }
@@ -122,11 +122,11 @@ impl Requests {
 }
 
 impl Service {
-    /// The age of a request in service includes its queue wait, so it counts only if requests are taken soon. While some are
+    /// The age of a request in service includes its queue wait, so it counts only if requests are dequeued soon. While some are
     /// rejected, the others wait up to the max queue wait. That would lengthen the service time, so it counts only if nothing better
     /// is known.
     fn can_be_measured(&self, now: Now) -> bool {
-        now.are_taken_soon && (!now.are_shed || self.samples < SERVICE_TIME_MIN_SAMPLES)
+        now.are_dequeued_soon && (!now.are_shed || self.samples < SERVICE_TIME_MIN_SAMPLES)
     }
 }
 
@@ -177,8 +177,8 @@ mod tests {
             };
             [(Arc::new(key), gauge)]
         };
-        let now = |are_taken_soon, are_shed| Now {
-            are_taken_soon,
+        let now = |are_dequeued_soon, are_shed| Now {
+            are_dequeued_soon,
             are_shed,
         };
         let mut requests = Requests::default();

@@ -62,7 +62,7 @@ fn finding(case: Case<'_>, culprit: Option<Culprit>) -> Finding {
     Finding::blaming(culprit, |who| advice(case, who)).fact(fact)
 }
 
-/// How long calls on the culprit take now, and before the queue filled, ns.
+/// How long calls to the culprit take now, and took before the queue filled, ns.
 fn response_times(case: Case<'_>, culprit: Option<&Culprit>) -> (Option<f64>, Option<f64>) {
     let endpoint = culprit.and_then(|culprit| culprit.endpoint.as_deref());
     endpoint.map_or((None, None), |endpoint| {

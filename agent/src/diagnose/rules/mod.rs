@@ -1,10 +1,10 @@
-//! From what was seen to one cause.
+//! Decides the cause of an episode from the evidence.
 //!
-//! Each cause is a file: what it applies to, the signs by which it is recognised, the numbers it decides by, the fact that
-//! the evidence begins with, and the advice. [`table`] lists the rules in the order of evaluation. This module evaluates
-//! them ([`judge`]): the first rule that applies and fires decides. A rule that decides by time then needs enough samples
-//! ([`MIN_SAMPLES_PER_THREAD`]) and a large enough share of the time ([`MIN_SHARE`]); without, the verdict is `unknown`,
-//! and no later rule is asked. Rules speak of kernel facts, never of a program.
+//! Each cause is a file with its rules: where each applies, what it tests, its thresholds, the fact that the evidence begins
+//! with, and the advice. [`table`] lists the rules in the order of evaluation. This module evaluates them ([`judge`]): the
+//! first rule that applies and fires decides. If it decides by time, it also needs enough samples
+//! ([`MIN_SAMPLES_PER_THREAD`]) and a large enough share of the threads' time ([`MIN_SHARE`]). Otherwise the verdict is
+//! `unknown`, and no later rule is evaluated. Rules test what the kernel reports, not which program runs.
 //!
 //! Imports go one way: this module → `assemble` → `table` → the causes → `shared` → `rule`, `checks`.
 
@@ -45,13 +45,12 @@ use checks::Checks;
 use rule::{Basis, CauseInfo, Finding, Rule};
 use table::RULES;
 
-/// Below this share of the threads' wall time a cause that is decided by time is not named. Held by the
-/// recorded incidents.
+/// A cause that is decided by time needs at least this share of the threads' wall time. The recorded incidents test the value.
 const MIN_SHARE: f64 = 0.2;
-/// Samples per thread, on average, below which nothing is concluded from its time.
+/// A cause that is decided by time needs at least this many samples per thread, on average.
 const MIN_SAMPLES_PER_THREAD: u64 = 4;
 
-/// Why the case's episode happens; with every rule and its numbers, if `explain`.
+/// The verdict on the case's episode. With `explain`, it includes every rule and the numbers that it compared.
 pub(super) fn judge(case: Case<'_>, explain: bool) -> Verdict {
     let decision = RULES
         .iter()
@@ -73,7 +72,7 @@ struct Decision {
 }
 
 impl Decision {
-    /// `None` where the rule does not apply or does not fire.
+    /// `None` if the rule does not apply or does not fire.
     fn of(rule: &Rule, case: Case<'_>, checks: &mut Checks) -> Option<Self> {
         if !rule.scope.applies(case) {
             return None;
@@ -95,7 +94,7 @@ impl Decision {
     }
 }
 
-/// The share of the time that supports a cause.
+/// The share of the threads' time that supports a cause.
 fn supporting(case: Case<'_>, cause: &CauseInfo) -> Option<f64> {
     let shares = &case.first()?.shares;
     let supports = shares
@@ -107,13 +106,13 @@ fn supporting(case: Case<'_>, cause: &CauseInfo) -> Option<f64> {
 
 fn has_enough_evidence(case: Case<'_>, share: f64, checks: &mut Checks) -> bool {
     let samples = checks.at_least(
-        "evidence: samples of the threads",
+        "evidence: thread samples",
         case.samples() as f64,
         (MIN_SAMPLES_PER_THREAD * case.threads() as u64) as f64,
         Unit::Count,
     );
     let share = checks.at_least(
-        "evidence: share of their time that supports it",
+        "evidence: supporting share of thread time",
         share,
         MIN_SHARE,
         Unit::Ratio,
@@ -121,7 +120,7 @@ fn has_enough_evidence(case: Case<'_>, share: f64, checks: &mut Checks) -> bool 
     samples && share
 }
 
-/// Evaluates every rule once more, also those after the one that decided, and records what they compared.
+/// Evaluates every rule once more, including those after the one that decided, and records what they compared.
 fn explanation(case: Case<'_>) -> Explanation {
     let mut decided = false;
     let rules = RULES.iter().map(|rule| {
