@@ -1,10 +1,10 @@
-//! The records that the programs write, one per kernel object visited, and the map entries they share with the agent.
+//! The records that the eBPF programs write, one per kernel object visited, and the map entries that they share with the agent.
 
 #[cfg(feature = "user")]
 use bytemuck::{Pod, Zeroable};
 
-/// Timestamps reported per listener and scan; a longer accept queue shows in `depth` alone. Bounds the loop and the size
-/// of a record (72 bytes + 8 KiB).
+/// Most timestamps reported per listener and scan; `depth` also counts the connections beyond. Bounds the loop and the
+/// size of a record (72 bytes + 8 KiB).
 pub const MAX_WAITING: u32 = 1024;
 /// `PipeRecord::bytes`: the pipe holds more buffers than one visit sums up.
 pub const PIPE_BYTES_UNKNOWN: u32 = u32::MAX;
@@ -18,7 +18,7 @@ pub const PIPE_WRITE_END: u32 = 2;
 /// sockets are polled on every sample, and its threads are profiled.
 pub const TARGET_FOCUSED: u32 = 1;
 
-/// `Header::kind` of each record.
+/// `Header::kind` of a [`SocketRecord`], as the others below of their records.
 pub const KIND_SOCKET: u16 = 1;
 /// See [`ListenerRecord`].
 pub const KIND_LISTENER: u16 = 2;
@@ -153,7 +153,7 @@ records! {
         pub fd: u32,
         /// Established connections that are not accepted yet.
         pub depth: u32,
-        /// The backlog; the kernel refuses when `depth > limit`.
+        /// The backlog; the kernel rejects new connections while `depth > limit`.
         pub limit: u32,
         /// Handshakes and requests dropped since the listener was created.
         pub drops: u32,
@@ -279,10 +279,12 @@ records! {
         pub state: u32,
         /// `WAIT_` flags.
         pub flags: u32,
+        /// Voluntary and involuntary context switches since its start.
         pub voluntary: u64,
         pub involuntary: u64,
         pub cpu_ns: u64,
         pub run_delay_ns: u64,
+        /// The first arguments of the system call.
         pub args: [u64; 4],
         /// Number of the system call that it sleeps in, or [`NO_SYSCALL`].
         pub syscall: i32,
@@ -337,7 +339,7 @@ records! {
         pub operations: u64,
     }
 
-    /// A process visible in the reader's pid namespace.
+    /// A process visible in the agent's pid namespace.
     pub struct ProcessRecord: 56 {
         pub header: Header,
         /// The pid in the agent's pid namespace, as its /proc shows it.
@@ -354,9 +356,9 @@ records! {
         pub comm: [u8; 16],
     }
 
-    /// A watched process, in the map `TARGETS` under its tgid.
+    /// A watched process, in the map `TARGETS`, keyed by its tgid.
     pub struct TargetEntry: 32 {
-        /// CLOCK_BOOTTIME at its start: tells it from a later process with the same pid.
+        /// CLOCK_BOOTTIME at its start: distinguishes it from a later process with the same pid.
         pub start_ns: u64,
         /// `TARGET_` flags.
         pub flags: u32,
@@ -383,7 +385,7 @@ records! {
         pub socket_operations: u64,
         /// The agent's own tgid in the initial pid namespace; 0: unknown.
         pub own_tgid: u32,
-        /// Process of the latest visit (0: none), which the fields down to `next_fd` describe.
+        /// Process of the latest visit (0: none). The fields down to `next_fd` describe it.
         pub tgid: u32,
         /// 1: it is a target.
         pub is_watched: u32,

@@ -41,7 +41,7 @@ pub struct Handle {
     pub fd: u32,
 }
 
-/// Writes a record for every open file of a target that has a queue, and counts its files.
+/// Writes a record for each open file of the targets that has a queue, and counts the open files of each target.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn files(ctx: *const TaskFileContext) -> i32 {
@@ -75,7 +75,7 @@ fn visit_file(ctx: *const TaskFileContext, queue_loop: QueueLoop) -> i32 {
 }
 
 /// Writes a record for every listening socket, pipe end and unix socket of every process, and for the requested
-/// connections. The agent learns which process listens where, and which holds the other end of a target's files.
+/// connections. They show which process listens where, and which holds the other end of a target's files.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn holders(ctx: *const TaskFileContext) -> i32 {
@@ -144,7 +144,7 @@ fn file_of(ctx: *const TaskFileContext) -> Option<(*mut seq_file, *const u8, Han
     Some((unsafe { (*meta).seq }, task, Handle { tgid, fd }, file))
 }
 
-/// Whether the previous visit was of another process.
+/// Whether the previous visit was to another process.
 #[inline(always)]
 fn is_new_process(tgid: u32) -> bool {
     // SAFETY: an array entry lives as long as its map; only one scan runs at a time.
@@ -176,7 +176,7 @@ pub fn count_fd(scan: *mut Scan, fd: u32) {
     }
 }
 
-/// Stores the number of open files in the entry of the process that the scan leaves.
+/// Stores the number of open files in the entry of the process that the scan has just finished.
 #[inline(always)]
 pub fn report_count() {
     let Some(scan) = SCAN.get_ptr_mut(0) else {
@@ -286,6 +286,7 @@ fn focus_busy(sk: *const u8, handle: Handle, scan: *mut Scan) {
     focus(sk, handle, unsafe { bpf_ktime_get_ns() } + ttl_ns);
 }
 
+/// Adds a socket to `FOCUSED_SOCKETS`, or renews its entry.
 #[inline(always)]
 fn focus(sk: *const u8, handle: Handle, expires_ns: u64) {
     if !has_helper!(sk_storage) {

@@ -3,11 +3,12 @@
 //! `tests/scenarios` plays each in its own process; this module selects, repeats and prints them, and writes a section of
 //! docs/appendix/accuracy.md.
 //!
-//! A verdict on a live run depends on the load, the scheduler and the moment: it is right at a rate. Two things hold it.
-//! The recorded incidents (`agent/tests/incidents`) are deterministic, and every one of their verdicts must be right. And
-//! the rate of right live runs must not be significantly below [`RATE`]: `cargo xtask test` plays each scenario once,
-//! `cargo xtask scenarios --repeat 5` five times, which notices a drop to 85% (see [`least_right`]). What is no matter of
-//! rate fails at once: a scenario that cannot be played, and a live run that its own recording does not reproduce.
+//! The verdict on a live run varies with the load, the scheduler and the timing, so it is right only with some probability.
+//! Two checks make up for that. The recorded incidents (`agent/tests/incidents`) are deterministic: every one of their
+//! verdicts must be right. And the share of right live runs must not be significantly below [`REQUIRED_RATE`]:
+//! `cargo xtask test` plays each scenario once; `cargo xtask scenarios --repeat 5` plays it five times, which notices a drop
+//! to 85% (see [`min_right`]). Two failures count whatever the share: a scenario that cannot be played, and a live run that
+//! its own recording does not reproduce.
 
 use std::{
     collections::BTreeMap,
@@ -32,11 +33,11 @@ use crate::{
 /// Where our section of the document begins; it goes on to the end.
 const HEADING: &str = "\n## Verdicts\n";
 const HEAD: &str = "
-Incidents are planted on real, stock servers under open-loop load. A run is right if all of this holds:
+Incidents are planted on real, stock servers under open-loop load. A run is right if all of the following hold:
 
-- the episode of the queue that suffers names the cause and the root cause, while the cause is present and at the end;
-- no other episode names anything else;
-- the warning came before the application's own message and before the first error;
+- the episode of the affected queue names the cause and the root cause, both while the cause is present and at the end;
+- no other episode names a different one;
+- the warning comes before the application's own message and before the first error;
 - everything recovers after the cause is gone.
 
 Healthy services must have no episode at all.
@@ -48,13 +49,13 @@ message, or to the first failed request, if there was any.
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Print their names, and play none
+    /// List the scenarios and exit
     #[arg(long)]
     list: bool,
-    /// Times to play each
+    /// Play each scenario N times
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
-    /// One JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     /// Keep the recording of each run in this directory, for `tailback replay`
@@ -103,7 +104,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             }
             rows.push(row);
         }
-        // An interrupted command leaves the rows played so far.
+        // After every round, so that an interrupted command keeps the rows played so far.
         if let Some(file) = &args.write {
             let text =
                 fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
@@ -128,13 +129,13 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 }
 
 /// Share of right runs that the agent must reach.
-const RATE: f64 = 0.95;
-/// Probability of failing an agent that is right in exactly [`RATE`] of all runs.
-const FALSE_ALARM: f64 = 0.01;
-/// A share of right runs that must be noticed.
-const DROP: f64 = 0.85;
+const REQUIRED_RATE: f64 = 0.95;
+/// Largest probability of failing an agent that is right in exactly [`REQUIRED_RATE`] of all runs.
+const FALSE_ALARM_PROBABILITY: f64 = 0.01;
+/// A share of right runs so low that five runs of each scenario must notice it.
+const NOTICEABLE_RATE: f64 = 0.85;
 
-/// Each scenario once, as part of `cargo xtask test`, unless tests are asked for by name.
+/// Plays each scenario once, as part of `cargo xtask test`. A filter plays none, unless it is `scenario` (all) or the name of one.
 pub fn run_here(programs: &Programs, filter: Option<&str>, tally: &mut Tally) {
     let record = |tally: &mut Tally, name: &str, result: Result<(), String>| {
         tally.record(
@@ -207,29 +208,31 @@ fn broken(row: &Row) -> Option<String> {
     }
 }
 
-/// Whether the number of right runs is compatible with [`RATE`].
+/// Whether the number of right runs is compatible with [`REQUIRED_RATE`].
 fn judge_rate(rows: &[Row]) -> Result<String, String> {
     let count = |outcome: Outcome| rows.iter().filter(|row| row.outcome == outcome).count();
     let right = count(Outcome::Right);
     let played = right + count(Outcome::Wrong);
-    let least = least_right(played);
-    let noticed = at_most(least.saturating_sub(1), played, DROP);
+    let least = min_right(played);
+    let noticed = probability_of_at_most(least.saturating_sub(1), played, NOTICEABLE_RATE);
     let text = format!(
-        "{right} of {played} verdicts on live incidents are right; fewer than {least} would be significantly below {} (a drop \
-         to {} fails {} of such runs)",
-        percent(RATE),
-        percent(DROP),
+        "{right} of {played} verdicts on live incidents are right; fewer than {least} would be significantly below {} (an \
+         agent at {} would fail this check with a probability of {})",
+        percent(REQUIRED_RATE),
+        percent(NOTICEABLE_RATE),
         percent(noticed),
     );
     if right >= least { Ok(text) } else { Err(text) }
 }
 
-/// The least number of right runs of `played` that does not refute [`RATE`]: an agent of that rate falls below it with a
-/// probability of at most [`FALSE_ALARM`]. Of 175 runs (five of each scenario) it is 159, and an agent that is right in 85%
-/// falls below it with a probability of 98%.
-fn least_right(played: usize) -> usize {
+/// The smallest number of right runs, of `played`, that is compatible with [`REQUIRED_RATE`]: an agent with that rate falls
+/// below it with a probability of at most [`FALSE_ALARM_PROBABILITY`]. Of 175 runs (five of each scenario) it is 159, and an
+/// agent that is right in 85% of runs falls below it with a probability of 98%.
+fn min_right(played: usize) -> usize {
     let mut least = 0;
-    while least < played && at_most(least, played, RATE) <= FALSE_ALARM {
+    while least < played
+        && probability_of_at_most(least, played, REQUIRED_RATE) <= FALSE_ALARM_PROBABILITY
+    {
         least += 1;
     }
     least
@@ -237,7 +240,7 @@ fn least_right(played: usize) -> usize {
 
 /// The probability of at most `right` right runs of `played`, each right with probability `rate`: the binomial
 /// distribution, summed from `played` down so that all factors stay within range.
-fn at_most(right: usize, played: usize, rate: f64) -> f64 {
+fn probability_of_at_most(right: usize, played: usize, rate: f64) -> f64 {
     let mut term = rate.powi(i32::try_from(played).unwrap_or(i32::MAX));
     let mut above = 0.0;
     for k in (right + 1..=played).rev() {
@@ -250,7 +253,7 @@ fn at_most(right: usize, played: usize, rate: f64) -> f64 {
 fn play(program: &Path, agent: &Path, scenario: &str, keep: Option<&Path>) -> Result<Row> {
     let mut cmd = Cmd::new(program).env("TAILBACK_BIN", agent);
     if let Some(folder) = keep {
-        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         cmd = cmd.arg("--keep").arg(folder);
     }
     let cmd = cmd.arg(scenario);
@@ -270,12 +273,12 @@ fn play(program: &Path, agent: &Path, scenario: &str, keep: Option<&Path>) -> Re
 /// One run as a line for the terminal.
 fn line(row: &Row) -> String {
     let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1} s"));
-    let said = match row.verdict.as_str() {
+    let verdict = match row.verdict.as_str() {
         "" => "-",
-        said => said,
+        verdict => verdict,
     };
     let mut text = format!(
-        "{:<19} {:<19} {said:<27} {:>5}  warned {:>6}  lead {:>6}  {}",
+        "{:<19} {:<19} {verdict:<27} {:>5}  warned {:>6}  lead {:>6}  {}",
         row.scenario,
         row.planted,
         row.share.map_or("-".to_owned(), percent),
@@ -383,7 +386,7 @@ fn before_section(text: &str) -> &str {
     text.get(..end).unwrap_or(text)
 }
 
-/// The section as it is in the file now, for a command that rewrites the rest.
+/// The present section of the file, for a command that rewrites the rest.
 pub fn section_in(file: &Path) -> String {
     let text = fs::read_to_string(file).unwrap_or_default();
     let before = before_section(&text).len();
@@ -438,10 +441,10 @@ mod tests {
             runs(34, 1).is_ok() && runs(29, 6).is_err(),
             "one run of each scenario"
         );
-        let least = least_right(175);
-        assert!(at_most(least - 1, 175, RATE) <= FALSE_ALARM);
-        assert!(at_most(least - 1, 175, DROP) > 0.95);
-        assert!((at_most(1, 2, 0.5) - 0.75).abs() < 1e-12);
+        let least = min_right(175);
+        assert!(probability_of_at_most(least - 1, 175, REQUIRED_RATE) <= FALSE_ALARM_PROBABILITY);
+        assert!(probability_of_at_most(least - 1, 175, NOTICEABLE_RATE) > 0.95);
+        assert!((probability_of_at_most(1, 2, 0.5) - 0.75).abs() < 1e-12);
     }
 
     #[test]

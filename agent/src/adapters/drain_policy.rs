@@ -22,8 +22,8 @@ impl DrainPolicy {
         }
     }
 
-    /// Whether this service is drained, or reported as not ready, now. `level` returns the level of a service that is running.
-    /// A service outside of all groups is never drained: nothing says that another one could do its work.
+    /// Whether this service is drained, or reported as not ready, now. `level` returns the level of a running service, else
+    /// `None`. A service outside of all groups is never drained: no other instance is known to take its work.
     pub fn is_drained(&mut self, name: &str, level: impl Fn(&str) -> Option<u32>) -> bool {
         let Some(group) = self
             .groups
@@ -44,7 +44,7 @@ impl DrainPolicy {
             .filter(|(_, level)| *level >= FULL)
             .map(|(target, _)| *target)
             .collect();
-        // A drained service stays drained while it is full: taking turns would move the load in circles.
+        // A drained service stays drained while it is full: alternating would only move the load around.
         let (mut drained, waiting): (Vec<&String>, Vec<&String>) = full
             .into_iter()
             .partition(|target| self.drained.contains(*target));

@@ -56,7 +56,7 @@ use crate::{
 /// How long "no pressure" is reported before the process exits, for clients that keep the last reply. Longer than HAProxy's
 /// default check interval, 2 s.
 const DRAIN_TIME: Duration = Duration::from_millis(2_500);
-/// Name of the status socket in the signal directory. A client that connects and writes anything gets the status as JSON.
+/// Name of the status socket in the signal directory. It replies to any request with the status as JSON.
 pub const SOCKET: &str = "adapters.sock";
 /// How long the exit waits for file writes in progress, which may hang on a dead mount.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);

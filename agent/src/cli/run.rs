@@ -1,4 +1,4 @@
-//! `tailback run`: the agent, which watches until it is stopped.
+//! `tailback run`: runs the agent until it is stopped.
 
 use std::{
     collections::BTreeSet,
@@ -101,7 +101,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         if let Some(recording) = &mut recording
             && let Err(failure) = recording.add(&sample)
         {
-            // Keep watching; samples that are not recorded are counted.
+            // Keep sampling; the samples that were not recorded are counted.
             print_stderr(failure);
         }
         let outcome = pipeline.step(&sample);
@@ -121,7 +121,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             break Err(failure);
         }
     };
-    // On every exit path: report, record and deliver what is open. Standard output first: a collector may block.
+    // On every exit path, close what is open: signals, output, recording, spans. Spans come last: a collector may block.
     let events: Vec<Event> = pipeline.finish();
     signals.finish(&events, &pipeline);
     let watched = watched.and_then(|()| emit_all(sink.as_mut(), &events));

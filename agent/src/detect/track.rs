@@ -416,9 +416,7 @@ mod tests {
         let levels: Vec<Level> = (0..100)
             .map(|tick| {
                 let now_ns = tick * TICK;
-                track
-                    .read(&backlog(tick), now_ns, &settings, without)
-                    .level
+                track.read(&backlog(tick), now_ns, &settings, without).level
             })
             .collect();
         assert_eq!(levels[30], Level::Ok);

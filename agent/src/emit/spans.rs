@@ -1,4 +1,5 @@
-//! Turns the pipeline's events into finished spans. An incident is one trace, which is complete at every moment.
+//! Turns the pipeline's events into finished spans. An incident is one trace, in which every exported span has its
+//! parent at any moment.
 //!
 //! A span is created once, when it has ended, and after its parent. Each has the resource of its own service, so one trace
 //! shows every service of an incident. Pure: no clock, no I/O; a replay creates the same spans with the same ids.
@@ -39,7 +40,7 @@ use crate::{
     sample::{Target, TargetId},
 };
 
-/// Most services on wait chains, without an episode of their own, that are remembered per incident.
+/// Most services remembered per incident that are on a wait chain but have no episode of their own.
 const MAX_CHAIN_SERVICES: usize = 256;
 
 /// Finished spans of one watched service, parents first.
@@ -328,7 +329,7 @@ fn onset_id(episode: &str) -> SpanId {
     span_id(&[episode, "onset"])
 }
 
-/// The parts of a span that differ, except for its attributes.
+/// The fields that differ between spans, except for the attributes.
 struct Draft {
     trace: TraceId,
     id: SpanId,

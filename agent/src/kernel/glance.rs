@@ -1,4 +1,5 @@
-//! The glance tier: BPF iterators, loaded once (`glance/load.rs`) and run on the agent's clock. No hook of any kind.
+//! The glance tier: BPF iterators, loaded once (`glance/load.rs`) and run whenever the agent samples. It attaches no hook: no
+//! kprobe, no tracepoint.
 
 mod load;
 
@@ -27,10 +28,10 @@ use super::{
     records::decode,
 };
 
-/// Up to this many processes have iterators of their own; beyond, one scan of the whole host is cheaper.
+/// Up to this many processes have iterators of their own; beyond that, one scan of the whole host is cheaper.
 const MAX_BOUND_PROCESSES: usize = 32;
 
-/// Threads that a scan of the whole host skips at the cost of one iterator bound to a process. Measured by `bench-walk`.
+/// A scan of the whole host skips this many threads at the cost of one iterator bound to a process. Measured by `bench-walk`.
 const THREADS_PER_BOUND_ITERATOR: usize = 16;
 
 /// Busy sockets of focused targets that one file scan may add to `FOCUSED_SOCKETS`.
@@ -61,9 +62,9 @@ pub struct Glance {
     holders: Option<Link>,
     processes: Link,
     cpu_times: Option<Link>,
-    /// The program that scans files, of the two variants.
+    /// The loaded program of the two that scan files.
     files_program: &'static str,
-    /// The program that scans what threads wait for, of the two variants.
+    /// The loaded program of the two that scan what threads wait for.
     waits_program: &'static str,
     scan_settings: Scan,
     targets: HashMap<MapData, u32, TargetPod>,
@@ -77,7 +78,7 @@ pub struct Glance {
     capabilities: Capabilities,
     /// The output of batched scans.
     output: Option<SharedBuffer>,
-    /// The watched processes changed: `FOCUSED_SOCKETS` lacks their sockets, and its entries may name former holders.
+    /// The watched processes have changed: `FOCUSED_SOCKETS` lacks their sockets, and its entries may name former holders.
     focus_is_stale: bool,
     buffer: Box<[u8]>,
     log: Option<BpfLog>,
@@ -155,7 +156,7 @@ impl Glance {
             .iter()
             .map(|process| (process.tgid, process.pid))
             .collect();
-        // An interrupted scan may have left its current process behind.
+        // An interrupted scan may have left its progress in the map: reset it.
         self.write_scan_settings()?;
         let bind =
             self.capabilities.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
@@ -232,8 +233,8 @@ impl Glance {
     }
 
     /// Sets which processes are focused: their busy sockets join `FOCUSED_SOCKETS` at the next file scan, and their
-    /// threads are profiled. `host_threads` is the number of threads on the host, by which the cheaper kind of profile
-    /// scan is chosen.
+    /// threads are profiled. `host_threads`, the number of threads on the host, decides which kind of profile scan is
+    /// cheaper.
     pub fn set_focused(
         &mut self,
         host_threads: usize,
@@ -271,8 +272,8 @@ impl Glance {
         Ok(())
     }
 
-    /// Requests from the next scan of holders the connections with exactly these ports, as their holder sees them
-    /// ([`tailback_ebpf::peer_key`]). Returns how many did not fit.
+    /// Makes the next scan of holders report exactly the connections with these ports, as their holder sees them
+    /// ([`tailback_ebpf::peer_key`]). Returns how many did not fit into the map.
     pub fn request_peers(&mut self, keys: &BTreeSet<u32>) -> Result<usize> {
         let context = "cannot request the holders of connections";
         let requested: BTreeSet<u32> = keys.iter().copied().take(MAX_REQUESTED_PEERS).collect();
@@ -298,7 +299,7 @@ impl Glance {
             self.links_of(program, bind, pids)
         };
         Ok(Bare {
-            // These write records of the agent's own files only, and of thread group leaders only.
+            // The first writes records only of the agent's own files, the second only of thread group leaders.
             files: links("file_operations")?,
             threads: links("processes")?,
         })
@@ -335,7 +336,7 @@ impl Glance {
         Ok(())
     }
 
-    /// Reports every listener that a file scan has met, and the busy sockets of focused targets. `false` if this kernel
+    /// Reports every listener that a file scan has found, and the busy sockets of focused targets. `false` if this kernel
     /// does not support it.
     pub fn scan_focused_sockets(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<bool> {
         let Some(link) = &self.focused_sockets else {
@@ -364,7 +365,7 @@ impl Glance {
         Ok(())
     }
 
-    /// Bytes of records that batched scans have reported, rather than the kernel's own iterators.
+    /// Bytes of records read from batched scans so far, as opposed to the kernel's own iterators.
     pub fn batched_bytes(&self) -> u64 {
         self.output.as_ref().map_or(0, SharedBuffer::bytes_read)
     }
@@ -389,14 +390,14 @@ impl Glance {
 
     /// Reports what every thread of the focused processes waits for.
     pub fn scan_profile(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
-        let select = !self.profile_is_bound;
-        if select {
+        let is_over_all = !self.profile_is_bound;
+        if is_over_all {
             self.scan_settings.only_focused = 1;
             self.write_scan_settings()?;
         }
         let result = run_all(&self.profile, &mut self.buffer, visit)
             .context("cannot scan what the threads of focused processes wait for");
-        if select {
+        if is_over_all {
             self.scan_settings.only_focused = 0;
             self.write_scan_settings()?;
         }

@@ -65,11 +65,11 @@ pub struct Sample {
     pub messages: Vec<Message>,
     /// The agent's own counters; in the first sample of each report interval.
     pub agent: Option<AgentReport>,
-    /// Conditions of the agent itself that a user should know.
+    /// Conditions of the agent itself that a user should know about.
     pub notices: Vec<Notice>,
 }
 
-/// Which scans a sample includes. An absent object is gone only if the scan that reports it was made.
+/// Which scans a sample includes. An object that is absent from a sample is gone only if the scan that reports it is included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Walks {
     /// All sockets and pipes of all targets.
@@ -129,11 +129,11 @@ pub struct Listener {
     /// Inode of its network namespace.
     pub netns: u32,
     pub address: SocketAddr,
-    /// Connections complete and not accepted.
+    /// Established connections that are not accepted yet.
     pub depth: u32,
-    /// Backlog; the kernel refuses when `depth` exceeds it.
+    /// Backlog; the kernel rejects new connections while `depth` exceeds it.
     pub limit: u32,
-    /// Drops since its creation: handshakes and requests.
+    /// Handshakes and requests dropped since its creation.
     pub drops: u32,
     /// Half-open handshakes (`reqsk_queue_len`); `None` if this kernel does not report them.
     pub half_open: Option<u32>,
@@ -161,7 +161,7 @@ pub struct Connection {
     pub write_seq: u32,
     pub snd_una: u32,
     pub snd_nxt: u32,
-    /// Window that the peer offers, bytes.
+    /// Window advertised by the peer, bytes.
     pub snd_wnd: u32,
     /// Memory of the receive queue and its limit, bytes; 0 while nothing is unread.
     pub rmem_alloc: u32,
@@ -318,7 +318,7 @@ pub struct Thread {
 pub enum State {
     /// Running on a CPU.
     Running,
-    /// Wants a CPU and has none.
+    /// Waits for a CPU.
     Runnable,
     /// Interruptible sleep: waits for an event.
     Sleeping,
@@ -459,7 +459,7 @@ pub struct Holder {
     pub writes: bool,
 }
 
-/// A process that holds one end of a connection of which a target holds the other.
+/// A process at the other end of a target's connection.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Peer {
     pub netns: u32,
@@ -475,7 +475,7 @@ pub struct Peer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Title {
     pub tgid: u32,
-    /// With control characters escaped, bounded.
+    /// With control characters escaped, bounded in length.
     pub title: String,
 }
 
@@ -488,7 +488,7 @@ pub struct Message {
     /// Name of the message in the table of known messages.
     pub name: String,
     pub count: u32,
-    /// The first such line since the last sample, bounded, with control characters escaped.
+    /// The first such line since the last sample, with control characters escaped, bounded in length.
     pub line: String,
     /// The line was written between these times (CLOCK_MONOTONIC, ns): absent at the first, present at the second.
     pub not_before_ns: u64,
@@ -511,7 +511,7 @@ pub struct Network {
     pub syn_cookies: u64,
 }
 
-/// Counters of the agent and their cost, since its start unless stated otherwise. Field names are JSON keys.
+/// Counters of the agent and its cost, since its start unless stated otherwise. Field names are JSON keys.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AgentReport {
     pub ticks: u64,
@@ -523,7 +523,7 @@ pub struct AgentReport {
     pub rss_bytes: u64,
     /// CPU time of the last file scan, ns.
     pub files_scan_ns: u64,
-    /// Present interval of file scans, ns.
+    /// Current interval of file scans, ns.
     pub files_interval_ns: u64,
     pub targets: u32,
     pub processes: u32,

@@ -122,7 +122,11 @@ impl Board {
             let rank = |gauge: &Gauge| Reverse((gauge.level, (gauge.score * 1e6) as u64));
             rank(of_a).cmp(&rank(of_b)).then_with(|| a.cmp(b))
         });
-        let oldest_age_ns = queues.iter().filter_map(age_before_dequeue).max().unwrap_or(0);
+        let oldest_age_ns = queues
+            .iter()
+            .filter_map(age_before_dequeue)
+            .max()
+            .unwrap_or(0);
         let score = queues
             .iter()
             .map(|(_, gauge)| gauge.score)

@@ -33,7 +33,7 @@ pub struct Args {
     /// Kernels of the matrix besides this one: all, none, or names separated by commas
     #[arg(long, value_name = "LIST", default_value = "none")]
     kernels: String,
-    /// One JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
     /// Write the table to this file [default: docs/appendix/accuracy.md]

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every test, on this kernel and on the kernels of the matrix, with one summary.
 //!
-//! Nothing turns a failure into a pass. A failed test runs once more only to classify the failure as flaky or lasting;
+//! Nothing turns a failure into a pass. A failed test runs once more only to classify the failure as flaky or consistent;
 //! a skip that is not on the list in `skips` fails the run; so does a machine on which eBPF programs do not load.
 //! Verdicts on live incidents are a rate, not a pass or a failure: see `scenarios`.
 
@@ -104,7 +104,7 @@ impl Steps {
     }
 }
 
-/// One sample of the agent's own parent process. Without it every other test of the agent proves nothing.
+/// Takes one sample of the agent's own parent process. If that fails, no other test of the agent proves anything.
 fn programs_load(agent: &Path, tally: &mut Tally) {
     let pid = std::process::id().to_string();
     let sample = Cmd::new(agent).args(["sample", "--json", "--pid", &pid]);

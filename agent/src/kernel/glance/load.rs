@@ -1,7 +1,7 @@
 //! Loads the eBPF object and finds out what this kernel supports.
 //!
-//! Capabilities are tried: a program that does not load is switched off and the reason kept in [`Capabilities`]. Loading
-//! fails only if processes cannot be listed, or neither files nor threads can be scanned.
+//! It tries each capability. A program that does not load is switched off, and [`Capabilities`] keeps the reason. Loading
+//! fails only if processes cannot be listed, or if neither files nor threads can be scanned.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,14 +36,14 @@ use crate::kernel::{
 /// The kernel's description of its own types.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
-/// Size of the read buffer, bytes: twice what one read of an iterator returns at most (`PAGE_SIZE << 3`,
+/// Size of the read buffer, bytes: twice the most that one read of an iterator returns (`PAGE_SIZE << 3`,
 /// kernel/bpf/bpf_iter.c).
 const READ_BYTES: usize = 64 * 1024;
 
 /// How long a busy socket stays in `FOCUSED_SOCKETS` unless a file scan renews it, ns.
 const FOCUSED_SOCKET_TTL_NS: u64 = 3_000_000_000;
 
-/// Whether something works on this kernel; `Err` is the reason why not, for the user.
+/// Whether a capability works on this kernel; `Err` tells the user why not.
 pub type Capability = Result<(), String>;
 
 /// What works on this kernel, and why the rest does not.
@@ -57,7 +57,7 @@ pub struct Capabilities {
     pub threads: Capability,
     /// What threads are blocked on. Without it workers, event loops, locks and disks are not watched.
     pub waits: Capability,
-    /// Which process holds the other end of a connection, pipe or unix socket. Without it causes stop at one process.
+    /// Which process holds the other end of a connection, pipe or unix socket. Without it no wait is followed to another process.
     pub holders: Capability,
     /// CPU time of every thread on the host. Without it the process that starves a target is not named.
     pub cpu_times: Capability,
@@ -65,9 +65,9 @@ pub struct Capabilities {
     pub bound_to_process: Capability,
     /// The scan of focused sockets. Without it listeners and busy sockets are seen by the file scan only.
     pub focused_sockets: Capability,
-    /// Reading user memory. Without it only system call and arguments of a blocked thread are known.
+    /// Reading user memory. Without it only the system call of a blocked thread and its arguments are known.
     pub user_memory: Capability,
-    /// `bpf_loop`. Without it the verifier walks every round of the accept queue loop, which slows down loading.
+    /// `bpf_loop`. Without it the verifier checks every iteration of the accept queue loop, which slows down loading.
     pub bpf_loop: Capability,
     /// Batched scans. Without it the kernel visits each file and thread separately.
     pub batched_scans: Capability,
@@ -120,7 +120,7 @@ unsafe impl aya::Pod for HelpersPod {}
 struct Object {
     ebpf: Ebpf,
     kernel_btf: aya::Btf,
-    /// Programs that the verifier rejected, by which a load with and one without logging are compared.
+    /// Reasons of programs that the verifier rejected. Their number shows whether logging costs programs.
     rejected: Vec<String>,
 }
 
@@ -209,7 +209,7 @@ fn off(error: LoadError) -> String {
     format!("{:#}", anyhow::Error::new(error))
 }
 
-/// A scan that there are two programs for, and which of them loaded.
+/// A scan for which there are two programs, and which of them loaded.
 struct Alternative {
     program: &'static str,
     /// Whether the better one works.
@@ -219,7 +219,7 @@ struct Alternative {
 }
 
 impl Alternative {
-    /// Loads `better` unless `lacking` says what it needs and this kernel lacks; else `fallback`.
+    /// Loads `better` unless this kernel lacks what it needs, which `lacking` names. If it does not load, loads `fallback`.
     fn load(
         object: &mut Object,
         target: &str,
@@ -262,7 +262,7 @@ impl Glance {
 
     /// Loads the object with the given offsets. The verifier rejects those that do not fit this kernel's types.
     ///
-    /// The log statements may be more than an old verifier accepts: if fewer programs load with them, they are left out.
+    /// An old verifier may reject programs because of their log statements. If fewer programs load with them, they are left out.
     pub fn load_with(fields: &Resolved, log_bpf: bool) -> Result<Self, LoadError> {
         let missing = fields.missing_for(Feature::Base);
         if let Some(missing) = missing {
@@ -285,7 +285,7 @@ impl Glance {
         })
     }
 
-    /// One attempt, and the reasons of programs that the verifier rejected.
+    /// One attempt. Also returns the reasons of programs that the verifier rejected.
     fn try_load(fields: &Resolved, log_bpf: bool) -> (Result<Self, LoadError>, Vec<String>) {
         let mut object = match Object::open(fields, log_bpf) {
             Ok(object) => object,
@@ -354,7 +354,7 @@ impl LoadedPrograms {
         fields: &Resolved,
         log_bpf: bool,
     ) -> Result<Glance, LoadError> {
-        // The agent's own process serves as well as any to try a bound iterator.
+        // Try a bound iterator on the agent's own process: any would do.
         let bound_to_process = link(&object.ebpf, "processes", Over::Process(std::process::id()))
             .map(drop)
             .map_err(|error| {
@@ -466,8 +466,8 @@ fn load_batched_scans(object: &mut Object, fields: &Resolved) -> Capability {
 }
 
 impl Glance {
-    /// Learns the addresses of the `file_operations` of sockets and io_uring instances. What cannot be learned is switched
-    /// off.
+    /// Learns the addresses of the `file_operations` of sockets and io_uring instances. A capability whose address cannot be
+    /// learned is switched off.
     fn learn_file_operations(&mut self) {
         if self.capabilities.rings.is_ok() {
             self.capabilities.rings = self.learn_rings().map_err(|error| format!("{error:#}"));

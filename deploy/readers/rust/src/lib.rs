@@ -4,7 +4,7 @@
 //! and everything is admitted. A page that does not exist yet, or that the agent recreates, is looked for once a second.
 //!
 //! Threads may share a [`Page`]. A process that forks must open its pages in the children: with a page from before the fork, all
-//! children would reject in step, and a lock that another thread held at the fork would stay locked in them for good.
+//! children would reject in lockstep, and a lock that another thread held at the fork would stay locked in them for good.
 //!
 //! ```no_run
 //! # let connection = std::net::TcpStream::connect("[::1]:80").unwrap();
@@ -116,7 +116,7 @@ use layout::{
 
 /// An admit ratio of 1, in parts per million.
 const PPM: u32 = 1_000_000;
-/// Most attempts to read the page while the agent writes, which takes about a microsecond.
+/// Most attempts to read the page while the agent writes. A write takes about a microsecond.
 const MAX_READ_ATTEMPTS: u32 = 1_000;
 /// Time between attempts to open a page that does not exist, ns.
 const REOPEN_INTERVAL_NS: u64 = 1_000_000_000;
@@ -136,7 +136,7 @@ pub struct Pressure {
     pub oldest_age: Duration,
     /// Forecast of when a queue is full; `None`: no queue is filling.
     pub time_to_full: Option<Duration>,
-    /// When rejected clients should retry; zero while nothing is rejected.
+    /// How long rejected clients should wait before a retry; zero while nothing is rejected.
     pub retry_after: Duration,
     /// Demand as a fraction of capacity: 1 is all of it, 2 is twice that or more.
     pub load: f64,
@@ -223,7 +223,7 @@ pub struct Page {
     map: AtomicPtr<Map>,
     /// The `seq` of the last read.
     seq: AtomicU64,
-    /// Until when its result is valid, CLOCK_MONOTONIC_COARSE, ns.
+    /// When its result expires, CLOCK_MONOTONIC_COARSE, ns.
     until_ns: AtomicU64,
     /// Its admit ratio, parts per million.
     admit_ppm: AtomicU32,
@@ -261,8 +261,8 @@ struct Validity {
 struct Map {
     words: *const [AtomicU64; WORDS],
     inode: (u64, u64),
-    /// The odd `seq` at which the last read gave up, because the writer was stopped or killed in the middle: not read again
-    /// until `seq` changes. Even: the last read succeeded.
+    /// The odd `seq` at which the last read gave up, because the writer was stopped or killed in the middle of a write. The page
+    /// is not read again until `seq` changes. Even: no read has given up.
     unsettled: AtomicU64,
 }
 
@@ -284,7 +284,7 @@ impl Page {
             last_pressure: Mutex::default(),
             last_entries: Mutex::default(),
             reopen_ns: AtomicU64::new(0),
-            // Processes must not reject in step. The pid is hashed with a random key, because in containers it is often 1.
+            // Processes must not reject in lockstep. The pid is hashed with a random key, because in containers it is often 1.
             phase: AtomicU32::new(
                 (RandomState::new().hash_one(std::process::id()) % u64::from(PPM)) as u32,
             ),
@@ -533,7 +533,7 @@ impl Map {
         unsafe { &*self.words }
     }
 
-    /// Reads until a read was not interrupted by a write; `None` if that does not happen.
+    /// Retries until no write interrupts a read; `None` if every attempt is interrupted.
     fn read<T>(&self, read: impl Fn(&Self) -> T) -> Option<T> {
         let seq = &self.words()[SEQ_AT / 8];
         let mut before = seq.load(Ordering::Acquire);
@@ -609,8 +609,8 @@ impl Map {
         (self.u32(COUNT_AT) as usize).min(ENTRIES)
     }
 
-    /// How long the page is valid: not at all if it is no page or of another version. Checked at each read, because another agent
-    /// may take the file over.
+    /// How long the page is valid: not at all if it is not a page, or has another version. Checked at each read, because another
+    /// agent may take over the file.
     fn validity(&self) -> Validity {
         let is_valid = self.u64(0).to_le_bytes() == MAGIC && self.u32(VERSION_AT) == VERSION;
         Validity {
