@@ -202,7 +202,7 @@ fn ready(shared: &Shared, target: Option<&str>) -> Response<Body> {
     response
 }
 
-/// Always 200; tells Envoy to deprioritise a critical service (`x-envoy-degraded`).
+/// Always 200; makes Envoy deprioritise a critical service (`x-envoy-degraded`).
 fn health(shared: &Shared, target: Option<&str>) -> Response<Body> {
     let mut response = plain(StatusCode::OK, "ok\n");
     if pressures(shared, target)

@@ -29,7 +29,7 @@ pub struct PageCache {
 struct Listed {
     /// Sorted.
     names: Arc<[String]>,
-    /// The directory's modification time then; `None`: too recent to tell whether there was another change.
+    /// The directory's modification time then; `None`: too recent to rule out another change.
     changed: Option<SystemTime>,
 }
 

@@ -12,7 +12,7 @@ const BUDGET_PART_FOCUSED: f64 = 0.05;
 /// When each background scan is due. Intervals are from shortest to longest; the longest bounds how old a reading may get
 /// when the scan is expensive.
 pub(super) struct BackgroundScans {
-    /// Who listens and who holds the other ends: every open file of the machine.
+    /// Listening processes and holders of the other ends: every open file of the machine.
     pub(super) holders: PollInterval,
     /// What threads of all targets wait for. While a target is focused, in every base sample that can afford it.
     pub(super) waits: PollInterval,

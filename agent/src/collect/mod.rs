@@ -359,7 +359,7 @@ impl Collector {
         background_scans::share_of_each(self.focus.is_active()) * self.schedule.cpu_share()
     }
 
-    /// Finds who listens where on this machine, and who holds the other ends of what targets hold.
+    /// Finds the listening processes of this machine, and the processes at the other ends of what targets hold.
     fn scan_holders(&mut self, now_ns: u64) -> Result<()> {
         let timer = CpuTimer::start();
         self.glance.request_peers(&self.peers.keys())?;

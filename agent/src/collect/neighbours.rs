@@ -27,7 +27,7 @@ pub(super) struct Neighbours {
 /// A process that is watched only as a neighbour.
 #[derive(Clone, Copy, Debug)]
 struct Added {
-    /// Tells it from a later process with the same tgid.
+    /// Distinguishes it from a later process with the same tgid.
     start_ns: u64,
     reached_ns: u64,
 }

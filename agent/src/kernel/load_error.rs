@@ -73,7 +73,7 @@ impl LoadError {
 
     /// Classifies a non-empty verifier log.
     fn of_verdict(program: &'static str, log: String) -> Self {
-        // The kernel reports an unknown helper as EINVAL, like much else: only the log tells them apart (check_helper_call,
+        // The kernel reports an unknown helper as EINVAL, like much else: only the log distinguishes them (check_helper_call,
         // kernel/bpf/verifier.c).
         if log.contains("invalid func unknown#") {
             return Self::KernelTooOld { program };
