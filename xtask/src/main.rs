@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Set-up and tests of Tailback.
+/// Sets up, tests, demonstrates and measures Tailback.
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", max_term_width = 100)]
 struct Cli {
@@ -34,13 +34,13 @@ struct Cli {
 enum Task {
     /// Find or install everything that building, testing and the demo need
     Setup(setup::Args),
-    /// Watch a service fill up, and Tailback warn before its queue is full
+    /// Show a service's queue filling up, and Tailback warning before it is full
     Demo(demo::Args),
     /// Run all tests, on this kernel and on the kernels of the matrix
     Test(test::Args),
     /// Compare what Tailback reports with the known state of queues, on this kernel and on the kernels of the matrix
     Accuracy(accuracy::Args),
-    /// Play incidents on real servers, and compare Tailback's verdicts with the planted causes
+    /// Play incidents on real servers and compare Tailback's verdicts with the planted causes
     Scenarios(scenarios::Args),
     /// Compare how the agent reads each fact on each kernel with docs/reference/kernels.md
     Plans(plans::Args),

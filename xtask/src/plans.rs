@@ -29,7 +29,7 @@ const NOT_PER_KERNEL: &[&str] = &["kernel", "BTF", "capabilities"];
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Kernels of the matrix besides this one: all, none, or names separated by commas
+    /// Kernels of the matrix to use besides this one: all, none, or a comma-separated list
     #[arg(long, value_name = "LIST", default_value = "all")]
     kernels: String,
     /// Write docs/reference/kernels.md instead of comparing with it

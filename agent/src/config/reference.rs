@@ -50,7 +50,7 @@ pub const KEYS: &[Key] = &[
     key("[detect.*]", "warn", "score, above 0 to 10", "0.7", "score at which level warn is entered"),
     key("[detect.*]", "critical", "score, at least `warn`", "0.9", "score at which level critical is entered"),
     key("[detect.*]", "exit_ratio", "0 to 1", "0.5", "hysteresis: a level is left when the score falls below `exit_ratio` × its threshold"),
-    key("[detect.*]", "clear_after", "duration", "1500ms", "and stays there for this time"),
+    key("[detect.*]", "clear_after", "duration", "1500ms", "how long the score must stay that low before the level is left"),
     key("[detect.*]", "window", "duration", "1s", "a queue is standing if it has not drained within this time"),
     key("[detect.*]", "dwell", "duration", "300ms", "the fill counts if it holds for this time"),
     key("[detect.*]", "repeat_interval", "duration", "30s", "how often an open episode is reported again"),

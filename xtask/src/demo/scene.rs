@@ -25,7 +25,7 @@ pub trait Scene {
     fn queues(&self) -> &'static [&'static str];
     /// Processes that must stay alive.
     fn processes(&self) -> Vec<&Process>;
-    /// The client load, if it is an open loop over HTTP.
+    /// The client load, if it is open-loop over HTTP.
     fn load(&self) -> Option<&Load> {
         None
     }
@@ -110,7 +110,7 @@ impl Scene for FlashSale {
                 Self::BACKLOG,
                 self.sale.postgres.port()
             ),
-            format!("Load: {} requests per second, an open loop.", Self::PER_S),
+            format!("Load: {} requests per second, open-loop.", Self::PER_S),
         ]
     }
 
@@ -126,7 +126,7 @@ impl Scene for FlashSale {
         vec![self.sale.uwsgi.process(), self.sale.postgres.process()]
     }
 
-    /// The client load, if it is an open loop over HTTP.
+    /// The client load, if it is open-loop over HTTP.
     fn load(&self) -> Option<&Load> {
         Some(&self.load)
     }
@@ -184,7 +184,7 @@ impl Scene for LlmGateway {
                 self.chat.provider.process.pid(),
                 workloads::LlmGateway::RESPONSE.as_millis()
             ),
-            format!("Load: {} requests per second, an open loop.", Self::PER_S),
+            format!("Load: {} requests per second, open-loop.", Self::PER_S),
         ]
     }
 
@@ -205,7 +205,7 @@ impl Scene for LlmGateway {
         vec![&self.chat.gateway.process, &self.chat.provider.process]
     }
 
-    /// The client load, if it is an open loop over HTTP.
+    /// The client load, if it is open-loop over HTTP.
     fn load(&self) -> Option<&Load> {
         Some(&self.load)
     }
@@ -257,7 +257,7 @@ impl Scene for IotGridlock {
                 self.devices.consumer.pid(),
                 self.devices.postgres.port()
             ),
-            "The devices send in an open loop.".to_owned(),
+            "The devices send open-loop.".to_owned(),
         ]
     }
 

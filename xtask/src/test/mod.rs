@@ -29,7 +29,7 @@ pub use tally::{Outcome, Tally};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Kernels of the matrix: all, none, or names separated by commas. With a filter, none unless asked for
+    /// Kernels of the matrix: all, none, or a comma-separated list [default: all; none with a filter]
     #[arg(long, value_name = "LIST")]
     kernels: Option<String>,
     /// Run only the tests whose name contains this
