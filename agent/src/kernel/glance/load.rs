@@ -43,7 +43,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// How long a busy socket stays in `FOCUSED_SOCKETS` unless a file scan renews it, ns.
 const FOCUSED_SOCKET_TTL_NS: u64 = 3_000_000_000;
 
-/// Whether a capability works on this kernel; `Err` tells the user why not.
+/// Whether a capability works on this kernel; `Err` is the reason for the user.
 pub type Capability = Result<(), String>;
 
 /// What works on this kernel, and why the rest does not.
