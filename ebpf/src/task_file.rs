@@ -41,7 +41,7 @@ pub struct Handle {
     pub fd: u32,
 }
 
-/// Writes a record for each open file of the targets that has a queue, and counts the open files of each target.
+/// For every target, writes a record of each open file that has a queue, and counts the open files.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
 pub extern "C" fn files(ctx: *const TaskFileContext) -> i32 {

@@ -7,10 +7,10 @@ use crate::queue::Reading;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Healthy seconds in the baseline, at most.
+/// Most healthy seconds in a baseline.
 const BASELINE_SECONDS: usize = 120;
 
-/// Healthy seconds that a baseline needs at least.
+/// Fewest healthy seconds in a baseline.
 const MIN_SECONDS: usize = 3;
 
 /// The last seconds before an episode may belong to it, and are left out of the baseline.
@@ -60,7 +60,7 @@ struct Second {
 }
 
 impl BaselineWait {
-    /// How long the work has waited, ns, if there is more of it than the baseline; 0 without a baseline.
+    /// How long the work has waited, ns, if the queue is deeper than its baseline; else, and without a baseline, 0.
     pub(super) fn delay_ns(&self, reading: &Reading) -> u64 {
         let is_deep = self.depth().is_some_and(|baseline| {
             reading.depth as f64 > (baseline * DEEP_RATIO).max(baseline + DEEP_MIN_MORE)
@@ -118,7 +118,7 @@ impl BaselineWait {
         }
     }
 
-    /// The oldest pending second is far enough from any episode.
+    /// Moves the oldest pending second into the baseline, once it is far enough from any episode.
     fn settle(&mut self) {
         if self.pending.len() > PENDING_SECONDS
             && let Some(settled) = self.pending.pop_front()

@@ -1,7 +1,7 @@
 //! Which delay counts against a queue, and which delay is acceptable: one type per way of judging.
 //!
-//! Most queues are judged by their own delay. Requests in flight are normal, so they are compared with their baseline, and until
-//! there is one with how they began (cold start). Some kinds only explain others and are not judged.
+//! Most queues are judged by their own delay. Requests in flight are normal, so they are compared with their baseline. Until there
+//! is one, they are judged by how they began (cold start). Some kinds only explain others and are not judged.
 
 use super::{
     baseline::BaselineWait,
@@ -30,7 +30,7 @@ pub(super) struct Delay {
 pub(super) enum WithoutBaseline {
     /// Nothing: the queue is not judged before it has one.
     NotJudged,
-    /// It may be judged by how it began, or by a pool that is exhausted: its connections.
+    /// It may be judged by how it began, or by an exhausted pool with this many connections.
     ColdStart { exhausted_pool: Option<u64> },
 }
 

@@ -66,8 +66,8 @@ impl ThreadSet {
             .sum()
     }
 
-    /// What their wall time went into, each thread by its weight: the largest share first, all of them together 1. The run
-    /// queue of `target` shows who had the CPU while they waited for one.
+    /// Shares of their wall time by activity, each thread by its weight; largest first, with a sum of 1. The run queue of
+    /// `target` shows who had the CPU while they waited for one.
     pub(super) fn shares(&self, window: &Window, target: Option<TargetId>) -> Vec<(Activity, f64)> {
         window.shares(self.profiles(window), target)
     }

@@ -21,7 +21,7 @@ const LOCK_KEPT_NS: u64 = 5_000_000_000;
 const STREAMING_NS: u64 = 100_000_000;
 /// Longest name of a process, bytes.
 const MAX_NAME: usize = 64;
-/// Process names that are kept. Beyond it all are dropped and learned anew from the following samples.
+/// Most process names kept. Beyond that, all are dropped and learned again from the following samples.
 const MAX_NAMES: usize = 8_192;
 
 /// A TCP connection, as seen from one of its ends.
@@ -77,15 +77,15 @@ pub(super) struct ProcessWork {
     pub(super) clients: u32,
     /// Requests that it has read and not answered.
     pub(super) in_service: u32,
-    /// Of its outstanding calls the oldest: when it began (CLOCK_MONOTONIC, ns), and its connection.
+    /// Its oldest outstanding call: when it began (CLOCK_MONOTONIC, ns), and its connection.
     pub(super) oldest_call: Option<(u64, u64)>,
-    /// Of its requests in service the oldest, the same way.
+    /// Its oldest request in service, likewise.
     pub(super) oldest_request: Option<(u64, u64)>,
-    /// Of the clients that do not read, the one with most bytes waiting: the bytes, and the connection.
+    /// The client with the most bytes waiting for it to read: the bytes, and the connection.
     pub(super) stuck_client: Option<(u32, u64)>,
 }
 
-/// The title of a process (`/proc/PID/cmdline`), and since when it has been so, CLOCK_MONOTONIC, ns.
+/// The title of a process (`/proc/PID/cmdline`), and when it was first seen, CLOCK_MONOTONIC, ns.
 #[derive(Clone, Debug)]
 pub(super) struct ProcessTitle {
     pub(super) title: String,
@@ -97,7 +97,7 @@ pub(super) struct Topology {
     focus_scope: BTreeSet<TargetId>,
     links: FxHashMap<u64, Link>,
     files: FxHashMap<(u32, u32), OpenFile>,
-    /// Who holds a connection, by its local and remote address: of watched processes, and of all others.
+    /// The holders of a connection, by its local and remote address: watched processes, and all others.
     ends: HashMap<(SocketAddr, SocketAddr), Vec<SocketEnd>>,
     peers: HashMap<(SocketAddr, SocketAddr), Vec<SocketEnd>>,
     holders: HashMap<u64, Vec<Holder>>,
@@ -107,12 +107,12 @@ pub(super) struct Topology {
     work: HashMap<u32, ProcessWork>,
     /// Requests and calls without a response yet, by connection.
     awaited: FxHashMap<u64, PendingRequest>,
-    /// Addresses that are known to be locks: whether an interpreter's, and when somebody last waited there, ns.
+    /// Addresses known to be locks: whether it is an interpreter's lock, and when a thread last waited for it, ns.
     locks: HashMap<(u32, u64), (bool, u64)>,
 }
 
 impl Topology {
-    /// Takes in one sample and what the queues were in it.
+    /// Adds one sample, with the readings of its queues.
     pub(super) fn read(
         &mut self,
         now_ns: u64,

@@ -20,7 +20,7 @@ use crate::{
 
 /// Longest wait chain. The longest of the recorded incidents has 4 steps.
 const MAX_STEPS: usize = 12;
-/// A thread that waits for work in this share of its samples or more is no worker.
+/// A thread that waits for work in this share of its samples or more is not a worker.
 const MAX_IDLE_OF_A_WORKER: f64 = 0.98;
 /// A thread with more than this share of a set's weight represents the whole set.
 const MIN_DOMINANT_WEIGHT: f64 = 0.5;
@@ -184,7 +184,7 @@ pub(super) fn chain_of(view: View<'_>, threads: ThreadSet) -> Vec<Step> {
     steps
 }
 
-/// The step of a chain at some threads.
+/// Describes some threads as one step of a chain.
 fn step(view: View<'_>, threads: &ThreadSet) -> Step {
     let mut weights: BTreeMap<u32, f64> = BTreeMap::new();
     for ((tgid, _), weight) in &threads.members {

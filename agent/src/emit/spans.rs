@@ -1,8 +1,8 @@
-//! Turns the pipeline's events into finished spans. An incident is one trace, in which every exported span has its
-//! parent at any moment.
+//! Turns the pipeline's events into finished spans. An incident is one trace.
 //!
-//! A span is created once, when it has ended, and after its parent. Each has the resource of its own service, so one trace
-//! shows every service of an incident. Pure: no clock, no I/O; a replay creates the same spans with the same ids.
+//! A span is created once, when it has ended, and after its parent, so no span of a trace ever lacks its parent. Each has
+//! the resource of its own service, so one trace shows every service of an incident. Pure: no clock, no I/O; a replay
+//! creates the same spans with the same ids.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 //! The concurrency limit of a service: how many requests in service keep it busy under overload. Pure.
 //!
 //! The limit is the number of requests in service while others wait, plus those that are answered within a fraction of the target
-//! delay (Little's law): a worker that has answered finds its next request, and the excess waits better where the limit is
+//! delay (Little's law). So a worker that has answered finds its next request, and the excess waits where the limit is
 //! enforced. A proxy with a concurrency limit does not need to know the arrival rate, nor to learn that the service became faster
 //! or slower. But while the limit holds, nothing waits in the service, so nothing shows that it could do more. The limit is
 //! therefore probed upward by one now and then.
@@ -39,7 +39,7 @@ pub struct ConcurrencyLimit {
 struct Service {
     at_ns: u64,
     target_delay_ns: u64,
-    /// Requests that are there, waiting or in service, up to the number in service under overload.
+    /// Requests waiting or in service, up to the number in service under overload.
     occupancy: Ewma,
     /// Requests in service in the last two samples. One sample alone may fall between two requests.
     last: [u64; 2],
@@ -69,8 +69,8 @@ impl Concurrency {
 
     /// Adds the queues of a service. `shed_target_ns` is the target delay of its accept queue while that is shed, else `None`.
     ///
-    /// Returns its limit until the occupancy falls, or until more requests are there although none waits long (so no proxy enforces
-    /// the limit). `None` without overload, and if the requests in service are unknown.
+    /// Returns its limit until the occupancy falls, or until there are more requests than it allows although none waits long (so no
+    /// proxy enforces it). `None` without overload, and if the requests in service are unknown.
     pub fn add(
         &mut self,
         target: TargetId,
@@ -88,8 +88,8 @@ impl Concurrency {
         service.target_delay_ns = shed_target_ns.unwrap_or(service.target_delay_ns);
         let published = service.limit().limit;
         service.add(&observation);
-        let there = observation.waiting + observation.in_service;
-        let is_enforced = there <= u64::from(published) + 1;
+        let requests = observation.waiting + observation.in_service;
+        let is_enforced = requests <= u64::from(published) + 1;
         let is_occupied = service.occupancy.value() >= MIN_OCCUPANCY * service.in_service.value();
         if shed_target_ns.is_none() && !(is_enforced && is_occupied) {
             self.services.remove(&target);

@@ -85,8 +85,8 @@ pub const MIN_OVERLOAD_UTILIZATION: f64 = 0.02;
 
 /// Time constant of the requests in service and of the response rate under overload, ns. Overload.
 pub const IN_SERVICE_TIME_CONSTANT_NS: f64 = 1e9;
-/// Time constant of the occupancy (requests that are there, up to those in service under overload), ns: long, so that a random
-/// lull does not end the limit. Overload.
+/// Time constant of the occupancy (requests waiting or in service, up to those in service under overload), ns: long, so that a
+/// random lull does not end the limit. Overload.
 pub const OCCUPANCY_TIME_CONSTANT_NS: f64 = 4e9;
 /// The limit holds while the occupancy is at least this fraction of the requests in service under overload. Overload.
 pub const MIN_OCCUPANCY: f64 = 0.85;

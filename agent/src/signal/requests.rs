@@ -1,8 +1,8 @@
 //! The service time of requests, and the max queue wait that follows from it. Pure.
 //!
 //! Under overload a worker takes the next request that has not waited longer than the max queue wait. With random arrivals there
-//! is none now and then, although the mean arrival rate is above capacity, and the worker idles. This is rare if several requests
-//! are answered within the max queue wait, because under overload more than that arrive in it.
+//! is sometimes none, although the mean arrival rate exceeds capacity, and the worker idles. This is rare if the max queue wait is
+//! long enough to answer several requests, because under overload even more arrive in that time.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -1,7 +1,7 @@
-//! Splits the CPU budget among the scans: from what each scan costs to the interval that it can afford.
+//! Splits the CPU budget among the scans: computes the interval of each from its cost.
 //!
 //! At the limits, base samples use half of the budget, and the scans over files and over threads a quarter each. The simulations
-//! in `super::tests` check what this adds up to.
+//! in `super::tests` check the total.
 #![forbid(unsafe_code)]
 
 use super::{Budget, MS, SampleCost, SamplePlan};
@@ -11,19 +11,19 @@ use crate::collect::cpu_budget::CpuBudget;
 const COST_WEIGHT: f64 = 0.2;
 /// Weight of the newest measurement in the share of discovery.
 const DISCOVERY_WEIGHT: f64 = 0.2;
-/// Part of the budget that the scan over files gets at least, however expensive the rest is: no queue goes unseen for good.
+/// Least part of the budget for the scan over files, however expensive the rest is, so that every queue is seen eventually.
 const MIN_FILES_PART: f64 = 0.25;
 /// Longest time between scans over files, ns.
 const MAX_FILES_INTERVAL_NS: u64 = 30_000 * MS;
-/// Part of the budget that base samples, without the scans over files and threads, get at most.
+/// Largest part of the budget for base samples, without the scans over files and threads.
 const MAX_BASE_PART: f64 = 0.5;
 /// Longest time between base samples, ns, whatever they cost: a warning must not take more than a second.
 const MAX_BASE_INTERVAL_NS: u64 = 500 * MS;
-/// Part of the budget that the scan over threads gets at least.
+/// Least part of the budget for the scan over threads.
 const MIN_THREADS_PART: f64 = 0.25;
 /// Longest time between scans over threads, ns.
 const MAX_THREADS_INTERVAL_NS: u64 = 5_000 * MS;
-/// Part of the budget that is kept for the profile and the focus samples while a target is focused. The scans over files and
+/// Part of the budget reserved for the profile and the focus samples while a target is focused. The scans over files and
 /// threads are stretched if need be. Profiles in base samples stay within this part.
 const FOCUS_PART: f64 = 0.3;
 /// Longest time between profiles in base samples, ns.
@@ -34,7 +34,7 @@ const TRIAL_PART: f64 = 0.05;
 const MIN_TRIAL_INTERVAL_NS: u64 = 500 * MS;
 /// An interval this much longer than a whole number of base intervals is still rounded down.
 const ROUNDING_TOLERANCE: f64 = 0.1;
-/// Focus samples are made only if this many of their intervals fit into a base interval.
+/// Focus samples are taken only if this many of their intervals fit into a base interval.
 const FOCUS_INTERVALS_PER_BASE: f64 = 1.5;
 
 /// Exponentially weighted mean cost, ns of CPU time. The first cost is taken as it is.
@@ -122,7 +122,7 @@ impl Allocation {
         self.governor.measure(now_ns, cpu_ns, self.budget.cpu_share);
     }
 
-    /// Share of one core that is given out now.
+    /// Share of one core that is allocated now.
     pub(super) fn cpu_share(&self) -> f64 {
         self.budget.cpu_share * self.governor.part()
     }

@@ -15,11 +15,11 @@ pub(super) struct Rule {
     pub(super) name: &'static str,
     pub(super) scope: Scope,
     pub(super) basis: Basis,
-    /// Whether the sign is there, and what is to be reported then.
+    /// Tests for the sign. Returns what to report if it is present.
     pub(super) test: fn(Case<'_>, &mut Checks) -> Option<Finding>,
 }
 
-/// What is true of a cause whichever of its rules fires.
+/// What the rules of one cause have in common.
 pub(super) struct CauseInfo {
     pub(super) cause: Cause,
     /// A thread in one of these activities suggests this cause if nothing else is known. Each activity suggests at most
@@ -106,7 +106,7 @@ pub(super) struct Finding {
     /// What to do: the parameter, its present value, what would be enough.
     pub(super) advice: String,
     pub(super) max_confidence: Confidence,
-    /// Causes that are no alternative to this finding, however much time suggests them: they are a part of it.
+    /// Causes that are part of this finding, and so no alternative to it, however much time suggests them.
     pub(super) includes: &'static [Cause],
 }
 
