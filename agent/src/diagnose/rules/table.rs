@@ -99,10 +99,7 @@ mod tests {
             let suggested: Vec<_> = suggested.collect();
             assert!(suggested.len() <= 1, "{activity:?}");
             let supports = |cause: &&&CauseInfo| cause.supported_by.contains(activity);
-            assert!(
-                suggested.iter().all(|cause| supports(cause)),
-                "{activity:?}"
-            );
+            assert!(suggested.iter().all(supports), "{activity:?}");
         }
     }
 
