@@ -146,7 +146,7 @@ impl Diagnosis {
         pool.map(|pool| pool.connections)
     }
 
-    /// Which of the queues at level ok cannot be judged for want of a baseline. A service that has a verdict is left out.
+    /// Which of the queues at level ok cannot be judged because they have no baseline. A service that has a verdict is left out.
     pub fn no_baseline(
         &self,
         ok: Vec<(Arc<QueueKey>, Waiting)>,
