@@ -28,7 +28,7 @@ macro_rules! causes {
 }
 
 causes! {
-    /// More work arrives than usual, and the service works as it always does.
+    /// Arrivals exceed their baseline, and the service is no slower than before.
     ProducerSurge "producer_surge" "more work arrives than it can serve",
     /// Its threads want a CPU that other processes or the hypervisor have.
     CpuStarved "cpu_starved" "other processes have the CPU it needs",

@@ -39,7 +39,7 @@ pub fn budgeted_cpu_ns() -> u64 {
     process_cpu_ns().saturating_sub(SERVING_NS.load(Ordering::Relaxed))
 }
 
-/// To be called now and then by the one thread that only serves requests: excludes its CPU time from [`budgeted_cpu_ns`].
+/// Called from time to time by the one thread that only serves requests: excludes its CPU time from [`budgeted_cpu_ns`].
 pub fn record_serving_cpu_time() {
     SERVING_NS.store(cpu_time_ns(), Ordering::Relaxed);
 }

@@ -47,7 +47,7 @@ impl CpuAccounting {
         Ok(())
     }
 
-    /// Threads that the previous scan met.
+    /// Number of threads in the previous scan.
     pub(super) fn threads(&self) -> usize {
         self.previous.len()
     }

@@ -1,19 +1,19 @@
 //! Keeps all scans together within the CPU budget: a feedback controller on the CPU time that the agent really used. Pure.
 //!
 //! `schedule` splits the budget among the scans by their estimated costs. Estimates can add up to too much, and some costs
-//! have no estimate. This controller scales down what is given out until the measured total fits.
+//! have no estimate. This controller scales down the allocated budget until the measured total fits.
 #![forbid(unsafe_code)]
 
 /// Time over which CPU use is measured before the part is adjusted, ns.
 const WINDOW_NS: u64 = 2_000_000_000;
-/// Least part of the budget that is given out, however expensive the scans are: no queue goes unseen for good.
+/// Least part of the budget that is allocated, however expensive the scans are, so that every queue is seen eventually.
 const MIN_PART: f64 = 0.25;
 /// Strongest decrease in one window, as a factor.
 const MAX_DECREASE: f64 = 0.7;
 /// Increase in one window while CPU use is within the budget.
 const INCREASE: f64 = 0.05;
 
-/// Adjusts the part of the budget that is given out: multiplicative decrease, additive increase.
+/// Adjusts the allocated part of the budget: multiplicative decrease, additive increase.
 #[derive(Debug)]
 pub(super) struct CpuBudget {
     part: f64,
@@ -31,7 +31,7 @@ impl Default for CpuBudget {
 }
 
 impl CpuBudget {
-    /// Takes the agent's CPU time until now, ns. `budget`: the share of a core that it may use.
+    /// Adds a measurement of the agent's total CPU time so far, ns. `budget`: the share of a core that it may use.
     pub(super) fn measure(&mut self, now_ns: u64, cpu_ns: u64, budget: f64) {
         let (begun_ns, cpu_before_ns) = *self.window.get_or_insert((now_ns, cpu_ns));
         let elapsed_ns = now_ns.saturating_sub(begun_ns);
@@ -47,7 +47,7 @@ impl CpuBudget {
         };
     }
 
-    /// The part of the budget that is given out now, [`MIN_PART`] to 1.
+    /// The part of the budget that is allocated now, [`MIN_PART`] to 1.
     pub(super) fn part(&self) -> f64 {
         self.part
     }

@@ -304,7 +304,7 @@ impl Logs {
         }
     }
 
-    /// Reads what is new in the logs of focused targets, in turns.
+    /// Reads the new bytes in the logs of focused targets, round-robin.
     fn read(&mut self, now_ns: u64, table: &Table, messages: &mut Messages, notices: &mut Notices) {
         let focused = (0..self.tails.len()).filter(|at| {
             let tail = self.tails.get(*at);

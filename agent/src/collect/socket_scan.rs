@@ -21,7 +21,7 @@ pub(super) struct SocketScan {
     seen: InOrder<u64>,
     /// Number of the current scan.
     scan: u64,
-    /// Connections that the previous scan over all files met.
+    /// Number of connections in the previous scan over all files.
     connections: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Forecasts when a queue is full: a least-squares line through the fill ratios of the last two seconds.
+//! Forecasts when a queue will be full: a least-squares line through the fill ratios of the last two seconds.
 
 use std::collections::VecDeque;
 
@@ -8,7 +8,7 @@ const SPAN_NS: u64 = 2_000_000_000;
 /// Minimum distance of two points, ns: closer ones cost time and do not improve the line.
 const SPACING_NS: u64 = 45_000_000;
 
-/// Points without which there is no forecast.
+/// Fewest points for a forecast.
 const MIN_POINTS: usize = 5;
 
 /// The slope has to be this many times its standard error (4σ).

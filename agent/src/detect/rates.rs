@@ -4,16 +4,16 @@ use std::collections::VecDeque;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Healthy seconds in the baseline, at most: long enough to be steady, short enough to follow a daily load curve.
+/// Most healthy seconds in a baseline: long enough to be steady, short enough to follow a daily load curve.
 const BASELINE_SECONDS: usize = 120;
 
-/// Healthy seconds that a baseline needs at least.
+/// Fewest healthy seconds in a baseline.
 const BASELINE_MIN_SECONDS: usize = 3;
 
 /// The last seconds before an episode may belong to it, and are left out of the baseline.
 const PENDING_SECONDS: usize = 2;
 
-/// A rate has to differ from its baseline by this fraction, beside being significant.
+/// A rate has to differ from its baseline by this fraction, besides being significant.
 const MIN_DIFFERENCE: f64 = 0.1;
 
 /// Standard errors by which a rate has to differ from its baseline to be significant (3σ).

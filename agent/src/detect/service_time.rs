@@ -2,7 +2,7 @@
 
 use crate::{ewma::decay, queue::Reading};
 
-/// Pieces of work in one estimate: fewer are mostly noise.
+/// Fewest pieces of work in one estimate: fewer would be mostly noise.
 const MIN_BATCH: f64 = 8.0;
 
 /// Time constant of the service rate, ns: a batch that took 100 ms, the default sampling interval, has a weight of 0.3.
@@ -11,17 +11,17 @@ const RATE_TIME_CONSTANT_NS: f64 = 280e6;
 /// Highest weight of one batch, however long it took: at a slow service a batch of eight is still noisy.
 const MAX_BATCH_WEIGHT: f64 = 0.3;
 
-/// Remembers how long one piece of work takes.
+/// The service time of one piece of work.
 #[derive(Default)]
 pub(super) struct ServiceTime {
     rate: ServiceRate,
-    /// When the queue was last at rest, or less if it became faster since, ns.
+    /// The service time when the queue was last at rest, or a lower one measured since, ns.
     ns: Option<u64>,
 }
 
 impl ServiceTime {
     /// Adds a reading; returns the service time, ns. Away from rest it only falls: a service that became slower is what detection
-    /// has to notice, so it must not raise its own yardstick.
+    /// has to notice, so it must not raise its own target.
     pub(super) fn read(&mut self, reading: &Reading, is_at_rest: bool) -> Option<u64> {
         self.rate.add(reading);
         let now = self.rate.service_time_ns(reading.servers);

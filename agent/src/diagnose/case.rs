@@ -1,4 +1,4 @@
-//! All that a verdict is made from.
+//! The input of a verdict: an episode and everything observed during it.
 
 use super::{
     inputs::Inputs,
@@ -9,7 +9,7 @@ use crate::{
     sample::TargetId,
 };
 
-/// One episode, and what was seen meanwhile.
+/// One episode, and what was observed during it.
 #[derive(Clone, Copy)]
 pub(super) struct Case<'a> {
     pub(super) view: View<'a>,
@@ -27,7 +27,7 @@ impl<'a> Case<'a> {
         self.episode.key.target
     }
 
-    /// From when to when it is judged, CLOCK_MONOTONIC, ns.
+    /// The window in which it is judged, from and to, CLOCK_MONOTONIC, ns.
     pub(super) fn time(self) -> (u64, u64) {
         (self.view.window.from_ns, self.view.window.to_ns)
     }
@@ -48,13 +48,13 @@ impl<'a> Case<'a> {
             .map_or(0.0, |first| share_of(&first.shares, activity))
     }
 
-    /// Their samples.
+    /// The number of their samples.
     pub(super) fn samples(self) -> u64 {
         self.first()
             .map_or(0, |first| first.threads.samples(self.view.window))
     }
 
-    /// How many they are.
+    /// The number of these threads.
     pub(super) fn threads(self) -> usize {
         self.first().map_or(0, |first| first.threads.len())
     }

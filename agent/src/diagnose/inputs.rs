@@ -1,4 +1,4 @@
-//! What rules know beside the threads: the last readings of queues in focus, the response times of calls with their
+//! What rules know besides the threads: the last readings of queues in focus, the response times of calls with their
 //! baseline, how the connection pools are used, and which other processes use the CPU.
 
 use std::{
@@ -14,9 +14,9 @@ use crate::{
 
 /// A turn of an event loop that keeps others waiting, ns: far above the few milliseconds of a healthy turn.
 pub(super) const LONG_TURN_NS: u64 = 100_000_000;
-/// Samples of a pool's connections that are kept.
+/// Most samples of a pool's connections that are kept.
 const MAX_POOL_SAMPLES: usize = 64;
-/// Samples below which nothing is concluded about a pool.
+/// Fewest samples from which something is concluded about a pool.
 const MIN_POOL_SAMPLES: usize = 5;
 /// A pool is exhausted if all connections are in use in at least this share of the samples. Not 1: a connection is briefly
 /// free between two calls.
@@ -87,7 +87,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// All connections are in use while calls take as long as they always do: work waits for a connection.
+    /// All connections are in use while calls are no slower than before: work waits for a connection.
     fn is_exhausted(&self) -> bool {
         let is_slow = self.response_ns.zip(self.baseline_ns);
         let is_slow = is_slow.is_some_and(|(now, baseline)| now > baseline * MAX_SLOWDOWN);
@@ -114,7 +114,7 @@ pub(super) struct Hog {
 }
 
 impl Inputs {
-    /// Takes in one sample and what the queues were in it.
+    /// Adds one sample, with the readings of its queues.
     pub(super) fn read(
         &mut self,
         sample: &Sample,
@@ -204,7 +204,7 @@ impl Inputs {
         last.is_some_and(|at_ns| *at_ns >= since_ns)
     }
 
-    /// Takes in how the connections to each endpoint are used (in use, and all), after [`Inputs::read`].
+    /// Adds how many connections to each endpoint are in use, and how many there are, after [`Inputs::read`].
     pub(super) fn read_pools(&mut self, pools: &BTreeMap<(TargetId, SocketAddr), (u64, u64)>) {
         for (key, calls) in &mut self.calls {
             let Some(remote) = key.id.remote() else {
@@ -226,7 +226,7 @@ impl Inputs {
         self.last.iter().filter(move |(key, _)| ours(key))
     }
 
-    /// The file descriptors of the process of this service that has most of them open.
+    /// The file descriptors of that process of this service that has the most open.
     pub(super) fn open_files(&self, target: TargetId) -> Option<&Reading> {
         let files = self.of(target, Kind::Fd).map(|(_, reading)| reading);
         files.max_by_key(|reading| reading.depth)
@@ -250,7 +250,7 @@ impl Inputs {
             .max_by_key(|pool| pool.connections)
     }
 
-    /// The pool of this service that was most of the time in use.
+    /// The pool of this service that was exhausted for the largest share of the time.
     pub(super) fn fullest_pool(&self, target: TargetId) -> Option<Pool> {
         self.pools(target)
             .max_by(|a, b| a.in_use.total_cmp(&b.in_use))

@@ -1,6 +1,6 @@
 //! Log messages of services that report a full queue, kept for as long as an episode may refer to them.
 //!
-//! They stand beside a verdict as evidence. No rule depends on them.
+//! They are shown with a verdict as evidence. No rule depends on them.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -61,7 +61,7 @@ struct Entry {
 }
 
 impl LogEvidence {
-    /// Takes in the messages of one sample.
+    /// Adds the messages of one sample.
     pub fn read(&mut self, sample: &Sample, targets: &Targets) {
         self.now = Instant {
             mono_ns: sample.mono_ns,

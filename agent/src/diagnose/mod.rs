@@ -1,13 +1,13 @@
 //! Why a queue fills: the cause, the culprit, the evidence, and what to do.
 //!
-//! Once a second each open episode is judged from the last 20 s of what was seen:
+//! Once a second, each open episode is judged from the last 20 s of samples:
 //!
 //! 1. `classify` says what one thread does in one sample; `profile` adds that up to shares of wall time.
 //! 2. `topology` knows which process holds which connection, pipe and lock; `inputs` what the queues and the other
 //!    processes of the machine do.
 //! 3. `wait_graph` follows the wait chain from the threads that serve the queue to the root cause.
-//! 4. `rules` makes a verdict of all that; `words` has the phrases.
-//! 5. `open_episode` keeps the verdict that held for longest: it is the one that is reported.
+//! 4. `rules` makes a verdict from all that; `words` has the phrases.
+//! 5. `open_episode` keeps the verdict that has held for longest: that one is reported.
 //!
 //! A pure function of samples and readings: no clock, no kernel, no I/O. Nothing here knows a program by its name.
 #![forbid(unsafe_code)]
@@ -53,7 +53,7 @@ const WINDOW_NS: u64 = 20_000_000_000;
 /// Window for telling which services wait for each other now, ns.
 const NEIGHBOURS_WINDOW_NS: u64 = 3_000_000_000;
 
-/// All that is remembered between samples to find causes.
+/// All state of the diagnosis, kept from one sample to the next.
 #[derive(Default)]
 pub struct Diagnosis {
     topology: Topology,
@@ -94,7 +94,7 @@ impl Diagnosis {
         focus_scope
     }
 
-    /// Takes in one sample and what the queues were in it.
+    /// Adds one sample, with the readings of its queues.
     pub fn read(
         &mut self,
         sample: &Sample,

@@ -20,7 +20,7 @@ const MIN_REQUESTS: u64 = 5;
 /// Median age of the requests below which they are not reported, ns: a wait that a person would ask about.
 const MIN_MEDIAN_AGE_NS: u64 = 1_000_000_000;
 
-/// A queue of many old requests that stands still.
+/// A queue of many old requests that neither grows nor shrinks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoBaseline {
     pub key: Arc<QueueKey>,

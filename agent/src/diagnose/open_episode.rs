@@ -9,7 +9,7 @@ use crate::{
 
 /// An unchanged cause is reported again after this time, ns.
 const REPORT_EVERY_NS: u64 = 30_000_000_000;
-/// Changes of cause that are kept for an episode.
+/// Most changes of cause that are kept for an episode.
 const MAX_CHANGES: usize = 32;
 
 /// An open episode and what is known of its cause.
@@ -43,7 +43,7 @@ impl OpenEpisode {
         }
     }
 
-    /// Takes in a new verdict. Returns the stretch that ends with it if the cause has changed or is due to be reported again,
+    /// Adds a new verdict. Returns the stretch that ends with it if the cause has changed or is due to be reported again,
     /// and the first report of a new cause.
     pub(super) fn update(&mut self, at: Instant, verdict: &Arc<Verdict>) -> Vec<Event> {
         let elapsed_ns = at.mono_ns.saturating_sub(self.judged_ns);
@@ -94,7 +94,7 @@ impl OpenEpisode {
 pub(super) struct VerdictDurations(Vec<(u64, Arc<Verdict>)>);
 
 impl VerdictDurations {
-    /// Further ones are dropped: where each sample has another culprit, no more are worth keeping.
+    /// Further ones are dropped: if every sample has another culprit, keeping more of them is not worthwhile.
     const MAX: usize = 64;
 
     fn of(verdict: Arc<Verdict>) -> Self {

@@ -20,15 +20,15 @@ use crate::{
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
-/// Seconds that are kept: the 20 s that a verdict is made from (`WINDOW_NS`), and a few more.
+/// Number of seconds kept: the 20 s that a verdict is made from (`WINDOW_NS`), and a few more.
 const MAX_SECONDS: usize = 25;
-/// Threads that are counted in one second; further ones are ignored.
+/// Most threads counted in one second; further ones are ignored.
 const MAX_THREADS: usize = 4_096;
 
-/// A thread: the number of its process and its own, as the host sees them.
+/// A thread: its tgid and its tid, in the initial PID namespace.
 pub(super) type Thread = (u32, u32);
 
-/// A lock: the number of its process, and its address there.
+/// A lock: the tgid of its process, and its address there.
 pub(super) type Lock = (u32, u64);
 
 #[derive(Default)]
@@ -41,9 +41,9 @@ pub(super) struct Profile {
 /// What a thread has done since it last slept.
 #[derive(Clone, Copy)]
 struct Turn {
-    /// Count of its voluntary context switches: it has slept in between where this has changed.
+    /// Count of its voluntary context switches: if this has changed, it has slept in between.
     voluntary: u64,
-    /// CPU time that it had used when it woke, ns.
+    /// Its CPU time when it woke, ns.
     cpu_at_wake_ns: u64,
     /// It last slept in epoll_wait.
     is_of_a_loop: bool,
@@ -365,7 +365,7 @@ impl Window {
         self.held.get(&lock)
     }
 
-    /// What the wall time of some threads went into, each by its weight: the largest share first, all of them together 1.
+    /// Shares of the wall time of some threads by activity, each thread by its weight; largest first, with a sum of 1.
     /// The run queue of `target` shows who had the CPU while they waited for one.
     pub(super) fn shares<'a>(
         &self,

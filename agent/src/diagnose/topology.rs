@@ -373,7 +373,7 @@ impl Topology {
         bounded(&name.unwrap_or_else(|| "process".to_owned()), MAX_NAME)
     }
 
-    /// The processes whose title fits, by since when it has been so.
+    /// The processes whose title fits, by the time since which they have had it.
     pub(super) fn titled(
         &self,
         tgids: &[u32],

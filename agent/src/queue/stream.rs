@@ -261,7 +261,7 @@ impl Group {
         known.snd_una = connection.snd_una;
         if let Some(age_ns) = age_ns {
             let limited_by = limited_by(connection);
-            // Data in flight waits for a round trip, which is no queueing. What counts is data that the peer's window
+            // Data in flight waits for a round trip, which is not queueing. What counts is data that the peer's window
             // has no room for, and a connection without any progress.
             let stands = limited_by == Some(PEER) || age_ns >= STALLED_NS;
             half.consider(Worst {

@@ -1,7 +1,7 @@
 //! Worker pools: how many threads they have, how many are busy, and with what.
 //!
 //! Threads belong to one pool if their names differ only in digits. A worker is idle while it waits for work: in accept,
-//! in epoll_wait, or on a condition variable. An event loop is no worker, since it serves many connections at once.
+//! in epoll_wait, or on a condition variable. An event loop is not a worker, since it serves many connections at once.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

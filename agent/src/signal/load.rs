@@ -34,7 +34,7 @@ struct Utilization {
 }
 
 impl Loads {
-    /// Drops what was last observed before this time, ns.
+    /// Drops the queues that were last observed before this time, ns.
     pub fn forget_before(&mut self, ns: u64) {
         self.utilizations
             .retain(|_, utilization| utilization.at_ns >= ns);

@@ -180,7 +180,7 @@ fn all_scans_together_are_brought_down_to_the_budget() {
     }
     let share = (cpu - late_cpu) as f64 / 40.0 / SECOND as f64;
     assert!((0.009..=0.0105).contains(&share), "{share}");
-    // Once CPU use is low again, the whole budget is given out.
+    // Once CPU use is low again, the whole budget is allocated.
     for second in 0..60 {
         schedule.measured(now + second * SECOND, cpu);
     }

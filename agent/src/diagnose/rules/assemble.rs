@@ -1,4 +1,4 @@
-//! Makes the verdict: the finding, how far it can be trusted, what else it may be, and the way to the root cause.
+//! Makes the verdict: the finding, its confidence, the alternative cause, and the path to the root cause.
 
 use super::{
     rule::{CauseInfo, Finding},
@@ -17,7 +17,7 @@ use crate::{
     text::duration,
 };
 
-/// Shares of the threads' time from which on the confidence is high, and medium.
+/// Smallest shares of the threads' time for high and for medium confidence.
 const HIGH_SHARE: f64 = 0.6;
 const MEDIUM_SHARE: f64 = 0.35;
 /// Samples below which the confidence is medium at most: with 40, the standard error of a share is at most 8 points.
@@ -65,7 +65,7 @@ fn confidence(finding: &Finding, samples: u64) -> Confidence {
         Some(share) if share >= HIGH_SHARE => Confidence::High,
         Some(share) if share >= MEDIUM_SHARE => Confidence::Medium,
         Some(_) => Confidence::Low,
-        // Decided by something else than time: a limit that is reached, a window that is closed.
+        // Decided by something other than time: a limit that is reached, a window that is closed.
         None => Confidence::High,
     };
     let by_samples = match finding.share {

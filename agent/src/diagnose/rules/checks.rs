@@ -1,15 +1,15 @@
-//! Compares the numbers that a rule decides by, and remembers them when they are to be explained.
+//! Compares the numbers that a rule decides by, and records them for `--explain`.
 
 use crate::event::explain::{Check, Comparison, Condition, Unit};
 
 /// The checks of one rule.
 pub(in crate::diagnose) struct Checks {
-    /// `None`: nobody asked, so a comparison is all that it costs.
+    /// `None`: no explanation was requested, so only the comparison is made.
     recorded: Option<Vec<Check>>,
 }
 
 impl Checks {
-    /// Compares alone.
+    /// Only compares.
     pub(in crate::diagnose) fn silent() -> Self {
         Self { recorded: None }
     }
@@ -67,7 +67,7 @@ impl Checks {
         )
     }
 
-    /// A number that decides nothing but helps to understand.
+    /// A number that decides nothing but is useful context.
     pub(super) fn context(&mut self, what: &'static str, value: Option<f64>, unit: Unit) {
         if let Some(recorded) = &mut self.recorded {
             recorded.push(Check {
@@ -79,12 +79,12 @@ impl Checks {
         }
     }
 
-    /// An answer that decides nothing but helps to understand.
+    /// An answer that decides nothing but is useful context.
     pub(super) fn answer(&mut self, question: &'static str, answer: bool) {
         self.context(question, Some(f64::from(u8::from(answer))), Unit::YesNo);
     }
 
-    /// A number that would have to be known; the check fails.
+    /// A number that is needed but unknown: the check fails.
     pub(super) fn unknown(&mut self, what: &'static str, unit: Unit) -> bool {
         self.context(what, None, unit);
         false

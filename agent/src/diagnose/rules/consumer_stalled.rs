@@ -16,7 +16,7 @@ const CAUSE: CauseInfo = CauseInfo {
     supported_by: &[Activity::Stopped],
 };
 
-/// Most of the threads' time they were stopped: SIGSTOP, a debugger, a frozen control group.
+/// The threads were stopped for most of the time: SIGSTOP, a debugger, a frozen control group.
 pub(super) const STOPPED: Rule = Rule {
     cause: &CAUSE,
     name: "stopped for most of the time",

@@ -13,8 +13,8 @@ const CAUSE: CauseInfo = CauseInfo {
     supported_by: &[Activity::OnCpu],
 };
 
-/// The only thread is in one turn for long. Before who has the CPU is asked: those that wait for one turn of the loop do
-/// not care who else wants the CPU.
+/// The only thread has been in one turn for long. This is tested before who has the CPU: work that waits for one turn of the
+/// loop does not depend on who else wants the CPU.
 pub(super) const ONE_THREAD: Rule = Rule {
     cause: &CAUSE,
     name: "the only thread does not return to its loop",

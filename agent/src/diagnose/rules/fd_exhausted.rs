@@ -40,7 +40,7 @@ pub(super) const NONE_LEFT_TO_ACCEPT: Rule = Rule {
 };
 
 fn none_left(case: Case<'_>, checks: &mut Checks) -> bool {
-    /// A service that keeps one descriptor in reserve is exhausted, too.
+    /// A service that keeps one descriptor in reserve counts as exhausted, too.
     const MAX_LEFT: f64 = 1.0;
     let left = case
         .inputs

@@ -1,4 +1,4 @@
-//! The network between two processes takes less than is sent.
+//! The network between two processes carries less than is sent.
 
 use super::{
     checks::Checks,

@@ -1,4 +1,4 @@
-//! More work arrives than the service's baseline, and the service works as it always does.
+//! Arrivals exceed the service's baseline, and the service is no slower than before.
 
 use super::{
     checks::Checks,
@@ -37,7 +37,7 @@ const CAUSE: CauseInfo = CauseInfo {
     ],
 };
 
-/// Threads use the CPU that they want, and there is more to compute than usual.
+/// Threads use the CPU that they want, and there is more to compute than in the baseline.
 pub(super) const COMPUTING: Rule = Rule {
     cause: &CAUSE,
     name: "arrivals above baseline, computing",
@@ -54,7 +54,7 @@ pub(super) const COMPUTING: Rule = Rule {
     },
 };
 
-/// Threads wait for calls that take as long as they always do, and there are more of them.
+/// Threads wait for calls that take no longer than before, and there are more of them.
 pub(super) const CALLING: Rule = Rule {
     cause: &CAUSE,
     name: "arrivals above baseline, calls as fast as before",

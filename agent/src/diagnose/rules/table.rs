@@ -49,7 +49,7 @@ pub(super) const RULES: &[&Rule] = &[
     &memory_stalled::THREADS_WAIT,
     &consumer_stalled::STOPPED_AT_TIMES,
     // 6. Threads that wait for another service, for something inside the process, or for work: an exhausted pool
-    //    explains each, and more arrivals than usual explain the first two.
+    //    explains each, and arrivals above their baseline explain the first two.
     &consumer_stalled::RESPONSES_NOT_READ,
     &producer_surge::CALLING,
     &pool_exhausted::ALL_IN_USE,

@@ -18,8 +18,8 @@ const CAUSE: CauseInfo = CauseInfo {
     supported_by: &[Activity::Asleep, Activity::Inside],
 };
 
-/// Idle share of the workers' time above which they do not explain a full backlog. Held by the recorded
-/// incidents `small-backlog` and `few-workers`.
+/// If the workers are idle for at least this share of their time, they do not explain a full backlog. The recorded incidents
+/// `small-backlog` and `few-workers` test the value.
 const MIN_IDLE: f64 = 0.25;
 
 /// Connections are refused although the workers have time: bursts are larger than the backlog.

@@ -6,8 +6,8 @@ use crate::{
     event::{Activity, Culprit, explain::Unit},
 };
 
-/// Share of the time in which threads need a CPU that a quota or other processes must have taken to be the cause. Held
-/// by the recorded incidents `cpu-neighbour` and `quota`.
+/// A quota or other processes are the cause if they took at least this share of the time in which threads needed a CPU.
+/// The recorded incidents `cpu-neighbour` and `quota` test the value.
 const MIN_TAKEN: f64 = 0.25;
 
 /// Shares of the wall time of the threads that serve the queue, 0 to 1.

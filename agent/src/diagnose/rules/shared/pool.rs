@@ -15,7 +15,7 @@ pub(in crate::diagnose::rules) fn exhausted_here(case: Case<'_>) -> Option<Pool>
         .filter(|_| leads_nowhere)
 }
 
-/// Whoever is at the end of the chain neither lacks anything nor computes: it takes the time that its work takes.
+/// Whether the threads at the end of the chain neither lack anything nor compute: they take the time that their work takes.
 pub(in crate::diagnose::rules) fn lacks_nothing(last: &Step) -> bool {
     matches!(
         last.activity,
@@ -23,7 +23,7 @@ pub(in crate::diagnose::rules) fn lacks_nothing(last: &Step) -> bool {
     )
 }
 
-/// The first service further along the chain whose own pool is exhausted: those behind it work as they always do.
+/// The first service further along the chain whose own pool is exhausted: those behind it are no slower than before.
 pub(in crate::diagnose::rules) fn exhausted_along_the_chain(
     case: Case<'_>,
 ) -> Option<(&Step, Pool)> {
