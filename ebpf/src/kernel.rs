@@ -237,7 +237,7 @@ pub fn emit<T: Copy>(out: impl Sink, record: &T) {
     out.write(record);
 }
 
-/// Moves the scan to the process of this task, looking it up if the previous visit was of another one. `None` if it is not
+/// Moves the scan to the process of this task, looking it up if the previous visit was to another one. `None` if it is not
 /// watched.
 #[inline(always)]
 pub fn at_target(task: *const u8, tgid: u32) -> Option<*mut Scan> {

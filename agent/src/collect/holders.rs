@@ -1,4 +1,4 @@
-//! Who holds what on this machine, watched or not: listeners, and the other ends of the targets' pipes and unix sockets.
+//! The processes on this machine, watched or not, that hold listeners or the other ends of the targets' pipes and unix sockets.
 
 use std::collections::BTreeSet;
 
@@ -75,7 +75,7 @@ impl Holders {
         Ok(connections)
     }
 
-    /// Takes over the pipes and unix sockets that targets hold; returns whether they have changed.
+    /// Updates the pipes and unix sockets that targets hold; returns whether they have changed.
     pub(super) fn set_shared(&mut self, sample: &Sample) -> bool {
         let pipes = sample.pipes.iter().map(|pipe| pipe.inode);
         let peers = sample.unix.iter().filter_map(|socket| socket.peer);

@@ -77,7 +77,7 @@ use crate::{
 const DISCOVERY_INTERVAL_NS: u64 = 500 * MS;
 const MS: u64 = 1_000_000;
 
-/// Makes samples of the targets that the user named.
+/// Takes samples of the targets that the user selected.
 pub struct Collector {
     glance: Glance,
     schedule: Schedule,
@@ -153,7 +153,7 @@ impl Collector {
         self.schedule.next(mono_ns())
     }
 
-    /// Makes one sample. `outputs`: what the rest of the agent counted, to travel in the sample.
+    /// Takes one sample. `outputs`: counters of the agent's outputs, to include in the sample.
     ///
     /// # Errors
     /// If the kernel refuses an iterator or a map update.

@@ -44,7 +44,7 @@ impl Neighbours {
         &self.selected
     }
 
-    /// Takes over what a scan over files found. `is_served(netns, port)`: whether a process listens there.
+    /// Adds what a scan over files found. `is_served(netns, port)`: whether a process listens there.
     pub(super) fn set_ends(&mut self, sample: &Sample, is_served: impl Fn(u32, u16) -> bool) {
         self.ends = ends(&sample.connections, &sample.pipes, &sample.unix, is_served);
     }

@@ -36,7 +36,7 @@ struct Files {
 }
 
 impl Networks {
-    /// Takes over all listeners of the machine, and the watched processes.
+    /// Updates the namespaces from all listeners of the machine and the watched processes.
     pub(super) fn set_listeners(&mut self, listeners: &[ListenerInfo], watched: &[ProcessInfo]) {
         let watched: HashSet<u32> = watched.iter().map(|process| process.tgid).collect();
         let own = listeners

@@ -80,7 +80,7 @@ impl Peers {
         keys(&self.requested)
     }
 
-    /// Takes the result of a scan over holders.
+    /// Adds the result of a scan over holders.
     pub(super) fn found(
         &mut self,
         connections: &[PeerInfo],

@@ -19,7 +19,7 @@ pub(super) struct Processes {
     /// The processes of all targets, in the order of their tgids.
     watched: Vec<ProcessInfo>,
     targets: Vec<Target>,
-    /// A sample has reported `targets` as they are now.
+    /// A sample has reported the current `targets`.
     is_reported: bool,
     /// CLOCK_MONOTONIC at which discovery is due, ns.
     due_ns: u64,
@@ -73,7 +73,7 @@ impl Processes {
         self.discovery.scan(&self.all, listeners, neighbours)
     }
 
-    /// Takes over the watched processes; returns whether they have changed.
+    /// Updates the watched processes; returns whether they have changed.
     pub(super) fn set_watched(&mut self, found: &Discovered) -> bool {
         let mut watched = found.processes.clone();
         watched.sort_unstable_by_key(|process| process.tgid);
@@ -82,7 +82,7 @@ impl Processes {
         changed
     }
 
-    /// Takes over the targets; returns whether they have changed, or were never reported.
+    /// Updates the targets; returns whether they have changed, or were never reported.
     pub(super) fn set_targets(&mut self, found: &Discovered) -> bool {
         let is_new = found.changed || !self.is_reported;
         if is_new {
@@ -119,7 +119,7 @@ impl Processes {
         (&self.all, &mut self.discovery)
     }
 
-    /// How many targets and processes are watched.
+    /// The numbers of watched targets and processes.
     pub(super) fn counts(&self) -> (u32, u32) {
         (self.targets.len() as u32, self.watched.len() as u32)
     }

@@ -1,4 +1,4 @@
-//! What each part of a sample cost in CPU time, for the schedule.
+//! The CPU time of each part of a sample, for the schedule.
 
 use super::{clock::CpuTimer, schedule::SampleCost};
 

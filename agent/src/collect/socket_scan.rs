@@ -17,7 +17,7 @@ const SPARE_CONNECTIONS: usize = 64;
 pub(super) struct SocketScan {
     ids: ObjectIds,
     jiffy_ns: u64,
-    /// The number of the scan that last met each socket, by the kernel's cookie.
+    /// The number of the scan that last found each socket, by the kernel's cookie.
     seen: InOrder<u64>,
     /// Number of the current scan.
     scan: u64,

@@ -32,7 +32,7 @@ pub(super) struct Disk {
 struct Known {
     voluntary: u64,
     since_ns: u64,
-    /// Start of the samples in a row at which it was waiting, and its voluntary switches then.
+    /// The first of the consecutive samples at which it was waiting, and its voluntary switches then.
     streak_ns: u64,
     streak_voluntary: u64,
 }
@@ -157,7 +157,7 @@ fn device_of(wait: &Wait) -> QueueId {
 }
 
 impl Known {
-    /// Mean wait over the samples in a row at which it was waiting, ns. Each voluntary switch begins a wait.
+    /// Mean wait over the consecutive samples at which it was waiting, ns. Each voluntary switch begins a wait.
     fn mean_ns(&self, now_ns: u64) -> u64 {
         let waits = self.voluntary.saturating_sub(self.streak_voluntary);
         now_ns.saturating_sub(self.streak_ns) / waits.saturating_add(1)

@@ -26,7 +26,7 @@ use crate::{
 const LONG_TURN_NS: u64 = 50_000_000;
 /// Recent samples, one bit each, by which an event loop is recognised.
 const RECENT_SAMPLES: u32 = 32;
-/// Samples in a row at which a loop is parked elsewhere, after which it no longer counts as a loop.
+/// Consecutive samples at which a loop is parked elsewhere, after which it no longer counts as a loop.
 const MAX_PARKED_SAMPLES: u32 = 8;
 /// Event loops reported per process. A process with more has a pool of them.
 const MAX_PER_PROCESS: u32 = 64;
@@ -60,7 +60,7 @@ pub(super) struct Residence {
     in_epoll: u32,
     /// Number of valid bits.
     samples: u32,
-    /// Samples in a row at which it was parked.
+    /// Consecutive samples at which it was parked.
     parked: u32,
     is_loop: bool,
 }
@@ -70,7 +70,7 @@ pub(super) struct Residence {
 enum Place {
     /// In epoll_wait: no event is ready.
     Waiting,
-    /// On a condition variable or similar. Runtimes that pass epoll_wait between threads (Go, tokio) park the others so.
+    /// On a condition variable or similar. Runtimes that pass epoll_wait between threads (Go, tokio) park the others there.
     Parked,
     /// In a turn, running or runnable.
     Computing,

@@ -46,7 +46,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// The reading of the process nearest to its limit, which stands for the service.
+    /// The reading of the process nearest to its limit, which represents the service.
     fn reading(&self) -> Option<Reading> {
         let worst = self.worst?;
         let open = u64::from(worst.open);

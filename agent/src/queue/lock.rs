@@ -1,6 +1,6 @@
 //! Contended locks: futexes that threads wait for while another thread holds them.
 //!
-//! Most futexes are no locks: condition variables, semaphores and the parked threads of an idle pool use futex, too. A
+//! Most futexes are not locks: condition variables, semaphores and the parked threads of an idle pool use futex, too. A
 //! lock is recognised by its value ([`Futex`]). A waiter whose voluntary context switches have not changed since an
 //! earlier sample has waited the whole time.
 
@@ -308,8 +308,8 @@ impl Known {
 }
 
 impl FutexSample<'_> {
-    /// Whether this is a global interpreter lock: threads retry for it while one thread runs (or two, if the sample falls
-    /// on a hand-over), and the process uses no more than one CPU.
+    /// Whether this is a global interpreter lock: threads retry for it while one thread runs (or two, if the sample is taken
+    /// while it changes hands), and the process uses no more than one CPU.
     fn is_interpreter(&self, process: &Process<'_>) -> bool {
         let one_runs = process.one_cpu && matches!(process.running, 1 | 2);
         self.oldest.is_none() && self.retrying > 0 && one_runs

@@ -28,7 +28,7 @@ const MESSAGE_GAP_NS: u64 = 200_000_000;
 const ONE_WAY_MESSAGES: u8 = 8;
 /// Unanswered messages per answered one from which answered ones count as rare.
 const ONE_WAY_RATIO: u8 = 4;
-/// A one-way flow without a pause that lasts this long, ns, is no request, unless the connection has answered before.
+/// A one-way flow without a pause that lasts this long, ns, is not a request, unless the connection has answered before.
 const ONE_WAY_FLOW_NS: u64 = 10_000_000_000;
 /// Count at which all evidence of a connection's use is halved, since its use may change.
 const MAX_EVIDENCE: u8 = 200;

@@ -180,7 +180,7 @@ impl Futex {
             Detail::Futex { word, owner } => Some((word, owner)),
             _ => None,
         };
-        // A lock that stores no owner has other data beside its word, which is no thread id of the process. And a thread
+        // A lock that stores no owner has other data beside its word, which is not a thread id of the process. And a thread
         // that waits for a lock does not hold it.
         let holder =
             |tid: u32| Some(tid).filter(|tid| *tid != wait.own_tid && *tid != 0 && is_thread(*tid));

@@ -255,7 +255,7 @@ impl SocketSample<'_> {
             .observe(head, waiting > 0, self.now_ns)
             .filter(|_| head != 0);
         let age_ns = if self.is_pair && !full {
-            // Data at rest in an internal socket pair is no queue while nothing arrives.
+            // Data at rest in an internal socket pair is not a queue while nothing arrives.
             age_ns.zip(inflow_ns).map(|(age, inflow)| age.min(inflow))
         } else {
             age_ns

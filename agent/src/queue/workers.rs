@@ -297,8 +297,8 @@ impl Group {
         *counter += 1;
     }
 
-    /// Whether this is a pool of workers: several threads, or the only one of its service. Event loops are none, unless each
-    /// is a process of its own; those may serve one request at a time (prefork).
+    /// Whether this is a pool of workers: several threads, or the only one of its service. Event loops do not count, unless each
+    /// is a process of its own: those may serve one request at a time (prefork).
     fn is_pool(&self, threads_of_target: u32) -> bool {
         if self.size == 1 {
             return threads_of_target == 1 && self.loops == 0;
