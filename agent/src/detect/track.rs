@@ -193,7 +193,7 @@ impl Track {
         now_ns.saturating_sub(onset_ns) >= FOCUS_AFTER_NS || self.level > Level::Ok
     }
 
-    /// A reading of a healthy queue extends its baselines. Otherwise the last seconds are removed from them, because the trouble
+    /// A reading of a healthy queue extends its baselines. Otherwise the last seconds are removed from them, because the episode
     /// may have begun before it was noticed.
     fn learn(
         &mut self,

@@ -32,7 +32,7 @@ pub(super) struct Disk {
 struct Known {
     voluntary: u64,
     since_ns: u64,
-    /// The first of the consecutive samples at which it was waiting, and its voluntary switches then.
+    /// Time of the first of the consecutive samples at which it was waiting, and its voluntary switches then.
     streak_ns: u64,
     streak_voluntary: u64,
 }
