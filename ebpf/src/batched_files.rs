@@ -4,10 +4,10 @@
 //! the other. This program reads the file table itself, in batches of descriptors: first all their files, then all their
 //! sockets, then the fields of each socket. The cache misses of a batch overlap.
 //!
-//! The program holds nothing but RCU. That keeps the table in place, but files and sockets may be closed and their memory
-//! reused. So a record counts only if, once it is written, the descriptor still has the same file and the socket the same
-//! cookie, which the kernel never reuses. What takes more than reading is deferred to the kernel's own iterator: sockets
-//! without a cookie, and sockets to be added to `FOCUSED_SOCKETS`.
+//! The program holds nothing but the RCU read lock. That keeps the table in place, but files and sockets may be closed
+//! and their memory reused. So a record counts only if, once it is written, the descriptor still has the same file and
+//! the socket the same cookie, which the kernel never reuses. What takes more than reading is deferred to the kernel's
+//! own iterator: sockets without a cookie, and sockets to be added to `FOCUSED_SOCKETS`.
 
 use core::ffi::c_void;
 
@@ -64,7 +64,7 @@ pub extern "C" fn batched_files(ctx: *const TaskContext) -> i32 {
     if table.is_null() {
         return 0;
     }
-    // A thread has a file table of its own, or another process shares this one: left to the kernel's own iterator.
+    // A thread with a file table of its own, or a table that processes share, is left to the kernel's own iterator.
     let signal = load!(task, task_signal, *const u8);
     if load!(table, files_count, u32) != load!(signal, signal_nr_threads, u32) {
         debug!("pid {}: not all threads share one file table", tgid);

@@ -16,7 +16,7 @@ use crate::log::debug;
 #[unsafe(no_mangle)]
 static LAYOUT: Layout = Layout::EMPTY;
 
-/// Overridden and frozen likewise. The default assumes no optional helper.
+/// Overridden and frozen like `LAYOUT`. The default assumes no optional helper.
 #[unsafe(no_mangle)]
 static HELPERS: Helpers = Helpers {
     typed_sockets: 0,
@@ -49,7 +49,7 @@ pub fn layout() -> *const Layout {
     &raw const LAYOUT
 }
 
-/// As [`layout`].
+/// Like [`layout`], for the optional helpers.
 pub fn helpers() -> *const Helpers {
     &raw const HELPERS
 }

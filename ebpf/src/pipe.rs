@@ -16,7 +16,8 @@ const S_IFIFO: u16 = 0o010_000;
 /// include/linux/fs.h
 const FMODE_READ: u32 = 1;
 const FMODE_WRITE: u32 = 2;
-/// Buffers of one pipe whose bytes are summed: the size of a default ring (`PIPE_DEF_BUFFERS`, include/linux/pipe_fs_i.h).
+/// Maximum number of buffers of one pipe whose bytes are summed: the size of a default ring (`PIPE_DEF_BUFFERS`,
+/// include/linux/pipe_fs_i.h).
 const SUMMED_BUFFERS: u32 = 16;
 
 /// One end of a pipe.

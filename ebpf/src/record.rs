@@ -3,8 +3,8 @@
 #[cfg(feature = "user")]
 use bytemuck::{Pod, Zeroable};
 
-/// Most timestamps reported per listener and scan; a longer accept queue shows only in `depth`. Bounds the loop and the
-/// size of a record (72 bytes + 8 KiB).
+/// Maximum number of timestamps reported per listener and scan; a longer accept queue shows only in `depth`. Bounds the
+/// loop and the size of a record (72 bytes + 8 KiB).
 pub const MAX_WAITING: u32 = 1024;
 /// `PipeRecord::bytes`: the pipe holds more buffers than one visit sums up.
 pub const PIPE_BYTES_UNKNOWN: u32 = u32::MAX;
@@ -18,7 +18,7 @@ pub const PIPE_WRITE_END: u32 = 2;
 /// sockets are polled on every sample, and its threads are profiled.
 pub const TARGET_FOCUSED: u32 = 1;
 
-/// `Header::kind`, as all constants down to [`KIND_PEER`]. See [`SocketRecord`].
+/// Value of `Header::kind`, like all constants down to [`KIND_PEER`]. See [`SocketRecord`].
 pub const KIND_SOCKET: u16 = 1;
 /// See [`ListenerRecord`].
 pub const KIND_LISTENER: u16 = 2;

@@ -171,8 +171,8 @@ fn ipv6(words: [u64; 2]) -> [u8; 16] {
     out
 }
 
-/// Fingerprints a packet by its address, length, timestamp and first 16 bytes. The address alone does not do: it is reused as
-/// soon as the packet is read. The bytes are mixed into one number and leave the kernel in no other form.
+/// Fingerprints a packet by its address, length, timestamp and first 16 bytes. The address alone is not enough: it is
+/// reused as soon as the packet is read. The bytes are mixed into one number and leave the kernel in no other form.
 #[inline(always)]
 pub fn packet_fingerprint(skb: u64) -> u64 {
     /// 2^64 divided by the golden ratio: the multiplier of Fibonacci hashing.

@@ -396,8 +396,8 @@ fn timestamp(request: *const u8) -> u64 {
         return 0;
     }
     let round_trip_us = u64::from(load!(tcp, tcp_srtt_us, u32) >> 3);
-    // Read the port from the request: it keeps it when the client resets the connection, the child does not. Both begin
-    // with a `struct sock_common`.
+    // Read the port from the request, which keeps it when the client resets the connection; the child does not. Both
+    // begin with a `struct sock_common`.
     let port = u64::from(load!(request, sk_num, u16));
     port << 48 | (sent_us + round_trip_us)
 }

@@ -127,7 +127,7 @@ fn path(sk: *const u8, path: *mut [u8; UNIX_PATH]) -> u16 {
     }
     let from = address.wrapping_add(offset!(unix_address_name) as usize + FAMILY);
     // SAFETY: the helper checks the address; `path` is a live array of this size. The kernel's address may be shorter:
-    // the bytes after it belong to the same slab, and by the length the agent knows where to stop.
+    // the bytes after it belong to the same slab, and the agent stops at the length.
     unsafe { bpf_probe_read_kernel(path.cast(), UNIX_PATH as u32, from.cast()) };
     probe!(address, unix_address_len, u32) as u16
 }

@@ -14,9 +14,10 @@ pub struct Row {
 }
 
 impl Row {
-    /// The largest allowed error, in the unit of the row. Limits, losses and yes-or-no are exact. Depths and rates may be 5%
-    /// off. Ages may be 5% or one sampling interval off, because an arrival between two samples is seen at the second. 1% of
-    /// the samples may report a wrong state: over a lossy link, sequence numbers sometimes show a change late.
+    /// The largest allowed error, in the unit of the row. Limits, losses and yes-or-no answers have to be exact. Depths
+    /// and rates may be 5% off. Ages may be 5% or one sampling interval off, because an arrival between two samples is
+    /// seen at the second. 1% of the samples may report a wrong state: over a lossy link, sequence numbers sometimes
+    /// show a change late.
     pub fn allowed(&self, truth: f64, interval_ns: u64) -> f64 {
         /// For depths, rates and ages.
         const RELATIVE_ERROR: f64 = 0.05;

@@ -186,7 +186,7 @@ pub fn run_once(command: &mut Command, deadline: Duration) -> Result<Vec<Value>>
     Ok(events.map(|event| event.value).collect())
 }
 
-/// As [`run_once`], with the time at which each line was received.
+/// Like [`run_once`], with the time at which each line was received.
 pub fn run_once_timed(command: &mut Command, deadline: Duration) -> Result<Vec<Event>> {
     let agent = Agent::start(command)?;
     let end = agent.process.wait_end(deadline)?;

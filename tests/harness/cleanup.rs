@@ -1,7 +1,7 @@
-//! Ends process groups and removes folders when the test program is interrupted, for example by Ctrl-C.
+//! Ends process groups and removes directories when the test program is interrupted, for example by Ctrl-C.
 //!
-//! Normally the owners' `Drop` does this. A signal ends the process without unwinding, so all live groups and folders are
-//! registered here; a thread waits for signals and cleans them up before it lets the process exit.
+//! Normally the owners' `Drop` does this. A signal ends the process without unwinding, so all live groups and
+//! directories are registered here; a thread waits for signals and cleans them up before it lets the process exit.
 
 use std::{
     collections::BTreeSet,

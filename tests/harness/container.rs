@@ -1,5 +1,5 @@
-//! Podman containers that run programs of this machine: the root folder holds only links into `/usr`, which is mounted
-//! read-only.
+//! Podman containers that run programs of this machine: the root directory holds only links into `/usr`, which is
+//! mounted read-only.
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// Prepares the root folder. Start the container with [`Container::before`].
+    /// Prepares the root directory. Start the container with [`Container::before`].
     pub fn new() -> Result<Self> {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("tailback-container-{}-{count}", process::id());
@@ -63,7 +63,7 @@ impl Container {
         Ok(())
     }
 
-    /// The folder that is `/` inside.
+    /// The directory that is `/` inside.
     pub fn root(&self) -> &Path {
         self.root.path()
     }

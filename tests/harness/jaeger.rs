@@ -44,7 +44,7 @@ impl Jaeger {
         Self::start_on(None)
     }
 
-    /// As [`Jaeger::start`], with a fixed OTLP/HTTP port, for tests in which the collector starts late.
+    /// Like [`Jaeger::start`], with a fixed OTLP/HTTP port, for tests in which the collector starts late.
     pub fn start_on(otlp_http: Option<u16>) -> Result<Self> {
         let Some(program) = find() else {
             bail!("Jaeger is not installed: run `cargo xtask setup`");

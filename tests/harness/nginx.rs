@@ -141,7 +141,7 @@ fn config(folder: &std::path::Path, listen: &str, workers: u32, role: Role) -> S
         ),
     };
     let folder = folder.display();
-    // Started as root, its workers would switch to a user who may not read the folder.
+    // Started as root, its workers would switch to a user who may not read the directory.
     let user = if rustix::process::geteuid().is_root() {
         "user root;"
     } else {

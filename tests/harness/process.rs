@@ -103,7 +103,7 @@ impl Process {
         })
     }
 
-    /// As [`Process::freeze`] for all processes in its group. Resume them with [`Process::signal_group`].
+    /// Like [`Process::freeze`], for all processes in its group. Resume them with [`Process::signal_group`].
     pub fn freeze_group(&self) -> Result<()> {
         self.signal_group(Signal::STOP)?;
         let what = format!("{} and its children to stop", self.name);
@@ -144,7 +144,7 @@ impl Process {
         self.signal(Signal::CONT)
     }
 
-    /// How it ended, if it has. It is reaped only on drop, so that its pid is not reused before.
+    /// How it ended, if it has. It is reaped only on drop, so that its pid is not reused before then.
     pub fn ended(&self) -> Result<Option<End>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let status = match waitid(WaitId::Pid(self.pid), options) {

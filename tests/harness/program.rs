@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::temp::TempDir;
 
-/// The first of `names` on `PATH` or in the sbin folders, which are only on root's `PATH`.
+/// The first of `names` on `PATH` or in the sbin directories, which are only on root's `PATH`.
 pub fn find(names: &[&str]) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = env::split_paths(&path)
@@ -22,7 +22,7 @@ pub fn find(names: &[&str]) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// As [`find`]; the error says how to install the program.
+/// Like [`find`]; the error says how to install the program.
 pub fn need(names: &[&str]) -> Result<PathBuf> {
     match find(names) {
         Some(path) => Ok(path),

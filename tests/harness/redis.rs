@@ -245,8 +245,8 @@ mod tests {
             Ok((hog.rounds() > 0).then_some(()))
         })
         .unwrap();
-        // A reply arrives at the end of a script; a call 20 ms later waits for the end of the next one. Three of ten may miss
-        // that, because this thread was held up.
+        // A reply arrives at the end of a script; a call 20 ms later waits for the end of the next one. Up to three of
+        // ten calls may miss that, if this thread was held up.
         client.call(&["GET", "a"]).unwrap();
         let waits = [(); 10].map(|()| {
             thread::sleep(Duration::from_millis(20));

@@ -34,7 +34,7 @@ pub fn listen(address: SocketAddr, backlog: i32, reuseport: bool) -> Result<TcpL
     listen_with(address, backlog, reuseport, None)
 }
 
-/// As [`listen`]; accepted connections have this SO_RCVBUF, bytes (the kernel doubles it).
+/// Like [`listen`]; accepted connections have this SO_RCVBUF, bytes (the kernel doubles it).
 pub fn listen_with(
     address: SocketAddr,
     backlog: i32,

@@ -1,4 +1,4 @@
-//! Temporary folders.
+//! Temporary directories.
 
 use std::{
     env, fs,
@@ -13,11 +13,11 @@ use crate::cleanup;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// A folder that is removed with its contents on drop.
+/// A directory that is removed with its contents on drop.
 pub struct TempDir(PathBuf);
 
 impl TempDir {
-    /// Creates an empty folder whose name contains `purpose`.
+    /// Creates an empty directory whose name contains `purpose`.
     pub fn new(purpose: &str) -> Result<Self> {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = env::temp_dir().join(format!("tailback-{purpose}-{}-{count}", process::id()));
@@ -30,7 +30,7 @@ impl TempDir {
         &self.0
     }
 
-    /// Writes a file into the folder and returns its path.
+    /// Writes a file into the directory and returns its path.
     pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.0.join(name);
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;

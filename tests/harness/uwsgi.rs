@@ -84,7 +84,7 @@ impl Uwsgi {
         Self::start_app(&options.app(None))
     }
 
-    /// As [`Uwsgi::start`], logging to a file. uWSGI reopens the file when [`reopen_file`] is touched.
+    /// Like [`Uwsgi::start`], logging to a file. uWSGI reopens the file when [`reopen_file`] is touched.
     pub fn start_logging_to(options: &Options, log: &Path) -> Result<Self> {
         Self::start_app(&options.app(Some(log)))
     }
@@ -194,7 +194,7 @@ pub fn reports_full(line: &Line) -> bool {
     is_full(&line.text)
 }
 
-/// As [`reports_full`], for the text of a log line.
+/// Like [`reports_full`], for the text of a log line.
 pub fn is_full(line: &str) -> bool {
     line.contains("uWSGI listen queue of socket") && line.contains("full !!!")
 }

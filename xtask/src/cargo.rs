@@ -32,12 +32,12 @@ pub enum Link {
     Static,
 }
 
-/// Builds a program for release, and says where it lies.
+/// Builds a program for release, and returns its path.
 pub fn build(program: Program) -> Result<PathBuf> {
     build_all([program], Link::Usual).map(|[path]| path)
 }
 
-/// Builds programs for release, all in one go, and says where they lie.
+/// Builds programs for release with one command, and returns their paths.
 pub fn build_all<const N: usize>(programs: [Program; N], link: Link) -> Result<[PathBuf; N]> {
     let mut cargo = Cmd::new("cargo")
         .folder(tools::root())
@@ -75,14 +75,14 @@ pub fn nextest() -> Cmd {
     tests(nextest.args(["nextest", "run", "--config-file", "tests/nextest.toml"]))
 }
 
-/// The tests of the workspace, linked statically, so that the kernels of the matrix boot what this build made. The eBPF
-/// crate is left out: its object is built, loaded and tested by the agent.
+/// The tests of the workspace, linked statically, so that the kernels of the matrix run programs of the same build. The
+/// eBPF crate is left out: its object is built, loaded and tested by the agent.
 fn tests(cmd: Cmd) -> Cmd {
     let cmd = cmd.args(["--workspace", "--exclude", "tailback-ebpf", "--release"]);
     linked_statically(cmd.folder(tools::root()))
 }
 
-/// With a target named, the flags do not reach build scripts and macros.
+/// Naming the target keeps the flags from build scripts and macros.
 fn linked_statically(cargo: Cmd) -> Cmd {
     let target = format!("{ARCH}-unknown-linux-gnu");
     cargo
@@ -90,19 +90,19 @@ fn linked_statically(cargo: Cmd) -> Cmd {
         .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
 }
 
-/// Where [`nextest`] leaves its report, as `tests/nextest.toml` says.
+/// Where [`nextest`] leaves its report, as `tests/nextest.toml` configures it.
 pub fn junit_report() -> PathBuf {
     tools::root().join("target/nextest/default/junit.xml")
 }
 
-/// Builds the tests, and returns where these programs are, which are built with them.
+/// Builds the tests, and returns the paths of these programs, which are built with them.
 pub fn build_tests<const N: usize>(programs: [Program; N]) -> Result<[PathBuf; N]> {
     let built = paths(test().arg("--no-run"), programs)?;
     check_static(&built)?;
     Ok(built)
 }
 
-/// Runs a build, and says where it put these programs.
+/// Runs a build, and returns the paths of these programs.
 fn paths<const N: usize>(cargo: Cmd, programs: [Program; N]) -> Result<[PathBuf; N]> {
     let cargo = cargo.arg("--message-format=json-render-diagnostics");
     let output = cargo
@@ -124,7 +124,7 @@ fn paths<const N: usize>(cargo: Cmd, programs: [Program; N]) -> Result<[PathBuf;
     Ok(built)
 }
 
-/// The program's path, if this message of cargo's is about it. Its tests have its name, too.
+/// The program's path, if this message of cargo's is about it. The program's unit tests have the same name.
 fn executable(message: &str, program: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(message).ok()?;
     let is_program = message["target"]["name"] == program
@@ -136,7 +136,7 @@ fn executable(message: &str, program: &str) -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
-/// Whether a 64-bit little-endian ELF file has a segment that names its loader (`PT_INTERP`), as elf(5) has it.
+/// Whether a 64-bit little-endian ELF file has a segment that names its loader (`PT_INTERP`; see elf(5)).
 fn needs_loader(elf: &[u8]) -> bool {
     const PT_INTERP: u64 = 3;
     let field = |at: usize, len: usize| -> Option<u64> {

@@ -1,4 +1,4 @@
-//! Finds files and programs: the checkout, the cache folder of setup, and installed programs.
+//! Finds files and programs: the checkout, setup's cache directory, and installed programs.
 
 use std::{
     env,
@@ -11,8 +11,8 @@ pub fn root() -> &'static Path {
     xtask.parent().unwrap_or(xtask)
 }
 
-/// Folder of everything that setup builds or fetches. It can be deleted at any time. `agent/build.rs` finds the linker here
-/// too.
+/// Directory of everything that setup builds or fetches. It can be deleted at any time. `agent/build.rs` finds the
+/// linker here too.
 pub fn cache() -> PathBuf {
     env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -21,7 +21,7 @@ pub fn cache() -> PathBuf {
         .join("tailback")
 }
 
-/// Folder of rustup's toolchains.
+/// Directory of rustup's toolchains.
 pub fn rustup_home() -> PathBuf {
     env::var_os("RUSTUP_HOME").map_or_else(
         || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".rustup"),
@@ -29,7 +29,7 @@ pub fn rustup_home() -> PathBuf {
     )
 }
 
-/// The program of this name on `PATH` or in the sbin folders, which are only on root's `PATH`.
+/// The program of this name on `PATH` or in the sbin directories, which are only on root's `PATH`.
 pub fn program(name: &str) -> Option<PathBuf> {
     tailback_tests::program::find(&[name])
 }

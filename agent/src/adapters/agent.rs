@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::signal::stream::SOCKET;
 
-/// How long connecting and reading a reply may take; beyond, the other side counts as hung.
+/// How long connecting and reading a reply may take; after that, the other side counts as hung.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest reply read, bytes: far more than the status or metrics of thousands of services.
 const MAX_REPLY_BYTES: u64 = 64 << 20;

@@ -82,7 +82,7 @@ where
     }
 }
 
-/// Fails a call whose request message does not arrive in time. The reply may take as long as it takes.
+/// Fails a call whose request message does not arrive in time. The reply has no time limit.
 async fn with_timeout(answer: impl Future<Output = Response<Body>>) -> Response<Body> {
     match timeout(TIMEOUT, answer).await {
         Ok(response) => response,

@@ -15,7 +15,8 @@ use tokio::{
 use super::{Shared, listen::Endpoint};
 use crate::config::signal::Haproxy;
 
-/// Concurrent connections that are waited for; beyond, the reply is sent without waiting for the client to close.
+/// Maximum number of connections that are held open until the client closes. On any further one, the reply is sent
+/// without waiting for that.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to read the reply and close: HAProxy's default check interval.
 const TIMEOUT: Duration = Duration::from_secs(2);

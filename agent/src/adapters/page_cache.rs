@@ -12,7 +12,7 @@ use tailback_page::{Page, Pressure};
 
 use crate::signal::names::directory_of;
 
-/// Pages kept mapped, and names listed.
+/// Maximum number of pages kept mapped, and of names listed.
 const MAX_PAGES: usize = 4_096;
 /// Two changes of a directory within this time may have the same timestamp: file systems use a coarse clock.
 const TIMESTAMP_GRANULARITY: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ impl PageCache {
         page
     }
 
-    /// The pressure of a service; none if nobody publishes it.
+    /// The pressure of a service; no pressure if nobody publishes it.
     pub fn pressure(&self, name: &str) -> Pressure {
         self.page(name).pressure()
     }

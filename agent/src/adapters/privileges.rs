@@ -1,4 +1,5 @@
-//! Drops privileges: the adapter process talks to the network, so it runs as `nobody` with no capability that it can do without.
+//! Drops privileges: the adapter process talks to the network, so it runs as `nobody`, with only the capabilities that
+//! it needs.
 
 use anyhow::{Context as _, Result};
 use rustix::{

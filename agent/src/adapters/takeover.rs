@@ -56,7 +56,8 @@ pub fn take(directory: &OwnedFd, path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Whether the pid is that of an adapter process. The lock file may be stale, or its pid of another pid namespace.
+/// Whether the pid is that of an adapter process. The lock file may be stale, or its pid may belong to another pid
+/// namespace.
 fn is_adapter_process(pid: Pid) -> bool {
     let words = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
     words.is_ok_and(|words| {

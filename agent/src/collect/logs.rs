@@ -34,17 +34,17 @@ const READ_INTERVAL: PollInterval = PollInterval::new(250 * MS, 5_000 * MS);
 const HOLD_NS: u64 = 30_000 * MS;
 /// Time between two scans of a process's descriptors, ns.
 const RESCAN_INTERVAL_NS: u64 = 30_000 * MS;
-/// The same while its target is focused, ns.
+/// Time between two scans of a process's descriptors while its target is focused, ns.
 const FOCUSED_RESCAN_INTERVAL_NS: u64 = 5_000 * MS;
 /// CPU time for scanning descriptors in one poll, ns. At least one process is scanned.
 const MAX_SCAN_COST_NS: u64 = 2 * MS;
 /// How long a log without a writer is kept, ns: another process of the target may have it open.
 const ORPHAN_TTL_NS: u64 = 3_000 * MS;
-/// Most logs of one target.
+/// Maximum number of logs of one target.
 const MAX_PER_TARGET: usize = 8;
-/// Most logs of all targets together.
+/// Maximum number of logs of all targets together.
 const MAX_LOGS: usize = 1024;
-/// Most logs that are read in one poll; the others have their turn in the next.
+/// Maximum number of logs read in one poll; the others have their turn in the next.
 const MAX_READS: usize = 16;
 /// Longest line that a message keeps, bytes.
 const MAX_MESSAGE_LINE: usize = 240;
@@ -61,7 +61,7 @@ pub(super) struct Logs {
     /// By tgid.
     scanned: FxHashMap<u32, Scanned>,
     focused: FocusedTargets,
-    /// Index among the logs to read of the one that is read first.
+    /// Index, among the logs to read, of the log that is read first.
     turn: usize,
     skipped: Skipped,
 }
@@ -196,14 +196,14 @@ impl Logs {
         self.tails.retain(|tail| !is_expired(tail, now_ns));
     }
 
-    /// Makes a new scan of a target's processes due.
+    /// Makes a rescan of a target's processes due.
     fn rescan(&mut self, target: TargetId, owners: &FxHashMap<u32, TargetId>) {
         for (tgid, scanned) in &mut self.scanned {
             scanned.is_stale |= owners.get(tgid) == Some(&target);
         }
     }
 
-    /// Remembers a log's size, and takes over the file that its writer may have opened in its place.
+    /// Updates a log's size, or switches to the file that its writer has opened in its place.
     fn poll_size(&mut self, at: usize, now_ns: u64, table: &Table, messages: &mut Messages) {
         let Some(tail) = self.tails.get_mut(at) else {
             return;

@@ -2,8 +2,9 @@
 //!
 //! [`Collector`] only composes its parts; each part has one file. Nothing in here judges a queue.
 //!
-//! - *When*: `schedule` plans the next sample within the CPU budget, `cpu_budget` corrects it by what the agent really
-//!   used, `background_scans` and `poll_interval` time the scans that not every sample needs, `scan_costs` measures them.
+//! - *When*: `schedule` plans the next sample within the CPU budget, `cpu_budget` corrects the plan by the CPU time
+//!   actually used, `background_scans` and `poll_interval` time the scans that not every sample needs, `scan_costs`
+//!   measures them.
 //! - *Processes*: `processes` (the machine's, the watched ones, the targets), `focus` (targets with an unhealthy queue),
 //!   `neighbours` (processes that may keep them waiting).
 //! - *Queues and threads*: `socket_scan`, `thread_scan`, `networks`, `system` (cgroups and the machine),
@@ -430,7 +431,7 @@ impl Collector {
         self.find_neighbours(sample.mono_ns)
     }
 
-    /// Finds the neighbours of the focused targets, and has those watched that are not watched yet.
+    /// Finds the neighbours of the focused targets. If any is not watched yet, discovery at the next sample adds it.
     fn find_neighbours(&mut self, now_ns: u64) -> Result<()> {
         let has_new = self.neighbours.find(
             now_ns,

@@ -17,7 +17,7 @@ use crate::sample::{Connection, Peer, Sample};
 pub(super) const FIRST_SEARCH_WITHIN_NS: u64 = 250 * MS;
 /// Time between later searches, ns, if the background budget allows.
 pub(super) const SEARCH_INTERVAL_NS: u64 = 1_000 * MS;
-/// Most holders of other ends that a sample names: a connection that forked workers inherited has many.
+/// Maximum number of holders of other ends in a sample: a connection that forked workers inherited has many.
 const MAX_PEERS: usize = 2 * MAX_REQUESTED_PEERS;
 
 #[derive(Default)]

@@ -7,10 +7,10 @@ use crate::queue::Reading;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Most healthy seconds in a baseline.
+/// Maximum number of healthy seconds in a baseline.
 const BASELINE_SECONDS: usize = 120;
 
-/// Fewest healthy seconds in a baseline.
+/// Minimum number of healthy seconds in a baseline.
 const MIN_SECONDS: usize = 3;
 
 /// The last seconds before an episode may belong to it, and are left out of the baseline.
@@ -53,7 +53,7 @@ pub(super) struct BaselineWait {
 struct Second {
     wait_ns: f64,
     waits: u32,
-    /// Work was done, even if none was waiting in any sample: a short request is served between two samples.
+    /// Work was done, even if no sample saw any waiting: a short request is served between two samples.
     worked: bool,
     depth: f64,
     samples: u32,

@@ -1,4 +1,4 @@
-//! Which delay counts against a queue, and which delay is acceptable: one type per way of judging.
+//! Which delay counts against a queue, and which delay is acceptable. There is one type per way of judging.
 //!
 //! Most queues are judged by their own delay. Requests in flight are normal, so they are compared with their baseline. Until there
 //! is one, they are judged by how they began (cold start). Some kinds only explain others and are not judged.
@@ -82,7 +82,7 @@ fn own_target_ns(service_ns: Option<u64>, settings: &Settings) -> u64 {
 pub(super) struct AgainstBaseline {
     baseline: BaselineWait,
     cold_start: ColdStart,
-    /// The cold start decides, until the queue is at rest again.
+    /// Judged by its cold start until the queue is at rest again.
     by_cold_start: bool,
 }
 

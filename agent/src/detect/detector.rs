@@ -24,7 +24,8 @@ use crate::{
 /// Returns the thresholds that apply to a queue.
 pub type SettingsFor = Arc<dyn Fn(&QueueKey) -> Settings + Send + Sync>;
 
-/// What the detector asks the diagnosis about a target. The diagnosis comes later, so it passes these in as closures.
+/// What the detector asks the diagnosis about a target. The diagnosis comes later in the pipeline, so its answers are
+/// passed in as closures.
 #[derive(Clone, Copy)]
 pub struct TargetContext<'a> {
     pub neighbours: Neighbours<'a>,
@@ -89,7 +90,7 @@ impl Detector {
         self.unhealthy.iter().map(|key| key.target).collect()
     }
 
-    /// The open episodes whose ids are wanted, as of now.
+    /// The open episodes that `is_wanted` selects by id, as of now.
     pub fn open(&self, at: Instant, is_wanted: impl Fn(&str) -> bool) -> Vec<Episode> {
         let mut open: Vec<Episode> = self
             .queues
@@ -161,8 +162,8 @@ impl Detector {
         };
         let before = watched.track.level;
         let onset_ns = watched.track.onset_ns;
-        // A target that is watched only because another one waits for it was never observed at rest. It appears in the verdict of
-        // that one.
+        // A target that is watched only because another one waits for it was never observed at rest. It appears in the
+        // other's verdict.
         let is_selected = targets
             .get(key.target)
             .is_some_and(|target| !target.followed);
@@ -248,7 +249,7 @@ impl Detector {
     }
 }
 
-/// The id of what begins at this moment in this queue; `role` keeps the ids of incident, trace and episode apart.
+/// The id of an incident, trace or episode that begins in this queue at this moment; `role` keeps the three apart.
 pub(super) fn queue_id(role: &str, at: Instant, key: &QueueKey, targets: &Targets) -> u64 {
     let (pid, start_ns) = targets
         .get(key.target)
@@ -264,7 +265,7 @@ pub(super) fn queue_id(role: &str, at: Instant, key: &QueueKey, targets: &Target
     ])
 }
 
-/// A monotonic time in the past, ns, on both clocks; now if it is unknown.
+/// Converts a past CLOCK_MONOTONIC time, ns, to both clocks; `None` gives `now`.
 fn in_the_past(now: Instant, mono_ns: Option<u64>) -> Instant {
     let mono_ns = mono_ns.unwrap_or(now.mono_ns);
     Instant {

@@ -23,7 +23,7 @@ const MIN_OBSERVED_S: f64 = 0.9;
 /// Spacing of the depths that are kept for the sparkline, ns: a little less than the default sampling interval of 100 ms.
 const DEPTH_SPACING_NS: u64 = 95_000_000;
 
-/// Once the depth has fallen below this fraction of its maximum the queue is shrinking.
+/// Once the depth has fallen below this fraction of its maximum, the queue is shrinking.
 const SHRINKING: (u64, u64) = (3, 4);
 
 pub(super) struct OpenEpisode {
@@ -228,9 +228,10 @@ impl OpenEpisode {
         self.next_index += 1;
     }
 
-    /// Decides whether producer or consumer drives the episode: mean rates over the time in which the queue grew, against the
-    /// baseline. The longer it grew, the smaller a significant difference is. Once the queue shrinks, the backlog itself distorts
-    /// both rates, so the earlier result is kept. While the queue is full, arrivals count only what was let in, so they are ignored.
+    /// Decides whether producer or consumer drives the episode: mean rates over the time in which the queue grew,
+    /// against the baseline. The longer it grew, the smaller a significant difference is. Once the queue shrinks, the
+    /// backlog itself distorts both rates, so the earlier result is kept. While the queue is full, arrivals count only
+    /// what was admitted, so they are ignored.
     fn compare_rates(&mut self, depth: u64, assessment: &Assessment) {
         let (part, of) = SHRINKING;
         self.is_shrinking |= depth < self.episode.depth_max / of * part;
@@ -260,7 +261,7 @@ impl OpenEpisode {
         at.mono_ns.saturating_sub(self.reported_ns) >= repeat_interval_ns
     }
 
-    /// The episode as of now, and its current stretch: that ends here, and another one at the same level begins.
+    /// Returns the current stretch, ended now, and the episode so far. A new stretch at the same level begins.
     pub(super) fn report(&mut self, at: Instant) -> (Option<Stretch>, Episode) {
         self.reported_ns = at.mono_ns;
         let part = self

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Most healthy seconds in a baseline: long enough to be steady, short enough to follow a daily load curve.
+/// Maximum number of healthy seconds in a baseline: long enough to be steady, short enough to follow a daily load
+/// curve.
 const BASELINE_SECONDS: usize = 120;
 
-/// Fewest healthy seconds in a baseline.
+/// Minimum number of healthy seconds in a baseline.
 const BASELINE_MIN_SECONDS: usize = 3;
 
 /// The last seconds before an episode may belong to it, and are left out of the baseline.
@@ -16,7 +17,7 @@ const PENDING_SECONDS: usize = 2;
 /// A rate has to differ from its baseline by this fraction, besides being significant.
 const MIN_DIFFERENCE: f64 = 0.1;
 
-/// Standard errors by which a rate has to differ from its baseline to be significant (3σ).
+/// Number of standard errors by which a rate has to differ from its baseline to be significant (3σ).
 const SIGNIFICANCE_SIGMAS: f64 = 3.0;
 
 /// Standard deviations per median absolute deviation of a normal distribution.

@@ -14,9 +14,9 @@ use crate::{
 
 /// A turn of an event loop that keeps others waiting, ns: far above the few milliseconds of a healthy turn.
 pub(super) const LONG_TURN_NS: u64 = 100_000_000;
-/// Most samples of a pool's connections that are kept.
+/// Maximum number of samples kept of a pool's connections.
 const MAX_POOL_SAMPLES: usize = 64;
-/// Fewest samples from which something is concluded about a pool.
+/// Minimum number of samples before anything is concluded about a pool.
 const MIN_POOL_SAMPLES: usize = 5;
 /// A pool is exhausted if all connections are in use in at least this share of the samples. Not 1: a connection is briefly
 /// free between two calls.
@@ -25,17 +25,16 @@ pub(super) const MIN_IN_USE: f64 = 0.8;
 pub(super) const MAX_SLOWDOWN: f64 = 2.0;
 /// Weight of a new response time in its EWMA.
 const RESPONSE_WEIGHT: f64 = 0.2;
-/// Samples of the count of responses that are kept for each service: those of the longest window that a verdict is made
-/// from.
+/// Maximum number of response counts kept per service: enough for the longest window that a verdict is made from.
 const MAX_RESPONSE_SAMPLES: usize = 256;
 /// The CPU use of other processes is kept for this time, ns.
 const CPU_USERS_KEPT_NS: u64 = 30_000_000_000;
 /// A process that uses less of one CPU than this starves nobody.
 const MIN_HOG_SHARE: f64 = 0.05;
 
-/// Requests in flight from which on some of them wait for a connection of a pool of this size.
+/// The number of requests in flight at which some of them must be waiting for a connection, in a pool of this size.
 pub(super) fn min_inflight(connections: u64) -> f64 {
-    /// More requests than connections: by a quarter, and by two at least.
+    /// Requests have to exceed connections by a quarter, and by at least two.
     const MIN_RATIO: f64 = 1.25;
     const MIN_MORE: u64 = 2;
     (connections as f64 * MIN_RATIO).max((connections + MIN_MORE) as f64)
@@ -46,13 +45,13 @@ pub(super) struct Inputs {
     /// Last readings of the queues in focus.
     last: HashMap<Arc<QueueKey>, Reading>,
     calls: HashMap<Arc<QueueKey>, Calls>,
-    /// CPU time that each process used: when that was read, over which time before, ns.
+    /// CPU time of each process: when it was read, the period that it covers, ns, and the processes.
     cpu_users: VecDeque<(u64, u64, Vec<CpuUser>)>,
     cpu_users_ns: Option<u64>,
     cgroups: HashMap<String, Cgroup>,
     /// When an event loop of a service was last seen in a long turn, ns.
     long_turns: HashMap<TargetId, u64>,
-    /// Requests that a service responded to: when they were counted, and how many.
+    /// Requests that each service responded to: when they were counted, ns, and how many.
     responses: HashMap<TargetId, VecDeque<(u64, u64)>>,
 }
 
@@ -61,7 +60,7 @@ pub(super) struct Inputs {
 struct Calls {
     /// EWMA of the response time while the service is out of focus, that is, healthy, ns.
     baseline_ns: Option<f64>,
-    /// The same while it is in focus.
+    /// EWMA of the response time while the service is in focus, ns.
     now_ns: Option<f64>,
     /// Connections in use, and all.
     recent: VecDeque<(u64, u64)>,
@@ -82,7 +81,7 @@ pub(super) struct Pool {
     pub(super) response_ns: Option<f64>,
     /// EWMA of the response time while in focus, ns.
     answered_ns: Option<f64>,
-    /// The same before the queue filled.
+    /// EWMA of the response time before the queue filled, ns.
     pub(super) baseline_ns: Option<f64>,
 }
 
@@ -204,7 +203,7 @@ impl Inputs {
         last.is_some_and(|at_ns| *at_ns >= since_ns)
     }
 
-    /// Adds how many connections to each endpoint are in use, and how many there are, after [`Inputs::read`].
+    /// Adds, after [`Inputs::read`], how many connections to each endpoint are in use, and how many there are.
     pub(super) fn read_pools(&mut self, pools: &BTreeMap<(TargetId, SocketAddr), (u64, u64)>) {
         for (key, calls) in &mut self.calls {
             let Some(remote) = key.id.remote() else {
@@ -226,7 +225,7 @@ impl Inputs {
         self.last.iter().filter(move |(key, _)| ours(key))
     }
 
-    /// The file descriptors of that process of this service that has the most open.
+    /// The file descriptors of the process of this service that has the most of them open.
     pub(super) fn open_files(&self, target: TargetId) -> Option<&Reading> {
         let files = self.of(target, Kind::Fd).map(|(_, reading)| reading);
         files.max_by_key(|reading| reading.depth)
@@ -250,7 +249,7 @@ impl Inputs {
             .max_by_key(|pool| pool.connections)
     }
 
-    /// The pool of this service that was exhausted for the largest share of the time.
+    /// The pool of this service whose connections were all in use in the largest share of the samples.
     pub(super) fn fullest_pool(&self, target: TargetId) -> Option<Pool> {
         self.pools(target)
             .max_by(|a, b| a.in_use.total_cmp(&b.in_use))
@@ -279,8 +278,8 @@ impl Inputs {
         known.peek().is_some() && known.all(|(calls, reading)| !calls.is_slow(reading))
     }
 
-    /// Who used most CPU in this time, other than this service. Processes of one name and control group count together; the
-    /// busiest of them is named.
+    /// The process outside this service that used the most CPU in this time. Processes with the same name and control
+    /// group count together; the busiest of them is named.
     pub(super) fn hog(
         &self,
         target: TargetId,

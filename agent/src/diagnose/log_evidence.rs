@@ -14,13 +14,13 @@ use crate::{
     sample::{Message, Sample, TargetId},
 };
 
-/// Messages are kept for this time, ns. Of a longer episode those of the last part are reported.
+/// Messages are kept for this time, ns. For a longer episode, only the messages of its last part are reported.
 const KEPT_NS: u64 = 15 * 60 * 1_000_000_000;
 /// A message that is repeated within this time is counted in the same entry, ns.
 const MERGE_NS: u64 = 1_000_000_000;
-/// Entries that are kept, of all services. The oldest are dropped first.
+/// Maximum number of entries kept, over all services. The oldest are dropped first.
 const MAX_ENTRIES: usize = 8192;
-/// Different messages that are reported with one episode.
+/// Maximum number of different messages reported with one episode.
 const MAX_REPORTED: usize = 16;
 
 /// The log messages of all services.
@@ -30,7 +30,7 @@ pub struct LogEvidence {
     entries: VecDeque<Entry>,
     /// The newest entry of each message, by its number: entries are numbered from the first ever.
     newest: BTreeMap<Key, u64>,
-    /// Entries that were dropped: the number of the oldest that is kept.
+    /// Number of entries dropped so far, which is also the number of the oldest entry kept.
     dropped: u64,
     /// When the last sample was taken. A message is never later.
     now: Instant,
@@ -68,7 +68,7 @@ impl LogEvidence {
             unix_ns: sample.unix_ns,
         };
         for message in &sample.messages {
-            // Not of a process that is no longer watched.
+            // Ignore messages of processes that are no longer watched.
             if let Some(target) = targets.of(message.tgid) {
                 self.add(target, message);
             }
@@ -158,8 +158,8 @@ impl LogEvidence {
     }
 }
 
-/// How long the warning came before the message, at least; negative: after it. A line was written between two reads of the
-/// file. If the warning was given in between, the order is not known.
+/// How long before the message the warning was given, at least; negative if it was given after it. A line was written
+/// between two reads of the file. If the warning was given in between, the order is not known.
 fn lead(first: &Entry, warned_ns: u64) -> Option<i64> {
     let signed = |ns: u64| i64::try_from(ns).unwrap_or(i64::MAX);
     if warned_ns <= first.not_before_ns {
@@ -257,7 +257,7 @@ mod tests {
         assert_eq!(found[0].first_unix_ns, AHEAD + 12 * S);
         assert_eq!(found[0].lead_ns, Some(750 * MS as i64));
         assert_eq!(found[1].lead_ns, Some(3_750 * MS as i64));
-        // The service was first; by how much is known to 250 ms, the time between two reads.
+        // The service reported first. By how much is known only to 250 ms, the time between two reads.
         let found = evidence.over(1, at(10 * S), at(14 * S));
         assert_eq!(found[0].lead_ns, Some(-2_000 * MS as i64));
         assert_eq!(

@@ -7,7 +7,7 @@
 //!    processes of the machine do.
 //! 3. `wait_graph` follows the wait chain from the threads that serve the queue to the root cause.
 //! 4. `rules` makes a verdict from all that; `words` has the phrases.
-//! 5. `open_episode` keeps the verdict that has held for longest: that one is reported.
+//! 5. `open_episode` tracks how long each verdict has held: the one that has held longest is reported.
 //!
 //! A pure function of samples and readings: no clock, no kernel, no I/O. Nothing here knows a program by its name.
 #![forbid(unsafe_code)]
@@ -62,7 +62,7 @@ pub struct Diagnosis {
     log_evidence: LogEvidence,
     /// By the episode's id.
     open: BTreeMap<String, OpenEpisode>,
-    /// Of services with open episodes, the verdict on the episode that opened first, if it has ended; and when it opened, ns.
+    /// For services with open episodes: when the first episode opened, ns, and the verdict on it, if it has ended.
     first: BTreeMap<TargetId, (u64, Arc<Verdict>)>,
     /// Verdicts carry all rules and their numbers.
     explain: bool,
@@ -169,7 +169,7 @@ impl Diagnosis {
         }
     }
 
-    /// Whether more work arrives at the episode's service than its baseline, as one of its queues shows.
+    /// Whether more work arrives at the episode's service than in its baseline, as one of its queues shows.
     fn surges(&self, episode: &Episode) -> bool {
         let target = episode.key.target;
         let others = self.open.values().map(|open| &open.episode);
@@ -178,7 +178,7 @@ impl Diagnosis {
     }
 
     fn judge(&self, at: Instant, episode: &Episode, targets: &Targets) -> Verdict {
-        // What began in another queue of the same service began there.
+        // If another queue of the same service began to fill earlier, that is the onset of this episode too.
         let target = episode.key.target;
         let others = self.open.values().map(|open| &open.episode);
         let onset_ns = others
@@ -279,8 +279,8 @@ impl Diagnosis {
         }
     }
 
-    /// The verdict on the first episode of the same service that has the same cause and names a culprit: if that opened
-    /// before this one, or if no culprit is named here.
+    /// The verdict on the earliest episode of the same service that has the same cause and names a culprit. If this
+    /// episode names a culprit itself, only episodes that opened before it count.
     fn earlier(&self, episode: &Episode, own: &Verdict) -> Option<Arc<Verdict>> {
         let target = episode.key.target;
         let open = self.open.values();
@@ -295,8 +295,8 @@ impl Diagnosis {
             .map(|(_, verdict)| verdict)
     }
 
-    /// Gives an episode the verdict that has held for longest, as it was last made. If another queue of the service suffered
-    /// from the same cause before, it gets that one's verdict.
+    /// Gives an episode the verdict that has held longest, as it was last made. If another queue of the service
+    /// suffered from the same cause before, it gets that one's verdict.
     fn attach(&self, episode: &mut Episode) {
         let Some(open) = self.open.get(&episode.id) else {
             return;

@@ -22,7 +22,7 @@ use crate::{
 const SECOND_NS: u64 = 1_000_000_000;
 /// Number of seconds kept: the 20 s that a verdict is made from (`WINDOW_NS`), and a few more.
 const MAX_SECONDS: usize = 25;
-/// Most threads counted in one second; further ones are ignored.
+/// Maximum number of threads counted in one second; further ones are ignored.
 const MAX_THREADS: usize = 4_096;
 
 /// A thread: its tgid and its tid, in the initial PID namespace.
@@ -87,7 +87,7 @@ pub(super) struct Window {
 pub(super) struct ThreadProfile {
     /// Samples of the thread.
     pub(super) samples: u32,
-    /// The same by what it did.
+    /// The same samples, by what the thread did.
     pub(super) by: BTreeMap<Observation, u32>,
 }
 
@@ -246,8 +246,8 @@ impl Profile {
 }
 
 impl Second {
-    /// Counts what the holders of locks do that others wait for now. An interpreter's lock keeps no owner: its holders are
-    /// the threads of its process that use a CPU or want one.
+    /// Counts what the holders of locks do that others wait for now. An interpreter's lock records no owner: its
+    /// holders are taken to be the threads of its process that use a CPU or want one.
     fn count_holders(&mut self, now: &BTreeMap<Thread, Observation>) {
         let waited_for: BTreeMap<Lock, (Option<u32>, bool)> = now
             .values()
@@ -302,7 +302,8 @@ impl CpuHolders {
         self.steal += other.steal;
     }
 
-    /// Splits `share`, the time spent waiting for a CPU, by who had it. If that is not known, own threads had it.
+    /// Splits `share`, the time spent waiting for a CPU, by who had it. If that is unknown, the service's own threads
+    /// are assumed to have had it.
     fn split(&self, share: f64) -> [(Activity, f64); 4] {
         let all = self.own + self.foreign + self.quota + self.steal;
         let part = |part: f64| if all > 0.0 { share * part / all } else { 0.0 };
@@ -365,8 +366,8 @@ impl Window {
         self.held.get(&lock)
     }
 
-    /// Shares of the wall time of some threads by activity, each thread by its weight; largest first, with a sum of 1.
-    /// The run queue of `target` shows who had the CPU while they waited for one.
+    /// Shares of wall time by activity, over some threads with weights; largest first, with a sum of 1. The run queue
+    /// of `target` shows who had the CPU while they waited for one.
     pub(super) fn shares<'a>(
         &self,
         profiles: impl Iterator<Item = (Thread, f64, &'a ThreadProfile)>,

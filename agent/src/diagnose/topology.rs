@@ -17,11 +17,11 @@ use crate::{
 
 /// A lock is forgotten if nobody has waited for it during this time, ns.
 const LOCK_KEPT_NS: u64 = 5_000_000_000;
-/// A connection whose last data is younger than this is in use: a response still streams over it, ns.
+/// A connection whose last data is younger than this, ns, is in use: a response is still streaming over it.
 const STREAMING_NS: u64 = 100_000_000;
 /// Longest name of a process, bytes.
 const MAX_NAME: usize = 64;
-/// Most process names kept. Beyond that, all are dropped and learned again from the following samples.
+/// Maximum number of process names kept. Beyond that, all are dropped and learned again from the following samples.
 const MAX_NAMES: usize = 8_192;
 
 /// A TCP connection, as seen from one of its ends.
@@ -225,7 +225,7 @@ impl Topology {
         }
     }
 
-    /// Counts anew what each process has in progress.
+    /// Recounts what each process has in progress.
     fn count_work(&mut self) {
         self.work.clear();
         for (cookie, link) in &self.links {
@@ -325,8 +325,8 @@ impl Topology {
         self.titles.get(&tgid)
     }
 
-    /// Whether the title of a process says that it waits. PostgreSQL's backends sleep in epoll_wait for a row lock as idle
-    /// ones do, and only their title ends in `waiting`. The rule is the title, whatever the program.
+    /// Whether the title of a process says that it waits. PostgreSQL's backends sleep in epoll_wait for a row lock as
+    /// idle ones do, and only their title ends in `waiting`. The title alone decides, whatever the program.
     pub(super) fn waits_by_its_title(&self, tgid: u32) -> bool {
         let title = self.title(tgid);
         title.is_some_and(|titled| titled.title.trim_end().ends_with(" waiting"))
@@ -373,7 +373,7 @@ impl Topology {
         bounded(&name.unwrap_or_else(|| "process".to_owned()), MAX_NAME)
     }
 
-    /// The processes whose title fits, by the time since which they have had it.
+    /// The processes whose title fits, by when it was first seen.
     pub(super) fn titled(
         &self,
         tgids: &[u32],

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{event::Activity, text::duration};
 
-/// Process numbers that are listed; of more, their count is given.
+/// Maximum number of process ids listed; the rest are counted.
 const MAX_LISTED: usize = 3;
 
 /// `93%`.
@@ -23,7 +23,7 @@ pub(super) fn percent(share: f64) -> String {
 pub(super) fn thread(case: Case<'_>, thread: Thread) -> String {
     let process = case.view.topology.process(thread.0, case.view.targets);
     match case.view.profile.comm(thread) {
-        // The main thread, which has the name of its process.
+        // The main thread, whose name is that of its process.
         Some(comm) if process == format!("{comm} ({})", thread.1) => process,
         Some(comm) => format!("thread {comm} ({}) of {process}", thread.1),
         None => format!("thread {} of {process}", thread.1),

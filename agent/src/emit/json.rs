@@ -375,7 +375,7 @@ impl Object {
     }
 }
 
-/// Rounds to four decimals, more than any of these quantities is precise to.
+/// Rounds to four decimals, which exceeds the precision of any of these quantities.
 pub(crate) fn round(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }

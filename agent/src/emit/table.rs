@@ -23,7 +23,7 @@ const HEADERS: [&str; COLUMNS] = [
 const NUMERIC: [usize; 6] = [1, 4, 5, 6, 7, 8];
 /// Longest name in a cell, in bytes.
 const MAX_NAME_BYTES: usize = 40;
-/// Most notes about queues that are not ok, below the table.
+/// Maximum number of notes below the table, about queues that are not ok.
 const MAX_NOTES: usize = 10;
 
 /// Writes one row per queue, worst first, then a note per queue that is not ok. Idle queues are hidden unless `all` is

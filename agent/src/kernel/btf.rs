@@ -8,12 +8,13 @@ use std::fmt;
 
 /// `BTF_MAGIC`, include/uapi/linux/btf.h.
 const MAGIC: u16 = 0xeb9f;
-/// Levels of nested anonymous structs that the search descends. The kernel nests them a few levels deep.
+/// Maximum number of levels of nested anonymous structs that the search descends. The kernel nests them a few levels
+/// deep.
 const MAX_NESTING: u32 = 16;
-/// Members that the search for one name visits. The largest kernel struct has a few hundred; corrupt BTF may have structs
-/// that contain themselves.
+/// Maximum number of members that the search for one name visits. The largest kernel struct has a few hundred; corrupt
+/// BTF may have structs that contain themselves.
 const MAX_MEMBERS: u32 = 100_000;
-/// Length of a chain of typedefs and qualifiers that is followed; corrupt BTF may have cycles.
+/// Maximum length of a chain of typedefs and qualifiers that is followed; corrupt BTF may have cycles.
 const MAX_MODIFIERS: u32 = 32;
 
 /// Why bytes cannot be parsed as BTF.

@@ -34,7 +34,7 @@ const MAX_BOUND_PROCESSES: usize = 32;
 /// A scan of the whole host skips this many threads at the cost of one iterator bound to a process. Measured by `bench-walk`.
 const THREADS_PER_BOUND_ITERATOR: usize = 16;
 
-/// Busy sockets of focused targets that one file scan may add to `FOCUSED_SOCKETS`.
+/// Maximum number of busy sockets of focused targets that one file scan adds to `FOCUSED_SOCKETS`.
 const MAX_FOCUSED_SOCKETS: u32 = 256;
 
 /// A watched process, as the programs know it and as the agent's /proc shows it.
@@ -62,9 +62,9 @@ pub struct Glance {
     holders: Option<Link>,
     processes: Link,
     cpu_times: Option<Link>,
-    /// The loaded program of the two that scan files.
+    /// Which of the two programs that scan files is loaded.
     files_program: &'static str,
-    /// The loaded program of the two that scan what threads wait for.
+    /// Which of the two programs that scan what threads wait for is loaded.
     waits_program: &'static str,
     scan_settings: Scan,
     targets: HashMap<MapData, u32, TargetPod>,

@@ -97,7 +97,7 @@ fn reason(log: &str) -> String {
     const REASON_LINES: usize = 2;
     let says_why = |line: &&str| {
         let line = line.trim();
-        // The first are statistics; source lines begin with a semicolon.
+        // Statistics begin with one of the first three, source lines with a semicolon.
         let prefixes = ["processed ", "verification time ", "stack depth ", ";"];
         !line.is_empty() && !prefixes.iter().any(|prefix| line.starts_with(prefix))
     };

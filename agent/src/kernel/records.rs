@@ -15,7 +15,7 @@ use tailback_ebpf::{
 pub enum Record<'a> {
     /// A TCP connection.
     Socket(&'a SocketRecord),
-    /// A listener, and the raw timetimestamps (u64, little-endian) of its accept queue.
+    /// A listener, and the raw timestamps (u64, little-endian) of its accept queue.
     Listener(&'a ListenerRecord, &'a [u8]),
     /// A UDP socket.
     Udp(&'a UdpRecord),

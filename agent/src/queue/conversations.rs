@@ -61,7 +61,7 @@ pub(super) struct Group {
     waiting: Vec<(u64, u64)>,
     /// What happened since the last scan of all connections.
     pub(super) since: Activity,
-    /// Accepted connections that no scan has seen. Negative if one was seen before it was counted.
+    /// Accepted connections that no scan has seen. Negative if a connection was seen before it was counted as accepted.
     unseen: i64,
     /// Time of the last scan of all connections.
     scanned_ns: Option<u64>,

@@ -91,7 +91,7 @@ pub enum QueueId {
     /// Connected unix sockets, and unix datagram sockets.
     UnixSockets {
         end: UnixEnd,
-        /// What the target wrote and its peer has not read. Otherwise what the target has not read.
+        /// `true`: data that the target wrote and its peer has not read. `false`: data that the target has not read.
         sent: bool,
     },
     /// An unnamed pipe, by inode: `pipe:[4711]`.
@@ -125,7 +125,7 @@ pub enum QueueId {
     },
 }
 
-/// What connects unix sockets of one queue.
+/// What the unix sockets of one queue have in common.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum UnixEnd {
     /// Connected to this path: `-> /run/log`.
@@ -216,7 +216,7 @@ impl Display for RingHalf {
     }
 }
 
-/// For tests that name a queue by its text: an address, port, pipe, lock or thread where the text is one, else a pool.
+/// For tests that name a queue by its text: parsed as an address, port, pipe, lock or thread, else taken as a pool.
 #[cfg(test)]
 impl From<&str> for QueueId {
     fn from(text: &str) -> Self {

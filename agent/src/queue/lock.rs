@@ -15,15 +15,15 @@ use crate::{
     text::harmless,
 };
 
-/// A lock is reported this long, ns, after its last waiter: a busy one has none at every other sample.
+/// How long a lock is still reported after its last waiter left, ns: even a busy lock has no waiters in many samples.
 const IDLE_RETENTION_NS: u64 = 5_000_000_000;
-/// Locks tracked, of all targets. It bounds the memory.
+/// Maximum number of locks tracked, over all targets. It bounds the memory.
 const MAX_LOCKS: usize = 4096;
 /// Wake-ups per second from which a timed waiter counts as retrying. CPython's waiters for the interpreter lock give up
 /// every 5 ms (200 per second); a quarter of that allows for delays.
 const MIN_RETRIES_PER_S: u64 = 50;
-/// CPUs used by a process whose threads cannot run in parallel, at least and at most: about one, with a margin for I/O and
-/// for native code that runs without the interpreter lock.
+/// Minimum and maximum number of CPUs used by a process whose threads cannot run in parallel: about one, with a margin
+/// for I/O and for native code that runs without the interpreter lock.
 const SERIALIZED_CPUS: (f64, f64) = (0.5, 1.2);
 /// Shortest period over which CPU usage is measured, ns: several timer ticks.
 const MIN_USAGE_PERIOD_NS: u64 = 50_000_000;
@@ -59,7 +59,7 @@ struct Known {
     owner: Option<u32>,
     /// Since when the owner has not changed and no waiter has left.
     held_since_ns: u64,
-    /// Its value is ambiguous between lock and counter, and it has behaved like a lock.
+    /// Its value may be a lock's or a counter's, but it has behaved like a lock.
     proven: bool,
 }
 
@@ -339,7 +339,7 @@ impl FutexSample<'_> {
         }
     }
 
-    /// The holder and what it does, otherwise the thread that has waited longest.
+    /// The holder and what it does, otherwise the waiter that has waited longest.
     fn worst(&self, holder: Option<&Wait>, tgid: u32) -> Option<String> {
         match (holder, self.owner, self.oldest) {
             (Some(holder), ..) => Some(format!(

@@ -244,9 +244,10 @@ struct Previous {
 struct Sink<'a> {
     keys: &'a mut Keys,
     out: &'a mut Readings,
-    /// From the TCP connections to the accept queues.
+    /// Passed from the TCP connections to the accept queues.
     new: NewConnections,
-    /// From the accept queues to the requests in flight. Those are read first, so they use it at the next sample.
+    /// Passed from the accept queues to the requests in flight, which are read before them and so use it at the next
+    /// sample.
     accepted: Accepted,
     previous: &'a Previous,
     /// Targets whose pending requests are listed.
@@ -258,7 +259,7 @@ impl Sink<'_> {
         self.put_with(target, kind, id, || reading);
     }
 
-    /// The same, for sources that may have many more queues than the limit: readings beyond it are not computed.
+    /// Like `put`, for sources that may have many more queues than the limit: readings beyond it are not computed.
     fn put_with(
         &mut self,
         target: TargetId,
@@ -277,7 +278,7 @@ impl Sink<'_> {
         self.forget_unseen_where(kind, |_| true);
     }
 
-    /// The same, where several sources yield queues of this kind: only those whose identities are this source's.
+    /// Like `forget_unseen`, where several sources yield queues of this kind: ends only this source's own.
     fn forget_unseen_where(&mut self, kind: Kind, is_own: impl Fn(&QueueId) -> bool) {
         let of_kind = self.out.queues.iter().filter(|(key, _)| key.kind == kind);
         // Keys are shared: equal ones are the same allocation.
@@ -294,13 +295,13 @@ impl Sink<'_> {
 /// One shared key per queue, and the bound on how many there are.
 #[derive(Default)]
 struct Keys {
-    /// Each inner map has at most [`MAX_QUEUES_PER_KIND`] entries, so that a fast hash is safe although others choose
-    /// paths and addresses.
+    /// Each inner map has at most [`MAX_QUEUES_PER_KIND`] entries, so an unkeyed hash is safe even though outsiders
+    /// choose paths and addresses.
     known: FxHashMap<(TargetId, Kind), FxHashMap<QueueId, Arc<QueueKey>>>,
 }
 
 impl Keys {
-    /// The key of this queue; `None` for a new one beyond the bound.
+    /// The key of this queue; `None` if it is new and the bound is reached.
     fn get(&mut self, target: TargetId, kind: Kind, id: &QueueId) -> Option<Arc<QueueKey>> {
         let ids = self.known.entry((target, kind)).or_default();
         if let Some(key) = ids.get(id) {
@@ -314,7 +315,8 @@ impl Keys {
         Some(key)
     }
 
-    /// Removes and returns the keys that go, in their order, among the queues of these targets and kinds.
+    /// Removes the keys for which `goes` holds, among the targets and kinds for which `among` holds. Returns them
+    /// sorted.
     fn remove(
         &mut self,
         among: impl Fn(TargetId, Kind) -> bool,

@@ -30,7 +30,7 @@ const ONE_WAY_MESSAGES: u8 = 8;
 const ONE_WAY_RATIO: u8 = 4;
 /// A one-way flow without a pause that lasts this long, ns, is not a request, unless the connection has answered before.
 const ONE_WAY_FLOW_NS: u64 = 10_000_000_000;
-/// Count at which all evidence of a connection's use is halved, since its use may change.
+/// Count at which all evidence of a connection's use is halved, so that it can follow a change of use.
 const MAX_EVIDENCE: u8 = 200;
 
 /// Which end of a connection sends the requests.
@@ -170,7 +170,7 @@ impl Conversation {
         (conversation, seen)
     }
 
-    /// Each further sample.
+    /// Each later sample.
     pub(super) fn observe(&mut self, connection: &Connection, now_ns: u64) -> Seen {
         let facts = Facts::of(connection, self.role);
         let before = self.phase;
@@ -310,7 +310,7 @@ fn exchanges(before: u32, now: u32) -> u32 {
     half(before, now).min(half(before >> 16, now >> 16))
 }
 
-/// `a` is before `b`, modulo 2^32.
+/// Whether `a` is before `b`, modulo 2^32.
 fn before(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) < 0
 }
@@ -327,7 +327,7 @@ struct Facts {
     data_came_last: bool,
     /// No further answer is possible.
     over: bool,
-    /// It was ended by the peer or the network.
+    /// The connection was ended by the peer or the network.
     cut_off: bool,
     closed: bool,
     /// The requesting end has sent a FIN. It, or its ACK, is indistinguishable from the bare ACK of the rule.
@@ -398,7 +398,8 @@ impl Facts {
         }
     }
 
-    /// The same. If the last bare ACK may not acknowledge data, timestamps decide, provided that they differ enough.
+    /// Like `rule`. But if the last bare ACK possibly acknowledges a keep-alive probe or a FIN, timestamps decide.
+    /// `None` if they are too close to be ordered.
     fn decide(&self) -> Option<bool> {
         let probed = self.times.as_ref().is_some_and(|times| {
             let data_ns = times.received_ns.min(times.sent_ns);

@@ -258,7 +258,7 @@ impl Workers {
     }
 }
 
-/// One key for a process and a descriptor.
+/// Combines a process and a descriptor into one key.
 fn descriptor_key(tgid: u32, fd: u32) -> u64 {
     u64::from(tgid) << 32 | u64::from(fd)
 }

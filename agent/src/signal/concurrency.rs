@@ -28,7 +28,7 @@ pub struct Concurrency {
 /// The concurrency of one service.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ConcurrencyLimit {
-    /// Most requests in service at once.
+    /// Maximum number of requests in service at once.
     pub limit: u32,
     /// Requests in service in the last two samples, as a fraction of those under overload.
     pub utilization: f64,
@@ -153,8 +153,9 @@ impl Service {
         let there = (observation.waiting + observation.in_service) as f64;
         self.occupancy
             .update(there.min(self.in_service.value()), elapsed_ns);
-        // If nothing waits there may be too little work, and what waits in one sample only may be on its way to a worker. But the
-        // service can do what it has in service.
+        // A sample counts as overload only if requests wait in it and waited in the one before: a request that waits in
+        // a single sample may be on its way to a worker. Otherwise there may be too little work, so the number in
+        // service only ever raises the estimate.
         let in_service = observation.in_service as f64;
         if observation.waiting > 0 && self.did_wait {
             self.in_service.update(in_service, elapsed_ns);

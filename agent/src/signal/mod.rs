@@ -48,7 +48,8 @@ use crate::{
     sample::{AgentReport, Notice, TargetId},
 };
 
-/// Minimum time between two publications, ns, unless a level changes. Focused services are sampled more often, but for their cause.
+/// Minimum time between two publications, ns, unless a level changes. Focused services are sampled more often than
+/// this, but only to find the cause.
 const MIN_PUBLISH_INTERVAL_NS: u64 = 50_000_000;
 
 /// Publishes the result of each sample.

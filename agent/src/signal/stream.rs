@@ -34,9 +34,9 @@ use crate::{
     event::Level,
 };
 
-/// Most subscribers.
+/// Maximum number of subscribers.
 const MAX_SUBSCRIBERS: usize = 64;
-/// Most connections, including those that only send a question.
+/// Maximum number of connections, including those that only ask one question.
 const MAX_CONNECTIONS: usize = 128;
 /// Longest request line, in bytes.
 const MAX_REQUEST_BYTES: u64 = 4_096;
@@ -69,7 +69,7 @@ enum Ask {
 pub fn bind(path: &Path, mode: u32) -> Result<UnixListener> {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|old| old.file_type().is_socket());
     if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
-        // Its owner has exited.
+        // The previous owner has exited.
         let _ = std::fs::remove_file(path);
     }
     let listener =

@@ -69,7 +69,8 @@ pub struct Discovery {
     own_pid: u32,
     /// By tgid.
     known: HashMap<u32, Known>,
-    /// For each selected pid the start time of the process that first had it: with a reused pid it is another process.
+    /// Start time of the first process seen with each selected pid: a later process that reuses the pid is not
+    /// selected.
     selected_pids: HashMap<u32, u64>,
     next_id: TargetId,
     /// The targets of the previous scan.

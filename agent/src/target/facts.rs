@@ -9,7 +9,7 @@ use std::{
 
 use crate::text::harmless;
 
-/// Most bytes of an environment or a command line that are read. A variable beyond that is not found.
+/// Maximum number of bytes read of an environment or a command line. A variable beyond that is not found.
 const MAX_READ: u64 = 256 * 1024;
 /// Longest service name that is taken from a command line, bytes.
 const MAX_SCRIPT_NAME: usize = 64;
@@ -128,7 +128,7 @@ fn program(exe: &Path, args: &[String], comm: &str) -> String {
     if let Some(script) = script(&exe, args) {
         return script;
     }
-    // One file may have several names: redis-server is a link to redis-check-rdb. Then the name it was started by counts.
+    // One file may have several names: redis-server is a link to redis-check-rdb. So the name it was started by counts.
     let started_as = args.first().and_then(|arg| file_name(arg));
     let is_comm = started_as.is_some_and(|name| name.starts_with(comm));
     if is_comm && !comm.is_empty() && !exe.starts_with(comm) {
@@ -238,7 +238,7 @@ pub(crate) fn cgroup_path(text: &str) -> Option<String> {
     Some(path.to_owned())
 }
 
-/// 64 hexadecimal digits in a cgroup path: container runtimes name their cgroups so.
+/// The 64 hexadecimal digits in a cgroup path by which container runtimes name their cgroups.
 fn container_id(path: &str) -> Option<String> {
     path.rsplit('/').find_map(|part| {
         part.split(|letter: char| !letter.is_ascii_hexdigit())

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 /// Disjoint sets of indices, with path halving.
 pub(super) struct Groups {
-    /// Of each index another one in its group, or itself if it represents the group.
+    /// For each index, another one in its group, or itself if it represents the group.
     parent: Vec<usize>,
 }
 

@@ -10,11 +10,11 @@ use std::{
 use super::{ListenerInfo, ProcessInfo};
 use crate::sample::{Connection, Holder, Peer, Pipe, UnixSocket, UnixStyle};
 
-/// Most connections, pipes or sockets between a focused process and a neighbour.
+/// Maximum number of connections, pipes or sockets between a focused process and a neighbour.
 const MAX_HOPS: u32 = 4;
-/// Most neighbours that are watched although no selector names them.
+/// Maximum number of neighbours that are watched although no selector names them.
 pub(crate) const MAX_NEIGHBOURS: usize = 64;
-/// Most processes of one service that are visited to find its siblings.
+/// Maximum number of processes of one service that are visited to find siblings.
 const MAX_SIBLINGS: usize = 1_024;
 
 /// Something that a process holds and may be waiting on, by what identifies the other end.
@@ -94,8 +94,9 @@ pub(crate) struct FoundNeighbours {
     pub(crate) left_out: usize,
 }
 
-/// Goes from the `focused` processes to those that may keep them waiting, and on from there. Each process that is reached
-/// brings its siblings of the same service. `selected`: processes that are watched anyway, which no limit applies to.
+/// Goes from the `focused` processes to those that may keep them waiting, from there to the next, and so on. Each
+/// process reached adds its siblings of the same service. `selected`: processes that are watched anyway, to which no
+/// limit applies.
 pub(crate) fn find_neighbours(
     focused: &BTreeSet<u32>,
     selected: &BTreeSet<u32>,
@@ -206,7 +207,7 @@ impl<'a> Graph<'a> {
         found.ok().map(|index| &processes[index])
     }
 
-    /// Neither the agent itself, nor a kernel thread, nor init, which holds many unrelated files.
+    /// Not the agent itself, a kernel thread, or init, which holds many unrelated files.
     fn may_be_watched(&self, tgid: u32) -> bool {
         const INIT: u32 = 1;
         let process = self.process(tgid);

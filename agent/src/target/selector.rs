@@ -38,7 +38,7 @@ impl fmt::Display for Selector {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
     pub selector: Selector,
-    /// Overrides the name that the service would have by itself.
+    /// Overrides the name that the service would otherwise have.
     pub service_name: Option<String>,
 }
 

@@ -163,19 +163,19 @@ pub fn record(
     }
 }
 
-/// Times that a row is measured in all where its first measurement is off.
+/// Total number of measurements of a row whose first measurement is off.
 const MEASUREMENTS: usize = 3;
 
 /// The finding that a row is judged by.
 pub struct Settled {
     finding: Finding,
-    /// The errors of all measurements, where there was more than one.
+    /// The errors of all measurements, if there was more than one.
     errors: Option<String>,
 }
 
-/// A measured quantity has noise, above all on an emulated CPU, and the error that the table states is that of the
-/// median. So a row whose first measurement is off is measured [`MEASUREMENTS`] times, and its median is judged.
-/// A row that has to be exact, or that was not measured at all, is judged by its first measurement.
+/// Measurements are noisy, above all on an emulated CPU, and the table states the error of the median. So a row whose
+/// first measurement is off is measured [`MEASUREMENTS`] times, and its median is judged. A row that has to be exact,
+/// or that was not measured at all, is judged by its first measurement.
 pub fn settle(
     found: Vec<Finding>,
     absent: &[(&str, &str)],

@@ -11,7 +11,7 @@ use super::statistics::Spread;
 pub struct Figure {
     /// Description in the table.
     pub what: String,
-    /// The same as JSON keys.
+    /// The description as JSON keys.
     pub keys: Value,
     pub unit: &'static str,
     pub value: Spread,

@@ -293,7 +293,7 @@ fn rate(samples: &[SampleCount]) -> Option<f64> {
     (elapsed_ns > 0).then(|| (last.samples - first.samples) as f64 * 1e9 / elapsed_ns as f64)
 }
 
-/// The same per [`INTERVAL_NS`].
+/// Samples per second in each [`INTERVAL_NS`].
 fn rates(samples: &[SampleCount]) -> Vec<f64> {
     let (mut rates, mut begun) = (Vec::new(), 0);
     for (at, line) in samples.iter().enumerate() {

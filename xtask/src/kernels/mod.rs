@@ -174,7 +174,7 @@ pub fn fetch(kernel: &Kernel, command: &[String]) -> Result<Vec<u8>> {
     Ok(output.bytes)
 }
 
-/// As [`fetch`], but for any exit code. Forwards standard error.
+/// Like [`fetch`], but accepts any exit code. Forwards standard error.
 fn run(kernel: &Kernel, command: &[String]) -> Result<transcript::Output> {
     let what = || format!("run `{}` on kernel {}", command.join(" "), kernel.name);
     let output = task(kernel, &GuestPrograms::build()?, command).with_context(what)?;

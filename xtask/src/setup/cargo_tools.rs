@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{Action, Method, State};
 use crate::{command::Cmd, tools};
 
-/// One such program, in a folder of its own.
+/// One such program, in a directory of its own.
 pub struct CargoTool {
     /// The crate and its program.
     name: &'static str,

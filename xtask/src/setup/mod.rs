@@ -1,8 +1,8 @@
 //! `cargo xtask setup`: finds every part in the table of `parts`, and installs the missing ones.
 //!
-//! A part is detected by its presence (a program on `PATH`, a file of the right version), not by a record of earlier runs. So
-//! a second run does nothing, and existing installations are used. Parts that need root on Debian are printed elsewhere as
-//! commands to type.
+//! A part is detected by its presence (a program on `PATH`, a file of the right version), not by a record of earlier
+//! runs. So a second run does nothing, and existing installations are used. Debian packages are installed only on
+//! Debian and as root; otherwise the commands are printed.
 
 mod cargo_tools;
 mod debian;
@@ -91,7 +91,7 @@ pub fn ensure(purpose: Purpose) -> Result<()> {
     ensure_with_kernels(purpose, &[])
 }
 
-/// As [`ensure`], for commands that boot these kernels.
+/// Like [`ensure`], for commands that boot these kernels.
 pub fn ensure_with_kernels(purpose: Purpose, kernels: &[&Kernel]) -> Result<()> {
     let wanted = |part: &Part| match part.kernel() {
         Some(kernel) => kernels.iter().any(|one| one.name == kernel.name),

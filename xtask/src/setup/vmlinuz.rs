@@ -96,8 +96,8 @@ pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
     fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))
 }
 
-/// Extracts the modules of [`MODULES`]. A kernel lacks those that are built in, and may lack others. If it has none, the folder
-/// is wrong.
+/// Extracts the modules of [`MODULES`]. Those that are built in are not there, and others may be missing. If none is
+/// there, the directory is wrong.
 fn unpack_modules(tree: &Path, into: &Path, log: &Path) -> Result<()> {
     fs::create_dir_all(into).with_context(|| format!("create {}", into.display()))?;
     let mut count = 0;
@@ -122,7 +122,7 @@ fn unpack_modules(tree: &Path, into: &Path, log: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An apt configuration for one suite that writes only inside one folder.
+/// An apt configuration for one suite that writes only inside one directory.
 struct PrivateApt {
     options: Vec<String>,
 }
@@ -145,7 +145,7 @@ impl PrivateApt {
             option("Dir::Etc::SourceParts", "/dev/null"),
             option("Dir::State::Lists", &folder.join("lists").to_string_lossy()),
             option("Dir::Cache", &folder.join("cache").to_string_lossy()),
-            // apt's sandbox user may not read the folder; only the package lists are needed.
+            // apt's sandbox user may not read the directory; only the package lists are needed.
             option("APT::Sandbox::User", "root"),
             option("Acquire::Languages", "none"),
             option(

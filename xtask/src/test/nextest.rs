@@ -10,7 +10,7 @@ use roxmltree::{Document, Node};
 use super::tally::{Outcome, Tally};
 use crate::{cargo, command::Cmd, tools};
 
-/// More failures than this have one cause, and are not run again to classify them.
+/// More failures than this probably have one common cause, and are not rerun to classify them.
 const CLASSIFY_AT_MOST: usize = 8;
 
 /// One test of the JUnit report.
@@ -71,7 +71,8 @@ pub fn run(filter: Option<&str>, env: &[(&str, PathBuf)], tally: &mut Tally) -> 
     fs::remove_file(&skip_log).with_context(|| format!("remove {}", skip_log.display()))
 }
 
-/// Runs a failed test again, alone. The answer is the reason with the class of the failure in front; never a pass.
+/// Runs a failed test again, alone. Returns the reason, prefixed with the class of the failure. A pass here never makes
+/// the test a pass.
 fn classify(nextest: &Cmd, case: &Case, why: &str) -> String {
     println!(
         "\n     Classifying {}: it runs once more, alone",

@@ -6,7 +6,7 @@ use super::skips;
 
 /// Longest part of a failure's reason that the summary shows, in characters.
 const REASON_CHARS: usize = 400;
-/// Slowest tests that the summary lists.
+/// Number of slowest tests that the summary lists.
 const SLOWEST: usize = 10;
 
 /// How one test ended.

@@ -191,7 +191,7 @@ fn hop(case: Case<'_>, step: &Step, cause: Option<Cause>) -> Hop {
         name: words::processes(case, step),
         what: words::busy_with(case, step),
         cause: cause.unwrap_or_else(|| match step.activity {
-            // Of another service it is not known whether it always takes this time.
+            // It is unknown whether another service always takes this long.
             Activity::Asleep | Activity::Inside => Cause::Unknown,
             activity => suggested_by(activity),
         }),

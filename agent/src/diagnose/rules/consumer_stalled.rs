@@ -54,7 +54,7 @@ pub(super) const DEADLOCKED: Rule = Rule {
     },
 };
 
-/// Stopped for some of the time, and for more of it than anything else.
+/// Threads were stopped for part of the time, but for longer than they did anything else.
 pub(super) const STOPPED_AT_TIMES: Rule = Rule {
     cause: &CAUSE,
     name: "stopped at times",
@@ -80,7 +80,7 @@ pub(super) const LOCK_HOLDER_STOPPED: Rule = Rule {
     },
 };
 
-/// Responses of another service are not read, and nothing outside keeps the process from it.
+/// Responses of another service are not read, and nothing outside the process keeps it from reading them.
 pub(super) const RESPONSES_NOT_READ: Rule = Rule {
     cause: &CAUSE,
     name: "responses are not read",
@@ -98,7 +98,7 @@ pub(super) const RESPONSES_NOT_READ: Rule = Rule {
     },
 };
 
-/// The threads idle although work waits, and none of it is taken.
+/// The threads idle although work waits, and take none of it.
 pub(super) const NOTHING_TAKEN: Rule = Rule {
     cause: &CAUSE,
     name: "idle, and nothing is taken",

@@ -19,7 +19,7 @@ const CAUSE: CauseInfo = CauseInfo {
     supported_by: &[Activity::OnCpu, Activity::RunnableOwn],
 };
 
-/// Threads mainly need the CPU, and no rule above found who keeps it from them.
+/// Threads mainly need the CPU, and no earlier rule found anything that keeps it from them.
 pub(super) const BUSY: Rule = Rule {
     cause: &CAUSE,
     name: "busy computing",

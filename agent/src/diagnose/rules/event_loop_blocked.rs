@@ -13,8 +13,8 @@ const CAUSE: CauseInfo = CauseInfo {
     supported_by: &[Activity::OnCpu],
 };
 
-/// The only thread has been in one turn for long. This is tested before who has the CPU: work that waits for one turn of the
-/// loop does not depend on who else wants the CPU.
+/// The only thread has been in one turn for a long time. This is tested before who has the CPU: work that waits for one
+/// turn of the loop does not depend on who else wants the CPU.
 pub(super) const ONE_THREAD: Rule = Rule {
     cause: &CAUSE,
     name: "the only thread does not return to its loop",

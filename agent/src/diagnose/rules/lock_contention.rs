@@ -12,7 +12,7 @@ const CAUSE: CauseInfo = CauseInfo {
     supported_by: &[Activity::Lock],
 };
 
-/// The holder waits for nothing that a rule above names.
+/// The holder waits for nothing that an earlier rule names.
 pub(super) const THREADS_WAIT: Rule = Rule {
     cause: &CAUSE,
     name: "threads wait for a lock",

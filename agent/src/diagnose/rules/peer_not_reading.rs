@@ -50,7 +50,7 @@ pub(super) const WRITERS_WAIT: Rule = Rule {
     test: |case, checks| {
         let closed = match far_end::link_written_to(case) {
             Some(link) => is_closed(link, checks),
-            // A connection that is no longer seen: a blocked write is the peer's until shown otherwise.
+            // The connection is no longer seen: a blocked write is blamed on the peer unless something shows otherwise.
             None => {
                 checks.context("the peer's receive window", None, Unit::Bytes);
                 true

@@ -49,7 +49,7 @@ pub(super) const ALL_IN_USE: Rule = Rule {
     },
 };
 
-/// The numbers of the pool that is exhausted, else of the one in which most connections are in use.
+/// Records the numbers of the exhausted pool, else of the fullest one.
 fn describe(case: Case<'_>, exhausted: Option<&Pool>, checks: &mut Checks) {
     let fullest = case.inputs.fullest_pool(case.target());
     let Some(pool) = exhausted.or(fullest.as_ref()) else {
@@ -94,7 +94,7 @@ fn finding(case: Case<'_>, pool: &Pool) -> Finding {
     };
     let finding = Finding::blaming(culprit, |_| advice(case, pool)).fact(fact(pool));
     if pool.baseline_ns.is_some() {
-        // Slow calls exhaust a pool as well; their baseline separates the two.
+        // Slow calls exhaust a pool as well. Comparing with the baseline separates the two.
         return Finding {
             includes: &[Cause::DownstreamSlow],
             ..finding

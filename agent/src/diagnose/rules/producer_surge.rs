@@ -16,7 +16,7 @@ use crate::{
 const CAUSE: CauseInfo = CauseInfo {
     cause: Cause::ProducerSurge,
     suggested_by: &[],
-    // Whatever the workers do all the time, they do more of it.
+    // Under a surge the workers do more of whatever they normally do, so every activity counts.
     supported_by: &[
         Activity::OnCpu,
         Activity::RunnableOwn,
@@ -124,7 +124,7 @@ fn finding(case: Case<'_>) -> Finding {
     .fact(fact)
 }
 
-/// Dispatches and turns of a loop are not work that arrived from outside.
+/// Whether arrivals at such a queue are work from outside. Dispatches and turns of a loop are not.
 fn counts_work(kind: Kind) -> bool {
     !matches!(kind, Kind::Runqueue | Kind::Eventloop | Kind::Lock)
 }

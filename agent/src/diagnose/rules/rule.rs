@@ -36,9 +36,9 @@ pub(super) enum Scope {
     Kinds(&'static [Kind]),
     /// Queues that are explained by the threads that serve them, whatever these do.
     Served,
-    /// The same, if the main activity of their threads is one of these.
+    /// Like `Served`, if the main activity of their threads is one of these.
     MainActivity(&'static [Activity]),
-    /// The same, if their threads mainly use or want a CPU; and run queues, whatever the main activity.
+    /// Like `Served`, if their threads mainly use or want a CPU. Also run queues, whatever the main activity.
     Cpu,
 }
 
@@ -97,8 +97,8 @@ fn is_served(kind: Kind) -> bool {
 
 /// What a rule that fired reports.
 pub(super) struct Finding {
-    /// Share of the threads' wall time that supports it, 0 to 1. `None`: the time of
-    /// [`supported_by`](CauseInfo::supported_by) for a rule that decides by time, else not measured by time.
+    /// Share of the threads' wall time that supports it, 0 to 1. `None`: for a rule that decides by time, the share of
+    /// the activities in [`supported_by`](CauseInfo::supported_by); for one that decides by a fact, there is no share.
     pub(super) share: Option<f64>,
     pub(super) culprit: Option<Culprit>,
     /// The fact that decided, in words: the evidence begins with it.

@@ -1,8 +1,8 @@
 //! The rules, in the order in which they are evaluated. The first that fires decides.
 //!
-//! The order within a block matters; blocks whose rules are about different kinds of queues, or about different main
-//! activities, cannot meet. To add a cause: write its file, list its rules here, and add its row to `crate::cause`, its
-//! page to `docs/reference/causes` and a scenario that plants it.
+//! The order within a block matters. Rules of blocks about different kinds of queues, or different main activities,
+//! never apply to the same case. To add a cause: write its file, list its rules here, and add its row to
+//! `crate::cause`, its page to `docs/reference/causes` and a scenario that plants it.
 
 use super::{
     consumer_stalled, cpu_bound, cpu_starved, cpu_throttled, disk_slow, downstream_slow,

@@ -61,7 +61,7 @@ pub(super) const BACKLOG: Rule = Rule {
     },
 };
 
-/// All workers are busy, with nothing that can be seen from outside: there are too few of them.
+/// All workers are busy, and nothing visible from outside keeps them busy: there are too few of them.
 pub(super) const WORKERS: Rule = Rule {
     cause: &CAUSE,
     name: "too few workers",
@@ -110,7 +110,7 @@ fn small_backlog(case: Case<'_>) -> Finding {
     ))
 }
 
-/// A backlog that holds the arrivals of one second, four times the present one, and the kernel's former default.
+/// The largest of the arrivals of one second, four times the present backlog, and the kernel's former default.
 fn enough(limit: u64, arrivals_per_s: Option<f64>) -> u64 {
     /// The kernel's default of net.core.somaxconn until 5.4.
     const DEFAULT: u64 = 128;

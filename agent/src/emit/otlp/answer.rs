@@ -12,7 +12,7 @@ use tonic_types::StatusExt as _;
 
 use crate::text::bounded;
 
-/// Most bytes of a collector's message that are repeated in our own.
+/// Maximum number of bytes of a collector's message that our own message repeats.
 const MAX_MESSAGE: usize = 300;
 
 /// The outcome of one request.

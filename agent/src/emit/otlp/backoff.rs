@@ -20,8 +20,9 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// The wait after one more failure. `requested` is the collector's `Retry-After`; `random`, from 0 to 1, is the jitter
-    /// that spreads agents which failed together: over the upper half of our own wait, or over 10% after a requested one.
+    /// The wait after one more failure. `requested` is the collector's `Retry-After`; `random`, from 0 to 1, is the
+    /// jitter, which spreads out agents that failed together: over the upper half of our own wait, or over the 10%
+    /// after a requested one.
     pub fn next(&mut self, requested: Option<Duration>, random: f64) -> Duration {
         let doubled = self
             .retry

@@ -1,6 +1,6 @@
 //! The HTTP client under the exporter, for both protocols (see the parent module for why it is our own).
 //!
-//! It classifies each response where all of it is available, and keeps the result for the delivery to take.
+//! It classifies each response here, where all of it is available, and keeps the result until the delivery takes it.
 
 use std::{
     error::Error,
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::text::bounded;
 
-/// Most bytes of a response that are read. OTLP responses are tiny; a longer error page is cut.
+/// Maximum number of bytes read of a response. OTLP responses are tiny; a longer error page is cut.
 const MAX_RESPONSE_BYTES: usize = 64 << 10;
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("tailback/", env!("CARGO_PKG_VERSION")));
@@ -243,7 +243,7 @@ impl Error for Failure {
     }
 }
 
-/// The innermost error: the outer ones only add where it passed through.
+/// The innermost error: the outer ones only say which layers it passed through.
 fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {

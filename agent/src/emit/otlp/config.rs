@@ -118,7 +118,7 @@ impl OtlpConfig {
         Self::resolve(url, &|name| env::var_os(name))
     }
 
-    /// As [`Self::from_env_and`], with the caller's environment.
+    /// Like [`Self::from_env_and`], with the caller's environment.
     ///
     /// # Errors
     ///

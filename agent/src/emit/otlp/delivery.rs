@@ -33,7 +33,7 @@ use super::{
 };
 use crate::sample::Notice;
 
-/// Most notices that wait to be collected.
+/// Maximum number of notices that wait to be collected.
 const MAX_NOTICES: usize = 64;
 
 /// State shared between the agent and the delivery thread. Locked only briefly: never while encoding, sending or waiting.

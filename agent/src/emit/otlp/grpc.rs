@@ -22,7 +22,7 @@ use super::answer::{self, Answer, Problem};
 const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 /// Size of the prefix of each message: a compression flag and the length.
 const PREFIX_BYTES: usize = 5;
-/// Most bytes that a compressed response may decompress to.
+/// Maximum size of a response after decompression, bytes.
 const MAX_MESSAGE_BYTES: u64 = 64 << 10;
 
 /// Decodes base64 with or without padding: senders differ.

@@ -7,7 +7,7 @@ use crate::{sample::Notice, text};
 
 /// A problem that persists or recurs is reported again after this time.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(600);
-/// Most kinds of problems remembered; kinds may come from the collector.
+/// Maximum number of kinds of problems remembered; the collector may choose the kind.
 const MAX_KINDS: usize = 64;
 
 /// Spans that were, or may have been, lost.

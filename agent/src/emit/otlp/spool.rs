@@ -17,11 +17,13 @@ use prost::Message as _;
 
 use crate::emit::spans::Batch;
 
-/// Most bytes in one request, before compression: the default limit of gRPC servers for a received message.
+/// Maximum number of bytes in one request, before compression: the default limit of gRPC servers for a received
+/// message.
 pub const MAX_REQUEST_BYTES: usize = 4 << 20;
-/// Most spans in one request: a refused request loses all of its spans. 512 is the batch size of OpenTelemetry's SDKs.
+/// Maximum number of spans in one request: if it is refused, all of them are lost. 512 is the batch size of
+/// OpenTelemetry's SDKs.
 const MAX_REQUEST_SPANS: usize = 512;
-/// Most ids of lost spans remembered to recognise their children.
+/// Maximum number of ids of lost spans remembered, by which their children are recognised.
 const MAX_REMEMBERED: usize = 16_384;
 /// Upper bound of protobuf's tag and length around a span, a scope or a resource.
 const FRAME_BYTES: usize = 8;
