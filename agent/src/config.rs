@@ -156,7 +156,7 @@ impl Config {
         self.budget_or(Budget::default().cpu_share)
     }
 
-    /// As [`Config::budget`], with another default for `cpu_budget` (a share of one core).
+    /// Like [`Config::budget`], with another default for `cpu_budget` (a share of one core).
     pub fn budget_or(&self, share: f64) -> Budget {
         let default = Budget::default();
         let ns = |duration: Option<Duration>, default: u64| {

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm};
 use unicode_width::UnicodeWidthStr as _;
 
-/// Most bytes of an untrusted name in one line of output.
+/// Maximum number of bytes of an untrusted name in one line of output.
 const MAX_NAME_BYTES: usize = 200;
 
 /// Formats nanoseconds: `1.2 s`, `340 ms`, `52 µs`, `3 min 20 s`.

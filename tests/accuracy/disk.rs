@@ -93,7 +93,7 @@ fn in_state_d(course: &Course, at_ns: u64, since_ns: u64) -> f64 {
     course.at(at_ns.max(since_ns + sampling::SETTLED_NS))
 }
 
-/// Throttles our direct writes to the disk of this folder. Needs cgroup v1.
+/// Throttles our direct writes to the disk of this directory. Needs cgroup v1.
 fn throttle(folder: &TempDir) -> Result<ControlGroup> {
     let device = fstat(File::open(folder.path())?).context("fstat")?.st_dev;
     let (major, minor) = (major(device), minor(device));

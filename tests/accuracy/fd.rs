@@ -32,7 +32,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
     // Counted while the agent runs: our pipes to it count too.
     let (samples, open) = sampling::during(Duration::from_millis(600), || {
         let entries = fs::read_dir("/proc/self/fd").context("read /proc/self/fd")?;
-        // One entry is the descriptor of the folder itself.
+        // One entry is the descriptor of the directory itself.
         Ok(entries.count() - 1)
     })?;
     drop(files);

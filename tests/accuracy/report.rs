@@ -23,7 +23,7 @@ impl Report {
         self.compare_at(quantity, truth, measured, note, 0);
     }
 
-    /// As [`Report::compare`], with the sampling interval, ns, by which an age may be off.
+    /// Like [`Report::compare`], with the sampling interval, ns, by which an age may be off.
     pub fn compare_at(
         &mut self,
         quantity: &str,

@@ -124,8 +124,8 @@ fn a_stopped_agent_leaves_no_pressure() -> Result<()> {
     Ok(())
 }
 
-/// Checks that an agent that cannot publish reports the reason, in a notice with these words, and keeps monitoring. The result
-/// of `setup` is dropped before its folder.
+/// Checks that an agent that cannot publish reports the reason, in a notice with these words, and keeps monitoring. The
+/// result of `setup` is dropped before its directory.
 fn check_notice<Kept>(
     directory: &str,
     setup: impl Fn(&std::path::Path) -> Result<Kept>,

@@ -39,7 +39,7 @@ pub fn c_program(temp: &TempDir, name: &str) -> Result<PathBuf> {
     c(temp, Path::new("examples").join(name))
 }
 
-/// Builds a C program of the reader's folder, with all warnings as errors.
+/// Builds a C program of the reader's directory, with all warnings as errors.
 fn c(temp: &TempDir, name: impl AsRef<Path>) -> Result<PathBuf> {
     let folder = readers().join("c");
     let source = folder.join(name).with_extension("c");

@@ -41,7 +41,7 @@ impl Stage {
         Self::start_in(TempDir::new("signal")?, port, more)
     }
 
-    /// As [`Stage::start`], in a given folder.
+    /// Like [`Stage::start`], in a given directory.
     pub fn start_in(temp: TempDir, port: u16, more: &str) -> Result<Self> {
         let http = ports::local(ports::free()?);
         let directory = temp.path().join("run");
@@ -119,7 +119,7 @@ impl Stage {
         })
     }
 
-    /// Stops the agent and returns the folder, to start another agent in it.
+    /// Stops the agent and returns the directory, to start another agent in it.
     pub fn into_temp(self) -> TempDir {
         drop(self.agent);
         self.temp

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Most bytes that wait; as many again may be in the current write. 4 MiB are usually minutes of output.
+/// Maximum number of bytes that wait; as many again may be in the current write. 4 MiB are usually minutes of output.
 const MAX_WAITING_BYTES: usize = 4 << 20;
 /// How long the reader may take for the rest of the output when the agent ends.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);

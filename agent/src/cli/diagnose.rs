@@ -32,7 +32,7 @@ const CPU_BUDGET: f64 = 0.05;
 const MIN_TIME: Duration = Duration::from_secs(1);
 /// How often the progress line is redrawn.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
-/// Most queues that the message of `--check` names.
+/// Maximum number of queues that the message of `--check` names.
 const MAX_NAMED: usize = 3;
 
 #[derive(Debug, Args)]

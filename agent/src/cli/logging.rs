@@ -23,7 +23,7 @@ use crate::event::Event;
 
 /// The environment variable with the filter; `--log` overrides it.
 pub(super) const VARIABLE: &str = "TAILBACK_LOG";
-/// Most lines that wait to be written.
+/// Maximum number of lines that wait to be written.
 const MAX_WAITING_LINES: usize = 8_192;
 
 /// The filter in force, for the adapter process.

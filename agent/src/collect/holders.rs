@@ -12,7 +12,7 @@ use crate::{
     target::ListenerInfo,
 };
 
-/// Most holders of pipes and unix sockets that a sample names.
+/// Maximum number of holders of pipes and unix sockets in a sample.
 const MAX_HOLDERS: usize = 4096;
 
 #[derive(Default)]

@@ -16,7 +16,7 @@ use crate::{
     target::{ListenerInfo, ProcessInfo},
 };
 
-/// Most namespaces whose counters are read. In further ones, arrivals are unknown.
+/// Maximum number of namespaces whose counters are read. In further ones, arrivals are unknown.
 const MAX_NETWORKS: usize = 256;
 
 #[derive(Default)]

@@ -10,13 +10,13 @@ use crate::{
     text::bounded,
 };
 
-/// Most descriptors that are looked up per sample; the rest is left to the next one.
+/// Maximum number of descriptors looked up per sample; the rest is left to the next one.
 const MAX_LOOKUPS: usize = 64;
-/// Most descriptors that are looked up per profile: there may be a hundred profiles a second.
+/// Maximum number of descriptors looked up per profile: there may be a hundred profiles a second.
 const MAX_PROFILE_LOOKUPS: usize = 8;
 /// How long the profile keeps what it has looked up, ns.
 const CACHE_TTL_NS: u64 = 1_000_000_000;
-/// Most descriptors that the profile keeps.
+/// Maximum number of descriptors that the profile keeps.
 const MAX_CACHED: usize = 1024;
 /// Longest path that is kept, bytes.
 const MAX_PATH: usize = 256;
@@ -81,8 +81,8 @@ impl Paths {
         }
     }
 
-    /// As [`Paths::resolve_waits`], and also adds the file that a sleeping thread writes to, such as a terminal. Caches what it
-    /// looks up.
+    /// Like [`Paths::resolve_waits`], and also adds the file that a sleeping thread writes to, such as a terminal.
+    /// Caches what it looks up.
     pub(super) fn resolve_profile(
         &mut self,
         profile: &mut [Wait],

@@ -23,11 +23,11 @@ use mounts::{Mounts, Place};
 use super::notices::Notices;
 use crate::sample::{Cgroup, Machine, Sample, Stall, Target};
 
-/// Most cgroups that are read.
+/// Maximum number of cgroups that are read.
 const MAX_GROUPS: usize = 256;
-/// Most files that are kept open; further ones are opened for each poll.
+/// Maximum number of files kept open; further ones are opened for each poll.
 const MAX_OPEN: usize = 256;
-/// Most bytes of a file that are read; all these files are shorter.
+/// Maximum number of bytes of a file that are read; all these files are shorter.
 const MAX_BYTES: usize = 64 * 1024;
 /// A memory limit of this or more is none: cgroup v1 writes "no limit" as the largest number of whole pages.
 const UNLIMITED: u64 = 1 << 60;

@@ -10,7 +10,7 @@ use crate::{sample::Title, target::ProcessInfo, text::bounded};
 
 /// Longest title that is read and reported, bytes.
 const MAX_TITLE: usize = 256;
-/// Most titles that are read in one poll; the next poll goes on from there.
+/// Maximum number of titles read in one poll; the next poll continues from there.
 const MAX_READS: usize = 256;
 /// Shortest time between two reads of one process's title, ns.
 const MIN_INTERVAL_NS: u64 = 250_000_000;

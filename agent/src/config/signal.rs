@@ -25,7 +25,7 @@ pub(super) const MAX_TTL: Duration = Duration::from_secs(60);
 pub(super) const DEFAULT_PAGES: usize = 256;
 /// Bounds of `max_pages`.
 pub(super) const PAGES: RangeInclusive<usize> = 1..=4096;
-/// Most adapters of one kind, and most groups.
+/// Maximum number of adapters of one kind, and of groups.
 pub(super) const MAX_ADAPTERS: usize = 64;
 
 /// The `[signal]` section. Pages and the event stream are on by default; adapters are off until configured.

@@ -8,7 +8,7 @@ const SPAN_NS: u64 = 2_000_000_000;
 /// Minimum distance of two points, ns: closer ones cost time and do not improve the line.
 const SPACING_NS: u64 = 45_000_000;
 
-/// Fewest points for a forecast.
+/// Minimum number of points for a forecast.
 const MIN_POINTS: usize = 5;
 
 /// The slope has to be this many times its standard error (4σ).

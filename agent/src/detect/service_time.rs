@@ -2,7 +2,7 @@
 
 use crate::{ewma::decay, queue::Reading};
 
-/// Fewest pieces of work in one estimate: fewer would be mostly noise.
+/// Minimum number of pieces of work in one estimate: fewer would be mostly noise.
 const MIN_BATCH: f64 = 8.0;
 
 /// Time constant of the service rate, ns: a batch that took 100 ms, the default sampling interval, has a weight of 0.3.

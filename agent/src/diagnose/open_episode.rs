@@ -9,7 +9,7 @@ use crate::{
 
 /// An unchanged cause is reported again after this time, ns.
 const REPORT_EVERY_NS: u64 = 30_000_000_000;
-/// Most changes of cause that are kept for an episode.
+/// Maximum number of changes of cause kept for an episode.
 const MAX_CHANGES: usize = 32;
 
 /// An open episode and what is known of its cause.

@@ -40,7 +40,7 @@ use crate::{
     sample::{Target, TargetId},
 };
 
-/// Most services remembered per incident that are on a wait chain but have no episode of their own.
+/// Maximum number of services remembered per incident that are on a wait chain but have no episode of their own.
 const MAX_CHAIN_SERVICES: usize = 256;
 
 /// Finished spans of one watched service, parents first.

@@ -3,7 +3,7 @@
 
 use super::{RESPONSES_PER_S, Reading, conversations::GroupSample, littles_law};
 
-/// Most ages listed per queue; bounds the size of a reading.
+/// Maximum number of ages listed per queue; bounds the size of a reading.
 pub(super) const MAX_AGES: usize = 1_024;
 
 pub(super) fn reading(sample: &GroupSample<'_>) -> Reading {

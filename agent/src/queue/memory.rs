@@ -11,7 +11,7 @@ use crate::sample::{Cgroup, Machine, Sample, Stall};
 
 /// Window over which the stall share is measured, ns. Occasional reclaim does no harm.
 const STALL_WINDOW_NS: u64 = 5_000_000_000;
-/// Most samples kept per group to cover the window; bounds the memory.
+/// Maximum number of samples kept per group to cover the window; bounds the memory.
 const MAX_SAMPLES: usize = 64;
 /// Share of time in which some task stalls that counts as critical. Half of it already matters.
 const CRITICAL_STALL_SHARE: f64 = 0.10;

@@ -117,7 +117,7 @@ pub const TITLES: &[&str] = &[
     "writer",
 ];
 
-/// Most digits of a name that are kept, as the number of a thread in its pool.
+/// Maximum number of digits of a name that are kept, as the number of a thread in its pool.
 const MAX_DIGITS: usize = 9;
 
 /// Anonymizes the samples of one recording.

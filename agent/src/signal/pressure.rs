@@ -32,7 +32,7 @@ pub struct Pressure {
     pub load: Load,
     /// Recent utilization of its busiest worker group, event loop or CPU set, 0 to 1.
     pub utilization: Option<f64>,
-    /// Most requests to have in service at once; `None` without overload, or if unknown.
+    /// Maximum number of requests to have in service at once; `None` without overload, or if unknown.
     pub concurrency_limit: Option<u32>,
     /// Reject work at dequeue if it waited longer, ns. `None`: no overload, or one that rejecting at dequeue would not relieve.
     pub max_queue_wait_ns: Option<u64>,

@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 use super::{pressure::Pressure, wait_histograms::WaitHistograms};
 use crate::{collect::boot_ns, event::Level, sample::AgentReport};
 
-/// Most lines that a subscriber may lag behind before it is disconnected.
+/// Maximum number of lines that a subscriber may lag behind before it is disconnected.
 const MAX_LAG_LINES: usize = 1_024;
 
 /// An event as a line of JSON.

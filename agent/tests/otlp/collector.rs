@@ -124,7 +124,7 @@ impl Collector {
         )
     }
 
-    /// As [`Collector::start`], on a given listener, optionally with TLS.
+    /// Like [`Collector::start`], on a given listener, optionally with TLS.
     pub fn on(
         listener: TcpListener,
         protocol: Protocol,

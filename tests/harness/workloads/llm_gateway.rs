@@ -42,7 +42,7 @@ impl LlmGateway {
         })
     }
 
-    /// Plants the fault: from the next request on the provider takes this time to its first word.
+    /// Plants the fault: from the next request on, the provider takes this time to its first word.
     pub fn slow_provider(&self, first_word: Duration) -> Result<()> {
         // Renamed into place, so that the provider never reads a partial file.
         let ms = first_word.as_millis().to_string();
@@ -51,7 +51,7 @@ impl LlmGateway {
         fs::rename(&new, &file).with_context(|| format!("write {}", file.display()))
     }
 
-    /// Takes the fault away.
+    /// Removes the fault.
     pub fn restore_provider(&self) -> Result<()> {
         let file = self.slow.path().join("ms");
         fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))

@@ -21,7 +21,7 @@ pub fn app(workers: u32, backlog: u32) -> App<'static> {
     }
 }
 
-/// A program in a temporary folder.
+/// A program in a temporary directory.
 pub struct Program {
     pub process: Process,
     _folder: TempDir,

@@ -19,7 +19,7 @@ impl Uvicorn {
         Self::start_within(&[], name, text, env)
     }
 
-    /// As [`Uvicorn::start`], with a command prefix.
+    /// Like [`Uvicorn::start`], with a command prefix.
     pub fn start_within(
         before: &[String],
         name: &str,

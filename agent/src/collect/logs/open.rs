@@ -12,7 +12,7 @@ use std::{
 
 use crate::text::bounded;
 
-/// Most descriptors of a process that are examined, lowest first: logs are opened early.
+/// Maximum number of descriptors of a process that are examined, lowest first: logs are opened early.
 const MAX_DESCRIPTORS: usize = 256;
 /// Longest path that is kept, bytes.
 const MAX_PATH: usize = 256;

@@ -18,11 +18,11 @@ use super::{
 };
 use crate::{messages::Table, sample::TargetId, target::ProcessInfo};
 
-/// Most bytes of a file that are read at once; of more, only the last are read.
+/// Maximum number of bytes of a file read at once; if there are more, only the last ones are read.
 pub(super) const MAX_READ: u64 = 64 * 1024;
 /// How long sizes are kept, ns. When a target becomes focused, its logs are read from the oldest kept size on.
 const HISTORY_NS: u64 = 10_000_000_000;
-/// Most sizes that are kept.
+/// Maximum number of sizes kept.
 const MAX_SIZES: usize = 64;
 /// How long before its writer opens it a rotated log may have been created.
 const MAX_ROTATION_TIME: Duration = Duration::from_secs(60);

@@ -5,7 +5,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Most levels between a cgroup and the root that are read.
+/// Maximum number of levels read between a cgroup and the root.
 const MAX_LEVELS: usize = 16;
 
 /// The mounted hierarchies.

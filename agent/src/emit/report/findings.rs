@@ -8,9 +8,9 @@ use crate::{
     sample::{Sample, Target, TargetId},
 };
 
-/// Most episodes kept. Beyond that, the least severe of those that are over are only counted.
+/// Maximum number of episodes kept. Beyond that, the least severe of those that have ended are only counted.
 const MAX_EPISODES: usize = 1_000;
-/// Most notices kept, one per code.
+/// Maximum number of notices kept, one per code.
 const MAX_NOTICES: usize = 20;
 
 /// The findings so far, gathered from the stream of events.

@@ -11,7 +11,7 @@ use crate::{
     sample::TargetId,
 };
 
-/// Most hops of a wait chain that become spans.
+/// Maximum number of hops of a wait chain that become spans.
 const MAX_HOPS: usize = 8;
 
 impl Spans {

@@ -18,7 +18,7 @@ pub struct Host {
     pub ip: String,
 }
 
-/// Most attributes taken from a target's OTEL_RESOURCE_ATTRIBUTES; the rest is ignored.
+/// Maximum number of attributes taken from a target's OTEL_RESOURCE_ATTRIBUTES; the rest is ignored.
 const MAX_ATTRIBUTES: usize = 64;
 /// The attributes that the agent sets itself.
 const OWN_ATTRIBUTES: usize = 8;
