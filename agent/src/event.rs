@@ -215,7 +215,7 @@ pub enum Event {
         /// The trace id, 32 hexadecimal digits.
         id: String,
         target: TargetId,
-        /// Of the queue that opened it.
+        /// The onset in the queue that opened it.
         onset: Instant,
         at: Instant,
         /// The kind of that queue.

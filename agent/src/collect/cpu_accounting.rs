@@ -13,7 +13,7 @@ use crate::{
     text::harmless,
 };
 
-/// Processes that a sample names: those that used most CPU time since the previous scan.
+/// Maximum number of processes in a sample: those that used the most CPU time since the previous scan.
 const MAX_REPORTED: usize = 32;
 
 #[derive(Default)]
@@ -22,7 +22,7 @@ pub(super) struct CpuAccounting {
     previous: FxHashMap<(u32, u32), u64>,
     /// The same in the current scan.
     current: FxHashMap<(u32, u32), u64>,
-    /// There was a previous scan: a thread that is new since has used all its CPU time since.
+    /// There was a previous scan, so a thread that is new has used all of its CPU time since then.
     has_previous: bool,
 }
 

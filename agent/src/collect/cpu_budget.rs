@@ -1,4 +1,5 @@
-//! Keeps all scans together within the CPU budget: a feedback controller on the CPU time that the agent really used. Pure.
+//! Keeps all scans together within the CPU budget: a feedback controller on the CPU time that the agent actually used.
+//! Pure.
 //!
 //! `schedule` splits the budget among the scans by their estimated costs. Estimates can add up to too much, and some costs
 //! have no estimate. This controller scales down the allocated budget until the measured total fits.
@@ -6,7 +7,8 @@
 
 /// Time over which CPU use is measured before the part is adjusted, ns.
 const WINDOW_NS: u64 = 2_000_000_000;
-/// Least part of the budget that is allocated, however expensive the scans are, so that every queue is seen eventually.
+/// Smallest part of the budget that is allocated, however expensive the scans are, so that every queue is seen
+/// eventually.
 const MIN_PART: f64 = 0.25;
 /// Strongest decrease in one window, as a factor.
 const MAX_DECREASE: f64 = 0.7;

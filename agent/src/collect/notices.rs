@@ -38,7 +38,7 @@ impl Notices {
                 continue;
             }
             match selector {
-                // The agent refuses to start if the process does not exist, so it did.
+                // The agent refuses to start if the process does not exist, so it existed then.
                 Selector::Pid(pid) => {
                     self.report("target_ended", format!("process {pid} has ended"));
                 }

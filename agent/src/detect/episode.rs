@@ -31,7 +31,7 @@ pub(super) struct OpenEpisode {
     waits: Quantiles,
     depths: Series,
     depth_added_ns: u64,
-    /// Of arrivals and of departures.
+    /// Baselines of the arrival and the departure rate.
     baseline: (Option<BaselineRate>, Option<BaselineRate>),
     counted: Counted,
     driven_by: DrivenBy,
@@ -65,7 +65,7 @@ pub(super) struct Opening {
     pub(super) key: Arc<QueueKey>,
     pub(super) onset: Instant,
     pub(super) at: Instant,
-    /// Of arrivals and of departures, if there is one.
+    /// Baselines of the arrival and the departure rate, if there are any.
     pub(super) baseline: (Option<BaselineRate>, Option<BaselineRate>),
 }
 

@@ -18,7 +18,7 @@ pub struct Gauge {
     pub level: Level,
     /// 0 to 1; above 1 if the delay is beyond what counts as full.
     pub score: f64,
-    /// In the unit of the kind, as `limit`.
+    /// In the unit of the kind, like `limit`.
     pub depth: u64,
     pub limit: Option<u64>,
     /// The delay that counts against the queue now, ns.

@@ -108,7 +108,7 @@ impl RateBaseline {
         self.pending.clear();
     }
 
-    /// Of arrivals and of departures.
+    /// The baselines of the arrival and the departure rate.
     pub(super) fn rates(&self) -> (Option<BaselineRate>, Option<BaselineRate>) {
         let of =
             |rate: fn(&Rates) -> f64| BaselineRate::of(self.seconds.iter().map(rate).collect());

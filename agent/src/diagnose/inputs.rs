@@ -108,7 +108,7 @@ pub(super) struct Hog {
     pub(super) tgid: u32,
     pub(super) name: String,
     pub(super) cgroup: Option<String>,
-    /// Of one CPU; more than 1 for several threads.
+    /// Share of one CPU; may exceed 1 if several threads use it.
     pub(super) share: f64,
 }
 

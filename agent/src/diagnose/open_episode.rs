@@ -70,7 +70,7 @@ impl OpenEpisode {
                     kind: MomentKind::Cause(verdict.cause),
                 });
             }
-            // At once, and not only when the stretch ends.
+            // Report a new cause at once, not only when its stretch ends.
             events.push(self.stretch(at));
         }
         events
@@ -94,7 +94,8 @@ impl OpenEpisode {
 pub(super) struct VerdictDurations(Vec<(u64, Arc<Verdict>)>);
 
 impl VerdictDurations {
-    /// Further ones are dropped: if every sample has another culprit, keeping more of them is not worthwhile.
+    /// Maximum number of verdicts kept; further ones are dropped. If every sample has another culprit, keeping more of
+    /// them is not worthwhile.
     const MAX: usize = 64;
 
     fn of(verdict: Arc<Verdict>) -> Self {
@@ -111,7 +112,8 @@ impl VerdictDurations {
         }
     }
 
-    /// Of the cause that has held for longest, the verdict that has. Any cause takes precedence over `unknown`.
+    /// The verdict that has held longest, among those with the cause that has held longest. Any cause takes precedence
+    /// over `unknown`.
     pub(super) fn longest(&self) -> Option<Arc<Verdict>> {
         let mut causes: BTreeMap<Cause, u64> = BTreeMap::new();
         for (held_ns, verdict) in &self.0 {

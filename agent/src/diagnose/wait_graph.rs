@@ -346,8 +346,9 @@ pub(super) fn is_idle_in_transaction(title: &str) -> bool {
     title.trim_end().contains("idle in transaction")
 }
 
-/// The likely holder of a row lock that processes of this service wait for, as only their titles show. It is the process that
-/// has been idle in a transaction for longest; else, of the processes that do not wait, the one with the oldest request.
+/// The likely holder of a row lock that processes of this service wait for, as only their titles show. It is the
+/// process that has been idle in a transaction the longest; else, of the processes that do not wait, the one with the
+/// oldest request.
 fn row_lock_holder(view: View<'_>, step: &Step) -> Option<Next> {
     let tgids = &view.targets.get(step.target?)?.tgids;
     let idle = view.topology.titled(tgids, is_idle_in_transaction);

@@ -164,7 +164,7 @@ fn unlimited(machine: &Machine, grown: Grown, group: Grown) -> Reading {
     let share = group.stall_share.or(grown.stall_share);
     let mut extra = Vec::new();
     extra.extend(share.map(|share| ("stall_share", share)));
-    // Of any process: whether this service lost one is unknown.
+    // Kills of any process on the machine: whether this service lost one is unknown.
     extra.extend(
         grown
             .oom_kills

@@ -395,7 +395,7 @@ mod tests {
             assert!(folder.is_dir() && !folder.join("page").exists());
         }
         assert!(!path.join("a").exists(), "two at most");
-        // Whoever has it mounted sees the page of the service that is started anew.
+        // A container that has the directory mounted sees the page of the restarted service.
         let mounted = std::fs::File::open(path.join("b")).unwrap();
         assert!(pages.slot("b", 2).is_some());
         assert!(fs::statat(&mounted, page::NAME, AtFlags::empty()).is_ok());

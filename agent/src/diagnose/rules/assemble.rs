@@ -75,7 +75,7 @@ fn confidence(finding: &Finding, samples: u64) -> Confidence {
     by_time.min(by_samples).min(finding.max_confidence)
 }
 
-/// Of the other causes that the time suggests, the one with the largest share.
+/// The cause with the largest share among the others that the time suggests.
 fn runner_up(
     shares: &[(Activity, f64)],
     cause: Cause,

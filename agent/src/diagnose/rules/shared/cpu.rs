@@ -73,9 +73,9 @@ impl CpuTime {
     }
 }
 
-/// One thread serves the queue, it lives in epoll_wait, and has been away from it for long: each turn of its loop is one
-/// request, or for a while nothing at all is answered. A loop that only has more work than it can do is away from
-/// epoll_wait for long, too, but it answers all the time.
+/// One thread serves the queue, it runs an event loop, and it has been away from epoll_wait for a long time: each turn
+/// of its loop handles one request, or nothing at all is answered for a while. A loop that merely has too much work is
+/// away from epoll_wait for a long time, too, but it keeps answering.
 pub(in crate::diagnose::rules) fn is_one_long_turn(case: Case<'_>, checks: &mut Checks) -> bool {
     /// Without any response for this long, a turn is too long however many responses there were before.
     const MIN_PAUSE_NS: u64 = 3 * LONG_TURN_NS;
@@ -116,7 +116,7 @@ pub(in crate::diagnose::rules) fn is_one_long_turn(case: Case<'_>, checks: &mut 
     alone && long && (rare || pauses)
 }
 
-/// The thread that uses most CPU, as a culprit.
+/// The thread that uses the most CPU, as a culprit.
 pub(in crate::diagnose::rules) fn busiest(case: Case<'_>) -> Option<Culprit> {
     case.first()
         .map(|first| culprit::busiest_thread(case, first))

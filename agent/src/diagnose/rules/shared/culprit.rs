@@ -127,7 +127,7 @@ pub(in crate::diagnose::rules) fn limit(case: Case<'_>, name: String) -> Culprit
     }
 }
 
-/// Of a step's threads, the one that uses most CPU; its process, where that has no other thread.
+/// The thread of a step that uses the most CPU, or its process if that has no other thread.
 pub(in crate::diagnose::rules) fn busiest_thread(case: Case<'_>, step: &Step) -> Culprit {
     let on_cpu = |thread| {
         let profile = case.view.window.of(thread);

@@ -12,7 +12,7 @@ use crate::{
     queue::{Kind, QueueId},
 };
 
-/// Of the connections of a send queue, the one with most bytes.
+/// The connection of a send queue that holds the most bytes.
 pub(in crate::diagnose::rules) fn fullest_link(case: Case<'_>) -> Option<&Link> {
     let key = &case.episode.key;
     let ours = |link: &&Link| {

@@ -54,7 +54,7 @@ pub(in crate::diagnose::rules) fn is_an_interpreters(case: Case<'_>) -> bool {
     })
 }
 
-/// Where the chain ends at a database session that is idle in a transaction: its process and for how long.
+/// If the chain ends at a database session that is idle in a transaction: its process, and how long it has been idle.
 pub(in crate::diagnose::rules) fn idle_transaction(case: Case<'_>) -> Option<(u32, String)> {
     let last = case.last()?;
     let title = idle_in_transaction(case, last)?;
