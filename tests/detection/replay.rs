@@ -36,7 +36,7 @@ fn a_recorded_incident_replays_byte_for_byte() -> Result<()> {
     let file = folder.path().join("incident.tb").display().to_string();
     let config = folder.write(
         "tailback.toml",
-        "[detect.accept]\nwarn = 0.6\nclear = \"500ms\"\n",
+        "[detect.accept]\nwarn = 0.6\nclear_after = \"500ms\"\n",
     )?;
     let config = config.display().to_string();
     let service = service(&["drain", "--listen", "127.0.0.1:0", "--backlog", "5"])?;
