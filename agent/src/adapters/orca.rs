@@ -42,7 +42,7 @@ struct Report {
     cpu_utilization: f64,
     #[prost(double, tag = "2")]
     mem_utilization: f64,
-    /// Fill level of each queue, 0 to 1.
+    /// Score of each queue, 0 to 1.
     #[prost(btree_map = "string, double", tag = "5")]
     utilization: BTreeMap<String, f64>,
     #[prost(double, tag = "6")]
@@ -138,7 +138,7 @@ fn report(pressure: &Pressure, entries: &[Entry], losses: &mut Losses) -> Report
     }
 }
 
-/// The fill level of each queue: the worst of a kind under the name of the kind and, if there are several, each one with its
+/// The score of each queue, at most 1: the worst of a kind under the name of the kind and, if there are several, each one with its
 /// id appended.
 fn utilization(entries: &[Entry]) -> BTreeMap<String, f64> {
     let mut of_kind: HashMap<&str, usize> = HashMap::new();
