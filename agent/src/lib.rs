@@ -14,6 +14,7 @@ pub mod diagnose;
 pub mod emit;
 pub mod event;
 mod ewma;
+mod hash;
 mod in_order;
 pub mod kernel;
 pub mod messages;

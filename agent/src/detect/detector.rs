@@ -1,9 +1,7 @@
 //! The detector: the tracks, episodes and incidents of all queues of all targets.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+use crate::hash::HashMap;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     cold_start::Waiting,
@@ -56,7 +54,7 @@ impl Detector {
     pub fn new(settings_for: SettingsFor, reports_queues: bool) -> Self {
         Self {
             settings_for,
-            queues: HashMap::new(),
+            queues: HashMap::default(),
             incidents: Incidents::default(),
             unhealthy: BTreeSet::new(),
             reports_queues,

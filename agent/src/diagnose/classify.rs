@@ -3,9 +3,8 @@
 //! A system call on one file names what the thread waits for. A thread in epoll_wait serves everything that its process has
 //! in progress, so there the requests in flight and the outstanding calls decide.
 
-use std::collections::HashMap;
-
 use super::topology::{OpenFile, Topology};
+use crate::hash::HashMap;
 use crate::{
     event::Activity,
     queue::syscalls::{CallClass, Futex, Lock, call_of, descriptor},

@@ -1,8 +1,9 @@
 //! What rules know besides the threads: the last readings of queues in focus, the response times of calls with their
 //! baseline, how the connection pools are used, and which other processes use the CPU.
 
+use crate::hash::HashMap;
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     sync::Arc,
 };

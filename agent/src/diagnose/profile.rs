@@ -2,7 +2,8 @@
 //!
 //! Verdicts are made from a [`Window`] of it: the samples of the time in which an episode lasted.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use crate::hash::HashMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
     classify::{Observation, Resource, Threads, classify},
@@ -192,7 +193,7 @@ impl Profile {
             }
             self.seconds.push_back(Second {
                 from_ns: now_ns,
-                threads: HashMap::new(),
+                threads: HashMap::default(),
                 held: BTreeMap::new(),
                 cpu: BTreeMap::new(),
                 long_turns: BTreeSet::new(),

@@ -2,8 +2,9 @@
 //!
 //! These facts lead from a blocked thread to the process that can end its wait.
 
+use crate::hash::HashMap;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
 };
 

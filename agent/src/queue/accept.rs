@@ -14,10 +14,8 @@
 //! overflows, but per network namespace. An overflow increments both, so a listener's losses are at most the
 //! increase of either.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    net::SocketAddr,
-};
+use crate::hash::{HashMap, HashSet};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::{
     Kind, NewConnections, QueueId, Reading, Sink, Source, Targets, advance, head::Head, littles_law,
@@ -127,7 +125,8 @@ impl Source for Accept {
             return;
         }
         let mut groups = Groups::new();
-        let mut seen = HashSet::with_capacity(sample.listeners.len());
+        let mut seen =
+            HashSet::with_capacity_and_hasher(sample.listeners.len(), Default::default());
         let grown = self.counters(sample);
         let mut overflows = Overflows::of(sample, &self.listeners, &grown);
         // Full listeners first: overflows are most likely theirs.
@@ -414,7 +413,7 @@ struct Pool {
 
 impl Shared {
     fn between(groups: &Groups, traffic: &HashMap<(u32, u16), f64>) -> Self {
-        let mut pools: HashMap<u32, Pool> = HashMap::new();
+        let mut pools: HashMap<u32, Pool> = HashMap::default();
         for group in groups.values() {
             let pool = pools.entry(group.netns).or_default();
             pool.certain += group.certain;

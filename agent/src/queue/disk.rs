@@ -3,7 +3,8 @@
 //! A thread is in the same wait as long as its voluntary context switches do not change. A call such as fsync consists of
 //! many waits; if a thread was waiting at every sample, their mean duration is known.
 
-use std::collections::{BTreeMap, HashMap};
+use crate::hash::HashMap;
+use std::collections::BTreeMap;
 
 use super::{
     Kind, QueueId, Reading, Sink, Source, Targets,
@@ -103,7 +104,7 @@ impl Disk {
     ) -> BTreeMap<(TargetId, QueueId), DeviceSample<'a>> {
         let now_ns = sample.mono_ns;
         let mut devices: BTreeMap<(TargetId, QueueId), DeviceSample<'_>> = BTreeMap::new();
-        let mut threads = HashMap::new();
+        let mut threads = HashMap::default();
         for wait in &sample.waits {
             let Some(target) = targets.of(wait.tgid).filter(|_| waits_for_disk(wait)) else {
                 continue;

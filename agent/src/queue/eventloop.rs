@@ -6,10 +6,8 @@
 //! ever waits. So the progress of its connections counts as turns as well; otherwise a healthy loop at full speed would
 //! look like one long turn.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use crate::hash::HashMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rustc_hash::FxHashMap;
 
@@ -119,7 +117,7 @@ impl Source for EventLoops {
             return;
         }
         let fresh = std::mem::take(&mut self.fresh);
-        let mut threads = HashMap::with_capacity(sample.waits.len());
+        let mut threads = HashMap::with_capacity_and_hasher(sample.waits.len(), Default::default());
         let mut loops: BTreeMap<u32, u32> = BTreeMap::new();
         for wait in &sample.waits {
             let Some(target) = targets.of(wait.tgid) else {

@@ -4,7 +4,8 @@
 //! lock is recognised by its value ([`Futex`]). A waiter whose voluntary context switches have not changed since an
 //! earlier sample has waited the whole time.
 
-use std::collections::{BTreeMap, HashMap};
+use crate::hash::HashMap;
+use std::collections::BTreeMap;
 
 use super::{
     Kind, QueueId, Reading, Sink, Source, Targets,
@@ -165,7 +166,7 @@ fn id(tgid: u32, address: u64) -> QueueId {
 }
 
 fn processes(sample: &Sample) -> HashMap<u32, Process<'_>> {
-    let mut processes: HashMap<u32, Process<'_>> = HashMap::new();
+    let mut processes: HashMap<u32, Process<'_>> = HashMap::default();
     for wait in &sample.waits {
         let process = processes.entry(wait.tgid).or_default();
         process.by_own_tid.insert(wait.own_tid, wait);
@@ -177,7 +178,7 @@ fn processes(sample: &Sample) -> HashMap<u32, Process<'_>> {
 
 impl Locks {
     fn measure_cpu(&mut self, processes: &mut HashMap<u32, Process<'_>>, now_ns: u64) {
-        let mut usage = HashMap::with_capacity(processes.len());
+        let mut usage = HashMap::with_capacity_and_hasher(processes.len(), Default::default());
         for (tgid, process) in processes {
             let mut known = self.usage.get(tgid).copied().unwrap_or(CpuUsage {
                 since_ns: now_ns,
@@ -208,7 +209,7 @@ impl Locks {
     ) -> BTreeMap<(u32, u64), FutexSample<'a>> {
         let now_ns = sample.mono_ns;
         let mut futexes: BTreeMap<(u32, u64), FutexSample<'_>> = BTreeMap::new();
-        let mut waiters = HashMap::new();
+        let mut waiters = HashMap::default();
         for wait in &sample.waits {
             let is_thread = |tid: u32| {
                 processes

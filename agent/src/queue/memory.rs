@@ -4,7 +4,8 @@
 //! counts is the time that its tasks stall for memory (pressure stall information, PSI). Without PSI, a group counts as
 //! short of memory if it is full of unreclaimable memory and keeps hitting its limit.
 
-use std::collections::{HashMap, VecDeque};
+use crate::hash::HashMap;
+use std::collections::VecDeque;
 
 use super::{Kind, QueueId, Reading, Sink, Source, Targets, starvation::stall_share};
 use crate::sample::{Cgroup, Machine, Sample, Stall};

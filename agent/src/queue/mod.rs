@@ -36,8 +36,9 @@ mod uring;
 mod watched;
 mod workers;
 
+use crate::hash::HashMap;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -199,7 +200,7 @@ impl Model {
         let mut sink = Sink {
             keys: &mut self.keys,
             out: &mut out,
-            new: NewConnections::new(),
+            new: NewConnections::default(),
             accepted: Accepted::new(),
             previous: &self.previous,
             focus_scope: &self.focus_scope,

@@ -1,7 +1,8 @@
 //! Pipes and FIFOs: buffers between two processes, or between threads of one.
 
+use crate::hash::HashMap;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -55,7 +56,7 @@ impl Source for Pipes {
         }
         let held = held(sample, targets);
         let mut names = Names::kept(&self.known, &held);
-        let mut known = HashMap::with_capacity(held.len());
+        let mut known = HashMap::with_capacity_and_hasher(held.len(), Default::default());
         for (place, held) in held {
             let before = self.known.remove(&place);
             let id = match &before {

@@ -5,7 +5,8 @@
 //! the target's own threads and foreign processes, in proportion to the CPU time that they used. Each share covers the
 //! period between two scans of control groups, or of CPU users, and stands until the next scan.
 
-use std::collections::{BTreeMap, HashMap};
+use crate::hash::HashMap;
+use std::collections::BTreeMap;
 
 use super::{Reading, Targets};
 use crate::{

@@ -5,10 +5,8 @@
 //! namespace. Their age is unknown without a hook: half-open requests are in the kernel's table of all connections, which
 //! a scan of files does not reach.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::SocketAddr,
-};
+use crate::hash::HashMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::{Kind, QueueId, Reading, Sink, Source, Targets};
 use crate::sample::{Listener, Network, Sample, TargetId};
@@ -78,7 +76,7 @@ impl Source for Syn {
             .collect();
         let counted = self.counted(sample, &watched);
         let mut groups: BTreeMap<(TargetId, SocketAddr), Group> = BTreeMap::new();
-        let mut listeners = HashMap::with_capacity(watched.len());
+        let mut listeners = HashMap::with_capacity_and_hasher(watched.len(), Default::default());
         for (target, listener, half_open) in watched {
             let group = groups.entry((target, listener.address)).or_default();
             group.add(listener, half_open, self.listeners.get(&listener.cookie));
@@ -113,7 +111,7 @@ impl Syn {
         sample: &Sample,
         watched: &[(TargetId, &Listener, u32)],
     ) -> HashMap<u32, Counted> {
-        let mut counted: HashMap<u32, Counted> = HashMap::new();
+        let mut counted: HashMap<u32, Counted> = HashMap::default();
         for now in &sample.networks {
             if let Some(before) = self.networks.get(&now.netns) {
                 let grown = Counted {

@@ -1,9 +1,7 @@
 //! The watched services and their processes, indexed by what the queue sources look up.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use crate::hash::HashMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 

@@ -3,10 +3,8 @@
 //! The kernel limits them by memory and counts neither arrivals nor reads. So there are no rates, and no wait by Little's
 //! law. The age comes from how long the datagram at the head of the queue has not changed.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    net::SocketAddr,
-};
+use crate::hash::{HashMap, HashSet};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::{Kind, QueueId, Reading, Sink, Source, Targets, advance, head::Head, inflow::Inflow};
 use crate::sample::{DatagramSocket, Sample, TargetId};
@@ -85,7 +83,8 @@ impl Source for Udp {
             .filter_map(|socket| Some((place(socket, targets)?, socket.local)))
             .collect();
         let mut groups: BTreeMap<(TargetId, Endpoint), Group> = BTreeMap::new();
-        let mut sockets = HashMap::with_capacity(sample.datagrams.len());
+        let mut sockets =
+            HashMap::with_capacity_and_hasher(sample.datagrams.len(), Default::default());
         // A socket without a port receives nothing.
         for socket in sample.datagrams.iter().filter(is_bound) {
             let Some(target) = targets.of(socket.tgid) else {

@@ -5,7 +5,8 @@
 //! its peer has not read (`… sent`). Data in a unix socket is charged to its writer, so the limit of received data is the
 //! peer's. The kernel counts neither writes nor reads.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::hash::{HashMap, HashSet};
+use std::collections::BTreeMap;
 
 use super::{
     Kind, QueueId, Reading, Sink, Source, Targets, UnixEnd,
@@ -105,7 +106,7 @@ impl Source for Unix {
             .map(|socket| (socket.inode, socket))
             .collect();
         let mut groups: BTreeMap<Place<'_>, Group> = BTreeMap::new();
-        let mut sockets = HashMap::with_capacity(sample.unix.len());
+        let mut sockets = HashMap::with_capacity_and_hasher(sample.unix.len(), Default::default());
         for socket in sample.unix.iter().filter(|socket| !socket.listening) {
             let before = self.sockets.get(&socket.inode);
             let target = targets

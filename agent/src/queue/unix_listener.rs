@@ -3,10 +3,8 @@
 //! While more connections wait than the backlog allows, `connect` blocks, or fails with EAGAIN; none is refused or
 //! dropped. The kernel counts neither arrivals nor accepts, and provides no ages.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use crate::hash::HashMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Kind, QueueId, Reading, Sink, Targets, head::Head};
 use crate::{
@@ -57,7 +55,7 @@ impl UnixListeners {
     /// Reads the listeners of a file scan.
     pub(super) fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
         let mut groups: BTreeMap<(TargetId, QueueId), Group> = BTreeMap::new();
-        let mut known = HashMap::new();
+        let mut known = HashMap::default();
         for socket in sample.unix.iter().filter(|socket| socket.listening) {
             let before = self.known.get(&socket.inode);
             let Some(target) = targets

@@ -1,10 +1,9 @@
 //! io_uring instances: submissions that the kernel has not consumed, and completions that the process has not consumed.
 
-use std::collections::HashMap;
-
 use super::{
     Kind, QueueId, Reading, RingHalf, Sink, Source, Targets, advance, head::Head, littles_law,
 };
+use crate::hash::HashMap;
 use crate::sample::{Ring, Sample, TargetId};
 
 #[derive(Default)]
@@ -37,7 +36,7 @@ impl Source for Uring {
             return;
         }
         let now_ns = sample.mono_ns;
-        let mut rings = HashMap::with_capacity(sample.rings.len());
+        let mut rings = HashMap::with_capacity_and_hasher(sample.rings.len(), Default::default());
         for ring in &sample.rings {
             let Some(target) = targets.of(ring.tgid) else {
                 continue;

@@ -3,10 +3,8 @@
 //! Threads belong to one pool if their names differ only in digits. A worker is idle while it waits for work: in accept,
 //! in epoll_wait, or on a condition variable. An event loop is not a worker, since it serves many connections at once.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
-};
+use crate::hash::{HashMap, HashSet};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
@@ -109,7 +107,7 @@ impl Source for Workers {
         }
         let overview = Overview::of(sample);
         let mut groups: BTreeMap<(TargetId, Arc<str>), Group> = BTreeMap::new();
-        let mut threads = HashMap::with_capacity(sample.waits.len());
+        let mut threads = HashMap::with_capacity_and_hasher(sample.waits.len(), Default::default());
         for wait in &sample.waits {
             let Some(target) = targets.of(wait.tgid).filter(|_| wait.state != State::Dead) else {
                 continue;
@@ -150,9 +148,9 @@ struct Overview {
 impl Overview {
     fn of(sample: &Sample) -> Self {
         let mut overview = Self {
-            threads: HashMap::new(),
-            own_tids: HashSet::new(),
-            sleepers: HashMap::new(),
+            threads: HashMap::default(),
+            own_tids: HashSet::default(),
+            sleepers: HashMap::default(),
         };
         for wait in &sample.waits {
             *overview.threads.entry(wait.tgid).or_default() += 1;

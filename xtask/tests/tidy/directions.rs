@@ -10,19 +10,23 @@ const MODULES: &[(&str, &[&str])] = &[
     // Tools without a domain.
     ("text", &[]),
     ("ewma", &[]),
+    ("hash", &[]),
     ("in_order", &[]),
     // Closed lists.
     ("cause", &[]),
     ("messages", &["cause"]),
     // The pipeline.
     ("sample", &["messages"]),
-    ("queue", &["ewma", "in_order", "sample", "text"]),
+    ("queue", &["ewma", "hash", "in_order", "sample", "text"]),
     ("event", &["cause", "queue", "sample"]),
-    ("detect", &["event", "ewma", "queue", "sample", "text"]),
+    (
+        "detect",
+        &["event", "ewma", "hash", "queue", "sample", "text"],
+    ),
     (
         "diagnose",
         &[
-            "cause", "detect", "event", "ewma", "queue", "sample", "text",
+            "cause", "detect", "event", "ewma", "hash", "queue", "sample", "text",
         ],
     ),
     (
@@ -149,7 +153,7 @@ const CAUSE_IMPORTS: &[&str] = &["checks", "rule", "shared"];
 /// From the sample to the verdict: a function of the stream of samples and of nothing else, so that a recording replays to the
 /// same output on any machine.
 const PURE: &[&str] = &[
-    "text", "ewma", "in_order", "cause", "messages", "sample", "queue", "event", "detect",
+    "text", "ewma", "hash", "in_order", "cause", "messages", "sample", "queue", "event", "detect",
     "diagnose", "pipeline",
 ];
 
