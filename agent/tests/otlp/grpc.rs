@@ -73,7 +73,7 @@ fn a_busy_collector_is_retried_after_the_requested_delay() {
         assert!(
             notices[0]
                 .1
-                .contains(&format!("answered {code:?}: \"busy\"")),
+                .contains(&format!("returned {code:?}: \"busy\"")),
             "{}",
             notices[0].1
         );
@@ -117,7 +117,7 @@ fn a_refused_request_is_not_retried() {
         assert!(
             notices(&exporter)[0]
                 .1
-                .contains(&format!("answered {code:?}: \"no\""))
+                .contains(&format!("returned {code:?}: \"no\""))
         );
     }
 }

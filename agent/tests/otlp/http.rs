@@ -114,7 +114,7 @@ fn a_busy_collector_is_retried_after_the_requested_delay_in_order() {
     let notices = notices(&exporter);
     assert_eq!(codes(&notices), ["otlp_waiting", "otlp_delivering"]);
     assert!(
-        notices[0].1.contains("answered 503 Service Unavailable"),
+        notices[0].1.contains("returned 503 Service Unavailable"),
         "{}",
         notices[0].1
     );
@@ -165,7 +165,7 @@ fn a_connection_that_breaks_or_hangs_is_reopened() {
         notices[0].1
     );
     assert!(
-        notices[1].1.contains("did not answer within 2s"),
+        notices[1].1.contains("did not respond within 2s"),
         "{}",
         notices[1].1
     );

@@ -15,7 +15,7 @@ impl Backoff {
         Self { retry, failures: 0 }
     }
 
-    /// Starts again from the shortest wait, after an answer.
+    /// Starts again from the shortest wait, after a response.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_doubles_up_to_its_maximum_and_resets_after_an_answer() {
+    fn the_wait_doubles_up_to_its_maximum_and_resets_after_a_response() {
         let mut backoff = backoff();
         let waits: Vec<_> = (0..9).map(|_| seconds(backoff.next(None, 1.0))).collect();
         assert_eq!(waits, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]);

@@ -22,9 +22,10 @@ use hyper_util::{
 use opentelemetry_http::{HttpClient, HttpError};
 
 use super::{
-    answer::{self, Answer, Problem},
     config::{ConfigError, OtlpConfig, Protocol},
-    grpc, tls,
+    grpc,
+    response::{self, ExportOutcome, Problem},
+    tls,
 };
 use crate::text::bounded;
 
@@ -42,7 +43,7 @@ pub struct Wire {
     timeout: Duration,
     connector: Connector,
     client: Mutex<Client<Connector, Full<Bytes>>>,
-    answer: Mutex<Option<Answer>>,
+    outcome: Mutex<Option<ExportOutcome>>,
 }
 
 impl Wire {
@@ -61,18 +62,18 @@ impl Wire {
             timeout: config.timeout,
             client: Mutex::new(client(&connector, config.protocol)),
             connector,
-            answer: Mutex::new(None),
+            outcome: Mutex::new(None),
         })
     }
 
     /// Takes the classified response to the last request; `None` if nothing was sent.
-    pub fn take_answer(&self) -> Option<Answer> {
-        lock(&self.answer).take()
+    pub fn take_outcome(&self) -> Option<ExportOutcome> {
+        lock(&self.outcome).take()
     }
 
     async fn exchange(&self, request: Request<Bytes>) -> Exchange {
         let client = lock(&self.client).clone();
-        let answered = async {
+        let exchange = async {
             let response = client.request(request.map(Full::new)).await?;
             let (head, body) = response.into_parts();
             let (body, trailers) = read(body).await?;
@@ -82,7 +83,7 @@ impl Wire {
                 trailers,
             })
         };
-        match tokio::time::timeout(self.timeout, answered).await {
+        match tokio::time::timeout(self.timeout, exchange).await {
             Ok(exchange) => exchange,
             Err(_) => Err(Failure::Timeout(self.timeout)),
         }
@@ -142,18 +143,20 @@ impl HttpClient for Wire {
             *lock(&self.client) = client(&self.connector, self.protocol);
         }
         let now = SystemTime::now();
-        let answer = match &exchange {
+        let outcome = match &exchange {
             Ok(Received {
                 head,
                 body,
                 trailers,
             }) => match self.protocol {
-                Protocol::HttpProtobuf => answer::over_http(head.status, &head.headers, body, now),
-                Protocol::Grpc => grpc::answer(head.status, &head.headers, body, trailers, now),
+                Protocol::HttpProtobuf => {
+                    response::over_http(head.status, &head.headers, body, now)
+                }
+                Protocol::Grpc => grpc::classify(head.status, &head.headers, body, trailers, now),
             },
-            Err(failure) => failure.answer(),
+            Err(failure) => failure.outcome(),
         };
-        *lock(&self.answer) = Some(answer);
+        *lock(&self.outcome) = Some(outcome);
         // The exporter only logs this result.
         exchange
             .map(|received| Response::from_parts(received.head, Bytes::new()))
@@ -174,7 +177,7 @@ impl fmt::Debug for Wire {
 enum Failure {
     Timeout(Duration),
     Request(hyper_util::client::legacy::Error),
-    Answer(hyper::Error),
+    ExportOutcome(hyper::Error),
 }
 
 impl From<hyper_util::client::legacy::Error> for Failure {
@@ -185,40 +188,40 @@ impl From<hyper_util::client::legacy::Error> for Failure {
 
 impl From<hyper::Error> for Failure {
     fn from(error: hyper::Error) -> Self {
-        Self::Answer(error)
+        Self::ExportOutcome(error)
     }
 }
 
 impl Failure {
-    fn answer(&self) -> Answer {
+    fn outcome(&self) -> ExportOutcome {
         let why = match self {
             Self::Timeout(after) => {
-                Problem::new("timeout", format!("did not answer within {after:?}"))
+                Problem::new("timeout", format!("did not respond within {after:?}"))
             }
             Self::Request(error) if error.is_connect() => Problem::new(
                 "connect",
                 format!("cannot be reached: {}", root_cause(error)),
             ),
-            Self::Request(_) | Self::Answer(_) => {
+            Self::Request(_) | Self::ExportOutcome(_) => {
                 let hyper = self.hyper();
                 let cause = root_cause(self);
                 if hyper.is_some_and(hyper::Error::is_parse) {
                     let text = format!(
-                        "did not answer with HTTP ({cause}): is this the port of another protocol?"
+                        "did not respond with HTTP ({cause}): is this the port of another protocol?"
                     );
-                    return Answer::Invalid(Problem::new("invalid", text));
+                    return ExportOutcome::Invalid(Problem::new("invalid", text));
                 }
                 Problem::new("broken", format!("broke the connection: {cause}"))
             }
         };
-        Answer::Retry { after: None, why }
+        ExportOutcome::Retry { after: None, why }
     }
 
     fn hyper(&self) -> Option<&hyper::Error> {
         match self {
             Self::Timeout(_) => None,
             Self::Request(error) => error.source()?.downcast_ref(),
-            Self::Answer(error) => Some(error),
+            Self::ExportOutcome(error) => Some(error),
         }
     }
 }
@@ -226,9 +229,9 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Timeout(after) => write!(f, "no answer within {after:?}"),
+            Self::Timeout(after) => write!(f, "no response within {after:?}"),
             Self::Request(error) => error.fmt(f),
-            Self::Answer(error) => error.fmt(f),
+            Self::ExportOutcome(error) => error.fmt(f),
         }
     }
 }
@@ -238,7 +241,7 @@ impl Error for Failure {
         match self {
             Self::Timeout(_) => None,
             Self::Request(error) => error.source(),
-            Self::Answer(error) => error.source(),
+            Self::ExportOutcome(error) => error.source(),
         }
     }
 }

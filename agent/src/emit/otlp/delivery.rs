@@ -22,12 +22,12 @@ use tokio::{
 use tracing::{debug, trace};
 
 use super::{
-    answer::{Answer, Problem},
     backoff::Backoff,
     client::{Wire, lock},
     config::{OtlpConfig, Protocol},
     grpc,
     notices::{Lost, Reporter},
+    response::{ExportOutcome, Problem},
     spool::{MAX_REQUEST_BYTES, Reason, Spool},
     stats::OtlpStats,
 };
@@ -179,25 +179,25 @@ impl Delivery {
                 .collect();
             trace!(spans = count, "exporting");
             let exported = self.exporter.export(spans).await;
-            let answer = self.wire.take_answer().unwrap_or_else(|| {
+            let outcome = self.wire.take_outcome().unwrap_or_else(|| {
                 let why = exported.err().map_or_else(String::new, |e| e.to_string());
-                Answer::Refused(Problem::new("unsent", format!("was not contacted: {why}")))
+                ExportOutcome::Refused(Problem::new("unsent", format!("was not contacted: {why}")))
             });
-            if !self.settle(count, answer).await {
+            if !self.settle(count, outcome).await {
                 return;
             }
         }
     }
 
-    /// Acts on the answer to the oldest `count` spans; `false` means give up.
-    async fn settle(&mut self, count: usize, answer: Answer) -> bool {
+    /// Acts on the outcome of sending the oldest `count` spans; `false` means give up.
+    async fn settle(&mut self, count: usize, outcome: ExportOutcome) -> bool {
         let now = self.shared.now();
         let (asked, wait) = {
             let mut state = lock(&self.shared.state);
             let state = &mut *state;
             state.stats.requests += 1;
-            match answer {
-                Answer::Accepted { rejected, message } => {
+            match outcome {
+                ExportOutcome::Accepted { rejected, message } => {
                     self.backoff.reset();
                     let recovered = state.reporter.accepted(now, state.spool.len());
                     state.add_notice(recovered);
@@ -208,17 +208,17 @@ impl Delivery {
                     state.stats.accept_spans(count, rejected);
                     return true;
                 }
-                Answer::Refused(why) => {
+                ExportOutcome::Refused(why) => {
                     self.backoff.reset();
                     refuse(state, now, Reason::Refused, &why, count);
                     return true;
                 }
-                Answer::Invalid(why) => {
+                ExportOutcome::Invalid(why) => {
                     self.backoff.reset();
                     refuse(state, now, Reason::InvalidResponse, &why, count);
                     return true;
                 }
-                Answer::Retry { after, why } => {
+                ExportOutcome::Retry { after, why } => {
                     if self.stop.borrow().is_some() && after.is_none() {
                         self.backoff.reset();
                     }

@@ -16,7 +16,7 @@ use flate2::read::GzDecoder;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, Version, header, uri::PathAndQuery};
 use percent_encoding::percent_decode;
 
-use super::answer::{self, Answer, Problem};
+use super::response::{self, ExportOutcome, Problem};
 
 /// The path of the method that exports spans.
 const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
@@ -67,34 +67,34 @@ pub fn call(mut request: Request<Bytes>, timeout: Duration) -> Request<Bytes> {
 }
 
 /// Classifies a response. Without a body the gRPC status is in the headers, otherwise in the trailers.
-pub fn answer(
+pub fn classify(
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],
     trailers: &HeaderMap,
     now: SystemTime,
-) -> Answer {
+) -> ExportOutcome {
     let with_status = [headers, trailers]
         .into_iter()
         .find(|map| map.contains_key("grpc-status"));
     let Some(map) = with_status else {
         if !status.is_success() {
             // From a proxy, or from a server that does not speak gRPC.
-            return answer::over_http(status, headers, body, now);
+            return response::over_http(status, headers, body, now);
         }
         return invalid(format!(
-            "answered {status} without a gRPC status: is this an OTLP/gRPC endpoint?"
+            "returned {status} without a gRPC status: is this an OTLP/gRPC endpoint?"
         ));
     };
     let code = map
         .get("grpc-status")
         .and_then(|code| code.to_str().ok()?.parse::<i32>().ok());
     match code {
-        None => invalid("answered an invalid gRPC status".to_owned()),
+        None => invalid("returned an invalid gRPC status".to_owned()),
         Some(0) => match message(headers, body) {
-            Some(message) => answer::accepted(&HeaderMap::new(), &message),
+            Some(message) => response::accepted(&HeaderMap::new(), &message),
             None => invalid(format!(
-                "answered {} bytes that are not a gRPC message",
+                "returned {} bytes that are not a gRPC message",
                 body.len()
             )),
         },
@@ -109,7 +109,7 @@ pub fn answer(
                 .map(HeaderValue::as_bytes)
                 .unwrap_or_default();
             let details = BASE64.decode(details).unwrap_or_default();
-            answer::over_grpc(&tonic::Status::with_details(
+            response::over_grpc(&tonic::Status::with_details(
                 code.into(),
                 text,
                 details.into(),
@@ -139,8 +139,8 @@ fn message(headers: &HeaderMap, body: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-fn invalid(text: String) -> Answer {
-    Answer::Invalid(Problem::new("invalid", text))
+fn invalid(text: String) -> ExportOutcome {
+    ExportOutcome::Invalid(Problem::new("invalid", text))
 }
 
 #[cfg(test)]
@@ -164,8 +164,8 @@ mod tests {
             .collect()
     }
 
-    fn with_trailers(body: &[u8], trailers: &[(&'static str, &str)]) -> Answer {
-        answer(StatusCode::OK, &HeaderMap::new(), body, &map(trailers), NOW)
+    fn with_trailers(body: &[u8], trailers: &[(&'static str, &str)]) -> ExportOutcome {
+        classify(StatusCode::OK, &HeaderMap::new(), body, &map(trailers), NOW)
     }
 
     fn framed(message: &[u8]) -> Vec<u8> {
@@ -173,8 +173,8 @@ mod tests {
         call(request, Duration::from_secs(1)).into_body().to_vec()
     }
 
-    fn is_invalid(answer: &Answer) -> bool {
-        matches!(answer, Answer::Invalid(_))
+    fn is_invalid(outcome: &ExportOutcome) -> bool {
+        matches!(outcome, ExportOutcome::Invalid(_))
     }
 
     #[test]
@@ -216,7 +216,7 @@ mod tests {
     fn a_success_reports_rejected_spans() {
         assert_eq!(
             with_trailers(&framed(b""), &[("grpc-status", "0")]),
-            Answer::Accepted {
+            ExportOutcome::Accepted {
                 rejected: 0,
                 message: String::new()
             }
@@ -231,7 +231,7 @@ mod tests {
         .encode_to_vec();
         assert_eq!(
             with_trailers(&framed(&response), &[("grpc-status", "0")]),
-            Answer::Accepted {
+            ExportOutcome::Accepted {
                 rejected: 2,
                 message: "late".into()
             }
@@ -250,8 +250,8 @@ mod tests {
         };
         let trailers = map(&[("grpc-status", "0")]);
         let headers = map(&[("grpc-encoding", "gzip")]);
-        let of = |body: &[u8]| answer(StatusCode::OK, &headers, body, &trailers, NOW);
-        let accepted = Answer::Accepted {
+        let of = |body: &[u8]| classify(StatusCode::OK, &headers, body, &trailers, NOW);
+        let accepted = ExportOutcome::Accepted {
             rejected: 0,
             message: String::new(),
         };
@@ -277,13 +277,13 @@ mod tests {
             ("grpc-message", "too%20busy"),
             ("grpc-status-details-bin", &*details),
         ];
-        let expected = Answer::Retry {
+        let expected = ExportOutcome::Retry {
             after: Some(Duration::from_secs(3)),
-            why: Problem::new("Unavailable", "answered Unavailable: \"too busy\""),
+            why: Problem::new("Unavailable", "returned Unavailable: \"too busy\""),
         };
         assert_eq!(with_trailers(b"", &pairs), expected);
         assert_eq!(
-            answer(StatusCode::OK, &map(&pairs), b"", &HeaderMap::new(), NOW),
+            classify(StatusCode::OK, &map(&pairs), b"", &HeaderMap::new(), NOW),
             expected
         );
     }
@@ -294,9 +294,9 @@ mod tests {
             ("grpc-status", "8"),
             ("grpc-status-details-bin", "!!! no base64 !!!"),
         ];
-        let refused = Answer::Refused(Problem::new(
+        let refused = ExportOutcome::Refused(Problem::new(
             "ResourceExhausted",
-            "answered ResourceExhausted",
+            "returned ResourceExhausted",
         ));
         assert_eq!(with_trailers(b"", &pairs), refused);
         let pairs = [
@@ -304,10 +304,10 @@ mod tests {
             ("grpc-message", "%ff%0a"),
             ("grpc-status-details-bin", "AAAA"),
         ];
-        let text = "answered InvalidArgument: \"\u{fffd}\\n\"";
+        let text = "returned InvalidArgument: \"\u{fffd}\\n\"";
         assert_eq!(
             with_trailers(b"", &pairs),
-            Answer::Refused(Problem::new("InvalidArgument", text))
+            ExportOutcome::Refused(Problem::new("InvalidArgument", text))
         );
     }
 
@@ -331,11 +331,14 @@ mod tests {
 
     #[test]
     fn a_proxys_error_is_classified_as_http() {
-        let proxy = |status| answer(status, &HeaderMap::new(), b"", &HeaderMap::new(), NOW);
+        let proxy = |status| classify(status, &HeaderMap::new(), b"", &HeaderMap::new(), NOW);
         assert!(matches!(
             proxy(StatusCode::BAD_GATEWAY),
-            Answer::Retry { .. }
+            ExportOutcome::Retry { .. }
         ));
-        assert!(matches!(proxy(StatusCode::NOT_FOUND), Answer::Refused(_)));
+        assert!(matches!(
+            proxy(StatusCode::NOT_FOUND),
+            ExportOutcome::Refused(_)
+        ));
     }
 }

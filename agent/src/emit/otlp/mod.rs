@@ -19,13 +19,13 @@
 
 #![forbid(unsafe_code)]
 
-mod answer;
 mod backoff;
 mod client;
 mod config;
 mod delivery;
 mod grpc;
 mod notices;
+mod response;
 mod spool;
 mod stats;
 mod tls;

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::answer::Problem;
+use super::response::Problem;
 use crate::{sample::Notice, text};
 
 /// A problem that persists or recurs is reported again after this time.
@@ -243,7 +243,7 @@ mod tests {
         assert!(reporter.retrying(at(0), &down(), at(1), 1).is_some());
         assert!(
             reporter
-                .retrying(at(1), &Problem::new("503", "answered 503"), at(1), 1)
+                .retrying(at(1), &Problem::new("503", "returned 503"), at(1), 1)
                 .is_some()
         );
         assert!(reporter.retrying(at(2), &down(), at(1), 1).is_none());
@@ -257,18 +257,18 @@ mod tests {
     #[test]
     fn a_refusal_is_reported_once_per_kind() {
         let mut reporter = reporter();
-        let bad = Problem::new("400", "answered 400 Bad Request: \"no\"");
+        let bad = Problem::new("400", "returned 400 Bad Request: \"no\"");
         let lost = Lost {
             spans: 3,
             orphans: 2,
         };
         assert_eq!(
             text(reporter.refused(at(0), &bad, lost)),
-            "collector at http://c:4318/v1/traces answered 400 Bad Request: \"no\"; not retried: 3 spans dropped, \
+            "collector at http://c:4318/v1/traces returned 400 Bad Request: \"no\"; not retried: 3 spans dropped, \
              and 2 descendants"
         );
         assert_eq!(reporter.refused(at(1), &bad, lost), None);
-        let text = text(reporter.refused(at(1), &Problem::new("401", "answered 401"), lost));
+        let text = text(reporter.refused(at(1), &Problem::new("401", "returned 401"), lost));
         assert!(text.contains("OTEL_EXPORTER_OTLP_HEADERS"), "{text}");
     }
 
@@ -287,7 +287,7 @@ mod tests {
         for i in 0..1000 {
             reporter.refused(
                 at(0),
-                &Problem::new(&i.to_string(), "answered"),
+                &Problem::new(&i.to_string(), "returned"),
                 Lost::default(),
             );
             assert!(reporter.reported.len() <= MAX_KINDS);

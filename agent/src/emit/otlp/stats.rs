@@ -109,7 +109,7 @@ mod tests {
     fn a_complete_delivery_has_a_short_summary() {
         let mut stats = OtlpStats {
             submitted: 5,
-            last_error: Some("answered 503".into()),
+            last_error: Some("returned 503".into()),
             ..OtlpStats::default()
         };
         stats.accept_spans(5, 0);
@@ -123,7 +123,7 @@ mod tests {
     fn undelivered_spans_are_listed_by_reason() {
         let mut stats = OtlpStats {
             submitted: 12,
-            last_error: Some("answered 503".into()),
+            last_error: Some("returned 503".into()),
             ..OtlpStats::default()
         };
         stats.accept_spans(5, 1);
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(
             summary(stats),
             "4 of 12 spans delivered to http://c:4318/v1/traces; 1 rejected by the collector; 7 dropped (3 spool_full, 4 \
-             shutdown); last error: it answered 503"
+             shutdown); last error: it returned 503"
         );
     }
 

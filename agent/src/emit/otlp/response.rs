@@ -17,7 +17,7 @@ const MAX_MESSAGE: usize = 300;
 
 /// The outcome of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum ExportOutcome {
     /// Accepted, except for `rejected` spans.
     Accepted { rejected: u64, message: String },
     /// Retry, not before `after` if the collector asks for it.
@@ -36,7 +36,7 @@ pub enum Answer {
 pub struct Problem {
     /// A short name that identifies the kind of problem: `connect`, `timeout`, `400`, `Unavailable`, …
     pub kind: String,
-    /// As a clause whose subject is the collector: `answered 503 Service Unavailable: "…"`.
+    /// As a clause whose subject is the collector: `returned 503 Service Unavailable: "…"`.
     pub text: String,
 }
 
@@ -50,11 +50,16 @@ impl Problem {
 }
 
 /// Classifies a response over HTTP.
-pub fn over_http(status: StatusCode, headers: &HeaderMap, body: &[u8], now: SystemTime) -> Answer {
+pub fn over_http(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    now: SystemTime,
+) -> ExportOutcome {
     if status.is_success() {
         return accepted(headers, body);
     }
-    let mut text = format!("answered {status}");
+    let mut text = format!("returned {status}");
     let message = error_message(headers, body);
     if !message.is_empty() {
         text.push_str(&format!(": {message}"));
@@ -73,12 +78,12 @@ pub fn over_http(status: StatusCode, headers: &HeaderMap, body: &[u8], now: Syst
             let after = headers
                 .get(header::RETRY_AFTER)
                 .and_then(|value| value.to_str().ok());
-            Answer::Retry {
+            ExportOutcome::Retry {
                 after: after.and_then(|value| retry_after(value, now)),
                 why,
             }
         }
-        _ => Answer::Refused(why),
+        _ => ExportOutcome::Refused(why),
     }
 }
 
@@ -93,7 +98,7 @@ fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
 }
 
 /// Parses a success, which may report rejected spans.
-pub(super) fn accepted(headers: &HeaderMap, body: &[u8]) -> Answer {
+pub(super) fn accepted(headers: &HeaderMap, body: &[u8]) -> ExportOutcome {
     let is_json = content_type(headers).is_some_and(|of| of.starts_with("application/json"));
     let partial = if is_json {
         partial_from_json(body)
@@ -101,7 +106,7 @@ pub(super) fn accepted(headers: &HeaderMap, body: &[u8]) -> Answer {
         partial_from_proto(body)
     };
     match partial {
-        Some((rejected, message)) => Answer::Accepted {
+        Some((rejected, message)) => ExportOutcome::Accepted {
             rejected,
             message: bounded(&message, MAX_MESSAGE),
         },
@@ -110,10 +115,10 @@ pub(super) fn accepted(headers: &HeaderMap, body: &[u8]) -> Answer {
                 .map(|of| format!(" of {:?}", bounded(of, 80)))
                 .unwrap_or_default();
             let text = format!(
-                "answered {} bytes{of} that are not an OTLP response",
+                "returned {} bytes{of} that are not an OTLP response",
                 body.len()
             );
-            Answer::Invalid(Problem::new("invalid", text))
+            ExportOutcome::Invalid(Problem::new("invalid", text))
         }
     }
 }
@@ -130,8 +135,8 @@ fn partial_from_proto(body: &[u8]) -> Option<(u64, String)> {
 
 /// Some collectors respond with JSON to protobuf requests. OTLP/JSON writes 64-bit integers as strings.
 fn partial_from_json(body: &[u8]) -> Option<(u64, String)> {
-    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let partial = answer.as_object()?.get("partialSuccess");
+    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let partial = body.as_object()?.get("partialSuccess");
     let rejected = partial.and_then(|partial| partial.get("rejectedSpans"));
     let rejected = rejected.and_then(|n| n.as_u64().or_else(|| n.as_str()?.parse().ok()));
     let message = partial.and_then(|partial| partial.get("errorMessage")?.as_str());
@@ -162,28 +167,28 @@ fn error_message(headers: &HeaderMap, body: &[u8]) -> String {
 }
 
 /// Classifies a gRPC status other than OK.
-pub fn over_grpc(status: &tonic::Status) -> Answer {
+pub fn over_grpc(status: &tonic::Status) -> ExportOutcome {
     let retry_info = status.get_details_retry_info();
     let after = retry_info.and_then(|info| info.retry_delay);
     let code = status.code();
-    let mut text = format!("answered {code:?}");
+    let mut text = format!("returned {code:?}");
     if !status.message().is_empty() {
         text.push_str(&format!(": \"{}\"", bounded(status.message(), MAX_MESSAGE)));
     }
     let why = Problem::new(&format!("{code:?}"), text);
     match code {
-        Code::ResourceExhausted if after.is_none() => Answer::Refused(why),
+        Code::ResourceExhausted if after.is_none() => ExportOutcome::Refused(why),
         Code::Cancelled
         | Code::DeadlineExceeded
         | Code::ResourceExhausted
         | Code::Aborted
         | Code::OutOfRange
         | Code::Unavailable
-        | Code::DataLoss => Answer::Retry {
+        | Code::DataLoss => ExportOutcome::Retry {
             after: after.filter(|after| !after.is_zero()),
             why,
         },
-        _ => Answer::Refused(why),
+        _ => ExportOutcome::Refused(why),
     }
 }
 
@@ -203,7 +208,7 @@ mod tests {
             .collect()
     }
 
-    fn http(status: u16, pairs: &[(header::HeaderName, &str)], body: &[u8]) -> Answer {
+    fn http(status: u16, pairs: &[(header::HeaderName, &str)], body: &[u8]) -> ExportOutcome {
         over_http(
             StatusCode::from_u16(status).unwrap(),
             &headers(pairs),
@@ -212,23 +217,23 @@ mod tests {
         )
     }
 
-    fn refused(answer: Answer) -> String {
-        match answer {
-            Answer::Refused(why) => why.text,
+    fn refused(outcome: ExportOutcome) -> String {
+        match outcome {
+            ExportOutcome::Refused(why) => why.text,
             other => panic!("{other:?}"),
         }
     }
 
-    fn retry(answer: Answer) -> Option<Duration> {
-        match answer {
-            Answer::Retry { after, .. } => after,
+    fn retry(outcome: ExportOutcome) -> Option<Duration> {
+        match outcome {
+            ExportOutcome::Retry { after, .. } => after,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn an_empty_success_accepts_all_spans() {
-        let accepted = Answer::Accepted {
+        let accepted = ExportOutcome::Accepted {
             rejected: 0,
             message: String::new(),
         };
@@ -242,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_partial_success_reports_rejected_spans_in_protobuf_and_json() {
-        let accepted = Answer::Accepted {
+        let accepted = ExportOutcome::Accepted {
             rejected: 3,
             message: "too old".into(),
         };
@@ -285,7 +290,7 @@ mod tests {
         .encode_to_vec();
         assert_eq!(
             http(200, &[], &body),
-            Answer::Accepted {
+            ExportOutcome::Accepted {
                 rejected: 0,
                 message: String::new()
             }
@@ -299,10 +304,10 @@ mod tests {
             ("application/json", "[1"),
             ("application/json", "7"),
         ] {
-            let answer = http(200, &[(header::CONTENT_TYPE, of)], body.as_bytes());
+            let outcome = http(200, &[(header::CONTENT_TYPE, of)], body.as_bytes());
             assert!(
-                matches!(&answer, Answer::Invalid(why) if why.text.contains(of)),
-                "{answer:?}"
+                matches!(&outcome, ExportOutcome::Invalid(why) if why.text.contains(of)),
+                "{outcome:?}"
             );
         }
     }
@@ -310,7 +315,7 @@ mod tests {
     #[test]
     fn only_the_status_codes_of_the_specification_are_retried() {
         for status in 300..600 {
-            let again = matches!(http(status, &[], b""), Answer::Retry { .. });
+            let again = matches!(http(status, &[], b""), ExportOutcome::Retry { .. });
             assert_eq!(again, [429, 502, 503, 504].contains(&status), "{status}");
         }
     }
@@ -344,7 +349,7 @@ mod tests {
         ));
         assert_eq!(
             text,
-            "answered 400 Bad Request: \"bad\\nspan\\u{1b}[2J\u{fffd}\""
+            "returned 400 Bad Request: \"bad\\nspan\\u{1b}[2J\u{fffd}\""
         );
         let long = refused(http(400, &[], "x".repeat(1 << 20).as_bytes()));
         assert!(long.len() < MAX_MESSAGE + 100);
@@ -356,11 +361,11 @@ mod tests {
         let proto = [(header::CONTENT_TYPE, "application/x-protobuf")];
         assert_eq!(
             refused(http(400, &proto, &status.encode_to_vec())),
-            "answered 400 Bad Request: \"no trace id\""
+            "returned 400 Bad Request: \"no trace id\""
         );
         assert_eq!(
             refused(http(400, &proto, b"\xff\xff")),
-            "answered 400 Bad Request"
+            "returned 400 Bad Request"
         );
     }
 
@@ -369,7 +374,7 @@ mod tests {
         let text = refused(http(301, &[(header::LOCATION, "https://c/v1/traces")], b""));
         assert_eq!(
             text,
-            "answered 301 Moved Permanently to \"https://c/v1/traces\""
+            "returned 301 Moved Permanently to \"https://c/v1/traces\""
         );
     }
 
@@ -378,7 +383,7 @@ mod tests {
         for code in 1..=16 {
             let again = matches!(
                 over_grpc(&tonic::Status::new(code.into(), "")),
-                Answer::Retry { .. }
+                ExportOutcome::Retry { .. }
             );
             assert_eq!(
                 again,
@@ -399,6 +404,6 @@ mod tests {
         let text = refused(over_grpc(&tonic::Status::resource_exhausted(
             "message too large",
         )));
-        assert_eq!(text, "answered ResourceExhausted: \"message too large\"");
+        assert_eq!(text, "returned ResourceExhausted: \"message too large\"");
     }
 }
