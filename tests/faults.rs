@@ -48,9 +48,9 @@ fn jam(command: &mut Command, address: &str, waiting: u32) -> Result<Service> {
 
 /// Number of the agent's descriptors by type: `socket`, `anon_inode:bpf_link`, `/proc/7/ns/net` …
 fn open_files(agent: &Agent) -> Result<BTreeMap<String, usize>> {
-    let folder = format!("/proc/{}/fd", agent.process().pid());
+    let directory = format!("/proc/{}/fd", agent.process().pid());
     let mut kinds = BTreeMap::new();
-    for file in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
+    for file in fs::read_dir(&directory).with_context(|| format!("read {directory}"))? {
         // The descriptor was closed in between.
         let Ok(link) = fs::read_link(file?.path()) else {
             continue;
@@ -117,8 +117,8 @@ fn a_killed_target_leaves_no_descriptor_open_in_the_agent() -> Result<()> {
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    let folder = TempDir::new("killed")?;
-    let program = program::renamed(SUBJECT, &folder, "short-lived")?;
+    let directory = TempDir::new("killed")?;
+    let program = program::renamed(SUBJECT, &directory, "short-lived")?;
     let agent = Agent::run(["--name", "short-lived", "--interval", "20ms"])?;
     agent.wait_for("that it waits for a target", DEADLINE, is_waiting)?;
     let before = open_files(&agent)?;
@@ -153,8 +153,8 @@ fn a_vanished_network_namespace_is_survived_and_released() -> Result<()> {
     if !needs::met(TEST, &["ip", "nsenter", "unshare"]) {
         return Ok(());
     }
-    let folder = TempDir::new("vanishing")?;
-    let program = program::renamed(SUBJECT, &folder, "far-away")?;
+    let directory = TempDir::new("vanishing")?;
+    let program = program::renamed(SUBJECT, &directory, "far-away")?;
     let agent = Agent::run(["--name", "far-away", "--interval", "20ms"])?;
     agent.wait_for("that it waits for a target", DEADLINE, is_waiting)?;
     let before = open_files(&agent)?;

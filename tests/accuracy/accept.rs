@@ -150,8 +150,8 @@ pub fn report_losses(
 fn waiting_at_unix_path(report: &mut Report) -> Result<()> {
     const BACKLOG: i32 = 9;
     const CALLERS: usize = 4;
-    let folder = TempDir::new("accept")?;
-    let path = folder.path().join("listener");
+    let directory = TempDir::new("accept")?;
+    let path = directory.path().join("listener");
     let listener = UnixListener::bind(&path).context("listen on a unix socket")?;
     // A second listen(2) changes the backlog.
     rustix::net::listen(&listener, BACKLOG).context("set the backlog")?;

@@ -13,7 +13,7 @@ const MOUNT: &str = "/sys/fs/cgroup";
 
 /// This process is in it until drop.
 pub struct ControlGroup {
-    folder: PathBuf,
+    directory: PathBuf,
     parent: PathBuf,
     /// cgroup v1: one hierarchy per controller.
     pub is_v1: bool,
@@ -42,10 +42,10 @@ impl ControlGroup {
             )?;
             v2
         };
-        let folder = parent.join(format!("tailback-accuracy-{}", process::id()));
-        fs::create_dir(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let directory = parent.join(format!("tailback-accuracy-{}", process::id()));
+        fs::create_dir(&directory).with_context(|| format!("create {}", directory.display()))?;
         let group = Self {
-            folder,
+            directory,
             parent,
             is_v1,
         };
@@ -54,11 +54,11 @@ impl ControlGroup {
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.directory.join(name)
     }
 
     pub fn name(&self) -> String {
-        let name = self.folder.file_name().unwrap_or_default();
+        let name = self.directory.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()
     }
 }
@@ -66,7 +66,7 @@ impl ControlGroup {
 impl Drop for ControlGroup {
     fn drop(&mut self) {
         let _ = fs::write(self.parent.join("cgroup.procs"), "0");
-        let _ = fs::remove_dir(&self.folder);
+        let _ = fs::remove_dir(&self.directory);
     }
 }
 

@@ -26,8 +26,8 @@ const WRITE_BYTES: usize = 3 << 20;
 const LIMIT_BYTES_PER_S: usize = 2 << 20;
 
 pub fn measure(report: &mut Report) -> Result<()> {
-    let folder = TempDir::new("disk")?;
-    let group = match throttle(&folder) {
+    let directory = TempDir::new("disk")?;
+    let group = match throttle(&directory) {
         Ok(group) => group,
         Err(why) => {
             report.skip(&format!("cannot throttle a disk: {why:#}"), |_| true);
@@ -42,7 +42,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
             sampling::during(Duration::from_millis(2200), || {
                 let since_ns = unix_ns();
                 for number in 0..WRITERS {
-                    let path = folder.path().join(number.to_string());
+                    let path = directory.path().join(number.to_string());
                     let mut options = OpenOptions::new();
                     options
                         .write(true)
@@ -94,8 +94,10 @@ fn in_state_d(course: &Course, at_ns: u64, since_ns: u64) -> f64 {
 }
 
 /// Throttles our direct writes to the disk of this directory. Needs cgroup v1.
-fn throttle(folder: &TempDir) -> Result<ControlGroup> {
-    let device = fstat(File::open(folder.path())?).context("fstat")?.st_dev;
+fn throttle(directory: &TempDir) -> Result<ControlGroup> {
+    let device = fstat(File::open(directory.path())?)
+        .context("fstat")?
+        .st_dev;
     let (major, minor) = (major(device), minor(device));
     ensure!(
         major != 0,

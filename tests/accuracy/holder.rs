@@ -16,15 +16,15 @@ pub const FLAG: &str = "--hold";
 /// Killed on drop.
 pub struct Holder {
     child: Child,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl Holder {
     /// Passes the file as standard input. Runs a copy of this program, because the agent takes children with the same
     /// executable for workers.
     pub fn of(file: OwnedFd) -> Result<Self> {
-        let folder = TempDir::new("holder")?;
-        let copy = folder.path().join("holder");
+        let directory = TempDir::new("holder")?;
+        let copy = directory.path().join("holder");
         let own = env::current_exe().context("find this program")?;
         fs::copy(&own, &copy).with_context(|| format!("copy {}", own.display()))?;
         let child = Command::new(&copy)
@@ -35,7 +35,7 @@ impl Holder {
             .with_context(|| format!("start {}", copy.display()))?;
         Ok(Self {
             child,
-            _folder: folder,
+            _directory: directory,
         })
     }
 

@@ -125,8 +125,8 @@ fn rates(report: &mut Report) -> Result<()> {
 }
 
 fn fifo(report: &mut Report) -> Result<()> {
-    let folder = TempDir::new("fifo")?;
-    let path = folder.path().join("fifo");
+    let directory = TempDir::new("fifo")?;
+    let path = directory.path().join("fifo");
     mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).context("create a FIFO")?;
     let mut options = OpenOptions::new();
     // O_NONBLOCK: opening a FIFO for reading would wait for a writer.

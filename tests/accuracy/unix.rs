@@ -19,13 +19,13 @@ use crate::{
 const SAMPLED_FOR: Duration = Duration::from_millis(1800);
 
 pub fn measure(report: &mut Report) -> Result<()> {
-    let folder = TempDir::new("unix")?;
-    stream(report, &folder)?;
-    datagrams(report, &folder)
+    let directory = TempDir::new("unix")?;
+    stream(report, &directory)?;
+    datagrams(report, &directory)
 }
 
-fn stream(report: &mut Report, folder: &TempDir) -> Result<()> {
-    let path = folder.path().join("stream");
+fn stream(report: &mut Report, directory: &TempDir) -> Result<()> {
+    let path = directory.path().join("stream");
     let listener = UnixListener::bind(&path).context("listen on a unix socket")?;
     let mut client = UnixStream::connect(&path).context("connect")?;
     let (_server, _) = listener.accept().context("accept")?;
@@ -48,9 +48,9 @@ fn stream(report: &mut Report, folder: &TempDir) -> Result<()> {
     Ok(())
 }
 
-fn datagrams(report: &mut Report, folder: &TempDir) -> Result<()> {
+fn datagrams(report: &mut Report, directory: &TempDir) -> Result<()> {
     const SENT: usize = 4;
-    let path = folder.path().join("datagrams");
+    let path = directory.path().join("datagrams");
     let _receiver = UnixDatagram::bind(&path).context("bind a unix socket")?;
     let sender = UnixDatagram::unbound().context("create a socket")?;
     let (samples, since_ns) = sampling::during(SAMPLED_FOR, || {

@@ -24,8 +24,8 @@ fn names_with_newlines_and_escapes_corrupt_neither_terminal_nor_json() -> Result
     if !allowed("names_with_newlines_and_escapes_corrupt_neither_terminal_nor_json") {
         return Ok(());
     }
-    let folder = TempDir::new("names")?;
-    let evil = folder.path().join(HOSTILE);
+    let directory = TempDir::new("names")?;
+    let evil = directory.path().join(HOSTILE);
     program::copy(&program::need(&["sleep"])?, &evil)?;
     let by_file = Process::start("evil", Command::new(&evil).arg("1000"))?;
     // A process can name itself in two ways: comm and OTEL_SERVICE_NAME.
@@ -40,7 +40,7 @@ fn names_with_newlines_and_escapes_corrupt_neither_terminal_nor_json() -> Result
         by_file.pid(),
         by_itself.pid()
     );
-    let config = folder.write("tailback.toml", &toml)?;
+    let config = directory.write("tailback.toml", &toml)?;
     let config = config.to_string_lossy();
     let pids = [by_file.pid(), by_itself.pid()].map(|pid| pid.to_string());
     let by_pid = ["--pid", &pids[0], "--pid", &pids[1]];

@@ -19,10 +19,10 @@ fn with_privileges(test: &str, change: &[&str], args: &[&str]) -> Result<Option<
         return Ok(None);
     };
     // A copy that every user may execute.
-    let folder = TempDir::new("unprivileged")?;
-    let binary = folder.path().join("tailback");
+    let directory = TempDir::new("unprivileged")?;
+    let binary = directory.path().join("tailback");
     program::copy(&agent::binary()?, &binary)?;
-    for path in [folder.path(), &binary] {
+    for path in [directory.path(), &binary] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
     }
     let mut command = Command::new(setpriv);
@@ -121,12 +121,12 @@ fn invalid_btf_is_rejected_with_the_reason() -> Result<()> {
     if !allowed(test) {
         return Ok(());
     }
-    let folder = TempDir::new("btf")?;
+    let directory = TempDir::new("btf")?;
     let real = fs::read("/sys/kernel/btf/vmlinux").context("read the kernel's BTF")?;
-    let torn = folder.path().join("torn");
+    let torn = directory.path().join("torn");
     fs::write(&torn, &real[..real.len() / 2])?;
-    let foreign = folder.write("foreign", "root:x:0:0:root:/root:/bin/sh\n")?;
-    let empty = folder.write("empty", "")?;
+    let foreign = directory.write("foreign", "root:x:0:0:root:/root:/bin/sh\n")?;
+    let empty = directory.write("empty", "")?;
     for (file, problem) in [
         (&torn, "BTF is cut short"),
         (&foreign, "not BTF"),
@@ -154,12 +154,12 @@ fn an_unsupported_kernel_is_rejected_with_the_reason() -> Result<()> {
     if !allowed(test) {
         return Ok(());
     }
-    let folder = TempDir::new("btf")?;
+    let directory = TempDir::new("btf")?;
     let mut old = fs::read(golden("5.10"))?;
     let name = b"\0start_boottime\0";
     let at = old.windows(name.len()).position(|text| text == name);
     old[at.context("find start_boottime")? + 1] = b'S';
-    let file = folder.path().join("old");
+    let file = directory.path().join("old");
     fs::write(&file, old)?;
     let mount = format!("mount --bind {} /sys/kernel/btf/vmlinux", file.display());
     if let Some(output) = run_after_mount(test, &mount, &["sample", "--all"])? {

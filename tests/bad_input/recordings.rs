@@ -11,9 +11,9 @@ use tailback_tests::{process::End, temp::TempDir};
 use crate::{Output, allowed, idle, json, run, with_own_mounts};
 
 /// Records an idle process for three seconds.
-pub fn recording(folder: &TempDir) -> Result<Vec<u8>> {
+pub fn recording(directory: &TempDir) -> Result<Vec<u8>> {
     let process = idle()?;
-    let file = folder.path().join("whole");
+    let file = directory.path().join("whole");
     let (pid, out) = (process.pid().to_string(), file.to_string_lossy());
     let times = ["--duration=3s", "--interval=20ms"];
     let args = ["record", "--pid", &pid, "--out", &out, times[0], times[1]];
@@ -21,8 +21,8 @@ pub fn recording(folder: &TempDir) -> Result<Vec<u8>> {
     fs::read(&file).with_context(|| format!("read {out}"))
 }
 
-fn replay(folder: &TempDir, bytes: &[u8]) -> Result<Output> {
-    let file = folder.path().join("replayed");
+fn replay(directory: &TempDir, bytes: &[u8]) -> Result<Output> {
+    let file = directory.path().join("replayed");
     fs::write(&file, bytes)?;
     run(&["replay", &file.to_string_lossy()])
 }
@@ -32,13 +32,13 @@ fn a_truncated_or_damaged_recording_is_replayed_up_to_the_damage() -> Result<()>
     if !allowed("a_truncated_or_damaged_recording_is_replayed_up_to_the_damage") {
         return Ok(());
     }
-    let folder = TempDir::new("recording")?;
-    let whole = recording(&folder)?;
-    let complete = replay(&folder, &whole)?;
+    let directory = TempDir::new("recording")?;
+    let whole = recording(&directory)?;
+    let complete = replay(&directory, &whole)?;
     complete.check(0, &[])?;
     ensure!(complete.out[0].contains("watching"), "{:?}", complete.out);
 
-    let cut = replay(&folder, &whole[..whole.len() - 5])?;
+    let cut = replay(&directory, &whole[..whole.len() - 5])?;
     cut.check(
         2,
         &["cannot replay", "truncated after", "the disk was full"],
@@ -53,25 +53,25 @@ fn a_truncated_or_damaged_recording_is_replayed_up_to_the_damage() -> Result<()>
     let mut damaged = whole.clone();
     let last = damaged.len() - 5;
     damaged[last] ^= 0x55;
-    let damaged = replay(&folder, &damaged)?;
+    let damaged = replay(&directory, &damaged)?;
     damaged.check(2, &["cannot replay", "corrupt after"])?;
     ensure!(damaged.out == cut.out, "{:?}", damaged.out);
 
     let mut newer = whole.clone();
     newer[12] = 0xff;
-    let newer = replay(&folder, &newer)?;
+    let newer = replay(&directory, &newer)?;
     newer.check(2, &["format 255", "the version that recorded it"])?;
     Ok(())
 }
 
 #[test]
 fn a_file_that_is_not_a_recording_is_rejected() -> Result<()> {
-    let folder = TempDir::new("recording")?;
+    let directory = TempDir::new("recording")?;
     for bytes in [&b""[..], b"#!/bin/sh\n", b"TAILBACK", &[0; 5000]] {
         let words = ["not a Tailback recording", "tailback record"];
-        replay(&folder, bytes)?.check(2, &words)?;
+        replay(&directory, bytes)?.check(2, &words)?;
     }
-    replay(&folder, b"TAILBACKREC\n\x01")?.check(2, &["truncated after 0 samples"])?;
+    replay(&directory, b"TAILBACKREC\n\x01")?.check(2, &["truncated after 0 samples"])?;
     run(&["replay", "/no/such/file"])?.check(2, &["cannot replay", "No such file"])?;
     run(&["replay", "/tmp"])?.check(2, &["cannot replay /tmp", "directory"])?;
     run(&["replay"])?.check(2, &["<FILE>"])?;
@@ -95,8 +95,8 @@ fn no_input_makes_replay_panic() -> Result<()> {
     if !allowed("no_input_makes_replay_panic") {
         return Ok(());
     }
-    let folder = TempDir::new("noise")?;
-    let whole = recording(&folder)?;
+    let directory = TempDir::new("noise")?;
+    let whole = recording(&directory)?;
     let mut numbers = Numbers(0x7a11_bac4);
     for round in 0..200 {
         let mut bytes = whole.clone();
@@ -123,7 +123,7 @@ fn no_input_makes_replay_panic() -> Result<()> {
                 bytes.drain(from..to);
             }
         }
-        let output = replay(&folder, &bytes).with_context(|| format!("in round {round}"))?;
+        let output = replay(&directory, &bytes).with_context(|| format!("in round {round}"))?;
         ensure!(
             matches!(output.end, End::Code(0 | 2)),
             "in round {round} it exited with {:?}: {}",
@@ -140,14 +140,14 @@ fn an_unwritable_recording_exits_with_74() -> Result<()> {
         return Ok(());
     }
     for (path, problem) in [
-        ("/no/such/folder/file", "No such file"),
+        ("/no/such/directory/file", "No such file"),
         ("/tmp", "Is a directory"),
         ("/dev/full", "No space left"),
     ] {
         let record = ["record", "--all", "--duration=3s", "--out", path];
         run(&record)?.check(74, &["the recording", path, problem])?;
     }
-    let args = ["run", "--all", "--record", "/no/such/folder/file"];
+    let args = ["run", "--all", "--record", "/no/such/directory/file"];
     run(&args)?.check(74, &["cannot write the recording", args[3]])
 }
 

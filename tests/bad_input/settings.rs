@@ -48,7 +48,7 @@ fn a_diagnosis_with_an_invalid_duration_is_rejected() -> Result<()> {
 
 #[test]
 fn an_invalid_configuration_is_rejected_with_line_and_key() -> Result<()> {
-    let folder = TempDir::new("config")?;
+    let directory = TempDir::new("config")?;
     for (text, words) in [
         ("\nintervall = \"1s\"\n", ["line 2", "intervall"]),
         ("[detect.all]\nwarm = 0.5\n", ["line 2", "warm"]),
@@ -79,7 +79,7 @@ fn an_invalid_configuration_is_rejected_with_line_and_key() -> Result<()> {
         ("interval = \n", ["line 1", "interval"]),
         ("a = \u{1b}[2J\n", ["line 1", "TOML"]),
     ] {
-        let file = folder.write("tailback.toml", text)?;
+        let file = directory.write("tailback.toml", text)?;
         let file = file.to_string_lossy();
         for command in ["run", "sample", "diagnose"] {
             let output = run(&[command, "--all", "--config", &file])?;
@@ -102,12 +102,12 @@ fn an_invalid_log_filter_is_rejected_with_an_example() -> Result<()> {
 
 #[test]
 fn an_unreadable_configuration_is_named() -> Result<()> {
-    let folder = TempDir::new("config")?;
-    let binary = folder.path().join("binary");
+    let directory = TempDir::new("config")?;
+    let binary = directory.path().join("binary");
     fs::write(&binary, [0xff, 0xfe, 0])?;
     for (path, problem) in [
         (Path::new("/no/such/file"), "No such file"),
-        (folder.path(), "Is a directory"),
+        (directory.path(), "Is a directory"),
         (&binary, "UTF-8"),
     ] {
         let path = path.to_string_lossy();

@@ -62,8 +62,8 @@ fn a_signal_ends_record_and_the_recording_replays() -> Result<()> {
     if !allowed("a_signal_ends_record_and_the_recording_replays") {
         return Ok(());
     }
-    let (folder, process) = (TempDir::new("recording")?, idle()?);
-    let file = folder.path().join("file");
+    let (directory, process) = (TempDir::new("recording")?, idle()?);
+    let file = directory.path().join("file");
     let (pid, out) = (process.pid().to_string(), file.to_string_lossy());
     let mut command = tailback(&["record", "--pid", &pid, "--out", &out])?;
     let agent = Process::start("tailback", &mut command)?;

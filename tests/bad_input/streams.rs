@@ -31,12 +31,12 @@ fn a_closed_standard_output_is_not_an_error() -> Result<()> {
     if !allowed("a_closed_standard_output_is_not_an_error") {
         return Ok(());
     }
-    let folder = TempDir::new("head")?;
+    let directory = TempDir::new("head")?;
     fs::write(
-        folder.path().join("recording"),
-        recordings::recording(&folder)?,
+        directory.path().join("recording"),
+        recordings::recording(&directory)?,
     )?;
-    let recorded = folder.path().join("recording");
+    let recorded = directory.path().join("recording");
     let stuck = Stuck::new()?;
     for args in [
         &["sample", "--all", "-v"][..],
@@ -60,8 +60,8 @@ fn a_recording_is_complete_although_standard_output_is_closed() -> Result<()> {
     if !allowed("a_recording_is_complete_although_standard_output_is_closed") {
         return Ok(());
     }
-    let folder = TempDir::new("head")?;
-    let file = folder.path().join("recording");
+    let directory = TempDir::new("head")?;
+    let file = directory.path().join("recording");
     let file = file.to_string_lossy();
     let stuck = Stuck::new()?;
     let args = ["run", "--pid", &stuck.pid, "--record", &file];

@@ -41,8 +41,8 @@ fn a_nonexistent_process_exits_with_4() -> Result<()> {
     if !allowed("a_nonexistent_process_exits_with_4") {
         return Ok(());
     }
-    let folder = TempDir::new("keep")?;
-    let kept = folder.write("kept", "an earlier recording")?;
+    let directory = TempDir::new("keep")?;
+    let kept = directory.write("kept", "an earlier recording")?;
     let kept_path = kept.to_string_lossy();
     for args in [
         &["sample", "--pid", "4999999"][..],
@@ -149,8 +149,8 @@ fn run_waits_for_a_name_without_match_and_reports_it() -> Result<()> {
     if !allowed("run_waits_for_a_name_without_match_and_reports_it") {
         return Ok(());
     }
-    let folder = TempDir::new("late")?;
-    let late = folder.path().join("comes-late");
+    let directory = TempDir::new("late")?;
+    let late = directory.path().join("comes-late");
     program::copy(&program::need(&["sleep"])?, &late)?;
     let pattern = late.to_string_lossy();
     let mut command = tailback(&["run", "--name", &pattern, "--duration", "60s"])?;

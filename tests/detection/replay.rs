@@ -32,9 +32,9 @@ fn a_recorded_incident_replays_byte_for_byte() -> Result<()> {
         return Ok(());
     }
     let _alone = alone();
-    let folder = TempDir::new("replay")?;
-    let file = folder.path().join("incident.tb").display().to_string();
-    let config = folder.write(
+    let directory = TempDir::new("replay")?;
+    let file = directory.path().join("incident.tb").display().to_string();
+    let config = directory.write(
         "tailback.toml",
         "[detect.accept]\nwarn = 0.6\nclear_after = \"500ms\"\n",
     )?;

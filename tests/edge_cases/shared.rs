@@ -31,7 +31,7 @@ struct Passed {
     server: TcpStream,
     _clients: Vec<TcpStream>,
     receivers: Vec<Process>,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl Passed {
@@ -41,8 +41,8 @@ impl Passed {
         let (client, server) = unread(&listener, address, bytes)?;
         let mut clients = connect_all(address, waiting)?;
         clients.push(client);
-        let folder = TempDir::new("passed")?;
-        let path = folder.path().join("sender");
+        let directory = TempDir::new("passed")?;
+        let path = directory.path().join("sender");
         let sender = UnixListener::bind(&path).context("listen on a unix socket")?;
         let receivers = (0..receivers)
             .map(|_| {
@@ -61,7 +61,7 @@ impl Passed {
             server,
             _clients: clients,
             receivers,
-            _folder: folder,
+            _directory: directory,
         })
     }
 }
@@ -166,8 +166,8 @@ fn threads_that_share_files_count_them_once() -> Result<()> {
     ensure!(float(threads, "threads")? == 30.0, "{threads}");
     // Standard streams, the unix socket, and the two received descriptors.
     let open = number(sample.queue("fd", "open files")?, "depth")?;
-    let folder = format!("/proc/{}/fd", passed.receivers[0].pid());
-    let truth = fs::read_dir(&folder)?.count() as u64;
-    ensure!(open == truth, "{open} open files, {folder} has {truth}");
+    let directory = format!("/proc/{}/fd", passed.receivers[0].pid());
+    let truth = fs::read_dir(&directory)?.count() as u64;
+    ensure!(open == truth, "{open} open files, {directory} has {truth}");
     Ok(())
 }

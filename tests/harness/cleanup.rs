@@ -20,12 +20,12 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Default)]
 struct Registry {
     groups: BTreeSet<i32>,
-    folders: BTreeSet<PathBuf>,
+    directorys: BTreeSet<PathBuf>,
 }
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     groups: BTreeSet::new(),
-    folders: BTreeSet::new(),
+    directorys: BTreeSet::new(),
 });
 static SIGNAL_THREAD: Once = Once::new();
 
@@ -59,13 +59,13 @@ pub(crate) fn reap_group(group: Pid) {
     while let Ok(Some(_)) = waitpgid(group, WaitOptions::empty()) {}
 }
 
-pub(crate) fn register_folder(path: &Path) {
+pub(crate) fn register_directory(path: &Path) {
     SIGNAL_THREAD.call_once(watch_signals);
-    registry().folders.insert(path.to_owned());
+    registry().directorys.insert(path.to_owned());
 }
 
-pub(crate) fn remove_folder(path: &Path) {
-    if registry().folders.remove(path) {
+pub(crate) fn remove_directory(path: &Path) {
+    if registry().directorys.remove(path) {
         let _ = fs::remove_dir_all(path);
     }
 }
@@ -104,8 +104,8 @@ fn watch_signals() {
             let _ = kill_process_group(group, Signal::KILL);
             reap_group(group);
         }
-        for folder in &registry.folders {
-            let _ = fs::remove_dir_all(folder);
+        for directory in &registry.directorys {
+            let _ = fs::remove_dir_all(directory);
         }
         eprintln!("\ninterrupted: stopped all child processes and removed temporary files");
         process::exit(128 + number);

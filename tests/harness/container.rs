@@ -39,9 +39,9 @@ impl Container {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("tailback-container-{}-{count}", process::id());
         let root = TempDir::new("container")?;
-        for folder in ["bin", "lib", "lib64"] {
-            let link = root.path().join(folder);
-            symlink(format!("usr/{folder}"), &link)
+        for directory in ["bin", "lib", "lib64"] {
+            let link = root.path().join(directory);
+            symlink(format!("usr/{directory}"), &link)
                 .with_context(|| format!("create {}", link.display()))?;
         }
         Ok(Self { name, root })
@@ -77,8 +77,8 @@ impl Container {
         words.extend(PODMAN);
         words.extend(["run", "--rm", "--name", &self.name, "--timeout", TIMEOUT_S]);
         words.extend(["--cgroup-parent", &group]);
-        for folder in MOUNTS {
-            words.extend(["--volume", folder]);
+        for directory in MOUNTS {
+            words.extend(["--volume", directory]);
         }
         words.extend([
             "--ulimit",

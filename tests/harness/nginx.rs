@@ -126,7 +126,7 @@ impl Nginx {
     }
 }
 
-fn config(folder: &std::path::Path, listen: &str, workers: u32, role: Role) -> String {
+fn config(directory: &std::path::Path, listen: &str, workers: u32, role: Role) -> String {
     let (before, location) = match role {
         Role::Files => Default::default(),
         Role::Proxy(upstream) => (
@@ -140,7 +140,7 @@ fn config(folder: &std::path::Path, listen: &str, workers: u32, role: Role) -> S
             format!("location / {{ limit_req zone=all burst={burst}; }}"),
         ),
     };
-    let folder = folder.display();
+    let directory = directory.display();
     // Started as root, its workers would switch to a user who may not read the directory.
     let user = if rustix::process::geteuid().is_root() {
         "user root;"
@@ -151,22 +151,22 @@ fn config(folder: &std::path::Path, listen: &str, workers: u32, role: Role) -> S
         "daemon off;
 {user}
 worker_processes {workers};
-pid {folder}/pid;
+pid {directory}/pid;
 error_log stderr warn;
 events {{ worker_connections 16384; }}
 http {{
     access_log off;
     keepalive_requests 1000000000;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
     {before}
     server {{
         listen {listen};
         server_name tailback;
-        root {folder};
+        root {directory};
         location = /status {{ stub_status; }}
         {location}
     }}

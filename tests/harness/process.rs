@@ -203,8 +203,8 @@ fn state(stat: &str) -> &str {
 
 /// Whether all threads of a process are stopped.
 fn is_stopped(pid: u32) -> Result<bool> {
-    let folder = format!("/proc/{pid}/task");
-    for thread in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
+    let directory = format!("/proc/{pid}/task");
+    for thread in fs::read_dir(&directory).with_context(|| format!("read {directory}"))? {
         let stat = thread?.path().join("stat");
         let text = fs::read_to_string(&stat).with_context(|| format!("read {}", stat.display()))?;
         if !state(&text).starts_with('T') {

@@ -13,12 +13,12 @@ use crate::temp::TempDir;
 /// The first of `names` on `PATH` or in the sbin directories, which are only on root's `PATH`.
 pub fn find(names: &[&str]) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<PathBuf> = env::split_paths(&path)
+    let directorys: Vec<PathBuf> = env::split_paths(&path)
         .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
         .collect();
     names
         .iter()
-        .flat_map(|name| folders.iter().map(move |folder| folder.join(name)))
+        .flat_map(|name| directorys.iter().map(move |directory| directory.join(name)))
         .find(|file| file.is_file())
 }
 
@@ -34,8 +34,8 @@ pub fn need(names: &[&str]) -> Result<PathBuf> {
 }
 
 /// Copies a program under a new name.
-pub fn renamed(program: &str, folder: &TempDir, name: &str) -> Result<PathBuf> {
-    let path = folder.path().join(name);
+pub fn renamed(program: &str, directory: &TempDir, name: &str) -> Result<PathBuf> {
+    let path = directory.path().join(name);
     copy(Path::new(program), &path)?;
     Ok(path)
 }

@@ -53,15 +53,15 @@ impl Service {
 
 /// The service time per request, adjustable while the service runs.
 pub struct Pace {
-    folder: TempDir,
+    directory: TempDir,
     file: PathBuf,
 }
 
 impl Pace {
     pub fn new(work: Duration) -> Result<Self> {
-        let folder = TempDir::new("pace")?;
-        let file = folder.path().join("ms");
-        let pace = Self { folder, file };
+        let directory = TempDir::new("pace")?;
+        let file = directory.path().join("ms");
+        let pace = Self { directory, file };
         pace.set(work)?;
         Ok(pace)
     }
@@ -70,7 +70,7 @@ impl Pace {
     pub fn set(&self, work: Duration) -> Result<()> {
         // Renamed into place, so that the service never reads a partial file.
         let ms = (work.as_secs_f64() * 1e3).to_string();
-        let new = self.folder.write("ms.new", &ms)?;
+        let new = self.directory.write("ms.new", &ms)?;
         fs::rename(&new, &self.file).with_context(|| format!("write {}", self.file.display()))
     }
 

@@ -35,14 +35,14 @@ impl Mode {
 
 /// A self-signed certificate and its key.
 pub struct Certificate {
-    folder: TempDir,
+    directory: TempDir,
 }
 
 impl Certificate {
     pub fn new() -> Result<Self> {
-        let folder = TempDir::new("certificate")?;
+        let directory = TempDir::new("certificate")?;
         let mut command = Command::new(program::need(&["openssl"])?);
-        command.current_dir(folder.path()).args([
+        command.current_dir(directory.path()).args([
             "req",
             "-x509",
             "-newkey",
@@ -59,11 +59,11 @@ impl Certificate {
         ]);
         let end = Process::start("openssl", &mut command)?.wait_end(START_DEADLINE)?;
         anyhow::ensure!(end == End::Code(0), "openssl ended with {end:?}");
-        Ok(Self { folder })
+        Ok(Self { directory })
     }
 
     fn file(&self, name: &str) -> String {
-        self.folder.path().join(name).display().to_string()
+        self.directory.path().join(name).display().to_string()
     }
 }
 
@@ -79,7 +79,7 @@ pub struct Span {
 /// A running server or client.
 pub struct Talk {
     process: Process,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl Talk {
@@ -127,13 +127,13 @@ impl Talk {
     }
 
     fn start(args: &[String]) -> Result<Self> {
-        let folder = TempDir::new("talk")?;
-        let script = folder.write("talk.py", include_str!("talk/talk.py"))?;
+        let directory = TempDir::new("talk")?;
+        let script = directory.write("talk.py", include_str!("talk/talk.py"))?;
         let mut command = Command::new(program::need(&["python3"])?);
         let process = Process::start("talk.py", command.arg(script).args(args))?;
         Ok(Self {
             process,
-            _folder: folder,
+            _directory: directory,
         })
     }
 

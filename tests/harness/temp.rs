@@ -22,7 +22,7 @@ impl TempDir {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = env::temp_dir().join(format!("tailback-{purpose}-{}-{count}", process::id()));
         fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
-        cleanup::register_folder(&path);
+        cleanup::register_directory(&path);
         Ok(Self(path))
     }
 
@@ -40,6 +40,6 @@ impl TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        cleanup::remove_folder(&self.0);
+        cleanup::remove_directory(&self.0);
     }
 }

@@ -55,8 +55,8 @@ pub fn event_loop(play: &mut Play) -> Result<()> {
 
 /// The service logs into a pipe whose reader is stopped.
 pub fn output(play: &mut Play) -> Result<()> {
-    let folder = TempDir::new("output")?;
-    let fifo = folder.path().join("log");
+    let directory = TempDir::new("output")?;
+    let fifo = directory.path().join("log");
     let made = Command::new("mkfifo").arg(&fifo).status();
     ensure!(made.context("start mkfifo")?.success(), "mkfifo failed");
     let mut reader = Command::new(program::need(&["cat"])?);

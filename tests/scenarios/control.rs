@@ -89,8 +89,8 @@ pub fn idle(play: &mut Play) -> Result<()> {
 
 /// Workers are replaced one by one under load.
 pub fn rolling_restart(play: &mut Play) -> Result<()> {
-    let folder = TempDir::new("reload")?;
-    let touch = folder.write("touch", "")?;
+    let directory = TempDir::new("reload")?;
+    let touch = directory.write("touch", "")?;
     let mut service = app(4, 100);
     service.args.push("--lazy-apps".to_owned());
     service
@@ -100,7 +100,7 @@ pub fn rolling_restart(play: &mut Play) -> Result<()> {
     let load = load(uwsgi.address(), "/sleep/50", 15.0)?;
     play.watch_pid(uwsgi.process().pid())?;
     play.lasts(QUIET / 4)?;
-    folder.write("touch", "now")?;
+    directory.write("touch", "now")?;
     let lines: &Lines = uwsgi.process().lines();
     lines.wait("the last worker to be replaced", 0, SOON, |line| {
         line.text.contains("chain reloading complete").then_some(())

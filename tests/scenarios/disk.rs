@@ -32,14 +32,14 @@ impl DiskGroup {
         ));
         fs::create_dir(&path)
             .with_context(|| format!("create {} (control groups version 1)", path.display()))?;
-        let folder = std::env::temp_dir();
-        let device = fstat(File::open(&folder)?).context("fstat")?.st_dev;
+        let directory = std::env::temp_dir();
+        let device = fstat(File::open(&directory)?).context("fstat")?.st_dev;
         let device = format!("{}:{}", major(device), minor(device));
         let group = Self { path, device };
         ensure!(
             !group.device.starts_with("0:"),
             "{} is on no block device",
-            folder.display()
+            directory.display()
         );
         Ok(group)
     }

@@ -140,8 +140,8 @@ fn inside(scenario: &Scenario, asked: &Asked) -> Result<Command> {
         Command::new(program)
     };
     command.args([HERE, scenario.name]);
-    if let Some(folder) = &asked.keep {
-        command.arg("--keep").arg(folder);
+    if let Some(directory) = &asked.keep {
+        command.arg("--keep").arg(directory);
     }
     Ok(command)
 }
@@ -163,7 +163,7 @@ fn row(scenario: &Scenario, asked: &Asked) -> Row {
     let record = asked
         .keep
         .as_ref()
-        .map(|folder| folder.join(format!("{}.tbk", scenario.name)));
+        .map(|directory| directory.join(format!("{}.tbk", scenario.name)));
     let missing = missing(scenario);
     let (outcome, why) = match missing {
         Some(missing) => (Outcome::Skipped, missing),

@@ -102,7 +102,7 @@ pub struct Story {
 pub struct Play {
     planted: Option<Planted>,
     record: PathBuf,
-    folder: TempDir,
+    directory: TempDir,
     agent: Option<Agent>,
     story: Story,
     own_messages: RefCell<Vec<Own>>,
@@ -110,11 +110,11 @@ pub struct Play {
 
 impl Play {
     pub fn new(planted: Option<Planted>, record: Option<PathBuf>) -> Result<Self> {
-        let folder = TempDir::new("scenario")?;
+        let directory = TempDir::new("scenario")?;
         Ok(Self {
             planted,
-            record: record.unwrap_or_else(|| folder.path().join("run.tbk")),
-            folder,
+            record: record.unwrap_or_else(|| directory.path().join("run.tbk")),
+            directory,
             agent: None,
             story: Story::default(),
             own_messages: RefCell::default(),
@@ -123,7 +123,7 @@ impl Play {
 
     /// Starts the agent on these targets: `["--pid", "812"]`. Returns when it has found one.
     pub fn watch(&mut self, args: &[&str]) -> Result<()> {
-        let config = self.folder.write(CONFIG_FILE, CONFIG)?;
+        let config = self.directory.write(CONFIG_FILE, CONFIG)?;
         let mut all: Vec<OsString> = args.iter().map(OsString::from).collect();
         all.extend(["--config".into(), config.into()]);
         all.extend(["--record".into(), self.record.clone().into()]);
@@ -243,7 +243,7 @@ impl Play {
     fn replays(&self) -> Result<bool> {
         let output = Command::new(agent::binary()?)
             .args(["replay", "--json", "--config"])
-            .arg(self.folder.path().join(CONFIG_FILE))
+            .arg(self.directory.path().join(CONFIG_FILE))
             .arg(&self.record)
             .output()
             .context("replay the run")?;

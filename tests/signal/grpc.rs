@@ -19,8 +19,12 @@ use crate::{
 };
 
 fn consumer(temp: &TempDir, name: &str) -> Result<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("signal/consumers");
-    go_program(&folder, &format!("./cmd/{name}"), &temp.path().join(name))
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("signal/consumers");
+    go_program(
+        &directory,
+        &format!("./cmd/{name}"),
+        &temp.path().join(name),
+    )
 }
 
 /// A gRPC server pinned to one CPU, behind an nginx that forwards ORCA load requests to the agent.
@@ -47,12 +51,12 @@ impl Backend {
             .arg(format!("127.0.0.1:{port}"))
             .arg(&service_ms);
         let server = Process::start("server", command.env("GOMAXPROCS", "1"))?;
-        let folder = temp.path().display();
+        let directory = temp.path().display();
         let config = format!(
-            "daemon off;\nuser root;\npid {folder}/pid;\nerror_log stderr warn;\nevents {{}}\n\
+            "daemon off;\nuser root;\npid {directory}/pid;\nerror_log stderr warn;\nevents {{}}\n\
              http {{\n access_log off;\n\
-             client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;\n\
-             uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;\n\
+             client_body_temp_path {directory}/1; proxy_temp_path {directory}/2; fastcgi_temp_path {directory}/3;\n\
+             uwsgi_temp_path {directory}/4; scgi_temp_path {directory}/5;\n\
              upstream server {{ server 127.0.0.1:{port}; keepalive 64; }}\n\
              server {{\n listen 127.0.0.1:{front} http2;\n keepalive_requests 1000000;\n\
              location / {{ grpc_pass grpc://server; }}\n\

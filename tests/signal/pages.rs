@@ -249,8 +249,8 @@ fn the_second_agent_in_a_directory_names_the_first_and_publishes_nothing() -> Re
 }
 
 #[test]
-fn a_container_reads_the_page_of_its_service_through_a_mounted_folder() -> Result<()> {
-    const TEST: &str = "a_container_reads_the_page_of_its_service_through_a_mounted_folder";
+fn a_container_reads_the_page_of_its_service_through_a_mounted_directory() -> Result<()> {
+    const TEST: &str = "a_container_reads_the_page_of_its_service_through_a_mounted_directory";
     if !needs::met(TEST, &["podman", "python3"]) {
         return Ok(());
     }
@@ -259,12 +259,15 @@ fn a_container_reads_the_page_of_its_service_through_a_mounted_folder() -> Resul
     stage.wait("the floor of the admit ratio", |pressure| {
         pressure.admit_ratio <= 0.05
     })?;
-    let folder = stage.page();
-    let folder = folder.parent().context("no folder")?.display();
+    let page_directory = stage.page();
+    let page_directory = page_directory
+        .parent()
+        .context("no parent directory")?
+        .display();
     let options = [
         "--network=none",
         "--volume",
-        &format!("{folder}:/run/tailback:ro"),
+        &format!("{page_directory}:/run/tailback:ro"),
     ];
     if let Err(error) = Container::check_can_run(&options) {
         skip(TEST, &format!("podman cannot run here: {error:#}"));

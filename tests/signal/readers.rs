@@ -14,7 +14,7 @@ use tailback_tests::{agent, needs, process::Process, program, temp::TempDir, wai
 
 use crate::stage::{DEADLINE, LONG_TTL, Stage, jam};
 
-/// Folder of the readers.
+/// Directory of the readers.
 pub fn readers() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/readers")
 }
@@ -41,8 +41,8 @@ pub fn c_program(temp: &TempDir, name: &str) -> Result<PathBuf> {
 
 /// Builds a C program of the reader's directory, with all warnings as errors.
 fn c(temp: &TempDir, name: impl AsRef<Path>) -> Result<PathBuf> {
-    let folder = readers().join("c");
-    let source = folder.join(name).with_extension("c");
+    let directory = readers().join("c");
+    let source = directory.join(name).with_extension("c");
     let program = temp.path().join(source.file_stem().context("no name")?);
     let mut gcc = Command::new(program::need(&["gcc"])?);
     gcc.args([
@@ -55,14 +55,14 @@ fn c(temp: &TempDir, name: impl AsRef<Path>) -> Result<PathBuf> {
         "-pthread",
         "-I",
     ]);
-    run(gcc.arg(&folder).arg(&source).arg("-o").arg(&program))?;
+    run(gcc.arg(&directory).arg(&source).arg("-o").arg(&program))?;
     Ok(program)
 }
 
-/// Builds a package of the Go module in `folder`.
-pub fn go_program(folder: &Path, package: &str, program: &Path) -> Result<PathBuf> {
+/// Builds a package of the Go module in `directory`.
+pub fn go_program(directory: &Path, package: &str, program: &Path) -> Result<PathBuf> {
     let mut go = Command::new(program::need(&["go"])?);
-    go.current_dir(folder)
+    go.current_dir(directory)
         .args(["build", "-o"])
         .arg(program)
         .arg(package);
@@ -73,7 +73,7 @@ pub fn go_program(folder: &Path, package: &str, program: &Path) -> Result<PathBu
 /// Path of an example of the Rust reader, built together with the tests.
 pub fn rust_example(name: &str) -> Result<PathBuf> {
     let own = env::current_exe()?;
-    let builds = own.ancestors().nth(2).context("no build folder")?;
+    let builds = own.ancestors().nth(2).context("no build directory")?;
     Ok(builds.join("examples").join(name))
 }
 

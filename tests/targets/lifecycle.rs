@@ -21,8 +21,8 @@ use tailback_tests::{
 use crate::{Busy, DEADLINE, DISCOVERY_TIME, SUBJECT, connect};
 
 /// Starts an agent with a budget high enough to keep its sampling interval on a busy machine.
-fn run_with_high_budget(target: [&str; 2], folder: &TempDir) -> Result<Agent> {
-    let config = folder.write("tailback.toml", "cpu_budget = 0.05\n")?;
+fn run_with_high_budget(target: [&str; 2], directory: &TempDir) -> Result<Agent> {
+    let config = directory.write("tailback.toml", "cpu_budget = 0.05\n")?;
     let config = config.display().to_string();
     Agent::run(target.iter().chain(&["--config", &config]))
 }
@@ -37,9 +37,9 @@ fn a_new_process_is_found_within_a_second_and_its_exit_is_noticed() -> Result<()
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    let folder = TempDir::new("new")?;
-    let program = program::renamed(SUBJECT, &folder, "night-shift")?;
-    let agent = run_with_high_budget(["--name", "night-shift"], &folder)?;
+    let directory = TempDir::new("new")?;
+    let program = program::renamed(SUBJECT, &directory, "night-shift")?;
+    let agent = run_with_high_budget(["--name", "night-shift"], &directory)?;
     let is_waiting =
         |event: &Event| event.is("notice") && event.text("code") == "waiting_for_target";
     agent.wait_for("that it waits for a target", DEADLINE, is_waiting)?;
@@ -86,19 +86,19 @@ fn a_process_that_execs_another_program_is_renamed() -> Result<()> {
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    let folder = TempDir::new("exec")?;
-    let trigger = folder.path().join("go");
+    let directory = TempDir::new("exec")?;
+    let trigger = directory.path().join("go");
     let script = format!(
         "until [ -e {} ]; do sleep 0.02; done; exec {SUBJECT} spin --threads 1",
         trigger.display()
     );
     let shell = Process::start("sh", Command::new("sh").args(["-c", &script]))?;
     let pid = shell.pid();
-    let agent = run_with_high_budget(["--pid", &pid.to_string()], &folder)?;
+    let agent = run_with_high_budget(["--pid", &pid.to_string()], &directory)?;
     let before = agent.wait_for("the shell", DEADLINE, |event| target_of(event, pid))?;
     let mark = agent.mark();
     let begun = Instant::now();
-    folder.write("go", "")?;
+    directory.write("go", "")?;
     let after = agent.wait_since(mark, "the new program", DEADLINE, |event| {
         target_of(event, pid) && event.text("exe") == "tailback-subject"
     })?;
@@ -133,8 +133,8 @@ fn a_reused_pid_is_not_mistaken_for_the_target() -> Result<()> {
          wait $agent",
         tailback.display()
     );
-    let folder = TempDir::new("reuse")?;
-    let trigger = folder.path().join("go");
+    let directory = TempDir::new("reuse")?;
+    let trigger = directory.path().join("go");
     let mut unshare = Command::new(program::need(&["unshare"])?);
     unshare.args([
         "--pid",
@@ -149,7 +149,7 @@ fn a_reused_pid_is_not_mistaken_for_the_target() -> Result<()> {
     let agent = Agent::start(&mut unshare)?;
     let first = agent.wait_for("the first process", DEADLINE, |event| event.is("target"))?;
     let mark = agent.mark();
-    folder.write("go", "go\n")?;
+    directory.write("go", "go\n")?;
     let line = agent.process().wait_line("numbers", DEADLINE)?;
     let numbers: Vec<&str> = line.text.split(' ').skip(1).collect();
     if numbers[0] != numbers[1] {
@@ -225,8 +225,8 @@ fn short_lived_processes_do_no_harm() -> Result<()> {
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    let folder = TempDir::new("storm")?;
-    let program = program::renamed(SUBJECT, &folder, "mayfly")?;
+    let directory = TempDir::new("storm")?;
+    let program = program::renamed(SUBJECT, &directory, "mayfly")?;
     let agent = Agent::run(["--name", "mayfly", "--interval", "20ms"])?;
     agent.wait_for("that it waits for a target", DEADLINE, |event| {
         event.is("notice")

@@ -69,10 +69,10 @@ fn services_on_the_same_port_of_two_addresses_are_two_targets() -> Result<()> {
         return Ok(());
     }
     let port = ports::free()?;
-    let folder = TempDir::new("two")?;
+    let directory = TempDir::new("two")?;
     let mut services = Vec::new();
     for host in 1..=2 {
-        let program = program::renamed(SUBJECT, &folder, &format!("service-{host}"))?;
+        let program = program::renamed(SUBJECT, &directory, &format!("service-{host}"))?;
         let address = format!("127.0.0.{host}:{port}");
         services.push(Busy::start(&mut Command::new(program), &address, &[])?);
     }
@@ -97,9 +97,9 @@ fn a_service_is_found_by_name_executable_port_and_configuration() -> Result<()> 
     if !needs::met(TEST, &["ss"]) {
         return Ok(());
     }
-    let folder = TempDir::new("names")?;
+    let directory = TempDir::new("names")?;
     // `comm` keeps only its first 15 bytes.
-    let program = program::renamed(SUBJECT, &folder, "front-desk-of-the-test")?;
+    let program = program::renamed(SUBJECT, &directory, "front-desk-of-the-test")?;
     let busy = Busy::start(
         &mut Command::new(&program),
         "127.0.0.1:0",
@@ -109,7 +109,7 @@ fn a_service_is_found_by_name_executable_port_and_configuration() -> Result<()> 
     let _clients = connect(address, 5)?;
     wait_for_depth(address.port(), 4)?;
     let config = |line: &str| {
-        folder.write(
+        directory.write(
             "tailback.toml",
             &format!("[[target]]\nservice_name = \"desk\"\n{line}\n"),
         )

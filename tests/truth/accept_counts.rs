@@ -87,9 +87,9 @@ fn every_loss_is_counted_at_over_1000_per_second() -> Result<()> {
 fn count_connections(gap: Duration, while_stopped: u64, while_served: u64) -> Result<()> {
     /// Connections that open the episode.
     const FIRST: u64 = 3;
-    let folder = TempDir::new("count")?;
+    let directory = TempDir::new("count")?;
     // The episode must outlast the load, on a slow machine too.
-    let config = folder.write("tailback.toml", "[detect.accept]\nclear_after = \"4s\"\n")?;
+    let config = directory.write("tailback.toml", "[detect.accept]\nclear_after = \"4s\"\n")?;
     let config = config.display().to_string();
     let watched = Watched::start(&["--backlog", "4000"], &["--config", &config])?;
     let to = watched.service.address();
@@ -251,9 +251,9 @@ fn connections_to_a_neighbour_are_not_counted() -> Result<()> {
     let _alone = alone();
     const OURS: u64 = 40;
     const THEIRS: u64 = 1_000;
-    let folder = TempDir::new("neighbour")?;
+    let directory = TempDir::new("neighbour")?;
     // The episode must outlast the load, on a slow machine too.
-    let config = folder.write("tailback.toml", "[detect.accept]\nclear_after = \"4s\"\n")?;
+    let config = directory.write("tailback.toml", "[detect.accept]\nclear_after = \"4s\"\n")?;
     let config = config.display().to_string();
     let watched = Watched::start(&["--backlog", "100"], &["--config", &config])?;
     let neighbour = ["take", "--listen", "127.0.0.1:0", "--backlog", "100"];

@@ -14,13 +14,13 @@ use crate::{alone, watched::Watched};
 /// Fills a queue of 200 at a steady rate. Returns the time to full forecast at half depth, and the actual time, s.
 fn forecast(pace_ms: Option<f64>, per_s: f64) -> Result<(f64, f64)> {
     const BACKLOG: u64 = 200;
-    let folder = TempDir::new("forecast")?;
+    let directory = TempDir::new("forecast")?;
     // Warn at half depth, and not at the standing delay, which would warn sooner.
-    let config = folder.write(
+    let config = directory.write(
         "tailback.toml",
         "[detect.accept]\nwarn = 0.5\ntarget = \"1h\"\ndwell = \"100ms\"\n",
     )?;
-    let pace = folder.write("pace", &pace_ms.unwrap_or(0.0).to_string())?;
+    let pace = directory.write("pace", &pace_ms.unwrap_or(0.0).to_string())?;
     let (config, pace) = (config.display().to_string(), pace.display().to_string());
     let watched = Watched::start(
         &["--backlog", &BACKLOG.to_string(), "--pace", &pace],

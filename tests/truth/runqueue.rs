@@ -25,9 +25,9 @@ use crate::{DEADLINE, SUBJECT, alone};
 
 /// Total run delay of all threads of a process so far, ns.
 fn run_delay(pid: u32) -> Result<u64> {
-    let folder = format!("/proc/{pid}/task");
+    let directory = format!("/proc/{pid}/task");
     let mut sum = 0;
-    for thread in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
+    for thread in fs::read_dir(&directory).with_context(|| format!("read {directory}"))? {
         let file = thread?.path().join("schedstat");
         let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
         let delay = text

@@ -40,7 +40,7 @@ pub fn build(program: Program) -> Result<PathBuf> {
 /// Builds programs for release with one command, and returns their paths.
 pub fn build_all<const N: usize>(programs: [Program; N], link: Link) -> Result<[PathBuf; N]> {
     let mut cargo = Cmd::new("cargo")
-        .folder(tools::root())
+        .current_dir(tools::root())
         .args(["build", "--release"]);
     for program in programs {
         cargo = cargo.args(["--package", program.package, "--bin", program.name]);
@@ -82,7 +82,7 @@ pub fn nextest() -> Cmd {
 /// eBPF crate is left out: its object is built, loaded and tested by the agent.
 fn tests(cmd: Cmd) -> Cmd {
     let cmd = cmd.args(["--workspace", "--exclude", "tailback-ebpf", "--release"]);
-    linked_statically(cmd.folder(tools::root()))
+    linked_statically(cmd.current_dir(tools::root()))
 }
 
 /// Naming the target keeps the flags from build scripts and macros.

@@ -19,7 +19,7 @@ pub struct Cmd {
     program: String,
     args: Vec<String>,
     env: Vec<(String, String)>,
-    folder: Option<PathBuf>,
+    directory: Option<PathBuf>,
     limit: Option<Duration>,
 }
 
@@ -29,7 +29,7 @@ impl Cmd {
             program: text(program),
             args: Vec::new(),
             env: Vec::new(),
-            folder: None,
+            directory: None,
             limit: None,
         }
     }
@@ -49,8 +49,8 @@ impl Cmd {
         self
     }
 
-    pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.folder = Some(folder.into());
+    pub fn current_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
         self
     }
 
@@ -71,8 +71,8 @@ impl Cmd {
             .args(&self.args)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
-        if let Some(folder) = &self.folder {
-            command.current_dir(folder);
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
         }
         command
     }
@@ -147,8 +147,8 @@ impl Cmd {
 /// As a shell command line.
 impl fmt::Display for Cmd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(folder) = &self.folder {
-            write!(f, "cd {} && ", quoted(&text(folder)))?;
+        if let Some(directory) = &self.directory {
+            write!(f, "cd {} && ", quoted(&text(directory)))?;
         }
         for (name, value) in &self.env {
             write!(f, "{name}={} ", quoted(value))?;
@@ -197,7 +197,7 @@ mod tests {
             .arg("it's")
             .arg("all")
             .env("V", "1 2")
-            .folder("/tmp");
+            .current_dir("/tmp");
         assert_eq!(cmd.to_string(), r"cd /tmp && V='1 2' make 'it'\''s' all");
     }
 

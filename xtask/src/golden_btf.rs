@@ -42,8 +42,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     if !wanted.is_empty() {
         setup::ensure_with_kernels(Purpose::Boot, &wanted)?;
     }
-    let folder = tools::root().join("agent/tests/golden");
-    let file = folder.join("offsets.txt");
+    let directory = tools::root().join("agent/tests/golden");
+    let file = directory.join("offsets.txt");
     let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
     let mut table = Table::parse(&text).with_context(|| format!("read {}", file.display()))?;
     for source in &sources {
@@ -51,7 +51,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         let version = version(&release);
         let small = golden(&btf, &mut table, &version, &release)
             .with_context(|| format!("cut the BTF of {release}"))?;
-        let out = folder.join(format!("{version}.btf"));
+        let out = directory.join(format!("{version}.btf"));
         fs::write(&out, &small).with_context(|| format!("write {}", out.display()))?;
         println!(
             "{}: {} bytes of the {} of {release}",

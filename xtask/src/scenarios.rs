@@ -92,9 +92,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let mut rows = Vec::new();
     for run in 1..=args.repeat {
         for scenario in &chosen {
-            let keep = args.keep.as_ref().map(|folder| match args.repeat {
-                1 => folder.clone(),
-                _ => folder.join(run.to_string()),
+            let keep = args.keep.as_ref().map(|directory| match args.repeat {
+                1 => directory.clone(),
+                _ => directory.join(run.to_string()),
             });
             let row = play(&program, &agent, scenario, keep.as_deref())?;
             if args.json {
@@ -252,9 +252,9 @@ fn probability_of_at_most(right: usize, played: usize, rate: f64) -> f64 {
 
 fn play(program: &Path, agent: &Path, scenario: &str, keep: Option<&Path>) -> Result<Row> {
     let mut cmd = Cmd::new(program).env("TAILBACK_BIN", agent);
-    if let Some(folder) = keep {
-        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-        cmd = cmd.arg("--keep").arg(folder);
+    if let Some(directory) = keep {
+        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+        cmd = cmd.arg("--keep").arg(directory);
     }
     let cmd = cmd.arg(scenario);
     let output = cmd.command().stderr(Stdio::inherit()).output();

@@ -24,27 +24,27 @@ pub fn app(workers: u32, backlog: u32) -> App<'static> {
 /// A program in a temporary directory.
 pub struct Program {
     pub process: Process,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl Program {
     /// Starts a Python program that needs these modules.
     pub fn python(name: &str, text: &str, modules: &[&str], args: &[&str]) -> Result<Self> {
-        let folder = TempDir::new("program")?;
-        let file = folder.write(&format!("{name}.py"), text)?;
+        let directory = TempDir::new("program")?;
+        let file = directory.write(&format!("{name}.py"), text)?;
         let mut command = Command::new(python::with(modules)?);
         let process = Process::start(name, command.arg(file).args(args))?;
         Ok(Self {
             process,
-            _folder: folder,
+            _directory: directory,
         })
     }
 
     /// Compiles and starts a C program; `before` is a command prefix.
     pub fn c(name: &str, text: &str, before: &[&str], args: &[&str]) -> Result<Self> {
-        let folder = TempDir::new("program")?;
-        let source = folder.write(&format!("{name}.c"), text)?;
-        let binary = folder.path().join(name);
+        let directory = TempDir::new("program")?;
+        let source = directory.write(&format!("{name}.c"), text)?;
+        let binary = directory.path().join(name);
         let mut gcc = Command::new(program::need(&["gcc"])?);
         let built = gcc
             .args(["-O1", "-g", "-pthread", "-Wall", "-Werror", "-o"])
@@ -63,7 +63,7 @@ impl Program {
         let process = Process::start(name, command.args(&words[1..]).args(args))?;
         Ok(Self {
             process,
-            _folder: folder,
+            _directory: directory,
         })
     }
 

@@ -11,7 +11,7 @@ use crate::{http, ports, process::Process, python, temp::TempDir, wait};
 pub struct Uvicorn {
     pub process: Process,
     pub port: u16,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl Uvicorn {
@@ -26,8 +26,8 @@ impl Uvicorn {
         text: &str,
         env: &[(&str, String)],
     ) -> Result<Self> {
-        let folder = TempDir::new(name)?;
-        folder.write("app.py", text)?;
+        let directory = TempDir::new(name)?;
+        directory.write("app.py", text)?;
         let port = ports::free()?;
         let python = python::with(&["uvicorn"])?.display().to_string();
         let mut words = before.iter().chain([&python]);
@@ -38,7 +38,7 @@ impl Uvicorn {
             .args(["--timeout-keep-alive", "75"])
             .args(["--port", &port.to_string(), "app:application"])
             .envs(env.iter().map(|(key, value)| (key, value)))
-            .current_dir(folder.path());
+            .current_dir(directory.path());
         let process = Process::start(name, &mut command)?;
         wait::until(&format!("a response from {name}"), DEADLINE, || {
             process.check_running()?;
@@ -47,7 +47,7 @@ impl Uvicorn {
         Ok(Self {
             process,
             port,
-            _folder: folder,
+            _directory: directory,
         })
     }
 }

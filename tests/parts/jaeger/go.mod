@@ -1,4 +1,4 @@
-// Builds the Jaeger that the tests query: `go build github.com/jaegertracing/jaeger/cmd/jaeger` in this folder,
+// Builds the Jaeger that the tests query: `go build github.com/jaegertracing/jaeger/cmd/jaeger` in this directory,
 // which `cargo xtask setup` does. Its go.sum began as Jaeger's own: a few of the modules are missing in the
 // checksum database, so that one made from nothing cannot be completed.
 module tailback.invalid/tests/parts/jaeger

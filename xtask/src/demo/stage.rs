@@ -34,8 +34,8 @@ pub struct Stage {
 
 impl Stage {
     pub fn set(tailback: &Path, scene: Box<dyn Scene>) -> Result<Self> {
-        let folder = TempDir::new("demo")?;
-        let config = folder.write("tailback.toml", CONFIG)?;
+        let directory = TempDir::new("demo")?;
+        let config = directory.write("tailback.toml", CONFIG)?;
         let mut command = Command::new(tailback);
         command.args(["run", "--json", "--config"]).arg(config);
         command.args(scene.targets());
@@ -44,7 +44,7 @@ impl Stage {
         Ok(Self {
             tailback: tailback.to_owned(),
             agent,
-            _config: folder,
+            _config: directory,
             scene,
         })
     }

@@ -97,7 +97,7 @@ pub fn obstacle(kernel: &Kernel) -> Option<String> {
     } else if !kernel.image().is_file() {
         Some(format!(
             "there is no image of it in {}",
-            kernel.folder().display()
+            kernel.directory().display()
         ))
     } else if cfg!(not(target_arch = "x86_64")) {
         Some("the kernels of the matrix are of x86_64".to_owned())
@@ -143,7 +143,7 @@ fn record(kernel: &Kernel, console: &Console, programs: &GuestPrograms, tally: &
     let found = accuracy::settle(found, kernel.absent, remeasure);
     accuracy::record(&found, kernel.absent, missing, &name(kernel, ""), tally);
     if tally.failures().count() > before {
-        let log = kernel.folder().join("console.log");
+        let log = kernel.directory().join("console.log");
         let kept = fs::write(&log, &console.text);
         let kept = kept.map_or_else(|error| error.to_string(), |()| log.display().to_string());
         println!(

@@ -76,21 +76,21 @@ impl Kernel {
         }
     }
 
-    pub fn folder(&self) -> PathBuf {
+    pub fn directory(&self) -> PathBuf {
         tools::cache().join("kernels").join(self.name)
     }
 
     pub fn image(&self) -> PathBuf {
-        self.folder().join("vmlinuz")
+        self.directory().join("vmlinuz")
     }
 
     /// Directory of those of [`MODULES`] that this kernel builds as modules.
     pub fn modules(&self) -> PathBuf {
-        self.folder().join("modules")
+        self.directory().join("modules")
     }
 
     pub fn release_file(&self) -> PathBuf {
-        self.folder().join("release")
+        self.directory().join("release")
     }
 
     /// The release of the fetched kernel, as `uname -r` prints it.

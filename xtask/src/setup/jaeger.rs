@@ -15,14 +15,14 @@ pub fn find() -> State {
     if let Some(file) = tools::program("jaeger") {
         return State::Found(file.display().to_string());
     }
-    let folder = tools::cache().join("bin");
-    let version = fs::read_to_string(folder.join("jaeger.version")).unwrap_or_default();
-    if folder.join("jaeger").is_file() && version.trim() == VERSION {
-        State::Found(format!("{VERSION}, {}", folder.join("jaeger").display()))
+    let directory = tools::cache().join("bin");
+    let version = fs::read_to_string(directory.join("jaeger.version")).unwrap_or_default();
+    if directory.join("jaeger").is_file() && version.trim() == VERSION {
+        State::Found(format!("{VERSION}, {}", directory.join("jaeger").display()))
     } else {
         State::Missing(format!(
             "{VERSION} is neither on PATH nor in {}",
-            folder.display()
+            directory.display()
         ))
     }
 }
@@ -39,19 +39,19 @@ pub fn methods() -> Vec<Method> {
 }
 
 fn build() -> Vec<Action> {
-    let folder = tools::cache().join("bin");
+    let directory = tools::cache().join("bin");
     vec![
         Action::Run(
             Cmd::new("go")
                 // Do not download another Go, and link statically.
                 .env("GOTOOLCHAIN", "local")
                 .env("CGO_ENABLED", "0")
-                .folder(tools::root().join("tests/parts/jaeger"))
+                .current_dir(tools::root().join("tests/parts/jaeger"))
                 .args(["build", "-trimpath", "-ldflags=-s -w", "-o"])
-                .arg(folder.join("jaeger"))
+                .arg(directory.join("jaeger"))
                 .arg("github.com/jaegertracing/jaeger/cmd/jaeger"),
         ),
-        Action::Write(folder.join("jaeger.version"), VERSION.to_owned()),
+        Action::Write(directory.join("jaeger.version"), VERSION.to_owned()),
     ]
 }
 

@@ -132,7 +132,7 @@ fn get(wanted: impl Fn(&Part) -> bool, machine: &Machine, verbosity: Verbosity) 
     let start = Instant::now();
     let cache = tools::cache();
     fs::create_dir_all(&cache)
-        .with_context(|| format!("create the cache folder {}", cache.display()))?;
+        .with_context(|| format!("create the cache directory {}", cache.display()))?;
     let mut outcome = Outcome::default();
     for part in parts::table().into_iter().filter(wanted) {
         let why = match part.find() {

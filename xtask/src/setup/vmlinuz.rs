@@ -50,7 +50,7 @@ pub fn instructions(kernel: &Kernel) -> String {
 
 /// Fetches the kernel and its modules.
 pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
-    let work = kernel.folder().join("fetching");
+    let work = kernel.directory().join("fetching");
     let apt = PrivateApt::new(&work, kernel.suite)?;
     apt.get().arg("update").run_logged(log)?;
 
@@ -63,13 +63,14 @@ pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
     }
     let tree = work.join("tree");
     for package in packages {
-        let folder = work.join(&package);
-        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let directory = work.join(&package);
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
         apt.get()
             .args(["download", &package])
-            .folder(&folder)
+            .current_dir(&directory)
             .run_logged(log)?;
-        let archive = find(&folder, &|name| name.ends_with(".deb"))?;
+        let archive = find(&directory, &|name| name.ends_with(".deb"))?;
         Cmd::new("dpkg-deb")
             .arg("-x")
             .args([&archive, &tree])
@@ -82,7 +83,7 @@ pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
     let release = image.trim_start_matches("linux-image-");
     // Modules of another release would not load.
     let _ = fs::remove_dir_all(kernel.modules());
-    fs::create_dir_all(kernel.folder())
+    fs::create_dir_all(kernel.directory())
         .and_then(|()| fs::write(kernel.release_file(), release))
         .and_then(|()| fs::rename(&vmlinuz, kernel.image()))
         .and_then(|()| fs::rename(&modules, kernel.modules()))
@@ -90,7 +91,7 @@ pub fn fetch(kernel: &Kernel, log: &Path) -> Result<()> {
             format!(
                 "keep {} in {}",
                 vmlinuz.display(),
-                kernel.folder().display()
+                kernel.directory().display()
             )
         })?;
     fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))
@@ -128,23 +129,26 @@ struct PrivateApt {
 }
 
 impl PrivateApt {
-    fn new(folder: &Path, suite: &str) -> Result<Self> {
-        let _ = fs::remove_dir_all(folder);
+    fn new(directory: &Path, suite: &str) -> Result<Self> {
+        let _ = fs::remove_dir_all(directory);
         let make = |name: &str| {
-            let path = folder.join(name);
+            let path = directory.join(name);
             fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))
         };
         make("lists/partial")?;
         make("cache/archives/partial")?;
-        let source = folder.join("sources.list");
+        let source = directory.join("sources.list");
         let line = format!("deb [signed-by={KEYS}] {} {suite} main\n", mirror()?);
         fs::write(&source, line).with_context(|| format!("write {}", source.display()))?;
         let option = |name: &str, value: &str| ["-o".to_owned(), format!("{name}={value}")];
         let options = [
             option("Dir::Etc::SourceList", &source.to_string_lossy()),
             option("Dir::Etc::SourceParts", "/dev/null"),
-            option("Dir::State::Lists", &folder.join("lists").to_string_lossy()),
-            option("Dir::Cache", &folder.join("cache").to_string_lossy()),
+            option(
+                "Dir::State::Lists",
+                &directory.join("lists").to_string_lossy(),
+            ),
+            option("Dir::Cache", &directory.join("cache").to_string_lossy()),
             // apt's sandbox user may not read the directory; only the package lists are needed.
             option("APT::Sandbox::User", "root"),
             option("Acquire::Languages", "none"),
@@ -218,10 +222,10 @@ fn dependency<'a>(about: &'a str, start: &str) -> Option<&'a str> {
     })
 }
 
-/// The first file below `folder` whose name satisfies `fits`.
-fn find(folder: &Path, fits: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
-    fn search(folder: &Path, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
-        let entries = fs::read_dir(folder).ok()?.flatten();
+/// The first file below `directory` whose name satisfies `fits`.
+fn find(directory: &Path, fits: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
+    fn search(directory: &Path, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
+        let entries = fs::read_dir(directory).ok()?.flatten();
         entries
             .into_iter()
             .find_map(|entry| match entry.file_type() {
@@ -232,7 +236,8 @@ fn find(folder: &Path, fits: &dyn Fn(&str) -> bool) -> Result<PathBuf> {
                 _ => None,
             })
     }
-    search(folder, fits).with_context(|| format!("find a matching file in {}", folder.display()))
+    search(directory, fits)
+        .with_context(|| format!("find a matching file in {}", directory.display()))
 }
 
 #[cfg(test)]

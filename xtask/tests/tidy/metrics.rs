@@ -11,8 +11,8 @@ const OTHER: &[&str] = &["tailback_load"];
 fn the_metrics_page_lists_what_the_agent_exports() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut exported = BTreeSet::new();
-    for folder in ["agent/src/signal", "agent/src/adapters"] {
-        for entry in fs::read_dir(root.join(folder)).unwrap() {
+    for directory in ["agent/src/signal", "agent/src/adapters"] {
+        for entry in fs::read_dir(root.join(directory)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "rs") {
                 exported.extend(names(&fs::read_to_string(path).unwrap(), '"'));
