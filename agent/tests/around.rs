@@ -63,8 +63,8 @@ fn server(name: &str, args: &[&str]) -> (Process, String) {
 }
 
 /// Records one process and its neighbours.
-fn record(pid: u32, folder: &Path) -> Vec<Sample> {
-    let (file, config) = (folder.join("samples"), folder.join("config"));
+fn record(pid: u32, directory: &Path) -> Vec<Sample> {
+    let (file, config) = (directory.join("samples"), directory.join("config"));
     // Enough budget for the sampling rate required below, even on a busy machine.
     fs::write(&config, "cpu_budget = 0.05").unwrap();
     let duration = format!("{}s", DURATION.as_secs());
@@ -90,8 +90,8 @@ fn reported(samples: &[Sample]) -> BTreeMap<u32, (bool, BTreeSet<u32>)> {
         .flatten()
     {
         for tgid in &target.tgids {
-            let (followed, ids) = reported.entry(*tgid).or_default();
-            *followed = target.followed;
+            let (is_neighbour, ids) = reported.entry(*tgid).or_default();
+            *is_neighbour = target.is_neighbour;
             ids.insert(target.id);
         }
     }
@@ -115,14 +115,14 @@ fn the_chain_that_blocks_a_focused_service_is_monitored_with_it() {
     ) {
         return;
     }
-    let folder = TempDir::new("around").unwrap();
+    let directory = TempDir::new("around").unwrap();
     let (behind, port) = server("behind", &[]);
     let (service, port) = server("service", &[&port]);
     let client = python("client", CLIENT, &[&port]);
     service.wait_line("waits", START).unwrap();
     let stranger = server("stranger", &[]).0;
 
-    let samples = record(client.pid(), folder.path());
+    let samples = record(client.pid(), directory.path());
     let [client, service, behind, stranger] =
         [client, service, behind, stranger].map(|process| process.pid());
     // Both hops are followed, each under one target id; the requested target is not a neighbour.

@@ -236,7 +236,7 @@ fn stream(seed: u64, len: usize) -> Vec<Sample> {
             3 => sample.pipes = fresh.pipes,
             4 => sample.threads = fresh.threads,
             5 => sample.networks = fresh.networks,
-            6 => sample.walks = fresh.walks,
+            6 => sample.scans = fresh.scans,
             7 => sample = fresh,
             8 => sample.datagrams = fresh.datagrams,
             9 => sample.unix = fresh.unix,
@@ -253,8 +253,8 @@ fn stream(seed: u64, len: usize) -> Vec<Sample> {
             20 => sample.titles = fresh.titles,
             21 => sample.messages = fresh.messages,
             // The profile of focused targets, without which there is no evidence for a cause.
-            22 => (sample.walks.profile, sample.walks.waits) = (true, true),
-            23 => sample.walks.files = true,
+            22 => (sample.scans.profile, sample.scans.waits) = (true, true),
+            23 => sample.scans.files = true,
             _ => (sample.agent, sample.notices) = (fresh.agent, fresh.notices),
         }
         // The reader rejects later times.

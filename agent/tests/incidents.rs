@@ -147,12 +147,12 @@ incidents! {
     slow_by_design "slow-by-design" None,
 }
 
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/incidents")
 }
 
 fn samples(name: &str) -> Vec<Sample> {
-    let bytes = fs::read(folder().join(format!("{name}.tbk"))).unwrap();
+    let bytes = fs::read(directory().join(format!("{name}.tbk"))).unwrap();
     let mut reader = Reader::new(bytes.as_slice()).unwrap();
     std::iter::from_fn(|| reader.next_sample().unwrap()).collect()
 }
@@ -266,7 +266,7 @@ fn old_requests_without_a_baseline_are_reported_and_not_judged() {
 
 #[test]
 fn every_recording_is_replayed_by_a_test() {
-    let files = fs::read_dir(folder()).unwrap();
+    let files = fs::read_dir(directory()).unwrap();
     let files: BTreeSet<String> = files
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();

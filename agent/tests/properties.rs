@@ -17,7 +17,7 @@ use tailback::{
         records::{Record, decode},
     },
     sample::{
-        Sample, Walks,
+        Sample, Scans,
         file::{Reader, Writer},
     },
 };
@@ -146,20 +146,20 @@ fn record() -> impl Strategy<Value = Generated> {
 
 /// Samples 100 ms apart.
 fn samples() -> impl Strategy<Value = Vec<Sample>> {
-    vec(any::<[bool; 4]>(), 0..60).prop_map(|walks| {
+    vec(any::<[bool; 4]>(), 0..60).prop_map(|scans| {
         let sample = |(index, [files, marked, threads, waits]): (usize, [bool; 4])| Sample {
             mono_ns: 1 + index as u64 * 100_000_000,
             unix_ns: 1_700_000_000_000_000_000 + index as u64 * 100_000_000,
-            walks: Walks {
+            scans: Scans {
                 files,
                 focused_sockets: marked,
                 threads,
                 waits,
-                ..Walks::default()
+                ..Scans::default()
             },
             ..Sample::default()
         };
-        walks.into_iter().enumerate().map(sample).collect()
+        scans.into_iter().enumerate().map(sample).collect()
     })
 }
 

@@ -44,12 +44,12 @@ fn check_budget(agent: &Agent) -> Result<()> {
     let share = (cpu_time(pid)? - before).as_secs_f64() / begun.elapsed().as_secs_f64();
     let of = |key: &str| report.number(key).unwrap_or(f64::NAN);
     println!(
-        "{} processes, {} records in {} ticks, {:.1} MB, {} late ticks; {:.4} of a core in the first ten seconds, then {share:.4}",
+        "{} processes, {} records in {} samples, {:.1} MB, {} late samples; {:.4} of a core in the first ten seconds, then {share:.4}",
         of("processes"),
         of("records"),
-        of("ticks"),
+        of("samples"),
         of("rss_bytes") / 1e6,
-        of("late_ticks"),
+        of("late_samples"),
         of("cpu_share"),
     );
     ensure!(
@@ -140,8 +140,8 @@ fn all_of_500_processes_are_monitored_at_once() -> Result<()> {
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    let folder = TempDir::new("crowd")?;
-    let program = program::renamed(SUBJECT, &folder, "crowd")?;
+    let directory = TempDir::new("crowd")?;
+    let program = program::renamed(SUBJECT, &directory, "crowd")?;
     // Processes of one program under one parent are one service: five services of 100 listeners.
     let crowds: Vec<Process> = (0..5)
         .map(|_| {

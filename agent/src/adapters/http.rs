@@ -11,7 +11,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
-use tailback_page::{Entry, Pressure, layout::TAKES_WORK_IN};
+use tailback_page::{Entry, Pressure, layout::INBOUND};
 use tokio::{
     sync::{Notify, Semaphore},
     time::timeout,
@@ -154,10 +154,7 @@ fn queue(entry: &Entry) -> Value {
     let mut object = Map::new();
     object.insert("kind".to_owned(), entry.kind_name().into());
     object.insert("id".to_owned(), format!("{:08x}", entry.id).into());
-    object.insert(
-        "takes_work_in".to_owned(),
-        (entry.flags & TAKES_WORK_IN != 0).into(),
-    );
+    object.insert("inbound".to_owned(), (entry.flags & INBOUND != 0).into());
     object.insert("depth".to_owned(), entry.depth.into());
     let mut put_some = |key: &str, value: Option<Value>| {
         if let Some(value) = value {

@@ -11,7 +11,7 @@ use std::{
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tailback_page::{Entry, Pressure, layout::TAKES_WORK_IN};
+use tailback_page::{Entry, Pressure, layout::INBOUND};
 use tokio_stream::{StreamExt as _, wrappers::IntervalStream};
 use tonic::{Status, body::Body, server::Grpc};
 use tonic_prost::ProstCodec;
@@ -172,7 +172,7 @@ fn requests_per_s(entries: &[Entry]) -> f64 {
     let of = |wanted: &str| -> f64 {
         let taken = entries
             .iter()
-            .filter(|entry| entry.flags & TAKES_WORK_IN != 0 && entry.kind_name() == wanted)
+            .filter(|entry| entry.flags & INBOUND != 0 && entry.kind_name() == wanted)
             .filter_map(|entry| entry.departures_per_s);
         taken.map(f64::from).sum()
     };
@@ -191,7 +191,7 @@ impl Losses {
     fn per_s(&mut self, entries: &[Entry], now: Instant) -> f64 {
         let mut lost = 0_u64;
         for entry in entries {
-            if entry.flags & TAKES_WORK_IN != 0 {
+            if entry.flags & INBOUND != 0 {
                 let before = self.of.insert(entry.id, entry.losses);
                 let grown = entry.losses.saturating_sub(before.unwrap_or(entry.losses));
                 lost += u64::from(grown);
@@ -221,7 +221,7 @@ mod tests {
         let kind = KINDS.iter().position(|name| *name == kind).unwrap();
         Entry {
             kind: kind as u16,
-            flags: TAKES_WORK_IN,
+            flags: INBOUND,
             id,
             depth: 3,
             limit: Some(12),

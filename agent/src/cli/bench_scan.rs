@@ -1,4 +1,4 @@
-//! `tailback bench-walk`: measures the cost of scanning one process, for the benchmarks.
+//! `tailback bench-scan`: measures the cost of scanning one process, for the benchmarks.
 
 use std::io;
 
@@ -24,7 +24,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let specs = options.targets.specs(&config)?;
     let mut collector = session::collector(specs, config.budget(), true, options.targets.log_bpf)?;
     let mut pipeline = Pipeline::new(config.settings_for(), false);
-    let (mut files_ns, mut threads_ns, mut tick_ns) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut files_ns, mut threads_ns, mut sample_ns) = (Vec::new(), Vec::new(), Vec::new());
     let (mut bare_files_ns, mut bare_threads_ns) = (Vec::new(), Vec::new());
     let bare = collector.bare().map_err(Failure::kernel)?;
     let (mut sockets, mut threads) = (0, 0);
@@ -36,20 +36,20 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             .glance()
             .scan_files(&mut |_| sockets += 1)
             .map_err(Failure::kernel)?;
-        let walked = mono_ns();
+        let scanned = mono_ns();
         collector
             .glance()
             .scan_threads(&mut |_| threads += 1)
             .map_err(Failure::kernel)?;
         let done = mono_ns();
-        files_ns.push(walked - begun);
-        threads_ns.push(done - walked);
+        files_ns.push(scanned - begun);
+        threads_ns.push(done - scanned);
         let glance = collector.glance();
         glance.scan_bare_files(&bare).map_err(Failure::kernel)?;
-        let walked = mono_ns();
+        let scanned = mono_ns();
         glance.scan_bare_threads(&bare).map_err(Failure::kernel)?;
-        bare_files_ns.push(walked - done);
-        bare_threads_ns.push(mono_ns() - walked);
+        bare_files_ns.push(scanned - done);
+        bare_threads_ns.push(mono_ns() - scanned);
     }
     // The thread profile, with one iterator per process and with one over all tasks of the host.
     let mut profile_ns = [Vec::new(), Vec::new()];
@@ -84,12 +84,12 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             .sample(plan, OutputStats::default())
             .map_err(Failure::kernel)?;
         pipeline.step(&sample);
-        tick_ns.push(mono_ns() - begun);
+        sample_ns.push(mono_ns() - begun);
     }
     let line = json!({
-        "type": "walk", "sockets": sockets, "threads": threads,
+        "type": "scan", "sockets": sockets, "threads": threads,
         "profiled": profiled, "profile_bound_ns": profile_bound_ns, "profile_all_ns": profile_all_ns,
-        "files_ns": files_ns, "threads_ns": threads_ns, "tick_ns": tick_ns,
+        "files_ns": files_ns, "threads_ns": threads_ns, "sample_ns": sample_ns,
         "bare_files_ns": bare_files_ns, "bare_threads_ns": bare_threads_ns,
     });
     serde_json::to_writer(io::stdout(), &line)

@@ -13,7 +13,7 @@ use super::{
     exit_code::Outcome,
     logging,
     output::{Output, colour},
-    run::Ticks,
+    run::SamplingClock,
     session::{self, Stop},
 };
 use crate::{
@@ -75,7 +75,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     // Focus every target from the start: there is no time to wait for a level change.
     collector.focus_all(true);
     collector.read_logs(config.messages().map_err(Failure::usage)?);
-    let mut ticks = Ticks::with(collector, Some(options.time));
+    let mut clock = SamplingClock::with(collector, Some(options.time));
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     if options.explain {
         pipeline.explain();
@@ -83,7 +83,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut findings = Findings::default();
     let mut progress = Progress::start(options);
     let watched = loop {
-        let sample = match ticks.next(&stop, OutputStats::default()) {
+        let sample = match clock.next(&stop, OutputStats::default()) {
             Ok(Some(sample)) => sample,
             Ok(None) => break Ok(()),
             Err(failure) => break Err(failure),
@@ -93,7 +93,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         outcome.events.iter().for_each(|event| findings.take(event));
         findings.observed(&sample, pipeline.queues());
         progress.show(&findings);
-        if let Err(failure) = ticks.finish_tick(&outcome.focused) {
+        if let Err(failure) = clock.finish_sample(&outcome.focused) {
             break Err(failure);
         }
     };

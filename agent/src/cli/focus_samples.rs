@@ -48,7 +48,7 @@ impl FocusSamples {
 
     /// A line is due only at a focus sample, never between two: the rate between any two lines is exact.
     fn count(&mut self, sample: &Sample) -> Option<Progress> {
-        if !sample.walks.profile {
+        if !sample.scans.profile {
             return None;
         }
         self.samples += 1;
@@ -67,16 +67,16 @@ impl FocusSamples {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::Walks;
+    use crate::sample::Scans;
 
     const MS: u64 = 1_000_000;
 
     fn sample(at_ms: u64, profile: bool) -> Sample {
         Sample {
             mono_ns: at_ms * MS,
-            walks: Walks {
+            scans: Scans {
                 profile,
-                ..Walks::default()
+                ..Scans::default()
             },
             ..Sample::default()
         }

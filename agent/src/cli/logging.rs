@@ -98,7 +98,7 @@ pub(super) fn pipeline_events(events: &[Event]) {
                         name = target.name,
                         pid = target.pid,
                         processes = target.tgids.len(),
-                        neighbour = target.followed,
+                        neighbour = target.is_neighbour,
                         "target"
                     );
                 }

@@ -3,7 +3,7 @@
 mod adapters;
 mod anonymize;
 mod bench_page;
-mod bench_walk;
+mod bench_scan;
 mod buffered_stdout;
 mod diagnose;
 mod doctor;
@@ -90,7 +90,7 @@ enum Command {
     Adapters(adapters::Options),
     /// Measure scans of one process, for `cargo xtask bench`
     #[command(hide = true)]
-    BenchWalk(bench_walk::Options),
+    BenchScan(bench_scan::Options),
     /// Write a page as fast as possible, for `cargo xtask bench`
     #[command(hide = true)]
     BenchPage(bench_page::Options),
@@ -201,7 +201,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(options) => doctor::run(options),
         Command::Status(options) => status::run(options),
         Command::Adapters(options) => adapters::run(options),
-        Command::BenchWalk(options) => bench_walk::run(options),
+        Command::BenchScan(options) => bench_scan::run(options),
         Command::BenchPage(options) => bench_page::run(options),
     });
     // No state is used after a panic; the panic message is on standard error already.

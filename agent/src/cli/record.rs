@@ -13,7 +13,7 @@ use super::{
     Failure, Targets,
     exit_code::{Outcome, print_stderr},
     logging,
-    run::{Ticks, Timing},
+    run::{SamplingClock, Timing},
     session::Stop,
 };
 use crate::{
@@ -37,16 +37,16 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
     let stop = Stop::on_signals()?;
-    let mut ticks = Ticks::start(&options.targets, &config, options.timing)?;
+    let mut clock = SamplingClock::start(&options.targets, &config, options.timing)?;
     // Created last: a usage error must not truncate an existing recording.
     let mut recording = Recording::create(&options.out)?;
     // The pipeline only decides which targets are focused, so that the recording has the same samples as `run`.
     let mut pipeline = Pipeline::new(config.settings_for(), false);
-    while let Some(sample) = ticks.next(&stop, OutputStats::default())? {
+    while let Some(sample) = clock.next(&stop, OutputStats::default())? {
         recording.add(&sample)?;
         let outcome = pipeline.step(&sample);
         logging::pipeline_events(&outcome.events);
-        ticks.finish_tick(&outcome.focused)?;
+        clock.finish_sample(&outcome.focused)?;
     }
     recording.finish()
 }

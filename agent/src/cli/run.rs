@@ -71,8 +71,8 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let (mut sink, stdout) = options.output.buffered_stdout()?;
     let mut traces = Traces::start(options.otlp.as_deref(), config.otlp.as_deref())?;
     let stop = Stop::on_signals()?;
-    let mut ticks = Ticks::start(&options.targets, &config, options.timing)?;
-    ticks.collector.focus_all(options.focus_all);
+    let mut clock = SamplingClock::start(&options.targets, &config, options.timing)?;
+    clock.collector.focus_all(options.focus_all);
     let mut focus_samples = options.focus_all.then(FocusSamples::default);
     // Created last: a usage error must not truncate an existing recording.
     let record = options.record.as_deref();
@@ -93,7 +93,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         }
         signals.report(&mut outputs);
         outputs.notices.extend(stdout_notice(stdout.lost_lines()));
-        let sample = match ticks.next(&stop, outputs) {
+        let sample = match clock.next(&stop, outputs) {
             Ok(Some(sample)) => sample,
             Ok(None) => break Ok(()),
             Err(failure) => break Err(failure),
@@ -117,7 +117,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
                 .as_mut()
                 .map_or(Ok(()), |counter| counter.add(&sample))
         });
-        if let Err(failure) = printed.and_then(|()| ticks.finish_tick(&outcome.focused)) {
+        if let Err(failure) = printed.and_then(|()| clock.finish_sample(&outcome.focused)) {
             break Err(failure);
         }
     };
@@ -145,17 +145,17 @@ fn stdout_notice(lines: u64) -> Option<Notice> {
     })
 }
 
-/// The clock of a live session: waits for each tick, takes its sample, and accounts for its CPU cost.
-pub(super) struct Ticks {
+/// The clock of a live session: waits until a sample is due, takes it, and accounts for its CPU cost.
+pub(super) struct SamplingClock {
     collector: Collector,
     end: Option<Instant>,
     plan: crate::collect::SamplePlan,
     cpu_before_ns: u64,
-    /// The focused targets after the last tick, for the debug log.
+    /// The focused targets after the last sample, for the debug log.
     focused: BTreeSet<u32>,
 }
 
-impl Ticks {
+impl SamplingClock {
     pub(super) fn start(targets: &Targets, config: &Config, timing: Timing) -> Outcome<Self> {
         let mut budget = config.budget();
         if let Some(interval) = timing.interval {
@@ -201,10 +201,10 @@ impl Ticks {
             .map_err(Failure::kernel)
     }
 
-    /// Ends the tick after all processing of its sample: charges its CPU time and schedules the next one.
-    pub(super) fn finish_tick(&mut self, focused: &BTreeSet<u32>) -> Outcome<()> {
+    /// Call after all processing of a sample: charges its CPU time and schedules the next one.
+    pub(super) fn finish_sample(&mut self, focused: &BTreeSet<u32>) -> Outcome<()> {
         let cpu_ns = cpu_time_ns().saturating_sub(self.cpu_before_ns);
-        trace!(cpu_ns, due_ns = self.plan.due_ns, "tick");
+        trace!(cpu_ns, due_ns = self.plan.due_ns, "sample finished");
         if tracing::enabled!(Level::DEBUG) && self.focused != *focused {
             debug!(targets = ?focused, "focus changed");
             self.focused.clone_from(focused);

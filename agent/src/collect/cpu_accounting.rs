@@ -43,7 +43,7 @@ impl CpuAccounting {
             let process = processes.get(tgid)?;
             Some((harmless(&process.comm), paths::cgroup(process.pid)))
         });
-        sample.walks.cpu_users = true;
+        sample.scans.cpu_users = true;
         Ok(())
     }
 

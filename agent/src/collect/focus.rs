@@ -90,7 +90,9 @@ impl Focus {
         unhealthy: &BTreeSet<TargetId>,
         targets: &[Target],
     ) {
-        let all = targets.iter().filter(|target| self.all && !target.followed);
+        let all = targets
+            .iter()
+            .filter(|target| self.all && !target.is_neighbour);
         let all = all.map(|target| target.id);
         self.targets
             .update(now_ns, unhealthy.iter().copied().chain(all));
@@ -104,7 +106,7 @@ impl Focus {
         }
         let targets = targets
             .iter()
-            .filter(|target| target.followed || self.targets.contains(target.id));
+            .filter(|target| target.is_neighbour || self.targets.contains(target.id));
         let tgids = targets.flat_map(|target| &target.tgids).chain(neighbours);
         self.scope.extend(tgids);
     }
@@ -154,10 +156,10 @@ mod tests {
 
     #[test]
     fn the_scope_is_focused_targets_and_their_neighbours() {
-        let target = |id, followed| Target {
+        let target = |id, is_neighbour| Target {
             id,
             tgids: vec![id * 10],
-            followed,
+            is_neighbour,
             ..Target::default()
         };
         let targets = [target(1, false), target(2, false), target(3, true)];

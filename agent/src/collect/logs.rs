@@ -104,7 +104,7 @@ impl Logs {
     /// `focused`: targets with an unhealthy queue now.
     pub(super) fn set_focused(&mut self, focused: &BTreeSet<TargetId>, now_ns: u64) {
         if self.focused.update(now_ns, focused.iter().copied()) {
-            self.reads.hasten(now_ns, 0);
+            self.reads.poll_within(now_ns, 0);
         }
     }
 

@@ -213,7 +213,7 @@ impl Collector {
         self.logs.set_focused(focused, now_ns);
         if self.focus.is_active() {
             let interval_ns = self.schedule.budget().interval_ns;
-            self.background.waits.hasten(now_ns, interval_ns);
+            self.background.waits.poll_within(now_ns, interval_ns);
         }
         self.notices
             .report_stretched_scans(&self.schedule.stretched_scans(), now_ns);
@@ -267,7 +267,9 @@ impl Collector {
                 .resolve_pipes(&mut sample.pipes, self.processes.watched());
             if self.holders.set_shared(sample) {
                 let within_ns = DISCOVERY_INTERVAL_NS;
-                self.background.holders.hasten(sample.mono_ns, within_ns);
+                self.background
+                    .holders
+                    .poll_within(sample.mono_ns, within_ns);
             }
             self.follow_connections(sample)?;
         }
@@ -426,7 +428,7 @@ impl Collector {
         if has_new {
             holders.force(sample.mono_ns, peers::FIRST_SEARCH_WITHIN_NS);
         } else {
-            holders.hasten(sample.mono_ns, peers::SEARCH_INTERVAL_NS);
+            holders.poll_within(sample.mono_ns, peers::SEARCH_INTERVAL_NS);
         }
         self.find_neighbours(sample.mono_ns)
     }

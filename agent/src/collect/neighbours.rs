@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// How long a neighbour stays watched after it was last reached, ns: longer than the longest interval between searches.
-const LINGER_NS: u64 = 10_000 * MS;
+const NEIGHBOUR_RETENTION_NS: u64 = 10_000 * MS;
 
 #[derive(Default)]
 pub(super) struct Neighbours {
@@ -33,7 +33,7 @@ struct Added {
 }
 
 impl Neighbours {
-    /// tgids to watch although no selector names them: still alive, and reached less than [`LINGER_NS`] ago.
+    /// tgids to watch although no selector names them: still alive, and reached less than [`NEIGHBOUR_RETENTION_NS`] ago.
     pub(super) fn added(&mut self, now_ns: u64, processes: &Processes) -> BTreeSet<u32> {
         self.expire(now_ns, |tgid| Some(processes.get(tgid)?.start_ns));
         self.added.keys().copied().collect()
@@ -60,7 +60,11 @@ impl Neighbours {
         notices: &mut Notices,
     ) -> bool {
         let (mut focused, mut selected) = (BTreeSet::new(), BTreeSet::new());
-        for target in processes.targets().iter().filter(|target| !target.followed) {
+        for target in processes
+            .targets()
+            .iter()
+            .filter(|target| !target.is_neighbour)
+        {
             selected.extend(target.tgids.iter().copied());
             if focus.is_focused(target.id) {
                 focused.extend(target.tgids.iter().copied());
@@ -127,7 +131,8 @@ impl Neighbours {
     /// Drops neighbours that have ended or were not reached recently. `start_ns_of`: when the process with a tgid started.
     fn expire(&mut self, now_ns: u64, start_ns_of: impl Fn(u32) -> Option<u64>) {
         self.added.retain(|tgid, added| {
-            start_ns_of(*tgid) == Some(added.start_ns) && now_ns < added.reached_ns + LINGER_NS
+            start_ns_of(*tgid) == Some(added.start_ns)
+                && now_ns < added.reached_ns + NEIGHBOUR_RETENTION_NS
         });
     }
 }

@@ -34,7 +34,7 @@ impl PollInterval {
     }
 
     /// Makes the next scan due within `within_ns`, or as soon after that as it is affordable.
-    pub(super) fn hasten(&mut self, now_ns: u64, within_ns: u64) {
+    pub(super) fn poll_within(&mut self, now_ns: u64, within_ns: u64) {
         let wanted = now_ns.saturating_add(within_ns).max(self.affordable_ns);
         self.due_ns = self.due_ns.min(wanted);
     }
@@ -62,13 +62,13 @@ mod tests {
     }
 
     #[test]
-    fn a_hastened_scan_waits_until_it_is_affordable_and_a_forced_one_does_not() {
+    fn a_scan_polled_sooner_waits_until_it_is_affordable_and_a_forced_one_does_not() {
         let mut interval = PollInterval::new(100, 1_000);
         interval.polled(1_600, 1_000_000, 0.1);
-        interval.hasten(1_700, 10);
+        interval.poll_within(1_700, 10);
         assert!(!interval.is_due(2_599));
         interval.polled(2_600, 1, 0.1);
-        interval.hasten(2_620, 10);
+        interval.poll_within(2_620, 10);
         assert!(interval.is_due(2_630));
         interval.polled(3_000, 50, 0.1);
         interval.force(3_000, 250);

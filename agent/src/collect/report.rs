@@ -38,7 +38,7 @@ impl Report {
     }
 
     pub(super) fn count_sample(&mut self) {
-        self.totals.ticks += 1;
+        self.totals.samples += 1;
     }
 
     pub(super) fn count_records(&mut self, records: u64) {
@@ -67,7 +67,7 @@ impl Report {
             files_interval_ns: schedule.files_interval_ns(),
             targets: watched.0,
             processes: watched.1,
-            late_ticks: schedule.late_samples(),
+            late_samples: schedule.late_samples(),
             samples_not_recorded: outputs.samples_not_recorded,
             spans: outputs.spans,
             spans_delivered: outputs.spans_delivered,

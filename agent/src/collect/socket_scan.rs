@@ -61,7 +61,7 @@ impl SocketScan {
         let scan = self.scan;
         self.seen.retain(|seen| *seen == scan);
         self.connections = sample.connections.len();
-        sample.walks.files = true;
+        sample.scans.files = true;
         sample.listeners = shared.listeners.into_values().collect();
         sample.datagrams = shared.datagrams.into_values().collect();
         sample.unix = shared.unix.into_values().collect();
@@ -79,7 +79,7 @@ impl SocketScan {
         let mut shared = Shared::default();
         let mut records = 0;
         self.scan += 1;
-        sample.walks.focused_sockets = glance.scan_focused_sockets(&mut |record| {
+        sample.scans.focused_sockets = glance.scan_focused_sockets(&mut |record| {
             records += 1;
             self.add(record, sample, &mut shared);
         })?;

@@ -84,7 +84,7 @@ impl System {
     pub(super) fn poll(&mut self, targets: &[Target], sample: &mut Sample, notices: &mut Notices) {
         let (cgroups, machine) = self.read(targets);
         (sample.cgroups, sample.machine) = (cgroups, Some(machine));
-        sample.walks.system = true;
+        sample.scans.system = true;
         let left_out = self.left_out;
         if left_out > 0 {
             notices.report_once("too_many_cgroups", || {

@@ -17,21 +17,21 @@ pub(super) fn scan_threads(glance: &mut Glance, sample: &mut Sample) -> Result<u
             sample.threads.push(convert::thread(thread));
         }
     })?;
-    sample.walks.threads = true;
+    sample.scans.threads = true;
     Ok(records)
 }
 
 /// What every thread of every target waits for.
 pub(super) fn scan_waits(glance: &mut Glance, sample: &mut Sample) -> Result<()> {
     glance.scan_waits(&mut |record| push_wait(record, &mut sample.waits))?;
-    sample.walks.waits = true;
+    sample.scans.waits = true;
     Ok(())
 }
 
 /// What the threads in the focus scope wait for.
 pub(super) fn scan_profile(glance: &mut Glance, sample: &mut Sample) -> Result<u64> {
     glance.scan_profile(&mut |record| push_wait(record, &mut sample.profile))?;
-    sample.walks.profile = true;
+    sample.scans.profile = true;
     Ok(sample.profile.len() as u64)
 }
 

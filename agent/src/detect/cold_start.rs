@@ -87,7 +87,7 @@ struct Step {
     departures: u64,
     /// Responses whose duration is known, and the sum of these durations, ns.
     responses: f64,
-    responses_ns: f64,
+    response_times_ns: f64,
 }
 
 impl ColdStart {
@@ -190,8 +190,8 @@ fn grown_from(steps: &[Step]) -> Option<Beginning> {
     let all = Step::sum(steps);
     let sigma = ((all.arrivals.saturating_add(all.departures)) as f64).sqrt();
     let ages_grow = last.mean_age_ns() > first.mean_age_ns();
-    let before = Step::sum(&[*first, *second]).mean_response_ns();
-    let now = Step::sum(&[*third, *last]).mean_response_ns();
+    let before = Step::sum(&[*first, *second]).mean_response_time_ns();
+    let now = Step::sum(&[*third, *last]).mean_response_time_ns();
     let is_slower = match before.zip(now) {
         Some((before, now)) => now > before * SLOWDOWN_RATIO,
         // One of the halves has no responses.
@@ -213,9 +213,9 @@ impl Step {
         self.arrivals = self.arrivals.saturating_add(reading.arrivals.unwrap_or(0));
         let departures = reading.departures.unwrap_or(0);
         self.departures = self.departures.saturating_add(departures);
-        if let Some(response_ns) = reading.extra("answer_ns") {
+        if let Some(response_time_ns) = reading.extra("response_time_ns") {
             self.responses += departures as f64;
-            self.responses_ns += departures as f64 * response_ns;
+            self.response_times_ns += departures as f64 * response_time_ns;
         }
     }
 
@@ -228,7 +228,7 @@ impl Step {
             arrivals: sum.arrivals.saturating_add(step.arrivals),
             departures: sum.departures.saturating_add(step.departures),
             responses: sum.responses + step.responses,
-            responses_ns: sum.responses_ns + step.responses_ns,
+            response_times_ns: sum.response_times_ns + step.response_times_ns,
         })
     }
 
@@ -240,8 +240,8 @@ impl Step {
         self.age_ns / f64::from(self.samples.max(1))
     }
 
-    fn mean_response_ns(&self) -> Option<f64> {
-        (self.responses > 0.0).then(|| self.responses_ns / self.responses)
+    fn mean_response_time_ns(&self) -> Option<f64> {
+        (self.responses > 0.0).then(|| self.response_times_ns / self.responses)
     }
 }
 
@@ -264,7 +264,7 @@ mod tests {
 
     fn responding_in(response_ms: u64, reading: Reading) -> Reading {
         Reading {
-            extra: vec![("answer_ns", response_ms as f64 * 1e6)],
+            extra: vec![("response_time_ns", response_ms as f64 * 1e6)],
             ..reading
         }
     }

@@ -164,7 +164,7 @@ impl Detector {
         // other's verdict.
         let is_selected = targets
             .get(key.target)
-            .is_some_and(|target| !target.followed);
+            .is_some_and(|target| !target.is_neighbour);
         let without_baseline = if is_selected && key.kind.criterion() == Criterion::AgainstBaseline
         {
             WithoutBaseline::ColdStart {

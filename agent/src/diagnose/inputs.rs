@@ -79,9 +79,9 @@ pub(super) struct Pool {
     /// Requests in flight at the service.
     pub(super) inflight: u64,
     /// How long calls take; a call that is not answered at all counts with its age, ns.
-    pub(super) response_ns: Option<f64>,
+    pub(super) response_time_ns: Option<f64>,
     /// EWMA of the response time while in focus, ns.
-    answered_ns: Option<f64>,
+    mean_response_time_ns: Option<f64>,
     /// EWMA of the response time before the queue filled, ns.
     pub(super) baseline_ns: Option<f64>,
 }
@@ -89,7 +89,7 @@ pub(super) struct Pool {
 impl Pool {
     /// All connections are in use while calls are no slower than before: work waits for a connection.
     fn is_exhausted(&self) -> bool {
-        let is_slow = self.response_ns.zip(self.baseline_ns);
+        let is_slow = self.response_time_ns.zip(self.baseline_ns);
         let is_slow = is_slow.is_some_and(|(now, baseline)| now > baseline * MAX_SLOWDOWN);
         self.in_use >= MIN_IN_USE
             && self.is_at_limit
@@ -99,7 +99,9 @@ impl Pool {
 
     /// The time that a call typically takes, ns.
     pub(super) fn typical_ns(&self) -> Option<u64> {
-        self.answered_ns.or(self.baseline_ns).map(|ns| ns as u64)
+        self.mean_response_time_ns
+            .or(self.baseline_ns)
+            .map(|ns| ns as u64)
     }
 }
 
@@ -150,10 +152,10 @@ impl Inputs {
         self.last.retain(|key, _| in_focus(key.target));
         self.long_turns.retain(|target, _| in_focus(*target));
         self.responses.retain(|target, _| in_focus(*target));
-        if sample.walks.cpu_users {
+        if sample.scans.cpu_users {
             self.read_cpu_users(sample);
         }
-        if sample.walks.system {
+        if sample.scans.system {
             let entry = |group: &Cgroup| (group.path.clone(), group.clone());
             self.cgroups = sample.cgroups.iter().map(entry).collect();
         }
@@ -340,14 +342,14 @@ impl Calls {
             let found = reading.extra.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| *value)
         };
-        if let Some(response_ns) = measure("answer_ns") {
+        if let Some(response_time_ns) = measure("response_time_ns") {
             let mean = if in_focus {
                 &mut self.now_ns
             } else {
                 &mut self.baseline_ns
             };
-            *mean = Some(mean.map_or(response_ns, |before| {
-                before * (1.0 - RESPONSE_WEIGHT) + response_ns * RESPONSE_WEIGHT
+            *mean = Some(mean.map_or(response_time_ns, |before| {
+                before * (1.0 - RESPONSE_WEIGHT) + response_time_ns * RESPONSE_WEIGHT
             }));
         }
         if !in_focus {
@@ -376,14 +378,14 @@ impl Calls {
             in_use: full.count() as f64 / self.recent.len() as f64,
             is_at_limit: last <= first.saturating_add(1),
             inflight,
-            response_ns: self.response_ns(reading),
-            answered_ns: self.now_ns,
+            response_time_ns: self.response_time_ns(reading),
+            mean_response_time_ns: self.now_ns,
             baseline_ns: self.baseline_ns,
         })
     }
 
     /// The EWMA, or the age of the oldest call if that is older: calls that are not answered at all are slow, too.
-    fn response_ns(&self, reading: &Reading) -> Option<f64> {
+    fn response_time_ns(&self, reading: &Reading) -> Option<f64> {
         let oldest_ns = reading.oldest_age_ns.map(|ns| ns as f64);
         match (self.now_ns, oldest_ns) {
             (Some(now), Some(oldest)) => Some(now.max(oldest)),
@@ -392,7 +394,7 @@ impl Calls {
     }
 
     fn is_slow(&self, reading: &Reading) -> bool {
-        let known = self.response_ns(reading).zip(self.baseline_ns);
+        let known = self.response_time_ns(reading).zip(self.baseline_ns);
         known.is_some_and(|(now, baseline)| now > baseline * MAX_SLOWDOWN)
     }
 }

@@ -47,7 +47,7 @@ use crate::{
 };
 
 /// An open episode is judged again after this time, ns.
-const JUDGE_EVERY_NS: u64 = 1_000_000_000;
+const JUDGE_INTERVAL_NS: u64 = 1_000_000_000;
 /// Longest window that a verdict is made from, ns: the latest part of the episode.
 const WINDOW_NS: u64 = 20_000_000_000;
 /// Window for telling which services wait for each other now, ns.
@@ -82,9 +82,9 @@ impl Diagnosis {
         targets: &Targets,
         focused: &BTreeSet<TargetId>,
     ) -> BTreeSet<TargetId> {
-        let followed = targets.all().filter(|target| target.followed);
+        let neighbours = targets.all().filter(|target| target.is_neighbour);
         let mut focus_scope = focused.clone();
-        focus_scope.extend(followed.map(|target| target.id));
+        focus_scope.extend(neighbours.map(|target| target.id));
         focus_scope.extend(
             sample
                 .profile
@@ -108,7 +108,7 @@ impl Diagnosis {
         self.log_evidence.read(sample, targets);
         self.topology
             .read(now_ns, sample, readings, targets, focus_scope);
-        if sample.walks.files {
+        if sample.scans.files {
             self.inputs.read_pools(&self.topology.pools(targets));
         }
         let in_focus = |tgid: u32| targets.of(tgid).is_some_and(in_focus);
@@ -242,7 +242,7 @@ impl Diagnosis {
     pub fn is_due(&self, at: Instant, episode: &str) -> bool {
         self.open
             .get(episode)
-            .is_some_and(|open| at.mono_ns.saturating_sub(open.judged_ns) >= JUDGE_EVERY_NS)
+            .is_some_and(|open| at.mono_ns.saturating_sub(open.judged_ns) >= JUDGE_INTERVAL_NS)
     }
 
     /// Judges an episode that opens or is open. Returns the stretches of its cause that are to be reported.

@@ -52,7 +52,7 @@ pub(super) fn of(
     // A service that is watched only because another waits for it appears in that one's report.
     let is_selected = |key: &QueueKey| {
         let target = targets.get(key.target);
-        target.is_some_and(|target| !target.followed)
+        target.is_some_and(|target| !target.is_neighbour)
     };
     ok.into_iter()
         .filter(|(key, waiting)| is_old(waiting) && is_selected(key))

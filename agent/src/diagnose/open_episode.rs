@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// An unchanged cause is reported again after this time, ns.
-const REPORT_EVERY_NS: u64 = 30_000_000_000;
+const REPORT_INTERVAL_NS: u64 = 30_000_000_000;
 /// Maximum number of changes of cause kept for an episode.
 const MAX_CHANGES: usize = 32;
 
@@ -54,7 +54,7 @@ impl OpenEpisode {
         }
         self.durations.add(verdict, elapsed_ns);
         let is_same = self.verdict.cause == verdict.cause;
-        let is_due = at.mono_ns.saturating_sub(self.reported_ns) >= REPORT_EVERY_NS;
+        let is_due = at.mono_ns.saturating_sub(self.reported_ns) >= REPORT_INTERVAL_NS;
         let mut events = Vec::new();
         if !is_same || is_due {
             events.push(self.stretch(at));

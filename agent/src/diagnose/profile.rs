@@ -102,7 +102,7 @@ impl Profile {
         targets: &Targets,
         (topology, in_focus): (&Topology, impl Fn(u32) -> bool),
     ) {
-        let waits: &[Wait] = match (sample.walks.profile, sample.walks.waits) {
+        let waits: &[Wait] = match (sample.scans.profile, sample.scans.waits) {
             (true, _) => &sample.profile,
             (false, true) => &sample.waits,
             (false, false) => &[],

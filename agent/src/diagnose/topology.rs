@@ -143,13 +143,13 @@ impl Topology {
                 },
             );
         }
-        if sample.walks.files || sample.walks.focused_sockets {
+        if sample.scans.files || sample.scans.focused_sockets {
             self.learn_files(sample, targets);
         }
         if let Some(awaited) = &readings.pending_requests {
             self.awaited = awaited.iter().map(|one| (one.cookie, *one)).collect();
         }
-        if readings.pending_requests.is_some() || sample.walks.files {
+        if readings.pending_requests.is_some() || sample.scans.files {
             self.count_work();
         }
         self.learn_locks(now_ns, readings);
@@ -191,7 +191,7 @@ impl Topology {
             let target = targets.of(tgid);
             target.is_some_and(|target| self.focus_scope.contains(&target))
         };
-        if sample.walks.files {
+        if sample.scans.files {
             self.links.clear();
             self.files.clear();
             self.ends.clear();

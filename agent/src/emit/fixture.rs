@@ -34,7 +34,7 @@ fn target(id: TargetId, name: &str, pid: u32) -> Arc<Target> {
         name: name.to_owned(),
         pid,
         tgids: vec![pid],
-        followed: id == POSTGRES,
+        is_neighbour: id == POSTGRES,
         ..Target::default()
     })
 }

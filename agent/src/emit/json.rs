@@ -335,7 +335,7 @@ fn target_object(unix_ns: u64, target: &Target) -> Map<String, Value> {
     object.put("time_unix_ns", unix_ns);
     object.put("target", target.name.as_str());
     // Watched because a requested target has connections to it.
-    object.put_some("neighbour", target.followed.then_some(true));
+    object.put_some("neighbour", target.is_neighbour.then_some(true));
     object.put("pid", target.pid);
     object.put("exe", target.exe.as_str());
     object.put("comm", target.comm.as_str());

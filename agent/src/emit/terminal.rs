@@ -279,8 +279,8 @@ impl<W: Write> Terminal<W> {
 
     fn agent(&mut self, at: Instant, report: &AgentReport) -> io::Result<()> {
         let text = format!(
-            "{} ticks, {:.2}% of a core, {:.1} MB, file scan every {}, {} spans delivered, {} dropped",
-            count(report.ticks),
+            "{} samples, {:.2}% of a core, {:.1} MB, file scan every {}, {} spans delivered, {} dropped",
+            count(report.samples),
             report.cpu_share * 100.0,
             report.rss_bytes as f64 / 1e6,
             duration(report.files_interval_ns),

@@ -31,7 +31,7 @@ use super::{
 /// Up to this many processes have iterators of their own; beyond that, one scan of the whole host is cheaper.
 const MAX_BOUND_PROCESSES: usize = 32;
 
-/// A scan of the whole host skips this many threads at the cost of one iterator bound to a process. Measured by `bench-walk`.
+/// A scan of the whole host skips this many threads at the cost of one iterator bound to a process. Measured by `bench-scan`.
 const THREADS_PER_BOUND_ITERATOR: usize = 16;
 
 /// Maximum number of busy sockets of focused targets that one file scan adds to `FOCUSED_SOCKETS`.

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Time constant of a listener's recent traffic, ns: after 10 s, the weight of a connection has decayed to 1/e.
-const TRAFFIC_OVER_NS: f64 = 10e9;
+const TRAFFIC_TIME_CONSTANT_NS: f64 = 10e9;
 /// A weight below this is forgotten: seven time constants after one connection.
 const MIN_TRAFFIC_WEIGHT: f64 = 1e-3;
 
@@ -121,7 +121,7 @@ struct Group {
 
 impl Source for Accept {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.files && !sample.walks.focused_sockets {
+        if !sample.scans.files && !sample.scans.focused_sockets {
             return;
         }
         let mut groups = Groups::new();
@@ -207,7 +207,7 @@ impl Accept {
     fn remember_traffic(&mut self, groups: &Groups, new: &NewConnections, now_ns: u64) {
         let passed_ns = now_ns.saturating_sub(self.read_ns);
         self.read_ns = now_ns;
-        let kept = decay(passed_ns, TRAFFIC_OVER_NS);
+        let kept = decay(passed_ns, TRAFFIC_TIME_CONSTANT_NS);
         self.traffic.retain(|_, weight| {
             *weight *= kept;
             *weight > MIN_TRAFFIC_WEIGHT

@@ -56,7 +56,7 @@ pub(super) struct Group {
     sample: u64,
     /// Network namespace of the connection that was seen first.
     netns: u32,
-    pub(super) tally: Tally,
+    pub(super) counts: ConnectionCounts,
     /// Start time, ns, and connection cookie of each unanswered request; sorted.
     waiting: Vec<(u64, u64)>,
     /// What happened since the last scan of all connections.
@@ -73,7 +73,7 @@ pub(super) struct Group {
 
 /// Number of connections by status.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct ConnectionCounts {
     pub(super) idle: u64,
     pub(super) unread: u64,
     pub(super) working: u64,
@@ -117,8 +117,8 @@ impl Source for Conversations {
         if let Some(listening) = &sample.listening {
             self.listeners.replace(listening);
         }
-        let all = sample.walks.files;
-        if !all && !sample.walks.focused_sockets {
+        let all = sample.scans.files;
+        if !all && !sample.scans.focused_sockets {
             return;
         }
         self.samples += 1;
@@ -130,7 +130,7 @@ impl Source for Conversations {
                 self.first_scan.entry(target.id).or_insert(self.scans);
             }
             self.groups.for_each(|group| {
-                group.tally = Tally::default();
+                group.counts = ConnectionCounts::default();
                 group.waiting.clear();
             });
         }
@@ -350,7 +350,7 @@ impl Group {
             return;
         }
         if let Some((status, began_ns)) = before {
-            let count = self.tally.of(status);
+            let count = self.counts.of(status);
             *count = count.saturating_sub(1);
             if status.is_pending()
                 && let Ok(place) = self.waiting.binary_search(&(began_ns, cookie))
@@ -358,7 +358,7 @@ impl Group {
                 self.waiting.remove(place);
             }
         }
-        *self.tally.of(seen.status) += 1;
+        *self.counts.of(seen.status) += 1;
         if seen.status.is_pending() {
             let entry = (seen.began_ns, cookie);
             if all {
@@ -386,7 +386,7 @@ impl Group {
     }
 }
 
-impl Tally {
+impl ConnectionCounts {
     fn of(&mut self, status: Status) -> &mut u64 {
         match status {
             Status::Idle => &mut self.idle,
@@ -425,7 +425,7 @@ impl Activity {
     }
 
     /// Mean response time of the requests answered, ns.
-    pub(super) fn response_ns(&self) -> Option<f64> {
+    pub(super) fn response_time_ns(&self) -> Option<f64> {
         (self.timed > 0).then(|| self.took_ns as f64 / self.timed as f64)
     }
 }

@@ -60,7 +60,7 @@ struct DeviceSample<'a> {
 
 impl Source for Disk {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.waits {
+        if !sample.scans.waits {
             return;
         }
         let now_ns = sample.mono_ns;

@@ -14,13 +14,13 @@ use crate::sample::{Connection, Listening};
 
 pub(super) fn reading(sample: &GroupSample<'_>) -> Reading {
     let GroupSample { group, now_ns, .. } = *sample;
-    let tally = &group.tally;
-    let pool = tally.request_response();
+    let counts = &group.counts;
+    let pool = counts.request_response();
     let mut extra = vec![
-        ("connections", (pool + tally.push) as f64),
-        ("idle", tally.idle as f64),
-        ("unknown", tally.unknown as f64),
-        ("push", tally.push as f64),
+        ("connections", (pool + counts.push) as f64),
+        ("idle", counts.idle as f64),
+        ("unknown", counts.unknown as f64),
+        ("push", counts.push as f64),
         ("busiest", group.peak as f64),
     ];
     extra.extend(counted(sample, "broken"));

@@ -110,10 +110,10 @@ struct Turns {
 
 impl Source for EventLoops {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if sample.walks.files {
+        if sample.scans.files {
             self.scan_connections(sample, targets);
         }
-        if !sample.walks.waits {
+        if !sample.scans.waits {
             return;
         }
         let fresh = std::mem::take(&mut self.fresh);

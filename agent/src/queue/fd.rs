@@ -32,7 +32,7 @@ impl Source for Files {
                 sink.put(*target, Kind::Fd, &QueueId::OpenFiles, reading);
             }
         }
-        if sample.walks.files || sample.walks.system {
+        if sample.scans.files || sample.scans.system {
             sink.forget_unseen(Kind::Fd);
         }
     }

@@ -8,18 +8,18 @@ pub(super) const MAX_AGES: usize = 1_024;
 
 pub(super) fn reading(sample: &GroupSample<'_>) -> Reading {
     let GroupSample { group, now_ns, .. } = *sample;
-    let tally = &group.tally;
+    let counts = &group.counts;
     let mut extra = vec![
         (
             "connections",
-            (tally.request_response() + tally.push) as f64,
+            (counts.request_response() + counts.push) as f64,
         ),
-        ("unread", tally.unread as f64),
-        ("working", tally.working as f64),
-        ("sending", tally.sending as f64),
-        ("idle", tally.idle as f64),
-        ("unknown", tally.unknown as f64),
-        ("push", tally.push as f64),
+        ("unread", counts.unread as f64),
+        ("working", counts.working as f64),
+        ("sending", counts.sending as f64),
+        ("idle", counts.idle as f64),
+        ("unknown", counts.unknown as f64),
+        ("push", counts.push as f64),
     ];
     extra.extend(counted(sample, "callers_gone"));
     Reading {
@@ -73,7 +73,7 @@ pub(super) fn counted(
 ) -> impl Iterator<Item = (&'static str, f64)> {
     let since = sample.group.since;
     let known = sample.elapsed_ns.is_some();
-    let answer = since.response_ns().map(|ns| ("answer_ns", ns));
+    let answer = since.response_time_ns().map(|ns| ("response_time_ns", ns));
     let at_least = since.at_least.then_some(("at_least", 1.0));
     let rate = sample.elapsed_ns.and_then(|ns| since.responses_per_s(ns));
     let rate = rate.map(|rate| (RESPONSES_PER_S, rate));

@@ -98,7 +98,7 @@ struct Process<'a> {
 
 impl Source for Locks {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.waits {
+        if !sample.scans.waits {
             return;
         }
         let now_ns = sample.mono_ns;

@@ -51,7 +51,7 @@ struct Grown {
 
 impl Source for Memory {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.system {
+        if !sample.scans.system {
             return;
         }
         let now_ns = sample.mono_ns;
@@ -190,7 +190,7 @@ fn as_fill(stall_share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::super::{Kind, Model, Reading};
-    use crate::sample::{Cgroup, Machine, Sample, Stall, Target, Walks};
+    use crate::sample::{Cgroup, Machine, Sample, Scans, Stall, Target};
 
     const SECOND: u64 = 1_000_000_000;
     const GIB: u64 = 1 << 30;
@@ -209,9 +209,9 @@ mod tests {
             let readings = model.read(&Sample {
                 mono_ns: (second as u64 + 1) * SECOND,
                 targets: (second == 0).then(|| vec![target]),
-                walks: Walks {
+                scans: Scans {
                     system: true,
-                    ..Walks::default()
+                    ..Scans::default()
                 },
                 cgroups: vec![cgroup],
                 machine: Some(machine),

@@ -209,7 +209,7 @@ impl Model {
             source.read(sample, &self.targets, &mut sink);
         }
         self.previous = Previous {
-            new: sample.walks.files.then_some(sink.new),
+            new: sample.scans.files.then_some(sink.new),
             accepted: sink.accepted,
         };
         out

@@ -51,7 +51,7 @@ struct Held<'a> {
 
 impl Source for Pipes {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.files {
+        if !sample.scans.files {
             return;
         }
         let held = held(sample, targets);

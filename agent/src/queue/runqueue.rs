@@ -40,7 +40,7 @@ struct Group {
 
 impl Source for RunQueues {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.threads {
+        if !sample.scans.threads {
             self.starvation.read(sample, targets);
             return;
         }

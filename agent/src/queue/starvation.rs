@@ -85,10 +85,10 @@ impl Starvation {
     /// Reads control groups, machine and CPU users. Call it after [`Starvation::grew`].
     pub(super) fn read(&mut self, sample: &Sample, targets: &Targets) {
         self.targets.retain(|id, _| targets.get(*id).is_some());
-        if sample.walks.system {
+        if sample.scans.system {
             self.read_system(sample, targets);
         }
-        if sample.walks.cpu_users {
+        if sample.scans.cpu_users {
             self.read_cpu_users(sample, targets);
         }
     }

@@ -88,17 +88,17 @@ struct Worst {
 
 impl Source for Streams {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.files && !sample.walks.focused_sockets {
+        if !sample.scans.files && !sample.scans.focused_sockets {
             return;
         }
         self.samples += 1;
-        self.scans += u64::from(sample.walks.files);
+        self.scans += u64::from(sample.scans.files);
         for connection in &sample.connections {
             if !matches!(connection.state, state::SYN_SENT | state::SYN_RECV) {
                 self.read_connection(connection, sample.mono_ns, targets, &mut sink.new);
             }
         }
-        if sample.walks.files {
+        if sample.scans.files {
             let scan = self.scans;
             self.connections.retain(|known| known.scan == scan);
             // A group that the scan did not touch has no connections left.
@@ -115,7 +115,7 @@ impl Source for Streams {
             });
             sink.put_with(target, Kind::Send, &id, || group.send.reading(group, 1));
         }
-        if sample.walks.files {
+        if sample.scans.files {
             sink.forget_unseen(Kind::Recv);
             sink.forget_unseen(Kind::Send);
         }

@@ -59,7 +59,7 @@ struct Group {
 
 impl Source for Syn {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.files && !sample.walks.focused_sockets {
+        if !sample.scans.files && !sample.scans.focused_sockets {
             return;
         }
         let watched: Vec<(TargetId, &Listener, u32)> = sample

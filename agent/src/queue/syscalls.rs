@@ -244,7 +244,7 @@ pub(crate) mod tests {
         super::{Kind, Model, Reading, watched::TICK},
         *,
     };
-    use crate::sample::{Sample, Target, Walks};
+    use crate::sample::{Sample, Scans, Target};
 
     /// A thread asleep in a system call.
     pub(crate) fn asleep(tid: u32, number: libc::c_long, args: [u64; 4]) -> Wait {
@@ -282,9 +282,9 @@ pub(crate) mod tests {
         let readings = model.read(&Sample {
             mono_ns: (tick + 1) * TICK,
             targets: (tick == 0).then(|| vec![target]),
-            walks: Walks {
+            scans: Scans {
                 waits: true,
-                ..Walks::default()
+                ..Scans::default()
             },
             waits,
             ..Sample::default()

@@ -55,7 +55,7 @@ impl Targets {
 
     /// Updates thread counts, ports and holders from one sample.
     pub(super) fn update(&mut self, sample: &Sample) {
-        if sample.walks.threads {
+        if sample.scans.threads {
             self.threads.clear();
             for thread in &sample.threads {
                 if let Some(target) = self.by_tgid.get(&thread.tgid) {
@@ -63,7 +63,7 @@ impl Targets {
                 }
             }
         }
-        if sample.walks.files || sample.walks.focused_sockets {
+        if sample.scans.files || sample.scans.focused_sockets {
             self.ports.clear();
             let place = |listener: &Listener| (listener.netns, listener.address.port());
             self.ports.extend(sample.listeners.iter().map(place));

@@ -71,7 +71,7 @@ struct Fullest {
 
 impl Source for Udp {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.files {
+        if !sample.scans.files {
             return;
         }
         let is_bound = |socket: &&DatagramSocket| socket.local.port() != 0;

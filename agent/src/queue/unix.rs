@@ -90,7 +90,7 @@ struct Part {
 
 impl Source for Unix {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.files {
+        if !sample.scans.files {
             return;
         }
         self.listeners.read(sample, targets, sink);

@@ -145,7 +145,7 @@ mod tests {
         watched::{PID, TICK, Watched},
     };
     use super::spelled;
-    use crate::sample::{Listener, Sample, UnixSocket, UnixStyle, Walks};
+    use crate::sample::{Listener, Sample, Scans, UnixSocket, UnixStyle};
 
     fn listener(queued: u32, head: u64) -> UnixSocket {
         UnixSocket {
@@ -223,9 +223,9 @@ mod tests {
         };
         assert_eq!(watched.scan(Kind::Accept, both).len(), 2);
         let marked = Sample {
-            walks: Walks {
+            scans: Scans {
                 focused_sockets: true,
-                ..Walks::default()
+                ..Scans::default()
             },
             listeners: vec![tcp()],
             ..Sample::default()

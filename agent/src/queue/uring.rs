@@ -32,7 +32,7 @@ struct Side {
 
 impl Source for Uring {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if !sample.walks.files {
+        if !sample.scans.files {
             return;
         }
         let now_ns = sample.mono_ns;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{Kind, Model, Reading};
-use crate::sample::{Connection, Sample, Target, Walks};
+use crate::sample::{Connection, Sample, Scans, Target};
 
 /// Interval between samples, ns.
 pub(super) const TICK: u64 = 100_000_000;
@@ -42,11 +42,11 @@ impl Watched {
 
     /// The queues of this kind after a file scan, one tick after the previous sample.
     pub(super) fn scan(&mut self, kind: Kind, sample: Sample) -> Vec<(String, Reading)> {
-        let walks = Walks {
+        let scans = Scans {
             files: true,
-            ..sample.walks
+            ..sample.scans
         };
-        self.read(kind, Sample { walks, ..sample })
+        self.read(kind, Sample { scans, ..sample })
     }
 
     /// The same, for a service with exactly one queue of this kind.

@@ -99,10 +99,10 @@ struct Group {
 
 impl Source for Workers {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
-        if sample.walks.files {
+        if sample.scans.files {
             self.scan_roles(sample, targets);
         }
-        if !sample.walks.waits {
+        if !sample.scans.waits {
             return;
         }
         let overview = Overview::of(sample);

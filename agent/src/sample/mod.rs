@@ -23,7 +23,7 @@ pub struct Sample {
     /// The watched services; in the first sample, and whenever they change.
     pub targets: Option<Vec<Target>>,
     /// The scans that this sample includes.
-    pub walks: Walks,
+    pub scans: Scans,
     /// Listeners, each once.
     pub listeners: Vec<Listener>,
     /// Connections, each once.
@@ -71,7 +71,7 @@ pub struct Sample {
 
 /// Which scans a sample includes. An object that is absent from a sample is gone only if the scan that reports it is included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Walks {
+pub struct Scans {
     /// All sockets and pipes of all targets.
     pub files: bool,
     /// All listeners, and the busy connections of focused targets.
@@ -116,7 +116,7 @@ pub struct Target {
     /// All its processes, numbered as in the initial pid namespace.
     pub tgids: Vec<u32>,
     /// A neighbour: not requested by the user, but watched while a requested target has connections to it.
-    pub followed: bool,
+    pub is_neighbour: bool,
 }
 
 /// A listening TCP socket.
@@ -514,7 +514,7 @@ pub struct Network {
 /// Counters of the agent and its cost, since its start unless stated otherwise. Field names are JSON keys.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AgentReport {
-    pub ticks: u64,
+    pub samples: u64,
     pub records: u64,
     /// CPU time of the whole agent, ns.
     pub cpu_ns: u64,
@@ -528,7 +528,7 @@ pub struct AgentReport {
     pub targets: u32,
     pub processes: u32,
     /// Base samples that began more than a whole interval late.
-    pub late_ticks: u64,
+    pub late_samples: u64,
     /// Samples that could not be recorded.
     pub samples_not_recorded: u64,
     /// Spans passed to the exporter, delivered, and dropped (for lack of room, or refused by the collector).

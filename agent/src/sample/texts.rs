@@ -37,7 +37,7 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
         mono_ns: _,
         unix_ns: _,
         targets,
-        walks: _,
+        scans: _,
         listeners: _,
         connections: _,
         pipes,
@@ -119,7 +119,7 @@ fn target(target: &mut Target, visit: &mut impl FnMut(Text, &mut String)) {
         attributes,
         cpus: _,
         tgids: _,
-        followed: _,
+        is_neighbour: _,
     } = target;
     for text in [name, exe, comm] {
         visit(Text::Name, text);

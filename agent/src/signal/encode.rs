@@ -3,9 +3,9 @@
 use sha2::{Digest as _, Sha256};
 use tailback_page::layout::{
     ADMIT_AT, CONCURRENCY_LIMIT_AT, COUNT_AT, CPU_AT, ENTRIES, ENTRIES_AT, ENTRY, HAS_LIMIT,
-    HAS_P99, HAS_RATES, LEVEL_AT, LOAD_AT, MAGIC, MAX_QUEUE_WAIT_AT, NEVER, OLDEST_AGE_AT, PID_AT,
-    PUBLISHED_AT, RETRY_AFTER_AT, SCORE_AT, TAKES_WORK_IN, TIME_TO_FULL_AT, TTL_AT, VERSION,
-    VERSION_AT, WAKE_AT, WORDS, WORST_AT,
+    HAS_P99, HAS_RATES, INBOUND, LEVEL_AT, LOAD_AT, MAGIC, MAX_QUEUE_WAIT_AT, NEVER, OLDEST_AGE_AT,
+    PID_AT, PUBLISHED_AT, RETRY_AFTER_AT, SCORE_AT, TIME_TO_FULL_AT, TTL_AT, VERSION, VERSION_AT,
+    WAKE_AT, WORDS, WORST_AT,
 };
 
 use super::pressure::{Pressure, is_inbound};
@@ -136,7 +136,7 @@ impl Page {
         let flags = flag(limit.is_some(), HAS_LIMIT)
             | flag(rates.is_some(), HAS_RATES)
             | flag(gauge.p99_ns.is_some(), HAS_P99)
-            | flag(is_inbound(key), TAKES_WORK_IN);
+            | flag(is_inbound(key), INBOUND);
         let (arrivals, departures) = rates.unwrap_or_default();
         self.u16(at, key.kind.wire());
         self.u16(at + 2, flags);
@@ -248,7 +248,7 @@ mod tests {
         );
         assert_eq!(
             u32_at(128),
-            1 | u32::from(HAS_LIMIT | HAS_RATES | TAKES_WORK_IN) << 16
+            1 | u32::from(HAS_LIMIT | HAS_RATES | INBOUND) << 16
         );
         assert_eq!(
             [132, 136, 140, 168, 172, 176, 180].map(u32_at),

@@ -312,16 +312,16 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
     if let Some(report) = snapshot.report.as_deref() {
         for (name, kind, help, value) in [
             (
-                "tailback_agent_ticks_total",
+                "tailback_agent_samples_total",
                 "counter",
                 "Samples of all queues.",
-                report.ticks as f64,
+                report.samples as f64,
             ),
             (
-                "tailback_agent_late_ticks_total",
+                "tailback_agent_late_samples_total",
                 "counter",
                 "Base samples that began more than a whole interval late.",
-                report.late_ticks as f64,
+                report.late_samples as f64,
             ),
             (
                 "tailback_agent_records_total",

@@ -36,7 +36,7 @@ pub use encode::{Published, Words, encode, pattern};
 pub use page::PageFile;
 use pages::Pages;
 pub use pages::own_directory;
-pub use pressure::{Board, Pressure};
+pub use pressure::{Pressure, PressureTracker};
 use state::{Line, SharedState, Snapshot};
 
 use crate::{
@@ -54,7 +54,7 @@ const MIN_PUBLISH_INTERVAL_NS: u64 = 50_000_000;
 
 /// Publishes the result of each sample.
 pub struct Signals {
-    board: Board,
+    pressures: PressureTracker,
     pages: Pages,
     state: Arc<SharedState>,
     json: Json<Vec<u8>>,
@@ -70,7 +70,7 @@ impl Signals {
         let state = Arc::new(SharedState::default());
         serve(Arc::clone(&state), &directory)?;
         Ok(Self {
-            board: Board::default(),
+            pressures: PressureTracker::default(),
             pages,
             state,
             json: Json::new(Vec::new()),
@@ -92,7 +92,9 @@ impl Signals {
             return;
         }
         let targets = pipeline.targets();
-        let pressures = self.board.read(mono_ns, pipeline.gauges(), targets.all());
+        let pressures = self
+            .pressures
+            .read(mono_ns, pipeline.gauges(), targets.all());
         let published = self.pages.now(now_ns.saturating_sub(self.last_ns));
         let names = self.pages.publish(&pressures, published);
         self.last_ns = now_ns;

@@ -391,8 +391,8 @@ mod tests {
         for name in ["a", "b", "c"] {
             assert!(pages.slot(name, 1).is_some());
             pages.remove(name);
-            let folder = path.join(name);
-            assert!(folder.is_dir() && !folder.join("page").exists());
+            let directory = path.join(name);
+            assert!(directory.is_dir() && !directory.join("page").exists());
         }
         assert!(!path.join("a").exists(), "two at most");
         // A container that has the directory mounted sees the page of the restarted service.

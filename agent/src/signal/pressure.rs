@@ -60,7 +60,7 @@ impl Pressure {
 
 /// Computes the pressure on all services, and keeps the controllers of their queues.
 #[derive(Default)]
-pub struct Board {
+pub struct PressureTracker {
     /// Each with the time of its last reading, ns.
     controllers: HashMap<Arc<QueueKey>, (Controller, u64)>,
     loads: Loads,
@@ -68,7 +68,7 @@ pub struct Board {
     requests: Requests,
 }
 
-impl Board {
+impl PressureTracker {
     /// Adds the gauges of all queues. Returns one pressure per selected target, in the order of their ids.
     pub fn read<'a>(
         &mut self,
@@ -93,7 +93,7 @@ impl Board {
         self.concurrency.forget_before(fail_open_ns);
         self.requests.forget_before(fail_open_ns);
         targets
-            .filter(|target| !target.followed)
+            .filter(|target| !target.is_neighbour)
             .map(|target| {
                 let queues = by_target.remove(&target.id).unwrap_or_default();
                 self.of_target(now_ns, Arc::clone(target), queues)
@@ -305,12 +305,12 @@ mod tests {
     use super::*;
     use crate::signal::controller::Mode;
 
-    fn target(id: u32, followed: bool) -> Arc<Target> {
+    fn target(id: u32, is_neighbour: bool) -> Arc<Target> {
         Arc::new(Target {
             id,
             name: "shop".to_owned(),
             pid: 7,
-            followed,
+            is_neighbour,
             ..Target::default()
         })
     }
@@ -327,9 +327,13 @@ mod tests {
         (Arc::new(key), gauge)
     }
 
-    fn read(board: &mut Board, now_ns: u64, queues: &[(Arc<QueueKey>, Gauge)]) -> Vec<Pressure> {
+    fn read(
+        tracker: &mut PressureTracker,
+        now_ns: u64,
+        queues: &[(Arc<QueueKey>, Gauge)],
+    ) -> Vec<Pressure> {
         let targets = [target(1, false), target(2, true)];
-        board.read(
+        tracker.read(
             now_ns,
             queues.iter().map(|(key, gauge)| (key, gauge)),
             targets.iter(),
@@ -343,7 +347,7 @@ mod tests {
             queue(Kind::Accept, ":80", 0.95, Level::Critical),
             queue(Kind::Runqueue, "cpu", 1.4, Level::Warn),
         ];
-        let pressures = read(&mut Board::default(), 0, &queues);
+        let pressures = read(&mut PressureTracker::default(), 0, &queues);
         assert_eq!(pressures.len(), 1, "a neighbour is not published");
         assert_eq!(pressures[0].queues[0].0.kind, Kind::Accept);
         assert_eq!(
@@ -359,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_service_without_queues_is_under_no_pressure() {
-        let pressures = read(&mut Board::default(), 0, &[]);
+        let pressures = read(&mut PressureTracker::default(), 0, &[]);
         assert_eq!(
             (pressures[0].level, pressures[0].admit_ratio),
             (Level::Ok, 1.0)
@@ -374,7 +378,7 @@ mod tests {
             (&[Kind::Inflight], None),
             (&[Kind::Accept, Kind::Inflight], None),
         ] {
-            let mut board = Board::default();
+            let mut tracker = PressureTracker::default();
             let mut max_queue_wait_ns = None;
             for tick in 1..20_u64 {
                 let queues = kinds.iter().map(|kind| {
@@ -382,7 +386,7 @@ mod tests {
                     (key, waiting_more(tick, gauge))
                 });
                 let queues: Vec<_> = queues.collect();
-                let pressure = &read(&mut board, tick * 100_000_000, &queues)[0];
+                let pressure = &read(&mut tracker, tick * 100_000_000, &queues)[0];
                 max_queue_wait_ns = pressure.max_queue_wait_ns;
                 if max_queue_wait_ns.is_some() {
                     assert!(pressure.load.all >= 1.0 && pressure.retry_after_ms >= 1_000);
@@ -407,7 +411,7 @@ mod tests {
 
     #[test]
     fn inbound_work_is_shed_and_responses_to_the_service_are_not() {
-        let mut board = Board::default();
+        let mut tracker = PressureTracker::default();
         for (kind, name, sheds) in [
             (Kind::Accept, ":80", true),
             (Kind::Recv, "-> 10.0.0.1:5432", false),
@@ -417,7 +421,7 @@ mod tests {
             for tick in 1..20_u64 {
                 let (key, gauge) = queue(kind, name, 1.0, Level::Critical);
                 let gauge = waiting_more(tick, gauge);
-                let pressures = read(&mut board, gauge.at_ns, &[(key, gauge)]);
+                let pressures = read(&mut tracker, gauge.at_ns, &[(key, gauge)]);
                 admit = pressures[0].admit_ratio;
                 assert_eq!(pressures[0].retry_after_ms > 0, admit < 1.0);
             }
@@ -427,12 +431,12 @@ mod tests {
 
     #[test]
     fn the_controller_of_an_overloaded_queue_reports_why_it_sheds() {
-        let mut board = Board::default();
+        let mut tracker = PressureTracker::default();
         let mut modes = Vec::new();
         for tick in 1..20_u64 {
             let (key, gauge) = queue(Kind::Accept, ":80", 1.0, Level::Critical);
             let gauge = waiting_more(tick, gauge);
-            let pressure = &read(&mut board, gauge.at_ns, &[(key, gauge)])[0];
+            let pressure = &read(&mut tracker, gauge.at_ns, &[(key, gauge)])[0];
             let (_, state) = &pressure.controllers[0];
             assert_eq!(state.admit_ratio, pressure.admit_ratio);
             assert_eq!(

@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use crate::{
         sample::Target,
-        signal::{Board, metrics},
+        signal::{PressureTracker, metrics},
     };
 
     #[test]
@@ -180,7 +180,8 @@ mod tests {
             name: "shop".to_owned(),
             ..Target::default()
         });
-        let pressures = Board::default().read(0, std::iter::empty(), std::iter::once(&shop));
+        let pressures =
+            PressureTracker::default().read(0, std::iter::empty(), std::iter::once(&shop));
         let state = SharedState::default();
         for (until_ns, up) in [(u64::MAX, 1), (boot_ns(), 0)] {
             state.set(Snapshot {

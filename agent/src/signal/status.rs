@@ -143,7 +143,7 @@ mod tests {
     use crate::{
         queue::Kind,
         sample::Target,
-        signal::{Board, controller::Mode},
+        signal::{PressureTracker, controller::Mode},
     };
 
     #[test]
@@ -159,7 +159,8 @@ mod tests {
             max_queue_wait_ns: 15_000_000,
         };
         let shop = Arc::new(Target::default());
-        let mut pressures = Board::default().read(0, std::iter::empty(), std::iter::once(&shop));
+        let mut pressures =
+            PressureTracker::default().read(0, std::iter::empty(), std::iter::once(&shop));
         let key = QueueKey::new(1, Kind::Accept, ":80".into());
         pressures[0].controllers = vec![(Arc::new(key), state)];
         assert_eq!(

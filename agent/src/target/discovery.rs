@@ -129,7 +129,7 @@ impl Discovery {
         let mut targets = self.targets_of(processes, listeners, &matched);
         let mut neighbour_targets = self.targets_of(processes, listeners, &neighbours);
         for target in &mut neighbour_targets {
-            target.followed = true;
+            target.is_neighbour = true;
         }
         targets.append(&mut neighbour_targets);
         self.give_ids(&mut targets);
@@ -323,7 +323,7 @@ impl Discovery {
             attributes: facts.attributes,
             cpus: facts.cpus,
             tgids,
-            followed: false,
+            is_neighbour: false,
         }
     }
 
@@ -517,7 +517,7 @@ mod tests {
         let targets: Vec<_> = found
             .targets
             .iter()
-            .map(|target| (target.tgids.len(), target.followed))
+            .map(|target| (target.tgids.len(), target.is_neighbour))
             .collect();
         assert_eq!(targets, [(1, false), (2, true)]);
         assert_eq!(found.processes.len(), 3);
@@ -535,6 +535,6 @@ mod tests {
         let all = [5_000_001].into();
         let found = discovery.scan(&processes, &[listener(1, 77, 80)], &all);
         assert_eq!(found.targets.len(), 1);
-        assert!(!found.targets[0].followed);
+        assert!(!found.targets[0].is_neighbour);
     }
 }

@@ -19,13 +19,13 @@ use tailback_ebpf::{
 
 use crate::{mutation::MAX_BYTES, repeated};
 
-fn folder(path: &str) -> PathBuf {
+fn directory(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// The BTF excerpt of each kernel.
 pub fn btf() -> Vec<Vec<u8>> {
-    let mut files: Vec<PathBuf> = fs::read_dir(folder("tests/golden"))
+    let mut files: Vec<PathBuf> = fs::read_dir(directory("tests/golden"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "btf"))
@@ -267,7 +267,7 @@ pub fn recording_of(bytes: &[u8]) -> Vec<u8> {
 
 /// The example of the documentation, and each of its sections.
 pub fn configs() -> Vec<Vec<u8>> {
-    let page = fs::read_to_string(folder("../docs/reference/configuration.md")).unwrap();
+    let page = fs::read_to_string(directory("../docs/reference/configuration.md")).unwrap();
     let example = page.split("```").nth(1).unwrap();
     let example = example.trim_start_matches("toml").to_owned();
     let parts = example.split("\n\n").map(str::to_owned);

@@ -38,7 +38,7 @@ use tailback::{
     },
     pipeline::Pipeline,
     queue::{Kind, QueueId, QueueKey},
-    sample::{Sample, Walks, file::Reader},
+    sample::{Sample, Scans, file::Reader},
 };
 
 fn outcome(of: impl Hash) -> u64 {
@@ -83,12 +83,12 @@ fn records() {
 /// Repeats a sample for longer than any detection window, so that each queue gets a level.
 fn repeated(sample: Sample) -> Vec<Sample> {
     let mut sample = Sample {
-        walks: Walks {
+        scans: Scans {
             files: true,
             focused_sockets: false,
             threads: true,
             waits: true,
-            ..Walks::default()
+            ..Scans::default()
         },
         ..sample
     };

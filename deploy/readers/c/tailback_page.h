@@ -68,7 +68,7 @@ struct tailback_snapshot {
 };
 
 /* Flags of an entry. An unknown value is 0 and its flag is not set. */
-enum { TAILBACK_HAS_LIMIT = 1, TAILBACK_HAS_RATES = 2, TAILBACK_HAS_P99 = 4, TAILBACK_TAKES_WORK_IN = 8 };
+enum { TAILBACK_HAS_LIMIT = 1, TAILBACK_HAS_RATES = 2, TAILBACK_HAS_P99 = 4, TAILBACK_INBOUND = 8 };
 
 /* One queue, as laid out in the page. */
 struct tailback_entry {

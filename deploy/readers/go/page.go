@@ -88,7 +88,7 @@ const (
 	HasLimit Flags = 1 << iota
 	HasRates
 	HasP99
-	TakesWorkIn // work enters the service through this queue, so it counts for AdmitRatio
+	Inbound // work enters the service through this queue, so it counts for AdmitRatio
 )
 
 // Entry is one queue.

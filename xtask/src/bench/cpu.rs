@@ -26,9 +26,9 @@ fn ticks(stat: &str) -> Option<u64> {
 /// which no thread exits.
 pub fn of_family(pid: u32) -> Result<Duration> {
     let mut sum = Duration::ZERO;
-    let folder = format!("/proc/{pid}/task");
-    for thread in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
-        let thread = thread.with_context(|| format!("read {folder}"))?.path();
+    let directory = format!("/proc/{pid}/task");
+    for thread in fs::read_dir(&directory).with_context(|| format!("read {directory}"))? {
+        let thread = thread.with_context(|| format!("read {directory}"))?.path();
         let read = |name: &str| {
             let path = thread.join(name);
             fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
@@ -41,13 +41,14 @@ pub fn of_family(pid: u32) -> Result<Duration> {
             .split(' ')
             .next()
             .and_then(|first| first.parse().ok());
-        sum +=
-            Duration::from_nanos(on_cpu.with_context(|| format!("read the CPU time in {folder}"))?);
+        sum += Duration::from_nanos(
+            on_cpu.with_context(|| format!("read the CPU time in {directory}"))?,
+        );
         for child in read("children").unwrap_or_default().split_whitespace() {
             sum += of_family(
                 child
                     .parse()
-                    .with_context(|| format!("read the children in {folder}"))?,
+                    .with_context(|| format!("read the children in {directory}"))?,
             )?;
         }
     }

@@ -87,12 +87,12 @@ fn writer(temp: &TempDir, args: &[&str]) -> Result<Process> {
 }
 
 fn c(temp: &TempDir) -> Result<PathBuf> {
-    let folder = tools::root().join("deploy/readers/c");
+    let directory = tools::root().join("deploy/readers/c");
     let built = temp.path().join("torture");
     let mut gcc = Command::new(program::need(&["gcc"])?);
     gcc.args(["-std=c11", "-O2", "-I"])
-        .arg(&folder)
-        .arg(folder.join("examples/torture.c"));
+        .arg(&directory)
+        .arg(directory.join("examples/torture.c"));
     let status = gcc.arg("-o").arg(&built).status().context("start gcc")?;
     if !status.success() {
         bail!("gcc torture.c: {status}");
@@ -110,7 +110,7 @@ fn rust() -> Result<PathBuf> {
         "torture",
     ];
     Cmd::new("cargo")
-        .folder(tools::root())
+        .current_dir(tools::root())
         .args(build)
         .output()?;
     let target = std::env::var_os("CARGO_TARGET_DIR")

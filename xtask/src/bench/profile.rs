@@ -353,7 +353,7 @@ mod tests {
         };
         let right =
             event(json!({"type": "focus_samples", "mono_ns": 5, "samples": 3, "threads": 64}));
-        let other = event(json!({"type": "agent", "ticks": 3}));
+        let other = event(json!({"type": "agent", "samples": 3}));
         let expected = SampleCount {
             mono_ns: 5,
             samples: 3,

@@ -1,6 +1,6 @@
 //! The cost of one sample of many sockets and threads.
 //!
-//! `tailback bench-walk` repeats the kernel's scan with the decoding of its records, and the whole tick including everything
+//! `tailback bench-scan` repeats the kernel's scan with the decoding of its records, and the whole tick including everything
 //! computed from a sample, and reports the times. `ss -tanmp`, the manual alternative, is timed on the same sockets. Both run
 //! with real-time priority if allowed, to measure the cost of a sample rather than its wait for a CPU.
 
@@ -48,12 +48,12 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             bail!("the agent saw {} of {sockets} sockets", scan.sockets);
         }
         let per_socket = |times: &[f64]| spread(times, scan.sockets);
-        let (files, tick) = (per_socket(&scan.files_ns)?, per_socket(&scan.tick_ns)?);
+        let (files, tick) = (per_socket(&scan.files_ns)?, per_socket(&scan.sample_ns)?);
         let keys = |measured: &str| json!({"bench": "tick", "measured": measured, "sockets": scan.sockets});
         let thousands = format!("{},000 sockets", sockets / 1000);
         report.add(Figure {
             what: format!("{thousands}: scan, each"),
-            keys: keys("walk_per_socket"),
+            keys: keys("scan_per_socket"),
             unit: "ns",
             value: files,
             spread: QUARTILES,
@@ -61,7 +61,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
         });
         report.add(Figure {
             what: format!("{thousands}: the kernel's own scan, each"),
-            keys: keys("bare_walk_per_socket"),
+            keys: keys("bare_scan_per_socket"),
             unit: "ns",
             value: per_socket(&scan.bare_files_ns)?,
             spread: QUARTILES,
@@ -79,7 +79,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             what: format!("{thousands}: whole tick"),
             keys: keys("tick"),
             unit: "ms",
-            value: spread(&scan.tick_ns, 1e6)?,
+            value: spread(&scan.sample_ns, 1e6)?,
             spread: QUARTILES,
             goal: None,
         });
@@ -102,7 +102,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let value = spread(&scan.threads_ns, scan.threads)?;
     report.add(Figure {
         what: format!("{},000 threads: scan, each", THREADS / 1000),
-        keys: json!({"bench": "tick", "measured": "walk_per_thread", "threads": scan.threads}),
+        keys: json!({"bench": "tick", "measured": "scan_per_thread", "threads": scan.threads}),
         unit: "ns",
         value,
         spread: QUARTILES,
@@ -113,7 +113,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             "{},000 threads: the kernel's own scan, each",
             THREADS / 1000
         ),
-        keys: json!({"bench": "tick", "measured": "bare_walk_per_thread", "threads": scan.threads}),
+        keys: json!({"bench": "tick", "measured": "bare_scan_per_thread", "threads": scan.threads}),
         unit: "ns",
         value: spread(&scan.bare_threads_ns, scan.threads)?,
         spread: QUARTILES,
@@ -122,7 +122,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What `tailback bench-walk` measured.
+/// What `tailback bench-scan` measured.
 struct Scan {
     sockets: f64,
     threads: f64,
@@ -131,19 +131,19 @@ struct Scan {
     /// The same scans with programs that only read the owner of each object.
     bare_files_ns: Vec<f64>,
     bare_threads_ns: Vec<f64>,
-    tick_ns: Vec<f64>,
+    sample_ns: Vec<f64>,
 }
 
 impl Scan {
     fn run(mut agent: Command, holders: &[Process], rounds: u32) -> Result<Self> {
         const TIME: Duration = Duration::from_secs(120);
         agent
-            .arg("bench-walk")
+            .arg("bench-scan")
             .args(hold::targets(holders))
             .args(["--rounds", &rounds.to_string()]);
         let agent = Agent::start(&mut agent)?;
-        let line = agent.wait_for("the times of its scans", TIME, |event| event.is("walk"))?;
-        Self::read(&line.value).context("read what `tailback bench-walk` printed")
+        let line = agent.wait_for("the times of its scans", TIME, |event| event.is("scan"))?;
+        Self::read(&line.value).context("read what `tailback bench-scan` printed")
     }
 
     fn read(line: &Value) -> Result<Self> {
@@ -164,7 +164,7 @@ impl Scan {
             threads_ns: times("threads_ns")?,
             bare_files_ns: times("bare_files_ns")?,
             bare_threads_ns: times("bare_threads_ns")?,
-            tick_ns: times("tick_ns")?,
+            sample_ns: times("sample_ns")?,
         })
     }
 }

@@ -70,7 +70,7 @@ fn describe(case: Case<'_>, exhausted: Option<&Pool>, checks: &mut Checks) {
         min_inflight(pool.connections),
         Unit::Count,
     );
-    match (pool.response_ns, pool.baseline_ns) {
+    match (pool.response_time_ns, pool.baseline_ns) {
         (Some(now), Some(baseline)) => {
             checks.at_most(
                 "time per call",
@@ -141,8 +141,8 @@ fn advice(case: Case<'_>, pool: &Pool) -> String {
 
 /// What the pool carries, what arrives, and what would be enough. Little's law: connections = rate × time per call.
 fn too_small(case: Case<'_>, pool: &Pool) -> Option<String> {
-    let response_ns = pool.typical_ns()?;
-    let response_s = response_ns as f64 / SECOND_NS;
+    let response_time_ns = pool.typical_ns()?;
+    let response_s = response_time_ns as f64 / SECOND_NS;
     // Rates of bytes say nothing about requests.
     let arrivals = case
         .episode
@@ -154,7 +154,7 @@ fn too_small(case: Case<'_>, pool: &Pool) -> Option<String> {
         format!(
             "{} connections × {} per response carry {}/s, {}/s arrive: {needed} connections would keep up, if {} has capacity",
             pool.connections,
-            duration(response_ns),
+            duration(response_time_ns),
             rate(carries),
             rate(arrivals),
             pool.endpoint

@@ -12,8 +12,8 @@ use crate::{
     event::{DrivenBy, Episode, Instant, Level, Verdict},
     queue::{Kind, Model, PendingRequest, QueueKey, Reading, Readings},
     sample::{
-        Connection, Detail, Holder, Listener, Peer, Pipe, Sample, State, Syscall, Target, TargetId,
-        Title, UnixSocket, UnixStyle, Wait, Walks,
+        Connection, Detail, Holder, Listener, Peer, Pipe, Sample, Scans, State, Syscall, Target,
+        TargetId, Title, UnixSocket, UnixStyle, Wait,
     },
 };
 
@@ -152,10 +152,10 @@ impl Scene {
             model: Model::default(),
             targets: services.iter().enumerate().map(target).collect(),
             sample: Sample {
-                walks: Walks {
+                scans: Scans {
                     files: true,
                     profile: true,
-                    ..Walks::default()
+                    ..Scans::default()
                 },
                 holders: Some(Vec::new()),
                 peers: Some(Vec::new()),

@@ -33,7 +33,7 @@ fn depth(depth: u64) -> Reading {
 fn responds_in(response_ms: u64) -> Reading {
     Reading {
         depth: 3,
-        extra: vec![("answer_ns", response_ms as f64 * 1e6)],
+        extra: vec![("response_time_ns", response_ms as f64 * 1e6)],
         ..Reading::default()
     }
 }
@@ -322,7 +322,7 @@ fn starved(by: &'static str) -> Scene {
         cgroup: Some("/batch".to_owned()),
         cpu_ns: 20_000_000,
     };
-    scene.sample().walks.cpu_users = true;
+    scene.sample().scans.cpu_users = true;
     scene.sample().cpu_users = vec![hog];
     scene.take_samples(30, &[thread(10, 0).on_cpu()]);
     scene.take_samples(30, &[thread(10, 0).state(State::Runnable)]);

@@ -81,7 +81,7 @@ impl Findings {
                 self.targets.retain(|id, _| is_named(id));
                 let known = targets.iter().map(|target| (target.id, Arc::clone(target)));
                 self.targets.extend(known);
-                self.neighbours = targets.iter().filter(|target| target.followed).count();
+                self.neighbours = targets.iter().filter(|target| target.is_neighbour).count();
                 self.services = targets.len() - self.neighbours;
             }
             Event::Notice { notice, .. } if self.notices.len() < MAX_NOTICES => {
@@ -108,7 +108,7 @@ impl Findings {
         self.began.get_or_insert(at);
         self.ended = at;
         self.queues = queues;
-        if sample.walks.threads {
+        if sample.scans.threads {
             self.threads = sample.threads.len();
         }
     }

@@ -20,7 +20,7 @@ fn findings(episodes: Vec<Episode>) -> Findings {
     }
     findings.observed(&sample(10), 40);
     let mut last = sample(20);
-    last.walks.threads = true;
+    last.scans.threads = true;
     let thread = |tid| Thread {
         tgid: 4711,
         tid,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     queue::{Model, Reading, watched},
-    sample::{Listener, Listening, Network, Target, Walks},
+    sample::{Listener, Listening, Network, Scans, Target},
 };
 
 const MS: u64 = 1_000_000;
@@ -126,10 +126,10 @@ impl World {
                     ..Target::default()
                 }]
             }),
-            walks: Walks {
+            scans: Scans {
                 files,
                 focused_sockets: !files,
-                ..Walks::default()
+                ..Scans::default()
             },
             listeners: vec![Listener {
                 cookie: 99,
@@ -207,7 +207,7 @@ fn requests_in_flight_are_counted_aged_and_named() {
     let reading = world.reading(Kind::Inflight);
     assert_eq!((reading.depth, reading.limit), (2, Some(3)));
     assert_eq!((reading.arrivals, reading.departures), (Some(0), Some(1)));
-    assert_eq!(world.extra(Kind::Inflight, "answer_ns"), Some(200e6));
+    assert_eq!(world.extra(Kind::Inflight, "response_time_ns"), Some(200e6));
     assert_eq!(world.extra(Kind::Inflight, "at_least"), None);
 }
 

@@ -3,7 +3,7 @@ use super::super::{
     syscalls::tests::asleep,
     watched::{TICK, silent_connection},
 };
-use crate::sample::{Connection, Listener, Sample, State, Target, Wait, Walks};
+use crate::sample::{Connection, Listener, Sample, Scans, State, Target, Wait};
 
 fn connection(cookie: u64, copied_seq: u32) -> Connection {
     Connection {
@@ -31,10 +31,10 @@ fn sample(
     let readings = model.read(&Sample {
         mono_ns: (tick + 1) * TICK,
         targets: (tick == 0).then(|| vec![target]),
-        walks: Walks {
+        scans: Scans {
             waits: true,
             files: true,
-            ..Walks::default()
+            ..Scans::default()
         },
         listeners: vec![Listener {
             cookie: 1000,

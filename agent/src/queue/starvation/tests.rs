@@ -1,5 +1,5 @@
 use super::super::{Kind, Model, Reading, watched};
-use crate::sample::{Cgroup, CpuUser, Machine, Sample, Stall, Target, Thread, Walks};
+use crate::sample::{Cgroup, CpuUser, Machine, Sample, Scans, Stall, Target, Thread};
 
 const TICK: u64 = 100_000_000;
 const SECOND: u64 = 10 * TICK;
@@ -26,11 +26,11 @@ fn after(course: Course) -> Reading {
         let sample = Sample {
             mono_ns: SECOND + tick * TICK,
             targets: (tick == 0).then(|| vec![target()]),
-            walks: Walks {
+            scans: Scans {
                 threads: true,
                 system: scans,
                 cpu_users: scans,
-                ..Walks::default()
+                ..Scans::default()
             },
             threads: (0..2)
                 .map(|tid| Thread {

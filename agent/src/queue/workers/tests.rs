@@ -5,7 +5,7 @@ use super::super::{
 };
 use super::pool_name;
 use crate::sample::{
-    Connection, Detail, Listener, Sample, State, Syscall, Target, Thread, Wait, Walks,
+    Connection, Detail, Listener, Sample, Scans, State, Syscall, Target, Thread, Wait,
 };
 
 fn connection(fd: u32, port: u16) -> Connection {
@@ -37,11 +37,11 @@ fn read(model: &mut Model, tick: u64, waits: Vec<Wait>) -> Vec<(String, Reading)
     let readings = model.read(&Sample {
         mono_ns: (tick + 1) * 100_000_000,
         targets: (tick == 0).then(|| vec![target]),
-        walks: Walks {
+        scans: Scans {
             files: true,
             threads: true,
             waits: true,
-            ..Walks::default()
+            ..Scans::default()
         },
         listeners: vec![Listener {
             cookie: 1000,

@@ -84,7 +84,7 @@ pub mod layout {
     /// Flag: its 99th percentile is known.
     pub const HAS_P99: u16 = 4;
     /// Flag: work enters the service through this queue, so it counts for the admit ratio.
-    pub const TAKES_WORK_IN: u16 = 8;
+    pub const INBOUND: u16 = 8;
     /// Names of the queue kinds, by number. A number is never reused.
     pub const KINDS: [&str; 17] = [
         "syn",
