@@ -235,19 +235,22 @@ fn a_service_that_forks_200_times_per_second_costs_little_and_leaks_nothing() ->
     if !needs::met(TEST, &[]) {
         return Ok(());
     }
-    let mut breeder = Command::new(SUBJECT);
-    let breeder = Process::start("the breeder", breeder.args(["mayflies", "--per-s", "200"]))?;
-    breeder.wait_line("breeding", DEADLINE)?;
-    let agent = Agent::run(["--pid", &breeder.pid().to_string()])?;
+    let mut spawner = Command::new(SUBJECT);
+    let spawner = Process::start(
+        "the spawner",
+        spawner.args(["short-lived", "--per-s", "200"]),
+    )?;
+    spawner.wait_line("spawning", DEADLINE)?;
+    let agent = Agent::run(["--pid", &spawner.pid().to_string()])?;
     agent.wait_for("its target", DEADLINE, |event| event.is("target"))?;
     let report = agent.wait_for("its own cost", DEADLINE, |event| event.is("agent"))?;
-    let died = breeder.lines().all().len().saturating_sub(1) * 100;
+    let died = spawner.lines().all().len().saturating_sub(1) * 100;
     let share = report.number("cpu_share").unwrap_or(f64::NAN);
     println!("{died} short-lived processes; the agent used {share:.4} of a core");
     ensure!(share <= MAX_CPU_SHARE, "{}", report.value);
-    // While the breeder is stopped, the open descriptors do not change.
+    // While the spawner is stopped, the open descriptors do not change.
     let settled = |what: &str| -> Result<BTreeMap<String, usize>> {
-        breeder.freeze()?;
+        spawner.freeze()?;
         let mut before = permanently_open(&agent)?;
         wait::until(what, DEADLINE, || {
             let now = permanently_open(&agent)?;
@@ -257,9 +260,9 @@ fn a_service_that_forks_200_times_per_second_costs_little_and_leaks_nothing() ->
         })
     };
     let first = settled("the agent to settle")?;
-    breeder.thaw()?;
-    let mark = breeder.lines().count();
-    let more = breeder
+    spawner.thaw()?;
+    let mark = spawner.lines().count();
+    let more = spawner
         .lines()
         .wait("300 more", mark + 2, DEADLINE, |_| Some(()));
     more?;
@@ -275,7 +278,7 @@ fn a_service_that_forks_200_times_per_second_costs_little_and_leaks_nothing() ->
     let (first, second) = (without(first), without(second));
     ensure!(first.1 && second.1, "more than {MAX_LINKS} iterators");
     ensure!(first.0 == second.0);
-    breeder.thaw()?;
+    spawner.thaw()?;
     check_clean_exit(&agent)
 }
 

@@ -55,7 +55,7 @@ fn files(glance: &mut Glance) -> (Vec<String>, Vec<(u32, u32, u64)>) {
                     let mut socket = *socket;
                     socket.since_received = 0;
                     socket.since_sent = 0;
-                    socket.since_heard = 0;
+                    socket.since_any_segment = 0;
                     format!("{socket:?}")
                 }
                 Record::Listener(listener, stamps) => {

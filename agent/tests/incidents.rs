@@ -118,9 +118,9 @@ incidents! {
     quota "quota" Some(planted(CpuThrottled, &[Accept, Runqueue], "the CPU quota of /group-a/group-b")),
     quota_podman "quota-podman" Some(planted(CpuThrottled, &[Accept, Runqueue], "the CPU quota of /group-a/group-b")),
     silent_clients "silent-clients" Some(planted(PeerNotSending, &[Accept], "python3 (3379)")),
-    mute_clients_haproxy "mute-clients-haproxy" Some(planted(PeerNotSending, &[Accept], "python3 (3691)")),
-    deaf_clients "deaf-clients" Some(planted(PeerNotReading, &[Accept, Send], "(4260)")),
-    deaf_clients_nginx "deaf-clients-nginx" Some(planted(PeerNotReading, &[Send], "(4693)")),
+    non_sending_clients_haproxy "non-sending-clients-haproxy" Some(planted(PeerNotSending, &[Accept], "python3 (3691)")),
+    non_reading_clients "non-reading-clients" Some(planted(PeerNotReading, &[Accept, Send], "(4260)")),
+    non_reading_clients_nginx "non-reading-clients-nginx" Some(planted(PeerNotReading, &[Send], "(4693)")),
     llm_slow_provider "llm-slow-provider" Some(planted(DownstreamSlow, &[Downstream, Inflight, Recv, Accept], "uvicorn (5137)")),
     llm_small_pool "llm-small-pool" Some(planted(
         PoolExhausted,
@@ -309,7 +309,7 @@ fn check_texts(name: &str) {
 }
 
 /// The part of a verdict that does not depend on names.
-type Essence = (
+type EpisodeSummary = (
     Kind,
     Cause,
     Option<Cause>,
@@ -317,8 +317,8 @@ type Essence = (
     Option<(CulpritKind, Option<u32>)>,
 );
 
-fn essence(samples: &[Sample]) -> Vec<Essence> {
-    let essence = |episode: &Episode| {
+fn summary(samples: &[Sample]) -> Vec<EpisodeSummary> {
+    let summary = |episode: &Episode| {
         let verdict = episode.verdict.clone().unwrap();
         let share = verdict.share.map(f64::to_bits);
         let culprit = verdict.culprit.as_ref().map(|it| (it.kind, it.pid));
@@ -330,7 +330,7 @@ fn essence(samples: &[Sample]) -> Vec<Essence> {
             culprit,
         )
     };
-    episodes(samples).iter().map(essence).collect()
+    episodes(samples).iter().map(summary).collect()
 }
 
 /// The recording with a secret in place of each anonymous token, as on a real machine.
@@ -376,5 +376,5 @@ fn check_secrets(name: &str) {
     let anonymous = before.iter().map(|sample| anonymizer.anonymize(sample));
     let after: Vec<Sample> = anonymous.collect();
     assert_eq!(secrets(&after), Vec::<String>::new());
-    assert_eq!(essence(&before), essence(&after));
+    assert_eq!(summary(&before), summary(&after));
 }

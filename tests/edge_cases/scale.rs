@@ -70,11 +70,11 @@ fn all_of_20000_sockets_are_sampled_within_the_budget() -> Result<()> {
         return Ok(());
     }
     // Below the hard limit of open files on most machines.
-    const EACH: u32 = 4_000;
+    const SOCKETS_PER_PROCESS: u32 = 4_000;
     const PROCESSES: u32 = 5;
     let holders: Vec<Service> = (0..PROCESSES)
         .map(|_| {
-            let args = ["hold", "--sockets", &EACH.to_string()];
+            let args = ["hold", "--sockets", &SOCKETS_PER_PROCESS.to_string()];
             Service::start(&mut Command::new(SUBJECT), &args)
         })
         .collect::<Result<_>>()?;
@@ -101,11 +101,14 @@ fn all_of_20000_sockets_are_sampled_within_the_budget() -> Result<()> {
         connections("recv")?,
         connections("send")?
     );
-    let truth = f64::from(EACH * PROCESSES);
+    let truth = f64::from(SOCKETS_PER_PROCESS * PROCESSES);
     ensure!(connections("recv")? == truth && connections("send")? == truth);
     for holder in &holders {
         let own = sample.queue("recv", &format!(":{}", holder.address().port()))?;
-        ensure!(float(own, "connections")? == f64::from(EACH / 2), "{own}");
+        ensure!(
+            float(own, "connections")? == f64::from(SOCKETS_PER_PROCESS / 2),
+            "{own}"
+        );
         ensure!(number(own, "depth")? == 0, "{own}");
     }
     let accept = sample.queue("accept", &holders[0].address().to_string())?;

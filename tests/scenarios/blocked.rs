@@ -38,7 +38,7 @@ pub fn stopped(play: &mut Play) -> Result<()> {
 /// One request computes a report inside the event loop.
 pub fn event_loop(play: &mut Play) -> Result<()> {
     // It has a CPU to itself, so that other load cannot prolong the report.
-    let group = CpuGroup::new("loop", cpu::MOST)?;
+    let group = CpuGroup::new("loop", cpu::HIGH_CPU_SHARES)?;
     let text = include_str!("apps/loop.py");
     let server = Uvicorn::start_within(&group.before(), "loop", text, &[])?;
     let address = ports::local(server.port);

@@ -17,11 +17,11 @@ use tailback_tests::{
 use crate::{
     limits::Bursts,
     play::Play,
-    programs::{SOON, app, load, with_children},
+    programs::{DEADLINE, app, load, with_children},
 };
 
 /// How long each is watched.
-const QUIET: Duration = Duration::from_secs(12);
+const OBSERVATION_TIME: Duration = Duration::from_secs(12);
 
 /// Checks that every request was answered: otherwise the service was not healthy.
 fn well(load: Load) -> Result<()> {
@@ -37,7 +37,7 @@ pub fn busy(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&app(4, 100))?;
     let load = load(uwsgi.address(), "/sleep/100", 28.0)?;
     play.watch_pid(uwsgi.process().pid())?;
-    play.lasts(QUIET)?;
+    play.lasts(OBSERVATION_TIME)?;
     well(load)
 }
 
@@ -51,7 +51,7 @@ pub fn bursty(play: &mut Play) -> Result<()> {
         Duration::from_millis(1500),
     );
     play.watch_pid(uwsgi.process().pid())?;
-    play.lasts(QUIET)
+    play.lasts(OBSERVATION_TIME)
 }
 
 /// A producer faster than gzip: the pipe between them is full all the time, as intended.
@@ -63,7 +63,7 @@ pub fn batch(play: &mut Play) -> Result<()> {
     ]);
     let job = Process::start("the batch job", &mut command)?;
     // The shell is the parent of producer and consumer, so both are watched.
-    let pids: Vec<String> = wait::until("both ends of the pipe", SOON, || {
+    let pids: Vec<String> = wait::until("both ends of the pipe", DEADLINE, || {
         let pids = with_children(job.pid())?;
         Ok((pids.len() == 3).then_some(pids))
     })?
@@ -71,7 +71,7 @@ pub fn batch(play: &mut Play) -> Result<()> {
     .flat_map(|pid| ["--pid".to_owned(), pid.to_string()])
     .collect();
     play.watch(&pids.iter().map(String::as_str).collect::<Vec<_>>())?;
-    play.lasts(QUIET)
+    play.lasts(OBSERVATION_TIME)
 }
 
 /// 10,000 idle connections, and a few active callers.
@@ -82,7 +82,7 @@ pub fn idle(play: &mut Play) -> Result<()> {
     let idle = Idle::open(nginx.address(), 10_000)?;
     let load = load(nginx.address(), "/", 20.0)?;
     play.watch_pid(nginx.process().pid())?;
-    play.lasts(QUIET)?;
+    play.lasts(OBSERVATION_TIME)?;
     drop(idle);
     well(load)
 }
@@ -99,13 +99,13 @@ pub fn rolling_restart(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&service)?;
     let load = load(uwsgi.address(), "/sleep/50", 15.0)?;
     play.watch_pid(uwsgi.process().pid())?;
-    play.lasts(QUIET / 4)?;
+    play.lasts(OBSERVATION_TIME / 4)?;
     directory.write("touch", "now")?;
     let lines: &Lines = uwsgi.process().lines();
-    lines.wait("the last worker to be replaced", 0, SOON, |line| {
+    lines.wait("the last worker to be replaced", 0, DEADLINE, |line| {
         line.text.contains("chain reloading complete").then_some(())
     })?;
-    play.lasts(QUIET / 4)?;
+    play.lasts(OBSERVATION_TIME / 4)?;
     well(load)
 }
 
@@ -114,6 +114,6 @@ pub fn slow_by_design(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&App { ..app(12, 100) })?;
     let load = load(uwsgi.address(), "/sleep/1000", 4.0)?;
     play.watch_pid(uwsgi.process().pid())?;
-    play.lasts(QUIET)?;
+    play.lasts(OBSERVATION_TIME)?;
     well(load)
 }

@@ -20,12 +20,12 @@ use tailback_tests::{
 use crate::{
     lock,
     play::{Culprit, Play},
-    programs::{SOON, app, family, load, uwsgi_is_full, with_children},
+    programs::{DEADLINE, app, family, load, uwsgi_is_full, with_children},
 };
 
 const MOUNT: &str = "/sys/fs/cgroup/cpu";
 /// `cpu.shares` above those of all other groups together (1,024 each).
-pub const MOST: &str = "50000";
+pub const HIGH_CPU_SHARES: &str = "50000";
 
 /// A control group with the CPU controller. Dropping it removes the group, after the processes in it have ended.
 pub struct CpuGroup(PathBuf);
@@ -69,7 +69,7 @@ impl CpuGroup {
 
 impl Drop for CpuGroup {
     fn drop(&mut self) {
-        let gone = wait::until("the control group to be empty", SOON, || {
+        let gone = wait::until("the control group to be empty", DEADLINE, || {
             Ok(fs::remove_dir(&self.0).ok())
         });
         if let Err(error) = gone {
@@ -80,13 +80,13 @@ impl Drop for CpuGroup {
 
 /// While it lives, this process and the servers it starts have priority over other load, so that a build beside the
 /// scenarios does not become an incident. Best effort.
-pub struct Ahead {
+pub struct RaisedPriority {
     group: CpuGroup,
     /// The previous group of this process.
     back: PathBuf,
 }
 
-impl Ahead {
+impl RaisedPriority {
     pub fn of_others() -> Option<Self> {
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         // 4:cpu,cpuacct:/user.slice
@@ -95,14 +95,14 @@ impl Ahead {
             let has_cpu = controllers.split(',').any(|one| one == "cpu");
             has_cpu.then(|| Path::new(MOUNT).join(path.trim_start_matches('/')))
         })?;
-        let group = CpuGroup::new("scenario", MOST).ok()?;
+        let group = CpuGroup::new("scenario", HIGH_CPU_SHARES).ok()?;
         let ahead = Self { group, back };
         ahead.group.take_in_us().ok()?;
         Some(ahead)
     }
 }
 
-impl Drop for Ahead {
+impl Drop for RaisedPriority {
     fn drop(&mut self) {
         let procs = self.back.join("cgroup.procs");
         if let Err(error) = fs::write(&procs, std::process::id().to_string()) {
@@ -114,7 +114,7 @@ impl Drop for Ahead {
 /// A neighbour starts to compute on the service's CPU.
 pub fn neighbour(play: &mut Play) -> Result<()> {
     let own = CpuGroup::new("service", "1024")?;
-    let other = CpuGroup::new("neighbour", MOST)?;
+    let other = CpuGroup::new("neighbour", HIGH_CPU_SHARES)?;
     let uwsgi = Uwsgi::start_app(&App {
         before: own.before(),
         ..app(2, 200)
@@ -147,7 +147,7 @@ pub fn neighbour(play: &mut Play) -> Result<()> {
 
 /// The group's quota drops to a tenth of a CPU.
 pub fn quota(play: &mut Play) -> Result<()> {
-    let own = CpuGroup::new("service", MOST)?;
+    let own = CpuGroup::new("service", HIGH_CPU_SHARES)?;
     let uwsgi = Uwsgi::start_app(&App {
         before: own.before(),
         ..app(2, 200)
@@ -182,7 +182,7 @@ pub fn quota_of_container(play: &mut Play) -> Result<()> {
         before: container.before(&options)?,
         ..app(2, 200)
     })?;
-    container.set_cpu_shares(MOST)?;
+    container.set_cpu_shares(HIGH_CPU_SHARES)?;
     let load = load(uwsgi.address(), "/compute/15", 20.0)?;
     let pid = container.pid()?;
     play.watch_pid(pid)?;
@@ -200,7 +200,7 @@ pub fn quota_of_container(play: &mut Play) -> Result<()> {
 
 /// Each request computes much longer than before: the service's own threads overload the CPU.
 pub fn own_threads(play: &mut Play) -> Result<()> {
-    let own = CpuGroup::new("service", MOST)?;
+    let own = CpuGroup::new("service", HIGH_CPU_SHARES)?;
     let before = own.before();
     let before: Vec<&str> = before.iter().map(String::as_str).collect();
     let (server, address) = lock::convoy("heavy", 16, &before)?;

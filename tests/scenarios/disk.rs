@@ -15,7 +15,7 @@ use tailback_tests::{
 
 use crate::{
     play::{Culprit, Play},
-    programs::{SOON, app, load},
+    programs::{DEADLINE, app, load},
 };
 
 /// A control group whose writes to the disk of the temporary directory can be throttled.
@@ -54,7 +54,7 @@ impl DiskGroup {
 
 impl Drop for DiskGroup {
     fn drop(&mut self) {
-        let gone = wait::until("the control group to be empty", SOON, || {
+        let gone = wait::until("the control group to be empty", DEADLINE, || {
             Ok(fs::remove_dir(&self.path).ok())
         });
         if let Err(error) = gone {

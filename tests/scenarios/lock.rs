@@ -78,7 +78,7 @@ pub fn interpreter(play: &mut Play) -> Result<()> {
     let server = Program::python("threads", text, &["socket"], &[&port.to_string(), "4"])?;
     server
         .process
-        .wait_line("listening", crate::programs::SOON)?;
+        .wait_line("listening", crate::programs::DEADLINE)?;
     let load = load(ports::local(port), "/", REQUESTS_PER_S)?;
     // Ownership changes two hundred times a second.
     let culprit = Culprit::process(server.pid()).or("interpreter");

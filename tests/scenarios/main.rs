@@ -60,21 +60,21 @@ fn main() -> ExitCode {
         Some((&HERE, rest)) => (true, rest),
         _ => (false, words.as_slice()),
     };
-    let asked = match Asked::read(words) {
-        Ok(asked) => asked,
+    let args = match Args::read(words) {
+        Ok(args) => args,
         Err(error) => {
             eprintln!("error: {error:#}\n\n{USAGE}");
             return ExitCode::from(2);
         }
     };
-    let done = match asked.scenarios.as_slice() {
-        _ if here => play_here(&asked),
+    let done = match args.scenarios.as_slice() {
+        _ if here => play_here(&args),
         // A single scenario replaces this process, so that a signal to this pid reaches it.
-        [one] => inside(one, &asked).and_then(|mut command| {
+        [one] => inside(one, &args).and_then(|mut command| {
             let error = command.exec();
             Err(error).context("play a scenario")
         }),
-        _ => play_all(&asked),
+        _ => play_all(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -87,47 +87,47 @@ fn main() -> ExitCode {
 }
 
 /// The command line.
-struct Asked {
+struct Args {
     keep: Option<PathBuf>,
     scenarios: Vec<&'static Scenario>,
 }
 
-impl Asked {
+impl Args {
     fn read(words: &[&str]) -> Result<Self> {
-        let mut asked = Self {
+        let mut args = Self {
             keep: None,
             scenarios: Vec::new(),
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             if *word == "--keep" {
-                asked.keep = Some(words.next().context("--keep needs a directory")?.into());
+                args.keep = Some(words.next().context("--keep needs a directory")?.into());
                 continue;
             }
             match SCENARIOS.iter().find(|scenario| scenario.name == *word) {
-                Some(scenario) => asked.scenarios.push(scenario),
+                Some(scenario) => args.scenarios.push(scenario),
                 None => bail!("no such scenario: {word:?}; `--list` prints all of them"),
             }
         }
-        if asked.scenarios.is_empty() {
-            asked.scenarios = SCENARIOS.iter().collect();
+        if args.scenarios.is_empty() {
+            args.scenarios = SCENARIOS.iter().collect();
         }
-        Ok(asked)
+        Ok(args)
     }
 }
 
 /// Plays each in its own process and network namespace, so that limits, ports and kernel counters are its own.
-fn play_all(asked: &Asked) -> Result<bool> {
+fn play_all(args: &Args) -> Result<bool> {
     let mut good = true;
-    for scenario in &asked.scenarios {
-        let status = inside(scenario, asked)?.status();
+    for scenario in &args.scenarios {
+        let status = inside(scenario, args)?.status();
         good &= status.context("play a scenario")?.success();
     }
     Ok(good)
 }
 
 /// The command that plays a scenario in its own network namespace; without root, in the current one.
-fn inside(scenario: &Scenario, asked: &Asked) -> Result<Command> {
+fn inside(scenario: &Scenario, args: &Args) -> Result<Command> {
     let program = env::current_exe().context("find this program")?;
     let up = "ip link set lo up && exec \"$@\"";
     let mut command = if rustix::process::geteuid().is_root() {
@@ -140,17 +140,17 @@ fn inside(scenario: &Scenario, asked: &Asked) -> Result<Command> {
         Command::new(program)
     };
     command.args([HERE, scenario.name]);
-    if let Some(directory) = &asked.keep {
+    if let Some(directory) = &args.keep {
         command.arg("--keep").arg(directory);
     }
     Ok(command)
 }
 
-fn play_here(asked: &Asked) -> Result<bool> {
+fn play_here(args: &Args) -> Result<bool> {
     let mut good = true;
-    for scenario in &asked.scenarios {
+    for scenario in &args.scenarios {
         let begun = Instant::now();
-        let mut row = row(scenario, asked);
+        let mut row = row(scenario, args);
         row.took_s = begun.elapsed().as_secs_f64();
         good &= row.outcome != Outcome::Wrong;
         println!("{}", row.to_json());
@@ -159,8 +159,8 @@ fn play_here(asked: &Asked) -> Result<bool> {
     Ok(good)
 }
 
-fn row(scenario: &Scenario, asked: &Asked) -> Row {
-    let record = asked
+fn row(scenario: &Scenario, args: &Args) -> Row {
+    let record = args
         .keep
         .as_ref()
         .map(|directory| directory.join(format!("{}.tbk", scenario.name)));
@@ -179,7 +179,7 @@ fn row(scenario: &Scenario, asked: &Asked) -> Row {
 }
 
 fn play(scenario: &Scenario, record: Option<PathBuf>) -> Result<Row> {
-    let _ahead = cpu::Ahead::of_others();
+    let _priority = cpu::RaisedPriority::of_others();
     let mut play = Play::new(scenario.planted, record)?;
     let played = (scenario.play)(&mut play);
     if let Err(error) = played {
@@ -230,8 +230,8 @@ mod tests {
 
     #[test]
     fn a_scenario_that_does_not_exist_cannot_be_asked_for() {
-        assert!(Asked::read(&["flash-sale"]).is_ok());
-        assert!(Asked::read(&["sausages"]).is_err());
-        assert!(Asked::read(&["--keep"]).is_err());
+        assert!(Args::read(&["flash-sale"]).is_ok());
+        assert!(Args::read(&["sausages"]).is_err());
+        assert!(Args::read(&["--keep"]).is_err());
     }
 }

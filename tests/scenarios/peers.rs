@@ -31,12 +31,12 @@ pub fn silent(play: &mut Play) -> Result<()> {
 }
 
 /// One client per worker requests a large response and reads nothing.
-pub fn deaf(play: &mut Play) -> Result<()> {
+pub fn non_reading(play: &mut Play) -> Result<()> {
     let mut service = app(4, 100);
     service
         .args
         .extend(["--socket-timeout", "60"].map(str::to_owned));
-    among_others(play, &service, "deaf", "/size/20000000")
+    among_others(play, &service, "non-reading", "/size/20000000")
 }
 
 fn among_others(play: &mut Play, service: &App<'_>, role: &str, path: &str) -> Result<()> {
@@ -54,13 +54,13 @@ fn among_others(play: &mut Play, service: &App<'_>, role: &str, path: &str) -> R
 }
 
 /// An event-driven server has no worker to block: the responses stay in the send buffers.
-pub fn deaf_of_nginx(play: &mut Play) -> Result<()> {
+pub fn non_reading_nginx(play: &mut Play) -> Result<()> {
     let nginx = Nginx::start(1)?;
     nginx.file("large", 20_000_000)?;
     let load = load(nginx.address(), "/", 20.0)?;
     play.watch_pid(nginx.process().pid())?;
     play.healthy()?;
-    let callers = callers(nginx.address().port(), 5, "deaf", "/large")?;
+    let callers = callers(nginx.address().port(), 5, "non-reading", "/large")?;
     play.planted(Culprit::process(callers.pid()));
     play.hold()?;
     play.removing(Some(&load));
@@ -69,14 +69,14 @@ pub fn deaf_of_nginx(play: &mut Play) -> Result<()> {
 }
 
 /// Silent clients use up the connection limit; later clients wait in the backlog.
-pub fn mute_before_haproxy(play: &mut Play) -> Result<()> {
-    const MOST: u32 = 20;
+pub fn non_sending_haproxy(play: &mut Play) -> Result<()> {
+    const MAXCONN: u32 = 20;
     let nginx = Nginx::start(1)?;
-    let haproxy = Haproxy::start(nginx.address(), MOST)?;
+    let haproxy = Haproxy::start(nginx.address(), MAXCONN)?;
     let load = load(haproxy.address(), "/", 20.0)?;
     play.watch_pid(haproxy.process().pid())?;
     play.healthy()?;
-    let callers = callers(haproxy.address().port(), MOST, "mute", "/")?;
+    let callers = callers(haproxy.address().port(), MAXCONN, "non-sending", "/")?;
     play.planted(Culprit::process(callers.pid()));
     play.hold()?;
     play.removing(Some(&load));

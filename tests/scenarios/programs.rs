@@ -9,7 +9,7 @@ use tailback_tests::{
     uwsgi::Uwsgi,
 };
 
-pub const SOON: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Whether this is uWSGI's message about a full listen queue.
 pub fn uwsgi_is_full(line: &str) -> bool {

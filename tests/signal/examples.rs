@@ -19,7 +19,7 @@ use crate::{
 
 const NEEDS: [&str; 5] = ["gcc", "go", "node", "python3", "uwsgi-core"];
 /// Longer than `max_queue_wait`: requests that arrive while a server is stopped for this time must be shed.
-const TOO_LONG: Duration = Duration::from_millis(500);
+const LONG_WAIT: Duration = Duration::from_millis(500);
 const REQUESTS: u32 = 20;
 
 /// A running example server.
@@ -103,11 +103,11 @@ impl Example {
         Ok(stream)
     }
 
-    /// Sends requests while the server is stopped for [`TOO_LONG`], then resumes it.
+    /// Sends requests while the server is stopped for [`LONG_WAIT`], then resumes it.
     fn send_while_stopped(&self, requests: u32) -> Result<Vec<TcpStream>> {
         self.process.freeze_group()?;
         let waiting = (0..requests).map(|_| self.send("")).collect();
-        thread::sleep(TOO_LONG);
+        thread::sleep(LONG_WAIT);
         self.process.signal_group(Signal::CONT)?;
         waiting
     }
@@ -151,7 +151,7 @@ fn stage(more: &str) -> Result<(tailback_tests::service::Service, Stage)> {
     let service = jam("127.0.0.1:0", 20)?;
     let stage = Stage::start(service.address().port(), more)?;
     stage.wait("the floor of the admit ratio", |pressure| {
-        pressure.admit_ratio <= 0.05 && pressure.max_queue_wait.is_some_and(|max| max < TOO_LONG)
+        pressure.admit_ratio <= 0.05 && pressure.max_queue_wait.is_some_and(|max| max < LONG_WAIT)
     })?;
     Ok((service, stage))
 }
@@ -206,10 +206,10 @@ fn a_reader_with_a_request_start_header_sheds_requests_that_waited_too_long() ->
         // Seconds, milliseconds, microseconds.
         for units in [1.0, 1e3, 1e6] {
             for _ in 0..REQUESTS {
-                let admitted = example.is_admitted(&request_start(TOO_LONG, units)?)?;
+                let admitted = example.is_admitted(&request_start(LONG_WAIT, units)?)?;
                 ensure!(
                     !admitted,
-                    "{name}: admitted after {TOO_LONG:?}, with {units} units per second"
+                    "{name}: admitted after {LONG_WAIT:?}, with {units} units per second"
                 );
             }
         }
@@ -255,7 +255,7 @@ fn a_reader_that_measures_the_wait_on_the_connection_sheds_requests_that_waited_
         for stream in waiting {
             ensure!(
                 !example.read_response(stream)?,
-                "{name}: admitted after {TOO_LONG:?}"
+                "{name}: admitted after {LONG_WAIT:?}"
             );
         }
     }

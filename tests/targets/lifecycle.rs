@@ -226,24 +226,24 @@ fn short_lived_processes_do_no_harm() -> Result<()> {
         return Ok(());
     }
     let directory = TempDir::new("storm")?;
-    let program = program::renamed(SUBJECT, &directory, "mayfly")?;
-    let agent = Agent::run(["--name", "mayfly", "--interval", "20ms"])?;
+    let program = program::renamed(SUBJECT, &directory, "short-lived")?;
+    let agent = Agent::run(["--name", "short-lived", "--interval", "20ms"])?;
     agent.wait_for("that it waits for a target", DEADLINE, |event| {
         event.is("notice")
     })?;
     // Some live as long as a sample takes, some longer.
     for round in 0..60_u64 {
-        let mayflies: Vec<Process> = (0..3)
+        let processes: Vec<Process> = (0..3)
             .map(|_| {
                 Process::start(
-                    "mayfly",
+                    "short-lived",
                     Command::new(&program).args(["spin", "--threads", "1"]),
                 )
             })
             .collect::<Result<_>>()?;
         // Paces the load.
         thread::sleep(Duration::from_millis(round % 7 * 8));
-        drop(mayflies);
+        drop(processes);
     }
     agent.process().signal(Signal::TERM)?;
     let end = agent.process().wait_end(DEADLINE)?;

@@ -102,7 +102,7 @@ fn unread_bytes_match_siocinq() -> Result<()> {
     }
     /// What happens to the connection after its bytes were sent.
     #[derive(Clone, Copy, Debug)]
-    enum Then {
+    enum Action {
         Nothing,
         PartIsRead(usize),
         SenderShutsDown,
@@ -111,17 +111,17 @@ fn unread_bytes_match_siocinq() -> Result<()> {
         SenderResets,
     }
     let cases = [
-        (0, Then::Nothing),
-        (1, Then::Nothing),
-        (1_448, Then::Nothing),
-        (65_536, Then::Nothing),
-        (100_000, Then::PartIsRead(33_333)),
-        (0, Then::SenderShutsDown),
-        (1, Then::SenderShutsDown),
-        (50_000, Then::SenderShutsDown),
-        (50_000, Then::ReaderShutsDown),
-        (50_000, Then::BothShutDown),
-        (1_000, Then::SenderResets),
+        (0, Action::Nothing),
+        (1, Action::Nothing),
+        (1_448, Action::Nothing),
+        (65_536, Action::Nothing),
+        (100_000, Action::PartIsRead(33_333)),
+        (0, Action::SenderShutsDown),
+        (1, Action::SenderShutsDown),
+        (50_000, Action::SenderShutsDown),
+        (50_000, Action::ReaderShutsDown),
+        (50_000, Action::BothShutDown),
+        (1_000, Action::SenderResets),
     ];
     let mut pairs = Vec::new();
     // Each case for both ends: unread at the accepting and at the connecting end.
@@ -129,7 +129,7 @@ fn unread_bytes_match_siocinq() -> Result<()> {
         for accepted in [true, false] {
             let mut pair = Pair::new()?;
             let peer = format!("-> {}", pair.server.peer_addr()?);
-            let closed = matches!(then, Then::BothShutDown | Then::SenderResets);
+            let closed = matches!(then, Action::BothShutDown | Action::SenderResets);
             let name = match (accepted, closed) {
                 (true, false) => pair.served()?,
                 // A closed socket has released its port: first sampled then, it is named by its peer.
@@ -147,15 +147,15 @@ fn unread_bytes_match_siocinq() -> Result<()> {
             );
             wait_for_unread(&reader, bytes as u64)?;
             match then {
-                Then::Nothing => {}
-                Then::PartIsRead(part) => reader.read_exact(&mut vec![0; part])?,
-                Then::SenderShutsDown => writer.shutdown(Shutdown::Write)?,
-                Then::ReaderShutsDown => reader.shutdown(Shutdown::Write)?,
-                Then::BothShutDown => {
+                Action::Nothing => {}
+                Action::PartIsRead(part) => reader.read_exact(&mut vec![0; part])?,
+                Action::SenderShutsDown => writer.shutdown(Shutdown::Write)?,
+                Action::ReaderShutsDown => reader.shutdown(Shutdown::Write)?,
+                Action::BothShutDown => {
                     reader.shutdown(Shutdown::Write)?;
                     writer.shutdown(Shutdown::Write)?;
                 }
-                Then::SenderResets => {
+                Action::SenderResets => {
                     sockets::reset_on_close(&writer)?;
                     writer = reader.try_clone()?;
                 }
@@ -174,7 +174,7 @@ fn unread_bytes_match_siocinq() -> Result<()> {
         println!("{result}");
         // For a closed connection the agent cannot distinguish a FIN, which takes a sequence number, from a reset, which
         // takes none.
-        let error = u64::from(matches!(then, Then::SenderResets));
+        let error = u64::from(matches!(then, Action::SenderResets));
         if ours.abs_diff(truth) > error {
             wrong.push(result);
         }

@@ -114,10 +114,10 @@ pub fn receive(from: &str, threads: u32) -> Result<()> {
 }
 
 /// Starts processes that exit at once, `per_s` per second.
-pub fn mayflies(per_s: u32) -> Result<()> {
+pub fn short_lived(per_s: u32) -> Result<()> {
     let gap = Duration::from_secs(1) / per_s.max(1);
     let program = env::current_exe()?;
-    println!("breeding");
+    println!("spawning");
     let (mut due, mut count) = (Instant::now(), 0_u64);
     loop {
         due += gap;

@@ -64,7 +64,7 @@ fn main() -> Result<()> {
             options.from.as_deref().context("--from is missing")?,
             options.threads,
         ),
-        "mayflies" => crowd::mayflies(options.per_s),
+        "short-lived" => crowd::short_lived(options.per_s),
         "quit" => Ok(()),
         _ => bail!("unknown role {role}"),
     }

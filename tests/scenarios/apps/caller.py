@@ -1,9 +1,9 @@
 """Misbehaving or slow clients: caller.py HOST PORT COUNT ROLE PATH
 
-mute     connects and never sends anything
-silent   sends the headers of a request and never its body
-deaf     sends a request and never reads the response
-patient  requests repeatedly and reads as fast as the network delivers
+non-sending  connects and never sends anything
+silent       sends the headers of a request and never its body
+non-reading  sends a request and never reads the response
+patient      requests repeatedly and reads as fast as the network delivers
 """
 
 import socket
@@ -17,7 +17,7 @@ kept = []
 
 def connect():
     caller = socket.socket()
-    if role == "deaf":
+    if role == "non-reading":
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     caller.connect((host, port))
     return caller
@@ -40,7 +40,7 @@ for _ in range(count):
         threading.Thread(target=patient, daemon=True).start()
         continue
     caller = connect()
-    if role == "mute":
+    if role == "non-sending":
         kept.append(caller)
         continue
     caller.sendall(ask("POST", "Content-Length: 1000\r\n") if role == "silent" else ask())

@@ -9,7 +9,7 @@ use std::{
 /// Width of the time column.
 const CLOCK: usize = 8;
 /// Width of the speaker column.
-const WHO: usize = 10;
+const NAME_WIDTH: usize = 10;
 /// Width of the text column.
 const TEXT: usize = 86;
 /// Width of a row name inside the text column.
@@ -73,7 +73,7 @@ impl Timeline {
             let (clock, who) = if row == 0 { (clock, who) } else { ("", "") };
             let clock = self.paint(Colour::Dim, &format!("{clock:>CLOCK$}"));
             write(&format!(
-                "{clock}  {who:<WHO$} {}",
+                "{clock}  {who:<NAME_WIDTH$} {}",
                 self.paint(colour, part)
             ));
         }

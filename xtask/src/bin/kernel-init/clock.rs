@@ -17,7 +17,7 @@ const DIRECTORY: &str = "/run/tailback-clock";
 /// Time limit for each expectation; an emulated machine is slow.
 const DEADLINE: Duration = Duration::from_secs(20);
 const TIME_TO_LIVE: Duration = Duration::from_secs(1);
-const A_WHILE: Duration = Duration::from_secs(2);
+const RUN_TIME: Duration = Duration::from_secs(2);
 const HOUR_S: i64 = 3_600;
 
 pub fn steps_change_nothing() -> Result<()> {
@@ -46,7 +46,7 @@ pub fn steps_change_nothing() -> Result<()> {
             entries.any(|queue| queue.kind_name() == "accept" && queue.depth == depth)
         })?;
         let at_first = published()?;
-        let end = Instant::now() + A_WHILE;
+        let end = Instant::now() + RUN_TIME;
         while Instant::now() < end {
             let published = published()?;
             let alive = page.pressure().alive;
