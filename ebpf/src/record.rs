@@ -135,7 +135,7 @@ records! {
         /// Jiffies since data was received, since data was sent, since any segment was received.
         pub since_received: u32,
         pub since_sent: u32,
-        pub since_heard: u32,
+        pub since_any_segment: u32,
         /// Data segments received (lower 16 bits) and sent (upper 16 bits), each modulo 2^16.
         pub segments: u32,
         /// An IPv4 address occupies the first four bytes.

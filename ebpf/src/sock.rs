@@ -183,7 +183,7 @@ pub fn packet_fingerprint(skb: u64) -> u64 {
     let skb_at = skb as *const u8;
     let [first, second] = probe_at::<[u64; 2]>(probe!(skb_at, skb_data, *const u8), 0);
     let len = u64::from(probe!(skb_at, skb_len, u32));
-    let stamp = probe!(skb_at, skb_tstamp, u64);
-    let begins = (first ^ stamp).wrapping_mul(MIX) ^ second.rotate_left(32).wrapping_mul(MIX);
+    let timestamp = probe!(skb_at, skb_tstamp, u64);
+    let begins = (first ^ timestamp).wrapping_mul(MIX) ^ second.rotate_left(32).wrapping_mul(MIX);
     skb ^ begins ^ len << 40
 }

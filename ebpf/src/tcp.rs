@@ -155,7 +155,7 @@ impl Tcp {
             snd_wl1: load_sk_or!(self.tcp, tcp_snd_wl1, u32, 0),
             since_received: 0,
             since_sent: 0,
-            since_heard: 0,
+            since_any_segment: 0,
             segments: self.segments(),
             local: self.sock.local(family),
             remote: self.sock.remote(family),
@@ -165,7 +165,7 @@ impl Tcp {
             let now = unsafe { bpf_jiffies64() } as u32;
             record.since_received = now.wrapping_sub(load_sk!(self.tcp, tcp_lrcvtime, u32));
             record.since_sent = now.wrapping_sub(load_sk!(self.tcp, tcp_lsndtime, u32));
-            record.since_heard = now.wrapping_sub(load_sk!(self.tcp, tcp_rcv_tstamp, u32));
+            record.since_any_segment = now.wrapping_sub(load_sk!(self.tcp, tcp_rcv_tstamp, u32));
         }
         if record.rcv_nxt != record.copied_seq {
             record.rmem_alloc = load_sk!(self.sk, sk_rmem_alloc, u32);

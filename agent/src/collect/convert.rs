@@ -38,8 +38,8 @@ pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
             let connection = connection(socket, ids, JIFFY_NS);
             sample.connections.push(connection);
         }
-        Record::Listener(record, stamps) => {
-            sample.listeners.push(listener(record, stamps, ids));
+        Record::Listener(record, timestamps) => {
+            sample.listeners.push(listener(record, timestamps, ids));
             let info = listener_info(record, ids);
             sample.listening.get_or_insert_default().push(Listening {
                 netns: info.netns,
@@ -112,19 +112,19 @@ pub(super) fn connection(record: &SocketRecord, ids: ObjectIds, jiffy_ns: u64) -
         segments: record.segments,
         since_received_ns: since(record.since_received),
         since_sent_ns: since(record.since_sent),
-        since_heard_ns: since(record.since_heard),
+        since_any_segment_ns: since(record.since_any_segment),
     }
 }
 
-/// `stamps`: one u64 for each connection in the accept queue, as `ListenerRecord` documents.
-pub(super) fn listener(record: &ListenerRecord, stamps: &[u8], ids: ObjectIds) -> Listener {
-    let ages_ns = stamps
+/// `timestamps`: one u64 for each connection in the accept queue, as `ListenerRecord` documents.
+pub(super) fn listener(record: &ListenerRecord, timestamps: &[u8], ids: ObjectIds) -> Listener {
+    let ages_ns = timestamps
         .chunks_exact(8)
-        .filter_map(|stamp| {
-            let stamp = u64::from_le_bytes(stamp.try_into().ok()?);
-            let done_us = stamp & 0xffff_ffff_ffff;
+        .filter_map(|timestamp| {
+            let timestamp = u64::from_le_bytes(timestamp.try_into().ok()?);
+            let done_us = timestamp & 0xffff_ffff_ffff;
             // 0: not timed (SYN cookie). Another port: the kernel reused the entry for another listener during the scan.
-            let is_valid = done_us != 0 && (stamp >> 48) as u16 == record.port;
+            let is_valid = done_us != 0 && (timestamp >> 48) as u16 == record.port;
             is_valid.then(|| record.now_ns.saturating_sub(done_us * 1000))
         })
         .collect();
@@ -389,22 +389,22 @@ mod tests {
 
     #[test]
     fn a_connections_age_is_the_time_since_its_handshake() {
-        let stamps = [80 << 48 | 4_000_000_u64, 80 << 48 | 4_999_000]
+        let timestamps = [80 << 48 | 4_000_000_u64, 80 << 48 | 4_999_000]
             .map(u64::to_le_bytes)
             .concat();
         assert_eq!(
-            listener(&record(), &stamps, ObjectIds::default()).ages_ns,
+            listener(&record(), &timestamps, ObjectIds::default()).ages_ns,
             [1_000_000_000, 1_000_000]
         );
     }
 
     #[test]
     fn entries_without_a_timestamp_or_of_another_port_have_no_age() {
-        let stamps = [80 << 48, 81 << 48 | 4_000_000_u64, 0]
+        let timestamps = [80 << 48, 81 << 48 | 4_000_000_u64, 0]
             .map(u64::to_le_bytes)
             .concat();
         assert!(
-            listener(&record(), &stamps, ObjectIds::default())
+            listener(&record(), &timestamps, ObjectIds::default())
                 .ages_ns
                 .is_empty()
         );

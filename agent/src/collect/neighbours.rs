@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     sample::Sample,
-    target::{End, MAX_NEIGHBOURS, Surroundings, ends, find_neighbours},
+    target::{End, HostView, MAX_NEIGHBOURS, ends, find_neighbours},
 };
 
 /// How long a neighbour stays watched after it was last reached, ns: longer than the longest interval between searches.
@@ -71,7 +71,7 @@ impl Neighbours {
             }
         }
         let (all, discovery) = processes.all_and_discovery();
-        let surroundings = Surroundings {
+        let host = HostView {
             processes: all,
             ends: &self.ends,
             peers: peers.found_peers(),
@@ -79,7 +79,7 @@ impl Neighbours {
             listeners: holders.listeners(),
             own_pid: std::process::id(),
         };
-        let found = find_neighbours(&focused, &selected, &surroundings, &mut |a, b| {
+        let found = find_neighbours(&focused, &selected, &host, &mut |a, b| {
             discovery.is_same_program(a, b)
         });
         if found.left_out > 0 {

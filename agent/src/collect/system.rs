@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mounts::{Mounts, Place};
+use mounts::{CgroupDirs, Mounts};
 
 use super::notices::Notices;
 use crate::sample::{Cgroup, Machine, Sample, Stall, Target};
@@ -130,22 +130,26 @@ impl System {
             path: path.to_owned(),
             ..Cgroup::default()
         };
-        if let Some(place) = self.mounts.place("cpu", membership) {
-            self.read_cpu(&place, &mut group);
+        if let Some(cgroup_dirs) = self.mounts.cgroup_dirs("cpu", membership) {
+            self.read_cpu(&cgroup_dirs, &mut group);
         }
         if group.cpu_ns.is_none()
             && let Some(dir) = self
                 .mounts
-                .place("cpuacct", membership)
-                .and_then(Place::own)
+                .cgroup_dirs("cpuacct", membership)
+                .and_then(CgroupDirs::own)
         {
             group.cpu_ns = self.number(&dir, "cpuacct.usage");
         }
-        if let Some(place) = self.mounts.place("memory", membership) {
-            self.read_memory(&place, &mut group);
+        if let Some(cgroup_dirs) = self.mounts.cgroup_dirs("memory", membership) {
+            self.read_memory(&cgroup_dirs, &mut group);
         }
         // Pressure files exist only in the unified hierarchy, even if it has no controllers.
-        if let Some(dir) = self.mounts.unified_place(membership).and_then(Place::own) {
+        if let Some(dir) = self
+            .mounts
+            .unified_dirs(membership)
+            .and_then(CgroupDirs::own)
+        {
             group.cpu_stall = self.stall(&dir.join("cpu.pressure"));
             group.memory_stall = self.stall(&dir.join("memory.pressure"));
             group.io_stall = self.stall(&dir.join("io.pressure"));
@@ -153,11 +157,11 @@ impl System {
         group
     }
 
-    fn read_cpu(&mut self, place: &Place, group: &mut Cgroup) {
+    fn read_cpu(&mut self, cgroup_dirs: &CgroupDirs, group: &mut Cgroup) {
         let mut tightest: Option<Quota> = None;
         let (mut periods, mut throttled_ns) = (None, None);
-        for (level, dir) in place.dirs.iter().enumerate() {
-            let quota = if place.unified {
+        for (level, dir) in cgroup_dirs.dirs.iter().enumerate() {
+            let quota = if cgroup_dirs.unified {
                 self.text(dir, "cpu.max").as_deref().and_then(cpu_max)
             } else {
                 self.v1_quota(dir)
@@ -166,7 +170,7 @@ impl System {
                 .then(|| self.text(dir, "cpu.stat"))
                 .flatten()
                 .unwrap_or_default();
-            if level == 0 && place.unified {
+            if level == 0 && cgroup_dirs.unified {
                 group.cpu_ns = keyed(&stat, "usage_usec").map(micros);
             }
             let Some(quota) = quota else {
@@ -197,8 +201,8 @@ impl System {
     }
 
     /// Memory is that of the level with the lowest limit, where it runs out first; OOM kills are the cgroup's own.
-    fn read_memory(&mut self, place: &Place, group: &mut Cgroup) {
-        let names = if place.unified {
+    fn read_memory(&mut self, cgroup_dirs: &CgroupDirs, group: &mut Cgroup) {
+        let names = if cgroup_dirs.unified {
             ["memory.current", "memory.max", "inactive_file"]
         } else {
             [
@@ -209,7 +213,7 @@ impl System {
         };
         let [usage, limit, inactive] = names;
         let mut tightest: Option<(u64, &PathBuf)> = None;
-        for dir in &place.dirs {
+        for dir in &cgroup_dirs.dirs {
             // "max", no limit, does not parse.
             let limit = self.number(dir, limit).filter(|limit| *limit < UNLIMITED);
             if let Some(limit) = limit
@@ -218,14 +222,14 @@ impl System {
                 tightest = Some((limit, dir));
             }
         }
-        let Some(own) = place.dirs.first() else {
+        let Some(own) = cgroup_dirs.dirs.first() else {
             return;
         };
         let dir = tightest.map_or(own, |(_, dir)| dir);
         group.memory_limit = tightest.map(|(limit, _)| limit);
         group.memory = self.number(dir, usage);
         group.reclaimable = self.keyed(dir, "memory.stat", inactive);
-        if place.unified {
+        if cgroup_dirs.unified {
             group.limit_hits = self.keyed(dir, "memory.events", "max");
             group.oom_kills = self.keyed(own, "memory.events", "oom_kill");
         } else {

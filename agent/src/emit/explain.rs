@@ -103,7 +103,7 @@ fn rule_lines(rule: &RuleReport) -> Vec<String> {
         let widths = rule.checks.iter().map(|check| width(&text(check)));
         widths.max().unwrap_or(0)
     };
-    let what = widest(|check| check.what.to_owned());
+    let name = widest(|check| check.name.to_owned());
     let values = widest(value);
     for check in &rule.checks {
         let mark = match check.condition {
@@ -114,7 +114,7 @@ fn rule_lines(rule: &RuleReport) -> Vec<String> {
         lines.push(format!(
             "{:INDENT$}{mark} {}  {}  {}",
             "",
-            pad(check.what, what),
+            pad(check.name, name),
             pad(&value(check), values),
             condition(check)
         ));
@@ -218,7 +218,7 @@ fn check(check: &Check) -> Value {
         _ => json!(value),
     };
     let mut object = Map::new();
-    object.insert("what".to_owned(), check.what.into());
+    object.insert("name".to_owned(), check.name.into());
     if let Some(value) = check.value {
         object.insert("value".to_owned(), number(value));
     }

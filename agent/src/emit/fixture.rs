@@ -50,12 +50,12 @@ pub fn targets() -> Event {
     }
 }
 
-fn hop(target: TargetId, pid: u32, name: &str, what: &str, cause: Cause) -> Hop {
+fn hop(target: TargetId, pid: u32, name: &str, state: &str, cause: Cause) -> Hop {
     Hop {
         target: Some(target),
         pid: Some(pid),
         name: name.to_owned(),
-        what: what.to_owned(),
+        state: state.to_owned(),
         cause,
     }
 }

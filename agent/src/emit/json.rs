@@ -302,7 +302,7 @@ fn hop(hop: &Hop, targets: &Targets) -> Value {
     object.put_some("target", name_of(hop.target, targets));
     object.put_some("pid", hop.pid);
     object.put("name", hop.name.as_str());
-    object.put("state", hop.what.as_str());
+    object.put("state", hop.state.as_str());
     object.put("cause", hop.cause.name());
     Value::Object(object.0)
 }

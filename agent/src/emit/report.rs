@@ -300,7 +300,7 @@ impl Report<'_> {
                 } else {
                     ""
                 };
-                let what = match hop.what.as_str() {
+                let what = match hop.state.as_str() {
                     "" => hop.cause.title(),
                     what => what,
                 };

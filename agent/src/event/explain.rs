@@ -69,7 +69,7 @@ impl RuleOutcome {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Check {
     /// What was measured, in words.
-    pub what: &'static str,
+    pub name: &'static str,
     /// `None`: not known.
     pub value: Option<f64>,
     pub unit: Unit,

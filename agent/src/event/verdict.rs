@@ -134,7 +134,7 @@ pub struct Hop {
     /// `uwsgi (4711)`
     pub name: String,
     /// Its main activity, for people: `97% waiting for 127.0.0.1:5432`.
-    pub what: String,
+    pub state: String,
     /// The cause that this activity suggests; on the first hop, the verdict.
     pub cause: Cause,
 }

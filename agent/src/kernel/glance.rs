@@ -22,7 +22,7 @@ use tailback_ebpf::{MAX_REQUESTED_PEERS, Scan, TARGET_FOCUSED, TargetEntry};
 pub use super::records::Record;
 use super::{
     batched_scan::BatchedScan,
-    iter::{Link, Over},
+    iter::{IterScope, Link},
     log::BpfLog,
     output_buffer::SharedBuffer,
     records::decode,
@@ -160,11 +160,11 @@ impl Glance {
         self.write_scan_settings()?;
         let bind =
             self.capabilities.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
-        let over: Vec<Over> = if bind {
+        let over: Vec<IterScope> = if bind {
             let pids = processes.iter().map(|process| process.pid);
-            pids.map(Over::Process).collect()
+            pids.map(IterScope::Process).collect()
         } else {
-            vec![Over::All]
+            vec![IterScope::All]
         };
         self.links.clear();
         for over in over {
@@ -177,7 +177,7 @@ impl Glance {
     }
 
     /// `None`: the process is gone.
-    fn links_over(&self, over: Over) -> Result<Option<Links>> {
+    fn links_over(&self, over: IterScope) -> Result<Option<Links>> {
         let mut is_gone = false;
         let mut create = |program, capability: &Capability| -> Result<Option<Link>> {
             if capability.is_err() {
@@ -192,7 +192,7 @@ impl Glance {
             threads: create("threads", &self.capabilities.threads)?,
             waits: create(self.waits_program, &self.capabilities.waits)?,
             batched: match over {
-                Over::Process(pid) if self.capabilities.batched_scans.is_ok() => {
+                IterScope::Process(pid) if self.capabilities.batched_scans.is_ok() => {
                     self.batched_scan(pid)?
                 }
                 _ => None,
@@ -202,13 +202,13 @@ impl Glance {
     }
 
     fn batched_scan(&self, pid: u32) -> Result<Option<BatchedScan>> {
-        let create = |program| self.link(program, Over::Thread(pid));
+        let create = |program| self.link(program, IterScope::Thread(pid));
         let links = create("batched_files")?.zip(create("batched_threads")?);
         Ok(links.map(|(files, threads)| BatchedScan { files, threads }))
     }
 
     /// `None`: the process just exited; the next process scan will show that.
-    fn link(&self, program: &str, over: Over) -> Result<Option<Link>> {
+    fn link(&self, program: &str, over: IterScope) -> Result<Option<Link>> {
         match link(&self.ebpf, program, over) {
             Ok(link) => Ok(Some(link)),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
@@ -226,9 +226,9 @@ impl Glance {
         pids: impl Iterator<Item = u32>,
     ) -> Result<Vec<Link>> {
         if !bind {
-            return Ok(self.link(program, Over::All)?.into_iter().collect());
+            return Ok(self.link(program, IterScope::All)?.into_iter().collect());
         }
-        let links = pids.map(|pid| self.link(program, Over::Process(pid)));
+        let links = pids.map(|pid| self.link(program, IterScope::Process(pid)));
         links.filter_map(Result::transpose).collect()
     }
 
@@ -435,7 +435,7 @@ impl Glance {
     }
 }
 
-fn link(ebpf: &Ebpf, program: &str, over: Over) -> io::Result<Link> {
+fn link(ebpf: &Ebpf, program: &str, over: IterScope) -> io::Result<Link> {
     let program: &Iter = ebpf
         .program(program)
         .and_then(|program| program.try_into().ok())

@@ -14,7 +14,7 @@ const BPF_TRACE_ITER: u32 = 28;
 
 /// What an iterator visits.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Over {
+pub(super) enum IterScope {
     /// Every object that the agent's pid namespace shows.
     All,
     /// One process, by its pid in the agent's namespace.
@@ -49,14 +49,14 @@ pub(super) struct Link(OwnedFd);
 
 impl Link {
     /// Binds a loaded program to what it visits.
-    pub(super) fn create(program: BorrowedFd<'_>, over: Over) -> io::Result<Self> {
+    pub(super) fn create(program: BorrowedFd<'_>, over: IterScope) -> io::Result<Self> {
         // `union bpf_iter_link_info`: `map.map_fd` at 0, or `task.{tid, pid, pid_fd}`. A kernel that does not know a
         // member rejects non-zero bytes there, so an unsupported binding is an error and never ignored.
         let (info, info_len): ([u32; 4], u32) = match over {
-            Over::All => ([0; 4], 0),
-            Over::Process(pid) => ([0, pid, 0, 0], 16),
-            Over::Thread(tid) => ([tid, 0, 0, 0], 16),
-            Over::Map(fd) => ([fd as u32, 0, 0, 0], 16),
+            IterScope::All => ([0; 4], 0),
+            IterScope::Process(pid) => ([0, pid, 0, 0], 16),
+            IterScope::Thread(tid) => ([tid, 0, 0, 0], 16),
+            IterScope::Map(fd) => ([fd as u32, 0, 0, 0], 16),
         };
         let attr = LinkCreate {
             prog_fd: program.as_raw_fd() as u32,

@@ -107,12 +107,12 @@ fn every_row_finds_its_own_pattern_unless_an_earlier_one_does() {
     let names: BTreeSet<&str> = KNOWN.iter().map(|row| row.name).collect();
     for name in names {
         check_name(name).unwrap();
-        let said: BTreeSet<_> = KNOWN
+        let causes: BTreeSet<_> = KNOWN
             .iter()
             .filter(|row| row.name == name)
             .map(|row| row.supports)
             .collect();
-        assert_eq!(said.len(), 1, "{name} speaks for two causes");
+        assert_eq!(causes.len(), 1, "{name} speaks for two causes");
     }
 }
 

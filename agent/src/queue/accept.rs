@@ -110,7 +110,7 @@ struct Group {
     untimed_ns: Option<u64>,
     losses: u64,
     /// Change of depth since the previous sample, over the sockets in both.
-    grown: i64,
+    depth_change: i64,
     /// Arrivals known for certain.
     certain: u64,
     /// Sockets at which further connections may have arrived and been accepted within the interval.
@@ -127,8 +127,8 @@ impl Source for Accept {
         let mut groups = Groups::new();
         let mut seen =
             HashSet::with_capacity_and_hasher(sample.listeners.len(), Default::default());
-        let grown = self.counters(sample);
-        let mut overflows = Overflows::of(sample, &self.listeners, &grown);
+        let increases = self.counters(sample);
+        let mut overflows = Overflows::of(sample, &self.listeners, &increases);
         // Full listeners first: overflows are most likely theirs.
         let (full, rest): (Vec<_>, Vec<_>) = sample
             .listeners
@@ -164,7 +164,7 @@ impl Source for Accept {
         let shared = Shared::between(&groups, &self.traffic);
         for ((target, address), group) in &groups {
             // If unwatched services also listen in the namespace, its counter cannot be divided.
-            let opened = grown
+            let opened = increases
                 .get(&group.netns)
                 .filter(|network| network.others == 0)
                 .map(|network| {
@@ -182,7 +182,7 @@ impl Source for Accept {
                 .map(|(sum, count)| sum.saturating_add(count));
             sink.put(*target, Kind::Accept, &QueueId::Local(*address), reading);
         }
-        self.carry_balances(&grown, &counted);
+        self.carry_balances(&increases, &counted);
         sink.forget_unseen_where(Kind::Accept, |id| matches!(id, QueueId::Local(_)));
     }
 }
@@ -195,8 +195,8 @@ impl Accept {
     }
 
     /// Carries the difference between counted and attributed arrivals over to the next sample.
-    fn carry_balances(&mut self, grown: &HashMap<u32, Network>, counted: &Counted) {
-        let balances = grown.iter().filter_map(|(netns, network)| {
+    fn carry_balances(&mut self, increases: &HashMap<u32, Network>, counted: &Counted) {
+        let balances = increases.iter().filter_map(|(netns, network)| {
             let counted = (*counted.0.get(netns)?)?;
             let opened = network.passive_opens as i64 + self.balance(*netns);
             (network.others == 0).then_some((*netns, opened - counted as i64))
@@ -223,7 +223,7 @@ impl Accept {
 
     /// Growth of the counters since the previous sample, for each network namespace in both samples.
     fn counters(&mut self, sample: &Sample) -> HashMap<u32, Network> {
-        let grown = |now: &Network| {
+        let increases = |now: &Network| {
             let before = self.networks.get(&now.netns)?;
             Some(Network {
                 netns: now.netns,
@@ -233,10 +233,10 @@ impl Accept {
                 ..*now
             })
         };
-        let grown = sample
+        let increases = sample
             .networks
             .iter()
-            .filter_map(grown)
+            .filter_map(increases)
             .map(|network| (network.netns, network))
             .collect();
         self.networks = sample
@@ -244,7 +244,7 @@ impl Accept {
             .iter()
             .map(|network| (network.netns, *network))
             .collect();
-        grown
+        increases
     }
 }
 
@@ -272,15 +272,15 @@ impl Group {
         let Some(known) = known else { return };
         let elapsed = listener.seen_ns.saturating_sub(known.seen_ns);
         self.elapsed_ns = self.elapsed_ns.max(Some(elapsed));
-        let grown = i64::from(listener.depth) - i64::from(known.depth);
-        self.grown += grown;
+        let depth_change = i64::from(listener.depth) - i64::from(known.depth);
+        self.depth_change += depth_change;
         let young = listener
             .ages_ns
             .iter()
             .rev()
             .take_while(|age| **age < elapsed)
             .count() as u64;
-        self.certain += young.max(grown.max(0) as u64);
+        self.certain += young.max(depth_change.max(0) as u64);
         let all_timed = listener.ages_ns.len() as u64 == u64::from(listener.depth);
         let head_stayed = listener.ages_ns.first().is_some_and(|age| *age > elapsed);
         self.uncertain += u32::from(!(all_timed && head_stayed));
@@ -288,7 +288,7 @@ impl Group {
 
     fn reading(&self, arrivals: Option<Arrivals>, servers: u32) -> Reading {
         let count = arrivals.map(|arrivals| arrivals.count);
-        let departures = count.map(|count| (count as i64 - self.grown).max(0) as u64);
+        let departures = count.map(|count| (count as i64 - self.depth_change).max(0) as u64);
         // The head of the queue is accepted next, so its age is exactly the wait.
         let oldest_age_ns = self
             .ages_ns
@@ -335,8 +335,8 @@ struct Overflows {
 }
 
 impl Overflows {
-    fn of(sample: &Sample, known: &HashMap<u64, Known>, grown: &HashMap<u32, Network>) -> Self {
-        let mut left: HashMap<u32, u64> = grown
+    fn of(sample: &Sample, known: &HashMap<u64, Known>, increases: &HashMap<u32, Network>) -> Self {
+        let mut left: HashMap<u32, u64> = increases
             .iter()
             .map(|(netns, network)| (*netns, network.listen_overflows))
             .collect();
@@ -344,7 +344,7 @@ impl Overflows {
         for listener in sample
             .listeners
             .iter()
-            .filter(|listener| !grown.contains_key(&listener.netns))
+            .filter(|listener| !increases.contains_key(&listener.netns))
         {
             if is_full(listener)
                 && let Some(known) = known.get(&listener.cookie)

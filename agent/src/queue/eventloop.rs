@@ -53,7 +53,7 @@ struct Position {
 
 /// Whether a thread's home is epoll_wait, from its recent samples.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Residence {
+pub(super) struct EpollHistory {
     /// One bit per recent sample: set if it was in epoll_wait.
     in_epoll: u32,
     /// Number of valid bits.
@@ -65,7 +65,7 @@ pub(super) struct Residence {
 
 /// What a thread of an event loop is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum TurnState {
     /// In epoll_wait: no event is ready.
     Waiting,
     /// On a condition variable or similar. Runtimes that pass epoll_wait between threads (Go, tokio) park the others there.
@@ -79,7 +79,7 @@ enum Place {
 /// State kept per thread.
 struct Known {
     name: Arc<str>,
-    residence: Residence,
+    epoll_history: EpollHistory,
     voluntary: u64,
     seen_ns: u64,
     /// Start of the current turn.
@@ -127,7 +127,7 @@ impl Source for EventLoops {
             let process = self.processes.get(&wait.tgid);
             let moved = fresh && process.is_some_and(|process| process.progress > 0);
             let (known, sampled) = Known::after(before, wait, sample.mono_ns, moved);
-            if known.residence.is_loop {
+            if known.epoll_history.is_loop {
                 let shown = loops.entry(wait.tgid).or_default();
                 *shown = shown.saturating_add(1);
                 if *shown <= MAX_PER_PROCESS {
@@ -210,7 +210,7 @@ impl EventLoops {
     }
 }
 
-impl Residence {
+impl EpollHistory {
     /// Records one sample.
     pub(super) fn observe(&mut self, in_epoll: bool, parked: bool) {
         self.in_epoll = self.in_epoll << 1 | u32::from(in_epoll);
@@ -235,7 +235,7 @@ impl Residence {
     }
 }
 
-impl Place {
+impl TurnState {
     fn of(wait: &Wait) -> Self {
         match wait.state {
             State::Running | State::Runnable => return Self::Computing,
@@ -263,7 +263,7 @@ impl Place {
 
 /// One thread at one sample.
 struct ThreadSample {
-    place: Place,
+    state: TurnState,
     /// Time since its previous sample.
     elapsed_ns: Option<u64>,
     /// Time of that spent in turns.
@@ -274,12 +274,12 @@ struct ThreadSample {
 impl Known {
     /// `moved`: connections of the process were read or written since their last scan.
     fn after(before: Option<Self>, wait: &Wait, now_ns: u64, moved: bool) -> (Self, ThreadSample) {
-        let place = Place::of(wait);
+        let state = TurnState::of(wait);
         let busy_ns = wait.cpu_ns.saturating_add(wait.run_delay_ns);
         let first = before.is_none();
         let mut known = before.unwrap_or_else(|| Self {
             name: wait.comm.as_str().into(),
-            residence: Residence::default(),
+            epoll_history: EpollHistory::default(),
             voluntary: wait.voluntary,
             seen_ns: now_ns,
             since_ns: now_ns,
@@ -292,16 +292,16 @@ impl Known {
         let elapsed_ns = now_ns.saturating_sub(known.seen_ns);
         let voluntary = wait.voluntary.saturating_sub(known.voluntary);
         known
-            .residence
-            .observe(place == Place::Waiting, place == Place::Parked);
-        let ended = matches!(place, Place::Waiting | Place::Parked)
+            .epoll_history
+            .observe(state == TurnState::Waiting, state == TurnState::Parked);
+        let ended = matches!(state, TurnState::Waiting | TurnState::Parked)
             || voluntary > 0
-            || (place == Place::Computing && moved);
+            || (state == TurnState::Computing && moved);
         if ended {
             known.since_ns = now_ns;
         }
         // A thread that is blocked at a sample counts as blocked for the whole interval before it.
-        let blocked_ns = if place == Place::Blocked {
+        let blocked_ns = if state == TurnState::Blocked {
             elapsed_ns
         } else {
             0
@@ -313,7 +313,7 @@ impl Known {
         known.busy_ns = busy_ns;
         known.seen_ns = now_ns;
         let sampled = ThreadSample {
-            place,
+            state,
             elapsed_ns: (!first).then_some(elapsed_ns),
             busy_ns: in_turns_ns,
             voluntary,
@@ -329,10 +329,10 @@ impl Known {
         others: bool,
         files_ns: Option<u64>,
     ) -> Reading {
-        let in_turn = matches!(sampled.place, Place::Computing | Place::Blocked);
+        let in_turn = matches!(sampled.state, TurnState::Computing | TurnState::Blocked);
         // The progress of connections is known up to their last scan.
-        let until_ns = match sampled.place {
-            Place::Computing => files_ns.unwrap_or(0).min(self.seen_ns),
+        let until_ns = match sampled.state {
+            TurnState::Computing => files_ns.unwrap_or(0).min(self.seen_ns),
             _ => self.seen_ns,
         };
         let oldest_age_ns = in_turn.then(|| until_ns.saturating_sub(self.since_ns));

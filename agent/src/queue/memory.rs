@@ -37,12 +37,12 @@ struct Known {
     seen_ns: Option<u64>,
     limit_hits: Option<u64>,
     oom_kills: Option<u64>,
-    grown: Grown,
+    increase: Increase,
 }
 
 /// Changes since the previous sample.
 #[derive(Clone, Copy, Default)]
-struct Grown {
+struct Increase {
     elapsed_ns: Option<u64>,
     limit_hits: Option<u64>,
     oom_kills: Option<u64>,
@@ -75,15 +75,15 @@ impl Source for Memory {
             let path = target.cgroup.as_ref();
             let group =
                 path.and_then(|path| sample.cgroups.iter().find(|group| group.path == *path));
-            let grown = path.and_then(|path| self.groups.get(path));
-            let grown = grown.map_or_else(Grown::default, |known| known.grown);
+            let increase = path.and_then(|path| self.groups.get(path));
+            let increase = increase.map_or_else(Increase::default, |known| known.increase);
             if let Some((group, reading)) =
-                group.and_then(|group| Some((group, limited(group, grown)?)))
+                group.and_then(|group| Some((group, limited(group, increase)?)))
             {
                 let id = QueueId::Cgroup(group.path.as_str().into());
                 sink.put(target.id, Kind::Memory, &id, reading);
             } else if let Some(machine) = &sample.machine {
-                let reading = unlimited(machine, self.machine.grown, grown);
+                let reading = unlimited(machine, self.machine.increase, increase);
                 sink.put(target.id, Kind::Memory, &QueueId::Machine, reading);
             }
         }
@@ -100,7 +100,7 @@ impl Known {
         oom_kills: Option<u64>,
     ) {
         let grew = |before: Option<u64>, now: Option<u64>| Some(now?.saturating_sub(before?));
-        self.grown = Grown {
+        self.increase = Increase {
             elapsed_ns: self.seen_ns.map(|before| now_ns.saturating_sub(before)),
             limit_hits: grew(self.limit_hits, limit_hits),
             oom_kills: grew(self.oom_kills, oom_kills),
@@ -134,40 +134,40 @@ impl Known {
 }
 
 /// The reading of a group with a limit.
-fn limited(group: &Cgroup, grown: Grown) -> Option<Reading> {
+fn limited(group: &Cgroup, increase: Increase) -> Option<Reading> {
     let limit = group.memory_limit?;
     let depth = group.memory?.saturating_sub(group.reclaimable.unwrap_or(0));
     let used = depth as f64 / limit.max(1) as f64;
-    let hits = grown.limit_hits.unwrap_or(0);
-    let fill = match grown.stall_share {
+    let hits = increase.limit_hits.unwrap_or(0);
+    let fill = match increase.stall_share {
         Some(share) => Some(as_fill(share)),
         None => (hits > 0 && used >= SHORT_GROUP_USED).then_some(used.min(0.99)),
     };
     let mut extra = vec![("used_share", used)];
-    extra.extend(grown.stall_share.map(|share| ("stall_share", share)));
-    extra.extend(grown.limit_hits.map(|hits| ("limit_hits", hits as f64)));
+    extra.extend(increase.stall_share.map(|share| ("stall_share", share)));
+    extra.extend(increase.limit_hits.map(|hits| ("limit_hits", hits as f64)));
     Some(Reading {
         depth,
         limit: Some(limit),
         fill,
-        elapsed_ns: grown.elapsed_ns,
-        losses: grown.oom_kills.unwrap_or(0),
+        elapsed_ns: increase.elapsed_ns,
+        losses: increase.oom_kills.unwrap_or(0),
         extra,
         ..Reading::default()
     })
 }
 
 /// The reading of the machine, for a target whose group has no limit. `group` holds that group's own stalls, if known.
-fn unlimited(machine: &Machine, grown: Grown, group: Grown) -> Reading {
+fn unlimited(machine: &Machine, increase: Increase, group: Increase) -> Reading {
     let depth = machine.memory.saturating_sub(machine.memory_available);
     let is_short =
         (machine.memory_available as f64) < machine.memory as f64 * SHORT_MACHINE_AVAILABLE;
-    let share = group.stall_share.or(grown.stall_share);
+    let share = group.stall_share.or(increase.stall_share);
     let mut extra = Vec::new();
     extra.extend(share.map(|share| ("stall_share", share)));
     // Kills of any process on the machine: whether this service lost one is unknown.
     extra.extend(
-        grown
+        increase
             .oom_kills
             .map(|kills| ("machine_oom_kills", kills as f64)),
     );
@@ -175,7 +175,7 @@ fn unlimited(machine: &Machine, grown: Grown, group: Grown) -> Reading {
         depth,
         limit: Some(machine.memory),
         fill: share.filter(|_| is_short).map(as_fill),
-        elapsed_ns: grown.elapsed_ns,
+        elapsed_ns: increase.elapsed_ns,
         losses: group.oom_kills.unwrap_or(0),
         extra,
         ..Reading::default()

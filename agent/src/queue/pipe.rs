@@ -19,12 +19,12 @@ const MAX_PATH_BYTES: usize = 512;
 
 #[derive(Default)]
 pub(super) struct Pipes {
-    known: HashMap<Place, Known>,
+    known: HashMap<PipeKey, Known>,
 }
 
 /// Identifies a pipe between samples. Inodes of pipes and of FIFOs come from different file systems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Place {
+struct PipeKey {
     target: TargetId,
     is_fifo: bool,
     inode: u64,
@@ -42,7 +42,7 @@ struct Known {
 }
 
 /// One pipe that a target holds one or both ends of.
-struct Held<'a> {
+struct HeldPipe<'a> {
     pipe: &'a Pipe,
     /// The first process and descriptor of the target at each end.
     read_end: Option<(u32, u32)>,
@@ -57,33 +57,33 @@ impl Source for Pipes {
         let held = held(sample, targets);
         let mut names = Names::kept(&self.known, &held);
         let mut known = HashMap::with_capacity_and_hasher(held.len(), Default::default());
-        for (place, held) in held {
-            let before = self.known.remove(&place);
+        for (key, held) in held {
+            let before = self.known.remove(&key);
             let id = match &before {
                 Some(before) => before.id.clone(),
-                None => names.give(place, held.pipe),
+                None => names.give(key, held.pipe),
             };
-            let (reading, now) = held.reading(place, id, before.as_ref(), sample.mono_ns, targets);
-            sink.put(place.target, Kind::Pipe, &now.id, reading);
-            known.insert(place, now);
+            let (reading, now) = held.reading(key, id, before.as_ref(), sample.mono_ns, targets);
+            sink.put(key.target, Kind::Pipe, &now.id, reading);
+            known.insert(key, now);
         }
         self.known = known;
         sink.forget_unseen(Kind::Pipe);
     }
 }
 
-fn held<'a>(sample: &'a Sample, targets: &Targets) -> BTreeMap<Place, Held<'a>> {
+fn held<'a>(sample: &'a Sample, targets: &Targets) -> BTreeMap<PipeKey, HeldPipe<'a>> {
     let mut held = BTreeMap::new();
     for pipe in &sample.pipes {
         let Some(target) = targets.of(pipe.tgid) else {
             continue;
         };
-        let place = Place {
+        let key = PipeKey {
             target,
             is_fifo: pipe.path.is_some(),
             inode: pipe.inode,
         };
-        let entry = held.entry(place).or_insert(Held {
+        let entry = held.entry(key).or_insert(HeldPipe {
             pipe,
             read_end: None,
             write_end: None,
@@ -104,33 +104,33 @@ fn held<'a>(sample: &'a Sample, targets: &Targets) -> BTreeMap<Place, Held<'a>> 
 struct Names(BTreeSet<(TargetId, Arc<str>)>);
 
 impl Names {
-    fn kept(known: &HashMap<Place, Known>, held: &BTreeMap<Place, Held<'_>>) -> Self {
-        let kept = known.iter().filter(|(place, _)| held.contains_key(place));
-        let paths = kept.filter_map(|(place, known)| match &known.id {
-            QueueId::Fifo { path, inode: None } => Some((place.target, Arc::clone(path))),
+    fn kept(known: &HashMap<PipeKey, Known>, held: &BTreeMap<PipeKey, HeldPipe<'_>>) -> Self {
+        let kept = known.iter().filter(|(key, _)| held.contains_key(key));
+        let paths = kept.filter_map(|(key, known)| match &known.id {
+            QueueId::Fifo { path, inode: None } => Some((key.target, Arc::clone(path))),
             _ => None,
         });
         Self(paths.collect())
     }
 
-    fn give(&mut self, place: Place, pipe: &Pipe) -> QueueId {
+    fn give(&mut self, key: PipeKey, pipe: &Pipe) -> QueueId {
         let Some(path) = &pipe.path else {
-            return QueueId::Pipe(place.inode);
+            return QueueId::Pipe(key.inode);
         };
         // Any process may choose a path, so control characters are escaped.
         let path: Arc<str> = text::bounded(path, MAX_PATH_BYTES).into();
-        let is_first = self.0.insert((place.target, Arc::clone(&path)));
+        let is_first = self.0.insert((key.target, Arc::clone(&path)));
         QueueId::Fifo {
             path,
-            inode: (!is_first).then_some(place.inode),
+            inode: (!is_first).then_some(key.inode),
         }
     }
 }
 
-impl Held<'_> {
+impl HeldPipe<'_> {
     fn reading(
         &self,
-        place: Place,
+        key: PipeKey,
         id: QueueId,
         before: Option<&Known>,
         now_ns: u64,
@@ -174,17 +174,17 @@ impl Held<'_> {
             elapsed_ns,
             served: departures,
             servers: if self.read_end.is_some() {
-                targets.threads(place.target)
+                targets.threads(key.target)
             } else {
                 1
             },
             wait_ns,
             oldest_age_ns,
-            worst: (depth > 0).then(|| self.ends(place, targets)),
+            worst: (depth > 0).then(|| self.ends(key, targets)),
             extra: self.extra(),
             ..Reading::default()
         };
-        if self.is_internal(place, targets) && !full && depth > 0 {
+        if self.is_internal(key, targets) && !full && depth > 0 {
             // It is a queue only while data keeps arriving, and its data has waited no longer than that.
             let since_ns = inflow_ns.unwrap_or(0);
             let keeps_coming = inflow_ns.is_some();
@@ -209,10 +209,10 @@ impl Held<'_> {
     }
 
     /// Whether, as far as is known, no process outside this target holds it.
-    fn is_internal(&self, place: Place, targets: &Targets) -> bool {
+    fn is_internal(&self, key: PipeKey, targets: &Targets) -> bool {
         self.read_end.is_some()
             && self.write_end.is_some()
-            && !targets.is_held_outside(place.target, place.inode)
+            && !targets.is_held_outside(key.target, key.inode)
     }
 
     fn extra(&self) -> Vec<(&'static str, f64)> {
@@ -227,13 +227,13 @@ impl Held<'_> {
     }
 
     /// The holders of both ends, for display.
-    fn ends(&self, at: Place, targets: &Targets) -> String {
-        let place =
+    fn ends(&self, key: PipeKey, targets: &Targets) -> String {
+        let describe =
             |end: &str, (tgid, fd): (u32, u32)| format!("{end} end at process {tgid} fd {fd}");
-        let other = |holds: fn(&Holder) -> bool| targets.held_by(at.target, at.inode, holds);
+        let other = |holds: fn(&Holder) -> bool| targets.held_by(key.target, key.inode, holds);
         let mut parts = Vec::new();
-        parts.extend(self.write_end.map(|end| place("write", end)));
-        parts.extend(self.read_end.map(|end| place("read", end)));
+        parts.extend(self.write_end.map(|end| describe("write", end)));
+        parts.extend(self.read_end.map(|end| describe("read", end)));
         if self.pipe.readers == 0 {
             parts.push("nobody reads".to_owned());
         } else if let Some(names) = other(|holder| holder.reads) {

@@ -342,7 +342,7 @@ struct Times {
     /// Data sent.
     sent_ns: u64,
     /// Any segment received.
-    heard_ns: u64,
+    any_segment_ns: u64,
 }
 
 impl Facts {
@@ -366,9 +366,9 @@ impl Facts {
         let times = Times {
             received_ns: connection.since_received_ns,
             sent_ns: connection.since_sent_ns,
-            heard_ns: connection.since_heard_ns,
+            any_segment_ns: connection.since_any_segment_ns,
         };
-        let known = times.received_ns > 0 || times.sent_ns > 0 || times.heard_ns > 0;
+        let known = times.received_ns > 0 || times.sent_ns > 0 || times.any_segment_ns > 0;
         let (over, half_closed) = match role {
             Role::Accepted => (fin_sent, fin_received),
             Role::Opened => (fin_received, fin_sent),
@@ -403,7 +403,7 @@ impl Facts {
     fn decide(&self) -> Option<bool> {
         let probed = self.times.as_ref().is_some_and(|times| {
             let data_ns = times.received_ns.min(times.sent_ns);
-            data_ns.saturating_sub(times.heard_ns) >= KEEPALIVE_PROBE_NS
+            data_ns.saturating_sub(times.any_segment_ns) >= KEEPALIVE_PROBE_NS
         });
         if probed || self.half_closed {
             self.by_times()

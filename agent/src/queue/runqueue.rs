@@ -6,7 +6,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
-    starvation::{Grown, Starvation},
+    starvation::{Starvation, ThreadTime},
 };
 use crate::sample::{Sample, TargetId, Thread};
 
@@ -60,11 +60,11 @@ impl Source for RunQueues {
         }
         self.threads = known;
         for (target, group) in &groups {
-            let grown = Grown {
+            let time = ThreadTime {
                 delay_ns: group.delay_ns,
                 cpu_ns: group.cpu_ns,
             };
-            self.starvation.grew(*target, grown);
+            self.starvation.grew(*target, time);
         }
         self.starvation.read(sample, targets);
         for (target, group) in groups {

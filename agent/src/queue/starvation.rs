@@ -34,7 +34,7 @@ pub(super) struct Starvation {
 
 /// CPU time and run-queue wait of the threads of a target within a period, ns.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Grown {
+pub(super) struct ThreadTime {
     pub(super) delay_ns: u64,
     pub(super) cpu_ns: u64,
 }
@@ -48,8 +48,8 @@ struct Counters {
 /// State kept per target.
 #[derive(Default)]
 struct Known {
-    since_system: Grown,
-    since_cpu_users: Grown,
+    since_system: ThreadTime,
+    since_cpu_users: ThreadTime,
     system: Option<(u64, System)>,
     others: Option<(u64, Others)>,
 }
@@ -76,10 +76,10 @@ struct Others {
 
 impl Starvation {
     /// Adds what the target's threads waited and used since the previous sample.
-    pub(super) fn grew(&mut self, target: TargetId, grown: Grown) {
+    pub(super) fn grew(&mut self, target: TargetId, time: ThreadTime) {
         let known = self.targets.entry(target).or_default();
-        known.since_system.add(grown);
-        known.since_cpu_users.add(grown);
+        known.since_system.add(time);
+        known.since_cpu_users.add(time);
     }
 
     /// Reads control groups, machine and CPU users. Call it after [`Starvation::grew`].
@@ -115,15 +115,15 @@ impl Starvation {
             let path = target.cgroup.as_ref();
             let now = path.and_then(|path| sample.cgroups.iter().find(|group| group.path == *path));
             let before = path.and_then(|path| self.cgroups.get(path));
-            let grown = std::mem::take(&mut known.since_system);
+            let time = std::mem::take(&mut known.since_system);
             let Some(elapsed_ns) = elapsed_ns else {
                 continue;
             };
             let throttled_ns = throttled(before, now);
-            let quota = throttled_ns.and_then(|ns| quota_share(ns, grown, target.cpus, elapsed_ns));
+            let quota = throttled_ns.and_then(|ns| quota_share(ns, time, target.cpus, elapsed_ns));
             let system = System {
                 quota,
-                steal: steal.filter(|_| grown.delay_ns >= MIN_WAIT_NS),
+                steal: steal.filter(|_| time.delay_ns >= MIN_WAIT_NS),
                 throttled_ns,
                 quota_cpus: now
                     .and_then(|group| group.quota_millicpus)
@@ -154,7 +154,7 @@ impl Starvation {
             .filter(|elapsed| *elapsed > 0);
         self.cpu_users_ns = Some(now_ns);
         for (id, known) in &mut self.targets {
-            let grown = std::mem::take(&mut known.since_cpu_users);
+            let time = std::mem::take(&mut known.since_cpu_users);
             let (Some(elapsed_ns), Some(target)) = (elapsed_ns, targets.get(*id)) else {
                 continue;
             };
@@ -164,12 +164,12 @@ impl Starvation {
                 .filter(|cpu_user| targets.of(cpu_user.tgid) != Some(*id))
                 .collect();
             let others: f64 = foreign.iter().map(|other| other.cpu_ns as f64).sum();
-            let all = grown.cpu_ns as f64 + others;
-            let waits = grown.delay_ns >= MIN_WAIT_NS && all > 0.0;
+            let all = time.cpu_ns as f64 + others;
+            let waits = time.delay_ns >= MIN_WAIT_NS && all > 0.0;
             known.others = Some((
                 now_ns,
                 Others {
-                    own: waits.then(|| grown.cpu_ns as f64 / all),
+                    own: waits.then(|| time.cpu_ns as f64 / all),
                     busiest: busiest(&foreign, target, elapsed_ns),
                 },
             ));
@@ -208,7 +208,7 @@ impl Starvation {
     }
 }
 
-impl Grown {
+impl ThreadTime {
     fn add(&mut self, more: Self) {
         self.delay_ns = self.delay_ns.saturating_add(more.delay_ns);
         self.cpu_ns = self.cpu_ns.saturating_add(more.cpu_ns);
@@ -235,13 +235,13 @@ fn throttled(before: Option<&Counters>, now: Option<&Cgroup>) -> Option<u64> {
 
 /// Share of the wait caused by the quota. While a CPU's queue is throttled, all threads on it wait: the kernel counts
 /// throttled time once per CPU, and wait once per thread.
-fn quota_share(throttled_ns: u64, grown: Grown, cpus: u32, elapsed_ns: u64) -> Option<f64> {
-    if grown.delay_ns < MIN_WAIT_NS {
+fn quota_share(throttled_ns: u64, time: ThreadTime, cpus: u32, elapsed_ns: u64) -> Option<f64> {
+    if time.delay_ns < MIN_WAIT_NS {
         return None;
     }
-    let wanted = (grown.delay_ns as f64 + grown.cpu_ns as f64) / elapsed_ns as f64;
+    let wanted = (time.delay_ns as f64 + time.cpu_ns as f64) / elapsed_ns as f64;
     let threads_per_cpu = (wanted / f64::from(cpus.max(1))).max(1.0);
-    Some((throttled_ns as f64 * threads_per_cpu / grown.delay_ns as f64).min(1.0))
+    Some((throttled_ns as f64 * threads_per_cpu / time.delay_ns as f64).min(1.0))
 }
 
 /// Steal time as a share of the machine's busy and stolen CPU time.

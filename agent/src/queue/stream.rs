@@ -263,14 +263,14 @@ impl Group {
             let limited_by = limited_by(connection);
             // Data in flight waits for a round trip, which is not queueing. What counts is data that the peer's window
             // has no room for, and a connection without any progress.
-            let stands = limited_by == Some(PEER) || age_ns >= STALLED_NS;
+            let is_standing = limited_by == Some(PEER) || age_ns >= STALLED_NS;
             half.consider(Worst {
-                rank: (if stands { age_ns } else { 0 }, waits),
+                rank: (if is_standing { age_ns } else { 0 }, waits),
                 depth: waits,
                 limit: u64::from(connection.sndbuf),
                 fill: f64::from(connection.wmem_queued) / f64::from(connection.sndbuf.max(1)),
-                wait_ns: littles_law(waits, acknowledged, elapsed_ns).filter(|_| stands),
-                age_ns: if stands { age_ns } else { 0 },
+                wait_ns: littles_law(waits, acknowledged, elapsed_ns).filter(|_| is_standing),
+                age_ns: if is_standing { age_ns } else { 0 },
                 tgid: connection.tgid,
                 fd: connection.fd,
                 remote: connection.remote,

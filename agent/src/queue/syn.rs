@@ -135,7 +135,10 @@ impl Syn {
                 depth: *half_open,
             };
             counted.listeners += 1;
-            if counted.claimant.is_none_or(|best| claim.beats(&best)) {
+            if counted
+                .claimant
+                .is_none_or(|best| claim.is_likelier_than(&best))
+            {
                 counted.claimant = Some(claim);
             }
         }
@@ -154,7 +157,7 @@ impl Syn {
 }
 
 impl Claim {
-    fn beats(&self, other: &Self) -> bool {
+    fn is_likelier_than(&self, other: &Self) -> bool {
         self.full
             .cmp(&other.full)
             .then(self.fill.total_cmp(&other.fill))

@@ -58,7 +58,7 @@ enum Direction {
 
 /// Identifies a queue within a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place<'a> {
+struct GroupKey<'a> {
     target: TargetId,
     endpoint: Endpoint<'a>,
     datagrams: bool,
@@ -105,7 +105,7 @@ impl Source for Unix {
             .iter()
             .map(|socket| (socket.inode, socket))
             .collect();
-        let mut groups: BTreeMap<Place<'_>, Group> = BTreeMap::new();
+        let mut groups: BTreeMap<GroupKey<'_>, Group> = BTreeMap::new();
         let mut sockets = HashMap::with_capacity_and_hasher(sample.unix.len(), Default::default());
         for socket in sample.unix.iter().filter(|socket| !socket.listening) {
             let before = self.sockets.get(&socket.inode);
@@ -132,7 +132,7 @@ impl Source for Unix {
                 received: before.map_or_else(Half::default, |before| before.received),
                 sent: before.map_or_else(Half::default, |before| before.sent),
             };
-            let received = Place {
+            let received = GroupKey {
                 target,
                 endpoint,
                 datagrams: socket.style == UnixStyle::Datagram,
@@ -142,7 +142,7 @@ impl Source for Unix {
             group.add(&sampled, sampled.received(&mut now.received));
             // Within one service, the received side of the other end already shows this data.
             if !inside {
-                let sent = Place {
+                let sent = GroupKey {
                     direction: Direction::Sent,
                     ..received
                 };
@@ -152,9 +152,9 @@ impl Source for Unix {
             sockets.insert(socket.inode, now);
         }
         self.sockets = sockets;
-        for (place, group) in &groups {
-            let reading = group.reading(place, targets);
-            sink.put(place.target, Kind::Unix, &place.id(), reading);
+        for (key, group) in &groups {
+            let reading = group.reading(key, targets);
+            sink.put(key.target, Kind::Unix, &key.id(), reading);
         }
         sink.forget_unseen(Kind::Unix);
     }
@@ -171,7 +171,7 @@ fn endpoint<'a>(socket: &'a UnixSocket, listening: &HashSet<&str>) -> Endpoint<'
     }
 }
 
-impl Place<'_> {
+impl GroupKey<'_> {
     fn id(&self) -> QueueId {
         QueueId::UnixSockets {
             end: match self.endpoint {
@@ -293,29 +293,29 @@ impl Group {
         }
     }
 
-    fn reading(&self, place: &Place<'_>, targets: &Targets) -> Reading {
+    fn reading(&self, key: &GroupKey<'_>, targets: &Targets) -> Reading {
         let worst = self.worst.as_ref();
         let depth = worst.map_or(0, |worst| worst.depth);
-        let total = match place.unit() {
+        let total = match key.unit() {
             Some(_) => "total_datagrams",
             None => "total_bytes",
         };
         Reading {
             depth,
             limit: worst.and_then(|worst| worst.limit),
-            unit: place.unit(),
+            unit: key.unit(),
             fill: self.fill,
             full: self.full,
             elapsed_ns: self.elapsed_ns,
-            servers: match place.direction {
-                Direction::Received => targets.threads(place.target),
+            servers: match key.direction {
+                Direction::Received => targets.threads(key.target),
                 Direction::Sent => 1,
             },
             wait_ns: (self.total == 0).then_some(0),
             oldest_age_ns: self.oldest_age_ns,
             worst: worst
                 .filter(|worst| worst.depth > 0)
-                .map(|worst| worst.describe(place, targets)),
+                .map(|worst| worst.describe(key, targets)),
             extra: vec![
                 ("sockets", f64::from(self.sockets)),
                 (total, self.total as f64),
@@ -331,12 +331,12 @@ impl Part {
         Some(self.depth as f64 / limit as f64)
     }
 
-    fn describe(&self, place: &Place<'_>, targets: &Targets) -> String {
+    fn describe(&self, key: &GroupKey<'_>, targets: &Targets) -> String {
         let here = format!("process {} fd {}", self.tgid, self.fd);
         let other = self
             .peer
-            .and_then(|peer| targets.held_by(place.target, peer, |_| true));
-        match (other, place.direction) {
+            .and_then(|peer| targets.held_by(key.target, peer, |_| true));
+        match (other, key.direction) {
             (None, _) => here,
             (Some(names), Direction::Received) => format!("{here} from {names}"),
             (Some(names), Direction::Sent) => format!("{here} to {names}"),

@@ -103,11 +103,11 @@ impl Known {
     /// Whether this can be a later state of the same instance. The id of a closed instance may be reused; positions of one
     /// instance never go back.
     fn continues(&self, before: &Self) -> bool {
-        let went_on = |before: &Side, now: &Side| {
+        let progressed = |before: &Side, now: &Side| {
             advance(before.tail, now.tail) < 1 << 31 && advance(before.head, now.head) < 1 << 31
         };
-        went_on(&before.submissions, &self.submissions)
-            && went_on(&before.completions, &self.completions)
+        progressed(&before.submissions, &self.submissions)
+            && progressed(&before.completions, &self.completions)
     }
 }
 

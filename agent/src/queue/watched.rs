@@ -104,7 +104,7 @@ pub(super) fn silent_connection() -> Connection {
         segments: 0,
         since_received_ns: 0,
         since_sent_ns: 0,
-        since_heard_ns: 0,
+        since_any_segment_ns: 0,
     }
 }
 

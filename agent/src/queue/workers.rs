@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
-    eventloop::Residence,
+    eventloop::EpollHistory,
     syscalls::{CallClass, Futex, Lock, call_of, descriptor},
 };
 use crate::{
@@ -29,7 +29,7 @@ pub(super) struct Workers {
 /// State kept per thread.
 #[derive(Default)]
 struct Known {
-    residence: Residence,
+    epoll_history: EpollHistory,
     comm: Box<str>,
     /// The pool of `comm`.
     pool: Arc<str>,
@@ -60,7 +60,7 @@ struct Seen {
 
 /// What a worker is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doing {
+enum WorkerState {
     Running,
     Runnable,
     /// Waiting for work.
@@ -117,12 +117,12 @@ impl Source for Workers {
             known.rename(&wait.comm);
             let doing = self.doing(wait, &overview);
             let in_epoll = matches!(call_of(wait), Some((_, CallClass::Epoll)));
-            let parked = matches!(doing, Doing::Idle | Doing::Parked) && !in_epoll;
-            known.residence.observe(in_epoll, parked);
+            let parked = matches!(doing, WorkerState::Idle | WorkerState::Parked) && !in_epoll;
+            known.epoll_history.observe(in_epoll, parked);
             let pool = (target, Arc::clone(&known.pool));
             let group = groups.entry(pool).or_default();
             group.add(doing);
-            group.loops += u64::from(known.residence.is_loop());
+            group.loops += u64::from(known.epoll_history.is_loop());
             group.alone += u64::from(overview.threads_of(wait.tgid) == 1);
             threads.insert(key, known);
         }
@@ -194,58 +194,58 @@ impl Workers {
         self.roles.retain(|seen| seen.scan == scan);
     }
 
-    fn doing(&self, wait: &Wait, overview: &Overview) -> Doing {
+    fn doing(&self, wait: &Wait, overview: &Overview) -> WorkerState {
         match wait.state {
-            State::Running => return Doing::Running,
-            State::Runnable => return Doing::Runnable,
-            State::Stopped | State::Dead => return Doing::Other,
-            State::Uninterruptible if wait.io => return Doing::Disk,
+            State::Running => return WorkerState::Running,
+            State::Runnable => return WorkerState::Runnable,
+            State::Stopped | State::Dead => return WorkerState::Other,
+            State::Uninterruptible if wait.io => return WorkerState::Disk,
             State::Uninterruptible | State::Sleeping => {}
         }
         let Some(syscall) = &wait.syscall else {
             return match wait.state {
-                State::Uninterruptible => Doing::Other,
-                _ => Doing::Unknown,
+                State::Uninterruptible => WorkerState::Other,
+                _ => WorkerState::Unknown,
             };
         };
         let file_wait = wait.state == State::Uninterruptible;
         match call_of(wait) {
-            Some((_, CallClass::Sync)) => Doing::Disk,
+            Some((_, CallClass::Sync)) => WorkerState::Disk,
             Some((_, CallClass::Read | CallClass::Write | CallClass::Path)) if file_wait => {
-                Doing::Disk
+                WorkerState::Disk
             }
-            Some((_, CallClass::Accept | CallClass::Epoll | CallClass::Sleep)) => Doing::Idle,
+            Some((_, CallClass::Accept | CallClass::Epoll | CallClass::Sleep)) => WorkerState::Idle,
             Some((_, CallClass::Poll)) => self.polling(wait.tgid, &syscall.detail),
             Some((_, CallClass::Read)) => match self.role(wait.tgid, descriptor(syscall)) {
-                Some(Role::Accepted) => Doing::Client,
-                Some(Role::Opened) => Doing::Downstream,
-                None => Doing::Other,
+                Some(Role::Accepted) => WorkerState::Client,
+                Some(Role::Opened) => WorkerState::Downstream,
+                None => WorkerState::Other,
             },
             Some((_, CallClass::Futex)) => {
                 let is_thread = |tid| overview.own_tids.contains(&(wait.tgid, tid));
                 let futex = Futex::of(wait, is_thread);
                 let sleepers = overview.sleepers.get(&(wait.tgid, syscall.args[0]));
                 match futex.map(|futex| futex.lock) {
-                    Some(Lock::Yes { .. }) => Doing::Lock,
-                    _ if sleepers.is_some_and(|sleepers| *sleepers > 1) => Doing::Idle,
-                    _ => Doing::Parked,
+                    Some(Lock::Yes { .. }) => WorkerState::Lock,
+                    _ if sleepers.is_some_and(|sleepers| *sleepers > 1) => WorkerState::Idle,
+                    _ => WorkerState::Parked,
                 }
             }
-            _ => Doing::Other,
+            _ => WorkerState::Other,
         }
     }
 
     /// Polling an opened connection takes precedence over polling an accepted one. A listener alone means waiting for work.
-    fn polling(&self, tgid: u32, detail: &Detail) -> Doing {
+    fn polling(&self, tgid: u32, detail: &Detail) -> WorkerState {
         let Detail::Poll(entries) = detail else {
-            return Doing::Idle;
+            return WorkerState::Idle;
         };
         let roles = entries
             .iter()
             .filter_map(|(fd, _)| self.role(tgid, u32::try_from(*fd).ok()?));
-        roles.fold(Doing::Idle, |doing, role| match (doing, role) {
-            (_, Role::Opened) | (Doing::Downstream, _) => Doing::Downstream,
-            (_, Role::Accepted) => Doing::Client,
+        roles.fold(WorkerState::Idle, |doing, role| match (doing, role) {
+            (_, Role::Opened) | (WorkerState::Downstream, _) => WorkerState::Downstream,
+            (_, Role::Accepted) => WorkerState::Client,
         })
     }
 
@@ -275,22 +275,22 @@ fn pool_name(comm: &str) -> String {
 }
 
 impl Group {
-    fn add(&mut self, doing: Doing) {
+    fn add(&mut self, doing: WorkerState) {
         self.size += 1;
         let counter = match doing {
-            Doing::Running => &mut self.running,
-            Doing::Runnable => &mut self.runnable,
-            Doing::Idle => &mut self.idle,
-            Doing::Parked => {
+            WorkerState::Running => &mut self.running,
+            WorkerState::Runnable => &mut self.runnable,
+            WorkerState::Idle => &mut self.idle,
+            WorkerState::Parked => {
                 self.parked += 1;
                 &mut self.idle
             }
-            Doing::Client => &mut self.client,
-            Doing::Downstream => &mut self.downstream,
-            Doing::Lock => &mut self.lock,
-            Doing::Disk => &mut self.disk,
-            Doing::Other => &mut self.other,
-            Doing::Unknown => &mut self.unknown,
+            WorkerState::Client => &mut self.client,
+            WorkerState::Downstream => &mut self.downstream,
+            WorkerState::Lock => &mut self.lock,
+            WorkerState::Disk => &mut self.disk,
+            WorkerState::Other => &mut self.other,
+            WorkerState::Unknown => &mut self.unknown,
         };
         *counter += 1;
     }

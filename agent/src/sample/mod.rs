@@ -178,7 +178,7 @@ pub struct Connection {
     pub since_received_ns: u64,
     pub since_sent_ns: u64,
     /// Time since any segment was last received, pure acknowledgements included, ns.
-    pub since_heard_ns: u64,
+    pub since_any_segment_ns: u64,
     /// Segments with data, modulo 2^16: received in the lower half, sent in the upper half; 0 if this kernel does not report
     /// them. No verdict uses them, so recordings omit them.
     #[serde(skip)]

@@ -11,7 +11,7 @@ use super::{
     constants::{EXPIRE_AFTER_NS, FAIL_OPEN_AFTER_NS, RETRY_AFTER_MS},
     controller::{Controller, ControllerState, Observation},
     load::{Load, Loads},
-    requests::{Known, Now, Requests, Waits},
+    requests::{DispatchState, Known, Requests, Waits},
 };
 use crate::{
     detect::Gauge,
@@ -171,7 +171,7 @@ impl PressureTracker {
         };
         let is_shed =
             |(key, _): &(Arc<QueueKey>, Gauge)| self.is_controlled(key, Controller::is_shedding);
-        let now = Now {
+        let now = DispatchState {
             are_dequeued_soon: !queues.iter().any(is_above_target),
             are_shed: queues.iter().any(is_shed),
         };

@@ -26,7 +26,7 @@ pub(super) struct Requests {
 
 /// The current state of a service's requests.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Now {
+pub(super) struct DispatchState {
     /// No queue in front of the service is above its target delay.
     pub(super) are_dequeued_soon: bool,
     /// Some requests are rejected.
@@ -93,7 +93,7 @@ impl Requests {
         &mut self,
         target: TargetId,
         queues: &[(Arc<QueueKey>, Gauge)],
-        now: Now,
+        now: DispatchState,
     ) -> Option<f64> {
         let (_, gauge) = queues
             .iter()
@@ -125,7 +125,7 @@ impl Service {
     /// The age of a request in service includes its queue wait, so it counts only if requests are dequeued soon. While some are
     /// rejected, the others wait up to the max queue wait. That would lengthen the service time, so it counts only if nothing better
     /// is known.
-    fn can_be_measured(&self, now: Now) -> bool {
+    fn can_be_measured(&self, now: DispatchState) -> bool {
         now.are_dequeued_soon && (!now.are_shed || self.samples < SERVICE_TIME_MIN_SAMPLES)
     }
 }
@@ -177,7 +177,7 @@ mod tests {
             };
             [(Arc::new(key), gauge)]
         };
-        let now = |are_dequeued_soon, are_shed| Now {
+        let now = |are_dequeued_soon, are_shed| DispatchState {
             are_dequeued_soon,
             are_shed,
         };

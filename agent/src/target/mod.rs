@@ -10,5 +10,5 @@ mod selector;
 
 pub use discovery::{Discovered, Discovery, ListenerInfo, ProcessInfo};
 pub(crate) use facts::cgroup_path;
-pub(crate) use neighbours::{End, MAX_NEIGHBOURS, Surroundings, ends, find_neighbours};
+pub(crate) use neighbours::{End, HostView, MAX_NEIGHBOURS, ends, find_neighbours};
 pub use selector::{Selector, Spec};

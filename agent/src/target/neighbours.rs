@@ -74,7 +74,7 @@ pub(crate) fn ends(
 }
 
 /// What the scans know about the machine.
-pub(crate) struct Surroundings<'a> {
+pub(crate) struct HostView<'a> {
     /// All processes, in the order of their tgids.
     pub(crate) processes: &'a [ProcessInfo],
     pub(crate) ends: &'a [(u32, End)],
@@ -100,10 +100,10 @@ pub(crate) struct FoundNeighbours {
 pub(crate) fn find_neighbours(
     focused: &BTreeSet<u32>,
     selected: &BTreeSet<u32>,
-    surroundings: &Surroundings<'_>,
+    host: &HostView<'_>,
     is_same_program: &mut dyn FnMut(&ProcessInfo, &ProcessInfo) -> bool,
 ) -> FoundNeighbours {
-    let graph = Graph::new(surroundings);
+    let graph = Graph::new(host);
     let mut visited = Visited {
         selected,
         tgids: focused.clone(),
@@ -165,9 +165,9 @@ impl Visited<'_> {
     }
 }
 
-/// [`Surroundings`], indexed.
+/// [`HostView`], indexed.
 struct Graph<'a> {
-    surroundings: &'a Surroundings<'a>,
+    host: &'a HostView<'a>,
     ends: HashMap<u32, Vec<End>>,
     /// By the connection as the peer sees it.
     peers: HashMap<(SocketAddr, SocketAddr), Vec<&'a Peer>>,
@@ -176,25 +176,25 @@ struct Graph<'a> {
 }
 
 impl<'a> Graph<'a> {
-    fn new(surroundings: &'a Surroundings<'a>) -> Self {
+    fn new(host: &'a HostView<'a>) -> Self {
         let mut map = Self {
-            surroundings,
+            host,
             ends: HashMap::new(),
             peers: HashMap::new(),
             holders: HashMap::new(),
             children: BTreeMap::new(),
         };
-        for (tgid, end) in surroundings.ends {
+        for (tgid, end) in host.ends {
             map.ends.entry(*tgid).or_default().push(*end);
         }
-        for peer in surroundings.peers {
+        for peer in host.peers {
             let tuple = (peer.local, peer.remote);
             map.peers.entry(tuple).or_default().push(peer);
         }
-        for holder in surroundings.holders {
+        for holder in host.holders {
             map.holders.entry(holder.inode).or_default().push(holder);
         }
-        for process in surroundings.processes {
+        for process in host.processes {
             let children = map.children.entry(process.parent).or_default();
             children.push(process.tgid);
         }
@@ -202,7 +202,7 @@ impl<'a> Graph<'a> {
     }
 
     fn process(&self, tgid: u32) -> Option<&'a ProcessInfo> {
-        let processes = self.surroundings.processes;
+        let processes = self.host.processes;
         let found = processes.binary_search_by_key(&tgid, |process| process.tgid);
         found.ok().map(|index| &processes[index])
     }
@@ -212,7 +212,7 @@ impl<'a> Graph<'a> {
         const INIT: u32 = 1;
         let process = self.process(tgid);
         process.is_some_and(|process| {
-            process.tgid != INIT && process.pid != self.surroundings.own_pid && !process.kernel
+            process.tgid != INIT && process.pid != self.host.own_pid && !process.kernel
         })
     }
 
@@ -259,7 +259,7 @@ impl<'a> Graph<'a> {
         }
         // The remote address is this machine's if it is a loopback address, or equal to the local one.
         let is_own = remote.ip().is_loopback() || remote.ip() == local.ip();
-        let listeners = self.surroundings.listeners.iter().filter(|listener| {
+        let listeners = self.host.listeners.iter().filter(|listener| {
             let here = listener.netns == netns;
             let any_address =
                 listener.address.ip().is_unspecified() && listener.address.port() == remote.port();

@@ -46,12 +46,12 @@ fn targets() -> Event {
     }
 }
 
-fn hop(target: TargetId, name: &str, what: &str, cause: Cause) -> Hop {
+fn hop(target: TargetId, name: &str, state: &str, cause: Cause) -> Hop {
     Hop {
         target: Some(target),
         pid: Some(4_000 + target),
         name: name.to_owned(),
-        what: what.to_owned(),
+        state: state.to_owned(),
         cause,
     }
 }

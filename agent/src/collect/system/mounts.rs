@@ -26,7 +26,7 @@ struct Mount {
 
 /// A process's directory in one hierarchy, followed by its parents up to the mount point.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct CgroupDirs {
     pub(super) dirs: Vec<PathBuf>,
     pub(super) unified: bool,
 }
@@ -71,24 +71,24 @@ impl Mounts {
 
     /// The directories of a controller for a process: in the v1 hierarchy that the controller is bound to, else in v2.
     /// `membership`: the process's /proc/PID/cgroup.
-    pub(super) fn place(&self, controller: &str, membership: &str) -> Option<Place> {
+    pub(super) fn cgroup_dirs(&self, controller: &str, membership: &str) -> Option<CgroupDirs> {
         let Some(mount) = self.controllers.get(controller) else {
-            return self.unified_place(membership);
+            return self.unified_dirs(membership);
         };
         let path = memberships(membership)
             .find(|(_, controllers, _)| controllers.split(',').any(|name| name == controller))?;
-        mount.place(path.2, false)
+        mount.cgroup_dirs(path.2, false)
     }
 
     /// The directories in the v2 hierarchy.
-    pub(super) fn unified_place(&self, membership: &str) -> Option<Place> {
+    pub(super) fn unified_dirs(&self, membership: &str) -> Option<CgroupDirs> {
         let (_, _, path) = memberships(membership).find(|(hierarchy, ..)| *hierarchy == "0")?;
-        self.unified.as_ref()?.place(path, true)
+        self.unified.as_ref()?.cgroup_dirs(path, true)
     }
 }
 
 impl Mount {
-    fn place(&self, path: &str, unified: bool) -> Option<Place> {
+    fn cgroup_dirs(&self, path: &str, unified: bool) -> Option<CgroupDirs> {
         let below = Path::new(path).strip_prefix(&self.root).ok()?;
         // A cgroup outside the agent's cgroup namespace has a path such as "/../other", which cannot be reached.
         let is_plain = |part: Component<'_>| matches!(part, Component::Normal(_));
@@ -104,11 +104,11 @@ impl Mount {
             .collect();
         // The outermost levels are cut off: quotas are set on pods and containers, the innermost ones.
         dirs.truncate(MAX_LEVELS);
-        Some(Place { dirs, unified })
+        Some(CgroupDirs { dirs, unified })
     }
 }
 
-impl Place {
+impl CgroupDirs {
     /// The process's own directory, without parents.
     pub(super) fn own(self) -> Option<PathBuf> {
         self.dirs.into_iter().next()

@@ -1,7 +1,7 @@
 use std::{fs, path::PathBuf};
 
 use super::{
-    mounts::{Mounts, Place},
+    mounts::{CgroupDirs, Mounts},
     *,
 };
 
@@ -14,8 +14,8 @@ const HYBRID: &str = "\
 broken
 ";
 
-fn dirs(place: Option<Place>) -> Vec<String> {
-    let dirs = place.map(|place| place.dirs).unwrap_or_default();
+fn dirs(found: Option<CgroupDirs>) -> Vec<String> {
+    let dirs = found.map(|found| found.dirs).unwrap_or_default();
     dirs.iter().map(|dir| dir.display().to_string()).collect()
 }
 
@@ -23,7 +23,7 @@ fn dirs(place: Option<Place>) -> Vec<String> {
 fn each_controller_is_found_in_its_hierarchy() {
     let v2 = Mounts::parse(V2);
     assert_eq!(
-        dirs(v2.place("memory", "0::/system.slice/svc.service\n")),
+        dirs(v2.cgroup_dirs("memory", "0::/system.slice/svc.service\n")),
         [
             "/sys/fs/cgroup/system.slice/svc.service",
             "/sys/fs/cgroup/system.slice",
@@ -33,14 +33,14 @@ fn each_controller_is_found_in_its_hierarchy() {
     let hybrid = Mounts::parse(HYBRID);
     let membership = "4:memory:/pod/a\n2:cpu,cpuacct:/quota\n0::/unified-a\n";
     assert_eq!(
-        dirs(hybrid.place("cpu", membership)),
+        dirs(hybrid.cgroup_dirs("cpu", membership)),
         [
             "/sys/fs/cgroup/cpu,cpuacct/quota",
             "/sys/fs/cgroup/cpu,cpuacct"
         ]
     );
     assert_eq!(
-        dirs(hybrid.place("memory", membership)),
+        dirs(hybrid.cgroup_dirs("memory", membership)),
         [
             "/sys/fs/cgroup/memory/pod/a",
             "/sys/fs/cgroup/memory/pod",
@@ -48,7 +48,7 @@ fn each_controller_is_found_in_its_hierarchy() {
         ]
     );
     assert_eq!(
-        dirs(hybrid.unified_place(membership)),
+        dirs(hybrid.unified_dirs(membership)),
         ["/sys/fs/cgroup/unified/unified-a", "/sys/fs/cgroup/unified"]
     );
 }
@@ -56,17 +56,17 @@ fn each_controller_is_found_in_its_hierarchy() {
 #[test]
 fn a_cgroup_outside_the_mounted_hierarchy_has_no_directories() {
     let mounts = Mounts::parse(V2);
-    assert_eq!(mounts.unified_place("0::/../other\n"), None);
-    assert_eq!(mounts.unified_place("0::/a/../../etc\n"), None);
-    assert_eq!(mounts.unified_place("12:pids:/x\n"), None);
+    assert_eq!(mounts.unified_dirs("0::/../other\n"), None);
+    assert_eq!(mounts.unified_dirs("0::/a/../../etc\n"), None);
+    assert_eq!(mounts.unified_dirs("12:pids:/x\n"), None);
     let below = Mounts::parse("1 2 0:1 /docker/x /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n");
     assert_eq!(
-        dirs(below.unified_place("0::/docker/x\n")),
+        dirs(below.unified_dirs("0::/docker/x\n")),
         ["/sys/fs/cgroup"]
     );
-    assert_eq!(below.unified_place("0::/elsewhere\n"), None);
+    assert_eq!(below.unified_dirs("0::/elsewhere\n"), None);
     let blank = Mounts::parse("1 2 0:1 / /sys/my\\040groups\\ rw - cgroup2 cgroup2 rw\n");
-    assert_eq!(dirs(blank.unified_place("0::/\n")), ["/sys/my groups\\"]);
+    assert_eq!(dirs(blank.unified_dirs("0::/\n")), ["/sys/my groups\\"]);
 }
 
 #[test]

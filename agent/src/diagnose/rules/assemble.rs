@@ -145,7 +145,7 @@ fn path(case: Case<'_>, cause: Cause) -> Vec<Hop> {
             target: Some(case.target()),
             pid: Some(link.tgid),
             name: case.view.topology.process(link.tgid, case.view.targets),
-            what: format!("has unsent bytes for {}", link.remote),
+            state: format!("has unsent bytes for {}", link.remote),
             cause,
         }];
         let beyond = far_end::beyond(case, link);
@@ -169,14 +169,14 @@ fn path(case: Case<'_>, cause: Cause) -> Vec<Hop> {
             target: None,
             pid: None,
             name: name.clone(),
-            what: "not on this machine, or not visible".to_owned(),
+            state: "not on this machine, or not visible".to_owned(),
             cause: Cause::Unknown,
         }),
         Some(ChainEnd::Unsampled(tgid)) => hops.push(Hop {
             target: case.view.targets.of(*tgid),
             pid: Some(*tgid),
             name: case.view.topology.process(*tgid, case.view.targets),
-            what: "its threads are not sampled".to_owned(),
+            state: "its threads are not sampled".to_owned(),
             cause: Cause::Unknown,
         }),
         _ => {}
@@ -189,7 +189,7 @@ fn hop(case: Case<'_>, step: &Step, cause: Option<Cause>) -> Hop {
         target: step.target,
         pid: Some(step.tgid),
         name: words::processes(case, step),
-        what: words::busy_with(case, step),
+        state: words::busy_with(case, step),
         cause: cause.unwrap_or_else(|| match step.activity {
             // It is unknown whether another service always takes this long.
             Activity::Asleep | Activity::Inside => Cause::Unknown,

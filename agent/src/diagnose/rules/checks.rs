@@ -27,32 +27,32 @@ impl Checks {
 
     pub(super) fn at_least(
         &mut self,
-        what: &'static str,
+        name: &'static str,
         value: f64,
         threshold: f64,
         unit: Unit,
     ) -> bool {
-        self.compare(what, value, Comparison::AtLeast, threshold, unit)
+        self.compare(name, value, Comparison::AtLeast, threshold, unit)
     }
 
     pub(super) fn more_than(
         &mut self,
-        what: &'static str,
+        name: &'static str,
         value: f64,
         threshold: f64,
         unit: Unit,
     ) -> bool {
-        self.compare(what, value, Comparison::MoreThan, threshold, unit)
+        self.compare(name, value, Comparison::MoreThan, threshold, unit)
     }
 
     pub(super) fn at_most(
         &mut self,
-        what: &'static str,
+        name: &'static str,
         value: f64,
         threshold: f64,
         unit: Unit,
     ) -> bool {
-        self.compare(what, value, Comparison::AtMost, threshold, unit)
+        self.compare(name, value, Comparison::AtMost, threshold, unit)
     }
 
     /// Whether a question is answered as wanted.
@@ -68,10 +68,10 @@ impl Checks {
     }
 
     /// A number that decides nothing but is useful context.
-    pub(super) fn context(&mut self, what: &'static str, value: Option<f64>, unit: Unit) {
+    pub(super) fn context(&mut self, name: &'static str, value: Option<f64>, unit: Unit) {
         if let Some(recorded) = &mut self.recorded {
             recorded.push(Check {
-                what,
+                name,
                 value,
                 unit,
                 condition: None,
@@ -85,14 +85,14 @@ impl Checks {
     }
 
     /// A number that is needed but unknown: the check fails.
-    pub(super) fn unknown(&mut self, what: &'static str, unit: Unit) -> bool {
-        self.context(what, None, unit);
+    pub(super) fn unknown(&mut self, name: &'static str, unit: Unit) -> bool {
+        self.context(name, None, unit);
         false
     }
 
     fn compare(
         &mut self,
-        what: &'static str,
+        name: &'static str,
         value: f64,
         comparison: Comparison,
         threshold: f64,
@@ -101,7 +101,7 @@ impl Checks {
         let holds = comparison.holds(value, threshold);
         if let Some(recorded) = &mut self.recorded {
             recorded.push(Check {
-                what,
+                name,
                 value: Some(value),
                 unit,
                 condition: Some(Condition {

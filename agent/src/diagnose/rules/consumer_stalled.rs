@@ -105,10 +105,10 @@ pub(super) const NOTHING_TAKEN: Rule = Rule {
     scope: Scope::MainActivity(&[Activity::Idle]),
     basis: Basis::Time,
     test: |case, checks| {
-        let stands = wait::is_long(case, checks);
+        let is_long = wait::is_long(case, checks);
         let departures = case.episode.departures.unwrap_or(0);
         let none = checks.at_most("departures", departures as f64, 0.0, Unit::Count);
-        (stands && none).then(|| {
+        (is_long && none).then(|| {
             Finding::blaming(culprit::own_process(case), restart).share(case.share(Activity::Idle))
         })
     },

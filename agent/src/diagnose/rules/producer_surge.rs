@@ -62,7 +62,7 @@ pub(super) const CALLING: Rule = Rule {
     basis: Basis::Time,
     test: |case, checks| {
         let surges = surges(case, checks);
-        let usual = checks.is(
+        let is_at_baseline = checks.is(
             "all calls take less than twice their baseline",
             case.inputs.calls_are_at_baseline(case.target()),
             true,
@@ -72,7 +72,7 @@ pub(super) const CALLING: Rule = Rule {
             pool::exhausted_here(case).is_some(),
             false,
         );
-        (surges && usual && pool).then(|| finding(case))
+        (surges && is_at_baseline && pool).then(|| finding(case))
     },
 };
 

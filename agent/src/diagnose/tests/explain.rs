@@ -57,7 +57,7 @@ fn a_rule_that_does_not_fire_shows_which_number_failed() {
     let failed = throttled.unwrap().checks.iter();
     let failed: Vec<_> = failed
         .filter(|check| check.condition.is_some_and(|it| !it.holds))
-        .map(|check| (check.what, check.value))
+        .map(|check| (check.name, check.value))
         .collect();
     assert_eq!(failed, [("time throttled by the CPU quota", Some(0.0))]);
 }

@@ -132,7 +132,7 @@ fn connection(cookie: u64, tgid: u32, fd: u32, ends: (SocketAddr, SocketAddr)) -
         segments: 0,
         since_received_ns: 5_000_000_000,
         since_sent_ns: 5_000_000_000,
-        since_heard_ns: 5_000_000_000,
+        since_any_segment_ns: 5_000_000_000,
     }
 }
 

@@ -12,9 +12,9 @@ use crate::{
     queue::Kind,
 };
 
-fn check(what: &'static str, value: f64, unit: Unit, holds: Option<(Comparison, f64)>) -> Check {
+fn check(name: &'static str, value: f64, unit: Unit, holds: Option<(Comparison, f64)>) -> Check {
     Check {
-        what,
+        name,
         value: Some(value),
         unit,
         condition: holds.map(|(comparison, threshold)| Condition {
@@ -149,7 +149,7 @@ fn programs_get_values_thresholds_and_units() {
             "outcome": "did_not_fire",
             "applies_to": "main activity downstream",
             "checks": [{
-                "what": "time stopped", "value": 0, "unit": "ratio",
+                "name": "time stopped", "value": 0, "unit": "ratio",
                 "comparison": ">", "threshold": 0.5, "holds": false,
             }],
         })
@@ -157,7 +157,7 @@ fn programs_get_values_thresholds_and_units() {
     assert_eq!(
         rules[2]["checks"][1],
         json!({
-            "what": "a pool is exhausted", "value": false, "unit": "bool",
+            "name": "a pool is exhausted", "value": false, "unit": "bool",
             "comparison": "=", "threshold": false, "holds": true,
         })
     );

@@ -11,7 +11,7 @@ use std::{env, ffi::OsString, fmt, path::PathBuf, time::Duration};
 use http::{HeaderName, HeaderValue, Uri};
 use percent_encoding::percent_decode_str;
 
-use self::endpoint::{Form, Given};
+use self::endpoint::{ConfiguredUrl, UrlForm};
 
 /// The OTLP transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +129,7 @@ impl OtlpConfig {
     ) -> Result<Option<Self>, ConfigError> {
         let env = Environment(env);
         let given = if let Some(url) = url {
-            Given::new(FLAG, url, Form::BaseOrFull)
+            ConfiguredUrl::new(FLAG, url, UrlForm::BaseOrFull)
         } else {
             if env
                 .get("OTEL_SDK_DISABLED")?
@@ -143,9 +143,9 @@ impl OtlpConfig {
             let traces = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
             let base = "OTEL_EXPORTER_OTLP_ENDPOINT";
             if let Some(url) = env.get(traces)? {
-                Given::new(traces, &url, Form::Full)
+                ConfiguredUrl::new(traces, &url, UrlForm::Full)
             } else if let Some(url) = env.get(base)? {
-                Given::new(base, &url, Form::Base)
+                ConfiguredUrl::new(base, &url, UrlForm::Base)
             } else {
                 return Ok(None);
             }

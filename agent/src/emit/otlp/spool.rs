@@ -272,7 +272,7 @@ mod tests {
         }
     }
 
-    fn roomy() -> Spool {
+    fn large_spool() -> Spool {
         Spool::new(1000, 100 << 20)
     }
 
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn requests_keep_the_order_and_have_one_resource_each() {
-        let mut spool = roomy();
+        let mut spool = large_spool();
         for (service, id) in [("a", 1), ("a", 2), ("b", 3), ("a", 4)] {
             assert!(spool.push(batch(service, vec![span(id, 0, 0)])).is_empty());
         }
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_request_stays_in_the_spool_until_it_is_settled() {
-        let mut spool = roomy();
+        let mut spool = large_spool();
         spool.push(batch("a", vec![span(1, 0, 0)]));
         assert_eq!(ids(&spool.head().unwrap()), ids(&spool.head().unwrap()));
         assert_eq!(spool.len(), 1);
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn no_request_exceeds_the_size_limit() {
-        let mut spool = roomy();
+        let mut spool = large_spool();
         let spans = (1..=10).map(|id| span(id, 0, 1 << 20)).collect();
         assert!(spool.push(batch("a", spans)).is_empty());
         let mut sizes = Vec::new();
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_span_above_the_size_limit_is_dropped_with_its_children_only() {
-        let mut spool = roomy();
+        let mut spool = large_spool();
         let spans = vec![span(1, 0, 5 << 20), span(2, 1, 0), span(3, 0, 0)];
         assert_eq!(
             spool.push(batch("a", spans)),
@@ -378,7 +378,7 @@ mod tests {
 
     #[test]
     fn descendants_of_a_refused_span_are_dropped_with_it() {
-        let mut spool = roomy();
+        let mut spool = large_spool();
         spool.push(batch("a", vec![span(1, 0, 0)]));
         spool.push(batch(
             "b",

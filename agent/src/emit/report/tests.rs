@@ -402,7 +402,7 @@ fn hostile_names_fit_the_width_and_are_escaped() {
             target: None,
             pid: Some(pid),
             name: evil.clone(),
-            what: evil.clone(),
+            state: evil.clone(),
             cause: Cause::Unknown,
         })
         .collect();

@@ -122,7 +122,7 @@ impl Attributes {
         self.text("tailback.episode.id", &stretch.episode)
             .text("tailback.cause", hop.cause.name())
             .text("tailback.cause.culprit", culprit.as_deref().unwrap_or(""))
-            .text("tailback.evidence", &format!("{}: {}", hop.name, hop.what))
+            .text("tailback.evidence", &format!("{}: {}", hop.name, hop.state))
     }
 
     /// The attributes known when a queue leaves ok.

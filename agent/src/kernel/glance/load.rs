@@ -26,7 +26,7 @@ use crate::kernel::{
     LoadError,
     btf::Btf,
     cast,
-    iter::{Link, Over},
+    iter::{IterScope, Link},
     layout::{self, Feature, Resolved},
     log::{self, BpfLog},
     output_buffer::SharedBuffer,
@@ -177,10 +177,10 @@ impl Object {
     /// Loads one iterator and creates a link over everything it can visit.
     fn load_over_all(&mut self, program: &'static str, target: &str) -> Result<Link, LoadError> {
         self.load(program, target)?;
-        self.link(program, Over::All)
+        self.link(program, IterScope::All)
     }
 
-    fn link(&self, program: &'static str, over: Over) -> Result<Link, LoadError> {
+    fn link(&self, program: &'static str, over: IterScope) -> Result<Link, LoadError> {
         link(&self.ebpf, program, over)
             .map_err(|error| LoadError::new(format!("cannot create the iterator {program}"), error))
     }
@@ -210,7 +210,7 @@ fn off(error: LoadError) -> String {
 }
 
 /// A scan for which there are two programs, and which of them loaded.
-struct Alternative {
+struct ProgramChoice {
     program: &'static str,
     /// Whether the better one works.
     better: Capability,
@@ -218,7 +218,7 @@ struct Alternative {
     any: Result<(), LoadError>,
 }
 
-impl Alternative {
+impl ProgramChoice {
     /// Loads `better` unless this kernel lacks what it needs, which `lacking` names. If it does not load, loads `fallback`.
     fn load(
         object: &mut Object,
@@ -247,7 +247,7 @@ impl Alternative {
     /// Checks that a link can be created, without running the scan.
     fn check_link(&mut self, object: &Object) {
         if self.any.is_ok() {
-            self.any = object.link(self.program, Over::All).map(drop);
+            self.any = object.link(self.program, IterScope::All).map(drop);
         }
     }
 }
@@ -302,8 +302,8 @@ impl Glance {
 struct LoadedPrograms {
     processes: Link,
     threads: Result<Link, String>,
-    files: Alternative,
-    waits: Alternative,
+    files: ProgramChoice,
+    waits: ProgramChoice,
     holders: Result<Link, String>,
     cpu_times: Result<Link, String>,
     focused_sockets: Result<Link, String>,
@@ -318,12 +318,12 @@ impl LoadedPrograms {
         let no_bpf_loop = (fields.helpers.bpf_loop == 0)
             .then_some("bpf_loop is not available (needs Linux 5.17)");
         let mut files =
-            Alternative::load(object, "task_file", ["files", "files_bounded"], no_bpf_loop);
+            ProgramChoice::load(object, "task_file", ["files", "files_bounded"], no_bpf_loop);
         files.check_link(object);
         let (threads, files) = match (threads, files) {
             (
                 Err(_),
-                Alternative {
+                ProgramChoice {
                     any: Err(error), ..
                 },
             ) => return Err(error),
@@ -332,7 +332,7 @@ impl LoadedPrograms {
         let no_user_memory = (fields.helpers.user_memory == 0)
             .then_some("bpf_copy_from_user_task is not available (needs Linux 5.18)");
         let mut waits =
-            Alternative::load(object, "task", ["waits_sleepable", "waits"], no_user_memory);
+            ProgramChoice::load(object, "task", ["waits_sleepable", "waits"], no_user_memory);
         waits.check_link(object);
         let focused_sockets = load_focused_sockets(object, fields, files.better.is_ok());
         Ok(Self {
@@ -355,11 +355,15 @@ impl LoadedPrograms {
         log_bpf: bool,
     ) -> Result<Glance, LoadError> {
         // Try a bound iterator on the agent's own process: any would do.
-        let bound_to_process = link(&object.ebpf, "processes", Over::Process(std::process::id()))
-            .map(drop)
-            .map_err(|error| {
-                format!("iterators cannot be bound to a process (needs Linux 6.1): {error}")
-            });
+        let bound_to_process = link(
+            &object.ebpf,
+            "processes",
+            IterScope::Process(std::process::id()),
+        )
+        .map(drop)
+        .map_err(|error| {
+            format!("iterators cannot be bound to a process (needs Linux 6.1): {error}")
+        });
         let mut batched_scans = self.batched_scans;
         let output = match (&batched_scans, object.ebpf.map("OUTPUT")) {
             (Ok(()), Some(Map::Array(map))) => match SharedBuffer::new(map.fd().as_fd()) {
@@ -448,7 +452,7 @@ fn load_focused_sockets(
     let Some(Map::SkStorage(map)) = object.ebpf.map("FOCUSED_SOCKETS") else {
         return Err(off(missing_part("FOCUSED_SOCKETS")));
     };
-    let over = Over::Map(map.fd().as_fd().as_raw_fd());
+    let over = IterScope::Map(map.fd().as_fd().as_raw_fd());
     object.link(program, over).map_err(off)
 }
 
@@ -508,7 +512,7 @@ impl Glance {
         })?;
         self.scan_settings.own_tgid = own_tgid;
         self.write_scan_settings()?;
-        let operations = link(&self.ebpf, "file_operations", Over::All)?;
+        let operations = link(&self.ebpf, "file_operations", IterScope::All)?;
         let wanted = file.as_raw_fd() as u32;
         let mut found = 0;
         run(&operations, &mut self.buffer, &mut |record| {

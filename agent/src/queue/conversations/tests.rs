@@ -46,7 +46,7 @@ fn established(cookie: u64, local: &str, remote: &str) -> Connection {
         segments: 0,
         since_received_ns: 3_600_000 * MS,
         since_sent_ns: 3_600_000 * MS,
-        since_heard_ns: 3_600_000 * MS,
+        since_any_segment_ns: 3_600_000 * MS,
     }
 }
 
@@ -111,7 +111,7 @@ impl World {
         for one in &mut self.connections {
             one.since_received_ns += 100 * MS;
             one.since_sent_ns += 100 * MS;
-            one.since_heard_ns += 100 * MS;
+            one.since_any_segment_ns += 100 * MS;
         }
         self.now_ns += 100 * MS;
         let mut connections = self.connections.clone();

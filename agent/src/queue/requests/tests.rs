@@ -1,4 +1,4 @@
-//! Tests the rule against a simulated connection whose true state is known, and against hand-made connections.
+//! Tests the rule against a simulated connection whose true state is known, and against scripted connections.
 
 mod talk;
 mod tcp;
@@ -228,14 +228,14 @@ fn the_status_is_right_under_loss_and_reordering() {
     assert!(sum.wrong * 1_000 <= sum.waited, "{sum:?}");
 }
 
-/// A hand-made accepted connection, sampled every 100 ms.
-struct Hand {
+/// A scripted accepted connection, sampled every 100 ms.
+struct ScriptedConnection {
     tcp: Tcp,
     at: usize,
     conversation: Conversation,
 }
 
-impl Hand {
+impl ScriptedConnection {
     fn new(at: usize) -> Self {
         let style = Style::default();
         let tcp = Tcp::new(style.net, style.starts, 3);
@@ -270,61 +270,61 @@ impl Hand {
 
 #[test]
 fn a_request_waits_until_the_answer_and_both_are_counted_and_timed() {
-    let mut hand = Hand::new(SERVER);
-    hand.tcp.write(CLIENT, 100);
-    let seen = hand.after(100);
+    let mut scripted = ScriptedConnection::new(SERVER);
+    scripted.tcp.write(CLIENT, 100);
+    let seen = scripted.after(100);
     assert_eq!((seen.status, seen.begun), (Status::Unread, 1));
-    hand.tcp.read(SERVER);
-    let seen = hand.after(100);
+    scripted.tcp.read(SERVER);
+    let seen = scripted.after(100);
     assert_eq!((seen.status, seen.begun), (Status::Working, 0));
-    hand.tcp.write(SERVER, 100);
-    let seen = hand.after(100);
+    scripted.tcp.write(SERVER, 100);
+    let seen = scripted.after(100);
     assert_eq!((seen.status, seen.answered), (Status::Sending, 1));
     assert!(seen.took_ns.unwrap().abs_diff(200_000_000) <= 8_000_000);
-    assert_eq!(hand.after(100).status, Status::Idle);
+    assert_eq!(scripted.after(100).status, Status::Idle);
 }
 
 #[test]
 fn several_requests_between_two_samples_count_as_at_least_one() {
-    let mut hand = Hand::new(SERVER);
+    let mut scripted = ScriptedConnection::new(SERVER);
     for _ in 0..5 {
-        hand.ask(100);
-        hand.tcp.write(SERVER, 200);
-        hand.tcp.run_to(hand.tcp.now_us + 10_000);
+        scripted.ask(100);
+        scripted.tcp.write(SERVER, 200);
+        scripted.tcp.run_to(scripted.tcp.now_us + 10_000);
     }
-    let seen = hand.after(1);
+    let seen = scripted.after(1);
     assert_eq!((seen.begun, seen.answered, seen.at_least), (1, 1, true));
 }
 
 #[test]
 fn pipelined_requests_count_once() {
-    let mut hand = Hand::new(SERVER);
+    let mut scripted = ScriptedConnection::new(SERVER);
     for _ in 0..3 {
-        hand.ask(100);
+        scripted.ask(100);
     }
-    let seen = hand.after(100);
+    let seen = scripted.after(100);
     assert_eq!((seen.status, seen.begun), (Status::Working, 1));
 }
 
 #[test]
 fn a_client_that_has_shut_down_still_waits_for_its_answer() {
     for together in [true, false] {
-        let mut hand = Hand::new(SERVER);
-        hand.ask(100);
+        let mut scripted = ScriptedConnection::new(SERVER);
+        scripted.ask(100);
         if !together {
-            assert_eq!(hand.after(100).status, Status::Working);
+            assert_eq!(scripted.after(100).status, Status::Working);
         }
-        hand.tcp.shut_down(CLIENT);
-        assert_eq!(hand.after(100).status, Status::Working);
-        hand.tcp.write(SERVER, 100);
-        assert_eq!(hand.after(100).status, Status::Sending);
-        assert_eq!(hand.after(500).status, Status::Idle);
+        scripted.tcp.shut_down(CLIENT);
+        assert_eq!(scripted.after(100).status, Status::Working);
+        scripted.tcp.write(SERVER, 100);
+        assert_eq!(scripted.after(100).status, Status::Sending);
+        assert_eq!(scripted.after(500).status, Status::Idle);
     }
 }
 
 #[test]
 fn a_fin_is_no_request_and_its_ack_is_no_answer() {
-    let mut served = Hand::new(SERVER);
+    let mut served = ScriptedConnection::new(SERVER);
     served.ask(100);
     served.tcp.write(SERVER, 100);
     assert_eq!(served.after(100).answered, 1);
@@ -332,7 +332,7 @@ fn a_fin_is_no_request_and_its_ack_is_no_answer() {
     let seen = served.after(100);
     assert_eq!((seen.status, seen.begun), (Status::Idle, 0));
 
-    let mut opened = Hand::new(CLIENT);
+    let mut opened = ScriptedConnection::new(CLIENT);
     opened.ask(100);
     opened.tcp.shut_down(CLIENT);
     assert_eq!(opened.after(100).status, Status::Outstanding);
@@ -344,16 +344,16 @@ fn a_fin_is_no_request_and_its_ack_is_no_answer() {
 #[test]
 fn a_reset_during_a_request_is_a_loss_and_a_reset_of_an_idle_connection_is_not() {
     for asks in [true, false] {
-        let mut hand = Hand::new(SERVER);
+        let mut scripted = ScriptedConnection::new(SERVER);
         if asks {
-            hand.ask(100);
+            scripted.ask(100);
         }
-        hand.after(100);
-        let mut connection = hand.tcp.observe(SERVER);
+        scripted.after(100);
+        let mut connection = scripted.tcp.observe(SERVER);
         connection.state = state::CLOSE;
-        let seen = hand
+        let seen = scripted
             .conversation
-            .observe(&connection, hand.tcp.now_us * 1_000);
+            .observe(&connection, scripted.tcp.now_us * 1_000);
         assert_eq!((seen.status, seen.lost), (Status::Closed, asks));
     }
 }
@@ -361,70 +361,70 @@ fn a_reset_during_a_request_is_a_loss_and_a_reset_of_an_idle_connection_is_not()
 #[test]
 fn one_way_messages_are_excluded_at_both_ends() {
     for end in [SERVER, CLIENT] {
-        let mut hand = Hand::new(end);
+        let mut scripted = ScriptedConnection::new(end);
         // A greeting and its answer, as MQTT has them.
-        hand.ask(30);
-        hand.tcp.write(SERVER, 4);
-        hand.after(100);
+        scripted.ask(30);
+        scripted.tcp.write(SERVER, 4);
+        scripted.after(100);
         for _ in 0..12 {
-            hand.ask(50);
+            scripted.ask(50);
             for _ in 0..5 {
-                hand.after(100);
+                scripted.after(100);
             }
         }
-        let seen = hand.after(100);
+        let seen = scripted.after(100);
         assert_eq!((seen.status, seen.begun), (Status::Push, 0));
     }
 }
 
 #[test]
 fn a_one_way_stream_is_excluded() {
-    let mut hand = Hand::new(SERVER);
+    let mut scripted = ScriptedConnection::new(SERVER);
     for _ in 0..120 {
-        hand.ask(5_000);
-        hand.after(100);
+        scripted.ask(5_000);
+        scripted.after(100);
     }
-    assert_eq!(hand.after(1).status, Status::Push);
+    assert_eq!(scripted.after(1).status, Status::Push);
 }
 
 #[test]
 fn a_long_upload_is_a_request_if_requests_are_answered() {
-    let mut hand = Hand::new(SERVER);
+    let mut scripted = ScriptedConnection::new(SERVER);
     for _ in 0..5 {
-        hand.ask(100);
-        hand.after(100);
-        hand.tcp.write(SERVER, 100);
-        hand.after(100);
+        scripted.ask(100);
+        scripted.after(100);
+        scripted.tcp.write(SERVER, 100);
+        scripted.after(100);
     }
     for _ in 0..300 {
-        hand.ask(5_000);
-        assert_eq!(hand.after(100).status, Status::Working);
+        scripted.ask(5_000);
+        assert_eq!(scripted.after(100).status, Status::Working);
     }
 }
 
 #[test]
 fn events_pushed_by_a_server_are_one_way() {
-    let mut hand = Hand::new(SERVER);
+    let mut scripted = ScriptedConnection::new(SERVER);
     for _ in 0..20 {
-        hand.tcp.write(SERVER, 100);
-        hand.after(300);
+        scripted.tcp.write(SERVER, 100);
+        scripted.after(300);
     }
-    assert_eq!(hand.after(1_000).status, Status::Push);
+    assert_eq!(scripted.after(1_000).status, Status::Push);
     // Until the first request.
-    hand.ask(100);
-    assert_eq!(hand.after(100).status, Status::Working);
+    scripted.ask(100);
+    assert_eq!(scripted.after(100).status, Status::Working);
 }
 
 #[test]
 fn after_a_keepalive_probe_timestamps_decide_the_first_sample_and_a_tie_is_unknown() {
-    let hand = Hand::new(CLIENT);
-    let mut connection = hand.tcp.observe(CLIENT);
-    let mut first = |received_ms: u64, sent_ms: u64, heard_ms: u64| {
+    let scripted = ScriptedConnection::new(CLIENT);
+    let mut connection = scripted.tcp.observe(CLIENT);
+    let mut first = |received_ms: u64, sent_ms: u64, any_segment_ms: u64| {
         let ns = |ms: u64| ms * 1_000_000;
         connection.snd_wl1 = connection.rcv_nxt;
         connection.since_received_ns = ns(received_ms);
         connection.since_sent_ns = ns(sent_ms);
-        connection.since_heard_ns = ns(heard_ms);
+        connection.since_any_segment_ns = ns(any_segment_ms);
         Conversation::first(&connection, Role::Opened, false, 1 << 50)
             .1
             .status

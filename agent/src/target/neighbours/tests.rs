@@ -42,7 +42,7 @@ fn connection(tgid: u32, local: u16, remote: u16) -> Connection {
         segments: 0,
         since_received_ns: 0,
         since_sent_ns: 0,
-        since_heard_ns: 0,
+        since_any_segment_ns: 0,
     }
 }
 
@@ -117,7 +117,7 @@ impl World {
             listeners.any(|listener| listener.address.port() == port)
         };
         let ends = ends(&self.connections, &self.pipes, &self.unix, served);
-        let surroundings = Surroundings {
+        let host = HostView {
             processes: &self.processes,
             ends: &ends,
             peers: &self.peers,
@@ -128,7 +128,7 @@ impl World {
         find_neighbours(
             &focused.iter().copied().collect(),
             &selected.iter().copied().collect(),
-            &surroundings,
+            &host,
             &mut |a, b| a.comm == b.comm,
         )
     }

@@ -10,7 +10,7 @@ const TRACES_PATH: &str = "/v1/traces";
 
 /// Whether `v1/traces` is appended to the URL.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum UrlForm {
     /// Always appended.
     Base,
     /// Never appended.
@@ -20,14 +20,14 @@ pub enum Form {
 }
 
 /// An endpoint as the user wrote it, and the setting it came from.
-pub struct Given<'a> {
+pub struct ConfiguredUrl<'a> {
     setting: &'a str,
     url: String,
-    form: Form,
+    form: UrlForm,
 }
 
-impl<'a> Given<'a> {
-    pub fn new(setting: &'a str, url: &str, form: Form) -> Self {
+impl<'a> ConfiguredUrl<'a> {
+    pub fn new(setting: &'a str, url: &str, form: UrlForm) -> Self {
         let url = url.trim().to_owned();
         Self { setting, url, form }
     }
@@ -111,9 +111,9 @@ impl<'a> Given<'a> {
 
     fn traces_url(&self, uri: &Uri) -> Result<Uri, ConfigError> {
         let is_full = match self.form {
-            Form::Full => true,
-            Form::Base => false,
-            Form::BaseOrFull => uri.path().trim_end_matches('/').ends_with(TRACES_PATH),
+            UrlForm::Full => true,
+            UrlForm::Base => false,
+            UrlForm::BaseOrFull => uri.path().trim_end_matches('/').ends_with(TRACES_PATH),
         };
         if is_full {
             return Ok(uri.clone());

@@ -12,7 +12,7 @@ fn resolve(url: Option<&str>, env: Env) -> Result<Option<OtlpConfig>, ConfigErro
 }
 
 /// The endpoint and protocol that come out of it.
-fn goes_to(url: Option<&str>, env: Env) -> (String, Protocol) {
+fn endpoint(url: Option<&str>, env: Env) -> (String, Protocol) {
     let config = resolve(url, env).unwrap().unwrap();
     (config.endpoint.to_string(), config.protocol)
 }
@@ -47,40 +47,40 @@ fn without_an_endpoint_nothing_is_exported() {
 fn the_path_is_appended_to_the_base_endpoint_but_not_to_the_traces_endpoint() {
     let appended = "http://c:4318/v1/traces";
     assert_eq!(
-        goes_to(None, &[(BASE, "http://c:4318")]),
+        endpoint(None, &[(BASE, "http://c:4318")]),
         (appended.into(), HTTP)
     );
     assert_eq!(
-        goes_to(None, &[(BASE, "http://c:4318/")]),
+        endpoint(None, &[(BASE, "http://c:4318/")]),
         (appended.into(), HTTP)
     );
     assert_eq!(
-        goes_to(None, &[(BASE, "https://c/otel")]),
+        endpoint(None, &[(BASE, "https://c/otel")]),
         ("https://c/otel/v1/traces".into(), HTTP)
     );
     assert_eq!(
-        goes_to(None, &[(TRACES, "http://c:4318/in?key=1")]),
+        endpoint(None, &[(TRACES, "http://c:4318/in?key=1")]),
         ("http://c:4318/in?key=1".into(), HTTP)
     );
     assert_eq!(
-        goes_to(None, &[(TRACES, "http://c:4318/")]),
+        endpoint(None, &[(TRACES, "http://c:4318/")]),
         ("http://c:4318/".into(), HTTP)
     );
     let both = [(BASE, "http://base:1"), (TRACES, "http://traces:2/x")];
-    assert_eq!(goes_to(None, &both), ("http://traces:2/x".into(), HTTP));
+    assert_eq!(endpoint(None, &both), ("http://traces:2/x".into(), HTTP));
 }
 
 #[test]
 fn the_option_overrides_the_environment_and_accepts_either_form() {
     let env = [(BASE, "http://base:1"), (TRACES, "http://traces:2/x")];
     let whole = "http://c:4318/v1/traces";
-    assert_eq!(goes_to(Some("http://c:4318"), &env), (whole.into(), HTTP));
+    assert_eq!(endpoint(Some("http://c:4318"), &env), (whole.into(), HTTP));
     assert_eq!(
-        goes_to(Some("http://c:4318/v1/traces"), &env),
+        endpoint(Some("http://c:4318/v1/traces"), &env),
         (whole.into(), HTTP)
     );
     assert_eq!(
-        goes_to(Some("http://[::1]:4318"), &env),
+        endpoint(Some("http://[::1]:4318"), &env),
         ("http://[::1]:4318/v1/traces".into(), HTTP)
     );
 }
@@ -88,27 +88,27 @@ fn the_option_overrides_the_environment_and_accepts_either_form() {
 #[test]
 fn grpc_is_selected_by_variable_scheme_or_port() {
     assert_eq!(
-        goes_to(None, &[(BASE, "http://c:1234"), (PROTOCOL, "grpc")]),
+        endpoint(None, &[(BASE, "http://c:1234"), (PROTOCOL, "grpc")]),
         ("http://c:1234/".into(), GRPC)
     );
     assert_eq!(
-        goes_to(Some("grpc://c:1234"), &[]),
+        endpoint(Some("grpc://c:1234"), &[]),
         ("http://c:1234/".into(), GRPC)
     );
     assert_eq!(
-        goes_to(Some("grpcs://c"), &[]),
+        endpoint(Some("grpcs://c"), &[]),
         ("https://c:4317/".into(), GRPC)
     );
     assert_eq!(
-        goes_to(Some("grpc://[::1]"), &[]),
+        endpoint(Some("grpc://[::1]"), &[]),
         ("http://[::1]:4317/".into(), GRPC)
     );
     assert_eq!(
-        goes_to(Some("http://c:4317"), &[]),
+        endpoint(Some("http://c:4317"), &[]),
         ("http://c:4317/".into(), GRPC)
     );
     assert_eq!(
-        goes_to(None, &[(BASE, "http://c:4317/")]),
+        endpoint(None, &[(BASE, "http://c:4317/")]),
         ("http://c:4317/".into(), GRPC)
     );
 }
@@ -117,11 +117,11 @@ fn grpc_is_selected_by_variable_scheme_or_port() {
 fn the_protocol_variable_overrides_the_port_but_not_the_scheme() {
     let http = [(PROTOCOL, "http/protobuf")];
     assert_eq!(
-        goes_to(Some("http://c:4317"), &http),
+        endpoint(Some("http://c:4317"), &http),
         ("http://c:4317/v1/traces".into(), HTTP)
     );
     assert_eq!(
-        goes_to(Some("grpc://c:4317"), &http),
+        endpoint(Some("grpc://c:4317"), &http),
         ("http://c:4317/".into(), GRPC)
     );
     let both = [
@@ -129,7 +129,7 @@ fn the_protocol_variable_overrides_the_port_but_not_the_scheme() {
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
     ];
     assert_eq!(
-        goes_to(Some("http://c:80"), &both),
+        endpoint(Some("http://c:80"), &both),
         ("http://c:80/v1/traces".into(), HTTP)
     );
 }
@@ -137,9 +137,9 @@ fn the_protocol_variable_overrides_the_port_but_not_the_scheme() {
 #[test]
 fn a_grpc_endpoint_without_a_scheme_is_encrypted_by_default() {
     let grpc = [(BASE, "c:4317"), (PROTOCOL, "grpc")];
-    assert_eq!(goes_to(None, &grpc), ("https://c:4317/".into(), GRPC));
+    assert_eq!(endpoint(None, &grpc), ("https://c:4317/".into(), GRPC));
     let insecure = [grpc[0], grpc[1], ("OTEL_EXPORTER_OTLP_INSECURE", "true")];
-    assert_eq!(goes_to(None, &insecure), ("http://c:4317/".into(), GRPC));
+    assert_eq!(endpoint(None, &insecure), ("http://c:4317/".into(), GRPC));
 }
 
 #[test]

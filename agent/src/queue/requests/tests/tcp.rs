@@ -74,7 +74,7 @@ pub(super) struct End {
     snd_wl1: u32,
     received_us: u64,
     sent_us: u64,
-    heard_us: u64,
+    any_segment_us: u64,
     fin_sent: bool,
     fin_received: bool,
     fin_acknowledged: bool,
@@ -113,7 +113,7 @@ impl Tcp {
             snd_wl1: wl1,
             received_us: now_us,
             sent_us: now_us,
-            heard_us: now_us,
+            any_segment_us: now_us,
             ..End::default()
         };
         let mut tcp = Self {
@@ -250,7 +250,7 @@ impl Tcp {
             }
             Event::Probe { at } => {
                 let end = &self.ends[at];
-                let silent = self.now_us - end.heard_us >= self.net.probe_us;
+                let silent = self.now_us - end.any_segment_us >= self.net.probe_us;
                 if silent && end.unacknowledged.is_empty() {
                     let seq = end.snd_una.wrapping_sub(1);
                     self.transmit(at, seq, 0, false);
@@ -263,7 +263,7 @@ impl Tcp {
     fn arrive(&mut self, at: usize, seq: u32, len: u32, ack: u32, fin: bool) {
         let now_us = self.now_us;
         let end = &mut self.ends[at];
-        end.heard_us = now_us;
+        end.any_segment_us = now_us;
         let till = seq.wrapping_add(len + u32::from(fin));
         if before(till, end.rcv_nxt) || (till == end.rcv_nxt && len > 0) {
             // Outside the window: a probe, or data already received (tcp_validate_incoming, tcp_data_queue).
@@ -358,7 +358,7 @@ impl Tcp {
             segments: 0,
             since_received_ns: since(end.received_us),
             since_sent_ns: since(end.sent_us),
-            since_heard_ns: since(end.heard_us),
+            since_any_segment_ns: since(end.any_segment_us),
         }
     }
 }
