@@ -1,4 +1,4 @@
-//! HAProxy's agent-check: replies to each connection with a line that sets the server's weight in percent.
+//! HAProxy's agent-check: replies to each connection with a line that sets the server's weight in percent, or its `maxconn`.
 //!
 //! HAProxy keeps the last reply. This is why the adapters run in a process of their own: it continues to reply 100% when the
 //! agent is gone.
@@ -21,21 +21,25 @@ const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to read the reply and close: HAProxy's default check interval.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The reply: `maxconn` is the server's, from the configuration.
+/// The reply. It acts in one way, because the controller cannot tell what two ways together achieve: with a `maxconn` from the
+/// configuration only through that, else only through the weight.
+///
+/// Excess requests wait in HAProxy while a `maxconn` holds, where the agent does not see them. So the admit ratio rises, although
+/// the overload goes on.
 fn reply(pressure: &Pressure, maxconn: Option<u32>, is_drained: bool) -> String {
     if is_drained {
         return "drain\n".to_owned();
     }
-    let percent = (pressure.admit_ratio * 100.0).round().clamp(1.0, 100.0);
-    let maxconn = maxconn.map_or_else(String::new, |maxconn| {
-        let scaled = (f64::from(maxconn) * pressure.admit_ratio).round().max(1.0) as u32;
-        let limit = pressure
-            .concurrency_limit
-            .map_or(scaled, |limit| limit.min(maxconn));
-        format!(" maxconn:{limit}")
-    });
     // `ready` ends an earlier `drain`.
-    format!("up ready {percent}%{maxconn}\n")
+    let Some(maxconn) = maxconn else {
+        let percent = (pressure.admit_ratio * 100.0).round().clamp(1.0, 100.0);
+        return format!("up ready {percent}%\n");
+    };
+    let scaled = (f64::from(maxconn) * pressure.admit_ratio).round().max(1.0) as u32;
+    let limit = pressure
+        .concurrency_limit
+        .map_or(scaled, |limit| limit.min(maxconn));
+    format!("up ready 100% maxconn:{limit}\n")
 }
 
 /// Serves until dropped.
@@ -74,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_weight_follows_the_admit_ratio_and_is_100_percent_without_an_agent() {
+    fn either_the_weight_or_maxconn_follows_and_is_100_percent_without_an_agent() {
         let at = |admit_ratio: f64| Pressure {
             alive: true,
             admit_ratio,
@@ -83,20 +87,23 @@ mod tests {
         assert_eq!(reply(&at(0.62), None, false), "up ready 62%\n");
         assert_eq!(
             reply(&at(0.62), Some(50), false),
-            "up ready 62% maxconn:31\n"
+            "up ready 100% maxconn:31\n"
         );
-        assert_eq!(reply(&at(0.05), Some(3), false), "up ready 5% maxconn:1\n");
+        assert_eq!(
+            reply(&at(0.05), Some(3), false),
+            "up ready 100% maxconn:1\n"
+        );
         let with_limit = Pressure {
             concurrency_limit: Some(6),
             ..at(0.62)
         };
         assert_eq!(
             reply(&with_limit, Some(50), false),
-            "up ready 62% maxconn:6\n"
+            "up ready 100% maxconn:6\n"
         );
         assert_eq!(
             reply(&with_limit, Some(5), false),
-            "up ready 62% maxconn:5\n"
+            "up ready 100% maxconn:5\n"
         );
         assert_eq!(reply(&at(0.0), None, false), "up ready 1%\n");
         assert_eq!(reply(&at(0.5), Some(9), true), "drain\n");

@@ -68,7 +68,7 @@ pub const KEYS: &[Key] = &[
     key("[signal.http]", "listen", "address or `unix:PATH`", "", "HTTP adapter; required"),
     key("[[signal.haproxy]]", "target", "service name", "", "HAProxy agent-check for this service; required"),
     key("[[signal.haproxy]]", "listen", "address or `unix:PATH`", "", "where HAProxy connects; required"),
-    key("[[signal.haproxy]]", "maxconn", "number", "", "also reply `maxconn:N`, at most this value"),
+    key("[[signal.haproxy]]", "maxconn", "number", "", "control `maxconn`, at most this value, instead of the weight"),
     key("[[signal.envoy]]", "target", "service name", "", "Envoy injected resource for this service; required"),
     key("[[signal.envoy]]", "file", "absolute path", "", "the file that Envoy watches; required"),
     key("[[signal.orca]]", "target", "service name", "", "ORCA load reports for this service; required"),

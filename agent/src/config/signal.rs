@@ -72,8 +72,8 @@ pub struct Http {
 pub struct Haproxy {
     pub target: String,
     pub listen: Listen,
-    /// Also reply `maxconn:N`. N is this value while everything is admitted, and the concurrency limit while the service
-    /// sheds load (`admit_ratio` × this value if that limit is not known).
+    /// Control the server's `maxconn` instead of its weight. It is this value while everything is admitted, and the concurrency
+    /// limit while the service sheds load (`admit_ratio` × this value if that limit is not known).
     #[serde(default)]
     pub maxconn: Option<u32>,
 }

@@ -138,10 +138,14 @@ impl Stage {
             Service::Compute => Some(Nginx::start_proxy(1, uwsgi.address())?),
         };
         let check = ports::free()?;
+        let maxconn = match guard {
+            Guard::Maxconn => format!("maxconn = {UNTUNED_MAXCONN}\n"),
+            _ => String::new(),
+        };
         let agent = if guard.is_ours() {
             let text = format!(
                 "[[target]]\nport = {}\nservice_name = \"bench\"\n[signal]\ndirectory = \"{}\"\n\
-                     [[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{check}\"\nmaxconn = {UNTUNED_MAXCONN}\n",
+                     [[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{check}\"\n{maxconn}",
                 uwsgi.port(),
                 run.display()
             );
