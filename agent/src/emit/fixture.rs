@@ -83,13 +83,13 @@ pub fn verdict() -> Verdict {
         culprit: Some(culprit()),
         root: Some(Cause::LockContention),
         path: vec![
-            hop(SHOP, 4711, "uwsgi (4711)", "waits for 127.0.0.1:5432", Cause::DownstreamSlow),
-            hop(POSTGRES, 815, "postgres (815)", "says \"UPDATE waiting\"", Cause::LockContention),
+            hop(SHOP, 4711, "uwsgi (4711)", "97% waiting for postgres at 127.0.0.1:5432", Cause::DownstreamSlow),
+            hop(POSTGRES, 815, "postgres (815)", "96% waiting for a row lock (reported by its process title)", Cause::LockContention),
             hop(
                 POSTGRES,
                 812,
                 "postgres (812)",
-                "says \"idle in transaction\", for 8.2 s",
+                "idle in a transaction for at least 8.2 s",
                 Cause::LockContention,
             ),
         ],
@@ -99,10 +99,12 @@ pub fn verdict() -> Verdict {
             (Activity::OnCpu, 0.01),
         ],
         samples: 3_120,
-        evidence: "4 of 4 workers wait for 127.0.0.1:5432, for 7.9 s at the longest; before, an answer took 11 ms."
+        evidence: "4 threads of shop spent 97% waiting for postgres at 127.0.0.1:5432 in 13 s; postgres (815): 96% \
+                   waiting for a row lock (reported by its process title); postgres (812): idle in a transaction for \
+                   at least 8.2 s"
             .to_owned(),
-        advice: "End the transaction of postgres (812), which has been idle for 8.2 s: \
-                 SELECT pg_terminate_backend(812). For good: idle_in_transaction_session_timeout."
+        advice: "End the transaction of postgres (812), idle for 8.2 s (pg_terminate_backend(812) for PostgreSQL), or \
+                 its client; adding workers here will not help."
             .to_owned(),
         explanation: None,
         messages: vec![LoggedMessage {
@@ -169,14 +171,15 @@ pub fn gateway() -> Episode {
         GATEWAY,
         90,
         "nginx (90)",
-        "waits for 127.0.0.1:8080",
+        "95% waiting for shop at 127.0.0.1:8080",
         Cause::DownstreamSlow,
     )];
     path.extend(verdict().path);
     Episode {
         verdict: Some(Arc::new(Verdict {
             path,
-            evidence: "512 requests wait for 127.0.0.1:8080.".to_owned(),
+            evidence: "1 thread of gateway spent 95% waiting for shop at 127.0.0.1:8080 in 10 s"
+                .to_owned(),
             ..verdict()
         })),
         onset: at(9),

@@ -399,10 +399,11 @@ mod tests {
             lines,
             [
                 "00:00:10.000Z  cause     shop accept 127.0.0.1:8080: it waits for another service, postgres \
-                 (812) at 127.0.0.1:5432. 4 of 4 workers wait for 127.0.0.1:5432, for 7.9 s at the longest; \
-                 before, an answer took 11 ms.",
+                 (812) at 127.0.0.1:5432. 4 threads of shop spent 97% waiting for postgres at 127.0.0.1:5432 in 13 s; \
+                 postgres (815): 96% waiting for a row lock (reported by its process title); postgres (812): idle in \
+                 a transaction for at least 8.2 s",
                 "00:00:12.000Z  cause     gateway accept 0.0.0.0:80: it waits for another service, postgres \
-                 (812) at 127.0.0.1:5432. 512 requests wait for 127.0.0.1:8080.",
+                 (812) at 127.0.0.1:5432. 1 thread of gateway spent 95% waiting for shop at 127.0.0.1:8080 in 10 s",
             ],
             "{text}"
         );
@@ -417,7 +418,7 @@ mod tests {
         for words in [
             "cause      it waits for another service, postgres (812) at 127.0.0.1:5432 (97% of its time, high \
              confidence)",
-            "evidence   4 of 4 workers wait",
+            "evidence   4 threads of shop spent 97% waiting",
             "advice     End the transaction of postgres (812)",
         ] {
             assert!(text.contains(words), "{words}: {text}");

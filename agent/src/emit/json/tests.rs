@@ -79,7 +79,7 @@ fn a_diagnosis_has_the_documented_keys() {
             "target": "postgres",
             "pid": 812,
             "name": "postgres (812)",
-            "state": "says \"idle in transaction\", for 8.2 s",
+            "state": "idle in a transaction for at least 8.2 s",
             "cause": "lock_contention",
         })
     );

@@ -66,14 +66,15 @@ fn assert_has(text: &str, lines: &[&str]) {
 #[test]
 fn the_report_has_the_verdict_then_the_evidence_then_the_advice() {
     let expected = r#"FULL      shop accept 127.0.0.1:8080: it waits for another service, postgres (812) at 127.0.0.1:5432
-  evidence    4 of 4 workers wait for 127.0.0.1:5432, for 7.9 s at the longest; before, an answer
-              took 11 ms.
+  evidence    4 threads of shop spent 97% waiting for postgres at 127.0.0.1:5432 in 13 s; postgres
+              (815): 96% waiting for a row lock (reported by its process title); postgres (812):
+              idle in a transaction for at least 8.2 s
   time        ███████████████████▍  97%  waiting for another service (3,120 samples)
               ▍                      2%  idle
               ▎                      1%  on CPU
-  path        uwsgi (4711)          waits for 127.0.0.1:5432
-              └─ postgres (815)     says "UPDATE waiting"
-                 └─ postgres (812)  says "idle in transaction", for 8.2 s
+  path        uwsgi (4711)          97% waiting for postgres at 127.0.0.1:5432
+              └─ postgres (815)     96% waiting for a row lock (reported by its process title)
+                 └─ postgres (812)  idle in a transaction for at least 8.2 s
   culprit     postgres (812): its threads wait for a lock
   rates       in 40.0/s (baseline 39.8/s), out 4.1/s (baseline 40.0/s); consumer: departures below
               baseline
@@ -83,13 +84,13 @@ fn the_report_has_the_verdict_then_the_evidence_then_the_advice() {
   log         23 times, first 9.0 s after the warning: *** uWSGI listen queue of socket
               "127.0.0.1:8080" (fd: 3) full !!! (100/100) *** (in /var/log/uwsgi/shop.log)
   confidence  high; next best explanation (21%): one of its own limits is too small
-  advice      End the transaction of postgres (812), which has been idle for 8.2 s: SELECT
-              pg_terminate_backend(812). For good: idle_in_transaction_session_timeout.
+  advice      End the transaction of postgres (812), idle for 8.2 s (pg_terminate_backend(812) for
+              PostgreSQL), or its client; adding workers here will not help.
 
   Other services in this incident, in the order in which their queues filled:
   00:00:09.000Z  CRITICAL  gateway accept 0.0.0.0:80: it waits for another service, postgres (812)
                            at 127.0.0.1:5432
-                           512 requests wait for 127.0.0.1:8080.
+                           1 thread of gateway spent 95% waiting for shop at 127.0.0.1:8080 in 10 s
                            nginx (90) → uwsgi (4711) → postgres (815) → postgres (812)
   trace       0af7651916cd43dd8448eb211c80319c
 
@@ -332,7 +333,8 @@ fn a_wait_chain_that_returns_to_a_process_is_marked_as_a_cycle() {
     let mut path = verdict().path;
     path.push(path[0].clone());
     let text = text(vec![because(shop(), Verdict { path, ..verdict() })]);
-    let line = "                    └─ uwsgi (4711)  waits for 127.0.0.1:5432 (cycle)";
+    let line =
+        "                    └─ uwsgi (4711)  97% waiting for postgres at 127.0.0.1:5432 (cycle)";
     assert_has(&text, &[line]);
 }
 

@@ -205,7 +205,7 @@ fn the_cause_is_on_its_own_span_and_on_the_saturation_span() {
     let hop = |key: &str| attribute(&spans[7].1, key);
     assert_eq!(
         hop("tailback.evidence").as_deref(),
-        Some("postgres (812): says \"idle in transaction\", for 8.2 s")
+        Some("postgres (812): idle in a transaction for at least 8.2 s")
     );
     assert_eq!(hop("tailback.queue.name"), None, "the queue is the shop's");
 }
