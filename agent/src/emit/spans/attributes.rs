@@ -5,7 +5,7 @@ use opentelemetry::{KeyValue, Value};
 use crate::{
     emit::cause,
     event::{CauseStretch, Episode, Hop, Stretch, Verdict},
-    queue::{QueueId, QueueKey},
+    queue::{Kind, QueueId, QueueKey, UnixEnd},
     text::bounded,
 };
 
@@ -50,22 +50,36 @@ impl Attributes {
         self
     }
 
-    /// The queue's kind and name, and its local or peer address if it has one.
+    /// The queue's kind and name, and its local or peer address if it has one. Unix sockets have a path for an address.
     pub fn queue(self, key: &QueueKey) -> Self {
+        let transport = if key.kind == Kind::Udp { "udp" } else { "tcp" };
         let named = self
             .text("tailback.queue.kind", key.kind.name())
             .text("tailback.queue.name", key.name());
-        match key.id {
+        match &key.id {
             QueueId::Local(at) => named
-                .text("network.transport", "tcp")
+                .text("network.transport", transport)
                 .text("network.local.address", &at.ip().to_string())
                 .count("network.local.port", u64::from(at.port())),
             QueueId::Remote(at) => named
-                .text("network.transport", "tcp")
+                .text("network.transport", transport)
                 .text("network.peer.address", &at.ip().to_string())
                 .count("network.peer.port", u64::from(at.port()))
                 .text("server.address", &at.ip().to_string())
                 .count("server.port", u64::from(at.port())),
+            QueueId::UnixListener(path)
+            | QueueId::UnixSockets {
+                end: UnixEnd::Local(path),
+                ..
+            } => named
+                .text("network.transport", "unix")
+                .text("network.local.address", path),
+            QueueId::UnixSockets {
+                end: UnixEnd::Remote(path),
+                ..
+            } => named
+                .text("network.transport", "unix")
+                .text("network.peer.address", path),
             _ => named,
         }
     }
@@ -164,10 +178,13 @@ impl Attributes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::Kind;
 
     fn of(kind: Kind, name: &str) -> Vec<(String, String)> {
-        let key = QueueKey::new(1, kind, name.into());
+        of_id(kind, name.into())
+    }
+
+    fn of_id(kind: Kind, id: QueueId) -> Vec<(String, String)> {
+        let key = QueueKey::new(1, kind, id);
         let attributes = Attributes::default().queue(&key).into_vec();
         attributes
             .into_iter()
@@ -206,6 +223,40 @@ mod tests {
             ("server.port", "6379"),
         ];
         assert_eq!(of(Kind::Send, "-> 10.0.0.5:6379"), pairs(&expected));
+    }
+
+    #[test]
+    fn the_transport_is_that_of_the_queue() {
+        let expected = [
+            ("tailback.queue.kind", "udp"),
+            ("tailback.queue.name", "0.0.0.0:53"),
+            ("network.transport", "udp"),
+            ("network.local.address", "0.0.0.0"),
+            ("network.local.port", "53"),
+        ];
+        assert_eq!(of(Kind::Udp, "0.0.0.0:53"), pairs(&expected));
+        let remote = of(Kind::Udp, "-> 10.0.0.5:53");
+        assert!(remote.contains(&pairs(&[("network.transport", "udp")])[0]));
+
+        let expected = [
+            ("tailback.queue.kind", "accept"),
+            ("tailback.queue.name", "/run/app.sock"),
+            ("network.transport", "unix"),
+            ("network.local.address", "/run/app.sock"),
+        ];
+        let listener = QueueId::UnixListener("/run/app.sock".into());
+        assert_eq!(of_id(Kind::Accept, listener), pairs(&expected));
+        let expected = [
+            ("tailback.queue.kind", "unix"),
+            ("tailback.queue.name", "-> /run/log sent"),
+            ("network.transport", "unix"),
+            ("network.peer.address", "/run/log"),
+        ];
+        let sent = QueueId::UnixSockets {
+            end: UnixEnd::Remote("/run/log".into()),
+            sent: true,
+        };
+        assert_eq!(of_id(Kind::Unix, sent), pairs(&expected));
     }
 
     #[test]
