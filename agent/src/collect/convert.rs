@@ -211,7 +211,8 @@ pub(super) fn unix(record: &UnixRecord, ids: ObjectIds) -> Option<UnixSocket> {
     })
 }
 
-/// A unix address. `len` includes the two bytes of the family. A path ends at its first NUL; an abstract name begins with one.
+/// A unix address. `len` includes the two bytes of the family. A path ends at its first NUL; an abstract name begins with one, and
+/// gets an `@` instead. A relative path that begins with `@` gets a `./`, so that it is not taken for an abstract name.
 fn path(bytes: &[u8; UNIX_PATH], len: u16) -> Option<String> {
     const FAMILY: usize = 2;
     let name = bytes.get(..usize::from(len).checked_sub(FAMILY)?.min(UNIX_PATH))?;
@@ -224,7 +225,8 @@ fn path(bytes: &[u8; UNIX_PATH], len: u16) -> Option<String> {
         .iter()
         .position(|byte| *byte == 0)
         .unwrap_or(name.len());
-    Some(text(&name[..end]))
+    let directory = if *first == b'@' { "./" } else { "" };
+    Some(format!("{directory}{}", text(&name[..end])))
 }
 
 pub(super) fn ring(record: &RingRecord, ids: ObjectIds) -> Ring {
@@ -420,6 +422,7 @@ mod tests {
         assert_eq!(of(b"/run/a\0", 9).as_deref(), Some("/run/a"));
         assert_eq!(of(b"/run/a", 8).as_deref(), Some("/run/a"));
         assert_eq!(of(b"\0name", 7).as_deref(), Some("@name"));
+        assert_eq!(of(b"@name\0", 8).as_deref(), Some("./@name"));
         assert_eq!((of(b"", 2), of(b"", 0), of(b"\0", 3)), (None, None, None));
         assert_eq!(of(b"y", u16::MAX).unwrap().len(), UNIX_PATH);
     }

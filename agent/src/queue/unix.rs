@@ -5,7 +5,6 @@
 //! its peer has not read (`… sent`). Data in a unix socket is charged to its writer, so the limit of received data is the
 //! peer's. The kernel counts neither writes nor reads.
 
-use crate::hash::{HashMap, HashSet};
 use std::collections::BTreeMap;
 
 use super::{
@@ -14,7 +13,10 @@ use super::{
     inflow::Inflow,
     unix_listener::{UnixListeners, spelled},
 };
-use crate::sample::{Sample, TargetId, UnixSocket, UnixStyle};
+use crate::{
+    hash::{HashMap, HashSet},
+    sample::{Sample, TargetId, UnixSocket, UnixStyle},
+};
 
 #[derive(Default)]
 pub(super) struct Unix {
@@ -152,9 +154,10 @@ impl Source for Unix {
             sockets.insert(socket.inode, now);
         }
         self.sockets = sockets;
+        let mut taken = HashMap::with_capacity_and_hasher(groups.len(), Default::default());
         for (key, group) in &groups {
-            let reading = group.reading(key, targets);
-            sink.put(key.target, Kind::Unix, &key.id(), reading);
+            let id = key.unique_id(&mut taken);
+            sink.put(key.target, Kind::Unix, &id, group.reading(key, targets));
         }
         sink.forget_unseen(Kind::Unix);
     }
@@ -172,11 +175,33 @@ fn endpoint<'a>(socket: &'a UnixSocket, listening: &HashSet<&str>) -> Endpoint<'
 }
 
 impl GroupKey<'_> {
-    fn id(&self) -> QueueId {
+    /// An id that is not in `taken`, and adds it. Two groups of a target share a name if streams and datagrams use one path
+    /// (a server that unlinks and rebinds it), or if two paths differ only beyond the bound on names. Then the second is
+    /// `/run/log [2]`. `taken` has the last number given out for a name.
+    fn unique_id(&self, taken: &mut HashMap<(TargetId, QueueId), usize>) -> QueueId {
+        let plain = (self.target, self.id(1));
+        let mut number = taken.get(&plain).copied().unwrap_or(0);
+        let unique = loop {
+            number += 1;
+            let id = (self.target, self.id(number));
+            if number == 1 || !taken.contains_key(&id) {
+                break id;
+            }
+        };
+        taken.insert(plain, number);
+        taken.entry(unique.clone()).or_insert(1);
+        unique.1
+    }
+
+    fn id(&self, number: usize) -> QueueId {
+        let name = |path: &str| match number {
+            1 => spelled(path),
+            _ => format!("{} [{number}]", spelled(path)).into(),
+        };
         QueueId::UnixSockets {
             end: match self.endpoint {
-                Endpoint::Bound(path) => UnixEnd::Local(spelled(path)),
-                Endpoint::Opened(path) => UnixEnd::Remote(spelled(path)),
+                Endpoint::Bound(path) => UnixEnd::Local(name(path)),
+                Endpoint::Opened(path) => UnixEnd::Remote(name(path)),
                 Endpoint::Unnamed => UnixEnd::Unnamed {
                     datagrams: self.datagrams,
                 },

@@ -41,10 +41,11 @@ struct Group {
 }
 
 /// A socket path as it appears in names. Any process may choose one, so control characters are escaped. A path relative
-/// to the process's working directory gets a `./`, so that it never looks like an address.
+/// to the process's working directory gets a `./`, so that it never looks like an address; one that begins with `@` has it
+/// already.
 pub(super) fn spelled(path: &str) -> Arc<str> {
     let path = text::bounded(path, MAX_NAME_BYTES);
-    if path.starts_with(['/', '@']) {
+    if path.starts_with(['/', '@']) || path.starts_with("./@") {
         path.into()
     } else {
         format!("./{path}").into()

@@ -195,6 +195,42 @@ fn a_bound_client_counts_as_opened_and_a_server_as_accepted() {
 }
 
 #[test]
+fn queues_whose_paths_are_displayed_alike_have_different_names() {
+    let bound = |inode, style, path: &str| UnixSocket {
+        style,
+        path: Some(path.to_owned()),
+        ..socket(inode)
+    };
+    let long = |end: &str| format!("/{}{end}", "x".repeat(600));
+    let sockets = || {
+        vec![
+            bound(3, UnixStyle::Stream, "/run/log"),
+            bound(4, UnixStyle::Datagram, "/run/log"),
+            bound(5, UnixStyle::Stream, &long("a")),
+            bound(6, UnixStyle::Stream, &long("b")),
+            bound(7, UnixStyle::Stream, &long("c")),
+        ]
+    };
+    let mut watched = Watched::default();
+    let names = |queues: &[(String, Reading)]| -> Vec<String> {
+        queues.iter().map(|(name, _)| name.clone()).collect()
+    };
+    let first = names(&scan(&mut watched, sockets()));
+    assert_eq!(
+        first[..4],
+        [
+            "/run/log",
+            "/run/log sent",
+            "/run/log [2]",
+            "/run/log [2] sent"
+        ]
+    );
+    let different: std::collections::BTreeSet<&String> = first.iter().collect();
+    assert_eq!((first.len(), different.len()), (10, 10), "{first:?}");
+    assert_eq!(names(&scan(&mut watched, sockets())), first);
+}
+
+#[test]
 fn a_client_and_a_server_in_one_service_are_judged_like_any_other() {
     let mut watched = Watched::default();
     let both = || {
