@@ -9,7 +9,8 @@
 //! 4. `rules` makes a verdict from all that; `words` has the phrases.
 //! 5. `open_episode` tracks how long each verdict has held: the one that has held longest is reported.
 //!
-//! A pure function of samples and readings: no clock, no kernel, no I/O. Nothing here knows a program by its name.
+//! A pure function of samples and readings: no clock, no kernel, no I/O. No rule asks for the name of a program. What servers
+//! publish about themselves in text is read in two places: `titles` (process titles) and `crate::messages` (log lines).
 #![forbid(unsafe_code)]
 
 mod case;
@@ -21,6 +22,7 @@ mod open_episode;
 mod profile;
 mod rules;
 mod thread_set;
+mod titles;
 mod topology;
 mod wait_graph;
 mod words;

@@ -2,15 +2,17 @@
 //!
 //! These facts lead from a blocked thread to the process that can end its wait.
 
-use crate::hash::HashMap;
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
 };
 
 use rustc_hash::FxHashMap;
 
+use super::titles::{self, TitleState};
 use crate::{
+    hash::HashMap,
     queue::{Kind, PendingRequest, QueueId, Readings, Targets},
     sample::{Connection, Holder, Peer, Sample, TargetId, UnixSocket},
     text::bounded,
@@ -86,11 +88,12 @@ pub(super) struct ProcessWork {
     pub(super) stuck_client: Option<(u32, u64)>,
 }
 
-/// The title of a process (`/proc/PID/cmdline`), and when it was first seen, CLOCK_MONOTONIC, ns.
-#[derive(Clone, Debug)]
-pub(super) struct ProcessTitle {
-    pub(super) title: String,
-    pub(super) since_ns: u64,
+/// What the title of a process (`/proc/PID/cmdline`) reports.
+#[derive(Clone, Copy, Debug)]
+struct ProcessTitle {
+    state: Option<TitleState>,
+    /// When this title was first seen, CLOCK_MONOTONIC, ns.
+    since_ns: u64,
 }
 
 #[derive(Default)]
@@ -138,7 +141,7 @@ impl Topology {
             self.titles.insert(
                 title.tgid,
                 ProcessTitle {
-                    title: title.title.clone(),
+                    state: titles::state(&title.title),
                     since_ns: now_ns,
                 },
             );
@@ -322,15 +325,17 @@ impl Topology {
         known.map(|(interpreter, _)| *interpreter)
     }
 
-    pub(super) fn title(&self, tgid: u32) -> Option<&ProcessTitle> {
-        self.titles.get(&tgid)
+    /// Whether the title of a process reports that it waits for a lock.
+    pub(super) fn waits_by_its_title(&self, tgid: u32) -> bool {
+        let title = self.titles.get(&tgid);
+        title.is_some_and(|title| title.state == Some(TitleState::WaitsForLock))
     }
 
-    /// Whether the title of a process says that it waits. PostgreSQL's backends sleep in epoll_wait for a row lock as
-    /// idle ones do, and only their title ends in `waiting`. The title alone decides, whatever the program.
-    pub(super) fn waits_by_its_title(&self, tgid: u32) -> bool {
-        let title = self.title(tgid);
-        title.is_some_and(|titled| titled.title.trim_end().ends_with(" waiting"))
+    /// Since when the title of a process reports that it is idle in a transaction, CLOCK_MONOTONIC, ns.
+    pub(super) fn idle_in_transaction_since_ns(&self, tgid: u32) -> Option<u64> {
+        let title = self.titles.get(&tgid);
+        let idle = title.filter(|title| title.state == Some(TitleState::IdleInTransaction));
+        idle.map(|title| title.since_ns)
     }
 
     /// The process at the other end of a connection, if it is on this machine. Of several that share it, the one with the
@@ -374,18 +379,26 @@ impl Topology {
         bounded(&name.unwrap_or_else(|| "process".to_owned()), MAX_NAME)
     }
 
-    /// The processes whose title fits, by when it was first seen.
-    pub(super) fn titled(
-        &self,
-        tgids: &[u32],
-        fits: impl Fn(&str) -> bool,
-    ) -> BTreeMap<u64, (u32, &ProcessTitle)> {
-        tgids
+    /// The process that has been idle in a transaction the longest, as the titles report. All titles of the first scan
+    /// have the same time; among those, it is the process whose clients have been silent the longest.
+    pub(super) fn longest_idle_in_transaction(&self, tgids: &[u32]) -> Option<u32> {
+        let titles = tgids
             .iter()
-            .filter_map(|tgid| Some((*tgid, self.titles.get(tgid)?)))
-            .filter(|(_, titled)| fits(&titled.title))
-            .map(|(tgid, titled)| (titled.since_ns, (tgid, titled)))
-            .collect()
+            .filter_map(|tgid| Some((*tgid, self.titles.get(tgid)?)));
+        titles
+            .filter(|(_, title)| title.state == Some(TitleState::IdleInTransaction))
+            .map(|(tgid, title)| (title.since_ns, Reverse(self.clients_silent_ns(tgid)), tgid))
+            .min()
+            .map(|(_, _, tgid)| tgid)
+    }
+
+    /// Time since a process last exchanged data with a client, ns; 0 if it has none.
+    fn clients_silent_ns(&self, tgid: u32) -> u64 {
+        let accepted = self.links.values().filter(|link| link.accepted);
+        let silent_ns = accepted
+            .filter(|link| link.tgid == tgid)
+            .map(|link| link.since_data_ns);
+        silent_ns.min().unwrap_or(0)
     }
 }
 

@@ -341,18 +341,12 @@ fn likely_holder(view: View<'_>, (tgid, address): Lock) -> Option<Thread> {
         .map(|(thread, _)| thread)
 }
 
-/// Whether a process title reports an open transaction without activity, as those of PostgreSQL's backends do.
-pub(super) fn is_idle_in_transaction(title: &str) -> bool {
-    title.trim_end().contains("idle in transaction")
-}
-
 /// The likely holder of a row lock that processes of this service wait for, as only their titles show. It is the
 /// process that has been idle in a transaction the longest; else, of the processes that do not wait, the one with the
 /// oldest request.
 fn row_lock_holder(view: View<'_>, step: &Step) -> Option<Next> {
     let tgids = &view.targets.get(step.target?)?.tgids;
-    let idle = view.topology.titled(tgids, is_idle_in_transaction);
-    if let Some((_, (tgid, _))) = idle.into_iter().next() {
+    if let Some(tgid) = view.topology.longest_idle_in_transaction(tgids) {
         return Some(Next::Process(tgid, None));
     }
     let waiting: BTreeSet<u32> = step

@@ -2,13 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{
-    case::Case,
-    classify::Resource,
-    profile::Thread,
-    topology::{Link, ProcessTitle},
-    wait_graph::{Step, is_idle_in_transaction},
-};
+use super::{case::Case, classify::Resource, profile::Thread, topology::Link, wait_graph::Step};
 use crate::{event::Activity, text::duration};
 
 /// Maximum number of process ids listed; the rest are counted.
@@ -51,9 +45,8 @@ pub(super) fn processes(case: Case<'_>, step: &Step) -> String {
 
 /// The main activity of a step: `96% waiting for 127.0.0.1:5432`.
 pub(super) fn busy_with(case: Case<'_>, step: &Step) -> String {
-    if let Some(title) = idle_in_transaction(case, step) {
-        let since_ns = case.view.window.to_ns.saturating_sub(title.since_ns);
-        let mut text = format!("idle in a transaction for at least {}", duration(since_ns));
+    if let Some(idle_ns) = idle_in_transaction_ns(case, step) {
+        let mut text = format!("idle in a transaction for at least {}", duration(idle_ns));
         if let Some(client) = only_client(case, step.tgid) {
             text.push_str(&format!(", its client is {client}"));
         }
@@ -121,8 +114,8 @@ fn only_client(case: Case<'_>, tgid: u32) -> Option<String> {
     })
 }
 
-/// The title of a step's process, if it says that the process is idle in a transaction.
-pub(super) fn idle_in_transaction<'a>(case: Case<'a>, step: &Step) -> Option<&'a ProcessTitle> {
-    let title = case.view.topology.title(step.tgid)?;
-    is_idle_in_transaction(&title.title).then_some(title)
+/// How long the process of a step has been idle in a transaction, as its title reports, ns.
+pub(super) fn idle_in_transaction_ns(case: Case<'_>, step: &Step) -> Option<u64> {
+    let since_ns = case.view.topology.idle_in_transaction_since_ns(step.tgid)?;
+    Some(case.view.window.to_ns.saturating_sub(since_ns))
 }

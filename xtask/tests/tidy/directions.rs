@@ -68,7 +68,8 @@ const MODULES: &[(&str, &[&str])] = &[
 /// The same within `diagnose`: facts before the wait graph, the wait graph before the rules, the rules before what keeps verdicts.
 const DIAGNOSE: &[(&str, &[&str])] = &[
     ("inputs", &[]),
-    ("topology", &[]),
+    ("titles", &[]),
+    ("topology", &["titles"]),
     ("log_evidence", &[]),
     ("classify", &["topology"]),
     ("profile", &["classify", "inputs", "topology"]),

@@ -211,6 +211,40 @@ fn a_row_lock_leads_to_the_session_idle_in_a_transaction() {
     assert!(verdict.advice.contains("22"), "{}", verdict.advice);
 }
 
+#[test]
+fn of_sessions_first_seen_idle_in_a_transaction_the_one_with_the_most_silent_client_is_the_holder()
+{
+    for holder in [22, 23, 24] {
+        let mut scene = Scene::of(&[&[10], &[21, 22, 23, 24]]);
+        scene.joins(1, (10, 5), (21, 5), 5432);
+        scene.awaits(1);
+        scene.awaits(2);
+        scene.set_title(21, "postgres: bob shop [local] UPDATE waiting");
+        for session in [22, 23, 24] {
+            scene.set_title(session, "postgres: bob shop [local] idle in transaction");
+            let client = scene.accepts(u64::from(session), (session, 6), 5432);
+            if session == holder {
+                client.since_received_ns *= 10;
+                client.since_sent_ns *= 10;
+            }
+        }
+        let threads = [
+            thread(10, 0).reads(5),
+            thread(21, 0).serves_all(),
+            thread(22, 0).serves_all(),
+            thread(23, 0).serves_all(),
+            thread(24, 0).serves_all(),
+        ];
+        scene.take_samples(60, &threads);
+        let verdict = scene.verdict(&filling());
+        let name = format!("service-2 ({holder})");
+        assert_eq!(
+            culprit(&verdict),
+            (CulpritKind::Process, Some(holder), name.as_str())
+        );
+    }
+}
+
 /// Service 1 has three connections to a remote service, whose baseline response time is 20 ms, and `inflight` requests in
 /// flight.
 fn gateway(inflight: u64) -> Scene {

@@ -7,7 +7,7 @@ use crate::{
         classify::Resource,
         rules::{checks::Checks, rule::Finding},
         wait_graph::Step,
-        words::idle_in_transaction,
+        words::idle_in_transaction_ns,
     },
     event::{Activity, Culprit},
     text::duration,
@@ -57,7 +57,6 @@ pub(in crate::diagnose::rules) fn is_an_interpreters(case: Case<'_>) -> bool {
 /// If the chain ends at a database session that is idle in a transaction: its process, and how long it has been idle.
 pub(in crate::diagnose::rules) fn idle_transaction(case: Case<'_>) -> Option<(u32, String)> {
     let last = case.last()?;
-    let title = idle_in_transaction(case, last)?;
-    let since_ns = case.view.window.to_ns.saturating_sub(title.since_ns);
-    Some((last.tgid, duration(since_ns)))
+    let idle_ns = idle_in_transaction_ns(case, last)?;
+    Some((last.tgid, duration(idle_ns)))
 }
