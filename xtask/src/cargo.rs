@@ -12,16 +12,42 @@ use crate::{command::Cmd, tools};
 pub struct Program {
     package: &'static str,
     name: &'static str,
+    kind: Kind,
+}
+
+/// Cargo's kind of target.
+#[derive(Clone, Copy)]
+enum Kind {
+    Bin,
+    Example,
 }
 
 pub const AGENT: Program = Program::new("tailback", "tailback");
 pub const ACCURACY: Program = Program::new("tailback-tests", "tailback-accuracy");
 pub const SCENARIOS: Program = Program::new("tailback-tests", "tailback-scenarios");
 pub const KERNEL_INIT: Program = Program::new("xtask", "kernel-init");
+/// A service of `bench overload`. As an example, what it depends on is not a dependency of every `cargo xtask`.
+pub const OVERLOAD_TOWER: Program = Program {
+    kind: Kind::Example,
+    ..Program::new("xtask", "overload-tower")
+};
 
 impl Program {
     const fn new(package: &'static str, name: &'static str) -> Self {
-        Self { package, name }
+        Self {
+            package,
+            name,
+            kind: Kind::Bin,
+        }
+    }
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bin => "bin",
+            Self::Example => "example",
+        }
     }
 }
 
@@ -43,7 +69,8 @@ pub fn build_all<const N: usize>(programs: [Program; N], link: Link) -> Result<[
         .current_dir(tools::root())
         .args(["build", "--release"]);
     for program in programs {
-        cargo = cargo.args(["--package", program.package, "--bin", program.name]);
+        let kind = format!("--{}", program.kind.name());
+        cargo = cargo.args(["--package", program.package, &kind, program.name]);
     }
     if link == Link::Static {
         cargo = linked_statically(cargo);
@@ -121,17 +148,17 @@ fn paths<const N: usize>(cargo: Cmd, programs: [Program; N]) -> Result<[PathBuf;
     for (path, program) in built.iter_mut().zip(programs) {
         *path = messages
             .lines()
-            .find_map(|line| executable(line, program.name))
+            .find_map(|line| executable(line, program))
             .with_context(|| format!("`{cargo}` did not report the path of {}", program.name))?;
     }
     Ok(built)
 }
 
 /// The program's path, if this message of cargo's is about it. The program's unit tests have the same name.
-fn executable(message: &str, program: &str) -> Option<PathBuf> {
+fn executable(message: &str, program: Program) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(message).ok()?;
-    let is_program = message["target"]["name"] == program
-        && message["target"]["kind"][0] == "bin"
+    let is_program = message["target"]["name"] == program.name
+        && message["target"]["kind"][0] == program.kind.name()
         && message["profile"]["test"] == false;
     message["executable"]
         .as_str()
@@ -193,10 +220,19 @@ mod tests {
             })
             .to_string()
         };
+        let named = |name| Program::new("package", name);
         let program = message("bin", false);
-        assert_eq!(executable(&program, "a"), Some(PathBuf::from("/x/a")));
-        assert_eq!(executable(&program, "b"), None);
-        assert_eq!(executable(&message("bin", true), "a"), None);
-        assert_eq!(executable(&message("test", true), "a"), None);
+        assert_eq!(
+            executable(&program, named("a")),
+            Some(PathBuf::from("/x/a"))
+        );
+        assert_eq!(executable(&program, named("b")), None);
+        assert_eq!(executable(&message("bin", true), named("a")), None);
+        assert_eq!(executable(&message("test", true), named("a")), None);
+        let example = message("example", false);
+        assert_eq!(executable(&example, named("a")), None);
+        let kind = Kind::Example;
+        let named = Program { kind, ..named("a") };
+        assert_eq!(executable(&example, named), Some(PathBuf::from("/x/a")));
     }
 }

@@ -72,3 +72,78 @@ fn main() -> ExitCode {
         ExitCode::FAILURE
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs};
+
+    use clap::error::ErrorKind;
+
+    use super::*;
+    use crate::command::Cmd;
+
+    #[test]
+    fn the_documentation_names_only_commands_that_are_accepted() -> anyhow::Result<()> {
+        let files = Cmd::new("git")
+            .current_dir(tools::root())
+            .args(["ls-files", "*.md"])
+            .output()?;
+        let (mut commands, mut rejected) = (BTreeSet::new(), Vec::new());
+        for file in files.lines() {
+            for command in commands_in(&fs::read_to_string(tools::root().join(file))?) {
+                match Cli::try_parse_from(command.split_whitespace().skip(1)) {
+                    // `cargo xtask bench` stands for all of its subcommands.
+                    Err(error) if !is_help(error.kind()) => {
+                        rejected.push(format!("{file}: {command}\n{error}"));
+                    }
+                    _ => {}
+                }
+                commands.insert(command);
+            }
+        }
+        assert!(rejected.is_empty(), "{}", rejected.join("\n"));
+        // The figures in the documentation are worth as much as the commands that measure them.
+        for bench in [
+            "tick",
+            "overhead",
+            "footprint",
+            "profile",
+            "overload",
+            "page",
+            "adapters",
+        ] {
+            let command = format!("cargo xtask bench {bench}");
+            let named = commands.iter().any(|named| named.starts_with(&command));
+            assert!(named, "no document names `{command}`");
+        }
+        Ok(())
+    }
+
+    fn is_help(kind: ErrorKind) -> bool {
+        matches!(
+            kind,
+            ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+        )
+    }
+
+    #[test]
+    fn commands_are_found_in_prose_and_in_blocks() {
+        let text =
+            "Run `cargo xtask test NAME`, or `cargo xtask …`:\n\ncargo xtask bench tick   # fast\n";
+        assert_eq!(
+            commands_in(text),
+            ["cargo xtask test NAME", "cargo xtask bench tick"]
+        );
+    }
+
+    /// The commands of a document: each ends with its code span, its line, a comment, or another command.
+    fn commands_in(text: &str) -> Vec<String> {
+        let starts = text.match_indices("cargo xtask ");
+        let commands = starts.filter_map(|(at, _)| {
+            let end = |letter| matches!(letter, '`' | '\n' | '#' | '&' | '|');
+            let command = text[at..].split(end).next()?.trim_end();
+            (!command.contains('…')).then(|| command.to_owned())
+        });
+        commands.collect()
+    }
+}

@@ -47,6 +47,8 @@ impl Goal {
 /// All figures of one benchmark.
 pub struct Report {
     json_only: bool,
+    /// Whether the machine was printed as JSON, which comes first.
+    has_machine: bool,
     figures: Vec<Figure>,
 }
 
@@ -54,6 +56,7 @@ impl Report {
     pub fn new(json_only: bool) -> Self {
         Self {
             json_only,
+            has_machine: false,
             figures: Vec::new(),
         }
     }
@@ -65,11 +68,19 @@ impl Report {
         }
     }
 
+    /// Prints a result at once, if only JSON is wanted.
+    pub fn line(&mut self, line: &Value) {
+        if self.json_only {
+            self.print_machine();
+            println!("{line}");
+        }
+    }
+
     pub fn add(&mut self, figure: Figure) {
         self.figures.push(figure);
     }
 
-    pub fn print(&self) {
+    pub fn print(&mut self) {
         if self.figures.is_empty() {
             return;
         }
@@ -77,9 +88,16 @@ impl Report {
             println!("\n{}", machine_text());
             println!("{}", table(&self.figures));
         }
-        println!("{}", machine());
+        self.print_machine();
         for figure in &self.figures {
             println!("{}", figure.json());
+        }
+    }
+
+    fn print_machine(&mut self) {
+        if !self.has_machine {
+            println!("{}", machine());
+            self.has_machine = true;
         }
     }
 }
@@ -106,7 +124,7 @@ impl Figure {
         ]
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         let mut line = Map::from_iter([("type".to_owned(), json!("figure"))]);
         line.extend(self.keys.as_object().cloned().unwrap_or_default());
         line.extend([
@@ -125,7 +143,7 @@ impl Figure {
 }
 
 /// Three significant digits, more than the precision of a benchmark.
-fn short(value: f64) -> String {
+pub fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
         size if size >= 99.95 => format!("{value:.0}"),
@@ -169,7 +187,7 @@ fn cpus() -> usize {
 }
 
 /// Describes the machine.
-fn machine() -> Value {
+pub fn machine() -> Value {
     let name = uname();
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo

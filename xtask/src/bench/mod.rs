@@ -47,7 +47,7 @@ enum What {
     Footprint(footprint::Args),
     /// Throughput that a busy service of 64 threads loses while it is focused, and the sampling rate
     Profile(profile::Args),
-    /// Goodput of a service under overload: alone, with a static limit, and with Tailback
+    /// Goodput and latency of a service under overload, with every consumer of Tailback's signal and without
     Overload(overload::Args),
     /// Cost of reading the page, and whether a reader ever sees a torn page
     Page(page::Args),
@@ -61,6 +61,7 @@ enum What {
 
 pub fn main(args: &Args) -> Result<ExitCode> {
     let mut report = Report::new(args.json);
+    let mut code = ExitCode::SUCCESS;
     match &args.what {
         What::Hold(hold) => hold.forever()?,
         What::LoadMemcached(load) => match load.forever()? {},
@@ -70,10 +71,10 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         What::Profile(args) => profile::measure(args, &mut report)?,
         What::Adapters(args) => adapters::measure(args, &mut report)?,
         What::Page(args) => page::measure(args, &mut report)?,
-        What::Overload(args) => overload::measure(args, &mut report)?,
+        What::Overload(args) => code = overload::measure(args, &mut report)?,
     }
     report.print();
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }
 
 /// The agent's release build.

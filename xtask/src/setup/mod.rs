@@ -112,6 +112,37 @@ pub fn ensure_with_kernels(purpose: Purpose, kernels: &[&Kernel]) -> Result<()> 
     Ok(())
 }
 
+/// Installs the missing ones of these parts, for a command that cannot do without any of them. Fails with their names if that
+/// is impossible, and says nothing if all are present.
+pub fn ensure_parts(names: &[&str]) -> Result<()> {
+    let is_missing = |part: &Part| {
+        names.contains(&part.name.as_str()) && matches!(part.find(), State::Missing(_))
+    };
+    let missing = parts::table().into_iter().filter(is_missing);
+    let missing: Vec<String> = missing.map(|part| part.name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let outcome = get(
+        |part| missing.contains(&part.name),
+        &Machine::detect(false),
+        Verbosity::Missing,
+    )?;
+    let manual = outcome.manual.iter().map(|(part, _)| part);
+    let absent = outcome.failed.iter().chain(manual);
+    let absent: Vec<&str> = absent.map(|part| part.name.as_str()).collect();
+    if !absent.is_empty() {
+        bail!("cannot begin without: {}", absent.join(", "));
+    }
+    Ok(())
+}
+
+/// Whether the table has this part.
+#[cfg(test)]
+pub fn has_part(name: &str) -> bool {
+    parts::table().iter().any(|part| part.name == name)
+}
+
 /// Result of a run.
 #[derive(Default)]
 struct Outcome {
@@ -156,6 +187,11 @@ fn get(wanted: impl Fn(&Part) -> bool, machine: &Machine, verbosity: Verbosity) 
         } else {
             outcome.installed += 1;
         }
+    }
+    if verbosity == Verbosity::Missing
+        && outcome.installed + outcome.failed.len() + outcome.manual.len() == 0
+    {
+        return Ok(outcome);
     }
     println!(
         "setup: {} found, {} installed, {} failed, {} manual ({})",

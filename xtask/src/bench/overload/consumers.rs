@@ -1,0 +1,167 @@
+//! The table of all consumers of Tailback's signal.
+//!
+//! To add one: a row here, with a function that plays the scenarios, and a row in docs/appendix/benchmarks.md.
+
+use anyhow::Result;
+use clap::builder::PossibleValue;
+
+use super::{
+    outcome::Outcome,
+    run::Run,
+    scenario::{
+        Scenario,
+        ScenarioKind::{self, AgentDies, AgentReturns, Load, LostCpu, Spike},
+    },
+    service::Service::{
+        self, CThreads, GoNetHttp, NginxUwsgi, NodeHttp, RustTower, UwsgiPostgresql,
+    },
+    shedding::{By, Proxy, Shedding},
+};
+
+/// One consumer.
+pub struct Consumer {
+    /// For `--consumer`, as in the documentation.
+    pub name: &'static str,
+    pub kind: Kind,
+    /// What decides, and by which value.
+    pub title: &'static str,
+    /// Parts of `cargo xtask setup` beside those of its services and scenarios.
+    pub needs: &'static [&'static str],
+    pub scenarios: &'static [ScenarioKind],
+    pub play: Play,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No consumer: what happens without Tailback.
+    Baseline,
+    /// Rejects the excess.
+    Sheds,
+    /// Sends work to other instances, or adds some.
+    #[expect(dead_code, reason = "no row of this kind yet")]
+    MovesLoad,
+}
+
+/// How its scenarios are played.
+pub enum Play {
+    /// In front of or in each of these services.
+    Shed(Shedding, &'static [Service]),
+    /// With instances of its own.
+    #[expect(dead_code, reason = "no row of this kind yet")]
+    Own(fn(&mut Run, Scenario) -> Result<Outcome>),
+}
+
+const PYTHON: &[Service] = &[UwsgiPostgresql, NginxUwsgi];
+const WITHOUT_AGENT: &[ScenarioKind] = &[Load, Spike, LostCpu];
+const ALL: &[ScenarioKind] = &[Load, Spike, LostCpu, AgentDies, AgentReturns];
+const TWO: &[ScenarioKind] = &[Load, AgentDies];
+
+const NO_PAGE: Shedding = Shedding {
+    page: None,
+    proxy: Proxy::Forward,
+};
+const BY_WAIT: Shedding = Shedding {
+    page: Some(By::Wait),
+    ..NO_PAGE
+};
+
+#[rustfmt::skip]
+pub const CONSUMERS: &[Consumer] = &[
+    baseline("nothing", "no protection", NO_PAGE, PYTHON),
+    baseline("static", "HAProxy: a limit tuned by hand for the service", behind(Proxy::Static), PYTHON),
+    sheds("page-python", "uWSGI: the max queue wait", ALL, BY_WAIT, PYTHON),
+    sheds("page-go", "net/http: the page, as its reader decides", ALL, BY_WAIT, &[GoNetHttp]),
+    sheds("page-node", "Node: the max queue wait, since X-Request-Start", ALL, BY_WAIT, &[NodeHttp]),
+    sheds("page-rust", "tower: the page, as its reader decides", ALL, BY_WAIT, &[RustTower]),
+    sheds("page-c", "threads: the max queue wait", ALL, BY_WAIT, &[CThreads]),
+    sheds("share", "uWSGI: the admit ratio", ALL, Shedding { page: Some(By::AdmitRatio), ..NO_PAGE }, PYTHON),
+    sheds("maxconn", "HAProxy: the concurrency limit", ALL, behind(Proxy::Maxconn), PYTHON),
+    sheds("weight", "HAProxy: deny by weight, the admit ratio", ALL, behind(Proxy::Weight), PYTHON),
+    sheds("page+maxconn", "both at once", TWO, Shedding { proxy: Proxy::Maxconn, ..BY_WAIT }, &[UwsgiPostgresql]),
+    sheds("page+weight", "both at once", TWO, Shedding { proxy: Proxy::Weight, ..BY_WAIT }, &[UwsgiPostgresql]),
+];
+
+const fn baseline(
+    name: &'static str,
+    title: &'static str,
+    shedding: Shedding,
+    services: &'static [Service],
+) -> Consumer {
+    Consumer {
+        kind: Kind::Baseline,
+        ..sheds(name, title, WITHOUT_AGENT, shedding, services)
+    }
+}
+
+const fn sheds(
+    name: &'static str,
+    title: &'static str,
+    scenarios: &'static [ScenarioKind],
+    shedding: Shedding,
+    services: &'static [Service],
+) -> Consumer {
+    Consumer {
+        name,
+        kind: Kind::Sheds,
+        title,
+        needs: &["haproxy"],
+        scenarios,
+        play: Play::Shed(shedding, services),
+    }
+}
+
+const fn behind(proxy: Proxy) -> Shedding {
+    Shedding { proxy, ..NO_PAGE }
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Sheds => "sheds",
+            Self::MovesLoad => "moves load",
+        }
+    }
+}
+
+impl Consumer {
+    /// The services that it is measured with; none if it has instances of its own.
+    pub fn services(&self) -> &'static [Service] {
+        match self.play {
+            Play::Shed(_, services) => services,
+            Play::Own(_) => &[],
+        }
+    }
+}
+
+/// For the command line, with their titles.
+pub fn possible_values() -> impl Iterator<Item = PossibleValue> {
+    CONSUMERS
+        .iter()
+        .map(|consumer| PossibleValue::new(consumer.name).help(consumer.title))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::tools;
+
+    #[test]
+    fn the_documentation_has_a_row_for_every_consumer() -> Result<()> {
+        let page = fs::read_to_string(tools::root().join("docs/appendix/benchmarks.md"))?;
+        for consumer in CONSUMERS {
+            let row = format!("| `{}` | {} |", consumer.name, consumer.title);
+            assert!(page.contains(&row), "no row {row}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_consumer_has_a_name_of_its_own() {
+        let names: std::collections::BTreeSet<&str> =
+            CONSUMERS.iter().map(|consumer| consumer.name).collect();
+        assert_eq!(names.len(), CONSUMERS.len());
+    }
+}
