@@ -34,7 +34,7 @@ pub const STALLED_AFTER_NS: u64 = 1_000_000_000;
 pub const EQUILIBRIUM_MEMORY_DECISIONS: f64 = 10.0;
 /// An interval counts towards the equilibrium if the admit ratio changed by at most this fraction before it. Model.
 pub const STEADY_ADMIT_CHANGE: f64 = 0.05;
-/// If the delay stays above its target for more than this many decisions, the equilibrium is too high … Model.
+/// If the delay stays above the acceptable one for more than this many decisions, the equilibrium is too high … Model.
 pub const EQUILIBRIUM_DECREASE_AFTER: u32 = 10;
 /// … and is lowered by this fraction at each decision at which the delay does not fall. Model.
 pub const EQUILIBRIUM_DECREASE: f64 = 0.02;
@@ -49,37 +49,22 @@ pub const DRAIN_TIME_NS: f64 = 4e8;
 pub const MAX_DRAIN_TRIM: f64 = 0.9;
 /// When nothing is standing, the admit ratio rises to at least this fraction of the equilibrium, or aims at this fraction of the
 /// overload utilization. Model.
-pub const RECOVERY_TARGET: f64 = 0.93;
-/// Fraction by which the admit ratio rises at each decision while the service is as busy as under overload. Model.
-pub const PROBE_STEP: f64 = 0.005;
-/// Largest factor by which the admit ratio rises at one decision. Model.
+pub const RECOVERY_TARGET: f64 = 0.97;
+/// How much the admit ratio rises at each decision at which nothing is standing. Model.
+pub const PROBE_STEP: f64 = 0.01;
+/// Largest factor by which the admit ratio rises at one decision because the utilization is low. Model.
 pub const MAX_RECOVERY_FACTOR: f64 = 1.5;
-/// If the utilization is unknown: how much the admit ratio rises at each decision, … Model.
-pub const BLIND_STEP: f64 = 0.01;
-/// … a step that doubles with each further decision after this many with an empty queue, … Model.
-pub const BLIND_DOUBLES_AFTER: u32 = 2;
-/// … this many times at most. Model.
-pub const BLIND_MAX_DOUBLINGS: u32 = 5;
 /// Decisions without anything to shed after which a controller is dropped. Convention.
 pub const FORGET_AFTER_DECISIONS: u32 = 50;
 
-// Change detection, in standard deviations of Poisson counts (σ = √count).
+// Significance, in standard deviations of Poisson counts (σ = √count).
 
-/// The service rate counts as changed beyond this: about one false alarm in a thousand decisions. Model.
-pub const CHANGE_SIGMAS: f64 = 3.0;
-/// The equilibrium has to cover this many times the interval that it is compared with. Model.
-pub const CHANGE_MIN_HISTORY: f64 = 1.5;
 /// Tolerance when the equilibrium is clamped while the admit ratio changes. Model.
 pub const CLAMP_SIGMAS: f64 = 1.5;
 /// The utilization counts as below its overload level beyond this, over up to [`IDLE_DECISIONS`], so the admit ratio rises quickly:
 /// about one false alarm in 15. Model.
 pub const IDLE_SIGMAS: f64 = 1.5;
 pub const IDLE_DECISIONS: usize = 5;
-/// The same over up to [`OVERLOAD_END_DECISIONS`], to end shedding by queue wait at once: about one false alarm in 150. Model.
-pub const OVERLOAD_END_SIGMAS: f64 = 2.5;
-pub const OVERLOAD_END_DECISIONS: usize = 10;
-/// An overload utilization below this is treated as unknown: it is too low to compare with. Convention.
-pub const MIN_OVERLOAD_UTILIZATION: f64 = 0.02;
 
 // Concurrency limit.
 

@@ -6,7 +6,8 @@
 //!
 //! - While the standing delay exceeds its target, the admit ratio is the equilibrium less a trim that drains the excess.
 //! - While nothing waits, the equilibrium cannot be measured. If the service is less busy than it was under overload, the admit
-//!   ratio rises at once; if it is as busy, it rises slowly. If the utilization is unknown, it rises faster and faster.
+//!   ratio rises at once. If it is as busy, or its utilization is unknown, the ratio returns to just below the last equilibrium and
+//!   rises from there step by step.
 //!
 //! [`Mode`] names these states. All constants are in [`constants`](super::constants).
 
@@ -125,11 +126,9 @@ pub struct Controller {
     mode: Mode,
     /// There was overload recently, and nothing has shown since that it is over.
     is_shedding: bool,
-    /// The delay was above its target, and the service has not been seen idle since.
-    is_overloaded: bool,
     /// Consecutive decisions with an empty queue; a decision with a short queue halves it.
     empty_decisions: u32,
-    /// Consecutive decisions with the delay above its target.
+    /// Consecutive decisions with the delay above the acceptable one.
     overloaded_decisions: u32,
     /// The last two intervals; `None` if arrivals or departures were unknown.
     recent: [Option<Interval>; 2],
@@ -197,27 +196,6 @@ impl Equilibrium {
         let high = (high / arrivals * tolerance).clamp(low, 1.0);
         self.admitted = self.arrivals * (self.admitted / self.arrivals).clamp(low, high);
     }
-
-    /// Whether the service rate differs significantly from the one of this equilibrium. Departures and admitted departures both
-    /// have to differ in the same direction: one of them alone changes with the admit ratio.
-    fn has_changed(&self, intervals: &[Interval]) -> bool {
-        let seconds: f64 = intervals.iter().map(|interval| interval.seconds).sum();
-        if self.seconds <= CHANGE_MIN_HISTORY * seconds {
-            return false;
-        }
-        let sum = |of: fn(&Interval) -> f64| intervals.iter().map(of).sum::<f64>();
-        let sigmas = |now: f64, total: f64| {
-            let expected = total / self.seconds * seconds;
-            (now - expected) / expected.max(1.0).sqrt()
-        };
-        let departures = sigmas(sum(|interval| interval.departures), self.departures);
-        let admitted = sigmas(
-            sum(|interval| interval.admit_ratio * interval.departures),
-            self.admitted,
-        );
-        departures.abs().min(admitted.abs()) > CHANGE_SIGMAS
-            && (departures > 0.0) == (admitted > 0.0)
-    }
 }
 
 impl Controller {
@@ -233,7 +211,6 @@ impl Controller {
             equilibrium: Equilibrium::default(),
             mode: Mode::Open,
             is_shedding: false,
-            is_overloaded: false,
             empty_decisions: 0,
             overloaded_decisions: 0,
             recent: [None; 2],
@@ -250,12 +227,6 @@ impl Controller {
     /// There was overload recently, and nothing has shown since that it is over.
     pub fn is_shedding(&self) -> bool {
         self.is_shedding
-    }
-
-    /// Like [`Self::is_shedding`], but ends as soon as the utilization falls. Used for shedding by queue wait, where no admit ratio
-    /// has to recover first.
-    pub fn is_overloaded(&self) -> bool {
-        self.is_shedding && self.is_overloaded
     }
 
     /// Nothing has been shed for a while: the controller can be dropped.
@@ -311,7 +282,7 @@ impl Controller {
             Some(utilization) => self.utilizations.push_back((utilization, seconds)),
             None => self.utilizations.clear(),
         }
-        if self.utilizations.len() > OVERLOAD_END_DECISIONS {
+        if self.utilizations.len() > IDLE_DECISIONS {
             self.utilizations.pop_front();
         }
         if observation.delay_ns == 0 {
@@ -336,8 +307,8 @@ impl Controller {
         if self.is_counted && is_steady {
             self.equilibrium.add(interval);
         }
-        if let [Some(before), Some(now)] = self.recent {
-            self.follow_change(&[before, now], is_steady);
+        if let ([Some(before), Some(now)], false) = (self.recent, is_steady) {
+            self.equilibrium.clamp(&[before, now]);
         }
         if let Some(utilization) = observation.utilization {
             let mean = self.overload_utilization.unwrap_or(utilization);
@@ -346,36 +317,25 @@ impl Controller {
         }
     }
 
-    /// The service may have become faster or slower.
-    fn follow_change(&mut self, intervals: &[Interval], is_steady: bool) {
-        if !is_steady {
-            self.equilibrium.clamp(intervals);
-        } else if self.equilibrium.has_changed(intervals) {
-            self.equilibrium = Equilibrium::default();
-            for interval in intervals {
-                self.equilibrium.add(*interval);
-            }
-        }
-    }
-
     fn decide(&mut self, observation: Observation) {
         let target_delay_ns = observation.target_delay_ns;
         let standing_delay_ns = self.standing_delay_ns(target_delay_ns);
         // A delay up to the max queue wait is acceptable: it need not drain, and does not show that the equilibrium is too high.
-        let acceptable_ns = if self.is_overloaded() {
+        let acceptable_ns = if self.is_shedding {
             observation.max_queue_wait_ns.max(target_delay_ns)
         } else {
             target_delay_ns
         };
         let excess_ns = standing_delay_ns - acceptable_ns as f64;
+        if excess_ns <= 0.0 {
+            self.overloaded_decisions = 0;
+        }
         if excess_ns > 0.0 {
             self.drain(observation, excess_ns);
         } else if standing_delay_ns > target_delay_ns as f64 {
-            self.overloaded_decisions = 0;
             self.mode = Mode::Equilibrium;
             self.admit_ratio = self.equilibrium.admit_ratio().unwrap_or(self.admit_ratio);
         } else {
-            self.overloaded_decisions = 0;
             self.mode = Mode::Holding;
             if self.is_shedding && observation.delay_ns < target_delay_ns {
                 self.rise();
@@ -394,7 +354,6 @@ impl Controller {
     /// The standing delay exceeds the acceptable one: admit less than the equilibrium.
     fn drain(&mut self, observation: Observation, excess_ns: f64) {
         self.overloaded_decisions = self.overloaded_decisions.saturating_add(1);
-        self.is_overloaded = true;
         let is_falling = observation.delay_ns < self.last.delay_ns;
         if self.overloaded_decisions > EQUILIBRIUM_DECREASE_AFTER && !is_falling {
             self.equilibrium.admitted *= 1.0 - EQUILIBRIUM_DECREASE;
@@ -434,46 +393,30 @@ impl Controller {
 
     /// Nothing is standing: admit more.
     fn rise(&mut self) {
-        self.mode = Mode::Probing;
-        let known = |utilization: &f64| *utilization >= MIN_OVERLOAD_UTILIZATION;
-        let Some(overload) = self.overload_utilization.filter(known) else {
-            let doublings = self
-                .empty_decisions
-                .saturating_sub(BLIND_DOUBLES_AFTER)
-                .min(BLIND_MAX_DOUBLINGS);
-            self.admit_ratio += BLIND_STEP * f64::from(1 << doublings);
-            return;
-        };
-        if self
-            .idle_share(overload, OVERLOAD_END_DECISIONS, OVERLOAD_END_SIGMAS)
-            .is_some()
-        {
-            self.is_overloaded = false;
-        }
-        self.admit_ratio = match self.idle_share(overload, IDLE_DECISIONS, IDLE_SIGMAS) {
+        self.admit_ratio = match self.idle_share() {
             // Proportional: by the factor that brings the utilization back to its target.
             Some(share) => {
                 self.mode = Mode::Recovering;
-                self.admit_ratio
-                    * (RECOVERY_TARGET / share).clamp(1.0 + PROBE_STEP, MAX_RECOVERY_FACTOR)
+                let factor = (RECOVERY_TARGET / share).clamp(1.0, MAX_RECOVERY_FACTOR);
+                self.admit_ratio * factor + PROBE_STEP
             }
             None => {
+                self.mode = Mode::Probing;
                 let target = RECOVERY_TARGET * self.equilibrium.admit_ratio().unwrap_or(0.0);
-                target.max(self.admit_ratio * (1.0 + PROBE_STEP))
+                target.max(self.admit_ratio + PROBE_STEP)
             }
         };
     }
 
-    /// The utilization as a fraction of the `overload` utilization, over the fewest recent intervals (at most `decisions`) over
-    /// which it is lower by more than `sigmas`; `None` if it never is.
-    fn idle_share(&self, overload: f64, decisions: usize, sigmas: f64) -> Option<f64> {
+    /// The utilization as a fraction of the one under overload, over the fewest recent intervals over which it is significantly
+    /// lower; `None` if it never is, or if either is unknown.
+    fn idle_share(&self) -> Option<f64> {
+        let overload = self.overload_utilization.filter(|it| *it > 0.0)?;
         // Departures per second under overload, without those that were rejected here. Behind a proxy that sheds, this is an
         // underestimate. But an interval is as long as a request, so at least one could be served in each.
         let rate = self.equilibrium.admitted / self.equilibrium.seconds;
         let (mut seconds, mut busy) = (0.0, 0.0);
-        for (at, (utilization, lasted)) in
-            self.utilizations.iter().rev().take(decisions).enumerate()
-        {
+        for (at, (utilization, lasted)) in self.utilizations.iter().rev().enumerate() {
             if at as u32 >= self.empty_decisions {
                 return None;
             }
@@ -481,7 +424,7 @@ impl Controller {
             busy += utilization * lasted;
             let share = (busy / seconds / overload).max(MIN_ADMIT_RATIO);
             let capacity = (rate * seconds).max(at as f64 + 1.0);
-            if capacity * (1.0 - share) > sigmas * capacity.max(1.0).sqrt() {
+            if capacity * (1.0 - share) > IDLE_SIGMAS * capacity.max(1.0).sqrt() {
                 return Some(share);
             }
         }

@@ -205,7 +205,7 @@ impl PressureTracker {
             if !is_shed_at_dequeue(key) && self.is_controlled(key, Controller::is_shedding) {
                 return None;
             }
-            if is_shed_at_dequeue(key) && self.is_controlled(key, Controller::is_overloaded) {
+            if is_shed_at_dequeue(key) && self.is_controlled(key, Controller::is_shedding) {
                 let own_ns = waits(key, gauge, known).max_queue_wait_ns;
                 smallest_ns = Some(smallest_ns.map_or(own_ns, |ns: u64| ns.min(own_ns)));
             }

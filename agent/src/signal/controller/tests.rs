@@ -17,7 +17,7 @@ const TARGET_NS: u64 = SERVICE_NS / 2;
 const SHED_NS: u64 = 300_000;
 
 /// Who rejects requests.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Sheds {
     Service,
     /// It learns of a new admit ratio one tick late.
@@ -78,6 +78,8 @@ struct Scene {
     sheds: Sheds,
     process: Arrivals,
     servers: usize,
+    /// The busy share of the servers is known to the controller.
+    knows_utilization: bool,
     seconds: u64,
 }
 
@@ -87,6 +89,7 @@ fn simulate(sheds: Sheds, seconds: u64, times_capacity: impl Fn(f64) -> f64) -> 
         sheds,
         process: Arrivals::Evenly,
         servers: SERVERS,
+        knows_utilization: true,
         seconds,
     };
     simulate_with(scene, times_capacity, |_| SERVICE_NS)
@@ -102,11 +105,16 @@ fn simulate_with(
         sheds,
         process,
         servers,
+        knows_utilization,
         seconds,
     } = scene;
-    let mut random = 1_u64;
+    let (mut random, mut turn) = (1_u64, 0.0);
     let mut gap = || match process {
-        Arrivals::Evenly => 1.0,
+        // Within 5%, as on a real machine: exactly even arrivals would be in phase with the samples.
+        Arrivals::Evenly => {
+            turn = (turn + 0.618) % 1.0;
+            0.95 + 0.1 * turn
+        }
         Arrivals::Poisson => {
             // Knuth's MMIX generator; exponential gaps by inversion.
             random = random
@@ -140,7 +148,7 @@ fn simulate_with(
     for tick in 1..=seconds * 10 {
         let end_ns = tick * TICK_NS;
         let admit_ratio = controller.as_ref().map_or(1.0, Controller::admit_ratio);
-        let is_overloaded = controller.as_ref().is_some_and(Controller::is_overloaded);
+        let is_shedding = controller.as_ref().is_some_and(Controller::is_shedding);
         // The workers are sampled at a moment of the tick that is unrelated to the arrivals.
         let (sample_ns, mut busy) = (
             end_ns - tick * 37_300_000 % TICK_NS / 100_000 * 100_000 - 100_000,
@@ -171,7 +179,7 @@ fn simulate_with(
                     let is_shed = match sheds {
                         Sheds::Service => !is_admitted(&mut phase, admit_ratio),
                         Sheds::Proxy => false,
-                        Sheds::ByWait => is_overloaded && now_ns - came > waits.max_queue_wait_ns,
+                        Sheds::ByWait => is_shedding && now_ns - came > waits.max_queue_wait_ns,
                     };
                     if is_shed {
                         outcome.shed.push(came);
@@ -193,7 +201,7 @@ fn simulate_with(
             is_counted: !waiting.is_empty(),
             arrivals,
             departures,
-            utilization: Some(utilization),
+            utilization: knows_utilization.then_some(utilization),
         };
         proxy_ratio = admit_ratio;
         controller
@@ -237,7 +245,7 @@ fn goodput_stays_near_capacity_at_three_times_the_load() {
             };
             let p99_ns = outcome.p99_ns(from_s);
             let most_ns = 2 * SERVICE_NS + TARGET_NS + late_ns;
-            assert!(p99_ns <= most_ns, "p99 {p99_ns} ns at {load}");
+            assert!(p99_ns <= most_ns, "p99 {p99_ns} ns at {load}, {sheds:?}");
         }
     }
 }
@@ -336,10 +344,29 @@ fn a_stalled_queue_admits_the_minimum_and_recovers() {
 }
 
 #[test]
+fn goodput_stays_near_capacity_if_the_utilization_is_unknown() {
+    for sheds in ALL {
+        for (load, least) in [(1.5, 0.95), (2.0, 0.95), (3.0, 0.90)] {
+            let scene = Scene {
+                sheds,
+                process: Arrivals::Evenly,
+                servers: SERVERS,
+                knows_utilization: false,
+                seconds: 30,
+            };
+            let times = |second: f64| if second < 5.0 { 0.5 } else { load };
+            let outcome = simulate_with(scene, times, |_| SERVICE_NS);
+            let good = outcome.goodput(6, 29);
+            assert!(good >= least, "goodput {good:.3} at {load}");
+        }
+    }
+}
+
+#[test]
 fn goodput_with_poisson_arrivals_is_nearly_as_high() {
     for (sheds, servers, from_s, least, most_ns) in [
-        (Sheds::Service, 4, 8, [0.75; 3], 8 * SERVICE_NS),
-        (Sheds::Proxy, 4, 8, [0.75; 3], 9 * SERVICE_NS),
+        (Sheds::Service, 4, 8, [0.86, 0.87, 0.88], 4 * SERVICE_NS),
+        (Sheds::Proxy, 4, 8, [0.80, 0.85, 0.88], 7 * SERVICE_NS),
         (Sheds::ByWait, 4, 6, [0.95, 0.975, 0.97], 2 * SERVICE_NS),
         // With few servers no other one works while one is idle.
         (Sheds::ByWait, 2, 6, [0.95, 0.975, 0.97], 5 * SERVICE_NS / 2),
@@ -349,6 +376,7 @@ fn goodput_with_poisson_arrivals_is_nearly_as_high() {
             sheds,
             process: Arrivals::Poisson,
             servers,
+            knows_utilization: true,
             seconds: 60,
         };
         for (load, least) in [1.5, 2.0, 3.0].into_iter().zip(least) {
@@ -356,8 +384,14 @@ fn goodput_with_poisson_arrivals_is_nearly_as_high() {
             let outcome = simulate_with(scene, times, |_| SERVICE_NS);
             let good = outcome.goodput(from_s, 59);
             let p99_ns = outcome.p99_ns(from_s);
-            assert!(good >= least, "goodput {good:.3} of {servers} at {load}");
-            assert!(p99_ns <= most_ns, "p99 {p99_ns} ns of {servers} at {load}");
+            assert!(
+                good >= least,
+                "goodput {good:.3} of {servers} at {load}, {sheds:?}"
+            );
+            assert!(
+                p99_ns <= most_ns,
+                "p99 {p99_ns} ns of {servers} at {load}, {sheds:?}"
+            );
         }
     }
 }
@@ -382,6 +416,7 @@ fn shedding_by_queue_wait_ends_with_the_spike() {
         sheds: Sheds::ByWait,
         process: Arrivals::Poisson,
         servers: SERVERS,
+        knows_utilization: true,
         seconds: 90,
     };
     let outcome = simulate_with(scene, spike, |_| SERVICE_NS);
@@ -398,7 +433,7 @@ fn the_equilibrium_follows_a_service_that_becomes_slower() {
     for (sheds, process, at_once) in [
         (Sheds::Service, Arrivals::Evenly, 0.4),
         (Sheds::Service, Arrivals::Poisson, 0.3),
-        (Sheds::Proxy, Arrivals::Evenly, 0.25),
+        (Sheds::Proxy, Arrivals::Evenly, 0.2),
         (Sheds::ByWait, Arrivals::Evenly, 0.45),
         (Sheds::ByWait, Arrivals::Poisson, 0.45),
     ] {
@@ -407,6 +442,7 @@ fn the_equilibrium_follows_a_service_that_becomes_slower() {
             sheds,
             process,
             servers: SERVERS,
+            knows_utilization: true,
             seconds: 30,
         };
         let outcome = simulate_with(scene, |_| 1.5, slower);
