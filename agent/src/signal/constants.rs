@@ -49,9 +49,9 @@ pub const DRAIN_TIME_NS: f64 = 4e8;
 pub const MAX_DRAIN_TRIM: f64 = 0.9;
 /// When nothing is standing, the admit ratio rises to at least this fraction of the equilibrium, or aims at this fraction of the
 /// overload utilization. Model.
-pub const RECOVERY_TARGET: f64 = 0.97;
+pub const RECOVERY_TARGET: f64 = 0.95;
 /// How much the admit ratio rises at each decision at which nothing is standing. Model.
-pub const PROBE_STEP: f64 = 0.01;
+pub const PROBE_STEP: f64 = 0.005;
 /// Largest factor by which the admit ratio rises at one decision because the utilization is low. Model.
 pub const MAX_RECOVERY_FACTOR: f64 = 1.5;
 /// Decisions without anything to shed after which a controller is dropped. Convention.

@@ -336,7 +336,7 @@ fn a_stalled_queue_admits_the_minimum_and_recovers() {
         "{}",
         controller.admit_ratio()
     );
-    for tick in 50..150 {
+    for tick in 50..250 {
         controller.read(observe(tick, 0, tick * 10));
     }
     assert!((controller.admit_ratio() - 1.0).abs() < 1e-9);
