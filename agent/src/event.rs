@@ -114,6 +114,8 @@ pub struct Episode {
     /// At the last sample.
     pub depth: u64,
     pub depth_max: u64,
+    /// Share of its samples in which the queue was empty, 0 to 1.
+    pub empty_share: f64,
     pub limit: Option<u64>,
     /// See [`Reading::unit`](crate::queue::Reading::unit).
     pub unit: &'static str,

@@ -31,6 +31,9 @@ pub(super) struct OpenEpisode {
     waits: Quantiles,
     depths: Series,
     depth_added_ns: u64,
+    /// Readings so far, and those with an empty queue.
+    readings: u64,
+    empty_readings: u64,
     /// Baselines of the arrival and the departure rate.
     baseline: (Option<BaselineRate>, Option<BaselineRate>),
     counted: Counted,
@@ -86,6 +89,7 @@ impl OpenEpisode {
                 score_max: 0.0,
                 depth: reading.depth,
                 depth_max: 0,
+                empty_share: 0.0,
                 limit: reading.limit,
                 unit,
                 wait_p50_ns: None,
@@ -112,6 +116,8 @@ impl OpenEpisode {
             waits: Quantiles::default(),
             depths: Series::default(),
             depth_added_ns: 0,
+            readings: 0,
+            empty_readings: 0,
             baseline: opening.baseline,
             counted: Counted::default(),
             driven_by: DrivenBy::Unknown,
@@ -139,6 +145,8 @@ impl OpenEpisode {
         assessment: &Assessment,
     ) -> Option<Stretch> {
         let ended = self.change_level(at, assessment);
+        self.readings += 1;
+        self.empty_readings += u64::from(reading.depth == 0);
         let episode = &mut self.episode;
         episode.end = at;
         episode.score_max = episode.score_max.max(assessment.score);
@@ -301,6 +309,7 @@ impl OpenEpisode {
             service_rate: rate(self.counted.departures),
             driven_by: self.driven_by,
             depths: self.depths.values(),
+            empty_share: self.empty_readings as f64 / self.readings.max(1) as f64,
             ..self.episode.clone()
         };
         episode.evidence = advice::evidence(&episode);

@@ -3,6 +3,8 @@
 //! A system call on one file names what the thread waits for. A thread in epoll_wait serves everything that its process has
 //! in progress, so there the requests in flight and the outstanding calls decide.
 
+use std::net::SocketAddr;
+
 use super::topology::{OpenFile, Topology};
 use crate::hash::HashMap;
 use crate::{
@@ -43,6 +45,8 @@ pub(super) enum Resource {
     Pipe(u64),
     /// A unix socket, by inode.
     Unix(u64),
+    /// UDP, connected to this address.
+    Datagrams(SocketAddr),
     /// A futex of unknown meaning: a condition variable, a semaphore, a place to park idle threads.
     Parked,
 }
@@ -212,6 +216,10 @@ fn reading(tgid: u32, fd: u32, topology: &Topology) -> Observation {
         Some(OpenFile::Pipe(inode)) if busy => {
             Observation::with(Activity::Inside, Resource::Pipe(inode))
         }
+        // It sent a question, as of a name, and waits for the answer.
+        Some(OpenFile::Datagrams(remote)) if busy => {
+            Observation::with(Activity::Downstream, Resource::Datagrams(remote))
+        }
         _ => Observation::of(Activity::Idle),
     }
 }
@@ -223,6 +231,8 @@ fn writing(tgid: u32, fd: u32, detail: &Detail, topology: &Topology) -> Observat
         }
         Some(OpenFile::Pipe(inode)) => Observation::with(Activity::Output, Resource::Pipe(inode)),
         Some(OpenFile::Unix(inode)) => Observation::with(Activity::Output, Resource::Unix(inode)),
+        // The socket's own send buffer is full: the network is slow, not the service that is asked.
+        Some(OpenFile::Datagrams(_)) => Observation::of(Activity::Unknown),
         None => match detail {
             Detail::File { path, .. } if is_terminal(path) => {
                 Observation::with(Activity::Output, file(detail))

@@ -58,6 +58,19 @@ struct Second {
     cpu: BTreeMap<TargetId, CpuHolders>,
     /// Event-loop threads that have computed for [`LONG_TURN_NS`] or more without sleeping.
     long_turns: BTreeSet<Thread>,
+    /// By process, see [`TakingTurns`].
+    taking_turns: BTreeMap<u32, TakingTurns>,
+}
+
+/// How many threads of a process needed a CPU at once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TakingTurns {
+    samples: u32,
+    /// Samples in which exactly one thread ran or was runnable, and those in which more did.
+    one: u32,
+    more: u32,
+    /// The samples with exactly one, by its tid.
+    by_thread: BTreeMap<u32, u32>,
 }
 
 /// Who had the CPU while threads of a service waited for one: sums of shares.
@@ -79,6 +92,7 @@ pub(super) struct Window {
     held: BTreeMap<Lock, BTreeMap<Thread, ThreadProfile>>,
     cpu: BTreeMap<TargetId, CpuHolders>,
     long_turns: BTreeSet<Thread>,
+    taking_turns: BTreeMap<u32, TakingTurns>,
     pub(super) from_ns: u64,
     pub(super) to_ns: u64,
 }
@@ -123,6 +137,7 @@ impl Profile {
             .collect();
         second.count_holders(&now);
         second.long_turns.extend(long_turns);
+        second.count_turns(waits, &in_focus);
         for (thread, observation) in now {
             if !second.threads.contains_key(&thread) && second.threads.len() >= MAX_THREADS {
                 continue;
@@ -197,6 +212,7 @@ impl Profile {
                 held: BTreeMap::new(),
                 cpu: BTreeMap::new(),
                 long_turns: BTreeSet::new(),
+                taking_turns: BTreeMap::new(),
             });
         }
         let last = self.seconds.len() - 1;
@@ -210,6 +226,7 @@ impl Profile {
             held: BTreeMap::new(),
             cpu: BTreeMap::new(),
             long_turns: BTreeSet::new(),
+            taking_turns: BTreeMap::new(),
             from_ns,
             to_ns,
         };
@@ -233,6 +250,9 @@ impl Profile {
                 }
             }
             window.long_turns.extend(&second.long_turns);
+            for (tgid, turns) in &second.taking_turns {
+                window.taking_turns.entry(*tgid).or_default().sum(turns);
+            }
             for (target, holders) in &second.cpu {
                 window.cpu.entry(*target).or_default().sum(holders);
             }
@@ -247,6 +267,31 @@ impl Profile {
 }
 
 impl Second {
+    /// Counts how many threads of each process need a CPU in one sample.
+    fn count_turns(&mut self, waits: &[Wait], in_focus: &impl Fn(u32) -> bool) {
+        let mut active: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for wait in waits.iter().filter(|wait| in_focus(wait.tgid)) {
+            let threads = active.entry(wait.tgid).or_default();
+            if matches!(wait.state, State::Running | State::Runnable) {
+                threads.push(wait.tid);
+            }
+        }
+        for (tgid, threads) in active {
+            let turns = self.taking_turns.entry(tgid).or_default();
+            turns.samples += 1;
+            match threads.as_slice() {
+                [] => {}
+                [tid] => {
+                    turns.one += 1;
+                    if turns.by_thread.len() < MAX_THREADS {
+                        *turns.by_thread.entry(*tid).or_default() += 1;
+                    }
+                }
+                _ => turns.more += 1,
+            }
+        }
+    }
+
     /// Counts what the holders of locks do that others wait for now. An interpreter's lock records no owner: its
     /// holders are taken to be the threads of its process that use a CPU or want one.
     fn count_holders(&mut self, now: &BTreeMap<Thread, Observation>) {
@@ -281,6 +326,38 @@ impl Second {
                 profile.add(observation, 1);
             }
         }
+    }
+}
+
+impl TakingTurns {
+    fn sum(&mut self, other: &Self) {
+        self.samples += other.samples;
+        self.one += other.one;
+        self.more += other.more;
+        for (tid, count) in &other.by_thread {
+            *self.by_thread.entry(*tid).or_default() += count;
+        }
+    }
+
+    pub(super) fn samples(&self) -> u32 {
+        self.samples
+    }
+
+    /// Share of the samples in which exactly one thread needed a CPU, 0 to 1.
+    pub(super) fn one(&self) -> f64 {
+        f64::from(self.one) / f64::from(self.samples.max(1))
+    }
+
+    /// Share of the samples in which more than one did, 0 to 1.
+    pub(super) fn more(&self) -> f64 {
+        f64::from(self.more) / f64::from(self.samples.max(1))
+    }
+
+    /// The threads that each had at least this share of those turns.
+    pub(super) fn threads(&self, min_share: f64) -> usize {
+        let least = min_share * f64::from(self.one);
+        let counts = self.by_thread.values();
+        counts.filter(|count| f64::from(**count) >= least).count()
     }
 }
 
@@ -350,6 +427,11 @@ impl Window {
     /// Whether this event-loop thread computed for [`LONG_TURN_NS`] or more without returning to epoll_wait.
     pub(super) fn had_a_long_turn(&self, thread: Thread) -> bool {
         self.long_turns.contains(&thread)
+    }
+
+    /// How many threads of a process needed a CPU at once.
+    pub(super) fn taking_turns(&self, tgid: u32) -> Option<&TakingTurns> {
+        self.taking_turns.get(&tgid)
     }
 
     pub(super) fn of(&self, thread: Thread) -> Option<&ThreadProfile> {

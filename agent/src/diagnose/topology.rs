@@ -31,6 +31,7 @@ const MAX_NAMES: usize = 8_192;
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     pub(super) tgid: u32,
+    netns: u32,
     pub(super) local: SocketAddr,
     pub(super) remote: SocketAddr,
     /// The service accepted it; else it opened it.
@@ -64,6 +65,8 @@ pub(super) enum OpenFile {
     Pipe(u64),
     /// A unix socket, by inode.
     Unix(u64),
+    /// A UDP socket that is connected to this address.
+    Datagrams(SocketAddr),
 }
 
 /// A process that holds one end of a connection, and its descriptor.
@@ -105,6 +108,8 @@ pub(super) struct Topology {
     ends: HashMap<(SocketAddr, SocketAddr), Vec<SocketEnd>>,
     peers: HashMap<(SocketAddr, SocketAddr), Vec<SocketEnd>>,
     holders: HashMap<u64, Vec<Holder>>,
+    /// The addresses that watched services listen on: network namespace, address, and a process that listens.
+    listeners: Vec<(u32, SocketAddr, u32)>,
     unix: HashMap<u64, UnixSocket>,
     titles: HashMap<u32, ProcessTitle>,
     names: HashMap<u32, String>,
@@ -136,6 +141,12 @@ impl Topology {
         }
         if let Some(peers) = &sample.peers {
             self.learn_peers(peers);
+        }
+        if !sample.listeners.is_empty() {
+            let listeners = sample.listeners.iter();
+            self.listeners = listeners
+                .map(|one| (one.netns, one.address, one.tgid))
+                .collect();
         }
         for title in &sample.titles {
             self.titles.insert(
@@ -201,6 +212,12 @@ impl Topology {
             for pipe in sample.pipes.iter().filter(|pipe| in_focus(pipe.tgid)) {
                 self.files
                     .insert((pipe.tgid, pipe.fd), OpenFile::Pipe(pipe.inode));
+            }
+            for socket in sample.datagrams.iter().filter(|one| in_focus(one.tgid)) {
+                if socket.remote.port() != 0 {
+                    self.files
+                        .insert((socket.tgid, socket.fd), OpenFile::Datagrams(socket.remote));
+                }
             }
             self.unix.clear();
             for socket in sample.unix.iter().filter(|socket| in_focus(socket.tgid)) {
@@ -347,12 +364,32 @@ impl Topology {
         others.max().copied()
     }
 
+    /// Whether a connection that this service opened leads to an address that it listens on itself.
+    pub(super) fn leads_to_itself(
+        &self,
+        service: TargetId,
+        link: &Link,
+        targets: &Targets,
+    ) -> bool {
+        let ip = link.remote.ip().to_canonical();
+        let is_there = |netns: u32, address: SocketAddr| {
+            netns == link.netns
+                && address.port() == link.remote.port()
+                && (address.ip().is_unspecified() || address.ip().to_canonical() == ip)
+        };
+        let mut listeners = self.listeners.iter();
+        !link.accepted
+            && listeners.any(|(netns, address, tgid)| {
+                is_there(*netns, *address) && targets.of(*tgid) == Some(service)
+            })
+    }
+
     /// The other processes that hold the read end of a pipe, or the other end of a unix socket.
     pub(super) fn other_holders(&self, tgid: u32, file: OpenFile) -> Vec<u32> {
         let (inode, is_pipe) = match file {
             OpenFile::Pipe(inode) => (Some(inode), true),
             OpenFile::Unix(inode) => (self.unix.get(&inode).and_then(|socket| socket.peer), false),
-            OpenFile::Connection(_) => (None, false),
+            OpenFile::Connection(_) | OpenFile::Datagrams(_) => (None, false),
         };
         let ends = inode.and_then(|inode| self.holders.get(&inode));
         let reads = |holder: &&Holder| !is_pipe || holder.reads;
@@ -412,6 +449,7 @@ fn tuple(local: SocketAddr, remote: SocketAddr) -> (SocketAddr, SocketAddr) {
 fn link(connection: &Connection, accepted: bool) -> Link {
     Link {
         tgid: connection.tgid,
+        netns: connection.netns,
         local: connection.local,
         remote: connection.remote,
         accepted,

@@ -79,6 +79,8 @@ enum Next {
     Holders(Lock),
     /// A process, and its descriptor of the connection that leads to it.
     Process(u32, Option<u32>),
+    /// The accept queue of the service that waits: only its own threads can end the wait.
+    Itself,
     Remote(String),
 }
 
@@ -160,6 +162,7 @@ pub(super) fn chain_of(view: View<'_>, threads: ThreadSet) -> Vec<Step> {
         threads = ThreadSet::default();
         match next(view, &step) {
             None => step.end = Some(ChainEnd::Reached),
+            Some(Next::Itself) => step.end = Some(ChainEnd::Cycle),
             Some(Next::Remote(name)) => step.end = Some(ChainEnd::Remote(name)),
             Some(Next::Thread(thread)) => threads = ThreadSet::of([thread]),
             Some(Next::Holders(lock)) => {
@@ -270,7 +273,7 @@ fn next(view: View<'_>, step: &Step) -> Option<Next> {
         };
         let service = match &next {
             Next::Process(tgid, _) => view.targets.of(*tgid),
-            Next::Thread(_) | Next::Holders(_) | Next::Remote(_) => None,
+            Next::Thread(_) | Next::Holders(_) | Next::Itself | Next::Remote(_) => None,
         };
         let group = match service {
             Some(service) => (Some(service), None),
@@ -288,7 +291,10 @@ fn behind(view: View<'_>, step: &Step, resource: &Resource) -> Option<Next> {
     match (step.activity, resource) {
         (Activity::Downstream | Activity::PeerRead, Resource::Connection(cookie)) => {
             let link = view.topology.link(*cookie)?;
-            Some(other_end(view, link))
+            Some(other_end(view, step, link))
+        }
+        (Activity::Downstream, Resource::Datagrams(remote)) => {
+            Some(Next::Remote(remote.to_string()))
         }
         (Activity::Downstream | Activity::Output, Resource::Unix(inode)) => {
             other_holder(view, step.tgid, OpenFile::Unix(*inode))
@@ -308,9 +314,13 @@ fn behind(view: View<'_>, step: &Step, resource: &Resource) -> Option<Next> {
     }
 }
 
-fn other_end(view: View<'_>, link: &Link) -> Next {
-    match view.topology.other_end(link) {
+fn other_end(view: View<'_>, step: &Step, link: &Link) -> Next {
+    let topology = view.topology;
+    let is_own = |service| topology.leads_to_itself(service, link, view.targets);
+    match topology.other_end(link) {
         Some(end) => Next::Process(end.tgid, Some(end.fd)),
+        // No process holds the other end: the service has not accepted its own connection.
+        None if step.target.is_some_and(is_own) => Next::Itself,
         None => Next::Remote(link.remote.to_string()),
     }
 }

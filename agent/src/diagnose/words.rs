@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use super::{case::Case, classify::Resource, profile::Thread, topology::Link, wait_graph::Step};
 use crate::{event::Activity, text::duration};
 
+/// The port of the Domain Name System (RFC 1035).
+const DNS_PORT: u16 = 53;
 /// Maximum number of process ids listed; the rest are counted.
 const MAX_LISTED: usize = 3;
 
@@ -82,6 +84,10 @@ fn resource(case: Case<'_>, step: &Step) -> Option<String> {
                 None => link.remote.to_string(),
             }
         }
+        Resource::Datagrams(remote) if remote.port() == DNS_PORT => {
+            format!("the resolver at {remote}")
+        }
+        Resource::Datagrams(remote) => format!("{remote} (UDP)"),
         Resource::Lock {
             interpreter: true, ..
         } => "the interpreter's lock".to_owned(),

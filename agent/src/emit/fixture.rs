@@ -132,6 +132,7 @@ pub fn episode(id: &str, target: TargetId, kind: Kind, name: &str) -> Episode {
         score_max: 1.5,
         depth: 0,
         depth_max: 101,
+        empty_share: 0.0,
         limit: Some(100),
         unit: kind.unit(),
         wait_p50_ns: Some(900_000_000),
@@ -186,6 +187,7 @@ pub fn gateway() -> Episode {
         start: at(10),
         level_max: Level::Critical,
         depth_max: 430,
+        empty_share: 0.0,
         limit: Some(511),
         ..episode("e2", GATEWAY, Kind::Accept, "0.0.0.0:80")
     }

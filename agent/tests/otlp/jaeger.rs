@@ -69,6 +69,7 @@ pub fn episode(incident: &str, id: &str, kind: Kind, name: &str, losses: u64) ->
         score_max: 1.25,
         depth: 0,
         depth_max: 101,
+        empty_share: 0.0,
         limit: Some(100),
         unit: Kind::Accept.unit(),
         wait_p50_ns: Some(40_000_000),

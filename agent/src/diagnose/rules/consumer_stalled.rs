@@ -1,12 +1,18 @@
 //! The service does not work at all: it is stopped, or its threads wait for each other.
 
+use std::net::SocketAddr;
+
 use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
     shared::{culprit, far_end, lock, wait},
 };
 use crate::{
     cause::Cause,
-    diagnose::wait_graph::ChainEnd,
+    diagnose::{
+        case::Case,
+        classify::Resource,
+        wait_graph::{ChainEnd, Step},
+    },
     event::{Activity, explain::Unit},
 };
 
@@ -43,7 +49,16 @@ pub(super) const DEADLOCKED: Rule = Rule {
             .last()
             .is_some_and(|last| last.end == Some(ChainEnd::Cycle));
         let first = case.first()?;
+        let itself = case.last().and_then(|last| own_address(case, last));
         checks.is("the wait chain is a cycle", cycle, true).then(|| {
+            if let Some(address) = itself {
+                return Finding::blaming(culprit::own_process(case), |_| {
+                    format!(
+                        "The service calls itself at {address} and waits in its own accept queue, which only these workers empty. Call the function instead, or serve these calls from workers of their own; a restart helps only until the next burst."
+                    )
+                })
+                .share(first.share);
+            }
             Finding::blaming(lock::end_of_chain(case), |who| {
                 format!(
                     "This is a deadlock and does not resolve by itself: take a stack of {who} (gdb -p PID, py-spy dump), then restart it."
@@ -113,6 +128,19 @@ pub(super) const NOTHING_TAKEN: Rule = Rule {
         })
     },
 };
+
+/// The service's own address, if a step waits for a connection that the service has not accepted from itself.
+fn own_address(case: Case<'_>, step: &Step) -> Option<SocketAddr> {
+    let Resource::Connection(cookie) = step.resource else {
+        return None;
+    };
+    let link = case.view.topology.link(cookie)?;
+    let own = case
+        .view
+        .topology
+        .leads_to_itself(step.target?, link, case.view.targets);
+    own.then_some(link.remote)
+}
 
 fn restart(who: &str) -> String {
     format!(

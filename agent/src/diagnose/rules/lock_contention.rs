@@ -1,10 +1,14 @@
-//! Threads wait for a lock whose holder works.
+//! Threads wait for a lock whose holder works, or take turns as an interpreter's lock makes them.
 
 use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
     shared::{culprit, lock},
 };
-use crate::{cause::Cause, diagnose::case::Case, event::Activity};
+use crate::{
+    cause::Cause,
+    diagnose::{case::Case, words::percent},
+    event::{Activity, explain::Unit},
+};
 
 const CAUSE: CauseInfo = CauseInfo {
     cause: Cause::LockContention,
@@ -30,9 +34,76 @@ pub(super) const THREADS_WAIT: Rule = Rule {
     },
 };
 
+/// Several threads of one process need a CPU, but never two at once, although the service may use more CPUs: they take turns.
+/// Interpreters with a global lock (Ruby's VM lock, OCaml's) wake each waiter at an address of its own, so no lock shows.
+pub(super) const TAKING_TURNS: Rule = Rule {
+    cause: &CAUSE,
+    name: "threads take turns",
+    scope: Scope::MainActivity(&[Activity::Idle, Activity::OnCpu, Activity::RunnableOwn]),
+    basis: Basis::Fact,
+    test: |case, checks| {
+        /// With fewer samples chance could keep two threads apart.
+        const MIN_SAMPLES: u32 = 20;
+        /// One thread or another needs a CPU nearly all the time, …
+        const MIN_ONE: f64 = 0.8;
+        /// … and two hardly ever do: threads are not all sampled at the same moment.
+        const MAX_MORE: f64 = 0.1;
+        /// A thread takes part from this share of the turns. Two could hand work to each other.
+        const MIN_TURNS: f64 = 0.04;
+        const MIN_THREADS: f64 = 3.0;
+        let first = case.first()?;
+        let turns = case.view.window.taking_turns(first.tgid)?;
+        let samples = checks.at_least(
+            "samples of its threads",
+            f64::from(turns.samples()),
+            f64::from(MIN_SAMPLES),
+            Unit::Count,
+        );
+        let one = checks.at_least(
+            "samples in which exactly one thread needed a CPU",
+            turns.one(),
+            MIN_ONE,
+            Unit::Ratio,
+        );
+        let more = checks.at_most(
+            "samples in which more than one did",
+            turns.more(),
+            MAX_MORE,
+            Unit::Ratio,
+        );
+        let threads = turns.threads(MIN_TURNS);
+        let several = checks.at_least(
+            "threads that took turns",
+            threads as f64,
+            MIN_THREADS,
+            Unit::Count,
+        );
+        let target = case.view.targets.get(case.target())?;
+        let cpus = checks.more_than(
+            "CPUs that the service may use",
+            f64::from(target.cpus),
+            1.0,
+            Unit::Count,
+        );
+        (samples && one && more && several && cpus).then(|| {
+            Finding::blaming(culprit::own_process(case), |_| {
+                INTERPRETER_ADVICE.to_owned()
+            })
+            .share(turns.one())
+            .fact(format!(
+                "{threads} threads take turns on one CPU: one of them needs a CPU in {} of the samples, two at once in {}",
+                percent(turns.one()),
+                percent(turns.more())
+            ))
+        })
+    },
+};
+
+const INTERPRETER_ADVICE: &str = "Its threads take turns on the interpreter's lock: more threads cannot help, more processes can.";
+
 fn advice(case: Case<'_>, who: &str) -> String {
     if lock::is_an_interpreters(case) {
-        return "Its threads take turns on the interpreter's lock: more threads cannot help, more processes can.".to_owned();
+        return INTERPRETER_ADVICE.to_owned();
     }
     if let Some((_, since)) = lock::idle_transaction(case) {
         return format!(

@@ -26,7 +26,9 @@ pub(super) const RULES: &[&Rule] = &[
     &consumer_stalled::STOPPED,
     &consumer_stalled::DEADLOCKED,
     &undersized_limit::BACKLOG,
-    // 3. Threads that need a CPU: a single long turn first, then who keeps the CPU from them, then how they use it.
+    // 3. Threads that need a CPU: one that all share, a single long turn, then who keeps the CPU from them, then how they
+    //    use it.
+    &lock_contention::TAKING_TURNS,
     &event_loop_blocked::ONE_THREAD,
     &cpu_throttled::QUOTA,
     &cpu_starved::OTHERS_HAVE_THE_CPU,

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     cause::Cause,
     diagnose::{case::Case, classify::Resource},
-    event::{Activity, Level, explain::Unit},
+    event::{Activity, DrivenBy, Level, explain::Unit},
     queue::Kind,
     text::count,
 };
@@ -22,7 +22,12 @@ const CAUSE: CauseInfo = CauseInfo {
 /// `small-backlog` and `few-workers` test the value.
 const MIN_IDLE: f64 = 0.25;
 
-/// Connections are refused although the workers have time: bursts are larger than the backlog.
+/// A queue that is empty in at least this share of its samples is filled by bursts, which the workers catch up with in between.
+/// A queue that is never empty is a standing one: a longer backlog would only lengthen the wait. The recorded incident
+/// `small-backlog` tests the value.
+const MIN_EMPTY: f64 = 0.2;
+
+/// Connections are refused although the workers have time and empty the queue again and again: bursts are larger than the backlog.
 pub(super) const BACKLOG: Rule = Rule {
     cause: &CAUSE,
     name: "the backlog is too small",
@@ -57,7 +62,20 @@ pub(super) const BACKLOG: Rule = Rule {
                 true
             }
         };
-        ((full || refused) && spare && accepts).then(|| small_backlog(case))
+        let empties = checks.at_least(
+            "samples in which the queue was empty",
+            episode.empty_share,
+            MIN_EMPTY,
+            Unit::Ratio,
+        );
+        let slower = matches!(episode.driven_by, DrivenBy::Consumer | DrivenBy::Both);
+        let usual_rate = checks.is(
+            "connections accepted more slowly than before",
+            slower,
+            false,
+        );
+        ((full || refused) && spare && accepts && empties && usual_rate)
+            .then(|| small_backlog(case))
     },
 };
 

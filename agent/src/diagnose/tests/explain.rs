@@ -1,12 +1,9 @@
 //! Every rule behind a verdict, with the numbers that decided.
 
-use super::scene::{Scene, filling, thread};
+use super::scene::{Scene, bursts, filling, thread};
 use crate::{
     cause::Cause,
-    event::{
-        Level,
-        explain::{Explanation, RuleOutcome, RuleReport},
-    },
+    event::explain::{Explanation, RuleOutcome, RuleReport},
     sample::{State, Wait},
 };
 
@@ -89,9 +86,7 @@ fn rules_about_other_queues_and_activities_do_not_apply() {
     let idle = |wait: Wait| wait.call(libc::SYS_accept4, [3, 0, 0, 0]);
     scene.take_samples(60, &[idle(thread(10, 0)), idle(thread(10, 1))]);
     scene.explain();
-    let mut refusing = filling();
-    (refusing.losses, refusing.level_max, refusing.limit) = (12, Level::Full, Some(8));
-    let verdict = scene.verdict(&refusing);
+    let verdict = scene.verdict(&bursts());
     let explanation = verdict.explanation.as_ref().unwrap();
     let chosen = with(explanation, RuleOutcome::Chosen);
     assert_eq!(chosen[0].rule, "the backlog is too small");

@@ -12,8 +12,8 @@ use crate::{
     event::{DrivenBy, Episode, Instant, Level, Verdict},
     queue::{Kind, Model, PendingRequest, QueueKey, Reading, Readings},
     sample::{
-        Connection, Detail, Holder, Listener, Peer, Pipe, Sample, Scans, State, Syscall, Target,
-        TargetId, Title, UnixSocket, UnixStyle, Wait,
+        Connection, DatagramSocket, Detail, Holder, Listener, Peer, Pipe, Sample, Scans, State,
+        Syscall, Target, TargetId, Title, UnixSocket, UnixStyle, Wait,
     },
 };
 
@@ -26,7 +26,7 @@ const START_NS: u64 = 100_000_000_000;
 pub(super) struct Scene {
     diagnosis: Diagnosis,
     model: Model,
-    targets: Vec<Target>,
+    pub(super) targets: Vec<Target>,
     /// The part of every sample that is not about threads.
     sample: Sample,
     readings: Vec<(Arc<QueueKey>, Reading)>,
@@ -223,6 +223,23 @@ impl Scene {
     ) -> &mut Connection {
         let port = 30_000 + cookie as u16;
         self.hold(connection(cookie, tgid, fd, (local(port), remote)))
+    }
+
+    /// A connected UDP socket.
+    pub(super) fn asks(&mut self, (tgid, fd): (u32, u32), remote: SocketAddr) {
+        self.sample.datagrams.push(DatagramSocket {
+            cookie: 2_000_000 + u64::from(fd),
+            tgid,
+            fd,
+            netns: 1,
+            local: local(40_000),
+            remote,
+            memory: 0,
+            rcvbuf: 212_992,
+            queued: Some(0),
+            drops: 0,
+            head: 0,
+        });
     }
 
     /// A connection between two processes of the scene. The accepting end has the next cookie.
@@ -429,6 +446,18 @@ pub(super) fn filling() -> Episode {
     episode(Kind::Accept, "127.0.0.1:80")
 }
 
+/// The same, with bursts that exceed its backlog of 8 and are taken at the usual rate.
+pub(super) fn bursts() -> Episode {
+    Episode {
+        level_max: Level::Full,
+        losses: 12,
+        limit: Some(8),
+        empty_share: 0.5,
+        driven_by: DrivenBy::Producer,
+        ..filling()
+    }
+}
+
 pub(super) fn episode(kind: Kind, name: &str) -> Episode {
     let at = Instant {
         mono_ns: START_NS,
@@ -446,6 +475,7 @@ pub(super) fn episode(kind: Kind, name: &str) -> Episode {
         score_max: 1.0,
         depth: 50,
         depth_max: 50,
+        empty_share: 0.0,
         limit: Some(100),
         unit: kind.unit(),
         wait_p50_ns: None,

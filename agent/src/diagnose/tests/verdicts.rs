@@ -2,11 +2,11 @@
 
 use super::{
     super::rules::is_surge,
-    scene::{Scene, episode, filling, local, thread},
+    scene::{Scene, bursts, episode, filling, local, thread},
 };
 use crate::{
     cause::Cause,
-    event::{Confidence, CulpritKind, DrivenBy, Episode, Level, Verdict},
+    event::{Confidence, CulpritKind, DrivenBy, Episode, Verdict},
     queue::{Kind, Reading},
     sample::{CpuUser, Detail, State, Wait},
 };
@@ -418,11 +418,89 @@ fn a_backlog_that_overflows_while_workers_are_idle_is_too_small() {
     let mut scene = Scene::of(&[&[10]]);
     let idle = |wait: Wait| wait.call(libc::SYS_accept4, [3, 0, 0, 0]);
     scene.take_samples(60, &alike(10, 4, idle));
-    let mut refusing = filling();
-    (refusing.losses, refusing.level_max, refusing.limit) = (12, Level::Full, Some(8));
-    let verdict = scene.verdict(&refusing);
+    let verdict = scene.verdict(&bursts());
     assert_eq!(verdict.cause, Cause::UndersizedLimit);
     assert_eq!(culprit(&verdict).2, "a backlog of 8");
+}
+
+#[test]
+fn a_standing_queue_is_not_due_to_its_backlog() {
+    let standing = Episode {
+        empty_share: 0.0,
+        ..bursts()
+    };
+    let slower = Episode {
+        driven_by: DrivenBy::Consumer,
+        ..bursts()
+    };
+    for episode in [standing, slower] {
+        let mut scene = Scene::of(&[&[10]]);
+        scene.take_samples(60, &alike(10, 4, Wait::parked));
+        let verdict = scene.verdict(&episode);
+        assert_ne!(verdict.cause, Cause::UndersizedLimit);
+    }
+}
+
+#[test]
+fn threads_that_never_run_at_once_wait_for_a_lock_that_does_not_show() {
+    for (cpus, at_once, cause) in [
+        (2, 1, Cause::LockContention),
+        (1, 1, Cause::Unknown),
+        (2, 2, Cause::Unknown),
+    ] {
+        let mut scene = Scene::of(&[&[10]]);
+        scene.targets[0].cpus = cpus;
+        for turn in 0..64 {
+            let mut threads = alike(10, 16, Wait::parked);
+            for index in turn..turn + at_once {
+                threads[index as usize % 16] = thread(10, index % 16).on_cpu();
+            }
+            scene.take_samples(1, &threads);
+        }
+        let verdict = scene.verdict(&filling());
+        let is_it = verdict.cause == Cause::LockContention;
+        assert_eq!(is_it, cause == Cause::LockContention, "{cpus} {at_once}");
+    }
+}
+
+#[test]
+fn a_call_that_waits_in_the_own_accept_queue_is_a_cycle() {
+    for (netns, cause) in [(1, Cause::ConsumerStalled), (2, Cause::DownstreamSlow)] {
+        let mut scene = Scene::of(&[&[10, 11]]);
+        scene.accepts(1, (10, 4), 80);
+        scene.calls(2, (10, 5), local(80)).netns = netns;
+        scene.awaits(1);
+        scene.awaits(2);
+        scene.take_samples(60, &[thread(10, 0).reads(5)]);
+        let verdict = scene.verdict(&filling());
+        assert_eq!(verdict.cause, cause);
+        assert_eq!(verdict.advice.contains("calls itself"), netns == 1);
+    }
+}
+
+#[test]
+fn a_question_over_udp_is_a_call() {
+    let resolver = "192.0.2.53:53".parse().unwrap();
+    for (is_serving, cause) in [(true, Cause::DownstreamSlow), (false, Cause::Unknown)] {
+        let mut scene = Scene::of(&[&[10]]);
+        scene.accepts(1, (10, 4), 80);
+        scene.asks((10, 5), resolver);
+        if is_serving {
+            scene.awaits(1);
+        }
+        let poll = Detail::Poll(vec![(5, 1)]);
+        let waits = |wait: Wait| wait.call(libc::SYS_poll, [0; 4]).with(poll.clone());
+        scene.take_samples(60, &alike(10, 2, waits));
+        let verdict = scene.verdict(&filling());
+        let is_it = verdict.cause == Cause::DownstreamSlow;
+        assert_eq!(is_it, cause == Cause::DownstreamSlow);
+        if is_serving {
+            assert_eq!(
+                culprit(&verdict),
+                (CulpritKind::Endpoint, None, "192.0.2.53:53")
+            );
+        }
+    }
 }
 
 #[test]

@@ -238,6 +238,7 @@ fn other_queues_of_a_service_are_listed_below_its_worst() {
     let recv = Episode {
         level_max: Level::Warn,
         depth_max: 4_200,
+        empty_share: 0.0,
         limit: None,
         unit: "bytes",
         ..episode("e5", SHOP, Kind::Recv, "127.0.0.1:8080")
@@ -247,6 +248,7 @@ fn other_queues_of_a_service_are_listed_below_its_worst() {
             level_max: Level::Warn,
             ongoing: false,
             depth_max: 3,
+            empty_share: 0.0,
             limit: None,
             ..episode("e6", SHOP, Kind::Lock, "0x7f00")
         },

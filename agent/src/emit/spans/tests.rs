@@ -58,6 +58,7 @@ fn episode(id: &str, kind: Kind) -> Episode {
         score_max: 1.5,
         depth: 0,
         depth_max: 101,
+        empty_share: 0.0,
         limit: Some(100),
         unit: kind.unit(),
         wait_p50_ns: Some(5),
