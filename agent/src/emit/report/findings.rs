@@ -54,8 +54,8 @@ impl Seen {
 /// The episodes of one incident, by service.
 pub(super) struct Incident<'a> {
     pub(super) id: &'a str,
-    /// First the service that appears in the most other services' wait chains, then in the order in which their queues
-    /// filled.
+    /// First the services that were asked about, then their neighbours. Within each: first the service that appears in the
+    /// most other services' wait chains, then in the order in which their queues filled.
     pub(super) services: Vec<Service<'a>>,
 }
 
@@ -177,6 +177,11 @@ impl Findings {
         self.ended.mono_ns.saturating_sub(began.mono_ns)
     }
 
+    fn is_neighbour(&self, target: TargetId) -> bool {
+        let target = self.targets.get(&target);
+        target.is_some_and(|target| target.is_neighbour)
+    }
+
     /// All incidents, worst first.
     pub(super) fn incidents(&self) -> Vec<Incident<'_>> {
         let mut by_id: BTreeMap<&str, Vec<&Seen>> = BTreeMap::new();
@@ -190,7 +195,7 @@ impl Findings {
             .into_iter()
             .map(|(id, seen)| Incident {
                 id,
-                services: services(seen),
+                services: services(seen, |target| self.is_neighbour(target)),
             })
             .collect()
     }
@@ -208,8 +213,11 @@ impl Seen {
     }
 }
 
-/// Groups the episodes of one incident by service: the one closest to the root cause, then the others as they filled.
-fn services<'a>(mut episodes: Vec<&'a Seen>) -> Vec<Service<'a>> {
+/// Groups the episodes of one incident by service, in the order of [`Incident::services`].
+fn services<'a>(
+    mut episodes: Vec<&'a Seen>,
+    is_neighbour: impl Fn(TargetId) -> bool,
+) -> Vec<Service<'a>> {
     episodes.sort_by_key(|seen| Reverse(seen.rank()));
     let mut by_target: BTreeMap<TargetId, Service<'a>> = BTreeMap::new();
     for seen in episodes {
@@ -232,6 +240,12 @@ fn services<'a>(mut episodes: Vec<&'a Seen>) -> Vec<Service<'a>> {
         .max_by_key(|service| (named_by_others(service.target), worst(service)))
         .map(|service| service.target);
     let mut services: Vec<Service<'a>> = by_target.into_values().collect();
-    services.sort_by_key(|service| (Some(service.target) != head, service.onset()));
+    services.sort_by_key(|service| {
+        (
+            is_neighbour(service.target),
+            Some(service.target) != head,
+            service.onset(),
+        )
+    });
     services
 }
