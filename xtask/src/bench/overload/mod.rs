@@ -57,8 +57,8 @@ pub struct Args {
     #[arg(long)]
     poisson: bool,
     /// Number of repetitions; the median is reported
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-    rounds: u64,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
     /// Write the plot to this file; measures loads below the capacity too
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -86,18 +86,20 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<ExitCode> {
     let round = parts::duration(&parts, &phases);
     report.progress(&format!(
         "{} parts, about {}; results are kept in {}",
-        parts.len() as u64 * args.rounds,
-        minutes(args.rounds as u32 * round),
+        parts.len() * args.rounds as usize,
+        minutes(args.rounds * round),
         results.path().display()
     ));
     for number in 1..=args.rounds {
         let spacing = if args.poisson {
-            Spacing::Poisson { seed: number }
+            Spacing::Poisson {
+                seed: u64::from(number),
+            }
         } else {
             Spacing::Even
         };
         run.begin_round(spacing);
-        let left = (args.rounds - number) as u32 * round;
+        let left = (args.rounds - number) * round;
         measure_round(number, &parts, left, &mut run, &mut results, report)?;
     }
     let mut has_missed = false;
@@ -122,7 +124,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<ExitCode> {
 
 /// Plays all parts once. A part that fails does not end the round.
 fn measure_round(
-    round: u64,
+    round: u32,
     parts: &[Part],
     later: Duration,
     run: &mut Run,

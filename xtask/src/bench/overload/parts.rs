@@ -145,8 +145,58 @@ pub fn needs(parts: &[Part]) -> Vec<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
     use crate::setup;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn selected(line: &str) -> Vec<Part> {
+        let line = Line::try_parse_from(format!("overload {line}").split_whitespace()).unwrap();
+        select(&line.args).unwrap()
+    }
+
+    #[test]
+    fn quick_reaches_a_verdict_on_every_consumer_within_five_minutes() {
+        let parts = selected("--quick");
+        for consumer in CONSUMERS {
+            let own = parts
+                .iter()
+                .filter(|part| part.consumer.name == consumer.name);
+            let expected = usize::from(consumer.kind != Kind::Baseline);
+            assert_eq!(own.count(), expected, "{}", consumer.name);
+        }
+        let estimate = duration(&parts, &Phases::quick());
+        assert!(estimate <= Duration::from_secs(300), "{estimate:?}");
+    }
+
+    #[test]
+    fn arguments_select_parts() {
+        let titles =
+            |line: &str| -> Vec<String> { selected(line).iter().map(Part::title).collect() };
+        assert_eq!(
+            titles("--consumer page-c --load 1.2 --scenario load --scenario agent-dies"),
+            [
+                "c-threads page-c, 1.2× load",
+                "c-threads page-c, agent dies"
+            ]
+        );
+        assert_eq!(
+            titles("--consumer maxconn --scenario lost-cpu"),
+            [
+                "nginx-uwsgi maxconn, beside 2 threads",
+                "nginx-uwsgi maxconn, beside 4 threads"
+            ]
+        );
+        let line =
+            Line::try_parse_from(["overload", "--consumer", "page-c", "--service", "node-http"]);
+        assert!(select(&line.unwrap().args).is_err());
+    }
 
     #[test]
     fn setup_knows_every_need() {

@@ -109,7 +109,7 @@ impl Results {
     pub fn add(
         &mut self,
         report: &mut Report,
-        round: u64,
+        round: u32,
         part: &Part,
         outcome: &Outcome,
     ) -> Result<()> {
@@ -125,7 +125,7 @@ impl Results {
                 value["goal"] = json!(goal.text());
                 value["met"] = json!(goal.is_met(measure.value));
             }
-            line.insert(measure.name.to_owned(), value);
+            line.insert(measure.name.replace([' ', '-'], "_"), value);
         }
         self.add_line(report, &Value::Object(line))
     }
@@ -133,7 +133,7 @@ impl Results {
     pub fn add_failure(
         &mut self,
         report: &mut Report,
-        round: u64,
+        round: u32,
         part: &Part,
         error: &anyhow::Error,
     ) -> Result<()> {
@@ -168,7 +168,7 @@ impl Results {
     }
 
     /// Medians over all rounds, also written to the file.
-    pub fn figures(&mut self, run: &Run, rounds: u64) -> Result<Vec<Figure>> {
+    pub fn figures(&mut self, run: &Run, rounds: u32) -> Result<Vec<Figure>> {
         let figures: Vec<Figure> = self
             .values
             .iter()
@@ -181,7 +181,7 @@ impl Results {
     }
 }
 
-fn head(kind: &str, round: u64, part: &Part) -> Map<String, Value> {
+fn head(kind: &str, round: u32, part: &Part) -> Map<String, Value> {
     let mut line = Map::from_iter([
         ("type".to_owned(), json!(kind)),
         ("bench".to_owned(), json!("overload")),
@@ -196,7 +196,7 @@ fn head(kind: &str, round: u64, part: &Part) -> Map<String, Value> {
     line
 }
 
-fn summary(key: &Key, measures: &[Measure], run: &Run, rounds: u64) -> Option<Figure> {
+fn summary(key: &Key, measures: &[Measure], run: &Run, rounds: u32) -> Option<Figure> {
     let first = measures.first()?;
     let values: Vec<f64> = measures.iter().map(|measure| measure.value).collect();
     let value = between(&values)?;

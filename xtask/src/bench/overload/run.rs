@@ -25,8 +25,8 @@ const LOAD_LIMIT: Duration = Duration::from_secs(3_600);
 /// Load at rest, and while the capacity is measured, relative to workers ÷ service time.
 const REST_LOAD: f64 = 0.3;
 const PROBE_LOAD: f64 = 2.0;
-/// First requests may be slow: workers connect to their database.
-const WARM_UP: Duration = Duration::from_secs(1);
+/// Load before that, so that every worker has been used: each connects to its database at its first request.
+const WARM_UP_LOAD: f64 = 1.0;
 
 pub struct Run {
     pub phases: Phases,
@@ -131,8 +131,12 @@ impl Run {
         let stage = Stage::start(self, service, nothing)?;
         // Without waiting, each worker completes a request per service time.
         let nominal_per_s = f64::from(self.workers(service)) / service.service_time().as_secs_f64();
+        let load = Load::start(self.plan(&stage, WARM_UP_LOAD * nominal_per_s))?;
+        thread::sleep(self.phases.warm_up);
+        load.set_rate(REST_LOAD * nominal_per_s)?;
+        // The backlog of the warm-up, if any, drains.
+        thread::sleep(self.phases.warm_up);
         let start = Instant::now();
-        let load = Load::start(self.plan(&stage, REST_LOAD * nominal_per_s))?;
         thread::sleep(self.phases.rest);
         let overload = Instant::now();
         load.set_rate(PROBE_LOAD * nominal_per_s)?;
@@ -146,7 +150,7 @@ impl Run {
         let capacity_per_s = completed.count() as f64 / self.phases.probe.as_secs_f64();
         ensure!(capacity_per_s > 0.0, "no request succeeded under overload");
         // A request that was due just before the step may have waited behind those after it.
-        let rest = start + WARM_UP
+        let rest = start
             ..overload
                 .checked_sub(service.service_time())
                 .unwrap_or(overload);

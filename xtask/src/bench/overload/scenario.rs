@@ -82,6 +82,8 @@ impl Scenario {
 /// Durations of the phases of all scenarios.
 #[derive(Clone, Copy, Debug)]
 pub struct Phases {
+    /// Load before the latency at rest is measured, and time for its backlog to drain.
+    pub warm_up: Duration,
     /// Low load, to measure the latency at rest.
     pub rest: Duration,
     /// Overload before the capacity is measured, so that every worker has a backlog.
@@ -111,6 +113,7 @@ impl Phases {
     pub fn full(load: Duration) -> Self {
         let s = Duration::from_secs;
         Self {
+            warm_up: s(1),
             rest: s(8),
             probe_settle: s(3),
             probe: s(5),
@@ -130,7 +133,7 @@ impl Phases {
     pub fn quick() -> Self {
         let s = Duration::from_secs;
         Self {
-            rest: s(4),
+            rest: s(3),
             probe_settle: s(2),
             probe: s(3),
             baseline: s(3),
@@ -148,6 +151,6 @@ impl Phases {
 
     /// Estimated duration of measuring a service at rest.
     pub fn at_rest(&self) -> Duration {
-        START + self.rest + self.probe_settle + self.probe
+        START + 2 * self.warm_up + self.rest + self.probe_settle + self.probe
     }
 }
