@@ -21,7 +21,7 @@ const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to read the reply and close: HAProxy's default check interval.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The reply. It acts in one way, because the controller cannot tell what two ways together achieve: with a `maxconn` from the
+/// The reply. It acts in one way, because the controller does not see what two ways together achieve: with a `maxconn` from the
 /// configuration only through that, else only through the weight.
 ///
 /// Excess requests wait in HAProxy while a `maxconn` holds, where the agent does not see them. So the admit ratio rises, although
