@@ -14,6 +14,9 @@ use crate::wait;
 /// Deadline of each wait.
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// Period of a CPU limit, µs: a tenth of the kernel's default, so that short requests see little of it.
+const CPU_PERIOD_US: u32 = 10_000;
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A cgroup that is removed on drop. Its processes must have exited by then.
@@ -43,6 +46,43 @@ impl Cgroup {
             }
         }
         Err(anyhow::anyhow!("cannot create a cgroup: {why:?}"))
+    }
+
+    /// Creates one whose processes together may use this many CPUs, in periods of [`CPU_PERIOD_US`].
+    pub fn with_cpus(cpus: f64) -> Result<Self> {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mount = Path::new("/sys/fs/cgroup");
+        let is_v2 = mount.join("cgroup.controllers").exists();
+        let place = if is_v2 {
+            let file = mount.join("cgroup.subtree_control");
+            fs::write(&file, "+cpu").with_context(|| format!("write {}", file.display()))?;
+            mount.to_owned()
+        } else {
+            mount.join("cpu")
+        };
+        let path = place.join(format!("tailback-test-{}-{count}", std::process::id()));
+        fs::create_dir(&path).with_context(|| format!("create the cgroup {}", path.display()))?;
+        let cgroup = Self(path);
+        let quota_us = (cpus * f64::from(CPU_PERIOD_US)).round();
+        let write = |name: &str, text: String| {
+            let file = cgroup.0.join(name);
+            fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+        };
+        if is_v2 {
+            write("cpu.max", format!("{quota_us} {CPU_PERIOD_US}"))?;
+        } else {
+            write("cpu.cfs_period_us", CPU_PERIOD_US.to_string())?;
+            write("cpu.cfs_quota_us", quota_us.to_string())?;
+        }
+        Ok(cgroup)
+    }
+
+    /// Command prefix that runs a program in it from the start.
+    pub fn prefix(&self) -> Vec<String> {
+        let enter = "echo $$ >\"$1\" && shift && exec \"$@\"";
+        let mut words = ["sh", "-c", enter, "sh"].map(str::to_owned).to_vec();
+        words.push(self.0.join("cgroup.procs").display().to_string());
+        words
     }
 
     pub fn path(&self) -> &Path {

@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod cleanup;
 pub mod container;
 pub mod envoy;
+pub mod grpc;
 pub mod haproxy;
 pub mod http;
 pub mod idle;

@@ -1,9 +1,6 @@
 //! The gRPC adapters with their real consumers: gRPC's weighted round robin (ORCA) and KEDA's external scaler client.
 
 use std::{
-    fs,
-    net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -11,83 +8,18 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use tailback_tests::{needs, ports, process::Process, program, temp::TempDir, wait};
-
-use crate::{
-    readers::{go_program, run},
-    stage::{DEADLINE, Stage, jam},
+use tailback_tests::{
+    grpc::{Backend, build},
+    needs, ports,
+    process::Process,
+    temp::TempDir,
+    wait,
 };
 
-fn consumer(temp: &TempDir, name: &str) -> Result<PathBuf> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("signal/consumers");
-    go_program(
-        &directory,
-        &format!("./cmd/{name}"),
-        &temp.path().join(name),
-    )
-}
-
-/// A gRPC server pinned to one CPU, behind an nginx that forwards ORCA load requests to the agent.
-struct Backend {
-    _server: Process,
-    _nginx: Process,
-    port: u16,
-    front: SocketAddr,
-    orca: u16,
-    /// File with the service time of a call, ms.
-    service_ms: PathBuf,
-    _temp: TempDir,
-}
-
-impl Backend {
-    fn start(program: &Path, cpu: usize) -> Result<Self> {
-        let temp = TempDir::new("grpc")?;
-        let service_ms = temp.write("service_ms", "4")?;
-        let [port, front, orca] = [ports::free()?, ports::free()?, ports::free()?];
-        let mut command = Command::new("taskset");
-        command
-            .args(["-c", &cpu.to_string()])
-            .arg(program)
-            .arg(format!("127.0.0.1:{port}"))
-            .arg(&service_ms);
-        let server = Process::start("server", command.env("GOMAXPROCS", "1"))?;
-        let directory = temp.path().display();
-        let config = format!(
-            "daemon off;\nuser root;\npid {directory}/pid;\nerror_log stderr warn;\nevents {{}}\n\
-             http {{\n access_log off;\n\
-             client_body_temp_path {directory}/1; proxy_temp_path {directory}/2; fastcgi_temp_path {directory}/3;\n\
-             uwsgi_temp_path {directory}/4; scgi_temp_path {directory}/5;\n\
-             upstream server {{ server 127.0.0.1:{port}; keepalive 64; }}\n\
-             server {{\n listen 127.0.0.1:{front} http2;\n keepalive_requests 1000000;\n\
-             location / {{ grpc_pass grpc://server; }}\n\
-             location /xds.service.orca.v3.OpenRcaService/ {{ grpc_pass grpc://127.0.0.1:{orca}; }}\n }}\n}}\n"
-        );
-        let config = temp.write("nginx.conf", &config)?;
-        let mut command = Command::new(program::need(&["nginx"])?);
-        command.args(["-e", "stderr", "-p"]).arg(temp.path());
-        let nginx = Process::start("nginx", command.arg("-c").arg(config))?;
-        for port in [port, front] {
-            wait::until("a listener", DEADLINE, || {
-                server.check_running()?;
-                nginx.check_running()?;
-                Ok(TcpStream::connect(ports::local(port)).ok().map(drop))
-            })?;
-        }
-        Ok(Self {
-            _server: server,
-            _nginx: nginx,
-            port,
-            front: ports::local(front),
-            orca,
-            service_ms,
-            _temp: temp,
-        })
-    }
-
-    fn set_service_time(&self, ms: u32) -> Result<()> {
-        Ok(fs::write(&self.service_ms, ms.to_string())?)
-    }
-}
+use crate::{
+    readers::run,
+    stage::{DEADLINE, Stage, jam},
+};
 
 /// Share of each of two servers in the calls completed in the last second.
 fn shares(client: &Process, of: &[&Backend; 2]) -> Result<[f64; 2]> {
@@ -98,7 +30,7 @@ fn shares(client: &Process, of: &[&Backend; 2]) -> Result<[f64; 2]> {
         return Ok([0.0, 0.0]);
     };
     let counts: Value = serde_json::from_str(&last.text)?;
-    let count = |backend: &Backend| counts[backend.front.to_string()].as_f64().unwrap_or(0.0);
+    let count = |backend: &Backend| counts[backend.front().to_string()].as_f64().unwrap_or(0.0);
     let [a, b] = of.map(count);
     Ok([a, b].map(|count| count / (a + b).max(1.0)))
 }
@@ -112,19 +44,22 @@ fn grpc_weighted_round_robin_follows_the_load_and_forgets_it_when_the_agent_is_k
         return Ok(());
     }
     let temp = TempDir::new("consumers")?;
-    let server = consumer(&temp, "server")?;
-    let (a, b) = (Backend::start(&server, 0)?, Backend::start(&server, 1)?);
+    let server = build(&temp, "server")?;
+    let start = |cpu| Backend::start(&server, &["taskset", "-c", cpu].map(str::to_owned), 4);
+    let (a, b) = (start("0")?, start("1")?);
     let more = format!(
         "[[signal.orca]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{}\"\n\
          [[signal.orca]]\ntarget = \"other\"\nlisten = \"127.0.0.1:{}\"\n\
          [[target]]\nport = {}\nservice_name = \"other\"\n",
-        a.orca, b.orca, b.port
+        a.orca_port(),
+        b.orca_port(),
+        b.port()
     );
-    let stage = Stage::start(a.port, &more)?;
-    let mut command = Command::new(consumer(&temp, "balanced")?);
+    let stage = Stage::start(a.port(), &more)?;
+    let mut command = Command::new(build(&temp, "balanced")?);
     command
         .arg("60")
-        .args([a.front.to_string(), b.front.to_string()]);
+        .args([a.front().to_string(), b.front().to_string()]);
     let client = Process::start("balanced", &mut command)?;
     let both = [&a, &b];
     let shares = || shares(&client, &both);
@@ -205,7 +140,7 @@ fn keda_gets_the_load_and_no_value_where_it_is_unknown() -> Result<()> {
         return Ok(());
     }
     let temp = TempDir::new("consumers")?;
-    let scaler = consumer(&temp, "scaler")?;
+    let scaler = build(&temp, "scaler")?;
     let port = ports::free()?;
     let service = jam("127.0.0.1:0", 20)?;
     // Long enough for a busy machine, and shorter than the deadline of the wait for its expiry.
