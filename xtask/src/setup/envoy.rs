@@ -18,10 +18,11 @@ pub fn find() -> State {
         let directory = tools::cache().join("envoy");
         return State::Missing(format!("neither on PATH nor in {}", directory.display()));
     };
-    // envoy  version: 9e55809…/1.40.0/Clean/RELEASE/BoringSSL
+    // /usr/bin/envoy  version: 9e55809…/1.40.0/Clean/RELEASE/BoringSSL
     match Cmd::new(&program).arg("--version").output() {
         Ok(output) => {
-            let version = output.split('/').nth(1).unwrap_or("of unknown version");
+            let (_, build) = output.split_once("version: ").unwrap_or_default();
+            let version = build.split('/').nth(1).unwrap_or("of unknown version");
             State::Found(format!("{version}, {}", program.display()))
         }
         Err(_) => State::Missing(format!("`{} --version` does not run", program.display())),
