@@ -6,11 +6,14 @@ use anyhow::Result;
 use clap::builder::PossibleValue;
 
 use super::{
+    group::{self, Mover},
     outcome::Outcome,
     run::Run,
     scenario::{
         Scenario,
-        ScenarioKind::{self, AgentDies, AgentReturns, Load, LostCpu, Spike},
+        ScenarioKind::{
+            self, AgentDies, AgentReturns, Day, Load, LostCpu, SlowServer, Spike, StalledServer,
+        },
     },
     service::Service::{
         self, CThreads, GoNetHttp, NginxUwsgi, NodeHttp, RustTower, UwsgiPostgresql,
@@ -38,7 +41,6 @@ pub enum Kind {
     /// Rejects the excess.
     Sheds,
     /// Sends work to other instances, or adds some.
-    #[expect(dead_code, reason = "no row of this kind yet")]
     MovesLoad,
 }
 
@@ -47,7 +49,6 @@ pub enum Play {
     /// In front of or in each of these services.
     Shed(Shedding, &'static [Service]),
     /// With instances of its own.
-    #[expect(dead_code, reason = "no row of this kind yet")]
     Own(fn(&mut Run, Scenario) -> Result<Outcome>),
 }
 
@@ -55,6 +56,10 @@ const PYTHON: &[Service] = &[UwsgiPostgresql, NginxUwsgi];
 const WITHOUT_AGENT: &[ScenarioKind] = &[Load, Spike, LostCpu];
 const ALL: &[ScenarioKind] = &[Load, Spike, LostCpu, AgentDies, AgentReturns];
 const TWO: &[ScenarioKind] = &[Load, AgentDies];
+const MOVES: &[ScenarioKind] = &[SlowServer, StalledServer, AgentDies, AgentReturns];
+const DRAINS: &[ScenarioKind] = &[StalledServer, AgentDies, AgentReturns];
+const HAPROXY: &[&str] = &["haproxy", "uWSGI"];
+const GRPC: &[&str] = &["Go", "nginx"];
 
 const NO_PAGE: Shedding = Shedding {
     page: None,
@@ -77,8 +82,30 @@ pub const CONSUMERS: &[Consumer] = &[
     sheds("share", "uWSGI: the admit ratio", ALL, Shedding { page: Some(By::AdmitRatio), ..NO_PAGE }, PYTHON),
     sheds("maxconn", "HAProxy: the concurrency limit", ALL, behind(Proxy::Maxconn), PYTHON),
     sheds("weight", "HAProxy: deny by weight, the admit ratio", ALL, behind(Proxy::Weight), PYTHON),
+    Consumer { needs: &["Envoy"], ..sheds("envoy", "Envoy: overload manager, the file", ALL, behind(Proxy::Envoy), PYTHON) },
     sheds("page+maxconn", "both at once", TWO, Shedding { proxy: Proxy::Maxconn, ..BY_WAIT }, &[UwsgiPostgresql]),
     sheds("page+weight", "both at once", TWO, Shedding { proxy: Proxy::Weight, ..BY_WAIT }, &[UwsgiPostgresql]),
+    Consumer {
+        kind: Kind::Baseline,
+        ..moves("round-robin", "HAProxy: round robin over two servers", &[SlowServer, StalledServer], HAPROXY,
+            |run, scenario| group::play(run, Mover::RoundRobin, scenario))
+    },
+    Consumer {
+        kind: Kind::Baseline,
+        ..moves("grpc-round-robin", "gRPC: round robin over two servers", &[SlowServer], GRPC,
+            |run, scenario| group::play(run, Mover::GrpcRoundRobin, scenario))
+    },
+    moves("balance-weight", "HAProxy: the weight and drain of two servers", MOVES, HAPROXY,
+        |run, scenario| group::play(run, Mover::Weight, scenario)),
+    moves("balance-maxconn", "HAProxy: the concurrency limits of two servers", MOVES, HAPROXY,
+        |run, scenario| group::play(run, Mover::Maxconn, scenario)),
+    moves("ready", "HAProxy: its health check of `/ready`", DRAINS, HAPROXY,
+        |run, scenario| group::play(run, Mover::Ready, scenario)),
+    moves("envoy-health", "Envoy: its health check of `/health`", MOVES, &["Envoy", "uWSGI"],
+        |run, scenario| group::play(run, Mover::Degraded, scenario)),
+    moves("orca", "gRPC: weighted round robin by load reports", &[SlowServer, AgentDies, AgentReturns], GRPC,
+        |run, scenario| group::play(run, Mover::Orca, scenario)),
+    moves("keda", "an autoscaler by KEDA's external scaler", &[Day], &["Go", "haproxy", "uWSGI"], group::scale),
 ];
 
 const fn baseline(
@@ -107,6 +134,23 @@ const fn sheds(
         needs: &["haproxy"],
         scenarios,
         play: Play::Shed(shedding, services),
+    }
+}
+
+const fn moves(
+    name: &'static str,
+    title: &'static str,
+    scenarios: &'static [ScenarioKind],
+    needs: &'static [&'static str],
+    play: fn(&mut Run, Scenario) -> Result<Outcome>,
+) -> Consumer {
+    Consumer {
+        name,
+        kind: Kind::MovesLoad,
+        title,
+        needs,
+        scenarios,
+        play: Play::Own(play),
     }
 }
 

@@ -1,10 +1,12 @@
 //! Closes the loop with every consumer of Tailback's signal: goodput and latency of a service under overload.
 //!
 //! The load is an open loop: requests are sent on schedule, whether or not earlier ones have completed. Every consumer gets
-//! the same load, through the same HAProxy, one after the other. `consumers` is the table of them, `parts` selects what is
-//! measured, `shedding` plays the scenarios of those that shed, and `results` keeps what was measured.
+//! the same load, one after the other. `consumers` is the table of them, `parts` selects what is measured, `shedding` plays
+//! the scenarios of those that shed, `group` those of the ones that move load, and `results` keeps what was measured.
 
 mod consumers;
+mod envoy;
+mod group;
 mod outcome;
 mod parts;
 mod plot;

@@ -48,18 +48,18 @@ pub struct Responses {
 
 impl Measure {
     pub fn percent(name: &'static str, share: f64) -> Self {
-        Self::new(name, "%", 100.0 * share)
+        Self::number(name, "%", 100.0 * share)
     }
 
     pub fn seconds(name: &'static str, duration: Duration) -> Self {
-        Self::new(name, "s", duration.as_secs_f64())
+        Self::number(name, "s", duration.as_secs_f64())
     }
 
     pub fn ms(name: &'static str, duration: Duration) -> Self {
-        Self::new(name, "ms", ms(duration))
+        Self::number(name, "ms", ms(duration))
     }
 
-    fn new(name: &'static str, unit: &'static str, value: f64) -> Self {
+    pub fn number(name: &'static str, unit: &'static str, value: f64) -> Self {
         Self {
             name,
             unit,

@@ -18,6 +18,8 @@ use super::{
 const OVERLOADS: [f64; 3] = [1.5, 2.0, 3.0];
 pub const PLOTTED_LOADS: [f64; 6] = [0.5, 0.8, 1.0, 1.5, 2.0, 3.0];
 const QUICK_LOADS: [f64; 1] = [2.0];
+/// Loads beside a slow server, relative to what it can do together with a healthy one.
+const SLOW_SERVER_LOADS: [f64; 2] = [0.75, 0.9];
 /// Threads of the CPU neighbour. With the service's two they take half of the CPU, and two thirds.
 const NEIGHBOURS: [u32; 2] = [2, 4];
 
@@ -52,9 +54,12 @@ impl Part {
 /// All parts that the arguments select, for one round.
 pub fn select(args: &Args) -> Result<Vec<Part>> {
     let scenarios = scenarios(args);
+    // Its first scenario is what a consumer is there for.
+    let is_quick = args.quick && args.scenario.is_empty();
     let of_consumer = |consumer: &'static Consumer, service: Option<Service>| {
         let plays = move |scenario: &Scenario| {
             consumer.scenarios.contains(&scenario.kind())
+                && (!is_quick || consumer.scenarios.first() == Some(&scenario.kind()))
                 && (scenario.kind() != ScenarioKind::LostCpu
                     || service.is_none_or(Service::computes))
         };
@@ -106,15 +111,20 @@ fn scenarios(args: &Args) -> Vec<Scenario> {
     let mut scenarios: Vec<Scenario> = loads.iter().copied().map(Scenario::Load).collect();
     scenarios.push(Scenario::Spike);
     scenarios.extend(NEIGHBOURS.map(Scenario::LostCpu));
-    scenarios.extend([Scenario::AgentDies, Scenario::AgentReturns]);
-    scenarios.retain(|scenario| {
-        let kind = scenario.kind();
-        if args.scenario.is_empty() {
-            !args.quick || kind == ScenarioKind::Load
-        } else {
-            args.scenario.contains(&kind)
-        }
-    });
+    let slow_server_loads = if args.quick {
+        &SLOW_SERVER_LOADS[..1]
+    } else {
+        &SLOW_SERVER_LOADS
+    };
+    scenarios.extend(slow_server_loads.iter().copied().map(Scenario::SlowServer));
+    scenarios.extend([
+        Scenario::StalledServer,
+        Scenario::Day,
+        Scenario::AgentDies,
+        Scenario::AgentReturns,
+    ]);
+    scenarios
+        .retain(|scenario| args.scenario.is_empty() || args.scenario.contains(&scenario.kind()));
     scenarios
 }
 

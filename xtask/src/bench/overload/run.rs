@@ -13,6 +13,7 @@ use tailback_tests::{
 };
 
 use super::{
+    group,
     outcome::{latencies, percentile},
     scenario::Phases,
     service::{Programs, Service},
@@ -38,6 +39,8 @@ pub struct Run {
     /// Started for the first service that needs it.
     postgres: Option<Postgres>,
     at_rest: Vec<(Service, Result<AtRest, String>)>,
+    /// Capacities of the servers that load is moved between.
+    pub groups: group::Cache,
 }
 
 /// A service without overload.
@@ -59,6 +62,7 @@ impl Run {
             programs,
             postgres: None,
             at_rest: Vec::new(),
+            groups: group::Cache::default(),
         }
     }
 
@@ -66,6 +70,7 @@ impl Run {
     pub fn begin_round(&mut self, spacing: Spacing) {
         self.spacing = spacing;
         self.at_rest.clear();
+        self.groups = group::Cache::default();
     }
 
     /// The agent's program.

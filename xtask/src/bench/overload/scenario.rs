@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::group;
+
 /// Time to start the servers of a scenario, for the estimate.
 const START: Duration = Duration::from_secs(3);
 /// Shortest measurement beside a CPU neighbour, so that the time after the change outweighs the change itself.
@@ -16,9 +18,15 @@ pub enum Scenario {
     Spike,
     /// Overload, then a CPU neighbour with this many threads on the service's CPU.
     LostCpu(u32),
-    /// Overload at 2× the capacity, then the agent is killed.
+    /// One of two servers becomes half as fast. Offered load relative to what both can do then.
+    SlowServer(f64),
+    /// All workers of one of two servers stop.
+    StalledServer,
+    /// A day's load, which instances come and go with.
+    Day,
+    /// While the consumer acts (on overload at 2× the capacity, or on a slow or stalled server), the agent is killed.
     AgentDies,
-    /// The agent is started again after that, while the overload continues.
+    /// The agent is started again after that, while the cause continues.
     AgentReturns,
 }
 
@@ -28,6 +36,9 @@ pub enum ScenarioKind {
     Load,
     Spike,
     LostCpu,
+    SlowServer,
+    StalledServer,
+    Day,
     AgentDies,
     AgentReturns,
 }
@@ -38,6 +49,9 @@ impl Scenario {
             Self::Load(_) => ScenarioKind::Load,
             Self::Spike => ScenarioKind::Spike,
             Self::LostCpu(_) => ScenarioKind::LostCpu,
+            Self::SlowServer(_) => ScenarioKind::SlowServer,
+            Self::StalledServer => ScenarioKind::StalledServer,
+            Self::Day => ScenarioKind::Day,
             Self::AgentDies => ScenarioKind::AgentDies,
             Self::AgentReturns => ScenarioKind::AgentReturns,
         }
@@ -48,6 +62,9 @@ impl Scenario {
             Self::Load(load) => format!("{load}× load"),
             Self::Spike => "after a 1.4× spike".to_owned(),
             Self::LostCpu(threads) => format!("beside {threads} threads"),
+            Self::SlowServer(load) => format!("slow server at {load}× load"),
+            Self::StalledServer => "stalled server".to_owned(),
+            Self::Day => "a day".to_owned(),
             Self::AgentDies => "agent dies".to_owned(),
             Self::AgentReturns => "agent returns".to_owned(),
         }
@@ -73,6 +90,8 @@ impl Scenario {
                 Self::Load(_) => settle + load + drain,
                 Self::Spike => spike + recovery,
                 Self::LostCpu(_) => 2 * phases.beside_neighbour() + drain,
+                Self::SlowServer(_) | Self::StalledServer => settle + load + drain,
+                Self::Day => group::DAY,
                 Self::AgentDies => settle + before_death + dead + drain,
                 Self::AgentReturns => settle + before_death + dead + returned + drain,
             }

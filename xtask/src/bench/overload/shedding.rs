@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tailback_tests::{
     load::{Load, Request},
     process::Process,
@@ -33,7 +33,7 @@ const NEIGHBOUR_LOAD: f64 = 1.5;
 /// Load while the agent dies and returns.
 const AGENT_LOAD: f64 = 2.0;
 /// A page's time to live, as the agent sets it.
-const TTL: Duration = Duration::from_secs(1);
+pub const TTL: Duration = Duration::from_secs(1);
 /// Interval of HAProxy's agent-check, and of the agent's renewals.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -53,7 +53,7 @@ pub enum By {
     AdmitRatio,
 }
 
-/// What HAProxy does beside forwarding.
+/// What the proxy does beside forwarding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxy {
     Forward,
@@ -63,6 +63,8 @@ pub enum Proxy {
     Maxconn,
     /// Rejects by the weight of Tailback's agent-check.
     Weight,
+    /// Envoy instead of HAProxy: its overload manager rejects by Tailback's file.
+    Envoy,
 }
 
 impl By {
@@ -77,7 +79,7 @@ impl By {
 impl Shedding {
     /// Whether Tailback controls the shedding.
     pub fn needs_agent(self) -> bool {
-        self.page.is_some() || matches!(self.proxy, Proxy::Maxconn | Proxy::Weight)
+        self.page.is_some() || matches!(self.proxy, Proxy::Maxconn | Proxy::Weight | Proxy::Envoy)
     }
 
     /// Whether it decides only by a ratio, which is right for one load: after a change it has to be estimated again.
@@ -91,6 +93,8 @@ impl Shedding {
             // Readers check the page for each request. The limit of a poll covers the time to respond.
             Proxy::Forward | Proxy::Static => TTL + POLL_INTERVAL,
             Proxy::Maxconn | Proxy::Weight => TTL + 2 * POLL_INTERVAL,
+            // Once more: the file, and Envoy's own poll of it.
+            Proxy::Envoy => TTL + 3 * POLL_INTERVAL,
         }
     }
 }
@@ -122,6 +126,9 @@ pub fn play(
         Scenario::LostCpu(threads) => subject.lost_cpu(run, &stage, threads)?,
         Scenario::AgentDies => subject.agent_dies(run, &mut stage)?,
         Scenario::AgentReturns => subject.agent_returns(run, &mut stage)?,
+        Scenario::SlowServer(_) | Scenario::StalledServer | Scenario::Day => {
+            bail!("one service does not play this scenario")
+        }
     };
     Ok(Outcome(measures))
 }

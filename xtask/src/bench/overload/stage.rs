@@ -1,4 +1,4 @@
-//! The running servers of a scenario: HAProxy in front of a service, with or without an agent.
+//! The running servers of a scenario: a proxy in front of a service, with or without an agent.
 
 use std::{
     io::{Read as _, Write as _},
@@ -13,9 +13,12 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tailback_page::Page;
-use tailback_tests::{agent::Agent, http, ports, process::Process, program, temp::TempDir, wait};
+use tailback_tests::{
+    agent::Agent, envoy::Envoy, http, ports, process::Process, program, temp::TempDir, wait,
+};
 
 use super::{
+    envoy::{self, Endpoint},
     run::Run,
     service::{Running, Service, Start},
     shedding::{POLL_INTERVAL, Proxy, Shedding},
@@ -28,15 +31,21 @@ const UNTUNED_MAXCONN: u32 = 100;
 
 /// The running servers, with or without an agent. Fields are dropped in this order.
 pub struct Stage {
-    /// HAProxy's address.
+    /// The proxy's address.
     pub front: SocketAddr,
     pub service: Service,
-    _haproxy: Process,
+    _front: Front,
     /// The last one is running, unless it was killed.
     agents: Vec<Agent>,
     agent: AgentSetup,
     _service: Running,
     _temp: TempDir,
+}
+
+/// The proxy in front of the service.
+enum Front {
+    Haproxy { _process: Process },
+    Envoy { _envoy: Envoy },
 }
 
 /// How the agent is started.
@@ -63,9 +72,18 @@ impl Stage {
             Proxy::Maxconn => format!("maxconn = {UNTUNED_MAXCONN}\n"),
             _ => String::new(),
         };
+        let file = temp.path().join("envoy");
+        let adapter = match shedding.proxy {
+            Proxy::Envoy => format!(
+                "[[signal.envoy]]\ntarget = \"bench\"\nfile = \"{}\"\n",
+                file.display()
+            ),
+            _ => format!(
+                "[[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{check}\"\n{maxconn}"
+            ),
+        };
         let text = format!(
-            "[[target]]\nport = {}\nservice_name = \"bench\"\n[signal]\ndirectory = \"{}\"\n\
-             [[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{check}\"\n{maxconn}",
+            "[[target]]\nport = {}\nservice_name = \"bench\"\n[signal]\ndirectory = \"{}\"\n{adapter}",
             running.port,
             directory.display()
         );
@@ -74,33 +92,46 @@ impl Stage {
             config: temp.write("tailback.toml", &text)?,
             directory,
         };
-        let front = ports::local(ports::free()?);
-        let config = Config {
-            service,
-            workers: run.workers(service),
-            proxy: shedding.proxy,
-            front,
-            server: running.address,
-            check,
-        };
-        let config = temp.write("haproxy.cfg", &config.text())?;
         let agents = if shedding.needs_agent() {
             vec![agent.start()?]
         } else {
             Vec::new()
         };
-        let mut command = Command::new(program::need(&["haproxy"])?);
-        let haproxy = Process::start("HAProxy", command.arg("-db").arg("-f").arg(config))?;
+        let (front, proxy) = if shedding.proxy == Proxy::Envoy {
+            wait::until("the file for Envoy", DEADLINE, || {
+                Ok(file.exists().then_some(()))
+            })?;
+            let endpoint = Endpoint {
+                server: running.address,
+                health_port: None,
+            };
+            let envoy = Envoy::start(|front| envoy::config(front, &[endpoint], Some(&file)))?;
+            (envoy.address(), Front::Envoy { _envoy: envoy })
+        } else {
+            let front = ports::local(ports::free()?);
+            let config = Config {
+                service,
+                workers: run.workers(service),
+                proxy: shedding.proxy,
+                front,
+                server: running.address,
+                check,
+            };
+            let config = temp.write("haproxy.cfg", &config.text())?;
+            let mut command = Command::new(program::need(&["haproxy"])?);
+            let process = Process::start("HAProxy", command.arg("-db").arg("-f").arg(config))?;
+            (front, Front::Haproxy { _process: process })
+        };
         let stage = Self {
             front,
             service,
-            _haproxy: haproxy,
+            _front: proxy,
             agents,
             agent,
             _service: running,
             _temp: temp,
         };
-        wait::until("a response through HAProxy", DEADLINE, || {
+        wait::until("a response through the proxy", DEADLINE, || {
             Ok(http::get(stage.front, service.path(), DEADLINE)
                 .ok()
                 .filter(|response| response.status == 200))
@@ -189,7 +220,7 @@ impl Config {
         );
         let (mut deny, mut server, mut queue) = (String::new(), String::new(), String::new());
         match self.proxy {
-            Proxy::Forward => {}
+            Proxy::Forward | Proxy::Envoy => {}
             Proxy::Static => {
                 // One request per worker, plus as many as can wait for half the service time.
                 let limit = self.workers + (self.workers / 2).max(1);
