@@ -18,7 +18,7 @@ use super::{
 const OVERLOADS: [f64; 3] = [1.5, 2.0, 3.0];
 pub const PLOTTED_LOADS: [f64; 6] = [0.5, 0.8, 1.0, 1.5, 2.0, 3.0];
 const QUICK_LOADS: [f64; 1] = [2.0];
-/// Loads beside a slow server, relative to what it can do together with a healthy one.
+/// Loads beside a slow server, relative to its capacity plus that of a healthy one.
 const SLOW_SERVER_LOADS: [f64; 2] = [0.75, 0.9];
 /// Threads of the CPU neighbour. With the service's two they take half of the CPU, and two thirds.
 const NEIGHBOURS: [u32; 2] = [2, 4];
