@@ -1,4 +1,4 @@
-//! Writes the file that Envoy's resource monitor `injected_resource` reads: the pressure as a number from 0 to 1.
+//! Writes the file that Envoy's resource monitor `injected_resource` reads: the share of new requests to reject, from 0 to 1.
 //!
 //! Envoy only notices a file that is moved into place, so each value is written to a temporary file and renamed.
 
@@ -23,8 +23,10 @@ use crate::config::signal::Envoy;
 /// How often the pressure is checked for a change.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// 1 − admit ratio: a `scaled` trigger from 0 to 1 rejects with exactly this probability. The score would not do: it says that work
+/// waits, not how much to reject, so that Envoy rejects too much and too little in turn.
 fn value(pressure: &Pressure) -> String {
-    format!("{:.3}\n", pressure.score.clamp(0.0, 1.0))
+    format!("{:.3}\n", (1.0 - pressure.admit_ratio).clamp(0.0, 1.0))
 }
 
 /// Writes the file whenever the value changes, until dropped.
@@ -83,16 +85,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_value_is_clamped_to_the_range_that_envoy_accepts() {
-        let at = |score: f64| {
+    fn the_value_is_the_share_to_reject() {
+        let at = |admit_ratio: f64| {
             value(&Pressure {
-                score,
+                admit_ratio,
                 ..Pressure::NONE
             })
         };
         assert_eq!(
-            (at(0.0), at(0.7364), at(3.0)),
+            (at(1.0), at(0.2636), at(-1.0)),
             ("0.000\n".into(), "0.736\n".into(), "1.000\n".into())
         );
+        assert_eq!(value(&Pressure::NONE), "0.000\n", "without an agent");
     }
 }
