@@ -103,8 +103,8 @@ fn a_thousand_idle_connections_and_slow_readers_do_not_delay_the_agent() -> Resu
     wait::until("a free slot on the stream", DEADLINE, || {
         let status: serde_json::Value =
             serde_json::from_str(&stage.send_line("{\"ask\": \"status\"}\n")?)?;
-        let refused = status["stream"]["refused"].as_u64().unwrap_or(0);
-        Ok((refused > 800).then_some(()))
+        let rejected = status["stream"]["rejected"].as_u64().unwrap_or(0);
+        Ok((rejected > 800).then_some(()))
     })?;
     drop(service);
     Ok(())

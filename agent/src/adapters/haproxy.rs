@@ -21,8 +21,8 @@ const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to read the reply and close: HAProxy's default check interval.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The reply. It acts in one way, because the controller does not see what two ways together achieve: with a `maxconn` from the
-/// configuration only through that, else only through the weight.
+/// The reply. It changes either the `maxconn`, if the configuration has one, or the weight, never both: the controller could not
+/// attribute the effect to one of them.
 ///
 /// Excess requests wait in HAProxy while a `maxconn` holds, where the agent does not see them. So the admit ratio rises, although
 /// the overload goes on.

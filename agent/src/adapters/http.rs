@@ -116,38 +116,42 @@ fn pressure(shared: &Shared, target: Option<&str>) -> Value {
         .into_iter()
         .map(|(name, pressure)| {
             let entries = shared.pages.page(&name).entries();
-            let mut object = json!({
-                "target": name,
-                "alive": pressure.alive,
-                "pid": pressure.pid,
-                "level": pressure.level_name(),
-                "score": pressure.score,
-                "admit_ratio": pressure.admit_ratio,
-                "load": pressure.load,
-                "cpu": pressure.cpu,
-                "oldest_age_ns": pressure.oldest_age.as_nanos() as u64,
-                "retry_after_ms": pressure.retry_after.as_millis() as u64,
-                "queues": entries.iter().map(queue).collect::<Vec<_>>(),
-            });
-            if let Some(limit) = pressure.concurrency_limit {
-                object["concurrency_limit"] = limit.into();
-            }
-            let times = [
-                ("max_queue_wait_ns", pressure.max_queue_wait),
-                ("time_to_full_ns", pressure.time_to_full),
-            ];
-            for (key, time) in times {
-                if let Some(time) = time {
-                    object[key] = (time.as_nanos() as u64).into();
-                }
-            }
-            object
+            pressure_object(&name, &pressure, &entries)
         })
         .collect();
     match target {
         Some(_) => objects.pop().unwrap_or_default(),
         None => Value::Array(objects),
     }
+}
+
+fn pressure_object(name: &str, pressure: &Pressure, entries: &[Entry]) -> Value {
+    let mut object = json!({
+        "target": name,
+        "alive": pressure.alive,
+        "pid": pressure.pid,
+        "level": pressure.level_name(),
+        "score": pressure.score,
+        "admit_ratio": pressure.admit_ratio,
+        "load": pressure.load,
+        "cpu": pressure.cpu,
+        "oldest_age_ns": pressure.oldest_age.as_nanos() as u64,
+        "retry_after_ms": pressure.retry_after.as_millis() as u64,
+        "queues": entries.iter().map(queue).collect::<Vec<_>>(),
+    });
+    if let Some(limit) = pressure.concurrency_limit {
+        object["concurrency_limit"] = limit.into();
+    }
+    let times = [
+        ("max_queue_wait_ns", pressure.max_queue_wait),
+        ("time_to_full_ns", pressure.time_to_full),
+    ];
+    for (key, time) in times {
+        if let Some(time) = time {
+            object[key] = (time.as_nanos() as u64).into();
+        }
+    }
+    object
 }
 
 fn queue(entry: &Entry) -> Value {
@@ -219,13 +223,7 @@ async fn metrics(shared: &Shared) -> Response<Body> {
         Ok(text) => text,
         Err(_) => {
             let mut text = String::new();
-            crate::signal::metrics::one(
-                &mut text,
-                "tailback_agent_up",
-                "gauge",
-                "Whether the agent replies.",
-                0.0,
-            );
+            crate::signal::metrics::agent_up(&mut text, false);
             text
         }
     };
@@ -241,7 +239,15 @@ async fn status(shared: &Shared) -> Response<Body> {
     let agent = agent
         .ok()
         .and_then(|text| serde_json::from_str::<Value>(&text).ok());
-    json_of(&json!({"agent": agent, "adapter_process": shared.status()}))
+    json_of(&statuses(agent, shared))
+}
+
+/// The status of the agent, if it runs, and of the adapter process.
+fn statuses(agent: Option<Value>, shared: &Shared) -> Value {
+    let mut object = Map::new();
+    object.extend(agent.map(|agent| ("agent".to_owned(), agent)));
+    object.insert("adapter_process".to_owned(), shared.status());
+    object.into()
 }
 
 /// The agent's events as server-sent events. The stream ends with the agent; browsers reconnect by themselves.
@@ -318,4 +324,36 @@ fn typed(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Resp
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emit::json::reference::assert_documented;
+
+    #[test]
+    fn the_keys_of_pressure_are_those_of_the_documentation() {
+        let second = Duration::from_secs(1);
+        let pressure = Pressure {
+            concurrency_limit: Some(6),
+            max_queue_wait: Some(second),
+            time_to_full: Some(second),
+            ..Pressure::NONE
+        };
+        let entry = Entry {
+            kind: 0,
+            flags: INBOUND,
+            id: 1,
+            depth: 1,
+            limit: Some(1),
+            standing_delay: second,
+            p99: Some(second),
+            oldest_age: second,
+            score: 1.0,
+            arrivals_per_s: Some(1),
+            departures_per_s: Some(1),
+            losses: 1,
+        };
+        assert_documented("/pressure", &[pressure_object("shop", &pressure, &[entry])]);
+    }
 }

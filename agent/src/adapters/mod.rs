@@ -131,19 +131,19 @@ impl Shared {
             (
                 "tailback_adapter_replies_total",
                 "counter",
-                "Replies sent by an adapter.",
+                "Replies sent by the adapter.",
                 AdapterStats::replies,
             ),
             (
                 "tailback_adapter_connections",
                 "gauge",
-                "Clients connected to an adapter.",
+                "Clients connected to the adapter.",
                 AdapterStats::connections,
             ),
             (
                 "tailback_adapter_rejected_total",
                 "counter",
-                "Rejected connections.",
+                "Clients that were not served: too many, or too slow.",
                 AdapterStats::rejections,
             ),
         ];
@@ -302,5 +302,34 @@ async fn serve_status(listener: Listener, shared: Arc<Shared>) {
             // A client that is too slow gets no reply and may ask again.
             let _ = tokio::time::timeout(STATUS_TIMEOUT, reply).await;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emit::json::reference::assert_documented;
+
+    fn shared() -> Shared {
+        let stats = AdapterStats::new("haproxy", "127.0.0.1:1".to_owned(), Some("shop".to_owned()));
+        stats.replied("up ready 62%");
+        stats.failed("cannot listen");
+        Shared {
+            pages: PageCache::new("/nonexistent".into()),
+            drain_policy: Mutex::new(DrainPolicy::new(Vec::new())),
+            adapters: vec![stats],
+            since: Instant::now(),
+            is_draining: AtomicBool::new(false),
+        }
+    }
+
+    #[test]
+    fn the_keys_of_the_status_are_those_of_the_documentation() {
+        assert_documented(r#""of": "adapter_process""#, &[shared().status()]);
+    }
+
+    #[test]
+    fn the_metrics_are_those_of_the_documentation() {
+        metrics::reference::assert_documented(&["Adapters"], &shared().metrics());
     }
 }

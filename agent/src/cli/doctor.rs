@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Failure, exit_code::Outcome, session};
 use crate::kernel::{
@@ -227,7 +227,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             .bpf_loop
             .clone()
             .map(|()| "bpf_loop (the verifier checks one round of a loop)".to_owned()),
-        cost: "the agent starts some tenths of a second later: the verifier walks every round of a loop",
+        cost: "the agent takes a few tenths of a second longer to start: the verifier checks every iteration of a loop",
         remedy: "Linux 5.17 or later",
         required: false,
     });
@@ -276,15 +276,39 @@ fn print(out: &mut impl Write, checks: &[Check]) -> io::Result<()> {
 
 fn print_json(out: &mut impl Write, checks: &[Check]) -> io::Result<()> {
     for check in checks {
-        let line = match &check.state {
-            Ok(how) => json!({"type": "check", "name": check.name, "state": "ok", "how": how}),
-            Err(why) => json!({
-                "type": "check", "name": check.name, "state": if check.required { "failed" } else { "off" },
-                "why": why, "cost": check.cost, "remedy": check.remedy,
-            }),
-        };
-        serde_json::to_writer(&mut *out, &line)?;
+        serde_json::to_writer(&mut *out, &check.to_json())?;
         writeln!(out)?;
     }
     Ok(())
+}
+
+impl Check {
+    fn to_json(&self) -> Value {
+        match &self.state {
+            Ok(how) => json!({"type": "check", "name": self.name, "state": "ok", "how": how}),
+            Err(why) => json!({
+                "type": "check", "name": self.name, "state": if self.required { "failed" } else { "off" },
+                "why": why, "cost": self.cost, "remedy": self.remedy,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emit::json::reference::assert_documented;
+
+    #[test]
+    fn the_keys_of_a_check_are_those_of_the_documentation() {
+        let check = |state| Check {
+            name: "kernel",
+            state,
+            cost: "-",
+            remedy: "mount /proc",
+            required: true,
+        };
+        let states = [Ok("6.1.0".to_owned()), Err("no /proc".to_owned())];
+        assert_documented("check", &states.map(|state| check(state).to_json()));
+    }
 }

@@ -381,4 +381,6 @@ pub(crate) fn round(value: f64) -> f64 {
 }
 
 #[cfg(test)]
+pub(crate) mod reference;
+#[cfg(test)]
 mod tests;

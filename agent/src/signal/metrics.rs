@@ -32,7 +32,7 @@ const OF_CONTROLLERS: &[Family<ControllerState>] = &[
     (
         "tailback_controller_admit_ratio",
         "gauge",
-        "Share of new work to admit for this queue, 0 to 1.",
+        "Share of new work to admit for this queue, 0.05 to 1.",
         |state| Some(state.admit_ratio),
     ),
     (
@@ -77,13 +77,13 @@ const OF_QUEUES: &[Family<Gauge>] = &[
     (
         "tailback_queue_depth",
         "gauge",
-        "Depth of the queue, in the unit of its kind.",
+        "Items in the queue, in the unit of its kind.",
         |gauge| Some(gauge.depth as f64),
     ),
     (
         "tailback_queue_limit",
         "gauge",
-        "Limit of the queue, in the unit of its kind.",
+        "Capacity of the queue, in the unit of its kind.",
         |gauge| gauge.limit.map(|limit| limit as f64),
     ),
     (
@@ -106,7 +106,7 @@ const OF_QUEUES: &[Family<Gauge>] = &[
     (
         "tailback_queue_standing_delay_seconds",
         "gauge",
-        "Minimum delay over the detection window.",
+        "Standing delay: the minimum delay over the detection window.",
         |gauge| Some(gauge.standing_delay_ns as f64 / SECOND),
     ),
     (
@@ -171,12 +171,12 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
     let of = &snapshot.pressures;
     family_of_some(
         "tailback_concurrency_limit",
-        "Maximum number of requests in service; absent without overload.",
+        "Maximum number of requests to have in service at once; absent without overload.",
         &|i| of[i].concurrency_limit.map(f64::from),
     );
     family_of_some(
         "tailback_max_queue_wait_seconds",
-        "Reject work at dequeue if it waited longer; absent without overload.",
+        "Max queue wait: reject work at dequeue if it waited longer; absent without overload.",
         &|i| of[i].max_queue_wait_ns.map(|ns| ns as f64 / SECOND),
     );
     let mut family = |name: &str, help: &str, value: &dyn Fn(usize) -> f64| {
@@ -184,7 +184,7 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
     };
     family(
         "tailback_shedding",
-        "1 while new work is to be rejected, by admit ratio, concurrency limit or max queue wait.",
+        "1 while new work should be rejected, by admit ratio, concurrency limit or max queue wait.",
         &|i| f64::from(of[i].is_shedding()),
     );
     family(
@@ -199,17 +199,17 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
     );
     family(
         "tailback_admit_ratio",
-        "Share of new work to admit, 0 to 1.",
+        "Share of new work to admit, 0.05 to 1.",
         &|i| of[i].admit_ratio,
     );
     family(
         "tailback_load_ratio",
-        "Demand divided by capacity: 1 is fully loaded, 2 is twice the capacity or more.",
+        "Demand divided by capacity, at most 2.",
         &|i| of[i].load.all,
     );
     family(
         "tailback_cpu_ratio",
-        "CPU utilization, as a fraction of the CPUs that the service may use.",
+        "CPU time as a fraction of the CPUs that the service may use.",
         &|i| of[i].load.cpu,
     );
 }
@@ -239,7 +239,7 @@ fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
         text,
         WAIT,
         "histogram",
-        "Queue wait of departures; those between two samples count at their mean.",
+        "Queueing delay of departures; those between two samples count at their mean.",
     );
     for (target, key) in queues.keys() {
         let Some(histogram) = waits.of(key) else {
@@ -259,7 +259,7 @@ fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
         text,
         "tailback_queues_omitted",
         "gauge",
-        "Queues left out because there are too many.",
+        "Queues beyond the export limit.",
         beyond as f64,
     );
 }
@@ -281,12 +281,7 @@ fn of_controllers(text: &mut String, snapshot: &Snapshot) {
         .take(MAX_QUEUES)
         .collect();
     const MODE: &str = "tailback_controller_mode";
-    head(
-        text,
-        MODE,
-        "gauge",
-        "1 for the current mode of the controller: open, draining, stalled, equilibrium, holding, recovering or probing.",
-    );
+    head(text, MODE, "gauge", "1 for the current mode.");
     for (labels, state) in &controllers {
         let mode = state.mode.name();
         let _ = writeln!(text, "{MODE}{{{labels},mode=\"{mode}\"}} 1");
@@ -302,13 +297,7 @@ fn of_controllers(text: &mut String, snapshot: &Snapshot) {
 }
 
 fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
-    one(
-        text,
-        "tailback_agent_up",
-        "gauge",
-        "1 while the agent is sampling.",
-        f64::from(snapshot.is_current()),
-    );
+    agent_up(text, snapshot.is_current());
     if let Some(report) = snapshot.report.as_deref() {
         for (name, kind, help, value) in [
             (
@@ -338,7 +327,7 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
             (
                 "tailback_agent_cpu_ratio",
                 "gauge",
-                "CPU usage of the agent over the last report interval, as a fraction of one core.",
+                "CPU time of the agent as a fraction of one core, over the last report interval.",
                 report.cpu_share,
             ),
             (
@@ -387,7 +376,7 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
         text,
         "tailback_pages_failed",
         "gauge",
-        "Services without a page, because it could not be written or there are too many.",
+        "Services without a page, because it cannot be written or there are too many.",
         (failed + beyond) as f64,
     );
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed) as f64;
@@ -395,24 +384,24 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
         text,
         "tailback_stream_subscribers",
         "gauge",
-        "Connected stream subscribers.",
+        "Clients of the unix stream.",
         state.subscribers().len() as f64,
     );
     one(
         text,
         "tailback_stream_lines_total",
         "counter",
-        "Lines published on the stream.",
+        "Lines published on the unix stream.",
         count(&state.counts.lines),
     );
     head(
         text,
         "tailback_stream_dropped_total",
         "counter",
-        "Stream subscribers that were refused or disconnected.",
+        "Clients that were rejected or disconnected.",
     );
     for (reason, counter) in [
-        ("no_room", &state.counts.refused),
+        ("rejected", &state.counts.rejected),
         ("too_slow", &state.counts.too_slow),
         ("invalid_commands", &state.counts.invalid_commands),
     ] {
@@ -422,6 +411,17 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
             count(counter)
         );
     }
+}
+
+/// Whether the agent is sampling. The adapters report it for an agent that is gone.
+pub fn agent_up(text: &mut String, is_up: bool) {
+    one(
+        text,
+        "tailback_agent_up",
+        "gauge",
+        "1 if the agent replies and is sampling, else 0.",
+        is_up.into(),
+    );
 }
 
 /// A family with a single value.
@@ -442,3 +442,8 @@ pub fn escaped(value: &str) -> String {
         .replace('"', "\\\"")
         .replace('\n', "\\n")
 }
+
+#[cfg(test)]
+pub(crate) mod reference;
+#[cfg(test)]
+mod tests;

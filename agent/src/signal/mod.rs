@@ -12,6 +12,8 @@ mod concurrency;
 pub mod constants;
 pub mod controller;
 mod encode;
+#[cfg(test)]
+mod fixture;
 mod load;
 pub mod metrics;
 pub mod names;

@@ -64,7 +64,7 @@ pub struct Counts {
     /// Lines published.
     pub lines: AtomicU64,
     /// Clients rejected for lack of room, disconnected as too slow, and disconnected for an invalid command.
-    pub refused: AtomicU64,
+    pub rejected: AtomicU64,
     pub too_slow: AtomicU64,
     pub invalid_commands: AtomicU64,
 }

@@ -60,7 +60,7 @@ pub fn agent(state: &SharedState, directory: &Path) -> String {
         .collect();
     let (written, failed, beyond) = snapshot.pages;
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    let status = json!({
+    let mut status = json!({
         "type": "status",
         "of": "agent",
         "time_unix_ns": unix_ns(),
@@ -68,19 +68,21 @@ pub fn agent(state: &SharedState, directory: &Path) -> String {
         "pid": std::process::id(),
         "directory": directory.display().to_string(),
         "sampling": snapshot.is_current(),
-        "last_tick_age_ns": unix_ns().saturating_sub(snapshot.unix_ns),
+        "last_sample_age_ns": unix_ns().saturating_sub(snapshot.unix_ns),
         "boot_ns": boot_ns(),
         "pages": {"written": written, "failed": failed, "over_limit": beyond},
         "targets": targets,
         "subscribers": subscribers,
         "stream": {
             "lines": count(&state.counts.lines),
-            "refused": count(&state.counts.refused),
+            "rejected": count(&state.counts.rejected),
             "too_slow": count(&state.counts.too_slow),
             "invalid_commands": count(&state.counts.invalid_commands),
         },
-        "agent": snapshot.report.as_deref(),
     });
+    if let Some(report) = snapshot.report.as_deref() {
+        status["agent"] = json!(report);
+    }
     format!("{status}\n")
 }
 
@@ -141,10 +143,26 @@ fn controllers(pressure: &Pressure) -> Value {
 mod tests {
     use super::*;
     use crate::{
+        emit::json::reference::assert_documented,
         queue::Kind,
         sample::Target,
-        signal::{PressureTracker, controller::Mode},
+        signal::{PressureTracker, controller::Mode, fixture},
     };
+
+    #[test]
+    fn the_keys_of_status_and_pressure_are_those_of_the_documentation() {
+        let parsed = |text: String| serde_json::from_str::<Value>(&text).unwrap();
+        let state = fixture::state();
+        let status = parsed(agent(&state, Path::new("/run/tailback")));
+        assert_documented(r#""of": "agent""#, &[status]);
+        let pressure = parsed(standing(&state.snapshot(), |_| true));
+        assert_documented("pressure", &[pressure]);
+        let empty = parsed(agent(&SharedState::default(), Path::new("/run/tailback")));
+        assert!(
+            empty.get("agent").is_none(),
+            "absent before the first report: {empty}"
+        );
+    }
 
     #[test]
     fn a_controller_is_reported_with_its_mode_and_the_numbers_behind_it() {

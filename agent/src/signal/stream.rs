@@ -90,7 +90,7 @@ pub async fn serve(listener: UnixListener, state: Arc<SharedState>, directory: P
             continue;
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-            state.counts.refused.fetch_add(1, Ordering::Relaxed);
+            state.counts.rejected.fetch_add(1, Ordering::Relaxed);
             let text = format!("too many connections ({MAX_CONNECTIONS})");
             let (_, mut writer) = stream.into_split();
             // The socket buffer of a new connection has room, so this does not block.
@@ -139,12 +139,12 @@ async fn serve_one(
             return;
         }
     };
-    let answer = match request.ask {
+    let reply = match request.ask {
         Some(Ask::Status) => status::agent(state, directory),
         Some(Ask::Metrics) => metrics::render(state),
         None => {
             let Ok(_place) = subscriptions.try_acquire() else {
-                state.counts.refused.fetch_add(1, Ordering::Relaxed);
+                state.counts.rejected.fetch_add(1, Ordering::Relaxed);
                 let text = error(&format!("too many subscribers ({MAX_SUBSCRIBERS})"));
                 let _ = timeout(CLIENT_TIMEOUT, writer.write_all(text.as_bytes())).await;
                 return;
@@ -169,7 +169,7 @@ async fn serve_one(
             return;
         }
     };
-    let _ = timeout(CLIENT_TIMEOUT, writer.write_all(answer.as_bytes())).await;
+    let _ = timeout(CLIENT_TIMEOUT, writer.write_all(reply.as_bytes())).await;
 }
 
 /// Parses a request. It must be a JSON object: serde would also accept a list.
@@ -235,4 +235,16 @@ async fn forward(
 
 fn error(text: &str) -> String {
     format!("{}\n", serde_json::json!({"type": "error", "text": text}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emit::json::reference::assert_documented;
+
+    #[test]
+    fn the_keys_of_an_error_are_those_of_the_documentation() {
+        let error = serde_json::from_str(&error("too many subscribers")).unwrap();
+        assert_documented("error", &[error]);
+    }
 }

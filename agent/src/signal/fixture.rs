@@ -1,0 +1,100 @@
+//! Test data: the state of a service about which everything is known.
+
+use std::sync::Arc;
+
+use super::{
+    controller::{ControllerState, Mode},
+    load::Load,
+    pressure::{Pressure, PressureTracker},
+    state::{SharedState, Snapshot, Subscriber},
+};
+use crate::{
+    detect::Gauge,
+    event::Level,
+    queue::{Kind, QueueKey},
+    sample::{AgentReport, Target},
+};
+
+/// Every time, ns: 2.5 s.
+const TIME_NS: u64 = 2_500_000_000;
+
+fn queue() -> (Arc<QueueKey>, Gauge) {
+    let key = QueueKey::new(1, Kind::Accept, ":80".into());
+    let gauge = Gauge {
+        at_ns: 1,
+        level: Level::Critical,
+        score: 0.93,
+        depth: 9,
+        limit: Some(100),
+        standing_delay_ns: TIME_NS,
+        oldest_age_ns: Some(TIME_NS),
+        wait_ns: Some(TIME_NS),
+        time_to_full_ns: Some(TIME_NS),
+        is_counted: true,
+        arrivals: 20,
+        departures: 11,
+        losses: 3,
+        ..Gauge::default()
+    };
+    (Arc::new(key), gauge)
+}
+
+fn controller() -> ControllerState {
+    ControllerState {
+        mode: Mode::Draining,
+        admit_ratio: 0.31,
+        equilibrium_admit_ratio: Some(0.5),
+        utilization: Some(1.0),
+        overload_utilization: Some(1.0),
+        target_delay_ns: TIME_NS,
+        standing_delay_ns: TIME_NS,
+        max_queue_wait_ns: TIME_NS,
+    }
+}
+
+fn pressure() -> Pressure {
+    let shop = Arc::new(Target {
+        name: "shop".to_owned(),
+        ..Target::default()
+    });
+    let none = PressureTracker::default().read(0, std::iter::empty(), std::iter::once(&shop));
+    let (key, gauge) = queue();
+    Pressure {
+        level: Level::Critical,
+        score: 0.93,
+        admit_ratio: 0.31,
+        load: Load { all: 1.5, cpu: 0.5 },
+        utilization: Some(1.0),
+        concurrency_limit: Some(6),
+        max_queue_wait_ns: Some(TIME_NS),
+        time_to_full_ns: Some(TIME_NS),
+        queues: vec![(Arc::clone(&key), gauge)],
+        controllers: vec![(key, controller())],
+        ..none[0].clone()
+    }
+}
+
+pub(super) fn state() -> SharedState {
+    let state = SharedState::default();
+    let pressures = vec![pressure()];
+    state.count_waits(&pressures);
+    state.set(Snapshot {
+        until_ns: u64::MAX,
+        pressures: Arc::new(pressures),
+        names: Arc::new(vec!["shop".to_owned()]),
+        report: Some(Arc::new(AgentReport {
+            cpu_ns: TIME_NS,
+            cpu_share: 0.01,
+            ..AgentReport::default()
+        })),
+        ..Snapshot::default()
+    });
+    state.add_subscriber(Subscriber {
+        pid: Some(1),
+        target: Some("shop".to_owned()),
+        min_level: Level::Warn,
+        since_unix_ns: 1,
+        lines: 1,
+    });
+    state
+}
