@@ -2,6 +2,7 @@
 //!
 //! A service with several processes (prefork, SO_REUSEPORT, an inherited listener) is one target.
 
+mod cgroup;
 mod discovery;
 mod facts;
 mod group;

@@ -3,34 +3,30 @@
 //! It tries each capability. A program that does not load is switched off, and [`Capabilities`] keeps the reason. Loading
 //! fails only if processes cannot be listed, or if neither files nor threads can be scanned.
 
+mod capabilities;
+mod file_operations;
+mod object;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-        unix::net::UnixDatagram,
-    },
+    os::fd::{AsFd as _, AsRawFd as _},
 };
 
-use anyhow::{Context as _, Result, bail};
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map},
-    programs::Iter,
-};
+use aya::maps::{Array, HashMap, Map};
 use bytemuck::Zeroable as _;
-use tailback_ebpf::{Helpers, Layout, Scan, Types};
+pub use capabilities::{Capabilities, Capability};
+use object::{Object, ProgramChoice, missing_part, off};
+use tailback_ebpf::Scan;
 
-use super::{Glance, Record, link, run};
+use super::{Glance, link};
 use crate::kernel::{
     LoadError,
     btf::Btf,
-    cast,
     iter::{IterScope, Link},
     layout::{self, Feature, Resolved},
     log::{self, BpfLog},
     output_buffer::SharedBuffer,
-    ring,
 };
 
 /// The kernel's description of its own types.
@@ -42,215 +38,6 @@ const READ_BYTES: usize = 64 * 1024;
 
 /// How long a busy socket stays in `FOCUSED_SOCKETS` unless a file scan renews it, ns.
 const FOCUSED_SOCKET_TTL_NS: u64 = 3_000_000_000;
-
-/// Whether a capability works on this kernel; `Err` is the reason for the user.
-pub type Capability = Result<(), String>;
-
-/// What works on this kernel, and why the rest does not.
-#[derive(Clone, Debug)]
-pub struct Capabilities {
-    /// Fields found in the kernel's BTF, and missing ones.
-    pub fields: Resolved,
-    /// Scanning open files. Without it no socket or pipe is watched.
-    pub files: Capability,
-    /// Scanning threads. Without it no run queue is watched.
-    pub threads: Capability,
-    /// What threads are blocked on. Without it workers, event loops, locks and disks are not watched.
-    pub waits: Capability,
-    /// Which process holds the other end of a connection, pipe or unix socket. Without it no wait is followed to another process.
-    pub holders: Capability,
-    /// CPU time of every thread on the host. Without it the process that starves a target is not named.
-    pub cpu_times: Capability,
-    /// Iterators bound to one process. Without it every scan visits the whole host.
-    pub bound_to_process: Capability,
-    /// The scan of focused sockets. Without it listeners and busy sockets are seen by the file scan only.
-    pub focused_sockets: Capability,
-    /// Reading user memory. Without it only the system call of a blocked thread and its arguments are known.
-    pub user_memory: Capability,
-    /// `bpf_loop`. Without it the verifier checks every iteration of the accept queue loop, which slows down loading.
-    pub bpf_loop: Capability,
-    /// Batched scans. Without it the kernel visits each file and thread separately.
-    pub batched_scans: Capability,
-    /// Recognising io_uring files.
-    pub rings: Capability,
-    /// Debug lines of the programs (`--log-bpf`).
-    pub log: Capability,
-}
-
-impl Capabilities {
-    /// Scans that this kernel should run but does not, with the reason. `tailback doctor` shows the optional rest.
-    pub fn failed_scans(&self) -> Vec<(&'static str, &str)> {
-        let scans = [
-            ("open files", &self.files),
-            ("threads", &self.threads),
-            ("what threads wait for", &self.waits),
-            (
-                "who holds the other end of a connection or pipe",
-                &self.holders,
-            ),
-            ("CPU time of all threads", &self.cpu_times),
-        ];
-        let failed = scans.into_iter().filter_map(|(scan, capability)| {
-            let reason = capability.as_ref().err()?;
-            Some((scan, reason.as_str()))
-        });
-        failed.collect()
-    }
-}
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct LayoutPod(Layout);
-// SAFETY: `Layout` is plain old data (bytemuck checks it).
-unsafe impl aya::Pod for LayoutPod {}
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct TypesPod(Types);
-// SAFETY: `Types` is plain old data (bytemuck checks it).
-unsafe impl aya::Pod for TypesPod {}
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct HelpersPod(Helpers);
-// SAFETY: `Helpers` is plain old data (bytemuck checks it).
-unsafe impl aya::Pod for HelpersPod {}
-
-/// The object with its maps created, while its programs are being loaded.
-struct Object {
-    ebpf: Ebpf,
-    kernel_btf: aya::Btf,
-    /// Reasons of programs that the verifier rejected. Their number shows whether logging costs programs.
-    rejected: Vec<String>,
-}
-
-impl Object {
-    /// Resolves the object for this kernel and creates its maps.
-    fn open(fields: &Resolved, log_bpf: bool) -> Result<Self, LoadError> {
-        let kernel_btf =
-            aya::Btf::from_sys_fs().map_err(|error| LoadError::BadBtf(error.into()))?;
-        let mut object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glance")).to_vec();
-        if let Some(kfunc) = fields.cast {
-            cast::resolve_calls(&mut object, kfunc);
-        }
-        let layout = LayoutPod(fields.layout);
-        let helpers = HelpersPod(fields.helpers);
-        let types = TypesPod(fields.types);
-        let log_level = log::level(log_bpf);
-        let mut loader = EbpfLoader::new();
-        loader
-            .btf(Some(&kernel_btf))
-            .override_global("LAYOUT", &layout, true)
-            .override_global("HELPERS", &helpers, true)
-            .override_global("TYPES", &types, true)
-            .override_global(log::LEVEL_GLOBAL, &log_level, true);
-        if !log_bpf {
-            // Every map of the object is created; aya rounds this one up to a page.
-            loader.map_max_entries(log::LOG_MAP, 1);
-        }
-        let ebpf = loader
-            .load(&object)
-            .map_err(|error| LoadError::new("cannot create the eBPF maps", error))?;
-        Ok(Self {
-            ebpf,
-            kernel_btf,
-            rejected: Vec::new(),
-        })
-    }
-
-    /// Loads one iterator. `target` is what the kernel iterates over, as in `iter/target`.
-    fn load(&mut self, program: &'static str, target: &str) -> Result<(), LoadError> {
-        let iter: &mut Iter = self
-            .ebpf
-            .program_mut(program)
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| missing_part(program))?;
-        iter.load(target, &self.kernel_btf).map_err(|error| {
-            let error = LoadError::of_program(program, error);
-            if let LoadError::Rejected { .. } | LoadError::KernelTooOld { .. } = error {
-                self.rejected.push(error.to_string());
-            }
-            error
-        })
-    }
-
-    /// Loads one iterator and creates a link over everything it can visit.
-    fn load_over_all(&mut self, program: &'static str, target: &str) -> Result<Link, LoadError> {
-        self.load(program, target)?;
-        self.link(program, IterScope::All)
-    }
-
-    fn link(&self, program: &'static str, over: IterScope) -> Result<Link, LoadError> {
-        link(&self.ebpf, program, over)
-            .map_err(|error| LoadError::new(format!("cannot create the iterator {program}"), error))
-    }
-
-    /// Takes a map out of the object.
-    fn map<T: TryFrom<Map, Error = aya::maps::MapError>>(
-        &mut self,
-        name: &'static str,
-    ) -> Result<T, LoadError> {
-        let map = self.ebpf.take_map(name).ok_or_else(|| missing_part(name))?;
-        T::try_from(map)
-            .map_err(|error| LoadError::new(format!("cannot use the eBPF map {name}"), error))
-    }
-}
-
-/// The object was built without a program or map that the agent needs: a bug.
-fn missing_part(name: &str) -> LoadError {
-    LoadError::new(
-        "cannot use the eBPF object",
-        format!("it does not contain {name}"),
-    )
-}
-
-/// An error with its causes, as the reason why a capability is off.
-fn off(error: LoadError) -> String {
-    format!("{:#}", anyhow::Error::new(error))
-}
-
-/// A scan for which there are two programs, and which of them loaded.
-struct ProgramChoice {
-    program: &'static str,
-    /// Whether the better one works.
-    better: Capability,
-    /// Whether any works.
-    any: Result<(), LoadError>,
-}
-
-impl ProgramChoice {
-    /// Loads `better` unless this kernel lacks what it needs, which `lacking` names. If it does not load, loads `fallback`.
-    fn load(
-        object: &mut Object,
-        target: &str,
-        [better, fallback]: [&'static str; 2],
-        lacking: Option<&str>,
-    ) -> Self {
-        let loaded = match lacking {
-            Some(reason) => Err(reason.to_owned()),
-            None => object.load(better, target).map_err(off),
-        };
-        if loaded.is_ok() {
-            return Self {
-                program: better,
-                better: loaded,
-                any: Ok(()),
-            };
-        }
-        Self {
-            program: fallback,
-            better: loaded,
-            any: object.load(fallback, target),
-        }
-    }
-
-    /// Checks that a link can be created, without running the scan.
-    fn check_link(&mut self, object: &Object) {
-        if self.any.is_ok() {
-            self.any = object.link(self.program, IterScope::All).map(drop);
-        }
-    }
-}
 
 impl Glance {
     /// Loads the object into the running kernel. `log_bpf`: with debug lines (see `kernel/log.rs`).
@@ -467,64 +254,4 @@ fn load_batched_scans(object: &mut Object, fields: &Resolved) -> Capability {
     }
     object.load("batched_threads", "task").map_err(off)?;
     object.load("batched_files", "task").map_err(off)
-}
-
-impl Glance {
-    /// Learns the addresses of the `file_operations` of sockets and io_uring instances. A capability whose address cannot be
-    /// learned is switched off.
-    fn learn_file_operations(&mut self) {
-        if self.capabilities.rings.is_ok() {
-            self.capabilities.rings = self.learn_rings().map_err(|error| format!("{error:#}"));
-        }
-        if self.capabilities.batched_scans.is_ok() {
-            self.capabilities.batched_scans =
-                self.learn_sockets().map_err(|error| format!("{error:#}"));
-        }
-    }
-
-    /// Learns the `file_operations` of io_uring by creating an instance.
-    fn learn_rings(&mut self) -> Result<()> {
-        let ring = ring::probe().context("cannot create an io_uring instance to probe")?;
-        self.scan_settings.ring_operations = self.operations_of(ring.as_fd())?;
-        Ok(())
-    }
-
-    /// Learns the `file_operations` of sockets by creating one.
-    fn learn_sockets(&mut self) -> Result<()> {
-        let socket = UnixDatagram::unbound().context("cannot create a socket to probe")?;
-        self.scan_settings.socket_operations = self.operations_of(socket.as_fd())?;
-        Ok(())
-    }
-
-    /// The address of the `file_operations` of one of the agent's own files.
-    fn operations_of(&mut self, file: BorrowedFd<'_>) -> Result<u64> {
-        if !self.capabilities.fields.has(Feature::Rings) {
-            bail!("BTF does not describe the operations of a file");
-        }
-        let own_pid = std::process::id();
-        let mut own_tgid = 0;
-        self.scan_processes(&mut |record| {
-            if let Record::Process(process) = record
-                && process.pid == own_pid
-            {
-                own_tgid = process.header.tgid;
-            }
-        })?;
-        self.scan_settings.own_tgid = own_tgid;
-        self.write_scan_settings()?;
-        let operations = link(&self.ebpf, "file_operations", IterScope::All)?;
-        let wanted = file.as_raw_fd() as u32;
-        let mut found = 0;
-        run(&operations, &mut self.buffer, &mut |record| {
-            if let Record::Operations(file) = record
-                && file.fd == wanted
-            {
-                found = file.operations;
-            }
-        })?;
-        if found == 0 {
-            bail!("the scan did not find the agent's own file");
-        }
-        Ok(found)
-    }
 }

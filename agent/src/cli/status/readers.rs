@@ -1,0 +1,100 @@
+//! The processes that read a page.
+
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path};
+
+use serde_json::{Value, json};
+
+/// A process that maps a service's page.
+pub(super) struct Reader {
+    pub(super) pid: u32,
+    pub(super) name: String,
+    pub(super) target: String,
+}
+
+impl Reader {
+    pub(super) fn object(&self) -> Value {
+        json!({"type": "reader", "pid": self.pid, "name": self.name, "target": self.target})
+    }
+}
+
+/// The processes that map a page, in any container and under any path: found by the file's device and inode. A process
+/// that reads the page as a file, as the Node library has to, cannot be seen.
+pub(super) fn readers(directory: &Path) -> Vec<Reader> {
+    let mut pages: Vec<((u64, u64), String)> = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if let Ok(metadata) = fs::metadata(entry.path().join("page")) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            pages.push(((metadata.dev(), metadata.ino()), name));
+        }
+    }
+    let mut readers = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        // The process has exited, or we may not read its maps.
+        let Ok(maps) = fs::read_to_string(process.path().join("maps")) else {
+            continue;
+        };
+        let mapped: BTreeSet<(u64, u64)> = maps.lines().filter_map(mapping).collect();
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        readers.extend(pages.iter().filter(|(page, _)| mapped.contains(page)).map(
+            |(_, target)| Reader {
+                pid,
+                name: name.trim_end().to_owned(),
+                target: target.clone(),
+            },
+        ));
+    }
+    readers
+}
+
+/// Device and inode of a shared read-only mapping, from a line of `/proc/PID/maps`.
+fn mapping(line: &str) -> Option<(u64, u64)> {
+    // 7f… -7f… r--s 00000000 00:19 1234   /run/tailback/shop/page
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let (access, _, device, inode) = (
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+    );
+    if access != "r--s" {
+        return None;
+    }
+    let (major, minor) = device.split_once(':')?;
+    let number = |text: &str| u32::from_str_radix(text, 16).ok();
+    let device = rustix::fs::makedev(number(major)?, number(minor)?);
+    Some((device, inode.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_read_only_mapping_is_a_reader() {
+        let line = "7f3a00000000-7f3a00001000 r--s 00000000 00:19 1234    /run/tailback/shop/page";
+        assert_eq!(mapping(line), Some((rustix::fs::makedev(0, 0x19), 1234)));
+        assert_eq!(
+            mapping(&line.replace("r--s", "rw-s")),
+            None,
+            "the agent's own mapping"
+        );
+        assert_eq!(mapping(""), None);
+    }
+
+    #[test]
+    fn the_keys_of_a_reader_are_those_of_the_documentation() {
+        let reader = Reader {
+            pid: 43,
+            name: "uwsgi".to_owned(),
+            target: "shop".to_owned(),
+        };
+        crate::emit::json::reference::assert_documented("reader", &[reader.object()]);
+    }
+}

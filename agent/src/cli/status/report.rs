@@ -1,0 +1,388 @@
+//! The status as a table for people.
+
+use std::{fmt::Write as _, fs};
+
+use serde_json::Value;
+
+use super::{AGENT_SOCKET, readers::Reader};
+use crate::{
+    collect::unix_ns,
+    signal::names::directory_of,
+    text::{bounded, duration, pad, width as width_of},
+};
+
+/// Longest name of a queue in a cell, in bytes.
+const MAX_NAME_BYTES: usize = 40;
+/// Consumers of a page that are named; the others are counted.
+const NAMED_CONSUMERS: usize = 3;
+
+pub(super) fn report(
+    agent: &anyhow::Result<Value>,
+    process: &anyhow::Result<Value>,
+    readers: &[Reader],
+) -> String {
+    let mut text = String::new();
+    match agent {
+        Ok(agent) => agent_report(&mut text, agent, readers),
+        Err(error) => {
+            let _ = writeln!(text, "agent     {error:#}: signals have failed open");
+        }
+    }
+    match process {
+        Ok(process) => {
+            let agent = agent.as_ref().ok();
+            adapters_report(
+                &mut text,
+                process,
+                agent.map(|agent| list(&agent["targets"])),
+            );
+        }
+        Err(_) => {
+            text += "\nadapters  not running: no adapter is configured in [signal], or the process was stopped\n";
+        }
+    }
+    text
+}
+
+fn agent_report(text: &mut String, agent: &Value, readers: &[Reader]) {
+    let report = &agent["agent"];
+    let cost = match (report["cpu_share"].as_f64(), report["rss_bytes"].as_u64()) {
+        (Some(share), Some(bytes)) => format!(
+            ", {:.1}% of a core, {}",
+            share * 100.0,
+            crate::text::bytes(bytes)
+        ),
+        _ => String::new(),
+    };
+    let _ = writeln!(
+        text,
+        "agent     PID {}, version {}, last sample {} ago{cost}",
+        agent["pid"],
+        word(&agent["version"]),
+        duration(agent["last_sample_age_ns"].as_u64().unwrap_or(0)),
+    );
+    if agent["sampling"] == false {
+        *text += "          agent is not sampling (hung?): signals have failed open\n";
+    }
+    let pages = &agent["pages"];
+    let not_written =
+        pages["failed"].as_u64().unwrap_or(0) + pages["over_limit"].as_u64().unwrap_or(0);
+    let not_written = match not_written {
+        0 => String::new(),
+        n => format!(" ({n} could not be written)"),
+    };
+    let _ = writeln!(
+        text,
+        "pages     {} in {}{not_written}",
+        pages["written"],
+        word(&agent["directory"])
+    );
+    let targets = list(&agent["targets"]);
+    let rows = targets.iter().map(|target| {
+        let worst = &target["worst"];
+        let limit = worst["limit"]
+            .as_u64()
+            .map_or_else(String::new, |limit| format!(" of {limit}"));
+        let worst = match worst["kind"].as_str() {
+            Some(kind) if target["score"].as_f64() > Some(0.0) => {
+                format!(
+                    "{kind} {}: {}{limit}",
+                    bounded(word(&worst["name"]), MAX_NAME_BYTES),
+                    worst["depth"]
+                )
+            }
+            _ => "-".to_owned(),
+        };
+        let consumers: Vec<String> = readers
+            .iter()
+            .filter(|reader| reader.target == word(&target["directory"]))
+            .map(|reader| format!("{} ({})", reader.name, reader.pid))
+            .collect();
+        [
+            word(&target["directory"]).to_owned(),
+            target["pid"].to_string(),
+            word(&target["level"]).to_owned(),
+            format!("{:.2}", target["score"].as_f64().unwrap_or(0.0)),
+            admit(target),
+            duration(target["oldest_age_ns"].as_u64().unwrap_or(0)),
+            worst,
+            if consumers.is_empty() {
+                "-".to_owned()
+            } else {
+                first_few(&consumers)
+            },
+        ]
+    });
+    table(
+        text,
+        [
+            "SERVICE",
+            "PID",
+            "LEVEL",
+            "SCORE",
+            "ADMIT",
+            "OLDEST",
+            "WORST QUEUE",
+            "PAGE MAPPED BY",
+        ],
+        rows,
+    );
+    controllers_report(text, targets);
+    let subscribers = list(&agent["subscribers"]);
+    let stream = &agent["stream"];
+    let disconnected: Vec<String> = [
+        ("rejected", "rejected"),
+        ("too_slow", "disconnected as too slow"),
+        ("invalid_commands", "invalid commands"),
+    ]
+    .iter()
+    .filter_map(|(key, words)| {
+        stream[key]
+            .as_u64()
+            .filter(|count| *count > 0)
+            .map(|count| format!("{count} {words}"))
+    })
+    .collect();
+    let disconnected = if disconnected.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", disconnected.join(", "))
+    };
+    let _ = writeln!(
+        text,
+        "\nstream    {} subscribers at {}/{AGENT_SOCKET}{disconnected}",
+        subscribers.len(),
+        word(&agent["directory"])
+    );
+    let rows = subscribers.iter().map(|subscriber| {
+        let pid = subscriber["pid"].as_u64();
+        let name = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok());
+        [
+            name.map_or_else(|| "-".to_owned(), |name| name.trim_end().to_owned()),
+            pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            subscriber["target"].as_str().unwrap_or("all").to_owned(),
+            word(&subscriber["min_level"]).to_owned(),
+            subscriber["lines"].to_string(),
+            ago(subscriber["since_unix_ns"].as_u64()),
+        ]
+    });
+    table(
+        text,
+        ["NAME", "PID", "SERVICE", "MIN LEVEL", "LINES", "SINCE"],
+        rows,
+    );
+}
+
+/// The state of each admission controller that does not admit all work.
+fn controllers_report(text: &mut String, targets: &[Value]) {
+    let active = targets.iter().flat_map(|target| {
+        let controllers = list(&target["controllers"]).iter();
+        let active = controllers.filter(|controller| controller["mode"] != "open");
+        active.map(move |controller| (target, controller))
+    });
+    let rows: Vec<_> = active
+        .map(|(target, controller)| {
+            let percent = |key: &str| {
+                let ratio = controller[key].as_f64();
+                ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{:.0}%", ratio * 100.0))
+            };
+            let time = |key: &str| {
+                let ns = controller[key].as_u64();
+                ns.map_or_else(|| "-".to_owned(), duration)
+            };
+            [
+                word(&target["directory"]).to_owned(),
+                format!(
+                    "{} {}",
+                    word(&controller["kind"]),
+                    bounded(word(&controller["name"]), MAX_NAME_BYTES)
+                ),
+                word(&controller["mode"]).to_owned(),
+                percent("admit_ratio"),
+                percent("equilibrium_admit_ratio"),
+                percent("utilization"),
+                time("standing_delay_ns"),
+                time("target_delay_ns"),
+                word(&controller["reason"]).to_owned(),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        *text += "\nadmission controllers\n";
+    }
+    table(
+        text,
+        [
+            "SERVICE",
+            "QUEUE",
+            "MODE",
+            "ADMIT",
+            "EQUILIBRIUM",
+            "UTILIZATION",
+            "STANDING DELAY",
+            "TARGET",
+            "REASON",
+        ],
+        rows.into_iter(),
+    );
+}
+
+/// `published`: the services that the agent publishes; `None` if no agent is running.
+fn adapters_report(text: &mut String, process: &Value, published: Option<&[Value]>) {
+    let _ = writeln!(
+        text,
+        "\nadapters  PID {}, up for {} s",
+        process["pid"], process["uptime_s"]
+    );
+    let adapters = list(&process["adapters"]);
+    let is_published = |service: &str| {
+        let directory = directory_of(service);
+        published.is_none_or(|services| services.iter().any(|of| of["directory"] == *directory))
+    };
+    let rows = adapters.iter().map(|adapter| {
+        let reply = match adapter["failure"].as_str() {
+            Some(failure) => format!("FAILED: {failure}"),
+            None if !adapter["target"].as_str().is_none_or(is_published) => {
+                format!("{} (no such service)", word(&adapter["last_reply"]))
+            }
+            None => word(&adapter["last_reply"]).to_owned(),
+        };
+        [
+            word(&adapter["adapter"]).to_owned(),
+            word(&adapter["at"]).to_owned(),
+            adapter["target"].as_str().unwrap_or("all").to_owned(),
+            adapter["connections"].to_string(),
+            adapter["replies"].to_string(),
+            ago(adapter["last_unix_ns"].as_u64()),
+            reply,
+        ]
+    });
+    table(
+        text,
+        [
+            "ADAPTER",
+            "AT",
+            "SERVICE",
+            "CONNECTED",
+            "REPLIES",
+            "LAST",
+            "LAST REPLY",
+        ],
+        rows,
+    );
+}
+
+/// The admission signals: `62%, max 6 in service, max wait 10 ms`.
+fn admit(target: &Value) -> String {
+    let mut text = format!(
+        "{:.0}%",
+        target["admit_ratio"].as_f64().unwrap_or(1.0) * 100.0
+    );
+    if let Some(limit) = target["concurrency_limit"].as_u64() {
+        text += &format!(", max {limit} in service");
+    }
+    if let Some(limit_ns) = target["max_queue_wait_ns"].as_u64() {
+        text += &format!(", max wait {}", duration(limit_ns));
+    }
+    text
+}
+
+fn ago(unix_ns_then: Option<u64>) -> String {
+    unix_ns_then.map_or_else(
+        || "never".to_owned(),
+        |then| format!("{} ago", duration(unix_ns().saturating_sub(then))),
+    )
+}
+
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// The first few names, and the number of the others.
+fn first_few(names: &[String]) -> String {
+    match names.len().saturating_sub(NAMED_CONSUMERS) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names[..NAMED_CONSUMERS].join(", ")),
+    }
+}
+
+/// Writes a table; nothing if it has no rows.
+fn table<const N: usize>(
+    text: &mut String,
+    headers: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) {
+    let rows: Vec<[String; N]> = rows.collect();
+    if rows.is_empty() {
+        return;
+    }
+    let headers = headers.map(str::to_owned);
+    let width = |column: usize| {
+        let cells = rows
+            .iter()
+            .chain([&headers])
+            .map(|row| width_of(&row[column]));
+        cells.max().unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    for row in [&headers].into_iter().chain(&rows) {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| pad(cell, width))
+            .collect();
+        let _ = writeln!(text, "  {}", cells.join("  ").trim_end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_report_names_consumers_and_last_replies() {
+        let agent = json!({
+            "pid": 7, "version": "0.1.0", "directory": "/run/tailback", "last_sample_age_ns": 40_000_000,
+            "pages": {"written": 1, "failed": 0, "over_limit": 0},
+            "targets": [{"directory": "shop", "pid": 42, "level": "critical", "score": 0.93, "admit_ratio": 0.62,
+                "concurrency_limit": 6, "max_queue_wait_ns": 10_000_000, "oldest_age_ns": 120_000_000,
+                "controllers": [
+                    {"kind": "accept", "name": ":80", "mode": "draining", "reason": "standing delay above target",
+                        "admit_ratio": 0.62, "equilibrium_admit_ratio": 0.7, "utilization": 0.99,
+                        "target_delay_ns": 5_000_000, "standing_delay_ns": 90_000_000},
+                    {"kind": "recv", "name": ":80", "mode": "open", "reason": "no overload", "admit_ratio": 1.0}],
+                "worst": {"kind": "accept", "name": ":80", "depth": 9, "limit": 100}}],
+            "subscribers": [], "stream": {"rejected": 0, "too_slow": 2, "invalid_commands": 0},
+        });
+        let process = json!({"pid": 8, "uptime_s": 60, "adapters": [
+            {"adapter": "haproxy", "at": "127.0.0.1:9401", "target": "shop", "last_reply": "up ready 62%", "replies": 9, "connections": 0},
+            {"adapter": "haproxy", "at": "127.0.0.1:9402", "target": "shpo", "last_reply": "up ready 100%", "replies": 9, "connections": 0}]});
+        let readers = [Reader {
+            pid: 43,
+            name: "uwsgi".to_owned(),
+            target: "shop".to_owned(),
+        }];
+        let text = report(&Ok(agent), &Ok(process), &readers);
+        for words in [
+            "PID 7",
+            "last sample 40 ms ago",
+            "critical",
+            "62%, max 6 in service, max wait 10 ms",
+            "accept :80: 9 of 100",
+            "draining  62%    70%          99%          90 ms           5.0 ms  standing delay above target\n",
+            "uwsgi (43)",
+            "2 disconnected as too slow",
+            "up ready 62%\n",
+            "up ready 100% (no such service)\n",
+            "never",
+        ] {
+            assert!(text.contains(words), "{words}:\n{text}");
+        }
+    }
+}

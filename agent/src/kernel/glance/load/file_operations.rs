@@ -1,0 +1,75 @@
+//! Learns the addresses of kernel functions by which the programs recognise sockets and io_uring instances.
+
+use std::os::{
+    fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    unix::net::UnixDatagram,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::kernel::{
+    glance::{Glance, Record, link, run},
+    iter::IterScope,
+    layout::Feature,
+    ring,
+};
+
+impl Glance {
+    /// Learns the addresses of the `file_operations` of sockets and io_uring instances. A capability whose address cannot be
+    /// learned is switched off.
+    pub(super) fn learn_file_operations(&mut self) {
+        if self.capabilities.rings.is_ok() {
+            self.capabilities.rings = self.learn_rings().map_err(|error| format!("{error:#}"));
+        }
+        if self.capabilities.batched_scans.is_ok() {
+            self.capabilities.batched_scans =
+                self.learn_sockets().map_err(|error| format!("{error:#}"));
+        }
+    }
+
+    /// Learns the `file_operations` of io_uring by creating an instance.
+    fn learn_rings(&mut self) -> Result<()> {
+        let ring = ring::probe().context("cannot create an io_uring instance to probe")?;
+        self.scan_settings.ring_operations = self.operations_of(ring.as_fd())?;
+        Ok(())
+    }
+
+    /// Learns the `file_operations` of sockets by creating one.
+    fn learn_sockets(&mut self) -> Result<()> {
+        let socket = UnixDatagram::unbound().context("cannot create a socket to probe")?;
+        self.scan_settings.socket_operations = self.operations_of(socket.as_fd())?;
+        Ok(())
+    }
+
+    /// The address of the `file_operations` of one of the agent's own files.
+    fn operations_of(&mut self, file: BorrowedFd<'_>) -> Result<u64> {
+        if !self.capabilities.fields.has(Feature::Rings) {
+            bail!("BTF does not describe the operations of a file");
+        }
+        let own_pid = std::process::id();
+        let mut own_tgid = 0;
+        self.scan_processes(&mut |record| {
+            if let Record::Process(process) = record
+                && process.pid == own_pid
+            {
+                own_tgid = process.header.tgid;
+            }
+        })?;
+        self.scan_settings.own_tgid = own_tgid;
+        self.write_scan_settings()?;
+        let operations = link(&self.ebpf, "file_operations", IterScope::All)?;
+        let wanted = file.as_raw_fd() as u32;
+        let mut found = 0;
+        run(&operations, &mut self.buffer, &mut |record| {
+            if let Record::Operations(file) = record
+                && file.fd == wanted
+            {
+                found = file.operations;
+            }
+        })?;
+        if found == 0 {
+            bail!("the scan did not find the agent's own file");
+        }
+        Ok(found)
+    }
+}
