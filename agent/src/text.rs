@@ -9,17 +9,18 @@ use unicode_width::UnicodeWidthStr as _;
 /// Maximum number of bytes of an untrusted name in one line of output.
 const MAX_NAME_BYTES: usize = 200;
 
-/// Formats nanoseconds: `1.2 s`, `340 ms`, `52 µs`, `3 min 20 s`.
+/// Formats nanoseconds: `1.2 s`, `340 ms`, `52 µs`, `3 min 20 s`. What would be rounded up to the next unit is in that unit:
+/// `1.0 s`, not `1000 ms`.
 pub fn duration(ns: u64) -> String {
     let seconds = ns as f64 / 1e9;
     match ns {
         0..1_000 => format!("{ns} ns"),
-        1_000..1_000_000 => format!("{:.0} µs", ns as f64 / 1e3),
-        1_000_000..10_000_000 => format!("{:.1} ms", ns as f64 / 1e6),
-        10_000_000..1_000_000_000 => format!("{:.0} ms", ns as f64 / 1e6),
-        1_000_000_000..10_000_000_000 => format!("{seconds:.1} s"),
-        10_000_000_000..120_000_000_000 => format!("{seconds:.0} s"),
-        120_000_000_000..7_200_000_000_000 => {
+        1_000..999_500 => format!("{:.0} µs", ns as f64 / 1e3),
+        999_500..9_950_000 => format!("{:.1} ms", ns as f64 / 1e6),
+        9_950_000..999_500_000 => format!("{:.0} ms", ns as f64 / 1e6),
+        999_500_000..9_950_000_000 => format!("{seconds:.1} s"),
+        9_950_000_000..119_500_000_000 => format!("{seconds:.0} s"),
+        119_500_000_000..7_200_000_000_000 => {
             let seconds = ns / 1_000_000_000;
             format!("{} min {} s", seconds / 60, seconds % 60)
         }
@@ -168,6 +169,11 @@ mod tests {
         assert_eq!(duration(340_000_000), "340 ms");
         assert_eq!(duration(2_340_000_000), "2.3 s");
         assert_eq!(duration(200_000_000_000), "3 min 20 s");
+        assert_eq!(duration(999_700), "1.0 ms");
+        assert_eq!(duration(9_960_000), "10 ms");
+        assert_eq!(duration(999_700_000), "1.0 s");
+        assert_eq!(duration(9_960_000_000), "10 s");
+        assert_eq!(duration(119_700_000_000), "1 min 59 s");
     }
 
     #[test]
