@@ -30,9 +30,9 @@ pub const TCP_LISTEN: u8 = 10;
 /// kernel/bpf/verifier.c, 5.10), ahead of any pruning.
 #[derive(Clone, Copy)]
 pub enum QueueLoop {
-    /// By `bpf_loop` (5.17): the verifier checks one round, however many there are.
+    /// By `bpf_loop` (5.17): the verifier checks one iteration, whatever their number.
     BpfLoop,
-    /// By a bounded loop: the verifier walks every round, which takes it some tenths of a second.
+    /// By a bounded loop: the verifier checks every iteration, which takes a few tenths of a second.
     Bounded,
 }
 

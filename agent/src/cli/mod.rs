@@ -86,7 +86,7 @@ enum Command {
     Doctor(doctor::Options),
     /// Show published signals and connected consumers of the running agent
     Status(status::Options),
-    /// Serve the adapters in [signal]; `run` starts this process itself. Adapters fail open if the agent dies
+    /// Serve the adapters configured in [signal] (`run` starts this process itself); they fail open if the agent dies
     Adapters(adapters::Options),
     /// Measure scans of one process, for `cargo xtask bench`
     #[command(hide = true)]

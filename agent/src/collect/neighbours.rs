@@ -101,7 +101,7 @@ impl Neighbours {
         self.add(now_ns, started)
     }
 
-    /// No target is focused any more. Added neighbours stay watched until their linger time is over.
+    /// No target is focused any more. Added neighbours stay watched until their retention time is over.
     pub(super) fn clear(&mut self) {
         self.selected.clear();
         self.ends.clear();

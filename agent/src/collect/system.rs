@@ -278,7 +278,7 @@ impl System {
 }
 
 impl Files {
-    /// The text of a file. If reading an open file fails, its cgroup is gone, and the path is opened anew: it may be that of a
+    /// The text of a file. If reading an open file fails, its cgroup is gone, and the path is opened again: it may be that of a
     /// new cgroup.
     fn text(&mut self, path: &Path) -> Option<String> {
         if let Some(open) = self.open.get_mut(path) {

@@ -81,7 +81,7 @@ impl Titles {
         changed
     }
 
-    /// No target is focused any more: the next poll reports all titles anew.
+    /// No target is focused any more: the next poll reports all titles again.
     pub(super) fn clear(&mut self) {
         self.known.clear();
     }

@@ -101,7 +101,7 @@ impl Detector {
         open
     }
 
-    /// The items in queues that are compared with their baseline and are ok, or have no baseline yet.
+    /// What waits in each queue that is judged against its own baseline and is ok, or has no baseline yet.
     pub fn ok_against_baseline(&self) -> Vec<(Arc<QueueKey>, Waiting)> {
         let ok = |(key, watched): &(&Arc<QueueKey>, &Watched)| {
             key.kind.criterion() == Criterion::AgainstBaseline && watched.track.level == Level::Ok

@@ -19,7 +19,7 @@ pub struct Explanation {
     pub threads: usize,
     /// Samples of these threads.
     pub samples: u64,
-    /// What most of their time went into that was not spent waiting for work; `None` if nothing was sampled.
+    /// The activity with most of their time, apart from waiting for work; `None` if nothing was sampled.
     pub main_activity: Option<Activity>,
     /// Every rule, in the order of evaluation.
     pub rules: Vec<RuleReport>,

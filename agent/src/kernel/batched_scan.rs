@@ -1,7 +1,7 @@
 //! Batched scans: one visit per process instead of one per file or thread.
 //!
-//! They report exactly what the kernel's own iterators would. Descriptors that need more than reading are deferred, and the
-//! kernel's own iterator then reports those alone.
+//! They report exactly what the kernel's own iterators would. Descriptors that cannot be handled by reading memory alone are
+//! deferred: the kernel's own iterator then reports just those.
 
 use std::io;
 

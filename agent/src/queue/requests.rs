@@ -4,19 +4,19 @@
 //! `snd_wl1` is the sequence number of the segment that last advanced our acknowledgement or window. It equals
 //! `rcv_nxt` if that segment was a bare ACK, and differs if it carried data:
 //!
-//! - An **accepted** connection waits for our answer if everything we sent is acknowledged and `snd_wl1` is not `rcv_nxt`:
+//! - An **accepted** connection waits for our response if everything we sent is acknowledged and `snd_wl1` is not `rcv_nxt`:
 //!   the last segment received was data.
-//! - An **opened** connection waits for the peer's answer if something we sent is unacknowledged, or `snd_wl1` is
+//! - An **opened** connection waits for the peer's response if something we sent is unacknowledged, or `snd_wl1` is
 //!   `rcv_nxt`: the last segment received was the bare ACK of our request.
 //!
-//! Answers to keep-alive probes are also bare ACKs. So the rule is only applied when data has moved; otherwise the status
-//! stays as it was. It is not applied at all if a bare ACK arrived long after the last data. A FIN occupies a sequence
-//! number and is not data.
+//! The peer's ACK of a keep-alive probe is a bare ACK, too. So the rule is applied only when data has moved; until then the
+//! status stays as it is. If a bare ACK arrived long after the last data, it may be of a probe, and timestamps decide instead. A
+//! FIN occupies a sequence number and is not data.
 
 use super::{advance, endpoint::state};
 use crate::sample::Connection;
 
-/// A bare ACK that arrived this long after the last data answers a keep-alive probe, ns. Probes are at least one second
+/// A bare ACK that arrived this long after the last data may be that of a keep-alive probe, ns. Probes are at least one second
 /// apart (TCP_KEEPINTVL); 100 ms are left for timer granularity.
 const KEEPALIVE_PROBE_NS: u64 = 900_000_000;
 /// Resolution of the kernel's timestamps, ns: one timer tick at CONFIG_HZ=100, the coarsest in use. Times closer than that
@@ -24,9 +24,9 @@ const KEEPALIVE_PROBE_NS: u64 = 900_000_000;
 const RESOLUTION_NS: u64 = 10_000_000;
 /// Data after a silence this long, ns, is a new message and not the rest of the previous one.
 const MESSAGE_GAP_NS: u64 = 200_000_000;
-/// Unanswered messages after which a connection counts as one-way, provided that answered ones are rare.
+/// Messages without a response after which a connection counts as one-way, if responses are rare.
 const ONE_WAY_MESSAGES: u8 = 8;
-/// Unanswered messages per answered one from which answered ones count as rare.
+/// Responses are rare if there are this many messages without one for each message with one.
 const ONE_WAY_RATIO: u8 = 4;
 /// A one-way flow without a pause that lasts this long, ns, is not a request, unless the connection has answered before.
 const ONE_WAY_FLOW_NS: u64 = 10_000_000_000;
@@ -49,11 +49,11 @@ pub(super) enum Status {
     Idle,
     /// Accepted: a request, or part of one, has arrived and the service has not read it.
     Unread,
-    /// Accepted: the service has read a request and has not begun to answer.
+    /// Accepted: the service has read a request and has not begun to respond.
     Working,
-    /// Opened: a request is sent and not answered.
+    /// Opened: a request is sent and has no response.
     Outstanding,
-    /// Accepted: the answer has begun and is still being sent.
+    /// Accepted: the response has begun and is still being sent.
     Sending,
     /// Undecided: the connection was first seen in mid-exchange, or the changes between two samples are ambiguous.
     Unknown,

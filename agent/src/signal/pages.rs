@@ -23,7 +23,7 @@ use super::{
 use crate::{collect::boot_ns, sample::Notice};
 
 /// Flags to open a directory without following a symbolic link.
-const ENTER: OFlags = OFlags::DIRECTORY
+const DIRECTORY_FLAGS: OFlags = OFlags::DIRECTORY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 /// Mode of the directories: readers of any user may enter.
@@ -188,7 +188,7 @@ impl Pages {
     }
 
     fn enter(&self, name: &str) -> rustix::io::Result<OwnedFd> {
-        fs::openat(&self.directory, name, ENTER, Mode::empty())
+        fs::openat(&self.directory, name, DIRECTORY_FLAGS, Mode::empty())
     }
 
     fn make(&mut self, name: &str) -> Result<PageFile> {
@@ -334,7 +334,7 @@ impl Pages {
 pub fn own_directory(path: &Path) -> Result<OwnedFd> {
     let created = std::fs::DirBuilder::new().recursive(true).create(path);
     created.with_context(|| format!("cannot create the directory {}", path.display()))?;
-    let directory = fs::open(path, ENTER, Mode::empty())
+    let directory = fs::open(path, DIRECTORY_FLAGS, Mode::empty())
         .with_context(|| format!("cannot open the directory {}", path.display()))?;
     check_owner(&directory)
         .with_context(|| format!("cannot use the directory {}", path.display()))?;
