@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How long a target stays focused after its last unhealthy sample, ns: a queue near a threshold must not toggle profiling.
-const HOLD_NS: u64 = 1_000 * MS;
+const FOCUS_RETENTION_NS: u64 = 1_000 * MS;
 
 /// Targets that were reported as unhealthy less than a hold time ago.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Default for Focus {
     fn default() -> Self {
         Self {
             all: false,
-            targets: FocusedTargets::new(HOLD_NS),
+            targets: FocusedTargets::new(FOCUS_RETENTION_NS),
             scope: FxHashSet::default(),
         }
     }

@@ -31,7 +31,7 @@ const SIZE_INTERVAL: PollInterval = PollInterval::new(1_000 * MS, 10_000 * MS);
 /// Interval of reading the logs of focused targets.
 const READ_INTERVAL: PollInterval = PollInterval::new(250 * MS, 5_000 * MS);
 /// How long a target's logs are read after it was last focused, ns.
-const HOLD_NS: u64 = 30_000 * MS;
+const FOCUS_RETENTION_NS: u64 = 30_000 * MS;
 /// Time between two scans of a process's descriptors, ns.
 const RESCAN_INTERVAL_NS: u64 = 30_000 * MS;
 /// Time between two scans of a process's descriptors while its target is focused, ns.
@@ -95,7 +95,7 @@ impl Logs {
             reads: READ_INTERVAL,
             tails: Vec::new(),
             scanned: FxHashMap::default(),
-            focused: FocusedTargets::new(HOLD_NS),
+            focused: FocusedTargets::new(FOCUS_RETENTION_NS),
             turn: 0,
             skipped: Skipped::default(),
         }

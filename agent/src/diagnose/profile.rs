@@ -1,6 +1,6 @@
 //! A wall-clock profile of threads: what each does, one count per sample, kept for the last seconds.
 //!
-//! Verdicts are made from a [`Window`] of it: the samples of the time in which an episode lasted.
+//! Verdicts are made from a [`Window`] of it: the samples taken during an episode.
 
 use crate::hash::HashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -86,7 +86,7 @@ struct CpuHolders {
     steal: f64,
 }
 
-/// The samples of a stretch of time.
+/// The samples of a period.
 pub(super) struct Window {
     threads: BTreeMap<Thread, ThreadProfile>,
     held: BTreeMap<Lock, BTreeMap<Thread, ThreadProfile>>,

@@ -221,7 +221,7 @@ mod tests {
     fn figure(what: &str, median: f64, goal: Option<Goal>) -> Figure {
         Figure {
             what: what.to_owned(),
-            keys: json!({"bench": "tick", "sockets": 1000}),
+            keys: json!({"bench": "sample", "sockets": 1000}),
             unit: "ns",
             value: Spread {
                 low: median - 1.0,
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(
             line,
             json!({
-                "type": "figure", "bench": "tick", "sockets": 1000, "unit": "ns", "median": 2.0, "low": 1.0,
+                "type": "figure", "bench": "sample", "sockets": 1000, "unit": "ns", "median": 2.0, "low": 1.0,
                 "high": 3.0, "spread": "quartiles",
             })
         );

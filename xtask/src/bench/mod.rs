@@ -15,8 +15,8 @@ mod page;
 mod pairs;
 mod pins;
 mod profile;
+mod sample;
 mod statistics;
-mod tick;
 
 use std::{env, path::PathBuf, process::ExitCode};
 
@@ -39,8 +39,8 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// One sample of many sockets and threads: the kernel's scan, and the whole tick
-    Tick(tick::Args),
+    /// One sample of many sockets and threads: the kernel's scan, and the whole sample
+    Sample(sample::Args),
     /// Throughput that a busy Redis and a busy nginx lose while the agent monitors them
     Overhead(overhead::Args),
     /// Memory and CPU use of the agent with many sockets
@@ -65,7 +65,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     match &args.what {
         What::Hold(hold) => hold.forever()?,
         What::LoadMemcached(load) => match load.forever()? {},
-        What::Tick(args) => tick::measure(args, &mut report)?,
+        What::Sample(args) => sample::measure(args, &mut report)?,
         What::Overhead(args) => overhead::measure(args, &mut report)?,
         What::Footprint(args) => footprint::measure(args, &mut report)?,
         What::Profile(args) => profile::measure(args, &mut report)?,

@@ -196,7 +196,7 @@ fn window(
     })
 }
 
-/// Waits for the first line of the agent: its programs are loaded and its first tick is done.
+/// Waits for the first line of the agent: its programs are loaded and its first sample is taken.
 pub fn wait_for_first_line(agent: &Agent) -> Result<()> {
     let start = Duration::from_secs(30);
     agent.wait_for("its first line", start, |_| true)?;

@@ -48,7 +48,10 @@ const PRIVATE: &[(&str, &str)] = &[
     ),
     (r"(\b|_)[Ff]olders?(\b|_)", "directory"),
     (r"\bWalks\b|\bwalks[:.]|\bbench[_-]walk\b", "scan"),
-    (r"(\b|_)ticks_total\b|\blate_ticks\b", "samples"),
+    (
+        r"(\b|_)ticks_total\b|\blate_ticks\b|\bbench tick\b|\bwhole tick\b",
+        "samples",
+    ),
     (r"\banswers?_(ns|per_s)\b", "response time, responses"),
     (r"(?i)\btakes_?work_?in\b", "inbound"),
     (r"\b[Hh]asten(s|ed)?\b|_hastened_", "poll sooner"),

@@ -190,7 +190,7 @@ fn lines_written_around_the_time_of_focus_count_once_and_older_ones_do_not() {
     scene.unfocused();
     write(&path, "queue full, still\n");
     assert_eq!(counts(&scene.poll_after(S)), [("queue_full", 1)]);
-    scene.now_ns += HOLD_NS;
+    scene.now_ns += FOCUS_RETENTION_NS;
     scene.unfocused();
     assert_eq!(scene.poll_after(S), []);
     assert!(scene.logs.tails[0].is_closed());

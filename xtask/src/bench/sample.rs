@@ -1,6 +1,6 @@
 //! The cost of one sample of many sockets and threads.
 //!
-//! `tailback bench-scan` repeats the kernel's scan with the decoding of its records, and the whole tick including everything
+//! `tailback bench-scan` repeats the kernel's scan with the decoding of its records, and the whole sample including everything
 //! computed from a sample, and reports the times. `ss -tanmp`, the manual alternative, is timed on the same sockets. Both run
 //! with real-time priority if allowed, to measure the cost of a sample rather than its wait for a CPU.
 
@@ -48,8 +48,8 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             bail!("the agent saw {} of {sockets} sockets", scan.sockets);
         }
         let per_socket = |times: &[f64]| spread(times, scan.sockets);
-        let (files, tick) = (per_socket(&scan.files_ns)?, per_socket(&scan.sample_ns)?);
-        let keys = |measured: &str| json!({"bench": "tick", "measured": measured, "sockets": scan.sockets});
+        let (files, sample) = (per_socket(&scan.files_ns)?, per_socket(&scan.sample_ns)?);
+        let keys = |measured: &str| json!({"bench": "sample", "measured": measured, "sockets": scan.sockets});
         let thousands = format!("{},000 sockets", sockets / 1000);
         report.add(Figure {
             what: format!("{thousands}: scan, each"),
@@ -68,16 +68,16 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             goal: None,
         });
         report.add(Figure {
-            what: format!("{thousands}: whole tick, each"),
-            keys: keys("tick_per_socket"),
+            what: format!("{thousands}: whole sample, each"),
+            keys: keys("sample_per_socket"),
             unit: "ns",
-            value: tick,
+            value: sample,
             spread: QUARTILES,
             goal: None,
         });
         report.add(Figure {
-            what: format!("{thousands}: whole tick"),
-            keys: keys("tick"),
+            what: format!("{thousands}: whole sample"),
+            keys: keys("sample"),
             unit: "ms",
             value: spread(&scan.sample_ns, 1e6)?,
             spread: QUARTILES,
@@ -102,7 +102,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let value = spread(&scan.threads_ns, scan.threads)?;
     report.add(Figure {
         what: format!("{},000 threads: scan, each", THREADS / 1000),
-        keys: json!({"bench": "tick", "measured": "scan_per_thread", "threads": scan.threads}),
+        keys: json!({"bench": "sample", "measured": "scan_per_thread", "threads": scan.threads}),
         unit: "ns",
         value,
         spread: QUARTILES,
@@ -113,7 +113,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             "{},000 threads: the kernel's own scan, each",
             THREADS / 1000
         ),
-        keys: json!({"bench": "tick", "measured": "bare_scan_per_thread", "threads": scan.threads}),
+        keys: json!({"bench": "sample", "measured": "bare_scan_per_thread", "threads": scan.threads}),
         unit: "ns",
         value: spread(&scan.bare_threads_ns, scan.threads)?,
         spread: QUARTILES,
