@@ -1,6 +1,6 @@
 //! Builds of our own programs.
 
-use std::{env::consts::ARCH, fs, path::PathBuf, process::Stdio};
+use std::{env::consts::ARCH, fs, path::PathBuf, process::Stdio, thread};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -99,10 +99,16 @@ pub fn test() -> Cmd {
     tests(Cmd::new("cargo").arg("test"))
 }
 
+/// Slots per CPU, in which `tests/nextest.toml` counts what a test needs: one of them for a test that mostly waits.
+const SLOTS_PER_CPU: usize = 3;
+
 /// `cargo nextest run` on the workspace: the same build as [`test()`].
 pub fn nextest() -> Cmd {
-    let nextest = Cmd::new(tools::nextest());
-    tests(nextest.args(["nextest", "run", "--config-file", "tests/nextest.toml"]))
+    let slots = SLOTS_PER_CPU * thread::available_parallelism().map_or(1, usize::from);
+    let nextest = Cmd::new(tools::nextest())
+        .args(["nextest", "run", "--config-file", "tests/nextest.toml"])
+        .args(["--test-threads", &slots.to_string()]);
+    tests(nextest)
 }
 
 /// The tests of the workspace, linked statically, so that the kernels of the matrix run programs of the same build. The
