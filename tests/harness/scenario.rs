@@ -1,6 +1,35 @@
 //! The result of a scenario: one row of the table that `cargo xtask scenarios` prints. `tests/scenarios` plays them.
 
+use std::fmt;
+
 use serde_json::{Value, json};
+
+/// Ends the line of a scenario that needs the machine for itself.
+const ALONE: &str = "\talone";
+
+/// A scenario as a line of `tailback-scenarios --list`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    pub name: String,
+    /// Whether no other scenario may be played beside it.
+    pub alone: bool,
+}
+
+impl Listed {
+    pub fn parse(line: &str) -> Self {
+        let name = line.strip_suffix(ALONE);
+        Self {
+            name: name.unwrap_or(line).to_owned(),
+            alone: name.is_some(),
+        }
+    }
+}
+
+impl fmt::Display for Listed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.name, if self.alone { ALONE } else { "" })
+    }
+}
 
 /// How a verdict compares with what was planted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +135,17 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listed_scenario_survives_its_line() {
+        for alone in [false, true] {
+            let listed = Listed {
+                name: "quota".to_owned(),
+                alone,
+            };
+            assert_eq!(Listed::parse(&listed.to_string()), listed);
+        }
+    }
 
     #[test]
     fn a_row_survives_its_line() {

@@ -31,7 +31,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tailback_tests::{
     program, python,
-    scenario::{Outcome, Row},
+    scenario::{Listed, Outcome, Row},
 };
 
 use play::Play;
@@ -52,7 +52,11 @@ fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     if words == ["--list"] {
         for scenario in SCENARIOS {
-            println!("{}", scenario.name);
+            let listed = Listed {
+                name: scenario.name.to_owned(),
+                alone: scenario.alone,
+            };
+            println!("{listed}");
         }
         return ExitCode::SUCCESS;
     }

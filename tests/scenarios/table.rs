@@ -17,6 +17,9 @@ pub struct Scenario {
     pub programs: &'static [&'static str],
     /// Python modules that it needs.
     pub modules: &'static [&'static str],
+    /// Whether it needs the machine for itself: something in it computes all the time, or the cause is the CPU or the disk.
+    /// The others wait for most of their time, and are played beside each other.
+    pub alone: bool,
     pub play: fn(&mut Play) -> Result<()>,
 }
 
@@ -55,6 +58,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", &["accept"])),
         programs: &[UWSGI, "psql"],
         modules: &["psycopg2"],
+        alone: false,
         play: downstream::flash_sale,
     },
     Scenario {
@@ -63,6 +67,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", &["accept"])),
         programs: &[UWSGI, "redis-server"],
         modules: &[],
+        alone: true,
         play: downstream::slow_redis,
     },
     // One expensive command blocks all other clients. It burns CPU, but more CPU would not shorten their wait.
@@ -72,6 +77,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("event_loop_blocked", &["recv", "eventloop"])),
         programs: &[UWSGI, "redis-server"],
         modules: &[],
+        alone: true,
         play: downstream::redis_blocked,
     },
     // For uWSGI a downstream service is slow; the exhausted pool is that service's.
@@ -84,6 +90,7 @@ pub const SCENARIOS: &[Scenario] = &[
         }),
         programs: &[UWSGI, "psql", "pgbouncer"],
         modules: &["psycopg2"],
+        alone: false,
         play: downstream::pool_exhausted,
     },
     // Watched from the first request on, so there is no healthy baseline: only the arithmetic shows the cause.
@@ -93,6 +100,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("undersized_limit", &["accept"])),
         programs: &[UWSGI],
         modules: &[],
+        alone: false,
         play: limits::few_workers,
     },
     Scenario {
@@ -104,6 +112,7 @@ pub const SCENARIOS: &[Scenario] = &[
         }),
         programs: &[UWSGI],
         modules: &[],
+        alone: false,
         play: limits::surge,
     },
     // It accepts immediately, so requests in flight pile up instead of the backlog.
@@ -116,6 +125,7 @@ pub const SCENARIOS: &[Scenario] = &[
         }),
         programs: &["nginx"],
         modules: &[],
+        alone: false,
         play: limits::surge_of_nginx,
     },
     Scenario {
@@ -124,6 +134,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("consumer_stalled", &["accept"])),
         programs: &[UWSGI],
         modules: &[],
+        alone: false,
         play: blocked::stopped,
     },
     Scenario {
@@ -132,6 +143,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("lock_contention", &["accept", "lock"])),
         programs: &["gcc"],
         modules: &[],
+        alone: true,
         play: lock::holder_computes,
     },
     Scenario {
@@ -140,6 +152,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", &["accept", "lock"])),
         programs: &["gcc", "redis-server"],
         modules: &[],
+        alone: true,
         play: lock::holder_waits,
     },
     Scenario {
@@ -148,6 +161,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("consumer_stalled", &["accept", "lock"])),
         programs: &["gcc"],
         modules: &[],
+        alone: false,
         play: lock::deadlock,
     },
     Scenario {
@@ -156,6 +170,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("lock_contention", &["accept", "lock"])),
         programs: &[],
         modules: &["socket"],
+        alone: true,
         play: lock::interpreter,
     },
     Scenario {
@@ -167,6 +182,7 @@ pub const SCENARIOS: &[Scenario] = &[
         )),
         programs: &[],
         modules: &["uvicorn"],
+        alone: true,
         play: blocked::event_loop,
     },
     Scenario {
@@ -175,6 +191,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("output_blocked", &["accept", "pipe"])),
         programs: &[UWSGI],
         modules: &[],
+        alone: false,
         play: blocked::output,
     },
     Scenario {
@@ -183,6 +200,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_starved", &["accept", "runqueue"])),
         programs: &[UWSGI, "stress-ng"],
         modules: &[],
+        alone: true,
         play: cpu::neighbour,
     },
     Scenario {
@@ -191,6 +209,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_bound", &["accept", "runqueue"])),
         programs: &["gcc"],
         modules: &[],
+        alone: true,
         play: cpu::own_threads,
     },
     Scenario {
@@ -199,6 +218,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_throttled", &["accept", "runqueue"])),
         programs: &[UWSGI],
         modules: &[],
+        alone: true,
         play: cpu::quota,
     },
     Scenario {
@@ -207,6 +227,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_throttled", &["accept", "runqueue"])),
         programs: &[UWSGI, "podman"],
         modules: &[],
+        alone: true,
         play: cpu::quota_of_container,
     },
     Scenario {
@@ -215,6 +236,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("peer_not_sending", &["accept"])),
         programs: &[UWSGI],
         modules: &["socket"],
+        alone: false,
         play: peers::silent,
     },
     // No client has ever sent a byte: neither a surge nor an undersized limit explains that.
@@ -224,6 +246,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("peer_not_sending", &["accept"])),
         programs: &["haproxy", "nginx"],
         modules: &["socket"],
+        alone: false,
         play: peers::non_sending_haproxy,
     },
     Scenario {
@@ -232,6 +255,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("peer_not_reading", &["accept", "send"])),
         programs: &[UWSGI],
         modules: &["socket"],
+        alone: false,
         play: peers::non_reading,
     },
     Scenario {
@@ -240,6 +264,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("peer_not_reading", &["send"])),
         programs: &["nginx"],
         modules: &["socket"],
+        alone: false,
         play: peers::non_reading_nginx,
     },
     Scenario {
@@ -248,6 +273,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", GATEWAY)),
         programs: &[],
         modules: &["uvicorn"],
+        alone: false,
         play: gateway::slow_provider,
     },
     Scenario {
@@ -256,6 +282,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("pool_exhausted", GATEWAY)),
         programs: &[],
         modules: &["uvicorn"],
+        alone: false,
         play: gateway::small_pool,
     },
     Scenario {
@@ -264,6 +291,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", &["recv"])),
         programs: &["mosquitto", "psql"],
         modules: &["paho.mqtt.client", "psycopg2"],
+        alone: false,
         play: gridlock::devices,
     },
     Scenario {
@@ -272,6 +300,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("disk_slow", &["recv", "eventloop", "disk"])),
         programs: &[UWSGI, "redis-server"],
         modules: &[],
+        alone: true,
         play: disk::fsync,
     },
     Scenario {
@@ -280,6 +309,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("network_limited", &["send"])),
         programs: &["nginx", "tc", "ip"],
         modules: &[],
+        alone: false,
         play: network::limited,
     },
     Scenario {
@@ -288,6 +318,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("undersized_limit", &["accept"])),
         programs: &[UWSGI],
         modules: &[],
+        alone: false,
         play: limits::small_backlog,
     },
     Scenario {
@@ -296,6 +327,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("fd_exhausted", &["fd", "accept"])),
         programs: &["nginx"],
         modules: &[],
+        alone: false,
         play: limits::files,
     },
     Scenario {
@@ -304,6 +336,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI],
         modules: &[],
+        alone: false,
         play: control::busy,
     },
     Scenario {
@@ -312,6 +345,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI],
         modules: &[],
+        alone: false,
         play: control::bursty,
     },
     Scenario {
@@ -320,6 +354,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["gzip"],
         modules: &[],
+        alone: true,
         play: control::batch,
     },
     Scenario {
@@ -328,6 +363,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["nginx"],
         modules: &[],
+        alone: false,
         play: control::idle,
     },
     Scenario {
@@ -336,6 +372,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI],
         modules: &[],
+        alone: false,
         play: control::rolling_restart,
     },
     Scenario {
@@ -344,6 +381,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI],
         modules: &[],
+        alone: false,
         play: control::slow_by_design,
     },
 ];

@@ -1,7 +1,7 @@
 //! `cargo xtask scenarios`: plays incidents on real servers and checks the agent's verdicts.
 //!
-//! `tests/scenarios` plays each in its own process; this module selects, repeats and prints them, and writes a section of
-//! docs/appendix/accuracy.md.
+//! `tests/scenarios` holds them; `play` runs each in its own process; this module selects, repeats and prints them, and
+//! writes a section of docs/appendix/accuracy.md.
 //!
 //! The verdict on a live run varies with the load, the scheduler and the timing, so it is right only with some probability.
 //! Two checks make up for that. The recorded incidents (`agent/tests/incidents`) are deterministic: every one of their
@@ -10,21 +10,23 @@
 //! to 85% (see [`min_right`]). Two failures count whatever the share: a scenario that cannot be played, and a live run that
 //! its own recording does not reproduce.
 
+mod play;
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
-    process::{ExitCode, Stdio},
+    process::ExitCode,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use tailback_tests::scenario::{Outcome, Row};
+use anyhow::{Context as _, Result, bail};
+use tailback_tests::scenario::{Listed, Outcome, Row};
 
 use crate::{
     accuracy::Programs,
     cargo,
-    command::Cmd,
     setup::{self, Purpose},
     test,
     test::Tally,
@@ -70,40 +72,55 @@ pub struct Args {
 
 pub fn main(args: &Args) -> Result<ExitCode> {
     let program = cargo::build(cargo::SCENARIOS)?;
-    let listed = Cmd::new(&program).arg("--list").output()?;
+    let known = play::list(&program)?;
     if args.list {
-        print!("{listed}");
+        known
+            .iter()
+            .for_each(|scenario| println!("{}", scenario.name));
         return Ok(ExitCode::SUCCESS);
     }
-    let known: Vec<&str> = listed.lines().collect();
-    if let Some(name) = args
-        .scenarios
-        .iter()
-        .find(|name| !known.contains(&name.as_str()))
-    {
-        bail!("no such scenario: {name:?}; `--list` prints all of them");
+    let place = |name: &str| known.iter().position(|scenario| scenario.name == name);
+    let mut chosen: Vec<Listed> = Vec::new();
+    for name in &args.scenarios {
+        let Some(place) = place(name) else {
+            bail!("no such scenario: {name:?}; `--list` prints all of them");
+        };
+        chosen.push(known[place].clone());
     }
-    let chosen: Vec<&str> = match args.scenarios.as_slice() {
-        [] => known,
-        some => some.iter().map(String::as_str).collect(),
-    };
+    if chosen.is_empty() {
+        chosen.clone_from(&known);
+    }
     setup::ensure(Purpose::Test)?;
     let agent = cargo::build(cargo::AGENT)?;
     let mut rows = Vec::new();
     for run in 1..=args.repeat {
-        for scenario in &chosen {
-            let keep = args.keep.as_ref().map(|directory| match args.repeat {
-                1 => directory.clone(),
-                _ => directory.join(run.to_string()),
-            });
-            let row = play(&program, &agent, scenario, keep.as_deref())?;
-            if args.json {
-                println!("{}", row.to_json());
-            } else {
-                println!("{}", line(&row));
-            }
-            rows.push(row);
+        let keep = args.keep.as_ref().map(|directory| match args.repeat {
+            1 => directory.clone(),
+            _ => directory.join(run.to_string()),
+        });
+        let mut unplayed = None;
+        play::play_each(
+            &program,
+            &agent,
+            &chosen,
+            keep.as_deref(),
+            |_, row| match row {
+                Ok(row) => {
+                    if args.json {
+                        println!("{}", row.to_json());
+                    } else {
+                        println!("{}", line(&row));
+                    }
+                    rows.push(row);
+                }
+                Err(error) => unplayed = Some(error),
+            },
+        );
+        if let Some(error) = unplayed {
+            return Err(error);
         }
+        // The table keeps the order of the list.
+        rows.sort_by_key(|row: &Row| place(&row.scenario));
         // After every round, so that an interrupted command keeps the rows played so far.
         if let Some(file) = &args.write {
             let text =
@@ -146,29 +163,28 @@ pub fn run_here(programs: &Programs, filter: Option<&str>, tally: &mut Tally) {
             },
         );
     };
-    let listed = match Cmd::new(&programs.scenarios).arg("--list").output() {
+    let listed = match play::list(&programs.scenarios) {
         Ok(listed) => listed,
         Err(error) => return record(tally, "scenarios", Err(format!("{error:#}"))),
     };
-    let chosen: Vec<&str> = listed
-        .lines()
-        .filter(|name| filter.is_none_or(|filter| filter == "scenario" || *name == filter))
+    let chosen: Vec<Listed> = listed
+        .into_iter()
+        .filter(|scenario| {
+            filter.is_none_or(|filter| filter == "scenario" || scenario.name == filter)
+        })
         .collect();
     if chosen.is_empty() {
         return;
     }
     println!("\n     Playing {} scenarios", chosen.len());
     let mut rows = Vec::new();
-    for scenario in chosen {
-        let name = format!("scenario {scenario}");
-        let row = match play(&programs.scenarios, &programs.agent, scenario, None) {
+    let report = |name: &str, row: Result<Row>| {
+        let name = format!("scenario {name}");
+        let row = match row {
             Ok(row) => row,
-            Err(error) => {
-                record(tally, &name, Err(format!("{error:#}")));
-                continue;
-            }
+            Err(error) => return record(tally, &name, Err(format!("{error:#}"))),
         };
-        let took = Some(std::time::Duration::from_secs_f64(row.took_s.max(0.0)));
+        let took = Some(Duration::from_secs_f64(row.took_s.max(0.0)));
         println!("{}", line(&row));
         let outcome = match (row.outcome, broken(&row)) {
             (Outcome::Skipped, _) => test::Outcome::Skipped(row.why.join("; ")),
@@ -180,7 +196,8 @@ pub fn run_here(programs: &Programs, filter: Option<&str>, tally: &mut Tally) {
         }
         tally.record_timed(&name, outcome, took);
         rows.push(row);
-    }
+    };
+    play::play_each(&programs.scenarios, &programs.agent, &chosen, None, report);
     let rate = judge_rate(&rows);
     if let Ok(text) = &rate {
         tally.note(text);
@@ -248,26 +265,6 @@ fn probability_of_at_most(right: usize, played: usize, rate: f64) -> f64 {
         term *= k as f64 / (played - k + 1) as f64 * (1.0 - rate) / rate;
     }
     1.0 - above
-}
-
-fn play(program: &Path, agent: &Path, scenario: &str, keep: Option<&Path>) -> Result<Row> {
-    let mut cmd = Cmd::new(program).env("TAILBACK_BIN", agent);
-    if let Some(directory) = keep {
-        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
-        cmd = cmd.arg("--keep").arg(directory);
-    }
-    let cmd = cmd.arg(scenario);
-    let output = cmd.command().stderr(Stdio::inherit()).output();
-    let output = output.with_context(|| format!("start `{cmd}`"))?;
-    // Exit code 1 means a wrong verdict, which the row explains.
-    ensure!(
-        matches!(output.status.code(), Some(0 | 1)),
-        "`{cmd}` ended with {}",
-        output.status
-    );
-    let text = String::from_utf8_lossy(&output.stdout);
-    let row = text.lines().find_map(Row::from_json);
-    row.with_context(|| format!("`{cmd}` printed no row: {text:?}"))
 }
 
 /// One run as a line for the terminal.
