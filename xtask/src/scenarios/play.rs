@@ -79,9 +79,9 @@ fn each_of<T: Sync, R: Send>(
 
 fn play(program: &Path, agent: &Path, scenario: &str, keep: Option<&Path>) -> Result<Row> {
     let mut cmd = Cmd::new(program).env("TAILBACK_BIN", agent);
-    if let Some(folder) = keep {
-        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-        cmd = cmd.arg("--keep").arg(folder);
+    if let Some(directory) = keep {
+        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+        cmd = cmd.arg("--keep").arg(directory);
     }
     let cmd = cmd.arg(scenario);
     let output = cmd.command().stderr(Stdio::inherit()).output();
