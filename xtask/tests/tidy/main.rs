@@ -4,5 +4,6 @@
 
 mod directions;
 mod metrics;
+mod purity;
 mod rust_source;
 mod words;

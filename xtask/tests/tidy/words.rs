@@ -1,7 +1,7 @@
 //! One vocabulary: the words of the field stand in code, comments, messages and docs, and the private ones that they
 //! replaced do not come back.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, sync::LazyLock};
 
 use regex::Regex;
 
@@ -117,12 +117,15 @@ fn a_private_word_is_found_and_named() {
     assert!(private_words("agent/src/a.rs", "// Look it up in the table.\n").is_empty());
 }
 
+/// [`PRIVATE`], compiled once for all files.
+static PATTERNS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
+    let compile =
+        |(pattern, instead): &(&str, &'static str)| (Regex::new(pattern).unwrap(), *instead);
+    PRIVATE.iter().map(compile).collect()
+});
+
 /// `file:line: text` of each line that uses a private word.
 fn private_words(file: &str, text: &str) -> Vec<String> {
-    let patterns = PRIVATE
-        .iter()
-        .map(|(pattern, instead)| (Regex::new(pattern).unwrap(), *instead));
-    let patterns: Vec<_> = patterns.collect();
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let is_allowed =
@@ -130,7 +133,7 @@ fn private_words(file: &str, text: &str) -> Vec<String> {
         if ALLOWED.iter().any(is_allowed) {
             continue;
         }
-        for (pattern, instead) in &patterns {
+        for (pattern, instead) in PATTERNS.iter() {
             if let Some(word) = pattern.find(line) {
                 found.push(format!(
                     "{file}:{}: {:?} (instead: {instead}): {}",
