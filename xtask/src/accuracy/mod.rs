@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 use tailback_tests::accuracy::{Finding, ROWS, Row, Verdict};
 
 use crate::{
-    cargo::{self, Link, Program},
+    cargo::{self, Link},
     command::Cmd,
     kernels::{self, GuestPrograms, Kernel},
     scenarios,
@@ -54,7 +54,7 @@ pub struct Column {
 pub fn main(args: &Args) -> Result<ExitCode> {
     let kernels = kernels::choose(&args.kernels)?;
     setup::ensure_with_kernels(Purpose::Test, &kernels)?;
-    let programs = Programs::at(cargo::build_all(Programs::NEEDED, Link::Usual)?);
+    let programs = Programs::build()?;
     let mut columns = vec![Column {
         name: HERE.to_owned(),
         release: release(),
@@ -242,23 +242,17 @@ pub fn run_here(programs: &Programs, filter: Option<&str>, tally: &mut Tally) {
     record(&found, &[], &missing, &format!("{HERE}: "), tally);
 }
 
-/// The agent, and the programs that measure it on this kernel.
+/// The agent, and the program that measures it.
 pub struct Programs {
     pub agent: PathBuf,
     pub accuracy: PathBuf,
-    pub scenarios: PathBuf,
 }
 
 impl Programs {
-    pub const NEEDED: [Program; 3] = [cargo::AGENT, cargo::ACCURACY, cargo::SCENARIOS];
-
-    /// From the paths of [`Self::NEEDED`].
-    pub fn at([agent, accuracy, scenarios]: [PathBuf; 3]) -> Self {
-        Self {
-            agent,
-            accuracy,
-            scenarios,
-        }
+    fn build() -> Result<Self> {
+        let programs = [cargo::AGENT, cargo::ACCURACY];
+        let [agent, accuracy] = cargo::build_all(programs, Link::Usual)?;
+        Ok(Self { agent, accuracy })
     }
 
     fn measure(&self, kinds: &[String]) -> Result<Vec<Finding>> {

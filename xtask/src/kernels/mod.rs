@@ -23,6 +23,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tailback_tests::accuracy::Finding;
 
 use crate::{
+    accuracy::Programs,
     cargo::{self, Link},
     command::last_lines,
     setup::{self, Purpose},
@@ -215,8 +216,7 @@ fn task(
 
 /// The programs of a guest, linked statically: there is no library to load.
 pub struct GuestPrograms {
-    pub agent: PathBuf,
-    pub accuracy: PathBuf,
+    pub measured: Programs,
     pub init: PathBuf,
 }
 
@@ -224,19 +224,16 @@ impl GuestPrograms {
     pub fn build() -> Result<Self> {
         let programs = [cargo::AGENT, cargo::ACCURACY, cargo::KERNEL_INIT];
         let [agent, accuracy, init] = cargo::build_all(programs, Link::Static)?;
-        Ok(Self {
-            agent,
-            accuracy,
-            init,
-        })
+        let measured = Programs { agent, accuracy };
+        Ok(Self { measured, init })
     }
 
     /// An initramfs that holds them.
     fn initramfs(&self) -> Result<Initramfs> {
         let mut initramfs = Initramfs::default();
         let programs = [
-            ("tailback", &self.agent),
-            ("accuracy", &self.accuracy),
+            ("tailback", &self.measured.agent),
+            ("accuracy", &self.measured.accuracy),
             ("init", &self.init),
         ];
         for (name, file) in programs {

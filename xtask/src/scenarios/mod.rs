@@ -25,7 +25,6 @@ use anyhow::{Context as _, Result, bail};
 use tailback_tests::scenario::{Listed, Outcome, Row};
 
 use crate::{
-    accuracy::Programs,
     cargo,
     setup::{self, Purpose},
     test,
@@ -153,7 +152,7 @@ const FALSE_ALARM_PROBABILITY: f64 = 0.01;
 const NOTICEABLE_RATE: f64 = 0.85;
 
 /// Plays each scenario once, as part of `cargo xtask test`. A filter plays none, unless it is `scenario` (all) or the name of one.
-pub fn run_here(programs: &Programs, filter: Option<&str>, tally: &mut Tally) {
+pub fn run_here(program: &Path, agent: &Path, filter: Option<&str>, tally: &mut Tally) {
     let record = |tally: &mut Tally, name: &str, result: Result<(), String>| {
         tally.record(
             name,
@@ -163,7 +162,7 @@ pub fn run_here(programs: &Programs, filter: Option<&str>, tally: &mut Tally) {
             },
         );
     };
-    let listed = match play::list(&programs.scenarios) {
+    let listed = match play::list(program) {
         Ok(listed) => listed,
         Err(error) => return record(tally, "scenarios", Err(format!("{error:#}"))),
     };
@@ -197,7 +196,7 @@ pub fn run_here(programs: &Programs, filter: Option<&str>, tally: &mut Tally) {
         tally.record_timed(&name, outcome, took);
         rows.push(row);
     };
-    play::play_each(&programs.scenarios, &programs.agent, &chosen, None, report);
+    play::play_each(program, agent, &chosen, None, report);
     let rate = judge_rate(&rows);
     if let Ok(text) = &rate {
         tally.note(text);

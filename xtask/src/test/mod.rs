@@ -43,15 +43,18 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     setup::ensure_with_kernels(Purpose::Test, &kernels)?;
 
     let mut steps = Steps::default();
-    let [agent, accuracy, scenarios] = Programs::NEEDED;
-    let needed = [agent, accuracy, scenarios, cargo::KERNEL_INIT];
+    let needed = [
+        cargo::AGENT,
+        cargo::ACCURACY,
+        cargo::SCENARIOS,
+        cargo::KERNEL_INIT,
+    ];
     let [agent, accuracy, scenarios, init] = steps.run("build", || cargo::build_tests(needed))?;
     let guest = GuestPrograms {
-        agent: agent.clone(),
-        accuracy: accuracy.clone(),
+        measured: Programs { agent, accuracy },
         init,
     };
-    let programs = Programs::at([agent, accuracy, scenarios]);
+    let programs = &guest.measured;
     let filter = args.filter.as_deref();
     let mut tally = Tally::default();
     programs_load(&programs.agent, &mut tally);
@@ -65,10 +68,10 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         plans::run_here(&programs.agent, filter, &mut tally);
     });
     steps.run("accuracy", || {
-        accuracy::run_here(&programs, filter, &mut tally);
+        accuracy::run_here(programs, filter, &mut tally);
     });
     steps.run("scenarios", || {
-        scenarios::run_here(&programs, filter, &mut tally);
+        scenarios::run_here(&scenarios, &programs.agent, filter, &mut tally);
     });
     steps.run("kernel matrix", || {
         kernels::run_checks(&kernels, &guest, &mut tally);
