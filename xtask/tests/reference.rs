@@ -81,8 +81,10 @@ fn the_table_of_constants_is_that_of_the_code() {
 /// The text of all sources below `directory`, by path, without tests.
 fn sources(directory: &str) -> BTreeMap<PathBuf, String> {
     fn add(path: &Path, found: &mut BTreeMap<PathBuf, String>) {
-        for entry in fs::read_dir(path).unwrap() {
-            let path = entry.unwrap().path();
+        let entries =
+            fs::read_dir(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for entry in entries.map_while(Result::ok) {
+            let path = entry.path();
             let is_test = path.file_stem().is_some_and(|stem| {
                 ["tests", "fixture", "watched"]
                     .iter()
@@ -91,7 +93,8 @@ fn sources(directory: &str) -> BTreeMap<PathBuf, String> {
             if path.is_dir() && !is_test {
                 add(&path, found);
             } else if path.extension().is_some_and(|end| end == "rs") && !is_test {
-                let text = fs::read_to_string(&path).unwrap();
+                let text = fs::read_to_string(&path)
+                    .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
                 let end = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
                 found.insert(path, text[..end].to_owned());
             }
@@ -105,21 +108,12 @@ fn sources(directory: &str) -> BTreeMap<PathBuf, String> {
 
 /// What the groups of this pattern match in the sources.
 fn matches(pattern: &str, sources: &BTreeMap<PathBuf, String>) -> BTreeSet<String> {
-    let pattern = Regex::new(pattern).unwrap();
+    let pattern = Regex::new(pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
     let all = sources
         .values()
         .flat_map(|text| pattern.captures_iter(text));
-    all.map(|found| {
-        found
-            .iter()
-            .skip(1)
-            .flatten()
-            .next()
-            .unwrap()
-            .as_str()
-            .to_owned()
-    })
-    .collect()
+    all.filter_map(|found| Some(found.iter().skip(1).flatten().next()?.as_str().to_owned()))
+        .collect()
 }
 
 /// The words between backticks.

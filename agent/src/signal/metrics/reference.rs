@@ -36,8 +36,10 @@ pub(crate) fn assert_documented(sections: &[&str], text: &str) -> Vec<(String, S
     samples
 }
 
-/// The families of the exposition, and its samples.
-fn parse(text: &str) -> (BTreeMap<String, Family>, Vec<(String, String, f64)>) {
+/// The families of an exposition by name, and its samples: name, labels and value.
+type Exposition = (BTreeMap<String, Family>, Vec<(String, String, f64)>);
+
+fn parse(text: &str) -> Exposition {
     let mut families: BTreeMap<String, Family> = BTreeMap::new();
     let mut samples = Vec::new();
     let mut current = String::new();

@@ -33,8 +33,8 @@ use crate::setup;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A verdict on each consumer within 5 minutes: short phases, 2× load, one service each. The exit code is 1 if one
-    /// misses a goal
+    /// A verdict on each consumer but `keda` within 5 minutes: short phases, 2× load, one service each. The exit code is 1
+    /// if one misses a goal
     #[arg(long, conflicts_with_all = ["seconds", "rounds", "plot"])]
     quick: bool,
     /// Duration of each load, in seconds

@@ -51,6 +51,11 @@ impl Part {
     }
 }
 
+/// Whether `--quick` includes a consumer. Without a goal there is no verdict, and a day of an autoscaler takes minutes.
+fn has_quick_verdict(consumer: &Consumer) -> bool {
+    consumer.kind != Kind::Baseline && !consumer.scenarios.contains(&ScenarioKind::Day)
+}
+
 /// All parts that the arguments select, for one round.
 pub fn select(args: &Args) -> Result<Vec<Part>> {
     let scenarios = scenarios(args);
@@ -72,8 +77,7 @@ pub fn select(args: &Args) -> Result<Vec<Part>> {
     };
     let wanted = |consumer: &&'static Consumer| {
         if args.consumer.is_empty() {
-            // Without a goal there is no verdict.
-            !(args.quick && consumer.kind == Kind::Baseline)
+            !args.quick || has_quick_verdict(consumer)
         } else {
             args.consumer.iter().any(|name| name == consumer.name)
         }
@@ -178,7 +182,7 @@ mod tests {
             let own = parts
                 .iter()
                 .filter(|part| part.consumer.name == consumer.name);
-            let expected = usize::from(consumer.kind != Kind::Baseline);
+            let expected = usize::from(has_quick_verdict(consumer));
             assert_eq!(own.count(), expected, "{}", consumer.name);
         }
         let estimate = duration(&parts, &Phases::quick());
