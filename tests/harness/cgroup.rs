@@ -48,7 +48,7 @@ impl Cgroup {
         Err(anyhow::anyhow!("cannot create a cgroup: {why:?}"))
     }
 
-    /// Creates one whose processes together may use this many CPUs, in periods of [`CPU_PERIOD_US`].
+    /// Creates one whose processes together may use this many CPUs, in periods of `CPU_PERIOD_US`.
     pub fn with_cpus(cpus: f64) -> Result<Self> {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let mount = Path::new("/sys/fs/cgroup");
