@@ -327,9 +327,11 @@ impl Controller {
             target_delay_ns
         };
         let excess_ns = standing_delay_ns - acceptable_ns as f64;
-        if excess_ns <= 0.0 {
-            self.overloaded_decisions = 0;
-        }
+        self.overloaded_decisions = if excess_ns > 0.0 {
+            self.overloaded_decisions.saturating_add(1)
+        } else {
+            0
+        };
         if excess_ns > 0.0 {
             self.drain(observation, excess_ns);
         } else if standing_delay_ns > target_delay_ns as f64 {
@@ -353,7 +355,6 @@ impl Controller {
 
     /// The standing delay exceeds the acceptable one: admit less than the equilibrium.
     fn drain(&mut self, observation: Observation, excess_ns: f64) {
-        self.overloaded_decisions = self.overloaded_decisions.saturating_add(1);
         let is_falling = observation.delay_ns < self.last.delay_ns;
         if self.overloaded_decisions > EQUILIBRIUM_DECREASE_AFTER && !is_falling {
             self.equilibrium.admitted *= 1.0 - EQUILIBRIUM_DECREASE;
