@@ -13,7 +13,7 @@ use rustc_hash::FxHashMap;
 use super::titles::{self, TitleState};
 use crate::{
     hash::HashMap,
-    queue::{Kind, PendingRequest, QueueId, Readings, Targets},
+    queue::{Kind, LocalListeners, PendingRequest, QueueId, Readings, Targets},
     sample::{Connection, Holder, Peer, Sample, TargetId, UnixSocket},
     text::bounded,
 };
@@ -108,8 +108,7 @@ pub(super) struct Topology {
     ends: HashMap<(SocketAddr, SocketAddr), Vec<SocketEnd>>,
     peers: HashMap<(SocketAddr, SocketAddr), Vec<SocketEnd>>,
     holders: HashMap<u64, Vec<Holder>>,
-    /// The addresses that watched services listen on: network namespace, address, and a process that listens.
-    listeners: Vec<(u32, SocketAddr, u32)>,
+    listeners: LocalListeners,
     unix: HashMap<u64, UnixSocket>,
     titles: HashMap<u32, ProcessTitle>,
     names: HashMap<u32, String>,
@@ -142,11 +141,8 @@ impl Topology {
         if let Some(peers) = &sample.peers {
             self.learn_peers(peers);
         }
-        if !sample.listeners.is_empty() {
-            let listeners = sample.listeners.iter();
-            self.listeners = listeners
-                .map(|one| (one.netns, one.address, one.tgid))
-                .collect();
+        if let Some(listening) = &sample.listening {
+            self.listeners.replace(listening);
         }
         for title in &sample.titles {
             self.titles.insert(
@@ -355,33 +351,30 @@ impl Topology {
         idle.map(|title| title.since_ns)
     }
 
+    /// The holders of a connection, by its local and remote address.
+    fn ends_of(&self, at: (SocketAddr, SocketAddr)) -> Option<&Vec<SocketEnd>> {
+        self.peers.get(&at).or_else(|| self.ends.get(&at))
+    }
+
     /// The process at the other end of a connection, if it is on this machine. Of several that share it, the one with the
     /// highest number: it was probably forked to serve it.
     pub(super) fn other_end(&self, link: &Link) -> Option<SocketEnd> {
-        let there = tuple(link.remote, link.local);
-        let ends = self.peers.get(&there).or_else(|| self.ends.get(&there))?;
+        let ends = self.ends_of(tuple(link.remote, link.local))?;
         let others = ends.iter().filter(|end| end.tgid != link.tgid);
         others.max().copied()
     }
 
-    /// Whether a connection that this service opened leads to an address that it listens on itself.
-    pub(super) fn leads_to_itself(
+    /// Whether this service opened the connection to an address that it listens on itself, and has not accepted it: nobody
+    /// holds the other end.
+    pub(super) fn is_in_its_own_accept_queue(
         &self,
         service: TargetId,
         link: &Link,
         targets: &Targets,
     ) -> bool {
-        let ip = link.remote.ip().to_canonical();
-        let is_there = |netns: u32, address: SocketAddr| {
-            netns == link.netns
-                && address.port() == link.remote.port()
-                && (address.ip().is_unspecified() || address.ip().to_canonical() == ip)
-        };
-        let mut listeners = self.listeners.iter();
-        !link.accepted
-            && listeners.any(|(netns, address, tgid)| {
-                is_there(*netns, *address) && targets.of(*tgid) == Some(service)
-            })
+        let listener = self.listeners.of(link.netns, link.local, link.remote);
+        let is_own = listener.and_then(|tgid| targets.of(tgid)) == Some(service);
+        !link.accepted && is_own && self.ends_of(tuple(link.remote, link.local)).is_none()
     }
 
     /// The other processes that hold the read end of a pipe, or the other end of a unix socket.

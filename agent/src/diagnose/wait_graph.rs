@@ -316,7 +316,7 @@ fn behind(view: View<'_>, step: &Step, resource: &Resource) -> Option<Next> {
 
 fn other_end(view: View<'_>, step: &Step, link: &Link) -> Next {
     let topology = view.topology;
-    let is_own = |service| topology.leads_to_itself(service, link, view.targets);
+    let is_own = |service| topology.is_in_its_own_accept_queue(service, link, view.targets);
     match topology.other_end(link) {
         Some(end) => Next::Process(end.tgid, Some(end.fd)),
         // No process holds the other end: the service has not accepted its own connection.

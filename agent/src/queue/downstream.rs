@@ -43,7 +43,7 @@ pub(super) fn reading(sample: &GroupSample<'_>) -> Reading {
 
 /// All listening addresses of this node and their processes.
 #[derive(Default)]
-pub(super) struct LocalListeners {
+pub(crate) struct LocalListeners {
     /// Incremented at each replacement.
     version: u64,
     by_address: FxHashMap<(u32, SocketAddr), Process>,
@@ -55,7 +55,7 @@ pub(super) struct LocalListeners {
 type Process = (u32, String);
 
 impl LocalListeners {
-    pub(super) fn replace(&mut self, listening: &[Listening]) {
+    pub(crate) fn replace(&mut self, listening: &[Listening]) {
         self.version += 1;
         self.by_address.clear();
         self.anywhere.clear();
@@ -79,6 +79,12 @@ impl LocalListeners {
                     .or_insert_with(process);
             }
         }
+    }
+
+    /// The process that listens at the remote end of a connection, if that is on this node.
+    pub(crate) fn of(&self, netns: u32, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
+        let process = self.find(netns, canonical(local).ip(), canonical(remote));
+        process.map(|(tgid, _)| *tgid)
     }
 
     /// The process that listens on `remote`, called from the address `own`. A wildcard listener serves only addresses of

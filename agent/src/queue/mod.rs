@@ -42,6 +42,7 @@ use std::{
     sync::Arc,
 };
 
+pub(crate) use downstream::LocalListeners;
 pub use identity::{QueueId, QueueKey, RingHalf, UnixEnd};
 pub use kind::{Criterion, Kind};
 use rustc_hash::FxHashMap;

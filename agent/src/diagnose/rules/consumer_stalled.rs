@@ -138,7 +138,7 @@ fn own_address(case: Case<'_>, step: &Step) -> Option<SocketAddr> {
     let own = case
         .view
         .topology
-        .leads_to_itself(step.target?, link, case.view.targets);
+        .is_in_its_own_accept_queue(step.target?, link, case.view.targets);
     own.then_some(link.remote)
 }
 

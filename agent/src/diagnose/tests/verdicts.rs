@@ -8,7 +8,7 @@ use crate::{
     cause::Cause,
     event::{Confidence, CulpritKind, DrivenBy, Episode, Verdict},
     queue::{Kind, Reading},
-    sample::{CpuUser, Detail, State, Wait},
+    sample::{CpuUser, Detail, Listening, State, Wait},
 };
 
 fn culprit(verdict: &Verdict) -> (CulpritKind, Option<u32>, &str) {
@@ -465,16 +465,32 @@ fn threads_that_never_run_at_once_wait_for_a_lock_that_does_not_show() {
 
 #[test]
 fn a_call_that_waits_in_the_own_accept_queue_is_a_cycle() {
-    for (netns, cause) in [(1, Cause::ConsumerStalled), (2, Cause::DownstreamSlow)] {
+    // In another network namespace, at another host's address, or accepted by the same process, it is a call like any other.
+    for (netns, remote, is_accepted, cause) in [
+        (1, "127.0.0.1:80", false, Cause::ConsumerStalled),
+        (2, "127.0.0.1:80", false, Cause::DownstreamSlow),
+        (1, "192.0.2.9:80", false, Cause::DownstreamSlow),
+        (1, "127.0.0.1:80", true, Cause::DownstreamSlow),
+    ] {
         let mut scene = Scene::of(&[&[10, 11]]);
+        scene.sample().listening = Some(vec![Listening {
+            netns: 1,
+            address: "0.0.0.0:80".parse().unwrap(),
+            tgid: 10,
+            name: "service-1".to_owned(),
+        }]);
         scene.accepts(1, (10, 4), 80);
-        scene.calls(2, (10, 5), local(80)).netns = netns;
+        scene.calls(2, (10, 5), remote.parse().unwrap()).netns = netns;
+        if is_accepted {
+            scene.accepts(3, (10, 6), 80).remote = local(30_002);
+        }
         scene.awaits(1);
         scene.awaits(2);
         scene.take_samples(60, &[thread(10, 0).reads(5)]);
         let verdict = scene.verdict(&filling());
-        assert_eq!(verdict.cause, cause);
-        assert_eq!(verdict.advice.contains("calls itself"), netns == 1);
+        assert_eq!(verdict.cause, cause, "{netns} {remote} {is_accepted}");
+        let is_itself = cause == Cause::ConsumerStalled;
+        assert_eq!(verdict.advice.contains("calls itself"), is_itself);
     }
 }
 
