@@ -1,4 +1,4 @@
-//! `iter/task_file`: every open file of every task (the kernel visits a file table once per process).
+//! `iter/task_file`: every open file of every task. Most kernels visit a file table once per process, 6.1 once per thread.
 //!
 //! Context, kernel/bpf/task_iter.c (since 5.8):
 //! `struct bpf_iter__task_file { struct bpf_iter_meta *meta; struct task_struct *task; u32 fd; struct file *file; }`

@@ -21,7 +21,7 @@ impl Failure {
         Self::with(1, error)
     }
 
-    /// 2: invalid usage or configuration.
+    /// 2: invalid usage, configuration or recording.
     pub(super) fn usage(error: impl Into<anyhow::Error>) -> Self {
         Self::with(2, error)
     }

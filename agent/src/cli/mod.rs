@@ -43,7 +43,7 @@ const AFTER_HELP: &str = "\
 Exit codes:
   0   success
   1   --check found a critical queue
-  2   invalid usage or configuration
+  2   invalid usage, configuration or recording
   3   not permitted or not supported by the kernel
   4   no such target
   70  internal error (please report it)
@@ -80,7 +80,7 @@ enum Command {
     Record(record::Options),
     /// Replay a recording through the same pipeline, with the same output
     Replay(replay::Options),
-    /// Strip host names, paths and addresses from a recording so it can be shared
+    /// Strip names, paths and addresses from a recording so it can be shared
     Anonymize(anonymize::Options),
     /// Check what this kernel supports, what is missing, and how to get it
     Doctor(doctor::Options),

@@ -223,9 +223,8 @@ fn step(view: View<'_>, threads: &ThreadSet) -> Step {
     }
 }
 
-/// The activity with the largest share of the time, waiting for work aside. The activities that need a CPU are compared with
-/// each other activity as one sum; if it is larger, the largest of them is the main activity. Idle if waiting for work exceeds
-/// [`MIN_IDLE`].
+/// The activity with the largest share of the time, not counting idleness. The activities that need a CPU count as one sum. If
+/// that sum is the largest, the largest of them is the main activity. Idle if the idle share exceeds [`MIN_IDLE`].
 pub(super) fn main_activity(shares: &[(Activity, f64)]) -> Activity {
     let of = |activity: Activity| share_of(shares, activity);
     if shares.is_empty() {

@@ -1,5 +1,5 @@
-//! Event loops: threads whose home is epoll_wait. Measures how long a turn of the loop takes, and detects turns that do
-//! not end.
+//! Event loops: threads that wait for events in epoll_wait. Measures how long a turn of the loop takes, and detects turns
+//! that do not end.
 //!
 //! A turn is the time between two calls of epoll_wait. The kernel does not count these calls. It counts voluntary
 //! context switches, one for each call that had to wait. A loop under load finds events ready at each call and hardly
@@ -51,7 +51,7 @@ struct Position {
     written: u32,
 }
 
-/// Whether a thread's home is epoll_wait, from its recent samples.
+/// Whether a thread is an event loop: its recent samples found it in epoll_wait often enough.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct EpollHistory {
     /// One bit per recent sample: set if it was in epoll_wait.

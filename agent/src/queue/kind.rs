@@ -104,7 +104,7 @@ kinds! {
         name: "workers", wire: 7, unit: "threads", criterion: Context, losses: "items lost",
         advice: "All workers are busy: find out what they wait for before adding more.",
     }
-    /// Turns of an event loop: a thread whose home is epoll_wait.
+    /// Turns of an event loop: a thread that waits for events in epoll_wait.
     Eventloop {
         name: "eventloop", wire: 8, unit: "turns", criterion: Delay, losses: "items lost",
         advice: "One turn of the event loop delays all of its connections: find the handler that computes or \

@@ -309,7 +309,7 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
             (
                 "tailback_agent_late_samples_total",
                 "counter",
-                "Base samples that began more than a whole interval late.",
+                "Samples that began more than a whole sampling interval late.",
                 report.late_samples as f64,
             ),
             (

@@ -53,7 +53,7 @@ pub enum By {
     AdmitRatio,
 }
 
-/// What the proxy does beside forwarding.
+/// What the proxy does besides forwarding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxy {
     Forward,
@@ -90,10 +90,10 @@ impl Shedding {
     /// How long after the death of the agent its signal may still be in force.
     fn fail_open_within(self) -> Duration {
         match self.proxy {
-            // Readers check the page for each request. The limit of a poll covers the time to respond.
+            // Readers check the page for each request. One interval is allowed for the response itself.
             Proxy::Forward | Proxy::Static => TTL + POLL_INTERVAL,
             Proxy::Maxconn | Proxy::Weight => TTL + 2 * POLL_INTERVAL,
-            // Once more: the file, and Envoy's own poll of it.
+            // One interval more: the file is written first, and Envoy polls it.
             Proxy::Envoy => TTL + 3 * POLL_INTERVAL,
         }
     }
@@ -231,7 +231,7 @@ impl Subject {
         thread::sleep(run.phases.drain);
         let requests = load.stop()?;
         drop(neighbour);
-        // The service has less CPU then; the latency that is good stays the same.
+        // The service has less CPU then; the limit for a good response stays the same.
         Ok(measures(
             self.responses(&requests, from..to, NEIGHBOUR_LOAD),
             None,
