@@ -1,4 +1,4 @@
-//! The eBPF object of the glance tier: BPF iterators that the agent runs on its own clock.
+//! The eBPF object: BPF iterators that the agent runs on its own clock.
 //!
 //! Nothing here is attached to an event. An iterator runs when the agent reads from its descriptor, on the agent's own
 //! CPU time, and visits kernel objects under the same locks that the kernel takes for `/proc`.

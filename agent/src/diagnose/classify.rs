@@ -216,7 +216,7 @@ fn reading(tgid: u32, fd: u32, topology: &Topology) -> Observation {
         Some(OpenFile::Pipe(inode)) if busy => {
             Observation::with(Activity::Inside, Resource::Pipe(inode))
         }
-        // It sent a question, as of a name, and waits for the answer.
+        // It sent a request, such as a DNS query, and waits for the response.
         Some(OpenFile::Datagrams(remote)) if busy => {
             Observation::with(Activity::Downstream, Resource::Datagrams(remote))
         }
@@ -231,7 +231,7 @@ fn writing(tgid: u32, fd: u32, detail: &Detail, topology: &Topology) -> Observat
         }
         Some(OpenFile::Pipe(inode)) => Observation::with(Activity::Output, Resource::Pipe(inode)),
         Some(OpenFile::Unix(inode)) => Observation::with(Activity::Output, Resource::Unix(inode)),
-        // The socket's own send buffer is full: the network is slow, not the service that is asked.
+        // The socket's own send buffer is full: the network is slow, not the called service.
         Some(OpenFile::Datagrams(_)) => Observation::of(Activity::Unknown),
         None => match detail {
             Detail::File { path, .. } if is_terminal(path) => {

@@ -1,7 +1,8 @@
 //! The text report of `tailback diagnose`: the verdict, its evidence, and advice.
 //!
 //! Each incident is one block. It starts with the service that most of the others wait for; the affected services follow in
-//! the order in which their queues filled. Services that were not selected come last. Lines have at most 100 columns. Pure: findings in, text out.
+//! the order in which their queues filled. Services that were not selected come last. Lines have at most 100 columns. Pure:
+//! findings in, text out.
 #![forbid(unsafe_code)]
 
 mod findings;

@@ -1,5 +1,5 @@
-//! The glance tier: BPF iterators, loaded once (`glance/load.rs`) and run whenever the agent samples. It attaches no hook: no
-//! kprobe, no tracepoint.
+//! The BPF iterators: loaded once (`glance/load.rs`) and run whenever the agent samples. No hook is attached: no kprobe, no
+//! tracepoint.
 
 mod load;
 

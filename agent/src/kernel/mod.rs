@@ -1,4 +1,4 @@
-//! The kernel end: what this kernel supports, and the iterators of the glance tier.
+//! The kernel end: what this kernel supports, and the BPF iterators that read it.
 //!
 //! `btf` and `layout` find the offsets of kernel fields. `glance` loads the eBPF object (in `glance/load`) and runs its
 //! scans; `batched_scan` is the fast path that visits each process once. `records` decodes what a scan returns. `iter` wraps

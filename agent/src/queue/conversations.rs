@@ -247,7 +247,7 @@ impl Conversations {
         for ((target, netns, port), count) in &previous.accepted {
             let endpoint = Endpoint::Served(*port);
             let serves = count.is_some_and(|count| count > 0);
-            // A service whose connections all escape the scans has a queue as well, if it accepts any.
+            // A service that accepts connections gets a queue even if all of them are too short for the scans to see.
             if !serves && !self.groups.has(*target, endpoint) {
                 continue;
             }

@@ -3,7 +3,7 @@
 //!
 //! The kernel provides the time throttled by a quota and the machine's steal time. The rest of the wait is divided between
 //! the target's own threads and foreign processes, in proportion to the CPU time that they used. Each share covers the
-//! period between two scans of control groups, or of CPU users, and stands until the next scan.
+//! period between two scans of control groups, or of CPU users, and holds until the next scan.
 
 use crate::hash::HashMap;
 use std::collections::BTreeMap;
@@ -14,9 +14,9 @@ use crate::{
     text::harmless,
 };
 
-/// Least wait within a period that is attributed, ns: of a shorter one, shares would be noise.
+/// Minimum wait within a period that is attributed, ns: the shares of a shorter one would be noise.
 const MIN_WAIT_NS: u64 = 1_000_000;
-/// Least share of foreign processes from which the busiest of them is named.
+/// Minimum share of foreign processes for the busiest of them to be named.
 const MIN_NAMED_SHARE: f64 = 0.05;
 /// Age from which shares are no longer reported, ns.
 const STALE_NS: u64 = 10_000_000_000;

@@ -175,7 +175,7 @@ fn endpoint<'a>(socket: &'a UnixSocket, listening: &HashSet<&str>) -> Endpoint<'
 }
 
 impl GroupKey<'_> {
-    /// An id that is not in `taken`, and adds it. Two groups of a target share a name if streams and datagrams use one path
+    /// Returns an id that is not in `taken`, and adds it there. Two groups of a target share a name if streams and datagrams use one path
     /// (a server that unlinks and rebinds it), or if two paths differ only beyond the bound on names. Then the second is
     /// `/run/log [2]`. `taken` has the last number given out for a name.
     fn unique_id(&self, taken: &mut HashMap<(TargetId, QueueId), usize>) -> QueueId {

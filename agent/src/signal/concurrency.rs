@@ -1,9 +1,11 @@
 //! The concurrency limit of a service: how many requests in service keep it busy under overload. Pure.
 //!
 //! The limit is the number of requests in service while others wait, plus those that leave within a fraction of the target delay
-//! (Little's law). So a worker that has responded finds its next request, and the excess waits where the limit is enforced. A proxy with a concurrency limit does not need to know the arrival rate, nor to learn that the service became faster
-//! or slower. But while the limit holds, nothing waits in the service, so nothing shows that it could do more. The limit is
-//! therefore probed upward by one now and then.
+//! (Little's law). So a worker that has responded finds its next request, and the excess waits where the limit is enforced.
+//!
+//! A proxy with a concurrency limit needs to know neither the arrival rate nor that the service became faster or slower. But while
+//! the limit holds, nothing waits in the service, so nothing shows that it could do more. The limit is therefore probed upward by
+//! one now and then.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -22,7 +22,7 @@ pub struct Args {
     /// Reads of a page that is written continuously
     #[arg(long, default_value_t = 1_000_000_000)]
     reads: u64,
-    /// Calls of admit() on a page that is renewed ten times per second
+    /// Calls of admit_ratio() on a page that is renewed ten times per second
     #[arg(long, default_value_t = 20_000_000)]
     asks: u64,
 }
@@ -59,7 +59,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             .with_context(|| format!("no time in {output:?}"))?;
         report.add(figure(
             language,
-            "admit()",
+            "admit_ratio()",
             "admit",
             "ns",
             ns,

@@ -59,7 +59,7 @@ fn has_quick_verdict(consumer: &Consumer) -> bool {
 /// All parts that the arguments select, for one round.
 pub fn select(args: &Args) -> Result<Vec<Part>> {
     let scenarios = scenarios(args);
-    // Its first scenario is what a consumer is there for.
+    // A consumer's first scenario is the one that it is meant for.
     let is_quick = args.quick && args.scenario.is_empty();
     let of_consumer = |consumer: &'static Consumer, service: Option<Service>| {
         let plays = move |scenario: &Scenario| {

@@ -22,7 +22,7 @@ pub enum Scenario {
     SlowServer(f64),
     /// All workers of one of two servers stop.
     StalledServer,
-    /// A day's load, which instances come and go with.
+    /// A day's load, to which the number of instances is adapted.
     Day,
     /// While the consumer acts (on overload at 2× the capacity, or on a slow or stalled server), the agent is killed.
     AgentDies,

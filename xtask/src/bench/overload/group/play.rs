@@ -40,7 +40,7 @@ pub(super) struct Subject {
 }
 
 impl Mover {
-    /// What it is there for. A server that is only slow is hardly ever full, so that is not what `/ready` reports.
+    /// The trouble that it reacts to. `/ready` reports full servers only, and a slow one is hardly ever full.
     fn trouble(self) -> Trouble {
         match self {
             Self::Ready => Trouble::Stall,
@@ -89,7 +89,7 @@ impl Subject {
         Ok(per_s)
     }
 
-    /// Like [`Subject::begin`] for what the consumer is there for, until it has acted for a while.
+    /// Like [`Subject::begin`] with the trouble that the consumer reacts to. Returns once it has moved load.
     fn begin_and_act(&mut self, run: &Run) -> Result<f64> {
         let trouble = self.mover.trouble();
         let load = match trouble {
