@@ -22,7 +22,7 @@ pub(super) fn evidence(episode: &Episode) -> String {
     }
     let side = |what: &str, now: Option<f64>, baseline: Option<f64>| {
         now.map(|now| match baseline {
-            Some(baseline) => format!("{what} {}/s (usually {}/s)", rate(now), rate(baseline)),
+            Some(baseline) => format!("{what} {}/s (baseline {}/s)", rate(now), rate(baseline)),
             None => format!("{what} {}/s", rate(now)),
         })
     };
