@@ -81,7 +81,7 @@ fn record(pid: u32, directory: &Path) -> Vec<Sample> {
     samples
 }
 
-/// Processes of the reported targets, whether each is a followed neighbour, and the target ids that it had.
+/// Processes of the reported targets, whether each is a neighbour, and the target ids that it had.
 fn reported(samples: &[Sample]) -> BTreeMap<u32, (bool, BTreeSet<u32>)> {
     let mut reported: BTreeMap<u32, (bool, BTreeSet<u32>)> = BTreeMap::new();
     for target in samples

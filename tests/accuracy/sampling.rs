@@ -138,8 +138,7 @@ pub fn time_ns(line: &Value) -> u64 {
 }
 
 impl<'a> Queue<'a> {
-    /// Samples between the two moments.
-    /// Samples of the queue between the two moments; an error if there are none.
+    /// Samples of the queue between the two moments.
     pub fn within(&self, from_ns: u64, to_ns: u64) -> Vec<&'a Value> {
         let within = |line: &&&Value| (from_ns..=to_ns).contains(&time_ns(line));
         self.samples.iter().filter(within).copied().collect()

@@ -17,7 +17,7 @@ use crate::own_process::{kernel_btf, watch_own_process};
 #[derive(Default)]
 struct Seen {
     connections: usize,
-    /// Number of timetimestamps in the accept queue of its IPv6 listener.
+    /// Number of timestamps in the accept queue of its IPv6 listener.
     timestamps: Option<u32>,
     depth: Option<u32>,
     local: [u8; 16],
