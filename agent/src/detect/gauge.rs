@@ -52,6 +52,13 @@ pub struct Gauge {
     pub time_to_full_ns: Option<u64>,
 }
 
+/// The median of sorted values: of an even number, the mean of the middle two.
+fn median(sorted: &[u64]) -> Option<u64> {
+    let upper = *sorted.get(sorted.len() / 2)?;
+    let lower = *sorted.get(sorted.len().saturating_sub(1) / 2)?;
+    Some(lower.midpoint(upper))
+}
+
 impl Gauge {
     pub(super) fn read(&mut self, at_ns: u64, reading: &Reading, assessment: &Assessment) {
         let elapsed_ns = at_ns.saturating_sub(self.at_ns);
@@ -78,7 +85,7 @@ impl Gauge {
             is_target_configured: assessment.is_target_configured,
             p99_ns: ages.get(ages.len() / 100).copied(),
             oldest_age_ns: reading.oldest_age_ns,
-            median_age_ns: ages.get(ages.len() / 2).copied(),
+            median_age_ns: median(ages),
             wait_ns: reading.wait_ns,
             utilization: reading.extra(UTILIZATION),
             arrivals_per_s: assessment.rates.map(|rates| rates.arrivals),

@@ -59,6 +59,9 @@ pub const FORGET_AFTER_DECISIONS: u32 = 50;
 
 // Significance, in standard deviations of Poisson counts (σ = √count).
 
+/// Requests in flight are growing if arrivals exceed departures by this in one second; the service time is not measured then.
+/// Convention.
+pub const GROWTH_SIGMAS: f64 = 2.0;
 /// Tolerance when the equilibrium is clamped while the admit ratio changes. Model.
 pub const CLAMP_SIGMAS: f64 = 1.5;
 /// The utilization counts as below its overload level beyond this, over up to [`IDLE_DECISIONS`], so the admit ratio rises quickly:
@@ -89,9 +92,10 @@ pub const PROBE_DURATION_NS: u64 = 500_000_000;
 pub const SERVICE_TIME_CONSTANT_NS: f64 = 1e10;
 /// Minimum number of samples for a service time. Model.
 pub const SERVICE_TIME_MIN_SAMPLES: u32 = 10;
-/// A target delay that is not configured is at least this fraction of the service time, … (as in detection)
+/// A target delay that is not configured is this fraction of the service time, … (as in detection)
 pub const TARGET_SERVICE_TIMES: f64 = 0.5;
-/// … up to this, ns (the upper bound of the target delay in detection).
+/// … within these bounds, ns (those of the target delay in detection).
+pub const MIN_DERIVED_TARGET_NS: u64 = 5_000_000;
 pub const MAX_DERIVED_TARGET_NS: u64 = 500_000_000;
 /// Max queue wait, in target delays: an admitted request has waited nearly as long and still has to be answered in time. Model.
 pub const MAX_QUEUE_WAIT_TARGETS: f64 = 0.75;
@@ -102,6 +106,19 @@ pub const RESPONSES_WITHIN_MAX_QUEUE_WAIT: f64 = 2.0;
 pub const MAX_QUEUE_WAIT_SERVICE_TIMES: f64 = 1.3;
 /// Resolution of the clock with which page readers measure a wait, ns: a tick of a kernel with CONFIG_HZ=250.
 pub const CLOCK_TICK_NS: u64 = 4_000_000;
+
+// Wait inside a service that takes every request at once.
+
+/// A wait inside starts to count if more requests are in flight than usual: by this factor, and by this many. As in detection.
+pub const DEEP_RATIO: f64 = 1.5;
+pub const DEEP_MIN_MORE: f64 = 2.0;
+/// Ages of requests in flight include the wait before dequeue: the longest one, decaying with this time constant, ns. Overload.
+pub const DEQUEUE_WAIT_MEMORY_NS: f64 = 5e8;
+/// Time constant with which the concurrency of a service that takes every request is forgotten, ns. Overload.
+pub const CONCURRENCY_TIME_CONSTANT_NS: f64 = 1e10;
+/// The service has become slower if its requests still take too long in this many consecutive samples with no more of them in
+/// flight than usual. Model.
+pub const SLOWER_AFTER_SAMPLES: u32 = 5;
 
 // Load.
 

@@ -58,11 +58,13 @@ impl Pressure {
     }
 }
 
+/// Each with the time of its last reading, ns.
+type Controllers = HashMap<Arc<QueueKey>, (Controller, u64)>;
+
 /// Computes the pressure on all services, and keeps the controllers of their queues.
 #[derive(Default)]
 pub struct PressureTracker {
-    /// Each with the time of its last reading, ns.
-    controllers: HashMap<Arc<QueueKey>, (Controller, u64)>,
+    controllers: Controllers,
     loads: Loads,
     concurrency: Concurrency,
     requests: Requests,
@@ -109,7 +111,7 @@ impl PressureTracker {
     ) -> Pressure {
         let shed_target_ns = self.shed_target_ns(&queues);
         let limit = self.concurrency.add(target.id, &queues, shed_target_ns);
-        let known = self.known_requests(target.id, &queues, limit.map(|limit| limit.in_service));
+        let known = self.known_requests(&queues, limit.map(|limit| limit.in_service));
         let utilization = self
             .loads
             .add(&queues, limit.map(|limit| limit.utilization));
@@ -162,20 +164,27 @@ impl PressureTracker {
     /// What is known about the requests of a service, of which `in_service` are served at once under overload.
     fn known_requests(
         &mut self,
-        target: TargetId,
         queues: &[(Arc<QueueKey>, Gauge)],
         in_service: Option<f64>,
     ) -> Option<Known> {
-        let is_above_target = |(key, gauge): &(Arc<QueueKey>, Gauge)| {
-            is_shed_at_dequeue(key) && gauge.delay_ns > gauge.target_delay_ns
-        };
-        let is_shed =
-            |(key, _): &(Arc<QueueKey>, Gauge)| self.is_controlled(key, Controller::is_shedding);
+        let Self {
+            controllers,
+            requests,
+            ..
+        } = self;
+        let waits_before_dequeue = || queues.iter().filter(|(key, _)| is_shed_at_dequeue(key));
+        let is_shed = |key: &Arc<QueueKey>| is_shed(controllers, key);
         let now = DispatchState {
-            are_dequeued_soon: !queues.iter().any(is_above_target),
-            are_shed: queues.iter().any(is_shed),
+            dequeue_wait_ns: waits_before_dequeue()
+                .map(|(_, gauge)| gauge.delay_ns)
+                .max()
+                .unwrap_or(0),
+            are_dequeued_soon: waits_before_dequeue()
+                .all(|(_, gauge)| gauge.delay_ns <= gauge.target_delay_ns),
+            are_shed_at_dequeue: waits_before_dequeue().any(|(key, _)| is_shed(key)),
+            are_shed: queues.iter().any(|(key, _)| is_shed(key)),
         };
-        let service_time_ns = self.requests.add(target, queues, now)?;
+        let service_time_ns = requests.add(queues, now, is_shed)?;
         Some(Known {
             service_time_ns,
             in_service,
@@ -186,9 +195,7 @@ impl PressureTracker {
     fn shed_target_ns(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<u64> {
         queues
             .iter()
-            .filter(|(key, _)| {
-                key.kind == Kind::Accept && self.is_controlled(key, Controller::is_shedding)
-            })
+            .filter(|(key, _)| key.kind == Kind::Accept && is_shed(&self.controllers, key))
             .map(|(_, gauge)| gauge.target_delay_ns)
             .min()
     }
@@ -202,21 +209,16 @@ impl PressureTracker {
     ) -> Option<u64> {
         let mut smallest_ns = None;
         for (key, gauge) in queues {
-            if !is_shed_at_dequeue(key) && self.is_controlled(key, Controller::is_shedding) {
+            if !is_shed(&self.controllers, key) {
+                continue;
+            }
+            if !is_shed_at_dequeue(key) {
                 return None;
             }
-            if is_shed_at_dequeue(key) && self.is_controlled(key, Controller::is_shedding) {
-                let own_ns = waits(key, gauge, known).max_queue_wait_ns;
-                smallest_ns = Some(smallest_ns.map_or(own_ns, |ns: u64| ns.min(own_ns)));
-            }
+            let own_ns = waits(key, gauge, known).max_queue_wait_ns;
+            smallest_ns = Some(smallest_ns.map_or(own_ns, |ns: u64| ns.min(own_ns)));
         }
         smallest_ns
-    }
-
-    /// Whether the queue has a controller for which `is_so` holds.
-    fn is_controlled(&self, key: &Arc<QueueKey>, is_so: impl Fn(&Controller) -> bool) -> bool {
-        let controller = self.controllers.get(key);
-        controller.is_some_and(|(controller, _)| is_so(controller))
     }
 
     fn controllers_of(
@@ -239,7 +241,7 @@ impl PressureTracker {
             target_delay_ns,
             max_queue_wait_ns,
         } = waits(key, gauge, known);
-        let observation = Observation {
+        let mut observation = Observation {
             now_ns: gauge.at_ns,
             delay_ns: gauge.delay_ns,
             target_delay_ns,
@@ -249,13 +251,24 @@ impl PressureTracker {
             departures: gauge.departures,
             utilization,
         };
+        if let Some(inside) = self.requests.inside(key)
+            && !gauge.is_target_configured
+        {
+            observation.delay_ns = inside.delay_ns;
+            observation.target_delay_ns = inside.target_delay_ns;
+            observation.max_queue_wait_ns = inside.target_delay_ns;
+            observation.utilization = inside.utilization;
+            if inside.is_slower {
+                self.controllers.remove(key);
+            }
+        }
         // The state of the queue is no longer known: fail open.
         if now_ns.saturating_sub(gauge.at_ns) > FAIL_OPEN_AFTER_NS {
             self.controllers.remove(key);
             return 1.0;
         }
         // An empty queue needs no controller.
-        if gauge.delay_ns == 0 && !self.controllers.contains_key(key) {
+        if observation.delay_ns == 0 && !self.controllers.contains_key(key) {
             return 1.0;
         }
         let (controller, read_ns) = self
@@ -283,6 +296,13 @@ fn age_before_dequeue((key, gauge): &(Arc<QueueKey>, Gauge)) -> Option<u64> {
     gauge
         .oldest_age_ns
         .filter(|_| awaits_dequeue && gauge.depth > 0)
+}
+
+/// Whether the work of this queue is shed.
+fn is_shed(controllers: &Controllers, key: &Arc<QueueKey>) -> bool {
+    controllers
+        .get(key)
+        .is_some_and(|(controller, _)| controller.is_shedding())
 }
 
 /// Whether requests wait in this queue until the service dequeues them, which is where it can reject them.

@@ -1,43 +1,44 @@
-//! The service time of requests, and the max queue wait that follows from it. Pure.
+//! The service time of requests, the max queue wait that follows from it, and the wait inside a service. Pure.
 //!
 //! Under overload a worker takes the next request that has not waited longer than the max queue wait. With random arrivals there
 //! is sometimes none, although the mean arrival rate exceeds capacity, and the worker idles. This is rare if the max queue wait is
 //! long enough to answer several requests, because under overload even more arrive in that time.
+//!
+//! A service that takes every request at once (Go, tokio, a large thread pool) has no queue in front: the excess waits inside, and
+//! requests in flight take longer than the service time. If they still do when no more are in flight than usual, nothing waits, and
+//! the service itself has become slower. The service time is then measured anew.
 
 use std::{collections::HashMap, sync::Arc};
 
 use super::constants::{
-    CLOCK_TICK_NS, MAX_DERIVED_TARGET_NS, MAX_QUEUE_WAIT_SERVICE_TIMES, MAX_QUEUE_WAIT_TARGETS,
-    RESPONSES_WITHIN_MAX_QUEUE_WAIT, SERVICE_TIME_CONSTANT_NS, SERVICE_TIME_MIN_SAMPLES,
-    TARGET_SERVICE_TIMES,
+    CLOCK_TICK_NS, CONCURRENCY_TIME_CONSTANT_NS, DEEP_MIN_MORE, DEEP_RATIO, DEQUEUE_WAIT_MEMORY_NS,
+    GROWTH_SIGMAS, MAX_DERIVED_TARGET_NS, MAX_QUEUE_WAIT_SERVICE_TIMES, MAX_QUEUE_WAIT_TARGETS,
+    MIN_DERIVED_TARGET_NS, RESPONSES_WITHIN_MAX_QUEUE_WAIT, SERVICE_TIME_CONSTANT_NS,
+    SERVICE_TIME_MIN_SAMPLES, SLOWER_AFTER_SAMPLES, TARGET_SERVICE_TIMES,
 };
 use crate::{
     detect::Gauge,
     ewma::decay,
     queue::{Kind, QueueKey},
-    sample::TargetId,
 };
 
-/// The requests of all services.
+/// The requests of all services, by their queue of requests in flight.
 #[derive(Default)]
 pub(super) struct Requests {
-    services: HashMap<TargetId, Service>,
+    services: HashMap<Arc<QueueKey>, Service>,
 }
 
-/// The current state of a service's requests.
+/// How the requests of a service are dequeued, at the time of a sample.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DispatchState {
+    /// The longest wait before dequeue now, ns.
+    pub(super) dequeue_wait_ns: u64,
     /// No queue in front of the service is above its target delay.
     pub(super) are_dequeued_soon: bool,
+    /// Requests that wait before dequeue are shed.
+    pub(super) are_shed_at_dequeue: bool,
     /// Some requests are rejected.
     pub(super) are_shed: bool,
-}
-
-struct Service {
-    at_ns: u64,
-    /// Mean age of the requests in service, ns, and the samples in it.
-    mean_age_ns: f64,
-    samples: u32,
 }
 
 /// What is known about a service's requests.
@@ -58,7 +59,7 @@ pub(super) struct Waits {
 }
 
 impl Waits {
-    /// For a queue whose own target delay is `target_delay_ns`.
+    /// For a queue whose own target delay is `target_delay_ns`, which is used if the service time is unknown.
     pub(super) fn of(target_delay_ns: u64, known: Option<Known>) -> Self {
         let (mut target_delay_ns, mut max_queue_wait_ns) = (target_delay_ns, 0.0);
         if let Some(Known {
@@ -66,8 +67,7 @@ impl Waits {
             in_service,
         }) = known
         {
-            let derived_ns = (TARGET_SERVICE_TIMES * service_time_ns) as u64;
-            target_delay_ns = target_delay_ns.max(derived_ns.min(MAX_DERIVED_TARGET_NS));
+            target_delay_ns = derived_target_ns(service_time_ns);
             if let Some(in_service) = in_service {
                 let service_times = RESPONSES_WITHIN_MAX_QUEUE_WAIT / in_service.max(1.0);
                 max_queue_wait_ns =
@@ -82,52 +82,185 @@ impl Waits {
     }
 }
 
+/// The target delay of a service with this service time, ns.
+fn derived_target_ns(service_time_ns: f64) -> u64 {
+    ((TARGET_SERVICE_TIMES * service_time_ns) as u64)
+        .clamp(MIN_DERIVED_TARGET_NS, MAX_DERIVED_TARGET_NS)
+}
+
+/// How long requests wait inside a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct InsideWait {
+    pub(super) delay_ns: u64,
+    pub(super) target_delay_ns: u64,
+    /// Requests in flight as a fraction of those in service under overload, 0 to 1; `None` before an overload.
+    pub(super) utilization: Option<f64>,
+    /// The service itself has become slower: whatever was decided on its former service time is void.
+    pub(super) is_slower: bool,
+}
+
+/// The requests in flight of one listener.
+#[derive(Default)]
+struct Service {
+    at_ns: u64,
+    /// Mean age of the requests in service, ns, and the samples in it.
+    mean_age_ns: f64,
+    samples: u32,
+    /// Mean number of requests in flight, over the same samples and those without any.
+    usual_depth: f64,
+    depth_samples: u32,
+    /// The longest wait before dequeue, ns, decaying: the ages of requests in flight include it.
+    dequeue_wait_ns: f64,
+    /// Requests in service under overload, by Little's law: the highest recent value.
+    concurrency: f64,
+    /// Consecutive samples with long service times and no more requests in flight than usual.
+    slower_samples: u32,
+    inside: Option<InsideWait>,
+}
+
 impl Requests {
     /// Drops services that were last observed before this time, ns.
     pub(super) fn forget_before(&mut self, ns: u64) {
         self.services.retain(|_, service| service.at_ns >= ns);
     }
 
-    /// Adds the queues of a service. Returns its mean service time, ns; `None` before enough samples.
+    /// Adds the queues of a service. `is_shed` says whether the work of a queue is shed. Returns the mean service time at its
+    /// busiest listener, ns; `None` before enough samples.
     pub(super) fn add(
         &mut self,
-        target: TargetId,
         queues: &[(Arc<QueueKey>, Gauge)],
         now: DispatchState,
+        is_shed: impl Fn(&Arc<QueueKey>) -> bool,
     ) -> Option<f64> {
-        let (_, gauge) = queues
-            .iter()
-            .filter(|(key, _)| key.kind == Kind::Inflight)
-            .max_by_key(|(_, gauge)| (gauge.depth, gauge.at_ns))?;
-        let service = self.services.entry(target).or_insert(Service {
-            at_ns: 0,
-            mean_age_ns: 0.0,
-            samples: 0,
-        });
-        let elapsed_ns = gauge.at_ns.saturating_sub(service.at_ns);
-        service.at_ns = gauge.at_ns;
-        if let Some(age_ns) = gauge.median_age_ns
-            && elapsed_ns > 0
-            && service.can_be_measured(now)
-        {
-            // A plain mean at first, until its weights are smaller than those of the EWMA.
-            service.samples = service.samples.saturating_add(1);
-            let of_mean = 1.0 / f64::from(service.samples);
-            let of_ewma = 1.0 - decay(elapsed_ns, SERVICE_TIME_CONSTANT_NS);
-            service.mean_age_ns += of_mean.max(of_ewma) * (age_ns as f64 - service.mean_age_ns);
+        let mut busiest = None;
+        for (key, gauge) in queues {
+            if key.kind != Kind::Inflight {
+                continue;
+            }
+            let service = self.services.entry(Arc::clone(key)).or_default();
+            if gauge.at_ns > service.at_ns {
+                service.read(gauge, now, is_shed(key));
+            }
+            let rank = (gauge.depth, gauge.at_ns);
+            if busiest.is_none_or(|(highest, _)| rank > highest) {
+                busiest = Some((rank, service.service_time_ns()));
+            }
         }
-        // A sample sees a request at a random moment of its service: on average halfway through.
-        (service.samples >= SERVICE_TIME_MIN_SAMPLES).then_some(2.0 * service.mean_age_ns)
+        busiest?.1
+    }
+
+    /// How long requests wait inside, as of the last sample; `None` if the service time is unknown.
+    pub(super) fn inside(&self, key: &Arc<QueueKey>) -> Option<InsideWait> {
+        self.services.get(key)?.inside
     }
 }
 
 impl Service {
-    /// The age of a request in service includes its queue wait, so it counts only if requests are dequeued soon. While some are
-    /// rejected, the others wait up to the max queue wait. That would lengthen the service time, so it counts only if nothing better
-    /// is known.
-    fn can_be_measured(&self, now: DispatchState) -> bool {
-        now.are_dequeued_soon && (!now.are_shed || self.samples < SERVICE_TIME_MIN_SAMPLES)
+    /// Adds a new reading. `is_shed`: requests are rejected because others wait inside.
+    fn read(&mut self, gauge: &Gauge, now: DispatchState, is_shed: bool) {
+        let elapsed_ns = gauge.at_ns.saturating_sub(self.at_ns);
+        self.at_ns = gauge.at_ns;
+        let remembered = self.dequeue_wait_ns * decay(elapsed_ns, DEQUEUE_WAIT_MEMORY_NS);
+        self.dequeue_wait_ns = remembered.max(now.dequeue_wait_ns as f64);
+        self.inside = self.inside_wait(gauge, now, is_shed, elapsed_ns);
+        let is_above_target = self
+            .inside
+            .is_some_and(|inside| inside.delay_ns > inside.target_delay_ns);
+        let is_few = self.samples < SERVICE_TIME_MIN_SAMPLES;
+        // The age of a request in service includes its waits, so it counts only if requests are dequeued soon and none wait inside.
+        // While some are rejected, the others wait up to the max queue wait. That would lengthen the service time, so it counts
+        // only if nothing better is known.
+        if now.are_dequeued_soon
+            && !is_above_target
+            && !is_growing(gauge)
+            && (!now.are_shed || is_few)
+        {
+            self.learn(gauge, elapsed_ns);
+        }
     }
+
+    fn learn(&mut self, gauge: &Gauge, elapsed_ns: u64) {
+        // Plain means at first, until their weights are smaller than those of the EWMA.
+        let of_ewma = 1.0 - decay(elapsed_ns, SERVICE_TIME_CONSTANT_NS);
+        let weight = |samples: u32| of_ewma.max(1.0 / f64::from(samples));
+        self.depth_samples = self.depth_samples.saturating_add(1);
+        self.usual_depth += weight(self.depth_samples) * (gauge.depth as f64 - self.usual_depth);
+        if let Some(age_ns) = gauge.median_age_ns {
+            self.samples = self.samples.saturating_add(1);
+            self.mean_age_ns += weight(self.samples) * (age_ns as f64 - self.mean_age_ns);
+        }
+    }
+
+    /// A sample sees a request at a random moment of its service: on average halfway through.
+    fn service_time_ns(&self) -> Option<f64> {
+        (self.samples >= SERVICE_TIME_MIN_SAMPLES).then_some(2.0 * self.mean_age_ns)
+    }
+
+    fn inside_wait(
+        &mut self,
+        gauge: &Gauge,
+        now: DispatchState,
+        is_shed: bool,
+        elapsed_ns: u64,
+    ) -> Option<InsideWait> {
+        let service_time_ns = self.service_time_ns()?;
+        let target_delay_ns = derived_target_ns(service_time_ns);
+        let depth = gauge.depth as f64;
+        let rate = gauge.responses_per_s.or(gauge.departures_per_s)?;
+        let delay_ns = (self.time_inside_ns(gauge, rate) - service_time_ns).max(0.0) as u64;
+        let is_deep = depth > (self.usual_depth * DEEP_RATIO).max(self.usual_depth + DEEP_MIN_MORE);
+        // Where requests queue before the service takes them, the excess does not wait inside.
+        let is_queued_outside = now.are_shed_at_dequeue || !now.are_dequeued_soon;
+        let may_count = is_shed || (is_deep && !is_queued_outside);
+        // A short wait cannot be told from the noise of a few ages.
+        let counted_ns = if may_count && delay_ns >= target_delay_ns / 2 {
+            delay_ns
+        } else {
+            0
+        };
+        if is_shed {
+            self.concurrency = (self.concurrency * decay(elapsed_ns, CONCURRENCY_TIME_CONSTANT_NS))
+                .max(rate * service_time_ns / 1e9);
+        }
+        let is_unusual = depth > self.usual_depth + 0.5;
+        self.slower_samples = if is_shed && counted_ns > target_delay_ns && !is_unusual {
+            self.slower_samples + 1
+        } else {
+            0
+        };
+        let is_slower = self.slower_samples >= SLOWER_AFTER_SAMPLES;
+        if is_slower {
+            *self = Self {
+                at_ns: self.at_ns,
+                dequeue_wait_ns: self.dequeue_wait_ns,
+                ..Self::default()
+            };
+        }
+        Some(InsideWait {
+            delay_ns: counted_ns,
+            target_delay_ns,
+            utilization: (self.concurrency > 0.0).then(|| (depth / self.concurrency).min(1.0)),
+            is_slower,
+        })
+    }
+
+    /// From the time that a request is taken to its response, ns. By the ages of those in flight, or by Little's law if that is
+    /// less: ages are too high while few new requests are admitted, and the known responses too few if they take less than a
+    /// sampling interval.
+    fn time_inside_ns(&self, gauge: &Gauge, rate_per_s: f64) -> f64 {
+        let median_ns = gauge.median_age_ns.unwrap_or(0) as f64;
+        let by_ages_ns = 2.0 * (median_ns - self.dequeue_wait_ns).max(0.0);
+        let by_littles_law_ns = gauge.depth as f64 * 1e9 / rate_per_s.max(f64::MIN_POSITIVE);
+        by_ages_ns.min(by_littles_law_ns)
+    }
+}
+
+/// Significantly more requests arrived in the last second than were answered.
+fn is_growing(gauge: &Gauge) -> bool {
+    let (Some(arrivals), Some(departures)) = (gauge.arrivals_per_s, gauge.departures_per_s) else {
+        return false;
+    };
+    arrivals - departures > GROWTH_SIGMAS * (arrivals + departures).sqrt()
 }
 
 #[cfg(test)]
@@ -136,11 +269,54 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
+    /// Nothing waits before dequeue, and nothing is shed.
+    const AT_REST: DispatchState = DispatchState {
+        dequeue_wait_ns: 0,
+        are_dequeued_soon: true,
+        are_shed_at_dequeue: false,
+        are_shed: false,
+    };
+
     fn known(time_ms: f64, in_service: Option<f64>) -> Option<Known> {
         Some(Known {
             service_time_ns: time_ms * 1e6,
             in_service,
         })
+    }
+
+    /// `depth` requests in flight, which take `inside_ms` each, at `rate` responses per second.
+    fn in_flight(tick: u64, depth: u64, inside_ms: u64, rate: f64) -> [(Arc<QueueKey>, Gauge); 1] {
+        let key = QueueKey::new(1, Kind::Inflight, ":80".into());
+        let gauge = Gauge {
+            at_ns: tick * 100 * MS,
+            depth,
+            median_age_ns: (depth > 0).then_some(inside_ms / 2 * MS),
+            responses_per_s: Some(rate),
+            ..Gauge::default()
+        };
+        [(Arc::new(key), gauge)]
+    }
+
+    /// A service that has worked on 2 requests at once for 40 ms each, on average, for 4 s.
+    fn rested() -> Requests {
+        let mut requests = Requests::default();
+        for tick in 1..=40 {
+            requests.add(&in_flight(tick, 2, 40, 50.0), AT_REST, |_| false);
+        }
+        requests
+    }
+
+    fn inside(
+        requests: &mut Requests,
+        queues: &[(Arc<QueueKey>, Gauge); 1],
+        shed: bool,
+    ) -> InsideWait {
+        let now = DispatchState {
+            are_shed: shed,
+            ..AT_REST
+        };
+        requests.add(queues, now, |_| shed);
+        requests.inside(&queues[0].0).unwrap()
     }
 
     #[test]
@@ -151,8 +327,9 @@ mod tests {
             (20, known(40.0, Some(4.0)), 20, 20),
             (20, known(40.0, Some(2.0)), 20, 40),
             (20, known(40.0, Some(0.8)), 20, 52),
-            // The target delay follows from the service time.
+            // The target delay follows from the service time, if that is known.
             (5, known(40.0, None), 20, 15),
+            (40, known(10.0, Some(1.0)), 5, 13),
             (5, known(4000.0, Some(100.0)), 500, 375),
             (5, known(1.0, Some(4.0)), 5, 4),
         ] {
@@ -167,36 +344,119 @@ mod tests {
 
     #[test]
     fn the_service_time_is_measured_while_nothing_is_shed() {
-        let queues = |tick: u64, age_ns: Option<u64>| {
-            let key = QueueKey::new(1, Kind::Inflight, ":80".into());
-            let gauge = Gauge {
-                at_ns: tick * 100 * MS,
-                depth: u64::from(age_ns.is_some()),
-                median_age_ns: age_ns,
-                ..Gauge::default()
-            };
-            [(Arc::new(key), gauge)]
-        };
         let now = |are_dequeued_soon, are_shed| DispatchState {
             are_dequeued_soon,
             are_shed,
+            ..AT_REST
         };
         let mut requests = Requests::default();
         let mut last = None;
         for tick in 1..200 {
             // Requests of 40 ms, sampled at any moment of their service, in every other sample; some are rejected at first.
-            let age_ns = (tick % 2 == 0).then_some(tick * 7 % 40 * MS);
-            last = requests.add(1, &queues(tick, age_ns), now(true, tick < 20));
+            let age_ms = tick * 7 % 40;
+            let queues = in_flight(tick, (tick + 1) % 2, 2 * age_ms, 10.0);
+            last = requests.add(&queues, now(true, tick < 20), |_| false);
             assert_eq!(last.is_some(), tick >= 20, "{tick}");
         }
         let service_time_ns = last.unwrap();
         assert!((35e6..45e6).contains(&service_time_ns), "{service_time_ns}");
         for tick in 200..300 {
             let now = now(tick % 2 == 0, tick % 2 == 0);
-            assert_eq!(requests.add(1, &queues(tick, Some(400 * MS)), now), last);
+            let queues = in_flight(tick, 1, 800, 10.0);
+            assert_eq!(requests.add(&queues, now, |_| false), last);
         }
         requests.forget_before(300 * 100 * MS);
-        let young = queues(300, Some(MS));
-        assert_eq!(requests.add(1, &young, now(true, false)), None);
+        let young = in_flight(300, 1, 2, 10.0);
+        assert_eq!(requests.add(&young, AT_REST, |_| false), None);
+    }
+
+    #[test]
+    fn the_service_time_is_not_measured_while_requests_pile_up() {
+        let mut requests = Requests::default();
+        for tick in 1..=100 {
+            let mut queues = in_flight(tick, 4 + 10 * tick, 100 * tick, 100.0);
+            let gauge = &mut queues[0].1;
+            gauge.arrivals_per_s = Some(200.0);
+            gauge.departures_per_s = Some(100.0);
+            assert_eq!(requests.add(&queues, AT_REST, |_| false), None);
+        }
+    }
+
+    #[test]
+    fn requests_wait_inside_if_more_are_in_flight_and_take_longer() {
+        for (depth, inside_ms, rate, delay_ms) in [
+            (2, 40, 50.0, 0),
+            // More at once, and each as fast as before.
+            (8, 40, 200.0, 0),
+            // One slow request.
+            (3, 400, 50.0, 0),
+            // All wait for 4 workers.
+            (20, 200, 100.0, 160),
+            // Few are admitted, so the ages are high: 10 will have left in 100 ms.
+            (10, 900, 100.0, 60),
+        ] {
+            let queues = in_flight(41, depth, inside_ms, rate);
+            let inside = inside(&mut rested(), &queues, false);
+            assert_eq!(
+                (inside.delay_ns, inside.target_delay_ns),
+                (delay_ms * MS, 20 * MS),
+                "{depth} {inside_ms}"
+            );
+        }
+    }
+
+    #[test]
+    fn requests_that_wait_outside_do_not_wait_inside() {
+        let queues = in_flight(41, 20, 200, 100.0);
+        let outside = DispatchState {
+            dequeue_wait_ns: 80 * MS,
+            ..AT_REST
+        };
+        let mut requests = rested();
+        requests.add(&queues, outside, |_| false);
+        let inside = requests.inside(&queues[0].0).unwrap();
+        assert_eq!(inside.delay_ns, 0, "the ages include the wait outside");
+        let shed = DispatchState {
+            are_shed_at_dequeue: true,
+            ..AT_REST
+        };
+        let mut requests = rested();
+        requests.add(&queues, shed, |_| false);
+        assert_eq!(requests.inside(&queues[0].0).unwrap().delay_ns, 0);
+    }
+
+    #[test]
+    fn a_service_that_became_slower_is_measured_anew() {
+        let mut requests = rested();
+        let mut slower = Vec::new();
+        for tick in 41..60 {
+            // Requests take 400 ms now, whether 20 or 2 are in flight.
+            let depth = if tick < 45 { 20 } else { 2 };
+            let queues = in_flight(tick, depth, 400, depth as f64 / 0.4);
+            slower.push(inside(&mut requests, &queues, true).is_slower);
+            if slower.last() == Some(&true) {
+                break;
+            }
+        }
+        assert_eq!(slower.len(), 9, "four deep samples and five others");
+        assert_eq!(slower.last(), Some(&true));
+        for tick in 60..80 {
+            requests.add(&in_flight(tick, 20, 400, 50.0), AT_REST, |_| false);
+        }
+        let key = &in_flight(80, 0, 0, 0.0)[0].0;
+        let inside = requests.inside(key).unwrap();
+        assert_eq!((inside.delay_ns, inside.target_delay_ns), (0, 200 * MS));
+    }
+
+    #[test]
+    fn the_utilization_is_relative_to_the_requests_in_service_under_overload() {
+        let mut requests = rested();
+        let queues = in_flight(41, 20, 200, 100.0);
+        assert_eq!(inside(&mut requests, &queues, false).utilization, None);
+        for (tick, depth, utilization) in [(42, 20, 1.0), (43, 2, 0.5)] {
+            let queues = in_flight(tick, depth, 40, 100.0);
+            let now = inside(&mut requests, &queues, true).utilization.unwrap();
+            assert!((now - utilization).abs() < 0.02, "{now}");
+        }
     }
 }
