@@ -114,8 +114,8 @@ pub const DEEP_RATIO: f64 = 1.5;
 pub const DEEP_MIN_MORE: f64 = 2.0;
 /// Ages of requests in flight include the wait before dequeue: the longest one, decaying with this time constant, ns. Overload.
 pub const DEQUEUE_WAIT_MEMORY_NS: f64 = 5e8;
-/// Time constant with which the concurrency of a service that takes every request is forgotten, ns. Overload.
-pub const CONCURRENCY_TIME_CONSTANT_NS: f64 = 1e10;
+/// Time constant of the requests in service under overload, ns, over the samples in which others wait. Overload.
+pub const CONCURRENCY_TIME_CONSTANT_NS: f64 = 1e9;
 /// The service has become slower if its requests still take too long in this many consecutive samples with no more of them in
 /// flight than usual. Model.
 pub const SLOWER_AFTER_SAMPLES: u32 = 5;
@@ -137,3 +137,12 @@ pub const RETRY_AFTER_MS: (u64, u64) = (1_000, 30_000);
 pub const FAIL_OPEN_AFTER_NS: u64 = 5_000_000_000;
 /// A queue that was last observed this long ago is no longer reported, ns. The slowest scan runs every 30 s.
 pub const EXPIRE_AFTER_NS: u64 = 60_000_000_000;
+
+// What an agent keeps for its successor.
+
+/// Interval at which it is written, ns: the age of the state that a killed agent leaves. Convention.
+pub const LEARNED_INTERVAL_NS: u64 = 1_000_000_000;
+/// A service time is still used after this, ns: it changes with the service, not with the load. Convention.
+pub const SERVICE_TIME_VALID_NS: u64 = 3_600_000_000_000;
+/// A controller is continued after at most this, ns: an overload may be over by then. A supervisor restarts an agent in less. Convention.
+pub const CONTROLLER_VALID_NS: u64 = 10_000_000_000;

@@ -13,7 +13,9 @@
 
 use std::collections::VecDeque;
 
-use super::constants::*;
+use serde::{Deserialize, Serialize};
+
+use super::{constants::*, learned::is_sane};
 
 /// A queue at one sample, as the controller sees it.
 #[derive(Clone, Copy, Debug)]
@@ -138,6 +140,36 @@ pub struct Controller {
     utilizations: VecDeque<(f64, f64)>,
 }
 
+/// What a later agent can use of a controller that sheds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct LearnedController {
+    admit_ratio: f64,
+    overload_utilization: Option<f64>,
+    equilibrium: Equilibrium,
+}
+
+impl LearnedController {
+    pub(super) fn is_valid(&self) -> bool {
+        let Equilibrium {
+            admitted,
+            arrivals,
+            departures,
+            seconds,
+        } = self.equilibrium;
+        let utilization = self.overload_utilization.unwrap_or(0.0);
+        [
+            self.admit_ratio,
+            utilization,
+            admitted,
+            arrivals,
+            departures,
+            seconds,
+        ]
+        .into_iter()
+        .all(is_sane)
+    }
+}
+
 /// What happened between two decisions.
 #[derive(Clone, Copy, Debug)]
 struct Interval {
@@ -150,7 +182,7 @@ struct Interval {
 }
 
 /// Decaying sums over the intervals in which work waited.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Equilibrium {
     /// Departures, each weighted with the admit ratio at that time.
     admitted: f64,
@@ -217,6 +249,28 @@ impl Controller {
             overload_utilization: None,
             utilizations: VecDeque::new(),
         }
+    }
+
+    /// Continues as a controller that a former agent had for this queue.
+    pub(super) fn resume(observation: Observation, learned: LearnedController) -> Self {
+        let admit_ratio = learned.admit_ratio.clamp(MIN_ADMIT_RATIO, 1.0);
+        Self {
+            admit_ratio,
+            admit_ratio_before: admit_ratio,
+            equilibrium: learned.equilibrium,
+            is_shedding: true,
+            overload_utilization: learned.overload_utilization,
+            ..Self::new(observation)
+        }
+    }
+
+    /// For a later agent; `None` if nothing is shed.
+    pub(super) fn learned(&self) -> Option<LearnedController> {
+        self.is_shedding.then_some(LearnedController {
+            admit_ratio: self.admit_ratio,
+            overload_utilization: self.overload_utilization,
+            equilibrium: self.equilibrium,
+        })
     }
 
     /// The share of new work to admit, [`MIN_ADMIT_RATIO`] to 1.

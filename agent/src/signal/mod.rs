@@ -3,7 +3,7 @@
 //! Pure: `controller` decides the admit ratio of one queue, `requests` the max queue wait, `concurrency` the concurrency limit, and
 //! `load` the load; `constants` is the table of their constants. `pressure` combines them per service, and `encode` is its page.
 //!
-//! Not pure: `names`, `page` and `pages` are the files under `/run/tailback`. The agent's loop leaves events and state in `state`;
+//! Not pure: `names`, `page` and `pages` are the files under `/run/tailback`, and `learned` is the one that a later agent continues with. The agent's loop leaves events and state in `state`;
 //! `stream` serves them on `agent.sock` in a thread of its own, with `status`, `metrics` and `wait_histograms`. Every other
 //! consumer is served by the [adapter process](crate::adapters), which reads the pages as anyone may. So when the agent is gone,
 //! all of them report no pressure.
@@ -14,6 +14,7 @@ pub mod controller;
 mod encode;
 #[cfg(test)]
 mod fixture;
+mod learned;
 mod load;
 pub mod metrics;
 pub mod names;
@@ -34,6 +35,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use constants::LEARNED_INTERVAL_NS;
 pub use encode::{Published, Words, encode, pattern};
 pub use page::PageFile;
 use pages::Pages;
@@ -62,22 +64,26 @@ pub struct Signals {
     json: Json<Vec<u8>>,
     report: Option<Arc<AgentReport>>,
     last_ns: u64,
+    /// When what a later agent can use was last kept.
+    learned_ns: u64,
 }
 
 impl Signals {
     /// Starts publishing in the configured directory, about every `interval`, and serves the stream there.
     pub fn start(config: &Signal, interval: Duration) -> Result<Self> {
         let directory = config.directory();
-        let pages = Pages::open(&directory, config.ttl_ns(interval), config.max_pages())?;
+        let mut pages = Pages::open(&directory, config.ttl_ns(interval), config.max_pages())?;
+        let learned = pages.load_learned();
         let state = Arc::new(SharedState::default());
         serve(Arc::clone(&state), &directory)?;
         Ok(Self {
-            pressures: PressureTracker::default(),
+            pressures: PressureTracker::resume(learned),
             pages,
             state,
             json: Json::new(Vec::new()),
             report: None,
             last_ns: boot_ns(),
+            learned_ns: 0,
         })
     }
 
@@ -100,6 +106,11 @@ impl Signals {
         let published = self.pages.now(now_ns.saturating_sub(self.last_ns));
         let names = self.pages.publish(&pressures, published);
         self.last_ns = now_ns;
+        if now_ns.saturating_sub(self.learned_ns) >= LEARNED_INTERVAL_NS {
+            self.learned_ns = now_ns;
+            self.pages
+                .save_learned(&self.pressures.learned(mono_ns, &pressures));
+        }
         self.state.count_waits(&pressures);
         self.state.set(Snapshot {
             unix_ns,

@@ -16,6 +16,7 @@ use rustix::{
 
 use super::{
     encode::{Published, encode, encode_none},
+    learned::Learned,
     names::names,
     page::{self, PageFile},
     pressure::Pressure,
@@ -51,6 +52,7 @@ pub struct Pages {
     empty: VecDeque<String>,
     over_limit: usize,
     reported_limit: bool,
+    reported_unsaved: bool,
     reported_shared: BTreeSet<String>,
     notices: Vec<Notice>,
     /// Locked while this value lives.
@@ -83,6 +85,7 @@ impl Pages {
             empty: VecDeque::new(),
             over_limit: 0,
             reported_limit: false,
+            reported_unsaved: false,
             reported_shared: BTreeSet::new(),
             notices: Vec::new(),
             _lock: lock,
@@ -142,6 +145,32 @@ impl Pages {
         }
         self.close_gone(published);
         names
+    }
+
+    /// What a former agent left in this directory.
+    pub fn load_learned(&mut self) -> Learned {
+        Learned::load(self.directory.as_fd()).unwrap_or_else(|error| {
+            self.notify(
+                "learned_unreadable",
+                format!("starting without what a former agent learned: {error:#}"),
+            );
+            Learned::default()
+        })
+    }
+
+    /// Leaves this for a later agent. Reports the first failure.
+    pub fn save_learned(&mut self, learned: &Learned) {
+        if let Err(error) = learned.save(self.directory.as_fd())
+            && !self.reported_unsaved
+        {
+            self.reported_unsaved = true;
+            self.notify(
+                "learned_unwritable",
+                format!(
+                    "an agent that replaces this one will start without what it learned: {error:#}"
+                ),
+            );
+        }
     }
 
     /// Takes the notices since the last call.

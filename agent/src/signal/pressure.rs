@@ -10,6 +10,7 @@ use super::{
     concurrency::Concurrency,
     constants::{EXPIRE_AFTER_NS, FAIL_OPEN_AFTER_NS, RETRY_AFTER_MS},
     controller::{Controller, ControllerState, Observation},
+    learned::{Learned, LearnedQueue},
     load::{Load, Loads},
     requests::{DispatchState, Known, Requests, Waits},
 };
@@ -68,9 +69,35 @@ pub struct PressureTracker {
     loads: Loads,
     concurrency: Concurrency,
     requests: Requests,
+    /// By a former agent.
+    learned: Learned,
 }
 
 impl PressureTracker {
+    /// Starts with what a former agent has learned.
+    pub fn resume(learned: Learned) -> Self {
+        Self {
+            learned,
+            ..Self::default()
+        }
+    }
+
+    /// What a later agent can use.
+    pub fn learned(&self, now_ns: u64, pressures: &[Pressure]) -> Learned {
+        let mut learned = Learned::new(now_ns);
+        for pressure in pressures {
+            for (key, _) in &pressure.queues {
+                let controller = self.controllers.get(key);
+                let queue = LearnedQueue {
+                    requests: self.requests.learned(key),
+                    controller: controller.and_then(|(controller, _)| controller.learned()),
+                };
+                learned.add(&pressure.target, key, queue);
+            }
+        }
+        learned
+    }
+
     /// Adds the gauges of all queues. Returns one pressure per selected target, in the order of their ids.
     pub fn read<'a>(
         &mut self,
@@ -109,6 +136,14 @@ impl PressureTracker {
         target: Arc<Target>,
         mut queues: Vec<(Arc<QueueKey>, Gauge)>,
     ) -> Pressure {
+        for (key, _) in &queues {
+            if key.kind == Kind::Inflight
+                && !self.requests.knows(key)
+                && let Some(learned) = self.learned.get(&target, key, now_ns).requests
+            {
+                self.requests.resume(key, learned);
+            }
+        }
         let shed_target_ns = self.shed_target_ns(&queues);
         let limit = self.concurrency.add(target.id, &queues, shed_target_ns);
         let known = self.known_requests(&queues, limit.map(|limit| limit.in_service));
@@ -118,7 +153,7 @@ impl PressureTracker {
         let admit_ratio = queues
             .iter()
             .filter(|(key, _)| is_inbound(key))
-            .map(|(key, gauge)| self.admit_ratio(now_ns, key, gauge, known, utilization))
+            .map(|(key, gauge)| self.admit_ratio(now_ns, &target, key, gauge, known, utilization))
             .fold(1.0, f64::min);
         queues.sort_unstable_by(|(a, of_a), (b, of_b)| {
             let rank = |gauge: &Gauge| Reverse((gauge.level, (gauge.score * 1e6) as u64));
@@ -232,6 +267,7 @@ impl PressureTracker {
     fn admit_ratio(
         &mut self,
         now_ns: u64,
+        target: &Target,
         key: &Arc<QueueKey>,
         gauge: &Gauge,
         known: Option<Known>,
@@ -271,10 +307,14 @@ impl PressureTracker {
         if observation.delay_ns == 0 && !self.controllers.contains_key(key) {
             return 1.0;
         }
-        let (controller, read_ns) = self
-            .controllers
-            .entry(Arc::clone(key))
-            .or_insert_with(|| (Controller::new(observation), observation.now_ns));
+        let (controller, read_ns) = self.controllers.entry(Arc::clone(key)).or_insert_with(|| {
+            let learned = self.learned.get(target, key, now_ns).controller;
+            let controller = match learned {
+                Some(learned) => Controller::resume(observation, learned),
+                None => Controller::new(observation),
+            };
+            (controller, observation.now_ns)
+        });
         // Without a new reading there is nothing new to decide on.
         if gauge.at_ns > *read_ns {
             controller.read(observation);

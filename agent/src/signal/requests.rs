@@ -10,15 +10,21 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::constants::{
-    CLOCK_TICK_NS, CONCURRENCY_TIME_CONSTANT_NS, DEEP_MIN_MORE, DEEP_RATIO, DEQUEUE_WAIT_MEMORY_NS,
-    GROWTH_SIGMAS, MAX_DERIVED_TARGET_NS, MAX_QUEUE_WAIT_SERVICE_TIMES, MAX_QUEUE_WAIT_TARGETS,
-    MIN_DERIVED_TARGET_NS, RESPONSES_WITHIN_MAX_QUEUE_WAIT, SERVICE_TIME_CONSTANT_NS,
-    SERVICE_TIME_MIN_SAMPLES, SLOWER_AFTER_SAMPLES, TARGET_SERVICE_TIMES,
+use serde::{Deserialize, Serialize};
+
+use super::{
+    constants::{
+        CLOCK_TICK_NS, CONCURRENCY_TIME_CONSTANT_NS, DEEP_MIN_MORE, DEEP_RATIO,
+        DEQUEUE_WAIT_MEMORY_NS, GROWTH_SIGMAS, MAX_DERIVED_TARGET_NS, MAX_QUEUE_WAIT_SERVICE_TIMES,
+        MAX_QUEUE_WAIT_TARGETS, MIN_DERIVED_TARGET_NS, RESPONSES_WITHIN_MAX_QUEUE_WAIT,
+        SERVICE_TIME_CONSTANT_NS, SERVICE_TIME_MIN_SAMPLES, SLOWER_AFTER_SAMPLES,
+        TARGET_SERVICE_TIMES,
+    },
+    learned::is_sane,
 };
 use crate::{
     detect::Gauge,
-    ewma::decay,
+    ewma::{Ewma, decay},
     queue::{Kind, QueueKey},
 };
 
@@ -99,6 +105,25 @@ pub(super) struct InsideWait {
     pub(super) is_slower: bool,
 }
 
+/// What a later agent can use of this.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct LearnedRequests {
+    pub(super) service_time_ns: f64,
+    /// Mean number of requests in flight.
+    pub(super) usual_depth: f64,
+    /// Requests in service under overload; `None` before one.
+    pub(super) concurrency: Option<f64>,
+}
+
+impl LearnedRequests {
+    pub(super) fn is_valid(&self) -> bool {
+        let concurrency = self.concurrency.unwrap_or(0.0);
+        [self.service_time_ns, self.usual_depth, concurrency]
+            .into_iter()
+            .all(is_sane)
+    }
+}
+
 /// The requests in flight of one listener.
 #[derive(Default)]
 struct Service {
@@ -111,8 +136,8 @@ struct Service {
     depth_samples: u32,
     /// The longest wait before dequeue, ns, decaying: the ages of requests in flight include it.
     dequeue_wait_ns: f64,
-    /// Requests in service under overload, by Little's law: the highest recent value.
-    concurrency: f64,
+    /// Requests in service under overload.
+    concurrency: Option<Ewma>,
     /// Consecutive samples with long service times and no more requests in flight than usual.
     slower_samples: u32,
     inside: Option<InsideWait>,
@@ -147,6 +172,36 @@ impl Requests {
             }
         }
         busiest?.1
+    }
+
+    /// Whether the requests of this queue were added before.
+    pub(super) fn knows(&self, key: &Arc<QueueKey>) -> bool {
+        self.services.contains_key(key)
+    }
+
+    /// Continues with what a former agent learned.
+    pub(super) fn resume(&mut self, key: &Arc<QueueKey>, learned: LearnedRequests) {
+        let service = Service {
+            mean_age_ns: learned.service_time_ns / 2.0,
+            samples: SERVICE_TIME_MIN_SAMPLES,
+            usual_depth: learned.usual_depth,
+            depth_samples: SERVICE_TIME_MIN_SAMPLES,
+            concurrency: learned
+                .concurrency
+                .map(|concurrency| Ewma::new(concurrency, CONCURRENCY_TIME_CONSTANT_NS)),
+            ..Service::default()
+        };
+        self.services.insert(Arc::clone(key), service);
+    }
+
+    /// For a later agent.
+    pub(super) fn learned(&self, key: &Arc<QueueKey>) -> Option<LearnedRequests> {
+        let service = self.services.get(key)?;
+        Some(LearnedRequests {
+            service_time_ns: service.service_time_ns()?,
+            usual_depth: service.usual_depth,
+            concurrency: service.concurrency.map(Ewma::value),
+        })
     }
 
     /// How long requests wait inside, as of the last sample; `None` if the service time is unknown.
@@ -207,7 +262,8 @@ impl Service {
         let target_delay_ns = derived_target_ns(service_time_ns);
         let depth = gauge.depth as f64;
         let rate = gauge.responses_per_s.or(gauge.departures_per_s)?;
-        let delay_ns = (self.time_inside_ns(gauge, rate) - service_time_ns).max(0.0) as u64;
+        let inside_ns = self.time_inside_ns(gauge, rate);
+        let delay_ns = (inside_ns - service_time_ns).max(0.0) as u64;
         let is_deep = depth > (self.usual_depth * DEEP_RATIO).max(self.usual_depth + DEEP_MIN_MORE);
         // Where requests queue before the service takes them, the excess does not wait inside.
         let is_queued_outside = now.are_shed_at_dequeue || !now.are_dequeued_soon;
@@ -218,9 +274,12 @@ impl Service {
         } else {
             0
         };
-        if is_shed {
-            self.concurrency = (self.concurrency * decay(elapsed_ns, CONCURRENCY_TIME_CONSTANT_NS))
-                .max(rate * service_time_ns / 1e9);
+        if is_shed && counted_ns > 0 {
+            // Little's law: at this throughput, those that do not wait.
+            let in_service = depth * service_time_ns / inside_ns;
+            self.concurrency
+                .get_or_insert(Ewma::new(in_service, CONCURRENCY_TIME_CONSTANT_NS))
+                .update(in_service, elapsed_ns);
         }
         let is_unusual = depth > self.usual_depth + 0.5;
         self.slower_samples = if is_shed && counted_ns > target_delay_ns && !is_unusual {
@@ -239,7 +298,9 @@ impl Service {
         Some(InsideWait {
             delay_ns: counted_ns,
             target_delay_ns,
-            utilization: (self.concurrency > 0.0).then(|| (depth / self.concurrency).min(1.0)),
+            utilization: self
+                .concurrency
+                .map(|concurrency| (depth / concurrency.value().max(1.0)).min(1.0)),
             is_slower,
         })
     }
@@ -453,8 +514,8 @@ mod tests {
         let mut requests = rested();
         let queues = in_flight(41, 20, 200, 100.0);
         assert_eq!(inside(&mut requests, &queues, false).utilization, None);
-        for (tick, depth, utilization) in [(42, 20, 1.0), (43, 2, 0.5)] {
-            let queues = in_flight(tick, depth, 40, 100.0);
+        for (tick, depth, inside_ms, utilization) in [(42, 20, 200, 1.0), (43, 2, 40, 0.5)] {
+            let queues = in_flight(tick, depth, inside_ms, 100.0);
             let now = inside(&mut requests, &queues, true).utilization.unwrap();
             assert!((now - utilization).abs() < 0.02, "{now}");
         }

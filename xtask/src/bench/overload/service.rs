@@ -132,6 +132,11 @@ impl Service {
         self == Self::NginxUwsgi
     }
 
+    /// Whether it takes every request at once, so that none waits where it could be rejected at dequeue.
+    pub fn takes_all(self) -> bool {
+        matches!(self, Self::GoNetHttp | Self::RustTower)
+    }
+
     pub fn path(self) -> &'static str {
         match self {
             Self::NginxUwsgi => "/up",

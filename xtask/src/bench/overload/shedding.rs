@@ -83,8 +83,9 @@ impl Shedding {
     }
 
     /// Whether it decides only by a ratio, which is right for one load: after a change it has to be estimated again.
-    fn is_ratio(self) -> bool {
-        self.page != Some(By::Wait) && self.proxy != Proxy::Maxconn
+    fn is_ratio(self, service: Service) -> bool {
+        let knows_waits = self.page == Some(By::Wait) && !service.takes_all();
+        !knows_waits && self.proxy != Proxy::Maxconn
     }
 
     /// How long after the death of the agent its signal may still be in force.
@@ -204,7 +205,7 @@ impl Subject {
             .filter(is_bad)
             .map(|request| request.due - end)
             .max();
-        let goal = (!self.shedding.is_ratio()).then_some(Bound::AtMost(0.2));
+        let goal = (!self.shedding.is_ratio(self.service)).then_some(Bound::AtMost(0.2));
         let goal = goal.and_then(|bound| self.goal(bound));
         Ok(vec![
             Measure::seconds("recovery", last.unwrap_or_default()).goal(goal),
@@ -274,11 +275,35 @@ impl Subject {
         let end = Instant::now();
         load.set_rate(1.0)?;
         thread::sleep(run.phases.drain);
-        let responses = self.responses(&load.stop()?, alive..end, AGENT_LOAD);
-        let mut all = measures(responses, Some(Bound::AtLeast(90.0)), None);
+        let requests = load.stop()?;
+        let responses = self.responses(&requests, alive..end, AGENT_LOAD);
+        // Nobody can withdraw the requests that the service took during the absence; their clients have long given up.
+        let backlog = worked_off(&requests, alive, end);
+        let seconds = (end - alive).as_secs_f64();
+        let left = 1.0 - backlog as f64 / seconds / self.at_rest.capacity_per_s;
+        let mut all = vec![
+            Measure::percent(
+                "goodput of the capacity that the backlog left",
+                responses.goodput / left.max(f64::MIN_POSITIVE),
+            )
+            .goal(Bound::AtLeast(90.0)),
+        ];
+        all.extend(measures(responses, None, None));
+        all.push(Measure::percent(
+            "capacity that the backlog took",
+            1.0 - left,
+        ));
         all.push(Measure::seconds("page alive after", alive - started));
         Ok(all)
     }
+}
+
+/// The number of requests sent before `from` that were served after it.
+fn worked_off(requests: &[Request], from: Instant, to: Instant) -> usize {
+    requests
+        .iter()
+        .filter(|request| request.ok() && request.due < from && (from..to).contains(&request.ended))
+        .count()
 }
 
 fn measures(responses: Responses, goodput: Option<Bound>, p99: Option<Bound>) -> Vec<Measure> {

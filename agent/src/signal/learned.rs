@@ -1,0 +1,287 @@
+//! What an agent has learned about its services, kept for its successor: an agent that restarts in the middle of an overload
+//! cannot measure a service time at rest.
+//!
+//! The file lies beside the pages. A service is recognized by the pid and start time of its first process, a queue by its kind
+//! and name. The file is only read if the agent's user owns it and nobody else could have written it.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{Read as _, Write as _},
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::{
+    fs::{self, FileType, Mode, OFlags},
+    process::geteuid,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    constants::{CONTROLLER_VALID_NS, SERVICE_TIME_VALID_NS},
+    controller::LearnedController,
+    requests::LearnedRequests,
+};
+use crate::{queue::QueueKey, sample::Target};
+
+/// The file's name in the directory of the pages, and its name while it is being written.
+const NAME: &str = "learned.json";
+const NEW_NAME: &str = "learned.json.new";
+/// Only the agent reads and writes it.
+const MODE: Mode = Mode::from_raw_mode(0o600);
+/// Maximum size of the file, bytes, and number of queues in it.
+const MAX_BYTES: u64 = 4 << 20;
+const MAX_QUEUES: usize = 10_000;
+/// The format. A file of another version is ignored.
+const VERSION: u32 = 1;
+
+/// What was learned about one queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LearnedQueue {
+    pub(super) requests: Option<LearnedRequests>,
+    pub(super) controller: Option<LearnedController>,
+}
+
+/// What a former agent learned, until it is too old.
+#[derive(Debug, Default)]
+pub struct Learned {
+    /// CLOCK_MONOTONIC, ns.
+    at_ns: u64,
+    queues: HashMap<Id, LearnedQueue>,
+}
+
+/// Identifies a queue across agents.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct Id {
+    pid: u32,
+    start_ns: u64,
+    kind: String,
+    name: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Contents {
+    version: u32,
+    at_ns: u64,
+    queues: Vec<(Id, LearnedQueue)>,
+}
+
+impl Id {
+    fn of(target: &Target, key: &QueueKey) -> Self {
+        Self {
+            pid: target.pid,
+            start_ns: target.start_ns,
+            kind: key.kind.name().to_owned(),
+            name: key.name().to_owned(),
+        }
+    }
+}
+
+impl Learned {
+    pub(super) fn new(at_ns: u64) -> Self {
+        Self {
+            at_ns,
+            queues: HashMap::new(),
+        }
+    }
+
+    /// Adds what was learned about a queue, unless that is nothing or there is no room.
+    pub(super) fn add(&mut self, target: &Target, key: &QueueKey, learned: LearnedQueue) {
+        if learned != LearnedQueue::default() && self.queues.len() < MAX_QUEUES {
+            self.queues.insert(Id::of(target, key), learned);
+        }
+    }
+
+    /// What was learned about this queue and is still valid `now_ns`.
+    pub(super) fn get(&self, target: &Target, key: &Arc<QueueKey>, now_ns: u64) -> LearnedQueue {
+        if self.queues.is_empty() {
+            return LearnedQueue::default();
+        }
+        let Some(learned) = self.queues.get(&Id::of(target, key)) else {
+            return LearnedQueue::default();
+        };
+        // A file from before a reboot may lie in the future.
+        let Some(age_ns) = now_ns.checked_sub(self.at_ns) else {
+            return LearnedQueue::default();
+        };
+        LearnedQueue {
+            requests: learned
+                .requests
+                .filter(|requests| age_ns <= SERVICE_TIME_VALID_NS && requests.is_valid()),
+            controller: learned
+                .controller
+                .filter(|controller| age_ns <= CONTROLLER_VALID_NS && controller.is_valid()),
+        }
+    }
+
+    /// Replaces the file in this directory.
+    pub fn save(&self, directory: BorrowedFd<'_>) -> Result<()> {
+        let contents = Contents {
+            version: VERSION,
+            at_ns: self.at_ns,
+            queues: self
+                .queues
+                .iter()
+                .map(|(id, learned)| (id.clone(), *learned))
+                .collect(),
+        };
+        let bytes = serde_json::to_vec(&contents)?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = fs::openat(directory, NEW_NAME, flags, MODE)
+            .with_context(|| format!("cannot create {NEW_NAME}"))?;
+        File::from(file).write_all(&bytes)?;
+        fs::renameat(directory, NEW_NAME, directory, NAME)
+            .with_context(|| format!("cannot replace {NAME}"))?;
+        Ok(())
+    }
+
+    /// Reads the file in this directory; nothing if there is none.
+    pub fn load(directory: BorrowedFd<'_>) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match fs::openat(directory, NAME, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(rustix::io::Errno::NOENT) => return Ok(Self::default()),
+            Err(error) => return Err(error).with_context(|| format!("cannot open {NAME}")),
+        };
+        check(&file)?;
+        let mut bytes = Vec::new();
+        File::from(file).take(MAX_BYTES).read_to_end(&mut bytes)?;
+        let contents: Contents =
+            serde_json::from_slice(&bytes).with_context(|| format!("{NAME} is damaged"))?;
+        if contents.version != VERSION {
+            return Ok(Self::default());
+        }
+        Ok(Self {
+            at_ns: contents.at_ns,
+            queues: contents.queues.into_iter().take(MAX_QUEUES).collect(),
+        })
+    }
+}
+
+/// Only the agent's user can have written the file.
+fn check(file: &OwnedFd) -> Result<()> {
+    let stat = fs::fstat(file)?;
+    let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    let is_private = stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o022 == 0;
+    if !is_regular || !is_private || stat.st_nlink != 1 {
+        bail!("{NAME} is not a regular file that only the agent's user can write: remove it");
+    }
+    Ok(())
+}
+
+/// Finite and not negative.
+pub(super) fn is_sane(value: f64) -> bool {
+    value.is_finite() && value >= 0.0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::{
+            fd::AsFd as _,
+            unix::fs::{PermissionsExt as _, symlink},
+        },
+        path::Path,
+    };
+
+    use tailback_tests::temp::TempDir;
+
+    use super::*;
+    use crate::queue::Kind;
+
+    const NOW_NS: u64 = 1_000_000_000_000;
+
+    fn shop() -> Target {
+        Target {
+            id: 1,
+            pid: 7,
+            start_ns: 5,
+            ..Target::default()
+        }
+    }
+
+    fn key() -> Arc<QueueKey> {
+        Arc::new(QueueKey::new(1, Kind::Inflight, ":80".into()))
+    }
+
+    fn learned() -> LearnedQueue {
+        LearnedQueue {
+            requests: Some(LearnedRequests {
+                service_time_ns: 4e7,
+                usual_depth: 2.5,
+                concurrency: Some(4.0),
+            }),
+            controller: None,
+        }
+    }
+
+    fn saved(directory: &Path) -> OwnedFd {
+        let directory = OwnedFd::from(File::open(directory).unwrap());
+        let mut all = Learned::new(NOW_NS);
+        all.add(&shop(), &key(), learned());
+        all.save(directory.as_fd()).unwrap();
+        directory
+    }
+
+    #[test]
+    fn a_successor_recalls_the_same_process_until_it_is_too_old() {
+        let temp = TempDir::new("learned").unwrap();
+        let directory = saved(temp.path());
+        let all = Learned::load(directory.as_fd()).unwrap();
+        assert_eq!(all.get(&shop(), &key(), NOW_NS + 1), learned());
+        let restarted = Target {
+            start_ns: 6,
+            ..shop()
+        };
+        for (target, now_ns) in [
+            (restarted, NOW_NS),
+            (shop(), NOW_NS + SERVICE_TIME_VALID_NS + 1),
+        ] {
+            assert_eq!(all.get(&target, &key(), now_ns), LearnedQueue::default());
+        }
+    }
+
+    #[test]
+    fn a_file_that_another_user_could_have_written_is_not_read() {
+        let temp = TempDir::new("learned").unwrap();
+        let directory = saved(temp.path());
+        let path = temp.path().join(NAME);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let error = Learned::load(directory.as_fd()).unwrap_err();
+        assert!(error.to_string().contains("only the agent's user"));
+        std::fs::remove_file(&path).unwrap();
+        let elsewhere = temp.path().join("elsewhere");
+        std::fs::write(&elsewhere, "{}").unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        assert!(Learned::load(directory.as_fd()).is_err());
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_file_teaches_nothing() {
+        let temp = TempDir::new("learned").unwrap();
+        let directory = saved(temp.path());
+        let path = temp.path().join(NAME);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for damaged in ["", "[]", &text[..text.len() / 2]] {
+            std::fs::write(&path, damaged).unwrap();
+            assert!(Learned::load(directory.as_fd()).is_err());
+        }
+        let other = text.replace("\"version\":1", "\"version\":2");
+        assert_ne!(other, text);
+        std::fs::write(&path, other).unwrap();
+        let all = Learned::load(directory.as_fd()).unwrap();
+        assert!(all.queues.is_empty());
+        std::fs::write(&path, &text).unwrap();
+        let all = Learned::load(directory.as_fd()).unwrap();
+        assert_eq!(all.get(&shop(), &key(), NOW_NS), learned());
+        let after_reboot = all.get(&shop(), &key(), NOW_NS - 1);
+        assert_eq!(after_reboot, LearnedQueue::default());
+        let negative = text.replace("2.5", "-2.5");
+        std::fs::write(&path, negative).unwrap();
+        let all = Learned::load(directory.as_fd()).unwrap();
+        assert_eq!(all.get(&shop(), &key(), NOW_NS), LearnedQueue::default());
+    }
+}
