@@ -117,7 +117,7 @@ pub const DEQUEUE_WAIT_MEMORY_NS: f64 = 5e8;
 /// Time constant of the requests in service under overload, ns, over the samples in which others wait. Overload.
 pub const CONCURRENCY_TIME_CONSTANT_NS: f64 = 1e9;
 /// The service has become slower if its requests still take too long in this many consecutive samples with no more of them in
-/// flight than usual. Model.
+/// flight than usual. Convention.
 pub const SLOWER_AFTER_SAMPLES: u32 = 5;
 
 // Load.
