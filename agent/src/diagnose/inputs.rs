@@ -24,6 +24,8 @@ const MIN_POOL_SAMPLES: usize = 5;
 pub(super) const MIN_IN_USE: f64 = 0.8;
 /// Calls are slow if they take more than this multiple of their baseline.
 pub(super) const MAX_SLOWDOWN: f64 = 2.0;
+/// Calls that wait for longer than this, ns, while none is answered, are not answered at all.
+const MIN_UNANSWERED_NS: u64 = 2_000_000_000;
 /// Weight of a new response time in its EWMA.
 const RESPONSE_WEIGHT: f64 = 0.2;
 /// Maximum number of response counts kept per service: enough for the longest window that a verdict is made from.
@@ -63,8 +65,18 @@ struct Calls {
     baseline_ns: Option<f64>,
     /// EWMA of the response time while the service is in focus, ns.
     now_ns: Option<f64>,
-    /// Connections in use, and all.
-    recent: VecDeque<(u64, u64)>,
+    recent: VecDeque<PoolUse>,
+    /// Calls answered while the service is in focus.
+    answered: u64,
+}
+
+/// How many of the connections to one endpoint are in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct PoolUse {
+    pub(super) used: u64,
+    /// Those that have carried nothing for a while.
+    pub(super) unused: u64,
+    pub(super) all: u64,
 }
 
 /// How a service uses the connections that it opened to one endpoint.
@@ -72,7 +84,9 @@ struct Calls {
 pub(super) struct Pool {
     pub(super) endpoint: String,
     pub(super) connections: u64,
-    /// Share of the samples in which all of them were in use.
+    /// Those that have carried nothing for a while, although the others were all in use.
+    pub(super) unused: u64,
+    /// Share of the samples in which all of them, but for the unused ones, were in use.
     pub(super) in_use: f64,
     /// None was added while they were sampled: this is the limit of the pool.
     is_at_limit: bool,
@@ -84,6 +98,8 @@ pub(super) struct Pool {
     mean_response_time_ns: Option<f64>,
     /// EWMA of the response time before the queue filled, ns.
     pub(super) baseline_ns: Option<f64>,
+    /// No call was answered while they were sampled, and half of them have waited for longer than [`MIN_UNANSWERED_NS`].
+    pub(super) is_unanswered: bool,
 }
 
 impl Pool {
@@ -95,6 +111,8 @@ impl Pool {
             && self.is_at_limit
             && self.inflight as f64 >= min_inflight(self.connections)
             && !is_slow
+            // That some are unused is normal if requests wait for the responses on the others.
+            && (self.unused == 0 || self.baseline_ns.is_some())
     }
 
     /// The time that a call typically takes, ns.
@@ -207,13 +225,13 @@ impl Inputs {
     }
 
     /// Adds, after [`Inputs::read`], how many connections to each endpoint are in use, and how many there are.
-    pub(super) fn read_pools(&mut self, pools: &BTreeMap<(TargetId, SocketAddr), (u64, u64)>) {
+    pub(super) fn read_pools(&mut self, pools: &BTreeMap<(TargetId, SocketAddr), PoolUse>) {
         for (key, calls) in &mut self.calls {
             let Some(remote) = key.id.remote() else {
                 continue;
             };
-            if let Some((used, all)) = pools.get(&(key.target, remote)) {
-                calls.read_pool(*used, *all);
+            if let Some(pool) = pools.get(&(key.target, remote)) {
+                calls.read_pool(*pool);
             }
         }
     }
@@ -258,6 +276,20 @@ impl Inputs {
             .max_by(|a, b| a.in_use.total_cmp(&b.in_use))
     }
 
+    /// If the number of connections to this endpoint is constant and none of them is in use: on how many a call may be
+    /// outstanding.
+    pub(super) fn steady_pool(&self, target: TargetId, remote: SocketAddr) -> Option<u64> {
+        let (key, reading) = self
+            .of(target, Kind::Downstream)
+            .find(|(key, _)| key.id.remote() == Some(remote))?;
+        let calls = self.calls.get(key)?;
+        let latest = calls.recent.iter().rev().take(MIN_POOL_SAMPLES);
+        let all = calls.recent.back()?.all;
+        let steady = latest.clone().all(|pool| pool.used == 0 && pool.all == all);
+        (steady && latest.count() == MIN_POOL_SAMPLES)
+            .then(|| measure(reading, "unknown").unwrap_or(0.0) as u64)
+    }
+
     /// The response time of calls on an endpoint and its baseline, ns.
     pub(super) fn response_times(
         &self,
@@ -269,6 +301,15 @@ impl Inputs {
             .find(|(key, _)| named(key))
             .and_then(|(key, _)| self.calls.get(key))
             .map_or((None, None), |calls| (calls.now_ns, calls.baseline_ns))
+    }
+
+    /// The baseline of the calls on the endpoint with the most outstanding calls of this service, ns.
+    pub(super) fn busiest_baseline_ns(&self, target: TargetId) -> Option<f64> {
+        let (key, _) = self
+            .of(target, Kind::Downstream)
+            .filter(|(_, reading)| reading.depth > 0)
+            .max_by_key(|(key, reading)| (reading.depth, Arc::clone(key)))?;
+        self.calls.get(key)?.baseline_ns
     }
 
     /// Whether no call of this service is slow, and the baseline of at least one is known.
@@ -336,13 +377,15 @@ fn is_long_turn(reading: &Reading) -> bool {
     reading.depth > 0 && turn_ns >= LONG_TURN_NS
 }
 
+/// One of the further measures of a reading.
+fn measure(reading: &Reading, name: &str) -> Option<f64> {
+    let found = reading.extra.iter().find(|(key, _)| *key == name);
+    found.map(|(_, value)| *value)
+}
+
 impl Calls {
     fn read(&mut self, reading: &Reading, in_focus: bool) {
-        let measure = |name: &str| {
-            let found = reading.extra.iter().find(|(key, _)| *key == name);
-            found.map(|(_, value)| *value)
-        };
-        if let Some(response_time_ns) = measure("response_time_ns") {
+        if let Some(response_time_ns) = measure(reading, "response_time_ns") {
             let mean = if in_focus {
                 &mut self.now_ns
             } else {
@@ -352,17 +395,20 @@ impl Calls {
                 before * (1.0 - RESPONSE_WEIGHT) + response_time_ns * RESPONSE_WEIGHT
             }));
         }
-        if !in_focus {
+        if in_focus {
+            self.answered += reading.departures.unwrap_or(0);
+        } else {
             self.now_ns = None;
             self.recent.clear();
+            self.answered = 0;
         }
     }
 
-    fn read_pool(&mut self, used: u64, connections: u64) {
+    fn read_pool(&mut self, pool: PoolUse) {
         if self.recent.len() >= MAX_POOL_SAMPLES {
             self.recent.pop_front();
         }
-        self.recent.push_back((used, connections));
+        self.recent.push_back(pool);
     }
 
     /// `None`: too few samples.
@@ -370,17 +416,26 @@ impl Calls {
         if self.recent.len() < MIN_POOL_SAMPLES {
             return None;
         }
-        let (first, last) = (self.recent.front()?.1, self.recent.back()?.1);
-        let full = self.recent.iter().filter(|(used, all)| used >= all);
+        let (first, latest) = (self.recent.front()?.all, *self.recent.back()?);
+        let last = latest.all;
+        let is_full =
+            |pool: &&PoolUse| pool.used > 0 && pool.used.saturating_add(pool.unused) >= pool.all;
+        let full = self.recent.iter().filter(is_full);
         Some(Pool {
             endpoint: endpoint_of(key),
             connections: last,
+            unused: latest.unused,
             in_use: full.count() as f64 / self.recent.len() as f64,
             is_at_limit: last <= first.saturating_add(1),
             inflight,
             response_time_ns: self.response_time_ns(reading),
             mean_response_time_ns: self.now_ns,
             baseline_ns: self.baseline_ns,
+            is_unanswered: self.answered == 0
+                && reading
+                    .ages_ns
+                    .get(reading.ages_ns.len() / 2)
+                    .is_some_and(|age_ns| *age_ns >= MIN_UNANSWERED_NS),
         })
     }
 

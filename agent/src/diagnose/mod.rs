@@ -5,6 +5,7 @@
 //! 1. `classify` says what one thread does in one sample; `profile` adds that up to shares of wall time.
 //! 2. `topology` knows which process holds which connection, pipe and lock; `inputs` what the queues and the other
 //!    processes of the machine do.
+//!    `held_pool` finds connections that are taken and not used.
 //! 3. `wait_graph` follows the wait chain from the threads that serve the queue to the root cause.
 //! 4. `rules` makes a verdict from all that; `words` has the phrases.
 //! 5. `open_episode` tracks how long each verdict has held: the one that has held longest is reported.
@@ -15,6 +16,7 @@
 
 mod case;
 mod classify;
+mod held_pool;
 mod inputs;
 pub mod log_evidence;
 mod no_baseline;

@@ -16,7 +16,7 @@ use crate::{
         Kind, Readings, Targets,
         syscalls::{CallClass, call_of},
     },
-    sample::{Sample, State, TargetId, Wait},
+    sample::{Detail, Sample, State, TargetId, Wait},
     text::harmless,
 };
 
@@ -60,6 +60,8 @@ struct Second {
     long_turns: BTreeSet<Thread>,
     /// By process, see [`TakingTurns`].
     taking_turns: BTreeMap<u32, TakingTurns>,
+    /// Samples of threads in a system call on one connection, waiting for its response and for nothing else.
+    in_one_call: BTreeMap<Thread, u32>,
 }
 
 /// How many threads of a process needed a CPU at once.
@@ -93,6 +95,7 @@ pub(super) struct Window {
     cpu: BTreeMap<TargetId, CpuHolders>,
     long_turns: BTreeSet<Thread>,
     taking_turns: BTreeMap<u32, TakingTurns>,
+    in_one_call: BTreeMap<Thread, u32>,
     pub(super) from_ns: u64,
     pub(super) to_ns: u64,
 }
@@ -138,6 +141,16 @@ impl Profile {
         second.count_holders(&now);
         second.long_turns.extend(long_turns);
         second.count_turns(waits, &in_focus);
+        for wait in waits {
+            let thread = (wait.tgid, wait.tid);
+            let calls = now.get(&thread).is_some_and(|observation| {
+                observation.activity == Activity::Downstream
+                    && matches!(observation.resource, Resource::Connection(_))
+            });
+            if calls && is_on_one_file(wait) && second.in_one_call.len() < MAX_THREADS {
+                *second.in_one_call.entry(thread).or_default() += 1;
+            }
+        }
         for (thread, observation) in now {
             if !second.threads.contains_key(&thread) && second.threads.len() >= MAX_THREADS {
                 continue;
@@ -213,6 +226,7 @@ impl Profile {
                 cpu: BTreeMap::new(),
                 long_turns: BTreeSet::new(),
                 taking_turns: BTreeMap::new(),
+                in_one_call: BTreeMap::new(),
             });
         }
         let last = self.seconds.len() - 1;
@@ -227,6 +241,7 @@ impl Profile {
             cpu: BTreeMap::new(),
             long_turns: BTreeSet::new(),
             taking_turns: BTreeMap::new(),
+            in_one_call: BTreeMap::new(),
             from_ns,
             to_ns,
         };
@@ -250,6 +265,9 @@ impl Profile {
                 }
             }
             window.long_turns.extend(&second.long_turns);
+            for (thread, count) in &second.in_one_call {
+                *window.in_one_call.entry(*thread).or_default() += count;
+            }
             for (tgid, turns) in &second.taking_turns {
                 window.taking_turns.entry(*tgid).or_default().sum(turns);
             }
@@ -263,6 +281,20 @@ impl Profile {
     /// The name of a thread (`/proc/PID/task/TID/comm`).
     pub(super) fn comm(&self, thread: Thread) -> Option<&str> {
         self.names.get(&thread).map(String::as_str)
+    }
+}
+
+/// Whether a thread is in a system call that waits for one file: read, or poll with one entry. Some libraries poll before each
+/// read, for its timeout.
+fn is_on_one_file(wait: &Wait) -> bool {
+    let entries = match wait.syscall.as_ref().map(|syscall| &syscall.detail) {
+        Some(Detail::Poll(entries)) => entries.len(),
+        _ => 0,
+    };
+    match call_of(wait) {
+        Some((_, CallClass::Read)) => true,
+        Some((_, CallClass::Poll)) => entries == 1,
+        _ => false,
     }
 }
 
@@ -427,6 +459,16 @@ impl Window {
     /// Whether this event-loop thread computed for [`LONG_TURN_NS`] or more without returning to epoll_wait.
     pub(super) fn had_a_long_turn(&self, thread: Thread) -> bool {
         self.long_turns.contains(&thread)
+    }
+
+    /// Share of the samples of a thread in which it waited for the response on one connection, and for nothing else, 0 to 1.
+    pub(super) fn in_one_call(&self, thread: Thread) -> f64 {
+        let samples = self
+            .threads
+            .get(&thread)
+            .map_or(0, |profile| profile.samples);
+        let in_call = self.in_one_call.get(&thread).copied().unwrap_or(0);
+        f64::from(in_call) / f64::from(samples.max(1))
     }
 
     /// How many threads of a process needed a CPU at once.

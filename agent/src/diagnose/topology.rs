@@ -10,7 +10,10 @@ use std::{
 
 use rustc_hash::FxHashMap;
 
-use super::titles::{self, TitleState};
+use super::{
+    inputs::PoolUse,
+    titles::{self, TitleState},
+};
 use crate::{
     hash::HashMap,
     queue::{Kind, LocalListeners, PendingRequest, QueueId, Readings, Targets},
@@ -22,6 +25,8 @@ use crate::{
 const LOCK_KEPT_NS: u64 = 5_000_000_000;
 /// A connection whose last data is younger than this, ns, is in use: a response is still streaming over it.
 const STREAMING_NS: u64 = 100_000_000;
+/// A connection without a call whose last data is older than this, ns, stays unused although another is in use all the time.
+const UNUSED_NS: u64 = 3_000_000_000;
 /// Longest name of a process, bytes.
 const MAX_NAME: usize = 64;
 /// Maximum number of process names kept. Beyond that, all are dropped and learned again from the following samples.
@@ -44,6 +49,12 @@ pub(super) struct Link {
     pub(super) window: u32,
     /// Time since data was last received or sent, ns.
     pub(super) since_data_ns: u64,
+    /// The peer sent data that the process has not read.
+    pub(super) is_unread: bool,
+    /// The peer has closed it, and the process has not (CLOSE_WAIT).
+    pub(super) closed_by_peer: bool,
+    /// The last data was sent by the process. A connection that never carried any has both times of its creation.
+    pub(super) sent_last: bool,
 }
 
 impl Link {
@@ -299,18 +310,19 @@ impl Topology {
         self.links.get(&cookie)
     }
 
-    /// For each endpoint that a service calls: its connections in use, and all. One is in use while a call is outstanding or a
+    /// For each endpoint that a service calls, how its connections are used. One is in use while a call is outstanding or a
     /// response streams in.
-    pub(super) fn pools(&self, targets: &Targets) -> BTreeMap<(TargetId, SocketAddr), (u64, u64)> {
+    pub(super) fn pools(&self, targets: &Targets) -> BTreeMap<(TargetId, SocketAddr), PoolUse> {
         let mut pools = BTreeMap::new();
         for (cookie, link) in self.links.iter().filter(|(_, link)| !link.accepted) {
             let Some(target) = targets.of(link.tgid) else {
                 continue;
             };
             let in_use = self.awaited.contains_key(cookie) || link.since_data_ns < STREAMING_NS;
-            let (used, all) = pools.entry((target, link.remote)).or_insert((0, 0));
-            *used += u64::from(in_use);
-            *all += 1;
+            let pool: &mut PoolUse = pools.entry((target, link.remote)).or_default();
+            pool.used += u64::from(in_use);
+            pool.unused += u64::from(!in_use && link.since_data_ns >= UNUSED_NS);
+            pool.all += 1;
         }
         pools
     }
@@ -326,6 +338,11 @@ impl Topology {
     /// The request or call on this connection that has no response yet.
     pub(super) fn awaited(&self, cookie: u64) -> Option<&PendingRequest> {
         self.awaited.get(&cookie)
+    }
+
+    /// All requests and calls without a response yet, by connection.
+    pub(super) fn all_awaited(&self) -> impl Iterator<Item = (u64, &PendingRequest)> {
+        self.awaited.iter().map(|(cookie, one)| (*cookie, one))
     }
 
     pub(super) fn work_of(&self, tgid: u32) -> ProcessWork {
@@ -362,6 +379,13 @@ impl Topology {
         let ends = self.ends_of(tuple(link.remote, link.local))?;
         let others = ends.iter().filter(|end| end.tgid != link.tgid);
         others.max().copied()
+    }
+
+    /// The other end, if the same process holds both: it called itself, and has accepted the connection.
+    pub(super) fn own_end(&self, link: &Link) -> Option<SocketEnd> {
+        let ends = self.ends_of(tuple(link.remote, link.local))?;
+        let own = ends.iter().find(|end| end.tgid == link.tgid);
+        own.copied().filter(|_| self.other_end(link).is_none())
     }
 
     /// Whether this service opened the connection to an address that it listens on itself, and has not accepted it: nobody
@@ -440,6 +464,10 @@ fn tuple(local: SocketAddr, remote: SocketAddr) -> (SocketAddr, SocketAddr) {
 }
 
 fn link(connection: &Connection, accepted: bool) -> Link {
+    /// include/net/tcp_states.h
+    const CLOSE_WAIT: u8 = 8;
+    let closed_by_peer = connection.state == CLOSE_WAIT;
+    let unread = connection.rcv_nxt.wrapping_sub(connection.copied_seq);
     Link {
         tgid: connection.tgid,
         netns: connection.netns,
@@ -450,5 +478,9 @@ fn link(connection: &Connection, accepted: bool) -> Link {
         unsent: connection.write_seq.wrapping_sub(connection.snd_nxt),
         window: connection.snd_wnd,
         since_data_ns: connection.since_received_ns.min(connection.since_sent_ns),
+        // The sequence numbers are not read at one instant and can cross. A FIN occupies one.
+        is_unread: (1..1 << 31).contains(&unread.saturating_sub(u32::from(closed_by_peer))),
+        closed_by_peer,
+        sent_last: connection.since_sent_ns < connection.since_received_ns,
     }
 }

@@ -316,12 +316,41 @@ fn behind(view: View<'_>, step: &Step, resource: &Resource) -> Option<Next> {
 fn other_end(view: View<'_>, step: &Step, link: &Link) -> Next {
     let topology = view.topology;
     let is_own = |service| topology.is_in_its_own_accept_queue(service, link, view.targets);
+    if all_wait_for_own_calls(view, link) {
+        return Next::Itself;
+    }
     match topology.other_end(link) {
         Some(end) => Next::Process(end.tgid, Some(end.fd)),
         // No process holds the other end: the service has not accepted its own connection.
         None if step.target.is_some_and(is_own) => Next::Itself,
         None => Next::Remote(link.remote.to_string()),
     }
+}
+
+/// Whether the process has accepted this call of its own, and all its threads that do anything wait for such calls: none is left
+/// to answer them. A thread that works may work on them.
+fn all_wait_for_own_calls(view: View<'_>, link: &Link) -> bool {
+    /// Nearly all samples: between two calls a thread does something else.
+    const MIN_WAITING: f64 = 0.9;
+    let is_own = |resource: &Resource| match resource {
+        Resource::Connection(cookie) => {
+            let link = view.topology.link(*cookie);
+            link.is_some_and(|link| view.topology.own_end(link).is_some())
+        }
+        _ => false,
+    };
+    let waits = |profile: &ThreadProfile| {
+        let own = profile
+            .by
+            .iter()
+            .filter(|(seen, _)| seen.activity == Activity::Downstream && is_own(&seen.resource));
+        let own: u32 = own.map(|(_, count)| count).sum();
+        f64::from(own) >= f64::from(profile.samples) * MIN_WAITING
+    };
+    view.topology.own_end(link).is_some()
+        && workers(view, &[link.tgid])
+            .profiles(view.window)
+            .all(|(.., profile)| waits(profile))
 }
 
 fn other_holder(view: View<'_>, tgid: u32, file: OpenFile) -> Option<Next> {

@@ -69,7 +69,9 @@ const MODULES: &[(&str, &[&str])] = &[
 const DIAGNOSE: &[(&str, &[&str])] = &[
     ("inputs", &[]),
     ("titles", &[]),
-    ("topology", &["titles"]),
+    ("thread_names", &[]),
+    ("topology", &["inputs", "titles"]),
+    ("held_pool", &["inputs", "topology"]),
     ("log_evidence", &[]),
     ("classify", &["topology"]),
     ("profile", &["classify", "inputs", "topology"]),
@@ -89,8 +91,10 @@ const DIAGNOSE: &[(&str, &[&str])] = &[
         &[
             "case",
             "classify",
+            "held_pool",
             "inputs",
             "profile",
+            "thread_names",
             "topology",
             "wait_graph",
             "words",

@@ -54,7 +54,7 @@ pub(super) const DEADLOCKED: Rule = Rule {
             if let Some(address) = itself {
                 return Finding::blaming(culprit::own_process(case), |_| {
                     format!(
-                        "The service calls itself at {address} and waits in its own accept queue, which only these workers empty. Call the function instead, or serve these calls from workers of their own; a restart helps only until the next burst."
+                        "The service calls itself at {address}, and only the threads that wait could serve these calls. Call the function instead, or serve these calls from workers of their own; a restart helps only until the next burst."
                     )
                 })
                 .share(first.share);
@@ -129,7 +129,7 @@ pub(super) const NOTHING_TAKEN: Rule = Rule {
     },
 };
 
-/// The service's own address, if a step waits for a connection that the service has not accepted from itself.
+/// The service's own address, if a step waits for a connection to itself, accepted or not.
 fn own_address(case: Case<'_>, step: &Step) -> Option<SocketAddr> {
     let Resource::Connection(cookie) = step.resource else {
         return None;
@@ -139,7 +139,8 @@ fn own_address(case: Case<'_>, step: &Step) -> Option<SocketAddr> {
         .view
         .topology
         .is_in_its_own_accept_queue(step.target?, link, case.view.targets);
-    own.then_some(link.remote)
+    let accepted = case.view.topology.own_end(link).is_some();
+    (own || accepted).then_some(link.remote)
 }
 
 fn restart(who: &str) -> String {

@@ -2,13 +2,17 @@
 
 use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
-    shared::{lock, pool},
+    shared::{
+        lock,
+        pool::{self, Slow},
+    },
 };
 use crate::{
     cause::Cause,
-    diagnose::case::Case,
-    event::{Activity, Culprit, explain::Unit},
-    text::duration,
+    diagnose::{case::Case, inputs::Pool},
+    event::{Activity, Confidence, Culprit, explain::Unit},
+    queue::Kind,
+    text::{count, duration},
 };
 
 const CAUSE: CauseInfo = CauseInfo {
@@ -58,8 +62,73 @@ pub(super) const LOCK_HOLDER_WAITS: Rule = Rule {
 };
 
 fn finding(case: Case<'_>, culprit: Option<Culprit>) -> Finding {
-    let fact = fact(case, culprit.as_ref());
-    Finding::blaming(culprit, |who| advice(case, who)).fact(fact)
+    let mut facts: Vec<String> = Vec::new();
+    let behind = behind_one_call(case);
+    facts.extend(behind.map(|requests| {
+        format!(
+            "the only thread of its event loop waits in a system call for one response, and {} requests wait for the thread",
+            count(requests)
+        )
+    }));
+    facts.extend(fact(case, culprit.as_ref()));
+    let used_up = pool::used_up_by_slow_calls(case).filter(|_| ends_without_a_reason(case));
+    facts.extend(
+        used_up
+            .as_ref()
+            .map(|(pool, slow)| used_up_fact(pool, *slow)),
+    );
+    let finding = Finding::blaming(culprit, |who| {
+        let advice = advice(case, who);
+        match behind {
+            Some(_) => format!(
+                "{advice} In the service, make this call asynchronous or give it to another thread: it keeps the event loop from all other requests."
+            ),
+            None => advice,
+        }
+    });
+    Finding {
+        max_confidence: used_up.map_or(Confidence::High, |(_, slow)| match slow {
+            Slow::LongerThanTheWhole(_) => Confidence::High,
+            Slow::Unanswered => Confidence::Medium,
+            // If the calls always took that time, the pool is too small.
+            Slow::Long => Confidence::Low,
+        }),
+        ..finding.fact((!facts.is_empty()).then(|| facts.join("; ")))
+    }
+}
+
+/// The threads at the end of the chain show no reason why they take their time.
+fn ends_without_a_reason(case: Case<'_>) -> bool {
+    case.steps.len() < 2 || case.last().is_some_and(pool::lacks_nothing)
+}
+
+fn used_up_fact(pool: &Pool, slow: Slow) -> String {
+    let Pool {
+        connections,
+        endpoint,
+        ..
+    } = pool;
+    let takes = duration(pool.typical_ns().unwrap_or(0));
+    let all = format!("all {connections} connections to {endpoint} are in use");
+    match slow {
+        Slow::Unanswered => format!("{all}, and none of their calls is answered"),
+        Slow::LongerThanTheWhole(whole_ns) => format!(
+            "{all}: a response takes {takes}, where the whole chain took {} before",
+            duration(whole_ns as u64)
+        ),
+        Slow::Long => format!(
+            "{all}: a response takes {takes} (no baseline: if it always did, the pool is too small)"
+        ),
+    }
+}
+
+/// How many requests wait meanwhile, if the service serves all of them in one thread and this waits for one response.
+fn behind_one_call(case: Case<'_>) -> Option<u64> {
+    let inflight = case.inputs.of(case.target(), Kind::Inflight);
+    let requests: u64 = inflight.map(|(_, reading)| reading.depth).sum();
+    let threads = case.threads() as u64;
+    // A thread that serves one connection at a time is no event loop.
+    (pool::waits_in_one_call(case) && requests > threads).then_some(requests)
 }
 
 /// How long calls to the culprit take now, and took before the queue filled, ns.

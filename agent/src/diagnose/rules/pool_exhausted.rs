@@ -1,10 +1,11 @@
-//! All connections to another service are in use, and work waits for one.
+//! All connections to another service are in use or taken, and work waits for one.
 
 use super::{
     checks::Checks,
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
     shared::{
         capacity::needed,
+        culprit::limit,
         pool::{culprit, exhausted_here},
     },
 };
@@ -12,6 +13,8 @@ use crate::{
     cause::Cause,
     diagnose::{
         case::Case,
+        classify::Resource,
+        held_pool::{self, HeldPool},
         inputs::{MAX_SLOWDOWN, MIN_IN_USE, Pool, min_inflight},
     },
     event::{Activity, Confidence, Culprit, explain::Unit},
@@ -49,6 +52,164 @@ pub(super) const ALL_IN_USE: Rule = Rule {
     },
 };
 
+/// All connections are taken, and none of them is used: they were never given back, or each is held by a request that waits for
+/// another one. Nothing else is seen that the requests wait for.
+pub(super) const HELD: Rule = Rule {
+    cause: &CAUSE,
+    name: "all connections are held and silent",
+    scope: Scope::MainActivity(&[Activity::Inside, Activity::Idle, Activity::Unknown]),
+    basis: Basis::Fact,
+    test: |case, checks| {
+        let first = case.first()?;
+        let computes: f64 = Activity::NEEDS_CPU.iter().map(|one| case.share(*one)).sum();
+        let idle = checks.at_most(
+            "time using or wanting a CPU",
+            computes,
+            MAX_COMPUTING,
+            Unit::Ratio,
+        );
+        let pipe = checks.is(
+            "threads wait for a pipe",
+            matches!(first.resource, Resource::Pipe(_)),
+            false,
+        );
+        let held = held_here(case);
+        describe_held(held.as_ref(), checks);
+        let held = held.filter(|_| idle && pipe)?;
+        Some(held_finding(case, &held))
+    },
+};
+
+/// Threads that need a CPU for a larger share of their time may compute the responses that others wait for.
+const MAX_COMPUTING: f64 = 0.2;
+
+fn held_here(case: Case<'_>) -> Option<HeldPool> {
+    let (_, now_ns) = case.time();
+    held_pool::of(
+        case.target(),
+        (now_ns, case.episode.onset.mono_ns),
+        case.inputs,
+        (case.view.topology, case.view.targets),
+    )
+}
+
+fn describe_held(held: Option<&HeldPool>, checks: &mut Checks) {
+    checks.is(
+        "connections are silent and no call is outstanding, while requests are in flight",
+        held.is_some(),
+        true,
+    );
+    let Some(held) = held else { return };
+    let number = |number: u64| Some(number as f64);
+    checks.context(
+        "connections of the pool",
+        number(held.connections),
+        Unit::Count,
+    );
+    checks.context("silent for", number(held.silent_ns), Unit::Nanoseconds);
+    checks.context("requests in flight", number(held.requests), Unit::Count);
+    checks.context(
+        "the oldest of them",
+        number(held.oldest_ns),
+        Unit::Nanoseconds,
+    );
+    checks.context(
+        "connections that no request in flight can hold",
+        number(held.orphans),
+        Unit::Count,
+    );
+    checks.context(
+        "sessions idle in a transaction",
+        number(held.in_transaction),
+        Unit::Count,
+    );
+    checks.context(
+        "closed by the peer and not by the service",
+        number(held.closed_by_peer),
+        Unit::Count,
+    );
+    checks.context("with an unread response", number(held.unread), Unit::Count);
+    checks.context("in an unknown state", number(held.unknown), Unit::Count);
+}
+
+fn held_finding(case: Case<'_>, held: &HeldPool) -> Finding {
+    /// Requests that used the pool last are answered within this time, ns.
+    const ANSWERED_NS: u64 = 500_000_000;
+    let (_, now_ns) = case.time();
+    let silent_since_ns = now_ns.saturating_sub(held.silent_ns);
+    let answered = case
+        .inputs
+        .responses(case.target(), silent_since_ns.saturating_add(ANSWERED_NS));
+    // If other requests get through, something but the pool may keep these. Connections that no scan has seen count as
+    // answered until one does: a few are none.
+    let none_answered =
+        answered.is_some_and(|answered| answered.saturating_mul(20) <= held.requests);
+    let max_confidence = if held.is_evident() {
+        Confidence::High
+    } else if none_answered && held.unknown == 0 {
+        // A lock that the kernel does not see could keep the requests as well.
+        Confidence::Medium
+    } else {
+        Confidence::Low
+    };
+    let name = format!(
+        "a pool of {} connections to {}",
+        held.connections, held.remote
+    );
+    let culprit = Culprit {
+        endpoint: Some(held.remote.to_string()),
+        ..limit(case, name)
+    };
+    Finding {
+        max_confidence,
+        ..Finding::blaming(culprit, |_| held_advice(held)).fact(held_fact(held))
+    }
+}
+
+fn held_fact(held: &HeldPool) -> String {
+    let mut text = format!(
+        "all {} connections to {} are silent for {} and no call is outstanding, while {} requests are in flight, the oldest for {}",
+        held.connections,
+        held.remote,
+        duration(held.silent_ns),
+        count(held.requests),
+        duration(held.oldest_ns),
+    );
+    if held.orphans > 0 {
+        text.push_str(&format!(
+            "; {} of the connections were last used before any of the requests that could hold them began",
+            held.orphans
+        ));
+    }
+    let signs = [
+        (held.in_transaction, "sessions are idle in a transaction"),
+        (
+            held.closed_by_peer,
+            "are closed by the peer and still open here",
+        ),
+        (held.unread, "hold a response that nobody reads"),
+    ];
+    for (number, words) in signs.into_iter().filter(|(number, _)| *number > 0) {
+        text.push_str(&format!("; {number} {words}"));
+    }
+    text
+}
+
+fn held_advice(held: &HeldPool) -> String {
+    if held.is_leaked() {
+        return format!(
+            "The connections to {} were taken and not given back (leaked), or their clients have gone: find the path that returns without closing one, with the pool's leak detection; a restart frees them, a larger pool only delays this.",
+            held.remote
+        );
+    }
+    format!(
+        "Requests hold connections to {} while they wait, most likely for another one of the same pool: {} connections allow {} such requests at once. Use one connection per request, or limit the requests to fewer than the pool; set a timeout for taking a connection. Confirm with the stacks of the process.",
+        held.remote,
+        held.connections,
+        held.connections.saturating_sub(1)
+    )
+}
+
 /// Records the numbers of the exhausted pool, else of the fullest one.
 fn describe(case: Case<'_>, exhausted: Option<&Pool>, checks: &mut Checks) {
     let fullest = case.inputs.fullest_pool(case.target());
@@ -59,7 +220,7 @@ fn describe(case: Case<'_>, exhausted: Option<&Pool>, checks: &mut Checks) {
     let connections = pool.connections as f64;
     checks.context("connections of the pool", Some(connections), Unit::Count);
     checks.at_least(
-        "samples in which all of them are in use",
+        "samples in which all of them, but for unused ones, are in use",
         pool.in_use,
         MIN_IN_USE,
         Unit::Ratio,
@@ -93,7 +254,7 @@ fn finding(case: Case<'_>, pool: &Pool) -> Finding {
         ..culprit(case, Some(case.target()), None, pool)
     };
     let finding = Finding::blaming(culprit, |_| advice(case, pool)).fact(fact(pool));
-    if pool.baseline_ns.is_some() {
+    if pool.baseline_ns.is_some() && pool.unused == 0 {
         // Slow calls exhaust a pool as well. Comparing with the baseline separates the two.
         return Finding {
             includes: &[Cause::DownstreamSlow],
@@ -114,15 +275,28 @@ fn fact(pool: &Pool) -> String {
         Some(_) => "",
         None => " (no baseline)",
     };
+    let which = match pool.unused {
+        0 => format!("all {} connections to {}", pool.connections, pool.endpoint),
+        unused => format!(
+            "{unused} of {} connections to {} carry nothing and the other {}",
+            pool.connections,
+            pool.endpoint,
+            pool.connections.saturating_sub(unused)
+        ),
+    };
     format!(
-        "all {} connections to {} are in use in nearly every sample while {} requests are in flight{response}{baseline}",
-        pool.connections,
-        pool.endpoint,
+        "{which} are in use in nearly every sample while {} requests are in flight{response}{baseline}",
         count(pool.inflight),
     )
 }
 
 fn advice(case: Case<'_>, pool: &Pool) -> String {
+    if pool.unused > 0 {
+        return format!(
+            "{} of the connections to {} are not used although requests wait: they were taken and not given back (leaked), or the service limits its calls below the number of connections. Compare the pool's own count of connections in use.",
+            pool.unused, pool.endpoint
+        );
+    }
     let raise = match too_small(case, pool) {
         Some(sum) => format!("{sum}."),
         None => format!(

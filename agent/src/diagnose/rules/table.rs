@@ -53,6 +53,7 @@ pub(super) const RULES: &[&Rule] = &[
     // 6. Threads that wait for another service, for something inside the process, or for work: an exhausted pool
     //    explains each, and arrivals above their baseline explain the first two.
     &consumer_stalled::RESPONSES_NOT_READ,
+    &pool_exhausted::HELD,
     &producer_surge::CALLING,
     &pool_exhausted::ALL_IN_USE,
     &downstream_slow::THREADS_WAIT,

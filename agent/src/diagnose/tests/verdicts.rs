@@ -275,6 +275,32 @@ fn an_exhausted_pool_is_the_cause_if_response_times_are_at_their_baseline() {
 }
 
 #[test]
+fn connections_that_stay_unused_while_the_others_are_all_in_use_are_part_of_the_pool() {
+    let there = "10.0.0.9:5432".parse().unwrap();
+    for (silent_ms, cause) in [(5_000, Cause::PoolExhausted), (500, Cause::DownstreamSlow)] {
+        let mut scene = gateway(12);
+        scene.calls(4, (10, 14), there);
+        for connection in &mut scene.sample().connections {
+            if connection.cookie == 4 {
+                connection.since_received_ns = silent_ms * 1_000_000;
+                connection.since_sent_ns = silent_ms * 1_000_000;
+            }
+        }
+        scene.take_samples(60, &[thread(10, 0).serves_all()]);
+        let verdict = scene.verdict(&episode(Kind::Inflight, ":80"));
+        assert_eq!(verdict.cause, cause, "{silent_ms}");
+        if cause == Cause::PoolExhausted {
+            assert_eq!(verdict.confidence, Confidence::Medium);
+            assert!(
+                verdict.evidence.contains("1 of 4 connections"),
+                "{}",
+                verdict.evidence
+            );
+        }
+    }
+}
+
+#[test]
 fn an_exhausted_pool_is_not_the_cause_if_responses_are_slow() {
     let mut scene = gateway(12);
     scene.queue(1, Kind::Downstream, "-> 10.0.0.9:5432", responds_in(900));
@@ -465,12 +491,14 @@ fn threads_that_never_run_at_once_wait_for_a_lock_that_does_not_show() {
 
 #[test]
 fn a_call_that_waits_in_the_own_accept_queue_is_a_cycle() {
-    // In another network namespace, at another host's address, or accepted by the same process, it is a call like any other.
-    for (netns, remote, is_accepted, cause) in [
-        (1, "127.0.0.1:80", false, Cause::ConsumerStalled),
-        (2, "127.0.0.1:80", false, Cause::DownstreamSlow),
-        (1, "192.0.2.9:80", false, Cause::DownstreamSlow),
-        (1, "127.0.0.1:80", true, Cause::DownstreamSlow),
+    // In another network namespace, at another host's address, or accepted by the same process, one of whose threads works, it
+    // is a call like any other. Accepted by a process of which no thread works, it is a cycle.
+    for (netns, remote, is_accepted, another_works, cause) in [
+        (1, "127.0.0.1:80", false, false, Cause::ConsumerStalled),
+        (2, "127.0.0.1:80", false, false, Cause::DownstreamSlow),
+        (1, "192.0.2.9:80", false, false, Cause::DownstreamSlow),
+        (1, "127.0.0.1:80", true, true, Cause::DownstreamSlow),
+        (1, "127.0.0.1:80", true, false, Cause::ConsumerStalled),
     ] {
         let mut scene = Scene::of(&[&[10, 11]]);
         scene.sample().listening = Some(vec![Listening {
@@ -486,9 +514,18 @@ fn a_call_that_waits_in_the_own_accept_queue_is_a_cycle() {
         }
         scene.awaits(1);
         scene.awaits(2);
-        scene.take_samples(60, &[thread(10, 0).reads(5)]);
+        let mut threads = vec![thread(10, 0).reads(5)];
+        if another_works {
+            threads.push(thread(10, 0).reads(5));
+            threads[1].tid = 12;
+            threads.push(thread(10, 3).on_cpu());
+        }
+        scene.take_samples(60, &threads);
         let verdict = scene.verdict(&filling());
-        assert_eq!(verdict.cause, cause, "{netns} {remote} {is_accepted}");
+        assert_eq!(
+            verdict.cause, cause,
+            "{netns} {remote} {is_accepted} {another_works}"
+        );
         let is_itself = cause == Cause::ConsumerStalled;
         assert_eq!(verdict.advice.contains("calls itself"), is_itself);
     }
@@ -597,4 +634,152 @@ fn idle_threads_on_a_condition_variable_are_no_lock_contention() {
     scene.take_samples(60, &alike(10, 4, Wait::parked));
     let verdict = scene.verdict(&filling());
     assert!(verdict.cause != Cause::LockContention, "{verdict:?}");
+}
+
+/// Service 1 has opened four connections to a remote service, silent for 5 s, and `inflight` requests in flight since `age_ms`
+/// ago, which all wait inside it.
+fn leaked(inflight: u32, age_ms: u64) -> Scene {
+    let mut scene = Scene::of(&[&[10]]);
+    let there = "10.0.0.9:5432".parse().unwrap();
+    for cookie in 1..=4 {
+        scene.calls(cookie, (10, 10 + cookie as u32), there);
+    }
+    for client in 0..inflight {
+        let cookie = 100 + u64::from(client);
+        scene.accepts(cookie, (10, 100 + client), 80);
+        // The scene begins here, and is judged 1.5 s later.
+        scene.awaits(cookie).began_ns = 100_000_000_000 + 1_500_000_000 - age_ms * 1_000_000;
+    }
+    scene.queue(1, Kind::Downstream, "-> 10.0.0.9:5432", depth(0));
+    scene.queue(1, Kind::Inflight, ":80", depth(u64::from(inflight)));
+    scene
+}
+
+fn judged(scene: &mut Scene) -> Verdict {
+    scene.take_samples(60, &[thread(10, 0).serves_all(), thread(10, 1).parked()]);
+    scene.verdict(&episode(Kind::Inflight, ":80"))
+}
+
+#[test]
+fn connections_that_no_request_in_flight_can_hold_are_leaked() {
+    let verdict = judged(&mut leaked(12, 4_000));
+    assert_eq!(verdict.cause, Cause::PoolExhausted);
+    assert_eq!(
+        culprit(&verdict),
+        (
+            CulpritKind::Limit,
+            Some(10),
+            "a pool of 4 connections to 10.0.0.9:5432"
+        )
+    );
+    assert!(
+        verdict.evidence.contains("4 of the connections"),
+        "{}",
+        verdict.evidence
+    );
+    assert!(verdict.advice.contains("leaked"), "{}", verdict.advice);
+    assert!(verdict.confidence < Confidence::High);
+}
+
+#[test]
+fn connections_that_requests_in_flight_can_hold_are_held_by_them() {
+    let verdict = judged(&mut leaked(12, 6_000));
+    assert_eq!(verdict.cause, Cause::PoolExhausted);
+    assert!(verdict.advice.contains("another one"), "{}", verdict.advice);
+    assert!(verdict.confidence < Confidence::High);
+}
+
+#[test]
+fn an_idle_pool_is_not_held_if_something_else_explains_the_wait() {
+    // As many requests as connections: each worker may have one.
+    assert_ne!(judged(&mut leaked(4, 4_000)).cause, Cause::PoolExhausted);
+    // Requests began to wait long after the pool was last used.
+    assert_ne!(judged(&mut leaked(12, 1_500)).cause, Cause::PoolExhausted);
+    // A call to another service is outstanding.
+    let mut scene = leaked(12, 4_000);
+    scene.calls(50, (10, 50), "10.0.0.8:80".parse().unwrap());
+    scene.awaits(50);
+    assert_eq!(judged(&mut scene).cause, Cause::DownstreamSlow);
+    // Data moves on one of the connections.
+    let mut scene = leaked(12, 4_000);
+    scene.sample().connections[0].since_sent_ns = 50_000_000;
+    assert_ne!(judged(&mut scene).cause, Cause::PoolExhausted);
+    // Threads compute.
+    let mut scene = leaked(12, 4_000);
+    scene.take_samples(60, &alike(10, 2, Wait::on_cpu));
+    let verdict = scene.verdict(&episode(Kind::Inflight, ":80"));
+    assert_ne!(verdict.cause, Cause::PoolExhausted);
+}
+
+#[test]
+fn connections_that_show_that_somebody_has_them_are_evidence_enough() {
+    // Even if there are no more requests than connections.
+    for sign in ["closed by the peer", "response that nobody reads"] {
+        let mut scene = leaked(4, 4_000);
+        for connection in &mut scene.sample().connections[..4] {
+            match sign {
+                "closed by the peer" => connection.state = 8,
+                _ => connection.rcv_nxt = 100,
+            }
+        }
+        let verdict = judged(&mut scene);
+        assert_eq!(verdict.cause, Cause::PoolExhausted, "{sign}");
+        assert_eq!(verdict.confidence, Confidence::High, "{sign}");
+        assert!(verdict.evidence.contains(sign), "{}", verdict.evidence);
+    }
+}
+
+#[test]
+fn an_event_loop_that_waits_in_one_call_has_no_pool_of_one_connection() {
+    let mut scene = Scene::of(&[&[10]]);
+    let there = "10.0.0.9:5432".parse().unwrap();
+    scene.calls(1, (10, 11), there);
+    scene.awaits(1);
+    scene.accepts(9, (10, 9), 80);
+    scene.awaits(9);
+    scene.queue(1, Kind::Downstream, "-> 10.0.0.9:5432", responds_in(20));
+    scene.queue(1, Kind::Inflight, ":80", depth(12));
+    scene.take_samples(60, &[thread(10, 0).reads(11)]);
+    let verdict = scene.verdict(&episode(Kind::Inflight, ":80"));
+    assert_eq!(verdict.cause, Cause::DownstreamSlow);
+    assert_eq!(culprit(&verdict).2, "10.0.0.9:5432");
+    assert!(
+        verdict.evidence.contains("event loop"),
+        "{}",
+        verdict.evidence
+    );
+    assert!(
+        verdict.advice.contains("asynchronous"),
+        "{}",
+        verdict.advice
+    );
+    // One that returns to epoll_wait while the call is outstanding has.
+    scene.take_samples(400, &[thread(10, 0).serves_all()]);
+    let verdict = scene.verdict(&episode(Kind::Inflight, ":80"));
+    assert_eq!(verdict.cause, Cause::PoolExhausted);
+}
+
+#[test]
+fn an_exhausted_pool_whose_calls_are_never_answered_is_not_the_cause() {
+    for (age_ms, cause) in [(500, Cause::PoolExhausted), (3_000, Cause::DownstreamSlow)] {
+        let mut scene = Scene::of(&[&[10]]);
+        let there = "10.0.0.9:5432".parse().unwrap();
+        for cookie in 1..=3 {
+            scene.calls(cookie, (10, 10 + cookie as u32), there);
+            scene.awaits(cookie);
+        }
+        scene.accepts(9, (10, 9), 80);
+        scene.awaits(9);
+        let calls = Reading {
+            ages_ns: vec![age_ms * 1_000_000; 3],
+            oldest_age_ns: Some(age_ms * 1_000_000),
+            ..depth(3)
+        };
+        scene.queue(1, Kind::Downstream, "-> 10.0.0.9:5432", calls);
+        scene.queue(1, Kind::Inflight, ":80", depth(12));
+        scene.take_samples(60, &[thread(10, 0).serves_all()]);
+        let verdict = scene.verdict(&episode(Kind::Inflight, ":80"));
+        assert_eq!(verdict.cause, cause, "{age_ms}");
+        assert!(verdict.confidence < Confidence::High);
+    }
 }

@@ -1,18 +1,80 @@
 //! Connection pools that are exhausted, here or further along the wait chain.
 
+use std::collections::BTreeSet;
+
 use crate::{
-    diagnose::{case::Case, inputs::Pool, wait_graph::Step},
+    diagnose::{
+        case::Case,
+        inputs::{MAX_SLOWDOWN, Pool},
+        wait_graph::Step,
+    },
     event::{Activity, Culprit, CulpritKind},
     sample::TargetId,
 };
 
 /// The exhausted pool of the service itself. Where the wait chain leads on to a service that lacks something, that service
-/// is the cause, and the pool is a consequence.
+/// is the cause, and the pool is a consequence. So it is where a service further along has an exhausted pool, and where the
+/// calls are slow although their baseline is unknown.
 pub(in crate::diagnose::rules) fn exhausted_here(case: Case<'_>) -> Option<Pool> {
+    used_up_here(case)
+        .filter(|pool| slow_without_baseline(case, pool).is_none())
+        .filter(|_| exhausted_along_the_chain(case).is_none())
+}
+
+/// The pool of the service itself of which all connections are in use, whatever makes its calls last as long as they do.
+pub(in crate::diagnose::rules) fn used_up_here(case: Case<'_>) -> Option<Pool> {
     let leads_nowhere = case.steps.len() < 2 || case.last().is_some_and(lacks_nothing);
     case.inputs
         .exhausted_pool(case.target())
-        .filter(|_| leads_nowhere)
+        .filter(|_| leads_nowhere && !waits_in_one_call(case))
+}
+
+/// Why the calls over a pool count as slow although their own baseline is unknown.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::diagnose::rules) enum Slow {
+    /// No call is answered.
+    Unanswered,
+    /// One call takes longer than a whole response of the service that makes it took before, ns.
+    LongerThanTheWhole(f64),
+    /// A call takes a second or more. It is unknown whether it always did.
+    Long,
+}
+
+/// Whether calls whose baseline is unknown are slow. More connections would not help then.
+pub(in crate::diagnose::rules) fn slow_without_baseline(
+    case: Case<'_>,
+    pool: &Pool,
+) -> Option<Slow> {
+    /// A second: what is wrong if a call takes that long is more often the service that is called than the pool.
+    const LONG_NS: f64 = 1e9;
+    if pool.baseline_ns.is_some() {
+        return None;
+    }
+    if pool.is_unanswered {
+        return Some(Slow::Unanswered);
+    }
+    let now_ns = pool.typical_ns()? as f64;
+    // The first hop's response time contains that of the calls behind it.
+    if let Some(whole_ns) = case.inputs.busiest_baseline_ns(case.target())
+        && now_ns > whole_ns * MAX_SLOWDOWN
+    {
+        return Some(Slow::LongerThanTheWhole(whole_ns));
+    }
+    (now_ns >= LONG_NS).then_some(Slow::Long)
+}
+
+/// Whether each process has one thread that serves the queue, and this waits in a system call for one response: requests wait
+/// for the thread, not for a connection.
+pub(in crate::diagnose::rules) fn waits_in_one_call(case: Case<'_>) -> bool {
+    /// More than half: whatever else the thread does is not why requests wait.
+    const MIN_IN_CALL: f64 = 0.5;
+    let Some(first) = case.first() else {
+        return false;
+    };
+    let members = || first.threads.members.iter().map(|(thread, _)| *thread);
+    let processes: BTreeSet<u32> = members().map(|(tgid, _)| tgid).collect();
+    processes.len() == first.threads.len()
+        && members().all(|thread| case.view.window.in_one_call(thread) > MIN_IN_CALL)
 }
 
 /// Whether the threads at the end of the chain neither lack anything nor compute: they take the time that their work takes.
@@ -34,7 +96,26 @@ pub(in crate::diagnose::rules) fn exhausted_along_the_chain(
         .skip(1)
         .filter(|_| case.last().is_some_and(lacks_nothing))
         .filter(calls)
-        .find_map(|step| Some((step, case.inputs.exhausted_pool(step.target?)?)))
+        .filter_map(|step| Some((step, case.inputs.exhausted_pool(step.target?)?)))
+        .find(|(_, pool)| slow_without_baseline(case, pool).is_none())
+}
+
+/// The pool of the service itself, or of one further along the chain, of which all connections are in use because its calls
+/// are slow, as far as that is known without their baseline.
+pub(in crate::diagnose::rules) fn used_up_by_slow_calls(case: Case<'_>) -> Option<(Pool, Slow)> {
+    let own = used_up_here(case);
+    let calls = |step: &&Step| step.activity == Activity::Downstream;
+    let further = case
+        .steps
+        .iter()
+        .skip(1)
+        .filter(calls)
+        .filter_map(|step| case.inputs.exhausted_pool(step.target?));
+    // The last of them: its calls lead to the end of the chain.
+    own.into_iter()
+        .chain(further)
+        .filter_map(|pool| slow_without_baseline(case, &pool).map(|slow| (pool, slow)))
+        .next_back()
 }
 
 /// The pool as a culprit; `tgid` is named where it is another service's.
