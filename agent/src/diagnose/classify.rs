@@ -26,6 +26,8 @@ pub(super) enum Resource {
     None,
     /// A TCP connection, by its socket cookie.
     Connection(u64),
+    /// An accepted connection on which the thread waits for the next request and for nothing else, by its socket cookie.
+    Client(u64),
     /// A futex that is a lock.
     Lock {
         tgid: u32,
@@ -188,6 +190,7 @@ fn polling(wait: &Wait, detail: &Detail, topology: &Topology) -> Observation {
         };
         match observation.activity {
             Activity::Downstream => return observation,
+            Activity::Idle if entries.len() == 1 => best = observation,
             Activity::Idle | Activity::Unknown => {}
             _ => best = observation,
         }
@@ -204,7 +207,7 @@ fn reading(tgid: u32, fd: u32, topology: &Topology) -> Observation {
             match (accepted, topology.awaited(cookie).is_some()) {
                 // Part of a request was read, and the thread waits for the rest.
                 (true, true) => Observation::with(Activity::PeerSend, resource),
-                (true, false) => Observation::of(Activity::Idle),
+                (true, false) => Observation::with(Activity::Idle, Resource::Client(cookie)),
                 (false, true) => Observation::with(Activity::Downstream, resource),
                 (false, false) if busy => Observation::with(Activity::Downstream, resource),
                 (false, false) => Observation::of(Activity::Idle),

@@ -68,7 +68,7 @@ pub(super) fn busy_with(case: Case<'_>, step: &Step) -> String {
 fn resource(case: Case<'_>, step: &Step) -> Option<String> {
     let topology = case.view.topology;
     Some(match &step.resource {
-        Resource::None | Resource::Parked => return None,
+        Resource::None | Resource::Client(_) | Resource::Parked => return None,
         Resource::Connection(cookie) => {
             let link = topology.link(*cookie)?;
             // The connection of the request in service says nothing about what the request waits for.

@@ -2,11 +2,11 @@
 
 use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
-    shared::{culprit, far_end, wait},
+    shared::{culprit, far_end, kept_alive::KeptAlive, wait},
 };
 use crate::{
     cause::Cause,
-    event::{Activity, Culprit},
+    event::{Activity, Confidence, Culprit},
 };
 
 const CAUSE: CauseInfo = CauseInfo {
@@ -46,7 +46,17 @@ pub(super) const SILENT_PEERS: Rule = Rule {
             peer.is_some(),
             true,
         );
-        (waited && parked && silent).then(|| finding(peer).share(case.share(Activity::Idle)))
+        // Some were answered: they may be kept open on purpose.
+        let answered = KeptAlive::of(case).is_some_and(|kept| kept.answered > 0);
+        checks.answer("some of them were answered", answered);
+        (waited && parked && silent).then(|| Finding {
+            max_confidence: if answered {
+                Confidence::Medium
+            } else {
+                Confidence::High
+            },
+            ..finding(peer).share(case.share(Activity::Idle))
+        })
     },
 };
 

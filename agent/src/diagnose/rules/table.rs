@@ -59,6 +59,7 @@ pub(super) const RULES: &[&Rule] = &[
     &downstream_slow::THREADS_WAIT,
     &producer_surge::WAITING,
     &undersized_limit::WORKERS,
+    &undersized_limit::KEPT_ALIVE,
     &peer_not_sending::SILENT_PEERS,
     &consumer_stalled::NOTHING_TAKEN,
 ];

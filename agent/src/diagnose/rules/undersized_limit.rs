@@ -1,15 +1,15 @@
-//! A limit of the service's own is smaller than the work needs: its backlog, its number of workers.
+//! A limit of the service's own is smaller than the work needs: its backlog, its number of workers or of connections.
 
 use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
-    shared::{capacity::Capacity, culprit},
+    shared::{capacity::Capacity, culprit, far_end, kept_alive::KeptAlive, wait},
 };
 use crate::{
     cause::Cause,
     diagnose::{case::Case, classify::Resource},
     event::{Activity, DrivenBy, Level, explain::Unit},
     queue::Kind,
-    text::count,
+    text::{count, duration},
 };
 
 const CAUSE: CauseInfo = CauseInfo {
@@ -108,6 +108,68 @@ pub(super) const WORKERS: Rule = Rule {
         })
     },
 };
+
+/// Connections that were answered and are kept open occupy all workers, or the limit of connections, while others wait.
+pub(super) const KEPT_ALIVE: Rule = Rule {
+    cause: &CAUSE,
+    name: "idle connections occupy the workers",
+    scope: Scope::MainActivity(&[Activity::Idle]),
+    basis: Basis::Time,
+    test: |case, checks| {
+        /// Of connections that were never answered, none has sent last. Of those that were, all have whose response took
+        /// longer than a tick of the kernel's timer; at 1 ms and 4 ms a tick it is a quarter of them.
+        const MIN_ANSWERED: f64 = 0.2;
+        let waited = wait::is_long(case, checks);
+        let kept = KeptAlive::of(case);
+        let silent = checks.is(
+            "it has accepted connections, and works on no request",
+            kept.is_some(),
+            true,
+        );
+        let kept = kept?;
+        let answered = checks.at_least(
+            "connections on which a response was the last data",
+            kept.answered as f64 / kept.connections.max(1) as f64,
+            MIN_ANSWERED,
+            Unit::Ratio,
+        );
+        let parked = checks.is(
+            "threads wait on a futex, not on a connection",
+            far_end::is_parked(case) && !kept.has_a_worker_each(),
+            false,
+        );
+        (waited && silent && answered && parked).then(|| kept_alive(case, &kept))
+    },
+};
+
+fn kept_alive(case: Case<'_>, kept: &KeptAlive) -> Finding {
+    let KeptAlive {
+        connections,
+        workers,
+        ..
+    } = *kept;
+    let silent = duration(kept.silent_ns);
+    let (name, fact) = if kept.has_a_worker_each() {
+        (
+            format!("{workers} workers, all held by idle keep-alive connections"),
+            format!(
+                "{workers} workers wait for the next request on connections that were answered up to {silent} ago, while new connections wait"
+            ),
+        )
+    } else {
+        (
+            format!("a limit of connections, used up by {connections} idle keep-alive connections"),
+            format!(
+                "{connections} connections that were answered up to {silent} ago are kept open and idle, while new connections wait"
+            ),
+        )
+    };
+    Finding::blaming(culprit::limit(case, name), |_| {
+        "Shorten the keep-alive timeout: after each response it holds a worker for that long. Or allow more workers than there are clients that keep connections, or let an event-driven proxy in front keep them. The clients do nothing wrong.".to_owned()
+    })
+    .share(case.share(Activity::Idle))
+    .fact(fact)
+}
 
 fn small_backlog(case: Case<'_>) -> Finding {
     let episode = case.episode;

@@ -94,7 +94,8 @@ fn a_read_from_a_client_is_idle_unless_a_request_has_begun() {
     let mut scene = Scene::of(&[&[10]]);
     scene.accepts(1, (10, 5), 80);
     let reads = [thread(10, 0).reads(5)];
-    assert_eq!(scene.observation(&reads), plain(Activity::Idle));
+    let client = is(Activity::Idle, Resource::Client(1));
+    assert_eq!(scene.observation(&reads), client);
     scene.awaits(1).read = false;
     assert_eq!(
         scene.observation(&reads),

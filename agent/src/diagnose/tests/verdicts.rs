@@ -783,3 +783,33 @@ fn an_exhausted_pool_whose_calls_are_never_answered_is_not_the_cause() {
         assert!(verdict.confidence < Confidence::High);
     }
 }
+
+#[test]
+fn idle_connections_that_were_answered_and_occupy_the_workers_are_a_limit() {
+    for (answered, cause) in [
+        (4, Cause::UndersizedLimit),
+        (1, Cause::UndersizedLimit),
+        (0, Cause::PeerNotSending),
+    ] {
+        let mut scene = Scene::of(&[&[10]]);
+        for cookie in 1..=4 {
+            let client = scene.accepts(cookie, (10, 10 + cookie as u32), 80);
+            if cookie <= answered {
+                client.since_received_ns += 20_000_000;
+            }
+        }
+        let mut threads: Vec<Wait> = (1..=4)
+            .map(|index| thread(10, index).reads(u64::from(10 + index)))
+            .collect();
+        // As many threads of a runtime as there are workers.
+        threads.extend((5..9).map(|index| thread(10, index).parked()));
+        scene.take_samples(60, &threads);
+        let verdict = scene.verdict(&filling());
+        if answered > 0 {
+            assert_eq!(verdict.cause, cause, "{answered}");
+            assert!(culprit(&verdict).2.contains("4 workers"), "{answered}");
+        } else {
+            assert_ne!(verdict.cause, Cause::UndersizedLimit);
+        }
+    }
+}
