@@ -11,7 +11,8 @@
 //! 5. `open_episode` tracks how long each verdict has held: the one that has held longest is reported.
 //!
 //! A pure function of samples and readings: no clock, no kernel, no I/O. No rule asks for the name of a program. What servers
-//! publish about themselves in text is read in two places: `titles` (process titles) and `crate::messages` (log lines).
+//! publish about themselves in text is read in three places: `titles` (process titles), `thread_names` (threads of runtimes)
+//! and `crate::messages` (log lines).
 #![forbid(unsafe_code)]
 
 mod case;
@@ -23,6 +24,7 @@ mod no_baseline;
 mod open_episode;
 mod profile;
 mod rules;
+mod thread_names;
 mod thread_set;
 mod titles;
 mod topology;

@@ -9,8 +9,12 @@ use super::{
 };
 use crate::{
     cause::Cause,
-    diagnose::case::Case,
-    event::{Activity, DrivenBy, explain::Unit},
+    diagnose::{
+        case::Case,
+        profile::{Thread, ThreadProfile},
+        thread_names, words,
+    },
+    event::{Activity, Culprit, CulpritKind, DrivenBy, explain::Unit},
 };
 
 const CAUSE: CauseInfo = CauseInfo {
@@ -18,6 +22,70 @@ const CAUSE: CauseInfo = CauseInfo {
     suggested_by: &[Activity::OnCpu, Activity::RunnableOwn],
     supported_by: &[Activity::OnCpu, Activity::RunnableOwn],
 };
+
+/// The collector of the service's runtime has the CPU, and all its other threads are stopped meanwhile.
+pub(super) const COLLECTING: Rule = Rule {
+    cause: &CAUSE,
+    name: "busy collecting garbage",
+    scope: Scope::Served,
+    basis: Basis::Time,
+    test: |case, checks| {
+        /// More than half of the time nothing else of the service can run.
+        const MIN_COLLECTING: f64 = 0.5;
+        let Some((collector, share)) = busiest_collector(case) else {
+            checks.unknown(
+                "time of a collector on a CPU or waiting for one",
+                Unit::Ratio,
+            );
+            return None;
+        };
+        checks
+            .more_than(
+                "time of a collector on a CPU or waiting for one",
+                share,
+                MIN_COLLECTING,
+                Unit::Ratio,
+            )
+            .then(|| {
+                let culprit = Culprit {
+                    target: Some(case.target()),
+                    pid: Some(collector.0),
+                    ..Culprit::named(CulpritKind::Thread, words::thread(case, collector))
+                };
+                Finding::blaming(culprit, |who| {
+                    format!(
+                        "{who} collects garbage, and all other threads are stopped meanwhile: the heap is nearly full. Enlarge it (-Xmx) if there is memory, find what fills it (jcmd PID GC.class_histogram), or allocate less; more CPUs or threads do not help."
+                    )
+                })
+                .share(share)
+                .fact(format!(
+                    "the garbage collector needs a CPU in {} of the time, and nothing else of the service runs meanwhile",
+                    words::percent(share)
+                ))
+            })
+    },
+};
+
+/// The collecting thread that needs a CPU for most of the time, and the share.
+fn busiest_collector(case: Case<'_>) -> Option<(Thread, f64)> {
+    let tgids = &case.view.targets.get(case.target())?.tgids;
+    let needs_cpu = |profile: &ThreadProfile| -> f64 {
+        let needed = [Activity::OnCpu, Activity::RunnableOwn].into_iter();
+        needed.map(|activity| profile.share_of(activity)).sum()
+    };
+    let collectors = tgids.iter().flat_map(|tgid| {
+        let threads = || case.view.window.of_process(*tgid);
+        let names = threads().filter_map(|(thread, _)| case.view.profile.comm(thread));
+        let names: Vec<&str> = names.collect();
+        threads().filter(move |(thread, _)| {
+            let name = case.view.profile.comm(*thread).unwrap_or_default();
+            thread_names::is_collector(name, &names)
+        })
+    });
+    collectors
+        .map(|(thread, profile)| (thread, needs_cpu(profile)))
+        .max_by(|a, b| a.1.total_cmp(&b.1))
+}
 
 /// Threads mainly need the CPU, and no earlier rule found anything that keeps it from them.
 pub(super) const BUSY: Rule = Rule {

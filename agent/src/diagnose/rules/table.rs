@@ -26,8 +26,9 @@ pub(super) const RULES: &[&Rule] = &[
     &consumer_stalled::STOPPED,
     &consumer_stalled::DEADLOCKED,
     &undersized_limit::BACKLOG,
-    // 3. Threads that need a CPU: one that all share, a single long turn, then who keeps the CPU from them, then how they
+    // 3. Threads that need a CPU: a collector that stops all others, one that all share, a single long turn, then who keeps the CPU from them, then how they
     //    use it.
+    &cpu_bound::COLLECTING,
     &lock_contention::TAKING_TURNS,
     &event_loop_blocked::ONE_THREAD,
     &cpu_throttled::QUOTA,

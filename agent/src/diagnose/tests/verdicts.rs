@@ -813,3 +813,38 @@ fn idle_connections_that_were_answered_and_occupy_the_workers_are_a_limit() {
         }
     }
 }
+
+#[test]
+fn a_collector_that_has_the_cpu_while_all_others_are_stopped_is_the_cause() {
+    for (collecting, cause) in [(36, Cause::CpuBound), (10, Cause::Unknown)] {
+        let mut scene = Scene::of(&[&[10]]);
+        let named = |index: u32, name: &str, wait: Wait| Wait {
+            comm: name.to_owned(),
+            ..Wait {
+                tid: 10 + index,
+                own_tid: 10 + index,
+                ..wait
+            }
+        };
+        for sample in 0..60 {
+            let collects = sample % 60 < collecting;
+            let vm = thread(10, 1);
+            let vm = if collects { vm.on_cpu() } else { vm.parked() };
+            let mut threads = vec![
+                named(0, "java", thread(10, 0).parked()),
+                named(1, "VM Thread", vm),
+                named(2, "VM Periodic Tas", thread(10, 2).parked()),
+            ];
+            threads.extend((3..7).map(|index| thread(10, index).parked()));
+            scene.take_samples(1, &threads);
+        }
+        let verdict = scene.verdict(&filling());
+        if cause == Cause::CpuBound {
+            assert_eq!(verdict.cause, cause);
+            assert!(culprit(&verdict).2.contains("VM Thread"));
+            assert!(verdict.advice.contains("heap"), "{}", verdict.advice);
+        } else {
+            assert!(!verdict.advice.contains("heap"), "{}", verdict.advice);
+        }
+    }
+}
