@@ -5,6 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 use crate::{
     diagnose::NoBaseline,
     event::{Episode, Event, Instant, Level},
+    queue::Kind,
     sample::{Sample, Target, TargetId},
 };
 
@@ -39,13 +40,15 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Severity: greater is worse.
-    pub(super) fn rank(&self) -> (bool, Level, Level, Reverse<Instant>) {
+    /// Severity: greater is worse. Of queues that are as bad, unread bytes come last: they are a part of the requests that
+    /// another queue counts.
+    pub(super) fn rank(&self) -> (bool, Level, Level, bool, Reverse<Instant>) {
         let Self { episode, level } = self;
         (
             episode.ongoing,
             *level,
             episode.level_max,
+            episode.key.kind != Kind::Recv,
             Reverse(episode.onset),
         )
     }
