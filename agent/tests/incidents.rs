@@ -25,6 +25,7 @@ use tailback::{
         texts::{Text, each_text},
     },
 };
+use tailback_tests::calibration::{Calibration, Judged};
 
 /// The expected verdicts on one incident.
 struct Planted {
@@ -74,6 +75,11 @@ macro_rules! incidents {
         })*
 
         const NAMES: &[&str] = &[$($name,)*];
+
+        /// What was planted in each.
+        fn all() -> Vec<(&'static str, Option<Planted>)> {
+            vec![$(($name, $planted),)*]
+        }
     };
 }
 
@@ -262,6 +268,34 @@ fn old_requests_without_a_baseline_are_reported_and_not_judged() {
     for name in silent {
         assert_eq!(unjudged(name), [], "{name}");
     }
+}
+
+/// `cargo xtask calibration` prints these verdicts as a table.
+#[test]
+fn confidence_is_earned() {
+    let mut calibration = Calibration::default();
+    for (name, planted) in all() {
+        for episode in episodes(&samples(name)) {
+            let Some(verdict) = episode.verdict.as_deref() else {
+                continue;
+            };
+            let judged = Judged {
+                of: format!("{name} {}", episode.key.kind.name()),
+                cause: describe(&episode),
+                confidence: verdict.confidence.name().to_owned(),
+                // Another true answer about another queue is not the root cause.
+                right: planted.as_ref().is_some_and(|planted| {
+                    planted.fits(verdict) || !planted.culprit.is_empty() && planted.names(verdict)
+                }),
+            };
+            // `unknown` is no claim.
+            if verdict.cause != Unknown {
+                println!("{}", judged.to_json());
+                calibration.add(judged);
+            }
+        }
+    }
+    assert_eq!(calibration.missed(), [""; 0], "{calibration}");
 }
 
 #[test]

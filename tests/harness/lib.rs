@@ -6,6 +6,8 @@
 
 pub mod accuracy;
 pub mod agent;
+pub mod apache;
+pub mod calibration;
 pub mod cgroup;
 pub mod cleanup;
 pub mod container;

@@ -62,6 +62,8 @@ pub struct Row {
     pub verdict: String,
     /// The culprit that the verdict named.
     pub culprit: String,
+    /// The confidence of that verdict; empty if there was none.
+    pub confidence: String,
     /// Share of the workers' time that supports the verdict.
     pub share: Option<f64>,
     /// Time from planting to the warning.
@@ -89,6 +91,7 @@ impl Row {
             "planted": self.planted,
             "verdict": self.verdict,
             "culprit": self.culprit,
+            "confidence": self.confidence,
             "share": self.share,
             "warned_after_s": self.warned_after_s,
             "lead_s": self.lead_s,
@@ -118,6 +121,7 @@ impl Row {
             planted: text("planted")?,
             verdict: text("verdict")?,
             culprit: text("culprit")?,
+            confidence: text("confidence")?,
             share: value["share"].as_f64(),
             warned_after_s: value["warned_after_s"].as_f64(),
             lead_s: value["lead_s"].as_f64(),
@@ -155,6 +159,7 @@ mod tests {
             planted: "downstream_slow".to_owned(),
             verdict: "downstream_slow".to_owned(),
             culprit: "postgres (812)".to_owned(),
+            confidence: "high".to_owned(),
             share: Some(0.98),
             warned_after_s: Some(1.25),
             lead_s: None,

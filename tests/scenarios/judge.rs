@@ -61,6 +61,7 @@ pub fn row(scenario: &Scenario, story: &Story) -> Row {
             .to_owned(),
         verdict: String::new(),
         culprit: String::new(),
+        confidence: String::new(),
         share: None,
         warned_after_s: None,
         lead_s: None,
@@ -129,6 +130,7 @@ fn judge(planted: &Planted, story: &Story, episodes: &[Episode<'_>], row: &mut R
             let Some(event) = event else { continue };
             row.verdict = verdict_text(event);
             row.culprit = culprit_of(event);
+            row.confidence = event.text("confidence").to_owned();
             row.share = event.number("share");
             let wrong = wrong(planted, &story.culprit, event);
             row.why

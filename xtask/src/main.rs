@@ -6,6 +6,7 @@
 
 mod accuracy;
 mod bench;
+mod calibration;
 mod cargo;
 mod command;
 mod demo;
@@ -42,6 +43,8 @@ enum Task {
     Accuracy(accuracy::Args),
     /// Play incidents on real servers and compare Tailback's verdicts with the planted causes
     Scenarios(scenarios::Args),
+    /// Count how often verdicts on recorded incidents are right, by their confidence
+    Calibration(calibration::Args),
     /// Compare how the agent reads each fact on each kernel with docs/reference/kernels.md
     Plans(plans::Args),
     /// Measure the cost of Tailback
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::main(&args),
         Task::Accuracy(args) => accuracy::main(&args),
         Task::Scenarios(args) => scenarios::main(&args),
+        Task::Calibration(args) => calibration::main(&args),
         Task::Plans(args) => plans::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::Fuzz(args) => fuzz::main(&args),

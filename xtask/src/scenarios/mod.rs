@@ -400,6 +400,7 @@ mod tests {
             planted: "disk_slow".to_owned(),
             verdict: "disk_slow".to_owned(),
             culprit: "journal".to_owned(),
+            confidence: "high".to_owned(),
             share: Some(0.9),
             warned_after_s: Some(warned_after_s),
             lead_s: None,
