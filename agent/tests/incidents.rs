@@ -145,12 +145,32 @@ incidents! {
     link_limited "link-limited" Some(planted(NetworkLimited, &[Send], "(7998)")),
     small_backlog "small-backlog" Some(planted(UndersizedLimit, &[Accept], "a backlog of 8")),
     files_exhausted "files-exhausted" Some(planted(FdExhausted, &[Fd, Accept], "RLIMIT_NOFILE of 120")),
+    leaked_connections "leaked-connections" Some(planted(
+        PoolExhausted,
+        &[Inflight, Recv],
+        "a pool of 4 connections to 127.0.0.1:19635",
+    )),
+    pool_deadlock "pool-deadlock" Some(planted(
+        PoolExhausted,
+        &[Inflight, Recv],
+        "a pool of 4 connections to 127.0.0.1:23783",
+    )),
+    slow_behind_semaphore "slow-behind-semaphore" Some(planted(DownstreamSlow, &[Inflight], "uvicorn (8916)")),
+    blocking_call "blocking-call" Some(planted(DownstreamSlow, &[Inflight, Accept], "uvicorn (26230)")),
+    loop_calls_itself "loop-calls-itself" Some(planted(ConsumerStalled, &[Inflight, Accept], "uvicorn (8913)")),
+    keep_alive_workers "keep-alive-workers" Some(planted(
+        UndersizedLimit,
+        &[Accept],
+        "6 workers, all held by idle keep-alive connections",
+    )),
     busy "busy" None,
     batch "batch" None,
     bursty "bursty" None,
     keep_alive "keep-alive" None,
     rolling_restart "rolling-restart" None,
     slow_by_design "slow-by-design" None,
+    keep_alive_free "keep-alive-free" None,
+    small_pool_busy "small-pool-busy" None,
 }
 
 fn directory() -> PathBuf {

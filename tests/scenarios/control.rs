@@ -32,6 +32,12 @@ fn well(load: Load) -> Result<()> {
     load.stop().map(|_: Vec<Request>| ())
 }
 
+/// Watches a service under this load, which it serves well.
+pub fn observed(play: &Play, load: Load) -> Result<()> {
+    play.lasts(OBSERVATION_TIME)?;
+    well(load)
+}
+
 /// Capacity: 4 workers / 100 ms = 40 requests a second. Load: 28.
 pub fn busy(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&app(4, 100))?;

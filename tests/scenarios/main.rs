@@ -16,6 +16,7 @@ mod lock;
 mod network;
 mod peers;
 mod play;
+mod pools;
 mod programs;
 mod table;
 

@@ -12,7 +12,7 @@ use crate::{
     programs::{Program, app, load, uwsgi_is_full},
 };
 
-fn callers(port: u16, count: u32, role: &str, path: &str) -> Result<Program> {
+pub fn callers(port: u16, count: u32, role: &str, path: &str) -> Result<Program> {
     let (port, count) = (port.to_string(), count.to_string());
     let args = ["127.0.0.1", &port, &count, role, path];
     let text = include_str!("apps/caller.py");

@@ -1,10 +1,11 @@
 //! All scenarios.
 
 use anyhow::Result;
+use tailback_tests::workloads::PooledApp;
 
 use crate::{
     blocked, control, cpu, disk, downstream, gateway, gridlock, limits, lock, network, peers,
-    play::Play,
+    play::Play, pools,
 };
 
 /// One incident, or one healthy service.
@@ -50,6 +51,10 @@ const fn planted(cause: &'static str, queues: &'static [&'static str]) -> Plante
 const UWSGI: &str = "uwsgi-core";
 /// Queues that can fill in an asynchronous service, which accepts immediately.
 const GATEWAY: &[&str] = &["downstream", "inflight", "recv", "accept"];
+/// Queues that can fill in a service whose threads wait.
+const THREADED: &[&str] = &["inflight", "recv", "accept"];
+/// Queues that can fill in a service whose event loop waits.
+const LOOP: &[&str] = &["inflight", "recv", "accept", "eventloop"];
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -330,6 +335,62 @@ pub const SCENARIOS: &[Scenario] = &[
         alone: false,
         play: limits::files,
     },
+    // Taken from a pool and never given back: the database is idle, and no call is outstanding.
+    Scenario {
+        name: "leaked-connections",
+        on: "gunicorn with psycopg's pool -> PostgreSQL",
+        planted: Some(planted("pool_exhausted", THREADED)),
+        programs: &["psql"],
+        modules: PooledApp::MODULES,
+        alone: false,
+        play: pools::leaked,
+    },
+    Scenario {
+        name: "pool-deadlock",
+        on: "gunicorn with psycopg's pool -> PostgreSQL",
+        planted: Some(planted("pool_exhausted", THREADED)),
+        programs: &["psql"],
+        modules: PooledApp::MODULES,
+        alone: false,
+        play: pools::deadlocked,
+    },
+    // The gateway's own limit is used up as a consequence.
+    Scenario {
+        name: "slow-behind-semaphore",
+        on: "HAProxy -> uvicorn gateway -> uvicorn provider",
+        planted: Some(planted("downstream_slow", GATEWAY)),
+        programs: &["haproxy"],
+        modules: &["uvicorn"],
+        alone: false,
+        play: pools::slow_behind_a_semaphore,
+    },
+    Scenario {
+        name: "blocking-call",
+        on: "uvicorn -> uvicorn",
+        planted: Some(planted("downstream_slow", LOOP)),
+        programs: &[],
+        modules: &["uvicorn"],
+        alone: false,
+        play: pools::blocking_call,
+    },
+    Scenario {
+        name: "loop-calls-itself",
+        on: "uvicorn",
+        planted: Some(planted("consumer_stalled", LOOP)),
+        programs: &[],
+        modules: &["uvicorn"],
+        alone: false,
+        play: pools::calls_itself,
+    },
+    Scenario {
+        name: "keep-alive-workers",
+        on: "Apache, one process per connection",
+        planted: Some(planted("undersized_limit", &["accept"])),
+        programs: &["apache2"],
+        modules: &["socket"],
+        alone: false,
+        play: pools::keep_alive,
+    },
     Scenario {
         name: "busy",
         on: "uWSGI at 70%",
@@ -383,5 +444,32 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &[],
         alone: false,
         play: control::slow_by_design,
+    },
+    Scenario {
+        name: "normal-collection",
+        on: "the JDK's HTTP server",
+        planted: None,
+        programs: &["javac"],
+        modules: &[],
+        alone: true,
+        play: pools::normal_collection,
+    },
+    Scenario {
+        name: "keep-alive-free",
+        on: "Apache, idle connections and workers to spare",
+        planted: None,
+        programs: &["apache2"],
+        modules: &["socket"],
+        alone: false,
+        play: pools::keep_alive_and_free_workers,
+    },
+    Scenario {
+        name: "small-pool-busy",
+        on: "gunicorn with psycopg's pool -> PostgreSQL",
+        planted: None,
+        programs: &["psql"],
+        modules: PooledApp::MODULES,
+        alone: false,
+        play: pools::small_pool,
     },
 ];

@@ -1,6 +1,7 @@
 //! Systems of unmodified real servers, each with a fault that can be planted and removed, for scenarios, demo and tests.
 
 mod flash_sale;
+mod gunicorn;
 mod iot_gridlock;
 mod llm_gateway;
 mod programs;
@@ -9,6 +10,7 @@ mod uvicorn;
 use std::time::Duration;
 
 pub use flash_sale::FlashSale;
+pub use gunicorn::PooledApp;
 pub use iot_gridlock::IotGridlock;
 pub use llm_gateway::LlmGateway;
 pub use programs::{Program, Session, app};

@@ -3,6 +3,7 @@
 non-sending  connects and never sends anything
 silent       sends the headers of a request and never its body
 non-reading  sends a request and never reads the response
+kept         sends a request, reads the response and keeps the connection open
 patient      requests repeatedly and reads as fast as the network delivers
 """
 
@@ -27,6 +28,17 @@ def ask(method="GET", rest=""):
     return f"{method} {path} HTTP/1.0\r\nHost: x\r\n{rest}\r\n".encode()
 
 
+def complete(caller):
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += caller.recv(65536)
+    head, body = received.split(b"\r\n\r\n", 1)
+    lengths = [line.split(b":")[1] for line in head.splitlines() if line.lower().startswith(b"content-length:")]
+    missing = int(lengths[0]) - len(body)
+    while missing > 0:
+        missing -= len(caller.recv(65536))
+
+
 def patient():
     while True:
         with connect() as caller:
@@ -40,6 +52,11 @@ for _ in range(count):
         threading.Thread(target=patient, daemon=True).start()
         continue
     caller = connect()
+    if role == "kept":
+        caller.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        complete(caller)
+        kept.append(caller)
+        continue
     if role == "non-sending":
         kept.append(caller)
         continue
