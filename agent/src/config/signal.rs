@@ -264,9 +264,18 @@ impl Signal {
                 .iter()
                 .map(|entry| format!("unix:{}", entry.path.display())),
         );
+        // Two writers of one file would replace each other's value.
+        listens.extend(
+            self.envoy
+                .iter()
+                .map(|envoy| envoy.file.display().to_string()),
+        );
         listens.sort_unstable();
         if let Some(duplicate) = listens.windows(2).find(|pair| pair[0] == pair[1]) {
-            bail!("two adapters listen on {}", duplicate[0]);
+            bail!(
+                "two adapters use {}: give each its own address or file",
+                duplicate[0]
+            );
         }
         for path in self
             .envoy
@@ -380,11 +389,15 @@ mod tests {
             ("[[signal.haproxy]]\nlisten = \"127.0.0.1:1\"\n", "target"),
             (
                 "[[signal.haproxy]]\ntarget = \"a\"\nlisten = \"127.0.0.1:1\"\n[signal.http]\nlisten = \"127.0.0.1:1\"\n",
-                "two adapters listen on 127.0.0.1:1",
+                "two adapters use 127.0.0.1:1: give each its own",
             ),
             (
                 "[[signal.orca]]\ntarget = \"a\"\nlisten = \"127.0.0.1:1\"\n[signal.keda]\nlisten = \"127.0.0.1:1\"\n",
-                "two adapters listen on 127.0.0.1:1",
+                "two adapters use 127.0.0.1:1: give each its own",
+            ),
+            (
+                "[[signal.envoy]]\ntarget = \"a\"\nfile = \"/x/p\"\n[[signal.envoy]]\ntarget = \"b\"\nfile = \"/x/p\"\n",
+                "two adapters use /x/p",
             ),
             (
                 "[[signal.group]]\ntargets = [\"a\"]\nmin_ready = 2\n",

@@ -7,12 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::text::harmless;
+use crate::text::{bounded, harmless};
 
 /// Maximum number of bytes read of an environment or a command line. A variable beyond that is not found.
 const MAX_READ: u64 = 256 * 1024;
-/// Longest service name that is taken from a command line, bytes.
-const MAX_SCRIPT_NAME: usize = 64;
+/// Longest service name that is taken from a program or a command line, bytes: as long as the name of a page's directory.
+const MAX_PROGRAM_NAME: usize = 64;
 
 /// A program that runs other programs: the service is named after the script.
 struct Interpreter {
@@ -29,7 +29,7 @@ const INTERPRETERS: &[Interpreter] = &[
     interpreter("node", "ep", &["-r", "--require", "--import"]),
     interpreter("ruby", "e", &["-I", "-r"]),
     interpreter("perl", "eE", &["-I", "-M"]),
-    interpreter("php", "r", &["-c", "-d"]),
+    interpreter("php", "r", &["-c", "-d", "-S", "-t"]),
     interpreter(
         "java",
         "",
@@ -91,7 +91,7 @@ impl Facts {
         let service = variable("OTEL_SERVICE_NAME")
             .filter(|name| !name.is_empty())
             .or(service_name)
-            .unwrap_or_else(|| program(&exe, &args, comm));
+            .unwrap_or_else(|| bounded(&program(&exe, &args, comm), MAX_PROGRAM_NAME));
         let cgroup = fs::read(proc.join("cgroup"))
             .ok()
             .and_then(|text| cgroup_path(&String::from_utf8_lossy(&text)));
@@ -156,6 +156,9 @@ fn script(exe: &str, args: &[String]) -> Option<String> {
         if !arg.starts_with('-') {
             return file_name(arg).filter(|name| is_plain(name));
         }
+        if let Some(module) = interpreter.module(arg) {
+            return Some(module.to_owned()).filter(|name| is_plain(name));
+        }
         if interpreter.with_value.contains(&arg.as_str()) {
             args.next();
         } else if interpreter.takes_code(arg) {
@@ -166,6 +169,12 @@ fn script(exe: &str, args: &[String]) -> Option<String> {
 }
 
 impl Interpreter {
+    /// The module in `-mMODULE`, which Python takes as one argument, too.
+    fn module<'a>(&self, option: &'a str) -> Option<&'a str> {
+        let module = option.strip_prefix("-m")?;
+        (self.name == "python" && !module.is_empty()).then_some(module)
+    }
+
     /// Whether code follows this option, or is part of it. Short options may be combined: `sh -ec`.
     fn takes_code(&self, option: &str) -> bool {
         if option.starts_with("--") {
@@ -181,7 +190,8 @@ impl Interpreter {
         };
         let letters = option.trim_start_matches('-').chars();
         letters
-            .take_while(|letter| letter.is_ascii_alphabetic() && !takes_value(*letter))
+            // A digit is the value of the option before it: `perl -0777ne`.
+            .take_while(|letter| letter.is_ascii_alphanumeric() && !takes_value(*letter))
             .any(|letter| self.code.contains(letter))
     }
 }
@@ -193,7 +203,7 @@ fn file_name(path: &str) -> Option<String> {
 
 fn is_plain(name: &str) -> bool {
     let is_plain = |letter: char| letter.is_alphanumeric() || "._-+@:".contains(letter);
-    name.len() <= MAX_SCRIPT_NAME && name.chars().all(is_plain)
+    name.len() <= MAX_PROGRAM_NAME && name.chars().all(is_plain)
 }
 
 /// `key=value,key=value` with percent-encoding, as in the OpenTelemetry specification of OTEL_RESOURCE_ATTRIBUTES.
@@ -264,31 +274,41 @@ fn cpus_allowed(proc: &Path) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::process::{Command, Stdio};
+
+    use tailback_tests::{program, temp::TempDir};
+
+    use super::{program as name_of_program, *};
 
     #[test]
     fn a_service_is_named_after_its_script_else_its_executable() {
         let args = ["python3", "-u", "/srv/app/checkout.py"].map(str::to_owned);
         assert_eq!(
-            program(Path::new("/usr/bin/python3.11"), &args, "python3"),
+            name_of_program(Path::new("/usr/bin/python3.11"), &args, "python3"),
             "checkout.py"
         );
-        assert_eq!(program(Path::new("/usr/sbin/nginx"), &[], "nginx"), "nginx");
-        assert_eq!(program(Path::new(""), &[], "kthing"), "kthing");
+        assert_eq!(
+            name_of_program(Path::new("/usr/sbin/nginx"), &[], "nginx"),
+            "nginx"
+        );
+        assert_eq!(name_of_program(Path::new(""), &[], "kthing"), "kthing");
         let link = Path::new("/usr/bin/redis-check-rdb");
         let called = ["redis-server *:6379".to_owned()];
-        assert_eq!(program(link, &called, "redis-server"), "redis-server");
+        assert_eq!(
+            name_of_program(link, &called, "redis-server"),
+            "redis-server"
+        );
         // A name that a thread gave itself does not name the program.
         let node = ["/usr/bin/node".to_owned()];
         assert_eq!(
-            program(Path::new("/usr/bin/node"), &node, "MainThread"),
+            name_of_program(Path::new("/usr/bin/node"), &node, "MainThread"),
             "node"
         );
     }
 
     fn name(exe: &str, args: &[&str]) -> String {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        program(Path::new(exe), &args, "comm")
+        name_of_program(Path::new(exe), &args, "comm")
     }
 
     #[test]
@@ -298,13 +318,15 @@ mod tests {
         assert_eq!(python(&["python3", "-c", code]), "python3.11");
         assert_eq!(python(&["python3", "-uc", "a/secret"]), "python3.11");
         assert_eq!(python(&["python3", "-", "secret"]), "python3.11");
-        let long = "x".repeat(MAX_SCRIPT_NAME + 1);
+        let long = "x".repeat(MAX_PROGRAM_NAME + 1);
         assert_eq!(python(&["python3", &long]), "python3.11");
         assert_eq!(python(&["python3", "a\nb"]), "python3.11");
         let node = |args: &[&str]| name("/usr/bin/node", args);
         assert_eq!(node(&["node", "--eval", "a/secret"]), "node");
         assert_eq!(node(&["node", "--print=1", "a/secret"]), "node");
         assert_eq!(name("/bin/sh", &["sh", "-ec", "/bin/secret"]), "sh");
+        let perl = ["perl", "-0777ne", "/secret"];
+        assert_eq!(name("/usr/bin/perl", &perl), "perl");
     }
 
     #[test]
@@ -313,6 +335,10 @@ mod tests {
             "python3", "-W", "ignore", "-Xdev", "-m", "uvicorn", "app:app",
         ];
         assert_eq!(name("/usr/bin/python3", &python), "uvicorn");
+        let glued = ["python3", "-muvicorn", "app:app"];
+        assert_eq!(name("/usr/bin/python3", &glued), "uvicorn");
+        let php = ["php", "-S", "127.0.0.1:80", "-t", "/srv/www"];
+        assert_eq!(name("/usr/bin/php8.2", &php), "php8.2");
         let java = [
             "java",
             "-Xmx1g",
@@ -350,6 +376,24 @@ mod tests {
                 ("team".to_owned(), "x".to_owned())
             ]
         );
+    }
+
+    #[test]
+    fn the_name_of_a_real_process_is_short_printable_and_not_its_code() {
+        let sh = program::need(&["sh"]).unwrap();
+        let temp = TempDir::new("names").unwrap();
+        let long = format!("a\n{}", "x".repeat(200));
+        let long = program::renamed(sh.to_str().unwrap(), &temp, &long).unwrap();
+        for (shell, expected) in [(&sh, "sh"), (&long, "a\\nxxx")] {
+            let mut command = Command::new(shell);
+            command.args(["-c", "read line # /run/token=hunter2"]);
+            let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+            let name = Facts::read(child.id(), "sh").service;
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert!(name.starts_with(expected), "{name}");
+            assert!(name.len() <= MAX_PROGRAM_NAME, "{name}");
+        }
     }
 
     #[test]
