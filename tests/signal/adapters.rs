@@ -66,7 +66,7 @@ impl Balancer {
         let server = |name: &str, address: SocketAddr, check: u16| {
             format!(
                 " server {name} {address} weight 100 check inter 500ms agent-check agent-addr 127.0.0.1 agent-port {check} \
-                 agent-inter 200ms\n"
+                 agent-inter 200ms agent-send \"weight=100\\n\"\n"
             )
         };
         let config = format!(

@@ -5,6 +5,8 @@ mod adapters;
 mod examples;
 mod faults;
 mod grpc;
+mod haproxy;
+mod leaks;
 mod pages;
 mod readers;
 mod stage;

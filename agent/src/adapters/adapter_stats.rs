@@ -3,13 +3,14 @@
 use std::{
     io::Write as _,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use serde_json::{Value, json};
 
+use super::warning::{Consumers, Warning};
 use crate::collect::unix_ns;
 
 /// Statistics of one adapter.
@@ -29,7 +30,9 @@ pub struct AdapterStats {
     last_unix_ns: AtomicU64,
     connections: AtomicU64,
     rejected: AtomicU64,
+    closed: AtomicU64,
     failure: Mutex<Option<String>>,
+    consumers: OnceLock<Arc<dyn Consumers>>,
 }
 
 impl AdapterStats {
@@ -44,8 +47,22 @@ impl AdapterStats {
             last_unix_ns: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
             failure: Mutex::default(),
+            consumers: OnceLock::new(),
         })
+    }
+
+    /// Sets what is known about the consumers.
+    pub fn set_consumers(&self, consumers: Arc<dyn Consumers>) {
+        // There is one task per adapter, which sets it once.
+        let _ = self.consumers.set(consumers);
+    }
+
+    /// What is wrong with the consumers.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let consumers = self.consumers.get();
+        consumers.map_or_else(Vec::new, |consumers| consumers.warnings())
     }
 
     /// Replies sent.
@@ -61,6 +78,11 @@ impl AdapterStats {
     /// Clients that were not served: too many, or too slow.
     pub fn rejections(&self) -> u64 {
         self.rejected.load(Ordering::Relaxed)
+    }
+
+    /// Connections closed to make room, or because the client did not call or read.
+    pub fn closed_connections(&self) -> u64 {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// Counts a reply and keeps its text. Clears the failure.
@@ -95,6 +117,11 @@ impl AdapterStats {
         self.rejected.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a connection that is closed to make room, or because the client did not call or read.
+    pub fn closed(&self) {
+        self.closed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a connection until the result is dropped.
     pub fn connection(self: &Arc<Self>) -> Connection {
         self.connections.fetch_add(1, Ordering::Relaxed);
@@ -119,6 +146,7 @@ impl AdapterStats {
             "replies": self.replies(),
             "connections": self.connections(),
             "rejected": self.rejections(),
+            "closed": self.closed_connections(),
         });
         let last = self.last_unix_ns.load(Ordering::Relaxed);
         if last > 0 {
@@ -129,6 +157,9 @@ impl AdapterStats {
         }
         if let Some(failure) = failure {
             object["failure"] = failure.into();
+        }
+        if let Some(consumers) = self.consumers.get() {
+            consumers.describe(&mut object);
         }
         object
     }

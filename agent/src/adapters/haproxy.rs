@@ -1,10 +1,16 @@
 //! HAProxy's agent-check: replies to each connection with a line that sets the server's weight in percent, or its `maxconn`.
 //!
 //! HAProxy keeps the last reply. This is why the adapters run in a process of their own: it continues to reply 100% when the
-//! agent is gone.
+//! agent is gone. And it is why a reply holds back work only if HAProxy asks again soon, and only if the percentage does not
+//! round the server's weight to 0 (`agent_checks`).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
+use serde_json::Value;
 use tailback_page::Pressure;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -12,7 +18,13 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Shared, listen::Endpoint};
+use super::{
+    Shared,
+    adapter_stats::AdapterStats,
+    agent_checks::{AgentChecks, Known, min_percent},
+    listen::{Endpoint, Peer, Stream},
+    warning::{Consumers, Warning},
+};
 use crate::config::signal::Haproxy;
 
 /// Maximum number of connections that are held open until the client closes. On any further one, the reply is sent
@@ -26,50 +38,128 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// Excess requests wait in HAProxy while a `maxconn` holds, where the agent does not see them. So the admit ratio rises, although
 /// the overload goes on.
-fn reply(pressure: &Pressure, maxconn: Option<u32>, is_drained: bool) -> String {
-    if is_drained {
+fn reply(pressure: &Pressure, maxconn: Option<u32>, is_drained: bool, client: Known) -> String {
+    if is_drained && client.is_fast {
         return "drain\n".to_owned();
     }
+    let admit_ratio = if client.is_fast {
+        pressure.admit_ratio
+    } else {
+        1.0
+    };
     // `ready` ends an earlier `drain`.
     let Some(maxconn) = maxconn else {
-        let percent = (pressure.admit_ratio * 100.0).round().clamp(1.0, 100.0);
+        let percent = client.weight.map_or(100, |weight| {
+            let percent = (admit_ratio * 100.0).round().clamp(1.0, 100.0) as u32;
+            percent.max(min_percent(weight))
+        });
         return format!("up ready {percent}%\n");
     };
-    let scaled = (f64::from(maxconn) * pressure.admit_ratio).round().max(1.0) as u32;
+    let scaled = (f64::from(maxconn) * admit_ratio).round().max(1.0) as u32;
     let limit = pressure
         .concurrency_limit
         .map_or(scaled, |limit| limit.min(maxconn));
     format!("up ready 100% maxconn:{limit}\n")
 }
 
-/// Serves until dropped.
-pub async fn serve(config: Haproxy, endpoint: Endpoint, shared: Arc<Shared>) {
+/// Serves until dropped. `former` is the status of this adapter in the process that was replaced.
+pub async fn serve(config: Haproxy, endpoint: Endpoint, shared: Arc<Shared>, former: Value) {
+    let mut checks = AgentChecks::new(config.maxconn.is_none(), Instant::now());
+    checks.restore(&former["checks"], Instant::now());
+    let checks = Arc::new(Checks(Mutex::new(checks)));
+    endpoint.stats().set_consumers(Arc::clone(&checks) as _);
     let (listener, stats) = endpoint.listen().await;
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let check = Arc::new(Check {
+        config,
+        shared,
+        checks,
+        stats,
+    });
     loop {
-        let mut stream = listener.accept().await;
-        let pressure = shared.pressure(&config.target);
-        let text = reply(&pressure, config.maxconn, shared.is_drained(&config.target));
+        let (mut stream, peer) = listener.accept().await;
+        let check = Arc::clone(&check);
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             // The reply fits into the socket buffer of a new connection, so the write completes at once.
+            let text = check.reply(Known::default());
             let _ = timeout(Duration::ZERO, stream.write_all(text.as_bytes())).await;
-            stats.rejected();
+            check.stats.rejected();
             continue;
         };
-        stats.replied(&text);
         tokio::spawn(async move {
-            let exchange = async {
-                stream.write_all(text.as_bytes()).await?;
-                stream.shutdown().await?;
-                // Wait for HAProxy to close: closing with unread data (`agent-send`) would discard the reply.
-                let mut further = [0; 256];
-                while stream.read(&mut further).await? > 0 {}
-                Ok::<(), std::io::Error>(())
-            };
             // A client that is too slow gets no reply and will check again.
-            let _ = timeout(TIMEOUT, exchange).await;
+            match timeout(TIMEOUT, check.exchange(stream, peer)).await {
+                Ok(_) => {}
+                // It has the reply, and does not close.
+                Err(_) => check.stats.closed(),
+            }
             drop(slot);
         });
+    }
+}
+
+/// What a check needs.
+struct Check {
+    config: Haproxy,
+    shared: Arc<Shared>,
+    checks: Arc<Checks>,
+    stats: Arc<AdapterStats>,
+}
+
+impl Check {
+    fn reply(&self, client: Known) -> String {
+        let pressure = self.shared.pressure(&self.config.target);
+        let is_drained = self.shared.is_drained(&self.config.target);
+        reply(&pressure, self.config.maxconn, is_drained, client)
+    }
+
+    async fn exchange(&self, mut stream: Box<dyn Stream>, peer: Peer) -> io::Result<()> {
+        let mut text = [0; 256];
+        let text_timeout = self.checks.lock().text_timeout(peer);
+        let received = match timeout(text_timeout, stream.read(&mut text)).await {
+            Ok(received) => received?,
+            Err(_) => 0,
+        };
+        let client = self
+            .checks
+            .lock()
+            .check(peer, &text[..received], Instant::now());
+        let reply = self.reply(client);
+        stream.write_all(reply.as_bytes()).await?;
+        stream.shutdown().await?;
+        self.stats.replied(&reply);
+        // Wait for HAProxy to close: closing with unread data (`agent-send`) would discard the reply.
+        let mut further = 0;
+        loop {
+            match stream.read(&mut text).await? {
+                0 => break,
+                read => further += read,
+            }
+        }
+        if received == 0 && further > 0 {
+            self.checks.lock().text_was_late(peer);
+        }
+        Ok(())
+    }
+}
+
+/// The clients of one adapter, for its status.
+#[derive(Debug)]
+struct Checks(Mutex<AgentChecks>);
+
+impl Checks {
+    fn lock(&self) -> MutexGuard<'_, AgentChecks> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Consumers for Checks {
+    fn describe(&self, status: &mut Value) {
+        status["checks"] = self.lock().to_json(Instant::now());
+    }
+
+    fn warnings(&self) -> Vec<Warning> {
+        self.lock().warnings(Instant::now())
     }
 }
 
@@ -77,13 +167,23 @@ pub async fn serve(config: Haproxy, endpoint: Endpoint, shared: Arc<Shared>) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn either_the_weight_or_maxconn_follows_and_is_100_percent_without_an_agent() {
-        let at = |admit_ratio: f64| Pressure {
+    const FAST: Known = Known {
+        weight: Some(100),
+        is_fast: true,
+    };
+
+    fn at(admit_ratio: f64) -> Pressure {
+        Pressure {
             alive: true,
             admit_ratio,
             ..Pressure::NONE
-        };
+        }
+    }
+
+    #[test]
+    fn either_the_weight_or_maxconn_follows_and_is_100_percent_without_an_agent() {
+        let reply =
+            |pressure: &Pressure, maxconn, is_drained| reply(pressure, maxconn, is_drained, FAST);
         assert_eq!(reply(&at(0.62), None, false), "up ready 62%\n");
         assert_eq!(
             reply(&at(0.62), Some(50), false),
@@ -111,5 +211,33 @@ mod tests {
             reply(&Pressure::NONE, Some(9), false),
             "up ready 100% maxconn:9\n"
         );
+    }
+
+    #[test]
+    fn a_weight_is_never_rounded_to_zero_and_100_percent_if_it_is_unknown() {
+        let reply = |weight| {
+            let client = Known { weight, ..FAST };
+            reply(&at(0.05), None, false, client)
+        };
+        assert_eq!(reply(Some(100)), "up ready 5%\n");
+        assert_eq!(reply(Some(10)), "up ready 10%\n");
+        assert_eq!(reply(Some(1)), "up ready 100%\n");
+        assert_eq!(reply(None), "up ready 100%\n");
+    }
+
+    #[test]
+    fn a_client_that_asks_seldom_is_told_nothing_but_the_concurrency_limit() {
+        let slow = Known {
+            is_fast: false,
+            ..FAST
+        };
+        let reply = |pressure: &Pressure, maxconn| reply(pressure, maxconn, true, slow);
+        assert_eq!(reply(&at(0.05), None), "up ready 100%\n");
+        assert_eq!(reply(&at(0.05), Some(40)), "up ready 100% maxconn:40\n");
+        let with_limit = Pressure {
+            concurrency_limit: Some(6),
+            ..at(0.05)
+        };
+        assert_eq!(reply(&with_limit, Some(40)), "up ready 100% maxconn:6\n");
     }
 }

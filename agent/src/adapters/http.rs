@@ -12,12 +12,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 use tailback_page::{Entry, Pressure, layout::INBOUND};
-use tokio::{
-    sync::{Notify, Semaphore},
-    time::timeout,
-};
+use tokio::{sync::Notify, time::timeout};
 
-use super::{Shared, agent, listen::Endpoint};
+use super::{
+    Shared, agent,
+    listen::{Endpoint, Slot, Slots},
+};
 
 /// Concurrent connections.
 const MAX_CONNECTIONS: usize = 256;
@@ -36,21 +36,22 @@ type Body = Either<Full<Bytes>, Channel<Bytes, io::Error>>;
 /// Serves until dropped.
 pub async fn serve(endpoint: Endpoint, shared: Arc<Shared>) {
     let (listener, stats) = endpoint.listen().await;
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Slots::new(MAX_CONNECTIONS);
     loop {
         let (stream, slot) = listener.accept_within(&slots, &stats).await;
         let (stats, shared) = (Arc::clone(&stats), Arc::clone(&shared));
         tokio::spawn(async move {
             let connection = stats.connection();
-            let is_stuck = Arc::new(Notify::new());
+            let (slot, is_stuck) = (Arc::new(slot), Arc::new(Notify::new()));
             let answer = |request: Request<Incoming>| {
                 let (stats, shared, is_stuck) = (
                     Arc::clone(&stats),
                     Arc::clone(&shared),
                     Arc::clone(&is_stuck),
                 );
+                let busy = Busy::new(&slot);
                 async move {
-                    let (path, response) = answer(&request, &shared, is_stuck).await;
+                    let (path, response) = answer(&request, &shared, is_stuck, busy).await;
                     stats.replied(&format!("{path} {}", response.status().as_u16()));
                     Ok::<_, Infallible>(response)
                 }
@@ -63,10 +64,27 @@ pub async fn serve(endpoint: Endpoint, shared: Arc<Shared>) {
             let service = hyper::service::service_fn(answer);
             tokio::select! {
                 _ = builder.serve_connection(TokioIo::new(stream), service) => {}
-                () = is_stuck.notified() => stats.rejected(),
+                () = is_stuck.notified() => stats.closed(),
+                () = slot.revoked() => {}
             }
             drop((connection, slot));
         });
+    }
+}
+
+/// Marks a connection as busy until it is dropped.
+struct Busy(Arc<Slot>);
+
+impl Busy {
+    fn new(slot: &Arc<Slot>) -> Self {
+        slot.set_busy(true);
+        Self(Arc::clone(slot))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.set_busy(false);
     }
 }
 
@@ -75,6 +93,7 @@ async fn answer(
     request: &Request<Incoming>,
     shared: &Arc<Shared>,
     is_stuck: Arc<Notify>,
+    busy: Busy,
 ) -> (&'static str, Response<Body>) {
     let query = request.uri().query().unwrap_or_default();
     let target = parameter(query, "target");
@@ -91,7 +110,14 @@ async fn answer(
         "/status" => ("/status", status(shared).await),
         "/events" => (
             "/events",
-            events(shared, target, parameter(query, "min_level"), is_stuck).await,
+            events(
+                shared,
+                target,
+                parameter(query, "min_level"),
+                is_stuck,
+                busy,
+            )
+            .await,
         ),
         _ => (
             "?",
@@ -239,14 +265,14 @@ async fn status(shared: &Shared) -> Response<Body> {
     let agent = agent
         .ok()
         .and_then(|text| serde_json::from_str::<Value>(&text).ok());
-    json_of(&statuses(agent, shared))
+    json_of(&statuses(agent, shared.status().await))
 }
 
 /// The status of the agent, if it runs, and of the adapter process.
-fn statuses(agent: Option<Value>, shared: &Shared) -> Value {
+fn statuses(agent: Option<Value>, adapter_process: Value) -> Value {
     let mut object = Map::new();
     object.extend(agent.map(|agent| ("agent".to_owned(), agent)));
-    object.insert("adapter_process".to_owned(), shared.status());
+    object.insert("adapter_process".to_owned(), adapter_process);
     object.into()
 }
 
@@ -256,6 +282,7 @@ async fn events(
     target: Option<String>,
     min_level: Option<String>,
     is_stuck: Arc<Notify>,
+    busy: Busy,
 ) -> Response<Body> {
     let mut request = Map::new();
     if let Some(target) = target {
@@ -277,6 +304,7 @@ async fn events(
     };
     let (mut sender, body) = Channel::new(16);
     tokio::spawn(async move {
+        let _busy = busy;
         let mut keep_alive = tokio::time::interval(KEEP_ALIVE_INTERVAL);
         loop {
             let text = tokio::select! {

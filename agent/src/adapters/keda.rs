@@ -182,7 +182,7 @@ fn metrics(load: f64) -> GetMetricsResponse {
 }
 
 /// Whether a directory is that of an instance of a service. If names collide, all but one have `@PID` appended.
-fn is_instance(directory: &str, name: &str) -> bool {
+pub fn is_instance(directory: &str, name: &str) -> bool {
     match directory.strip_prefix(name) {
         Some("") => true,
         Some(rest) => rest

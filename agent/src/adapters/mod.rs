@@ -6,12 +6,14 @@
 //! into the kernel and cannot slow down the agent's sampling.
 //!
 //! Each adapter has a file of its own: `http`, `haproxy`, `envoy`, `pressure_socket`, and, on top of `grpc`, `orca` and `keda`.
-//! `drain_policy` decides which services may be drained, `adapter_stats` counts replies, and with `takeover` a new adapter
+//! `drain_policy` decides which services may be drained, `adapter_stats` counts replies, a `warning` says what keeps an adapter
+//! from having its effect, and with `takeover` a new adapter
 //! process replaces a running one.
 #![forbid(unsafe_code)]
 
 mod adapter_stats;
 pub mod agent;
+mod agent_checks;
 mod drain_policy;
 mod envoy;
 mod grpc;
@@ -24,11 +26,13 @@ mod page_cache;
 mod pressure_socket;
 mod privileges;
 mod takeover;
+mod warning;
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -47,10 +51,14 @@ use tokio::{
     task::JoinSet,
     time::{Interval, MissedTickBehavior},
 };
+use warning::Warning;
 
 use crate::{
-    config::signal::{Listen, Signal},
-    signal::{metrics, own_directory, stream},
+    config::{
+        self,
+        signal::{Listen, Signal},
+    },
+    signal::{metrics, names::directory_of, own_directory, stream},
 };
 
 /// How long "no pressure" is reported before the process exits, for clients that keep the last reply. Longer than HAProxy's
@@ -108,8 +116,15 @@ impl Shared {
         })
     }
 
-    fn status(&self) -> Value {
-        let adapters: Vec<Value> = self.adapters.iter().map(|stats| stats.to_json()).collect();
+    async fn status(&self) -> Value {
+        let agent_runs = agent::is_running(&self.pages.directory).await;
+        let adapters = self.adapters.iter().map(|stats| {
+            let mut object = stats.to_json();
+            let warnings = self.warnings(stats, agent_runs);
+            object["warnings"] = warnings.iter().map(Warning::to_json).collect();
+            object
+        });
+        let adapters: Value = adapters.collect();
         json!({
             "type": "status",
             "of": "adapter_process",
@@ -117,6 +132,39 @@ impl Shared {
             "uptime_s": self.since.elapsed().as_secs(),
             "adapters": adapters,
         })
+    }
+
+    /// What keeps an adapter from having its effect. Without an agent, a missing page is no fault of the adapter.
+    fn warnings(&self, stats: &AdapterStats, agent_runs: bool) -> Vec<Warning> {
+        let mut warnings = stats.warnings();
+        let Some(target) = &stats.target else {
+            return warnings;
+        };
+        let name = directory_of(target);
+        let same = self
+            .pages
+            .alive(|directory| keda::is_instance(directory, &name));
+        let is_published = same.iter().any(|(directory, _)| *directory == name);
+        if agent_runs && !is_published {
+            warnings.push(Warning::new(
+                "no_such_service",
+                format!("no service {target} is published: \"no pressure\" is reported"),
+                "set target to a name in `tailback status`, and let a [[target]] match the service",
+            ));
+        }
+        if same.len() > 1 {
+            let names: Vec<&str> = same.iter().map(|(directory, _)| &**directory).collect();
+            warnings.push(Warning::new(
+                "same_name",
+                format!(
+                    "{} services are called {target} ({}): only the oldest is reported",
+                    same.len(),
+                    names.join(", ")
+                ),
+                "give each service its own service_name, and its own adapter",
+            ));
+        }
+        warnings
     }
 
     fn metrics(&self) -> String {
@@ -127,7 +175,7 @@ impl Shared {
             &'static str,
             fn(&AdapterStats) -> u64,
         );
-        const FAMILIES: [Family; 3] = [
+        const FAMILIES: [Family; 5] = [
             (
                 "tailback_adapter_replies_total",
                 "counter",
@@ -146,6 +194,18 @@ impl Shared {
                 "Clients that were not served: too many, or too slow.",
                 AdapterStats::rejections,
             ),
+            (
+                "tailback_adapter_closed_total",
+                "counter",
+                "Connections closed to make room, or because the client did not call or read.",
+                AdapterStats::closed_connections,
+            ),
+            (
+                "tailback_adapter_warnings",
+                "gauge",
+                "Faults in the set-up of the adapter's consumers.",
+                |stats| stats.warnings().len() as u64,
+            ),
         ];
         let mut text = String::new();
         for (name, kind, help, value) in FAMILIES {
@@ -163,22 +223,62 @@ impl Shared {
 /// Serves the adapters until a signal stops it or, with `exit_idle_time`, until no agent has been seen for that time.
 pub fn run(config: &Signal, exit_idle_time: Option<Duration>) -> Result<()> {
     let directory = config.directory();
-    let _lock = takeover::take(&own_directory(&directory)?, &directory)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot serve the adapters")?;
-    let outcome = runtime.block_on(serve(config, &directory, exit_idle_time));
+    let kept = with_kept_values(config);
+    let own_directory = own_directory(&directory)?;
+    // What a running adapter process knows about its clients, before it is replaced.
+    let former = runtime.block_on(agent::ask_adapter_process(&directory));
+    let former = former
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok());
+    let _lock = takeover::take(&own_directory, &directory, &kept)?;
+    let successor = OnceLock::new();
+    let outcome = runtime.block_on(serve(
+        config,
+        &directory,
+        exit_idle_time,
+        former.unwrap_or_default(),
+        &successor,
+    ));
     // A write in progress finishes before the final one below, unless it hangs.
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     // Fail open, whatever the outcome: the files outlive the process.
+    let successor = successor.get();
     for envoy in &config.envoy {
-        let _ = envoy::put(&envoy.file, "0.000\n");
+        if !successor.is_some_and(|adapters| adapters.contains(&kept_file(envoy))) {
+            let _ = envoy::put(&envoy.file, "0.000\n");
+        }
     }
     outcome
 }
 
-async fn serve(config: &Signal, directory: &Path, exit_idle_time: Option<Duration>) -> Result<()> {
+/// The adapters whose consumers keep the last value.
+fn with_kept_values(config: &Signal) -> BTreeSet<String> {
+    let haproxies = config.haproxy.iter().map(kept_checks);
+    haproxies
+        .chain(config.envoy.iter().map(kept_file))
+        .collect()
+}
+
+fn kept_checks(haproxy: &config::signal::Haproxy) -> String {
+    format!("haproxy {} {:?}", haproxy.listen, haproxy.target)
+}
+
+fn kept_file(envoy: &config::signal::Envoy) -> String {
+    format!("envoy {} {:?}", envoy.file.display(), envoy.target)
+}
+
+/// Serves until it has to end. `former` is the status of the process that was replaced. `successor` is set to the adapters of the process that takes over.
+async fn serve(
+    config: &Signal,
+    directory: &Path,
+    exit_idle_time: Option<Duration>,
+    former: Value,
+    successor: &OnceLock<BTreeSet<String>>,
+) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut taken_over = signal(SignalKind::user_defined1())?;
@@ -230,7 +330,11 @@ async fn serve(config: &Signal, directory: &Path, exit_idle_time: Option<Duratio
     http.map(|endpoint| tasks.spawn(http::serve(endpoint, share())));
     keda.map(|endpoint| tasks.spawn(keda::serve(endpoint, share())));
     for (haproxy, endpoint) in haproxies {
-        tasks.spawn(haproxy::serve(haproxy, endpoint, share()));
+        let at = haproxy.listen.to_string();
+        let of_former = former["adapters"].as_array().into_iter().flatten();
+        let of_former = of_former.filter(|adapter| adapter["at"] == *at);
+        let of_former = of_former.last().cloned().unwrap_or_default();
+        tasks.spawn(haproxy::serve(haproxy, endpoint, share(), of_former));
     }
     for (orca, endpoint) in orcas {
         tasks.spawn(orca::serve(orca.target, endpoint, share()));
@@ -244,12 +348,18 @@ async fn serve(config: &Signal, directory: &Path, exit_idle_time: Option<Duratio
     let ended = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
-        // Another adapter process takes over. It may not serve all of our adapters, so drain as well.
-        _ = taken_over.recv() => None,
+        _ = taken_over.recv() => {
+            let _ = successor.set(takeover::successor(directory));
+            None
+        }
         () = exit_when_idle(directory, exit_idle_time) => None,
         task = tasks.join_next() => task,
     };
-    shared.drain().await;
+    // A process that takes over and serves the same adapters continues without a gap.
+    let is_continued = |adapters: &BTreeSet<String>| with_kept_values(config).is_subset(adapters);
+    if !successor.get().is_some_and(is_continued) {
+        shared.drain().await;
+    }
     match ended {
         Some(Err(error)) => Err(error).context("an adapter ended"),
         _ => Ok(()),
@@ -289,14 +399,14 @@ async fn exit_when_idle(directory: &Path, exit_idle_time: Option<Duration>) {
 /// Replies with the status to every client of the status socket.
 async fn serve_status(listener: Listener, shared: Arc<Shared>) {
     loop {
-        let mut stream = listener.accept().await;
+        let (mut stream, _) = listener.accept().await;
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let reply = async {
                 // The request is ignored, but closing with unread data would discard the reply.
                 let _ = stream.read(&mut [0; 1_024]).await?;
                 stream
-                    .write_all(format!("{}\n", shared.status()).as_bytes())
+                    .write_all(format!("{}\n", shared.status().await).as_bytes())
                     .await
             };
             // A client that is too slow gets no reply and may ask again.
@@ -323,9 +433,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_keys_of_the_status_are_those_of_the_documentation() {
-        assert_documented(r#""of": "adapter_process""#, &[shared().status()]);
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_keys_of_the_status_are_those_of_the_documentation() {
+        assert_documented(r#""of": "adapter_process""#, &[shared().status().await]);
     }
 
     #[test]

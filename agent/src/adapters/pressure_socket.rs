@@ -6,7 +6,6 @@ use std::{sync::Arc, time::Duration};
 use tailback_page::Pressure;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::Semaphore,
     time::timeout,
 };
 
@@ -14,7 +13,7 @@ use super::{
     Shared,
     adapter_stats::AdapterStats,
     clock,
-    listen::{Endpoint, Stream},
+    listen::{Endpoint, Slots, Stream},
 };
 use crate::config::signal::PressureSocket;
 
@@ -56,7 +55,7 @@ impl Threshold {
 /// Serves until dropped.
 pub async fn serve(config: PressureSocket, endpoint: Endpoint, shared: Arc<Shared>) {
     let (listener, stats) = endpoint.listen().await;
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Slots::new(MAX_CONNECTIONS);
     loop {
         let (stream, slot) = listener.accept_within(&slots, &stats).await;
         let (target, stats, shared) = (
@@ -66,7 +65,11 @@ pub async fn serve(config: PressureSocket, endpoint: Endpoint, shared: Arc<Share
         );
         tokio::spawn(async move {
             let connection = stats.connection();
-            watch(stream, &target, &stats, &shared).await;
+            // All of these connections are idle: if there are too many, the process with the most of them loses its oldest.
+            tokio::select! {
+                () = watch(stream, &target, &stats, &shared) => {}
+                () = slot.revoked() => {}
+            }
             drop((connection, slot));
         });
     }

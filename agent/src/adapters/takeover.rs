@@ -1,8 +1,12 @@
 //! One adapter process per signal directory: a new one takes over from a running one.
+//!
+//! The new process writes which adapters it will serve. If that includes all whose consumers keep the last value, the running
+//! one exits at once. Otherwise it first reports no pressure to them.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
-    io::{Seek as _, Write as _},
+    io::{Read as _, Seek as _, Write as _},
     os::fd::OwnedFd,
     path::Path,
     time::{Duration, Instant},
@@ -10,21 +14,25 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rustix::{
-    fs::{FlockOperation, Mode, OFlags, flock, openat},
+    fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, unlinkat},
     process::{Pid, Signal, kill_process},
 };
 
 /// Name of the lock file; it contains the pid of the holder.
 const LOCK: &str = "adapters.lock";
+/// Name of the file in which the next process lists its adapters, one per line.
+const SUCCESSOR: &str = "adapters.next";
+/// Largest such file that is read, bytes: 64 adapters of each kind, with long paths.
+const MAX_SUCCESSOR_BYTES: u64 = 1 << 20;
 /// How long the running process may take to exit. It first drains its clients (`DRAIN_TIME`, 2.5 s) and finishes file writes
 /// (1 s).
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(6);
 /// How often the lock is tried.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Takes the lock, which is held until the file is dropped. Asks another adapter process that holds it to hand over, and waits
-/// until it has exited and its ports are free.
-pub fn take(directory: &OwnedFd, path: &Path) -> Result<File> {
+/// Takes the lock, which is held until the file is dropped. Asks another adapter process that holds it to hand over to one that
+/// serves these adapters, and waits until it has exited and its ports are free.
+pub fn take(directory: &OwnedFd, path: &Path, adapters: &BTreeSet<String>) -> Result<File> {
     let path = path.join(LOCK);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(directory, LOCK, flags, Mode::from_raw_mode(0o644))
@@ -36,6 +44,8 @@ pub fn take(directory: &OwnedFd, path: &Path) -> Result<File> {
         let holder = std::fs::read_to_string(&path).unwrap_or_default();
         let pid = holder.trim().parse().ok().and_then(Pid::from_raw);
         if let Some(pid) = pid.filter(|pid| asked != Some(*pid) && is_adapter_process(*pid)) {
+            // An error means that the running process drains its clients first.
+            let _ = announce(directory, adapters);
             // An error means that it just exited: the next try gets the lock.
             let _ = kill_process(pid, Signal::USR1);
             asked = Some(pid);
@@ -49,11 +59,34 @@ pub fn take(directory: &OwnedFd, path: &Path) -> Result<File> {
         }
         std::thread::sleep(RETRY_INTERVAL);
     }
+    let _ = unlinkat(directory, SUCCESSOR, AtFlags::empty());
     file.set_len(0)
         .and_then(|()| file.rewind())
         .context("cannot write to the lock file")?;
     write!(file, "{}", std::process::id()).context("cannot write to the lock file")?;
     Ok(file)
+}
+
+fn announce(directory: &OwnedFd, adapters: &BTreeSet<String>) -> Result<()> {
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o644);
+    let mut file = File::from(openat(directory, SUCCESSOR, flags, mode)?);
+    let text = adapters
+        .iter()
+        .fold(String::new(), |text, adapter| text + adapter + "\n");
+    Ok(file.write_all(text.as_bytes())?)
+}
+
+/// The adapters that the next process will serve; none if it does not say so.
+pub fn successor(path: &Path) -> BTreeSet<String> {
+    let mut text = String::new();
+    let read = File::open(path.join(SUCCESSOR))
+        .and_then(|file| file.take(MAX_SUCCESSOR_BYTES).read_to_string(&mut text));
+    match read {
+        Ok(_) => text.lines().map(str::to_owned).collect(),
+        Err(_) => BTreeSet::new(),
+    }
 }
 
 /// Whether the pid is that of an adapter process. The lock file may be stale, or its pid may belong to another pid
@@ -65,4 +98,23 @@ fn is_adapter_process(pid: Pid) -> bool {
             .split(|byte| *byte == 0)
             .any(|word| word == b"adapters")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tailback_tests::temp::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn the_next_process_is_only_believed_while_it_takes_over() {
+        let temp = TempDir::new("takeover").unwrap();
+        let directory = rustix::fs::open(temp.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let adapters = BTreeSet::from(["haproxy 127.0.0.1:1 a".to_owned()]);
+        assert!(successor(temp.path()).is_empty());
+        announce(&directory, &adapters).unwrap();
+        assert_eq!(successor(temp.path()), adapters);
+        let _lock = take(&directory, temp.path(), &adapters).unwrap();
+        assert!(successor(temp.path()).is_empty());
+    }
 }

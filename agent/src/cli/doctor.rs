@@ -1,21 +1,31 @@
-//! `tailback doctor`: what this kernel supports, how each fact is read, what is missing and how to get it.
+//! `tailback doctor`: what this kernel supports, how each fact is read, what is missing and how to get it; and whether the
+//! consumers of the running adapters are set up to act on the signals.
 
 use std::{
     fs,
     io::{self, Write},
+    path::PathBuf,
 };
 
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Failure, exit_code::Outcome, session};
-use crate::kernel::{
-    glance::{BTF_PATH, Capabilities},
-    layout::Feature,
+use crate::{
+    adapters::agent::ask_adapter_process,
+    config::{Config, signal::Signal},
+    kernel::{
+        glance::{BTF_PATH, Capabilities},
+        layout::Feature,
+    },
 };
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
+    /// The agent's configuration file, to check the adapters in its [signal] section
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
@@ -34,7 +44,25 @@ struct Check {
     required: bool,
 }
 
+/// One adapter, or what is wrong with it.
+struct AdapterCheck {
+    name: String,
+    state: Result<String, Problem>,
+}
+
+/// Why an adapter does not have its effect.
+struct Problem {
+    code: String,
+    why: String,
+    remedy: String,
+}
+
 pub(super) fn run(options: &Options) -> Outcome<()> {
+    let config = options
+        .config
+        .as_deref()
+        .map_or_else(|| Ok(Config::default()), Config::read);
+    let signal = config.map_err(Failure::usage)?.signal;
     let loaded = session::load(false);
     let mut checks = environment();
     match &loaded {
@@ -47,11 +75,12 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             required: true,
         }),
     }
+    let adapters = adapter_checks(&signal).map_err(Failure::bug)?;
     let mut out = io::stdout();
     if options.json {
-        print_json(&mut out, &checks)
+        print_json(&mut out, &checks).and_then(|()| print_adapters_json(&mut out, &adapters))
     } else {
-        print(&mut out, &checks)
+        print(&mut out, &checks).and_then(|()| print_adapters(&mut out, &adapters))
     }
     .map_err(Failure::stdout)?;
     match loaded {
@@ -252,6 +281,96 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         required: false,
     });
     checks
+}
+
+/// The adapters of the running adapter process. Nothing if none is configured or running.
+fn adapter_checks(signal: &Signal) -> anyhow::Result<Vec<AdapterCheck>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot connect to the adapter process")?;
+    let status = runtime.block_on(ask_adapter_process(&signal.directory()));
+    let parse = |text: String| {
+        serde_json::from_str::<Value>(&text).context("invalid JSON from the adapter process")
+    };
+    Ok(match status.and_then(parse) {
+        Ok(status) => {
+            let adapters = status["adapters"].as_array();
+            adapters.into_iter().flatten().flat_map(checks_of).collect()
+        }
+        Err(_) if !signal.has_adapters() => Vec::new(),
+        Err(error) => vec![AdapterCheck {
+            name: "adapters".to_owned(),
+            state: Err(Problem {
+                code: "not_running".to_owned(),
+                why: format!("{error:#}: no consumer gets a signal"),
+                remedy: "`tailback run --config FILE`, which starts the adapter process".to_owned(),
+            }),
+        }],
+    })
+}
+
+/// The checks of one adapter: all its problems, or that it has none.
+fn checks_of(adapter: &Value) -> Vec<AdapterCheck> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let name = format!("{} {}", text(&adapter["adapter"]), text(&adapter["at"]));
+    let mut problems = Vec::new();
+    if let Some(failure) = adapter["failure"].as_str() {
+        problems.push(Problem {
+            code: "failed".to_owned(),
+            why: failure.to_owned(),
+            remedy: "the reason says what is in the way; it is tried again all the time".to_owned(),
+        });
+    }
+    let warnings = adapter["warnings"].as_array().into_iter().flatten();
+    problems.extend(warnings.map(|warning| Problem {
+        code: text(&warning["code"]),
+        why: text(&warning["text"]),
+        remedy: text(&warning["remedy"]),
+    }));
+    if problems.is_empty() {
+        let how = match adapter["last_reply"].as_str() {
+            Some(reply) if !reply.is_empty() => format!("last reply: {reply}"),
+            _ => "no client yet".to_owned(),
+        };
+        return vec![AdapterCheck {
+            name,
+            state: Ok(how),
+        }];
+    }
+    let of_problem = |problem| AdapterCheck {
+        name: name.clone(),
+        state: Err(problem),
+    };
+    problems.into_iter().map(of_problem).collect()
+}
+
+fn print_adapters(out: &mut impl Write, checks: &[AdapterCheck]) -> io::Result<()> {
+    for check in checks {
+        match &check.state {
+            Ok(how) => writeln!(out, "ok   {}: {how}", check.name)?,
+            Err(problem) => {
+                writeln!(out, "warn {}: {}", check.name, problem.why)?;
+                writeln!(out, "     to fix it: {}", problem.remedy)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn print_adapters_json(out: &mut impl Write, checks: &[AdapterCheck]) -> io::Result<()> {
+    for check in checks {
+        let line = match &check.state {
+            Ok(how) => json!({"type": "check", "name": check.name, "state": "ok", "how": how}),
+            Err(problem) => json!({
+                "type": "check", "name": check.name, "state": "warning",
+                "code": problem.code, "why": problem.why, "remedy": problem.remedy,
+            }),
+        };
+        serde_json::to_writer(&mut *out, &line)?;
+        writeln!(out)?;
+    }
+    Ok(())
 }
 
 fn print(out: &mut impl Write, checks: &[Check]) -> io::Result<()> {

@@ -55,7 +55,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "collect", "config", "detect", "emit", "event", "ewma", "pipeline", "queue", "sample",
         ],
     ),
-    ("adapters", &["collect", "config", "signal"]),
+    ("adapters", &["collect", "config", "signal", "text"]),
     (
         "cli",
         &[

@@ -253,7 +253,7 @@ fn adapters_report(text: &mut String, process: &Value, published: Option<&[Value
             adapter["target"].as_str().unwrap_or("all").to_owned(),
             adapter["connections"].to_string(),
             adapter["replies"].to_string(),
-            ago(adapter["last_unix_ns"].as_u64()),
+            last_exchange(adapter),
             reply,
         ]
     });
@@ -270,6 +270,53 @@ fn adapters_report(text: &mut String, process: &Value, published: Option<&[Value
         ],
         rows,
     );
+    for adapter in adapters {
+        for warning in list(&adapter["warnings"]) {
+            let _ = writeln!(
+                text,
+                "  ! {} {}: {}\n      to fix it: {}",
+                word(&adapter["adapter"]),
+                word(&adapter["at"]),
+                word(&warning["text"]),
+                word(&warning["remedy"])
+            );
+        }
+    }
+    let lost: Vec<String> = adapters
+        .iter()
+        .flat_map(|adapter| {
+            [("rejected", "rejected"), ("closed", "closed")].map(|(key, word)| {
+                let count = adapter[key].as_u64().unwrap_or(0);
+                (
+                    count,
+                    format!("{} {}: {count} {word}", adapter["adapter"], adapter["at"]),
+                )
+            })
+        })
+        .filter(|(count, _)| *count > 0)
+        .map(|(_, words)| words.replace('"', ""))
+        .collect();
+    if !lost.is_empty() {
+        let _ = writeln!(text, "  connections not served: {}", lost.join(", "));
+    }
+}
+
+/// When the last reply was sent; for HAProxy, also its check interval; for a file, when it was last read.
+fn last_exchange(adapter: &Value) -> String {
+    let mut text = ago(adapter["last_unix_ns"].as_u64());
+    let intervals = list(&adapter["checks"]).iter();
+    // The client that asked last.
+    let latest = intervals.min_by_key(|client| client["last_age_ns"].as_u64());
+    if let Some(interval_ns) = latest.and_then(|client| client["interval_ns"].as_u64()) {
+        text += &format!(", every {}", duration(interval_ns));
+    }
+    if adapter["reads"].is_object() {
+        text += &match adapter["reads"]["last_age_ns"].as_u64() {
+            Some(age_ns) => format!(", read {} ago", duration(age_ns)),
+            None => ", never read".to_owned(),
+        };
+    }
+    text
 }
 
 /// The admission signals: `62%, max 6 in service, max wait 10 ms`.
@@ -361,7 +408,12 @@ mod tests {
             "subscribers": [], "stream": {"rejected": 0, "too_slow": 2, "invalid_commands": 0},
         });
         let process = json!({"pid": 8, "uptime_s": 60, "adapters": [
-            {"adapter": "haproxy", "at": "127.0.0.1:9401", "target": "shop", "last_reply": "up ready 62%", "replies": 9, "connections": 0},
+            {"adapter": "haproxy", "at": "127.0.0.1:9401", "target": "shop", "last_reply": "up ready 62%", "replies": 9, "connections": 0,
+                "last_unix_ns": unix_ns() - 5_000_000_000, "rejected": 0, "closed": 4,
+                "checks": [{"from": "127.0.0.1", "last_age_ns": 5_000_000_000_u64, "interval_ns": 10_000_000_000_u64}],
+                "warnings": [{"code": "slow_checks", "text": "asks every 10 s", "remedy": "set `agent-inter 200ms`"}]},
+            {"adapter": "envoy", "at": "/run/p", "target": "shop", "last_reply": "0.000", "replies": 1, "connections": 0,
+                "reads": {"count": 3, "last_age_ns": 2_000_000_000_u64}},
             {"adapter": "haproxy", "at": "127.0.0.1:9402", "target": "shpo", "last_reply": "up ready 100%", "replies": 9, "connections": 0}]});
         let readers = [Reader {
             pid: 43,
@@ -379,6 +431,10 @@ mod tests {
             "uwsgi (43)",
             "2 disconnected as too slow",
             "up ready 62%\n",
+            "5.0 s ago, every 10 s  up",
+            "never, read 2.0 s ago",
+            "  ! haproxy 127.0.0.1:9401: asks every 10 s\n      to fix it: set `agent-inter 200ms`\n",
+            "  connections not served: haproxy 127.0.0.1:9401: 4 closed\n",
             "up ready 100% (no such service)\n",
             "never",
         ] {

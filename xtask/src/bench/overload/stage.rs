@@ -210,7 +210,7 @@ struct Config {
 impl Config {
     fn text(&self) -> String {
         let agent_check = format!(
-            " agent-check agent-addr 127.0.0.1 agent-port {} agent-inter {}ms",
+            " agent-check agent-addr 127.0.0.1 agent-port {} agent-inter {}ms agent-send \"weight=100\\n\"",
             self.check,
             POLL_INTERVAL.as_millis()
         );

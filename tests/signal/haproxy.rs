@@ -1,0 +1,351 @@
+//! HAProxy set up in ways that would make an agent-check harmful or useless, and HAProxy that is reloaded or stopped.
+
+use std::{
+    collections::HashMap,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+use tailback_tests::{agent::Agent, needs, ports, process::Process, program, temp::TempDir, wait};
+
+use crate::stage::{DEADLINE, LONG_TTL, Stage, jam};
+
+/// The options of a server line as the guide has them.
+const GUIDE: &str = "weight 100 agent-inter 200ms agent-send \"weight=100\\n\"";
+
+/// HAProxy with a master process, and a backend whose servers have agent-checks.
+struct Checked {
+    master: Process,
+    front: SocketAddr,
+    stats: PathBuf,
+    _temp: TempDir,
+}
+
+impl Checked {
+    /// Servers `s0`, `s1`, … at one address, each with the port of its agent-check and its options.
+    fn start(address: SocketAddr, servers: &[(u16, &str)]) -> Result<Self> {
+        let temp = TempDir::new("checked")?;
+        let front = ports::local(ports::free()?);
+        let stats = temp.path().join("stats");
+        let mut config = format!(
+            "global\n stats socket {} mode 600 level admin\n\
+             defaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
+             frontend front\n bind {front}\n default_backend back\n\
+             backend back\n balance roundrobin\n",
+            stats.display()
+        );
+        for (index, (port, options)) in servers.iter().enumerate() {
+            config += &format!(
+                " server s{index} {address} {options} agent-check agent-addr 127.0.0.1 agent-port {port}\n"
+            );
+        }
+        let config = temp.write("haproxy.cfg", &config)?;
+        let mut command = Command::new(program::need(&["haproxy"])?);
+        let master = Process::start("HAProxy", command.arg("-W").arg("-f").arg(config))?;
+        let checked = Self {
+            master,
+            front,
+            stats,
+            _temp: temp,
+        };
+        wait::until("HAProxy's stats socket", DEADLINE, || {
+            checked.master.check_running()?;
+            Ok(checked.server("s0").ok())
+        })?;
+        Ok(checked)
+    }
+
+    /// Sends a command to the stats socket of the current worker.
+    fn ask(&self, command: &str) -> Result<String> {
+        let mut stream = UnixStream::connect(&self.stats)?;
+        stream.write_all(format!("{command}\n").as_bytes())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// The fields of a server in `show servers state`.
+    fn server(&self, name: &str) -> Result<HashMap<String, String>> {
+        let text = self.ask("show servers state")?;
+        let mut lines = text.lines().filter(|line| line.contains(' '));
+        let names = lines.next().context("no header")?;
+        let names = names.trim_start_matches("# ").split(' ').map(str::to_owned);
+        let row = lines.find(|line| line.split(' ').nth(3) == Some(name));
+        let row = row.with_context(|| format!("no server {name}: {text}"))?;
+        Ok(names.zip(row.split(' ').map(str::to_owned)).collect())
+    }
+
+    /// The weight in use.
+    fn weight(&self, name: &str) -> Result<u32> {
+        Ok(self.server(name)?["srv_uweight"].parse()?)
+    }
+
+    fn wait_weight(&self, name: &str, weight: u32) -> Result<Duration> {
+        let began = Instant::now();
+        wait::until_ok(&format!("weight {weight}"), DEADLINE, || {
+            let now = self.weight(name)?;
+            ensure!(now == weight, "the weight is {now}");
+            Ok(())
+        })?;
+        Ok(began.elapsed())
+    }
+
+    /// The process ids of the workers, oldest first.
+    fn workers(&self) -> Result<Vec<u32>> {
+        let path = format!("/proc/{0}/task/{0}/children", self.master.pid());
+        let text = std::fs::read_to_string(path)?;
+        Ok(text
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<_, _>>()?)
+    }
+}
+
+fn haproxy_section(port: u16) -> String {
+    format!("[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"127.0.0.1:{port}\"\n")
+}
+
+/// The adapter at a port, from the status of the adapter process.
+fn adapter(stage: &Stage, port: u16) -> Result<Value> {
+    let status = stage.status()?;
+    let adapters = status["adapter_process"]["adapters"].as_array();
+    let at = format!("127.0.0.1:{port}");
+    let found = adapters
+        .into_iter()
+        .flatten()
+        .find(|adapter| adapter["at"] == *at);
+    Ok(found.context("no such adapter")?.clone())
+}
+
+/// The codes of an adapter's warnings.
+fn codes(adapter: &Value) -> Vec<String> {
+    let warnings = adapter["warnings"].as_array().into_iter().flatten();
+    let codes = warnings.map(|warning| warning["code"].as_str().unwrap_or_default().to_owned());
+    codes.collect()
+}
+
+fn wait_codes(stage: &Stage, port: u16, expected: &[&str]) -> Result<Value> {
+    wait::until_ok(&format!("the warnings {expected:?}"), DEADLINE, || {
+        let adapter = adapter(stage, port)?;
+        ensure!(codes(&adapter) == expected, "{adapter}");
+        Ok(adapter)
+    })
+}
+
+#[test]
+fn a_reloaded_or_restarted_haproxy_is_told_the_weight_again_at_once() -> Result<()> {
+    const TEST: &str = "a_reloaded_or_restarted_haproxy_is_told_the_weight_again_at_once";
+    if !needs::met(TEST, &["haproxy"]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 101)?;
+    let port = ports::free()?;
+    let more = format!("{LONG_TTL}{}", haproxy_section(port));
+    let stage = Stage::start(service.address().port(), &more)?;
+    let haproxy = Checked::start(service.address(), &[(port, GUIDE)])?;
+    haproxy.wait_weight("s0", 5)?;
+
+    // A request that the service never answers keeps the old worker alive.
+    let mut pending = TcpStream::connect(haproxy.front)?;
+    pending.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    let old = haproxy.workers()?;
+    haproxy.master.signal(Signal::USR2)?;
+    let all = wait::until("a new worker beside the old one", DEADLINE, || {
+        let all = haproxy.workers()?;
+        Ok((all.len() == 2).then_some(all))
+    })?;
+    wait::until("the new worker's stats socket", DEADLINE, || {
+        let info = haproxy.ask("show info").unwrap_or_default();
+        let pid = info.lines().find_map(|line| line.strip_prefix("Pid: "));
+        let is_new = pid.is_some_and(|pid| !old.iter().any(|old| *pid == old.to_string()));
+        Ok(is_new.then_some(()))
+    })?;
+    let took = haproxy.wait_weight("s0", 5)?;
+    println!("weight {took:?} after the new worker listens");
+    ensure!(took < Duration::from_secs(2), "{took:?}");
+
+    // The old worker lingers, and does not check any more: the interval stays that of one.
+    let before = adapter(&stage, port)?["replies"].as_u64();
+    let began = Instant::now();
+    wait::until("20 further checks", DEADLINE, || {
+        let replies = adapter(&stage, port)?["replies"].as_u64();
+        Ok((replies >= before.map(|before| before + 20)).then_some(()))
+    })?;
+    let interval = began.elapsed() / 20;
+    println!("one check each {interval:?}");
+    ensure!(interval > Duration::from_millis(150), "{interval:?}");
+    ensure!(
+        haproxy.workers()? == all,
+        "the old worker ended: {:?}",
+        haproxy.workers()
+    );
+    let status = adapter(&stage, port)?;
+    ensure!(codes(&status).is_empty(), "{status}");
+    let checks = status["checks"].as_array().context("no checks")?;
+    let interval_ns = checks[0]["interval_ns"].as_u64();
+    ensure!(
+        checks.len() == 1
+            && checks[0]["weight"] == 100
+            && (150_000_000..450_000_000).contains(&interval_ns.unwrap_or(0)),
+        "{status}"
+    );
+    drop(pending);
+
+    drop(haproxy);
+    wait_codes(&stage, port, &["checks_stopped"])?;
+    let haproxy = Checked::start(service.address(), &[(port, GUIDE)])?;
+    let took = haproxy.wait_weight("s0", 5)?;
+    println!("weight {took:?} after the restart");
+    wait_codes(&stage, port, &[])?;
+    Ok(())
+}
+
+#[test]
+fn a_haproxy_that_asks_seldom_or_gives_no_weight_keeps_all_its_traffic_and_is_reported()
+-> Result<()> {
+    const TEST: &str =
+        "a_haproxy_that_asks_seldom_or_gives_no_weight_keeps_all_its_traffic_and_is_reported";
+    if !needs::met(TEST, &["haproxy"]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 101)?;
+    let [default, slow, unweighted, light] = [
+        ports::free()?,
+        ports::free()?,
+        ports::free()?,
+        ports::free()?,
+    ];
+    let sections = [default, slow, unweighted, light].map(haproxy_section);
+    let more = format!("{LONG_TTL}{}", sections.concat());
+    let stage = Stage::start(service.address().port(), &more)?;
+    stage.wait("the floor of the admit ratio", |pressure| {
+        pressure.admit_ratio <= 0.05
+    })?;
+    let haproxy = Checked::start(
+        service.address(),
+        &[
+            (default, "weight 100 agent-send \"weight=100\\n\""),
+            (
+                slow,
+                "weight 100 agent-inter 10s agent-send \"weight=100\\n\"",
+            ),
+            (unweighted, "agent-inter 200ms"),
+            (
+                light,
+                "weight 10 agent-inter 200ms agent-send \"weight=10\\n\"",
+            ),
+        ],
+    )?;
+    // What these replies avoid: HAProxy rounds down, and sends nothing to a weight of 0.
+    haproxy.ask("set weight back/s2 99%")?;
+    ensure!(haproxy.weight("s2")? == 0, "HAProxy no longer rounds down");
+
+    wait_codes(&stage, default, &["slow_checks"])?;
+    wait_codes(&stage, slow, &["slow_checks"])?;
+    wait_codes(&stage, unweighted, &["weight_unknown"])?;
+    wait_codes(&stage, light, &["coarse_weight"])?;
+    haproxy.wait_weight("s3", 1)?;
+    for (server, weight) in [("s0", 100), ("s1", 100), ("s2", 1), ("s3", 1)] {
+        let now = haproxy.weight(server)?;
+        ensure!(now == weight, "{server}: {now}");
+    }
+    let tailback = |args: &[&str]| -> Result<String> {
+        let mut command = Command::new(tailback_tests::agent::binary()?);
+        command.args(args).arg("--config").arg(&stage.config);
+        let output = command.output()?;
+        ensure!(output.status.success(), "{args:?}: {output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let status = tailback(&["status"])?;
+    let doctor = tailback(&["doctor"])?;
+    for text in [&status, &doctor] {
+        for words in [
+            "asks every 2.0 s: too slow",
+            "asks every 10 s: too slow",
+            "`agent-inter 200ms`",
+            "does not declare the server's weight",
+            "`weight 100 agent-send \"weight=100\\n\"`",
+            "never told less than 10%",
+        ] {
+            ensure!(text.contains(words), "{words}:\n{text}");
+        }
+    }
+    let doctor = tailback(&["doctor", "--json"])?;
+    let lines: Vec<Value> = doctor
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let warnings = |port: u16| {
+        let name = format!("haproxy 127.0.0.1:{port}");
+        let of_port = lines.iter().filter(|line| line["name"] == *name);
+        of_port
+            .map(|line| (line["state"].to_string(), line["code"].to_string()))
+            .collect::<Vec<_>>()
+    };
+    ensure!(
+        warnings(slow) == [("\"warning\"".to_owned(), "\"slow_checks\"".to_owned())],
+        "{doctor}"
+    );
+    ensure!(
+        tailback(&["status", "--json"])?.contains("\"code\":\"weight_unknown\""),
+        "no warning in the JSON"
+    );
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_returns_under_overload_reduces_the_weight_again_at_once() -> Result<()> {
+    const TEST: &str = "an_agent_that_returns_under_overload_reduces_the_weight_again_at_once";
+    if !needs::met(TEST, &["haproxy"]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 101)?;
+    let port = ports::free()?;
+    let stage = Stage::start(service.address().port(), &haproxy_section(port))?;
+    let haproxy = Checked::start(service.address(), &[(port, GUIDE)])?;
+    haproxy.wait_weight("s0", 5)?;
+    let first = stage.adapter_process()?;
+    stage.agent.process().signal(Signal::KILL)?;
+    let killed = Instant::now();
+    haproxy.wait_weight("s0", 100)?;
+    println!("full weight {:?} after the kill", killed.elapsed());
+    let returned = Instant::now();
+    let agent = Agent::run([std::path::Path::new("--config"), &stage.config])?;
+    let page = tailback_page::Page::open(stage.page());
+    wait::until("the page", DEADLINE, || {
+        Ok(page.pressure().alive.then_some(()))
+    })?;
+    println!(
+        "the page is renewed {:?} after the start",
+        returned.elapsed()
+    );
+    wait::until("an admit ratio below 1", DEADLINE, || {
+        Ok((page.pressure().admit_ratio < 1.0).then_some(()))
+    })?;
+    println!(
+        "the admit ratio falls {:?} after the start",
+        returned.elapsed()
+    );
+    haproxy.wait_weight("s0", 5)?;
+    println!("the weight falls {:?} after the start", returned.elapsed());
+    // The second adapter process takes over without telling HAProxy that there is no pressure.
+    let second = wait::until("the second adapter process", DEADLINE, || {
+        Ok(stage.adapter_process().ok().filter(|pid| *pid != first))
+    })?;
+    ensure!(second != first);
+    let mut highest = 0;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        highest = highest.max(haproxy.weight("s0")?);
+    }
+    println!("highest weight in 3 s after the takeover: {highest}");
+    drop(agent);
+    Ok(())
+}
