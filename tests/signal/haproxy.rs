@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tailback_tests::{agent::Agent, needs, ports, process::Process, program, temp::TempDir, wait};
 
-use crate::stage::{DEADLINE, LONG_TTL, Stage, jam};
+use crate::stage::{DEADLINE, LONG_TTL, Stage, get, jam};
 
 /// The options of a server line as the guide has them.
 const GUIDE: &str = "weight 100 agent-inter 200ms agent-send \"weight=100\\n\"";
@@ -140,8 +140,8 @@ fn wait_codes(stage: &Stage, port: u16, expected: &[&str]) -> Result<Value> {
 }
 
 #[test]
-fn a_reloaded_or_restarted_haproxy_is_told_the_weight_again_at_once() -> Result<()> {
-    const TEST: &str = "a_reloaded_or_restarted_haproxy_is_told_the_weight_again_at_once";
+fn a_reloaded_or_restarted_haproxy_gets_the_weight_again_at_once() -> Result<()> {
+    const TEST: &str = "a_reloaded_or_restarted_haproxy_gets_the_weight_again_at_once";
     if !needs::met(TEST, &["haproxy"]) {
         return Ok(());
     }
@@ -216,13 +216,14 @@ fn a_haproxy_that_asks_seldom_or_gives_no_weight_keeps_all_its_traffic_and_is_re
         return Ok(());
     }
     let service = jam("127.0.0.1:0", 101)?;
-    let [default, slow, unweighted, light] = [
+    let [default, slow, light, mixed, unweighted] = [
+        ports::free()?,
         ports::free()?,
         ports::free()?,
         ports::free()?,
         ports::free()?,
     ];
-    let sections = [default, slow, unweighted, light].map(haproxy_section);
+    let sections = [default, slow, light, mixed, unweighted].map(haproxy_section);
     let more = format!("{LONG_TTL}{}", sections.concat());
     let stage = Stage::start(service.address().port(), &more)?;
     stage.wait("the floor of the admit ratio", |pressure| {
@@ -236,26 +237,32 @@ fn a_haproxy_that_asks_seldom_or_gives_no_weight_keeps_all_its_traffic_and_is_re
                 slow,
                 "weight 100 agent-inter 10s agent-send \"weight=100\\n\"",
             ),
-            (unweighted, "agent-inter 200ms"),
             (
                 light,
                 "weight 10 agent-inter 200ms agent-send \"weight=10\\n\"",
             ),
+            (mixed, "agent-inter 200ms"),
         ],
     )?;
+    let other = Checked::start(service.address(), &[(unweighted, "agent-inter 200ms")])?;
     // What these replies avoid: HAProxy rounds down, and sends nothing to a weight of 0.
-    haproxy.ask("set weight back/s2 99%")?;
-    ensure!(haproxy.weight("s2")? == 0, "HAProxy no longer rounds down");
+    other.ask("set weight back/s0 99%")?;
+    ensure!(other.weight("s0")? == 0, "HAProxy no longer rounds down");
+    let (head, _) = get(other.front, "/")?;
+    ensure!(head.starts_with("HTTP/1.1 503"), "{head}");
 
     wait_codes(&stage, default, &["slow_checks"])?;
     wait_codes(&stage, slow, &["slow_checks"])?;
     wait_codes(&stage, unweighted, &["weight_unknown"])?;
     wait_codes(&stage, light, &["coarse_weight"])?;
-    haproxy.wait_weight("s3", 1)?;
-    for (server, weight) in [("s0", 100), ("s1", 100), ("s2", 1), ("s3", 1)] {
+    // Beside others, HAProxy does not complete the checks of a server without `agent-send`.
+    wait_codes(&stage, mixed, &["no_checks"])?;
+    haproxy.wait_weight("s2", 1)?;
+    for (server, weight) in [("s0", 100), ("s1", 100), ("s3", 1)] {
         let now = haproxy.weight(server)?;
         ensure!(now == weight, "{server}: {now}");
     }
+    other.wait_weight("s0", 1)?;
     let tailback = |args: &[&str]| -> Result<String> {
         let mut command = Command::new(tailback_tests::agent::binary()?);
         command.args(args).arg("--config").arg(&stage.config);
@@ -272,7 +279,7 @@ fn a_haproxy_that_asks_seldom_or_gives_no_weight_keeps_all_its_traffic_and_is_re
             "`agent-inter 200ms`",
             "does not declare the server's weight",
             "`weight 100 agent-send \"weight=100\\n\"`",
-            "never told less than 10%",
+            "never below 10%",
         ] {
             ensure!(text.contains(words), "{words}:\n{text}");
         }
@@ -301,6 +308,32 @@ fn a_haproxy_that_asks_seldom_or_gives_no_weight_keeps_all_its_traffic_and_is_re
 }
 
 #[test]
+fn an_adapter_of_no_service_or_of_several_says_so() -> Result<()> {
+    const TEST: &str = "an_adapter_of_no_service_or_of_several_says_so";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let [a, b] = [jam("127.0.0.1:0", 5)?, jam("127.0.0.1:0", 5)?];
+    let [shop, nobody] = [ports::free()?, ports::free()?];
+    let more = format!(
+        "{LONG_TTL}{}{}[[target]]\nport = {}\nservice_name = \"shop\"\n",
+        haproxy_section(shop),
+        haproxy_section(nobody).replace("shop", "nobody"),
+        b.address().port()
+    );
+    let stage = Stage::start(a.address().port(), &more)?;
+    let status = wait_codes(&stage, shop, &["same_name"])?;
+    ensure!(
+        status["warnings"][0]["text"]
+            .as_str()
+            .is_some_and(|text| text.contains("2 services are called shop (shop, shop@")),
+        "{status}"
+    );
+    wait_codes(&stage, nobody, &["no_such_service"])?;
+    Ok(())
+}
+
+#[test]
 fn an_agent_that_returns_under_overload_reduces_the_weight_again_at_once() -> Result<()> {
     const TEST: &str = "an_agent_that_returns_under_overload_reduces_the_weight_again_at_once";
     if !needs::met(TEST, &["haproxy"]) {
@@ -308,7 +341,8 @@ fn an_agent_that_returns_under_overload_reduces_the_weight_again_at_once() -> Re
     }
     let service = jam("127.0.0.1:0", 101)?;
     let port = ports::free()?;
-    let stage = Stage::start(service.address().port(), &haproxy_section(port))?;
+    let more = format!("ttl = \"3s\"\n{}", haproxy_section(port));
+    let stage = Stage::start(service.address().port(), &more)?;
     let haproxy = Checked::start(service.address(), &[(port, GUIDE)])?;
     haproxy.wait_weight("s0", 5)?;
     let first = stage.adapter_process()?;
@@ -335,7 +369,7 @@ fn an_agent_that_returns_under_overload_reduces_the_weight_again_at_once() -> Re
     );
     haproxy.wait_weight("s0", 5)?;
     println!("the weight falls {:?} after the start", returned.elapsed());
-    // The second adapter process takes over without telling HAProxy that there is no pressure.
+    // The second adapter process takes over without a reply of 100% in between.
     let second = wait::until("the second adapter process", DEADLINE, || {
         Ok(stage.adapter_process().ok().filter(|pid| *pid != first))
     })?;
@@ -345,7 +379,7 @@ fn an_agent_that_returns_under_overload_reduces_the_weight_again_at_once() -> Re
     while began.elapsed() < Duration::from_secs(3) {
         highest = highest.max(haproxy.weight("s0")?);
     }
-    println!("highest weight in 3 s after the takeover: {highest}");
+    ensure!(highest == 5, "the takeover raised the weight to {highest}");
     drop(agent);
     Ok(())
 }

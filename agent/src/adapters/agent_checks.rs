@@ -1,6 +1,6 @@
 //! Which HAProxy instances check an adapter, how often, and the weight that each declares. Pure.
 //!
-//! HAProxy does not tell an agent-check its configuration. So the interval is measured, and the weight is what the server line
+//! HAProxy does not pass its configuration to an agent-check. So the interval is measured, and the weight is what the server line
 //! declares in the text of `agent-send`.
 
 use std::{
@@ -218,7 +218,7 @@ impl AgentChecks {
             let warning = Warning::new(
                 "no_checks",
                 "HAProxy has not asked yet",
-                "HAProxy must be running, with `agent-check agent-addr ADDRESS agent-port PORT` of this adapter in the server line",
+                "HAProxy must be running, with `agent-check agent-addr ADDRESS agent-port PORT` of this adapter in the server line; if any server line has `agent-send`, all with an agent-check need it",
             );
             return is_overdue.then_some(warning).into_iter().collect();
         };
@@ -227,7 +227,7 @@ impl AgentChecks {
             return vec![Warning::new(
                 "checks_stopped",
                 format!(
-                    "HAProxy at {} has not asked for {}: it keeps the last reply that it got",
+                    "HAProxy at {} has not asked for {}: it keeps the last reply",
                     last.peer,
                     words(silent)
                 ),
@@ -249,15 +249,15 @@ impl Client {
             text => format!("{} ({text})", self.peer),
         };
         if let Some(interval) = self.interval().filter(|interval| *interval > MAX_INTERVAL) {
-            let told = if sets_weight {
-                "it is always told 100%"
+            let reply = if sets_weight {
+                "the reply is always 100%"
             } else {
-                "it is only told the concurrency limit, if that is known"
+                "maxconn only follows the concurrency limit"
             };
             warnings.push(Warning::new(
                 "slow_checks",
                 format!(
-                    "HAProxy at {name} asks every {}: too slow to follow an overload, so {told}",
+                    "HAProxy at {name} asks every {}: too slow to follow an overload, so {reply}",
                     words(interval)
                 ),
                 "set `agent-inter 200ms` in the server line",
@@ -270,14 +270,14 @@ impl Client {
             None => warnings.push(Warning::new(
                 "weight_unknown",
                 format!(
-                    "HAProxy at {name} does not declare the server's weight: at the default, 1, any percentage below 100 would stop all traffic, so it is always told 100%"
+                    "HAProxy at {name} does not declare the server's weight: at the default, 1, any percentage below 100 would stop all traffic, so the reply is always 100%"
                 ),
                 "set `weight 100 agent-send \"weight=100\\n\"` in the server line",
             )),
             Some(weight) if weight * MIN_PERCENT < 100 => warnings.push(Warning::new(
                 "coarse_weight",
                 format!(
-                    "HAProxy at {name} gives the server the weight {weight}: it is never told less than {}%",
+                    "HAProxy at {name} gives the server the weight {weight}: the reply is never below {}%",
                     min_percent(weight)
                 ),
                 "set `weight 100 agent-send \"weight=100\\n\"` in the server line, and raise the weights of the other servers in proportion",

@@ -94,7 +94,7 @@ pub async fn serve(config: Envoy, stats: Arc<AdapterStats>, shared: Arc<Shared>)
     }
 }
 
-/// Sees who reads the file.
+/// Watches the file for reads.
 struct Watch {
     inotify: Arc<OwnedFd>,
 }

@@ -14,7 +14,6 @@ use serde_json::Value;
 use tailback_page::Pressure;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::Semaphore,
     time::timeout,
 };
 
@@ -22,13 +21,12 @@ use super::{
     Shared,
     adapter_stats::AdapterStats,
     agent_checks::{AgentChecks, Known, min_percent},
-    listen::{Endpoint, Peer, Stream},
+    listen::{Endpoint, Peer, Slots, Stream},
     warning::{Consumers, Warning},
 };
 use crate::config::signal::Haproxy;
 
-/// Maximum number of connections that are held open until the client closes. On any further one, the reply is sent
-/// without waiting for that.
+/// Concurrent connections. Each is held open until the client closes, or a further one needs its place.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to read the reply and close: HAProxy's default check interval.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,7 +67,7 @@ pub async fn serve(config: Haproxy, endpoint: Endpoint, shared: Arc<Shared>, for
     let checks = Arc::new(Checks(Mutex::new(checks)));
     endpoint.stats().set_consumers(Arc::clone(&checks) as _);
     let (listener, stats) = endpoint.listen().await;
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Slots::new(MAX_CONNECTIONS);
     let check = Arc::new(Check {
         config,
         shared,
@@ -77,21 +75,17 @@ pub async fn serve(config: Haproxy, endpoint: Endpoint, shared: Arc<Shared>, for
         stats,
     });
     loop {
-        let (mut stream, peer) = listener.accept().await;
+        let (stream, slot) = listener.accept_within(&slots, &check.stats).await;
         let check = Arc::clone(&check);
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            // The reply fits into the socket buffer of a new connection, so the write completes at once.
-            let text = check.reply(Known::default());
-            let _ = timeout(Duration::ZERO, stream.write_all(text.as_bytes())).await;
-            check.stats.rejected();
-            continue;
-        };
         tokio::spawn(async move {
-            // A client that is too slow gets no reply and will check again.
-            match timeout(TIMEOUT, check.exchange(stream, peer)).await {
-                Ok(_) => {}
-                // It has the reply, and does not close.
-                Err(_) => check.stats.closed(),
+            tokio::select! {
+                exchanged = timeout(TIMEOUT, check.exchange(stream, slot.peer())) => {
+                    // It has the reply, and does not close.
+                    if exchanged.is_err() {
+                        check.stats.closed();
+                    }
+                }
+                () = slot.revoked() => {}
             }
             drop(slot);
         });
@@ -226,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_asks_seldom_is_told_nothing_but_the_concurrency_limit() {
+    fn a_client_that_asks_seldom_gets_nothing_but_the_concurrency_limit() {
         let slow = Known {
             is_fast: false,
             ..FAST

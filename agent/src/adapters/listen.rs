@@ -163,6 +163,7 @@ struct Connection {
 /// The place of one connection, idle at first. It is free again when this is dropped.
 pub struct Slot {
     id: u64,
+    peer: Peer,
     slots: Arc<Slots>,
     close: Arc<Notify>,
 }
@@ -195,7 +196,13 @@ impl Slots {
         };
         held.connections.insert(id, connection);
         let slots = Arc::clone(self);
-        Some((Slot { id, slots, close }, is_full))
+        let slot = Slot {
+            id,
+            peer,
+            slots,
+            close,
+        };
+        Some((slot, is_full))
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -225,6 +232,10 @@ impl Held {
 }
 
 impl Slot {
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
     /// Marks the connection as busy, which protects it, or as idle.
     pub fn set_busy(&self, is_busy: bool) {
         let mut held = self.slots.lock();

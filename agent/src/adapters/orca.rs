@@ -5,18 +5,28 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use serde_json::Value;
 use tailback_page::{Entry, Pressure, layout::INBOUND};
 use tokio_stream::{StreamExt as _, wrappers::IntervalStream};
 use tonic::{Status, body::Body, server::Grpc};
 use tonic_prost::ProstCodec;
 
-use super::{Shared, adapter_stats::AdapterStats, clock, grpc, listen::Endpoint};
+use super::{
+    Shared,
+    adapter_stats::AdapterStats,
+    clock, grpc,
+    listen::Endpoint,
+    warning::{Consumers, Warning},
+};
 
 /// Queues per stream whose loss counters are remembered.
 const MAX_LOSS_COUNTERS: usize = 1_024;
@@ -56,12 +66,29 @@ struct Report {
     application_utilization: f64,
 }
 
+/// Calls that asked for an interval below [`MIN_INTERVAL`].
+#[derive(Debug, Default)]
+struct RaisedIntervals(AtomicU64);
+
+impl Consumers for RaisedIntervals {
+    fn describe(&self, status: &mut Value) {
+        status["raised_intervals"] = self.0.load(Ordering::Relaxed).into();
+    }
+
+    fn warnings(&self) -> Vec<Warning> {
+        Vec::new()
+    }
+}
+
 /// Serves until dropped.
 pub async fn serve(target: String, endpoint: Endpoint, shared: Arc<Shared>) {
     let (target, stats): (Arc<str>, _) = (target.into(), endpoint.stats());
+    let raised = Arc::new(RaisedIntervals::default());
+    stats.set_consumers(Arc::clone(&raised) as _);
     grpc::serve(endpoint, move |request| {
         let (target, shared) = (Arc::clone(&target), Arc::clone(&shared));
-        answer(request, target, shared, Arc::clone(&stats))
+        let raised = Arc::clone(&raised);
+        answer(request, target, shared, Arc::clone(&stats), raised)
     })
     .await;
 }
@@ -71,6 +98,7 @@ async fn answer(
     target: Arc<str>,
     shared: Arc<Shared>,
     stats: Arc<AdapterStats>,
+    raised: Arc<RaisedIntervals>,
 ) -> Response<Body> {
     if request.uri().path() != METHOD {
         return grpc::no_such_method(request.uri().path());
@@ -78,7 +106,7 @@ async fn answer(
     let stream = tower::service_fn(move |request: tonic::Request<ReportRequest>| {
         let (target, shared, stats) =
             (Arc::clone(&target), Arc::clone(&shared), Arc::clone(&stats));
-        let clock = clock(report_interval_of(request.get_ref()));
+        let clock = clock(report_interval_of(request.get_ref(), &raised));
         let mut losses = Losses::default();
         // A report is made when it is sent; for a client that does not read, none is made.
         let reports = IntervalStream::new(clock).map(move |_| {
@@ -106,10 +134,15 @@ async fn answer(
         .await
 }
 
-fn report_interval_of(request: &ReportRequest) -> Duration {
+fn report_interval_of(request: &ReportRequest, raised: &RaisedIntervals) -> Duration {
     let requested = request.report_interval.unwrap_or_default();
     match Duration::try_from(requested) {
-        Ok(interval) if !interval.is_zero() => interval.clamp(MIN_INTERVAL, MAX_INTERVAL),
+        Ok(interval) if !interval.is_zero() => {
+            if interval < MIN_INTERVAL {
+                raised.0.fetch_add(1, Ordering::Relaxed);
+            }
+            interval.clamp(MIN_INTERVAL, MAX_INTERVAL)
+        }
         _ => DEFAULT_INTERVAL,
     }
 }
@@ -292,6 +325,7 @@ mod tests {
 
     #[test]
     fn the_requested_interval_is_clamped() {
+        let raised = RaisedIntervals::default();
         for (seconds, nanos, every_ms) in [
             (0, 0, 1_000),
             (0, 1_000_000, 100),
@@ -302,13 +336,14 @@ mod tests {
         ] {
             let report_interval = Some(prost_types::Duration { seconds, nanos });
             assert_eq!(
-                report_interval_of(&ReportRequest { report_interval }).as_millis(),
+                report_interval_of(&ReportRequest { report_interval }, &raised).as_millis(),
                 every_ms
             );
         }
         assert_eq!(
-            report_interval_of(&ReportRequest::default()),
+            report_interval_of(&ReportRequest::default(), &raised),
             DEFAULT_INTERVAL
         );
+        assert_eq!(raised.0.into_inner(), 1);
     }
 }

@@ -274,9 +274,12 @@ fn cpus_allowed(proc: &Path) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::{
+        process::{Command, Stdio},
+        time::Duration,
+    };
 
-    use tailback_tests::{program, temp::TempDir};
+    use tailback_tests::{program, temp::TempDir, wait};
 
     use super::{program as name_of_program, *};
 
@@ -388,6 +391,10 @@ mod tests {
             let mut command = Command::new(shell);
             command.args(["-c", "read line # /run/token=hunter2"]);
             let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+            // exec(2) releases the parent before the command line is in place.
+            let line = format!("/proc/{}/cmdline", child.id());
+            let has_args = || Ok(read_list(Path::new(&line))?.first().map(drop));
+            wait::until("a command line", Duration::from_secs(5), has_args).unwrap();
             let name = Facts::read(child.id(), "sh").service;
             child.kill().unwrap();
             child.wait().unwrap();
