@@ -2,6 +2,7 @@
 //! clients; and agents that are killed, stopped, started twice, or cannot write their directory.
 
 mod adapters;
+mod envoy;
 mod examples;
 mod faults;
 mod grpc;
