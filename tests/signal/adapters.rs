@@ -187,9 +187,13 @@ fn haproxy_shifts_weight_from_a_slow_server_and_restores_it_even_when_the_agent_
         Ok((weights()?.0 < 90).then_some(()))
     })?;
     fs::remove_file(&slow)?;
-    wait::until("full weight after the recovery", DEADLINE, || {
-        Ok((weights()?.0 == 100).then_some(()))
+    let recovered = Instant::now();
+    wait::until_ok("full weight after the recovery", DEADLINE, || {
+        let weight = weights()?.0;
+        ensure!(weight == 100, "{weight}: {:?}", stage.pressure());
+        Ok(())
     })?;
+    println!("full weight {:?} after the recovery", recovered.elapsed());
     load.stop()?;
     drop(agent);
     Ok(())
