@@ -15,7 +15,7 @@ use crate::{ports, process::Process, program, temp::TempDir, wait};
 /// Deadline of each wait.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Builds one of the programs: `server`, `balanced` or `scaler`.
+/// Builds one of the programs: `server`, `balanced`, `scaler` or `reports`.
 pub fn build(temp: &TempDir, name: &str) -> Result<PathBuf> {
     let program = temp.path().join(name);
     let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("signal/consumers");

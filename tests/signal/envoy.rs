@@ -90,7 +90,7 @@ fn an_envoy_that_cannot_read_the_file_is_reported_and_follows_again_after_a_rest
     wait::until("the file", DEADLINE, || Ok(file.exists().then_some(())))?;
 
     let envoy = start(&file)?;
-    wait_pressure(&envoy, 100)?;
+    wait_pressure(&envoy, 95)?;
     wait::until_ok("a read", DEADLINE, || {
         let status = adapter(&stage)?;
         ensure!(
@@ -111,7 +111,7 @@ fn an_envoy_that_cannot_read_the_file_is_reported_and_follows_again_after_a_rest
         ensure!(status["warnings"][0]["code"] == "file_not_read", "{status}");
         Ok(())
     })?;
-    wait_pressure(&envoy, 100)?;
+    wait_pressure(&envoy, 95)?;
     let text = doctor()?;
     let closed = format!("other users may not enter {}", directory.display());
     ensure!(
@@ -122,7 +122,7 @@ fn an_envoy_that_cannot_read_the_file_is_reported_and_follows_again_after_a_rest
     drop(envoy);
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
     let envoy = start(&file)?;
-    wait_pressure(&envoy, 100)?;
+    wait_pressure(&envoy, 95)?;
     wait::until_ok("no warning", DEADLINE, || {
         let status = adapter(&stage)?;
         ensure!(status["warnings"] == Value::Array(Vec::new()), "{status}");

@@ -12,10 +12,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tailback_tests::{needs, ports, process::Process, program, temp::TempDir, wait};
+use tailback_tests::{grpc::build, needs, ports, process::Process, program, temp::TempDir, wait};
 
 use crate::{
-    grpc::consumer,
     readers::run,
     stage::{DEADLINE, LONG_TTL, Stage, get, jam},
 };
@@ -151,7 +150,7 @@ fn orca_clients_that_do_not_read_or_ask_too_often_are_bounded() -> Result<()> {
     /// Streams that are not read, four per connection.
     const STREAMS: u32 = 200;
     let temp = TempDir::new("consumers")?;
-    let program = consumer(&temp, "reports")?;
+    let program = build(&temp, "reports")?;
     let service = jam("127.0.0.1:0", 20)?;
     let port = ports::free()?;
     let more =

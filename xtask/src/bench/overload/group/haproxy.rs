@@ -70,7 +70,9 @@ impl Check {
     fn server(self, number: usize) -> String {
         let agent_check = |ports: [u16; 2]| {
             let port = ports[number];
-            format!(" agent-check agent-addr 127.0.0.1 agent-port {port} agent-inter 100ms")
+            format!(
+                " agent-check agent-addr 127.0.0.1 agent-port {port} agent-inter 100ms agent-send \"weight=100\\n\""
+            )
         };
         match self {
             Self::None => String::new(),
