@@ -74,7 +74,7 @@ struct Client {
 }
 
 impl Client {
-    /// The second longest of the last intervals: one late check does not count, and two slow clients that look alike do not
+    /// The second longest of the last intervals: one late check does not count, and two similar slow clients do not
     /// pass for a fast one. Of few intervals the longest.
     fn interval(&self) -> Option<Duration> {
         let mut sorted: Vec<Duration> = self.intervals.iter().copied().collect();
