@@ -126,6 +126,12 @@ pub const SLOWER_AFTER_SAMPLES: u32 = 5;
 pub const UTILIZATION_TIME_CONSTANT_NS: f64 = 2e9;
 /// Time constant of the utilization that the controllers use, ns: about one sample. Model.
 pub const RECENT_UTILIZATION_TIME_CONSTANT_NS: f64 = 1e8;
+/// From this fraction of the requests in service under overload, all workers are taken to have a request. Convention.
+pub const MIN_FULL_BY_REQUESTS: f64 = 0.9;
+/// If less than this share of the workers looks busy then, what they do is not recognized as work. Convention.
+pub const MIN_BUSY_WHEN_FULL: f64 = 0.5;
+/// Time constant of that share, ns: a few samples. Convention.
+pub const WHEN_FULL_TIME_CONSTANT_NS: f64 = 5e8;
 /// Upper bound of the load: beyond it, demand cannot be distinguished from retries. Convention.
 pub const MAX_LOAD: f64 = 2.0;
 

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::constants::{
-    MAX_LOAD, RECENT_UTILIZATION_TIME_CONSTANT_NS, UTILIZATION_TIME_CONSTANT_NS,
+    MAX_LOAD, MIN_BUSY_WHEN_FULL, MIN_FULL_BY_REQUESTS, RECENT_UTILIZATION_TIME_CONSTANT_NS,
+    UTILIZATION_TIME_CONSTANT_NS, WHEN_FULL_TIME_CONSTANT_NS,
 };
 use crate::{
     detect::Gauge,
@@ -31,6 +32,8 @@ struct Utilization {
     at_ns: u64,
     mean: Ewma,
     recent: Ewma,
+    /// While the requests in service are those of overload.
+    when_full: Ewma,
 }
 
 impl Loads {
@@ -42,7 +45,8 @@ impl Loads {
 
     /// Adds the queues of one service. Returns the highest recent utilization among its worker groups, event loops and CPUs; `None`
     /// if none is known. `by_requests` is the utilization of the workers by requests in service, if known: it is sampled more often.
-    /// It does not apply to CPUs, since one request can keep a CPU busy.
+    /// It does not apply to CPUs, since one request can keep a CPU busy. It replaces the utilization of workers that appear idle
+    /// under overload: what they wait for is not recognized as work, such as a sleep.
     pub fn add(
         &mut self,
         queues: &[(Arc<QueueKey>, Gauge)],
@@ -57,10 +61,11 @@ impl Loads {
                 .utilizations
                 .entry(Arc::clone(key))
                 .or_insert_with(|| Utilization::new(gauge.at_ns, now));
+            let elapsed_ns = gauge.at_ns.saturating_sub(known.at_ns);
             known.update(gauge.at_ns, now);
             let recent = match by_requests {
                 Some(by_requests) if key.kind == Kind::Workers => {
-                    by_requests.min(known.recent.value())
+                    known.compare(elapsed_ns, now, by_requests)
                 }
                 _ => known.recent.value(),
             };
@@ -110,6 +115,8 @@ impl Utilization {
             at_ns,
             mean: Ewma::new(now, UTILIZATION_TIME_CONSTANT_NS),
             recent: Ewma::new(now, RECENT_UTILIZATION_TIME_CONSTANT_NS),
+            // Undecided: the first sample decides.
+            when_full: Ewma::new(MIN_BUSY_WHEN_FULL, WHEN_FULL_TIME_CONSTANT_NS),
         }
     }
 
@@ -118,6 +125,18 @@ impl Utilization {
         self.mean.update(now, elapsed_ns);
         self.recent.update(now, elapsed_ns);
         self.at_ns = at_ns;
+    }
+
+    /// The utilization of workers, of which a fraction is busy by the requests in service.
+    fn compare(&mut self, elapsed_ns: u64, now: f64, by_requests: f64) -> f64 {
+        if by_requests >= MIN_FULL_BY_REQUESTS {
+            self.when_full.update(now, elapsed_ns);
+        }
+        if self.when_full.value() < MIN_BUSY_WHEN_FULL {
+            by_requests.min(1.0)
+        } else {
+            by_requests.min(self.recent.value())
+        }
     }
 }
 
@@ -161,6 +180,25 @@ mod tests {
             (0.4, 0.0),
             "the score, without a utilization"
         );
+    }
+
+    #[test]
+    fn workers_that_look_idle_under_overload_are_as_busy_as_their_requests() {
+        let mut loads = Loads::default();
+        let mut at_ns = 0;
+        let mut run = |busy: f64, by_requests: f64| {
+            let mut last = None;
+            for _ in 0..10 {
+                at_ns += 100_000_000;
+                last = loads.add(&[queue(Kind::Workers, at_ns, busy)], Some(by_requests));
+            }
+            last.unwrap()
+        };
+        assert!(run(0.0, 0.5) < 0.01, "not under overload");
+        assert!(run(0.0, 1.5) >= 1.0, "asleep, with a request each");
+        assert!((run(0.0, 0.25) - 0.25).abs() < 1e-9, "fewer requests");
+        assert!(run(1.0, 1.0) > 0.9, "now at work");
+        assert!(run(0.2, 0.5) < 0.25, "fewer workers than requests");
     }
 
     #[test]
