@@ -171,7 +171,7 @@ fn a_reloaded_or_restarted_haproxy_gets_the_weight_again_at_once() -> Result<()>
     println!("weight {took:?} after the new worker listens");
     ensure!(took < Duration::from_secs(2), "{took:?}");
 
-    // The old worker lingers, and does not check any more: the interval stays that of one.
+    // The old worker lingers but no longer checks: the interval stays that of one.
     let before = adapter(&stage, port)?["replies"].as_u64();
     let began = Instant::now();
     wait::until("20 further checks", DEADLINE, || {
@@ -208,10 +208,10 @@ fn a_reloaded_or_restarted_haproxy_gets_the_weight_again_at_once() -> Result<()>
 }
 
 #[test]
-fn a_haproxy_that_asks_seldom_or_gives_no_weight_keeps_all_its_traffic_and_is_reported()
+fn a_haproxy_that_checks_rarely_or_declares_no_weight_keeps_all_its_traffic_and_is_reported()
 -> Result<()> {
     const TEST: &str =
-        "a_haproxy_that_asks_seldom_or_gives_no_weight_keeps_all_its_traffic_and_is_reported";
+        "a_haproxy_that_checks_rarely_or_declares_no_weight_keeps_all_its_traffic_and_is_reported";
     if !needs::met(TEST, &["haproxy"]) {
         return Ok(());
     }
@@ -274,8 +274,8 @@ fn a_haproxy_that_asks_seldom_or_gives_no_weight_keeps_all_its_traffic_and_is_re
     let doctor = tailback(&["doctor"])?;
     for text in [&status, &doctor] {
         for words in [
-            "asks every 2.0 s: too slow",
-            "asks every 10 s: too slow",
+            "checks every 2.0 s: too slow",
+            "checks every 10 s: too slow",
             "`agent-inter 200ms`",
             "does not declare the server's weight",
             "`weight 100 agent-send \"weight=100\\n\"`",

@@ -80,7 +80,7 @@ impl AdapterStats {
         self.rejected.load(Ordering::Relaxed)
     }
 
-    /// Connections closed to make room, or because the client did not call or read.
+    /// Connections closed to make room for others, or because the client sent no request or did not read.
     pub fn closed_connections(&self) -> u64 {
         self.closed.load(Ordering::Relaxed)
     }
@@ -117,7 +117,7 @@ impl AdapterStats {
         self.rejected.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a connection that is closed to make room, or because the client did not call or read.
+    /// Counts a connection that is closed to make room, or because the client sent no request or did not read.
     pub fn closed(&self) {
         self.closed.fetch_add(1, Ordering::Relaxed);
     }

@@ -111,9 +111,9 @@ impl AgentChecks {
         }
     }
 
-    /// Continues with the clients of a process that is replaced, from its [`Self::to_json`]: they are not treated as unknown.
-    pub fn restore(&mut self, former: &Value, now: Instant) {
-        let clients = former.as_array().into_iter().flatten().take(MAX_CLIENTS);
+    /// Continues with the clients of the replaced process, from its [`Self::to_json`]: they are already known.
+    pub fn restore(&mut self, previous: &Value, now: Instant) {
+        let clients = previous.as_array().into_iter().flatten().take(MAX_CLIENTS);
         for client in clients {
             let text = |key: &str| client[key].as_str().unwrap_or_default();
             let time = |key: &str| client[key].as_u64().map(Duration::from_nanos);
@@ -217,7 +217,7 @@ impl AgentChecks {
             let is_overdue = now.saturating_duration_since(self.began) > FIRST_CHECK_TIMEOUT;
             let warning = Warning::new(
                 "no_checks",
-                "HAProxy has not asked yet",
+                "HAProxy has not checked yet",
                 "HAProxy must be running, with `agent-check agent-addr ADDRESS agent-port PORT` of this adapter in the server line; if any server line has `agent-send`, all with an agent-check need it",
             );
             return is_overdue.then_some(warning).into_iter().collect();
@@ -227,7 +227,7 @@ impl AgentChecks {
             return vec![Warning::new(
                 "checks_stopped",
                 format!(
-                    "HAProxy at {} has not asked for {}: it keeps the last reply",
+                    "HAProxy at {} has not checked for {}: it keeps the last reply",
                     last.peer,
                     words(silent)
                 ),
@@ -257,7 +257,7 @@ impl Client {
             warnings.push(Warning::new(
                 "slow_checks",
                 format!(
-                    "HAProxy at {name} asks every {}: too slow to follow an overload, so {reply}",
+                    "HAProxy at {name} checks every {}: too slow to follow an overload, so {reply}",
                     words(interval)
                 ),
                 "set `agent-inter 200ms` in the server line",
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_asks_often_and_declares_its_weight_is_fully_known() {
+    fn a_client_that_checks_often_and_declares_its_weight_is_fully_known() {
         let began = Instant::now();
         let mut checks = AgentChecks::new(true, began);
         let first = checks.check(LB1, b"weight=100\n", began);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_or_undeclared_client_is_reported_with_the_line_that_mends_it() {
+    fn a_slow_or_undeclared_client_is_reported_with_the_line_that_fixes_it() {
         let began = Instant::now();
         let mut checks = AgentChecks::new(true, began);
         assert_eq!(codes(&checks, began + ms(1_000)), [""; 0]);
@@ -360,7 +360,10 @@ mod tests {
         let now = began + ms(50_100);
         assert_eq!(codes(&checks, now), ["slow_checks", "weight_unknown"]);
         let warnings = checks.warnings(now);
-        assert!(warnings[0].text.contains("every 10 s"), "{warnings:?}");
+        assert!(
+            warnings[0].text.contains("checks every 10 s"),
+            "{warnings:?}"
+        );
         assert!(warnings[0].remedy.contains("agent-inter 200ms"));
         assert!(warnings[1].remedy.contains("weight 100 agent-send"));
         // With maxconn, the weight does not matter.
@@ -422,15 +425,15 @@ mod tests {
     }
 
     #[test]
-    fn the_next_process_knows_the_clients_of_the_former_one() {
+    fn the_next_process_knows_the_clients_of_the_previous_one() {
         let began = Instant::now();
         let peer = Peer::Address([127, 0, 0, 1].into());
-        let mut former = AgentChecks::new(true, began);
+        let mut previous = AgentChecks::new(true, began);
         for turn in 0..4 {
-            former.check(peer, b"weight=100", began + ms(200) * turn);
+            previous.check(peer, b"weight=100", began + ms(200) * turn);
         }
         let mut next = AgentChecks::new(true, began);
-        next.restore(&former.to_json(began + ms(700)), began + ms(700));
+        next.restore(&previous.to_json(began + ms(700)), began + ms(700));
         let known = next.check(peer, b"weight=100", began + ms(800));
         assert_eq!((known.weight, known.is_fast), (Some(100), true));
         for garbage in [

@@ -49,13 +49,7 @@ fn value(pressure: &Pressure) -> String {
 /// Writes the file whenever the value changes, until dropped.
 pub async fn serve(config: Envoy, stats: Arc<AdapterStats>, shared: Arc<Shared>) {
     let watch = Watch::new();
-    let readers = Arc::new(Readers {
-        file: config.file.clone(),
-        state: Mutex::new(ReadersState {
-            is_watched: watch.is_some(),
-            ..ReadersState::default()
-        }),
-    });
+    let readers = Arc::new(Readers::new(config.file.clone(), watch.is_some()));
     stats.set_consumers(Arc::clone(&readers) as _);
     let mut clock = clock(CHECK_INTERVAL);
     let mut last: Option<(String, Instant)> = None;
@@ -118,9 +112,7 @@ impl Watch {
                 return;
             };
             if event.file_name().map(CStr::to_bytes) == name {
-                state.reads += 1;
-                state.last_read = Some(Instant::now());
-                state.unread_since = None;
+                state.read();
             }
         }
     }
@@ -128,13 +120,13 @@ impl Watch {
 
 /// What is known about the readers of the file.
 #[derive(Debug)]
-struct Readers {
+pub struct Readers {
     file: PathBuf,
     state: Mutex<ReadersState>,
 }
 
 #[derive(Debug, Default)]
-struct ReadersState {
+pub struct ReadersState {
     is_watched: bool,
     reads: u64,
     last_read: Option<Instant>,
@@ -142,8 +134,29 @@ struct ReadersState {
     unread_since: Option<Instant>,
 }
 
+impl ReadersState {
+    /// Counts a read.
+    pub fn read(&mut self) {
+        self.reads += 1;
+        self.last_read = Some(Instant::now());
+        self.unread_since = None;
+    }
+}
+
 impl Readers {
-    fn lock(&self) -> MutexGuard<'_, ReadersState> {
+    /// `is_watched`: whether reads are noticed.
+    pub fn new(file: PathBuf, is_watched: bool) -> Self {
+        let state = ReadersState {
+            is_watched,
+            ..ReadersState::default()
+        };
+        Self {
+            file,
+            state: Mutex::new(state),
+        }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, ReadersState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,8 +1,8 @@
 //! HAProxy's agent-check: replies to each connection with a line that sets the server's weight in percent, or its `maxconn`.
 //!
 //! HAProxy keeps the last reply. This is why the adapters run in a process of their own: it continues to reply 100% when the
-//! agent is gone. And it is why a reply holds back work only if HAProxy asks again soon, and only if the percentage does not
-//! round the server's weight to 0 (`agent_checks`).
+//! agent is gone. So a reply reduces the load only if HAProxy checks again soon, and only if the percentage does not round
+//! the server's weight to 0 (`agent_checks`).
 
 use std::{
     io,
@@ -60,10 +60,10 @@ fn reply(pressure: &Pressure, maxconn: Option<u32>, is_drained: bool, client: Kn
     format!("up ready 100% maxconn:{limit}\n")
 }
 
-/// Serves until dropped. `former` is the status of this adapter in the process that was replaced.
-pub async fn serve(config: Haproxy, endpoint: Endpoint, shared: Arc<Shared>, former: Value) {
+/// Serves until dropped. `previous` is the status of this adapter in the process that was replaced.
+pub async fn serve(config: Haproxy, endpoint: Endpoint, shared: Arc<Shared>, previous: Value) {
     let mut checks = AgentChecks::new(config.maxconn.is_none(), Instant::now());
-    checks.restore(&former["checks"], Instant::now());
+    checks.restore(&previous["checks"], Instant::now());
     let checks = Arc::new(Checks(Mutex::new(checks)));
     endpoint.stats().set_consumers(Arc::clone(&checks) as _);
     let (listener, stats) = endpoint.listen().await;
@@ -80,7 +80,7 @@ pub async fn serve(config: Haproxy, endpoint: Endpoint, shared: Arc<Shared>, for
         tokio::spawn(async move {
             tokio::select! {
                 exchanged = timeout(TIMEOUT, check.exchange(stream, slot.peer())) => {
-                    // It has the reply, and does not close.
+                    // It has the reply but does not close.
                     if exchanged.is_err() {
                         check.stats.closed();
                     }
@@ -139,7 +139,7 @@ impl Check {
 
 /// The clients of one adapter, for its status.
 #[derive(Debug)]
-struct Checks(Mutex<AgentChecks>);
+pub struct Checks(pub Mutex<AgentChecks>);
 
 impl Checks {
     fn lock(&self) -> MutexGuard<'_, AgentChecks> {
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_asks_seldom_gets_nothing_but_the_concurrency_limit() {
+    fn a_client_that_checks_rarely_gets_nothing_but_the_concurrency_limit() {
         let slow = Known {
             is_fast: false,
             ..FAST

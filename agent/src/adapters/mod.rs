@@ -6,9 +6,8 @@
 //! into the kernel and cannot slow down the agent's sampling.
 //!
 //! Each adapter has a file of its own: `http`, `haproxy`, `envoy`, `pressure_socket`, and, on top of `grpc`, `orca` and `keda`.
-//! `drain_policy` decides which services may be drained, `adapter_stats` counts replies, a `warning` says what keeps an adapter
-//! from having its effect, and with `takeover` a new adapter
-//! process replaces a running one.
+//! `drain_policy` decides which services may be drained, `adapter_stats` counts replies, a `warning` names a consumer that cannot
+//! act on the signal, and with `takeover` a new adapter process replaces a running one.
 #![forbid(unsafe_code)]
 
 mod adapter_stats;
@@ -134,7 +133,7 @@ impl Shared {
         })
     }
 
-    /// What keeps an adapter from having its effect. Without an agent, a missing page is no fault of the adapter.
+    /// What keeps the adapter's consumers from acting on the signal. Without an agent, a missing page is not reported.
     fn warnings(&self, stats: &AdapterStats, agent_runs: bool) -> Vec<Warning> {
         let mut warnings = stats.warnings();
         let Some(target) = &stats.target else {
@@ -197,13 +196,13 @@ impl Shared {
             (
                 "tailback_adapter_closed_total",
                 "counter",
-                "Connections closed to make room, or because the client did not call or read.",
+                "Connections closed to make room for others, or because the client sent no request or did not read.",
                 AdapterStats::closed_connections,
             ),
             (
                 "tailback_adapter_warnings",
                 "gauge",
-                "Faults in the set-up of the adapter's consumers.",
+                "Warnings about the adapter's consumers.",
                 |stats| stats.warnings().len() as u64,
             ),
         ];
@@ -230,8 +229,8 @@ pub fn run(config: &Signal, exit_idle_time: Option<Duration>) -> Result<()> {
     let kept = with_kept_values(config);
     let own_directory = own_directory(&directory)?;
     // What a running adapter process knows about its clients, before it is replaced.
-    let former = runtime.block_on(agent::ask_adapter_process(&directory));
-    let former = former
+    let previous = runtime.block_on(agent::ask_adapter_process(&directory));
+    let previous = previous
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok());
     let _lock = takeover::take(&own_directory, &directory, &kept)?;
@@ -240,7 +239,7 @@ pub fn run(config: &Signal, exit_idle_time: Option<Duration>) -> Result<()> {
         config,
         &directory,
         exit_idle_time,
-        former.unwrap_or_default(),
+        previous.unwrap_or_default(),
         &successor,
     ));
     // A write in progress finishes before the final one below, unless it hangs.
@@ -271,12 +270,13 @@ fn kept_file(envoy: &config::signal::Envoy) -> String {
     format!("envoy {} {:?}", envoy.file.display(), envoy.target)
 }
 
-/// Serves until it has to end. `former` is the status of the process that was replaced. `successor` is set to the adapters of the process that takes over.
+/// Serves until it has to exit. `previous` is the status of the process that was replaced. `successor` is set to the adapters of
+/// the process that takes over.
 async fn serve(
     config: &Signal,
     directory: &Path,
     exit_idle_time: Option<Duration>,
-    former: Value,
+    previous: Value,
     successor: &OnceLock<BTreeSet<String>>,
 ) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -331,10 +331,10 @@ async fn serve(
     keda.map(|endpoint| tasks.spawn(keda::serve(endpoint, share())));
     for (haproxy, endpoint) in haproxies {
         let at = haproxy.listen.to_string();
-        let of_former = former["adapters"].as_array().into_iter().flatten();
-        let of_former = of_former.filter(|adapter| adapter["at"] == *at);
-        let of_former = of_former.last().cloned().unwrap_or_default();
-        tasks.spawn(haproxy::serve(haproxy, endpoint, share(), of_former));
+        let mut of_previous = previous["adapters"].as_array().into_iter().flatten();
+        let of_previous = of_previous.find(|adapter| adapter["at"] == *at);
+        let of_previous = of_previous.cloned().unwrap_or_default();
+        tasks.spawn(haproxy::serve(haproxy, endpoint, share(), of_previous));
     }
     for (orca, endpoint) in orcas {
         tasks.spawn(orca::serve(orca.target, endpoint, share()));
@@ -417,17 +417,31 @@ async fn serve_status(listener: Listener, shared: Arc<Shared>) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{agent_checks::AgentChecks, listen::Peer, *};
     use crate::emit::json::reference::assert_documented;
 
+    /// A HAProxy that checks every 10 s, an Envoy that reads its file, and ORCA.
     fn shared() -> Shared {
-        let stats = AdapterStats::new("haproxy", "127.0.0.1:1".to_owned(), Some("shop".to_owned()));
-        stats.replied("up ready 62%");
-        stats.failed("cannot listen");
+        let stats =
+            |kind| AdapterStats::new(kind, "127.0.0.1:1".to_owned(), Some("shop".to_owned()));
+        let adapters = ["haproxy", "envoy", "orca"].map(stats);
+        adapters[0].replied("up ready 62%");
+        adapters[0].failed("cannot listen");
+        let began = Instant::now();
+        let mut checks = AgentChecks::new(true, began);
+        for turn in 0..3 {
+            let at = began + Duration::from_secs(10) * turn;
+            checks.check(Peer::Process(Some(1)), b"weight=100", at);
+        }
+        let readers = envoy::Readers::new("/run/pressure".into(), true);
+        readers.lock().read();
+        adapters[0].set_consumers(Arc::new(haproxy::Checks(Mutex::new(checks))));
+        adapters[1].set_consumers(Arc::new(readers));
+        adapters[2].set_consumers(Arc::new(orca::RaisedIntervals::default()));
         Shared {
             pages: PageCache::new("/nonexistent".into()),
             drain_policy: Mutex::new(DrainPolicy::new(Vec::new())),
-            adapters: vec![stats],
+            adapters: adapters.into(),
             since: Instant::now(),
             is_draining: AtomicBool::new(false),
         }

@@ -68,7 +68,7 @@ struct Report {
 
 /// Calls that asked for an interval below [`MIN_INTERVAL`].
 #[derive(Debug, Default)]
-struct RaisedIntervals(AtomicU64);
+pub struct RaisedIntervals(AtomicU64);
 
 impl Consumers for RaisedIntervals {
     fn describe(&self, status: &mut Value) {

@@ -1,10 +1,10 @@
-//! What keeps an adapter from having its effect, for `tailback status` and `tailback doctor`.
+//! Consumers that cannot act on the signal, for `tailback status` and `tailback doctor`.
 
 use std::fmt::Debug;
 
 use serde_json::{Value, json};
 
-/// A fault in the set-up of an adapter or its consumer. The adapter is safe in spite of it.
+/// A fault in the setup of an adapter or its consumer. The adapter fails open in spite of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     pub code: &'static str,

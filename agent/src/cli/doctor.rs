@@ -57,6 +57,16 @@ struct Problem {
     remedy: String,
 }
 
+impl Problem {
+    fn new(code: &str, why: String, remedy: &str) -> Self {
+        Self {
+            code: code.to_owned(),
+            why,
+            remedy: remedy.to_owned(),
+        }
+    }
+}
+
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options
         .config
@@ -301,11 +311,11 @@ fn adapter_checks(signal: &Signal) -> anyhow::Result<Vec<AdapterCheck>> {
         Err(_) if !signal.has_adapters() => Vec::new(),
         Err(error) => vec![AdapterCheck {
             name: "adapters".to_owned(),
-            state: Err(Problem {
-                code: "not_running".to_owned(),
-                why: format!("{error:#}: no consumer gets a signal"),
-                remedy: "`tailback run --config FILE`, which starts the adapter process".to_owned(),
-            }),
+            state: Err(Problem::new(
+                "not_running",
+                format!("{error:#}: no consumer gets a signal"),
+                "`tailback run --config FILE`, which starts the adapter process",
+            )),
         }],
     })
 }
@@ -316,17 +326,16 @@ fn checks_of(adapter: &Value) -> Vec<AdapterCheck> {
     let name = format!("{} {}", text(&adapter["adapter"]), text(&adapter["at"]));
     let mut problems = Vec::new();
     if let Some(failure) = adapter["failure"].as_str() {
-        problems.push(Problem {
-            code: "failed".to_owned(),
-            why: failure.to_owned(),
-            remedy: "the reason says what is in the way; it is tried again all the time".to_owned(),
-        });
+        problems.push(Problem::new(
+            "failed",
+            failure.to_owned(),
+            "fix the cause named above; the adapter retries by itself",
+        ));
     }
     let warnings = adapter["warnings"].as_array().into_iter().flatten();
-    problems.extend(warnings.map(|warning| Problem {
-        code: text(&warning["code"]),
-        why: text(&warning["text"]),
-        remedy: text(&warning["remedy"]),
+    problems.extend(warnings.map(|warning| {
+        let (code, remedy) = (text(&warning["code"]), text(&warning["remedy"]));
+        Problem::new(&code, text(&warning["text"]), &remedy)
     }));
     if problems.is_empty() {
         let how = match adapter["last_reply"].as_str() {
@@ -360,14 +369,7 @@ fn print_adapters(out: &mut impl Write, checks: &[AdapterCheck]) -> io::Result<(
 
 fn print_adapters_json(out: &mut impl Write, checks: &[AdapterCheck]) -> io::Result<()> {
     for check in checks {
-        let line = match &check.state {
-            Ok(how) => json!({"type": "check", "name": check.name, "state": "ok", "how": how}),
-            Err(problem) => json!({
-                "type": "check", "name": check.name, "state": "warning",
-                "code": problem.code, "why": problem.why, "remedy": problem.remedy,
-            }),
-        };
-        serde_json::to_writer(&mut *out, &line)?;
+        serde_json::to_writer(&mut *out, &check.to_json())?;
         writeln!(out)?;
     }
     Ok(())
@@ -413,6 +415,18 @@ impl Check {
     }
 }
 
+impl AdapterCheck {
+    fn to_json(&self) -> Value {
+        match &self.state {
+            Ok(how) => json!({"type": "check", "name": self.name, "state": "ok", "how": how}),
+            Err(problem) => json!({
+                "type": "check", "name": self.name, "state": "warning",
+                "code": problem.code, "why": problem.why, "remedy": problem.remedy,
+            }),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -428,6 +442,10 @@ mod tests {
             required: true,
         };
         let states = [Ok("6.1.0".to_owned()), Err("no /proc".to_owned())];
-        assert_documented("check", &states.map(|state| check(state).to_json()));
+        let mut objects = states.map(|state| check(state).to_json()).to_vec();
+        let adapter = json!({"adapter": "haproxy", "at": "127.0.0.1:1", "warnings": [
+            {"code": "slow_checks", "text": "checks every 10 s", "remedy": "set `agent-inter 200ms`"}]});
+        objects.extend(checks_of(&adapter).iter().map(AdapterCheck::to_json));
+        assert_documented("check", &objects);
     }
 }

@@ -411,7 +411,7 @@ mod tests {
             {"adapter": "haproxy", "at": "127.0.0.1:9401", "target": "shop", "last_reply": "up ready 62%", "replies": 9, "connections": 0,
                 "last_unix_ns": unix_ns() - 5_000_000_000, "rejected": 0, "closed": 4,
                 "checks": [{"from": "127.0.0.1", "last_age_ns": 5_000_000_000_u64, "interval_ns": 10_000_000_000_u64}],
-                "warnings": [{"code": "slow_checks", "text": "asks every 10 s", "remedy": "set `agent-inter 200ms`"}]},
+                "warnings": [{"code": "slow_checks", "text": "checks every 10 s", "remedy": "set `agent-inter 200ms`"}]},
             {"adapter": "envoy", "at": "/run/p", "target": "shop", "last_reply": "0.000", "replies": 1, "connections": 0,
                 "reads": {"count": 3, "last_age_ns": 2_000_000_000_u64}},
             {"adapter": "haproxy", "at": "127.0.0.1:9402", "target": "shpo", "last_reply": "up ready 100%", "replies": 9, "connections": 0}]});
@@ -433,7 +433,7 @@ mod tests {
             "up ready 62%\n",
             "5.0 s ago, every 10 s  up",
             "never, read 2.0 s ago",
-            "  ! haproxy 127.0.0.1:9401: asks every 10 s\n      to fix it: set `agent-inter 200ms`\n",
+            "  ! haproxy 127.0.0.1:9401: checks every 10 s\n      to fix it: set `agent-inter 200ms`\n",
             "  connections not served: haproxy 127.0.0.1:9401: 4 closed\n",
             "up ready 100% (no such service)\n",
             "never",

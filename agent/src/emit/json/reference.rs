@@ -36,6 +36,8 @@ fn add_paths(value: &Value, at: &str, paths: &mut BTreeSet<String>) {
                 add_paths(value, &key, paths);
             }
         }
+        // Of objects or of plain values: unknown.
+        Value::Array(values) if values.is_empty() => {}
         Value::Array(values) if values.iter().any(Value::is_object) => {
             for value in values {
                 add_paths(value, &format!("{at}[]"), paths);
