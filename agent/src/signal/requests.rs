@@ -268,7 +268,7 @@ impl Service {
         // Where requests queue before the service takes them, the excess does not wait inside.
         let is_queued_outside = now.are_shed_at_dequeue || !now.are_dequeued_soon;
         let may_count = is_shed || (is_deep && !is_queued_outside);
-        // A short wait cannot be told from the noise of a few ages.
+        // A short wait is indistinguishable from the noise of a few ages.
         let counted_ns = if may_count && delay_ns >= target_delay_ns / 2 {
             delay_ns
         } else {
