@@ -85,7 +85,7 @@ impl Envoy {
             .with_context(|| format!("Envoy has no statistic {name}: {body}"))
     }
 
-    /// Addresses of the cluster's endpoints whose last active health check was answered with `x-envoy-degraded`, or failed.
+    /// Addresses of the cluster's endpoints whose last active health check failed.
     pub fn unhealthy(&self, cluster: &str) -> Result<Vec<SocketAddr>> {
         let body = self.ask("/clusters?format=json")?;
         let clusters = body["cluster_statuses"].as_array().into_iter().flatten();
@@ -95,9 +95,7 @@ impl Envoy {
             .flat_map(|one| one["host_statuses"].as_array().into_iter().flatten())
         {
             let health = &host["health_status"];
-            if health["failed_active_degraded_check"] == true
-                || health["failed_active_health_check"] == true
-            {
+            if health["failed_active_health_check"] == true {
                 let address = &host["address"]["socket_address"];
                 let (ip, port) = (&address["address"], &address["port_value"]);
                 let text = format!("{}:{port}", ip.as_str().unwrap_or_default());

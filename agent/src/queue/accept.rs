@@ -12,7 +12,8 @@
 //! Losses are overflows of the queue. It takes two counters to find them. A listener's own drop counter includes events
 //! that are no loss (with TCP_DEFER_ACCEPT, every bare ACK that ends a handshake). `ListenOverflows` counts only
 //! overflows, but per network namespace. An overflow increments both, so a listener's losses are at most the
-//! increase of either.
+//! increase of either. That is not enough for a listener with other drops, if listeners that are not watched share the
+//! namespace: both counters may increase although its own queue is empty. Such a listener must be at least half full.
 
 use crate::hash::{HashMap, HashSet};
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -65,6 +66,8 @@ struct Known {
     drops: u32,
     /// Drops of the last interval that no overflow accounts for yet: the namespace counter is read before the listeners.
     unclaimed: u64,
+    /// Some of its drops were, or may have been, no overflows.
+    has_other_drops: bool,
     seen_ns: u64,
     /// How often the depth fell. It serves as the position of the head where the kernel provides no ages.
     falls: u32,
@@ -72,7 +75,14 @@ struct Known {
 }
 
 impl Known {
-    fn after(before: Option<&Self>, listener: &Listener, target: TargetId, unclaimed: u64) -> Self {
+    /// `has_overflows`: the namespace had overflows in this interval, so drops of the last one may be among them.
+    fn after(
+        before: Option<&Self>,
+        listener: &Listener,
+        target: TargetId,
+        unclaimed: u64,
+        has_overflows: bool,
+    ) -> Self {
         let fell = before.is_some_and(|before| listener.depth < before.depth);
         let falls = before
             .map_or(0, |before| before.falls)
@@ -84,6 +94,10 @@ impl Known {
             depth: listener.depth,
             drops: listener.drops,
             unclaimed,
+            // What it dropped before it was first observed may have been anything.
+            has_other_drops: before.map_or(listener.drops > 0, |before| {
+                before.has_other_drops || (before.unclaimed > 0 && !has_overflows)
+            }),
             seen_ns: listener.seen_ns,
             falls,
             head,
@@ -146,7 +160,10 @@ impl Source for Accept {
                 continue;
             }
             let (lost, unclaimed) = overflows.take(listener, known);
-            let now = Known::after(known, listener, target, unclaimed);
+            let has_overflows = increases
+                .get(&listener.netns)
+                .is_none_or(|network| network.listen_overflows > 0);
+            let now = Known::after(known, listener, target, unclaimed, has_overflows);
             groups.entry((target, listener.address)).or_default().add(
                 listener,
                 known,
@@ -332,6 +349,8 @@ struct Overflows {
     /// Network namespaces in which a listener is, or was at the previous sample, at least half full. Only such listeners
     /// are attributed overflows there.
     crowded: HashSet<u32>,
+    /// Network namespaces in which services that are not watched listen, too.
+    foreign: HashSet<u32>,
 }
 
 impl Overflows {
@@ -357,9 +376,11 @@ impl Overflows {
             .iter()
             .filter(|listener| is_crowded(listener, known.get(&listener.cookie)))
             .map(|listener| listener.netns);
+        let foreign = increases.iter().filter(|(_, network)| network.others > 0);
         Self {
             left,
             crowded: crowded.collect(),
+            foreign: foreign.map(|(netns, _)| *netns).collect(),
         }
     }
 
@@ -370,7 +391,9 @@ impl Overflows {
             return (0, 0);
         };
         let dropped = advance(known.drops, listener.drops);
-        if self.crowded.contains(&listener.netns) && !is_crowded(listener, Some(known)) {
+        let must_be_crowded = self.crowded.contains(&listener.netns)
+            || (known.has_other_drops && self.foreign.contains(&listener.netns));
+        if must_be_crowded && !is_crowded(listener, Some(known)) {
             return (0, dropped);
         }
         let lost = (dropped + known.unclaimed).min(*left);
@@ -454,5 +477,72 @@ impl Shared {
             count: group.certain.saturating_add((rest * share).round() as u64),
             shared: pool.groups > 1,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Kind,
+        watched::{PID, Watched},
+    };
+    use crate::sample::{Listener, Network, Sample};
+
+    /// One watched listener with this depth, beside one that is not watched.
+    fn sample(depth: u32, drops: u32, listen_overflows: u64) -> Sample {
+        let listener = Listener {
+            cookie: 1,
+            tgid: PID,
+            netns: 1,
+            address: ([0, 0, 0, 0], 80).into(),
+            depth,
+            limit: 32,
+            drops,
+            half_open: None,
+            seen_ns: 0,
+            ages_ns: Vec::new(),
+        };
+        let network = Network {
+            netns: 1,
+            others: 1,
+            listen_overflows,
+            ..Network::default()
+        };
+        Sample {
+            listeners: vec![listener],
+            networks: vec![network],
+            ..Sample::default()
+        }
+    }
+
+    fn losses(samples: &[(u32, u32, u64)]) -> Vec<u64> {
+        let mut watched = Watched::default();
+        samples
+            .iter()
+            .map(|(depth, drops, overflows)| {
+                let sample = sample(*depth, *drops, *overflows);
+                watched.scan_one(Kind::Accept, sample).losses
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_listener_with_other_drops_loses_nothing_by_overflows_of_unwatched_ones() {
+        // With TCP_DEFER_ACCEPT each connection is a drop.
+        let deferred = [(0, 0, 0), (0, 4, 0), (0, 8, 0), (0, 12, 5), (0, 16, 9)];
+        assert_eq!(losses(&deferred), [0, 0, 0, 0, 0]);
+        let full = [(0, 0, 0), (0, 4, 0), (0, 8, 0), (33, 12, 2)];
+        assert_eq!(losses(&full), [0, 0, 0, 2], "it was full itself");
+        let observed_late = [(0, 90, 0), (0, 94, 3), (0, 98, 6)];
+        assert_eq!(losses(&observed_late), [0, 0, 0]);
+    }
+
+    #[test]
+    fn a_listener_whose_drops_are_overflows_need_not_be_full_when_sampled() {
+        let burst = [(0, 0, 0), (0, 0, 0), (0, 3, 3), (0, 5, 5)];
+        assert_eq!(losses(&burst), [0, 0, 3, 2]);
+        // The namespace counter is read before the listener.
+        let late = [(0, 0, 0), (0, 3, 0), (0, 3, 3), (0, 5, 5)];
+        assert_eq!(losses(&late), [0, 0, 3, 2]);
     }
 }

@@ -73,7 +73,7 @@ pub fn config(front: SocketAddr, endpoints: &[Endpoint], pressure: Option<&Path>
 
 /// `no_traffic_interval` is 60 s by default, and holds for the first check of a cluster.
 const HEALTH_CHECKS: &str = "    health_checks:
-    - {timeout: 1s, interval: 0.1s, no_traffic_interval: 0.1s, unhealthy_threshold: 1, healthy_threshold: 1, http_health_check: {path: /health}}
+    - {timeout: 1s, interval: 0.1s, no_traffic_interval: 0.1s, unhealthy_threshold: 1, healthy_threshold: 1, http_health_check: {path: /ready}}
 ";
 
 /// Rejects the share of requests that the file says.

@@ -82,7 +82,7 @@ enum Proxy {
 impl Servers {
     pub fn start(run: &Run, mover: Mover, scenario: Scenario) -> Result<Self> {
         let backlog = match (mover, scenario) {
-            (Mover::Ready, _) | (_, Scenario::StalledServer) => SHORT_BACKLOG,
+            (Mover::Ready | Mover::EnvoyReady, _) | (_, Scenario::StalledServer) => SHORT_BACKLOG,
             _ => BACKLOG,
         };
         let servers = [Server::start(backlog)?, Server::start(backlog)?];
@@ -109,11 +109,14 @@ impl Servers {
                 start_agent(&services, &check.adapters())?;
                 Proxy::Haproxy(Haproxy::start(addresses, check)?)
             }
-            Mover::Degraded => {
+            Mover::EnvoyReady => {
                 // Envoy requests the same path of all endpoints: each server has an agent of its own, as on two nodes.
                 let mut endpoints = Vec::new();
                 for server in [0, 1] {
-                    let adapters = format!("http.listen = \"127.0.0.1:{}\"\n", checks[server]);
+                    let adapters = format!(
+                        "http.listen = \"127.0.0.1:{}\"\n[[signal.group]]\ntargets = [\"{}\"]\nmin_ready = 0\n",
+                        checks[server], NAMES[server]
+                    );
                     start_agent(&[services[server]], &adapters)?;
                     endpoints.push(Endpoint {
                         server: addresses[server],

@@ -31,8 +31,8 @@ pub enum Mover {
     Maxconn,
     /// HAProxy, by its own health check of `/ready`.
     Ready,
-    /// Envoy, by its own health check of `/health`.
-    Degraded,
+    /// Envoy, by its own health check of `/ready`.
+    EnvoyReady,
     /// gRPC's round robin, without Tailback.
     GrpcRoundRobin,
     /// gRPC's weighted round robin, by load reports.

@@ -43,7 +43,7 @@ impl Mover {
     /// The trouble that it reacts to. `/ready` reports full servers only, and a slow one is hardly ever full.
     fn trouble(self) -> Trouble {
         match self {
-            Self::Ready => Trouble::Stall,
+            Self::Ready | Self::EnvoyReady => Trouble::Stall,
             _ => Trouble::HalfSpeed,
         }
     }
@@ -186,7 +186,7 @@ mod tests {
             Mover::Weight,
             Mover::Maxconn,
             Mover::Ready,
-            Mover::Degraded,
+            Mover::EnvoyReady,
             Mover::Orca,
         ] {
             assert!(mover.has_agent() && mover.fail_open_within() > TTL);
