@@ -89,6 +89,14 @@ pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
 pub(super) fn connection(record: &SocketRecord, ids: ObjectIds, jiffy_ns: u64) -> Connection {
     // 1 ns means just now, because 0 means unknown.
     let since = |jiffies: u32| u64::from(jiffies) * jiffy_ns + 1;
+    // Within one tick of the timer the sequence numbers know the order, if data went both ways: the bare ACK of our data came
+    // last. A connection that never carried data has both times of its creation.
+    let (received, sent) = (record.segments & 0xffff, record.segments >> 16);
+    let sent_last = record.since_received == record.since_sent
+        && received > 0
+        && sent > 0
+        && record.snd_una == record.write_seq
+        && record.snd_wl1 == record.rcv_nxt;
     Connection {
         cookie: ids.cookie(record.cookie),
         tgid: record.header.tgid,
@@ -110,7 +118,7 @@ pub(super) fn connection(record: &SocketRecord, ids: ObjectIds, jiffy_ns: u64) -
         drops: record.drops,
         snd_wl1: record.snd_wl1,
         segments: record.segments,
-        since_received_ns: since(record.since_received),
+        since_received_ns: since(record.since_received) + u64::from(sent_last),
         since_sent_ns: since(record.since_sent),
         since_any_segment_ns: since(record.since_any_segment),
     }
@@ -410,6 +418,33 @@ mod tests {
                 .ages_ns
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn the_order_of_data_within_a_tick_follows_from_sequence_numbers() {
+        let connection = |segments: u32, snd_wl1: u32, since_received: u32| {
+            let record = SocketRecord {
+                family: AF_INET,
+                rcv_nxt: 100,
+                write_seq: 200,
+                snd_una: 200,
+                snd_wl1,
+                segments,
+                since_received,
+                since_sent: 3,
+                ..bytemuck::Zeroable::zeroed()
+            };
+            let connection = connection(&record, ObjectIds::default(), 4_000_000);
+            (connection.since_received_ns, connection.since_sent_ns)
+        };
+        assert_eq!(connection(2 << 16 | 1, 100, 3), (12_000_002, 12_000_001));
+        assert_eq!(
+            connection(2 << 16 | 1, 90, 3),
+            (12_000_001, 12_000_001),
+            "received last"
+        );
+        assert_eq!(connection(0, 100, 3), (12_000_001, 12_000_001), "no data");
+        assert_eq!(connection(2 << 16 | 1, 100, 4), (16_000_001, 12_000_001));
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub struct Connection {
     /// Sequence number of the segment that last advanced our acknowledgement or window.
     pub snd_wl1: u32,
     /// Time since data was last received, and last sent, ns; the kernel's resolution is its timer tick. 0 if this kernel
-    /// does not report it.
+    /// does not report it. Within one tick, the time received is larger by 1 ns if data was sent last.
     pub since_received_ns: u64,
     pub since_sent_ns: u64,
     /// Time since any segment was last received, pure acknowledgements included, ns.

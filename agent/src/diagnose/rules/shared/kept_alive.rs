@@ -11,8 +11,8 @@ use crate::{
 pub(in crate::diagnose::rules) struct KeptAlive {
     /// Connections that it has accepted.
     pub(in crate::diagnose::rules) connections: usize,
-    /// Those of them whose last data was a response. Fewer than there are: the order of a request and a response within one
-    /// tick of the kernel's timer is unknown.
+    /// Those of them whose last data was a response. Some kernels do not show it if request and response fall into one tick
+    /// of the timer.
     pub(in crate::diagnose::rules) answered: usize,
     /// The longest time since one of them carried data, ns.
     pub(in crate::diagnose::rules) silent_ns: u64,
