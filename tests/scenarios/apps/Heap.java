@@ -3,36 +3,12 @@ import java.net.InetAddress;
 import java.net.InetSocketAddress;
 import java.util.concurrent.Executors;
 
-/** The JDK's own HTTP server: Heap.java PORT. Each request allocates 300 kB that it drops at once. /fill keeps small objects
- *  until less than 1.5 MB of the heap are free, /drain drops them. */
+/** The JDK's own HTTP server: Heap.java PORT. Each request allocates 300 kB that it drops at once. */
 public class Heap {
-    private static class Node {
-        Node next;
-        final long[] values = new long[4];
-    }
-
-    private static volatile Node kept;
-
-    private static void fill() {
-        Runtime runtime = Runtime.getRuntime();
-        while (runtime.maxMemory() - runtime.totalMemory() + runtime.freeMemory() > 1_500_000) {
-            for (int i = 0; i < 1000; i++) {
-                Node node = new Node();
-                node.next = kept;
-                kept = node;
-            }
-        }
-    }
-
     public static void main(String[] args) throws Exception {
         int port = Integer.parseInt(args[0]);
         HttpServer server = HttpServer.create(new InetSocketAddress(InetAddress.getLoopbackAddress(), port), 400);
         server.createContext("/", exchange -> {
-            switch (exchange.getRequestURI().getPath()) {
-                case "/fill" -> fill();
-                case "/drain" -> kept = null;
-                default -> { }
-            }
             long sum = 0;
             for (int i = 0; i < 300; i++) {
                 sum += new byte[1024].length;
