@@ -334,6 +334,7 @@ fn is_anonymous(what: Text, text: &str) -> bool {
         let word = word.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
         PROGRAMS.contains(&word)
     };
+    let is_number = |part: &str| part.bytes().all(|digit| digit.is_ascii_digit());
     let known = |word: &str| match what {
         Text::Name => is_token(word) || is_program(word),
         Text::Path | Text::Group => {
@@ -342,7 +343,11 @@ fn is_anonymous(what: Text, text: &str) -> bool {
                 part.is_empty()
                     || is_token(part)
                     || PLACES.contains(&part)
-                    || part.bytes().all(|digit| digit.is_ascii_digit())
+                    || is_number(part)
+                    || part
+                        .strip_prefix("socket:[")
+                        .and_then(|it| it.strip_suffix(']'))
+                        .is_some_and(is_number)
             })
         }
         Text::Title => TITLES.contains(&word) || word.strip_suffix(':').is_some_and(is_program),

@@ -81,8 +81,9 @@ impl Paths {
         }
     }
 
-    /// Like [`Paths::resolve_waits`], and also adds the file that a sleeping thread writes to, such as a terminal.
-    /// Caches what it looks up.
+    /// Like [`Paths::resolve_waits`], and also adds the file that a sleeping thread writes to, such as a terminal. Of a
+    /// socket it adds the inode: the scan over files reports a socket that processes share only once, with one of its
+    /// descriptors. Caches what it looks up.
     pub(super) fn resolve_profile(
         &mut self,
         profile: &mut [Wait],
@@ -138,9 +139,12 @@ impl Paths {
                 }
                 None => continue,
             };
-            // A pipe or a socket has no path; its descriptor identifies it.
-            let is_named =
-                |path: &String| wait.state == State::Uninterruptible || path.starts_with('/');
+            // The descriptor identifies a pipe.
+            let is_named = |path: &String| {
+                wait.state == State::Uninterruptible
+                    || path.starts_with('/')
+                    || path.starts_with("socket:")
+            };
             if let Some(path) = open.path.filter(is_named) {
                 let device = open.device;
                 call.detail = Detail::File { path, device };
@@ -153,7 +157,13 @@ impl Paths {
 fn is_write(number: i64) -> bool {
     matches!(
         number,
-        libc::SYS_write | libc::SYS_writev | libc::SYS_pwrite64 | libc::SYS_pwritev
+        libc::SYS_write
+            | libc::SYS_writev
+            | libc::SYS_pwrite64
+            | libc::SYS_pwritev
+            | libc::SYS_sendto
+            | libc::SYS_sendmsg
+            | libc::SYS_sendmmsg
     )
 }
 

@@ -130,6 +130,10 @@ fn asleep(wait: &Wait, threads: &Threads, topology: &Topology) -> Observation {
             ("connect", Some(OpenFile::Connection(cookie))) => {
                 Observation::with(Activity::Downstream, Resource::Connection(cookie))
             }
+            // The backlog of the listener is full.
+            ("connect", Some(OpenFile::Unix(inode))) => {
+                Observation::with(Activity::Downstream, Resource::Unix(inode))
+            }
             ("flock" | "fcntl", _) => Observation::with(Activity::Lock, file(&syscall.detail)),
             ("io_uring_enter", _) => in_event_loop(wait.tgid, topology),
             ("io_getevents", _) => Observation::of(Activity::Disk),
@@ -204,7 +208,8 @@ fn reading(tgid: u32, fd: u32, topology: &Topology) -> Observation {
         Some(OpenFile::Connection(cookie)) => {
             let accepted = topology.link(cookie).is_some_and(|link| link.accepted);
             let resource = Resource::Connection(cookie);
-            match (accepted, topology.awaited(cookie).is_some()) {
+            let awaited = topology.awaited(cookie).is_some() || topology.is_connecting(cookie);
+            match (accepted, awaited) {
                 // Part of a request was read, and the thread waits for the rest.
                 (true, true) => Observation::with(Activity::PeerSend, resource),
                 (true, false) => Observation::with(Activity::Idle, Resource::Client(cookie)),
@@ -228,7 +233,11 @@ fn reading(tgid: u32, fd: u32, topology: &Topology) -> Observation {
 }
 
 fn writing(tgid: u32, fd: u32, detail: &Detail, topology: &Topology) -> Observation {
-    match topology.open_file(tgid, fd) {
+    let file_at = topology.open_file(tgid, fd);
+    match file_at.or_else(|| shared_socket(detail, topology)) {
+        Some(OpenFile::Connection(cookie)) if topology.is_connecting(cookie) => {
+            Observation::with(Activity::Downstream, Resource::Connection(cookie))
+        }
         Some(OpenFile::Connection(cookie)) => {
             Observation::with(Activity::PeerRead, Resource::Connection(cookie))
         }
@@ -240,10 +249,28 @@ fn writing(tgid: u32, fd: u32, detail: &Detail, topology: &Topology) -> Observat
             Detail::File { path, .. } if is_terminal(path) => {
                 Observation::with(Activity::Output, file(detail))
             }
+            Detail::File { path, .. } if socket_inode(path).is_some() => {
+                Observation::of(Activity::Unknown)
+            }
             Detail::File { .. } => Observation::with(Activity::Disk, file(detail)),
             _ => Observation::of(Activity::Unknown),
         },
     }
+}
+
+/// A unix socket that several processes hold, known by the descriptor of another one.
+fn shared_socket(detail: &Detail, topology: &Topology) -> Option<OpenFile> {
+    let Detail::File { path, .. } = detail else {
+        return None;
+    };
+    let inode = socket_inode(path)?;
+    topology.unix(inode).map(|_| OpenFile::Unix(inode))
+}
+
+/// The inode in `socket:[4711]`.
+fn socket_inode(path: &str) -> Option<u64> {
+    let inode = path.strip_prefix("socket:[")?.strip_suffix(']')?;
+    inode.parse().ok()
 }
 
 fn is_terminal(path: &str) -> bool {

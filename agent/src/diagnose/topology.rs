@@ -27,6 +27,8 @@ const LOCK_KEPT_NS: u64 = 5_000_000_000;
 const STREAMING_NS: u64 = 100_000_000;
 /// A connection without a call whose last data is older than this, ns, stays unused although another is in use all the time.
 const UNUSED_NS: u64 = 3_000_000_000;
+/// The state of a connection that the remote end has not answered, as in include/net/tcp_states.h.
+const SYN_SENT: u8 = 2;
 /// Longest name of a process, bytes.
 const MAX_NAME: usize = 64;
 /// Maximum number of process names kept. Beyond that, all are dropped and learned again from the following samples.
@@ -55,6 +57,8 @@ pub(super) struct Link {
     pub(super) closed_by_peer: bool,
     /// The last data was sent by the process. A connection that never carried any has both times of its creation.
     pub(super) sent_last: bool,
+    /// The service asks for the connection, and the remote end has not answered.
+    pub(super) connecting: bool,
 }
 
 impl Link {
@@ -126,6 +130,8 @@ pub(super) struct Topology {
     work: HashMap<u32, ProcessWork>,
     /// Requests and calls without a response yet, by connection.
     awaited: FxHashMap<u64, PendingRequest>,
+    /// Connections that are not established yet: when each was first seen, CLOCK_MONOTONIC, ns.
+    connecting: FxHashMap<u64, u64>,
     /// Addresses known to be locks: whether it is an interpreter's lock, and when a thread last waited for it, ns.
     locks: HashMap<(u32, u64), (bool, u64)>,
 }
@@ -166,6 +172,7 @@ impl Topology {
         }
         if sample.scans.files || sample.scans.focused_sockets {
             self.learn_files(sample, targets);
+            self.learn_connecting(now_ns);
         }
         if let Some(awaited) = &readings.pending_requests {
             self.awaited = awaited.iter().map(|one| (one.cookie, *one)).collect();
@@ -253,6 +260,14 @@ impl Topology {
         }
     }
 
+    fn learn_connecting(&mut self, now_ns: u64) {
+        let links = self.links.iter().filter(|(_, link)| link.connecting);
+        let since_ns = |cookie: &u64| self.connecting.get(cookie).copied().unwrap_or(now_ns);
+        self.connecting = links
+            .map(|(cookie, _)| (*cookie, since_ns(cookie)))
+            .collect();
+    }
+
     /// Recounts what each process has in progress.
     fn count_work(&mut self) {
         self.work.clear();
@@ -264,6 +279,14 @@ impl Topology {
             }
             if link.accepted && link.peer_has_no_room() {
                 work.stuck_client = work.stuck_client.max(Some((waits, *cookie)));
+            }
+        }
+        // A connection that the remote end does not accept is a call without an answer.
+        for (cookie, since_ns) in &self.connecting {
+            if let Some(link) = self.links.get(cookie) {
+                let work = self.work.entry(link.tgid).or_default();
+                let call = (*since_ns, *cookie);
+                work.oldest_call = Some(work.oldest_call.map_or(call, |known| known.min(call)));
             }
         }
         for (cookie, awaited) in &self.awaited {
@@ -314,7 +337,8 @@ impl Topology {
     /// response streams in.
     pub(super) fn pools(&self, targets: &Targets) -> BTreeMap<(TargetId, SocketAddr), PoolUse> {
         let mut pools = BTreeMap::new();
-        for (cookie, link) in self.links.iter().filter(|(_, link)| !link.accepted) {
+        let opened = |link: &Link| !link.accepted && !link.connecting;
+        for (cookie, link) in self.links.iter().filter(|(_, link)| opened(link)) {
             let Some(target) = targets.of(link.tgid) else {
                 continue;
             };
@@ -343,6 +367,11 @@ impl Topology {
     /// All requests and calls without a response yet, by connection.
     pub(super) fn all_awaited(&self) -> impl Iterator<Item = (u64, &PendingRequest)> {
         self.awaited.iter().map(|(cookie, one)| (*cookie, one))
+    }
+
+    /// Whether this connection is not established yet.
+    pub(super) fn is_connecting(&self, cookie: u64) -> bool {
+        self.connecting.contains_key(&cookie)
     }
 
     pub(super) fn work_of(&self, tgid: u32) -> ProcessWork {
@@ -399,6 +428,15 @@ impl Topology {
         let listener = self.listeners.of(link.netns, link.local, link.remote);
         let is_own = listener.and_then(|tgid| targets.of(tgid)) == Some(service);
         !link.accepted && is_own && self.ends_of(tuple(link.remote, link.local)).is_none()
+    }
+
+    /// The process that listens for this connection, if it is on this machine and nobody holds the other end: the
+    /// connection waits to be accepted, or to be established.
+    pub(super) fn listener_of(&self, link: &Link) -> Option<u32> {
+        if link.accepted || self.ends_of(tuple(link.remote, link.local)).is_some() {
+            return None;
+        }
+        self.listeners.of(link.netns, link.local, link.remote)
     }
 
     /// The other processes that hold the read end of a pipe, or the other end of a unix socket.
@@ -482,5 +520,6 @@ fn link(connection: &Connection, accepted: bool) -> Link {
         is_unread: (1..1 << 31).contains(&unread.saturating_sub(u32::from(closed_by_peer))),
         closed_by_peer,
         sent_last: connection.since_sent_ns < connection.since_received_ns,
+        connecting: !accepted && connection.state == SYN_SENT,
     }
 }

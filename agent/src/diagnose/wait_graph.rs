@@ -323,7 +323,10 @@ fn other_end(view: View<'_>, step: &Step, link: &Link) -> Next {
         Some(end) => Next::Process(end.tgid, Some(end.fd)),
         // No process holds the other end: the service has not accepted its own connection.
         None if step.target.is_some_and(is_own) => Next::Itself,
-        None => Next::Remote(link.remote.to_string()),
+        None => match topology.listener_of(link) {
+            Some(tgid) if tgid != link.tgid => Next::Process(tgid, None),
+            _ => Next::Remote(link.remote.to_string()),
+        },
     }
 }
 
@@ -355,7 +358,10 @@ fn all_wait_for_own_calls(view: View<'_>, link: &Link) -> bool {
 
 fn other_holder(view: View<'_>, tgid: u32, file: OpenFile) -> Option<Next> {
     let others = view.topology.other_holders(tgid, file);
-    others.first().map(|tgid| Next::Process(*tgid, None))
+    let reads = |tgid: &&u32| view.window.of_process(**tgid).next().is_some();
+    // A supervisor that passed the socket to the service which reads it holds it too, and is not watched.
+    let reader = others.iter().find(reads).or_else(|| others.first());
+    reader.map(|tgid| Next::Process(*tgid, None))
 }
 
 /// The likely holder of a lock that does not record its owner: the thread of its process that works most and does not wait

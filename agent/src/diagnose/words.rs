@@ -81,6 +81,9 @@ fn resource(case: Case<'_>, step: &Step) -> Option<String> {
                     topology.name(end.tgid, case.view.targets),
                     link.remote
                 ),
+                None if link.connecting => {
+                    format!("{} to answer the connection request", link.remote)
+                }
                 None => link.remote.to_string(),
             }
         }

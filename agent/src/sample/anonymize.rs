@@ -245,6 +245,12 @@ impl Anonymizer {
         if path.starts_with("/dev/tty") {
             return "/dev/tty".to_owned();
         }
+        let inode = path
+            .strip_prefix("socket:[")
+            .and_then(|it| it.strip_suffix(']'));
+        if inode.is_some_and(|inode| inode.bytes().all(|digit| digit.is_ascii_digit())) {
+            return path.to_owned();
+        }
         match path.strip_prefix('@') {
             Some(name) => format!("@{}", self.places(Text::Path, name)),
             None => self.places(Text::Path, path),

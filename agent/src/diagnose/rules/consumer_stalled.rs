@@ -129,6 +129,30 @@ pub(super) const NOTHING_TAKEN: Rule = Rule {
     },
 };
 
+/// The threads sleep although work waits, and take none of it: they back off, or wait for a time.
+pub(super) const ASLEEP: Rule = Rule {
+    cause: &CAUSE,
+    name: "asleep, and nothing is taken",
+    scope: Scope::MainActivity(&[Activity::Asleep]),
+    basis: Basis::Time,
+    test: |case, checks| {
+        let is_long = wait::is_long(case, checks);
+        let nothing = checks.is(
+            "nothing is taken, and no request is in service",
+            wait::takes_nothing(case),
+            true,
+        );
+        (is_long && nothing).then(|| {
+            Finding::blaming(culprit::own_process(case), |who| {
+                format!(
+                    "{who} sleeps (nanosleep) and takes nothing: find out what it waits for or tries again, in its log or its stacks (gdb -p PID, py-spy dump). More workers would sleep as well."
+                )
+            })
+            .share(case.share(Activity::Asleep))
+        })
+    },
+};
+
 /// The service's own address, if a step waits for a connection to itself, accepted or not.
 fn own_address(case: Case<'_>, step: &Step) -> Option<SocketAddr> {
     let Resource::Connection(cookie) = step.resource else {

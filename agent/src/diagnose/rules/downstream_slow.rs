@@ -30,7 +30,7 @@ pub(super) const THREADS_WAIT: Rule = Rule {
     test: |case, checks| {
         let culprit = match pool::exhausted_along_the_chain(case) {
             Some((step, pool)) => Some(pool::culprit(case, step.target, Some(step.tgid), &pool)),
-            None => lock::end_of_chain(case),
+            None => lock::other_end(case),
         };
         let (now, baseline) = response_times(case, culprit.as_ref());
         checks.context("response time of the culprit", now, Unit::Nanoseconds);
@@ -86,7 +86,7 @@ fn finding(case: Case<'_>, culprit: Option<Culprit>) -> Finding {
             None => advice,
         }
     });
-    Finding {
+    let finding = Finding {
         max_confidence: used_up.map_or(Confidence::High, |(_, slow)| match slow {
             Slow::LongerThanTheWhole(_) => Confidence::High,
             Slow::Unanswered => Confidence::Medium,
@@ -94,7 +94,8 @@ fn finding(case: Case<'_>, culprit: Option<Culprit>) -> Finding {
             Slow::Long => Confidence::Low,
         }),
         ..finding.fact((!facts.is_empty()).then(|| facts.join("; ")))
-    }
+    };
+    finding.unsure_without_culprit()
 }
 
 /// The threads at the end of the chain show no reason why they take their time.

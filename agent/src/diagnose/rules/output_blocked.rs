@@ -48,7 +48,11 @@ pub(super) const THREADS_WAIT: Rule = Rule {
     name: "threads wait for output to be read",
     scope: Scope::MainActivity(&[Activity::Output]),
     basis: Basis::Time,
-    test: |case, _| Some(Finding::blaming(lock::end_of_chain(case), advice)),
+    test: |case, checks| {
+        let reader = lock::other_end(case);
+        checks.answer("the reader is known", reader.is_some());
+        Some(Finding::blaming(reader, advice).unsure_without_culprit())
+    },
 };
 
 /// Threads wait for a lock whose holder waits for its output to be read.

@@ -138,6 +138,18 @@ impl Finding {
         .with_culprit(culprit)
     }
 
+    /// Not sure without a culprit.
+    pub(super) fn unsure_without_culprit(self) -> Self {
+        let max_confidence = match self.culprit {
+            Some(_) => self.max_confidence,
+            None => self.max_confidence.min(Confidence::Medium),
+        };
+        Self {
+            max_confidence,
+            ..self
+        }
+    }
+
     fn with_culprit(self, culprit: Option<Culprit>) -> Self {
         Self { culprit, ..self }
     }

@@ -59,6 +59,7 @@ pub(super) const RULES: &[&Rule] = &[
     &pool_exhausted::ALL_IN_USE,
     &downstream_slow::THREADS_WAIT,
     &producer_surge::WAITING,
+    &consumer_stalled::ASLEEP,
     &undersized_limit::WORKERS,
     &undersized_limit::KEPT_ALIVE,
     &peer_not_sending::SILENT_PEERS,

@@ -93,7 +93,16 @@ pub(super) const WORKERS: Rule = Rule {
             matches!(first.resource, Resource::Connection(_)),
             false,
         );
-        in_a_loop.then(|| {
+        // A thread that sleeps with no request to serve is not busy: it backs off, or waits for its hour.
+        let asleep_at_work = match first.activity {
+            Activity::Asleep => checks.is(
+                "asleep, and takes nothing",
+                wait::takes_nothing(case),
+                false,
+            ),
+            _ => true,
+        };
+        (in_a_loop && asleep_at_work).then(|| {
             let limit = format!("{} workers", first.threads.len());
             let advice = match Capacity::of(case) {
                 Some(capacity) => format!(

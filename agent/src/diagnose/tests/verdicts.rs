@@ -439,6 +439,111 @@ fn workers_that_all_sleep_in_a_request_are_too_few() {
     );
 }
 
+/// An episode of a queue that nothing has left.
+fn untouched() -> Episode {
+    Episode {
+        departures: Some(0),
+        ..filling()
+    }
+}
+
+#[test]
+fn a_consumer_that_sleeps_and_takes_nothing_is_not_busy() {
+    let mut scene = Scene::of(&[&[10]]);
+    let asleep = [thread(10, 0).call(libc::SYS_clock_nanosleep, [0; 4])];
+    scene.take_samples(60, &asleep);
+    let verdict = scene.verdict(&untouched());
+    assert_eq!(verdict.cause, Cause::ConsumerStalled);
+    assert_eq!(culprit(&verdict).1, Some(10));
+    scene.accepts(1, (10, 5), 80);
+    scene.awaits(1);
+    scene.take_samples(60, &asleep);
+    let verdict = scene.verdict(&untouched());
+    assert_eq!(verdict.cause, Cause::UndersizedLimit, "it serves a request");
+}
+
+#[test]
+fn a_connection_that_is_not_answered_is_a_call() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene
+        .calls(1, (10, 5), "10.0.0.9:5432".parse().unwrap())
+        .state = 2;
+    scene.accepts(2, (10, 6), 80);
+    scene.awaits(2);
+    for wait in [
+        thread(10, 0).call(libc::SYS_connect, [5, 0, 16, 0]),
+        thread(10, 0)
+            .call(libc::SYS_poll, [0x1000, 1, 1_000, 0])
+            .with(Detail::Poll(vec![(5, 4)])),
+        thread(10, 0).serves_all(),
+    ] {
+        scene.take_samples(60, &[wait]);
+        let verdict = scene.verdict(&filling());
+        assert_eq!(verdict.cause, Cause::DownstreamSlow);
+        assert_eq!(culprit(&verdict).2, "10.0.0.9:5432");
+        assert!(
+            verdict.evidence.contains("answer the connection request"),
+            "{}",
+            verdict.evidence
+        );
+    }
+}
+
+#[test]
+fn a_connection_that_nobody_accepts_leads_to_the_process_that_listens() {
+    let mut scene = Scene::of(&[&[10], &[20]]);
+    scene.calls(1, (10, 5), local(9090)).state = 2;
+    scene.sample().listening = Some(vec![Listening {
+        netns: 1,
+        address: local(9090),
+        tgid: 20,
+        name: "python3".to_owned(),
+    }]);
+    let threads = [
+        thread(10, 0).call(libc::SYS_connect, [5, 0, 16, 0]),
+        thread(20, 0).state(State::Stopped),
+    ];
+    scene.take_samples(60, &threads);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::DownstreamSlow);
+    assert_eq!(culprit(&verdict).1, Some(20));
+    assert_eq!(verdict.root, Some(Cause::ConsumerStalled));
+}
+
+#[test]
+fn a_socket_that_workers_share_leads_to_its_reader() {
+    let mut scene = Scene::of(&[&[10, 11, 12], &[20]]);
+    scene.unix((71, 72), (10, 5), 20);
+    let sends = |tgid| {
+        let inode = Detail::File {
+            path: "socket:[71]".to_owned(),
+            device: None,
+        };
+        thread(tgid, 0)
+            .call(libc::SYS_sendto, [5, 0, 0, 0])
+            .with(inode)
+    };
+    let threads = [sends(11), sends(12), thread(20, 0).parked()];
+    scene.take_samples(60, &threads);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::OutputBlocked);
+    assert_eq!(culprit(&verdict).1, Some(20));
+}
+
+#[test]
+fn output_that_nobody_is_known_to_read_has_no_culprit() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.unix((71, 72), (10, 5), 20);
+    scene.sample().holders = Some(Vec::new());
+    scene.take_samples(60, &[thread(10, 0).writes(5)]);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::OutputBlocked);
+    assert_eq!(
+        (verdict.culprit, verdict.confidence),
+        (None, Confidence::Medium)
+    );
+}
+
 #[test]
 fn a_backlog_that_overflows_while_workers_are_idle_is_too_small() {
     let mut scene = Scene::of(&[&[10]]);

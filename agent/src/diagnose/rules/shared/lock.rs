@@ -6,7 +6,7 @@ use crate::{
         case::Case,
         classify::Resource,
         rules::{checks::Checks, rule::Finding},
-        wait_graph::Step,
+        wait_graph::{ChainEnd, Step},
         words::idle_in_transaction_ns,
     },
     event::{Activity, Culprit},
@@ -39,6 +39,17 @@ pub(in crate::diagnose::rules) fn held_while(
 /// Who is at the end of the wait chain.
 pub(in crate::diagnose::rules) fn end_of_chain(case: Case<'_>) -> Option<Culprit> {
     case.last().map(|last| culprit::at_the_end(case, last))
+}
+
+/// Who is at the end of a chain of waiting for others. `None` if the threads wait for somebody who is not known.
+pub(in crate::diagnose::rules) fn other_end(case: Case<'_>) -> Option<Culprit> {
+    let last = case.last()?;
+    let is_unknown = case.steps.len() == 1 && last.end == Some(ChainEnd::Reached);
+    match &last.resource {
+        Resource::File { .. } if is_unknown => culprit::disk(case, last),
+        _ if is_unknown => None,
+        _ => Some(culprit::at_the_end(case, last)),
+    }
 }
 
 /// Whether the chain leads to the lock of an interpreter, on which its threads take turns.
