@@ -4,7 +4,7 @@
 
 use super::{DISCOVERY_INTERVAL_NS, MS, poll_interval::PollInterval};
 
-/// Part of the CPU budget that each background scan may use: 40% for the five scans below together.
+/// Part of the CPU budget that each background scan may use: 48% for the six scans below together.
 const BUDGET_PART: f64 = 0.08;
 /// The same while a target is focused: the profile needs more of the budget then.
 const BUDGET_PART_FOCUSED: f64 = 0.05;
@@ -22,6 +22,8 @@ pub(super) struct BackgroundScans {
     pub(super) cpu_accounting: PollInterval,
     /// Process titles in the focus scope.
     pub(super) titles: PollInterval,
+    /// Holders of the locks that processes in the focus scope share.
+    pub(super) lock_waits: PollInterval,
 }
 
 impl Default for BackgroundScans {
@@ -32,6 +34,7 @@ impl Default for BackgroundScans {
             system: PollInterval::new(500 * MS, 5_000 * MS),
             cpu_accounting: PollInterval::new(1_000 * MS, 10_000 * MS),
             titles: PollInterval::new(250 * MS, 5_000 * MS),
+            lock_waits: PollInterval::new(200 * MS, 5_000 * MS),
         }
     }
 }

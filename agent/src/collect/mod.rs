@@ -8,7 +8,8 @@
 //! - *Processes*: `processes` (the machine's, the watched ones, the targets), `focus` (targets with an unhealthy queue),
 //!   `neighbours` (processes that may keep them waiting).
 //! - *Queues and threads*: `socket_scan`, `thread_scan`, `networks`, `system` (cgroups and the machine),
-//!   `cpu_accounting`, `holders` and `peers` (other ends of pipes and connections), `paths`, `titles`, `logs`.
+//!   `cpu_accounting`, `holders` and `peers` (other ends of pipes and connections), `lock_waits` (holders of locks that
+//!   processes share, from `lock_calls`, `file_locks`, `shared_memory`), `paths`, `titles`, `logs`.
 //! - *About the agent itself*: `report` (counters), `notices` (messages for people).
 //!
 //! `convert` turns the eBPF records into sample types; `object_ids` hides kernel addresses.
@@ -18,8 +19,11 @@ mod clock;
 mod convert;
 mod cpu_accounting;
 mod cpu_budget;
+mod file_locks;
 mod focus;
 mod holders;
+mod lock_calls;
+mod lock_waits;
 mod logs;
 mod neighbours;
 mod networks;
@@ -32,6 +36,7 @@ mod processes;
 mod report;
 mod scan_costs;
 mod schedule;
+mod shared_memory;
 mod socket_scan;
 mod system;
 mod thread_scan;
@@ -51,6 +56,7 @@ pub use convert::sample_of_records;
 use cpu_accounting::CpuAccounting;
 use focus::Focus;
 use holders::Holders;
+use lock_waits::LockWaits;
 use logs::Logs;
 use neighbours::Neighbours;
 use networks::Networks;
@@ -70,7 +76,7 @@ use titles::Titles;
 use crate::{
     kernel::glance::{Bare, Glance},
     messages::Table,
-    sample::{Sample, TargetId},
+    sample::{Sample, Scans, TargetId, Wait},
     target::{Discovered, Discovery, Spec},
 };
 
@@ -94,6 +100,7 @@ pub struct Collector {
     peers: Peers,
     paths: Paths,
     titles: Titles,
+    lock_waits: LockWaits,
     logs: Logs,
     system: System,
     cpu_accounting: CpuAccounting,
@@ -121,6 +128,7 @@ impl Collector {
             peers: Peers::default(),
             paths: Paths::default(),
             titles: Titles::default(),
+            lock_waits: LockWaits::default(),
             logs: Logs::new(None),
             system: System::default(),
             cpu_accounting: CpuAccounting::default(),
@@ -326,6 +334,9 @@ impl Collector {
             let cost_ns = self.costs.add_background(timer);
             self.background.waits.polled(now_ns, cost_ns, share);
         }
+        if self.focus.is_active() && self.background.lock_waits.is_due(now_ns) {
+            self.search_lock_waits(sample);
+        }
         if plan.complete || self.background.system.is_due(now_ns) {
             let timer = CpuTimer::start();
             self.system
@@ -355,6 +366,27 @@ impl Collector {
         }
         self.holders.report(sample);
         Ok(())
+    }
+
+    /// Finds who holds the locks that threads in the focus scope wait for in this sample, if it has sampled any.
+    fn search_lock_waits(&mut self, sample: &mut Sample) {
+        let threads = match sample.scans {
+            Scans { profile: true, .. } => &sample.profile,
+            Scans { waits: true, .. } => &sample.waits,
+            _ => return,
+        };
+        let timer = CpuTimer::start();
+        let in_focus = threads.iter().filter(|wait| self.focus.contains(wait.tgid));
+        let in_focus: Vec<&Wait> = in_focus.collect();
+        let now_ns = sample.mono_ns;
+        let found = self
+            .lock_waits
+            .search(now_ns, &in_focus, &self.processes, &mut self.notices);
+        self.neighbours.set_lock_holders(found.as_deref());
+        sample.lock_waits = found;
+        let cost_ns = self.costs.add_background(timer);
+        let share = self.background_share();
+        self.background.lock_waits.polled(now_ns, cost_ns, share);
     }
 
     /// Share of a core that each background scan may use.
@@ -393,6 +425,7 @@ impl Collector {
             self.neighbours.clear();
             self.peers.clear();
             self.titles.clear();
+            self.lock_waits.clear();
             self.glance.request_peers(&BTreeSet::new())?;
         }
         self.schedule.set_focused(self.focus.has_targets());

@@ -1,4 +1,4 @@
-//! Processes that may keep focused targets waiting. They are found along connections, pipes and unix sockets, and stay watched
+//! Processes that may keep focused targets waiting. They are found along connections, pipes, unix sockets and locks, and stay watched
 //! while they are within reach.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +7,7 @@ use super::{
     MS, focus::Focus, holders::Holders, notices::Notices, peers::Peers, processes::Processes,
 };
 use crate::{
-    sample::Sample,
+    sample::{LockWait, Sample},
     target::{End, HostView, MAX_NEIGHBOURS, ends, find_neighbours},
 };
 
@@ -22,6 +22,8 @@ pub(super) struct Neighbours {
     selected: BTreeSet<u32>,
     /// What each process (tgid) holds open and may be waiting on.
     ends: Vec<(u32, End)>,
+    /// The holders of the locks that each process waits for.
+    lock_holders: Vec<(u32, End)>,
 }
 
 /// A process that is watched only as a neighbour.
@@ -47,6 +49,15 @@ impl Neighbours {
     /// Adds what a scan over files found. `is_served(netns, port)`: whether a process listens there.
     pub(super) fn set_ends(&mut self, sample: &Sample, is_served: impl Fn(u32, u16) -> bool) {
         self.ends = ends(&sample.connections, &sample.pipes, &sample.unix, is_served);
+        self.ends.extend(&self.lock_holders);
+    }
+
+    /// Updates the holders of the locks that processes wait for. `None`: they wait for none.
+    pub(super) fn set_lock_holders(&mut self, waits: Option<&[LockWait]>) {
+        let waits = waits.unwrap_or_default().iter();
+        let holders = waits.filter_map(|wait| Some((wait.tgid, End::Process(wait.holder.tgid()?))));
+        let holders: BTreeSet<(u32, End)> = holders.collect();
+        self.lock_holders = holders.into_iter().collect();
     }
 
     /// Finds the neighbours of all focused targets; returns whether there are new ones to watch.
@@ -105,6 +116,7 @@ impl Neighbours {
     pub(super) fn clear(&mut self) {
         self.selected.clear();
         self.ends.clear();
+        self.lock_holders.clear();
     }
 
     /// Adds processes (tgid, start time); returns whether any is new. Beyond [`MAX_NEIGHBOURS`], drops those that were reached

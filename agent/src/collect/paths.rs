@@ -1,7 +1,7 @@
 //! The files behind descriptors, read from /proc where the eBPF records have no path, and cached.
 #![forbid(unsafe_code)]
 
-use std::{collections::HashMap, fs, os::unix::fs::MetadataExt as _, path::Path};
+use std::{collections::HashMap, fs, io::Read as _, os::unix::fs::MetadataExt as _, path::Path};
 
 use super::processes::find;
 use crate::{
@@ -212,6 +212,17 @@ fn device(pid: u32, fd: u32) -> Option<String> {
 pub(super) fn cgroup(pid: u32) -> Option<String> {
     let text = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("cgroup")).ok()?;
     crate::target::cgroup_path(&text)
+}
+
+/// A text in /proc, cut after so many bytes. Empty: it cannot be read.
+pub(super) fn read_text(path: &str, max_bytes: u64) -> String {
+    let mut bytes = Vec::new();
+    let Ok(file) = fs::File::open(path) else {
+        return String::new();
+    };
+    // What was read before an error still holds.
+    let _ = file.take(max_bytes).read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use super::topology::{OpenFile, Topology};
 use crate::hash::HashMap;
 use crate::{
     event::Activity,
-    queue::syscalls::{CallClass, Futex, Lock, call_of, descriptor},
-    sample::{Detail, State, Wait},
+    queue::syscalls::{CallClass, Futex, Lock, call_of, descriptor, shared_owner},
+    sample::{Detail, LockHolder, LockWait, SharedLock, State, Wait},
 };
 
 /// What a thread was doing when it was sampled.
@@ -36,6 +36,13 @@ pub(super) enum Resource {
         owner: Option<u32>,
         /// It is the lock that an interpreter's threads take turns on (CPython's GIL).
         interpreter: bool,
+    },
+    /// A lock that processes share, on a file or in memory.
+    SharedLock {
+        /// The same for all that wait for it.
+        id: u64,
+        lock: SharedLock,
+        holder: LockHolder,
     },
     /// A lock within the service that only the process title shows: a database's row lock.
     RowLock,
@@ -79,6 +86,12 @@ impl Threads {
         }
     }
 
+    /// The only thread of these processes with a number in its PID namespace.
+    fn only(&self, tgids: impl Iterator<Item = u32>, own_tid: u32) -> Option<(u32, u32)> {
+        let mut found = tgids.filter_map(|tgid| Some((tgid, self.tid(tgid, own_tid)?)));
+        found.next().filter(|_| found.next().is_none())
+    }
+
     fn tid(&self, tgid: u32, own_tid: u32) -> Option<u32> {
         self.by_own_tid.get(&(tgid, own_tid)).copied()
     }
@@ -119,7 +132,10 @@ fn asleep(wait: &Wait, threads: &Threads, topology: &Topology) -> Observation {
         CallClass::Accept | CallClass::Process => Observation::of(Activity::Idle),
         CallClass::Epoll => in_event_loop(wait.tgid, topology),
         CallClass::Poll => polling(wait, &syscall.detail, topology),
-        CallClass::Sleep => Observation::of(Activity::Asleep),
+        CallClass::Sleep => match topology.file_lock(wait, true) {
+            Some(lock) => shared_lock(lock),
+            None => Observation::of(Activity::Asleep),
+        },
         CallClass::Read => reading(wait.tgid, fd, topology),
         CallClass::Write => writing(wait.tgid, fd, &syscall.detail, topology),
         CallClass::Futex => futex(wait, threads, topology),
@@ -134,13 +150,52 @@ fn asleep(wait: &Wait, threads: &Threads, topology: &Topology) -> Observation {
             ("connect", Some(OpenFile::Unix(inode))) => {
                 Observation::with(Activity::Downstream, Resource::Unix(inode))
             }
-            ("flock" | "fcntl", _) => Observation::with(Activity::Lock, file(&syscall.detail)),
+            ("flock" | "fcntl", _) => match topology.file_lock(wait, false) {
+                Some(lock) => shared_lock(lock),
+                None => Observation::with(Activity::Lock, file(&syscall.detail)),
+            },
             ("io_uring_enter", _) => in_event_loop(wait.tgid, topology),
             ("io_getevents", _) => Observation::of(Activity::Disk),
             ("semop" | "msgrcv", _) => Observation::of(Activity::Inside),
             _ => Observation::of(Activity::Unknown),
         },
     }
+}
+
+fn shared_lock(wait: &LockWait) -> Observation {
+    let resource = Resource::SharedLock {
+        id: wait.id,
+        lock: wait.lock.clone(),
+        holder: wait.holder,
+    };
+    Observation::with(Activity::Lock, resource)
+}
+
+/// A mutex in shared memory. It may have changed hands since its holder was searched: the number of the holder's thread, which
+/// was read now, decides.
+fn shared_mutex(
+    wait: &Wait,
+    known: &LockWait,
+    threads: &Threads,
+    topology: &Topology,
+) -> Observation {
+    let owner = match wait.syscall.as_ref().map(|call| &call.detail) {
+        Some(Detail::Futex { word, owner }) => shared_owner(*word, *owner),
+        _ => 0,
+    };
+    let sharing = topology.sharing(known.id);
+    let holder = match (known.holder, threads.only(sharing, owner)) {
+        (_, Some((tgid, tid))) => LockHolder::Thread { tgid, tid },
+        // It is not sampled, or has exited.
+        (LockHolder::Thread { tid, .. } | LockHolder::Exited(tid), None) if tid == owner => {
+            known.holder
+        }
+        _ => LockHolder::Unknown,
+    };
+    shared_lock(&LockWait {
+        holder,
+        ..known.clone()
+    })
 }
 
 fn file(detail: &Detail) -> Resource {
@@ -282,6 +337,9 @@ fn futex(wait: &Wait, threads: &Threads, topology: &Topology) -> Observation {
     let Some(futex) = Futex::of(wait, is_thread) else {
         return Observation::of(Activity::Unknown);
     };
+    if let Some(lock) = topology.shared_mutex(wait.tgid, futex.address) {
+        return shared_mutex(wait, lock, threads, topology);
+    }
     // Both words of a condition variable lie in one aligned block of 8 bytes; the lock queue names it by that address.
     let block = futex.address - futex.address % 8;
     let (known, address) = match futex.lock {

@@ -16,7 +16,7 @@ use crate::{
         Kind, Readings, Targets,
         syscalls::{CallClass, call_of},
     },
-    sample::{Detail, Sample, State, TargetId, Wait},
+    sample::{Detail, LockHolder, Sample, State, TargetId, Wait},
     text::harmless,
 };
 
@@ -29,8 +29,13 @@ const MAX_THREADS: usize = 4_096;
 /// A thread: its tgid and its tid, in the initial PID namespace.
 pub(super) type Thread = (u32, u32);
 
-/// A lock: the tgid of its process, and its address there.
+/// A lock: the tgid of its process, and its address there; of one that processes share: 0, and its id.
 pub(super) type Lock = (u32, u64);
+
+/// The key of a lock that processes share.
+pub(super) fn shared(id: u64) -> Lock {
+    (0, id)
+}
 
 #[derive(Default)]
 pub(super) struct Profile {
@@ -133,11 +138,12 @@ impl Profile {
         let threads = Threads::of(waits);
         let long_turns = self.track_turns(waits, &in_focus);
         let second = self.second(now_ns);
-        let now: BTreeMap<Thread, Observation> = waits
+        let mut now: BTreeMap<Thread, Observation> = waits
             .iter()
             .filter(|wait| in_focus(wait.tgid))
             .filter_map(|wait| Some(((wait.tgid, wait.tid), classify(wait, &threads, topology)?)))
             .collect();
+        find_turns_to_accept(&mut now, targets, topology);
         second.count_holders(&now);
         second.long_turns.extend(long_turns);
         second.count_turns(waits, &in_focus);
@@ -324,6 +330,44 @@ impl Second {
         }
     }
 
+    /// The same for locks that processes share. Of a lock that a process holds, all its threads count that do not wait for it,
+    /// idle ones only if there are no others.
+    fn count_shared_holders(&mut self, now: &BTreeMap<Thread, Observation>) {
+        let waited_for: BTreeSet<(u64, LockHolder)> = now
+            .values()
+            .filter(|seen| seen.activity == Activity::Lock)
+            .filter_map(|seen| match seen.resource {
+                Resource::SharedLock { id, holder, .. } => Some((id, holder)),
+                _ => None,
+            })
+            .collect();
+        for (id, holder) in waited_for {
+            let Some(tgid) = holder.tgid() else {
+                continue;
+            };
+            let may_hold = |(thread, seen): &(&Thread, &Observation)| {
+                let waits =
+                    matches!(seen.resource, Resource::SharedLock { id: other, .. } if other == id);
+                let is_it = match holder {
+                    LockHolder::Thread { tid, .. } => thread.1 == tid,
+                    _ => true,
+                };
+                is_it && !waits
+            };
+            let threads = now.range((tgid, 0)..=(tgid, u32::MAX)).filter(may_hold);
+            let threads: Vec<_> = threads.collect();
+            let is_idle = |seen: &Observation| seen.activity == Activity::Idle;
+            let all_idle = threads.iter().all(|(_, seen)| is_idle(seen));
+            let holding = threads
+                .iter()
+                .filter(|(_, seen)| all_idle || !is_idle(seen));
+            for (thread, seen) in holding {
+                let holders = self.held.entry(shared(id)).or_default();
+                holders.entry(**thread).or_default().add(seen, 1);
+            }
+        }
+    }
+
     /// Counts what the holders of locks do that others wait for now. An interpreter's lock records no owner: its
     /// holders are taken to be the threads of its process that use a CPU or want one.
     fn count_holders(&mut self, now: &BTreeMap<Thread, Observation>) {
@@ -339,6 +383,7 @@ impl Second {
                 _ => None,
             })
             .collect();
+        self.count_shared_holders(now);
         for ((tgid, address), (owner, interpreter)) in waited_for {
             let needs_cpu = |observation: &Observation| {
                 matches!(
@@ -357,6 +402,41 @@ impl Second {
                 let profile = holders.entry((tgid, *tid)).or_default();
                 profile.add(observation, 1);
             }
+        }
+    }
+}
+
+/// Workers that share a listener may take turns at waiting for a connection, with a lock that the one whose turn it is holds
+/// meanwhile. Those that wait for such a lock, and have no request in service, are idle as well.
+fn find_turns_to_accept(
+    now: &mut BTreeMap<Thread, Observation>,
+    targets: &Targets,
+    topology: &Topology,
+) {
+    let idle = |tgid: u32, now: &BTreeMap<Thread, Observation>| {
+        let mut threads = now.range((tgid, 0)..=(tgid, u32::MAX)).peekable();
+        threads.peek().is_some() && threads.all(|(_, seen)| seen.activity == Activity::Idle)
+    };
+    let waits_for_a_turn = |thread: &Thread, seen: &Observation| {
+        let Resource::SharedLock { holder, .. } = seen.resource else {
+            return false;
+        };
+        holder.tgid().is_some_and(|holder| {
+            targets.of(holder) == targets.of(thread.0)
+                && topology.work_of(thread.0).in_service == 0
+                && idle(holder, now)
+        })
+    };
+    let waiting = now
+        .iter()
+        .filter(|(thread, seen)| waits_for_a_turn(thread, seen));
+    let waiting: Vec<Thread> = waiting.map(|(thread, _)| *thread).collect();
+    for thread in waiting {
+        if let Some(seen) = now.get_mut(&thread) {
+            *seen = Observation {
+                activity: Activity::Idle,
+                resource: Resource::Parked,
+            };
         }
     }
 }

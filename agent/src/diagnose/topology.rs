@@ -17,7 +17,7 @@ use super::{
 use crate::{
     hash::HashMap,
     queue::{Kind, LocalListeners, PendingRequest, QueueId, Readings, Targets},
-    sample::{Connection, Holder, Peer, Sample, TargetId, UnixSocket},
+    sample::{Connection, Holder, LockWait, Peer, Sample, SharedLock, TargetId, UnixSocket, Wait},
     text::bounded,
 };
 
@@ -132,6 +132,9 @@ pub(super) struct Topology {
     awaited: FxHashMap<u64, PendingRequest>,
     /// Connections that are not established yet: when each was first seen, CLOCK_MONOTONIC, ns.
     connecting: FxHashMap<u64, u64>,
+    /// Waits for locks that processes share: on files by thread, in memory by process and address.
+    file_locks: HashMap<(u32, u32), LockWait>,
+    shared_mutexes: HashMap<(u32, u64), LockWait>,
     /// Addresses known to be locks: whether it is an interpreter's lock, and when a thread last waited for it, ns.
     locks: HashMap<(u32, u64), (bool, u64)>,
 }
@@ -169,6 +172,9 @@ impl Topology {
                     since_ns: now_ns,
                 },
             );
+        }
+        if let Some(waits) = &sample.lock_waits {
+            self.learn_lock_waits(waits);
         }
         if sample.scans.files || sample.scans.focused_sockets {
             self.learn_files(sample, targets);
@@ -256,6 +262,25 @@ impl Topology {
                     .insert((end.tgid, end.fd), OpenFile::Connection(cookie));
                 let tuple = tuple(connection.local, connection.remote);
                 self.ends.entry(tuple).or_default().push(end);
+            }
+        }
+    }
+
+    fn learn_lock_waits(&mut self, waits: &[LockWait]) {
+        self.file_locks.clear();
+        self.shared_mutexes.clear();
+        for wait in waits {
+            if let Some(tgid) = wait.holder.tgid() {
+                self.names.insert(tgid, wait.holder_name.clone());
+            }
+            match wait.lock {
+                SharedLock::File { .. } => {
+                    self.file_locks.insert((wait.tgid, wait.tid), wait.clone());
+                }
+                SharedLock::Memory { address } => {
+                    self.shared_mutexes
+                        .insert((wait.tgid, address), wait.clone());
+                }
             }
         }
     }
@@ -376,6 +401,28 @@ impl Topology {
 
     pub(super) fn work_of(&self, tgid: u32) -> ProcessWork {
         self.work.get(&tgid).copied().unwrap_or_default()
+    }
+
+    /// The lock on a file that a thread waits for, blocked (`polled`: sleeping to try again).
+    pub(super) fn file_lock(&self, thread: &Wait, polled: bool) -> Option<&LockWait> {
+        let known = self.file_locks.get(&(thread.tgid, thread.tid))?;
+        // A thread that has been woken may wait for another holder now.
+        let is_current = polled || known.voluntary == thread.voluntary;
+        let is_it = matches!(known.lock, SharedLock::File { polled: it, .. } if it == polled);
+        (is_it && is_current).then_some(known)
+    }
+
+    /// The mutex at this address that a process shares with others, while threads wait for it.
+    pub(super) fn shared_mutex(&self, tgid: u32, address: u64) -> Option<&LockWait> {
+        self.shared_mutexes.get(&(tgid, address))
+    }
+
+    /// The processes known to share the lock with this id; each once.
+    pub(super) fn sharing(&self, id: u64) -> impl Iterator<Item = u32> {
+        let waits = self.shared_mutexes.values().filter(|wait| wait.id == id);
+        let tgids = waits.flat_map(|wait| [Some(wait.tgid), wait.holder.tgid()]);
+        let tgids: BTreeSet<u32> = tgids.flatten().collect();
+        tgids.into_iter()
     }
 
     /// Whether a lock at this address is an interpreter's. `None`: it is not known to be a lock.

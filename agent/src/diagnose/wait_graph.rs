@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     classify::{Observation, Resource},
-    profile::{Lock, Profile, Thread, ThreadProfile, Window},
+    profile::{Lock, Profile, Thread, ThreadProfile, Window, shared},
     thread_set::ThreadSet,
     topology::{Link, OpenFile, Topology},
 };
 use crate::{
     event::{Activity, Episode, share_of},
     queue::{QueueId, Targets},
-    sample::TargetId,
+    sample::{SharedLock, TargetId},
 };
 
 /// Longest wait chain. The longest of the recorded incidents has 4 steps.
@@ -96,7 +96,14 @@ pub(super) fn chain_behind(view: View<'_>, episode: &Episode) -> Vec<Step> {
         }
         QueueId::Lock { address, tgid } => {
             let lock = (tgid, address);
-            let waits = |resource: &Resource| matches!(resource, Resource::Lock { tgid, address, .. } if (*tgid, *address) == lock);
+            let waits = |resource: &Resource| match resource {
+                Resource::Lock { tgid, address, .. } => (*tgid, *address) == lock,
+                Resource::SharedLock {
+                    lock: SharedLock::Memory { address: other },
+                    ..
+                } => *other == address,
+                _ => false,
+            };
             let threads = view.window.of_process(tgid);
             let waiting = threads
                 .filter(|(_, profile)| profile.by.keys().any(|seen| waits(&seen.resource)))
@@ -306,6 +313,13 @@ fn behind(view: View<'_>, step: &Step, resource: &Resource) -> Option<Next> {
             match view.window.holders(lock) {
                 Some(_) => Some(Next::Holders(lock)),
                 None => likely_holder(view, lock).map(Next::Thread),
+            }
+        }
+        (Activity::Lock, Resource::SharedLock { id, holder, .. }) => {
+            let lock = shared(*id);
+            match view.window.holders(lock) {
+                Some(_) => Some(Next::Holders(lock)),
+                None => holder.tgid().map(|tgid| Next::Process(tgid, None)),
             }
         }
         (Activity::Lock, Resource::RowLock) => row_lock_holder(view, step),

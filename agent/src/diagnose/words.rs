@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{case::Case, classify::Resource, profile::Thread, topology::Link, wait_graph::Step};
-use crate::{event::Activity, text::duration};
+use crate::{event::Activity, sample::SharedLock, text::duration};
 
 /// The port of the Domain Name System (RFC 1035).
 const DNS_PORT: u16 = 53;
@@ -95,6 +95,7 @@ fn resource(case: Case<'_>, step: &Step) -> Option<String> {
             interpreter: true, ..
         } => "the interpreter's lock".to_owned(),
         Resource::Lock { address, .. } => format!("the lock at {address:#x}"),
+        Resource::SharedLock { lock, .. } => shared_lock(lock),
         Resource::RowLock => "a row lock (reported by its process title)".to_owned(),
         Resource::File { path, device } => match device {
             Some(device) => format!("{path} on {device}"),
@@ -109,6 +110,24 @@ fn resource(case: Case<'_>, step: &Step) -> Option<String> {
             None => format!("socket:[{inode}]"),
         },
     })
+}
+
+/// A lock that processes share.
+pub(super) fn shared_lock(lock: &SharedLock) -> String {
+    match lock {
+        SharedLock::File { path, polled } => {
+            let path = path.as_deref().unwrap_or("a file");
+            let polls = if *polled {
+                " (sleeping between attempts)"
+            } else {
+                ""
+            };
+            format!("the lock on {path}{polls}")
+        }
+        SharedLock::Memory { address } => {
+            format!("the lock at {address:#x} that processes share")
+        }
+    }
 }
 
 /// The client of a process that serves exactly one.

@@ -214,6 +214,16 @@ impl Futex {
     }
 }
 
+/// The number of the thread that holds a mutex in shared memory which others wait for, from its word and the one beside it; 0 if
+/// it is not stored.
+pub(crate) fn shared_owner(word: u32, beside: u32) -> u32 {
+    if word & futex::WAITERS == 0 {
+        beside
+    } else {
+        word & futex::TID
+    }
+}
+
 /// What a thread is doing, for display: `running`, `in fsync of /var/lib/db/wal`.
 pub(crate) fn doing(wait: &Wait) -> String {
     let state = match wait.state {

@@ -146,6 +146,9 @@ impl Anonymizer {
         for peer in sample.peers.iter().flatten() {
             self.kept.insert(peer.tgid);
         }
+        for wait in sample.lock_waits.iter().flatten() {
+            self.kept.extend(wait.holder.tgid());
+        }
         for connection in &sample.connections {
             self.remote_ports.insert(connection.remote.port());
         }

@@ -43,6 +43,7 @@ impl Cut {
         state.listening = sample.listening.take().or(state.listening.take());
         state.holders = sample.holders.take().or(state.holders.take());
         state.peers = sample.peers.take().or(state.peers.take());
+        state.lock_waits = sample.lock_waits.take().or(state.lock_waits.take());
         for title in sample.titles.drain(..) {
             state.titles.retain(|known| known.tgid != title.tgid);
             state.titles.push(title);
@@ -55,6 +56,7 @@ impl Cut {
         sample.listening = state.listening.take();
         sample.holders = state.holders.take();
         sample.peers = state.peers.take();
+        sample.lock_waits = state.lock_waits.take();
         sample.titles = std::mem::take(&mut state.titles);
         Some(sample)
     }

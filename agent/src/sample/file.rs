@@ -1,7 +1,8 @@
 //! Recordings: a stream of samples in a file.
 //!
 //! Layout: the magic bytes, a u32 version, then chunks. A chunk is a u32 length (little-endian) and one zstd frame with
-//! checksum. The frame holds samples, each as a u32 length and its postcard encoding. A chunk covers about one second, so a
+//! checksum. The frame holds samples, each as a u32 length and its postcard encoding. What samples gained since this version
+//! of the layout follows within that length, and may be absent ([`Appended`]). A chunk covers about one second, so a
 //! truncated recording (full disk, crash) loses at most that, and the reader reports it.
 #![forbid(unsafe_code)]
 
@@ -10,7 +11,9 @@ use std::{
     io::{self, Read, Write},
 };
 
-use super::Sample;
+use serde::{Deserialize, Serialize};
+
+use super::{LockWait, Sample};
 
 const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
 /// Incremented whenever [`Sample`] changes: postcard is not self-describing.
@@ -29,6 +32,13 @@ const LEVEL: i32 = 3;
 const PACKED_LEVEL: i32 = 19;
 /// Latest valid time, ns (the year 2262): half the range of u64, so that adding times and durations cannot overflow.
 const LATEST_NS: u64 = i64::MAX as u64;
+
+/// Fields of [`Sample`] that older recordings do not have. A further one goes into a further structure of this kind, which
+/// follows the last.
+#[derive(Default, Serialize, Deserialize)]
+struct Appended {
+    lock_waits: Option<Vec<LockWait>>,
+}
 
 /// Writes samples.
 pub struct Writer<W: Write> {
@@ -72,7 +82,13 @@ impl<W: Write> Writer<W> {
 
     /// Adds a sample; it reaches the disk with its chunk, within about a second.
     pub fn add(&mut self, sample: &Sample) -> io::Result<()> {
-        let encoded = postcard::to_stdvec(sample).map_err(io::Error::other)?;
+        let mut encoded = postcard::to_stdvec(sample).map_err(io::Error::other)?;
+        if sample.lock_waits.is_some() {
+            let appended = Appended {
+                lock_waits: sample.lock_waits.clone(),
+            };
+            encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
+        }
         self.pending.extend((encoded.len() as u32).to_le_bytes());
         self.pending.extend(encoded);
         self.pending_samples += 1;
@@ -205,8 +221,13 @@ impl<R: Read> Reader<R> {
                 rest.get(4..4usize.checked_add(len)?)
             })
             .ok_or_else(|| self.corrupt("a sample extends past its chunk"))?;
-        let sample: Sample =
-            postcard::from_bytes(encoded).map_err(|error| self.corrupt(&error.to_string()))?;
+        let decoded = postcard::take_from_bytes::<Sample>(encoded);
+        let (mut sample, rest) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
+        if !rest.is_empty() {
+            let appended: Appended =
+                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            sample.lock_waits = appended.lock_waits;
+        }
         if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
             return Err(self.corrupt("a time is out of range"));
         }
@@ -271,6 +292,7 @@ impl<R: Read> Reader<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::{LockHolder, SharedLock};
 
     fn recording(samples: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -323,6 +345,37 @@ mod tests {
         writer.flush().unwrap();
         assert!(matches!(read_all(&bytes), (55, None)));
         assert!(bytes.len() < whole.len());
+    }
+
+    #[test]
+    fn fields_that_older_recordings_lack_are_read_back() {
+        let wait = LockWait {
+            tgid: 7,
+            tid: 8,
+            voluntary: 9,
+            id: 10,
+            lock: SharedLock::Memory { address: 0x1000 },
+            holder: LockHolder::Exited(11),
+            holder_name: String::new(),
+        };
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes).unwrap();
+        for lock_waits in [None, Some(vec![wait]), None] {
+            let sample = Sample {
+                lock_waits,
+                ..Sample::default()
+            };
+            writer.add(&sample).unwrap();
+        }
+        writer.flush().unwrap();
+        let mut reader = Reader::new(bytes.as_slice()).unwrap();
+        let mut next = || reader.next_sample().unwrap().unwrap().lock_waits;
+        assert_eq!(next(), None);
+        assert_eq!(
+            next().map(|waits| waits[0].holder),
+            Some(LockHolder::Exited(11))
+        );
+        assert_eq!(next(), None);
     }
 
     #[test]

@@ -8,11 +8,13 @@ pub mod anonymize;
 pub mod cut;
 pub mod file;
 mod host;
+mod lock_waits;
 mod open_files;
 pub mod texts;
 mod threads;
 
 pub use host::{Cgroup, CpuUser, Holder, Listening, Machine, Network, Peer, Stall};
+pub use lock_waits::{LockHolder, LockWait, SharedLock};
 pub use open_files::{
     Connection, DatagramSocket, Files, Listener, Pipe, Ring, UnixSocket, UnixStyle,
 };
@@ -73,6 +75,10 @@ pub struct Sample {
     pub agent: Option<AgentReport>,
     /// Conditions of the agent itself that a user should know about.
     pub notices: Vec<Notice>,
+    /// Threads in the focus scope that wait for locks which processes share; present when that was searched. Recordings
+    /// hold it behind the sample (see [`file`]), so that older ones can still be read.
+    #[serde(skip)]
+    pub lock_waits: Option<Vec<LockWait>>,
 }
 
 /// Which scans a sample includes. An object that is absent from a sample is gone only if the scan that reports it is included.

@@ -4,7 +4,8 @@
 use std::net::SocketAddr;
 
 use super::{
-    Cgroup, CpuUser, Detail, Holder, Listening, Message, Notice, Peer, Sample, Target, Title, Wait,
+    Cgroup, CpuUser, Detail, Holder, Listening, LockWait, Message, Notice, Peer, Sample,
+    SharedLock, Target, Title, Wait,
 };
 
 /// The type of a text.
@@ -59,6 +60,7 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
         messages,
         agent: _,
         notices,
+        lock_waits,
     } = sample;
     for one in targets.iter_mut().flatten() {
         target(one, visit);
@@ -97,6 +99,9 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
     }
     for Notice { code: _, text } in notices {
         visit(Text::Notice, text);
+    }
+    for wait in lock_waits.iter_mut().flatten() {
+        lock_wait(wait, visit);
     }
 }
 
@@ -142,6 +147,23 @@ fn thread(wait: &mut Wait, visit: &mut impl FnMut(Text, &mut String)) {
                 each(Text::Device, device, visit);
             }
         }
+    }
+}
+
+fn lock_wait(wait: &mut LockWait, visit: &mut impl FnMut(Text, &mut String)) {
+    let LockWait {
+        tgid: _,
+        tid: _,
+        voluntary: _,
+        id: _,
+        lock,
+        holder: _,
+        holder_name,
+    } = wait;
+    visit(Text::Name, holder_name);
+    match lock {
+        SharedLock::File { path, polled: _ } => each(Text::Path, path, visit),
+        SharedLock::Memory { address: _ } => {}
     }
 }
 

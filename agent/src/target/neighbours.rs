@@ -18,7 +18,7 @@ pub(crate) const MAX_NEIGHBOURS: usize = 64;
 const MAX_SIBLINGS: usize = 1_024;
 
 /// Something that a process holds and may be waiting on, by what identifies the other end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum End {
     /// A connection, as the process sees it.
     Tcp {
@@ -32,6 +32,8 @@ pub(crate) enum End {
     WritersOf(u64),
     /// A unix socket, by the inode of its peer.
     Socket(u64),
+    /// A lock, by the process that holds it.
+    Process(u32),
 }
 
 /// The ends that may keep their process waiting, each with its tgid.
@@ -230,6 +232,7 @@ impl<'a> Graph<'a> {
                 End::ReadersOf(inode) => others.extend(self.holding(inode, |holder| holder.reads)),
                 End::WritersOf(inode) => others.extend(self.holding(inode, |holder| holder.writes)),
                 End::Socket(inode) => others.extend(self.holding(inode, |_| true)),
+                End::Process(tgid) => others.push(tgid),
             }
         }
         others.retain(|other| *other != tgid);

@@ -13,7 +13,7 @@ use crate::{
         classify::Resource,
         wait_graph::{ChainEnd, Step},
     },
-    event::{Activity, explain::Unit},
+    event::{Activity, Confidence, explain::Unit},
 };
 
 const CAUSE: CauseInfo = CauseInfo {
@@ -91,6 +91,32 @@ pub(super) const LOCK_HOLDER_STOPPED: Rule = Rule {
             ("the lock holder is stopped", Activity::Stopped),
             |_| lock::end_of_chain(case),
             restart,
+        )
+    },
+};
+
+/// Threads wait for a lock in shared memory whose holder has exited without releasing it: they wait for ever.
+pub(super) const LOCK_HOLDER_EXITED: Rule = Rule {
+    cause: &CAUSE,
+    name: "the lock holder has exited",
+    scope: Scope::MainActivity(&[Activity::Lock]),
+    basis: Basis::Time,
+    test: |case, checks| {
+        let holder = lock::exited_holder(case);
+        checks.is("the lock holder has exited", holder.is_some(), true);
+        let holder = holder?;
+        let first = case.first()?;
+        let finding = Finding::blaming(culprit::lock(case, case.last()?), |who| {
+            format!(
+                "Nobody will release {who}: restart all processes that share it. A robust mutex (PTHREAD_MUTEX_ROBUST) survives the end of its holder."
+            )
+        });
+        let fact = format!("thread {holder}, which holds the lock, has exited");
+        Some(
+            finding
+                .share(first.share)
+                .fact(fact)
+                .at_most(Confidence::Medium),
         )
     },
 };

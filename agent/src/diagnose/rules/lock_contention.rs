@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     cause::Cause,
-    diagnose::{case::Case, words::percent},
+    diagnose::{case::Case, wait_graph::ChainEnd, words::percent},
     event::{Activity, explain::Unit},
 };
 
@@ -26,11 +26,14 @@ pub(super) const THREADS_WAIT: Rule = Rule {
         let first = case.first()?;
         let holder = lock::holder(case);
         checks.answer("the lock holder was seen", holder.is_some());
-        let culprit = match holder {
-            Some(_) => lock::end_of_chain(case),
-            None => culprit::lock(case, first),
+        let end = case.last().and_then(|last| last.end.as_ref());
+        let culprit = match (holder, end) {
+            (Some(_), _) | (None, Some(ChainEnd::Unsampled(_))) => lock::end_of_chain(case),
+            (None, _) => culprit::lock(case, first),
         };
-        Some(Finding::blaming(culprit, |who| advice(case, who)).share(first.share))
+        let finding = Finding::blaming(culprit, |who| advice(case, who)).share(first.share);
+        let confidence = lock::max_confidence(case);
+        Some(finding.at_most(confidence).unsure_without_culprit())
     },
 };
 
@@ -108,6 +111,11 @@ fn advice(case: Case<'_>, who: &str) -> String {
     if let Some((_, since)) = lock::idle_transaction(case) {
         return format!(
             "End the transaction of {who}, idle for {since}, or its client; set idle_in_transaction_session_timeout."
+        );
+    }
+    if lock::holder(case).is_some_and(|holder| holder.activity == Activity::Idle) {
+        return format!(
+            "{who} holds the lock and waits for something else: find out why it keeps it, or end it."
         );
     }
     format!(

@@ -138,15 +138,18 @@ impl Finding {
         .with_culprit(culprit)
     }
 
+    pub(super) fn at_most(self, confidence: Confidence) -> Self {
+        Self {
+            max_confidence: self.max_confidence.min(confidence),
+            ..self
+        }
+    }
+
     /// Not sure without a culprit.
     pub(super) fn unsure_without_culprit(self) -> Self {
-        let max_confidence = match self.culprit {
-            Some(_) => self.max_confidence,
-            None => self.max_confidence.min(Confidence::Medium),
-        };
-        Self {
-            max_confidence,
-            ..self
+        match self.culprit {
+            Some(_) => self,
+            None => self.at_most(Confidence::Medium),
         }
     }
 

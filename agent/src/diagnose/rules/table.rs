@@ -42,6 +42,7 @@ pub(super) const RULES: &[&Rule] = &[
     &output_blocked::LOCK_HOLDER_WAITS,
     &peer_not_reading::LOCK_HOLDER_WAITS,
     &consumer_stalled::LOCK_HOLDER_STOPPED,
+    &consumer_stalled::LOCK_HOLDER_EXITED,
     &lock_contention::THREADS_WAIT,
     // 5. Threads that wait for something else.
     &disk_slow::THREADS_WAIT,

@@ -75,6 +75,8 @@ struct World {
     peers: Vec<Peer>,
     holders: Vec<Holder>,
     listeners: Vec<ListenerInfo>,
+    /// A process that waits for a lock, and the one that holds it.
+    locks: Vec<(u32, u32)>,
 }
 
 impl World {
@@ -104,6 +106,7 @@ impl World {
             ],
             holders: Vec::new(),
             listeners: vec![listener(20, 200), listener(29, 300)],
+            locks: Vec::new(),
         }
     }
 
@@ -116,7 +119,9 @@ impl World {
             let mut listeners = self.listeners.iter();
             listeners.any(|listener| listener.address.port() == port)
         };
-        let ends = ends(&self.connections, &self.pipes, &self.unix, served);
+        let mut ends = ends(&self.connections, &self.pipes, &self.unix, served);
+        let holder = |(waiter, holder): &(u32, u32)| (*waiter, End::Process(*holder));
+        ends.extend(self.locks.iter().map(holder));
         let host = HostView {
             processes: &self.processes,
             ends: &ends,
@@ -141,6 +146,14 @@ impl World {
 #[test]
 fn a_chain_of_calls_is_followed_to_its_end() {
     assert_eq!(World::chain().neighbours(&[10]), [20, 29, 30, 31]);
+}
+
+#[test]
+fn the_holder_of_a_lock_is_a_neighbour_and_what_it_calls() {
+    let mut world = World::chain();
+    world.processes.insert(1, process(5, 1, "cron"));
+    world.locks.push((5, 20));
+    assert_eq!(world.neighbours(&[5]), [20, 29, 30, 31]);
 }
 
 #[test]

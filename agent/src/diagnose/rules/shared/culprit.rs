@@ -101,19 +101,18 @@ pub(in crate::diagnose::rules) fn silent_peers(case: Case<'_>) -> Option<Culprit
 }
 
 pub(in crate::diagnose::rules) fn lock(case: Case<'_>, step: &Step) -> Option<Culprit> {
-    let Resource::Lock { tgid, address, .. } = step.resource else {
-        return None;
+    let (tgid, name) = match &step.resource {
+        Resource::Lock { tgid, address, .. } => {
+            let process = case.view.topology.process(*tgid, case.view.targets);
+            (*tgid, format!("the lock at {address:#x} of {process}"))
+        }
+        Resource::SharedLock { lock, .. } => (step.tgid, words::shared_lock(lock)),
+        _ => return None,
     };
     Some(Culprit {
         target: step.target,
         pid: Some(tgid),
-        ..Culprit::named(
-            CulpritKind::Lock,
-            format!(
-                "the lock at {address:#x} of {}",
-                case.view.topology.process(tgid, case.view.targets)
-            ),
-        )
+        ..Culprit::named(CulpritKind::Lock, name)
     })
 }
 

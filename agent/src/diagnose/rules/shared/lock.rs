@@ -9,7 +9,8 @@ use crate::{
         wait_graph::{ChainEnd, Step},
         words::idle_in_transaction_ns,
     },
-    event::{Activity, Culprit},
+    event::{Activity, Confidence, Culprit},
+    sample::{LockHolder, SharedLock},
     text::duration,
 };
 
@@ -33,7 +34,8 @@ pub(in crate::diagnose::rules) fn held_while(
         return None;
     }
     let first = case.first()?;
-    Some(Finding::blaming(culprit(holder?), advice).share(first.share))
+    let finding = Finding::blaming(culprit(holder?), advice).share(first.share);
+    Some(finding.at_most(max_confidence(case)))
 }
 
 /// Who is at the end of the wait chain.
@@ -50,6 +52,35 @@ pub(in crate::diagnose::rules) fn other_end(case: Case<'_>) -> Option<Culprit> {
         _ if is_unknown => None,
         _ => Some(culprit::at_the_end(case, last)),
     }
+}
+
+/// How sure a verdict on a lock can be. That a thread sleeps because of a lock on a file is inferred from when it does so.
+pub(in crate::diagnose::rules) fn max_confidence(case: Case<'_>) -> Confidence {
+    let is_inferred = case.steps.iter().any(|step| {
+        matches!(
+            step.resource,
+            Resource::SharedLock {
+                lock: SharedLock::File { polled: true, .. },
+                ..
+            }
+        )
+    });
+    if is_inferred {
+        Confidence::Medium
+    } else {
+        Confidence::High
+    }
+}
+
+/// The number of the thread that held a lock of the chain and has exited.
+pub(in crate::diagnose::rules) fn exited_holder(case: Case<'_>) -> Option<u32> {
+    case.steps.iter().find_map(|step| match step.resource {
+        Resource::SharedLock {
+            holder: LockHolder::Exited(tid),
+            ..
+        } => Some(tid),
+        _ => None,
+    })
 }
 
 /// Whether the chain leads to the lock of an interpreter, on which its threads take turns.

@@ -1,0 +1,477 @@
+//! Finds who holds the locks that threads in the focus scope wait for, where that can be another process: locks on files
+//! (/proc/locks) and mutexes in shared memory (the thread number in the futex, and what is mapped there).
+//!
+//! A thread that sleeps again and again while another process holds an exclusive lock on a file that it has open is taken to
+//! try for that lock, unless it sleeps as well while nobody holds it.
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    hash::Hasher as _,
+    os::unix::fs::MetadataExt as _,
+};
+
+use rustc_hash::FxHasher;
+
+use super::{
+    file_locks::{FileId, FileLocks, HeldLock, holds_a_lock},
+    lock_calls::{file_lock_descriptor, is_sleep, shared_mutex},
+    notices::Notices,
+    paths::read_text,
+    processes::Processes,
+    shared_memory::Maps,
+};
+use crate::{
+    sample::{LockHolder, LockWait, SharedLock, State, Wait},
+    target::ProcessInfo,
+    text::{bounded, harmless},
+};
+
+/// Maximum number of waiting threads reported.
+const MAX_WAITS: usize = 1_024;
+/// Maximum number of sleeping threads whose files are examined in one search.
+const MAX_SLEEPERS: usize = 64;
+/// Maximum number of open files examined per sleeping process.
+const MAX_FILES: usize = 256;
+/// Maximum number of open files examined in one search for the holder of a lock that records no process.
+const MAX_SEARCHED_FILES: usize = 16_384;
+/// Longest text read from /proc/locks, bytes: 100,000 lines of usual length.
+const MAX_LOCKS_BYTES: u64 = 8 << 20;
+/// Longest path that is reported, bytes.
+const MAX_PATH: usize = 256;
+/// A thread that sleeps less often than this per second does not try for a lock. SQLite's busy handler sleeps at most 100 ms.
+const MIN_RETRIES_PER_S: u64 = 4;
+/// Number of sleeps seen after which the counts of a thread are halved, so that they can follow a change.
+const MAX_SLEEPS: u32 = 64;
+/// Largest share of a thread's sleeps, seen while nobody else holds a lock on its files, for a thread that tries for one. Not 0:
+/// it sleeps on for a moment after the lock is released.
+const MAX_FREE_SHARE: f64 = 0.34;
+/// No thread that starts after the boot gets a number up to this one (RESERVED_PIDS in kernel/pid.c).
+const MAX_RESERVED_PID: u32 = 300;
+/// Generations of parents that are compared with the holder of a lock.
+const MAX_PARENTS: usize = 8;
+
+#[derive(Default)]
+pub(super) struct LockWaits {
+    /// Threads asleep in the last search, by tgid and tid.
+    sleepers: HashMap<(u32, u32), Sleeper>,
+    /// The last search found something.
+    has_found: bool,
+}
+
+/// A thread that sleeps for a time, search after search.
+#[derive(Clone, Copy, Default)]
+struct Sleeper {
+    /// Voluntary context switches at the last search, and when that was, CLOCK_MONOTONIC, ns.
+    voluntary: u64,
+    at_ns: u64,
+    /// Sleeps seen while another process held an exclusive lock on one of its files, and others.
+    held: u32,
+    free: u32,
+}
+
+impl LockWaits {
+    /// Finds the holders of the locks that these threads wait for. `None`: nothing to report. `processes` are all of the
+    /// machine.
+    pub(super) fn search(
+        &mut self,
+        now_ns: u64,
+        threads: &[&Wait],
+        processes: &Processes,
+        notices: &mut Notices,
+    ) -> Option<Vec<LockWait>> {
+        let mut found = Vec::new();
+        let asleep = threads.iter().filter(|wait| wait.state == State::Sleeping);
+        let asleep: Vec<&Wait> = asleep.copied().collect();
+        let blocked: Vec<(&Wait, u32)> = asleep
+            .iter()
+            .filter_map(|wait| Some((*wait, file_lock_descriptor(wait)?)))
+            .collect();
+        let sleepers = asleep.iter().filter(|wait| is_sleep(wait));
+        let sleepers: Vec<&Wait> = sleepers.copied().collect();
+        if blocked.is_empty() && sleepers.is_empty() {
+            self.sleepers.clear();
+        } else {
+            let locks = FileLocks::parse(&read_text("/proc/locks", MAX_LOCKS_BYTES));
+            if locks.left_out > 0 {
+                notices.report_once("too_many_file_locks", || {
+                    format!(
+                        "/proc/locks is longer than what is read of it: {} lines were ignored",
+                        locks.left_out
+                    )
+                });
+            }
+            let mut search = FileSearch {
+                locks: &locks,
+                processes,
+                by_description: HashMap::new(),
+                searched: 0,
+            };
+            found.extend(
+                blocked
+                    .iter()
+                    .take(MAX_WAITS)
+                    .map(|(wait, fd)| search.blocked(wait, *fd)),
+            );
+            self.find_sleepers(now_ns, &sleepers, &mut search, &mut found);
+        }
+        let mut maps = Maps::default();
+        let mutexes = asleep.iter().filter_map(|wait| {
+            let (address, owner) = shared_mutex(wait)?;
+            memory(wait, (address, owner), threads, processes, &mut maps)
+        });
+        found.extend(mutexes.take(MAX_WAITS));
+        found.truncate(MAX_WAITS);
+        let had_found = std::mem::replace(&mut self.has_found, !found.is_empty());
+        (self.has_found || had_found).then_some(found)
+    }
+
+    fn find_sleepers(
+        &mut self,
+        now_ns: u64,
+        threads: &[&Wait],
+        search: &mut FileSearch<'_>,
+        found: &mut Vec<LockWait>,
+    ) {
+        let exclusive = search.locks.exclusive();
+        let mut sleepers = HashMap::new();
+        let mut by_process: BTreeMap<u32, Option<LockWait>> = BTreeMap::new();
+        for wait in threads.iter().take(MAX_SLEEPERS) {
+            let key = (wait.tgid, wait.tid);
+            let mut sleeper = self.sleepers.get(&key).copied().unwrap_or_default();
+            if sleeper.retries(wait, now_ns) {
+                let held = by_process
+                    .entry(wait.tgid)
+                    .or_insert_with(|| search.held_by_others(wait, &exclusive));
+                sleeper.count(held.is_some());
+                if let Some(held) = held.as_ref().filter(|_| sleeper.tries()) {
+                    found.push(LockWait {
+                        tid: wait.tid,
+                        voluntary: wait.voluntary,
+                        ..held.clone()
+                    });
+                }
+            }
+            sleeper.voluntary = wait.voluntary;
+            sleeper.at_ns = now_ns;
+            sleepers.insert(key, sleeper);
+        }
+        self.sleepers = sleepers;
+    }
+
+    /// Nothing is focused any more.
+    pub(super) fn clear(&mut self) {
+        self.sleepers.clear();
+    }
+}
+
+impl Sleeper {
+    /// Whether it woke often enough since the last search.
+    fn retries(&self, wait: &Wait, now_ns: u64) -> bool {
+        let elapsed_ns = now_ns.saturating_sub(self.at_ns);
+        let woken = wait.voluntary.saturating_sub(self.voluntary);
+        let least = (elapsed_ns / (1_000_000_000 / MIN_RETRIES_PER_S)).max(1);
+        self.at_ns > 0 && woken >= least
+    }
+
+    fn count(&mut self, is_held: bool) {
+        if is_held {
+            self.held += 1;
+        } else {
+            self.free += 1;
+        }
+        if self.held + self.free > MAX_SLEEPS {
+            self.held /= 2;
+            self.free /= 2;
+        }
+    }
+
+    /// Whether it sleeps because of the lock.
+    fn tries(&self) -> bool {
+        f64::from(self.free) <= f64::from(self.held + self.free) * MAX_FREE_SHARE
+    }
+}
+
+/// The search for the holders of locks on files.
+struct FileSearch<'a> {
+    locks: &'a FileLocks,
+    processes: &'a Processes,
+    /// Holders of locks that record no living process, by file.
+    by_description: HashMap<FileId, Option<u32>>,
+    /// Open files examined for that.
+    searched: usize,
+}
+
+impl<'a> FileSearch<'a> {
+    /// A thread that is blocked in a system call on a lock of this descriptor's file.
+    fn blocked(&mut self, wait: &Wait, fd: u32) -> LockWait {
+        let pid = self.processes.get(wait.tgid).map(|process| process.pid);
+        let files = pid.map(|pid| file_ids(pid, fd)).unwrap_or_default();
+        let in_the_way = pid.map_or(&[][..], |pid| self.locks.in_the_way_of(pid));
+        let by_file = |(file, _): &&(FileId, HeldLock)| files.contains(file);
+        let of_waiter = in_the_way.iter().find(by_file).copied();
+        // The numbers that stat shows can differ from those of the file system.
+        let of_waiter = of_waiter.or(match in_the_way {
+            [only] => Some(*only),
+            _ => None,
+        });
+        let lock = of_waiter.or_else(|| {
+            let held = files
+                .iter()
+                .flat_map(|file| self.locks.on(*file).iter().map(|lock| (*file, *lock)));
+            held.max_by_key(|(_, lock)| lock.exclusive)
+        });
+        let holder = lock.and_then(|(file, lock)| self.holder(file, lock, Some(wait.tgid)));
+        let path = pid.and_then(|pid| fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok());
+        LockWait {
+            tgid: wait.tgid,
+            tid: wait.tid,
+            voluntary: wait.voluntary,
+            id: lock.map_or(0, |(file, _)| id_of(file)),
+            lock: SharedLock::File {
+                path: path.map(|path| bounded(&path.to_string_lossy(), MAX_PATH)),
+                polled: false,
+            },
+            holder: holder.map_or(LockHolder::Unknown, |holder| {
+                LockHolder::Process(holder.tgid)
+            }),
+            holder_name: holder.map_or_else(String::new, |holder| harmless(&holder.comm)),
+        }
+    }
+
+    /// A file that this process has open and that another process holds an exclusive lock on.
+    fn held_by_others(&mut self, wait: &Wait, exclusive: &BTreeSet<FileId>) -> Option<LockWait> {
+        if exclusive.is_empty() {
+            return None;
+        }
+        let pid = self.processes.get(wait.tgid)?.pid;
+        for fd in descriptors(pid).take(MAX_FILES) {
+            let Some(file) = file_ids(pid, fd)
+                .into_iter()
+                .find(|file| exclusive.contains(file))
+            else {
+                continue;
+            };
+            let locks = self.locks.on(file).to_vec();
+            for lock in locks.iter().filter(|lock| lock.exclusive) {
+                let Some(holder) = self.holder(file, *lock, None) else {
+                    continue;
+                };
+                // Children inherit the files of their parents, and do not try for the locks on them.
+                if holder.tgid == wait.tgid || self.is_ancestor(holder.tgid, wait.tgid) {
+                    continue;
+                }
+                let path = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok();
+                return Some(LockWait {
+                    tgid: wait.tgid,
+                    tid: wait.tid,
+                    voluntary: wait.voluntary,
+                    id: id_of(file),
+                    lock: SharedLock::File {
+                        path: path.map(|path| bounded(&path.to_string_lossy(), MAX_PATH)),
+                        polled: true,
+                    },
+                    holder: LockHolder::Process(holder.tgid),
+                    holder_name: harmless(&holder.comm),
+                });
+            }
+        }
+        None
+    }
+
+    /// The process that holds a lock. `waiter`: of several that share the open file description, not this one.
+    fn holder(
+        &mut self,
+        file: FileId,
+        lock: HeldLock,
+        waiter: Option<u32>,
+    ) -> Option<&'a ProcessInfo> {
+        let all = self.processes.all();
+        if let Some(pid) = lock.pid
+            && let Some(process) = all.iter().find(|process| process.pid == pid)
+        {
+            return Some(process);
+        }
+        let tgid = match self.by_description.get(&file) {
+            Some(known) => *known,
+            None => {
+                let found = self.search_descriptions(file, waiter);
+                self.by_description.insert(file, found);
+                found
+            }
+        };
+        self.processes.get(tgid?)
+    }
+
+    /// A process that has a file open whose description holds the lock: watched processes first, then all others.
+    fn search_descriptions(&mut self, file: FileId, waiter: Option<u32>) -> Option<u32> {
+        let watched: BTreeSet<u32> = self.processes.watched().iter().map(|it| it.tgid).collect();
+        let others = self.processes.all().iter();
+        let others = others.filter(|it| !watched.contains(&it.tgid) && !it.kernel);
+        for process in self.processes.watched().iter().chain(others) {
+            if waiter == Some(process.tgid) {
+                continue;
+            }
+            let pid = process.pid;
+            for fd in descriptors(pid).take(MAX_FILES) {
+                self.searched += 1;
+                if self.searched > MAX_SEARCHED_FILES {
+                    return None;
+                }
+                if file_ids(pid, fd).contains(&file)
+                    && holds_a_lock(
+                        &read_text(&format!("/proc/{pid}/fdinfo/{fd}"), 1 << 16),
+                        file,
+                    )
+                {
+                    return Some(process.tgid);
+                }
+            }
+        }
+        None
+    }
+
+    fn is_ancestor(&self, tgid: u32, of: u32) -> bool {
+        let mut at = of;
+        for _ in 0..MAX_PARENTS {
+            match self.processes.get(at) {
+                Some(process) if process.parent == tgid => return true,
+                Some(process) if process.parent != at => at = process.parent,
+                _ => return false,
+            }
+        }
+        false
+    }
+}
+
+/// A thread that waits for a mutex in memory that it shares with the process of the mutex's owner.
+fn memory(
+    wait: &Wait,
+    (address, owner): (u64, u32),
+    threads: &[&Wait],
+    processes: &Processes,
+    maps: &mut Maps,
+) -> Option<LockWait> {
+    let process = processes.get(wait.tgid)?;
+    let place = maps.place(process.pid, address)?;
+    // Numbers in another PID namespace than the agent's are known for watched threads only.
+    let is_plain = wait.own_tid == wait.tid && process.pid == process.tgid;
+    let shares = |tgid: u32, maps: &mut Maps| {
+        let other = processes.get(tgid);
+        other.is_some_and(|other| maps.has(other.pid, place))
+    };
+    let seen = threads
+        .iter()
+        .find(|one| one.own_tid == owner && one.tgid != wait.tgid && shares(one.tgid, maps));
+    let holder = match seen {
+        Some(one) => LockHolder::Thread {
+            tgid: one.tgid,
+            tid: one.tid,
+        },
+        None if !is_plain => return None,
+        None => match process_of(owner).filter(|tgid| shares(*tgid, maps)) {
+            Some(tgid) => LockHolder::Thread { tgid, tid: owner },
+            // Other words beside a futex are smaller: counters and flags.
+            None if owner > MAX_RESERVED_PID => LockHolder::Exited(owner),
+            None => return None,
+        },
+    };
+    let holder_name = holder.tgid().map(|tgid| processes.name(tgid));
+    let mut hasher = FxHasher::default();
+    hasher.write_u64(id_of(place.file));
+    hasher.write_u64(place.offset);
+    Some(LockWait {
+        tgid: wait.tgid,
+        tid: wait.tid,
+        voluntary: wait.voluntary,
+        id: hasher.finish(),
+        lock: SharedLock::Memory { address },
+        holder,
+        holder_name: holder_name.unwrap_or_default(),
+    })
+}
+
+/// The process that a thread belongs to.
+fn process_of(tid: u32) -> Option<u32> {
+    let status = read_text(&format!("/proc/{tid}/status"), 1 << 16);
+    let tgid = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    tgid?.trim().parse().ok()
+}
+
+/// Identifies a file in a sample.
+fn id_of((major, minor, inode): FileId) -> u64 {
+    let mut hasher = FxHasher::default();
+    hasher.write_u32(major);
+    hasher.write_u32(minor);
+    hasher.write_u64(inode);
+    hasher.finish()
+}
+
+/// The descriptors of a process.
+fn descriptors(pid: u32) -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"));
+    let entries = entries.into_iter().flatten().filter_map(Result::ok);
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// What /proc/locks may call the regular file behind a descriptor.
+fn file_ids(pid: u32, fd: u32) -> Vec<FileId> {
+    let Ok(found) = fs::metadata(format!("/proc/{pid}/fd/{fd}")) else {
+        return Vec::new();
+    };
+    if !found.is_file() {
+        return Vec::new();
+    }
+    let device = found.dev();
+    let id = (libc::major(device), libc::minor(device), found.ino());
+    vec![id]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(voluntary: u64) -> Wait {
+        Wait {
+            tgid: 7,
+            tid: 8,
+            own_tid: 8,
+            comm: String::new(),
+            state: State::Sleeping,
+            io: false,
+            syscall: None,
+            voluntary,
+            involuntary: 0,
+            cpu_ns: 0,
+            run_delay_ns: 0,
+        }
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_for_long_does_not_try_for_a_lock() {
+        let sleeper = Sleeper {
+            voluntary: 10,
+            at_ns: 1_000_000_000,
+            ..Sleeper::default()
+        };
+        assert!(!sleeper.retries(&wait(10), 1_100_000_000));
+        assert!(sleeper.retries(&wait(11), 1_250_000_000));
+        assert!(!sleeper.retries(&wait(11), 2_000_000_000));
+        assert!(sleeper.retries(&wait(14), 2_000_000_000));
+        assert!(!Sleeper::default().retries(&wait(14), 2_000_000_000));
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_as_well_while_nobody_holds_the_lock_does_not_try_for_it() {
+        let mut sleeper = Sleeper::default();
+        for round in 0..1_000 {
+            sleeper.count(round % 2 == 0);
+        }
+        assert!(!sleeper.tries());
+        for _ in 0..100 {
+            sleeper.count(true);
+        }
+        assert!(sleeper.tries());
+    }
+}
