@@ -38,6 +38,21 @@ pub fn observed(play: &Play, load: Load) -> Result<()> {
     well(load)
 }
 
+/// Watches a service under its usual load.
+pub fn stays_healthy(play: &mut Play, pid: u32, load: Load) -> Result<()> {
+    play.watch_pid(pid)?;
+    observed(play, load)
+}
+
+/// Workers take turns at accepting, with a mutex in shared memory.
+pub fn accept_mutex(play: &mut Play) -> Result<()> {
+    let mut service = app(4, 100);
+    service.args.push("--thunder-lock".to_owned());
+    let uwsgi = Uwsgi::start_app(&service)?;
+    let load = load(uwsgi.address(), "/sleep/100", 24.0)?;
+    stays_healthy(play, uwsgi.process().pid(), load)
+}
+
 /// Capacity: 4 workers / 100 ms = 40 requests a second. Load: 28.
 pub fn busy(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&app(4, 100))?;

@@ -36,6 +36,7 @@ pub fn table() -> Vec<Part> {
         program("pgbouncer", &[Test], &["pgbouncer"]),
         program("mosquitto", &[Test, Demo], &["mosquitto"]),
         program("stress-ng", &[Test], &["stress-ng"]),
+        program("flock", &[Test], &["util-linux"]),
         program("gcc", &[Test], &["gcc", "libc6-dev"]),
         part("Go", &[Test], Kind::Go),
         program("node", &[Test], &["nodejs"]),
