@@ -163,6 +163,28 @@ incidents! {
         &[Accept],
         "6 workers, all held by idle keep-alive connections",
     )),
+    file_lock "file-lock" Some(planted(LockContention, &[Accept, Inflight], "(11578)")),
+    file_lock_downstream "file-lock-downstream" Some(Planted {
+        // Another client keeps Redis busy.
+        elsewhere: &[CpuBound],
+        ..planted(DownstreamSlow, &[Accept], "redis-server (26854)")
+    }),
+    sqlite_lock "sqlite-lock" Some(planted(LockContention, &[Accept, Inflight], "(27294)")),
+    shared_mutex "shared-mutex" Some(planted(ConsumerStalled, &[Accept, Inflight], "(11380)")),
+    log_socket "log-socket" Some(Planted {
+        // The collector behind the log daemon is stopped, and the daemon writes to it.
+        elsewhere: &[ConsumerStalled, PeerNotReading],
+        ..planted(OutputBlocked, &[Accept], "(11718)")
+    }),
+    // The server that the service connects to is stopped.
+    unanswered_connect "unanswered-connect" Some(Planted {
+        seen_as: Some(DownstreamSlow),
+        ..planted(ConsumerStalled, &[Accept], "(11741)")
+    }),
+    back_off "back-off" Some(planted(ConsumerStalled, &[Accept], "(11777)")),
+    short_file_locks "short-file-locks" None,
+    busy_log_socket "busy-log-socket" None,
+    accept_mutex "accept-mutex" None,
     busy "busy" None,
     batch "batch" None,
     bursty "bursty" None,

@@ -406,7 +406,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", &["accept"])),
         programs: &["redis-server"],
         modules: &["socket"],
-        alone: false,
+        alone: true,
         play: shared::file_lock_downstream,
     },
     Scenario {
@@ -415,7 +415,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("lock_contention", &["accept"])),
         programs: &[],
         modules: &["sqlite3"],
-        alone: false,
+        alone: true,
         play: shared::sqlite,
     },
     Scenario {

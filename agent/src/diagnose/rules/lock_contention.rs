@@ -6,7 +6,11 @@ use super::{
 };
 use crate::{
     cause::Cause,
-    diagnose::{case::Case, wait_graph::ChainEnd, words::percent},
+    diagnose::{
+        case::Case,
+        wait_graph::{ChainEnd, Step},
+        words::percent,
+    },
     event::{Activity, explain::Unit},
 };
 
@@ -113,7 +117,8 @@ fn advice(case: Case<'_>, who: &str) -> String {
             "End the transaction of {who}, idle for {since}, or its client; set idle_in_transaction_session_timeout."
         );
     }
-    if lock::holder(case).is_some_and(|holder| holder.activity == Activity::Idle) {
+    let is_idle = |holder: &Step| matches!(holder.activity, Activity::Idle | Activity::Asleep);
+    if lock::holder(case).is_some_and(is_idle) {
         return format!(
             "{who} holds the lock and waits for something else: find out why it keeps it, or end it."
         );

@@ -56,11 +56,11 @@ pub(super) const RULES: &[&Rule] = &[
     //    explains each, and arrivals above their baseline explain the first two.
     &consumer_stalled::RESPONSES_NOT_READ,
     &pool_exhausted::HELD,
+    &consumer_stalled::ASLEEP,
     &producer_surge::CALLING,
     &pool_exhausted::ALL_IN_USE,
     &downstream_slow::THREADS_WAIT,
     &producer_surge::WAITING,
-    &consumer_stalled::ASLEEP,
     &undersized_limit::WORKERS,
     &undersized_limit::KEPT_ALIVE,
     &peer_not_sending::SILENT_PEERS,

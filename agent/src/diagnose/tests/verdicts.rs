@@ -563,12 +563,16 @@ fn a_thread_that_sleeps_between_attempts_waits_for_the_lock() {
     );
 }
 
-/// Waits for a robust mutex that another process holds.
-fn locks_shared_memory(tgid: u32) -> Wait {
-    let word = 0x8000_0000 | 13;
+/// Waits for a mutex in shared memory that this thread holds.
+fn locks_shared_memory_of(tgid: u32, owner: u32) -> Wait {
+    let word = 0x8000_0000 | owner;
     thread(tgid, 0)
         .call(libc::SYS_futex, [0x1000, 0, u64::from(word), 0])
         .with(Detail::Futex { word, owner: 0 })
+}
+
+fn locks_shared_memory(tgid: u32) -> Wait {
+    locks_shared_memory_of(tgid, 13)
 }
 
 fn shared_mutex(tgid: u32, holder: LockHolder) -> LockWait {
@@ -606,11 +610,38 @@ fn workers_that_take_turns_at_accepting_are_idle() {
 }
 
 #[test]
+fn a_shared_mutex_that_has_changed_hands_leads_to_its_present_holder_or_nobody() {
+    let before = LockHolder::Thread { tgid: 13, tid: 13 };
+    let waits = [10, 11, 12].map(|tgid| shared_mutex(tgid, before));
+    let mut scene = Scene::of(&[&[10, 11, 12, 13]]);
+    scene.sample().lock_waits = Some(waits.to_vec());
+    let threads = [
+        locks_shared_memory_of(10, 11),
+        locks_shared_memory_of(12, 11),
+        thread(11, 0).on_cpu(),
+        thread(13, 0).state(State::Stopped),
+    ];
+    scene.take_samples(60, &threads);
+    assert_eq!(culprit(&scene.verdict(&filling())).1, Some(11));
+    let mut scene = Scene::of(&[&[10, 11, 12, 13]]);
+    scene.sample().lock_waits = Some(waits.to_vec());
+    let threads = [
+        locks_shared_memory_of(10, 77),
+        locks_shared_memory_of(11, 77),
+    ];
+    scene.take_samples(60, &threads);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(culprit(&verdict).0, CulpritKind::Lock);
+    assert_eq!(verdict.confidence, Confidence::Medium);
+}
+
+#[test]
 fn a_shared_mutex_whose_holder_has_exited_is_never_released() {
     let waits = [10, 11].map(|tgid| shared_mutex(tgid, LockHolder::Exited(4_711)));
     let mut scene = Scene::of(&[&[10, 11]]);
     scene.sample().lock_waits = Some(waits.to_vec());
-    scene.take_samples(60, &[10, 11].map(locks_shared_memory));
+    let threads = [10, 11].map(|tgid| locks_shared_memory_of(tgid, 4_711));
+    scene.take_samples(60, &threads);
     let verdict = scene.verdict(&filling());
     assert_eq!(
         (verdict.cause, verdict.confidence),
@@ -639,6 +670,12 @@ fn a_consumer_that_sleeps_and_takes_nothing_is_not_busy() {
     let verdict = scene.verdict(&untouched());
     assert_eq!(verdict.cause, Cause::ConsumerStalled);
     assert_eq!(culprit(&verdict).1, Some(10));
+    let more_arrive = Episode {
+        arrival_rate: Some(200.0),
+        driven_by: DrivenBy::Both,
+        ..untouched()
+    };
+    assert_eq!(scene.verdict(&more_arrive).cause, Cause::ConsumerStalled);
     scene.accepts(1, (10, 5), 80);
     scene.awaits(1);
     scene.take_samples(60, &asleep);

@@ -54,7 +54,8 @@ pub(in crate::diagnose::rules) fn other_end(case: Case<'_>) -> Option<Culprit> {
     }
 }
 
-/// How sure a verdict on a lock can be. That a thread sleeps because of a lock on a file is inferred from when it does so.
+/// How sure a verdict on a lock can be. That a thread sleeps because of a lock on a file is inferred from when it does so. And
+/// where the chain ends at a lock that processes share, its holder is not known.
 pub(in crate::diagnose::rules) fn max_confidence(case: Case<'_>) -> Confidence {
     let is_inferred = case.steps.iter().any(|step| {
         matches!(
@@ -65,7 +66,11 @@ pub(in crate::diagnose::rules) fn max_confidence(case: Case<'_>) -> Confidence {
             }
         )
     });
-    if is_inferred {
+    let is_unheld = case.last().is_some_and(|last| {
+        let is_shared = matches!(last.resource, Resource::SharedLock { .. });
+        is_shared && last.activity == Activity::Lock && last.end == Some(ChainEnd::Reached)
+    });
+    if is_inferred || is_unheld {
         Confidence::Medium
     } else {
         Confidence::High
