@@ -34,6 +34,8 @@ pub const STALLED_AFTER_NS: u64 = 1_000_000_000;
 pub const EQUILIBRIUM_MEMORY_DECISIONS: f64 = 10.0;
 /// An interval counts towards the equilibrium if the admit ratio changed by at most this fraction before it. Model.
 pub const STEADY_ADMIT_CHANGE: f64 = 0.05;
+/// An interval counts towards a known equilibrium if the admit ratio was at least this fraction of it. Overload.
+pub const MIN_CONCLUSIVE_ADMIT: f64 = 0.5;
 /// If the delay stays above the acceptable one for more than this many decisions, the equilibrium is too high … Model.
 pub const EQUILIBRIUM_DECREASE_AFTER: u32 = 10;
 /// … and is lowered by this fraction at each decision at which the delay does not fall. Model.

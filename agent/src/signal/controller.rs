@@ -358,7 +358,13 @@ impl Controller {
         } else {
             0
         };
-        if self.is_counted && is_steady {
+        // While the ratio is far below the equilibrium, requests that were admitted earlier and could not connect keep arriving:
+        // they are not in proportion to the ratio.
+        let is_conclusive = self
+            .equilibrium
+            .admit_ratio()
+            .is_none_or(|equilibrium| interval.admit_ratio >= MIN_CONCLUSIVE_ADMIT * equilibrium);
+        if self.is_counted && is_steady && is_conclusive {
             self.equilibrium.add(interval);
         }
         if let ([Some(before), Some(now)], false) = (self.recent, is_steady) {
