@@ -381,7 +381,12 @@ fn other_holder(view: View<'_>, tgid: u32, file: OpenFile) -> Option<Next> {
 /// The likely holder of a lock that does not record its owner: the thread of its process that works most and does not wait
 /// for the lock.
 fn likely_holder(view: View<'_>, (tgid, address): Lock) -> Option<Thread> {
-    let waits = |seen: &Observation| matches!(&seen.resource, Resource::Lock { address: other, .. } if *other == address);
+    // Before the first search for the holders of shared locks, such a lock looks like one of the process itself.
+    let waits = |seen: &Observation| match &seen.resource {
+        Resource::Lock { address: other, .. } => *other == address,
+        Resource::SharedLock { .. } => true,
+        _ => false,
+    };
     view.window
         .of_process(tgid)
         .map(|(thread, profile)| {
