@@ -65,7 +65,7 @@ impl Stage {
             Ok(stage.pressure().alive.then_some(()))
         })?;
         wait::until("a response from the adapter process", DEADLINE, || {
-            Ok(stage.get("/health").ok())
+            Ok(stage.get("/ready").ok())
         })?;
         Ok(stage)
     }

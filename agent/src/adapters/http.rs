@@ -25,8 +25,6 @@ const MAX_CONNECTIONS: usize = 256;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of comments in an event stream, which reveal that a client is gone.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// The level `critical`, as the page encodes it.
-const CRITICAL: u32 = 2;
 
 /// The live page.
 const LIVE: &str = include_str!("live.html");
@@ -105,7 +103,6 @@ async fn answer(
         "/" => ("/", typed(StatusCode::OK, "text/html; charset=utf-8", LIVE)),
         "/pressure" => ("/pressure", json_of(&pressure(shared, target.as_deref()))),
         "/ready" => ("/ready", ready(shared, target.as_deref())),
-        "/health" => ("/health", health(shared, target.as_deref())),
         "/metrics" => ("/metrics", metrics(shared).await),
         "/status" => ("/status", status(shared).await),
         "/events" => (
@@ -123,7 +120,7 @@ async fn answer(
             "?",
             plain(
                 StatusCode::NOT_FOUND,
-                "not found; endpoints: / /pressure /events /ready /health /status /metrics; ?target=NAME selects one service\n",
+                "not found; endpoints: / /pressure /events /ready /status /metrics; ?target=NAME selects one service\n",
             ),
         ),
     }
@@ -226,20 +223,6 @@ fn ready(shared: &Shared, target: Option<&str>) -> Response<Body> {
     response
         .headers_mut()
         .insert(RETRY_AFTER, seconds.unwrap_or(1).into());
-    response
-}
-
-/// Always 200; makes Envoy deprioritise a critical service (`x-envoy-degraded`).
-fn health(shared: &Shared, target: Option<&str>) -> Response<Body> {
-    let mut response = plain(StatusCode::OK, "ok\n");
-    if pressures(shared, target)
-        .iter()
-        .any(|(_, pressure)| pressure.level >= CRITICAL)
-    {
-        response
-            .headers_mut()
-            .insert("x-envoy-degraded", HeaderValue::from_static("true"));
-    }
     response
 }
 

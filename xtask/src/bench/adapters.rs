@@ -188,7 +188,7 @@ impl Stage {
             Ok(page_in(&directory))
         })?;
         wait::until("a response from the adapter process", DEADLINE, || {
-            Ok(http::get(http, "/health", DEADLINE).ok())
+            Ok(http::get(http, "/ready", DEADLINE).ok())
         })?;
         Ok(Self {
             http,
