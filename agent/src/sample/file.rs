@@ -2,7 +2,7 @@
 //!
 //! Layout: the magic bytes, a u32 version, then chunks. A chunk is a u32 length (little-endian) and one zstd frame with
 //! checksum. The frame holds samples, each as a u32 length and its postcard encoding. What samples gained since this version
-//! of the layout follows within that length, and may be absent ([`Appended`]). A chunk covers about one second, so a
+//! of the layout follows within that length, and may be absent (`Appended`). A chunk covers about one second, so a
 //! truncated recording (full disk, crash) loses at most that, and the reader reports it.
 #![forbid(unsafe_code)]
 
