@@ -62,9 +62,9 @@ struct Second {
 impl BaselineWait {
     /// How long the work has waited, ns, if the queue is deeper than its baseline; else, and without a baseline, 0.
     pub(super) fn delay_ns(&self, reading: &Reading) -> u64 {
-        let is_deep = self.depth().is_some_and(|baseline| {
-            reading.depth as f64 > (baseline * DEEP_RATIO).max(baseline + DEEP_MIN_MORE)
-        });
+        let is_deep = self
+            .depth()
+            .is_some_and(|baseline| is_deep(reading.depth as f64, baseline));
         let has_baseline = is_deep && self.wait_ns().is_some();
         reading.wait_ns.filter(|_| has_baseline).unwrap_or(0)
     }
@@ -153,6 +153,11 @@ impl BaselineWait {
         let is_old = self.seen_ns.saturating_sub(*at_ns) >= FIRST_SECOND_AFTER_NS;
         (is_old && self.seconds.len() < MIN_SECONDS).then_some(first)
     }
+}
+
+/// Whether a queue is deep against its usual depth.
+pub fn is_deep(depth: f64, usual: f64) -> bool {
+    depth > (usual * DEEP_RATIO).max(usual + DEEP_MIN_MORE)
 }
 
 impl Second {

@@ -24,6 +24,7 @@ mod settings;
 mod track;
 mod window;
 
+pub use baseline::is_deep;
 pub use cold_start::Waiting;
 pub use detector::{Detector, SettingsFor, TargetContext};
 pub use gauge::Gauge;

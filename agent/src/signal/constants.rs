@@ -111,9 +111,6 @@ pub const CLOCK_TICK_NS: u64 = 4_000_000;
 
 // Wait inside a service that takes every request at once.
 
-/// A wait inside starts to count if more requests are in flight than usual: by this factor, and by this many. As in detection.
-pub const DEEP_RATIO: f64 = 1.5;
-pub const DEEP_MIN_MORE: f64 = 2.0;
 /// Ages of requests in flight include the wait before dequeue: the longest one, decaying with this time constant, ns. Overload.
 pub const DEQUEUE_WAIT_MEMORY_NS: f64 = 5e8;
 /// Time constant of the requests in service under overload, ns, over the samples in which others wait. Overload.
@@ -130,7 +127,7 @@ pub const UTILIZATION_TIME_CONSTANT_NS: f64 = 2e9;
 pub const RECENT_UTILIZATION_TIME_CONSTANT_NS: f64 = 1e8;
 /// From this fraction of the requests in service under overload, all workers are taken to have a request. Convention.
 pub const MIN_FULL_BY_REQUESTS: f64 = 0.9;
-/// If less than this share of the workers looks busy then, what they do is not recognized as work. Convention.
+/// If less than this share of the workers is busy by their states then, what they do is not recognized as work. Convention.
 pub const MIN_BUSY_WHEN_FULL: f64 = 0.5;
 /// Time constant of that share, ns: a few samples. Convention.
 pub const WHEN_FULL_TIME_CONSTANT_NS: f64 = 5e8;
@@ -152,5 +149,6 @@ pub const EXPIRE_AFTER_NS: u64 = 60_000_000_000;
 pub const LEARNED_INTERVAL_NS: u64 = 1_000_000_000;
 /// A service time is still used after this, ns: it changes with the service, not with the load. Convention.
 pub const SERVICE_TIME_VALID_NS: u64 = 3_600_000_000_000;
-/// A controller is continued after at most this, ns: an overload may be over by then. A supervisor restarts an agent in less. Convention.
+/// A controller is continued after at most this, ns: an overload may be over by then. A supervisor restarts an agent in less.
+/// Convention.
 pub const CONTROLLER_VALID_NS: u64 = 10_000_000_000;

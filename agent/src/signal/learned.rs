@@ -13,15 +13,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::{
-    fs::{self, FileType, Mode, OFlags},
-    process::geteuid,
-};
+use rustix::fs::{self, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::{
     constants::{CONTROLLER_VALID_NS, SERVICE_TIME_VALID_NS},
     controller::LearnedController,
+    page::check_own_file,
     requests::LearnedRequests,
 };
 use crate::{queue::QueueKey, sample::Target};
@@ -61,11 +59,12 @@ struct Id {
     name: String,
 }
 
+/// The file, with the queues in a list: their ids are no JSON keys.
 #[derive(Serialize, Deserialize)]
-struct Contents {
+struct Contents<Queues> {
     version: u32,
     at_ns: u64,
-    queues: Vec<(Id, LearnedQueue)>,
+    queues: Queues,
 }
 
 impl Id {
@@ -121,11 +120,7 @@ impl Learned {
         let contents = Contents {
             version: VERSION,
             at_ns: self.at_ns,
-            queues: self
-                .queues
-                .iter()
-                .map(|(id, learned)| (id.clone(), *learned))
-                .collect(),
+            queues: self.queues.iter().collect::<Vec<_>>(),
         };
         let bytes = serde_json::to_vec(&contents)?;
         let flags =
@@ -149,7 +144,7 @@ impl Learned {
         check(&file)?;
         let mut bytes = Vec::new();
         File::from(file).take(MAX_BYTES).read_to_end(&mut bytes)?;
-        let contents: Contents =
+        let contents: Contents<Vec<(Id, LearnedQueue)>> =
             serde_json::from_slice(&bytes).with_context(|| format!("{NAME} is damaged"))?;
         if contents.version != VERSION {
             return Ok(Self::default());
@@ -163,11 +158,9 @@ impl Learned {
 
 /// Only the agent's user can have written the file.
 fn check(file: &OwnedFd) -> Result<()> {
-    let stat = fs::fstat(file)?;
-    let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    let is_private = stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o022 == 0;
-    if !is_regular || !is_private || stat.st_nlink != 1 {
-        bail!("{NAME} is not a regular file that only the agent's user can write: remove it");
+    let stat = check_own_file(file, NAME)?;
+    if stat.st_mode & 0o022 != 0 {
+        bail!("`{NAME}` is not a file that only the agent's user can write: remove it");
     }
     Ok(())
 }

@@ -61,14 +61,8 @@ impl Loads {
                 .utilizations
                 .entry(Arc::clone(key))
                 .or_insert_with(|| Utilization::new(gauge.at_ns, now));
-            let elapsed_ns = gauge.at_ns.saturating_sub(known.at_ns);
-            known.update(gauge.at_ns, now);
-            let recent = match by_requests {
-                Some(by_requests) if key.kind == Kind::Workers => {
-                    known.compare(elapsed_ns, now, by_requests)
-                }
-                _ => known.recent.value(),
-            };
+            let of_workers = by_requests.filter(|_| key.kind == Kind::Workers);
+            let recent = known.read(gauge.at_ns, now, of_workers);
             highest = Some(highest.unwrap_or(0.0).max(recent));
         }
         highest
@@ -120,23 +114,25 @@ impl Utilization {
         }
     }
 
-    fn update(&mut self, at_ns: u64, now: f64) {
+    /// Adds a sample. Returns the recent utilization; `by_requests` is that of the workers by the requests in service, if known.
+    fn read(&mut self, at_ns: u64, now: f64, by_requests: Option<f64>) -> f64 {
         let elapsed_ns = at_ns.saturating_sub(self.at_ns);
+        self.at_ns = at_ns;
         self.mean.update(now, elapsed_ns);
         self.recent.update(now, elapsed_ns);
-        self.at_ns = at_ns;
-    }
-
-    /// The utilization of workers, of which a fraction is busy by the requests in service.
-    fn compare(&mut self, elapsed_ns: u64, now: f64, by_requests: f64) -> f64 {
+        let Some(by_requests) = by_requests else {
+            return self.recent.value();
+        };
         if by_requests >= MIN_FULL_BY_REQUESTS {
             self.when_full.update(now, elapsed_ns);
         }
-        if self.when_full.value() < MIN_BUSY_WHEN_FULL {
-            by_requests.min(1.0)
+        let is_recognized = self.when_full.value() >= MIN_BUSY_WHEN_FULL;
+        let limit = if is_recognized {
+            self.recent.value()
         } else {
-            by_requests.min(self.recent.value())
-        }
+            1.0
+        };
+        by_requests.min(limit)
     }
 }
 

@@ -1,12 +1,13 @@
 //! Backpressure signals, published on this node for the services and for the proxies and autoscalers around them.
 //!
-//! Pure: `controller` decides the admit ratio of one queue, `requests` the max queue wait, `concurrency` the concurrency limit, and
-//! `load` the load; `constants` is the table of their constants. `pressure` combines them per service, and `encode` is its page.
+//! Pure: `controller` decides the admit ratio of one queue, `waits` the max queue wait, `concurrency` the concurrency limit, and
+//! `load` the load; `requests` measures service times, and how long requests wait inside. `constants` is the table of their
+//! constants. `pressure` combines them per service, and `encode` is its page.
 //!
-//! Not pure: `names`, `page` and `pages` are the files under `/run/tailback`, and `learned` is the one that a later agent continues with. The agent's loop leaves events and state in `state`;
-//! `stream` serves them on `agent.sock` in a thread of its own, with `status`, `metrics` and `wait_histograms`. Every other
-//! consumer is served by the [adapter process](crate::adapters), which reads the pages as anyone may. So when the agent is gone,
-//! all of them report no pressure.
+//! Not pure: `names`, `page` and `pages` are the files under `/run/tailback`, and `learned` is the one that a later agent continues
+//! with. The agent's loop leaves events and state in `state`; `stream` serves them on `agent.sock` in a thread of its own, with
+//! `status`, `metrics` and `wait_histograms`. Every other consumer is served by the [adapter process](crate::adapters), which reads
+//! the pages as anyone may. So when the agent is gone, all of them report no pressure.
 
 mod concurrency;
 pub mod constants;
@@ -26,6 +27,7 @@ mod state;
 mod status;
 pub mod stream;
 mod wait_histograms;
+mod waits;
 
 use std::{
     path::{Path, PathBuf},

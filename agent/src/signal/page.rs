@@ -2,14 +2,14 @@
 
 use std::{
     ffi::CStr,
-    os::fd::BorrowedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     ptr,
     sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
 };
 
 use anyhow::{Context as _, Result, bail};
 use rustix::{
-    fs::{self, AtFlags, FallocateFlags, FileType, Mode, OFlags},
+    fs::{self, AtFlags, FallocateFlags, FileType, Mode, OFlags, Stat},
     mm::{MapFlags, ProtFlags, mmap, munmap},
     process::geteuid,
     thread::futex,
@@ -40,16 +40,7 @@ impl PageFile {
     pub fn open(directory: BorrowedFd<'_>) -> Result<Self> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = fs::openat(directory, NAME, flags, PAGE_MODE).context("cannot open `page`")?;
-        let stat = fs::fstat(&file).context("cannot read the owner of `page`")?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink != 1 {
-            bail!("`page` is not a regular file with a single link: remove it");
-        }
-        if stat.st_uid != geteuid().as_raw() {
-            bail!(
-                "`page` belongs to user {}: remove it, or give it to the agent's user",
-                stat.st_uid
-            );
-        }
+        check_own_file(&file, "page")?;
         // Independent of the umask.
         fs::fchmod(&file, PAGE_MODE).context("cannot make `page` readable")?;
         // Allocate now: a write to an unallocated page raises SIGBUS if the file system is full.
@@ -125,6 +116,21 @@ impl Drop for PageFile {
         // SAFETY: our own mapping, of this length, without any remaining reference.
         let _ = unsafe { munmap(self.words.cast_mut().cast(), SIZE) };
     }
+}
+
+/// The status of a file that belongs to the agent's user and has no other name.
+pub(super) fn check_own_file(file: &OwnedFd, name: &str) -> Result<Stat> {
+    let stat = fs::fstat(file).with_context(|| format!("cannot read the owner of `{name}`"))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink != 1 {
+        bail!("`{name}` is not a regular file with a single link: remove it");
+    }
+    if stat.st_uid != geteuid().as_raw() {
+        bail!(
+            "`{name}` belongs to user {}: remove it, or give it to the agent's user",
+            stat.st_uid
+        );
+    }
+    Ok(stat)
 }
 
 /// Removes the page of a directory, if there is one.

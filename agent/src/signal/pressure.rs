@@ -12,7 +12,8 @@ use super::{
     controller::{Controller, ControllerState, Observation},
     learned::{Learned, LearnedQueue},
     load::{Load, Loads},
-    requests::{DispatchState, Known, Requests, Waits},
+    requests::{DispatchState, Requests},
+    waits::{Known, Waits},
 };
 use crate::{
     detect::Gauge,
@@ -296,6 +297,7 @@ impl PressureTracker {
             observation.utilization = inside.utilization;
             if inside.is_slower {
                 self.controllers.remove(key);
+                return 1.0;
             }
         }
         // The state of the queue is no longer known: fail open.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::{Controller, Observation};
 use crate::signal::{
     constants::MIN_ADMIT_RATIO,
-    requests::{Known, Waits},
+    waits::{Known, Waits},
 };
 
 const TICK_NS: u64 = 100_000_000;
