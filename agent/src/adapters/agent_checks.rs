@@ -12,7 +12,10 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{listen::Peer, warning::Warning};
-use crate::text::{bounded, duration};
+use crate::{
+    signal::constants::MIN_ADMIT_RATIO,
+    text::{bounded, duration},
+};
 
 /// Clients remembered per adapter.
 const MAX_CLIENTS: usize = 16;
@@ -40,7 +43,7 @@ const TEXT_TIMEOUT: Duration = Duration::from_millis(50);
 /// The same for a client that sent it later than that.
 const LATE_TEXT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Lowest admit ratio, in percent: a weight below 100 ÷ this cannot express it.
-const MIN_PERCENT: u32 = 5;
+const MIN_PERCENT: u32 = (100.0 * MIN_ADMIT_RATIO) as u32;
 /// The largest weight in HAProxy.
 const MAX_WEIGHT: u32 = 256;
 

@@ -41,7 +41,7 @@ const MAX_EVENTS: usize = 256;
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// 1 − admit ratio: a `scaled` trigger from 0 to 1 rejects with exactly this probability. The score would not do: it says that work
-/// waits, not how much to reject, so that Envoy rejects too much and too little in turn.
+/// waits, not how much to reject, so Envoy would alternate between rejecting too much and too little.
 fn value(pressure: &Pressure) -> String {
     format!("{:.3}\n", (1.0 - pressure.admit_ratio).clamp(0.0, 1.0))
 }
@@ -49,7 +49,7 @@ fn value(pressure: &Pressure) -> String {
 /// Writes the file whenever the value changes, until dropped.
 pub async fn serve(config: Envoy, stats: Arc<AdapterStats>, shared: Arc<Shared>) {
     let watch = Watch::new();
-    let readers = Arc::new(Readers::new(config.file.clone(), watch.is_some()));
+    let readers = Arc::new(Readers::new(watch.is_some()));
     stats.set_consumers(Arc::clone(&readers) as _);
     let mut clock = clock(CHECK_INTERVAL);
     let mut last: Option<(String, Instant)> = None;
@@ -75,10 +75,14 @@ pub async fn serve(config: Envoy, stats: Arc<AdapterStats>, shared: Arc<Shared>)
                 let flags = inotify::WatchFlags::CLOSE_NOWRITE;
                 let _ = inotify::add_watch(&*inotify, directory, flags);
             }
-            put(&file, &value)
+            (put(&file, &value), unreachable_directory(&file))
         })
         .await;
-        match written.map_err(Into::into).flatten() {
+        let written = written.map_err(Into::into).and_then(|(written, closed)| {
+            readers.lock().closed_directory = closed;
+            written
+        });
+        match written {
             Ok(()) => {
                 stats.replied(&text);
                 last = Some((text, Instant::now()));
@@ -121,7 +125,6 @@ impl Watch {
 /// What is known about the readers of the file.
 #[derive(Debug)]
 pub struct Readers {
-    file: PathBuf,
     state: Mutex<ReadersState>,
 }
 
@@ -132,6 +135,8 @@ pub struct ReadersState {
     last_read: Option<Instant>,
     /// Since when a new file has been in place that nobody has read.
     unread_since: Option<Instant>,
+    /// A directory on the way to the file that other users may not enter, at the last write.
+    closed_directory: Option<PathBuf>,
 }
 
 impl ReadersState {
@@ -145,13 +150,12 @@ impl ReadersState {
 
 impl Readers {
     /// `is_watched`: whether reads are noticed.
-    pub fn new(file: PathBuf, is_watched: bool) -> Self {
+    pub fn new(is_watched: bool) -> Self {
         let state = ReadersState {
             is_watched,
             ..ReadersState::default()
         };
         Self {
-            file,
             state: Mutex::new(state),
         }
     }
@@ -182,7 +186,7 @@ impl Consumers for Readers {
             return Vec::new();
         }
         let unread = duration(unread.as_nanos() as u64);
-        let (reason, remedy) = match unreachable_directory(&self.file) {
+        let (reason, remedy) = match &state.closed_directory {
             Some(directory) => (
                 format!(": other users may not enter {}", directory.display()),
                 format!("`chmod o+x {}`", directory.display()),

@@ -13,7 +13,6 @@ use tonic::{Status, body::Body, server::Grpc};
 use tonic_prost::ProstCodec;
 
 use super::{Shared, adapter_stats::AdapterStats, clock, grpc, listen::Endpoint};
-use crate::signal::names::directory_of;
 
 const SERVICE: &str = "/externalscaler.ExternalScaler/";
 const METRIC: &str = "tailback_load";
@@ -128,10 +127,9 @@ impl Trigger {
 
     /// The load of the instances on this node.
     fn load(&self, shared: &Shared) -> Result<f64, Status> {
-        let name = directory_of(&self.target);
         let loads: Vec<f64> = shared
             .pages
-            .alive(|directory| is_instance(directory, &name))
+            .instances(&self.target)
             .into_iter()
             .filter(|(_, pressure)| pressure.pid != 0)
             .map(|(_, pressure)| pressure.load)
@@ -178,17 +176,6 @@ fn metrics(load: f64) -> GetMetricsResponse {
     };
     GetMetricsResponse {
         metric_values: vec![value],
-    }
-}
-
-/// Whether a directory is that of an instance of a service. If names collide, all but one have `@PID` appended.
-pub fn is_instance(directory: &str, name: &str) -> bool {
-    match directory.strip_prefix(name) {
-        Some("") => true,
-        Some(rest) => rest
-            .strip_prefix('@')
-            .is_some_and(|pid| pid.parse::<u32>().is_ok()),
-        None => false,
     }
 }
 
@@ -331,14 +318,6 @@ mod tests {
             let status = Trigger::parse(&metadata).unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument);
             assert!(status.message().contains(words), "{status:?}");
-        }
-    }
-
-    #[test]
-    fn instances_have_the_name_of_the_service_or_a_pid_appended() {
-        assert!(is_instance("shop", "shop") && is_instance("shop@4711", "shop"));
-        for other in ["shop-b", "shop@x", "shopper", "sho", "my-shop"] {
-            assert!(!is_instance(other, "shop"), "{other}");
         }
     }
 }

@@ -140,9 +140,7 @@ impl Shared {
             return warnings;
         };
         let name = directory_of(target);
-        let same = self
-            .pages
-            .alive(|directory| keda::is_instance(directory, &name));
+        let same = self.pages.instances(target);
         let is_published = same.iter().any(|(directory, _)| *directory == name);
         if agent_runs && !is_published {
             warnings.push(Warning::new(
@@ -433,7 +431,7 @@ mod tests {
             let at = began + Duration::from_secs(10) * turn;
             checks.check(Peer::Process(Some(1)), b"weight=100", at);
         }
-        let readers = envoy::Readers::new("/run/pressure".into(), true);
+        let readers = envoy::Readers::new(true);
         readers.lock().read();
         adapters[0].set_consumers(Arc::new(haproxy::Checks(Mutex::new(checks))));
         adapters[1].set_consumers(Arc::new(readers));

@@ -71,6 +71,12 @@ impl PageCache {
         pressures.filter(|(_, pressure)| pressure.alive).collect()
     }
 
+    /// Every instance of a service with a live page.
+    pub fn instances(&self, service: &str) -> Vec<(String, Pressure)> {
+        let name = directory_of(service);
+        self.alive(|directory| is_instance(directory, &name))
+    }
+
     /// The names of the directory. It is listed only when its modification time changed.
     fn names(&self) -> Arc<[String]> {
         let changed = fs::metadata(&self.directory).and_then(|directory| directory.modified());
@@ -108,6 +114,17 @@ impl PageCache {
     }
 }
 
+/// Whether a directory is that of an instance of a service. If names collide, all but one have `@PID` appended.
+fn is_instance(directory: &str, name: &str) -> bool {
+    match directory.strip_prefix(name) {
+        Some("") => true,
+        Some(rest) => rest
+            .strip_prefix('@')
+            .is_some_and(|pid| pid.parse::<u32>().is_ok()),
+        None => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tailback_tests::temp::TempDir;
@@ -136,5 +153,13 @@ mod tests {
         assert_eq!(*cache.names(), ["a", "b"], "not listed");
         fs::remove_dir(at("a")).unwrap();
         assert_eq!(*cache.names(), ["b", "c"]);
+    }
+
+    #[test]
+    fn instances_have_the_name_of_the_service_or_a_pid_appended() {
+        assert!(is_instance("shop", "shop") && is_instance("shop@4711", "shop"));
+        for other in ["shop-b", "shop@x", "shopper", "sho", "my-shop"] {
+            assert!(!is_instance(other, "shop"), "{other}");
+        }
     }
 }

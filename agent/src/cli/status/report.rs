@@ -285,16 +285,12 @@ fn adapters_report(text: &mut String, process: &Value, published: Option<&[Value
     let lost: Vec<String> = adapters
         .iter()
         .flat_map(|adapter| {
-            [("rejected", "rejected"), ("closed", "closed")].map(|(key, word)| {
-                let count = adapter[key].as_u64().unwrap_or(0);
-                (
-                    count,
-                    format!("{} {}: {count} {word}", adapter["adapter"], adapter["at"]),
-                )
+            ["rejected", "closed"].into_iter().filter_map(|key| {
+                let count = adapter[key].as_u64().filter(|count| *count > 0)?;
+                let (name, at) = (word(&adapter["adapter"]), word(&adapter["at"]));
+                Some(format!("{name} {at}: {count} {key}"))
             })
         })
-        .filter(|(count, _)| *count > 0)
-        .map(|(_, words)| words.replace('"', ""))
         .collect();
     if !lost.is_empty() {
         let _ = writeln!(text, "  connections not served: {}", lost.join(", "));
