@@ -9,23 +9,23 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     hash::Hasher as _,
-    os::unix::fs::MetadataExt as _,
 };
 
 use rustc_hash::FxHasher;
+use rustix::fs::FileType;
 
 use super::{
     file_locks::{FileId, FileLocks, HeldLock, holds_a_lock},
     lock_calls::{file_lock_descriptor, is_sleep, shared_mutex},
     notices::Notices,
-    paths::read_text,
+    paths::{identity, link, read_text},
     processes::Processes,
     shared_memory::Maps,
 };
 use crate::{
     sample::{LockHolder, LockWait, SharedLock, State, Wait},
     target::ProcessInfo,
-    text::{bounded, harmless},
+    text::harmless,
 };
 
 /// Maximum number of waiting threads reported.
@@ -38,8 +38,6 @@ const MAX_FILES: usize = 256;
 const MAX_SEARCHED_FILES: usize = 16_384;
 /// Longest text read from /proc/locks, bytes: 100,000 lines of usual length.
 const MAX_LOCKS_BYTES: u64 = 8 << 20;
-/// Longest path that is reported, bytes.
-const MAX_PATH: usize = 256;
 /// A thread that sleeps less often than this per second does not try for a lock. SQLite's busy handler sleeps at most 100 ms.
 const MIN_RETRIES_PER_S: u64 = 4;
 /// Number of sleeps seen after which the counts of a thread are halved, so that they can follow a change.
@@ -90,36 +88,45 @@ impl LockWaits {
             .collect();
         let sleepers = asleep.iter().filter(|wait| is_sleep(wait));
         let sleepers: Vec<&Wait> = sleepers.copied().collect();
-        if blocked.is_empty() && sleepers.is_empty() {
-            self.sleepers.clear();
-        } else {
-            let locks = FileLocks::parse(&read_text("/proc/locks", MAX_LOCKS_BYTES));
-            if locks.left_out > 0 {
-                notices.report_once("too_many_file_locks", || {
-                    format!(
-                        "/proc/locks is longer than what is read of it: {} lines were ignored",
-                        locks.left_out
-                    )
-                });
-            }
-            let mut search = FileSearch {
-                locks: &locks,
-                processes,
-                by_description: HashMap::new(),
-                searched: 0,
-            };
-            found.extend(
-                blocked
-                    .iter()
-                    .take(MAX_WAITS)
-                    .map(|(wait, fd)| search.blocked(wait, *fd)),
-            );
-            self.find_sleepers(now_ns, &sleepers, &mut search, &mut found);
+        let retries = sleepers.iter().take(MAX_SLEEPERS).any(|wait| {
+            let sleeper = self.sleepers.get(&(wait.tgid, wait.tid));
+            sleeper.is_some_and(|sleeper| sleeper.retries(wait, now_ns))
+        });
+        let mut locks = FileLocks::default();
+        if retries || !blocked.is_empty() {
+            locks = FileLocks::parse(&read_text("/proc/locks", MAX_LOCKS_BYTES));
         }
+        if locks.left_out > 0 {
+            notices.report_once("too_many_file_locks", || {
+                format!(
+                    "/proc/locks is longer than what is read of it: {} lines were ignored",
+                    locks.left_out
+                )
+            });
+        }
+        let mut search = FileSearch {
+            locks: &locks,
+            processes,
+            by_description: HashMap::new(),
+            searched: 0,
+        };
+        found.extend(
+            blocked
+                .iter()
+                .take(MAX_WAITS)
+                .map(|(wait, fd)| search.blocked(wait, *fd)),
+        );
+        self.find_sleepers(now_ns, &sleepers, &mut search, &mut found);
         let mut maps = Maps::default();
+        // Many threads may wait for one mutex.
+        let mut known: HashMap<(u32, u64, u32, bool), Option<LockWait>> = HashMap::new();
         let mutexes = asleep.iter().filter_map(|wait| {
             let (address, owner) = shared_mutex(wait)?;
-            memory(wait, (address, owner), threads, processes, &mut maps)
+            let key = (wait.tgid, address, owner, wait.own_tid == wait.tid);
+            let lock = known
+                .entry(key)
+                .or_insert_with(|| memory(wait, (address, owner), threads, processes, &mut maps));
+            lock.clone().map(|lock| lock.of(wait))
         });
         found.extend(mutexes.take(MAX_WAITS));
         found.truncate(MAX_WAITS);
@@ -146,11 +153,7 @@ impl LockWaits {
                     .or_insert_with(|| search.held_by_others(wait, &exclusive));
                 sleeper.count(held.is_some());
                 if let Some(held) = held.as_ref().filter(|_| sleeper.tries()) {
-                    found.push(LockWait {
-                        tid: wait.tid,
-                        voluntary: wait.voluntary,
-                        ..held.clone()
-                    });
+                    found.push(held.clone().of(wait));
                 }
             }
             sleeper.voluntary = wait.voluntary;
@@ -207,9 +210,9 @@ impl<'a> FileSearch<'a> {
     /// A thread that is blocked in a system call on a lock of this descriptor's file.
     fn blocked(&mut self, wait: &Wait, fd: u32) -> LockWait {
         let pid = self.processes.get(wait.tgid).map(|process| process.pid);
-        let files = pid.map(|pid| file_ids(pid, fd)).unwrap_or_default();
+        let own = pid.and_then(|pid| file_id(pid, fd));
         let in_the_way = pid.map_or(&[][..], |pid| self.locks.in_the_way_of(pid));
-        let by_file = |(file, _): &&(FileId, HeldLock)| files.contains(file);
+        let by_file = |(file, _): &&(FileId, HeldLock)| own == Some(*file);
         let of_waiter = in_the_way.iter().find(by_file).copied();
         // The numbers that stat shows can differ from those of the file system.
         let of_waiter = of_waiter.or(match in_the_way {
@@ -217,20 +220,18 @@ impl<'a> FileSearch<'a> {
             _ => None,
         });
         let lock = of_waiter.or_else(|| {
-            let held = files
-                .iter()
-                .flat_map(|file| self.locks.on(*file).iter().map(|lock| (*file, *lock)));
-            held.max_by_key(|(_, lock)| lock.exclusive)
+            let held = self.locks.on(own?).iter();
+            let strongest = held.max_by_key(|lock| lock.exclusive)?;
+            Some((own?, *strongest))
         });
         let holder = lock.and_then(|(file, lock)| self.holder(file, lock, Some(wait.tgid)));
-        let path = pid.and_then(|pid| fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok());
         LockWait {
             tgid: wait.tgid,
             tid: wait.tid,
             voluntary: wait.voluntary,
             id: lock.map_or(0, |(file, _)| id_of(file)),
             lock: SharedLock::File {
-                path: path.map(|path| bounded(&path.to_string_lossy(), MAX_PATH)),
+                path: pid.and_then(|pid| link(pid, fd)),
                 polled: false,
             },
             holder: holder.map_or(LockHolder::Unknown, |holder| {
@@ -247,14 +248,11 @@ impl<'a> FileSearch<'a> {
         }
         let pid = self.processes.get(wait.tgid)?.pid;
         for fd in descriptors(pid).take(MAX_FILES) {
-            let Some(file) = file_ids(pid, fd)
-                .into_iter()
-                .find(|file| exclusive.contains(file))
-            else {
+            let Some(file) = file_id(pid, fd).filter(|file| exclusive.contains(file)) else {
                 continue;
             };
-            let locks = self.locks.on(file).to_vec();
-            for lock in locks.iter().filter(|lock| lock.exclusive) {
+            let locks = self.locks;
+            for lock in locks.on(file).iter().filter(|lock| lock.exclusive) {
                 let Some(holder) = self.holder(file, *lock, None) else {
                     continue;
                 };
@@ -262,14 +260,13 @@ impl<'a> FileSearch<'a> {
                 if holder.tgid == wait.tgid || self.is_ancestor(holder.tgid, wait.tgid) {
                     continue;
                 }
-                let path = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok();
                 return Some(LockWait {
                     tgid: wait.tgid,
                     tid: wait.tid,
                     voluntary: wait.voluntary,
                     id: id_of(file),
                     lock: SharedLock::File {
-                        path: path.map(|path| bounded(&path.to_string_lossy(), MAX_PATH)),
+                        path: link(pid, fd),
                         polled: true,
                     },
                     holder: LockHolder::Process(holder.tgid),
@@ -319,7 +316,7 @@ impl<'a> FileSearch<'a> {
                 if self.searched > MAX_SEARCHED_FILES {
                     return None;
                 }
-                if file_ids(pid, fd).contains(&file)
+                if file_id(pid, fd) == Some(file)
                     && holds_a_lock(
                         &read_text(&format!("/proc/{pid}/fdinfo/{fd}"), 1 << 16),
                         file,
@@ -416,16 +413,10 @@ fn descriptors(pid: u32) -> impl Iterator<Item = u32> {
 }
 
 /// What /proc/locks may call the regular file behind a descriptor.
-fn file_ids(pid: u32, fd: u32) -> Vec<FileId> {
-    let Ok(found) = fs::metadata(format!("/proc/{pid}/fd/{fd}")) else {
-        return Vec::new();
-    };
-    if !found.is_file() {
-        return Vec::new();
-    }
-    let device = found.dev();
-    let id = (libc::major(device), libc::minor(device), found.ino());
-    vec![id]
+fn file_id(pid: u32, fd: u32) -> Option<FileId> {
+    let found = identity(pid, fd)?;
+    let is_file = FileType::from_raw_mode(found.stx_mode.into()) == FileType::RegularFile;
+    is_file.then_some((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
 #[cfg(test)]

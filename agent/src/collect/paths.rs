@@ -1,7 +1,9 @@
 //! The files behind descriptors, read from /proc where the eBPF records have no path, and cached.
 #![forbid(unsafe_code)]
 
-use std::{collections::HashMap, fs, io::Read as _, os::unix::fs::MetadataExt as _, path::Path};
+use std::{collections::HashMap, fs, io::Read as _, path::Path};
+
+use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
 
 use super::processes::find;
 use crate::{
@@ -83,7 +85,7 @@ impl Paths {
 
     /// Like [`Paths::resolve_waits`], and also adds the file that a sleeping thread writes to, such as a terminal. Of a
     /// socket it adds the inode: the scan over files reports a socket that processes share only once, with one of its
-    /// descriptors. Caches what it looks up.
+    /// descriptors. The results are cached.
     pub(super) fn resolve_profile(
         &mut self,
         profile: &mut [Wait],
@@ -93,7 +95,9 @@ impl Paths {
         self.resolve(profile, now_ns, |tgid, fd| {
             let pid = pid_of(tgid, processes)?;
             let path = link(pid, fd)?;
-            Some((path, device(pid, fd)))
+            // A socket or pipe lies on none.
+            let device = path.starts_with('/').then(|| device(pid, fd)).flatten();
+            Some((path, device))
         });
     }
 
@@ -195,15 +199,28 @@ fn pid_of(tgid: u32, processes: &[ProcessInfo]) -> Option<u32> {
 }
 
 /// What a descriptor refers to, as /proc shows it.
-fn link(pid: u32, fd: u32) -> Option<String> {
+pub(super) fn link(pid: u32, fd: u32) -> Option<String> {
     let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
     Some(bounded(&link.to_string_lossy(), MAX_PATH))
 }
 
+/// Type, device and inode of the file behind a descriptor. Does not ask a remote file system, or one in user space: it might not
+/// answer.
+pub(super) fn identity(pid: u32, fd: u32) -> Option<Statx> {
+    let path = format!("/proc/{pid}/fd/{fd}");
+    statx(
+        CWD,
+        path,
+        AtFlags::STATX_DONT_SYNC,
+        StatxFlags::TYPE | StatxFlags::INO,
+    )
+    .ok()
+}
+
 /// Name of the block device that a file lies on.
 fn device(pid: u32, fd: u32) -> Option<String> {
-    let number = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?.dev();
-    let (major, minor) = (libc::major(number), libc::minor(number));
+    let found = identity(pid, fd)?;
+    let (major, minor) = (found.stx_dev_major, found.stx_dev_minor);
     let block = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
     Some(bounded(&block.file_name()?.to_string_lossy(), MAX_PATH))
 }

@@ -35,9 +35,9 @@ const LATEST_NS: u64 = i64::MAX as u64;
 
 /// Fields of [`Sample`] that older recordings do not have. A further one goes into a further structure of this kind, which
 /// follows the last.
-#[derive(Default, Serialize, Deserialize)]
-struct Appended {
-    lock_waits: Option<Vec<LockWait>>,
+#[derive(Serialize, Deserialize)]
+struct Appended<LockWaits> {
+    lock_waits: LockWaits,
 }
 
 /// Writes samples.
@@ -85,7 +85,7 @@ impl<W: Write> Writer<W> {
         let mut encoded = postcard::to_stdvec(sample).map_err(io::Error::other)?;
         if sample.lock_waits.is_some() {
             let appended = Appended {
-                lock_waits: sample.lock_waits.clone(),
+                lock_waits: &sample.lock_waits,
             };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
@@ -224,7 +224,7 @@ impl<R: Read> Reader<R> {
         let decoded = postcard::take_from_bytes::<Sample>(encoded);
         let (mut sample, rest) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
         if !rest.is_empty() {
-            let appended: Appended =
+            let appended: Appended<Option<Vec<LockWait>>> =
                 postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
             sample.lock_waits = appended.lock_waits;
         }

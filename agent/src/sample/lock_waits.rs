@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Wait;
+
 /// A thread of a target that waits for a lock which another process may hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockWait {
@@ -15,6 +17,17 @@ pub struct LockWait {
     pub holder: LockHolder,
     /// The name (`comm`) of the process that holds it, with control characters escaped; empty if unknown.
     pub holder_name: String,
+}
+
+impl LockWait {
+    /// The same wait of another thread of the process.
+    pub fn of(self, thread: &Wait) -> Self {
+        Self {
+            tid: thread.tid,
+            voluntary: thread.voluntary,
+            ..self
+        }
+    }
 }
 
 /// Where a lock is.
