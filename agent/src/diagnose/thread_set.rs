@@ -1,5 +1,7 @@
 //! Threads that are judged together, each with a weight.
 
+use std::collections::BTreeSet;
+
 use super::profile::{Lock, Thread, ThreadProfile, Window};
 use crate::{event::Activity, sample::TargetId};
 
@@ -39,6 +41,11 @@ impl ThreadSet {
 
     pub(super) fn while_holding(&self) -> Option<Lock> {
         self.while_holding
+    }
+
+    /// The processes that they belong to.
+    pub(super) fn tgids(&self) -> BTreeSet<u32> {
+        self.members.iter().map(|((tgid, _), _)| *tgid).collect()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -403,6 +403,11 @@ impl Topology {
         self.work.get(&tgid).copied().unwrap_or_default()
     }
 
+    /// Whether any of these processes has a request in service, as far as connections show.
+    pub(super) fn serve_any(&self, tgids: &BTreeSet<u32>) -> bool {
+        tgids.iter().any(|tgid| self.work_of(*tgid).in_service > 0)
+    }
+
     /// The lock on a file that a thread waits for, blocked (`polled`: sleeping to try again).
     pub(super) fn file_lock(&self, thread: &Wait, polled: bool) -> Option<&LockWait> {
         let known = self.file_locks.get(&(thread.tgid, thread.tid))?;
@@ -460,8 +465,8 @@ impl Topology {
     /// The other end, if the same process holds both: it called itself, and has accepted the connection.
     pub(super) fn own_end(&self, link: &Link) -> Option<SocketEnd> {
         let ends = self.ends_of(tuple(link.remote, link.local))?;
-        let own = ends.iter().find(|end| end.tgid == link.tgid);
-        own.copied().filter(|_| self.other_end(link).is_none())
+        let own = ends.first().copied();
+        own.filter(|_| ends.iter().all(|end| end.tgid == link.tgid))
     }
 
     /// Whether this service opened the connection to an address that it listens on itself, and has not accepted it: nobody
@@ -472,9 +477,8 @@ impl Topology {
         link: &Link,
         targets: &Targets,
     ) -> bool {
-        let listener = self.listeners.of(link.netns, link.local, link.remote);
-        let is_own = listener.and_then(|tgid| targets.of(tgid)) == Some(service);
-        !link.accepted && is_own && self.ends_of(tuple(link.remote, link.local)).is_none()
+        let listener = self.listener_of(link);
+        listener.and_then(|tgid| targets.of(tgid)) == Some(service)
     }
 
     /// The process that listens for this connection, if it is on this machine and nobody holds the other end: the

@@ -412,12 +412,7 @@ fn row_lock_holder(view: View<'_>, step: &Step) -> Option<Next> {
     if let Some(tgid) = view.topology.longest_idle_in_transaction(tgids) {
         return Some(Next::Process(tgid, None));
     }
-    let waiting: BTreeSet<u32> = step
-        .threads
-        .members
-        .iter()
-        .map(|((tgid, _), _)| *tgid)
-        .collect();
+    let waiting = step.threads.tgids();
     let others = tgids.iter().filter(|tgid| !waiting.contains(tgid));
     let oldest = others
         .filter(|tgid| !view.topology.waits_by_its_title(**tgid))

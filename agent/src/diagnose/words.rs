@@ -1,7 +1,5 @@
 //! Phrases of evidence and advice: names of threads and processes, and what they do.
 
-use std::collections::BTreeSet;
-
 use super::{case::Case, classify::Resource, profile::Thread, topology::Link, wait_graph::Step};
 use crate::{event::Activity, sample::SharedLock, text::duration};
 
@@ -31,12 +29,7 @@ pub(super) fn processes(case: Case<'_>, step: &Step) -> String {
     if let Some(one) = step.thread {
         return thread(case, one);
     }
-    let tgids: BTreeSet<u32> = step
-        .threads
-        .members
-        .iter()
-        .map(|((tgid, _), _)| *tgid)
-        .collect();
+    let tgids = step.threads.tgids();
     let name = case.view.topology.name(step.tgid, case.view.targets);
     let listed: Vec<String> = tgids.iter().take(MAX_LISTED).map(u32::to_string).collect();
     match tgids.len().saturating_sub(MAX_LISTED) {

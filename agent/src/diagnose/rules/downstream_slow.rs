@@ -29,7 +29,7 @@ pub(super) const THREADS_WAIT: Rule = Rule {
     basis: Basis::Time,
     test: |case, checks| {
         let culprit = match pool::exhausted_along_the_chain(case) {
-            Some((step, pool)) => Some(pool::culprit(case, step.target, Some(step.tgid), &pool)),
+            Some((step, pool)) => Some(pool::culprit_of(case, (step.target, step.tgid), &pool)),
             None => lock::other_end(case),
         };
         let (now, baseline) = response_times(case, culprit.as_ref());
@@ -71,7 +71,9 @@ fn finding(case: Case<'_>, culprit: Option<Culprit>) -> Finding {
         )
     }));
     facts.extend(fact(case, culprit.as_ref()));
-    let used_up = pool::used_up_by_slow_calls(case).filter(|_| ends_without_a_reason(case));
+    let used_up = pool::ends_without_a_reason(case)
+        .then(|| pool::used_up_by_slow_calls(case))
+        .flatten();
     facts.extend(
         used_up
             .as_ref()
@@ -86,21 +88,15 @@ fn finding(case: Case<'_>, culprit: Option<Culprit>) -> Finding {
             None => advice,
         }
     });
-    let finding = Finding {
-        max_confidence: used_up.map_or(Confidence::High, |(_, slow)| match slow {
+    finding
+        .fact((!facts.is_empty()).then(|| facts.join("; ")))
+        .at_most(used_up.map_or(Confidence::High, |(_, slow)| match slow {
             Slow::LongerThanTheWhole(_) => Confidence::High,
             Slow::Unanswered => Confidence::Medium,
             // If the calls always took that time, the pool is too small.
             Slow::Long => Confidence::Low,
-        }),
-        ..finding.fact((!facts.is_empty()).then(|| facts.join("; ")))
-    };
-    finding.unsure_without_culprit()
-}
-
-/// The threads at the end of the chain show no reason why they take their time.
-fn ends_without_a_reason(case: Case<'_>) -> bool {
-    case.steps.len() < 2 || case.last().is_some_and(pool::lacks_nothing)
+        }))
+        .unsure_without_culprit()
 }
 
 fn used_up_fact(pool: &Pool, slow: Slow) -> String {

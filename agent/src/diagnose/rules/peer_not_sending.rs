@@ -49,13 +49,14 @@ pub(super) const SILENT_PEERS: Rule = Rule {
         // Some were answered: they may be kept open on purpose.
         let answered = KeptAlive::of(case).is_some_and(|kept| kept.answered > 0);
         checks.answer("some of them were answered", answered);
-        (waited && parked && silent).then(|| Finding {
-            max_confidence: if answered {
-                Confidence::Medium
-            } else {
-                Confidence::High
-            },
-            ..finding(peer).share(case.share(Activity::Idle))
+        (waited && parked && silent).then(|| {
+            finding(peer)
+                .share(case.share(Activity::Idle))
+                .at_most(if answered {
+                    Confidence::Medium
+                } else {
+                    Confidence::High
+                })
         })
     },
 };

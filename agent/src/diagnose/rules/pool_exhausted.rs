@@ -5,8 +5,8 @@ use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
     shared::{
         capacity::needed,
-        culprit::limit,
-        pool::{culprit, exhausted_here},
+        cpu::CpuTime,
+        pool::{exhausted_here, own_culprit},
     },
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         held_pool::{self, HeldPool},
         inputs::{MAX_SLOWDOWN, MIN_IN_USE, Pool, min_inflight},
     },
-    event::{Activity, Confidence, Culprit, explain::Unit},
+    event::{Activity, Confidence, explain::Unit},
     queue::Kind,
     text::{count, duration, rate},
 };
@@ -61,10 +61,9 @@ pub(super) const HELD: Rule = Rule {
     basis: Basis::Fact,
     test: |case, checks| {
         let first = case.first()?;
-        let computes: f64 = Activity::NEEDS_CPU.iter().map(|one| case.share(*one)).sum();
         let idle = checks.at_most(
             "time using or wanting a CPU",
-            computes,
+            CpuTime::of(case).needed,
             MAX_COMPUTING,
             Unit::Ratio,
         );
@@ -100,36 +99,31 @@ fn describe_held(held: Option<&HeldPool>, checks: &mut Checks) {
         true,
     );
     let Some(held) = held else { return };
-    let number = |number: u64| Some(number as f64);
-    checks.context(
-        "connections of the pool",
-        number(held.connections),
-        Unit::Count,
-    );
-    checks.context("silent for", number(held.silent_ns), Unit::Nanoseconds);
-    checks.context("requests in flight", number(held.requests), Unit::Count);
-    checks.context(
-        "the oldest of them",
-        number(held.oldest_ns),
-        Unit::Nanoseconds,
-    );
-    checks.context(
-        "connections that no request in flight can hold",
-        number(held.orphans),
-        Unit::Count,
-    );
-    checks.context(
-        "sessions idle in a transaction",
-        number(held.in_transaction),
-        Unit::Count,
-    );
-    checks.context(
-        "closed by the peer and not by the service",
-        number(held.closed_by_peer),
-        Unit::Count,
-    );
-    checks.context("with an unread response", number(held.unread), Unit::Count);
-    checks.context("in an unknown state", number(held.unknown), Unit::Count);
+    for (name, number, unit) in [
+        ("connections of the pool", held.connections, Unit::Count),
+        ("silent for", held.silent_ns, Unit::Nanoseconds),
+        ("requests in flight", held.requests, Unit::Count),
+        ("the oldest of them", held.oldest_ns, Unit::Nanoseconds),
+        (
+            "connections that no request in flight can hold",
+            held.orphans,
+            Unit::Count,
+        ),
+        (
+            "sessions idle in a transaction",
+            held.in_transaction,
+            Unit::Count,
+        ),
+        (
+            "closed by the peer and not by the service",
+            held.closed_by_peer,
+            Unit::Count,
+        ),
+        ("with an unread response", held.unread, Unit::Count),
+        ("in an unknown state", held.unknown, Unit::Count),
+    ] {
+        checks.context(name, Some(number as f64), unit);
+    }
 }
 
 fn held_finding(case: Case<'_>, held: &HeldPool) -> Finding {
@@ -152,18 +146,10 @@ fn held_finding(case: Case<'_>, held: &HeldPool) -> Finding {
     } else {
         Confidence::Low
     };
-    let name = format!(
-        "a pool of {} connections to {}",
-        held.connections, held.remote
-    );
-    let culprit = Culprit {
-        endpoint: Some(held.remote.to_string()),
-        ..limit(case, name)
-    };
-    Finding {
-        max_confidence,
-        ..Finding::blaming(culprit, |_| held_advice(held)).fact(held_fact(held))
-    }
+    let culprit = own_culprit(case, held.connections, held.remote.to_string());
+    Finding::blaming(culprit, |_| held_advice(held))
+        .fact(held_fact(held))
+        .at_most(max_confidence)
 }
 
 fn held_fact(held: &HeldPool) -> String {
@@ -248,11 +234,7 @@ fn describe(case: Case<'_>, exhausted: Option<&Pool>, checks: &mut Checks) {
 }
 
 fn finding(case: Case<'_>, pool: &Pool) -> Finding {
-    let owner = case.view.targets.get(case.target());
-    let culprit = Culprit {
-        pid: owner.and_then(|owner| owner.tgids.first().copied()),
-        ..culprit(case, Some(case.target()), None, pool)
-    };
+    let culprit = own_culprit(case, pool.connections, pool.endpoint.clone());
     let finding = Finding::blaming(culprit, |_| advice(case, pool)).fact(fact(pool));
     if pool.baseline_ns.is_some() && pool.unused == 0 {
         // Slow calls exhaust a pool as well. Comparing with the baseline separates the two.
@@ -261,10 +243,7 @@ fn finding(case: Case<'_>, pool: &Pool) -> Finding {
             ..finding
         };
     }
-    Finding {
-        max_confidence: Confidence::Medium,
-        ..finding
-    }
+    finding.at_most(Confidence::Medium)
 }
 
 fn fact(pool: &Pool) -> String {

@@ -4,5 +4,6 @@ mod classify;
 mod explain;
 mod profile;
 mod scene;
+mod shared_locks;
 mod verdicts;
 mod wait_graph;

@@ -1,6 +1,6 @@
 //! Who or what the root cause is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::{
     diagnose::{
@@ -84,11 +84,7 @@ pub(in crate::diagnose::rules) fn endpoint(case: Case<'_>, link: &Link) -> Culpr
 /// connections and works on no request.
 pub(in crate::diagnose::rules) fn silent_peers(case: Case<'_>) -> Option<Culprit> {
     let topology = case.view.topology;
-    let members = case.first()?.threads.members.iter();
-    let ours: BTreeSet<u32> = members.map(|((tgid, _), _)| *tgid).collect();
-    let works = ours
-        .iter()
-        .any(|tgid| topology.work_of(*tgid).in_service > 0);
+    let ours = case.first()?.threads.tgids();
     let mut peers: BTreeMap<Option<u32>, (u32, &Link)> = BTreeMap::new();
     for (_, link) in topology.links() {
         if link.accepted && ours.contains(&link.tgid) {
@@ -97,7 +93,7 @@ pub(in crate::diagnose::rules) fn silent_peers(case: Case<'_>) -> Option<Culprit
         }
     }
     let (_, link) = peers.into_values().max_by_key(|(count, _)| *count)?;
-    (!works).then(|| endpoint(case, link))
+    (!topology.serve_any(&ours)).then(|| endpoint(case, link))
 }
 
 pub(in crate::diagnose::rules) fn lock(case: Case<'_>, step: &Step) -> Option<Culprit> {

@@ -34,10 +34,7 @@ impl KeptAlive {
             .iter()
             .copied()
             .collect();
-        if ours
-            .iter()
-            .any(|tgid| topology.work_of(*tgid).in_service > 0)
-        {
+        if topology.serve_any(&ours) {
             return None;
         }
         let links: Vec<&Link> = topology

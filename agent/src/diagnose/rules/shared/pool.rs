@@ -1,7 +1,6 @@
 //! Connection pools that are exhausted, here or further along the wait chain.
 
-use std::collections::BTreeSet;
-
+use super::culprit;
 use crate::{
     diagnose::{
         case::Case,
@@ -23,10 +22,9 @@ pub(in crate::diagnose::rules) fn exhausted_here(case: Case<'_>) -> Option<Pool>
 
 /// The pool of the service itself of which all connections are in use, whatever makes its calls last as long as they do.
 pub(in crate::diagnose::rules) fn used_up_here(case: Case<'_>) -> Option<Pool> {
-    let leads_nowhere = case.steps.len() < 2 || case.last().is_some_and(lacks_nothing);
     case.inputs
         .exhausted_pool(case.target())
-        .filter(|_| leads_nowhere && !waits_in_one_call(case))
+        .filter(|_| ends_without_a_reason(case) && !waits_in_one_call(case))
 }
 
 /// Why the calls over a pool count as slow although their own baseline is unknown.
@@ -71,14 +69,18 @@ pub(in crate::diagnose::rules) fn waits_in_one_call(case: Case<'_>) -> bool {
     let Some(first) = case.first() else {
         return false;
     };
-    let members = || first.threads.members.iter().map(|(thread, _)| *thread);
-    let processes: BTreeSet<u32> = members().map(|(tgid, _)| tgid).collect();
-    processes.len() == first.threads.len()
-        && members().all(|thread| case.view.window.in_one_call(thread) > MIN_IN_CALL)
+    let mut members = first.threads.members.iter();
+    first.threads.tgids().len() == first.threads.len()
+        && members.all(|(thread, _)| case.view.window.in_one_call(*thread) > MIN_IN_CALL)
+}
+
+/// Whether the threads at the end of the chain show no reason why they take their time.
+pub(in crate::diagnose::rules) fn ends_without_a_reason(case: Case<'_>) -> bool {
+    case.steps.len() < 2 || case.last().is_some_and(lacks_nothing)
 }
 
 /// Whether the threads at the end of the chain neither lack anything nor compute: they take the time that their work takes.
-pub(in crate::diagnose::rules) fn lacks_nothing(last: &Step) -> bool {
+fn lacks_nothing(last: &Step) -> bool {
     matches!(
         last.activity,
         Activity::Inside | Activity::Asleep | Activity::Idle | Activity::Unknown
@@ -118,29 +120,35 @@ pub(in crate::diagnose::rules) fn used_up_by_slow_calls(case: Case<'_>) -> Optio
         .next_back()
 }
 
-/// The pool as a culprit; `tgid` is named where it is another service's.
-pub(in crate::diagnose::rules) fn culprit(
+/// A pool of the service itself as a culprit.
+pub(in crate::diagnose::rules) fn own_culprit(
     case: Case<'_>,
-    target: Option<TargetId>,
-    tgid: Option<u32>,
+    connections: u64,
+    endpoint: String,
+) -> Culprit {
+    let name = name(connections, &endpoint);
+    Culprit {
+        endpoint: Some(endpoint),
+        ..culprit::limit(case, name)
+    }
+}
+
+/// The pool of a process of another service as a culprit.
+pub(in crate::diagnose::rules) fn culprit_of(
+    case: Case<'_>,
+    (target, tgid): (Option<TargetId>, u32),
     pool: &Pool,
 ) -> Culprit {
-    let of = tgid.map_or_else(String::new, |tgid| {
-        format!(
-            " of {}",
-            case.view.topology.process(tgid, case.view.targets)
-        )
-    });
+    let process = case.view.topology.process(tgid, case.view.targets);
+    let name = name(pool.connections, &pool.endpoint);
     Culprit {
         target,
-        pid: tgid,
+        pid: Some(tgid),
         endpoint: Some(pool.endpoint.clone()),
-        ..Culprit::named(
-            CulpritKind::Limit,
-            format!(
-                "a pool of {} connections to {}{of}",
-                pool.connections, pool.endpoint
-            ),
-        )
+        ..Culprit::named(CulpritKind::Limit, format!("{name} of {process}"))
     }
+}
+
+fn name(connections: u64, endpoint: &str) -> String {
+    format!("a pool of {connections} connections to {endpoint}")
 }

@@ -8,9 +8,9 @@ use crate::{
 /// Whether nothing left the queue during the episode, and the processes that serve it have no request in service, as far as
 /// connections show.
 pub(in crate::diagnose::rules) fn takes_nothing(case: Case<'_>) -> bool {
-    let members = case.first().map(|first| first.threads.members.iter());
-    let mut tgids = members.into_iter().flatten().map(|((tgid, _), _)| *tgid);
-    let serves = tgids.any(|tgid| case.view.topology.work_of(tgid).in_service > 0);
+    let serves = case
+        .first()
+        .is_some_and(|first| case.view.topology.serve_any(&first.threads.tgids()));
     case.episode.departures == Some(0) && !serves
 }
 
