@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{http, ports, process::Process, program, temp::TempDir, wait};
+use crate::{ports, process::Process, program, temp::TempDir};
 
 /// Deadline for the start.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -51,10 +51,7 @@ impl Apache {
         let mut command = Command::new(program::need(&["apache2", "httpd"])?);
         command.arg("-DFOREGROUND").arg("-d").arg(temp.path());
         let process = Process::start("Apache", command.arg("-f").arg(config))?;
-        wait::until("a response from Apache", START_DEADLINE, || {
-            process.check_running()?;
-            Ok(http::get(ports::local(port), "/", START_DEADLINE).ok())
-        })?;
+        process.wait_response(ports::local(port), START_DEADLINE)?;
         Ok(Self {
             process,
             port,

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::Result;
 
-use crate::{http, ports, process::Process, program, temp::TempDir, wait};
+use crate::{ports, process::Process, program, temp::TempDir};
 
 /// Deadline for the start.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -31,10 +31,7 @@ impl Haproxy {
         )?;
         let mut command = Command::new(program::need(&["haproxy"])?);
         let process = Process::start("HAProxy", command.arg("-db").arg("-f").arg(config))?;
-        wait::until("a response from HAProxy", START_DEADLINE, || {
-            process.check_running()?;
-            Ok(http::get(ports::local(port), "/", START_DEADLINE).ok())
-        })?;
+        process.wait_response(ports::local(port), START_DEADLINE)?;
         Ok(Self {
             process,
             port,

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     os::unix::process::CommandExt as _,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -15,6 +16,7 @@ use rustix::{
 
 use crate::{
     cleanup,
+    http::{self, Response},
     lines::{Line, Lines, Stream},
     wait,
 };
@@ -81,6 +83,14 @@ impl Process {
         let what = format!("{} to print {text:?}", self.name);
         self.lines.wait(&what, 0, deadline, |line| {
             line.text.contains(text).then(|| line.clone())
+        })
+    }
+
+    /// Waits until it responds to a request for `/`.
+    pub fn wait_response(&self, at: SocketAddr, deadline: Duration) -> Result<Response> {
+        wait::until(&format!("a response from {}", self.name), deadline, || {
+            self.check_running()?;
+            Ok(http::get(at, "/", deadline).ok())
         })
     }
 
@@ -202,6 +212,16 @@ fn state(stat: &str) -> &str {
 }
 
 /// Whether all threads of a process are stopped.
+/// The child processes of a process, oldest first.
+pub fn children_of(pid: u32) -> Result<Vec<u32>> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let children = text.split_whitespace().map(str::parse);
+    children
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("parse {path}"))
+}
+
 fn is_stopped(pid: u32) -> Result<bool> {
     let directory = format!("/proc/{pid}/task");
     for thread in fs::read_dir(&directory).with_context(|| format!("read {directory}"))? {

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::{http, lines::Line, ports, process::Process, program, temp::TempDir, wait};
+use crate::{lines::Line, ports, process::Process, program, temp::TempDir, wait};
 
 /// Deadline for the start.
 const START_DEADLINE: Duration = Duration::from_secs(20);
@@ -148,10 +148,9 @@ impl Uwsgi {
             stats_port,
             _temp: temp,
         };
-        let response = wait::until("a response from uWSGI", START_DEADLINE, || {
-            uwsgi.process.check_running()?;
-            Ok(http::get(uwsgi.address(), "/", START_DEADLINE).ok())
-        })?;
+        let response = uwsgi
+            .process
+            .wait_response(uwsgi.address(), START_DEADLINE)?;
         if response.status != 200 {
             bail!("the application in uWSGI responded {}", response.status);
         }

@@ -2,10 +2,11 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 pub use tailback_tests::workloads::{Program, app};
 use tailback_tests::{
     load::{Load, Plan, Spacing},
+    process::children_of,
     uwsgi::Uwsgi,
 };
 
@@ -44,10 +45,5 @@ pub fn family(uwsgi: &Uwsgi) -> Result<Vec<u32>> {
 }
 
 pub fn with_children(pid: u32) -> Result<Vec<u32>> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let children = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let children = children
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok());
-    Ok([pid].into_iter().chain(children).collect())
+    Ok([pid].into_iter().chain(children_of(pid)?).collect())
 }

@@ -13,7 +13,14 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use tailback_tests::{agent::Agent, needs, ports, process::Process, program, temp::TempDir, wait};
+use tailback_tests::{
+    agent::Agent,
+    needs, ports,
+    process::{Process, children_of},
+    program,
+    temp::TempDir,
+    wait,
+};
 
 use crate::stage::{DEADLINE, LONG_TTL, Stage, get, jam};
 
@@ -99,12 +106,7 @@ impl Checked {
 
     /// The process ids of the workers, oldest first.
     fn workers(&self) -> Result<Vec<u32>> {
-        let path = format!("/proc/{0}/task/{0}/children", self.master.pid());
-        let text = std::fs::read_to_string(path)?;
-        Ok(text
-            .split_whitespace()
-            .map(str::parse)
-            .collect::<Result<_, _>>()?)
+        children_of(self.master.pid())
     }
 }
 

@@ -6,7 +6,13 @@ use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::DEADLINE;
-use crate::{http, ports, postgres::Postgres, process::Process, python, temp::TempDir, wait};
+use crate::{
+    ports,
+    postgres::Postgres,
+    process::{Process, children_of},
+    python,
+    temp::TempDir,
+};
 
 /// A running gunicorn in front of PostgreSQL.
 pub struct PooledApp {
@@ -41,10 +47,7 @@ impl PooledApp {
             .env("APP_POOL", pool.to_string())
             .current_dir(directory.path());
         let process = Process::start("gunicorn", &mut command)?;
-        wait::until("a response from gunicorn", DEADLINE, || {
-            process.check_running()?;
-            Ok(http::get(ports::local(port), "/", DEADLINE).ok())
-        })?;
+        process.wait_response(ports::local(port), DEADLINE)?;
         Ok(Self {
             process,
             postgres,
@@ -59,13 +62,9 @@ impl PooledApp {
 
     /// Kills the worker process. gunicorn starts a new one.
     pub fn restart_worker(&self) -> Result<()> {
-        let pid = self.process.pid();
-        let path = format!("/proc/{pid}/task/{pid}/children");
-        let children = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        for child in children.split_whitespace() {
-            let child = child.parse::<i32>().ok().and_then(Pid::from_raw);
-            kill_process(child.context("the pid of a worker")?, Signal::KILL)
-                .context("kill the worker")?;
+        for worker in children_of(self.process.pid())? {
+            let worker = Pid::from_raw(worker.cast_signed()).context("the pid of a worker")?;
+            kill_process(worker, Signal::KILL).context("kill the worker")?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::DEADLINE;
-use crate::{http, ports, process::Process, python, temp::TempDir, wait};
+use crate::{ports, process::Process, python, temp::TempDir};
 
 /// A running uvicorn that serves requests.
 pub struct Uvicorn {
@@ -40,10 +40,7 @@ impl Uvicorn {
             .envs(env.iter().map(|(key, value)| (key, value)))
             .current_dir(directory.path());
         let process = Process::start(name, &mut command)?;
-        wait::until(&format!("a response from {name}"), DEADLINE, || {
-            process.check_running()?;
-            Ok(http::get(ports::local(port), "/", DEADLINE).ok())
-        })?;
+        process.wait_response(ports::local(port), DEADLINE)?;
         Ok(Self {
             process,
             port,
