@@ -23,6 +23,12 @@ use crate::{
 
 /// Pending requests listed per endpoint, oldest first. It bounds the work of a diagnosis.
 const MAX_PENDING_PER_ENDPOINT: usize = 1_024;
+/// Number of samples over which the size of a response, and the usual number of unanswered requests, are averaged.
+const SIZE_MEMORY: u32 = 300;
+/// Number of samples from which the size is known.
+const MIN_SIZE_SAMPLES: u32 = 10;
+/// Responses are alike if the means of the samples differ from their mean by at most this fraction, on average.
+const MAX_SIZE_DEVIATION: f64 = 0.25;
 
 #[derive(Default)]
 pub(super) struct Conversations {
@@ -61,6 +67,7 @@ pub(super) struct Group {
     waiting: Vec<(u64, u64)>,
     /// What happened since the last scan of all connections.
     pub(super) since: Activity,
+    pub(super) response_size: ResponseSize,
     /// Accepted connections that no scan has seen. Negative if a connection was seen before it was counted as accepted.
     unseen: i64,
     /// Time of the last scan of all connections.
@@ -91,6 +98,7 @@ pub(super) struct Activity {
     pub(super) answered: u64,
     /// Upper estimate of the responses: see [`Seen::responses`].
     responses: u64,
+    answer_bytes: u64,
     /// `begun` and `answered` are lower bounds.
     pub(super) at_least: bool,
     /// Sum of the response times that are known.
@@ -181,7 +189,8 @@ impl Conversations {
         let cookie = connection.cookie;
         let (slot, seen, before) = match self.connections.next(cookie) {
             Some(known) => {
-                let seen = known.conversation.observe(connection, now_ns);
+                let usual_bytes = self.groups.at(known.group).response_size.usual_bytes();
+                let seen = known.conversation.observe(connection, usual_bytes, now_ns);
                 let before = (known.status, known.began_ns);
                 known.scan = self.scans;
                 known.status = seen.status;
@@ -299,6 +308,7 @@ impl Conversations {
         self.groups.for_each(|group| {
             if all {
                 group.waiting.sort_unstable();
+                group.response_size.add(&group.since, group.depth());
             }
             if all || group.sample == samples {
                 group.peak = group.peak.max(group.waiting.len() as u64);
@@ -411,6 +421,7 @@ impl Activity {
         self.begun += u64::from(seen.begun);
         self.answered += u64::from(seen.answered);
         self.responses += u64::from(seen.responses);
+        self.answer_bytes += u64::from(seen.answer_bytes);
         self.at_least |= seen.at_least;
         self.lost += u64::from(seen.lost);
         if let Some(took_ns) = seen.took_ns {
@@ -419,14 +430,61 @@ impl Activity {
         }
     }
 
-    /// Responses per second over this period.
-    pub(super) fn responses_per_s(&self, elapsed_ns: u64) -> Option<f64> {
-        (elapsed_ns > 0).then(|| self.responses as f64 * 1e9 / elapsed_ns as f64)
+    /// Responses per second over this period. If responses are alike, there are at most as many as the bytes are enough for: the
+    /// segments include those of interim answers.
+    pub(super) fn responses_per_s(&self, size: &ResponseSize, elapsed_ns: u64) -> Option<f64> {
+        let by_segments = self.responses as f64;
+        let responses = match size.usual_bytes() {
+            Some(bytes) => by_segments.min(self.answer_bytes as f64 / f64::from(bytes)),
+            None => by_segments,
+        };
+        (elapsed_ns > 0).then(|| responses * 1e9 / elapsed_ns as f64)
     }
 
     /// Mean response time of the requests answered, ns.
     pub(super) fn response_time_ns(&self) -> Option<f64> {
         (self.timed > 0).then(|| self.took_ns as f64 / self.timed as f64)
+    }
+}
+
+/// Size of the responses of one endpoint, measured while no more requests than usual wait: each is counted by its segments then, and
+/// an interim answer mostly goes out with the response.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ResponseSize {
+    /// Mean of the samples, bytes, and mean absolute difference from it.
+    mean: f64,
+    deviation: f64,
+    samples: u32,
+    /// Mean number of unanswered requests.
+    usual_depth: f64,
+    depth_samples: u32,
+}
+
+impl ResponseSize {
+    /// Adds what happened between two scans of all connections.
+    fn add(&mut self, since: &Activity, depth: u64) {
+        let depth = depth as f64;
+        let is_usual = depth <= self.usual_depth + 1.0;
+        self.depth_samples = (self.depth_samples + 1).min(SIZE_MEMORY);
+        self.usual_depth += (depth - self.usual_depth) / f64::from(self.depth_samples);
+        if !is_usual || since.responses == 0 || since.answer_bytes == 0 {
+            return;
+        }
+        let bytes = since.answer_bytes as f64 / since.responses as f64;
+        if self.samples == 0 {
+            self.mean = bytes;
+        }
+        self.samples = (self.samples + 1).min(SIZE_MEMORY);
+        let (difference, weight) = (bytes - self.mean, 1.0 / f64::from(self.samples));
+        self.mean += difference * weight;
+        self.deviation += (difference.abs() - self.deviation) * weight;
+    }
+
+    /// The mean, if responses are alike.
+    fn usual_bytes(&self) -> Option<u32> {
+        let are_alike = self.deviation <= MAX_SIZE_DEVIATION * self.mean;
+        (self.samples >= MIN_SIZE_SAMPLES && are_alike && self.mean >= 1.0)
+            .then_some(self.mean as u32)
     }
 }
 

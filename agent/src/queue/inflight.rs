@@ -75,7 +75,9 @@ pub(super) fn counted(
     let known = sample.elapsed_ns.is_some();
     let answer = since.response_time_ns().map(|ns| ("response_time_ns", ns));
     let at_least = since.at_least.then_some(("at_least", 1.0));
-    let rate = sample.elapsed_ns.and_then(|ns| since.responses_per_s(ns));
+    let rate = sample
+        .elapsed_ns
+        .and_then(|ns| since.responses_per_s(&sample.group.response_size, ns));
     let rate = rate.map(|rate| (RESPONSES_PER_S, rate));
     let gone = (since.lost > 0).then_some((lost, since.lost as f64));
     [answer, rate, at_least, gone]

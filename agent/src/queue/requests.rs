@@ -12,6 +12,10 @@
 //! The peer's ACK of a keep-alive probe is a bare ACK, too. So the rule is applied only when data has moved; until then the
 //! status stays as it is. If a bare ACK arrived long after the last data, it may be of a probe, and timestamps decide instead. A
 //! FIN occupies a sequence number and is not data.
+//!
+//! Some answers are not the response: an HTTP/2 server acknowledges a request with a ping or a window update, and HTTP/1.1 with
+//! `100 Continue`. They are much smaller than the responses, and data follows that leaves a request unanswered. Such an *interim
+//! answer* ends no request. It is recognized where the responses of an endpoint are about equally long.
 
 use super::{advance, endpoint::state};
 use crate::sample::Connection;
@@ -30,6 +34,8 @@ const ONE_WAY_MESSAGES: u8 = 8;
 const ONE_WAY_RATIO: u8 = 4;
 /// A one-way flow without a pause that lasts this long, ns, is not a request, unless the connection has answered before.
 const ONE_WAY_FLOW_NS: u64 = 10_000_000_000;
+/// An answer smaller than the usual response by this factor, on a connection that still waits, is an interim one.
+const INTERIM_FACTOR: u32 = 2;
 /// Count at which all evidence of a connection's use is halved, so that it can follow a change of use.
 const MAX_EVIDENCE: u8 = 200;
 
@@ -85,6 +91,8 @@ pub(super) struct Seen {
     /// Upper estimate of the requests answered since the previous sample: each takes at least one segment in each
     /// direction.
     pub(super) responses: u32,
+    /// Bytes of all answers since the previous sample.
+    pub(super) answer_bytes: u32,
     /// Response time of one of the requests answered, if the two samples bound it well, ns.
     pub(super) took_ns: Option<u64>,
     /// The connection ended with an unanswered request.
@@ -163,6 +171,7 @@ impl Conversation {
             begun: u8::from(fresh && status.is_pending()),
             answered: 0,
             responses: 0,
+            answer_bytes: 0,
             at_least: false,
             took_ns: None,
             lost: false,
@@ -170,20 +179,32 @@ impl Conversation {
         (conversation, seen)
     }
 
-    /// Each later sample.
-    pub(super) fn observe(&mut self, connection: &Connection, now_ns: u64) -> Seen {
+    /// Each later sample. `usual_bytes`: size of a response, if they are alike.
+    pub(super) fn observe(
+        &mut self,
+        connection: &Connection,
+        usual_bytes: Option<u32>,
+        now_ns: u64,
+    ) -> Seen {
         let facts = Facts::of(connection, self.role);
         let before = self.phase;
         let last_ns = self.seen_ns;
         let received = moved(&mut self.received, facts.received);
         let written = moved(&mut self.written, facts.written);
-        let (asked, answered) = match self.role {
-            Role::Accepted => (received, written),
-            Role::Opened => (written, received),
+        let (asked, answer_bytes) = match self.role {
+            Role::Accepted => (received > 0, written),
+            Role::Opened => (written > 0, received),
         };
+        let answered = answer_bytes > 0;
         let was_waiting = before == Phase::Pending;
         self.phase = self.next_phase(&facts, asked, answered);
         self.seen_ns = now_ns;
+        let is_waiting = self.phase == Phase::Pending;
+        let exchanges = exchanges(self.segments, connection.segments);
+        self.segments = connection.segments;
+        let is_interim = is_waiting
+            && answered
+            && usual_bytes.is_some_and(|usual| answer_bytes < usual / INTERIM_FACTOR);
 
         // Clamp to the interval between the samples: kernel timestamps are a timer tick coarse.
         let within = |since: Option<u64>| {
@@ -192,14 +213,15 @@ impl Conversation {
         };
         let answered_ns = within(facts.since_answered());
         let took_ns = self.took_ns(&facts, was_waiting, (asked, answered), last_ns, answered_ns);
-        if asked && (answered || !was_waiting) {
+        if asked && !(was_waiting && (is_interim || !answered)) {
             self.began_ns = within(facts.since_asked());
         }
         self.pattern
             .record(was_waiting, asked, answered, facts.over, now_ns);
 
-        let is_waiting = self.phase == Phase::Pending;
         let (begun, done): (u8, u32) = match (was_waiting, asked, answered, is_waiting) {
+            (false, true, true, true) if is_interim => (1, 0),
+            _ if is_interim => (0, 0),
             // Answered, and the next request begun.
             (true, true, true, true) | (false, true, true, false) => (1, 1),
             (true, .., false) => (0, 1),
@@ -208,9 +230,7 @@ impl Conversation {
             _ => (0, 0),
         };
         let status = self.status(&facts, answered, now_ns);
-        let exchanges = exchanges(self.segments, connection.segments);
-        self.segments = connection.segments;
-        let responses = if asked && answered {
+        let responses = if asked && answered && !is_interim {
             exchanges.max(done)
         } else {
             done
@@ -222,8 +242,9 @@ impl Conversation {
             begun: if counts { begun } else { 0 },
             answered: if counts { done as u8 } else { 0 },
             responses: if counts { responses } else { 0 },
+            answer_bytes: if counts { answer_bytes } else { 0 },
             at_least: counts && asked && answered,
-            took_ns: took_ns.filter(|_| counts),
+            took_ns: took_ns.filter(|_| counts && !is_interim),
             lost: counts && was_waiting && facts.over && facts.cut_off && !answered,
         }
     }
@@ -291,14 +312,14 @@ impl Conversation {
     }
 }
 
-/// Updates a position and returns whether it moved. One step back is no movement: state and sequence number were read on
+/// Updates a position and returns by how much it moved. One step back is no movement: state and sequence number were read on
 /// either side of a FIN.
-fn moved(position: &mut u32, now: u32) -> bool {
+fn moved(position: &mut u32, now: u32) -> u32 {
     match now.wrapping_sub(*position) {
-        0 | u32::MAX => false,
-        _ => {
+        0 | u32::MAX => 0,
+        bytes => {
             *position = now;
-            true
+            bytes
         }
     }
 }

@@ -326,3 +326,28 @@ fn a_connection_opened_and_closed_between_two_scans_counts_as_a_request() {
         assert_eq!(counted(&world), (Some(0), Some(0)));
     }
 }
+
+#[test]
+fn responses_that_are_alike_are_at_most_as_many_as_their_bytes_allow() {
+    let activity = |responses: u64, answer_bytes: u64| Activity {
+        responses,
+        answer_bytes,
+        ..Activity::default()
+    };
+    // 10 samples with this many bytes for 5 responses each, then 20 that wait, and 20 segments with 1,010 bytes.
+    let rate = |samples: u64, bytes: [u64; 2]| {
+        let mut size = ResponseSize::default();
+        for at in 0..samples {
+            size.add(&activity(5, bytes[at as usize % 2]), 1);
+        }
+        let now = activity(20, 1_010);
+        for _ in 0..20 {
+            size.add(&now, 20);
+        }
+        now.responses_per_s(&size, 1_000_000_000).unwrap()
+    };
+    assert_eq!(rate(10, [505; 2]), 10.0, "10 pings among them");
+    assert_eq!(rate(5, [505; 2]), 20.0, "too few samples");
+    assert_eq!(rate(10, [100, 900]), 20.0, "not alike");
+    assert_eq!(rate(10, [50; 2]), 20.0, "no more than segments");
+}

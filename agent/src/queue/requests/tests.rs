@@ -40,7 +40,7 @@ fn watch(style: Style, end: usize, every_us: u64, skip_us: u64, seed: u64) -> Sc
         let now_ns = at_us * 1_000;
         let (connection, truth) = talk.observe(end);
         let seen = match &mut conversation {
-            Some(known) => known.observe(&connection, now_ns),
+            Some(known) => known.observe(&connection, None, now_ns),
             None => {
                 let fresh = skip_us == 0;
                 let (known, seen) = Conversation::first(&connection, role, fresh, now_ns);
@@ -233,6 +233,7 @@ struct ScriptedConnection {
     tcp: Tcp,
     at: usize,
     conversation: Conversation,
+    usual_bytes: Option<u32>,
 }
 
 impl ScriptedConnection {
@@ -251,6 +252,7 @@ impl ScriptedConnection {
             tcp,
             at,
             conversation,
+            usual_bytes: None,
         }
     }
 
@@ -258,7 +260,7 @@ impl ScriptedConnection {
         self.tcp.run_to(self.tcp.now_us + ms * 1_000);
         let connection = self.tcp.observe(self.at);
         self.conversation
-            .observe(&connection, self.tcp.now_us * 1_000)
+            .observe(&connection, self.usual_bytes, self.tcp.now_us * 1_000)
     }
 
     fn ask(&mut self, bytes: u32) {
@@ -294,6 +296,29 @@ fn several_requests_between_two_samples_count_as_at_least_one() {
     }
     let seen = scripted.after(1);
     assert_eq!((seen.begun, seen.answered, seen.at_least), (1, 1, true));
+}
+
+#[test]
+fn an_interim_answer_ends_no_request() {
+    // A ping of HTTP/2: the server sends it when a request arrives, and the client acknowledges it with data.
+    for (usual_bytes, answered) in [(None, 1), (Some(100), 0)] {
+        let mut scripted = ScriptedConnection::new(SERVER);
+        scripted.usual_bytes = usual_bytes;
+        scripted.ask(150);
+        let asked = scripted.after(100);
+        scripted.tcp.write(SERVER, 30);
+        scripted.tcp.run_to(scripted.tcp.now_us + 10_000);
+        scripted.ask(17);
+        let seen = scripted.after(100);
+        assert_eq!(
+            (seen.status, seen.answered, seen.responses),
+            (Status::Working, answered, u32::from(answered))
+        );
+        assert_eq!(seen.began_ns == asked.began_ns, usual_bytes.is_some());
+        scripted.tcp.write(SERVER, 70);
+        let seen = scripted.after(100);
+        assert_eq!((seen.answered, seen.answer_bytes), (1, 70));
+    }
 }
 
 #[test]
@@ -353,7 +378,7 @@ fn a_reset_during_a_request_is_a_loss_and_a_reset_of_an_idle_connection_is_not()
         connection.state = state::CLOSE;
         let seen = scripted
             .conversation
-            .observe(&connection, scripted.tcp.now_us * 1_000);
+            .observe(&connection, None, scripted.tcp.now_us * 1_000);
         assert_eq!((seen.status, seen.lost), (Status::Closed, asks));
     }
 }
