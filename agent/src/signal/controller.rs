@@ -283,6 +283,12 @@ impl Controller {
         self.is_shedding
     }
 
+    /// Recent utilization as a fraction of the one under overload, 0 to 1; `None` if either is unknown.
+    pub fn used(&self) -> Option<f64> {
+        let overload = self.overload_utilization.filter(|it| *it > 0.0)?;
+        Some((self.last.utilization? / overload).min(1.0))
+    }
+
     /// Nothing has been shed for a while: the controller can be dropped.
     pub fn is_expired(&self) -> bool {
         !self.is_shedding && self.empty_decisions > FORGET_AFTER_DECISIONS

@@ -1,6 +1,9 @@
 //! The load of a service: demand as a fraction of its capacity, for load balancers and autoscalers. Pure.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use super::constants::{
     MAX_LOAD, MIN_BUSY_WHEN_FULL, MIN_FULL_BY_REQUESTS, RECENT_UTILIZATION_TIME_CONSTANT_NS,
@@ -10,6 +13,7 @@ use crate::{
     detect::Gauge,
     ewma::Ewma,
     queue::{Kind, QueueKey},
+    sample::TargetId,
 };
 
 /// Demand on a service.
@@ -25,6 +29,18 @@ pub struct Load {
 #[derive(Default)]
 pub struct Loads {
     utilizations: HashMap<Arc<QueueKey>, Utilization>,
+    /// Of each service that sheds: how much of its capacity the admitted work uses, and the time of the last sample, ns.
+    used: BTreeMap<TargetId, (Ewma, u64)>,
+}
+
+/// What a service rejects.
+#[derive(Clone, Copy, Debug)]
+pub struct Shedding {
+    pub admit_ratio: f64,
+    /// It sheds by a concurrency limit or by queue wait.
+    pub is_limited: bool,
+    /// Utilization as a fraction of the one under overload, 0 to 1; `None` if either is unknown.
+    pub used: Option<f64>,
 }
 
 #[derive(Clone, Copy)]
@@ -41,6 +57,7 @@ impl Loads {
     pub fn forget_before(&mut self, ns: u64) {
         self.utilizations
             .retain(|_, utilization| utilization.at_ns >= ns);
+        self.used.retain(|_, (_, at_ns)| *at_ns >= ns);
     }
 
     /// Adds the queues of one service. Returns the highest recent utilization among its worker groups, event loops and CPUs; `None`
@@ -68,14 +85,15 @@ impl Loads {
         highest
     }
 
-    /// The load of a service whose queues were added: its highest utilization or score; while it sheds, at least 1 and at least
-    /// 1 ÷ admit ratio. `is_limited`: it sheds by a concurrency limit or by queue wait.
+    /// The load of a service whose queues were added: its highest utilization or score and, while it sheds, what it uses of its
+    /// capacity ÷ admit ratio.
     pub fn of(
-        &self,
+        &mut self,
+        now_ns: u64,
+        target: TargetId,
         queues: &[(Arc<QueueKey>, Gauge)],
         score: f64,
-        admit_ratio: f64,
-        is_limited: bool,
+        shedding: Shedding,
     ) -> Load {
         let mut highest = score;
         let mut cpu = 0.0;
@@ -89,17 +107,32 @@ impl Loads {
                 cpu = mean;
             }
         }
-        // The admitted share of the demand equals the capacity.
-        let demand = if admit_ratio < 1.0 {
-            highest.max(1.0 / admit_ratio.max(1.0 / MAX_LOAD))
-        } else {
-            highest
-        };
-        let min = if is_limited { 1.0 } else { 0.0 };
+        let demand = self.demand(now_ns, target, shedding);
         Load {
-            all: demand.clamp(min, MAX_LOAD),
+            all: highest.max(demand).min(MAX_LOAD),
             cpu,
         }
+    }
+
+    /// Demand on a service that sheds, as a fraction of its capacity; 0 if it does not. The admitted work is the admitted share of
+    /// the demand. It uses all of the capacity unless the demand has fallen, or a load balancer has moved it elsewhere.
+    fn demand(&mut self, now_ns: u64, target: TargetId, shedding: Shedding) -> f64 {
+        let Shedding {
+            admit_ratio,
+            is_limited,
+            used,
+        } = shedding;
+        if admit_ratio >= 1.0 && !is_limited {
+            self.used.remove(&target);
+            return 0.0;
+        }
+        let (mean, at_ns) = self
+            .used
+            .entry(target)
+            .or_insert((Ewma::new(1.0, UTILIZATION_TIME_CONSTANT_NS), now_ns));
+        mean.update(used.unwrap_or(1.0), now_ns.saturating_sub(*at_ns));
+        *at_ns = now_ns;
+        mean.value() / admit_ratio.max(1.0 / MAX_LOAD)
     }
 }
 
@@ -140,6 +173,12 @@ impl Utilization {
 mod tests {
     use super::*;
 
+    const NONE: Shedding = Shedding {
+        admit_ratio: 1.0,
+        is_limited: false,
+        used: None,
+    };
+
     fn queue(kind: Kind, at_ns: u64, busy: f64) -> (Arc<QueueKey>, Gauge) {
         let key = QueueKey::new(1, kind, "x".into());
         let gauge = Gauge {
@@ -165,12 +204,12 @@ mod tests {
             let busiest = loads.add(&queues, None);
             let by_requests = loads.add(&queues, Some(0.1));
             assert!(busiest >= by_requests && by_requests >= Some(0.25));
-            load = loads.of(&queues, 0.1, 1.0, false);
+            load = loads.of(at_ns, 1, &queues, 0.1, NONE);
         }
         assert!((load.all - 0.75).abs() < 0.05, "{load:?}");
         assert!((load.cpu - 0.25).abs() < 1e-9, "{load:?}");
         loads.forget_before(u64::MAX);
-        let none = loads.of(&[], 0.4, 1.0, false);
+        let none = loads.of(0, 1, &[], 0.4, NONE);
         assert_eq!(
             (none.all, none.cpu),
             (0.4, 0.0),
@@ -199,10 +238,38 @@ mod tests {
 
     #[test]
     fn overload_is_one_over_the_admit_ratio_and_two_at_most() {
-        let loads = Loads::default();
-        for (admit, load) in [(1.0, 0.9), (0.8, 1.25), (0.5, 2.0), (0.05, 2.0)] {
-            assert_eq!(loads.of(&[], 0.9, admit, false).all, load, "{admit}");
+        let mut loads = Loads::default();
+        for (admit_ratio, load) in [(1.0, 0.9), (0.8, 1.25), (0.5, 2.0), (0.05, 2.0)] {
+            let shedding = Shedding {
+                admit_ratio,
+                ..NONE
+            };
+            let all = loads.of(0, 1, &[], 0.9, shedding).all;
+            assert_eq!(all, load, "{admit_ratio}");
         }
-        assert_eq!(loads.of(&[], 0.7, 1.0, true).all, 1.0);
+        let limited = Shedding {
+            is_limited: true,
+            ..NONE
+        };
+        assert_eq!(loads.of(0, 1, &[], 0.7, limited).all, 1.0);
+    }
+
+    #[test]
+    fn a_service_whose_work_has_moved_elsewhere_has_little_load_though_it_still_sheds() {
+        let mut loads = Loads::default();
+        let mut last = 0.0;
+        for tick in 0..100 {
+            let shedding = Shedding {
+                admit_ratio: 0.8,
+                is_limited: true,
+                used: Some(if tick < 50 { 1.0 } else { 0.2 }),
+            };
+            last = loads.of(tick * 100_000_000, 1, &[], 0.1, shedding).all;
+            if tick < 50 {
+                assert!((last - 1.25).abs() < 1e-9, "{last}");
+            }
+        }
+        assert!((last - 0.25).abs() < 0.1, "{last}");
+        assert_eq!(loads.of(0, 1, &[], 0.1, NONE).all, 0.1);
     }
 }

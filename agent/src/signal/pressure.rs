@@ -11,7 +11,7 @@ use super::{
     constants::{EXPIRE_AFTER_NS, FAIL_OPEN_AFTER_NS, RETRY_AFTER_MS},
     controller::{Controller, ControllerState, Observation},
     learned::{Learned, LearnedQueue},
-    load::{Load, Loads},
+    load::{Load, Loads, Shedding},
     requests::{DispatchState, Requests},
     waits::{Known, Waits},
 };
@@ -171,6 +171,11 @@ impl PressureTracker {
             .fold(0.0, f64::max);
         let max_queue_wait_ns = self.max_queue_wait_ns(&queues, known);
         let is_limited = limit.is_some() || max_queue_wait_ns.is_some();
+        let shedding = Shedding {
+            admit_ratio,
+            is_limited,
+            used: self.used(&queues),
+        };
         let (min_ms, max_ms) = RETRY_AFTER_MS;
         let retry_after_ms = if admit_ratio < 1.0 || is_limited {
             (oldest_age_ns.saturating_mul(2) / 1_000_000).clamp(min_ms, max_ms) as u32
@@ -181,7 +186,7 @@ impl PressureTracker {
             level: queues.first().map_or(Level::Ok, |(_, gauge)| gauge.level),
             score,
             admit_ratio,
-            load: self.loads.of(&queues, score, admit_ratio, is_limited),
+            load: self.loads.of(now_ns, target.id, &queues, score, shedding),
             utilization,
             concurrency_limit: limit.map(|limit| limit.limit),
             max_queue_wait_ns,
@@ -195,6 +200,17 @@ impl PressureTracker {
             target,
             queues,
         }
+    }
+
+    /// Recent utilization as a fraction of the one under overload, by the queue of which the most is shed; `None` if unknown.
+    fn used(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<f64> {
+        let shedding = queues
+            .iter()
+            .filter_map(|(key, _)| Some(&self.controllers.get(key)?.0))
+            .filter(|controller| controller.is_shedding());
+        shedding
+            .min_by(|a, b| a.admit_ratio().total_cmp(&b.admit_ratio()))?
+            .used()
     }
 
     /// What is known about the requests of a service, of which `in_service` are served at once under overload.
