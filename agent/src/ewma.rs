@@ -30,6 +30,13 @@ impl Ewma {
         self.value += (sample - self.value) * (1.0 - decay(elapsed_ns, self.time_constant_ns));
     }
 
+    /// Like [`Ewma::update`], but of the first samples (`samples` with this one) the plain mean: the value it started with does not
+    /// count.
+    pub fn update_early(&mut self, sample: f64, elapsed_ns: u64, samples: u32) {
+        let weight = 1.0 - decay(elapsed_ns, self.time_constant_ns);
+        self.value += (sample - self.value) * weight.max(1.0 / f64::from(samples.max(1)));
+    }
+
     /// The average, in the unit of the samples.
     pub fn value(self) -> f64 {
         self.value
@@ -50,6 +57,20 @@ mod tests {
         assert_eq!(after(0), 3.0);
         assert!((after(1_000_000_000) - 6.79).abs() < 0.01);
         assert!((after(u64::MAX) - 9.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_first_samples_are_averaged() {
+        let mut average = Ewma::new(0.0, 1e9);
+        for (samples, sample, mean) in [(1, 4.0, 4.0), (2, 6.0, 5.0), (3, 8.0, 6.0)] {
+            average.update_early(sample, 1_000_000, samples);
+            assert!((average.value() - mean).abs() < 1e-9);
+        }
+        average.update_early(0.0, 1_000_000_000, 4);
+        assert!(
+            (average.value() - 2.21).abs() < 0.01,
+            "an EWMA from then on"
+        );
     }
 
     #[test]

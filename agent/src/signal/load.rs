@@ -47,6 +47,8 @@ pub struct Shedding {
 struct Utilization {
     at_ns: u64,
     mean: Ewma,
+    /// In the mean, without the first one: it has no time span, and shows an idle service.
+    samples: u32,
     recent: Ewma,
     /// While the requests in service are those of overload.
     when_full: Ewma,
@@ -141,6 +143,7 @@ impl Utilization {
         Self {
             at_ns,
             mean: Ewma::new(now, UTILIZATION_TIME_CONSTANT_NS),
+            samples: 0,
             recent: Ewma::new(now, RECENT_UTILIZATION_TIME_CONSTANT_NS),
             // Undecided: the first sample decides.
             when_full: Ewma::new(MIN_BUSY_WHEN_FULL, WHEN_FULL_TIME_CONSTANT_NS),
@@ -151,7 +154,10 @@ impl Utilization {
     fn read(&mut self, at_ns: u64, now: f64, by_requests: Option<f64>) -> f64 {
         let elapsed_ns = at_ns.saturating_sub(self.at_ns);
         self.at_ns = at_ns;
-        self.mean.update(now, elapsed_ns);
+        if elapsed_ns > 0 {
+            self.samples = self.samples.saturating_add(1);
+            self.mean.update_early(now, elapsed_ns, self.samples);
+        }
         self.recent.update(now, elapsed_ns);
         let Some(by_requests) = by_requests else {
             return self.recent.value();
@@ -215,6 +221,17 @@ mod tests {
             (0.4, 0.0),
             "the score, without a utilization"
         );
+    }
+
+    #[test]
+    fn the_first_sample_does_not_count() {
+        let mut loads = Loads::default();
+        for (tick, busy) in [(0, 0.0), (1, 0.6), (2, 0.8)] {
+            loads.add(&[queue(Kind::Workers, tick * 100_000_000, busy)], None);
+        }
+        let queues = [queue(Kind::Workers, 0, 0.0)];
+        let load = loads.of(0, 1, &queues, 0.0, NONE).all;
+        assert!((load - 0.7).abs() < 1e-9, "{load}");
     }
 
     #[test]

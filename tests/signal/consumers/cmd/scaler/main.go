@@ -1,11 +1,14 @@
 // Queries an external scaler with KEDA's own client and prints the responses as JSON.
 //
-//	scaler ADDRESS KEY=VALUE...    the trigger's metadata
+//	scaler [-metrics] ADDRESS KEY=VALUE...
+//
+// The pairs are the trigger's metadata. With -metrics it calls GetMetrics only: a stream sends nothing while the load is unknown.
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"log"
 	"os"
@@ -19,12 +22,14 @@ import (
 )
 
 func main() {
-	connection, err := grpc.NewClient(os.Args[1], grpc.WithTransportCredentials(insecure.NewCredentials()))
+	onlyMetrics := flag.Bool("metrics", false, "call GetMetrics only")
+	flag.Parse()
+	connection, err := grpc.NewClient(flag.Arg(0), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		log.Fatal(err)
 	}
 	object := &pb.ScaledObjectRef{Name: "shop", Namespace: "default", ScalerMetadata: map[string]string{}}
-	for _, pair := range os.Args[2:] {
+	for _, pair := range flag.Args()[1:] {
 		key, value, _ := strings.Cut(pair, "=")
 		object.ScalerMetadata[key] = value
 	}
@@ -38,22 +43,24 @@ func main() {
 		}
 		said[key] = value
 	}
-	active, err := client.IsActive(ctx, object)
-	note("active", active.GetResult(), err)
-	spec, err := client.GetMetricSpec(ctx, object)
-	note("spec", spec.GetMetricSpecs(), err)
 	metrics, err := client.GetMetrics(ctx, &pb.GetMetricsRequest{ScaledObjectRef: object, MetricName: "tailback_load"})
 	note("metrics", metrics.GetMetricValues(), err)
-	stream, err := client.StreamIsActive(ctx, object)
-	if err == nil {
-		active, err = stream.Recv()
+	if !*onlyMetrics {
+		active, err := client.IsActive(ctx, object)
+		note("active", active.GetResult(), err)
+		spec, err := client.GetMetricSpec(ctx, object)
+		note("spec", spec.GetMetricSpecs(), err)
+		stream, err := client.StreamIsActive(ctx, object)
+		if err == nil {
+			active, err = stream.Recv()
+		}
+		note("stream_active", active.GetResult(), err)
+		specs, err := client.StreamMetricSpec(ctx, object)
+		if err == nil {
+			_, err = specs.Recv()
+		}
+		note("stream_spec", nil, err)
 	}
-	note("stream_active", active.GetResult(), err)
-	specs, err := client.StreamMetricSpec(ctx, object)
-	if err == nil {
-		_, err = specs.Recv()
-	}
-	note("stream_spec", nil, err)
 	if err := json.NewEncoder(os.Stdout).Encode(said); err != nil {
 		log.Fatal(err)
 	}

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tailback_tests::{
     cgroup::Cgroup,
@@ -104,6 +104,7 @@ impl Instances {
 fn ask(scaler: &Path, port: u16) -> Result<Option<f64>> {
     let mut command = Command::new(scaler);
     command
+        .arg("-metrics")
         .arg(format!("127.0.0.1:{port}"))
         .args(["target=shop", &format!("targetLoad={TARGET_LOAD}")]);
     let output = command.output().context("start the scaler's client")?;
@@ -112,16 +113,16 @@ fn ask(scaler: &Path, port: u16) -> Result<Option<f64>> {
         format!("read the scaler's response: {errors}")
     })?;
     let metrics = &response["metrics"];
-    match metrics[0]["metricValueFloat"].as_f64() {
-        Some(load) => Ok(Some(load)),
-        None if metrics
-            .as_str()
-            .is_some_and(|error| error.starts_with("Unavailable")) =>
-        {
-            Ok(None)
-        }
-        None => bail!("the scaler responded {response}"),
+    if metrics[0]["metricName"].is_string() {
+        // A value of 0 is left out.
+        return Ok(Some(metrics[0]["metricValueFloat"].as_f64().unwrap_or(0.0)));
     }
+    let error = metrics.as_str().unwrap_or_default();
+    ensure!(
+        error.starts_with("Unavailable"),
+        "the scaler responded {response}"
+    );
+    Ok(None)
 }
 
 /// Plays a day: the instances follow the load, and the agent is gone for a while.
