@@ -182,6 +182,9 @@ incidents! {
         ..planted(ConsumerStalled, &[Accept], "(11741)")
     }),
     back_off "back-off" Some(planted(ConsumerStalled, &[Accept], "(11777)")),
+    reuseport "reuseport" Some(planted(EventLoopBlocked, &[Accept], "name-a (27031)")),
+    reuseport_nginx "reuseport-nginx" Some(planted(ConsumerStalled, &[Accept], "nginx (27159)")),
+    reuseport_even "reuseport-even" None,
     short_file_locks "short-file-locks" None,
     busy_log_socket "busy-log-socket" None,
     accept_mutex "accept-mutex" None,

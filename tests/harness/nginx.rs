@@ -15,6 +15,8 @@ enum Role {
     Files,
     Proxy(SocketAddr),
     Limiter(Limit),
+    /// Serves files; each worker has a listening socket of its own.
+    Sockets,
 }
 
 /// Rate limit (`limit_req`): requests above the rate are delayed inside nginx.
@@ -50,6 +52,11 @@ impl Nginx {
     /// Starts a server with one rate limit for all clients together.
     pub fn start_limited(workers: u32, limit: Limit) -> Result<Self> {
         Self::start_as(Role::Limiter(limit), "127.0.0.1", workers, |_| ())
+    }
+
+    /// Each worker has a listening socket of its own (SO_REUSEPORT).
+    pub fn start_with_sockets(workers: u32) -> Result<Self> {
+        Self::start_as(Role::Sockets, "127.0.0.1", workers, |_| ())
     }
 
     /// Listens on all addresses of its network namespace.
@@ -128,7 +135,7 @@ impl Nginx {
 
 fn config(directory: &std::path::Path, listen: &str, workers: u32, role: Role) -> String {
     let (before, location) = match role {
-        Role::Files => Default::default(),
+        Role::Files | Role::Sockets => Default::default(),
         Role::Proxy(upstream) => (
             format!("upstream behind {{ server {upstream}; keepalive 64; }}"),
             "location /up { proxy_pass http://behind; proxy_http_version 1.1; \
@@ -139,6 +146,10 @@ fn config(directory: &std::path::Path, listen: &str, workers: u32, role: Role) -
             format!("limit_req_zone $server_name zone=all:1m rate={per_s}r/s;"),
             format!("location / {{ limit_req zone=all burst={burst}; }}"),
         ),
+    };
+    let sockets = match role {
+        Role::Sockets => " reuseport backlog=64",
+        _ => "",
     };
     let directory = directory.display();
     // Started as root, its workers would switch to a user who may not read the directory.
@@ -164,7 +175,7 @@ http {{
     scgi_temp_path {directory}/scgi;
     {before}
     server {{
-        listen {listen};
+        listen {listen}{sockets};
         server_name tailback;
         root {directory};
         location = /status {{ stub_status; }}

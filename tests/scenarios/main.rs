@@ -18,6 +18,7 @@ mod peers;
 mod play;
 mod pools;
 mod programs;
+mod reuseport;
 mod shared;
 mod table;
 

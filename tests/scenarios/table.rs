@@ -5,7 +5,7 @@ use tailback_tests::workloads::PooledApp;
 
 use crate::{
     blocked, control, cpu, disk, downstream, gateway, gridlock, limits, lock, network, peers,
-    play::Play, pools, shared,
+    play::Play, pools, reuseport, shared,
 };
 
 /// One incident, or one healthy service.
@@ -454,6 +454,34 @@ pub const SCENARIOS: &[Scenario] = &[
         alone: false,
         play: shared::back_off,
     },
+    // Each worker has a listening socket, and only one of the sockets fills. A longer backlog would not help.
+    Scenario {
+        name: "reuseport",
+        on: "a service of several processes on asyncio, a socket each",
+        planted: Some(planted("event_loop_blocked", &["accept"])),
+        programs: &[],
+        modules: &["asyncio"],
+        alone: true,
+        play: reuseport::computing,
+    },
+    Scenario {
+        name: "reuseport-sleep",
+        on: "a service of several processes on asyncio, a socket each",
+        planted: Some(planted("event_loop_blocked", &["accept"])),
+        programs: &[],
+        modules: &["asyncio"],
+        alone: false,
+        play: reuseport::sleeping,
+    },
+    Scenario {
+        name: "reuseport-nginx",
+        on: "nginx, a socket for each worker",
+        planted: Some(planted("consumer_stalled", &["accept"])),
+        programs: &["nginx"],
+        modules: &[],
+        alone: false,
+        play: reuseport::nginx,
+    },
     Scenario {
         name: "busy",
         on: "uWSGI at 70%",
@@ -561,5 +589,14 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &[],
         alone: false,
         play: control::accept_mutex,
+    },
+    Scenario {
+        name: "reuseport-even",
+        on: "nginx, a socket for each worker",
+        planted: None,
+        programs: &["nginx"],
+        modules: &[],
+        alone: false,
+        play: reuseport::even,
     },
 ];

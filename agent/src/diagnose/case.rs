@@ -2,6 +2,7 @@
 
 use super::{
     inputs::Inputs,
+    listening_sockets::Uneven,
     wait_graph::{Step, View},
 };
 use crate::{
@@ -17,6 +18,8 @@ pub(super) struct Case<'a> {
     pub(super) episode: &'a Episode,
     /// More work arrived at this service than its baseline, as one of its queues shows.
     pub(super) surges: bool,
+    /// Some listening sockets of the queue's address have a standing queue while others are empty.
+    pub(super) uneven: Option<&'a Uneven>,
     /// The wait chain that begins at the threads that serve the queue. Empty where nothing was sampled.
     pub(super) steps: &'a [Step],
 }
@@ -52,6 +55,13 @@ impl<'a> Case<'a> {
     pub(super) fn samples(self) -> u64 {
         self.first()
             .map_or(0, |first| first.threads.samples(self.view.window))
+    }
+
+    /// If some listening sockets fill while others are empty, and these threads are those that should accept from them.
+    pub(super) fn uneven_workers(self) -> Option<&'a Uneven> {
+        let is_known =
+            |uneven: &&Uneven| !uneven.holders.is_empty() || self.threads() <= uneven.standing;
+        self.uneven.filter(is_known)
     }
 
     /// The number of these threads.

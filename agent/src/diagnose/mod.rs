@@ -5,7 +5,8 @@
 //! 1. `classify` says what one thread does in one sample; `profile` adds that up to shares of wall time.
 //! 2. `topology` knows which process holds which connection, pipe and lock; `inputs` what the queues and the other
 //!    processes of the machine do.
-//!    `held_pool` finds connections that are taken and not used.
+//!    `held_pool` finds connections that are taken and not used, `listening_sockets` those of an address that nobody accepts
+//!    from while others are empty.
 //! 3. `wait_graph` follows the wait chain from the threads that serve the queue to the root cause.
 //! 4. `rules` makes a verdict from all that; `words` has the phrases.
 //! 5. `open_episode` tracks how long each verdict has held: the one that has held longest is reported.
@@ -19,6 +20,7 @@ mod case;
 mod classify;
 mod held_pool;
 mod inputs;
+mod listening_sockets;
 pub mod log_evidence;
 mod no_baseline;
 mod open_episode;
@@ -48,7 +50,7 @@ use wait_graph::View;
 use crate::{
     detect::Waiting,
     event::{Episode, Event, Instant, Verdict},
-    queue::{QueueKey, Readings, Targets},
+    queue::{Kind, QueueId, QueueKey, Readings, Targets},
     sample::{Sample, TargetId},
 };
 
@@ -194,12 +196,20 @@ impl Diagnosis {
         let from_ns = onset_ns.max(at.mono_ns.saturating_sub(WINDOW_NS));
         let window = self.profile.over(from_ns, at.mono_ns);
         let view = self.view(&window, targets);
+        let uneven = match (episode.key.kind, &episode.key.id) {
+            (Kind::Accept, QueueId::Local(address)) => {
+                let time = (window.from_ns, window.to_ns);
+                self.topology.uneven(target, *address, time)
+            }
+            _ => None,
+        };
         let case = Case {
             view,
             inputs: &self.inputs,
             episode,
             surges: self.surges(episode),
-            steps: &wait_graph::chain_behind(view, episode),
+            uneven: uneven.as_ref(),
+            steps: &wait_graph::chain_behind(view, episode, uneven.as_ref()),
         };
         Verdict {
             messages: self.log_evidence.over(target, episode.onset, episode.start),

@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     inputs::PoolUse,
+    listening_sockets::{ListeningSockets, Uneven},
     titles::{self, TitleState},
 };
 use crate::{
@@ -124,6 +125,7 @@ pub(super) struct Topology {
     peers: HashMap<(SocketAddr, SocketAddr), Vec<SocketEnd>>,
     holders: HashMap<u64, Vec<Holder>>,
     listeners: LocalListeners,
+    listening: ListeningSockets,
     unix: HashMap<u64, UnixSocket>,
     titles: HashMap<u32, ProcessTitle>,
     names: HashMap<u32, String>,
@@ -179,6 +181,7 @@ impl Topology {
         if sample.scans.files || sample.scans.focused_sockets {
             self.learn_files(sample, targets);
             self.learn_connecting(now_ns);
+            self.listening.read(sample, targets, focus_scope);
         }
         if let Some(awaited) = &readings.pending_requests {
             self.awaited = awaited.iter().map(|one| (one.cookie, *one)).collect();
@@ -488,6 +491,16 @@ impl Topology {
             return None;
         }
         self.listeners.of(link.netns, link.local, link.remote)
+    }
+
+    /// Whether some listening sockets of an address had a standing queue in this time while others were empty.
+    pub(super) fn uneven(
+        &self,
+        target: TargetId,
+        address: SocketAddr,
+        time: (u64, u64),
+    ) -> Option<Uneven> {
+        self.listening.uneven(target, address, time)
     }
 
     /// The other processes that hold the read end of a pipe, or the other end of a unix socket.

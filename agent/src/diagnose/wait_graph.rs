@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     classify::{Observation, Resource},
+    listening_sockets::Uneven,
     profile::{Lock, Profile, Thread, ThreadProfile, Window, shared},
     thread_set::ThreadSet,
     topology::{Link, OpenFile, Topology},
@@ -85,9 +86,17 @@ enum Next {
 }
 
 /// The wait chain behind an episode. It begins at the event loop's thread or at the threads that wait for the lock, if the
-/// queue is one of these; else at the workers of the service.
-pub(super) fn chain_behind(view: View<'_>, episode: &Episode) -> Vec<Step> {
+/// queue is one of these; else at the workers of the service. `uneven`: some listening sockets of its address fill, and others
+/// do not. Then it begins at the workers that should accept from these, if they are known.
+pub(super) fn chain_behind(
+    view: View<'_>,
+    episode: &Episode,
+    uneven: Option<&Uneven>,
+) -> Vec<Step> {
     let key = &episode.key;
+    if let Some(threads) = uneven.and_then(|uneven| behind_the_rest(view, key.target, uneven)) {
+        return chain_of(view, threads);
+    }
     match key.id {
         QueueId::Thread { tid, .. } => {
             let threads = view.window.threads();
@@ -134,6 +143,27 @@ pub(super) fn workers(view: View<'_>, tgids: &[u32]) -> ThreadSet {
     } else {
         ThreadSet::of(active)
     }
+}
+
+/// The threads that should accept from the listening sockets with a standing queue. `None`: they are not known. Where each
+/// process has sockets of its own, these are the workers of the processes that hold them. Where all processes have inherited
+/// all sockets, or threads share them, they are the threads that are not idle, if there are not more of them than such sockets.
+fn behind_the_rest(view: View<'_>, target: TargetId, uneven: &Uneven) -> Option<ThreadSet> {
+    /// The workers of the empty sockets are idle for most of the time.
+    const MAX_IDLE: f64 = 0.5;
+    if !uneven.holders.is_empty() {
+        let holders: Vec<u32> = uneven.holders.iter().copied().collect();
+        return Some(workers(view, &holders)).filter(|threads| threads.len() > 0);
+    }
+    let tgids = &view.targets.get(target)?.tgids;
+    let threads = tgids.iter().flat_map(|tgid| view.window.of_process(*tgid));
+    let busy: Vec<Thread> = threads
+        .filter(|(_, profile)| profile.idle() < MAX_IDLE)
+        .map(|(thread, _)| thread)
+        .collect();
+    (1..=uneven.standing)
+        .contains(&busy.len())
+        .then(|| ThreadSet::of(busy))
 }
 
 /// Whether a thread only sleeps or waits for work, mostly the latter: it runs timers and does no work.

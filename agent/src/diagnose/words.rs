@@ -1,6 +1,9 @@
 //! Phrases of evidence and advice: names of threads and processes, and what they do.
 
-use super::{case::Case, classify::Resource, profile::Thread, topology::Link, wait_graph::Step};
+use super::{
+    case::Case, classify::Resource, listening_sockets::Uneven, profile::Thread, topology::Link,
+    wait_graph::Step,
+};
 use crate::{event::Activity, sample::SharedLock, text::duration};
 
 /// The port of the Domain Name System (RFC 1035).
@@ -121,6 +124,22 @@ pub(super) fn shared_lock(lock: &SharedLock) -> String {
             format!("the lock at {address:#x} that processes share")
         }
     }
+}
+
+/// `98% of the waiting connections are in 1 of 4 listening sockets (SO_REUSEPORT), and 3 are empty`.
+pub(super) fn uneven(uneven: &Uneven) -> String {
+    let Uneven {
+        sockets,
+        standing,
+        free,
+        waiting,
+        ..
+    } = uneven;
+    let are = if *free == 1 { "is" } else { "are" };
+    format!(
+        "{} of the waiting connections are in {standing} of {sockets} listening sockets (SO_REUSEPORT), and {free} {are} empty",
+        percent(*waiting)
+    )
 }
 
 /// The client of a process that serves exactly one.

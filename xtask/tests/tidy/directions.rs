@@ -70,7 +70,8 @@ const DIAGNOSE: &[(&str, &[&str])] = &[
     ("inputs", &[]),
     ("titles", &[]),
     ("thread_names", &[]),
-    ("topology", &["inputs", "titles"]),
+    ("listening_sockets", &[]),
+    ("topology", &["inputs", "listening_sockets", "titles"]),
     ("held_pool", &["inputs", "topology"]),
     ("log_evidence", &[]),
     ("classify", &["topology"]),
@@ -79,12 +80,25 @@ const DIAGNOSE: &[(&str, &[&str])] = &[
     ("thread_set", &["profile"]),
     (
         "wait_graph",
-        &["classify", "profile", "thread_set", "topology"],
+        &[
+            "classify",
+            "listening_sockets",
+            "profile",
+            "thread_set",
+            "topology",
+        ],
     ),
-    ("case", &["inputs", "wait_graph"]),
+    ("case", &["inputs", "listening_sockets", "wait_graph"]),
     (
         "words",
-        &["case", "classify", "profile", "topology", "wait_graph"],
+        &[
+            "case",
+            "classify",
+            "listening_sockets",
+            "profile",
+            "topology",
+            "wait_graph",
+        ],
     ),
     (
         "rules",

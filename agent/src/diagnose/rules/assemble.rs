@@ -100,10 +100,11 @@ fn runner_up(
         .max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
-/// One sentence: the fact that decided, then what each step of the wait chain does.
+/// One sentence: the fact that decided, how uneven the listening sockets are, then what each step of the wait chain does.
 fn evidence(case: Case<'_>, finding: Option<&Finding>) -> String {
     let mut parts: Vec<String> = Vec::new();
     parts.extend(finding.and_then(|finding| finding.fact.clone()));
+    parts.extend(case.uneven.map(words::uneven));
     if let Some(first) = case.first() {
         let (from_ns, to_ns) = case.time();
         let threads = first.threads.len();

@@ -139,6 +139,34 @@ pub(super) const RESPONSES_NOT_READ: Rule = Rule {
     },
 };
 
+/// Nobody accepts from some listening sockets of an address, and nobody is busy: a worker has exited and its socket is still
+/// open in another process, or a worker has stopped to accept.
+pub(super) const SOCKET_NOT_SERVED: Rule = Rule {
+    cause: &CAUSE,
+    name: "a listening socket that nobody accepts from",
+    scope: Scope::MainActivity(&[Activity::Idle]),
+    basis: Basis::Time,
+    test: |case, checks| {
+        let is_long = wait::is_long(case, checks);
+        checks.is(
+            "some listening sockets fill while others are empty",
+            case.uneven.is_some(),
+            true,
+        );
+        let accepts = case.uneven?.accepts_per_s;
+        let none = checks.at_most("accepts from them, per second", accepts, 0.0, Unit::Count);
+        (is_long && none).then(|| {
+            Finding::blaming(culprit::own_process(case), |who| {
+                format!(
+                    "No worker of {who} accepts from this socket, and the kernel goes on assigning connections to it: restart the service, so that each listening socket has a worker again. A longer backlog only lengthens the wait."
+                )
+            })
+            .share(case.share(Activity::Idle))
+            .at_most(Confidence::Medium)
+        })
+    },
+};
+
 /// The threads idle although work waits, and take none of it.
 pub(super) const NOTHING_TAKEN: Rule = Rule {
     cause: &CAUSE,

@@ -87,6 +87,30 @@ fn busiest_collector(case: Case<'_>) -> Option<(Thread, f64)> {
         .max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
+/// The worker of a listening socket that fills has the CPU and accepts, while the sockets of other workers are empty.
+pub(super) const ONE_WORKER: Rule = Rule {
+    cause: &CAUSE,
+    name: "one of several workers is busy computing",
+    scope: Scope::MainActivity(&[Activity::OnCpu, Activity::RunnableOwn]),
+    basis: Basis::Time,
+    test: |case, checks| {
+        checks
+            .is(
+                "the threads of a listening socket that fills while others are empty",
+                case.uneven_workers().is_some(),
+                true,
+            )
+            .then(|| {
+                Finding::blaming(cpu::busiest(case), |who| {
+                    format!(
+                        "{who} computes all the time while other workers are idle: the kernel assigns connections to listening sockets by a hash of their addresses, so few or long-lived connections spread unevenly. Let all workers accept from one socket, without SO_REUSEPORT, or close long-lived connections now and then. More CPUs and a longer backlog do not help."
+                    )
+                })
+                .share(CpuTime::of(case).needed)
+            })
+    },
+};
+
 /// Threads mainly need the CPU, and no earlier rule found anything that keeps it from them.
 pub(super) const BUSY: Rule = Rule {
     cause: &CAUSE,

@@ -5,7 +5,12 @@ use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
     shared::cpu::{self, CpuTime},
 };
-use crate::{cause::Cause, diagnose::case::Case, event::Activity, queue::Kind};
+use crate::{
+    cause::Cause,
+    diagnose::case::Case,
+    event::{Activity, explain::Unit},
+    queue::Kind,
+};
 
 const CAUSE: CauseInfo = CauseInfo {
     cause: Cause::EventLoopBlocked,
@@ -24,6 +29,53 @@ pub(super) const ONE_THREAD: Rule = Rule {
         cpu::is_one_long_turn(case, checks).then(|| finding(case).share(CpuTime::of(case).needed))
     },
 };
+
+/// Few or no connections are accepted from some listening sockets of an address, while others are empty: the worker of these is
+/// away from its loop, computing or waiting for something that is not another service, a lock or a disk.
+pub(super) const ONE_WORKER: Rule = Rule {
+    cause: &CAUSE,
+    name: "one of several workers does not return to its loop",
+    scope: Scope::MainActivity(&[
+        Activity::OnCpu,
+        Activity::RunnableOwn,
+        Activity::Asleep,
+        Activity::Inside,
+        Activity::Unknown,
+    ]),
+    basis: Basis::Time,
+    test: |case, checks| {
+        /// A worker that returns to its loop once a second accepts more often.
+        const MAX_ACCEPTS_PER_S: f64 = 1.0;
+        let uneven = case.uneven_workers();
+        checks.is(
+            "the threads of a listening socket that fills while others are empty",
+            uneven.is_some(),
+            true,
+        );
+        let accepts = uneven?.accepts_per_s;
+        let needs_cpu = CpuTime::of(case).needed >= 0.5;
+        let seldom = checks.at_most(
+            "accepts from it, per second",
+            accepts,
+            MAX_ACCEPTS_PER_S,
+            Unit::Count,
+        );
+        (seldom || !needs_cpu).then(|| uneven_finding(case))
+    },
+};
+
+fn uneven_finding(case: Case<'_>) -> Finding {
+    let busy = 1.0 - case.share(Activity::Idle);
+    Finding {
+        includes: &[Cause::CpuBound, Cause::UndersizedLimit],
+        ..Finding::blaming(cpu::busiest(case), |who| {
+            format!(
+                "{who} is busy with one task, and the connections that the kernel has assigned to its listening socket wait for it while the other workers are idle: find the handler (py-spy dump, gdb -p PID) and move it out of the workers that accept. Or let all workers accept from one socket, without SO_REUSEPORT. A longer backlog only lengthens the wait."
+            )
+        })
+    }
+    .share(busy)
+}
 
 /// An event loop of the service had a long turn, and it has the CPU that it wants.
 pub(super) const LONG_TURN: Rule = Rule {

@@ -93,6 +93,11 @@ pub(super) const WORKERS: Rule = Rule {
             matches!(first.resource, Resource::Connection(_)),
             false,
         );
+        let all = checks.is(
+            "listening sockets of other workers are empty",
+            case.uneven.is_some(),
+            false,
+        );
         // A thread that sleeps with no request to serve is not busy: it backs off, or waits for its hour.
         let asleep_at_work = match first.activity {
             Activity::Asleep => checks.is(
@@ -102,7 +107,7 @@ pub(super) const WORKERS: Rule = Rule {
             ),
             _ => true,
         };
-        (in_a_loop && asleep_at_work).then(|| {
+        (in_a_loop && all && asleep_at_work).then(|| {
             let limit = format!("{} workers", first.threads.len());
             let advice = match Capacity::of(case) {
                 Some(capacity) => format!(

@@ -2,6 +2,7 @@
 
 mod classify;
 mod explain;
+mod listening_sockets;
 mod profile;
 mod scene;
 mod shared_locks;
