@@ -185,6 +185,11 @@ incidents! {
     reuseport "reuseport" Some(planted(EventLoopBlocked, &[Accept], "name-a (27031)")),
     reuseport_nginx "reuseport-nginx" Some(planted(ConsumerStalled, &[Accept], "nginx (27159)")),
     reuseport_even "reuseport-even" None,
+    close_wait_calls "close-wait-calls" Some(planted(
+        FdExhausted,
+        &[Fd, Accept],
+        "connections that name-a (23894) does not close",
+    )),
     short_file_locks "short-file-locks" None,
     busy_log_socket "busy-log-socket" None,
     accept_mutex "accept-mutex" None,

@@ -11,6 +11,7 @@ mod downstream;
 mod gateway;
 mod gridlock;
 mod judge;
+mod leaks;
 mod limits;
 mod lock;
 mod network;

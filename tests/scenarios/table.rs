@@ -4,8 +4,8 @@ use anyhow::Result;
 use tailback_tests::workloads::PooledApp;
 
 use crate::{
-    blocked, control, cpu, disk, downstream, gateway, gridlock, limits, lock, network, peers,
-    play::Play, pools, reuseport, shared,
+    blocked, control, cpu, disk, downstream, gateway, gridlock, leaks, limits, lock, network,
+    peers, play::Play, pools, reuseport, shared,
 };
 
 /// One incident, or one healthy service.
@@ -481,6 +481,25 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &[],
         alone: false,
         play: reuseport::nginx,
+    },
+    // The descriptors are connections in CLOSE_WAIT: a higher limit would be reached, too.
+    Scenario {
+        name: "close-wait",
+        on: "a service on asyncio",
+        planted: Some(planted("fd_exhausted", &["fd", "accept"])),
+        programs: &[],
+        modules: &["asyncio"],
+        alone: false,
+        play: leaks::accepted,
+    },
+    Scenario {
+        name: "close-wait-calls",
+        on: "a service on asyncio -> nginx, which closes after its answer",
+        planted: Some(planted("fd_exhausted", &["fd", "accept"])),
+        programs: &["nginx"],
+        modules: &["asyncio"],
+        alone: false,
+        play: leaks::opened,
     },
     Scenario {
         name: "busy",

@@ -28,6 +28,9 @@ const LOCK_KEPT_NS: u64 = 5_000_000_000;
 const STREAMING_NS: u64 = 100_000_000;
 /// A connection without a call whose last data is older than this, ns, stays unused although another is in use all the time.
 const UNUSED_NS: u64 = 3_000_000_000;
+/// A connection that the peer has closed, and whose last data is older than this, ns, is not about to be closed: programs that
+/// close do so as soon as they read the end of the stream.
+const UNCLOSED_NS: u64 = 1_000_000_000;
 /// The state of a connection that the remote end has not answered, as in include/net/tcp_states.h.
 const SYN_SENT: u8 = 2;
 /// Longest name of a process, bytes.
@@ -381,6 +384,21 @@ impl Topology {
 
     pub(super) fn links(&self) -> impl Iterator<Item = (u64, &Link)> {
         self.links.iter().map(|(cookie, link)| (*cookie, link))
+    }
+
+    /// Connections of a service that the peer has closed and the service has not (CLOSE_WAIT), although nothing is left to do on
+    /// them: it has read everything, and an accepted one was answered.
+    pub(super) fn unclosed(&self, target: TargetId, targets: &Targets) -> Vec<&Link> {
+        let is_left = |link: &Link| {
+            link.closed_by_peer
+                && !link.is_unread
+                && link.since_data_ns >= UNCLOSED_NS
+                && (!link.accepted || link.sent_last)
+        };
+        let links = self.links.values();
+        links
+            .filter(|link| is_left(link) && targets.of(link.tgid) == Some(target))
+            .collect()
     }
 
     pub(super) fn unix(&self, inode: u64) -> Option<&UnixSocket> {

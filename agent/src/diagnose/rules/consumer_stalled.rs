@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
-    shared::{culprit, far_end, lock, wait},
+    shared::{culprit, far_end, lock, unclosed::Unclosed, wait},
 };
 use crate::{
     cause::Cause,
@@ -163,6 +163,42 @@ pub(super) const SOCKET_NOT_SERVED: Rule = Rule {
             })
             .share(case.share(Activity::Idle))
             .at_most(Confidence::Medium)
+        })
+    },
+};
+
+/// Connections that the clients have closed and the service has not use up its own limit of connections.
+pub(super) const NOT_CLOSED: Rule = Rule {
+    cause: &CAUSE,
+    name: "connections are not closed",
+    scope: Scope::MainActivity(&[Activity::Idle]),
+    basis: Basis::Time,
+    test: |case, checks| {
+        /// At least half of the connections that it has accepted.
+        const MIN_UNCLOSED: f64 = 0.5;
+        let is_long = wait::is_long(case, checks);
+        let nothing = checks.is(
+            "nothing is taken, and no request is in service",
+            wait::takes_nothing(case),
+            true,
+        );
+        let unclosed = Unclosed::of(case);
+        let connections = unclosed.as_ref().map_or(0, |it| it.accepted);
+        let accepted = case.view.topology.links().filter(|(_, link)| {
+            link.accepted && case.view.targets.of(link.tgid) == Some(case.target())
+        });
+        let most = checks.at_least(
+            "accepted connections that the peer has closed",
+            connections as f64 / accepted.count().max(1) as f64,
+            MIN_UNCLOSED,
+            Unit::Ratio,
+        );
+        let unclosed = unclosed?;
+        (is_long && nothing && most).then(|| {
+            Finding::blaming(unclosed.culprit(case), |_| unclosed.advice(case))
+                .fact(unclosed.words())
+                .share(case.share(Activity::Idle))
+                .at_most(Confidence::Medium)
         })
     },
 };

@@ -3,7 +3,7 @@
 use super::{
     checks::Checks,
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
-    shared::culprit,
+    shared::{culprit, unclosed::Unclosed},
 };
 use crate::{cause::Cause, diagnose::case::Case, event::explain::Unit, queue::Kind, text::count};
 
@@ -26,7 +26,7 @@ pub(super) const OWN_QUEUE: Rule = Rule {
             open.map(|reading| reading.depth as f64),
             Unit::Count,
         );
-        Some(finding(case))
+        Some(finding(case, checks))
     },
 };
 
@@ -36,7 +36,7 @@ pub(super) const NONE_LEFT_TO_ACCEPT: Rule = Rule {
     name: "none left to accept with",
     scope: Scope::Kinds(&[Kind::Accept, Kind::Syn, Kind::Unix]),
     basis: Basis::Fact,
-    test: |case, checks| none_left(case, checks).then(|| finding(case)),
+    test: |case, checks| none_left(case, checks).then(|| finding(case, checks)),
 };
 
 fn none_left(case: Case<'_>, checks: &mut Checks) -> bool {
@@ -52,8 +52,37 @@ fn none_left(case: Case<'_>, checks: &mut Checks) -> bool {
     }
 }
 
-fn finding(case: Case<'_>) -> Finding {
+fn finding(case: Case<'_>, checks: &mut Checks) -> Finding {
+    /// Most of the descriptors are leaked connections: a higher limit would only be reached later.
+    const MIN_UNCLOSED: f64 = 0.5;
     let reading = case.inputs.open_files(case.target());
+    let open = reading.map_or(0, |reading| reading.depth);
+    let fact = reading.map(|reading| {
+        format!(
+            "{} of {} file descriptors are open",
+            count(reading.depth),
+            count(reading.limit.unwrap_or(0))
+        )
+    });
+    let unclosed = Unclosed::of(case);
+    let connections = unclosed.as_ref().map_or(0, |it| it.connections);
+    let are_leaked = checks.at_least(
+        "of them, connections that the peer has closed",
+        connections as f64 / open.max(1) as f64,
+        MIN_UNCLOSED,
+        Unit::Ratio,
+    );
+    if let Some(unclosed) = unclosed.filter(|_| are_leaked) {
+        let facts = [fact, Some(unclosed.words())];
+        let facts: Vec<String> = facts.into_iter().flatten().collect();
+        return Finding::blaming(unclosed.culprit(case), |_| {
+            format!(
+                "{} A higher limit (LimitNOFILE=, ulimit -n) only gains time.",
+                unclosed.advice(case)
+            )
+        })
+        .fact(facts.join("; "));
+    }
     let limit = reading.and_then(|reading| reading.limit);
     let limit = limit.or(case.episode.limit).unwrap_or(0);
     let culprit = culprit::limit(case, format!("RLIMIT_NOFILE of {limit}"));
@@ -62,11 +91,5 @@ fn finding(case: Case<'_>) -> Finding {
             "{limit} is reached: raise it (LimitNOFILE=, ulimit -n), and look for descriptors that are never closed (ls -l /proc/PID/fd)."
         )
     })
-    .fact(reading.map(|reading| {
-        format!(
-            "{} of {} file descriptors are open",
-            count(reading.depth),
-            count(reading.limit.unwrap_or(0))
-        )
-    }))
+    .fact(fact)
 }

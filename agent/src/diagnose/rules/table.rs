@@ -65,6 +65,7 @@ pub(super) const RULES: &[&Rule] = &[
     &producer_surge::WAITING,
     &undersized_limit::WORKERS,
     &consumer_stalled::SOCKET_NOT_SERVED,
+    &consumer_stalled::NOT_CLOSED,
     &undersized_limit::KEPT_ALIVE,
     &peer_not_sending::SILENT_PEERS,
     &consumer_stalled::NOTHING_TAKEN,

@@ -6,5 +6,6 @@ mod listening_sockets;
 mod profile;
 mod scene;
 mod shared_locks;
+mod unclosed;
 mod verdicts;
 mod wait_graph;

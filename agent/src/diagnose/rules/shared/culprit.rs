@@ -87,7 +87,7 @@ pub(in crate::diagnose::rules) fn silent_peers(case: Case<'_>) -> Option<Culprit
     let ours = case.first()?.threads.tgids();
     let mut peers: BTreeMap<Option<u32>, (u32, &Link)> = BTreeMap::new();
     for (_, link) in topology.links() {
-        if link.accepted && ours.contains(&link.tgid) {
+        if link.accepted && !link.closed_by_peer && ours.contains(&link.tgid) {
             let peer = topology.other_end(link).map(|end| end.tgid);
             peers.entry(peer).or_insert((0, link)).0 += 1;
         }

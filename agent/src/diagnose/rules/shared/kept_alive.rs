@@ -40,7 +40,7 @@ impl KeptAlive {
         let links: Vec<&Link> = topology
             .links()
             .map(|(_, link)| link)
-            .filter(|link| link.accepted && ours.contains(&link.tgid))
+            .filter(|link| link.accepted && !link.closed_by_peer && ours.contains(&link.tgid))
             .collect();
         let threads = ours
             .iter()

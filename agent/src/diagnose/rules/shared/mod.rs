@@ -7,4 +7,5 @@ pub(super) mod far_end;
 pub(super) mod kept_alive;
 pub(super) mod lock;
 pub(super) mod pool;
+pub(super) mod unclosed;
 pub(super) mod wait;
