@@ -54,6 +54,8 @@ causes! {
     OutputBlocked "output_blocked" "its output is not read",
     /// It waits for memory.
     MemoryStalled "memory_stalled" "it waits for memory",
+    /// It waits for an accelerator, such as a GPU.
+    AcceleratorBound "accelerator_bound" "it waits for an accelerator",
     /// The process at the other end of a connection does not read.
     PeerNotReading "peer_not_reading" "a peer does not read",
     /// The process at the other end of a connection does not send the rest of a request, or sends nothing.
@@ -62,6 +64,8 @@ causes! {
     NetworkLimited "network_limited" "the network path is saturated",
     /// It has no file descriptors left.
     FdExhausted "fd_exhausted" "it has no file descriptors left",
+    /// It has no local ports left for connections to an address.
+    PortsExhausted "ports_exhausted" "it has no local ports left",
     /// The evidence is insufficient.
     Unknown "unknown" "the cause is unknown",
 }

@@ -190,6 +190,21 @@ incidents! {
         &[Fd, Accept],
         "connections that name-a (23894) does not close",
     )),
+    accelerator_loop "accelerator-loop" Some(planted(
+        AcceleratorBound,
+        &[Inflight, Accept, Recv, Eventloop],
+        "of name-a (22942), in libcuda",
+    )),
+    accelerator_thread "accelerator-thread" Some(planted(
+        AcceleratorBound,
+        &[Inflight],
+        "of name-a (24011), in libcuda",
+    )),
+    local_ports "local-ports" Some(planted(
+        PortsExhausted,
+        &[Accept],
+        "the local ports 20000 to 20999",
+    )),
     short_file_locks "short-file-locks" None,
     busy_log_socket "busy-log-socket" None,
     accept_mutex "accept-mutex" None,

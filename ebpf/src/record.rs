@@ -284,7 +284,8 @@ records! {
         pub involuntary: u64,
         pub cpu_ns: u64,
         pub run_delay_ns: u64,
-        /// The first arguments of the system call.
+        /// The first arguments of the system call. Of a thread that is not asleep, the first is its instruction pointer when it
+        /// last left user mode; 0 if unknown.
         pub args: [u64; 4],
         /// Number of the system call that it sleeps in, or [`NO_SYSCALL`].
         pub syscall: i32,

@@ -88,7 +88,10 @@ fn visit(ctx: *const TaskContext, reads_user_memory: bool) -> i32 {
         polled: [[0; 2]; MAX_POLLED],
         comm: load!(task, task_comm, [u8; 16]),
     };
-    // The saved registers of a running thread are stale.
+    // The saved registers of a running thread are those of its last interrupt or system call.
+    if record.state == 0 && offset!(regs_number) != ABSENT {
+        record.args[0] = user_address(registers(task));
+    }
     if record.state != 0 && offset!(regs_number) != ABSENT {
         read_syscall(task, &mut record);
         if reads_user_memory {
@@ -126,16 +129,36 @@ fn flags(task: *const u8) -> u32 {
     flags
 }
 
-/// Reads the system call that a sleeping thread is in.
+/// The registers that a thread had in user mode.
 #[inline(always)]
-fn read_syscall(task: *const u8, record: &mut WaitRecord) {
-    let regs = if has_helper!(task_registers) {
+fn registers(task: *const u8) -> *const u8 {
+    if has_helper!(task_registers) {
         // SAFETY: `task` is a typed kernel pointer.
         unsafe { bpf_task_pt_regs(task.cast_mut().cast::<task_struct>()) as *const u8 }
     } else {
         let stack = load!(task, task_stack, u64);
         (stack + THREAD_SIZE - u64::from(offset!(regs_size))) as *const u8
-    };
+    }
+}
+
+/// The instruction pointer among these registers.
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+fn user_address(regs: *const u8) -> u64 {
+    // `ip` follows `orig_ax` in the user-visible layout (arch/x86/include/uapi/asm/ptrace.h), which does not change.
+    probe_at::<u64>(regs, u64::from(offset!(regs_number)) + 8)
+}
+
+#[cfg(not(bpf_target_arch = "x86_64"))]
+#[inline(always)]
+fn user_address(_regs: *const u8) -> u64 {
+    0
+}
+
+/// Reads the system call that a sleeping thread is in.
+#[inline(always)]
+fn read_syscall(task: *const u8, record: &mut WaitRecord) {
+    let regs = registers(task);
     record.syscall = probe!(regs, regs_number, u64) as i32;
     record.args = [
         probe!(regs, regs_arg0, u64),

@@ -3,6 +3,7 @@
 //! A scenario uses only the agent's command line and its JSON lines. `table` lists the scenarios, `play` runs one,
 //! `judge` turns its events into a row; the other files hold the scenarios, grouped by what they plant.
 
+mod accelerators;
 mod blocked;
 mod control;
 mod cpu;

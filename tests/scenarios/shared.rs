@@ -1,6 +1,6 @@
 //! What processes share: locks on files and in memory, a log socket. The cause is what the process at the other end does.
 
-use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
@@ -154,6 +154,20 @@ pub fn connect(play: &mut Play) -> Result<()> {
     play.healthy()?;
     let culprit = Culprit::server(backend.pid(), port);
     stops(play, &backend, &load, culprit)
+}
+
+/// Each request opens new connections to Redis and closes them, until no local port is left to connect from.
+pub fn local_ports(play: &mut Play) -> Result<()> {
+    const PORTS: &str = "20000 20999";
+    // These are settings of the scenario's own network namespace.
+    let settings = Path::new("/proc/sys/net/ipv4");
+    fs::write(settings.join("ip_local_port_range"), PORTS).context("set the range of ports")?;
+    fs::write(settings.join("tcp_tw_reuse"), "0").context("forbid to reuse TIME_WAIT")?;
+    let redis = Redis::start()?;
+    let (server, address) = workers("redis", &redis.port().to_string())?;
+    let load = load(address, "/", REQUESTS_PER_S)?;
+    let culprit = Culprit::default().or("local ports");
+    crate::lock::trouble(play, &server, &load, culprit)
 }
 
 /// The workers sleep between attempts at something else, and take no request.

@@ -4,8 +4,8 @@ use anyhow::Result;
 use tailback_tests::workloads::PooledApp;
 
 use crate::{
-    blocked, control, cpu, disk, downstream, gateway, gridlock, leaks, limits, lock, network,
-    peers, play::Play, pools, reuseport, shared,
+    accelerators, blocked, control, cpu, disk, downstream, gateway, gridlock, leaks, limits, lock,
+    network, peers, play::Play, pools, reuseport, shared,
 };
 
 /// One incident, or one healthy service.
@@ -500,6 +500,35 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &["asyncio"],
         alone: false,
         play: leaks::opened,
+    },
+    // It burns a CPU, but more CPU would not help: the thread spins in a library with the name of a driver's.
+    Scenario {
+        name: "accelerator-loop",
+        on: "a service on asyncio, a library named libcuda",
+        planted: Some(planted("accelerator_bound", LOOP)),
+        programs: &["gcc"],
+        modules: &["asyncio"],
+        alone: true,
+        play: accelerators::in_the_loop,
+    },
+    Scenario {
+        name: "accelerator-thread",
+        on: "a service on asyncio with a thread, a library named libcuda",
+        planted: Some(planted("accelerator_bound", LOOP)),
+        programs: &["gcc"],
+        modules: &["asyncio"],
+        alone: true,
+        play: accelerators::in_a_thread,
+    },
+    // Connections in TIME_WAIT belong to no process, and the service sleeps between its attempts.
+    Scenario {
+        name: "local-ports",
+        on: "a service of several processes -> Redis",
+        planted: Some(planted("ports_exhausted", &["accept"])),
+        programs: &["redis-server"],
+        modules: &["socket"],
+        alone: false,
+        play: shared::local_ports,
     },
     Scenario {
         name: "busy",

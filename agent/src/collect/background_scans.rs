@@ -4,7 +4,7 @@
 
 use super::{DISCOVERY_INTERVAL_NS, MS, poll_interval::PollInterval};
 
-/// Part of the CPU budget that each background scan may use: 48% for the six scans below together.
+/// Part of the CPU budget that each background scan may use: 56% for the seven scans below together.
 const BUDGET_PART: f64 = 0.08;
 /// The same while a target is focused: the profile needs more of the budget then.
 const BUDGET_PART_FOCUSED: f64 = 0.05;
@@ -24,6 +24,8 @@ pub(super) struct BackgroundScans {
     pub(super) titles: PollInterval,
     /// Holders of the locks that processes in the focus scope share.
     pub(super) lock_waits: PollInterval,
+    /// Local ports in use in the network namespaces of the focus scope.
+    pub(super) local_ports: PollInterval,
 }
 
 impl Default for BackgroundScans {
@@ -35,6 +37,7 @@ impl Default for BackgroundScans {
             cpu_accounting: PollInterval::new(1_000 * MS, 10_000 * MS),
             titles: PollInterval::new(250 * MS, 5_000 * MS),
             lock_waits: PollInterval::new(200 * MS, 5_000 * MS),
+            local_ports: PollInterval::new(1_000 * MS, 10_000 * MS),
         }
     }
 }

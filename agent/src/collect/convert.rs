@@ -12,7 +12,7 @@ use tailback_ebpf::{
     UNIX_PATH, UNKNOWN, UdpRecord, UnixRecord, WAIT_IO, WAIT_ON_CPU, WAIT_WORD, WaitRecord,
 };
 
-use super::{object_ids::ObjectIds, peers::PeerInfo};
+use super::{accelerators::RunningThread, object_ids::ObjectIds, peers::PeerInfo};
 use crate::{
     kernel::records::{Record, decode},
     sample::{
@@ -271,6 +271,17 @@ pub(super) fn wait(record: &WaitRecord) -> Wait {
         cpu_ns: record.cpu_ns,
         run_delay_ns: record.run_delay_ns,
     }
+}
+
+/// A thread that runs, if its instruction pointer is known.
+pub(super) fn running(record: &WaitRecord) -> Option<RunningThread> {
+    let runs = record.state == 0 && record.flags & WAIT_ON_CPU != 0;
+    let [address, ..] = record.args;
+    (runs && address != 0).then_some(RunningThread {
+        tgid: record.header.tgid,
+        tid: record.tid,
+        address,
+    })
 }
 
 fn detail(record: &WaitRecord) -> Detail {

@@ -9,11 +9,12 @@
 //!   `neighbours` (processes that may keep them waiting).
 //! - *Queues and threads*: `socket_scan`, `thread_scan`, `networks`, `system` (cgroups and the machine),
 //!   `cpu_accounting`, `holders` and `peers` (other ends of pipes and connections), `lock_waits` (holders of locks that
-//!   processes share, from `lock_calls`, `file_locks`, `shared_memory`), `paths`, `titles`, `logs`.
+//!   processes share, from `lock_calls`, `file_locks`, `shared_memory`), `accelerators`, `local_ports`, `paths`, `titles`, `logs`.
 //! - *About the agent itself*: `report` (counters), `notices` (messages for people).
 //!
 //! `convert` turns the eBPF records into sample types; `object_ids` hides kernel addresses.
 
+mod accelerators;
 mod background_scans;
 mod clock;
 mod convert;
@@ -22,6 +23,7 @@ mod cpu_budget;
 mod file_locks;
 mod focus;
 mod holders;
+mod local_ports;
 mod lock_calls;
 mod lock_waits;
 mod logs;
@@ -44,6 +46,7 @@ mod titles;
 
 use std::collections::BTreeSet;
 
+use accelerators::Accelerators;
 use anyhow::Result;
 use background_scans::BackgroundScans;
 use clock::CpuTimer;
@@ -56,6 +59,7 @@ pub use convert::sample_of_records;
 use cpu_accounting::CpuAccounting;
 use focus::Focus;
 use holders::Holders;
+use local_ports::LocalPortScan;
 use lock_waits::LockWaits;
 use logs::Logs;
 use neighbours::Neighbours;
@@ -101,6 +105,8 @@ pub struct Collector {
     paths: Paths,
     titles: Titles,
     lock_waits: LockWaits,
+    accelerators: Accelerators,
+    local_ports: LocalPortScan,
     logs: Logs,
     system: System,
     cpu_accounting: CpuAccounting,
@@ -129,6 +135,8 @@ impl Collector {
             paths: Paths::default(),
             titles: Titles::default(),
             lock_waits: LockWaits::default(),
+            accelerators: Accelerators::default(),
+            local_ports: LocalPortScan::default(),
             logs: Logs::new(None),
             system: System::default(),
             cpu_accounting: CpuAccounting::default(),
@@ -296,7 +304,12 @@ impl Collector {
             return Ok(());
         }
         let timer = CpuTimer::start();
-        let records = thread_scan::scan_profile(&mut self.glance, sample)?;
+        let running = thread_scan::scan_profile(&mut self.glance, sample)?;
+        let records = sample.profile.len() as u64;
+        let threads: Vec<&Wait> = sample.profile.iter().collect();
+        sample.on_accelerator =
+            self.accelerators
+                .find(sample.mono_ns, &threads, &running, &self.processes);
         self.paths.resolve_profile(
             &mut sample.profile,
             self.processes.watched(),
@@ -328,7 +341,15 @@ impl Collector {
         }
         if plan.complete || self.background.waits.is_due(now_ns) {
             let timer = CpuTimer::start();
-            thread_scan::scan_waits(&mut self.glance, sample)?;
+            let running = thread_scan::scan_waits(&mut self.glance, sample)?;
+            if is_focused && !sample.scans.profile {
+                let threads = sample.waits.iter();
+                let threads = threads.filter(|wait| self.focus.contains(wait.tgid));
+                let threads: Vec<&Wait> = threads.collect();
+                sample.on_accelerator =
+                    self.accelerators
+                        .find(now_ns, &threads, &running, &self.processes);
+            }
             self.paths
                 .resolve_waits(&mut sample.waits, self.processes.watched());
             let cost_ns = self.costs.add_background(timer);
@@ -336,6 +357,13 @@ impl Collector {
         }
         if self.focus.is_active() && self.background.lock_waits.is_due(now_ns) {
             self.search_lock_waits(sample);
+        }
+        if is_focused && self.background.local_ports.is_due(now_ns) {
+            let timer = CpuTimer::start();
+            let scope = self.focus.in_scope(self.processes.watched());
+            sample.local_ports = self.local_ports.search(&scope);
+            let cost_ns = self.costs.add_background(timer);
+            self.background.local_ports.polled(now_ns, cost_ns, share);
         }
         if plan.complete || self.background.system.is_due(now_ns) {
             let timer = CpuTimer::start();
@@ -426,6 +454,7 @@ impl Collector {
             self.peers.clear();
             self.titles.clear();
             self.lock_waits.clear();
+            self.accelerators.clear();
             self.glance.request_peers(&BTreeSet::new())?;
         }
         self.schedule.set_focused(self.focus.has_targets());

@@ -12,7 +12,7 @@
 mod mounts;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs::{self, File},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ use std::{
 use mounts::{CgroupDirs, Mounts};
 
 use super::notices::Notices;
-use crate::sample::{Cgroup, Machine, Sample, Stall, Target};
+use crate::sample::{Cgroup, IoLimit, Machine, Refaults, Sample, Stall, Target};
 
 /// Maximum number of cgroups that are read.
 const MAX_GROUPS: usize = 256;
@@ -31,6 +31,8 @@ const MAX_OPEN: usize = 256;
 const MAX_BYTES: usize = 64 * 1024;
 /// A memory limit of this or more is none: cgroup v1 writes "no limit" as the largest number of whole pages.
 const UNLIMITED: u64 = 1 << 60;
+/// Maximum number of block devices whose I/O limits are kept for a cgroup.
+const MAX_DEVICES: usize = 16;
 /// Unit of the times in /proc/stat, per second: the same on all architectures.
 const USER_HZ: u64 = 100;
 
@@ -41,6 +43,13 @@ pub(super) struct System {
     /// Cgroups beyond [`MAX_GROUPS`] in the last poll.
     left_out: usize,
     cpus: u32,
+}
+
+/// What is read of the targets' cgroups.
+struct Groups {
+    cgroups: Vec<Cgroup>,
+    io_limits: Vec<IoLimit>,
+    refaults: Vec<Refaults>,
 }
 
 /// CPU time that a cgroup may use in each period, µs.
@@ -82,8 +91,11 @@ impl Default for System {
 impl System {
     /// Puts the targets' cgroups and the machine into the sample.
     pub(super) fn poll(&mut self, targets: &[Target], sample: &mut Sample, notices: &mut Notices) {
-        let (cgroups, machine) = self.read(targets);
-        (sample.cgroups, sample.machine) = (cgroups, Some(machine));
+        let (groups, machine) = self.read(targets);
+        sample.cgroups = groups.cgroups;
+        sample.io_limits = groups.io_limits;
+        sample.refaults = groups.refaults;
+        sample.machine = Some(machine);
         sample.scans.system = true;
         let left_out = self.left_out;
         if left_out > 0 {
@@ -97,10 +109,12 @@ impl System {
     }
 
     /// The targets' cgroups, each once, and the machine.
-    fn read(&mut self, targets: &[Target]) -> (Vec<Cgroup>, Machine) {
+    fn read(&mut self, targets: &[Target]) -> (Groups, Machine) {
         self.files.poll += 1;
         self.left_out = 0;
         let mut groups: Vec<Cgroup> = Vec::new();
+        let mut io_limits: Vec<IoLimit> = Vec::new();
+        let mut refaults: Vec<Refaults> = Vec::new();
         for target in targets {
             let Some(path) = &target.cgroup else {
                 continue;
@@ -118,11 +132,20 @@ impl System {
                 .text(&PathBuf::from(format!("/proc/{}/cgroup", target.pid)));
             if let Some(membership) = membership {
                 groups.push(self.group(path, &membership));
+                io_limits.extend(self.io_limits(path, &membership));
+                refaults.extend(self.refaults(path, &membership));
             }
         }
         let machine = self.machine();
         self.files.close_unused();
-        (groups, machine)
+        (
+            Groups {
+                cgroups: groups,
+                io_limits,
+                refaults,
+            },
+            machine,
+        )
     }
 
     fn group(&mut self, path: &str, membership: &str) -> Cgroup {
@@ -200,42 +223,134 @@ impl System {
         })
     }
 
-    /// Memory is that of the level with the lowest limit, where it runs out first; OOM kills are the cgroup's own.
-    fn read_memory(&mut self, cgroup_dirs: &CgroupDirs, group: &mut Cgroup) {
-        let names = if cgroup_dirs.unified {
-            ["memory.current", "memory.max", "inactive_file"]
+    /// The level with the lowest memory limit, that limit, and the event that counts how often it was hit.
+    fn tightest<'a>(
+        &mut self,
+        cgroup_dirs: &'a CgroupDirs,
+    ) -> Option<(&'a PathBuf, u64, &'static str)> {
+        // Each with the event that counts how often it was hit. Above memory.high, tasks are slowed down; above the others,
+        // they reclaim, or one is killed.
+        let limits: &[(&str, &'static str)] = if cgroup_dirs.unified {
+            &[("memory.max", "max"), ("memory.high", "high")]
         } else {
-            [
-                "memory.usage_in_bytes",
-                "memory.limit_in_bytes",
-                "total_inactive_file",
-            ]
+            &[("memory.limit_in_bytes", "")]
         };
-        let [usage, limit, inactive] = names;
-        let mut tightest: Option<(u64, &PathBuf)> = None;
+        let mut tightest: Option<(&PathBuf, u64, &'static str)> = None;
         for dir in &cgroup_dirs.dirs {
-            // "max", no limit, does not parse.
-            let limit = self.number(dir, limit).filter(|limit| *limit < UNLIMITED);
-            if let Some(limit) = limit
-                && tightest.is_none_or(|(before, _)| limit < before)
-            {
-                tightest = Some((limit, dir));
+            for (limit, hits) in limits {
+                // "max", no limit, does not parse.
+                let limit = self.number(dir, limit).filter(|limit| *limit < UNLIMITED);
+                if let Some(limit) = limit
+                    && tightest.is_none_or(|(_, before, _)| limit < before)
+                {
+                    tightest = Some((dir, limit, hits));
+                }
             }
         }
+        tightest
+    }
+
+    /// Memory is that of the level with the lowest limit, where it runs out first; OOM kills are the cgroup's own.
+    fn read_memory(&mut self, cgroup_dirs: &CgroupDirs, group: &mut Cgroup) {
+        let (usage, inactive) = if cgroup_dirs.unified {
+            ("memory.current", "inactive_file")
+        } else {
+            ("memory.usage_in_bytes", "total_inactive_file")
+        };
+        let tightest = self.tightest(cgroup_dirs);
         let Some(own) = cgroup_dirs.dirs.first() else {
             return;
         };
-        let dir = tightest.map_or(own, |(_, dir)| dir);
-        group.memory_limit = tightest.map(|(limit, _)| limit);
+        let (dir, hits) = tightest.map_or((own, "max"), |(dir, _, hits)| (dir, hits));
+        group.memory_limit = tightest.map(|(_, limit, _)| limit);
         group.memory = self.number(dir, usage);
         group.reclaimable = self.keyed(dir, "memory.stat", inactive);
         if cgroup_dirs.unified {
-            group.limit_hits = self.keyed(dir, "memory.events", "max");
+            group.limit_hits = self.keyed(dir, "memory.events", hits);
             group.oom_kills = self.keyed(own, "memory.events", "oom_kill");
         } else {
             group.limit_hits = self.number(dir, "memory.failcnt");
             group.oom_kills = self.keyed(own, "memory.oom_control", "oom_kill");
         }
+    }
+
+    /// The pages that the level with the lowest memory limit has read again. `None`: there is no limit.
+    fn refaults(&mut self, path: &str, membership: &str) -> Option<Refaults> {
+        let dirs = self.mounts.cgroup_dirs("memory", membership)?;
+        let (dir, ..) = self.tightest(&dirs)?;
+        let stat = self.text(dir, "memory.stat")?;
+        let [refaults, pages] = if dirs.unified {
+            ["workingset_refault_file", "pgsteal"]
+        } else {
+            ["total_workingset_refault_file", "total_pgpgin"]
+        };
+        Some(Refaults {
+            cgroup: path.to_owned(),
+            refaults: keyed(&stat, refaults)?,
+            pages: keyed(&stat, pages)?,
+        })
+    }
+
+    /// The I/O limits of a cgroup and its parents, a device each; of several limits for one device the lowest.
+    fn io_limits(&mut self, path: &str, membership: &str) -> Vec<IoLimit> {
+        /// Key in io.max (v2), and file of the same limit (v1).
+        const LIMITS: [(&str, &str); 4] = [
+            ("riops", "blkio.throttle.read_iops_device"),
+            ("wiops", "blkio.throttle.write_iops_device"),
+            ("rbps", "blkio.throttle.read_bps_device"),
+            ("wbps", "blkio.throttle.write_bps_device"),
+        ];
+        let v1 = self.mounts.cgroup_dirs("blkio", membership);
+        let v2 = self.mounts.cgroup_dirs("io", membership);
+        let mut by_device: BTreeMap<String, [Option<u64>; 4]> = BTreeMap::new();
+        let mut add = |device: &str, limit: usize, value: u64| {
+            if by_device.contains_key(device) || by_device.len() < MAX_DEVICES {
+                let limits = by_device.entry(device.to_owned()).or_default();
+                limits[limit] = Some(limits[limit].map_or(value, |known| known.min(value)));
+            }
+        };
+        for dir in v2.into_iter().flat_map(|dirs| dirs.dirs) {
+            for (device, values) in self
+                .text(&dir, "io.max")
+                .iter()
+                .flat_map(|text| io_max(text))
+            {
+                for (key, value) in values {
+                    if let Some(limit) = LIMITS.iter().position(|(name, _)| *name == key) {
+                        add(&device, limit, value);
+                    }
+                }
+            }
+        }
+        for dir in v1.into_iter().flat_map(|dirs| dirs.dirs) {
+            for (limit, (_, file)) in LIMITS.iter().enumerate() {
+                // A line per device: `8:0 1048576`.
+                for line in self.text(&dir, file).iter().flat_map(|text| text.lines()) {
+                    if let Some((device, value)) = line.split_once(' ')
+                        && let Ok(value) = value.trim().parse()
+                    {
+                        add(device, limit, value);
+                    }
+                }
+            }
+        }
+        let limit = |(device, limits): (String, [Option<u64>; 4])| {
+            let [
+                reads_per_s,
+                writes_per_s,
+                read_bytes_per_s,
+                written_bytes_per_s,
+            ] = limits;
+            IoLimit {
+                cgroup: path.to_owned(),
+                device: device_name(&device).unwrap_or(device),
+                reads_per_s,
+                writes_per_s,
+                read_bytes_per_s,
+                written_bytes_per_s,
+            }
+        };
+        by_device.into_iter().map(limit).collect()
     }
 
     fn machine(&mut self) -> Machine {
@@ -340,6 +455,29 @@ fn cpu_max(text: &str) -> Option<Quota> {
         quota_us: fields.next()?.parse().ok()?,
         period_us: fields.next()?.parse().ok()?,
     })
+}
+
+/// io.max: `8:16 rbps=max wbps=1048576 riops=max wiops=120`, a line per device. Without the limits that are `max`.
+fn io_max(text: &str) -> impl Iterator<Item = (String, Vec<(&str, u64)>)> {
+    text.lines().filter_map(|line| {
+        let (device, values) = line.split_once(' ')?;
+        let values = values.split_whitespace().filter_map(|word| {
+            let (key, value) = word.split_once('=')?;
+            Some((key, value.parse().ok()?))
+        });
+        Some((device.to_owned(), values.collect()))
+    })
+}
+
+/// The name of a block device, by its numbers.
+fn device_name(numbers: &str) -> Option<String> {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|it| it.is_ascii_digit());
+    let (major, minor) = numbers.split_once(':')?;
+    if !is_number(major) || !is_number(minor) {
+        return None;
+    }
+    let link = fs::read_link(format!("/sys/dev/block/{numbers}")).ok()?;
+    Some(link.file_name()?.to_str()?.to_owned())
 }
 
 /// A pressure file: `some avg10=0.00 avg60=0.00 avg300=0.00 total=123`, µs. /proc/pressure/cpu has no line `full` before

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::convert;
+use super::{accelerators::RunningThread, convert};
 use crate::{
     kernel::glance::{Glance, Record},
     sample::{Sample, Wait},
@@ -21,22 +21,25 @@ pub(super) fn scan_threads(glance: &mut Glance, sample: &mut Sample) -> Result<u
     Ok(records)
 }
 
-/// What every thread of every target waits for.
-pub(super) fn scan_waits(glance: &mut Glance, sample: &mut Sample) -> Result<()> {
-    glance.scan_waits(&mut |record| push_wait(record, &mut sample.waits))?;
+/// What every thread of every target waits for. Returns those that run.
+pub(super) fn scan_waits(glance: &mut Glance, sample: &mut Sample) -> Result<Vec<RunningThread>> {
+    let mut running = Vec::new();
+    glance.scan_waits(&mut |record| push_wait(record, &mut sample.waits, &mut running))?;
     sample.scans.waits = true;
-    Ok(())
+    Ok(running)
 }
 
-/// What the threads in the focus scope wait for.
-pub(super) fn scan_profile(glance: &mut Glance, sample: &mut Sample) -> Result<u64> {
-    glance.scan_profile(&mut |record| push_wait(record, &mut sample.profile))?;
+/// What the threads in the focus scope wait for. Returns those that run.
+pub(super) fn scan_profile(glance: &mut Glance, sample: &mut Sample) -> Result<Vec<RunningThread>> {
+    let mut running = Vec::new();
+    glance.scan_profile(&mut |record| push_wait(record, &mut sample.profile, &mut running))?;
     sample.scans.profile = true;
-    Ok(sample.profile.len() as u64)
+    Ok(running)
 }
 
-fn push_wait(record: Record<'_>, waits: &mut Vec<Wait>) {
+fn push_wait(record: Record<'_>, waits: &mut Vec<Wait>, running: &mut Vec<RunningThread>) {
     if let Record::Wait(wait) = record {
         waits.push(convert::wait(wait));
+        running.extend(convert::running(wait));
     }
 }

@@ -10,7 +10,7 @@ use crate::hash::HashMap;
 use crate::{
     event::Activity,
     queue::syscalls::{CallClass, Futex, Lock, call_of, descriptor, shared_owner},
-    sample::{Detail, LockHolder, LockWait, SharedLock, State, Wait},
+    sample::{Accelerator, Detail, LockHolder, LockWait, SharedLock, State, Wait},
 };
 
 /// What a thread was doing when it was sampled.
@@ -56,6 +56,7 @@ pub(super) enum Resource {
     Unix(u64),
     /// UDP, connected to this address.
     Datagrams(SocketAddr),
+    Accelerator(Accelerator),
     /// A futex of unknown meaning: a condition variable, a semaphore, a place to park idle threads.
     Parked,
 }
@@ -99,6 +100,15 @@ impl Threads {
 
 /// What a thread does. `None`: it is exiting.
 pub(super) fn classify(wait: &Wait, threads: &Threads, topology: &Topology) -> Option<Observation> {
+    // A thread that waits for a CPU does so whatever it wants it for.
+    if let (State::Running | State::Sleeping | State::Uninterruptible, Some(through)) =
+        (wait.state, topology.accelerator(wait))
+    {
+        return Some(Observation::with(
+            Activity::Accelerator,
+            Resource::Accelerator(through),
+        ));
+    }
     match wait.state {
         State::Running => return Some(Observation::of(Activity::OnCpu)),
         State::Runnable => return Some(Observation::of(Activity::RunnableOwn)),

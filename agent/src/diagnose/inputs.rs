@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     queue::{Kind, QueueKey, Reading, Readings, Targets},
-    sample::{Cgroup, CpuUser, Sample, Target, TargetId},
+    sample::{Cgroup, CpuUser, IoLimit, Refaults, Sample, Target, TargetId},
 };
 
 /// A turn of an event loop that keeps others waiting, ns: far above the few milliseconds of a healthy turn.
@@ -35,6 +35,16 @@ const CPU_USERS_KEPT_NS: u64 = 30_000_000_000;
 /// A process that uses less of one CPU than this starves nobody.
 const MIN_HOG_SHARE: f64 = 0.05;
 
+/// Pages that are read again are counted over this time, ns: as the stalls of the memory queue.
+const REFAULT_WINDOW_NS: u64 = 5_000_000_000;
+/// Maximum number of counts kept per control group: more than the window holds.
+const MAX_REFAULT_SAMPLES: usize = 64;
+/// An address that a service has called is forgotten after this time, ns: as long as the kernel keeps a closed connection in
+/// TIME_WAIT.
+const CALLED_KEPT_NS: u64 = 60_000_000_000;
+/// Maximum number of addresses kept that services have called. Further ones are not remembered.
+const MAX_CALLED: usize = 4_096;
+
 /// The number of requests in flight at which some of them must be waiting for a connection, in a pool of this size.
 pub(super) fn min_inflight(connections: u64) -> f64 {
     /// Requests have to exceed connections by a quarter, and by at least two.
@@ -52,6 +62,11 @@ pub(super) struct Inputs {
     cpu_users: VecDeque<(u64, u64, Vec<CpuUser>)>,
     cpu_users_ns: Option<u64>,
     cgroups: HashMap<String, Cgroup>,
+    io_limits: Vec<IoLimit>,
+    /// Pages read again by each control group: when they were counted, CLOCK_MONOTONIC, ns.
+    refaults: HashMap<String, VecDeque<(u64, Refaults)>>,
+    /// When each service was last seen to call each address, CLOCK_MONOTONIC, ns.
+    called: HashMap<(TargetId, SocketAddr), u64>,
     /// When an event loop of a service was last seen in a long turn, ns.
     long_turns: HashMap<TargetId, u64>,
     /// Requests that each service responded to: when they were counted, ns, and how many.
@@ -147,6 +162,7 @@ impl Inputs {
         }
         for (key, reading) in &readings.queues {
             if key.kind == Kind::Downstream {
+                self.read_called(key, sample.mono_ns);
                 let calls = self.calls.entry(Arc::clone(key)).or_default();
                 calls.read(reading, in_focus(key.target));
             }
@@ -167,6 +183,9 @@ impl Inputs {
                 self.last.insert(Arc::clone(key), reading.clone());
             }
         }
+        let now_ns = sample.mono_ns;
+        let is_recent = |at_ns: u64| now_ns.saturating_sub(at_ns) < CALLED_KEPT_NS;
+        self.called.retain(|_, at_ns| is_recent(*at_ns));
         self.last.retain(|key, _| in_focus(key.target));
         self.long_turns.retain(|target, _| in_focus(*target));
         self.responses.retain(|target, _| in_focus(*target));
@@ -176,7 +195,24 @@ impl Inputs {
         if sample.scans.system {
             let entry = |group: &Cgroup| (group.path.clone(), group.clone());
             self.cgroups = sample.cgroups.iter().map(entry).collect();
+            self.io_limits.clone_from(&sample.io_limits);
+            self.read_refaults(sample);
         }
+    }
+
+    fn read_called(&mut self, key: &QueueKey, now_ns: u64) {
+        if let Some(remote) = key.id.remote() {
+            let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+            let called = (key.target, remote);
+            if self.called.len() < MAX_CALLED || self.called.contains_key(&called) {
+                self.called.insert(called, now_ns);
+            }
+        }
+    }
+
+    /// Whether a service was seen to call an address in the last minute.
+    pub(super) fn has_called(&self, target: TargetId, remote: SocketAddr) -> bool {
+        self.called.contains_key(&(target, remote))
     }
 
     fn read_cpu_users(&mut self, sample: &Sample) {
@@ -254,6 +290,39 @@ impl Inputs {
 
     pub(super) fn cgroup(&self, target: &Target) -> Option<&Cgroup> {
         self.cgroups.get(target.cgroup.as_ref()?)
+    }
+
+    fn read_refaults(&mut self, sample: &Sample) {
+        let is_read = |group: &String| sample.refaults.iter().any(|it| it.cgroup == *group);
+        self.refaults.retain(|group, _| is_read(group));
+        for refaults in &sample.refaults {
+            let counts = self.refaults.entry(refaults.cgroup.clone()).or_default();
+            counts.push_back((sample.mono_ns, refaults.clone()));
+            let is_old = |(at_ns, _): &(u64, Refaults)| {
+                sample.mono_ns.saturating_sub(*at_ns) > REFAULT_WINDOW_NS
+            };
+            while counts.len() > MAX_REFAULT_SAMPLES || counts.get(1).is_some_and(is_old) {
+                counts.pop_front();
+            }
+        }
+    }
+
+    /// Pages per second that a service's control group has read although they were evicted shortly before, over the last
+    /// seconds, and their share of all that it read.
+    pub(super) fn refaults(&self, target: &Target) -> Option<(f64, f64)> {
+        let counts = self.refaults.get(target.cgroup.as_ref()?)?;
+        let ((from_ns, first), (to_ns, last)) = (counts.front()?, counts.back()?);
+        let seconds = to_ns.saturating_sub(*from_ns) as f64 / 1e9;
+        let refaults = last.refaults.saturating_sub(first.refaults) as f64;
+        let pages = last.pages.saturating_sub(first.pages) as f64;
+        (seconds >= 1.0).then(|| (refaults / seconds, refaults / pages.max(1.0)))
+    }
+
+    /// The I/O limits of a service's control group, a device each.
+    pub(super) fn io_limits(&self, target: &Target) -> impl Iterator<Item = &IoLimit> {
+        let group = target.cgroup.clone();
+        let limits = self.io_limits.iter();
+        limits.filter(move |limit| Some(&limit.cgroup) == group.as_ref())
     }
 
     fn pools(&self, target: TargetId) -> impl Iterator<Item = Pool> {

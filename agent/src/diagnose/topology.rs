@@ -18,7 +18,10 @@ use super::{
 use crate::{
     hash::HashMap,
     queue::{Kind, LocalListeners, PendingRequest, QueueId, Readings, Targets},
-    sample::{Connection, Holder, LockWait, Peer, Sample, SharedLock, TargetId, UnixSocket, Wait},
+    sample::{
+        Accelerator, Connection, Holder, LocalPorts, LockWait, Peer, Sample, SharedLock, TargetId,
+        UnixSocket, Wait,
+    },
     text::bounded,
 };
 
@@ -140,6 +143,11 @@ pub(super) struct Topology {
     /// Waits for locks that processes share: on files by thread, in memory by process and address.
     file_locks: HashMap<(u32, u32), LockWait>,
     shared_mutexes: HashMap<(u32, u64), LockWait>,
+    /// The network namespace of each service, as its connections show.
+    networks: HashMap<TargetId, u32>,
+    local_ports: Vec<LocalPorts>,
+    /// Threads that are on an accelerator, by tgid and tid.
+    on_accelerator: HashMap<(u32, u32), Accelerator>,
     /// Addresses known to be locks: whether it is an interpreter's lock, and when a thread last waited for it, ns.
     locks: HashMap<(u32, u64), (bool, u64)>,
 }
@@ -178,6 +186,14 @@ impl Topology {
                 },
             );
         }
+        if sample.scans.profile || sample.scans.waits {
+            let threads = sample.on_accelerator.iter();
+            let threads = threads.map(|one| ((one.tgid, one.tid), one.through));
+            self.on_accelerator = threads.collect();
+        }
+        if let Some(ports) = &sample.local_ports {
+            self.local_ports.clone_from(ports);
+        }
         if let Some(waits) = &sample.lock_waits {
             self.learn_lock_waits(waits);
         }
@@ -198,6 +214,8 @@ impl Topology {
     fn learn_names(&mut self, sample: &Sample, targets: &Targets) {
         if sample.targets.is_some() {
             self.titles.retain(|tgid, _| targets.of(*tgid).is_some());
+            self.networks
+                .retain(|target, _| targets.get(*target).is_some());
             self.names.retain(|tgid, _| targets.of(*tgid).is_some());
         }
         if self.names.len() > MAX_NAMES {
@@ -257,6 +275,9 @@ impl Topology {
                 tgid: connection.tgid,
                 fd: connection.fd,
             };
+            if let Some(target) = targets.of(connection.tgid) {
+                self.networks.insert(target, connection.netns);
+            }
             let cookie = connection.cookie;
             let accepted = targets.listens(connection.netns, connection.local.port());
             if self
@@ -436,6 +457,19 @@ impl Topology {
         let is_current = polled || known.voluntary == thread.voluntary;
         let is_it = matches!(known.lock, SharedLock::File { polled: it, .. } if it == polled);
         (is_it && is_current).then_some(known)
+    }
+
+    /// The addresses towards which a service's network namespace has no local ports left.
+    pub(super) fn ports_used_up(&self, target: TargetId) -> impl Iterator<Item = &LocalPorts> {
+        let netns = self.networks.get(&target);
+        let ports = self.local_ports.iter();
+        ports.filter(move |ports| netns == Some(&ports.netns))
+    }
+
+    /// What a thread reaches an accelerator through, if it is on one in this sample.
+    pub(super) fn accelerator(&self, thread: &Wait) -> Option<Accelerator> {
+        let key = (thread.tgid, thread.tid);
+        self.on_accelerator.get(&key).copied()
     }
 
     /// The mutex at this address that a process shares with others, while threads wait for it.

@@ -92,6 +92,7 @@ fn resource(case: Case<'_>, step: &Step) -> Option<String> {
         } => "the interpreter's lock".to_owned(),
         Resource::Lock { address, .. } => format!("the lock at {address:#x}"),
         Resource::SharedLock { lock, .. } => shared_lock(lock),
+        Resource::Accelerator(through) => through.name().to_owned(),
         Resource::RowLock => "a row lock (reported by its process title)".to_owned(),
         Resource::File { path, device } => match device {
             Some(device) => format!("{path} on {device}"),

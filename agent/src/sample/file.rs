@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{LockWait, Sample};
+use super::{IoLimit, LocalPorts, LockWait, OnAccelerator, Refaults, Sample};
 
 const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
 /// Incremented whenever [`Sample`] changes: postcard is not self-describing.
@@ -38,6 +38,15 @@ const LATEST_NS: u64 = i64::MAX as u64;
 #[derive(Serialize, Deserialize)]
 struct Appended<LockWaits> {
     lock_waits: LockWaits,
+}
+
+/// See [`Appended`].
+#[derive(Serialize, Deserialize)]
+struct AppendedNext<OnAccelerator, LocalPorts, IoLimits, Refaults> {
+    on_accelerator: OnAccelerator,
+    local_ports: LocalPorts,
+    io_limits: IoLimits,
+    refaults: Refaults,
 }
 
 /// Writes samples.
@@ -83,9 +92,22 @@ impl<W: Write> Writer<W> {
     /// Adds a sample; it reaches the disk with its chunk, within about a second.
     pub fn add(&mut self, sample: &Sample) -> io::Result<()> {
         let mut encoded = postcard::to_stdvec(sample).map_err(io::Error::other)?;
-        if sample.lock_waits.is_some() {
+        let has_next = !sample.on_accelerator.is_empty()
+            || sample.local_ports.is_some()
+            || !sample.io_limits.is_empty()
+            || !sample.refaults.is_empty();
+        if sample.lock_waits.is_some() || has_next {
             let appended = Appended {
                 lock_waits: &sample.lock_waits,
+            };
+            encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
+        }
+        if has_next {
+            let appended = AppendedNext {
+                on_accelerator: &sample.on_accelerator,
+                local_ports: &sample.local_ports,
+                io_limits: &sample.io_limits,
+                refaults: &sample.refaults,
             };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
@@ -222,11 +244,23 @@ impl<R: Read> Reader<R> {
             })
             .ok_or_else(|| self.corrupt("a sample extends past its chunk"))?;
         let decoded = postcard::take_from_bytes::<Sample>(encoded);
-        let (mut sample, rest) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
+        let (mut sample, mut rest) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
         if !rest.is_empty() {
-            let appended: Appended<Option<Vec<LockWait>>> =
-                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
-            sample.lock_waits = appended.lock_waits;
+            let decoded = postcard::take_from_bytes::<Appended<Option<Vec<LockWait>>>>(rest);
+            let (appended, next) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
+            (sample.lock_waits, rest) = (appended.lock_waits, next);
+        }
+        if !rest.is_empty() {
+            let appended: AppendedNext<
+                Vec<OnAccelerator>,
+                Option<Vec<LocalPorts>>,
+                Vec<IoLimit>,
+                Vec<Refaults>,
+            > = postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            sample.on_accelerator = appended.on_accelerator;
+            sample.local_ports = appended.local_ports;
+            sample.io_limits = appended.io_limits;
+            sample.refaults = appended.refaults;
         }
         if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
             return Err(self.corrupt("a time is out of range"));
@@ -292,7 +326,7 @@ impl<R: Read> Reader<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::{LockHolder, SharedLock};
+    use crate::sample::{Accelerator, LockHolder, SharedLock};
 
     fn recording(samples: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -360,22 +394,43 @@ mod tests {
         };
         let mut bytes = Vec::new();
         let mut writer = Writer::new(&mut bytes).unwrap();
-        for lock_waits in [None, Some(vec![wait]), None] {
+        let spins = OnAccelerator {
+            tgid: 7,
+            tid: 8,
+            through: Accelerator::Cuda,
+        };
+        let ports = LocalPorts {
+            netns: 1,
+            remote: "10.0.0.2:5432".parse().unwrap(),
+            lowest: 40_000,
+            highest: 40_999,
+            used: 1_000,
+            time_wait: 900,
+        };
+        let samples = [
+            (None, vec![], None),
+            (Some(vec![wait.clone()]), vec![], None),
+            (None, vec![spins], None),
+            (Some(vec![wait]), vec![spins], Some(vec![ports])),
+            (None, vec![], Some(vec![])),
+            (None, vec![], None),
+        ];
+        for (lock_waits, on_accelerator, local_ports) in samples.clone() {
             let sample = Sample {
                 lock_waits,
+                on_accelerator,
+                local_ports,
                 ..Sample::default()
             };
             writer.add(&sample).unwrap();
         }
         writer.flush().unwrap();
         let mut reader = Reader::new(bytes.as_slice()).unwrap();
-        let mut next = || reader.next_sample().unwrap().unwrap().lock_waits;
-        assert_eq!(next(), None);
-        assert_eq!(
-            next().map(|waits| waits[0].holder),
-            Some(LockHolder::Exited(11))
-        );
-        assert_eq!(next(), None);
+        for expected in samples {
+            let sample = reader.next_sample().unwrap().unwrap();
+            let read = (sample.lock_waits, sample.on_accelerator, sample.local_ports);
+            assert_eq!(read, expected);
+        }
     }
 
     #[test]

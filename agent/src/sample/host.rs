@@ -38,6 +38,30 @@ pub struct Cgroup {
     pub io_stall: Option<Stall>,
 }
 
+/// What a control group, or a parent of it, allows on one block device. `None`: no limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoLimit {
+    /// As in `Target::cgroup`.
+    pub cgroup: String,
+    /// Name of the device; its numbers, `8:0`, if that is unknown.
+    pub device: String,
+    pub reads_per_s: Option<u64>,
+    pub writes_per_s: Option<u64>,
+    pub read_bytes_per_s: Option<u64>,
+    pub written_bytes_per_s: Option<u64>,
+}
+
+/// Pages of a control group with a memory limit, since its creation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refaults {
+    /// As in `Target::cgroup`.
+    pub cgroup: String,
+    /// Pages that were evicted and read again soon after.
+    pub refaults: u64,
+    /// Pages charged to it; where the kernel does not count these, pages taken from it.
+    pub pages: u64,
+}
+
 /// The whole host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {

@@ -4,16 +4,22 @@
 //! stream replays to the same output, byte for byte. Recordings are positional: never reorder or insert fields.
 #![forbid(unsafe_code)]
 
+mod accelerators;
 pub mod anonymize;
 pub mod cut;
 pub mod file;
 mod host;
+mod local_ports;
 mod lock_waits;
 mod open_files;
 pub mod texts;
 mod threads;
 
-pub use host::{Cgroup, CpuUser, Holder, Listening, Machine, Network, Peer, Stall};
+pub use accelerators::{Accelerator, OnAccelerator};
+pub use host::{
+    Cgroup, CpuUser, Holder, IoLimit, Listening, Machine, Network, Peer, Refaults, Stall,
+};
+pub use local_ports::LocalPorts;
 pub use lock_waits::{LockHolder, LockWait, SharedLock};
 pub use open_files::{
     Connection, DatagramSocket, Files, Listener, Pipe, Ring, UnixSocket, UnixStyle,
@@ -79,6 +85,19 @@ pub struct Sample {
     /// hold it behind the sample (see [`mod@file`]), so that older ones can still be read.
     #[serde(skip)]
     pub lock_waits: Option<Vec<LockWait>>,
+    /// Threads of `profile`, or else of `waits`, that are on an accelerator. Recorded behind `lock_waits`.
+    #[serde(skip)]
+    pub on_accelerator: Vec<OnAccelerator>,
+    /// Remote addresses towards which a network namespace of focused targets has used up its local ports; present when that was
+    /// searched. Recorded likewise.
+    #[serde(skip)]
+    pub local_ports: Option<Vec<LocalPorts>>,
+    /// I/O limits of the control groups that hold targets; in samples with the scan `system`. Recorded likewise.
+    #[serde(skip)]
+    pub io_limits: Vec<IoLimit>,
+    /// Pages that control groups of targets read again; in samples with the scan `system`. Recorded likewise.
+    #[serde(skip)]
+    pub refaults: Vec<Refaults>,
 }
 
 /// Which scans a sample includes. An object that is absent from a sample is gone only if the scan that reports it is included.

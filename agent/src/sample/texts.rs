@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 
 use super::{
-    Cgroup, CpuUser, Detail, Holder, Listening, LockWait, Message, Notice, Peer, Sample,
-    SharedLock, Target, Title, Wait,
+    Cgroup, CpuUser, Detail, Holder, IoLimit, Listening, LockWait, Message, Notice, Peer, Refaults,
+    Sample, SharedLock, Target, Title, Wait,
 };
 
 /// The type of a text.
@@ -61,6 +61,10 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
         agent: _,
         notices,
         lock_waits,
+        on_accelerator: _,
+        local_ports: _,
+        io_limits,
+        refaults,
     } = sample;
     for one in targets.iter_mut().flatten() {
         target(one, visit);
@@ -102,6 +106,13 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
     }
     for wait in lock_waits.iter_mut().flatten() {
         lock_wait(wait, visit);
+    }
+    for Refaults { cgroup, .. } in refaults {
+        visit(Text::Group, cgroup);
+    }
+    for IoLimit { cgroup, device, .. } in io_limits {
+        visit(Text::Group, cgroup);
+        visit(Text::Device, device);
     }
 }
 
@@ -197,6 +208,9 @@ pub fn each_address(sample: &mut Sample, visit: &mut impl FnMut(&mut SocketAddr)
     }
     for listening in sample.listening.iter_mut().flatten() {
         visit(&mut listening.address);
+    }
+    for ports in sample.local_ports.iter_mut().flatten() {
+        visit(&mut ports.remote);
     }
     for peer in sample.peers.iter_mut().flatten() {
         visit(&mut peer.local);

@@ -5,6 +5,8 @@
   sqlite FILE   writes to a SQLite database
   syslog PATH   logs to a unix socket, which all processes share
   call PORT     opens a connection to a server on this machine, asks and reads its answer
+  redis PORT    asks Redis over a connection that is kept; between SIGUSR1 and SIGUSR2 over forty new ones, each of which the
+                service closes and tries for until it gets it
   backoff 0     is taken between pauses: SIGUSR1 makes the workers sleep instead, SIGUSR2 ends that
 """
 
@@ -54,6 +56,31 @@ def call():
         server.recv(4096)
 
 
+def ask(server):
+    server.sendall(b"PING\r\n")
+    server.recv(4096)
+
+
+def fresh():
+    while trouble:
+        try:
+            with socket.create_connection(("127.0.0.1", int(argument)), 60) as server:
+                return ask(server)
+        except OSError:
+            time.sleep(0.1)
+
+
+def redis():
+    kept = socket.create_connection(("127.0.0.1", int(argument)), 60)
+
+    def work():
+        ask(kept)
+        for _ in range(40):
+            fresh()
+
+    return work
+
+
 def work_of(mode):
     return {
         "flock": lambda: locking(fcntl.flock),
@@ -61,6 +88,7 @@ def work_of(mode):
         "sqlite": database,
         "syslog": lambda: lambda: log.warning("x" * 2000),
         "call": lambda: call,
+        "redis": redis,
         "backoff": lambda: lambda: None,
     }[mode]()
 

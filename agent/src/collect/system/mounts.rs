@@ -54,7 +54,7 @@ impl Mounts {
                 }
                 Some("cgroup") => {
                     let options = after.nth(1).unwrap_or_default();
-                    for controller in ["cpu", "cpuacct", "memory"] {
+                    for controller in ["cpu", "cpuacct", "memory", "blkio"] {
                         if options.split(',').any(|option| option == controller) {
                             mounts
                                 .controllers

@@ -250,7 +250,12 @@ fn this_machine_and_the_agents_own_cgroup_can_be_read() {
     };
     let targets = [own(1, std::process::id()), own(2, std::process::id())];
     let mut system = System::default();
-    let (groups, machine) = system.read(&targets);
+    let (
+        Groups {
+            cgroups: groups, ..
+        },
+        machine,
+    ) = system.read(&targets);
     assert_eq!(groups.len(), 1);
     assert!(machine.cpus >= 1);
     assert!(machine.memory > 0 && machine.memory >= machine.memory_available);
@@ -258,4 +263,65 @@ fn this_machine_and_the_agents_own_cgroup_can_be_read() {
     let (_, later) = system.read(&[own(3, u32::MAX)]);
     assert!(later.busy_ns >= machine.busy_ns);
     assert_eq!(system.left_out, 0);
+}
+
+#[test]
+fn memory_high_is_a_limit_if_it_is_the_lowest() {
+    let tree = Tree::new(
+        "high",
+        &[
+            ("a/memory.max", "1000000\n"),
+            ("a/memory.high", "600000\n"),
+            ("a/memory.current", "599999\n"),
+            ("a/memory.events", "high 77\nmax 1\noom_kill 0\n"),
+            (
+                "a/memory.stat",
+                "inactive_file 5\nworkingset_refault_file 9\npgsteal 12\n",
+            ),
+        ],
+    );
+    let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
+    let mut system = system(&mountinfo);
+    let group = system.group("/a", "0::/a\n");
+    let refaults = system.refaults("/a", "0::/a\n").unwrap();
+    assert_eq!((refaults.refaults, refaults.pages), (9, 12));
+    assert_eq!(
+        (group.memory_limit, group.limit_hits),
+        (Some(600_000), Some(77))
+    );
+}
+
+#[test]
+fn io_limits_are_those_of_the_cgroup_and_its_parents() {
+    let expected = |cgroup: &str| IoLimit {
+        cgroup: cgroup.to_owned(),
+        device: "9999:1".to_owned(),
+        writes_per_s: Some(5),
+        read_bytes_per_s: Some(4_096),
+        ..IoLimit::default()
+    };
+    let v2 = Tree::new(
+        "io2",
+        &[
+            ("a/io.max", "9999:1 rbps=max wbps=max riops=max wiops=9\n"),
+            ("a/b/io.max", "9999:1 rbps=4096 wiops=5 x=7\ngarbage\n"),
+        ],
+    );
+    let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", v2.0.display());
+    let limits = system(&mountinfo).io_limits("/a/b", "0::/a/b\n");
+    assert_eq!(limits, [expected("/a/b")]);
+    let v1 = Tree::new(
+        "io1",
+        &[
+            ("blkio/a/blkio.throttle.write_iops_device", "9999:1 5\n"),
+            ("blkio/a/blkio.throttle.read_bps_device", "9999:1 4096\nx\n"),
+            ("blkio/a/blkio.throttle.read_iops_device", "\n"),
+        ],
+    );
+    let mountinfo = format!(
+        "1 2 0:1 / {}/blkio rw - cgroup cgroup rw,blkio\n",
+        v1.0.display()
+    );
+    let limits = system(&mountinfo).io_limits("/q", "3:blkio:/a\n0::/\n");
+    assert_eq!(limits, [expected("/q")]);
 }

@@ -4,7 +4,14 @@ use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
     shared::{culprit, lock},
 };
-use crate::{cause::Cause, diagnose::case::Case, event::Activity, queue::Kind};
+use crate::{
+    cause::Cause,
+    diagnose::{case::Case, wait_graph::Step},
+    event::Activity,
+    queue::Kind,
+    sample::IoLimit,
+    text::{bytes, count},
+};
 
 const CAUSE: CauseInfo = CauseInfo {
     cause: Cause::DiskSlow,
@@ -51,7 +58,41 @@ fn finding(case: Case<'_>) -> Finding {
     let mut steps = case.steps.iter();
     let waits = steps.find(|step| step.activity == Activity::Disk);
     let step = waits.or(case.first());
-    Finding::blaming(step.and_then(|step| culprit::disk(case, step)), advice)
+    let limits = limits(case, step);
+    Finding::blaming(step.and_then(|step| culprit::disk(case, step)), |file| {
+        match &limits {
+            Some(_) => format!(
+                "The control group of the service has a limit for this device: if that is what it waits for, raise it (io.max, blkio.throttle.*). Else: {}",
+                advice(file)
+            ),
+            None => advice(file),
+        }
+    })
+    .fact(limits)
+}
+
+/// The I/O limits of the control group of the process that waits, in words.
+fn limits(case: Case<'_>, step: Option<&Step>) -> Option<String> {
+    let target = step.and_then(|step| step.target).unwrap_or(case.target());
+    let target = case.view.targets.get(target)?;
+    let limits: Vec<String> = case.inputs.io_limits(target).map(words_of).collect();
+    (!limits.is_empty()).then(|| format!("its control group allows {}", limits.join(", ")))
+}
+
+/// `1 writes/s on vda`.
+fn words_of(limit: &IoLimit) -> String {
+    let number =
+        |value: Option<u64>, what: &str| value.map(|value| format!("{} {what}", count(value)));
+    let size =
+        |value: Option<u64>, what: &str| value.map(|value| format!("{} {what}", bytes(value)));
+    let all = [
+        number(limit.reads_per_s, "reads/s"),
+        number(limit.writes_per_s, "writes/s"),
+        size(limit.read_bytes_per_s, "read per s"),
+        size(limit.written_bytes_per_s, "written per s"),
+    ];
+    let all: Vec<String> = all.into_iter().flatten().collect();
+    format!("{} on {}", all.join(" and "), limit.device)
 }
 
 fn advice(file: &str) -> String {

@@ -14,6 +14,7 @@ mod rule;
 mod shared;
 mod table;
 
+mod accelerator_bound;
 mod consumer_stalled;
 mod cpu_bound;
 mod cpu_starved;
@@ -29,6 +30,7 @@ mod output_blocked;
 mod peer_not_reading;
 mod peer_not_sending;
 mod pool_exhausted;
+mod ports_exhausted;
 mod producer_surge;
 mod undersized_limit;
 

@@ -5,10 +5,10 @@
 //! `crate::cause`, its page to `docs/reference/causes` and a scenario that plants it.
 
 use super::{
-    consumer_stalled, cpu_bound, cpu_starved, cpu_throttled, disk_slow, downstream_slow,
-    event_loop_blocked, fd_exhausted, lock_contention, memory_stalled, network_limited,
-    output_blocked, peer_not_reading, peer_not_sending, pool_exhausted, producer_surge, rule::Rule,
-    undersized_limit,
+    accelerator_bound, consumer_stalled, cpu_bound, cpu_starved, cpu_throttled, disk_slow,
+    downstream_slow, event_loop_blocked, fd_exhausted, lock_contention, memory_stalled,
+    network_limited, output_blocked, peer_not_reading, peer_not_sending, pool_exhausted,
+    ports_exhausted, producer_surge, rule::Rule, undersized_limit,
 };
 use crate::{cause::Cause, event::Activity};
 
@@ -25,8 +25,12 @@ pub(super) const RULES: &[&Rule] = &[
     &fd_exhausted::NONE_LEFT_TO_ACCEPT,
     &consumer_stalled::STOPPED,
     &consumer_stalled::DEADLOCKED,
+    &memory_stalled::GROUP_STALLS,
+    &ports_exhausted::NONE_LEFT,
     &undersized_limit::BACKLOG,
-    // 3. Threads that need a CPU: a collector that stops all others, one that all share, a single long turn, then who keeps the CPU from them, then how they
+    // 3. Threads that wait for an accelerator: they may seem to use a CPU.
+    &accelerator_bound::THREADS_WAIT,
+    // 4. Threads that need a CPU: a collector that stops all others, one that all share, a single long turn, then who keeps the CPU from them, then how they
     //    use it.
     &cpu_bound::COLLECTING,
     &lock_contention::TAKING_TURNS,
@@ -38,15 +42,16 @@ pub(super) const RULES: &[&Rule] = &[
     &event_loop_blocked::LONG_TURN,
     &producer_surge::COMPUTING,
     &cpu_bound::BUSY,
-    // 4. Threads that wait for a lock: what its holder waits for, else the lock.
+    // 5. Threads that wait for a lock: what its holder waits for, else the lock.
     &downstream_slow::LOCK_HOLDER_WAITS,
+    &accelerator_bound::LOCK_HOLDER_WAITS,
     &disk_slow::LOCK_HOLDER_WAITS,
     &output_blocked::LOCK_HOLDER_WAITS,
     &peer_not_reading::LOCK_HOLDER_WAITS,
     &consumer_stalled::LOCK_HOLDER_STOPPED,
     &consumer_stalled::LOCK_HOLDER_EXITED,
     &lock_contention::THREADS_WAIT,
-    // 5. Threads that wait for something else.
+    // 6. Threads that wait for something else.
     &disk_slow::THREADS_WAIT,
     &output_blocked::THREADS_WAIT,
     &network_limited::WRITERS_WAIT,
@@ -54,7 +59,7 @@ pub(super) const RULES: &[&Rule] = &[
     &peer_not_sending::REQUESTS_INCOMPLETE,
     &memory_stalled::THREADS_WAIT,
     &consumer_stalled::STOPPED_AT_TIMES,
-    // 6. Threads that wait for another service, for something inside the process, or for work: an exhausted pool
+    // 7. Threads that wait for another service, for something inside the process, or for work: an exhausted pool
     //    explains each, and arrivals above their baseline explain the first two.
     &consumer_stalled::RESPONSES_NOT_READ,
     &pool_exhausted::HELD,

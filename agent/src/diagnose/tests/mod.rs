@@ -1,8 +1,11 @@
 //! Diagnosis of hand-made scenes: observations, shares, wait chains, verdicts, explanations.
 
+mod accelerators;
 mod classify;
 mod explain;
 mod listening_sockets;
+mod local_ports;
+mod memory;
 mod profile;
 mod scene;
 mod shared_locks;
