@@ -62,8 +62,8 @@ causes! {
     PeerNotSending "peer_not_sending" "a peer does not send",
     /// The network path carries less than is sent.
     NetworkLimited "network_limited" "the network path is saturated",
-    /// It has no file descriptors left.
-    FdExhausted "fd_exhausted" "it has no file descriptors left",
+    /// Most or all of its file descriptors are in use.
+    FdExhausted "fd_exhausted" "it runs out of file descriptors",
     /// It has no local ports left for connections to an address.
     PortsExhausted "ports_exhausted" "it has no local ports left",
     /// The evidence is insufficient.

@@ -242,7 +242,9 @@ fn adapters_report(text: &mut String, process: &Value, published: Option<&[Value
     let rows = adapters.iter().map(|adapter| {
         let reply = match adapter["failure"].as_str() {
             Some(failure) => format!("FAILED: {failure}"),
-            None if !adapter["target"].as_str().is_none_or(is_published) => {
+            None if !adapter["target"].as_str().is_none_or(is_published)
+                && !is_warned_of_its_service(adapter) =>
+            {
                 format!("{} (no such service)", word(&adapter["last_reply"]))
             }
             None => word(&adapter["last_reply"]).to_owned(),
@@ -295,6 +297,13 @@ fn adapters_report(text: &mut String, process: &Value, published: Option<&[Value
     if !lost.is_empty() {
         let _ = writeln!(text, "  connections not served: {}", lost.join(", "));
     }
+}
+
+/// Whether one of the adapter's warnings, which are printed below the table, reports that its service is missing.
+fn is_warned_of_its_service(adapter: &Value) -> bool {
+    let warnings = list(&adapter["warnings"]);
+    let mut codes = warnings.iter().map(|warning| &warning["code"]);
+    codes.any(|code| code == "no_such_service")
 }
 
 /// When the last reply was sent; for HAProxy, also its check interval; for a file, when it was last read.

@@ -109,11 +109,15 @@ fn evidence(case: Case<'_>, finding: Option<&Finding>) -> String {
         let (from_ns, to_ns) = case.time();
         let threads = first.threads.len();
         let plural = if threads == 1 { "thread" } else { "threads" };
+        let time = match to_ns.saturating_sub(from_ns) {
+            // It has just begun.
+            0 => String::new(),
+            time_ns => format!(" in {}", duration(time_ns)),
+        };
         parts.push(format!(
-            "{threads} {plural} of {} spent {} in {}",
+            "{threads} {plural} of {} spent {}{time}",
             case.view.topology.name(first.tgid, case.view.targets),
             words::busy_with(case, first),
-            duration(to_ns.saturating_sub(from_ns))
         ));
     }
     for step in case.steps.iter().skip(1) {

@@ -1,4 +1,4 @@
-//! The service has no file descriptors left: accept fails with EMFILE, and connections stay in the accept queue.
+//! The service runs out of file descriptors. With none left, accept fails with EMFILE, and connections stay in the accept queue.
 
 use super::{
     checks::Checks,
@@ -39,15 +39,21 @@ pub(super) const NONE_LEFT_TO_ACCEPT: Rule = Rule {
     test: |case, checks| none_left(case, checks).then(|| finding(case, checks)),
 };
 
+/// A service that keeps one descriptor in reserve counts as exhausted, too.
+const MAX_LEFT: u64 = 1;
+
 fn none_left(case: Case<'_>, checks: &mut Checks) -> bool {
-    /// A service that keeps one descriptor in reserve counts as exhausted, too.
-    const MAX_LEFT: f64 = 1.0;
     let left = case
         .inputs
         .of(case.target(), Kind::Fd)
         .filter_map(|(_, reading)| Some(reading.limit?.saturating_sub(reading.depth)));
     match left.min() {
-        Some(left) => checks.at_most("file descriptors left", left as f64, MAX_LEFT, Unit::Count),
+        Some(left) => checks.at_most(
+            "file descriptors left",
+            left as f64,
+            MAX_LEFT as f64,
+            Unit::Count,
+        ),
         None => checks.unknown("file descriptors left", Unit::Count),
     }
 }
@@ -85,11 +91,18 @@ fn finding(case: Case<'_>, checks: &mut Checks) -> Finding {
     }
     let limit = reading.and_then(|reading| reading.limit);
     let limit = limit.or(case.episode.limit).unwrap_or(0);
+    let left = reading.map_or(0, |reading| limit.saturating_sub(reading.depth));
     let culprit = culprit::limit(case, format!("RLIMIT_NOFILE of {limit}"));
-    Finding::blaming(culprit, |limit| {
-        format!(
-            "{limit} is reached: raise it (LimitNOFILE=, ulimit -n), and look for descriptors that are never closed (ls -l /proc/PID/fd)."
-        )
-    })
-    .fact(fact)
+    Finding::blaming(culprit, |name| advice(name, left)).fact(fact)
+}
+
+fn advice(limit: &str, left: u64) -> String {
+    const WHAT_TO_DO: &str = "raise it (LimitNOFILE=, ulimit -n), and look for descriptors that are never closed (ls -l /proc/PID/fd).";
+    if left <= MAX_LEFT {
+        return format!("{limit} is reached: {WHAT_TO_DO}");
+    }
+    format!(
+        "{} are left of {limit}, and accept and connect fail without one. If the number still grows, {WHAT_TO_DO}",
+        count(left)
+    )
 }

@@ -114,9 +114,7 @@ pub(super) const WORKERS: Rule = Rule {
                     "{}. Nothing outside the service keeps them busy.",
                     capacity.words()
                 ),
-                None => {
-                    "All workers are busy with work that takes its time: add workers.".to_owned()
-                }
+                None => "All workers are occupied, and nothing outside the service keeps them so: find what they wait for (gdb -p PID, py-spy dump), or add workers.".to_owned(),
             };
             Finding::blaming(culprit::limit(case, limit), |_| advice)
         })

@@ -47,7 +47,7 @@ impl CpuTime {
             Unit::Ratio,
         );
         let most = checks.at_least(
-            "time throttled, against time others had the CPU",
+            "time throttled (threshold: time others had the CPU)",
             self.throttled,
             self.foreign,
             Unit::Ratio,
@@ -64,7 +64,7 @@ impl CpuTime {
             Unit::Ratio,
         );
         let most = checks.more_than(
-            "time others had the CPU, against time own threads had it",
+            "time others had the CPU (threshold: time own threads had it)",
             self.foreign,
             self.own,
             Unit::Ratio,
