@@ -3,7 +3,7 @@
 use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
     shared::{
-        lock,
+        culprit, far_end, lock,
         pool::{self, Slow},
     },
 };
@@ -36,6 +36,34 @@ pub(super) const THREADS_WAIT: Rule = Rule {
         checks.context("response time of the culprit", now, Unit::Nanoseconds);
         checks.context("its baseline", baseline, Unit::Nanoseconds);
         Some(finding(case, culprit))
+    },
+};
+
+/// What is sent on the fullest connection of a send queue is not acknowledged, since the service at its other end has not
+/// accepted the connection and its backlog is full.
+pub(super) const NOT_ACCEPTED: Rule = Rule {
+    cause: &CAUSE,
+    name: "the other end does not accept the connection",
+    scope: Scope::Kinds(&[Kind::Send]),
+    basis: Basis::Fact,
+    test: |case, checks| {
+        let link = far_end::fullest_link(case)?;
+        let listener = case.view.topology.listener_of(link);
+        checks.is(
+            "a process of this machine listens, and nobody has accepted it",
+            listener.is_some(),
+            true,
+        );
+        let culprit = match far_end::beyond(case, link).last() {
+            Some(last) => culprit::at_the_end(case, last),
+            None => culprit::process(case, listener?),
+        };
+        listener.map(|_| {
+            Finding::blaming(culprit, |who| advice(case, who)).fact(format!(
+                "the connection to {} is not accepted, so what is sent on it is not acknowledged",
+                link.remote
+            ))
+        })
     },
 };
 

@@ -8,7 +8,13 @@ use super::{
         far_end,
     },
 };
-use crate::{cause::Cause, diagnose::topology::Link, event::Activity, queue::Kind};
+use crate::{
+    cause::Cause,
+    diagnose::topology::Link,
+    event::{Activity, Confidence, explain::Unit},
+    queue::Kind,
+    text::bytes,
+};
 
 const CAUSE: CauseInfo = CauseInfo {
     cause: Cause::NetworkLimited,
@@ -16,22 +22,41 @@ const CAUSE: CauseInfo = CauseInfo {
     supported_by: &[Activity::PeerRead],
 };
 
-/// The fullest connection of a send queue, whose peer still offers window.
+/// The fullest connection of a send queue, whose peer has room to receive more.
 pub(super) const SEND_QUEUE: Rule = Rule {
     cause: &CAUSE,
-    name: "the peer offers window",
+    name: "the peer's window is open",
     scope: Scope::Kinds(&[Kind::Send]),
     basis: Basis::Fact,
     test: |case, checks| {
         let link = far_end::fullest_link(case)?;
-        has_room(link, checks).then(|| Finding::blaming(culprit::endpoint(case, link), advice))
+        let has_room = has_room(link, checks);
+        let is_backed_up = checks.more_than(
+            "written and not sent",
+            f64::from(link.unsent),
+            0.0,
+            Unit::Bytes,
+        );
+        has_room.then(|| {
+            let culprit = culprit::endpoint(case, link);
+            if is_backed_up {
+                return Finding::blaming(culprit, advice);
+            }
+            Finding::blaming(culprit, lost)
+                .fact(format!(
+                    "{} sent to {} are not acknowledged, and nothing waits behind them",
+                    bytes(link.unacknowledged.into()),
+                    link.remote
+                ))
+                .at_most(Confidence::Medium)
+        })
     },
 };
 
-/// Threads wait to write to a connection whose peer still offers window.
+/// Threads wait to write to a connection whose peer has room to receive more.
 pub(super) const WRITERS_WAIT: Rule = Rule {
     cause: &CAUSE,
-    name: "threads wait to send, and the peer offers window",
+    name: "threads wait to send, and the peer's window is open",
     scope: Scope::MainActivity(&[Activity::PeerRead]),
     basis: Basis::Time,
     test: |case, checks| {
@@ -47,6 +72,12 @@ fn has_room(link: &Link, checks: &mut Checks) -> bool {
         "the peer's receive window is closed",
         link.peer_has_no_room(),
         false,
+    )
+}
+
+fn lost(peer: &str) -> String {
+    format!(
+        "What is sent to {peer} is lost on the way, or its host does not respond: check that it can be reached, and the losses (ss -ti, nstat -z TcpRetransSegs, firewalls)."
     )
 }
 

@@ -21,7 +21,7 @@ const CAUSE: CauseInfo = CauseInfo {
     supported_by: &[Activity::PeerRead],
 };
 
-/// The fullest connection of a send queue, whose peer offers no window.
+/// The fullest connection of a send queue, whose peer has no room to receive more.
 pub(super) const SEND_QUEUE: Rule = Rule {
     cause: &CAUSE,
     name: "the peer's window is closed",
@@ -41,7 +41,7 @@ pub(super) const SEND_QUEUE: Rule = Rule {
     },
 };
 
-/// Threads wait to write to a connection whose peer offers no window.
+/// Threads wait to write to a connection whose peer has no room to receive more.
 pub(super) const WRITERS_WAIT: Rule = Rule {
     cause: &CAUSE,
     name: "threads wait to send, and the peer's window is closed",

@@ -18,6 +18,7 @@ pub(super) const RULES: &[&Rule] = &[
     &fd_exhausted::OWN_QUEUE,
     &memory_stalled::OWN_QUEUE,
     &disk_slow::OWN_QUEUE,
+    &downstream_slow::NOT_ACCEPTED,
     &network_limited::SEND_QUEUE,
     &peer_not_reading::SEND_QUEUE,
     &output_blocked::PIPE,

@@ -31,11 +31,13 @@ pub(in crate::diagnose::rules) fn fullest_link(case: Case<'_>) -> Option<&Link> 
         .max_by_key(|link| link.unacknowledged.saturating_add(link.unsent))
 }
 
-/// The wait chain of the process at the other end of a connection.
+/// The wait chain of the process at the other end of a connection, or of the one that is to accept it.
 pub(in crate::diagnose::rules) fn beyond(case: Case<'_>, link: &Link) -> Vec<Step> {
-    let end = case.view.topology.other_end(link);
-    end.map_or_else(Vec::new, |end| {
-        chain_of(case.view, workers(case.view, &[end.tgid]))
+    let topology = case.view.topology;
+    let end = topology.other_end(link).map(|end| end.tgid);
+    let end = end.or_else(|| topology.listener_of(link));
+    end.map_or_else(Vec::new, |tgid| {
+        chain_of(case.view, workers(case.view, &[tgid]))
     })
 }
 
