@@ -54,7 +54,7 @@ pub(super) enum Resource {
     Pipe(u64),
     /// A unix socket, by inode.
     Unix(u64),
-    /// UDP, connected to this address.
+    /// UDP, connected to this address; port 0: not connected.
     Datagrams(SocketAddr),
     Accelerator(Accelerator),
     /// A futex of unknown meaning: a condition variable, a semaphore, a place to park idle threads.
@@ -234,9 +234,14 @@ fn in_event_loop(tgid: u32, topology: &Topology) -> Observation {
     if let Some((_, cookie)) = work.stuck_client {
         return Observation::with(Activity::PeerRead, Resource::Connection(cookie));
     }
-    match work.oldest_request {
-        Some((_, cookie)) => Observation::with(Activity::Inside, Resource::Connection(cookie)),
-        None => Observation::of(Activity::Idle),
+    match (work.oldest_request, topology.awaited_resolver(tgid)) {
+        (Some(_), Some(resolver)) => {
+            Observation::with(Activity::Downstream, Resource::Datagrams(resolver))
+        }
+        (Some((_, cookie)), None) => {
+            Observation::with(Activity::Inside, Resource::Connection(cookie))
+        }
+        (None, _) => Observation::of(Activity::Idle),
     }
 }
 

@@ -19,7 +19,8 @@ use crate::{
     hash::HashMap,
     queue::{Kind, LocalListeners, PendingRequest, QueueId, Readings, Targets},
     sample::{
-        Accelerator, Connection, Holder, LocalPorts, LockWait, Peer, Sample, SharedLock, TargetId,
+        Accelerator, Connection, DatagramSocket, Holder, LocalPorts, LockWait, Peer, Sample,
+        SharedLock, TargetId,
         UnixSocket, Wait,
     },
     text::bounded,
@@ -36,6 +37,17 @@ const UNUSED_NS: u64 = 3_000_000_000;
 const UNCLOSED_NS: u64 = 1_000_000_000;
 /// The state of a connection that the remote end has not answered, as in include/net/tcp_states.h.
 const SYN_SENT: u8 = 2;
+/// The port of the Domain Name System (RFC 1035).
+pub(super) const DNS_PORT: u16 = 53;
+/// A socket to a resolver that is open for this time, ns, waits for a response. A resolver that works responds within
+/// milliseconds, and libraries then close the socket.
+const MIN_QUERY_NS: u64 = 500_000_000;
+/// A socket to a resolver that has been open for longer than this, ns, may be kept open on purpose.
+const MAX_QUERY_NS: u64 = 60_000_000_000;
+/// Maximum number of sockets to resolvers; further ones are ignored.
+const MAX_QUERIES: usize = 4_096;
+/// The lowest port that the kernel gives to a socket by itself (net.ipv4.ip_local_port_range). Services bind to lower ones.
+const FIRST_EPHEMERAL_PORT: u16 = 32_768;
 /// Longest name of a process, bytes.
 const MAX_NAME: usize = 64;
 /// Maximum number of process names kept. Beyond that, all are dropped and learned again from the following samples.
@@ -87,7 +99,8 @@ pub(super) enum OpenFile {
     Pipe(u64),
     /// A unix socket, by inode.
     Unix(u64),
-    /// A UDP socket that is connected to this address.
+    /// A UDP socket that is connected to this address. Port 0: not connected, but its own port is one that the kernel chose, as
+    /// those of clients are.
     Datagrams(SocketAddr),
 }
 
@@ -111,6 +124,28 @@ pub(super) struct ProcessWork {
     pub(super) oldest_request: Option<(u64, u64)>,
     /// The client with the most bytes waiting for it to read: the bytes, and the connection.
     pub(super) stuck_client: Option<(u32, u64)>,
+    /// Its oldest unanswered query to a resolver: since when the socket is open, CLOCK_MONOTONIC, ns, and the resolver.
+    oldest_query: Option<(u64, SocketAddr)>,
+}
+
+/// A socket that is connected to a resolver.
+#[derive(Clone, Copy, Debug)]
+struct Query {
+    tgid: u32,
+    resolver: SocketAddr,
+    /// When it was first seen, CLOCK_MONOTONIC, ns. `None`: it was open when sampling began.
+    since_ns: Option<u64>,
+}
+
+impl ProcessWork {
+    /// The resolver that requests in service wait for: a socket to it is open for a while, and it was opened for one of them
+    /// or not long ago.
+    pub(super) fn awaited_resolver(&self, now_ns: u64) -> Option<SocketAddr> {
+        let (began_ns, _) = self.oldest_request?;
+        let (since_ns, resolver) = self.oldest_query?;
+        let is_recent = now_ns.saturating_sub(since_ns) <= MAX_QUERY_NS;
+        (since_ns >= began_ns || is_recent).then_some(resolver)
+    }
 }
 
 /// What the title of a process (`/proc/PID/cmdline`) reports.
@@ -140,6 +175,10 @@ pub(super) struct Topology {
     awaited: FxHashMap<u64, PendingRequest>,
     /// Connections that are not established yet: when each was first seen, CLOCK_MONOTONIC, ns.
     connecting: FxHashMap<u64, u64>,
+    /// Sockets that are connected to resolvers, by cookie. `None` before the first scan.
+    queries: Option<FxHashMap<u64, Query>>,
+    /// Time of the last sample, CLOCK_MONOTONIC, ns.
+    now_ns: u64,
     /// Waits for locks that processes share: on files by thread, in memory by process and address.
     file_locks: HashMap<(u32, u32), LockWait>,
     shared_mutexes: HashMap<(u32, u64), LockWait>,
@@ -162,6 +201,7 @@ impl Topology {
         targets: &Targets,
         focus_scope: &BTreeSet<TargetId>,
     ) {
+        self.now_ns = now_ns;
         self.focus_scope.clone_from(focus_scope);
         self.learn_names(sample, targets);
         if let Some(holders) = &sample.holders {
@@ -201,6 +241,9 @@ impl Topology {
             self.learn_files(sample, targets);
             self.learn_connecting(now_ns);
             self.listening.read(sample, targets, focus_scope);
+        }
+        if sample.scans.files {
+            self.learn_queries(now_ns, sample);
         }
         if let Some(awaited) = &readings.pending_requests {
             self.awaited = awaited.iter().map(|one| (one.cookie, *one)).collect();
@@ -258,7 +301,8 @@ impl Topology {
                     .insert((pipe.tgid, pipe.fd), OpenFile::Pipe(pipe.inode));
             }
             for socket in sample.datagrams.iter().filter(|one| in_focus(one.tgid)) {
-                if socket.remote.port() != 0 {
+                let is_a_client = socket.local.port() >= FIRST_EPHEMERAL_PORT;
+                if socket.remote.port() != 0 || is_a_client {
                     self.files
                         .insert((socket.tgid, socket.fd), OpenFile::Datagrams(socket.remote));
                 }
@@ -312,6 +356,27 @@ impl Topology {
         }
     }
 
+    fn learn_queries(&mut self, now_ns: u64, sample: &Sample) {
+        let is_query =
+            |socket: &&DatagramSocket| socket.remote.port() == DNS_PORT && socket.memory == 0;
+        let query = |socket: &DatagramSocket| {
+            let known = self.queries.as_ref();
+            let since_ns = match known.map(|known| known.get(&socket.cookie)) {
+                Some(Some(query)) => query.since_ns,
+                Some(None) => Some(now_ns),
+                None => None,
+            };
+            let query = Query {
+                tgid: socket.tgid,
+                resolver: socket.remote,
+                since_ns,
+            };
+            (socket.cookie, query)
+        };
+        let sockets = sample.datagrams.iter().filter(is_query);
+        self.queries = Some(sockets.take(MAX_QUERIES).map(query).collect());
+    }
+
     fn learn_connecting(&mut self, now_ns: u64) {
         let links = self.links.iter().filter(|(_, link)| link.connecting);
         let since_ns = |cookie: &u64| self.connecting.get(cookie).copied().unwrap_or(now_ns);
@@ -339,6 +404,16 @@ impl Topology {
                 let work = self.work.entry(link.tgid).or_default();
                 let call = (*since_ns, *cookie);
                 work.oldest_call = Some(work.oldest_call.map_or(call, |known| known.min(call)));
+            }
+        }
+        for query in self.queries.iter().flat_map(|queries| queries.values()) {
+            let since_ns = query
+                .since_ns
+                .filter(|since_ns| self.now_ns.saturating_sub(*since_ns) >= MIN_QUERY_NS);
+            if let Some(since_ns) = since_ns {
+                let work = self.work.entry(query.tgid).or_default();
+                let query = (since_ns, query.resolver);
+                work.oldest_query = Some(work.oldest_query.map_or(query, |known| known.min(query)));
             }
         }
         for (cookie, awaited) in &self.awaited {
@@ -443,6 +518,11 @@ impl Topology {
 
     pub(super) fn work_of(&self, tgid: u32) -> ProcessWork {
         self.work.get(&tgid).copied().unwrap_or_default()
+    }
+
+    /// The resolver that the requests which a process serves wait for.
+    pub(super) fn awaited_resolver(&self, tgid: u32) -> Option<SocketAddr> {
+        self.work_of(tgid).awaited_resolver(self.now_ns)
     }
 
     /// Whether any of these processes has a request in service, as far as connections show.

@@ -330,7 +330,7 @@ fn behind(view: View<'_>, step: &Step, resource: &Resource) -> Option<Next> {
             Some(other_end(view, step, link))
         }
         (Activity::Downstream, Resource::Datagrams(remote)) => {
-            Some(Next::Remote(remote.to_string()))
+            (remote.port() != 0).then(|| Next::Remote(remote.to_string()))
         }
         (Activity::Downstream | Activity::Output, Resource::Unix(inode)) => {
             other_holder(view, step.tgid, OpenFile::Unix(*inode))

@@ -1,13 +1,15 @@
 //! Phrases of evidence and advice: names of threads and processes, and what they do.
 
 use super::{
-    case::Case, classify::Resource, listening_sockets::Uneven, profile::Thread, topology::Link,
+    case::Case,
+    classify::Resource,
+    listening_sockets::Uneven,
+    profile::Thread,
+    topology::{DNS_PORT, Link},
     wait_graph::Step,
 };
 use crate::{event::Activity, sample::SharedLock, text::duration};
 
-/// The port of the Domain Name System (RFC 1035).
-const DNS_PORT: u16 = 53;
 /// Maximum number of process ids listed; the rest are counted.
 const MAX_LISTED: usize = 3;
 
@@ -85,6 +87,9 @@ fn resource(case: Case<'_>, step: &Step) -> Option<String> {
         }
         Resource::Datagrams(remote) if remote.port() == DNS_PORT => {
             format!("the resolver at {remote}")
+        }
+        Resource::Datagrams(remote) if remote.port() == 0 => {
+            "a datagram from an address that is not known".to_owned()
         }
         Resource::Datagrams(remote) => format!("{remote} (UDP)"),
         Resource::Lock {
