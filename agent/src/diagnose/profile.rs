@@ -32,6 +32,9 @@ pub(super) type Thread = (u32, u32);
 /// A lock: the tgid of its process, and its address there; of one that processes share: 0, and its id.
 pub(super) type Lock = (u32, u64);
 
+/// The address of a lock that is not seen: the threads of a process wait for something in turn, one at a time.
+pub(super) const TURNS: u64 = u64::MAX;
+
 /// The key of a lock that processes share.
 pub(super) fn shared(id: u64) -> Lock {
     (0, id)
@@ -63,17 +66,20 @@ struct Second {
     cpu: BTreeMap<TargetId, CpuHolders>,
     /// Event-loop threads that have computed for [`LONG_TURN_NS`] or more without sleeping.
     long_turns: BTreeSet<Thread>,
-    /// By process, see [`TakingTurns`].
+    /// By process, see [`TakingTurns`]: threads that need a CPU, and threads that do anything.
     taking_turns: BTreeMap<u32, TakingTurns>,
+    active: BTreeMap<u32, TakingTurns>,
     /// Samples of threads in a system call on one connection, waiting for its response and for nothing else.
     in_one_call: BTreeMap<Thread, u32>,
+    /// Samples of threads in epoll_wait.
+    polling: BTreeMap<Thread, u32>,
 }
 
-/// How many threads of a process needed a CPU at once.
+/// How many threads of a process needed a CPU at once, or did anything but wait for work.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TakingTurns {
     samples: u32,
-    /// Samples in which exactly one thread ran or was runnable, and those in which more did.
+    /// Samples in which exactly one thread did, and those in which more did.
     one: u32,
     more: u32,
     /// The samples with exactly one, by its tid.
@@ -112,6 +118,8 @@ pub(super) struct ThreadProfile {
     pub(super) samples: u32,
     /// The same samples, by what the thread did.
     pub(super) by: BTreeMap<Observation, u32>,
+    /// Further samples, which are left out: see [`Window::leave_out_spare_pollers`].
+    left_out: u32,
 }
 
 impl Profile {
@@ -147,6 +155,7 @@ impl Profile {
         second.count_holders(&now);
         second.long_turns.extend(long_turns);
         second.count_turns(waits, &in_focus);
+        second.count_active(waits, &now);
         for wait in waits {
             let thread = (wait.tgid, wait.tid);
             let calls = now.get(&thread).is_some_and(|observation| {
@@ -155,6 +164,12 @@ impl Profile {
             });
             if calls && is_on_one_file(wait) && second.in_one_call.len() < MAX_THREADS {
                 *second.in_one_call.entry(thread).or_default() += 1;
+            }
+            let polls = wait.state == State::Sleeping
+                && now.contains_key(&thread)
+                && matches!(call_of(wait), Some((_, CallClass::Epoll)));
+            if polls && second.polling.len() < MAX_THREADS {
+                *second.polling.entry(thread).or_default() += 1;
             }
         }
         for (thread, observation) in now {
@@ -232,7 +247,9 @@ impl Profile {
                 cpu: BTreeMap::new(),
                 long_turns: BTreeSet::new(),
                 taking_turns: BTreeMap::new(),
+                active: BTreeMap::new(),
                 in_one_call: BTreeMap::new(),
+                polling: BTreeMap::new(),
             });
         }
         let last = self.seconds.len() - 1;
@@ -251,6 +268,8 @@ impl Profile {
             from_ns,
             to_ns,
         };
+        let mut polling: BTreeMap<Thread, u32> = BTreeMap::new();
+        let mut active: BTreeMap<u32, TakingTurns> = BTreeMap::new();
         let within = |second: &&Second| {
             second.from_ns <= to_ns && second.from_ns.saturating_add(SECOND_NS) > from_ns
         };
@@ -274,13 +293,21 @@ impl Profile {
             for (thread, count) in &second.in_one_call {
                 *window.in_one_call.entry(*thread).or_default() += count;
             }
+            for (thread, count) in &second.polling {
+                *polling.entry(*thread).or_default() += count;
+            }
             for (tgid, turns) in &second.taking_turns {
                 window.taking_turns.entry(*tgid).or_default().sum(turns);
+            }
+            for (tgid, turns) in &second.active {
+                active.entry(*tgid).or_default().sum(turns);
             }
             for (target, holders) in &second.cpu {
                 window.cpu.entry(*target).or_default().sum(holders);
             }
         }
+        window.leave_out_spare_pollers(&polling);
+        window.find_turns_to_wait(&active);
         window
     }
 
@@ -315,18 +342,7 @@ impl Second {
             }
         }
         for (tgid, threads) in active {
-            let turns = self.taking_turns.entry(tgid).or_default();
-            turns.samples += 1;
-            match threads.as_slice() {
-                [] => {}
-                [tid] => {
-                    turns.one += 1;
-                    if turns.by_thread.len() < MAX_THREADS {
-                        *turns.by_thread.entry(*tid).or_default() += 1;
-                    }
-                }
-                _ => turns.more += 1,
-            }
+            self.taking_turns.entry(tgid).or_default().add(&threads);
         }
     }
 
@@ -364,6 +380,37 @@ impl Second {
             for (thread, seen) in holding {
                 let holders = self.held.entry(shared(id)).or_default();
                 holders.entry(**thread).or_default().add(seen, 1);
+            }
+        }
+    }
+
+    /// Counts how many threads of each process do anything but wait for work in one sample, and what the only one does. A thread
+    /// in epoll_wait waits for whatever all others have begun: it takes no turn.
+    fn count_active(&mut self, waits: &[Wait], now: &BTreeMap<Thread, Observation>) {
+        let mut active: BTreeMap<u32, Vec<(u32, &Observation)>> = BTreeMap::new();
+        for wait in waits {
+            let Some(seen) = now.get(&(wait.tgid, wait.tid)) else {
+                continue;
+            };
+            let threads = active.entry(wait.tgid).or_default();
+            let polls = wait.state == State::Sleeping
+                && matches!(call_of(wait), Some((_, CallClass::Epoll)));
+            let rests = matches!(
+                seen.activity,
+                Activity::Idle | Activity::Asleep | Activity::Lock | Activity::Unknown
+            );
+            if !polls && !rests {
+                threads.push((wait.tid, seen));
+            }
+        }
+        for (tgid, threads) in active {
+            let tids: Vec<u32> = threads.iter().map(|(tid, _)| *tid).collect();
+            self.active.entry(tgid).or_default().add(&tids);
+            if let [(tid, seen)] = threads.as_slice() {
+                let at_work = self.held.entry((tgid, TURNS)).or_default();
+                if at_work.len() < MAX_THREADS {
+                    at_work.entry((tgid, *tid)).or_default().add(seen, 1);
+                }
             }
         }
     }
@@ -442,6 +489,39 @@ fn find_turns_to_accept(
 }
 
 impl TakingTurns {
+    /// Adds one sample with these threads.
+    fn add(&mut self, tids: &[u32]) {
+        self.samples += 1;
+        match tids {
+            [] => {}
+            [tid] => {
+                self.one += 1;
+                if self.by_thread.len() < MAX_THREADS {
+                    *self.by_thread.entry(*tid).or_default() += 1;
+                }
+            }
+            _ => self.more += 1,
+        }
+    }
+
+    /// Whether one thread does it nearly all the time, in turn with others, and two hardly ever do at the same time.
+    pub(super) fn is_one_at_a_time(&self) -> bool {
+        self.samples >= Self::MIN_SAMPLES
+            && self.one() >= Self::MIN_ONE
+            && self.more() <= Self::MAX_MORE
+            && self.threads(Self::MIN_TURNS) >= Self::MIN_THREADS
+    }
+
+    /// With fewer samples chance could keep two threads apart.
+    pub(super) const MIN_SAMPLES: u32 = 20;
+    /// One thread or another is active nearly all the time, …
+    pub(super) const MIN_ONE: f64 = 0.8;
+    /// … and two hardly ever are: threads are not all sampled at the same moment.
+    pub(super) const MAX_MORE: f64 = 0.1;
+    /// A thread takes part from this share of the turns. Two could hand work to each other.
+    pub(super) const MIN_TURNS: f64 = 0.04;
+    pub(super) const MIN_THREADS: usize = 3;
+
     fn sum(&mut self, other: &Self) {
         self.samples += other.samples;
         self.one += other.one;
@@ -513,6 +593,12 @@ impl ThreadProfile {
         *self.by.entry(observation.clone()).or_default() += count;
     }
 
+    /// Share of the samples that is not left out, 0 to 1: the weight of the others.
+    pub(super) fn presence(&self) -> f64 {
+        let all = self.samples.saturating_add(self.left_out);
+        f64::from(self.samples) / f64::from(all.max(1))
+    }
+
     /// Share of the samples in which it waited for work.
     pub(super) fn idle(&self) -> f64 {
         self.share_of(Activity::Idle)
@@ -530,6 +616,89 @@ impl ThreadProfile {
 }
 
 impl Window {
+    /// A runtime's monitor parks each waiting thread at an address of its own, as an idle pool does. But where one thread at a time
+    /// waits for something outside, and others take over from it, these are parked because they wait for their turn. Threads that
+    /// compute in turn are left as they are: a rule of its own tells them.
+    fn find_turns_to_wait(&mut self, active: &BTreeMap<u32, TakingTurns>) {
+        /// More than half of the turns are spent waiting.
+        const MAX_COMPUTING: f64 = 0.5;
+        let computes = |profiles: &BTreeMap<Thread, ThreadProfile>| {
+            let of = |activity: Activity| -> f64 {
+                let samples = profiles
+                    .values()
+                    .map(|profile| profile.share_of(activity) * f64::from(profile.samples));
+                samples.sum()
+            };
+            let all: u32 = profiles.values().map(|profile| profile.samples).sum();
+            let needed: f64 = Activity::NEEDS_CPU.iter().map(|one| of(*one)).sum();
+            needed / f64::from(all.max(1))
+        };
+        let parked = Observation {
+            activity: Activity::Idle,
+            resource: Resource::Parked,
+        };
+        for (tgid, turns) in active {
+            let lock = (*tgid, TURNS);
+            let waits = self
+                .held
+                .get(&lock)
+                .is_some_and(|at_work| computes(at_work) < MAX_COMPUTING);
+            if !waits || !turns.is_one_at_a_time() {
+                self.held.remove(&lock);
+                continue;
+            }
+            let its_turn = Observation {
+                activity: Activity::Lock,
+                resource: Resource::Lock {
+                    tgid: *tgid,
+                    address: TURNS,
+                    owner: None,
+                    interpreter: true,
+                },
+            };
+            for tid in turns.by_thread.keys() {
+                if let Some(profile) = self.threads.get_mut(&(*tgid, *tid))
+                    && let Some(count) = profile.by.remove(&parked)
+                {
+                    profile.by.insert(its_turn.clone(), count);
+                }
+            }
+        }
+    }
+
+    /// Runtimes that run many tasks on few threads (Go, tokio) let one of them poll for all, in turn, and park the others until
+    /// there is something to run. A parked thread is no spare worker there: its samples are left out. `polling`: samples in
+    /// epoll_wait.
+    fn leave_out_spare_pollers(&mut self, polling: &BTreeMap<Thread, u32>) {
+        /// A thread takes part if it polls for this share of its samples, …
+        const MIN_POLLING: f64 = 0.02;
+        /// … and so do at least so many threads of its process.
+        const MIN_THREADS: usize = 2;
+        let parked = Observation {
+            activity: Activity::Idle,
+            resource: Resource::Parked,
+        };
+        let mut in_turn: BTreeMap<u32, Vec<Thread>> = BTreeMap::new();
+        for (thread, polls) in polling {
+            let takes_part = self.threads.get(thread).is_some_and(|profile| {
+                let share = f64::from(*polls) / f64::from(profile.samples.max(1));
+                share >= MIN_POLLING && profile.by.contains_key(&parked)
+            });
+            if takes_part {
+                in_turn.entry(thread.0).or_default().push(*thread);
+            }
+        }
+        let in_turn = in_turn.into_values();
+        for thread in in_turn.filter(|all| all.len() >= MIN_THREADS).flatten() {
+            if let Some(profile) = self.threads.get_mut(&thread)
+                && let Some(count) = profile.by.remove(&parked)
+            {
+                profile.samples = profile.samples.saturating_sub(count);
+                profile.left_out = count;
+            }
+        }
+    }
+
     pub(super) fn threads(&self) -> impl Iterator<Item = (Thread, &ThreadProfile)> {
         self.threads
             .iter()
@@ -582,6 +751,7 @@ impl Window {
         for (_, weight, profile) in profiles {
             for (observation, count) in &profile.by {
                 let share = f64::from(*count) / f64::from(profile.samples.max(1));
+                let share = share * profile.presence();
                 *sums.entry(observation.activity).or_default() += weight * share;
             }
         }

@@ -293,6 +293,7 @@ fn resources(view: View<'_>, threads: &ThreadSet, activity: Activity) -> BTreeMa
         for (observation, count) in &profile.by {
             if observation.activity == activity {
                 let share = f64::from(*count) / f64::from(profile.samples.max(1));
+                let share = share * profile.presence();
                 *resources.entry(observation.resource.clone()).or_default() += weight * share;
             }
         }

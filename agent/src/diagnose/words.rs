@@ -4,7 +4,7 @@ use super::{
     case::Case,
     classify::Resource,
     listening_sockets::Uneven,
-    profile::Thread,
+    profile::{TURNS, Thread},
     topology::{DNS_PORT, Link},
     wait_graph::Step,
 };
@@ -92,6 +92,9 @@ fn resource(case: Case<'_>, step: &Step) -> Option<String> {
             "a datagram from an address that is not known".to_owned()
         }
         Resource::Datagrams(remote) => format!("{remote} (UDP)"),
+        Resource::Lock { address: TURNS, .. } => {
+            "its turn, which one thread at a time has".to_owned()
+        }
         Resource::Lock {
             interpreter: true, ..
         } => "the interpreter's lock".to_owned(),

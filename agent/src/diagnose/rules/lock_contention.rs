@@ -8,6 +8,7 @@ use crate::{
     cause::Cause,
     diagnose::{
         case::Case,
+        profile::TakingTurns,
         wait_graph::{ChainEnd, Step},
         words::percent,
     },
@@ -35,13 +36,23 @@ pub(super) const THREADS_WAIT: Rule = Rule {
             (Some(_), _) | (None, Some(ChainEnd::Unsampled(_))) => lock::end_of_chain(case),
             (None, _) => culprit::lock(case, first),
         };
-        let finding = Finding::blaming(culprit, |who| advice(case, who)).share(first.share);
+        // The runtime's threads wait for such a lock partly in ways that an idle thread has, too.
+        let turns = case.view.window.taking_turns(first.tgid);
+        let turns =
+            turns.filter(|turns| lock::is_an_interpreters(case) && turns.is_one_at_a_time());
+        checks.context(
+            "time in which one thread at a time needed a CPU, in turn",
+            turns.map(TakingTurns::one),
+            Unit::Ratio,
+        );
+        let share = turns.map_or(first.share, TakingTurns::one);
+        let finding = Finding::blaming(culprit, |who| advice(case, who)).share(share);
         let confidence = lock::max_confidence(case);
         Some(finding.at_most(confidence).unsure_without_culprit())
     },
 };
 
-/// Several threads of one process need a CPU, but never two at once, although the service may use more CPUs: they take turns.
+/// Several threads of one process need a CPU, but hardly ever two at the same time, although the service may use more CPUs: they take turns.
 /// Interpreters with a global lock (Ruby's VM lock, OCaml's) wake each waiter at an address of its own, so no lock shows.
 pub(super) const TAKING_TURNS: Rule = Rule {
     cause: &CAUSE,
@@ -49,40 +60,31 @@ pub(super) const TAKING_TURNS: Rule = Rule {
     scope: Scope::MainActivity(&[Activity::Idle, Activity::OnCpu, Activity::RunnableOwn]),
     basis: Basis::Fact,
     test: |case, checks| {
-        /// With fewer samples chance could keep two threads apart.
-        const MIN_SAMPLES: u32 = 20;
-        /// One thread or another needs a CPU nearly all the time, …
-        const MIN_ONE: f64 = 0.8;
-        /// … and two hardly ever do: threads are not all sampled at the same moment.
-        const MAX_MORE: f64 = 0.1;
-        /// A thread takes part from this share of the turns. Two could hand work to each other.
-        const MIN_TURNS: f64 = 0.04;
-        const MIN_THREADS: f64 = 3.0;
         let first = case.first()?;
         let turns = case.view.window.taking_turns(first.tgid)?;
         let samples = checks.at_least(
             "samples of its threads",
             f64::from(turns.samples()),
-            f64::from(MIN_SAMPLES),
+            f64::from(TakingTurns::MIN_SAMPLES),
             Unit::Count,
         );
         let one = checks.at_least(
             "samples in which exactly one thread needed a CPU",
             turns.one(),
-            MIN_ONE,
+            TakingTurns::MIN_ONE,
             Unit::Ratio,
         );
         let more = checks.at_most(
             "samples in which more than one did",
             turns.more(),
-            MAX_MORE,
+            TakingTurns::MAX_MORE,
             Unit::Ratio,
         );
-        let threads = turns.threads(MIN_TURNS);
+        let threads = turns.threads(TakingTurns::MIN_TURNS);
         let several = checks.at_least(
             "threads that took turns",
             threads as f64,
-            MIN_THREADS,
+            TakingTurns::MIN_THREADS as f64,
             Unit::Count,
         );
         let target = case.view.targets.get(case.target())?;
@@ -98,7 +100,7 @@ pub(super) const TAKING_TURNS: Rule = Rule {
             })
             .share(turns.one())
             .fact(format!(
-                "{threads} threads take turns on one CPU: one of them needs a CPU in {} of the samples, two at once in {}",
+                "{threads} threads take turns on one CPU: one of them needs a CPU in {} of the samples, two of them in {}",
                 percent(turns.one()),
                 percent(turns.more())
             ))
@@ -106,7 +108,7 @@ pub(super) const TAKING_TURNS: Rule = Rule {
     },
 };
 
-const INTERPRETER_ADVICE: &str = "Its threads take turns on the interpreter's lock: more threads cannot help, more processes can.";
+const INTERPRETER_ADVICE: &str = "Its threads take turns at one lock, that of an interpreter or a monitor of their runtime: more threads cannot help, more processes can. Find a monitor with jstack PID, and hold it for less time.";
 
 fn advice(case: Case<'_>, who: &str) -> String {
     if lock::is_an_interpreters(case) {

@@ -133,3 +133,26 @@ fn a_lock_holder_is_counted_only_while_others_wait_for_the_lock() {
     assert_eq!((time.samples, time.share_of(Activity::OnCpu)), (10, 1.0));
     assert_eq!(window.of((10, 12)).unwrap().samples, 40);
 }
+
+#[test]
+fn threads_that_poll_in_turn_are_no_spare_workers_while_they_are_parked() {
+    let shares = |first: fn(Wait) -> Wait, second: fn(Wait) -> Wait| {
+        let mut scene = Scene::of(&[&[10]]);
+        scene.accepts(1, (10, 5), 80);
+        scene.awaits(1);
+        scene.take_samples(30, &[first(thread(10, 0)), second(thread(10, 1))]);
+        scene.take_samples(10, &[second(thread(10, 0)), first(thread(10, 1))]);
+        scene.take_samples(1, &[thread(10, 0).on_cpu(), thread(10, 1).parked()]);
+        let threads = ThreadSet::of([(10, 10), (10, 11)]);
+        threads.shares(&scene.window(), None)
+    };
+    let in_turn = shares(Wait::serves_all, Wait::parked);
+    assert!(share(&in_turn, Activity::Inside) > 0.9, "{in_turn:?}");
+    assert!(
+        (share(&in_turn, Activity::Idle)).abs() < 1e-9,
+        "{in_turn:?}"
+    );
+    // The threads of a pool that never poll are spare ones.
+    let pool = shares(Wait::on_cpu, Wait::parked);
+    assert!(share(&pool, Activity::Idle) > 0.4, "{pool:?}");
+}

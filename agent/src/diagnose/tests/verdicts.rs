@@ -668,6 +668,118 @@ fn a_question_over_udp_is_a_call() {
 }
 
 #[test]
+fn an_event_loop_whose_requests_wait_for_a_resolver_waits_for_it() {
+    let resolver = "192.0.2.53:53".parse().unwrap();
+    // A socket that was open before sampling began may always be open. One that was opened later, and stays, is a query.
+    for (opened, cause) in [(0, Cause::Unknown), (1, Cause::DownstreamSlow)] {
+        let mut scene = Scene::of(&[&[10]]);
+        scene.accepts(1, (10, 4), 80);
+        scene.awaits(1);
+        let threads = alike(10, 2, Wait::serves_all);
+        scene.take_samples(opened, &threads);
+        scene.asks((10, 5), resolver);
+        scene.take_samples(120, &threads);
+        let verdict = scene.verdict(&filling());
+        let is_it = verdict.cause == Cause::DownstreamSlow;
+        assert_eq!(is_it, cause == Cause::DownstreamSlow, "{opened}");
+        if is_it {
+            assert_eq!(
+                culprit(&verdict),
+                (CulpritKind::Endpoint, None, "192.0.2.53:53")
+            );
+        }
+    }
+}
+
+#[test]
+fn a_reply_to_an_unconnected_socket_is_awaited_from_nobody_known() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.accepts(1, (10, 4), 80);
+    scene.awaits(1);
+    scene.asks((10, 5), "0.0.0.0:0".parse().unwrap());
+    let poll = Detail::Poll(vec![(5, 1)]);
+    let waits = |wait: Wait| wait.call(libc::SYS_poll, [0; 4]).with(poll.clone());
+    scene.take_samples(60, &alike(10, 2, waits));
+    let verdict = scene.verdict(&filling());
+    assert_eq!(
+        (verdict.cause, verdict.culprit, verdict.confidence),
+        (Cause::DownstreamSlow, None, Confidence::Medium)
+    );
+}
+
+#[test]
+fn threads_that_call_another_service_one_at_a_time_wait_for_their_turn() {
+    for (at_once, cause) in [(1, Cause::DownstreamSlow), (2, Cause::Unknown)] {
+        let mut scene = Scene::of(&[&[10], &[20]]);
+        scene.accepts(100, (10, 4), 80);
+        scene.awaits(100);
+        for index in 0..20 {
+            let cookie = 2 * u64::from(index) + 1;
+            scene.joins(cookie, (10, 5 + index), (20, 5 + index), 7001);
+        }
+        for sample in 0..100 {
+            let calls = |index: u32| (index + 20 - sample % 20) % 20 < at_once;
+            let mut threads = alike(10, 20, Wait::parked);
+            for index in (0..20).filter(|index| calls(*index)) {
+                threads[index as usize] = thread(10, index).reads(u64::from(5 + index));
+            }
+            threads.push(thread(20, 0).on_cpu());
+            scene.take_samples(1, &threads);
+        }
+        let verdict = scene.verdict(&filling());
+        assert_eq!(verdict.cause, cause, "{at_once}: {}", verdict.evidence);
+        if cause == Cause::DownstreamSlow {
+            assert_eq!(culprit(&verdict).1, Some(20));
+            assert_eq!(verdict.confidence, Confidence::Medium);
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_a_full_backlog_keeps_out_is_no_network_fault() {
+    for (listens, cause, confidence) in [
+        (true, Cause::DownstreamSlow, Confidence::High),
+        (false, Cause::NetworkLimited, Confidence::Medium),
+    ] {
+        let mut scene = Scene::of(&[&[10], &[20]]);
+        let call = scene.calls(1, (10, 5), local(7001));
+        (call.write_seq, call.snd_nxt) = (60, 60);
+        if listens {
+            scene.sample().listening = Some(vec![Listening {
+                netns: 1,
+                address: local(7001),
+                tgid: 20,
+                name: "service-2".to_owned(),
+            }]);
+        }
+        scene.take_samples(60, &[thread(20, 0).on_cpu()]);
+        let verdict = scene.verdict(&episode(Kind::Send, "-> 127.0.0.1:7001"));
+        assert_eq!((verdict.cause, verdict.confidence), (cause, confidence));
+        if listens {
+            assert_eq!(culprit(&verdict).1, Some(20));
+        }
+    }
+}
+
+#[test]
+fn a_service_is_told_how_many_descriptors_are_left() {
+    for (open, words) in [
+        (84, "36 are left of RLIMIT_NOFILE of 120"),
+        (119, "is reached"),
+    ] {
+        let mut scene = Scene::of(&[&[10]]);
+        let files = Reading {
+            limit: Some(120),
+            ..depth(open)
+        };
+        scene.queue(1, Kind::Fd, "open files", files);
+        scene.take_samples(60, &[]);
+        let verdict = scene.verdict(&episode(Kind::Fd, "open files"));
+        assert!(verdict.advice.contains(words), "{}", verdict.advice);
+    }
+}
+
+#[test]
 fn exhausted_file_descriptors_decide_whatever_the_threads_do() {
     let mut scene = Scene::of(&[&[10]]);
     let files = Reading {

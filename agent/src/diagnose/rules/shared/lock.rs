@@ -5,6 +5,7 @@ use crate::{
     diagnose::{
         case::Case,
         classify::Resource,
+        profile::TURNS,
         rules::{checks::Checks, rule::Finding},
         wait_graph::{ChainEnd, Step},
         words::idle_in_transaction_ns,
@@ -54,7 +55,7 @@ pub(in crate::diagnose::rules) fn other_end(case: Case<'_>) -> Option<Culprit> {
     }
 }
 
-/// How sure a verdict on a lock can be. That a thread sleeps because of a lock on a file is inferred from when it does so. And
+/// How sure a verdict on a lock can be. That threads wait for their turn is inferred from one of them at a time being active. That a thread sleeps because of a lock on a file is inferred from when it does so. And
 /// where the chain ends at a lock that processes share, its holder is not known.
 pub(in crate::diagnose::rules) fn max_confidence(case: Case<'_>) -> Confidence {
     let is_inferred = case.steps.iter().any(|step| {
@@ -63,7 +64,7 @@ pub(in crate::diagnose::rules) fn max_confidence(case: Case<'_>) -> Confidence {
             Resource::SharedLock {
                 lock: SharedLock::File { polled: true, .. },
                 ..
-            }
+            } | Resource::Lock { address: TURNS, .. }
         )
     });
     let is_unheld = case.last().is_some_and(|last| {
