@@ -155,7 +155,7 @@ impl Profile {
         second.count_holders(&now);
         second.long_turns.extend(long_turns);
         second.count_turns(waits, &in_focus);
-        second.count_active(waits, &now);
+        second.count_active(waits, &now, topology);
         for wait in waits {
             let thread = (wait.tgid, wait.tid);
             let calls = now.get(&thread).is_some_and(|observation| {
@@ -385,8 +385,15 @@ impl Second {
     }
 
     /// Counts how many threads of each process do anything but wait for work in one sample, and what the only one does. A thread
-    /// in epoll_wait waits for whatever all others have begun: it takes no turn.
-    fn count_active(&mut self, waits: &[Wait], now: &BTreeMap<Thread, Observation>) {
+    /// in epoll_wait waits for whatever all others have begun: it takes no turn. And while there is only one request, nobody else
+    /// has anything to do.
+    fn count_active(
+        &mut self,
+        waits: &[Wait],
+        now: &BTreeMap<Thread, Observation>,
+        topology: &Topology,
+    ) {
+        const MIN_REQUESTS: u32 = 2;
         let mut active: BTreeMap<u32, Vec<(u32, &Observation)>> = BTreeMap::new();
         for wait in waits {
             let Some(seen) = now.get(&(wait.tgid, wait.tid)) else {
@@ -403,7 +410,10 @@ impl Second {
                 threads.push((wait.tid, seen));
             }
         }
-        for (tgid, threads) in active {
+        for (tgid, mut threads) in active {
+            if topology.work_of(tgid).in_service < MIN_REQUESTS {
+                threads.clear();
+            }
             let tids: Vec<u32> = threads.iter().map(|(tid, _)| *tid).collect();
             self.active.entry(tgid).or_default().add(&tids);
             if let [(tid, seen)] = threads.as_slice() {

@@ -709,10 +709,16 @@ fn a_reply_to_an_unconnected_socket_is_awaited_from_nobody_known() {
 
 #[test]
 fn threads_that_call_another_service_one_at_a_time_wait_for_their_turn() {
-    for (at_once, cause) in [(1, Cause::DownstreamSlow), (2, Cause::Unknown)] {
+    for (at_once, requests, cause) in [
+        (1, 2, Cause::DownstreamSlow),
+        (2, 2, Cause::Unknown),
+        (1, 1, Cause::Unknown),
+    ] {
         let mut scene = Scene::of(&[&[10], &[20]]);
-        scene.accepts(100, (10, 4), 80);
-        scene.awaits(100);
+        for cookie in 100..100 + requests {
+            scene.accepts(cookie, (10, 4), 80);
+            scene.awaits(cookie);
+        }
         for index in 0..20 {
             let cookie = 2 * u64::from(index) + 1;
             scene.joins(cookie, (10, 5 + index), (20, 5 + index), 7001);
@@ -727,7 +733,11 @@ fn threads_that_call_another_service_one_at_a_time_wait_for_their_turn() {
             scene.take_samples(1, &threads);
         }
         let verdict = scene.verdict(&filling());
-        assert_eq!(verdict.cause, cause, "{at_once}: {}", verdict.evidence);
+        assert_eq!(
+            verdict.cause, cause,
+            "{at_once} {requests}: {}",
+            verdict.evidence
+        );
         if cause == Cause::DownstreamSlow {
             assert_eq!(culprit(&verdict).1, Some(20));
             assert_eq!(verdict.confidence, Confidence::Medium);
