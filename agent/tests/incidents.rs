@@ -205,6 +205,12 @@ incidents! {
         &[Accept],
         "the local ports 20000 to 20999",
     )),
+    vm_lock "vm-lock" Some(Planted {
+        // Its backlog is full, so what a client sends is not acknowledged.
+        elsewhere: &[DownstreamSlow],
+        ongoing: true,
+        ..planted(LockContention, &[Accept], "ruby3.1 (8343)")
+    }),
     short_file_locks "short-file-locks" None,
     busy_log_socket "busy-log-socket" None,
     accept_mutex "accept-mutex" None,

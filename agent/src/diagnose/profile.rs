@@ -628,7 +628,7 @@ impl ThreadProfile {
 impl Window {
     /// A runtime's monitor parks each waiting thread at an address of its own, as an idle pool does. But where one thread at a time
     /// waits for something outside, and others take over from it, these are parked because they wait for their turn. Threads that
-    /// compute in turn are left as they are: a rule of its own tells them.
+    /// compute in turn are left as they are: a rule of its own recognises them.
     fn find_turns_to_wait(&mut self, active: &BTreeMap<u32, TakingTurns>) {
         /// More than half of the turns are spent waiting.
         const MAX_COMPUTING: f64 = 0.5;

@@ -20,8 +20,7 @@ use crate::{
     queue::{Kind, LocalListeners, PendingRequest, QueueId, Readings, Targets},
     sample::{
         Accelerator, Connection, DatagramSocket, Holder, LocalPorts, LockWait, Peer, Sample,
-        SharedLock, TargetId,
-        UnixSocket, Wait,
+        SharedLock, TargetId, UnixSocket, Wait,
     },
     text::bounded,
 };
