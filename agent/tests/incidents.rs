@@ -359,7 +359,7 @@ fn confidence_is_earned() {
                     planted.fits(verdict) || !planted.culprit.is_empty() && planted.names(verdict)
                 }),
             };
-            // `unknown` is no claim.
+            // `unknown` makes no claim.
             if verdict.cause != Unknown {
                 println!("{}", judged.to_json());
                 calibration.add(judged);

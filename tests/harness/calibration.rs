@@ -1,4 +1,4 @@
-//! Whether the confidence of verdicts is earned: how often each level of it is right.
+//! How often verdicts of each level of confidence are right.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -52,7 +52,7 @@ impl Judged {
 /// Verdicts by their confidence.
 #[derive(Clone, Debug, Default)]
 pub struct Calibration {
-    /// Right and all.
+    /// Number of right verdicts, and of all.
     by_confidence: BTreeMap<String, (u64, u64)>,
     /// The wrong ones.
     wrong: Vec<Judged>,
@@ -76,7 +76,7 @@ impl Calibration {
         self.by_confidence.values().map(|(_, all)| all).sum()
     }
 
-    /// The levels of which too few verdicts are right, in words.
+    /// A message for each level at which too few verdicts are right.
     pub fn missed(&self) -> Vec<String> {
         let missed = REQUIRED.iter().filter_map(|(level, required)| {
             let (share, required) = (self.share(level)?, (*required)?);

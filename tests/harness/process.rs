@@ -211,7 +211,6 @@ fn state(stat: &str) -> &str {
     stat.rsplit(") ").next().unwrap_or_default()
 }
 
-/// Whether all threads of a process are stopped.
 /// The child processes of a process, oldest first.
 pub fn children_of(pid: u32) -> Result<Vec<u32>> {
     let path = format!("/proc/{pid}/task/{pid}/children");
@@ -222,6 +221,7 @@ pub fn children_of(pid: u32) -> Result<Vec<u32>> {
         .with_context(|| format!("parse {path}"))
 }
 
+/// Whether all threads of a process are stopped.
 fn is_stopped(pid: u32) -> Result<bool> {
     let directory = format!("/proc/{pid}/task");
     for thread in fs::read_dir(&directory).with_context(|| format!("read {directory}"))? {

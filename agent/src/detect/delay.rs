@@ -21,7 +21,7 @@ pub(super) struct Delay {
     pub(super) target_ns: u64,
     /// Measured without a baseline.
     pub(super) is_cold_start: bool,
-    /// This reading showed that the queue has grown since it was first observed: its past is no baseline.
+    /// This reading showed that the queue has grown since it was first observed: its past cannot serve as a baseline.
     pub(super) has_grown: bool,
 }
 

@@ -1,8 +1,8 @@
 //! A connection pool that is used up without being busy: its connections are checked out and silent while requests wait.
 //!
-//! The kernel does not see who has taken a connection. It sees when each last carried data, and when each request in flight
-//! began. A request that holds a connection began before that. So the connections for which there are not enough requests
-//! old enough were taken by requests that are over: they were never given back.
+//! The kernel does not know which request has taken a connection. It knows when each connection last carried data, and when
+//! each request in flight began. A request that holds a connection began before that connection last carried data. If there
+//! are too few such requests, some connections were taken by requests that are over: they were never given back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,11 +15,11 @@ use super::{
 };
 use crate::{queue::Targets, sample::TargetId};
 
-/// A pool on which data moved more recently, ns, is in use. Far above the pause between two calls of one request.
+/// A pool on which data moved more recently than this, ns, is in use. Far above the pause between two calls of one request.
 const MIN_SILENT_NS: u64 = 1_000_000_000;
-/// The pool was last used this long before the queue began to fill, ns, at most: else it has nothing to do with it.
+/// A pool that was last used longer than this before the queue began to fill, ns, has nothing to do with it.
 const MAX_LEAD_NS: u64 = 1_000_000_000;
-/// A pool of one connection that nobody uses now is no sign of anything.
+/// A single unused connection proves nothing.
 const MIN_CONNECTIONS: usize = 2;
 /// Times of connections and requests are as coarse as the kernel's timer: 10 ms at CONFIG_HZ=100, the coarsest in use.
 const RESOLUTION_NS: u64 = 10_000_000;
@@ -35,7 +35,7 @@ pub(super) struct HeldPool {
     pub(super) requests: u64,
     /// Age of the oldest of them, ns.
     pub(super) oldest_ns: u64,
-    /// Connections that none of these requests can have taken: they began later. A lower bound.
+    /// Connections that none of these requests can have taken, because all began later. A lower bound.
     pub(super) orphans: u64,
     /// Connections whose far end reports that it is idle in a transaction.
     pub(super) in_transaction: u64,
@@ -48,14 +48,14 @@ pub(super) struct HeldPool {
 }
 
 impl HeldPool {
-    /// Connections that show by themselves that somebody has taken them: a free one would be none of this.
+    /// Connections that are evidently taken: a free one shows none of these signs.
     pub(super) fn evident(&self) -> u64 {
         self.in_transaction
             .max(self.unread)
             .max(self.closed_by_peer)
     }
 
-    /// At least half of the connections show it.
+    /// At least half of the connections are evidently taken.
     pub(super) fn is_evident(&self) -> bool {
         self.evident() * 2 >= self.connections
     }
@@ -124,15 +124,15 @@ pub(super) fn of(
             unread: links.iter().filter(|link| link.is_unread).count() as u64,
             unknown,
         };
-        // A service with one connection for each worker has as many of both.
+        // A service with one connection per worker has as many requests as connections.
         let exceed = pool.requests as f64 >= min_inflight(pool.connections);
-        // It was used until the requests began to wait.
+        // The pool was used until the requests began to wait.
         let lead_ns = silent_ns.saturating_sub(filling_ns);
         let is_on_their_path = lead_ns <= MAX_LEAD_NS.max(filling_ns / 4);
         let fits = links.len() >= MIN_CONNECTIONS && silent_ns >= MIN_SILENT_NS;
         (fits && (pool.is_evident() || exceed && is_on_their_path)).then_some(pool)
     });
-    // Of several, that which shows it, else that which was used last.
+    // Prefer a pool that is evidently taken, then the one that was used last.
     held.max_by_key(|pool| {
         (
             pool.is_evident(),
@@ -142,8 +142,9 @@ pub(super) fn of(
     })
 }
 
-/// How many of these connections no request in flight can have taken. A request that holds a connection began before that
-/// last carried data, and holds one: so at the i-th of the times, at least i requests must have begun.
+/// How many of these connections no request in flight can have taken. A request that holds a connection began before the
+/// connection last carried data, and holds only this one. So if all are held, then at the i-th of these times at least i of
+/// the requests had begun.
 fn orphans(links: &[&Link], began_ns: &[u64], now_ns: u64) -> u64 {
     let mut used_ns: Vec<u64> = links
         .iter()

@@ -10,7 +10,7 @@
 //!   listeners in proportion to their recent traffic: connections seen waiting, and new ones seen accepted.
 //!
 //! Losses are overflows of the queue. It takes two counters to find them. A listener's own drop counter includes events
-//! that are no loss (with TCP_DEFER_ACCEPT, every bare ACK that ends a handshake). `ListenOverflows` counts only
+//! that are not losses (with TCP_DEFER_ACCEPT, every bare ACK that ends a handshake). `ListenOverflows` counts only
 //! overflows, but per network namespace. An overflow increments both, so a listener's losses are at most the
 //! increase of either. That is not enough for a listener with other drops, if listeners that are not watched share the
 //! namespace: both counters may increase although its own queue is empty. Such a listener must be at least half full.

@@ -312,8 +312,8 @@ impl Conversation {
     }
 }
 
-/// Updates a position and returns by how much it moved. One step back is no movement: state and sequence number were read on
-/// either side of a FIN.
+/// Updates a position and returns by how much it moved. One step back does not count: state and sequence number were
+/// read on either side of a FIN.
 fn moved(position: &mut u32, now: u32) -> u32 {
     match now.wrapping_sub(*position) {
         0 | u32::MAX => 0,
@@ -398,7 +398,7 @@ impl Facts {
             role,
             received,
             written,
-            // The sequence numbers are not read at one instant and can cross. A negative distance is no data.
+            // The sequence numbers are not read at one instant and can cross. A negative distance means that there is no data.
             unread: role == Role::Accepted && (1..1 << 31).contains(&unread),
             acknowledged: !before(connection.snd_una, written),
             // Also true if it is ahead of `rcv_nxt`: data that arrived out of order.

@@ -307,7 +307,7 @@ const PEER: &str = "peer window";
 fn limited_by(connection: &Connection) -> Option<&'static str> {
     let unsent = advance(connection.snd_nxt, connection.write_seq);
     let in_flight = advance(connection.snd_una, connection.snd_nxt);
-    // The sequence numbers are not read at one instant and can cross. A negative distance is no data.
+    // The sequence numbers are not read at one instant and can cross. A negative distance means that there is no data.
     if unsent >= 1 << 31 || unsent == 0 {
         return None;
     }

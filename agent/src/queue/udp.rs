@@ -169,7 +169,7 @@ impl Group {
         let age_ns = head
             .observe(socket.head, socket.memory > 0, now_ns)
             .filter(|_| socket.head != 0);
-        // A client may leave late responses unread in its socket. They are no queue, since nobody waits for them.
+        // A client may leave late responses unread in its socket. They are not a queue, since nobody waits for them.
         let inflow_ns = inflow.observe(grown, now_ns);
         let age_ns = match endpoint {
             Endpoint::Bound(_) => age_ns,

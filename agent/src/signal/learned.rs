@@ -1,8 +1,8 @@
 //! What an agent has learned about its services, kept for its successor: an agent that restarts in the middle of an overload
 //! cannot measure a service time at rest.
 //!
-//! The file lies beside the pages. A service is recognized by the pid and start time of its first process, a queue by its kind
-//! and name. The file is only read if the agent's user owns it and nobody else could have written it.
+//! The file is in the directory of the pages. A service is recognized by the pid and start time of its first process, a queue by
+//! its kind and name. The file is only read if the agent's user owns it and nobody else could have written it.
 
 use std::{
     collections::HashMap,
@@ -42,7 +42,7 @@ pub struct LearnedQueue {
     pub(super) controller: Option<LearnedController>,
 }
 
-/// What a former agent learned, until it is too old.
+/// What a former agent learned. Each part is valid for a limited time.
 #[derive(Debug, Default)]
 pub struct Learned {
     /// CLOCK_MONOTONIC, ns.
@@ -59,7 +59,7 @@ struct Id {
     name: String,
 }
 
-/// The file, with the queues in a list: their ids are no JSON keys.
+/// The file. The queues are a list, because their ids cannot be JSON keys.
 #[derive(Serialize, Deserialize)]
 struct Contents<Queues> {
     version: u32,
@@ -93,7 +93,7 @@ impl Learned {
         }
     }
 
-    /// What was learned about this queue and is still valid `now_ns`.
+    /// What was learned about this queue and is still valid at `now_ns`.
     pub(super) fn get(&self, target: &Target, key: &Arc<QueueKey>, now_ns: u64) -> LearnedQueue {
         if self.queues.is_empty() {
             return LearnedQueue::default();
@@ -101,7 +101,7 @@ impl Learned {
         let Some(learned) = self.queues.get(&Id::of(target, key)) else {
             return LearnedQueue::default();
         };
-        // A file from before a reboot may lie in the future.
+        // The time in a file from before a reboot may be in the future.
         let Some(age_ns) = now_ns.checked_sub(self.at_ns) else {
             return LearnedQueue::default();
         };
@@ -160,7 +160,7 @@ impl Learned {
 fn check(file: &OwnedFd) -> Result<()> {
     let stat = check_own_file(file, NAME)?;
     if stat.st_mode & 0o022 != 0 {
-        bail!("`{NAME}` is not a file that only the agent's user can write: remove it");
+        bail!("`{NAME}` can be written by others, but only the agent's user may: remove it");
     }
     Ok(())
 }
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_recalls_the_same_process_until_it_is_too_old() {
+    fn the_next_agent_recalls_the_same_process_for_a_limited_time() {
         let temp = TempDir::new("learned").unwrap();
         let directory = saved(temp.path());
         let all = Learned::load(directory.as_fd()).unwrap();
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_or_foreign_file_teaches_nothing() {
+    fn nothing_is_learned_from_a_damaged_file_or_one_of_another_version() {
         let temp = TempDir::new("learned").unwrap();
         let directory = saved(temp.path());
         let path = temp.path().join(NAME);

@@ -48,7 +48,7 @@ pub(super) struct InsideWait {
     pub(super) target_delay_ns: u64,
     /// Requests in flight as a fraction of those in service under overload, 0 to 1; `None` before an overload.
     pub(super) utilization: Option<f64>,
-    /// The service itself has become slower: whatever was decided on its former service time is void.
+    /// The service itself has become slower: decisions based on its former service time are void.
     pub(super) is_slower: bool,
 }
 
@@ -75,10 +75,10 @@ impl LearnedRequests {
 #[derive(Default)]
 struct Service {
     at_ns: u64,
-    /// Mean age of the requests in service, ns, and the samples in it.
+    /// Mean age of the requests in service, ns, and the number of samples in it.
     mean_age_ns: f64,
     samples: u32,
-    /// Mean number of requests in flight, over the same samples and those without any.
+    /// Mean number of requests in flight, and the number of samples in it, among them those without any request.
     usual_depth: f64,
     depth_samples: u32,
     /// The longest wait before dequeue, ns, decaying: the ages of requests in flight include it.
@@ -221,7 +221,7 @@ impl Service {
             0
         };
         if is_shed && counted_ns > 0 {
-            // Little's law: at this throughput, those that do not wait.
+            // Little's law: the requests that are served at this throughput; the others wait.
             let in_service = depth * service_time_ns / inside_ns;
             self.concurrency
                 .get_or_insert(Ewma::new(in_service, CONCURRENCY_TIME_CONSTANT_NS))
@@ -251,9 +251,9 @@ impl Service {
         })
     }
 
-    /// From the time that a request is taken to its response, ns. By the ages of those in flight, or by Little's law if that is
-    /// less: ages are too high while few new requests are admitted, and the known responses too few if they take less than a
-    /// sampling interval.
+    /// Mean time from dequeue to response, ns: by the ages of the requests in flight or by Little's law, whichever is less. Ages
+    /// overestimate it while few new requests are admitted. Little's law overestimates it if responses take less than a sampling
+    /// interval, because some of them are then not counted.
     fn time_inside_ns(&self, gauge: &Gauge, rate_per_s: f64) -> f64 {
         let median_ns = gauge.median_age_ns.unwrap_or(0) as f64;
         let by_ages_ns = 2.0 * (median_ns - self.dequeue_wait_ns).max(0.0);

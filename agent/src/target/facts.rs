@@ -138,7 +138,7 @@ fn program(exe: &Path, args: &[String], comm: &str) -> String {
 }
 
 /// The file name (or module, or main class) of the script that an interpreter runs. `None` if `exe` is not an interpreter, if
-/// it runs code from its command line, or if the argument is no plain name: code may hold secrets.
+/// it runs code from its command line, or if the argument is not a plain name: code may contain secrets.
 fn script(exe: &str, args: &[String]) -> Option<String> {
     let interpreter = INTERPRETERS.iter().find(|interpreter| {
         let version = exe.strip_prefix(interpreter.name);

@@ -65,7 +65,7 @@ pub fn run(filter: Option<&str>, env: &[(&str, PathBuf)], tally: &mut Tally) -> 
         tally.record_timed(&case.full_name(), outcome, Some(case.took));
     }
     for (name, why) in skipped {
-        let why = format!("a skip was reported under this name, which is no test's: {why}");
+        let why = format!("a skip was reported under this name, but no test has it: {why}");
         tally.record(name, Outcome::Failed(why));
     }
     fs::remove_file(&skip_log).with_context(|| format!("remove {}", skip_log.display()))
@@ -127,7 +127,7 @@ fn case(node: Node<'_, '_>) -> Result<Case> {
     };
     let seconds: f64 = attribute("time")?
         .parse()
-        .context("a time that is no number")?;
+        .context("a time that is not a number")?;
     let failure = node
         .children()
         .find(|child| child.has_tag_name("failure") || child.has_tag_name("error"));

@@ -22,7 +22,7 @@ const HIGH_SHARE: f64 = 0.6;
 const MEDIUM_SHARE: f64 = 0.35;
 /// Samples below which the confidence is medium at most: with 40, the standard error of a share is at most 8 points.
 const MIN_SAMPLES_FOR_HIGH: u64 = 40;
-/// A smaller share is no alternative explanation worth showing.
+/// An alternative explanation with a smaller share is not worth showing.
 const MIN_RUNNER_UP: f64 = 0.05;
 
 /// The verdict on a case; without a finding, `unknown`.

@@ -1,4 +1,4 @@
-//! The service does not work at all: it is stopped, or its threads wait for each other.
+//! The service makes no progress at all: it is stopped, or its threads wait for each other.
 
 use std::net::SocketAddr;
 
@@ -54,7 +54,7 @@ pub(super) const DEADLOCKED: Rule = Rule {
             if let Some(address) = itself {
                 return Finding::blaming(culprit::own_process(case), |_| {
                     format!(
-                        "The service calls itself at {address}, and only the threads that wait could serve these calls. Call the function instead, or serve these calls from workers of their own; a restart helps only until the next burst."
+                        "The service calls itself at {address}, and only the threads that wait could serve these calls. Call the function instead, or serve these calls from separate workers; a restart helps only until the next burst."
                     )
                 })
                 .share(first.share);
@@ -95,7 +95,7 @@ pub(super) const LOCK_HOLDER_STOPPED: Rule = Rule {
     },
 };
 
-/// Threads wait for a lock in shared memory whose holder has exited without releasing it: they wait for ever.
+/// Threads wait for a lock in shared memory whose holder has exited without releasing it: they wait forever.
 pub(super) const LOCK_HOLDER_EXITED: Rule = Rule {
     cause: &CAUSE,
     name: "the lock holder has exited",

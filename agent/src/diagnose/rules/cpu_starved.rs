@@ -38,7 +38,7 @@ fn finding(case: Case<'_>) -> Finding {
     });
     Finding::blaming(hog.map(|hog| culprit(case, hog)), |who| {
         format!(
-            "Move {who} elsewhere, or give this service's control group more weight (cpu.weight, cpu.shares) or CPUs of its own."
+            "Move {who} elsewhere, or give this service's control group more weight (cpu.weight, cpu.shares) or its own CPUs."
         )
     })
     .fact(fact)

@@ -121,7 +121,7 @@ fn finding(case: Case<'_>, culprit: Option<Culprit>) -> Finding {
         .at_most(used_up.map_or(Confidence::High, |(_, slow)| match slow {
             Slow::LongerThanTheWhole(_) => Confidence::High,
             Slow::Unanswered => Confidence::Medium,
-            // If the calls always took that time, the pool is too small.
+            // If the calls always took that long, the pool is too small.
             Slow::Long => Confidence::Low,
         }))
         .unsure_without_culprit()
@@ -138,21 +138,21 @@ fn used_up_fact(pool: &Pool, slow: Slow) -> String {
     match slow {
         Slow::Unanswered => format!("{all}, and none of their calls is answered"),
         Slow::LongerThanTheWhole(whole_ns) => format!(
-            "{all}: a response takes {takes}, where the whole chain took {} before",
+            "{all}: a response takes {takes}; before, the whole chain took {}",
             duration(whole_ns as u64)
         ),
         Slow::Long => format!(
-            "{all}: a response takes {takes} (no baseline: if it always did, the pool is too small)"
+            "{all}: a response takes {takes} (no baseline: if it always took that long, the pool is too small)"
         ),
     }
 }
 
-/// How many requests wait meanwhile, if the service serves all of them in one thread and this waits for one response.
+/// The number of requests that wait for the service's only thread while that waits for one response.
 fn behind_one_call(case: Case<'_>) -> Option<u64> {
     let inflight = case.inputs.of(case.target(), Kind::Inflight);
     let requests: u64 = inflight.map(|(_, reading)| reading.depth).sum();
     let threads = case.threads() as u64;
-    // A thread that serves one connection at a time is no event loop.
+    // A thread that serves one connection at a time is not an event loop.
     (pool::waits_in_one_call(case) && requests > threads).then_some(requests)
 }
 

@@ -1,4 +1,4 @@
-//! One turn of an event loop keeps every other request waiting.
+//! One turn (iteration) of an event loop keeps every other request waiting.
 
 use super::{
     checks::Checks,
@@ -18,8 +18,8 @@ const CAUSE: CauseInfo = CauseInfo {
     supported_by: &[Activity::OnCpu],
 };
 
-/// The only thread has been in one turn for a long time. This is tested before who has the CPU: work that waits for one
-/// turn of the loop does not depend on who else wants the CPU.
+/// The only thread has been in one turn for a long time. This is tested before the rules of CPU starvation: work that
+/// waits for one turn of the loop does so no matter who else wants the CPU.
 pub(super) const ONE_THREAD: Rule = Rule {
     cause: &CAUSE,
     name: "the only thread does not return to its loop",
@@ -30,8 +30,8 @@ pub(super) const ONE_THREAD: Rule = Rule {
     },
 };
 
-/// Few or no connections are accepted from some listening sockets of an address, while others are empty: the worker of these is
-/// away from its loop, computing or waiting for something that is not another service, a lock or a disk.
+/// Few or no connections are accepted from some listening sockets of an address, while others are empty. The worker of the former
+/// is away from its loop: it computes, or waits for something other than a service, a lock or a disk.
 pub(super) const ONE_WORKER: Rule = Rule {
     cause: &CAUSE,
     name: "one of several workers does not return to its loop",
@@ -77,7 +77,7 @@ fn uneven_finding(case: Case<'_>) -> Finding {
     .share(busy)
 }
 
-/// An event loop of the service had a long turn, and it has the CPU that it wants.
+/// An event loop of the service had a long turn. Earlier rules have ruled out that others keep the CPU from it.
 pub(super) const LONG_TURN: Rule = Rule {
     cause: &CAUSE,
     name: "a long turn of an event loop",

@@ -1,4 +1,4 @@
-//! The process at the other end of a connection does not send the rest of a request, or no request at all.
+//! The process at the other end of a connection sends only part of a request, or none at all.
 
 use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},

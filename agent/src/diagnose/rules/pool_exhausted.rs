@@ -53,7 +53,7 @@ pub(super) const ALL_IN_USE: Rule = Rule {
 };
 
 /// All connections are taken, and none of them is used: they were never given back, or each is held by a request that waits for
-/// another one. Nothing else is seen that the requests wait for.
+/// another one. No other reason is visible for which the requests wait.
 pub(super) const HELD: Rule = Rule {
     cause: &CAUSE,
     name: "all connections are held and silent",
@@ -134,8 +134,8 @@ fn held_finding(case: Case<'_>, held: &HeldPool) -> Finding {
     let answered = case
         .inputs
         .responses(case.target(), silent_since_ns.saturating_add(ANSWERED_NS));
-    // If other requests get through, something but the pool may keep these. Connections that no scan has seen count as
-    // answered until one does: a few are none.
+    // If other requests are answered, something other than the pool may hold up these. A few responses (5%) are tolerated,
+    // because connections that no scan has seen count as answered requests.
     let none_answered =
         answered.is_some_and(|answered| answered.saturating_mul(20) <= held.requests);
     let max_confidence = if held.is_evident() {
@@ -163,7 +163,7 @@ fn held_fact(held: &HeldPool) -> String {
     );
     if held.orphans > 0 {
         text.push_str(&format!(
-            "; {} of the connections were last used before any of the requests that could hold them began",
+            "; no request in flight is old enough to hold {} of them",
             held.orphans
         ));
     }
@@ -206,7 +206,7 @@ fn describe(case: Case<'_>, exhausted: Option<&Pool>, checks: &mut Checks) {
     let connections = pool.connections as f64;
     checks.context("connections of the pool", Some(connections), Unit::Count);
     checks.at_least(
-        "samples in which all of them, but for unused ones, are in use",
+        "samples in which all of them, except unused ones, are in use",
         pool.in_use,
         MIN_IN_USE,
         Unit::Ratio,
@@ -237,7 +237,7 @@ fn finding(case: Case<'_>, pool: &Pool) -> Finding {
     let culprit = own_culprit(case, pool.connections, pool.endpoint.clone());
     let finding = Finding::blaming(culprit, |_| advice(case, pool)).fact(fact(pool));
     if pool.baseline_ns.is_some() && pool.unused == 0 {
-        // Slow calls exhaust a pool as well. Comparing with the baseline separates the two.
+        // Slow calls exhaust a pool, too. The baseline distinguishes the two.
         return Finding {
             includes: &[Cause::DownstreamSlow],
             ..finding
@@ -272,7 +272,7 @@ fn fact(pool: &Pool) -> String {
 fn advice(case: Case<'_>, pool: &Pool) -> String {
     if pool.unused > 0 {
         return format!(
-            "{} of the connections to {} are not used although requests wait: they were taken and not given back (leaked), or the service limits its calls below the number of connections. Compare the pool's own count of connections in use.",
+            "{} of the connections to {} are not used although requests wait: they were taken and not given back (leaked), or the service limits its calls below the number of connections. Compare this with the pool's own count of connections in use.",
             pool.unused, pool.endpoint
         );
     }
@@ -292,7 +292,7 @@ fn advice(case: Case<'_>, pool: &Pool) -> String {
     )
 }
 
-/// What the pool carries, what arrives, and what would be enough. Little's law: connections = rate × time per call.
+/// The rate that the pool can carry, the arrival rate, and the connections needed. Little's law: connections = rate × time per call.
 fn too_small(case: Case<'_>, pool: &Pool) -> Option<String> {
     let response_time_ns = pool.typical_ns()?;
     let response_s = response_time_ns as f64 / SECOND_NS;

@@ -31,8 +31,8 @@ pub(super) const RULES: &[&Rule] = &[
     &undersized_limit::BACKLOG,
     // 3. Threads that wait for an accelerator: they may seem to use a CPU.
     &accelerator_bound::THREADS_WAIT,
-    // 4. Threads that need a CPU: a collector that stops all others, one that all share, a single long turn, then who keeps the CPU from them, then how they
-    //    use it.
+    // 4. Threads that need a CPU: a garbage collector that stops all others, an interpreter's lock, a single long turn; then
+    //    who keeps the CPU from them; then how they use it.
     &cpu_bound::COLLECTING,
     &lock_contention::TAKING_TURNS,
     &event_loop_blocked::ONE_THREAD,

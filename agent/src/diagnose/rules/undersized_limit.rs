@@ -1,4 +1,4 @@
-//! A limit of the service's own is smaller than the work needs: its backlog, its number of workers or of connections.
+//! One of the service's own limits is too small for its work: its backlog, its number of workers or of connections.
 
 use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
@@ -22,7 +22,7 @@ const CAUSE: CauseInfo = CauseInfo {
 /// `small-backlog` and `few-workers` test the value.
 const MIN_IDLE: f64 = 0.25;
 
-/// A queue that is empty in at least this share of its samples is filled by bursts, which the workers catch up with in between.
+/// A queue that is empty in at least this share of its samples is filled by bursts: the workers catch up between them.
 /// A queue that is never empty is a standing one: a longer backlog would only lengthen the wait. The recorded incident
 /// `small-backlog` tests the value.
 const MIN_EMPTY: f64 = 0.2;
@@ -98,7 +98,7 @@ pub(super) const WORKERS: Rule = Rule {
             case.uneven.is_some(),
             false,
         );
-        // A thread that sleeps with no request to serve is not busy: it backs off, or waits for its hour.
+        // A thread that sleeps with no request to serve is not busy: it backs off, or waits for a scheduled time.
         let asleep_at_work = match first.activity {
             Activity::Asleep => checks.is(
                 "asleep, and takes nothing",
@@ -128,8 +128,8 @@ pub(super) const KEPT_ALIVE: Rule = Rule {
     scope: Scope::MainActivity(&[Activity::Idle]),
     basis: Basis::Time,
     test: |case, checks| {
-        /// Of connections that were never answered, none has sent last. Of those that were, all have; on a kernel that does
-        /// not count data segments, only those whose response took longer than a tick of its timer.
+        /// Connections that were never answered have a share of 0. Those that were all answered have a share of 1, or less
+        /// on a kernel that does not count data segments: there, a response must have taken longer than one timer tick.
         const MIN_ANSWERED: f64 = 0.1;
         let waited = wait::is_long(case, checks);
         let kept = KeptAlive::of(case);

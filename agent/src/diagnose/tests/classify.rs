@@ -263,7 +263,11 @@ fn a_contended_mutex_names_its_holder() {
     let waits = thread(10, 1).locked(0x1000, 12);
     let both = [waits.clone(), thread(10, 2).on_cpu()];
     assert_eq!(scene.observation(&both), lock(Some(12)));
-    assert_eq!(scene.observation(&[waits]), lock(None), "12 is no thread");
+    assert_eq!(
+        scene.observation(&[waits]),
+        lock(None),
+        "12 is not a thread"
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! The load is an open loop: requests are sent on schedule, whether or not earlier ones have completed. Every consumer gets
 //! the same load, one after the other. `consumers` is the table of them, `parts` selects what is measured, `shedding` plays
-//! the scenarios of those that shed, `group` those of the ones that move load, and `results` keeps what was measured.
+//! the scenarios of the consumers that shed, `group` those of the consumers that move load, and `results` keeps the figures.
 
 mod consumers;
 mod envoy;
@@ -33,7 +33,7 @@ use crate::setup;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A verdict on each consumer but `keda` within 5 minutes: short phases, 2× load, one service each. The exit code is 1
+    /// A verdict on each consumer except `keda` within 5 minutes: short phases, 2× load, one service each. The exit code is 1
     /// if one misses a goal
     #[arg(long, conflicts_with_all = ["seconds", "rounds", "plot"])]
     quick: bool,

@@ -18,7 +18,7 @@ pub enum Scenario {
     Spike,
     /// Overload, then a CPU neighbour with this many threads on the service's CPU.
     LostCpu(u32),
-    /// One of two servers becomes half as fast. Offered load relative to what both can do then.
+    /// One of two servers becomes half as fast. Offered load relative to the capacity of both after that.
     SlowServer(f64),
     /// All workers of one of two servers stop.
     StalledServer,
@@ -148,7 +148,7 @@ impl Phases {
         }
     }
 
-    /// For a verdict on every consumer within minutes.
+    /// Short phases, for a verdict on every consumer within minutes.
     pub fn quick() -> Self {
         let s = Duration::from_secs;
         Self {

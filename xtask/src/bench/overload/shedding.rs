@@ -108,7 +108,7 @@ struct Subject {
     at_rest: AtRest,
 }
 
-/// Plays a scenario from the start of the servers on.
+/// Starts the servers and plays a scenario.
 pub fn play(
     run: &mut Run,
     service: Service,
@@ -154,12 +154,12 @@ impl Subject {
         )
     }
 
-    /// A goal, if Tailback is there to meet it.
+    /// The goal; none without Tailback.
     fn goal(&self, bound: Bound) -> Option<Bound> {
         self.shedding.needs_agent().then_some(bound)
     }
 
-    /// The limit of the latency under overload.
+    /// Maximum 99th percentile of the latency under overload.
     fn max_p99(&self) -> Duration {
         2 * self.at_rest.p99 + self.service.target_delay()
     }
@@ -212,7 +212,7 @@ impl Subject {
         ])
     }
 
-    /// Outcome from the start of a CPU neighbour on, relative to the capacity without it.
+    /// Outcome beside a CPU neighbour, relative to the capacity without it.
     fn lost_cpu(&self, run: &Run, stage: &Stage, threads: u32) -> Result<Vec<Measure>> {
         let half = run.phases.beside_neighbour();
         let (load, _) = self.step(run, stage, NEIGHBOUR_LOAD)?;
@@ -232,7 +232,7 @@ impl Subject {
         thread::sleep(run.phases.drain);
         let requests = load.stop()?;
         drop(neighbour);
-        // The service has less CPU then; the limit for a good response stays the same.
+        // The service has less CPU now; the limit for a good response stays the same.
         Ok(measures(
             self.responses(&requests, from..to, NEIGHBOUR_LOAD),
             None,
@@ -255,14 +255,14 @@ impl Subject {
         let open_after = admits_all_after(&requests, death, end);
         let within = self.shedding.fail_open_within().as_secs_f64();
         Ok(vec![
-            // Without it the next figure would mean nothing. Half of the load is excess.
+            // If nothing were shed before, the next figure would mean nothing. Half of the load is excess.
             Measure::percent("shed before", before.shed).goal(Bound::AtLeast(25.0)),
             Measure::seconds("fail-open time", open_after.unwrap_or(end - death))
                 .goal(Bound::AtMost(within)),
         ])
     }
 
-    /// Kills the agent under overload, starts it again, and measures from its first page on.
+    /// Kills the agent under overload, starts it again, and measures once its first page is alive.
     fn agent_returns(&self, run: &Run, stage: &mut Stage) -> Result<Vec<Measure>> {
         let (load, _) = self.step(run, stage, AGENT_LOAD)?;
         thread::sleep(run.phases.settle + run.phases.before_death);

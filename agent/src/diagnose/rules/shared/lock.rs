@@ -1,4 +1,4 @@
-//! What the holder of a lock does, and so why others wait for it.
+//! What the holder of a lock does: that is why others wait for it.
 
 use super::culprit;
 use crate::{
@@ -44,7 +44,7 @@ pub(in crate::diagnose::rules) fn end_of_chain(case: Case<'_>) -> Option<Culprit
     case.last().map(|last| culprit::at_the_end(case, last))
 }
 
-/// Who is at the end of a chain of waiting for others. `None` if the threads wait for somebody who is not known.
+/// Who or what is at the end of the wait chain. `None` if that is unknown.
 pub(in crate::diagnose::rules) fn other_end(case: Case<'_>) -> Option<Culprit> {
     let last = case.last()?;
     let is_unknown = case.steps.len() == 1 && last.end == Some(ChainEnd::Reached);

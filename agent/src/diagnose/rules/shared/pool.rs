@@ -11,16 +11,15 @@ use crate::{
     sample::TargetId,
 };
 
-/// The exhausted pool of the service itself. Where the wait chain leads on to a service that lacks something, that service
-/// is the cause, and the pool is a consequence. So it is where a service further along has an exhausted pool, and where the
-/// calls are slow although their baseline is unknown.
+/// The exhausted pool of the service itself. `None` if the pool is only a consequence: a service further along the wait chain
+/// lacks something or has an exhausted pool, or the calls count as slow although their baseline is unknown.
 pub(in crate::diagnose::rules) fn exhausted_here(case: Case<'_>) -> Option<Pool> {
     used_up_here(case)
         .filter(|pool| slow_without_baseline(case, pool).is_none())
         .filter(|_| exhausted_along_the_chain(case).is_none())
 }
 
-/// The pool of the service itself of which all connections are in use, whatever makes its calls last as long as they do.
+/// The service's own pool, if all its connections are in use, no matter why its calls take so long.
 pub(in crate::diagnose::rules) fn used_up_here(case: Case<'_>) -> Option<Pool> {
     case.inputs
         .exhausted_pool(case.target())
@@ -43,7 +42,7 @@ pub(in crate::diagnose::rules) fn slow_without_baseline(
     case: Case<'_>,
     pool: &Pool,
 ) -> Option<Slow> {
-    /// A second: what is wrong if a call takes that long is more often the service that is called than the pool.
+    /// One second: a call that takes this long is more often the fault of the called service than of the pool.
     const LONG_NS: f64 = 1e9;
     if pool.baseline_ns.is_some() {
         return None;
@@ -61,8 +60,8 @@ pub(in crate::diagnose::rules) fn slow_without_baseline(
     (now_ns >= LONG_NS).then_some(Slow::Long)
 }
 
-/// Whether each process has one thread that serves the queue, and this waits in a system call for one response: requests wait
-/// for the thread, not for a connection.
+/// Whether each process has only one thread that serves the queue, and that thread waits in a system call for one response:
+/// requests wait for the thread, not for a connection.
 pub(in crate::diagnose::rules) fn waits_in_one_call(case: Case<'_>) -> bool {
     /// More than half: whatever else the thread does is not why requests wait.
     const MIN_IN_CALL: f64 = 0.5;
@@ -74,12 +73,12 @@ pub(in crate::diagnose::rules) fn waits_in_one_call(case: Case<'_>) -> bool {
         && members.all(|(thread, _)| case.view.window.in_one_call(*thread) > MIN_IN_CALL)
 }
 
-/// Whether the threads at the end of the chain show no reason why they take their time.
+/// Whether the threads at the end of the chain show no reason for being slow.
 pub(in crate::diagnose::rules) fn ends_without_a_reason(case: Case<'_>) -> bool {
     case.steps.len() < 2 || case.last().is_some_and(lacks_nothing)
 }
 
-/// Whether the threads at the end of the chain neither lack anything nor compute: they take the time that their work takes.
+/// Whether the threads at the end of the chain neither lack anything nor compute.
 fn lacks_nothing(last: &Step) -> bool {
     matches!(
         last.activity,
@@ -102,8 +101,8 @@ pub(in crate::diagnose::rules) fn exhausted_along_the_chain(
         .find(|(_, pool)| slow_without_baseline(case, pool).is_none())
 }
 
-/// The pool of the service itself, or of one further along the chain, of which all connections are in use because its calls
-/// are slow, as far as that is known without their baseline.
+/// A pool, of the service itself or of one further along the chain, whose connections are all in use because its calls are
+/// slow. These calls have no baseline.
 pub(in crate::diagnose::rules) fn used_up_by_slow_calls(case: Case<'_>) -> Option<(Pool, Slow)> {
     let own = used_up_here(case);
     let calls = |step: &&Step| step.activity == Activity::Downstream;

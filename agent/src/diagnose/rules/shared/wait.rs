@@ -5,8 +5,8 @@ use crate::{
     event::explain::Unit,
 };
 
-/// Whether nothing left the queue during the episode, and the processes that serve it have no request in service, as far as
-/// connections show.
+/// Whether nothing left the queue during the episode while, as far as connections show, the processes that serve it have no
+/// request in service.
 pub(in crate::diagnose::rules) fn takes_nothing(case: Case<'_>) -> bool {
     let serves = case
         .first()

@@ -1,7 +1,7 @@
 //! Consumers that move load between two servers instead of rejecting it.
 //!
-//! One server loses half of its speed, or all of it, while the load stays below what both can do together. Balanced evenly, it
-//! is overloaded. The loop is closed if nearly all requests are still answered in time.
+//! One server loses half of its speed, or all of it, while the load stays below the joint capacity. If the load is balanced evenly,
+//! that server is overloaded. The loop is closed if nearly all requests are still answered in time.
 
 mod autoscaler;
 mod grpc;
@@ -39,7 +39,7 @@ pub enum Mover {
     Orca,
 }
 
-/// Requests per second that a server can do.
+/// Requests per second that a server can handle.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
     pub healthy: f64,
@@ -94,7 +94,7 @@ impl Mover {
         !matches!(self, Self::RoundRobin | Self::GrpcRoundRobin)
     }
 
-    /// What it needs the capacity for, measured once per round.
+    /// Capacity of the servers that it balances, measured once per round.
     fn capacity(self, run: &mut Run) -> Result<Capacity> {
         let known = if self.is_grpc() {
             run.groups.grpc
@@ -119,7 +119,7 @@ impl Mover {
     }
 }
 
-/// Plays a scenario from the start of the servers on.
+/// Starts the servers and plays a scenario.
 pub fn play(run: &mut Run, mover: Mover, scenario: Scenario) -> Result<Outcome> {
     let capacity = mover.capacity(run)?;
     let group: Box<dyn Group> = if mover.is_grpc() {

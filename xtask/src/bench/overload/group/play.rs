@@ -18,9 +18,9 @@ use super::{
     Capacity, Group, Mover,
 };
 
-/// Load while a slow server is there and the agent dies, relative to what both can do together.
+/// Load when the agent dies while one server is slow, relative to the capacity of both.
 const AGENT_LOAD: f64 = 0.75;
-/// Load while the second server stalls, relative to what the other one can do.
+/// Load while the second server stalls, relative to the capacity of the other one.
 const STALLED_LOAD: f64 = 0.8;
 /// Deadline for the consumer to act.
 const ACT_DEADLINE: Duration = Duration::from_secs(10);
@@ -72,14 +72,14 @@ impl Subject {
         Ok(Outcome(measures))
     }
 
-    /// Starts the load and, after the baseline, the trouble. Returns the load in requests per second, all of which the servers can
-    /// do together.
+    /// Starts the load and, after the baseline, the trouble. Returns the load in requests per second; the servers together can carry
+    /// it.
     fn begin(&mut self, run: &Run, trouble: Trouble, load: f64) -> Result<f64> {
-        let can = match trouble {
+        let capacity = match trouble {
             Trouble::HalfSpeed => self.capacity.healthy + self.capacity.slow,
             Trouble::Stall => self.capacity.healthy,
         };
-        let per_s = load * can;
+        let per_s = load * capacity;
         self.group.start_load(run, per_s)?;
         thread::sleep(run.phases.baseline);
         match trouble {
@@ -145,7 +145,7 @@ impl Subject {
         for agent in self.group.agents() {
             agent.kill_agent()?;
         }
-        let open = wait::until("even treatment", run.phases.dead, || {
+        let open = wait::until("both servers to be treated alike", run.phases.dead, || {
             Ok(self.group.is_even()?.then(|| death.elapsed()))
         });
         let within = self.mover.fail_open_within().as_secs_f64();
@@ -155,7 +155,7 @@ impl Subject {
         ])
     }
 
-    /// Kills the agents, starts them again, and measures from their first pages on.
+    /// Kills the agents, starts them again, and measures once their first pages are alive.
     fn agent_returns(&mut self, run: &Run) -> Result<Vec<Measure>> {
         let per_s = self.begin_and_act(run)?;
         for agent in self.group.agents() {
