@@ -12,7 +12,7 @@ pub(super) type FileId = (u32, u32, u64);
 /// A lock that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HeldLock {
-    /// The process that took it, as the agent's /proc numbers it; it may have ended and passed the lock on. `None`: a lock of
+    /// The process that took it, by its number in the agent's /proc; it may have ended and passed the lock on. `None`: a lock of
     /// an open file description, which records no process.
     pub(super) pid: Option<u32>,
     /// Nobody else can hold any lock on that part of the file.
@@ -23,7 +23,7 @@ pub(super) struct HeldLock {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct FileLocks {
     held: BTreeMap<FileId, Vec<HeldLock>>,
-    /// For each process that waits: the files, and the lock in the way.
+    /// For each process that waits: the locks that block it, each with its file.
     waiting: BTreeMap<u32, Vec<(FileId, HeldLock)>>,
     /// Lines beyond [`MAX_LINES`].
     pub(super) left_out: usize,
@@ -59,8 +59,8 @@ impl FileLocks {
         locks
     }
 
-    /// The locks that keep this process waiting, each with its file.
-    pub(super) fn in_the_way_of(&self, pid: u32) -> &[(FileId, HeldLock)] {
+    /// The locks that block this process, each with its file.
+    pub(super) fn blocking(&self, pid: u32) -> &[(FileId, HeldLock)] {
         self.waiting.get(&pid).map_or(&[], Vec::as_slice)
     }
 
@@ -88,7 +88,7 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// `1: POSIX  ADVISORY  WRITE 4711 fe:00:9977926 0 EOF`, or with `->` behind the number for a waiter.
+    /// `1: POSIX  ADVISORY  WRITE 4711 fe:00:9977926 0 EOF`; a waiter has `->` after the number.
     fn parse(line: &'a str) -> Option<Self> {
         let mut words = line.split_ascii_whitespace();
         let number = words.next()?.strip_suffix(':')?;
@@ -158,9 +158,9 @@ mod tests {
                     3: -> OFDLCK ADVISORY  WRITE -1 00:1f:8 0 0\n\
                     4: LEASE  ACTIVE    READ  5 fe:00:6 0 EOF\n";
         let locks = FileLocks::parse(text);
-        assert_eq!(locks.in_the_way_of(101), [(FILE, by(100))]);
-        assert_eq!(locks.in_the_way_of(102), [(FILE, by(100))]);
-        assert_eq!(locks.in_the_way_of(100), []);
+        assert_eq!(locks.blocking(101), [(FILE, by(100))]);
+        assert_eq!(locks.blocking(102), [(FILE, by(100))]);
+        assert_eq!(locks.blocking(100), []);
         assert_eq!(locks.on(FILE), [by(100)]);
         let description = HeldLock {
             pid: None,
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_lock_is_ignored() {
+    fn lines_that_are_not_locks_are_ignored() {
         for line in [
             "",
             "1:",
@@ -198,7 +198,7 @@ mod tests {
         let text = first.to_owned() + &line.repeat(MAX_LINES + 4);
         let locks = FileLocks::parse(&text);
         assert_eq!(locks.left_out, 5);
-        assert_eq!(locks.in_the_way_of(7).len(), MAX_LINES - 1);
+        assert_eq!(locks.blocking(7).len(), MAX_LINES - 1);
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Finds who holds the locks that threads in the focus scope wait for, where that can be another process: locks on files
-//! (/proc/locks) and mutexes in shared memory (the thread number in the futex, and what is mapped there).
+//! Finds the holders of the locks that threads in the focus scope wait for, if processes can share these locks. Locks on files are
+//! found by /proc/locks, mutexes in shared memory by the thread number in the futex and the memory mapped there.
 //!
-//! A thread that sleeps again and again while another process holds an exclusive lock on a file that it has open is taken to
-//! try for that lock, unless it sleeps as well while nobody holds it.
+//! Some programs retry a file lock after a sleep. A thread is assumed to do so if it sleeps again and again while another process
+//! holds an exclusive lock on a file that it has open, unless it also sleeps while nobody holds that lock.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -36,18 +36,18 @@ const MAX_SLEEPERS: usize = 64;
 const MAX_FILES: usize = 256;
 /// Maximum number of open files examined in one search for the holder of a lock that records no process.
 const MAX_SEARCHED_FILES: usize = 16_384;
-/// Longest text read from /proc/locks, bytes: 100,000 lines of usual length.
+/// Maximum size of the text read from /proc/locks, bytes: 100,000 lines of typical length.
 const MAX_LOCKS_BYTES: u64 = 8 << 20;
-/// A thread that sleeps less often than this per second does not try for a lock. SQLite's busy handler sleeps at most 100 ms.
+/// A thread that sleeps less often than this per second does not retry a lock. SQLite's busy handler sleeps at most 100 ms.
 const MIN_RETRIES_PER_S: u64 = 4;
 /// Number of sleeps seen after which the counts of a thread are halved, so that they can follow a change.
 const MAX_SLEEPS: u32 = 64;
-/// Largest share of a thread's sleeps, seen while nobody else holds a lock on its files, for a thread that tries for one. Not 0:
-/// it sleeps on for a moment after the lock is released.
+/// A thread does not retry a lock if more than this share of its sleeps are seen while nobody else holds a lock on its files. Not
+/// 0, because a sleep lasts a little longer than the lock.
 const MAX_FREE_SHARE: f64 = 0.34;
-/// No thread that starts after the boot gets a number up to this one (RESERVED_PIDS in kernel/pid.c).
+/// Threads that start after boot have higher numbers than this (RESERVED_PIDS in kernel/pid.c).
 const MAX_RESERVED_PID: u32 = 300;
-/// Generations of parents that are compared with the holder of a lock.
+/// Number of generations of parents that are compared with the holder of a lock.
 const MAX_PARENTS: usize = 8;
 
 #[derive(Default)]
@@ -64,14 +64,14 @@ struct Sleeper {
     /// Voluntary context switches at the last search, and when that was, CLOCK_MONOTONIC, ns.
     voluntary: u64,
     at_ns: u64,
-    /// Sleeps seen while another process held an exclusive lock on one of its files, and others.
+    /// Number of sleeps seen while another process held an exclusive lock on one of its files, and of other sleeps.
     held: u32,
     free: u32,
 }
 
 impl LockWaits {
-    /// Finds the holders of the locks that these threads wait for. `None`: nothing to report. `processes` are all of the
-    /// machine.
+    /// Finds the holders of the locks that these threads wait for. `None`: nothing to report. `processes` are all processes
+    /// of the machine.
     pub(super) fn search(
         &mut self,
         now_ns: u64,
@@ -88,18 +88,18 @@ impl LockWaits {
             .collect();
         let sleepers = asleep.iter().filter(|wait| is_sleep(wait));
         let sleepers: Vec<&Wait> = sleepers.copied().collect();
-        let retries = sleepers.iter().take(MAX_SLEEPERS).any(|wait| {
+        let some_wake_often = sleepers.iter().take(MAX_SLEEPERS).any(|wait| {
             let sleeper = self.sleepers.get(&(wait.tgid, wait.tid));
-            sleeper.is_some_and(|sleeper| sleeper.retries(wait, now_ns))
+            sleeper.is_some_and(|sleeper| sleeper.wakes_often(wait, now_ns))
         });
         let mut locks = FileLocks::default();
-        if retries || !blocked.is_empty() {
+        if some_wake_often || !blocked.is_empty() {
             locks = FileLocks::parse(&read_text("/proc/locks", MAX_LOCKS_BYTES));
         }
         if locks.left_out > 0 {
             notices.report_once("too_many_file_locks", || {
                 format!(
-                    "/proc/locks is longer than what is read of it: {} lines were ignored",
+                    "/proc/locks has too many lines: {} were ignored",
                     locks.left_out
                 )
             });
@@ -147,12 +147,12 @@ impl LockWaits {
         for wait in threads.iter().take(MAX_SLEEPERS) {
             let key = (wait.tgid, wait.tid);
             let mut sleeper = self.sleepers.get(&key).copied().unwrap_or_default();
-            if sleeper.retries(wait, now_ns) {
+            if sleeper.wakes_often(wait, now_ns) {
                 let held = by_process
                     .entry(wait.tgid)
                     .or_insert_with(|| search.held_by_others(wait, &exclusive));
                 sleeper.count(held.is_some());
-                if let Some(held) = held.as_ref().filter(|_| sleeper.tries()) {
+                if let Some(held) = held.as_ref().filter(|_| sleeper.is_retrying()) {
                     found.push(held.clone().of(wait));
                 }
             }
@@ -170,8 +170,8 @@ impl LockWaits {
 }
 
 impl Sleeper {
-    /// Whether it woke often enough since the last search.
-    fn retries(&self, wait: &Wait, now_ns: u64) -> bool {
+    /// Whether it woke often enough since the last search to retry a lock.
+    fn wakes_often(&self, wait: &Wait, now_ns: u64) -> bool {
         let elapsed_ns = now_ns.saturating_sub(self.at_ns);
         let woken = wait.voluntary.saturating_sub(self.voluntary);
         let least = (elapsed_ns / (1_000_000_000 / MIN_RETRIES_PER_S)).max(1);
@@ -191,7 +191,7 @@ impl Sleeper {
     }
 
     /// Whether it sleeps because of the lock.
-    fn tries(&self) -> bool {
+    fn is_retrying(&self) -> bool {
         f64::from(self.free) <= f64::from(self.held + self.free) * MAX_FREE_SHARE
     }
 }
@@ -200,9 +200,9 @@ impl Sleeper {
 struct FileSearch<'a> {
     locks: &'a FileLocks,
     processes: &'a Processes,
-    /// Holders of locks that record no living process, by file.
+    /// Holders of locks that do not record a living process, by file.
     by_description: HashMap<FileId, Option<u32>>,
-    /// Open files examined for that.
+    /// Number of open files examined to find these holders.
     searched: usize,
 }
 
@@ -211,11 +211,11 @@ impl<'a> FileSearch<'a> {
     fn blocked(&mut self, wait: &Wait, fd: u32) -> LockWait {
         let pid = self.processes.get(wait.tgid).map(|process| process.pid);
         let own = pid.and_then(|pid| file_id(pid, fd));
-        let in_the_way = pid.map_or(&[][..], |pid| self.locks.in_the_way_of(pid));
+        let blocking = pid.map_or(&[][..], |pid| self.locks.blocking(pid));
         let by_file = |(file, _): &&(FileId, HeldLock)| own == Some(*file);
-        let of_waiter = in_the_way.iter().find(by_file).copied();
-        // The numbers that stat shows can differ from those of the file system.
-        let of_waiter = of_waiter.or(match in_the_way {
+        let of_waiter = blocking.iter().find(by_file).copied();
+        // The device number in stat can differ from that in /proc/locks.
+        let of_waiter = of_waiter.or(match blocking {
             [only] => Some(*only),
             _ => None,
         });
@@ -256,7 +256,7 @@ impl<'a> FileSearch<'a> {
                 let Some(holder) = self.holder(file, *lock, None) else {
                     continue;
                 };
-                // Children inherit the files of their parents, and do not try for the locks on them.
+                // Children inherit the files of their parents, and do not retry the locks on them.
                 if holder.tgid == wait.tgid || self.is_ancestor(holder.tgid, wait.tgid) {
                     continue;
                 }
@@ -277,7 +277,7 @@ impl<'a> FileSearch<'a> {
         None
     }
 
-    /// The process that holds a lock. `waiter`: of several that share the open file description, not this one.
+    /// The process that holds a lock. If several share the open file description, it is one of those other than `waiter`.
     fn holder(
         &mut self,
         file: FileId,
@@ -301,7 +301,7 @@ impl<'a> FileSearch<'a> {
         self.processes.get(tgid?)
     }
 
-    /// A process that has a file open whose description holds the lock: watched processes first, then all others.
+    /// A process with an open file description that holds a lock on this file: watched processes first, then all others.
     fn search_descriptions(&mut self, file: FileId, waiter: Option<u32>) -> Option<u32> {
         let watched: BTreeSet<u32> = self.processes.watched().iter().map(|it| it.tgid).collect();
         let others = self.processes.all().iter();
@@ -342,7 +342,7 @@ impl<'a> FileSearch<'a> {
     }
 }
 
-/// A thread that waits for a mutex in memory that it shares with the process of the mutex's owner.
+/// The wait of a thread for a mutex in memory that its process shares with that of the mutex's owner.
 fn memory(
     wait: &Wait,
     (address, owner): (u64, u32),
@@ -369,7 +369,7 @@ fn memory(
         None if !is_plain => return None,
         None => match process_of(owner).filter(|tgid| shares(*tgid, maps)) {
             Some(tgid) => LockHolder::Thread { tgid, tid: owner },
-            // Other words beside a futex are smaller: counters and flags.
+            // If the word beside the futex is not an owner, it is smaller: a counter or a flag.
             None if owner > MAX_RESERVED_PID => LockHolder::Exited(owner),
             None => return None,
         },
@@ -412,7 +412,7 @@ fn descriptors(pid: u32) -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// What /proc/locks may call the regular file behind a descriptor.
+/// The id by which /proc/locks usually lists the regular file behind a descriptor.
 fn file_id(pid: u32, fd: u32) -> Option<FileId> {
     let found = identity(pid, fd)?;
     let is_file = FileType::from_raw_mode(found.stx_mode.into()) == FileType::RegularFile;
@@ -440,29 +440,29 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_sleeps_for_long_does_not_try_for_a_lock() {
+    fn a_thread_that_sleeps_for_long_does_not_retry_a_lock() {
         let sleeper = Sleeper {
             voluntary: 10,
             at_ns: 1_000_000_000,
             ..Sleeper::default()
         };
-        assert!(!sleeper.retries(&wait(10), 1_100_000_000));
-        assert!(sleeper.retries(&wait(11), 1_250_000_000));
-        assert!(!sleeper.retries(&wait(11), 2_000_000_000));
-        assert!(sleeper.retries(&wait(14), 2_000_000_000));
-        assert!(!Sleeper::default().retries(&wait(14), 2_000_000_000));
+        assert!(!sleeper.wakes_often(&wait(10), 1_100_000_000));
+        assert!(sleeper.wakes_often(&wait(11), 1_250_000_000));
+        assert!(!sleeper.wakes_often(&wait(11), 2_000_000_000));
+        assert!(sleeper.wakes_often(&wait(14), 2_000_000_000));
+        assert!(!Sleeper::default().wakes_often(&wait(14), 2_000_000_000));
     }
 
     #[test]
-    fn a_thread_that_sleeps_as_well_while_nobody_holds_the_lock_does_not_try_for_it() {
+    fn a_thread_that_also_sleeps_while_nobody_holds_the_lock_does_not_retry_it() {
         let mut sleeper = Sleeper::default();
         for round in 0..1_000 {
             sleeper.count(round % 2 == 0);
         }
-        assert!(!sleeper.tries());
+        assert!(!sleeper.is_retrying());
         for _ in 0..100 {
             sleeper.count(true);
         }
-        assert!(sleeper.tries());
+        assert!(sleeper.is_retrying());
     }
 }
