@@ -63,7 +63,7 @@ pub const KEYS: &[Key] = &[
     key("[signal]", "publish", "boolean", "true", "whether pages and the stream are published"),
     key("[signal]", "directory", "absolute path", "/run/tailback", "directory of pages and sockets; `$RUNTIME_DIRECTORY` (systemd) comes before the default"),
     key("[signal]", "ttl", "duration, two sampling intervals to 60s", "1s", "how long a signal is valid; by default three sampling intervals, if that is longer"),
-    key("[signal]", "max_pages", "1 to 4096", "256", "most services that get a page"),
+    key("[signal]", "max_pages", "1 to 4096", "256", "maximum number of services that get a page"),
     key("[signal]", "start_adapter_process", "boolean", "true", "whether `run` starts the adapter process; if not, run `tailback adapters --config FILE`"),
     key("[signal.http]", "listen", "address or `unix:PATH`", "", "HTTP adapter; required"),
     key("[[signal.haproxy]]", "target", "service name", "", "HAProxy agent-check for this service; required"),

@@ -192,7 +192,7 @@ impl Signal {
         ttl.as_nanos() as u64
     }
 
-    /// The most services that get a page.
+    /// Maximum number of services that get a page.
     pub fn max_pages(&self) -> usize {
         self.max_pages.unwrap_or(DEFAULT_PAGES)
     }

@@ -72,7 +72,7 @@ features! {
     /// Time that threads wait for a CPU.
     RunDelay = "time that threads wait for a CPU", without: "run queue delays are unknown";
     /// Whether a runnable thread is on a CPU.
-    OnCpu = "telling running threads from runnable ones", without: "a running thread counts as waiting for a CPU";
+    OnCpu = "distinguishing running threads from runnable ones", without: "a running thread counts as waiting for a CPU";
     /// Scans that visit a process once instead of each of its files and threads.
     BatchedScans = "batched scans", without: "each file and thread is visited separately, which costs more CPU if there are many";
     /// The system call that a thread is blocked in.

@@ -62,7 +62,7 @@ const OF_CONTROLLERS: &[Family<ControllerState>] = &[
     (
         "tailback_controller_standing_delay_seconds",
         "gauge",
-        "Minimum delay over the last decisions; 0 if it did not stand long enough.",
+        "Minimum delay over the last decisions; 0 until it has persisted long enough.",
         |state| Some(state.standing_delay_ns as f64 / SECOND),
     ),
     (

@@ -183,7 +183,7 @@ class Page {
     if (now >= this.#staleAt) this.#forget();
   }
 
-  /** Opens the file anew: the agent may have started since, or may have recreated it. */
+  /** Opens the file again: the agent may have started since, or may have recreated it. */
   #open() {
     if (this.#fd >= 0) fs.closeSync(this.#fd);
     this.#fd = -1;

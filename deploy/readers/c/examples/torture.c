@@ -74,7 +74,7 @@ int main(int argc, char **argv)
     }
     const double read_ns = (double)(tailback_clock_ns_(CLOCK_MONOTONIC) - start_ns);
 
-    /* While the writer never pauses, each call reads the page anew: fewer are enough. */
+    /* While the writer never pauses, each call reads the page again, so fewer calls are enough. */
     const uint64_t calls = reads < 20000000 ? reads : 20000000;
     double sum = 0; /* printed, so that the calls are not optimized away */
     start_ns = tailback_clock_ns_(CLOCK_MONOTONIC);

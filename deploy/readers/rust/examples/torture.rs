@@ -38,7 +38,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         }
     }
     let read_ns = start.elapsed().as_nanos() as f64 / reads as f64;
-    // While the writer never pauses, each call reads the page anew: fewer are enough.
+    // While the writer never pauses, each call reads the page again, so fewer calls are enough.
     let calls = reads.min(20_000_000);
     let start = Instant::now();
     for _ in 0..calls {
