@@ -103,8 +103,10 @@ fn judge(planted: &Planted, story: &Story, episodes: &[Episode<'_>], row: &mut R
     });
     let early: Vec<String> = early.map(Episode::text).collect();
     if !early.is_empty() {
-        row.why
-            .push(format!("before it was planted: {}", early.join(", ")));
+        row.why.push(format!(
+            "before the cause was planted: {}",
+            early.join(", ")
+        ));
     }
     let warned = story.events.iter().find(|event| {
         let named = event.is("level") && planted.queues.contains(&event.text("kind"));
@@ -123,8 +125,11 @@ fn judge(planted: &Planted, story: &Story, episodes: &[Episode<'_>], row: &mut R
     }
     for episode in episodes.iter().filter(named) {
         let reports = [
-            ("while it was there", episode.last_before(story.removed)),
-            ("in the end", episode.last()),
+            (
+                "while the cause was present",
+                episode.last_before(story.removed),
+            ),
+            ("at the end", episode.last()),
         ];
         for (when, event) in reports {
             let Some(event) = event else { continue };
@@ -139,8 +144,9 @@ fn judge(planted: &Planted, story: &Story, episodes: &[Episode<'_>], row: &mut R
     }
     for episode in episodes.iter().filter(|episode| !named(episode)) {
         for event in &episode.reports {
-            if !may_say(planted, &story.culprit, event) {
-                row.why.push(format!("elsewhere: {}", episode.text()));
+            if !is_allowed(planted, &story.culprit, event) {
+                row.why
+                    .push(format!("on another queue: {}", episode.text()));
                 break;
             }
         }
@@ -167,7 +173,7 @@ fn wrong(planted: &Planted, culprit: &Culprit, event: &Event) -> Option<String> 
 }
 
 /// Whether a queue that need not have a verdict may have this one.
-fn may_say(planted: &Planted, culprit: &Culprit, event: &Event) -> bool {
+fn is_allowed(planted: &Planted, culprit: &Culprit, event: &Event) -> bool {
     let cause = event.text("cause");
     let says = !matches!(cause, "" | "unknown");
     let same = cause == planted.cause && !planted.names;
@@ -292,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_as_it_was_planted_is_right() {
+    fn a_verdict_that_names_what_was_planted_is_right() {
         let row = judged(|_, _| ());
         assert_eq!((row.outcome, row.why.len()), (Outcome::Right, 0));
         assert_eq!((row.warned_after_s, row.lead_s), (Some(1.0), Some(3.0)));
@@ -305,27 +311,28 @@ mod tests {
     #[test]
     fn another_cause_or_another_culprit_is_wrong() {
         let why = wrong(|reports, _| reports[2].1["cause"] = "cpu_bound".into());
-        assert_eq!(why, "while it was there: the verdict is cpu_bound");
+        assert_eq!(why, "while the cause was present: the verdict is cpu_bound");
         let why =
             wrong(|reports, _| reports[3].1["culprit"] = json!({"pid": 9, "name": "cron (9)"}));
-        assert_eq!(why, "in the end: it names cron (9)");
+        assert_eq!(why, "at the end: it names cron (9)");
         let why = wrong(|reports, _| {
             reports[3]
                 .1
                 .as_object_mut()
                 .map(|report| report.remove("cause"));
         });
-        assert_eq!(why, "in the end: no verdict");
+        assert_eq!(why, "at the end: no verdict");
     }
 
     #[test]
-    fn what_another_queue_says_must_not_be_something_else() {
+    fn another_queue_must_not_have_another_verdict() {
         let other = |cause: &str, pid: u32| {
             json!({"type": "episode", "id": "f", "kind": "recv", "name": ":80",
                    "cause": cause, "culprit": {"pid": pid, "name": "x"}})
         };
         assert!(
-            wrong(|reports, _| reports.push((14, other("disk_slow", 9)))).starts_with("elsewhere")
+            wrong(|reports, _| reports.push((14, other("disk_slow", 9))))
+                .starts_with("on another queue")
         );
         for (cause, pid) in [("unknown", 9), ("disk_slow", HOLDER)] {
             let row = judged(|reports, _| reports.push((14, other(cause, pid))));
@@ -334,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn late_warnings_and_missing_ones_and_no_recovery_are_wrong() {
+    fn late_or_missing_warnings_and_missing_recovery_are_wrong() {
         assert_eq!(
             wrong(|reports, _| drop(reports.remove(0))),
             "no warning of accept"
@@ -349,6 +356,6 @@ mod tests {
             reports[0].0 = 11;
             story.own_message = None;
         });
-        assert!(early.starts_with("before it was planted"), "{early}");
+        assert!(early.starts_with("before the cause was planted"), "{early}");
     }
 }

@@ -1,4 +1,4 @@
-//! What processes share: locks on files and in memory, a log socket. The cause is what the process at the other end does.
+//! Scenarios of what processes share: locks on files and in memory, a log socket. The cause is what the other process does.
 
 use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
 
@@ -38,7 +38,7 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Stops `stopped` for the time of the fault.
+/// The fault: `stopped` is stopped.
 fn stops(play: &mut Play, stopped: &Program, load: &Load, culprit: Culprit) -> Result<()> {
     play.planted(culprit);
     stopped.process.freeze()?;
