@@ -1,5 +1,5 @@
-//! Focus on the running kernel: which neighbours of a focused target are monitored with it, which processes hold the other ends
-//! of its connections, and how often the threads of all of them are sampled.
+//! Tests of focus on the running kernel: which neighbours of a focused target are watched too, which processes hold the other
+//! ends of its connections, and how often the threads of all of them are sampled.
 //!
 //! Needs root, and a kernel with BTF.
 

@@ -138,7 +138,7 @@ incidents! {
         ongoing: true,
         ..planted(PoolExhausted, &[Inflight], "a pool of 16 connections to 127.0.0.1:33381")
     }),
-    // The same with a pool that is large enough: a queue that stands still may be slow by design.
+    // The same with a pool that is large enough: a queue that neither grows nor shrinks may be slow by design.
     llm_slow_provider_standing "llm-slow-provider-standing" None,
     iot_gridlock "iot-gridlock" Some(planted(DownstreamSlow, &[Recv], "postgres (7508)")),
     fsync "fsync" Some(planted(DiskSlow, &[Recv, Eventloop, Disk], "/tmp/path-a/path-b/path-c on device-a")),
@@ -379,7 +379,7 @@ fn every_recording_is_replayed_by_a_test() {
     assert_eq!(files, rows);
 }
 
-/// Whether a text may stand in an anonymized recording.
+/// Whether an anonymized recording may contain a text.
 fn is_anonymous(what: Text, text: &str) -> bool {
     let is_program = |word: &str| {
         let word = word.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '.');

@@ -1,7 +1,7 @@
 //! `cargo xtask golden-btf`: the BTF of kernels, reduced to the types that the agent reads.
 //!
 //! `agent/tests/golden/offsets.txt` lists the fields and their offsets on each kernel. For each requested kernel, its BTF is
-//! extracted from the image (`vmlinuz`), reduced to these fields (`cut`) and written next to the table, and the kernel's column
+//! extracted from the image (`vmlinuz`), reduced to these fields (`cut`) and written next to the table. Then the kernel's column
 //! of the table is updated. Review the changes before committing. The agent's own resolver is not used here;
 //! `agent/tests/layout.rs` compares it with the table.
 

@@ -1,8 +1,8 @@
 //! `cargo xtask plans`: how the agent reads each fact on each kernel, and which facts are unavailable there, according to
 //! `tailback doctor` on that kernel.
 //!
-//! docs/reference/kernels.md is generated from it, and the tests compare each kernel with it: a fact that is read differently or
-//! no longer read is a failure until the document is updated.
+//! docs/reference/kernels.md is generated from it, and the tests compare each kernel with that document. If a fact is read
+//! differently or no longer read, they fail until the document is updated.
 
 use std::{
     collections::BTreeMap,

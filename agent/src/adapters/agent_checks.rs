@@ -23,8 +23,8 @@ const MAX_CLIENTS: usize = 16;
 const MAX_TEXT_BYTES: usize = 64;
 /// Intervals remembered per client.
 const INTERVALS: usize = 5;
-/// Intervals of which one may be an exception.
-const ENOUGH_INTERVALS: usize = 4;
+/// With at least this many intervals, the longest is ignored.
+const MIN_INTERVALS_TO_IGNORE_ONE: usize = 4;
 /// Intervals needed to trust a short one: the first may be between two clients.
 const MIN_INTERVALS: usize = 2;
 /// A client that has not checked for this time is forgotten.
@@ -34,9 +34,9 @@ const FORGET_AFTER: Duration = Duration::from_secs(600);
 const MAX_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to wait for the first check before its absence is reported.
 const FIRST_CHECK_TIMEOUT: Duration = Duration::from_secs(15);
-/// Checks that may be missing before it is reported that they stopped.
+/// Number of missing checks after which a report says that they stopped, …
 const MISSING_CHECKS: u32 = 5;
-/// At least this long without a check.
+/// … but not before this time without a check.
 const MIN_SILENCE: Duration = Duration::from_secs(5);
 /// How long to wait for the text of a client that may send one. HAProxy sends it when the connection is established.
 const TEXT_TIMEOUT: Duration = Duration::from_millis(50);
@@ -78,11 +78,11 @@ struct Client {
 
 impl Client {
     /// The second longest of the last intervals: one late check does not count, and two similar slow clients do not
-    /// pass for a fast one. Of few intervals the longest.
+    /// pass for a fast one. With few intervals, the longest.
     fn interval(&self) -> Option<Duration> {
         let mut sorted: Vec<Duration> = self.intervals.iter().copied().collect();
         sorted.sort_unstable_by(|a, b| b.cmp(a));
-        let index = usize::from(sorted.len() >= ENOUGH_INTERVALS);
+        let index = usize::from(sorted.len() >= MIN_INTERVALS_TO_IGNORE_ONE);
         sorted.get(index).copied()
     }
 

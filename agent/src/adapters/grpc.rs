@@ -30,8 +30,8 @@ pub const MAX_MESSAGE: usize = 16 << 10;
 const WINDOW: u32 = 65_535;
 /// Interval of keep-alive pings.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
-/// Time limit for the reply to a ping, for the first call of a connection, for the request message of a call, and for a
-/// client whose flow control window is full to read. A slower client is disconnected.
+/// Time limit for four things: the reply to a ping, the first call of a connection, the request message of a call, and a read
+/// when the flow control window is full. A slower client is disconnected.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a connection is checked against these limits.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -147,8 +147,8 @@ impl Drop for Call {
     }
 }
 
-/// The body of a response. The server asks for its next frame when the client's flow control window has room, so a client
-/// that does not read is recognised by a frame that is not asked for.
+/// The body of a response. The server polls it for the next frame only when the client's flow control window has room. So if it
+/// is not polled, the client does not read.
 struct Watched {
     body: Body,
     call: Call,

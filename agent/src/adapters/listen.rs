@@ -136,7 +136,7 @@ impl Listener {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
     Address(IpAddr),
-    /// Of a unix socket; `None`: in another pid namespace.
+    /// The client of a unix socket; `None`: it is in another pid namespace.
     Process(Option<i32>),
 }
 

@@ -5,9 +5,9 @@
 //! reports no pressure: HAProxy gets 100%, Envoy 0, readiness probes succeed. The process drops its privileges, loads nothing
 //! into the kernel and cannot slow down the agent's sampling.
 //!
-//! Each adapter has a file of its own: `http`, `haproxy`, `envoy`, `pressure_socket`, and, on top of `grpc`, `orca` and `keda`.
-//! `drain_policy` decides which services may be drained, `adapter_stats` counts replies, a `warning` names a consumer that cannot
-//! act on the signal, and with `takeover` a new adapter process replaces a running one.
+//! Each adapter has its own file: `http`, `haproxy`, `envoy`, `pressure_socket`, and, on top of `grpc`, `orca` and `keda`.
+//! `drain_policy` decides which services may be drained, `adapter_stats` counts replies, and `warning` reports consumers that cannot
+//! act on the signal. With `takeover` a new adapter process replaces a running one.
 #![forbid(unsafe_code)]
 
 mod adapter_stats;

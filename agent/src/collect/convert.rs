@@ -89,8 +89,9 @@ pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
 pub(super) fn connection(record: &SocketRecord, ids: ObjectIds, jiffy_ns: u64) -> Connection {
     // 1 ns means just now, because 0 means unknown.
     let since = |jiffies: u32| u64::from(jiffies) * jiffy_ns + 1;
-    // Within one tick of the timer the sequence numbers know the order, if data went both ways: the bare ACK of our data came
-    // last. A connection that never carried data has both times of its creation.
+    // If data went both ways within one timer tick, the sequence numbers show the order: our data was last if the peer's bare
+    // ACK of it came last. The counts of segments exclude a connection that never carried data: both its times are those of its
+    // creation.
     let (received, sent) = (record.segments & 0xffff, record.segments >> 16);
     let sent_last = record.since_received == record.since_sent
         && received > 0

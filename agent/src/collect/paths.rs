@@ -83,8 +83,8 @@ impl Paths {
         }
     }
 
-    /// Like [`Paths::resolve_waits`], and also adds the file that a sleeping thread writes to, such as a terminal. Of a
-    /// socket it adds the inode: the scan over files reports a socket that processes share only once, with one of its
+    /// Like [`Paths::resolve_waits`], and also adds the file that a sleeping thread writes to, such as a terminal. For
+    /// a socket it adds the inode, because the scan over files reports a socket that processes share only once, with one of its
     /// descriptors. The results are cached.
     pub(super) fn resolve_profile(
         &mut self,
@@ -95,7 +95,7 @@ impl Paths {
         self.resolve(profile, now_ns, |tgid, fd| {
             let pid = pid_of(tgid, processes)?;
             let path = link(pid, fd)?;
-            // A socket or pipe lies on none.
+            // Sockets and pipes have no device.
             let device = path.starts_with('/').then(|| device(pid, fd)).flatten();
             Some((path, device))
         });
@@ -143,7 +143,7 @@ impl Paths {
                 }
                 None => continue,
             };
-            // The descriptor identifies a pipe.
+            // A pipe needs no path: its descriptor identifies it.
             let is_named = |path: &String| {
                 wait.state == State::Uninterruptible
                     || path.starts_with('/')
@@ -204,8 +204,8 @@ pub(super) fn link(pid: u32, fd: u32) -> Option<String> {
     Some(bounded(&link.to_string_lossy(), MAX_PATH))
 }
 
-/// Type, device and inode of the file behind a descriptor. Does not ask a remote file system, or one in user space: it might not
-/// answer.
+/// Type, device and inode of the file behind a descriptor. Does not ask a remote file system, or one in user space, because it
+/// might not answer.
 pub(super) fn identity(pid: u32, fd: u32) -> Option<Statx> {
     let path = format!("/proc/{pid}/fd/{fd}");
     statx(
@@ -217,7 +217,7 @@ pub(super) fn identity(pid: u32, fd: u32) -> Option<Statx> {
     .ok()
 }
 
-/// Name of the block device that a file lies on.
+/// Name of the block device that a file is on.
 fn device(pid: u32, fd: u32) -> Option<String> {
     let found = identity(pid, fd)?;
     let (major, minor) = (found.stx_dev_major, found.stx_dev_minor);
@@ -231,7 +231,7 @@ pub(super) fn cgroup(pid: u32) -> Option<String> {
     crate::target::cgroup_path(&text)
 }
 
-/// A text in /proc, cut after so many bytes. Empty: it cannot be read.
+/// The text of a file in /proc, cut after `max_bytes`. Empty if it cannot be read.
 pub(super) fn read_text(path: &str, max_bytes: u64) -> String {
     let mut bytes = Vec::new();
     let Ok(file) = fs::File::open(path) else {

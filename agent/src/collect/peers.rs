@@ -176,7 +176,7 @@ fn match_peers(
         let held = by_addresses.entry((peer.local, peer.remote)).or_default();
         held.push(peer);
     }
-    // Of several descriptors of one process, the lowest is reported.
+    // If a process has several descriptors of the connection, the lowest is reported.
     let mut lowest_fds: BTreeMap<(u32, SocketAddr, SocketAddr, u32), u32> = BTreeMap::new();
     for request in requested {
         let Some(held) = by_addresses.get(&(request.remote, request.local)) else {

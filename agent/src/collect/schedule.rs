@@ -120,7 +120,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The first sample is due at once and includes all scans but the profile.
+    /// The first sample is due at once and includes all scans except the profile.
     pub fn new(budget: Budget, now_ns: u64) -> Self {
         Self {
             allocation: Allocation::new(budget),
@@ -140,7 +140,7 @@ impl Schedule {
     pub fn next(&mut self, now_ns: u64) -> SamplePlan {
         let interval_ns = self.allocation.base_interval_ns();
         if now_ns > self.base_due_ns + interval_ns {
-            // Missed samples are not made up for.
+            // Missed samples are not taken later.
             self.late += 1;
             self.base_due_ns = now_ns;
         }

@@ -4,9 +4,13 @@
 //! cgroup and the root applies, so the parents are read as well.
 //!
 //! The parsers here, in `mounts`, `networks` and `target::facts` are our own rather than the `procfs` crate's (0.18). That
-//! crate fails a whole file for one line it does not expect or that is not UTF-8 (a cgroup or process can have any name), does
-//! not decode `\040` in mountinfo, requires the `full` line of pressure files (missing before 5.13), allocates a map of
-//! every line where two values are wanted, and has no cgroup files.
+//! crate:
+//!
+//! - rejects a whole file for one unexpected or non-UTF-8 line (a cgroup or process can have any name);
+//! - does not decode `\040` in mountinfo;
+//! - requires the `full` line of pressure files, which is missing before 5.13;
+//! - allocates a map of all lines where two values are wanted;
+//! - has no cgroup files.
 #![forbid(unsafe_code)]
 
 mod mounts;

@@ -1,5 +1,5 @@
-//! The baseline of a queue that cannot be judged by itself: requests in service take the time they take, so only their own past
-//! shows whether a wait is long.
+//! The baseline of a queue that cannot be judged by itself. Having requests in service is normal, so only a comparison with the
+//! past shows whether they take too long.
 
 use std::collections::VecDeque;
 
@@ -60,7 +60,7 @@ struct Second {
 }
 
 impl BaselineWait {
-    /// How long the work has waited, ns, if the queue is deeper than its baseline; else, and without a baseline, 0.
+    /// How long the work has waited, ns, if the queue is deeper than its baseline. 0 otherwise, or without a baseline.
     pub(super) fn delay_ns(&self, reading: &Reading) -> u64 {
         let is_deep = self
             .depth()
@@ -155,7 +155,7 @@ impl BaselineWait {
     }
 }
 
-/// Whether a queue is deep against its usual depth.
+/// Whether a queue is deep compared with its usual depth.
 pub fn is_deep(depth: f64, usual: f64) -> bool {
     depth > (usual * DEEP_RATIO).max(usual + DEEP_MIN_MORE)
 }

@@ -1,5 +1,5 @@
-//! What rules know besides the threads: the last readings of queues in focus, the response times of calls with their
-//! baseline, how the connection pools are used, and which other processes use the CPU.
+//! What rules know apart from threads: the last readings of queues in focus, the response times of calls with their baseline,
+//! the use of connection pools, and the CPU use of other processes.
 
 use crate::hash::HashMap;
 use std::{
@@ -101,13 +101,13 @@ pub(super) struct Pool {
     pub(super) connections: u64,
     /// Those that have carried nothing for a while, although the others were all in use.
     pub(super) unused: u64,
-    /// Share of the samples in which all of them, but for the unused ones, were in use.
+    /// Share of the samples in which all of them, except the unused ones, were in use.
     pub(super) in_use: f64,
-    /// None was added while they were sampled: this is the limit of the pool.
+    /// No connection was added while they were sampled: this is the limit of the pool.
     is_at_limit: bool,
     /// Requests in flight at the service.
     pub(super) inflight: u64,
-    /// How long calls take; a call that is not answered at all counts with its age, ns.
+    /// How long calls take, ns; a call that is not answered at all counts with its age.
     pub(super) response_time_ns: Option<f64>,
     /// EWMA of the response time while in focus, ns.
     mean_response_time_ns: Option<f64>,
@@ -126,7 +126,7 @@ impl Pool {
             && self.is_at_limit
             && self.inflight as f64 >= min_inflight(self.connections)
             && !is_slow
-            // That some are unused is normal if requests wait for the responses on the others.
+            // Some unused connections are normal if requests wait for the responses on the others.
             && (self.unused == 0 || self.baseline_ns.is_some())
     }
 

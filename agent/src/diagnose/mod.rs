@@ -3,13 +3,12 @@
 //! Once a second, each open episode is judged from the last 20 s of samples:
 //!
 //! 1. `classify` says what one thread does in one sample; `profile` adds that up to shares of wall time.
-//! 2. `topology` knows which process holds which connection, pipe and lock; `inputs` what the queues and the other
-//!    processes of the machine do.
-//!    `held_pool` finds connections that are taken and not used, `listening_sockets` those of an address that nobody accepts
-//!    from while others are empty.
+//! 2. `topology` knows which process holds which connection, pipe and lock, `inputs` what the queues and the other
+//!    processes of the machine do. `held_pool` finds connections that are taken and not used, `listening_sockets` those
+//!    sockets of an address that nobody accepts from while others are empty.
 //! 3. `wait_graph` follows the wait chain from the threads that serve the queue to the root cause.
 //! 4. `rules` makes a verdict from all that; `words` has the phrases.
-//! 5. `open_episode` tracks how long each verdict has held: the one that has held longest is reported.
+//! 5. `open_episode` tracks how long each verdict has held. The one that has held longest is reported.
 //!
 //! A pure function of samples and readings: no clock, no kernel, no I/O. No rule asks for the name of a program. What servers
 //! publish about themselves in text is read in three places: `titles` (process titles), `thread_names` (threads of runtimes)
@@ -58,7 +57,7 @@ use crate::{
 const JUDGE_INTERVAL_NS: u64 = 1_000_000_000;
 /// Longest window that a verdict is made from, ns: the latest part of the episode.
 const WINDOW_NS: u64 = 20_000_000_000;
-/// Window for telling which services wait for each other now, ns.
+/// Window that shows which services wait for each other now, ns.
 const NEIGHBOURS_WINDOW_NS: u64 = 3_000_000_000;
 
 /// All state of the diagnosis, kept from one sample to the next.

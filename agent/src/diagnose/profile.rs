@@ -29,7 +29,7 @@ const MAX_THREADS: usize = 4_096;
 /// A thread: its tgid and its tid, in the initial PID namespace.
 pub(super) type Thread = (u32, u32);
 
-/// A lock: the tgid of its process, and its address there; of one that processes share: 0, and its id.
+/// A lock: the tgid of its process and its address there. For a lock that processes share: 0 and its id.
 pub(super) type Lock = (u32, u64);
 
 /// The address of a lock that is not seen: the threads of a process wait for something in turn, one at a time.
@@ -123,7 +123,7 @@ pub(super) struct ThreadProfile {
 }
 
 impl Profile {
-    /// Adds the threads of one sample, as far as `in_focus` holds for their process.
+    /// Adds the threads of one sample, of the processes that are `in_focus`.
     pub(super) fn read(
         &mut self,
         now_ns: u64,
@@ -346,8 +346,8 @@ impl Second {
         }
     }
 
-    /// The same for locks that processes share. Of a lock that a process holds, all its threads count that do not wait for it,
-    /// idle ones only if there are no others.
+    /// The same for locks that processes share. If a process holds the lock, all its threads that do not wait for it count; idle
+    /// ones only if there are no others.
     fn count_shared_holders(&mut self, now: &BTreeMap<Thread, Observation>) {
         let waited_for: BTreeSet<(u64, LockHolder)> = now
             .values()

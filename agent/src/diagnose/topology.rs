@@ -29,7 +29,7 @@ use crate::{
 const LOCK_KEPT_NS: u64 = 5_000_000_000;
 /// A connection whose last data is younger than this, ns, is in use: a response is still streaming over it.
 const STREAMING_NS: u64 = 100_000_000;
-/// A connection without a call whose last data is older than this, ns, stays unused although another is in use all the time.
+/// A connection without a call whose last data is older than this, ns, counts as unused, even if all others are in use.
 const UNUSED_NS: u64 = 3_000_000_000;
 /// A connection that the peer has closed, and whose last data is older than this, ns, is not about to be closed: programs that
 /// close do so as soon as they read the end of the stream.
@@ -73,7 +73,7 @@ pub(super) struct Link {
     pub(super) is_unread: bool,
     /// The peer has closed it, and the process has not (CLOSE_WAIT).
     pub(super) closed_by_peer: bool,
-    /// The last data was sent by the process. A connection that never carried any has both times of its creation.
+    /// The last data was sent by the process, not received. False for a connection that never carried any.
     pub(super) sent_last: bool,
     /// The service asks for the connection, and the remote end has not answered.
     pub(super) connecting: bool,
@@ -119,7 +119,7 @@ pub(super) struct ProcessWork {
     pub(super) in_service: u32,
     /// Its oldest outstanding call: when it began (CLOCK_MONOTONIC, ns), and its connection.
     pub(super) oldest_call: Option<(u64, u64)>,
-    /// Its oldest request in service, likewise.
+    /// Its oldest request in service: the same.
     pub(super) oldest_request: Option<(u64, u64)>,
     /// The client with the most bytes waiting for it to read: the bytes, and the connection.
     pub(super) stuck_client: Option<(u32, u64)>,
@@ -588,8 +588,8 @@ impl Topology {
         self.peers.get(&at).or_else(|| self.ends.get(&at))
     }
 
-    /// The process at the other end of a connection, if it is on this machine. Of several that share it, the one with the
-    /// highest number: it was probably forked to serve it.
+    /// The process at the other end of a connection, if it is on this machine. If several share it, the one
+    /// with the highest number: it was probably forked to serve it.
     pub(super) fn other_end(&self, link: &Link) -> Option<SocketEnd> {
         let ends = self.ends_of(tuple(link.remote, link.local))?;
         let others = ends.iter().filter(|end| end.tgid != link.tgid);

@@ -375,8 +375,8 @@ fn other_end(view: View<'_>, step: &Step, link: &Link) -> Next {
     }
 }
 
-/// Whether the process has accepted this call of its own, and all its threads that do anything wait for such calls: none is left
-/// to answer them. A thread that works may work on them.
+/// Whether the process has accepted this call from itself, and all its active threads wait for such calls, so that none is left
+/// to answer them. A thread that works might be answering one.
 fn all_wait_for_own_calls(view: View<'_>, link: &Link) -> bool {
     /// Nearly all samples: between two calls a thread does something else.
     const MIN_WAITING: f64 = 0.9;
@@ -404,7 +404,7 @@ fn all_wait_for_own_calls(view: View<'_>, link: &Link) -> bool {
 fn other_holder(view: View<'_>, tgid: u32, file: OpenFile) -> Option<Next> {
     let others = view.topology.other_holders(tgid, file);
     let reads = |tgid: &&u32| view.window.of_process(**tgid).next().is_some();
-    // A supervisor that passed the socket to the service which reads it holds it too, and is not watched.
+    // Prefer a process whose threads are sampled: a supervisor that passed the socket on still holds it, too.
     let reader = others.iter().find(reads).or_else(|| others.first());
     reader.map(|tgid| Next::Process(*tgid, None))
 }

@@ -66,7 +66,7 @@ struct Known {
     drops: u32,
     /// Drops of the last interval that no overflow accounts for yet: the namespace counter is read before the listeners.
     unclaimed: u64,
-    /// Some of its drops were, or may have been, no overflows.
+    /// Some of its drops were not overflows, or may not have been.
     has_other_drops: bool,
     seen_ns: u64,
     /// How often the depth fell. It serves as the position of the head where the kernel provides no ages.

@@ -1,8 +1,8 @@
 //! Distinguishes a queue from a store, by whether arrivals continue. A buffer that a service uses internally and adds
 //! nothing to is a store: the tokens of a jobserver, or the byte of a self-pipe.
 
-/// Arrivals have stopped after a pause this long, ns. It is at most the time for which a delay must stand to be a
-/// standing delay (`detect`'s window, 1 s), or a single arrival would look like a standing queue.
+/// Arrivals have stopped after a pause this long, ns. It must not exceed the time for which a delay has to persist to be a standing
+/// delay (`detect`'s window, 1 s). Otherwise a single arrival would look like a standing queue.
 const MAX_PAUSE_NS: u64 = 1_000_000_000;
 
 /// Tracks since when arrivals have continued.

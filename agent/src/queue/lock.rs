@@ -309,8 +309,8 @@ impl Known {
 }
 
 impl FutexSample<'_> {
-    /// Whether this is a global interpreter lock: threads retry for it while one thread runs (or two, if the sample is taken
-    /// while it changes hands), and the process uses no more than one CPU.
+    /// Whether this is a global interpreter lock: threads retry it while one thread runs, and the process uses no more than one
+    /// CPU. Two threads may run if the sample is taken while the lock changes hands.
     fn is_interpreter(&self, process: &Process<'_>) -> bool {
         let one_runs = process.one_cpu && matches!(process.running, 1 | 2);
         self.oldest.is_none() && self.retrying > 0 && one_runs

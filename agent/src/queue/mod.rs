@@ -55,7 +55,7 @@ use crate::sample::{Sample, TargetId};
 /// endpoints cannot exhaust the memory of the agent or of a metrics store.
 pub const MAX_QUEUES_PER_KIND: usize = 256;
 
-/// JSON key, in [`Reading::extra`], of the busy share (0 to 1) of workers, an event loop, or CPUs.
+/// JSON key, in [`Reading::extra`], of the utilization (0 to 1) of workers, an event loop, or CPUs.
 pub const UTILIZATION: &str = "utilization";
 
 /// JSON key, in [`Reading::extra`], of the responses per second on connections that carry requests. It includes an
@@ -126,7 +126,7 @@ pub struct PendingRequest {
     pub tgid: u32,
     /// Socket cookie of its connection.
     pub cookie: u64,
-    /// The target accepted the connection and owes the answer. Otherwise the target sent the request.
+    /// The target accepted the connection, so it has to answer. Otherwise the target sent the request.
     pub accepted: bool,
     /// The target has read the request.
     pub read: bool,

@@ -99,8 +99,8 @@ fn held<'a>(sample: &'a Sample, targets: &Targets) -> BTreeMap<PipeKey, HeldPipe
     held
 }
 
-/// The paths of FIFOs in use, so that no two of a target have the same name: a FIFO may be removed, and made again,
-/// while the first is still open.
+/// The paths of FIFOs in use, so that no two of a target have the same name: a FIFO may be removed and recreated while the first
+/// is still open.
 struct Names(BTreeSet<(TargetId, Arc<str>)>);
 
 impl Names {

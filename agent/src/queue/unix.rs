@@ -175,9 +175,9 @@ fn endpoint<'a>(socket: &'a UnixSocket, listening: &HashSet<&str>) -> Endpoint<'
 }
 
 impl GroupKey<'_> {
-    /// Returns an id that is not in `taken`, and adds it there. Two groups of a target share a name if streams and datagrams use one path
-    /// (a server that unlinks and rebinds it), or if two paths differ only beyond the bound on names. Then the second is
-    /// `/run/log [2]`. `taken` has the last number given out for a name.
+    /// Returns an id that is not in `taken`, and adds it there. Two groups of a target have the same name if streams and datagrams use
+    /// one path (a server that unlinks and rebinds it), or if two paths differ only beyond the maximum length of a name. Then the
+    /// second is called `/run/log [2]`. `taken` has the last number used for a name.
     fn unique_id(&self, taken: &mut HashMap<(TargetId, QueueId), usize>) -> QueueId {
         let plain = (self.target, self.id(1));
         let mut number = taken.get(&plain).copied().unwrap_or(0);

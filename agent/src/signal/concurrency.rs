@@ -154,9 +154,9 @@ impl Service {
         let there = (observation.waiting + observation.in_service) as f64;
         self.occupancy
             .update(there.min(self.in_service.value()), elapsed_ns);
-        // A sample counts as overload only if requests wait in it and waited in the one before: a request that waits in
-        // a single sample may be on its way to a worker. Otherwise there may be too little work, so the number in
-        // service only ever raises the estimate.
+        // A sample counts as overload only if requests wait in it and in the one before: a request that waits in only one
+        // sample may be on its way to a worker. Without overload there may be too little work, so the number in service
+        // can only raise the estimate.
         let in_service = observation.in_service as f64;
         if observation.waiting > 0 && self.did_wait {
             self.in_service.update(in_service, elapsed_ns);

@@ -1,9 +1,13 @@
 //! Every constant of the controllers, in one table: what it is, its unit, and where the value comes from.
 //!
-//! Sources: *CoDel* is RFC 8289. *Model*: the tests on a simulated service in `controller/tests.rs`, with even and with Poisson
-//! arrivals, check the goodput, latency and recovery that result from the value. *Overload*: the overload benchmark
-//! (`cargo xtask bench overload`), with real servers and proxies, reaches its goals with the value. *Convention*: a choice without
-//! a measurement behind it.
+//! Sources:
+//!
+//! - *CoDel*: RFC 8289.
+//! - *Model*: the tests on a simulated service in `controller/tests.rs` check the resulting goodput, latency and recovery, with even
+//!   and with Poisson arrivals.
+//! - *Overload*: the overload benchmark (`cargo xtask bench overload`), with real servers and proxies, reaches its goals with the
+//!   value.
+//! - *Convention*: a choice without a measurement behind it.
 //!
 //! A decision is one step of an admission controller; its interval is [`DECISION_INTERVAL_TARGETS`] target delays, within bounds.
 

@@ -32,7 +32,7 @@ pub struct Observation {
     /// Monotonic counters.
     pub arrivals: u64,
     pub departures: u64,
-    /// Recent busy share of the service, 0 to 1.
+    /// Recent utilization of the service, 0 to 1.
     pub utilization: Option<f64>,
 }
 
@@ -101,7 +101,7 @@ pub struct ControllerState {
     pub admit_ratio: f64,
     /// `None` until departures were observed while work waited.
     pub equilibrium_admit_ratio: Option<f64>,
-    /// Recent busy share of the service, and its average while work waited, 0 to 1.
+    /// Recent utilization of the service, and its mean while work waited, 0 to 1.
     pub utilization: Option<f64>,
     pub overload_utilization: Option<f64>,
     pub target_delay_ns: u64,

@@ -50,7 +50,7 @@ struct Utilization {
     /// In the mean, without the first one: it has no time span, and shows an idle service.
     samples: u32,
     recent: Ewma,
-    /// While the requests in service are those of overload.
+    /// The mean while about as many requests are in service as under overload.
     when_full: Ewma,
 }
 
@@ -65,7 +65,7 @@ impl Loads {
     /// Adds the queues of one service. Returns the highest recent utilization among its worker groups, event loops and CPUs; `None`
     /// if none is known. `by_requests` is the utilization of the workers by requests in service, if known: it is sampled more often.
     /// It does not apply to CPUs, since one request can keep a CPU busy. It replaces the utilization of workers that appear idle
-    /// under overload: what they wait for is not recognized as work, such as a sleep.
+    /// under overload, because what they do (such as a sleep) is not recognized as work.
     pub fn add(
         &mut self,
         queues: &[(Arc<QueueKey>, Gauge)],

@@ -2,7 +2,7 @@
 //!
 //! A service that takes every request at once (Go, tokio, a large thread pool) has no queue in front: the excess waits inside, and
 //! requests in flight take longer than the service time. If they still do when no more are in flight than usual, nothing waits, and
-//! the service itself has become slower. The service time is then measured anew.
+//! the service itself has become slower. The service time is then measured again.
 
 use std::{collections::HashMap, sync::Arc};
 

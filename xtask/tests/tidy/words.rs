@@ -1,4 +1,4 @@
-//! One vocabulary: the words of the field stand in code, comments, messages and docs, and the private ones that they
+//! One vocabulary: the words of the field are used in code, comments, messages and docs, and the private ones that they
 //! replaced do not come back.
 
 use std::{fs, path::Path, process::Command, sync::LazyLock};

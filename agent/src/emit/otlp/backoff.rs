@@ -21,8 +21,8 @@ impl Backoff {
     }
 
     /// The wait after one more failure. `requested` is the collector's `Retry-After`; `random`, from 0 to 1, is the
-    /// jitter, which spreads out agents that failed together: over the upper half of our own wait, or over the 10%
-    /// after a requested one.
+    /// jitter. It spreads out agents that failed together: over the upper half of our own wait, or over 10% beyond a
+    /// requested one.
     pub fn next(&mut self, requested: Option<Duration>, random: f64) -> Duration {
         let doubled = self
             .retry

@@ -74,7 +74,7 @@ fn parse(text: &str) -> Exposition {
                 .split("\",")
                 .filter_map(|label| label.split_once("=\""));
             let named = named.map(|(label, _)| label.to_owned());
-            // Of a histogram's buckets.
+            // `le` is the label of a histogram's buckets.
             family.labels.extend(named.filter(|label| label != "le"));
             samples.push((name.to_owned(), labels.to_owned(), value.parse().unwrap()));
         }

@@ -38,7 +38,7 @@ pub enum Bound {
 pub struct Responses {
     /// Good responses per second relative to the capacity.
     pub goodput: f64,
-    /// Of the successful responses.
+    /// Latency of the successful responses.
     pub p99: Duration,
     /// Share of all requests that were shed (503).
     pub shed: f64,

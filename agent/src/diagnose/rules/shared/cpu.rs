@@ -73,11 +73,11 @@ impl CpuTime {
     }
 }
 
-/// One thread serves the queue, it runs an event loop, and it has been away from epoll_wait for a long time: each turn
-/// of its loop handles one request, or nothing at all is answered for a while. A loop that merely has too much work is
-/// away from epoll_wait for a long time, too, but it keeps answering.
+/// Whether the queue is served by one thread, which runs an event loop and has been away from epoll_wait for a long time. A loop
+/// that merely has too much work is away for a long time, too, but it keeps answering. So each turn must handle one request, or
+/// nothing at all must be answered for a while.
 pub(in crate::diagnose::rules) fn is_one_long_turn(case: Case<'_>, checks: &mut Checks) -> bool {
-    /// Without any response for this long, a turn is too long however many responses there were before.
+    /// Without any response for this long, a turn is too long, no matter how many responses there were before.
     const MIN_PAUSE_NS: u64 = 3 * LONG_TURN_NS;
     let Some(first) = case.first() else {
         return false;

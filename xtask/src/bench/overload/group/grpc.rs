@@ -27,7 +27,7 @@ const SERVICE_MS: u32 = 4;
 const CPUS: f64 = 0.4;
 /// A response is good if it takes at most this long: five times what a healthy server takes.
 const GOOD_WITHIN: Duration = Duration::from_millis(50);
-/// Load while the capacity is measured, requests per second: more than a healthy server can do.
+/// Load while the capacity is measured, requests per second: more than a healthy server can handle.
 const PROBE_PER_S: f64 = 130.0;
 /// Interval of the client's reports.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
