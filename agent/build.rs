@@ -23,7 +23,7 @@ fn main() -> Result<()> {
     if env::var_os(SKIP).is_some() {
         // What the crate embeds must exist. The agent cannot load an empty object, and says so.
         let out = env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?;
-        fs::write(PathBuf::from(out).join("glance"), "").context("write an empty object")?;
+        fs::write(PathBuf::from(out).join("scanner"), "").context("write an empty object")?;
     }
     // SAFETY: there are no other threads.
     unsafe {

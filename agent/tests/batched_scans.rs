@@ -21,8 +21,8 @@ use std::{
 use own_process::{kernel_btf, watch_own_process};
 use tailback::kernel::{
     btf::Btf,
-    glance::{Glance, Record},
     layout::resolve,
+    scanner::{Record, Scanner},
 };
 
 /// The tests scan their own process, so they run one at a time.
@@ -30,7 +30,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// Two instances that watch this process, with and without batched scans. `None`, with an entry in the log of skipped
 /// tests, if this kernel does not support them.
-fn both(test: &str) -> Option<[Glance; 2]> {
+fn both(test: &str) -> Option<[Scanner; 2]> {
     let bytes = kernel_btf(test)?;
     let fields = resolve(&Btf::parse(&bytes).unwrap());
     if fields.cast.is_none() {
@@ -46,9 +46,9 @@ fn both(test: &str) -> Option<[Glance; 2]> {
 }
 
 /// The records of a file scan without their timestamps, and the number of open files.
-fn files(glance: &mut Glance) -> (Vec<String>, Vec<(u32, u32, u64)>) {
+fn files(scanner: &mut Scanner) -> (Vec<String>, Vec<(u32, u32, u64)>) {
     let mut reported = Vec::new();
-    glance
+    scanner
         .scan_files(&mut |record| {
             reported.push(match record {
                 Record::Socket(socket) => {
@@ -69,11 +69,11 @@ fn files(glance: &mut Glance) -> (Vec<String>, Vec<(u32, u32, u64)>) {
         .unwrap();
     reported.sort_unstable();
     let mut open = Vec::new();
-    glance.open_files(|tgid, files, limit| open.push((tgid, files, limit)));
+    scanner.open_files(|tgid, files, limit| open.push((tgid, files, limit)));
     (reported, open)
 }
 
-fn assert_same([batched, kernel]: &mut [Glance; 2]) -> Vec<String> {
+fn assert_same([batched, kernel]: &mut [Scanner; 2]) -> Vec<String> {
     let before = batched.batched_bytes();
     let (reported, open) = files(batched);
     assert!(
@@ -125,8 +125,8 @@ fn both_scans_report_the_same_files_of_every_kind() {
     let other = fs::File::open("/dev/null").unwrap();
 
     // The first scan of each is the kernel's own; it adds the listeners to the focused sockets.
-    for glance in &mut both {
-        files(glance);
+    for scanner in &mut both {
+        files(scanner);
     }
     let reported = assert_same(&mut both);
     for (kind, at_least) in [
@@ -152,13 +152,13 @@ fn both_scans_report_the_same_files_of_every_kind() {
     assert_eq!(assert_same(&mut both), fresh);
 
     // Busy sockets of a focused process join the focused sockets.
-    for glance in &mut both {
-        glance.set_focused(1_000, |_| true).unwrap();
+    for scanner in &mut both {
+        scanner.set_focused(1_000, |_| true).unwrap();
     }
     assert_same(&mut both);
-    for glance in &mut both {
+    for scanner in &mut both {
         let mut focused = 0;
-        assert!(glance.scan_focused_sockets(&mut |_| focused += 1).unwrap());
+        assert!(scanner.scan_focused_sockets(&mut |_| focused += 1).unwrap());
         assert_eq!(focused, 3 + 50);
     }
     drop((held, waiting, datagrams, pair, packets, pipe, other));
@@ -183,8 +183,8 @@ fn both_scans_report_the_same_large_file_table_with_holes() {
             held.push((client, server));
         }
     }
-    for glance in &mut both {
-        files(glance);
+    for scanner in &mut both {
+        files(scanner);
     }
     let reported = assert_same(&mut both);
     assert!(reported.len() >= held.len() * 2);
@@ -197,8 +197,8 @@ fn a_thread_with_its_own_file_table_is_reported() {
         return;
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    for glance in &mut both {
-        files(glance);
+    for scanner in &mut both {
+        files(scanner);
     }
     // A thread with a file table of its own: the kernel's own iterator reports both tables.
     let ready = Arc::new((Barrier::new(2), Barrier::new(2)));
@@ -253,9 +253,9 @@ fn both_scans_report_the_same_threads() {
     let tids: Vec<u32> = asleep.iter().map(|(tid, _)| *tid).collect();
     let mut reported = [Vec::new(), Vec::new()];
     let before = both[0].batched_bytes();
-    for (glance, reported) in both.iter_mut().zip(&mut reported) {
+    for (scanner, reported) in both.iter_mut().zip(&mut reported) {
         let mut others = 0;
-        glance
+        scanner
             .scan_threads(&mut |record| {
                 if let Record::Thread(thread) = record {
                     if tids.contains(&thread.tid) {

@@ -348,7 +348,7 @@ fn a_cycle_of_typedefs_does_not_hang_the_resolver() {
 
 #[test]
 fn the_running_kernel_has_every_base_field() {
-    let Ok(bytes) = fs::read(tailback::kernel::glance::BTF_PATH) else {
+    let Ok(bytes) = fs::read(tailback::kernel::scanner::BTF_PATH) else {
         tailback_tests::skip::skip(
             "the_running_kernel_has_every_base_field",
             "this kernel has no BTF",

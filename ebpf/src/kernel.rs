@@ -28,7 +28,7 @@ static HELPERS: Helpers = Helpers {
     bpf_loop: 0,
 };
 
-/// Watched processes, by tgid in the initial pid namespace. `Glance::watch` fails beyond the capacity.
+/// Watched processes, by tgid in the initial pid namespace. `Scanner::watch` fails beyond the capacity.
 #[btf_map]
 pub static TARGETS: HashMap<u32, TargetEntry, 16384> = HashMap::new();
 

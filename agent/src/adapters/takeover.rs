@@ -1,7 +1,7 @@
 //! One adapter process per signal directory: a new one takes over from a running one.
 //!
-//! The new process writes which adapters it will serve. If that includes all whose consumers keep the last value, the running
-//! one exits at once. Otherwise it first reports no pressure to them.
+//! The new process writes which adapters it will serve. If that includes all adapters whose consumers keep the last value,
+//! the running one exits at once. Otherwise it first reports no pressure to them.
 
 use std::{
     collections::BTreeSet,
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_process_is_only_believed_while_it_takes_over() {
+    fn the_next_process_is_only_trusted_while_it_takes_over() {
         let temp = TempDir::new("takeover").unwrap();
         let directory = rustix::fs::open(temp.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
         let adapters = BTreeSet::from(["haproxy 127.0.0.1:1 a".to_owned()]);

@@ -33,21 +33,21 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         threads = 0;
         let begun = mono_ns();
         collector
-            .glance()
+            .scanner()
             .scan_files(&mut |_| sockets += 1)
             .map_err(Failure::kernel)?;
         let scanned = mono_ns();
         collector
-            .glance()
+            .scanner()
             .scan_threads(&mut |_| threads += 1)
             .map_err(Failure::kernel)?;
         let done = mono_ns();
         files_ns.push(scanned - begun);
         threads_ns.push(done - scanned);
-        let glance = collector.glance();
-        glance.scan_bare_files(&bare).map_err(Failure::kernel)?;
+        let scanner = collector.scanner();
+        scanner.scan_bare_files(&bare).map_err(Failure::kernel)?;
         let scanned = mono_ns();
-        glance.scan_bare_threads(&bare).map_err(Failure::kernel)?;
+        scanner.scan_bare_threads(&bare).map_err(Failure::kernel)?;
         bare_files_ns.push(scanned - done);
         bare_threads_ns.push(mono_ns() - scanned);
     }
@@ -55,19 +55,19 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let mut profile_ns = [Vec::new(), Vec::new()];
     let mut profiled = 0;
     for (tasks, times) in [usize::MAX, 0].into_iter().zip(&mut profile_ns) {
-        let glance = collector.glance();
-        glance
+        let scanner = collector.scanner();
+        scanner
             .set_focused(tasks, |_| true)
             .map_err(Failure::kernel)?;
         for _ in 0..options.rounds {
             profiled = 0;
             let begun = mono_ns();
-            glance
+            scanner
                 .scan_profile(&mut |_| profiled += 1)
                 .map_err(Failure::kernel)?;
             times.push(mono_ns() - begun);
         }
-        glance
+        scanner
             .set_focused(tasks, |_| false)
             .map_err(Failure::kernel)?;
     }

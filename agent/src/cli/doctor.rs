@@ -16,8 +16,8 @@ use crate::{
     adapters::agent::ask_adapter_process,
     config::{Config, signal::Signal},
     kernel::{
-        glance::{BTF_PATH, Capabilities},
         layout::Feature,
+        scanner::{BTF_PATH, Capabilities},
     },
 };
 
@@ -76,7 +76,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let loaded = session::load(false);
     let mut checks = environment();
     match &loaded {
-        Ok(glance) => checks.extend(capability_checks(glance.capabilities())),
+        Ok(scanner) => checks.extend(capability_checks(scanner.capabilities())),
         Err(failure) => checks.push(Check {
             name: "eBPF programs",
             state: Err(failure.to_string()),

@@ -22,22 +22,22 @@ use crate::{
     collect::{Budget, Collector},
     kernel::{
         LoadError,
-        glance::{Capabilities, Glance},
+        scanner::{Capabilities, Scanner},
     },
     target::{Selector, Spec},
 };
 
 /// Loads the eBPF programs; with `log_bpf` they write debug lines. The error explains how to get the missing privilege or
 /// kernel feature.
-pub(super) fn load(log_bpf: bool) -> Outcome<Glance> {
+pub(super) fn load(log_bpf: bool) -> Outcome<Scanner> {
     check_proc()?;
     raise_memlock();
-    let glance = Glance::load(log_bpf).map_err(|error| {
+    let scanner = Scanner::load(log_bpf).map_err(|error| {
         // SAFETY: no arguments, cannot fail.
         let root = unsafe { libc::geteuid() } == 0;
         Failure::kernel(explained(error, root))
     })?;
-    let capabilities = glance.capabilities();
+    let capabilities = scanner.capabilities();
     log_capabilities(capabilities);
     for (scan, reason) in capabilities.failed_scans() {
         print_stderr(format_args!(
@@ -49,7 +49,7 @@ pub(super) fn load(log_bpf: bool) -> Outcome<Glance> {
             "--log-bpf is not available on this kernel: {reason}"
         ));
     }
-    Ok(glance)
+    Ok(scanner)
 }
 
 /// Logs which optional kernel features are used, and why the others are not.

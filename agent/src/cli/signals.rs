@@ -42,7 +42,7 @@ const MAX_UNANSWERED: u32 = 3;
 const EXIT_IDLE_TIME: &str = "30s";
 
 pub(super) struct LiveSignals {
-    /// `None` if publishing is off or failed; the agent watches all the same.
+    /// `None` if publishing is off or failed; the agent keeps watching.
     signals: Option<Signals>,
     adapter_process: Option<AdapterProcess>,
     notices: Vec<Notice>,

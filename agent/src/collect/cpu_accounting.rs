@@ -8,7 +8,7 @@ use tailback_ebpf::CpuRecord;
 
 use super::{paths, processes::Processes};
 use crate::{
-    kernel::glance::{Glance, Record},
+    kernel::scanner::{Record, Scanner},
     sample::{CpuUser, Sample},
     text::harmless,
 };
@@ -30,11 +30,11 @@ impl CpuAccounting {
     /// Scans all threads of the machine, and reports the processes that used CPU time since the previous scan.
     pub(super) fn scan(
         &mut self,
-        glance: &mut Glance,
+        scanner: &mut Scanner,
         processes: &Processes,
         sample: &mut Sample,
     ) -> Result<()> {
-        glance.scan_cpu_times(&mut |record| {
+        scanner.scan_cpu_times(&mut |record| {
             if let Record::Cpu(cpu) = record {
                 self.add(cpu);
             }

@@ -7,7 +7,7 @@ use rustc_hash::FxHashSet;
 
 use super::{ObjectIds, convert, notices::Notices, peers::PeerInfo, processes::Processes};
 use crate::{
-    kernel::glance::{Glance, Record},
+    kernel::scanner::{Record, Scanner},
     sample::{Holder, Listening, Sample},
     target::ListenerInfo,
 };
@@ -27,10 +27,10 @@ pub(super) struct Holders {
 }
 
 impl Holders {
-    /// Scans the open files of all processes. Returns the connections that [`Glance::request_peers`] asked for.
+    /// Scans the open files of all processes. Returns the connections that [`Scanner::request_peers`] asked for.
     pub(super) fn scan(
         &mut self,
-        glance: &mut Glance,
+        scanner: &mut Scanner,
         ids: ObjectIds,
         processes: &Processes,
         notices: &mut Notices,
@@ -39,7 +39,7 @@ impl Holders {
         let mut holders = Vec::new();
         let mut connections = Vec::new();
         let mut left_out = 0;
-        glance.scan_holders(&mut |record| match record {
+        scanner.scan_holders(&mut |record| match record {
             Record::Listener(listener, _) => listeners.push(convert::listener_info(listener, ids)),
             Record::Peer(peer) => connections.push(convert::peer_info(peer, ids)),
             Record::Holder(holder) if self.shared.contains(&holder.inode) => {

@@ -78,7 +78,7 @@ use system::System;
 use titles::Titles;
 
 use crate::{
-    kernel::glance::{Bare, Glance},
+    kernel::scanner::{Bare, Scanner},
     messages::Table,
     sample::{Sample, Scans, TargetId, Wait},
     target::{Discovered, Discovery, Spec},
@@ -90,7 +90,7 @@ const MS: u64 = 1_000_000;
 
 /// Takes samples of the targets that the user selected.
 pub struct Collector {
-    glance: Glance,
+    scanner: Scanner,
     schedule: Schedule,
     background: BackgroundScans,
     costs: ScanCosts,
@@ -116,11 +116,11 @@ pub struct Collector {
 
 impl Collector {
     /// Watches what `specs` name, within `budget`.
-    pub fn new(glance: Glance, specs: Vec<Spec>, budget: Budget) -> Self {
+    pub fn new(scanner: Scanner, specs: Vec<Spec>, budget: Budget) -> Self {
         let now_ns = mono_ns();
         let ids = ObjectIds::new();
         Self {
-            glance,
+            scanner,
             schedule: Schedule::new(budget, now_ns),
             background: BackgroundScans::default(),
             costs: ScanCosts::default(),
@@ -156,13 +156,13 @@ impl Collector {
     }
 
     /// The loaded iterators, for benchmarks that run one scan by itself.
-    pub fn glance(&mut self) -> &mut Glance {
-        &mut self.glance
+    pub fn scanner(&mut self) -> &mut Scanner {
+        &mut self.scanner
     }
 
-    /// See [`Glance::bare`].
+    /// See [`Scanner::bare`].
     pub fn bare(&self) -> Result<Bare> {
-        self.glance.bare(&self.processes.bindings())
+        self.scanner.bare(&self.processes.bindings())
     }
 
     /// When the next sample is due, and which scans it includes.
@@ -241,7 +241,7 @@ impl Collector {
     /// # Errors
     /// If the kernel refuses an iterator or a map update.
     pub fn discover(&mut self) -> Result<Discovered> {
-        self.processes.scan(&mut self.glance)?;
+        self.processes.scan(&mut self.scanner)?;
         let now_ns = mono_ns();
         if self.background.holders.is_due(now_ns) {
             self.scan_holders(now_ns)?;
@@ -251,7 +251,7 @@ impl Collector {
             .processes
             .find_targets(self.holders.listeners(), &neighbours);
         if self.processes.set_watched(&found) {
-            self.glance.watch(&self.processes.bindings())?;
+            self.scanner.watch(&self.processes.bindings())?;
             // Only a scan over files finds the sockets of a new process.
             self.schedule.scan_all_next();
         }
@@ -271,10 +271,10 @@ impl Collector {
             let processes = &self.processes;
             sample.networks = self.networks.read(|tgid| processes.watched_pid(tgid));
             let records = if plan.files {
-                self.sockets.scan_files(&mut self.glance, sample)?
+                self.sockets.scan_files(&mut self.scanner, sample)?
             } else {
                 self.sockets
-                    .scan_focused_sockets(&mut self.glance, sample)?
+                    .scan_focused_sockets(&mut self.scanner, sample)?
             };
             self.report.count_records(records);
         }
@@ -291,7 +291,7 @@ impl Collector {
         }
         if plan.threads {
             let timer = CpuTimer::start();
-            let records = thread_scan::scan_threads(&mut self.glance, sample)?;
+            let records = thread_scan::scan_threads(&mut self.scanner, sample)?;
             self.costs.set_threads(timer);
             self.report.count_records(records);
         }
@@ -304,7 +304,7 @@ impl Collector {
             return Ok(());
         }
         let timer = CpuTimer::start();
-        let running = thread_scan::scan_profile(&mut self.glance, sample)?;
+        let running = thread_scan::scan_profile(&mut self.scanner, sample)?;
         let records = sample.profile.len() as u64;
         let threads: Vec<&Wait> = sample.profile.iter().collect();
         sample.on_accelerator =
@@ -341,7 +341,7 @@ impl Collector {
         }
         if plan.complete || self.background.waits.is_due(now_ns) {
             let timer = CpuTimer::start();
-            let running = thread_scan::scan_waits(&mut self.glance, sample)?;
+            let running = thread_scan::scan_waits(&mut self.scanner, sample)?;
             if is_focused && !sample.scans.profile {
                 let threads = sample.waits.iter();
                 let threads = threads.filter(|wait| self.focus.contains(wait.tgid));
@@ -375,7 +375,7 @@ impl Collector {
         if plan.complete || self.background.cpu_accounting.is_due(now_ns) {
             let timer = CpuTimer::start();
             self.cpu_accounting
-                .scan(&mut self.glance, &self.processes, sample)?;
+                .scan(&mut self.scanner, &self.processes, sample)?;
             let cost_ns = self.costs.add_background(timer);
             self.background
                 .cpu_accounting
@@ -425,9 +425,9 @@ impl Collector {
     /// Finds the listening processes of this machine, and the processes at the other ends of what targets hold.
     fn scan_holders(&mut self, now_ns: u64) -> Result<()> {
         let timer = CpuTimer::start();
-        self.glance.request_peers(&self.peers.keys())?;
+        self.scanner.request_peers(&self.peers.keys())?;
         let connections = self.holders.scan(
-            &mut self.glance,
+            &mut self.scanner,
             self.ids,
             &self.processes,
             &mut self.notices,
@@ -455,7 +455,7 @@ impl Collector {
             self.titles.clear();
             self.lock_waits.clear();
             self.accelerators.clear();
-            self.glance.request_peers(&BTreeSet::new())?;
+            self.scanner.request_peers(&BTreeSet::new())?;
         }
         self.schedule.set_focused(self.focus.has_targets());
         self.update_focus_scope()
@@ -469,7 +469,7 @@ impl Collector {
         let threads = self.cpu_accounting.threads();
         let tasks = threads.max(self.processes.all().len());
         let focus = &self.focus;
-        self.glance.set_focused(tasks, |tgid| focus.contains(tgid))
+        self.scanner.set_focused(tasks, |tgid| focus.contains(tgid))
     }
 
     /// After a scan over files: finds where the connections, pipes and sockets of focused targets lead.

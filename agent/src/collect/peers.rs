@@ -75,7 +75,7 @@ impl Peers {
         !scope.is_subset(&self.searched_for)
     }
 
-    /// Ports of the requested connections as their holder sees them, for [`crate::kernel::glance::Glance::request_peers`].
+    /// Ports of the requested connections as their holder sees them, for [`crate::kernel::scanner::Scanner::request_peers`].
     pub(super) fn keys(&self) -> BTreeSet<u32> {
         keys(&self.requested)
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{DISCOVERY_INTERVAL_NS, convert};
 use crate::{
-    kernel::glance::{Glance, Record, Watched},
+    kernel::scanner::{Record, Scanner, Watched},
     sample::{Sample, Target},
     target::{Discovered, Discovery, ListenerInfo, ProcessInfo},
     text::harmless,
@@ -52,9 +52,9 @@ impl Processes {
     }
 
     /// Reads the process table.
-    pub(super) fn scan(&mut self, glance: &mut Glance) -> Result<()> {
+    pub(super) fn scan(&mut self, scanner: &mut Scanner) -> Result<()> {
         let mut all = Vec::new();
-        glance.scan_processes(&mut |record| {
+        scanner.scan_processes(&mut |record| {
             if let Record::Process(process) = record {
                 all.push(convert::process(process));
             }

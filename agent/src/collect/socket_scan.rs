@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{ObjectIds, convert};
 use crate::{
     in_order::InOrder,
-    kernel::glance::{Glance, Record},
+    kernel::scanner::{Record, Scanner},
     sample::{DatagramSocket, Files, Listener, Ring, Sample, UnixSocket},
 };
 
@@ -47,14 +47,14 @@ impl SocketScan {
     }
 
     /// Scans all open files of all targets; returns the number of records read.
-    pub(super) fn scan_files(&mut self, glance: &mut Glance, sample: &mut Sample) -> Result<u64> {
+    pub(super) fn scan_files(&mut self, scanner: &mut Scanner, sample: &mut Sample) -> Result<u64> {
         sample
             .connections
             .reserve(self.connections + SPARE_CONNECTIONS);
         let mut shared = Shared::default();
         let mut records = 0;
         self.scan += 1;
-        glance.scan_files(&mut |record| {
+        scanner.scan_files(&mut |record| {
             records += 1;
             self.add(record, sample, &mut shared);
         })?;
@@ -66,20 +66,20 @@ impl SocketScan {
         sample.datagrams = shared.datagrams.into_values().collect();
         sample.unix = shared.unix.into_values().collect();
         sample.rings = shared.rings.into_values().collect();
-        glance.open_files(|tgid, open, limit| sample.files.push(Files { tgid, open, limit }));
+        scanner.open_files(|tgid, open, limit| sample.files.push(Files { tgid, open, limit }));
         Ok(records)
     }
 
     /// Scans only the listeners, and the busy connections in the focus scope. Returns the number of records read.
     pub(super) fn scan_focused_sockets(
         &mut self,
-        glance: &mut Glance,
+        scanner: &mut Scanner,
         sample: &mut Sample,
     ) -> Result<u64> {
         let mut shared = Shared::default();
         let mut records = 0;
         self.scan += 1;
-        sample.scans.focused_sockets = glance.scan_focused_sockets(&mut |record| {
+        sample.scans.focused_sockets = scanner.scan_focused_sockets(&mut |record| {
             records += 1;
             self.add(record, sample, &mut shared);
         })?;

@@ -4,14 +4,14 @@ use anyhow::Result;
 
 use super::{accelerators::RunningThread, convert};
 use crate::{
-    kernel::glance::{Glance, Record},
+    kernel::scanner::{Record, Scanner},
     sample::{Sample, Wait},
 };
 
 /// CPU time and run delay of all threads of all targets.
-pub(super) fn scan_threads(glance: &mut Glance, sample: &mut Sample) -> Result<u64> {
+pub(super) fn scan_threads(scanner: &mut Scanner, sample: &mut Sample) -> Result<u64> {
     let mut records = 0;
-    glance.scan_threads(&mut |record| {
+    scanner.scan_threads(&mut |record| {
         records += 1;
         if let Record::Thread(thread) = record {
             sample.threads.push(convert::thread(thread));
@@ -22,17 +22,20 @@ pub(super) fn scan_threads(glance: &mut Glance, sample: &mut Sample) -> Result<u
 }
 
 /// What every thread of every target waits for. Returns those that run.
-pub(super) fn scan_waits(glance: &mut Glance, sample: &mut Sample) -> Result<Vec<RunningThread>> {
+pub(super) fn scan_waits(scanner: &mut Scanner, sample: &mut Sample) -> Result<Vec<RunningThread>> {
     let mut running = Vec::new();
-    glance.scan_waits(&mut |record| push_wait(record, &mut sample.waits, &mut running))?;
+    scanner.scan_waits(&mut |record| push_wait(record, &mut sample.waits, &mut running))?;
     sample.scans.waits = true;
     Ok(running)
 }
 
 /// What the threads in the focus scope wait for. Returns those that run.
-pub(super) fn scan_profile(glance: &mut Glance, sample: &mut Sample) -> Result<Vec<RunningThread>> {
+pub(super) fn scan_profile(
+    scanner: &mut Scanner,
+    sample: &mut Sample,
+) -> Result<Vec<RunningThread>> {
     let mut running = Vec::new();
-    glance.scan_profile(&mut |record| push_wait(record, &mut sample.profile, &mut running))?;
+    scanner.scan_profile(&mut |record| push_wait(record, &mut sample.profile, &mut running))?;
     sample.scans.profile = true;
     Ok(running)
 }

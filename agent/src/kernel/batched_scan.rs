@@ -6,10 +6,10 @@
 use std::io;
 
 use super::{
-    glance::{Record, run},
     iter::Link,
     output_buffer::SharedBuffer,
     records::decode,
+    scanner::{Record, run},
 };
 
 /// The batched iterators of one process. Both fail with `ESRCH` once the process is gone.

@@ -4,7 +4,7 @@ use std::{error::Error, fmt, io};
 
 use aya::programs::ProgramError;
 
-use super::{glance::BTF_PATH, layout::Missing};
+use super::{layout::Missing, scanner::BTF_PATH};
 
 /// Any other error, with its causes.
 type Cause = Box<dyn Error + Send + Sync>;

@@ -1,13 +1,12 @@
 //! The kernel end: what this kernel supports, and the BPF iterators that read it.
 //!
-//! `btf` and `layout` find the offsets of kernel fields. `glance` loads the eBPF object (in `glance/load`) and runs its
+//! `btf` and `layout` find the offsets of kernel fields. `scanner` loads the eBPF object (in `scanner/load`) and runs its
 //! scans; `batched_scan` is the fast path that visits each process once. `records` decodes what a scan returns. `iter` wraps
 //! the `bpf(2)` calls that aya lacks, `log` is `--log-bpf`, and `load_error` says why loading failed.
 
 mod batched_scan;
 pub mod btf;
 mod cast;
-pub mod glance;
 mod iter;
 pub mod layout;
 mod load_error;
@@ -15,5 +14,6 @@ mod log;
 mod output_buffer;
 pub mod records;
 mod ring;
+pub mod scanner;
 
 pub use load_error::LoadError;

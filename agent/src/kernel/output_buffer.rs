@@ -45,7 +45,7 @@ impl SharedBuffer {
     /// The buffer, between scans: programs write to it only while the agent reads from an iterator.
     pub(super) fn get(&mut self) -> &mut OutputBuffer {
         // SAFETY: the mapping lives as long as `self`, and every bit pattern is a valid `OutputBuffer`. A scan needs `&mut
-        // Glance`, so none can run while this borrow lives.
+        // Scanner`, so none can run while this borrow lives.
         unsafe { self.output.as_mut() }
     }
 

@@ -207,7 +207,7 @@ impl Anonymizer {
         }
     }
 
-    /// Names that differ only in a number keep that: they are threads of one pool.
+    /// Names that differ only in a number keep that number: they are threads of one pool.
     fn name(&mut self, name: &str) -> String {
         if is_program(name) {
             return name.to_owned();

@@ -1,8 +1,8 @@
 //! Recordings: a stream of samples in a file.
 //!
 //! Layout: the magic bytes, a u32 version, then chunks. A chunk is a u32 length (little-endian) and one zstd frame with
-//! checksum. The frame holds samples, each as a u32 length and its postcard encoding. What samples gained since this version
-//! of the layout follows within that length, and may be absent (`Appended`). A chunk covers about one second, so a
+//! checksum. The frame holds samples, each as a u32 length and its postcard encoding. Fields that samples gained since this
+//! version of the layout follow within that length, and may be absent (`Appended`). A chunk covers about one second, so a
 //! truncated recording (full disk, crash) loses at most that, and the reader reports it.
 #![forbid(unsafe_code)]
 
@@ -33,8 +33,8 @@ const PACKED_LEVEL: i32 = 19;
 /// Latest valid time, ns (the year 2262): half the range of u64, so that adding times and durations cannot overflow.
 const LATEST_NS: u64 = i64::MAX as u64;
 
-/// Fields of [`Sample`] that older recordings do not have. A further one goes into a further structure of this kind, which
-/// follows the last.
+/// Fields of [`Sample`] that older recordings do not have. A new field goes into a new structure of this kind,
+/// after the last one.
 #[derive(Serialize, Deserialize)]
 struct Appended<LockWaits> {
     lock_waits: LockWaits,

@@ -82,7 +82,7 @@ pub struct Sample {
     /// Conditions of the agent itself that a user should know about.
     pub notices: Vec<Notice>,
     /// Threads in the focus scope that wait for locks which processes share; present when that was searched. Recordings
-    /// hold it behind the sample (see [`mod@file`]), so that older ones can still be read.
+    /// store it after the sample (see [`mod@file`]), so that older ones can still be read.
     #[serde(skip)]
     pub lock_waits: Option<Vec<LockWait>>,
     /// Threads of `profile`, or else of `waits`, that are on an accelerator. Recorded behind `lock_waits`.

@@ -147,7 +147,7 @@ pub const FAIL_OPEN_AFTER_NS: u64 = 5_000_000_000;
 /// A queue that was last observed this long ago is no longer reported, ns. The slowest scan runs every 30 s.
 pub const EXPIRE_AFTER_NS: u64 = 60_000_000_000;
 
-// What an agent keeps for its successor.
+// What an agent saves for the next one.
 
 /// Interval at which it is written, ns: the age of the state that a killed agent leaves. Convention.
 pub const LEARNED_INTERVAL_NS: u64 = 1_000_000_000;

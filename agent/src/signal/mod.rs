@@ -66,7 +66,7 @@ pub struct Signals {
     json: Json<Vec<u8>>,
     report: Option<Arc<AgentReport>>,
     last_ns: u64,
-    /// When what a later agent can use was last kept.
+    /// When the state for a later agent was last saved.
     learned_ns: u64,
 }
 

@@ -3,8 +3,8 @@
 use std::{fs, os::unix::fs::MetadataExt as _, process};
 
 use tailback::kernel::{
-    glance::{BTF_PATH, Glance, Record, Watched},
     layout::Resolved,
+    scanner::{BTF_PATH, Record, Scanner, Watched},
 };
 
 /// The kernel's BTF. `None`, with an entry in the log of skipped tests, if programs cannot be loaded here.
@@ -24,10 +24,10 @@ pub fn kernel_btf(test: &str) -> Option<Vec<u8>> {
 }
 
 /// Loads the programs with these fields and watches the test's own process.
-pub fn watch_own_process(fields: &Resolved) -> Glance {
-    let mut glance = Glance::load_with(fields, false).unwrap_or_else(|error| panic!("{error:#}"));
+pub fn watch_own_process(fields: &Resolved) -> Scanner {
+    let mut scanner = Scanner::load_with(fields, false).unwrap_or_else(|error| panic!("{error:#}"));
     let mut watched = None;
-    glance
+    scanner
         .scan_processes(&mut |record| {
             if let Record::Process(seen) = record
                 && seen.pid == process::id()
@@ -40,8 +40,8 @@ pub fn watch_own_process(fields: &Resolved) -> Glance {
             }
         })
         .unwrap();
-    glance
+    scanner
         .watch(&[watched.expect("the scan shows this process")])
         .unwrap();
-    glance
+    scanner
 }

@@ -6,8 +6,8 @@ use std::{
 
 use tailback::kernel::{
     btf::Btf,
-    glance::Record,
     layout::{Feature, Resolved, resolve, resolve_without},
+    scanner::Record,
 };
 use tailback_ebpf::{Layout, ThreadRecord};
 
@@ -36,9 +36,9 @@ fn scan(fields: &Resolved) -> Seen {
     let (reader, mut writer) = io::pipe().unwrap();
     writer.write_all(b"unread").unwrap();
 
-    let mut glance = watch_own_process(fields);
+    let mut scanner = watch_own_process(fields);
     let mut seen = Seen::default();
-    glance
+    scanner
         .scan_files(&mut |record| match record {
             Record::Socket(socket)
                 if [socket.local_port, socket.remote_port].contains(&address.port()) =>
@@ -58,7 +58,7 @@ fn scan(fields: &Resolved) -> Seen {
             _ => {}
         })
         .unwrap();
-    glance
+    scanner
         .scan_threads(&mut |record| {
             if let Record::Thread(thread) = record {
                 seen.threads.push(*thread);

@@ -2,15 +2,15 @@ use std::net::{TcpListener, TcpStream};
 
 use tailback::kernel::{
     btf::Btf,
-    glance::Record,
     layout::{Resolved, resolve},
+    scanner::Record,
 };
 
 use crate::own_process::{kernel_btf, watch_own_process};
 
 /// The timestamps in the accept queue of this port: by the file scan, and by the scan of focused sockets if there is one.
 fn timestamps(fields: &Resolved, port: u16) -> [Option<Vec<u8>>; 2] {
-    let mut glance = watch_own_process(fields);
+    let mut scanner = watch_own_process(fields);
     let mut seen = [None, None];
     let [by_file, by_focus] = &mut seen;
     let of = |record: Record<'_>, seen: &mut Option<Vec<u8>>| {
@@ -20,10 +20,10 @@ fn timestamps(fields: &Resolved, port: u16) -> [Option<Vec<u8>>; 2] {
             *seen = Some(timestamps.to_vec());
         }
     };
-    glance
+    scanner
         .scan_files(&mut |record| of(record, by_file))
         .unwrap();
-    glance
+    scanner
         .scan_focused_sockets(&mut |record| of(record, by_focus))
         .unwrap();
     seen

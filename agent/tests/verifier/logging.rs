@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use tailback::kernel::{btf::Btf, glance::Glance, layout::resolve};
+use tailback::kernel::{btf::Btf, layout::resolve, scanner::Scanner};
 use tailback_ebpf::LOG_LINES_PER_SECOND;
 
 use crate::own_process::kernel_btf;
@@ -98,18 +98,18 @@ fn log_statements_are_pruned_unless_logging_is_requested() {
     let fields = resolve(&Btf::parse(&bytes).unwrap());
     let mut without_bpf_loop = fields.clone();
     without_bpf_loop.helpers.bpf_loop = 0;
-    let glance = Glance::load_with(&without_bpf_loop, true).unwrap();
-    assert_eq!(glance.capabilities().log, Ok(()), "the bounded variants");
+    let scanner = Scanner::load_with(&without_bpf_loop, true).unwrap();
+    assert_eq!(scanner.capabilities().log, Ok(()), "the bounded variants");
     let programs_that_log = |log_bpf| {
-        let glance = Glance::load_with(&fields, log_bpf).unwrap();
+        let scanner = Scanner::load_with(&fields, log_bpf).unwrap();
         assert_eq!(
-            glance.capabilities().log.is_ok(),
+            scanner.capabilities().log.is_ok(),
             log_bpf,
             "{:?}",
-            glance.capabilities().log
+            scanner.capabilities().log
         );
         let mut logging = BTreeSet::new();
-        for (name, program) in glance.programs() {
+        for (name, program) in scanner.programs() {
             let calls = helper_calls(program);
             assert!(
                 calls.contains("bpf_seq_write") || name.starts_with("batched"),

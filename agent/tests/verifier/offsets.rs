@@ -3,8 +3,8 @@ use std::collections::BTreeMap;
 use tailback::kernel::{
     LoadError,
     btf::Btf,
-    glance::Glance,
     layout::{Feature, Resolved, resolve, resolve_without},
+    scanner::Scanner,
 };
 use tailback_ebpf::Layout;
 
@@ -31,11 +31,11 @@ fn moved(found: &Resolved, field: &str, offset: u32) -> Resolved {
 
 /// The verifier's reason for rejecting the programs that read `field`, if its offset is `offset`.
 fn rejection(found: &Resolved, field: &str, offset: u32) -> String {
-    let reason = match Glance::load_with(&moved(found, field, offset), false) {
+    let reason = match Scanner::load_with(&moved(found, field, offset), false) {
         Err(error @ LoadError::Rejected { .. }) => error.to_string(),
         Err(error) => panic!("{field} at {offset}: {error}"),
-        Ok(glance) => {
-            let failed = glance.capabilities().failed_scans();
+        Ok(scanner) => {
+            let failed = scanner.capabilities().failed_scans();
             let Some((_, reason)) = failed.first() else {
                 panic!("the kernel accepts {field} at {offset}");
             };
@@ -55,9 +55,9 @@ fn the_verifier_accepts_the_layout_of_its_own_kernel() {
         return;
     };
     let found = resolve(&Btf::parse(&bytes).unwrap());
-    let glance = Glance::load_with(&found, false).unwrap_or_else(|error| panic!("{error:#}"));
-    assert_eq!(glance.capabilities().fields, found);
-    assert_eq!(glance.capabilities().failed_scans(), []);
+    let scanner = Scanner::load_with(&found, false).unwrap_or_else(|error| panic!("{error:#}"));
+    assert_eq!(scanner.capabilities().fields, found);
+    assert_eq!(scanner.capabilities().failed_scans(), []);
 }
 
 #[test]
@@ -123,17 +123,17 @@ fn a_rejected_program_is_switched_off_and_the_others_keep_working() {
         return;
     };
     let found = resolve(&Btf::parse(&bytes).unwrap());
-    let mut glance = watch_own_process(&moved(&found, "tcp_snd_nxt", 1 << 20));
-    let capabilities = glance.capabilities();
+    let mut scanner = watch_own_process(&moved(&found, "tcp_snd_nxt", 1 << 20));
+    let capabilities = scanner.capabilities();
     assert!(capabilities.files.is_err());
     assert_eq!(
         (&capabilities.threads, &capabilities.waits),
         (&Ok(()), &Ok(()))
     );
     let mut threads = 0;
-    glance.scan_threads(&mut |_| threads += 1).unwrap();
+    scanner.scan_threads(&mut |_| threads += 1).unwrap();
     assert!(threads > 0);
-    glance
+    scanner
         .scan_files(&mut |record| panic!("{record:?}"))
         .unwrap();
 }
@@ -157,7 +157,7 @@ fn without_a_base_field_the_error_names_it() {
             missing.container,
             missing.paths.join(" or ")
         );
-        let error = Glance::load_with(&without, false)
+        let error = Scanner::load_with(&without, false)
             .err()
             .map(|error| error.to_string());
         assert_eq!(error, Some(expected), "without {field}");

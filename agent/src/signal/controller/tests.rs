@@ -78,7 +78,7 @@ struct Scene {
     sheds: Sheds,
     process: Arrivals,
     servers: usize,
-    /// The busy share of the servers is known to the controller.
+    /// The controller knows the utilization of the servers.
     knows_utilization: bool,
     seconds: u64,
 }

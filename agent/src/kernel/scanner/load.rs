@@ -19,7 +19,7 @@ pub use capabilities::{Capabilities, Capability};
 use object::{Object, ProgramChoice, missing_part, off};
 use tailback_ebpf::Scan;
 
-use super::{Glance, link};
+use super::{Scanner, link};
 use crate::kernel::{
     LoadError,
     btf::Btf,
@@ -39,7 +39,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// How long a busy socket stays in `FOCUSED_SOCKETS` unless a file scan renews it, ns.
 const FOCUSED_SOCKET_TTL_NS: u64 = 3_000_000_000;
 
-impl Glance {
+impl Scanner {
     /// Loads the object into the running kernel. `log_bpf`: with debug lines (see `kernel/log.rs`).
     pub fn load(log_bpf: bool) -> Result<Self, LoadError> {
         let bytes = fs::read(BTF_PATH).map_err(LoadError::NoBtf)?;
@@ -66,9 +66,9 @@ impl Glance {
         if rejected_anyway.len() >= rejected.len() {
             return logging;
         }
-        quiet.map(|mut glance| {
-            glance.capabilities.log = Err(reason.clone());
-            glance
+        quiet.map(|mut scanner| {
+            scanner.capabilities.log = Err(reason.clone());
+            scanner
         })
     }
 
@@ -80,8 +80,8 @@ impl Glance {
         };
         let loaded = LoadedPrograms::load(&mut object, fields);
         let rejected = std::mem::take(&mut object.rejected);
-        let glance = loaded.and_then(|loaded| loaded.into_glance(object, fields, log_bpf));
-        (glance, rejected)
+        let scanner = loaded.and_then(|loaded| loaded.into_scanner(object, fields, log_bpf));
+        (scanner, rejected)
     }
 }
 
@@ -135,12 +135,12 @@ impl LoadedPrograms {
         })
     }
 
-    fn into_glance(
+    fn into_scanner(
         self,
         mut object: Object,
         fields: &Resolved,
         log_bpf: bool,
-    ) -> Result<Glance, LoadError> {
+    ) -> Result<Scanner, LoadError> {
         // Try a bound iterator on the agent's own process: any would do.
         let bound_to_process = link(
             &object.ebpf,
@@ -188,7 +188,7 @@ impl LoadedPrograms {
             rings: self.file_operations,
             log: log_capability,
         };
-        let mut glance = Glance {
+        let mut scanner = Scanner {
             links: Vec::new(),
             focus_is_stale: true,
             profile: Vec::new(),
@@ -216,8 +216,8 @@ impl LoadedPrograms {
             log,
             ebpf: object.ebpf,
         };
-        glance.learn_file_operations();
-        Ok(glance)
+        scanner.learn_file_operations();
+        Ok(scanner)
     }
 }
 

@@ -8,13 +8,13 @@ use std::os::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::kernel::{
-    glance::{Glance, Record, link, run},
     iter::IterScope,
     layout::Feature,
     ring,
+    scanner::{Record, Scanner, link, run},
 };
 
-impl Glance {
+impl Scanner {
     /// Learns the addresses of the `file_operations` of sockets and io_uring instances. A capability whose address cannot be
     /// learned is switched off.
     pub(super) fn learn_file_operations(&mut self) {

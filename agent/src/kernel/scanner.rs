@@ -1,4 +1,4 @@
-//! The BPF iterators: loaded once (`glance/load.rs`) and run whenever the agent samples. No hook is attached: no kprobe, no
+//! The BPF iterators: loaded once (`scanner/load.rs`) and run whenever the agent samples. No hook is attached: no kprobe, no
 //! tracepoint.
 
 mod load;
@@ -49,7 +49,7 @@ pub struct Watched {
 }
 
 /// The loaded object and its iterators.
-pub struct Glance {
+pub struct Scanner {
     // Fields are dropped in this order: links before the programs that they run.
     /// One entry per watched process, or a single one over the whole host.
     links: Vec<Links>,
@@ -93,7 +93,7 @@ struct Links {
     batched: Option<BatchedScan>,
 }
 
-/// See [`Glance::bare`].
+/// See [`Scanner::bare`].
 pub struct Bare {
     files: Vec<Link>,
     threads: Vec<Link>,
@@ -111,7 +111,7 @@ struct TargetPod(TargetEntry);
 // SAFETY: `TargetEntry` is plain old data (bytemuck checks it).
 unsafe impl aya::Pod for TargetPod {}
 
-impl Glance {
+impl Scanner {
     fn write_scan_settings(&mut self) -> Result<()> {
         self.scan
             .set(0, ScanPod(self.scan_settings), 0)

@@ -6,10 +6,10 @@ use tailback_ebpf::{Helpers, Layout, Types};
 use super::Capability;
 use crate::kernel::{
     LoadError, cast,
-    glance::link,
     iter::{IterScope, Link},
     layout::Resolved,
     log,
+    scanner::link,
 };
 
 #[derive(Clone, Copy)]
@@ -43,7 +43,7 @@ impl Object {
     pub(super) fn open(fields: &Resolved, log_bpf: bool) -> Result<Self, LoadError> {
         let kernel_btf =
             aya::Btf::from_sys_fs().map_err(|error| LoadError::BadBtf(error.into()))?;
-        let mut object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/glance")).to_vec();
+        let mut object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/scanner")).to_vec();
         if let Some(kfunc) = fields.cast {
             cast::resolve_calls(&mut object, kfunc);
         }
