@@ -58,7 +58,7 @@ causes! {
     AcceleratorBound "accelerator_bound" "it waits for an accelerator",
     /// The process at the other end of a connection does not read.
     PeerNotReading "peer_not_reading" "a peer does not read",
-    /// The process at the other end of a connection does not send the rest of a request, or sends nothing.
+    /// The process at the other end of a connection sends only part of a request, or nothing.
     PeerNotSending "peer_not_sending" "a peer does not send",
     /// The network path carries less than is sent.
     NetworkLimited "network_limited" "the network path is saturated",

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn it_remembers_what_any_map_does() {
+    fn it_behaves_like_a_map() {
         let (mut map, mut plain) = (InOrder::default(), BTreeMap::new());
         let mut state = 1_u64;
         let mut number = |below: u64| {

@@ -250,7 +250,7 @@ fn truncated_btf_is_an_error_at_every_length() {
 }
 
 #[test]
-fn bytes_that_are_not_btf_are_an_error_that_says_why() {
+fn bytes_that_are_not_btf_are_an_error_with_the_reason() {
     let error = |bytes: &[u8]| Btf::parse(bytes).map(|_| ()).unwrap_err().to_string();
     assert_eq!(error(b""), "BTF is cut short inside its header");
     assert_eq!(

@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_scenario_stands_once() {
+    fn each_scenario_is_listed_once() {
         let names: BTreeSet<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
         assert_eq!(names.len(), SCENARIOS.len());
     }

@@ -310,8 +310,8 @@ fn a_haproxy_that_checks_rarely_or_declares_no_weight_keeps_all_its_traffic_and_
 }
 
 #[test]
-fn an_adapter_of_no_service_or_of_several_says_so() -> Result<()> {
-    const TEST: &str = "an_adapter_of_no_service_or_of_several_says_so";
+fn an_adapter_of_no_service_or_of_several_is_reported() -> Result<()> {
+    const TEST: &str = "an_adapter_of_no_service_or_of_several_is_reported";
     if !needs::met(TEST, &[]) {
         return Ok(());
     }

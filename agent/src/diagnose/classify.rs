@@ -87,7 +87,7 @@ impl Threads {
         }
     }
 
-    /// The only thread of these processes with a number in its PID namespace.
+    /// The thread with this number in its own PID namespace, if exactly one of these processes has one.
     fn only(&self, tgids: impl Iterator<Item = u32>, own_tid: u32) -> Option<(u32, u32)> {
         let mut found = tgids.filter_map(|tgid| Some((tgid, self.tid(tgid, own_tid)?)));
         found.next().filter(|_| found.next().is_none())

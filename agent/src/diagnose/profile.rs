@@ -463,8 +463,8 @@ impl Second {
     }
 }
 
-/// Workers that share a listener may take turns at waiting for a connection, with a lock that the one whose turn it is holds
-/// meanwhile. Those that wait for such a lock, and have no request in service, are idle as well.
+/// Workers that share a listener may take turns at waiting for a connection: the one whose turn it is holds a lock. The others,
+/// which wait for this lock and have no request in service, are idle, too.
 fn find_turns_to_accept(
     now: &mut BTreeMap<Thread, Observation>,
     targets: &Targets,

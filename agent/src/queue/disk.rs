@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn short_reads_in_a_row_are_no_queueing_delay() {
+    fn consecutive_short_reads_are_not_a_queueing_delay() {
         let mut model = Model::default();
         for tick in 0..30 {
             // Each read takes 8 ms.
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_threads_and_other_uninterruptible_waits_are_no_disk_waits() {
+    fn idle_threads_and_other_uninterruptible_waits_are_not_disk_waits() {
         let mut model = Model::default();
         let vfork = Wait {
             state: State::Uninterruptible,

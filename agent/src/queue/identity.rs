@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_of_an_identity_is_what_ids_are_hashed_from() {
+    fn ids_are_hashes_of_the_text_of_an_identity() {
         let v4 = SocketAddr::from(([10, 0, 0, 5], 6379));
         let v6 = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 80));
         let path: Arc<str> = "/run/log".into();

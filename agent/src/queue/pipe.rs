@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_end_without_a_writer_says_so() {
+    fn a_read_end_without_a_writer_is_reported_as_such() {
         let orphan = Pipe {
             writers: 0,
             ..end(true, 1, 10)
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn data_at_rest_in_an_internal_pipe_is_no_queue() {
+    fn data_at_rest_in_an_internal_pipe_is_not_a_queue() {
         // A jobserver: four tokens, taken and returned.
         let tokens = (0..50).map(|sample| (1, 4 - sample % 3));
         for reading in internal(tokens) {

@@ -340,7 +340,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_condition_variable_or_a_semaphore_is_no_lock() {
+    fn a_condition_variable_or_a_semaphore_is_not_a_lock() {
         assert_eq!(futex(9 | 128 | 256, 0, 0, 12), Lock::No);
         assert_eq!(futex(128, 7, 7, 12), Lock::No);
         assert_eq!(futex(128, 2, 0, 12), Lock::No, "it was released");

@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_became_slower_is_measured_anew() {
+    fn a_service_that_became_slower_is_measured_again() {
         let mut requests = rested();
         let mut slower = Vec::new();
         for tick in 41..60 {

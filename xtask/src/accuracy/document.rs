@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_that_several_cells_share_is_told_once() {
+    fn a_reason_that_several_cells_share_is_given_once() {
         let skipped = |row| Finding::without_numbers(row, Verdict::Skipped, "no slow disk");
         let mut findings: Vec<Finding> = ROWS.iter().map(skipped).collect();
         findings[0] = Finding {

@@ -1,4 +1,4 @@
-//! `cargo xtask accuracy`: the agent's numbers beside an independent truth.
+//! `cargo xtask accuracy`: compares the agent's numbers with an independent source.
 //!
 //! `tests/harness/accuracy.rs` lists the rows; `tests/accuracy` measures them, here and on the kernels of the matrix.
 //! `table` prints them, `document` writes docs/appendix/accuracy.md. The same rows are tests of `cargo xtask test`.
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_silently_absent_is_a_failure() {
+    fn an_unlisted_absence_is_a_failure() {
         let row = &ROWS[0];
         let mut finding = Finding::without_numbers(row, Verdict::Absent, "no such queue");
         let name = format!("{}.{}", row.kind, row.quantity);
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_far_off_is_no_near_miss_and_what_is_exact_stays_so() {
+    fn a_large_error_is_not_a_near_miss_and_exact_rows_stay_exact() {
         let mut finding = Finding::without_numbers(&ROWS[0], Verdict::Off, "");
         let mut near = |truth: f64, measured: f64, allowed: f64| {
             (finding.truth, finding.measured) = (Some(truth), Some(measured));
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kernel_lacks_is_named_as_the_rows_are() {
+    fn the_absent_facts_of_a_kernel_are_named_like_rows() {
         for kernel in kernels::KERNELS {
             for (name, _) in kernel.absent {
                 let is_it = |row: &&Row| format!("{}.{}", row.kind, row.quantity) == *name;

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_said_in_the_measure_that_fits() {
+    fn an_error_is_shown_in_a_suitable_unit() {
         let finding = |quantity: &str, truth: f64, measured: f64| {
             let row = ROWS.iter().find(|row| row.quantity == quantity);
             Finding {

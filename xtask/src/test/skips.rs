@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_anything_at_one_end() {
+    fn a_star_matches_anything_at_either_end() {
         assert!(matches("kernel 5.10: *", "kernel 5.10: recv ktls depth"));
         assert!(matches("*: disk depth", "kernel sid: disk depth"));
         assert!(!matches("disk depth", "kernel sid: disk depth"));

@@ -151,7 +151,7 @@ fn every_module_of_the_pipeline_forbids_unsafe_code() {
 }
 
 #[test]
-fn what_touches_the_world_is_found() {
+fn code_that_touches_the_outside_world_is_found() {
     let planted = [
         Source::new(
             "detect/a.rs",

@@ -64,7 +64,7 @@ fn a_lock_on_a_file_leads_to_what_its_holder_waits_for() {
 }
 
 #[test]
-fn the_holder_of_a_file_lock_may_be_outside_of_what_is_sampled() {
+fn the_holder_of_a_file_lock_need_not_be_sampled() {
     let waits = [10, 11].map(|tgid| file_lock(tgid, LockHolder::Process(77), false));
     let verdict = judged(&[10, 11], &waits, &[10, 11].map(locks_a_file));
     assert_eq!(verdict.cause, Cause::LockContention);
@@ -87,7 +87,7 @@ fn a_file_lock_without_a_known_holder_has_no_culprit_and_is_not_sure() {
 }
 
 #[test]
-fn processes_that_hold_a_file_lock_in_turn_are_no_deadlock() {
+fn processes_that_hold_a_file_lock_in_turn_are_not_a_deadlock() {
     let mut scene = Scene::of(&[&[10, 11, 12]]);
     for round in 0..60 {
         let holder = 10 + round % 3;

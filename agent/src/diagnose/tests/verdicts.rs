@@ -327,7 +327,7 @@ fn more_arrivals_are_a_surge_if_response_times_are_at_their_baseline() {
 }
 
 #[test]
-fn requests_in_flight_are_no_surge_while_connections_wait_to_be_accepted() {
+fn requests_in_flight_are_not_a_surge_while_connections_wait_to_be_accepted() {
     let producer = |kind, name| Episode {
         driven_by: DrivenBy::Producer,
         ..episode(kind, name)
@@ -818,7 +818,7 @@ fn blocked_output_names_its_reader() {
 }
 
 #[test]
-fn the_receive_window_tells_a_slow_peer_from_a_slow_network() {
+fn the_receive_window_distinguishes_a_slow_peer_from_a_slow_network() {
     let sending = |window: u32| {
         let mut scene = Scene::of(&[&[10]]);
         let client = scene.accepts(1, (10, 5), 80);
@@ -861,7 +861,7 @@ fn few_samples_lower_the_confidence() {
 }
 
 #[test]
-fn idle_threads_on_a_condition_variable_are_no_lock_contention() {
+fn idle_threads_on_a_condition_variable_are_not_lock_contention() {
     let mut scene = Scene::of(&[&[10]]);
     scene.calls(1, (10, 5), local(5432));
     scene.take_samples(60, &alike(10, 4, Wait::parked));

@@ -101,7 +101,7 @@ fn the_report_has_the_verdict_then_the_evidence_then_the_advice() {
 }
 
 #[test]
-fn a_report_without_findings_says_what_was_observed() {
+fn a_report_without_findings_states_what_was_observed() {
     assert_eq!(
         text(vec![]),
         "All queues are ok. Observed 2 services and 1 neighbour, 41 queues, 31 threads for 10 s.\n"

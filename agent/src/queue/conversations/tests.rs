@@ -212,7 +212,7 @@ fn requests_in_flight_are_counted_aged_and_named() {
 }
 
 #[test]
-fn idle_connections_are_no_requests_in_flight() {
+fn idle_connections_are_not_requests_in_flight() {
     let mut world = World::new((1..=20).map(served).chain((21..=30).map(opened)));
     for _ in 0..50 {
         world.scan();

@@ -182,7 +182,7 @@ fn a_worker_with_one_connection_at_a_time_delays_nobody() {
 }
 
 #[test]
-fn a_thread_that_parks_after_polling_is_no_blocked_loop() {
+fn a_thread_that_parks_after_polling_is_not_a_blocked_loop() {
     let mut model = Model::default();
     let mut last = None;
     for tick in 0..40 {

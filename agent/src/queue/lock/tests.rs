@@ -47,7 +47,7 @@ fn a_busy_lock_whose_waiters_take_turns_has_no_standing_delay() {
 }
 
 #[test]
-fn an_idle_pool_on_a_condition_variable_is_no_lock() {
+fn an_idle_pool_on_a_condition_variable_is_not_a_lock() {
     let mut model = Model::default();
     for tick in 0..30 {
         let pool = (0..8).map(|thread| {
@@ -114,7 +114,7 @@ fn the_interpreter_lock_is_named_and_not_judged() {
 }
 
 #[test]
-fn an_idle_pool_with_timed_waits_is_no_lock() {
+fn an_idle_pool_with_timed_waits_is_not_a_lock() {
     let mut model = Model::default();
     for tick in 0..30 {
         let args = [0x55_5000, 128 | 9, 0, 0x7ffe];

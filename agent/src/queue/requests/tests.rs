@@ -189,7 +189,7 @@ fn large_bodies_and_streamed_answers_have_the_right_status() {
 }
 
 #[test]
-fn a_greeting_of_the_server_is_no_request() {
+fn a_greeting_of_the_server_is_not_a_request() {
     let style = Style {
         greeting: 80,
         ..Style::default()
@@ -348,7 +348,7 @@ fn a_client_that_has_shut_down_still_waits_for_its_answer() {
 }
 
 #[test]
-fn a_fin_is_no_request_and_its_ack_is_no_answer() {
+fn a_fin_is_not_a_request_and_its_ack_is_not_an_answer() {
     let mut served = ScriptedConnection::new(SERVER);
     served.ask(100);
     served.tcp.write(SERVER, 100);

@@ -141,7 +141,7 @@ fn datagrams_are_counted_where_they_are_read() {
 }
 
 #[test]
-fn data_at_rest_in_an_internal_pair_is_no_queue() {
+fn data_at_rest_in_an_internal_pair_is_not_a_queue() {
     let mut watched = Watched::default();
     let pair = |unread, head| {
         let one = UnixSocket {

@@ -153,7 +153,7 @@ fn without_known_calls_only_certainly_busy_threads_count() {
 }
 
 #[test]
-fn event_loops_are_no_pool_but_single_threaded_processes_are() {
+fn event_loops_are_not_a_pool_but_single_threaded_processes_are() {
     let waiting = |tgid, tid| Wait {
         tgid,
         ..asleep(tid, libc::SYS_epoll_pwait, [4, 0, 0, 0])
@@ -168,7 +168,7 @@ fn event_loops_are_no_pool_but_single_threaded_processes_are() {
 }
 
 #[test]
-fn one_thread_among_others_is_no_pool_but_a_single_threaded_server_is() {
+fn one_thread_among_others_is_not_a_pool_but_a_single_threaded_server_is() {
     let main = || named(asleep(10, libc::SYS_accept4, [3, 0, 0, 0]), "main");
     let others = [11, 12].map(|tid| asleep(tid, libc::SYS_futex, [0x10, 128, 0, 0]));
     let waits = std::iter::once(main()).chain(others).collect();

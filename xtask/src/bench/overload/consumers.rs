@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn every_consumer_has_a_name_of_its_own() {
+    fn every_consumer_has_its_own_name() {
         let names: std::collections::BTreeSet<&str> =
             CONSUMERS.iter().map(|consumer| consumer.name).collect();
         assert_eq!(names.len(), CONSUMERS.len());

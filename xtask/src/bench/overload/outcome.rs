@@ -115,7 +115,7 @@ impl Outcome {
 }
 
 impl Responses {
-    /// Of the requests due in `span`. A response is good within `good_within`. `offered` is the load relative to the
+    /// Responses to the requests due in `span`. A response is good within `good_within`. `offered` is the load relative to the
     /// capacity.
     pub fn of(
         requests: &[Request],
