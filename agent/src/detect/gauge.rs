@@ -35,7 +35,7 @@ pub struct Gauge {
     pub median_age_ns: Option<u64>,
     /// Estimated queueing delay now, ns: measured, or by Little's law.
     pub wait_ns: Option<u64>,
-    /// Busy share of the workers, event loop or CPUs that this queue describes, 0 to 1.
+    /// Utilization of the workers, event loop or CPUs that this queue describes, 0 to 1.
     pub utilization: Option<f64>,
     /// Over the last second, in the unit of the depth.
     pub arrivals_per_s: Option<f64>,

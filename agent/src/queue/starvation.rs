@@ -75,7 +75,7 @@ struct Others {
 }
 
 impl Starvation {
-    /// Adds what the target's threads waited and used since the previous sample.
+    /// Adds the wait and the CPU time of the target's threads since the previous sample.
     pub(super) fn grew(&mut self, target: TargetId, time: ThreadTime) {
         let known = self.targets.entry(target).or_default();
         known.since_system.add(time);

@@ -96,7 +96,7 @@ pub fn obstacle(kernel: &Kernel) -> Option<String> {
         Some("qemu-system-x86_64 is not installed".to_owned())
     } else if !kernel.image().is_file() {
         Some(format!(
-            "there is no image of it in {}",
+            "no image of it in {}",
             kernel.directory().display()
         ))
     } else if cfg!(not(target_arch = "x86_64")) {
@@ -137,7 +137,7 @@ fn record(kernel: &Kernel, console: &Console, programs: &GuestPrograms, tally: &
         Err(error) => tally.record(&name(kernel, PLAN), Outcome::Failed(format!("{error:#}"))),
     }
     let missing = console.fault.as_deref();
-    let missing = missing.unwrap_or("the console says nothing of it");
+    let missing = missing.unwrap_or("the console does not mention it");
     let found = findings(&console.text);
     let remeasure = |kinds: &[String]| super::measure(kernel, programs, kinds);
     let found = accuracy::settle(found, kernel.absent, remeasure);

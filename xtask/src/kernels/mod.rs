@@ -125,7 +125,7 @@ fn by_name(name: &str) -> Result<&'static Kernel> {
         .with_context(|| {
             let names: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
             format!(
-                "there is no kernel `{name}` in the table, which has {}",
+                "no such kernel: `{name}`; the table has {}",
                 names.join(", ")
             )
         })
@@ -280,7 +280,7 @@ mod tests {
             .to_string();
         assert_eq!(
             error,
-            "there is no kernel `2.6` in the table, which has 5.10, 6.1, 6.12, sid"
+            "no such kernel: `2.6`; the table has 5.10, 6.1, 6.12, sid"
         );
         Ok(())
     }

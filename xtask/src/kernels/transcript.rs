@@ -82,7 +82,7 @@ pub fn output(console: &str) -> Result<Output> {
     };
     if usize::try_from(*count)? != bytes.len() || *total != i64::from(sum(&bytes)) {
         bail!(
-            "of {count} bytes that the command printed, {} came through, or not as they were",
+            "the command printed {count} bytes, of which {} arrived, or some were changed",
             bytes.len()
         );
     }

@@ -58,7 +58,7 @@ pub fn steps_change_nothing() -> Result<()> {
             // The emulator may pause for longer than the page's time to live.
             ensure!(
                 alive || now - published > TIME_TO_LIVE / 2,
-                "the page of {:?} ago was taken for stale after a step of {step_s} s",
+                "the page of {:?} ago was treated as stale after a step of {step_s} s",
                 now - published
             );
             thread::sleep(Duration::from_millis(5));

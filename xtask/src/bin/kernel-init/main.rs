@@ -22,7 +22,7 @@ use protocol::{BYE, BYTES, CHECK, END, HELLO, TASK, sum};
 fn main() -> ExitCode {
     if process::id() != 1 {
         eprintln!(
-            "kernel-init is the first process of a test kernel, and powers it off at its end: not here"
+            "kernel-init is the first process of a test kernel, which it powers off at its end: it must not run here"
         );
         return ExitCode::from(2);
     }
@@ -83,7 +83,7 @@ fn output(task: &str) -> Result<(Vec<u8>, i32)> {
     if program == "check" {
         let name = words.next().context("check wants the name of a check")?;
         let known = checks::all().find(|(known, _)| *known == name);
-        let (name, check) = known.with_context(|| format!("there is no check {name:?}"))?;
+        let (name, check) = known.with_context(|| format!("no such check: {name:?}"))?;
         let result = check();
         report(name, &result);
         return Ok((Vec::new(), i32::from(result.is_err())));
