@@ -163,7 +163,7 @@ fn held_fact(held: &HeldPool) -> String {
     );
     if held.orphans > 0 {
         text.push_str(&format!(
-            "; no request in flight is old enough to hold {} of them",
+            "; {} of the connections were taken by requests that are over: too few of those in flight are old enough",
             held.orphans
         ));
     }
