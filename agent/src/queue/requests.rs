@@ -13,9 +13,9 @@
 //! status stays as it is. If a bare ACK arrived long after the last data, it may be of a probe, and timestamps decide instead. A
 //! FIN occupies a sequence number and is not data.
 //!
-//! Some answers are not the response: an HTTP/2 server acknowledges a request with a ping or a window update, and HTTP/1.1 with
-//! `100 Continue`. They are much smaller than the responses, and data follows that leaves a request unanswered. Such an *interim
-//! answer* ends no request. It is recognized where the responses of an endpoint are about equally long.
+//! Some answers are not the response: an HTTP/2 server acknowledges a request with a ping or a window update, an HTTP/1.1 server
+//! with `100 Continue`. They are much smaller than the responses, and data follows that leaves a request unanswered. Such an
+//! *interim answer* does not end a request. It is recognized only if the responses of an endpoint are about equally long.
 
 use super::{advance, endpoint::state};
 use crate::sample::Connection;

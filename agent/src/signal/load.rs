@@ -29,7 +29,7 @@ pub struct Load {
 #[derive(Default)]
 pub struct Loads {
     utilizations: HashMap<Arc<QueueKey>, Utilization>,
-    /// Of each service that sheds: how much of its capacity the admitted work uses, and the time of the last sample, ns.
+    /// For each service that sheds: how much of its capacity the admitted work uses, and the time of the last sample, ns.
     used: BTreeMap<TargetId, (Ewma, u64)>,
 }
 
