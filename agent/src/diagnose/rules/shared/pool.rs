@@ -19,7 +19,7 @@ pub(in crate::diagnose::rules) fn exhausted_here(case: Case<'_>) -> Option<Pool>
         .filter(|_| exhausted_along_the_chain(case).is_none())
 }
 
-/// The service's own pool, if all its connections are in use, no matter why its calls take so long.
+/// The service's own pool, if all its connections are in use, no matter why its calls are slow.
 pub(in crate::diagnose::rules) fn used_up_here(case: Case<'_>) -> Option<Pool> {
     case.inputs
         .exhausted_pool(case.target())
