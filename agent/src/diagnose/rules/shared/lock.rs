@@ -55,8 +55,9 @@ pub(in crate::diagnose::rules) fn other_end(case: Case<'_>) -> Option<Culprit> {
     }
 }
 
-/// How sure a verdict on a lock can be. That threads wait for their turn is inferred from one of them at a time being active. That a thread sleeps because of a lock on a file is inferred from when it does so. And
-/// where the chain ends at a lock that processes share, its holder is not known.
+/// How sure a verdict on a lock can be. Medium at most in three cases: it is inferred from one thread at a time being active that
+/// the others wait for their turn, it is inferred from the times of its sleeps that a thread waits for a file lock, or the chain
+/// ends at a shared lock, whose holder is then unknown.
 pub(in crate::diagnose::rules) fn max_confidence(case: Case<'_>) -> Confidence {
     let is_inferred = case.steps.iter().any(|step| {
         matches!(
