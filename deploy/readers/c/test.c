@@ -88,6 +88,43 @@ static void a_page_from_the_future_is_stale(void)
     CHECK(!tailback_pressure(&page).alive);
 }
 
+/* Of any `window` consecutive requests, the exact share is admitted, rounded either way. A ratio above 1 counts as 1, and each
+ * ratio takes effect at once. */
+static void admissions_are_evenly_spaced(void)
+{
+    enum { REQUESTS = 10000 };
+    static const uint32_t ratios[] = {0, 1, 50000, 333333, 500000, 750000, 999999, 1000000, UINT32_MAX};
+    static const uint64_t windows[] = {1, 2, 3, 7, 100, REQUESTS};
+    static uint64_t admitted[REQUESTS + 1]; /* before each request */
+    publish(100 * TAILBACK_SECOND_NS_);
+    for (size_t r = 0; r < sizeof ratios / sizeof *ratios; r++) {
+        written->header.admit_ppm = ratios[r];
+        written->header.seq += 2;
+        for (size_t i = 0; i < REQUESTS; i++)
+            admitted[i + 1] = admitted[i] + tailback_should_admit(&page);
+        const uint64_t ppm = ratios[r] < TAILBACK_PPM_ ? ratios[r] : TAILBACK_PPM_;
+        for (size_t w = 0; w < sizeof windows / sizeof *windows; w++) {
+            const uint64_t least = windows[w] * ppm / TAILBACK_PPM_;
+            const uint64_t most = (windows[w] * ppm + TAILBACK_PPM_ - 1) / TAILBACK_PPM_;
+            for (size_t i = windows[w]; i <= REQUESTS; i++) {
+                const uint64_t passed = admitted[i] - admitted[i - windows[w]];
+                CHECK(least <= passed && passed <= most);
+            }
+        }
+    }
+}
+
+static void pages_begin_with_different_phases(void)
+{
+    uint32_t phases[3];
+    for (size_t i = 0; i < 3; i++) {
+        publish(100 * TAILBACK_SECOND_NS_);
+        phases[i] = page.credit_ppm;
+        CHECK(phases[i] < TAILBACK_PPM_);
+    }
+    CHECK(phases[0] != phases[1] || phases[1] != phases[2]);
+}
+
 int main(void)
 {
     const int file = mkstemp(path);
@@ -99,5 +136,7 @@ int main(void)
     if_the_agent_stalls_in_the_middle_of_a_write_the_last_values_apply_until_their_ttl();
     magic_and_version_are_checked_at_each_read();
     a_page_from_the_future_is_stale();
+    admissions_are_evenly_spaced();
+    pages_begin_with_different_phases();
     unlink(path);
 }

@@ -2,6 +2,7 @@ package page
 
 import (
 	"encoding/binary"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -109,6 +110,76 @@ func TestAPageFromTheFutureIsStale(t *testing.T) {
 	w := write(t, long)
 	w.u64(24, bootClock()+uint64(10*time.Second))
 	w.check(Open(w.file.Name()), false, OK)
+}
+
+// ratio publishes this ratio, which an open reader notices.
+func (w written) ratio(admitPPM uint32, seq uint64) {
+	w.u32(52, admitPPM)
+	w.u64(16, seq)
+}
+
+// exactShare returns how many of count requests may be admitted at this ratio: the exact share, rounded either way.
+func exactShare(count, admitPPM uint64) (least, most uint64) {
+	sum := count * min(admitPPM, ppm)
+	return sum / ppm, (sum + ppm - 1) / ppm
+}
+
+func TestAdmissionsAreEvenlySpaced(t *testing.T) {
+	w := write(t, long)
+	p := Open(w.file.Name())
+	const requests = 10_000
+	// A ratio above 1 counts as 1. Each one takes effect at once, and in every window of requests.
+	for i, ratio := range []uint32{0, 1, 50_000, 333_333, 500_000, 750_000, 999_999, 1_000_000, math.MaxUint32} {
+		w.ratio(ratio, uint64(4+2*i))
+		sums := make([]uint64, requests+1) // admitted before each request
+		for i := 0; i < requests; i++ {
+			sums[i+1] = sums[i]
+			if p.ShouldAdmit() {
+				sums[i+1]++
+			}
+		}
+		for _, window := range []int{1, 2, 3, 7, 100, requests} {
+			least, most := exactShare(uint64(window), uint64(ratio))
+			for end := window; end <= requests; end++ {
+				if passed := sums[end] - sums[end-window]; passed < least || passed > most {
+					t.Fatalf("%d of %d at %d", passed, window, ratio)
+				}
+			}
+		}
+	}
+}
+
+func TestGoroutinesShareTheRatioEvenly(t *testing.T) {
+	w := write(t, long)
+	w.ratio(300_001, 4)
+	p := Open(w.file.Name())
+	var passed atomic.Uint64
+	var group sync.WaitGroup
+	for i := 0; i < 4; i++ {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			for i := 0; i < 25_000; i++ {
+				if p.ShouldAdmit() {
+					passed.Add(1)
+				}
+			}
+		}()
+	}
+	group.Wait()
+	if least, most := exactShare(100_000, 300_001); passed.Load() < least || passed.Load() > most {
+		t.Errorf("%d of 100,000", passed.Load())
+	}
+}
+
+func TestPagesBeginWithDifferentPhases(t *testing.T) {
+	phases := map[uint64]bool{}
+	for i := 0; i < 3; i++ {
+		phases[Open("/nonexistent/page").credit.Load()] = true
+	}
+	if len(phases) == 1 {
+		t.Error(phases)
+	}
 }
 
 // All callers wait for the goroutine that reads, so it must not yield its CPU meanwhile.

@@ -34,11 +34,12 @@ class Written {
     this.put({});
   }
 
-  put({ version, seq, publishedNs, level, flags, depth }) {
+  put({ version, seq, publishedNs, level, admitPpm, flags, depth }) {
     if (version !== undefined) this.#bytes.writeUInt32LE(version, 8);
     if (seq !== undefined) this.#bytes.writeBigUInt64LE(seq, 16);
     if (publishedNs !== undefined) this.#bytes.writeBigUInt64LE(publishedNs, 24);
     if (level !== undefined) this.#bytes.writeUInt32LE(level, 44);
+    if (admitPpm !== undefined) this.#bytes.writeUInt32LE(admitPpm, 52);
     if (flags !== undefined) this.#bytes.writeUInt16LE(flags, 128 + 2);
     if (depth !== undefined) this.#bytes.writeUInt32LE(depth, 128 + 8);
     // Written in place: a page is never truncated.
@@ -112,4 +113,39 @@ test('a page from the future is stale, beyond the rounding of os.uptime()', () =
   assert.equal(isAlive(uptime * 1_000_000_000n + 900_000_000n), true);
   assert.equal(isAlive(uptime * 1_000_000_000n + 1_100_000_000n), false);
   os.uptime = () => 0;
+});
+
+test('admissions are evenly spaced', async () => {
+  const written = new Written(LONG_MS);
+  const page = written.open();
+  let seq = 2n;
+  // A ratio above 1 counts as 1. Each one takes effect at once, and in every window of requests.
+  for (const admitPpm of [0, 1, 50_000, 333_333, 500_000, 750_000, 999_999, 1_000_000, 2 ** 32 - 1]) {
+    seq += 2n;
+    written.put({ admitPpm, seq });
+    await sleep();
+    const sums = [0]; // admitted before each request
+    for (let i = 0; i < 10_000; i++) sums.push(sums[i] + page.shouldAdmit());
+    const ratio = Math.min(admitPpm, 1e6);
+    for (const window of [1, 2, 3, 7, 100, 10_000]) {
+      const [least, most] = [Math.floor((window * ratio) / 1e6), Math.ceil((window * ratio) / 1e6)];
+      for (let end = window; end < sums.length; end++) {
+        const passed = sums[end] - sums[end - window];
+        assert.ok(least <= passed && passed <= most, `${passed} of ${window} at ${admitPpm}`);
+      }
+    }
+  }
+});
+
+test('processes begin with different phases', () => {
+  const written = new Written(LONG_MS);
+  written.put({ admitPpm: 10_000 });
+  // At 1 in 100, a process admits its first request at a random one of its first hundred.
+  const first = () => {
+    const page = written.open();
+    let number = 0;
+    while (!page.shouldAdmit()) number++;
+    return number;
+  };
+  assert.ok(new Set(Array.from({ length: 5 }, first)).size > 1);
 });

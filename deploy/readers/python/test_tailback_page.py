@@ -3,10 +3,12 @@
     python3 test_tailback_page.py
 """
 
+import itertools
 import os
 import struct
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -36,8 +38,18 @@ class Written:
     def seq(self, seq):
         self.put("<Q", 16, seq)
 
+    def ratio(self, ppm, seq):
+        self.put("<I", 52, ppm)
+        self.seq(seq)
+
     def open(self):
         return tailback_page.open(self.file.name)
+
+
+def exact_share(count, ppm):
+    """Of so many requests at this ratio, how many may be admitted: the exact share, rounded either way."""
+    total = count * min(ppm, 1_000_000)
+    return range(total // 1_000_000, -(-total // 1_000_000) + 1)
 
 
 def boot_ns():
@@ -86,6 +98,49 @@ class Reader(unittest.TestCase):
         written = Written(LONG_S)
         written.put("<Q", 24, boot_ns() + 10 * 10**9)
         self.assertFalse(written.open().pressure().alive)
+
+    def test_admissions_are_evenly_spaced(self):
+        written = Written(LONG_S)
+        page = written.open()
+        # A ratio above 1 counts as 1. Each one takes effect at once, and in every window of requests.
+        ratios = [0, 1, 50_000, 333_333, 500_000, 750_000, 999_999, 1_000_000, 2**32 - 1]
+        for number, ppm in enumerate(ratios):
+            written.ratio(ppm, 4 + 2 * number)
+            sums = list(itertools.accumulate((page.should_admit() for _ in range(10_000)), initial=0))
+            for window in [1, 2, 3, 7, 100, 10_000]:
+                passed = {end - start for start, end in zip(sums, sums[window:])}
+                self.assertLessEqual(passed, set(exact_share(window, ppm)), f"of {window} at {ppm}")
+
+    def test_threads_share_the_ratio_evenly(self):
+        written = Written(LONG_S)
+        written.ratio(300_001, 4)
+        page, passed = written.open(), []
+        count = lambda: passed.append(sum(page.should_admit() for _ in range(25_000)))
+        threads = [threading.Thread(target=count) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertIn(sum(passed), exact_share(100_000, 300_001))
+
+    def test_processes_begin_with_different_phases(self):
+        written = Written(LONG_S)
+        written.ratio(10_000, 4)
+        page = written.open()
+        # At 1 in 100, a process admits its first request at a random one of its first hundred.
+        self.assertGreater(len({first_admitted_after_fork(page) for _ in range(5)}), 1)
+
+
+def first_admitted_after_fork(page):
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writer, struct.pack("<I", next(i for i in range(1_000) if page.should_admit())))
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    with os.fdopen(reader, "rb") as file:
+        return struct.unpack("<I", file.read())[0]
 
 
 class Examples(unittest.TestCase):

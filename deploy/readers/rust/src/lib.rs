@@ -233,8 +233,8 @@ pub struct Page {
     last_entries: Mutex<Option<Cached<Vec<Entry>>>>,
     /// When to try to open the page again, CLOCK_MONOTONIC_COARSE, ns.
     reopen_ns: AtomicU64,
-    /// Sum of all admit ratios so far, parts per million, modulo 2^32; see [`Page::should_admit`].
-    phase: AtomicU32,
+    /// Sum of the admit ratios of all decisions, parts per million; see [`Page::should_admit`].
+    credit_ppm: AtomicU64,
     /// All mappings so far: another thread may still be reading an old one.
     #[expect(
         clippy::vec_box,
@@ -285,8 +285,8 @@ impl Page {
             last_entries: Mutex::default(),
             reopen_ns: AtomicU64::new(0),
             // Processes must not reject in lockstep. The pid is hashed with a random key, because in containers it is often 1.
-            phase: AtomicU32::new(
-                (RandomState::new().hash_one(std::process::id()) % u64::from(PPM)) as u32,
+            credit_ppm: AtomicU64::new(
+                RandomState::new().hash_one(std::process::id()) % u64::from(PPM),
             ),
             maps: Mutex::new(Vec::new()),
         };
@@ -299,15 +299,18 @@ impl Page {
         f64::from(self.admit_ppm()) / f64::from(PPM)
     }
 
-    /// Whether to admit the next piece of work, by the admit ratio. Admissions are evenly spaced, not random.
+    /// Whether to admit the next piece of work, by the admit ratio. Admissions are evenly spaced, not random: at 0.75, three are
+    /// admitted, then one is rejected.
     pub fn should_admit(&self) -> bool {
         let admit_ppm = self.admit_ppm();
         if admit_ppm >= PPM {
             return true;
         }
-        let before = self.phase.fetch_add(admit_ppm, Ordering::Relaxed);
-        // The sum wraps at 2^32, which shifts the phase once in thousands of requests.
-        before / PPM != before.wrapping_add(admit_ppm) / PPM
+        // One is admitted whenever the sum passes a multiple of one million. At a billion decisions a second it would wrap after
+        // five hours, and then shift the phase once.
+        let ppm = u64::from(admit_ppm);
+        let before = self.credit_ppm.fetch_add(ppm, Ordering::Relaxed);
+        before / u64::from(PPM) != before.wrapping_add(ppm) / u64::from(PPM)
     }
 
     /// Whether to admit a request that was just read from this TCP connection. While the page has a max queue wait, this asks
@@ -775,12 +778,12 @@ mod tests {
     }
 
     /// A page written by a test: level critical, one entry without flags.
-    struct Written(PathBuf);
+    struct Written(PathBuf, std::cell::Cell<u64>);
 
     impl Written {
         fn new(name: &str, ttl: Duration) -> Self {
             let name = format!("tailback-{name}-{}", std::process::id());
-            let page = Self(std::env::temp_dir().join(name));
+            let page = Self(std::env::temp_dir().join(name), std::cell::Cell::new(2));
             std::fs::write(&page.0, [0; SIZE]).unwrap();
             page.put(0, &MAGIC);
             page.put(VERSION_AT, &VERSION.to_le_bytes());
@@ -881,8 +884,69 @@ mod tests {
 
     #[test]
     fn pages_begin_with_different_phases() {
-        let phases = [(); 3].map(|()| Page::open("/nonexistent/page").phase.into_inner());
+        let phases = [(); 3].map(|()| Page::open("/nonexistent/page").credit_ppm.into_inner());
         assert!(phases.iter().any(|phase| *phase != phases[0]), "{phases:?}");
+    }
+
+    impl Written {
+        /// Publishes this ratio, which an open reader notices.
+        fn put_ratio(&self, admit_ppm: u32) {
+            let seq = self.1.get() + 2;
+            self.1.set(seq);
+            self.put(ADMIT_AT, &admit_ppm.to_le_bytes());
+            self.put(SEQ_AT, &seq.to_le_bytes());
+        }
+    }
+
+    /// Of `count` requests at this ratio, how many may be admitted: the exact share, rounded either way.
+    fn exact_share(count: u64, admit_ppm: u32) -> std::ops::RangeInclusive<u64> {
+        let sum = count * u64::from(admit_ppm.min(PPM));
+        sum / u64::from(PPM)..=sum.div_ceil(u64::from(PPM))
+    }
+
+    #[test]
+    fn admissions_are_evenly_spaced() {
+        let written = Written::new("even", LONG);
+        let page = Page::open(&written.0);
+        // A ratio above 1 counts as 1. Each one takes effect at once, and in every window of requests.
+        for admit_ppm in [
+            0,
+            1,
+            50_000,
+            333_333,
+            500_000,
+            750_000,
+            999_999,
+            PPM,
+            u32::MAX,
+        ] {
+            written.put_ratio(admit_ppm);
+            let admitted: Vec<bool> = (0..10_000).map(|_| page.should_admit()).collect();
+            for window in [1, 2, 3, 7, 100, 10_000] {
+                let expected = exact_share(window as u64, admit_ppm);
+                for requests in admitted.windows(window) {
+                    let passed = requests.iter().filter(|passed| **passed).count() as u64;
+                    assert!(
+                        expected.contains(&passed),
+                        "{passed} of {window} at {admit_ppm}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_share_the_ratio_evenly() {
+        let written = Written::new("threads", LONG);
+        written.put_ratio(300_001);
+        let page = Page::open(&written.0);
+        let passed: u64 = std::thread::scope(|scope| {
+            let count = || (0..25_000).filter(|_| page.should_admit()).count() as u64;
+            let threads = [(); 4].map(|()| scope.spawn(count));
+            threads.map(|thread| thread.join().unwrap()).iter().sum()
+        });
+        let expected = exact_share(100_000, 300_001);
+        assert!(expected.contains(&passed), "{passed} of 100,000");
     }
 
     #[test]
