@@ -5,7 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -353,7 +353,7 @@ fn an_agent_that_returns_under_overload_reduces_the_weight_again_at_once() -> Re
     haproxy.wait_weight("s0", 100)?;
     println!("full weight {:?} after the kill", killed.elapsed());
     let returned = Instant::now();
-    let agent = Agent::run([std::path::Path::new("--config"), &stage.config])?;
+    let agent = Agent::run([Path::new("--config"), &stage.config])?;
     let page = tailback_page::Page::open(stage.page());
     wait::until("the page", DEADLINE, || {
         Ok(page.pressure().alive.then_some(()))
@@ -383,5 +383,111 @@ fn an_agent_that_returns_under_overload_reduces_the_weight_again_at_once() -> Re
     }
     ensure!(highest == 5, "the takeover raised the weight to {highest}");
     drop(agent);
+    Ok(())
+}
+
+/// The lines of the guide that reject by weight.
+fn deny_by_weight() -> Result<String> {
+    let guide = include_str!("../../docs/guides/haproxy.md");
+    let section = guide
+        .split_once("## Deny by weight")
+        .context("no section")?;
+    let block = section.1.split("```").nth(1).context("no configuration")?;
+    let rules = block.lines().filter(|line| line.contains("http-request"));
+    Ok(rules.map(|line| format!("{line}\n")).collect())
+}
+
+/// Starts HAProxy with these rules in front of a service that always responds.
+fn start_denying(temp: &TempDir, threads: u32) -> Result<(Process, SocketAddr, PathBuf)> {
+    let (front, service) = (ports::local(ports::free()?), ports::local(ports::free()?));
+    let stats = temp.path().join("stats");
+    let config = format!(
+        "global\n nbthread {threads}\n stats socket {} mode 600 level admin\n\
+         defaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
+         frontend front\n bind {front}\n default_backend shop\n\
+         backend shop\n{} server a {service} weight 100\n\
+         frontend service\n bind {service}\n http-request return status 200\n",
+        stats.display(),
+        deny_by_weight()?
+    );
+    let config = temp.write("haproxy.cfg", &config)?;
+    let mut command = Command::new(program::need(&["haproxy"])?);
+    let process = Process::start("HAProxy", command.arg("-db").arg("-f").arg(config))?;
+    wait::until("HAProxy", DEADLINE, || {
+        process.check_running()?;
+        Ok(TcpStream::connect(front).ok())
+    })?;
+    Ok((process, front, stats))
+}
+
+/// Whether each of `count` requests, one after the other, is admitted.
+fn admitted(front: SocketAddr, count: usize) -> Result<Vec<bool>> {
+    let one = |_| {
+        let (head, _) = get(front, "/")?;
+        let is_admitted = head.starts_with("HTTP/1.1 200");
+        ensure!(is_admitted || head.starts_with("HTTP/1.1 503"), "{head}");
+        Ok(is_admitted)
+    };
+    (0..count).map(one).collect()
+}
+
+#[test]
+fn the_guides_rules_admit_by_weight_evenly() -> Result<()> {
+    const TEST: &str = "the_guides_rules_admit_by_weight_evenly";
+    if !needs::met(TEST, &["haproxy"]) {
+        return Ok(());
+    }
+    let temp = TempDir::new("denying")?;
+    let (_haproxy, front, stats) = start_denying(&temp, 1)?;
+    // Each weight takes effect at once.
+    for weight in [100, 62, 33, 5, 0] {
+        set_weight(&stats, weight)?;
+        let admitted = admitted(front, 200)?;
+        // The exact share of any consecutive requests, rounded either way.
+        for window in [1, 2, 3, 7, 100, 200] {
+            let (least, most) = (window * weight / 100, (window * weight).div_ceil(100));
+            for requests in admitted.windows(window) {
+                let passed = requests.iter().filter(|passed| **passed).count();
+                ensure!(
+                    (least..=most).contains(&passed),
+                    "{passed} of {window} at weight {weight}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_guides_rules_admit_about_the_weight_with_several_threads() -> Result<()> {
+    const TEST: &str = "the_guides_rules_admit_about_the_weight_with_several_threads";
+    const REQUESTS: usize = 500;
+    if !needs::met(TEST, &["haproxy"]) {
+        return Ok(());
+    }
+    let temp = TempDir::new("denying")?;
+    let (_haproxy, front, stats) = start_denying(&temp, 4)?;
+    set_weight(&stats, 62)?;
+    let passed: usize = std::thread::scope(|scope| {
+        let clients = [(); 4].map(|()| scope.spawn(|| admitted(front, REQUESTS)));
+        let each = clients.map(|client| client.join().expect("a client panicked"));
+        let mut passed = 0;
+        for admitted in each {
+            passed += admitted?.into_iter().filter(|passed| *passed).count();
+        }
+        anyhow::Ok(passed)
+    })?;
+    // Threads that add at the same moment lose a turn.
+    let share = passed as f64 / (4 * REQUESTS) as f64;
+    ensure!((0.58..=0.64).contains(&share), "{share}");
+    Ok(())
+}
+
+fn set_weight(stats: &Path, weight: usize) -> Result<()> {
+    let mut stream = UnixStream::connect(stats)?;
+    stream.write_all(format!("set weight shop/a {weight}\n").as_bytes())?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    ensure!(text.trim().is_empty(), "{text}");
     Ok(())
 }
