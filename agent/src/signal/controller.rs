@@ -421,16 +421,18 @@ impl Controller {
 
     /// The standing delay exceeds the acceptable one: admit less than the equilibrium.
     fn drain(&mut self, observation: Observation, excess_ns: f64) {
+        let trim = excess_ns / DRAIN_TIME_NS;
         let is_falling = observation.delay_ns < self.last.delay_ns;
-        if self.overloaded_decisions > EQUILIBRIUM_DECREASE_AFTER && !is_falling {
+        // At the largest trim a lower equilibrium would not help: the service works off a backlog that nobody can withdraw.
+        let is_effective = trim < MAX_DRAIN_TRIM;
+        if self.overloaded_decisions > EQUILIBRIUM_DECREASE_AFTER && !is_falling && is_effective {
             self.equilibrium.admitted *= 1.0 - EQUILIBRIUM_DECREASE;
         }
         match self.equilibrium.admit_ratio() {
             Some(equilibrium) => {
                 self.is_shedding = true;
                 self.mode = Mode::Draining;
-                let trim = (excess_ns / DRAIN_TIME_NS).min(MAX_DRAIN_TRIM);
-                self.admit_ratio = equilibrium * (1.0 - trim);
+                self.admit_ratio = equilibrium * (1.0 - trim.min(MAX_DRAIN_TRIM));
             }
             None if observation.delay_ns >= STALLED_AFTER_NS => {
                 self.is_shedding = true;

@@ -531,3 +531,27 @@ fn a_fast_service_that_stays_nearly_fully_utilized_recovers() {
         controller.admit_ratio()
     );
 }
+
+#[test]
+fn a_backlog_that_nobody_can_withdraw_does_not_lower_the_equilibrium() {
+    // A backlog of one second, the delay of which stays although the minimum is admitted; then one of 200 ms.
+    for (delay_ms, is_lowered) in [(1_000, false), (200, true)] {
+        let observe = |tick: u64| Observation {
+            now_ns: tick * TICK_NS,
+            delay_ns: delay_ms * 1_000_000,
+            target_delay_ns: TARGET_NS,
+            max_queue_wait_ns: TARGET_NS,
+            is_counted: tick <= 3,
+            arrivals: tick * 20,
+            departures: tick * 10,
+            utilization: Some(1.0),
+        };
+        let mut controller = Controller::new(observe(0));
+        for tick in 1..=25 {
+            controller.read(observe(tick));
+        }
+        let now = controller.state().equilibrium_admit_ratio.unwrap();
+        assert_eq!(now < 0.45, is_lowered, "{now} after {delay_ms} ms");
+        assert!(is_lowered || (now - 0.5).abs() < 1e-9, "{now}");
+    }
+}
