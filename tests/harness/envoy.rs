@@ -1,6 +1,12 @@
 //! Envoy, with a configuration of the caller's, observed through its admin interface.
 
-use std::{env, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{
+    env,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -108,11 +114,23 @@ impl Envoy {
         Ok(unhealthy)
     }
 
+    /// A threshold of the cluster's circuit breakers for requests of default priority, such as `max_connections`.
+    pub fn threshold(&self, cluster: &str, name: &str) -> Result<u64> {
+        let text = String::from_utf8(self.get("/clusters")?)?;
+        let start = format!("{cluster}::default_priority::{name}::");
+        let value = text.lines().find_map(|line| line.strip_prefix(&start));
+        let value = value.with_context(|| format!("Envoy has no threshold {start}: {text}"))?;
+        Ok(value.parse()?)
+    }
+
     fn ask(&self, path: &str) -> Result<Value> {
-        self.process.check_running()?;
-        let response = http::get_1_1(self.admin, path, RESPONSE_TIMEOUT)?;
-        serde_json::from_slice(&response.body)
+        serde_json::from_slice(&self.get(path)?)
             .with_context(|| format!("read Envoy's response to {path}"))
+    }
+
+    fn get(&self, path: &str) -> Result<Vec<u8>> {
+        self.process.check_running()?;
+        Ok(http::get_1_1(self.admin, path, RESPONSE_TIMEOUT)?.body)
     }
 }
 
@@ -122,6 +140,84 @@ pub fn socket_address(address: SocketAddr) -> String {
         "{{socket_address: {{address: {}, port_value: {}}}}}",
         address.ip(),
         address.port()
+    )
+}
+
+/// The cluster's name.
+pub const CLUSTER: &str = "back";
+
+/// An endpoint of the cluster.
+pub struct Endpoint {
+    pub server: SocketAddr,
+    /// Port of active health checks, on the same address; `None`: no check.
+    pub health_port: Option<u16>,
+}
+
+/// A configuration: a listener that forwards everything to one cluster. `symlink_root`: the runtime layer from which the circuit breakers take their thresholds.
+pub fn forward(front: SocketAddr, endpoints: &[Endpoint], symlink_root: Option<&Path>) -> String {
+    let runtime = symlink_root.map_or_else(String::new, disk_layer);
+    let mut checks = "";
+    let mut all = String::new();
+    for endpoint in endpoints {
+        let check = endpoint.health_port.map_or_else(String::new, |port| {
+            format!(", health_check_config: {{port_value: {port}}}")
+        });
+        let address = socket_address(endpoint.server);
+        all += &format!("        - endpoint: {{address: {address}{check}}}\n");
+        if endpoint.health_port.is_some() {
+            checks = HEALTH_CHECKS;
+        }
+    }
+    // One request per connection: uWSGI closes the connection after its response, and says nothing of that in it. No delayed
+    // close: by default Envoy closes a client's connection up to a second after the response, and the load waits for that.
+    format!(
+        "{runtime}static_resources:
+  listeners:
+  - address: {}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: front
+          delayed_close_timeout: 0s
+          http_protocol_options: {{accept_http_10: true}}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ['*']
+              routes: [{{match: {{prefix: /}}, route: {{cluster: {CLUSTER}, timeout: 30s}}}}]
+  clusters:
+  - name: {CLUSTER}
+    connect_timeout: 5s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        common_http_protocol_options: {{max_requests_per_connection: 1}}
+        explicit_http_config: {{http_protocol_options: {{}}}}
+    circuit_breakers: {{thresholds: [{{max_connections: 10000, max_pending_requests: 10000, max_requests: 10000}}]}}
+{checks}    load_assignment:
+      cluster_name: {CLUSTER}
+      endpoints:
+      - lb_endpoints:
+{all}",
+        socket_address(front)
+    )
+}
+
+/// `no_traffic_interval` is 60 s by default, and holds for the first check of a cluster.
+const HEALTH_CHECKS: &str = "    health_checks:
+    - {timeout: 1s, interval: 0.1s, no_traffic_interval: 0.1s, unhealthy_threshold: 1, healthy_threshold: 1, http_health_check: {path: /ready}}
+";
+
+/// Without thresholds in the layer, those of the cluster apply.
+fn disk_layer(symlink_root: &Path) -> String {
+    format!(
+        "layered_runtime: {{layers: [{{name: tailback, disk_layer: {{symlink_root: {}}}}}]}}\n",
+        symlink_root.display()
     )
 }
 

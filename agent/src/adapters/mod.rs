@@ -2,7 +2,7 @@
 //!
 //! It runs apart from the agent. It reads the pages like any other consumer (`page_cache`) and asks the agent (`agent`) for
 //! nothing that a decision depends on. If the agent is killed or hangs, its pages go stale within their TTL and every adapter
-//! reports no pressure: HAProxy gets 100%, Envoy 0, readiness probes succeed. The process drops its privileges, loads nothing
+//! reports no pressure: HAProxy gets 100%, Envoy no limit, readiness probes succeed. The process drops its privileges, loads nothing
 //! into the kernel and cannot slow down the agent's sampling.
 //!
 //! Each adapter has its own file: `http`, `haproxy`, `envoy`, `pressure_socket`, and, on top of `grpc`, `orca` and `keda`.
@@ -15,6 +15,7 @@ pub mod agent;
 mod agent_checks;
 mod drain_policy;
 mod envoy;
+mod envoy_layer;
 mod grpc;
 mod haproxy;
 mod http;
@@ -242,11 +243,11 @@ pub fn run(config: &Signal, exit_idle_time: Option<Duration>) -> Result<()> {
     ));
     // A write in progress finishes before the final one below, unless it hangs.
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
-    // Fail open, whatever the outcome: the files outlive the process.
+    // Fail open, whatever the outcome: the layers outlive the process.
     let successor = successor.get();
     for envoy in &config.envoy {
-        if !successor.is_some_and(|adapters| adapters.contains(&kept_file(envoy))) {
-            let _ = envoy::put(&envoy.file, "0.000\n");
+        if !successor.is_some_and(|adapters| adapters.contains(&kept_layer(envoy))) {
+            let _ = envoy_layer::write(envoy, None, None);
         }
     }
     outcome
@@ -256,7 +257,7 @@ pub fn run(config: &Signal, exit_idle_time: Option<Duration>) -> Result<()> {
 fn with_kept_values(config: &Signal) -> BTreeSet<String> {
     let haproxies = config.haproxy.iter().map(kept_checks);
     haproxies
-        .chain(config.envoy.iter().map(kept_file))
+        .chain(config.envoy.iter().map(kept_layer))
         .collect()
 }
 
@@ -264,8 +265,13 @@ fn kept_checks(haproxy: &config::signal::Haproxy) -> String {
     format!("haproxy {} {:?}", haproxy.listen, haproxy.target)
 }
 
-fn kept_file(envoy: &config::signal::Envoy) -> String {
-    format!("envoy {} {:?}", envoy.file.display(), envoy.target)
+fn kept_layer(envoy: &config::signal::Envoy) -> String {
+    format!(
+        "envoy {} {:?} {:?}",
+        envoy.symlink_root.display(),
+        envoy.cluster,
+        envoy.target
+    )
 }
 
 /// Serves until it has to exit. `previous` is the status of the process that was replaced. `successor` is set to the adapters of
@@ -310,7 +316,8 @@ async fn serve(
         endpoint("pressure_socket", &at, Some(&it.target))
     });
     let envoys = with_endpoints(&config.envoy, |it| {
-        stats_of("envoy", it.file.display().to_string(), Some(&it.target))
+        let at = it.symlink_root.display().to_string();
+        stats_of("envoy", at, Some(&it.target))
     });
     let status = Listener::Unix(stream::bind(&directory.join(SOCKET), 0o660)?);
     privileges::drop_privileges(!envoys.is_empty())?;
@@ -418,7 +425,7 @@ mod tests {
     use super::{agent_checks::AgentChecks, listen::Peer, *};
     use crate::emit::json::reference::assert_documented;
 
-    /// A HAProxy that checks every 10 s, an Envoy that reads its file, and ORCA.
+    /// A HAProxy that checks every 10 s, an Envoy that reads its layer, and ORCA.
     fn shared() -> Shared {
         let stats =
             |kind| AdapterStats::new(kind, "127.0.0.1:1".to_owned(), Some("shop".to_owned()));

@@ -13,7 +13,7 @@ use rustix::{
 /// The user id of `nobody` on common distributions, and the kernel's overflow uid.
 const NOBODY: u32 = 65_534;
 
-/// Becomes `nobody` and drops every capability; with `writes_files`, it keeps CAP_DAC_OVERRIDE to write the files for Envoy.
+/// Becomes `nobody` and drops every capability; with `writes_files`, it keeps CAP_DAC_OVERRIDE to write Envoy's runtime.
 /// The group stays, because it grants access to the agent's socket. Must be called before other threads start.
 pub fn drop_privileges(writes_files: bool) -> Result<()> {
     let kept = if writes_files {

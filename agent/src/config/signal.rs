@@ -27,6 +27,8 @@ pub(super) const DEFAULT_PAGES: usize = 256;
 pub(super) const PAGES: RangeInclusive<usize> = 1..=4096;
 /// Maximum number of adapters of one kind, and of groups.
 pub(super) const MAX_ADAPTERS: usize = 64;
+/// Longest name of an Envoy cluster, bytes: a runtime key with it is the name of a file, which has at most 255.
+const MAX_CLUSTER_BYTES: usize = 200;
 
 /// The `[signal]` section. Pages and the event stream are on by default; adapters are off until configured.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -93,12 +95,40 @@ pub struct Keda {
     pub listen: Listen,
 }
 
-/// `[[signal.envoy]]`: a file for Envoy's `injected_resource` resource monitor.
+/// `[[signal.envoy]]`: a disk layer of Envoy's runtime, with the thresholds of a cluster's circuit breakers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Envoy {
     pub target: String,
-    pub file: PathBuf,
+    /// Name of the cluster in Envoy's configuration.
+    pub cluster: String,
+    /// The symbolic link that Envoy follows, as in its configuration.
+    pub symlink_root: PathBuf,
+}
+
+impl Envoy {
+    /// The cluster is part of file names, and Envoy follows the name of the link.
+    fn check(&self) -> Result<()> {
+        let cluster = &self.cluster;
+        if cluster.is_empty() || cluster.contains('/') || cluster.chars().any(char::is_control) {
+            bail!(
+                "cluster = {cluster:?} cannot be the name of a cluster: it must not be empty or contain `/` or control characters"
+            );
+        }
+        if cluster.len() > MAX_CLUSTER_BYTES {
+            bail!(
+                "the name of an Envoy cluster has {} bytes: at most {MAX_CLUSTER_BYTES} are allowed",
+                cluster.len()
+            );
+        }
+        let root = &self.symlink_root;
+        if root.file_name().is_none() || root.parent().is_none() {
+            bail!(
+                "symlink_root = {root:?} does not end in the name of a link, such as /run/envoy/tailback/shop"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// `[[signal.pressure_socket]]`: a socket that delivers one byte whenever the level rises, as systemd's `*_PRESSURE_WATCH`
@@ -264,28 +294,31 @@ impl Signal {
                 .iter()
                 .map(|entry| format!("unix:{}", entry.path.display())),
         );
-        // Two writers of one file would replace each other's value.
+        // Two writers of one layer would replace each other's limit.
         listens.extend(
             self.envoy
                 .iter()
-                .map(|envoy| envoy.file.display().to_string()),
+                .map(|envoy| envoy.symlink_root.display().to_string()),
         );
         listens.sort_unstable();
         if let Some(duplicate) = listens.windows(2).find(|pair| pair[0] == pair[1]) {
             bail!(
-                "two adapters use {}: give each its own address or file",
+                "two adapters use {}: give each its own address or path",
                 duplicate[0]
             );
         }
         for path in self
             .envoy
             .iter()
-            .map(|entry| &entry.file)
+            .map(|entry| &entry.symlink_root)
             .chain(self.pressure_socket.iter().map(|entry| &entry.path))
         {
             if !path.is_absolute() {
                 bail!("{path:?} is not an absolute path");
             }
+        }
+        for envoy in &self.envoy {
+            envoy.check()?;
         }
         for group in &self.group {
             if group.min_ready > group.targets.len() {
@@ -350,7 +383,8 @@ mod tests {
             maxconn = 50
             [[signal.envoy]]
             target = "shop"
-            file = "/run/envoy/pressure"
+            cluster = "shop"
+            symlink_root = "/run/envoy/shop"
             [[signal.pressure_socket]]
             target = "shop"
             path = "/run/other/shop.sock"
@@ -396,8 +430,32 @@ mod tests {
                 "two adapters use 127.0.0.1:1: give each its own",
             ),
             (
-                "[[signal.envoy]]\ntarget = \"a\"\nfile = \"/x/p\"\n[[signal.envoy]]\ntarget = \"b\"\nfile = \"/x/p\"\n",
+                "[[signal.envoy]]\ntarget = \"a\"\ncluster = \"a\"\nsymlink_root = \"/x/p\"\n[[signal.envoy]]\ntarget = \"b\"\ncluster = \"b\"\nsymlink_root = \"/x/p\"\n",
                 "two adapters use /x/p",
+            ),
+            (
+                "[[signal.envoy]]\ntarget = \"a\"\nsymlink_root = \"/x/p\"\n",
+                "cluster",
+            ),
+            (
+                "[[signal.envoy]]\ntarget = \"a\"\ncluster = \"a\"\nfile = \"/x/p\"\n",
+                "unknown field `file`",
+            ),
+            (
+                "[[signal.envoy]]\ntarget = \"a\"\ncluster = \"\"\nsymlink_root = \"/x/p\"\n",
+                "must not be empty",
+            ),
+            (
+                "[[signal.envoy]]\ntarget = \"a\"\ncluster = \"a/b\"\nsymlink_root = \"/x/p\"\n",
+                "cluster = \"a/b\" cannot be the name",
+            ),
+            (
+                "[[signal.envoy]]\ntarget = \"a\"\ncluster = \"a\"\nsymlink_root = \"x/p\"\n",
+                "\"x/p\" is not an absolute path",
+            ),
+            (
+                "[[signal.envoy]]\ntarget = \"a\"\ncluster = \"a\"\nsymlink_root = \"/\"\n",
+                "does not end in the name of a link",
             ),
             (
                 "[[signal.group]]\ntargets = [\"a\"]\nmin_ready = 2\n",

@@ -417,7 +417,7 @@ mod tests {
                 "last_unix_ns": unix_ns() - 5_000_000_000, "rejected": 0, "closed": 4,
                 "checks": [{"from": "127.0.0.1", "last_age_ns": 5_000_000_000_u64, "interval_ns": 10_000_000_000_u64}],
                 "warnings": [{"code": "slow_checks", "text": "checks every 10 s", "remedy": "set `agent-inter 200ms`"}]},
-            {"adapter": "envoy", "at": "/run/p", "target": "shop", "last_reply": "0.000", "replies": 1, "connections": 0,
+            {"adapter": "envoy", "at": "/run/p", "target": "shop", "last_reply": "no limit", "replies": 1, "connections": 0,
                 "reads": {"count": 3, "last_age_ns": 2_000_000_000_u64}},
             {"adapter": "haproxy", "at": "127.0.0.1:9402", "target": "shpo", "last_reply": "up ready 100%", "replies": 9, "connections": 0}]});
         let readers = [Reader {

@@ -82,7 +82,7 @@ pub const CONSUMERS: &[Consumer] = &[
     sheds("share", "uWSGI: the admit ratio", ALL, Shedding { page: Some(By::AdmitRatio), ..NO_PAGE }, PYTHON),
     sheds("maxconn", "HAProxy: the concurrency limit", ALL, behind(Proxy::Maxconn), PYTHON),
     sheds("weight", "HAProxy: deny by weight, the admit ratio", ALL, behind(Proxy::Weight), PYTHON),
-    Consumer { needs: &["Envoy"], ..sheds("envoy", "Envoy: overload manager, the file", ALL, behind(Proxy::Envoy), PYTHON) },
+    Consumer { needs: &["Envoy"], ..sheds("envoy", "Envoy: the concurrency limit", ALL, behind(Proxy::Envoy), PYTHON) },
     sheds("page+maxconn", "both at once", TWO, Shedding { proxy: Proxy::Maxconn, ..BY_WAIT }, &[UwsgiPostgresql]),
     sheds("page+weight", "both at once", TWO, Shedding { proxy: Proxy::Weight, ..BY_WAIT }, &[UwsgiPostgresql]),
     Consumer {

@@ -5,7 +5,6 @@
 //! the scenarios of the consumers that shed, `group` those of the consumers that move load, and `results` keeps the figures.
 
 mod consumers;
-mod envoy;
 mod group;
 mod outcome;
 mod parts;

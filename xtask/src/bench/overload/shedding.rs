@@ -63,7 +63,7 @@ pub enum Proxy {
     Maxconn,
     /// Rejects by the weight of Tailback's agent-check.
     Weight,
-    /// Envoy instead of HAProxy: its overload manager rejects by Tailback's file.
+    /// Envoy instead of HAProxy: its circuit breakers, by Tailback's runtime layer.
     Envoy,
 }
 
@@ -85,7 +85,7 @@ impl Shedding {
     /// Whether it decides only by a ratio, which is right for one load: after a change it has to be estimated again.
     fn is_ratio(self, service: Service) -> bool {
         let knows_waits = self.page == Some(By::Wait) && !service.takes_all();
-        !knows_waits && self.proxy != Proxy::Maxconn
+        !knows_waits && !matches!(self.proxy, Proxy::Maxconn | Proxy::Envoy)
     }
 
     /// How long after the death of the agent its signal may still be in force.
@@ -93,9 +93,8 @@ impl Shedding {
         match self.proxy {
             // Readers check the page for each request. One interval is allowed for the response itself.
             Proxy::Forward | Proxy::Static => TTL + POLL_INTERVAL,
-            Proxy::Maxconn | Proxy::Weight => TTL + 2 * POLL_INTERVAL,
-            // One interval more: the file is written first, and Envoy polls it.
-            Proxy::Envoy => TTL + 3 * POLL_INTERVAL,
+            // One more until the adapter is asked, or writes what Envoy reads.
+            Proxy::Maxconn | Proxy::Weight | Proxy::Envoy => TTL + 2 * POLL_INTERVAL,
         }
     }
 }

@@ -14,11 +14,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tailback_page::Page;
 use tailback_tests::{
-    agent::Agent, envoy::Envoy, http, ports, process::Process, program, temp::TempDir, wait,
+    agent::Agent,
+    envoy::{self, CLUSTER, Endpoint, Envoy},
+    http, ports,
+    process::Process,
+    program,
+    temp::TempDir,
+    wait,
 };
 
 use super::{
-    envoy::{self, Endpoint},
     run::Run,
     service::{Running, Service, Start},
     shedding::{POLL_INTERVAL, Proxy, Shedding},
@@ -72,11 +77,11 @@ impl Stage {
             Proxy::Maxconn => format!("maxconn = {UNTUNED_MAXCONN}\n"),
             _ => String::new(),
         };
-        let file = temp.path().join("envoy");
+        let symlink_root = temp.path().join("envoy");
         let adapter = match shedding.proxy {
             Proxy::Envoy => format!(
-                "[[signal.envoy]]\ntarget = \"bench\"\nfile = \"{}\"\n",
-                file.display()
+                "[[signal.envoy]]\ntarget = \"bench\"\ncluster = \"{CLUSTER}\"\nsymlink_root = \"{}\"\n",
+                symlink_root.display()
             ),
             _ => format!(
                 "[[signal.haproxy]]\ntarget = \"bench\"\nlisten = \"127.0.0.1:{check}\"\n{maxconn}"
@@ -98,14 +103,12 @@ impl Stage {
             Vec::new()
         };
         let (front, proxy) = if shedding.proxy == Proxy::Envoy {
-            wait::until("the file for Envoy", DEADLINE, || {
-                Ok(file.exists().then_some(()))
-            })?;
             let endpoint = Endpoint {
                 server: running.address,
                 health_port: None,
             };
-            let envoy = Envoy::start(|front| envoy::config(front, &[endpoint], Some(&file)))?;
+            let envoy =
+                Envoy::start(|front| envoy::forward(front, &[endpoint], Some(&symlink_root)))?;
             (envoy.address(), Front::Envoy { _envoy: envoy })
         } else {
             let front = ports::local(ports::free()?);

@@ -10,14 +10,13 @@ use std::{
 
 use anyhow::Result;
 use tailback_tests::{
-    envoy::Envoy,
+    envoy::{self, CLUSTER, Endpoint, Envoy},
     load::{self, Load, Plan},
     ports,
 };
 
 use super::{
     super::{
-        envoy::{self, CLUSTER, Endpoint},
         outcome::{latencies, ms, percentile},
         run::Run,
         scenario::Scenario,
@@ -124,7 +123,7 @@ impl Servers {
                     });
                 }
                 Proxy::Envoy(Envoy::start(|front| {
-                    envoy::config(front, &endpoints, None)
+                    envoy::forward(front, &endpoints, None)
                 })?)
             }
             Mover::RoundRobin | Mover::GrpcRoundRobin | Mover::Orca => {
