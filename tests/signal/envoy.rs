@@ -140,16 +140,19 @@ fn envoy_holds_the_concurrency_limit_and_drops_it_when_the_agent_hangs_or_is_kil
             .is_some_and(|reply| reply.starts_with("limit ")),
         "{reply}"
     );
-    // Envoy itself rejects the excess, so that hardly anything waits in the service, and the admit ratio rises.
-    let rejected = || envoy.statistic(&format!("cluster.{CLUSTER}.upstream_rq_pending_overflow"));
-    wait::until_ok("rejections", DEADLINE, || {
-        let rejected = rejected()?;
-        ensure!(rejected > 20, "{rejected}");
+    // Envoy itself rejects the excess, so that no more than the limit is in the service once the first backlog is served.
+    let statistic = |name: &str| envoy.statistic(&format!("cluster.{CLUSTER}.{name}"));
+    wait::until_ok("Envoy to hold the limit", DEADLINE, || {
+        let limit = envoy.threshold(CLUSTER, "max_connections")?;
+        let connections = statistic("upstream_cx_active")?;
+        let rejected = statistic("upstream_rq_pending_overflow")?;
+        ensure!(
+            connections <= limit && rejected > 20,
+            "{connections} connections of {limit}, {rejected} rejected"
+        );
         Ok(())
     })?;
-    stage.wait("everything admitted by the page", |pressure| {
-        pressure.admit_ratio >= 1.0 && pressure.concurrency_limit.is_some()
-    })?;
+    wait_limited(&envoy, true)?;
 
     stage.agent.process().freeze()?;
     let frozen = Instant::now();
