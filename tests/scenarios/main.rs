@@ -20,6 +20,7 @@ mod peers;
 mod play;
 mod pools;
 mod programs;
+mod resolver;
 mod reuseport;
 mod shared;
 mod table;

@@ -5,7 +5,7 @@ use tailback_tests::workloads::PooledApp;
 
 use crate::{
     accelerators, blocked, control, cpu, disk, downstream, gateway, gridlock, leaks, limits, lock,
-    network, peers, play::Play, pools, reuseport, shared,
+    network, peers, play::Play, pools, resolver, reuseport, shared,
 };
 
 /// One incident, or one healthy service.
@@ -529,6 +529,15 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &["socket"],
         alone: false,
         play: shared::local_ports,
+    },
+    Scenario {
+        name: "resolver-go",
+        on: "Go, which resolves names itself",
+        planted: Some(planted("downstream_slow", THREADED)),
+        programs: &["go"],
+        modules: &["socket"],
+        alone: false,
+        play: resolver::of_go,
     },
     Scenario {
         name: "busy",
