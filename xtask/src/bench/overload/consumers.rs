@@ -18,7 +18,7 @@ use super::{
     service::Service::{
         self, CThreads, GoNetHttp, NginxUwsgi, NodeHttp, RustTower, UwsgiPostgresql,
     },
-    shedding::{By, Proxy, Shedding},
+    shedding::{Proxy, Shedding},
 };
 
 /// One consumer.
@@ -52,7 +52,10 @@ pub enum Play {
     Own(fn(&mut Run, Scenario) -> Result<Outcome>),
 }
 
-const PYTHON: &[Service] = &[UwsgiPostgresql, NginxUwsgi];
+/// Their workers take a request when they are free.
+const WORKERS: &[Service] = &[UwsgiPostgresql, NginxUwsgi];
+/// They take every request at once, so only a ratio can limit them.
+const TAKE_ALL: &[Service] = &[GoNetHttp, RustTower];
 const WITHOUT_AGENT: &[ScenarioKind] = &[Load, Spike, LostCpu];
 const ALL: &[ScenarioKind] = &[Load, Spike, LostCpu, AgentDies, AgentReturns];
 const TWO: &[ScenarioKind] = &[Load, AgentDies];
@@ -62,29 +65,28 @@ const HAPROXY: &[&str] = &["haproxy", "uWSGI"];
 const GRPC: &[&str] = &["Go", "nginx"];
 
 const NO_PAGE: Shedding = Shedding {
-    page: None,
+    reads_page: false,
     proxy: Proxy::Forward,
 };
-const BY_WAIT: Shedding = Shedding {
-    page: Some(By::Wait),
+const PAGE: Shedding = Shedding {
+    reads_page: true,
     ..NO_PAGE
 };
 
 #[rustfmt::skip]
 pub const CONSUMERS: &[Consumer] = &[
-    baseline("nothing", "no protection", NO_PAGE, PYTHON),
-    baseline("static", "HAProxy: a limit tuned by hand for the service", behind(Proxy::Static), PYTHON),
-    sheds("page-python", "uWSGI: the max queue wait", ALL, BY_WAIT, PYTHON),
-    sheds("page-go", "net/http: the admit ratio", ALL, BY_WAIT, &[GoNetHttp]),
-    sheds("page-node", "Node: the max queue wait, since X-Request-Start", ALL, BY_WAIT, &[NodeHttp]),
-    sheds("page-rust", "tower: the admit ratio", ALL, BY_WAIT, &[RustTower]),
-    sheds("page-c", "threads: the max queue wait", ALL, BY_WAIT, &[CThreads]),
-    sheds("share", "uWSGI: the admit ratio", ALL, Shedding { page: Some(By::AdmitRatio), ..NO_PAGE }, PYTHON),
-    sheds("maxconn", "HAProxy: the concurrency limit", ALL, behind(Proxy::Maxconn), PYTHON),
-    sheds("weight", "HAProxy: deny by weight, the admit ratio", ALL, behind(Proxy::Weight), PYTHON),
-    Consumer { needs: &["Envoy"], ..sheds("envoy", "Envoy: the concurrency limit", ALL, behind(Proxy::Envoy), PYTHON) },
-    sheds("page+maxconn", "both at once", TWO, Shedding { proxy: Proxy::Maxconn, ..BY_WAIT }, &[UwsgiPostgresql]),
-    sheds("page+weight", "both at once", TWO, Shedding { proxy: Proxy::Weight, ..BY_WAIT }, &[UwsgiPostgresql]),
+    baseline("nothing", "no protection", NO_PAGE, WORKERS),
+    baseline("static", "HAProxy: a limit tuned by hand for the service", behind(Proxy::Static), WORKERS),
+    sheds("page-python", "uWSGI: the max queue wait", ALL, PAGE, WORKERS),
+    sheds("page-go", "net/http: the admit ratio", ALL, PAGE, &[GoNetHttp]),
+    sheds("page-node", "Node: the max queue wait, since X-Request-Start", ALL, PAGE, &[NodeHttp]),
+    sheds("page-rust", "tower: the admit ratio", ALL, PAGE, &[RustTower]),
+    sheds("page-c", "threads: the max queue wait", ALL, PAGE, &[CThreads]),
+    sheds("maxconn", "HAProxy: the concurrency limit", ALL, behind(Proxy::Maxconn), WORKERS),
+    sheds("weight", "HAProxy: deny by weight, the admit ratio", ALL, behind(Proxy::Weight), TAKE_ALL),
+    Consumer { needs: &["Envoy"], ..sheds("envoy", "Envoy: the concurrency limit", ALL, behind(Proxy::Envoy), WORKERS) },
+    sheds("page+maxconn", "both at once", TWO, Shedding { proxy: Proxy::Maxconn, ..PAGE }, &[UwsgiPostgresql]),
+    sheds("page+weight", "both at once", TWO, Shedding { proxy: Proxy::Weight, ..PAGE }, &[UwsgiPostgresql]),
     Consumer {
         kind: Kind::Baseline,
         ..moves("round-robin", "HAProxy: round robin over two servers", &[SlowServer, StalledServer], HAPROXY,

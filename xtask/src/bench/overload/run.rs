@@ -130,7 +130,7 @@ impl Run {
 
     fn measure_at_rest(&mut self, service: Service) -> Result<AtRest> {
         let nothing = Shedding {
-            page: None,
+            reads_page: false,
             proxy: Proxy::Forward,
         };
         let stage = Stage::start(self, service, nothing)?;

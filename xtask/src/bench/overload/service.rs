@@ -20,7 +20,6 @@ use tailback_tests::{
     wait,
 };
 
-use super::shedding::By;
 use crate::{cargo, command::Cmd, tools};
 
 /// Deadline of each wait.
@@ -62,9 +61,8 @@ enum Parts {
 /// How a service is started.
 pub struct Start<'a> {
     pub workers: u32,
-    /// How it reads its page, if it does.
-    pub by: Option<By>,
-    pub page: &'a Path,
+    /// The page that it reads, if any.
+    pub page: Option<&'a Path>,
     pub postgres_port: Option<u16>,
     pub programs: &'a Programs,
 }
@@ -181,7 +179,8 @@ impl Service {
         command
             .args(&words[1..])
             .arg(port.to_string())
-            .arg(start.page)
+            // Without a page, everything is admitted.
+            .arg(start.page.unwrap_or(Path::new("/nonexistent")))
             .arg(start.workers.to_string())
             .arg(self.service_time().as_millis().to_string());
         let process = Process::start(self.name(), &mut command)?;
@@ -205,9 +204,8 @@ fn uwsgi(work: &str, before: &[&str], start: &Start<'_>) -> Result<Uwsgi> {
     if let Some(port) = start.postgres_port {
         env.push(("APP_SQL_PORT", port.to_string()));
     }
-    if let Some(by) = start.by {
-        env.push(("TAILBACK_BY", by.name().to_owned()));
-        env.push(("TAILBACK_PAGE", start.page.display().to_string()));
+    if let Some(page) = start.page {
+        env.push(("TAILBACK_PAGE", page.display().to_string()));
         env.push((
             "TAILBACK_READERS",
             readers().join("python").display().to_string(),

@@ -40,17 +40,9 @@ pub const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// What rejects the excess.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shedding {
-    /// How the service reads its page.
-    pub page: Option<By>,
+    /// The service reads its page.
+    pub reads_page: bool,
     pub proxy: Proxy,
-}
-
-/// The value of the page that a service decides by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
-    /// The max queue wait. A reader that does not know the wait uses the admit ratio.
-    Wait,
-    AdmitRatio,
 }
 
 /// What the proxy does besides forwarding.
@@ -67,24 +59,15 @@ pub enum Proxy {
     Envoy,
 }
 
-impl By {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Wait => "wait",
-            Self::AdmitRatio => "admit_ratio",
-        }
-    }
-}
-
 impl Shedding {
     /// Whether Tailback controls the shedding.
     pub fn needs_agent(self) -> bool {
-        self.page.is_some() || matches!(self.proxy, Proxy::Maxconn | Proxy::Weight | Proxy::Envoy)
+        self.reads_page || matches!(self.proxy, Proxy::Maxconn | Proxy::Weight | Proxy::Envoy)
     }
 
     /// Whether it decides only by a ratio, which is right for one load: after a change it has to be estimated again.
     fn is_ratio(self, service: Service) -> bool {
-        let knows_waits = self.page == Some(By::Wait) && !service.takes_all();
+        let knows_waits = self.reads_page && !service.takes_all();
         !knows_waits && !matches!(self.proxy, Proxy::Maxconn | Proxy::Envoy)
     }
 

@@ -65,10 +65,10 @@ impl Stage {
     pub fn start(run: &mut Run, service: Service, shedding: Shedding) -> Result<Self> {
         let temp = TempDir::new("overload")?;
         let directory = temp.path().join("run");
+        let page = directory.join("bench/page");
         let running = service.start(&Start {
             workers: run.workers(service),
-            by: shedding.page,
-            page: &directory.join("bench/page"),
+            page: shedding.reads_page.then_some(page.as_path()),
             postgres_port: run.postgres_port(service)?,
             programs: run.programs(),
         })?;

@@ -37,14 +37,8 @@ def compute():
 work = {"sql": sql, "compute": compute}[os.environ["APP_WORK"]]
 
 
-def should_admit():
-    if os.environ["TAILBACK_BY"] == "admit_ratio":
-        return page.should_admit()
-    return page.should_admit_from(uwsgi.connection_fd())
-
-
 def application(environ, start_response):
-    if page is not None and not should_admit():
+    if page is not None and not page.should_admit_from(uwsgi.connection_fd()):
         start_response("503 Service Unavailable", [("Retry-After", page.pressure().retry_after_header)])
         return [b"busy\n"]
     work()
