@@ -9,6 +9,9 @@ use crate::{
 
 /// An unchanged cause is reported again after this time, ns.
 const REPORT_INTERVAL_NS: u64 = 30_000_000_000;
+/// The same cause with another culprit is reported at most this often, ns: the first verdict can rest on half a second, in which
+/// the culprit was not known yet.
+const CULPRIT_INTERVAL_NS: u64 = 1_000_000_000;
 /// Maximum number of changes of cause kept for an episode.
 const MAX_CHANGES: usize = 32;
 
@@ -43,8 +46,8 @@ impl OpenEpisode {
         }
     }
 
-    /// Adds a new verdict. Returns the stretch that ends with it if the cause has changed or is due to be reported again,
-    /// and the first report of a new cause.
+    /// Adds a new verdict. Returns the stretch that ends with it if cause or culprit have changed or the cause is due to be
+    /// reported again, and the first report of a new cause or culprit.
     pub(super) fn update(&mut self, at: Instant, verdict: &Arc<Verdict>) -> Vec<Event> {
         let elapsed_ns = at.mono_ns.saturating_sub(self.judged_ns);
         self.judged_ns = at.mono_ns;
@@ -54,22 +57,30 @@ impl OpenEpisode {
         }
         self.durations.add(verdict, elapsed_ns);
         let is_same = self.verdict.cause == verdict.cause;
-        let is_due = at.mono_ns.saturating_sub(self.reported_ns) >= REPORT_INTERVAL_NS;
+        let unreported_ns = at.mono_ns.saturating_sub(self.reported_ns);
+        let is_due = unreported_ns >= REPORT_INTERVAL_NS;
+        let has_other_culprit =
+            !self.verdict.names_as(verdict) && unreported_ns >= CULPRIT_INTERVAL_NS;
+        let is_new = !is_same || has_other_culprit;
         let mut events = Vec::new();
-        if !is_same || is_due {
+        if is_new || is_due {
             events.push(self.stretch(at));
             self.since = at;
             self.reported_ns = at.mono_ns;
             self.index += 1;
         }
+        if !self.verdict.names_as(verdict) && !is_new {
+            // Reported later, if it still is the culprit then.
+            return events;
+        }
         self.verdict = Arc::clone(verdict);
-        if !is_same {
-            if self.changes.len() < MAX_CHANGES {
-                self.changes.push(Moment {
-                    at,
-                    kind: MomentKind::Cause(verdict.cause),
-                });
-            }
+        if !is_same && self.changes.len() < MAX_CHANGES {
+            self.changes.push(Moment {
+                at,
+                kind: MomentKind::Cause(verdict.cause),
+            });
+        }
+        if is_new {
             // Report a new cause at once, not only when its stretch ends.
             events.push(self.stretch(at));
         }

@@ -6,6 +6,7 @@ mod explain;
 mod listening_sockets;
 mod local_ports;
 mod memory;
+mod open_episode;
 mod profile;
 mod scene;
 mod shared_locks;
