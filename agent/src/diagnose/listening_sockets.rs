@@ -5,19 +5,17 @@
 //! others are idle. The queue of the address is the sum over its sockets; this module keeps them apart.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
 };
 
+use super::seconds::Seconds;
 use crate::{
     hash::HashMap,
     queue::Targets,
     sample::{Listener, Sample, TargetId},
 };
 
-const SECOND_NS: u64 = 1_000_000_000;
-/// Number of seconds kept: the 20 s that a verdict is made from (`WINDOW_NS`), and a few more.
-const MAX_SECONDS: usize = 25;
 /// Maximum number of sockets counted in one second; further ones are ignored.
 const MAX_SOCKETS: usize = 4_096;
 /// Samples of a socket below which nothing is concluded.
@@ -31,15 +29,10 @@ const MIN_WAITING: f64 = 0.9;
 
 #[derive(Default)]
 pub(super) struct ListeningSockets {
-    seconds: VecDeque<Second>,
+    /// What was seen of each socket, by service, address and cookie.
+    seconds: Seconds<BTreeMap<(TargetId, SocketAddr, u64), Count>>,
     /// Depth of each socket in the latest sample, by its cookie.
     depths: HashMap<u64, u32>,
-}
-
-#[derive(Default)]
-struct Second {
-    from_ns: u64,
-    sockets: BTreeMap<(TargetId, SocketAddr, u64), Count>,
 }
 
 /// What was seen of one socket.
@@ -84,30 +77,17 @@ impl ListeningSockets {
             let target = targets.of(listener.tgid)?;
             focus_scope.contains(&target).then_some(target)
         };
-        let now_ns = sample.mono_ns;
-        let is_over = |second: &Second| now_ns.saturating_sub(second.from_ns) >= SECOND_NS;
-        if self.seconds.back().is_none_or(is_over) {
-            if self.seconds.len() >= MAX_SECONDS {
-                self.seconds.pop_front();
-            }
-            self.seconds.push_back(Second {
-                from_ns: now_ns,
-                ..Second::default()
-            });
-        }
-        let Some(second) = self.seconds.back_mut() else {
-            return;
-        };
+        let sockets = self.seconds.at(sample.mono_ns);
         let before = std::mem::take(&mut self.depths);
         for listener in &sample.listeners {
             let Some(target) = in_focus(listener) else {
                 continue;
             };
             let key = (target, listener.address, listener.cookie);
-            if !second.sockets.contains_key(&key) && second.sockets.len() >= MAX_SOCKETS {
+            if !sockets.contains_key(&key) && sockets.len() >= MAX_SOCKETS {
                 continue;
             }
-            let count = second.sockets.entry(key).or_default();
+            let count = sockets.entry(key).or_default();
             count.tgid = listener.tgid;
             count.samples += 1;
             count.empty += u32::from(listener.depth == 0);
@@ -127,15 +107,12 @@ impl ListeningSockets {
         address: SocketAddr,
         (from_ns, to_ns): (u64, u64),
     ) -> Option<Uneven> {
-        let within = |second: &&Second| {
-            second.from_ns <= to_ns && second.from_ns.saturating_add(SECOND_NS) > from_ns
-        };
         let mut sockets: BTreeMap<u64, Count> = BTreeMap::new();
         let mut seconds = 0.0;
-        for second in self.seconds.iter().filter(within) {
+        for second in self.seconds.within(from_ns, to_ns) {
             seconds += 1.0;
             let range = (target, address, 0)..=(target, address, u64::MAX);
-            for ((.., cookie), count) in second.sockets.range(range) {
+            for ((.., cookie), count) in second.range(range) {
                 sockets.entry(*cookie).or_default().add(count);
             }
         }

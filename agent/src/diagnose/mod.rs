@@ -25,6 +25,7 @@ mod no_baseline;
 mod open_episode;
 mod profile;
 mod rules;
+mod seconds;
 mod thread_names;
 mod thread_set;
 mod titles;

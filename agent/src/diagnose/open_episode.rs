@@ -56,12 +56,14 @@ impl OpenEpisode {
             return Vec::new();
         }
         self.durations.add(verdict, elapsed_ns);
-        let is_same = self.verdict.cause == verdict.cause;
+        let is_same_cause = self.verdict.cause == verdict.cause;
+        let is_new = !self.verdict.names_as(verdict);
         let unreported_ns = at.mono_ns.saturating_sub(self.reported_ns);
+        if is_new && is_same_cause && unreported_ns < CULPRIT_INTERVAL_NS {
+            // Reported later, if it still is the culprit then.
+            return Vec::new();
+        }
         let is_due = unreported_ns >= REPORT_INTERVAL_NS;
-        let has_other_culprit =
-            !self.verdict.names_as(verdict) && unreported_ns >= CULPRIT_INTERVAL_NS;
-        let is_new = !is_same || has_other_culprit;
         let mut events = Vec::new();
         if is_new || is_due {
             events.push(self.stretch(at));
@@ -69,12 +71,8 @@ impl OpenEpisode {
             self.reported_ns = at.mono_ns;
             self.index += 1;
         }
-        if !self.verdict.names_as(verdict) && !is_new {
-            // Reported later, if it still is the culprit then.
-            return events;
-        }
         self.verdict = Arc::clone(verdict);
-        if !is_same && self.changes.len() < MAX_CHANGES {
+        if !is_same_cause && self.changes.len() < MAX_CHANGES {
             self.changes.push(Moment {
                 at,
                 kind: MomentKind::Cause(verdict.cause),

@@ -3,11 +3,12 @@
 //! Verdicts are made from a [`Window`] of it: the samples taken during an episode.
 
 use crate::hash::HashMap;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     classify::{Observation, Resource, Threads, classify},
     inputs::LONG_TURN_NS,
+    seconds::Seconds,
     topology::Topology,
 };
 use crate::{
@@ -20,9 +21,6 @@ use crate::{
     text::harmless,
 };
 
-const SECOND_NS: u64 = 1_000_000_000;
-/// Number of seconds kept: the 20 s that a verdict is made from (`WINDOW_NS`), and a few more.
-const MAX_SECONDS: usize = 25;
 /// Maximum number of threads counted in one second; further ones are ignored.
 const MAX_THREADS: usize = 4_096;
 
@@ -35,6 +33,12 @@ pub(super) type Lock = (u32, u64);
 /// The address of a lock that is not seen: the threads of a process wait for something in turn, one at a time.
 pub(super) const TURNS: u64 = u64::MAX;
 
+/// A thread at a futex of unknown meaning.
+const PARKED: Observation = Observation {
+    activity: Activity::Idle,
+    resource: Resource::Parked,
+};
+
 /// The key of a lock that processes share.
 pub(super) fn shared(id: u64) -> Lock {
     (0, id)
@@ -42,7 +46,7 @@ pub(super) fn shared(id: u64) -> Lock {
 
 #[derive(Default)]
 pub(super) struct Profile {
-    seconds: VecDeque<Second>,
+    seconds: Seconds<Second>,
     names: HashMap<Thread, String>,
     turns: HashMap<Thread, Turn>,
 }
@@ -58,8 +62,8 @@ struct Turn {
     is_of_a_loop: bool,
 }
 
+#[derive(Default)]
 struct Second {
-    from_ns: u64,
     threads: HashMap<Thread, Vec<(Observation, u32)>>,
     /// What the holders of a lock did while others waited for it.
     held: BTreeMap<Lock, BTreeMap<Thread, ThreadProfile>>,
@@ -145,7 +149,7 @@ impl Profile {
         }
         let threads = Threads::of(waits);
         let long_turns = self.track_turns(waits, &in_focus);
-        let second = self.second(now_ns);
+        let second = self.seconds.at(now_ns);
         let mut now: BTreeMap<Thread, Observation> = waits
             .iter()
             .filter(|wait| in_focus(wait.tgid))
@@ -165,10 +169,7 @@ impl Profile {
             if calls && is_on_one_file(wait) && second.in_one_call.len() < MAX_THREADS {
                 *second.in_one_call.entry(thread).or_default() += 1;
             }
-            let polls = wait.state == State::Sleeping
-                && now.contains_key(&thread)
-                && matches!(call_of(wait), Some((_, CallClass::Epoll)));
-            if polls && second.polling.len() < MAX_THREADS {
+            if polls(wait) && now.contains_key(&thread) && second.polling.len() < MAX_THREADS {
                 *second.polling.entry(thread).or_default() += 1;
             }
         }
@@ -230,32 +231,6 @@ impl Profile {
         long
     }
 
-    /// The second that `now_ns` belongs to, a new one if the last is over.
-    fn second(&mut self, now_ns: u64) -> &mut Second {
-        let is_new = self
-            .seconds
-            .back()
-            .is_none_or(|second| now_ns.saturating_sub(second.from_ns) >= SECOND_NS);
-        if is_new {
-            if self.seconds.len() >= MAX_SECONDS {
-                self.seconds.pop_front();
-            }
-            self.seconds.push_back(Second {
-                from_ns: now_ns,
-                threads: HashMap::default(),
-                held: BTreeMap::new(),
-                cpu: BTreeMap::new(),
-                long_turns: BTreeSet::new(),
-                taking_turns: BTreeMap::new(),
-                active: BTreeMap::new(),
-                in_one_call: BTreeMap::new(),
-                polling: BTreeMap::new(),
-            });
-        }
-        let last = self.seconds.len() - 1;
-        &mut self.seconds[last]
-    }
-
     /// The samples of all seconds that overlap with this time.
     pub(super) fn over(&self, from_ns: u64, to_ns: u64) -> Window {
         let mut window = Window {
@@ -270,10 +245,7 @@ impl Profile {
         };
         let mut polling: BTreeMap<Thread, u32> = BTreeMap::new();
         let mut active: BTreeMap<u32, TakingTurns> = BTreeMap::new();
-        let within = |second: &&Second| {
-            second.from_ns <= to_ns && second.from_ns.saturating_add(SECOND_NS) > from_ns
-        };
-        for second in self.seconds.iter().filter(within) {
+        for second in self.seconds.within(from_ns, to_ns) {
             for (thread, counts) in &second.threads {
                 let profile = window.threads.entry(*thread).or_default();
                 for (observation, count) in counts {
@@ -329,6 +301,11 @@ fn is_on_one_file(wait: &Wait) -> bool {
         Some((_, CallClass::Poll)) => entries == 1,
         _ => false,
     }
+}
+
+/// Whether a thread sleeps in epoll_wait.
+fn polls(wait: &Wait) -> bool {
+    wait.state == State::Sleeping && matches!(call_of(wait), Some((_, CallClass::Epoll)))
 }
 
 impl Second {
@@ -400,13 +377,11 @@ impl Second {
                 continue;
             };
             let threads = active.entry(wait.tgid).or_default();
-            let polls = wait.state == State::Sleeping
-                && matches!(call_of(wait), Some((_, CallClass::Epoll)));
             let rests = matches!(
                 seen.activity,
                 Activity::Idle | Activity::Asleep | Activity::Lock | Activity::Unknown
             );
-            if !polls && !rests {
+            if !polls(wait) && !rests {
                 threads.push((wait.tid, seen));
             }
         }
@@ -633,19 +608,11 @@ impl Window {
         /// More than half of the turns are spent waiting.
         const MAX_COMPUTING: f64 = 0.5;
         let computes = |profiles: &BTreeMap<Thread, ThreadProfile>| {
-            let of = |activity: Activity| -> f64 {
-                let samples = profiles
-                    .values()
-                    .map(|profile| profile.share_of(activity) * f64::from(profile.samples));
-                samples.sum()
-            };
-            let all: u32 = profiles.values().map(|profile| profile.samples).sum();
-            let needed: f64 = Activity::NEEDS_CPU.iter().map(|one| of(*one)).sum();
-            needed / f64::from(all.max(1))
-        };
-        let parked = Observation {
-            activity: Activity::Idle,
-            resource: Resource::Parked,
+            let seen = || profiles.values().flat_map(|profile| &profile.by);
+            let needs_cpu = seen().filter(|(seen, _)| Activity::NEEDS_CPU.contains(&seen.activity));
+            let needed: u32 = needs_cpu.map(|(_, count)| count).sum();
+            let all: u32 = seen().map(|(_, count)| count).sum();
+            f64::from(needed) / f64::from(all.max(1))
         };
         for (tgid, turns) in active {
             let lock = (*tgid, TURNS);
@@ -668,7 +635,7 @@ impl Window {
             };
             for tid in turns.by_thread.keys() {
                 if let Some(profile) = self.threads.get_mut(&(*tgid, *tid))
-                    && let Some(count) = profile.by.remove(&parked)
+                    && let Some(count) = profile.by.remove(&PARKED)
                 {
                     profile.by.insert(its_turn.clone(), count);
                 }
@@ -684,15 +651,11 @@ impl Window {
         const MIN_POLLING: f64 = 0.02;
         /// … and so do at least so many threads of its process.
         const MIN_THREADS: usize = 2;
-        let parked = Observation {
-            activity: Activity::Idle,
-            resource: Resource::Parked,
-        };
         let mut in_turn: BTreeMap<u32, Vec<Thread>> = BTreeMap::new();
         for (thread, polls) in polling {
             let takes_part = self.threads.get(thread).is_some_and(|profile| {
                 let share = f64::from(*polls) / f64::from(profile.samples.max(1));
-                share >= MIN_POLLING && profile.by.contains_key(&parked)
+                share >= MIN_POLLING && profile.by.contains_key(&PARKED)
             });
             if takes_part {
                 in_turn.entry(thread.0).or_default().push(*thread);
@@ -701,7 +664,7 @@ impl Window {
         let in_turn = in_turn.into_values();
         for thread in in_turn.filter(|all| all.len() >= MIN_THREADS).flatten() {
             if let Some(profile) = self.threads.get_mut(&thread)
-                && let Some(count) = profile.by.remove(&parked)
+                && let Some(count) = profile.by.remove(&PARKED)
             {
                 profile.samples = profile.samples.saturating_sub(count);
                 profile.left_out = count;

@@ -52,7 +52,8 @@ pub(super) const THREADS_WAIT: Rule = Rule {
     },
 };
 
-/// Several threads of one process need a CPU, but hardly ever two at the same time, although the service may use more CPUs: they take turns.
+/// Several threads of one process need a CPU, but hardly ever two at the same time, although the service may use more CPUs: they
+/// take turns.
 /// Interpreters with a global lock (Ruby's VM lock, OCaml's) wake each waiter at an address of its own, so no lock shows.
 pub(super) const TAKING_TURNS: Rule = Rule {
     cause: &CAUSE,
