@@ -14,27 +14,40 @@ pub fn decay(elapsed_ns: u64, time_constant_ns: f64) -> f64 {
 pub struct Ewma {
     value: f64,
     time_constant_ns: f64,
+    /// Number of samples in a plain mean.
+    samples: u32,
 }
 
 impl Ewma {
     /// An average that starts at `value`.
     pub fn new(value: f64, time_constant_ns: f64) -> Self {
+        Self::mean_of(u32::MAX, value, time_constant_ns)
+    }
+
+    /// An average that starts as the plain mean `value` of so many samples. It stays a plain mean until the weights of its samples
+    /// are smaller than those of the EWMA. With no samples yet, `value` holds until the first one.
+    pub fn mean_of(samples: u32, value: f64, time_constant_ns: f64) -> Self {
         Self {
             value,
             time_constant_ns,
+            samples,
         }
     }
 
     /// Adds a sample that was taken `elapsed_ns` after the previous one.
     pub fn update(&mut self, sample: f64, elapsed_ns: u64) {
-        self.value += (sample - self.value) * (1.0 - decay(elapsed_ns, self.time_constant_ns));
+        self.samples = self.samples.saturating_add(1);
+        let weight = 1.0 - decay(elapsed_ns, self.time_constant_ns);
+        let of_mean = match self.samples {
+            u32::MAX => 0.0,
+            samples => 1.0 / f64::from(samples),
+        };
+        self.value += (sample - self.value) * weight.max(of_mean);
     }
 
-    /// Like [`Ewma::update`], but of the first samples (`samples` with this one) the plain mean: the value it started with does not
-    /// count.
-    pub fn update_early(&mut self, sample: f64, elapsed_ns: u64, samples: u32) {
-        let weight = 1.0 - decay(elapsed_ns, self.time_constant_ns);
-        self.value += (sample - self.value) * weight.max(1.0 / f64::from(samples.max(1)));
+    /// Number of samples in a plain mean; the highest number for an average that began with a value.
+    pub fn samples(self) -> u32 {
+        self.samples
     }
 
     /// The average, in the unit of the samples.
@@ -61,12 +74,13 @@ mod tests {
 
     #[test]
     fn the_first_samples_are_averaged() {
-        let mut average = Ewma::new(0.0, 1e9);
-        for (samples, sample, mean) in [(1, 4.0, 4.0), (2, 6.0, 5.0), (3, 8.0, 6.0)] {
-            average.update_early(sample, 1_000_000, samples);
+        let mut average = Ewma::mean_of(0, 7.0, 1e9);
+        assert_eq!(average.value(), 7.0, "until the first one");
+        for (sample, mean) in [(4.0, 4.0), (6.0, 5.0), (8.0, 6.0)] {
+            average.update(sample, 1_000_000);
             assert!((average.value() - mean).abs() < 1e-9);
         }
-        average.update_early(0.0, 1_000_000_000, 4);
+        average.update(0.0, 1_000_000_000);
         assert!(
             (average.value() - 2.21).abs() < 0.01,
             "an EWMA from then on"

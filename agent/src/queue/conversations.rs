@@ -17,14 +17,15 @@ use super::{
     requests::{Conversation, Role, Seen, Status},
 };
 use crate::{
+    ewma::Ewma,
     in_order::InOrder,
     sample::{Connection, Sample, TargetId},
 };
 
 /// Pending requests listed per endpoint, oldest first. It bounds the work of a diagnosis.
 const MAX_PENDING_PER_ENDPOINT: usize = 1_024;
-/// Number of samples over which the size of a response, and the usual number of unanswered requests, are averaged.
-const SIZE_MEMORY: u32 = 300;
+/// Time constant of the size of a response, and of the usual number of unanswered requests, ns: 300 scans at the default interval.
+const SIZE_TIME_CONSTANT_NS: f64 = 3e10;
 /// Number of samples from which the size is known.
 const MIN_SIZE_SAMPLES: u32 = 10;
 /// Responses are alike if the means of the samples differ from their mean by at most this fraction, on average.
@@ -308,7 +309,9 @@ impl Conversations {
         self.groups.for_each(|group| {
             if all {
                 group.waiting.sort_unstable();
-                group.response_size.add(&group.since, group.depth());
+                let elapsed_ns = now_ns.saturating_sub(group.scanned_ns.unwrap_or(now_ns));
+                let depth = group.depth();
+                group.response_size.add(&group.since, depth, elapsed_ns);
             }
             if all || group.sample == samples {
                 group.peak = group.peak.max(group.waiting.len() as u64);
@@ -449,42 +452,49 @@ impl Activity {
 
 /// Size of the responses of one endpoint, measured while no more requests than usual wait: each is counted by its segments then, and
 /// an interim answer mostly goes out with the response.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct ResponseSize {
     /// Mean of the samples, bytes, and mean absolute difference from it.
-    mean: f64,
-    deviation: f64,
-    samples: u32,
+    mean: Ewma,
+    deviation: Ewma,
     /// Mean number of unanswered requests.
-    usual_depth: f64,
-    depth_samples: u32,
+    usual_depth: Ewma,
+}
+
+impl Default for ResponseSize {
+    fn default() -> Self {
+        let unknown = Ewma::mean_of(0, 0.0, SIZE_TIME_CONSTANT_NS);
+        Self {
+            mean: unknown,
+            deviation: unknown,
+            usual_depth: unknown,
+        }
+    }
 }
 
 impl ResponseSize {
-    /// Adds what happened between two scans of all connections.
-    fn add(&mut self, since: &Activity, depth: u64) {
+    /// Adds what happened between two scans of all connections, which were this far apart.
+    fn add(&mut self, since: &Activity, depth: u64, elapsed_ns: u64) {
         let depth = depth as f64;
-        let is_usual = depth <= self.usual_depth + 1.0;
-        self.depth_samples = (self.depth_samples + 1).min(SIZE_MEMORY);
-        self.usual_depth += (depth - self.usual_depth) / f64::from(self.depth_samples);
+        let is_usual = depth <= self.usual_depth.value() + 1.0;
+        self.usual_depth.update(depth, elapsed_ns);
         if !is_usual || since.responses == 0 || since.answer_bytes == 0 {
             return;
         }
         let bytes = since.answer_bytes as f64 / since.responses as f64;
-        if self.samples == 0 {
-            self.mean = bytes;
-        }
-        self.samples = (self.samples + 1).min(SIZE_MEMORY);
-        let (difference, weight) = (bytes - self.mean, 1.0 / f64::from(self.samples));
-        self.mean += difference * weight;
-        self.deviation += (difference.abs() - self.deviation) * weight;
+        let difference = match self.mean.samples() {
+            0 => 0.0,
+            _ => (bytes - self.mean.value()).abs(),
+        };
+        self.mean.update(bytes, elapsed_ns);
+        self.deviation.update(difference, elapsed_ns);
     }
 
     /// The mean, if responses are alike.
     fn usual_bytes(&self) -> Option<u32> {
-        let are_alike = self.deviation <= MAX_SIZE_DEVIATION * self.mean;
-        (self.samples >= MIN_SIZE_SAMPLES && are_alike && self.mean >= 1.0)
-            .then_some(self.mean as u32)
+        let mean = self.mean.value();
+        let are_alike = self.deviation.value() <= MAX_SIZE_DEVIATION * mean;
+        (self.mean.samples() >= MIN_SIZE_SAMPLES && are_alike && mean >= 1.0).then_some(mean as u32)
     }
 }
 

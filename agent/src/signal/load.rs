@@ -46,9 +46,8 @@ pub struct Shedding {
 #[derive(Clone, Copy)]
 struct Utilization {
     at_ns: u64,
+    /// Without the first sample, which has no time span and shows an idle service.
     mean: Ewma,
-    /// In the mean, without the first one: it has no time span, and shows an idle service.
-    samples: u32,
     recent: Ewma,
     /// The mean while about as many requests are in service as under overload.
     when_full: Ewma,
@@ -142,8 +141,7 @@ impl Utilization {
     fn new(at_ns: u64, now: f64) -> Self {
         Self {
             at_ns,
-            mean: Ewma::new(now, UTILIZATION_TIME_CONSTANT_NS),
-            samples: 0,
+            mean: Ewma::mean_of(0, now, UTILIZATION_TIME_CONSTANT_NS),
             recent: Ewma::new(now, RECENT_UTILIZATION_TIME_CONSTANT_NS),
             // Undecided: the first sample decides.
             when_full: Ewma::new(MIN_BUSY_WHEN_FULL, WHEN_FULL_TIME_CONSTANT_NS),
@@ -155,8 +153,7 @@ impl Utilization {
         let elapsed_ns = at_ns.saturating_sub(self.at_ns);
         self.at_ns = at_ns;
         if elapsed_ns > 0 {
-            self.samples = self.samples.saturating_add(1);
-            self.mean.update_early(now, elapsed_ns, self.samples);
+            self.mean.update(now, elapsed_ns);
         }
         self.recent.update(now, elapsed_ns);
         let Some(by_requests) = by_requests else {

@@ -72,15 +72,12 @@ impl LearnedRequests {
 }
 
 /// The requests in flight of one listener.
-#[derive(Default)]
 struct Service {
     at_ns: u64,
-    /// Mean age of the requests in service, ns, and the number of samples in it.
-    mean_age_ns: f64,
-    samples: u32,
-    /// Mean number of requests in flight, and the number of samples in it, among them those without any request.
-    usual_depth: f64,
-    depth_samples: u32,
+    /// Mean age of the requests in service, ns.
+    mean_age_ns: Ewma,
+    /// Mean number of requests in flight, samples without any request included.
+    usual_depth: Ewma,
     /// The longest wait before dequeue, ns, decaying: the ages of requests in flight include it.
     dequeue_wait_ns: f64,
     /// Requests in service under overload.
@@ -129,10 +126,8 @@ impl Requests {
     /// Continues with what a former agent learned.
     pub(super) fn resume(&mut self, key: &Arc<QueueKey>, learned: LearnedRequests) {
         let service = Service {
-            mean_age_ns: learned.service_time_ns / 2.0,
-            samples: SERVICE_TIME_MIN_SAMPLES,
-            usual_depth: learned.usual_depth,
-            depth_samples: SERVICE_TIME_MIN_SAMPLES,
+            mean_age_ns: mean_of(SERVICE_TIME_MIN_SAMPLES, learned.service_time_ns / 2.0),
+            usual_depth: mean_of(SERVICE_TIME_MIN_SAMPLES, learned.usual_depth),
             concurrency: learned
                 .concurrency
                 .map(|concurrency| Ewma::new(concurrency, CONCURRENCY_TIME_CONSTANT_NS)),
@@ -146,7 +141,7 @@ impl Requests {
         let service = self.services.get(key)?;
         Some(LearnedRequests {
             service_time_ns: service.service_time_ns()?,
-            usual_depth: service.usual_depth,
+            usual_depth: service.usual_depth.value(),
             concurrency: service.concurrency.map(Ewma::value),
         })
     }
@@ -154,6 +149,25 @@ impl Requests {
     /// How long requests wait inside, as of the last sample; `None` if the service time is unknown.
     pub(super) fn inside(&self, key: &Arc<QueueKey>) -> Option<InsideWait> {
         self.services.get(key)?.inside
+    }
+}
+
+/// A mean over the service time's time constant, of so many samples until now.
+fn mean_of(samples: u32, value: f64) -> Ewma {
+    Ewma::mean_of(samples, value, SERVICE_TIME_CONSTANT_NS)
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self {
+            at_ns: 0,
+            mean_age_ns: mean_of(0, 0.0),
+            usual_depth: mean_of(0, 0.0),
+            dequeue_wait_ns: 0.0,
+            concurrency: None,
+            slower_samples: 0,
+            inside: None,
+        }
     }
 }
 
@@ -168,7 +182,7 @@ impl Service {
         let is_above_target = self
             .inside
             .is_some_and(|inside| inside.delay_ns > inside.target_delay_ns);
-        let is_few = self.samples < SERVICE_TIME_MIN_SAMPLES;
+        let is_few = self.mean_age_ns.samples() < SERVICE_TIME_MIN_SAMPLES;
         // The age of a request in service includes its waits, so it counts only if requests are dequeued soon and none wait inside.
         // While some are rejected, the others wait up to the max queue wait. That would lengthen the service time, so it counts
         // only if nothing better is known.
@@ -182,20 +196,16 @@ impl Service {
     }
 
     fn learn(&mut self, gauge: &Gauge, elapsed_ns: u64) {
-        // Plain means at first, until their weights are smaller than those of the EWMA.
-        let of_ewma = 1.0 - decay(elapsed_ns, SERVICE_TIME_CONSTANT_NS);
-        let weight = |samples: u32| of_ewma.max(1.0 / f64::from(samples));
-        self.depth_samples = self.depth_samples.saturating_add(1);
-        self.usual_depth += weight(self.depth_samples) * (gauge.depth as f64 - self.usual_depth);
+        self.usual_depth.update(gauge.depth as f64, elapsed_ns);
         if let Some(age_ns) = gauge.median_age_ns {
-            self.samples = self.samples.saturating_add(1);
-            self.mean_age_ns += weight(self.samples) * (age_ns as f64 - self.mean_age_ns);
+            self.mean_age_ns.update(age_ns as f64, elapsed_ns);
         }
     }
 
     /// A sample sees a request at a random moment of its service: on average halfway through.
     fn service_time_ns(&self) -> Option<f64> {
-        (self.samples >= SERVICE_TIME_MIN_SAMPLES).then_some(2.0 * self.mean_age_ns)
+        let is_known = self.mean_age_ns.samples() >= SERVICE_TIME_MIN_SAMPLES;
+        is_known.then_some(2.0 * self.mean_age_ns.value())
     }
 
     fn inside_wait(
@@ -213,7 +223,7 @@ impl Service {
         let delay_ns = (inside_ns - service_time_ns).max(0.0) as u64;
         // Where requests queue before the service takes them, the excess does not wait inside.
         let is_queued_outside = now.are_shed_at_dequeue || !now.are_dequeued_soon;
-        let may_count = is_shed || (is_deep(depth, self.usual_depth) && !is_queued_outside);
+        let may_count = is_shed || (is_deep(depth, self.usual_depth.value()) && !is_queued_outside);
         // A short wait is indistinguishable from the noise of a few ages.
         let counted_ns = if may_count && delay_ns >= target_delay_ns / 2 {
             delay_ns
@@ -227,7 +237,7 @@ impl Service {
                 .get_or_insert(Ewma::new(in_service, CONCURRENCY_TIME_CONSTANT_NS))
                 .update(in_service, elapsed_ns);
         }
-        let is_unusual = depth > self.usual_depth + 0.5;
+        let is_unusual = depth > self.usual_depth.value() + 0.5;
         self.slower_samples = if is_shed && counted_ns > target_delay_ns && !is_unusual {
             self.slower_samples + 1
         } else {

@@ -338,11 +338,11 @@ fn responses_that_are_alike_are_at_most_as_many_as_their_bytes_allow() {
     let rate = |samples: u64, bytes: [u64; 2]| {
         let mut size = ResponseSize::default();
         for at in 0..samples {
-            size.add(&activity(5, bytes[at as usize % 2]), 1);
+            size.add(&activity(5, bytes[at as usize % 2]), 1, 100 * MS);
         }
         let now = activity(20, 1_010);
         for _ in 0..20 {
-            size.add(&now, 20);
+            size.add(&now, 20, 100 * MS);
         }
         now.responses_per_s(&size, 1_000_000_000).unwrap()
     };
