@@ -56,17 +56,14 @@ struct Examined {
 
 impl Accelerators {
     /// The threads of this profile that are on an accelerator.
-    pub(super) fn find(
+    pub(super) fn find<'a>(
         &mut self,
         now_ns: u64,
-        waits: &[&Wait],
+        waits: impl Iterator<Item = &'a Wait> + Clone,
         running: &[RunningThread],
         processes: &Processes,
     ) -> Vec<OnAccelerator> {
-        let mut tgids: Vec<u32> = waits.iter().map(|wait| wait.tgid).collect();
-        // The threads of a process follow each other.
-        tgids.dedup();
-        let tgids: BTreeSet<u32> = tgids.into_iter().collect();
+        let tgids: BTreeSet<u32> = waits.clone().map(|wait| wait.tgid).collect();
         self.processes.retain(|tgid, _| tgids.contains(tgid));
         let is_due = |tgid: &&u32| {
             let known = self.processes.get(tgid);
@@ -97,7 +94,7 @@ impl Accelerators {
         });
         let has_device = |process: &Examined| !process.devices.is_empty();
         let has_devices = self.processes.values().any(has_device);
-        let waits = waits.iter().filter(|_| has_devices);
+        let waits = waits.filter(|_| has_devices);
         let waiting = waits.filter_map(|wait| {
             let process = self.processes.get(&wait.tgid)?;
             Some(OnAccelerator {
@@ -178,8 +175,7 @@ fn code(line: &str) -> Option<(u64, u64, Accelerator)> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::sample::Syscall;
+    use super::{super::paths::tests::wait, *};
 
     #[test]
     fn only_code_of_known_libraries_counts() {
@@ -205,49 +201,15 @@ mod tests {
         };
         assert_eq!(process.code_at(0x1fff), Some(Accelerator::Cuda));
         assert_eq!(process.code_at(0x2000), None);
-        let wait = |state: State, number: i64, fd: u64, detail: Detail| Wait {
-            tgid: 1,
-            tid: 1,
-            own_tid: 1,
-            comm: String::new(),
-            state,
-            io: false,
-            syscall: Some(Syscall {
-                number: number as i32,
-                args: [fd, 0, 0, 0],
-                detail,
-            }),
-            voluntary: 0,
-            involuntary: 0,
-            cpu_ns: 0,
-            run_delay_ns: 0,
-        };
         let on_device = |wait: Wait| process.waited_for(&wait).is_some();
-        assert!(on_device(wait(
-            State::Sleeping,
-            libc::SYS_ioctl,
-            7,
-            Detail::None
-        )));
-        let poll = Detail::Poll(vec![(3, 1), (7, 1)]);
-        assert!(on_device(wait(State::Sleeping, libc::SYS_ppoll, 0, poll)));
-        assert!(!on_device(wait(
-            State::Sleeping,
-            libc::SYS_ioctl,
-            8,
-            Detail::None
-        )));
-        assert!(!on_device(wait(
-            State::Sleeping,
-            libc::SYS_write,
-            7,
-            Detail::None
-        )));
-        assert!(!on_device(wait(
-            State::Running,
-            libc::SYS_ioctl,
-            7,
-            Detail::None
-        )));
+        assert!(on_device(wait(State::Sleeping, libc::SYS_ioctl, 7)));
+        let mut poll = wait(State::Sleeping, libc::SYS_ppoll, 0);
+        if let Some(syscall) = &mut poll.syscall {
+            syscall.detail = Detail::Poll(vec![(3, 1), (7, 1)]);
+        }
+        assert!(on_device(poll));
+        assert!(!on_device(wait(State::Sleeping, libc::SYS_ioctl, 8)));
+        assert!(!on_device(wait(State::Sleeping, libc::SYS_write, 7)));
+        assert!(!on_device(wait(State::Running, libc::SYS_ioctl, 7)));
     }
 }

@@ -306,10 +306,10 @@ impl Collector {
         let timer = CpuTimer::start();
         let running = thread_scan::scan_profile(&mut self.scanner, sample)?;
         let records = sample.profile.len() as u64;
-        let threads: Vec<&Wait> = sample.profile.iter().collect();
+        let threads = sample.profile.iter();
         sample.on_accelerator =
             self.accelerators
-                .find(sample.mono_ns, &threads, &running, &self.processes);
+                .find(sample.mono_ns, threads, &running, &self.processes);
         self.paths.resolve_profile(
             &mut sample.profile,
             self.processes.watched(),
@@ -345,10 +345,9 @@ impl Collector {
             if is_focused && !sample.scans.profile {
                 let threads = sample.waits.iter();
                 let threads = threads.filter(|wait| self.focus.contains(wait.tgid));
-                let threads: Vec<&Wait> = threads.collect();
                 sample.on_accelerator =
                     self.accelerators
-                        .find(now_ns, &threads, &running, &self.processes);
+                        .find(now_ns, threads, &running, &self.processes);
             }
             self.paths
                 .resolve_waits(&mut sample.waits, self.processes.watched());

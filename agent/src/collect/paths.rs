@@ -220,7 +220,11 @@ pub(super) fn identity(pid: u32, fd: u32) -> Option<Statx> {
 /// Name of the block device that a file is on.
 fn device(pid: u32, fd: u32) -> Option<String> {
     let found = identity(pid, fd)?;
-    let (major, minor) = (found.stx_dev_major, found.stx_dev_minor);
+    block_device(found.stx_dev_major, found.stx_dev_minor)
+}
+
+/// Name of a block device.
+pub(super) fn block_device(major: u32, minor: u32) -> Option<String> {
     let block = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
     Some(bounded(&block.file_name()?.to_string_lossy(), MAX_PATH))
 }
@@ -243,13 +247,13 @@ pub(super) fn read_text(path: &str, max_bytes: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::cell::Cell;
 
     use super::*;
     use crate::sample::Syscall;
 
-    fn wait(state: State, number: i64, fd: u64) -> Wait {
+    pub(in crate::collect) fn wait(state: State, number: i64, fd: u64) -> Wait {
         Wait {
             tgid: 7,
             tid: 7,

@@ -24,7 +24,7 @@ use std::{
 
 use mounts::{CgroupDirs, Mounts};
 
-use super::notices::Notices;
+use super::{notices::Notices, paths::block_device};
 use crate::sample::{Cgroup, IoLimit, Machine, Refaults, Sample, Stall, Target};
 
 /// Maximum number of cgroups that are read.
@@ -50,6 +50,7 @@ pub(super) struct System {
 }
 
 /// What is read of the targets' cgroups.
+#[derive(Default)]
 struct Groups {
     cgroups: Vec<Cgroup>,
     io_limits: Vec<IoLimit>,
@@ -116,17 +117,15 @@ impl System {
     fn read(&mut self, targets: &[Target]) -> (Groups, Machine) {
         self.files.poll += 1;
         self.left_out = 0;
-        let mut groups: Vec<Cgroup> = Vec::new();
-        let mut io_limits: Vec<IoLimit> = Vec::new();
-        let mut refaults: Vec<Refaults> = Vec::new();
+        let mut groups = Groups::default();
         for target in targets {
             let Some(path) = &target.cgroup else {
                 continue;
             };
-            if groups.iter().any(|group| group.path == *path) {
+            if groups.cgroups.iter().any(|group| group.path == *path) {
                 continue;
             }
-            if groups.len() >= MAX_GROUPS {
+            if groups.cgroups.len() >= MAX_GROUPS {
                 self.left_out += 1;
                 continue;
             }
@@ -135,24 +134,19 @@ impl System {
                 .files
                 .text(&PathBuf::from(format!("/proc/{}/cgroup", target.pid)));
             if let Some(membership) = membership {
-                groups.push(self.group(path, &membership));
-                io_limits.extend(self.io_limits(path, &membership));
-                refaults.extend(self.refaults(path, &membership));
+                let (group, refaults) = self.group(path, &membership);
+                groups.cgroups.push(group);
+                groups.refaults.extend(refaults);
+                let io_limits = self.io_limits(path, &membership);
+                groups.io_limits.extend(io_limits);
             }
         }
         let machine = self.machine();
         self.files.close_unused();
-        (
-            Groups {
-                cgroups: groups,
-                io_limits,
-                refaults,
-            },
-            machine,
-        )
+        (groups, machine)
     }
 
-    fn group(&mut self, path: &str, membership: &str) -> Cgroup {
+    fn group(&mut self, path: &str, membership: &str) -> (Cgroup, Option<Refaults>) {
         let mut group = Cgroup {
             path: path.to_owned(),
             ..Cgroup::default()
@@ -168,9 +162,8 @@ impl System {
         {
             group.cpu_ns = self.number(&dir, "cpuacct.usage");
         }
-        if let Some(cgroup_dirs) = self.mounts.cgroup_dirs("memory", membership) {
-            self.read_memory(&cgroup_dirs, &mut group);
-        }
+        let memory_dirs = self.mounts.cgroup_dirs("memory", membership);
+        let refaults = memory_dirs.and_then(|dirs| self.read_memory(&dirs, &mut group));
         // Pressure files exist only in the unified hierarchy, even if it has no controllers.
         if let Some(dir) = self
             .mounts
@@ -181,7 +174,7 @@ impl System {
             group.memory_stall = self.stall(&dir.join("memory.pressure"));
             group.io_stall = self.stall(&dir.join("io.pressure"));
         }
-        group
+        (group, refaults)
     }
 
     fn read_cpu(&mut self, cgroup_dirs: &CgroupDirs, group: &mut Cgroup) {
@@ -254,21 +247,31 @@ impl System {
         tightest
     }
 
-    /// Memory is that of the level with the lowest limit, where it runs out first; OOM kills are the cgroup's own.
-    fn read_memory(&mut self, cgroup_dirs: &CgroupDirs, group: &mut Cgroup) {
-        let (usage, inactive) = if cgroup_dirs.unified {
-            ("memory.current", "inactive_file")
+    /// Memory is that of the level with the lowest limit, where it runs out first; OOM kills are the cgroup's own. Returns the pages
+    /// that this level has read again; `None`: there is no limit.
+    fn read_memory(&mut self, cgroup_dirs: &CgroupDirs, group: &mut Cgroup) -> Option<Refaults> {
+        let [usage, inactive, refaults, pages] = if cgroup_dirs.unified {
+            [
+                "memory.current",
+                "inactive_file",
+                "workingset_refault_file",
+                "pgsteal",
+            ]
         } else {
-            ("memory.usage_in_bytes", "total_inactive_file")
+            [
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+                "total_workingset_refault_file",
+                "total_pgpgin",
+            ]
         };
         let tightest = self.tightest(cgroup_dirs);
-        let Some(own) = cgroup_dirs.dirs.first() else {
-            return;
-        };
+        let own = cgroup_dirs.dirs.first()?;
         let (dir, hits) = tightest.map_or((own, "max"), |(dir, _, hits)| (dir, hits));
         group.memory_limit = tightest.map(|(_, limit, _)| limit);
         group.memory = self.number(dir, usage);
-        group.reclaimable = self.keyed(dir, "memory.stat", inactive);
+        let stat = self.text(dir, "memory.stat").unwrap_or_default();
+        group.reclaimable = keyed(&stat, inactive);
         if cgroup_dirs.unified {
             group.limit_hits = self.keyed(dir, "memory.events", hits);
             group.oom_kills = self.keyed(own, "memory.events", "oom_kill");
@@ -276,20 +279,9 @@ impl System {
             group.limit_hits = self.number(dir, "memory.failcnt");
             group.oom_kills = self.keyed(own, "memory.oom_control", "oom_kill");
         }
-    }
-
-    /// The pages that the level with the lowest memory limit has read again. `None`: there is no limit.
-    fn refaults(&mut self, path: &str, membership: &str) -> Option<Refaults> {
-        let dirs = self.mounts.cgroup_dirs("memory", membership)?;
-        let (dir, ..) = self.tightest(&dirs)?;
-        let stat = self.text(dir, "memory.stat")?;
-        let [refaults, pages] = if dirs.unified {
-            ["workingset_refault_file", "pgsteal"]
-        } else {
-            ["total_workingset_refault_file", "total_pgpgin"]
-        };
+        tightest?;
         Some(Refaults {
-            cgroup: path.to_owned(),
+            cgroup: group.path.clone(),
             refaults: keyed(&stat, refaults)?,
             pages: keyed(&stat, pages)?,
         })
@@ -475,13 +467,8 @@ fn io_max(text: &str) -> impl Iterator<Item = (String, Vec<(&str, u64)>)> {
 
 /// The name of a block device, by its numbers.
 fn device_name(numbers: &str) -> Option<String> {
-    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|it| it.is_ascii_digit());
     let (major, minor) = numbers.split_once(':')?;
-    if !is_number(major) || !is_number(minor) {
-        return None;
-    }
-    let link = fs::read_link(format!("/sys/dev/block/{numbers}")).ok()?;
-    Some(link.file_name()?.to_str()?.to_owned())
+    block_device(major.parse().ok()?, minor.parse().ok()?)
 }
 
 /// A pressure file: `some avg10=0.00 avg60=0.00 avg300=0.00 total=123`, µs. /proc/pressure/cpu has no line `full` before

@@ -155,7 +155,7 @@ fn the_lowest_quota_and_limit_of_a_cgroup_and_its_parents_apply() {
         ],
     );
     let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
-    let group = system(&mountinfo).group("/pod/a", "0::/pod/a\n");
+    let (group, _) = system(&mountinfo).group("/pod/a", "0::/pod/a\n");
     let expected = Cgroup {
         path: "/pod/a".to_owned(),
         quota_millicpus: Some(1500),
@@ -208,7 +208,7 @@ fn cgroup_v1_provides_the_same_values() {
         })
         .concat();
     let membership = "3:memory:/m\n2:cpuacct:/q\n1:cpu:/q\n0::/\n";
-    let group = system(&mounts).group("/q", membership);
+    let (group, _) = system(&mounts).group("/q", membership);
     let expected = Cgroup {
         path: "/q".to_owned(),
         quota_millicpus: Some(500),
@@ -231,13 +231,13 @@ fn a_removed_cgroup_leaves_no_open_file_and_no_values() {
     let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
     let mut system = system(&mountinfo);
     system.files.poll = 1;
-    assert_eq!(system.group("/a", "0::/a\n").memory, Some(5));
+    assert_eq!(system.group("/a", "0::/a\n").0.memory, Some(5));
     assert_eq!(system.files.open.len(), 1);
     drop(tree);
     system.files.poll = 2;
     system.files.close_unused();
     assert!(system.files.open.is_empty());
-    assert_eq!(system.group("/a", "0::/a\n").memory, None);
+    assert_eq!(system.group("/a", "0::/a\n").0.memory, None);
 }
 
 #[test]
@@ -250,13 +250,8 @@ fn this_machine_and_the_agents_own_cgroup_can_be_read() {
     };
     let targets = [own(1, std::process::id()), own(2, std::process::id())];
     let mut system = System::default();
-    let (
-        Groups {
-            cgroups: groups, ..
-        },
-        machine,
-    ) = system.read(&targets);
-    assert_eq!(groups.len(), 1);
+    let (groups, machine) = system.read(&targets);
+    assert_eq!(groups.cgroups.len(), 1);
     assert!(machine.cpus >= 1);
     assert!(machine.memory > 0 && machine.memory >= machine.memory_available);
     assert!(machine.busy_ns > 0);
@@ -282,8 +277,8 @@ fn memory_high_is_a_limit_if_it_is_the_lowest() {
     );
     let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
     let mut system = system(&mountinfo);
-    let group = system.group("/a", "0::/a\n");
-    let refaults = system.refaults("/a", "0::/a\n").unwrap();
+    let (group, refaults) = system.group("/a", "0::/a\n");
+    let refaults = refaults.unwrap();
     assert_eq!((refaults.refaults, refaults.pages), (9, 12));
     assert_eq!(
         (group.memory_limit, group.limit_hits),
