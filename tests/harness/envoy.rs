@@ -135,7 +135,7 @@ impl Envoy {
 }
 
 /// An address in Envoy's configuration.
-pub fn socket_address(address: SocketAddr) -> String {
+fn socket_address(address: SocketAddr) -> String {
     format!(
         "{{socket_address: {{address: {}, port_value: {}}}}}",
         address.ip(),
@@ -153,7 +153,8 @@ pub struct Endpoint {
     pub health_port: Option<u16>,
 }
 
-/// A configuration: a listener that forwards everything to one cluster. `symlink_root`: the runtime layer from which the circuit breakers take their thresholds.
+/// A configuration: a listener that forwards everything to one cluster. `symlink_root`: the runtime layer from which the circuit
+/// breakers take their thresholds.
 pub fn forward(front: SocketAddr, endpoints: &[Endpoint], symlink_root: Option<&Path>) -> String {
     let runtime = symlink_root.map_or_else(String::new, disk_layer);
     let mut checks = "";
@@ -168,10 +169,34 @@ pub fn forward(front: SocketAddr, endpoints: &[Endpoint], symlink_root: Option<&
             checks = HEALTH_CHECKS;
         }
     }
-    // One request per connection: uWSGI closes the connection after its response, and says nothing of that in it. No delayed
-    // close: by default Envoy closes a client's connection up to a second after the response, and the load waits for that.
+    let listener = listener(
+        front,
+        &format!("route: {{cluster: {CLUSTER}, timeout: 30s}}"),
+    );
+    // One request per connection: uWSGI closes the connection after its response, and says nothing of that in it.
     format!(
-        "{runtime}static_resources:
+        "{runtime}{listener}  clusters:
+  - name: {CLUSTER}
+    connect_timeout: 5s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        common_http_protocol_options: {{max_requests_per_connection: 1}}
+        explicit_http_config: {{http_protocol_options: {{}}}}
+    circuit_breakers: {{thresholds: [{{max_connections: 10000, max_pending_requests: 10000, max_requests: 10000}}]}}
+{checks}    load_assignment:
+      cluster_name: {CLUSTER}
+      endpoints:
+      - lb_endpoints:
+{all}"
+    )
+}
+
+/// A listener that does the same with every request. No delayed close: by default Envoy closes a client's connection up to a second
+/// after the response, and the load waits for that.
+fn listener(front: SocketAddr, action: &str) -> String {
+    format!(
+        "static_resources:
   listeners:
   - address: {}
     filter_chains:
@@ -189,21 +214,8 @@ pub fn forward(front: SocketAddr, endpoints: &[Endpoint], symlink_root: Option<&
             virtual_hosts:
             - name: all
               domains: ['*']
-              routes: [{{match: {{prefix: /}}, route: {{cluster: {CLUSTER}, timeout: 30s}}}}]
-  clusters:
-  - name: {CLUSTER}
-    connect_timeout: 5s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        common_http_protocol_options: {{max_requests_per_connection: 1}}
-        explicit_http_config: {{http_protocol_options: {{}}}}
-    circuit_breakers: {{thresholds: [{{max_connections: 10000, max_pending_requests: 10000, max_requests: 10000}}]}}
-{checks}    load_assignment:
-      cluster_name: {CLUSTER}
-      endpoints:
-      - lb_endpoints:
-{all}",
+              routes: [{{match: {{prefix: /}}, {action}}}]
+",
         socket_address(front)
     )
 }
@@ -234,31 +246,8 @@ mod tests {
                 "Envoy is not installed",
             );
         }
-        let envoy = Envoy::start(|address| {
-            format!(
-                "static_resources:
-  listeners:
-  - address: {}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: front
-          http_protocol_options: {{accept_http_10: true}}
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: ['*']
-              routes: [{{match: {{prefix: /}}, direct_response: {{status: 204}}}}]
-",
-                socket_address(address)
-            )
-        })
-        .unwrap();
+        let envoy =
+            Envoy::start(|front| listener(front, "direct_response: {status: 204}")).unwrap();
         let response = http::get(envoy.address(), "/", RESPONSE_TIMEOUT).unwrap();
         assert_eq!(response.status, 204);
         assert_eq!(
