@@ -164,7 +164,7 @@ fn every_code_of_a_notice_is_documented() {
 fn the_page_of_a_kind_names_the_measures_of_its_readings() {
     let names =
         Regex::new(
-        r#"[^a-z_!]\(\s*"(\w+)",|[^a-z_!]\((UTILIZATION|RESPONSES_PER_S),|counted\(sample, "(\w+)"\)"#,
+        r#"[^a-z_!]\(\s*"(\w+)",|[^a-z_!]\((UTILIZATION|RESPONSES_PER_S|STALL_SHARE),|counted\(sample, "(\w+)"\)"#,
     )
     .unwrap();
     let mut measures: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();

@@ -7,7 +7,7 @@
 use crate::hash::HashMap;
 use std::collections::VecDeque;
 
-use super::{Kind, QueueId, Reading, Sink, Source, Targets, starvation::stall_share};
+use super::{Kind, QueueId, Reading, STALL_SHARE, Sink, Source, Targets, starvation::stall_share};
 use crate::sample::{Cgroup, Machine, Sample, Stall};
 
 /// Window over which the stall share is measured, ns. Occasional reclaim does no harm.
@@ -144,7 +144,7 @@ fn limited(group: &Cgroup, increase: Increase) -> Option<Reading> {
         None => (hits > 0 && used >= SHORT_GROUP_USED).then_some(used.min(0.99)),
     };
     let mut extra = vec![("used_share", used)];
-    extra.extend(increase.stall_share.map(|share| ("stall_share", share)));
+    extra.extend(increase.stall_share.map(|share| (STALL_SHARE, share)));
     extra.extend(increase.limit_hits.map(|hits| ("limit_hits", hits as f64)));
     Some(Reading {
         depth,
@@ -164,7 +164,7 @@ fn unlimited(machine: &Machine, increase: Increase, group: Increase) -> Reading 
         (machine.memory_available as f64) < machine.memory as f64 * SHORT_MACHINE_AVAILABLE;
     let share = group.stall_share.or(increase.stall_share);
     let mut extra = Vec::new();
-    extra.extend(share.map(|share| ("stall_share", share)));
+    extra.extend(share.map(|share| (STALL_SHARE, share)));
     // Kills of any process on the machine: whether this service lost one is unknown.
     extra.extend(
         increase

@@ -54,16 +54,16 @@ pub(super) const NOT_ACCEPTED: Rule = Rule {
             listener.is_some(),
             true,
         );
+        let listener = listener?;
         let culprit = match far_end::beyond(case, link).last() {
             Some(last) => culprit::at_the_end(case, last),
-            None => culprit::process(case, listener?),
+            None => culprit::process(case, listener),
         };
-        listener.map(|_| {
-            Finding::blaming(culprit, |who| advice(case, who)).fact(format!(
-                "the connection to {} is not accepted, so what is sent on it is not acknowledged",
-                link.remote
-            ))
-        })
+        let fact = format!(
+            "the connection to {} is not accepted, so what is sent on it is not acknowledged",
+            link.remote
+        );
+        Some(Finding::blaming(culprit, |who| advice(case, who)).fact(fact))
     },
 };
 

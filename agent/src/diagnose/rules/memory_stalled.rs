@@ -9,7 +9,7 @@ use crate::{
     cause::Cause,
     diagnose::{case::Case, words},
     event::{Activity, Confidence, Culprit, CulpritKind, explain::Unit},
-    queue::{Kind, QueueId, QueueKey, Reading},
+    queue::{Kind, QueueId, QueueKey, Reading, STALL_SHARE},
     text::{bytes, rate},
 };
 
@@ -75,17 +75,11 @@ fn memory(case: Case<'_>) -> Option<(&QueueKey, &Reading)> {
     Some((key, reading))
 }
 
-fn stall_share(reading: &Reading) -> Option<f64> {
-    let measures = reading.extra.iter();
-    let found = measures.filter(|(name, _)| *name == "stall_share");
-    found.map(|(_, share)| *share).next()
-}
-
 fn stalls(case: Case<'_>, checks: &mut Checks) -> bool {
     /// Share of the time in which some task stalls for memory. The threshold of the memory queue's level critical is 0.1; this is
     /// three times that, since here it is to explain most of what the threads do.
     const MIN_STALLED: f64 = 0.3;
-    match memory(case).and_then(|(_, reading)| stall_share(reading)) {
+    match memory(case).and_then(|(_, reading)| reading.extra(STALL_SHARE)) {
         Some(share) => checks.at_least(
             "time in which tasks of the control group stalled for memory",
             share,
@@ -132,7 +126,7 @@ fn refaults(case: Case<'_>) -> Option<(f64, f64)> {
 }
 
 fn fact(case: Case<'_>, reading: &Reading) -> Option<String> {
-    let share = stall_share(reading)?;
+    let share = reading.extra(STALL_SHARE)?;
     let limit = bytes(reading.limit?);
     let again = refaults(case).map_or_else(String::new, |(per_s, share)| {
         format!(
