@@ -24,7 +24,7 @@ impl Ewma {
         Self::mean_of(u32::MAX, value, time_constant_ns)
     }
 
-    /// An average that starts as the plain mean `value` of so many samples. It stays a plain mean until the weights of its samples
+    /// An average that starts as the plain mean `value` of this many samples. It stays a plain mean until the weights of its samples
     /// are smaller than those of the EWMA. With no samples yet, `value` holds until the first one.
     pub fn mean_of(samples: u32, value: f64, time_constant_ns: f64) -> Self {
         Self {

@@ -1,6 +1,6 @@
-//! Recognises log lines that report a full queue or an exhausted resource, by one table of patterns.
+//! Recognizes log lines that report a full queue or an exhausted resource, by one table of patterns.
 //!
-//! A message is evidence beside what the kernel shows. No rule of a diagnosis depends on one. A pattern is plain text
+//! A message is evidence in addition to what the kernel shows. No rule of a diagnosis depends on one. A pattern is plain text
 //! anywhere in a line, without regard to ASCII case; `*` matches anything.
 #![forbid(unsafe_code)]
 

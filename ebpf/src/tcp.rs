@@ -85,7 +85,7 @@ impl Tcp {
         })
     }
 
-    /// A listener behind an untrusted pointer. Its requests take probe reads, because the helper that recognises a request
+    /// A listener behind an untrusted pointer. Its requests take probe reads, because the helper that recognizes a request
     /// accepts trusted pointers only.
     #[inline(always)]
     pub fn untrusted(listener: Sock) -> Self {

@@ -20,7 +20,7 @@ use crate::{
 pub fn emit_unix(out: impl Sink, handle: Handle, sock: &Sock) {
     let mut record = MaybeUninit::<UnixRecord>::uninit();
     fill_unix(record.as_mut_ptr(), handle, sock);
-    // SAFETY: `fill_unix` initialised every field.
+    // SAFETY: `fill_unix` initialized every field.
     emit(out, unsafe { record.assume_init_ref() });
 }
 

@@ -14,7 +14,7 @@ use crate::{
     sampling::{self, compare_steady},
 };
 
-/// Descriptors opened beside those of the process.
+/// Number of descriptors opened in addition to those of the process.
 const EXTRA_FILES: usize = 150;
 /// RLIMIT_NOFILE.
 const LIMIT: u64 = 400;

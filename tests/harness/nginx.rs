@@ -9,7 +9,7 @@ use crate::{http, ports, process::Process, program, temp::TempDir, wait};
 /// Deadline for the start.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Role beside serving files.
+/// Role besides serving files.
 #[derive(Clone, Copy)]
 enum Role {
     Files,

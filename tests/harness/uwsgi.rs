@@ -29,7 +29,7 @@ pub struct Options {
     pub redis_port: u16,
     /// Redis calls per request.
     pub calls: u32,
-    /// Service time beside the Redis calls; the worker sleeps.
+    /// Service time without the Redis calls; the worker sleeps.
     pub work: Duration,
 }
 

@@ -26,7 +26,7 @@ pub const AGENT: Program = Program::new("tailback", "tailback");
 pub const ACCURACY: Program = Program::new("tailback-tests", "tailback-accuracy");
 pub const SCENARIOS: Program = Program::new("tailback-tests", "tailback-scenarios");
 pub const KERNEL_INIT: Program = Program::new("xtask", "kernel-init");
-/// A service of `bench overload`. As an example, what it depends on is not a dependency of every `cargo xtask`.
+/// A service of `bench overload`. It is an example, so that its dependencies are not built for every `cargo xtask`.
 pub const OVERLOAD_TOWER: Program = Program {
     kind: Kind::Example,
     ..Program::new("xtask", "overload-tower")
@@ -99,7 +99,7 @@ pub fn test() -> Cmd {
     tests(Cmd::new("cargo").arg("test"))
 }
 
-/// Slots per CPU, in which `tests/nextest.toml` counts what a test needs: one of them for a test that mostly waits.
+/// Test slots per CPU. `tests/nextest.toml` gives the slots that each test takes: one if it mostly waits, three if it computes.
 const SLOTS_PER_CPU: usize = 3;
 
 /// `cargo nextest run` on the workspace: the same build as [`test()`].
@@ -118,7 +118,7 @@ fn tests(cmd: Cmd) -> Cmd {
     linked_statically(cmd.current_dir(tools::root()))
 }
 
-/// Naming the target keeps the flags from build scripts and macros.
+/// With an explicit target, the flags do not apply to build scripts and procedural macros.
 fn linked_statically(cargo: Cmd) -> Cmd {
     let target = format!("{ARCH}-unknown-linux-gnu");
     cargo

@@ -15,7 +15,7 @@ impl Minimum {
     /// Adds a value. Returns the minimum over the last `span_ns`; 0 if the values do not reach back that far.
     pub(super) fn add(&mut self, now_ns: u64, value: f64, span_ns: u64) -> f64 {
         if value <= 0.0 {
-            // The queue is empty: nothing is standing, and earlier values no longer matter.
+            // The queue is empty: there is no standing delay, and earlier values no longer matter.
             self.rising.clear();
             self.first_ns = None;
             return 0.0;

@@ -100,7 +100,7 @@ impl Threads {
 
 /// What a thread does. `None`: it is exiting.
 pub(super) fn classify(wait: &Wait, threads: &Threads, topology: &Topology) -> Option<Observation> {
-    // A thread that waits for a CPU does so whatever it wants it for.
+    // A thread that waits for a CPU does not wait for an accelerator, whatever it will do there.
     if let (State::Running | State::Sleeping | State::Uninterruptible, Some(through)) =
         (wait.state, topology.accelerator(wait))
     {
@@ -181,8 +181,8 @@ fn shared_lock(wait: &LockWait) -> Observation {
     Observation::with(Activity::Lock, resource)
 }
 
-/// A mutex in shared memory. It may have changed hands since its holder was searched: the number of the holder's thread, which
-/// was read now, decides.
+/// A mutex in shared memory. It may have changed hands since the search for its holder. The futex contains the number of its
+/// present holder's thread, and that decides.
 fn shared_mutex(
     wait: &Wait,
     known: &LockWait,

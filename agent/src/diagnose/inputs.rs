@@ -34,8 +34,7 @@ const MAX_RESPONSE_SAMPLES: usize = 256;
 const CPU_USERS_KEPT_NS: u64 = 30_000_000_000;
 /// A process that uses less of one CPU than this starves nobody.
 const MIN_HOG_SHARE: f64 = 0.05;
-
-/// Pages that are read again are counted over this time, ns: as the stalls of the memory queue.
+/// Pages that are read again are counted over this time, ns: the same as for the stalls of the memory queue.
 const REFAULT_WINDOW_NS: u64 = 5_000_000_000;
 /// Maximum number of counts kept per control group: more than the window holds.
 const MAX_REFAULT_SAMPLES: usize = 64;
@@ -307,8 +306,8 @@ impl Inputs {
         }
     }
 
-    /// Pages per second that a service's control group has read although they were evicted shortly before, over the last
-    /// seconds, and their share of all that it read.
+    /// Pages per second that a service's control group has read again soon after they were evicted, over the last seconds, and
+    /// their share of all pages that it read.
     pub(super) fn refaults(&self, target: &Target) -> Option<(f64, f64)> {
         let counts = self.refaults.get(target.cgroup.as_ref()?)?;
         let ((from_ns, first), (to_ns, last)) = (counts.front()?, counts.back()?);
@@ -318,7 +317,7 @@ impl Inputs {
         (seconds >= 1.0).then(|| (refaults / seconds, refaults / pages.max(1.0)))
     }
 
-    /// The I/O limits of a service's control group, a device each.
+    /// The I/O limits of a service's control group, one per device.
     pub(super) fn io_limits(&self, target: &Target) -> impl Iterator<Item = &IoLimit> {
         let group = target.cgroup.clone();
         let limits = self.io_limits.iter();
@@ -345,8 +344,8 @@ impl Inputs {
             .max_by(|a, b| a.in_use.total_cmp(&b.in_use))
     }
 
-    /// If the number of connections to this endpoint is constant and none of them is in use: on how many a call may be
-    /// outstanding.
+    /// For a constant number of connections to this endpoint, none of them in use: the number of those on which a call may be
+    /// outstanding. Otherwise `None`.
     pub(super) fn steady_pool(&self, target: TargetId, remote: SocketAddr) -> Option<u64> {
         let (key, reading) = self
             .of(target, Kind::Downstream)

@@ -603,7 +603,7 @@ impl ThreadProfile {
 impl Window {
     /// A runtime's monitor parks each waiting thread at an address of its own, as an idle pool does. But where one thread at a time
     /// waits for something outside, and others take over from it, these are parked because they wait for their turn. Threads that
-    /// compute in turn are left as they are: a rule of its own recognises them.
+    /// compute in turn are left as they are: a rule of its own recognizes them.
     fn find_turns_to_wait(&mut self, active: &BTreeMap<u32, TakingTurns>) {
         /// More than half of the turns are spent waiting.
         const MAX_COMPUTING: f64 = 0.5;
@@ -649,7 +649,7 @@ impl Window {
     fn leave_out_spare_pollers(&mut self, polling: &BTreeMap<Thread, u32>) {
         /// A thread takes part if it polls for this share of its samples, …
         const MIN_POLLING: f64 = 0.02;
-        /// … and so do at least so many threads of its process.
+        /// … and so do at least this many threads of its process.
         const MIN_THREADS: usize = 2;
         let mut in_turn: BTreeMap<u32, Vec<Thread>> = BTreeMap::new();
         for (thread, polls) in polling {

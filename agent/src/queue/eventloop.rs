@@ -22,7 +22,7 @@ use crate::{
 
 /// Turns shorter than this, ns, are normal work. It is the limit of a "long task" in browsers (W3C Long Tasks API).
 const LONG_TURN_NS: u64 = 50_000_000;
-/// Recent samples, one bit each, by which an event loop is recognised.
+/// Recent samples, one bit each, by which an event loop is recognized.
 const RECENT_SAMPLES: u32 = 32;
 /// Consecutive samples at which a loop is parked elsewhere, after which it no longer counts as a loop.
 const MAX_PARKED_SAMPLES: u32 = 8;

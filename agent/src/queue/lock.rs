@@ -1,7 +1,7 @@
 //! Contended locks: futexes that threads wait for while another thread holds them.
 //!
 //! Most futexes are not locks: condition variables, semaphores and the parked threads of an idle pool use futex, too. A
-//! lock is recognised by its value ([`Futex`]). A waiter whose voluntary context switches have not changed since an
+//! lock is recognized by its value ([`Futex`]). A waiter whose voluntary context switches have not changed since an
 //! earlier sample has waited the whole time.
 
 use crate::hash::HashMap;
@@ -117,8 +117,8 @@ impl Source for Locks {
             let known = self.locks.get(&(*tgid, *address));
             let is_new = known.is_none();
             let proven = sampled.proven || known.is_some_and(|known| known.proven);
-            let may_be_one = sampled.oldest.is_some() && sampled.waiters > 1;
-            let shown = sampled.certain || proven || interpreter || may_be_one;
+            let may_be_lock = sampled.oldest.is_some() && sampled.waiters > 1;
+            let shown = sampled.certain || proven || interpreter || may_be_lock;
             let Some(target) = targets.of(*tgid).filter(|_| shown) else {
                 continue;
             };

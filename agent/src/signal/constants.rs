@@ -49,14 +49,14 @@ pub const EQUILIBRIUM_DECREASE: f64 = 0.02;
 
 /// Lower bound of the admit ratio: without any work nothing could show that the overload is over. Overload.
 pub const MIN_ADMIT_RATIO: f64 = 0.05;
-/// Time in which the excess delay is to drain, ns: the admit ratio is this much below the equilibrium. Overload.
+/// Time in which the excess delay is to drain, ns. It determines how far below the equilibrium the admit ratio is. Overload.
 pub const DRAIN_TIME_NS: f64 = 4e8;
 /// Largest fraction of the equilibrium that is held back to drain. Model.
 pub const MAX_DRAIN_TRIM: f64 = 0.9;
-/// When nothing is standing, the admit ratio rises to at least this fraction of the equilibrium, or aims at this fraction of the
+/// Without a standing delay, the admit ratio rises to at least this fraction of the equilibrium, or aims at this fraction of the
 /// overload utilization. Model.
 pub const RECOVERY_TARGET: f64 = 0.95;
-/// How much the admit ratio rises at each decision at which nothing is standing. Model.
+/// How much the admit ratio rises at each decision without a standing delay. Model.
 pub const PROBE_STEP: f64 = 0.005;
 /// Largest factor by which the admit ratio rises at one decision because the utilization is low. Model.
 pub const MAX_RECOVERY_FACTOR: f64 = 1.5;
@@ -70,9 +70,10 @@ pub const FORGET_AFTER_DECISIONS: u32 = 50;
 pub const GROWTH_SIGMAS: f64 = 2.0;
 /// Tolerance when the equilibrium is clamped while the admit ratio changes. Model.
 pub const CLAMP_SIGMAS: f64 = 1.5;
-/// The utilization counts as below its overload level beyond this, over up to [`IDLE_DECISIONS`], so the admit ratio rises quickly:
-/// about one false alarm in 15. Model.
+/// If the utilization is below its overload level by more than this, the overload is over, and the admit ratio rises quickly. About
+/// one false alarm in 15. Model.
 pub const IDLE_SIGMAS: f64 = 1.5;
+/// The utilization is averaged over up to this many decisions for that. Model.
 pub const IDLE_DECISIONS: usize = 5;
 
 // Concurrency limit.
@@ -113,7 +114,7 @@ pub const MAX_QUEUE_WAIT_SERVICE_TIMES: f64 = 1.3;
 /// Resolution of the clock with which page readers measure a wait, ns: a tick of a kernel with CONFIG_HZ=250.
 pub const CLOCK_TICK_NS: u64 = 4_000_000;
 
-// Wait inside a service that takes every request at once.
+// Wait inside a service that takes every request immediately.
 
 /// Ages of requests in flight include the wait before dequeue: the longest one, decaying with this time constant, ns. Overload.
 pub const DEQUEUE_WAIT_MEMORY_NS: f64 = 5e8;
@@ -129,9 +130,10 @@ pub const SLOWER_AFTER_SAMPLES: u32 = 5;
 pub const UTILIZATION_TIME_CONSTANT_NS: f64 = 2e9;
 /// Time constant of the utilization that the controllers use, ns: about one sample. Model.
 pub const RECENT_UTILIZATION_TIME_CONSTANT_NS: f64 = 1e8;
-/// From this fraction of the requests in service under overload, all workers are taken to have a request. Convention.
+/// If at least this fraction of the requests in service under overload is in service, all workers are assumed to have one.
+/// Convention.
 pub const MIN_FULL_BY_REQUESTS: f64 = 0.9;
-/// If less than this share of the workers is busy by their states then, what they do is not recognized as work. Convention.
+/// If less than this share of the workers then looks busy, their thread states do not show their work. Convention.
 pub const MIN_BUSY_WHEN_FULL: f64 = 0.5;
 /// Time constant of that share, ns: a few samples. Convention.
 pub const WHEN_FULL_TIME_CONSTANT_NS: f64 = 5e8;

@@ -89,7 +89,7 @@ impl Mode {
             Self::Recovering => {
                 "utilization below its overload level: raising the admit ratio quickly"
             }
-            Self::Probing => "nothing is standing: raising the admit ratio step by step",
+            Self::Probing => "no standing delay: raising the admit ratio step by step",
         }
     }
 }
@@ -460,7 +460,7 @@ impl Controller {
             .map_or(0.0, |delay_ns| *delay_ns as f64)
     }
 
-    /// Nothing is standing: admit more.
+    /// There is no standing delay: admit more.
     fn rise(&mut self) {
         self.admit_ratio = match self.idle_share() {
             // Proportional: by the factor that brings the utilization back to its target.

@@ -1,6 +1,6 @@
 //! The service time of requests, and how long requests wait inside a service. Pure.
 //!
-//! A service that takes every request at once (Go, tokio, a large thread pool) has no queue in front: the excess waits inside, and
+//! A service that takes every request immediately (Go, tokio, a large thread pool) has no queue in front: the excess waits inside, and
 //! requests in flight take longer than the service time. If they still do when no more are in flight than usual, nothing waits, and
 //! the service itself has become slower. The service time is then measured again.
 
@@ -152,7 +152,7 @@ impl Requests {
     }
 }
 
-/// A mean over the service time's time constant, of so many samples until now.
+/// A mean over the service time's time constant, which has this many samples so far.
 fn mean_of(samples: u32, value: f64) -> Ewma {
     Ewma::mean_of(samples, value, SERVICE_TIME_CONSTANT_NS)
 }

@@ -8,7 +8,7 @@ use crate::{
     queue::Kind,
 };
 
-/// One sign by which a cause is recognised.
+/// One sign by which a cause is recognized.
 pub(super) struct Rule {
     pub(super) cause: &'static CauseInfo,
     /// The sign, in a few words; unique within its cause.

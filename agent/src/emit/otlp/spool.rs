@@ -23,7 +23,7 @@ pub const MAX_REQUEST_BYTES: usize = 4 << 20;
 /// Maximum number of spans in one request: if it is refused, all of them are lost. 512 is the batch size of
 /// OpenTelemetry's SDKs.
 const MAX_REQUEST_SPANS: usize = 512;
-/// Maximum number of ids of lost spans remembered, by which their children are recognised.
+/// Maximum number of ids of lost spans remembered, by which their children are recognized.
 const MAX_REMEMBERED: usize = 16_384;
 /// Upper bound of protobuf's tag and length around a span, a scope or a resource.
 const FRAME_BYTES: usize = 8;

@@ -84,7 +84,7 @@ fn delay(reading: &Reading) -> u64 {
 }
 
 #[test]
-fn a_loop_is_recognised_after_a_few_samples_and_an_idle_one_has_no_wait() {
+fn a_loop_is_recognized_after_a_few_samples_and_an_idle_one_has_no_wait() {
     let mut model = Model::default();
     for tick in 0..20 {
         let reading = sample(&mut model, tick, idle(tick, tick * 1000), (20, 0));

@@ -119,7 +119,7 @@ fn well_known_programs_and_directories_are_kept() {
 }
 
 #[test]
-fn a_terminal_is_still_recognisable() {
+fn a_terminal_is_still_recognizable() {
     assert_eq!(replaced(Text::Path, "/dev/pts/12"), "/dev/pts/12");
     assert_eq!(replaced(Text::Path, "/dev/ttyACME"), "/dev/tty");
     assert_eq!(replaced(Text::Path, "/dev/console"), "/dev/console");

@@ -28,7 +28,7 @@ pub struct Consumer {
     pub kind: Kind,
     /// What decides, and by which value.
     pub title: &'static str,
-    /// Parts of `cargo xtask setup` beside those of its services and scenarios.
+    /// Parts of `cargo xtask setup` that it needs besides those of its services and scenarios.
     pub needs: &'static [&'static str],
     pub scenarios: &'static [ScenarioKind],
     pub play: Play,
@@ -54,7 +54,7 @@ pub enum Play {
 
 /// Their workers take a request when they are free.
 const WORKERS: &[Service] = &[UwsgiPostgresql, NginxUwsgi];
-/// They take every request at once, so only a ratio can limit them.
+/// They take every request immediately, so only a ratio can limit them.
 const TAKE_ALL: &[Service] = &[GoNetHttp, RustTower];
 const WITHOUT_AGENT: &[ScenarioKind] = &[Load, Spike, LostCpu];
 const ALL: &[ScenarioKind] = &[Load, Spike, LostCpu, AgentDies, AgentReturns];

@@ -30,7 +30,7 @@ pub struct Capabilities {
     pub bpf_loop: Capability,
     /// Batched scans. Without it the kernel visits each file and thread separately.
     pub batched_scans: Capability,
-    /// Recognising io_uring files.
+    /// Recognizing io_uring files.
     pub rings: Capability,
     /// Debug lines of the programs (`--log-bpf`).
     pub log: Capability,

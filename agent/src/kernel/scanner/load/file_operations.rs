@@ -1,4 +1,4 @@
-//! Learns the addresses of kernel functions by which the programs recognise sockets and io_uring instances.
+//! Learns the addresses of kernel functions by which the programs recognize sockets and io_uring instances.
 
 use std::os::{
     fd::{AsFd as _, AsRawFd as _, BorrowedFd},

@@ -1,4 +1,4 @@
-// A net/http service with the middleware of deploy/readers/go/examples/nethttp. It takes every request at once, but works on
+// A net/http service with the middleware of deploy/readers/go/examples/nethttp. It takes every request immediately, but works on
 // only WORKERS of them for MS milliseconds each, as with a pool of connections to a database.
 package main
 

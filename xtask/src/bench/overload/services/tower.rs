@@ -1,4 +1,4 @@
-//! A tower service with the layer of `deploy/readers/rust/examples/tower.rs`. It takes every request at once, but works on
+//! A tower service with the layer of `deploy/readers/rust/examples/tower.rs`. It takes every request immediately, but works on
 //! only WORKERS of them for MS milliseconds each, as with a pool of connections to a database.
 
 use std::{
