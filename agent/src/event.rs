@@ -85,7 +85,7 @@ pub struct QueueState {
     pub at: Instant,
     pub key: Arc<QueueKey>,
     pub reading: Reading,
-    /// 0 to 1, may exceed 1.
+    /// 1 is saturated; may exceed 1.
     pub score: f64,
     pub level: Level,
     /// Per second, over the last second, in the unit of the depth.

@@ -101,7 +101,7 @@ fn throttle(directory: &TempDir) -> Result<ControlGroup> {
     let (major, minor) = (major(device), minor(device));
     ensure!(
         major != 0,
-        "{} is on no block device",
+        "{} is not on a block device",
         std::env::temp_dir().display()
     );
     let group = ControlGroup::enter("blkio")?;

@@ -38,7 +38,7 @@ impl DiskGroup {
         let group = Self { path, device };
         ensure!(
             !group.device.starts_with("0:"),
-            "{} is on no block device",
+            "{} is not on a block device",
             directory.display()
         );
         Ok(group)

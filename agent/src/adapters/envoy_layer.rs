@@ -31,7 +31,7 @@ pub fn words(limit: Option<u32>) -> String {
     limit.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {limit}"))
 }
 
-/// Name of the file that is in every layer, so that a read is noticed if there is no limit, too.
+/// Name of the file that is in every layer, so that a read is noticed even if there is no limit.
 pub fn marker(config: &Envoy) -> String {
     format!("tailback.{}", config.cluster)
 }
@@ -48,7 +48,7 @@ fn keys(config: &Envoy, limit: Option<u32>) -> Vec<(String, String)> {
     let waiting = limit.div_ceil(2);
     // `max_requests` matters if there are more connections than the limit, kept alive since before the overload, or if one
     // connection carries several requests (HTTP/2). It is higher, because each worker thread of Envoy may open one connection in
-    // any case: a connection without a request, which this threshold rejected, would occupy a worker of the service.
+    // any case. If this threshold rejected the request for it, the unused connection would still occupy a worker of the service.
     for (threshold, value) in [
         ("max_connections", limit),
         ("max_pending_requests", waiting),

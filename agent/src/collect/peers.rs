@@ -68,7 +68,7 @@ impl Peers {
         if left_out > 0 {
             notices.report_once("too_many_peers", || {
                 format!(
-                    "limit of {MAX_REQUESTED_PEERS} connections to find the peers of reached: {left_out} are left out"
+                    "peers are searched for at most {MAX_REQUESTED_PEERS} connections: {left_out} are left out"
                 )
             });
         }

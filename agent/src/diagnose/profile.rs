@@ -323,8 +323,8 @@ impl Second {
         }
     }
 
-    /// The same for locks that processes share. If a process holds the lock, all its threads that do not wait for it count; idle
-    /// ones only if there are no others.
+    /// Like [`Second::count_holders`], for locks that processes share. If a process holds the lock, all its threads that do not
+    /// wait for it count; idle ones only if there are no others.
     fn count_shared_holders(&mut self, now: &BTreeMap<Thread, Observation>) {
         let waited_for: BTreeSet<(u64, LockHolder)> = now
             .values()
@@ -503,8 +503,9 @@ impl TakingTurns {
     pub(super) const MIN_ONE: f64 = 0.8;
     /// … and two hardly ever are: threads are not all sampled at the same moment.
     pub(super) const MAX_MORE: f64 = 0.1;
-    /// A thread takes part from this share of the turns. Two could hand work to each other.
+    /// A thread takes part if it has at least this share of the turns.
     pub(super) const MIN_TURNS: f64 = 0.04;
+    /// Minimum number of threads that take part: two might just hand work to each other.
     pub(super) const MIN_THREADS: usize = 3;
 
     fn sum(&mut self, other: &Self) {

@@ -519,7 +519,7 @@ impl Topology {
         self.work.get(&tgid).copied().unwrap_or_default()
     }
 
-    /// The resolver that the requests which a process serves wait for.
+    /// The resolver that a process's requests in service wait for.
     pub(super) fn awaited_resolver(&self, tgid: u32) -> Option<SocketAddr> {
         self.work_of(tgid).awaited_resolver(self.now_ns)
     }
@@ -545,7 +545,7 @@ impl Topology {
         ports.filter(move |ports| netns == Some(&ports.netns))
     }
 
-    /// What a thread reaches an accelerator through, if it is on one in this sample.
+    /// The library or device by which a thread is on an accelerator in this sample, if it is on one.
     pub(super) fn accelerator(&self, thread: &Wait) -> Option<Accelerator> {
         let key = (thread.tgid, thread.tid);
         self.on_accelerator.get(&key).copied()

@@ -262,7 +262,7 @@ pub(super) fn stall_share(
     Some((stalled_ns as f64 / elapsed_ns as f64).min(1.0))
 }
 
-/// The foreign process that used most CPU, or a control group if that used much more.
+/// The foreign process that used the most CPU, or a control group if that used much more.
 fn busiest(foreign: &[&CpuUser], target: &Target, elapsed_ns: u64) -> Option<String> {
     let most = foreign
         .iter()

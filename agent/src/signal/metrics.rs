@@ -130,7 +130,7 @@ const OF_QUEUES: &[Family<Gauge>] = &[
     (
         "tailback_queue_score",
         "gauge",
-        "Saturation of the queue: 0 to 1, may exceed 1.",
+        "Score of the queue: 1 is saturated; may exceed 1.",
         |gauge| Some(gauge.score),
     ),
     (
@@ -194,7 +194,7 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
     );
     family(
         "tailback_score",
-        "Score of the worst queue: 0 to 1, may exceed 1.",
+        "Score of the worst queue: 1 is saturated; may exceed 1.",
         &|i| of[i].score,
     );
     family(

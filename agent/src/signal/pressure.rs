@@ -27,7 +27,7 @@ use crate::{
 pub struct Pressure {
     pub target: Arc<Target>,
     pub level: Level,
-    /// Score of the worst queue: 0 is empty, 1 is full; may exceed 1.
+    /// Score of the worst queue: 1 is saturated; may exceed 1.
     pub score: f64,
     /// Share of new work to admit, 0 to 1.
     pub admit_ratio: f64,
@@ -202,7 +202,7 @@ impl PressureTracker {
         }
     }
 
-    /// Recent utilization as a fraction of the one under overload, by the queue of which the most is shed; `None` if unknown.
+    /// Recent utilization as a fraction of the one under overload, by the queue that sheds the most; `None` if unknown.
     fn used(&self, queues: &[(Arc<QueueKey>, Gauge)]) -> Option<f64> {
         let shedding = queues
             .iter()

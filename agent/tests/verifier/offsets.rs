@@ -153,7 +153,7 @@ fn without_a_base_field_the_error_names_it() {
             continue;
         }
         let expected = format!(
-            "this kernel cannot be watched: struct {} has no {}",
+            "this kernel cannot be watched: struct {} has no field {}",
             missing.container,
             missing.paths.join(" or ")
         );

@@ -54,7 +54,7 @@
 struct tailback_snapshot {
     bool alive;               /* an agent publishes for the service; if not, all other fields mean no pressure */
     uint32_t level;           /* 0 ok, 1 warn, 2 critical, 3 full */
-    double score;             /* saturation of the worst queue: 0 empty, 1 full; may exceed 1 */
+    double score;             /* saturation of the worst queue: 0 is none, 1 is saturated; may exceed 1 */
     double admit_ratio;       /* fraction of new work to admit, 0 to 1 */
     uint64_t oldest_age_ns;   /* age of the oldest item waiting */
     uint64_t time_to_full_ns; /* forecast; TAILBACK_NEVER, the largest value, if no queue is filling */

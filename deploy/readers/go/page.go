@@ -60,7 +60,7 @@ func nameOf(number uint32, names ...string) string {
 type Pressure struct {
 	Alive      bool // an agent publishes for the service; if not, all other fields mean no pressure
 	Level      Level
-	Score      float64       // saturation of the worst queue: 0 empty, 1 full; may exceed 1
+	Score      float64       // saturation of the worst queue: 0 is none, 1 is saturated; may exceed 1
 	AdmitRatio float64       // fraction of new work to admit, 0 to 1
 	OldestAge  time.Duration // age of the oldest item waiting
 	TimeToFull time.Duration // forecast; Never if no queue is filling

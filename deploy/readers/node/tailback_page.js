@@ -31,7 +31,7 @@ const LEVELS = ['ok', 'warn', 'critical', 'full'];
  * @property {boolean} alive          an agent publishes for the service; if not, all other fields mean no pressure
  * @property {number} level           0 ok, 1 warn, 2 critical, 3 full
  * @property {string} levelName
- * @property {number} score           saturation of the worst queue: 0 empty, 1 full; may exceed 1
+ * @property {number} score           saturation of the worst queue: 0 is none, 1 is saturated; may exceed 1
  * @property {number} admitRatio      fraction of new work to admit, 0 to 1
  * @property {number} oldestAgeMs     age of the oldest item waiting
  * @property {number} timeToFullMs    forecast; Infinity if no queue is filling

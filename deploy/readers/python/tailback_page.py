@@ -41,7 +41,7 @@ class Pressure(NamedTuple):
 
     alive: bool = False  # an agent publishes for the service
     level: int = 0  # 0 ok, 1 warn, 2 critical, 3 full
-    score: float = 0.0  # saturation of the worst queue: 0 empty, 1 full; may exceed 1
+    score: float = 0.0  # saturation of the worst queue: 0 is none, 1 is saturated; may exceed 1
     admit_ratio: float = 1.0  # fraction of new work to admit, 0 to 1
     oldest_age_s: float = 0.0  # age of the oldest item waiting
     time_to_full_s: float = math.inf  # forecast; inf if no queue is filling

@@ -12,12 +12,12 @@ const HEAD: &str = "\
 The error of each number that `tailback sample` reports, against a source outside Tailback: the worst of all samples. [Accuracy](../accuracy.md) has
 the summary.
 
-Goals: depths and rates within 5%. Ages within 5% or one sampling interval as it really was (100 ms, slightly more in an emulator). Limits and
+Goals: depths and rates within 5%. Ages within 5% or one sampling interval as measured (100 ms, slightly more in an emulator). Limits and
 losses exact. An item that arrives between two samples is first seen at the second one. So an age derived from a head that does not move is up to
 one interval too low.
 
 Written by `cargo xtask accuracy --kernels all --write`. The same rows are tests of `cargo xtask test`. They fail at twice the goal, or at any error
-if the goal is none. The kernels of the matrix run in an emulator with one CPU. \"absent\": not reported there. \"skipped\": could not be set up
+if the goal is exact. The kernels of the matrix run in an emulator with one CPU. \"absent\": not reported there. \"skipped\": could not be set up
 there.
 
 ";

@@ -128,7 +128,7 @@ pub struct Pressure {
     pub alive: bool,
     /// 0 ok, 1 warn, 2 critical, 3 full.
     pub level: u32,
-    /// Saturation of the worst queue: 0 empty, 1 full; may exceed 1.
+    /// Saturation of the worst queue: 0 is none, 1 is saturated; may exceed 1.
     pub score: f64,
     /// Fraction of new work to admit, 0 to 1.
     pub admit_ratio: f64,
