@@ -173,7 +173,7 @@ pub fn forward(front: SocketAddr, endpoints: &[Endpoint], symlink_root: Option<&
         front,
         &format!("route: {{cluster: {CLUSTER}, timeout: 30s}}"),
     );
-    // One request per connection: uWSGI closes the connection after its response, and says nothing of that in it.
+    // One request per connection: uWSGI closes the connection after its response, without announcing that in the response.
     format!(
         "{runtime}{listener}  clusters:
   - name: {CLUSTER}

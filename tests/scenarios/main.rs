@@ -49,7 +49,7 @@ const HERE: &str = "--here";
 const USAGE: &str = "\
 Usage: tailback-scenarios [--list] [--keep DIR] [SCENARIO...]
 
-Plays scenarios with the agent (TAILBACK_BIN) beside them: one JSON object a line. --keep: the samples of each run as
+Plays scenarios with the agent (TAILBACK_BIN) beside them: one JSON object per line. --keep: the samples of each run as
 DIR/SCENARIO.tbk, for `tailback replay`. Exit code 0 if all is as it should be, 1 if not, 2 for a mistake in the
 arguments.";
 

@@ -10,7 +10,7 @@
 //! 4. `rules` makes a verdict from all that; `words` has the phrases.
 //! 5. `open_episode` tracks how long each verdict has held. The one that has held longest is reported.
 //!
-//! A pure function of samples and readings: no clock, no kernel, no I/O. No rule asks for the name of a program. What servers
+//! A pure function of samples and readings: no clock, no kernel, no I/O. No rule depends on the name of a program. What servers
 //! publish about themselves in text is read in three places: `titles` (process titles), `thread_names` (threads of runtimes)
 //! and `crate::messages` (log lines).
 #![forbid(unsafe_code)]

@@ -25,7 +25,7 @@ const MIN_MEDIAN_AGE_NS: u64 = 1_000_000_000;
 pub struct NoBaseline {
     pub key: Arc<QueueKey>,
     pub waiting: Waiting,
-    /// The endpoint with most outstanding calls of the same service.
+    /// The endpoint with the most outstanding calls of the same service.
     pub calls: Option<Calls>,
 }
 

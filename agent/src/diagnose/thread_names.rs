@@ -1,7 +1,7 @@
 //! Names by which runtimes distinguish their own threads (`/proc/PID/task/TID/comm`, at most 15 bytes).
 //!
 //! Like a [title](super::titles), a name is what a process publishes about itself, and this table is the only place that
-//! interprets it. A runtime is recognized by a set of names that it alone gives; whatever the program is called.
+//! interprets it. A runtime is recognized by a set of names that it alone gives, whatever the program is called.
 
 /// The threads of one runtime.
 struct Runtime {

@@ -1,8 +1,8 @@
 //! What a process title reports about its process.
 //!
 //! Some servers write their state over their command line. This is a fact that the server publishes about itself, like a line
-//! of its log. It is the only text of a program that the diagnosis interprets, and this table is the only place where it does so.
-//! The title alone decides, whatever the program is called: forks and renamed binaries count, too.
+//! of its log. This table is the only place where the diagnosis interprets titles. The title alone decides, whatever the program is
+//! called: forks and renamed binaries count, too.
 
 /// The state that a title reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -193,7 +193,7 @@ fn in_unit(value: f64, unit: Unit) -> String {
     }
 }
 
-/// The rules, an object each.
+/// The rules, one object each.
 pub(super) fn rules(explanation: &Explanation) -> Vec<Value> {
     explanation.rules.iter().map(rule).collect()
 }

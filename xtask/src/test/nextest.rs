@@ -1,4 +1,4 @@
-//! Rust's tests, run by cargo-nextest: one process a test, a time limit for each, and a JUnit report that is read here.
+//! Rust's tests, run by cargo-nextest: one process per test, a time limit for each, and a JUnit report that is read here.
 //!
 //! A test that fails runs once more, alone, to classify the failure: `flaky` if it passes then. Both kinds are failures.
 

@@ -65,7 +65,7 @@ fn confidence(finding: &Finding, samples: u64) -> Confidence {
         Some(share) if share >= HIGH_SHARE => Confidence::High,
         Some(share) if share >= MEDIUM_SHARE => Confidence::Medium,
         Some(_) => Confidence::Low,
-        // Decided by something other than time: a limit that is reached, a window that is closed.
+        // Decided by something other than time: a limit that is reached, a receive window that is closed.
         None => Confidence::High,
     };
     let by_samples = match finding.share {

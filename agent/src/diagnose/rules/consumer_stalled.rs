@@ -61,7 +61,7 @@ pub(super) const DEADLOCKED: Rule = Rule {
             }
             Finding::blaming(lock::end_of_chain(case), |who| {
                 format!(
-                    "This is a deadlock and does not resolve by itself: take a stack of {who} (gdb -p PID, py-spy dump), then restart it."
+                    "This is a deadlock and does not resolve by itself: dump the stacks of {who} (gdb -p PID, py-spy dump), then restart it."
                 )
             })
             .share(first.share)
@@ -140,7 +140,7 @@ pub(super) const RESPONSES_NOT_READ: Rule = Rule {
 };
 
 /// Nobody accepts from some listening sockets of an address, and nobody is busy: a worker has exited and its socket is still
-/// open in another process, or a worker has stopped to accept.
+/// open in another process, or a worker has stopped accepting.
 pub(super) const SOCKET_NOT_SERVED: Rule = Rule {
     cause: &CAUSE,
     name: "a listening socket that nobody accepts from",
@@ -259,6 +259,6 @@ fn own_address(case: Case<'_>, step: &Step) -> Option<SocketAddr> {
 
 fn restart(who: &str) -> String {
     format!(
-        "{who} makes no progress: if it is stopped, `kill -CONT` resumes it; otherwise take its stacks, then restart it. Send callers elsewhere meanwhile."
+        "{who} makes no progress: if it is stopped, `kill -CONT` resumes it; otherwise dump its stacks, then restart it. Send callers elsewhere meanwhile."
     )
 }

@@ -1,7 +1,7 @@
 //! Decides the cause of an episode from the evidence.
 //!
-//! Each cause is a file with its rules: where each applies, what it tests, its thresholds, the fact that the evidence begins
-//! with, and the advice. [`table`] lists the rules in the order of evaluation. This module evaluates them ([`judge`]): the
+//! Each cause is a file with its rules: where each applies, what it tests, its thresholds, the first words of the evidence,
+//! and the advice. [`table`] lists the rules in the order of evaluation. This module evaluates them ([`judge`]): the
 //! first rule that applies and fires decides. If it decides by time, it also needs enough samples
 //! ([`MIN_SAMPLES_PER_THREAD`]) and a large enough share of the threads' time ([`MIN_SHARE`]). Otherwise the verdict is
 //! `unknown`, and no later rule is evaluated. Rules test what the kernel reports, not which program runs.

@@ -53,7 +53,7 @@ pub(super) const ALL_IN_USE: Rule = Rule {
 };
 
 /// All connections are taken, and none of them is used: they were never given back, or each is held by a request that waits for
-/// another one. No other reason is visible for which the requests wait.
+/// another one. No other reason for the wait is visible.
 pub(super) const HELD: Rule = Rule {
     cause: &CAUSE,
     name: "all connections are held and silent",
@@ -141,7 +141,7 @@ fn held_finding(case: Case<'_>, held: &HeldPool) -> Finding {
     let max_confidence = if held.is_evident() {
         Confidence::High
     } else if none_answered && held.unknown == 0 {
-        // A lock that the kernel does not see could keep the requests as well.
+        // A lock that the kernel does not see could hold up the requests as well.
         Confidence::Medium
     } else {
         Confidence::Low

@@ -18,8 +18,8 @@ const CAUSE: CauseInfo = CauseInfo {
     supported_by: &[],
 };
 
-/// All local ports of a range are in use towards an address that the service calls, and nothing else that is known keeps its
-/// threads.
+/// All local ports of a range are in use towards an address that the service calls, and its threads wait for nothing else that
+/// is known.
 pub(super) const NONE_LEFT: Rule = Rule {
     cause: &CAUSE,
     name: "none left to connect from",

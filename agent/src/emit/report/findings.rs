@@ -40,7 +40,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Severity: greater is worse. Of queues that are as bad, unread bytes come last: they are a part of the requests that
+    /// Severity: greater is worse. Among equally bad queues, unread bytes come last: they are a part of the requests that
     /// another queue counts.
     pub(super) fn rank(&self) -> (bool, Level, Level, bool, Reverse<Instant>) {
         let Self { episode, level } = self;

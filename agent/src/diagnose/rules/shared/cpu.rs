@@ -55,7 +55,7 @@ impl CpuTime {
         enough && most
     }
 
-    /// Others take enough of it.
+    /// Other services or the hypervisor take enough of the time to be the cause.
     pub(in crate::diagnose::rules) fn is_starved(&self, checks: &mut Checks) -> bool {
         let enough = checks.at_least(
             "time others had the CPU",

@@ -55,9 +55,11 @@ pub(in crate::diagnose::rules) fn other_end(case: Case<'_>) -> Option<Culprit> {
     }
 }
 
-/// How sure a verdict on a lock can be. Medium at most in three cases: it is inferred from one thread at a time being active that
-/// the others wait for their turn, it is inferred from the times of its sleeps that a thread waits for a file lock, or the chain
-/// ends at a shared lock, whose holder is then unknown.
+/// The highest confidence of a verdict on a lock. It is medium in three cases:
+///
+/// - the lock is inferred, because only one thread at a time is active while the others seem to wait for their turn;
+/// - the lock on a file is inferred from the times at which a thread sleeps;
+/// - the chain ends at a shared lock, so its holder is unknown.
 pub(in crate::diagnose::rules) fn max_confidence(case: Case<'_>) -> Confidence {
     let is_inferred = case.steps.iter().any(|step| {
         matches!(
