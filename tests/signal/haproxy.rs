@@ -443,7 +443,7 @@ fn the_guides_rules_admit_by_weight_evenly() -> Result<()> {
     for weight in [100, 62, 33, 5, 0] {
         set_weight(&stats, weight)?;
         let admitted = admitted(front, 200)?;
-        // The exact share of any consecutive requests, rounded either way.
+        // The exact share of any consecutive requests, rounded up or down.
         for window in [1, 2, 3, 7, 100, 200] {
             let (least, most) = (window * weight / 100, (window * weight).div_ceil(100));
             for requests in admitted.windows(window) {

@@ -287,7 +287,7 @@ impl System {
         })
     }
 
-    /// The I/O limits of a cgroup and its parents, a device each; of several limits for one device the lowest.
+    /// The I/O limits of a cgroup and its parents, one per device: the lowest if a device has several.
     fn io_limits(&mut self, path: &str, membership: &str) -> Vec<IoLimit> {
         /// Key in io.max (v2), and file of the same limit (v1).
         const LIMITS: [(&str, &str); 4] = [

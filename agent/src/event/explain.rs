@@ -105,7 +105,7 @@ impl Comparison {
         }
     }
 
-    /// Whether `value` compares so with `threshold`.
+    /// Whether the comparison of `value` with `threshold` holds.
     pub fn holds(self, value: f64, threshold: f64) -> bool {
         match self {
             Self::AtLeast => value >= threshold,

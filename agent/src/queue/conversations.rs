@@ -433,8 +433,8 @@ impl Activity {
         }
     }
 
-    /// Responses per second over this period. If responses are alike, there are at most as many as the bytes are enough for: the
-    /// segments include those of interim answers.
+    /// Responses per second over this period, counted by segments. If responses are alike, their bytes bound the number, because
+    /// some of the segments are interim answers.
     pub(super) fn responses_per_s(&self, size: &ResponseSize, elapsed_ns: u64) -> Option<f64> {
         let by_segments = self.responses as f64;
         let responses = match size.usual_bytes() {
@@ -450,8 +450,8 @@ impl Activity {
     }
 }
 
-/// Size of the responses of one endpoint, measured while no more requests than usual wait: each is counted by its segments then, and
-/// an interim answer mostly goes out with the response.
+/// Size of the responses of one endpoint. It is measured only while no more requests than usual wait: then each response is counted
+/// by its segments, and an interim answer is mostly sent together with the response.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ResponseSize {
     /// Mean of the samples, bytes, and mean absolute difference from it.

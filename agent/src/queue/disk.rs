@@ -17,7 +17,7 @@ use crate::{
 
 /// Time of one access to a healthy rotating disk, including seek and rotation, ns. A shorter wait is not queueing.
 const DISK_ACCESS_NS: u64 = 20_000_000;
-/// A device is reported this long, ns, after its last waiter: a busy one has none at every other sample.
+/// How long a device is still reported after its last waiter, ns: even a busy device has no waiters in many samples.
 const IDLE_RETENTION_NS: u64 = 5_000_000_000;
 /// Devices tracked, of all targets. It bounds the memory, since anyone can create files.
 const MAX_DEVICES: usize = 4096;

@@ -88,7 +88,7 @@ static void a_page_from_the_future_is_stale(void)
     CHECK(!tailback_pressure(&page).alive);
 }
 
-/* Of any `window` consecutive requests, the exact share is admitted, rounded either way. A ratio above 1 counts as 1, and each
+/* Of any `window` consecutive requests, the exact share is admitted, rounded up or down. A ratio above 1 counts as 1, and each
  * ratio takes effect at once. */
 static void admissions_are_evenly_spaced(void)
 {

@@ -118,7 +118,7 @@ func (w written) ratio(admitPPM uint32, seq uint64) {
 	w.u64(16, seq)
 }
 
-// exactShare returns how many of count requests may be admitted at this ratio: the exact share, rounded either way.
+// exactShare returns how many of count requests may be admitted at this ratio: the exact share, rounded up or down.
 func exactShare(count, admitPPM uint64) (least, most uint64) {
 	sum := count * min(admitPPM, ppm)
 	return sum / ppm, (sum + ppm - 1) / ppm

@@ -47,7 +47,7 @@ class Written:
 
 
 def exact_share(count, ppm):
-    """Of so many requests at this ratio, how many may be admitted: the exact share, rounded either way."""
+    """Of this many requests at this ratio, how many may be admitted: the exact share, rounded up or down."""
     total = count * min(ppm, 1_000_000)
     return range(total // 1_000_000, -(-total // 1_000_000) + 1)
 

@@ -898,7 +898,7 @@ mod tests {
         }
     }
 
-    /// Of `count` requests at this ratio, how many may be admitted: the exact share, rounded either way.
+    /// Of `count` requests at this ratio, how many may be admitted: the exact share, rounded up or down.
     fn exact_share(count: u64, admit_ppm: u32) -> std::ops::RangeInclusive<u64> {
         let sum = count * u64::from(admit_ppm.min(PPM));
         sum / u64::from(PPM)..=sum.div_ceil(u64::from(PPM))
