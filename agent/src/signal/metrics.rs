@@ -327,7 +327,7 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
             (
                 "tailback_agent_cpu_ratio",
                 "gauge",
-                "CPU time of the agent as a fraction of one core, over the last report interval.",
+                "CPU time of the agent as a fraction of one core, over the last report interval (10 s).",
                 report.cpu_share,
             ),
             (
