@@ -109,6 +109,12 @@ incidents! {
     }),
     deadlock "deadlock" Some(planted(ConsumerStalled, &[Accept, Lock, Inflight], "of name-a (17525)")),
     interpreter_lock "interpreter-lock" Some(planted(LockContention, &[Accept, Lock], "(31408)")),
+    monitor "monitor" Some(planted(LockContention, &[Inflight, Recv], "name-a (25573)")),
+    locked_call "locked-call" Some(Planted {
+        ongoing: true,
+        ..planted(LockContention, &[Inflight], "name-a (27017)")
+    }),
+    short_locked_calls "short-locked-calls" None,
     event_loop "event-loop" Some(planted(EventLoopBlocked, &[Accept, Eventloop, Recv], "uvicorn (20699)")),
     output_pipe "output-pipe" Some(Planted {
         // The reader of the pipe is stopped.

@@ -8,7 +8,8 @@ use tailback_tests::{load::Load, ports, redis::Redis};
 
 use crate::{
     play::{Culprit, Play},
-    programs::{Program, load},
+    pools::Java,
+    programs::{DEADLINE, Program, load},
 };
 
 const REQUESTS_PER_S: f64 = 30.0;
@@ -76,11 +77,64 @@ pub fn interpreter(play: &mut Play) -> Result<()> {
     let port = ports::free()?;
     let text = include_str!("apps/threads.py");
     let server = Program::python("threads", text, &["socket"], &[&port.to_string(), "4"])?;
-    server
-        .process
-        .wait_line("listening", crate::programs::DEADLINE)?;
+    server.process.wait_line("listening", DEADLINE)?;
     let load = load(ports::local(port), "/", REQUESTS_PER_S)?;
     // Ownership changes two hundred times a second.
     let culprit = Culprit::process(server.pid()).or("interpreter");
     trouble(play, &server, &load, culprit)
+}
+
+/// A server that takes `ms` to answer, and `slow_ms` after SIGUSR1.
+fn called(ms: u32, slow_ms: u32) -> Result<(Program, u16)> {
+    let port = ports::free()?;
+    let args = [port.to_string(), ms.to_string(), slow_ms.to_string()];
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let text = include_str!("apps/called.py");
+    let called = Program::python("called", text, &["socket"], &args)?;
+    called.process.wait_line("listening", DEADLINE)?;
+    Ok((called, port))
+}
+
+/// A monitor of the JVM is held over a call, and the call becomes slow. The threads would keep up without the monitor. Those that
+/// wait for it are parked at an address each.
+pub fn monitor(play: &mut Play) -> Result<()> {
+    let (called, port) = called(2, 120)?;
+    let java = Java::monitor(port)?;
+    let load = load(java.address, "/", REQUESTS_PER_S)?;
+    play.watch_pid(java.process.pid())?;
+    play.healthy()?;
+    play.planted(Culprit::process(java.process.pid()));
+    called.process.signal(Signal::USR1)?;
+    play.hold()?;
+    play.removing(Some(&load));
+    called.process.signal(Signal::USR2)?;
+    play.recover()
+}
+
+/// A service with a thread for each request, and the server that it calls.
+fn locked_calls(ms: u32) -> Result<(Program, SocketAddr, Program)> {
+    let (called, called_port) = called(ms, ms)?;
+    let port = ports::free()?;
+    let args = [port.to_string(), called_port.to_string()];
+    let text = include_str!("apps/locked.py");
+    let server = Program::python("locked", text, &["socket"], &[&args[0], &args[1]])?;
+    server.process.wait_line("listening", DEADLINE)?;
+    Ok((server, ports::local(port), called))
+}
+
+/// Calls that were made at the same time are made one after the other, under a lock. Each is as fast as before.
+pub fn locked_call(play: &mut Play) -> Result<()> {
+    let (server, address, _called) = locked_calls(50)?;
+    let load = load(address, "/", REQUESTS_PER_S)?;
+    let culprit = Culprit::process(server.pid());
+    trouble(play, &server, &load, culprit)
+}
+
+/// Healthy: a lock is held over calls, and waited for now and then.
+pub fn short_locked_calls(play: &mut Play) -> Result<()> {
+    let (server, address, _called) = locked_calls(12)?;
+    let load = load(address, "/", REQUESTS_PER_S)?;
+    server.process.signal(Signal::USR1)?;
+    play.watch_pid(server.pid())?;
+    crate::control::observed(play, load)
 }

@@ -155,20 +155,32 @@ pub fn small_pool(play: &mut Play) -> Result<()> {
 }
 
 /// The JDK's own HTTP server, with a heap of 96 MB that the serial collector collects.
-struct Java {
-    process: Process,
-    address: SocketAddr,
+pub struct Java {
+    pub process: Process,
+    pub address: SocketAddr,
     _directory: TempDir,
 }
 
 impl Java {
-    fn start() -> Result<Self> {
+    /// Each request allocates.
+    fn heap() -> Result<Self> {
+        Self::start("Heap.java", include_str!("apps/Heap.java"), &[])
+    }
+
+    /// Each request calls the server on `port`, one at a time.
+    pub fn monitor(port: u16) -> Result<Self> {
+        let text = include_str!("apps/Monitor.java");
+        Self::start("Monitor.java", text, &[port.to_string()])
+    }
+
+    fn start(name: &str, text: &str, args: &[String]) -> Result<Self> {
         let directory = TempDir::new("java")?;
-        let source = directory.write("Heap.java", include_str!("apps/Heap.java"))?;
+        let source = directory.write(name, text)?;
         let port = ports::free()?;
         let mut command = Command::new(program::need(&["java"])?);
         command.args(["-Xmx96m", "-XX:+UseSerialGC"]).arg(source);
-        let process = Process::start("java", command.arg(port.to_string()))?;
+        command.arg(port.to_string()).args(args);
+        let process = Process::start("java", &mut command)?;
         process.wait_line("listening", DEADLINE)?;
         Ok(Self {
             process,
@@ -180,7 +192,7 @@ impl Java {
 
 /// Healthy: it collects garbage as it goes.
 pub fn normal_collection(play: &mut Play) -> Result<()> {
-    let java = Java::start()?;
+    let java = Java::heap()?;
     let load = load(java.address, "/", 60.0)?;
     play.watch_pid(java.process.pid())?;
     crate::control::observed(play, load)

@@ -178,6 +178,26 @@ pub const SCENARIOS: &[Scenario] = &[
         alone: true,
         play: lock::interpreter,
     },
+    // The threads that wait for the monitor are parked as idle ones are.
+    Scenario {
+        name: "monitor",
+        on: "the JDK's HTTP server -> another service",
+        planted: Some(planted("lock_contention", THREADED)),
+        programs: &["javac"],
+        modules: &["socket"],
+        alone: true,
+        play: lock::monitor,
+    },
+    // The calls are as fast as before.
+    Scenario {
+        name: "locked-call",
+        on: "a service in Python, a thread for each request -> another service",
+        planted: Some(planted("lock_contention", THREADED)),
+        programs: &[],
+        modules: &["socket"],
+        alone: true,
+        play: lock::locked_call,
+    },
     Scenario {
         name: "event-loop",
         on: "uvicorn",
@@ -628,6 +648,15 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &["socket"],
         alone: false,
         play: shared::short_file_locks,
+    },
+    Scenario {
+        name: "short-locked-calls",
+        on: "a service in Python, a thread for each request -> another service",
+        planted: None,
+        programs: &[],
+        modules: &["socket"],
+        alone: false,
+        play: lock::short_locked_calls,
     },
     Scenario {
         name: "busy-log-socket",

@@ -28,7 +28,7 @@ pub(super) const MAX_SLOWDOWN: f64 = 2.0;
 const MIN_UNANSWERED_NS: u64 = 2_000_000_000;
 /// Weight of a new response time in its EWMA.
 const RESPONSE_WEIGHT: f64 = 0.2;
-/// Maximum number of response counts kept per service: enough for the longest window that a verdict is made from.
+/// Maximum number of counts of responses or arrivals kept per service: enough for the longest window that a verdict is made from.
 const MAX_RESPONSE_SAMPLES: usize = 256;
 /// The CPU use of other processes is kept for this time, ns.
 const CPU_USERS_KEPT_NS: u64 = 30_000_000_000;
@@ -70,6 +70,8 @@ pub(super) struct Inputs {
     long_turns: HashMap<TargetId, u64>,
     /// Requests that each service responded to: when they were counted, ns, and how many.
     responses: HashMap<TargetId, VecDeque<(u64, u64)>>,
+    /// Connections or requests that arrived at each service, by the kind of queue that counted them: when, ns, and how many.
+    arrived: HashMap<(TargetId, Kind), VecDeque<(u64, u64)>>,
 }
 
 /// Calls on one endpoint.
@@ -175,6 +177,16 @@ impl Inputs {
                     samples.pop_front();
                 }
             }
+            if matches!(key.kind, Kind::Accept | Kind::Inflight)
+                && in_focus(key.target)
+                && let Some(count) = reading.arrivals
+            {
+                let samples = self.arrived.entry((key.target, key.kind)).or_default();
+                samples.push_back((sample.mono_ns, count));
+                while samples.len() > MAX_RESPONSE_SAMPLES {
+                    samples.pop_front();
+                }
+            }
             if key.kind == Kind::Eventloop && is_long_turn(reading) {
                 self.long_turns.insert(key.target, sample.mono_ns);
             }
@@ -188,6 +200,7 @@ impl Inputs {
         self.last.retain(|key, _| in_focus(key.target));
         self.long_turns.retain(|target, _| in_focus(*target));
         self.responses.retain(|target, _| in_focus(*target));
+        self.arrived.retain(|(target, _), _| in_focus(*target));
         if sample.scans.cpu_users {
             self.read_cpu_users(sample);
         }
@@ -233,6 +246,20 @@ impl Inputs {
         let samples = self.responses.get(&target)?;
         let since = samples.iter().filter(|(at_ns, _)| *at_ns > since_ns);
         Some(since.map(|(_, count)| count).sum())
+    }
+
+    /// The mean time between two responses of a service, over the last seconds, ns. Where it makes one call at a time and each
+    /// request makes one, that is the time of a call.
+    pub(super) fn between_responses_ns(&self, target: TargetId) -> Option<f64> {
+        per_s(self.responses.get(&target)?).map(|per_s| 1e9 / per_s)
+    }
+
+    /// How many requests per second arrive at a service, over the last seconds. Where each comes with a connection of its own, its
+    /// accept queue counts those as well that nobody has begun. `None`: they are not counted.
+    pub(super) fn arrivals_per_s(&self, target: TargetId) -> Option<f64> {
+        let of_kind = |kind: Kind| per_s(self.arrived.get(&(target, kind))?);
+        let known = [Kind::Accept, Kind::Inflight];
+        known.into_iter().filter_map(of_kind).reduce(f64::max)
     }
 
     /// The longest time without any response since then, ns.
@@ -431,6 +458,15 @@ impl Inputs {
         })
         .filter(|hog| hog.share >= MIN_HOG_SHARE)
     }
+}
+
+/// The rate of what was counted at these times, if anything was, over a second at least.
+fn per_s(samples: &VecDeque<(u64, u64)>) -> Option<f64> {
+    let (from_ns, to_ns) = (samples.front()?.0, samples.back()?.0);
+    let seconds = to_ns.saturating_sub(from_ns) as f64 / 1e9;
+    let after_the_first = samples.iter().filter(|(at_ns, _)| *at_ns > from_ns);
+    let count: u64 = after_the_first.map(|(_, count)| count).sum();
+    (seconds >= 1.0 && count > 0).then(|| count as f64 / seconds)
 }
 
 /// The address that a queue of calls leads to: `127.0.0.1:5432`.

@@ -2,7 +2,7 @@
 //!
 //! Verdicts are made from a [`Window`] of it: the samples taken during an episode.
 
-use crate::hash::HashMap;
+use crate::hash::{HashMap, HashSet};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
@@ -49,6 +49,8 @@ pub(super) struct Profile {
     seconds: Seconds<Second>,
     names: HashMap<Thread, String>,
     turns: HashMap<Thread, Turn>,
+    /// Threads that were once parked at a futex of unknown meaning: workers of a pool, or threads that waited for a lock.
+    parked: HashSet<Thread>,
 }
 
 /// What a thread has done since it last slept.
@@ -146,6 +148,7 @@ impl Profile {
                 .retain(|(tgid, _), _| targets.of(*tgid).is_some());
             self.turns
                 .retain(|(tgid, _), _| targets.of(*tgid).is_some());
+            self.parked.retain(|(tgid, _)| targets.of(*tgid).is_some());
         }
         let threads = Threads::of(waits);
         let long_turns = self.track_turns(waits, &in_focus);
@@ -159,7 +162,12 @@ impl Profile {
         second.count_holders(&now);
         second.long_turns.extend(long_turns);
         second.count_turns(waits, &in_focus);
-        second.count_active(waits, &now, topology);
+        second.count_active(waits, &now, (topology, &self.parked));
+        for (thread, seen) in &now {
+            if *seen == PARKED && self.parked.len() < MAX_THREADS {
+                self.parked.insert(*thread);
+            }
+        }
         for wait in waits {
             let thread = (wait.tgid, wait.tid);
             let calls = now.get(&thread).is_some_and(|observation| {
@@ -362,13 +370,13 @@ impl Second {
     }
 
     /// Counts how many threads of each process do anything but wait for work in one sample, and what the only one does. A thread
-    /// in epoll_wait waits for whatever all others have begun: it takes no turn. And while there is only one request, nobody else
-    /// has anything to do.
+    /// in epoll_wait waits for whatever all others have begun: it takes no turn. Nor does one that sleeps, unless it was `parked`
+    /// before: then it is no timer. And while there is only one request, nobody else has anything to do.
     fn count_active(
         &mut self,
         waits: &[Wait],
         now: &BTreeMap<Thread, Observation>,
-        topology: &Topology,
+        (topology, parked): (&Topology, &HashSet<Thread>),
     ) {
         const MIN_REQUESTS: u32 = 2;
         let mut active: BTreeMap<u32, Vec<(u32, &Observation)>> = BTreeMap::new();
@@ -377,10 +385,11 @@ impl Second {
                 continue;
             };
             let threads = active.entry(wait.tgid).or_default();
-            let rests = matches!(
-                seen.activity,
-                Activity::Idle | Activity::Asleep | Activity::Lock | Activity::Unknown
-            );
+            let rests = match seen.activity {
+                Activity::Idle | Activity::Lock | Activity::Unknown => true,
+                Activity::Asleep => !parked.contains(&(wait.tgid, wait.tid)),
+                _ => false,
+            };
             if !polls(wait) && !rests {
                 threads.push((wait.tid, seen));
             }
@@ -531,12 +540,25 @@ impl TakingTurns {
         f64::from(self.more) / f64::from(self.samples.max(1))
     }
 
-    /// The threads that each had at least this share of those turns.
+    /// The threads that each had at least this share of those turns. Threads with less, as where each request has its own, count
+    /// together as so many that had this share.
     pub(super) fn threads(&self, min_share: f64) -> usize {
-        let least = min_share * f64::from(self.one);
-        let counts = self.by_thread.values();
-        counts.filter(|count| f64::from(**count) >= least).count()
+        count_with_share(self.by_thread.values().copied(), min_share)
     }
+}
+
+/// How many of these have at least this share of the sum; those with less count together as so many that had this share.
+pub(super) fn count_with_share(counts: impl Iterator<Item = u32> + Clone, min_share: f64) -> usize {
+    let all: u32 = counts.clone().sum();
+    let least = min_share * f64::from(all);
+    let (large, small) = counts.fold((0, 0), |(large, small), count| {
+        if f64::from(count) >= least {
+            (large + 1, small)
+        } else {
+            (large, small + count)
+        }
+    });
+    large + (f64::from(small) / least.max(1.0)) as usize
 }
 
 impl CpuHolders {
@@ -590,14 +612,18 @@ impl ThreadProfile {
         self.share_of(Activity::Idle)
     }
 
-    /// Share of the samples in which it did this, 0 to 1.
-    pub(super) fn share_of(&self, activity: Activity) -> f64 {
+    /// Samples in which it did this.
+    pub(super) fn samples_of(&self, activity: Activity) -> u32 {
         let of = self
             .by
             .iter()
             .filter(|(observation, _)| observation.activity == activity);
-        let samples: u32 = of.map(|(_, count)| count).sum();
-        f64::from(samples) / f64::from(self.samples.max(1))
+        of.map(|(_, count)| count).sum()
+    }
+
+    /// Share of the samples in which it did this, 0 to 1.
+    pub(super) fn share_of(&self, activity: Activity) -> f64 {
+        f64::from(self.samples_of(activity)) / f64::from(self.samples.max(1))
     }
 }
 

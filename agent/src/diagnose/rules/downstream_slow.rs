@@ -3,7 +3,8 @@
 use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
     shared::{
-        culprit, far_end, lock,
+        culprit, far_end,
+        lock::{self, SerialCalls},
         pool::{self, Slow},
     },
 };
@@ -74,6 +75,10 @@ pub(super) const LOCK_HOLDER_WAITS: Rule = Rule {
     scope: Scope::MainActivity(&[Activity::Lock]),
     basis: Basis::Time,
     test: |case, checks| {
+        // Where the lock itself is the reason, another rule blames it.
+        if SerialCalls::of(case).is_some_and(|calls| calls.lock_is_the_reason(checks)) {
+            return None;
+        }
         let found = lock::held_while(
             case,
             checks,

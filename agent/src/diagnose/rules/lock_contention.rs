@@ -2,7 +2,10 @@
 
 use super::{
     rule::{Basis, CauseInfo, Finding, Rule, Scope},
-    shared::{culprit, lock},
+    shared::{
+        culprit,
+        lock::{self, SerialCalls},
+    },
 };
 use crate::{
     cause::Cause,
@@ -12,7 +15,7 @@ use crate::{
         wait_graph::{ChainEnd, Step},
         words::percent,
     },
-    event::{Activity, explain::Unit},
+    event::{Activity, Culprit, explain::Unit},
 };
 
 const CAUSE: CauseInfo = CauseInfo {
@@ -31,6 +34,9 @@ pub(super) const THREADS_WAIT: Rule = Rule {
         let first = case.first()?;
         let holder = lock::holder(case);
         checks.answer("the lock holder was seen", holder.is_some());
+        if let Some(calls) = SerialCalls::of(case) {
+            return Some(serial_calls(case, &calls));
+        }
         let end = case.last().and_then(|last| last.end.as_ref());
         let culprit = match (holder, end) {
             (Some(_), _) | (None, Some(ChainEnd::Unsampled(_))) => lock::end_of_chain(case),
@@ -51,6 +57,22 @@ pub(super) const THREADS_WAIT: Rule = Rule {
         Some(finding.at_most(confidence).unsure_without_culprit())
     },
 };
+
+/// Threads call another service one at a time, although that service would answer several calls at once.
+fn serial_calls(case: Case<'_>, calls: &SerialCalls) -> Finding {
+    let culprit = culprit::own_process(case).map(|own| Culprit {
+        endpoint: Some(calls.endpoint.clone()),
+        ..own
+    });
+    Finding::blaming(culprit, |who| {
+        format!(
+            "{who} holds a lock over its calls to {}: make the call outside the lock, or give each thread a connection of its own. More workers only wait longer. Find the lock in the stacks of the process (jstack PID, py-spy dump, gdb -p PID).",
+            calls.endpoint
+        )
+    })
+    .fact(calls.fact())
+    .at_most(lock::max_confidence(case))
+}
 
 /// Several threads of one process need a CPU, but hardly ever two at the same time, although the service may use more CPUs: they
 /// take turns.

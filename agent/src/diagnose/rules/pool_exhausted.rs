@@ -283,6 +283,14 @@ fn advice(case: Case<'_>, pool: &Pool) -> String {
             pool.connections, pool.endpoint
         ),
     };
+    // One call at a time: goroutines that wait for a lock are no threads, so it would not show.
+    let raise = if pool.connections == 1 {
+        format!(
+            "{raise} A lock held over each call looks the same: the stacks of the process show which it is."
+        )
+    } else {
+        raise
+    };
     if pool.baseline_ns.is_some() {
         return raise;
     }

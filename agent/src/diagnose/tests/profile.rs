@@ -1,7 +1,7 @@
 //! Shares of threads' wall time.
 
 use super::{
-    super::thread_set::ThreadSet,
+    super::{profile::count_with_share, thread_set::ThreadSet},
     scene::{Scene, thread},
 };
 use crate::{
@@ -155,4 +155,13 @@ fn threads_that_poll_in_turn_are_no_spare_workers_while_they_are_parked() {
     // The threads of a pool that never poll are spare ones.
     let pool = shares(Wait::on_cpu, Wait::parked);
     assert!(share(&pool, Activity::Idle) > 0.4, "{pool:?}");
+}
+
+#[test]
+fn many_threads_with_few_turns_each_count_together() {
+    let count = |counts: &[u32]| count_with_share(counts.iter().copied(), 0.04);
+    assert_eq!(count(&[50, 30, 20]), 3);
+    assert_eq!(count(&[98, 1, 1]), 1);
+    assert_eq!(count(&[1; 100]), 25);
+    assert_eq!(count(&[]), 0);
 }

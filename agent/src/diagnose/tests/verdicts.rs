@@ -746,6 +746,83 @@ fn threads_that_call_another_service_one_at_a_time_wait_for_their_turn() {
 }
 
 #[test]
+fn a_lock_over_calls_is_blamed_unless_slow_calls_would_need_more_threads() {
+    for (takes_ms, threads, cause) in [
+        (50, 4, Cause::LockContention),
+        (200, 20, Cause::LockContention),
+        (200, 4, Cause::DownstreamSlow),
+    ] {
+        let mut scene = Scene::of(&[&[10], &[20]]).unfocused();
+        for index in 0..threads {
+            let cookie = 2 * u64::from(index) + 1;
+            scene.joins(cookie, (10, 5 + index), (20, 5 + index), 7001);
+        }
+        scene.queue(1, Kind::Downstream, "127.0.0.1:7001", responds_in(50));
+        scene.take_samples(40, &alike(10, threads, Wait::parked));
+        scene.focus();
+        for cookie in 100..102 {
+            scene.accepts(cookie, (10, 4), 80);
+            scene.awaits(cookie);
+        }
+        scene.queue(1, Kind::Downstream, "127.0.0.1:7001", responds_in(takes_ms));
+        // 40 requests a second.
+        let arrives = Reading {
+            arrivals: Some(1),
+            ..depth(2)
+        };
+        scene.queue(1, Kind::Inflight, ":80", arrives);
+        for sample in 0..100 {
+            let mut all = alike(10, threads, Wait::parked);
+            let index = sample % threads;
+            all[index as usize] = thread(10, index).reads(u64::from(5 + index));
+            all.push(thread(20, 0).on_cpu());
+            scene.take_samples(1, &all);
+        }
+        for kind in [Kind::Accept, Kind::Inflight, Kind::Recv] {
+            let verdict = scene.verdict(&episode(kind, ":80"));
+            assert_eq!(
+                verdict.cause, cause,
+                "{takes_ms} ms, {threads} threads: {}",
+                verdict.evidence
+            );
+            let blamed = if cause == Cause::LockContention {
+                10
+            } else {
+                20
+            };
+            assert_eq!(culprit(&verdict).1, Some(blamed));
+        }
+    }
+}
+
+#[test]
+fn threads_that_sleep_in_turn_hold_a_lock_and_a_timer_does_not() {
+    for (workers, is_lock) in [(6, true), (0, false)] {
+        let mut scene = Scene::of(&[&[10]]);
+        for cookie in 100..102 {
+            scene.accepts(cookie, (10, 4), 80);
+            scene.awaits(cookie);
+        }
+        for sample in 0..120_u32 {
+            let sleeps = |thread: Wait| thread.call(libc::SYS_nanosleep, [0; 4]);
+            let mut threads = alike(10, 7, Wait::parked);
+            if let Some(index) = sample.checked_rem(workers) {
+                threads[index as usize] = sleeps(thread(10, index));
+            }
+            threads.push(sleeps(thread(10, 7)));
+            scene.take_samples(1, &threads);
+        }
+        let verdict = scene.verdict(&filling());
+        assert_eq!(
+            verdict.cause == Cause::LockContention,
+            is_lock,
+            "{workers}: {}",
+            verdict.evidence
+        );
+    }
+}
+
+#[test]
 fn a_connection_that_a_full_backlog_keeps_out_is_no_network_fault() {
     for (listens, cause, confidence) in [
         (true, Cause::DownstreamSlow, Confidence::High),

@@ -1,24 +1,118 @@
 //! What the holder of a lock does: that is why others wait for it.
 
-use super::culprit;
+use super::{capacity::needed, culprit};
 use crate::{
     diagnose::{
         case::Case,
         classify::Resource,
-        profile::TURNS,
+        inputs::MAX_SLOWDOWN,
+        profile::{TURNS, TakingTurns, count_with_share},
         rules::{checks::Checks, rule::Finding},
         wait_graph::{ChainEnd, Step},
         words::idle_in_transaction_ns,
     },
-    event::{Activity, Confidence, Culprit},
+    event::{Activity, Confidence, Culprit, explain::Unit},
     sample::{LockHolder, SharedLock},
-    text::duration,
+    text::{duration, rate},
 };
 
 /// The first step of the wait chain that does not wait for a lock: its holder.
 pub(in crate::diagnose::rules) fn holder(case: Case<'_>) -> Option<&Step> {
     let mut steps = case.steps.iter();
     steps.find(|step| step.activity != Activity::Lock)
+}
+
+/// Threads that call another service in turn, each while it holds a lock.
+pub(in crate::diagnose::rules) struct SerialCalls {
+    /// The address that they call.
+    pub(in crate::diagnose::rules) endpoint: String,
+    /// How long a call takes, and took before the queue filled, ns.
+    takes_ns: Option<f64>,
+    baseline_ns: Option<f64>,
+    arrivals_per_s: Option<f64>,
+    /// The threads that serve the queue.
+    threads: usize,
+}
+
+impl SerialCalls {
+    /// `None`: the lock is not held over calls, or by few threads only. Such a thread may do something else than the others.
+    pub(in crate::diagnose::rules) fn of(case: Case<'_>) -> Option<Self> {
+        let holder = holder(case).filter(|holder| holder.activity == Activity::Downstream)?;
+        let Resource::Connection(cookie) = holder.resource else {
+            return None;
+        };
+        let endpoint = case.view.topology.link(cookie)?.remote.to_string();
+        let holders = case.view.window.holders(holder.threads.while_holding()?)?;
+        let calls = holders
+            .iter()
+            .filter(|(thread, _)| case.view.targets.of(thread.0) == Some(case.target()))
+            .map(|(_, profile)| profile.samples_of(Activity::Downstream));
+        if count_with_share(calls, TakingTurns::MIN_TURNS) < TakingTurns::MIN_THREADS {
+            return None;
+        }
+        let (takes_ns, baseline_ns) = case.inputs.response_times(case.target(), &endpoint);
+        Some(Self {
+            endpoint,
+            takes_ns: takes_ns.or_else(|| case.inputs.between_responses_ns(case.target())),
+            baseline_ns,
+            arrivals_per_s: case.inputs.arrivals_per_s(case.target()),
+            threads: case.threads(),
+        })
+    }
+
+    /// Whether the lock is why requests wait: a call takes no longer than before, or these threads would keep up if they made
+    /// their calls at the same time.
+    pub(in crate::diagnose::rules) fn lock_is_the_reason(&self, checks: &mut Checks) -> bool {
+        const CALL: &str = "time per call, made one at a time";
+        let usual = match (self.takes_ns, self.baseline_ns) {
+            (Some(takes), Some(baseline)) => {
+                checks.at_most(CALL, takes, baseline * MAX_SLOWDOWN, Unit::Nanoseconds)
+            }
+            (takes, _) => {
+                checks.context(CALL, takes, Unit::Nanoseconds);
+                false
+            }
+        };
+        let keep_up = match self.needed() {
+            Some(needed) => checks.at_most(
+                "or the threads that would be needed to call at the same time",
+                needed as f64,
+                self.threads as f64,
+                Unit::Count,
+            ),
+            None => checks.unknown(
+                "or the threads that would be needed to call at the same time",
+                Unit::Count,
+            ),
+        };
+        usual || keep_up
+    }
+
+    fn needed(&self) -> Option<u64> {
+        Some(needed(self.arrivals_per_s?, self.takes_ns? / 1e9))
+    }
+
+    /// `each call to 127.0.0.1:6379 takes 50 ms (baseline 49 ms) and is made one at a time, so that 20/s pass; 30/s arrive`.
+    pub(in crate::diagnose::rules) fn fact(&self) -> String {
+        let takes = self.takes_ns.map_or_else(String::new, |takes_ns| {
+            let baseline = self.baseline_ns.map_or_else(
+                || "no baseline".to_owned(),
+                |ns| format!("baseline {}", duration(ns as u64)),
+            );
+            let passes = rate(1e9 / takes_ns.max(1.0));
+            format!(
+                ", each takes {} ({baseline}), so that {passes}/s pass",
+                duration(takes_ns as u64)
+            )
+        });
+        let arrive = self.arrivals_per_s.map_or_else(String::new, |arrivals| {
+            format!("; {}/s arrive", rate(arrivals))
+        });
+        format!(
+            "calls to {} are made one at a time, under the lock{takes}{arrive}",
+            self.endpoint
+        )
+    }
 }
 
 /// The holder of the lock waits for something itself: that is the cause. `advice` gets the culprit's name.
