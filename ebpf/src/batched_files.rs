@@ -381,7 +381,13 @@ extern "C" fn visit_non_tcp(index: u64, files: *mut Files) -> i64 {
     }
     let out = BufferSink(visit.output);
     if visit.sk.is_null() {
-        visit_non_socket(out, visit.handle, cast!(visit.file, file), visit.scan);
+        visit_non_socket(
+            out,
+            visit.handle,
+            cast!(visit.file, file),
+            visit.scan,
+            QueueLoop::BpfLoop,
+        );
         visit.confirm();
         return 0;
     }

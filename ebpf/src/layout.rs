@@ -141,6 +141,11 @@ layout! {
     rings_cq_entries,
     rings_sq_dropped,
     rings_cq_overflow,
+    // struct eventpoll, struct epitem, struct eventfd_ctx
+    epoll_ready,
+    epitem_ready_link,
+    epitem_file,
+    eventfd_count,
     // struct tcp_sock (and inet_connection_sock at its head)
     tcp_accept_head,
     tcp_rcv_nxt,

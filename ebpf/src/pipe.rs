@@ -11,10 +11,10 @@ use crate::{
 };
 
 /// include/uapi/linux/stat.h
-const S_IFMT: u16 = 0o170_000;
-const S_IFIFO: u16 = 0o010_000;
+pub const S_IFMT: u16 = 0o170_000;
+pub const S_IFIFO: u16 = 0o010_000;
 /// include/linux/fs.h
-const FMODE_READ: u32 = 1;
+pub const FMODE_READ: u32 = 1;
 const FMODE_WRITE: u32 = 2;
 /// Maximum number of buffers of one pipe whose bytes are summed: the size of a default ring (`PIPE_DEF_BUFFERS`,
 /// include/linux/pipe_fs_i.h).

@@ -18,7 +18,7 @@ pub const PIPE_WRITE_END: u32 = 2;
 /// sockets are polled on every sample, and its threads are profiled.
 pub const TARGET_FOCUSED: u32 = 1;
 
-/// Value of `Header::kind`, like all constants down to [`KIND_PEER`]. See [`SocketRecord`].
+/// Value of `Header::kind`, like all constants down to [`KIND_EPOLL`]. See [`SocketRecord`].
 pub const KIND_SOCKET: u16 = 1;
 /// See [`ListenerRecord`].
 pub const KIND_LISTENER: u16 = 2;
@@ -44,6 +44,8 @@ pub const KIND_HOLDER: u16 = 11;
 pub const KIND_OPERATIONS: u16 = 12;
 /// See [`PeerRecord`].
 pub const KIND_PEER: u16 = 13;
+/// See [`EpollRecord`].
+pub const KIND_EPOLL: u16 = 14;
 
 /// `ListenerRecord::half_open` and `UdpRecord::queued`: this kernel does not have the field.
 pub const UNKNOWN: u32 = u32::MAX;
@@ -60,6 +62,11 @@ pub const WAIT_ON_CPU: u32 = 1;
 pub const WAIT_IO: u32 = 2;
 /// `WaitRecord::flags`: `word` and `owner` were read.
 pub const WAIT_WORD: u32 = 4;
+
+/// Ready files of one epoll instance that a visit counts. Bounds the walk along its list.
+pub const MAX_READY_FILES: u32 = 1024;
+/// `EpollRecord::flags`: there are more ready files than were counted.
+pub const EPOLL_MORE: u32 = 1;
 
 /// `HolderRecord::end`: a unix socket, not a pipe.
 pub const HOLDER_SOCKET: u32 = 4;
@@ -234,6 +241,17 @@ records! {
         pub reserved: [u32; 3],
     }
 
+    /// An epoll instance.
+    pub struct EpollRecord: 24 {
+        pub header: Header,
+        pub fd: u32,
+        /// Files that have something to read and that no thread has taken.
+        pub ready: u32,
+        /// `EPOLL_` flags.
+        pub flags: u32,
+        pub reserved: u32,
+    }
+
     /// One end of a pipe or FIFO.
     pub struct PipeRecord: 56 {
         pub header: Header,
@@ -373,7 +391,7 @@ records! {
     }
 
     /// Settings and progress of the current scan: the single entry of the map `SCAN`.
-    pub struct Scan: 72 {
+    pub struct Scan: 112 {
         /// Busy sockets of focused targets that this scan may still add to `FOCUSED_SOCKETS`.
         pub focus_slots_left: u32,
         /// Sequence number of the file scan.
@@ -384,6 +402,9 @@ records! {
         pub ring_operations: u64,
         /// Address of the `file_operations` of sockets; 0: unknown.
         pub socket_operations: u64,
+        /// Addresses of the `file_operations` of epoll instances and eventfds; 0: unknown.
+        pub epoll_operations: u64,
+        pub eventfd_operations: u64,
         /// The agent's own tgid in the initial pid namespace; 0: unknown.
         pub own_tgid: u32,
         /// Process of the latest visit (0: none). The fields down to `next_fd` describe it.
@@ -401,6 +422,12 @@ records! {
         pub only_focused: u32,
         /// Entries in the map `PEER_PORTS`; 0 skips the lookups.
         pub requested_peers: u32,
+        /// The walk along a list of ready files: its next entry, its head, the files counted so far, and 1 once its end is reached.
+        /// Here, since the stack has no room for it.
+        pub ready_next: u64,
+        pub ready_head: u64,
+        pub ready_files: u32,
+        pub ready_is_complete: u32,
     }
 
     /// Socket-local storage of the sockets that every sample polls: listeners, and busy sockets of focused targets.

@@ -13,6 +13,7 @@ use tailback_ebpf::{
 
 use crate::{
     buffer_sink::already_reported,
+    epoll::emit_epoll,
     kernel::{
         FOCUSED_SOCKETS, IterMeta, SCAN, Sink, TARGETS, at_target, emit, end_scan, has_helper,
         load, offset,
@@ -221,7 +222,7 @@ fn visit(
     queue_loop: QueueLoop,
 ) {
     let Some(sock) = Sock::of(file) else {
-        return visit_non_socket(seq, handle, file, scan);
+        return visit_non_socket(seq, handle, file, scan, queue_loop);
     };
     let family = sock.family();
     if family == AF_UNIX {
@@ -253,9 +254,15 @@ fn visit(
     }
 }
 
-/// Reports a pipe or an io_uring instance.
+/// Reports a pipe, an io_uring instance or an epoll instance. The last takes `bpf_loop`.
 #[inline(always)]
-pub fn visit_non_socket(out: impl Sink, handle: Handle, file: *const u8, scan: *const Scan) {
+pub fn visit_non_socket(
+    out: impl Sink,
+    handle: Handle,
+    file: *const u8,
+    scan: *mut Scan,
+    queue_loop: QueueLoop,
+) {
     if offset!(inode_pipe) != ABSENT
         && let Some(pipe) = Pipe::of(file)
     {
@@ -263,12 +270,19 @@ pub fn visit_non_socket(out: impl Sink, handle: Handle, file: *const u8, scan: *
         return;
     }
     // SAFETY: an array entry lives as long as its map.
-    let ring_operations = unsafe { (*scan).ring_operations };
+    let (ring_operations, epoll_operations) =
+        unsafe { ((*scan).ring_operations, (*scan).epoll_operations) };
     if offset!(ring_rings) != ABSENT
         && ring_operations != 0
         && load!(file, file_op, u64) == ring_operations
     {
         emit_ring(out, handle, file);
+    } else if matches!(queue_loop, QueueLoop::BpfLoop)
+        && offset!(epoll_ready) != ABSENT
+        && epoll_operations != 0
+        && load!(file, file_op, u64) == epoll_operations
+    {
+        emit_epoll(out, handle, file, scan);
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod accept;
 mod accept_counts;
+mod eventloop;
 mod forecast;
 mod pipe;
 mod runqueue;

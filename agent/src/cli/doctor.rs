@@ -177,7 +177,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         Feature::Udp | Feature::Unix => {
             format!("{}; protocol-specific fields by probe reads", sockets())
         }
-        Feature::Rings | Feature::Mptcp => "iterator, probe reads".to_owned(),
+        Feature::Rings | Feature::EpollReady | Feature::Mptcp => "iterator, probe reads".to_owned(),
         Feature::Syscalls => either(
             helpers.task_registers,
             "iterator, registers by bpf_task_pt_regs",
@@ -199,10 +199,11 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             state: match (
                 capabilities.fields.missing_for(*feature),
                 feature,
-                &capabilities.rings,
+                (&capabilities.rings, &capabilities.epolls),
             ) {
                 (Some(missing), ..) => Err(missing.to_string()),
-                (None, Feature::Rings, Err(reason)) => Err(reason.clone()),
+                (None, Feature::Rings, (Err(reason), _))
+                | (None, Feature::EpollReady, (_, Err(reason))) => Err(reason.clone()),
                 _ => Ok(how(*feature)),
             },
             cost: feature.cost(),

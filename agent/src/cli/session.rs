@@ -70,6 +70,7 @@ fn log_capabilities(capabilities: &Capabilities) {
         ("bpf_loop", &capabilities.bpf_loop),
         ("batched scans", &capabilities.batched_scans),
         ("io_uring files", &capabilities.rings),
+        ("ready files of epoll instances", &capabilities.epolls),
         ("debug lines of the programs", &capabilities.log),
     ] {
         match state {

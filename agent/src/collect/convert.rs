@@ -7,17 +7,18 @@ use std::{
 };
 
 use tailback_ebpf::{
-    HOLDER_SOCKET, HolderRecord, ListenerRecord, NO_SYSCALL, PIPE_BYTES_UNKNOWN, PIPE_READ_END,
-    PIPE_WRITE_END, PeerRecord, PipeRecord, ProcessRecord, RingRecord, SocketRecord, ThreadRecord,
-    UNIX_PATH, UNKNOWN, UdpRecord, UnixRecord, WAIT_IO, WAIT_ON_CPU, WAIT_WORD, WaitRecord,
+    EPOLL_MORE, EpollRecord, HOLDER_SOCKET, HolderRecord, ListenerRecord, NO_SYSCALL,
+    PIPE_BYTES_UNKNOWN, PIPE_READ_END, PIPE_WRITE_END, PeerRecord, PipeRecord, ProcessRecord,
+    RingRecord, SocketRecord, ThreadRecord, UNIX_PATH, UNKNOWN, UdpRecord, UnixRecord, WAIT_IO,
+    WAIT_ON_CPU, WAIT_WORD, WaitRecord,
 };
 
 use super::{accelerators::RunningThread, object_ids::ObjectIds, peers::PeerInfo};
 use crate::{
     kernel::records::{Record, decode},
     sample::{
-        Connection, DatagramSocket, Detail, Holder, Listener, Listening, Peer, Pipe, Ring, Sample,
-        State, Syscall, Target, Thread, UnixSocket, UnixStyle, Wait,
+        Connection, DatagramSocket, Detail, Epoll, Holder, Listener, Listening, Peer, Pipe, Ring,
+        Sample, State, Syscall, Target, Thread, UnixSocket, UnixStyle, Wait,
     },
     target::{ListenerInfo, ProcessInfo},
     text::harmless,
@@ -52,6 +53,7 @@ pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
         Record::Unix(socket) => sample.unix.extend(unix(socket, ids)),
         Record::Pipe(record) => sample.pipes.push(pipe(record)),
         Record::Ring(record) => sample.rings.push(ring(record, ids)),
+        Record::Epoll(record) => sample.epolls.push(epoll(record)),
         Record::Wait(record) => sample.waits.push(wait(record)),
         Record::Cpu(_) | Record::Operations(_) => {}
         Record::Peer(record) => {
@@ -236,6 +238,15 @@ fn path(bytes: &[u8; UNIX_PATH], len: u16) -> Option<String> {
         .unwrap_or(name.len());
     let directory = if *first == b'@' { "./" } else { "" };
     Some(format!("{directory}{}", text(&name[..end])))
+}
+
+pub(super) fn epoll(record: &EpollRecord) -> Epoll {
+    Epoll {
+        tgid: record.header.tgid,
+        fd: record.fd,
+        ready: record.ready,
+        more: record.flags & EPOLL_MORE != 0,
+    }
 }
 
 pub(super) fn ring(record: &RingRecord, ids: ObjectIds) -> Ring {

@@ -1,4 +1,4 @@
-//! The scan over the open files of the targets: sockets, pipes and io_uring instances.
+//! The scan over the open files of the targets: sockets, pipes, io_uring and epoll instances.
 
 use std::collections::BTreeMap;
 
@@ -109,6 +109,7 @@ impl SocketScan {
                 }
             }
             Record::Pipe(pipe) => sample.pipes.push(convert::pipe(pipe)),
+            Record::Epoll(epoll) => sample.epolls.push(convert::epoll(epoll)),
             Record::Ring(ring) => {
                 shared.rings.insert(ring.id, convert::ring(ring, ids));
             }

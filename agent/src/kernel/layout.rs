@@ -67,6 +67,9 @@ features! {
     Pipes = "pipes and FIFOs", without: "pipes are not watched";
     /// The rings of io_uring.
     Rings = "io_uring", without: "the rings of io_uring are not watched";
+    /// Ready files of an epoll instance.
+    EpollReady = "ready files of epoll instances",
+        without: "the depth of eventloop only says whether a turn is under way";
     /// RLIMIT_NOFILE of a process.
     FileLimit = "limit of open files", without: "the limit of open files is unknown";
     /// Time that threads wait for a CPU.
@@ -207,6 +210,10 @@ const ROWS: &[Row] = rows! {
     Rings rings_cq_entries = "io_rings": "cq_ring_entries";
     Rings rings_sq_dropped = "io_rings": "sq_dropped";
     Rings rings_cq_overflow = "io_rings": "cq_overflow";
+    EpollReady epoll_ready = "eventpoll": "rdllist";
+    EpollReady epitem_ready_link = "epitem": "rdllink";
+    EpollReady epitem_file = "epitem": "ffd.file";
+    EpollReady eventfd_count = "eventfd_ctx": "count";
     Drops sk_drops = "sock": "sk_drops.counter";
     Ipv6 sk_v6_daddr = "sock": "__sk_common.skc_v6_daddr";
     Ipv6 sk_v6_rcv_saddr = "sock": "__sk_common.skc_v6_rcv_saddr";

@@ -4,10 +4,10 @@
 use std::io;
 
 use tailback_ebpf::{
-    CpuRecord, Header, HolderRecord, KIND_CPU, KIND_HOLDER, KIND_LISTENER, KIND_OPERATIONS,
-    KIND_PEER, KIND_PIPE, KIND_PROCESS, KIND_RING, KIND_SOCKET, KIND_THREAD, KIND_UDP, KIND_UNIX,
-    KIND_WAIT, ListenerRecord, OperationsRecord, PeerRecord, PipeRecord, ProcessRecord, RingRecord,
-    SocketRecord, ThreadRecord, UdpRecord, UnixRecord, WaitRecord,
+    CpuRecord, EpollRecord, Header, HolderRecord, KIND_CPU, KIND_EPOLL, KIND_HOLDER, KIND_LISTENER,
+    KIND_OPERATIONS, KIND_PEER, KIND_PIPE, KIND_PROCESS, KIND_RING, KIND_SOCKET, KIND_THREAD,
+    KIND_UDP, KIND_UNIX, KIND_WAIT, ListenerRecord, OperationsRecord, PeerRecord, PipeRecord,
+    ProcessRecord, RingRecord, SocketRecord, ThreadRecord, UdpRecord, UnixRecord, WaitRecord,
 };
 
 /// One record of a scan.
@@ -25,6 +25,8 @@ pub enum Record<'a> {
     Pipe(&'a PipeRecord),
     /// An io_uring instance.
     Ring(&'a RingRecord),
+    /// An epoll instance.
+    Epoll(&'a EpollRecord),
     /// What a thread of a target is doing or blocked on.
     Wait(&'a WaitRecord),
     /// CPU time of a thread on the host.
@@ -61,6 +63,7 @@ pub fn decode(mut bytes: &[u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result
             KIND_UNIX => prefix(record).map(|record| visit(Record::Unix(&record))),
             KIND_PIPE => prefix(record).map(|record| visit(Record::Pipe(&record))),
             KIND_RING => prefix(record).map(|record| visit(Record::Ring(&record))),
+            KIND_EPOLL => prefix(record).map(|record| visit(Record::Epoll(&record))),
             KIND_WAIT => prefix(record).map(|record| visit(Record::Wait(&record))),
             KIND_CPU => prefix(record).map(|record| visit(Record::Cpu(&record))),
             KIND_HOLDER => prefix(record).map(|record| visit(Record::Holder(&record))),

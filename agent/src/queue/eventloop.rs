@@ -5,6 +5,8 @@
 //! context switches, one for each call that had to wait. A loop under load finds events ready at each call and hardly
 //! ever waits. So the progress of its connections counts as turns as well; otherwise a healthy loop at full speed would
 //! look like one long turn.
+//!
+//! What waits for the end of a turn are the files that epoll lists as ready. Their number is counted by the file scan.
 
 use crate::hash::HashMap;
 use std::{collections::BTreeMap, sync::Arc};
@@ -13,11 +15,11 @@ use rustc_hash::FxHashMap;
 
 use super::{
     Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
-    syscalls::{CallClass, Futex, Lock, call_of, doing},
+    syscalls::{CallClass, Futex, Lock, call_of, descriptor, doing},
 };
 use crate::{
     in_order::InOrder,
-    sample::{Sample, State, Wait},
+    sample::{Epoll, Sample, State, Wait},
 };
 
 /// Turns shorter than this, ns, are normal work. It is the limit of a "long task" in browsers (W3C Long Tasks API).
@@ -34,6 +36,8 @@ pub(super) struct EventLoops {
     threads: HashMap<(u32, u32), Known>,
     processes: FxHashMap<u32, Process>,
     connections: InOrder<Position>,
+    /// Ready files of each epoll instance, by process and descriptor, at the last file scan.
+    ready: FxHashMap<(u32, u32), Epoll>,
     /// Number of file scans so far.
     scans: u64,
     /// Time of the last file scan.
@@ -86,6 +90,8 @@ struct Known {
     since_ns: u64,
     turns: Turns,
     busy_ns: u64,
+    /// The descriptor that it last waited on in epoll_wait.
+    epoll: Option<u32>,
 }
 
 /// State kept per process.
@@ -112,6 +118,8 @@ impl Source for EventLoops {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
         if sample.scans.files {
             self.scan_connections(sample, targets);
+            let entry = |epoll: &Epoll| ((epoll.tgid, epoll.fd), *epoll);
+            self.ready = sample.epolls.iter().map(entry).collect();
         }
         if !sample.scans.waits {
             return;
@@ -132,7 +140,8 @@ impl Source for EventLoops {
                 *shown = shown.saturating_add(1);
                 if *shown <= MAX_PER_PROCESS {
                     let others = process.is_some_and(|process| process.accepted > 1);
-                    let reading = known.reading(&sampled, wait, others, self.files_ns);
+                    let ready = known.epoll.and_then(|fd| self.ready.get(&(wait.tgid, fd)));
+                    let reading = known.reading(&sampled, wait, (others, ready), self.files_ns);
                     let id = QueueId::Thread {
                         name: Arc::clone(&known.name),
                         tid: wait.tid,
@@ -285,7 +294,11 @@ impl Known {
             since_ns: now_ns,
             turns: Turns::default(),
             busy_ns,
+            epoll: None,
         });
+        if let (TurnState::Waiting, Some(call)) = (state, &wait.syscall) {
+            known.epoll = Some(descriptor(call));
+        }
         if *known.name != *wait.comm {
             known.name = wait.comm.as_str().into();
         }
@@ -321,12 +334,13 @@ impl Known {
         (known, sampled)
     }
 
-    /// `others`: other connections wait while one is served. A process with one connection at a time is a worker.
+    /// `others`: other connections wait while one is served. A process with one connection at a time is a worker. `ready`: the files
+    /// of its epoll instance that were ready at the last file scan.
     fn reading(
         &self,
         sampled: &ThreadSample,
         wait: &Wait,
-        others: bool,
+        (others, ready): (bool, Option<&Epoll>),
         files_ns: Option<u64>,
     ) -> Reading {
         let in_turn = matches!(sampled.state, TurnState::Computing | TurnState::Blocked);
@@ -343,10 +357,14 @@ impl Known {
             let share = sampled.busy_ns as f64 / elapsed_ns as f64;
             extra.push((UTILIZATION, share.min(1.0)));
         }
+        let ready = ready.filter(|_| in_turn);
+        extra.extend(ready.map(|epoll| ("ready", f64::from(epoll.ready))));
+        extra.extend(ready.filter(|epoll| epoll.more).map(|_| ("at_least", 1.0)));
         let turns = sampled.elapsed_ns.map(|_| sampled.voluntary);
+        // What it has taken and not handled is no longer listed: at least one event, if a turn is under way.
+        let depth = ready.map_or(0, |epoll| u64::from(epoll.ready));
         Reading {
-            depth: u64::from(in_turn),
-            limit: Some(1),
+            depth: depth.max(u64::from(in_turn)),
             arrivals: turns,
             departures: turns,
             elapsed_ns: sampled.elapsed_ns,

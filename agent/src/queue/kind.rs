@@ -104,9 +104,9 @@ kinds! {
         name: "workers", wire: 7, unit: "threads", criterion: Context, losses: "items lost",
         advice: "All workers are busy: find out what they wait for before adding more.",
     }
-    /// Turns of an event loop: a thread that waits for events in epoll_wait.
+    /// Events that an event loop has not taken: a thread that waits for events in epoll_wait.
     Eventloop {
-        name: "eventloop", wire: 8, unit: "turns", criterion: Delay, losses: "items lost",
+        name: "eventloop", wire: 8, unit: "events", criterion: Delay, losses: "items lost",
         advice: "One turn of the event loop delays all of its connections: find the handler that computes or \
                  blocks, and move it off the loop.",
     }

@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{IoLimit, LocalPorts, LockWait, OnAccelerator, Refaults, Sample};
+use super::{Epoll, IoLimit, LocalPorts, LockWait, OnAccelerator, Refaults, Sample};
 
 const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
 /// Incremented whenever [`Sample`] changes: postcard is not self-describing.
@@ -47,6 +47,12 @@ struct AppendedNext<OnAccelerator, LocalPorts, IoLimits, Refaults> {
     local_ports: LocalPorts,
     io_limits: IoLimits,
     refaults: Refaults,
+}
+
+/// See [`Appended`].
+#[derive(Serialize, Deserialize)]
+struct AppendedLast<Epolls> {
+    epolls: Epolls,
 }
 
 /// Writes samples.
@@ -95,7 +101,8 @@ impl<W: Write> Writer<W> {
         let has_next = !sample.on_accelerator.is_empty()
             || sample.local_ports.is_some()
             || !sample.io_limits.is_empty()
-            || !sample.refaults.is_empty();
+            || !sample.refaults.is_empty()
+            || !sample.epolls.is_empty();
         if sample.lock_waits.is_some() || has_next {
             let appended = Appended {
                 lock_waits: &sample.lock_waits,
@@ -108,6 +115,12 @@ impl<W: Write> Writer<W> {
                 local_ports: &sample.local_ports,
                 io_limits: &sample.io_limits,
                 refaults: &sample.refaults,
+            };
+            encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
+        }
+        if !sample.epolls.is_empty() {
+            let appended = AppendedLast {
+                epolls: &sample.epolls,
             };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
@@ -251,16 +264,24 @@ impl<R: Read> Reader<R> {
             (sample.lock_waits, rest) = (appended.lock_waits, next);
         }
         if !rest.is_empty() {
-            let appended: AppendedNext<
+            type Next = AppendedNext<
                 Vec<OnAccelerator>,
                 Option<Vec<LocalPorts>>,
                 Vec<IoLimit>,
                 Vec<Refaults>,
-            > = postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            >;
+            let decoded = postcard::take_from_bytes::<Next>(rest);
+            let (appended, next) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
+            rest = next;
             sample.on_accelerator = appended.on_accelerator;
             sample.local_ports = appended.local_ports;
             sample.io_limits = appended.io_limits;
             sample.refaults = appended.refaults;
+        }
+        if !rest.is_empty() {
+            let decoded = postcard::from_bytes::<AppendedLast<Vec<Epoll>>>(rest);
+            let appended = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
+            sample.epolls = appended.epolls;
         }
         if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
             return Err(self.corrupt("a time is out of range"));
@@ -407,19 +428,32 @@ mod tests {
             used: 1_000,
             time_wait: 900,
         };
+        let epoll = Epoll {
+            tgid: 7,
+            fd: 4,
+            ready: 12,
+            more: false,
+        };
         let samples = [
-            (None, vec![], None),
-            (Some(vec![wait.clone()]), vec![], None),
-            (None, vec![spins], None),
-            (Some(vec![wait]), vec![spins], Some(vec![ports])),
-            (None, vec![], Some(vec![])),
-            (None, vec![], None),
+            (None, vec![], None, vec![]),
+            (Some(vec![wait.clone()]), vec![], None, vec![]),
+            (None, vec![spins], None, vec![]),
+            (None, vec![], None, vec![epoll]),
+            (
+                Some(vec![wait]),
+                vec![spins],
+                Some(vec![ports]),
+                vec![epoll],
+            ),
+            (None, vec![], Some(vec![]), vec![]),
+            (None, vec![], None, vec![]),
         ];
-        for (lock_waits, on_accelerator, local_ports) in samples.clone() {
+        for (lock_waits, on_accelerator, local_ports, epolls) in samples.clone() {
             let sample = Sample {
                 lock_waits,
                 on_accelerator,
                 local_ports,
+                epolls,
                 ..Sample::default()
             };
             writer.add(&sample).unwrap();
@@ -428,7 +462,12 @@ mod tests {
         let mut reader = Reader::new(bytes.as_slice()).unwrap();
         for expected in samples {
             let sample = reader.next_sample().unwrap().unwrap();
-            let read = (sample.lock_waits, sample.on_accelerator, sample.local_ports);
+            let read = (
+                sample.lock_waits,
+                sample.on_accelerator,
+                sample.local_ports,
+                sample.epolls,
+            );
             assert_eq!(read, expected);
         }
     }

@@ -22,7 +22,7 @@ pub use host::{
 pub use local_ports::LocalPorts;
 pub use lock_waits::{LockHolder, LockWait, SharedLock};
 pub use open_files::{
-    Connection, DatagramSocket, Files, Listener, Pipe, Ring, UnixSocket, UnixStyle,
+    Connection, DatagramSocket, Epoll, Files, Listener, Pipe, Ring, UnixSocket, UnixStyle,
 };
 use serde::{Deserialize, Serialize};
 pub use threads::{Detail, State, Syscall, Thread, Wait};
@@ -98,6 +98,9 @@ pub struct Sample {
     /// Pages that control groups of targets read again; in samples with the scan `system`. Recorded likewise.
     #[serde(skip)]
     pub refaults: Vec<Refaults>,
+    /// Epoll instances of the targets whose ready files could be counted; in samples with the scan `files`. Recorded likewise.
+    #[serde(skip)]
+    pub epolls: Vec<Epoll>,
 }
 
 /// Which scans a sample includes. An object that is absent from a sample is gone only if the scan that reports it is included.

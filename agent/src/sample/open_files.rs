@@ -150,6 +150,17 @@ pub struct Ring {
     pub cq_overflow: u32,
 }
 
+/// An epoll instance, as one process holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epoll {
+    pub tgid: u32,
+    pub fd: u32,
+    /// Files that have something to read, and that no thread has taken.
+    pub ready: u32,
+    /// There are more than were counted.
+    pub more: bool,
+}
+
 /// The open files of one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Files {

@@ -65,6 +65,7 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
         local_ports: _,
         io_limits,
         refaults,
+        epolls: _,
     } = sample;
     for one in targets.iter_mut().flatten() {
         target(one, visit);

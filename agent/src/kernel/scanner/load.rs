@@ -183,9 +183,13 @@ impl LoadedPrograms {
             files: self.files.any.map_err(off),
             bound_to_process,
             user_memory: self.waits.better,
-            bpf_loop: self.files.better,
+            bpf_loop: self.files.better.clone(),
             batched_scans,
-            rings: self.file_operations,
+            rings: self.file_operations.clone(),
+            epolls: match no_ready_files(fields) {
+                None => self.file_operations.and(self.files.better),
+                Some(reason) => Err(reason),
+            },
             log: log_capability,
         };
         let mut scanner = Scanner {
@@ -219,6 +223,16 @@ impl LoadedPrograms {
         scanner.learn_file_operations();
         Ok(scanner)
     }
+}
+
+/// Why the ready files of epoll instances cannot be counted on this kernel.
+fn no_ready_files(fields: &Resolved) -> Option<String> {
+    if fields.helpers.bpf_loop == 0 {
+        return Some("bpf_loop is not available (needs Linux 5.17)".to_owned());
+    }
+    let needed = [Feature::EpollReady, Feature::Rings, Feature::Pipes];
+    let mut missing = needed.into_iter().filter_map(|it| fields.missing_for(it));
+    missing.next().map(ToString::to_string)
 }
 
 /// The scan over socket-local storage needs both the storage and an iterator bound to its map.

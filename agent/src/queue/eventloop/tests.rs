@@ -3,7 +3,7 @@ use super::super::{
     syscalls::tests::asleep,
     watched::{TICK, silent_connection},
 };
-use crate::sample::{Connection, Listener, Sample, Scans, State, Target, Wait};
+use crate::sample::{Connection, Epoll, Listener, Sample, Scans, State, Target, Wait};
 
 fn connection(cookie: u64, copied_seq: u32) -> Connection {
     Connection {
@@ -16,11 +16,16 @@ fn connection(cookie: u64, copied_seq: u32) -> Connection {
 }
 
 /// One sample of a loop with `connections` connections, of which `moved` are read between samples.
-fn sample(
+fn sample(model: &mut Model, tick: u64, wait: Wait, connections: (u64, u64)) -> Option<Reading> {
+    sample_with_ready(model, tick, wait, connections, Vec::new())
+}
+
+fn sample_with_ready(
     model: &mut Model,
     tick: u64,
     wait: Wait,
     (connections, moved): (u64, u64),
+    epolls: Vec<Epoll>,
 ) -> Option<Reading> {
     let target = Target {
         id: 1,
@@ -52,6 +57,7 @@ fn sample(
             .map(|cookie| connection(cookie, at(cookie)))
             .collect(),
         waits: vec![wait],
+        epolls,
         ..Sample::default()
     });
     let mut queues = readings.queues.into_iter();
@@ -197,4 +203,29 @@ fn a_thread_that_parks_after_polling_is_not_a_blocked_loop() {
         }
     }
     assert!(last.is_none());
+}
+
+#[test]
+fn the_depth_of_a_turn_is_the_number_of_ready_files_of_its_own_epoll_instance() {
+    let epoll = |fd, ready| Epoll {
+        tgid: 10,
+        fd,
+        ready,
+        more: false,
+    };
+    let mut model = Model::default();
+    for tick in 0..20 {
+        sample(&mut model, tick, idle(tick, tick * 1000), (20, 0));
+    }
+    for (tick, epolls, depth) in [
+        (20, vec![epoll(4, 12), epoll(9, 50)], 12),
+        (21, vec![epoll(4, 0)], 1),
+        (22, Vec::new(), 1),
+    ] {
+        let wait = computing(20, 20_000);
+        let reading = sample_with_ready(&mut model, tick, wait, (20, 0), epolls);
+        assert_eq!(reading.unwrap().depth, depth, "{tick}");
+    }
+    let reading = sample_with_ready(&mut model, 23, idle(21, 0), (20, 0), vec![epoll(4, 3)]);
+    assert_eq!(reading.unwrap().depth, 0, "they wake it");
 }

@@ -32,6 +32,8 @@ pub struct Capabilities {
     pub batched_scans: Capability,
     /// Recognizing io_uring files.
     pub rings: Capability,
+    /// Counting the ready files of epoll instances.
+    pub epolls: Capability,
     /// Debug lines of the programs (`--log-bpf`).
     pub log: Capability,
 }

@@ -1,4 +1,4 @@
-//! Learns the addresses of kernel functions by which the programs recognize sockets and io_uring instances.
+//! Learns the addresses of kernel functions by which the programs recognize sockets, io_uring and epoll instances.
 
 use std::os::{
     fd::{AsFd as _, AsRawFd as _, BorrowedFd},
@@ -6,6 +6,7 @@ use std::os::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::kernel::{
     iter::IterScope,
@@ -15,15 +16,25 @@ use crate::kernel::{
 };
 
 impl Scanner {
-    /// Learns the addresses of the `file_operations` of sockets and io_uring instances. A capability whose address cannot be
+    /// Learns the addresses of the `file_operations` of sockets, io_uring and epoll instances. A capability whose address cannot be
     /// learned is switched off.
     pub(super) fn learn_file_operations(&mut self) {
         if self.capabilities.rings.is_ok() {
             self.capabilities.rings = self.learn_rings().map_err(|error| format!("{error:#}"));
         }
-        if self.capabilities.batched_scans.is_ok() {
-            self.capabilities.batched_scans =
-                self.learn_sockets().map_err(|error| format!("{error:#}"));
+        if self.capabilities.batched_scans.is_ok() || self.capabilities.epolls.is_ok() {
+            let learned = self.learn_sockets().map_err(|error| format!("{error:#}"));
+            for capability in [
+                &mut self.capabilities.batched_scans,
+                &mut self.capabilities.epolls,
+            ] {
+                if capability.is_ok() {
+                    capability.clone_from(&learned);
+                }
+            }
+        }
+        if self.capabilities.epolls.is_ok() {
+            self.capabilities.epolls = self.learn_epolls().map_err(|error| format!("{error:#}"));
         }
     }
 
@@ -31,6 +42,17 @@ impl Scanner {
     fn learn_rings(&mut self) -> Result<()> {
         let ring = ring::probe().context("cannot create an io_uring instance to probe")?;
         self.scan_settings.ring_operations = self.operations_of(ring.as_fd())?;
+        Ok(())
+    }
+
+    /// Learns the `file_operations` of epoll instances and eventfds by creating one of each. Epoll last: it switches the count on.
+    fn learn_epolls(&mut self) -> Result<()> {
+        let event =
+            eventfd(0, EventfdFlags::CLOEXEC).context("cannot create an eventfd to probe")?;
+        self.scan_settings.eventfd_operations = self.operations_of(event.as_fd())?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC);
+        let epoll = epoll.context("cannot create an epoll instance to probe")?;
+        self.scan_settings.epoll_operations = self.operations_of(epoll.as_fd())?;
         Ok(())
     }
 
