@@ -17,7 +17,7 @@ use crate::{
 
 /// include/net/tcp_states.h
 const TCP_LISTEN: u8 = 10;
-/// Walks of one list: a thread that takes its events changes the list meanwhile.
+/// Attempts at one list: a thread that takes its events changes the list meanwhile.
 const ATTEMPTS: u32 = 2;
 
 /// Reports how many files of an epoll instance have something to read. Nothing is reported if its list changes during each attempt.

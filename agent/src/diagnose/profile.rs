@@ -540,14 +540,14 @@ impl TakingTurns {
         f64::from(self.more) / f64::from(self.samples.max(1))
     }
 
-    /// The threads that each had at least this share of those turns. Threads with less, as where each request has its own, count
-    /// together as so many that had this share.
+    /// The threads that each had at least this share of those turns. Those with less are added up first: each request may have a
+    /// thread of its own.
     pub(super) fn threads(&self, min_share: f64) -> usize {
         count_with_share(self.by_thread.values().copied(), min_share)
     }
 }
 
-/// How many of these have at least this share of the sum; those with less count together as so many that had this share.
+/// How many of these have at least this share of the sum. Those with less are added up first.
 pub(super) fn count_with_share(counts: impl Iterator<Item = u32> + Clone, min_share: f64) -> usize {
     let all: u32 = counts.clone().sum();
     let least = min_share * f64::from(all);
