@@ -71,10 +71,10 @@ impl Source for RunQueues {
             let cpus = targets.get(target).map_or(1, |target| target.cpus.max(1));
             let mut reading = group.reading(cpus);
             self.starvation.report(target, sample.mono_ns, &mut reading);
-            let quota = reading.extra("quota_cpus").unwrap_or(f64::INFINITY);
             let used = group.cpus_used();
-            let share =
-                used.map(|used| (UTILIZATION, (used / quota.min(f64::from(cpus))).min(1.0)));
+            let share = used
+                .zip(self.starvation.usable_cpus(target, cpus))
+                .map(|(used, usable)| (UTILIZATION, (used / usable).min(1.0)));
             reading.extra.extend(share);
             sink.put(target, Kind::Runqueue, &QueueId::Threads, reading);
         }

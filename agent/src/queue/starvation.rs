@@ -50,6 +50,8 @@ struct Counters {
 struct Known {
     since_system: ThreadTime,
     since_cpu_users: ThreadTime,
+    /// CPUs that its control group may use, infinite without a quota; `None` before the first scan of control groups.
+    quota_cpus: Option<f64>,
     system: Option<(u64, System)>,
     others: Option<(u64, Others)>,
 }
@@ -61,7 +63,6 @@ struct System {
     quota: Option<f64>,
     steal: Option<f64>,
     throttled_ns: Option<u64>,
-    quota_cpus: Option<f64>,
     /// Share of time in which some task of the group stalled for a CPU (PSI).
     stall: Option<f64>,
 }
@@ -115,6 +116,9 @@ impl Starvation {
             let path = target.cgroup.as_ref();
             let now = path.and_then(|path| sample.cgroups.iter().find(|group| group.path == *path));
             let before = path.and_then(|path| self.cgroups.get(path));
+            let quota = now.and_then(|group| group.quota_millicpus);
+            let quota_cpus = quota.map(|millicpus| millicpus as f64 / 1000.0);
+            known.quota_cpus = Some(quota_cpus.unwrap_or(f64::INFINITY));
             let time = std::mem::take(&mut known.since_system);
             let Some(elapsed_ns) = elapsed_ns else {
                 continue;
@@ -125,9 +129,6 @@ impl Starvation {
                 quota,
                 steal: steal.filter(|_| time.delay_ns >= MIN_WAIT_NS),
                 throttled_ns,
-                quota_cpus: now
-                    .and_then(|group| group.quota_millicpus)
-                    .map(|millicpus| millicpus as f64 / 1000.0),
                 stall: stall_share(
                     before.and_then(|group| group.cpu_stall),
                     now.and_then(|group| group.cpu_stall),
@@ -176,6 +177,12 @@ impl Starvation {
         }
     }
 
+    /// The number of CPUs that a target may use, of those that it is allowed on; `None` before its quota is known.
+    pub(super) fn usable_cpus(&self, target: TargetId, allowed: u32) -> Option<f64> {
+        let quota_cpus = self.targets.get(&target)?.quota_cpus?;
+        Some(quota_cpus.min(f64::from(allowed)))
+    }
+
     /// Adds the shares to the reading of the target's run queue.
     pub(super) fn report(&self, target: TargetId, now_ns: u64, reading: &mut Reading) {
         let Some(known) = self.targets.get(&target) else {
@@ -196,7 +203,10 @@ impl Starvation {
             ("quota_share", system.quota),
             ("steal_share", steal),
             ("throttled_ns", system.throttled_ns.map(|ns| ns as f64)),
-            ("quota_cpus", system.quota_cpus),
+            (
+                "quota_cpus",
+                known.quota_cpus.filter(|cpus| cpus.is_finite()),
+            ),
             ("cpu_stall_share", system.stall),
         ];
         for (key, value) in measures {

@@ -18,9 +18,14 @@ struct Course {
 
 /// The reading after three seconds. Control groups and CPU users are scanned once a second.
 fn after(course: Course) -> Reading {
+    at(30, course)
+}
+
+/// The reading after so many samples, one every 100 ms.
+fn at(samples: u64, course: Course) -> Reading {
     let mut model = Model::default();
     let mut last = Reading::default();
-    for tick in 0..=30 {
+    for tick in 0..=samples {
         let scans = tick % 10 == 0 && !course.without_counters;
         let part = |per_second: u64| per_second * tick / 10;
         let sample = Sample {
@@ -145,6 +150,28 @@ fn the_share_of_a_quota_is_separated() {
         extra(&reading, "throttled_ns"),
         Some((SECOND * 9 / 10) as f64)
     );
+}
+
+#[test]
+fn the_utilization_counts_the_quota_from_the_first_measurement() {
+    let course = Course {
+        cpu_ns: SECOND / 2,
+        quota: Some(500),
+        ..Course::default()
+    };
+    for (samples, utilization) in [(0, None), (1, Some(1.0)), (30, Some(1.0))] {
+        assert_eq!(extra(&at(samples, course), "utilization"), utilization);
+    }
+    let unknown = Course {
+        without_counters: true,
+        ..course
+    };
+    assert_eq!(extra(&at(1, unknown), "utilization"), None);
+    let unlimited = Course {
+        quota: None,
+        ..course
+    };
+    assert_eq!(extra(&at(1, unlimited), "utilization"), Some(0.25));
 }
 
 #[test]
