@@ -180,7 +180,7 @@ impl ReadersState {
             Warning::new(
                 "limit_unknown",
                 "the service is overloaded, but its concurrency limit is unknown: Envoy admits everything",
-                "use the page or HAProxy's deny by weight: this service takes every request immediately, or its requests in flight cannot be seen",
+                "use the page: this service takes every request immediately, or its requests in flight cannot be seen",
             )
         })
     }

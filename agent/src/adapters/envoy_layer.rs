@@ -45,7 +45,7 @@ fn keys(config: &Envoy, limit: Option<u32>) -> Vec<(String, String)> {
     let Some(limit) = limit else {
         return keys;
     };
-    let waiting = limit.div_ceil(2);
+    let waiting = (limit / 2).max(1);
     // `max_requests` matters if there are more connections than the limit, kept alive since before the overload, or if one
     // connection carries several requests (HTTP/2). It is higher, because each worker thread of Envoy may open one connection in
     // any case. If this threshold rejected the request for it, the unused connection would still occupy a worker of the service.
@@ -179,8 +179,8 @@ mod tests {
         for (limit, connections, waiting, requests) in [
             (4, "4", "2", "8"),
             (1, "1", "1", "2"),
-            (5, "5", "3", "10"),
-            (u32::MAX, "4294967295", "2147483648", "4294967295"),
+            (5, "5", "2", "10"),
+            (u32::MAX, "4294967295", "2147483647", "4294967295"),
         ] {
             write(&config, Some(limit), None).unwrap();
             let expected = layer(&[
