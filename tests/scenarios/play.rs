@@ -264,14 +264,15 @@ impl Play {
     }
 }
 
-/// An event that the pipeline derives from samples alone, live or replayed. Without the one measure that recordings do not
-/// contain (docs/reference/queues/inflight.md); no verdict uses it.
+/// An event that the pipeline derives from samples alone, live or replayed. Without the two measures that recordings do not
+/// contain (docs/reference/queues/inflight.md); no verdict uses them.
 fn verdict(mut value: Value) -> Option<Value> {
     if !matches!(value["type"].as_str(), Some("level" | "episode" | "cause")) {
         return None;
     }
     if let Some(event) = value.as_object_mut() {
         event.remove("responses_per_s");
+        event.remove("response_bytes_per_s");
     }
     Some(value)
 }

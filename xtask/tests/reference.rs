@@ -22,7 +22,12 @@ const KINDS_OF_FILE: &[(&str, &[&str])] = &[
     ("stream", &["recv", "send"]),
 ];
 /// Measures that `inflight.rs` adds to the readings of `downstream.rs`.
-const DOWNSTREAM: [&str; 3] = ["response_time_ns", "responses_per_s", "at_least"];
+const DOWNSTREAM: [&str; 4] = [
+    "response_time_ns",
+    "responses_per_s",
+    "response_bytes_per_s",
+    "at_least",
+];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -164,7 +169,7 @@ fn every_code_of_a_notice_is_documented() {
 fn the_page_of_a_kind_names_the_measures_of_its_readings() {
     let names =
         Regex::new(
-        r#"[^a-z_!]\(\s*"(\w+)",|[^a-z_!]\((UTILIZATION|RESPONSES_PER_S|STALL_SHARE),|counted\(sample, "(\w+)"\)"#,
+        r#"[^a-z_!]\(\s*"(\w+)",|[^a-z_!]\((UTILIZATION|RESPONSES_PER_S|RESPONSE_BYTES_PER_S|STALL_SHARE),|counted\(sample, "(\w+)"\)"#,
     )
     .unwrap();
     let mut measures: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();

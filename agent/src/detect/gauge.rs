@@ -4,7 +4,7 @@ use super::track::Assessment;
 use crate::{
     event::Level,
     ewma::Ewma,
-    queue::{RESPONSES_PER_S, Reading, UTILIZATION},
+    queue::{RESPONSE_BYTES_PER_S, RESPONSES_PER_S, Reading, UTILIZATION},
 };
 
 /// Time constant of the response rate, ns. Only full scans report it, so a single value is noisy.
@@ -42,6 +42,8 @@ pub struct Gauge {
     pub departures_per_s: Option<f64>,
     /// Averaged over about a second. Includes requests that arrived and were answered between two samples.
     pub responses_per_s: Option<f64>,
+    /// Bytes of these responses, averaged likewise.
+    pub response_bytes_per_s: Option<f64>,
     /// The last reading knew arrivals and departures, so the counts below include it.
     pub is_counted: bool,
     /// Counts since the queue was first observed.
@@ -62,7 +64,7 @@ fn median(sorted: &[u64]) -> Option<u64> {
 impl Gauge {
     pub(super) fn read(&mut self, at_ns: u64, reading: &Reading, assessment: &Assessment) {
         let elapsed_ns = at_ns.saturating_sub(self.at_ns);
-        let responses_per_s = match (self.responses_per_s, reading.extra(RESPONSES_PER_S)) {
+        let averaged = |mean: Option<f64>, key: &str| match (mean, reading.extra(key)) {
             (Some(mean), Some(now)) => {
                 let mut rate = Ewma::new(mean, RESPONSE_RATE_TIME_CONSTANT_NS);
                 rate.update(now, elapsed_ns);
@@ -90,7 +92,8 @@ impl Gauge {
             utilization: reading.extra(UTILIZATION),
             arrivals_per_s: assessment.rates.map(|rates| rates.arrivals),
             departures_per_s: assessment.rates.map(|rates| rates.departures),
-            responses_per_s,
+            responses_per_s: averaged(self.responses_per_s, RESPONSES_PER_S),
+            response_bytes_per_s: averaged(self.response_bytes_per_s, RESPONSE_BYTES_PER_S),
             is_counted: reading.arrivals.is_some() && reading.departures.is_some(),
             arrivals: total(self.arrivals, reading.arrivals),
             departures: total(self.departures, reading.departures),

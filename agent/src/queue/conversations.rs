@@ -99,6 +99,8 @@ pub(super) struct Activity {
     pub(super) answered: u64,
     /// Upper estimate of the responses: see [`Seen::responses`].
     responses: u64,
+    /// See [`Seen::exchanges`].
+    exchanges: u64,
     answer_bytes: u64,
     /// `begun` and `answered` are lower bounds.
     pub(super) at_least: bool,
@@ -424,6 +426,7 @@ impl Activity {
         self.begun += u64::from(seen.begun);
         self.answered += u64::from(seen.answered);
         self.responses += u64::from(seen.responses);
+        self.exchanges += u64::from(seen.exchanges);
         self.answer_bytes += u64::from(seen.answer_bytes);
         self.at_least |= seen.at_least;
         self.lost += u64::from(seen.lost);
@@ -433,15 +436,14 @@ impl Activity {
         }
     }
 
-    /// Responses per second over this period, counted by segments. If responses are alike, their bytes bound the number, because
-    /// some of the segments are interim answers.
-    pub(super) fn responses_per_s(&self, size: &ResponseSize, elapsed_ns: u64) -> Option<f64> {
-        let by_segments = self.responses as f64;
-        let responses = match size.usual_bytes() {
-            Some(bytes) => by_segments.min(self.answer_bytes as f64 / f64::from(bytes)),
-            None => by_segments,
-        };
-        (elapsed_ns > 0).then(|| responses * 1e9 / elapsed_ns as f64)
+    /// Responses per second over this period, at most: the segments include those of interim answers.
+    pub(super) fn responses_per_s(&self, elapsed_ns: u64) -> Option<f64> {
+        (elapsed_ns > 0).then(|| self.responses as f64 * 1e9 / elapsed_ns as f64)
+    }
+
+    /// Bytes of all answers per second.
+    pub(super) fn answer_bytes_per_s(&self, elapsed_ns: u64) -> Option<f64> {
+        (elapsed_ns > 0).then(|| self.answer_bytes as f64 * 1e9 / elapsed_ns as f64)
     }
 
     /// Mean response time of the requests answered, ns.
@@ -478,7 +480,7 @@ impl ResponseSize {
         let depth = depth as f64;
         let is_usual = depth <= self.usual_depth.value() + 1.0;
         self.usual_depth.update(depth, elapsed_ns);
-        if !is_usual || since.responses == 0 || since.answer_bytes == 0 {
+        if !is_usual || since.exchanges == 0 || since.answer_bytes == 0 {
             return;
         }
         let bytes = since.answer_bytes as f64 / since.responses as f64;

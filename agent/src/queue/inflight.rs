@@ -1,7 +1,9 @@
 //! Requests in flight: unanswered requests on the connections that a service accepted. This is the queue that fills in
 //! an asynchronous server, whose accept and receive queues stay empty.
 
-use super::{RESPONSES_PER_S, Reading, conversations::GroupSample, littles_law};
+use super::{
+    RESPONSE_BYTES_PER_S, RESPONSES_PER_S, Reading, conversations::GroupSample, littles_law,
+};
 
 /// Maximum number of ages listed per queue; bounds the size of a reading.
 pub(super) const MAX_AGES: usize = 1_024;
@@ -75,12 +77,13 @@ pub(super) fn counted(
     let known = sample.elapsed_ns.is_some();
     let answer = since.response_time_ns().map(|ns| ("response_time_ns", ns));
     let at_least = since.at_least.then_some(("at_least", 1.0));
-    let rate = sample
-        .elapsed_ns
-        .and_then(|ns| since.responses_per_s(&sample.group.response_size, ns));
+    let elapsed_ns = sample.elapsed_ns;
+    let rate = elapsed_ns.and_then(|ns| since.responses_per_s(ns));
     let rate = rate.map(|rate| (RESPONSES_PER_S, rate));
+    let bytes = elapsed_ns.and_then(|ns| since.answer_bytes_per_s(ns));
+    let bytes = bytes.map(|bytes| (RESPONSE_BYTES_PER_S, bytes));
     let gone = (since.lost > 0).then_some((lost, since.lost as f64));
-    [answer, rate, at_least, gone]
+    [answer, rate, bytes, at_least, gone]
         .into_iter()
         .flatten()
         .filter(move |_| known)

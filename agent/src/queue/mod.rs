@@ -61,6 +61,8 @@ pub const UTILIZATION: &str = "utilization";
 /// JSON key, in [`Reading::extra`], of the responses per second on connections that carry requests. It includes an
 /// estimate of requests that began and ended between two samples.
 pub const RESPONSES_PER_S: &str = "responses_per_s";
+/// JSON key, in [`Reading::extra`], of the bytes per second that were sent in these responses.
+pub const RESPONSE_BYTES_PER_S: &str = "response_bytes_per_s";
 /// JSON key, in [`Reading::extra`], of the share of the time in which some task stalled for memory.
 pub const STALL_SHARE: &str = "stall_share";
 

@@ -91,6 +91,8 @@ pub(super) struct Seen {
     /// Upper estimate of the requests answered since the previous sample: each takes at least one segment in each
     /// direction.
     pub(super) responses: u32,
+    /// Segments with data since the previous sample, in the direction with fewer; 0 where they are not counted, as in recordings.
+    pub(super) exchanges: u32,
     /// Bytes of all answers since the previous sample.
     pub(super) answer_bytes: u32,
     /// Response time of one of the requests answered, if the two samples bound it well, ns.
@@ -171,6 +173,7 @@ impl Conversation {
             begun: u8::from(fresh && status.is_pending()),
             answered: 0,
             responses: 0,
+            exchanges: 0,
             answer_bytes: 0,
             at_least: false,
             took_ns: None,
@@ -242,6 +245,7 @@ impl Conversation {
             begun: if counts { begun } else { 0 },
             answered: if counts { done as u8 } else { 0 },
             responses: if counts { responses } else { 0 },
+            exchanges: if counts { exchanges } else { 0 },
             answer_bytes: if counts { answer_bytes } else { 0 },
             at_least: counts && asked && answered,
             took_ns: took_ns.filter(|_| counts && !is_interim),

@@ -93,6 +93,16 @@ pub const PROBE_INTERVAL_NS: u64 = 60_000_000_000;
 /// a probe.
 pub const PROBE_DURATION_NS: u64 = 500_000_000;
 
+// Size of responses.
+
+/// Time constant of the size of a response, ns: 300 samples. Convention.
+pub const RESPONSE_SIZE_TIME_CONSTANT_NS: f64 = 3e10;
+/// Responses are about equally long if their size differs from its mean by at most this fraction, on average. Convention.
+pub const MAX_SIZE_DEVIATION: f64 = 0.25;
+/// A service is at rest up to this utilization. Beyond it, requests wait, and an HTTP/2 server answers each of them with a ping.
+/// Overload.
+pub const MAX_SIZING_UTILIZATION: f64 = 0.85;
+
 // Service time and max queue wait.
 
 /// Time constant of the service time, ns. Overload.

@@ -40,6 +40,8 @@ const VERSION: u32 = 1;
 pub struct LearnedQueue {
     pub(super) requests: Option<LearnedRequests>,
     pub(super) controller: Option<LearnedController>,
+    /// Size of a response, bytes.
+    pub(super) response_bytes: Option<f64>,
 }
 
 /// What a former agent learned. Each part is valid for a limited time.
@@ -112,6 +114,9 @@ impl Learned {
             controller: learned
                 .controller
                 .filter(|controller| age_ns <= CONTROLLER_VALID_NS && controller.is_valid()),
+            response_bytes: learned
+                .response_bytes
+                .filter(|bytes| age_ns <= SERVICE_TIME_VALID_NS && is_sane(*bytes)),
         }
     }
 
@@ -208,6 +213,7 @@ mod tests {
                 concurrency: Some(4.0),
             }),
             controller: None,
+            response_bytes: Some(101.5),
         }
     }
 
@@ -272,7 +278,7 @@ mod tests {
         assert_eq!(all.get(&shop(), &key(), NOW_NS), learned());
         let after_reboot = all.get(&shop(), &key(), NOW_NS - 1);
         assert_eq!(after_reboot, LearnedQueue::default());
-        let negative = text.replace("2.5", "-2.5");
+        let negative = text.replace("2.5", "-2.5").replace("101.5", "-1");
         std::fs::write(&path, negative).unwrap();
         let all = Learned::load(directory.as_fd()).unwrap();
         assert_eq!(all.get(&shop(), &key(), NOW_NS), LearnedQueue::default());

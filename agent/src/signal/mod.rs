@@ -23,6 +23,7 @@ mod page;
 mod pages;
 mod pressure;
 mod requests;
+mod response_size;
 mod state;
 mod status;
 pub mod stream;

@@ -13,6 +13,7 @@ use super::{
     learned::{Learned, LearnedQueue},
     load::{Load, Loads, Shedding},
     requests::{DispatchState, Requests},
+    response_size::ResponseSizes,
     waits::{Known, Waits},
 };
 use crate::{
@@ -70,6 +71,7 @@ pub struct PressureTracker {
     loads: Loads,
     concurrency: Concurrency,
     requests: Requests,
+    response_sizes: ResponseSizes,
     /// By a former agent.
     learned: Learned,
 }
@@ -92,6 +94,7 @@ impl PressureTracker {
                 let queue = LearnedQueue {
                     requests: self.requests.learned(key),
                     controller: controller.and_then(|(controller, _)| controller.learned()),
+                    response_bytes: self.response_sizes.learned(key),
                 };
                 learned.add(&pressure.target, key, queue);
             }
@@ -122,6 +125,7 @@ impl PressureTracker {
         let fail_open_ns = now_ns.saturating_sub(FAIL_OPEN_AFTER_NS);
         self.concurrency.forget_before(fail_open_ns);
         self.requests.forget_before(fail_open_ns);
+        self.response_sizes.forget_before(fail_open_ns);
         targets
             .filter(|target| !target.is_neighbour)
             .map(|target| {
@@ -137,14 +141,18 @@ impl PressureTracker {
         target: Arc<Target>,
         mut queues: Vec<(Arc<QueueKey>, Gauge)>,
     ) -> Pressure {
-        for (key, _) in &queues {
-            if key.kind == Kind::Inflight
-                && !self.requests.knows(key)
-                && let Some(learned) = self.learned.get(&target, key, now_ns).requests
-            {
-                self.requests.resume(key, learned);
+        for (key, gauge) in &queues {
+            if key.kind == Kind::Inflight && !self.requests.knows(key) {
+                let learned = self.learned.get(&target, key, now_ns);
+                if let Some(requests) = learned.requests {
+                    self.requests.resume(key, requests);
+                }
+                if let Some(bytes) = learned.response_bytes {
+                    self.response_sizes.resume(key, gauge.at_ns, bytes);
+                }
             }
         }
+        self.response_sizes.bound(&mut queues);
         let shed_target_ns = self.shed_target_ns(&queues);
         let limit = self.concurrency.add(target.id, &queues, shed_target_ns);
         let known = self.known_requests(&queues, limit.map(|limit| limit.in_service));

@@ -328,26 +328,30 @@ fn a_connection_opened_and_closed_between_two_scans_counts_as_a_request() {
 }
 
 #[test]
-fn responses_that_are_alike_are_at_most_as_many_as_their_bytes_allow() {
-    let activity = |responses: u64, answer_bytes: u64| Activity {
-        responses,
-        answer_bytes,
-        ..Activity::default()
-    };
-    // 10 samples with this many bytes for 5 responses each, then 20 that wait, and 20 segments with 1,010 bytes.
-    let rate = |samples: u64, bytes: [u64; 2]| {
+fn the_size_of_responses_is_known_if_they_are_alike_and_counted() {
+    // So many samples of 5 responses each, with this many bytes in turn; then a queue, and pings among the responses.
+    let usual_bytes = |samples: u64, exchanges: u64, bytes: [u64; 2]| {
+        let activity = |answer_bytes: u64| Activity {
+            responses: 5,
+            exchanges,
+            answer_bytes,
+            ..Activity::default()
+        };
         let mut size = ResponseSize::default();
         for at in 0..samples {
-            size.add(&activity(5, bytes[at as usize % 2]), 1, 100 * MS);
+            size.add(&activity(bytes[at as usize % 2]), 1, 100 * MS);
         }
-        let now = activity(20, 1_010);
         for _ in 0..20 {
-            size.add(&now, 20, 100 * MS);
+            size.add(&activity(200), 20, 100 * MS);
         }
-        now.responses_per_s(&size, 1_000_000_000).unwrap()
+        size.usual_bytes()
     };
-    assert_eq!(rate(10, [505; 2]), 10.0, "10 pings among them");
-    assert_eq!(rate(5, [505; 2]), 20.0, "too few samples");
-    assert_eq!(rate(10, [100, 900]), 20.0, "not alike");
-    assert_eq!(rate(10, [50; 2]), 20.0, "no more than segments");
+    assert_eq!(usual_bytes(10, 5, [505; 2]), Some(101));
+    assert_eq!(usual_bytes(5, 5, [505; 2]), None, "too few samples");
+    assert_eq!(usual_bytes(10, 5, [100, 900]), None, "not alike");
+    assert_eq!(
+        usual_bytes(10, 0, [505; 2]),
+        None,
+        "segments are not counted"
+    );
 }
