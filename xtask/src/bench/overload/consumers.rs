@@ -54,8 +54,8 @@ pub enum Play {
 
 /// Their workers take a request when they are free.
 const WORKERS: &[Service] = &[UwsgiPostgresql, NginxUwsgi];
-/// They take every request immediately, so only a ratio can limit them.
-const TAKE_ALL: &[Service] = &[GoNetHttp, RustTower];
+/// Envoy lets at least one request wait for a connection, without a deadline. Where there are only two workers, that is too long.
+const FOUR_WORKERS: &[Service] = &[UwsgiPostgresql];
 const WITHOUT_AGENT: &[ScenarioKind] = &[Load, Spike, LostCpu];
 const ALL: &[ScenarioKind] = &[Load, Spike, LostCpu, AgentDies, AgentReturns];
 const TWO: &[ScenarioKind] = &[Load, AgentDies];
@@ -83,10 +83,8 @@ pub const CONSUMERS: &[Consumer] = &[
     sheds("page-rust", "tower: the admit ratio", ALL, PAGE, &[RustTower]),
     sheds("page-c", "threads: the max queue wait", ALL, PAGE, &[CThreads]),
     sheds("maxconn", "HAProxy: the concurrency limit", ALL, behind(Proxy::Maxconn), WORKERS),
-    sheds("weight", "HAProxy: deny by weight, the admit ratio", ALL, behind(Proxy::Weight), TAKE_ALL),
-    Consumer { needs: &["Envoy"], ..sheds("envoy", "Envoy: the concurrency limit", ALL, behind(Proxy::Envoy), WORKERS) },
+    Consumer { needs: &["Envoy"], ..sheds("envoy", "Envoy: the concurrency limit", ALL, behind(Proxy::Envoy), FOUR_WORKERS) },
     sheds("page+maxconn", "both at once", TWO, Shedding { proxy: Proxy::Maxconn, ..PAGE }, &[UwsgiPostgresql]),
-    sheds("page+weight", "both at once", TWO, Shedding { proxy: Proxy::Weight, ..PAGE }, &[UwsgiPostgresql]),
     Consumer {
         kind: Kind::Baseline,
         ..moves("round-robin", "HAProxy: round robin over two servers", &[SlowServer, StalledServer], HAPROXY,

@@ -27,11 +27,9 @@ fn colour(consumer: &Consumer) -> &'static str {
     match consumer.name {
         "nothing" => "#999999",
         "static" => "#e69f00",
+        "envoy" => "#56b4e9",
         "maxconn" => "#0072b2",
-        "weight" => "#56b4e9",
-        "share" => "#cc79a7",
         "page+maxconn" => "#d55e00",
-        "page+weight" => "#f0e442",
         name if name.starts_with("page-") => "#009e73",
         _ => "#000000",
     }

@@ -53,8 +53,6 @@ pub enum Proxy {
     Static,
     /// The `maxconn` of Tailback's agent-check.
     Maxconn,
-    /// Rejects by the weight of Tailback's agent-check.
-    Weight,
     /// Envoy instead of HAProxy: its circuit breakers, by Tailback's runtime layer.
     Envoy,
 }
@@ -62,7 +60,7 @@ pub enum Proxy {
 impl Shedding {
     /// Whether Tailback controls the shedding.
     pub fn needs_agent(self) -> bool {
-        self.reads_page || matches!(self.proxy, Proxy::Maxconn | Proxy::Weight | Proxy::Envoy)
+        self.reads_page || matches!(self.proxy, Proxy::Maxconn | Proxy::Envoy)
     }
 
     /// Whether it decides only by a ratio, which is right for one load: after a change it has to be estimated again.
@@ -77,7 +75,7 @@ impl Shedding {
             // Readers check the page for each request. One interval is allowed for the response itself.
             Proxy::Forward | Proxy::Static => TTL + POLL_INTERVAL,
             // One more until the adapter is asked, or writes what Envoy reads.
-            Proxy::Maxconn | Proxy::Weight | Proxy::Envoy => TTL + 2 * POLL_INTERVAL,
+            Proxy::Maxconn | Proxy::Envoy => TTL + 2 * POLL_INTERVAL,
         }
     }
 }

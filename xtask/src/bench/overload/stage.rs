@@ -221,7 +221,7 @@ impl Config {
             " timeout queue {}ms\n",
             self.service.target_delay().as_millis()
         );
-        let (mut deny, mut server, mut queue) = (String::new(), String::new(), String::new());
+        let (mut server, mut queue) = (String::new(), String::new());
         match self.proxy {
             Proxy::Forward | Proxy::Envoy => {}
             Proxy::Static => {
@@ -234,24 +234,13 @@ impl Config {
                 server = format!(" weight 100 maxconn {UNTUNED_MAXCONN}{agent_check}");
                 queue = timeout;
             }
-            Proxy::Weight => {
-                server = format!(" weight 100{agent_check}");
-                // HAProxy rejects the excess: `weight` of 100 requests pass, evenly spaced. `proc.turn` accumulates the
-                // credit of the next request.
-                deny = " http-request set-var(txn.weight) srv_weight(back/one)\n \
-                        http-request set-var(proc.turn) int(50) unless { var(proc.turn) -m found }\n \
-                        http-request set-var(proc.turn) var(proc.turn),add(txn.weight)\n \
-                        http-request deny deny_status 503 unless { var(proc.turn) -m int ge 100 }\n \
-                        http-request set-var(proc.turn) var(proc.turn),mod(100)\n"
-                    .to_owned();
-            }
         }
         format!(
             "global\n maxconn 4000\n nbthread 1\n\
              defaults\n mode http\n option http-server-close\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n{queue}\
              frontend front\n bind {}\n default_backend back\n \
              http-request set-header X-Request-Start t=%[date(0,us)]\n\
-             backend back\n{deny} server one {}{server}\n",
+             backend back\n server one {}{server}\n",
             self.front, self.server
         )
     }
