@@ -211,6 +211,16 @@ incidents! {
         &[Accept],
         "the local ports 20000 to 20999",
     )),
+    memory_thrash_mapped "memory-thrash-mapped" Some(planted(
+        MemoryStalled,
+        &[Accept, Inflight, Memory],
+        "the memory limit of /group-a",
+    )),
+    memory_thrash_sqlite "memory-thrash-sqlite" Some(planted(
+        MemoryStalled,
+        &[Accept, Inflight, Memory],
+        "the memory limit of /group-a",
+    )),
     vm_lock "vm-lock" Some(Planted {
         // Its backlog is full, so what a client sends is not acknowledged.
         elsewhere: &[DownstreamSlow],

@@ -15,6 +15,7 @@ mod judge;
 mod leaks;
 mod limits;
 mod lock;
+mod memory;
 mod network;
 mod peers;
 mod play;

@@ -5,7 +5,7 @@ use tailback_tests::workloads::PooledApp;
 
 use crate::{
     accelerators, blocked, control, cpu, disk, downstream, gateway, gridlock, leaks, limits, lock,
-    network, peers, play::Play, pools, resolver, reuseport, shared,
+    memory, network, peers, play::Play, pools, resolver, reuseport, shared,
 };
 
 /// One incident, or one healthy service.
@@ -328,6 +328,25 @@ pub const SCENARIOS: &[Scenario] = &[
         alone: true,
         play: disk::fsync,
     },
+    // Each page was evicted a moment before it is read: threads wait for the disk, or reclaim.
+    Scenario {
+        name: "memory-thrash-mapped",
+        on: "a service of several processes that maps a file, under a memory limit",
+        planted: Some(planted("memory_stalled", &["accept", "inflight", "memory"])),
+        programs: &[],
+        modules: &["mmap", "sqlite3"],
+        alone: true,
+        play: memory::mapped,
+    },
+    Scenario {
+        name: "memory-thrash-sqlite",
+        on: "a service of several processes on SQLite, under a memory limit",
+        planted: Some(planted("memory_stalled", &["accept", "inflight", "memory"])),
+        programs: &[],
+        modules: &["mmap", "sqlite3"],
+        alone: true,
+        play: memory::read,
+    },
     Scenario {
         name: "link-limited",
         on: "nginx behind a slow link",
@@ -648,6 +667,15 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &["socket"],
         alone: false,
         play: shared::short_file_locks,
+    },
+    Scenario {
+        name: "memory-limit-fits",
+        on: "a service of several processes that maps a file, under a memory limit",
+        planted: None,
+        programs: &[],
+        modules: &["mmap", "sqlite3"],
+        alone: true,
+        play: memory::fits,
     },
     Scenario {
         name: "short-locked-calls",

@@ -34,8 +34,9 @@ const MAX_RESPONSE_SAMPLES: usize = 256;
 const CPU_USERS_KEPT_NS: u64 = 30_000_000_000;
 /// A process that uses less of one CPU than this starves nobody.
 const MIN_HOG_SHARE: f64 = 0.05;
-/// Pages that are read again are counted over this time, ns: the same as for the stalls of the memory queue.
-const REFAULT_WINDOW_NS: u64 = 5_000_000_000;
+/// Pages that are read again are counted over this time, ns: two samples of control groups or more. A longer window would hold
+/// many seconds from before the incident.
+const REFAULT_WINDOW_NS: u64 = 2_000_000_000;
 /// Maximum number of counts kept per control group: more than the window holds.
 const MAX_REFAULT_SAMPLES: usize = 64;
 /// An address that a service has called is forgotten after this time, ns: as long as the kernel keeps a closed connection in

@@ -30,10 +30,23 @@ pub struct Program {
 impl Program {
     /// Starts a Python program that needs these modules.
     pub fn python(name: &str, text: &str, modules: &[&str], args: &[&str]) -> Result<Self> {
+        Self::python_in(&[], name, text, modules, args)
+    }
+
+    /// The same; `before` is a command prefix.
+    pub fn python_in(
+        before: &[String],
+        name: &str,
+        text: &str,
+        modules: &[&str],
+        args: &[&str],
+    ) -> Result<Self> {
         let directory = TempDir::new("program")?;
         let file = directory.write(&format!("{name}.py"), text)?;
-        let mut command = Command::new(python::with(modules)?);
-        let process = Process::start(name, command.arg(file).args(args))?;
+        let mut words: Vec<PathBuf> = before.iter().map(PathBuf::from).collect();
+        words.extend([python::with(modules)?, file]);
+        let mut command = Command::new(&words[0]);
+        let process = Process::start(name, command.args(&words[1..]).args(args))?;
         Ok(Self {
             process,
             _directory: directory,

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     cause::Cause,
     diagnose::{case::Case, words},
-    event::{Activity, Confidence, Culprit, CulpritKind, explain::Unit},
+    event::{Activity, Confidence, Culprit, CulpritKind, explain::Unit, share_of},
     queue::{Kind, QueueId, QueueKey, Reading, STALL_SHARE},
     text::{bytes, rate},
 };
@@ -55,7 +55,13 @@ pub(super) const GROUP_STALLS: Rule = Rule {
             waits || computes && !is_lock,
             true,
         );
-        let reads_again = refaults && matches!(last, Activity::Disk | Activity::Memory);
+        let reads_again = refaults
+            && match last {
+                Activity::Disk | Activity::Memory => true,
+                // With a fast disk, reading pages and evicting others takes more CPU than time for the disk.
+                Activity::OnCpu | Activity::RunnableOwn => computes_for_pages(case, checks),
+                _ => false,
+            };
         ((stalls || reads_again) && is_it).then(|| {
             // Reads of a working set that would not fit in any case are read again, too.
             let most = if stalls {
@@ -91,6 +97,33 @@ fn stalls(case: Case<'_>, checks: &mut Checks) -> bool {
             Unit::Ratio,
         ),
     }
+}
+
+/// Whether threads that compute do so for the kernel, which reads pages and evicts others: the stalls for memory are at the level
+/// at which the memory queue itself warns, or each thread reads pages at such a rate that it does little else.
+fn computes_for_pages(case: Case<'_>, checks: &mut Checks) -> bool {
+    /// The share at which the memory queue warns, with the default thresholds.
+    const MIN_SHORT: f64 = 0.078;
+    /// Wall time of a thread per page, ns. Where a service on SQLite and one that maps a file do nothing but read back pages of a
+    /// fast disk, it is about 100 µs (scenarios `memory-thrash-…`).
+    const MAX_PER_PAGE_NS: f64 = 200_000.0;
+    const STALLS: &str = "and the memory queue itself warns: time in which tasks stalled";
+    let short = match memory(case).and_then(|(_, reading)| reading.extra(STALL_SHARE)) {
+        Some(share) => checks.at_least(STALLS, share, MIN_SHORT, Unit::Ratio),
+        None => checks.unknown(STALLS, Unit::Ratio),
+    };
+    let often = refaults(case)
+        .zip(case.last())
+        .is_some_and(|((per_s, _), last)| {
+            let busy = last.threads.len() as f64 * (1.0 - share_of(&last.shares, Activity::Idle));
+            checks.at_most(
+                "or time of a thread between two such pages",
+                busy * 1e9 / per_s.max(1.0),
+                MAX_PER_PAGE_NS,
+                Unit::Nanoseconds,
+            )
+        });
+    short || often
 }
 
 /// Most of the pages that the control group reads were evicted shortly before, for lack of memory.

@@ -15,6 +15,10 @@ fn verdict(stall_share: f64, thread: &Wait) -> Verdict {
 
 /// The same if the group reads 25 pages in each sample, this many of which were evicted before.
 fn verdict_with_refaults(stall_share: f64, thread: &Wait, refaults: u64) -> Verdict {
+    verdict_with_pages(stall_share, thread, refaults, 25)
+}
+
+fn verdict_with_pages(stall_share: f64, thread: &Wait, refaults: u64, pages: u64) -> Verdict {
     let mut scene = Scene::of(&[&[10]]);
     let memory = Reading {
         depth: 60 << 20,
@@ -29,7 +33,7 @@ fn verdict_with_refaults(stall_share: f64, thread: &Wait, refaults: u64) -> Verd
         scene.sample().refaults = vec![Refaults {
             cgroup: "/service-1".to_owned(),
             refaults: sample * refaults,
-            pages: sample * 25,
+            pages: sample * pages,
         }];
         scene.take_samples(1, std::slice::from_ref(thread));
     }
@@ -77,6 +81,21 @@ fn pages_that_are_read_again_and_again_are_a_lack_of_memory() {
     assert_eq!(verdict.cause, Cause::MemoryStalled);
     assert!(verdict.evidence.contains("80% of"), "{}", verdict.evidence);
     assert_eq!(verdict.confidence, Confidence::Medium);
+}
+
+#[test]
+fn reading_pages_again_may_compute_and_then_needs_stalls_or_many_pages() {
+    for (stall_share, refaults, pages, cause) in [
+        (0.1, 20, 25, Cause::MemoryStalled),
+        (0.02, 20, 25, Cause::CpuBound),
+        (0.1, 5, 25, Cause::CpuBound),
+        // 8,000 a second.
+        (0.02, 200, 250, Cause::MemoryStalled),
+        (0.02, 50, 250, Cause::CpuBound),
+    ] {
+        let verdict = verdict_with_pages(stall_share, &thread(10, 0).on_cpu(), refaults, pages);
+        assert_eq!(verdict.cause, cause, "{stall_share} {refaults} {pages}");
+    }
 }
 
 #[test]
