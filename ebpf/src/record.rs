@@ -137,7 +137,7 @@ records! {
         pub wmem_queued: u32,
         pub sndbuf: u32,
         pub drops: u32,
-        /// Sequence number of the segment that last advanced our acknowledgement or window.
+        /// Sequence number of the peer's segment with which the kernel last updated our send window.
         pub snd_wl1: u32,
         /// Jiffies since data was received, since data was sent, since any segment was received.
         pub since_received: u32,

@@ -25,7 +25,8 @@ const MAX_TEXT_BYTES: usize = 64;
 const INTERVALS: usize = 5;
 /// With at least this many intervals, the longest is ignored.
 const MIN_INTERVALS_TO_IGNORE_ONE: usize = 4;
-/// Intervals needed to trust a short one: the first may be between two clients.
+/// Intervals needed to trust a short one: two clients with the same address and text count as one, so the first interval may
+/// lie between their checks.
 const MIN_INTERVALS: usize = 2;
 /// A client that has not checked for this time is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(600);

@@ -1,4 +1,4 @@
-//! `tailback bench-scan`: measures the cost of scanning one process, for the benchmarks.
+//! `tailback bench-scan`: measures the cost of scanning the targets, for the benchmarks.
 
 use std::io;
 

@@ -57,6 +57,10 @@ Examples:
   OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 tailback run --pid 4711
                                         send incidents to Jaeger as traces";
 
+const SAMPLE_AFTER_HELP: &str = "\
+With --duration, it keeps sampling for that time: --json prints every queue after each interval, the table shows the last \
+state.";
+
 /// Finds the queue that is filling in an unmodified service, and warns before it is full.
 #[derive(Debug, Parser)]
 #[command(name = "tailback", version, after_help = AFTER_HELP, max_term_width = 110)]
@@ -70,11 +74,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Watch services until stopped: report level changes and episodes, export spans, publish signals
+    /// Watch services until stopped: report changes of a queue's level (ok, warn, critical, full) and episodes (from
+    /// leaving ok to recovery), export spans, publish signals
     Run(run::Options),
     /// Find the queue that is filling, why, and what to do (default target: the whole host)
     Diagnose(diagnose::Options),
-    /// Print every queue once (takes two samples 100 ms apart, to measure rates)
+    /// Print every queue once, from two samples one interval apart (to measure rates)
+    #[command(after_help = SAMPLE_AFTER_HELP)]
     Sample(sample::Options),
     /// Record samples to a file for later replay
     Record(record::Options),
@@ -88,7 +94,7 @@ enum Command {
     Status(status::Options),
     /// Serve the adapters configured in [signal] (`run` starts this process itself); they fail open if the agent dies
     Adapters(adapters::Options),
-    /// Measure scans of one process, for `cargo xtask bench`
+    /// Measure scans of the targets, for `cargo xtask bench`
     #[command(hide = true)]
     BenchScan(bench_scan::Options),
     /// Write a page as fast as possible, for `cargo xtask bench`

@@ -24,7 +24,7 @@ pub(super) struct Output {
     /// Print JSON, one object per line
     #[arg(long)]
     pub(super) json: bool,
-    /// Only print summaries
+    /// Print only changes of targets and the summary of each episode, or the headlines of the diagnosis
     #[arg(short, long)]
     pub(super) quiet: bool,
     /// Print more detail

@@ -1,4 +1,4 @@
-//! `tailback sample`: prints every queue once, or once per sample for some time.
+//! `tailback sample`: prints every queue once. For some time: after each interval as JSON, or the last state as a table.
 
 use std::{
     collections::BTreeSet,
@@ -11,7 +11,7 @@ use clap::Args;
 use super::{
     Failure, Targets,
     exit_code::Outcome,
-    output::{Output, colour, emit_all},
+    output::{colour, emit_all},
     run::Timing,
     session,
 };
@@ -29,8 +29,12 @@ const INTERVAL: Duration = Duration::from_millis(100);
 pub(super) struct Options {
     #[command(flatten)]
     targets: Targets,
-    #[command(flatten)]
-    output: Output,
+    /// Print JSON, one object per line
+    #[arg(long)]
+    json: bool,
+    /// Also print idle queues
+    #[arg(short, long)]
+    verbose: bool,
     #[command(flatten)]
     timing: Timing,
 }
@@ -40,7 +44,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let specs = options.targets.specs(&config)?;
     let mut collector = session::collector(specs, config.budget(), true, options.targets.log_bpf)?;
     let mut pipeline = Pipeline::new(config.settings_for(), true);
-    let mut json = options.output.json.then(|| Json::new(io::stdout()));
+    let mut json = options.json.then(|| Json::new(io::stdout()));
     let plan = SamplePlan::complete();
     let interval = options.timing.interval.unwrap_or(INTERVAL);
     let end = Instant::now() + options.timing.duration.unwrap_or_default();
@@ -95,7 +99,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         &mut io::stdout(),
         &states,
         target,
-        options.output.verbose,
+        options.verbose,
         colour(),
     )
     .map_err(Failure::stdout)

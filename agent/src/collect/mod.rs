@@ -232,7 +232,7 @@ impl Collector {
             self.background.waits.poll_within(now_ns, interval_ns);
         }
         self.notices
-            .report_stretched_scans(&self.schedule.stretched_scans(), now_ns);
+            .report_stretched_scans(&self.schedule.stretchable_scans(), now_ns);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::schedule::StretchedScan;
+use super::schedule::StretchableScan;
 use crate::{sample::Notice, target::Selector, text::duration};
 
 /// Shortest time between two notices about the interval of one scan, ns.
@@ -16,8 +16,8 @@ pub(super) struct Notices {
     unmatched: Option<Vec<Selector>>,
     /// Codes that were reported and are reported only once.
     reported: BTreeSet<&'static str>,
-    /// For each scan of [`StretchedScan`]: whether it was last reported as stretched, and when, CLOCK_MONOTONIC ns.
-    stretched: [(bool, u64); StretchedScan::COUNT],
+    /// For each scan of [`StretchableScan`]: whether it was last reported as stretched, and when, CLOCK_MONOTONIC ns.
+    stretched: [(bool, u64); StretchableScan::COUNT],
 }
 
 impl Notices {
@@ -67,7 +67,7 @@ impl Notices {
     /// Reports when the CPU budget begins to stretch the interval of a scan, and when it no longer does.
     pub(super) fn report_stretched_scans(
         &mut self,
-        scans: &[StretchedScan; StretchedScan::COUNT],
+        scans: &[StretchableScan; StretchableScan::COUNT],
         now_ns: u64,
     ) {
         for (index, scan) in scans.iter().enumerate() {

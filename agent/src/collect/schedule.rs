@@ -1,9 +1,10 @@
 //! Plans which scans each sample includes and when the next sample is due, within the CPU budget. A pure function of time
 //! and cost.
 //!
-//! *Base samples* are taken at a fixed interval, and each scans the listeners. The scans over all files and all threads join
-//! them as often as the budget allows: if thousands of sockets or threads make a scan expensive, its interval is stretched.
-//! While a target is focused, the rest of the budget goes into *focus samples* between the base samples.
+//! *Base samples* are taken at the configured interval (stretched to at most 500 ms if they alone cost too much; a longer
+//! configured interval is kept), and each scans the listeners. The scans over all files and all threads join them as often
+//! as the budget allows: if thousands of sockets or threads make a scan expensive, its interval is stretched. While a target
+//! is focused, the rest of the budget goes into *focus samples* between the base samples.
 //!
 //! `allocation` splits the budget into intervals; this file keeps the due times.
 #![forbid(unsafe_code)]
@@ -86,7 +87,7 @@ pub struct SampleCost {
 
 /// A scan whose interval the CPU budget may stretch, for the notice about it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct StretchedScan {
+pub(super) struct StretchableScan {
     /// Prefix of the notice's code.
     pub(super) name: &'static str,
     pub(super) objects: &'static str,
@@ -97,7 +98,7 @@ pub(super) struct StretchedScan {
     pub(super) budget: f64,
 }
 
-impl StretchedScan {
+impl StretchableScan {
     pub(super) const COUNT: usize = 3;
 }
 
@@ -235,7 +236,7 @@ impl Schedule {
         self.allocation.measured(now_ns, cpu_ns);
     }
 
-    /// Share of one core that is allocated now: the budget, or less while all scans together exceed it.
+    /// Share of one core that is allocated now: the budget, or less after the agent's measured CPU time exceeded it.
     pub fn cpu_share(&self) -> f64 {
         self.allocation.cpu_share()
     }
@@ -273,9 +274,9 @@ impl Schedule {
     }
 
     /// The scans that the budget may stretch.
-    pub(super) fn stretched_scans(&self) -> [StretchedScan; StretchedScan::COUNT] {
+    pub(super) fn stretchable_scans(&self) -> [StretchableScan; StretchableScan::COUNT] {
         let allocation = &self.allocation;
-        let scan = |name, objects, cost_ns, interval_ns| StretchedScan {
+        let scan = |name, objects, cost_ns, interval_ns| StretchableScan {
             name,
             objects,
             is_stretched: interval_ns > self.budget().interval_ns,

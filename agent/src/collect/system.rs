@@ -3,8 +3,8 @@
 //! A value that is missing or cannot be read is unknown; nothing in here is an error. A quota or limit anywhere between a
 //! cgroup and the root applies, so the parents are read as well.
 //!
-//! The parsers here, in `mounts`, `networks` and `target::facts` are our own rather than the `procfs` crate's (0.18). That
-//! crate:
+//! The parsers in this file and in `mounts`, `networks` and `target::facts` are our own rather than the `procfs` crate's
+//! (0.18). That crate:
 //!
 //! - rejects a whole file for one unexpected or non-UTF-8 line (a cgroup or process can have any name);
 //! - does not decode `\040` in mountinfo;
@@ -37,7 +37,7 @@ const MAX_BYTES: usize = 64 * 1024;
 const UNLIMITED: u64 = 1 << 60;
 /// Maximum number of block devices whose I/O limits are kept for a cgroup.
 const MAX_DEVICES: usize = 16;
-/// Unit of the times in /proc/stat, per second: the same on all architectures.
+/// Ticks per second in the times of /proc/stat: the same on all architectures.
 const USER_HZ: u64 = 100;
 
 /// Reads the targets' cgroups and the machine.
@@ -247,8 +247,8 @@ impl System {
         tightest
     }
 
-    /// Memory is that of the level with the lowest limit, where it runs out first; OOM kills are the cgroup's own. Returns the pages
-    /// that this level has read again; `None`: there is no limit.
+    /// Memory is that of the cgroup or parent with the lowest limit, where it runs out first; OOM kills are the cgroup's own.
+    /// Returns the refaults there (pages evicted and read again); `None` without a limit or without these counters.
     fn read_memory(&mut self, cgroup_dirs: &CgroupDirs, group: &mut Cgroup) -> Option<Refaults> {
         let [usage, inactive, refaults, pages] = if cgroup_dirs.unified {
             [
@@ -287,7 +287,7 @@ impl System {
         })
     }
 
-    /// The I/O limits of a cgroup and its parents, one per device: the lowest if a device has several.
+    /// The I/O limits of a cgroup and its parents: one `IoLimit` per device, with the lowest limit of each kind.
     fn io_limits(&mut self, path: &str, membership: &str) -> Vec<IoLimit> {
         /// Key in io.max (v2), and file of the same limit (v1).
         const LIMITS: [(&str, &str); 4] = [

@@ -51,20 +51,21 @@ impl<'a> Case<'a> {
             .map_or(0.0, |first| share_of(&first.shares, activity))
     }
 
-    /// The number of their samples.
+    /// The number of samples of the threads that serve the queue.
     pub(super) fn samples(self) -> u64 {
         self.first()
             .map_or(0, |first| first.threads.samples(self.view.window))
     }
 
-    /// If some listening sockets fill while others are empty, and these threads are those that should accept from them.
+    /// The uneven sockets, if the threads that serve the queue are those that should accept from the ones with a standing
+    /// queue.
     pub(super) fn uneven_workers(self) -> Option<&'a Uneven> {
         let is_known =
             |uneven: &&Uneven| !uneven.holders.is_empty() || self.threads() <= uneven.standing;
         self.uneven.filter(is_known)
     }
 
-    /// The number of these threads.
+    /// The number of threads that serve the queue.
     pub(super) fn threads(self) -> usize {
         self.first().map_or(0, |first| first.threads.len())
     }

@@ -80,21 +80,24 @@ enum Next {
     Holders(Lock),
     /// A process, and its descriptor of the connection that leads to it.
     Process(u32, Option<u32>),
-    /// The accept queue of the service that waits: only its own threads can end the wait.
+    /// The service that waits: its call is in its own accept queue, or it accepted the call itself and all its active threads
+    /// wait for such calls.
     Itself,
     Remote(String),
 }
 
 /// The wait chain behind an episode. It begins at the event loop's thread or at the threads that wait for the lock, if the
 /// queue is one of these; else at the workers of the service. `uneven`: some listening sockets of its address fill, and others
-/// do not. Then it begins at the workers that should accept from these, if they are known.
+/// do not. Then it begins at the workers that should accept from the sockets that fill, if they are known.
 pub(super) fn chain_behind(
     view: View<'_>,
     episode: &Episode,
     uneven: Option<&Uneven>,
 ) -> Vec<Step> {
     let key = &episode.key;
-    if let Some(threads) = uneven.and_then(|uneven| behind_the_rest(view, key.target, uneven)) {
+    if let Some(threads) =
+        uneven.and_then(|uneven| behind_standing_queues(view, key.target, uneven))
+    {
         return chain_of(view, threads);
     }
     match key.id {
@@ -148,7 +151,7 @@ pub(super) fn workers(view: View<'_>, tgids: &[u32]) -> ThreadSet {
 /// The threads that should accept from the listening sockets with a standing queue. `None`: they are not known. Where each
 /// process has sockets of its own, these are the workers of the processes that hold them. Where all processes have inherited
 /// all sockets, or threads share them, they are the threads that are not idle, if there are not more of them than such sockets.
-fn behind_the_rest(view: View<'_>, target: TargetId, uneven: &Uneven) -> Option<ThreadSet> {
+fn behind_standing_queues(view: View<'_>, target: TargetId, uneven: &Uneven) -> Option<ThreadSet> {
     /// The workers of the empty sockets are idle for most of the time.
     const MAX_IDLE: f64 = 0.5;
     if !uneven.holders.is_empty() {
@@ -412,7 +415,8 @@ fn other_holder(view: View<'_>, tgid: u32, file: OpenFile) -> Option<Next> {
 /// The likely holder of a lock that does not record its owner: the thread of its process that works most and does not wait
 /// for the lock.
 fn likely_holder(view: View<'_>, (tgid, address): Lock) -> Option<Thread> {
-    // Before the first search for the holders of shared locks, such a lock looks like one of the process itself.
+    // Until the holders of shared locks are first searched for, a wait for a mutex in shared memory is recorded as
+    // `Resource::Lock`; afterwards as `SharedLock`. Both count as waiting.
     let waits = |seen: &Observation| match &seen.resource {
         Resource::Lock { address: other, .. } => *other == address,
         Resource::SharedLock { .. } => true,

@@ -30,10 +30,10 @@ pub enum Colour {
 /// How much to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
-    /// Only episode summaries.
+    /// Only changes of targets, and episode summaries.
     Quiet,
     Normal,
-    /// Also the agent's own reports and changes of targets.
+    /// Also the agent's own reports, and changes of a target's processes.
     Verbose,
 }
 

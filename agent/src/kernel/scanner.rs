@@ -31,7 +31,8 @@ use super::{
 /// Up to this many processes have iterators of their own; beyond that, one scan of the whole host is cheaper.
 const MAX_BOUND_PROCESSES: usize = 32;
 
-/// A scan of the whole host skips this many threads at the cost of one iterator bound to a process. Measured by `bench-scan`.
+/// Skipping this many threads in a scan of the whole host costs as much as one iterator bound to a process. Measured by
+/// `bench-scan`.
 const THREADS_PER_BOUND_ITERATOR: usize = 16;
 
 /// Maximum number of busy sockets of focused targets that one file scan adds to `FOCUSED_SOCKETS`.
@@ -289,8 +290,8 @@ impl Scanner {
         Ok(keys.len() - self.peer_keys.len())
     }
 
-    /// For the benchmarks: scans of the files and threads of these processes whose programs do next to nothing, so that
-    /// what remains is the kernel's own cost.
+    /// For the benchmarks: scans, by programs that do next to nothing, of the files and threads of these processes: what
+    /// remains is the kernel's own cost.
     pub fn bare(&self, processes: &[Watched]) -> Result<Bare> {
         let bind =
             self.capabilities.bound_to_process.is_ok() && processes.len() <= MAX_BOUND_PROCESSES;
@@ -320,7 +321,8 @@ impl Scanner {
         self.scan_settings.focus_slots_left = MAX_FOCUSED_SOCKETS;
         self.scan_settings.number = self.scan_settings.number.wrapping_add(1);
         self.write_scan_settings()?;
-        // Only the kernel's own iterator can add to `FOCUSED_SOCKETS`.
+        // A batched scan reports listeners that are in `FOCUSED_SOCKETS` already without renewing their entries, which may name
+        // a former holder. Only the kernel's own iterator renews them.
         let refocus_all = std::mem::take(&mut self.focus_is_stale);
         for links in &self.links {
             let Some(files) = &links.files else { continue };

@@ -61,7 +61,7 @@ struct Known {
 #[derive(Default)]
 pub(super) struct Group {
     sample: u64,
-    /// Network namespace of the connection that was seen first.
+    /// Network namespace of the newest connection, or of the latest accept count.
     netns: u32,
     pub(super) counts: ConnectionCounts,
     /// Start time, ns, and connection cookie of each unanswered request; sorted.
@@ -452,8 +452,8 @@ impl Activity {
     }
 }
 
-/// Size of the responses of one endpoint. It is measured only while no more requests than usual wait: then each response is counted
-/// by its segments, and an interim answer is mostly sent together with the response.
+/// Size of the responses of one endpoint. It is measured only while at most one request more than usual is unanswered: then each
+/// response is counted by its segments, and an interim answer is mostly sent together with the response.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ResponseSize {
     /// Mean of the samples, bytes, and mean absolute difference from it.

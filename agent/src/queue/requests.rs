@@ -1,8 +1,9 @@
 //! Decides whether a TCP connection carries an unanswered request, from the kernel's sequence numbers alone, without
 //! knowledge of the protocol.
 //!
-//! `snd_wl1` is the sequence number of the segment that last advanced our acknowledgement or window. It equals
-//! `rcv_nxt` if that segment was a bare ACK, and differs if it carried data:
+//! `snd_wl1` is the sequence number of the peer's segment with which the kernel last updated our send window: one with a newer
+//! sequence number, or with an acknowledgement of more of our data. It equals `rcv_nxt` if that segment was a bare ACK, and
+//! differs if it carried data:
 //!
 //! - An **accepted** connection waits for our response if everything we sent is acknowledged and `snd_wl1` is not `rcv_nxt`:
 //!   the last segment received was data.
@@ -14,8 +15,9 @@
 //! FIN occupies a sequence number and is not data.
 //!
 //! Some answers are not the response: an HTTP/2 server acknowledges a request with a ping or a window update, an HTTP/1.1 server
-//! with `100 Continue`. They are much smaller than the responses, and data follows that leaves a request unanswered. Such an
-//! *interim answer* does not end a request. It is recognized only if the responses of an endpoint are about equally long.
+//! with `100 Continue`. They are much smaller than the responses, and the requesting end sends data after them (its answer to
+//! the ping, the body), so that by the rule a request is still unanswered. Such an *interim answer* does not end a request. It is
+//! recognized only if the responses of an endpoint are about equally long.
 
 use super::{advance, endpoint::state};
 use crate::sample::Connection;
@@ -28,11 +30,13 @@ const KEEPALIVE_PROBE_NS: u64 = 900_000_000;
 const RESOLUTION_NS: u64 = 10_000_000;
 /// Data after a silence this long, ns, is a new message and not the rest of the previous one.
 const MESSAGE_GAP_NS: u64 = 200_000_000;
-/// Messages without a response after which a connection counts as one-way, if responses are rare.
+/// A connection counts as one-way after this many messages without a response, if responses are rare; or after this many
+/// answers without a request, if it has answered no request.
 const ONE_WAY_MESSAGES: u8 = 8;
 /// Responses are rare if there are this many messages without one for each message with one.
 const ONE_WAY_RATIO: u8 = 4;
-/// A one-way flow without a pause that lasts this long, ns, is not a request, unless the connection has answered before.
+/// A request whose data has flowed for this long, ns, and still flows, is a one-way flow and not a request; on a connection
+/// that has answered before, after up to 6 times as long.
 const ONE_WAY_FLOW_NS: u64 = 10_000_000_000;
 /// An answer smaller than the usual response by this factor, on a connection that still waits, is an interim one.
 const INTERIM_FACTOR: u32 = 2;
@@ -283,7 +287,8 @@ impl Conversation {
         let is_waiting = self.phase == Phase::Pending;
         match (was_waiting, asked, answered) {
             (true, false, true) => Some(answered_ns.saturating_sub(self.began_ns)),
-            // There may be more in between. That is negligible if the first took longer than the sampling interval.
+            // More requests may have been answered in between. That is negligible if the first had already waited a sampling
+            // interval at the previous sample.
             (true, true, true) => {
                 let least = last_ns.saturating_sub(self.began_ns);
                 let between = self.seen_ns.saturating_sub(last_ns);
@@ -348,7 +353,7 @@ struct Facts {
     unread: bool,
     /// All data that the target wrote is acknowledged.
     acknowledged: bool,
-    /// The last segment that advanced acknowledgement or window carried data.
+    /// The segment with which the kernel last updated our send window carried data.
     data_came_last: bool,
     /// No further answer is possible.
     over: bool,

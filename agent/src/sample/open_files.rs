@@ -56,7 +56,7 @@ pub struct Connection {
     pub sndbuf: u32,
     /// Segments dropped; read only while something is unread.
     pub drops: u32,
-    /// Sequence number of the segment that last advanced our acknowledgement or window.
+    /// Sequence number of the peer's segment with which the kernel last updated our send window.
     pub snd_wl1: u32,
     /// Time since data was last received, and last sent, ns; the kernel's resolution is its timer tick. 0 if this kernel
     /// does not report it. Within one tick, the time received is larger by 1 ns if data was sent last.

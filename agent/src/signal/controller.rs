@@ -6,8 +6,8 @@
 //!
 //! - While the standing delay exceeds its target, the admit ratio is the equilibrium less a trim that drains the excess.
 //! - While nothing waits, the equilibrium cannot be measured. If the service is less busy than it was under overload, the admit
-//!   ratio rises at once. If it is as busy, or its utilization is unknown, the ratio returns to just below the last equilibrium and
-//!   rises from there step by step.
+//!   ratio rises quickly, by a factor at each decision. If it is as busy, or its utilization is unknown, the ratio returns to just
+//!   below the last equilibrium and rises from there step by step.
 //!
 //! [`Mode`] names these states. All constants are in [`constants`](super::constants).
 
@@ -462,11 +462,12 @@ impl Controller {
 
     /// There is no standing delay: admit more.
     fn rise(&mut self) {
-        self.admit_ratio = match self.idle_share() {
+        self.admit_ratio = match self.reduced_utilization() {
             // Proportional: by the factor that brings the utilization back to its target.
-            Some(share) => {
+            Some(reduced_utilization) => {
                 self.mode = Mode::Recovering;
-                let factor = (RECOVERY_TARGET / share).clamp(1.0, MAX_RECOVERY_FACTOR);
+                let factor =
+                    (RECOVERY_TARGET / reduced_utilization).clamp(1.0, MAX_RECOVERY_FACTOR);
                 self.admit_ratio * factor + PROBE_STEP
             }
             None => {
@@ -479,10 +480,11 @@ impl Controller {
 
     /// The utilization as a fraction of the one under overload, over the fewest recent intervals over which it is significantly
     /// lower; `None` if it never is, or if either is unknown.
-    fn idle_share(&self) -> Option<f64> {
+    fn reduced_utilization(&self) -> Option<f64> {
         let overload = self.overload_utilization.filter(|it| *it > 0.0)?;
         // Departures per second under overload, without those that were rejected here. Behind a proxy that sheds, this is an
-        // underestimate. But an interval is as long as a request, so at least one could be served in each.
+        // underestimate. But a decision interval is about one service time long (two target delays of half the service time each,
+        // within bounds), so at least one request could be served in each.
         let rate = self.equilibrium.admitted / self.equilibrium.seconds;
         let (mut seconds, mut busy) = (0.0, 0.0);
         for (at, (utilization, lasted)) in self.utilizations.iter().rev().enumerate() {
@@ -491,10 +493,10 @@ impl Controller {
             }
             seconds += lasted;
             busy += utilization * lasted;
-            let share = (busy / seconds / overload).max(MIN_ADMIT_RATIO);
+            let reduced_utilization = (busy / seconds / overload).max(MIN_ADMIT_RATIO);
             let capacity = (rate * seconds).max(at as f64 + 1.0);
-            if capacity * (1.0 - share) > IDLE_SIGMAS * capacity.max(1.0).sqrt() {
-                return Some(share);
+            if capacity * (1.0 - reduced_utilization) > IDLE_SIGMAS * capacity.max(1.0).sqrt() {
+                return Some(reduced_utilization);
             }
         }
         None

@@ -221,7 +221,7 @@ impl PressureTracker {
             .used()
     }
 
-    /// What is known about the requests of a service, of which `in_service` are served at once under overload.
+    /// What is known about the requests of a service, of which `in_service` are in service simultaneously under overload.
     fn known_requests(
         &mut self,
         queues: &[(Arc<QueueKey>, Gauge)],
@@ -232,7 +232,7 @@ impl PressureTracker {
             requests,
             ..
         } = self;
-        let waits_before_dequeue = || queues.iter().filter(|(key, _)| is_shed_at_dequeue(key));
+        let waits_before_dequeue = || queues.iter().filter(|(key, _)| can_be_shed_at_dequeue(key));
         let is_shed = |key: &Arc<QueueKey>| is_shed(controllers, key);
         let now = DispatchState {
             dequeue_wait_ns: waits_before_dequeue()
@@ -272,7 +272,7 @@ impl PressureTracker {
             if !is_shed(&self.controllers, key) {
                 continue;
             }
-            if !is_shed_at_dequeue(key) {
+            if !can_be_shed_at_dequeue(key) {
                 return None;
             }
             let own_ns = waits(key, gauge, known).max_queue_wait_ns;
@@ -312,14 +312,16 @@ impl PressureTracker {
             departures: gauge.departures,
             utilization,
         };
-        if let Some(inside) = self.requests.inside(key)
+        // In-flight requests: the controller acts on how long they wait inside the service. If the service itself has become slower
+        // than its learned service time, decisions based on that are void.
+        if let Some(inside_wait) = self.requests.inside(key)
             && !gauge.is_target_configured
         {
-            observation.delay_ns = inside.delay_ns;
-            observation.target_delay_ns = inside.target_delay_ns;
-            observation.max_queue_wait_ns = inside.target_delay_ns;
-            observation.utilization = inside.utilization;
-            if inside.is_slower {
+            observation.delay_ns = inside_wait.delay_ns;
+            observation.target_delay_ns = inside_wait.target_delay_ns;
+            observation.max_queue_wait_ns = inside_wait.target_delay_ns;
+            observation.utilization = inside_wait.utilization;
+            if inside_wait.is_slower {
                 self.controllers.remove(key);
                 return 1.0;
             }
@@ -352,7 +354,7 @@ impl PressureTracker {
 
 /// The acceptable waits in a queue. A configured target delay is used as it is.
 fn waits(key: &QueueKey, gauge: &Gauge, known: Option<Known>) -> Waits {
-    let known = known.filter(|_| is_shed_at_dequeue(key) && !gauge.is_target_configured);
+    let known = known.filter(|_| can_be_shed_at_dequeue(key) && !gauge.is_target_configured);
     Waits::of(gauge.target_delay_ns, known)
 }
 
@@ -372,7 +374,7 @@ fn is_shed(controllers: &Controllers, key: &Arc<QueueKey>) -> bool {
 }
 
 /// Whether requests wait in this queue until the service dequeues them, which is where it can reject them.
-fn is_shed_at_dequeue(key: &QueueKey) -> bool {
+fn can_be_shed_at_dequeue(key: &QueueKey) -> bool {
     matches!(key.kind, Kind::Accept | Kind::Recv)
 }
 

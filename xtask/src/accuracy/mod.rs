@@ -36,7 +36,7 @@ pub struct Args {
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
-    /// Write the table to this file [default: docs/appendix/accuracy.md]
+    /// Write the table to FILE; `--write` alone: to docs/appendix/accuracy.md
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "docs/appendix/accuracy.md")]
     write: Option<PathBuf>,
     /// Kinds of queues: accept, pipe, ... [default: all]

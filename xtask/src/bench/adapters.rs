@@ -46,7 +46,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Number of windows of each kind, alternating
+    /// Number of rounds: each measures one window without clients and one with clients at all adapters
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(2..))]
     rounds: u32,
     /// Duration of each window, in seconds

@@ -25,7 +25,7 @@ const GOAL_PERCENT: f64 = 0.5;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Pairs of windows per service
+    /// Pairs of windows, one with the agent and one without, for each service
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(15..))]
     pairs: u32,
     #[command(flatten)]

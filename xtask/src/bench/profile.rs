@@ -41,7 +41,7 @@ const INTERVAL_NS: u64 = 2_000_000_000;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Pairs of windows per budget
+    /// Pairs of windows, one with the agent and one without, for each CPU budget of the agent (1% and 5% of a core)
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(3..))]
     pairs: u32,
     /// Duration of the run with very many threads, in seconds

@@ -24,13 +24,13 @@ use super::{
 const SOCKETS: [(usize, f64); 3] = [(1_000, 250.0), (9_000, 250.0), (27_000, 700.0)];
 const THREADS: usize = 5_000;
 const THREAD_GOAL_NS: f64 = 150.0;
-/// Fewer rounds for `ss`, which takes longer.
+/// Rounds of `ss`, which takes longer; the help of `--rounds` names this number.
 const SS_ROUNDS: usize = 7;
 const QUARTILES: &str = "quartiles of the rounds";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Number of measurements of each
+    /// Number of measurements of each scan and of the whole sample (of `ss`: always 7)
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(5..))]
     rounds: u32,
 }

@@ -62,7 +62,7 @@ pub struct Args {
     /// Keep the recording of each run in this directory, for `tailback replay`
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// Write the table into a section of this file [default: docs/appendix/accuracy.md]
+    /// Write the table into a section of FILE; `--write` alone: of docs/appendix/accuracy.md
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "docs/appendix/accuracy.md")]
     write: Option<PathBuf>,
     /// Scenarios [default: all]

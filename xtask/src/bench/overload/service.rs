@@ -33,11 +33,11 @@ pub enum Service {
     UwsgiPostgresql,
     /// nginx in front of 2 uWSGI workers on one CPU, each computing for 10 ms.
     NginxUwsgi,
-    /// net/http: takes every request immediately, and works on 4 of them for 40 ms each.
+    /// net/http: takes every request immediately, and works on 4 at a time, for 40 ms each.
     GoNetHttp,
     /// One event loop, which each request blocks for 10 ms.
     NodeHttp,
-    /// tower on tokio: takes every request immediately, and works on 4 of them for 40 ms each.
+    /// tower on tokio: takes every request immediately, and works on 4 at a time, for 40 ms each.
     RustTower,
     /// 4 threads, each of which accepts a connection and works for 40 ms.
     CThreads,
