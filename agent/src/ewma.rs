@@ -56,6 +56,50 @@ impl Ewma {
     }
 }
 
+/// An average, and how far its samples are from it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    mean: Ewma,
+    /// Mean absolute difference of the samples from the average.
+    deviation: Ewma,
+}
+
+impl Spread {
+    /// Starts at `value`, without a deviation.
+    pub fn new(value: f64, time_constant_ns: f64) -> Self {
+        Self::mean_of(u32::MAX, value, time_constant_ns)
+    }
+
+    /// Starts as [`Ewma::mean_of`], without a deviation.
+    pub fn mean_of(samples: u32, value: f64, time_constant_ns: f64) -> Self {
+        Self {
+            mean: Ewma::mean_of(samples, value, time_constant_ns),
+            deviation: Ewma::mean_of(samples, 0.0, time_constant_ns),
+        }
+    }
+
+    /// Adds a sample that was taken `elapsed_ns` after the previous one.
+    pub fn update(&mut self, sample: f64, elapsed_ns: u64) {
+        let difference = match self.mean.samples() {
+            0 => 0.0,
+            _ => (sample - self.mean.value()).abs(),
+        };
+        self.mean.update(sample, elapsed_ns);
+        self.deviation.update(difference, elapsed_ns);
+    }
+
+    /// As [`Ewma::samples`].
+    pub fn samples(self) -> u32 {
+        self.mean.samples()
+    }
+
+    /// The average, if samples differ from it by at most this fraction of it, on average.
+    pub fn mean_within(self, max_deviation: f64) -> Option<f64> {
+        let mean = self.mean.value();
+        (self.deviation.value() <= max_deviation * mean).then_some(mean)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +114,21 @@ mod tests {
         assert_eq!(after(0), 3.0);
         assert!((after(1_000_000_000) - 6.79).abs() < 0.01);
         assert!((after(u64::MAX) - 9.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_mean_is_given_only_if_samples_are_close_to_it() {
+        let after = |samples: [f64; 4]| {
+            let mut spread = Spread::mean_of(0, 0.0, 1e12);
+            for sample in samples {
+                spread.update(sample, 1);
+            }
+            spread.mean_within(0.25)
+        };
+        assert_eq!(after([100.0; 4]), Some(100.0));
+        assert_eq!(after([90.0, 110.0, 90.0, 110.0]), Some(100.0));
+        assert_eq!(after([10.0, 190.0, 10.0, 190.0]), None);
+        assert_eq!(Spread::new(5.0, 1e9).mean_within(0.0), Some(5.0));
     }
 
     #[test]

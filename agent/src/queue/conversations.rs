@@ -17,7 +17,7 @@ use super::{
     requests::{Conversation, Role, Seen, Status},
 };
 use crate::{
-    ewma::Ewma,
+    ewma::{Ewma, Spread},
     in_order::InOrder,
     sample::{Connection, Sample, TargetId},
 };
@@ -25,11 +25,11 @@ use crate::{
 /// Pending requests listed per endpoint, oldest first. It bounds the work of a diagnosis.
 const MAX_PENDING_PER_ENDPOINT: usize = 1_024;
 /// Time constant of the size of a response, and of the usual number of unanswered requests, ns: 300 scans at the default interval.
-const SIZE_TIME_CONSTANT_NS: f64 = 3e10;
+pub const SIZE_TIME_CONSTANT_NS: f64 = 3e10;
 /// Number of samples from which the size is known.
 const MIN_SIZE_SAMPLES: u32 = 10;
 /// Responses are alike if the means of the samples differ from their mean by at most this fraction, on average.
-const MAX_SIZE_DEVIATION: f64 = 0.25;
+pub const MAX_SIZE_DEVIATION: f64 = 0.25;
 
 #[derive(Default)]
 pub(super) struct Conversations {
@@ -438,12 +438,12 @@ impl Activity {
 
     /// Responses per second over this period, at most: the segments include those of interim answers.
     pub(super) fn responses_per_s(&self, elapsed_ns: u64) -> Option<f64> {
-        (elapsed_ns > 0).then(|| self.responses as f64 * 1e9 / elapsed_ns as f64)
+        per_s(self.responses, elapsed_ns)
     }
 
     /// Bytes of all answers per second.
     pub(super) fn answer_bytes_per_s(&self, elapsed_ns: u64) -> Option<f64> {
-        (elapsed_ns > 0).then(|| self.answer_bytes as f64 * 1e9 / elapsed_ns as f64)
+        per_s(self.answer_bytes, elapsed_ns)
     }
 
     /// Mean response time of the requests answered, ns.
@@ -452,24 +452,25 @@ impl Activity {
     }
 }
 
+fn per_s(count: u64, elapsed_ns: u64) -> Option<f64> {
+    (elapsed_ns > 0).then(|| count as f64 * 1e9 / elapsed_ns as f64)
+}
+
 /// Size of the responses of one endpoint. It is measured only while at most one request more than usual is unanswered: then each
 /// response is counted by its segments, and an interim answer is mostly sent together with the response.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ResponseSize {
-    /// Mean of the samples, bytes, and mean absolute difference from it.
-    mean: Ewma,
-    deviation: Ewma,
+    /// Bytes of each sample.
+    bytes: Spread,
     /// Mean number of unanswered requests.
     usual_depth: Ewma,
 }
 
 impl Default for ResponseSize {
     fn default() -> Self {
-        let unknown = Ewma::mean_of(0, 0.0, SIZE_TIME_CONSTANT_NS);
         Self {
-            mean: unknown,
-            deviation: unknown,
-            usual_depth: unknown,
+            bytes: Spread::mean_of(0, 0.0, SIZE_TIME_CONSTANT_NS),
+            usual_depth: Ewma::mean_of(0, 0.0, SIZE_TIME_CONSTANT_NS),
         }
     }
 }
@@ -484,19 +485,13 @@ impl ResponseSize {
             return;
         }
         let bytes = since.answer_bytes as f64 / since.responses as f64;
-        let difference = match self.mean.samples() {
-            0 => 0.0,
-            _ => (bytes - self.mean.value()).abs(),
-        };
-        self.mean.update(bytes, elapsed_ns);
-        self.deviation.update(difference, elapsed_ns);
+        self.bytes.update(bytes, elapsed_ns);
     }
 
     /// The mean, if responses are alike.
     fn usual_bytes(&self) -> Option<u32> {
-        let mean = self.mean.value();
-        let are_alike = self.deviation.value() <= MAX_SIZE_DEVIATION * mean;
-        (self.mean.samples() >= MIN_SIZE_SAMPLES && are_alike && mean >= 1.0).then_some(mean as u32)
+        let mean = self.bytes.mean_within(MAX_SIZE_DEVIATION)?;
+        (self.bytes.samples() >= MIN_SIZE_SAMPLES && mean >= 1.0).then_some(mean as u32)
     }
 }
 

@@ -42,6 +42,7 @@ use std::{
     sync::Arc,
 };
 
+pub use conversations::{MAX_SIZE_DEVIATION, SIZE_TIME_CONSTANT_NS};
 pub(crate) use downstream::LocalListeners;
 pub use identity::{QueueId, QueueKey, RingHalf, UnixEnd};
 pub use kind::{Criterion, Kind};

@@ -11,6 +11,8 @@
 //!
 //! A decision is one step of an admission controller; its interval is [`DECISION_INTERVAL_TARGETS`] target delays, within bounds.
 
+use crate::queue;
+
 // Decisions.
 
 /// Decision interval, in target delays: with a longer target the delay is noisier. Model.
@@ -96,9 +98,9 @@ pub const PROBE_DURATION_NS: u64 = 500_000_000;
 // Size of responses.
 
 /// Time constant of the size of a response, ns: 300 samples. Convention.
-pub const RESPONSE_SIZE_TIME_CONSTANT_NS: f64 = 3e10;
+pub const RESPONSE_SIZE_TIME_CONSTANT_NS: f64 = queue::SIZE_TIME_CONSTANT_NS;
 /// Responses are about equally long if their size differs from its mean by at most this fraction, on average. Convention.
-pub const MAX_SIZE_DEVIATION: f64 = 0.25;
+pub const MAX_SIZE_DEVIATION: f64 = queue::MAX_SIZE_DEVIATION;
 /// A service is at rest up to this utilization. Beyond it, requests wait, and an HTTP/2 server answers each of them with a ping.
 /// Overload.
 pub const MAX_SIZING_UTILIZATION: f64 = 0.85;

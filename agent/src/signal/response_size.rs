@@ -12,7 +12,7 @@ use super::constants::{
 use crate::{
     detect::Gauge,
     event::Level,
-    ewma::Ewma,
+    ewma::Spread,
     queue::{Kind, QueueKey},
 };
 
@@ -25,31 +25,20 @@ pub(super) struct ResponseSizes {
 #[derive(Clone, Copy)]
 struct Size {
     at_ns: u64,
-    /// Mean, bytes, and mean absolute difference from it.
-    mean: Ewma,
-    deviation: Ewma,
+    bytes: Spread,
 }
 
 impl Size {
     fn new(at_ns: u64, bytes: f64) -> Self {
-        let average = |value| Ewma::new(value, RESPONSE_SIZE_TIME_CONSTANT_NS);
         Self {
             at_ns,
-            mean: average(bytes),
-            deviation: average(0.0),
+            bytes: Spread::new(bytes, RESPONSE_SIZE_TIME_CONSTANT_NS),
         }
     }
 
-    fn learn(&mut self, bytes: f64, elapsed_ns: u64) {
-        let difference = (bytes - self.mean.value()).abs();
-        self.mean.update(bytes, elapsed_ns);
-        self.deviation.update(difference, elapsed_ns);
-    }
-
     /// The mean, bytes, if responses are about equally long.
-    fn bytes(&self) -> Option<f64> {
-        let mean = self.mean.value();
-        (self.deviation.value() <= MAX_SIZE_DEVIATION * mean).then_some(mean)
+    fn usual_bytes(&self) -> Option<f64> {
+        self.bytes.mean_within(MAX_SIZE_DEVIATION)
     }
 }
 
@@ -66,7 +55,7 @@ impl ResponseSizes {
 
     /// For a later agent, bytes.
     pub(super) fn learned(&self, key: &Arc<QueueKey>) -> Option<f64> {
-        self.sizes.get(key)?.bytes()
+        self.sizes.get(key)?.usual_bytes()
     }
 
     /// Adds the queues of a service. If responses are about equally long, lowers their rate to what the bytes sent allow.
@@ -87,12 +76,15 @@ impl ResponseSizes {
             if is_at_rest && bytes.is_finite() && bytes >= 1.0 {
                 self.sizes
                     .entry(Arc::clone(key))
-                    .and_modify(|size| size.learn(bytes, gauge.at_ns.saturating_sub(size.at_ns)))
+                    .and_modify(|size| {
+                        let elapsed_ns = gauge.at_ns.saturating_sub(size.at_ns);
+                        size.bytes.update(bytes, elapsed_ns);
+                    })
                     .or_insert_with(|| Size::new(gauge.at_ns, bytes));
             }
             if let Some(size) = self.sizes.get_mut(key) {
                 size.at_ns = gauge.at_ns;
-                if let Some(usual) = size.bytes() {
+                if let Some(usual) = size.usual_bytes() {
                     gauge.responses_per_s = Some(rate.min(bytes_per_s / usual));
                 }
             }
