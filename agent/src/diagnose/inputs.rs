@@ -172,21 +172,15 @@ impl Inputs {
                 && in_focus(key.target)
                 && let Some(count) = reading.departures
             {
-                let samples = self.responses.entry(key.target).or_default();
-                samples.push_back((sample.mono_ns, count));
-                while samples.len() > MAX_RESPONSE_SAMPLES {
-                    samples.pop_front();
-                }
+                let counts = self.responses.entry(key.target).or_default();
+                remember(counts, sample.mono_ns, count);
             }
             if matches!(key.kind, Kind::Accept | Kind::Inflight)
                 && in_focus(key.target)
                 && let Some(count) = reading.arrivals
             {
-                let samples = self.arrived.entry((key.target, key.kind)).or_default();
-                samples.push_back((sample.mono_ns, count));
-                while samples.len() > MAX_RESPONSE_SAMPLES {
-                    samples.pop_front();
-                }
+                let counts = self.arrived.entry((key.target, key.kind)).or_default();
+                remember(counts, sample.mono_ns, count);
             }
             if key.kind == Kind::Eventloop && is_long_turn(reading) {
                 self.long_turns.insert(key.target, sample.mono_ns);
@@ -458,6 +452,14 @@ impl Inputs {
             share: sum(&used) as f64 / over_ns.max(1) as f64,
         })
         .filter(|hog| hog.share >= MIN_HOG_SHARE)
+    }
+}
+
+/// Adds a count, and drops the oldest beyond [`MAX_RESPONSE_SAMPLES`].
+fn remember(counts: &mut VecDeque<(u64, u64)>, at_ns: u64, count: u64) {
+    counts.push_back((at_ns, count));
+    while counts.len() > MAX_RESPONSE_SAMPLES {
+        counts.pop_front();
     }
 }
 

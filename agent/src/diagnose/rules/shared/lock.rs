@@ -64,6 +64,7 @@ impl SerialCalls {
     /// their calls at the same time.
     pub(in crate::diagnose::rules) fn lock_is_the_reason(&self, checks: &mut Checks) -> bool {
         const CALL: &str = "time per call, made one at a time";
+        const NEEDED: &str = "or the threads that would be needed to call at the same time";
         let usual = match (self.takes_ns, self.baseline_ns) {
             (Some(takes), Some(baseline)) => {
                 checks.at_most(CALL, takes, baseline * MAX_SLOWDOWN, Unit::Nanoseconds)
@@ -74,16 +75,8 @@ impl SerialCalls {
             }
         };
         let keep_up = match self.needed() {
-            Some(needed) => checks.at_most(
-                "or the threads that would be needed to call at the same time",
-                needed as f64,
-                self.threads as f64,
-                Unit::Count,
-            ),
-            None => checks.unknown(
-                "or the threads that would be needed to call at the same time",
-                Unit::Count,
-            ),
+            Some(needed) => checks.at_most(NEEDED, needed as f64, self.threads as f64, Unit::Count),
+            None => checks.unknown(NEEDED, Unit::Count),
         };
         usual || keep_up
     }
