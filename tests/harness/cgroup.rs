@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::wait;
 
@@ -16,6 +16,9 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Period of a CPU limit, µs: a tenth of the kernel's default, so that short requests see little of it.
 const CPU_PERIOD_US: u32 = 10_000;
+
+/// File of a memory limit.
+const MEMORY_LIMIT: &str = "memory.limit_in_bytes";
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -75,6 +78,30 @@ impl Cgroup {
             write("cpu.cfs_quota_us", quota_us.to_string())?;
         }
         Ok(cgroup)
+    }
+
+    /// Creates one with a memory limit, in MiB. Control groups version 1 only.
+    pub fn with_memory(mib: u64) -> Result<Self> {
+        let mount = Path::new("/sys/fs/cgroup/memory");
+        ensure!(
+            mount.join(MEMORY_LIMIT).exists(),
+            "the memory controller of control groups version 1 is wanted at {}",
+            mount.display()
+        );
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = mount.join(format!("tailback-test-{}-{count}", std::process::id()));
+        fs::create_dir(&path).with_context(|| format!("create the cgroup {}", path.display()))?;
+        let cgroup = Self(path);
+        cgroup.set_memory(mib)?;
+        Ok(cgroup)
+    }
+
+    /// Changes the limit of [`Cgroup::with_memory`].
+    pub fn set_memory(&self, mib: u64) -> Result<()> {
+        let file = self.0.join(MEMORY_LIMIT);
+        let bytes = mib << 20;
+        fs::write(&file, bytes.to_string())
+            .with_context(|| format!("write {bytes} to {}", file.display()))
     }
 
     /// Command prefix that runs a program in it from the start.

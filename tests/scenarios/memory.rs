@@ -1,19 +1,13 @@
 //! A control group whose memory limit is too low for the files that its service reads: pages are evicted and read again.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
-
-use anyhow::{Context as _, Result, ensure};
-use tailback_tests::{load::Load, ports, program, temp::TempDir, wait};
+use anyhow::Result;
+use tailback_tests::{cgroup::Cgroup, load::Load, ports, program, temp::TempDir};
 
 use crate::{
     play::{Culprit, Play},
     programs::{DEADLINE, Program, steady_load},
 };
 
-const MOUNT: &str = "/sys/fs/cgroup/memory";
 /// Size of the file, MiB.
 const FILE_MIB: u64 = 256;
 /// The limit that holds all of it, and one that holds a third.
@@ -21,53 +15,10 @@ const ENOUGH_MIB: u64 = 1024;
 const TOO_LOW_MIB: u64 = 112;
 const WORKERS: u32 = 4;
 
-/// A control group with a memory limit.
-struct MemoryGroup(PathBuf);
-
-impl MemoryGroup {
-    fn new(limit_mib: u64) -> Result<Self> {
-        let mount = Path::new(MOUNT);
-        ensure!(
-            mount.join("memory.limit_in_bytes").exists(),
-            "the memory controller of control groups version 1 is wanted at {MOUNT}"
-        );
-        let path = mount.join(format!("tailback-memory-{}", std::process::id()));
-        fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
-        let group = Self(path);
-        group.set_limit(limit_mib)?;
-        Ok(group)
-    }
-
-    fn set_limit(&self, mib: u64) -> Result<()> {
-        let path = self.0.join("memory.limit_in_bytes");
-        let bytes = mib << 20;
-        fs::write(&path, bytes.to_string())
-            .with_context(|| format!("write {bytes} to {}", path.display()))
-    }
-
-    /// Command prefix that runs a program in it from the start.
-    fn prefix(&self) -> Vec<String> {
-        let procs = self.0.join("cgroup.procs").display().to_string();
-        let enter = "echo $$ >\"$1\" && shift && exec \"$@\"";
-        ["sh", "-c", enter, "sh", &procs].map(str::to_owned).into()
-    }
-}
-
-impl Drop for MemoryGroup {
-    fn drop(&mut self) {
-        let gone = wait::until("the control group to be empty", DEADLINE, || {
-            Ok(fs::remove_dir(&self.0).ok())
-        });
-        if let Err(error) = gone {
-            eprintln!("warning: {error}");
-        }
-    }
-}
-
 /// A service whose data is in a file, in a group that holds all of it, and its load. In the reverse order of their ends.
-fn service(mode: &str, per_s: f64) -> Result<(TempDir, MemoryGroup, Load, Program)> {
+fn service(mode: &str, per_s: f64) -> Result<(TempDir, Cgroup, Load, Program)> {
     program::need(&["sh"])?;
-    let group = MemoryGroup::new(ENOUGH_MIB)?;
+    let group = Cgroup::with_memory(ENOUGH_MIB)?;
     let directory = TempDir::new("pages")?;
     let port = ports::free()?;
     let file = directory.path().join("data").display().to_string();
@@ -92,10 +43,10 @@ fn limit_is_lowered(play: &mut Play, mode: &str, per_s: f64) -> Result<()> {
     play.healthy()?;
     // Its path is that of the service's CPU group: where those of the hierarchies differ, one has to be chosen.
     play.planted(Culprit::default().or("the memory limit of"));
-    group.set_limit(TOO_LOW_MIB)?;
+    group.set_memory(TOO_LOW_MIB)?;
     let held = play.hold();
     play.removing(Some(&load));
-    group.set_limit(ENOUGH_MIB)?;
+    group.set_memory(ENOUGH_MIB)?;
     load.set_rate(10.0)?;
     held?;
     play.recover()
