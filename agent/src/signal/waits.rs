@@ -48,6 +48,12 @@ impl Waits {
             max_queue_wait_ns: (max_queue_wait_ns.max(by_target_ns) as u64).max(CLOCK_TICK_NS),
         }
     }
+
+    /// The max queue wait to publish, ns. Page readers measure a wait in whole ticks of the kernel's clock, so they notice half a
+    /// tick late on average that a request has waited longer.
+    pub(super) fn published_max_queue_wait_ns(self) -> u64 {
+        (self.max_queue_wait_ns - CLOCK_TICK_NS / 2).max(CLOCK_TICK_NS)
+    }
 }
 
 /// The target delay of a service with this service time, ns.
@@ -89,6 +95,31 @@ mod tests {
                 max_queue_wait_ns: max_queue_wait * MS,
             };
             assert_eq!(waits, expected, "{target_ms} ms, {known:?}");
+        }
+    }
+
+    #[test]
+    fn readers_reject_after_the_max_queue_wait_on_average() {
+        const STEPS: u64 = 1000;
+        for max_queue_wait_ms in [6, 7, 12, 15, 40] {
+            let waits = Waits {
+                target_delay_ns: 5 * MS,
+                max_queue_wait_ns: max_queue_wait_ms * MS,
+            };
+            let published_ns = waits.published_max_queue_wait_ns();
+            // The wait from which a reader rejects, for requests that arrive at any moment within a tick.
+            let rejected_from_ns = |phase_ns: u64| {
+                let ticks = published_ns / CLOCK_TICK_NS + 1;
+                ticks * CLOCK_TICK_NS - phase_ns
+            };
+            let sum_ns: u64 = (0..STEPS)
+                .map(|step| rejected_from_ns(step * CLOCK_TICK_NS / STEPS))
+                .sum();
+            let off_ns = (sum_ns / STEPS).abs_diff(waits.max_queue_wait_ns);
+            assert!(
+                off_ns <= CLOCK_TICK_NS / 2 + MS / 10,
+                "{max_queue_wait_ms} ms: off by {off_ns} ns"
+            );
         }
     }
 }
