@@ -209,7 +209,7 @@ fn requests_per_s(entries: &[Entry]) -> f64 {
             .filter_map(|entry| entry.departures_per_s);
         taken.map(f64::from).sum()
     };
-    of("inflight").max(of("accept")).max(of("udp"))
+    of("inflight").max(of("accept"))
 }
 
 /// The loss counters of the previous report. Only the worst queues of a service are on its page, so a queue that is new there

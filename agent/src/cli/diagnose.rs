@@ -36,6 +36,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 const MAX_NAMED: usize = 3;
 
 #[derive(Debug, Args)]
+#[command(mut_arg("quiet", |quiet| quiet.help("Print only the headlines")))]
 pub(super) struct Options {
     #[command(flatten)]
     targets: Targets,

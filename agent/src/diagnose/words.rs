@@ -93,7 +93,7 @@ fn resource(case: Case<'_>, step: &Step) -> Option<String> {
         }
         Resource::Datagrams(remote) => format!("{remote} (UDP)"),
         Resource::Lock { address: TURNS, .. } => {
-            "its turn, which one thread at a time has".to_owned()
+            "its turn (one thread runs at a time)".to_owned()
         }
         Resource::Lock {
             interpreter: true, ..

@@ -96,7 +96,7 @@ pub(super) const ONE_WORKER: Rule = Rule {
     test: |case, checks| {
         checks
             .is(
-                "the threads of a listening socket that fills while others are empty",
+                "a listening socket fills while others are empty",
                 case.uneven_workers().is_some(),
                 true,
             )

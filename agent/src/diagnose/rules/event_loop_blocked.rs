@@ -48,7 +48,7 @@ pub(super) const ONE_WORKER: Rule = Rule {
         const MAX_ACCEPTS_PER_S: f64 = 1.0;
         let uneven = case.uneven_workers();
         checks.is(
-            "the threads of a listening socket that fills while others are empty",
+            "a listening socket fills while others are empty",
             uneven.is_some(),
             true,
         );

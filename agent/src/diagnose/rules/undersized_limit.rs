@@ -101,7 +101,7 @@ pub(super) const WORKERS: Rule = Rule {
         // A thread that sleeps with no request to serve is not busy: it backs off, or waits for a scheduled time.
         let asleep_at_work = match first.activity {
             Activity::Asleep => checks.is(
-                "asleep, and takes nothing",
+                "asleep, and nothing leaves the queue",
                 wait::takes_nothing(case),
                 false,
             ),
