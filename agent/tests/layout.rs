@@ -217,7 +217,7 @@ fn a_renamed_field_is_found_under_either_name() {
         .find(|missing| missing.feature == Feature::Base);
     assert_eq!(
         base.unwrap().to_string(),
-        "struct task_struct has no field __state or state"
+        "struct task_struct has no field `__state` or `state`"
     );
 }
 
@@ -231,7 +231,7 @@ fn a_missing_struct_is_reported_with_each_of_its_fields() {
     assert!(!found.has(Feature::Pipes) && found.has(Feature::Base));
     let fields: Vec<String> = found.missing.iter().map(ToString::to_string).collect();
     assert!(
-        fields.contains(&"struct pipe_inode_info has no field ring_size".to_owned()),
+        fields.contains(&"struct pipe_inode_info has no field `ring_size`".to_owned()),
         "{fields:?}"
     );
 }

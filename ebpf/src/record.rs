@@ -302,7 +302,7 @@ records! {
         pub involuntary: u64,
         pub cpu_ns: u64,
         pub run_delay_ns: u64,
-        /// The first arguments of the system call. Of a thread that is not asleep, the first is its instruction pointer when it
+        /// The first arguments of the system call. For a thread that is not asleep, the first is its instruction pointer when it
         /// last left user mode; 0 if unknown.
         pub args: [u64; 4],
         /// Number of the system call that it sleeps in, or [`NO_SYSCALL`].
@@ -423,7 +423,7 @@ records! {
         /// Entries in the map `PEER_PORTS`; 0 skips the lookups.
         pub requested_peers: u32,
         /// The walk along a list of ready files: its next entry, its head, the files counted so far, and 1 once its end is reached.
-        /// Here, since the stack has no room for it.
+        /// Kept here because the stack has no room for it.
         pub ready_next: u64,
         pub ready_head: u64,
         pub ready_files: u32,

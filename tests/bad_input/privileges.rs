@@ -165,7 +165,7 @@ fn an_unsupported_kernel_is_rejected_with_the_reason() -> Result<()> {
     if let Some(output) = run_after_mount(test, &mount, &["sample", "--all"])? {
         let words = [
             "this kernel cannot be watched",
-            "struct task_struct has no field start_boottime or real_start_time",
+            "struct task_struct has no field `start_boottime` or `real_start_time`",
         ];
         output.check(3, &words)?;
     }

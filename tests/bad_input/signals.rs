@@ -51,7 +51,7 @@ fn a_signal_ends_run_in_time_and_reports_open_episodes() -> Result<()> {
     agent.signal(Signal::TERM)?;
     let output = end(&agent)?;
     output.check(0, &[])?;
-    for word in ["so far, after", "max 16 of 16", "warned", "advice"] {
+    for word in ["ongoing for", "max 16 of 16", "warned", "advice"] {
         ensure!(output.text().contains(word), "{word}: {}", output.text());
     }
     Ok(())

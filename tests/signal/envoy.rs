@@ -245,7 +245,7 @@ fn an_envoy_that_cannot_read_the_layer_is_reported_and_follows_again_after_a_res
     })?;
     wait_limited(&envoy, true)?;
     let text = doctor()?;
-    let closed = format!("other users may not enter {}", directory.display());
+    let closed = format!("other users cannot enter {}", directory.display());
     ensure!(
         text.contains("nobody has read the layer for") && text.contains(&closed),
         "{text}"

@@ -202,7 +202,7 @@ fn document(plans: &[Plan]) -> String {
     }
     let mut text = "# Kernels\n\nHow the agent reads each fact on each kernel, and what is absent there. A `·` marks a fact that is not \
         available.\n\n`cargo xtask plans --write` writes this page from `tailback doctor`. `cargo xtask test` boots each kernel and \
-        compares it with its column.\n\n| fact |"
+        compares the output of `tailback doctor` there with the kernel's column.\n\n| fact |"
         .to_owned();
     for plan in plans {
         let _ = write!(text, " {} |", version(&plan.release));

@@ -222,7 +222,7 @@ impl AgentChecks {
             let warning = Warning::new(
                 "no_checks",
                 "HAProxy has not checked yet",
-                "HAProxy must be running, with `agent-check agent-addr ADDRESS agent-port PORT` of this adapter in the server line; if any server line has `agent-send`, all with an agent-check need it",
+                "HAProxy must be running, and the server line must have `agent-check agent-addr ADDRESS agent-port PORT` with this adapter's address; if any server line has `agent-send`, every server line with an agent-check needs it",
             );
             return is_overdue.then_some(warning).into_iter().collect();
         };
@@ -256,7 +256,7 @@ impl Client {
             let reply = if sets_weight {
                 "the reply is always 100%"
             } else {
-                "maxconn only follows the concurrency limit"
+                "maxconn follows only the concurrency limit, not the admit ratio"
             };
             warnings.push(Warning::new(
                 "slow_checks",

@@ -157,12 +157,12 @@ impl ReadersState {
         let unread = duration(unread.as_nanos() as u64);
         let (reason, remedy) = match &self.closed_directory {
             Some(directory) => (
-                format!(": other users may not enter {}", directory.display()),
+                format!(": other users cannot enter {}", directory.display()),
                 format!("`chmod o+x {}`", directory.display()),
             ),
             None => (
                 String::new(),
-                "Envoy must run with this path as `symlink_root`; in a container, mount the directory that it is in"
+                "Envoy must run with this path as `symlink_root`; in a container, mount the directory that contains the link"
                     .to_owned(),
             ),
         };

@@ -45,7 +45,7 @@ pub(super) struct Options {
     /// Observe for TIME
     #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = time)]
     time: Duration,
-    /// Exit with code 1 if any queue reached critical or full during that time
+    /// Exit with code 1 if any queue reached critical or full during the observation
     #[arg(long)]
     check: bool,
     /// Print every rule behind each verdict, and the numbers that decided

@@ -46,7 +46,7 @@ pub(super) fn start(flag: Option<&str>) -> Outcome<Option<Log>> {
     };
     let filter = EnvFilter::builder().parse(&text).map_err(|error| {
         Failure::usage(anyhow!(
-            "{setting}: invalid filter {text:?}: {error}; use a level (debug) or targets (tailback::emit=trace,info)"
+            "{setting}: invalid filter {text:?}: {error}; use a level (debug), or levels by module (tailback::emit=trace,info)"
         ))
     })?;
     let (writer, guard) = NonBlockingBuilder::default()

@@ -67,7 +67,8 @@ state.";
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Write a debug log to standard error: a level (debug) or targets (tailback::emit=trace) [env: TAILBACK_LOG]
+    /// Write a debug log to standard error; FILTER is a level (debug), or levels by module (tailback::emit=trace) [env:
+    /// TAILBACK_LOG]
     #[arg(long, global = true, value_name = "FILTER", display_order = 1_000)]
     log: Option<String>,
 }

@@ -3,8 +3,8 @@
 //! [`Collector`] only composes its parts; each part has one file. Nothing in here judges a queue.
 //!
 //! - *When*: `schedule` plans the next sample within the CPU budget, `cpu_budget` corrects the plan by the CPU time
-//!   actually used, `background_scans` and `poll_interval` time the scans that not every sample needs, `scan_costs`
-//!   measures them.
+//!   actually used, `background_scans` and `poll_interval` decide when the scans run that not every sample needs, and
+//!   `scan_costs` measures what scans cost.
 //! - *Processes*: `processes` (the machine's, the watched ones, the targets), `focus` (targets with an unhealthy queue),
 //!   `neighbours` (processes that may keep them waiting).
 //! - *Queues and threads*: `socket_scan`, `thread_scan`, `networks`, `system` (cgroups and the machine),

@@ -153,7 +153,7 @@ impl Thresholds {
         let settings = self.over(Settings::default());
         if !(0.0..=MAX_SCORE).contains(&settings.warn) || settings.warn <= 0.0 {
             bail!(
-                "warn = {}: must be a score above 0, usually below 1",
+                "warn = {}: must be a score above 0 and at most {MAX_SCORE}, usually below 1",
                 settings.warn
             );
         }

@@ -92,9 +92,7 @@ fn resource(case: Case<'_>, step: &Step) -> Option<String> {
             "a datagram from an address that is not known".to_owned()
         }
         Resource::Datagrams(remote) => format!("{remote} (UDP)"),
-        Resource::Lock { address: TURNS, .. } => {
-            "its turn (one thread runs at a time)".to_owned()
-        }
+        Resource::Lock { address: TURNS, .. } => "its turn (one thread runs at a time)".to_owned(),
         Resource::Lock {
             interpreter: true, ..
         } => "the interpreter's lock".to_owned(),

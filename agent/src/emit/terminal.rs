@@ -175,15 +175,15 @@ impl<W: Write> Terminal<W> {
         let name = self.queue_name(&episode.key);
         let lasted = duration(episode.end.mono_ns.saturating_sub(episode.start.mono_ns));
         let (word, verb) = if episode.ongoing {
-            ("episode", "so far")
+            ("episode", "ongoing for")
         } else {
-            ("episode", "over")
+            ("episode", "over after")
         };
         self.line(
             episode.end,
             Some(Level::Ok),
             word,
-            &format!("{name}: {verb}, after {lasted}"),
+            &format!("{name}: {verb} {lasted}"),
         )?;
         let scale = episode.limit.unwrap_or(0).max(episode.depth_max);
         let indent = " ".repeat(24);
@@ -229,7 +229,7 @@ impl<W: Write> Terminal<W> {
             &match episode.lead_ns {
                 Some(lead) => format!("{} before it was full", duration(lead)),
                 None => format!(
-                    "did not become full (max level: {})",
+                    "the queue did not become full (max level: {})",
                     episode.level_max.name()
                 ),
             },

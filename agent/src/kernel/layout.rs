@@ -254,7 +254,11 @@ impl fmt::Display for Missing {
         let Self {
             container, paths, ..
         } = self;
-        write!(f, "struct {container} has no field {}", paths.join(" or "))
+        write!(
+            f,
+            "struct {container} has no field `{}`",
+            paths.join("` or `")
+        )
     }
 }
 

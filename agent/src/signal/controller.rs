@@ -443,8 +443,8 @@ impl Controller {
         }
     }
 
-    /// The minimum delay over the last [`STANDING_DECISIONS`], or over one less if it is far above its target, ns; 0 if there are
-    /// not enough decisions yet.
+    /// The minimum delay over the last [`STANDING_DECISIONS`] decisions, ns; over one decision fewer if that minimum is far above
+    /// the target. 0 if there are not enough decisions yet.
     fn standing_delay_ns(&self, target_delay_ns: u64) -> f64 {
         let minimum = |decisions: usize| {
             let are_enough = self.min_delays_ns.len() >= decisions;

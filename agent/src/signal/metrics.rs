@@ -239,7 +239,7 @@ fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
         text,
         WAIT,
         "histogram",
-        "Queueing delay of departures; those between two samples count at their mean.",
+        "Queueing delay of departures; all departures between two samples are counted at their mean delay.",
     );
     for (target, key) in queues.keys() {
         let Some(histogram) = waits.of(key) else {

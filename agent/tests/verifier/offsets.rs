@@ -153,9 +153,9 @@ fn without_a_base_field_the_error_names_it() {
             continue;
         }
         let expected = format!(
-            "this kernel cannot be watched: struct {} has no field {}",
+            "this kernel cannot be watched: struct {} has no field `{}`",
             missing.container,
-            missing.paths.join(" or ")
+            missing.paths.join("` or `")
         );
         let error = Scanner::load_with(&without, false)
             .err()

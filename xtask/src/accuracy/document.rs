@@ -13,11 +13,12 @@ The error of each number that `tailback sample` reports, against a source outsid
 the summary.
 
 Goals: depths and rates within 5%. Ages within 5% or one sampling interval as measured (100 ms, slightly more in an emulator). Limits and
-losses exact. An item that arrives between two samples is first seen at the second one. So an age derived from a head that does not move is up to
-one interval too low.
+losses exact. Where the kernel keeps no timestamp, an age counts from the first sample that saw the item at the head of the queue. The item may
+have arrived just after the sample before. So its age is up to one interval too low.
 
 Written by `cargo xtask accuracy --kernels all --write`. The same rows are tests of `cargo xtask test`. They fail at twice the goal, or at any error
-if the goal is exact. The kernels of the matrix run in an emulator with one CPU. \"absent\": not reported there. \"skipped\": could not be set up
+if the goal is exact. The first column is the running kernel; the others run in an
+emulator with one CPU. \"absent\": not reported there. \"skipped\": could not be set up
 there.
 
 ";

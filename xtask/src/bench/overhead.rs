@@ -112,9 +112,9 @@ fn add(report: &mut Report, args: &Args, what: &str, service: &str, pairs: &[Pai
         met: loss.median <= GOAL_PERCENT && loss.low <= 0.0 && loss.high >= 0.0,
     });
     let lost = if control {
-        "no agent, requests lost"
+        "no agent, throughput lost"
     } else {
-        "requests lost"
+        "throughput lost"
     };
     figures.add(lost, "loss", "%", loss, goal);
     figures.add_circumstances(control)

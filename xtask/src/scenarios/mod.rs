@@ -37,13 +37,14 @@ const HEAD: &str = "
 Incidents are planted on real, stock servers under open-loop load. A run is right if all of the following hold:
 
 - the episode of the affected queue names the cause and the root cause, both while the cause is present and at the end;
-- no other episode names a different one;
+- no other episode names a different cause, except causes that the scenario lists;
 - the warning comes before the application's own message and before the first error;
 - everything recovers after the cause is gone.
 
 Healthy services must have no episode at all.
 
-Written by `cargo xtask scenarios --repeat 5 --write`. Values are medians of all runs. \"Lead\" is the time from the warning to the application's own
+Written by `cargo xtask scenarios --repeat 5 --write`. Values are medians of all runs. The verdict is the
+most frequent one, with the cause at the end of the path in parentheses if that differs. \"Lead\" is the time from the warning to the application's own
 message, or to the first failed request, if there was any.
 
 ";

@@ -69,7 +69,7 @@ fn agent_report(text: &mut String, agent: &Value, readers: &[Reader]) {
         pages["failed"].as_u64().unwrap_or(0) + pages["over_limit"].as_u64().unwrap_or(0);
     let not_written = match not_written {
         0 => String::new(),
-        n => format!(" ({n} could not be written)"),
+        n => format!(" ({n} not published)"),
     };
     let _ = writeln!(
         text,

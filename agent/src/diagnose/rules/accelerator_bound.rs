@@ -50,7 +50,7 @@ pub(super) const THREADS_WAIT: Rule = Rule {
         // A thread that computes beside it may be what keeps it from being fed.
         let main = case.share(Activity::Accelerator);
         let more = checks.at_least(
-            "time on an accelerator, against time on a CPU",
+            "time on an accelerator (threshold: time on a CPU)",
             main,
             case.share(Activity::OnCpu),
             Unit::Ratio,

@@ -54,7 +54,7 @@ pub(super) const DEADLOCKED: Rule = Rule {
             if let Some(address) = itself {
                 return Finding::blaming(culprit::own_process(case), |_| {
                     format!(
-                        "The service calls itself at {address}, and only the threads that wait could serve these calls. Call the function instead, or serve these calls from separate workers; a restart helps only until the next burst."
+                        "The service calls itself at {address}, and only the threads that wait could serve these calls. Call the function directly, or serve these calls from separate workers; a restart helps only until the next burst."
                     )
                 })
                 .share(first.share);
@@ -154,7 +154,12 @@ pub(super) const SOCKET_NOT_SERVED: Rule = Rule {
             true,
         );
         let accepts = case.uneven?.accepts_per_s;
-        let none = checks.at_most("accepts from them, per second", accepts, 0.0, Unit::Count);
+        let none = checks.at_most(
+            "accepts from those that fill, per second",
+            accepts,
+            0.0,
+            Unit::Count,
+        );
         (is_long && none).then(|| {
             Finding::blaming(culprit::own_process(case), |who| {
                 format!(
@@ -235,7 +240,7 @@ pub(super) const ASLEEP: Rule = Rule {
         (is_long && nothing).then(|| {
             Finding::blaming(culprit::own_process(case), |who| {
                 format!(
-                    "{who} sleeps (nanosleep) and takes nothing: find out what it waits for or tries again, in its log or its stacks (gdb -p PID, py-spy dump). More workers would sleep as well."
+                    "{who} sleeps (nanosleep) and takes nothing: find out what it waits for or retries, in its log or its stacks (gdb -p PID, py-spy dump). More workers would sleep as well."
                 )
             })
             .share(case.share(Activity::Asleep))

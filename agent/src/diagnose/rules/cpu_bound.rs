@@ -59,7 +59,7 @@ pub(super) const COLLECTING: Rule = Rule {
                 })
                 .share(share)
                 .fact(format!(
-                    "the garbage collector needs a CPU in {} of the time, and nothing else of the service runs meanwhile",
+                    "the garbage collector needs a CPU {} of the time, and nothing else in the service runs meanwhile",
                     words::percent(share)
                 ))
             })

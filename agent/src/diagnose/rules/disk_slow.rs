@@ -62,7 +62,7 @@ fn finding(case: Case<'_>) -> Finding {
     Finding::blaming(step.and_then(|step| culprit::disk(case, step)), |file| {
         match &limits {
             Some(_) => format!(
-                "The control group of the service has a limit for this device: if that is what it waits for, raise it (io.max, blkio.throttle.*). Else: {}",
+                "The control group of the service has a limit for this device. If the service waits for that limit, raise it (io.max, blkio.throttle.*). Otherwise: {}",
                 advice(file)
             ),
             None => advice(file),

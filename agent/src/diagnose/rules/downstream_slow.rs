@@ -143,7 +143,7 @@ fn used_up_fact(pool: &Pool, slow: Slow) -> String {
     match slow {
         Slow::Unanswered => format!("{all}, and none of their calls is answered"),
         Slow::LongerThanTheWhole(whole_ns) => format!(
-            "{all}: a response takes {takes}; before, the whole chain took {}",
+            "{all}: a response takes {takes}; before, a whole response of the calling service took {}",
             duration(whole_ns as u64)
         ),
         Slow::Long => format!(

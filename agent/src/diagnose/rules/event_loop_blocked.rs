@@ -70,7 +70,7 @@ fn uneven_finding(case: Case<'_>) -> Finding {
         includes: &[Cause::CpuBound, Cause::UndersizedLimit],
         ..Finding::blaming(cpu::busiest(case), |who| {
             format!(
-                "{who} is busy with one task, and the connections that the kernel has assigned to its listening socket wait for it while the other workers are idle: find the handler (py-spy dump, gdb -p PID) and move it out of the workers that accept. Or let all workers accept from one socket, without SO_REUSEPORT. A longer backlog only lengthens the wait."
+                "{who} is busy with one task while the other workers are idle. The connections that the kernel has assigned to its listening socket wait for it: find the handler (py-spy dump, gdb -p PID) and move it out of the workers that accept. Or let all workers accept from one socket, without SO_REUSEPORT. A longer backlog only lengthens the wait."
             )
         })
     }

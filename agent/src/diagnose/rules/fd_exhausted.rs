@@ -97,12 +97,12 @@ fn finding(case: Case<'_>, checks: &mut Checks) -> Finding {
 }
 
 fn advice(limit: &str, left: u64) -> String {
-    const WHAT_TO_DO: &str = "raise it (LimitNOFILE=, ulimit -n), and look for descriptors that are never closed (ls -l /proc/PID/fd).";
+    const WHAT_TO_DO: &str = "raise the limit (LimitNOFILE=, ulimit -n), and look for descriptors that are never closed (ls -l /proc/PID/fd).";
     if left <= MAX_LEFT {
         return format!("{limit} is reached: {WHAT_TO_DO}");
     }
     format!(
-        "{} are left of {limit}, and accept and connect fail without one. If the number still grows, {WHAT_TO_DO}",
+        "{} file descriptors are left below {limit}; without one, accept and connect fail. If the number of open ones still grows, {WHAT_TO_DO}",
         count(left)
     )
 }

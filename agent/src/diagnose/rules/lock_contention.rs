@@ -47,7 +47,7 @@ pub(super) const THREADS_WAIT: Rule = Rule {
         let turns =
             turns.filter(|turns| lock::is_an_interpreters(case) && turns.is_one_at_a_time());
         checks.context(
-            "time in which one thread at a time needed a CPU, in turn",
+            "samples in which exactly one thread needed a CPU",
             turns.map(TakingTurns::one),
             Unit::Ratio,
         );
@@ -66,7 +66,7 @@ fn serial_calls(case: Case<'_>, calls: &SerialCalls) -> Finding {
     });
     Finding::blaming(culprit, |who| {
         format!(
-            "{who} holds a lock over its calls to {}: make the call outside the lock, or give each thread a connection of its own. More workers only wait longer. Find the lock in the stacks of the process (jstack PID, py-spy dump, gdb -p PID).",
+            "{who} holds a lock during its calls to {}: make the call outside the lock, or give each thread a connection of its own. More workers would only wait longer. Find the lock in the stacks of the process (jstack PID, py-spy dump, gdb -p PID).",
             calls.endpoint
         )
     })
@@ -123,7 +123,7 @@ pub(super) const TAKING_TURNS: Rule = Rule {
             })
             .share(turns.one())
             .fact(format!(
-                "{threads} threads take turns on one CPU: one of them needs a CPU in {} of the samples, two of them in {}",
+                "{threads} threads take turns on one CPU: exactly one of them needs a CPU in {} of the samples, more than one in {}",
                 percent(turns.one()),
                 percent(turns.more())
             ))
@@ -131,7 +131,7 @@ pub(super) const TAKING_TURNS: Rule = Rule {
     },
 };
 
-const INTERPRETER_ADVICE: &str = "Its threads take turns at one lock, that of an interpreter or a monitor of their runtime: more threads cannot help, more processes can. Find a monitor with jstack PID, and hold it for less time.";
+const INTERPRETER_ADVICE: &str = "Its threads take turns at one lock: an interpreter's lock, or a monitor of their runtime. More threads cannot help; more processes can. If it is a monitor, find it with jstack PID, and hold it for less time.";
 
 fn advice(case: Case<'_>, who: &str) -> String {
     if lock::is_an_interpreters(case) {

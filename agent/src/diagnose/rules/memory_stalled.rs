@@ -107,7 +107,8 @@ fn computes_for_pages(case: Case<'_>, checks: &mut Checks) -> bool {
     /// Wall time of a thread per page, ns. Where a service on SQLite and one that maps a file do nothing but read back pages of a
     /// fast disk, it is about 100 µs (scenarios `memory-thrash-…`).
     const MAX_PER_PAGE_NS: f64 = 200_000.0;
-    const STALLS: &str = "and the memory queue itself warns: time in which tasks stalled";
+    const STALLS: &str =
+        "and time in which tasks stalled (threshold: where the memory queue warns)";
     let short = match memory(case).and_then(|(_, reading)| reading.extra(STALL_SHARE)) {
         Some(share) => checks.at_least(STALLS, share, MIN_SHORT, Unit::Ratio),
         None => checks.unknown(STALLS, Unit::Ratio),
@@ -117,7 +118,7 @@ fn computes_for_pages(case: Case<'_>, checks: &mut Checks) -> bool {
         .is_some_and(|((per_s, _), last)| {
             let busy = last.threads.len() as f64 * (1.0 - share_of(&last.shares, Activity::Idle));
             checks.at_most(
-                "or time of a thread between two such pages",
+                "or wall time of a thread per page read again",
                 busy * 1e9 / per_s.max(1.0),
                 MAX_PER_PAGE_NS,
                 Unit::Nanoseconds,

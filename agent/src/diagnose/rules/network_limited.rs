@@ -77,7 +77,7 @@ fn has_room(link: &Link, checks: &mut Checks) -> bool {
 
 fn lost(peer: &str) -> String {
     format!(
-        "What is sent to {peer} is lost on the way, or its host does not respond: check that it can be reached, and the losses (ss -ti, nstat -z TcpRetransSegs, firewalls)."
+        "Data sent to {peer} is lost on the way, or its host does not respond: check that the host is reachable, and look for losses (ss -ti, nstat -z TcpRetransSegs, firewalls)."
     )
 }
 

@@ -154,7 +154,7 @@ fn held_finding(case: Case<'_>, held: &HeldPool) -> Finding {
 
 fn held_fact(held: &HeldPool) -> String {
     let mut text = format!(
-        "all {} connections to {} are silent for {} and no call is outstanding, while {} requests are in flight, the oldest for {}",
+        "all {} connections to {} have been silent for {} and no call is outstanding, while {} requests are in flight, the oldest for {}",
         held.connections,
         held.remote,
         duration(held.silent_ns),
@@ -163,7 +163,7 @@ fn held_fact(held: &HeldPool) -> String {
     );
     if held.orphans > 0 {
         text.push_str(&format!(
-            "; {} of the connections were taken by requests that are over: too few of those in flight are old enough",
+            "; {} of the connections were taken by requests that have ended: too few of the requests in flight are old enough to hold them all",
             held.orphans
         ));
     }
@@ -184,7 +184,7 @@ fn held_fact(held: &HeldPool) -> String {
 fn held_advice(held: &HeldPool) -> String {
     if held.is_leaked() {
         return format!(
-            "The connections to {} were taken and not given back (leaked), or their clients have gone: find the path that returns without closing one, with the pool's leak detection; a restart frees them, a larger pool only delays this.",
+            "The connections to {} were taken and not given back (leaked), or their clients have gone: with the pool's leak detection, find the code path that returns without closing one. A restart frees them; a larger pool only delays the exhaustion.",
             held.remote
         );
     }
@@ -286,7 +286,7 @@ fn advice(case: Case<'_>, pool: &Pool) -> String {
     // One call at a time: goroutines that wait for a lock are no threads, so it would not show.
     let raise = if pool.connections == 1 {
         format!(
-            "{raise} A lock held over each call looks the same: the stacks of the process show which it is."
+            "{raise} A lock held during each call looks the same: the stacks of the process show which of the two it is."
         )
     } else {
         raise

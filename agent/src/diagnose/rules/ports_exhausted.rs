@@ -70,9 +70,9 @@ fn finding(case: Case<'_>, ports: &LocalPorts) -> Finding {
     let closed = time_wait.saturating_mul(2) >= used;
     Finding::blaming(culprit::limit(case, limit), |_| {
         let what = if closed {
-            "Keep connections and use them again (keep-alive, a pool): each new one takes a port for a minute after it was closed here. Until then: `sysctl -w net.ipv4.tcp_tw_reuse=1`"
+            "Keep connections open and reuse them (keep-alive, a pool): each new one keeps its port for a minute after it is closed here. Until then: `sysctl -w net.ipv4.tcp_tw_reuse=1`"
         } else {
-            "They are in use by open connections: close those that are not needed, or share them (a pool). Until then: more addresses to connect from or to"
+            "Most of the local ports are in use by open connections: close connections that are not needed, or share them (a pool). Until then: more addresses to connect from or to"
         };
         format!(
             "connect() to {remote} fails with EADDRNOTAVAIL. {what}, or a wider range (net.ipv4.ip_local_port_range). More workers do not help."

@@ -177,7 +177,7 @@ fn kept_alive(case: Case<'_>, kept: &KeptAlive) -> Finding {
         )
     };
     Finding::blaming(culprit::limit(case, name), |_| {
-        "Shorten the keep-alive timeout: after each response it holds a worker for that long. Or allow more workers than there are clients that keep connections, or let an event-driven proxy in front keep them. The clients do nothing wrong.".to_owned()
+        "Shorten the keep-alive timeout: after each response it holds a worker for that long. Or allow more workers than there are clients that keep connections, or let an event-driven proxy in front hold the idle connections. The clients do nothing wrong.".to_owned()
     })
     .share(case.share(Activity::Idle))
     .fact(fact)
@@ -190,7 +190,7 @@ fn small_backlog(case: Case<'_>) -> Finding {
     let culprit = culprit::limit(case, format!("a backlog of {limit}"));
     Finding::blaming(culprit, |_| {
         format!(
-            "Raise the backlog from {} to {} or more (the argument of listen(), and net.core.somaxconn): bursts exceed it, and the workers have time.",
+            "Raise the backlog from {} to {} or more (the argument of listen(), and net.core.somaxconn): bursts exceed it, although the workers have idle time.",
             count(limit),
             count(enough)
         )

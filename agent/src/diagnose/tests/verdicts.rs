@@ -851,7 +851,10 @@ fn a_connection_that_a_full_backlog_keeps_out_is_no_network_fault() {
 #[test]
 fn a_service_is_told_how_many_descriptors_are_left() {
     for (open, words) in [
-        (84, "36 are left of RLIMIT_NOFILE of 120"),
+        (
+            84,
+            "36 file descriptors are left below RLIMIT_NOFILE of 120",
+        ),
         (119, "is reached"),
     ] {
         let mut scene = Scene::of(&[&[10]]);

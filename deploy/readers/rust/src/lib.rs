@@ -1,4 +1,4 @@
-//! Reads the page on which Tailback publishes the pressure on a service: `/run/tailback/<target>/page`.
+//! Reads the page on which Tailback publishes the pressure on a service: `/run/tailback/<service>/page`.
 //!
 //! Everything **fails open**: if there is no page, or the agent does not renew it within its time to live, there is no pressure
 //! and everything is admitted. A page that does not exist yet, or that the agent recreates, is looked for once a second.

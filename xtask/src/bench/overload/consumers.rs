@@ -105,7 +105,7 @@ pub const CONSUMERS: &[Consumer] = &[
         |run, scenario| group::play(run, Mover::EnvoyReady, scenario)),
     moves("orca", "gRPC: weighted round robin by load reports", &[SlowServer, AgentDies, AgentReturns], GRPC,
         |run, scenario| group::play(run, Mover::Orca, scenario)),
-    moves("keda", "an autoscaler by KEDA's external scaler", &[Day], &["Go", "haproxy", "uWSGI"], group::scale),
+    moves("keda", "an autoscaler that reads the load from Tailback's external scaler for KEDA", &[Day], &["Go", "haproxy", "uWSGI"], group::scale),
 ];
 
 const fn baseline(

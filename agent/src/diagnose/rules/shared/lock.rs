@@ -64,7 +64,7 @@ impl SerialCalls {
     /// their calls at the same time.
     pub(in crate::diagnose::rules) fn lock_is_the_reason(&self, checks: &mut Checks) -> bool {
         const CALL: &str = "time per call, made one at a time";
-        const NEEDED: &str = "or the threads that would be needed to call at the same time";
+        const NEEDED: &str = "or threads needed if the calls were made concurrently";
         let usual = match (self.takes_ns, self.baseline_ns) {
             (Some(takes), Some(baseline)) => {
                 checks.at_most(CALL, takes, baseline * MAX_SLOWDOWN, Unit::Nanoseconds)
@@ -85,7 +85,8 @@ impl SerialCalls {
         Some(needed(self.arrivals_per_s?, self.takes_ns? / 1e9))
     }
 
-    /// `each call to 127.0.0.1:6379 takes 50 ms (baseline 49 ms) and is made one at a time, so that 20/s pass; 30/s arrive`.
+    /// `calls to 127.0.0.1:6379 are made one at a time, under the lock; each takes 50 ms (baseline 49 ms), so at most 20/s are
+    /// possible; 30/s arrive`.
     pub(in crate::diagnose::rules) fn fact(&self) -> String {
         let takes = self.takes_ns.map_or_else(String::new, |takes_ns| {
             let baseline = self.baseline_ns.map_or_else(
@@ -94,7 +95,7 @@ impl SerialCalls {
             );
             let passes = rate(1e9 / takes_ns.max(1.0));
             format!(
-                ", each takes {} ({baseline}), so that {passes}/s pass",
+                "; each takes {} ({baseline}), so at most {passes}/s are possible",
                 duration(takes_ns as u64)
             )
         });
