@@ -48,6 +48,7 @@ layout! {
     task_thread_node,
     task_files,
     task_stack,
+    task_cgroups,
     // struct signal_struct
     signal_rlim,
     signal_thread_head,
@@ -69,6 +70,33 @@ layout! {
     pid_numbers,
     upid_size,
     upid_nr,
+    // struct css_set, struct cgroup_subsys_state, struct cgroup, struct cgroup_root, struct kernfs_node
+    css_set_subsys,
+    css_set_unified,
+    css_cgroup,
+    css_parent,
+    cgroup_self,
+    cgroup_kn,
+    cgroup_root,
+    root_hierarchy,
+    kn_id,
+    kn_name,
+    // struct task_group, with its struct cfs_bandwidth
+    group_css,
+    group_period,
+    group_quota,
+    group_nr_throttled,
+    group_throttled_time,
+    // struct mem_cgroup
+    memcg_css,
+    memcg_usage,
+    memcg_max,
+    memcg_high,
+    memcg_failcnt,
+    memcg_events,
+    // struct cgroup, struct psi_group
+    cgroup_psi,
+    psi_total,
     // struct file, struct inode, struct pipe_inode_info, struct pipe_buffer
     file_inode,
     file_mode,
@@ -189,6 +217,29 @@ pub struct Helpers {
     pub user_memory: u32,
     /// `bpf_loop` (5.17): loops whose rounds the kernel counts; else bounded loops.
     pub bpf_loop: u32,
+}
+
+/// What the kernel's types say of control groups besides offsets. Frozen like [`Layout`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct Controllers {
+    /// Index of each controller in `css_set.subsys`, or [`ABSENT`] if the kernel is built without it.
+    pub cpu: u32,
+    pub memory: u32,
+    pub io: u32,
+    /// 1: `cgroup.psi` is a pointer, since 6.1; 0: the struct itself.
+    pub psi_is_pointer: u32,
+}
+
+impl Controllers {
+    /// No controller is known.
+    pub const NONE: Self = Self {
+        cpu: ABSENT,
+        memory: ABSENT,
+        io: ABSENT,
+        psi_is_pointer: 0,
+    };
 }
 
 /// A made-up helper number that marks where a plain address is cast to a kernel type. The agent replaces each such call

@@ -10,6 +10,7 @@ mod batched_files;
 mod batched_threads;
 mod buffer_sink;
 mod cast;
+mod cgroups;
 mod epoll;
 mod kernel;
 mod log;

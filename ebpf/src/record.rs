@@ -18,7 +18,7 @@ pub const PIPE_WRITE_END: u32 = 2;
 /// sockets are polled on every sample, and its threads are profiled.
 pub const TARGET_FOCUSED: u32 = 1;
 
-/// Value of `Header::kind`, like all constants down to [`KIND_EPOLL`]. See [`SocketRecord`].
+/// Value of `Header::kind`, like all constants down to [`KIND_CGROUP`]. See [`SocketRecord`].
 pub const KIND_SOCKET: u16 = 1;
 /// See [`ListenerRecord`].
 pub const KIND_LISTENER: u16 = 2;
@@ -46,6 +46,25 @@ pub const KIND_OPERATIONS: u16 = 12;
 pub const KIND_PEER: u16 = 13;
 /// See [`EpollRecord`].
 pub const KIND_EPOLL: u16 = 14;
+
+/// See [`CgroupRecord`].
+pub const KIND_CGROUP: u16 = 15;
+
+/// Maximum number of levels reported of a process's control groups in one hierarchy: its own and its parents.
+pub const MAX_CGROUP_LEVELS: u32 = 16;
+/// Longest name of a control group that is reported, with the terminating zero; those of container runtimes have up to 90 bytes.
+pub const CGROUP_NAME: usize = 128;
+
+/// `CgroupRecord::controller`. Values of a record: quota and period, ns; throttled periods; throttled time, ns.
+pub const CONTROLLER_CPU: u32 = 0;
+/// Values: pages in use; `max` and `high` limit, pages; times that `max` was hit, as counted by cgroup v1; events `high`, `max`
+/// and `oom_kill`.
+pub const CONTROLLER_MEMORY: u32 = 1;
+/// No values: the groups that limits on I/O belong to.
+pub const CONTROLLER_IO: u32 = 2;
+/// No controller: the group in the unified hierarchy. Values: stall time, ns, in the order of `enum psi_states`: some and
+/// full for I/O, memory and CPU.
+pub const CONTROLLER_NONE: u32 = 3;
 
 /// `ListenerRecord::half_open` and `UdpRecord::queued`: this kernel does not have the field.
 pub const UNKNOWN: u32 = u32::MAX;
@@ -348,6 +367,24 @@ records! {
         /// An IPv4 address occupies the first four bytes.
         pub local: [u8; 16],
         pub remote: [u8; 16],
+    }
+
+    /// A control group of a target's process, or one of its parents.
+    pub struct CgroupRecord: 216 {
+        pub header: Header,
+        /// The id of the group in its hierarchy: the inode number of its directory.
+        pub id: u64,
+        /// One of the `CONTROLLER_` constants.
+        pub controller: u32,
+        /// 0 for the process's own group, 1 for its parent, …
+        pub level: u32,
+        /// The hierarchy, as in the first column of /proc/PID/cgroup; 0 is the unified one (cgroup v2).
+        pub hierarchy: u32,
+        /// 1 if `values` were read.
+        pub has_values: u32,
+        pub values: [u64; 7],
+        /// The name of its directory, empty for the root.
+        pub name: [u8; CGROUP_NAME],
     }
 
     /// The `struct file_operations` of an open file of the agent: its address identifies the file type.

@@ -63,6 +63,11 @@ impl Container {
         Ok(())
     }
 
+    /// Its name, for podman.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The directory that is `/` inside.
     pub fn root(&self) -> &Path {
         self.root.path()

@@ -25,7 +25,19 @@ use crate::{
 };
 
 /// Checks of doctor that depend on the machine rather than the kernel.
-const NOT_PER_KERNEL: &[&str] = &["kernel", "BTF", "capabilities"];
+const NOT_PER_KERNEL: &[&str] = &[
+    "kernel",
+    "BTF",
+    "capabilities",
+    "files of other users",
+    "user of the adapter process",
+    "user namespace",
+    "processes",
+    "files of /proc",
+    "processes in /proc",
+    "limits of services",
+    "I/O limits around services",
+];
 
 #[derive(clap::Args)]
 pub struct Args {

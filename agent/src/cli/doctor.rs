@@ -1,8 +1,10 @@
 //! `tailback doctor`: what this kernel supports, how each fact is read, what is missing and how to get it; and whether the
 //! consumers of the running adapters are set up to act on the signals.
 
+mod deployment;
+
 use std::{
-    fs,
+    borrow::Cow,
     io::{self, Write},
     path::PathBuf,
 };
@@ -15,10 +17,7 @@ use super::{Failure, exit_code::Outcome, session};
 use crate::{
     adapters::agent::ask_adapter_process,
     config::{Config, signal::Signal},
-    kernel::{
-        layout::Feature,
-        scanner::{BTF_PATH, Capabilities},
-    },
+    kernel::{layout::Feature, scanner::Capabilities},
 };
 
 #[derive(Debug, Args)]
@@ -39,7 +38,7 @@ struct Check {
     /// What the user loses without it.
     cost: &'static str,
     /// How to get it.
-    remedy: &'static str,
+    remedy: Cow<'static, str>,
     /// Reported as FAIL instead of off: the agent needs it, or its absence is a bug.
     required: bool,
 }
@@ -74,14 +73,23 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         .map_or_else(|| Ok(Config::default()), Config::read);
     let signal = config.map_err(Failure::usage)?.signal;
     let loaded = session::load(false);
-    let mut checks = environment();
+    let mut checks = deployment::environment();
+    let loaded = match loaded {
+        Ok(scanner) => {
+            let of_kernel = capability_checks(scanner.capabilities());
+            checks.extend(deployment::visible(scanner));
+            checks.extend(of_kernel);
+            Ok(())
+        }
+        Err(failure) => Err(failure),
+    };
     match &loaded {
-        Ok(scanner) => checks.extend(capability_checks(scanner.capabilities())),
+        Ok(()) => {}
         Err(failure) => checks.push(Check {
             name: "eBPF programs",
             state: Err(failure.to_string()),
             cost: "nothing can be watched",
-            remedy: "see the reason above",
+            remedy: "see the reason above".into(),
             required: true,
         }),
     }
@@ -93,66 +101,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         print(&mut out, &checks).and_then(|()| print_adapters(&mut out, &adapters))
     }
     .map_err(Failure::stdout)?;
-    match loaded {
-        Ok(_) => Ok(()),
-        Err(failure) => Err(failure),
-    }
-}
-
-fn environment() -> Vec<Check> {
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")
-        .map(|release| release.trim().to_owned())
-        .map_err(|error| format!("cannot read /proc: {error}"));
-    let btf = fs::metadata(BTF_PATH)
-        .map(|metadata| format!("{BTF_PATH}, {:.1} MB", metadata.len() as f64 / 1e6))
-        .map_err(|error| format!("{BTF_PATH}: {error}"));
-    let capabilities = capabilities();
-    vec![
-        Check {
-            name: "kernel",
-            state: kernel,
-            cost: "-",
-            remedy: "mount /proc",
-            required: true,
-        },
-        Check {
-            name: "BTF",
-            state: btf,
-            cost: "nothing can be watched: the offsets of kernel fields are unknown",
-            remedy: "a kernel built with CONFIG_DEBUG_INFO_BTF=y (Debian 11, Ubuntu 20.10, RHEL 8.2 and later have it)",
-            required: true,
-        },
-        Check {
-            name: "capabilities",
-            state: capabilities,
-            cost: "programs do not load, or /proc hides other users' processes",
-            remedy: "root, or setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep on the binary",
-            required: true,
-        },
-    ]
-}
-
-/// Lists the needed capabilities, or the missing ones. Numbers: include/uapi/linux/capability.h
-fn capabilities() -> Result<String, String> {
-    const NEEDED: [(&str, u32); 3] = [("CAP_SYS_PTRACE", 19), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
-    const SYS_ADMIN: u32 = 21;
-    let status = fs::read_to_string("/proc/self/status")
-        .map_err(|error| format!("/proc/self/status: {error}"))?;
-    let effective = status
-        .lines()
-        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok())
-        .ok_or("/proc/self/status has no CapEff")?;
-    let has = |bit: u32| effective >> bit & 1 == 1;
-    let missing: Vec<&str> = NEEDED
-        .iter()
-        .filter(|(_, bit)| !(has(*bit) || *bit > 30 && has(SYS_ADMIN)))
-        .map(|(name, _)| *name)
-        .collect();
-    if missing.is_empty() {
-        Ok(NEEDED.map(|(name, _)| name).join(", "))
-    } else {
-        Err(format!("missing {}", missing.join(", ")))
-    }
+    loaded
 }
 
 fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
@@ -177,7 +126,13 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         Feature::Udp | Feature::Unix => {
             format!("{}; protocol-specific fields by probe reads", sockets())
         }
-        Feature::Rings | Feature::EpollReady | Feature::Mptcp => "iterator, probe reads".to_owned(),
+        Feature::Rings
+        | Feature::EpollReady
+        | Feature::Mptcp
+        | Feature::Cgroups
+        | Feature::CpuQuotas
+        | Feature::MemoryLimits
+        | Feature::Stalls => "iterator, probe reads".to_owned(),
         Feature::Syscalls => either(
             helpers.task_registers,
             "iterator, registers by bpf_task_pt_regs",
@@ -204,10 +159,15 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
                 (Some(missing), ..) => Err(missing.to_string()),
                 (None, Feature::Rings, (Err(reason), _))
                 | (None, Feature::EpollReady, (_, Err(reason))) => Err(reason.clone()),
+                (
+                    None,
+                    Feature::Cgroups | Feature::CpuQuotas | Feature::MemoryLimits | Feature::Stalls,
+                    _,
+                ) if let Some(reason) = capabilities.without_cgroups() => Err(reason),
                 _ => Ok(how(*feature)),
             },
             cost: feature.cost(),
-            remedy: "another kernel; nothing else depends on it",
+            remedy: "another kernel; nothing else depends on it".into(),
             required: *feature == Feature::Base,
         })
         .collect();
@@ -216,7 +176,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             name: scan,
             state: Err(reason.to_owned()),
             cost: "the queues that it reports are not watched",
-            remedy: "report it, with the reason above and the kernel version",
+            remedy: "report it, with the reason above and the kernel version".into(),
             required: true,
         });
     }
@@ -227,7 +187,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             .clone()
             .map(|()| "sleepable iterator, bpf_copy_from_user_task".to_owned()),
         cost: "locks cannot be distinguished from other futexes, and their owners are unknown",
-        remedy: "Linux 5.18 or later",
+        remedy: "Linux 5.18 or later".into(),
         required: false,
     });
     checks.push(Check {
@@ -238,7 +198,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             "socket cookies if assigned, else the hashed address of the socket",
         )),
         cost: "-",
-        remedy: "-",
+        remedy: "-".into(),
         required: false,
     });
     checks.push(Check {
@@ -248,7 +208,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             .clone()
             .map(|()| "iterators bound to processes".to_owned()),
         cost: "every scan visits all files and threads on the host, which costs more CPU if there are many",
-        remedy: "Linux 6.1 or later",
+        remedy: "Linux 6.1 or later".into(),
         required: false,
     });
     checks.push(Check {
@@ -258,7 +218,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             .clone()
             .map(|()| "iterator over socket-local storage".to_owned()),
         cost: "they are seen by the file scan, whose interval grows with the number of sockets",
-        remedy: "Linux 5.13 or later",
+        remedy: "Linux 5.13 or later".into(),
         required: false,
     });
     checks.push(Check {
@@ -268,7 +228,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
             .clone()
             .map(|()| "bpf_loop (the verifier checks one round of a loop)".to_owned()),
         cost: "the agent takes a few tenths of a second longer to start: the verifier checks every iteration of a loop",
-        remedy: "Linux 5.17 or later",
+        remedy: "Linux 5.17 or later".into(),
         required: false,
     });
     checks.push(Check {
@@ -278,7 +238,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
                 .to_owned()
         }),
         cost: Feature::BatchedScans.cost(),
-        remedy: "Linux 6.2 or later",
+        remedy: "Linux 6.2 or later".into(),
         required: false,
     });
     checks.push(Check {
@@ -288,7 +248,7 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
                 .to_owned(),
         ),
         cost: "-",
-        remedy: "-",
+        remedy: "-".into(),
         required: false,
     });
     checks
@@ -439,7 +399,7 @@ mod tests {
             name: "kernel",
             state,
             cost: "-",
-            remedy: "mount /proc",
+            remedy: "mount /proc".into(),
             required: true,
         };
         let states = [Ok("6.1.0".to_owned()), Err("no /proc".to_owned())];

@@ -55,7 +55,7 @@ pub fn sample_of_records(bytes: &[u8]) -> io::Result<Sample> {
         Record::Ring(record) => sample.rings.push(ring(record, ids)),
         Record::Epoll(record) => sample.epolls.push(epoll(record)),
         Record::Wait(record) => sample.waits.push(wait(record)),
-        Record::Cpu(_) | Record::Operations(_) => {}
+        Record::Cpu(_) | Record::Operations(_) | Record::Cgroup(_) => {}
         Record::Peer(record) => {
             let info = peer_info(record, ids);
             sample.peers.get_or_insert_default().push(Peer {

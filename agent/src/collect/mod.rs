@@ -44,7 +44,7 @@ mod system;
 mod thread_scan;
 mod titles;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 use accelerators::Accelerators;
 use anyhow::Result;
@@ -80,13 +80,24 @@ use titles::Titles;
 use crate::{
     kernel::scanner::{Bare, Scanner},
     messages::Table,
-    sample::{Sample, Scans, TargetId, Wait},
+    sample::{Hidden, Sample, Scans, TargetId, Wait},
     target::{Discovered, Discovery, Spec},
 };
 
 /// Time between two scans of the process table, ns: a new process is found within a second.
 const DISCOVERY_INTERVAL_NS: u64 = 500 * MS;
 const MS: u64 = 1_000_000;
+
+/// What the agent sees from where it runs.
+#[derive(Debug)]
+pub struct Visibility {
+    pub services: usize,
+    /// Facts that are out of sight.
+    pub hidden: Vec<Hidden>,
+    /// Processes of the agent's pid namespace, and how many of them its /proc does not show.
+    pub processes: usize,
+    pub not_in_proc: usize,
+}
 
 /// Takes samples of the targets that the user selected.
 pub struct Collector {
@@ -153,6 +164,37 @@ impl Collector {
     /// Focuses all targets (`true`), or only those with an unhealthy queue.
     pub fn focus_all(&mut self, all: bool) {
         self.focus.set_all(all);
+    }
+
+    /// What of the targets is in sight, for `doctor`.
+    ///
+    /// # Errors
+    /// If the kernel refuses an iterator or a map update.
+    pub fn visibility(&mut self) -> Result<Visibility> {
+        self.discover()?;
+        let mut sample = Sample::default();
+        self.system.poll(
+            &mut self.scanner,
+            &self.processes,
+            &mut sample,
+            &mut self.notices,
+        )?;
+        let processes = self.processes.all();
+        let is_shown = |pid: u32| Path::new(&format!("/proc/{pid}/stat")).exists();
+        let unseen = |processes: &Processes| -> Vec<u32> {
+            let pids = processes.all().iter().map(|process| process.pid);
+            pids.filter(|pid| !is_shown(*pid)).collect()
+        };
+        let (count, before) = (processes.len(), unseen(&self.processes));
+        // Those that have ended meanwhile are not hidden.
+        self.processes.scan(&mut self.scanner)?;
+        let still = unseen(&self.processes);
+        Ok(Visibility {
+            services: self.processes.targets().len(),
+            hidden: sample.hidden,
+            processes: count,
+            not_in_proc: before.iter().filter(|pid| still.contains(pid)).count(),
+        })
     }
 
     /// The loaded iterators, for benchmarks that run one scan by itself.
@@ -366,8 +408,12 @@ impl Collector {
         }
         if plan.complete || self.background.system.is_due(now_ns) {
             let timer = CpuTimer::start();
-            self.system
-                .poll(self.processes.targets(), sample, &mut self.notices);
+            self.system.poll(
+                &mut self.scanner,
+                &self.processes,
+                sample,
+                &mut self.notices,
+            )?;
             let cost_ns = self.costs.add_background(timer);
             self.background.system.polled(now_ns, cost_ns, share);
         }

@@ -20,6 +20,8 @@ const MAX_PROFILE_LOOKUPS: usize = 8;
 const CACHE_TTL_NS: u64 = 1_000_000_000;
 /// Maximum number of descriptors that the profile keeps.
 const MAX_CACHED: usize = 1024;
+/// Maximum bytes read of /proc/partitions: about a thousand devices.
+const MAX_PARTITIONS: u64 = 64 * 1024;
 /// Longest path that is kept, bytes.
 const MAX_PATH: usize = 256;
 
@@ -225,8 +227,21 @@ fn device(pid: u32, fd: u32) -> Option<String> {
 
 /// Name of a block device.
 pub(super) fn block_device(major: u32, minor: u32) -> Option<String> {
-    let block = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
-    Some(bounded(&block.file_name()?.to_string_lossy(), MAX_PATH))
+    if let Ok(block) = fs::read_link(format!("/sys/dev/block/{major}:{minor}")) {
+        return Some(bounded(&block.file_name()?.to_string_lossy(), MAX_PATH));
+    }
+    // Container runtimes mask that directory.
+    partition(&read_text("/proc/partitions", MAX_PARTITIONS), major, minor)
+}
+
+/// The name of a device in /proc/partitions: `254 0 268435456 vda`.
+fn partition(text: &str, major: u32, minor: u32) -> Option<String> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let numbers: [u32; 2] = [fields.next()?.parse().ok()?, fields.next()?.parse().ok()?];
+        let name = fields.nth(1)?;
+        (numbers == [major, minor]).then(|| bounded(name, MAX_PATH))
+    })
 }
 
 /// The cgroup of a process as shown to people; see [`crate::target::cgroup_path`].
@@ -278,6 +293,16 @@ pub(super) mod tests {
             Detail::File { path, .. } => Some(path),
             _ => None,
         }
+    }
+
+    #[test]
+    fn a_block_device_is_named_by_its_numbers() {
+        let text =
+            "major minor  #blocks  name\n\n 254        0  268435456 vda\n   8        1  9 sda1\n";
+        assert_eq!(partition(text, 254, 0).as_deref(), Some("vda"));
+        assert_eq!(partition(text, 8, 1).as_deref(), Some("sda1"));
+        assert_eq!(partition(text, 8, 0), None);
+        assert_eq!(partition("8 1\n", 8, 1), None);
     }
 
     #[test]

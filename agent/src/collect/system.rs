@@ -1,7 +1,9 @@
 //! CPU, memory and pressure of the targets' cgroups (v1, v2 and hybrid) and of the machine.
 //!
 //! A value that is missing or cannot be read is unknown; nothing in here is an error. A quota or limit anywhere between a
-//! cgroup and the root applies, so the parents are read as well.
+//! cgroup and the root applies, so the parents are read as well. Quotas and memory limits come from the kernel's structures,
+//! which are the same in every container; what these lack is read from files, through any mount that leads to them. A limit
+//! that can be read in neither way is reported as hidden: it is not the same as none.
 //!
 //! The parsers in this file and in `mounts`, `networks` and `target::facts` are our own rather than the `procfs` crate's
 //! (0.18). That crate:
@@ -13,19 +15,28 @@
 //! - has no cgroup files.
 #![forbid(unsafe_code)]
 
+mod kernel_groups;
 mod mounts;
+mod reach;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
+use anyhow::Result;
+use kernel_groups::{Controller, KernelGroups};
 use mounts::{CgroupDirs, Mounts};
+use reach::Reach;
+use rustix::param::page_size;
 
-use super::{notices::Notices, paths::block_device};
-use crate::sample::{Cgroup, IoLimit, Machine, Refaults, Sample, Stall, Target};
+use super::{notices::Notices, paths::block_device, processes::Processes};
+use crate::{
+    kernel::scanner::{Record, Scanner},
+    sample::{Cgroup, Hidden, HiddenFact, IoLimit, Machine, Refaults, Sample, Stall, Target},
+};
 
 /// Maximum number of cgroups that are read.
 const MAX_GROUPS: usize = 256;
@@ -37,13 +48,21 @@ const MAX_BYTES: usize = 64 * 1024;
 const UNLIMITED: u64 = 1 << 60;
 /// Maximum number of block devices whose I/O limits are kept for a cgroup.
 const MAX_DEVICES: usize = 16;
+/// `PROC_CGROUP_INIT_INO` and `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
+pub(super) const INITIAL_CGROUP_NAMESPACE: u64 = 0xefff_fffb;
+pub(super) const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
 /// Ticks per second in the times of /proc/stat: the same on all architectures.
 const USER_HZ: u64 = 100;
 
 /// Reads the targets' cgroups and the machine.
 pub(super) struct System {
     mounts: Mounts,
+    /// The agent's /proc/self/mountinfo shows whole hierarchies, not those of a container.
+    sees_roots: bool,
+    /// The agent sees the processes of all containers.
+    sees_processes: bool,
     files: Files,
+    reach: Reach,
     /// Cgroups beyond [`MAX_GROUPS`] in the last poll.
     left_out: usize,
     cpus: u32,
@@ -55,6 +74,19 @@ struct Groups {
     cgroups: Vec<Cgroup>,
     io_limits: Vec<IoLimit>,
     refaults: Vec<Refaults>,
+    hidden: Vec<Hidden>,
+}
+
+/// A target's cgroup, and where it is.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// As in `Target::cgroup`.
+    path: &'a str,
+    pid: u32,
+    /// The process's /proc/PID/cgroup.
+    membership: &'a str,
+    /// What the kernel's structures say. `None`: they could not be read.
+    kernel: Option<&'a KernelGroups>,
 }
 
 /// CPU time that a cgroup may use in each period, µs.
@@ -86,6 +118,9 @@ impl Default for System {
         let mountinfo = fs::read("/proc/self/mountinfo").unwrap_or_default();
         Self {
             mounts: Mounts::parse(&String::from_utf8_lossy(&mountinfo)),
+            sees_roots: is_initial_namespace("cgroup", INITIAL_CGROUP_NAMESPACE),
+            sees_processes: is_initial_namespace("pid", INITIAL_PID_NAMESPACE),
+            reach: Reach::default(),
             files: Files::default(),
             left_out: 0,
             cpus: 0,
@@ -95,11 +130,26 @@ impl Default for System {
 
 impl System {
     /// Puts the targets' cgroups and the machine into the sample.
-    pub(super) fn poll(&mut self, targets: &[Target], sample: &mut Sample, notices: &mut Notices) {
-        let (groups, machine) = self.read(targets);
+    pub(super) fn poll(
+        &mut self,
+        scanner: &mut Scanner,
+        processes: &Processes,
+        sample: &mut Sample,
+        notices: &mut Notices,
+    ) -> Result<()> {
+        let targets = processes.targets();
+        let kernel = kernel_groups(scanner, processes)?;
+        let (mut groups, machine) = self.read(targets, &kernel);
+        if !self.sees_processes {
+            groups.hidden.push(Hidden {
+                cgroup: String::new(),
+                fact: HiddenFact::Processes,
+            });
+        }
         sample.cgroups = groups.cgroups;
         sample.io_limits = groups.io_limits;
         sample.refaults = groups.refaults;
+        sample.hidden = groups.hidden;
         sample.machine = Some(machine);
         sample.scans.system = true;
         let left_out = self.left_out;
@@ -111,11 +161,20 @@ impl System {
                 )
             });
         }
+        Ok(())
     }
 
-    /// The targets' cgroups, each once, and the machine.
-    fn read(&mut self, targets: &[Target]) -> (Groups, Machine) {
+    /// The targets' cgroups, each once, and the machine. `kernel`: what the kernel's structures say, by pid.
+    fn read(
+        &mut self,
+        targets: &[Target],
+        kernel: &HashMap<u32, KernelGroups>,
+    ) -> (Groups, Machine) {
         self.files.poll += 1;
+        if self.reach.begin_poll() {
+            // Their paths contain the numbers of descriptors that were closed.
+            self.files.open.clear();
+        }
         self.left_out = 0;
         let mut groups = Groups::default();
         for target in targets {
@@ -127,6 +186,13 @@ impl System {
             }
             if groups.cgroups.len() >= MAX_GROUPS {
                 self.left_out += 1;
+                for fact in [
+                    HiddenFact::CpuQuota,
+                    HiddenFact::MemoryLimit,
+                    HiddenFact::IoLimits,
+                ] {
+                    groups.hide(path, fact);
+                }
                 continue;
             }
             // Read each time, because a process may be moved to another cgroup.
@@ -134,11 +200,15 @@ impl System {
                 .files
                 .text(&PathBuf::from(format!("/proc/{}/cgroup", target.pid)));
             if let Some(membership) = membership {
-                let (group, refaults) = self.group(path, &membership);
-                groups.cgroups.push(group);
-                groups.refaults.extend(refaults);
-                let io_limits = self.io_limits(path, &membership);
-                groups.io_limits.extend(io_limits);
+                let kernel = kernel.get(&target.pid).filter(|kernel| kernel.is_known());
+                let place = Place {
+                    path,
+                    pid: target.pid,
+                    membership: &membership,
+                    kernel,
+                };
+                self.group(place, &mut groups);
+                self.io_limits(place, &mut groups);
             }
         }
         let machine = self.machine();
@@ -146,35 +216,109 @@ impl System {
         (groups, machine)
     }
 
-    fn group(&mut self, path: &str, membership: &str) -> (Cgroup, Option<Refaults>) {
+    /// The directories of a controller, and whether none of its levels is out of sight.
+    fn dirs(&mut self, place: Place<'_>, controller: Controller) -> Option<(CgroupDirs, bool)> {
+        if let Some(kernel) = place.kernel {
+            let chain = kernel.chain(controller);
+            let dirs = self.reach.dirs(place.pid, controller, chain)?;
+            // The root has no limits.
+            let is_whole = dirs.dirs.len() + 1 >= chain.len();
+            return Some((dirs, is_whole));
+        }
+        let dirs = match controller {
+            Controller::None => self.mounts.unified_dirs(place.membership),
+            _ => self.mounts.cgroup_dirs(controller.name(), place.membership),
+        }?;
+        dirs.dirs.first().filter(|own| own.is_dir())?;
+        Some((dirs, self.sees_roots))
+    }
+
+    fn group(&mut self, place: Place<'_>, groups: &mut Groups) {
         let mut group = Cgroup {
-            path: path.to_owned(),
+            path: place.path.to_owned(),
             ..Cgroup::default()
         };
-        if let Some(cgroup_dirs) = self.mounts.cgroup_dirs("cpu", membership) {
-            self.read_cpu(&cgroup_dirs, &mut group);
+        let cpu_dirs = self.dirs(place, Controller::Cpu);
+        let is_read = place
+            .kernel
+            .is_some_and(|kernel| kernel.read_cpu(&mut group));
+        if let Some((dirs, is_whole)) = &cpu_dirs {
+            if !is_read {
+                self.read_cpu(dirs, &mut group);
+            }
+            group.cpu_ns = self.cpu_time(dirs);
+            if !is_read && !is_whole && group.quota_millicpus.is_none() {
+                groups.hide(place.path, HiddenFact::CpuQuota);
+            }
+        } else if !is_read && place.may_have(Controller::Cpu) {
+            groups.hide(place.path, HiddenFact::CpuQuota);
         }
         if group.cpu_ns.is_none()
             && let Some(dir) = self
                 .mounts
-                .cgroup_dirs("cpuacct", membership)
+                .cgroup_dirs("cpuacct", place.membership)
                 .and_then(CgroupDirs::own)
         {
             group.cpu_ns = self.number(&dir, "cpuacct.usage");
         }
-        let memory_dirs = self.mounts.cgroup_dirs("memory", membership);
-        let refaults = memory_dirs.and_then(|dirs| self.read_memory(&dirs, &mut group));
-        // Pressure files exist only in the unified hierarchy, even if it has no controllers.
+        self.memory(place, &mut group, groups);
+        // Pressure files exist only in the unified hierarchy, even if it has no controllers. Reading one brings it up to date.
         if let Some(dir) = self
-            .mounts
-            .unified_dirs(membership)
-            .and_then(CgroupDirs::own)
+            .dirs(place, Controller::None)
+            .and_then(|(dirs, _)| dirs.own())
         {
             group.cpu_stall = self.stall(&dir.join("cpu.pressure"));
             group.memory_stall = self.stall(&dir.join("memory.pressure"));
             group.io_stall = self.stall(&dir.join("io.pressure"));
         }
-        (group, refaults)
+        if let Some([cpu, memory, io]) = place.kernel.and_then(KernelGroups::stalls) {
+            group.cpu_stall = group.cpu_stall.or(Some(cpu));
+            group.memory_stall = group.memory_stall.or(Some(memory));
+            group.io_stall = group.io_stall.or(Some(io));
+        }
+        groups.cgroups.push(group);
+    }
+
+    fn memory(&mut self, place: Place<'_>, group: &mut Cgroup, groups: &mut Groups) {
+        let page = page_size() as u64;
+        let dirs = self.dirs(place, Controller::Memory);
+        if place
+            .kernel
+            .is_some_and(|kernel| kernel.read_memory(group, page))
+        {
+            // The level that has the limit, if its files are in sight.
+            let level = place.kernel.and_then(|kernel| kernel.memory_level(page));
+            if let Some((dirs, _)) = &dirs
+                && let Some(dir) = dirs.dirs.get(level.unwrap_or(0))
+            {
+                let refaults = self.read_memory_stat(dir, dirs.unified, group);
+                groups.refaults.extend(refaults.filter(|_| level.is_some()));
+            }
+            return;
+        }
+        match dirs {
+            Some((dirs, is_whole)) => {
+                let refaults = self.read_memory(&dirs, group);
+                groups.refaults.extend(refaults);
+                if !is_whole && group.memory_limit.is_none() {
+                    groups.hide(place.path, HiddenFact::MemoryLimit);
+                }
+            }
+            None if place.may_have(Controller::Memory) => {
+                groups.hide(place.path, HiddenFact::MemoryLimit);
+            }
+            None => {}
+        }
+    }
+
+    /// CPU time of all processes of a group, ns, where the group's own files have it.
+    fn cpu_time(&mut self, dirs: &CgroupDirs) -> Option<u64> {
+        let own = dirs.dirs.first()?;
+        if dirs.unified {
+            self.keyed(own, "cpu.stat", "usage_usec").map(micros)
+        } else {
+            self.number(own, "cpuacct.usage")
+        }
     }
 
     fn read_cpu(&mut self, cgroup_dirs: &CgroupDirs, group: &mut Cgroup) {
@@ -190,9 +334,6 @@ impl System {
                 .then(|| self.text(dir, "cpu.stat"))
                 .flatten()
                 .unwrap_or_default();
-            if level == 0 && cgroup_dirs.unified {
-                group.cpu_ns = keyed(&stat, "usage_usec").map(micros);
-            }
             let Some(quota) = quota else {
                 continue;
             };
@@ -250,28 +391,16 @@ impl System {
     /// Memory is that of the cgroup or parent with the lowest limit, where it runs out first; OOM kills are the cgroup's own.
     /// Returns the refaults there (pages evicted and read again); `None` without a limit or without these counters.
     fn read_memory(&mut self, cgroup_dirs: &CgroupDirs, group: &mut Cgroup) -> Option<Refaults> {
-        let [usage, inactive, refaults, pages] = if cgroup_dirs.unified {
-            [
-                "memory.current",
-                "inactive_file",
-                "workingset_refault_file",
-                "pgsteal",
-            ]
+        let usage = if cgroup_dirs.unified {
+            "memory.current"
         } else {
-            [
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-                "total_workingset_refault_file",
-                "total_pgpgin",
-            ]
+            "memory.usage_in_bytes"
         };
         let tightest = self.tightest(cgroup_dirs);
         let own = cgroup_dirs.dirs.first()?;
         let (dir, hits) = tightest.map_or((own, "max"), |(dir, _, hits)| (dir, hits));
         group.memory_limit = tightest.map(|(_, limit, _)| limit);
         group.memory = self.number(dir, usage);
-        let stat = self.text(dir, "memory.stat").unwrap_or_default();
-        group.reclaimable = keyed(&stat, inactive);
         if cgroup_dirs.unified {
             group.limit_hits = self.keyed(dir, "memory.events", hits);
             group.oom_kills = self.keyed(own, "memory.events", "oom_kill");
@@ -279,7 +408,29 @@ impl System {
             group.limit_hits = self.number(dir, "memory.failcnt");
             group.oom_kills = self.keyed(own, "memory.oom_control", "oom_kill");
         }
+        let refaults = self.read_memory_stat(dir, cgroup_dirs.unified, group);
         tightest?;
+        refaults
+    }
+
+    /// What only the statistics of a group have: the memory that can be reclaimed, and the pages that were read again.
+    fn read_memory_stat(
+        &mut self,
+        dir: &Path,
+        unified: bool,
+        group: &mut Cgroup,
+    ) -> Option<Refaults> {
+        let [inactive, refaults, pages] = if unified {
+            ["inactive_file", "workingset_refault_file", "pgsteal"]
+        } else {
+            [
+                "total_inactive_file",
+                "total_workingset_refault_file",
+                "total_pgpgin",
+            ]
+        };
+        let stat = self.text(dir, "memory.stat")?;
+        group.reclaimable = keyed(&stat, inactive);
         Some(Refaults {
             cgroup: group.path.clone(),
             refaults: keyed(&stat, refaults)?,
@@ -288,7 +439,21 @@ impl System {
     }
 
     /// The I/O limits of a cgroup and its parents: one `IoLimit` per device, with the lowest limit of each kind.
-    fn io_limits(&mut self, path: &str, membership: &str) -> Vec<IoLimit> {
+    fn io_limits(&mut self, place: Place<'_>, groups: &mut Groups) {
+        let Some((dirs, is_whole)) = self.dirs(place, Controller::Io) else {
+            if place.may_have(Controller::Io) {
+                groups.hide(place.path, HiddenFact::IoLimits);
+            }
+            return;
+        };
+        let limits = self.io_limits_in(place.path, &dirs);
+        if !is_whole && limits.is_empty() {
+            groups.hide(place.path, HiddenFact::OuterIoLimits);
+        }
+        groups.io_limits.extend(limits);
+    }
+
+    fn io_limits_in(&mut self, path: &str, dirs: &CgroupDirs) -> Vec<IoLimit> {
         /// Key in io.max (v2), and file of the same limit (v1).
         const LIMITS: [(&str, &str); 4] = [
             ("riops", "blkio.throttle.read_iops_device"),
@@ -296,8 +461,6 @@ impl System {
             ("rbps", "blkio.throttle.read_bps_device"),
             ("wbps", "blkio.throttle.write_bps_device"),
         ];
-        let v1 = self.mounts.cgroup_dirs("blkio", membership);
-        let v2 = self.mounts.cgroup_dirs("io", membership);
         let mut by_device: BTreeMap<String, [Option<u64>; 4]> = BTreeMap::new();
         let mut add = |device: &str, limit: usize, value: u64| {
             if by_device.contains_key(device) || by_device.len() < MAX_DEVICES {
@@ -305,23 +468,24 @@ impl System {
                 limits[limit] = Some(limits[limit].map_or(value, |known| known.min(value)));
             }
         };
-        for dir in v2.into_iter().flat_map(|dirs| dirs.dirs) {
-            for (device, values) in self
-                .text(&dir, "io.max")
-                .iter()
-                .flat_map(|text| io_max(text))
-            {
-                for (key, value) in values {
-                    if let Some(limit) = LIMITS.iter().position(|(name, _)| *name == key) {
-                        add(&device, limit, value);
+        for dir in &dirs.dirs {
+            if dirs.unified {
+                for (device, values) in self
+                    .text(dir, "io.max")
+                    .iter()
+                    .flat_map(|text| io_max(text))
+                {
+                    for (key, value) in values {
+                        if let Some(limit) = LIMITS.iter().position(|(name, _)| *name == key) {
+                            add(&device, limit, value);
+                        }
                     }
                 }
+                continue;
             }
-        }
-        for dir in v1.into_iter().flat_map(|dirs| dirs.dirs) {
             for (limit, (_, file)) in LIMITS.iter().enumerate() {
                 // A line per device: `8:0 1048576`.
-                for line in self.text(&dir, file).iter().flat_map(|text| text.lines()) {
+                for line in self.text(dir, file).iter().flat_map(|text| text.lines()) {
                     if let Some((device, value)) = line.split_once(' ')
                         && let Ok(value) = value.trim().parse()
                     {
@@ -386,6 +550,56 @@ impl System {
     fn stall(&mut self, path: &Path) -> Option<Stall> {
         stall(&self.files.text(path)?)
     }
+}
+
+impl Groups {
+    fn hide(&mut self, cgroup: &str, fact: HiddenFact) {
+        self.hidden.push(Hidden {
+            cgroup: cgroup.to_owned(),
+            fact,
+        });
+    }
+}
+
+impl Place<'_> {
+    /// Whether the process can be subject to this controller: the kernel may be built without it.
+    fn may_have(self, controller: Controller) -> bool {
+        self.kernel
+            .is_none_or(|kernel| !kernel.chain(controller).is_empty())
+    }
+}
+
+/// The control groups of the first process of each target, from the kernel's structures, by pid.
+fn kernel_groups(
+    scanner: &mut Scanner,
+    processes: &Processes,
+) -> Result<HashMap<u32, KernelGroups>> {
+    let mut groups = BTreeSet::new();
+    // Each group once, as in `System::read`.
+    let targets = processes.targets().iter();
+    let pids: BTreeSet<u32> = targets
+        .filter_map(|target| Some((target.cgroup.as_deref()?, target.pid)))
+        .filter_map(|(group, pid)| groups.insert(group).then_some(pid))
+        .take(MAX_GROUPS)
+        .collect();
+    let mut found: HashMap<u32, KernelGroups> = HashMap::new();
+    let all: Vec<u32> = pids.iter().copied().collect();
+    scanner.scan_cgroups(&all, &mut |record| {
+        if let Record::Cgroup(record) = record
+            && let Some(pid) = processes.watched_pid(record.header.tgid)
+            && pids.contains(&pid)
+        {
+            found.entry(pid).or_default().add(record);
+        }
+    })?;
+    Ok(found)
+}
+
+/// Whether the agent is in the initial namespace of this kind, whose inode number is fixed.
+fn is_initial_namespace(kind: &str, inode: u64) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let namespace = fs::metadata(format!("/proc/self/ns/{kind}"));
+    namespace.is_ok_and(|namespace| namespace.ino() == inode)
 }
 
 impl Files {

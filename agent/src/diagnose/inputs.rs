@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     queue::{Kind, QueueKey, Reading, Readings, Targets},
-    sample::{Cgroup, CpuUser, IoLimit, Refaults, Sample, Target, TargetId},
+    sample::{Cgroup, CpuUser, Hidden, HiddenFact, IoLimit, Refaults, Sample, Target, TargetId},
 };
 
 /// A turn of an event loop that keeps others waiting, ns: far above the few milliseconds of a healthy turn.
@@ -63,6 +63,7 @@ pub(super) struct Inputs {
     cpu_users_ns: Option<u64>,
     cgroups: HashMap<String, Cgroup>,
     io_limits: Vec<IoLimit>,
+    hidden: Vec<Hidden>,
     /// Pages read again by each control group: when they were counted, CLOCK_MONOTONIC, ns.
     refaults: HashMap<String, VecDeque<(u64, Refaults)>>,
     /// When each service was last seen to call each address, CLOCK_MONOTONIC, ns.
@@ -203,6 +204,7 @@ impl Inputs {
             let entry = |group: &Cgroup| (group.path.clone(), group.clone());
             self.cgroups = sample.cgroups.iter().map(entry).collect();
             self.io_limits.clone_from(&sample.io_limits);
+            self.hidden.clone_from(&sample.hidden);
             self.read_refaults(sample);
         }
     }
@@ -337,6 +339,19 @@ impl Inputs {
         let refaults = last.refaults.saturating_sub(first.refaults) as f64;
         let pages = last.pages.saturating_sub(first.pages) as f64;
         (seconds >= 1.0).then(|| (refaults / seconds, refaults / pages.max(1.0)))
+    }
+
+    /// Whether the agent cannot see this fact of a service's control group.
+    pub(super) fn is_hidden(&self, target: &Target, fact: HiddenFact) -> bool {
+        let group = target.cgroup.as_deref().unwrap_or_default();
+        let mut hidden = self.hidden.iter();
+        hidden.any(|hidden| hidden.fact == fact && hidden.cgroup == group)
+    }
+
+    /// Whether the agent sees no processes outside its pid namespace.
+    pub(super) fn hides_processes(&self) -> bool {
+        let mut hidden = self.hidden.iter();
+        hidden.any(|hidden| hidden.fact == HiddenFact::Processes)
     }
 
     /// The I/O limits of a service's control group, one per device.

@@ -275,14 +275,30 @@ impl<'a> Btf<'a> {
 
     /// Whether the enum of this name has this enumerator.
     pub fn has_enumerator(&self, name: &str, enumerator: &str) -> bool {
+        self.enumerator(name, enumerator).is_some()
+    }
+
+    /// The value of an enumerator of the enum of this name.
+    pub fn enumerator(&self, name: &str, enumerator: &str) -> Option<u32> {
         let enums = (1..self.starts.len() as u32).filter_map(|id| self.get(id));
         let mut enums = enums
             .filter(|head| head.kind == Kind::Enum && self.string(head.name) == name.as_bytes());
-        enums.any(|head| {
-            let mut names =
-                (0..head.vlen).map_while(|index| read_u32(self.types, head.body + index * 8));
-            names.any(|name| self.string(name) == enumerator.as_bytes())
+        enums.find_map(|head| {
+            let mut places = (0..head.vlen).map(|index| head.body + index * 8);
+            let place = places.find(|at| {
+                read_u32(self.types, *at)
+                    .is_some_and(|name| self.string(name) == enumerator.as_bytes())
+            })?;
+            read_u32(self.types, place + 4)
         })
+    }
+
+    /// Whether the field at `path` exists and is a pointer.
+    pub fn is_pointer(&self, container: StructId, path: &str) -> bool {
+        let field = self.field(container, path);
+        let id = field.and_then(|field| self.strip_modifiers(field.type_id));
+        id.and_then(|id| self.get(id))
+            .is_some_and(|head| head.kind == Kind::Ptr)
     }
 
     /// Bit offset and type of the member `name` of a struct or union, including those of anonymous members.

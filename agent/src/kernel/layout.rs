@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use tailback_ebpf::{ABSENT, Helpers, Layout, Types};
+use tailback_ebpf::{ABSENT, Controllers, Helpers, Layout, Types};
 
 use super::btf::{Btf, StructId};
 
@@ -78,6 +78,17 @@ features! {
     OnCpu = "distinguishing running threads from runnable ones", without: "a running thread counts as waiting for a CPU";
     /// Scans that visit a process once instead of each of its files and threads.
     BatchedScans = "batched scans", without: "each file and thread is visited separately, which costs more CPU if there are many";
+    /// The control groups of a process, whatever the agent sees of their files.
+    Cgroups = "control groups of each process",
+        without: "limits are read from mounted control groups alone: without such a mount they are unknown";
+    /// CPU quotas from the scheduler's structures.
+    CpuQuotas = "CPU quotas", without: "quotas are read from mounted control groups alone: without such a mount they are unknown";
+    /// Memory limits from the structures of the memory controller.
+    MemoryLimits = "memory limits",
+        without: "memory limits are read from mounted control groups alone: without such a mount they are unknown";
+    /// Pressure stall information of a control group.
+    Stalls = "stall times of control groups",
+        without: "stall times are read from mounted control groups alone: without such a mount they are unknown";
     /// The system call that a thread is blocked in.
     Syscalls = "system calls that threads are blocked in", without: "workers, eventloop, lock and disk are not shown";
 }
@@ -134,6 +145,33 @@ const ROWS: &[Row] = rows! {
     Syscalls regs_arg1 = "pt_regs": "si";
     Syscalls regs_arg2 = "pt_regs": "dx";
     Syscalls regs_arg3 = "pt_regs": "r10";
+    Cgroups task_cgroups = "task_struct": "cgroups";
+    Cgroups css_set_subsys = "css_set": "subsys";
+    Cgroups css_set_unified = "css_set": "dfl_cgrp";
+    Cgroups css_cgroup = "cgroup_subsys_state": "cgroup";
+    Cgroups css_parent = "cgroup_subsys_state": "parent";
+    Cgroups cgroup_self = "cgroup": "self";
+    Cgroups cgroup_kn = "cgroup": "kn";
+    Cgroups cgroup_root = "cgroup": "root";
+    Cgroups root_hierarchy = "cgroup_root": "hierarchy_id";
+    Cgroups kn_id = "kernfs_node": "id";
+    Cgroups kn_name = "kernfs_node": "name";
+    // Absent without CONFIG_CFS_BANDWIDTH.
+    CpuQuotas group_css = "task_group": "css";
+    CpuQuotas group_period = "task_group": "cfs_bandwidth.period";
+    CpuQuotas group_quota = "task_group": "cfs_bandwidth.quota";
+    CpuQuotas group_nr_throttled = "task_group": "cfs_bandwidth.nr_throttled";
+    CpuQuotas group_throttled_time = "task_group": "cfs_bandwidth.throttled_time";
+    // Absent without CONFIG_MEMCG.
+    MemoryLimits memcg_css = "mem_cgroup": "css";
+    MemoryLimits memcg_usage = "mem_cgroup": "memory.usage.counter";
+    MemoryLimits memcg_max = "mem_cgroup": "memory.max";
+    MemoryLimits memcg_high = "mem_cgroup": "memory.high";
+    MemoryLimits memcg_failcnt = "mem_cgroup": "memory.failcnt";
+    MemoryLimits memcg_events = "mem_cgroup": "memory_events";
+    // Absent without CONFIG_PSI.
+    Stalls cgroup_psi = "cgroup": "psi";
+    Stalls psi_total = "psi_group": "total";
     FileLimit task_signal = "task_struct": "signal";
     FileLimit signal_rlim = "signal_struct": "rlim";
     BatchedScans task_thread_node = "task_struct": "thread_node";
@@ -271,6 +309,8 @@ pub struct Resolved {
     pub helpers: Helpers,
     /// BTF ids of the types that batched scans cast to.
     pub types: Types,
+    /// Where the controllers of control groups are.
+    pub controllers: Controllers,
     /// BTF id of the kfunc `bpf_rdonly_cast` (6.2).
     pub cast: Option<u32>,
     /// Missing fields, in the order of the table.
@@ -331,6 +371,23 @@ fn types(btf: &Btf<'_>) -> Types {
     }
 }
 
+fn controllers(btf: &Btf<'_>) -> Controllers {
+    let index = |name| {
+        btf.enumerator("cgroup_subsys_id", name)
+            // The kernel has at most 16 controllers (`CGROUP_SUBSYS_COUNT`, include/linux/cgroup-defs.h).
+            .filter(|index| *index <= 16)
+            .unwrap_or(ABSENT)
+    };
+    let cgroup = btf.structs(&["cgroup"])[0];
+    let is_pointer = cgroup.is_some_and(|cgroup| btf.is_pointer(cgroup, "psi"));
+    Controllers {
+        cpu: index("cpu_cgrp_id"),
+        memory: index("memory_cgrp_id"),
+        io: index("io_cgrp_id"),
+        psi_is_pointer: u32::from(is_pointer),
+    }
+}
+
 /// Resolves every field in `btf`.
 pub fn resolve(btf: &Btf<'_>) -> Resolved {
     resolve_without(btf, &[])
@@ -371,6 +428,7 @@ pub fn resolve_without(btf: &Btf<'_>, hidden: &[&str]) -> Resolved {
         layout,
         helpers: helpers(btf),
         types: types(btf),
+        controllers: controllers(btf),
         cast: btf.function("bpf_rdonly_cast"),
         missing,
     };

@@ -4,10 +4,11 @@
 use std::io;
 
 use tailback_ebpf::{
-    CpuRecord, EpollRecord, Header, HolderRecord, KIND_CPU, KIND_EPOLL, KIND_HOLDER, KIND_LISTENER,
-    KIND_OPERATIONS, KIND_PEER, KIND_PIPE, KIND_PROCESS, KIND_RING, KIND_SOCKET, KIND_THREAD,
-    KIND_UDP, KIND_UNIX, KIND_WAIT, ListenerRecord, OperationsRecord, PeerRecord, PipeRecord,
-    ProcessRecord, RingRecord, SocketRecord, ThreadRecord, UdpRecord, UnixRecord, WaitRecord,
+    CgroupRecord, CpuRecord, EpollRecord, Header, HolderRecord, KIND_CGROUP, KIND_CPU, KIND_EPOLL,
+    KIND_HOLDER, KIND_LISTENER, KIND_OPERATIONS, KIND_PEER, KIND_PIPE, KIND_PROCESS, KIND_RING,
+    KIND_SOCKET, KIND_THREAD, KIND_UDP, KIND_UNIX, KIND_WAIT, ListenerRecord, OperationsRecord,
+    PeerRecord, PipeRecord, ProcessRecord, RingRecord, SocketRecord, ThreadRecord, UdpRecord,
+    UnixRecord, WaitRecord,
 };
 
 /// One record of a scan.
@@ -41,6 +42,8 @@ pub enum Record<'a> {
     Thread(&'a ThreadRecord),
     /// A process on the host.
     Process(&'a ProcessRecord),
+    /// A control group of a target's process, or a parent of it.
+    Cgroup(&'a CgroupRecord),
 }
 
 /// Splits what one read returned into records. The kernel never splits a record, so a partial one is an error, as is an
@@ -70,6 +73,7 @@ pub fn decode(mut bytes: &[u8], visit: &mut dyn FnMut(Record<'_>)) -> io::Result
             KIND_PEER => prefix(record).map(|record| visit(Record::Peer(&record))),
             KIND_OPERATIONS => prefix(record).map(|record| visit(Record::Operations(&record))),
             KIND_THREAD => prefix(record).map(|record| visit(Record::Thread(&record))),
+            KIND_CGROUP => prefix(record).map(|record| visit(Record::Cgroup(&record))),
             KIND_PROCESS => prefix(record).map(|record| visit(Record::Process(&record))),
             _ => None,
         };

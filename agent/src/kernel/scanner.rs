@@ -412,6 +412,27 @@ impl Scanner {
             .context("cannot scan the threads of the host")
     }
 
+    /// Reports the control groups of these watched processes, by their pids in the agent's namespace, and the parents of those
+    /// groups. Where iterators cannot be bound, those of all watched processes.
+    pub fn scan_cgroups(&mut self, pids: &[u32], visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
+        if self.capabilities.cgroups.is_err() || pids.is_empty() {
+            return Ok(());
+        }
+        let overs: Vec<IterScope> = if self.capabilities.bound_to_process.is_ok() {
+            pids.iter().copied().map(IterScope::Thread).collect()
+        } else {
+            vec![IterScope::All]
+        };
+        for over in overs {
+            let Some(link) = self.link("cgroups", over)? else {
+                continue;
+            };
+            unless_gone(run(&link, &mut self.buffer, visit))
+                .context("cannot scan control groups")?;
+        }
+        Ok(())
+    }
+
     /// Reports every process on the host.
     pub fn scan_processes(&mut self, visit: &mut dyn FnMut(Record<'_>)) -> Result<()> {
         run(&self.processes, &mut self.buffer, visit).context("cannot scan processes")

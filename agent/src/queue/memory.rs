@@ -8,7 +8,7 @@ use crate::hash::HashMap;
 use std::collections::VecDeque;
 
 use super::{Kind, QueueId, Reading, STALL_SHARE, Sink, Source, Targets, starvation::stall_share};
-use crate::sample::{Cgroup, Machine, Sample, Stall};
+use crate::sample::{Cgroup, HiddenFact, Machine, Sample, Stall};
 
 /// Window over which the stall share is measured, ns. Occasional reclaim does no harm.
 const STALL_WINDOW_NS: u64 = 5_000_000_000;
@@ -82,6 +82,10 @@ impl Source for Memory {
             {
                 let id = QueueId::Cgroup(group.path.as_str().into());
                 sink.put(target.id, Kind::Memory, &id, reading);
+            } else if sample.hidden.iter().any(|hidden| {
+                hidden.fact == HiddenFact::MemoryLimit && Some(&hidden.cgroup) == path
+            }) {
+                // The machine's memory says nothing about a limit that is not seen.
             } else if let Some(machine) = &sample.machine {
                 let reading = unlimited(machine, self.machine.increase, increase);
                 sink.put(target.id, Kind::Memory, &QueueId::Machine, reading);
@@ -141,7 +145,9 @@ fn limited(group: &Cgroup, increase: Increase) -> Option<Reading> {
     let hits = increase.limit_hits.unwrap_or(0);
     let fill = match increase.stall_share {
         Some(share) => Some(as_fill(share)),
-        None => (hits > 0 && used >= SHORT_GROUP_USED).then_some(used.min(0.99)),
+        // Where the page cache is not known, it may be all that fills the group.
+        None => (hits > 0 && used >= SHORT_GROUP_USED && group.reclaimable.is_some())
+            .then_some(used.min(0.99)),
     };
     let mut extra = vec![("used_share", used)];
     extra.extend(increase.stall_share.map(|share| (STALL_SHARE, share)));
@@ -190,7 +196,7 @@ fn as_fill(stall_share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::super::{Kind, Model, Reading};
-    use crate::sample::{Cgroup, Machine, Sample, Scans, Stall, Target};
+    use crate::sample::{Cgroup, Hidden, HiddenFact, Machine, Sample, Scans, Stall, Target};
 
     const SECOND: u64 = 1_000_000_000;
     const GIB: u64 = 1 << 30;
@@ -226,6 +232,39 @@ mod tests {
             );
         }
         out
+    }
+
+    #[test]
+    fn the_machine_does_not_stand_for_a_limit_that_is_hidden() {
+        let hidden = Hidden {
+            cgroup: "/svc".to_owned(),
+            fact: HiddenFact::MemoryLimit,
+        };
+        let target = Target {
+            id: 1,
+            tgids: vec![10],
+            cgroup: Some("/svc".to_owned()),
+            ..Target::default()
+        };
+        let mut sample = Sample {
+            mono_ns: SECOND,
+            targets: Some(vec![target]),
+            machine: Some(Machine {
+                memory: GIB,
+                ..Machine::default()
+            }),
+            hidden: vec![hidden],
+            ..Sample::default()
+        };
+        sample.scans.system = true;
+        let has_memory = |sample: &Sample| {
+            let readings = Model::default().read(sample);
+            let mut queues = readings.queues.into_iter();
+            queues.any(|(key, _)| key.kind == Kind::Memory)
+        };
+        assert!(!has_memory(&sample));
+        sample.hidden.clear();
+        assert!(has_memory(&sample));
     }
 
     fn stall(ns: u64) -> Option<Stall> {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use super::{Reading, Targets};
 use crate::{
-    sample::{Cgroup, CpuUser, Machine, Sample, Stall, Target, TargetId},
+    sample::{Cgroup, CpuUser, Hidden, HiddenFact, Machine, Sample, Stall, Target, TargetId},
     text::harmless,
 };
 
@@ -123,7 +123,12 @@ impl Starvation {
             let Some(elapsed_ns) = elapsed_ns else {
                 continue;
             };
-            let throttled_ns = throttled(before, now);
+            let is_hidden = path.is_some_and(|path| {
+                let ours = |hidden: &&Hidden| hidden.cgroup == *path;
+                let mut hidden = sample.hidden.iter().filter(ours);
+                hidden.any(|hidden| hidden.fact == HiddenFact::CpuQuota)
+            });
+            let throttled_ns = throttled(before, now).filter(|_| !is_hidden);
             let quota = throttled_ns.and_then(|ns| quota_share(ns, time, target.cpus, elapsed_ns));
             let system = System {
                 quota,

@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Epoll, IoLimit, LocalPorts, LockWait, OnAccelerator, Refaults, Sample};
+use super::{Epoll, Hidden, IoLimit, LocalPorts, LockWait, OnAccelerator, Refaults, Sample};
 
 const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
 /// Incremented whenever [`Sample`] changes: postcard is not self-describing.
@@ -53,6 +53,12 @@ struct AppendedNext<OnAccelerator, LocalPorts, IoLimits, Refaults> {
 #[derive(Serialize, Deserialize)]
 struct AppendedLast<Epolls> {
     epolls: Epolls,
+}
+
+/// See [`Appended`].
+#[derive(Serialize, Deserialize)]
+struct AppendedHidden<Hidden> {
+    hidden: Hidden,
 }
 
 /// Writes samples.
@@ -102,7 +108,8 @@ impl<W: Write> Writer<W> {
             || sample.local_ports.is_some()
             || !sample.io_limits.is_empty()
             || !sample.refaults.is_empty()
-            || !sample.epolls.is_empty();
+            || !sample.epolls.is_empty()
+            || !sample.hidden.is_empty();
         if sample.lock_waits.is_some() || has_next {
             let appended = Appended {
                 lock_waits: &sample.lock_waits,
@@ -118,9 +125,15 @@ impl<W: Write> Writer<W> {
             };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
-        if !sample.epolls.is_empty() {
+        if !sample.epolls.is_empty() || !sample.hidden.is_empty() {
             let appended = AppendedLast {
                 epolls: &sample.epolls,
+            };
+            encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
+        }
+        if !sample.hidden.is_empty() {
+            let appended = AppendedHidden {
+                hidden: &sample.hidden,
             };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
@@ -279,9 +292,15 @@ impl<R: Read> Reader<R> {
             sample.refaults = appended.refaults;
         }
         if !rest.is_empty() {
-            let decoded = postcard::from_bytes::<AppendedLast<Vec<Epoll>>>(rest);
-            let appended = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
+            let decoded = postcard::take_from_bytes::<AppendedLast<Vec<Epoll>>>(rest);
+            let (appended, next) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
             sample.epolls = appended.epolls;
+            rest = next;
+        }
+        if !rest.is_empty() {
+            let appended: AppendedHidden<Vec<Hidden>> =
+                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            sample.hidden = appended.hidden;
         }
         if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
             return Err(self.corrupt("a time is out of range"));
@@ -347,7 +366,7 @@ impl<R: Read> Reader<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::{Accelerator, LockHolder, SharedLock};
+    use crate::sample::{Accelerator, HiddenFact, LockHolder, SharedLock};
 
     fn recording(samples: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -434,26 +453,33 @@ mod tests {
             ready: 12,
             more: false,
         };
+        let quota = Hidden {
+            cgroup: "/a".to_owned(),
+            fact: HiddenFact::CpuQuota,
+        };
         let samples = [
-            (None, vec![], None, vec![]),
-            (Some(vec![wait.clone()]), vec![], None, vec![]),
-            (None, vec![spins], None, vec![]),
-            (None, vec![], None, vec![epoll]),
+            (None, vec![], None, vec![], vec![]),
+            (Some(vec![wait.clone()]), vec![], None, vec![], vec![]),
+            (None, vec![spins], None, vec![], vec![]),
+            (None, vec![], None, vec![epoll], vec![]),
             (
                 Some(vec![wait]),
                 vec![spins],
                 Some(vec![ports]),
                 vec![epoll],
+                vec![quota.clone()],
             ),
-            (None, vec![], Some(vec![]), vec![]),
-            (None, vec![], None, vec![]),
+            (None, vec![], Some(vec![]), vec![], vec![]),
+            (None, vec![], None, vec![], vec![quota]),
+            (None, vec![], None, vec![], vec![]),
         ];
-        for (lock_waits, on_accelerator, local_ports, epolls) in samples.clone() {
+        for (lock_waits, on_accelerator, local_ports, epolls, hidden) in samples.clone() {
             let sample = Sample {
                 lock_waits,
                 on_accelerator,
                 local_ports,
                 epolls,
+                hidden,
                 ..Sample::default()
             };
             writer.add(&sample).unwrap();
@@ -467,6 +493,7 @@ mod tests {
                 sample.on_accelerator,
                 sample.local_ports,
                 sample.epolls,
+                sample.hidden,
             );
             assert_eq!(read, expected);
         }

@@ -62,6 +62,29 @@ pub struct Refaults {
     pub pages: u64,
 }
 
+/// What the agent cannot see from where it runs. Not seen is not the same as absent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hidden {
+    /// The control group whose fact it is, as in `Target::cgroup`; empty if it concerns all.
+    pub cgroup: String,
+    pub fact: HiddenFact,
+}
+
+/// A fact that can be hidden.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HiddenFact {
+    /// The CPU quota of a control group.
+    CpuQuota,
+    /// Its memory limit.
+    MemoryLimit,
+    /// Its I/O limits.
+    IoLimits,
+    /// The I/O limits of the groups around it; it has none itself.
+    OuterIoLimits,
+    /// Processes outside the agent's pid namespace.
+    Processes,
+}
+
 /// The whole host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {

@@ -17,7 +17,8 @@ mod threads;
 
 pub use accelerators::{Accelerator, OnAccelerator};
 pub use host::{
-    Cgroup, CpuUser, Holder, IoLimit, Listening, Machine, Network, Peer, Refaults, Stall,
+    Cgroup, CpuUser, Hidden, HiddenFact, Holder, IoLimit, Listening, Machine, Network, Peer,
+    Refaults, Stall,
 };
 pub use local_ports::LocalPorts;
 pub use lock_waits::{LockHolder, LockWait, SharedLock};
@@ -101,6 +102,9 @@ pub struct Sample {
     /// Epoll instances of the targets whose ready files could be counted; in samples with the scan `files`. Recorded likewise.
     #[serde(skip)]
     pub epolls: Vec<Epoll>,
+    /// What the agent cannot see from where it runs; in samples with the scan `system`. Recorded likewise.
+    #[serde(skip)]
+    pub hidden: Vec<Hidden>,
 }
 
 /// Which scans a sample includes. An object that is absent from a sample is gone only if the scan that reports it is included.

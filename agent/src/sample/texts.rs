@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 
 use super::{
-    Cgroup, CpuUser, Detail, Holder, IoLimit, Listening, LockWait, Message, Notice, Peer, Refaults,
-    Sample, SharedLock, Target, Title, Wait,
+    Cgroup, CpuUser, Detail, Hidden, Holder, IoLimit, Listening, LockWait, Message, Notice, Peer,
+    Refaults, Sample, SharedLock, Target, Title, Wait,
 };
 
 /// The type of a text.
@@ -66,6 +66,7 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
         io_limits,
         refaults,
         epolls: _,
+        hidden,
     } = sample;
     for one in targets.iter_mut().flatten() {
         target(one, visit);
@@ -109,6 +110,9 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
         lock_wait(wait, visit);
     }
     for Refaults { cgroup, .. } in refaults {
+        visit(Text::Group, cgroup);
+    }
+    for Hidden { cgroup, fact: _ } in hidden {
         visit(Text::Group, cgroup);
     }
     for IoLimit { cgroup, device, .. } in io_limits {

@@ -31,6 +31,27 @@ pub(super) struct CgroupDirs {
     pub(super) unified: bool,
 }
 
+/// Maximum number of mount points of one hierarchy that are tried.
+const MAX_POINTS: usize = 8;
+
+/// All mount points of a hierarchy in a mountinfo: of the unified one, or of the v1 hierarchy of a controller.
+pub(super) fn points(text: &str, controller: &str, unified: bool) -> Vec<PathBuf> {
+    let lines = text.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut after = after.split(' ');
+        let is_wanted = match after.next()? {
+            "cgroup2" => unified,
+            "cgroup" if !unified => {
+                let options = after.nth(1)?;
+                options.split(',').any(|option| option == controller)
+            }
+            _ => false,
+        };
+        is_wanted.then(|| before.split(' ').nth(4).map(unescape))?
+    });
+    lines.take(MAX_POINTS).collect()
+}
+
 impl Mounts {
     /// Parses /proc/self/mountinfo.
     pub(super) fn parse(text: &str) -> Self {

@@ -1,7 +1,7 @@
 use std::{fs, path::PathBuf};
 
 use super::{
-    mounts::{CgroupDirs, Mounts},
+    mounts::{CgroupDirs, Mounts, points},
     *,
 };
 
@@ -56,6 +56,7 @@ fn each_controller_is_found_in_its_hierarchy() {
 #[test]
 fn a_cgroup_outside_the_mounted_hierarchy_has_no_directories() {
     let mounts = Mounts::parse(V2);
+    // In a container: which group the mount point is cannot be derived from paths.
     assert_eq!(mounts.unified_dirs("0::/../other\n"), None);
     assert_eq!(mounts.unified_dirs("0::/a/../../etc\n"), None);
     assert_eq!(mounts.unified_dirs("12:pids:/x\n"), None);
@@ -125,10 +126,37 @@ impl Drop for Tree {
 fn system(mountinfo: &str) -> System {
     System {
         mounts: Mounts::parse(mountinfo),
+        sees_roots: true,
+        sees_processes: true,
         files: Files::default(),
+        reach: Reach::default(),
         left_out: 0,
         cpus: 0,
     }
+}
+
+fn place<'a>(path: &'a str, membership: &'a str) -> Place<'a> {
+    Place {
+        path,
+        pid: std::process::id(),
+        membership,
+        kernel: None,
+    }
+}
+
+/// What is read of one group, from files alone.
+fn group(system: &mut System, path: &str, membership: &str) -> (Cgroup, Option<Refaults>) {
+    let mut groups = Groups::default();
+    system.group(place(path, membership), &mut groups);
+    assert_eq!(groups.hidden, []);
+    (groups.cgroups.remove(0), groups.refaults.pop())
+}
+
+fn io_limits(mountinfo: &str, path: &str, membership: &str) -> Vec<IoLimit> {
+    let mut groups = Groups::default();
+    system(mountinfo).io_limits(place(path, membership), &mut groups);
+    assert_eq!(groups.hidden, []);
+    groups.io_limits
 }
 
 #[test]
@@ -155,7 +183,7 @@ fn the_lowest_quota_and_limit_of_a_cgroup_and_its_parents_apply() {
         ],
     );
     let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
-    let (group, _) = system(&mountinfo).group("/pod/a", "0::/pod/a\n");
+    let (group, _) = group(&mut system(&mountinfo), "/pod/a", "0::/pod/a\n");
     let expected = Cgroup {
         path: "/pod/a".to_owned(),
         quota_millicpus: Some(1500),
@@ -208,7 +236,7 @@ fn cgroup_v1_provides_the_same_values() {
         })
         .concat();
     let membership = "3:memory:/m\n2:cpuacct:/q\n1:cpu:/q\n0::/\n";
-    let (group, _) = system(&mounts).group("/q", membership);
+    let (group, _) = group(&mut system(&mounts), "/q", membership);
     let expected = Cgroup {
         path: "/q".to_owned(),
         quota_millicpus: Some(500),
@@ -231,13 +259,17 @@ fn a_removed_cgroup_leaves_no_open_file_and_no_values() {
     let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
     let mut system = system(&mountinfo);
     system.files.poll = 1;
-    assert_eq!(system.group("/a", "0::/a\n").0.memory, Some(5));
+    assert_eq!(group(&mut system, "/a", "0::/a\n").0.memory, Some(5));
     assert_eq!(system.files.open.len(), 1);
     drop(tree);
     system.files.poll = 2;
     system.files.close_unused();
     assert!(system.files.open.is_empty());
-    assert_eq!(system.group("/a", "0::/a\n").0.memory, None);
+    let mut groups = Groups::default();
+    system.group(place("/a", "0::/a\n"), &mut groups);
+    assert_eq!(groups.cgroups[0].memory, None);
+    let hidden: Vec<HiddenFact> = groups.hidden.iter().map(|hidden| hidden.fact).collect();
+    assert_eq!(hidden, [HiddenFact::CpuQuota, HiddenFact::MemoryLimit]);
 }
 
 #[test]
@@ -250,12 +282,12 @@ fn this_machine_and_the_agents_own_cgroup_can_be_read() {
     };
     let targets = [own(1, std::process::id()), own(2, std::process::id())];
     let mut system = System::default();
-    let (groups, machine) = system.read(&targets);
+    let (groups, machine) = system.read(&targets, &HashMap::new());
     assert_eq!(groups.cgroups.len(), 1);
     assert!(machine.cpus >= 1);
     assert!(machine.memory > 0 && machine.memory >= machine.memory_available);
     assert!(machine.busy_ns > 0);
-    let (_, later) = system.read(&[own(3, u32::MAX)]);
+    let (_, later) = system.read(&[own(3, u32::MAX)], &HashMap::new());
     assert!(later.busy_ns >= machine.busy_ns);
     assert_eq!(system.left_out, 0);
 }
@@ -277,7 +309,7 @@ fn memory_high_is_a_limit_if_it_is_the_lowest() {
     );
     let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
     let mut system = system(&mountinfo);
-    let (group, refaults) = system.group("/a", "0::/a\n");
+    let (group, refaults) = group(&mut system, "/a", "0::/a\n");
     let refaults = refaults.unwrap();
     assert_eq!((refaults.refaults, refaults.pages), (9, 12));
     assert_eq!(
@@ -303,7 +335,7 @@ fn io_limits_are_those_of_the_cgroup_and_its_parents() {
         ],
     );
     let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", v2.0.display());
-    let limits = system(&mountinfo).io_limits("/a/b", "0::/a/b\n");
+    let limits = io_limits(&mountinfo, "/a/b", "0::/a/b\n");
     assert_eq!(limits, [expected("/a/b")]);
     let v1 = Tree::new(
         "io1",
@@ -317,6 +349,65 @@ fn io_limits_are_those_of_the_cgroup_and_its_parents() {
         "1 2 0:1 / {}/blkio rw - cgroup cgroup rw,blkio\n",
         v1.0.display()
     );
-    let limits = system(&mountinfo).io_limits("/q", "3:blkio:/a\n0::/\n");
+    let limits = io_limits(&mountinfo, "/q", "3:blkio:/a\n0::/\n");
     assert_eq!(limits, [expected("/q")]);
+}
+
+#[test]
+fn limits_outside_a_container_that_has_none_itself_are_hidden() {
+    let tree = Tree::new(
+        "inside",
+        &[
+            ("a/cpu.max", "max 100000\n"),
+            ("a/memory.max", "max\n"),
+            ("a/io.max", ""),
+            ("b/cpu.max", "50000 100000\n"),
+        ],
+    );
+    let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
+    let mut system = system(&mountinfo);
+    // In a private cgroup namespace.
+    system.sees_roots = false;
+    let facts = |system: &mut System, path, membership| {
+        let mut groups = Groups::default();
+        system.group(place(path, membership), &mut groups);
+        system.io_limits(place(path, membership), &mut groups);
+        let facts = groups.hidden.iter().map(|hidden| hidden.fact);
+        (groups.cgroups[0].quota_millicpus, facts.collect::<Vec<_>>())
+    };
+    let outer = HiddenFact::OuterIoLimits;
+    let (quota, hidden) = facts(&mut system, "/a", "0::/a\n");
+    assert_eq!(quota, None);
+    assert_eq!(
+        hidden,
+        [HiddenFact::CpuQuota, HiddenFact::MemoryLimit, outer]
+    );
+    let (quota, hidden) = facts(&mut system, "/b", "0::/b\n");
+    assert_eq!(quota, Some(500));
+    assert_eq!(hidden, [HiddenFact::MemoryLimit, outer]);
+    let (quota, hidden) = facts(&mut system, "/../c", "0::/../c\n");
+    assert_eq!(quota, None);
+    let all = [
+        HiddenFact::CpuQuota,
+        HiddenFact::MemoryLimit,
+        HiddenFact::IoLimits,
+    ];
+    assert_eq!(hidden, all);
+}
+
+#[test]
+fn mount_points_of_a_hierarchy_are_found_with_all_duplicates() {
+    let text = format!("{HYBRID}{V2}");
+    let found = |controller, unified| {
+        let points = points(&text, controller, unified).into_iter();
+        points
+            .map(|point| point.display().to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        found("", true),
+        ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+    );
+    assert_eq!(found("cpu", false), ["/sys/fs/cgroup/cpu,cpuacct"]);
+    assert_eq!(found("blkio", false), [""; 0]);
 }

@@ -2,7 +2,7 @@
 
 use super::{
     rule::{CauseInfo, Finding},
-    shared::{far_end, pool},
+    shared::{far_end, hidden, pool},
     table::suggested_by,
 };
 use crate::{
@@ -41,11 +41,11 @@ pub(super) fn verdict(case: Case<'_>, found: Option<(&CauseInfo, &Finding)>) -> 
         cause,
         share: finding.and_then(|finding| finding.share),
         confidence: finding.map_or(Confidence::Low, |finding| {
-            confidence(finding, case.samples())
+            confidence(finding, case.samples()).min(hidden::max_confidence(case, cause))
         }),
         runner_up: runner_up(&shares, cause, finding),
         driven_by: case.episode.driven_by,
-        evidence: evidence(case, finding),
+        evidence: evidence(case, cause, finding),
         advice: finding.map_or_else(
             || case.episode.key.kind.advice().to_owned(),
             |finding| finding.advice.clone(),
@@ -101,7 +101,7 @@ fn runner_up(
 }
 
 /// One sentence: the fact that decided, how uneven the listening sockets are, then what each step of the wait chain does.
-fn evidence(case: Case<'_>, finding: Option<&Finding>) -> String {
+fn evidence(case: Case<'_>, cause: Cause, finding: Option<&Finding>) -> String {
     let mut parts: Vec<String> = Vec::new();
     parts.extend(finding.and_then(|finding| finding.fact.clone()));
     parts.extend(case.uneven.map(words::uneven));
@@ -138,6 +138,7 @@ fn evidence(case: Case<'_>, finding: Option<&Finding>) -> String {
         Some(ChainEnd::Cycle) => parts.push("they wait for each other".to_owned()),
         _ => {}
     }
+    parts.extend(hidden::words(case, cause));
     parts.join("; ")
 }
 

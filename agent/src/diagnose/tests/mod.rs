@@ -3,6 +3,7 @@
 mod accelerators;
 mod classify;
 mod explain;
+mod hidden;
 mod listening_sockets;
 mod local_ports;
 mod memory;

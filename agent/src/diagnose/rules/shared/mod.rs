@@ -4,6 +4,7 @@ pub(super) mod capacity;
 pub(super) mod cpu;
 pub(super) mod culprit;
 pub(super) mod far_end;
+pub(super) mod hidden;
 pub(super) mod kept_alive;
 pub(super) mod lock;
 pub(super) mod pool;

@@ -1,6 +1,6 @@
 //! What works on this kernel, and why the rest does not.
 
-use crate::kernel::layout::Resolved;
+use crate::kernel::layout::{Feature, Resolved};
 
 /// Whether a capability works on this kernel; `Err` is the reason for the user.
 pub type Capability = Result<(), String>;
@@ -20,6 +20,8 @@ pub struct Capabilities {
     pub holders: Capability,
     /// CPU time of every thread on the host. Without it the process that starves a target is not named.
     pub cpu_times: Capability,
+    /// Limits from the kernel's structures. Without it they are read from mounted control groups alone.
+    pub cgroups: Capability,
     /// Iterators bound to one process. Without it every scan visits the whole host.
     pub bound_to_process: Capability,
     /// The scan of focused sockets. Without it listeners and busy sockets are seen by the file scan only.
@@ -39,6 +41,13 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// Why limits are not read from the kernel's structures, if they are not.
+    pub fn without_cgroups(&self) -> Option<String> {
+        let missing = self.fields.missing_for(Feature::Cgroups);
+        let missing = missing.map(ToString::to_string);
+        missing.or_else(|| self.cgroups.clone().err())
+    }
+
     /// Scans that this kernel should run but does not, with the reason. `tailback doctor` shows the optional rest.
     pub fn failed_scans(&self) -> Vec<(&'static str, &str)> {
         let scans = [
@@ -50,6 +59,7 @@ impl Capabilities {
                 &self.holders,
             ),
             ("CPU time of all threads", &self.cpu_times),
+            ("limits of control groups", &self.cgroups),
         ];
         let failed = scans.into_iter().filter_map(|(scan, capability)| {
             let reason = capability.as_ref().err()?;

@@ -1,7 +1,7 @@
 //! The eBPF object while its programs are being loaded.
 
 use aya::{Ebpf, EbpfLoader, maps::Map, programs::Iter};
-use tailback_ebpf::{Helpers, Layout, Types};
+use tailback_ebpf::{Controllers, Helpers, Layout, Types};
 
 use super::Capability;
 use crate::kernel::{
@@ -30,6 +30,12 @@ struct HelpersPod(Helpers);
 // SAFETY: `Helpers` is plain old data (bytemuck checks it).
 unsafe impl aya::Pod for HelpersPod {}
 
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct ControllersPod(Controllers);
+// SAFETY: `Controllers` is plain old data (bytemuck checks it).
+unsafe impl aya::Pod for ControllersPod {}
+
 /// The object with its maps created, while its programs are being loaded.
 pub(super) struct Object {
     pub(super) ebpf: Ebpf,
@@ -50,6 +56,7 @@ impl Object {
         let layout = LayoutPod(fields.layout);
         let helpers = HelpersPod(fields.helpers);
         let types = TypesPod(fields.types);
+        let controllers = ControllersPod(fields.controllers);
         let log_level = log::level(log_bpf);
         let mut loader = EbpfLoader::new();
         loader
@@ -57,6 +64,7 @@ impl Object {
             .override_global("LAYOUT", &layout, true)
             .override_global("HELPERS", &helpers, true)
             .override_global("TYPES", &types, true)
+            .override_global("CONTROLLERS", &controllers, true)
             .override_global(log::LEVEL_GLOBAL, &log_level, true);
         if !log_bpf {
             // Every map of the object is created; aya rounds this one up to a page.

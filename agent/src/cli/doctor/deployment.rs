@@ -1,0 +1,448 @@
+//! What the place where the agent runs gives it: capabilities, namespaces, /proc, BTF, control groups. Each remedy is written for
+//! Kubernetes and for podman.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+};
+
+use super::Check;
+use crate::{
+    collect::{Budget, Collector},
+    kernel::scanner::{BTF_PATH, Scanner},
+    sample::{Hidden, HiddenFact},
+    target::{Selector, Spec},
+    text::harmless,
+};
+
+/// A capability: its name as Kubernetes and podman write it, and its number in include/uapi/linux/capability.h.
+type Capability = (&'static str, u32);
+
+/// Without one of these the agent does not work.
+const REQUIRED: [Capability; 3] = [("SYS_PTRACE", 19), ("PERFMON", 38), ("BPF", 39)];
+const DAC_OVERRIDE: u32 = 1;
+const DAC_READ_SEARCH: u32 = 2;
+const SETUID: u32 = 7;
+/// It stands for those that were split off from it.
+const SYS_ADMIN: u32 = 21;
+const FIRST_SPLIT_OFF: u32 = 38;
+/// `PROC_USER_INIT_INO` and `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
+const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
+const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
+/// Files of /proc that describe the machine, and that a container runtime may mask or replace.
+const MACHINE_FILES: [&str; 7] = [
+    "stat",
+    "meminfo",
+    "vmstat",
+    "locks",
+    "pressure/cpu",
+    "pressure/memory",
+    "pressure/io",
+];
+/// Maximum number of control groups that a line names.
+const MAX_NAMED: usize = 3;
+
+/// The checks that need no eBPF program.
+pub(super) fn environment() -> Vec<Check> {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map(|release| release.trim().to_owned())
+        .map_err(|error| format!("cannot read /proc: {error}"));
+    let btf = fs::metadata(BTF_PATH)
+        .map(|metadata| format!("{BTF_PATH}, {:.1} MB", metadata.len() as f64 / 1e6))
+        .map_err(|error| format!("{BTF_PATH}: {error}"));
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let held = Held::parse(&status);
+    let missing = held.missing(&REQUIRED);
+    vec![
+        Check {
+            name: "kernel",
+            state: kernel,
+            cost: "-",
+            remedy: "mount /proc".into(),
+            required: true,
+        },
+        Check {
+            name: "BTF",
+            state: btf,
+            cost: "nothing can be watched: the offsets of kernel fields are unknown",
+            remedy: "a kernel built with CONFIG_DEBUG_INFO_BTF=y (Debian 11, Ubuntu 20.10, RHEL 8.2 and later have it); in a container \
+                     without /sys, mount it: `volumes: [{name: btf, hostPath: {path: /sys/kernel/btf}}]` with `volumeMounts: [{name: btf, \
+                     mountPath: /sys/kernel/btf, readOnly: true}]`; podman: `--volume /sys/kernel/btf:/sys/kernel/btf:ro`"
+                .into(),
+            required: true,
+        },
+        Check {
+            name: "capabilities",
+            state: held.required(),
+            cost: "programs do not load, or /proc hides other users' processes",
+            remedy: format!(
+                "root, or setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep on the binary; {}",
+                to_add(if missing.is_empty() {
+                    &["BPF", "PERFMON", "SYS_PTRACE"]
+                } else {
+                    &missing
+                })
+            )
+            .into(),
+            required: true,
+        },
+        Check {
+            name: "files of other users",
+            state: held.reads_others(),
+            cost: "environment and logs of other users' services are not read: names from OTEL_SERVICE_NAME, and log evidence",
+            remedy: to_add(&["DAC_READ_SEARCH"]).into(),
+            required: false,
+        },
+        Check {
+            name: "user of the adapter process",
+            state: held.drops_to_nobody(&status),
+            cost: "the adapter process does not start: consumers get no signal",
+            remedy: format!("{}; or run the agent as another user", to_add(&["SETUID"])).into(),
+            required: false,
+        },
+        Check {
+            name: "user namespace",
+            state: namespace("user", INITIAL_USER_NAMESPACE, "the initial one"),
+            cost: "capabilities hold in the agent's own user namespace only, and not for eBPF",
+            remedy: "`hostUsers: true` (the default) in the pod's spec; podman: rootful, without --userns".into(),
+            required: false,
+        },
+        processes(),
+        machine_files(),
+    ]
+}
+
+/// The capabilities that the agent holds.
+struct Held(Option<u64>);
+
+impl Held {
+    /// From /proc/self/status.
+    fn parse(status: &str) -> Self {
+        Self(
+            status.lines().find_map(|line| {
+                u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok()
+            }),
+        )
+    }
+
+    fn has(&self, bit: u32) -> bool {
+        let has = |bit: u32| self.0.is_some_and(|held| held >> bit & 1 == 1);
+        has(bit) || bit >= FIRST_SPLIT_OFF && has(SYS_ADMIN)
+    }
+
+    fn missing(&self, wanted: &[Capability]) -> Vec<&'static str> {
+        let missing = wanted.iter().filter(|(_, bit)| !self.has(*bit));
+        missing.map(|(name, _)| *name).collect()
+    }
+
+    fn required(&self) -> Result<String, String> {
+        if self.0.is_none() {
+            return Err("/proc/self/status has no CapEff".to_owned());
+        }
+        let words = |names: Vec<&str>| {
+            let names: Vec<String> = names.iter().map(|name| format!("CAP_{name}")).collect();
+            names.join(", ")
+        };
+        let missing = self.missing(&REQUIRED);
+        if missing.is_empty() {
+            Ok(words(REQUIRED.map(|(name, _)| name).to_vec()))
+        } else {
+            Err(format!("missing {}", words(missing)))
+        }
+    }
+
+    fn reads_others(&self) -> Result<String, String> {
+        if self.has(DAC_READ_SEARCH) || self.has(DAC_OVERRIDE) {
+            Ok("CAP_DAC_READ_SEARCH or CAP_DAC_OVERRIDE".to_owned())
+        } else {
+            Err("missing CAP_DAC_READ_SEARCH".to_owned())
+        }
+    }
+
+    /// The adapter process leaves root (`adapters/privileges.rs`).
+    fn drops_to_nobody(&self, status: &str) -> Result<String, String> {
+        let uid = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1));
+        if uid != Some("0") {
+            Ok("the agent's own".to_owned())
+        } else if self.has(SETUID) {
+            Ok("nobody, by CAP_SETUID".to_owned())
+        } else {
+            Err("missing CAP_SETUID: root cannot become nobody".to_owned())
+        }
+    }
+}
+
+/// How to add capabilities to a container.
+fn to_add(names: &[&str]) -> String {
+    let names = names.join(", ");
+    format!(
+        "`securityContext: {{capabilities: {{add: [{names}]}}}}`; podman: `--cap-add {}`",
+        names.replace(", ", ",")
+    )
+}
+
+fn namespace(kind: &str, initial: u64, words: &str) -> Result<String, String> {
+    match fs::metadata(format!("/proc/self/ns/{kind}")) {
+        Ok(namespace) if namespace.ino() == initial => Ok(words.to_owned()),
+        Ok(_) => Err(format!(
+            "the agent runs in another {kind} namespace than the host"
+        )),
+        Err(error) => Err(format!("/proc/self/ns/{kind}: {error}")),
+    }
+}
+
+/// Whether the processes of the machine are in sight.
+fn processes() -> Check {
+    let state = namespace("pid", INITIAL_PID_NAMESPACE, "all of this machine");
+    let others = others_in_proc();
+    let state = match others {
+        // Kernel threads and the services of the host are there.
+        _ if state.is_ok() => state,
+        0 => Err("the agent sees no process but its own".to_owned()),
+        others => Err(format!(
+            "the agent sees the {others} processes of its pid namespace only"
+        )),
+    };
+    Check {
+        name: "processes",
+        state,
+        cost: "processes elsewhere on this machine are not followed: a wait for one ends at its address, with low confidence if that is local",
+        remedy: "beside one service `shareProcessNamespace: true`, for a node `hostPID: true` in the pod's spec; podman: \
+                 `--pid=container:NAME` or `--pid=host`"
+            .into(),
+        required: others == 0,
+    }
+}
+
+fn others_in_proc() -> usize {
+    let own = std::process::id().to_string();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_other = |name: &str| name != own && name.bytes().all(|byte| byte.is_ascii_digit());
+    let pids = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_other));
+    pids.count()
+}
+
+/// Whether /proc shows what the kernel has.
+fn machine_files() -> Check {
+    let mountinfo = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mut problems = replaced(&String::from_utf8_lossy(&mountinfo));
+    // Pressure files are absent on a kernel without PSI.
+    for file in ["stat", "meminfo", "vmstat"] {
+        let path = format!("/proc/{file}");
+        let is_readable = fs::read(&path).is_ok_and(|bytes| !bytes.is_empty());
+        let is_device = fs::metadata(&path).is_ok_and(|file| file.file_type().is_char_device());
+        if !is_readable || is_device {
+            problems.insert(format!("{path} is hidden"));
+        }
+    }
+    Check {
+        name: "files of /proc",
+        state: if problems.is_empty() {
+            Ok("those of the kernel".to_owned())
+        } else {
+            Err(Vec::from_iter(problems).join(", "))
+        },
+        cost: "CPU, memory and stalls of the machine, and the holders of file locks, are unknown or those of the container",
+        remedy: "mount /proc without subset=pid, and nothing over its files: `securityContext: {procMount: Unmasked}`; podman: \
+                 `--security-opt unmask=ALL`"
+            .into(),
+        required: true,
+    }
+}
+
+/// Files of /proc over which something else is mounted, and what.
+fn replaced(mountinfo: &str) -> BTreeSet<String> {
+    let covers = |point: &str, file: &str| {
+        let below = file.strip_prefix(point);
+        below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let point = before.split(' ').nth(4)?.strip_prefix("/proc/")?;
+        Some((point, after.split(' ').next()?))
+    });
+    // A bind mount of the kernel's own files, to make them read-only, hides nothing.
+    let foreign = mounts.filter(|(_, kind)| *kind != "proc");
+    let files = foreign.flat_map(|(point, kind)| {
+        let files = MACHINE_FILES.iter().filter(move |file| covers(point, file));
+        files.map(move |file| format!("/proc/{file} is covered by {kind}"))
+    });
+    files.collect()
+}
+
+/// The checks that need the loaded programs.
+pub(super) fn visible(scanner: Scanner) -> Vec<Check> {
+    let mut collector = Collector::new(scanner, vec![Spec::from(Selector::All)], Budget::default());
+    let seen = collector.visibility();
+    let (hidden, services) = match &seen {
+        Ok(seen) => (Ok(seen.hidden.as_slice()), seen.services),
+        Err(error) => (Err(format!("{error:#}")), 0),
+    };
+    let limits = |facts: &[(HiddenFact, &str)]| {
+        hidden
+            .clone()
+            .and_then(|hidden| hidden_limits(hidden, facts, services))
+    };
+    let in_proc = match &seen {
+        Ok(seen) if seen.not_in_proc == 0 => Ok(format!("all {}", seen.processes)),
+        Ok(seen) => Err(format!(
+            "/proc does not show {} of {} processes{}",
+            seen.not_in_proc,
+            seen.processes,
+            hidepid()
+        )),
+        Err(error) => Err(format!("{error:#}")),
+    };
+    vec![
+        Check {
+            name: "processes in /proc",
+            state: in_proc,
+            cost: "those services have no name, no control group and no limits",
+            remedy: format!(
+                "mount /proc without hidepid, or {}",
+                to_add(&["SYS_PTRACE", "DAC_READ_SEARCH"])
+            )
+            .into(),
+            required: true,
+        },
+        Check {
+            name: "limits of services",
+            state: limits(&[
+                (HiddenFact::CpuQuota, "CPU quota"),
+                (HiddenFact::MemoryLimit, "memory limit"),
+                (HiddenFact::IoLimits, "I/O limits"),
+            ]),
+            cost: "a throttled service looks busy or starved, and one at its memory or I/O limit like one with a slow disk: such verdicts \
+                   have low confidence",
+            remedy: CGROUP_MOUNT.into(),
+            required: true,
+        },
+        Check {
+            name: "I/O limits around services",
+            state: limits(&[(HiddenFact::OuterIoLimits, "I/O limits around")]),
+            cost: "a service held up by the I/O limit of its pod or slice looks like one with a slow disk: such verdicts say so",
+            remedy: CGROUP_MOUNT.into(),
+            required: false,
+        },
+    ]
+}
+
+const CGROUP_MOUNT: &str = "mount the control groups of the host: `volumes: [{name: cgroup, hostPath: {path: /sys/fs/cgroup}}]` with \
+                            `volumeMounts: [{name: cgroup, mountPath: /sys/fs/cgroup, readOnly: true}]`; podman: `--volume \
+                            /sys/fs/cgroup:/sys/fs/cgroup:ro`";
+
+/// Which of these facts are hidden, and of which services.
+fn hidden_limits(
+    hidden: &[Hidden],
+    facts: &[(HiddenFact, &str)],
+    services: usize,
+) -> Result<String, String> {
+    let words = facts.iter().filter_map(|(fact, words)| {
+        let groups = hidden.iter().filter(|hidden| hidden.fact == *fact);
+        let groups: Vec<String> = groups.map(|hidden| harmless(&hidden.cgroup)).collect();
+        let named = groups.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>();
+        let more = groups.len().saturating_sub(MAX_NAMED);
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        (!groups.is_empty()).then(|| format!("{words} of {}{more}", named.join(", ")))
+    });
+    let words: Vec<String> = words.collect();
+    if words.is_empty() {
+        Ok(format!("visible for all {services} services in sight"))
+    } else {
+        Err(format!("hidden: {}", words.join("; ")))
+    }
+}
+
+/// The mount option that hides processes, if /proc has it.
+fn hidepid() -> String {
+    let mountinfo = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mountinfo = String::from_utf8_lossy(&mountinfo);
+    let mut lines = mountinfo.lines();
+    let option = lines.find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        (before.split(' ').nth(4)? == "/proc").then_some(())?;
+        after
+            .split([' ', ','])
+            .find(|option| option.starts_with("hidepid="))
+            .map(str::to_owned)
+    });
+    option.map_or_else(String::new, |option| {
+        format!(": it is mounted with {option}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_missing_capability_is_named() {
+        let held = |bits: &[u32]| {
+            let set: u64 = bits.iter().map(|bit| 1_u64 << bit).sum();
+            Held::parse(&format!(
+                "Name:\tx\nUid:\t0\t0\t0\t0\nCapEff:\t{set:016x}\n"
+            ))
+        };
+        let all = held(&[19, 38, 39]);
+        assert_eq!(
+            all.required().unwrap(),
+            "CAP_SYS_PTRACE, CAP_PERFMON, CAP_BPF"
+        );
+        assert!(held(&[19, 21]).required().is_ok());
+        for (name, lost) in REQUIRED {
+            let others: Vec<u32> = [19, 38, 39]
+                .into_iter()
+                .filter(|bit| *bit != lost)
+                .collect();
+            let error = held(&others).required().unwrap_err();
+            assert_eq!(error, format!("missing CAP_{name}"));
+        }
+        assert!(all.reads_others().is_err() && held(&[1]).reads_others().is_ok());
+        let root = "Uid:\t0\t0\t0\t0\n";
+        assert!(all.drops_to_nobody(root).is_err() && held(&[7]).drops_to_nobody(root).is_ok());
+        assert!(all.drops_to_nobody("Uid:\t1\t1\t1\t1\n").is_ok());
+        assert!(Held::parse("garbage").required().is_err());
+    }
+
+    #[test]
+    fn files_of_proc_that_are_covered_are_named() {
+        let mountinfo = "\
+            22 1 0:21 / /proc rw - proc proc rw\n\
+            23 22 0:21 /sys /proc/sys ro - proc proc rw\n\
+            24 22 0:50 / /proc/pressure ro - tmpfs tmpfs ro\n\
+            25 22 0:51 / /proc/meminfo ro - fuse.lxcfs lxcfs ro\n\
+            26 22 0:52 / /proc/st ro - tmpfs tmpfs ro\n";
+        let found: Vec<String> = replaced(mountinfo).into_iter().collect();
+        let expected = [
+            "/proc/meminfo is covered by fuse.lxcfs",
+            "/proc/pressure/cpu is covered by tmpfs",
+            "/proc/pressure/io is covered by tmpfs",
+            "/proc/pressure/memory is covered by tmpfs",
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn hidden_limits_are_listed_up_to_a_number() {
+        let hidden: Vec<Hidden> = (0..5)
+            .map(|number| Hidden {
+                cgroup: format!("/{number}"),
+                fact: HiddenFact::CpuQuota,
+            })
+            .collect();
+        let facts = [(HiddenFact::CpuQuota, "CPU quota")];
+        assert_eq!(
+            hidden_limits(&hidden, &facts, 5).unwrap_err(),
+            "hidden: CPU quota of /0, /1, /2 and 2 more"
+        );
+        let facts = [(HiddenFact::MemoryLimit, "memory limit")];
+        assert!(hidden_limits(&hidden, &facts, 5).is_ok());
+    }
+}

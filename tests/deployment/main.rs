@@ -1,0 +1,124 @@
+//! The agent says the same wherever it runs: on the host, in a container beside the service, or as a node agent, with private and
+//! with host control group namespaces. What it cannot see there, it names.
+
+mod doctor;
+mod verdicts;
+
+use std::{path::Path, process::Command, time::Duration};
+
+use anyhow::Result;
+use serde_json::Value;
+use tailback_tests::{
+    agent,
+    container::Container,
+    load::{Load, Plan, Spacing},
+    needs, ports,
+    process::{End, Process},
+    program,
+    skip::skip,
+};
+
+/// Deadline of each wait. Podman takes seconds on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+const SERVICE: &str = include_str!("service.py");
+/// The capabilities that the agent needs, and the one that lets it read files of other users.
+const CAPABILITIES: [&str; 4] = ["BPF", "PERFMON", "SYS_PTRACE", "DAC_READ_SEARCH"];
+/// Hides the control groups that podman mounts.
+const NO_CGROUPS: &str = "--mount=type=tmpfs,destination=/sys/fs/cgroup,notmpcopyup";
+/// The same, and podman copies their files there: what these say must not be believed.
+const FALSE_CGROUPS: &str = "--mount=type=tmpfs,destination=/sys/fs/cgroup";
+
+/// Whether containers can run here. If not, `test` is reported as skipped.
+fn allowed(test: &str) -> bool {
+    if !needs::met(test, &["podman", "python3"]) {
+        return false;
+    }
+    match Container::check_can_run(&["--network=host"]) {
+        Ok(()) => true,
+        Err(error) => {
+            skip(test, &format!("podman cannot run here: {error:#}"));
+            false
+        }
+    }
+}
+
+/// A service in a container, under load.
+struct Service {
+    // Dropped in this order.
+    _load: Load,
+    _process: Process,
+    container: Container,
+    port: u16,
+}
+
+impl Service {
+    /// `options` are podman's: the limits.
+    fn start(kind: &str, per_s: f64, options: &[&str]) -> Result<Self> {
+        let container = Container::new()?;
+        std::fs::write(container.root().join("service.py"), SERVICE)?;
+        let port = ports::free()?;
+        let options = [&["--network=host"], options].concat();
+        let before = container.before(&options)?;
+        let mut command = Command::new(&before[0]);
+        command
+            .args(&before[1..])
+            .args(["/usr/bin/python3", "/service.py", kind])
+            .args([&port.to_string(), "2"]);
+        let process = Process::start("the service", &mut command)?;
+        process.wait_line("listening", DEADLINE)?;
+        let load = Load::start(Plan {
+            to: ports::local(port),
+            path: "/".to_owned(),
+            per_s,
+            spacing: Spacing::Poisson { seed: 7 },
+            duration: Duration::from_secs(120),
+            timeout: Duration::from_secs(30),
+            max_in_flight: 500,
+        })?;
+        Ok(Self {
+            _load: load,
+            _process: process,
+            container,
+            port,
+        })
+    }
+}
+
+/// Runs the agent in a container with these options of podman, and only these capabilities.
+fn contained(
+    options: &[&str],
+    capabilities: &[&str],
+    arguments: &[&str],
+) -> Result<(Container, Process)> {
+    let container = Container::new()?;
+    program::copy(&agent::binary()?, &container.root().join("tailback"))?;
+    let added = format!("--cap-add={}", capabilities.join(","));
+    // Podman's seccomp profile of that time allows bpf(2) with CAP_SYS_ADMIN only.
+    let mut all = vec![
+        "--network=host",
+        "--security-opt=seccomp=unconfined",
+        "--cap-drop=ALL",
+        "--env=RUNTIME_DIRECTORY=/tmp",
+    ];
+    if !capabilities.is_empty() {
+        all.push(&added);
+    }
+    all.extend(options);
+    let before = container.before(&all)?;
+    let mut command = Command::new(&before[0]);
+    command
+        .args(&before[1..])
+        .arg(Path::new("/tailback"))
+        .args(arguments);
+    let process = Process::start("the agent", &mut command)?;
+    Ok((container, process))
+}
+
+/// The JSON lines that the agent has printed when it ends.
+fn json_lines(process: &Process) -> Result<(End, Vec<Value>)> {
+    let end = process.wait_end(DEADLINE)?;
+    process.lines().wait_end(DEADLINE)?;
+    let lines = process.lines().all().into_iter();
+    let values = lines.filter_map(|line| serde_json::from_str(&line.text).ok());
+    Ok((end, values.collect()))
+}

@@ -1,0 +1,252 @@
+//! One service, and agents in all places at the same time.
+
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tailback_tests::{agent, container::Container, process::Process, skip::skip, temp::TempDir};
+
+use crate::{CAPABILITIES, FALSE_CGROUPS, NO_CGROUPS, Service, allowed, contained, json_lines};
+
+/// What an agent says of one service.
+struct Said {
+    place: &'static str,
+    verdicts: Vec<Value>,
+}
+
+impl Said {
+    /// The verdicts with this cause. Their absence is an error that shows all.
+    fn of(&self, cause: &str) -> Result<Vec<&Value>> {
+        let found: Vec<&Value> = self
+            .verdicts
+            .iter()
+            .filter(|verdict| verdict["cause"] == cause)
+            .collect();
+        ensure!(
+            !found.is_empty(),
+            "{}: no {cause}, but {:#?}",
+            self.place,
+            self.verdicts
+        );
+        Ok(found)
+    }
+
+    fn causes(&self) -> BTreeSet<&str> {
+        let causes = self
+            .verdicts
+            .iter()
+            .map(|verdict| verdict["cause"].as_str());
+        causes.map(Option::unwrap_or_default).collect()
+    }
+}
+
+/// Asks agents in all places at the same time.
+fn ask_everywhere(service: &Service) -> Result<Vec<Said>> {
+    let port = service.port.to_string();
+    let arguments = ["diagnose", "--port", &port, "--for", "8s", "--json"];
+    let beside = format!("--pid=container:{}", service.container.name());
+    let hidden = ["--cgroupns=private", NO_CGROUPS];
+    let places: [(&'static str, Vec<&str>); 4] = [
+        (
+            "beside it, without control groups",
+            [&[beside.as_str()], &hidden[..]].concat(),
+        ),
+        (
+            "beside it, in the host's control group namespace",
+            vec![&beside, "--cgroupns=host"],
+        ),
+        (
+            "node agent in a private control group namespace",
+            vec!["--pid=host", "--cgroupns=private"],
+        ),
+        (
+            "node agent in the host's control group namespace",
+            vec!["--pid=host", "--cgroupns=host"],
+        ),
+    ];
+    let mut command = Command::new(agent::binary()?);
+    let on_host = Process::start("the agent", command.args(arguments))?;
+    let mut agents: Vec<(&str, Option<Container>, Process)> = vec![("on the host", None, on_host)];
+    for (place, options) in places {
+        let (container, process) = contained(&options, &CAPABILITIES, &arguments)?;
+        agents.push((place, Some(container), process));
+    }
+    let said = agents.iter().map(|(place, _, process)| {
+        let (_, lines) = json_lines(process)?;
+        let verdicts = lines.into_iter().filter(|line| line["cause"].is_string());
+        Ok(Said {
+            place,
+            verdicts: verdicts.collect(),
+        })
+    });
+    said.collect()
+}
+
+#[test]
+fn a_cpu_quota_is_the_cause_everywhere() -> Result<()> {
+    if !allowed("a_cpu_quota_is_the_cause_everywhere") {
+        return Ok(());
+    }
+    let service = Service::start("compute", 20.0, &["--cpus=0.2"])?;
+    for said in ask_everywhere(&service)? {
+        let verdicts = said.of("cpu_throttled")?;
+        ensure!(
+            said.causes() == ["cpu_throttled"].into(),
+            "{}: {:?}",
+            said.place,
+            said.causes()
+        );
+        for verdict in verdicts {
+            ensure!(verdict["confidence"] == "high", "{}: {verdict}", said.place);
+            let evidence = verdict["evidence"].as_str().unwrap_or_default();
+            ensure!(
+                evidence.contains("its quota is 0.20 CPUs"),
+                "{}: {verdict}",
+                said.place
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The disk that temporary directories are on, by its numbers. `None`: there is none behind them.
+fn disk() -> Result<Option<String>> {
+    let directory = TempDir::new("disk")?;
+    let device = fs::metadata(directory.path())?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let Ok(link) = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")) else {
+        return Ok(None);
+    };
+    // Limits are on whole disks.
+    let disk = if link.join("partition").exists() {
+        link.parent()
+            .context("a partition without a disk")?
+            .to_owned()
+    } else {
+        link
+    };
+    let name = disk.file_name().context("a disk without a name")?;
+    Ok(Some(format!("/dev/{}", name.to_string_lossy())))
+}
+
+#[test]
+fn the_memory_limit_of_the_service_is_the_cause_everywhere() -> Result<()> {
+    const TEST: &str = "the_memory_limit_of_the_service_is_the_cause_everywhere";
+    if !allowed(TEST) {
+        return Ok(());
+    }
+    let Some(disk) = disk()? else {
+        skip(TEST, "no block device behind temporary directories");
+        return Ok(());
+    };
+    // A disk on which it matters that pages are read again.
+    let reads = format!("--device-read-iops={disk}:2000");
+    let limits = ["--memory=48m", "--memory-swap=48m", &reads];
+    let service = Service::start("look-up", 5.0, &limits)?;
+    for said in ask_everywhere(&service)? {
+        let verdicts = said.of("memory_stalled")?;
+        let of_queue = verdicts.iter().find(|verdict| verdict["kind"] == "memory");
+        let verdict = of_queue.with_context(|| format!("{}: {verdicts:?}", said.place))?;
+        // Of its own control group, not of the machine: 48 MiB.
+        let evidence = verdict["evidence"].as_str().unwrap_or_default();
+        ensure!(
+            evidence.contains("limit of 50.3 MB"),
+            "{}: {verdict}",
+            said.place
+        );
+        ensure!(
+            evidence.contains("had been evicted"),
+            "{}: {verdict}",
+            said.place
+        );
+        ensure!(verdict["confidence"] == "high", "{}: {verdict}", said.place);
+    }
+    Ok(())
+}
+
+#[test]
+fn io_limits_are_part_of_the_answer_everywhere() -> Result<()> {
+    const TEST: &str = "io_limits_are_part_of_the_answer_everywhere";
+    if !allowed(TEST) {
+        return Ok(());
+    }
+    let Some(disk) = disk()? else {
+        skip(TEST, "no block device behind temporary directories");
+        return Ok(());
+    };
+    let limit = format!("--device-write-iops={disk}:20");
+    let service = Service::start("write", 30.0, &[&limit])?;
+    let name = disk.trim_start_matches("/dev/");
+    for said in ask_everywhere(&service)? {
+        for verdict in said.of("disk_slow")? {
+            let evidence = verdict["evidence"].as_str().unwrap_or_default();
+            let expected = format!("its control group allows 20 writes/s on {name}");
+            ensure!(evidence.contains(&expected), "{}: {verdict}", said.place);
+            ensure!(verdict["confidence"] == "high", "{}: {verdict}", said.place);
+        }
+    }
+    drop(service);
+
+    // Neither the service's container nor the agent's has control groups: the limit is out of sight, and so not absent.
+    let service = Service::start("write", 30.0, &[&limit, FALSE_CGROUPS])?;
+    let port = service.port.to_string();
+    let beside = format!("--pid=container:{}", service.container.name());
+    let options = [beside.as_str(), "--cgroupns=private", NO_CGROUPS];
+    let arguments = ["diagnose", "--port", &port, "--for", "8s", "--json"];
+    let (_container, process) = contained(&options, &CAPABILITIES, &arguments)?;
+    let said = Said {
+        place: "beside it, all control groups hidden",
+        verdicts: json_lines(&process)?.1,
+    };
+    for verdict in said.of("disk_slow")? {
+        let evidence = verdict["evidence"].as_str().unwrap_or_default();
+        ensure!(
+            evidence.contains("hidden from the agent: the I/O limits"),
+            "{verdict}"
+        );
+        ensure!(verdict["confidence"] == "low", "{verdict}");
+    }
+    let (_container, process) = contained(&options, &CAPABILITIES, &["doctor", "--json"])?;
+    let (_, checks) = json_lines(&process)?;
+    let check = checks
+        .iter()
+        .find(|check| check["name"] == "limits of services")
+        .context("no such check")?;
+    ensure!(check["state"] == "failed", "{check}");
+    ensure!(
+        check["why"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("I/O limits of /"),
+        "{check}"
+    );
+    for mend in [
+        "hostPath: {path: /sys/fs/cgroup}",
+        "--volume /sys/fs/cgroup:/sys/fs/cgroup:ro",
+    ] {
+        ensure!(
+            check["remedy"].as_str().unwrap_or_default().contains(mend),
+            "{check}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_healthy_service_is_healthy_everywhere() -> Result<()> {
+    if !allowed("a_healthy_service_is_healthy_everywhere") {
+        return Ok(());
+    }
+    // Limits that are not reached.
+    let limits = ["--cpus=1.5", "--memory=256m"];
+    let service = Service::start("compute", 5.0, &limits)?;
+    for said in ask_everywhere(&service)? {
+        ensure!(
+            said.verdicts.is_empty(),
+            "{}: {:#?}",
+            said.place,
+            said.verdicts
+        );
+    }
+    Ok(())
+}
