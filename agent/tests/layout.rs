@@ -120,6 +120,14 @@ fn every_field_has_the_expected_offset_on_every_kernel() {
 }
 
 #[test]
+fn stall_times_are_behind_a_pointer_on_newer_kernels() {
+    for (version, bytes) in kernels() {
+        let is_pointer = resolved(&bytes).controllers.psi_is_pointer == 1;
+        assert_eq!(is_pointer, version != "5.10", "{version}");
+    }
+}
+
+#[test]
 fn the_table_lists_every_field() {
     for (version, column) in table() {
         let mut fields: Vec<&str> = Layout::FIELDS.to_vec();

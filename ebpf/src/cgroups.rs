@@ -18,8 +18,8 @@ use crate::{
 #[unsafe(no_mangle)]
 static CONTROLLERS: Controllers = Controllers::NONE;
 
-/// Index of each event in `mem_cgroup.memory_events`: `enum memcg_memory_event`, include/linux/memcontrol.h. New ones are added
-/// at its end.
+/// Index of each event in `mem_cgroup.memory_events`: `enum memcg_memory_event`, include/linux/memcontrol.h. The first five are the
+/// same in 5.10 to 7.2.
 const EVENT_HIGH: u64 = 1;
 const EVENT_MAX: u64 = 2;
 const EVENT_OOM_KILL: u64 = 4;
@@ -167,13 +167,17 @@ fn read_stalls(group: *const u8, record: &mut CgroupRecord) {
     } else {
         group.wrapping_add(offset!(cgroup_psi) as usize)
     };
-    // The root has none, nor has any group if PSI is off.
+    // The root has none. If PSI is off, no group has any; before 6.1 each has one, and its counters are 0.
     if psi.is_null() {
         return;
     }
     record.has_values = 1;
     let total = u64::from(offset!(psi_total));
-    for index in 0..6 {
+    for index in 0..5 {
         record.values[index] = probe_at(psi, total + index as u64 * 8);
+    }
+    // Before 5.13 another counter follows.
+    if controller!(has_cpu_full) == 1 {
+        record.values[5] = probe_at(psi, total + 5 * 8);
     }
 }

@@ -230,6 +230,8 @@ pub struct Controllers {
     pub io: u32,
     /// 1: `cgroup.psi` is a pointer, since 6.1; 0: the struct itself.
     pub psi_is_pointer: u32,
+    /// 1: `enum psi_states` has `PSI_CPU_FULL`, since 5.13.
+    pub has_cpu_full: u32,
 }
 
 impl Controllers {
@@ -239,6 +241,7 @@ impl Controllers {
         memory: ABSENT,
         io: ABSENT,
         psi_is_pointer: 0,
+        has_cpu_full: 0,
     };
 }
 

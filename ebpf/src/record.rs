@@ -63,7 +63,7 @@ pub const CONTROLLER_MEMORY: u32 = 1;
 /// No values: the groups that limits on I/O belong to.
 pub const CONTROLLER_IO: u32 = 2;
 /// No controller: the group in the unified hierarchy. Values: stall time, ns, in the order of `enum psi_states`: some and
-/// full for I/O, memory and CPU.
+/// full for I/O, memory and CPU. 0 if the kernel does not count it.
 pub const CONTROLLER_NONE: u32 = 3;
 
 /// `ListenerRecord::half_open` and `UdpRecord::queued`: this kernel does not have the field.

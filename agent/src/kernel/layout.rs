@@ -385,6 +385,7 @@ fn controllers(btf: &Btf<'_>) -> Controllers {
         memory: index("memory_cgrp_id"),
         io: index("io_cgrp_id"),
         psi_is_pointer: u32::from(is_pointer),
+        has_cpu_full: u32::from(btf.has_enumerator("psi_states", "PSI_CPU_FULL")),
     }
 }
 
