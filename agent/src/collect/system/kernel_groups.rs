@@ -110,6 +110,26 @@ impl KernelGroups {
         !self.unified.is_empty()
     }
 
+    /// Whether the process can have limits of this controller. The kernel may be built without it, and the root of the unified
+    /// hierarchy has none.
+    pub(super) fn may_limit(&self, controller: Controller) -> bool {
+        match self.chain(controller) {
+            [] => false,
+            [only] => only.hierarchy != 0,
+            _ => true,
+        }
+    }
+
+    /// Whether the memory controller counts for the process's own group, and not for a parent or the root of the unified hierarchy,
+    /// where it counts other services as well.
+    fn counts_own_memory(&self) -> bool {
+        match (self.memory.as_slice(), self.unified.first()) {
+            ([first, _, ..], Some(own)) if first.hierarchy == 0 => first.id == own.id,
+            ([first, ..], _) => first.hierarchy != 0,
+            ([], _) => false,
+        }
+    }
+
     /// Adds the lowest quota, and how often and for how long it throttled. `false`: the kernel's structures do not have it.
     pub(super) fn read_cpu(&self, group: &mut Cgroup) -> bool {
         let Some(levels) = values(&self.cpu) else {
@@ -138,8 +158,8 @@ impl KernelGroups {
         true
     }
 
-    /// Adds the lowest memory limit, the use at its level, and how often it was hit. `false`: the kernel's structures do not have
-    /// it. `page`: bytes.
+    /// Adds the lowest memory limit, the use at its level, how often it was hit, and the OOM kills of the process's own group. `false`:
+    /// the kernel's structures do not have it. `page`: bytes.
     pub(super) fn read_memory(&self, group: &mut Cgroup, page: u64) -> bool {
         let Some(levels) = values(&self.memory) else {
             return false;
@@ -158,13 +178,13 @@ impl KernelGroups {
                 }
             }
         }
-        let Some((usage, hits, kills)) = own else {
-            return false;
-        };
+        let own = own.filter(|_| self.counts_own_memory());
         group.memory_limit = tightest.map(|(limit, ..)| limit);
-        group.memory = Some(tightest.map_or(usage, |(_, usage, _)| usage));
-        group.limit_hits = Some(tightest.map_or(hits, |(.., hits)| hits));
-        group.oom_kills = Some(kills);
+        group.memory = tightest.map(|(_, usage, _)| usage);
+        group.memory = group.memory.or(own.map(|(usage, ..)| usage));
+        group.limit_hits = tightest.map(|(.., hits)| hits);
+        group.limit_hits = group.limit_hits.or(own.map(|(_, hits, _)| hits));
+        group.oom_kills = own.map(|(.., kills)| kills);
         true
     }
 
@@ -178,8 +198,13 @@ impl KernelGroups {
             .map(|(level, _)| level)
     }
 
-    /// Time that tasks of the process's own group stalled: for a CPU, for memory, for I/O.
+    /// Time that tasks of the process's own group stalled: for a CPU, for memory, for I/O. `None`: the kernel does not count it. Before
+    /// 6.1 the counters are there even then, and 0 in every group.
     pub(super) fn stalls(&self) -> Option<[Stall; 3]> {
+        let mut all = self.unified.iter().filter_map(|level| level.values);
+        if all.all(|values| values == [0; 7]) {
+            return None;
+        }
         let [io, io_full, memory, memory_full, cpu, cpu_full, _] = self.unified.first()?.values?;
         let stall = |some_ns, full_ns| Stall { some_ns, full_ns };
         Some([
@@ -229,7 +254,7 @@ pub(super) mod tests {
         record
     }
 
-    fn groups(records: &[CgroupRecord]) -> KernelGroups {
+    pub(in crate::collect::system) fn groups(records: &[CgroupRecord]) -> KernelGroups {
         let mut groups = KernelGroups::default();
         for record in records {
             groups.add(record);
@@ -261,6 +286,7 @@ pub(super) mod tests {
     fn memory_is_that_of_the_level_with_the_lowest_limit() {
         let memory = |level, values| record(CONTROLLER_MEMORY, (level, 9, "a"), Some(values));
         let mut records = [
+            record(CONTROLLER_NONE, (0, 9, "a"), None),
             memory(0, [10, NO_LIMIT, NO_LIMIT, 1, 2, 3, 4]),
             memory(1, [90, 100, NO_LIMIT, 5, 6, 7, 8]),
             memory(2, [95, 200, 150, 0, 0, 0, 0]),
@@ -283,6 +309,50 @@ pub(super) mod tests {
         let mut group = Cgroup::default();
         assert!(free.read_memory(&mut group, PAGE));
         assert_eq!((group.memory_limit, free.memory_level(PAGE)), (None, None));
+    }
+
+    #[test]
+    fn what_a_parent_counts_is_not_what_happens_to_the_service() {
+        let memory = |level, id| {
+            record(
+                CONTROLLER_MEMORY,
+                (level, id, "a"),
+                Some([10, NO_LIMIT, NO_LIMIT, 0, 0, 3, 4]),
+            )
+        };
+        let own = record(CONTROLLER_NONE, (0, 9, "a"), None);
+        let kills = |records: &[CgroupRecord]| {
+            let mut group = Cgroup::default();
+            assert!(groups(records).read_memory(&mut group, PAGE));
+            (group.oom_kills, group.memory)
+        };
+        let counted = (Some(4), Some(10 * PAGE));
+        assert_eq!(kills(&[own, memory(0, 9), memory(1, 1)]), counted);
+        // The nearest parent with the controller, and the root.
+        assert_eq!(kills(&[own, memory(0, 5), memory(1, 1)]), (None, None));
+        assert_eq!(kills(&[own, memory(0, 1)]), (None, None));
+    }
+
+    #[test]
+    fn only_the_root_of_the_unified_hierarchy_has_no_limits() {
+        let mut root = record(CONTROLLER_IO, (0, 1, ""), None);
+        assert!(!groups(&[root]).may_limit(Controller::Io));
+        root.hierarchy = 3;
+        assert!(groups(&[root]).may_limit(Controller::Io));
+        assert!(!groups(&[root]).may_limit(Controller::Memory));
+    }
+
+    #[test]
+    fn counters_that_are_0_in_every_group_are_not_counted_at_all() {
+        let none = |level, values| record(CONTROLLER_NONE, (level, 9, "a"), values);
+        let zero = Some([0; 7]);
+        assert_eq!(groups(&[none(0, zero), none(1, zero)]).stalls(), None);
+        let busy = Some([1, 2, 3, 4, 5, 6, 0]);
+        let stalls = groups(&[none(0, zero), none(1, busy)]).stalls();
+        assert_eq!(stalls, Some([Stall::default(); 3]));
+        let stall = |some_ns, full_ns| Stall { some_ns, full_ns };
+        let stalls = groups(&[none(0, busy), none(1, zero)]).stalls();
+        assert_eq!(stalls, Some([stall(5, 6), stall(3, 4), stall(1, 2)]));
     }
 
     #[test]
