@@ -1,6 +1,6 @@
 //! CPU, memory and pressure of the targets' cgroups (v1, v2 and hybrid) and of the machine.
 //!
-//! A value that is missing or cannot be read is unknown; nothing in here is an error. A quota or limit anywhere between a
+//! A value that is missing or cannot be read is unknown, and no error. A quota or limit anywhere between a
 //! cgroup and the root applies, so the parents are read as well. Quotas and memory limits come from the kernel's structures,
 //! which are the same in every container; what these lack is read from files, through any mount that leads to them. A limit
 //! that can be read in neither way is reported as hidden: it is not the same as none.
@@ -22,6 +22,7 @@ mod reach;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
+    io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
@@ -49,8 +50,8 @@ const UNLIMITED: u64 = 1 << 60;
 /// Maximum number of block devices whose I/O limits are kept for a cgroup.
 const MAX_DEVICES: usize = 16;
 /// `PROC_CGROUP_INIT_INO` and `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
-pub(super) const INITIAL_CGROUP_NAMESPACE: u64 = 0xefff_fffb;
-pub(super) const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
+const INITIAL_CGROUP_NAMESPACE: u64 = 0xefff_fffb;
+const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
 /// Ticks per second in the times of /proc/stat: the same on all architectures.
 const USER_HZ: u64 = 100;
 
@@ -172,10 +173,10 @@ impl System {
     ) -> (Groups, Machine) {
         self.files.poll += 1;
         if self.reach.begin_poll() {
-            // Their paths contain the numbers of descriptors that were closed.
+            // Their paths may contain the number of a descriptor that was closed.
             self.files.open.clear();
         }
-        self.left_out = 0;
+        let mut left_out = BTreeSet::new();
         let mut groups = Groups::default();
         for target in targets {
             let Some(path) = &target.cgroup else {
@@ -185,14 +186,7 @@ impl System {
                 continue;
             }
             if groups.cgroups.len() >= MAX_GROUPS {
-                self.left_out += 1;
-                for fact in [
-                    HiddenFact::CpuQuota,
-                    HiddenFact::MemoryLimit,
-                    HiddenFact::IoLimits,
-                ] {
-                    groups.hide(path, fact);
-                }
+                left_out.insert(path);
                 continue;
             }
             // Read each time, because a process may be moved to another cgroup.
@@ -209,6 +203,16 @@ impl System {
                 };
                 self.group(place, &mut groups);
                 self.io_limits(place, &mut groups);
+            }
+        }
+        self.left_out = left_out.len();
+        for path in left_out {
+            for fact in [
+                HiddenFact::CpuQuota,
+                HiddenFact::MemoryLimit,
+                HiddenFact::IoLimits,
+            ] {
+                groups.hide(path, fact);
             }
         }
         let machine = self.machine();
@@ -446,14 +450,17 @@ impl System {
             }
             return;
         };
-        let limits = self.io_limits_in(place.path, &dirs);
-        if !is_whole && limits.is_empty() {
+        let (limits, is_readable) = self.io_limits_in(place.path, &dirs);
+        if !is_readable {
+            groups.hide(place.path, HiddenFact::IoLimits);
+        } else if !is_whole && limits.is_empty() {
             groups.hide(place.path, HiddenFact::OuterIoLimits);
         }
         groups.io_limits.extend(limits);
     }
 
-    fn io_limits_in(&mut self, path: &str, dirs: &CgroupDirs) -> Vec<IoLimit> {
+    /// The limits, and whether all files that may have any could be read.
+    fn io_limits_in(&mut self, path: &str, dirs: &CgroupDirs) -> (Vec<IoLimit>, bool) {
         /// Key in io.max (v2), and file of the same limit (v1).
         const LIMITS: [(&str, &str); 4] = [
             ("riops", "blkio.throttle.read_iops_device"),
@@ -468,13 +475,12 @@ impl System {
                 limits[limit] = Some(limits[limit].map_or(value, |known| known.min(value)));
             }
         };
+        let mut is_readable = true;
         for dir in &dirs.dirs {
             if dirs.unified {
-                for (device, values) in self
-                    .text(dir, "io.max")
-                    .iter()
-                    .flat_map(|text| io_max(text))
-                {
+                let text = self.files.text_or_empty(&dir.join("io.max"));
+                is_readable &= text.is_some();
+                for (device, values) in text.iter().flat_map(|text| io_max(text)) {
                     for (key, value) in values {
                         if let Some(limit) = LIMITS.iter().position(|(name, _)| *name == key) {
                             add(&device, limit, value);
@@ -484,8 +490,10 @@ impl System {
                 continue;
             }
             for (limit, (_, file)) in LIMITS.iter().enumerate() {
+                let text = self.files.text_or_empty(&dir.join(file));
+                is_readable &= text.is_some();
                 // A line per device: `8:0 1048576`.
-                for line in self.text(dir, file).iter().flat_map(|text| text.lines()) {
+                for line in text.iter().flat_map(|text| text.lines()) {
                     if let Some((device, value)) = line.split_once(' ')
                         && let Ok(value) = value.trim().parse()
                     {
@@ -510,7 +518,7 @@ impl System {
                 written_bytes_per_s,
             }
         };
-        by_device.into_iter().map(limit).collect()
+        (by_device.into_iter().map(limit).collect(), is_readable)
     }
 
     fn machine(&mut self) -> Machine {
@@ -562,10 +570,10 @@ impl Groups {
 }
 
 impl Place<'_> {
-    /// Whether the process can be subject to this controller: the kernel may be built without it.
+    /// Whether the process can have limits of this controller.
     fn may_have(self, controller: Controller) -> bool {
         self.kernel
-            .is_none_or(|kernel| !kernel.chain(controller).is_empty())
+            .is_none_or(|kernel| kernel.may_limit(controller))
     }
 }
 
@@ -613,13 +621,21 @@ impl Files {
             }
             self.open.remove(path);
         }
-        let file = File::open(path).ok()?;
+        let file = reach::open(path).ok()?;
         let text = read(&file, &mut self.buffer)?;
         if self.open.len() < MAX_OPEN {
             let poll = self.poll;
             self.open.insert(path.to_owned(), OpenFile { file, poll });
         }
         Some(text)
+    }
+
+    /// The same, and an empty text if there is no such file. `None`: it is there, but cannot be read.
+    fn text_or_empty(&mut self, path: &Path) -> Option<String> {
+        let is_absent =
+            || reach::open(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        self.text(path)
+            .or_else(|| is_absent().then(String::new))
     }
 
     fn close_unused(&mut self) {

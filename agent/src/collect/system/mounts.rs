@@ -34,8 +34,16 @@ pub(super) struct CgroupDirs {
 /// Maximum number of mount points of one hierarchy that are tried.
 const MAX_POINTS: usize = 8;
 
-/// All mount points of a hierarchy in a mountinfo: of the unified one, or of the v1 hierarchy of a controller.
-pub(super) fn points(text: &str, controller: &str, unified: bool) -> Vec<PathBuf> {
+/// A mount point of a hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Point {
+    pub(super) path: PathBuf,
+    /// Major and minor number of the hierarchy's file system. No other one has them.
+    pub(super) device: (u32, u32),
+}
+
+/// The mount points of a hierarchy in a mountinfo: of the unified one, or of the v1 hierarchy of a controller.
+pub(super) fn points(text: &str, controller: &str, unified: bool) -> Vec<Point> {
     let lines = text.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         let mut after = after.split(' ');
@@ -47,7 +55,13 @@ pub(super) fn points(text: &str, controller: &str, unified: bool) -> Vec<PathBuf
             }
             _ => false,
         };
-        is_wanted.then(|| before.split(' ').nth(4).map(unescape))?
+        let mut before = before.split(' ').skip(2);
+        let (major, minor) = before.next()?.split_once(':')?;
+        let point = Point {
+            device: (major.parse().ok()?, minor.parse().ok()?),
+            path: unescape(before.nth(1)?),
+        };
+        is_wanted.then_some(point)
     });
     lines.take(MAX_POINTS).collect()
 }

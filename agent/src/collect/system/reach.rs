@@ -1,13 +1,16 @@
 //! Finds the directories of control groups through any mount that the agent can reach: its own, that of the first process of its
 //! pid namespace, and that of the target itself.
 //!
-//! The mounts of a target are its owner's choice. So a directory counts only if its file system is a control group's and its
-//! inode number is the id that the kernel reports for the group. A path in another mount namespace may lead through a file
-//! system that never answers: a search runs in a thread that is left behind if it does not end in time.
+//! The mounts of another container are its owner's choice. So a directory there counts only if it is on the file system of the
+//! hierarchy and its inode number is the id that the kernel reports for the group, and a file in it is opened only if nothing is
+//! mounted over it. A path in another container may lead through a file system that never answers: a search there runs in a
+//! thread that is left behind if it does not end in time.
 #![forbid(unsafe_code)]
 
 use std::{
     collections::HashMap,
+    fs::File,
+    io,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel},
@@ -15,62 +18,78 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, fstatfs, openat, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat, openat2, statx};
 
 use super::{
     kernel_groups::{Controller, Level},
-    mounts::{CgroupDirs, points},
+    mounts::{CgroupDirs, Point, points},
 };
 use crate::collect::paths::read_text;
 
-/// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC`, include/uapi/linux/magic.h.
-const CGROUP_V1: i64 = 0x0027_e0eb;
-const CGROUP_V2: i64 = 0x6367_7270;
 /// Maximum bytes read of a process's mountinfo.
 const MAX_MOUNTINFO: u64 = 256 * 1024;
 /// A search takes well under a millisecond; beyond this the file system does not answer.
 const SEARCH_TIMEOUT: Duration = Duration::from_millis(50);
 /// Maximum number of searches that are left behind. At that number none is started.
 const MAX_STUCK: usize = 4;
-/// Maximum number of groups whose directories are kept.
+/// Maximum number of groups whose directories are kept, and so of descriptors.
 const MAX_KNOWN: usize = 512;
 /// Number of polls after which a failed search is repeated: every ten seconds with two polls a second.
 const RETRY_POLLS: u64 = 20;
+/// The agent's open files, each as a link.
+const DESCRIPTORS: &str = "/proc/self/fd";
 
 /// A group: its hierarchy and id.
-type Key = (Controller, u64);
+type Key = (u32, u64);
 
 /// The directories found so far.
 #[derive(Default)]
 pub(super) struct Reach {
     known: HashMap<Key, Known>,
     /// Searches that did not end in time, by the process that they searched.
-    stuck: Vec<(u32, Receiver<Option<Vec<OwnedFd>>>)>,
+    stuck: Vec<(u32, Receiver<Option<Foreign>>)>,
+    /// The agent's own /proc/self/mountinfo, if this poll has read it.
+    mountinfo: Option<String>,
     poll: u64,
-    /// A directory was closed: its descriptor number may be used again.
-    closed: bool,
 }
 
 struct Known {
-    /// The group's directory and those of its parents up to the mount point; `None`: not found.
-    dirs: Option<Vec<OwnedFd>>,
+    found: Option<Found>,
+    /// The polls that searched it, and that last used it.
     searched: u64,
     used: u64,
 }
 
+/// The directories of a group and of its parents up to the mount point.
+enum Found {
+    /// In the agent's own mounts.
+    Own(Vec<PathBuf>),
+    /// In those of another container.
+    Foreign(Foreign),
+}
+
+struct Foreign {
+    /// The group's own directory.
+    own: OwnedFd,
+    /// Number of parents up to the mount point.
+    parents: usize,
+}
+
 impl Reach {
-    /// Begins a poll: forgets the groups that the previous one did not ask for. Returns whether descriptors were closed since.
+    /// Begins a poll: forgets the groups that the previous one did not ask for. Returns whether any was forgotten: the number of its
+    /// descriptor may be used again.
     pub(super) fn begin_poll(&mut self) -> bool {
         let previous = self.poll;
         self.poll += 1;
+        self.mountinfo = None;
         let before = self.known.len();
         self.known.retain(|_, known| known.used == previous);
         self.stuck
             .retain(|(_, search)| matches!(search.try_recv(), Err(TryRecvError::Empty)));
-        std::mem::take(&mut self.closed) || self.known.len() < before
+        self.known.len() < before
     }
 
-    /// The directories of the group at the head of `chain`, as paths through descriptors that stay open until the next poll.
+    /// The directories of the group at the head of `chain`. They stay open until the next poll; [`open`] opens files in them.
     pub(super) fn dirs(
         &mut self,
         pid: u32,
@@ -78,31 +97,54 @@ impl Reach {
         chain: &[Level],
     ) -> Option<CgroupDirs> {
         let own = chain.first()?;
-        let key = (controller, own.id);
+        let key = (own.hierarchy, own.id);
         let poll = self.poll;
         let retry = |known: &Known| {
-            known.dirs.is_none() && poll.saturating_sub(known.searched) >= RETRY_POLLS
+            known.found.is_none() && poll.saturating_sub(known.searched) >= RETRY_POLLS
         };
         if self.known.get(&key).is_none_or(retry) {
             if self.known.len() >= MAX_KNOWN && !self.known.contains_key(&key) {
                 return None;
             }
-            let dirs = self.search_in_time(pid, controller, chain);
+            let found = self.in_own_mounts(controller, chain).map(Found::Own);
+            let found = found.or_else(|| {
+                self.search_in_time(pid, controller, chain)
+                    .map(Found::Foreign)
+            });
             let found = Known {
-                dirs,
+                found,
                 searched: poll,
                 used: poll,
             };
-            self.closed |= self.known.insert(key, found).is_some();
+            self.known.insert(key, found);
         }
         let known = self.known.get_mut(&key)?;
         known.used = poll;
-        let dirs = known.dirs.as_ref()?.iter();
-        let dirs = dirs.map(|dir| PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())));
         Some(CgroupDirs {
-            dirs: dirs.collect(),
+            dirs: known.found.as_ref()?.dirs(),
             unified: own.hierarchy == 0,
         })
+    }
+
+    /// The agent's own mounts always answer.
+    fn in_own_mounts(&mut self, controller: Controller, chain: &[Level]) -> Option<Vec<PathBuf>> {
+        let text = self
+            .mountinfo
+            .get_or_insert_with(|| read_text("/proc/self/mountinfo", MAX_MOUNTINFO));
+        let unified = chain.first()?.hierarchy == 0;
+        points(text, controller.name(), unified)
+            .into_iter()
+            .find_map(|point| {
+                let (_, parents) = directory(&point.path, &point, chain)?;
+                let below = chain.get(..parents)?.iter().rev();
+                let mut dirs = vec![point.path];
+                for level in below {
+                    let dir = dirs.last()?.join(level.name.as_deref()?);
+                    dirs.push(dir);
+                }
+                dirs.reverse();
+                Some(dirs)
+            })
     }
 
     fn search_in_time(
@@ -110,7 +152,7 @@ impl Reach {
         pid: u32,
         controller: Controller,
         chain: &[Level],
-    ) -> Option<Vec<OwnedFd>> {
+    ) -> Option<Foreign> {
         if self.stuck.len() >= MAX_STUCK || self.stuck.iter().any(|(stuck, _)| *stuck == pid) {
             return None;
         }
@@ -120,7 +162,7 @@ impl Reach {
             .name("cgroup-search".to_owned())
             .spawn(move || {
                 // An error means that nobody waits for the result any more.
-                let _ = found.send(search_for(pid, controller, &chain));
+                let _ = found.send(in_foreign_mounts(pid, controller, &chain));
             })
             .ok()?;
         match search.recv_timeout(SEARCH_TIMEOUT) {
@@ -134,61 +176,102 @@ impl Reach {
     }
 }
 
-/// Searches the agent's own mounts, then those of the first process, then those of the target.
-fn search_for(pid: u32, controller: Controller, chain: &[Level]) -> Option<Vec<OwnedFd>> {
+impl Found {
+    fn dirs(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Own(dirs) => dirs.clone(),
+            Self::Foreign(Foreign { own, parents }) => {
+                let own = Path::new(DESCRIPTORS).join(own.as_raw_fd().to_string());
+                let parent = |dir: &PathBuf| Some(dir.join(".."));
+                std::iter::successors(Some(own), parent)
+                    .take(parents + 1)
+                    .collect()
+            }
+        }
+    }
+}
+
+/// Opens a file of a group. In another container nothing that is mounted over it is opened: that may be a file of any kind, and
+/// one that never answers.
+///
+/// # Errors
+/// If there is no such file, or something else is in its place.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let Ok(below) = path.strip_prefix(DESCRIPTORS) else {
+        return File::open(path);
+    };
+    let mut parts = below.components();
+    let dir: PathBuf = parts.by_ref().take(1).collect();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat(CWD, Path::new(DESCRIPTORS).join(dir), flags, Mode::empty())?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+    let file = openat2(dir, parts.as_path(), flags, Mode::empty(), resolve)?;
+    Ok(File::from(file))
+}
+
+/// Searches the mounts of the first process, then those of the target.
+fn in_foreign_mounts(pid: u32, controller: Controller, chain: &[Level]) -> Option<Foreign> {
     let unified = chain.first()?.hierarchy == 0;
-    let places = [
-        ("/proc/self/mountinfo".to_owned(), PathBuf::from("/")),
-        (
-            "/proc/1/mountinfo".to_owned(),
-            PathBuf::from("/proc/1/root"),
-        ),
-        (
-            format!("/proc/{pid}/mountinfo"),
-            PathBuf::from(format!("/proc/{pid}/root")),
-        ),
-    ];
-    places.iter().find_map(|(mountinfo, root)| {
-        let text = read_text(mountinfo, MAX_MOUNTINFO);
+    [1, pid].into_iter().find_map(|pid| {
+        let text = read_text(&format!("/proc/{pid}/mountinfo"), MAX_MOUNTINFO);
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
         points(&text, controller.name(), unified)
-            .into_iter()
+            .iter()
             .find_map(|point| {
-                let below = point.strip_prefix("/").unwrap_or(&point);
-                directories(&root.join(below), chain)
+                let below = point.path.strip_prefix("/").unwrap_or(&point.path);
+                let (own, parents) = directory(&root.join(below), point, chain)?;
+                Some(Foreign { own, parents })
             })
     })
 }
 
-/// The directories below a mount point, verified: that of the first group of the chain, then its parents.
-fn directories(point: &Path, chain: &[Level]) -> Option<Vec<OwnedFd>> {
+/// The directory of the first group of the chain below a mount point, and the number of its parents up to there; all verified.
+/// `path`: where the agent finds the mount point.
+fn directory(path: &Path, point: &Point, chain: &[Level]) -> Option<(OwnedFd, usize)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let top = openat(CWD, point, flags, Mode::empty()).ok()?;
-    let id = id(&top)?;
-    let level = chain.iter().position(|level| level.id == id)?;
-    let mut dirs = vec![top];
-    for level in chain.get(..level)?.iter().rev() {
+    let mut dir = openat(CWD, path, flags, Mode::empty()).ok()?;
+    let id = id(&dir, point.device)?;
+    let parents = chain.iter().position(|level| level.id == id)?;
+    for level in chain.get(..parents)?.iter().rev() {
         let name = level.name.as_deref()?;
-        let dir = openat(dirs.last()?, name, flags, Mode::empty()).ok()?;
-        if self::id(&dir) != Some(level.id) {
+        dir = openat(&dir, name, flags, Mode::empty()).ok()?;
+        if self::id(&dir, point.device) != Some(level.id) {
             return None;
         }
-        dirs.push(dir);
     }
-    dirs.reverse();
-    Some(dirs)
+    Some((dir, parents))
 }
 
-/// The inode number of a directory, if its file system is one of control groups.
-fn id(dir: &OwnedFd) -> Option<u64> {
-    let magic = fstatfs(dir).ok()?.f_type;
-    if ![CGROUP_V1, CGROUP_V2].contains(&magic) {
-        return None;
+/// The inode number of a directory, if it is on this device.
+fn id(dir: &OwnedFd, device: (u32, u32)) -> Option<u64> {
+    // Without asking a server: it may be a network file system.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = statx(dir.as_fd(), "", flags, StatxFlags::INO).ok()?;
+    ((found.stx_dev_major, found.stx_dev_minor) == device).then_some(found.stx_ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_outside_of_a_mount_is_opened_through_a_descriptor() {
+        let root = File::open("/").unwrap();
+        let root = Path::new(DESCRIPTORS).join(root.as_raw_fd().to_string());
+        // /proc is mounted over a directory of the root.
+        assert_eq!(
+            open(&root.join("proc/stat")).unwrap_err().raw_os_error(),
+            Some(rustix::io::Errno::XDEV.raw_os_error())
+        );
+        let proc = File::open("/proc").unwrap();
+        let proc = Path::new(DESCRIPTORS).join(proc.as_raw_fd().to_string());
+        assert!(open(&proc.join("stat")).is_ok());
+        let below = proc.join(std::process::id().to_string());
+        assert!(open(&below.join("../stat")).is_ok());
+        assert!(open(&proc.join("../etc/passwd")).is_err());
+        // A link.
+        assert!(open(&proc.join("mounts")).is_err());
+        assert!(open(Path::new("/proc/mounts")).is_ok());
     }
-    let found = statx(
-        dir.as_fd(),
-        "",
-        AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC,
-        StatxFlags::INO,
-    );
-    found.ok().map(|found| found.stx_ino)
 }

@@ -1,6 +1,9 @@
 use std::{fs, path::PathBuf};
 
+use tailback_ebpf::{CONTROLLER_CPU, CONTROLLER_IO, CONTROLLER_MEMORY, CONTROLLER_NONE};
+
 use super::{
+    kernel_groups::tests::{groups, record},
     mounts::{CgroupDirs, Mounts, points},
     *,
 };
@@ -396,12 +399,68 @@ fn limits_outside_a_container_that_has_none_itself_are_hidden() {
 }
 
 #[test]
+fn a_group_without_files_in_sight_has_the_limits_that_the_kernel_reports() {
+    let none = u64::MAX;
+    let no_limit = i64::MAX as u64 / page_size() as u64;
+    let pages = (64 << 20) / page_size() as u64;
+    // No mount leads to groups with these ids.
+    let own = |controller, values| record(controller, (0, none - 1, "own"), Some(values));
+    let root = |controller, values| record(controller, (1, none, ""), values);
+    let free = Some([no_limit, no_limit, no_limit, 0, 0, 0, 0]);
+    let kernel = groups(&[
+        own(CONTROLLER_CPU, [50_000_000, 100_000_000, 3, 700, 0, 0, 0]),
+        root(CONTROLLER_CPU, Some([none, 100_000_000, 0, 0, 0, 0, 0])),
+        own(CONTROLLER_MEMORY, [9, pages, no_limit, 0, 0, 7, 1]),
+        root(CONTROLLER_MEMORY, free),
+        own(CONTROLLER_IO, [0; 7]),
+        root(CONTROLLER_IO, None),
+        own(CONTROLLER_NONE, [0, 0, 5, 0, 0, 0, 0]),
+        root(CONTROLLER_NONE, None),
+    ]);
+    let mut system = system("");
+    let mut found = Groups::default();
+    let place = Place {
+        // No such process.
+        pid: u32::MAX,
+        kernel: Some(&kernel),
+        ..place("/own", "0::/own\n")
+    };
+    system.group(place, &mut found);
+    system.io_limits(place, &mut found);
+    let group = &found.cgroups[0];
+    assert_eq!((group.quota_millicpus, group.throttled_ns), (Some(500), Some(700)));
+    assert_eq!(group.memory_limit, Some(64 << 20));
+    assert_eq!((group.limit_hits, group.oom_kills), (Some(7), Some(1)));
+    assert_eq!(group.memory_stall.map(|stall| stall.some_ns), Some(5));
+    assert_eq!((group.reclaimable, group.cpu_ns), (None, None));
+    let hidden: Vec<HiddenFact> = found.hidden.iter().map(|hidden| hidden.fact).collect();
+    assert_eq!(hidden, [HiddenFact::IoLimits]);
+}
+
+#[test]
+fn io_limits_that_cannot_be_read_are_hidden() {
+    let tree = Tree::new("unreadable", &[("a/io.max/in_its_place", ""), ("b/io.max", "")]);
+    let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
+    let hidden = |path, membership| {
+        let mut groups = Groups::default();
+        system(&mountinfo).io_limits(place(path, membership), &mut groups);
+        groups.hidden
+    };
+    let expected = Hidden {
+        cgroup: "/a".to_owned(),
+        fact: HiddenFact::IoLimits,
+    };
+    assert_eq!(hidden("/a", "0::/a\n"), [expected]);
+    assert_eq!(hidden("/b", "0::/b\n"), []);
+}
+
+#[test]
 fn mount_points_of_a_hierarchy_are_found_with_all_duplicates() {
     let text = format!("{HYBRID}{V2}");
     let found = |controller, unified| {
         let points = points(&text, controller, unified).into_iter();
         points
-            .map(|point| point.display().to_string())
+            .map(|point| point.path.display().to_string())
             .collect::<Vec<_>>()
     };
     assert_eq!(
