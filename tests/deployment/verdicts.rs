@@ -4,7 +4,13 @@ use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, process::Co
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tailback_tests::{agent, container::Container, process::Process, skip::skip, temp::TempDir};
+use tailback_tests::{
+    agent,
+    container::Container,
+    process::{End, Process},
+    skip::skip,
+    temp::TempDir,
+};
 
 use crate::{CAPABILITIES, FALSE_CGROUPS, NO_CGROUPS, Service, allowed, contained, json_lines};
 
@@ -72,7 +78,8 @@ fn ask_everywhere(service: &Service) -> Result<Vec<Said>> {
         agents.push((place, Some(container), process));
     }
     let said = agents.iter().map(|(place, _, process)| {
-        let (_, lines) = json_lines(process)?;
+        let (end, lines) = json_lines(process)?;
+        ensure!(end == End::Code(0), "{place}: {end:?}, {lines:#?}");
         let verdicts = lines.into_iter().filter(|line| line["cause"].is_string());
         Ok(Said {
             place,

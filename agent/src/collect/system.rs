@@ -634,8 +634,7 @@ impl Files {
     fn text_or_empty(&mut self, path: &Path) -> Option<String> {
         let is_absent =
             || reach::open(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        self.text(path)
-            .or_else(|| is_absent().then(String::new))
+        self.text(path).or_else(|| is_absent().then(String::new))
     }
 
     fn close_unused(&mut self) {

@@ -50,7 +50,8 @@ struct Counters {
 struct Known {
     since_system: ThreadTime,
     since_cpu_users: ThreadTime,
-    /// CPUs that its control group may use, infinite without a quota; `None` before the first scan of control groups.
+    /// CPUs that its control group may use, infinite without a quota; `None` before the first scan of control groups, or if the
+    /// quota is hidden.
     quota_cpus: Option<f64>,
     system: Option<(u64, System)>,
     others: Option<(u64, Others)>,
@@ -118,16 +119,16 @@ impl Starvation {
             let before = path.and_then(|path| self.cgroups.get(path));
             let quota = now.and_then(|group| group.quota_millicpus);
             let quota_cpus = quota.map(|millicpus| millicpus as f64 / 1000.0);
-            known.quota_cpus = Some(quota_cpus.unwrap_or(f64::INFINITY));
-            let time = std::mem::take(&mut known.since_system);
-            let Some(elapsed_ns) = elapsed_ns else {
-                continue;
-            };
             let is_hidden = path.is_some_and(|path| {
                 let ours = |hidden: &&Hidden| hidden.cgroup == *path;
                 let mut hidden = sample.hidden.iter().filter(ours);
                 hidden.any(|hidden| hidden.fact == HiddenFact::CpuQuota)
             });
+            known.quota_cpus = (!is_hidden).then_some(quota_cpus.unwrap_or(f64::INFINITY));
+            let time = std::mem::take(&mut known.since_system);
+            let Some(elapsed_ns) = elapsed_ns else {
+                continue;
+            };
             let throttled_ns = throttled(before, now).filter(|_| !is_hidden);
             let quota = throttled_ns.and_then(|ns| quota_share(ns, time, target.cpus, elapsed_ns));
             let system = System {

@@ -428,7 +428,10 @@ fn a_group_without_files_in_sight_has_the_limits_that_the_kernel_reports() {
     system.group(place, &mut found);
     system.io_limits(place, &mut found);
     let group = &found.cgroups[0];
-    assert_eq!((group.quota_millicpus, group.throttled_ns), (Some(500), Some(700)));
+    assert_eq!(
+        (group.quota_millicpus, group.throttled_ns),
+        (Some(500), Some(700))
+    );
     assert_eq!(group.memory_limit, Some(64 << 20));
     assert_eq!((group.limit_hits, group.oom_kills), (Some(7), Some(1)));
     assert_eq!(group.memory_stall.map(|stall| stall.some_ns), Some(5));
@@ -439,7 +442,10 @@ fn a_group_without_files_in_sight_has_the_limits_that_the_kernel_reports() {
 
 #[test]
 fn io_limits_that_cannot_be_read_are_hidden() {
-    let tree = Tree::new("unreadable", &[("a/io.max/in_its_place", ""), ("b/io.max", "")]);
+    let tree = Tree::new(
+        "unreadable",
+        &[("a/io.max/in_its_place", ""), ("b/io.max", "")],
+    );
     let mountinfo = format!("1 2 0:1 / {} rw - cgroup2 cgroup2 rw\n", tree.0.display());
     let hidden = |path, membership| {
         let mut groups = Groups::default();

@@ -30,7 +30,7 @@ fn waits_for_a_disk() -> Wait {
 }
 
 #[test]
-fn a_hidden_quota_makes_a_busy_service_uncertain() {
+fn hidden_limits_make_a_busy_service_uncertain() {
     let computes = thread(10, 0).on_cpu();
     let seen = verdict(&computes, &[]);
     assert_eq!(seen.cause, Cause::CpuBound);
@@ -45,8 +45,10 @@ fn a_hidden_quota_makes_a_busy_service_uncertain() {
         "{}",
         hidden.evidence
     );
+    let hidden = verdict(&computes, &[HiddenFact::MemoryLimit]);
+    assert_eq!(hidden.confidence, Confidence::Low);
     // Limits that have nothing to do with it.
-    let other = verdict(&computes, &[HiddenFact::MemoryLimit, HiddenFact::IoLimits]);
+    let other = verdict(&computes, &[HiddenFact::IoLimits]);
     assert_eq!(other.confidence, seen.confidence);
     assert!(!other.evidence.contains("hidden"), "{}", other.evidence);
 }

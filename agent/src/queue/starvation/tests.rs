@@ -1,5 +1,7 @@
 use super::super::{Kind, Model, Reading, watched};
-use crate::sample::{Cgroup, CpuUser, Machine, Sample, Scans, Stall, Target, Thread};
+use crate::sample::{
+    Cgroup, CpuUser, Hidden, HiddenFact, Machine, Sample, Scans, Stall, Target, Thread,
+};
 
 const TICK: u64 = 100_000_000;
 const SECOND: u64 = 10 * TICK;
@@ -14,6 +16,7 @@ struct Course {
     steal_ns: u64,
     quota: Option<u64>,
     without_counters: bool,
+    is_quota_hidden: bool,
 }
 
 /// The reading after three seconds. Control groups and CPU users are scanned once a second.
@@ -68,6 +71,10 @@ fn at(samples: u64, course: Course) -> Reading {
                 cpu_user(10, "svc", course.cpu_ns),
                 cpu_user(4711, "stress-ng", course.foreign_ns),
             ],
+            hidden: Vec::from_iter(course.is_quota_hidden.then(|| Hidden {
+                cgroup: "/svc".to_owned(),
+                fact: HiddenFact::CpuQuota,
+            })),
             ..Sample::default()
         };
         let readings = model.read(&sample);
@@ -172,6 +179,14 @@ fn the_utilization_counts_the_quota_from_the_first_measurement() {
         ..course
     };
     assert_eq!(extra(&at(1, unlimited), "utilization"), Some(0.25));
+    let hidden = Course {
+        delay_ns: SECOND,
+        is_quota_hidden: true,
+        ..unlimited
+    };
+    for measure in ["utilization", "quota_share", "throttled_ns"] {
+        assert_eq!(extra(&at(30, hidden), measure), None, "{measure}");
+    }
 }
 
 #[test]

@@ -73,9 +73,14 @@ fn wanted(case: Case<'_>, cause: Cause, step: &Step) -> Vec<HiddenFact> {
     if needs_cpu && cause != Cause::CpuThrottled {
         wanted.push(HiddenFact::CpuQuota);
     }
+    // Threads whose pages are evicted and read again wait for the disk. If it is fast, they compute.
     if matches!(
         step.activity,
-        Activity::Disk | Activity::Memory | Activity::Unknown
+        Activity::Disk
+            | Activity::Memory
+            | Activity::Unknown
+            | Activity::OnCpu
+            | Activity::RunnableOwn
     ) {
         wanted.push(HiddenFact::MemoryLimit);
     }
