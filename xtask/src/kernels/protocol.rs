@@ -18,7 +18,7 @@ pub const BYTES: &str = "BYTES";
 pub const END: &str = "END";
 
 /// The checks, in the order in which they are run.
-pub const CHECKS: &[&str] = &["modules", "doctor", "clock steps"];
+pub const CHECKS: &[&str] = &["modules", "doctor", "clock steps", "hidden control groups"];
 /// Begins a line of JSON that `tailback doctor` printed.
 pub const PLAN: &str = "PLAN";
 /// Begins a line of JSON of the program in `tests/accuracy`, which runs after the checks.

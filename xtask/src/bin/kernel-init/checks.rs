@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    clock, machine,
+    clock, control_groups, machine,
     protocol::{ACCURACY, CHECKS, PLAN},
 };
 
@@ -20,6 +20,7 @@ pub fn all() -> impl Iterator<Item = (&'static str, Check)> {
         machine::modules_are_loaded,
         doctor,
         clock::steps_change_nothing,
+        control_groups::limits_are_read_without_mounts,
     ];
     CHECKS.iter().copied().zip(checks)
 }
@@ -49,7 +50,7 @@ pub fn accuracy() -> Result<()> {
 
 /// Runs the agent and returns its output. On failure, its messages (perhaps a verifier log) go to the console in full and
 /// into the error in short.
-fn agent(args: &[&str]) -> Result<String> {
+pub fn agent(args: &[&str]) -> Result<String> {
     let what = || format!("tailback {}", args.join(" "));
     let output = Command::new("/tailback")
         .args(args)

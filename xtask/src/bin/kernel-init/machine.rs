@@ -15,12 +15,14 @@ use rustix::{
 
 use crate::protocol::{MODULES, module_file};
 
+/// Where control groups are mounted.
+pub const CGROUPS: &str = "/sys/fs/cgroup";
 /// File systems and mount points. A kernel may lack one; whatever needs it then fails with a message.
 const MOUNTS: &[(&str, &str)] = &[
     ("proc", "/proc"),
     ("sysfs", "/sys"),
     ("devtmpfs", "/dev"),
-    ("cgroup2", "/sys/fs/cgroup"),
+    ("cgroup2", CGROUPS),
     ("bpf", "/sys/fs/bpf"),
     ("securityfs", "/sys/kernel/security"),
     ("tracefs", "/sys/kernel/tracing"),

@@ -6,21 +6,28 @@
 
 mod checks;
 mod clock;
+mod control_groups;
 mod machine;
 #[path = "../../kernels/protocol.rs"]
 mod protocol;
 
 use std::{
-    fs, process,
+    env, fs, hint, process,
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context as _, Result};
 
+use control_groups::BUSY;
 use protocol::{BYE, BYTES, CHECK, END, HELLO, TASK, sum};
 
 fn main() -> ExitCode {
     if process::id() != 1 {
+        if env::args().nth(1).is_some_and(|role| role == BUSY) {
+            loop {
+                hint::spin_loop();
+            }
+        }
         eprintln!(
             "kernel-init is the first process of a test kernel, which it powers off at its end: it must not run here"
         );
