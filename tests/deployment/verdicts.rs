@@ -1,13 +1,17 @@
 //! One service, and agents in all places at the same time.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, process::Command};
+use std::{
+    collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::PathBuf, process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tailback_tests::{
     agent,
     container::Container,
+    needs,
     process::{End, Process},
+    program,
     skip::skip,
     temp::TempDir,
 };
@@ -237,6 +241,89 @@ fn io_limits_are_part_of_the_answer_everywhere() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Mounts a file of the service's container over one of its control group's files, as the owner of the container can.
+fn cover(service: &Service, file: &str, with: &str) -> Result<()> {
+    let pid = service.container.pid()?.to_string();
+    let mut command = Command::new(program::need(&["nsenter"])?);
+    command.args(["--target", &pid, "--mount", "--", "/usr/bin/mount"]);
+    let output = command.args(["--bind", with, file]).output()?;
+    ensure!(
+        output.status.success(),
+        "mount {with} over {file}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+#[test]
+fn files_mounted_over_a_control_group_neither_block_the_agent_nor_deceive_it() -> Result<()> {
+    const TEST: &str = "files_mounted_over_a_control_group_neither_block_the_agent_nor_deceive_it";
+    if !allowed(TEST) || !needs::met(TEST, &["nsenter", "mkfifo"]) {
+        return Ok(());
+    }
+    let Some(disk) = disk()? else {
+        skip(TEST, "no block device behind temporary directories");
+        return Ok(());
+    };
+    let limit = format!("--device-write-iops={disk}:20");
+    let service = Service::start("write", 30.0, &[&limit])?;
+    let numbers = fs::read_to_string(format!(
+        "/sys/class/block/{}/dev",
+        disk.trim_start_matches("/dev/")
+    ))?;
+    let numbers = numbers.trim();
+    // A FIFO that nobody writes to: whoever opens it waits.
+    let root = service.container.root();
+    let made = Command::new(program::need(&["mkfifo"])?)
+        .arg(root.join("fifo"))
+        .status()?;
+    ensure!(made.success(), "mkfifo: {made}");
+    let v1 = root_of(&service)?.join("sys/fs/cgroup/blkio").is_dir();
+    if v1 {
+        fs::write(root.join("false"), format!("{numbers} 7\n"))?;
+        let files = "/sys/fs/cgroup/blkio/blkio.throttle";
+        cover(&service, &format!("{files}.write_iops_device"), "/false")?;
+        cover(&service, &format!("{files}.read_iops_device"), "/fifo")?;
+        cover(&service, "/sys/fs/cgroup/memory/memory.stat", "/fifo")?;
+    } else {
+        fs::write(root.join("false"), format!("{numbers} wiops=7\n"))?;
+        cover(&service, "/sys/fs/cgroup/io.max", "/false")?;
+        cover(&service, "/sys/fs/cgroup/io.pressure", "/fifo")?;
+        cover(&service, "/sys/fs/cgroup/memory.stat", "/fifo")?;
+    }
+    // The service's own mounts are the only ones that the agent can reach.
+    let port = service.port.to_string();
+    let beside = format!("--pid=container:{}", service.container.name());
+    let options = [beside.as_str(), "--cgroupns=private", NO_CGROUPS];
+    let arguments = ["diagnose", "--port", &port, "--for", "8s", "--json"];
+    let (_container, process) = contained(&options, &CAPABILITIES, &arguments)?;
+    let (end, lines) = json_lines(&process)?;
+    ensure!(end == End::Code(0), "{end:?}, {lines:#?}");
+    let verdicts = lines.into_iter().filter(|line| line["cause"].is_string());
+    let said = Said {
+        place: "beside it, files of its control group covered",
+        verdicts: verdicts.collect(),
+    };
+    for verdict in said.of("disk_slow")? {
+        let evidence = verdict["evidence"].as_str().unwrap_or_default();
+        ensure!(
+            evidence.contains("hidden from the agent: the I/O limits"),
+            "{verdict}"
+        );
+        ensure!(!evidence.contains("7 writes/s"), "{verdict}");
+        ensure!(verdict["confidence"] == "low", "{verdict}");
+    }
+    Ok(())
+}
+
+/// The root directory of the service's container, with what is mounted there.
+fn root_of(service: &Service) -> Result<PathBuf> {
+    Ok(PathBuf::from(format!(
+        "/proc/{}/root",
+        service.container.pid()?
+    )))
 }
 
 #[test]

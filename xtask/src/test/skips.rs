@@ -55,6 +55,11 @@ const ALLOWED: &[AllowedSkip] = &[
         because: "machines whose /tmp is in memory or on an overlay; with TMPDIR on a disk it runs",
     },
     AllowedSkip {
+        test: "*::files_mounted_over_a_control_group_neither_block_the_agent_nor_deceive_it",
+        reason: "no block device behind temporary directories",
+        because: "as above",
+    },
+    AllowedSkip {
         test: "*::the_memory_limit_of_the_service_is_the_cause_everywhere",
         reason: "no block device behind temporary directories",
         because: "as above",
