@@ -15,12 +15,13 @@ use std::{
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat, openat2, statx};
 
 use super::{
+    MAX_GROUPS,
     kernel_groups::{Controller, Level},
     mounts::{CgroupDirs, Point, points},
 };
@@ -30,10 +31,14 @@ use crate::collect::paths::read_text;
 const MAX_MOUNTINFO: u64 = 256 * 1024;
 /// A search takes well under a millisecond; beyond this the file system does not answer.
 const SEARCH_TIMEOUT: Duration = Duration::from_millis(50);
+/// Maximum time of all searches of one poll: many slow ones must not hold up the agent. The others are made in later polls.
+const MAX_SEARCHING: Duration = Duration::from_millis(500);
 /// Maximum number of searches that are left behind. At that number none is started.
 const MAX_STUCK: usize = 4;
-/// Maximum number of groups whose directories are kept, and so of descriptors.
-const MAX_KNOWN: usize = 512;
+/// Maximum number of groups whose directories are kept: those of [`MAX_GROUPS`] services in each of the four hierarchies.
+const MAX_KNOWN: usize = 4 * MAX_GROUPS;
+/// Maximum number of them that are in the mounts of others: each takes a descriptor, of usually 1,024.
+const MAX_FOREIGN: usize = 384;
 /// Number of polls after which a failed search is repeated: every ten seconds with two polls a second.
 const RETRY_POLLS: u64 = 20;
 /// The agent's open files, each as a link.
@@ -51,6 +56,8 @@ pub(super) struct Reach {
     /// The agent's own /proc/self/mountinfo, if this poll has read it.
     mountinfo: Option<String>,
     poll: u64,
+    /// Time that this poll has spent on searches in the mounts of others.
+    searching: Duration,
 }
 
 struct Known {
@@ -82,6 +89,7 @@ impl Reach {
         let previous = self.poll;
         self.poll += 1;
         self.mountinfo = None;
+        self.searching = Duration::ZERO;
         let before = self.known.len();
         self.known.retain(|_, known| known.used == previous);
         self.stuck
@@ -106,11 +114,17 @@ impl Reach {
             if self.known.len() >= MAX_KNOWN && !self.known.contains_key(&key) {
                 return None;
             }
-            let found = self.in_own_mounts(controller, chain).map(Found::Own);
-            let found = found.or_else(|| {
-                self.search_in_time(pid, controller, chain)
-                    .map(Found::Foreign)
-            });
+            let mut found = self.in_own_mounts(controller, chain).map(Found::Own);
+            if found.is_none() {
+                if self.searching >= MAX_SEARCHING || self.foreign() >= MAX_FOREIGN {
+                    return None;
+                }
+                let begin = Instant::now();
+                found = self
+                    .search_in_time(pid, controller, chain)
+                    .map(Found::Foreign);
+                self.searching += begin.elapsed();
+            }
             let found = Known {
                 found,
                 searched: poll,
@@ -124,6 +138,14 @@ impl Reach {
             dirs: known.found.as_ref()?.dirs(),
             unified: own.hierarchy == 0,
         })
+    }
+
+    /// Number of groups that are in the mounts of others.
+    fn foreign(&self) -> usize {
+        let found = self.known.values().map(|known| &known.found);
+        found
+            .filter(|found| matches!(found, Some(Found::Foreign(_))))
+            .count()
     }
 
     /// The agent's own mounts always answer.
