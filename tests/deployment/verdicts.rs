@@ -327,6 +327,39 @@ fn root_of(service: &Service) -> Result<PathBuf> {
 }
 
 #[test]
+fn an_agent_in_the_services_own_container_sees_its_quota() -> Result<()> {
+    const TEST: &str = "an_agent_in_the_services_own_container_sees_its_quota";
+    if !allowed(TEST) || !needs::met(TEST, &["nsenter"]) {
+        return Ok(());
+    }
+    let service = Service::start("compute", 20.0, &["--cpus=0.2", "--cgroupns=private"])?;
+    program::copy(
+        &agent::binary()?,
+        &service.container.root().join("tailback"),
+    )?;
+    let pid = service.container.pid()?.to_string();
+    let port = service.port.to_string();
+    let mut command = Command::new(program::need(&["nsenter"])?);
+    command.env("RUNTIME_DIRECTORY", "/tmp");
+    command.args(["--target", &pid, "--mount", "--pid", "--cgroup", "--"]);
+    command.args(["/tailback", "diagnose", "--port", &port]);
+    let process = Process::start("the agent", command.args(["--for", "8s", "--json"]))?;
+    let (end, lines) = json_lines(&process)?;
+    ensure!(end == End::Code(0), "{end:?}, {lines:#?}");
+    let verdicts = lines.into_iter().filter(|line| line["cause"].is_string());
+    let said = Said {
+        place: "in its own container",
+        verdicts: verdicts.collect(),
+    };
+    for verdict in said.of("cpu_throttled")? {
+        ensure!(verdict["confidence"] == "high", "{verdict}");
+        let evidence = verdict["evidence"].as_str().unwrap_or_default();
+        ensure!(evidence.contains("its quota is 0.20 CPUs"), "{verdict}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_healthy_service_is_healthy_everywhere() -> Result<()> {
     if !allowed("a_healthy_service_is_healthy_everywhere") {
         return Ok(());

@@ -37,6 +37,7 @@ use super::{notices::Notices, paths::block_device, processes::Processes};
 use crate::{
     kernel::scanner::{Record, Scanner},
     sample::{Cgroup, Hidden, HiddenFact, IoLimit, Machine, Refaults, Sample, Stall, Target},
+    target::namespaces::{self, is_initial},
 };
 
 /// Maximum number of cgroups that are read.
@@ -49,9 +50,6 @@ const MAX_BYTES: usize = 64 * 1024;
 const UNLIMITED: u64 = 1 << 60;
 /// Maximum number of block devices whose I/O limits are kept for a cgroup.
 const MAX_DEVICES: usize = 16;
-/// `PROC_CGROUP_INIT_INO` and `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
-const INITIAL_CGROUP_NAMESPACE: u64 = 0xefff_fffb;
-const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
 /// Ticks per second in the times of /proc/stat: the same on all architectures.
 const USER_HZ: u64 = 100;
 
@@ -119,8 +117,8 @@ impl Default for System {
         let mountinfo = fs::read("/proc/self/mountinfo").unwrap_or_default();
         Self {
             mounts: Mounts::parse(&String::from_utf8_lossy(&mountinfo)),
-            sees_roots: is_initial_namespace("cgroup", INITIAL_CGROUP_NAMESPACE),
-            sees_processes: is_initial_namespace("pid", INITIAL_PID_NAMESPACE),
+            sees_roots: is_initial(namespaces::CGROUP).unwrap_or(false),
+            sees_processes: is_initial(namespaces::PID).unwrap_or(false),
             reach: Reach::default(),
             files: Files::default(),
             left_out: 0,
@@ -601,13 +599,6 @@ fn kernel_groups(
         }
     })?;
     Ok(found)
-}
-
-/// Whether the agent is in the initial namespace of this kind, whose inode number is fixed.
-fn is_initial_namespace(kind: &str, inode: u64) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let namespace = fs::metadata(format!("/proc/self/ns/{kind}"));
-    namespace.is_ok_and(|namespace| namespace.ino() == inode)
 }
 
 impl Files {

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::namespaces::{self, is_initial};
 use crate::text::{bounded, harmless};
 
 /// Maximum number of bytes read of an environment or a command line. A variable beyond that is not found.
@@ -92,9 +93,9 @@ impl Facts {
             .filter(|name| !name.is_empty())
             .or(service_name)
             .unwrap_or_else(|| bounded(&program(&exe, &args, comm), MAX_PROGRAM_NAME));
-        let cgroup = fs::read(proc.join("cgroup"))
-            .ok()
-            .and_then(|text| cgroup_path(&String::from_utf8_lossy(&text)));
+        let membership = fs::read(proc.join("cgroup")).unwrap_or_default();
+        let membership = String::from_utf8_lossy(&membership);
+        let cgroup = cgroup_path(&membership).or_else(|| own_container(&membership));
         Self {
             service: harmless(&service),
             attributes,
@@ -246,6 +247,14 @@ pub(crate) fn cgroup_path(text: &str) -> Option<String> {
         .filter(|(_, path)| *path != "/")
         .max_by_key(|(unified, path)| (container_id(path).is_some(), *unified, path.len()))?;
     Some(path.to_owned())
+}
+
+/// The cgroup of a process that is in the agent's own container: the root of the agent's cgroup namespace. On the host that
+/// is the root of the hierarchy, which has no limits.
+fn own_container(text: &str) -> Option<String> {
+    let is_known = text.lines().any(|line| line.ends_with(":/"));
+    let is_container = is_known && matches!(is_initial(namespaces::CGROUP), Ok(false));
+    is_container.then(|| "/".to_owned())
 }
 
 /// The 64 hexadecimal digits in a cgroup path by which container runtimes name their cgroups.

@@ -6,6 +6,7 @@ mod cgroup;
 mod discovery;
 mod facts;
 mod group;
+pub(crate) mod namespaces;
 mod neighbours;
 mod selector;
 

@@ -1,18 +1,17 @@
 //! What the place where the agent runs gives it: capabilities, namespaces, /proc, BTF, control groups. Each remedy is written for
 //! Kubernetes and for podman.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
-};
+use std::{collections::BTreeSet, fs, os::unix::fs::FileTypeExt as _};
 
 use super::Check;
 use crate::{
     collect::{Budget, Collector},
     kernel::scanner::{BTF_PATH, Scanner},
     sample::{Hidden, HiddenFact},
-    target::{Selector, Spec},
+    target::{
+        Selector, Spec,
+        namespaces::{self, is_initial},
+    },
     text::harmless,
 };
 
@@ -27,9 +26,6 @@ const SETUID: u32 = 7;
 /// It stands for those that were split off from it.
 const SYS_ADMIN: u32 = 21;
 const FIRST_SPLIT_OFF: u32 = 38;
-/// `PROC_USER_INIT_INO` and `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
-const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
-const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
 /// Files of /proc that describe the machine, and that a container runtime may mask or replace.
 const MACHINE_FILES: [&str; 7] = [
     "stat",
@@ -103,7 +99,7 @@ pub(super) fn environment() -> Vec<Check> {
         },
         Check {
             name: "user namespace",
-            state: namespace("user", INITIAL_USER_NAMESPACE, "the initial one"),
+            state: namespace(namespaces::USER, "the initial one"),
             cost: "capabilities hold in the agent's own user namespace only, and not for eBPF",
             remedy: "`hostUsers: true` (the default) in the pod's spec; podman: rootful, without --userns".into(),
             required: false,
@@ -184,19 +180,20 @@ fn to_add(names: &[&str]) -> String {
     )
 }
 
-fn namespace(kind: &str, initial: u64, words: &str) -> Result<String, String> {
-    match fs::metadata(format!("/proc/self/ns/{kind}")) {
-        Ok(namespace) if namespace.ino() == initial => Ok(words.to_owned()),
-        Ok(_) => Err(format!(
-            "the agent runs in another {kind} namespace than the host"
-        )),
-        Err(error) => Err(format!("/proc/self/ns/{kind}: {error}")),
+fn namespace(kind: namespaces::Kind, words: &str) -> Result<String, String> {
+    if is_initial(kind)? {
+        Ok(words.to_owned())
+    } else {
+        let name = kind.0;
+        Err(format!(
+            "the agent runs in another {name} namespace than the host"
+        ))
     }
 }
 
 /// Whether the processes of the machine are in sight.
 fn processes() -> Check {
-    let state = namespace("pid", INITIAL_PID_NAMESPACE, "all of this machine");
+    let state = namespace(namespaces::PID, "all of this machine");
     let others = others_in_proc();
     let state = match others {
         // Kernel threads and the services of the host are there.
