@@ -1,9 +1,11 @@
 //! Limits of control groups while nothing is mounted that shows them: only the kernel's structures are left.
 
 use std::{
-    fs,
+    fs, hint,
     path::Path,
     process::{Child, Command},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,13 +14,17 @@ use serde_json::Value;
 
 use crate::{checks::agent, machine::CGROUPS};
 
-/// The argument with which this program is a process that always has work for a CPU.
+/// The argument with which this program is a process that uses memory and always has work for a CPU. The next one is its group.
 pub const BUSY: &str = "busy";
 /// The quota is set on the parent of the process's own group: 0.2 CPUs, in periods that are short beside the time between two samples.
 const CPU_MAX: &str = "2000 10000";
 const QUOTA_CPUS: f64 = 0.2;
 /// The limit is set on the process's own group.
 const MEMORY_MAX: u64 = 64 << 20;
+/// Memory that the process uses.
+const USED: u64 = 8 << 20;
+/// Time limit for the process to use it; an emulated machine is slow.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The agent reports the quota, the throttling and the memory limit, and knows the stall times.
 pub fn limits_are_read_without_mounts() -> Result<()> {
@@ -30,10 +36,18 @@ pub fn limits_are_read_without_mounts() -> Result<()> {
     fs::create_dir_all(&inner).context("create a control group")?;
     write(&outer, "cpu.max", CPU_MAX)?;
     write(&inner, "memory.max", &MEMORY_MAX.to_string())?;
-    let process = Command::new("/proc/self/exe").arg(BUSY).spawn();
+    let mut process = Command::new("/proc/self/exe");
+    let process = process.arg(BUSY).arg(&inner).spawn();
     let process = Busy(process.context("start a process")?);
     let pid = process.0.id().to_string();
-    write(&inner, "cgroup.procs", &pid)?;
+    let end = Instant::now() + DEADLINE;
+    while memory(&inner)? < USED {
+        ensure!(
+            Instant::now() < end,
+            "the process uses no memory in {DEADLINE:?}"
+        );
+        thread::sleep(Duration::from_millis(10));
+    }
     unmount(CGROUPS, UnmountFlags::empty()).with_context(|| format!("unmount {CGROUPS}"))?;
     let lines = agent(&["sample", "--json", "--pid", &pid]);
     mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), None)
@@ -56,6 +70,7 @@ pub fn limits_are_read_without_mounts() -> Result<()> {
         runqueue["throttled_ns"].as_f64().is_some_and(|ns| ns > 0.0),
         "not throttled: {runqueue}"
     );
+    // It has no other memory there than this, its tables of pages, and what the kernel charges in advance.
     let memory = queue("memory")?;
     ensure!(
         memory["limit"].as_u64() == Some(MEMORY_MAX),
@@ -64,10 +79,30 @@ pub fn limits_are_read_without_mounts() -> Result<()> {
     ensure!(
         memory["depth"]
             .as_u64()
-            .is_some_and(|used| (1..MEMORY_MAX).contains(&used)),
-        "not the memory of a small process: {memory}"
+            .is_some_and(|used| (USED..2 * USED).contains(&used)),
+        "not {USED} bytes: {memory}"
     );
     Ok(())
+}
+
+/// What the process does, in the control group with this directory.
+pub fn busy(group: &Path) -> Result<()> {
+    write(group, "cgroup.procs", "0")?;
+    // Not zero: untouched zero pages take no memory.
+    let used = vec![1_u8; USED as usize];
+    loop {
+        hint::black_box(&used);
+        hint::spin_loop();
+    }
+}
+
+/// Bytes that the group uses, by its file.
+fn memory(group: &Path) -> Result<u64> {
+    let file = group.join("memory.current");
+    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("read the number {text:?}"))
 }
 
 fn write(group: &Path, file: &str, text: &str) -> Result<()> {

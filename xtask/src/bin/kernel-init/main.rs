@@ -12,7 +12,9 @@ mod machine;
 mod protocol;
 
 use std::{
-    env, fs, hint, process,
+    env, fs,
+    path::Path,
+    process,
     process::{Command, ExitCode},
 };
 
@@ -23,10 +25,13 @@ use protocol::{BYE, BYTES, CHECK, END, HELLO, TASK, sum};
 
 fn main() -> ExitCode {
     if process::id() != 1 {
-        if env::args().nth(1).is_some_and(|role| role == BUSY) {
-            loop {
-                hint::spin_loop();
-            }
+        let arguments: Vec<String> = env::args().skip(1).collect();
+        if let [role, group] = arguments.as_slice()
+            && role == BUSY
+            && let Err(error) = control_groups::busy(Path::new(group))
+        {
+            println!("{error:#}");
+            return ExitCode::FAILURE;
         }
         eprintln!(
             "kernel-init is the first process of a test kernel, which it powers off at its end: it must not run here"
