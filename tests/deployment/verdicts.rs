@@ -154,9 +154,11 @@ fn the_memory_limit_of_the_service_is_the_cause_everywhere() -> Result<()> {
     let reads = format!("--device-read-iops={disk}:2000");
     let limits = ["--memory=48m", "--memory-swap=48m", &reads];
     let service = Service::start("look-up", 5.0, &limits)?;
+    let mut on_host = None;
     for said in ask_everywhere(&service)? {
         let verdicts = said.of("memory_stalled")?;
-        let of_queue = verdicts.iter().find(|verdict| verdict["kind"] == "memory");
+        // The queue for memory itself fills only if the kernel counts its waits for the disk as stalls.
+        let of_queue = verdicts.iter().find(|verdict| verdict["kind"] == "accept");
         let verdict = of_queue.with_context(|| format!("{}: {verdicts:?}", said.place))?;
         // Of its own control group, not of the machine: 48 MiB.
         let evidence = verdict["evidence"].as_str().unwrap_or_default();
@@ -170,7 +172,19 @@ fn the_memory_limit_of_the_service_is_the_cause_everywhere() -> Result<()> {
             "{}: {verdict}",
             said.place
         );
-        ensure!(verdict["confidence"] == "high", "{}: {verdict}", said.place);
+        ensure!(
+            !evidence.contains("hidden from the agent"),
+            "{}: {verdict}",
+            said.place
+        );
+        let confidence = verdict["confidence"].clone();
+        ensure!(
+            confidence == "high" || confidence == "medium",
+            "{}: {verdict}",
+            said.place
+        );
+        let expected = on_host.get_or_insert_with(|| confidence.clone());
+        ensure!(confidence == *expected, "not {expected}, but {verdict}");
     }
     Ok(())
 }
