@@ -24,7 +24,6 @@ static HELPERS: Helpers = Helpers {
     sk_storage: 0,
     current_task: 0,
     task_registers: 0,
-    user_memory: 0,
     bpf_loop: 0,
 };
 

@@ -49,6 +49,9 @@ layout! {
     task_files,
     task_stack,
     task_cgroups,
+    task_mm,
+    // struct mm_struct
+    mm_pgd,
     // struct signal_struct
     signal_rlim,
     signal_thread_head,
@@ -213,8 +216,6 @@ pub struct Helpers {
     pub current_task: u32,
     /// `bpf_task_pt_regs` (5.15): a task's saved registers; else read from the top of its kernel stack.
     pub task_registers: u32,
-    /// `bpf_copy_from_user_task` (5.18): memory of other processes, in sleepable iterators.
-    pub user_memory: u32,
     /// `bpf_loop` (5.17): loops whose rounds the kernel counts; else bounded loops.
     pub bpf_loop: u32,
 }

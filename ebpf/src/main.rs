@@ -23,6 +23,7 @@ mod tcp;
 mod udp;
 mod unix;
 mod uring;
+mod user_memory;
 mod waits;
 
 #[panic_handler]

@@ -82,6 +82,9 @@ pub const WAIT_IO: u32 = 2;
 /// `WaitRecord::flags`: `word` and `owner` were read.
 pub const WAIT_WORD: u32 = 4;
 
+/// Bases of the map of physical memory that one scan tries ([`Scan::candidate`]). Bounds its loop.
+pub const PAGE_OFFSET_CANDIDATES: u64 = 64;
+
 /// Ready files of one epoll instance that a visit counts. Bounds the walk along its list.
 pub const MAX_READY_FILES: u32 = 1024;
 /// `EpollRecord::flags`: there are more ready files than were counted.
@@ -428,7 +431,7 @@ records! {
     }
 
     /// Settings and progress of the current scan: the single entry of the map `SCAN`.
-    pub struct Scan: 112 {
+    pub struct Scan: 160 {
         /// Busy sockets of focused targets that this scan may still add to `FOCUSED_SOCKETS`.
         pub focus_slots_left: u32,
         /// Sequence number of the file scan.
@@ -465,6 +468,16 @@ records! {
         pub ready_head: u64,
         pub ready_files: u32,
         pub ready_is_complete: u32,
+        /// Where the kernel maps physical memory (`page_offset_base`); 0: unknown, and memory of targets is not read.
+        pub page_offset: u64,
+        /// End of the physical memory.
+        pub memory_end: u64,
+        /// Bits of a page-table entry that hold a physical address.
+        pub address_mask: u64,
+        /// While `page_offset` is being searched: the first candidate to try, and a word of the agent's own memory to find.
+        pub candidate: u64,
+        pub own_address: u64,
+        pub own_word: u64,
     }
 
     /// Socket-local storage of the sockets that every sample polls: listeners, and busy sockets of focused targets.

@@ -1,14 +1,11 @@
 //! What the targets' threads are doing or blocked on: state, system call, its arguments, and what they point to.
 //!
-//! There are two variants. On kernels with sleepable iterators (`iter.s/task`, 5.18) the user memory behind a futex or
-//! poll call is read too. Nothing is written there, and no lock of the target is taken.
+//! The user memory behind a futex or poll call is read if it is resident (`user_memory.rs`). Nothing is written there, no page
+//! is faulted in, and no lock of the target is taken.
 
-use aya_ebpf::{
-    bindings::task_struct,
-    helpers::generated::{bpf_copy_from_user_task, bpf_task_pt_regs},
-};
+use aya_ebpf::{bindings::task_struct, helpers::generated::bpf_task_pt_regs};
 use tailback_ebpf::{
-    ABSENT, Header, KIND_WAIT, MAX_POLLED, NO_SYSCALL, TARGET_FOCUSED, WAIT_IO, WAIT_ON_CPU,
+    ABSENT, Header, KIND_WAIT, MAX_POLLED, NO_SYSCALL, Scan, TARGET_FOCUSED, WAIT_IO, WAIT_ON_CPU,
     WAIT_WORD, WaitRecord,
 };
 
@@ -17,6 +14,7 @@ use crate::{
         at_target, emit, end_scan, has_helper, load, load_or, offset, pid_at, probe, probe_at,
     },
     task::{TaskContext, on_cpu, task_of},
+    user_memory,
 };
 
 /// arch/x86/entry/syscalls/syscall_64.tbl
@@ -38,22 +36,10 @@ mod syscall {
 /// Size of a kernel stack, bytes (`THREAD_SIZE` without KASAN). A thread in a system call has its registers at the top.
 const THREAD_SIZE: u64 = 16 * 1024;
 
-/// Like `waits_sleepable`, but without reading user memory.
+/// Writes what every thread of every target (or every focused target) is doing or blocked on.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub extern "C" fn waits(ctx: *const TaskContext) -> i32 {
-    visit(ctx, false)
-}
-
-/// Writes what every thread of every target (or every focused target) is doing or blocked on.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter.s/task")]
-pub extern "C" fn waits_sleepable(ctx: *const TaskContext) -> i32 {
-    visit(ctx, true)
-}
-
-#[inline(always)]
-fn visit(ctx: *const TaskContext, reads_user_memory: bool) -> i32 {
     let Some((seq, task)) = task_of(ctx) else {
         end_scan();
         return 0;
@@ -94,12 +80,10 @@ fn visit(ctx: *const TaskContext, reads_user_memory: bool) -> i32 {
     }
     if record.state != 0 && offset!(regs_number) != ABSENT {
         read_syscall(task, &mut record);
-        if reads_user_memory {
-            match record.syscall {
-                syscall::FUTEX => read_futex(task, &mut record),
-                syscall::POLL | syscall::PPOLL => read_poll(task, &mut record),
-                _ => {}
-            }
+        match record.syscall {
+            syscall::FUTEX => read_futex(scan, task, &mut record),
+            syscall::POLL | syscall::PPOLL => read_poll(scan, task, &mut record),
+            _ => {}
         }
     }
     emit(seq, &record);
@@ -170,9 +154,9 @@ fn read_syscall(task: *const u8, record: &mut WaitRecord) {
 
 /// Reads the futex word, and the word where glibc keeps the owner of a mutex.
 #[inline(always)]
-fn read_futex(task: *const u8, record: &mut WaitRecord) {
+fn read_futex(scan: *const Scan, task: *const u8, record: &mut WaitRecord) {
     let mut words = [0_u32; 3];
-    if copy_from_user(task, record.args[0], words.as_mut_ptr().cast(), 12) {
+    if user_memory::read(scan, task, record.args[0], &mut words, 3) {
         record.word = words[0];
         record.owner = words[2];
         record.flags |= WAIT_WORD;
@@ -181,36 +165,15 @@ fn read_futex(task: *const u8, record: &mut WaitRecord) {
 
 /// Reads the first entries of a poll array.
 #[inline(always)]
-fn read_poll(task: *const u8, record: &mut WaitRecord) {
+fn read_poll(scan: *const Scan, task: *const u8, record: &mut WaitRecord) {
     let wanted = record.args[1];
     let len = if wanted > MAX_POLLED as u64 {
         MAX_POLLED as u32
     } else {
         wanted as u32
     };
-    if len > 0
-        && copy_from_user(
-            task,
-            record.args[0],
-            record.polled.as_mut_ptr().cast(),
-            len * 8,
-        )
-    {
+    let words = record.polled.as_flattened_mut();
+    if len > 0 && user_memory::read(scan, task, record.args[0], words, len * 2) {
         record.polled_len = len;
     }
-}
-
-#[inline(always)]
-fn copy_from_user(task: *const u8, from: u64, to: *mut u8, len: u32) -> bool {
-    // SAFETY: the helper checks the address; `to` has room for `len` bytes.
-    let error = unsafe {
-        bpf_copy_from_user_task(
-            to.cast(),
-            len,
-            from as *const _,
-            task.cast_mut().cast::<task_struct>(),
-            0,
-        )
-    };
-    error == 0
 }

@@ -143,12 +143,16 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         | Feature::RunDelay
         | Feature::OnCpu
         | Feature::BatchedScans
+        | Feature::UserMemory
         | Feature::DropCounters => "iterator, typed loads".to_owned(),
     };
     let mut checks: Vec<Check> = Feature::ALL
         .iter()
-        // Missing drop counters cost nothing; batched scans have a line of their own.
-        .filter(|feature| !matches!(feature, Feature::DropCounters | Feature::BatchedScans))
+        // Missing drop counters cost nothing; the others have lines of their own.
+        .filter(|feature| {
+            let own_line = matches!(feature, Feature::UserMemory | Feature::BatchedScans);
+            !own_line && **feature != Feature::DropCounters
+        })
         .map(|feature| Check {
             name: feature.title(),
             state: match (
@@ -181,13 +185,13 @@ fn capability_checks(capabilities: &Capabilities) -> Vec<Check> {
         });
     }
     checks.push(Check {
-        name: "lock owners, and the connections that a poll waits for",
+        name: Feature::UserMemory.title(),
         state: capabilities
             .user_memory
             .clone()
-            .map(|()| "sleepable iterator, bpf_copy_from_user_task".to_owned()),
-        cost: "locks cannot be distinguished from other futexes, and their owners are unknown",
-        remedy: "Linux 5.18 or later".into(),
+            .map(|()| "page tables by probe reads: resident pages only, no page faults".to_owned()),
+        cost: Feature::UserMemory.cost(),
+        remedy: "x86-64 (no Xen PV guest), with /proc/zoneinfo readable".into(),
         required: false,
     });
     checks.push(Check {

@@ -91,6 +91,9 @@ features! {
         without: "stall times are read from mounted control groups alone: without such a mount they are unknown";
     /// The system call that a thread is blocked in.
     Syscalls = "system calls that threads are blocked in", without: "workers, eventloop, lock and disk are not shown";
+    /// The futex word, lock owner or poll array behind such a call, if its page is resident.
+    UserMemory = "lock owners, and the connections that a poll waits for",
+        without: "locks cannot be distinguished from other futexes, and their owners are unknown";
 }
 
 struct Row {
@@ -140,6 +143,8 @@ const ROWS: &[Row] = rows! {
     Syscalls task_nvcsw = "task_struct": "nvcsw";
     Syscalls task_nivcsw = "task_struct": "nivcsw";
     Syscalls task_stack = "task_struct": "stack";
+    UserMemory task_mm = "task_struct": "mm";
+    UserMemory mm_pgd = "mm_struct": "pgd";
     Syscalls regs_number = "pt_regs": "orig_ax";
     Syscalls regs_arg0 = "pt_regs": "di";
     Syscalls regs_arg1 = "pt_regs": "si";
@@ -341,7 +346,6 @@ fn helpers(btf: &Btf<'_>) -> Helpers {
         sk_storage: has("BPF_FUNC_for_each_map_elem"),
         current_task: has("BPF_FUNC_get_current_task_btf"),
         task_registers: has("BPF_FUNC_task_pt_regs"),
-        user_memory: has("BPF_FUNC_copy_from_user_task"),
         bpf_loop: has("BPF_FUNC_loop"),
     }
 }

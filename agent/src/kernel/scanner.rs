@@ -65,8 +65,6 @@ pub struct Scanner {
     cpu_times: Option<Link>,
     /// Which of the two programs that scan files is loaded.
     files_program: &'static str,
-    /// Which of the two programs that scan what threads wait for is loaded.
-    waits_program: &'static str,
     scan_settings: Scan,
     targets: HashMap<MapData, u32, TargetPod>,
     requested_peers: HashMap<MapData, u32, u32>,
@@ -191,7 +189,7 @@ impl Scanner {
         let links = Links {
             files: create(self.files_program, &self.capabilities.files)?,
             threads: create("threads", &self.capabilities.threads)?,
-            waits: create(self.waits_program, &self.capabilities.waits)?,
+            waits: create("waits", &self.capabilities.waits)?,
             batched: match over {
                 IterScope::Process(pid) if self.capabilities.batched_scans.is_ok() => {
                     self.batched_scan(pid)?
@@ -268,7 +266,7 @@ impl Scanner {
             .collect();
         let bind = self.capabilities.bound_to_process.is_ok()
             && (pids.is_empty() || pids.len() * THREADS_PER_BOUND_ITERATOR <= self.host_threads);
-        self.profile = self.links_of(self.waits_program, bind, pids.into_iter())?;
+        self.profile = self.links_of("waits", bind, pids.into_iter())?;
         self.profile_is_bound = bind;
         Ok(())
     }

@@ -111,8 +111,10 @@ fn log_statements_are_pruned_unless_logging_is_requested() {
         let mut logging = BTreeSet::new();
         for (name, program) in scanner.programs() {
             let calls = helper_calls(program);
+            // The others write into maps.
+            let writes_records = !name.starts_with("batched") && name != "page_offset";
             assert!(
-                calls.contains("bpf_seq_write") || name.starts_with("batched"),
+                calls.contains("bpf_seq_write") || !writes_records,
                 "{name}: {calls:?}"
             );
             if calls

@@ -39,21 +39,11 @@ const LIMIT: Duration = Duration::from_secs(900);
 
 /// The kernels that can be booted, oldest first.
 pub const KERNELS: &[Kernel] = &[
-    Kernel::new("5.10", "bullseye", NO_USER_MEMORY),
+    Kernel::new("5.10", "bullseye", &[]),
     Kernel::new("6.1", "bookworm", &[]),
     Kernel::new("6.12", "trixie", &[]),
     Kernel::new("sid", "sid", &[]),
 ];
-
-/// Rows of `tests/harness/accuracy.rs` that are absent on a kernel without this helper.
-const NO_USER_MEMORY: &[(&str, &str)] = {
-    const MEMORY: &str = "the helper that reads a futex word came with Linux 5.18";
-    &[
-        ("lock.depth", MEMORY),
-        ("lock.oldest", MEMORY),
-        ("lock.holder", MEMORY),
-    ]
-};
 
 /// One of Debian's kernels for virtual machines.
 pub struct Kernel {

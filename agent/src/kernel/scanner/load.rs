@@ -6,6 +6,7 @@
 mod capabilities;
 mod file_operations;
 mod object;
+mod page_offset;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -90,7 +91,8 @@ struct LoadedPrograms {
     processes: Link,
     threads: Result<Link, String>,
     files: ProgramChoice,
-    waits: ProgramChoice,
+    waits: Capability,
+    user_memory: Capability,
     holders: Result<Link, String>,
     cpu_times: Result<Link, String>,
     cgroups: Capability,
@@ -117,17 +119,15 @@ impl LoadedPrograms {
             ) => return Err(error),
             (threads, files) => (threads.map_err(off), files),
         };
-        let no_user_memory = (fields.helpers.user_memory == 0)
-            .then_some("bpf_copy_from_user_task is not available (needs Linux 5.18)");
-        let mut waits =
-            ProgramChoice::load(object, "task", ["waits_sleepable", "waits"], no_user_memory);
-        waits.check_link(object);
+        // The link is only checked: each process gets one of its own.
+        let waits = object.load_over_all("waits", "task").map(drop);
         let focused_sockets = load_focused_sockets(object, fields, files.better.is_ok());
         Ok(Self {
             processes,
             threads,
             files,
-            waits,
+            waits: waits.map_err(off),
+            user_memory: load_user_memory(object, fields),
             holders: object.load_over_all("holders", "task_file").map_err(off),
             cpu_times: object.load_over_all("cpu_times", "task").map_err(off),
             cgroups: object.load("cgroups", "task").map_err(off),
@@ -178,14 +178,14 @@ impl LoadedPrograms {
         let capabilities = Capabilities {
             fields: fields.clone(),
             threads: state(&self.threads),
-            waits: self.waits.any.map_err(off),
+            waits: self.waits,
             holders: state(&self.holders),
             cpu_times: state(&self.cpu_times),
             cgroups: self.cgroups,
             focused_sockets: state(&self.focused_sockets),
             files: self.files.any.map_err(off),
             bound_to_process,
-            user_memory: self.waits.better,
+            user_memory: self.user_memory,
             bpf_loop: self.files.better.clone(),
             batched_scans,
             rings: self.file_operations.clone(),
@@ -205,7 +205,6 @@ impl LoadedPrograms {
             processes: self.processes,
             cpu_times: self.cpu_times.ok(),
             files_program: self.files.program,
-            waits_program: self.waits.program,
             scan_settings: Scan {
                 focus_ttl_ns: FOCUSED_SOCKET_TTL_NS,
                 ..Scan::zeroed()
@@ -224,6 +223,7 @@ impl LoadedPrograms {
             ebpf: object.ebpf,
         };
         scanner.learn_file_operations();
+        scanner.learn_page_offset();
         Ok(scanner)
     }
 }
@@ -258,6 +258,16 @@ fn load_focused_sockets(
     };
     let over = IterScope::Map(map.fd().as_fd().as_raw_fd());
     object.link(program, over).map_err(off)
+}
+
+fn load_user_memory(object: &mut Object, fields: &Resolved) -> Capability {
+    if let Some(missing) = fields.missing_for(Feature::UserMemory) {
+        return Err(missing.to_string());
+    }
+    if !cfg!(target_arch = "x86_64") {
+        return Err("page tables of this architecture are not supported".to_owned());
+    }
+    object.load("page_offset", "task").map_err(off)
 }
 
 fn load_batched_scans(object: &mut Object, fields: &Resolved) -> Capability {

@@ -68,17 +68,7 @@ impl Scanner {
         if !self.capabilities.fields.has(Feature::Rings) {
             bail!("BTF does not describe the operations of a file");
         }
-        let own_pid = std::process::id();
-        let mut own_tgid = 0;
-        self.scan_processes(&mut |record| {
-            if let Record::Process(process) = record
-                && process.pid == own_pid
-            {
-                own_tgid = process.header.tgid;
-            }
-        })?;
-        self.scan_settings.own_tgid = own_tgid;
-        self.write_scan_settings()?;
+        self.learn_own_tgid()?;
         let operations = link(&self.ebpf, "file_operations", IterScope::All)?;
         let wanted = file.as_raw_fd() as u32;
         let mut found = 0;
@@ -93,5 +83,20 @@ impl Scanner {
             bail!("the scan did not find the agent's own file");
         }
         Ok(found)
+    }
+
+    /// Writes the scan settings with the agent's own tgid in the initial pid namespace.
+    pub(super) fn learn_own_tgid(&mut self) -> Result<()> {
+        let own_pid = std::process::id();
+        let mut own_tgid = 0;
+        self.scan_processes(&mut |record| {
+            if let Record::Process(process) = record
+                && process.pid == own_pid
+            {
+                own_tgid = process.header.tgid;
+            }
+        })?;
+        self.scan_settings.own_tgid = own_tgid;
+        self.write_scan_settings()
     }
 }
