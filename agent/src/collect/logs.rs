@@ -11,7 +11,6 @@ mod tail;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use open::FileId;
 use rustc_hash::FxHashMap;
 use tail::{LogState, Tail};
 
@@ -278,7 +277,7 @@ impl Logs {
             .filter(|before| before.start_ns == process.start_ns)
             .map(|before| before.at_ns);
         for log in open::logs(process.pid) {
-            let file = FileId::from(&log.metadata);
+            let file = log.metadata.file;
             let known = self
                 .tails
                 .iter_mut()

@@ -2,13 +2,16 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    fs::{self, File, Metadata, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::AsRawFd as _,
-        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+        fd::{AsFd, AsRawFd as _},
+        unix::fs::OpenOptionsExt as _,
     },
+    time::{Duration, SystemTime},
 };
+
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use crate::text::bounded;
 
@@ -38,16 +41,40 @@ const REMOTE_FILE_SYSTEMS: &[&str] = &[
 /// Identifies a file, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FileId {
-    device: u64,
+    /// Major and minor number.
+    device: (u32, u32),
     inode: u64,
 }
 
-impl From<&Metadata> for FileId {
-    fn from(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        }
+/// What is known of a regular file without asking its file system, which might not answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Metadata {
+    pub(super) file: FileId,
+    pub(super) len: u64,
+    /// `None`: the file system does not record it.
+    pub(super) created: Option<SystemTime>,
+}
+
+impl Metadata {
+    /// Of what `path` refers to from `directory`, if it is a regular file.
+    fn of(directory: impl AsFd, path: &str) -> Option<Self> {
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        let found = statx(directory, path, flags, wanted).ok()?;
+        let is_file = FileType::from_raw_mode(found.stx_mode.into()) == FileType::RegularFile;
+        let created = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);
+        let seconds = u64::try_from(found.stx_btime.tv_sec).unwrap_or(0);
+        let since_1970 = Duration::new(seconds, found.stx_btime.tv_nsec);
+        is_file.then_some(Self {
+            file: FileId {
+                device: (found.stx_dev_major, found.stx_dev_minor),
+                inode: found.stx_ino,
+            },
+            len: found.stx_size,
+            created: created
+                .then(|| SystemTime::UNIX_EPOCH.checked_add(since_1970))
+                .flatten(),
+        })
     }
 }
 
@@ -101,19 +128,26 @@ pub(super) fn path(pid: u32, fd: u32) -> Option<String> {
 
 /// Metadata of a regular file, in any mount namespace.
 pub(super) fn metadata(pid: u32, fd: u32) -> Option<Metadata> {
-    let metadata = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
-    metadata.is_file().then_some(metadata)
+    Metadata::of(CWD, &format!("/proc/{pid}/fd/{fd}"))
 }
 
-/// Opens a log for reading, with an offset of its own. `Ok(None)`: the descriptor refers to another file by now.
+/// Opens a log for reading, with an offset of its own. `Ok(None)`: the descriptor refers to another file by now, or to one
+/// whose file system might not answer.
 pub(super) fn open(pid: u32, fd: u32, file: FileId) -> io::Result<Option<File>> {
-    // Checked through O_PATH first: opening a FIFO or a terminal for reading would affect its writers.
+    // Checked through O_PATH first, which asks no file system: opening a FIFO or a terminal for reading would affect its
+    // writers, and the process may replace the file at any time.
     let path_fd = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH)
         .open(format!("/proc/{pid}/fd/{fd}"))?;
-    let metadata = path_fd.metadata()?;
-    if !metadata.is_file() || FileId::from(&metadata) != file {
+    if Metadata::of(&path_fd, "").is_none_or(|metadata| metadata.file != file) {
+        return Ok(None);
+    }
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", path_fd.as_raw_fd()))?;
+    if is_remote(
+        &info,
+        &fs::read_to_string(format!("/proc/{pid}/mountinfo"))?,
+    ) {
         return Ok(None);
     }
     // Non-blocking, so that it fails rather than breaks a lease on the file.
@@ -154,9 +188,7 @@ fn is_remote(info: &str, mounts: &str) -> bool {
     let kind = mount
         .and_then(|line| line.split_once(" - "))
         .and_then(|(_, rest)| rest.split(' ').next());
-    kind.is_none_or(|kind| {
-        REMOTE_FILE_SYSTEMS.contains(&kind) || kind == "fuse" || kind.starts_with("fuse.")
-    })
+    kind.is_none_or(|kind| REMOTE_FILE_SYSTEMS.contains(&kind) || kind.starts_with("fuse"))
 }
 
 fn field<'a>(info: &'a str, key: &str) -> Option<&'a str> {
@@ -194,10 +226,11 @@ mod tests {
         let mounts = "26 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
             27 26 0:50 / /mnt rw - nfs4 server:/x rw\n\
             28 26 0:51 / /s rw - fuse.sshfs server:/x rw\n\
-            29 26 0:52 / /o rw - overlay overlay rw\n";
+            29 26 0:52 / /o rw - overlay overlay rw\n\
+            30 26 8:1 / /b rw - fuseblk /dev/sda1 rw\n";
         let remote = |id| is_remote(&format!("flags:\t01\nmnt_id:\t{id}\n"), mounts);
         assert!(!remote(26) && !remote(29));
-        assert!(remote(27) && remote(28) && remote(99));
+        assert!(remote(27) && remote(28) && remote(30) && remote(99));
         assert!(is_remote("flags:\t01\n", mounts));
     }
 }

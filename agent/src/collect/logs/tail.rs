@@ -4,17 +4,11 @@
 //! it opens another.
 #![forbid(unsafe_code)]
 
-use std::{
-    collections::VecDeque,
-    fs::{File, Metadata},
-    io,
-    os::unix::fs::FileExt as _,
-    time::Duration,
-};
+use std::{collections::VecDeque, fs::File, io, os::unix::fs::FileExt as _, time::Duration};
 
 use super::{
     lines::Lines,
-    open::{self, FileId, Log},
+    open::{self, FileId, Log, Metadata},
 };
 use crate::{messages::Table, sample::TargetId, target::ProcessInfo};
 
@@ -82,7 +76,7 @@ impl Tail {
             pid: process.pid,
             fd: log.fd,
             path: log.path,
-            file: FileId::from(&log.metadata),
+            file: log.metadata.file,
             sizes: VecDeque::new(),
             read_to: 0,
             reader: None,
@@ -93,7 +87,7 @@ impl Tail {
             let since = Duration::from_nanos(now_ns.saturating_sub(*since_ns));
             is_younger(&log.metadata, since)
         });
-        tail.reset(since_ns, log.metadata.len(), now_ns);
+        tail.reset(since_ns, log.metadata.len, now_ns);
         tail
     }
 
@@ -136,8 +130,8 @@ impl Tail {
             self.orphaned_ns.get_or_insert(now_ns);
             return LogState::Orphaned;
         };
-        if FileId::from(&metadata) == self.file {
-            self.add_size(now_ns, metadata.len());
+        if metadata.file == self.file {
+            self.add_size(now_ns, metadata.len);
             return LogState::Same;
         }
         if let Some((table, count)) = read {
@@ -146,11 +140,11 @@ impl Tail {
         let before_ns = self.sizes.back().map_or(now_ns, |entry| entry.at_ns);
         let elapsed = Duration::from_nanos(now_ns.saturating_sub(before_ns));
         let since_ns = is_younger(&metadata, elapsed + MAX_ROTATION_TIME).then_some(before_ns);
-        self.file = FileId::from(&metadata);
+        self.file = metadata.file;
         if let Some(path) = open::path(self.pid, self.fd) {
             self.path = path;
         }
-        self.reset(since_ns, metadata.len(), now_ns);
+        self.reset(since_ns, metadata.len, now_ns);
         LogState::Replaced
     }
 
@@ -284,9 +278,9 @@ fn written(sizes: &VecDeque<SizeAt>, offset: u64) -> [u64; 2] {
 
 /// Whether the file was created less than `than` ago. If the file system does not record that, a short file counts as new.
 fn is_younger(metadata: &Metadata, than: Duration) -> bool {
-    match metadata.created() {
+    match metadata.created {
         // A creation time in the future means that the clock was set back.
-        Ok(created) => created.elapsed().is_ok_and(|age| age <= than),
-        Err(_) => metadata.len() <= MAX_READ,
+        Some(created) => created.elapsed().is_ok_and(|age| age <= than),
+        None => metadata.len <= MAX_READ,
     }
 }
