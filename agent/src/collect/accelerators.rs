@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     MS,
-    paths::{link, read_text},
+    paths::{link, maps},
     processes::Processes,
 };
 use crate::{
@@ -145,7 +145,7 @@ impl Examined {
 }
 
 fn examine(pid: u32) -> Examined {
-    let maps = read_text(&format!("/proc/{pid}/maps"), MAX_MAPS_BYTES);
+    let maps = maps(pid, MAX_MAPS_BYTES);
     let code = maps.lines().filter_map(code).take(MAX_RANGES).collect();
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))
         .into_iter()

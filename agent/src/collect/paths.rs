@@ -250,6 +250,12 @@ pub(super) fn cgroup(pid: u32) -> Option<String> {
     crate::target::cgroup_path(&text)
 }
 
+/// The mappings of a process, cut after `max_bytes`. Empty if they cannot be read.
+pub(super) fn maps(pid: u32, max_bytes: u64) -> String {
+    let bytes = crate::target::read_process_file(pid, "maps", max_bytes);
+    String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+}
+
 /// The text of a file in /proc, cut after `max_bytes`. Empty if it cannot be read.
 pub(super) fn read_text(path: &str, max_bytes: u64) -> String {
     let mut bytes = Vec::new();

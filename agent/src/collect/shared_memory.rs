@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::{file_locks::FileId, paths::read_text};
+use super::{file_locks::FileId, paths::maps};
 
 /// Longest text read from /proc/PID/maps, bytes: 50,000 lines of usual length.
 const MAX_MAPS_BYTES: u64 = 8 << 20;
@@ -33,7 +33,7 @@ pub(super) struct Maps {
 impl Maps {
     fn of(&mut self, pid: u32) -> &[Mapping] {
         self.shared.entry(pid).or_insert_with(|| {
-            let text = read_text(&format!("/proc/{pid}/maps"), MAX_MAPS_BYTES);
+            let text = maps(pid, MAX_MAPS_BYTES);
             text.lines().filter_map(mapping).collect()
         })
     }

@@ -4,9 +4,13 @@
 //! when it fills the whole area, or when its first words have changed.
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeMap, fs::File, io::Read as _, path::Path};
+use std::collections::BTreeMap;
 
-use crate::{sample::Title, target::ProcessInfo, text::bounded};
+use crate::{
+    sample::Title,
+    target::{ProcessInfo, read_process_file},
+    text::bounded,
+};
 
 /// Longest title that is read and reported, bytes.
 const MAX_TITLE: usize = 256;
@@ -95,11 +99,7 @@ impl Known {
 
 /// The first [`MAX_TITLE`] bytes of a process's command line, or of the title in its place.
 pub(super) fn read(pid: u32) -> Option<Vec<u8>> {
-    let path = Path::new("/proc").join(pid.to_string()).join("cmdline");
-    let mut line = Vec::with_capacity(MAX_TITLE);
-    let file = File::open(path).ok()?;
-    file.take(MAX_TITLE as u64).read_to_end(&mut line).ok()?;
-    Some(line)
+    read_process_file(pid, "cmdline", MAX_TITLE as u64)
 }
 
 /// Up to the first NUL: the program's name in a command line, all of a title.

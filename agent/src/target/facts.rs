@@ -3,11 +3,13 @@
 
 use std::{
     fs,
-    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
-use super::namespaces::{self, is_initial};
+use super::{
+    namespaces::{self, is_initial},
+    process_file,
+};
 use crate::text::{bounded, harmless};
 
 /// Maximum number of bytes read of an environment or a command line. A variable beyond that is not found.
@@ -73,8 +75,8 @@ impl Facts {
     pub(super) fn read(pid: u32, comm: &str) -> Self {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let exe = fs::read_link(proc.join("exe")).unwrap_or_default();
-        let args = read_list(&proc.join("cmdline")).unwrap_or_default();
-        let environ = read_list(&proc.join("environ")).unwrap_or_default();
+        let args = read_list(pid, "cmdline").unwrap_or_default();
+        let environ = read_list(pid, "environ").unwrap_or_default();
         let variable = |name: &str| {
             environ.iter().find_map(|entry| {
                 entry
@@ -107,18 +109,17 @@ impl Facts {
     }
 }
 
-/// A file of NUL-terminated strings.
-fn read_list(path: &Path) -> io::Result<Vec<String>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?
-        .take(MAX_READ)
-        .read_to_end(&mut bytes)?;
+/// The NUL-terminated strings of a file of /proc/PID. `None`: it cannot be read.
+fn read_list(pid: u32, file: &str) -> Option<Vec<String>> {
+    let bytes = process_file::read(pid, file, MAX_READ)?;
     let parts = bytes
         .split(|byte| *byte == 0)
         .filter(|part| !part.is_empty());
-    Ok(parts
-        .map(|part| String::from_utf8_lossy(part).into_owned())
-        .collect())
+    Some(
+        parts
+            .map(|part| String::from_utf8_lossy(part).into_owned())
+            .collect(),
+    )
 }
 
 /// The name of a program: its script's if an interpreter runs one, else its executable's, else `comm`.
@@ -401,8 +402,8 @@ mod tests {
             command.args(["-c", "read line # /run/token=hunter2"]);
             let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
             // exec(2) releases the parent before the command line is in place.
-            let line = format!("/proc/{}/cmdline", child.id());
-            let has_args = || Ok(read_list(Path::new(&line))?.first().map(drop));
+            let line = || read_list(child.id(), "cmdline");
+            let has_args = || Ok(line().and_then(|args| args.first().map(drop)));
             wait::until("a command line", Duration::from_secs(5), has_args).unwrap();
             let name = Facts::read(child.id(), "sh").service;
             child.kill().unwrap();

@@ -8,9 +8,11 @@ mod facts;
 mod group;
 pub(crate) mod namespaces;
 mod neighbours;
+mod process_file;
 mod selector;
 
 pub use discovery::{Discovered, Discovery, ListenerInfo, ProcessInfo};
 pub(crate) use facts::cgroup_path;
 pub(crate) use neighbours::{End, HostView, MAX_NEIGHBOURS, ends, find_neighbours};
+pub(crate) use process_file::read as read_process_file;
 pub use selector::{Selector, Spec};

@@ -4,6 +4,11 @@ use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path}
 
 use serde_json::{Value, json};
 
+use crate::target::read_process_file;
+
+/// Longest text read from /proc/PID/maps, bytes: 50,000 lines of usual length.
+const MAX_MAPS_BYTES: u64 = 8 << 20;
+
 /// A process that maps a service's page.
 pub(super) struct Reader {
     pub(super) pid: u32,
@@ -37,9 +42,10 @@ pub(super) fn readers(directory: &Path) -> Vec<Reader> {
             continue;
         };
         // The process has exited, or we may not read its maps.
-        let Ok(maps) = fs::read_to_string(process.path().join("maps")) else {
+        let Some(maps) = read_process_file(pid, "maps", MAX_MAPS_BYTES) else {
             continue;
         };
+        let maps = String::from_utf8_lossy(&maps);
         let mapped: BTreeSet<(u64, u64)> = maps.lines().filter_map(mapping).collect();
         let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
         readers.extend(pages.iter().filter(|(page, _)| mapped.contains(page)).map(

@@ -1,0 +1,182 @@
+//! Reads files of /proc whose content comes from the memory of their process (`cmdline`, `environ`), or for which the kernel
+//! locks that memory (`maps`).
+//!
+//! The process influences how long this takes: a thread that waits for a page can hold the lock. So a separate thread reads.
+//! A read that takes too long is abandoned together with its thread. Until it ends, its process is not read again.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::PathBuf,
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{Receiver, Sender, TryRecvError, channel},
+    },
+    thread,
+    time::Duration,
+};
+
+/// Time limit of a read. Half the default time to live of signals, so that one slow read does not make them expire; a
+/// read takes microseconds.
+const TIME_LIMIT: Duration = Duration::from_millis(500);
+
+/// Abandoned reads beyond which nothing is read until one of them ends. Bounds the threads.
+const MAX_ABANDONED: usize = 8;
+
+static READER: Mutex<Reader> = Mutex::new(Reader::new());
+
+/// At most the first `max_bytes` of `/proc/PID/FILE`. `None`: it cannot be read, or not in time.
+pub(crate) fn read(pid: u32, file: &str, max_bytes: u64) -> Option<Vec<u8>> {
+    let mut reader = READER.lock().unwrap_or_else(PoisonError::into_inner);
+    reader.read(pid, format!("/proc/{pid}/{file}").into(), max_bytes)
+}
+
+struct Reader {
+    worker: Option<Worker>,
+    abandoned: Vec<Abandoned>,
+}
+
+/// A thread that reads one file after another, until `requests` is dropped.
+struct Worker {
+    requests: Sender<(PathBuf, u64)>,
+    replies: Receiver<Option<Vec<u8>>>,
+}
+
+struct Abandoned {
+    pid: u32,
+    replies: Receiver<Option<Vec<u8>>>,
+}
+
+impl Reader {
+    const fn new() -> Self {
+        Self {
+            worker: None,
+            abandoned: Vec::new(),
+        }
+    }
+
+    fn read(&mut self, pid: u32, path: PathBuf, max_bytes: u64) -> Option<Vec<u8>> {
+        self.abandoned
+            .retain(|it| it.replies.try_recv() == Err(TryRecvError::Empty));
+        let is_slow = self.abandoned.iter().any(|it| it.pid == pid);
+        if is_slow || self.abandoned.len() >= MAX_ABANDONED {
+            return None;
+        }
+        let worker = match self.worker.take() {
+            Some(worker) => worker,
+            None => Worker::start().ok()?,
+        };
+        worker.requests.send((path, max_bytes)).ok()?;
+        if let Ok(bytes) = worker.replies.recv_timeout(TIME_LIMIT) {
+            self.worker = Some(worker);
+            return bytes;
+        }
+        self.abandoned.push(Abandoned {
+            pid,
+            replies: worker.replies,
+        });
+        None
+    }
+}
+
+impl Worker {
+    fn start() -> io::Result<Self> {
+        let (requests, received) = channel::<(PathBuf, u64)>();
+        let (reply, replies) = channel();
+        let serve = move || {
+            for (path, max_bytes) in received {
+                let mut bytes = Vec::new();
+                let read = File::open(path)
+                    .and_then(|file| file.take(max_bytes).read_to_end(&mut bytes))
+                    .is_ok();
+                if reply.send(read.then_some(bytes)).is_err() {
+                    break;
+                }
+            }
+        };
+        let named = thread::Builder::new().name("proc-reader".to_owned());
+        named.spawn(serve)?;
+        Ok(Self { requests, replies })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write as _, path::Path, process, time::Instant};
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    /// A FIFO, whose reader waits for a writer.
+    struct Fifo(PathBuf);
+
+    impl Fifo {
+        fn new(name: &str) -> Self {
+            let name = format!("tailback-{name}-{}", process::id());
+            let path = std::env::temp_dir().join(name);
+            mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+            Self(path)
+        }
+
+        /// Ends the wait of its reader.
+        fn write(&self) {
+            let mut fifo = fs::OpenOptions::new().write(true).open(&self.0).unwrap();
+            fifo.write_all(b"late").unwrap();
+        }
+    }
+
+    impl Drop for Fifo {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+
+    fn own(reader: &mut Reader, pid: u32) -> Option<Vec<u8>> {
+        reader.read(pid, Path::new("/proc/self/cmdline").to_owned(), 4)
+    }
+
+    #[test]
+    fn a_read_that_waits_is_abandoned_and_other_processes_are_still_read() {
+        let fifo = Fifo::new("slow");
+        let mut reader = Reader::new();
+        assert_eq!(own(&mut reader, 1).unwrap().len(), 4);
+        let begun = Instant::now();
+        assert_eq!(reader.read(2, fifo.0.clone(), 10), None);
+        assert!(begun.elapsed() >= TIME_LIMIT);
+        let begun = Instant::now();
+        assert_eq!(own(&mut reader, 2), None);
+        assert_eq!(own(&mut reader, 1).unwrap().len(), 4);
+        assert!(begun.elapsed() < TIME_LIMIT);
+        fifo.write();
+        let end = Instant::now() + Duration::from_secs(10);
+        while own(&mut reader, 2).is_none() {
+            assert!(Instant::now() < end, "it is never read again");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn the_number_of_abandoned_reads_is_bounded() {
+        let fifo = Fifo::new("slow-many");
+        let mut reader = Reader::new();
+        for pid in 0..MAX_ABANDONED as u32 {
+            assert_eq!(reader.read(pid, fifo.0.clone(), 10), None);
+        }
+        let begun = Instant::now();
+        assert_eq!(own(&mut reader, 99), None);
+        assert!(begun.elapsed() < TIME_LIMIT);
+        assert_eq!(reader.abandoned.len(), MAX_ABANDONED);
+        fifo.write();
+    }
+
+    #[test]
+    fn a_file_that_does_not_exist_is_not_read_and_delays_nothing() {
+        let mut reader = Reader::new();
+        let missing = || Path::new("/proc/self/no-such-file").to_owned();
+        for _ in 0..100 {
+            assert_eq!(reader.read(1, missing(), 4), None);
+        }
+        assert!(reader.abandoned.is_empty() && reader.worker.is_some());
+    }
+}
