@@ -1,6 +1,7 @@
 //! Invalid input from users, kernels, disks and other processes. Each case checks the exit code and an error message that
 //! says what is wrong and how to fix it. The agent never panics.
 
+mod memory;
 mod names;
 mod privileges;
 mod recordings;

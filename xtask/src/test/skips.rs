@@ -40,6 +40,16 @@ const ALLOWED: &[AllowedSkip] = &[
         because: "as above",
     },
     AllowedSkip {
+        test: "*::memory_of_a_file_system_that_never_answers_does_not_hold_up_the_agent",
+        reason: "this kernel has no FUSE",
+        because: "kernels built without CONFIG_FUSE_FS; `agent/tests/user_memory.rs` covers pages that are not resident",
+    },
+    AllowedSkip {
+        test: "*::a_command_line_that_cannot_be_read_does_not_hold_up_the_agent",
+        reason: "this kernel has no FUSE",
+        because: "as above; the unit tests of `agent/src/target/process_file.rs` cover slow reads",
+    },
+    AllowedSkip {
         test: "*: disk depth",
         reason: "cannot throttle a disk",
         because: "guests of the matrix have no block device; measured on kernels that have one",
