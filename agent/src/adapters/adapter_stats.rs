@@ -75,7 +75,7 @@ impl AdapterStats {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Clients that were not served: too many, or too slow.
+    /// Clients rejected because there were too many, and pressure socket notifications that a client did not read.
     pub fn rejections(&self) -> u64 {
         self.rejected.load(Ordering::Relaxed)
     }
@@ -112,7 +112,7 @@ impl AdapterStats {
         }
     }
 
-    /// Counts a client that was not served: too many, or too slow.
+    /// Counts a client rejected because there were too many, or a pressure socket notification that a client did not read.
     pub fn rejected(&self) {
         self.rejected.fetch_add(1, Ordering::Relaxed);
     }

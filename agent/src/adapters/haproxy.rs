@@ -1,8 +1,8 @@
 //! HAProxy's agent-check: replies to each connection with a line that sets the server's weight in percent, or its `maxconn`.
 //!
 //! HAProxy keeps the last reply. This is why the adapters run in a process of their own: it continues to reply 100% when the
-//! agent is gone. So a reply reduces the load only if HAProxy checks again soon, and only if the percentage does not round
-//! the server's weight to 0 (`agent_checks`).
+//! agent is gone. It is also why a reply follows the admit ratio only if HAProxy checks often. The percentage is never so low
+//! that the server's weight rounds to 0 (`agent_checks`).
 
 use std::{
     io,

@@ -189,7 +189,7 @@ impl Shared {
             (
                 "tailback_adapter_rejected_total",
                 "counter",
-                "Clients that were not served: too many, or too slow.",
+                "Clients rejected because there were too many, and pressure socket notifications that a client did not read.",
                 AdapterStats::rejections,
             ),
             (

@@ -1,4 +1,4 @@
-//! `tailback sample`: prints every queue once. For some time: after each interval as JSON, or the last state as a table.
+//! `tailback sample`: prints every queue once. With `--duration`: after each interval as JSON, or the last state as a table.
 
 use std::{
     collections::BTreeSet,

@@ -26,7 +26,8 @@ fn socket(cookie: u64, tgid: u32, depth: u32) -> Listener {
     }
 }
 
-/// The verdict on a service of three processes, of which the second does this. `holders`: of each one's socket.
+/// The verdict on a service of three processes with three listening sockets. `holders`: the process that holds each socket.
+/// `second`: what the second process does. The second socket fills.
 fn verdict(holders: [u32; 3], second: Wait) -> Verdict {
     let mut scene = Scene::of(&[&[10, 11, 12]]);
     let sockets = holders.iter().enumerate();
