@@ -18,8 +18,8 @@ use crate::{
 #[unsafe(no_mangle)]
 static CONTROLLERS: Controllers = Controllers::NONE;
 
-/// Index of each event in `mem_cgroup.memory_events`: `enum memcg_memory_event`, include/linux/memcontrol.h. The first five are the
-/// same in 5.10 to 7.2.
+/// Index of each event in `mem_cgroup.memory_events`: `enum memcg_memory_event`, include/linux/memcontrol.h. The first five are
+/// the same in 5.10 to 7.2.
 const EVENT_HIGH: u64 = 1;
 const EVENT_MAX: u64 = 2;
 const EVENT_OOM_KILL: u64 = 4;
@@ -167,7 +167,7 @@ fn read_stalls(group: *const u8, record: &mut CgroupRecord) {
     } else {
         group.wrapping_add(offset!(cgroup_psi) as usize)
     };
-    // The root has none. If PSI is off, no group has any; before 6.1 each has one, and its counters are 0.
+    // The root has no PSI. With PSI off, no group has it since 6.1; before, each has it, and its counters are 0.
     if psi.is_null() {
         return;
     }

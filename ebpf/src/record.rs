@@ -82,7 +82,7 @@ pub const WAIT_IO: u32 = 2;
 /// `WaitRecord::flags`: `word` and `owner` were read.
 pub const WAIT_WORD: u32 = 4;
 
-/// Bases of the map of physical memory that one scan tries ([`Scan::candidate`]). Bounds its loop.
+/// Number of bases of the direct map of physical memory that one scan tries ([`Scan::candidate`]). Bounds its loop.
 pub const PAGE_OFFSET_CANDIDATES: u64 = 64;
 
 /// Ready files of one epoll instance that a visit counts. Bounds the walk along its list.
@@ -462,13 +462,13 @@ records! {
         pub only_focused: u32,
         /// Entries in the map `PEER_PORTS`; 0 skips the lookups.
         pub requested_peers: u32,
-        /// The walk along a list of ready files: its next entry, its head, the files counted so far, and 1 once its end is reached.
-        /// Kept here because the stack has no room for it.
+        /// The walk along a list of ready files: its next entry, its head, the files counted so far, and 1 once its end is
+        /// reached. Kept here because the stack has no room for it.
         pub ready_next: u64,
         pub ready_head: u64,
         pub ready_files: u32,
         pub ready_is_complete: u32,
-        /// Where the kernel maps physical memory (`page_offset_base`); 0: unknown, and memory of targets is not read.
+        /// Base of the kernel's direct map of physical memory (`page_offset_base`); 0: unknown, and memory of targets is not read.
         pub page_offset: u64,
         /// End of the physical memory.
         pub memory_end: u64,

@@ -1,10 +1,11 @@
 //! Memory of other processes, without ever faulting in a page.
 //!
 //! A page that is not resident may belong to a file system or a `userfaultfd` that never answers, so a fault could block the
-//! agent forever. Therefore the page tables are walked by probe reads, and the bytes are read where the kernel maps all
-//! physical memory. What is not resident is reported as unknown. x86-64 only.
+//! agent forever. Therefore the page tables are walked by probe reads, and the bytes are read through the
+//! kernel's direct map of physical memory. What is not resident is reported as unknown. x86-64 only.
 //!
-//! No lock is taken, so the walk is repeated after the bytes were read: they count only if it leads to the same place.
+//! No lock is taken, so the walk is repeated after the bytes were read, from the page directory that the task then has: they
+//! count only if it leads to the same place.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use tailback_ebpf::{ABSENT, PAGE_OFFSET_CANDIDATES, Scan};
@@ -19,10 +20,10 @@ const NOT_RESIDENT: u64 = u64::MAX;
 
 const PAGE_SIZE: u64 = 4096;
 
-/// The base is a multiple of this: arch/x86/mm/kaslr.c randomizes it by whole entries of a PUD.
+/// Log2 of the alignment of the base: arch/x86/mm/kaslr.c randomizes it by whole PUD entries (1 GiB).
 const ALIGNMENT_BITS: u64 = 30;
 
-/// Reads the first `len` words of `words` at a user address of a task. `false` if they are not resident; some words may
+/// Reads `len` words at a user address of a task into `words`. `false` if they are not resident; some words may
 /// then be wrong.
 #[inline(always)]
 pub fn read(scan: *const Scan, task: *const u8, from: u64, words: &mut [u32], len: u32) -> bool {
@@ -31,7 +32,7 @@ pub fn read(scan: *const Scan, task: *const u8, from: u64, words: &mut [u32], le
     page_offset != 0 && read_by(page_offset, scan, task, from, words, len)
 }
 
-/// Like [`read`], with this base of the map of physical memory.
+/// Like [`read`], with this base of the direct map of physical memory.
 #[inline(always)]
 fn read_by(
     page_offset: u64,
@@ -59,7 +60,7 @@ fn read_by(
                 (page_offset + first) as *const _,
             )
         };
-        return error == 0 && resident(pgd, from, page_offset, end, mask) == first;
+        return error == 0 && resident(page_directory(task), from, page_offset, end, mask) == first;
     }
     let second_page = from + left;
     let second = resident(pgd, second_page, page_offset, end, mask);
@@ -89,11 +90,12 @@ fn read_by(
         }
         at += 4;
     }
+    let pgd = page_directory(task);
     resident(pgd, from, page_offset, end, mask) == first
         && resident(pgd, second_page, page_offset, end, mask) == second
 }
 
-/// Where the kernel sees the page table of a task; 0: it has none, or this kernel lacks the fields.
+/// The kernel's address of the top-level page table of a task; 0: it has none, or this kernel lacks the fields.
 #[inline(always)]
 fn page_directory(task: *const u8) -> u64 {
     if offset!(mm_pgd) == ABSENT {
@@ -117,9 +119,9 @@ extern "C" fn resident(pgd: u64, address: u64, page_offset: u64, end: u64, mask:
     /// `_PAGE_PWT` and `_PAGE_PCD`: device memory is mapped with other caching than RAM.
     const CACHING: u64 = 0b11 << 3;
     const LARGE: u64 = 1 << 7;
-    /// `_PAGE_SPECIAL`: no page of the kernel's memory, as in mappings of devices.
+    /// `_PAGE_SPECIAL`: not an ordinary page of memory, as in mappings of devices.
     const SPECIAL: u64 = 1 << 9;
-    /// With five levels of page tables the map of physical memory begins below it, with four above
+    /// With five levels of page tables the direct map of physical memory begins below this address, with four above it
     /// (Documentation/arch/x86/x86_64/mm.rst).
     const FOUR_LEVELS: u64 = 0xffff_8000_0000_0000;
     if pgd == 0 {
@@ -167,7 +169,7 @@ fn resident(_pgd: u64, _address: u64, _page_offset: u64, _end: u64, _mask: u64) 
     NOT_RESIDENT
 }
 
-/// Finds where the kernel maps physical memory: the base by which a known word of the agent's own memory is found. The page
+/// Finds the base of the kernel's direct map: the one through which a known word of the agent's own memory is found. The page
 /// directory of the agent lies in that map, at most `memory_end` above its base.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
@@ -195,7 +197,7 @@ pub extern "C" fn page_offset(ctx: *const TaskContext) -> i32 {
             (*scan).own_word,
         )
     };
-    // Upwards from the lowest: then no read is above the map.
+    // Candidates ascend from the lowest, so no read is above the map.
     let lowest = (page_directory(task) >> ALIGNMENT_BITS) - (end >> ALIGNMENT_BITS);
     for number in 0..PAGE_OFFSET_CANDIDATES {
         let base = (lowest + candidate + number) << ALIGNMENT_BITS;

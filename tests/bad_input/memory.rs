@@ -66,7 +66,7 @@ struct SilentFile {
 }
 
 impl SilentFile {
-    /// Mounts it in place of a file. `None`, with the reason in the log of skipped tests, if there is no FUSE.
+    /// Mounts such a file over the one at `path`. `None`, with the reason in the log of skipped tests, if there is no FUSE.
     fn mount(test: &str, path: &Path) -> Result<Option<Self>> {
         let device = OpenOptions::new()
             .read(true)
@@ -171,17 +171,17 @@ fn words<const N: usize>(set: &[(usize, u32)]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
-/// Runs the agent; its output, or an error if it does not end in time. `release` then makes the memory readable.
+/// Runs the agent. Returns its output, or an error if it does not end in time. `release` then makes the memory readable.
 fn run(args: &[&str], release: impl FnOnce()) -> Result<String> {
     let agent = Process::start("tailback", &mut tailback(args)?)?;
     if agent.wait_end(ENDS_WITHIN).is_err() {
         agent.signal(Signal::KILL)?;
         thread::sleep(Duration::from_secs(1));
         let survives = agent.ended()?.is_none();
-        // Before the agent is waited for: otherwise this test would hang as the agent does.
+        // Before waiting for the agent: otherwise this test would hang, too.
         release();
         let survives = if survives { ", even when killed" } else { "" };
-        bail!("tailback {}: does not end{survives}", args.join(" "));
+        bail!("tailback {} does not end{survives}", args.join(" "));
     }
     let output = end(&agent)?;
     ensure!(
@@ -207,7 +207,7 @@ fn sample_of(pid: &str) -> [&str; 8] {
     ]
 }
 
-/// A process of user nobody, and the file that it uses. The file is dropped first: until then the process may not end.
+/// A process of user nobody, and the file that it uses. The file is dropped first: until then the process may be unable to end.
 struct Attack {
     file: SilentFile,
     hostile: Process,
@@ -297,7 +297,7 @@ fn a_command_line_that_cannot_be_read_does_not_hold_up_the_agent() -> Result<()>
     let Some(mut attack) = Attack::start(test, "lock")? else {
         return Ok(());
     };
-    // Its memory is locked indeed: a reader of its command line waits.
+    // Its memory is indeed locked: a reader of its command line waits.
     let line = format!("/proc/{}/cmdline", attack.pid);
     let (send, done) = channel();
     let reader = thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! Each thing that a deployment can lack is a line of `tailback doctor`, with what mends it in Kubernetes and in podman.
+//! Whatever a deployment lacks, a line of `tailback doctor` names it, with the remedy for Kubernetes and for podman.
 
 use std::process::Command;
 
@@ -175,7 +175,7 @@ fn hidden_processes_and_a_user_namespace_are_named() -> Result<()> {
         &checks,
         "user namespace",
         "off",
-        "another user namespace",
+        "not in the host's user namespace",
         &remedies,
     )
 }

@@ -25,7 +25,7 @@ const SERVICE: &str = include_str!("service.py");
 const CAPABILITIES: [&str; 4] = ["BPF", "PERFMON", "SYS_PTRACE", "DAC_READ_SEARCH"];
 /// Hides the control groups that podman mounts.
 const NO_CGROUPS: &str = "--mount=type=tmpfs,destination=/sys/fs/cgroup,notmpcopyup";
-/// The same, and podman copies their files there: what these say must not be believed.
+/// Like [`NO_CGROUPS`], but podman copies the hidden files into the tmpfs. The agent must not believe the copies.
 const FALSE_CGROUPS: &str = "--mount=type=tmpfs,destination=/sys/fs/cgroup";
 
 /// Whether containers can run here. If not, `test` is reported as skipped.
@@ -93,7 +93,7 @@ fn contained(
     let container = Container::new()?;
     program::copy(&agent::binary()?, &container.root().join("tailback"))?;
     let added = format!("--cap-add={}", capabilities.join(","));
-    // Podman's seccomp profile of that time allows bpf(2) with CAP_SYS_ADMIN only.
+    // The seccomp profile of older podman versions allows bpf(2) with CAP_SYS_ADMIN only.
     let mut all = vec![
         "--network=host",
         "--security-opt=seccomp=unconfined",
@@ -114,7 +114,7 @@ fn contained(
     Ok((container, process))
 }
 
-/// The JSON lines that the agent has printed when it ends.
+/// Waits until the agent ends. Returns how, and the JSON lines that it printed.
 fn json_lines(process: &Process) -> Result<(End, Vec<Value>)> {
     let end = process.wait_end(DEADLINE)?;
     process.lines().wait_end(DEADLINE)?;

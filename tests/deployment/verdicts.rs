@@ -19,12 +19,12 @@ use tailback_tests::{
 use crate::{CAPABILITIES, FALSE_CGROUPS, NO_CGROUPS, Service, allowed, contained, json_lines};
 
 /// What an agent says of one service.
-struct Said {
+struct Report {
     place: &'static str,
     verdicts: Vec<Value>,
 }
 
-impl Said {
+impl Report {
     /// The verdicts with this cause. Their absence is an error that shows all.
     fn of(&self, cause: &str) -> Result<Vec<&Value>> {
         let found: Vec<&Value> = self
@@ -51,7 +51,7 @@ impl Said {
 }
 
 /// Asks agents in all places at the same time.
-fn ask_everywhere(service: &Service) -> Result<Vec<Said>> {
+fn ask_everywhere(service: &Service) -> Result<Vec<Report>> {
     let port = service.port.to_string();
     let arguments = ["diagnose", "--port", &port, "--for", "8s", "--json"];
     let beside = format!("--pid=container:{}", service.container.name());
@@ -81,16 +81,16 @@ fn ask_everywhere(service: &Service) -> Result<Vec<Said>> {
         let (container, process) = contained(&options, &CAPABILITIES, &arguments)?;
         agents.push((place, Some(container), process));
     }
-    let said = agents.iter().map(|(place, _, process)| {
+    let report = agents.iter().map(|(place, _, process)| {
         let (end, lines) = json_lines(process)?;
         ensure!(end == End::Code(0), "{place}: {end:?}, {lines:#?}");
         let verdicts = lines.into_iter().filter(|line| line["cause"].is_string());
-        Ok(Said {
+        Ok(Report {
             place,
             verdicts: verdicts.collect(),
         })
     });
-    said.collect()
+    report.collect()
 }
 
 #[test]
@@ -99,21 +99,25 @@ fn a_cpu_quota_is_the_cause_everywhere() -> Result<()> {
         return Ok(());
     }
     let service = Service::start("compute", 20.0, &["--cpus=0.2"])?;
-    for said in ask_everywhere(&service)? {
-        let verdicts = said.of("cpu_throttled")?;
+    for report in ask_everywhere(&service)? {
+        let verdicts = report.of("cpu_throttled")?;
         ensure!(
-            said.causes() == ["cpu_throttled"].into(),
+            report.causes() == ["cpu_throttled"].into(),
             "{}: {:?}",
-            said.place,
-            said.causes()
+            report.place,
+            report.causes()
         );
         for verdict in verdicts {
-            ensure!(verdict["confidence"] == "high", "{}: {verdict}", said.place);
+            ensure!(
+                verdict["confidence"] == "high",
+                "{}: {verdict}",
+                report.place
+            );
             let evidence = verdict["evidence"].as_str().unwrap_or_default();
             ensure!(
                 evidence.contains("its quota is 0.20 CPUs"),
                 "{}: {verdict}",
-                said.place
+                report.place
             );
         }
     }
@@ -150,38 +154,38 @@ fn the_memory_limit_of_the_service_is_the_cause_everywhere() -> Result<()> {
         skip(TEST, "no block device behind temporary directories");
         return Ok(());
     };
-    // A disk on which it matters that pages are read again.
+    // Slows reads down, so that reading evicted pages again matters.
     let reads = format!("--device-read-iops={disk}:2000");
     let limits = ["--memory=48m", "--memory-swap=48m", &reads];
     let service = Service::start("look-up", 5.0, &limits)?;
     let mut on_host = None;
-    for said in ask_everywhere(&service)? {
-        let verdicts = said.of("memory_stalled")?;
+    for report in ask_everywhere(&service)? {
+        let verdicts = report.of("memory_stalled")?;
         // The queue for memory itself fills only if the kernel counts its waits for the disk as stalls.
         let of_queue = verdicts.iter().find(|verdict| verdict["kind"] == "accept");
-        let verdict = of_queue.with_context(|| format!("{}: {verdicts:?}", said.place))?;
+        let verdict = of_queue.with_context(|| format!("{}: {verdicts:?}", report.place))?;
         // Of its own control group, not of the machine: 48 MiB.
         let evidence = verdict["evidence"].as_str().unwrap_or_default();
         ensure!(
             evidence.contains("limit of 50.3 MB"),
             "{}: {verdict}",
-            said.place
+            report.place
         );
         ensure!(
             evidence.contains("had been evicted"),
             "{}: {verdict}",
-            said.place
+            report.place
         );
         ensure!(
             !evidence.contains("hidden from the agent"),
             "{}: {verdict}",
-            said.place
+            report.place
         );
         let confidence = verdict["confidence"].clone();
         ensure!(
             confidence == "high" || confidence == "medium",
             "{}: {verdict}",
-            said.place
+            report.place
         );
         let expected = on_host.get_or_insert_with(|| confidence.clone());
         ensure!(confidence == *expected, "not {expected}, but {verdict}");
@@ -202,28 +206,32 @@ fn io_limits_are_part_of_the_answer_everywhere() -> Result<()> {
     let limit = format!("--device-write-iops={disk}:20");
     let service = Service::start("write", 30.0, &[&limit])?;
     let name = disk.trim_start_matches("/dev/");
-    for said in ask_everywhere(&service)? {
-        for verdict in said.of("disk_slow")? {
+    for report in ask_everywhere(&service)? {
+        for verdict in report.of("disk_slow")? {
             let evidence = verdict["evidence"].as_str().unwrap_or_default();
             let expected = format!("its control group allows 20 writes/s on {name}");
-            ensure!(evidence.contains(&expected), "{}: {verdict}", said.place);
-            ensure!(verdict["confidence"] == "high", "{}: {verdict}", said.place);
+            ensure!(evidence.contains(&expected), "{}: {verdict}", report.place);
+            ensure!(
+                verdict["confidence"] == "high",
+                "{}: {verdict}",
+                report.place
+            );
         }
     }
     drop(service);
 
-    // Neither the service's container nor the agent's has control groups: the limit is out of sight, and so not absent.
+    // Neither the service's container nor the agent's has control groups: the limit is hidden, not absent.
     let service = Service::start("write", 30.0, &[&limit, FALSE_CGROUPS])?;
     let port = service.port.to_string();
     let beside = format!("--pid=container:{}", service.container.name());
     let options = [beside.as_str(), "--cgroupns=private", NO_CGROUPS];
     let arguments = ["diagnose", "--port", &port, "--for", "8s", "--json"];
     let (_container, process) = contained(&options, &CAPABILITIES, &arguments)?;
-    let said = Said {
+    let report = Report {
         place: "beside it, all control groups hidden",
         verdicts: json_lines(&process)?.1,
     };
-    for verdict in said.of("disk_slow")? {
+    for verdict in report.of("disk_slow")? {
         let evidence = verdict["evidence"].as_str().unwrap_or_default();
         ensure!(
             evidence.contains("hidden from the agent: the I/O limits"),
@@ -245,12 +253,15 @@ fn io_limits_are_part_of_the_answer_everywhere() -> Result<()> {
             .contains("I/O limits of /"),
         "{check}"
     );
-    for mend in [
+    for remedy in [
         "hostPath: {path: /sys/fs/cgroup}",
         "--volume /sys/fs/cgroup:/sys/fs/cgroup:ro",
     ] {
         ensure!(
-            check["remedy"].as_str().unwrap_or_default().contains(mend),
+            check["remedy"]
+                .as_str()
+                .unwrap_or_default()
+                .contains(remedy),
             "{check}"
         );
     }
@@ -316,11 +327,11 @@ fn files_mounted_over_a_control_group_neither_block_the_agent_nor_deceive_it() -
     let (end, lines) = json_lines(&process)?;
     ensure!(end == End::Code(0), "{end:?}, {lines:#?}");
     let verdicts = lines.into_iter().filter(|line| line["cause"].is_string());
-    let said = Said {
+    let report = Report {
         place: "beside it, files of its control group covered",
         verdicts: verdicts.collect(),
     };
-    for verdict in said.of("disk_slow")? {
+    for verdict in report.of("disk_slow")? {
         let evidence = verdict["evidence"].as_str().unwrap_or_default();
         ensure!(
             evidence.contains("hidden from the agent: the I/O limits"),
@@ -361,11 +372,11 @@ fn an_agent_in_the_services_own_container_sees_its_quota() -> Result<()> {
     let (end, lines) = json_lines(&process)?;
     ensure!(end == End::Code(0), "{end:?}, {lines:#?}");
     let verdicts = lines.into_iter().filter(|line| line["cause"].is_string());
-    let said = Said {
+    let report = Report {
         place: "in its own container",
         verdicts: verdicts.collect(),
     };
-    for verdict in said.of("cpu_throttled")? {
+    for verdict in report.of("cpu_throttled")? {
         ensure!(verdict["confidence"] == "high", "{verdict}");
         let evidence = verdict["evidence"].as_str().unwrap_or_default();
         ensure!(evidence.contains("its quota is 0.20 CPUs"), "{verdict}");
@@ -381,12 +392,12 @@ fn a_healthy_service_is_healthy_everywhere() -> Result<()> {
     // Limits that are not reached.
     let limits = ["--cpus=1.5", "--memory=256m"];
     let service = Service::start("compute", 5.0, &limits)?;
-    for said in ask_everywhere(&service)? {
+    for report in ask_everywhere(&service)? {
         ensure!(
-            said.verdicts.is_empty(),
+            report.verdicts.is_empty(),
             "{}: {:#?}",
-            said.place,
-            said.verdicts
+            report.place,
+            report.verdicts
         );
     }
     Ok(())

@@ -166,7 +166,7 @@ impl Collector {
         self.focus.set_all(all);
     }
 
-    /// What of the targets is in sight, for `doctor`.
+    /// Which facts about the targets the agent can see, for `doctor`.
     ///
     /// # Errors
     /// If the kernel refuses an iterator or a map update.

@@ -1,6 +1,6 @@
 //! CPU, memory and pressure of the targets' cgroups (v1, v2 and hybrid) and of the machine.
 //!
-//! A value that is missing or cannot be read is unknown, and no error. A quota or limit anywhere between a
+//! A value that is missing or cannot be read is unknown, not an error. A quota or limit anywhere between a
 //! cgroup and the root applies, so the parents are read as well. Quotas and memory limits come from the kernel's structures,
 //! which are the same in every container; what these lack is read from files, through any mount that leads to them. A limit
 //! that can be read in neither way is reported as hidden: it is not the same as none.
@@ -56,7 +56,7 @@ const USER_HZ: u64 = 100;
 /// Reads the targets' cgroups and the machine.
 pub(super) struct System {
     mounts: Mounts,
-    /// The agent's /proc/self/mountinfo shows whole hierarchies, not those of a container.
+    /// The agent's /proc/self/mountinfo shows whole hierarchies, not only the part that a container sees.
     sees_roots: bool,
     /// The agent sees the processes of all containers.
     sees_processes: bool,
@@ -218,17 +218,17 @@ impl System {
         (groups, machine)
     }
 
-    /// The directories of a controller, and whether none of its levels is out of sight.
+    /// The directories of a controller, and whether all its levels are in sight.
     fn dirs(&mut self, place: Place<'_>, controller: Controller) -> Option<(CgroupDirs, bool)> {
         if let Some(kernel) = place.kernel {
             let chain = kernel.chain(controller);
             let dirs = self.reach.dirs(place.pid, controller, chain)?;
             // The root has no limits.
-            let is_whole = dirs.dirs.len() + 1 >= chain.len();
+            let is_whole = kernel_groups::is_whole(chain) && dirs.dirs.len() + 1 >= chain.len();
             return Some((dirs, is_whole));
         }
         let dirs = match controller {
-            Controller::None => self.mounts.unified_dirs(place.membership),
+            Controller::Unified => self.mounts.unified_dirs(place.membership),
             _ => self.mounts.cgroup_dirs(controller.name(), place.membership),
         }?;
         dirs.dirs.first().filter(|own| own.is_dir())?;
@@ -248,7 +248,13 @@ impl System {
             if !is_read {
                 self.read_cpu(dirs, &mut group);
             }
-            group.cpu_ns = self.cpu_time(dirs);
+            group.cpu_ns = if dirs.unified {
+                // The process's own group counts its CPU time even without the controller.
+                let own = self.dirs(place, Controller::Unified);
+                own.and_then(|(own, _)| self.cpu_time(&own))
+            } else {
+                self.cpu_time(dirs)
+            };
             if !is_read && !is_whole && group.quota_millicpus.is_none() {
                 groups.hide(place.path, HiddenFact::CpuQuota);
             }
@@ -264,9 +270,10 @@ impl System {
             group.cpu_ns = self.number(&dir, "cpuacct.usage");
         }
         self.memory(place, &mut group, groups);
-        // Pressure files exist only in the unified hierarchy, even if it has no controllers. Reading one brings it up to date.
+        // Pressure files exist only in the unified hierarchy, even if it has no controllers. They are preferred
+        // to the kernel's structures: reading one makes the kernel update its counters, which otherwise lag by up to 2 s.
         if let Some(dir) = self
-            .dirs(place, Controller::None)
+            .dirs(place, Controller::Unified)
             .and_then(|(dirs, _)| dirs.own())
         {
             group.cpu_stall = self.stall(&dir.join("cpu.pressure"));
@@ -457,7 +464,7 @@ impl System {
         groups.io_limits.extend(limits);
     }
 
-    /// The limits, and whether all files that may have any could be read.
+    /// The limits, and whether every file that may contain one could be read.
     fn io_limits_in(&mut self, path: &str, dirs: &CgroupDirs) -> (Vec<IoLimit>, bool) {
         /// Key in io.max (v2), and file of the same limit (v1).
         const LIMITS: [(&str, &str); 4] = [
@@ -621,7 +628,7 @@ impl Files {
         Some(text)
     }
 
-    /// The same, and an empty text if there is no such file. `None`: it is there, but cannot be read.
+    /// Like [`Self::text`], but an empty text if there is no such file. `None`: it is there, but cannot be read.
     fn text_or_empty(&mut self, path: &Path) -> Option<String> {
         let is_absent =
             || reach::open(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);

@@ -314,7 +314,7 @@ pub struct Resolved {
     pub helpers: Helpers,
     /// BTF ids of the types that batched scans cast to.
     pub types: Types,
-    /// Where the controllers of control groups are.
+    /// Indices of the controllers of control groups, and how PSI is laid out.
     pub controllers: Controllers,
     /// BTF id of the kfunc `bpf_rdonly_cast` (6.2).
     pub cast: Option<u32>,

@@ -51,7 +51,7 @@ struct AppendedNext<OnAccelerator, LocalPorts, IoLimits, Refaults> {
 
 /// See [`Appended`].
 #[derive(Serialize, Deserialize)]
-struct AppendedLast<Epolls> {
+struct AppendedEpolls<Epolls> {
     epolls: Epolls,
 }
 
@@ -126,7 +126,7 @@ impl<W: Write> Writer<W> {
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
         if !sample.epolls.is_empty() || !sample.hidden.is_empty() {
-            let appended = AppendedLast {
+            let appended = AppendedEpolls {
                 epolls: &sample.epolls,
             };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
@@ -292,7 +292,7 @@ impl<R: Read> Reader<R> {
             sample.refaults = appended.refaults;
         }
         if !rest.is_empty() {
-            let decoded = postcard::take_from_bytes::<AppendedLast<Vec<Epoll>>>(rest);
+            let decoded = postcard::take_from_bytes::<AppendedEpolls<Vec<Epoll>>>(rest);
             let (appended, next) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
             sample.epolls = appended.epolls;
             rest = next;

@@ -234,8 +234,12 @@ impl Discovery {
     }
 
     fn facts(&mut self, process: &ProcessInfo) -> &Facts {
-        let is_current =
-            |known: &Known| known.start_ns == process.start_ns && known.exec_id == process.exec_id;
+        // Incomplete facts are read again; slow processes do not delay that for long (`process_file`).
+        let is_current = |known: &Known| {
+            known.start_ns == process.start_ns
+                && known.exec_id == process.exec_id
+                && !known.facts.is_incomplete
+        };
         if !self.known.get(&process.tgid).is_some_and(is_current) {
             let known = Known {
                 start_ns: process.start_ns,

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     namespaces::{self, is_initial},
-    process_file,
+    process_file::{self, Unread},
 };
 use crate::text::{bounded, harmless};
 
@@ -68,6 +68,8 @@ pub(super) struct Facts {
     pub(super) container: Option<String>,
     /// CPUs that it may run on.
     pub(super) cpus: u32,
+    /// The command line or the environment could not be read in time. What follows from them is missing.
+    pub(super) is_incomplete: bool,
 }
 
 impl Facts {
@@ -75,8 +77,14 @@ impl Facts {
     pub(super) fn read(pid: u32, comm: &str) -> Self {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let exe = fs::read_link(proc.join("exe")).unwrap_or_default();
-        let args = read_list(pid, "cmdline").unwrap_or_default();
-        let environ = read_list(pid, "environ").unwrap_or_default();
+        let mut is_incomplete = false;
+        let mut read = |file| {
+            let list = read_list(pid, file);
+            is_incomplete |= list == Err(Unread::Late);
+            list.unwrap_or_default()
+        };
+        let args = read("cmdline");
+        let environ = read("environ");
         let variable = |name: &str| {
             environ.iter().find_map(|entry| {
                 entry
@@ -105,21 +113,20 @@ impl Facts {
             cgroup,
             cpus: cpus_allowed(&proc).unwrap_or(1),
             exe,
+            is_incomplete,
         }
     }
 }
 
-/// The NUL-terminated strings of a file of /proc/PID. `None`: it cannot be read.
-fn read_list(pid: u32, file: &str) -> Option<Vec<String>> {
-    let bytes = process_file::read(pid, file, MAX_READ)?;
+/// The NUL-terminated strings of a file of /proc/PID.
+fn read_list(pid: u32, file: &str) -> Result<Vec<String>, Unread> {
+    let bytes = process_file::try_read(pid, file, MAX_READ)?;
     let parts = bytes
         .split(|byte| *byte == 0)
         .filter(|part| !part.is_empty());
-    Some(
-        parts
-            .map(|part| String::from_utf8_lossy(part).into_owned())
-            .collect(),
-    )
+    Ok(parts
+        .map(|part| String::from_utf8_lossy(part).into_owned())
+        .collect())
 }
 
 /// The name of a program: its script's if an interpreter runs one, else its executable's, else `comm`.
@@ -403,7 +410,7 @@ mod tests {
             let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
             // exec(2) releases the parent before the command line is in place.
             let line = || read_list(child.id(), "cmdline");
-            let has_args = || Ok(line().and_then(|args| args.first().map(drop)));
+            let has_args = || Ok(line().ok().and_then(|args| args.first().map(drop)));
             wait::until("a command line", Duration::from_secs(5), has_args).unwrap();
             let name = Facts::read(child.id(), "sh").service;
             child.kill().unwrap();

@@ -13,20 +13,38 @@ use std::{
         mpsc::{Receiver, Sender, TryRecvError, channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-/// Time limit of a read. Half the default time to live of signals, so that one slow read does not make them expire; a
-/// read takes microseconds.
-const TIME_LIMIT: Duration = Duration::from_millis(500);
-
-/// Abandoned reads beyond which nothing is read until one of them ends. Bounds the threads.
+/// Time limit of a read. It takes microseconds, or up to 100 ms for the longest `maps`.
+const TIME_LIMIT: Duration = Duration::from_millis(250);
+/// Maximum time spent waiting for slow reads in each [`WINDOW`]: half the default time to live of signals, so that slow reads do
+/// not make them expire.
+const MAX_WAITED: Duration = Duration::from_millis(500);
+const WINDOW: Duration = Duration::from_secs(10);
+/// A process whose read took too long is not read again for this time, even if that read has ended.
+const SLOW_FOR: Duration = Duration::from_secs(5);
+/// Maximum number of abandoned reads. At this number nothing is read until one of them ends. Bounds the threads.
 const MAX_ABANDONED: usize = 8;
 
 static READER: Mutex<Reader> = Mutex::new(Reader::new());
 
+/// Why a file was not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// It cannot be read: the process has ended, or access is denied.
+    Failed,
+    /// Not in time, or not attempted because of other slow reads. It may be read later.
+    Late,
+}
+
 /// At most the first `max_bytes` of `/proc/PID/FILE`. `None`: it cannot be read, or not in time.
 pub(crate) fn read(pid: u32, file: &str, max_bytes: u64) -> Option<Vec<u8>> {
+    try_read(pid, file, max_bytes).ok()
+}
+
+/// Like [`read`], with the reason if it is not read.
+pub(super) fn try_read(pid: u32, file: &str, max_bytes: u64) -> Result<Vec<u8>, Unread> {
     let mut reader = READER.lock().unwrap_or_else(PoisonError::into_inner);
     reader.read(pid, format!("/proc/{pid}/{file}").into(), max_bytes)
 }
@@ -34,6 +52,11 @@ pub(crate) fn read(pid: u32, file: &str, max_bytes: u64) -> Option<Vec<u8>> {
 struct Reader {
     worker: Option<Worker>,
     abandoned: Vec<Abandoned>,
+    /// Processes whose read took too long, and since when; as many as fit into the budget of [`SLOW_FOR`].
+    slow: Vec<(u32, Instant)>,
+    /// Time spent waiting for slow reads since `window_start`.
+    waited: Duration,
+    window_start: Option<Instant>,
 }
 
 /// A thread that reads one file after another, until `requests` is dropped.
@@ -43,7 +66,6 @@ struct Worker {
 }
 
 struct Abandoned {
-    pid: u32,
     replies: Receiver<Option<Vec<u8>>>,
 }
 
@@ -52,30 +74,44 @@ impl Reader {
         Self {
             worker: None,
             abandoned: Vec::new(),
+            slow: Vec::new(),
+            waited: Duration::ZERO,
+            window_start: None,
         }
     }
 
-    fn read(&mut self, pid: u32, path: PathBuf, max_bytes: u64) -> Option<Vec<u8>> {
+    fn read(&mut self, pid: u32, path: PathBuf, max_bytes: u64) -> Result<Vec<u8>, Unread> {
+        let now = Instant::now();
         self.abandoned
             .retain(|it| it.replies.try_recv() == Err(TryRecvError::Empty));
-        let is_slow = self.abandoned.iter().any(|it| it.pid == pid);
-        if is_slow || self.abandoned.len() >= MAX_ABANDONED {
-            return None;
+        self.slow.retain(|(_, since)| now - *since < SLOW_FOR);
+        if self.window_start.is_none_or(|start| now - start >= WINDOW) {
+            self.window_start = Some(now);
+            self.waited = Duration::ZERO;
+        }
+        let limit = TIME_LIMIT.min(MAX_WAITED.saturating_sub(self.waited));
+        let is_slow = self.slow.iter().any(|(slow, _)| *slow == pid);
+        if is_slow || limit.is_zero() || self.abandoned.len() >= MAX_ABANDONED {
+            return Err(Unread::Late);
         }
         let worker = match self.worker.take() {
             Some(worker) => worker,
-            None => Worker::start().ok()?,
+            None => Worker::start().map_err(|_| Unread::Failed)?,
         };
-        worker.requests.send((path, max_bytes)).ok()?;
-        if let Ok(bytes) = worker.replies.recv_timeout(TIME_LIMIT) {
+        worker
+            .requests
+            .send((path, max_bytes))
+            .map_err(|_| Unread::Failed)?;
+        if let Ok(bytes) = worker.replies.recv_timeout(limit) {
             self.worker = Some(worker);
-            return bytes;
+            return bytes.ok_or(Unread::Failed);
         }
+        self.waited += limit;
+        self.slow.push((pid, now));
         self.abandoned.push(Abandoned {
-            pid,
             replies: worker.replies,
         });
-        None
+        Err(Unread::Late)
     }
 }
 
@@ -102,7 +138,7 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io::Write as _, path::Path, process, time::Instant};
+    use std::{fs, io::Write as _, path::Path, process};
 
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -132,7 +168,7 @@ mod tests {
         }
     }
 
-    fn own(reader: &mut Reader, pid: u32) -> Option<Vec<u8>> {
+    fn own(reader: &mut Reader, pid: u32) -> Result<Vec<u8>, Unread> {
         reader.read(pid, Path::new("/proc/self/cmdline").to_owned(), 4)
     }
 
@@ -142,15 +178,15 @@ mod tests {
         let mut reader = Reader::new();
         assert_eq!(own(&mut reader, 1).unwrap().len(), 4);
         let begun = Instant::now();
-        assert_eq!(reader.read(2, fifo.0.clone(), 10), None);
+        assert_eq!(reader.read(2, fifo.0.clone(), 10), Err(Unread::Late));
         assert!(begun.elapsed() >= TIME_LIMIT);
         let begun = Instant::now();
-        assert_eq!(own(&mut reader, 2), None);
+        assert_eq!(own(&mut reader, 2), Err(Unread::Late));
         assert_eq!(own(&mut reader, 1).unwrap().len(), 4);
         assert!(begun.elapsed() < TIME_LIMIT);
         fifo.write();
-        let end = Instant::now() + Duration::from_secs(10);
-        while own(&mut reader, 2).is_none() {
+        let end = Instant::now() + 2 * SLOW_FOR;
+        while own(&mut reader, 2).is_err() {
             assert!(Instant::now() < end, "it is never read again");
             thread::sleep(Duration::from_millis(1));
         }
@@ -161,12 +197,26 @@ mod tests {
         let fifo = Fifo::new("slow-many");
         let mut reader = Reader::new();
         for pid in 0..MAX_ABANDONED as u32 {
-            assert_eq!(reader.read(pid, fifo.0.clone(), 10), None);
+            reader.waited = Duration::ZERO;
+            assert_eq!(reader.read(pid, fifo.0.clone(), 10), Err(Unread::Late));
         }
+        reader.waited = Duration::ZERO;
         let begun = Instant::now();
-        assert_eq!(own(&mut reader, 99), None);
+        assert_eq!(own(&mut reader, 99), Err(Unread::Late));
         assert!(begun.elapsed() < TIME_LIMIT);
         assert_eq!(reader.abandoned.len(), MAX_ABANDONED);
+        fifo.write();
+    }
+
+    #[test]
+    fn many_slow_processes_delay_the_agent_no_longer_than_the_budget() {
+        let fifo = Fifo::new("slow-budget");
+        let mut reader = Reader::new();
+        let begun = Instant::now();
+        for pid in 0..1_000 {
+            assert_eq!(reader.read(pid, fifo.0.clone(), 10), Err(Unread::Late));
+        }
+        assert!(begun.elapsed() < 2 * MAX_WAITED, "{:?}", begun.elapsed());
         fifo.write();
     }
 
@@ -175,7 +225,7 @@ mod tests {
         let mut reader = Reader::new();
         let missing = || Path::new("/proc/self/no-such-file").to_owned();
         for _ in 0..100 {
-            assert_eq!(reader.read(1, missing(), 4), None);
+            assert_eq!(reader.read(1, missing(), 4), Err(Unread::Failed));
         }
         assert!(reader.abandoned.is_empty() && reader.worker.is_some());
     }

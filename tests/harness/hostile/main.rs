@@ -3,8 +3,8 @@
 //! `tailback-hostile waits FILE`: one thread sleeps in poll(2), one in a futex call. Once both sleep, the pages of the poll array
 //! and of the futex word are replaced by pages of FILE, whose file system does not answer.
 //!
-//! `tailback-hostile lock FILE`: one thread waits for a page of FILE and holds the lock of the memory, so that the command line
-//! and the mappings cannot be read.
+//! `tailback-hostile lock FILE`: one thread waits for a page of FILE and holds the process's memory lock (`mmap_lock`) meanwhile,
+//! so that the command line and the mappings cannot be read.
 //!
 //! Both print a line that begins with `hidden`, and sleep. They never touch the pages again.
 
@@ -22,7 +22,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 const PAGE: usize = 4096;
-/// Deadline for its threads to sleep.
+/// Time limit for the threads to fall asleep.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Value of the futex word.
 const HELD: u32 = 2;

@@ -1,5 +1,5 @@
-//! What the place where the agent runs gives it: capabilities, namespaces, /proc, BTF, control groups. Each remedy is written for
-//! Kubernetes and for podman.
+//! Checks of the agent's environment: capabilities, namespaces, /proc, BTF, control groups. Each remedy is given for Kubernetes
+//! and for podman.
 
 use std::{collections::BTreeSet, fs, os::unix::fs::FileTypeExt as _};
 
@@ -18,13 +18,14 @@ use crate::{
 /// A capability: its name as Kubernetes and podman write it, and its number in include/uapi/linux/capability.h.
 type Capability = (&'static str, u32);
 
-/// Without one of these the agent does not work.
+/// The agent needs all of these.
 const REQUIRED: [Capability; 3] = [("SYS_PTRACE", 19), ("PERFMON", 38), ("BPF", 39)];
 const DAC_OVERRIDE: u32 = 1;
 const DAC_READ_SEARCH: u32 = 2;
 const SETUID: u32 = 7;
-/// It stands for those that were split off from it.
+/// Implies the capabilities that were later split off from it.
 const SYS_ADMIN: u32 = 21;
+/// CAP_PERFMON, and those after it.
 const FIRST_SPLIT_OFF: u32 = 38;
 /// Files of /proc that describe the machine, and that a container runtime may mask or replace.
 const MACHINE_FILES: [&str; 7] = [
@@ -86,7 +87,7 @@ pub(super) fn environment() -> Vec<Check> {
         Check {
             name: "files of other users",
             state: held.reads_others(),
-            cost: "environment and logs of other users' services are not read: names from OTEL_SERVICE_NAME, and log evidence",
+            cost: "environment and logs of other users' services are not read: no names from OTEL_SERVICE_NAME, no evidence from logs",
             remedy: to_add(&["DAC_READ_SEARCH"]).into(),
             required: false,
         },
@@ -156,7 +157,7 @@ impl Held {
         }
     }
 
-    /// The adapter process leaves root (`adapters/privileges.rs`).
+    /// Whether the adapter process can become nobody (`adapters/privileges.rs`).
     fn drops_to_nobody(&self, status: &str) -> Result<String, String> {
         let uid = status
             .lines()
@@ -185,9 +186,7 @@ fn namespace(kind: namespaces::Kind, words: &str) -> Result<String, String> {
         Ok(words.to_owned())
     } else {
         let name = kind.0;
-        Err(format!(
-            "the agent runs in another {name} namespace than the host"
-        ))
+        Err(format!("the agent is not in the host's {name} namespace"))
     }
 }
 
@@ -196,7 +195,7 @@ fn processes() -> Check {
     let state = namespace(namespaces::PID, "all of this machine");
     let others = others_in_proc();
     let state = match others {
-        // Kernel threads and the services of the host are there.
+        // In the initial pid namespace all processes are visible.
         _ if state.is_ok() => state,
         0 => Err("the agent sees no process but its own".to_owned()),
         others => Err(format!(
@@ -206,7 +205,7 @@ fn processes() -> Check {
     Check {
         name: "processes",
         state,
-        cost: "processes elsewhere on this machine are not followed: a wait for one ends at its address, with low confidence if that is local",
+        cost: "processes elsewhere on this machine are not followed: a wait for one ends at its address, with low confidence if that is a loopback address",
         remedy: "beside one service `shareProcessNamespace: true`, for a node `hostPID: true` in the pod's spec; podman: \
                  `--pid=container:NAME` or `--pid=host`"
             .into(),
@@ -222,7 +221,7 @@ fn others_in_proc() -> usize {
     pids.count()
 }
 
-/// Whether /proc shows what the kernel has.
+/// Whether the files of /proc that describe the machine are the kernel's own, not masked or replaced.
 fn machine_files() -> Check {
     let mountinfo = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let mut problems = replaced(&String::from_utf8_lossy(&mountinfo));
@@ -297,10 +296,10 @@ pub(super) fn visible(scanner: Scanner) -> Vec<Check> {
         Check {
             name: "processes in /proc",
             state: in_proc,
-            cost: "those services have no name, no control group and no limits",
+            cost: "services whose processes are hidden have no name, no control group and no known limits",
             remedy: format!(
                 "mount /proc without hidepid, or {}",
-                to_add(&["SYS_PTRACE", "DAC_READ_SEARCH"])
+                to_add(&["SYS_PTRACE"])
             )
             .into(),
             required: true,
@@ -312,15 +311,15 @@ pub(super) fn visible(scanner: Scanner) -> Vec<Check> {
                 (HiddenFact::MemoryLimit, "memory limit"),
                 (HiddenFact::IoLimits, "I/O limits"),
             ]),
-            cost: "a throttled service looks busy or starved, and one at its memory or I/O limit like one with a slow disk: such verdicts \
+            cost: "a throttled service looks busy or starved, one at its memory or I/O limit looks like one with a slow disk: such verdicts \
                    have low confidence",
             remedy: CGROUP_MOUNT.into(),
             required: true,
         },
         Check {
             name: "I/O limits around services",
-            state: limits(&[(HiddenFact::OuterIoLimits, "I/O limits around")]),
-            cost: "a service held up by the I/O limit of its pod or slice looks like one with a slow disk: such verdicts say so",
+            state: limits(&[(HiddenFact::OuterIoLimits, "I/O limits of the parents")]),
+            cost: "a service held up by the I/O limit of its pod or slice looks like one with a slow disk: the evidence names the hidden limits",
             remedy: CGROUP_MOUNT.into(),
             required: false,
         },

@@ -13,10 +13,14 @@ use std::{
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
-use crate::text::bounded;
+use crate::{collect::paths::read_text, text::bounded};
 
 /// Maximum number of descriptors of a process that are examined, lowest first: logs are opened early.
 const MAX_DESCRIPTORS: usize = 256;
+/// Longest text read from fdinfo, bytes: mode and mount are in its first lines; a process chooses how many locks follow.
+const MAX_INFO: u64 = 4 * 1024;
+/// Longest text read from mountinfo, bytes.
+const MAX_MOUNTINFO: u64 = 256 * 1024;
 /// Longest path that is kept, bytes.
 const MAX_PATH: usize = 256;
 /// File systems that a remote machine or another process serves (FUSE aside): a request to them may hang.
@@ -56,7 +60,7 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// Of what `path` refers to from `directory`, if it is a regular file.
+    /// Metadata of the file at `path`, relative to `directory`. `None`: it is not a regular file, or cannot be examined.
     fn of(directory: impl AsFd, path: &str) -> Option<Self> {
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
@@ -103,12 +107,8 @@ pub(super) fn logs(pid: u32) -> Vec<Log> {
         let Some(path) = path(pid, fd).filter(|path| is_log(fd, path)) else {
             continue;
         };
-        let Ok(info) = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")) else {
-            continue;
-        };
-        let mounts = mounts.get_or_insert_with(|| {
-            fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default()
-        });
+        let info = read_text(&format!("/proc/{pid}/fdinfo/{fd}"), MAX_INFO);
+        let mounts = mounts.get_or_insert_with(|| mounts_of(pid));
         if !is_for_writing(&info) || is_remote(&info, mounts) {
             continue;
         }
@@ -131,7 +131,7 @@ pub(super) fn metadata(pid: u32, fd: u32) -> Option<Metadata> {
     Metadata::of(CWD, &format!("/proc/{pid}/fd/{fd}"))
 }
 
-/// Opens a log for reading, with an offset of its own. `Ok(None)`: the descriptor refers to another file by now, or to one
+/// Opens a log for reading, with an offset of its own. `Ok(None)`: the descriptor now refers to another file, or to one
 /// whose file system might not answer.
 pub(super) fn open(pid: u32, fd: u32, file: FileId) -> io::Result<Option<File>> {
     // Checked through O_PATH first, which asks no file system: opening a FIFO or a terminal for reading would affect its
@@ -143,11 +143,8 @@ pub(super) fn open(pid: u32, fd: u32, file: FileId) -> io::Result<Option<File>> 
     if Metadata::of(&path_fd, "").is_none_or(|metadata| metadata.file != file) {
         return Ok(None);
     }
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", path_fd.as_raw_fd()))?;
-    if is_remote(
-        &info,
-        &fs::read_to_string(format!("/proc/{pid}/mountinfo"))?,
-    ) {
+    let own_info = format!("/proc/self/fdinfo/{}", path_fd.as_raw_fd());
+    if is_remote(&read_text(&own_info, MAX_INFO), &mounts_of(pid)) {
         return Ok(None);
     }
     // Non-blocking, so that it fails rather than breaks a lease on the file.
@@ -156,6 +153,11 @@ pub(super) fn open(pid: u32, fd: u32, file: FileId) -> io::Result<Option<File>> 
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(format!("/proc/self/fd/{}", path_fd.as_raw_fd()))?;
     Ok(Some(opened))
+}
+
+/// The mounts that a process sees. A log on one that does not fit counts as remote.
+fn mounts_of(pid: u32) -> String {
+    read_text(&format!("/proc/{pid}/mountinfo"), MAX_MOUNTINFO)
 }
 
 fn is_log(fd: u32, path: &str) -> bool {

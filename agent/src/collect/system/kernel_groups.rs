@@ -4,12 +4,13 @@
 
 use tailback_ebpf::{
     CONTROLLER_CPU, CONTROLLER_IO, CONTROLLER_MEMORY, CONTROLLER_NONE, CgroupRecord,
+    MAX_CGROUP_LEVELS,
 };
 
 use super::{Quota, UNLIMITED, sum};
 use crate::sample::{Cgroup, Stall};
 
-/// A quota of this much is none: `RUNTIME_INF`, kernel/sched/sched.h.
+/// Value of a quota that means "no quota": `RUNTIME_INF`, kernel/sched/sched.h.
 const NO_QUOTA: u64 = u64::MAX;
 
 /// A controller, or the unified hierarchy itself.
@@ -19,7 +20,7 @@ pub(super) enum Controller {
     Memory,
     Io,
     /// The unified hierarchy, which has the pressure files.
-    None,
+    Unified,
 }
 
 impl Controller {
@@ -28,7 +29,7 @@ impl Controller {
             CONTROLLER_CPU => Some(Self::Cpu),
             CONTROLLER_MEMORY => Some(Self::Memory),
             CONTROLLER_IO => Some(Self::Io),
-            CONTROLLER_NONE => Some(Self::None),
+            CONTROLLER_NONE => Some(Self::Unified),
             _ => None,
         }
     }
@@ -39,7 +40,7 @@ impl Controller {
             Self::Cpu => "cpu",
             Self::Memory => "memory",
             Self::Io => "blkio",
-            Self::None => "",
+            Self::Unified => "",
         }
     }
 }
@@ -92,7 +93,7 @@ impl KernelGroups {
             Controller::Cpu => &mut self.cpu,
             Controller::Memory => &mut self.memory,
             Controller::Io => &mut self.io,
-            Controller::None => &mut self.unified,
+            Controller::Unified => &mut self.unified,
         }
     }
 
@@ -101,7 +102,7 @@ impl KernelGroups {
             Controller::Cpu => &self.cpu,
             Controller::Memory => &self.memory,
             Controller::Io => &self.io,
-            Controller::None => &self.unified,
+            Controller::Unified => &self.unified,
         }
     }
 
@@ -120,8 +121,8 @@ impl KernelGroups {
         }
     }
 
-    /// Whether the memory controller counts for the process's own group, and not for a parent or the root of the unified hierarchy,
-    /// where it counts other services as well.
+    /// Whether the memory controller counts for the process's own group, and not for a parent or the root of the unified
+    /// hierarchy, where it counts other services as well.
     fn counts_own_memory(&self) -> bool {
         match (self.memory.as_slice(), self.unified.first()) {
             ([first, _, ..], Some(own)) if first.hierarchy == 0 => first.id == own.id,
@@ -130,7 +131,8 @@ impl KernelGroups {
         }
     }
 
-    /// Adds the lowest quota, and how often and for how long it throttled. `false`: the kernel's structures do not have it.
+    /// Adds the lowest quota, and the throttled periods and time summed over all quotas.
+    /// `false`: the kernel's structures do not have it.
     pub(super) fn read_cpu(&self, group: &mut Cgroup) -> bool {
         let Some(levels) = values(&self.cpu) else {
             return false;
@@ -158,8 +160,8 @@ impl KernelGroups {
         true
     }
 
-    /// Adds the lowest memory limit, the use at its level, how often it was hit, and the OOM kills of the process's own group. `false`:
-    /// the kernel's structures do not have it. `page`: bytes.
+    /// Adds the lowest memory limit, the use at its level, how often it was hit, and the OOM kills of the process's own group.
+    /// `false`: the kernel's structures do not have it. `page`: bytes.
     pub(super) fn read_memory(&self, group: &mut Cgroup, page: u64) -> bool {
         let Some(levels) = values(&self.memory) else {
             return false;
@@ -198,8 +200,8 @@ impl KernelGroups {
             .map(|(level, _)| level)
     }
 
-    /// Time that tasks of the process's own group stalled: for a CPU, for memory, for I/O. `None`: the kernel does not count it. Before
-    /// 6.1 the counters are there even then, and 0 in every group.
+    /// Time that tasks of the process's own group stalled: for a CPU, for memory, for I/O. `None`: the kernel does not count
+    /// it. Before 6.1 the counters are there even then, and 0 in every group.
     pub(super) fn stalls(&self) -> Option<[Stall; 3]> {
         let mut all = self.unified.iter().filter_map(|level| level.values);
         if all.all(|values| values == [0; 7]) {
@@ -215,9 +217,14 @@ impl KernelGroups {
     }
 }
 
-/// The values of each level; `None` unless all have them.
+/// Whether these are all levels of a chain: of a longer one, the outer levels are missing.
+pub(super) fn is_whole(levels: &[Level]) -> bool {
+    !levels.is_empty() && levels.len() < MAX_CGROUP_LEVELS as usize
+}
+
+/// The values of each level; `None` unless all levels are there and have them.
 fn values(levels: &[Level]) -> Option<impl Iterator<Item = [u64; 7]>> {
-    let complete = !levels.is_empty() && levels.iter().all(|level| level.values.is_some());
+    let complete = is_whole(levels) && levels.iter().all(|level| level.values.is_some());
     complete.then(|| levels.iter().filter_map(|level| level.values))
 }
 
@@ -299,7 +306,7 @@ pub(super) mod tests {
         // Kills are those of the process's own group.
         assert_eq!((group.limit_hits, group.oom_kills), (Some(7), Some(4)));
         assert_eq!(found.memory_level(PAGE), Some(1));
-        // cgroup v1 counts the hits itself.
+        // cgroup v1 has a counter of its own for the hits (`failcnt`).
         for record in &mut records {
             record.hierarchy = 4;
         }

@@ -38,7 +38,7 @@ const MAX_POINTS: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Point {
     pub(super) path: PathBuf,
-    /// Major and minor number of the hierarchy's file system. No other one has them.
+    /// Major and minor number of the hierarchy's file system. No other file system has the same.
     pub(super) device: (u32, u32),
 }
 

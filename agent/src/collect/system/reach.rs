@@ -1,10 +1,10 @@
-//! Finds the directories of control groups through any mount that the agent can reach: its own, that of the first process of its
-//! pid namespace, and that of the target itself.
+//! Finds the directories of control groups through any mount that the agent can reach: its own mounts, those of the first process
+//! of its pid namespace, and those of the target itself.
 //!
 //! The mounts of another container are its owner's choice. So a directory there counts only if it is on the file system of the
 //! hierarchy and its inode number is the id that the kernel reports for the group, and a file in it is opened only if nothing is
 //! mounted over it. A path in another container may lead through a file system that never answers: a search there runs in a
-//! thread that is left behind if it does not end in time.
+//! thread that is abandoned if it does not end in time.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -33,11 +33,11 @@ const MAX_MOUNTINFO: u64 = 256 * 1024;
 const SEARCH_TIMEOUT: Duration = Duration::from_millis(50);
 /// Maximum time of all searches of one poll: many slow ones must not hold up the agent. The others are made in later polls.
 const MAX_SEARCHING: Duration = Duration::from_millis(500);
-/// Maximum number of searches that are left behind. At that number none is started.
+/// Maximum number of abandoned searches that have not ended. At that number no further search is started.
 const MAX_STUCK: usize = 4;
 /// Maximum number of groups whose directories are kept: those of [`MAX_GROUPS`] services in each of the four hierarchies.
 const MAX_KNOWN: usize = 4 * MAX_GROUPS;
-/// Maximum number of them that are in the mounts of others: each takes a descriptor, of usually 1,024.
+/// Maximum number of these groups found in the mounts of others: each takes one of the agent's usually 1,024 file descriptors.
 const MAX_FOREIGN: usize = 384;
 /// Number of polls after which a failed search is repeated: every ten seconds with two polls a second.
 const RETRY_POLLS: u64 = 20;
@@ -62,7 +62,7 @@ pub(super) struct Reach {
 
 struct Known {
     found: Option<Found>,
-    /// The polls that searched it, and that last used it.
+    /// The poll in which it was last searched for, and the one in which it was last used.
     searched: u64,
     used: u64,
 }
@@ -83,8 +83,8 @@ struct Foreign {
 }
 
 impl Reach {
-    /// Begins a poll: forgets the groups that the previous one did not ask for. Returns whether any was forgotten: the number of its
-    /// descriptor may be used again.
+    /// Begins a poll: forgets the groups that the previous one did not ask for. Returns whether any was forgotten: the number
+    /// of its descriptor may be reused, so paths that contain it are stale.
     pub(super) fn begin_poll(&mut self) -> bool {
         let previous = self.poll;
         self.poll += 1;
@@ -213,8 +213,8 @@ impl Found {
     }
 }
 
-/// Opens a file of a group. In another container nothing that is mounted over it is opened: that may be a file of any kind, and
-/// one that never answers.
+/// Opens a file of a group. In another container, a file that is mounted over it is refused: it may be of any kind, and may never
+/// answer.
 ///
 /// # Errors
 /// If there is no such file, or something else is in its place.

@@ -65,5 +65,5 @@ fn hidden_limits_make_a_wait_for_a_disk_uncertain() {
     // Its own group has no limit, those around it are out of sight.
     let outer = verdict(&waits_for_a_disk(), &[HiddenFact::OuterIoLimits]);
     assert_eq!(outer.confidence, seen.confidence);
-    assert!(outer.evidence.contains("the I/O limits outside"));
+    assert!(outer.evidence.contains("the I/O limits of the parents"));
 }

@@ -119,7 +119,7 @@ impl LoadedPrograms {
             ) => return Err(error),
             (threads, files) => (threads.map_err(off), files),
         };
-        // The link is only checked: each process gets one of its own.
+        // This only checks that the program can be linked: each process gets a link of its own.
         let waits = object.load_over_all("waits", "task").map(drop);
         let focused_sockets = load_focused_sockets(object, fields, files.better.is_ok());
         Ok(Self {

@@ -14,9 +14,11 @@ use serde_json::Value;
 
 use crate::{checks::agent, machine::CGROUPS};
 
-/// The argument with which this program is a process that uses memory and always has work for a CPU. The next one is its group.
+/// The argument that makes this program use memory and keep a CPU busy. The next argument
+/// is the directory of its control group.
 pub const BUSY: &str = "busy";
-/// The quota is set on the parent of the process's own group: 0.2 CPUs, in periods that are short beside the time between two samples.
+/// The quota is set on the parent of the process's own group: 0.2 CPUs, in periods that are short compared with the time
+/// between two samples.
 const CPU_MAX: &str = "2000 10000";
 const QUOTA_CPUS: f64 = 0.2;
 /// The limit is set on the process's own group.
@@ -26,7 +28,7 @@ const USED: u64 = 8 << 20;
 /// Time limit for the process to use it; an emulated machine is slow.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// The agent reports the quota, the throttling and the memory limit, and knows the stall times.
+/// The agent reports the quota, the throttling, the memory limit and the memory in use.
 pub fn limits_are_read_without_mounts() -> Result<()> {
     let outer = Path::new(CGROUPS).join("outer");
     let inner = outer.join("inner");
@@ -44,7 +46,7 @@ pub fn limits_are_read_without_mounts() -> Result<()> {
     while memory(&inner)? < USED {
         ensure!(
             Instant::now() < end,
-            "the process uses no memory in {DEADLINE:?}"
+            "the process does not use {USED} bytes within {DEADLINE:?}"
         );
         thread::sleep(Duration::from_millis(10));
     }
@@ -70,7 +72,7 @@ pub fn limits_are_read_without_mounts() -> Result<()> {
         runqueue["throttled_ns"].as_f64().is_some_and(|ns| ns > 0.0),
         "not throttled: {runqueue}"
     );
-    // It has no other memory there than this, its tables of pages, and what the kernel charges in advance.
+    // Besides this memory, the group is charged only for page tables and for what the kernel charges in advance.
     let memory = queue("memory")?;
     ensure!(
         memory["limit"].as_u64() == Some(MEMORY_MAX),

@@ -13,7 +13,7 @@ use crate::{
     sample::HiddenFact,
 };
 
-/// The confidence that a verdict can have although facts are hidden.
+/// The highest confidence that a verdict may have, given what is hidden.
 pub(in crate::diagnose::rules) fn max_confidence(case: Case<'_>, cause: Cause) -> Confidence {
     let decisive = facts(case, cause).any(|(fact, _)| fact != HiddenFact::OuterIoLimits);
     if decisive || hides_the_other_end(case) {
@@ -31,7 +31,9 @@ pub(in crate::diagnose::rules) fn words(case: Case<'_>, cause: Cause) -> Vec<Str
                 HiddenFact::CpuQuota => "the CPU quota",
                 HiddenFact::MemoryLimit => "the memory limit",
                 HiddenFact::IoLimits => "the I/O limits",
-                HiddenFact::OuterIoLimits | HiddenFact::Processes => "the I/O limits outside",
+                HiddenFact::OuterIoLimits | HiddenFact::Processes => {
+                    "the I/O limits of the parents"
+                }
             };
             format!(
                 "hidden from the agent: {what} of control group {group} (see `tailback doctor`)"
@@ -73,7 +75,7 @@ fn wanted(case: Case<'_>, cause: Cause, step: &Step) -> Vec<HiddenFact> {
     if needs_cpu && cause != Cause::CpuThrottled {
         wanted.push(HiddenFact::CpuQuota);
     }
-    // Threads whose pages are evicted and read again wait for the disk. If it is fast, they compute.
+    // Threads whose pages are evicted and read again wait for the disk. If the disk is fast, they are mostly seen on a CPU.
     if matches!(
         step.activity,
         Activity::Disk

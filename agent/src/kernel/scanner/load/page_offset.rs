@@ -1,8 +1,8 @@
-//! Learns where the kernel maps physical memory, by which the programs read resident memory of targets.
+//! Finds the base of the kernel's direct map of physical memory, through which the programs read resident memory of targets.
 //!
-//! The base is randomized at boot, and its symbol is not in every kernel's /proc/kallsyms. So the programs look for a word of
-//! the agent's own memory: the base by which the walk over the page tables leads to it is the right one. This checks the
-//! whole walk, too.
+//! The base is randomized at boot, and its symbol is not in every kernel's /proc/kallsyms. So a program tries one base after
+//! another, until the walk over the page tables leads to a known word of the agent's own memory. This also checks the walk
+//! itself.
 
 use std::{
     fs,
@@ -23,18 +23,18 @@ const ZONEINFO: &str = "/proc/zoneinfo";
 /// Log2 of the page size of x86-64.
 const PAGE_BITS: u32 = 12;
 
-/// Log2 of the distance of two candidates: the base is a multiple of 1 GiB (arch/x86/mm/kaslr.c).
+/// Log2 of the distance between two candidates: the base is a multiple of 1 GiB (arch/x86/mm/kaslr.c).
 const CANDIDATE_BITS: u32 = 30;
 
 /// Bits of a page-table entry that may hold a physical address (Intel SDM volume 3, 5.5).
 const ADDRESS_BITS: u64 = 0x000f_ffff_ffff_f000;
 
-/// Largest map of physical memory with four levels of page tables, 64 TiB (Documentation/arch/x86/x86_64/mm.rst). Bounds the
-/// search.
+/// Largest direct map of physical memory with four levels of page tables, 64 TiB (Documentation/arch/x86/x86_64/mm.rst). Bounds
+/// the search.
 const MAX_MEMORY: u64 = 1 << 46;
 
 impl Scanner {
-    /// Learns where physical memory is mapped. If that fails, memory of targets is not read.
+    /// Finds the base of the direct map. If that fails, memory of targets is not read.
     pub(super) fn learn_page_offset(&mut self) {
         if self.capabilities.user_memory.is_ok() {
             let learned = self.search_page_offset();
@@ -45,7 +45,8 @@ impl Scanner {
     fn search_page_offset(&mut self) -> Result<()> {
         let zones =
             fs::read_to_string(ZONEINFO).with_context(|| format!("cannot read {ZONEINFO}"))?;
-        let end = memory_end(&zones).with_context(|| format!("{ZONEINFO} names no memory"))?;
+        let end =
+            memory_end(&zones).with_context(|| format!("{ZONEINFO} lists no zone with memory"))?;
         ensure!(
             end <= MAX_MEMORY,
             "physical memory ends at {end:#x}, above 64 TiB"
@@ -67,10 +68,10 @@ impl Scanner {
         for first in (0..=end >> CANDIDATE_BITS).step_by(PAGE_OFFSET_CANDIDATES as usize) {
             self.scan_settings.candidate = first;
             self.write_scan_settings()?;
-            // Makes its page present: NUMA balancing may have taken the access away.
+            // Makes the word's page present: NUMA balancing may have made it inaccessible.
             own.load(Ordering::SeqCst);
             run(&search, &mut self.buffer, &mut |_| {})
-                .context("cannot search the map of physical memory")?;
+                .context("cannot search for the direct map of physical memory")?;
             found = self.scan.get(&0, 0)?.0.page_offset;
             if found != 0 {
                 break;
@@ -113,7 +114,7 @@ fn memory_end(zones: &str) -> Option<u64> {
     end
 }
 
-/// The bit of a page-table entry that marks encrypted memory (AMD SME, SEV); 0: none. It is no part of the address.
+/// The bit of a page-table entry that marks encrypted memory (AMD SME, SEV); 0: none. It is not part of the address.
 #[cfg(target_arch = "x86_64")]
 fn encryption_bit() -> u64 {
     use std::arch::x86_64::__cpuid;
