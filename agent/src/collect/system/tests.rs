@@ -59,7 +59,7 @@ fn each_controller_is_found_in_its_hierarchy() {
 #[test]
 fn a_cgroup_outside_the_mounted_hierarchy_has_no_directories() {
     let mounts = Mounts::parse(V2);
-    // In a container, paths do not tell which group the mount point is.
+    // In a container, paths do not show which group the mount point belongs to.
     assert_eq!(mounts.unified_dirs("0::/../other\n"), None);
     assert_eq!(mounts.unified_dirs("0::/a/../../etc\n"), None);
     assert_eq!(mounts.unified_dirs("12:pids:/x\n"), None);
