@@ -213,8 +213,8 @@ fn document(plans: &[Plan]) -> String {
         }
     }
     let mut text = "# Kernels\n\nHow the agent reads each fact on each kernel, and what is absent there. A `·` marks a fact that is not \
-        available.\n\n`cargo xtask plans --write` writes this page from `tailback doctor`. `cargo xtask test` boots each kernel and \
-        compares the output of `tailback doctor` there with the kernel's column.\n\n| fact |"
+        available.\n\n`cargo xtask plans --write` writes this page from `tailback doctor`. `cargo xtask test` compares \
+        the output of `tailback doctor` on each kernel with the kernel's column.\n\n| fact |"
         .to_owned();
     for plan in plans {
         let _ = write!(text, " {} |", version(&plan.release));

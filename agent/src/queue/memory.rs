@@ -14,7 +14,7 @@ use crate::sample::{Cgroup, HiddenFact, Machine, Sample, Stall};
 const STALL_WINDOW_NS: u64 = 5_000_000_000;
 /// Maximum number of samples kept per group to cover the window; bounds the memory.
 const MAX_SAMPLES: usize = 64;
-/// Share of time in which some task stalls that counts as critical. Half of it already matters.
+/// Share of time in which some task stalls that counts as critical. With default thresholds, level warn is entered at 0.078.
 const CRITICAL_STALL_SHARE: f64 = 0.10;
 /// The fill that [`CRITICAL_STALL_SHARE`] maps to: the default score of level critical.
 const CRITICAL_FILL: f64 = 0.9;

@@ -2,7 +2,8 @@
 //! locks that memory (`maps`).
 //!
 //! The process influences how long this takes: a thread that waits for a page can hold the lock. So a separate thread reads.
-//! A read that takes too long is abandoned together with its thread. Until it ends, its process is not read again.
+//! A read that takes too long is abandoned together with its thread. Until it ends, and for at least [`SLOW_FOR`], its process is
+//! not read again.
 
 use std::{
     fs::File,
@@ -24,7 +25,8 @@ const MAX_WAITED: Duration = Duration::from_millis(500);
 const WINDOW: Duration = Duration::from_secs(10);
 /// A process whose read took too long is not read again for this time, even if that read has ended.
 const SLOW_FOR: Duration = Duration::from_secs(5);
-/// Maximum number of abandoned reads. At this number nothing is read until one of them ends. Bounds the threads.
+/// Maximum number of abandoned reads that have not ended. At this number nothing is read until one of them ends. Bounds the
+/// threads.
 const MAX_ABANDONED: usize = 8;
 
 static READER: Mutex<Reader> = Mutex::new(Reader::new());
@@ -51,9 +53,8 @@ pub(super) fn try_read(pid: u32, file: &str, max_bytes: u64) -> Result<Vec<u8>, 
 
 struct Reader {
     worker: Option<Worker>,
+    /// Abandoned reads: those that have not ended, and those of the last [`SLOW_FOR`].
     abandoned: Vec<Abandoned>,
-    /// Processes whose read took too long, and since when; as many as fit into the budget of [`SLOW_FOR`].
-    slow: Vec<(u32, Instant)>,
     /// Time spent waiting for slow reads since `window_start`.
     waited: Duration,
     window_start: Option<Instant>,
@@ -66,7 +67,15 @@ struct Worker {
 }
 
 struct Abandoned {
+    pid: u32,
+    since: Instant,
     replies: Receiver<Option<Vec<u8>>>,
+}
+
+impl Abandoned {
+    fn has_ended(&self) -> bool {
+        self.replies.try_recv() != Err(TryRecvError::Empty)
+    }
 }
 
 impl Reader {
@@ -74,7 +83,6 @@ impl Reader {
         Self {
             worker: None,
             abandoned: Vec::new(),
-            slow: Vec::new(),
             waited: Duration::ZERO,
             window_start: None,
         }
@@ -83,15 +91,15 @@ impl Reader {
     fn read(&mut self, pid: u32, path: PathBuf, max_bytes: u64) -> Result<Vec<u8>, Unread> {
         let now = Instant::now();
         self.abandoned
-            .retain(|it| it.replies.try_recv() == Err(TryRecvError::Empty));
-        self.slow.retain(|(_, since)| now - *since < SLOW_FOR);
+            .retain(|it| !it.has_ended() || now - it.since < SLOW_FOR);
         if self.window_start.is_none_or(|start| now - start >= WINDOW) {
             self.window_start = Some(now);
             self.waited = Duration::ZERO;
         }
         let limit = TIME_LIMIT.min(MAX_WAITED.saturating_sub(self.waited));
-        let is_slow = self.slow.iter().any(|(slow, _)| *slow == pid);
-        if is_slow || limit.is_zero() || self.abandoned.len() >= MAX_ABANDONED {
+        let is_slow = self.abandoned.iter().any(|it| it.pid == pid);
+        let stuck = self.abandoned.iter().filter(|it| !it.has_ended());
+        if is_slow || limit.is_zero() || stuck.count() >= MAX_ABANDONED {
             return Err(Unread::Late);
         }
         let worker = match self.worker.take() {
@@ -107,8 +115,9 @@ impl Reader {
             return bytes.ok_or(Unread::Failed);
         }
         self.waited += limit;
-        self.slow.push((pid, now));
         self.abandoned.push(Abandoned {
+            pid,
+            since: now,
             replies: worker.replies,
         });
         Err(Unread::Late)
@@ -205,6 +214,19 @@ mod tests {
         assert_eq!(own(&mut reader, 99), Err(Unread::Late));
         assert!(begun.elapsed() < TIME_LIMIT);
         assert_eq!(reader.abandoned.len(), MAX_ABANDONED);
+        fifo.write();
+    }
+
+    #[test]
+    fn a_process_whose_read_never_ends_costs_one_thread() {
+        let fifo = Fifo::new("slow-forever");
+        let mut reader = Reader::new();
+        assert_eq!(reader.read(7, fifo.0.clone(), 10), Err(Unread::Late));
+        reader.abandoned[0].since -= 2 * SLOW_FOR;
+        reader.waited = Duration::ZERO;
+        assert_eq!(reader.read(7, fifo.0.clone(), 10), Err(Unread::Late));
+        assert_eq!(reader.abandoned.len(), 1);
+        assert_eq!(reader.waited, Duration::ZERO);
         fifo.write();
     }
 
