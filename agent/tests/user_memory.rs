@@ -227,6 +227,13 @@ impl Sleeper {
         }
     }
 
+    /// A thread that polls this array is shown with all its entries.
+    fn check_polling(scanner: &mut Scanner, array: *mut u8, len: usize, what: &str) {
+        let (sleeper, truth) = Self::polling(array, len);
+        assert_eq!(sleeper.polled(scanner), truth, "{what}");
+        sleeper.end();
+    }
+
     fn polled(&self, scanner: &mut Scanner) -> Vec<[u32; 2]> {
         let record = self.record(scanner, libc::SYS_poll);
         record.polled[..record.polled_len as usize].to_vec()
@@ -254,19 +261,12 @@ fn a_poll_array_is_read_wherever_it_lies_in_its_pages() {
     for len in [1, 2, MAX_POLLED, 40] {
         // The array begins so far before the boundary; 4 and 12 divide an entry.
         for before in [4, 8, 12, 20, 60, 64, 68, 640] {
-            let (sleeper, truth) = Sleeper::polling(memory.at(PAGE - before), len);
-            let polled = sleeper.polled(&mut scanner);
-            assert_eq!(
-                polled, truth,
-                "{len} entries, {before} bytes before the boundary"
-            );
-            sleeper.end();
+            let what = format!("{len} entries, {before} bytes before the boundary");
+            Sleeper::check_polling(&mut scanner, memory.at(PAGE - before), len, &what);
         }
     }
     // Not aligned to words, within one page.
-    let (sleeper, truth) = Sleeper::polling(memory.at(PAGE + 101), 5);
-    assert_eq!(sleeper.polled(&mut scanner), truth);
-    sleeper.end();
+    Sleeper::check_polling(&mut scanner, memory.at(PAGE + 101), 5, "not aligned");
 }
 
 #[test]
@@ -310,13 +310,8 @@ fn memory_of_a_huge_page_and_of_locked_and_shared_files_is_read() {
         Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EINVAL)),
     }
     for offset in [0, PAGE - 12, HUGE_PAGE - 64, 5 * PAGE + 8] {
-        let (sleeper, truth) = Sleeper::polling(huge.at(begin + offset), MAX_POLLED);
-        assert_eq!(
-            sleeper.polled(&mut scanner),
-            truth,
-            "{offset:#x} in a huge page"
-        );
-        sleeper.end();
+        let what = format!("{offset:#x} in a huge page");
+        Sleeper::check_polling(&mut scanner, huge.at(begin + offset), MAX_POLLED, &what);
     }
 
     // SAFETY: a name, and no flags.
@@ -329,13 +324,8 @@ fn memory_of_a_huge_page_and_of_locked_and_shared_files_is_read() {
     // SAFETY: pages of the mapping.
     assert_eq!(unsafe { libc::mlock(shared.start.cast(), 2 * PAGE) }, 0);
     for offset in [0, PAGE - 12, PAGE] {
-        let (sleeper, truth) = Sleeper::polling(shared.at(offset), 3);
-        assert_eq!(
-            sleeper.polled(&mut scanner),
-            truth,
-            "{offset:#x} in a locked file"
-        );
-        sleeper.end();
+        let what = format!("{offset:#x} in a locked file");
+        Sleeper::check_polling(&mut scanner, shared.at(offset), 3, &what);
     }
 }
 

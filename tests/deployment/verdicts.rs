@@ -25,6 +25,17 @@ struct Report {
 }
 
 impl Report {
+    /// Of an agent that was started with `diagnose --json`, when it has ended.
+    fn when_ended(place: &'static str, agent: &Process) -> Result<Self> {
+        let (end, lines) = json_lines(agent)?;
+        ensure!(end == End::Code(0), "{place}: {end:?}, {lines:#?}");
+        let verdicts = lines.into_iter().filter(|line| line["cause"].is_string());
+        Ok(Self {
+            place,
+            verdicts: verdicts.collect(),
+        })
+    }
+
     /// The verdicts with this cause. Their absence is an error that shows all.
     fn of(&self, cause: &str) -> Result<Vec<&Value>> {
         let found: Vec<&Value> = self
@@ -76,21 +87,16 @@ fn ask_everywhere(service: &Service) -> Result<Vec<Report>> {
     ];
     let mut command = Command::new(agent::binary()?);
     let on_host = Process::start("the agent", command.args(arguments))?;
-    let mut agents: Vec<(&str, Option<Container>, Process)> = vec![("on the host", None, on_host)];
+    let mut agents: Vec<(&'static str, Option<Container>, Process)> =
+        vec![("on the host", None, on_host)];
     for (place, options) in places {
         let (container, process) = contained(&options, &CAPABILITIES, &arguments)?;
         agents.push((place, Some(container), process));
     }
-    let report = agents.iter().map(|(place, _, process)| {
-        let (end, lines) = json_lines(process)?;
-        ensure!(end == End::Code(0), "{place}: {end:?}, {lines:#?}");
-        let verdicts = lines.into_iter().filter(|line| line["cause"].is_string());
-        Ok(Report {
-            place,
-            verdicts: verdicts.collect(),
-        })
-    });
-    report.collect()
+    let reports = agents
+        .iter()
+        .map(|(place, _, process)| Report::when_ended(place, process));
+    reports.collect()
 }
 
 #[test]
@@ -124,12 +130,13 @@ fn a_cpu_quota_is_the_cause_everywhere() -> Result<()> {
     Ok(())
 }
 
-/// The disk that temporary directories are on, by its numbers. `None`: there is none behind them.
-fn disk() -> Result<Option<String>> {
+/// The disk that temporary directories are on, by its numbers. `None`: there is none behind them, and the test is skipped.
+fn disk(test: &str) -> Result<Option<String>> {
     let directory = TempDir::new("disk")?;
     let device = fs::metadata(directory.path())?.dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let Ok(link) = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")) else {
+        skip(test, "no block device behind temporary directories");
         return Ok(None);
     };
     // Limits are on whole disks.
@@ -150,8 +157,7 @@ fn the_memory_limit_of_the_service_is_the_cause_everywhere() -> Result<()> {
     if !allowed(TEST) {
         return Ok(());
     }
-    let Some(disk) = disk()? else {
-        skip(TEST, "no block device behind temporary directories");
+    let Some(disk) = disk(TEST)? else {
         return Ok(());
     };
     // Slows reads down, so that reading evicted pages again matters.
@@ -199,8 +205,7 @@ fn io_limits_are_part_of_the_answer_everywhere() -> Result<()> {
     if !allowed(TEST) {
         return Ok(());
     }
-    let Some(disk) = disk()? else {
-        skip(TEST, "no block device behind temporary directories");
+    let Some(disk) = disk(TEST)? else {
         return Ok(());
     };
     let limit = format!("--device-write-iops={disk}:20");
@@ -227,10 +232,7 @@ fn io_limits_are_part_of_the_answer_everywhere() -> Result<()> {
     let options = [beside.as_str(), "--cgroupns=private", NO_CGROUPS];
     let arguments = ["diagnose", "--port", &port, "--for", "8s", "--json"];
     let (_container, process) = contained(&options, &CAPABILITIES, &arguments)?;
-    let report = Report {
-        place: "beside it, all control groups hidden",
-        verdicts: json_lines(&process)?.1,
-    };
+    let report = Report::when_ended("beside it, all control groups hidden", &process)?;
     for verdict in report.of("disk_slow")? {
         let evidence = verdict["evidence"].as_str().unwrap_or_default();
         ensure!(
@@ -288,8 +290,7 @@ fn files_mounted_over_a_control_group_neither_block_the_agent_nor_deceive_it() -
     if !allowed(TEST) || !needs::met(TEST, &["nsenter", "mkfifo"]) {
         return Ok(());
     }
-    let Some(disk) = disk()? else {
-        skip(TEST, "no block device behind temporary directories");
+    let Some(disk) = disk(TEST)? else {
         return Ok(());
     };
     let limit = format!("--device-write-iops={disk}:20");
@@ -324,13 +325,7 @@ fn files_mounted_over_a_control_group_neither_block_the_agent_nor_deceive_it() -
     let options = [beside.as_str(), "--cgroupns=private", NO_CGROUPS];
     let arguments = ["diagnose", "--port", &port, "--for", "8s", "--json"];
     let (_container, process) = contained(&options, &CAPABILITIES, &arguments)?;
-    let (end, lines) = json_lines(&process)?;
-    ensure!(end == End::Code(0), "{end:?}, {lines:#?}");
-    let verdicts = lines.into_iter().filter(|line| line["cause"].is_string());
-    let report = Report {
-        place: "beside it, files of its control group covered",
-        verdicts: verdicts.collect(),
-    };
+    let report = Report::when_ended("beside it, files of its control group covered", &process)?;
     for verdict in report.of("disk_slow")? {
         let evidence = verdict["evidence"].as_str().unwrap_or_default();
         ensure!(
@@ -369,13 +364,7 @@ fn an_agent_in_the_services_own_container_sees_its_quota() -> Result<()> {
     command.args(["--target", &pid, "--mount", "--pid", "--cgroup", "--"]);
     command.args(["/tailback", "diagnose", "--port", &port]);
     let process = Process::start("the agent", command.args(["--for", "8s", "--json"]))?;
-    let (end, lines) = json_lines(&process)?;
-    ensure!(end == End::Code(0), "{end:?}, {lines:#?}");
-    let verdicts = lines.into_iter().filter(|line| line["cause"].is_string());
-    let report = Report {
-        place: "in its own container",
-        verdicts: verdicts.collect(),
-    };
+    let report = Report::when_ended("in its own container", &process)?;
     for verdict in report.of("cpu_throttled")? {
         ensure!(verdict["confidence"] == "high", "{verdict}");
         let evidence = verdict["evidence"].as_str().unwrap_or_default();

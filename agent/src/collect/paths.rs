@@ -1,7 +1,7 @@
 //! The files behind descriptors, read from /proc where the eBPF records have no path, and cached.
 #![forbid(unsafe_code)]
 
-use std::{collections::HashMap, fs, io::Read as _, path::Path};
+use std::{collections::HashMap, fmt::Display, fs, io::Read as _, path::Path};
 
 use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
 
@@ -22,6 +22,8 @@ const CACHE_TTL_NS: u64 = 1_000_000_000;
 const MAX_CACHED: usize = 1024;
 /// Maximum bytes read of /proc/partitions: about a thousand devices.
 const MAX_PARTITIONS: u64 = 64 * 1024;
+/// Maximum bytes read of a process's mountinfo, which grows with the mounts that the process makes.
+const MAX_MOUNTINFO: u64 = 256 * 1024;
 /// Longest path that is kept, bytes.
 const MAX_PATH: usize = 256;
 
@@ -254,6 +256,11 @@ pub(super) fn cgroup(pid: u32) -> Option<String> {
 pub(super) fn maps(pid: u32, max_bytes: u64) -> String {
     let bytes = crate::target::read_process_file(pid, "maps", max_bytes);
     String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+}
+
+/// The mounts that a process sees: a pid, or `self`. Those that do not fit are missing.
+pub(super) fn mountinfo(process: impl Display) -> String {
+    read_text(&format!("/proc/{process}/mountinfo"), MAX_MOUNTINFO)
 }
 
 /// The text of a file in /proc, cut after `max_bytes`. Empty if it cannot be read.

@@ -13,14 +13,15 @@ use std::{
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
-use crate::{collect::paths::read_text, text::bounded};
+use crate::{
+    collect::paths::{mountinfo, read_text},
+    text::bounded,
+};
 
 /// Maximum number of descriptors of a process that are examined, lowest first: logs are opened early.
 const MAX_DESCRIPTORS: usize = 256;
 /// Longest text read from fdinfo, bytes: mode and mount are in its first lines; a process chooses how many locks follow.
 const MAX_INFO: u64 = 4 * 1024;
-/// Longest text read from mountinfo, bytes.
-const MAX_MOUNTINFO: u64 = 256 * 1024;
 /// Longest path that is kept, bytes.
 const MAX_PATH: usize = 256;
 /// File systems that a remote machine or another process serves (FUSE aside): a request to them may hang.
@@ -108,7 +109,7 @@ pub(super) fn logs(pid: u32) -> Vec<Log> {
             continue;
         };
         let info = read_text(&format!("/proc/{pid}/fdinfo/{fd}"), MAX_INFO);
-        let mounts = mounts.get_or_insert_with(|| mounts_of(pid));
+        let mounts = mounts.get_or_insert_with(|| mountinfo(pid));
         if !is_for_writing(&info) || is_remote(&info, mounts) {
             continue;
         }
@@ -144,7 +145,7 @@ pub(super) fn open(pid: u32, fd: u32, file: FileId) -> io::Result<Option<File>> 
         return Ok(None);
     }
     let own_info = format!("/proc/self/fdinfo/{}", path_fd.as_raw_fd());
-    if is_remote(&read_text(&own_info, MAX_INFO), &mounts_of(pid)) {
+    if is_remote(&read_text(&own_info, MAX_INFO), &mountinfo(pid)) {
         return Ok(None);
     }
     // Non-blocking, so that it fails rather than breaks a lease on the file.
@@ -153,11 +154,6 @@ pub(super) fn open(pid: u32, fd: u32, file: FileId) -> io::Result<Option<File>> 
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(format!("/proc/self/fd/{}", path_fd.as_raw_fd()))?;
     Ok(Some(opened))
-}
-
-/// The mounts that a process sees. A log on one that does not fit counts as remote.
-fn mounts_of(pid: u32) -> String {
-    read_text(&format!("/proc/{pid}/mountinfo"), MAX_MOUNTINFO)
 }
 
 fn is_log(fd: u32, path: &str) -> bool {

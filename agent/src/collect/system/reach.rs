@@ -25,10 +25,8 @@ use super::{
     kernel_groups::{Controller, Level},
     mounts::{CgroupDirs, Point, points},
 };
-use crate::collect::paths::read_text;
+use crate::collect::paths::mountinfo;
 
-/// Maximum bytes read of a process's mountinfo.
-const MAX_MOUNTINFO: u64 = 256 * 1024;
 /// A search takes well under a millisecond; beyond this the file system does not answer.
 const SEARCH_TIMEOUT: Duration = Duration::from_millis(50);
 /// Maximum time of all searches of one poll: many slow ones must not hold up the agent. The others are made in later polls.
@@ -150,9 +148,7 @@ impl Reach {
 
     /// The agent's own mounts always answer.
     fn in_own_mounts(&mut self, controller: Controller, chain: &[Level]) -> Option<Vec<PathBuf>> {
-        let text = self
-            .mountinfo
-            .get_or_insert_with(|| read_text("/proc/self/mountinfo", MAX_MOUNTINFO));
+        let text = self.mountinfo.get_or_insert_with(|| mountinfo("self"));
         let unified = chain.first()?.hierarchy == 0;
         points(text, controller.name(), unified)
             .into_iter()
@@ -236,7 +232,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 fn in_foreign_mounts(pid: u32, controller: Controller, chain: &[Level]) -> Option<Foreign> {
     let unified = chain.first()?.hierarchy == 0;
     [1, pid].into_iter().find_map(|pid| {
-        let text = read_text(&format!("/proc/{pid}/mountinfo"), MAX_MOUNTINFO);
+        let text = mountinfo(pid);
         let root = PathBuf::from(format!("/proc/{pid}/root"));
         points(&text, controller.name(), unified)
             .iter()

@@ -1,10 +1,10 @@
 //! Verdicts where the agent cannot see a fact that would decide.
 
-use super::scene::{Scene, filling, thread};
+use super::scene::{Scene, filling, thread, waits_for_a_disk};
 use crate::{
     cause::Cause,
     event::{Confidence, Verdict},
-    sample::{Hidden, HiddenFact, State, Wait},
+    sample::{Hidden, HiddenFact, Wait},
 };
 
 /// The verdict on a service whose thread does this, if these facts of its control group are hidden.
@@ -20,13 +20,6 @@ fn verdict(thread: &Wait, facts: &[HiddenFact]) -> Verdict {
         scene.take_samples(1, std::slice::from_ref(thread));
     }
     scene.verdict(&filling())
-}
-
-fn waits_for_a_disk() -> Wait {
-    Wait {
-        io: true,
-        ..thread(10, 0).state(State::Uninterruptible)
-    }
 }
 
 #[test]

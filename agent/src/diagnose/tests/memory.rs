@@ -1,11 +1,11 @@
 //! Verdicts where the tasks of the service's control group stall for memory.
 
-use super::scene::{Scene, filling, thread};
+use super::scene::{Scene, filling, thread, waits_for_a_disk};
 use crate::{
     cause::Cause,
     event::{Confidence, Verdict},
     queue::{Kind, Reading},
-    sample::{Refaults, State, Wait},
+    sample::{Refaults, Wait},
 };
 
 /// The verdict if the thread does this while tasks of the group stall for this share of the time.
@@ -38,13 +38,6 @@ fn verdict_with_pages(stall_share: f64, thread: &Wait, refaults: u64, pages: u64
         scene.take_samples(1, std::slice::from_ref(thread));
     }
     scene.verdict(&filling())
-}
-
-fn waits_for_a_disk() -> Wait {
-    Wait {
-        io: true,
-        ..thread(10, 0).state(State::Uninterruptible)
-    }
 }
 
 #[test]

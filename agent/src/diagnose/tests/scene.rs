@@ -53,6 +53,14 @@ pub(super) fn thread(tgid: u32, index: u32) -> Wait {
     }
 }
 
+/// A thread of process 10 that waits for a disk.
+pub(super) fn waits_for_a_disk() -> Wait {
+    Wait {
+        io: true,
+        ..thread(10, 0).state(State::Uninterruptible)
+    }
+}
+
 impl Wait {
     pub(super) fn state(mut self, state: State) -> Self {
         self.state = state;
