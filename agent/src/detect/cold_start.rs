@@ -25,8 +25,9 @@ const MIN_GROWTH: f64 = 2.0;
 /// the total). A burst grows within one quarter.
 const MIN_SHARE_PER_QUARTER: f64 = 0.4;
 
-/// Growth counts only if responses take more than this many times as long in the second half of the history as in the first. If
-/// more work arrives but takes no longer, the queue grows too, but only to a new steady depth.
+/// Growth counts only if responses take more than this many times as long in the second half of the history as in the first: their
+/// mean, and the fastest as well. If more work arrives but takes no longer, the queue grows too, but only to a new steady depth.
+/// And where long requests begin beside short ones, the mean rises once the first long ones end, while the fastest stay as fast.
 const SLOWDOWN_RATIO: f64 = 1.1;
 
 /// The target delay of a growing queue, as a multiple of the median age in the first quarter of its history. The score is
@@ -88,6 +89,8 @@ struct Step {
     /// Responses whose duration is known, and the sum of these durations, ns.
     responses: f64,
     response_times_ns: f64,
+    /// The shortest response time.
+    fastest_ns: Option<u64>,
 }
 
 impl ColdStart {
@@ -192,8 +195,13 @@ fn grown_from(steps: &[Step]) -> Option<Beginning> {
     let ages_grow = last.mean_age_ns() > first.mean_age_ns();
     let before = Step::sum(&[*first, *second]).mean_response_time_ns();
     let now = Step::sum(&[*third, *last]).mean_response_time_ns();
+    let (earlier, later) = steps.split_at(2 * quarter);
     let is_slower = match before.zip(now) {
-        Some((before, now)) => now > before * SLOWDOWN_RATIO,
+        Some((before, now)) => {
+            let fastest = typical_fastest_ns(earlier).zip(typical_fastest_ns(later));
+            now > before * SLOWDOWN_RATIO
+                && fastest.is_none_or(|(before, now)| now as f64 > before as f64 * SLOWDOWN_RATIO)
+        }
         // One of the halves has no responses.
         None => true,
     };
@@ -202,6 +210,17 @@ fn grown_from(steps: &[Step]) -> Option<Beginning> {
         depth: first.mean_depth(),
         median_age_ns: first.mean_age_ns(),
     })
+}
+
+/// The median of the shortest response times of these steps, ns.
+fn typical_fastest_ns(steps: &[Step]) -> Option<u64> {
+    let mut fastest: Vec<u64> = steps.iter().filter_map(|step| step.fastest_ns).collect();
+    fastest.sort_unstable();
+    fastest.get(fastest.len() / 2).copied()
+}
+
+fn least(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
 }
 
 impl Step {
@@ -217,6 +236,7 @@ impl Step {
             self.responses += departures as f64;
             self.response_times_ns += departures as f64 * response_time_ns;
         }
+        self.fastest_ns = least(self.fastest_ns, reading.fastest_response_ns);
     }
 
     fn sum(steps: &[Self]) -> Self {
@@ -229,6 +249,7 @@ impl Step {
             departures: sum.departures.saturating_add(step.departures),
             responses: sum.responses + step.responses,
             response_times_ns: sum.response_times_ns + step.response_times_ns,
+            fastest_ns: least(sum.fastest_ns, step.fastest_ns),
         })
     }
 
@@ -264,6 +285,7 @@ mod tests {
 
     fn responding_in(response_ms: u64, reading: Reading) -> Reading {
         Reading {
+            fastest_response_ns: Some(response_ms * 1_000_000),
             extra: vec![("response_time_ns", response_ms as f64 * 1e6)],
             ..reading
         }
@@ -314,6 +336,22 @@ mod tests {
     fn more_work_of_unchanged_duration_is_not_growth() {
         let more = |tick| responding_in(2_000, reading(20 + tick, 900 + tick, (3, 2)));
         assert_eq!(after(more).measure(None), None);
+    }
+
+    #[test]
+    fn long_requests_that_begin_to_end_beside_quick_ones_are_not_growth() {
+        // Four long ones begin in each tick, and end after 4.5 s. A quick one is answered in each tick, too.
+        let polls = |tick: u64| {
+            let ending = if tick >= 45 { 4 } else { 0 };
+            let depth = 4 * tick.min(45);
+            let mean_ms = (1 + ending * 4_500) / (1 + ending);
+            let reading = reading(depth, 50 * tick.min(45), (5, 1 + ending));
+            Reading {
+                fastest_response_ns: Some(1_000_000),
+                ..responding_in(mean_ms, reading)
+            }
+        };
+        assert_eq!(after(polls).measure(None), None);
     }
 
     #[test]
