@@ -158,6 +158,32 @@ fn threads_that_poll_in_turn_are_no_spare_workers_while_they_are_parked() {
 }
 
 #[test]
+fn a_loop_that_is_never_woken_while_another_is_does_not_serve_the_requests() {
+    let shares = |woken: [u64; 2]| {
+        let mut scene = Scene::of(&[&[10]]);
+        scene.accepts(1, (10, 5), 80);
+        scene.awaits(1);
+        for turn in 1..=30 {
+            let waits = [0, 1].map(|index| Wait {
+                voluntary: turn * woken[index as usize],
+                ..thread(10, index).serves_all()
+            });
+            scene.take_samples(1, &waits);
+        }
+        let threads = ThreadSet::of([(10, 10), (10, 11)]);
+        let shares = threads.shares(&scene.window(), None);
+        (
+            share(&shares, Activity::Inside),
+            share(&shares, Activity::Idle),
+        )
+    };
+    assert_eq!(shares([1, 0]), (0.5, 0.5));
+    assert_eq!(shares([1, 1]), (1.0, 0.0));
+    // No loop is woken: any of them may be the one.
+    assert_eq!(shares([0, 0]), (1.0, 0.0));
+}
+
+#[test]
 fn many_threads_with_few_turns_each_count_together() {
     let count = |counts: &[u32]| count_with_share(counts.iter().copied(), 0.04);
     assert_eq!(count(&[50, 30, 20]), 3);
