@@ -1,8 +1,9 @@
-//! nginx: serving a static file, as a reverse proxy, or with a request rate limit. It also exposes its own request count.
+//! nginx: serving a static file, also over TLS, as a reverse proxy or a cache, or with a request rate limit. It also exposes its own
+//! request count.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{http, ports, process::Process, program, temp::TempDir, wait};
 
@@ -17,6 +18,10 @@ enum Role {
     Limiter(Limit),
     /// Serves files; each worker has a listening socket of its own.
     Sockets,
+    /// Serves files, over TLS on a second port.
+    Tls(u16),
+    /// Reverse proxy that keeps each response for a second. Requests for one that is missing are not put together.
+    Cache(SocketAddr),
 }
 
 /// Rate limit (`limit_req`): requests above the rate are delayed inside nginx.
@@ -59,6 +64,16 @@ impl Nginx {
         Self::start_as(Role::Sockets, "127.0.0.1", workers, |_| ())
     }
 
+    /// Serves files over TLS on this port as well, with an RSA key of 4,096 bits: a full handshake costs milliseconds.
+    pub fn start_tls(port: u16, change: impl FnOnce(&mut Vec<String>)) -> Result<Self> {
+        Self::start_as(Role::Tls(port), "127.0.0.1", 1, change)
+    }
+
+    /// Starts a cache in front of `upstream`.
+    pub fn start_cache(upstream: SocketAddr) -> Result<Self> {
+        Self::start_as(Role::Cache(upstream), "127.0.0.1", 1, |_| ())
+    }
+
     /// Listens on all addresses of its network namespace.
     pub fn start_everywhere(workers: u32) -> Result<Self> {
         Self::start_as(Role::Files, "0.0.0.0", workers, |_| ())
@@ -74,6 +89,9 @@ impl Nginx {
         let temp = TempDir::new("nginx")?;
         let port = ports::free()?;
         temp.write("index.html", &"<p>All is well.</p>\n".repeat(50))?;
+        if let Role::Tls(_) = role {
+            certify(temp.path())?;
+        }
         let config = temp.write(
             "nginx.conf",
             &config(temp.path(), &format!("{on}:{port}"), workers, role),
@@ -133,9 +151,35 @@ impl Nginx {
     }
 }
 
-fn config(directory: &std::path::Path, listen: &str, workers: u32, role: Role) -> String {
+/// Writes a key and a certificate for it.
+fn certify(directory: &Path) -> Result<()> {
+    let mut openssl = Command::new(program::need(&["openssl"])?);
+    let made = openssl
+        .args([
+            "req", "-x509", "-newkey", "rsa:4096", "-nodes", "-days", "2",
+        ])
+        .args([
+            "-subj",
+            "/CN=localhost",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "cert.pem",
+        ])
+        .current_dir(directory)
+        .output();
+    let made = made.context("start openssl")?;
+    ensure!(
+        made.status.success(),
+        "openssl: {}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    Ok(())
+}
+
+fn config(directory: &Path, listen: &str, workers: u32, role: Role) -> String {
     let (before, location) = match role {
-        Role::Files | Role::Sockets => Default::default(),
+        Role::Files | Role::Sockets | Role::Tls(_) => Default::default(),
         Role::Proxy(upstream) => (
             format!("upstream behind {{ server {upstream}; keepalive 64; }}"),
             "location /up { proxy_pass http://behind; proxy_http_version 1.1; \
@@ -146,6 +190,22 @@ fn config(directory: &std::path::Path, listen: &str, workers: u32, role: Role) -
             format!("limit_req_zone $server_name zone=all:1m rate={per_s}r/s;"),
             format!("location / {{ limit_req zone=all burst={burst}; }}"),
         ),
+        Role::Cache(upstream) => (
+            format!(
+                "proxy_cache_path {} keys_zone=all:1m;",
+                directory.join("cache").display()
+            ),
+            format!(
+                "location / {{ proxy_pass http://{upstream}; proxy_cache all; proxy_cache_valid 1s; }}"
+            ),
+        ),
+    };
+    let tls = match role {
+        Role::Tls(port) => format!(
+            "listen 127.0.0.1:{port} ssl backlog=511; ssl_certificate {0}/cert.pem; ssl_certificate_key {0}/key.pem;",
+            directory.display()
+        ),
+        _ => String::new(),
     };
     let sockets = match role {
         Role::Sockets => " reuseport backlog=64",
@@ -176,6 +236,7 @@ http {{
     {before}
     server {{
         listen {listen}{sockets};
+        {tls}
         server_name tailback;
         root {directory};
         location = /status {{ stub_status; }}

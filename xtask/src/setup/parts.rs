@@ -37,10 +37,18 @@ pub fn table() -> Vec<Part> {
         program("mosquitto", &[Test, Demo], &["mosquitto"]),
         program("stress-ng", &[Test], &["stress-ng"]),
         program("flock", &[Test], &["util-linux"]),
+        program(
+            "mariadbd",
+            &[Test],
+            &["mariadb-server-core", "mariadb-client-core"],
+        ),
+        program("puma", &[Test], &["puma"]),
+        program("openssl", &[Test], &["openssl"]),
         program("gcc", &[Test], &["gcc", "libc6-dev"]),
         part("Go", &[Test], Kind::Go),
         program("node", &[Test], &["nodejs"]),
         program("javac", &[Test], &["default-jdk-headless"]),
+        part("HikariCP", &[Test], Kind::Hikari),
         program("prometheus", &[Test], &["prometheus"]),
         program("promtool", &[Test], &["prometheus"]),
         program("tc", &[Test], &["iproute2"]),
@@ -51,6 +59,8 @@ pub fn table() -> Vec<Part> {
             &["python3", "python3-psycopg", "python3-psycopg-pool"],
         ),
         module("gunicorn", &["python3", "python3-gunicorn"]),
+        module("pymysql", &["python3", "python3-pymysql"]),
+        module("websockets", &["python3", "python3-websockets"]),
         module("paho.mqtt.client", &["python3", "python3-paho-mqtt"]),
         program("xz", &[Test], &["xz-utils"]),
         program("podman", &[Test], &["podman", "runc"]),
@@ -94,6 +104,8 @@ enum Kind {
     Postgres,
     /// Including its Python plugin.
     Uwsgi,
+    /// A pool of connections for Java, with the driver for PostgreSQL.
+    Hikari,
     Jaeger,
     Envoy,
     /// New enough to download the toolchain version that a module requires.
@@ -148,6 +160,7 @@ impl Part {
             },
             Kind::Postgres => postgres(),
             Kind::Uwsgi => uwsgi(),
+            Kind::Hikari => hikari(),
             Kind::Jaeger => jaeger::find(),
             Kind::Envoy => envoy::find(),
             Kind::Go => go(),
@@ -165,6 +178,11 @@ impl Part {
             Kind::Program(packages) | Kind::Module(packages) => debian(packages),
             Kind::Postgres => debian(&["postgresql", "postgresql-client"]),
             Kind::Uwsgi => debian(&["uwsgi-core", "uwsgi-plugin-python3"]),
+            Kind::Hikari => debian(&[
+                "libhikaricp-java",
+                "libpostgresql-jdbc-java",
+                "libslf4j-java",
+            ]),
             Kind::Jaeger => jaeger::methods(),
             Kind::Envoy => envoy::methods(),
             Kind::Go => debian(&["golang-go"]),
@@ -208,6 +226,13 @@ fn uwsgi() -> State {
         }
         (Some(file), _) | (None, Some(file)) => State::Found(file.display().to_string()),
         (None, None) => State::Missing("not on PATH".to_owned()),
+    }
+}
+
+fn hikari() -> State {
+    match tailback_tests::hikari::class_path() {
+        Ok(path) => State::Found(path),
+        Err(error) => State::Missing(error.to_string()),
     }
 }
 

@@ -31,6 +31,19 @@ def sell(_):
         cursor.execute(os.environ["APP_SQL"])
 
 
+def read(_):
+    """Reads one row from MariaDB."""
+    global database
+    if database is None:
+        import pymysql
+
+        port = int(os.environ["APP_SQL_PORT"])
+        database = pymysql.connect(host="127.0.0.1", port=port, user="root", database="shop", autocommit=True)
+    with database.cursor() as cursor:
+        cursor.execute(os.environ["APP_SQL"])
+        cursor.fetchall()
+
+
 def ask(count):
     global redis
     if redis is None:
@@ -41,7 +54,7 @@ def ask(count):
         redis.readline()
 
 
-WORK = {"sleep": sleep, "compute": compute, "sell": sell, "ask": ask}
+WORK = {"sleep": sleep, "compute": compute, "sell": sell, "read": read, "ask": ask}
 
 
 def application(environ, start_response):
