@@ -227,6 +227,21 @@ incidents! {
         ongoing: true,
         ..planted(LockContention, &[Accept], "ruby3.1 (8343)")
     }),
+    resolver_threads "resolver-threads" Some(planted(DownstreamSlow, &[Accept, Inflight], "127.53.31.66:53")),
+    // Two of the threads in which Node resolves names wait, and its loop waits for them.
+    resolver_node "resolver-node" Some(planted(DownstreamSlow, &[Inflight], "127.53.31.67:53")),
+    memory_limit_go "memory-limit-go" Some(planted(CpuBound, &[Accept, Inflight], "of name-a (9245)")),
+    full_handshakes "full-handshakes" Some(planted(CpuBound, &[Accept], "nginx (8955)")),
+    retry_storm "retry-storm" Some(Planted {
+        ongoing: true,
+        ..planted(ProducerSurge, &[Accept], "")
+    }),
+    metadata_lock "metadata-lock" Some(planted(DownstreamSlow, &[Accept, Inflight], "mariadbd (8166)")),
+    leaked_connections_java "leaked-connections-java" Some(planted(
+        PoolExhausted,
+        &[Inflight, Recv],
+        "a pool of 4 connections to 127.0.0.1:29965",
+    )),
     short_file_locks "short-file-locks" None,
     busy_log_socket "busy-log-socket" None,
     accept_mutex "accept-mutex" None,
@@ -238,6 +253,14 @@ incidents! {
     slow_by_design "slow-by-design" None,
     keep_alive_free "keep-alive-free" None,
     small_pool_busy "small-pool-busy" None,
+    websockets "websockets" None,
+    batch_consumers "batch-consumers" None,
+    cache_refill "cache-refill" None,
+    warm_up "warm-up" None,
+    cron "cron" None,
+    schema_change "schema-change" None,
+    short_row_locks "short-row-locks" None,
+    replication "replication" None,
 }
 
 fn directory() -> PathBuf {

@@ -34,7 +34,12 @@ fn well(load: Load) -> Result<()> {
 
 /// Watches a service under this load, which it serves well.
 pub fn observed(play: &Play, load: Load) -> Result<()> {
-    play.lasts(OBSERVATION_TIME)?;
+    observed_for(OBSERVATION_TIME, play, load)
+}
+
+/// The same for this time.
+pub fn observed_for(time: Duration, play: &Play, load: Load) -> Result<()> {
+    play.lasts(time)?;
     well(load)
 }
 

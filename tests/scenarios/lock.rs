@@ -1,10 +1,10 @@
 //! Threads that wait for a lock: the cause is what its holder does.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::Result;
 use rustix::process::Signal;
-use tailback_tests::{load::Load, ports, redis::Redis};
+use tailback_tests::{load::Load, ports, process::Process, program, redis::Redis, temp::TempDir};
 
 use crate::{
     play::{Culprit, Play},
@@ -137,4 +137,30 @@ pub fn short_locked_calls(play: &mut Play) -> Result<()> {
     server.process.signal(Signal::USR1)?;
     play.watch_pid(server.pid())?;
     crate::control::observed(play, load)
+}
+
+/// Sixteen threads of Ruby share one lock, and each request computes for much longer than before.
+pub fn of_ruby(play: &mut Play) -> Result<()> {
+    let directory = TempDir::new("puma")?;
+    let config = directory.write("config.ru", include_str!("apps/config.ru"))?;
+    let ms = directory.write("ms", "4")?;
+    let port = ports::free()?;
+    let mut command = Command::new(program::need(&["puma"])?);
+    command
+        .args(["--threads", "16:16", "--environment", "production"])
+        .args(["--bind", &format!("tcp://127.0.0.1:{port}?backlog=128")])
+        .arg(config)
+        .env("APP_MS", &ms);
+    let puma = Process::start("puma", &mut command)?;
+    puma.wait_response(ports::local(port), DEADLINE)?;
+    let load = load(ports::local(port), "/", 50.0)?;
+    play.watch_pid(puma.pid())?;
+    play.healthy()?;
+    play.planted(Culprit::process(puma.pid()).or("interpreter"));
+    directory.write("ms", "30")?;
+    play.hold()?;
+    play.removing(Some(&load));
+    load.set_rate(10.0)?;
+    directory.write("ms", "4")?;
+    play.recover()
 }

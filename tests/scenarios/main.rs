@@ -5,8 +5,10 @@
 
 mod accelerators;
 mod blocked;
+mod collectors;
 mod control;
 mod cpu;
+mod database;
 mod disk;
 mod downstream;
 mod gateway;
@@ -23,7 +25,9 @@ mod pools;
 mod programs;
 mod resolver;
 mod reuseport;
+mod routine;
 mod shared;
+mod storms;
 mod table;
 
 use std::{

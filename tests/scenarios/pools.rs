@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 use tailback_tests::{
     apache::Apache,
     haproxy::Haproxy,
-    http, ports,
+    hikari, http, ports,
+    postgres::Postgres,
     process::Process,
     program,
     temp::TempDir,
@@ -20,7 +21,7 @@ use crate::{
     programs::{DEADLINE, load, steady_load, with_children},
 };
 
-/// Connections in the pool of [`PooledApp`].
+/// Connections in each pool.
 const POOL: u32 = 4;
 
 /// An error path takes connections and does not give them back.
@@ -32,6 +33,26 @@ pub fn leaked(play: &mut Play) -> Result<()> {
         }
         Ok(None)
     })
+}
+
+/// The same with HikariCP.
+pub fn leaked_in_java(play: &mut Play) -> Result<()> {
+    let postgres = Postgres::start()?;
+    let free = ports::free()?;
+    let java = Java::shop(postgres.port(), POOL, free)?;
+    let load = load(java.address, "/", 30.0)?;
+    play.watch_pid(java.process.pid())?;
+    play.healthy()?;
+    let pool = format!("a pool of {POOL} connections");
+    play.planted(Culprit::process(java.process.pid()).or(&pool));
+    for _ in 0..POOL {
+        http::get(java.address, "/leak", DEADLINE)?;
+    }
+    play.hold()?;
+    play.removing(Some(&load));
+    load.set_rate(5.0)?;
+    http::get(ports::local(free), "/", DEADLINE)?;
+    play.recover()
 }
 
 /// As many requests as the pool has connections hold one each, and wait for a second.
@@ -163,22 +184,32 @@ pub struct Java {
 
 impl Java {
     /// Each request allocates.
-    fn heap() -> Result<Self> {
-        Self::start("Heap.java", include_str!("apps/Heap.java"), &[])
+    pub fn heap() -> Result<Self> {
+        Self::start("Heap.java", include_str!("apps/Heap.java"), &[], &[])
+    }
+
+    /// Each request takes a connection to PostgreSQL from a pool of this size. A request to the port `free` gives back those that
+    /// leaked.
+    fn shop(postgres: u16, pool: u32, free: u16) -> Result<Self> {
+        let args = [postgres.to_string(), pool.to_string(), free.to_string()];
+        let jars = hikari::class_path()?;
+        let jars = ["-cp", jars.as_str()];
+        Self::start("Shop.java", include_str!("apps/Shop.java"), &jars, &args)
     }
 
     /// Each request calls the server on `port`, one at a time.
     pub fn monitor(port: u16) -> Result<Self> {
         let text = include_str!("apps/Monitor.java");
-        Self::start("Monitor.java", text, &[port.to_string()])
+        Self::start("Monitor.java", text, &[], &[port.to_string()])
     }
 
-    fn start(name: &str, text: &str, args: &[String]) -> Result<Self> {
+    fn start(name: &str, text: &str, options: &[&str], args: &[String]) -> Result<Self> {
         let directory = TempDir::new("java")?;
         let source = directory.write(name, text)?;
         let port = ports::free()?;
         let mut command = Command::new(program::need(&["java"])?);
-        command.args(["-Xmx96m", "-XX:+UseSerialGC"]).arg(source);
+        command.args(["-Xmx96m", "-XX:+UseSerialGC"]);
+        command.args(options).arg(source);
         command.arg(port.to_string()).args(args);
         let process = Process::start("java", &mut command)?;
         process.wait_line("listening", DEADLINE)?;

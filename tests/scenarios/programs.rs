@@ -1,12 +1,14 @@
 //! The servers and callers that several scenarios share.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 pub use tailback_tests::workloads::{Program, app};
 use tailback_tests::{
     load::{Load, Plan, Spacing},
     process::children_of,
+    program,
+    temp::TempDir,
     uwsgi::Uwsgi,
 };
 
@@ -46,4 +48,19 @@ pub fn family(uwsgi: &Uwsgi) -> Result<Vec<u32>> {
 
 pub fn with_children(pid: u32) -> Result<Vec<u32>> {
     Ok([pid].into_iter().chain(children_of(pid)?).collect())
+}
+
+/// Compiles a Go program into the directory and returns its path.
+pub fn go(directory: &TempDir, name: &str, text: &str) -> Result<PathBuf> {
+    let source = directory.write(&format!("{name}.go"), text)?;
+    let binary = directory.path().join(name);
+    let mut go = Command::new(program::need(&["go"])?);
+    let built = go.args(["build", "-o"]).arg(&binary).arg(source).output();
+    let built = built.context("start go")?;
+    ensure!(
+        built.status.success(),
+        "go build {name}.go: {}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    Ok(binary)
 }

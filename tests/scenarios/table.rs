@@ -4,8 +4,9 @@ use anyhow::Result;
 use tailback_tests::workloads::PooledApp;
 
 use crate::{
-    accelerators, blocked, control, cpu, disk, downstream, gateway, gridlock, leaks, limits, lock,
-    memory, network, peers, play::Play, pools, resolver, reuseport, shared,
+    accelerators, blocked, collectors, control, cpu, database, disk, downstream, gateway, gridlock,
+    leaks, limits, lock, memory, network, peers, play::Play, pools, resolver, reuseport, routine,
+    shared, storms,
 };
 
 /// One incident, or one healthy service.
@@ -53,6 +54,8 @@ const UWSGI: &str = "uwsgi-core";
 const GATEWAY: &[&str] = &["downstream", "inflight", "recv", "accept"];
 /// Queues that can fill in a service whose threads wait.
 const THREADED: &[&str] = &["inflight", "recv", "accept"];
+/// Queues that can fill in a service that computes.
+const COMPUTING: &[&str] = &["accept", "inflight", "recv", "eventloop", "runqueue"];
 /// Queues that can fill in a service whose event loop waits.
 const LOOP: &[&str] = &["inflight", "recv", "accept", "eventloop"];
 
@@ -579,6 +582,83 @@ pub const SCENARIOS: &[Scenario] = &[
         play: resolver::of_go,
     },
     Scenario {
+        name: "resolver-threads",
+        on: "a threaded service in Python, glibc's resolver",
+        planted: Some(planted("downstream_slow", THREADED)),
+        programs: &["unshare"],
+        modules: &["socket"],
+        alone: false,
+        play: resolver::of_threads,
+    },
+    // The loop waits for its own threads, and two of them wait for the resolver.
+    Scenario {
+        name: "resolver-node",
+        on: "Node, which resolves names in a few threads",
+        planted: Some(planted("downstream_slow", LOOP)),
+        programs: &["node", "unshare"],
+        modules: &["socket"],
+        alone: false,
+        play: resolver::of_node,
+    },
+    Scenario {
+        name: "memory-limit-go",
+        on: "Go with a limit of memory",
+        planted: Some(planted("cpu_bound", COMPUTING)),
+        programs: &["go"],
+        modules: &[],
+        alone: true,
+        play: collectors::of_go,
+    },
+    // As many connections arrive as before, and each takes more of the CPU.
+    Scenario {
+        name: "full-handshakes",
+        on: "nginx with TLS",
+        planted: Some(planted("cpu_bound", COMPUTING)),
+        programs: &["nginx", "openssl", "go"],
+        modules: &[],
+        alone: true,
+        play: storms::handshakes,
+    },
+    Scenario {
+        name: "retry-storm",
+        on: "uWSGI",
+        planted: Some(Planted {
+            names: false,
+            ..planted("producer_surge", &["accept"])
+        }),
+        programs: &[UWSGI],
+        modules: &["asyncio"],
+        alone: false,
+        play: storms::retries,
+    },
+    Scenario {
+        name: "metadata-lock",
+        on: "uWSGI -> MariaDB",
+        planted: Some(planted("downstream_slow", &["accept"])),
+        programs: &[UWSGI, "mariadbd"],
+        modules: &["pymysql"],
+        alone: false,
+        play: database::metadata_lock,
+    },
+    Scenario {
+        name: "leaked-connections-java",
+        on: "the JDK's HTTP server with HikariCP -> PostgreSQL",
+        planted: Some(planted("pool_exhausted", THREADED)),
+        programs: &["javac", "psql"],
+        modules: &[],
+        alone: false,
+        play: pools::leaked_in_java,
+    },
+    Scenario {
+        name: "vm-lock",
+        on: "Puma, one process with 16 threads",
+        planted: Some(planted("lock_contention", COMPUTING)),
+        programs: &["puma"],
+        modules: &[],
+        alone: true,
+        play: lock::of_ruby,
+    },
+    Scenario {
         name: "busy",
         on: "uWSGI at 70%",
         planted: None,
@@ -712,5 +792,77 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &[],
         alone: false,
         play: reuseport::even,
+    },
+    Scenario {
+        name: "websockets",
+        on: "a service on asyncio with 200 websockets",
+        planted: None,
+        programs: &[],
+        modules: &["websockets"],
+        alone: false,
+        play: routine::websockets,
+    },
+    Scenario {
+        name: "batch-consumers",
+        on: "four processes that take jobs from Redis",
+        planted: None,
+        programs: &["redis-server"],
+        modules: &["socket"],
+        alone: false,
+        play: routine::batch_consumers,
+    },
+    Scenario {
+        name: "cache-refill",
+        on: "nginx as a cache -> uWSGI",
+        planted: None,
+        programs: &["nginx", UWSGI],
+        modules: &[],
+        alone: false,
+        play: routine::cache_refill,
+    },
+    Scenario {
+        name: "warm-up",
+        on: "the JDK's HTTP server, just started",
+        planted: None,
+        programs: &["javac"],
+        modules: &[],
+        alone: true,
+        play: routine::warm_up,
+    },
+    Scenario {
+        name: "cron",
+        on: "uWSGI beside a job that computes now and then",
+        planted: None,
+        programs: &[UWSGI],
+        modules: &["time"],
+        alone: true,
+        play: routine::cron,
+    },
+    Scenario {
+        name: "schema-change",
+        on: "uWSGI -> MariaDB",
+        planted: None,
+        programs: &[UWSGI, "mariadbd"],
+        modules: &["pymysql"],
+        alone: false,
+        play: database::schema_change,
+    },
+    Scenario {
+        name: "short-row-locks",
+        on: "PostgreSQL with eight clients that update one row",
+        planted: None,
+        programs: &[UWSGI, "psql"],
+        modules: &["psycopg2"],
+        alone: false,
+        play: database::short_row_locks,
+    },
+    Scenario {
+        name: "replication",
+        on: "Redis -> Redis",
+        planted: None,
+        programs: &[UWSGI, "redis-server"],
+        modules: &[],
+        alone: false,
+        play: database::replication,
     },
 ];
