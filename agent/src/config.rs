@@ -5,10 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod detect;
+pub mod file;
 pub mod reference;
 pub mod signal;
 
-use std::{fmt, fs, ops::RangeInclusive, path::Path, time::Duration};
+use std::{fmt, ops::RangeInclusive, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Deserializer, de};
@@ -30,7 +31,7 @@ const CPU_BUDGET: RangeInclusive<f64> = 0.0005..=1.0;
 const MAX_DURATION: Duration = Duration::from_hours(100 * 366 * 24);
 
 /// A configuration file. Every key is optional.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     #[serde(default, deserialize_with = "duration")]
@@ -53,7 +54,7 @@ pub struct Config {
 }
 
 /// `[logs]`: which logs are read for messages about full queues, and for which ones.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 struct Logs {
     #[serde(default)]
@@ -63,7 +64,7 @@ struct Logs {
 }
 
 /// `[[logs.pattern]]`: a message of the user's own services.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 struct LogPattern {
     name: String,
@@ -72,7 +73,7 @@ struct LogPattern {
 }
 
 /// `[[target]]`: processes to watch.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 struct TargetEntry {
     #[serde(default)]
@@ -90,9 +91,12 @@ struct TargetEntry {
 impl Config {
     /// Reads and checks a file. The error names the file, the line and the key.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("invalid configuration {}", path.display()))
+        Self::parse_file(path, &file::read(path)?)
+    }
+
+    /// Reads and checks the text of the file at `path`, which errors name.
+    pub fn parse_file(path: &Path, text: &str) -> Result<Self> {
+        Self::parse(text).with_context(|| format!("invalid configuration {}", path.display()))
     }
 
     /// Reads and checks the text of a file.
@@ -167,6 +171,22 @@ impl Config {
             focus_interval_ns: ns(self.focus_interval, default.focus_interval_ns),
             cpu_share: self.cpu_budget.unwrap_or(share),
         }
+    }
+
+    /// Whether the same logs are read, for the same messages.
+    pub fn has_same_logs(&self, other: &Self) -> bool {
+        self.logs == other.logs
+    }
+
+    /// Replaces the settings that only take effect at the start by those of `running`. Returns the keys that differed.
+    pub fn keep_fixed(&mut self, running: &Self) -> Vec<&'static str> {
+        let mut kept = Vec::new();
+        if self.otlp != running.otlp {
+            self.otlp.clone_from(&running.otlp);
+            kept.push("otlp");
+        }
+        kept.extend(self.signal.keep_fixed(&running.signal));
+        kept
     }
 
     /// The detection thresholds of each queue.

@@ -49,6 +49,11 @@ impl Pipeline {
         self.diagnosis.explain();
     }
 
+    /// See [`Detector::set_settings`].
+    pub fn set_settings(&mut self, settings_for: SettingsFor) {
+        self.detector.set_settings(settings_for);
+    }
+
     /// Processes one sample.
     pub fn step(&mut self, sample: &Sample) -> Outcome {
         let at = Instant {

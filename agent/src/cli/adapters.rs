@@ -10,16 +10,22 @@ use crate::{adapters, config::Config};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The agent's configuration file; its [signal] section configures the adapters
+    /// The agent's configuration file; its [signal] section configures the adapters (`-`: standard input)
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Directory of the running agent's pages, whatever the file says
+    #[arg(long, value_name = "DIR", hide = true)]
+    directory: Option<PathBuf>,
     /// Exit after no agent has been seen for TIME [default: never]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     exit_idle_time: Option<Duration>,
 }
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
-    let config = Config::read(&options.config).map_err(Failure::usage)?;
+    let mut config = Config::read(&options.config).map_err(Failure::usage)?;
+    if let Some(directory) = &options.directory {
+        config.signal.set_directory(directory.clone());
+    }
     if !config.signal.has_adapters() {
         return Err(Failure::usage(anyhow!(
             "{} configures no adapter: add [signal.http], [[signal.haproxy]], [[signal.envoy]], [[signal.orca]], [signal.keda] or [[signal.pressure_socket]]",

@@ -12,6 +12,7 @@ mod focus_samples;
 mod logging;
 mod output;
 mod record;
+mod reload;
 mod replay;
 mod run;
 mod sample;
@@ -35,7 +36,7 @@ pub use exit_code::Failure;
 use exit_code::{Outcome, print_stderr};
 
 use crate::{
-    config::{Config, check_interval, parse_duration},
+    config::{Config, check_interval, file, parse_duration},
     target::{Selector, Spec},
 };
 
@@ -131,13 +132,19 @@ struct Targets {
 
 impl Targets {
     fn config(&self) -> Outcome<Config> {
-        let Some(file) = &self.config else {
-            return Ok(Config::default());
+        Ok(self.config_and_text()?.0)
+    }
+
+    /// The configuration, and the text of its file.
+    fn config_and_text(&self) -> Outcome<(Config, String)> {
+        let Some(path) = &self.config else {
+            return Ok((Config::default(), String::new()));
         };
-        let config = Config::read(file).map_err(Failure::usage)?;
-        debug!(file = %file.display(), "configuration loaded");
+        let text = file::read(path).map_err(Failure::usage)?;
+        let config = Config::parse_file(path, &text).map_err(Failure::usage)?;
+        debug!(file = %path.display(), "configuration loaded");
         trace!(?config);
-        Ok(config)
+        Ok((config, text))
     }
 
     /// These targets, or all processes if neither the command line nor the configuration names any.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     path::PathBuf,
+    sync::mpsc::sync_channel,
     time::{Duration, Instant},
 };
 
@@ -16,12 +17,13 @@ use super::{
     interval, logging,
     output::{Output, emit_all},
     record::Recording,
+    reload::Reload,
     session::{self, Stop},
     signals::LiveSignals,
     traces::Traces,
 };
 use crate::{
-    collect::{Collector, OutputStats, cpu_time_ns, mono_ns},
+    collect::{Budget, Collector, OutputStats, cpu_time_ns, mono_ns},
     config::Config,
     event::Event,
     pipeline::Pipeline,
@@ -59,6 +61,15 @@ pub(super) struct Timing {
 }
 
 impl Timing {
+    /// The CPU budget and the sampling intervals.
+    fn budget(self, config: &Config) -> Budget {
+        let mut budget = config.budget();
+        if let Some(interval) = self.interval {
+            budget.interval_ns = interval.as_nanos() as u64;
+        }
+        budget
+    }
+
     /// The sampling interval: the command line's, else the configuration's.
     fn interval_or(self, config: &Config) -> Duration {
         let configured = Duration::from_nanos(config.budget().interval_ns);
@@ -67,10 +78,18 @@ impl Timing {
 }
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
-    let config = options.targets.config()?;
+    let (config, text) = options.targets.config_and_text()?;
     let (mut sink, stdout) = options.output.buffered_stdout()?;
     let mut traces = Traces::start(options.otlp.as_deref(), config.otlp.as_deref())?;
-    let stop = Stop::on_signals()?;
+    let (stop, mut reload) = match &options.targets.config {
+        Some(file) => {
+            let (request, requests) = sync_channel(1);
+            let reload = Reload::start(file, text.clone(), config.clone(), requests)?;
+            (Stop::or_reload(request)?, Some(reload))
+        }
+        // Nothing to reload.
+        None => (Stop::on_signals()?, None),
+    };
     let mut clock = SamplingClock::start(&options.targets, &config, options.timing)?;
     clock.collector.focus_all(options.focus_all);
     let mut focus_samples = options.focus_all.then(FocusSamples::default);
@@ -78,12 +97,25 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let record = options.record.as_deref();
     let mut recording = record.map(Recording::create).transpose()?;
     let mut pipeline = Pipeline::new(config.settings_for(), false);
-    let mut signals = LiveSignals::start(
-        &config.signal,
-        options.targets.config.as_deref(),
-        options.timing.interval_or(&config),
-    )?;
+    let mut signals =
+        LiveSignals::start(&config.signal, &text, options.timing.interval_or(&config))?;
+    if let Some(reload) = &reload {
+        signals.set_config_file(reload.status());
+    }
     let watched = loop {
+        if let Some(reload) = &mut reload
+            && reload.poll(|text, from, to| {
+                let next = Next {
+                    text,
+                    from,
+                    to,
+                    options,
+                };
+                next.apply(&mut clock, &mut pipeline, &mut signals)
+            })
+        {
+            signals.set_config_file(reload.status());
+        }
         let mut outputs = OutputStats {
             samples_not_recorded: recording.as_ref().map_or(0, Recording::lost),
             ..OutputStats::default()
@@ -92,6 +124,9 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             traces.report(&mut outputs);
         }
         signals.report(&mut outputs);
+        if let Some(reload) = &mut reload {
+            outputs.notices.append(&mut reload.take_notices());
+        }
         outputs.notices.extend(stdout_notice(stdout.lost_lines()));
         let sample = match clock.next(&stop, outputs) {
             Ok(Some(sample)) => sample,
@@ -137,6 +172,44 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     recorded.and(watched).and(written)
 }
 
+/// A configuration that replaces the one in force.
+struct Next<'a> {
+    text: &'a str,
+    from: &'a Config,
+    to: &'a Config,
+    options: &'a Options,
+}
+
+impl Next<'_> {
+    /// Applies all of it, or fails without an effect.
+    fn apply(
+        &self,
+        clock: &mut SamplingClock,
+        pipeline: &mut Pipeline,
+        signals: &mut LiveSignals,
+    ) -> anyhow::Result<()> {
+        let Options {
+            targets, timing, ..
+        } = self.options;
+        let specs = targets.specs(self.to).map_err(anyhow::Error::msg)?;
+        let messages = self.to.messages()?;
+        let interval = timing.interval_or(self.to);
+        signals.check(&self.to.signal, interval)?;
+        // From here on nothing fails.
+        clock.collector.set_specs(specs);
+        if !self.to.has_same_logs(self.from) {
+            clock.collector.read_logs(messages);
+        }
+        if timing.budget(self.to) != timing.budget(self.from) {
+            clock.collector.set_budget(timing.budget(self.to));
+            clock.plan = clock.collector.plan_next();
+        }
+        pipeline.set_settings(self.to.settings_for());
+        signals.reload(&self.from.signal, &self.to.signal, self.text, interval);
+        Ok(())
+    }
+}
+
 /// The notice about lost output lines. It reaches the signals and the recording even while standard output is blocked.
 fn stdout_notice(lines: u64) -> Option<Notice> {
     (lines > 0).then(|| Notice {
@@ -157,10 +230,7 @@ pub(super) struct SamplingClock {
 
 impl SamplingClock {
     pub(super) fn start(targets: &Targets, config: &Config, timing: Timing) -> Outcome<Self> {
-        let mut budget = config.budget();
-        if let Some(interval) = timing.interval {
-            budget.interval_ns = interval.as_nanos() as u64;
-        }
+        let budget = timing.budget(config);
         let mut collector =
             session::collector(targets.specs(config)?, budget, false, targets.log_bpf)?;
         collector.read_logs(config.messages().map_err(Failure::usage)?);

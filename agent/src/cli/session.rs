@@ -3,8 +3,8 @@
 use std::{
     fs,
     future::poll_fn,
-    io,
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    io::{self, IsTerminal as _},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel},
     task::Poll,
     thread,
     time::Duration,
@@ -164,14 +164,23 @@ pub(super) struct Stop(Receiver<()>);
 impl Stop {
     /// From now on these signals request a stop instead of ending the process; a second one ends it at once.
     pub(super) fn on_signals() -> Outcome<Self> {
+        Self::start(None)
+    }
+
+    /// Like [`Stop::on_signals`], but SIGHUP sends to `reload`, unless it reports that the terminal is gone.
+    pub(super) fn or_reload(reload: SyncSender<()>) -> Outcome<Self> {
+        Self::start(Some(reload))
+    }
+
+    fn start(reload: Option<SyncSender<()>>) -> Outcome<Self> {
         let (request, receiver) = channel();
-        Self::start_thread(request)
+        Self::start_thread(request, reload)
             .context("cannot handle signals")
             .map_err(Failure::bug)?;
         Ok(Self(receiver))
     }
 
-    fn start_thread(request: Sender<()>) -> io::Result<()> {
+    fn start_thread(request: Sender<()>, reload: Option<SyncSender<()>>) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()?;
@@ -185,12 +194,24 @@ impl Stop {
             let streams = kinds.map(|kind| Ok((kind.as_raw_value(), signal(kind)?)));
             streams.into_iter().collect::<io::Result<Vec<_>>>()?
         };
+        let had_terminal = has_terminal();
         let serve = move || {
-            for count in 0.. {
+            let mut is_stopping = false;
+            loop {
                 let number = runtime.block_on(next_of(&mut signals));
-                if count > 0 || request.send(()).is_err() {
+                let is_terminal_gone = || had_terminal && !has_terminal();
+                if number == SignalKind::hangup().as_raw_value()
+                    && let Some(reload) = &reload
+                    && !is_terminal_gone()
+                {
+                    // An error means that a request is pending, or that the agent ends.
+                    let _ = reload.try_send(());
+                    continue;
+                }
+                if is_stopping || request.send(()).is_err() {
                     std::process::exit(128 + number);
                 }
+                is_stopping = true;
             }
         };
         thread::Builder::new()
@@ -203,6 +224,11 @@ impl Stop {
     pub(super) fn wait(&self, time: Duration) -> bool {
         !matches!(self.0.recv_timeout(time), Err(RecvTimeoutError::Timeout))
     }
+}
+
+/// Whether a standard stream is a terminal. After a hangup none is.
+fn has_terminal() -> bool {
+    io::stdin().is_terminal() || io::stdout().is_terminal() || io::stderr().is_terminal()
 }
 
 /// The number of the next signal that arrives.

@@ -1,7 +1,8 @@
 //! The backpressure signals of a live session: publishes them and supervises the adapter process.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Seek as _, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -13,7 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    process::{Pid, kill_process},
+};
 use tracing::debug;
 
 use super::{
@@ -24,15 +29,17 @@ use super::{
 use crate::{
     adapters::agent::ask_adapter_process,
     collect::OutputStats,
-    config::signal::Signal,
+    config::{file, signal::Signal},
     event::Event,
     pipeline::Pipeline,
     sample::{Notice, Sample},
-    signal::Signals,
+    signal::{ConfigFile, Signals},
 };
 
 /// Delay before an adapter process that exited is started again.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
+/// How long a process that was replaced may take to exit before it is killed: it hands over within 6 s (`takeover`).
+const RETIREMENT: Duration = Duration::from_secs(10);
 /// How often the adapter process is asked for its status.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Unanswered health checks in a row after which the adapter process counts as hung, and is killed and restarted.
@@ -49,8 +56,9 @@ pub(super) struct LiveSignals {
 }
 
 impl LiveSignals {
-    /// Starts publishing. A failure is only a notice, unless adapters are configured: then it is an error.
-    pub(super) fn start(config: &Signal, file: Option<&Path>, interval: Duration) -> Outcome<Self> {
+    /// Starts publishing. A failure is only a notice, unless adapters are configured: then it is an error. `text` is the
+    /// text of the configuration, for the adapter process.
+    pub(super) fn start(config: &Signal, text: &str, interval: Duration) -> Outcome<Self> {
         let mut live = Self {
             signals: None,
             adapter_process: None,
@@ -77,10 +85,51 @@ impl LiveSignals {
                 text: format!("signals are not published: {error:#}"),
             }),
         }
-        if let Some(file) = file.filter(|_| config.starts_adapter_process()) {
-            live.adapter_process = Some(AdapterProcess::start(file, config.directory())?);
+        if config.starts_adapter_process() {
+            live.adapter_process = Some(AdapterProcess::start(text, config.directory())?);
         }
         Ok(live)
+    }
+
+    /// Fails if the configuration cannot replace the one in force.
+    pub(super) fn check(&self, next: &Signal, interval: Duration) -> anyhow::Result<()> {
+        if !next.publishes() {
+            return Ok(());
+        }
+        next.check(interval).context("invalid [signal]")?;
+        if self.signals.is_none() && next.starts_adapter_process() {
+            bail!("adapters need pages, and signals are not published: restart the agent");
+        }
+        Ok(())
+    }
+
+    /// Applies a configuration that was [checked](Self::check). Adapters that are not changed are not interrupted.
+    pub(super) fn reload(&mut self, from: &Signal, to: &Signal, text: &str, interval: Duration) {
+        if let Some(signals) = &mut self.signals {
+            signals.set_limits(to, interval);
+        }
+        if to == from {
+            return;
+        }
+        match (&mut self.adapter_process, to.starts_adapter_process()) {
+            (Some(process), true) => process.replace(text),
+            (Some(process), false) => process.stop(),
+            (None, true) => match AdapterProcess::start(text, to.directory()) {
+                Ok(process) => self.adapter_process = Some(process),
+                Err(error) => self.notices.push(Notice {
+                    code: "adapter_process_exited".to_owned(),
+                    text: format!("{error}"),
+                }),
+            },
+            (None, false) => {}
+        }
+    }
+
+    /// Publishes the state of the configuration file.
+    pub(super) fn set_config_file(&self, file: &ConfigFile) {
+        if let Some(signals) = &self.signals {
+            signals.set_config_file(file.clone());
+        }
     }
 
     /// Adds the notices about publishing to the next sample.
@@ -111,40 +160,86 @@ impl LiveSignals {
 
 /// The adapter process: a child that serves the adapters.
 struct AdapterProcess {
-    config_file: PathBuf,
-    /// `Err`: the time at which it is started again.
-    child: Result<Child, Instant>,
+    directory: PathBuf,
+    /// The configuration that it serves. It gets a copy of the text that the agent has accepted: the file may be gone, or
+    /// invalid.
+    text: String,
+    child: State,
+    /// The process that `child` replaces, or that is no longer wanted, and when it is killed.
+    retired: Option<(Child, Instant)>,
     /// Unanswered health checks in a row.
     unanswered: Arc<AtomicU32>,
     /// The reason in the last notice: each is reported once.
     reported: Option<String>,
 }
 
+enum State {
+    Running(Child),
+    /// Started again at this time.
+    Due(Instant),
+    /// No adapter is configured.
+    Unwanted,
+}
+
 impl AdapterProcess {
-    fn start(file: &Path, directory: PathBuf) -> Outcome<Self> {
-        let file = file
-            .canonicalize()
-            .context("cannot resolve the path of the configuration")
-            .map_err(Failure::usage)?;
-        let child = spawn(&file)
+    fn start(text: &str, directory: PathBuf) -> Outcome<Self> {
+        let child = spawn(text, &directory)
             .context("cannot start the adapter process")
             .map_err(Failure::bug)?;
         let unanswered = Arc::default();
-        start_health_checks(directory, &unanswered)
+        start_health_checks(directory.clone(), &unanswered)
             .context("cannot start a thread")
             .map_err(Failure::bug)?;
         Ok(Self {
-            config_file: file,
-            child: Ok(child),
+            directory,
+            text: text.to_owned(),
+            child: State::Running(child),
+            retired: None,
             unanswered,
             reported: None,
         })
     }
 
+    /// Starts a process with another configuration, which takes over from the running one.
+    fn replace(&mut self, text: &str) {
+        text.clone_into(&mut self.text);
+        self.retire(State::Due(Instant::now()));
+    }
+
+    /// Stops the process: it reports "no pressure" to its clients and exits.
+    fn stop(&mut self) {
+        self.retire(State::Unwanted);
+        if let Some((child, _)) = &self.retired
+            && let Some(pid) = Pid::from_raw(child.id().cast_signed())
+        {
+            // Not reaped yet, so the pid is still its own.
+            let _ = kill_process(pid, rustix::process::Signal::TERM);
+        }
+    }
+
+    fn retire(&mut self, next: State) {
+        if let State::Running(child) = std::mem::replace(&mut self.child, next) {
+            let kept = self.retired.replace((child, Instant::now() + RETIREMENT));
+            // Two changes in a row: the first of three processes is not waited for.
+            if let Some((mut child, _)) = kept {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+
     /// Restarts the process if it has exited, and kills it if it hangs.
     fn supervise(&mut self) -> Option<Notice> {
+        if let Some((child, deadline)) = &mut self.retired {
+            if Instant::now() > *deadline {
+                let _ = child.kill();
+            }
+            if !matches!(child.try_wait(), Ok(None)) {
+                self.retired = None;
+            }
+        }
         let ended = match &mut self.child {
-            Ok(child) => match child.try_wait() {
+            State::Running(child) => match child.try_wait() {
                 Ok(None) if self.unanswered.load(Ordering::Relaxed) < MAX_UNANSWERED => {
                     return None;
                 }
@@ -159,17 +254,19 @@ impl AdapterProcess {
                 Ok(Some(status)) => status.to_string(),
                 Err(error) => error.to_string(),
             },
-            Err(due) if Instant::now() < *due => return None,
-            Err(_) => match spawn(&self.config_file) {
+            State::Unwanted => return None,
+            State::Due(at) if Instant::now() < *at => return None,
+            State::Due(_) => match spawn(&self.text, &self.directory) {
                 Ok(child) => {
-                    self.child = Ok(child);
+                    self.unanswered.store(0, Ordering::Relaxed);
+                    self.child = State::Running(child);
                     return None;
                 }
                 Err(error) => error.to_string(),
             },
         };
         debug!(reason = ended, "adapter process exited");
-        self.child = Err(Instant::now() + RESTART_DELAY);
+        self.child = State::Due(Instant::now() + RESTART_DELAY);
         // Once per reason: the process may exit every second.
         if self.reported.as_ref() == Some(&ended) {
             return None;
@@ -210,26 +307,36 @@ fn start_health_checks(directory: PathBuf, unanswered: &Arc<AtomicU32>) -> io::R
     Ok(())
 }
 
-/// Starts the adapter process in its own process group, so that Ctrl-C in our terminal does not reach it.
-fn spawn(config_file: &Path) -> io::Result<Child> {
+/// Starts the adapter process in its own process group, so that Ctrl-C in our terminal does not reach it. It reads its
+/// configuration from standard input.
+fn spawn(text: &str, directory: &Path) -> io::Result<Child> {
     // Started by its path it has its name in `ps`. If the file was replaced, /proc/self/exe still works.
     let own = std::env::current_exe().ok().filter(|path| path.exists());
     let mut command = Command::new(own.unwrap_or_else(|| "/proc/self/exe".into()));
     if let Some(filter) = logging::filter() {
         command.env(logging::VARIABLE, filter);
     }
-    let child = command
-        .arg("adapters")
-        .arg("--config")
-        .arg(config_file)
-        .args(["--exit-idle-time", EXIT_IDLE_TIME])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .process_group(0)
-        .spawn();
+    let child = in_memory(text).and_then(|config| {
+        command
+            .args(["adapters", "--config", file::STDIN, "--directory"])
+            .arg(directory)
+            .args(["--exit-idle-time", EXIT_IDLE_TIME])
+            .stdin(config)
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+    });
     match &child {
         Ok(child) => debug!(pid = child.id(), "adapter process started"),
         Err(error) => print_stderr(format!("cannot start the adapter process: {error}")),
     }
     child
+}
+
+/// A file in memory with this text. A pipe would block on a process that does not read.
+fn in_memory(text: &str) -> io::Result<File> {
+    let mut file = File::from(memfd_create("tailback-config", MemfdFlags::CLOEXEC)?);
+    file.write_all(text.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
 }

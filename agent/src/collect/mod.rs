@@ -161,6 +161,16 @@ impl Collector {
         self.logs = Logs::new(table);
     }
 
+    /// Watches what these select, from the next sample on. Targets that are still selected continue.
+    pub fn set_specs(&mut self, specs: Vec<Spec>) {
+        self.processes.set_specs(specs);
+    }
+
+    /// Samples within another budget; the next sample includes all scans.
+    pub fn set_budget(&mut self, budget: Budget) {
+        self.schedule.set_budget(budget, mono_ns());
+    }
+
     /// Focuses all targets (`true`), or only those with an unhealthy queue.
     pub fn focus_all(&mut self, all: bool) {
         self.focus.set_all(all);

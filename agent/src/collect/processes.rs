@@ -8,7 +8,7 @@ use super::{DISCOVERY_INTERVAL_NS, convert};
 use crate::{
     kernel::scanner::{Record, Scanner, Watched},
     sample::{Sample, Target},
-    target::{Discovered, Discovery, ListenerInfo, ProcessInfo},
+    target::{Discovered, Discovery, ListenerInfo, ProcessInfo, Spec},
     text::harmless,
 };
 
@@ -44,6 +44,12 @@ impl Processes {
             self.due_ns = now_ns + DISCOVERY_INTERVAL_NS;
         }
         is_due
+    }
+
+    /// Watches what these select, from the next sample on.
+    pub(super) fn set_specs(&mut self, specs: Vec<Spec>) {
+        self.discovery.set_specs(specs);
+        self.discover_next();
     }
 
     /// Makes discovery due with the next sample.

@@ -268,7 +268,16 @@ impl Schedule {
         self.late
     }
 
-    /// The budget that it was made with.
+    /// Plans within another budget; the next sample is due at once, with all scans.
+    pub fn set_budget(&mut self, budget: Budget, now_ns: u64) {
+        self.allocation.set_budget(budget);
+        self.base_due_ns = now_ns;
+        self.files_due_ns = now_ns;
+        self.threads_due_ns = now_ns;
+        self.profile_due_ns = now_ns;
+    }
+
+    /// The budget.
     pub fn budget(&self) -> Budget {
         self.allocation.budget()
     }

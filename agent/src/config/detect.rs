@@ -18,7 +18,7 @@ const MAX_SCORE: f64 = 10.0;
 
 /// `[detect.all]` applies to all queues, then `[detect.KIND]` to one kind, then `[[detect.queue]]` to queues by name.
 /// Later ones override earlier ones key by key.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Detect {
     all: Thresholds,
     queue: Vec<QueueEntry>,
@@ -63,7 +63,7 @@ impl<'de> Deserialize<'de> for Detect {
     }
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 struct Thresholds {
     /// The target delay, as in CoDel.
@@ -86,7 +86,7 @@ struct Thresholds {
 }
 
 /// Thresholds of the queues whose name matches. (`flatten` would lose `deny_unknown_fields`.)
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 struct QueueEntry {
     /// A glob on the queue's name.

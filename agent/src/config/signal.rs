@@ -31,7 +31,7 @@ pub(super) const MAX_ADAPTERS: usize = 64;
 const MAX_CLUSTER_BYTES: usize = 200;
 
 /// The `[signal]` section. Pages and the event stream are on by default; adapters are off until configured.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Signal {
     #[serde(default)]
@@ -62,14 +62,14 @@ pub struct Signal {
 }
 
 /// `[signal.http]`: pages as JSON, events, readiness and metrics over HTTP.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Http {
     pub listen: Listen,
 }
 
 /// `[[signal.haproxy]]`: replies to HAProxy's agent-check.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Haproxy {
     pub target: String,
@@ -81,7 +81,7 @@ pub struct Haproxy {
 }
 
 /// `[[signal.orca]]`: ORCA load reports for gRPC load balancers.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Orca {
     pub target: String,
@@ -89,14 +89,14 @@ pub struct Orca {
 }
 
 /// `[signal.keda]`: an external scaler for KEDA.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Keda {
     pub listen: Listen,
 }
 
 /// `[[signal.envoy]]`: a disk layer of Envoy's runtime, with the thresholds of a cluster's circuit breakers.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Envoy {
     pub target: String,
@@ -133,7 +133,7 @@ impl Envoy {
 
 /// `[[signal.pressure_socket]]`: a socket that delivers one byte whenever the level rises, as systemd's `*_PRESSURE_WATCH`
 /// protocol does.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct PressureSocket {
     pub target: String,
@@ -141,7 +141,7 @@ pub struct PressureSocket {
 }
 
 /// `[[signal.group]]`: instances of one service on this node, behind one load balancer.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
     pub targets: Vec<String>,
@@ -240,6 +240,25 @@ impl Signal {
     /// Whether the agent starts the adapter process itself.
     pub fn starts_adapter_process(&self) -> bool {
         self.publishes() && self.has_adapters() && self.start_adapter_process.unwrap_or(true)
+    }
+
+    /// Replaces the settings that only take effect at the start by those of `running`. Returns the keys that differed.
+    pub(super) fn keep_fixed(&mut self, running: &Self) -> Vec<&'static str> {
+        let mut kept = Vec::new();
+        if self.publishes() != running.publishes() {
+            kept.push("signal.publish");
+        }
+        if self.directory() != running.directory() {
+            kept.push("signal.directory");
+        }
+        self.publish = running.publish;
+        self.directory.clone_from(&running.directory);
+        kept
+    }
+
+    /// Publishes in this directory, whatever the file says.
+    pub fn set_directory(&mut self, directory: PathBuf) {
+        self.directory = Some(directory);
     }
 
     /// Rejects settings that cannot work with the agent's sampling `interval`.

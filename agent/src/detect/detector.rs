@@ -61,6 +61,14 @@ impl Detector {
         }
     }
 
+    /// Judges all queues by other thresholds from the next reading on. Their levels and episodes continue.
+    pub fn set_settings(&mut self, settings_for: SettingsFor) {
+        for (key, watched) in &mut self.queues {
+            watched.settings = settings_for(key);
+        }
+        self.settings_for = settings_for;
+    }
+
     /// The number of queues.
     pub fn queues(&self) -> usize {
         self.queues.len()

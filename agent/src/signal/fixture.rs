@@ -6,7 +6,7 @@ use super::{
     controller::{ControllerState, Mode},
     load::Load,
     pressure::{Pressure, PressureTracker},
-    state::{SharedState, Snapshot, Subscriber},
+    state::{ConfigFile, SharedState, Snapshot, Subscriber},
 };
 use crate::{
     detect::Gauge,
@@ -88,6 +88,14 @@ pub(super) fn state() -> SharedState {
             ..AgentReport::default()
         })),
         ..Snapshot::default()
+    });
+    state.set_config_file(ConfigFile {
+        path: "/etc/tailback.toml".to_owned(),
+        loaded_unix_ns: TIME_NS,
+        reloads: 1,
+        rejected: 1,
+        error: Some("line 1: unknown field".to_owned()),
+        needs_restart: vec!["otlp".to_owned()],
     });
     state.add_subscriber(Subscriber {
         pid: Some(1),

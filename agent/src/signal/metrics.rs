@@ -364,6 +364,29 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
             one(text, name, kind, help, value);
         }
     }
+    if let Some(file) = state.config_file() {
+        one(
+            text,
+            "tailback_config_last_reload_successful",
+            "gauge",
+            "1 if the configuration file was accepted when it was last read, else 0.",
+            f64::from(u8::from(file.error.is_none())),
+        );
+        one(
+            text,
+            "tailback_config_last_reload_success_timestamp_seconds",
+            "gauge",
+            "Unix time at which the configuration in force was loaded.",
+            file.loaded_unix_ns as f64 / SECOND,
+        );
+        one(
+            text,
+            "tailback_config_settings_awaiting_restart",
+            "gauge",
+            "Settings of the configuration file that take effect only after a restart.",
+            file.needs_restart.len() as f64,
+        );
+    }
     let (written, failed, beyond) = snapshot.pages;
     one(
         text,

@@ -44,6 +44,7 @@ pub use page::PageFile;
 use pages::Pages;
 pub use pages::own_directory;
 pub use pressure::{Pressure, PressureTracker};
+pub use state::ConfigFile;
 use state::{Line, SharedState, Snapshot};
 
 use crate::{
@@ -123,6 +124,17 @@ impl Signals {
             report: self.report.clone(),
             pages: self.pages.counts(),
         });
+    }
+
+    /// From now on, publishes with this time to live and number of pages.
+    pub fn set_limits(&mut self, config: &Signal, interval: Duration) {
+        self.pages
+            .set_limits(config.ttl_ns(interval), config.max_pages());
+    }
+
+    /// The state of the configuration file, for `status` and metrics.
+    pub fn set_config_file(&self, file: ConfigFile) {
+        self.state.set_config_file(file);
     }
 
     /// Notices about publishing itself, since the last call.

@@ -94,6 +94,13 @@ impl Pages {
         Ok(pages)
     }
 
+    /// Another time to live and number of pages, from the next publication on.
+    pub fn set_limits(&mut self, ttl_ns: u64, max_pages: usize) {
+        self.ttl_ns = ttl_ns;
+        self.reported_limit &= max_pages == self.max_pages;
+        self.max_pages = max_pages;
+    }
+
     /// The path of a service's page.
     pub fn path(&self, name: &str) -> PathBuf {
         self.path.join(name).join("page")

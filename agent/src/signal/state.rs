@@ -69,11 +69,27 @@ pub struct Counts {
     pub invalid_commands: AtomicU64,
 }
 
+/// The configuration file of a running agent.
+#[derive(Clone, Debug, Default)]
+pub struct ConfigFile {
+    pub path: String,
+    /// When the configuration in force was loaded.
+    pub loaded_unix_ns: u64,
+    /// How often the file was loaded again, and how often it was rejected.
+    pub reloads: u64,
+    pub rejected: u64,
+    /// Why the file was rejected when it was last read, if it was.
+    pub error: Option<String>,
+    /// Keys whose values in the file take effect only after a restart.
+    pub needs_restart: Vec<String>,
+}
+
 /// The shared state. Locked only briefly.
 pub struct SharedState {
     lines: broadcast::Sender<Arc<Line>>,
     snapshot: Mutex<Arc<Snapshot>>,
     waits: Mutex<WaitHistograms>,
+    config_file: Mutex<Option<Arc<ConfigFile>>>,
     subscribers: Mutex<BTreeMap<u64, Subscriber>>,
     next: AtomicU64,
     pub counts: Counts,
@@ -85,6 +101,7 @@ impl Default for SharedState {
             lines: broadcast::Sender::new(MAX_LAG_LINES),
             snapshot: Mutex::default(),
             waits: Mutex::default(),
+            config_file: Mutex::default(),
             subscribers: Mutex::default(),
             next: AtomicU64::new(0),
             counts: Counts::default(),
@@ -108,6 +125,24 @@ impl SharedState {
     /// Replaces the state after a sample.
     pub fn set(&self, snapshot: Snapshot) {
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+    }
+
+    /// Replaces the state of the configuration file.
+    pub fn set_config_file(&self, file: ConfigFile) {
+        let mut slot = self
+            .config_file
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *slot = Some(Arc::new(file));
+    }
+
+    /// The state of the configuration file; `None` without one.
+    pub fn config_file(&self) -> Option<Arc<ConfigFile>> {
+        let slot = self
+            .config_file
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        slot.clone()
     }
 
     /// Adds to the wait histograms. Skipped while they are being read; the next call counts the missed departures.

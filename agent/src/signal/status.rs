@@ -80,6 +80,16 @@ pub fn agent(state: &SharedState, directory: &Path) -> String {
             "invalid_commands": count(&state.counts.invalid_commands),
         },
     });
+    if let Some(file) = state.config_file() {
+        let mut object = Object(Map::new());
+        object.put("file", file.path.as_str());
+        object.put("loaded_unix_ns", file.loaded_unix_ns);
+        object.put("reloads", file.reloads);
+        object.put("rejected", file.rejected);
+        object.put_some("error", file.error.as_deref());
+        object.put("needs_restart", file.needs_restart.clone());
+        status["config"] = object.0.into();
+    }
     if let Some(report) = snapshot.report.as_deref() {
         status["agent"] = json!(report);
     }

@@ -88,6 +88,16 @@ impl Discovery {
         }
     }
 
+    /// Watches what these select, from the next scan on. Targets that are still selected keep their ids.
+    pub fn set_specs(&mut self, specs: Vec<Spec>) {
+        let is_selected = |pid: &u32| {
+            let selector = Selector::Pid(*pid);
+            specs.iter().any(|spec| spec.selector == selector)
+        };
+        self.selected_pids.retain(|pid, _| is_selected(pid));
+        self.specs = specs;
+    }
+
     /// Finds the targets among all processes and listeners of the machine. `neighbours`: tgids to watch although no selector
     /// matches them.
     pub fn scan(

@@ -64,6 +64,7 @@ fn agent_report(text: &mut String, agent: &Value, readers: &[Reader]) {
     if agent["sampling"] == false {
         *text += "          agent is not sampling (hung?): signals have failed open\n";
     }
+    config_report(text, &agent["config"]);
     let pages = &agent["pages"];
     let not_written =
         pages["failed"].as_u64().unwrap_or(0) + pages["over_limit"].as_u64().unwrap_or(0);
@@ -171,6 +172,29 @@ fn agent_report(text: &mut String, agent: &Value, readers: &[Reader]) {
         ["NAME", "PID", "SERVICE", "MIN LEVEL", "LINES", "SINCE"],
         rows,
     );
+}
+
+/// The configuration file, if the agent has one.
+fn config_report(text: &mut String, config: &Value) {
+    let Some(file) = config["file"].as_str() else {
+        return;
+    };
+    let loaded = ago(config["loaded_unix_ns"].as_u64());
+    let _ = writeln!(text, "config    {file}, loaded {loaded}");
+    if let Some(error) = config["error"].as_str() {
+        let _ = writeln!(
+            text,
+            "          REJECTED since then, the loaded one is in force: {error}"
+        );
+    }
+    let waiting: Vec<&str> = list(&config["needs_restart"]).iter().map(word).collect();
+    if !waiting.is_empty() {
+        let _ = writeln!(
+            text,
+            "          in force only after a restart: {}",
+            waiting.join(", ")
+        );
+    }
 }
 
 /// The state of each admission controller that does not admit all work.
@@ -401,6 +425,8 @@ mod tests {
     fn the_report_names_consumers_and_last_replies() {
         let agent = json!({
             "pid": 7, "version": "0.1.0", "directory": "/run/tailback", "last_sample_age_ns": 40_000_000,
+            "config": {"file": "/etc/t.toml", "loaded_unix_ns": unix_ns() - 60_000_000_000, "reloads": 0, "rejected": 1,
+                "error": "line 2: unknown field", "needs_restart": ["otlp"]},
             "pages": {"written": 1, "failed": 0, "over_limit": 0},
             "targets": [{"directory": "shop", "pid": 42, "level": "critical", "score": 0.93, "admit_ratio": 0.62,
                 "concurrency_limit": 6, "max_queue_wait_ns": 10_000_000, "oldest_age_ns": 120_000_000,
@@ -430,6 +456,8 @@ mod tests {
             "PID 7",
             "last sample 40 ms ago",
             "critical",
+            "config    /etc/t.toml, loaded 60 s ago\n          REJECTED since then, the loaded one is in force: line 2: unknown field\n",
+            "          in force only after a restart: otlp\n",
             "62%, max 6 in service, max wait 10 ms",
             "accept :80: 9 of 100",
             "draining  62%    70%          99%          90 ms           5.0 ms  standing delay above target\n",

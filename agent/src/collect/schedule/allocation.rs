@@ -81,6 +81,11 @@ impl Allocation {
         }
     }
 
+    /// Another budget, with the costs measured so far.
+    pub(super) fn set_budget(&mut self, budget: Budget) {
+        self.budget = budget;
+    }
+
     pub(super) fn budget(&self) -> Budget {
         self.budget
     }
