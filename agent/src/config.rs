@@ -7,6 +7,7 @@
 mod detect;
 pub mod file;
 pub mod reference;
+pub mod show;
 pub mod signal;
 
 use std::{fmt, ops::RangeInclusive, path::Path, time::Duration};

@@ -10,4 +10,5 @@ mod haproxy;
 mod leaks;
 mod pages;
 mod readers;
+mod reload;
 mod stage;

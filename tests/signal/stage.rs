@@ -43,14 +43,24 @@ impl Stage {
 
     /// Like [`Stage::start`], in a given directory.
     pub fn start_in(temp: TempDir, port: u16, more: &str) -> Result<Self> {
+        Self::start_with(temp, |temp, base| {
+            let text = format!("[[target]]\nport = {port}\nservice_name = \"shop\"\n{base}{more}");
+            temp.write("tailback.toml", &text)
+        })
+    }
+
+    /// Starts with the file that `write` makes of a `[signal]` section, which ends in that section.
+    pub fn start_with(
+        temp: TempDir,
+        write: impl FnOnce(&TempDir, &str) -> Result<PathBuf>,
+    ) -> Result<Self> {
         let http = ports::local(ports::free()?);
         let directory = temp.path().join("run");
-        let text = format!(
-            "[[target]]\nport = {port}\nservice_name = \"shop\"\n[signal]\ndirectory = \"{}\"\n\
-             http.listen = \"{http}\"\n{more}",
+        let base = format!(
+            "[signal]\ndirectory = \"{}\"\nhttp.listen = \"{http}\"\n",
             directory.display()
         );
-        let config = temp.write("tailback.toml", &text)?;
+        let config = write(&temp, &base)?;
         let agent = Agent::run([Path::new("--config"), &config])?;
         let stage = Self {
             agent,

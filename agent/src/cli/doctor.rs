@@ -1,6 +1,7 @@
 //! `tailback doctor`: what this kernel supports, how each fact is read, what is missing and how to get it; and whether the
 //! consumers of the running adapters are set up to act on the signals.
 
+mod configuration;
 mod deployment;
 
 use std::{
@@ -13,7 +14,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Failure, exit_code::Outcome, session};
+use super::{Failure, exit_code::Outcome, session, status::directory_only};
 use crate::{
     adapters::agent::ask_adapter_process,
     config::{Config, signal::Signal},
@@ -67,13 +68,14 @@ impl Problem {
 }
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
-    let config = options
-        .config
-        .as_deref()
-        .map_or_else(|| Ok(Config::default()), Config::read);
-    let signal = config.map_err(Failure::usage)?.signal;
+    let config = options.config.as_deref().map(Config::read);
+    let signal = match &config {
+        Some(Ok(config)) => config.signal.clone(),
+        Some(Err(_)) | None => directory_only(options.config.as_deref()),
+    };
     let loaded = session::load(false);
-    let mut checks = deployment::environment();
+    let mut checks = configuration::checks(config.as_ref(), &signal).map_err(Failure::bug)?;
+    checks.extend(deployment::environment());
     let loaded = match loaded {
         Ok(scanner) => {
             let of_kernel = capability_checks(scanner.capabilities());
@@ -101,6 +103,9 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         print(&mut out, &checks).and_then(|()| print_adapters(&mut out, &adapters))
     }
     .map_err(Failure::stdout)?;
+    if let Some(Err(error)) = config {
+        return Err(Failure::usage(error));
+    }
     loaded
 }
 

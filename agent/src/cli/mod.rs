@@ -5,6 +5,7 @@ mod anonymize;
 mod bench_page;
 mod bench_scan;
 mod buffered_stdout;
+mod config;
 mod diagnose;
 mod doctor;
 mod exit_code;
@@ -94,6 +95,8 @@ enum Command {
     Doctor(doctor::Options),
     /// Show published signals and connected consumers of the running agent
     Status(status::Options),
+    /// Check a configuration file, or show what is in force with it
+    Config(config::Options),
     /// Serve the adapters configured in [signal] (`run` starts this process itself); they fail open if the agent dies
     Adapters(adapters::Options),
     /// Measure scans of the targets, for `cargo xtask bench`
@@ -214,6 +217,7 @@ pub fn main() -> ExitCode {
         Command::Anonymize(options) => anonymize::run(options),
         Command::Doctor(options) => doctor::run(options),
         Command::Status(options) => status::run(options),
+        Command::Config(options) => config::run(options),
         Command::Adapters(options) => adapters::run(options),
         Command::BenchScan(options) => bench_scan::run(options),
         Command::BenchPage(options) => bench_page::run(options),

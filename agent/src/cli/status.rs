@@ -5,7 +5,7 @@ mod report;
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, anyhow};
@@ -13,8 +13,14 @@ use clap::Args;
 use readers::{Reader, readers};
 use serde_json::Value;
 
-use super::{Failure, exit_code::Outcome};
-use crate::{adapters::agent as socket, config::Config};
+use super::{
+    Failure,
+    exit_code::{Outcome, print_stderr},
+};
+use crate::{
+    adapters::agent as socket,
+    config::{Config, file, signal::Signal},
+};
 
 /// Name of the agent's socket in the directory of pages.
 const AGENT_SOCKET: &str = "agent.sock";
@@ -29,12 +35,26 @@ pub(super) struct Options {
     json: bool,
 }
 
+/// Where to find the agent of a file that is invalid, or absent.
+pub(super) fn directory_only(file: Option<&Path>) -> Signal {
+    let mut signal = Signal::default();
+    if let Some(directory) = file.and_then(file::directory) {
+        signal.set_directory(directory);
+    }
+    signal
+}
+
 pub(super) fn run(options: &Options) -> Outcome<()> {
-    let config = options
-        .config
-        .as_deref()
-        .map_or_else(|| Ok(Config::default()), Config::read);
-    let directory = config.map_err(Failure::usage)?.signal.directory();
+    let signal = match options.config.as_deref().map(Config::read) {
+        Some(Ok(config)) => config.signal,
+        None => Signal::default(),
+        Some(Err(error)) => {
+            // The running agent has rejected this file, and reports so.
+            print_stderr(format!("{error:#}"));
+            directory_only(options.config.as_deref())
+        }
+    };
+    let directory = signal.directory();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();

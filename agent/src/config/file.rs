@@ -8,7 +8,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -93,6 +93,15 @@ pub fn read_again(path: &Path, owner: u32) -> Result<String> {
     open().with_context(|| format!("cannot read {}", path.display()))
 }
 
+/// The directory that the file sets in `[signal]`, even if the file is invalid otherwise: an agent that has rejected it is still
+/// asked there.
+pub fn directory(path: &Path) -> Option<PathBuf> {
+    let text = read(path).ok()?;
+    let table: toml::Table = toml::from_str(&text).ok()?;
+    let directory = table.get("signal")?.get("directory")?.as_str()?;
+    Some(directory.into())
+}
+
 fn bounded(file: File) -> Result<String> {
     let mut text = String::new();
     file.take(MAX_BYTES + 1).read_to_string(&mut text)?;
@@ -174,6 +183,16 @@ mod tests {
         fs::remove_dir(&path).unwrap();
         mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
         assert!(error().contains("not a regular file"));
+    }
+
+    #[test]
+    fn the_directory_is_found_in_an_invalid_file() {
+        let temp = TempDir::new("config").unwrap();
+        let path = temp.write("a", "intervall = 1\n[signal]\ndirectory = \"/run/x\"\n");
+        assert_eq!(directory(&path.unwrap()), Some("/run/x".into()));
+        for text in ["interval = \n", "[signal]\ndirectory = 3\n"] {
+            assert_eq!(directory(&temp.write("a", text).unwrap()), None);
+        }
     }
 
     #[test]

@@ -227,14 +227,19 @@ impl Signal {
         self.max_pages.unwrap_or(DEFAULT_PAGES)
     }
 
+    /// The number of configured adapters.
+    pub fn adapters(&self) -> usize {
+        usize::from(self.http.is_some())
+            + usize::from(self.keda.is_some())
+            + self.haproxy.len()
+            + self.envoy.len()
+            + self.orca.len()
+            + self.pressure_socket.len()
+    }
+
     /// Whether any adapter is configured.
     pub fn has_adapters(&self) -> bool {
-        self.http.is_some()
-            || self.keda.is_some()
-            || !(self.haproxy.is_empty()
-                && self.envoy.is_empty()
-                && self.orca.is_empty()
-                && self.pressure_socket.is_empty())
+        self.adapters() > 0
     }
 
     /// Whether the agent starts the adapter process itself.
