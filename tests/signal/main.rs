@@ -9,6 +9,7 @@ mod grpc;
 mod haproxy;
 mod leaks;
 mod pages;
+mod probes;
 mod readers;
 mod reload;
 mod stage;

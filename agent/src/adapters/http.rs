@@ -26,6 +26,10 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of comments in an event stream, which reveal that a client is gone.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
+/// Why the agent counts as dead.
+const NOT_SAMPLING: &str =
+    "no sample was completed for 10 s and three sampling intervals: the agent hangs or is gone\n";
+
 /// The live page.
 const LIVE: &str = include_str!("live.html");
 
@@ -103,6 +107,8 @@ async fn answer(
         "/" => ("/", typed(StatusCode::OK, "text/html; charset=utf-8", LIVE)),
         "/pressure" => ("/pressure", json_of(&pressure(shared, target.as_deref()))),
         "/ready" => ("/ready", ready(shared, target.as_deref())),
+        "/livez" => ("/livez", live(shared)),
+        "/readyz" => ("/readyz", publishing(shared, target.as_deref()).await),
         "/metrics" => ("/metrics", metrics(shared).await),
         "/status" => ("/status", status(shared).await),
         "/events" => (
@@ -120,7 +126,7 @@ async fn answer(
             "?",
             plain(
                 StatusCode::NOT_FOUND,
-                "not found; endpoints: / /pressure /events /ready /status /metrics; ?target=NAME selects one service\n",
+                "not found; endpoints: / /pressure /events /ready /status /metrics /livez /readyz; ?target=NAME selects one service\n",
             ),
         ),
     }
@@ -224,6 +230,49 @@ fn ready(shared: &Shared, target: Option<&str>) -> Response<Body> {
         .headers_mut()
         .insert(RETRY_AFTER, seconds.unwrap_or(1).into());
     response
+}
+
+/// Liveness of the agent, for an orchestrator that restarts it: its loop completes samples, whatever it finds.
+fn live(shared: &Shared) -> Response<Body> {
+    if shared.pages.is_agent_alive() {
+        plain(StatusCode::OK, "ok\n")
+    } else {
+        plain(StatusCode::SERVICE_UNAVAILABLE, NOT_SAMPLING)
+    }
+}
+
+/// Readiness of the agent: it samples, and the pages of the services that it has found are published. With a name, the page of
+/// that service is.
+async fn publishing(shared: &Shared, target: Option<&str>) -> Response<Body> {
+    let unavailable = |text: String| plain(StatusCode::SERVICE_UNAVAILABLE, text);
+    if !shared.pages.is_agent_alive() {
+        return unavailable(NOT_SAMPLING.to_owned());
+    }
+    if let Some(name) = target {
+        let pressure = shared.pressure(name);
+        return if pressure.alive && pressure.pid != 0 {
+            plain(StatusCode::OK, "ok: the page is published\n")
+        } else {
+            unavailable("no page of this service is published\n".to_owned())
+        };
+    }
+    let agent = agent::ask(&shared.pages.directory, "status").await;
+    let agent = match agent.and_then(|text| Ok(serde_json::from_str::<Value>(&text)?)) {
+        Ok(agent) => agent,
+        Err(error) => return unavailable(format!("the agent does not reply: {error:#}\n")),
+    };
+    let number = |key: &str| agent["pages"][key].as_u64().unwrap_or(0);
+    let (written, missing) = (number("written"), number("failed") + number("over_limit"));
+    if agent["sampling"] != true {
+        unavailable("no sample is published yet, or the last one has expired\n".to_owned())
+    } else if written == 0 && missing > 0 {
+        unavailable(format!("none of {missing} pages can be written\n"))
+    } else {
+        plain(
+            StatusCode::OK,
+            format!("ok: {written} pages published, {missing} not\n"),
+        )
+    }
 }
 
 /// The metrics of the agent, if it runs, and of the adapters.

@@ -10,7 +10,7 @@ use std::{
 
 use tailback_page::{Page, Pressure};
 
-use crate::signal::names::directory_of;
+use crate::signal::{HEARTBEAT, names::directory_of};
 
 /// Maximum number of pages kept mapped, and of names listed.
 const MAX_PAGES: usize = 4_096;
@@ -22,6 +22,7 @@ pub struct PageCache {
     pub directory: PathBuf,
     pages: Mutex<BTreeMap<String, Arc<Page>>>,
     listed: Mutex<Listed>,
+    heartbeat: Mutex<Option<Page>>,
 }
 
 /// The latest listing of the directory.
@@ -39,6 +40,7 @@ impl PageCache {
             directory,
             pages: Mutex::default(),
             listed: Mutex::default(),
+            heartbeat: Mutex::default(),
         }
     }
 
@@ -54,6 +56,17 @@ impl PageCache {
             pages.insert(name, Arc::clone(&page));
         }
         page
+    }
+
+    /// Whether an agent has completed a sample lately: its own page has not expired.
+    pub fn is_agent_alive(&self) -> bool {
+        let mut heartbeat = self
+            .heartbeat
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let page = heartbeat
+            .get_or_insert_with(|| Page::open(self.directory.join(HEARTBEAT).join("page")));
+        page.pressure().alive
     }
 
     /// The pressure of a service; no pressure if nobody publishes it.
@@ -102,6 +115,8 @@ impl PageCache {
         let mut names: Vec<String> = entries
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
             .filter_map(|entry| entry.file_name().into_string().ok())
+            // The agent's own page is not one of a service.
+            .filter(|name| !name.starts_with('.'))
             .collect();
         names.sort_unstable();
         names.truncate(MAX_PAGES);

@@ -42,7 +42,7 @@ use constants::LEARNED_INTERVAL_NS;
 pub use encode::{Published, Words, encode, pattern};
 pub use page::PageFile;
 use pages::Pages;
-pub use pages::own_directory;
+pub use pages::{HEARTBEAT, own_directory};
 pub use pressure::{Pressure, PressureTracker};
 pub use state::ConfigFile;
 use state::{Line, SharedState, Snapshot};
@@ -68,6 +68,8 @@ pub struct Signals {
     json: Json<Vec<u8>>,
     report: Option<Arc<AgentReport>>,
     last_ns: u64,
+    /// The sampling interval.
+    interval_ns: u64,
     /// When the state for a later agent was last saved.
     learned_ns: u64,
 }
@@ -80,7 +82,10 @@ impl Signals {
         let learned = pages.load_learned();
         let state = Arc::new(SharedState::default());
         serve(Arc::clone(&state), &directory)?;
+        let interval_ns = interval.as_nanos() as u64;
+        pages.beat(interval_ns);
         Ok(Self {
+            interval_ns,
             pressures: PressureTracker::resume(learned),
             pages,
             state,
@@ -93,6 +98,7 @@ impl Signals {
 
     /// Publishes the state after a sample, and its events.
     pub fn publish(&mut self, mono_ns: u64, unix_ns: u64, pipeline: &Pipeline, events: &[Event]) {
+        self.pages.beat(self.interval_ns);
         for event in events {
             self.publish_event(event, pipeline);
         }
@@ -128,6 +134,7 @@ impl Signals {
 
     /// From now on, publishes with this time to live and number of pages.
     pub fn set_limits(&mut self, config: &Signal, interval: Duration) {
+        self.interval_ns = interval.as_nanos() as u64;
         self.pages
             .set_limits(config.ttl_ns(interval), config.max_pages());
     }

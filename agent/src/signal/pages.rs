@@ -36,6 +36,13 @@ const RETENTION_NS: u64 = 60_000_000_000;
 /// Longest sampling delay that extends the time to live, ns. The CPU budget stretches the interval to 500 ms at most; a
 /// longer one is an interruption.
 const MAX_DELAY_NS: u64 = 1_000_000_000;
+/// Name of the directory of the agent's own page, which is renewed with every sample. No service has a name that begins with a
+/// dot.
+pub const HEARTBEAT: &str = ".agent";
+/// Shortest time to live of the agent's own page, ns. A shorter one would restart an agent that a busy machine holds up.
+const MIN_HEARTBEAT_TTL_NS: u64 = 10_000_000_000;
+/// Its time to live is at least this many sampling intervals.
+const HEARTBEAT_INTERVALS: u64 = 3;
 /// Lock file of the agent that writes the pages; contains its pid.
 const LOCK: &str = "agent.lock";
 
@@ -46,6 +53,9 @@ pub struct Pages {
     ttl_ns: u64,
     max_pages: usize,
     by_name: BTreeMap<String, Slot>,
+    /// The agent's own page.
+    heartbeat: PageFile,
+    heartbeat_ttl_ns: u64,
     /// Pages that could not be created, by name.
     failed: BTreeMap<String, Failed>,
     /// Directories without a page, oldest first.
@@ -75,7 +85,11 @@ impl Pages {
     pub fn open(path: &Path, ttl_ns: u64, max_pages: usize) -> Result<Self> {
         let directory = own_directory(path)?;
         let lock = lock(&directory, path)?;
+        let heartbeat = make(&directory, HEARTBEAT)
+            .with_context(|| format!("no page at {}/{HEARTBEAT}", path.display()))?;
         let mut pages = Self {
+            heartbeat,
+            heartbeat_ttl_ns: MIN_HEARTBEAT_TTL_NS,
             directory,
             path: path.to_owned(),
             ttl_ns,
@@ -92,6 +106,17 @@ impl Pages {
         };
         pages.take_over();
         Ok(pages)
+    }
+
+    /// Renews the agent's own page, which says that it samples every `interval_ns`.
+    pub fn beat(&mut self, interval_ns: u64) {
+        self.heartbeat_ttl_ns = MIN_HEARTBEAT_TTL_NS.max(HEARTBEAT_INTERVALS * interval_ns);
+        let published = Published {
+            at_ns: boot_ns(),
+            ttl_ns: self.heartbeat_ttl_ns,
+        };
+        let wake = self.heartbeat.wake_for(0);
+        self.heartbeat.write(&encode_none(published, wake));
     }
 
     /// Another time to live and number of pages, from the next publication on.
@@ -195,6 +220,13 @@ impl Pages {
             let wake = slot.page.wake_for(0);
             slot.page.write(&encode_none(published, wake));
         }
+        // No longer alive, from now on.
+        let ended = Published {
+            at_ns: 0,
+            ttl_ns: 0,
+        };
+        let wake = self.heartbeat.wake_for(0);
+        self.heartbeat.write(&encode_none(ended, wake));
     }
 
     fn slot(&mut self, name: &str, now_ns: u64) -> Option<&mut Slot> {
@@ -228,15 +260,7 @@ impl Pages {
     }
 
     fn make(&mut self, name: &str) -> Result<PageFile> {
-        match fs::mkdirat(&self.directory, name, DIRECTORY_MODE) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error).context("cannot create the directory"),
-        }
-        let directory = self.enter(name).context("cannot open the directory")?;
-        check_owner(&directory)?;
-        // Independent of the umask.
-        fs::fchmod(&directory, DIRECTORY_MODE).context("cannot make the directory accessible")?;
-        let page = PageFile::open(directory.as_fd())?;
+        let page = make(&self.directory, name)?;
         self.empty.retain(|empty| empty != name);
         Ok(page)
     }
@@ -364,6 +388,20 @@ impl Pages {
             }
         }
     }
+}
+
+/// Opens the page in the directory `name` of `parent`; creates both if needed.
+fn make(parent: &OwnedFd, name: &str) -> Result<PageFile> {
+    match fs::mkdirat(parent, name, DIRECTORY_MODE) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error).context("cannot create the directory"),
+    }
+    let directory = fs::openat(parent, name, DIRECTORY_FLAGS, Mode::empty())
+        .context("cannot open the directory")?;
+    check_owner(&directory)?;
+    // Independent of the umask.
+    fs::fchmod(&directory, DIRECTORY_MODE).context("cannot make the directory accessible")?;
+    PageFile::open(directory.as_fd())
 }
 
 /// Opens the directory, creating it if needed. Fails if other users could put pages or sockets into it.
