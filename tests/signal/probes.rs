@@ -33,7 +33,7 @@ fn liveness_follows_the_samples_and_readiness_the_pages() -> Result<()> {
     }
     ensure!(stage.code("/readyz?target=cart")? == 503);
     ensure!(
-        !stage.get("/pressure")?.1.contains(".agent"),
+        !stage.get("/pressure")?.1.contains("agent.page"),
         "the agent's own page is listed"
     );
 

@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs,
+    os::unix::ffi::OsStrExt as _,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -64,8 +66,10 @@ impl PageCache {
             .heartbeat
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let page = heartbeat
-            .get_or_insert_with(|| Page::open(self.directory.join(HEARTBEAT).join("page")));
+        let page = heartbeat.get_or_insert_with(|| {
+            let name = OsStr::from_bytes(HEARTBEAT.to_bytes());
+            Page::open(self.directory.join(name))
+        });
         page.pressure().alive
     }
 
@@ -115,8 +119,6 @@ impl PageCache {
         let mut names: Vec<String> = entries
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
             .filter_map(|entry| entry.file_name().into_string().ok())
-            // The agent's own page is not one of a service.
-            .filter(|name| !name.starts_with('.'))
             .collect();
         names.sort_unstable();
         names.truncate(MAX_PAGES);

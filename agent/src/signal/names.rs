@@ -35,7 +35,9 @@ pub fn plain(name: &str) -> String {
         .map(|c| if is_plain(c) { c } else { '_' })
         .collect();
     // Neither hidden, nor empty, nor one of our own files.
-    let is_ours = plain.ends_with(".lock") || plain.ends_with(".sock");
+    let is_ours = [".lock", ".sock", ".page"]
+        .iter()
+        .any(|end| plain.ends_with(end));
     if plain.is_empty() || plain.starts_with('.') || is_ours {
         let kept: String = plain
             .chars()
@@ -43,7 +45,8 @@ pub fn plain(name: &str) -> String {
             .collect();
         return format!("_{kept}")
             .replace(".lock", "_lock")
-            .replace(".sock", "_sock");
+            .replace(".sock", "_sock")
+            .replace(".page", "_page");
     }
     plain
 }
@@ -96,6 +99,7 @@ mod tests {
             "ü/..",
             "agent.sock",
             "adapters.lock",
+            "agent.page",
             &"x".repeat(300),
         ] {
             let name = plain(hostile);
@@ -105,7 +109,7 @@ mod tests {
                 "{name}"
             );
             assert!(
-                !name.ends_with(".sock") && !name.ends_with(".lock"),
+                !name.ends_with(".sock") && !name.ends_with(".lock") && !name.ends_with(".page"),
                 "{name}"
             );
             assert!(name.is_ascii() && !name.contains(['\0', '\n']), "{name}");

@@ -38,11 +38,18 @@ unsafe impl Send for PageFile {}
 impl PageFile {
     /// Opens the page in this directory. An existing one is continued, so that processes that map it keep reading it.
     pub fn open(directory: BorrowedFd<'_>) -> Result<Self> {
+        Self::open_as(directory, NAME)
+    }
+
+    /// Opens the page in this file of the directory.
+    pub fn open_as(directory: BorrowedFd<'_>, name: &CStr) -> Result<Self> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::openat(directory, NAME, flags, PAGE_MODE).context("cannot open `page`")?;
-        check_own_file(&file, "page")?;
+        let shown = name.to_string_lossy();
+        let file = fs::openat(directory, name, flags, PAGE_MODE)
+            .with_context(|| format!("cannot open `{shown}`"))?;
+        check_own_file(&file, &shown)?;
         // Independent of the umask.
-        fs::fchmod(&file, PAGE_MODE).context("cannot make `page` readable")?;
+        fs::fchmod(&file, PAGE_MODE).with_context(|| format!("cannot make `{shown}` readable"))?;
         // Allocate now: a write to an unallocated page raises SIGBUS if the file system is full.
         fs::fallocate(&file, FallocateFlags::empty(), 0, SIZE as u64)
             .context("no space for a page of 4096 bytes")?;
@@ -57,7 +64,10 @@ impl PageFile {
                 0,
             )
         };
-        let words = address.context("cannot map `page`")?.cast_const().cast();
+        let words = address
+            .with_context(|| format!("cannot map `{shown}`"))?
+            .cast_const()
+            .cast();
         let mut page = Self {
             words,
             seq: 0,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ffi::CStr,
     io::Write as _,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -36,9 +37,8 @@ const RETENTION_NS: u64 = 60_000_000_000;
 /// Longest sampling delay that extends the time to live, ns. The CPU budget stretches the interval to 500 ms at most; a
 /// longer one is an interruption.
 const MAX_DELAY_NS: u64 = 1_000_000_000;
-/// Name of the directory of the agent's own page, which is renewed with every sample. No service has a name that begins with a
-/// dot.
-pub const HEARTBEAT: &str = ".agent";
+/// The agent's own page, which is renewed with every sample. No service's name ends in `.page`.
+pub const HEARTBEAT: &CStr = c"agent.page";
 /// Shortest time to live of the agent's own page, ns. A shorter one would restart an agent that a busy machine holds up.
 const MIN_HEARTBEAT_TTL_NS: u64 = 10_000_000_000;
 /// Its time to live is at least this many sampling intervals.
@@ -85,8 +85,8 @@ impl Pages {
     pub fn open(path: &Path, ttl_ns: u64, max_pages: usize) -> Result<Self> {
         let directory = own_directory(path)?;
         let lock = lock(&directory, path)?;
-        let heartbeat = make(&directory, HEARTBEAT)
-            .with_context(|| format!("no page at {}/{HEARTBEAT}", path.display()))?;
+        let heartbeat = PageFile::open_as(directory.as_fd(), HEARTBEAT)
+            .with_context(|| format!("cannot publish in {}", path.display()))?;
         let mut pages = Self {
             heartbeat,
             heartbeat_ttl_ns: MIN_HEARTBEAT_TTL_NS,
@@ -260,7 +260,15 @@ impl Pages {
     }
 
     fn make(&mut self, name: &str) -> Result<PageFile> {
-        let page = make(&self.directory, name)?;
+        match fs::mkdirat(&self.directory, name, DIRECTORY_MODE) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).context("cannot create the directory"),
+        }
+        let directory = self.enter(name).context("cannot open the directory")?;
+        check_owner(&directory)?;
+        // Independent of the umask.
+        fs::fchmod(&directory, DIRECTORY_MODE).context("cannot make the directory accessible")?;
+        let page = PageFile::open(directory.as_fd())?;
         self.empty.retain(|empty| empty != name);
         Ok(page)
     }
@@ -388,20 +396,6 @@ impl Pages {
             }
         }
     }
-}
-
-/// Opens the page in the directory `name` of `parent`; creates both if needed.
-fn make(parent: &OwnedFd, name: &str) -> Result<PageFile> {
-    match fs::mkdirat(parent, name, DIRECTORY_MODE) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(error) => return Err(error).context("cannot create the directory"),
-    }
-    let directory = fs::openat(parent, name, DIRECTORY_FLAGS, Mode::empty())
-        .context("cannot open the directory")?;
-    check_owner(&directory)?;
-    // Independent of the umask.
-    fs::fchmod(&directory, DIRECTORY_MODE).context("cannot make the directory accessible")?;
-    PageFile::open(directory.as_fd())
 }
 
 /// Opens the directory, creating it if needed. Fails if other users could put pages or sockets into it.

@@ -29,10 +29,6 @@ pub(super) fn readers(directory: &Path) -> Vec<Reader> {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if let Ok(metadata) = fs::metadata(entry.path().join("page")) {
             let name = entry.file_name().to_string_lossy().into_owned();
-            // The agent's own page is not one of a service.
-            if name.starts_with('.') {
-                continue;
-            }
             pages.push(((metadata.dev(), metadata.ino()), name));
         }
     }
