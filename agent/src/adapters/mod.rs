@@ -58,7 +58,7 @@ use crate::{
         self,
         signal::{Listen, Signal},
     },
-    signal::{metrics, names::directory_of, own_directory, stream},
+    signal::{directory::Directory, metrics, names::directory_of, stream},
 };
 
 /// How long "no pressure" is reported before the process exits, for clients that keep the last reply. Longer than HAProxy's
@@ -220,23 +220,23 @@ impl Shared {
 
 /// Serves the adapters until a signal stops it or, with `exit_idle_time`, until no agent has been seen for that time.
 pub fn run(config: &Signal, exit_idle_time: Option<Duration>) -> Result<()> {
-    let directory = config.directory();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot serve the adapters")?;
     let kept = with_kept_values(config);
-    let own_directory = own_directory(&directory)?;
+    let own = Directory::open(&config.directory())?;
+    let directory = own.path.clone();
     // What a running adapter process knows about its clients, before it is replaced.
     let previous = runtime.block_on(agent::ask_adapter_process(&directory));
     let previous = previous
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok());
-    let _lock = takeover::take(&own_directory, &directory, &kept)?;
+    let _lock = takeover::take(&own.fd, &directory, &kept)?;
     let successor = OnceLock::new();
     let outcome = runtime.block_on(serve(
         config,
-        &directory,
+        &own,
         exit_idle_time,
         previous.unwrap_or_default(),
         &successor,
@@ -278,11 +278,12 @@ fn kept_layer(envoy: &config::signal::Envoy) -> String {
 /// the process that takes over.
 async fn serve(
     config: &Signal,
-    directory: &Path,
+    own: &Directory,
     exit_idle_time: Option<Duration>,
     previous: Value,
     successor: &OnceLock<BTreeSet<String>>,
 ) -> Result<()> {
+    let directory = own.path.as_path();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut taken_over = signal(SignalKind::user_defined1())?;
@@ -319,7 +320,7 @@ async fn serve(
         let at = it.symlink_root.display().to_string();
         stats_of("envoy", at, Some(&it.target))
     });
-    let status = Listener::Unix(stream::bind(&directory.join(SOCKET), 0o660)?);
+    let status = Listener::Unix(stream::bind(&own.path_to(SOCKET), 0o660)?);
     privileges::drop_privileges(!envoys.is_empty())?;
 
     let shared = Arc::new(Shared {

@@ -24,6 +24,8 @@ const LOCK: &str = "adapters.lock";
 const SUCCESSOR: &str = "adapters.next";
 /// Largest such file that is read, bytes: 64 adapters of each kind, with long paths.
 const MAX_SUCCESSOR_BYTES: u64 = 1 << 20;
+/// Longest text of a pid, bytes.
+const MAX_PID_BYTES: u64 = 32;
 /// How long the running process may take to exit. It first drains its clients (`DRAIN_TIME`, 2.5 s) and finishes file writes
 /// (1 s).
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(6);
@@ -41,7 +43,10 @@ pub fn take(directory: &OwnedFd, path: &Path, adapters: &BTreeSet<String>) -> Re
     let began = Instant::now();
     let mut asked = None;
     while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let holder = std::fs::read_to_string(&path).unwrap_or_default();
+        let mut holder = String::new();
+        // Unreadable counts as unknown.
+        let _ = file.rewind();
+        let _ = (&file).take(MAX_PID_BYTES).read_to_string(&mut holder);
         let pid = holder.trim().parse().ok().and_then(Pid::from_raw);
         if let Some(pid) = pid.filter(|pid| asked != Some(*pid) && is_adapter_process(*pid)) {
             // An error means that the running process drains its clients first.

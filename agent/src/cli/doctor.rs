@@ -19,6 +19,7 @@ use crate::{
     adapters::agent::ask_adapter_process,
     config::{Config, signal::Signal},
     kernel::{layout::Feature, scanner::Capabilities},
+    signal::directory::in_use,
 };
 
 #[derive(Debug, Args)]
@@ -269,7 +270,7 @@ fn adapter_checks(signal: &Signal) -> anyhow::Result<Vec<AdapterCheck>> {
         .enable_all()
         .build()
         .context("cannot connect to the adapter process")?;
-    let status = runtime.block_on(ask_adapter_process(&signal.directory()));
+    let status = runtime.block_on(ask_adapter_process(&in_use(&signal.directory())));
     let parse = |text: String| {
         serde_json::from_str::<Value>(&text).context("invalid JSON from the adapter process")
     };

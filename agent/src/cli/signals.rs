@@ -74,7 +74,7 @@ impl LiveSignals {
             .map_err(Failure::usage)?;
         match Signals::start(config, interval) {
             Ok(signals) => {
-                debug!(directory = %config.directory().display(), "publishing signals");
+                debug!(directory = %signals.directory().display(), "publishing signals");
                 live.signals = Some(signals);
             }
             Err(error) if config.has_adapters() => {
@@ -86,7 +86,7 @@ impl LiveSignals {
             }),
         }
         if config.starts_adapter_process() {
-            live.adapter_process = Some(AdapterProcess::start(text, config.directory())?);
+            live.adapter_process = Some(AdapterProcess::start(text, live.directory(config))?);
         }
         Ok(live)
     }
@@ -111,10 +111,11 @@ impl LiveSignals {
         if to == from {
             return;
         }
+        let directory = self.directory(to);
         match (&mut self.adapter_process, to.starts_adapter_process()) {
             (Some(process), true) => process.replace(text),
             (Some(process), false) => process.stop(),
-            (None, true) => match AdapterProcess::start(text, to.directory()) {
+            (None, true) => match AdapterProcess::start(text, directory) {
                 Ok(process) => self.adapter_process = Some(process),
                 Err(error) => self.notices.push(Notice {
                     code: "adapter_process_exited".to_owned(),
@@ -123,6 +124,12 @@ impl LiveSignals {
             },
             (None, false) => {}
         }
+    }
+
+    /// The directory in use.
+    fn directory(&self, config: &Signal) -> PathBuf {
+        let in_use = self.signals.as_ref().map(Signals::directory);
+        in_use.map_or_else(|| config.directory(), Path::to_owned)
     }
 
     /// Publishes the state of the configuration file.
@@ -165,8 +172,8 @@ struct AdapterProcess {
     /// invalid.
     text: String,
     child: State,
-    /// The process that `child` replaces, or that is no longer wanted, and when it is killed.
-    retired: Option<(Child, Instant)>,
+    /// Processes that `child` replaces, or that are no longer wanted, and when they are killed.
+    retired: Vec<(Child, Instant)>,
     /// Unanswered health checks in a row.
     unanswered: Arc<AtomicU32>,
     /// The reason in the last notice: each is reported once.
@@ -194,7 +201,7 @@ impl AdapterProcess {
             directory,
             text: text.to_owned(),
             child: State::Running(child),
-            retired: None,
+            retired: Vec::new(),
             unanswered,
             reported: None,
         })
@@ -209,7 +216,7 @@ impl AdapterProcess {
     /// Stops the process: it reports "no pressure" to its clients and exits.
     fn stop(&mut self) {
         self.retire(State::Unwanted);
-        if let Some((child, _)) = &self.retired
+        if let Some((child, _)) = self.retired.last()
             && let Some(pid) = Pid::from_raw(child.id().cast_signed())
         {
             // Not reaped yet, so the pid is still its own.
@@ -218,26 +225,24 @@ impl AdapterProcess {
     }
 
     fn retire(&mut self, next: State) {
+        let now = Instant::now();
         if let State::Running(child) = std::mem::replace(&mut self.child, next) {
-            let kept = self.retired.replace((child, Instant::now() + RETIREMENT));
-            // Two changes in a row: the first of three processes is not waited for.
-            if let Some((mut child, _)) = kept {
-                let _ = child.kill();
-                let _ = child.wait();
+            // Two changes in a row: earlier processes end now.
+            for (_, deadline) in &mut self.retired {
+                *deadline = now;
             }
+            self.retired.push((child, now + RETIREMENT));
         }
     }
 
     /// Restarts the process if it has exited, and kills it if it hangs.
     fn supervise(&mut self) -> Option<Notice> {
-        if let Some((child, deadline)) = &mut self.retired {
+        self.retired.retain_mut(|(child, deadline)| {
             if Instant::now() > *deadline {
                 let _ = child.kill();
             }
-            if !matches!(child.try_wait(), Ok(None)) {
-                self.retired = None;
-            }
-        }
+            matches!(child.try_wait(), Ok(None))
+        });
         let ended = match &mut self.child {
             State::Running(child) => match child.try_wait() {
                 Ok(None) if self.unanswered.load(Ordering::Relaxed) < MAX_UNANSWERED => {

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     adapters::agent as socket,
     config::{Config, file, signal::Signal},
+    signal::directory::in_use,
 };
 
 /// Name of the agent's socket in the directory of pages.
@@ -54,7 +55,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             directory_only(options.config.as_deref())
         }
     };
-    let directory = signal.directory();
+    let directory = in_use(&signal.directory());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();

@@ -12,6 +12,7 @@
 mod concurrency;
 pub mod constants;
 pub mod controller;
+pub mod directory;
 mod encode;
 #[cfg(test)]
 mod fixture;
@@ -30,19 +31,15 @@ pub mod stream;
 mod wait_histograms;
 mod waits;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use constants::LEARNED_INTERVAL_NS;
+use directory::Directory;
 pub use encode::{Published, Words, encode, pattern};
 pub use page::PageFile;
+pub use pages::HEARTBEAT;
 use pages::Pages;
-pub use pages::{HEARTBEAT, own_directory};
 pub use pressure::{Pressure, PressureTracker};
 pub use state::ConfigFile;
 use state::{Line, SharedState, Snapshot};
@@ -81,7 +78,7 @@ impl Signals {
         let mut pages = Pages::open(&directory, config.ttl_ns(interval), config.max_pages())?;
         let learned = pages.load_learned();
         let state = Arc::new(SharedState::default());
-        serve(Arc::clone(&state), &directory)?;
+        serve(Arc::clone(&state), pages.directory())?;
         let interval_ns = interval.as_nanos() as u64;
         pages.beat(interval_ns);
         Ok(Self {
@@ -130,6 +127,11 @@ impl Signals {
             report: self.report.clone(),
             pages: self.pages.counts(),
         });
+    }
+
+    /// The directory in use.
+    pub fn directory(&self) -> &Path {
+        &self.pages.directory().path
     }
 
     /// From now on, publishes with this time to live and number of pages.
@@ -193,17 +195,17 @@ impl Signals {
 }
 
 /// Serves the stream in its own thread.
-fn serve(state: Arc<SharedState>, directory: &Path) -> Result<()> {
+fn serve(state: Arc<SharedState>, directory: &Directory) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot serve the stream")?;
-    let path = directory.join(stream::SOCKET);
+    let path = directory.path_to(stream::SOCKET);
     let listener = {
         let _inside = runtime.enter();
         stream::bind(&path, 0o660)?
     };
-    let directory: PathBuf = directory.to_owned();
+    let directory = directory.path.clone();
     thread::Builder::new()
         .name("stream".to_owned())
         .spawn(move || runtime.block_on(stream::serve(listener, state, directory)))

@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result, bail};
 use rustix::{
     fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags},
     io::Errno,
-    process::geteuid,
 };
 
 use super::{
+    directory::{self, Directory, check_owner},
     encode::{Published, encode, encode_none},
     learned::Learned,
     names::names,
@@ -24,12 +24,6 @@ use super::{
 };
 use crate::{collect::boot_ns, sample::Notice};
 
-/// Flags to open a directory without following a symbolic link.
-const DIRECTORY_FLAGS: OFlags = OFlags::DIRECTORY
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
-/// Mode of the directories: readers of any user may enter.
-const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 /// Delay before creating a page is retried after a failure, ns.
 const RETRY_NS: u64 = 10_000_000_000;
 /// How long the page of an exited service is kept, ns: a restarted service reuses it, with its readers still attached.
@@ -43,13 +37,14 @@ pub const HEARTBEAT: &CStr = c"agent.page";
 const MIN_HEARTBEAT_TTL_NS: u64 = 10_000_000_000;
 /// Its time to live is at least this many sampling intervals.
 const HEARTBEAT_INTERVALS: u64 = 3;
+/// Time between two checks whether the directory is in its place, ns.
+const PLACE_INTERVAL_NS: u64 = 1_000_000_000;
 /// Lock file of the agent that writes the pages; contains its pid.
 const LOCK: &str = "agent.lock";
 
 /// The directory of all pages.
 pub struct Pages {
-    directory: OwnedFd,
-    path: PathBuf,
+    directory: Directory,
     ttl_ns: u64,
     max_pages: usize,
     by_name: BTreeMap<String, Slot>,
@@ -63,6 +58,9 @@ pub struct Pages {
     over_limit: usize,
     reported_limit: bool,
     reported_unsaved: bool,
+    reported_replaced: bool,
+    /// When the place of the directory is checked again.
+    place_due_ns: u64,
     reported_shared: BTreeSet<String>,
     notices: Vec<Notice>,
     /// Locked while this value lives.
@@ -83,15 +81,14 @@ struct Failed {
 impl Pages {
     /// Creates the directory if it is missing, and locks it: only one agent may publish in a directory.
     pub fn open(path: &Path, ttl_ns: u64, max_pages: usize) -> Result<Self> {
-        let directory = own_directory(path)?;
-        let lock = lock(&directory, path)?;
-        let heartbeat = PageFile::open_as(directory.as_fd(), HEARTBEAT)
-            .with_context(|| format!("cannot publish in {}", path.display()))?;
+        let directory = Directory::open(path)?;
+        let lock = lock(&directory)?;
+        let heartbeat = PageFile::open_as(directory.fd.as_fd(), HEARTBEAT)
+            .with_context(|| format!("cannot publish in {}", directory.path.display()))?;
         let mut pages = Self {
             heartbeat,
             heartbeat_ttl_ns: MIN_HEARTBEAT_TTL_NS,
             directory,
-            path: path.to_owned(),
             ttl_ns,
             max_pages,
             by_name: BTreeMap::new(),
@@ -100,11 +97,21 @@ impl Pages {
             over_limit: 0,
             reported_limit: false,
             reported_unsaved: false,
+            reported_replaced: false,
+            place_due_ns: 0,
             reported_shared: BTreeSet::new(),
             notices: Vec::new(),
             _lock: lock,
         };
         pages.take_over();
+        if pages.directory.is_below_shared() {
+            let text = format!(
+                "pages are in {}, because other users may write to {}: mount it read-only into containers that only read",
+                pages.directory.path.display(),
+                path.display()
+            );
+            pages.notify("directory_shared", text);
+        }
         Ok(pages)
     }
 
@@ -126,9 +133,14 @@ impl Pages {
         self.max_pages = max_pages;
     }
 
+    /// The directory in use.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
     /// The path of a service's page.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.path.join(name).join("page")
+        self.directory.path.join(name).join("page")
     }
 
     /// The number of pages written, of pages that could not be created, and of services over the limit.
@@ -167,6 +179,7 @@ impl Pages {
         for name in names.iter().take(self.max_pages) {
             self.notify_shared(name);
         }
+        self.check_place(published.at_ns);
         for (pressure, name) in pressures.iter().zip(&names).take(self.max_pages) {
             if let Some(slot) = self.slot(name, published.at_ns) {
                 let wake = slot.page.wake_for(pressure.level as u32);
@@ -179,9 +192,26 @@ impl Pages {
         names
     }
 
+    /// Reports once if another user has put another directory in the place of this one: readers may find false pages there.
+    fn check_place(&mut self, now_ns: u64) {
+        if self.reported_replaced || now_ns < self.place_due_ns {
+            return;
+        }
+        self.place_due_ns = now_ns + PLACE_INTERVAL_NS;
+        if !self.directory.is_in_place() {
+            self.reported_replaced = true;
+            let text = format!(
+                "another user has moved or replaced {}: readers do not find the agent's pages; mount the directory read-only into other \
+                 containers, and restart the agent",
+                self.directory.path.display()
+            );
+            self.notify("directory_replaced", text);
+        }
+    }
+
     /// What a former agent left in this directory.
     pub fn load_learned(&mut self) -> Learned {
-        Learned::load(self.directory.as_fd()).unwrap_or_else(|error| {
+        Learned::load(self.directory.fd.as_fd()).unwrap_or_else(|error| {
             self.notify(
                 "learned_unreadable",
                 format!("starting without what a former agent learned: {error:#}"),
@@ -192,7 +222,7 @@ impl Pages {
 
     /// Leaves this for a later agent. Reports the first failure.
     pub fn save_learned(&mut self, learned: &Learned) {
-        if let Err(error) = learned.save(self.directory.as_fd())
+        if let Err(error) = learned.save(self.directory.fd.as_fd())
             && !self.reported_unsaved
         {
             self.reported_unsaved = true;
@@ -256,18 +286,18 @@ impl Pages {
     }
 
     fn enter(&self, name: &str) -> rustix::io::Result<OwnedFd> {
-        fs::openat(&self.directory, name, DIRECTORY_FLAGS, Mode::empty())
+        fs::openat(&self.directory.fd, name, directory::FLAGS, Mode::empty())
     }
 
     fn make(&mut self, name: &str) -> Result<PageFile> {
-        match fs::mkdirat(&self.directory, name, DIRECTORY_MODE) {
+        match fs::mkdirat(&self.directory.fd, name, directory::MODE) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error).context("cannot create the directory"),
         }
         let directory = self.enter(name).context("cannot open the directory")?;
         check_owner(&directory)?;
         // Independent of the umask.
-        fs::fchmod(&directory, DIRECTORY_MODE).context("cannot make the directory accessible")?;
+        fs::fchmod(&directory, directory::MODE).context("cannot make the directory accessible")?;
         let page = PageFile::open(directory.as_fd())?;
         self.empty.retain(|empty| empty != name);
         Ok(page)
@@ -297,7 +327,7 @@ impl Pages {
             && let Some(name) = self.empty.pop_front()
         {
             // Fails if the directory contains foreign files; then it stays.
-            let _ = fs::unlinkat(&self.directory, name, AtFlags::REMOVEDIR);
+            let _ = fs::unlinkat(&self.directory.fd, name, AtFlags::REMOVEDIR);
         }
     }
 
@@ -366,7 +396,7 @@ impl Pages {
 
     /// Takes over the pages of a previous agent: those of running services continue, the others are removed in time.
     fn take_over(&mut self) {
-        let Ok(entries) = fs::Dir::read_from(&self.directory) else {
+        let Ok(entries) = fs::Dir::read_from(&self.directory.fd) else {
             return;
         };
         let now_ns = boot_ns();
@@ -398,35 +428,10 @@ impl Pages {
     }
 }
 
-/// Opens the directory, creating it if needed. Fails if other users could put pages or sockets into it.
-pub fn own_directory(path: &Path) -> Result<OwnedFd> {
-    let created = std::fs::DirBuilder::new().recursive(true).create(path);
-    created.with_context(|| format!("cannot create the directory {}", path.display()))?;
-    let directory = fs::open(path, DIRECTORY_FLAGS, Mode::empty())
-        .with_context(|| format!("cannot open the directory {}", path.display()))?;
-    check_owner(&directory)
-        .with_context(|| format!("cannot use the directory {}", path.display()))?;
-    Ok(directory)
-}
-
-fn check_owner(directory: &OwnedFd) -> Result<()> {
-    let stat = fs::fstat(directory).context("cannot read its owner")?;
-    let own = geteuid().as_raw();
-    if stat.st_uid != own {
-        bail!(
-            "it belongs to user {}, not to the agent's user {own}: remove it, or set another `directory` in [signal]",
-            stat.st_uid
-        );
-    }
-    if stat.st_mode & 0o022 != 0 {
-        bail!("directory is group/world-writable, so pages could be spoofed; run `chmod go-w DIR`");
-    }
-    Ok(())
-}
-
-fn lock(directory: &OwnedFd, path: &Path) -> Result<OwnedFd> {
+fn lock(directory: &Directory) -> Result<OwnedFd> {
+    let path = &directory.path;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let lock = fs::openat(directory, LOCK, flags, Mode::from_raw_mode(0o644))
+    let lock = fs::openat(&directory.fd, LOCK, flags, Mode::from_raw_mode(0o644))
         .with_context(|| format!("cannot open {}/{LOCK}", path.display()))?;
     match fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}

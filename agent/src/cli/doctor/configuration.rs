@@ -8,6 +8,7 @@ use crate::{
     adapters::agent::ask,
     collect::unix_ns,
     config::{Config, signal::Signal},
+    signal::directory::in_use,
     text::duration,
 };
 
@@ -30,7 +31,7 @@ pub(super) fn checks(config: Option<&Result<Config>>, signal: &Signal) -> Result
         .enable_all()
         .build()
         .context("cannot connect to the agent")?;
-    let status = runtime.block_on(ask(&signal.directory(), "status"));
+    let status = runtime.block_on(ask(&in_use(&signal.directory()), "status"));
     let status = status
         .ok()
         .and_then(|text| serde_json::from_str::<Value>(&text).ok());

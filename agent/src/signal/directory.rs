@@ -1,0 +1,258 @@
+//! The directory of pages and sockets: one in which only the agent's user can write.
+//!
+//! The configured directory is used itself if it belongs to the agent's user and nobody else may write to it. Otherwise, as in
+//! a Kubernetes `emptyDir` (mode 0777, or the pod's group), the agent publishes in a subdirectory of its own. Others can rename
+//! or replace that one, but not make the agent write anywhere else: it works through the descriptor that it has opened.
+#![forbid(unsafe_code)]
+
+use std::{
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::{
+    fs::{self, AtFlags, Mode, OFlags, Stat},
+    io::Errno,
+    process::geteuid,
+};
+
+use super::stream::SOCKET;
+
+/// Flags to open a directory without following a symbolic link.
+pub(super) const FLAGS: OFlags = OFlags::DIRECTORY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+/// Mode of the directories: readers of any user may enter.
+pub(super) const MODE: Mode = Mode::from_raw_mode(0o755);
+/// Permission to write, for users other than the owner.
+const WRITE_BY_OTHERS: u32 = 0o022;
+/// The subdirectory in a directory that others may write to.
+pub const OWN_NAME: &str = "tailback";
+
+/// A directory in which only the agent's user can write.
+#[derive(Debug)]
+pub struct Directory {
+    pub fd: OwnedFd,
+    pub path: PathBuf,
+    /// The configured directory, if this is a subdirectory of it.
+    parent: Option<OwnedFd>,
+}
+
+impl Directory {
+    /// Opens the directory, creating it if needed, or the agent's own one below it.
+    ///
+    /// # Errors
+    /// If it cannot be created, or another user has put something else in its place.
+    pub fn open(path: &Path) -> Result<Self> {
+        let created = std::fs::DirBuilder::new().recursive(true).create(path);
+        created.with_context(|| format!("cannot create the directory {}", path.display()))?;
+        let fd = fs::open(path, FLAGS, Mode::empty())
+            .with_context(|| format!("cannot open the directory {}", path.display()))?;
+        let in_use = || format!("cannot use the directory {}", path.display());
+        let stat = stat(&fd).with_context(in_use)?;
+        let is_own = stat.st_uid == geteuid().as_raw();
+        if is_own && stat.st_mode & WRITE_BY_OTHERS == 0 {
+            return Ok(Self {
+                fd,
+                path: path.to_owned(),
+                parent: None,
+            });
+        }
+        let own = own_below(&fd, &stat).with_context(in_use)?;
+        Ok(Self {
+            fd: own,
+            path: path.join(OWN_NAME),
+            parent: Some(fd),
+        })
+    }
+
+    /// Whether it is a subdirectory of one that others may write to.
+    pub fn is_below_shared(&self) -> bool {
+        self.parent.is_some()
+    }
+
+    /// Whether its path still leads to it, so that readers find the agent's files.
+    pub fn is_in_place(&self) -> bool {
+        let Some(parent) = &self.parent else {
+            return true;
+        };
+        let there = fs::statat(parent, OWN_NAME, AtFlags::SYMLINK_NOFOLLOW);
+        match (there, fs::fstat(&self.fd)) {
+            (Ok(there), Ok(own)) => (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino),
+            _ => false,
+        }
+    }
+
+    /// A path to create this file by. It leads through the open descriptor if others could replace the directory.
+    pub fn path_to(&self, name: &str) -> PathBuf {
+        if self.is_below_shared() {
+            format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd()).into()
+        } else {
+            self.path.join(name)
+        }
+    }
+}
+
+/// Opens the agent's own directory below one that others may write to.
+fn own_below(parent: &OwnedFd, stat: &Stat) -> Result<OwnedFd> {
+    let own = geteuid().as_raw();
+    let is_new = match fs::mkdirat(parent, OWN_NAME, MODE) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        Err(error) => {
+            return Err(error).with_context(|| {
+                format!(
+                    "it belongs to user {}, and the agent's user {own} cannot create `{OWN_NAME}` in it: set another `directory` in \
+                     [signal]; in Kubernetes, give the volume to the agent's group by `securityContext: {{fsGroup: GID}}`",
+                    stat.st_uid
+                )
+            });
+        }
+    };
+    let directory = fs::openat(parent, OWN_NAME, FLAGS, Mode::empty()).with_context(|| {
+        format!("others may write to it, and `{OWN_NAME}` in it is not a directory: remove it")
+    })?;
+    let stat = self::stat(&directory)?;
+    if stat.st_uid != own {
+        bail!(
+            "others may write to it, and `{OWN_NAME}` in it belongs to user {}, not to the agent's user {own}: remove it, or set another \
+             `directory` in [signal]",
+            stat.st_uid
+        );
+    }
+    // One that was there only loses permissions: it may be another one, under this name.
+    let mode = if is_new {
+        MODE
+    } else {
+        Mode::from_raw_mode(stat.st_mode & 0o7777 & !WRITE_BY_OTHERS)
+    };
+    fs::fchmod(&directory, mode).context("cannot set the mode of the directory")?;
+    Ok(directory)
+}
+
+fn stat(directory: &OwnedFd) -> Result<Stat> {
+    fs::fstat(directory).context("cannot read its owner")
+}
+
+/// Fails unless only the agent's user can write to this directory.
+pub(super) fn check_owner(directory: &OwnedFd) -> Result<()> {
+    let stat = stat(directory)?;
+    let own = geteuid().as_raw();
+    if stat.st_uid != own {
+        bail!(
+            "it belongs to user {}, not to the agent's user {own}: remove it, or set another `directory` in [signal]",
+            stat.st_uid
+        );
+    }
+    if stat.st_mode & WRITE_BY_OTHERS != 0 {
+        bail!("directory is group/world-writable, so pages could be spoofed; run `chmod go-w DIR`");
+    }
+    Ok(())
+}
+
+/// Where an agent, or its adapter process, publishes that is configured with this directory: its own one below it, if there is
+/// one with a socket.
+pub fn in_use(configured: &Path) -> PathBuf {
+    let has_socket = |directory: &Path| {
+        [SOCKET, "adapters.sock"]
+            .iter()
+            .any(|name| std::fs::symlink_metadata(directory.join(name)).is_ok())
+    };
+    let below = configured.join(OWN_NAME);
+    if !has_socket(configured) && has_socket(&below) {
+        below
+    } else {
+        configured.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+
+    use tailback_tests::temp::TempDir;
+
+    use super::*;
+
+    fn set_mode(path: &Path, mode: u32) {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_directory_of_ones_own_is_used_itself() {
+        let temp = TempDir::new("directory").unwrap();
+        let path = temp.path().join("a/run");
+        let directory = Directory::open(&path).unwrap();
+        assert_eq!(directory.path, path);
+        assert_eq!(directory.path_to("x"), path.join("x"));
+        assert!(!directory.is_below_shared() && directory.is_in_place());
+    }
+
+    #[test]
+    fn in_a_shared_directory_an_own_one_is_used() {
+        let temp = TempDir::new("directory").unwrap();
+        for mode in [0o777, 0o1777, 0o2777, 0o775] {
+            let path = temp.path().join(format!("{mode:o}"));
+            std::fs::create_dir(&path).unwrap();
+            set_mode(&path, mode);
+            let directory = Directory::open(&path).unwrap();
+            assert_eq!(directory.path, path.join(OWN_NAME));
+            let own = std::fs::metadata(&directory.path).unwrap();
+            assert_eq!(own.mode() & 0o777, 0o755);
+            assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, mode);
+            // Replaced: what the agent writes still goes to its own.
+            std::fs::rename(&directory.path, path.join("away")).unwrap();
+            std::fs::create_dir(&directory.path).unwrap();
+            assert!(!directory.is_in_place());
+            std::fs::write(directory.path_to("x"), "").unwrap();
+            assert!(path.join("away/x").exists() && !directory.path.join("x").exists());
+        }
+    }
+
+    #[test]
+    fn an_own_directory_that_is_there_only_loses_permissions() {
+        let temp = TempDir::new("directory").unwrap();
+        set_mode(temp.path(), 0o777);
+        let own = temp.path().join(OWN_NAME);
+        std::fs::create_dir(&own).unwrap();
+        for (before, after) in [(0o777, 0o755), (0o700, 0o700), (0o2775, 0o2755)] {
+            set_mode(&own, before);
+            Directory::open(temp.path()).unwrap();
+            assert_eq!(std::fs::metadata(&own).unwrap().mode() & 0o7777, after);
+        }
+    }
+
+    #[test]
+    fn what_another_user_has_put_there_is_refused() {
+        let temp = TempDir::new("directory").unwrap();
+        set_mode(temp.path(), 0o777);
+        let own = temp.path().join(OWN_NAME);
+        let error = || format!("{:#}", Directory::open(temp.path()).unwrap_err());
+        let other = TempDir::new("other").unwrap();
+        symlink(other.path(), &own).unwrap();
+        assert!(error().contains("is not a directory"), "{}", error());
+        std::fs::remove_file(&own).unwrap();
+        std::fs::write(&own, "").unwrap();
+        assert!(error().contains("is not a directory"));
+        std::fs::remove_file(&own).unwrap();
+        if geteuid().is_root() {
+            std::fs::create_dir(&own).unwrap();
+            std::os::unix::fs::chown(&own, Some(4_711), None).unwrap();
+            assert!(error().contains("belongs to user 4711"));
+        }
+        assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_directory_in_use_is_the_one_with_a_socket() {
+        let temp = TempDir::new("directory").unwrap();
+        assert_eq!(in_use(temp.path()), temp.path());
+        let own = temp.path().join(OWN_NAME);
+        std::fs::create_dir(&own).unwrap();
+        std::fs::write(own.join(SOCKET), "").unwrap();
+        assert_eq!(in_use(temp.path()), own);
+        std::fs::write(temp.path().join(SOCKET), "").unwrap();
+        assert_eq!(in_use(temp.path()), temp.path());
+    }
+}
