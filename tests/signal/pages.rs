@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink},
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -12,13 +13,19 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tailback_page::Page;
 use tailback_tests::{
-    agent::Agent, container::Container, needs, ports, process::End, program, skip::skip,
-    temp::TempDir, wait,
+    agent::Agent,
+    container::Container,
+    needs, ports,
+    process::{End, Process},
+    program,
+    skip::skip,
+    temp::TempDir,
+    wait,
 };
 
 use crate::{
     readers::{readers, run},
-    stage::{DEADLINE, Stage, jam},
+    stage::{DEADLINE, LONG_TTL, Stage, jam},
 };
 
 #[test]
@@ -128,7 +135,7 @@ fn a_stopped_agent_leaves_no_pressure() -> Result<()> {
 /// result of `setup` is dropped before its directory.
 fn check_notice<Kept>(
     directory: &str,
-    setup: impl Fn(&std::path::Path) -> Result<Kept>,
+    setup: impl Fn(&Path) -> Result<Kept>,
     words: &[&str],
 ) -> Result<()> {
     let temp = TempDir::new("refused")?;
@@ -140,7 +147,7 @@ fn check_notice<Kept>(
         directory.display()
     );
     let config = temp.write("tailback.toml", &text)?;
-    let agent = Agent::run([std::path::Path::new("--config"), &config])?;
+    let agent = Agent::run([Path::new("--config"), &config])?;
     let notice = agent.wait_for("the notice", DEADLINE, |event| {
         event.is("notice") && matches!(event.text("code"), "not_published" | "no_page")
     })?;
@@ -168,23 +175,225 @@ fn an_unusable_directory_is_named_and_monitoring_continues() -> Result<()> {
         |temp| Ok(fs::write(temp.join("file"), "")?),
         &["cannot create the directory"],
     )?;
-    let others = |temp: &std::path::Path| {
-        fs::create_dir(temp.join("run"))?;
-        Ok(std::os::unix::fs::chown(
-            temp.join("run"),
-            Some(4711),
-            None,
-        )?)
+    // Others may write to the directory, and one of them was there first.
+    let directory_of_another = |temp: &Path| {
+        shared(&temp.join("run"), 0o777, 0)?;
+        fs::create_dir(temp.join("run/tailback"))?;
+        Ok(chown(temp.join("run/tailback"), Some(4711), None)?)
     };
-    check_notice("run", others, &["user 4711", "[signal]"])?;
-    let open = |temp: &std::path::Path| {
-        fs::create_dir(temp.join("run"))?;
-        Ok(fs::set_permissions(
-            temp.join("run"),
-            fs::Permissions::from_mode(0o777),
-        )?)
+    check_notice(
+        "run",
+        directory_of_another,
+        &["belongs to user 4711", "remove it"],
+    )?;
+    let link = |temp: &Path| {
+        shared(&temp.join("run"), 0o777, 0)?;
+        fs::create_dir(temp.join("victim"))?;
+        symlink(temp.join("victim"), temp.join("run/tailback"))?;
+        Ok(Unchanged(temp.join("victim")))
     };
-    check_notice("run", open, &["chmod go-w"])
+    check_notice("run", link, &["is not a directory", "remove it"])
+}
+
+/// A directory in which an agent must not create anything.
+struct Unchanged(PathBuf);
+
+impl Drop for Unchanged {
+    fn drop(&mut self) {
+        let entries = fs::read_dir(&self.0).map_or(usize::MAX, Iterator::count);
+        assert_eq!(entries, 0, "{} was written to", self.0.display());
+    }
+}
+
+/// Creates a directory as a volume has it.
+fn shared(path: &Path, mode: u32, owner: u32) -> Result<()> {
+    fs::create_dir(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    Ok(chown(path, Some(owner), Some(4_711))?)
+}
+
+/// An agent for the service on `port` that publishes in `run` below `temp`.
+fn agent_in(temp: &TempDir, port: u16) -> Result<(Agent, PathBuf)> {
+    let text = format!(
+        "[[target]]\nport = {port}\nservice_name = \"shop\"\n[signal]\ndirectory = \"{}\"\n{LONG_TTL}",
+        temp.path().join("run").display()
+    );
+    let config = temp.write("tailback.toml", &text)?;
+    let agent = Agent::run([Path::new("--config"), &config])?;
+    Ok((agent, config))
+}
+
+#[test]
+fn in_a_directory_of_others_the_agent_publishes_in_its_own() -> Result<()> {
+    const TEST: &str = "in_a_directory_of_others_the_agent_publishes_in_its_own";
+    if !needs::met(TEST, &["setpriv", "sh"]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 20)?;
+    let port = service.address().port();
+    // An emptyDir, one with fsGroup, and a directory of another user.
+    for (mode, owner) in [(0o777, 0), (0o2_775, 0), (0o755, 4_711)] {
+        let temp = TempDir::new("shared")?;
+        let run = temp.path().join("run");
+        shared(&run, mode, owner)?;
+        let (agent, config) = agent_in(&temp, port)?;
+        let page = Page::open(run.join("tailback/shop/page"));
+        wait::until("the page", DEADLINE, || {
+            agent.process().check_running()?;
+            Ok((page.pressure().level > 0).then_some(()))
+        })?;
+        let notice = agent.wait_for("the notice", DEADLINE, |event| {
+            event.text("code") == "directory_shared"
+        })?;
+        ensure!(
+            notice.text("text").contains("run/tailback"),
+            "{}",
+            notice.value
+        );
+        let metadata = fs::metadata(&run)?;
+        ensure!(metadata.mode() & 0o7_777 == mode && metadata.uid() == owner);
+        let mut status = Command::new(tailback_tests::agent::binary()?);
+        let status = run_text(status.args(["status", "--config"]).arg(&config))?;
+        ensure!(status.contains("1 in ") && status.contains("run/tailback"));
+    }
+
+    // Another user replaces the directory, and leads the names of the agent's files elsewhere.
+    let temp = TempDir::new("shared")?;
+    let (run, victim) = (temp.path().join("run"), temp.path().join("victim"));
+    shared(&run, 0o777, 0)?;
+    fs::create_dir(&victim)?;
+    let victim = Unchanged(victim);
+    let (agent, _) = agent_in(&temp, port)?;
+    let page = Page::open(run.join("tailback/shop/page"));
+    wait::until("the page", DEADLINE, || {
+        Ok((page.pressure().level > 0).then_some(()))
+    })?;
+    let script = format!(
+        "cd {} && mv tailback away && mkdir -m 777 tailback && cd tailback && \
+         for name in shop cart pods agent.sock agent.lock agent.page learned.json learned.json.new; do ln -s {} $name; done",
+        run.display(),
+        victim.0.display()
+    );
+    run_text(
+        Command::new("setpriv")
+            .args(["--reuid=4711", "--regid=4711", "--clear-groups", "sh", "-c"])
+            .arg(script),
+    )?;
+    agent.wait_for("the replaced directory", DEADLINE, |event| {
+        event.text("code") == "directory_replaced"
+    })?;
+    // What a reader has mapped stays true.
+    wait::until("pressure on the mapped page", DEADLINE, || {
+        Ok((page.pressure().level > 0).then_some(()))
+    })?;
+    agent.process().signal(Signal::TERM)?;
+    ensure!(agent.process().wait_end(DEADLINE)? == End::Code(0));
+    let (agent, _) = agent_in(&temp, port)?;
+    let notice = agent.wait_for("the refusal", DEADLINE, |event| {
+        event.text("code") == "not_published"
+    })?;
+    ensure!(
+        notice.text("text").contains("belongs to user 4711"),
+        "{}",
+        notice.value
+    );
+    drop(victim);
+    Ok(())
+}
+
+/// Runs a command that must succeed; returns its standard output.
+fn run_text(command: &mut Command) -> Result<String> {
+    let output = command.output()?;
+    let text = String::from_utf8([output.stdout, output.stderr].concat())?;
+    ensure!(output.status.success(), "{command:?}: {text}");
+    Ok(text)
+}
+
+/// A link as the kubelet makes one for each container, removed on drop.
+struct PodLink {
+    link: PathBuf,
+    /// The directory, if there was none before.
+    made: Option<PathBuf>,
+}
+
+impl PodLink {
+    fn new(name: &str) -> Result<Self> {
+        let directory = PathBuf::from("/var/log/containers");
+        let made = fs::create_dir(&directory).is_ok();
+        let link = directory.join(name);
+        symlink("/var/log/pods/none", &link)?;
+        Ok(Self {
+            link,
+            made: made.then_some(directory),
+        })
+    }
+}
+
+impl Drop for PodLink {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.link);
+        if let Some(directory) = &self.made {
+            let _ = fs::remove_dir(directory);
+        }
+    }
+}
+
+#[test]
+fn a_container_has_a_page_by_the_names_of_its_pod_whatever_it_calls_itself() -> Result<()> {
+    const TEST: &str = "a_container_has_a_page_by_the_names_of_its_pod_whatever_it_calls_itself";
+    if !needs::met(TEST, &["podman", "sleep"]) {
+        return Ok(());
+    }
+    let options = ["--network=none", "--env=OTEL_SERVICE_NAME=shop"];
+    if let Err(error) = Container::check_can_run(&options) {
+        skip(TEST, &format!("podman cannot run here: {error:#}"));
+        return Ok(());
+    }
+    let mut replicas = Vec::new();
+    for replica in ["a", "b"] {
+        let container = Container::new()?;
+        let before = container.before(&options)?;
+        let mut command = Command::new(&before[0]);
+        command.args(&before[1..]).args(["/usr/bin/sleep", "100"]);
+        let process = Process::start("the container", &mut command)?;
+        let pid = wait::until_ok("the container", DEADLINE, || {
+            let pid = container.pid()?;
+            ensure!(pid > 0);
+            Ok(pid)
+        })?;
+        let link = PodLink::new(&format!("shop-{replica}_test_web-{}.log", container.id()?))?;
+        replicas.push((pid, container, process, link));
+    }
+    let temp = TempDir::new("pods")?;
+    let pids: Vec<String> = replicas.iter().map(|(pid, ..)| pid.to_string()).collect();
+    let start = || {
+        let mut command = Command::new(tailback_tests::agent::binary()?);
+        command.env("RUNTIME_DIRECTORY", temp.path());
+        command.args(["run", "--json"]);
+        for pid in &pids {
+            command.args(["--pid", pid]);
+        }
+        Agent::start(&mut command)
+    };
+    let agent = start()?;
+    let page = |replica: &str| {
+        let path = format!("pods/test_shop-{replica}_web/page");
+        Page::open(temp.path().join(path))
+    };
+    let published = |agent: &Agent| {
+        for ((pid, ..), replica) in replicas.iter().zip(["a", "b"]) {
+            wait::until("the page of the pod", DEADLINE, || {
+                agent.process().check_running()?;
+                Ok((page(replica).pressure().pid == *pid).then_some(()))
+            })?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    published(&agent)?;
+    drop(agent);
+    let agent = start()?;
+    published(&agent)?;
+    Ok(())
 }
 
 #[test]
@@ -193,13 +402,13 @@ fn a_full_file_system_is_reported_and_monitoring_continues() -> Result<()> {
     if !needs::met(TEST, &["mount", "umount"]) {
         return Ok(());
     }
-    struct Mounted(std::path::PathBuf);
+    struct Mounted(PathBuf);
     impl Drop for Mounted {
         fn drop(&mut self) {
             let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
         }
     }
-    let full = |temp: &std::path::Path| {
+    let full = |temp: &Path| {
         let run = temp.join("run");
         fs::create_dir(&run)?;
         // Two pages; the lock file takes one.
@@ -230,7 +439,7 @@ fn the_second_agent_in_a_directory_names_the_first_and_publishes_nothing() -> Re
         stage.directory.display()
     );
     let config = temp.write("tailback.toml", &text)?;
-    let second = Agent::run([std::path::Path::new("--config"), &config])?;
+    let second = Agent::run([Path::new("--config"), &config])?;
     let notice = second.wait_for("the notice about the other agent", DEADLINE, |event| {
         event.text("code") == "not_published"
     })?;

@@ -287,6 +287,8 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut taken_over = signal(SignalKind::user_defined1())?;
+    // Does not end the process: the agent restarts it if the configuration has changed.
+    let _ignored = signal(SignalKind::hangup())?;
     // Bind before dropping privileges.
     let mut adapters = Vec::new();
     let mut stats_of = |kind, at: String, target: Option<&String>| {

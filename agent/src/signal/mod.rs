@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod names;
 mod page;
 mod pages;
+mod pods;
 mod pressure;
 mod requests;
 mod response_size;

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::sample::{Target, TargetId};
 
+/// The directory of the pages that are named after Kubernetes containers.
+pub const PODS: &str = "pods";
+
 /// Longest directory name, in bytes.
 const MAX_BYTES: usize = 64;
 
@@ -38,6 +41,9 @@ pub fn plain(name: &str) -> String {
     let is_ours = [".lock", ".sock", ".page"]
         .iter()
         .any(|end| plain.ends_with(end));
+    if plain == PODS {
+        return format!("_{plain}");
+    }
     if plain.is_empty() || plain.starts_with('.') || is_ours {
         let kept: String = plain
             .chars()
@@ -100,6 +106,7 @@ mod tests {
             "agent.sock",
             "adapters.lock",
             "agent.page",
+            "pods",
             &"x".repeat(300),
         ] {
             let name = plain(hostile);
@@ -112,6 +119,7 @@ mod tests {
                 !name.ends_with(".sock") && !name.ends_with(".lock") && !name.ends_with(".page"),
                 "{name}"
             );
+            assert_ne!(name, PODS);
             assert!(name.is_ascii() && !name.contains(['\0', '\n']), "{name}");
         }
     }

@@ -18,8 +18,9 @@ use super::{
     directory::{self, Directory, check_owner},
     encode::{Published, encode, encode_none},
     learned::Learned,
-    names::names,
+    names::{PODS, names},
     page::{self, PageFile},
+    pods::Pods,
     pressure::Pressure,
 };
 use crate::{collect::boot_ns, sample::Notice};
@@ -51,6 +52,7 @@ pub struct Pages {
     /// The agent's own page.
     heartbeat: PageFile,
     heartbeat_ttl_ns: u64,
+    pods: Pods,
     /// Pages that could not be created, by name.
     failed: BTreeMap<String, Failed>,
     /// Directories without a page, oldest first.
@@ -88,6 +90,7 @@ impl Pages {
         let mut pages = Self {
             heartbeat,
             heartbeat_ttl_ns: MIN_HEARTBEAT_TTL_NS,
+            pods: Pods::new(),
             directory,
             ttl_ns,
             max_pages,
@@ -145,7 +148,12 @@ impl Pages {
 
     /// The number of pages written, of pages that could not be created, and of services over the limit.
     pub fn counts(&self) -> (usize, usize, usize) {
-        let open = self.by_name.values().filter(|slot| slot.is_open).count();
+        let is_of_service = |name: &str| !name.contains('/');
+        let open = self
+            .by_name
+            .iter()
+            .filter(|(name, slot)| slot.is_open && is_of_service(name))
+            .count();
         (open, self.failed.len(), self.over_limit)
     }
 
@@ -180,16 +188,30 @@ impl Pages {
             self.notify_shared(name);
         }
         self.check_place(published.at_ns);
+        let mut named = BTreeSet::new();
         for (pressure, name) in pressures.iter().zip(&names).take(self.max_pages) {
-            if let Some(slot) = self.slot(name, published.at_ns) {
-                let wake = slot.page.wake_for(pressure.level as u32);
-                slot.page.write(&encode(pressure, published, wake));
-                slot.seen_ns = published.at_ns;
-                slot.is_open = true;
+            self.write(name, pressure, published);
+            // Once more under the name that the container's pod knows. The first service of a container has it.
+            if let Some(container) = pressure.target.container.as_deref()
+                && let Some(name) = self.pods.name(container, published.at_ns)
+            {
+                let name = format!("{PODS}/{name}");
+                if named.insert(name.clone()) {
+                    self.write(&name, pressure, published);
+                }
             }
         }
         self.close_gone(published);
         names
+    }
+
+    fn write(&mut self, name: &str, pressure: &Pressure, published: Published) {
+        if let Some(slot) = self.slot(name, published.at_ns) {
+            let wake = slot.page.wake_for(pressure.level as u32);
+            slot.page.write(&encode(pressure, published, wake));
+            slot.seen_ns = published.at_ns;
+            slot.is_open = true;
+        }
     }
 
     /// Reports once if another user has put another directory in the place of this one: readers may find false pages there.
@@ -289,11 +311,18 @@ impl Pages {
         fs::openat(&self.directory.fd, name, directory::FLAGS, Mode::empty())
     }
 
-    fn make(&mut self, name: &str) -> Result<PageFile> {
+    fn make_directory(&self, name: &str) -> Result<()> {
         match fs::mkdirat(&self.directory.fd, name, directory::MODE) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error).context("cannot create the directory"),
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error).context("cannot create the directory"),
         }
+    }
+
+    fn make(&mut self, name: &str) -> Result<PageFile> {
+        if name.contains('/') {
+            self.make_directory(PODS)?;
+        }
+        self.make_directory(name)?;
         let directory = self.enter(name).context("cannot open the directory")?;
         check_owner(&directory)?;
         // Independent of the umask.
@@ -305,7 +334,8 @@ impl Pages {
 
     /// At the limit, removes the page of the service that exited first.
     fn make_room(&mut self) {
-        while self.by_name.len() >= self.max_pages {
+        // A service may have two.
+        while self.by_name.len() >= 2 * self.max_pages {
             let closed = self.by_name.iter().filter(|(_, slot)| !slot.is_open);
             let Some((name, _)) = closed.min_by_key(|(_, slot)| slot.seen_ns) else {
                 return;
@@ -323,7 +353,7 @@ impl Pages {
             page::remove(directory.as_fd());
         }
         self.empty.push_back(name.to_owned());
-        while self.empty.len() > self.max_pages
+        while self.empty.len() > 2 * self.max_pages
             && let Some(name) = self.empty.pop_front()
         {
             // Fails if the directory contains foreign files; then it stays.
@@ -394,20 +424,28 @@ impl Pages {
         }
     }
 
-    /// Takes over the pages of a previous agent: those of running services continue, the others are removed in time.
-    fn take_over(&mut self) {
-        let Ok(entries) = fs::Dir::read_from(&self.directory.fd) else {
-            return;
+    /// The names of the directories in this one, as many as there may be pages.
+    fn directories_in(&self, name: &str) -> Vec<String> {
+        let Ok(entries) = self.enter(name).and_then(fs::Dir::new) else {
+            return Vec::new();
         };
-        let now_ns = boot_ns();
-        let names = entries
+        entries
             .flatten()
-            .filter(|entry| entry.file_type() == FileType::Directory);
-        let names: Vec<String> = names
+            .filter(|entry| entry.file_type() == FileType::Directory)
             .filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned))
             .filter(|name| !name.starts_with('.'))
-            .take(self.max_pages)
-            .collect();
+            // Besides that of the pods.
+            .take(self.max_pages + 1)
+            .collect()
+    }
+
+    /// Takes over the pages of a previous agent: those of running services continue, the others are removed in time.
+    fn take_over(&mut self) {
+        let now_ns = boot_ns();
+        let mut names = self.directories_in(".");
+        names.retain(|name| name != PODS);
+        let of_pods = self.directories_in(PODS).into_iter();
+        names.extend(of_pods.map(|name| format!("{PODS}/{name}")));
         for name in names {
             let has_page = self.enter(&name).is_ok_and(|directory| {
                 fs::statat(&directory, page::NAME, AtFlags::SYMLINK_NOFOLLOW).is_ok()
@@ -460,8 +498,8 @@ mod tests {
     #[test]
     fn directories_of_exited_services_are_kept_up_to_a_limit() {
         let path = std::env::temp_dir().join(format!("tailback-pages-{}", std::process::id()));
-        let mut pages = Pages::open(&path, 1_000_000_000, 2).unwrap();
-        for name in ["a", "b", "c"] {
+        let mut pages = Pages::open(&path, 1_000_000_000, 1).unwrap();
+        for name in ["a", "b", "pods/c"] {
             assert!(pages.slot(name, 1).is_some());
             pages.remove(name);
             let directory = path.join(name);
@@ -472,7 +510,12 @@ mod tests {
         let mounted = std::fs::File::open(path.join("b")).unwrap();
         assert!(pages.slot("b", 2).is_some());
         assert!(fs::statat(&mounted, page::NAME, AtFlags::empty()).is_ok());
-        assert_eq!(pages.empty, ["c"]);
+        assert_eq!(pages.empty, ["pods/c"]);
+        assert!(pages.slot("pods/c", 2).is_some() && pages.empty.is_empty());
+        drop(pages);
+        let pages = Pages::open(&path, 1_000_000_000, 1).unwrap();
+        let taken_over: Vec<&str> = pages.by_name.keys().map(String::as_str).collect();
+        assert_eq!(taken_over, ["b", "pods/c"]);
         drop(pages);
         std::fs::remove_dir_all(&path).unwrap();
     }

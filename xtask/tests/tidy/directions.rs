@@ -53,6 +53,7 @@ const MODULES: &[(&str, &[&str])] = &[
         "signal",
         &[
             "collect", "config", "detect", "emit", "event", "ewma", "pipeline", "queue", "sample",
+            "target",
         ],
     ),
     ("adapters", &["collect", "config", "signal", "text"]),
