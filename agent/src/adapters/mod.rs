@@ -45,6 +45,7 @@ use listen::{Endpoint, Listener};
 use page_cache::PageCache;
 use serde_json::{Value, json};
 use tailback_page::Pressure;
+pub use takeover::ask_to_exit;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     signal::unix::{SignalKind, signal},
@@ -357,6 +358,10 @@ async fn serve(
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         _ = taken_over.recv() => {
+            let _ = successor.set(takeover::successor(directory));
+            None
+        }
+        () = takeover::asked_to_exit(directory) => {
             let _ = successor.set(takeover::successor(directory));
             None
         }

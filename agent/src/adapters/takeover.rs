@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rustix::{
-    fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, unlinkat},
+    fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat},
     process::{Pid, Signal, kill_process},
 };
 
@@ -22,6 +22,8 @@ use rustix::{
 const LOCK: &str = "adapters.lock";
 /// Name of the file in which the next process lists its adapters, one per line.
 const SUCCESSOR: &str = "adapters.next";
+/// Its name while it is being written.
+const NEW_SUCCESSOR: &str = "adapters.next.new";
 /// Largest such file that is read, bytes: 64 adapters of each kind, with long paths.
 const MAX_SUCCESSOR_BYTES: u64 = 1 << 20;
 /// Longest text of a pid, bytes.
@@ -29,6 +31,8 @@ const MAX_PID_BYTES: u64 = 32;
 /// How long the running process may take to exit. It first drains its clients (`DRAIN_TIME`, 2.5 s) and finishes file writes
 /// (1 s).
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(6);
+/// How often a running process checks whether it is asked to exit.
+const REQUEST_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the lock is tried.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -76,11 +80,27 @@ fn announce(directory: &OwnedFd, adapters: &BTreeSet<String>) -> Result<()> {
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(0o644);
-    let mut file = File::from(openat(directory, SUCCESSOR, flags, mode)?);
+    let mut file = File::from(openat(directory, NEW_SUCCESSOR, flags, mode)?);
     let text = adapters
         .iter()
         .fold(String::new(), |text, adapter| text + adapter + "\n");
-    Ok(file.write_all(text.as_bytes())?)
+    file.write_all(text.as_bytes())?;
+    // The running process reads it as soon as it is there.
+    Ok(renameat(directory, NEW_SUCCESSOR, directory, SUCCESSOR)?)
+}
+
+/// Asks the adapter process of this directory to exit, without another one: it reports no pressure first.
+pub fn ask_to_exit(directory: &OwnedFd) -> Result<()> {
+    announce(directory, &BTreeSet::new())
+}
+
+/// Returns once another process has asked this one to exit. A signal would be faster, but a process without CAP_KILL cannot
+/// send one to another user's.
+pub async fn asked_to_exit(path: &Path) {
+    let request = path.join(SUCCESSOR);
+    while std::fs::symlink_metadata(&request).is_err() {
+        tokio::time::sleep(REQUEST_INTERVAL).await;
+    }
 }
 
 /// The adapters that the next process will serve; none if it does not say so.

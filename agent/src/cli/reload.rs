@@ -174,13 +174,18 @@ impl Watch {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let now = self.identity();
-            let is_unchanged = now == seen && !std::mem::take(&mut is_first);
+            let is_initial = std::mem::take(&mut is_first) && now == seen;
+            let is_unchanged = now == seen && !is_initial;
             // Taken before reading: a change during the read is found by the next check.
             seen = now;
             if !is_requested && (is_unchanged || self.owner.is_none()) {
                 continue;
             }
             let mut content = self.content();
+            if content.is_err() && is_initial && !is_requested {
+                // The agent has just accepted this very file.
+                continue;
+            }
             if content.is_err() {
                 thread::sleep(SETTLE_TIME);
                 seen = self.identity();

@@ -15,10 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use rustix::{
-    fs::{MemfdFlags, memfd_create},
-    process::{Pid, kill_process},
-};
+use rustix::fs::{MemfdFlags, memfd_create};
 use tracing::debug;
 
 use super::{
@@ -27,7 +24,7 @@ use super::{
     logging,
 };
 use crate::{
-    adapters::agent::ask_adapter_process,
+    adapters::{agent::ask_adapter_process, ask_to_exit},
     collect::OutputStats,
     config::{file, signal::Signal},
     event::Event,
@@ -74,7 +71,7 @@ impl LiveSignals {
             .map_err(Failure::usage)?;
         match Signals::start(config, interval) {
             Ok(signals) => {
-                debug!(directory = %signals.directory().display(), "publishing signals");
+                debug!(directory = %signals.directory().path.display(), "publishing signals");
                 live.signals = Some(signals);
             }
             Err(error) if config.has_adapters() => {
@@ -114,7 +111,13 @@ impl LiveSignals {
         let directory = self.directory(to);
         match (&mut self.adapter_process, to.starts_adapter_process()) {
             (Some(process), true) => process.replace(text),
-            (Some(process), false) => process.stop(),
+            (Some(process), false) => {
+                process.retire(State::Unwanted);
+                if let Some(signals) = &self.signals {
+                    // An error means that it is killed after its time.
+                    let _ = ask_to_exit(&signals.directory().fd);
+                }
+            }
             (None, true) => match AdapterProcess::start(text, directory) {
                 Ok(process) => self.adapter_process = Some(process),
                 Err(error) => self.notices.push(Notice {
@@ -128,8 +131,11 @@ impl LiveSignals {
 
     /// The directory in use.
     fn directory(&self, config: &Signal) -> PathBuf {
-        let in_use = self.signals.as_ref().map(Signals::directory);
-        in_use.map_or_else(|| config.directory(), Path::to_owned)
+        let signals = self.signals.as_ref();
+        signals.map_or_else(
+            || config.directory(),
+            |signals| signals.directory().path.clone(),
+        )
     }
 
     /// Publishes the state of the configuration file.
@@ -213,17 +219,8 @@ impl AdapterProcess {
         self.retire(State::Due(Instant::now()));
     }
 
-    /// Stops the process: it reports "no pressure" to its clients and exits.
-    fn stop(&mut self) {
-        self.retire(State::Unwanted);
-        if let Some((child, _)) = self.retired.last()
-            && let Some(pid) = Pid::from_raw(child.id().cast_signed())
-        {
-            // Not reaped yet, so the pid is still its own.
-            let _ = kill_process(pid, rustix::process::Signal::TERM);
-        }
-    }
-
+    /// Goes on with `next`. The running process exits when it is asked to, by the one that takes over or by
+    /// [`ask_to_exit`], or is killed after [`RETIREMENT`].
     fn retire(&mut self, next: State) {
         let now = Instant::now();
         if let State::Running(child) = std::mem::replace(&mut self.child, next) {

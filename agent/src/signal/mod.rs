@@ -32,7 +32,7 @@ pub mod stream;
 mod wait_histograms;
 mod waits;
 
-use std::{path::Path, sync::Arc, thread, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use constants::LEARNED_INTERVAL_NS;
@@ -131,8 +131,8 @@ impl Signals {
     }
 
     /// The directory in use.
-    pub fn directory(&self) -> &Path {
-        &self.pages.directory().path
+    pub fn directory(&self) -> &Directory {
+        self.pages.directory()
     }
 
     /// From now on, publishes with this time to live and number of pages.
