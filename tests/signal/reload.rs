@@ -231,12 +231,20 @@ fn a_config_map_update_reaches_agent_and_adapters_and_a_bad_one_changes_nothing(
         "{status}"
     );
 
-    // The last adapter is removed.
+    // One adapter is removed, then all.
     map.update(&first)?;
     wait::until("the end of the adapter", DEADLINE, || {
         Ok(agent_check(check).is_err().then_some(()))
     })?;
     wait::until_ok("the other adapter", DEADLINE, || stage.get("/pressure"))?;
+    let is_http = |line: &&str| line.starts_with("http.listen");
+    let without: Vec<&str> = first.lines().filter(|line| !is_http(line)).collect();
+    map.update(&without.join("\n"))?;
+    wait::until("the end of the last adapter", DEADLINE, || {
+        Ok(stage.get("/pressure").is_err().then_some(()))
+    })?;
+    map.update(&first)?;
+    wait::until_ok("the adapter again", DEADLINE, || stage.get("/pressure"))?;
 
     let mark = stage.agent.mark();
     stage.agent.process().signal(Signal::HUP)?;
