@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use tailback_tests::temp::TempDir;
 
 use crate::{run, run_command, tailback};
@@ -88,8 +88,47 @@ fn an_invalid_configuration_is_rejected_with_line_and_key() -> Result<()> {
                 .check(2, &words)
                 .with_context(|| format!("for {text:?}"))?;
         }
+        for action in ["check", "show"] {
+            let output = run(&["config", action, &file])?;
+            output
+                .check(2, &words)
+                .with_context(|| format!("config {action} for {text:?}"))?;
+        }
     }
     Ok(())
+}
+
+#[test]
+fn what_is_shown_of_a_configuration_is_valid_and_names_sources() -> Result<()> {
+    let directory = TempDir::new("config")?;
+    let text = "interval = \"2s\"\n[[target]]\nname = \"shop*\"\n[signal.http]\nlisten = \"127.0.0.1:9\"\n";
+    let file = directory.write("tailback.toml", text)?;
+    let path = file.to_string_lossy().into_owned();
+    let checked = run(&["config", "check", &path])?;
+    checked.check(0, &[])?;
+    ensure!(
+        checked.text().contains("is valid: 1 target, 1 adapter"),
+        "{}",
+        checked.text()
+    );
+    let mut show = tailback(&["config", "show", &path])?;
+    show.env("RUNTIME_DIRECTORY", "/run/elsewhere");
+    let shown = run_command(&mut show)?;
+    shown.check(0, &[])?;
+    for (setting, source) in [
+        ("interval = \"2s\"", format!("# {path}:1")),
+        ("name = \"shop*\"", format!("# {path}:3")),
+        ("ttl = \"6s\"", "# default".to_owned()),
+        (
+            "directory = \"/run/elsewhere\"",
+            "# $RUNTIME_DIRECTORY".to_owned(),
+        ),
+    ] {
+        let has = |line: &String| line.starts_with(setting) && line.ends_with(&source);
+        ensure!(shown.out.iter().any(has), "{setting}: {}", shown.text());
+    }
+    let again = directory.write("again.toml", &shown.out.join("\n"))?;
+    run(&["config", "check", &again.to_string_lossy()])?.check(0, &[])
 }
 
 #[test]
