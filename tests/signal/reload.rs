@@ -180,7 +180,7 @@ fn a_config_map_update_reaches_agent_and_adapters_and_a_bad_one_changes_nothing(
 
     // A bad file, with which adapters are restarted as well.
     let mark = stage.agent.mark();
-    map.update("intervall = \"1s\"\n")?;
+    map.update(&format!("intervall = \"1s\"\n{second}"))?;
     let rejected = stage
         .agent
         .wait_since(mark, "the bad file", DEADLINE, |event| {
