@@ -253,6 +253,8 @@ incidents! {
     slow_by_design "slow-by-design" None,
     keep_alive_free "keep-alive-free" None,
     small_pool_busy "small-pool-busy" None,
+    // The number of long polls grows when the recording begins, and then their first responses arrive.
+    long_polls "long-polls" None,
     websockets "websockets" None,
     batch_consumers "batch-consumers" None,
     cache_refill "cache-refill" None,

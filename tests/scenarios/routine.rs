@@ -1,17 +1,20 @@
-//! Healthy services in moments that look like trouble: none of them may have an episode.
+//! Healthy services in moments that resemble trouble: none of them may have an episode.
 
-use std::time::Duration;
+use std::{process::Command, thread, time::Duration};
 
 use anyhow::Result;
 use tailback_tests::{
     nginx::Nginx,
     ports,
+    process::Process,
+    program,
     redis::Redis,
+    temp::TempDir,
     uwsgi::{App, Uwsgi},
 };
 
 use crate::{
-    control::observed_for,
+    control::{observed_for, stays_healthy},
     cpu::CpuGroup,
     play::Play,
     pools::Java,
@@ -20,6 +23,24 @@ use crate::{
 
 /// How long those are watched in which the same happens every few seconds.
 const TIME: Duration = Duration::from_secs(8);
+
+/// 40 long polls a second begin, each of which waits for five seconds, and clients beside them ask for something quick. The agent
+/// starts while the number of long polls still grows.
+pub fn long_polls(play: &mut Play) -> Result<()> {
+    let directory = TempDir::new("polls")?;
+    let source = directory.write("polls.js", include_str!("apps/polls.js"))?;
+    let port = ports::free()?;
+    let mut command = Command::new(program::need(&["node"])?);
+    let node = Process::start("polls", command.arg(source).arg(port.to_string()))?;
+    node.wait_line("listening", DEADLINE)?;
+    let args = [port.to_string(), "8".to_owned()];
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let quick = Program::python("quick", include_str!("apps/kept.py"), &["asyncio"], &args)?;
+    quick.process.wait_line("ready", DEADLINE)?;
+    let polls = load(ports::local(port), "/poll", 40.0)?;
+    thread::sleep(Duration::from_secs(1));
+    stays_healthy(play, node.pid(), polls)
+}
 
 /// 200 websockets: the server sends without being asked.
 pub fn websockets(play: &mut Play) -> Result<()> {

@@ -794,6 +794,15 @@ pub const SCENARIOS: &[Scenario] = &[
         play: reuseport::even,
     },
     Scenario {
+        name: "long-polls",
+        on: "Node, requests that wait for five seconds",
+        planted: None,
+        programs: &["node"],
+        modules: &["asyncio"],
+        alone: false,
+        play: routine::long_polls,
+    },
+    Scenario {
         name: "websockets",
         on: "a service on asyncio with 200 websockets",
         planted: None,
