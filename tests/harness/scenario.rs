@@ -4,30 +4,50 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-/// Ends the line of a scenario that needs the machine for itself.
-const ALONE: &str = "\talone";
+/// How much of the machine a scenario needs. Those that leave room are played beside each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// It waits for most of its time, and uses 5% to 30% of a CPU.
+    Little,
+    /// Something in it computes all the time, on one CPU.
+    OneCpu,
+    /// It computes on several CPUs, or the cause is the CPU or the disk.
+    Machine,
+}
+
+impl Room {
+    const ALL: [Self; 3] = [Self::Little, Self::OneCpu, Self::Machine];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Little => "little",
+            Self::OneCpu => "one CPU",
+            Self::Machine => "machine",
+        }
+    }
+}
 
 /// A scenario as a line of `tailback-scenarios --list`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     pub name: String,
-    /// Whether no other scenario may be played beside it.
-    pub alone: bool,
+    pub room: Room,
 }
 
 impl Listed {
-    pub fn parse(line: &str) -> Self {
-        let name = line.strip_suffix(ALONE);
-        Self {
-            name: name.unwrap_or(line).to_owned(),
-            alone: name.is_some(),
-        }
+    pub fn parse(line: &str) -> Option<Self> {
+        let (name, room) = line.split_once('\t')?;
+        let room = Room::ALL.into_iter().find(|known| known.name() == room)?;
+        Some(Self {
+            name: name.to_owned(),
+            room,
+        })
     }
 }
 
 impl fmt::Display for Listed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.name, if self.alone { ALONE } else { "" })
+        write!(f, "{}\t{}", self.name, self.room.name())
     }
 }
 
@@ -142,13 +162,15 @@ mod tests {
 
     #[test]
     fn a_listed_scenario_survives_its_line() {
-        for alone in [false, true] {
+        for room in Room::ALL {
             let listed = Listed {
                 name: "quota".to_owned(),
-                alone,
+                room,
             };
-            assert_eq!(Listed::parse(&listed.to_string()), listed);
+            assert_eq!(Listed::parse(&listed.to_string()), Some(listed));
         }
+        assert_eq!(Listed::parse("quota"), None);
+        assert_eq!(Listed::parse("quota\thalf"), None);
     }
 
     #[test]

@@ -65,7 +65,7 @@ fn main() -> ExitCode {
         for scenario in SCENARIOS {
             let listed = Listed {
                 name: scenario.name.to_owned(),
-                alone: scenario.alone,
+                room: scenario.room,
             };
             println!("{listed}");
         }

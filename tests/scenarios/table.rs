@@ -1,7 +1,10 @@
 //! All scenarios.
 
 use anyhow::Result;
-use tailback_tests::workloads::PooledApp;
+use tailback_tests::{
+    scenario::Room::{self, Little, Machine, OneCpu},
+    workloads::PooledApp,
+};
 
 use crate::{
     accelerators, blocked, collectors, control, cpu, database, disk, downstream, gateway, gridlock,
@@ -19,9 +22,7 @@ pub struct Scenario {
     pub programs: &'static [&'static str],
     /// Python modules that it needs.
     pub modules: &'static [&'static str],
-    /// Whether it needs the machine for itself: something in it computes all the time, or the cause is the CPU or the disk.
-    /// The others wait for most of their time, and are played beside each other.
-    pub alone: bool,
+    pub room: Room,
     pub play: fn(&mut Play) -> Result<()>,
 }
 
@@ -66,7 +67,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", &["accept"])),
         programs: &[UWSGI, "psql"],
         modules: &["psycopg2"],
-        alone: false,
+        room: Little,
         play: downstream::flash_sale,
     },
     Scenario {
@@ -75,7 +76,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", &["accept"])),
         programs: &[UWSGI, "redis-server"],
         modules: &[],
-        alone: true,
+        room: OneCpu,
         play: downstream::slow_redis,
     },
     // One expensive command blocks all other clients. It burns CPU, but more CPU would not shorten their wait.
@@ -85,7 +86,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("event_loop_blocked", &["recv", "eventloop"])),
         programs: &[UWSGI, "redis-server"],
         modules: &[],
-        alone: true,
+        room: OneCpu,
         play: downstream::redis_blocked,
     },
     // For uWSGI a downstream service is slow; the exhausted pool is that service's.
@@ -98,7 +99,7 @@ pub const SCENARIOS: &[Scenario] = &[
         }),
         programs: &[UWSGI, "psql", "pgbouncer"],
         modules: &["psycopg2"],
-        alone: false,
+        room: Little,
         play: downstream::pool_exhausted,
     },
     // Watched from the first request on, so there is no healthy baseline: only the arithmetic shows the cause.
@@ -108,7 +109,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("undersized_limit", &["accept"])),
         programs: &[UWSGI],
         modules: &[],
-        alone: false,
+        room: Little,
         play: limits::few_workers,
     },
     Scenario {
@@ -120,7 +121,7 @@ pub const SCENARIOS: &[Scenario] = &[
         }),
         programs: &[UWSGI],
         modules: &[],
-        alone: false,
+        room: Little,
         play: limits::surge,
     },
     // It accepts immediately, so requests in flight pile up instead of the backlog.
@@ -133,7 +134,7 @@ pub const SCENARIOS: &[Scenario] = &[
         }),
         programs: &["nginx"],
         modules: &[],
-        alone: false,
+        room: Little,
         play: limits::surge_of_nginx,
     },
     Scenario {
@@ -142,7 +143,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("consumer_stalled", &["accept"])),
         programs: &[UWSGI],
         modules: &[],
-        alone: false,
+        room: Little,
         play: blocked::stopped,
     },
     Scenario {
@@ -151,7 +152,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("lock_contention", &["accept", "lock"])),
         programs: &["gcc"],
         modules: &[],
-        alone: true,
+        room: OneCpu,
         play: lock::holder_computes,
     },
     Scenario {
@@ -160,7 +161,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", &["accept", "lock"])),
         programs: &["gcc", "redis-server"],
         modules: &[],
-        alone: true,
+        room: OneCpu,
         play: lock::holder_waits,
     },
     Scenario {
@@ -169,7 +170,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("consumer_stalled", &["accept", "lock"])),
         programs: &["gcc"],
         modules: &[],
-        alone: false,
+        room: Little,
         play: lock::deadlock,
     },
     Scenario {
@@ -178,7 +179,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("lock_contention", &["accept", "lock"])),
         programs: &[],
         modules: &["socket"],
-        alone: true,
+        room: OneCpu,
         play: lock::interpreter,
     },
     // The threads that wait for the monitor are parked as idle ones are.
@@ -188,7 +189,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("lock_contention", THREADED)),
         programs: &["javac"],
         modules: &["socket"],
-        alone: true,
+        room: OneCpu,
         play: lock::monitor,
     },
     // The calls are as fast as before.
@@ -198,7 +199,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("lock_contention", THREADED)),
         programs: &[],
         modules: &["socket"],
-        alone: true,
+        room: OneCpu,
         play: lock::locked_call,
     },
     Scenario {
@@ -210,7 +211,7 @@ pub const SCENARIOS: &[Scenario] = &[
         )),
         programs: &[],
         modules: &["uvicorn"],
-        alone: true,
+        room: OneCpu,
         play: blocked::event_loop,
     },
     Scenario {
@@ -219,7 +220,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("output_blocked", &["accept", "pipe"])),
         programs: &[UWSGI],
         modules: &[],
-        alone: false,
+        room: Little,
         play: blocked::output,
     },
     Scenario {
@@ -228,7 +229,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_starved", &["accept", "runqueue"])),
         programs: &[UWSGI, "stress-ng"],
         modules: &[],
-        alone: true,
+        room: Machine,
         play: cpu::neighbour,
     },
     Scenario {
@@ -237,7 +238,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_bound", &["accept", "runqueue"])),
         programs: &["gcc"],
         modules: &[],
-        alone: true,
+        room: Machine,
         play: cpu::own_threads,
     },
     Scenario {
@@ -246,7 +247,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_throttled", &["accept", "runqueue"])),
         programs: &[UWSGI],
         modules: &[],
-        alone: true,
+        room: Machine,
         play: cpu::quota,
     },
     Scenario {
@@ -255,7 +256,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_throttled", &["accept", "runqueue"])),
         programs: &[UWSGI, "podman"],
         modules: &[],
-        alone: true,
+        room: Machine,
         play: cpu::quota_of_container,
     },
     Scenario {
@@ -264,7 +265,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("peer_not_sending", &["accept"])),
         programs: &[UWSGI],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: peers::silent,
     },
     // No client has ever sent a byte: neither a surge nor an undersized limit explains that.
@@ -274,7 +275,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("peer_not_sending", &["accept"])),
         programs: &["haproxy", "nginx"],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: peers::non_sending_haproxy,
     },
     Scenario {
@@ -283,7 +284,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("peer_not_reading", &["accept", "send"])),
         programs: &[UWSGI],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: peers::non_reading,
     },
     Scenario {
@@ -292,7 +293,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("peer_not_reading", &["send"])),
         programs: &["nginx"],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: peers::non_reading_nginx,
     },
     Scenario {
@@ -301,7 +302,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", GATEWAY)),
         programs: &[],
         modules: &["uvicorn"],
-        alone: false,
+        room: Little,
         play: gateway::slow_provider,
     },
     Scenario {
@@ -310,7 +311,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("pool_exhausted", GATEWAY)),
         programs: &[],
         modules: &["uvicorn"],
-        alone: false,
+        room: Little,
         play: gateway::small_pool,
     },
     Scenario {
@@ -319,7 +320,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", &["recv"])),
         programs: &["mosquitto", "psql"],
         modules: &["paho.mqtt.client", "psycopg2"],
-        alone: false,
+        room: Little,
         play: gridlock::devices,
     },
     Scenario {
@@ -328,7 +329,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("disk_slow", &["recv", "eventloop", "disk"])),
         programs: &[UWSGI, "redis-server"],
         modules: &[],
-        alone: true,
+        room: Machine,
         play: disk::fsync,
     },
     // Each page was evicted a moment before it is read: threads wait for the disk, or reclaim.
@@ -338,7 +339,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("memory_stalled", &["accept", "inflight", "memory"])),
         programs: &[],
         modules: &["mmap", "sqlite3"],
-        alone: true,
+        room: Machine,
         play: memory::mapped,
     },
     Scenario {
@@ -347,7 +348,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("memory_stalled", &["accept", "inflight", "memory"])),
         programs: &[],
         modules: &["mmap", "sqlite3"],
-        alone: true,
+        room: Machine,
         play: memory::read,
     },
     Scenario {
@@ -356,7 +357,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("network_limited", &["send"])),
         programs: &["nginx", "tc", "ip"],
         modules: &[],
-        alone: false,
+        room: Little,
         play: network::limited,
     },
     Scenario {
@@ -365,7 +366,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("undersized_limit", &["accept"])),
         programs: &[UWSGI],
         modules: &[],
-        alone: false,
+        room: Little,
         play: limits::small_backlog,
     },
     Scenario {
@@ -374,7 +375,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("fd_exhausted", &["fd", "accept"])),
         programs: &["nginx"],
         modules: &[],
-        alone: false,
+        room: Little,
         play: limits::files,
     },
     // Taken from a pool and never given back: the database is idle, and no call is outstanding.
@@ -384,7 +385,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("pool_exhausted", THREADED)),
         programs: &["psql"],
         modules: PooledApp::MODULES,
-        alone: false,
+        room: Little,
         play: pools::leaked,
     },
     Scenario {
@@ -393,7 +394,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("pool_exhausted", THREADED)),
         programs: &["psql"],
         modules: PooledApp::MODULES,
-        alone: false,
+        room: Little,
         play: pools::deadlocked,
     },
     // The gateway's own limit is used up as a consequence.
@@ -403,7 +404,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", GATEWAY)),
         programs: &["haproxy"],
         modules: &["uvicorn"],
-        alone: false,
+        room: Little,
         play: pools::slow_behind_a_semaphore,
     },
     Scenario {
@@ -412,7 +413,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", LOOP)),
         programs: &[],
         modules: &["uvicorn"],
-        alone: false,
+        room: Little,
         play: pools::blocking_call,
     },
     Scenario {
@@ -421,7 +422,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("consumer_stalled", LOOP)),
         programs: &[],
         modules: &["uvicorn"],
-        alone: false,
+        room: Little,
         play: pools::calls_itself,
     },
     Scenario {
@@ -430,7 +431,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("undersized_limit", &["accept"])),
         programs: &["apache2"],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: pools::keep_alive,
     },
     Scenario {
@@ -439,7 +440,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("lock_contention", &["accept"])),
         programs: &["flock"],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: shared::file_lock,
     },
     Scenario {
@@ -448,7 +449,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", &["accept"])),
         programs: &["redis-server"],
         modules: &["socket"],
-        alone: true,
+        room: OneCpu,
         play: shared::file_lock_downstream,
     },
     Scenario {
@@ -457,7 +458,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("lock_contention", &["accept"])),
         programs: &[],
         modules: &["sqlite3"],
-        alone: true,
+        room: OneCpu,
         play: shared::sqlite,
     },
     Scenario {
@@ -466,7 +467,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("consumer_stalled", &["accept"])),
         programs: &["gcc"],
         modules: &[],
-        alone: false,
+        room: Little,
         play: shared::mutex,
     },
     Scenario {
@@ -475,7 +476,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("output_blocked", &["accept"])),
         programs: &[],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: shared::log_socket,
     },
     Scenario {
@@ -484,7 +485,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", &["accept"])),
         programs: &[],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: shared::connect,
     },
     Scenario {
@@ -493,7 +494,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("consumer_stalled", &["accept"])),
         programs: &[],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: shared::back_off,
     },
     // Each worker has a listening socket, and only one of the sockets fills. A longer backlog would not help.
@@ -503,7 +504,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("event_loop_blocked", &["accept"])),
         programs: &[],
         modules: &["asyncio"],
-        alone: true,
+        room: OneCpu,
         play: reuseport::computing,
     },
     Scenario {
@@ -512,7 +513,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("event_loop_blocked", &["accept"])),
         programs: &[],
         modules: &["asyncio"],
-        alone: false,
+        room: Little,
         play: reuseport::sleeping,
     },
     Scenario {
@@ -521,7 +522,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("consumer_stalled", &["accept"])),
         programs: &["nginx"],
         modules: &[],
-        alone: false,
+        room: Little,
         play: reuseport::nginx,
     },
     // The descriptors are connections in CLOSE_WAIT: a higher limit would be reached, too.
@@ -531,7 +532,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("fd_exhausted", &["fd", "accept"])),
         programs: &[],
         modules: &["asyncio"],
-        alone: false,
+        room: Little,
         play: leaks::accepted,
     },
     Scenario {
@@ -540,7 +541,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("fd_exhausted", &["fd", "accept"])),
         programs: &["nginx"],
         modules: &["asyncio"],
-        alone: false,
+        room: Little,
         play: leaks::opened,
     },
     // It burns a CPU, but more CPU would not help: the thread spins in a library with the name of a driver's.
@@ -550,7 +551,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("accelerator_bound", LOOP)),
         programs: &["gcc"],
         modules: &["asyncio"],
-        alone: true,
+        room: OneCpu,
         play: accelerators::in_the_loop,
     },
     Scenario {
@@ -559,7 +560,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("accelerator_bound", LOOP)),
         programs: &["gcc"],
         modules: &["asyncio"],
-        alone: true,
+        room: OneCpu,
         play: accelerators::in_a_thread,
     },
     // Connections in TIME_WAIT belong to no process, and the service sleeps between its attempts.
@@ -569,7 +570,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("ports_exhausted", &["accept"])),
         programs: &["redis-server"],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: shared::local_ports,
     },
     Scenario {
@@ -578,7 +579,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", THREADED)),
         programs: &["go"],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: resolver::of_go,
     },
     Scenario {
@@ -664,7 +665,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI],
         modules: &[],
-        alone: false,
+        room: Little,
         play: control::busy,
     },
     Scenario {
@@ -673,7 +674,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI],
         modules: &[],
-        alone: false,
+        room: Little,
         play: control::bursty,
     },
     Scenario {
@@ -682,7 +683,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["gzip"],
         modules: &[],
-        alone: true,
+        room: Machine,
         play: control::batch,
     },
     Scenario {
@@ -691,7 +692,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["nginx"],
         modules: &[],
-        alone: false,
+        room: Little,
         play: control::idle,
     },
     Scenario {
@@ -700,7 +701,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI],
         modules: &[],
-        alone: false,
+        room: Little,
         play: control::rolling_restart,
     },
     Scenario {
@@ -709,7 +710,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI],
         modules: &[],
-        alone: false,
+        room: Little,
         play: control::slow_by_design,
     },
     Scenario {
@@ -718,7 +719,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["javac"],
         modules: &[],
-        alone: true,
+        room: Machine,
         play: pools::normal_collection,
     },
     Scenario {
@@ -727,7 +728,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["apache2"],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: pools::keep_alive_and_free_workers,
     },
     Scenario {
@@ -736,7 +737,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["psql"],
         modules: PooledApp::MODULES,
-        alone: false,
+        room: Little,
         play: pools::small_pool,
     },
     Scenario {
@@ -745,7 +746,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: shared::short_file_locks,
     },
     Scenario {
@@ -754,7 +755,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[],
         modules: &["mmap", "sqlite3"],
-        alone: true,
+        room: OneCpu,
         play: memory::fits,
     },
     Scenario {
@@ -763,7 +764,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: lock::short_locked_calls,
     },
     Scenario {
@@ -772,7 +773,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: shared::busy_log_socket,
     },
     Scenario {
@@ -781,7 +782,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI],
         modules: &[],
-        alone: false,
+        room: Little,
         play: control::accept_mutex,
     },
     Scenario {
@@ -790,7 +791,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["nginx"],
         modules: &[],
-        alone: false,
+        room: Little,
         play: reuseport::even,
     },
     Scenario {

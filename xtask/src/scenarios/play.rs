@@ -1,29 +1,31 @@
-//! Plays scenarios, each in a process of its own: first those that need the machine for themselves, then the others beside
-//! each other. Each has its own network, control groups and directories.
+//! Plays scenarios, each in a process of its own: those that need the machine for themselves first, then the others, beside
+//! each other as far as there is room. Each has its own network, control groups and directories.
 
-use std::{
-    fs,
-    path::Path,
-    process::Stdio,
-    sync::{
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
-    thread,
-};
+use std::{fs, path::Path, process::Stdio, sync::mpsc, thread};
 
 use anyhow::{Context as _, Result, ensure};
-use tailback_tests::scenario::{Listed, Row};
+use tailback_tests::scenario::{Listed, Room, Row};
 
 use crate::command::Cmd;
 
-/// Number of scenarios played beside each other on a machine with at least two CPUs. Each uses 5% to 30% of a CPU.
-const AT_ONCE: usize = 3;
+/// Slots of the machine: three per CPU.
+const SLOTS_PER_CPU: usize = 3;
+
+/// The slots that a scenario takes. One that computes leaves room for two that mostly wait on a machine with two CPUs.
+fn slots(scenario: &Listed, all: usize) -> usize {
+    match scenario.room {
+        Room::Little => 1,
+        Room::OneCpu => all.min(4),
+        Room::Machine => all,
+    }
+}
 
 /// All scenarios that the program can play.
 pub fn list(program: &Path) -> Result<Vec<Listed>> {
     let listed = Cmd::new(program).arg("--list").output()?;
-    Ok(listed.lines().map(Listed::parse).collect())
+    let line =
+        |line| Listed::parse(line).with_context(|| format!("read this line of the list: {line:?}"));
+    listed.lines().map(line).collect()
 }
 
 /// Plays these scenarios once, and reports each as soon as it has been played. `keep`: directory for their recordings.
@@ -34,44 +36,49 @@ pub fn play_each(
     keep: Option<&Path>,
     mut report: impl FnMut(&str, Result<Row>),
 ) {
-    let (alone, others): (Vec<_>, Vec<_>) = scenarios.iter().partition(|scenario| scenario.alone);
-    for scenario in alone {
-        let name = &scenario.name;
-        report(name, play(program, agent, name, keep));
-    }
-    let at_once = match thread::available_parallelism().map_or(1, usize::from) {
-        1 => 1,
-        _ => AT_ONCE,
-    };
+    let all = SLOTS_PER_CPU * thread::available_parallelism().map_or(1, usize::from);
+    let sized: Vec<(&Listed, usize)> = scenarios
+        .iter()
+        .map(|scenario| (scenario, slots(scenario, all)))
+        .collect();
     each_of(
-        &others,
-        at_once,
+        sized,
+        all,
         |scenario| play(program, agent, &scenario.name, keep),
         |scenario, row| report(&scenario.name, row),
     );
 }
 
-/// Does `work` for each item on this many threads, and passes on the results in the order in which they arrive.
-fn each_of<T: Sync, R: Send>(
-    items: &[T],
-    threads: usize,
-    work: impl Fn(&T) -> R + Sync,
-    mut report: impl FnMut(&T, R),
+/// Does `work` for each item in a thread of its own, as long as the items at work take no more slots than there are, the
+/// largest ones first. Passes on the results in the order in which they arrive.
+fn each_of<T: Copy + Send, R: Send>(
+    mut items: Vec<(T, usize)>,
+    slots: usize,
+    work: impl Fn(T) -> R + Sync,
+    mut report: impl FnMut(T, R),
 ) {
-    let next = AtomicUsize::new(0);
+    // A stable order: items of one size keep theirs.
+    items.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
     let (send, receive) = mpsc::channel();
     thread::scope(|scope| {
-        for _ in 0..threads {
-            let (send, next, work) = (send.clone(), &next, &work);
-            scope.spawn(move || {
-                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+        let mut free = slots;
+        loop {
+            while let Some(at) = items.iter().position(|(_, size)| *size <= free) {
+                let (item, size) = items.remove(at);
+                free -= size;
+                let (send, work) = (send.clone(), &work);
+                scope.spawn(move || {
                     // The receiver outlives the threads.
-                    let _ = send.send((item, work(item)));
-                }
-            });
-        }
-        drop(send);
-        for (item, result) in receive {
+                    let _ = send.send((item, size, work(item)));
+                });
+            }
+            if free == slots {
+                break;
+            }
+            let Ok((item, size, result)) = receive.recv() else {
+                break;
+            };
+            free += size;
             report(item, result);
         }
     });
@@ -99,28 +106,56 @@ fn play(program: &Path, agent: &Path, scenario: &str, keep: Option<&Path>) -> Re
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Barrier, time::Duration};
+    use std::{
+        sync::{
+            Barrier,
+            atomic::{AtomicUsize, Ordering},
+        },
+        time::Duration,
+    };
 
     use super::*;
 
     #[test]
     fn every_item_is_reported_once_and_as_many_run_at_once_as_allowed() {
-        let items: Vec<u32> = (0..9).collect();
-        // Each waits for two others: with fewer threads this would never end.
+        // Each small one waits for two others: with fewer at once this would never end.
         let three = Barrier::new(3);
-        let running = AtomicUsize::new(0);
+        let taken = AtomicUsize::new(0);
         let mut seen = Vec::new();
-        let work = |item: &u32| {
-            three.wait();
-            let most = running.fetch_add(1, Ordering::SeqCst) + 1;
+        let sizes = [1, 1, 1, 3, 1, 1, 1, 2, 1, 1, 1];
+        let items: Vec<(usize, usize)> = sizes.into_iter().enumerate().collect();
+        let work = |item: usize| {
+            let size = sizes[item];
+            if size == 1 {
+                three.wait();
+            }
+            let now = taken.fetch_add(size, Ordering::SeqCst) + size;
             thread::sleep(Duration::from_millis(1));
-            running.fetch_sub(1, Ordering::SeqCst);
-            assert!(most <= 3, "{most} at once");
+            taken.fetch_sub(size, Ordering::SeqCst);
+            assert!(now <= 5, "{now} slots at once");
             item * 2
         };
-        each_of(&items, 3, work, |item, twice| seen.push((*item, twice)));
+        each_of(items, 5, work, |item, twice| seen.push((item, twice)));
         seen.sort_unstable();
-        let all: Vec<(u32, u32)> = items.iter().map(|item| (*item, item * 2)).collect();
+        let all: Vec<(usize, usize)> = (0..sizes.len()).map(|item| (item, item * 2)).collect();
         assert_eq!(seen, all);
+    }
+
+    #[test]
+    fn the_largest_items_are_first_and_one_larger_than_the_machine_fits_it() {
+        let mut seen = Vec::new();
+        each_of(
+            vec![(1, 1), (2, 3), (3, 3)],
+            3,
+            |item| item,
+            |item, _| seen.push(item),
+        );
+        assert_eq!(seen, [2, 3, 1]);
+        let computing = Listed {
+            name: "convoy".to_owned(),
+            room: Room::OneCpu,
+        };
+        assert_eq!(slots(&computing, 3), 3);
+        assert_eq!(slots(&computing, 6), 4);
     }
 }

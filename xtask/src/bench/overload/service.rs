@@ -125,6 +125,16 @@ impl Service {
         self.service_time() / 2
     }
 
+    /// How long a request may wait in HAProxy, as docs/guides/haproxy.md recommends: half the service time, and 60% of it for
+    /// one or two workers, which else idle too often under random arrivals.
+    pub fn proxy_queue_timeout(self, workers: u32) -> Duration {
+        if workers <= 2 {
+            self.service_time().mul_f64(0.6)
+        } else {
+            self.service_time() / 2
+        }
+    }
+
     /// Whether it needs CPU time, so that a neighbour slows it down.
     pub fn computes(self) -> bool {
         self == Self::NginxUwsgi

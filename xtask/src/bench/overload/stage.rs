@@ -219,7 +219,7 @@ impl Config {
         );
         let timeout = format!(
             " timeout queue {}ms\n",
-            self.service.target_delay().as_millis()
+            self.service.proxy_queue_timeout(self.workers).as_millis()
         );
         let (mut server, mut queue) = (String::new(), String::new());
         match self.proxy {
