@@ -588,7 +588,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", THREADED)),
         programs: &["unshare"],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: resolver::of_threads,
     },
     // The loop waits for its own threads, and two of them wait for the resolver.
@@ -598,7 +598,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", LOOP)),
         programs: &["node", "unshare"],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: resolver::of_node,
     },
     Scenario {
@@ -607,7 +607,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_bound", COMPUTING)),
         programs: &["go"],
         modules: &[],
-        alone: true,
+        room: Machine,
         play: collectors::of_go,
     },
     // As many connections arrive as before, and each takes more of the CPU.
@@ -617,7 +617,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("cpu_bound", COMPUTING)),
         programs: &["nginx", "openssl", "go"],
         modules: &[],
-        alone: true,
+        room: Machine,
         play: storms::handshakes,
     },
     Scenario {
@@ -629,7 +629,7 @@ pub const SCENARIOS: &[Scenario] = &[
         }),
         programs: &[UWSGI],
         modules: &["asyncio"],
-        alone: false,
+        room: Little,
         play: storms::retries,
     },
     Scenario {
@@ -638,7 +638,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("downstream_slow", &["accept"])),
         programs: &[UWSGI, "mariadbd"],
         modules: &["pymysql"],
-        alone: false,
+        room: Little,
         play: database::metadata_lock,
     },
     Scenario {
@@ -647,7 +647,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("pool_exhausted", THREADED)),
         programs: &["javac", "psql"],
         modules: &[],
-        alone: false,
+        room: Little,
         play: pools::leaked_in_java,
     },
     Scenario {
@@ -656,7 +656,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: Some(planted("lock_contention", COMPUTING)),
         programs: &["puma"],
         modules: &[],
-        alone: true,
+        room: OneCpu,
         play: lock::of_ruby,
     },
     Scenario {
@@ -800,7 +800,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["node"],
         modules: &["asyncio"],
-        alone: false,
+        room: Little,
         play: routine::long_polls,
     },
     Scenario {
@@ -809,7 +809,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[],
         modules: &["websockets"],
-        alone: false,
+        room: Little,
         play: routine::websockets,
     },
     Scenario {
@@ -818,7 +818,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["redis-server"],
         modules: &["socket"],
-        alone: false,
+        room: Little,
         play: routine::batch_consumers,
     },
     Scenario {
@@ -827,7 +827,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["nginx", UWSGI],
         modules: &[],
-        alone: false,
+        room: Little,
         play: routine::cache_refill,
     },
     Scenario {
@@ -836,7 +836,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &["javac"],
         modules: &[],
-        alone: true,
+        room: Machine,
         play: routine::warm_up,
     },
     Scenario {
@@ -845,7 +845,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI],
         modules: &["time"],
-        alone: true,
+        room: Machine,
         play: routine::cron,
     },
     Scenario {
@@ -854,7 +854,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI, "mariadbd"],
         modules: &["pymysql"],
-        alone: false,
+        room: Little,
         play: database::schema_change,
     },
     Scenario {
@@ -863,7 +863,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI, "psql"],
         modules: &["psycopg2"],
-        alone: false,
+        room: Little,
         play: database::short_row_locks,
     },
     Scenario {
@@ -872,7 +872,7 @@ pub const SCENARIOS: &[Scenario] = &[
         planted: None,
         programs: &[UWSGI, "redis-server"],
         modules: &[],
-        alone: false,
+        room: Little,
         play: database::replication,
     },
 ];
