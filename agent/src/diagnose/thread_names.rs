@@ -50,4 +50,15 @@ mod tests {
         assert!(!is("VM Thread", &["VM Thread"]));
         assert!(!is("", &java));
     }
+
+    #[test]
+    fn an_anonymized_recording_keeps_these_names() {
+        let names = RUNTIMES.iter().flat_map(|runtime| {
+            let all = runtime.marks.iter().chain(runtime.collectors);
+            all.copied()
+        });
+        for name in names {
+            assert!(crate::sample::anonymize::is_of_a_runtime(name), "{name}");
+        }
+    }
 }

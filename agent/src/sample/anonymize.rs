@@ -58,6 +58,8 @@ pub const PROGRAMS: &[&str] = &[
     "valkey-server",
     "varnishd",
 ];
+/// Beginnings of the names of threads that are kept, with a number behind them: a runtime gives them, and the rules know them.
+const THREADS: &[&str] = &["GC Thread#", "VM Periodic Tas", "VM Thread"];
 /// Names of directories and control groups that are kept.
 pub const PLACES: &[&str] = &[
     ".",
@@ -209,7 +211,7 @@ impl Anonymizer {
 
     /// Names that differ only in a number keep that number: they are threads of one pool.
     fn name(&mut self, name: &str) -> String {
-        if is_program(name) {
+        if is_program(name) || is_of_a_runtime(name) {
             return name.to_owned();
         }
         let digits: Vec<&str> = name
@@ -355,6 +357,12 @@ fn letters(mut number: usize) -> String {
 fn is_program(name: &str) -> bool {
     let base = name.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
     name.len() - base.len() <= 5 && PROGRAMS.contains(&base)
+}
+
+/// Whether a runtime gives this name to a thread of its own: `GC Thread#3`.
+pub fn is_of_a_runtime(name: &str) -> bool {
+    let mut rests = THREADS.iter().filter_map(|known| name.strip_prefix(known));
+    rests.any(|rest| rest.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
 fn is_known(message: &str) -> bool {
