@@ -108,6 +108,9 @@ impl ColdStart {
             self.steps.push(std::mem::take(&mut self.now));
         }
         self.now.add(reading, self.last);
+        if has_ended && levels_off(&self.steps) {
+            self.grown_from = None;
+        }
         if !has_ended || !may_grow || self.grown_from.is_some() {
             return false;
         }
@@ -191,25 +194,45 @@ fn grown_from(steps: &[Step]) -> Option<Beginning> {
         .map(|pair| pair[1].mean_depth() - pair[0].mean_depth())
         .all(|step| step > 0.0 && step >= MIN_SHARE_PER_QUARTER * growth / 3.0);
     let all = Step::sum(steps);
-    let sigma = ((all.arrivals.saturating_add(all.departures)) as f64).sqrt();
+    let sigma = (all.moved() as f64).sqrt();
     let ages_grow = last.mean_age_ns() > first.mean_age_ns();
     let before = Step::sum(&[*first, *second]).mean_response_time_ns();
     let now = Step::sum(&[*third, *last]).mean_response_time_ns();
     let (earlier, later) = steps.split_at(2 * quarter);
-    let is_slower = match before.zip(now) {
-        Some((before, now)) => {
-            let fastest = typical_fastest_ns(earlier).zip(typical_fastest_ns(later));
-            now > before * SLOWDOWN_RATIO
-                && fastest.is_none_or(|(before, now)| now as f64 > before as f64 * SLOWDOWN_RATIO)
-        }
-        // One of the halves has no responses.
-        None => true,
-    };
+    // `None`: one of the halves has no responses.
+    let is_slower = before.zip(now).map(|(before, now)| {
+        let fastest = typical_fastest_ns(earlier).zip(typical_fastest_ns(later));
+        now > before * SLOWDOWN_RATIO
+            && fastest.is_none_or(|(before, now)| now as f64 > before as f64 * SLOWDOWN_RATIO)
+    });
     let is_significant = growth > GROWTH_SIGMAS * sigma && growth >= MIN_GROWTH;
-    (is_steady && is_significant && ages_grow && is_slower).then(|| Beginning {
+    (is_steady && is_significant && ages_grow && is_slower != Some(false)).then(|| Beginning {
         depth: first.mean_depth(),
         median_age_ns: first.mean_age_ns(),
     })
+}
+
+/// Whether the queue has stopped growing, responses take no longer than a moment ago, and more are sent than at the beginning of
+/// the history: requests that are slow by design have begun to end. What has become slower does not answer more than before.
+fn levels_off(steps: &[Step]) -> bool {
+    let Some(last) = steps.len().checked_sub(MIN_STEPS) else {
+        return false;
+    };
+    let (Some(first), Some(last)) = (steps.get(..MIN_STEPS), steps.get(last..)) else {
+        return false;
+    };
+    let beginning = Step::sum(first);
+    let (earlier, later) = last.split_at(MIN_STEPS / 2);
+    let (earlier, later) = (Step::sum(earlier), Step::sum(later));
+    let moved = earlier.moved().saturating_add(later.moved()) as f64;
+    let times = earlier
+        .mean_response_time_ns()
+        .zip(later.mean_response_time_ns());
+    let now = earlier.departures.saturating_add(later.departures) as f64;
+    let before = beginning.departures as f64;
+    later.mean_depth() - earlier.mean_depth() <= moved.sqrt()
+        && times.is_some_and(|(before, now)| now <= before * SLOWDOWN_RATIO)
+        && now - before > GROWTH_SIGMAS * (now + before).sqrt()
 }
 
 /// The median of the shortest response times of these steps, ns.
@@ -251,6 +274,11 @@ impl Step {
             response_times_ns: sum.response_times_ns + step.response_times_ns,
             fastest_ns: least(sum.fastest_ns, step.fastest_ns),
         })
+    }
+
+    /// Arrivals and departures.
+    fn moved(&self) -> u64 {
+        self.arrivals.saturating_add(self.departures)
     }
 
     fn mean_depth(&self) -> f64 {
@@ -352,6 +380,31 @@ mod tests {
             }
         };
         assert_eq!(after(polls).measure(None), None);
+    }
+
+    #[test]
+    fn requests_that_are_not_answered_count_until_they_end_as_fast_as_they_begin() {
+        // Four begin in each tick, and end after 4.5 s.
+        let polls = |tick: u64| {
+            let ending = if tick >= 45 { 4 } else { 0 };
+            let reading = reading(4 * tick.min(45), 50 * tick.min(45), (4, ending));
+            match ending {
+                0 => reading,
+                _ => responding_in(4_500, reading),
+            }
+        };
+        let mut history = ColdStart::default();
+        let measured: Vec<bool> = (0..120)
+            .map(|tick| {
+                history.read(tick * TICK, &polls(tick), true);
+                history.measure(None).is_some()
+            })
+            .collect();
+        assert!(measured[44], "nothing is answered");
+        assert!(!measured[119], "it has levelled off");
+        // What goes on growing counts.
+        let hang = |tick: u64| reading(4 * tick, 50 * tick, (4, 0));
+        assert!(after(hang).measure(None).is_some());
     }
 
     #[test]
