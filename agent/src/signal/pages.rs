@@ -193,7 +193,8 @@ impl Pages {
             self.write(name, pressure, published);
             // Once more under the name that the container's pod knows. The first service of a container has it.
             if let Some(container) = pressure.target.container.as_deref()
-                && let Some(name) = self.pods.name(container, published.at_ns)
+                && let Some(cgroup) = pressure.target.cgroup.as_deref()
+                && let Some(name) = self.pods.name(container, cgroup, published.at_ns)
             {
                 let name = format!("{PODS}/{name}");
                 if named.insert(name.clone()) {

@@ -4,7 +4,11 @@
 //! it are those of the API, and only the kubelet's user can make one: a workload cannot take the name of another.
 #![forbid(unsafe_code)]
 
-use std::{collections::HashMap, fs, path::PathBuf};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use crate::target::namespaces::{self, is_initial};
 
@@ -42,8 +46,11 @@ impl Pods {
         }
     }
 
-    /// `NAMESPACE_POD_CONTAINER` of a container, if it is one of Kubernetes.
-    pub fn name(&mut self, container: &str, now_ns: u64) -> Option<&str> {
+    /// `NAMESPACE_POD_CONTAINER` of the container with this id in this cgroup, if it is one of Kubernetes.
+    pub fn name(&mut self, container: &str, cgroup: &str, now_ns: u64) -> Option<&str> {
+        if is_delegated(cgroup, container) {
+            return None;
+        }
         if !self.names.contains_key(container) && now_ns >= self.due_ns {
             self.due_ns = now_ns + SEARCH_INTERVAL_NS;
             self.search();
@@ -61,6 +68,19 @@ impl Pods {
         });
         self.names = names.collect();
     }
+}
+
+/// Whether a user may have created this cgroup, and chosen the id in its name: systemd and LXC let users manage cgroups below those
+/// of their sessions, services and containers.
+fn is_delegated(cgroup: &str, id: &str) -> bool {
+    let mut above = cgroup.split('/').take_while(|part| !part.contains(id));
+    above.any(|part| {
+        part == "user.slice"
+            || part.starts_with("lxc")
+            || Path::new(part)
+                .extension()
+                .is_some_and(|unit| unit == "service" || unit == "scope")
+    })
 }
 
 /// The id of a container and its name, from the name of its link.
@@ -111,9 +131,25 @@ mod tests {
         let temp = TempDir::new("pods").unwrap();
         let mut pods = Pods::with([temp.path().join("none"), temp.path().to_owned()].into_iter());
         let id = "a".repeat(64);
-        assert_eq!(pods.name(&id, 1), None);
+        let path = format!("/kubepods/pod1/{id}");
+        assert_eq!(pods.name(&id, &path, 1), None);
         temp.write(&format!("p_n_c-{id}.log"), "").unwrap();
-        assert_eq!(pods.name(&id, 2), None);
-        assert_eq!(pods.name(&id, 1 + SEARCH_INTERVAL_NS), Some("n_p_c"));
+        assert_eq!(pods.name(&id, &path, 2), None);
+        let later = 1 + SEARCH_INTERVAL_NS;
+        assert_eq!(pods.name(&id, &path, later), Some("n_p_c"));
+        for path in [
+            format!("/../../kubepods-pod1.slice/cri-containerd-{id}.scope"),
+            format!("/machine.slice/libpod-{id}.scope/container"),
+        ] {
+            assert_eq!(pods.name(&id, &path, later), Some("n_p_c"), "{path}");
+        }
+        // A user can name these.
+        for path in [
+            format!("/user.slice/user-1000.slice/user@1000.service/cri-containerd-{id}.scope"),
+            format!("/system.slice/ci.service/kubepods/pod1/{id}"),
+            format!("/lxc.payload.a/cri-containerd-{id}.scope"),
+        ] {
+            assert_eq!(pods.name(&id, &path, later), None, "{path}");
+        }
     }
 }

@@ -265,9 +265,10 @@ fn own_container(text: &str) -> Option<String> {
     is_container.then(|| "/".to_owned())
 }
 
-/// The 64 hexadecimal digits in a cgroup path by which container runtimes name their cgroups.
+/// The 64 hexadecimal digits in a cgroup path by which container runtimes name their cgroups. The outermost cgroup counts: below
+/// it, a process may be allowed to create others of any name.
 fn container_id(path: &str) -> Option<String> {
-    path.rsplit('/').find_map(|part| {
+    path.split('/').find_map(|part| {
         part.split(|letter: char| !letter.is_ascii_hexdigit())
             .find(|run| run.len() == 64)
             .map(str::to_owned)
@@ -383,6 +384,13 @@ mod tests {
             Some(id.clone())
         );
         assert_eq!(container_id("/system.slice/nginx.service"), None);
+        let other = "f".repeat(64);
+        let nested = format!("/kubepods/pod12/cri-containerd-{id}.scope/kubepods/{other}");
+        assert_eq!(
+            container_id(&nested),
+            Some(id.clone()),
+            "not the own choice"
+        );
         let text = format!("12:memory:/docker/{id}\n0::/\n");
         assert_eq!(cgroup_path(&text), Some(format!("/docker/{id}")));
     }
