@@ -54,7 +54,7 @@ use crate::{
     sample::{AgentReport, Notice, TargetId},
 };
 
-/// Minimum time between two publications, ns, unless a level changes. Focused services are sampled more often than
+/// Minimum time between two publications, ns, unless a level or the time to live changes. Focused services are sampled more often than
 /// this, but only to find the cause.
 const MIN_PUBLISH_INTERVAL_NS: u64 = 50_000_000;
 
@@ -66,6 +66,8 @@ pub struct Signals {
     json: Json<Vec<u8>>,
     report: Option<Arc<AgentReport>>,
     last_ns: u64,
+    /// The time to live has changed: pages may expire before they would be written again.
+    is_due: bool,
     /// The sampling interval.
     interval_ns: u64,
     /// When the state for a later agent was last saved.
@@ -90,6 +92,7 @@ impl Signals {
             json: Json::new(Vec::new()),
             report: None,
             last_ns: boot_ns(),
+            is_due: false,
             learned_ns: 0,
         })
     }
@@ -104,7 +107,8 @@ impl Signals {
         let has_level_changed = events
             .iter()
             .any(|event| matches!(event, Event::Level { .. }));
-        if now_ns.saturating_sub(self.last_ns) < MIN_PUBLISH_INTERVAL_NS && !has_level_changed {
+        let is_due = std::mem::take(&mut self.is_due) || has_level_changed;
+        if now_ns.saturating_sub(self.last_ns) < MIN_PUBLISH_INTERVAL_NS && !is_due {
             return;
         }
         let targets = pipeline.targets();
@@ -138,6 +142,7 @@ impl Signals {
     /// From now on, publishes with this time to live and number of pages.
     pub fn set_limits(&mut self, config: &Signal, interval: Duration) {
         self.interval_ns = interval.as_nanos() as u64;
+        self.is_due = true;
         self.pages
             .set_limits(config.ttl_ns(interval), config.max_pages());
     }
