@@ -22,6 +22,7 @@ use crate::{
         Config,
         file::{self, Identity, identity, parse_quietly, read_again},
     },
+    emit::otlp::OtlpConfig,
     sample::Notice,
     signal::ConfigFile,
     text::bounded,
@@ -29,9 +30,11 @@ use crate::{
 
 /// How often the file is checked for a change. This also bounds the number of reloads of a file that never stops changing.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// How long after a failure the file is read again before the failure is reported: it may be half written, or absent between
-/// two steps of an update.
+/// How long the file must not change before it is read, and after a failure, before it is read again: it may be half written,
+/// or absent between two steps of an update.
 const SETTLE_TIME: Duration = Duration::from_millis(200);
+/// A file that never settles is read after this many times [`SETTLE_TIME`].
+const MAX_SETTLE_TIMES: u32 = 5;
 /// Longest reason in a notice, bytes.
 const MAX_REASON_BYTES: usize = 400;
 
@@ -181,6 +184,10 @@ impl Watch {
             if !is_requested && (is_unchanged || self.owner.is_none()) {
                 continue;
             }
+            if !is_requested {
+                // Part of a file may be valid.
+                seen = self.settled(seen);
+            }
             let mut content = self.content();
             if content.is_err() && is_initial && !is_requested {
                 // The agent has just accepted this very file.
@@ -190,6 +197,13 @@ impl Watch {
                 thread::sleep(SETTLE_TIME);
                 seen = self.identity();
                 content = self.content();
+            }
+            let is_empty = |text: &str| text.trim().is_empty();
+            if !is_requested
+                && content.as_ref().is_ok_and(|(text, _)| is_empty(text))
+                && !self.last.as_ref().is_ok_and(|text| is_empty(text))
+            {
+                content = Err("the file is empty: SIGHUP applies it nevertheless".to_owned());
             }
             let last = content.as_ref().map(|(text, _)| text.clone());
             let last = last.map_err(Clone::clone);
@@ -203,6 +217,21 @@ impl Watch {
         }
     }
 
+    /// The file's identity once it does not change any more, or after a limited time.
+    fn settled(
+        &self,
+        mut seen: Result<Identity, io::ErrorKind>,
+    ) -> Result<Identity, io::ErrorKind> {
+        for _ in 0..MAX_SETTLE_TIMES {
+            thread::sleep(SETTLE_TIME);
+            let before = std::mem::replace(&mut seen, self.identity());
+            if before == seen {
+                break;
+            }
+        }
+        seen
+    }
+
     fn identity(&self) -> Result<Identity, io::ErrorKind> {
         identity(&self.path).map_err(|error| error.kind())
     }
@@ -214,6 +243,10 @@ impl Watch {
             })?;
             let text = read_again(&self.path, owner)?;
             let config = parse_quietly(&text)?;
+            if config.otlp.is_some() {
+                // It takes effect only after a restart, which must not fail.
+                OtlpConfig::from_env_and(config.otlp.as_deref()).context("otlp")?;
+            }
             Ok((text, config))
         };
         read().map_err(|error: anyhow::Error| format!("{error:#}"))
@@ -285,6 +318,45 @@ mod tests {
             (2, 2, &None)
         );
         assert_eq!(status.needs_restart, ["otlp"]);
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_or_is_empty_is_not_applied() {
+        let temp = TempDir::new("reload").unwrap();
+        let old = "interval = \"200ms\"\n";
+        let path = temp.write("tailback.toml", old).unwrap();
+        let (request, requests) = sync_channel(1);
+        let config = Config::parse(old).unwrap();
+        let mut reload = Reload::start(&path, old.to_owned(), config, requests).unwrap();
+        for interval in ["300ms", "400ms", "500ms"] {
+            let text = format!("interval = \"{interval}\"\n");
+            let written = Instant::now();
+            fs::write(&path, &text).unwrap();
+            assert_eq!(next(&mut reload).unwrap().0, text);
+            assert!(
+                written.elapsed() >= SETTLE_TIME,
+                "a part of it may be valid, too"
+            );
+        }
+        assert_eq!(codes(&mut reload), ["config_reloaded"; 3]);
+        fs::write(&path, "").unwrap();
+        assert!(next(&mut reload).is_none());
+        let error = reload.status().error.clone().unwrap();
+        assert!(error.contains("empty"), "{error}");
+        request.send(()).unwrap();
+        assert_eq!(next(&mut reload).unwrap().0, "");
+    }
+
+    #[test]
+    fn an_invalid_setting_that_would_take_effect_later_is_rejected() {
+        let temp = TempDir::new("reload").unwrap();
+        let path = temp.write("tailback.toml", "otlp = \"garbage\"\n").unwrap();
+        let (request, requests) = sync_channel(1);
+        let mut reload = Reload::start(&path, String::new(), Config::default(), requests).unwrap();
+        request.send(()).unwrap();
+        assert!(next(&mut reload).is_none());
+        let error = reload.status().error.clone().unwrap();
+        assert!(error.starts_with("otlp: "), "{error}");
     }
 
     #[test]

@@ -7,7 +7,10 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -50,7 +53,8 @@ pub fn identity(path: &Path) -> io::Result<Identity> {
 /// Reads a file once, as a command does. It may be a pipe.
 pub fn read(path: &Path) -> Result<String> {
     let file = if path == Path::new(STDIN) {
-        File::open("/dev/stdin")
+        let stdin = io::stdin();
+        stdin.as_fd().try_clone_to_owned().map(File::from)
     } else {
         File::open(path)
     };

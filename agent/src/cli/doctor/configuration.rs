@@ -64,7 +64,7 @@ fn of_agent(config: &Value) -> Option<Check> {
         name: "configuration in force",
         state,
         cost: "the agent works with older settings than those of its file",
-        remedy: if waiting.is_empty() {
+        remedy: if waiting.is_empty() || config["error"].is_string() {
             "fix the file: the agent loads it by itself; `tailback config check FILE` shows the line".into()
         } else {
             "restart the agent".into()
@@ -98,6 +98,9 @@ mod tests {
         let waiting = of(json!({"needs_restart": ["otlp"]}));
         assert!(waiting.state.unwrap_err().contains("otlp"));
         assert_eq!(waiting.remedy, "restart the agent");
+        // A restart would fail.
+        let both = of(json!({"needs_restart": ["otlp"], "error": "line 3: no"}));
+        assert!(both.remedy.starts_with("fix the file"));
         assert!(of_agent(&Value::Null).is_none());
     }
 }
