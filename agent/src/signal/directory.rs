@@ -6,13 +6,17 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    os::fd::{AsRawFd as _, OwnedFd},
+    io,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
 use rustix::{
-    fs::{self, AtFlags, Mode, OFlags, Stat},
+    fs::{self, AtFlags, FlockOperation, Mode, OFlags, Stat},
     io::Errno,
     process::geteuid,
 };
@@ -27,8 +31,14 @@ pub(super) const FLAGS: OFlags = OFlags::DIRECTORY
 pub(super) const MODE: Mode = Mode::from_raw_mode(0o755);
 /// Permission to write, for users other than the owner.
 const WRITE_BY_OTHERS: u32 = 0o022;
+/// Users may remove only their own files from the directory.
+const STICKY: u32 = 0o1000;
 /// The subdirectory in a directory that others may write to.
 pub const OWN_NAME: &str = "tailback";
+/// Lock file of the agent that writes the pages; contains its pid.
+pub(super) const LOCK: &str = "agent.lock";
+/// Levels of directories: the agent's own, `pods`, and one for each container in it.
+const LEVELS: u32 = 3;
 
 /// A directory in which only the agent's user can write.
 #[derive(Debug)]
@@ -45,19 +55,31 @@ impl Directory {
     /// # Errors
     /// If it cannot be created, or another user has put something else in its place.
     pub fn open(path: &Path) -> Result<Self> {
-        let created = std::fs::DirBuilder::new().recursive(true).create(path);
+        let mut builder = std::fs::DirBuilder::new();
+        let created = builder
+            .recursive(true)
+            .mode(MODE.as_raw_mode())
+            .create(path);
         created.with_context(|| format!("cannot create the directory {}", path.display()))?;
         let fd = fs::open(path, FLAGS, Mode::empty())
             .with_context(|| format!("cannot open the directory {}", path.display()))?;
         let in_use = || format!("cannot use the directory {}", path.display());
         let stat = stat(&fd).with_context(in_use)?;
         let is_own = stat.st_uid == geteuid().as_raw();
-        if is_own && stat.st_mode & WRITE_BY_OTHERS == 0 {
+        let is_writable = stat.st_mode & WRITE_BY_OTHERS != 0;
+        if is_own && !is_writable {
             return Ok(Self {
                 fd,
                 path: path.to_owned(),
                 parent: None,
             });
+        }
+        if !is_writable && is_locked(&fd) {
+            bail!(
+                "the agent of user {} publishes in {}: run as that user, or set another `directory` in [signal]",
+                stat.st_uid,
+                path.display()
+            );
         }
         let own = own_below(&fd, &stat).with_context(in_use)?;
         Ok(Self {
@@ -67,9 +89,46 @@ impl Directory {
         })
     }
 
+    /// Opens the directory of a running agent, as that agent uses it.
+    ///
+    /// # Errors
+    /// If others may write to it.
+    pub fn open_in_use(path: &Path) -> Result<Self> {
+        let fd = fs::open(path, FLAGS, Mode::empty())
+            .map_err(anyhow::Error::from)
+            .and_then(|fd| check_owner(&fd).map(|()| fd))
+            .with_context(|| format!("cannot use the directory {}", path.display()))?;
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+            parent: None,
+        })
+    }
+
+    /// A path to it for a child process. It leads through the returned descriptor, if any, which the child inherits, and so to
+    /// this directory, whatever others put in its place.
+    pub fn for_child(&self) -> io::Result<(PathBuf, Option<OwnedFd>)> {
+        if !self.is_below_shared() {
+            return Ok((self.path.clone(), None));
+        }
+        // Unlike the original, not closed on exec.
+        let inherited = rustix::io::dup(&self.fd)?;
+        let path = format!("/proc/self/fd/{}/.", inherited.as_raw_fd());
+        Ok((path.into(), Some(inherited)))
+    }
+
     /// Whether it is a subdirectory of one that others may write to.
     pub fn is_below_shared(&self) -> bool {
         self.parent.is_some()
+    }
+
+    /// Whether an agent of this user publishes in it, or could: not in a subdirectory of a directory to which only another user may
+    /// write, unless one does.
+    pub fn is_plausible(&self) -> bool {
+        let of_another = self.parent.as_ref().is_some_and(|parent| {
+            fs::fstat(parent).is_ok_and(|stat| stat.st_mode & WRITE_BY_OTHERS == 0)
+        });
+        !of_another || is_locked(&self.fd)
     }
 
     /// Whether its path still leads to it, so that readers find the agent's files.
@@ -84,7 +143,8 @@ impl Directory {
         }
     }
 
-    /// A path to create this file by. It leads through the open descriptor if others could replace the directory.
+    /// A path to use this file by; the empty name is the directory itself. It leads through the open descriptor if others could
+    /// replace the directory.
     pub fn path_to(&self, name: &str) -> PathBuf {
         if self.is_below_shared() {
             format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd()).into()
@@ -121,6 +181,10 @@ fn own_below(parent: &OwnedFd, stat: &Stat) -> Result<OwnedFd> {
             stat.st_uid
         );
     }
+    let was_writable = !is_new && stat.st_mode & WRITE_BY_OTHERS != 0;
+    if was_writable && stat.st_mode & STICKY != 0 {
+        bail!("every user may have files in `{OWN_NAME}` in it: remove it");
+    }
     // One that was there only loses permissions: it may be another one, under this name.
     let mode = if is_new {
         MODE
@@ -128,7 +192,51 @@ fn own_below(parent: &OwnedFd, stat: &Stat) -> Result<OwnedFd> {
         Mode::from_raw_mode(stat.st_mode & 0o7777 & !WRITE_BY_OTHERS)
     };
     fs::fchmod(&directory, mode).context("cannot set the mode of the directory")?;
+    if was_writable {
+        remove_foreign(&directory, LEVELS);
+    }
     Ok(directory)
+}
+
+/// Removes what others may have put into a directory while they could write to it: every file, and the empty directories of
+/// other users. Those of the agent's user stay, because containers may have them mounted, but nobody else can write to them from
+/// now on. What is left is refused when it is used. Nothing is removed that others could not have removed themselves.
+fn remove_foreign(directory: &OwnedFd, levels: u32) {
+    let Ok(entries) = fs::Dir::read_from(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..")
+            || fs::unlinkat(directory, name, AtFlags::empty()).is_ok()
+        {
+            continue;
+        }
+        let Ok(below) = fs::openat(directory, name, FLAGS, Mode::empty()) else {
+            continue;
+        };
+        let Ok(stat) = fs::fstat(&below) else {
+            continue;
+        };
+        if stat.st_uid != geteuid().as_raw() {
+            let _ = fs::unlinkat(directory, name, AtFlags::REMOVEDIR);
+        } else if stat.st_mode & WRITE_BY_OTHERS != 0 && stat.st_mode & STICKY == 0 {
+            let mode = Mode::from_raw_mode(stat.st_mode & 0o7777 & !WRITE_BY_OTHERS);
+            let _ = fs::fchmod(&below, mode);
+            if levels > 1 {
+                remove_foreign(&below, levels - 1);
+            }
+        }
+    }
+}
+
+/// Whether an agent publishes in this directory.
+fn is_locked(directory: &OwnedFd) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let lock = fs::openat(directory, LOCK, flags, Mode::empty());
+    lock.is_ok_and(|lock| {
+        fs::flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    })
 }
 
 fn stat(directory: &OwnedFd) -> Result<Stat> {
@@ -151,16 +259,18 @@ pub(super) fn check_owner(directory: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// Where an agent, or its adapter process, publishes that is configured with this directory: its own one below it, if there is
-/// one with a socket.
+/// Where an agent, or its adapter process, publishes that is configured with this directory: its own one below it, if others
+/// may write to this one, or only the one below has a socket.
 pub fn in_use(configured: &Path) -> PathBuf {
     let has_socket = |directory: &Path| {
         [SOCKET, "adapters.sock"]
             .iter()
             .any(|name| std::fs::symlink_metadata(directory.join(name)).is_ok())
     };
+    let is_writable = std::fs::metadata(configured)
+        .is_ok_and(|directory| directory.mode() & WRITE_BY_OTHERS != 0);
     let below = configured.join(OWN_NAME);
-    if !has_socket(configured) && has_socket(&below) {
+    if has_socket(&below) && (is_writable || !has_socket(configured)) {
         below
     } else {
         configured.to_owned()
@@ -169,7 +279,7 @@ pub fn in_use(configured: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
     use tailback_tests::temp::TempDir;
 
@@ -224,6 +334,76 @@ mod tests {
     }
 
     #[test]
+    fn what_others_put_into_the_own_directory_is_removed_when_they_no_longer_can() {
+        let temp = TempDir::new("directory").unwrap();
+        set_mode(temp.path(), 0o777);
+        let own = temp.path().join(OWN_NAME);
+        let victim = TempDir::new("victim").unwrap();
+        std::fs::write(victim.path().join("page"), "").unwrap();
+        // As a container runtime makes it for a mount.
+        std::fs::create_dir_all(own.join("shop")).unwrap();
+        set_mode(&own, 0o777);
+        set_mode(&own.join("shop"), 0o777);
+        symlink(victim.path(), own.join("pods")).unwrap();
+        symlink(victim.path().join("page"), own.join("shop/page")).unwrap();
+        for name in ["adapters.next.new", "learned.json.new", LOCK] {
+            fs::mknodat(fs::CWD, own.join(name), fs::FileType::Fifo, MODE, 0).unwrap();
+        }
+        if geteuid().is_root() {
+            std::fs::create_dir(own.join("cart")).unwrap();
+            chown(own.join("cart"), Some(4_711), None).unwrap();
+        }
+        let directory = Directory::open(temp.path()).unwrap();
+        let left: Vec<_> = std::fs::read_dir(&own).unwrap().flatten().collect();
+        assert!(left.len() == 1 && left[0].file_name() == "shop", "{left:?}");
+        let shop = std::fs::metadata(own.join("shop")).unwrap();
+        assert_eq!(shop.mode() & 0o777, 0o755);
+        assert_eq!(std::fs::read_dir(own.join("shop")).unwrap().count(), 0);
+        assert!(victim.path().join("page").exists());
+        // What the agent has put there itself stays, as does what others could not have removed.
+        std::fs::write(directory.path_to("x"), "").unwrap();
+        Directory::open(temp.path()).unwrap();
+        set_mode(&own, 0o1777);
+        let error = format!("{:#}", Directory::open(temp.path()).unwrap_err());
+        assert!(error.contains("every user may have files"), "{error}");
+        assert!(own.join("x").exists());
+    }
+
+    #[test]
+    fn a_child_finds_the_directory_that_others_have_moved_and_replaced() {
+        let temp = TempDir::new("directory").unwrap();
+        set_mode(temp.path(), 0o777);
+        let directory = Directory::open(temp.path()).unwrap();
+        let (path, inherited) = directory.for_child().unwrap();
+        let inherited = inherited.unwrap();
+        let flags = rustix::io::fcntl_getfd(&inherited).unwrap();
+        assert!(!flags.contains(rustix::io::FdFlags::CLOEXEC));
+        std::fs::rename(&directory.path, temp.path().join("away")).unwrap();
+        std::fs::create_dir(&directory.path).unwrap();
+        let of_child = Directory::open_in_use(&path).unwrap();
+        assert!(!of_child.is_below_shared());
+        std::fs::write(of_child.path_to("x"), "").unwrap();
+        assert!(temp.path().join("away/x").exists());
+        set_mode(&temp.path().join("away"), 0o777);
+        assert!(Directory::open_in_use(&path).is_err());
+    }
+
+    #[test]
+    fn a_directory_in_which_another_users_agent_publishes_is_refused() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let temp = TempDir::new("directory").unwrap();
+        let lock = std::fs::File::create(temp.path().join(LOCK)).unwrap();
+        chown(temp.path(), Some(4_711), None).unwrap();
+        fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+        let error = format!("{:#}", Directory::open(temp.path()).unwrap_err());
+        assert!(error.contains("agent of user 4711"), "{error}");
+        drop(lock);
+        assert!(Directory::open(temp.path()).unwrap().is_below_shared());
+    }
+
+    #[test]
     fn what_another_user_has_put_there_is_refused() {
         let temp = TempDir::new("directory").unwrap();
         set_mode(temp.path(), 0o777);
@@ -238,7 +418,7 @@ mod tests {
         std::fs::remove_file(&own).unwrap();
         if geteuid().is_root() {
             std::fs::create_dir(&own).unwrap();
-            std::os::unix::fs::chown(&own, Some(4_711), None).unwrap();
+            chown(&own, Some(4_711), None).unwrap();
             assert!(error().contains("belongs to user 4711"));
         }
         assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0);
@@ -254,5 +434,8 @@ mod tests {
         assert_eq!(in_use(temp.path()), own);
         std::fs::write(temp.path().join(SOCKET), "").unwrap();
         assert_eq!(in_use(temp.path()), temp.path());
+        // A socket that anyone could have put there.
+        set_mode(temp.path(), 0o777);
+        assert_eq!(in_use(temp.path()), own);
     }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, AtFlags, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -128,8 +128,10 @@ impl Learned {
             queues: self.queues.iter().collect::<Vec<_>>(),
         };
         let bytes = serde_json::to_vec(&contents)?;
+        // Left by an agent that was killed.
+        let _ = fs::unlinkat(directory, NEW_NAME, AtFlags::empty());
         let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = fs::openat(directory, NEW_NAME, flags, MODE)
             .with_context(|| format!("cannot create {NEW_NAME}"))?;
         File::from(file).write_all(&bytes)?;

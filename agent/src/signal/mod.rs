@@ -38,7 +38,7 @@ use anyhow::{Context as _, Result};
 use constants::LEARNED_INTERVAL_NS;
 use directory::Directory;
 pub use encode::{Published, Words, encode, pattern};
-pub use page::PageFile;
+pub use page::{PageFile, check_own_file};
 pub use pages::HEARTBEAT;
 use pages::Pages;
 pub use pressure::{Pressure, PressureTracker};

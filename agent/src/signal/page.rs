@@ -129,7 +129,7 @@ impl Drop for PageFile {
 }
 
 /// The status of a file that belongs to the agent's user and has no other name.
-pub(super) fn check_own_file(file: &OwnedFd, name: &str) -> Result<Stat> {
+pub fn check_own_file(file: &OwnedFd, name: &str) -> Result<Stat> {
     let stat = fs::fstat(file).with_context(|| format!("cannot read the owner of `{name}`"))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink != 1 {
         bail!("`{name}` is not a regular file with a single link: remove it");

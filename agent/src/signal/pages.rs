@@ -3,8 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ffi::CStr,
-    io::Write as _,
-    os::fd::{AsFd as _, OwnedFd},
+    io::{Read as _, Write as _},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -15,11 +15,11 @@ use rustix::{
 };
 
 use super::{
-    directory::{self, Directory, check_owner},
+    directory::{self, Directory, LOCK, check_owner},
     encode::{Published, encode, encode_none},
     learned::Learned,
     names::{PODS, names},
-    page::{self, PageFile},
+    page::{self, PageFile, check_own_file},
     pods::Pods,
     pressure::Pressure,
 };
@@ -40,8 +40,10 @@ const MIN_HEARTBEAT_TTL_NS: u64 = 10_000_000_000;
 const HEARTBEAT_INTERVALS: u64 = 3;
 /// Time between two checks whether the directory is in its place, ns.
 const PLACE_INTERVAL_NS: u64 = 1_000_000_000;
-/// Lock file of the agent that writes the pages; contains its pid.
-const LOCK: &str = "agent.lock";
+/// Maximum number of directories of a former agent that are taken over or removed, here and in `pods`.
+const MAX_FORMER_PAGES: usize = 65_536;
+/// Longest text in the lock file, bytes: `process PID`.
+const MAX_HOLDER_BYTES: u64 = 32;
 
 /// The directory of all pages.
 pub struct Pages {
@@ -154,7 +156,8 @@ impl Pages {
             .iter()
             .filter(|(name, slot)| slot.is_open && is_of_service(name))
             .count();
-        (open, self.failed.len(), self.over_limit)
+        let failed = self.failed.keys().filter(|name| is_of_service(name));
+        (open, failed.count(), self.over_limit)
     }
 
     /// The timestamp and time to live of the next publication, `interval_ns` after the previous one. A late sample extends the
@@ -308,26 +311,29 @@ impl Pages {
         self.by_name.get_mut(name)
     }
 
-    fn enter(&self, name: &str) -> rustix::io::Result<OwnedFd> {
-        fs::openat(&self.directory.fd, name, directory::FLAGS, Mode::empty())
+    /// Opens a directory below this one. Only the agent's user can write to each on the way.
+    fn enter(&self, name: &str) -> Result<OwnedFd> {
+        self.descend(name, enter)
     }
 
-    fn make_directory(&self, name: &str) -> Result<()> {
-        match fs::mkdirat(&self.directory.fd, name, directory::MODE) {
-            Ok(()) | Err(Errno::EXIST) => Ok(()),
-            Err(error) => Err(error).context("cannot create the directory"),
+    /// Calls `last` with the directory that contains this one, and the name in it.
+    fn descend<T>(
+        &self,
+        name: &str,
+        last: impl FnOnce(BorrowedFd<'_>, &str) -> Result<T>,
+    ) -> Result<T> {
+        let root = self.directory.fd.as_fd();
+        match name.split_once('/') {
+            Some((parent, name)) => last(enter(root, parent)?.as_fd(), name),
+            None => last(root, name),
         }
     }
 
     fn make(&mut self, name: &str) -> Result<PageFile> {
         if name.contains('/') {
-            self.make_directory(PODS)?;
+            make_directory(self.directory.fd.as_fd(), PODS)?;
         }
-        self.make_directory(name)?;
-        let directory = self.enter(name).context("cannot open the directory")?;
-        check_owner(&directory)?;
-        // Independent of the umask.
-        fs::fchmod(&directory, directory::MODE).context("cannot make the directory accessible")?;
+        let directory = self.descend(name, make_directory)?;
         let page = PageFile::open(directory.as_fd())?;
         self.empty.retain(|empty| empty != name);
         Ok(page)
@@ -358,7 +364,9 @@ impl Pages {
             && let Some(name) = self.empty.pop_front()
         {
             // Fails if the directory contains foreign files; then it stays.
-            let _ = fs::unlinkat(&self.directory.fd, name, AtFlags::REMOVEDIR);
+            let _ = self.descend(&name, |parent, name| {
+                Ok(fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
+            });
         }
     }
 
@@ -425,9 +433,10 @@ impl Pages {
         }
     }
 
-    /// The names of the directories in this one, as many as there may be pages.
+    /// The names of the directories in this one.
     fn directories_in(&self, name: &str) -> Vec<String> {
-        let Ok(entries) = self.enter(name).and_then(fs::Dir::new) else {
+        let entries = self.enter(name).and_then(|it| Ok(fs::Dir::new(it)?));
+        let Ok(entries) = entries else {
             return Vec::new();
         };
         entries
@@ -435,8 +444,7 @@ impl Pages {
             .filter(|entry| entry.file_type() == FileType::Directory)
             .filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned))
             .filter(|name| !name.starts_with('.'))
-            // Besides that of the pods.
-            .take(self.max_pages + 1)
+            .take(MAX_FORMER_PAGES)
             .collect()
     }
 
@@ -451,7 +459,9 @@ impl Pages {
             let has_page = self.enter(&name).is_ok_and(|directory| {
                 fs::statat(&directory, page::NAME, AtFlags::SYMLINK_NOFOLLOW).is_ok()
             });
-            if has_page && let Ok(page) = self.make(&name) {
+            if !has_page || self.by_name.len() >= 2 * self.max_pages {
+                self.remove(&name);
+            } else if let Ok(page) = self.make(&name) {
                 self.by_name.insert(
                     name,
                     Slot {
@@ -460,11 +470,29 @@ impl Pages {
                         is_open: false,
                     },
                 );
-            } else if !has_page {
-                self.empty.push_back(name);
             }
         }
     }
+}
+
+/// Opens a directory to which only the agent's user can write.
+fn enter(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let directory = fs::openat(parent, name, directory::FLAGS, Mode::empty())
+        .context("cannot open the directory")?;
+    check_owner(&directory)?;
+    Ok(directory)
+}
+
+/// Opens such a directory, creating it if needed.
+fn make_directory(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    match fs::mkdirat(parent, name, directory::MODE) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error).context("cannot create the directory"),
+    }
+    let directory = enter(parent, name)?;
+    // Independent of the umask.
+    fs::fchmod(&directory, directory::MODE).context("cannot make the directory accessible")?;
+    Ok(directory)
 }
 
 fn lock(directory: &Directory) -> Result<OwnedFd> {
@@ -472,10 +500,14 @@ fn lock(directory: &Directory) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let lock = fs::openat(&directory.fd, LOCK, flags, Mode::from_raw_mode(0o644))
         .with_context(|| format!("cannot open {}/{LOCK}", path.display()))?;
+    check_own_file(&lock, LOCK).with_context(|| format!("cannot publish in {}", path.display()))?;
     match fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
-            let holder = std::fs::read_to_string(path.join(LOCK)).unwrap_or_default();
+            let mut holder = String::new();
+            let _ = std::fs::File::from(lock)
+                .take(MAX_HOLDER_BYTES)
+                .read_to_string(&mut holder);
             bail!(
                 "another agent ({}) already publishes there: stop it, or set another `directory` in [signal]",
                 holder.trim()
@@ -494,7 +526,30 @@ fn lock(directory: &Directory) -> Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use tailback_tests::temp::TempDir;
+
     use super::*;
+
+    #[test]
+    fn a_page_is_only_written_below_directories_of_the_agents_user() {
+        let temp = TempDir::new("pages").unwrap();
+        let mut pages = Pages::open(temp.path(), 1_000_000_000, 1).unwrap();
+        let victim = TempDir::new("victim").unwrap();
+        let pods = temp.path().join(PODS);
+        symlink(victim.path(), &pods).unwrap();
+        assert!(pages.slot("pods/c", 1).is_none());
+        assert_eq!(std::fs::read_dir(victim.path()).unwrap().count(), 0);
+        assert_eq!(pages.counts(), (0, 0, 0), "pages of pods are not counted");
+        std::fs::remove_file(&pods).unwrap();
+        std::fs::create_dir(&pods).unwrap();
+        std::fs::set_permissions(&pods, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let later = 2 + RETRY_NS;
+        assert!(pages.slot("pods/c", later).is_none());
+        std::fs::set_permissions(&pods, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(pages.slot("pods/c", later + RETRY_NS).is_some());
+    }
 
     #[test]
     fn directories_of_exited_services_are_kept_up_to_a_limit() {
@@ -517,6 +572,16 @@ mod tests {
         let pages = Pages::open(&path, 1_000_000_000, 1).unwrap();
         let taken_over: Vec<&str> = pages.by_name.keys().map(String::as_str).collect();
         assert_eq!(taken_over, ["b", "pods/c"]);
+        drop(pages);
+        // More than there may be, as many agents would leave them.
+        for name in 0..9 {
+            std::fs::create_dir(path.join(format!("pods/{name}"))).unwrap();
+            std::fs::write(path.join(format!("pods/{name}/page")), "").unwrap();
+        }
+        let pages = Pages::open(&path, 1_000_000_000, 1).unwrap();
+        assert_eq!(pages.by_name.len(), 2);
+        let left = |name: &str| std::fs::read_dir(path.join(name)).unwrap().count();
+        assert!(left("pods") <= 4, "{}", left("pods"));
         drop(pages);
         std::fs::remove_dir_all(&path).unwrap();
     }
