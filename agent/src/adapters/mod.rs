@@ -39,13 +39,13 @@ use std::{
 };
 
 use adapter_stats::AdapterStats;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use drain_policy::DrainPolicy;
 use listen::{Endpoint, Listener};
 use page_cache::PageCache;
 use serde_json::{Value, json};
 use tailback_page::Pressure;
-pub use takeover::ask_to_exit;
+pub use takeover::{ask_to_exit, is_asked};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     signal::unix::{SignalKind, signal},
@@ -219,21 +219,32 @@ impl Shared {
     }
 }
 
-/// Serves the adapters until a signal stops it or, with `exit_idle_time`, until no agent has been seen for that time.
-pub fn run(config: &Signal, exit_idle_time: Option<Duration>) -> Result<()> {
+/// Serves the adapters until a signal stops it or, with `exit_idle_time`, until no agent has been seen for that time. `in_use` is
+/// the directory of a running agent that has started this process.
+pub fn run(config: &Signal, in_use: Option<&Path>, exit_idle_time: Option<Duration>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot serve the adapters")?;
     let kept = with_kept_values(config);
-    let own = Directory::open(&config.directory())?;
-    let directory = own.path.clone();
+    let own = match in_use {
+        Some(path) => Directory::open_in_use(path)?,
+        None => Directory::open(&config.directory())?,
+    };
+    if !own.is_plausible() {
+        bail!(
+            "{} belongs to another user, and no agent of this user publishes there: start the agent first, or run as that user",
+            config.directory().display()
+        );
+    }
+    // Others may replace the directory that the path leads to.
+    let directory = own.path_to("");
     // What a running adapter process knows about its clients, before it is replaced.
     let previous = runtime.block_on(agent::ask_adapter_process(&directory));
     let previous = previous
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok());
-    let _lock = takeover::take(&own.fd, &directory, &kept)?;
+    let _lock = takeover::take(&own.fd, &own.path, &kept)?;
     let successor = OnceLock::new();
     let outcome = runtime.block_on(serve(
         config,
@@ -284,7 +295,7 @@ async fn serve(
     previous: Value,
     successor: &OnceLock<BTreeSet<String>>,
 ) -> Result<()> {
-    let directory = own.path.as_path();
+    let directory = own.path_to("");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut taken_over = signal(SignalKind::user_defined1())?;
@@ -327,7 +338,7 @@ async fn serve(
     privileges::drop_privileges(!envoys.is_empty())?;
 
     let shared = Arc::new(Shared {
-        pages: PageCache::new(directory.to_owned()),
+        pages: PageCache::new(directory.clone()),
         drain_policy: Mutex::new(DrainPolicy::new(config.group.clone())),
         adapters,
         since: Instant::now(),
@@ -358,14 +369,14 @@ async fn serve(
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         _ = taken_over.recv() => {
-            let _ = successor.set(takeover::successor(directory));
+            let _ = successor.set(takeover::successor(&own.fd));
             None
         }
-        () = takeover::asked_to_exit(directory) => {
-            let _ = successor.set(takeover::successor(directory));
+        () = takeover::asked_to_exit(&own.fd) => {
+            let _ = successor.set(takeover::successor(&own.fd));
             None
         }
-        () = exit_when_idle(directory, exit_idle_time) => None,
+        () = exit_when_idle(&directory, exit_idle_time) => None,
         task = tasks.join_next() => task,
     };
     // A process that takes over and serves the same adapters continues without a gap.

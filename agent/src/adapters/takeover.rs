@@ -14,9 +14,14 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rustix::{
-    fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat},
+    fs::{
+        AtFlags, FileType, FlockOperation, Mode, OFlags, flock, fstat, openat, renameat, statat,
+        unlinkat,
+    },
     process::{Pid, Signal, kill_process},
 };
+
+use crate::signal::check_own_file;
 
 /// Name of the lock file; it contains the pid of the holder.
 const LOCK: &str = "adapters.lock";
@@ -43,19 +48,24 @@ pub fn take(directory: &OwnedFd, path: &Path, adapters: &BTreeSet<String>) -> Re
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(directory, LOCK, flags, Mode::from_raw_mode(0o644))
         .with_context(|| format!("cannot open {}", path.display()))?;
+    check_own_file(&file, LOCK).with_context(|| format!("cannot use {}", path.display()))?;
     let mut file = File::from(file);
     let began = Instant::now();
     let mut asked = None;
+    let mut announced = None;
     while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut holder = String::new();
         // Unreadable counts as unknown.
         let _ = file.rewind();
         let _ = (&file).take(MAX_PID_BYTES).read_to_string(&mut holder);
-        let pid = holder.trim().parse().ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid.filter(|pid| asked != Some(*pid) && is_adapter_process(*pid)) {
+        if announced.as_ref() != Some(&holder) {
             // An error means that the running process drains its clients first.
             let _ = announce(directory, adapters);
-            // An error means that it just exited: the next try gets the lock.
+            announced = Some(holder.clone());
+        }
+        let pid = holder.trim().parse().ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid.filter(|pid| asked != Some(*pid) && is_adapter_process(*pid)) {
+            // An error means that it just exited, or is another user's, which finds what was announced.
             let _ = kill_process(pid, Signal::USR1);
             asked = Some(pid);
         }
@@ -77,8 +87,9 @@ pub fn take(directory: &OwnedFd, path: &Path, adapters: &BTreeSet<String>) -> Re
 }
 
 fn announce(directory: &OwnedFd, adapters: &BTreeSet<String>) -> Result<()> {
-    let flags =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // Left by a process that was killed.
+    let _ = unlinkat(directory, NEW_SUCCESSOR, AtFlags::empty());
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(0o644);
     let mut file = File::from(openat(directory, NEW_SUCCESSOR, flags, mode)?);
     let text = adapters
@@ -94,24 +105,33 @@ pub fn ask_to_exit(directory: &OwnedFd) -> Result<()> {
     announce(directory, &BTreeSet::new())
 }
 
+/// Whether a process is asked to exit, and no other one has taken over since.
+pub fn is_asked(directory: &OwnedFd) -> bool {
+    statat(directory, SUCCESSOR, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
+
 /// Returns once another process has asked this one to exit. A signal would be faster, but a process without CAP_KILL cannot
 /// send one to another user's.
-pub async fn asked_to_exit(path: &Path) {
-    let request = path.join(SUCCESSOR);
-    while std::fs::symlink_metadata(&request).is_err() {
+pub async fn asked_to_exit(directory: &OwnedFd) {
+    while !is_asked(directory) {
         tokio::time::sleep(REQUEST_INTERVAL).await;
     }
 }
 
 /// The adapters that the next process will serve; none if it does not say so.
-pub fn successor(path: &Path) -> BTreeSet<String> {
-    let mut text = String::new();
-    let read = File::open(path.join(SUCCESSOR))
-        .and_then(|file| file.take(MAX_SUCCESSOR_BYTES).read_to_string(&mut text));
-    match read {
-        Ok(_) => text.lines().map(str::to_owned).collect(),
-        Err(_) => BTreeSet::new(),
-    }
+pub fn successor(directory: &OwnedFd) -> BTreeSet<String> {
+    let read = || {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(directory, SUCCESSOR, flags, Mode::empty())?;
+        let mut text = String::new();
+        if FileType::from_raw_mode(fstat(&file)?.st_mode) == FileType::RegularFile {
+            let file = File::from(file);
+            file.take(MAX_SUCCESSOR_BYTES).read_to_string(&mut text)?;
+        }
+        Ok::<_, std::io::Error>(text)
+    };
+    let text = read().unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
 }
 
 /// Whether the pid is that of an adapter process. The lock file may be stale, or its pid may belong to another pid
@@ -127,6 +147,7 @@ fn is_adapter_process(pid: Pid) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{mknodat, symlinkat};
     use tailback_tests::temp::TempDir;
 
     use super::*;
@@ -136,10 +157,30 @@ mod tests {
         let temp = TempDir::new("takeover").unwrap();
         let directory = rustix::fs::open(temp.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
         let adapters = BTreeSet::from(["haproxy 127.0.0.1:1 a".to_owned()]);
-        assert!(successor(temp.path()).is_empty());
+        assert!(successor(&directory).is_empty());
         announce(&directory, &adapters).unwrap();
-        assert_eq!(successor(temp.path()), adapters);
+        assert_eq!(successor(&directory), adapters);
         let _lock = take(&directory, temp.path(), &adapters).unwrap();
-        assert!(successor(temp.path()).is_empty());
+        assert!(successor(&directory).is_empty() && !is_asked(&directory));
+    }
+
+    #[test]
+    fn a_fifo_or_a_link_neither_blocks_nor_leads_elsewhere() {
+        let temp = TempDir::new("takeover").unwrap();
+        let directory = rustix::fs::open(temp.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let make_fifo = |name: &str| {
+            mknodat(&directory, name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        };
+        make_fifo(SUCCESSOR);
+        make_fifo(NEW_SUCCESSOR);
+        make_fifo(LOCK);
+        assert!(is_asked(&directory) && successor(&directory).is_empty());
+        ask_to_exit(&directory).unwrap();
+        let error = take(&directory, temp.path(), &BTreeSet::new()).unwrap_err();
+        assert!(format!("{error:#}").contains("not a regular file"));
+        let other = temp.write("other", "haproxy 127.0.0.1:1 a\n").unwrap();
+        unlinkat(&directory, SUCCESSOR, AtFlags::empty()).unwrap();
+        symlinkat(&other, &directory, SUCCESSOR).unwrap();
+        assert!(successor(&directory).is_empty());
     }
 }

@@ -13,7 +13,7 @@ pub(super) struct Options {
     /// The agent's configuration file; its [signal] section configures the adapters (`-`: standard input)
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Directory of the running agent's pages, whatever the file says
+    /// Directory of the running agent's pages, which has started this process
     #[arg(long, value_name = "DIR", hide = true)]
     directory: Option<PathBuf>,
     /// Exit after no agent has been seen for TIME [default: never]
@@ -22,15 +22,13 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
-    let mut config = Config::read(&options.config).map_err(Failure::usage)?;
-    if let Some(directory) = &options.directory {
-        config.signal.set_directory(directory.clone());
-    }
+    let config = Config::read(&options.config).map_err(Failure::usage)?;
     if !config.signal.has_adapters() {
         return Err(Failure::usage(anyhow!(
             "{} configures no adapter: add [signal.http], [[signal.haproxy]], [[signal.envoy]], [[signal.orca]], [signal.keda] or [[signal.pressure_socket]]",
             options.config.display()
         )));
     }
-    adapters::run(&config.signal, options.exit_idle_time).map_err(Failure::usage)
+    let in_use = options.directory.as_deref();
+    adapters::run(&config.signal, in_use, options.exit_idle_time).map_err(Failure::usage)
 }

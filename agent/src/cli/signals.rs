@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, Seek as _, Write as _},
     os::unix::process::CommandExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -15,7 +15,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    io::Errno,
+};
 use tracing::debug;
 
 use super::{
@@ -24,13 +27,13 @@ use super::{
     logging,
 };
 use crate::{
-    adapters::{agent::ask_adapter_process, ask_to_exit},
+    adapters::{agent::ask_adapter_process, ask_to_exit, is_asked},
     collect::OutputStats,
     config::{file, signal::Signal},
     event::Event,
     pipeline::Pipeline,
     sample::{Notice, Sample},
-    signal::{ConfigFile, Signals},
+    signal::{ConfigFile, Signals, directory::Directory},
 };
 
 /// Delay before an adapter process that exited is started again.
@@ -83,7 +86,7 @@ impl LiveSignals {
             }),
         }
         if config.starts_adapter_process() {
-            live.adapter_process = Some(AdapterProcess::start(text, live.directory(config))?);
+            live.adapter_process = Some(AdapterProcess::new(text));
         }
         Ok(live)
     }
@@ -105,37 +108,15 @@ impl LiveSignals {
         if let Some(signals) = &mut self.signals {
             signals.set_limits(to, interval);
         }
-        if to == from {
+        if to.has_same_adapters(from) {
             return;
         }
-        let directory = self.directory(to);
         match (&mut self.adapter_process, to.starts_adapter_process()) {
             (Some(process), true) => process.replace(text),
-            (Some(process), false) => {
-                process.retire(State::Unwanted);
-                if let Some(signals) = &self.signals {
-                    // An error means that it is killed after its time.
-                    let _ = ask_to_exit(&signals.directory().fd);
-                }
-            }
-            (None, true) => match AdapterProcess::start(text, directory) {
-                Ok(process) => self.adapter_process = Some(process),
-                Err(error) => self.notices.push(Notice {
-                    code: "adapter_process_exited".to_owned(),
-                    text: format!("{error}"),
-                }),
-            },
+            (Some(process), false) => process.next = Some(State::Unwanted),
+            (None, true) => self.adapter_process = Some(AdapterProcess::new(text)),
             (None, false) => {}
         }
-    }
-
-    /// The directory in use.
-    fn directory(&self, config: &Signal) -> PathBuf {
-        let signals = self.signals.as_ref();
-        signals.map_or_else(
-            || config.directory(),
-            |signals| signals.directory().path.clone(),
-        )
     }
 
     /// Publishes the state of the configuration file.
@@ -150,8 +131,8 @@ impl LiveSignals {
         if let Some(signals) = &mut self.signals {
             self.notices.append(&mut signals.notices());
         }
-        if let Some(process) = &mut self.adapter_process {
-            self.notices.extend(process.supervise());
+        if let (Some(process), Some(signals)) = (&mut self.adapter_process, &self.signals) {
+            self.notices.extend(process.supervise(signals.directory()));
         }
         outputs.notices.append(&mut self.notices);
     }
@@ -173,15 +154,17 @@ impl LiveSignals {
 
 /// The adapter process: a child that serves the adapters.
 struct AdapterProcess {
-    directory: PathBuf,
     /// The configuration that it serves. It gets a copy of the text that the agent has accepted: the file may be gone, or
     /// invalid.
     text: String,
     child: State,
-    /// Processes that `child` replaces, or that are no longer wanted, and when they are killed.
-    retired: Vec<(Child, Instant)>,
+    /// What follows `child` once no process is retired: of three processes, any could take over from any other.
+    next: Option<State>,
+    /// The process that `child` replaces, or that is no longer wanted, and when it is killed.
+    retired: Option<(Child, Instant)>,
     /// Unanswered health checks in a row.
     unanswered: Arc<AtomicU32>,
+    has_health_checks: bool,
     /// The reason in the last notice: each is reported once.
     reported: Option<String>,
 }
@@ -195,51 +178,39 @@ enum State {
 }
 
 impl AdapterProcess {
-    fn start(text: &str, directory: PathBuf) -> Outcome<Self> {
-        let child = spawn(text, &directory)
-            .context("cannot start the adapter process")
-            .map_err(Failure::bug)?;
-        let unanswered = Arc::default();
-        start_health_checks(directory.clone(), &unanswered)
-            .context("cannot start a thread")
-            .map_err(Failure::bug)?;
-        Ok(Self {
-            directory,
+    /// One that [`supervise`](Self::supervise) starts.
+    fn new(text: &str) -> Self {
+        Self {
             text: text.to_owned(),
-            child: State::Running(child),
-            retired: Vec::new(),
-            unanswered,
+            child: State::Due(Instant::now()),
+            next: None,
+            retired: None,
+            unanswered: Arc::default(),
+            has_health_checks: false,
             reported: None,
-        })
+        }
     }
 
     /// Starts a process with another configuration, which takes over from the running one.
     fn replace(&mut self, text: &str) {
         text.clone_into(&mut self.text);
-        self.retire(State::Due(Instant::now()));
-    }
-
-    /// Goes on with `next`. The running process exits when it is asked to, by the one that takes over or by
-    /// [`ask_to_exit`], or is killed after [`RETIREMENT`].
-    fn retire(&mut self, next: State) {
-        let now = Instant::now();
-        if let State::Running(child) = std::mem::replace(&mut self.child, next) {
-            // Two changes in a row: earlier processes end now.
-            for (_, deadline) in &mut self.retired {
-                *deadline = now;
-            }
-            self.retired.push((child, now + RETIREMENT));
-        }
+        self.next = Some(State::Due(Instant::now()));
     }
 
     /// Restarts the process if it has exited, and kills it if it hangs.
-    fn supervise(&mut self) -> Option<Notice> {
-        self.retired.retain_mut(|(child, deadline)| {
-            if Instant::now() > *deadline {
-                let _ = child.kill();
-            }
-            matches!(child.try_wait(), Ok(None))
-        });
+    fn supervise(&mut self, directory: &Directory) -> Option<Notice> {
+        if let Some((child, _)) = &mut self.retired
+            && !matches!(child.try_wait(), Ok(None))
+        {
+            self.retired = None;
+        }
+        if self.retired.is_none()
+            && let Some(next) = self.next.take()
+            && let State::Running(child) = std::mem::replace(&mut self.child, next)
+        {
+            self.retired = Some((child, Instant::now() + RETIREMENT));
+        }
+        self.end_retired(directory);
         let ended = match &mut self.child {
             State::Running(child) => match child.try_wait() {
                 Ok(None) if self.unanswered.load(Ordering::Relaxed) < MAX_UNANSWERED => {
@@ -258,7 +229,7 @@ impl AdapterProcess {
             },
             State::Unwanted => return None,
             State::Due(at) if Instant::now() < *at => return None,
-            State::Due(_) => match spawn(&self.text, &self.directory) {
+            State::Due(_) => match self.start(directory) {
                 Ok(child) => {
                     self.unanswered.store(0, Ordering::Relaxed);
                     self.child = State::Running(child);
@@ -278,6 +249,29 @@ impl AdapterProcess {
             code: "adapter_process_exited".to_owned(),
             text: format!("the adapter process exited ({ended}): restarting it"),
         })
+    }
+
+    fn start(&mut self, directory: &Directory) -> io::Result<Child> {
+        if !self.has_health_checks {
+            start_health_checks(directory.path_to(""), &self.unanswered)?;
+            self.has_health_checks = true;
+        }
+        spawn(&self.text, directory)
+    }
+
+    /// The retired process exits when it is asked to: by the one that takes over, or, if there is none, here. It is killed if it
+    /// has not done so within [`RETIREMENT`].
+    fn end_retired(&mut self, directory: &Directory) {
+        let Some((child, deadline)) = &mut self.retired else {
+            return;
+        };
+        // Again if it takes over only now: then it has removed the request, as one that was meant for its predecessor.
+        let is_unasked = matches!(self.child, State::Unwanted) && !is_asked(&directory.fd);
+        if is_unasked && ask_to_exit(&directory.fd).is_ok() {
+            *deadline = Instant::now() + RETIREMENT;
+        } else if Instant::now() > *deadline {
+            let _ = child.kill();
+        }
     }
 }
 
@@ -311,7 +305,8 @@ fn start_health_checks(directory: PathBuf, unanswered: &Arc<AtomicU32>) -> io::R
 
 /// Starts the adapter process in its own process group, so that Ctrl-C in our terminal does not reach it. It reads its
 /// configuration from standard input.
-fn spawn(text: &str, directory: &Path) -> io::Result<Child> {
+fn spawn(text: &str, directory: &Directory) -> io::Result<Child> {
+    let (path, _inherited) = directory.for_child()?;
     // Started by its path it has its name in `ps`. If the file was replaced, /proc/self/exe still works.
     let own = std::env::current_exe().ok().filter(|path| path.exists());
     let mut command = Command::new(own.unwrap_or_else(|| "/proc/self/exe".into()));
@@ -321,7 +316,7 @@ fn spawn(text: &str, directory: &Path) -> io::Result<Child> {
     let child = in_memory(text).and_then(|config| {
         command
             .args(["adapters", "--config", file::STDIN, "--directory"])
-            .arg(directory)
+            .arg(path)
             .args(["--exit-idle-time", EXIT_IDLE_TIME])
             .stdin(config)
             .stdout(Stdio::null())
@@ -337,7 +332,14 @@ fn spawn(text: &str, directory: &Path) -> io::Result<Child> {
 
 /// A file in memory with this text. A pipe would block on a process that does not read.
 fn in_memory(text: &str) -> io::Result<File> {
-    let mut file = File::from(memfd_create("tailback-config", MemfdFlags::CLOEXEC)?);
+    let create = |flags| memfd_create("tailback-config", MemfdFlags::CLOEXEC | flags);
+    let file = match create(MemfdFlags::NOEXEC_SEAL) {
+        // Before Linux 6.3.
+        Err(Errno::INVAL) => create(MemfdFlags::empty()),
+        // With `vm.memfd_noexec = 2`, the kernel creates no other.
+        file => file,
+    };
+    let mut file = File::from(file?);
     file.write_all(text.as_bytes())?;
     file.rewind()?;
     Ok(file)

@@ -247,6 +247,18 @@ impl Signal {
         self.publishes() && self.has_adapters() && self.start_adapter_process.unwrap_or(true)
     }
 
+    /// Whether the adapter process would do the same with the other configuration.
+    pub fn has_same_adapters(&self, other: &Self) -> bool {
+        let adapters = |of: &Self| Self {
+            publish: None,
+            directory: None,
+            ttl: None,
+            max_pages: None,
+            ..of.clone()
+        };
+        adapters(self) == adapters(other)
+    }
+
     /// Replaces the settings that only take effect at the start by those of `running`. Returns the keys that differed.
     pub(super) fn keep_fixed(&mut self, running: &Self) -> Vec<&'static str> {
         let mut kept = Vec::new();
