@@ -5,11 +5,12 @@ use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tailback_page::Page;
 use tailback_tests::{
@@ -25,7 +26,7 @@ use tailback_tests::{
 
 use crate::{
     readers::{readers, run},
-    stage::{DEADLINE, LONG_TTL, Stage, jam},
+    stage::{DEADLINE, KillAdapterProcess, LONG_TTL, Stage, agent_check, get, jam},
 };
 
 #[test]
@@ -297,6 +298,80 @@ fn in_a_directory_of_others_the_agent_publishes_in_its_own() -> Result<()> {
         "{}",
         notice.value
     );
+    drop(victim);
+    Ok(())
+}
+
+#[test]
+fn adapters_stay_with_the_agents_directory_when_another_user_replaces_it() -> Result<()> {
+    const TEST: &str = "adapters_stay_with_the_agents_directory_when_another_user_replaces_it";
+    if !needs::met(TEST, &["setpriv", "sh", "mkfifo"]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 20)?;
+    let temp = TempDir::new("shared")?;
+    let (run, victim) = (temp.path().join("run"), temp.path().join("victim"));
+    shared(&run, 0o777, 0)?;
+    fs::create_dir(&victim)?;
+    let victim = Unchanged(victim);
+    let (http, check) = (ports::local(ports::free()?), ports::local(ports::free()?));
+    let text = format!(
+        "[[target]]\nport = {}\nservice_name = \"shop\"\n\
+         [signal]\ndirectory = \"{}\"\nhttp.listen = \"{http}\"\n{LONG_TTL}\
+         [[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"{check}\"\n",
+        service.address().port(),
+        run.display()
+    );
+    let config = temp.write("tailback.toml", &text)?;
+    let _adapters = KillAdapterProcess(http);
+    let agent = Agent::run([Path::new("--config"), &config])?;
+    let pid = || -> Result<u64> {
+        let status: Value = serde_json::from_str(&get(http, "/status")?.1)?;
+        status["adapter_process"]["pid"].as_u64().context("no pid")
+    };
+    let is_true = || -> Result<()> {
+        agent.process().check_running()?;
+        let reply = agent_check(check)?;
+        ensure!(!reply.starts_with("up ready 100%"), "{reply}");
+        for path in ["/livez", "/readyz", "/pressure"] {
+            let (head, body) = get(http, path)?;
+            ensure!(head.starts_with("HTTP/1.1 200"), "{path}: {head} {body}");
+            ensure!(path != "/pressure" || body.contains("\"shop\""), "{body}");
+        }
+        Ok(())
+    };
+    wait::until_ok("the adapters", DEADLINE, is_true)?;
+    let before = pid()?;
+    // Names that the adapter process and its clients read, a page that would be too short to map, and a request to exit that would
+    // never end.
+    let script = format!(
+        "cd {} && mv tailback away && mkdir -m 777 tailback && cd tailback && mkdir shop && echo >shop/page && mkfifo adapters.next && \
+         for name in agent.sock agent.page agent.lock adapters.sock adapters.lock adapters.next.new; do ln -s {} $name; done",
+        run.display(),
+        victim.0.display()
+    );
+    run_text(
+        Command::new("setpriv")
+            .args(["--reuid=4711", "--regid=4711", "--clear-groups", "sh", "-c"])
+            .arg(script),
+    )?;
+    let attacked = Instant::now();
+    while attacked.elapsed() < Duration::from_secs(3) {
+        is_true()?;
+        thread::sleep(Duration::from_millis(50));
+    }
+    ensure!(pid()? == before, "another adapter process");
+    // One that is started now finds the agent's directory, too.
+    let killed = Pid::from_raw(i32::try_from(before)?).context("no pid")?;
+    kill_process(killed, Signal::KILL)?;
+    wait::until_ok("another adapter process", DEADLINE, || {
+        is_true()?;
+        ensure!(pid()? != before);
+        Ok(())
+    })?;
+    for below in ["away/tailback", "tailback/tailback"] {
+        ensure!(!run.join(below).exists(), "{below}");
+    }
     drop(victim);
     Ok(())
 }

@@ -2,8 +2,7 @@
 
 use std::{
     fs,
-    io::Read as _,
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
@@ -29,7 +28,7 @@ use tailback_tests::{
     wait,
 };
 
-use crate::stage::{DEADLINE, LONG_TTL, Stage, jam};
+use crate::stage::{DEADLINE, LONG_TTL, Stage, agent_check, jam};
 
 /// A directory that is updated as the kubelet updates a ConfigMap's volume: the files are links through `..data`, which is
 /// replaced by a rename. Then the former files are removed.
@@ -69,16 +68,6 @@ impl ConfigMap {
 
 fn is_notice(event: &Event, code: &str) -> bool {
     event.is("notice") && event.text("code") == code
-}
-
-/// What HAProxy would be answered.
-fn agent_check(at: SocketAddr) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply)?;
-    ensure!(reply.starts_with("up ready"), "{reply:?}");
-    Ok(reply)
 }
 
 /// Watches the page from another thread: whether it ever shows no pressure.
@@ -268,6 +257,107 @@ fn a_config_map_update_reaches_agent_and_adapters_and_a_bad_one_changes_nothing(
         id == episode.text("episode") && (event.is("level") || event.value["ongoing"] == true)
     };
     ensure!(episodes.all(is_same), "the episode did not continue");
+    Ok(())
+}
+
+/// Puts this text in the place of the configuration, and asks the agent to load it.
+fn load(stage: &Stage, text: &str) -> Result<()> {
+    let mark = stage.agent.mark();
+    let next = stage.config.with_extension("next");
+    fs::write(&next, text)?;
+    fs::rename(&next, &stage.config)?;
+    stage.agent.process().signal(Signal::HUP)?;
+    let is_loaded = |event: &Event| is_notice(event, "config_reloaded");
+    stage
+        .agent
+        .wait_since(mark, "a reload", DEADLINE, is_loaded)
+        .map(drop)
+}
+
+/// The section of an adapter for HAProxy.
+fn haproxy(listen: SocketAddr) -> String {
+    format!("[[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"{listen}\"\n")
+}
+
+/// The number of child processes.
+fn children(of: u32) -> Result<usize> {
+    let of = format!("\nPPid:\t{of}\n");
+    let processes = fs::read_dir("/proc")?.flatten();
+    Ok(processes
+        .filter_map(|process| fs::read_to_string(process.path().join("status")).ok())
+        .filter(|status| status.contains(&of))
+        .count())
+}
+
+#[test]
+fn a_longer_interval_leaves_no_gap_on_a_page() -> Result<()> {
+    const TEST: &str = "a_longer_interval_leaves_no_gap_on_a_page";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    let service = jam("127.0.0.1:0", 5)?;
+    let ttl = "ttl = \"3s\"\n";
+    let stage = Stage::start(service.address().port(), ttl)?;
+    stage.wait("a level", |pressure| pressure.level > 0)?;
+    let watch = Watch::start(&stage.page());
+    let text = fs::read_to_string(&stage.config)?.replacen(ttl, "", 1);
+    load(&stage, &format!("interval = \"6s\"\n{text}"))?;
+    // Beyond the former time to live, and the next sample.
+    thread::sleep(Duration::from_secs(8));
+    ensure!(watch.gaps() == 0, "the page had a gap");
+    ensure!(stage.ttl()? >= Duration::from_secs(18), "{:?}", stage.ttl());
+    Ok(())
+}
+
+#[test]
+fn an_adapter_that_is_removed_drains_whatever_changes_next() -> Result<()> {
+    const TEST: &str = "an_adapter_that_is_removed_drains_whatever_changes_next";
+    if !needs::met(TEST, &[]) {
+        return Ok(());
+    }
+    const NO_PRESSURE: &str = "up ready 100%";
+    let service = jam("127.0.0.1:0", 20)?;
+    let (removed, added) = (ports::local(ports::free()?), ports::local(ports::free()?));
+    let more = format!("{LONG_TTL}{}", haproxy(removed));
+    let stage = Stage::start(service.address().port(), &more)?;
+    wait::until_ok("less weight", DEADLINE, || {
+        let reply = agent_check(removed)?;
+        ensure!(!reply.starts_with(NO_PRESSURE), "{reply}");
+        Ok(())
+    })?;
+    let without = fs::read_to_string(&stage.config)?.replacen(&haproxy(removed), "", 1);
+    load(&stage, &without)?;
+    wait::until_ok("the drain", DEADLINE, || {
+        let reply = agent_check(removed)?;
+        ensure!(reply.starts_with(NO_PRESSURE), "{reply}");
+        Ok(())
+    })?;
+    let began = Instant::now();
+    // Two more changes while it drains.
+    load(&stage, &format!("{without}{}", haproxy(removed)))?;
+    let with_other = format!("{without}{}", haproxy(added));
+    load(&stage, &with_other)?;
+    // It drains for 2.5 s, because HAProxy checks every 2 s by default.
+    while began.elapsed() < Duration::from_millis(1_500) {
+        let reply = agent_check(removed).context("closed before HAProxy could ask again")?;
+        ensure!(reply.starts_with(NO_PRESSURE), "{reply}");
+        thread::sleep(Duration::from_millis(50));
+    }
+    wait::until_ok("the added adapter", DEADLINE, || agent_check(added))?;
+    wait::until("the end of the removed one", DEADLINE, || {
+        Ok(agent_check(removed).is_err().then_some(()))
+    })?;
+
+    // A process is started, and at once no longer wanted.
+    load(&stage, &format!("{with_other}{}", haproxy(removed)))?;
+    let is_http = |line: &&str| line.starts_with("http.listen");
+    let none: Vec<&str> = without.lines().filter(|line| !is_http(line)).collect();
+    load(&stage, &none.join("\n"))?;
+    wait::until("the end of all adapters", DEADLINE, || {
+        Ok((children(stage.agent.process().pid())? == 0).then_some(()))
+    })?;
+    ensure!(agent_check(added).is_err() && stage.get("/pressure").is_err());
+    ensure!(stage.pressure().alive);
     Ok(())
 }
 

@@ -3,14 +3,14 @@
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     os::unix::{fs::FileExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tailback_page::{Page, Pressure, layout::TTL_AT};
 use tailback_tests::{agent::Agent, ports, service::Service, temp::TempDir, wait};
@@ -33,7 +33,7 @@ pub struct Stage {
 }
 
 /// Kills the adapter process on drop; it would outlive the agent for a while to report that there is no pressure.
-struct KillAdapterProcess(SocketAddr);
+pub struct KillAdapterProcess(pub SocketAddr);
 
 impl Stage {
     /// Monitors the service on `port` under the name `shop`. The configuration is `[signal]` with HTTP, and `more`.
@@ -161,9 +161,20 @@ pub fn jam(address: &str, waiting: u32) -> Result<Service> {
     Service::start(&mut Command::new(SUBJECT), &args)
 }
 
+/// What a HAProxy that announces its weight is answered.
+pub fn agent_check(at: SocketAddr) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    stream.write_all(b"weight=100\n")?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    ensure!(reply.starts_with("up ready"), "{reply:?}");
+    Ok(reply)
+}
+
 /// Sends a GET over HTTP/1.1. Returns head and body of the response.
 pub fn get(to: SocketAddr, path: &str) -> Result<(String, String)> {
-    let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: tailback\r\nConnection: close\r\n\r\n");
     // In one write: a small server reads only once.
