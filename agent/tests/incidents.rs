@@ -20,7 +20,10 @@ use tailback::{
     queue::Kind,
     sample::{
         Sample,
-        anonymize::{Anonymizer, LEFT_OUT, PLACES, PROGRAMS, TITLES, is_of_a_pattern, is_token},
+        anonymize::{
+            Anonymizer, LEFT_OUT, PLACES, PROGRAMS, TITLES, is_of_a_pattern, is_of_a_runtime,
+            is_token,
+        },
         file::Reader,
         texts::{Text, each_text},
     },
@@ -447,8 +450,11 @@ fn is_anonymous(what: Text, text: &str) -> bool {
         Text::Message => true,
         Text::Container | Text::Attribute | Text::Device | Text::Notice => is_token(word),
     };
-    text.split_whitespace()
-        .all(|word| word == LEFT_OUT || known(word))
+    let is_of_a_runtime = matches!(what, Text::Name) && is_of_a_runtime(text);
+    is_of_a_runtime
+        || text
+            .split_whitespace()
+            .all(|word| word == LEFT_OUT || known(word))
 }
 
 fn check_texts(name: &str) {

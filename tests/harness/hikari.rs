@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-/// The pool, the driver for PostgreSQL, and what both log with.
+/// The pool, the PostgreSQL driver, and their logging library.
 const JARS: &[&str] = &[
     "/usr/share/java/HikariCP.jar",
     "/usr/share/java/postgresql.jar",

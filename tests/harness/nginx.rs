@@ -20,7 +20,7 @@ enum Role {
     Sockets,
     /// Serves files, over TLS on a second port.
     Tls(u16),
-    /// Reverse proxy that keeps each response for a second. Requests for one that is missing are not put together.
+    /// Reverse proxy that caches each response for a second. Concurrent misses are not coalesced.
     Cache(SocketAddr),
 }
 

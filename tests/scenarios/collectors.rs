@@ -1,4 +1,4 @@
-//! Garbage collectors that take the CPU, since what is kept nearly fills the memory that they may use.
+//! Garbage collectors that take the CPU, because live objects nearly fill the heap's limit.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use crate::{
     programs::{DEADLINE, go, load},
 };
 
-/// What a service in Go keeps reaches its limit of memory: the collector runs all the time, beside the requests.
+/// The live heap of a Go service reaches its memory limit: the collector runs all the time, beside the requests.
 pub fn of_go(play: &mut Play) -> Result<()> {
     let directory = TempDir::new("heap")?;
     let binary = go(&directory, "heap", include_str!("apps/heap.go"))?;

@@ -1,4 +1,4 @@
-//! Databases: a lock that a statement waits for and all others behind it, and what they do every day.
+//! Databases: a lock that blocks one statement and all others behind it, and healthy routine.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
     programs::{DEADLINE, app, load, uwsgi_is_full},
 };
 
-/// uWSGI in front of MariaDB, each request reads a row; and its load.
+/// uWSGI in front of MariaDB, and its load. Each request reads a row.
 fn shop() -> Result<(MariaDb, Uwsgi, Load)> {
     let mariadb = MariaDb::start(
         "CREATE TABLE stock (item INT PRIMARY KEY, left_over INT) ENGINE=InnoDB; INSERT INTO stock VALUES (1, 1000)",

@@ -75,7 +75,8 @@ impl Glibc {
     }
 }
 
-/// `start` starts the service, from its port and the address of the resolver. In trouble that answers `late_ms` later.
+/// `start` starts the service with its port and the address of the resolver. Once the fault is planted, the resolver answers
+/// `late_ms` later, or never ([`NEVER_MS`]).
 fn fails(
     play: &mut Play,
     late_ms: u32,

@@ -21,7 +21,7 @@ use crate::{
     programs::{DEADLINE, Program, app, load},
 };
 
-/// How long those are watched in which the same happens every few seconds.
+/// Observation time of services in which the same events recur every few seconds.
 const TIME: Duration = Duration::from_secs(8);
 
 /// 40 long polls a second begin, each of which waits for five seconds, and clients beside them ask for something quick. The agent
@@ -39,7 +39,8 @@ pub fn long_polls(play: &mut Play) -> Result<()> {
     quick.process.wait_line("ready", DEADLINE)?;
     let polls = load(ports::local(port), "/poll", 40.0)?;
     thread::sleep(Duration::from_secs(1));
-    stays_healthy(play, node.pid(), polls)
+    stays_healthy(play, node.pid(), polls)?;
+    quick.process.check_running()
 }
 
 /// 200 websockets: the server sends without being asked.
@@ -51,7 +52,8 @@ pub fn websockets(play: &mut Play) -> Result<()> {
     play.watch_pid(server.pid())?;
     let clients = Program::python("clients", text, &modules, &[&port, "200"])?;
     clients.process.wait_line("connected", DEADLINE)?;
-    play.lasts(TIME)
+    play.lasts(TIME)?;
+    clients.process.check_running()
 }
 
 /// Four workers take jobs from Redis; every two seconds 120 come at once, for 0.3 s of work.
@@ -65,7 +67,9 @@ pub fn batch_consumers(play: &mut Play) -> Result<()> {
     producer.process.wait_line("ready", DEADLINE)?;
     let pids = [workers.pid(), redis.process().pid()].map(|pid| pid.to_string());
     play.watch(&["--pid", &pids[0], "--pid", &pids[1]])?;
-    play.lasts(TIME)
+    play.lasts(TIME)?;
+    workers.process.check_running()?;
+    producer.process.check_running()
 }
 
 /// Every second the cached response is too old, and all requests of the next 200 ms fetch a new one.
@@ -99,5 +103,6 @@ pub fn cron(play: &mut Play) -> Result<()> {
     job.process.wait_line("ready", DEADLINE)?;
     let load = load(uwsgi.address(), "/compute/5", 20.0)?;
     play.watch_pid(uwsgi.process().pid())?;
-    observed_for(TIME, play, load)
+    observed_for(TIME, play, load)?;
+    job.process.check_running()
 }

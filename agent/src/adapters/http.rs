@@ -28,7 +28,7 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Why the agent counts as dead.
 const NOT_SAMPLING: &str =
-    "no sample was completed for 10 s and three sampling intervals: the agent hangs or is gone\n";
+    "no sample for 10 s (or three sampling intervals, if longer): the agent hangs or is gone\n";
 
 /// The live page.
 const LIVE: &str = include_str!("live.html");
@@ -241,8 +241,8 @@ fn live(shared: &Shared) -> Response<Body> {
     }
 }
 
-/// Readiness of the agent: it samples, and the pages of the services that it has found are published. With a name, the page of
-/// that service is.
+/// Readiness of the agent: it samples, and not all pages of the services that it has found have failed. With a name: the page
+/// of that service is published.
 async fn publishing(shared: &Shared, target: Option<&str>) -> Response<Body> {
     let unavailable = |text: String| plain(StatusCode::SERVICE_UNAVAILABLE, text);
     if !shared.pages.is_agent_alive() {

@@ -51,6 +51,8 @@ pub(super) struct Profile {
     turns: HashMap<Thread, Turn>,
     /// Threads that were once parked at a futex of unknown meaning: workers of a pool, or threads that waited for a lock.
     parked: HashSet<Thread>,
+    /// Threads that were once seen awake, or slept anew between two samples.
+    woken: HashSet<Thread>,
 }
 
 /// What a thread has done since it last slept.
@@ -79,8 +81,6 @@ struct Second {
     in_one_call: BTreeMap<Thread, u32>,
     /// Samples of threads in epoll_wait.
     polling: BTreeMap<Thread, u32>,
-    /// Threads that ran, or slept anew, since the sample before.
-    awake: BTreeSet<Thread>,
 }
 
 /// How many threads of a process needed a CPU at once, or did anything but wait for work.
@@ -151,11 +151,11 @@ impl Profile {
             self.turns
                 .retain(|(tgid, _), _| targets.of(*tgid).is_some());
             self.parked.retain(|(tgid, _)| targets.of(*tgid).is_some());
+            self.woken.retain(|(tgid, _)| targets.of(*tgid).is_some());
         }
         let threads = Threads::of(waits);
-        let (long_turns, awake) = self.track_turns(waits, &in_focus);
+        let long_turns = self.track_turns(waits, &in_focus);
         let second = self.seconds.at(now_ns);
-        second.awake.extend(awake);
         let mut now: BTreeMap<Thread, Observation> = waits
             .iter()
             .filter(|wait| in_focus(wait.tgid))
@@ -210,20 +210,16 @@ impl Profile {
         }
     }
 
-    /// Tracks the turns of event-loop threads. Returns those whose present turn is long, and the threads that were awake at any
-    /// time since the sample before.
-    fn track_turns(
-        &mut self,
-        waits: &[Wait],
-        in_focus: &impl Fn(u32) -> bool,
-    ) -> (Vec<Thread>, Vec<Thread>) {
-        let (mut long, mut awake) = (Vec::new(), Vec::new());
+    /// Tracks the turns of event-loop threads; returns those whose present turn is long.
+    fn track_turns(&mut self, waits: &[Wait], in_focus: &impl Fn(u32) -> bool) -> Vec<Thread> {
+        let mut long = Vec::new();
         for wait in waits.iter().filter(|wait| in_focus(wait.tgid)) {
             let thread = (wait.tgid, wait.tid);
             let runs = matches!(wait.state, State::Running | State::Runnable);
             let before = self.turns.get(&thread).copied();
-            if runs || before.is_some_and(|turn| turn.voluntary != wait.voluntary) {
-                awake.push(thread);
+            let is_woken = runs || before.is_some_and(|turn| turn.voluntary != wait.voluntary);
+            if is_woken && self.woken.len() < MAX_THREADS {
+                self.woken.insert(thread);
             }
             let turn = match before {
                 Some(turn) if runs && turn.voluntary == wait.voluntary => turn,
@@ -247,7 +243,7 @@ impl Profile {
                 self.turns.insert(thread, turn);
             }
         }
-        (long, awake)
+        long
     }
 
     /// The samples of all seconds that overlap with this time.
@@ -263,7 +259,6 @@ impl Profile {
             to_ns,
         };
         let mut polling: BTreeMap<Thread, u32> = BTreeMap::new();
-        let mut awake: BTreeSet<Thread> = BTreeSet::new();
         let mut active: BTreeMap<u32, TakingTurns> = BTreeMap::new();
         for second in self.seconds.within(from_ns, to_ns) {
             for (thread, counts) in &second.threads {
@@ -288,7 +283,6 @@ impl Profile {
             for (thread, count) in &second.polling {
                 *polling.entry(*thread).or_default() += count;
             }
-            awake.extend(&second.awake);
             for (tgid, turns) in &second.taking_turns {
                 window.taking_turns.entry(*tgid).or_default().sum(turns);
             }
@@ -300,7 +294,7 @@ impl Profile {
             }
         }
         window.leave_out_spare_pollers(&polling);
-        window.find_idle_loops(&polling, &awake);
+        window.find_idle_loops(&polling, &self.woken);
         window.find_turns_to_wait(&active);
         window
     }
@@ -685,14 +679,18 @@ impl Window {
     }
 
     /// What a thread in epoll_wait waits for is concluded from what its whole process has in progress. That is wrong for a loop
-    /// that has nothing to do with it, such as one for timers: while another loop of the process is woken, it is not. It is idle.
-    fn find_idle_loops(&mut self, polling: &BTreeMap<Thread, u32>, awake: &BTreeSet<Thread>) {
+    /// that has no part in it, such as one for timers. A loop that has never been woken, while another loop of the process has been,
+    /// counts as idle. One that served requests and hangs now was woken once. `woken`: see [`Profile::woken`].
+    fn find_idle_loops(&mut self, polling: &BTreeMap<Thread, u32>, woken: &HashSet<Thread>) {
         /// With fewer samples a loop that serves requests may not have been woken yet.
         const MIN_SAMPLES: u32 = 20;
+        if woken.len() >= MAX_THREADS {
+            return;
+        }
         for (thread, polls) in polling {
             let others = polling.range((thread.0, 0)..=(thread.0, u32::MAX));
-            let another_is_woken = others.map(|(other, _)| other).any(|it| awake.contains(it));
-            if awake.contains(thread) || !another_is_woken {
+            let another_is_woken = others.map(|(other, _)| other).any(|it| woken.contains(it));
+            if woken.contains(thread) || !another_is_woken {
                 continue;
             }
             if let Some(profile) = self.threads.get_mut(thread)

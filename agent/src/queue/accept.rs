@@ -335,7 +335,6 @@ impl Group {
                     .or_else(|| littles_law(self.depth, departures.unwrap_or(0), self.elapsed_ns))
             },
             oldest_age_ns,
-            fastest_response_ns: None,
             ages_ns: self.ages_ns.clone(),
             losses: self.losses,
             worst: None,

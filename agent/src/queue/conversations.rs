@@ -106,9 +106,8 @@ pub(super) struct Activity {
     pub(super) at_least: bool,
     /// Sum of the response times that are known.
     took_ns: u128,
-    /// Number of the response times that are known, and the shortest of them.
+    /// Number of the response times that are known.
     timed: u64,
-    pub(super) fastest_ns: Option<u64>,
     /// Connections that ended with an unanswered request.
     pub(super) lost: u64,
 }
@@ -434,7 +433,6 @@ impl Activity {
         if let Some(took_ns) = seen.took_ns {
             self.took_ns += u128::from(took_ns);
             self.timed += 1;
-            self.fastest_ns = Some(self.fastest_ns.map_or(took_ns, |least| least.min(took_ns)));
         }
     }
 

@@ -56,7 +56,6 @@ pub(super) fn common(sample: &GroupSample<'_>, now_ns: u64) -> Reading {
         arrivals: known.then_some(group.since.begun),
         departures,
         elapsed_ns: sample.elapsed_ns,
-        fastest_response_ns: group.since.fastest_ns.filter(|_| known),
         served: departures,
         wait_ns,
         oldest_age_ns: group.ages_ns(now_ns).next(),

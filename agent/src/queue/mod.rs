@@ -96,8 +96,6 @@ pub struct Reading {
     pub oldest_age_ns: Option<u64>,
     /// Age of each item that waits, ns, oldest first. Only accept queues and requests in flight have them.
     pub ages_ns: Vec<u64>,
-    /// The shortest response time since the previous reading, ns. Only requests in flight have it.
-    pub fastest_response_ns: Option<u64>,
     /// Items lost since the previous reading.
     pub losses: u64,
     /// The worst part of the queue, for display: `fd 12 from 10.0.0.9:41234`.

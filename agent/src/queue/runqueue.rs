@@ -147,7 +147,6 @@ impl Group {
             servers: cpus,
             wait_ns: known.then(|| self.delay_ns.checked_div(self.dispatches).unwrap_or(0)),
             oldest_age_ns: self.oldest_age_ns,
-            fastest_response_ns: None,
             ages_ns: Vec::new(),
             losses: 0,
             worst: None,

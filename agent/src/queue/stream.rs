@@ -352,7 +352,6 @@ impl Half {
                 Some(worst) => worst.wait_ns,
             },
             oldest_age_ns: self.oldest_age_ns,
-            fastest_response_ns: None,
             ages_ns: Vec::new(),
             losses: self.losses,
             worst: worst.map(|worst| {

@@ -58,7 +58,7 @@ pub const PROGRAMS: &[&str] = &[
     "valkey-server",
     "varnishd",
 ];
-/// Beginnings of the names of threads that are kept, with a number behind them: a runtime gives them, and the rules know them.
+/// Names of a runtime's own threads, without the number that may follow. They are kept, because the rules know them.
 const THREADS: &[&str] = &["GC Thread#", "VM Periodic Tas", "VM Thread"];
 /// Names of directories and control groups that are kept.
 pub const PLACES: &[&str] = &[

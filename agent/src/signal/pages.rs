@@ -111,7 +111,7 @@ impl Pages {
         pages.take_over();
         if pages.directory.is_below_shared() {
             let text = format!(
-                "pages are in {}, because other users may write to {}: mount it read-only into containers that only read",
+                "pages are in {}, because other users may write to {} or own it: mount the volume read-only into containers that only read",
                 pages.directory.path.display(),
                 path.display()
             );

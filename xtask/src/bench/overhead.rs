@@ -20,7 +20,7 @@ use super::{
 
 const REDIS_CLIENTS: u32 = 50;
 /// Requests that each client sends at once. With one, the benchmark's client is the slower side: Redis idles for 30% of the
-/// time, and whatever delays the client makes Redis answer more requests per wake-up, so that throughput rises.
+/// time. Any delay of the client then makes Redis answer more requests per wake-up, and throughput rises.
 const REDIS_PIPELINE: u32 = 64;
 const NGINX_CONNECTIONS: u32 = 64;
 /// Goal: at most this much throughput lost.

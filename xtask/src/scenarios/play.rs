@@ -1,7 +1,14 @@
 //! Plays scenarios, each in a process of its own: those that need the machine for themselves first, then the others, beside
 //! each other as far as there is room. Each has its own network, control groups and directories.
 
-use std::{fs, path::Path, process::Stdio, sync::mpsc, thread};
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::Path,
+    process::Stdio,
+    sync::mpsc,
+    thread,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use tailback_tests::scenario::{Listed, Room, Row};
@@ -49,8 +56,8 @@ pub fn play_each(
     );
 }
 
-/// Does `work` for each item in a thread of its own, as long as the items at work take no more slots than there are, the
-/// largest ones first. Passes on the results in the order in which they arrive.
+/// Does `work` for each item in a thread of its own, the largest items first. At no time do the running items take more
+/// slots than there are; an item larger than that takes all of them. Passes on the results in the order in which they arrive.
 fn each_of<T: Copy + Send, R: Send>(
     mut items: Vec<(T, usize)>,
     slots: usize,
@@ -63,13 +70,18 @@ fn each_of<T: Copy + Send, R: Send>(
     thread::scope(|scope| {
         let mut free = slots;
         loop {
-            while let Some(at) = items.iter().position(|(_, size)| *size <= free) {
+            while let Some(at) = items
+                .iter()
+                .position(|(_, size)| (*size).min(slots) <= free)
+            {
                 let (item, size) = items.remove(at);
+                let size = size.min(slots);
                 free -= size;
                 let (send, work) = (send.clone(), &work);
                 scope.spawn(move || {
+                    let result = catch_unwind(AssertUnwindSafe(|| work(item)));
                     // The receiver outlives the threads.
-                    let _ = send.send((item, size, work(item)));
+                    let _ = send.send((item, size, result));
                 });
             }
             if free == slots {
@@ -79,7 +91,10 @@ fn each_of<T: Copy + Send, R: Send>(
                 break;
             };
             free += size;
-            report(item, result);
+            match result {
+                Ok(result) => report(item, result),
+                Err(panic) => resume_unwind(panic),
+            }
         }
     });
 }
@@ -142,15 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_items_are_first_and_one_larger_than_the_machine_fits_it() {
+    fn the_largest_items_are_first_and_one_that_is_too_large_takes_all_slots() {
         let mut seen = Vec::new();
         each_of(
-            vec![(1, 1), (2, 3), (3, 3)],
+            vec![(1, 1), (2, 3), (3, 9)],
             3,
             |item| item,
             |item, _| seen.push(item),
         );
-        assert_eq!(seen, [2, 3, 1]);
+        assert_eq!(seen, [3, 2, 1]);
         let computing = Listed {
             name: "convoy".to_owned(),
             room: Room::OneCpu,

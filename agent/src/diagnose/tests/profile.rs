@@ -159,13 +159,14 @@ fn threads_that_poll_in_turn_are_no_spare_workers_while_they_are_parked() {
 
 #[test]
 fn a_loop_that_is_never_woken_while_another_is_does_not_serve_the_requests() {
-    let shares = |woken: [u64; 2]| {
+    let shares = |wakes: fn(u64) -> [u64; 2]| {
         let mut scene = Scene::of(&[&[10]]);
         scene.accepts(1, (10, 5), 80);
         scene.awaits(1);
-        for turn in 1..=30 {
+        for turn in 1..=40 {
+            let wakes = wakes(turn);
             let waits = [0, 1].map(|index| Wait {
-                voluntary: turn * woken[index as usize],
+                voluntary: wakes[index as usize],
                 ..thread(10, index).serves_all()
             });
             scene.take_samples(1, &waits);
@@ -177,10 +178,12 @@ fn a_loop_that_is_never_woken_while_another_is_does_not_serve_the_requests() {
             share(&shares, Activity::Idle),
         )
     };
-    assert_eq!(shares([1, 0]), (0.5, 0.5));
-    assert_eq!(shares([1, 1]), (1.0, 0.0));
+    assert_eq!(shares(|turn| [turn, 0]), (0.5, 0.5));
+    assert_eq!(shares(|turn| [turn, turn]), (1.0, 0.0));
     // No loop is woken: any of them may be the one.
-    assert_eq!(shares([0, 0]), (1.0, 0.0));
+    assert_eq!(shares(|_| [0, 0]), (1.0, 0.0));
+    // The second one served requests, and hangs now.
+    assert_eq!(shares(|turn| [turn, turn.min(2)]), (1.0, 0.0));
 }
 
 #[test]

@@ -125,8 +125,8 @@ impl Service {
         self.service_time() / 2
     }
 
-    /// How long a request may wait in HAProxy, as docs/guides/haproxy.md recommends: half the service time, and 60% of it for
-    /// one or two workers, which else idle too often under random arrivals.
+    /// How long a request may wait in HAProxy, as docs/guides/haproxy.md recommends: half the service time, or 60% of it for
+    /// one or two workers, which would otherwise idle too often under random arrivals.
     pub fn proxy_queue_timeout(self, workers: u32) -> Duration {
         if workers <= 2 {
             self.service_time().mul_f64(0.6)
