@@ -25,11 +25,14 @@ const MIN_GROWTH: f64 = 2.0;
 /// the total). A burst grows within one quarter.
 const MIN_SHARE_PER_QUARTER: f64 = 0.4;
 
-/// Growth counts only if responses take more than this many times as long in the second half of the history as in the first, and
-/// in the third quarter already. If more work arrives but takes no longer, the queue grows too, but only to a new steady depth.
-/// And where long requests begin beside short ones, the mean rises only once the first long ones end: then the queue stops
-/// growing.
+/// Growth counts only if responses take more than this many times as long in the second half of the history as in the first. If
+/// more work arrives but takes no longer, the queue grows too, but only to a new steady depth.
 const SLOWDOWN_RATIO: f64 = 1.1;
+
+/// Growth does not count if responses take more than this many times as long in the last quarter of the history as in the one
+/// before. Where long requests begin beside short ones, the mean jumps once the first long ones end, and then the queue stops
+/// growing. In a service that becomes slower it rises all the time: on a line from zero, by 7 to 5.
+const JUMP_RATIO: f64 = 1.7;
 
 /// The target delay of a growing queue, as a multiple of the median age in the first quarter of its history. The score is
 /// delay / (2 × target), so it reaches 0.7 (warn) at about the initial age, and 1 at 1.5 times that age.
@@ -196,8 +199,11 @@ fn grown_from(steps: &[Step]) -> Option<Beginning> {
     let now = Step::sum(&[*third, *last]).mean_response_time_ns();
     let is_slower = match before.zip(now) {
         Some((before, now)) => {
-            let then = third.mean_response_time_ns().unwrap_or(now);
-            now.min(then) > before * SLOWDOWN_RATIO
+            let quarters = third
+                .mean_response_time_ns()
+                .zip(last.mean_response_time_ns());
+            let has_jumped = quarters.is_some_and(|(third, last)| last > third * JUMP_RATIO);
+            now > before * SLOWDOWN_RATIO && !has_jumped
         }
         // One of the halves has no responses.
         None => true,
@@ -330,10 +336,13 @@ mod tests {
             let reading = reading(4 * tick.min(45), 50 * tick.min(45), (5, 1 + ending));
             responding_in(mean_ms, reading)
         };
-        let mut history = ColdStart::default();
-        for tick in 0..200 {
-            history.read(tick * TICK, &polls(tick), true);
-            assert_eq!(history.measure(None), None, "at {tick}");
+        // Wherever in a step of the history the first of them end.
+        for start in 0..20 {
+            let mut history = ColdStart::default();
+            for tick in start..200 {
+                history.read(tick * TICK, &polls(tick), true);
+                assert_eq!(history.measure(None), None, "{start}, {tick}");
+            }
         }
     }
 
