@@ -8,6 +8,7 @@ pub mod accuracy;
 pub mod agent;
 pub mod apache;
 pub mod calibration;
+pub mod certificate;
 pub mod cgroup;
 pub mod cleanup;
 pub mod container;

@@ -3,9 +3,9 @@
 
 use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 
-use crate::{http, ports, process::Process, program, temp::TempDir, wait};
+use crate::{certificate::certify, http, ports, process::Process, program, temp::TempDir, wait};
 
 /// Deadline for the start.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -90,7 +90,7 @@ impl Nginx {
         let port = ports::free()?;
         temp.write("index.html", &"<p>All is well.</p>\n".repeat(50))?;
         if let Role::Tls(_) = role {
-            certify(temp.path())?;
+            certify(temp.path(), 4_096)?;
         }
         let config = temp.write(
             "nginx.conf",
@@ -149,32 +149,6 @@ impl Nginx {
             (status, _) => bail!("nginx's status page responded {status}: {text:?}"),
         }
     }
-}
-
-/// Writes a key and a certificate for it.
-fn certify(directory: &Path) -> Result<()> {
-    let mut openssl = Command::new(program::need(&["openssl"])?);
-    let made = openssl
-        .args([
-            "req", "-x509", "-newkey", "rsa:4096", "-nodes", "-days", "2",
-        ])
-        .args([
-            "-subj",
-            "/CN=localhost",
-            "-keyout",
-            "key.pem",
-            "-out",
-            "cert.pem",
-        ])
-        .current_dir(directory)
-        .output();
-    let made = made.context("start openssl")?;
-    ensure!(
-        made.status.success(),
-        "openssl: {}",
-        String::from_utf8_lossy(&made.stderr)
-    );
-    Ok(())
 }
 
 fn config(directory: &Path, listen: &str, workers: u32, role: Role) -> String {

@@ -4,11 +4,7 @@ use std::{net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use crate::{
-    process::{End, Process},
-    program,
-    temp::TempDir,
-};
+use crate::{certificate::certify, process::Process, program, temp::TempDir};
 
 /// Deadline for the start.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -41,24 +37,7 @@ pub struct Certificate {
 impl Certificate {
     pub fn new() -> Result<Self> {
         let directory = TempDir::new("certificate")?;
-        let mut command = Command::new(program::need(&["openssl"])?);
-        command.current_dir(directory.path()).args([
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "1",
-            "-subj",
-            "/CN=localhost",
-            "-keyout",
-            "key.pem",
-            "-out",
-            "cert.pem",
-        ]);
-        let end = Process::start("openssl", &mut command)?.wait_end(START_DEADLINE)?;
-        anyhow::ensure!(end == End::Code(0), "openssl ended with {end:?}");
+        certify(directory.path(), 2_048)?;
         Ok(Self { directory })
     }
 

@@ -30,14 +30,14 @@ pub fn long_polls(play: &mut Play) -> Result<()> {
     let directory = TempDir::new("polls")?;
     let source = directory.write("polls.js", include_str!("apps/polls.js"))?;
     let port = ports::free()?;
+    let address = ports::local(port);
     let mut command = Command::new(program::need(&["node"])?);
     let node = Process::start("polls", command.arg(source).arg(port.to_string()))?;
     node.wait_line("listening", DEADLINE)?;
-    let args = [port.to_string(), "8".to_owned()];
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let quick = Program::python("quick", include_str!("apps/kept.py"), &["asyncio"], &args)?;
+    let (text, port) = (include_str!("apps/kept.py"), port.to_string());
+    let quick = Program::python("quick", text, &["asyncio"], &[&port, "8"])?;
     quick.process.wait_line("ready", DEADLINE)?;
-    let polls = load(ports::local(port), "/poll", 40.0)?;
+    let polls = load(address, "/poll", 40.0)?;
     thread::sleep(Duration::from_secs(1));
     stays_healthy(play, node.pid(), polls)?;
     quick.process.check_running()

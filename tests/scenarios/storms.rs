@@ -56,10 +56,8 @@ impl Clients {
 /// nobody waits for any more. Capacity: 4 workers / 20 ms = 200 requests a second.
 pub fn retries(play: &mut Play) -> Result<()> {
     let uwsgi = Uwsgi::start_app(&app(4, 1000))?;
-    let args = [uwsgi.port().to_string(), "110".to_owned()];
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let text = include_str!("apps/retries.py");
-    let clients = Program::python("retries", text, &["asyncio"], &args)?;
+    let (text, port) = (include_str!("apps/retries.py"), uwsgi.port().to_string());
+    let clients = Program::python("retries", text, &["asyncio"], &[&port, "110"])?;
     clients.process.wait_line("ready", DEADLINE)?;
     play.watch_pid(uwsgi.process().pid())?;
     play.watch_own_messages(uwsgi.process().lines(), uwsgi_is_full);

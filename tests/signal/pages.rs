@@ -206,6 +206,38 @@ impl Drop for Unchanged {
     }
 }
 
+/// A directory `run` that every user may write to. Another user attacks it, to make the agent write into `victim`.
+struct Attacked {
+    run: PathBuf,
+    /// Checked before it is removed.
+    victim: Unchanged,
+    temp: TempDir,
+}
+
+impl Attacked {
+    fn new() -> Result<Self> {
+        let temp = TempDir::new("shared")?;
+        let (run, victim) = (temp.path().join("run"), temp.path().join("victim"));
+        shared(&run, 0o777, 0)?;
+        fs::create_dir(&victim)?;
+        let victim = Unchanged(victim);
+        Ok(Self { run, victim, temp })
+    }
+
+    /// Replaces the agent's own directory by another one, runs this command in it, and leads these names in it to the victim.
+    fn attack(&self, command: &str, names: &str) -> Result<()> {
+        let script = format!(
+            "cd {} && mv tailback away && mkdir -m 777 tailback && cd tailback && {command} && \
+             for name in {names}; do ln -s {} $name; done",
+            self.run.display(),
+            self.victim.0.display()
+        );
+        let mut as_other = Command::new("setpriv");
+        as_other.args(["--reuid=4711", "--regid=4711", "--clear-groups", "sh", "-c"]);
+        run_text(as_other.arg(script)).map(drop)
+    }
+}
+
 /// Creates a directory as a volume has it.
 fn shared(path: &Path, mode: u32, owner: u32) -> Result<()> {
     fs::create_dir(path)?;
@@ -259,26 +291,15 @@ fn in_a_directory_of_others_the_agent_publishes_in_its_own() -> Result<()> {
     }
 
     // Another user replaces the directory, and leads the names of the agent's files elsewhere.
-    let temp = TempDir::new("shared")?;
-    let (run, victim) = (temp.path().join("run"), temp.path().join("victim"));
-    shared(&run, 0o777, 0)?;
-    fs::create_dir(&victim)?;
-    let victim = Unchanged(victim);
-    let (agent, _) = agent_in(&temp, port)?;
-    let page = Page::open(run.join("tailback/shop/page"));
+    let attacked = Attacked::new()?;
+    let (agent, _) = agent_in(&attacked.temp, port)?;
+    let page = Page::open(attacked.run.join("tailback/shop/page"));
     wait::until("the page", DEADLINE, || {
         Ok((page.pressure().level > 0).then_some(()))
     })?;
-    let script = format!(
-        "cd {} && mv tailback away && mkdir -m 777 tailback && cd tailback && \
-         for name in shop cart pods agent.sock agent.lock agent.page learned.json learned.json.new; do ln -s {} $name; done",
-        run.display(),
-        victim.0.display()
-    );
-    run_text(
-        Command::new("setpriv")
-            .args(["--reuid=4711", "--regid=4711", "--clear-groups", "sh", "-c"])
-            .arg(script),
+    attacked.attack(
+        "true",
+        "shop cart pods agent.sock agent.lock agent.page learned.json learned.json.new",
     )?;
     agent.wait_for("the replaced directory", DEADLINE, |event| {
         event.text("code") == "directory_replaced"
@@ -289,7 +310,7 @@ fn in_a_directory_of_others_the_agent_publishes_in_its_own() -> Result<()> {
     })?;
     agent.process().signal(Signal::TERM)?;
     ensure!(agent.process().wait_end(DEADLINE)? == End::Code(0));
-    let (agent, _) = agent_in(&temp, port)?;
+    let (agent, _) = agent_in(&attacked.temp, port)?;
     let notice = agent.wait_for("the refusal", DEADLINE, |event| {
         event.text("code") == "not_published"
     })?;
@@ -298,7 +319,6 @@ fn in_a_directory_of_others_the_agent_publishes_in_its_own() -> Result<()> {
         "{}",
         notice.value
     );
-    drop(victim);
     Ok(())
 }
 
@@ -309,20 +329,16 @@ fn adapters_stay_with_the_agents_directory_when_another_user_replaces_it() -> Re
         return Ok(());
     }
     let service = jam("127.0.0.1:0", 20)?;
-    let temp = TempDir::new("shared")?;
-    let (run, victim) = (temp.path().join("run"), temp.path().join("victim"));
-    shared(&run, 0o777, 0)?;
-    fs::create_dir(&victim)?;
-    let victim = Unchanged(victim);
+    let attacked = Attacked::new()?;
     let (http, check) = (ports::local(ports::free()?), ports::local(ports::free()?));
     let text = format!(
         "[[target]]\nport = {}\nservice_name = \"shop\"\n\
          [signal]\ndirectory = \"{}\"\nhttp.listen = \"{http}\"\n{LONG_TTL}\
          [[signal.haproxy]]\ntarget = \"shop\"\nlisten = \"{check}\"\n",
         service.address().port(),
-        run.display()
+        attacked.run.display()
     );
-    let config = temp.write("tailback.toml", &text)?;
+    let config = attacked.temp.write("tailback.toml", &text)?;
     let _adapters = KillAdapterProcess(http);
     let agent = Agent::run([Path::new("--config"), &config])?;
     let pid = || -> Result<u64> {
@@ -344,19 +360,12 @@ fn adapters_stay_with_the_agents_directory_when_another_user_replaces_it() -> Re
     let before = pid()?;
     // Names that the adapter process and its clients read, a page that would be too short to map, and a request to exit that would
     // never end.
-    let script = format!(
-        "cd {} && mv tailback away && mkdir -m 777 tailback && cd tailback && mkdir shop && echo >shop/page && mkfifo adapters.next && \
-         for name in agent.sock agent.page agent.lock adapters.sock adapters.lock adapters.next.new; do ln -s {} $name; done",
-        run.display(),
-        victim.0.display()
-    );
-    run_text(
-        Command::new("setpriv")
-            .args(["--reuid=4711", "--regid=4711", "--clear-groups", "sh", "-c"])
-            .arg(script),
+    attacked.attack(
+        "mkdir shop && echo >shop/page && mkfifo adapters.next",
+        "agent.sock agent.page agent.lock adapters.sock adapters.lock adapters.next.new",
     )?;
-    let attacked = Instant::now();
-    while attacked.elapsed() < Duration::from_secs(3) {
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(3) {
         is_true()?;
         thread::sleep(Duration::from_millis(50));
     }
@@ -370,9 +379,8 @@ fn adapters_stay_with_the_agents_directory_when_another_user_replaces_it() -> Re
         Ok(())
     })?;
     for below in ["away/tailback", "tailback/tailback"] {
-        ensure!(!run.join(below).exists(), "{below}");
+        ensure!(!attacked.run.join(below).exists(), "{below}");
     }
-    drop(victim);
     Ok(())
 }
 

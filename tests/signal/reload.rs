@@ -105,11 +105,15 @@ impl Stage {
         Ok(status["config"].clone())
     }
 
-    fn kill_adapter_process(&self) -> Result<u32> {
-        let pid = self.adapter_process()?;
-        let raw = Pid::from_raw(pid.cast_signed()).context("no pid")?;
+    /// Kills the adapter process, and waits for another one.
+    fn replace_adapter_process(&self) -> Result<()> {
+        let killed = self.adapter_process()?;
+        let raw = Pid::from_raw(killed.cast_signed()).context("no pid")?;
         kill_process(raw, Signal::KILL)?;
-        Ok(pid)
+        wait::until("another adapter process", DEADLINE, || {
+            Ok(self.adapter_process().ok().filter(|pid| *pid != killed))
+        })?;
+        Ok(())
     }
 
     fn tailback(&self, args: &[&str]) -> Result<(bool, String)> {
@@ -159,10 +163,7 @@ fn a_config_map_update_reaches_agent_and_adapters_and_a_bad_one_changes_nothing(
         "{status}"
     );
     // The file that the agent was started with is gone.
-    let killed = stage.kill_adapter_process()?;
-    wait::until("another adapter process", DEADLINE, || {
-        Ok(stage.adapter_process().ok().filter(|pid| *pid != killed))
-    })?;
+    stage.replace_adapter_process()?;
     wait::until_ok("the adapter of the other process", DEADLINE, || {
         agent_check(check)
     })?;
@@ -180,10 +181,7 @@ fn a_config_map_update_reaches_agent_and_adapters_and_a_bad_one_changes_nothing(
         "{}",
         rejected.value
     );
-    let killed = stage.kill_adapter_process()?;
-    wait::until("another adapter process", DEADLINE, || {
-        Ok(stage.adapter_process().ok().filter(|pid| *pid != killed))
-    })?;
+    stage.replace_adapter_process()?;
     wait::until_ok("the adapter, without a valid file", DEADLINE, || {
         agent_check(check)
     })?;

@@ -102,12 +102,16 @@ pub fn test() -> Cmd {
 /// Test slots per CPU. `tests/nextest.toml` gives the slots that each test takes: one if it mostly waits, three if it computes.
 const SLOTS_PER_CPU: usize = 3;
 
+/// Test slots of this machine. Live scenarios share them out in the same way.
+pub fn test_slots() -> usize {
+    SLOTS_PER_CPU * thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// `cargo nextest run` on the workspace: the same build as [`test()`].
 pub fn nextest() -> Cmd {
-    let slots = SLOTS_PER_CPU * thread::available_parallelism().map_or(1, usize::from);
     let nextest = Cmd::new(tools::nextest())
         .args(["nextest", "run", "--config-file", "tests/nextest.toml"])
-        .args(["--test-threads", &slots.to_string()]);
+        .args(["--test-threads", &test_slots().to_string()]);
     tests(nextest)
 }
 

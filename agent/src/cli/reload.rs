@@ -278,6 +278,16 @@ mod tests {
         applied
     }
 
+    /// Watches a file with this text, from which the configuration was loaded.
+    fn watching(text: &str, loaded: &str) -> (TempDir, PathBuf, SyncSender<()>, Reload) {
+        let temp = TempDir::new("reload").unwrap();
+        let path = temp.write("tailback.toml", text).unwrap();
+        let (request, requests) = sync_channel(1);
+        let config = Config::parse(loaded).unwrap();
+        let reload = Reload::start(&path, loaded.to_owned(), config, requests).unwrap();
+        (temp, path, request, reload)
+    }
+
     fn codes(reload: &mut Reload) -> Vec<String> {
         let notices = reload.take_notices().into_iter();
         notices.map(|notice| notice.code).collect()
@@ -285,12 +295,8 @@ mod tests {
 
     #[test]
     fn a_change_is_applied_a_bad_one_is_not_and_fixed_settings_are_named() {
-        let temp = TempDir::new("reload").unwrap();
         let old = "interval = \"200ms\"\n";
-        let path = temp.write("tailback.toml", old).unwrap();
-        let (request, requests) = sync_channel(1);
-        let config = Config::parse(old).unwrap();
-        let mut reload = Reload::start(&path, old.to_owned(), config, requests).unwrap();
+        let (temp, path, request, mut reload) = watching(old, old);
         // Without a change, a request loads the same again.
         request.send(()).unwrap();
         assert_eq!(next(&mut reload).unwrap().0, old);
@@ -322,12 +328,8 @@ mod tests {
 
     #[test]
     fn a_file_that_is_being_written_or_is_empty_is_not_applied() {
-        let temp = TempDir::new("reload").unwrap();
         let old = "interval = \"200ms\"\n";
-        let path = temp.write("tailback.toml", old).unwrap();
-        let (request, requests) = sync_channel(1);
-        let config = Config::parse(old).unwrap();
-        let mut reload = Reload::start(&path, old.to_owned(), config, requests).unwrap();
+        let (_temp, path, request, mut reload) = watching(old, old);
         for interval in ["300ms", "400ms", "500ms"] {
             let text = format!("interval = \"{interval}\"\n");
             let written = Instant::now();
@@ -349,10 +351,7 @@ mod tests {
 
     #[test]
     fn an_invalid_setting_that_would_take_effect_later_is_rejected() {
-        let temp = TempDir::new("reload").unwrap();
-        let path = temp.write("tailback.toml", "otlp = \"garbage\"\n").unwrap();
-        let (request, requests) = sync_channel(1);
-        let mut reload = Reload::start(&path, String::new(), Config::default(), requests).unwrap();
+        let (_temp, _, request, mut reload) = watching("otlp = \"garbage\"\n", "");
         request.send(()).unwrap();
         assert!(next(&mut reload).is_none());
         let error = reload.status().error.clone().unwrap();
@@ -361,10 +360,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_applied_changes_nothing() {
-        let temp = TempDir::new("reload").unwrap();
-        let path = temp.write("tailback.toml", "").unwrap();
-        let (request, requests) = sync_channel(1);
-        let mut reload = Reload::start(&path, String::new(), Config::default(), requests).unwrap();
+        let (_temp, _, request, mut reload) = watching("", "");
         request.send(()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         while !reload.poll(|_, _, _| Err(anyhow!("no target"))) {

@@ -13,10 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tailback_tests::scenario::{Listed, Room, Row};
 
-use crate::command::Cmd;
-
-/// Slots of the machine: three per CPU.
-const SLOTS_PER_CPU: usize = 3;
+use crate::{cargo::test_slots, command::Cmd};
 
 /// The slots that a scenario takes. One that computes leaves room for two that mostly wait on a machine with two CPUs.
 fn slots(scenario: &Listed, all: usize) -> usize {
@@ -43,7 +40,7 @@ pub fn play_each(
     keep: Option<&Path>,
     mut report: impl FnMut(&str, Result<Row>),
 ) {
-    let all = SLOTS_PER_CPU * thread::available_parallelism().map_or(1, usize::from);
+    let all = test_slots();
     let sized: Vec<(&Listed, usize)> = scenarios
         .iter()
         .map(|scenario| (scenario, slots(scenario, all)))
