@@ -24,6 +24,12 @@ use crate::{
     target::{Selector, Spec},
 };
 
+/// The number of the line of a file that this byte is in.
+fn line_at(text: &str, byte: usize) -> usize {
+    let before = text.as_bytes().get(..byte).unwrap_or_default();
+    1 + before.iter().filter(|byte| **byte == b'\n').count()
+}
+
 /// Bounds of `interval` and `focus_interval`: a sensible range, not a measured one. 60 s is also the longest `ttl`.
 const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
 /// Bounds of `cpu_budget`, as a share of one core.

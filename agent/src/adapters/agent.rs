@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::signal::stream::SOCKET;
+use crate::signal::{directory::ADAPTERS_SOCKET, stream::SOCKET};
 
 /// How long connecting and reading a reply may take; after that, the other side counts as hung.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,10 +26,24 @@ pub async fn ask(directory: &Path, what: &str) -> Result<String> {
     read(reader).await
 }
 
-/// Returns the status of the adapter process, from its own socket.
+/// Asks the adapter process for its status, on its own socket, and returns the text of its reply.
 pub async fn ask_adapter_process(directory: &Path) -> Result<String> {
-    let (reader, _writer) = send(directory, super::SOCKET, &json!({"ask": "status"})).await?;
+    let (reader, _writer) = send(directory, ADAPTERS_SOCKET, &json!({"ask": "status"})).await?;
     read(reader).await
+}
+
+/// Returns the status of the agent.
+pub async fn status(directory: &Path) -> Result<Value> {
+    parse(&ask(directory, "status").await?)
+}
+
+/// Returns the status of the adapter process.
+pub async fn adapter_process_status(directory: &Path) -> Result<Value> {
+    parse(&ask_adapter_process(directory).await?)
+}
+
+fn parse(reply: &str) -> Result<Value> {
+    serde_json::from_str(reply).context("invalid JSON in the reply")
 }
 
 /// Whether an agent process exists, even if it does not reply.

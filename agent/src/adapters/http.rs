@@ -256,8 +256,7 @@ async fn publishing(shared: &Shared, target: Option<&str>) -> Response<Body> {
             unavailable("no page of this service is published\n".to_owned())
         };
     }
-    let agent = agent::ask(&shared.pages.directory, "status").await;
-    let agent = match agent.and_then(|text| Ok(serde_json::from_str::<Value>(&text)?)) {
+    let agent = match agent::status(&shared.pages.directory).await {
         Ok(agent) => agent,
         Err(error) => return unavailable(format!("the agent does not reply: {error:#}\n")),
     };
@@ -293,11 +292,8 @@ async fn metrics(shared: &Shared) -> Response<Body> {
 }
 
 async fn status(shared: &Shared) -> Response<Body> {
-    let agent = agent::ask(&shared.pages.directory, "status").await;
-    let agent = agent
-        .ok()
-        .and_then(|text| serde_json::from_str::<Value>(&text).ok());
-    json_of(&statuses(agent, shared.status().await))
+    let agent = agent::status(&shared.pages.directory).await;
+    json_of(&statuses(agent.ok(), shared.status().await))
 }
 
 /// The status of the agent, if it runs, and of the adapter process.

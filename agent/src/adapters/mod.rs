@@ -59,14 +59,17 @@ use crate::{
         self,
         signal::{Listen, Signal},
     },
-    signal::{directory::Directory, metrics, names::directory_of, stream},
+    signal::{
+        directory::{ADAPTERS_SOCKET, Directory},
+        metrics,
+        names::directory_of,
+        stream,
+    },
 };
 
 /// How long "no pressure" is reported before the process exits, for clients that keep the last reply. Longer than HAProxy's
 /// default check interval, 2 s.
 const DRAIN_TIME: Duration = Duration::from_millis(2_500);
-/// Name of the status socket in the signal directory. It replies to any request with the status as JSON.
-pub const SOCKET: &str = "adapters.sock";
 /// How long the exit waits for file writes in progress, which may hang on a dead mount.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often `exit_when_idle` checks whether an agent runs.
@@ -240,10 +243,7 @@ pub fn run(config: &Signal, in_use: Option<&Path>, exit_idle_time: Option<Durati
     // Others may replace the directory that the path leads to.
     let directory = own.path_to("");
     // What a running adapter process knows about its clients, before it is replaced.
-    let previous = runtime.block_on(agent::ask_adapter_process(&directory));
-    let previous = previous
-        .ok()
-        .and_then(|text| serde_json::from_str(&text).ok());
+    let previous = runtime.block_on(agent::adapter_process_status(&directory));
     let _lock = takeover::take(&own.fd, &own.path, &kept)?;
     let successor = OnceLock::new();
     let outcome = runtime.block_on(serve(
@@ -334,7 +334,7 @@ async fn serve(
         let at = it.symlink_root.display().to_string();
         stats_of("envoy", at, Some(&it.target))
     });
-    let status = Listener::Unix(stream::bind(&own.path_to(SOCKET), 0o660)?);
+    let status = Listener::Unix(stream::bind(&own.path_to(ADAPTERS_SOCKET), 0o660)?);
     privileges::drop_privileges(!envoys.is_empty())?;
 
     let shared = Arc::new(Shared {
@@ -365,14 +365,16 @@ async fn serve(
     for (envoy, stats) in envoys {
         tasks.spawn(envoy::serve(envoy, stats, share()));
     }
+    let asked = async {
+        tokio::select! {
+            _ = taken_over.recv() => {}
+            () = takeover::asked_to_exit(&own.fd) => {}
+        }
+    };
     let ended = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
-        _ = taken_over.recv() => {
-            let _ = successor.set(takeover::successor(&own.fd));
-            None
-        }
-        () = takeover::asked_to_exit(&own.fd) => {
+        () = asked => {
             let _ = successor.set(takeover::successor(&own.fd));
             None
         }

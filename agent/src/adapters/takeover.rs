@@ -14,14 +14,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rustix::{
-    fs::{
-        AtFlags, FileType, FlockOperation, Mode, OFlags, flock, fstat, openat, renameat, statat,
-        unlinkat,
-    },
+    fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, flock, fstat, openat, statat, unlinkat},
     process::{Pid, Signal, kill_process},
 };
 
-use crate::signal::check_own_file;
+use crate::signal::{check_own_file, directory::replace_file};
 
 /// Name of the lock file; it contains the pid of the holder.
 const LOCK: &str = "adapters.lock";
@@ -86,18 +83,13 @@ pub fn take(directory: &OwnedFd, path: &Path, adapters: &BTreeSet<String>) -> Re
     Ok(file)
 }
 
+/// The running process reads the list as soon as it is there.
 fn announce(directory: &OwnedFd, adapters: &BTreeSet<String>) -> Result<()> {
-    // Left by a process that was killed.
-    let _ = unlinkat(directory, NEW_SUCCESSOR, AtFlags::empty());
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mode = Mode::from_raw_mode(0o644);
-    let mut file = File::from(openat(directory, NEW_SUCCESSOR, flags, mode)?);
     let text = adapters
         .iter()
         .fold(String::new(), |text, adapter| text + adapter + "\n");
-    file.write_all(text.as_bytes())?;
-    // The running process reads it as soon as it is there.
-    Ok(renameat(directory, NEW_SUCCESSOR, directory, SUCCESSOR)?)
+    let mode = Mode::from_raw_mode(0o644);
+    replace_file(directory, (SUCCESSOR, NEW_SUCCESSOR), mode, text.as_bytes())
 }
 
 /// Asks the adapter process of this directory to exit, without another one: it reports no pressure first.

@@ -72,8 +72,7 @@ impl Timing {
 
     /// The sampling interval: the command line's, else the configuration's.
     fn interval_or(self, config: &Config) -> Duration {
-        let configured = Duration::from_nanos(config.budget().interval_ns);
-        self.interval.unwrap_or(configured)
+        Duration::from_nanos(self.budget(config).interval_ns)
     }
 }
 

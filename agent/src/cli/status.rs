@@ -11,7 +11,6 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use readers::{Reader, readers};
-use serde_json::Value;
 
 use super::{
     Failure,
@@ -20,11 +19,8 @@ use super::{
 use crate::{
     adapters::agent as socket,
     config::{Config, file, signal::Signal},
-    signal::directory::in_use,
+    signal::{directory::in_use, stream::SOCKET},
 };
-
-/// Name of the agent's socket in the directory of pages.
-const AGENT_SOCKET: &str = "agent.sock";
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -64,18 +60,14 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         .map_err(Failure::bug)?;
     let (agent, process) = runtime.block_on(async {
         tokio::join!(
-            socket::ask(&directory, "status"),
-            socket::ask_adapter_process(&directory)
+            socket::status(&directory),
+            socket::adapter_process_status(&directory)
         )
     });
-    let parse =
-        |text: String| serde_json::from_str::<Value>(&text).context("invalid JSON in the reply");
-    let agent = agent.and_then(parse);
-    let process = process.and_then(parse);
     if let (Err(error), Err(_)) = (&agent, &process) {
         return Err(Failure::no_target(anyhow!(
             "no running agent found at {} ({}): start one with `tailback run`, or pass its --config",
-            directory.join(AGENT_SOCKET).display(),
+            directory.join(SOCKET).display(),
             error.root_cause()
         )));
     }

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use rustix::{fs::OFlags, process::geteuid};
 
-use super::Config;
+use super::{Config, line_at};
 
 /// Largest configuration that is read, bytes: 64 adapters of each kind with long paths take 100 kB.
 pub const MAX_BYTES: u64 = 1 << 20;
@@ -123,12 +123,8 @@ pub fn parse_quietly(text: &str) -> Result<Config> {
             return error;
         };
         let message = error.message().replace('\n', " ");
-        let line = error.span().map(|span| {
-            let before = text.as_bytes().get(..span.start).unwrap_or_default();
-            1 + before.iter().filter(|byte| **byte == b'\n').count()
-        });
-        match line {
-            Some(line) => anyhow::anyhow!("line {line}: {message}"),
+        match error.span() {
+            Some(span) => anyhow::anyhow!("line {}: {message}", line_at(text, span.start)),
             None => anyhow::anyhow!(message),
         }
     })

@@ -11,7 +11,7 @@ use toml::{
 };
 
 use super::{
-    Config,
+    Config, line_at,
     reference::{KEYS, Key},
 };
 
@@ -188,12 +188,10 @@ impl File<'_> {
         let is_entry = header.starts_with("[[");
         let settings = keys.iter().filter_map(|key| {
             if let Some(value) = table.and_then(|table| table.get(key.name)) {
-                let before = &self.text.as_bytes()[..value.span().start];
-                let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
                 return Some(Setting {
                     key: key.name,
                     value: Some(self.literal(value)),
-                    source: Source::Line(line),
+                    source: Source::Line(line_at(self.text, value.span().start)),
                 });
             }
             let has_default = !key.default.is_empty();

@@ -6,9 +6,10 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Write as _},
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::fs::{DirBuilderExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
@@ -37,6 +38,8 @@ const STICKY: u32 = 0o1000;
 pub const OWN_NAME: &str = "tailback";
 /// Lock file of the agent that writes the pages; contains its pid.
 pub(super) const LOCK: &str = "agent.lock";
+/// Name of the adapter process's socket in the directory. It replies to any request with the status as JSON.
+pub const ADAPTERS_SOCKET: &str = "adapters.sock";
 /// Levels of directories: the agent's own, `pods`, and one for each container in it.
 const LEVELS: u32 = 3;
 
@@ -186,16 +189,17 @@ fn own_below(parent: &OwnedFd, stat: &Stat) -> Result<OwnedFd> {
         bail!("every user may have files in `{OWN_NAME}` in it: remove it");
     }
     // One that was there only loses permissions: it may be another one, under this name.
-    let mode = if is_new {
-        MODE
-    } else {
-        Mode::from_raw_mode(stat.st_mode & 0o7777 & !WRITE_BY_OTHERS)
-    };
+    let mode = if is_new { MODE } else { closed_mode(&stat) };
     fs::fchmod(&directory, mode).context("cannot set the mode of the directory")?;
     if was_writable {
         remove_foreign(&directory, LEVELS);
     }
     Ok(directory)
+}
+
+/// The mode without the permission to write for users other than the owner.
+fn closed_mode(stat: &Stat) -> Mode {
+    Mode::from_raw_mode(stat.st_mode & 0o7777 & !WRITE_BY_OTHERS)
 }
 
 /// Removes what others may have put into a directory while they could write to it: every file, and the empty directories of
@@ -221,13 +225,32 @@ fn remove_foreign(directory: &OwnedFd, levels: u32) {
         if stat.st_uid != geteuid().as_raw() {
             let _ = fs::unlinkat(directory, name, AtFlags::REMOVEDIR);
         } else if stat.st_mode & WRITE_BY_OTHERS != 0 && stat.st_mode & STICKY == 0 {
-            let mode = Mode::from_raw_mode(stat.st_mode & 0o7777 & !WRITE_BY_OTHERS);
-            let _ = fs::fchmod(&below, mode);
+            let _ = fs::fchmod(&below, closed_mode(&stat));
             if levels > 1 {
                 remove_foreign(&below, levels - 1);
             }
         }
     }
+}
+
+/// Replaces this file of a directory: its readers find the former content or the new one. `new_name`: its name until it is complete.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn replace_file(
+    directory: impl AsFd,
+    (name, new_name): (&str, &str),
+    mode: Mode,
+    content: &[u8],
+) -> Result<()> {
+    // Left by a process that was killed.
+    let _ = fs::unlinkat(&directory, new_name, AtFlags::empty());
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = fs::openat(&directory, new_name, flags, mode)
+        .with_context(|| format!("cannot create {new_name}"))?;
+    File::from(file).write_all(content)?;
+    fs::renameat(&directory, new_name, &directory, name)
+        .with_context(|| format!("cannot replace {name}"))
 }
 
 /// Whether an agent publishes in this directory.
@@ -263,7 +286,7 @@ pub(super) fn check_owner(directory: &OwnedFd) -> Result<()> {
 /// may write to this one, or only the one below has a socket.
 pub fn in_use(configured: &Path) -> PathBuf {
     let has_socket = |directory: &Path| {
-        [SOCKET, "adapters.sock"]
+        [SOCKET, ADAPTERS_SOCKET]
             .iter()
             .any(|name| std::fs::symlink_metadata(directory.join(name)).is_ok())
     };
@@ -394,7 +417,7 @@ mod tests {
             return;
         }
         let temp = TempDir::new("directory").unwrap();
-        let lock = std::fs::File::create(temp.path().join(LOCK)).unwrap();
+        let lock = File::create(temp.path().join(LOCK)).unwrap();
         chown(temp.path(), Some(4_711), None).unwrap();
         fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
         let error = format!("{:#}", Directory::open(temp.path()).unwrap_err());

@@ -7,18 +7,19 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::{Read as _, Write as _},
+    io::Read as _,
     os::fd::{BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::fs::{self, AtFlags, Mode, OFlags};
+use rustix::fs::{self, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::{
     constants::{CONTROLLER_VALID_NS, SERVICE_TIME_VALID_NS},
     controller::LearnedController,
+    directory::replace_file,
     page::check_own_file,
     requests::LearnedRequests,
 };
@@ -128,16 +129,7 @@ impl Learned {
             queues: self.queues.iter().collect::<Vec<_>>(),
         };
         let bytes = serde_json::to_vec(&contents)?;
-        // Left by an agent that was killed.
-        let _ = fs::unlinkat(directory, NEW_NAME, AtFlags::empty());
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::openat(directory, NEW_NAME, flags, MODE)
-            .with_context(|| format!("cannot create {NEW_NAME}"))?;
-        File::from(file).write_all(&bytes)?;
-        fs::renameat(directory, NEW_NAME, directory, NAME)
-            .with_context(|| format!("cannot replace {NAME}"))?;
-        Ok(())
+        replace_file(directory, (NAME, NEW_NAME), MODE, &bytes)
     }
 
     /// Reads the file in this directory; nothing if there is none.

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::Check;
 use crate::{
-    adapters::agent::ask,
+    adapters::agent::status,
     collect::unix_ns,
     config::{Config, signal::Signal},
     signal::directory::in_use,
@@ -31,11 +31,8 @@ pub(super) fn checks(config: Option<&Result<Config>>, signal: &Signal) -> Result
         .enable_all()
         .build()
         .context("cannot connect to the agent")?;
-    let status = runtime.block_on(ask(&in_use(&signal.directory()), "status"));
-    let status = status
-        .ok()
-        .and_then(|text| serde_json::from_str::<Value>(&text).ok());
-    checks.extend(status.and_then(|status| of_agent(&status["config"])));
+    let status = runtime.block_on(status(&in_use(&signal.directory())));
+    checks.extend(status.ok().and_then(|status| of_agent(&status["config"])));
     Ok(checks)
 }
 

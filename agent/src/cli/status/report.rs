@@ -4,10 +4,10 @@ use std::{fmt::Write as _, fs};
 
 use serde_json::Value;
 
-use super::{AGENT_SOCKET, readers::Reader};
+use super::readers::Reader;
 use crate::{
     collect::unix_ns,
-    signal::names::directory_of,
+    signal::{names::directory_of, stream::SOCKET},
     text::{bounded, duration, pad, width as width_of},
 };
 
@@ -151,7 +151,7 @@ fn agent_report(text: &mut String, agent: &Value, readers: &[Reader]) {
     };
     let _ = writeln!(
         text,
-        "\nstream    {} subscribers at {}/{AGENT_SOCKET}{disconnected}",
+        "\nstream    {} subscribers at {}/{SOCKET}{disconnected}",
         subscribers.len(),
         word(&agent["directory"])
     );
