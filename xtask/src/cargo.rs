@@ -1,6 +1,11 @@
 //! Builds of our own programs.
 
-use std::{env::consts::ARCH, fs, path::PathBuf, process::Stdio, thread};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    thread,
+};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -51,20 +56,13 @@ impl Kind {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Link {
-    Usual,
-    /// For an initramfs, in which there is no library to load.
-    Static,
-}
-
 /// Builds a program for release, and returns its path.
 pub fn build(program: Program) -> Result<PathBuf> {
-    build_all([program], Link::Usual).map(|[path]| path)
+    build_all([program]).map(|[path]| path)
 }
 
 /// Builds programs for release with one command, and returns their paths.
-pub fn build_all<const N: usize>(programs: [Program; N], link: Link) -> Result<[PathBuf; N]> {
+pub fn build_all<const N: usize>(programs: [Program; N]) -> Result<[PathBuf; N]> {
     let mut cargo = Cmd::new("cargo")
         .current_dir(tools::root())
         .args(["build", "--release"]);
@@ -72,24 +70,16 @@ pub fn build_all<const N: usize>(programs: [Program; N], link: Link) -> Result<[
         let kind = format!("--{}", program.kind.name());
         cargo = cargo.args(["--package", program.package, &kind, program.name]);
     }
-    if link == Link::Static {
-        cargo = linked_statically(cargo);
-    }
-    let built = paths(cargo, programs)?;
-    if link == Link::Static {
-        check_static(&built)?;
-    }
-    Ok(built)
+    build_with(cargo, programs)
 }
 
-fn check_static(programs: &[PathBuf]) -> Result<()> {
-    for path in programs {
-        if needs_loader(&fs::read(path).with_context(|| format!("read {}", path.display()))?) {
-            bail!(
-                "{} should be static, but its ELF header names a loader",
-                path.display()
-            );
-        }
+/// `.cargo/config.toml` links statically. Kernels of the matrix have no library to load.
+fn check_static(program: &Path) -> Result<()> {
+    if needs_loader(&fs::read(program).with_context(|| format!("read {}", program.display()))?) {
+        bail!(
+            "{} should be static, but its ELF header names a loader: RUSTFLAGS overrides .cargo/config.toml, unset it",
+            program.display()
+        );
     }
     Ok(())
 }
@@ -115,19 +105,10 @@ pub fn nextest() -> Cmd {
     tests(nextest)
 }
 
-/// The tests of the workspace, linked statically, so that the kernels of the matrix run programs of the same build. The
-/// eBPF crate is left out: its object is built, loaded and tested by the agent.
+/// The tests of the workspace. The eBPF crate is left out: its object is loaded and tested by the agent.
 fn tests(cmd: Cmd) -> Cmd {
-    let cmd = cmd.args(["--workspace", "--exclude", "tailback-ebpf", "--release"]);
-    linked_statically(cmd.current_dir(tools::root()))
-}
-
-/// With an explicit target, the flags do not apply to build scripts and procedural macros.
-fn linked_statically(cargo: Cmd) -> Cmd {
-    let target = format!("{ARCH}-unknown-linux-gnu");
-    cargo
-        .args(["--target", &target])
-        .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
+    cmd.current_dir(tools::root())
+        .args(["--workspace", "--exclude", "tailback-ebpf", "--release"])
 }
 
 /// Where [`nextest`] leaves its report, as `tests/nextest.toml` configures it.
@@ -137,13 +118,11 @@ pub fn junit_report() -> PathBuf {
 
 /// Builds the tests, and returns the paths of these programs, which are built with them.
 pub fn build_tests<const N: usize>(programs: [Program; N]) -> Result<[PathBuf; N]> {
-    let built = paths(test().arg("--no-run"), programs)?;
-    check_static(&built)?;
-    Ok(built)
+    build_with(test().arg("--no-run"), programs)
 }
 
 /// Runs a build, and returns the paths of these programs.
-fn paths<const N: usize>(cargo: Cmd, programs: [Program; N]) -> Result<[PathBuf; N]> {
+fn build_with<const N: usize>(cargo: Cmd, programs: [Program; N]) -> Result<[PathBuf; N]> {
     let cargo = cargo.arg("--message-format=json-render-diagnostics");
     let output = cargo
         .command()
@@ -160,6 +139,7 @@ fn paths<const N: usize>(cargo: Cmd, programs: [Program; N]) -> Result<[PathBuf;
             .lines()
             .find_map(|line| executable(line, program))
             .with_context(|| format!("`{cargo}` did not report the path of {}", program.name))?;
+        check_static(path)?;
     }
     Ok(built)
 }

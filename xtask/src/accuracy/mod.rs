@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 use tailback_tests::accuracy::{Finding, ROWS, Row, Verdict};
 
 use crate::{
-    cargo::{self, Link},
+    cargo,
     command::Cmd,
     kernels::{self, GuestPrograms, Kernel},
     scenarios,
@@ -251,7 +251,7 @@ pub struct Programs {
 impl Programs {
     fn build() -> Result<Self> {
         let programs = [cargo::AGENT, cargo::ACCURACY];
-        let [agent, accuracy] = cargo::build_all(programs, Link::Usual)?;
+        let [agent, accuracy] = cargo::build_all(programs)?;
         Ok(Self { agent, accuracy })
     }
 

@@ -24,7 +24,7 @@ use tailback_tests::accuracy::Finding;
 
 use crate::{
     accuracy::Programs,
-    cargo::{self, Link},
+    cargo,
     command::last_lines,
     setup::{self, Purpose},
     tools,
@@ -213,7 +213,7 @@ pub struct GuestPrograms {
 impl GuestPrograms {
     pub fn build() -> Result<Self> {
         let programs = [cargo::AGENT, cargo::ACCURACY, cargo::KERNEL_INIT];
-        let [agent, accuracy, init] = cargo::build_all(programs, Link::Static)?;
+        let [agent, accuracy, init] = cargo::build_all(programs)?;
         let measured = Programs { agent, accuracy };
         Ok(Self { measured, init })
     }
