@@ -1,53 +1,74 @@
-//! Builds the eBPF object, which the crate embeds.
+//! Checks that the kept eBPF object was built from the sources beside it. `cargo xtask object` builds it.
 
-use std::{env, fs, path::PathBuf};
+use std::{
+    env,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
-use aya_build::{Package, Toolchain, build_ebpf};
+use sha2::{Digest as _, Sha256};
 
-/// Set to `true`, aya-build does not build the object. Lints and documentation do not need it.
-const SKIP: &str = "AYA_BUILD_SKIP";
-/// Name of the toolchain that `cargo xtask setup` links; it has the source of `core`.
-const TOOLCHAIN: &str = "tailback-ebpf";
+/// The eBPF crate.
+const EBPF: &str = "../ebpf";
 
 fn main() -> Result<()> {
-    // Building `core` needs `-Z build-std`, which RUSTC_BOOTSTRAP permits on a stable compiler. It is set for the child
-    // that builds the object only, never for the whole build. bpf-linker is searched for where setup installed the pinned
-    // version, then on PATH. aya-build forwards the child's output as warnings of this build; CARGO_TERM_QUIET leaves
-    // only errors and compiler warnings in it.
-    let path = env::var_os("PATH").unwrap_or_default();
-    let tools = tools_dir().join("bpf-linker/bin");
-    let path = env::join_paths([tools].into_iter().chain(env::split_paths(&path)))
-        .context("PATH contains a directory whose name cannot be part of PATH")?;
-    println!("cargo:rerun-if-env-changed=XDG_CACHE_HOME");
-    if env::var_os(SKIP).is_some() {
-        // What the crate embeds must exist. The agent cannot load an empty object, and says so.
-        let out = env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?;
-        fs::write(PathBuf::from(out).join("scanner"), "").context("write an empty object")?;
+    println!("cargo::rerun-if-changed={EBPF}");
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").context("cargo sets the architecture")?;
+    let object = Path::new(EBPF).join(format!("object/{arch}.o.zst"));
+    if !object.is_file() {
+        println!(
+            "cargo::error=there is no eBPF object for {arch}: ebpf/object/{arch}.o.zst does not exist"
+        );
+        return Ok(());
     }
-    // SAFETY: there are no other threads.
-    unsafe {
-        env::set_var("RUSTC_BOOTSTRAP", "1");
-        env::set_var("CARGO_TERM_QUIET", "true");
-        env::set_var("PATH", path);
+    let kept = Path::new(EBPF).join("object/SHA256SUMS");
+    let kept = fs::read_to_string(&kept).with_context(|| format!("read {}", kept.display()))?;
+    let present = sums()?;
+    if let Some(differing) = first_difference(&kept, &present) {
+        println!(
+            "cargo::error=ebpf/{differing} is not the file that the object in ebpf/object was built from: \
+             run `cargo xtask object`"
+        );
     }
-    build_ebpf(
-        [Package {
-            name: "tailback-ebpf",
-            root_dir: "../ebpf",
-            no_default_features: true,
-            features: &["object"],
-        }],
-        Toolchain::Custom(TOOLCHAIN),
-    )
-    .context("cannot build the eBPF object; `cargo xtask setup` installs the tools that it needs")
+    let object = fs::canonicalize(object).context("find the eBPF object")?;
+    println!("cargo::rustc-env=EBPF_OBJECT={}", object.display());
+    Ok(())
 }
 
-/// The directory that `xtask/src/tools.rs` installs tools to.
-fn tools_dir() -> PathBuf {
-    env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
-        .unwrap_or_else(|| PathBuf::from("/var/cache"))
-        .join("tailback")
+/// What `sha256sum` prints for the sources and the objects, in the order of their names.
+fn sums() -> Result<String> {
+    let mut files = vec![PathBuf::from("Cargo.toml")];
+    for (directory, extension) in [("object", "zst"), ("src", "rs")] {
+        let path = Path::new(EBPF).join(directory);
+        let entries = fs::read_dir(&path).with_context(|| format!("list {}", path.display()))?;
+        for entry in entries {
+            let name = PathBuf::from(directory).join(entry?.file_name());
+            if name.extension().is_some_and(|found| found == extension) {
+                files.push(name);
+            }
+        }
+    }
+    files.sort();
+    let mut sums = String::new();
+    for file in files {
+        let bytes = fs::read(Path::new(EBPF).join(&file));
+        let bytes = bytes.with_context(|| format!("read ebpf/{}", file.display()))?;
+        for byte in Sha256::digest(bytes) {
+            write!(sums, "{byte:02x}")?;
+        }
+        writeln!(sums, "  {}", file.display())?;
+    }
+    Ok(sums)
+}
+
+/// The first file that is only in one of two lists, or differs.
+fn first_difference<'a>(kept: &'a str, present: &'a str) -> Option<&'a str> {
+    let only_in = |one: &'a str, other: &'a str| {
+        one.lines()
+            .find(move |line| !other.lines().any(|known| known == *line))
+    };
+    let line = only_in(present, kept).or_else(|| only_in(kept, present))?;
+    Some(line.rsplit(' ').next().unwrap_or(line))
 }

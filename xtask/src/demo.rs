@@ -48,6 +48,15 @@ impl Choice {
         })
     }
 
+    /// What setup must have installed for it.
+    fn parts(self) -> &'static [&'static str] {
+        match self {
+            Self::FlashSale => &["python3", "uWSGI", "PostgreSQL", "psycopg2"],
+            Self::LlmGateway => &["python3", "uvicorn"],
+            Self::IotGridlock => &["mosquitto", "PostgreSQL", "psycopg2", "paho.mqtt.client"],
+        }
+    }
+
     /// The command line of this demo.
     fn command(self) -> String {
         let name = self.to_possible_value().filter(|_| self != Self::FlashSale);
@@ -60,10 +69,26 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let agent = match env::var_os("TAILBACK_BIN") {
         Some(path) => PathBuf::from(path),
         None => {
-            setup::ensure(Purpose::Demo)?;
+            setup::ensure(Purpose::Build)?;
+            setup::ensure_parts(args.story.parts())?;
             cargo::build(cargo::AGENT)?
         }
     };
     story::run(&agent, args.story.set()?, &args.story.command())?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn setup_knows_the_parts_of_each_demo() {
+        for part in Choice::value_variants()
+            .iter()
+            .flat_map(|story| story.parts())
+        {
+            assert!(setup::has_part(part), "{part}");
+        }
+    }
 }

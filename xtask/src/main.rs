@@ -13,6 +13,7 @@ mod demo;
 mod fuzz;
 mod golden_btf;
 mod kernels;
+mod object;
 mod plans;
 mod scenarios;
 mod setup;
@@ -51,6 +52,8 @@ enum Task {
     Bench(bench::Args),
     /// Fuzz the agent's parsers for longer than the tests do
     Fuzz(fuzz::Args),
+    /// Build the eBPF object, and keep it in the repository
+    Object(object::Args),
     /// Reduce kernels' BTF to the fields that the agent reads, for its tests
     GoldenBtf(golden_btf::Args),
     /// Run one command on a kernel of the matrix and print its output
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Task::Plans(args) => plans::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::Fuzz(args) => fuzz::main(&args),
+        Task::Object(args) => object::main(&args),
         Task::GoldenBtf(args) => golden_btf::main(&args),
         Task::Kernel(args) => kernels::main(&args),
     };

@@ -11,8 +11,7 @@ pub fn root() -> &'static Path {
     xtask.parent().unwrap_or(xtask)
 }
 
-/// Directory of everything that setup builds or fetches. It can be deleted at any time. `agent/build.rs` finds the
-/// linker here too.
+/// Directory of everything that setup builds or fetches. It can be deleted at any time.
 pub fn cache() -> PathBuf {
     env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)

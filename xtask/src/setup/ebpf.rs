@@ -1,8 +1,8 @@
-//! The toolchain for the eBPF object: a compiler with the source of `core`, under the rustup name that `agent/build.rs` uses,
-//! and a linker that matches its LLVM.
+//! The toolchain for the eBPF object (`cargo xtask object`): a compiler with the source of `core`, and a linker that matches
+//! its LLVM.
 //!
 //! A nightly includes the source. Where none can be downloaded, Debian 12's security archive has a compiler of the same age
-//! with its source; it builds the same object.
+//! with its source; its object has the same code, but not the same bytes.
 
 use std::{
     fs,
@@ -14,9 +14,9 @@ use super::{Action, Method, State};
 use crate::{command::Cmd, tools};
 
 /// Name under which either toolchain is linked.
-const TOOLCHAIN: &str = "tailback-ebpf";
+pub const TOOLCHAIN: &str = "tailback-ebpf";
 /// The nightly and the linker must match: both use LLVM 22.
-const NIGHTLY: &str = "nightly-2026-05-20";
+pub const NIGHTLY: &str = "nightly-2026-05-20";
 const BPF_LINKER: &str = "0.10.3";
 const LLVM: &str = "22";
 /// Prefix of Debian's toolchain.
@@ -133,12 +133,13 @@ pub fn linker_methods() -> Vec<Method> {
     }]
 }
 
-fn linker_root() -> PathBuf {
+/// The directory that the linker is installed under.
+pub fn linker_root() -> PathBuf {
     tools::cache().join("bpf-linker")
 }
 
 /// Whether the linked toolchain is Debian's.
-fn with_debian() -> bool {
+pub fn with_debian() -> bool {
     let link = tools::rustup_home().join("toolchains").join(TOOLCHAIN);
     link.canonicalize()
         .is_ok_and(|directory| directory == Path::new(DEBIAN))

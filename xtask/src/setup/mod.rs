@@ -6,7 +6,7 @@
 
 mod cargo_tools;
 mod debian;
-mod ebpf;
+pub mod ebpf;
 mod envoy;
 mod jaeger;
 mod machine;
@@ -45,7 +45,6 @@ pub enum Purpose {
     /// Booting kernels
     #[value(skip)]
     Boot,
-    Demo,
     /// Parts that only `.ci/run` needs
     Ci,
     All,

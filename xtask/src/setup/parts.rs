@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     Action, Method, Purpose,
-    Purpose::{Boot, Build, Ci, Demo, Test},
+    Purpose::{Boot, Build, Ci, Test},
     State,
     cargo_tools::{self, CargoTool},
     ebpf, envoy, jaeger, vmlinuz,
@@ -18,23 +18,24 @@ use crate::{
 /// In installation order: bpf-linker is built to match the toolchain.
 pub fn table() -> Vec<Part> {
     let mut table = vec![
-        part("eBPF toolchain", &[Build], Kind::Toolchain),
-        part("bpf-linker", &[Build], Kind::BpfLinker),
+        program("gcc", &[Build], &["gcc", "libc6-dev"]),
+        part("eBPF toolchain", &[Test], Kind::Toolchain),
+        part("bpf-linker", &[Test], Kind::BpfLinker),
         program("ss", &[Test], &["iproute2"]),
         program("nstat", &[Test], &["iproute2"]),
-        program("python3", &[Test, Demo], &["python3"]),
-        part("uWSGI", &[Test, Demo], Kind::Uwsgi),
+        program("python3", &[Test], &["python3"]),
+        part("uWSGI", &[Test], Kind::Uwsgi),
         program("redis-server", &[Test], &["redis-server"]),
         program("redis-benchmark", &[Test], &["redis-tools"]),
         program("nginx", &[Test], &["nginx-light"]),
         program("apache2", &[Test], &["apache2-bin"]),
         program("wrk", &[Test], &["wrk"]),
         program("memcached", &[Test], &["memcached"]),
-        part("PostgreSQL", &[Test, Demo], Kind::Postgres),
+        part("PostgreSQL", &[Test], Kind::Postgres),
         program("haproxy", &[Test], &["haproxy"]),
         part("Envoy", &[Test], Kind::Envoy),
         program("pgbouncer", &[Test], &["pgbouncer"]),
-        program("mosquitto", &[Test, Demo], &["mosquitto"]),
+        program("mosquitto", &[Test], &["mosquitto"]),
         program("stress-ng", &[Test], &["stress-ng"]),
         program("flock", &[Test], &["util-linux"]),
         program(
@@ -44,7 +45,6 @@ pub fn table() -> Vec<Part> {
         ),
         program("puma", &[Test], &["puma"]),
         program("openssl", &[Test], &["openssl"]),
-        program("gcc", &[Test], &["gcc", "libc6-dev"]),
         part("Go", &[Test], Kind::Go),
         program("node", &[Test], &["nodejs"]),
         program("javac", &[Test], &["default-jdk-headless"]),
@@ -65,7 +65,7 @@ pub fn table() -> Vec<Part> {
         program("xz", &[Test], &["xz-utils"]),
         program("podman", &[Test], &["podman", "runc"]),
         program("qemu-system-x86_64", &[Test, Boot], &["qemu-system-x86"]),
-        part("Jaeger", &[Test, Demo], Kind::Jaeger),
+        part("Jaeger", &[Test], Kind::Jaeger),
         part("rustfmt", &[Ci], Kind::Component("rustfmt")),
         part("clippy", &[Ci], Kind::Component("cargo-clippy")),
         part(
@@ -129,7 +129,7 @@ fn program(name: &str, purposes: &'static [Purpose], packages: &'static [&'stati
 }
 
 fn module(name: &str, packages: &'static [&'static str]) -> Part {
-    part(name, &[Test, Demo], Kind::Module(packages))
+    part(name, &[Test], Kind::Module(packages))
 }
 
 impl Part {

@@ -21,7 +21,7 @@ use crate::{
     cargo,
     command::{Cmd, last_lines},
     kernels::{self, GuestPrograms},
-    plans, scenarios,
+    object, plans, scenarios,
     setup::{self, Purpose, seconds},
     tools,
 };
@@ -58,6 +58,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let filter = args.filter.as_deref();
     let mut tally = Tally::default();
     programs_load(&programs.agent, &mut tally);
+    steps.run("eBPF object", || object::run_here(filter, &mut tally));
     let mut env: Vec<(&str, PathBuf)> = vec![("TAILBACK_BIN", programs.agent.clone())];
     env.extend(tools::jaeger().map(|jaeger| ("TAILBACK_JAEGER", jaeger)));
     steps.run("Rust tests", || nextest::run(filter, &env, &mut tally))?;

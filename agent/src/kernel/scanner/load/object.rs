@@ -12,6 +12,9 @@ use crate::kernel::{
     scanner::link,
 };
 
+/// The eBPF object, compressed. `build.rs` checks that it belongs to these sources.
+const OBJECT: &[u8] = include_bytes!(env!("EBPF_OBJECT"));
+
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct LayoutPod(Layout);
@@ -49,7 +52,8 @@ impl Object {
     pub(super) fn open(fields: &Resolved, log_bpf: bool) -> Result<Self, LoadError> {
         let kernel_btf =
             aya::Btf::from_sys_fs().map_err(|error| LoadError::BadBtf(error.into()))?;
-        let mut object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/scanner")).to_vec();
+        let mut object = zstd::decode_all(OBJECT)
+            .map_err(|error| LoadError::new("cannot decompress the eBPF object", error))?;
         if let Some(kfunc) = fields.cast {
             cast::resolve_calls(&mut object, kfunc);
         }
