@@ -50,6 +50,19 @@ pub fn targets() -> Event {
     }
 }
 
+/// The three services at this second, and as many further ones, which are new each time.
+pub fn churn(seconds: u64, count: u32) -> Event {
+    let Event::Targets { mut targets, .. } = targets() else {
+        unreachable!("they are an event of this kind");
+    };
+    let first = 1_000 + seconds as u32 * count;
+    targets.extend((first..first + count).map(|id| target(id, "job", id)));
+    Event::Targets {
+        at: at(seconds),
+        targets,
+    }
+}
+
 fn hop(target: TargetId, pid: u32, name: &str, state: &str, cause: Cause) -> Hop {
     Hop {
         target: Some(target),

@@ -2,18 +2,25 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     sync::Arc,
 };
 
 use serde_json::{Map, Value};
 
-use super::{Sink, cause::Reported, explain};
+use super::{
+    Sink,
+    cause::Reported,
+    churn::{Churn, Omitted},
+    explain,
+};
 use crate::{
     cause::Cause,
     diagnose::NoBaseline,
-    event::{CauseStretch, Culprit, Episode, Event, Hop, LoggedMessage, QueueState, Verdict},
+    event::{
+        CauseStretch, Culprit, Episode, Event, Hop, Instant, LoggedMessage, QueueState, Verdict,
+    },
     queue::{QueueKey, Reading},
     sample::{AgentReport, Target, TargetId},
 };
@@ -23,9 +30,15 @@ pub struct Json<W: Write> {
     out: W,
     targets: Targets,
     reported: Reported,
+    churn: Churn,
+    /// The number of targets now.
+    watched: usize,
 }
 
-/// The targets seen so far, by id.
+/// Maximum number of exited targets that are kept: lines about their last episodes name them.
+const MAX_EXITED: usize = 1_000;
+
+/// The targets that lines may name, by id.
 type Targets = BTreeMap<TargetId, Arc<Target>>;
 
 impl<W: Write> Json<W> {
@@ -35,6 +48,8 @@ impl<W: Write> Json<W> {
             out,
             targets: Targets::new(),
             reported: Reported::default(),
+            churn: Churn::default(),
+            watched: 0,
         }
     }
 
@@ -42,6 +57,56 @@ impl<W: Write> Json<W> {
         serde_json::to_writer(&mut self.out, &Value::Object(object))?;
         self.out.write_all(b"\n")?;
         self.out.flush()
+    }
+}
+
+impl<W: Write> Json<W> {
+    /// Prints each target that is new or has changed.
+    fn targets_changed(&mut self, at: Instant, targets: &[Arc<Target>]) -> io::Result<()> {
+        let is_first = self.churn.is_first();
+        self.churn_summary(at)?;
+        for target in targets {
+            let before = self.targets.insert(target.id, Arc::clone(target));
+            if before.as_ref().is_some_and(|before| before == target) {
+                continue;
+            }
+            if is_first || self.churn.take(1) {
+                self.line(target_object(at.unix_ns, target))?;
+                continue;
+            }
+            let is_new = before.is_none();
+            self.churn.omit(Omitted {
+                started: is_new.into(),
+                changed: (!is_new).into(),
+                exited: 0,
+            });
+        }
+        self.watched = targets.len();
+        let ids: BTreeSet<TargetId> = targets.iter().map(|target| target.id).collect();
+        let exited: Vec<TargetId> = self
+            .targets
+            .keys()
+            .filter(|id| !ids.contains(id))
+            .copied()
+            .collect();
+        // Ids grow, so those that exited longest ago come first.
+        for id in &exited[..exited.len().saturating_sub(MAX_EXITED)] {
+            self.targets.remove(id);
+        }
+        Ok(())
+    }
+
+    /// Once per interval, how many targets started or changed without a line.
+    fn churn_summary(&mut self, at: Instant) -> io::Result<()> {
+        let Some(omitted) = self.churn.begin(at) else {
+            return Ok(());
+        };
+        let mut object = Object::new("targets");
+        object.put("time_unix_ns", at.unix_ns);
+        object.put("watched", self.watched);
+        object.put("started", omitted.started);
+        object.put("changed", omitted.changed);
+        self.line(object.0)
     }
 }
 
@@ -55,14 +120,7 @@ impl Json<Vec<u8>> {
 impl<W: Write> Sink for Json<W> {
     fn emit(&mut self, event: &Event) -> io::Result<()> {
         let object = match event {
-            Event::Targets { at, targets } => {
-                self.targets
-                    .extend(targets.iter().map(|target| (target.id, Arc::clone(target))));
-                for target in targets {
-                    self.line(target_object(at.unix_ns, target))?;
-                }
-                return Ok(());
-            }
+            Event::Targets { at, targets } => return self.targets_changed(*at, targets),
             Event::Notice { at, notice } => {
                 let mut object = Object::new("notice");
                 object.put("time_unix_ns", at.unix_ns);
@@ -98,7 +156,10 @@ impl<W: Write> Sink for Json<W> {
             Event::Cause(stretch) if self.reported.is_news(&stretch.episode, &stretch.verdict) => {
                 cause_object(stretch, &self.targets)
             }
-            Event::Agent { at, report } => agent_object(at.unix_ns, report),
+            Event::Agent { at, report } => {
+                self.churn_summary(*at)?;
+                agent_object(at.unix_ns, report)
+            }
             // These only shape traces; other lines report the same facts.
             Event::IncidentOpened { .. }
             | Event::IncidentClosed { .. }

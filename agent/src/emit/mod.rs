@@ -1,6 +1,7 @@
 //! Outputs of the pipeline: text for people, JSON lines for programs, spans for trace stores.
 
 mod cause;
+mod churn;
 pub mod explain;
 #[cfg(test)]
 mod fixture;

@@ -9,7 +9,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{Sink, cause, cause::Reported};
+use super::{
+    Sink, cause,
+    cause::Reported,
+    churn::{Churn, Omitted},
+};
 use crate::{
     event::{Episode, Event, Instant, Level, QueueState, Verdict},
     queue::{Kind, QueueKey},
@@ -19,6 +23,9 @@ use crate::{
 
 /// Bound for one line of text; regular lines are much shorter.
 const MAX_LINE_BYTES: usize = 2_000;
+
+/// Longest list of services that is printed with a line for each.
+const MAX_LIST: usize = 5;
 
 /// Whether to use ANSI colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +51,7 @@ pub struct Terminal<W: Write> {
     verbosity: Verbosity,
     targets: BTreeMap<TargetId, Arc<Target>>,
     reported: Reported,
+    churn: Churn,
 }
 
 impl<W: Write> Terminal<W> {
@@ -55,6 +63,7 @@ impl<W: Write> Terminal<W> {
             verbosity,
             targets: BTreeMap::new(),
             reported: Reported::default(),
+            churn: Churn::default(),
         }
     }
 
@@ -99,27 +108,59 @@ impl<W: Write> Terminal<W> {
                 .map(|target| describe(target))
                 .collect::<Vec<String>>()
         };
-        self.lines(at, "exited", &only_in(&before, &now))?;
-        self.lines(at, "watching", &only_in(&now, &before))?;
-        if self.verbosity >= Verbosity::Verbose {
+        let (exited, started) = (only_in(&before, &now), only_in(&now, &before));
+        let grown: Vec<String> = if self.verbosity >= Verbosity::Verbose {
             let grown = now.values().filter(|target| {
                 let before = before.get(&target.id);
                 before.is_some_and(|before| before.tgids.len() != target.tgids.len())
             });
-            let grown: Vec<String> = grown.map(|target| describe(target)).collect();
-            self.lines(at, "changed", &grown)?;
+            grown.map(|target| describe(target)).collect()
+        } else {
+            Vec::new()
+        };
+        self.churn_summary(at)?;
+        let lists = [
+            ("exited", exited),
+            ("watching", started),
+            ("changed", grown),
+        ];
+        let lines = lists.iter().map(|(_, list)| line_count(list)).sum();
+        if !self.churn.take(lines) {
+            let [exited, started, changed] = lists.map(|(_, list)| list.len());
+            self.churn.omit(Omitted {
+                started,
+                exited,
+                changed,
+            });
+            return Ok(());
+        }
+        for (word, list) in lists {
+            self.lines(at, word, &list)?;
         }
         Ok(())
     }
 
+    /// Once per interval, how many services started and exited without a line.
+    fn churn_summary(&mut self, at: Instant) -> io::Result<()> {
+        let Some(omitted) = self.churn.begin(at) else {
+            return Ok(());
+        };
+        let text = format!(
+            "{} more services started and {} exited; {} are watched",
+            count(omitted.started as u64),
+            count(omitted.exited as u64),
+            count(self.targets.len() as u64)
+        );
+        self.line(at, None, "services", &text)
+    }
+
     /// One line per service, or a single line for more than `MAX_LINES`.
     fn lines(&mut self, at: Instant, word: &str, targets: &[String]) -> io::Result<()> {
-        const MAX_LINES: usize = 5;
-        if targets.len() > MAX_LINES {
+        if targets.len() > MAX_LIST {
             let text = format!(
                 "{} services: {}, …",
                 targets.len(),
-                targets[..MAX_LINES].join(", ")
+                targets[..MAX_LIST].join(", ")
             );
             return self.line(at, None, word, &text);
         }
@@ -315,12 +356,24 @@ impl<W: Write> Sink for Terminal<W> {
                     self.reported.is_news(&episode.id, verdict);
                 }
             }
-            Event::Agent { at, report } if self.verbosity >= Verbosity::Verbose => {
-                self.agent(*at, report)?;
+            Event::Agent { at, report } => {
+                self.churn_summary(*at)?;
+                if self.verbosity >= Verbosity::Verbose {
+                    self.agent(*at, report)?;
+                }
             }
             _ => return Ok(()),
         }
         self.out.flush()
+    }
+}
+
+/// The number of lines that a list of services takes.
+fn line_count(targets: &[String]) -> usize {
+    if targets.len() > MAX_LIST {
+        1
+    } else {
+        targets.len()
     }
 }
 
@@ -367,7 +420,10 @@ pub(super) fn clock(unix_ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::emit::fixture::{at, cause, episode, gateway, shop, targets};
+    use crate::emit::{
+        churn::MAX_LINES,
+        fixture::{at, cause, churn, episode, gateway, shop, targets},
+    };
 
     fn text(verbosity: Verbosity, events: &[Event]) -> String {
         let mut out = Vec::new();
@@ -381,6 +437,17 @@ mod tests {
 
     fn cause_event(episode: &Episode, from: u64, to: u64) -> Event {
         Event::Cause(Box::new(cause(episode, 0, at(from), at(to))))
+    }
+
+    #[test]
+    fn services_that_come_and_go_take_few_lines() {
+        for (verbosity, jobs) in [(Verbosity::Normal, 5), (Verbosity::Verbose, 3)] {
+            let events: Vec<Event> = (0..100).map(|second| churn(second, jobs)).collect();
+            let text = text(verbosity, &events);
+            let lines = text.lines().count();
+            assert!(lines <= 10 * (MAX_LINES + 1), "{text}");
+            assert!(text.contains("more services started and"), "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::*;
+use super::{super::churn::MAX_LINES, *};
 use crate::{
     emit::fixture::{self, INCIDENT, SHOP, at, cause, episode, shop, targets},
     event::{
@@ -143,6 +143,38 @@ fn the_keys_of_events_are_those_of_the_documentation() {
     let mut out = Vec::new();
     no_baseline(&mut out, &[fixture::no_baseline()], &known_targets()).unwrap();
     reference::assert_documented("no_baseline", &parsed(&out));
+}
+
+#[test]
+fn targets_that_come_and_go_take_few_lines() {
+    let events: Vec<Event> = (0..30).map(|second| fixture::churn(second, 50)).collect();
+    let objects = lines(&events);
+    let of = |kind: &str| -> Vec<Value> {
+        let objects = objects.iter().filter(|object| object["type"] == kind);
+        objects.cloned().collect()
+    };
+    // The first list is printed whole.
+    assert_eq!(of("target").len(), 53 + 3 * MAX_LINES);
+    let summaries = of("targets");
+    reference::assert_documented("targets", &summaries);
+    let started: Vec<u64> = summaries
+        .iter()
+        .filter_map(|summary| summary["started"].as_u64())
+        .collect();
+    assert_eq!(started, [9 * 50 - 20, 500 - 20]);
+    assert_eq!(summaries[0]["watched"], 53);
+    // One that has not changed is not printed again.
+    let shops = objects.iter().filter(|object| object["target"] == "shop");
+    assert_eq!(shops.count(), 1);
+}
+
+#[test]
+fn few_exited_targets_are_kept() {
+    let mut json = Json::new(Vec::new());
+    for second in 0..100 {
+        json.emit(&fixture::churn(second, 50)).unwrap();
+    }
+    assert_eq!(json.targets.len(), 53 + MAX_EXITED);
 }
 
 /// A service about which everything is known.
