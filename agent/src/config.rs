@@ -93,6 +93,8 @@ struct TargetEntry {
     port: Option<u16>,
     #[serde(default)]
     cgroup: Option<std::path::PathBuf>,
+    #[serde(default)]
+    user: Option<u32>,
 }
 
 impl Config {
@@ -217,6 +219,7 @@ impl TargetEntry {
             (Some(selector), None) => Ok(Spec {
                 selector,
                 service_name: self.service_name.clone(),
+                user: self.user,
             }),
             (None, _) => bail!("no selector: give one of pid, name, port, cgroup"),
             (Some(_), Some(_)) => {
@@ -294,12 +297,14 @@ mod tests {
             service_name = "shop"
             [[target]]
             port = 6379
+            user = 112
             "#,
         )
         .unwrap();
         assert_eq!(config.budget().interval_ns, 250_000_000);
         assert_eq!(config.specs().len(), 2);
         assert_eq!(config.specs()[0].service_name.as_deref(), Some("shop"));
+        assert_eq!(config.specs()[1].user, Some(112));
         let settings_for = config.settings_for();
         let key = |kind, name: &str| QueueKey::new(1, kind, name.into());
         let accept = settings_for(&key(Kind::Accept, "0.0.0.0:8080"));

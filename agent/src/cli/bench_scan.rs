@@ -21,7 +21,7 @@ pub(super) struct Options {
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
-    let specs = options.targets.specs(&config)?;
+    let specs = options.targets.with_every_process().specs(&config)?;
     let mut collector = session::collector(specs, config.budget(), true, options.targets.log_bpf)?;
     let mut pipeline = Pipeline::new(config.settings_for(), false);
     let (mut files_ns, mut threads_ns, mut sample_ns) = (Vec::new(), Vec::new(), Vec::new());

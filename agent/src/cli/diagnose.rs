@@ -66,7 +66,8 @@ fn time(text: &str) -> Result<Duration, String> {
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let config = options.targets.config()?;
     let stop = Stop::on_signals()?;
-    let specs = options.targets.or_all(&config).specs(&config)?;
+    let targets = options.targets.or_all(&config).with_every_process();
+    let specs = targets.specs(&config)?;
     let mut collector = session::collector(
         specs,
         config.budget_or(CPU_BUDGET),

@@ -55,7 +55,7 @@ Examples:
   tailback run --port 8080              watch the service that listens on port 8080
   tailback diagnose                     which queue on this host is filling, why, and what to do
   tailback sample --name 'uwsgi*'       print all queues of uWSGI once
-  tailback run --all --json | jq .      watch every process, with JSON output
+  tailback run --all --json | jq .      watch every service of this host, with JSON output
   OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 tailback run --pid 4711
                                         send incidents to Jaeger as traces";
 
@@ -122,9 +122,12 @@ struct Targets {
     /// Watch all processes in this cgroup and its descendants
     #[arg(long, value_name = "PATH")]
     cgroup: Vec<PathBuf>,
-    /// Watch every process on this host
+    /// Watch every service of this host: containers, systemd units, and other processes
     #[arg(long)]
     all: bool,
+    /// With --all, also watch short-lived processes, and those of the system and of Kubernetes (`diagnose` and `sample` always do)
+    #[arg(long)]
+    every_process: bool,
     /// Write debug lines of the eBPF programs to standard error, at most 100 per second
     #[arg(long)]
     log_bpf: bool,
@@ -161,6 +164,14 @@ impl Targets {
         targets
     }
 
+    /// The same targets; `--all` includes every process. For commands that examine the host once, instead of watching it.
+    fn with_every_process(&self) -> Self {
+        Self {
+            every_process: true,
+            ..self.clone()
+        }
+    }
+
     fn specs(&self, config: &Config) -> Outcome<Vec<Spec>> {
         let mut specs = config.specs();
         specs.extend(self.pid.iter().map(|pid| Selector::Pid(*pid).into()));
@@ -176,7 +187,8 @@ impl Targets {
                 .map(|path| Selector::Cgroup(path.clone()).into()),
         );
         if self.all {
-            specs.push(Selector::All.into());
+            let every_process = self.every_process;
+            specs.push(Selector::All { every_process }.into());
         }
         if specs.is_empty() {
             return Err(Failure::usage(anyhow::anyhow!(

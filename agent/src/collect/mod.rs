@@ -313,6 +313,7 @@ impl Collector {
             self.update_focus_scope()?;
         }
         self.notices.report_unmatched(&found.unmatched);
+        self.notices.report_left_out(found.left_out);
         Ok(found)
     }
 

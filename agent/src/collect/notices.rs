@@ -4,7 +4,11 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::schedule::StretchableScan;
-use crate::{sample::Notice, target::Selector, text::duration};
+use crate::{
+    sample::Notice,
+    target::{LeftOut, MAX_SERVICES, Selector},
+    text::duration,
+};
 
 /// Shortest time between two notices about the interval of one scan, ns.
 const STRETCHED_INTERVAL_NS: u64 = 30_000_000_000;
@@ -47,6 +51,27 @@ impl Notices {
                     format!("no process matches {selector}; waiting for one to start"),
                 ),
             }
+        }
+    }
+
+    /// Reports, the first time only, that processes are not watched.
+    pub(super) fn report_left_out(&mut self, left_out: LeftOut) {
+        if left_out.young + left_out.system > 0 {
+            self.report_once("processes_left_out", || {
+                format!(
+                    "not watched: processes of the system and of Kubernetes ({} now), and those that neither listen nor live for 5 s; \
+                     --every-process includes them",
+                    left_out.system
+                )
+            });
+        }
+        if left_out.services > 0 {
+            self.report_once("too_many_services", || {
+                format!(
+                    "limit of {MAX_SERVICES} services reached: {} are not watched",
+                    left_out.services
+                )
+            });
         }
     }
 

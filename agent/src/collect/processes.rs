@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 
-use super::{DISCOVERY_INTERVAL_NS, convert};
+use super::{DISCOVERY_INTERVAL_NS, boot_ns, convert};
 use crate::{
     kernel::scanner::{Record, Scanner, Watched},
     sample::{Sample, Target},
@@ -76,7 +76,8 @@ impl Processes {
         listeners: &[ListenerInfo],
         neighbours: &BTreeSet<u32>,
     ) -> Discovered {
-        self.discovery.scan(&self.all, listeners, neighbours)
+        self.discovery
+            .scan(boot_ns(), &self.all, listeners, neighbours)
     }
 
     /// Updates the watched processes; returns whether they have changed.

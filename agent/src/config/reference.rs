@@ -45,6 +45,7 @@ pub const KEYS: &[Key] = &[
     key("[[target]]", "name", "glob", "", "watch processes whose name or executable matches"),
     key("[[target]]", "port", "TCP port", "", "watch processes that listen on this port"),
     key("[[target]]", "cgroup", "path", "", "watch all processes in this cgroup and its descendants"),
+    key("[[target]]", "user", "user id", "", "only processes of this user, with the workers that they forked"),
     key("[[target]]", "service_name", "string", "", "service name; by default the service's `OTEL_SERVICE_NAME`, else its program's name"),
     key("[detect.*]", "target", "duration above 0", "", "target delay; by default half the service time, 5 ms to 500 ms"),
     key("[detect.*]", "warn", "score, above 0 to 10", "0.7", "score at which level warn is entered"),

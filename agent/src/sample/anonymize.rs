@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Sample,
+    Sample, Workload,
     texts::{Text, each_address, each_text},
 };
 use crate::messages::KNOWN;
@@ -189,6 +189,7 @@ impl Anonymizer {
             .retain(|one| one.cpu_ns > 0 || self.kept.contains(&one.tgid));
         for target in sample.targets.iter_mut().flatten() {
             target.attributes.clear();
+            target.workload = Workload::default();
         }
     }
 

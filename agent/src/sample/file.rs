@@ -7,13 +7,17 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    collections::HashMap,
     fmt,
     io::{self, Read, Write},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Epoll, Hidden, IoLimit, LocalPorts, LockWait, OnAccelerator, Refaults, Sample};
+use super::{
+    Epoll, Hidden, IoLimit, LocalPorts, LockWait, OnAccelerator, Refaults, Sample, TargetId,
+    Workload,
+};
 
 const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
 /// Incremented whenever [`Sample`] changes: postcard is not self-describing.
@@ -61,6 +65,12 @@ struct AppendedHidden<Hidden> {
     hidden: Hidden,
 }
 
+/// See [`Appended`]. Of the targets that the sample reports, those that have one.
+#[derive(Serialize, Deserialize)]
+struct AppendedWorkloads<Workloads> {
+    workloads: Workloads,
+}
+
 /// Writes samples.
 pub struct Writer<W: Write> {
     out: W,
@@ -104,12 +114,19 @@ impl<W: Write> Writer<W> {
     /// Adds a sample; it reaches the disk with its chunk, within about a second.
     pub fn add(&mut self, sample: &Sample) -> io::Result<()> {
         let mut encoded = postcard::to_stdvec(sample).map_err(io::Error::other)?;
+        let targets = sample.targets.iter().flatten();
+        let workloads: Vec<(TargetId, &Workload)> = targets
+            .map(|target| (target.id, &target.workload))
+            .filter(|(_, workload)| **workload != Workload::default())
+            .collect();
+        let has_workloads = !workloads.is_empty();
+        let has_hidden = !sample.hidden.is_empty() || has_workloads;
+        let has_epolls = !sample.epolls.is_empty() || has_hidden;
         let has_next = !sample.on_accelerator.is_empty()
             || sample.local_ports.is_some()
             || !sample.io_limits.is_empty()
             || !sample.refaults.is_empty()
-            || !sample.epolls.is_empty()
-            || !sample.hidden.is_empty();
+            || has_epolls;
         if sample.lock_waits.is_some() || has_next {
             let appended = Appended {
                 lock_waits: &sample.lock_waits,
@@ -125,16 +142,20 @@ impl<W: Write> Writer<W> {
             };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
-        if !sample.epolls.is_empty() || !sample.hidden.is_empty() {
+        if has_epolls {
             let appended = AppendedEpolls {
                 epolls: &sample.epolls,
             };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
-        if !sample.hidden.is_empty() {
+        if has_hidden {
             let appended = AppendedHidden {
                 hidden: &sample.hidden,
             };
+            encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
+        }
+        if has_workloads {
+            let appended = AppendedWorkloads { workloads };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
         self.pending.extend((encoded.len() as u32).to_le_bytes());
@@ -298,9 +319,19 @@ impl<R: Read> Reader<R> {
             rest = next;
         }
         if !rest.is_empty() {
-            let appended: AppendedHidden<Vec<Hidden>> =
-                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            let decoded = postcard::take_from_bytes::<AppendedHidden<Vec<Hidden>>>(rest);
+            let (appended, next) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
             sample.hidden = appended.hidden;
+            rest = next;
+        }
+        if !rest.is_empty() {
+            let appended: AppendedWorkloads<Vec<(TargetId, Workload)>> =
+                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            let mut workloads: HashMap<TargetId, Workload> =
+                appended.workloads.into_iter().collect();
+            for target in sample.targets.iter_mut().flatten() {
+                target.workload = workloads.remove(&target.id).unwrap_or_default();
+            }
         }
         if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
             return Err(self.corrupt("a time is out of range"));
@@ -366,7 +397,7 @@ impl<R: Read> Reader<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::{Accelerator, HiddenFact, LockHolder, SharedLock};
+    use crate::sample::{Accelerator, HiddenFact, LockHolder, NamedBy, Owner, SharedLock, Target};
 
     fn recording(samples: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -497,6 +528,36 @@ mod tests {
             );
             assert_eq!(read, expected);
         }
+    }
+
+    #[test]
+    fn where_services_run_is_read_back() {
+        let pod = Workload {
+            owner: Owner::Container("default_shop-1_web".to_owned()),
+            named_by: NamedBy::Pod,
+            declared_name: Some("shop".to_owned()),
+            ..Workload::default()
+        };
+        let target = |id, workload| Target {
+            id,
+            workload,
+            ..Target::default()
+        };
+        let targets = vec![target(1, Workload::default()), target(2, pod)];
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes).unwrap();
+        for targets in [Some(targets.clone()), None] {
+            let sample = Sample {
+                targets,
+                ..Sample::default()
+            };
+            writer.add(&sample).unwrap();
+        }
+        writer.flush().unwrap();
+        let mut reader = Reader::new(bytes.as_slice()).unwrap();
+        let first = reader.next_sample().unwrap().unwrap();
+        assert_eq!(first.targets, Some(targets));
+        assert_eq!(reader.next_sample().unwrap(), Some(Sample::default()));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod lock_waits;
 mod open_files;
 pub mod texts;
 mod threads;
+mod workload;
 
 pub use accelerators::{Accelerator, OnAccelerator};
 pub use host::{
@@ -27,6 +28,7 @@ pub use open_files::{
 };
 use serde::{Deserialize, Serialize};
 pub use threads::{Detail, State, Syscall, Thread, Wait};
+pub use workload::{NamedBy, Owner, Pod, Workload};
 
 /// One sample.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -133,7 +135,8 @@ pub type TargetId = u32;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     pub id: TargetId,
-    /// `service.name`: from the process's OTEL_SERVICE_NAME, else from its executable.
+    /// Given by, most trusted first: the configuration, Kubernetes, a container runtime, systemd (these three with `--all`), the
+    /// process's OTEL_SERVICE_NAME, its program.
     pub name: String,
     /// The process that started the others (lowest start time), as the agent's /proc numbers it.
     pub pid: u32,
@@ -155,6 +158,9 @@ pub struct Target {
     pub tgids: Vec<u32>,
     /// A neighbour: not requested by the user, but watched while a requested target has connections to it.
     pub is_neighbour: bool,
+    /// Where it runs, and who named it. Recorded behind the sample (see [`mod@file`]).
+    #[serde(skip)]
+    pub workload: Workload,
 }
 
 /// A process title, which the process wrote over its command line (`postgres: bob shop [local] UPDATE waiting`).

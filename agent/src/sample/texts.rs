@@ -141,6 +141,7 @@ fn target(target: &mut Target, visit: &mut impl FnMut(Text, &mut String)) {
         cpus: _,
         tgids: _,
         is_neighbour: _,
+        workload: _,
     } = target;
     for text in [name, exe, comm] {
         visit(Text::Name, text);

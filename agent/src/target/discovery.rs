@@ -7,11 +7,25 @@ use std::{
     net::SocketAddr,
 };
 
-use super::{Selector, Spec, cgroup::pids_in_cgroup, facts::Facts, group::Groups};
+use super::{
+    Selector, Spec,
+    cgroup::pids_in_cgroup,
+    containers::{ContainerName, Containers},
+    facts::{Facts, Origin},
+    group::Groups,
+    node::{self, Candidate, LeftOut},
+    place::Place,
+};
 use crate::{
-    sample::{Target, TargetId},
+    sample::{NamedBy, Owner, Target, TargetId, Workload},
     text::harmless,
 };
+
+/// Time after which the origin of a process is read again, ns: it may have been moved to another group, have changed its user, or
+/// have ended.
+const REFRESH_NS: u64 = 10_000_000_000;
+/// Maximum number of processes that are read again in one scan.
+const MAX_REFRESHED: usize = 16;
 
 /// A process, from the scan of the process table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,13 +66,43 @@ pub struct Discovered {
     pub changed: bool,
     /// Selectors that match no process.
     pub unmatched: Vec<Selector>,
+    /// Processes that [`Selector::All`] leaves out.
+    pub left_out: LeftOut,
 }
 
-/// The facts about a process, valid until it calls exec or ends.
+/// What is known about a process, until it calls exec or ends.
 struct Known {
+    pid: u32,
     start_ns: u64,
     exec_id: u64,
-    facts: Facts,
+    origin: Origin,
+    /// When `origin` was read, ns.
+    read_ns: u64,
+    /// Read when they are needed.
+    facts: Option<Facts>,
+}
+
+impl Known {
+    fn read(process: &ProcessInfo, now_ns: u64) -> Self {
+        Self {
+            pid: process.pid,
+            start_ns: process.start_ns,
+            exec_id: process.exec_id,
+            origin: Origin::read(process.pid),
+            read_ns: now_ns,
+            facts: None,
+        }
+    }
+}
+
+/// What a target is called.
+#[derive(Default)]
+struct Name {
+    /// In the configuration.
+    configured: Option<String>,
+    /// By container, pod or unit.
+    of_place: Option<String>,
+    named_by: NamedBy,
 }
 
 /// Finds targets and gives them lasting ids.
@@ -70,6 +114,9 @@ pub struct Discovery {
     /// Start time of the first process seen with each selected pid: a later process that reuses the pid is not
     /// selected.
     selected_pids: HashMap<u32, u64>,
+    containers: Containers,
+    /// CLOCK_BOOTTIME of this scan, ns.
+    now_ns: u64,
     next_id: TargetId,
     /// The targets of the previous scan.
     targets: Vec<Target>,
@@ -83,6 +130,8 @@ impl Discovery {
             own_pid,
             known: HashMap::new(),
             selected_pids: HashMap::new(),
+            containers: Containers::new(),
+            now_ns: 0,
             next_id: 1,
             targets: Vec::new(),
         }
@@ -99,24 +148,33 @@ impl Discovery {
     }
 
     /// Finds the targets among all processes and listeners of the machine. `neighbours`: tgids to watch although no selector
-    /// matches them.
+    /// matches them. `now_ns`: CLOCK_BOOTTIME.
     pub fn scan(
         &mut self,
+        now_ns: u64,
         processes: &[ProcessInfo],
         listeners: &[ListenerInfo],
         neighbours: &BTreeSet<u32>,
     ) -> Discovered {
+        self.now_ns = now_ns;
         let alive: HashSet<u32> = processes.iter().map(|process| process.tgid).collect();
         self.known.retain(|tgid, _| alive.contains(tgid));
+        self.refresh();
 
         let mut matched: BTreeMap<usize, Option<String>> = BTreeMap::new();
         let mut unmatched = Vec::new();
+        let mut all = None;
         for index in 0..self.specs.len() {
             let Spec {
                 selector,
                 service_name,
+                user,
             } = self.specs[index].clone();
-            let found = self.matching(&selector, processes, listeners);
+            if let Selector::All { every_process } = selector {
+                all = Some(all.unwrap_or(false) | every_process);
+                continue;
+            }
+            let found = self.matching(&selector, user, processes, listeners);
             if found.is_empty() {
                 unmatched.push(selector);
             }
@@ -125,17 +183,37 @@ impl Discovery {
                 *name = name.take().or_else(|| service_name.clone());
             }
         }
+        let mut services = Vec::new();
+        let mut left_out = LeftOut::default();
+        if let Some(every_process) = all {
+            (services, left_out) = self.services(processes, listeners, &matched, every_process);
+            if services.is_empty() && matched.is_empty() {
+                unmatched.push(Selector::All { every_process });
+            }
+        }
+        let of_services: BTreeSet<usize> = services
+            .iter()
+            .flat_map(|(members, _)| members.iter().copied())
+            .collect();
         let is_neighbour = |index: &usize| {
-            !matched.contains_key(index) && neighbours.contains(&processes[*index].tgid)
+            !matched.contains_key(index)
+                && !of_services.contains(index)
+                && neighbours.contains(&processes[*index].tgid)
         };
         let neighbours: Vec<(usize, Option<String>)> = (0..processes.len())
             .filter(is_neighbour)
             .map(|index| (index, None))
             .collect();
         let matched: Vec<(usize, Option<String>)> = matched.into_iter().collect();
+        let listening: HashSet<u32> = listeners.iter().map(|listener| listener.tgid).collect();
         // Grouped separately: a selected target must not grow by neighbours.
-        let mut targets = self.targets_of(processes, listeners, &matched);
-        let mut neighbour_targets = self.targets_of(processes, listeners, &neighbours);
+        let mut targets = self.targets_of(processes, listeners, &matched, &listening);
+        for (members, name) in services {
+            let members: Vec<&ProcessInfo> =
+                members.iter().map(|index| &processes[*index]).collect();
+            targets.push(self.target(&members, name, &listening));
+        }
+        let mut neighbour_targets = self.targets_of(processes, listeners, &neighbours, &listening);
         for target in &mut neighbour_targets {
             target.is_neighbour = true;
         }
@@ -144,15 +222,99 @@ impl Discovery {
         targets.sort_unstable_by_key(|target| target.id);
         let changed = targets != self.targets;
         self.targets.clone_from(&targets);
+        let indices = matched.iter().chain(&neighbours).map(|(index, _)| index);
         Discovered {
-            processes: matched
-                .iter()
-                .chain(&neighbours)
-                .map(|(index, _)| processes[*index].clone())
+            processes: indices
+                .chain(&of_services)
+                .map(|index| processes[*index].clone())
                 .collect(),
             targets,
             changed,
             unmatched,
+            left_out,
+        }
+    }
+
+    /// The services of this node, without the processes that are `matched` by other selectors.
+    fn services(
+        &mut self,
+        processes: &[ProcessInfo],
+        listeners: &[ListenerInfo],
+        matched: &BTreeMap<usize, Option<String>>,
+        every_process: bool,
+    ) -> (Vec<(Vec<usize>, Name)>, LeftOut) {
+        let own_tgid = processes
+            .iter()
+            .find(|process| process.pid == self.own_pid)
+            .map(|process| process.tgid);
+        // Neither the agent nor its adapter process.
+        let is_own =
+            |process: &ProcessInfo| process.pid == self.own_pid || Some(process.parent) == own_tgid;
+        let listening: HashSet<u32> = listeners.iter().map(|listener| listener.tgid).collect();
+        let settled = node::settled(processes, &listening, self.now_ns);
+        let mut young = 0;
+        let mut indices = Vec::new();
+        for (index, process) in processes.iter().enumerate() {
+            if process.kernel || is_own(process) || matched.contains_key(&index) {
+                continue;
+            }
+            if settled[index] || every_process {
+                indices.push(index);
+            } else {
+                young += 1;
+            }
+        }
+        let mut names: HashMap<String, (Option<ContainerName>, bool)> = HashMap::new();
+        for index in &indices {
+            if let Place::Container { id, in_kubernetes } =
+                self.origin(&processes[*index]).place.clone()
+                && !names.contains_key(&id)
+            {
+                let name = self.containers.name(&id, self.now_ns).cloned();
+                let is_sandbox = in_kubernetes && self.containers.is_sandbox(&id, self.now_ns);
+                names.insert(id, (name, is_sandbox));
+            }
+        }
+        let candidates: Vec<Candidate<'_>> = indices
+            .iter()
+            .map(|index| {
+                let process = &processes[*index];
+                let origin = &self.known[&process.tgid].origin;
+                let container = match &origin.place {
+                    Place::Container { id, .. } => names.get(id),
+                    _ => None,
+                };
+                Candidate {
+                    process,
+                    origin,
+                    container: container.and_then(|(name, _)| name.as_ref()),
+                    is_sandbox: container.is_some_and(|(_, is_sandbox)| *is_sandbox),
+                }
+            })
+            .collect();
+        let (services, left_out) = node::services(&candidates, listeners, every_process);
+        let services = services.into_iter().map(|service| {
+            let members = service.members.iter().map(|at| indices[*at]).collect();
+            let name = Name {
+                configured: None,
+                of_place: service.name,
+                named_by: service.named_by,
+            };
+            (members, name)
+        });
+        (services.collect(), LeftOut { young, ..left_out })
+    }
+
+    /// Reads the origins of some processes again.
+    fn refresh(&mut self) {
+        let now_ns = self.now_ns;
+        let due = self
+            .known
+            .values_mut()
+            .filter(|known| now_ns.saturating_sub(known.read_ns) >= REFRESH_NS);
+        for known in due.take(MAX_REFRESHED) {
+            known.origin = Origin::read(known.pid);
+            known.read_ns = now_ns;
         }
     }
 
@@ -160,6 +322,7 @@ impl Discovery {
     fn matching(
         &mut self,
         selector: &Selector,
+        user: Option<u32>,
         processes: &[ProcessInfo],
         listeners: &[ListenerInfo],
     ) -> BTreeSet<usize> {
@@ -168,13 +331,17 @@ impl Discovery {
             !process.kernel && process.pid != self.own_pid
         });
         let candidates: Vec<usize> = candidates.collect();
+        let is_of_user = |this: &mut Self, index: &usize| {
+            user.is_none_or(|user| this.origin(&processes[*index]).uid == user)
+        };
         let mut found: BTreeSet<usize> = match selector {
-            Selector::All => return candidates.into_iter().collect(),
+            Selector::All { .. } => return candidates.into_iter().collect(),
             Selector::Cgroup(path) => {
                 let pids = pids_in_cgroup(path);
                 return candidates
                     .into_iter()
                     .filter(|index| pids.contains(&processes[*index].pid))
+                    .filter(|index| is_of_user(self, index))
                     .collect();
             }
             Selector::Pid(pid) => {
@@ -207,12 +374,13 @@ impl Discovery {
                 .copied()
                 .filter(|index| {
                     let process = &processes[*index];
-                    let exe = self.facts(process).exe.to_string_lossy().into_owned();
+                    let exe = self.origin(process).exe.to_string_lossy().into_owned();
                     let base = exe.rsplit('/').next().unwrap_or_default();
                     glob.matches(&process.comm) || glob.matches(&exe) || glob.matches(base)
                 })
                 .collect(),
         };
+        found.retain(|index| is_of_user(self, index));
         // Add the workers that the matched processes forked, and their workers. Processes are in no particular order of
         // descent, so repeat until nothing is added.
         loop {
@@ -239,26 +407,31 @@ impl Discovery {
 
     /// Whether two processes run the same executable.
     pub(crate) fn is_same_program(&mut self, a: &ProcessInfo, b: &ProcessInfo) -> bool {
-        let exe = self.facts(a).exe.clone();
-        !exe.as_os_str().is_empty() && self.facts(b).exe == exe
+        let exe = self.origin(a).exe.clone();
+        !exe.as_os_str().is_empty() && self.origin(b).exe == exe
+    }
+
+    fn known(&mut self, process: &ProcessInfo) -> &mut Known {
+        let now_ns = self.now_ns;
+        let read = || Known::read(process, now_ns);
+        let known = self.known.entry(process.tgid).or_insert_with(read);
+        if (known.start_ns, known.exec_id) != (process.start_ns, process.exec_id) {
+            *known = read();
+        }
+        known
+    }
+
+    fn origin(&mut self, process: &ProcessInfo) -> &Origin {
+        &self.known(process).origin
     }
 
     fn facts(&mut self, process: &ProcessInfo) -> &Facts {
+        let known = self.known(process);
         // Incomplete facts are read again; slow processes do not delay that for long (`process_file`).
-        let is_current = |known: &Known| {
-            known.start_ns == process.start_ns
-                && known.exec_id == process.exec_id
-                && !known.facts.is_incomplete
-        };
-        if !self.known.get(&process.tgid).is_some_and(is_current) {
-            let known = Known {
-                start_ns: process.start_ns,
-                exec_id: process.exec_id,
-                facts: Facts::read(process.pid, &process.comm),
-            };
-            self.known.insert(process.tgid, known);
-        }
-        &self.known[&process.tgid].facts
+        let facts = known.facts.take().filter(|facts| !facts.is_incomplete);
+        let read = || Facts::read(process.pid, &process.comm, &known.origin.exe);
+        let facts = facts.unwrap_or_else(read);
+        known.facts.insert(facts)
     }
 
     /// Groups matched processes into targets: forked from each other and the same program, or sharing a listener.
@@ -267,6 +440,7 @@ impl Discovery {
         processes: &[ProcessInfo],
         listeners: &[ListenerInfo],
         matched: &[(usize, Option<String>)],
+        listening: &HashSet<u32>,
     ) -> Vec<Target> {
         let by_tgid: HashMap<u32, usize> = matched
             .iter()
@@ -299,17 +473,21 @@ impl Discovery {
         members
             .into_values()
             .map(|members| {
-                let service_name = members.iter().find_map(|at| matched[*at].1.clone());
+                let configured = members.iter().find_map(|at| matched[*at].1.clone());
                 let members: Vec<&ProcessInfo> = members
                     .iter()
                     .map(|at| &processes[matched[*at].0])
                     .collect();
-                self.target(&members, service_name)
+                let name = Name {
+                    configured,
+                    ..Name::default()
+                };
+                self.target(&members, name, listening)
             })
             .collect()
     }
 
-    fn target(&mut self, members: &[&ProcessInfo], service_name: Option<String>) -> Target {
+    fn target(&mut self, members: &[&ProcessInfo], name: Name, listening: &HashSet<u32>) -> Target {
         let mut tgids: Vec<u32> = members.iter().map(|process| process.tgid).collect();
         tgids.sort_unstable();
         let first = members
@@ -319,23 +497,58 @@ impl Discovery {
             return Target::default();
         };
         let facts = self.facts(first).clone();
-        let base = facts
+        let origin = self.origin(first).clone();
+        let container = match &origin.place {
+            Place::Container { id, .. } => self.containers.name(id, self.now_ns).cloned(),
+            _ => None,
+        };
+        let owner = match (&origin.place, &container) {
+            (_, Some(ContainerName::Pod(pod))) => Owner::Container(pod.file_name()),
+            (_, Some(ContainerName::Plain(name))) => Owner::Container(name.clone()),
+            (Place::Container { id, .. }, None) => Owner::Container(id.clone()),
+            (Place::Guest(guest), _) => Owner::Container(guest.clone()),
+            (Place::Unit(unit), _) => Owner::Unit(unit.clone()),
+            _ => Owner::User(origin.uid),
+        };
+        let named_by = match (&name.configured, &name.of_place) {
+            (Some(_), _) => NamedBy::Configuration,
+            (None, Some(_)) => name.named_by,
+            (None, None) => NamedBy::Itself,
+        };
+        let is_declared = facts.is_declared && named_by != NamedBy::Configuration;
+        let given = name.configured.or(name.of_place);
+        let given = given.map(|given| harmless(&given));
+        let workload = Workload {
+            owner,
+            named_by,
+            pod: match container {
+                Some(ContainerName::Pod(pod)) => Some(pod),
+                _ => None,
+            },
+            declared_name: given
+                .as_ref()
+                .filter(|_| is_declared)
+                .map(|_| facts.service.clone()),
+            listens: tgids.iter().any(|tgid| listening.contains(tgid)),
+        };
+        let base = origin
             .exe
             .file_name()
             .map(|name| name.to_string_lossy().into_owned());
         Target {
             id: 0,
-            name: service_name.map_or(facts.service, |service_name| harmless(&service_name)),
+            name: given.unwrap_or(facts.service),
             pid: first.pid,
             start_ns: first.start_ns,
             exe: harmless(&base.unwrap_or_else(|| first.comm.clone())),
             comm: harmless(&first.comm),
-            container: facts.container,
-            cgroup: facts.cgroup,
+            container: origin.container,
+            cgroup: origin.cgroup,
             attributes: facts.attributes,
-            cpus: facts.cpus,
+            cpus: origin.cpus,
             tgids,
             is_neighbour: false,
+            workload,
         }
     }
 

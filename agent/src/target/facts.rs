@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     namespaces::{self, is_initial},
+    place::{Place, container_id_in, place},
     process_file::{self, Unread},
 };
 use crate::text::{bounded, harmless};
@@ -56,27 +57,85 @@ const fn interpreter(
     }
 }
 
-/// Facts about one process that hold until it calls exec.
+/// The highest user id of a process that cannot be read: nobody trusts its name.
+const UNKNOWN_USER: u32 = 65_534;
+
+/// Where a process comes from. Cheap to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(super) struct Origin {
     pub(super) exe: PathBuf,
-    /// `service.name`.
-    pub(super) service: String,
-    /// Further resource attributes.
-    pub(super) attributes: Vec<(String, String)>,
+    pub(super) place: Place,
     pub(super) cgroup: Option<String>,
     pub(super) container: Option<String>,
+    /// Of its real, effective and saved user ids, the highest: a program that runs with the rights of root for a user is the user's.
+    pub(super) uid: u32,
     /// CPUs that it may run on.
     pub(super) cpus: u32,
+    /// It has ended, and its parent has not noticed.
+    pub(super) is_zombie: bool,
+}
+
+impl Origin {
+    /// Reads it. What cannot be read, because the process has ended or access is denied, is left empty.
+    pub(super) fn read(pid: u32) -> Self {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let membership = fs::read(proc.join("cgroup")).unwrap_or_default();
+        let membership = String::from_utf8_lossy(&membership);
+        let cgroup = cgroup_path(&membership).or_else(|| own_container(&membership));
+        // Not necessarily UTF-8: it holds the name that the process gave itself.
+        let status = fs::read(proc.join("status")).unwrap_or_default();
+        let status = Status::parse(&String::from_utf8_lossy(&status));
+        Self {
+            exe: fs::read_link(proc.join("exe")).unwrap_or_default(),
+            place: place(&membership),
+            container: cgroup.as_deref().and_then(container_id),
+            cgroup,
+            uid: status.uid.unwrap_or(UNKNOWN_USER),
+            cpus: status.cpus.unwrap_or(1),
+            is_zombie: status.is_zombie,
+        }
+    }
+}
+
+/// What `/proc/PID/status` says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Status {
+    uid: Option<u32>,
+    cpus: Option<u32>,
+    is_zombie: bool,
+}
+
+impl Status {
+    fn parse(text: &str) -> Self {
+        let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
+        // Of several threads, the first may have ended before the others.
+        let is_last_thread = value("Threads:").is_none_or(|count| count.trim() == "1");
+        let uids = value("Uid:").map(|uids| uids.split_whitespace().take(3));
+        Self {
+            uid: uids.and_then(|uids| uids.filter_map(|uid| uid.parse().ok()).max()),
+            cpus: value("Cpus_allowed_list:").and_then(cpus_in),
+            is_zombie: is_last_thread
+                && value("State:").is_some_and(|it| it.trim().starts_with('Z')),
+        }
+    }
+}
+
+/// What a process says about itself until it calls exec.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Facts {
+    /// The name that it gave itself: by OTEL_SERVICE_NAME, or that of its program.
+    pub(super) service: String,
+    /// `service` is from OTEL_SERVICE_NAME.
+    pub(super) is_declared: bool,
+    /// Further resource attributes.
+    pub(super) attributes: Vec<(String, String)>,
     /// The command line or the environment could not be read in time. What follows from them is missing.
     pub(super) is_incomplete: bool,
 }
 
 impl Facts {
     /// Reads the facts. What cannot be read, because the process has ended or access is denied, is left empty.
-    pub(super) fn read(pid: u32, comm: &str) -> Self {
-        let proc = PathBuf::from(format!("/proc/{pid}"));
-        let exe = fs::read_link(proc.join("exe")).unwrap_or_default();
+    pub(super) fn read(pid: u32, comm: &str, exe: &Path) -> Self {
         let mut is_incomplete = false;
         let mut read = |file| {
             let list = read_list(pid, file);
@@ -99,20 +158,16 @@ impl Facts {
             .unwrap_or_default();
         let service_name = attributes.iter().position(|(key, _)| key == "service.name");
         let service_name = service_name.map(|index| attributes.remove(index).1);
-        let service = variable("OTEL_SERVICE_NAME")
+        let declared = variable("OTEL_SERVICE_NAME")
             .filter(|name| !name.is_empty())
-            .or(service_name)
-            .unwrap_or_else(|| bounded(&program(&exe, &args, comm), MAX_PROGRAM_NAME));
-        let membership = fs::read(proc.join("cgroup")).unwrap_or_default();
-        let membership = String::from_utf8_lossy(&membership);
-        let cgroup = cgroup_path(&membership).or_else(|| own_container(&membership));
+            .or(service_name);
         Self {
-            service: harmless(&service),
+            is_declared: declared.is_some(),
+            service: declared.map_or_else(
+                || bounded(&program(exe, &args, comm), MAX_PROGRAM_NAME),
+                |name| harmless(&name),
+            ),
             attributes,
-            container: cgroup.as_deref().and_then(container_id),
-            cgroup,
-            cpus: cpus_allowed(&proc).unwrap_or(1),
-            exe,
             is_incomplete,
         }
     }
@@ -133,9 +188,15 @@ fn read_list(pid: u32, file: &str) -> Result<Vec<String>, Unread> {
 fn program(exe: &Path, args: &[String], comm: &str) -> String {
     let exe = exe.to_string_lossy();
     let exe = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
+    if exe.starts_with("/memfd:") {
+        // A file in memory, run by its descriptor: without a name of its own, the process is called by the descriptor's number.
+        return if is_number(comm) { "memfd" } else { comm }.to_owned();
+    }
     let exe = file_name(exe).unwrap_or_else(|| comm.to_owned());
-    if let Some(script) = script(&exe, args) {
-        return script;
+    if let Some(interpreter) = interpreter_of(&exe) {
+        let script = interpreter.script(args);
+        // Without the minor version: an upgrade does not rename the service.
+        return script.unwrap_or_else(|| exe.split('.').next().unwrap_or(&exe).to_owned());
     }
     // One file may have several names: redis-server is a link to redis-check-rdb. So the name it was started by counts.
     let started_as = args.first().and_then(|arg| file_name(arg));
@@ -146,38 +207,44 @@ fn program(exe: &Path, args: &[String], comm: &str) -> String {
     exe
 }
 
-/// The file name (or module, or main class) of the script that an interpreter runs. `None` if `exe` is not an interpreter, if
-/// it runs code from its command line, or if the argument is not a plain name: code may contain secrets.
-fn script(exe: &str, args: &[String]) -> Option<String> {
-    let interpreter = INTERPRETERS.iter().find(|interpreter| {
+/// The interpreter that this is, whatever its version.
+fn interpreter_of(exe: &str) -> Option<&'static Interpreter> {
+    INTERPRETERS.iter().find(|interpreter| {
         let version = exe.strip_prefix(interpreter.name);
         version.is_some_and(|version| {
             let mut letters = version.chars();
             letters.all(|letter| letter.is_ascii_digit() || letter == '.')
         })
-    })?;
-    let mut args = args.iter().skip(1);
-    while let Some(arg) = args.next() {
-        if arg == "-" {
-            // The script is read from standard input.
-            return None;
-        }
-        if !arg.starts_with('-') {
-            return file_name(arg).filter(|name| is_plain(name));
-        }
-        if let Some(module) = interpreter.module(arg) {
-            return Some(module.to_owned()).filter(|name| is_plain(name));
-        }
-        if interpreter.with_value.contains(&arg.as_str()) {
-            args.next();
-        } else if interpreter.takes_code(arg) {
-            return None;
-        }
-    }
-    None
+    })
 }
 
 impl Interpreter {
+    /// The file name (or module, or main class) of the script that it runs. `None` if it runs code from its command line, or if the
+    /// argument is not a plain name: code may contain secrets.
+    fn script(&self, args: &[String]) -> Option<String> {
+        let mut args = args.iter().skip(1);
+        while let Some(arg) = args.next() {
+            if arg == "-" {
+                // The script is read from standard input.
+                return None;
+            }
+            if !arg.starts_with('-') {
+                // A descriptor has a number for a name.
+                let name = file_name(arg).filter(|name| !is_number(name));
+                return name.filter(|name| is_plain(name));
+            }
+            if let Some(module) = self.module(arg) {
+                return Some(module.to_owned()).filter(|name| is_plain(name));
+            }
+            if self.with_value.contains(&arg.as_str()) {
+                args.next();
+            } else if self.takes_code(arg) {
+                return None;
+            }
+        }
+        None
+    }
+
     /// The module in `-mMODULE`, which Python takes as one argument, too.
     fn module<'a>(&self, option: &'a str) -> Option<&'a str> {
         let module = option.strip_prefix("-m")?;
@@ -210,13 +277,17 @@ fn file_name(path: &str) -> Option<String> {
     Some(name.to_string_lossy().into_owned())
 }
 
+fn is_number(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 fn is_plain(name: &str) -> bool {
     let is_plain = |letter: char| letter.is_alphanumeric() || "._-+@:".contains(letter);
     name.len() <= MAX_PROGRAM_NAME && name.chars().all(is_plain)
 }
 
 /// `key=value,key=value` with percent-encoding, as in the OpenTelemetry specification of OTEL_RESOURCE_ATTRIBUTES.
-fn resource_attributes(text: &str) -> Vec<(String, String)> {
+pub(super) fn resource_attributes(text: &str) -> Vec<(String, String)> {
     text.split(',')
         .filter_map(|pair| {
             let (key, value) = pair.split_once('=')?;
@@ -265,23 +336,13 @@ fn own_container(text: &str) -> Option<String> {
     is_container.then(|| "/".to_owned())
 }
 
-/// The 64 hexadecimal digits in a cgroup path by which container runtimes name their cgroups. The outermost cgroup counts: below
-/// it, a process may be allowed to create others of any name.
+/// The id of the outermost container in a cgroup path: below it, a process may be allowed to create others of any name.
 fn container_id(path: &str) -> Option<String> {
-    path.split('/').find_map(|part| {
-        part.split(|letter: char| !letter.is_ascii_hexdigit())
-            .find(|run| run.len() == 64)
-            .map(str::to_owned)
-    })
+    path.split('/').find_map(container_id_in)
 }
 
-fn cpus_allowed(proc: &Path) -> Option<u32> {
-    // Not necessarily UTF-8: it holds the name that the process gave itself.
-    let status = fs::read(proc.join("status")).ok()?;
-    let status = String::from_utf8_lossy(&status);
-    let list = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+/// The number of CPUs in a list such as `0-3,8`.
+fn cpus_in(list: &str) -> Option<u32> {
     let mut cpus = 0;
     for range in list.trim().split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -336,12 +397,12 @@ mod tests {
     fn code_on_a_command_line_does_not_name_a_service() {
         let python = |args: &[&str]| name("/usr/bin/python3.11", args);
         let code = "open('/run/secrets/token=hunter2')";
-        assert_eq!(python(&["python3", "-c", code]), "python3.11");
-        assert_eq!(python(&["python3", "-uc", "a/secret"]), "python3.11");
-        assert_eq!(python(&["python3", "-", "secret"]), "python3.11");
+        assert_eq!(python(&["python3", "-c", code]), "python3");
+        assert_eq!(python(&["python3", "-uc", "a/secret"]), "python3");
+        assert_eq!(python(&["python3", "-", "secret"]), "python3");
         let long = "x".repeat(MAX_PROGRAM_NAME + 1);
-        assert_eq!(python(&["python3", &long]), "python3.11");
-        assert_eq!(python(&["python3", "a\nb"]), "python3.11");
+        assert_eq!(python(&["python3", &long]), "python3");
+        assert_eq!(python(&["python3", "a\nb"]), "python3");
         let node = |args: &[&str]| name("/usr/bin/node", args);
         assert_eq!(node(&["node", "--eval", "a/secret"]), "node");
         assert_eq!(node(&["node", "--print=1", "a/secret"]), "node");
@@ -359,7 +420,7 @@ mod tests {
         let glued = ["python3", "-muvicorn", "app:app"];
         assert_eq!(name("/usr/bin/python3", &glued), "uvicorn");
         let php = ["php", "-S", "127.0.0.1:80", "-t", "/srv/www"];
-        assert_eq!(name("/usr/bin/php8.2", &php), "php8.2");
+        assert_eq!(name("/usr/bin/php8.2", &php), "php8");
         let java = [
             "java",
             "-Xmx1g",
@@ -420,7 +481,8 @@ mod tests {
             let line = || read_list(child.id(), "cmdline");
             let has_args = || Ok(line().ok().and_then(|args| args.first().map(drop)));
             wait::until("a command line", Duration::from_secs(5), has_args).unwrap();
-            let name = Facts::read(child.id(), "sh").service;
+            let exe = Origin::read(child.id()).exe;
+            let name = Facts::read(child.id(), "sh", &exe).service;
             child.kill().unwrap();
             child.wait().unwrap();
             assert!(name.starts_with(expected), "{name}");
@@ -430,8 +492,44 @@ mod tests {
 
     #[test]
     fn our_own_process_has_facts() {
-        let facts = Facts::read(std::process::id(), "test");
-        assert!(facts.cpus >= 1);
-        assert!(facts.exe.is_absolute());
+        let origin = Origin::read(std::process::id());
+        assert!(origin.cpus >= 1 && origin.exe.is_absolute() && !origin.is_zombie);
+        assert!(origin.uid >= rustix::process::geteuid().as_raw());
+    }
+
+    #[test]
+    fn a_process_has_the_least_trusted_of_its_users() {
+        let status = "Name:\tsu\nState:\tS (sleeping)\nUid:\t1000\t0\t0\t0\nThreads:\t1\nCpus_allowed_list:\t0-1,7\n";
+        let expected = Status {
+            uid: Some(1000),
+            cpus: Some(3),
+            is_zombie: false,
+        };
+        assert_eq!(Status::parse(status), expected);
+        assert_eq!(Status::parse(""), Status::default());
+    }
+
+    #[test]
+    fn a_zombie_has_no_thread_left() {
+        let zombie = "State:\tZ (zombie)\nUid:\t0\t0\t0\t0\nThreads:\t1\n";
+        assert!(Status::parse(zombie).is_zombie);
+        let first_thread = zombie.replace("Threads:\t1", "Threads:\t4");
+        assert!(!Status::parse(&first_thread).is_zombie);
+        let mut child = Command::new("true").spawn().unwrap();
+        wait::until("a zombie", Duration::from_secs(5), || {
+            Ok(Origin::read(child.id()).is_zombie.then_some(()))
+        })
+        .unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_program_run_by_a_descriptor_is_not_named_after_its_number() {
+        let memfd = "/memfd:runc_cloned:/proc/self/exe (deleted)";
+        let called = |comm: &str| name_of_program(Path::new(memfd), &[], comm);
+        assert_eq!(called("3"), "memfd");
+        assert_eq!(called("runc:[1:CHILD]"), "runc:[1:CHILD]");
+        let bash = ["bash", "/dev/fd/63"];
+        assert_eq!(name("/usr/bin/bash", &bash), "bash");
     }
 }

@@ -18,8 +18,11 @@ pub enum Selector {
     Port(u16),
     /// All processes in this cgroup and below.
     Cgroup(PathBuf),
-    /// Every process but the agent itself.
-    All,
+    /// Every service of the node, but the agent itself.
+    All {
+        /// Also processes that are too young for a service, and those of the machine and of Kubernetes.
+        every_process: bool,
+    },
 }
 
 impl fmt::Display for Selector {
@@ -29,7 +32,7 @@ impl fmt::Display for Selector {
             Self::Name(glob) => write!(f, "--name {}", harmless(&glob.to_string())),
             Self::Port(port) => write!(f, "--port {port}"),
             Self::Cgroup(path) => write!(f, "--cgroup {}", harmless(&path.to_string_lossy())),
-            Self::All => write!(f, "--all"),
+            Self::All { .. } => write!(f, "--all"),
         }
     }
 }
@@ -40,6 +43,8 @@ pub struct Spec {
     pub selector: Selector,
     /// Overrides the name that the service would otherwise have.
     pub service_name: Option<String>,
+    /// Only processes of this user are selected, with the workers that they forked.
+    pub user: Option<u32>,
 }
 
 impl From<Selector> for Spec {
@@ -47,6 +52,7 @@ impl From<Selector> for Spec {
         Self {
             selector,
             service_name: None,
+            user: None,
         }
     }
 }

@@ -271,7 +271,10 @@ fn replaced(mountinfo: &str) -> BTreeSet<String> {
 
 /// The checks that need the loaded programs.
 pub(super) fn visible(scanner: Scanner) -> Vec<Check> {
-    let mut collector = Collector::new(scanner, vec![Spec::from(Selector::All)], Budget::default());
+    let all = Selector::All {
+        every_process: true,
+    };
+    let mut collector = Collector::new(scanner, vec![Spec::from(all)], Budget::default());
     let seen = collector.visibility();
     let (hidden, services) = match &seen {
         Ok(seen) => (Ok(seen.hidden.as_slice()), seen.services),
