@@ -131,7 +131,8 @@ impl PageCache {
     }
 }
 
-/// Whether a directory is that of an instance of a service. If names collide, all but one have `@PID` appended.
+/// Whether a directory is that of an instance of a service. If names collide, all but one have `@PID` appended. Services of other users
+/// have `~PID`: they are no instances.
 fn is_instance(directory: &str, name: &str) -> bool {
     match directory.strip_prefix(name) {
         Some("") => true,
@@ -175,7 +176,7 @@ mod tests {
     #[test]
     fn instances_have_the_name_of_the_service_or_a_pid_appended() {
         assert!(is_instance("shop", "shop") && is_instance("shop@4711", "shop"));
-        for other in ["shop-b", "shop@x", "shopper", "sho", "my-shop"] {
+        for other in ["shop-b", "shop@x", "shop~4711", "shopper", "sho", "my-shop"] {
             assert!(!is_instance(other, "shop"), "{other}");
         }
     }

@@ -7,7 +7,7 @@
 
 use std::{
     fs::File,
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::{
         fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::fs::{DirBuilderExt as _, MetadataExt as _},
@@ -22,7 +22,7 @@ use rustix::{
     process::geteuid,
 };
 
-use super::stream::SOCKET;
+use super::{page::check_own_file, stream::SOCKET};
 
 /// Flags to open a directory without following a symbolic link.
 pub(super) const FLAGS: OFlags = OFlags::DIRECTORY
@@ -251,6 +251,30 @@ pub fn replace_file(
     File::from(file).write_all(content)?;
     fs::renameat(&directory, new_name, &directory, name)
         .with_context(|| format!("cannot replace {name}"))
+}
+
+/// Reads at most `max_bytes` of this file of a directory, `None` if there is none. Only the agent's user can have written it.
+///
+/// # Errors
+/// If the file cannot be read, or others could have written it.
+pub(super) fn read_own_file(
+    directory: impl AsFd,
+    name: &str,
+    max_bytes: u64,
+) -> Result<Option<Vec<u8>>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match fs::openat(directory, name, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot open {name}")),
+    };
+    let stat = check_own_file(&file, name)?;
+    if stat.st_mode & WRITE_BY_OTHERS != 0 {
+        bail!("`{name}` can be written by others, but only the agent's user may: remove it");
+    }
+    let mut bytes = Vec::new();
+    File::from(file).take(max_bytes).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// Whether an agent publishes in this directory.

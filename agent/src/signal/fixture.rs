@@ -12,7 +12,8 @@ use crate::{
     detect::Gauge,
     event::Level,
     queue::{Kind, QueueKey},
-    sample::{AgentReport, Target},
+    sample::{AgentReport, Owner, Pod, Target, Workload},
+    target::Downward,
 };
 
 /// Every time, ns: 2.5 s.
@@ -55,6 +56,16 @@ fn controller() -> ControllerState {
 fn pressure() -> Pressure {
     let shop = Arc::new(Target {
         name: "shop".to_owned(),
+        container: Some("c0ffee".to_owned()),
+        workload: Workload {
+            owner: Owner::Unit("shop.service".to_owned()),
+            pod: Some(Pod {
+                namespace: "default".to_owned(),
+                name: "shop-1".to_owned(),
+                container: "web".to_owned(),
+            }),
+            ..Workload::default()
+        },
         ..Target::default()
     });
     let none = PressureTracker::default().read(0, std::iter::empty(), std::iter::once(&shop));
@@ -82,6 +93,10 @@ pub(super) fn state() -> SharedState {
         until_ns: u64::MAX,
         pressures: Arc::new(pressures),
         names: Arc::new(vec!["shop".to_owned()]),
+        downward: Arc::new(Downward {
+            node: Some("node-1".to_owned()),
+            ..Downward::default()
+        }),
         report: Some(Arc::new(AgentReport {
             cpu_ns: TIME_NS,
             cpu_share: 0.01,

@@ -4,23 +4,16 @@
 //! The file is in the directory of the pages. A service is recognized by the pid and start time of its first process, a queue by
 //! its kind and name. The file is only read if the agent's user owns it and nobody else could have written it.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::Read as _,
-    os::fd::{BorrowedFd, OwnedFd},
-    sync::Arc,
-};
+use std::{collections::HashMap, os::fd::BorrowedFd, sync::Arc};
 
-use anyhow::{Context as _, Result, bail};
-use rustix::fs::{self, Mode, OFlags};
+use anyhow::{Context as _, Result};
+use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 
 use super::{
     constants::{CONTROLLER_VALID_NS, SERVICE_TIME_VALID_NS},
     controller::LearnedController,
-    directory::replace_file,
-    page::check_own_file,
+    directory::{read_own_file, replace_file},
     requests::LearnedRequests,
 };
 use crate::{queue::QueueKey, sample::Target};
@@ -134,15 +127,9 @@ impl Learned {
 
     /// Reads the file in this directory; nothing if there is none.
     pub fn load(directory: BorrowedFd<'_>) -> Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match fs::openat(directory, NAME, flags, Mode::empty()) {
-            Ok(file) => file,
-            Err(rustix::io::Errno::NOENT) => return Ok(Self::default()),
-            Err(error) => return Err(error).with_context(|| format!("cannot open {NAME}")),
+        let Some(bytes) = read_own_file(directory, NAME, MAX_BYTES)? else {
+            return Ok(Self::default());
         };
-        check(&file)?;
-        let mut bytes = Vec::new();
-        File::from(file).take(MAX_BYTES).read_to_end(&mut bytes)?;
         let contents: Contents<Vec<(Id, LearnedQueue)>> =
             serde_json::from_slice(&bytes).with_context(|| format!("{NAME} is damaged"))?;
         if contents.version != VERSION {
@@ -155,15 +142,6 @@ impl Learned {
     }
 }
 
-/// Only the agent's user can have written the file.
-fn check(file: &OwnedFd) -> Result<()> {
-    let stat = check_own_file(file, NAME)?;
-    if stat.st_mode & 0o022 != 0 {
-        bail!("`{NAME}` can be written by others, but only the agent's user may: remove it");
-    }
-    Ok(())
-}
-
 /// Finite and not negative.
 pub(super) fn is_sane(value: f64) -> bool {
     value.is_finite() && value >= 0.0
@@ -172,8 +150,9 @@ pub(super) fn is_sane(value: f64) -> bool {
 #[cfg(test)]
 mod tests {
     use std::{
+        fs::File,
         os::{
-            fd::AsFd as _,
+            fd::{AsFd as _, OwnedFd},
             unix::fs::{PermissionsExt as _, symlink},
         },
         path::Path,

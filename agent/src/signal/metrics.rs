@@ -11,7 +11,7 @@ use super::{
     state::{SharedState, Snapshot},
     wait_histograms::WaitHistograms,
 };
-use crate::{detect::Gauge, queue::QueueKey};
+use crate::{detect::Gauge, queue::QueueKey, sample::Owner};
 
 /// Bound on the number of queues in the output. Further ones are counted in `tailback_queues_omitted`. Each service lists its worst
 /// queue first.
@@ -152,6 +152,7 @@ pub fn render(state: &SharedState) -> String {
     let snapshot = state.snapshot();
     let mut text = String::new();
     of_targets(&mut text, &snapshot);
+    info_of_targets(&mut text, &snapshot);
     of_queues(&mut text, &snapshot, &state.waits());
     of_controllers(&mut text, &snapshot);
     of_agent(&mut text, state, &snapshot);
@@ -212,6 +213,47 @@ fn of_targets(text: &mut String, snapshot: &Snapshot) {
         "CPU time as a fraction of the CPUs that the service may use.",
         &|i| of[i].load.cpu,
     );
+}
+
+/// What the node knows of where each service runs. A service has no other labels, so these are joined by `target`.
+fn info_of_targets(text: &mut String, snapshot: &Snapshot) {
+    const INFO: &str = "tailback_target_info";
+    head(
+        text,
+        INFO,
+        "gauge",
+        "Always 1; where the service runs, as the node knows it.",
+    );
+    for (pressure, name) in snapshot.pressures.iter().zip(snapshot.names.iter()) {
+        let target = &*pressure.target;
+        let pod = target.workload.pod.as_ref();
+        let own = &*snapshot.downward;
+        let unit = match &target.workload.owner {
+            Owner::Unit(unit) => Some(unit.as_str()),
+            _ => None,
+        };
+        let labels = [
+            (
+                "k8s_namespace_name",
+                pod.map(|pod| &*pod.namespace).or(own.namespace.as_deref()),
+            ),
+            (
+                "k8s_pod_name",
+                pod.map(|pod| &*pod.name).or(own.pod.as_deref()),
+            ),
+            ("k8s_container_name", pod.map(|pod| &*pod.container)),
+            ("k8s_node_name", own.node.as_deref()),
+            ("container_id", target.container.as_deref()),
+            ("systemd_unit", unit),
+        ];
+        let _ = write!(text, "{INFO}{{target=\"{}\"", escaped(name));
+        for (label, value) in labels {
+            if let Some(value) = value {
+                let _ = write!(text, ",{label}=\"{}\"", escaped(value));
+            }
+        }
+        let _ = writeln!(text, "}} 1");
+    }
 }
 
 fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
@@ -387,20 +429,27 @@ fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
             file.needs_restart.len() as f64,
         );
     }
-    let (written, failed, beyond) = snapshot.pages;
+    let pages = snapshot.pages;
     one(
         text,
         "tailback_pages",
         "gauge",
         "Published pages.",
-        written as f64,
+        pages.written as f64,
     );
     one(
         text,
         "tailback_pages_failed",
         "gauge",
         "Services without a page, because it cannot be written or there are too many.",
-        (failed + beyond) as f64,
+        (pages.failed + pages.over_limit) as f64,
+    );
+    one(
+        text,
+        "tailback_pages_renamed",
+        "gauge",
+        "Services whose page does not have their plain name, because another service has it.",
+        pages.renamed as f64,
     );
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed) as f64;
     one(

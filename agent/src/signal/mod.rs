@@ -4,7 +4,7 @@
 //! `load` the load; `requests` measures service times, and how long requests wait inside. `constants` is the table of their
 //! constants. `pressure` combines them per service, and `encode` is its page.
 //!
-//! Not pure: `names`, `page` and `pages` are the files under `/run/tailback`, and `learned` is the one that a later agent continues
+//! Not pure: `page` and `pages` are the files under `/run/tailback` (`names` decides what they are called), and `learned` is the one that a later agent continues
 //! with. The agent's loop leaves events and state in `state`; `stream` serves them on `agent.sock` in a thread of its own, with
 //! `status`, `metrics` and `wait_histograms`. Every other consumer is served by the [adapter process](crate::adapters), which reads
 //! the pages as anyone may. So when the agent is gone, all of them report no pressure.
@@ -22,7 +22,6 @@ pub mod metrics;
 pub mod names;
 mod page;
 mod pages;
-mod pods;
 mod pressure;
 mod requests;
 mod response_size;
@@ -52,6 +51,7 @@ use crate::{
     event::{Event, Level},
     pipeline::Pipeline,
     sample::{AgentReport, Notice, TargetId},
+    target::Downward,
 };
 
 /// Minimum time between two publications, ns, unless a level or the time to live changes. Focused services are sampled more often than
@@ -70,6 +70,7 @@ pub struct Signals {
     is_due: bool,
     /// The sampling interval.
     interval_ns: u64,
+    downward: Arc<Downward>,
     /// When the state for a later agent was last saved.
     learned_ns: u64,
 }
@@ -86,6 +87,7 @@ impl Signals {
         pages.beat(interval_ns);
         Ok(Self {
             interval_ns,
+            downward: Arc::new(Downward::read()),
             pressures: PressureTracker::resume(learned),
             pages,
             state,
@@ -131,6 +133,7 @@ impl Signals {
             names: Arc::new(names),
             report: self.report.clone(),
             pages: self.pages.counts(),
+            downward: Arc::clone(&self.downward),
         });
     }
 

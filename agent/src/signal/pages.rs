@@ -1,7 +1,7 @@
 //! The pages of all services, each in a directory of its own.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     ffi::CStr,
     io::{Read as _, Write as _},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -15,12 +15,11 @@ use rustix::{
 };
 
 use super::{
-    directory::{self, Directory, LOCK, check_owner},
+    directory::{self, Directory, LOCK, check_owner, replace_file},
     encode::{Published, encode, encode_none},
     learned::Learned,
-    names::{PODS, names},
+    names::{Claims, PODS, Trust, split_mark},
     page::{self, PageFile, check_own_file},
-    pods::Pods,
     pressure::Pressure,
 };
 use crate::{collect::boot_ns, sample::Notice};
@@ -42,6 +41,14 @@ const HEARTBEAT_INTERVALS: u64 = 3;
 const PLACE_INTERVAL_NS: u64 = 1_000_000_000;
 /// Maximum number of directories of a former agent that are taken over or removed, here and in `pods`.
 const MAX_FORMER_PAGES: usize = 65_536;
+/// The owners of names, for a later agent; the file's name while it is being written, its mode, and its maximum size, bytes: 2 × 4096
+/// names, each with its owner.
+const CLAIMS: &str = "owners.json";
+const NEW_CLAIMS: &str = "owners.json.new";
+const CLAIMS_MODE: Mode = Mode::from_raw_mode(0o600);
+const MAX_CLAIM_BYTES: u64 = 8 << 20;
+/// Longest time between two writes of them, ns: the file says when each service was last seen.
+const CLAIMS_INTERVAL_NS: u64 = 60_000_000_000;
 /// Longest text in the lock file, bytes: `process PID`.
 const MAX_HOLDER_BYTES: u64 = 32;
 
@@ -54,7 +61,10 @@ pub struct Pages {
     /// The agent's own page.
     heartbeat: PageFile,
     heartbeat_ttl_ns: u64,
-    pods: Pods,
+    /// Who owns which name, and as it was last saved.
+    claims: Claims,
+    saved_claims: Claims,
+    claims_due_ns: u64,
     /// Pages that could not be created, by name.
     failed: BTreeMap<String, Failed>,
     /// Directories without a page, oldest first.
@@ -65,10 +75,24 @@ pub struct Pages {
     reported_replaced: bool,
     /// When the place of the directory is checked again.
     place_due_ns: u64,
-    reported_shared: BTreeSet<String>,
+    reported_shared: bool,
+    /// Services whose page does not have their plain name.
+    renamed: usize,
     notices: Vec<Notice>,
     /// Locked while this value lives.
     _lock: OwnedFd,
+}
+
+/// Counts of pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageCounts {
+    pub written: usize,
+    /// Pages that could not be created.
+    pub failed: usize,
+    /// Services without a page, because there are too many.
+    pub over_limit: usize,
+    /// Services whose page does not have their plain name.
+    pub renamed: usize,
 }
 
 struct Slot {
@@ -92,7 +116,9 @@ impl Pages {
         let mut pages = Self {
             heartbeat,
             heartbeat_ttl_ns: MIN_HEARTBEAT_TTL_NS,
-            pods: Pods::new(),
+            claims: Claims::default(),
+            saved_claims: Claims::default(),
+            claims_due_ns: 0,
             directory,
             ttl_ns,
             max_pages,
@@ -104,10 +130,12 @@ impl Pages {
             reported_unsaved: false,
             reported_replaced: false,
             place_due_ns: 0,
-            reported_shared: BTreeSet::new(),
+            reported_shared: false,
+            renamed: 0,
             notices: Vec::new(),
             _lock: lock,
         };
+        pages.load_claims();
         pages.take_over();
         if pages.directory.is_below_shared() {
             let text = format!(
@@ -148,8 +176,7 @@ impl Pages {
         self.directory.path.join(name).join("page")
     }
 
-    /// The number of pages written, of pages that could not be created, and of services over the limit.
-    pub fn counts(&self) -> (usize, usize, usize) {
+    pub fn counts(&self) -> PageCounts {
         let is_of_service = |name: &str| !name.contains('/');
         let open = self
             .by_name
@@ -157,7 +184,12 @@ impl Pages {
             .filter(|(name, slot)| slot.is_open && is_of_service(name))
             .count();
         let failed = self.failed.keys().filter(|name| is_of_service(name));
-        (open, failed.count(), self.over_limit)
+        PageCounts {
+            written: open,
+            failed: failed.count(),
+            over_limit: self.over_limit,
+            renamed: self.renamed,
+        }
     }
 
     /// The timestamp and time to live of the next publication, `interval_ns` after the previous one. A late sample extends the
@@ -171,7 +203,8 @@ impl Pages {
 
     /// Publishes one page per service and returns the names of their directories, in the same order.
     pub fn publish(&mut self, pressures: &[Pressure], published: Published) -> Vec<String> {
-        let names = names(pressures.iter().map(|pressure| &*pressure.target));
+        let targets = pressures.iter().map(|pressure| &*pressure.target);
+        let names = self.claims.names(targets, published.at_ns);
         let names: Vec<String> = pressures
             .iter()
             .map(|pressure| names.get(&pressure.target.id).cloned().unwrap_or_default())
@@ -187,24 +220,33 @@ impl Pages {
                 ),
             );
         }
-        for name in names.iter().take(self.max_pages) {
-            self.notify_shared(name);
-        }
+        // The most trusted services, then those that were found first: nobody loses a page to a stranger's processes.
+        let mut order: Vec<usize> = (0..pressures.len()).collect();
+        order.sort_by_key(|index| Trust::of(&pressures[*index].target));
+        order.truncate(self.max_pages);
+        self.notify_shared(&names);
         self.check_place(published.at_ns);
-        let mut named = BTreeSet::new();
-        for (pressure, name) in pressures.iter().zip(&names).take(self.max_pages) {
-            self.write(name, pressure, published);
-            // Once more under the name that the container's pod knows. The first service of a container has it.
-            if let Some(container) = pressure.target.container.as_deref()
-                && let Some(cgroup) = pressure.target.cgroup.as_deref()
-                && let Some(name) = self.pods.name(container, cgroup, published.at_ns)
-            {
-                let name = format!("{PODS}/{name}");
-                if named.insert(name.clone()) {
-                    self.write(&name, pressure, published);
+        // Once more under the name that the container's pod knows: of several services, the oldest that listens.
+        let mut pods: BTreeMap<String, usize> = BTreeMap::new();
+        for index in order {
+            let pressure = &pressures[index];
+            self.write(&names[index], pressure, published);
+            let key = |index: usize| {
+                let target = &pressures[index].target;
+                (!target.workload.listens, target.start_ns, target.pid)
+            };
+            if let Some(pod) = &pressure.target.workload.pod {
+                let first = pods.entry(pod.file_name()).or_insert(index);
+                if key(index) < key(*first) {
+                    *first = index;
                 }
             }
         }
+        for (pod, index) in pods {
+            self.write(&format!("{PODS}/{pod}"), &pressures[index], published);
+        }
+        self.claims.limit(2 * self.max_pages);
+        self.save_claims(published.at_ns);
         self.close_gone(published);
         names
     }
@@ -232,6 +274,45 @@ impl Pages {
                 self.directory.path.display()
             );
             self.notify("directory_replaced", text);
+        }
+    }
+
+    /// The owners of names that a former agent knew.
+    fn load_claims(&mut self) {
+        match directory::read_own_file(self.directory.fd.as_fd(), CLAIMS, MAX_CLAIM_BYTES) {
+            Ok(None) => {}
+            Ok(Some(bytes)) => {
+                // Of another version, or damaged: it is written anew.
+                self.claims = serde_json::from_slice(&bytes).unwrap_or_default();
+            }
+            Err(error) => self.notify(
+                "owners_unreadable",
+                format!("starting without the owners of names that a former agent knew: {error:#}"),
+            ),
+        }
+    }
+
+    /// Leaves them for a later agent. Reports the first failure.
+    fn save_claims(&mut self, now_ns: u64) {
+        if now_ns < self.claims_due_ns && self.claims.has_same_owners(&self.saved_claims) {
+            return;
+        }
+        self.claims_due_ns = now_ns + CLAIMS_INTERVAL_NS;
+        self.saved_claims.clone_from(&self.claims);
+        let saved = serde_json::to_vec(&self.claims)
+            .map_err(anyhow::Error::from)
+            .and_then(|bytes| {
+                let directory = self.directory.fd.as_fd();
+                replace_file(directory, (CLAIMS, NEW_CLAIMS), CLAIMS_MODE, &bytes)
+            });
+        if let Err(error) = saved
+            && !self.reported_unsaved
+        {
+            self.reported_unsaved = true;
+            let text = format!(
+                "an agent that replaces this one will not know who owns which name: {error:#}"
+            );
+            self.notify("owners_unwritable", text);
         }
     }
 
@@ -370,24 +451,30 @@ impl Pages {
         }
     }
 
-    /// Reports a duplicate service name, once per name.
-    fn notify_shared(&mut self, name: &str) {
-        let Some((shared, _)) = name.split_once('@') else {
+    /// Counts services that do not have their plain name, and reports the first.
+    fn notify_shared(&mut self, names: &[String]) {
+        let shared = || {
+            let names = names.iter();
+            names.filter_map(|name| Some((name, split_mark(name)?.0)))
+        };
+        self.renamed = shared().count();
+        let Some((name, shared)) = shared().next() else {
             return;
         };
-        if self.reported_shared.len() < self.max_pages
-            && self.reported_shared.insert(shared.to_owned())
-        {
-            let (oldest, own) = (self.path(shared), self.path(name));
-            self.notify(
-                "shared_name",
-                format!(
-                    "duplicate service name {shared}: published as {} and {}; set `service_name` or OTEL_SERVICE_NAME",
-                    oldest.display(),
-                    own.display()
-                ),
-            );
+        if self.reported_shared {
+            return;
         }
+        self.reported_shared = true;
+        let (plain, own) = (self.path(shared), self.path(name));
+        self.notify(
+            "shared_name",
+            format!(
+                "duplicate service name {shared}: published as {} and {}; set `service_name` in a [[target]] (reported once; \
+                 `tailback_pages_renamed` counts them)",
+                plain.display(),
+                own.display()
+            ),
+        );
     }
 
     fn fail(&mut self, name: &str, why: &str, now_ns: u64) {
@@ -541,7 +628,8 @@ mod tests {
         symlink(victim.path(), &pods).unwrap();
         assert!(pages.slot("pods/c", 1).is_none());
         assert_eq!(std::fs::read_dir(victim.path()).unwrap().count(), 0);
-        assert_eq!(pages.counts(), (0, 0, 0), "pages of pods are not counted");
+        let none = PageCounts::default();
+        assert_eq!(pages.counts(), none, "pages of pods are not counted");
         std::fs::remove_file(&pods).unwrap();
         std::fs::create_dir(&pods).unwrap();
         std::fs::set_permissions(&pods, std::fs::Permissions::from_mode(0o777)).unwrap();

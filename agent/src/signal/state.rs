@@ -11,8 +11,8 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use super::{pressure::Pressure, wait_histograms::WaitHistograms};
-use crate::{collect::boot_ns, event::Level, sample::AgentReport};
+use super::{pages::PageCounts, pressure::Pressure, wait_histograms::WaitHistograms};
+use crate::{collect::boot_ns, event::Level, sample::AgentReport, target::Downward};
 
 /// Maximum number of lines that a subscriber may lag behind before it is disconnected.
 const MAX_LAG_LINES: usize = 1_024;
@@ -37,8 +37,9 @@ pub struct Snapshot {
     /// The names of their pages' directories, in the same order.
     pub names: Arc<Vec<String>>,
     pub report: Option<Arc<AgentReport>>,
-    /// Pages written, pages that could not be created, services over the limit.
-    pub pages: (usize, usize, usize),
+    pub pages: PageCounts,
+    /// Where the agent runs in Kubernetes.
+    pub downward: Arc<Downward>,
 }
 
 impl Snapshot {

@@ -58,7 +58,7 @@ pub fn agent(state: &SharedState, directory: &Path) -> String {
             Value::Object(object.0)
         })
         .collect();
-    let (written, failed, beyond) = snapshot.pages;
+    let pages = snapshot.pages;
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let mut status = json!({
         "type": "status",
@@ -70,7 +70,12 @@ pub fn agent(state: &SharedState, directory: &Path) -> String {
         "sampling": snapshot.is_current(),
         "last_sample_age_ns": unix_ns().saturating_sub(snapshot.unix_ns),
         "boot_ns": boot_ns(),
-        "pages": {"written": written, "failed": failed, "over_limit": beyond},
+        "pages": {
+            "written": pages.written,
+            "failed": pages.failed,
+            "over_limit": pages.over_limit,
+            "renamed": pages.renamed,
+        },
         "targets": targets,
         "subscribers": subscribers,
         "stream": {

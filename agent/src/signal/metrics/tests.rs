@@ -5,6 +5,7 @@ fn every_family_is_documented_with_its_type_labels_and_help() {
     let text = render(&fixture::state());
     let sections = [
         "Per service",
+        "Where services run",
         "Per queue",
         "Per admission controller",
         "The agent",
