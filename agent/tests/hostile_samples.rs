@@ -288,6 +288,7 @@ fn outputs(samples: impl Iterator<Item = Sample>) -> (Vec<u8>, Vec<u8>) {
         id: "id".to_owned(),
         name: "name".to_owned(),
         ip: IpAddr::V4(Ipv4Addr::LOCALHOST).to_string(),
+        ..Host::default()
     });
     {
         let mut terminal_sink = Terminal::new(&mut terminal, Colour::Never, Verbosity::Verbose);

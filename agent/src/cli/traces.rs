@@ -19,6 +19,7 @@ use crate::{
         spans::{Host, Spans},
     },
     event::Event,
+    target::Downward,
 };
 
 /// How long the agent waits at its end for queued spans to be delivered.
@@ -78,12 +79,16 @@ fn host() -> Host {
     let line = |path: &str| {
         fs::read_to_string(path).map_or_else(|_| String::new(), |text| text.trim().to_owned())
     };
+    let downward = Downward::read();
     Host {
         id: line("/etc/machine-id"),
         name: line("/proc/sys/kernel/hostname"),
         ip: own_address()
             .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
             .to_string(),
+        node: downward.node.unwrap_or_default(),
+        namespace: downward.namespace.unwrap_or_default(),
+        pod: downward.pod.unwrap_or_default(),
     }
 }
 

@@ -134,6 +134,7 @@ fn events_of(samples: impl Iterator<Item = Sample>) -> u64 {
         id: "id".to_owned(),
         name: "name".to_owned(),
         ip: "127.0.0.1".to_owned(),
+        ..Host::default()
     });
     let mut words = std::collections::BTreeSet::new();
     {

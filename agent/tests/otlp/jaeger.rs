@@ -189,6 +189,7 @@ fn spans() -> Spans {
         id: "0123456789abcdef".to_owned(),
         name: "node-1".to_owned(),
         ip: "192.0.2.7".to_owned(),
+        ..Host::default()
     })
 }
 

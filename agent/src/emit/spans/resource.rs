@@ -16,18 +16,22 @@ pub struct Host {
     /// An address of the host. Not in the semantic conventions, but Jaeger uses it to distinguish hosts: without it, Jaeger
     /// warns of clock skew for each span that outlasts its parent, as ours do.
     pub ip: String,
+    /// Name of the Kubernetes node, and of the pod and its namespace if the agent shares the pod with the services.
+    pub node: String,
+    pub namespace: String,
+    pub pod: String,
 }
 
 /// Maximum number of attributes taken from a target's OTEL_RESOURCE_ATTRIBUTES; the rest is ignored.
 const MAX_ATTRIBUTES: usize = 64;
 /// The attributes that the agent sets itself.
-const OWN_ATTRIBUTES: usize = 8;
+const OWN_ATTRIBUTES: usize = 12;
 
 /// The namespace UUID that the semantic conventions define for deriving `service.instance.id`.
 const INSTANCE_NAMESPACE: Uuid = Uuid::from_u128(0x4d63009a_8d0f_11ee_aad7_4c796ed8e320);
 
-/// The resource of a watched service. Its own OTEL_RESOURCE_ATTRIBUTES win, except for the name, which `Target` has
-/// resolved already, and the process, which the agent knows better.
+/// The resource of a watched service. Its own OTEL_RESOURCE_ATTRIBUTES win, except for what the node knows better: the process, and
+/// where it runs.
 pub fn resource(target: &Target, host: &Host) -> Resource {
     let mut attributes: Vec<KeyValue> = Vec::new();
     let mut set = |key: &str, value: Value| {
@@ -42,6 +46,24 @@ pub fn resource(target: &Target, host: &Host) -> Resource {
     set("service.name", text(&service_name(target)));
     set("process.pid", i64::from(target.pid).into());
     set("process.executable.name", text(&target.exe));
+    if let Some(pod) = &target.workload.pod {
+        set("k8s.namespace.name", text(&pod.namespace));
+        set("k8s.pod.name", text(&pod.name));
+        set("k8s.container.name", text(&pod.container));
+    }
+    for (key, value) in [
+        ("k8s.namespace.name", host.namespace.as_str()),
+        ("k8s.pod.name", host.pod.as_str()),
+        ("k8s.node.name", host.node.as_str()),
+        (
+            "container.id",
+            target.container.as_deref().unwrap_or_default(),
+        ),
+    ] {
+        if !value.is_empty() {
+            set(key, text(value));
+        }
+    }
     for (key, value) in target.attributes.iter().take(MAX_ATTRIBUTES) {
         let key = bounded(key, MAX_KEY_BYTES);
         if !key.is_empty() {
@@ -53,10 +75,6 @@ pub fn resource(target: &Target, host: &Host) -> Resource {
         ("host.id", host.id.as_str()),
         ("host.name", host.name.as_str()),
         ("ip", host.ip.as_str()),
-        (
-            "container.id",
-            target.container.as_deref().unwrap_or_default(),
-        ),
     ] {
         if !value.is_empty() {
             set(key, text(value));
@@ -67,9 +85,12 @@ pub fn resource(target: &Target, host: &Host) -> Resource {
         .build()
 }
 
-/// The service name; without one, the default of the OpenTelemetry SDKs.
+/// The service name; without one, the default of the OpenTelemetry SDKs. A name from the configuration wins, then the one by which the
+/// service's own spans are found: whoever can send spans to the collector can use any name there.
 fn service_name(target: &Target) -> String {
-    match (target.name.as_str(), target.exe.as_str()) {
+    let name = target.workload.declared_name.as_ref();
+    let name = name.unwrap_or(&target.name);
+    match (name.as_str(), target.exe.as_str()) {
         ("", "") => "unknown_service".to_owned(),
         ("", exe) => format!("unknown_service:{exe}"),
         (name, _) => name.to_owned(),
@@ -88,6 +109,7 @@ fn instance_id(target: &Target, host: &Host) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::{Pod, Workload};
 
     fn target() -> Target {
         Target {
@@ -106,6 +128,7 @@ mod tests {
             id: "0123456789abcdef".into(),
             name: "node-1".into(),
             ip: "192.0.2.7".into(),
+            ..Host::default()
         }
     }
 
@@ -217,6 +240,48 @@ mod tests {
         assert_eq!(get(&resource, "host.name").as_deref(), Some("pod-shop-0"));
         assert_eq!(get(&resource, "service.name").as_deref(), Some("shop"));
         assert_eq!(get(&resource, "process.pid").as_deref(), Some("4242"));
+    }
+
+    #[test]
+    fn the_node_knows_better_where_a_service_runs() {
+        let pod = Pod {
+            namespace: "default".into(),
+            name: "shop-1".into(),
+            container: "web".into(),
+        };
+        let claimed = [
+            ("k8s.pod.name", "payment-1"),
+            ("k8s.node.name", "elsewhere"),
+            ("container.id", "f00"),
+            ("k8s.deployment.name", "shop"),
+        ];
+        let target = Target {
+            name: pod.service_name(),
+            container: Some("c0ffee".into()),
+            attributes: claimed.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec(),
+            workload: Workload {
+                pod: Some(pod),
+                declared_name: Some("shop".into()),
+                ..Workload::default()
+            },
+            ..target()
+        };
+        let host = Host {
+            node: "node-1".into(),
+            ..host()
+        };
+        let resource = resource(&target, &host);
+        for (key, value) in [
+            ("service.name", "shop"),
+            ("k8s.namespace.name", "default"),
+            ("k8s.pod.name", "shop-1"),
+            ("k8s.container.name", "web"),
+            ("k8s.node.name", "node-1"),
+            ("container.id", "c0ffee"),
+            ("k8s.deployment.name", "shop"),
+        ] {
+            assert_eq!(get(&resource, key).as_deref(), Some(value), "{key}");
+        }
     }
 
     #[test]
