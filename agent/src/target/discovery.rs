@@ -331,8 +331,9 @@ impl Discovery {
             !process.kernel && process.pid != self.own_pid
         });
         let candidates: Vec<usize> = candidates.collect();
-        let is_of_user = |this: &mut Self, index: &usize| {
-            user.is_none_or(|user| this.origin(&processes[*index]).uid == user)
+        let is_eligible = |this: &mut Self, index: &usize| {
+            let origin = this.origin(&processes[*index]);
+            !origin.is_zombie && user.is_none_or(|user| origin.uid == user)
         };
         let mut found: BTreeSet<usize> = match selector {
             Selector::All { .. } => return candidates.into_iter().collect(),
@@ -341,7 +342,7 @@ impl Discovery {
                 return candidates
                     .into_iter()
                     .filter(|index| pids.contains(&processes[*index].pid))
-                    .filter(|index| is_of_user(self, index))
+                    .filter(|index| is_eligible(self, index))
                     .collect();
             }
             Selector::Pid(pid) => {
@@ -380,7 +381,7 @@ impl Discovery {
                 })
                 .collect(),
         };
-        found.retain(|index| is_of_user(self, index));
+        found.retain(|index| is_eligible(self, index));
         // Add the workers that the matched processes forked, and their workers. Processes are in no particular order of
         // descent, so repeat until nothing is added.
         loop {
