@@ -43,7 +43,7 @@ fn without_root_the_error_names_the_needed_capabilities() -> Result<()> {
     if !allowed(test) {
         return Ok(());
     }
-    let hints = ["run as root", "CAP_BPF", "CAP_PERFMON", "setcap"];
+    let hints = ["Run as root", "missing CAP_BPF, CAP_PERFMON", "setcap"];
     for args in [&["sample", "--all"][..], &["run", "--all"]] {
         let Some(output) = with_privileges(test, NOBODY, args)? else {
             return Ok(());
@@ -71,11 +71,32 @@ fn root_without_a_capability_gets_an_error_that_names_it() -> Result<()> {
         let Some(output) = with_privileges(test, &[&change], &["sample", "--all"])? else {
             return Ok(());
         };
-        output.check(3, &["even as root", "CAP_BPF and CAP_PERFMON"])?;
+        let missing = format!("missing CAP_{}", lost.to_uppercase());
+        let line = format!("add: [{}]", lost.to_uppercase());
+        output.check(3, &[&missing, &line])?;
         if let Some(output) = with_privileges(test, &[&change], &["doctor"])? {
-            let missing = format!("missing CAP_{}", lost.to_uppercase());
             ensure!(output.text().contains(&missing), "{}", output.text());
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn in_a_user_namespace_no_held_capability_is_called_missing() -> Result<()> {
+    let test = "in_a_user_namespace_no_held_capability_is_called_missing";
+    if !allowed(test) {
+        return Ok(());
+    }
+    let Some(unshare) = program::find(&["unshare"]) else {
+        skip(test, "unshare is not installed");
+        return Ok(());
+    };
+    for args in [&["sample", "--all"][..], &["doctor"]] {
+        let mut command = Command::new(&unshare);
+        command.args(["--user", "--map-root-user"]);
+        let output = run_command(command.arg(agent::binary()?).args(args))?;
+        output.check(3, &["user namespace", "hostUsers: true"])?;
+        ensure!(!output.text().contains("missing CAP_"), "{}", output.text());
     }
     Ok(())
 }

@@ -8,7 +8,17 @@ use tailback_tests::{
     agent, container::Container, needs, process::Process, program, skip::skip, temp::TempDir,
 };
 
-use crate::{CAPABILITIES, allowed, contained, json_lines};
+use crate::{CAPABILITIES, allowed, contained, json_lines, without};
+
+/// Adapters that need a capability of their own.
+const ADAPTERS: &str = r#"
+[signal.http]
+listen = "127.0.0.1:80"
+[[signal.envoy]]
+target = "shop"
+cluster = "shop"
+symlink_root = "/run/envoy/shop"
+"#;
 
 fn doctor(options: &[&str], capabilities: &[&str]) -> Result<Vec<Value>> {
     let (_container, process) = contained(options, capabilities, &["doctor", "--json"])?;
@@ -36,35 +46,49 @@ fn each_missing_capability_is_named_with_its_line() -> Result<()> {
     if !allowed("each_missing_capability_is_named_with_its_line") {
         return Ok(());
     }
-    let others = |lost: &str| -> Vec<&str> {
-        let all = CAPABILITIES.into_iter().chain(["SETUID"]);
-        all.filter(|name| *name != lost).collect()
-    };
-    for lost in ["BPF", "PERFMON", "SYS_PTRACE"] {
-        let checks = doctor(&["--pid=host"], &others(lost))?;
+    for (lost, line, state) in [
+        ("BPF", "capabilities", "failed"),
+        ("PERFMON", "capabilities", "failed"),
+        ("SYS_PTRACE", "capabilities", "failed"),
+        ("DAC_READ_SEARCH", "files of other users", "off"),
+        ("SETUID", "user of the adapter process", "off"),
+        ("KILL", "end of a hung adapter process", "off"),
+        ("DAC_OVERRIDE", "Envoy's runtime layer", "off"),
+        ("NET_BIND_SERVICE", "ports of adapters", "off"),
+    ] {
+        let directory = TempDir::new("config")?;
+        let config = directory.write("tailback.toml", ADAPTERS)?;
+        let volume = format!("--volume={}:/tailback.toml:ro", config.display());
+        let arguments = ["doctor", "--json", "--config", "/tailback.toml"];
+        let kept = without(lost);
+        // Where every port is unprivileged, no capability is needed for one.
+        let ports = "--sysctl=net.ipv4.ip_unprivileged_port_start=1024";
+        let options = ["--pid=host", "--network=none", ports, &volume];
+        let (_container, process) = contained(&options, &kept, &arguments)?;
+        let checks = json_lines(&process)?.1;
         let remedies = [
             format!("securityContext: {{capabilities: {{add: [{lost}]}}}}"),
             format!("--cap-add {lost}"),
+            format!("with CAP_{lost}"),
         ];
-        let remedies: Vec<&str> = remedies.iter().map(String::as_str).collect();
-        let why = format!("missing CAP_{lost}");
-        check(&checks, "capabilities", "failed", &why, &remedies)?;
-    }
-    for (lost, name) in [
-        ("DAC_READ_SEARCH", "files of other users"),
-        ("SETUID", "user of the adapter process"),
-    ] {
-        let checks = doctor(&["--pid=host"], &others(lost))?;
-        let remedies = [format!("add: [{lost}]"), format!("--cap-add {lost}")];
         let remedies: Vec<&str> = remedies.iter().map(String::as_str).collect();
         check(
             &checks,
-            name,
-            "off",
+            line,
+            state,
             &format!("missing CAP_{lost}"),
             &remedies,
         )?;
-        check(&checks, "capabilities", "ok", "", &[])?;
+        // No line complains about another capability.
+        let complaints = checks.iter().filter(|check| {
+            let why = check["why"].as_str().unwrap_or_default();
+            why.starts_with("missing CAP_")
+        });
+        let lost_count = without("").len() - kept.len();
+        ensure!(
+            complaints.count() == lost_count,
+            "without {lost}: {checks:#?}"
+        );
     }
     Ok(())
 }
@@ -174,8 +198,10 @@ fn hidden_processes_and_a_user_namespace_are_named() -> Result<()> {
     check(
         &checks,
         "user namespace",
-        "off",
+        "failed",
         "not in the host's user namespace",
         &remedies,
-    )
+    )?;
+    let why = "do not count outside the host's user namespace";
+    check(&checks, "capabilities", "failed", why, &[])
 }

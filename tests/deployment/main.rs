@@ -1,6 +1,7 @@
 //! The agent says the same wherever it runs: on the host, in a container beside the service, or as a node agent, with private and
 //! with host control group namespaces. What it cannot see there, it names.
 
+mod capabilities;
 mod doctor;
 mod verdicts;
 
@@ -23,6 +24,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const SERVICE: &str = include_str!("service.py");
 /// The capabilities that the agent needs, and the one that lets it read files of other users.
 const CAPABILITIES: [&str; 4] = ["BPF", "PERFMON", "SYS_PTRACE", "DAC_READ_SEARCH"];
+/// Further ones that the adapter process of an agent of root needs, for some adapters.
+const OF_ADAPTERS: [&str; 4] = ["SETUID", "KILL", "DAC_OVERRIDE", "NET_BIND_SERVICE"];
 /// Hides the control groups that podman mounts.
 const NO_CGROUPS: &str = "--mount=type=tmpfs,destination=/sys/fs/cgroup,notmpcopyup";
 /// Like [`NO_CGROUPS`], but podman copies the hidden files into the tmpfs. The agent must not believe the copies.
@@ -95,13 +98,15 @@ fn contained(
     let added = format!("--cap-add={}", capabilities.join(","));
     // The seccomp profile of older podman versions allows bpf(2) with CAP_SYS_ADMIN only.
     let mut all = vec![
-        "--network=host",
         "--security-opt=seccomp=unconfined",
         "--cap-drop=ALL",
         "--env=RUNTIME_DIRECTORY=/tmp",
     ];
     if !capabilities.is_empty() {
         all.push(&added);
+    }
+    if !options.iter().any(|option| option.starts_with("--network")) {
+        all.push("--network=host");
     }
     all.extend(options);
     let before = container.before(&all)?;
@@ -112,6 +117,14 @@ fn contained(
         .args(arguments);
     let process = Process::start("the agent", &mut command)?;
     Ok((container, process))
+}
+
+/// All capabilities but one.
+fn without(lost: &str) -> Vec<&'static str> {
+    let all = CAPABILITIES.into_iter().chain(OF_ADAPTERS);
+    // CAP_DAC_OVERRIDE also allows what CAP_DAC_READ_SEARCH does.
+    all.filter(|name| *name != lost && !(lost == "DAC_READ_SEARCH" && *name == "DAC_OVERRIDE"))
+        .collect()
 }
 
 /// Waits until the agent ends. Returns how, and the JSON lines that it printed.

@@ -3,6 +3,7 @@
 
 mod configuration;
 mod deployment;
+mod privileges;
 
 use std::{
     borrow::Cow,
@@ -14,7 +15,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Failure, exit_code::Outcome, session, status::directory_only};
+use super::{Failure, capabilities::Held, exit_code::Outcome, session, status::directory_only};
 use crate::{
     adapters::agent::ask_adapter_process,
     config::{Config, signal::Signal},
@@ -74,8 +75,10 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         Some(Ok(config)) => config.signal.clone(),
         Some(Err(_)) | None => directory_only(options.config.as_deref()),
     };
+    let held = Held::raise();
     let loaded = session::load(false);
     let mut checks = configuration::checks(config.as_ref(), &signal).map_err(Failure::bug)?;
+    checks.extend(privileges::checks(&held, &signal));
     checks.extend(deployment::environment());
     let loaded = match loaded {
         Ok(scanner) => {

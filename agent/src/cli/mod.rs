@@ -5,6 +5,7 @@ mod anonymize;
 mod bench_page;
 mod bench_scan;
 mod buffered_stdout;
+mod capabilities;
 mod config;
 mod diagnose;
 mod doctor;

@@ -16,6 +16,7 @@ use tracing::debug;
 
 use super::{
     Failure,
+    capabilities::{Held, LOADING, listed, to_add},
     exit_code::{Outcome, print_stderr},
 };
 use crate::{
@@ -31,12 +32,10 @@ use crate::{
 /// kernel feature.
 pub(super) fn load(log_bpf: bool) -> Outcome<Scanner> {
     check_proc()?;
+    let held = Held::raise();
     raise_memlock();
-    let scanner = Scanner::load(log_bpf).map_err(|error| {
-        // SAFETY: no arguments, cannot fail.
-        let root = unsafe { libc::geteuid() } == 0;
-        Failure::kernel(explained(error, root))
-    })?;
+    let scanner =
+        Scanner::load(log_bpf).map_err(|error| Failure::kernel(explained(error, &held)))?;
     let capabilities = scanner.capabilities();
     log_capabilities(capabilities);
     for (scan, reason) in capabilities.failed_scans() {
@@ -95,7 +94,7 @@ fn check_proc() -> Outcome<()> {
 }
 
 /// Explains why loading failed and what to do.
-fn explained(error: LoadError, root: bool) -> anyhow::Error {
+fn explained(error: LoadError, held: &Held) -> anyhow::Error {
     match error {
         LoadError::KernelTooOld { .. } => {
             let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -104,14 +103,28 @@ fn explained(error: LoadError, root: bool) -> anyhow::Error {
                 release.trim()
             )
         }
-        LoadError::Denied { .. } if !root => anyhow!(
-            "not permitted to load eBPF programs: run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE \
-             (setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep tailback)"
-        ),
-        error @ LoadError::Denied { .. } => anyhow::Error::new(error).context(
-            "the kernel refuses to load eBPF programs even as root: a container needs CAP_BPF and CAP_PERFMON (or \
-             CAP_SYS_ADMIN) and a seccomp profile that allows bpf(2); see `tailback doctor`",
-        ),
+        error @ LoadError::Denied { .. } => {
+            let missing = held.missing(&LOADING);
+            if !missing.is_empty() {
+                return anyhow!(
+                    "not permitted to load eBPF programs: missing {}. Run as root, or `setcap \
+                     cap_bpf,cap_perfmon,cap_sys_ptrace,cap_dac_read_search+p tailback`. For a container: {}",
+                    listed(&missing),
+                    to_add(&missing)
+                );
+            }
+            if !held.in_host_namespace {
+                return anyhow!(
+                    "not permitted to load eBPF programs: in a user namespace capabilities do not count for eBPF. Run the agent in \
+                     the host's: `hostUsers: true` (the default) in a pod's spec; podman: rootful, without --userns"
+                );
+            }
+            anyhow::Error::new(error).context(
+                "the kernel refuses to load eBPF programs, although the agent holds CAP_BPF and CAP_PERFMON. Either a seccomp \
+                 profile forbids bpf(2) (that of podman 4 allows it with CAP_SYS_ADMIN only: `--security-opt \
+                 seccomp=unconfined`), or the kernel is locked down; see `tailback doctor`",
+            )
+        }
         error => anyhow::Error::new(error).context(
             "cannot load the eBPF programs; `tailback doctor` shows what this kernel supports",
         ),
@@ -246,10 +259,21 @@ async fn next_of(signals: &mut [(i32, Signal)]) -> i32 {
 mod tests {
     use std::io;
 
+    use rustix::thread::CapabilitySet;
+
     use super::*;
 
-    fn text(error: LoadError, root: bool) -> String {
-        format!("{:#}", explained(error, root))
+    const ALL: CapabilitySet = CapabilitySet::BPF
+        .union(CapabilitySet::PERFMON)
+        .union(CapabilitySet::SYS_PTRACE);
+
+    fn text(error: LoadError, set: CapabilitySet, in_host_namespace: bool) -> String {
+        let held = Held {
+            set,
+            is_root: true,
+            in_host_namespace,
+        };
+        format!("{:#}", explained(error, &held))
     }
 
     fn denied() -> LoadError {
@@ -261,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_kernel_without_the_required_helpers_is_too_old() {
-        let text = text(LoadError::KernelTooOld { program: "files" }, true);
+        let text = text(LoadError::KernelTooOld { program: "files" }, ALL, true);
         assert!(
             text.contains("too old") && text.contains("Linux 5.10"),
             "{text}"
@@ -270,23 +294,31 @@ mod tests {
 
     #[test]
     fn a_verifier_error_is_not_reported_as_missing_privileges() {
-        for root in [true, false] {
+        for set in [ALL, CapabilitySet::empty()] {
             let rejected = LoadError::Rejected {
                 program: "files",
                 log: "access beyond struct sock\nprocessed 9 insns (limit 1000000)".to_owned(),
             };
-            let text = text(rejected, root);
+            let text = text(rejected, set, true);
             assert!(text.contains("beyond struct sock"), "{text}");
             assert!(
-                !text.contains("CAP_BPF") && !text.contains("run as root"),
+                !text.contains("CAP_BPF") && !text.contains("Run as root"),
                 "{text}"
             );
         }
     }
 
     #[test]
-    fn missing_privileges_are_reported_with_the_remedy() {
-        assert!(text(denied(), true).contains("even as root"));
-        assert!(text(denied(), false).contains("run as root"));
+    fn only_missing_capabilities_are_called_missing() {
+        let lost = text(denied(), ALL - CapabilitySet::BPF, true);
+        assert!(lost.contains("missing CAP_BPF. Run as root"), "{lost}");
+        let none = text(denied(), CapabilitySet::empty(), true);
+        assert!(none.contains("missing CAP_BPF, CAP_PERFMON"), "{none}");
+        let inside = text(denied(), ALL, false);
+        assert!(inside.contains("user namespace"), "{inside}");
+        assert!(!inside.contains("missing"), "{inside}");
+        let held = text(denied(), ALL, true);
+        assert!(held.contains("although the agent holds"), "{held}");
+        assert!(held.contains("seccomp"), "{held}");
     }
 }

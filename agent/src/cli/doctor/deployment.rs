@@ -1,10 +1,10 @@
-//! Checks of the agent's environment: capabilities, namespaces, /proc, BTF, control groups. Each remedy is given for Kubernetes
-//! and for podman.
+//! Checks of the agent's environment: namespaces, /proc, BTF, control groups. Each remedy is given for Kubernetes and for podman.
 
 use std::{collections::BTreeSet, fs, os::unix::fs::FileTypeExt as _};
 
 use super::Check;
 use crate::{
+    cli::capabilities::to_add,
     collect::{Budget, Collector},
     kernel::scanner::{BTF_PATH, Scanner},
     sample::{Hidden, HiddenFact},
@@ -15,18 +15,6 @@ use crate::{
     text::harmless,
 };
 
-/// A capability: its name as Kubernetes and podman write it, and its number in include/uapi/linux/capability.h.
-type Capability = (&'static str, u32);
-
-/// The agent needs all of these.
-const REQUIRED: [Capability; 3] = [("SYS_PTRACE", 19), ("PERFMON", 38), ("BPF", 39)];
-const DAC_OVERRIDE: u32 = 1;
-const DAC_READ_SEARCH: u32 = 2;
-const SETUID: u32 = 7;
-/// Implies the capabilities that were later split off from it.
-const SYS_ADMIN: u32 = 21;
-/// CAP_PERFMON, and those after it.
-const FIRST_SPLIT_OFF: u32 = 38;
 /// Files of /proc that describe the machine, and that a container runtime may mask or replace.
 const MACHINE_FILES: [&str; 7] = [
     "stat",
@@ -48,9 +36,6 @@ pub(super) fn environment() -> Vec<Check> {
     let btf = fs::metadata(BTF_PATH)
         .map(|metadata| format!("{BTF_PATH}, {:.1} MB", metadata.len() as f64 / 1e6))
         .map_err(|error| format!("{BTF_PATH}: {error}"));
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let held = Held::parse(&status);
-    let missing = held.missing(&REQUIRED);
     vec![
         Check {
             name: "kernel",
@@ -69,134 +54,16 @@ pub(super) fn environment() -> Vec<Check> {
                 .into(),
             required: true,
         },
-        Check {
-            name: "capabilities",
-            state: held.required(),
-            cost: "programs do not load, or /proc hides other users' processes",
-            remedy: format!(
-                "root, or setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep on the binary; {}",
-                to_add(if missing.is_empty() {
-                    &["BPF", "PERFMON", "SYS_PTRACE"]
-                } else {
-                    &missing
-                })
-            )
-            .into(),
-            required: true,
-        },
-        Check {
-            name: "files of other users",
-            state: held.reads_others(),
-            cost: "environment and logs of other users' services are not read: no names from OTEL_SERVICE_NAME, no evidence from logs",
-            remedy: to_add(&["DAC_READ_SEARCH"]).into(),
-            required: false,
-        },
-        Check {
-            name: "user of the adapter process",
-            state: held.drops_to_nobody(&status),
-            cost: "the adapter process does not start: consumers get no signal",
-            remedy: format!("{}; or run the agent as another user", to_add(&["SETUID"])).into(),
-            required: false,
-        },
-        Check {
-            name: "user namespace",
-            state: namespace(namespaces::USER, "the initial one"),
-            cost: "capabilities hold in the agent's own user namespace only, and not for eBPF",
-            remedy: "`hostUsers: true` (the default) in the pod's spec; podman: rootful, without --userns".into(),
-            required: false,
-        },
         processes(),
         machine_files(),
     ]
 }
 
-/// The capabilities that the agent holds.
-struct Held(Option<u64>);
-
-impl Held {
-    /// From /proc/self/status.
-    fn parse(status: &str) -> Self {
-        Self(
-            status.lines().find_map(|line| {
-                u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok()
-            }),
-        )
-    }
-
-    fn has(&self, bit: u32) -> bool {
-        let has = |bit: u32| self.0.is_some_and(|held| held >> bit & 1 == 1);
-        has(bit) || bit >= FIRST_SPLIT_OFF && has(SYS_ADMIN)
-    }
-
-    fn missing(&self, wanted: &[Capability]) -> Vec<&'static str> {
-        let missing = wanted.iter().filter(|(_, bit)| !self.has(*bit));
-        missing.map(|(name, _)| *name).collect()
-    }
-
-    fn required(&self) -> Result<String, String> {
-        if self.0.is_none() {
-            return Err("/proc/self/status has no CapEff".to_owned());
-        }
-        let words = |names: Vec<&str>| {
-            let names: Vec<String> = names.iter().map(|name| format!("CAP_{name}")).collect();
-            names.join(", ")
-        };
-        let missing = self.missing(&REQUIRED);
-        if missing.is_empty() {
-            Ok(words(REQUIRED.map(|(name, _)| name).to_vec()))
-        } else {
-            Err(format!("missing {}", words(missing)))
-        }
-    }
-
-    fn reads_others(&self) -> Result<String, String> {
-        if self.has(DAC_READ_SEARCH) || self.has(DAC_OVERRIDE) {
-            Ok("CAP_DAC_READ_SEARCH or CAP_DAC_OVERRIDE".to_owned())
-        } else {
-            Err("missing CAP_DAC_READ_SEARCH".to_owned())
-        }
-    }
-
-    /// Whether the adapter process can become nobody (`adapters/privileges.rs`).
-    fn drops_to_nobody(&self, status: &str) -> Result<String, String> {
-        let uid = status
-            .lines()
-            .find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1));
-        if uid != Some("0") {
-            Ok("the agent's own".to_owned())
-        } else if self.has(SETUID) {
-            Ok("nobody, by CAP_SETUID".to_owned())
-        } else {
-            Err("missing CAP_SETUID: root cannot become nobody".to_owned())
-        }
-    }
-}
-
-/// How to add capabilities to a container.
-fn to_add(names: &[&str]) -> String {
-    let names = names.join(", ");
-    format!(
-        "`securityContext: {{capabilities: {{add: [{names}]}}}}`; podman: `--cap-add {}`",
-        names.replace(", ", ",")
-    )
-}
-
-fn namespace(kind: namespaces::Kind, words: &str) -> Result<String, String> {
-    if is_initial(kind)? {
-        Ok(words.to_owned())
-    } else {
-        let name = kind.0;
-        Err(format!("the agent is not in the host's {name} namespace"))
-    }
-}
-
 /// Whether the processes of the machine are in sight.
 fn processes() -> Check {
-    let state = namespace(namespaces::PID, "all of this machine");
     let others = others_in_proc();
     let state = match others {
-        // In the initial pid namespace all processes are visible.
-        _ if state.is_ok() => state,
+        _ if is_initial(namespaces::PID) == Ok(true) => Ok("all of this machine".to_owned()),
         0 => Err("the agent sees no process but its own".to_owned()),
         others => Err(format!(
             "the agent sees the {others} processes of its pid namespace only"
@@ -380,35 +247,6 @@ fn hidepid() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_missing_capability_is_named() {
-        let held = |bits: &[u32]| {
-            let set: u64 = bits.iter().map(|bit| 1_u64 << bit).sum();
-            Held::parse(&format!(
-                "Name:\tx\nUid:\t0\t0\t0\t0\nCapEff:\t{set:016x}\n"
-            ))
-        };
-        let all = held(&[19, 38, 39]);
-        assert_eq!(
-            all.required().unwrap(),
-            "CAP_SYS_PTRACE, CAP_PERFMON, CAP_BPF"
-        );
-        assert!(held(&[19, 21]).required().is_ok());
-        for (name, lost) in REQUIRED {
-            let others: Vec<u32> = [19, 38, 39]
-                .into_iter()
-                .filter(|bit| *bit != lost)
-                .collect();
-            let error = held(&others).required().unwrap_err();
-            assert_eq!(error, format!("missing CAP_{name}"));
-        }
-        assert!(all.reads_others().is_err() && held(&[1]).reads_others().is_ok());
-        let root = "Uid:\t0\t0\t0\t0\n";
-        assert!(all.drops_to_nobody(root).is_err() && held(&[7]).drops_to_nobody(root).is_ok());
-        assert!(all.drops_to_nobody("Uid:\t1\t1\t1\t1\n").is_ok());
-        assert!(Held::parse("garbage").required().is_err());
-    }
 
     #[test]
     fn files_of_proc_that_are_covered_are_named() {
