@@ -9,6 +9,7 @@ pub mod cause;
 pub mod cli;
 pub mod collect;
 pub mod config;
+pub mod confinement;
 pub mod detect;
 pub mod diagnose;
 pub mod emit;

@@ -2,10 +2,12 @@
 //! clients; and agents that are killed, stopped, started twice, or cannot write their directory.
 
 mod adapters;
+mod confined;
 mod envoy;
 mod examples;
 mod faults;
 mod grpc;
+mod handover;
 mod haproxy;
 mod leaks;
 mod pages;

@@ -3,7 +3,7 @@
 
 use rustix::{
     process::geteuid,
-    thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities},
+    thread::{CapabilitySet, CapabilitySets, capabilities, no_new_privs, set_capabilities},
 };
 
 use crate::target::namespaces::{self, is_initial};
@@ -32,6 +32,8 @@ pub(super) struct Held {
     pub(super) is_root: bool,
     /// In the host's user namespace. In another one, capabilities do not count for eBPF, nor for the host's processes.
     pub(super) in_host_namespace: bool,
+    /// No program that this process starts, nor its own file, gives it more privileges.
+    pub(super) no_new_privileges: bool,
 }
 
 impl Held {
@@ -57,6 +59,7 @@ impl Held {
             is_root: geteuid().is_root(),
             // Without /proc this is not known; later steps report that it is missing.
             in_host_namespace: is_initial(namespaces::USER).unwrap_or(true),
+            no_new_privileges: no_new_privs().unwrap_or(false),
         }
     }
 
@@ -98,6 +101,7 @@ mod tests {
             set,
             is_root: true,
             in_host_namespace: true,
+            no_new_privileges: false,
         }
     }
 

@@ -1,9 +1,12 @@
 //! A command's failure and its exit code.
 
 use std::{
-    fmt,
+    env, fmt,
     io::{self, Write as _},
+    sync::LazyLock,
 };
+
+use rustix::fs::fstat;
 
 /// The result of a command.
 pub(super) type Outcome<T> = Result<T, Failure>;
@@ -79,5 +82,35 @@ impl fmt::Display for Failure {
 
 /// Prints a line on standard error. Unlike `eprintln!` it does not panic if standard error is closed.
 pub(super) fn print_stderr(text: impl fmt::Display) {
-    let _ = writeln!(io::stderr(), "tailback: {text}");
+    print(Priority::Warning, text);
+}
+
+/// Prints why the program ends.
+pub(super) fn print_failure(failure: &Failure) {
+    print(Priority::Error, failure);
+}
+
+/// The priority of a line in systemd's journal, sd-daemon(3).
+#[derive(Clone, Copy)]
+enum Priority {
+    Error = 3,
+    Warning = 4,
+}
+
+fn print(priority: Priority, text: impl fmt::Display) {
+    static IS_JOURNAL: LazyLock<bool> = LazyLock::new(|| is_journal().unwrap_or(false));
+    let mut stderr = io::stderr();
+    let _ = if *IS_JOURNAL {
+        writeln!(stderr, "<{}>tailback: {text}", priority as u8)
+    } else {
+        writeln!(stderr, "tailback: {text}")
+    };
+}
+
+/// Whether standard error is the journal: systemd then sets the variable to its device and inode number.
+fn is_journal() -> Option<bool> {
+    let stream = env::var("JOURNAL_STREAM").ok()?;
+    let (device, inode) = stream.split_once(':')?;
+    let own = fstat(io::stderr()).ok()?;
+    Some(device.parse() == Ok(own.st_dev) && inode.parse() == Ok(own.st_ino))
 }

@@ -11,6 +11,7 @@ mod diagnose;
 mod doctor;
 mod exit_code;
 mod focus_samples;
+mod helper;
 mod logging;
 mod output;
 mod record;
@@ -18,6 +19,7 @@ mod reload;
 mod replay;
 mod run;
 mod sample;
+mod service_manager;
 mod session;
 mod signals;
 mod status;
@@ -35,7 +37,7 @@ use tracing::{debug, trace};
 use wildmatch::WildMatch;
 
 pub use exit_code::Failure;
-use exit_code::{Outcome, print_stderr};
+use exit_code::{Outcome, print_failure};
 
 use crate::{
     config::{Config, check_interval, file, parse_duration},
@@ -100,6 +102,9 @@ enum Command {
     Config(config::Options),
     /// Serve the adapters configured in [signal] (`run` starts this process itself); they fail open if the agent dies
     Adapters(adapters::Options),
+    /// Create files and run the adapter process for an agent that has dropped its privileges; `run` starts it
+    #[command(hide = true)]
+    Helper,
     /// Measure scans of the targets, for `cargo xtask bench`
     #[command(hide = true)]
     BenchScan(bench_scan::Options),
@@ -232,6 +237,7 @@ pub fn main() -> ExitCode {
         Command::Status(options) => status::run(options),
         Command::Config(options) => config::run(options),
         Command::Adapters(options) => adapters::run(options),
+        Command::Helper => helper::run(),
         Command::BenchScan(options) => bench_scan::run(options),
         Command::BenchPage(options) => bench_page::run(options),
     });
@@ -251,6 +257,6 @@ pub fn main() -> ExitCode {
 }
 
 fn exit(failure: &Failure) -> ExitCode {
-    print_stderr(failure);
+    print_failure(failure);
     ExitCode::from(failure.code())
 }

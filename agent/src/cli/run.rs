@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::anyhow;
 use clap::Args;
 use tracing::{Level, debug, trace};
 
@@ -14,10 +15,12 @@ use super::{
     Failure, Targets, duration,
     exit_code::{Outcome, print_stderr},
     focus_samples::FocusSamples,
+    helper::Helper,
     interval, logging,
     output::{Output, emit_all},
     record::Recording,
     reload::Reload,
+    service_manager::ServiceManager,
     session::{self, Stop},
     signals::LiveSignals,
     traces::Traces,
@@ -25,6 +28,7 @@ use super::{
 use crate::{
     collect::{Budget, Collector, OutputStats, cpu_time_ns, mono_ns},
     config::Config,
+    confinement::{drop_capabilities, filter_system_calls},
     event::Event,
     pipeline::Pipeline,
     sample::{Notice, Sample},
@@ -78,6 +82,9 @@ impl Timing {
 
 pub(super) fn run(options: &Options) -> Outcome<()> {
     let (config, text) = options.targets.config_and_text()?;
+    let mut manager = ServiceManager::from_environment();
+    // Before this process drops its privileges, and has threads.
+    let helper = config.signal.publishes().then(Helper::start).transpose()?;
     let (mut sink, stdout) = options.output.buffered_stdout()?;
     let mut traces = Traces::start(options.otlp.as_deref(), config.otlp.as_deref())?;
     let (stop, mut reload) = match &options.targets.config {
@@ -96,12 +103,27 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
     let record = options.record.as_deref();
     let mut recording = record.map(Recording::create).transpose()?;
     let mut pipeline = Pipeline::new(config.settings_for(), false);
-    let mut signals =
-        LiveSignals::start(&config.signal, &text, options.timing.interval_or(&config))?;
+    let mut signals = LiveSignals::start(
+        &config.signal,
+        &text,
+        options.timing.interval_or(&config),
+        helper,
+    )?;
+    if let Err(error) = clock.drop_privileges() {
+        signals.notify(Notice {
+            code: "privileges_kept".to_owned(),
+            text: format!("the agent keeps privileges that it does not need: {error:#}"),
+        });
+    }
     if let Some(reload) = &reload {
         signals.set_config_file(reload.status());
     }
     let watched = loop {
+        if signals.has_lost_helper() {
+            break Err(Failure::bug(anyhow!(
+                "the helper process has ended or does not respond: restart the agent"
+            )));
+        }
         if let Some(reload) = &mut reload
             && reload.poll(|text, from, to| {
                 let next = Next {
@@ -114,6 +136,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             })
         {
             signals.set_config_file(reload.status());
+            manager.reloaded(reload.status().error.as_deref());
         }
         let mut outputs = OutputStats {
             samples_not_recorded: recording.as_ref().map_or(0, Recording::lost),
@@ -142,6 +165,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
         logging::pipeline_events(&outcome.events);
         // Signals first: consumers act on them.
         signals.publish(&sample, &pipeline, &outcome.events);
+        manager.sampled(signals.services());
         if let Some(traces) = &mut traces {
             traces.export(&outcome.events);
         }
@@ -155,6 +179,7 @@ pub(super) fn run(options: &Options) -> Outcome<()> {
             break Err(failure);
         }
     };
+    manager.stopping();
     // On every exit path, close what is open: signals, output, recording, spans. Spans come last: a collector may block.
     let events: Vec<Event> = pipeline.finish();
     signals.finish(&events, &pipeline);
@@ -251,6 +276,14 @@ impl SamplingClock {
             cpu_before_ns: cpu_time_ns(),
             focused: BTreeSet::new(),
         }
+    }
+
+    /// Gives up, for good, what the next samples do not need.
+    fn drop_privileges(&mut self) -> anyhow::Result<()> {
+        let collector = &mut self.collector;
+        let kept = drop_capabilities(|| collector.check_access().is_ok())?;
+        debug!(?kept, "capabilities dropped");
+        filter_system_calls()
     }
 
     /// Waits until the next sample is due and takes it; `None` on a stop request or at the end of the running time.

@@ -105,6 +105,14 @@ fn explained(error: LoadError, held: &Held) -> anyhow::Error {
         }
         error @ LoadError::Denied { .. } => {
             let missing = held.missing(&LOADING);
+            if !missing.is_empty() && !held.is_root && held.no_new_privileges {
+                return anyhow!(
+                    "not permitted to load eBPF programs: missing {}. no_new_privs is set, so the kernel ignores file capabilities. In \
+                     Kubernetes, set `allowPrivilegeEscalation: true`, or `runAsUser: 0`, which gets the capabilities that are \
+                     added; podman: without `--security-opt no-new-privileges`, or `--user 0`; systemd: `AmbientCapabilities=`",
+                    listed(&missing)
+                );
+            }
             if !missing.is_empty() {
                 return anyhow!(
                     "not permitted to load eBPF programs: missing {}. Run as root, or `setcap \
@@ -272,6 +280,7 @@ mod tests {
             set,
             is_root: true,
             in_host_namespace,
+            no_new_privileges: false,
         };
         format!("{:#}", explained(error, &held))
     }

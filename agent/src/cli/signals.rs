@@ -1,67 +1,40 @@
-//! The backpressure signals of a live session: publishes them and supervises the adapter process.
+//! The backpressure signals of a live session: publishes them, and has the helper process supervise the adapter process.
 
-use std::{
-    fs::File,
-    io::{self, Seek as _, Write as _},
-    os::unix::process::CommandExt as _,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use rustix::{
-    fs::{MemfdFlags, memfd_create},
-    io::Errno,
-};
 use tracing::debug;
 
-use super::{
-    Failure,
-    exit_code::{Outcome, print_stderr},
-    logging,
-};
+use super::{Failure, exit_code::Outcome, helper::Helper};
 use crate::{
-    adapters::{agent::ask_adapter_process, ask_to_exit, is_asked},
     collect::OutputStats,
-    config::{file, signal::Signal},
+    config::signal::Signal,
     event::Event,
     pipeline::Pipeline,
     sample::{Notice, Sample},
-    signal::{ConfigFile, Signals, directory::Directory},
+    signal::{ConfigFile, Signals},
 };
-
-/// Delay before an adapter process that exited is started again.
-const RESTART_DELAY: Duration = Duration::from_secs(1);
-/// How long a process that was replaced may take to exit before it is killed: it hands over within 6 s (`takeover`).
-const RETIREMENT: Duration = Duration::from_secs(10);
-/// How often the adapter process is asked for its status.
-const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// Unanswered health checks in a row after which the adapter process counts as hung, and is killed and restarted.
-const MAX_UNANSWERED: u32 = 3;
-/// How long the adapter process outlives the agent. HAProxy and other pollers ask again within this time and learn that
-/// there is no pressure.
-const EXIT_IDLE_TIME: &str = "30s";
 
 pub(super) struct LiveSignals {
     /// `None` if publishing is off or failed; the agent keeps watching.
     signals: Option<Signals>,
-    adapter_process: Option<AdapterProcess>,
+    /// Creates the files, and runs the adapter process.
+    helper: Option<Helper>,
     notices: Vec<Notice>,
 }
 
 impl LiveSignals {
     /// Starts publishing. A failure is only a notice, unless adapters are configured: then it is an error. `text` is the
     /// text of the configuration, for the adapter process.
-    pub(super) fn start(config: &Signal, text: &str, interval: Duration) -> Outcome<Self> {
+    pub(super) fn start(
+        config: &Signal,
+        text: &str,
+        interval: Duration,
+        helper: Option<Helper>,
+    ) -> Outcome<Self> {
         let mut live = Self {
             signals: None,
-            adapter_process: None,
+            helper: None,
             notices: Vec::new(),
         };
         if !config.publishes() {
@@ -73,8 +46,14 @@ impl LiveSignals {
             .context("invalid [signal]")
             .map_err(Failure::usage)?;
         match Signals::start(config, interval) {
-            Ok(signals) => {
+            Ok(mut signals) => {
                 debug!(directory = %signals.directory().path.display(), "publishing signals");
+                if let Some(helper) = helper {
+                    let ready = helper.use_directory(signals.directory());
+                    ready.map_err(Failure::bug)?;
+                    signals.set_files(Box::new(helper.clone()));
+                    live.helper = Some(helper);
+                }
                 live.signals = Some(signals);
             }
             Err(error) if config.has_adapters() => {
@@ -86,7 +65,7 @@ impl LiveSignals {
             }),
         }
         if config.starts_adapter_process() {
-            live.adapter_process = Some(AdapterProcess::new(text));
+            live.serve_adapters(text);
         }
         Ok(live)
     }
@@ -111,12 +90,31 @@ impl LiveSignals {
         if to.has_same_adapters(from) {
             return;
         }
-        match (&mut self.adapter_process, to.starts_adapter_process()) {
-            (Some(process), true) => process.replace(text),
-            (Some(process), false) => process.next = Some(State::Unwanted),
-            (None, true) => self.adapter_process = Some(AdapterProcess::new(text)),
-            (None, false) => {}
+        if to.starts_adapter_process() {
+            self.serve_adapters(text);
+        } else if from.starts_adapter_process() {
+            self.ask(Helper::serve_no_adapters);
         }
+    }
+
+    fn serve_adapters(&mut self, text: &str) {
+        self.ask(|helper| helper.serve_adapters(text));
+    }
+
+    /// A failure becomes a notice.
+    fn ask(&mut self, request: impl FnOnce(&Helper) -> anyhow::Result<()>) {
+        let Some(helper) = &self.helper else { return };
+        if let Err(error) = request(helper) {
+            self.notices.push(Notice {
+                code: "helper_failed".to_owned(),
+                text: format!("the adapters of the new configuration are not served: {error:#}"),
+            });
+        }
+    }
+
+    /// Whether the helper process has ended. Without it, no page of a new service can be created.
+    pub(super) fn has_lost_helper(&self) -> bool {
+        self.helper.as_ref().is_some_and(Helper::is_gone)
     }
 
     /// Publishes the state of the configuration file.
@@ -126,13 +124,18 @@ impl LiveSignals {
         }
     }
 
+    /// Adds this notice to the next sample.
+    pub(super) fn notify(&mut self, notice: Notice) {
+        self.notices.push(notice);
+    }
+
     /// Adds the notices about publishing to the next sample.
     pub(super) fn report(&mut self, outputs: &mut OutputStats) {
         if let Some(signals) = &mut self.signals {
             self.notices.append(&mut signals.notices());
         }
-        if let (Some(process), Some(signals)) = (&mut self.adapter_process, &self.signals) {
-            self.notices.extend(process.supervise(signals.directory()));
+        if let Some(helper) = &self.helper {
+            self.notices.append(&mut helper.notices());
         }
         outputs.notices.append(&mut self.notices);
     }
@@ -144,203 +147,15 @@ impl LiveSignals {
         }
     }
 
+    /// How many services are published, and how many of them have a queue that is not ok.
+    pub(super) fn services(&self) -> (usize, usize) {
+        self.signals.as_ref().map_or((0, 0), Signals::services)
+    }
+
     /// Publishes "no pressure" and stops. The adapter process lives on for [`EXIT_IDLE_TIME`] to report it.
     pub(super) fn finish(self, events: &[Event], pipeline: &Pipeline) {
         if let Some(signals) = self.signals {
             signals.finish(events, pipeline);
         }
     }
-}
-
-/// The adapter process: a child that serves the adapters.
-struct AdapterProcess {
-    /// The configuration that it serves. It gets a copy of the text that the agent has accepted: the file may be gone, or
-    /// invalid.
-    text: String,
-    child: State,
-    /// What follows `child` once no process is retired: of three processes, any could take over from any other.
-    next: Option<State>,
-    /// The process that `child` replaces, or that is no longer wanted, and when it is killed.
-    retired: Option<(Child, Instant)>,
-    /// Unanswered health checks in a row.
-    unanswered: Arc<AtomicU32>,
-    has_health_checks: bool,
-    /// The reason in the last notice: each is reported once.
-    reported: Option<String>,
-}
-
-enum State {
-    Running(Child),
-    /// Started again at this time.
-    Due(Instant),
-    /// No adapter is configured.
-    Unwanted,
-}
-
-impl AdapterProcess {
-    /// One that [`supervise`](Self::supervise) starts.
-    fn new(text: &str) -> Self {
-        Self {
-            text: text.to_owned(),
-            child: State::Due(Instant::now()),
-            next: None,
-            retired: None,
-            unanswered: Arc::default(),
-            has_health_checks: false,
-            reported: None,
-        }
-    }
-
-    /// Starts a process with another configuration, which takes over from the running one.
-    fn replace(&mut self, text: &str) {
-        text.clone_into(&mut self.text);
-        self.next = Some(State::Due(Instant::now()));
-    }
-
-    /// Restarts the process if it has exited, and kills it if it hangs.
-    fn supervise(&mut self, directory: &Directory) -> Option<Notice> {
-        if let Some((child, _)) = &mut self.retired
-            && !matches!(child.try_wait(), Ok(None))
-        {
-            self.retired = None;
-        }
-        if self.retired.is_none()
-            && let Some(next) = self.next.take()
-            && let State::Running(child) = std::mem::replace(&mut self.child, next)
-        {
-            self.retired = Some((child, Instant::now() + RETIREMENT));
-        }
-        self.end_retired(directory);
-        let ended = match &mut self.child {
-            State::Running(child) => match child.try_wait() {
-                Ok(None) if self.unanswered.load(Ordering::Relaxed) < MAX_UNANSWERED => {
-                    return None;
-                }
-                Ok(None) => {
-                    self.unanswered.store(0, Ordering::Relaxed);
-                    let _ = child.kill();
-                    return Some(Notice {
-                        code: "adapter_process_hung".to_owned(),
-                        text: "the adapter process does not respond: killing it".to_owned(),
-                    });
-                }
-                Ok(Some(status)) => status.to_string(),
-                Err(error) => error.to_string(),
-            },
-            State::Unwanted => return None,
-            State::Due(at) if Instant::now() < *at => return None,
-            State::Due(_) => match self.start(directory) {
-                Ok(child) => {
-                    self.unanswered.store(0, Ordering::Relaxed);
-                    self.child = State::Running(child);
-                    return None;
-                }
-                Err(error) => error.to_string(),
-            },
-        };
-        debug!(reason = ended, "adapter process exited");
-        self.child = State::Due(Instant::now() + RESTART_DELAY);
-        // Once per reason: the process may exit every second.
-        if self.reported.as_ref() == Some(&ended) {
-            return None;
-        }
-        self.reported = Some(ended.clone());
-        Some(Notice {
-            code: "adapter_process_exited".to_owned(),
-            text: format!("the adapter process exited ({ended}): restarting it"),
-        })
-    }
-
-    fn start(&mut self, directory: &Directory) -> io::Result<Child> {
-        if !self.has_health_checks {
-            start_health_checks(directory.path_to(""), &self.unanswered)?;
-            self.has_health_checks = true;
-        }
-        spawn(&self.text, directory)
-    }
-
-    /// The retired process exits when it is asked to: by the one that takes over, or, if there is none, here. It is killed if it
-    /// has not done so within [`RETIREMENT`].
-    fn end_retired(&mut self, directory: &Directory) {
-        let Some((child, deadline)) = &mut self.retired else {
-            return;
-        };
-        // Again if it takes over only now: then it has removed the request, as one that was meant for its predecessor.
-        let is_unasked = matches!(self.child, State::Unwanted) && !is_asked(&directory.fd);
-        if is_unasked && ask_to_exit(&directory.fd).is_ok() {
-            *deadline = Instant::now() + RETIREMENT;
-        } else if Instant::now() > *deadline {
-            let _ = child.kill();
-        }
-    }
-}
-
-/// Starts the health-check thread, which ends when `unanswered` is dropped.
-fn start_health_checks(directory: PathBuf, unanswered: &Arc<AtomicU32>) -> io::Result<()> {
-    let unanswered = Arc::downgrade(unanswered);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let ask = move || {
-        loop {
-            thread::sleep(HEALTH_CHECK_INTERVAL);
-            let answer = runtime.block_on(ask_adapter_process(&directory));
-            let Some(unanswered) = unanswered.upgrade() else {
-                return;
-            };
-            match answer {
-                Ok(_) => unanswered.store(0, Ordering::Relaxed),
-                Err(error) => {
-                    debug!(%error, "adapter process did not answer");
-                    unanswered.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        }
-    };
-    thread::Builder::new()
-        .name("health-check".to_owned())
-        .spawn(ask)?;
-    Ok(())
-}
-
-/// Starts the adapter process in its own process group, so that Ctrl-C in our terminal does not reach it. It reads its
-/// configuration from standard input.
-fn spawn(text: &str, directory: &Directory) -> io::Result<Child> {
-    let (path, _inherited) = directory.for_child()?;
-    // Started by its path it has its name in `ps`. If the file was replaced, /proc/self/exe still works.
-    let own = std::env::current_exe().ok().filter(|path| path.exists());
-    let mut command = Command::new(own.unwrap_or_else(|| "/proc/self/exe".into()));
-    if let Some(filter) = logging::filter() {
-        command.env(logging::VARIABLE, filter);
-    }
-    let child = in_memory(text).and_then(|config| {
-        command
-            .args(["adapters", "--config", file::STDIN, "--directory"])
-            .arg(path)
-            .args(["--exit-idle-time", EXIT_IDLE_TIME])
-            .stdin(config)
-            .stdout(Stdio::null())
-            .process_group(0)
-            .spawn()
-    });
-    match &child {
-        Ok(child) => debug!(pid = child.id(), "adapter process started"),
-        Err(error) => print_stderr(format!("cannot start the adapter process: {error}")),
-    }
-    child
-}
-
-/// A file in memory with this text. A pipe would block on a process that does not read.
-fn in_memory(text: &str) -> io::Result<File> {
-    let create = |flags| memfd_create("tailback-config", MemfdFlags::CLOEXEC | flags);
-    let file = match create(MemfdFlags::NOEXEC_SEAL) {
-        // Before Linux 6.3.
-        Err(Errno::INVAL) => create(MemfdFlags::empty()),
-        // With `vm.memfd_noexec = 2`, the kernel creates no other.
-        file => file,
-    };
-    let mut file = File::from(file?);
-    file.write_all(text.as_bytes())?;
-    file.rewind()?;
-    Ok(file)
 }

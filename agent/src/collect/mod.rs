@@ -288,6 +288,11 @@ impl Collector {
         Ok(())
     }
 
+    /// Fails if this process has lost a privilege that samples need.
+    pub fn check_access(&mut self) -> Result<()> {
+        self.scanner.check_access()
+    }
+
     /// Finds the targets now. [`Collector::sample`] does so by itself whenever it is due.
     ///
     /// # Errors

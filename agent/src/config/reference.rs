@@ -63,6 +63,7 @@ pub const KEYS: &[Key] = &[
     key("[[logs.pattern]]", "pattern", "text, at most 200 bytes", "", "text in the line, `*` matches anything; required; at most 64 patterns"),
     key("[signal]", "publish", "boolean", "true", "whether pages and the stream are published"),
     key("[signal]", "directory", "absolute path", "/run/tailback", "directory of pages and sockets; `$RUNTIME_DIRECTORY` (systemd) comes before the default"),
+    key("[signal]", "directory_wait", "duration, at most 10m", "0s", "how long a starting agent waits for another one that publishes there to end"),
     key("[signal]", "ttl", "duration, two sampling intervals to 60s", "1s", "how long a signal is valid; by default three sampling intervals, if that is longer"),
     key("[signal]", "max_pages", "1 to 4096", "256", "maximum number of services that get a page"),
     key("[signal]", "start_adapter_process", "boolean", "true", "whether `run` starts the adapter process; if not, run `tailback adapters --config FILE`"),

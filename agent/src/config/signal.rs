@@ -21,6 +21,8 @@ pub(super) const DEFAULT_DIRECTORY: &str = "/run/tailback";
 pub(super) const DEFAULT_TTL: Duration = Duration::from_secs(1);
 /// Longest time to live: stale signals keep shedding this long after the agent dies.
 pub(super) const MAX_TTL: Duration = Duration::from_secs(60);
+/// Longest time to wait for another agent to end.
+pub(super) const MAX_DIRECTORY_WAIT: Duration = Duration::from_secs(600);
 /// Default number of services that get a page.
 pub(super) const DEFAULT_PAGES: usize = 256;
 /// Bounds of `max_pages`.
@@ -38,6 +40,8 @@ pub struct Signal {
     publish: Option<bool>,
     #[serde(default)]
     directory: Option<PathBuf>,
+    #[serde(default, deserialize_with = "duration")]
+    directory_wait: Option<Duration>,
     #[serde(default, deserialize_with = "duration")]
     ttl: Option<Duration>,
     #[serde(default)]
@@ -214,6 +218,11 @@ impl Signal {
             .unwrap_or_else(|| DEFAULT_DIRECTORY.into())
     }
 
+    /// How long to wait for another agent, which publishes in the directory, to end.
+    pub fn directory_wait(&self) -> Duration {
+        self.directory_wait.unwrap_or_default()
+    }
+
     /// How long a published signal is valid, in nanoseconds, if it is renewed every `interval`.
     pub fn ttl_ns(&self, interval: Duration) -> u64 {
         let ttl = self
@@ -252,6 +261,7 @@ impl Signal {
         let adapters = |of: &Self| Self {
             publish: None,
             directory: None,
+            directory_wait: None,
             ttl: None,
             max_pages: None,
             ..of.clone()
@@ -297,6 +307,11 @@ impl Signal {
             .filter(|directory| !directory.is_absolute())
         {
             bail!("directory = {directory:?} is not an absolute path");
+        }
+        if self.directory_wait() > MAX_DIRECTORY_WAIT {
+            bail!(
+                "directory_wait must be at most {MAX_DIRECTORY_WAIT:?}: until then an agent that cannot start looks like one that starts"
+            );
         }
         if !PAGES.contains(&self.max_pages()) {
             bail!(

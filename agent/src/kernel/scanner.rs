@@ -122,6 +122,15 @@ impl Scanner {
         &self.capabilities
     }
 
+    /// Does with eBPF what a scan does. Fails if this process has lost a privilege that it needs.
+    pub fn check_access(&mut self) -> Result<()> {
+        self.write_scan_settings()?;
+        let link = self.link("processes", IterScope::All)?;
+        let link = link.context("cannot create the iterator processes")?;
+        link.open().context("cannot run the iterator processes")?;
+        Ok(())
+    }
+
     /// Watches exactly these processes from the next scan on.
     pub fn watch(&mut self, processes: &[Watched]) -> Result<()> {
         let mut watched = BTreeMap::new();

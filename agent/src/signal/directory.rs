@@ -108,6 +108,17 @@ impl Directory {
         })
     }
 
+    /// One that another process of this user has opened, and passes on.
+    ///
+    /// # Errors
+    /// If others may write to it.
+    pub fn received(fd: OwnedFd, path: PathBuf, is_below_shared: bool) -> Result<Self> {
+        check_owner(&fd).with_context(|| format!("cannot use the directory {}", path.display()))?;
+        // Only whether there is one matters: the other process watches its place.
+        let parent = is_below_shared.then(|| fd.try_clone()).transpose()?;
+        Ok(Self { fd, path, parent })
+    }
+
     /// A path to it for a child process. It leads through the returned descriptor, if any, which the child inherits, and so to
     /// this directory, whatever others put in its place.
     pub fn for_child(&self) -> io::Result<(PathBuf, Option<OwnedFd>)> {

@@ -7,24 +7,22 @@
 use std::{collections::HashMap, os::fd::BorrowedFd, sync::Arc};
 
 use anyhow::{Context as _, Result};
-use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 
 use super::{
     constants::{CONTROLLER_VALID_NS, SERVICE_TIME_VALID_NS},
     controller::LearnedController,
-    directory::{read_own_file, replace_file},
+    directory::read_own_file,
+    files::StateFile,
     requests::LearnedRequests,
 };
 use crate::{queue::QueueKey, sample::Target};
 
-/// The file's name in the directory of the pages, and its name while it is being written.
-const NAME: &str = "learned.json";
-const NEW_NAME: &str = "learned.json.new";
-/// Only the agent reads and writes it.
-const MODE: Mode = Mode::from_raw_mode(0o600);
-/// Maximum size of the file, bytes, and number of queues in it.
-const MAX_BYTES: u64 = 4 << 20;
+/// The file in the directory of the pages.
+const FILE: StateFile = StateFile::Learned;
+/// Its name.
+const NAME: &str = FILE.names().0;
+/// Maximum number of queues in it.
 const MAX_QUEUES: usize = 10_000;
 /// The format. A file of another version is ignored.
 const VERSION: u32 = 1;
@@ -114,20 +112,19 @@ impl Learned {
         }
     }
 
-    /// Replaces the file in this directory.
-    pub fn save(&self, directory: BorrowedFd<'_>) -> Result<()> {
+    /// The contents of the file.
+    pub fn contents(&self) -> Result<Vec<u8>> {
         let contents = Contents {
             version: VERSION,
             at_ns: self.at_ns,
             queues: self.queues.iter().collect::<Vec<_>>(),
         };
-        let bytes = serde_json::to_vec(&contents)?;
-        replace_file(directory, (NAME, NEW_NAME), MODE, &bytes)
+        Ok(serde_json::to_vec(&contents)?)
     }
 
     /// Reads the file in this directory; nothing if there is none.
     pub fn load(directory: BorrowedFd<'_>) -> Result<Self> {
-        let Some(bytes) = read_own_file(directory, NAME, MAX_BYTES)? else {
+        let Some(bytes) = read_own_file(directory, NAME, FILE.max_bytes())? else {
             return Ok(Self::default());
         };
         let contents: Contents<Vec<(Id, LearnedQueue)>> =
@@ -161,7 +158,10 @@ mod tests {
     use tailback_tests::temp::TempDir;
 
     use super::*;
-    use crate::queue::Kind;
+    use crate::{
+        queue::Kind,
+        signal::files::{Files as _, OwnFiles},
+    };
 
     const NOW_NS: u64 = 1_000_000_000_000;
 
@@ -192,9 +192,10 @@ mod tests {
 
     fn saved(directory: &Path) -> OwnedFd {
         let directory = OwnedFd::from(File::open(directory).unwrap());
+        let files = OwnFiles(directory.try_clone().unwrap());
         let mut all = Learned::new(NOW_NS);
         all.add(&shop(), &key(), learned());
-        all.save(directory.as_fd()).unwrap();
+        files.save(FILE, &all.contents().unwrap()).unwrap();
         directory
     }
 

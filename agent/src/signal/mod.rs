@@ -4,7 +4,7 @@
 //! `load` the load; `requests` measures service times, and how long requests wait inside. `constants` is the table of their
 //! constants. `pressure` combines them per service, and `encode` is its page.
 //!
-//! Not pure: `page` and `pages` are the files under `/run/tailback` (`names` decides what they are called), and `learned` is the one that a later agent continues
+//! Not pure: `page`, `pages` and `files` are the files under `/run/tailback` (`names` decides what they are called), and `learned` is the one that a later agent continues
 //! with. The agent's loop leaves events and state in `state`; `stream` serves them on `agent.sock` in a thread of its own, with
 //! `status`, `metrics` and `wait_histograms`. Every other consumer is served by the [adapter process](crate::adapters), which reads
 //! the pages as anyone may. So when the agent is gone, all of them report no pressure.
@@ -14,6 +14,7 @@ pub mod constants;
 pub mod controller;
 pub mod directory;
 mod encode;
+pub mod files;
 #[cfg(test)]
 mod fixture;
 mod learned;
@@ -37,6 +38,7 @@ use anyhow::{Context as _, Result};
 use constants::LEARNED_INTERVAL_NS;
 use directory::Directory;
 pub use encode::{Published, Words, encode, pattern};
+use files::Files;
 pub use page::{PageFile, check_own_file};
 pub use pages::HEARTBEAT;
 use pages::Pages;
@@ -65,6 +67,8 @@ pub struct Signals {
     state: Arc<SharedState>,
     json: Json<Vec<u8>>,
     report: Option<Arc<AgentReport>>,
+    /// Services in the last publication, and those with a queue that is not ok.
+    services: (usize, usize),
     last_ns: u64,
     /// The time to live has changed: pages may expire before they would be written again.
     is_due: bool,
@@ -79,7 +83,12 @@ impl Signals {
     /// Starts publishing in the configured directory, about every `interval`, and serves the stream there.
     pub fn start(config: &Signal, interval: Duration) -> Result<Self> {
         let directory = config.directory();
-        let mut pages = Pages::open(&directory, config.ttl_ns(interval), config.max_pages())?;
+        let mut pages = Pages::open(
+            &directory,
+            config.ttl_ns(interval),
+            config.max_pages(),
+            config.directory_wait(),
+        )?;
         let learned = pages.load_learned();
         let state = Arc::new(SharedState::default());
         serve(Arc::clone(&state), pages.directory())?;
@@ -93,6 +102,7 @@ impl Signals {
             state,
             json: Json::new(Vec::new()),
             report: None,
+            services: (0, 0),
             last_ns: boot_ns(),
             is_due: false,
             learned_ns: 0,
@@ -125,6 +135,8 @@ impl Signals {
             self.pages
                 .save_learned(&self.pressures.learned(mono_ns, &pressures));
         }
+        let filling = pressures.iter().filter(|it| it.level > Level::Ok);
+        self.services = (pressures.len(), filling.count());
         self.state.count_waits(&pressures);
         self.state.set(Snapshot {
             unix_ns,
@@ -137,9 +149,19 @@ impl Signals {
         });
     }
 
+    /// How many services were published last, and how many of them have a queue that is not ok.
+    pub fn services(&self) -> (usize, usize) {
+        self.services
+    }
+
     /// The directory in use.
     pub fn directory(&self) -> &Directory {
         self.pages.directory()
+    }
+
+    /// From now on, `files` creates and removes the files of services.
+    pub fn set_files(&mut self, files: Box<dyn Files>) {
+        self.pages.set_files(files);
     }
 
     /// From now on, publishes with this time to live and number of pages.

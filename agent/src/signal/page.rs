@@ -43,16 +43,12 @@ impl PageFile {
 
     /// Opens the page in this file of the directory.
     pub fn open_as(directory: BorrowedFd<'_>, name: &CStr) -> Result<Self> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Self::map(&create(directory, name)?, name)
+    }
+
+    /// Maps a page that [`create`] has opened.
+    pub fn map(file: &OwnedFd, name: &CStr) -> Result<Self> {
         let shown = name.to_string_lossy();
-        let file = fs::openat(directory, name, flags, PAGE_MODE)
-            .with_context(|| format!("cannot open `{shown}`"))?;
-        check_own_file(&file, &shown)?;
-        // Independent of the umask.
-        fs::fchmod(&file, PAGE_MODE).with_context(|| format!("cannot make `{shown}` readable"))?;
-        // Allocate now: a write to an unallocated page raises SIGBUS if the file system is full.
-        fs::fallocate(&file, FallocateFlags::empty(), 0, SIZE as u64)
-            .context("no space for a page of 4096 bytes")?;
         // SAFETY: a new mapping of a file that was just allocated to this size; only its owner may truncate it.
         let address = unsafe {
             mmap(
@@ -60,7 +56,7 @@ impl PageFile {
                 SIZE,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
-                &file,
+                file,
                 0,
             )
         };
@@ -126,6 +122,21 @@ impl Drop for PageFile {
         // SAFETY: our own mapping, of this length, without any remaining reference.
         let _ = unsafe { munmap(self.words.cast_mut().cast(), SIZE) };
     }
+}
+
+/// Opens a page for writing, creating it if needed.
+pub fn create(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let shown = name.to_string_lossy();
+    let file = fs::openat(directory, name, flags, PAGE_MODE)
+        .with_context(|| format!("cannot open `{shown}`"))?;
+    check_own_file(&file, &shown)?;
+    // Independent of the umask.
+    fs::fchmod(&file, PAGE_MODE).with_context(|| format!("cannot make `{shown}` readable"))?;
+    // Allocate now: a write to an unallocated page raises SIGBUS if the file system is full.
+    fs::fallocate(&file, FallocateFlags::empty(), 0, SIZE as u64)
+        .context("no space for a page of 4096 bytes")?;
+    Ok(file)
 }
 
 /// The status of a file that belongs to the agent's user and has no other name.

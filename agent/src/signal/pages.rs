@@ -4,8 +4,10 @@ use std::{
     collections::{BTreeMap, VecDeque},
     ffi::CStr,
     io::{Read as _, Write as _},
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -15,8 +17,9 @@ use rustix::{
 };
 
 use super::{
-    directory::{self, Directory, LOCK, check_owner, replace_file},
+    directory::{Directory, LOCK, read_own_file},
     encode::{Published, encode, encode_none},
+    files::{Files, OwnFiles, StateFile, enter},
     learned::Learned,
     names::{Claims, PODS, Trust, split_mark},
     page::{self, PageFile, check_own_file},
@@ -41,20 +44,18 @@ const HEARTBEAT_INTERVALS: u64 = 3;
 const PLACE_INTERVAL_NS: u64 = 1_000_000_000;
 /// Maximum number of directories of a former agent that are taken over or removed, here and in `pods`.
 const MAX_FORMER_PAGES: usize = 65_536;
-/// The owners of names, for a later agent; the file's name while it is being written, its mode, and its maximum size, bytes: 2 × 4096
-/// names, each with its owner.
-const CLAIMS: &str = "owners.json";
-const NEW_CLAIMS: &str = "owners.json.new";
-const CLAIMS_MODE: Mode = Mode::from_raw_mode(0o600);
-const MAX_CLAIM_BYTES: u64 = 8 << 20;
-/// Longest time between two writes of them, ns: the file says when each service was last seen.
+/// Longest time between two writes of the owners of names, ns: the file says when each service was last seen.
 const CLAIMS_INTERVAL_NS: u64 = 60_000_000_000;
+/// How often the lock is tried: a small part of the time to live, within which an agent takes over from another.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest text in the lock file, bytes: `process PID`.
 const MAX_HOLDER_BYTES: u64 = 32;
 
 /// The directory of all pages.
 pub struct Pages {
     directory: Directory,
+    /// Creates and removes what is below.
+    files: Box<dyn Files>,
     ttl_ns: u64,
     max_pages: usize,
     by_name: BTreeMap<String, Slot>,
@@ -107,10 +108,13 @@ struct Failed {
 }
 
 impl Pages {
-    /// Creates the directory if it is missing, and locks it: only one agent may publish in a directory.
-    pub fn open(path: &Path, ttl_ns: u64, max_pages: usize) -> Result<Self> {
+    /// Creates the directory if it is missing, and locks it: only one agent may publish in a directory. Waits this long for
+    /// another one to end.
+    pub fn open(path: &Path, ttl_ns: u64, max_pages: usize, wait: Duration) -> Result<Self> {
         let directory = Directory::open(path)?;
-        let lock = lock(&directory)?;
+        let lock = lock(&directory, wait)?;
+        let own = directory.fd.try_clone();
+        let files = OwnFiles(own.context("cannot use the directory of pages")?);
         let heartbeat = PageFile::open_as(directory.fd.as_fd(), HEARTBEAT)
             .with_context(|| format!("cannot publish in {}", directory.path.display()))?;
         let mut pages = Self {
@@ -120,6 +124,7 @@ impl Pages {
             saved_claims: Claims::default(),
             claims_due_ns: 0,
             directory,
+            files: Box::new(files),
             ttl_ns,
             max_pages,
             by_name: BTreeMap::new(),
@@ -146,6 +151,11 @@ impl Pages {
             pages.notify("directory_shared", text);
         }
         Ok(pages)
+    }
+
+    /// From now on, `files` creates and removes what is below the directory.
+    pub fn set_files(&mut self, files: Box<dyn Files>) {
+        self.files = files;
     }
 
     /// Renews the agent's own page, which says that it samples every `interval_ns`.
@@ -279,7 +289,9 @@ impl Pages {
 
     /// The owners of names that a former agent knew.
     fn load_claims(&mut self) {
-        match directory::read_own_file(self.directory.fd.as_fd(), CLAIMS, MAX_CLAIM_BYTES) {
+        let file = StateFile::Owners;
+        let (name, _) = file.names();
+        match read_own_file(self.directory.fd.as_fd(), name, file.max_bytes()) {
             Ok(None) => {}
             Ok(Some(bytes)) => {
                 // Of another version, or damaged: it is written anew.
@@ -301,10 +313,7 @@ impl Pages {
         self.saved_claims.clone_from(&self.claims);
         let saved = serde_json::to_vec(&self.claims)
             .map_err(anyhow::Error::from)
-            .and_then(|bytes| {
-                let directory = self.directory.fd.as_fd();
-                replace_file(directory, (CLAIMS, NEW_CLAIMS), CLAIMS_MODE, &bytes)
-            });
+            .and_then(|bytes| self.files.save(StateFile::Owners, &bytes));
         if let Err(error) = saved
             && !self.reported_unsaved
         {
@@ -329,7 +338,10 @@ impl Pages {
 
     /// Leaves this for a later agent. Reports the first failure.
     pub fn save_learned(&mut self, learned: &Learned) {
-        if let Err(error) = learned.save(self.directory.fd.as_fd())
+        let saved = learned
+            .contents()
+            .and_then(|contents| self.files.save(StateFile::Learned, &contents));
+        if let Err(error) = saved
             && !self.reported_unsaved
         {
             self.reported_unsaved = true;
@@ -392,30 +404,8 @@ impl Pages {
         self.by_name.get_mut(name)
     }
 
-    /// Opens a directory below this one. Only the agent's user can write to each on the way.
-    fn enter(&self, name: &str) -> Result<OwnedFd> {
-        self.descend(name, enter)
-    }
-
-    /// Calls `last` with the directory that contains this one, and the name in it.
-    fn descend<T>(
-        &self,
-        name: &str,
-        last: impl FnOnce(BorrowedFd<'_>, &str) -> Result<T>,
-    ) -> Result<T> {
-        let root = self.directory.fd.as_fd();
-        match name.split_once('/') {
-            Some((parent, name)) => last(enter(root, parent)?.as_fd(), name),
-            None => last(root, name),
-        }
-    }
-
     fn make(&mut self, name: &str) -> Result<PageFile> {
-        if name.contains('/') {
-            make_directory(self.directory.fd.as_fd(), PODS)?;
-        }
-        let directory = self.descend(name, make_directory)?;
-        let page = PageFile::open(directory.as_fd())?;
+        let page = PageFile::map(&self.files.open_page(name)?, page::NAME)?;
         self.empty.retain(|empty| empty != name);
         Ok(page)
     }
@@ -437,17 +427,14 @@ impl Pages {
     /// name.
     fn remove(&mut self, name: &str) {
         self.by_name.remove(name);
-        if let Ok(directory) = self.enter(name) {
-            page::remove(directory.as_fd());
-        }
+        // Fails if the directory is gone.
+        let _ = self.files.remove_page(name);
         self.empty.push_back(name.to_owned());
         while self.empty.len() > 2 * self.max_pages
             && let Some(name) = self.empty.pop_front()
         {
             // Fails if the directory contains foreign files; then it stays.
-            let _ = self.descend(&name, |parent, name| {
-                Ok(fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
-            });
+            let _ = self.files.remove_directory(&name);
         }
     }
 
@@ -522,7 +509,8 @@ impl Pages {
 
     /// The names of the directories in this one.
     fn directories_in(&self, name: &str) -> Vec<String> {
-        let entries = self.enter(name).and_then(|it| Ok(fs::Dir::new(it)?));
+        let root = self.directory.fd.as_fd();
+        let entries = enter(root, name).and_then(|it| Ok(fs::Dir::new(it)?));
         let Ok(entries) = entries else {
             return Vec::new();
         };
@@ -543,7 +531,8 @@ impl Pages {
         let of_pods = self.directories_in(PODS).into_iter();
         names.extend(of_pods.map(|name| format!("{PODS}/{name}")));
         for name in names {
-            let has_page = self.enter(&name).is_ok_and(|directory| {
+            let root = self.directory.fd.as_fd();
+            let has_page = enter(root, &name).is_ok_and(|directory| {
                 fs::statat(&directory, page::NAME, AtFlags::SYMLINK_NOFOLLOW).is_ok()
             });
             if !has_page || self.by_name.len() >= 2 * self.max_pages {
@@ -562,33 +551,19 @@ impl Pages {
     }
 }
 
-/// Opens a directory to which only the agent's user can write.
-fn enter(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
-    let directory = fs::openat(parent, name, directory::FLAGS, Mode::empty())
-        .context("cannot open the directory")?;
-    check_owner(&directory)?;
-    Ok(directory)
-}
-
-/// Opens such a directory, creating it if needed.
-fn make_directory(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
-    match fs::mkdirat(parent, name, directory::MODE) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(error) => return Err(error).context("cannot create the directory"),
-    }
-    let directory = enter(parent, name)?;
-    // Independent of the umask.
-    fs::fchmod(&directory, directory::MODE).context("cannot make the directory accessible")?;
-    Ok(directory)
-}
-
-fn lock(directory: &Directory) -> Result<OwnedFd> {
+fn lock(directory: &Directory, wait: Duration) -> Result<OwnedFd> {
     let path = &directory.path;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let lock = fs::openat(&directory.fd, LOCK, flags, Mode::from_raw_mode(0o644))
         .with_context(|| format!("cannot open {}/{LOCK}", path.display()))?;
     check_own_file(&lock, LOCK).with_context(|| format!("cannot publish in {}", path.display()))?;
-    match fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+    let began = Instant::now();
+    let mut locked = fs::flock(&lock, FlockOperation::NonBlockingLockExclusive);
+    while locked == Err(Errno::WOULDBLOCK) && began.elapsed() < wait {
+        thread::sleep(LOCK_RETRY_INTERVAL);
+        locked = fs::flock(&lock, FlockOperation::NonBlockingLockExclusive);
+    }
+    match locked {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
             let mut holder = String::new();
@@ -622,7 +597,7 @@ mod tests {
     #[test]
     fn a_page_is_only_written_below_directories_of_the_agents_user() {
         let temp = TempDir::new("pages").unwrap();
-        let mut pages = Pages::open(temp.path(), 1_000_000_000, 1).unwrap();
+        let mut pages = Pages::open(temp.path(), 1_000_000_000, 1, Duration::ZERO).unwrap();
         let victim = TempDir::new("victim").unwrap();
         let pods = temp.path().join(PODS);
         symlink(victim.path(), &pods).unwrap();
@@ -642,7 +617,7 @@ mod tests {
     #[test]
     fn directories_of_exited_services_are_kept_up_to_a_limit() {
         let path = std::env::temp_dir().join(format!("tailback-pages-{}", std::process::id()));
-        let mut pages = Pages::open(&path, 1_000_000_000, 1).unwrap();
+        let mut pages = Pages::open(&path, 1_000_000_000, 1, Duration::ZERO).unwrap();
         for name in ["a", "b", "pods/c"] {
             assert!(pages.slot(name, 1).is_some());
             pages.remove(name);
@@ -657,7 +632,7 @@ mod tests {
         assert_eq!(pages.empty, ["pods/c"]);
         assert!(pages.slot("pods/c", 2).is_some() && pages.empty.is_empty());
         drop(pages);
-        let pages = Pages::open(&path, 1_000_000_000, 1).unwrap();
+        let pages = Pages::open(&path, 1_000_000_000, 1, Duration::ZERO).unwrap();
         let taken_over: Vec<&str> = pages.by_name.keys().map(String::as_str).collect();
         assert_eq!(taken_over, ["b", "pods/c"]);
         drop(pages);
@@ -666,7 +641,7 @@ mod tests {
             std::fs::create_dir(path.join(format!("pods/{name}"))).unwrap();
             std::fs::write(path.join(format!("pods/{name}/page")), "").unwrap();
         }
-        let pages = Pages::open(&path, 1_000_000_000, 1).unwrap();
+        let pages = Pages::open(&path, 1_000_000_000, 1, Duration::ZERO).unwrap();
         assert_eq!(pages.by_name.len(), 2);
         let left = |name: &str| std::fs::read_dir(path.join(name)).unwrap().count();
         assert!(left("pods") <= 4, "{}", left("pods"));

@@ -326,9 +326,17 @@ impl Discovery {
         processes: &[ProcessInfo],
         listeners: &[ListenerInfo],
     ) -> BTreeSet<usize> {
+        let own = processes.iter().find(|process| process.pid == self.own_pid);
+        // The agent, and its helper process.
+        let is_own = |process: &ProcessInfo| {
+            own.is_some_and(|own| {
+                let is_child = process.parent == own.tgid && process.comm == own.comm;
+                is_child || process.tgid == own.tgid
+            })
+        };
         let candidates = (0..processes.len()).filter(|index| {
             let process = &processes[*index];
-            !process.kernel && process.pid != self.own_pid
+            !process.kernel && process.pid != self.own_pid && !is_own(process)
         });
         let candidates: Vec<usize> = candidates.collect();
         let is_eligible = |this: &mut Self, index: &usize| {

@@ -35,6 +35,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ),
     // What reads the kernel, and fills the samples.
     ("kernel", &[]),
+    ("confinement", &[]),
     ("target", &["sample", "text"]),
     (
         "collect",
@@ -60,8 +61,18 @@ const MODULES: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "adapters", "collect", "config", "emit", "event", "kernel", "pipeline", "sample",
-            "signal", "target", "text",
+            "adapters",
+            "collect",
+            "config",
+            "confinement",
+            "emit",
+            "event",
+            "kernel",
+            "pipeline",
+            "sample",
+            "signal",
+            "target",
+            "text",
         ],
     ),
 ];

@@ -200,6 +200,7 @@ mod tests {
             set,
             is_root: true,
             in_host_namespace: true,
+            no_new_privileges: false,
         }
     }
 
