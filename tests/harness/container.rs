@@ -75,6 +75,15 @@ impl Container {
 
     /// The command prefix that runs a program inside; `options` are podman's.
     pub fn before(&self, options: &[&str]) -> Result<Vec<String>> {
+        self.before_with(&MOUNTS, options)
+    }
+
+    /// Like [`Container::before`], with an `/etc` of its own.
+    pub fn before_without_etc(&self, options: &[&str]) -> Result<Vec<String>> {
+        self.before_with(&MOUNTS[..1], options)
+    }
+
+    fn before_with(&self, mounts: &[&str], options: &[&str]) -> Result<Vec<String>> {
         let podman = program::need(&["podman"])?.display().to_string();
         let root = self.root().display().to_string();
         let group = format!("/{}", self.name);
@@ -82,7 +91,7 @@ impl Container {
         words.extend(PODMAN);
         words.extend(["run", "--rm", "--name", &self.name, "--timeout", TIMEOUT_S]);
         words.extend(["--cgroup-parent", &group]);
-        for directory in MOUNTS {
+        for directory in mounts {
             words.extend(["--volume", directory]);
         }
         words.extend([
@@ -94,6 +103,20 @@ impl Container {
         words.extend(options);
         words.extend(["--rootfs", &root]);
         Ok(words.into_iter().map(str::to_owned).collect())
+    }
+
+    /// Runs a command inside, and returns what it prints.
+    pub fn exec(&self, command: &[&str]) -> Result<String> {
+        let mut podman = Command::new(program::need(&["podman"])?);
+        podman.args(PODMAN).args(["exec", &self.name]).args(command);
+        let output = podman.output().context("start podman")?;
+        ensure!(
+            output.status.success(),
+            "{command:?} in a container: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
     /// Pid of its main process, in the host's pid namespace.
