@@ -157,7 +157,7 @@ fn executable(message: &str, program: Program) -> Option<PathBuf> {
 }
 
 /// Whether a 64-bit little-endian ELF file has a segment that names its loader (`PT_INTERP`; see elf(5)).
-fn needs_loader(elf: &[u8]) -> bool {
+pub fn needs_loader(elf: &[u8]) -> bool {
     const PT_INTERP: u64 = 3;
     let field = |at: usize, len: usize| -> Option<u64> {
         let bytes = elf.get(at..at.checked_add(len)?)?;

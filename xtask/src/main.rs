@@ -12,6 +12,7 @@ mod command;
 mod demo;
 mod fuzz;
 mod golden_btf;
+mod image;
 mod kernels;
 mod object;
 mod plans;
@@ -56,6 +57,8 @@ enum Task {
     Object(object::Args),
     /// Reduce kernels' BTF to the fields that the agent reads, for its tests
     GoldenBtf(golden_btf::Args),
+    /// Write the container image as an OCI archive
+    Image(image::Args),
     /// Run one command on a kernel of the matrix and print its output
     Kernel(kernels::Args),
 }
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Task::Fuzz(args) => fuzz::main(&args),
         Task::Object(args) => object::main(&args),
         Task::GoldenBtf(args) => golden_btf::main(&args),
+        Task::Image(args) => image::main(&args),
         Task::Kernel(args) => kernels::main(&args),
     };
     done.unwrap_or_else(|error| {

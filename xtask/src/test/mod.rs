@@ -20,6 +20,7 @@ use crate::{
     accuracy::{self, Programs},
     cargo,
     command::{Cmd, last_lines},
+    image,
     kernels::{self, GuestPrograms},
     object, plans, scenarios,
     setup::{self, Purpose, seconds},
@@ -60,6 +61,10 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     programs_load(&programs.agent, &mut tally);
     steps.run("eBPF object", || object::run_here(filter, &mut tally));
     let mut env: Vec<(&str, PathBuf)> = vec![("TAILBACK_BIN", programs.agent.clone())];
+    let image = tools::root().join("target/tailback-test.oci.tar");
+    image::write(&programs.agent, &image)?;
+    env.push(("TAILBACK_IMAGE", image));
+    env.extend(tools::helm().map(|helm| ("TAILBACK_HELM", helm)));
     env.extend(tools::jaeger().map(|jaeger| ("TAILBACK_JAEGER", jaeger)));
     steps.run("Rust tests", || nextest::run(filter, &env, &mut tally))?;
     if filter.is_none() {
