@@ -25,7 +25,7 @@ impl Named {
         let port = ports::free()?.to_string();
         let mut command = Command::new(program::need(&["setpriv"])?);
         command.args(["--reuid=65533", "--regid=65533", "--clear-groups"]);
-        command.args(["python3", "-c", SERVICE, "compute", &port, "2"]);
+        command.args(["/usr/bin/python3", "-c", SERVICE, "compute", &port, "2"]);
         command.env("OTEL_SERVICE_NAME", "named-by-environment");
         let process = Process::start("the service", &mut command)?;
         process.wait_line("listening", DEADLINE)?;
@@ -104,7 +104,7 @@ fn without_setuid_pages_are_published_but_no_adapter_serves() -> Result<()> {
     })?;
     process.wait_line("cannot switch to the user nobody", DEADLINE)?;
     // The agent itself is not affected.
-    let heartbeat = container.root().join("tmp/tailback/agent.page");
+    let heartbeat = container.root().join("tmp/agent.page");
     let content = || fs::read(&heartbeat).context("read the agent's own page");
     let before = content()?;
     wait::until("the agent's own page to be renewed", DEADLINE, || {

@@ -2,7 +2,10 @@
 //! with host control group namespaces. What it cannot see there, it names.
 
 mod capabilities;
+mod chart;
 mod doctor;
+mod image;
+mod systemd;
 mod verdicts;
 
 use std::{path::Path, process::Command, time::Duration};

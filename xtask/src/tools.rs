@@ -38,6 +38,11 @@ pub fn jaeger() -> Option<PathBuf> {
     program("jaeger").or_else(|| Some(cache().join("bin/jaeger")).filter(|file| file.is_file()))
 }
 
+/// Helm on `PATH`, else the one that setup builds.
+pub fn helm() -> Option<PathBuf> {
+    program("helm").or_else(|| Some(cache().join("bin/helm")).filter(|file| file.is_file()))
+}
+
 /// cargo-nextest, as setup installs it.
 pub fn nextest() -> PathBuf {
     cache().join("cargo-nextest/bin/cargo-nextest")

@@ -8,6 +8,7 @@ mod cargo_tools;
 mod debian;
 pub mod ebpf;
 mod envoy;
+mod helm;
 mod jaeger;
 mod machine;
 mod parts;

@@ -7,7 +7,7 @@ use super::{
     Purpose::{Boot, Build, Ci, Test},
     State,
     cargo_tools::{self, CargoTool},
-    ebpf, envoy, jaeger, vmlinuz,
+    ebpf, envoy, helm, jaeger, vmlinuz,
 };
 use crate::{
     command::Cmd,
@@ -66,6 +66,9 @@ pub fn table() -> Vec<Part> {
         program("podman", &[Test], &["podman", "runc"]),
         program("qemu-system-x86_64", &[Test, Boot], &["qemu-system-x86"]),
         part("Jaeger", &[Test], Kind::Jaeger),
+        part("Helm", &[Test], Kind::Helm),
+        program("systemd-analyze", &[Test], &["systemd"]),
+        program("setpriv", &[Test], &["util-linux"]),
         part("rustfmt", &[Ci], Kind::Component("rustfmt")),
         part("clippy", &[Ci], Kind::Component("cargo-clippy")),
         part(
@@ -107,6 +110,7 @@ enum Kind {
     /// A pool of connections for Java, with the driver for PostgreSQL.
     Hikari,
     Jaeger,
+    Helm,
     Envoy,
     /// New enough to download the toolchain version that a module requires.
     Go,
@@ -162,6 +166,7 @@ impl Part {
             Kind::Uwsgi => uwsgi(),
             Kind::Hikari => hikari(),
             Kind::Jaeger => jaeger::find(),
+            Kind::Helm => helm::find(),
             Kind::Envoy => envoy::find(),
             Kind::Go => go(),
             Kind::Component(program) => component(program),
@@ -184,6 +189,7 @@ impl Part {
                 "libslf4j-java",
             ]),
             Kind::Jaeger => jaeger::methods(),
+            Kind::Helm => helm::methods(),
             Kind::Envoy => envoy::methods(),
             Kind::Go => debian(&["golang-go"]),
             Kind::Component(_) => {
@@ -200,6 +206,7 @@ impl Part {
         match self.kind {
             Kind::Toolchain => "install rustup (https://rustup.rs), then run setup again",
             Kind::Jaeger => jaeger::HINT,
+            Kind::Helm => helm::HINT,
             Kind::Envoy => envoy::HINT,
             Kind::Go => "install Go 1.21 or newer (https://go.dev/dl), then run setup again",
             _ => "not available on this machine",
