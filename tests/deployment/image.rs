@@ -113,7 +113,10 @@ impl Run {
             "--read-only-tmpfs=false",
         ]);
         command.args(["--pid=host", "--network=host", "--cap-drop=ALL"]);
-        command.args(["--tmpfs=/run/tailback:rw,mode=1777", "--timeout=120"]);
+        command.args([
+            "--tmpfs=/run/tailback:rw,mode=1777,notmpcopyup",
+            "--timeout=120",
+        ]);
         command.args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000"]);
         command.arg(format!("--security-opt=seccomp={}", profile.display()));
         command.args(options).arg(image()?).args(arguments);

@@ -39,7 +39,7 @@ fn capabilities(pid: u32, key: &str) -> Result<Vec<u64>> {
 }
 
 /// The process that this one has started with this argument.
-fn child(parent: u32, argument: &str) -> Result<u32> {
+pub fn child(parent: u32, argument: &str) -> Result<u32> {
     for entry in fs::read_dir("/proc")?.flatten() {
         let path: PathBuf = entry.path();
         let (Ok(status), Ok(words)) = (

@@ -28,7 +28,10 @@ use tailback_tests::{
     wait,
 };
 
-use crate::stage::{DEADLINE, LONG_TTL, Stage, agent_check, jam};
+use crate::{
+    confined::child,
+    stage::{DEADLINE, LONG_TTL, Stage, agent_check, jam},
+};
 
 /// A directory that is updated as the kubelet updates a ConfigMap's volume: the files are links through `..data`, which is
 /// replaced by a rename. Then the former files are removed.
@@ -354,7 +357,8 @@ fn an_adapter_that_is_removed_drains_whatever_changes_next() -> Result<()> {
     let none: Vec<&str> = without.lines().filter(|line| !is_http(line)).collect();
     load(&stage, &none.join("\n"))?;
     wait::until("the end of all adapters", DEADLINE, || {
-        Ok((children(stage.agent.process().pid())? == 0).then_some(()))
+        let helper = child(stage.agent.process().pid(), "helper")?;
+        Ok((children(helper)? == 0).then_some(()))
     })?;
     ensure!(agent_check(added).is_err() && stage.get("/pressure").is_err());
     ensure!(stage.pressure().alive);

@@ -52,7 +52,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub fn main(args: &Args) -> Result<ExitCode> {
     let binary = match &args.binary {
         Some(binary) => binary.clone(),
-        None => cargo::build_all([cargo::AGENT], cargo::Link::Static).map(|[agent]| agent)?,
+        None => cargo::build(cargo::AGENT)?,
     };
     let out = tools::root().join(&args.out);
     let digest = write(&binary, &out)?;
