@@ -39,7 +39,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{Failure, exit_code::Outcome};
 use crate::{
     sample::Notice,
-    signal::{directory::Directory, files::{Files, StateFile}},
+    signal::{
+        directory::Directory,
+        files::{Files, StateFile},
+    },
 };
 
 /// Longest packet, bytes: a request has a path (4,096) at most, which JSON may escape.

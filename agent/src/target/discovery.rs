@@ -243,13 +243,8 @@ impl Discovery {
         matched: &BTreeMap<usize, Option<String>>,
         every_process: bool,
     ) -> (Vec<(Vec<usize>, Name)>, LeftOut) {
-        let own_tgid = processes
-            .iter()
-            .find(|process| process.pid == self.own_pid)
-            .map(|process| process.tgid);
-        // Neither the agent nor its adapter process.
-        let is_own =
-            |process: &ProcessInfo| process.pid == self.own_pid || Some(process.parent) == own_tgid;
+        let own = self.own_tgids(processes);
+        let is_own = |process: &ProcessInfo| own.contains(&process.tgid);
         let listening: HashSet<u32> = listeners.iter().map(|listener| listener.tgid).collect();
         let settled = node::settled(processes, &listening, self.now_ns);
         let mut young = 0;
@@ -318,6 +313,30 @@ impl Discovery {
         }
     }
 
+    /// The agent, its helper process, and the adapter process, which that one starts. Others may be children of the agent, too, if it
+    /// is the first process of its pid namespace.
+    fn own_tgids(&self, processes: &[ProcessInfo]) -> HashSet<u32> {
+        /// Name of a program that was started as /proc/self/exe.
+        const OWN_PROGRAM: &str = "exe";
+        let mut own = HashSet::new();
+        let Some(agent) = processes.iter().find(|it| it.pid == self.own_pid) else {
+            return own;
+        };
+        own.insert(agent.tgid);
+        for _ in ["helper process", "adapter process"] {
+            let is_child = |it: &&ProcessInfo| {
+                own.contains(&it.parent) && (it.comm == agent.comm || it.comm == OWN_PROGRAM)
+            };
+            let children: Vec<u32> = processes
+                .iter()
+                .filter(is_child)
+                .map(|it| it.tgid)
+                .collect();
+            own.extend(children);
+        }
+        own
+    }
+
     /// Indices of the processes that a selector matches.
     fn matching(
         &mut self,
@@ -326,17 +345,10 @@ impl Discovery {
         processes: &[ProcessInfo],
         listeners: &[ListenerInfo],
     ) -> BTreeSet<usize> {
-        let own = processes.iter().find(|process| process.pid == self.own_pid);
-        // The agent, and its helper process.
-        let is_own = |process: &ProcessInfo| {
-            own.is_some_and(|own| {
-                let is_child = process.parent == own.tgid && process.comm == own.comm;
-                is_child || process.tgid == own.tgid
-            })
-        };
+        let own = self.own_tgids(processes);
         let candidates = (0..processes.len()).filter(|index| {
             let process = &processes[*index];
-            !process.kernel && process.pid != self.own_pid && !is_own(process)
+            !process.kernel && !own.contains(&process.tgid)
         });
         let candidates: Vec<usize> = candidates.collect();
         let is_eligible = |this: &mut Self, index: &usize| {
