@@ -3,6 +3,7 @@
 
 use std::{
     env, fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -113,10 +114,12 @@ impl Run {
             "--read-only-tmpfs=false",
         ]);
         command.args(["--pid=host", "--network=host", "--cap-drop=ALL"]);
-        command.args([
-            "--tmpfs=/run/tailback:rw,mode=1777,notmpcopyup",
-            "--timeout=120",
-        ]);
+        // As an emptyDir: every user may write there.
+        let pages = directory.path().join("run");
+        fs::create_dir(&pages)?;
+        fs::set_permissions(&pages, fs::Permissions::from_mode(0o777))?;
+        command.arg(format!("--volume={}:/run/tailback", pages.display()));
+        command.arg("--timeout=120");
         command.args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000"]);
         command.arg(format!("--security-opt=seccomp={}", profile.display()));
         command.args(options).arg(image()?).args(arguments);
