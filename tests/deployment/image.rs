@@ -146,12 +146,16 @@ impl Run {
         })
     }
 
-    /// Runs the program of the image once more inside.
+    /// Runs the program of the image once more inside, as the user of the image.
     fn exec(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(program::need(&["podman"])?);
-        command
-            .args(["exec", &self.name, "/usr/bin/tailback"])
-            .args(arguments);
+        command.args([
+            "exec",
+            "--user=65532:65532",
+            &self.name,
+            "/usr/bin/tailback",
+        ]);
+        command.args(arguments);
         let output = command.output()?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{arguments:?}: {error}");
