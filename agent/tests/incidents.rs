@@ -118,7 +118,10 @@ incidents! {
         ..planted(LockContention, &[Inflight], "name-a (27017)")
     }),
     short_locked_calls "short-locked-calls" None,
-    event_loop "event-loop" Some(planted(EventLoopBlocked, &[Accept, Eventloop, Recv], "uvicorn (20699)")),
+    event_loop "event-loop" Some(Planted {
+        ongoing: true,
+        ..planted(EventLoopBlocked, &[Accept, Eventloop, Recv], "uvicorn (20699)")
+    }),
     output_pipe "output-pipe" Some(Planted {
         // The reader of the pipe is stopped.
         elsewhere: &[ConsumerStalled],
@@ -234,6 +237,17 @@ incidents! {
     // Two of the threads in which Node resolves names wait, and its loop waits for them.
     resolver_node "resolver-node" Some(planted(DownstreamSlow, &[Inflight], "127.53.31.67:53")),
     memory_limit_go "memory-limit-go" Some(planted(CpuBound, &[Accept, Inflight], "of name-a (9245)")),
+    memory_limit_java "memory-limit-java" Some(Planted {
+        ongoing: true,
+        ..planted(CpuBound, &[Inflight, Recv], "of name-a (11625)")
+    }),
+    // The accept queue drains between two collections.
+    collector_pauses "collector-pauses" Some(Planted {
+        ongoing: true,
+        ..planted(CpuBound, &[Accept], "of name-a (11775)")
+    }),
+    // Profiling begins in the middle of the first long turn.
+    event_loop_at_times "event-loop-at-times" Some(planted(EventLoopBlocked, &[Accept], "uvicorn (11861)")),
     full_handshakes "full-handshakes" Some(planted(CpuBound, &[Accept], "nginx (8955)")),
     retry_storm "retry-storm" Some(Planted {
         ongoing: true,

@@ -35,8 +35,17 @@ pub fn stopped(play: &mut Play) -> Result<()> {
     play.recover()
 }
 
-/// One request computes a report inside the event loop.
+/// Requests compute reports inside the event loop, which is blocked most of the time.
 pub fn event_loop(play: &mut Play) -> Result<()> {
+    reports(play, 0.7)
+}
+
+/// The same every 2.5 s: the accept queue drains in between.
+pub fn event_loop_at_times(play: &mut Play) -> Result<()> {
+    reports(play, 0.4)
+}
+
+fn reports(play: &mut Play, per_s: f64) -> Result<()> {
     // It has a CPU to itself, so that other load cannot prolong the report.
     let group = CpuGroup::new("loop", cpu::HIGH_CPU_SHARES)?;
     let text = include_str!("apps/loop.py");
@@ -46,7 +55,7 @@ pub fn event_loop(play: &mut Play) -> Result<()> {
     play.watch_pid(server.process.pid())?;
     play.healthy()?;
     play.planted(Culprit::process(server.process.pid()));
-    let reports = steady_load(address, "/report", 0.7)?;
+    let reports = steady_load(address, "/report", per_s)?;
     play.hold()?;
     play.removing(Some(&usual));
     reports.stop()?;

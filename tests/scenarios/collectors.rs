@@ -4,10 +4,11 @@ use std::process::Command;
 
 use anyhow::Result;
 use rustix::process::Signal;
-use tailback_tests::{ports, process::Process, temp::TempDir};
+use tailback_tests::{http, ports, process::Process, temp::TempDir};
 
 use crate::{
     play::{Culprit, Play},
+    pools::{HEAP_MB, Java},
     programs::{DEADLINE, go, load},
 };
 
@@ -32,5 +33,28 @@ pub fn of_go(play: &mut Play) -> Result<()> {
     play.removing(Some(&load));
     load.set_rate(20.0)?;
     service.signal(Signal::USR2)?;
+    play.recover()
+}
+
+/// A JVM keeps 83 of 96 MB: each request that it serves takes a full collection or two.
+pub fn of_java(play: &mut Play) -> Result<()> {
+    keep(play, &Java::heap(HEAP_MB)?, 83)
+}
+
+/// A JVM keeps 1,450 of 1,800 MB: a full collection takes about a second, and the accept queue drains between two of them.
+pub fn pauses_of_java(play: &mut Play) -> Result<()> {
+    keep(play, &Java::heap(1800)?, 1450)
+}
+
+fn keep(play: &mut Play, java: &Java, mb: u32) -> Result<()> {
+    let load = load(java.address, "/", 40.0)?;
+    play.watch_pid(java.process.pid())?;
+    play.healthy()?;
+    play.planted(Culprit::process(java.process.pid()));
+    http::get(java.address, &format!("/keep/{mb}"), DEADLINE)?;
+    play.hold()?;
+    play.removing(Some(&load));
+    load.set_rate(20.0)?;
+    http::get(java.address, "/drop", DEADLINE)?;
     play.recover()
 }

@@ -175,7 +175,10 @@ pub fn small_pool(play: &mut Play) -> Result<()> {
     crate::control::observed(play, load)
 }
 
-/// The JDK's own HTTP server, with a heap of 96 MB that the serial collector collects.
+/// Maximum heap of a JVM, MB.
+pub const HEAP_MB: u32 = 96;
+
+/// The JDK's own HTTP server, with a heap that the serial collector collects.
 pub struct Java {
     pub process: Process,
     pub address: SocketAddr,
@@ -183,9 +186,10 @@ pub struct Java {
 }
 
 impl Java {
-    /// Each request allocates.
-    pub fn heap() -> Result<Self> {
-        Self::start("Heap.java", include_str!("apps/Heap.java"), &[], &[])
+    /// Each request allocates; others keep objects, and drop them.
+    pub fn heap(mb: u32) -> Result<Self> {
+        let text = include_str!("apps/Heap.java");
+        Self::start("Heap.java", text, mb, &[], &[])
     }
 
     /// Each request takes a connection to PostgreSQL from a pool of this size. A request to the port `free` gives back those that
@@ -194,21 +198,28 @@ impl Java {
         let args = [postgres.to_string(), pool.to_string(), free.to_string()];
         let jars = hikari::class_path()?;
         let jars = ["-cp", jars.as_str()];
-        Self::start("Shop.java", include_str!("apps/Shop.java"), &jars, &args)
+        let text = include_str!("apps/Shop.java");
+        Self::start("Shop.java", text, HEAP_MB, &jars, &args)
     }
 
     /// Each request calls the server on `port`, one at a time.
     pub fn monitor(port: u16) -> Result<Self> {
         let text = include_str!("apps/Monitor.java");
-        Self::start("Monitor.java", text, &[], &[port.to_string()])
+        Self::start("Monitor.java", text, HEAP_MB, &[], &[port.to_string()])
     }
 
-    fn start(name: &str, text: &str, options: &[&str], args: &[String]) -> Result<Self> {
+    fn start(
+        name: &str,
+        text: &str,
+        heap_mb: u32,
+        options: &[&str],
+        args: &[String],
+    ) -> Result<Self> {
         let directory = TempDir::new("java")?;
         let source = directory.write(name, text)?;
         let port = ports::free()?;
         let mut command = Command::new(program::need(&["java"])?);
-        command.args(["-Xmx96m", "-XX:+UseSerialGC"]);
+        command.args([&format!("-Xmx{heap_mb}m"), "-XX:+UseSerialGC"]);
         command.args(options).arg(source);
         command.arg(port.to_string()).args(args);
         let process = Process::start("java", &mut command)?;
@@ -223,7 +234,7 @@ impl Java {
 
 /// Healthy: it collects garbage as it goes.
 pub fn normal_collection(play: &mut Play) -> Result<()> {
-    let java = Java::heap()?;
+    let java = Java::heap(HEAP_MB)?;
     let load = load(java.address, "/", 60.0)?;
     play.watch_pid(java.process.pid())?;
     crate::control::observed(play, load)

@@ -17,7 +17,7 @@ use crate::{
     control::{observed_for, stays_healthy},
     cpu::CpuGroup,
     play::Play,
-    pools::Java,
+    pools::{HEAP_MB, Java},
     programs::{DEADLINE, Program, app, load},
 };
 
@@ -83,7 +83,7 @@ pub fn cache_refill(play: &mut Play) -> Result<()> {
 
 /// A JVM that has just started: its compiler is busy.
 pub fn warm_up(play: &mut Play) -> Result<()> {
-    let java = Java::heap()?;
+    let java = Java::heap(HEAP_MB)?;
     play.watch_pid(java.process.pid())?;
     observed_for(TIME, play, load(java.address, "/", 120.0)?)
 }

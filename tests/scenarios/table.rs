@@ -610,6 +610,36 @@ pub const SCENARIOS: &[Scenario] = &[
         room: Machine,
         play: collectors::of_go,
     },
+    Scenario {
+        name: "memory-limit-java",
+        on: "the JDK's HTTP server, its heap nearly full",
+        planted: Some(planted("cpu_bound", COMPUTING)),
+        programs: &["javac"],
+        modules: &[],
+        room: Machine,
+        play: collectors::of_java,
+    },
+    Scenario {
+        name: "collector-pauses",
+        on: "the JDK's HTTP server, with a pause every two seconds",
+        planted: Some(planted("cpu_bound", COMPUTING)),
+        programs: &["javac"],
+        modules: &[],
+        room: Machine,
+        play: collectors::pauses_of_java,
+    },
+    Scenario {
+        name: "event-loop-at-times",
+        on: "uvicorn",
+        planted: Some(planted(
+            "event_loop_blocked",
+            &["accept", "eventloop", "recv"],
+        )),
+        programs: &[],
+        modules: &["uvicorn"],
+        room: OneCpu,
+        play: blocked::event_loop_at_times,
+    },
     // As many connections arrive as before, and each takes more of the CPU.
     Scenario {
         name: "full-handshakes",

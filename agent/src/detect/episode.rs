@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     advice,
-    rates::BaselineRate,
+    rates::{BaselineRate, Baselines},
     series::{Quantiles, Series},
     track::Assessment,
 };
@@ -35,7 +35,7 @@ pub(super) struct OpenEpisode {
     readings: u64,
     empty_readings: u64,
     /// Baselines of the arrival and the departure rate.
-    baseline: (Option<BaselineRate>, Option<BaselineRate>),
+    baseline: Baselines,
     counted: Counted,
     driven_by: DrivenBy,
     is_shrinking: bool,
@@ -68,13 +68,13 @@ pub(super) struct Opening {
     pub(super) key: Arc<QueueKey>,
     pub(super) onset: Instant,
     pub(super) at: Instant,
-    /// Baselines of the arrival and the departure rate, if there are any.
-    pub(super) baseline: (Option<BaselineRate>, Option<BaselineRate>),
+    pub(super) baseline: Baselines,
 }
 
 impl OpenEpisode {
     pub(super) fn open(opening: Opening, reading: &Reading, assessment: &Assessment) -> Self {
         let Opening { at, .. } = opening;
+        let median = |rate: Option<BaselineRate>| rate.map(|rate| rate.median);
         let unit = reading.unit.unwrap_or(opening.key.kind.unit());
         let mut open = Self {
             episode: Episode {
@@ -100,8 +100,8 @@ impl OpenEpisode {
                 losses: 0,
                 arrival_rate: None,
                 service_rate: None,
-                baseline_arrival_rate: opening.baseline.0.map(|baseline| baseline.median),
-                baseline_service_rate: opening.baseline.1.map(|baseline| baseline.median),
+                baseline_arrival_rate: median(opening.baseline.max_arrivals),
+                baseline_service_rate: median(opening.baseline.max_departures),
                 driven_by: DrivenBy::Unknown,
                 time_to_full_ns: assessment.time_to_full_ns,
                 lead_ns: None,
@@ -244,9 +244,6 @@ impl OpenEpisode {
         let (part, of) = SHRINKING;
         self.is_shrinking |= depth < self.episode.depth_max / of * part;
         let is_full = assessment.level == Level::Full;
-        let (Some(arrivals), Some(departures)) = self.baseline else {
-            return;
-        };
         if self.is_shrinking || (is_full && self.driven_by != DrivenBy::Unknown) {
             return;
         }
@@ -254,8 +251,11 @@ impl OpenEpisode {
         if seconds < MIN_OBSERVED_S {
             return;
         }
-        let more_in = !is_full && arrivals.is_exceeded_by(self.counted.arrivals as f64, seconds);
-        let less_out = departures.is_undercut_by(self.counted.departures as f64, seconds);
+        let (arrived, departed) = (self.counted.arrivals as f64, self.counted.departures as f64);
+        let more_in = (self.baseline.max_arrivals)
+            .is_some_and(|usual| !is_full && usual.is_exceeded_by(arrived, seconds));
+        let less_out =
+            (self.baseline.departures).is_some_and(|usual| usual.is_undercut_by(departed, seconds));
         self.driven_by = match (more_in, less_out) {
             (true, true) => DrivenBy::Both,
             (true, false) => DrivenBy::Producer,

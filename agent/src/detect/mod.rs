@@ -21,6 +21,7 @@ mod rates;
 mod series;
 mod service_time;
 mod settings;
+mod stalls;
 mod track;
 mod window;
 

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::queue::Hidden;
+
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Maximum number of healthy seconds in a baseline: long enough to be steady, short enough to follow a daily load
@@ -28,44 +30,86 @@ const DEVIATIONS_PER_MAD: f64 = 1.4826;
 pub(super) struct Rates {
     pub(super) arrivals: f64,
     pub(super) departures: f64,
+    /// Upper bound of what arrived and departed beyond both; `None` if unknown.
+    pub(super) hidden: Option<f64>,
 }
 
 /// Counts over the last second, or a little more.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
-    /// (time, arrivals, departures) of each reading.
-    counts: VecDeque<(u64, u64, u64)>,
-    /// 128 bits, because a damaged recording may hold any counts.
-    sums: (u128, u128),
+    counts: VecDeque<Counts>,
+    sums: Sums,
     /// When the oldest count began, ns.
     since_ns: u64,
 }
 
+/// The counts of one reading.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counts {
+    pub(super) at_ns: u64,
+    pub(super) arrivals: u64,
+    pub(super) departures: u64,
+    pub(super) hidden: Hidden,
+}
+
+/// Sums of counts. 128 bits, because a damaged recording may hold any counts.
+#[derive(Debug, Default)]
+struct Sums {
+    arrivals: u128,
+    departures: u128,
+    hidden: u128,
+    /// Number of counts for which it is not known how much they hide.
+    unknown: usize,
+}
+
+impl Sums {
+    fn add(&mut self, counts: &Counts) {
+        self.arrivals += u128::from(counts.arrivals);
+        self.departures += u128::from(counts.departures);
+        match counts.hidden {
+            Hidden::Nothing => {}
+            Hidden::AtMost(count) => self.hidden += u128::from(count),
+            Hidden::Unknown => self.unknown += 1,
+        }
+    }
+
+    fn remove(&mut self, counts: &Counts) {
+        self.arrivals -= u128::from(counts.arrivals);
+        self.departures -= u128::from(counts.departures);
+        match counts.hidden {
+            Hidden::Nothing => {}
+            Hidden::AtMost(count) => self.hidden -= u128::from(count),
+            Hidden::Unknown => self.unknown -= 1,
+        }
+    }
+}
+
 impl Recent {
-    pub(super) fn add(&mut self, now_ns: u64, elapsed_ns: u64, arrivals: u64, departures: u64) {
+    /// Adds the counts of a reading, which began `elapsed_ns` before it.
+    pub(super) fn add(&mut self, counts: Counts, elapsed_ns: u64) {
+        let now_ns = counts.at_ns;
         if self.counts.is_empty() {
             self.since_ns = now_ns.saturating_sub(elapsed_ns);
         }
-        self.counts.push_back((now_ns, arrivals, departures));
-        self.sums.0 += u128::from(arrivals);
-        self.sums.1 += u128::from(departures);
-        // Keep at least a second: drop the oldest count only if the others still span one.
-        while self.counts.len() > 1 && now_ns.saturating_sub(self.counts[0].0) >= SECOND_NS {
-            if let Some((at, arrivals, departures)) = self.counts.pop_front() {
-                self.since_ns = at;
-                self.sums.0 -= u128::from(arrivals);
-                self.sums.1 -= u128::from(departures);
+        self.sums.add(&counts);
+        self.counts.push_back(counts);
+        // Keep at least a second: drop the oldest counts only if the others still span one.
+        while self.counts.len() > 1 && now_ns.saturating_sub(self.counts[0].at_ns) >= SECOND_NS {
+            if let Some(oldest) = self.counts.pop_front() {
+                self.since_ns = oldest.at_ns;
+                self.sums.remove(&oldest);
             }
         }
     }
 
     /// `None` before the first count.
     pub(super) fn rates(&self) -> Option<Rates> {
-        let (now_ns, ..) = *self.counts.back()?;
+        let now_ns = self.counts.back()?.at_ns;
         let seconds = now_ns.saturating_sub(self.since_ns) as f64 / SECOND_NS as f64;
         (seconds > 0.0).then(|| Rates {
-            arrivals: self.sums.0 as f64 / seconds,
-            departures: self.sums.1 as f64 / seconds,
+            arrivals: self.sums.arrivals as f64 / seconds,
+            departures: self.sums.departures as f64 / seconds,
+            hidden: (self.sums.unknown == 0).then(|| self.sums.hidden as f64 / seconds),
         })
     }
 }
@@ -108,12 +152,28 @@ impl RateBaseline {
         self.pending.clear();
     }
 
-    /// The baselines of the arrival and the departure rate.
-    pub(super) fn rates(&self) -> (Option<BaselineRate>, Option<BaselineRate>) {
-        let of =
-            |rate: fn(&Rates) -> f64| BaselineRate::of(self.seconds.iter().map(rate).collect());
-        (of(|rates| rates.arrivals), of(|rates| rates.departures))
+    pub(super) fn rates(&self) -> Baselines {
+        let of = |rate: fn(&Rates) -> Option<f64>| {
+            BaselineRate::of(self.seconds.iter().filter_map(rate).collect())
+        };
+        Baselines {
+            max_arrivals: of(|rates| Some(rates.arrivals + rates.hidden?)),
+            departures: of(|rates| Some(rates.departures)),
+            max_departures: of(|rates| Some(rates.departures + rates.hidden?)),
+        }
     }
+}
+
+/// The baselines of a queue's rates. Work may come and go between two readings, so there are two bounds: whatever exceeds an upper
+/// bound, or is below a lower one, differs from the baseline.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Baselines {
+    /// Upper bound of the arrival rate.
+    pub(super) max_arrivals: Option<BaselineRate>,
+    /// Lower bound of the departure rate.
+    pub(super) departures: Option<BaselineRate>,
+    /// Upper bound of the departure rate.
+    pub(super) max_departures: Option<BaselineRate>,
 }
 
 impl BaselineRate {
@@ -161,7 +221,8 @@ fn median(values: &mut [f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{RateBaseline, Rates, Recent};
+    use super::{Counts, RateBaseline, Rates, Recent};
+    use crate::queue::Hidden;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -170,7 +231,13 @@ mod tests {
         let mut recent = Recent::default();
         assert_eq!(recent.rates(), None);
         for tick in 1..=20 {
-            recent.add(tick * SECOND / 10, SECOND / 10, 4, 2);
+            let counts = Counts {
+                at_ns: tick * SECOND / 10,
+                arrivals: 4,
+                departures: 2,
+                hidden: Hidden::Nothing,
+            };
+            recent.add(counts, SECOND / 10);
         }
         let rates = recent.rates().unwrap();
         assert!((rates.arrivals - 40.0).abs() < 1e-9, "{rates:?}");
@@ -191,10 +258,11 @@ mod tests {
                 Rates {
                     arrivals,
                     departures: 100.0,
+                    hidden: Some(0.0),
                 },
             );
         }
-        let arrivals = baseline.rates().0.unwrap();
+        let arrivals = baseline.rates().max_arrivals.unwrap();
         assert!((99.0..=103.0).contains(&arrivals.median), "{arrivals:?}");
         assert!(arrivals.is_exceeded_by(200.0, 1.0));
         assert!(!arrivals.is_exceeded_by(115.0, 1.0));
@@ -213,11 +281,34 @@ mod tests {
                 Rates {
                     arrivals,
                     departures: 100.0,
+                    hidden: Some(0.0),
                 },
             );
         }
         baseline.discard_recent();
-        assert_eq!(baseline.rates().0.unwrap().median, 100.0);
-        assert_eq!(baseline.rates().0.unwrap().deviation, 0.0);
+        let arrivals = baseline.rates().max_arrivals.unwrap();
+        assert_eq!((arrivals.median, arrivals.deviation), (100.0, 0.0));
+    }
+    #[test]
+    fn work_that_comes_and_goes_between_readings_raises_only_the_upper_bounds() {
+        let learned = |hidden| {
+            let mut baseline = RateBaseline::default();
+            for second in 0..10 {
+                let rates = Rates {
+                    arrivals: 3.0,
+                    departures: 3.0,
+                    hidden,
+                };
+                baseline.learn(second * SECOND, rates);
+            }
+            baseline.rates()
+        };
+        let known = learned(Some(57.0));
+        assert!(!known.max_arrivals.unwrap().is_exceeded_by(600.0, 10.0));
+        assert!(known.departures.unwrap().is_undercut_by(0.0, 10.0));
+        assert_eq!(known.max_departures.unwrap().median, 60.0);
+        let unknown = learned(None);
+        assert_eq!((unknown.max_arrivals, unknown.max_departures), (None, None));
+        assert_eq!(unknown.departures, known.departures);
     }
 }

@@ -4,9 +4,10 @@ use super::{
     cold_start::Waiting,
     delay::{Delay, Mode, WithoutBaseline, no_delay, own_delay},
     forecast::Trend,
-    rates::{RateBaseline, Rates, Recent},
+    rates::{Counts, RateBaseline, Rates, Recent},
     service_time::ServiceTime,
     settings::Settings,
+    stalls::Stalls,
     window::Minimum,
 };
 use crate::{
@@ -32,6 +33,7 @@ pub(super) struct Track {
     mode: Mode,
     delays: Minimum,
     fills: Minimum,
+    stalls: Stalls,
     trend: Trend,
     recent: Recent,
     pub(super) baseline: RateBaseline,
@@ -75,6 +77,7 @@ impl Track {
             mode: Mode::of(kind),
             delays: Minimum::default(),
             fills: Minimum::default(),
+            stalls: Stalls::default(),
             trend: Trend::default(),
             recent: Recent::default(),
             baseline: RateBaseline::default(),
@@ -119,7 +122,13 @@ impl Track {
         if let (Some(elapsed_ns), Some(arrivals), Some(departures)) =
             (reading.elapsed_ns, reading.arrivals, reading.departures)
         {
-            self.recent.add(now_ns, elapsed_ns, arrivals, departures);
+            let counts = Counts {
+                at_ns: now_ns,
+                arrivals,
+                departures,
+                hidden: reading.hidden,
+            };
+            self.recent.add(counts, elapsed_ns);
         }
         let rates = self.recent.rates();
         let is_healthy = score.value < ONSET_SCORE_RATIO * settings.warn && self.level == Level::Ok;
@@ -152,8 +161,8 @@ impl Track {
         }
     }
 
-    /// The largest of: the standing delay relative to its target; the fill ratio, for a kind whose limit is a cliff; 1, if work
-    /// was lost.
+    /// The largest of: the standing delay relative to its target; the fill ratio, for a kind whose limit is a cliff; the time of
+    /// recurring stalls relative to the shortest window, for an accept queue; 1, if work was lost.
     fn score(
         &mut self,
         reading: &Reading,
@@ -172,9 +181,20 @@ impl Track {
         } else {
             (0.0, 0.0)
         };
+        let by_standing = standing / scale;
+        // Other kinds may be read in batches: nothing is taken from them for a while, by design.
+        let by_stalls = match self.kind {
+            // Stalls only count while the queue drains between them.
+            Kind::Accept if by_standing >= settings.warn => {
+                self.stalls = Stalls::default();
+                0.0
+            }
+            Kind::Accept => self.stalls.add(now_ns, reading) as f64 / settings.window_ns as f64,
+            _ => 0.0,
+        };
         let has_lost = reading.losses > 0;
         let by_loss = if has_lost { 1.0 } else { 0.0 };
-        let value = (standing / scale).max(by_fill).max(by_loss);
+        let value = by_standing.max(by_fill).max(by_stalls).max(by_loss);
         Score {
             value,
             instant: (delay.now_ns as f64 / scale).max(fill).max(value),
@@ -265,6 +285,7 @@ impl Track {
 mod tests {
     use super::{Settings, Track, WithoutBaseline};
     use crate::{
+        detect::rates::Baselines,
         event::Level,
         queue::{Kind, Reading},
     };
@@ -421,7 +442,7 @@ mod tests {
             .collect();
         assert_eq!(levels[30], Level::Ok);
         assert!(levels[99] >= Level::Warn, "{:?}", levels[99]);
-        assert_eq!(track.baseline.rates(), (None, None));
+        assert_eq!(track.baseline.rates(), Baselines::default());
     }
 
     #[test]

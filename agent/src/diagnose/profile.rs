@@ -14,7 +14,7 @@ use super::{
 use crate::{
     event::Activity,
     queue::{
-        Kind, Readings, Targets,
+        Kind, QueueId, QueueKey, Readings, Targets,
         syscalls::{CallClass, call_of},
     },
     sample::{Detail, LockHolder, Sample, State, TargetId, Wait},
@@ -49,6 +49,8 @@ pub(super) struct Profile {
     seconds: Seconds<Second>,
     names: HashMap<Thread, String>,
     turns: HashMap<Thread, Turn>,
+    /// Threads that run an event loop, by tid: known before their service is focused.
+    loops: HashSet<u32>,
     /// Threads that were once parked at a futex of unknown meaning: workers of a pool, or threads that waited for a lock.
     parked: HashSet<Thread>,
     /// Threads that were once seen awake, or slept anew between two samples.
@@ -154,6 +156,7 @@ impl Profile {
             self.woken.retain(|(tgid, _)| targets.of(*tgid).is_some());
         }
         let threads = Threads::of(waits);
+        self.track_loops(readings);
         let long_turns = self.track_turns(waits, &in_focus);
         let second = self.seconds.at(now_ns);
         let mut now: BTreeMap<Thread, Observation> = waits
@@ -210,6 +213,22 @@ impl Profile {
         }
     }
 
+    /// Tracks which threads run an event loop: profiling may begin in the middle of a long turn.
+    fn track_loops(&mut self, readings: &Readings) {
+        let loop_thread = |key: &QueueKey| match (key.kind, &key.id) {
+            (Kind::Eventloop, QueueId::Thread { tid, .. }) => Some(*tid),
+            _ => None,
+        };
+        for (key, _) in &readings.queues {
+            if self.loops.len() < MAX_THREADS {
+                self.loops.extend(loop_thread(key));
+            }
+        }
+        for tid in readings.gone.iter().filter_map(|key| loop_thread(key)) {
+            self.loops.remove(&tid);
+        }
+    }
+
     /// Tracks the turns of event-loop threads; returns those whose present turn is long.
     fn track_turns(&mut self, waits: &[Wait], in_focus: &impl Fn(u32) -> bool) -> Vec<Thread> {
         let mut long = Vec::new();
@@ -231,7 +250,8 @@ impl Profile {
                 _ => Turn {
                     voluntary: wait.voluntary,
                     cpu_at_wake_ns: wait.cpu_ns,
-                    is_of_a_loop: matches!(call_of(wait), Some((_, CallClass::Epoll))),
+                    is_of_a_loop: matches!(call_of(wait), Some((_, CallClass::Epoll)))
+                        || (runs && self.loops.contains(&wait.tid)),
                 },
             };
             // By CPU time: a thread that waits for a CPU is not busy.

@@ -19,7 +19,8 @@ use crate::hash::{HashMap, HashSet};
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::{
-    Kind, NewConnections, QueueId, Reading, Sink, Source, Targets, advance, head::Head, littles_law,
+    Hidden, Kind, NewConnections, QueueId, Reading, Sink, Source, Targets, advance, head::Head,
+    littles_law,
 };
 use crate::{
     ewma::decay,
@@ -325,6 +326,7 @@ impl Group {
             full: self.full,
             arrivals: count,
             departures,
+            hidden: Hidden::Nothing,
             elapsed_ns: self.elapsed_ns,
             served: departures,
             servers,

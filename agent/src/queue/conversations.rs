@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 use rustc_hash::FxHashMap;
 
 use super::{
-    Kind, PendingRequest, Previous, Sink, Source, Targets,
+    Hidden, Kind, PendingRequest, Previous, Sink, Source, Targets,
     downstream::{self, LocalListeners},
     endpoint::{Endpoint, Groups, state},
     inflight,
@@ -104,6 +104,8 @@ pub(super) struct Activity {
     answer_bytes: u64,
     /// `begun` and `answered` are lower bounds.
     pub(super) at_least: bool,
+    /// Connections may have come and gone of which nothing is known.
+    unknown_connections: bool,
     /// Sum of the response times that are known.
     took_ns: u128,
     /// Number of the response times that are known.
@@ -268,7 +270,10 @@ impl Conversations {
             group.netns = *netns;
             group.unseen = match count {
                 Some(count) => group.unseen.saturating_add_unsigned(*count),
-                None => 0,
+                None => {
+                    group.since.unknown_connections = true;
+                    0
+                }
             };
             // Subtract the connections that still exist. They are known only after a scan of all.
             let Some(new) = &previous.new else { continue };
@@ -433,6 +438,15 @@ impl Activity {
         if let Some(took_ns) = seen.took_ns {
             self.took_ns += u128::from(took_ns);
             self.timed += 1;
+        }
+    }
+
+    /// Requests that may have been begun and answered beyond those counted.
+    pub(super) fn hidden(&self) -> Hidden {
+        match self.responses.checked_sub(self.answered) {
+            _ if self.unknown_connections => Hidden::Unknown,
+            Some(more @ 1..) => Hidden::AtMost(more),
+            _ => Hidden::Nothing,
         }
     }
 

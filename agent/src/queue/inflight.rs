@@ -55,6 +55,7 @@ pub(super) fn common(sample: &GroupSample<'_>, now_ns: u64) -> Reading {
         fill: None,
         arrivals: known.then_some(group.since.begun),
         departures,
+        hidden: group.since.hidden(),
         elapsed_ns: sample.elapsed_ns,
         served: departures,
         wait_ns,

@@ -84,6 +84,9 @@ pub struct Reading {
     pub arrivals: Option<u64>,
     /// Departures since the previous reading, in the unit of the depth.
     pub departures: Option<u64>,
+    /// Further work that may have arrived and departed since the previous reading.
+    #[serde(skip)]
+    pub hidden: Hidden,
     /// Time since the previous reading, ns; `None` for the first.
     pub elapsed_ns: Option<u64>,
     /// Lower bound of the dequeue operations (accepts, reads) since the previous reading.
@@ -102,6 +105,18 @@ pub struct Reading {
     pub worst: Option<String>,
     /// Further measures that only some kinds have, by their JSON key.
     pub extra: Vec<(&'static str, f64)>,
+}
+
+/// Work that came and went between two readings, so that neither arrivals nor departures include it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hidden {
+    /// None.
+    #[default]
+    Nothing,
+    /// At most this many items.
+    AtMost(u64),
+    /// Any number.
+    Unknown,
 }
 
 impl Reading {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rustc_hash::FxHashMap;
 
 use super::{
-    Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
+    Hidden, Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
     starvation::{Starvation, ThreadTime},
 };
 use crate::sample::{Sample, TargetId, Thread};
@@ -142,6 +142,7 @@ impl Group {
             full: false,
             arrivals: known.then_some(self.dispatches),
             departures: known.then_some(self.dispatches),
+            hidden: Hidden::Nothing,
             elapsed_ns: self.elapsed_ns,
             served: known.then_some(self.dispatches),
             servers: cpus,

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use super::{
-    Kind, NewConnections, Reading, Sink, Source, Targets, advance,
+    Hidden, Kind, NewConnections, Reading, Sink, Source, Targets, advance,
     endpoint::{Endpoint, Groups, state},
     head::Head,
     littles_law,
@@ -344,6 +344,7 @@ impl Half {
             full: worst.is_some_and(|worst| worst.fill >= 1.0),
             arrivals: known.then_some(self.arrivals),
             departures: known.then_some(self.departures),
+            hidden: Hidden::Nothing,
             elapsed_ns: group.elapsed_ns,
             served: known.then_some(self.served),
             servers,
