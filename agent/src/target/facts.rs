@@ -189,8 +189,10 @@ fn program(exe: &Path, args: &[String], comm: &str) -> String {
     let exe = exe.to_string_lossy();
     let exe = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
     if exe.starts_with("/memfd:") {
-        // A file in memory, run by its descriptor: without a name of its own, the process is called by the descriptor's number.
-        return if is_number(comm) { "memfd" } else { comm }.to_owned();
+        // A file in memory, run by its descriptor: unless it has named itself, the process is called by the number of the descriptor or
+        // by the file.
+        let is_named = !is_number(comm) && !comm.starts_with("memfd");
+        return if is_named { comm } else { "memfd" }.to_owned();
     }
     let exe = file_name(exe).unwrap_or_else(|| comm.to_owned());
     if let Some(interpreter) = interpreter_of(&exe) {
@@ -528,6 +530,7 @@ mod tests {
         let memfd = "/memfd:runc_cloned:/proc/self/exe (deleted)";
         let called = |comm: &str| name_of_program(Path::new(memfd), &[], comm);
         assert_eq!(called("3"), "memfd");
+        assert_eq!(called("memfd:runc_cl"), "memfd");
         assert_eq!(called("runc:[1:CHILD]"), "runc:[1:CHILD]");
         let bash = ["bash", "/dev/fd/63"];
         assert_eq!(name("/usr/bin/bash", &bash), "bash");

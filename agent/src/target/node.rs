@@ -44,6 +44,7 @@ const SYSTEM_UNITS: &[&str] = &[
     "dbus",
     "dbus-broker",
     "docker",
+    "k3s-agent",
     "kubelet",
     "podman",
     "polkit",

@@ -72,6 +72,10 @@ fn place_of_path(path: &str) -> Place {
                 Place::Container { id, in_kubernetes }
             };
         }
+        if index == 0 && part == "podruntime" {
+            // Talos: the kubelet and containerd, which no systemd runs there.
+            return Place::Runtime;
+        }
         if part == "user.slice" {
             is_users = true;
         } else if is_guest(part) {
@@ -291,6 +295,7 @@ mod tests {
         for text in [
             format!("0::/machine.slice/libpod-conmon-{id}.scope\n"),
             format!("0::/system.slice/crio-conmon-{id}.scope\n"),
+            "0::/../../podruntime/kubelet\n".to_owned(),
         ] {
             assert_eq!(place(&text), Place::Runtime, "{text}");
         }
