@@ -31,6 +31,11 @@ pub const AGENT: Program = Program::new("tailback", "tailback");
 pub const ACCURACY: Program = Program::new("tailback-tests", "tailback-accuracy");
 pub const SCENARIOS: Program = Program::new("tailback-tests", "tailback-scenarios");
 pub const KERNEL_INIT: Program = Program::new("xtask", "kernel-init");
+/// Writes the manual pages and the shell completions. It is an example, so that neither is in the agent.
+pub const MANUAL: Program = Program {
+    kind: Kind::Example,
+    ..Program::new("tailback", "manual")
+};
 /// A service of `bench overload`. It is an example, so that its dependencies are not built for every `cargo xtask`.
 pub const OVERLOAD_TOWER: Program = Program {
     kind: Kind::Example,
@@ -71,6 +76,23 @@ pub fn build_all<const N: usize>(programs: [Program; N]) -> Result<[PathBuf; N]>
         cargo = cargo.args(["--package", program.package, &kind, program.name]);
     }
     build_with(cargo, programs)
+}
+
+/// Builds a program as it is released, and returns its path. The same sources give the same bytes in any directory.
+pub fn build_for_release(program: Program) -> Result<PathBuf> {
+    let crates = tools::cargo_home().join("registry/src");
+    // They replace the flags of .cargo/config.toml.
+    let flags = [
+        "-Ctarget-feature=+crt-static".to_owned(),
+        format!("--remap-path-prefix={}=.", tools::root().display()),
+        format!("--remap-path-prefix={}=crates", crates.display()),
+    ];
+    let cargo = Cmd::new("cargo")
+        .current_dir(tools::root())
+        .args(["build", "--locked", "--profile", "dist"])
+        .args(["--package", program.package, "--bin", program.name])
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    build_with(cargo, [program]).map(|[path]| path)
 }
 
 /// `.cargo/config.toml` links statically. Kernels of the matrix have no library to load.

@@ -69,6 +69,8 @@ impl Cmd {
         let mut command = Command::new(&self.program);
         command
             .args(&self.args)
+            // `cargo xtask` sets it for this program. A cargo started by it would build again whatever depends on it.
+            .env_remove("CARGO_MANIFEST_DIR")
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         if let Some(directory) = &self.directory {

@@ -10,6 +10,7 @@ mod calibration;
 mod cargo;
 mod command;
 mod demo;
+mod dist;
 mod fuzz;
 mod golden_btf;
 mod image;
@@ -53,6 +54,8 @@ enum Task {
     Bench(bench::Args),
     /// Fuzz the agent's parsers for longer than the tests do
     Fuzz(fuzz::Args),
+    /// Build the files of a release, install them, and check that they work
+    Dist(dist::Args),
     /// Build the eBPF object, and keep it in the repository
     Object(object::Args),
     /// Reduce kernels' BTF to the fields that the agent reads, for its tests
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Task::Plans(args) => plans::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::Fuzz(args) => fuzz::main(&args),
+        Task::Dist(args) => dist::main(&args),
         Task::Object(args) => object::main(&args),
         Task::GoldenBtf(args) => golden_btf::main(&args),
         Task::Image(args) => image::main(&args),

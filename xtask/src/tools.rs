@@ -28,6 +28,14 @@ pub fn rustup_home() -> PathBuf {
     )
 }
 
+/// Directory of cargo's registry.
+pub fn cargo_home() -> PathBuf {
+    env::var_os("CARGO_HOME").map_or_else(
+        || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"),
+        PathBuf::from,
+    )
+}
+
 /// The program of this name on `PATH` or in the sbin directories, which are only on root's `PATH`.
 pub fn program(name: &str) -> Option<PathBuf> {
     tailback_tests::program::find(&[name])

@@ -32,7 +32,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tracing::{debug, trace};
 use wildmatch::WildMatch;
 
@@ -213,6 +213,11 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|error| format!("{error:#}"))
+}
+
+/// The command line, for manual pages and shell completions.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program and returns its exit code.

@@ -76,6 +76,10 @@ pub fn table() -> Vec<Part> {
             &[Test],
             Kind::CargoTool(&cargo_tools::NEXTEST),
         ),
+        program("dpkg-deb", &[Test], &["dpkg"]),
+        program("man", &[Test], &["man-db"]),
+        program("zsh", &[Test], &["zsh"]),
+        program("fish", &[Test], &["fish"]),
         part("cargo-deny", &[Ci], Kind::CargoTool(&cargo_tools::DENY)),
     ];
     table.extend(KERNELS.iter().map(|kernel| {

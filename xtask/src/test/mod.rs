@@ -20,7 +20,7 @@ use crate::{
     accuracy::{self, Programs},
     cargo,
     command::{Cmd, last_lines},
-    image,
+    dist, image,
     kernels::{self, GuestPrograms},
     object, plans, scenarios,
     setup::{self, Purpose, seconds},
@@ -49,8 +49,10 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         cargo::ACCURACY,
         cargo::SCENARIOS,
         cargo::KERNEL_INIT,
+        cargo::MANUAL,
     ];
-    let [agent, accuracy, scenarios, init] = steps.run("build", || cargo::build_tests(needed))?;
+    let [agent, accuracy, scenarios, init, manual] =
+        steps.run("build", || cargo::build_tests(needed))?;
     let guest = GuestPrograms {
         measured: Programs { agent, accuracy },
         init,
@@ -60,6 +62,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let mut tally = Tally::default();
     programs_load(&programs.agent, &mut tally);
     steps.run("eBPF object", || object::run_here(filter, &mut tally));
+    steps.run("release", || {
+        dist::run_here([&programs.agent, &manual], filter, &mut tally);
+    });
     let mut env: Vec<(&str, PathBuf)> = vec![("TAILBACK_BIN", programs.agent.clone())];
     let image = tools::root().join("target/tailback-test.oci.tar");
     image::write(&programs.agent, &image)?;
