@@ -1,8 +1,9 @@
 //! Drops the privileges of the running agent, once its programs are loaded and its files are open.
 //!
-//! What samples need from then on are capabilities to read other processes, and the iterators that are loaded. The rest is given
-//! up for good: capabilities in every thread, and system calls by a seccomp filter. A process that took control of the agent could
-//! not load another eBPF program, start a program, write a file that is not open yet, or attach to another process.
+//! From then on, sampling needs only the capabilities to read other processes, and the iterators that are already loaded.
+//! The rest is given up permanently: all other capabilities in every thread, and forbidden system calls by a seccomp filter. An
+//! attacker who controls the agent cannot load another eBPF program, start a program, open a file for writing, or attach to
+//! another process.
 //!
 //! Landlock cannot do it: a process in a Landlock domain may not inspect any process outside of it (`hook_ptrace_access_check` in
 //! security/landlock/task.c does not distinguish reading), so /proc/PID/fd and the like would be closed to the agent.
@@ -31,8 +32,8 @@ const KEPT: CapabilitySet = CapabilitySet::SYS_PTRACE.union(CapabilitySet::DAC_R
 /// Deadline for a thread to drop its capabilities. It takes microseconds, unless the thread waits for a file system.
 const THREAD_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Drops all capabilities that samples do not need, in every thread. `still_works` tries what a sample does with eBPF: before Linux
-/// 5.19 that needs CAP_BPF, which is then kept. Returns what is kept.
+/// Drops all capabilities that sampling does not need, in every thread. `still_works` tries the eBPF operations of a sample:
+/// before Linux 5.19 they fail without CAP_BPF, which is then kept. Returns the capabilities that are kept.
 pub fn drop_capabilities(mut still_works: impl FnMut() -> bool) -> Result<CapabilitySet> {
     let held = capabilities(None).context("cannot read the capabilities")?;
     let reading = if held.permitted.contains(CapabilitySet::DAC_READ_SEARCH) {

@@ -1,8 +1,8 @@
-//! `cargo xtask image`: the container image, as an OCI archive that needs no registry and no container tool to be built.
+//! `cargo xtask image`: the container image, as an OCI archive. Building it needs no registry and no container tool.
 //!
 //! The image is the binary and the directories that it uses; the same binary gives the same bytes. It runs as user 65532. The
-//! binary carries file capabilities: without the effective flag, so that it also starts where some of them are not allowed, and
-//! says which.
+//! binary has file capabilities, without the effective flag. So it also starts where some of them are not allowed, and reports
+//! which ones are missing.
 
 use std::{
     fs,

@@ -1,8 +1,8 @@
 //! `cargo xtask object`: builds the eBPF object, and keeps it in the repository.
 //!
-//! Building the agent so needs a stable compiler only. `agent/build.rs` embeds `ebpf/object/ARCH.o.zst` if
-//! `ebpf/object/SHA256SUMS` matches the sources. What else decides the object (the toolchain, the versions in
-//! `Cargo.lock`, the build profile) is checked by the tests, which build it again and compare.
+//! So building the agent needs only a stable compiler. `agent/build.rs` embeds `ebpf/object/ARCH.o.zst` if
+//! `ebpf/object/SHA256SUMS` matches the sources. The object also depends on the toolchain, the versions in
+//! `Cargo.lock` and the build profile. The tests check these: they build the object again and compare.
 
 use std::{env, ffi::OsString, fs, path::PathBuf, process::ExitCode};
 
@@ -21,7 +21,7 @@ use crate::{
 
 /// Architecture of the machines that the object is for: the layout of a process's registers and page tables depends on it.
 const ARCH: &str = "x86_64";
-/// Level of zstd's compression: the highest of those that need little memory.
+/// zstd compression level: the highest one that needs little memory.
 const LEVEL: i32 = 19;
 
 #[derive(clap::Args)]

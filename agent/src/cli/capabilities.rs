@@ -32,13 +32,13 @@ pub(super) struct Held {
     pub(super) is_root: bool,
     /// In the host's user namespace. In another one, capabilities do not count for eBPF, nor for the host's processes.
     pub(super) in_host_namespace: bool,
-    /// No program that this process starts, nor its own file, gives it more privileges.
+    /// `no_new_privs` is set: neither file capabilities nor set-user-id programs add privileges.
     pub(super) no_new_privileges: bool,
 }
 
 impl Held {
-    /// Makes all permitted capabilities effective, and returns them. Those that a file grants without its effective flag are
-    /// only permitted: with that flag, the kernel would not start the program where one of them is not allowed.
+    /// Makes all permitted capabilities effective, and returns them. The binary's file capabilities lack the effective flag, so
+    /// at first they are only permitted. With the flag, the kernel would not start the binary if one of them is not allowed.
     pub(super) fn raise() -> Self {
         let sets = capabilities(None).unwrap_or(CapabilitySets {
             effective: CapabilitySet::empty(),

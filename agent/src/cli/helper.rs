@@ -1,8 +1,9 @@
-//! The helper process: does for the agent what the agent gives up when it drops its privileges (`confinement`).
+//! The helper process: does what the agent itself can no longer do after it has dropped its privileges (`confinement`).
 //!
 //! It creates and removes files in the directory of pages, and runs the adapter process. It has no access to other processes and
-//! loads no eBPF program. It does nothing but these requests, each in one packet on a socket that only the agent has, and checks
-//! every name in them: a process that took control of the agent could ask for no more. When the agent ends, so does the helper.
+//! loads no eBPF program. It accepts only the requests in `Request`, each in one packet on a socket that only the agent has,
+//! and checks every name in them. An attacker who controls the agent can request nothing else. When the agent ends, so does the
+//! helper.
 
 mod adapter_process;
 mod server;
@@ -45,7 +46,7 @@ use crate::{
     },
 };
 
-/// Longest packet, bytes: a request has a path (4,096) at most, which JSON may escape.
+/// Longest packet, bytes. The longest part of a request is a path (4,096), which grows when JSON escapes it.
 const MAX_PACKET: usize = 32 * 1024;
 /// How long a request may take. A file system that is this slow would hold up the agent without a helper, too.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -26,7 +26,7 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct ServiceManager {
     socket: Option<UnixDatagram>,
     is_ready: bool,
-    /// How often to report that the agent is alive: twice in the time after which it would be killed.
+    /// How often to report that the agent is alive: half the watchdog timeout.
     alive_interval: Option<Duration>,
     alive_due: Instant,
     status_due: Instant,
@@ -34,7 +34,7 @@ pub(super) struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// The one that the environment names.
+    /// The service manager whose socket is in `NOTIFY_SOCKET`.
     pub(super) fn from_environment() -> Self {
         let now = Instant::now();
         let socket = env::var_os("NOTIFY_SOCKET").and_then(|path| {

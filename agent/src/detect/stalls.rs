@@ -1,35 +1,35 @@
-//! Stalls that recur: nothing is taken from the queue for a while, then it drains, and so on.
+//! Recurring stalls: nothing is dequeued for a while, then the queue drains; this repeats.
 //!
 //! A standing delay does not notice them, because the queue is empty in between. A runtime that stops for garbage collections is
 //! the usual case: each pause is short, but together they make the slowest requests slow.
 //!
-//! What waits at the end of a stall must have arrived during it, and must be more than the threads of the service could take at
-//! once, each of them one item. Otherwise it may be a burst of arrivals, or workers that happen to finish at the same time.
+//! A pause counts as a stall only if the queue grew during it by more items than the service has threads. Otherwise it may be a
+//! burst of arrivals before the pause, or workers that happen to finish at the same time.
 
 use std::collections::VecDeque;
 
 use crate::queue::Reading;
 
-/// Stalls of this time count, ns. A diagnosis observes for 10 s by default.
+/// Only stalls that ended within this time count, ns. A diagnosis observes for 10 s by default.
 const SPAN_NS: u64 = 10_000_000_000;
 
-/// How many stalls within the span are recurring ones: two may be a coincidence.
+/// Minimum number of stalls within [`SPAN_NS`] that count as recurring: two may be a coincidence.
 const RECURRING: usize = 3;
 
-/// Minimum number of items that arrive during a stall. If a service usually takes as many in that time, the probability that it
-/// happens to take none is e⁻¹⁰ (Poisson).
+/// Minimum number of items that arrive during a stall. If a service takes 10 items in that time on average, the probability that
+/// it happens to take none is e⁻¹⁰ (Poisson).
 const MIN_ARRIVED: u64 = 10;
 
-/// Maximum number of stalls kept. [`RECURRING`] of them decide, so the shortest is dropped.
+/// Maximum number of stalls kept. The [`RECURRING`] longest decide, so beyond this the shortest is dropped.
 const MAX_KEPT: usize = 16;
 
-/// Stalls no longer recur if the next one has not come within this many times the longest time between two of them.
+/// Stalls no longer recur if none has followed the last one within this many times the longest gap between two of them.
 const OVERDUE_GAPS: u64 = 2;
 
 /// The recent stalls of one queue.
 #[derive(Debug, Default)]
 pub(super) struct Stalls {
-    /// When something was last taken or nothing waited, ns, and how much waited then.
+    /// When an item was last dequeued or the queue was last empty, ns, and the depth at that time.
     began: Option<(u64, u64)>,
     /// Duration of the current stall, ns, if it counts.
     current_ns: Option<u64>,

@@ -1,5 +1,5 @@
-//! Bounds how much is printed about services that start and exit. Beyond the bound they are counted, and the counts printed once per
-//! interval. Pure.
+//! Bounds how much is printed about services that start and exit. Beyond the bound they are counted, and the counts are printed
+//! once per interval. Pure.
 
 use crate::event::Instant;
 
@@ -8,7 +8,7 @@ const INTERVAL_NS: u64 = 10_000_000_000;
 /// Maximum number of lines about services in each interval. The first list of services is printed whole.
 pub(super) const MAX_LINES: usize = 20;
 
-/// Lines about services, as a node with many short-lived ones would print them.
+/// Limits the lines about services: a node with many short-lived ones would print too many.
 #[derive(Debug, Default)]
 pub(super) struct Churn {
     /// End of the current interval, ns.

@@ -15,7 +15,7 @@ pub struct Workload {
     pub listens: bool,
 }
 
-/// What a service and those that replace it have in common, and no other user can choose.
+/// Identifies who owns a service. It stays the same when the service is replaced, and no other user can choose it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Owner {
     /// Name of a container, or its id if it has none.

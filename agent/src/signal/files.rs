@@ -24,7 +24,7 @@ const STATE_MODE: Mode = Mode::from_raw_mode(0o600);
 /// Longest name of a directory entry, bytes: NAME_MAX of Linux.
 const MAX_NAME_BYTES: usize = 255;
 
-/// What is done with the files of services. A name is that of a service's directory, or `pods/` and that of a container.
+/// Operations on the files of services. A `name` is the name of a service's directory, or `pods/` and a container's file name.
 pub trait Files: Send {
     /// Opens the page of this name, creating it and its directories if needed.
     fn open_page(&self, name: &str) -> Result<OwnedFd>;
@@ -36,7 +36,7 @@ pub trait Files: Send {
     fn save(&self, file: StateFile, contents: &[u8]) -> Result<()>;
 }
 
-/// A file that a later agent continues with.
+/// A file of state that the agent saves for its successor.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub enum StateFile {
     /// What was learned about services.

@@ -1,5 +1,5 @@
-//! Names of containers, by their ids. Read from files that only the administrator can write: a workload cannot take the name of
-//! another. No runtime is asked.
+//! Looks up the names of containers by their ids. They are read from files that only the administrator can write, so a workload
+//! cannot take another's name. The container runtime is not queried.
 //!
 //! - Kubernetes: for log collectors the kubelet keeps a link per container,
 //!   `/var/log/containers/POD_NAMESPACE_CONTAINER-ID.log`. The names in it are those of the API.

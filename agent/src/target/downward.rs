@@ -1,4 +1,5 @@
-//! Where the agent itself runs in Kubernetes, as its own environment says. A pod's specification fills it from the downward API.
+//! Where the agent itself runs in Kubernetes, from its environment variables. The pod's specification sets them from the downward
+//! API.
 #![forbid(unsafe_code)]
 
 use super::{
@@ -13,7 +14,7 @@ const MAX_NAME_BYTES: usize = 253;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Downward {
     pub node: Option<String>,
-    /// Of the pod that the agent shares with the services, if it is beside one.
+    /// Namespace of the pod, if the agent is a sidecar and so shares its pod with the services.
     pub namespace: Option<String>,
     pub pod: Option<String>,
 }

@@ -22,10 +22,10 @@ use crate::{
     text::bounded,
 };
 
-/// Age at which a process that does not listen becomes a service, ns: what ends earlier is the work of a service or of a user,
-/// not a service.
+/// Age at which a process that does not listen counts as a service, ns. A process that exits earlier is a command of a service or
+/// of a user, not a service.
 const MIN_AGE_NS: u64 = 5_000_000_000;
-/// Maximum number of services; a node runs 110 pods by default, and at most 500 where that is raised.
+/// Maximum number of services; a node runs 110 pods by default, and up to 500 if that limit is raised.
 pub const MAX_SERVICES: usize = 1_000;
 /// Digits of a container id in a name, as `docker ps` and `podman ps` show it.
 const SHORT_ID: usize = 12;
@@ -33,7 +33,7 @@ const SHORT_ID: usize = 12;
 const MAX_PROGRAM_NAME: usize = 32;
 /// PID of the first process. Orphans become its children.
 const INIT: u32 = 1;
-/// The lowest user id of a person, /etc/login.defs.
+/// The lowest user id of an ordinary user: `UID_MIN` in /etc/login.defs.
 pub(super) const FIRST_PERSON: u32 = 1_000;
 
 /// Units of the machine itself and of its container runtimes. Only the administrator can give a unit its name.

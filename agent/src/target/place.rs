@@ -1,7 +1,7 @@
 //! Where a process runs, from its control groups. Pure.
 //!
-//! A path is read from the outside in: what is above a container or a unit was created by the administrator, what is below by
-//! whoever runs in it, with any name.
+//! A path is read from the root down. The administrator created the groups above a container or unit. The groups below it can be
+//! created by the processes that run in it, with any name.
 #![forbid(unsafe_code)]
 
 /// Digits of a container id.
@@ -13,9 +13,9 @@ pub(super) enum Place {
     /// A login session, the root group, or any other group.
     #[default]
     Elsewhere,
-    /// A process that a container runtime runs beside a container.
+    /// A helper process of a container runtime, such as conmon, which has its own group for each container.
     Runtime,
-    /// A system inside the system (LXC, systemd-nspawn), by the name of its group. Its administrator is not ours.
+    /// A system inside the system (LXC, systemd-nspawn), by the name of its group. It has an administrator of its own.
     Guest(String),
     /// A unit of a user's systemd, by the path of its group.
     UserUnit(String),
@@ -31,8 +31,8 @@ pub(super) enum Place {
     },
 }
 
-/// The place of a process, from its `/proc/PID/cgroup`. With cgroup v1 each hierarchy has a path: that with a container counts,
-/// then that of systemd (`0::` or `name=systemd`), then any.
+/// The place of a process, from its `/proc/PID/cgroup`. With cgroup v1 each hierarchy has a path. A path with a container is
+/// preferred, then that of systemd (`0::` or `name=systemd`), then any other.
 pub(super) fn place(text: &str) -> Place {
     let mut best = (0, Place::Elsewhere);
     for line in text.lines() {

@@ -25,7 +25,8 @@ use crate::{
 
 /// How often the adapter process is checked, ns.
 const CHECK_INTERVAL_NS: i64 = 100_000_000;
-/// What the adapter process may use: to become nobody, to listen on a low port, to write Envoy's layer. And to end it.
+/// What the adapter process needs to become nobody, to listen on a low port and to write Envoy's runtime layer; and what the
+/// helper needs to kill it.
 const KEPT: CapabilitySet = CapabilitySet::SETUID
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::DAC_OVERRIDE)
