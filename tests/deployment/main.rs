@@ -1,10 +1,11 @@
 //! The agent says the same wherever it runs: on the host, in a container beside the service, or as a node agent, with private and
-//! with host control group namespaces. What it cannot see there, it names.
+//! with host control group namespaces. What it cannot see there, it names. What the services of a node are called, and who gets a name.
 
 mod capabilities;
 mod chart;
 mod doctor;
 mod image;
+mod names;
 mod systemd;
 mod verdicts;
 

@@ -51,6 +51,24 @@ impl Cgroup {
         Err(anyhow::anyhow!("cannot create a cgroup: {why:?}"))
     }
 
+    /// Creates the group of a unit, as systemd does: in the unified hierarchy, or in systemd's own.
+    pub fn below_system_slice(unit: &str) -> Result<Self> {
+        let mount = Path::new("/sys/fs/cgroup");
+        let places = [
+            mount.to_owned(),
+            mount.join("unified"),
+            mount.join("systemd"),
+        ];
+        let place = places
+            .iter()
+            .find(|place| place.join("cgroup.procs").exists())
+            .context("there is no hierarchy for units below /sys/fs/cgroup")?;
+        let path = place.join("system.slice").join(unit);
+        fs::create_dir_all(&path)
+            .with_context(|| format!("create the cgroup {}", path.display()))?;
+        Ok(Self(path))
+    }
+
     /// Creates one whose processes together may use this many CPUs, in periods of `CPU_PERIOD_US`.
     pub fn with_cpus(cpus: f64) -> Result<Self> {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -130,6 +148,14 @@ impl Drop for Cgroup {
         });
         if let Err(error) = removed {
             eprintln!("warning: {error}");
+        }
+        // Of a unit: its parent, unless there are others.
+        if let Some(slice) = self
+            .0
+            .parent()
+            .filter(|parent| parent.ends_with("system.slice"))
+        {
+            let _ = fs::remove_dir(slice);
         }
     }
 }

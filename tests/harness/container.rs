@@ -182,3 +182,33 @@ impl Drop for Container {
         }
     }
 }
+
+/// A link as the kubelet makes one for each container, removed on drop.
+pub struct PodLink {
+    link: PathBuf,
+    /// The directory, if there was none before.
+    made: Option<PathBuf>,
+}
+
+impl PodLink {
+    /// `name`: `POD_NAMESPACE_CONTAINER-ID.log`.
+    pub fn new(name: &str) -> Result<Self> {
+        let directory = PathBuf::from("/var/log/containers");
+        let made = fs::create_dir(&directory).is_ok();
+        let link = directory.join(name);
+        symlink("/var/log/pods/none", &link)?;
+        Ok(Self {
+            link,
+            made: made.then_some(directory),
+        })
+    }
+}
+
+impl Drop for PodLink {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.link);
+        if let Some(directory) = &self.made {
+            let _ = fs::remove_dir(directory);
+        }
+    }
+}

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tailback_page::Page;
 use tailback_tests::{
     agent::Agent,
-    container::Container,
+    container::{Container, PodLink},
     needs, ports,
     process::{End, Process},
     program,
@@ -299,7 +299,7 @@ fn in_a_directory_of_others_the_agent_publishes_in_its_own() -> Result<()> {
     })?;
     attacked.attack(
         "true",
-        "shop cart pods agent.sock agent.lock agent.page learned.json learned.json.new",
+        "shop cart pods agent.sock agent.lock agent.page learned.json learned.json.new owners.json owners.json.new",
     )?;
     agent.wait_for("the replaced directory", DEADLINE, |event| {
         event.text("code") == "directory_replaced"
@@ -390,35 +390,6 @@ fn run_text(command: &mut Command) -> Result<String> {
     let text = String::from_utf8([output.stdout, output.stderr].concat())?;
     ensure!(output.status.success(), "{command:?}: {text}");
     Ok(text)
-}
-
-/// A link as the kubelet makes one for each container, removed on drop.
-struct PodLink {
-    link: PathBuf,
-    /// The directory, if there was none before.
-    made: Option<PathBuf>,
-}
-
-impl PodLink {
-    fn new(name: &str) -> Result<Self> {
-        let directory = PathBuf::from("/var/log/containers");
-        let made = fs::create_dir(&directory).is_ok();
-        let link = directory.join(name);
-        symlink("/var/log/pods/none", &link)?;
-        Ok(Self {
-            link,
-            made: made.then_some(directory),
-        })
-    }
-}
-
-impl Drop for PodLink {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.link);
-        if let Some(directory) = &self.made {
-            let _ = fs::remove_dir(directory);
-        }
-    }
 }
 
 #[test]
