@@ -46,7 +46,7 @@ impl PageFile {
         Self::map(&create(directory, name)?, name)
     }
 
-    /// Maps a page that [`create`] has opened.
+    /// Maps a page that `create` has opened.
     pub fn map(file: &OwnedFd, name: &CStr) -> Result<Self> {
         let shown = name.to_string_lossy();
         // SAFETY: a new mapping of a file that was just allocated to this size; only its owner may truncate it.

@@ -1,4 +1,4 @@
-//! The software bill of materials: what the binary is built from, in CycloneDX (https://cyclonedx.org/docs/1.5/json).
+//! The software bill of materials: what the binary is built from, in CycloneDX (<https://cyclonedx.org/docs/1.5/json>).
 
 use std::collections::BTreeMap;
 
