@@ -29,12 +29,22 @@ use seccompiler::{
 
 /// What samples need: to read the files of other users' processes.
 const KEPT: CapabilitySet = CapabilitySet::SYS_PTRACE.union(CapabilitySet::DAC_READ_SEARCH);
-/// Deadline for a thread to drop its capabilities. It takes microseconds, unless the thread waits for a file system.
-const THREAD_DEADLINE: Duration = Duration::from_secs(2);
+/// Deadline for all threads to drop their capabilities. It takes microseconds, unless a thread waits for a file system.
+const THREADS_DEADLINE: Duration = Duration::from_secs(2);
+/// Time for each thread, also if others have used up the deadline.
+const MIN_THREAD_TIME: Duration = Duration::from_millis(50);
+
+/// What [`drop_capabilities`] has done.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropped {
+    pub kept: CapabilitySet,
+    /// Number of threads that have not answered, because they wait for a file system. Each drops its capabilities when it continues.
+    pub pending: usize,
+}
 
 /// Drops all capabilities that sampling does not need, in every thread. `still_works` tries the eBPF operations of a sample:
-/// before Linux 5.19 they fail without CAP_BPF, which is then kept. Returns the capabilities that are kept.
-pub fn drop_capabilities(mut still_works: impl FnMut() -> bool) -> Result<CapabilitySet> {
+/// before Linux 5.19 they fail without CAP_BPF, which is then kept.
+pub fn drop_capabilities(mut still_works: impl FnMut() -> bool) -> Result<Dropped> {
     let held = capabilities(None).context("cannot read the capabilities")?;
     let reading = if held.permitted.contains(CapabilitySet::DAC_READ_SEARCH) {
         KEPT
@@ -57,8 +67,8 @@ pub fn drop_capabilities(mut still_works: impl FnMut() -> bool) -> Result<Capabi
         };
         set_capabilities(None, effective).context("cannot lower the capabilities")?;
         if still_works() {
-            set_in_all_threads(kept)?;
-            return Ok(kept);
+            let pending = set_in_all_threads(kept)?;
+            return Ok(Dropped { kept, pending });
         }
     }
     set_capabilities(None, held).context("cannot restore the capabilities")?;
@@ -116,32 +126,31 @@ extern "C" fn set_own_capabilities(_signal: libc::c_int) {
     DONE.fetch_add(1, Ordering::Release);
 }
 
-/// The kernel keeps capabilities per thread, and a thread can only set its own: each is interrupted by a signal to do so.
-fn set_in_all_threads(kept: CapabilitySet) -> Result<()> {
+/// The kernel keeps capabilities per thread, and a thread can only set its own: each is interrupted by a signal to do so. The
+/// handler stays, for threads that cannot be interrupted yet. Returns their number.
+fn set_in_all_threads(kept: CapabilitySet) -> Result<usize> {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let bits = kept.bits();
     WORDS[0].store(bits as u32, Ordering::Relaxed);
     WORDS[1].store((bits >> 32) as u32, Ordering::Relaxed);
     let signal = libc::SIGRTMAX();
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    let mut before = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: zeroed is a valid sigaction, and the handler only calls what it may.
     unsafe {
         let action = action.assume_init_mut();
         action.sa_sigaction = set_own_capabilities as *const () as libc::sighandler_t;
         action.sa_flags = libc::SA_RESTART;
-        if libc::sigaction(signal, action, before.as_mut_ptr()) != 0 {
+        if libc::sigaction(signal, action, std::ptr::null_mut()) != 0 {
             return Err(io::Error::last_os_error()).context("cannot handle a signal");
         }
     }
-    let outcome = interrupt_all(signal);
-    // SAFETY: what sigaction(2) filled in.
-    unsafe { libc::sigaction(signal, before.as_ptr(), std::ptr::null_mut()) };
-    outcome
+    interrupt_all(signal)
 }
 
-fn interrupt_all(signal: libc::c_int) -> Result<()> {
+fn interrupt_all(signal: libc::c_int) -> Result<usize> {
     let mut done = BTreeSet::new();
+    let mut pending = 0;
+    let deadline = Instant::now() + THREADS_DEADLINE;
     // A thread may start another one meanwhile, which inherits its capabilities: until there is none that is new.
     loop {
         let threads = threads()?;
@@ -150,12 +159,12 @@ fn interrupt_all(signal: libc::c_int) -> Result<()> {
             break;
         }
         for thread in new {
-            interrupt(thread, signal)?;
+            pending += usize::from(!interrupt(thread, signal, deadline)?);
             done.insert(thread);
         }
     }
     match ERROR.load(Ordering::Relaxed) {
-        0 => Ok(()),
+        0 => Ok(pending),
         errno => Err(io::Error::from_raw_os_error(errno)).context("cannot drop capabilities"),
     }
 }
@@ -166,25 +175,22 @@ fn threads() -> Result<BTreeSet<i32>> {
     Ok(names.collect())
 }
 
-/// Has a thread handle the signal, and waits until it has.
-fn interrupt(thread: i32, signal: libc::c_int) -> Result<()> {
+/// Has a thread handle the signal, and waits until it has. Returns whether it has, or has ended.
+fn interrupt(thread: i32, signal: libc::c_int, deadline: Instant) -> Result<bool> {
     let before = DONE.load(Ordering::Acquire);
-    let began = Instant::now();
+    let deadline = deadline.max(Instant::now() + MIN_THREAD_TIME);
     // SAFETY: no pointers; the thread is one of this process.
     if unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal) } != 0 {
         // It has ended.
-        return Ok(());
+        return Ok(true);
     }
     while DONE.load(Ordering::Acquire) == before {
-        if began.elapsed() > THREAD_DEADLINE {
-            if !threads()?.contains(&thread) {
-                return Ok(());
-            }
-            bail!("a thread of the agent does not respond");
+        if Instant::now() > deadline {
+            return Ok(!threads()?.contains(&thread));
         }
         thread::sleep(Duration::from_micros(100));
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Commands of bpf(2) that samples use, include/uapi/linux/bpf.h: read and write elements of maps, and run iterators. None of
@@ -259,8 +265,7 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_mount_setattr,
     libc::SYS_setns,
     libc::SYS_unshare,
-    // Identity.
-    libc::SYS_capset,
+    // Identity. Not capset(2): it can only lower capabilities, and threads that could not be interrupted do so later.
     libc::SYS_setuid,
     libc::SYS_setgid,
     libc::SYS_setreuid,
@@ -293,8 +298,14 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_syslog,
     libc::SYS_vhangup,
     libc::SYS_personality,
-    // fchmodat2(2) has this number on all architectures; libc lacks it.
+    // Numbers that are the same on all architectures, and that libc lacks: quotactl_fd, fchmodat2, setxattrat, removexattrat,
+    // open_tree_attr, file_setattr.
+    443,
     452,
+    463,
+    466,
+    467,
+    469,
 ];
 
 /// The same, on the architecture that also has their older forms.

@@ -9,6 +9,7 @@ mod own_process;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    mem::MaybeUninit,
     net::TcpListener,
     os::{
         fd::AsRawFd as _,
@@ -18,6 +19,7 @@ use std::{
     process::{Command, Stdio},
     sync::mpsc::channel,
     thread,
+    time::Duration,
 };
 
 use own_process::{kernel_btf, watch_own_process};
@@ -26,7 +28,20 @@ use tailback::{
     confinement::{drop_capabilities, filter_system_calls},
     kernel::{btf::Btf, layout::resolve, scanner::Scanner},
 };
-use tailback_tests::temp::TempDir;
+use tailback_tests::{temp::TempDir, wait};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Blocks or unblocks all signals in this thread.
+fn mask_signals(how: libc::c_int) {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset(3) fills the set in.
+    let result = unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(how, all.as_ptr(), std::ptr::null_mut())
+    };
+    assert_eq!(result, 0);
+}
 
 /// The error of a call that returned -1.
 fn errno(result: libc::c_long) -> i32 {
@@ -99,7 +114,6 @@ fn system_calls_are_denied() {
         (libc::SYS_unshare, [0, 0, 0]),
         (libc::SYS_mount, [0, 0, 0]),
         (libc::SYS_setresuid, [0, 0, 0]),
-        (libc::SYS_capset, [0, 0, 0]),
         (libc::SYS_perf_event_open, [0, 0, 0]),
         (libc::SYS_userfaultfd, [0, 0, 0]),
         (libc::SYS_io_uring_setup, [1, 0, 0]),
@@ -143,15 +157,34 @@ fn a_confined_process_scans_but_loads_and_writes_nothing() {
     // A thread that was started before, and one that waits in a system call that is not restarted.
     let (stop, stopped) = channel::<()>();
     let waiting = thread::spawn(move || stopped.recv());
-    let kept = drop_capabilities(|| scanner.check_access().is_ok()).unwrap();
+    // One that cannot be interrupted until then, as if it waited for a file system that does not answer.
+    let (go_on, goes_on) = channel::<()>();
+    let (blocked, is_blocked) = channel();
+    let stuck = thread::spawn(move || {
+        mask_signals(libc::SIG_BLOCK);
+        blocked.send(()).unwrap();
+        let _ = goes_on.recv();
+        mask_signals(libc::SIG_UNBLOCK);
+        let _ = goes_on.recv();
+    });
+    is_blocked.recv().unwrap();
+    let dropped = drop_capabilities(|| scanner.check_access().is_ok()).unwrap();
     filter_system_calls().unwrap();
+    let kept = dropped.kept;
+    assert_eq!(dropped.pending, 1);
+    go_on.send(()).unwrap();
+    let bits = format!("{:016x}", kept.bits());
+    wait::until("the thread to drop its capabilities", DEADLINE, || {
+        let have_all = of_threads("CapPrm").iter().all(|held| *held == bits);
+        Ok(have_all.then_some(()))
+    })
+    .unwrap();
 
     assert!(kept.contains(CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH));
     assert!(
         !kept.intersects(CapabilitySet::PERFMON | CapabilitySet::SETUID),
         "{kept:?}"
     );
-    let bits = format!("{:016x}", kept.bits());
     for key in ["CapPrm", "CapEff"] {
         let of_threads = of_threads(key);
         assert!(of_threads.len() >= 3, "{of_threads:?}");
@@ -193,4 +226,6 @@ fn a_confined_process_scans_but_loads_and_writes_nothing() {
     another.wait().unwrap();
     drop(stop);
     assert!(waiting.join().unwrap().is_err());
+    drop(go_on);
+    stuck.join().unwrap();
 }

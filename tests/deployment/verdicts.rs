@@ -223,6 +223,19 @@ fn io_limits_are_part_of_the_answer_everywhere() -> Result<()> {
             );
         }
     }
+    // So does an agent that runs, although it has dropped its privileges by then.
+    let port = service.port.to_string();
+    let beside = format!("--pid=container:{}", service.container.name());
+    let options = [beside.as_str(), "--cgroupns=private", NO_CGROUPS];
+    let arguments = ["run", "--port", &port, "--json", "--duration", "10s"];
+    let (_container, process) = contained(&options, &CAPABILITIES, &arguments)?;
+    let (_, events) = json_lines(&process)?;
+    let expected = format!("its control group allows 20 writes/s on {name}");
+    let is_shown = |event: &Value| {
+        let evidence = event["evidence"].as_str();
+        event["type"] == "episode" && evidence.is_some_and(|text| text.contains(&expected))
+    };
+    ensure!(events.iter().any(is_shown), "{events:?}");
     drop(service);
 
     // Neither the service's container nor the agent's has control groups: the limit is hidden, not absent.

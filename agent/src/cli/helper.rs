@@ -120,7 +120,7 @@ impl Helper {
         })))
     }
 
-    /// Whether the process has ended, as of the last request.
+    /// Whether the process has ended, as of the last request or [`Helper::notices`].
     pub(super) fn is_gone(&self) -> bool {
         self.0.is_gone.load(Ordering::Relaxed)
     }
@@ -148,12 +148,16 @@ impl Helper {
     /// The notices about the adapter process since the last call. Does not wait.
     pub(super) fn notices(&self) -> Vec<Notice> {
         let mut notices = Vec::new();
-        while let Ok(Some((text, _))) = receive(&self.0.notices, RecvFlags::DONTWAIT) {
-            let text: (String, String) = text;
-            notices.push(Notice {
-                code: text.0,
-                text: text.1,
-            });
+        loop {
+            match receive::<(String, String)>(&self.0.notices, RecvFlags::DONTWAIT) {
+                Ok(Some(((code, text), _))) => notices.push(Notice { code, text }),
+                Ok(None) => {
+                    self.0.is_gone.store(true, Ordering::Relaxed);
+                    break;
+                }
+                // Nothing more now.
+                Err(_) => break,
+            }
         }
         notices
     }

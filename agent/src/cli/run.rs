@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use clap::Args;
 use tracing::{Level, debug, trace};
 
@@ -281,9 +281,16 @@ impl SamplingClock {
     /// Gives up, for good, what the next samples do not need.
     fn drop_privileges(&mut self) -> anyhow::Result<()> {
         let collector = &mut self.collector;
-        let kept = drop_capabilities(|| collector.check_access().is_ok())?;
-        debug!(?kept, "capabilities dropped");
-        filter_system_calls()
+        let dropped = drop_capabilities(|| collector.check_access().is_ok());
+        debug!(?dropped, "capabilities");
+        // Whatever became of the capabilities: the filter forbids what they are for.
+        filter_system_calls()?;
+        match dropped?.pending {
+            0 => Ok(()),
+            pending => bail!(
+                "{pending} of its threads wait for a file system; each drops its capabilities when it continues"
+            ),
+        }
     }
 
     /// Waits until the next sample is due and takes it; `None` on a stop request or at the end of the running time.

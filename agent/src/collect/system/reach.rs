@@ -18,7 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat, openat2, statx};
+use rustix::{
+    fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxFlags, openat, statx},
+    io::Errno,
+};
 
 use super::{
     MAX_GROUPS,
@@ -222,10 +225,19 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     let dir: PathBuf = parts.by_ref().take(1).collect();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = openat(CWD, Path::new(DESCRIPTORS).join(dir), flags, Mode::empty())?;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
-    let file = openat2(dir, parts.as_path(), flags, Mode::empty(), resolve)?;
-    Ok(File::from(file))
+    // Found first, and read only once it is known to be in the same mount. openat2(2) does both in one call, but a seccomp filter
+    // cannot check its flags, so the running agent may not use it.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = openat(&dir, parts.as_path(), flags, Mode::empty())?;
+    let mount = |file: &OwnedFd| -> rustix::io::Result<u64> {
+        let found = status(file, StatxFlags::MNT_ID)?;
+        let is_known = found.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+        is_known.then_some(found.stx_mnt_id).ok_or(Errno::NOSYS)
+    };
+    if mount(&found)? != mount(&dir)? {
+        return Err(Errno::XDEV.into());
+    }
+    File::open(Path::new(DESCRIPTORS).join(found.as_raw_fd().to_string()))
 }
 
 /// Searches the mounts of the first process, then those of the target.
@@ -263,10 +275,14 @@ fn directory(path: &Path, point: &Point, chain: &[Level]) -> Option<(OwnedFd, us
 
 /// The inode number of a directory, if it is on this device.
 fn id(dir: &OwnedFd, device: (u32, u32)) -> Option<u64> {
-    // Without asking a server: it may be a network file system.
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let found = statx(dir.as_fd(), "", flags, StatxFlags::INO).ok()?;
+    let found = status(dir, StatxFlags::INO).ok()?;
     ((found.stx_dev_major, found.stx_dev_minor) == device).then_some(found.stx_ino)
+}
+
+/// Without asking a server: it may be a network file system.
+fn status(file: &OwnedFd, wanted: StatxFlags) -> rustix::io::Result<Statx> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    statx(file.as_fd(), "", flags, wanted)
 }
 
 #[cfg(test)]
