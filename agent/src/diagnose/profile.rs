@@ -66,6 +66,24 @@ struct Turn {
     cpu_at_wake_ns: u64,
     /// It last slept in epoll_wait.
     is_of_a_loop: bool,
+    /// It runs an event loop, and was under way when it was first seen.
+    is_under_way: bool,
+}
+
+/// Event-loop threads that have computed for [`LONG_TURN_NS`] or more without sleeping.
+#[derive(Default)]
+struct LongTurns {
+    /// Since they slept in epoll_wait.
+    whole: BTreeSet<Thread>,
+    /// Since they were first seen. An overloaded loop never sleeps, so this alone does not prove a long turn.
+    under_way: BTreeSet<Thread>,
+}
+
+impl LongTurns {
+    fn extend(&mut self, more: &Self) {
+        self.whole.extend(&more.whole);
+        self.under_way.extend(&more.under_way);
+    }
 }
 
 #[derive(Default)]
@@ -74,8 +92,7 @@ struct Second {
     /// What the holders of a lock did while others waited for it.
     held: BTreeMap<Lock, BTreeMap<Thread, ThreadProfile>>,
     cpu: BTreeMap<TargetId, CpuHolders>,
-    /// Event-loop threads that have computed for [`LONG_TURN_NS`] or more without sleeping.
-    long_turns: BTreeSet<Thread>,
+    long_turns: LongTurns,
     /// By process, see [`TakingTurns`]: threads that need a CPU, and threads that do anything.
     taking_turns: BTreeMap<u32, TakingTurns>,
     active: BTreeMap<u32, TakingTurns>,
@@ -114,7 +131,7 @@ pub(super) struct Window {
     threads: BTreeMap<Thread, ThreadProfile>,
     held: BTreeMap<Lock, BTreeMap<Thread, ThreadProfile>>,
     cpu: BTreeMap<TargetId, CpuHolders>,
-    long_turns: BTreeSet<Thread>,
+    long_turns: LongTurns,
     taking_turns: BTreeMap<u32, TakingTurns>,
     in_one_call: BTreeMap<Thread, u32>,
     pub(super) from_ns: u64,
@@ -166,7 +183,7 @@ impl Profile {
             .collect();
         find_turns_to_accept(&mut now, targets, topology);
         second.count_holders(&now);
-        second.long_turns.extend(long_turns);
+        second.long_turns.extend(&long_turns);
         second.count_turns(waits, &in_focus);
         second.count_active(waits, &now, (topology, &self.parked));
         for (thread, seen) in &now {
@@ -230,8 +247,8 @@ impl Profile {
     }
 
     /// Tracks the turns of event-loop threads; returns those whose present turn is long.
-    fn track_turns(&mut self, waits: &[Wait], in_focus: &impl Fn(u32) -> bool) -> Vec<Thread> {
-        let mut long = Vec::new();
+    fn track_turns(&mut self, waits: &[Wait], in_focus: &impl Fn(u32) -> bool) -> LongTurns {
+        let mut long = LongTurns::default();
         for wait in waits.iter().filter(|wait| in_focus(wait.tgid)) {
             let thread = (wait.tgid, wait.tid);
             let runs = matches!(wait.state, State::Running | State::Runnable);
@@ -245,19 +262,24 @@ impl Profile {
                 Some(turn) if runs => Turn {
                     voluntary: wait.voluntary,
                     cpu_at_wake_ns: wait.cpu_ns,
+                    is_under_way: false,
                     ..turn
                 },
                 _ => Turn {
                     voluntary: wait.voluntary,
                     cpu_at_wake_ns: wait.cpu_ns,
-                    is_of_a_loop: matches!(call_of(wait), Some((_, CallClass::Epoll)))
-                        || (runs && self.loops.contains(&wait.tid)),
+                    is_of_a_loop: matches!(call_of(wait), Some((_, CallClass::Epoll))),
+                    is_under_way: runs && before.is_none() && self.loops.contains(&wait.tid),
                 },
             };
             // By CPU time: a thread that waits for a CPU is not busy.
             let busy_ns = wait.cpu_ns.saturating_sub(turn.cpu_at_wake_ns);
-            if turn.is_of_a_loop && busy_ns >= LONG_TURN_NS {
-                long.push(thread);
+            if busy_ns >= LONG_TURN_NS {
+                if turn.is_of_a_loop {
+                    long.whole.insert(thread);
+                } else if turn.is_under_way {
+                    long.under_way.insert(thread);
+                }
             }
             if before.is_some() || self.turns.len() < MAX_THREADS {
                 self.turns.insert(thread, turn);
@@ -272,7 +294,7 @@ impl Profile {
             threads: BTreeMap::new(),
             held: BTreeMap::new(),
             cpu: BTreeMap::new(),
-            long_turns: BTreeSet::new(),
+            long_turns: LongTurns::default(),
             taking_turns: BTreeMap::new(),
             in_one_call: BTreeMap::new(),
             from_ns,
@@ -759,7 +781,12 @@ impl Window {
 
     /// Whether this event-loop thread computed for [`LONG_TURN_NS`] or more without returning to epoll_wait.
     pub(super) fn had_a_long_turn(&self, thread: Thread) -> bool {
-        self.long_turns.contains(&thread)
+        self.long_turns.whole.contains(&thread)
+    }
+
+    /// Whether it computed for that long without sleeping, in a turn that was under way when it was first seen.
+    pub(super) fn was_under_way(&self, thread: Thread) -> bool {
+        self.long_turns.under_way.contains(&thread)
     }
 
     /// Share of the samples of a thread in which it waited for the response on one connection, and for nothing else, 0 to 1.

@@ -88,17 +88,22 @@ pub(in crate::diagnose::rules) fn is_one_long_turn(case: Case<'_>, checks: &mut 
         1.0,
         Unit::Count,
     );
+    let (from_ns, to_ns) = case.time();
+    let Some(responses) = case.inputs.responses(case.target(), from_ns) else {
+        return checks.unknown("responses", Unit::Count);
+    };
+    // Of a turn whose begin was not seen, one may have been answered before it.
+    let is_silent = responses <= 1;
+    let window = case.view.window;
     let mut members = first.threads.members.iter();
-    let long = members.any(|(thread, _)| case.view.window.had_a_long_turn(*thread));
+    let long = members.any(|(thread, _)| {
+        window.had_a_long_turn(*thread) || (is_silent && window.was_under_way(*thread))
+    });
     let long = checks.is(
         "it computed for 100 ms or more without returning to epoll_wait",
         long,
         true,
     );
-    let (from_ns, to_ns) = case.time();
-    let Some(responses) = case.inputs.responses(case.target(), from_ns) else {
-        return checks.unknown("responses", Unit::Count);
-    };
     let each_ns = to_ns.saturating_sub(from_ns) / responses.max(1);
     let rare = checks.at_least(
         "time per response",
