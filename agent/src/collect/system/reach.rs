@@ -296,7 +296,7 @@ mod tests {
         // /proc is mounted over a directory of the root.
         assert_eq!(
             open(&root.join("proc/stat")).unwrap_err().raw_os_error(),
-            Some(rustix::io::Errno::XDEV.raw_os_error())
+            Some(Errno::XDEV.raw_os_error())
         );
         let proc = File::open("/proc").unwrap();
         let proc = Path::new(DESCRIPTORS).join(proc.as_raw_fd().to_string());
