@@ -13,6 +13,8 @@ pub struct Workload {
     pub declared_name: Option<String>,
     /// It listens on a TCP port.
     pub listens: bool,
+    /// One of several programs of a container or unit. Its name ends in that of the program.
+    pub is_part: bool,
 }
 
 /// Identifies who owns a service. It stays the same when the service is replaced, and no other user can choose it.

@@ -5,7 +5,7 @@
 //! any name. A name stays with its owner (a container, a unit or a user) while the service restarts: no other owner gets it unless it
 //! is trusted more.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,11 @@ const CLAIM_NS: u64 = 3_600_000_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Trust(u8, u8);
 
+/// The first number for services that named themselves, and the second one for programs of a container or unit: only a part of
+/// their name is their own choice.
+const ITSELF: u8 = 4;
+const PART: u8 = 2;
+
 impl Trust {
     pub fn of(target: &Target) -> Self {
         let workload = &target.workload;
@@ -36,15 +41,23 @@ impl Trust {
             Owner::User(0) => 0,
             Owner::User(..FIRST_PERSON) | Owner::Unit(_) => 1,
             // Inside a container, processes have any user id.
-            Owner::User(_) | Owner::Container(_) => 2,
+            Owner::User(_) | Owner::Container(_) => PART + 1,
         };
         match workload.named_by {
+            NamedBy::Pod | NamedBy::Container | NamedBy::Unit if workload.is_part => {
+                Self(ITSELF, PART)
+            }
             NamedBy::Configuration => Self(0, by_owner),
             NamedBy::Pod => Self(1, 0),
             NamedBy::Container => Self(2, 0),
             NamedBy::Unit => Self(3, 0),
-            NamedBy::Itself => Self(4, by_owner),
+            NamedBy::Itself => Self(ITSELF, by_owner),
         }
+    }
+
+    /// The whole name was given by the configuration, an orchestrator, a runtime or systemd.
+    fn is_given(self) -> bool {
+        self.0 < ITSELF
     }
 }
 
@@ -60,14 +73,26 @@ pub struct Claim {
     target: TargetId,
 }
 
+impl Claim {
+    /// Whether this is another instance of the service that has the name.
+    fn has_instance(&self, target: &Target) -> bool {
+        match (&self.owner, &target.workload.owner) {
+            (Owner::Container(a), Owner::Container(b)) if a != b => {
+                self.trust.is_given() && Trust::of(target).is_given()
+            }
+            (owner, own) => owner == own,
+        }
+    }
+}
+
 /// The owners of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims(BTreeMap<String, Claim>);
 
 impl Claims {
     /// A directory name per service: the plain name, or with its PID appended: `@PID` for another instance of the same owner, or in
-    /// another container, `~PID` for a service of another user. Neither `@` nor `~` occurs in plain names. Of several services of
-    /// one owner, the oldest that listens has the plain name.
+    /// another container to which the same name was given, `~PID` for any other service. Neither `@` nor `~` occurs in plain names. Of
+    /// several services of one owner, the oldest that listens has the plain name.
     pub fn names<'a>(
         &mut self,
         targets: impl Iterator<Item = &'a Target>,
@@ -86,12 +111,9 @@ impl Claims {
                 self.claim(&name, target, now_ns);
                 names.insert(target.id, name.clone());
             }
-            let owner = self.0.get(&name).map(|claim| &claim.owner);
+            let claim = self.0.get(&name);
             for target in same.iter().filter(|target| Some(target.id) != holder) {
-                let is_instance = match (owner, &target.workload.owner) {
-                    (Some(Owner::Container(_)), Owner::Container(_)) => true,
-                    (owner, own) => owner == Some(own),
-                };
+                let is_instance = claim.is_some_and(|claim| claim.has_instance(target));
                 let mark = if is_instance { INSTANCE } else { STRANGER };
                 names.insert(target.id, format!("{name}{mark}{}", target.pid));
             }
@@ -126,20 +148,35 @@ impl Claims {
         self.0.insert(name.to_owned(), claim);
     }
 
-    /// Keeps at most `max` claims: the most trusted, then the most recent ones.
+    /// Keeps at most `max` claims. Drops those of the owners that have the most: no owner takes the room of others.
     pub fn limit(&mut self, max: usize) {
-        let excess = self.0.len().saturating_sub(max);
-        if excess == 0 {
-            return;
-        }
-        let mut order: Vec<(std::cmp::Reverse<Trust>, u64, String)> = self
-            .0
-            .iter()
-            .map(|(name, claim)| (std::cmp::Reverse(claim.trust), claim.seen_ns, name.clone()))
-            .collect();
-        order.sort_unstable();
-        for (_, _, name) in order.into_iter().take(excess) {
-            self.0.remove(&name);
+        while self.0.len() > max {
+            let mut by_owner: BTreeMap<&Owner, usize> = BTreeMap::new();
+            for claim in self.0.values() {
+                *by_owner.entry(&claim.owner).or_default() += 1;
+            }
+            let most = by_owner.iter().max_by_key(|(_, count)| **count);
+            let Some((owner, count)) = most.map(|(owner, count)| ((*owner).clone(), *count)) else {
+                return;
+            };
+            let second = by_owner
+                .iter()
+                .filter(|(other, _)| **other != &owner)
+                .map(|(_, count)| *count)
+                .max();
+            // Down to as many as the next owner has, but at least one.
+            let spare = count.saturating_sub(second.unwrap_or(0)).max(1);
+            let drop = spare.min(self.0.len() - max);
+            let mut order: Vec<(Reverse<Trust>, u64, String)> = self
+                .0
+                .iter()
+                .filter(|(_, claim)| claim.owner == owner)
+                .map(|(name, claim)| (Reverse(claim.trust), claim.seen_ns, name.clone()))
+                .collect();
+            order.sort_unstable();
+            for (_, _, name) in order.into_iter().take(drop) {
+                self.0.remove(&name);
+            }
         }
     }
 
@@ -328,10 +365,16 @@ mod tests {
             container(1, "a"),
             container(2, "b"),
             of_user(1000, target(3, "shop", 3, 0)),
+            // In a container, any process can call itself anything.
+            owned(
+                Owner::Container("c".to_owned()),
+                NamedBy::Itself,
+                target(4, "shop", 4, 0),
+            ),
         ];
         let names = Claims::default().names(services.iter(), SECOND);
         let names: Vec<&str> = names.values().map(String::as_str).collect();
-        assert_eq!(names, ["shop", "shop@2", "shop~3"]);
+        assert_eq!(names, ["shop", "shop@2", "shop~3", "shop~4"]);
         for name in names {
             assert_eq!(directory_of(name), name);
         }
@@ -340,17 +383,54 @@ mod tests {
     }
 
     #[test]
-    fn claims_of_persons_are_dropped_first() {
+    fn a_program_of_a_container_does_not_get_the_name_of_another_container() {
+        let part = |id, start_ns| {
+            let owner = Owner::Container("shop".to_owned());
+            let mut part = owned(
+                owner,
+                NamedBy::Container,
+                target(id, "shop:web_1", id, start_ns),
+            );
+            part.workload.is_part = true;
+            part
+        };
+        let owner = Owner::Container("shop_web_1".to_owned());
+        let whole = owned(
+            owner,
+            NamedBy::Container,
+            target(2, "shop_web_1", 2, SECOND),
+        );
+        let root = of_user(0, target(3, "shop_web_1", 3, 2 * SECOND));
+        let person = of_user(1000, target(4, "shop_web_1", 4, 0));
+        let mut claims = Claims::default();
+        let part = part(1, 0);
+        for (services, holder) in [
+            (vec![&part, &person], 1),
+            (vec![&part, &person, &root], 3),
+            (vec![&part, &person, &root, &whole], 2),
+        ] {
+            let names = claims.names(services.into_iter(), SECOND);
+            let found = names.iter().find(|(_, name)| *name == "shop_web_1");
+            assert_eq!(found.map(|(id, _)| *id), Some(holder));
+        }
+    }
+
+    #[test]
+    fn an_owner_with_many_claims_takes_no_room_of_others() {
         let mut claims = Claims::default();
         let many: Vec<Target> = (0..50)
             .map(|id| of_user(1000, target(id, &format!("storm-{id}"), id, 1)))
             .collect();
-        let shop = of_user(33, target(99, "shop", 99, 1));
+        // An older claim of another person, whose name is trusted no more.
+        let shop = of_user(1001, target(99, "shop", 99, 1));
         claims.names([&shop].into_iter(), SECOND);
         claims.names(many.iter(), 2 * SECOND);
         claims.limit(3);
         assert_eq!(claims.0.len(), 3);
         assert!(claims.0.contains_key("shop"));
+        // Among owners of one claim each, the least trusted go.
+        claims.limit(1);
+        assert_eq!(claims.0.len(), 1);
     }
 
     #[test]

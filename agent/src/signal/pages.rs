@@ -46,6 +46,8 @@ const PLACE_INTERVAL_NS: u64 = 1_000_000_000;
 const MAX_FORMER_PAGES: usize = 65_536;
 /// Longest time between two writes of the owners of names, ns: the file says when each service was last seen.
 const CLAIMS_INTERVAL_NS: u64 = 60_000_000_000;
+/// Shortest time between two writes, ns: services may start and exit with every sample.
+const MIN_CLAIMS_INTERVAL_NS: u64 = 1_000_000_000;
 /// How often the lock is tried: a small part of the time to live, within which an agent takes over from another.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest text in the lock file, bytes: `process PID`.
@@ -65,7 +67,7 @@ pub struct Pages {
     /// Who owns which name, and as it was last saved.
     claims: Claims,
     saved_claims: Claims,
-    claims_due_ns: u64,
+    claims_saved_ns: u64,
     /// Pages that could not be created, by name.
     failed: BTreeMap<String, Failed>,
     /// Directories without a page, oldest first.
@@ -122,7 +124,7 @@ impl Pages {
             heartbeat_ttl_ns: MIN_HEARTBEAT_TTL_NS,
             claims: Claims::default(),
             saved_claims: Claims::default(),
-            claims_due_ns: 0,
+            claims_saved_ns: 0,
             directory,
             files: Box::new(files),
             ttl_ns,
@@ -306,10 +308,12 @@ impl Pages {
 
     /// Leaves them for a later agent. Reports the first failure.
     fn save_claims(&mut self, now_ns: u64) {
-        if now_ns < self.claims_due_ns && self.claims.has_same_owners(&self.saved_claims) {
+        let age_ns = now_ns.saturating_sub(self.claims_saved_ns);
+        let is_saved = || self.claims.has_same_owners(&self.saved_claims);
+        if age_ns < MIN_CLAIMS_INTERVAL_NS || age_ns < CLAIMS_INTERVAL_NS && is_saved() {
             return;
         }
-        self.claims_due_ns = now_ns + CLAIMS_INTERVAL_NS;
+        self.claims_saved_ns = now_ns;
         self.saved_claims.clone_from(&self.claims);
         let saved = serde_json::to_vec(&self.claims)
             .map_err(anyhow::Error::from)
@@ -365,6 +369,10 @@ impl Pages {
             at_ns: boot_ns(),
             ttl_ns: self.ttl_ns,
         };
+        if !self.claims.has_same_owners(&self.saved_claims) {
+            self.claims_saved_ns = 0;
+            self.save_claims(published.at_ns);
+        }
         for slot in self.by_name.values_mut() {
             let wake = slot.page.wake_for(0);
             slot.page.write(&encode_none(published, wake));

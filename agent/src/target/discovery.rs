@@ -103,6 +103,7 @@ struct Name {
     /// By container, pod or unit.
     of_place: Option<String>,
     named_by: NamedBy,
+    is_part: bool,
 }
 
 /// Finds targets and gives them lasting ids.
@@ -294,6 +295,7 @@ impl Discovery {
                 configured: None,
                 of_place: service.name,
                 named_by: service.named_by,
+                is_part: service.is_part,
             };
             (members, name)
         });
@@ -303,13 +305,27 @@ impl Discovery {
     /// Reads the origins of some processes again.
     fn refresh(&mut self) {
         let now_ns = self.now_ns;
-        let due = self
+        let mut due: Vec<&mut Known> = self
             .known
             .values_mut()
-            .filter(|known| now_ns.saturating_sub(known.read_ns) >= REFRESH_NS);
-        for known in due.take(MAX_REFRESHED) {
-            known.origin = Origin::read(known.pid);
+            .filter(|known| now_ns.saturating_sub(known.read_ns) >= REFRESH_NS)
+            .collect();
+        due.sort_unstable_by_key(|known| known.read_ns);
+        for known in due.into_iter().take(MAX_REFRESHED) {
             known.read_ns = now_ns;
+            let Some(origin) = Origin::try_read(known.pid) else {
+                continue;
+            };
+            // Only exec changes the executable. Its file may have been replaced since.
+            let exe = std::mem::take(&mut known.origin.exe);
+            known.origin = Origin {
+                exe: if exe.as_os_str().is_empty() {
+                    origin.exe
+                } else {
+                    exe
+                },
+                ..origin
+            };
         }
     }
 
@@ -537,6 +553,7 @@ impl Discovery {
             (None, None) => NamedBy::Itself,
         };
         let is_declared = facts.is_declared && named_by != NamedBy::Configuration;
+        let is_part = name.is_part;
         let given = name.configured.or(name.of_place);
         let given = given.map(|given| harmless(&given));
         let workload = Workload {
@@ -550,6 +567,7 @@ impl Discovery {
                 .as_ref()
                 .filter(|_| is_declared)
                 .map(|_| facts.service.clone()),
+            is_part,
             listens: tgids.iter().any(|tgid| listening.contains(tgid)),
         };
         let base = origin

@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    ffi::OsStr,
     fs,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
@@ -78,23 +80,40 @@ pub(super) struct Origin {
 impl Origin {
     /// Reads it. What cannot be read, because the process has ended or access is denied, is left empty.
     pub(super) fn read(pid: u32) -> Self {
+        Self::try_read(pid).unwrap_or_else(|| Self {
+            uid: UNKNOWN_USER,
+            cpus: 1,
+            ..Self::default()
+        })
+    }
+
+    /// Like [`Origin::read`]; `None` if the process has ended.
+    pub(super) fn try_read(pid: u32) -> Option<Self> {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let membership = fs::read(proc.join("cgroup")).unwrap_or_default();
         let membership = String::from_utf8_lossy(&membership);
         let cgroup = cgroup_path(&membership).or_else(|| own_container(&membership));
         // Not necessarily UTF-8: it holds the name that the process gave itself.
-        let status = fs::read(proc.join("status")).unwrap_or_default();
+        let status = fs::read(proc.join("status")).ok()?;
         let status = Status::parse(&String::from_utf8_lossy(&status));
-        Self {
-            exe: fs::read_link(proc.join("exe")).unwrap_or_default(),
+        let exe = fs::read_link(proc.join("exe")).unwrap_or_default();
+        Some(Self {
+            exe: without_deleted(exe),
             place: place(&membership),
             container: cgroup.as_deref().and_then(container_id),
             cgroup,
             uid: status.uid.unwrap_or(UNKNOWN_USER),
             cpus: status.cpus.unwrap_or(1),
             is_zombie: status.is_zombie,
-        }
+        })
     }
+}
+
+/// The path of an executable whose file has been replaced or removed, as it was.
+fn without_deleted(exe: PathBuf) -> PathBuf {
+    let path = exe.as_os_str().as_bytes().strip_suffix(b" (deleted)");
+    let path = path.map(|path| PathBuf::from(OsStr::from_bytes(path)));
+    path.unwrap_or(exe)
 }
 
 /// What `/proc/PID/status` says.
@@ -187,14 +206,13 @@ fn read_list(pid: u32, file: &str) -> Result<Vec<String>, Unread> {
 /// The name of a program: its script's if an interpreter runs one, else its executable's, else `comm`.
 fn program(exe: &Path, args: &[String], comm: &str) -> String {
     let exe = exe.to_string_lossy();
-    let exe = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
     if exe.starts_with("/memfd:") {
         // A file in memory, run by its descriptor: unless it has named itself, the process is called by the number of the descriptor or
         // by the file.
         let is_named = !is_number(comm) && !comm.starts_with("memfd");
         return if is_named { comm } else { "memfd" }.to_owned();
     }
-    let exe = file_name(exe).unwrap_or_else(|| comm.to_owned());
+    let exe = file_name(&exe).unwrap_or_else(|| comm.to_owned());
     if let Some(interpreter) = interpreter_of(&exe) {
         let script = interpreter.script(args);
         // Without the minor version: an upgrade does not rename the service.
@@ -526,8 +544,19 @@ mod tests {
     }
 
     #[test]
+    fn an_executable_keeps_its_name_when_its_file_is_replaced() {
+        for (link, exe) in [
+            ("/usr/sbin/php-fpm (deleted)", "/usr/sbin/php-fpm"),
+            ("/usr/sbin/php-fpm", "/usr/sbin/php-fpm"),
+            ("", ""),
+        ] {
+            assert_eq!(without_deleted(link.into()), Path::new(exe));
+        }
+    }
+
+    #[test]
     fn a_program_run_by_a_descriptor_is_not_named_after_its_number() {
-        let memfd = "/memfd:runc_cloned:/proc/self/exe (deleted)";
+        let memfd = "/memfd:runc_cloned:/proc/self/exe";
         let called = |comm: &str| name_of_program(Path::new(memfd), &[], comm);
         assert_eq!(called("3"), "memfd");
         assert_eq!(called("memfd:runc_cl"), "memfd");

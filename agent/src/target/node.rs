@@ -15,7 +15,7 @@ use super::{
     discovery::{ListenerInfo, ProcessInfo},
     facts::Origin,
     group::Groups,
-    place::{Place, unit_name},
+    place::{Place, RUNTIME_UNITS, unit_name},
 };
 use crate::{
     sample::{NamedBy, Pod},
@@ -27,6 +27,9 @@ use crate::{
 const MIN_AGE_NS: u64 = 5_000_000_000;
 /// Maximum number of services; a node runs 110 pods by default, and up to 500 if that limit is raised.
 pub const MAX_SERVICES: usize = 1_000;
+/// Maximum number of programs of one container or unit that are services of their own: more than a container has in practice, and few
+/// enough that none takes the room of others.
+const MAX_PROGRAMS: usize = 8;
 /// Digits of a container id in a name, as `docker ps` and `podman ps` show it.
 const SHORT_ID: usize = 12;
 /// Longest name of a program within a container's or unit's name, bytes.
@@ -36,21 +39,8 @@ const INIT: u32 = 1;
 /// The lowest user id of an ordinary user: `UID_MIN` in /etc/login.defs.
 pub(super) const FIRST_PERSON: u32 = 1_000;
 
-/// Units of the machine itself and of its container runtimes. Only the administrator can give a unit its name.
-const SYSTEM_UNITS: &[&str] = &[
-    "containerd",
-    "cri-docker",
-    "crio",
-    "dbus",
-    "dbus-broker",
-    "docker",
-    "k3s-agent",
-    "kubelet",
-    "podman",
-    "polkit",
-    "rke2-agent",
-    "rke2-server",
-];
+/// Units of the machine itself, besides those of container runtimes. Only the administrator can give a unit its name.
+const SYSTEM_UNITS: &[&str] = &["dbus", "dbus-broker", "kubelet", "polkit"];
 /// The same, by the beginnings of their names.
 const SYSTEM_UNIT_PREFIXES: &[&str] = &["getty@", "serial-getty@", "systemd-", "user-runtime-dir@"];
 /// Namespace and container of the programs that set up networks and volumes of pods. Only administrators of the cluster create pods
@@ -88,6 +78,8 @@ pub(super) struct Service {
     /// The name, unless it is the processes' own.
     pub(super) name: Option<String>,
     pub(super) named_by: NamedBy,
+    /// One of several programs of a container or unit. The program's name, which is a part of `name`, is anybody's choice.
+    pub(super) is_part: bool,
 }
 
 /// Processes that are no services.
@@ -206,7 +198,19 @@ pub(super) fn services(
             let program = program.map(|at| exe(*at));
             programs.entry(program).or_default().extend(part);
         }
-        if programs.keys().flatten().count() <= 1 {
+        let mut started: Vec<(u64, &Path)> = programs
+            .iter()
+            .filter_map(|(program, members)| {
+                let starts = members.iter().map(|at| candidates[*at].process.start_ns);
+                Some((starts.min()?, (*program)?))
+            })
+            .collect();
+        started.sort_unstable();
+        for (_, program) in started.iter().skip(MAX_PROGRAMS) {
+            let members = programs.remove(&Some(program)).unwrap_or_default();
+            programs.entry(None).or_default().extend(members);
+        }
+        if started.len() <= 1 {
             let members = programs.into_values().flatten().collect();
             programs = BTreeMap::from([(None, members)]);
         }
@@ -219,6 +223,7 @@ pub(super) fn services(
                 }),
                 members,
                 named_by,
+                is_part: program.is_some(),
             });
         }
     }
@@ -234,7 +239,7 @@ pub(super) fn services(
                 && members().any(|at| candidates[*at].origin.uid >= FIRST_PERSON);
             let listens = members().any(|at| listening.contains(at));
             let start_ns = members().map(|at| candidates[*at].process.start_ns).min();
-            (is_persons, Reverse(listens), start_ns)
+            (is_persons, service.is_part, Reverse(listens), start_ns)
         });
         services.truncate(MAX_SERVICES);
     }
@@ -276,7 +281,9 @@ fn system_processes(
             Place::Unit(unit) => {
                 let name = unit_name(unit);
                 let has_prefix = |prefix: &&str| name.starts_with(*prefix);
-                SYSTEM_UNITS.contains(&name) || SYSTEM_UNIT_PREFIXES.iter().any(has_prefix)
+                RUNTIME_UNITS.contains(&name)
+                    || SYSTEM_UNITS.contains(&name)
+                    || SYSTEM_UNIT_PREFIXES.iter().any(has_prefix)
             }
             Place::Container { in_kubernetes, .. } => match candidate.container {
                 Some(ContainerName::Pod(pod)) => is_system_pod(pod),

@@ -6,6 +6,18 @@
 
 /// Digits of a container id.
 const ID_DIGITS: usize = 64;
+/// Units of container runtimes. Where runtime and kubelet do not agree on how groups are managed, those of containers are below.
+pub(super) const RUNTIME_UNITS: &[&str] = &[
+    "containerd",
+    "cri-docker",
+    "crio",
+    "docker",
+    "k3s",
+    "k3s-agent",
+    "podman",
+    "rke2-agent",
+    "rke2-server",
+];
 
 /// Where a process runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,10 +71,14 @@ pub(super) fn place(text: &str) -> Place {
 fn place_of_path(path: &str) -> Place {
     let mut is_users = false;
     let mut in_kubernetes = false;
+    // What it is if no container is found below.
+    let mut otherwise = Place::Elsewhere;
     // In a private cgroup namespace, paths above the agent's own group begin with `..`.
     let parts = || path.split('/').filter(|part| !matches!(*part, "" | ".."));
     for (index, part) in parts().enumerate() {
-        let up_to_here = || parts().take(index + 1).collect::<Vec<_>>().join("/");
+        let up_to = |count: usize| parts().take(count).collect::<Vec<_>>().join("/");
+        let up_to_here = || up_to(index + 1);
+        in_kubernetes |= part.contains("kubepods") || is_pod(part);
         if let Some(id) = container_id_in(part) {
             return if part.contains("conmon") {
                 Place::Runtime
@@ -78,24 +94,29 @@ fn place_of_path(path: &str) -> Place {
         }
         if part == "user.slice" {
             is_users = true;
-        } else if is_guest(part) {
-            return Place::Guest(part.to_owned());
-        } else if part.contains("kubepods") || is_pod(part) {
-            in_kubernetes = true;
+        } else if !is_users && is_guest(part) {
+            // Older versions of LXC have a group above those of all guests.
+            let is_of_all = matches!(part, "lxc" | "lxc.payload");
+            return Place::Guest(up_to(index + 1 + usize::from(is_of_all)));
         } else if part.ends_with(".scope") {
             // A login session, or what a program started in a group of its own.
-            return Place::Elsewhere;
+            return otherwise;
         } else if part.ends_with(".service") {
-            if !is_users {
+            if is_users {
+                // `user@UID.service` is the user's systemd, with all that it runs.
+                if !part.starts_with("user@") {
+                    return Place::UserUnit(up_to_here());
+                }
+            } else if otherwise != Place::Elsewhere {
+                return otherwise;
+            } else if RUNTIME_UNITS.contains(&unit_name(part)) {
+                otherwise = Place::Unit(part.to_owned());
+            } else {
                 return Place::Unit(part.to_owned());
-            }
-            // The user's systemd, with all that it runs.
-            if !part.starts_with("user@") {
-                return Place::UserUnit(up_to_here());
             }
         }
     }
-    Place::Elsewhere
+    otherwise
 }
 
 /// The 64 hexadecimal digits by which container runtimes name control groups.
@@ -193,6 +214,13 @@ mod tests {
             ),
             (format!("0::/../../pod{pod}/{id}\n"), true),
             (format!("0::/../cri-containerd-{id}.scope\n"), false),
+            // containerd and the kubelet do not agree on the driver.
+            (
+                format!(
+                    "0::/system.slice/containerd.service/kubepods-besteffort-pod{POD}.slice:cri-containerd:{id}\n"
+                ),
+                true,
+            ),
             // A cluster in containers (kind): the outer container counts.
             (
                 format!(
@@ -268,6 +296,28 @@ mod tests {
             (
                 format!("/lxc.payload.a/kubepods/{id}"),
                 Place::Guest("lxc.payload.a".to_owned()),
+            ),
+            (
+                format!("/lxc/a/kubepods/{id}"),
+                Place::Guest("lxc/a".to_owned()),
+            ),
+            // Nor pose as another system.
+            (
+                "/user.slice/user-1000.slice/user@1000.service/lxc.payload.a".to_owned(),
+                Place::Elsewhere,
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/machine-a.scope".to_owned(),
+                Place::Elsewhere,
+            ),
+            // A runtime's own processes, and one of its helpers.
+            (
+                "/system.slice/containerd.service".to_owned(),
+                unit("containerd.service"),
+            ),
+            (
+                "/system.slice/docker.service/a.service/b.scope".to_owned(),
+                unit("docker.service"),
             ),
             (
                 "/lxc.payload.a/system.slice/nginx.service".to_owned(),

@@ -292,3 +292,24 @@ fn a_young_process_is_settled_if_it_listens_or_is_a_worker() {
     let later = super::settled(&processes, &HashSet::new(), now_ns + MIN_AGE_NS);
     assert!(later.into_iter().all(|it| it));
 }
+
+#[test]
+fn a_container_with_many_listening_programs_takes_no_room_of_others() {
+    let group = format!("/docker/{}", id('a'));
+    let many = MAX_SERVICES as u32 + 100;
+    let rows: Vec<Row> = (0..many)
+        .map(|at| row(10 + at, 1, &group, &format!("web-{at:04}")))
+        .collect();
+    let listeners: Vec<ListenerInfo> = rows
+        .iter()
+        .map(|row| listener(row.process.tgid, row.process.tgid as u16))
+        .collect();
+    let names = HashMap::from([(id('a'), ContainerName::Plain("shop".to_owned()))]);
+    let (services, left_out) = services_of(&rows, &listeners, &names, false);
+    // The oldest programs, and one service of all others.
+    assert_eq!(services.len(), MAX_PROGRAMS + 1);
+    assert_eq!(left_out, LeftOut::default());
+    let rest = many as usize - MAX_PROGRAMS;
+    assert_eq!((&*services[0].0, services[0].1.len()), ("shop", rest));
+    assert_eq!(services[1], named(&[("shop:web-0000", &[10])])[0]);
+}
