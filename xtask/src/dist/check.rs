@@ -87,7 +87,7 @@ fn package(release: &Release) -> Result<()> {
     }
     root.write("var/lib/dpkg/status", "")?;
     let dpkg = |args: &[&str]| {
-        Cmd::new("dpkg")
+        as_root("dpkg")
             .arg(format!("--root={}", root.path().display()))
             // Scripts run outside, with DPKG_ROOT set.
             .args(["--force-script-chrootless", "--log=/dev/null"])
@@ -96,7 +96,7 @@ fn package(release: &Release) -> Result<()> {
     };
     dpkg(&["--install", &release.package.display().to_string()])?;
     let installed = |args: &[&str]| {
-        Cmd::new("chroot")
+        as_root("chroot")
             .arg(root.path())
             .arg("/usr/bin/tailback")
             .args(args)
@@ -129,6 +129,15 @@ fn package(release: &Release) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Runs a program as root: as that of a user namespace, if the user is another.
+fn as_root(program: &str) -> Cmd {
+    if rustix::process::geteuid().is_root() {
+        Cmd::new(program)
+    } else {
+        Cmd::new("unshare").args(["--map-root-user", program])
+    }
 }
 
 fn expected_version() -> String {

@@ -47,6 +47,12 @@ pub fn create_parent(path: &Path) -> Result<()> {
     fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))
 }
 
+/// Gives a staged tree the same modes under every umask.
+pub fn fix_modes(stage: &Path) -> Result<()> {
+    let chmod = Cmd::new("chmod").args(["--recursive", "u+rwX,go+rX,go-w"]);
+    chmod.arg(stage).output().map(drop)
+}
+
 /// Paths in the archive and in the package of what `programs.manual` writes.
 const COMPLETIONS: &[[&str; 2]] = &[
     [

@@ -57,6 +57,7 @@ pub fn package(contents: &[File], stage: &Path, directory: &Path, epoch: &str) -
         "find * -type f -not -path 'DEBIAN/*' | LC_ALL=C sort | xargs md5sum",
     ]);
     write(stage, "DEBIAN/md5sums", &sums.output()?)?;
+    contents::fix_modes(stage)?;
     let package = directory.join(format!(
         "tailback_{}_{}.deb",
         env!("CARGO_PKG_VERSION"),

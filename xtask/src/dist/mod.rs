@@ -2,8 +2,8 @@
 //! the binary was built from (SBOM), and checksums.
 //!
 //! `contents` lists what is in them and where, `debian` adds what a package needs. `crates` finds what the binary is built
-//! from, for `sbom` and `licences`. `check` installs and uses the results. The same sources give the same bytes: every time is that of the
-//! commit, and no directory of this machine is in the binary.
+//! from, for `sbom` and `licences`. `check` installs and uses the results. The same binary gives the same bytes: every time
+//! is that of the commit. The binary names no directory of the machine that built it.
 
 mod check;
 mod contents;
@@ -148,6 +148,7 @@ fn archive(
     for file in contents {
         file.copy_to(&root.join(&file.archive))?;
     }
+    contents::fix_modes(&root)?;
     let archive = directory.join(format!("{}.tar.gz", name()));
     Cmd::new("tar")
         .args([
