@@ -6,6 +6,7 @@ mod chart;
 mod doctor;
 mod image;
 mod names;
+mod node;
 mod systemd;
 mod verdicts;
 
