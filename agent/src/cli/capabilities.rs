@@ -75,6 +75,19 @@ impl Held {
     }
 }
 
+#[cfg(test)]
+impl Held {
+    /// Those of a process of root, in the host's user namespace.
+    pub(super) fn of_root(set: CapabilitySet) -> Self {
+        Self {
+            set,
+            is_root: true,
+            in_host_namespace: true,
+            no_new_privileges: false,
+        }
+    }
+}
+
 /// The names as the kernel's documentation writes them.
 pub(super) fn listed(names: &[&str]) -> String {
     let names: Vec<String> = names.iter().map(|name| format!("CAP_{name}")).collect();
@@ -96,27 +109,18 @@ pub(super) fn to_add(names: &[&str]) -> String {
 mod tests {
     use super::*;
 
-    fn held(set: CapabilitySet) -> Held {
-        Held {
-            set,
-            is_root: true,
-            in_host_namespace: true,
-            no_new_privileges: false,
-        }
-    }
-
     #[test]
     fn missing_capabilities_are_named() {
         let all = SPLIT_OFF | CapabilitySet::SYS_PTRACE;
-        assert!(held(all).missing(&REQUIRED).is_empty());
+        assert!(Held::of_root(all).missing(&REQUIRED).is_empty());
         for (name, bit) in REQUIRED {
-            assert_eq!(held(all - bit).missing(&REQUIRED), [name]);
+            assert_eq!(Held::of_root(all - bit).missing(&REQUIRED), [name]);
         }
     }
 
     #[test]
     fn sys_admin_implies_what_was_split_off_from_it() {
-        let admin = held(CapabilitySet::SYS_ADMIN);
+        let admin = Held::of_root(CapabilitySet::SYS_ADMIN);
         assert!(admin.missing(&LOADING).is_empty());
         assert_eq!(admin.missing(&REQUIRED), ["SYS_PTRACE"]);
     }

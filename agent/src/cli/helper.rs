@@ -125,6 +125,10 @@ impl Helper {
         self.0.is_gone.load(Ordering::Relaxed)
     }
 
+    fn set_gone(&self) {
+        self.0.is_gone.store(true, Ordering::Relaxed);
+    }
+
     /// From now on, it works in this directory.
     pub(super) fn use_directory(&self, directory: &Directory) -> Result<()> {
         let request = Request::UseDirectory {
@@ -152,7 +156,7 @@ impl Helper {
             match receive::<(String, String)>(&self.0.notices, RecvFlags::DONTWAIT) {
                 Ok(Some(((code, text), _))) => notices.push(Notice { code, text }),
                 Ok(None) => {
-                    self.0.is_gone.store(true, Ordering::Relaxed);
+                    self.set_gone();
                     break;
                 }
                 // Nothing more now.
@@ -181,12 +185,12 @@ impl Helper {
             Ok(Some((Ok(()), descriptor))) => Ok(descriptor),
             Ok(Some((Err(why), _))) => Err(anyhow!(why)),
             Ok(None) => {
-                self.0.is_gone.store(true, Ordering::Relaxed);
+                self.set_gone();
                 bail!("the helper process has ended")
             }
             // After a timeout, replies would be taken for those to later requests.
             Err(error) => {
-                self.0.is_gone.store(true, Ordering::Relaxed);
+                self.set_gone();
                 Err(error).context("no reply from the helper process")
             }
         }

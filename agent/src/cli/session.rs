@@ -277,10 +277,8 @@ mod tests {
 
     fn text(error: LoadError, set: CapabilitySet, in_host_namespace: bool) -> String {
         let held = Held {
-            set,
-            is_root: true,
             in_host_namespace,
-            no_new_privileges: false,
+            ..Held::of_root(set)
         };
         format!("{:#}", explained(error, &held))
     }

@@ -75,9 +75,10 @@ impl Stalls {
 
     /// The next stall should have come long ago, so they no longer recur.
     fn is_overdue(&self, now_ns: u64) -> bool {
-        let ends: Vec<u64> = self.ended.iter().map(|(ended_ns, _)| *ended_ns).collect();
-        let longest_gap_ns = ends.windows(2).map(|pair| pair[1] - pair[0]).max();
-        let (Some(last_ns), Some(longest_gap_ns)) = (ends.last(), longest_gap_ns) else {
+        let mut ends = self.ended.iter().map(|(ended_ns, _)| *ended_ns);
+        let gaps = ends.clone().zip(ends.clone().skip(1));
+        let longest_gap_ns = gaps.map(|(before, after)| after - before).max();
+        let (Some(last_ns), Some(longest_gap_ns)) = (ends.next_back(), longest_gap_ns) else {
             return false;
         };
         self.current_ns.is_none() && now_ns - last_ns > OVERDUE_GAPS * longest_gap_ns

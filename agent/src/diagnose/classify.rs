@@ -13,6 +13,9 @@ use crate::{
     sample::{Accelerator, Detail, LockHolder, LockWait, SharedLock, State, Wait},
 };
 
+/// A thread: its tgid and its tid, in the initial PID namespace.
+pub(super) type Thread = (u32, u32);
+
 /// What a thread was doing when it was sampled.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Observation {

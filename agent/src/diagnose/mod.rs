@@ -2,7 +2,8 @@
 //!
 //! Once a second, each open episode is judged from the last 20 s of samples:
 //!
-//! 1. `classify` says what one thread does in one sample; `profile` adds that up to shares of wall time.
+//! 1. `classify` says what one thread does in one sample; `profile` adds that up to shares of wall time. `loop_turns` follows the turns of event
+//!    loops.
 //! 2. `topology` knows which process holds which connection, pipe and lock, `inputs` what the queues and the other
 //!    processes of the machine do. `held_pool` finds connections that are taken and not used, `listening_sockets` those
 //!    sockets of an address that nobody accepts from while others are empty.
@@ -21,6 +22,7 @@ mod held_pool;
 mod inputs;
 mod listening_sockets;
 pub mod log_evidence;
+mod loop_turns;
 mod no_baseline;
 mod open_episode;
 mod profile;

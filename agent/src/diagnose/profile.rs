@@ -6,26 +6,20 @@ use crate::hash::{HashMap, HashSet};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    classify::{Observation, Resource, Threads, classify},
-    inputs::LONG_TURN_NS,
+    classify::{Observation, Resource, Thread, Threads, classify},
+    loop_turns::{LongTurns, MAX_THREADS, Turns},
     seconds::Seconds,
     topology::Topology,
 };
 use crate::{
     event::Activity,
     queue::{
-        Kind, QueueId, QueueKey, Readings, Targets,
+        Kind, Readings, Targets,
         syscalls::{CallClass, call_of},
     },
     sample::{Detail, LockHolder, Sample, State, TargetId, Wait},
     text::harmless,
 };
-
-/// Maximum number of threads counted in one second; further ones are ignored.
-const MAX_THREADS: usize = 4_096;
-
-/// A thread: its tgid and its tid, in the initial PID namespace.
-pub(super) type Thread = (u32, u32);
 
 /// A lock: the tgid of its process and its address there. For a lock that processes share: 0 and its id.
 pub(super) type Lock = (u32, u64);
@@ -48,42 +42,9 @@ pub(super) fn shared(id: u64) -> Lock {
 pub(super) struct Profile {
     seconds: Seconds<Second>,
     names: HashMap<Thread, String>,
-    turns: HashMap<Thread, Turn>,
-    /// Threads that run an event loop, by tid: known before their service is focused.
-    loops: HashSet<u32>,
+    turns: Turns,
     /// Threads that were once parked at a futex of unknown meaning: workers of a pool, or threads that waited for a lock.
     parked: HashSet<Thread>,
-    /// Threads that were once seen awake, or slept anew between two samples.
-    woken: HashSet<Thread>,
-}
-
-/// What a thread has done since it last slept.
-#[derive(Clone, Copy)]
-struct Turn {
-    /// Count of its voluntary context switches: if this has changed, it has slept in between.
-    voluntary: u64,
-    /// Its CPU time when it woke, ns.
-    cpu_at_wake_ns: u64,
-    /// It last slept in epoll_wait.
-    is_of_a_loop: bool,
-    /// It runs an event loop, and was under way when it was first seen.
-    is_under_way: bool,
-}
-
-/// Event-loop threads that have computed for [`LONG_TURN_NS`] or more without sleeping.
-#[derive(Default)]
-struct LongTurns {
-    /// Since they slept in epoll_wait.
-    whole: BTreeSet<Thread>,
-    /// Since they were first seen. An overloaded loop never sleeps, so this alone does not prove a long turn.
-    under_way: BTreeSet<Thread>,
-}
-
-impl LongTurns {
-    fn extend(&mut self, more: &Self) {
-        self.whole.extend(&more.whole);
-        self.under_way.extend(&more.under_way);
-    }
 }
 
 #[derive(Default)]
@@ -167,14 +128,12 @@ impl Profile {
         if sample.targets.is_some() {
             self.names
                 .retain(|(tgid, _), _| targets.of(*tgid).is_some());
-            self.turns
-                .retain(|(tgid, _), _| targets.of(*tgid).is_some());
+            self.turns.retain(|tgid| targets.of(tgid).is_some());
             self.parked.retain(|(tgid, _)| targets.of(*tgid).is_some());
-            self.woken.retain(|(tgid, _)| targets.of(*tgid).is_some());
         }
         let threads = Threads::of(waits);
-        self.track_loops(readings);
-        let long_turns = self.track_turns(waits, &in_focus);
+        self.turns.read_loops(readings);
+        let long_turns = self.turns.read(waits, &in_focus);
         let second = self.seconds.at(now_ns);
         let mut now: BTreeMap<Thread, Observation> = waits
             .iter()
@@ -230,64 +189,6 @@ impl Profile {
         }
     }
 
-    /// Tracks which threads run an event loop: profiling may begin in the middle of a long turn.
-    fn track_loops(&mut self, readings: &Readings) {
-        let loop_thread = |key: &QueueKey| match (key.kind, &key.id) {
-            (Kind::Eventloop, QueueId::Thread { tid, .. }) => Some(*tid),
-            _ => None,
-        };
-        for (key, _) in &readings.queues {
-            if self.loops.len() < MAX_THREADS {
-                self.loops.extend(loop_thread(key));
-            }
-        }
-        for tid in readings.gone.iter().filter_map(|key| loop_thread(key)) {
-            self.loops.remove(&tid);
-        }
-    }
-
-    /// Tracks the turns of event-loop threads; returns those whose present turn is long.
-    fn track_turns(&mut self, waits: &[Wait], in_focus: &impl Fn(u32) -> bool) -> LongTurns {
-        let mut long = LongTurns::default();
-        for wait in waits.iter().filter(|wait| in_focus(wait.tgid)) {
-            let thread = (wait.tgid, wait.tid);
-            let runs = matches!(wait.state, State::Running | State::Runnable);
-            let before = self.turns.get(&thread).copied();
-            let is_woken = runs || before.is_some_and(|turn| turn.voluntary != wait.voluntary);
-            if is_woken && self.woken.len() < MAX_THREADS {
-                self.woken.insert(thread);
-            }
-            let turn = match before {
-                Some(turn) if runs && turn.voluntary == wait.voluntary => turn,
-                Some(turn) if runs => Turn {
-                    voluntary: wait.voluntary,
-                    cpu_at_wake_ns: wait.cpu_ns,
-                    is_under_way: false,
-                    ..turn
-                },
-                _ => Turn {
-                    voluntary: wait.voluntary,
-                    cpu_at_wake_ns: wait.cpu_ns,
-                    is_of_a_loop: matches!(call_of(wait), Some((_, CallClass::Epoll))),
-                    is_under_way: runs && before.is_none() && self.loops.contains(&wait.tid),
-                },
-            };
-            // By CPU time: a thread that waits for a CPU is not busy.
-            let busy_ns = wait.cpu_ns.saturating_sub(turn.cpu_at_wake_ns);
-            if busy_ns >= LONG_TURN_NS {
-                if turn.is_of_a_loop {
-                    long.whole.insert(thread);
-                } else if turn.is_under_way {
-                    long.under_way.insert(thread);
-                }
-            }
-            if before.is_some() || self.turns.len() < MAX_THREADS {
-                self.turns.insert(thread, turn);
-            }
-        }
-        long
-    }
-
     /// The samples of all seconds that overlap with this time.
     pub(super) fn over(&self, from_ns: u64, to_ns: u64) -> Window {
         let mut window = Window {
@@ -336,7 +237,7 @@ impl Profile {
             }
         }
         window.leave_out_spare_pollers(&polling);
-        window.find_idle_loops(&polling, &self.woken);
+        window.find_idle_loops(&polling, self.turns.woken());
         window.find_turns_to_wait(&active);
         window
     }
@@ -722,7 +623,7 @@ impl Window {
 
     /// What a thread in epoll_wait waits for is concluded from what its whole process has in progress. That is wrong for a loop
     /// that has no part in it, such as one for timers. A loop that has never been woken, while another loop of the process has been,
-    /// counts as idle. One that served requests and hangs now was woken once. `woken`: see [`Profile::woken`].
+    /// counts as idle. One that served requests and hangs now was woken once. `woken`: see [`Turns::woken`].
     fn find_idle_loops(&mut self, polling: &BTreeMap<Thread, u32>, woken: &HashSet<Thread>) {
         /// With fewer samples a loop that serves requests may not have been woken yet.
         const MIN_SAMPLES: u32 = 20;
@@ -781,12 +682,12 @@ impl Window {
 
     /// Whether this event-loop thread computed for [`LONG_TURN_NS`] or more without returning to epoll_wait.
     pub(super) fn had_a_long_turn(&self, thread: Thread) -> bool {
-        self.long_turns.whole.contains(&thread)
+        self.long_turns.has_whole(thread)
     }
 
     /// Whether it computed for that long without sleeping, in a turn that was under way when it was first seen.
     pub(super) fn was_under_way(&self, thread: Thread) -> bool {
-        self.long_turns.under_way.contains(&thread)
+        self.long_turns.has_under_way(thread)
     }
 
     /// Share of the samples of a thread in which it waited for the response on one connection, and for nothing else, 0 to 1.

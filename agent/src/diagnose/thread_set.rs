@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::profile::{Lock, Thread, ThreadProfile, Window};
+use super::{
+    classify::Thread,
+    profile::{Lock, ThreadProfile, Window},
+};
 use crate::{event::Activity, sample::TargetId};
 
 /// Threads, each with its weight.

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    classify::{Observation, Resource},
+    classify::{Observation, Resource, Thread},
     listening_sockets::Uneven,
-    profile::{Lock, Profile, Thread, ThreadProfile, Window, shared},
+    profile::{Lock, Profile, ThreadProfile, Window, shared},
     thread_set::ThreadSet,
     topology::{Link, OpenFile, Topology},
 };

@@ -2,9 +2,9 @@
 
 use super::{
     case::Case,
-    classify::Resource,
+    classify::{Resource, Thread},
     listening_sockets::Uneven,
-    profile::{TURNS, Thread},
+    profile::TURNS,
     topology::{DNS_PORT, Link},
     wait_graph::Step,
 };

@@ -1,4 +1,4 @@
-//! Looks up the names of containers by their ids. They are read from files that only the administrator can write, so a workload
+//! Finds the names of containers by their ids. They are read from files that only the administrator can write, so a workload
 //! cannot take another's name. The container runtime is not queried.
 //!
 //! - Kubernetes: for log collectors the kubelet keeps a link per container,

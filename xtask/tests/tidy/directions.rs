@@ -88,9 +88,13 @@ const DIAGNOSE: &[(&str, &[&str])] = &[
     ("held_pool", &["inputs", "topology"]),
     ("log_evidence", &[]),
     ("classify", &["topology"]),
-    ("profile", &["classify", "inputs", "seconds", "topology"]),
+    ("loop_turns", &["classify", "inputs"]),
+    (
+        "profile",
+        &["classify", "loop_turns", "seconds", "topology"],
+    ),
     ("no_baseline", &["inputs", "topology"]),
-    ("thread_set", &["profile"]),
+    ("thread_set", &["classify", "profile"]),
     (
         "wait_graph",
         &[

@@ -195,15 +195,6 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn held(set: CapabilitySet) -> Held {
-        Held {
-            set,
-            is_root: true,
-            in_host_namespace: true,
-            no_new_privileges: false,
-        }
-    }
-
     const LOADS: CapabilitySet = CapabilitySet::BPF
         .union(CapabilitySet::PERFMON)
         .union(CapabilitySet::SYS_PTRACE);
@@ -214,7 +205,7 @@ mod tests {
 
     #[test]
     fn capabilities_of_another_user_namespace_are_not_called_missing() {
-        let mut inside = held(LOADS);
+        let mut inside = Held::of_root(LOADS);
         assert!(required(&inside).is_ok());
         inside.in_host_namespace = false;
         let why = required(&inside).unwrap_err();
@@ -226,7 +217,7 @@ mod tests {
 
     #[test]
     fn what_root_needs_for_the_adapter_process_another_user_does_not() {
-        let mut agent = held(LOADS);
+        let mut agent = Held::of_root(LOADS);
         assert!(drops_to_nobody(&agent).is_err() && kills(&agent).is_err());
         agent.set |= CapabilitySet::SETUID | CapabilitySet::KILL;
         assert!(drops_to_nobody(&agent).is_ok() && kills(&agent).is_ok());
@@ -237,18 +228,18 @@ mod tests {
 
     #[test]
     fn either_capability_reads_files_of_other_users() {
-        assert!(reads_others(&held(LOADS)).is_err());
-        assert!(reads_others(&held(CapabilitySet::DAC_OVERRIDE)).is_ok());
-        assert!(reads_others(&held(CapabilitySet::DAC_READ_SEARCH)).is_ok());
+        assert!(reads_others(&Held::of_root(LOADS)).is_err());
+        assert!(reads_others(&Held::of_root(CapabilitySet::DAC_OVERRIDE)).is_ok());
+        assert!(reads_others(&Held::of_root(CapabilitySet::DAC_READ_SEARCH)).is_ok());
     }
 
     #[test]
     fn lines_of_adapters_appear_only_if_they_are_configured() {
-        assert!(envoy(&held(LOADS), &signal("")).is_none());
+        assert!(envoy(&Held::of_root(LOADS), &signal("")).is_none());
         let layer = signal(
             "[[signal.envoy]]\ntarget = \"shop\"\ncluster = \"shop\"\nsymlink_root = \"/run/envoy/shop\"\n",
         );
-        let line = envoy(&held(LOADS), &layer).unwrap();
+        let line = envoy(&Held::of_root(LOADS), &layer).unwrap();
         assert_eq!(line.state.unwrap_err(), "missing CAP_DAC_OVERRIDE");
         let http = signal("[signal.http]\nlisten = \"127.0.0.1:80\"\n");
         assert_eq!(privileged(&http, 1_024), ["127.0.0.1:80"]);

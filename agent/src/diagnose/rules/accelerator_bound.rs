@@ -8,8 +8,8 @@ use crate::{
     cause::Cause,
     diagnose::{
         case::Case,
-        classify::Resource,
-        profile::{Thread, ThreadProfile},
+        classify::{Resource, Thread},
+        profile::ThreadProfile,
         words,
     },
     event::{Activity, Confidence, Culprit, CulpritKind, explain::Unit},

@@ -9,11 +9,7 @@ use super::{
 };
 use crate::{
     cause::Cause,
-    diagnose::{
-        case::Case,
-        profile::{Thread, ThreadProfile},
-        thread_names, words,
-    },
+    diagnose::{case::Case, classify::Thread, profile::ThreadProfile, thread_names, words},
     event::{Activity, Culprit, CulpritKind, DrivenBy, explain::Unit},
 };
 
