@@ -62,6 +62,8 @@ impl Reload {
         let watch = Watch {
             path: path.to_owned(),
             owner: file::owner(path),
+            // Here, not by the thread: the file may be gone before that one runs.
+            seen: identity(path).map_err(|error| error.kind()),
             last: Ok(text),
             requests,
             changes: sender,
@@ -158,6 +160,8 @@ struct Watch {
     path: PathBuf,
     /// The owner of the file at the start; `None`: it cannot be read again, such as a pipe.
     owner: Option<u32>,
+    /// The file's identity at the last check, before its content was read.
+    seen: Result<Identity, io::ErrorKind>,
     /// The text, or the error, that was passed on last.
     last: Result<String, String>,
     requests: Receiver<()>,
@@ -167,7 +171,6 @@ struct Watch {
 impl Watch {
     /// Until the agent ends. Waits while a change was not yet applied, so there is never more than one.
     fn run(mut self) {
-        let mut seen = self.identity();
         // The file may have changed between the first read and now.
         let mut is_first = true;
         loop {
@@ -177,25 +180,26 @@ impl Watch {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let now = self.identity();
-            let is_initial = std::mem::take(&mut is_first) && now == seen;
-            let is_unchanged = now == seen && !is_initial;
+            let is_initial = std::mem::take(&mut is_first) && now == self.seen;
+            let is_unchanged = now == self.seen && !is_initial;
+            // A file that is gone already is not the one that the agent has just accepted.
+            let is_accepted = is_initial && now.is_ok();
             // Taken before reading: a change during the read is found by the next check.
-            seen = now;
+            self.seen = now;
             if !is_requested && (is_unchanged || self.owner.is_none()) {
                 continue;
             }
             if !is_requested {
                 // Part of a file may be valid.
-                seen = self.settled(seen);
+                self.seen = self.settled(self.seen);
             }
             let mut content = self.content();
-            if content.is_err() && is_initial && !is_requested {
-                // The agent has just accepted this very file.
+            if content.is_err() && is_accepted && !is_requested {
                 continue;
             }
             if content.is_err() {
                 thread::sleep(SETTLE_TIME);
-                seen = self.identity();
+                self.seen = self.identity();
                 content = self.content();
             }
             let is_empty = |text: &str| text.trim().is_empty();
@@ -356,6 +360,17 @@ mod tests {
         assert!(next(&mut reload).is_none());
         let error = reload.status().error.clone().unwrap();
         assert!(error.starts_with("otlp: "), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_gone_at_once_is_reported() {
+        for _ in 0..5 {
+            let (_temp, path, _request, mut reload) = watching("", "");
+            // Perhaps before the thread runs.
+            fs::remove_file(path).unwrap();
+            assert!(next(&mut reload).is_none());
+            assert_eq!(codes(&mut reload), ["config_rejected"]);
+        }
     }
 
     #[test]
