@@ -34,6 +34,11 @@ const SLOWDOWN_RATIO: f64 = 1.1;
 /// growing. In a service that becomes slower it rises all the time: on a line from zero, by 7 to 5.
 const JUMP_RATIO: f64 = 1.7;
 
+/// Growth does not count if the requests in flight are more than this many times as old as the responses of that time took: then
+/// others were answered, and whether the waiting ones are slow or long by design is not known. Of requests that are equally slow
+/// and answered in turn, half are older than half of the response time.
+const MAX_AGE_RATIO: f64 = 10.0;
+
 /// The target delay of a growing queue, as a multiple of the median age in the first quarter of its history. The score is
 /// delay / (2 × target), so it reaches 0.7 (warn) at about the initial age, and 1 at 1.5 times that age.
 const GROWTH_TARGET_AGES: f64 = 0.75;
@@ -203,7 +208,8 @@ fn grown_from(steps: &[Step]) -> Option<Beginning> {
                 .mean_response_time_ns()
                 .zip(last.mean_response_time_ns());
             let has_jumped = quarters.is_some_and(|(third, last)| last > third * JUMP_RATIO);
-            now > before * SLOWDOWN_RATIO && !has_jumped
+            let are_of_a_kind = last.mean_age_ns() <= now * MAX_AGE_RATIO;
+            now > before * SLOWDOWN_RATIO && !has_jumped && are_of_a_kind
         }
         // One of the halves has no responses.
         None => true,
@@ -344,6 +350,15 @@ mod tests {
                 assert_eq!(history.measure(None), None, "{start}, {tick}");
             }
         }
+    }
+
+    #[test]
+    fn long_requests_that_are_not_answered_yet_are_not_growth_however_the_quick_ones_vary() {
+        let polls = |tick: u64| {
+            let reading = reading(4 * tick, 50 * tick, (5, 1));
+            responding_in(1 + tick / 10, reading)
+        };
+        assert_eq!(after(polls).measure(None), None);
     }
 
     #[test]

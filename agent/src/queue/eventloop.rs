@@ -3,8 +3,8 @@
 //!
 //! A turn is the time between two calls of epoll_wait. The kernel does not count these calls. It counts voluntary
 //! context switches, one for each call that had to wait. A loop under load finds events ready at each call and hardly
-//! ever waits. So the progress of its connections counts as turns as well; otherwise a healthy loop at full speed would
-//! look like one long turn.
+//! ever waits. So the progress of its connections counts as turns as well, and so do connections that came and went between two
+//! scans; otherwise a healthy loop at full speed would look like one long turn.
 //!
 //! What waits for the end of a turn are the files that epoll lists as ready. Their number is counted by the file scan.
 
@@ -14,12 +14,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use rustc_hash::FxHashMap;
 
 use super::{
-    Kind, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
+    Kind, Previous, QueueId, Reading, Sink, Source, Targets, UTILIZATION,
     syscalls::{CallClass, Futex, Lock, call_of, descriptor, doing},
 };
 use crate::{
     in_order::InOrder,
-    sample::{Epoll, Sample, State, Wait},
+    sample::{Epoll, Sample, State, TargetId, Wait},
 };
 
 /// Turns shorter than this, ns, are normal work. It is the limit of a "long task" in browsers (W3C Long Tasks API).
@@ -36,6 +36,7 @@ pub(super) struct EventLoops {
     threads: HashMap<(u32, u32), Known>,
     processes: FxHashMap<u32, Process>,
     connections: InOrder<Position>,
+    unseen: Unseen,
     /// Ready files of each epoll instance, by process and descriptor, at the last file scan.
     ready: FxHashMap<(u32, u32), Epoll>,
     /// Number of file scans so far.
@@ -94,9 +95,21 @@ struct Known {
     epoll: Option<u32>,
 }
 
+/// Connections that no scan has seen, because they were accepted and closed between two of them.
+#[derive(Default)]
+struct Unseen {
+    /// Connections that each target accepted since the last scan, and how many of them that scan saw. The former is an upper bound
+    /// where listeners that are not watched share the network namespace.
+    accepted: BTreeMap<TargetId, u64>,
+    seen: BTreeMap<TargetId, u64>,
+    /// `TcpPassiveOpens` at the last sample, per network namespace.
+    passive_opens: FxHashMap<u32, u64>,
+}
+
 /// State kept per process.
 #[derive(Default)]
 struct Process {
+    target: Option<TargetId>,
     /// Accepted connections.
     accepted: u32,
     /// Event loops.
@@ -116,6 +129,7 @@ struct Turns {
 
 impl Source for EventLoops {
     fn read(&mut self, sample: &Sample, targets: &Targets, sink: &mut Sink<'_>) {
+        self.unseen.count(sample, sink.previous);
         if sample.scans.files {
             self.scan_connections(sample, targets);
             let entry = |epoll: &Epoll| ((epoll.tgid, epoll.fd), *epoll);
@@ -170,6 +184,7 @@ impl EventLoops {
         let mut processes: FxHashMap<u32, Process> = FxHashMap::default();
         for connection in &sample.connections {
             let process = processes.entry(connection.tgid).or_default();
+            process.target = targets.of(connection.tgid);
             if targets.listens(connection.netns, connection.local.port()) {
                 process.accepted = process.accepted.saturating_add(1);
             }
@@ -185,6 +200,7 @@ impl EventLoops {
                 }
                 None => {
                     self.connections.insert(connection.cookie, now);
+                    self.unseen.see(process.target);
                     false
                 }
             };
@@ -207,15 +223,66 @@ impl EventLoops {
 
     /// Computes the mean turns of the period since the last scan of connections.
     fn end_period(&mut self) {
+        let mut loops: BTreeMap<TargetId, u32> = BTreeMap::new();
+        for process in self.processes.values() {
+            if let Some(target) = process.target {
+                let all = loops.entry(target).or_default();
+                *all = all.saturating_add(process.loops);
+            }
+        }
         for ((tgid, _), known) in &mut self.threads {
             if let Some(process) = self.processes.get(tgid) {
                 let share = process.progress / u64::from(process.loops.max(1));
-                known.turns.end(share);
+                let unseen = process.target.map_or(0, |target| {
+                    let all = loops.get(&target).copied().unwrap_or(0);
+                    self.unseen.of(target) / u64::from(all.max(1))
+                });
+                known.turns.end(share.saturating_add(unseen));
             }
         }
         for process in self.processes.values_mut() {
             process.progress = 0;
         }
+        self.unseen.end_period();
+    }
+}
+
+impl Unseen {
+    /// Adds the connections that were accepted up to the previous sample.
+    fn count(&mut self, sample: &Sample, previous: &Previous) {
+        let mut opened: FxHashMap<u32, u64> = FxHashMap::default();
+        if !sample.networks.is_empty() {
+            let totals = sample.networks.iter();
+            let totals = totals.map(|network| (network.netns, network.passive_opens));
+            let before = std::mem::replace(&mut self.passive_opens, totals.collect());
+            opened.extend(before.iter().filter_map(|(netns, before)| {
+                let now = self.passive_opens.get(netns)?;
+                Some((*netns, now.saturating_sub(*before)))
+            }));
+        }
+        for ((target, netns, _), count) in &previous.accepted {
+            let at_most = || opened.get(netns).copied().unwrap_or(0);
+            let accepted = self.accepted.entry(*target).or_default();
+            *accepted = accepted.saturating_add(count.unwrap_or_else(at_most));
+        }
+    }
+
+    /// A scan has seen a new connection of this target.
+    fn see(&mut self, target: Option<TargetId>) {
+        if let Some(target) = target {
+            *self.seen.entry(target).or_default() += 1;
+        }
+    }
+
+    fn of(&self, target: TargetId) -> u64 {
+        let seen = self.seen.get(&target).copied().unwrap_or(0);
+        let accepted = self.accepted.get(&target).copied().unwrap_or(0);
+        accepted.saturating_sub(seen)
+    }
+
+    fn end_period(&mut self) {
+        self.accepted.clear();
+        self.seen.clear();
     }
 }
 

@@ -3,7 +3,7 @@ use super::super::{
     syscalls::tests::asleep,
     watched::{TICK, silent_connection},
 };
-use crate::sample::{Connection, Epoll, Listener, Sample, Scans, State, Target, Wait};
+use crate::sample::{Connection, Epoll, Listener, Network, Sample, Scans, State, Target, Wait};
 
 fn connection(cookie: u64, copied_seq: u32) -> Connection {
     Connection {
@@ -24,8 +24,18 @@ fn sample_with_ready(
     model: &mut Model,
     tick: u64,
     wait: Wait,
-    (connections, moved): (u64, u64),
+    connections: (u64, u64),
     epolls: Vec<Epoll>,
+) -> Option<Reading> {
+    sample_with(model, tick, wait, connections, (epolls, Vec::new()))
+}
+
+fn sample_with(
+    model: &mut Model,
+    tick: u64,
+    wait: Wait,
+    (connections, moved): (u64, u64),
+    (epolls, networks): (Vec<Epoll>, Vec<Network>),
 ) -> Option<Reading> {
     let target = Target {
         id: 1,
@@ -58,6 +68,7 @@ fn sample_with_ready(
             .collect(),
         waits: vec![wait],
         epolls,
+        networks,
         ..Sample::default()
     });
     let mut queues = readings.queues.into_iter();
@@ -129,6 +140,32 @@ fn a_loop_that_never_sleeps_but_serves_is_not_saturated() {
         };
         if let Some(reading) = sample(&mut model, tick, wait, (50, 20)) {
             assert_eq!(delay(&reading), 0, "{tick}: {reading:?}");
+        }
+    }
+}
+
+#[test]
+fn connections_that_come_and_go_between_two_scans_are_turns() {
+    // Whether or not listeners that are not watched share the counter.
+    for others in [0, 1] {
+        let mut model = Model::default();
+        for tick in 0..60 {
+            let wait = if tick < 4 {
+                idle(tick, 0)
+            } else {
+                computing(4, tick * TICK)
+            };
+            let network = Network {
+                netns: 1,
+                others,
+                passive_opens: 40 * tick,
+                ..Network::default()
+            };
+            // One connection is open at each scan and read; the others took 2.5 ms each.
+            let reading = sample_with(&mut model, tick, wait, (2, 1), (Vec::new(), vec![network]));
+            if let Some(reading) = reading.filter(|_| tick > 6) {
+                assert_eq!(delay(&reading), 0, "{others}, {tick}: {reading:?}");
+            }
         }
     }
 }
