@@ -85,6 +85,17 @@ impl AdapterStats {
         self.closed.load(Ordering::Relaxed)
     }
 
+    /// 1 if the adapter cannot listen or write its file, else 0.
+    pub fn failures(&self) -> u64 {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        u64::from(failure.is_some())
+    }
+
+    /// The adapter can work again: clears the failure.
+    pub fn recovered(&self) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Counts a reply and keeps its text. Clears the failure.
     pub fn replied(&self, reply: &str) {
         self.replies.fetch_add(1, Ordering::Relaxed);
@@ -94,7 +105,7 @@ impl AdapterStats {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         reply.trim_end().clone_into(&mut last_reply);
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.recovered();
     }
 
     /// Records a failure. Prints it on standard error if the reason is new.

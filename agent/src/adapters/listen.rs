@@ -66,9 +66,16 @@ impl Endpoint {
 }
 
 fn try_bind(at: &Listen, stats: &AdapterStats) -> Option<Listener> {
-    Listener::bind(at)
-        .map_err(|error| stats.failed(&format!("{error:#}")))
-        .ok()
+    match Listener::bind(at) {
+        Ok(listener) => {
+            stats.recovered();
+            Some(listener)
+        }
+        Err(error) => {
+            stats.failed(&format!("{error:#}"));
+            None
+        }
+    }
 }
 
 /// A connection of either kind.

@@ -177,7 +177,7 @@ impl Shared {
             &'static str,
             fn(&AdapterStats) -> u64,
         );
-        const FAMILIES: [Family; 5] = [
+        const FAMILIES: [Family; 6] = [
             (
                 "tailback_adapter_replies_total",
                 "counter",
@@ -201,6 +201,12 @@ impl Shared {
                 "counter",
                 "Connections closed to make room for others, or because the client sent no request or did not read.",
                 AdapterStats::closed_connections,
+            ),
+            (
+                "tailback_adapter_failed",
+                "gauge",
+                "1 while the adapter cannot listen or write its file, else 0.",
+                AdapterStats::failures,
             ),
             (
                 "tailback_adapter_warnings",

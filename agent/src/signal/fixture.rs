@@ -9,6 +9,7 @@ use super::{
     state::{ConfigFile, SharedState, Snapshot, Subscriber},
 };
 use crate::{
+    cause::Cause,
     detect::Gauge,
     event::Level,
     queue::{Kind, QueueKey},
@@ -93,6 +94,7 @@ pub(super) fn state() -> SharedState {
         until_ns: u64::MAX,
         pressures: Arc::new(pressures),
         names: Arc::new(vec!["shop".to_owned()]),
+        causes: Arc::new([(queue().0, Cause::DownstreamSlow)].into()),
         downward: Arc::new(Downward {
             node: Some("node-1".to_owned()),
             ..Downward::default()

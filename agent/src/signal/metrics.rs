@@ -276,6 +276,19 @@ fn of_queues(text: &mut String, snapshot: &Snapshot, waits: &WaitHistograms) {
             }
         }
     }
+    const CAUSE: &str = "tailback_queue_cause";
+    head(
+        text,
+        CAUSE,
+        "gauge",
+        "1 for the cause of the queue's verdict.",
+    );
+    for (target, key) in queues.keys() {
+        if let Some(cause) = snapshot.causes.get(*key) {
+            let (labels, cause) = (labels(target, key), cause.name());
+            let _ = writeln!(text, "{CAUSE}{{{labels},cause=\"{cause}\"}} 1");
+        }
+    }
     const WAIT: &str = "tailback_queue_wait_seconds";
     head(
         text,
@@ -340,6 +353,10 @@ fn of_controllers(text: &mut String, snapshot: &Snapshot) {
 
 fn of_agent(text: &mut String, state: &SharedState, snapshot: &Snapshot) {
     agent_up(text, snapshot.is_current());
+    const BUILD: &str = "tailback_build_info";
+    head(text, BUILD, "gauge", "Always 1; the agent's version.");
+    let version = env!("CARGO_PKG_VERSION");
+    let _ = writeln!(text, "{BUILD}{{version=\"{version}\"}} 1");
     if let Some(report) = snapshot.report.as_deref() {
         for (name, kind, help, value) in [
             (

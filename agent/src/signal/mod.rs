@@ -44,7 +44,7 @@ pub use pages::HEARTBEAT;
 use pages::Pages;
 pub use pressure::{Pressure, PressureTracker};
 pub use state::ConfigFile;
-use state::{Line, SharedState, Snapshot};
+use state::{Causes, Line, SharedState, Snapshot};
 
 use crate::{
     collect::boot_ns,
@@ -67,6 +67,7 @@ pub struct Signals {
     state: Arc<SharedState>,
     json: Json<Vec<u8>>,
     report: Option<Arc<AgentReport>>,
+    causes: Causes,
     /// Services in the last publication, and those with a queue that is not ok.
     services: (usize, usize),
     last_ns: u64,
@@ -102,6 +103,7 @@ impl Signals {
             state,
             json: Json::new(Vec::new()),
             report: None,
+            causes: Causes::default(),
             services: (0, 0),
             last_ns: boot_ns(),
             is_due: false,
@@ -143,6 +145,7 @@ impl Signals {
             until_ns: published.at_ns + published.ttl_ns,
             pressures: Arc::new(pressures),
             names: Arc::new(names),
+            causes: Arc::clone(&self.causes),
             report: self.report.clone(),
             pages: self.pages.counts(),
             downward: Arc::clone(&self.downward),
@@ -191,6 +194,17 @@ impl Signals {
     }
 
     fn publish_event(&mut self, event: &Event, pipeline: &Pipeline) {
+        match event {
+            Event::Cause(stretch) => {
+                // Copied only while a snapshot still has the previous ones.
+                Arc::make_mut(&mut self.causes)
+                    .insert(Arc::clone(&stretch.key), stretch.verdict.cause);
+            }
+            Event::Episode(episode) if !episode.ongoing => {
+                Arc::make_mut(&mut self.causes).remove(&episode.key);
+            }
+            _ => {}
+        }
         let about: Option<(TargetId, Level)> = match event {
             Event::Level {
                 state, from, to, ..

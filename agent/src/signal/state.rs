@@ -12,7 +12,10 @@ use std::{
 use tokio::sync::broadcast;
 
 use super::{pages::PageCounts, pressure::Pressure, wait_histograms::WaitHistograms};
-use crate::{collect::boot_ns, event::Level, sample::AgentReport, target::Downward};
+use crate::{
+    cause::Cause, collect::boot_ns, event::Level, queue::QueueKey, sample::AgentReport,
+    target::Downward,
+};
 
 /// Maximum number of lines that a subscriber may lag behind before it is disconnected.
 const MAX_LAG_LINES: usize = 1_024;
@@ -27,6 +30,9 @@ pub struct Line {
     pub text: String,
 }
 
+/// The cause of each queue that is not ok and has a verdict.
+pub type Causes = Arc<BTreeMap<Arc<QueueKey>, Cause>>;
+
 /// The state after the last sample.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -36,6 +42,8 @@ pub struct Snapshot {
     pub pressures: Arc<Vec<Pressure>>,
     /// The names of their pages' directories, in the same order.
     pub names: Arc<Vec<String>>,
+    /// Why queues fill, as far as it is known.
+    pub causes: Causes,
     pub report: Option<Arc<AgentReport>>,
     pub pages: PageCounts,
     /// Where the agent runs in Kubernetes.
@@ -167,6 +175,7 @@ impl SharedState {
         Arc::new(Snapshot {
             pressures: Arc::default(),
             names: Arc::default(),
+            causes: Causes::default(),
             ..Snapshot::clone(&snapshot)
         })
     }

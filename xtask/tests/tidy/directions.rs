@@ -53,8 +53,8 @@ const MODULES: &[(&str, &[&str])] = &[
     (
         "signal",
         &[
-            "collect", "config", "detect", "emit", "event", "ewma", "pipeline", "queue", "sample",
-            "target",
+            "cause", "collect", "config", "detect", "emit", "event", "ewma", "pipeline", "queue",
+            "sample", "target",
         ],
     ),
     ("adapters", &["collect", "config", "signal", "text"]),
