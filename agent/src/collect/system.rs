@@ -20,7 +20,7 @@ mod mounts;
 mod reach;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
@@ -175,12 +175,13 @@ impl System {
             self.files.open.clear();
         }
         let mut left_out = BTreeSet::new();
+        let mut read = HashSet::new();
         let mut groups = Groups::default();
         for target in targets {
             let Some(path) = &target.cgroup else {
                 continue;
             };
-            if groups.cgroups.iter().any(|group| group.path == *path) {
+            if read.contains(path) {
                 continue;
             }
             if groups.cgroups.len() >= MAX_GROUPS {
@@ -192,6 +193,7 @@ impl System {
                 .files
                 .text(&PathBuf::from(format!("/proc/{}/cgroup", target.pid)));
             if let Some(membership) = membership {
+                read.insert(path);
                 let kernel = kernel.get(&target.pid).filter(|kernel| kernel.is_known());
                 let place = Place {
                     path,

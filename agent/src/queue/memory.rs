@@ -4,7 +4,7 @@
 //! counts is the time that its tasks stall for memory (pressure stall information, PSI). Without PSI, a group counts as
 //! short of memory if it is full of unreclaimable memory and keeps hitting its limit.
 
-use crate::hash::HashMap;
+use crate::hash::{HashMap, HashSet};
 use std::collections::VecDeque;
 
 use super::{Kind, QueueId, Reading, STALL_SHARE, Sink, Source, Targets, starvation::stall_share};
@@ -55,8 +55,20 @@ impl Source for Memory {
             return;
         }
         let now_ns = sample.mono_ns;
+        // A node has hundreds of services, each with a group.
+        let groups: HashMap<&str, &Cgroup> = sample
+            .cgroups
+            .iter()
+            .map(|group| (group.path.as_str(), group))
+            .collect();
+        let hidden: HashSet<&str> = sample
+            .hidden
+            .iter()
+            .filter(|hidden| hidden.fact == HiddenFact::MemoryLimit)
+            .map(|hidden| hidden.cgroup.as_str())
+            .collect();
         self.groups
-            .retain(|path, _| sample.cgroups.iter().any(|group| group.path == *path));
+            .retain(|path, _| groups.contains_key(path.as_str()));
         for group in &sample.cgroups {
             let known = self.groups.entry(group.path.clone()).or_default();
             known.observe(
@@ -73,8 +85,7 @@ impl Source for Memory {
         }
         for target in targets.all() {
             let path = target.cgroup.as_ref();
-            let group =
-                path.and_then(|path| sample.cgroups.iter().find(|group| group.path == *path));
+            let group = path.and_then(|path| groups.get(path.as_str()).copied());
             let increase = path.and_then(|path| self.groups.get(path));
             let increase = increase.map_or_else(Increase::default, |known| known.increase);
             if let Some((group, reading)) =
@@ -82,9 +93,7 @@ impl Source for Memory {
             {
                 let id = QueueId::Cgroup(group.path.as_str().into());
                 sink.put(target.id, Kind::Memory, &id, reading);
-            } else if sample.hidden.iter().any(|hidden| {
-                hidden.fact == HiddenFact::MemoryLimit && Some(&hidden.cgroup) == path
-            }) {
+            } else if path.is_some_and(|path| hidden.contains(path.as_str())) {
                 // The machine's memory says nothing about a limit that is not seen.
             } else if let Some(machine) = &sample.machine {
                 let reading = unlimited(machine, self.machine.increase, increase);

@@ -5,12 +5,12 @@
 //! the target's own threads and foreign processes, in proportion to the CPU time that they used. Each share covers the
 //! period between two scans of control groups, or of CPU users, and holds until the next scan.
 
-use crate::hash::HashMap;
+use crate::hash::{HashMap, HashSet};
 use std::collections::BTreeMap;
 
 use super::{Reading, Targets};
 use crate::{
-    sample::{Cgroup, CpuUser, Hidden, HiddenFact, Machine, Sample, Stall, Target, TargetId},
+    sample::{Cgroup, CpuUser, HiddenFact, Machine, Sample, Stall, Target, TargetId},
     text::harmless,
 };
 
@@ -110,20 +110,28 @@ impl Starvation {
             sample.machine.and_then(|machine| machine.cpu_stall),
             elapsed_ns,
         );
+        // A node has hundreds of services, each with a group.
+        let groups: HashMap<&str, &Cgroup> = sample
+            .cgroups
+            .iter()
+            .map(|group| (group.path.as_str(), group))
+            .collect();
+        let hidden: HashSet<&str> = sample
+            .hidden
+            .iter()
+            .filter(|hidden| hidden.fact == HiddenFact::CpuQuota)
+            .map(|hidden| hidden.cgroup.as_str())
+            .collect();
         for (id, known) in &mut self.targets {
             let Some(target) = targets.get(*id) else {
                 continue;
             };
             let path = target.cgroup.as_ref();
-            let now = path.and_then(|path| sample.cgroups.iter().find(|group| group.path == *path));
+            let now = path.and_then(|path| groups.get(path.as_str()).copied());
             let before = path.and_then(|path| self.cgroups.get(path));
             let quota = now.and_then(|group| group.quota_millicpus);
             let quota_cpus = quota.map(|millicpus| millicpus as f64 / 1000.0);
-            let is_hidden = path.is_some_and(|path| {
-                let ours = |hidden: &&Hidden| hidden.cgroup == *path;
-                let mut hidden = sample.hidden.iter().filter(ours);
-                hidden.any(|hidden| hidden.fact == HiddenFact::CpuQuota)
-            });
+            let is_hidden = path.is_some_and(|path| hidden.contains(path.as_str()));
             known.quota_cpus = (!is_hidden).then_some(quota_cpus.unwrap_or(f64::INFINITY));
             let time = std::mem::take(&mut known.since_system);
             let Some(elapsed_ns) = elapsed_ns else {
