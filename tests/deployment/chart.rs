@@ -106,6 +106,9 @@ fn the_chart_renders_the_manifest_and_checks_its_values() -> Result<()> {
 
     let all = [
         "--set=podMonitor.enabled=true",
+        "--set=prometheusRule.enabled=true",
+        "--set=prometheusRule.runbookUrl=https://wiki.example/runbook",
+        "--set=grafanaDashboard.enabled=true",
         "--set=openshift.securityContextConstraints=true",
         "--set=otlpEndpoint=http://collector:4318",
         "--set=extraCapabilities={NET_BIND_SERVICE}",
@@ -113,6 +116,11 @@ fn the_chart_renders_the_manifest_and_checks_its_values() -> Result<()> {
     let all = render(&helm, &all)?;
     for part in [
         "kind: PodMonitor",
+        "kind: PrometheusRule",
+        "runbook_url: https://wiki.example/runbook#tailbackqueuefull",
+        "{{ $labels.service }} receives more work",
+        "grafana_dashboard: \"1\"",
+        "tailback.json: |\n    {\n      \"uid\": \"tailback\"",
         "kind: SecurityContextConstraints",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "- NET_BIND_SERVICE",

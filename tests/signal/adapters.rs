@@ -5,7 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::SocketAddr,
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -24,7 +24,10 @@ use tailback_tests::{
     wait,
 };
 
-use crate::stage::{DEADLINE, Stage, get, jam};
+use crate::{
+    prometheus::Prometheus,
+    stage::{DEADLINE, Stage, get, jam},
+};
 
 /// Maximum time, after a change of the page, until consumers that poll an adapter have seen it.
 const POLL_DELAY: Duration = Duration::from_secs(1);
@@ -260,7 +263,7 @@ fn every_adapter_fails_open_within_the_ttl_when_the_agent_hangs() -> Result<()> 
         "{metrics}"
     );
     promtool(&metrics)?;
-    prometheus(stage.http)?;
+    recorded(stage.http)?;
 
     stage.agent.process().freeze()?;
     let frozen = Instant::now();
@@ -302,73 +305,19 @@ fn promtool(metrics: &str) -> Result<()> {
     Ok(())
 }
 
-fn rules() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus/rules.yml")
-}
-
-/// Runs Prometheus with our rules and checks the values that an autoscaler would read.
-fn prometheus(metrics: SocketAddr) -> Result<()> {
-    let temp = TempDir::new("prometheus")?;
-    let (web, rules) = (ports::local(ports::free()?), rules());
-    let rules = rules.canonicalize()?;
-    let config = format!(
-        "global: {{scrape_interval: 1s}}\nrule_files: ['{}']\n\
-         scrape_configs: [{{job_name: tailback, static_configs: [{{targets: ['{metrics}']}}]}}]\n",
-        rules.display()
-    );
-    let config = temp.write("prometheus.yml", &config)?;
-    let mut command = Command::new(program::need(&["prometheus"])?);
-    command
-        .arg(format!("--config.file={}", config.display()))
-        .arg(format!(
-            "--storage.tsdb.path={}",
-            temp.path().join("data").display()
-        ))
-        .arg(format!("--web.listen-address={web}"));
-    let process = Process::start("Prometheus", &mut command)?;
-    let value = |query: &str| -> Result<Option<f64>> {
-        process.check_running()?;
-        let response = get(web, &format!("/api/v1/query?query={query}"));
-        // Not ready yet.
-        let Some((_, body)) = response.ok().filter(|(head, _)| head.contains(" 200 ")) else {
-            return Ok(None);
-        };
-        let response: Value = serde_json::from_str(&body)?;
-        let value = response["data"]["result"][0]["value"][1].as_str();
-        Ok(value.map(str::parse).transpose()?)
-    };
+/// Checks the values that an autoscaler would read from a Prometheus with our rules.
+fn recorded(metrics: SocketAddr) -> Result<()> {
+    let prometheus = Prometheus::start(metrics)?;
     wait::until_ok("the recorded values of the service", DEADLINE, || {
         // It accepts nothing: the load is capped at 2.
-        let load = value("tailback:load:mean%7Bservice=%22shop%22%7D")?;
+        let load = prometheus.value("tailback:load:mean{service=\"shop\"}")?;
         ensure!(load == Some(2.0), "{load:?}");
-        let admit = value("tailback:admit:min%7Bservice=%22shop%22%7D")?;
+        let admit = prometheus.value("tailback:admit:min{service=\"shop\"}")?;
         ensure!(admit == Some(0.05), "{admit:?}");
-        let depth = value("tailback_queue_depth%7Bkind=%22accept%22%7D")?;
+        let depth = prometheus.value("tailback_queue_depth{kind=\"accept\"}")?;
         ensure!(depth == Some(101.0), "{depth:?}");
         Ok(())
     })
-}
-
-#[test]
-fn the_prometheus_rules_pass_their_own_tests() -> Result<()> {
-    const TEST: &str = "the_prometheus_rules_pass_their_own_tests";
-    if !needs::met(TEST, &["promtool"]) {
-        return Ok(());
-    }
-    let tests = rules().with_file_name("rules_test.yml");
-    for (verb, file) in [("check", rules()), ("test", tests)] {
-        let output = Command::new(program::need(&["promtool"])?)
-            .args([verb, "rules"])
-            .arg(file)
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "promtool {verb}: {}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(())
 }
 
 #[test]

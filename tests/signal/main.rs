@@ -12,6 +12,7 @@ mod haproxy;
 mod leaks;
 mod pages;
 mod probes;
+mod prometheus;
 mod readers;
 mod reload;
 mod stage;
