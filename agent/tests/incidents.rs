@@ -272,6 +272,8 @@ incidents! {
     small_pool_busy "small-pool-busy" None,
     // The number of long polls grows when the recording begins, and then their first responses arrive.
     long_polls "long-polls" None,
+    // None of them is answered until they have grown for five seconds. The responses of that time are to quick requests.
+    long_polls_begin "long-polls-begin" None,
     websockets "websockets" None,
     batch_consumers "batch-consumers" None,
     cache_refill "cache-refill" None,

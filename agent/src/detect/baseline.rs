@@ -31,6 +31,14 @@ const GROWTH_MIN_MORE: f64 = 1.0;
 /// If a queue has grown since it was first observed, its first second serves as the baseline after this time, ns.
 const FIRST_SECOND_AFTER_NS: u64 = 5 * SECOND_NS;
 
+/// Requests in flight that are more than this many times as old as responses take are of another kind than those answered. Long polls
+/// beside quick requests are an example: whether they are slow, or long by design, is not known before they are answered. Of
+/// requests that are equally slow and answered in turn, half are older than half of the response time.
+pub(super) const OTHER_KIND_RATIO: f64 = 10.0;
+
+/// The first second is no baseline for requests of another kind while at least this share of its responses per time still comes.
+const STEADY_RATE: f64 = 0.7;
+
 /// Lower bound of the target delay, ns: a shorter wait does not matter, whatever the baseline.
 const MIN_TARGET_DELAY_NS: u64 = 250_000_000;
 
@@ -45,6 +53,10 @@ pub(super) struct BaselineWait {
     depth_before: Option<f64>,
     /// The first second in which work waited, and when it ended.
     first: Option<(u64, Second)>,
+    /// The last whole second.
+    last: Second,
+    /// Mean duration of the last responses whose duration is known, ns.
+    response_time_ns: Option<f64>,
     seen_ns: u64,
 }
 
@@ -57,6 +69,8 @@ struct Second {
     worked: bool,
     depth: f64,
     samples: u32,
+    ns: u64,
+    responses: u64,
 }
 
 impl BaselineWait {
@@ -98,6 +112,11 @@ impl BaselineWait {
         second.samples += 1;
         second.depth += reading.depth as f64;
         second.worked |= reading.depth > 0 || reading.departures.is_some_and(|count| count > 0);
+        let responses = reading.departures.unwrap_or(0);
+        second.ns = second.ns.saturating_add(reading.elapsed_ns.unwrap_or(0));
+        second.responses = second.responses.saturating_add(responses);
+        let response_time_ns = reading.extra("response_time_ns");
+        self.response_time_ns = response_time_ns.or(self.response_time_ns);
         if let Some(wait_ns) = reading.wait_ns.filter(|_| reading.depth > 0) {
             second.waits += 1;
             second.wait_ns += wait_ns as f64;
@@ -105,6 +124,7 @@ impl BaselineWait {
     }
 
     fn end_second(&mut self, now_ns: u64, second: Second) {
+        self.last = second;
         if self.first.is_none() && second.waits > 0 {
             self.first = Some((now_ns, second));
         }
@@ -151,7 +171,15 @@ impl BaselineWait {
     fn first(&self) -> Option<&Second> {
         let (at_ns, first) = self.first.as_ref()?;
         let is_old = self.seen_ns.saturating_sub(*at_ns) >= FIRST_SECOND_AFTER_NS;
-        (is_old && self.seconds.len() < MIN_SECONDS).then_some(first)
+        let is_used = is_old && self.seconds.len() < MIN_SECONDS;
+        (is_used && !self.others_are_answered_as_in(first)).then_some(first)
+    }
+
+    /// Whether as much is answered as in `before`, while requests of another kind wait.
+    fn others_are_answered_as_in(&self, before: &Second) -> bool {
+        let (last_ns, took_ns) = (self.last.mean_wait_ns(), self.response_time_ns);
+        took_ns.is_some_and(|took_ns| took_ns * OTHER_KIND_RATIO < last_ns)
+            && self.last.responses_per_ns() >= before.responses_per_ns() * STEADY_RATE
     }
 }
 
@@ -167,6 +195,10 @@ impl Second {
 
     fn mean_depth(&self) -> f64 {
         self.depth / f64::from(self.samples.max(1))
+    }
+
+    fn responses_per_ns(&self) -> f64 {
+        self.responses as f64 / self.ns.max(1) as f64
     }
 }
 
@@ -226,6 +258,28 @@ mod tests {
             baseline.target_delay_ns()
         );
         assert_eq!(baseline.delay_ns(&reading(104, 3_300)), 3_300_000_000);
+    }
+
+    #[test]
+    fn the_first_second_is_no_baseline_while_others_are_answered_as_before() {
+        let after = |responses: fn(u64) -> (u64, u64)| {
+            let mut baseline = BaselineWait::default();
+            for tick in 0..100 {
+                let (departures, response_ms) = responses(tick);
+                let response_ns = response_ms as f64 * 1e6;
+                let reading = Reading {
+                    departures: Some(departures),
+                    elapsed_ns: Some(TICK),
+                    extra: vec![("response_time_ns", response_ns)],
+                    ..reading(4 + tick, 300 + 30 * tick)
+                };
+                baseline.learn(tick * TICK, &reading);
+            }
+            baseline.delay_ns(&reading(104, 3_300))
+        };
+        assert_eq!(after(|_| (4, 2)), 0);
+        assert!(after(|tick| (4, 2 + 4 * tick)) > 0, "they take longer");
+        assert!(after(|tick| (4 - tick / 25, 2)) > 0, "they become fewer");
     }
 
     #[test]

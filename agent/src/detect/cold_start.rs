@@ -4,6 +4,7 @@
 //! This matters if sampling starts in the middle of an incident. A queue that neither grows nor shrinks is not judged, however
 //! deep it is: a service that is slow by design looks the same.
 
+use super::baseline::OTHER_KIND_RATIO;
 use crate::queue::Reading;
 
 /// Length of one step of the history, ns.
@@ -33,11 +34,6 @@ const SLOWDOWN_RATIO: f64 = 1.1;
 /// before. Where long requests begin beside short ones, the mean jumps once the first long ones end, and then the queue stops
 /// growing. In a service that becomes slower it rises all the time: on a line from zero, by 7 to 5.
 const JUMP_RATIO: f64 = 1.7;
-
-/// Growth does not count if the requests in flight are more than this many times as old as the responses of that time took: then
-/// others were answered, and whether the waiting ones are slow or long by design is not known. Of requests that are equally slow
-/// and answered in turn, half are older than half of the response time.
-const MAX_AGE_RATIO: f64 = 10.0;
 
 /// The target delay of a growing queue, as a multiple of the median age in the first quarter of its history. The score is
 /// delay / (2 × target), so it reaches 0.7 (warn) at about the initial age, and 1 at 1.5 times that age.
@@ -208,14 +204,15 @@ fn grown_from(steps: &[Step]) -> Option<Beginning> {
                 .mean_response_time_ns()
                 .zip(last.mean_response_time_ns());
             let has_jumped = quarters.is_some_and(|(third, last)| last > third * JUMP_RATIO);
-            let are_of_a_kind = last.mean_age_ns() <= now * MAX_AGE_RATIO;
-            now > before * SLOWDOWN_RATIO && !has_jumped && are_of_a_kind
+            now > before * SLOWDOWN_RATIO && !has_jumped
         }
         // One of the halves has no responses.
         None => true,
     };
+    let recent = now.or(before);
+    let are_of_a_kind = recent.is_none_or(|took| last.mean_age_ns() <= took * OTHER_KIND_RATIO);
     let is_significant = growth > GROWTH_SIGMAS * sigma && growth >= MIN_GROWTH;
-    (is_steady && is_significant && ages_grow && is_slower).then(|| Beginning {
+    (is_steady && is_significant && ages_grow && is_slower && are_of_a_kind).then(|| Beginning {
         depth: first.mean_depth(),
         median_age_ns: first.mean_age_ns(),
     })
@@ -359,6 +356,23 @@ mod tests {
             responding_in(1 + tick / 10, reading)
         };
         assert_eq!(after(polls).measure(None), None);
+    }
+
+    #[test]
+    fn quick_responses_that_are_seldom_timed_do_not_make_long_requests_slow() {
+        let polls = |tick: u64| {
+            let reading = reading(4 * tick, 50 * tick, (5, 1));
+            if tick == 30 {
+                responding_in(2, reading)
+            } else {
+                reading
+            }
+        };
+        let mut history = ColdStart::default();
+        for tick in 0..100 {
+            history.read(tick * TICK, &polls(tick), true);
+            assert!(tick < 40 || history.measure(None).is_none(), "{tick}");
+        }
     }
 
     #[test]

@@ -426,6 +426,7 @@ mod tests {
         let backlog = |tick: u64| Reading {
             arrivals: Some(1 + tick % 2),
             departures: Some(tick % 2),
+            extra: vec![("response_time_ns", (10_000 + 80 * tick) as f64 * 1e6)],
             ages_ns: vec![(5_000 + 40 * tick) * 1_000_000; 1_000],
             ..in_flight(130 + tick, 20_000)
         };
