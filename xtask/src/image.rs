@@ -20,7 +20,7 @@ use crate::{cargo, command::Cmd, tools};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Static binary for the image [default: built for release]
+    /// Static binary for the image [default: built as `cargo xtask dist` does]
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
     /// Where to write the archive
@@ -52,7 +52,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub fn main(args: &Args) -> Result<ExitCode> {
     let binary = match &args.binary {
         Some(binary) => binary.clone(),
-        None => cargo::build(cargo::AGENT)?,
+        None => cargo::build_for_release(cargo::AGENT)?,
     };
     let out = tools::root().join(&args.out);
     let digest = write(&binary, &out)?;
