@@ -60,6 +60,9 @@ pub struct Args {
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
+    /// Count the runs in FILE too, which an earlier `--json` of the same agent printed: many rounds need not be played at once
+    #[arg(long, value_name = "FILE")]
+    rows: Vec<PathBuf>,
     /// Keep the recording of each run in this directory, for `tailback replay`
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
@@ -92,7 +95,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     }
     setup::ensure(Purpose::Test)?;
     let agent = cargo::build(cargo::AGENT)?;
-    let mut rows = Vec::new();
+    let mut rows = earlier(&args.rows)?;
     for run in 1..=args.repeat {
         let keep = args.keep.as_ref().map(|directory| match args.repeat {
             1 => directory.clone(),
@@ -143,6 +146,19 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// The runs in these files.
+fn earlier(files: &[PathBuf]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        for line in text.lines() {
+            let row = Row::from_json(line);
+            rows.push(row.with_context(|| format!("{}: not a run: {line:?}", file.display()))?);
+        }
+    }
+    Ok(rows)
 }
 
 /// Share of right runs that the agent must reach.
