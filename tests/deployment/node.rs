@@ -22,7 +22,7 @@ use tailback_tests::{
     wait,
 };
 
-use crate::{DEADLINE, allowed};
+use crate::{CAPABILITIES, DEADLINE, allowed, contained};
 
 const SUBJECT: &str = env!("CARGO_BIN_EXE_tailback-subject");
 
@@ -128,6 +128,20 @@ fn a_node_agent_names_containers_and_units() -> Result<()> {
         Ok(has_all(&lines).then_some(lines))
     })?;
     check("on the host", &on_host)?;
+
+    // In a container, the kubelet's links and podman's files are those of the node.
+    let options = ["--pid=host", "--cgroupns=private"];
+    let (_container, node_agent) = contained(&options, &CAPABILITIES, &["run", "--all", "--json"])?;
+    let in_container = wait::until("all services, seen from a container", DEADLINE, || {
+        node_agent.check_running()?;
+        let lines = node_agent.lines().all().into_iter();
+        let lines: Vec<Value> = lines
+            .filter_map(|line| serde_json::from_str(&line.text).ok())
+            .collect();
+        Ok(has_all(&lines).then_some(lines))
+    })?;
+    check("in a container", &in_container)?;
+
     let page = agent.run_directory().join("pods/test_shop-0_web/page");
     wait::until("the page of the pod", DEADLINE, || {
         Ok(page.exists().then_some(()))

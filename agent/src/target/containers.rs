@@ -25,6 +25,8 @@ const LINKS: &str = "var/log/containers";
 /// Where Docker and podman keep their state.
 const DOCKER: &str = "var/lib/docker/containers";
 const PODMAN: &str = "var/lib/containers/storage";
+/// The root directory of the node: of its first process, which a security module may protect, and of the kernel's first thread.
+const NODE_ROOTS: [&str; 2] = ["/proc/1/root", "/proc/2/root"];
 /// Time between two searches, ns. A new container is searched for at once.
 const SEARCH_INTERVAL_NS: u64 = 2_000_000_000;
 /// Time after which a container that was not found is searched for again, ns. The kubelet makes the link when it has started the
@@ -72,7 +74,8 @@ impl Containers {
         let mut roots = vec![PathBuf::from("/")];
         // Elsewhere process 1 may be the watched service, whose files may block.
         if is_initial(namespaces::PID) == Ok(true) {
-            roots.push("/proc/1/root".into());
+            let of_node = NODE_ROOTS.iter().find(|root| fs::read_dir(root).is_ok());
+            roots.extend(of_node.map(PathBuf::from));
         }
         Self::with(roots)
     }
