@@ -1,7 +1,8 @@
 //! Ends process groups and removes directories when the test program is interrupted, for example by Ctrl-C.
 //!
 //! Normally the owners' `Drop` does this. A signal ends the process without unwinding, so all live groups and
-//! directories are registered here; a thread waits for signals and cleans them up before it lets the process exit.
+//! directories are registered here; a thread waits for signals and cleans them up before it lets the process exit. What else an
+//! owner has to undo, it registers with [`on_interrupt`].
 
 use std::{
     collections::BTreeSet,
@@ -10,10 +11,12 @@ use std::{
     process,
     sync::{Mutex, MutexGuard, Once, PoisonError},
     thread,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{
-    Pid, Signal, WaitOptions, getpid, kill_process_group, set_child_subreaper, waitpgid,
+    Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, set_child_subreaper, wait,
+    waitpgid,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -21,11 +24,16 @@ use tokio::signal::unix::{SignalKind, signal};
 struct Registry {
     groups: BTreeSet<i32>,
     directorys: BTreeSet<PathBuf>,
+    undo: Vec<Box<dyn FnOnce() + Send>>,
 }
+
+/// Deadline of [`end_descendants`].
+const END_DEADLINE: Duration = Duration::from_secs(20);
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     groups: BTreeSet::new(),
     directorys: BTreeSet::new(),
+    undo: Vec::new(),
 });
 static SIGNAL_THREAD: Once = Once::new();
 
@@ -37,8 +45,8 @@ fn registry() -> MutexGuard<'static, Registry> {
 /// the group's id.
 pub(crate) fn start_group<T>(start: impl FnOnce() -> io::Result<(T, Pid)>) -> io::Result<T> {
     SIGNAL_THREAD.call_once(watch_signals);
-    // Grandchildren whose parent was killed become our children, so that we can reap them.
-    let _ = set_child_subreaper(Some(getpid()));
+    // Grandchildren whose parent was killed can be reaped then.
+    adopt_orphans();
     let mut registry = registry();
     let (started, group) = start()?;
     registry.groups.insert(group.as_raw_pid());
@@ -57,6 +65,61 @@ pub(crate) fn end_group(group: Pid) {
 /// Reaps the remaining processes of a group whose leader was reaped. Their ports are free afterwards.
 pub(crate) fn reap_group(group: Pid) {
     while let Ok(Some(_)) = waitpgid(group, WaitOptions::empty()) {}
+}
+
+/// Runs `undo` after a signal, when all groups have been killed and before directories are removed.
+pub fn on_interrupt(undo: impl FnOnce() + Send + 'static) {
+    SIGNAL_THREAD.call_once(watch_signals);
+    registry().undo.push(Box::new(undo));
+}
+
+/// Makes orphaned descendants children of this process, so that it can find and reap them.
+pub fn adopt_orphans() {
+    let _ = set_child_subreaper(Some(getpid()));
+}
+
+/// Kills and reaps every process that descends from this one, by its pid. Call it at the end: owners of processes cannot reap
+/// theirs afterwards. Returns whether none is left.
+pub fn end_descendants() -> bool {
+    let end = Instant::now() + END_DEADLINE;
+    loop {
+        let left = descendants();
+        for pid in left.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+            // Fails if it has just ended.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+        if left.is_empty() || Instant::now() > end {
+            return left.is_empty();
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// All processes that descend from this one.
+pub fn descendants() -> Vec<i32> {
+    let parents: Vec<(i32, i32)> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            // PID (NAME) STATE PARENT; the name may contain any characters.
+            let parent = stat.rsplit(") ").next()?.split(' ').nth(1)?;
+            Some((
+                entry.file_name().to_str()?.parse().ok()?,
+                parent.parse().ok()?,
+            ))
+        })
+        .collect();
+    let mut found = vec![getpid().as_raw_pid()];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        let children = parents.iter().filter(|(_, of)| *of == parent);
+        found.extend(children.map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found.split_off(1)
 }
 
 pub(crate) fn register_directory(path: &Path) {
@@ -95,7 +158,7 @@ fn watch_signals() {
             )
         })?;
         // Held until exit, so that no new process is started.
-        let registry = registry();
+        let mut registry = registry();
         for group in registry
             .groups
             .iter()
@@ -103,6 +166,9 @@ fn watch_signals() {
         {
             let _ = kill_process_group(group, Signal::KILL);
             reap_group(group);
+        }
+        for undo in std::mem::take(&mut registry.undo) {
+            undo();
         }
         for directory in &registry.directorys {
             let _ = fs::remove_dir_all(directory);

@@ -1,6 +1,12 @@
 //! A real Jaeger: one process, in-memory storage, read through its query API.
 
-use std::{env, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{
+    env,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -33,6 +39,7 @@ pub struct Jaeger {
 }
 
 struct Ports {
+    address: IpAddr,
     grpc: u16,
     http: u16,
     query: u16,
@@ -44,13 +51,23 @@ impl Jaeger {
         Self::start_on(None)
     }
 
+    /// Like [`Jaeger::start`], at another address than that of the loopback device.
+    pub fn start_at(address: IpAddr) -> Result<Self> {
+        Self::start_with(address, None)
+    }
+
     /// Like [`Jaeger::start`], with a fixed OTLP/HTTP port, for tests in which the collector starts late.
     pub fn start_on(otlp_http: Option<u16>) -> Result<Self> {
+        Self::start_with(Ipv4Addr::LOCALHOST.into(), otlp_http)
+    }
+
+    fn start_with(address: IpAddr, otlp_http: Option<u16>) -> Result<Self> {
         let Some(program) = find() else {
             bail!("Jaeger is not installed: run `cargo xtask setup`");
         };
         let temp = TempDir::new("jaeger")?;
         let ports = Ports {
+            address,
             grpc: ports::free()?,
             http: otlp_http.map_or_else(ports::free, Ok)?,
             query: ports::free()?,
@@ -66,7 +83,7 @@ impl Jaeger {
         wait::until("a response from Jaeger", START_DEADLINE, || {
             jaeger.process.check_running()?;
             // The receivers start after the query service.
-            let receives = std::net::TcpStream::connect(ports::local(jaeger.ports.http)).is_ok();
+            let receives = std::net::TcpStream::connect(jaeger.at(jaeger.ports.http)).is_ok();
             Ok(jaeger.services().ok().filter(|_| receives))
         })?;
         Ok(jaeger)
@@ -76,19 +93,23 @@ impl Jaeger {
         &self.process
     }
 
+    fn at(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ports.address, port)
+    }
+
     /// `OTEL_EXPORTER_OTLP_ENDPOINT` for OTLP/HTTP.
     pub fn otlp_http(&self) -> String {
-        format!("http://{}", ports::local(self.ports.http))
+        format!("http://{}", self.at(self.ports.http))
     }
 
     /// `OTEL_EXPORTER_OTLP_ENDPOINT` for OTLP/gRPC.
     pub fn otlp_grpc(&self) -> String {
-        format!("http://{}", ports::local(self.ports.grpc))
+        format!("http://{}", self.at(self.ports.grpc))
     }
 
     /// Address of the query API.
     pub fn query(&self) -> SocketAddr {
-        ports::local(self.ports.query)
+        self.at(self.ports.query)
     }
 
     /// Names of all services that sent spans.
@@ -150,6 +171,7 @@ fn encoded(word: &str) -> String {
 /// The built-in all-in-one configuration with our ports, without batching and without unused listeners.
 fn config(ports: &Ports) -> String {
     let Ports {
+        address,
         grpc,
         http,
         query,
@@ -177,16 +199,16 @@ extensions:
     storage:
       traces: memory
     http:
-      endpoint: 127.0.0.1:{query}
+      endpoint: {address}:{query}
     grpc:
-      endpoint: 127.0.0.1:{query_grpc}
+      endpoint: {address}:{query_grpc}
 receivers:
   otlp:
     protocols:
       grpc:
-        endpoint: 127.0.0.1:{grpc}
+        endpoint: {address}:{grpc}
       http:
-        endpoint: 127.0.0.1:{http}
+        endpoint: {address}:{http}
 exporters:
   jaeger_storage_exporter:
     trace_storage: memory

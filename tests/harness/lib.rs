@@ -10,6 +10,7 @@ pub mod apache;
 pub mod calibration;
 pub mod certificate;
 pub mod cgroup;
+pub mod checked;
 pub mod cleanup;
 pub mod container;
 pub mod envoy;

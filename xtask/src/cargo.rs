@@ -30,6 +30,9 @@ enum Kind {
 pub const AGENT: Program = Program::new("tailback", "tailback");
 pub const ACCURACY: Program = Program::new("tailback-tests", "tailback-accuracy");
 pub const SCENARIOS: Program = Program::new("tailback-tests", "tailback-scenarios");
+/// The cluster of `test --cluster`, and the program in its pods.
+pub const CLUSTER: Program = Program::new("tailback-tests", "tailback-cluster");
+pub const POD: Program = Program::new("tailback-tests", "tailback-pod");
 pub const KERNEL_INIT: Program = Program::new("xtask", "kernel-init");
 /// Writes the manual pages and the shell completions. It is an example, so that neither is in the agent.
 pub const MANUAL: Program = Program {

@@ -75,10 +75,31 @@ pub fn write(binary: &Path, out: &Path) -> Result<String> {
         binary.display()
     );
     let archive = Archive::new(&program, architecture(&program)?, revision().as_deref())?;
-    let directory = out.parent().context("the archive needs a directory")?;
-    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
-    fs::write(out, &archive.bytes).with_context(|| format!("write {}", out.display()))?;
+    archive.write(out)?;
     Ok(archive.digest)
+}
+
+/// Writes an image with one program and nothing else, for tests. `command`: its default arguments.
+pub fn write_for_test(
+    reference: &str,
+    program: &Path,
+    path: &str,
+    command: &[&str],
+    out: &Path,
+) -> Result<()> {
+    let program = fs::read(program).with_context(|| format!("read {}", program.display()))?;
+    let mut layer = Builder::new(Vec::new());
+    directory(&mut layer, "usr", 0)?;
+    directory(&mut layer, "usr/bin", 0)?;
+    file(&mut layer, path, 0o755, &program)?;
+    let image = Image {
+        reference,
+        layer: layer.into_inner()?,
+        architecture: architecture(&program)?,
+        labels: json!({}),
+        run: json!({"Entrypoint": [format!("/{path}")], "Cmd": command, "WorkingDir": "/"}),
+    };
+    image.archive()?.write(out)
 }
 
 /// The commit, if this is a checkout.
@@ -98,6 +119,17 @@ fn architecture(program: &[u8]) -> Result<&'static str> {
     }
 }
 
+/// What an image consists of.
+struct Image<'a> {
+    /// With registry and tag.
+    reference: &'a str,
+    layer: Vec<u8>,
+    architecture: &'static str,
+    labels: Value,
+    /// How its program is run: `config` of OCI's image configuration.
+    run: Value,
+}
+
 /// An OCI image layout in a tar archive.
 struct Archive {
     bytes: Vec<u8>,
@@ -106,8 +138,7 @@ struct Archive {
 }
 
 impl Archive {
-    fn new(program: &[u8], architecture: &str, revision: Option<&str>) -> Result<Self> {
-        let layer = layer(program)?;
+    fn new(program: &[u8], architecture: &'static str, revision: Option<&str>) -> Result<Self> {
         let mut labels = json!({
             "org.opencontainers.image.title": "Tailback",
             "org.opencontainers.image.description": DESCRIPTION,
@@ -117,17 +148,43 @@ impl Archive {
         if let Some(revision) = revision {
             labels["org.opencontainers.image.revision"] = revision.into();
         }
-        let config = json!({
-            "created": TIME,
-            "architecture": architecture,
-            "os": "linux",
-            "config": {
+        let image = Image {
+            reference: &format!("localhost/{NAME}:{}", version()),
+            layer: layer(program)?,
+            architecture,
+            run: json!({
                 "User": format!("{USER}:{USER}"),
                 "Entrypoint": [format!("/{PROGRAM}")],
                 "Cmd": ["run", "--all"],
                 "WorkingDir": "/",
                 "Labels": labels.clone(),
-            },
+            }),
+            labels,
+        };
+        image.archive()
+    }
+
+    fn write(&self, out: &Path) -> Result<()> {
+        let directory = out.parent().context("the archive needs a directory")?;
+        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+        fs::write(out, &self.bytes).with_context(|| format!("write {}", out.display()))
+    }
+}
+
+impl Image<'_> {
+    fn archive(self) -> Result<Archive> {
+        let Self {
+            reference,
+            layer,
+            architecture,
+            labels,
+            run,
+        } = self;
+        let config = json!({
+            "created": TIME,
+            "architecture": architecture,
+            "os": "linux",
+            "config": run,
             "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
             "history": [{"created": TIME, "created_by": "cargo xtask image"}],
         });
@@ -143,7 +200,6 @@ impl Archive {
         let mut listed = descriptor(MANIFEST, &manifest);
         listed["platform"] = json!({"architecture": architecture, "os": "linux"});
         // podman takes the whole reference from the first, containerd from the second.
-        let reference = format!("localhost/{NAME}:{}", version());
         listed["annotations"] = json!({
             "org.opencontainers.image.ref.name": reference,
             "io.containerd.image.name": reference,
@@ -164,7 +220,7 @@ impl Archive {
         )?;
         let layout = serde_json::to_vec(&json!({"imageLayoutVersion": "1.0.0"}))?;
         file(&mut archive, "oci-layout", 0o644, &layout)?;
-        Ok(Self {
+        Ok(Archive {
             bytes: archive.into_inner()?,
             digest: digest(&manifest),
         })

@@ -10,6 +10,7 @@ pub mod ebpf;
 mod envoy;
 mod helm;
 mod jaeger;
+pub mod kubernetes;
 mod machine;
 mod parts;
 mod vmlinuz;
@@ -48,6 +49,9 @@ pub enum Purpose {
     Boot,
     /// Parts that only `.ci/run` needs
     Ci,
+    /// `cargo xtask test --cluster`
+    Cluster,
+    /// All of them but the cluster
     All,
 }
 
@@ -137,6 +141,14 @@ pub fn ensure_parts(names: &[&str]) -> Result<()> {
         bail!("cannot begin without: {}", absent.join(", "));
     }
     Ok(())
+}
+
+/// Installs the missing parts for a purpose that needs all of them. Fails with their names if that is impossible.
+pub fn ensure_all(purpose: Purpose) -> Result<()> {
+    let parts = parts::table().into_iter();
+    let parts = parts.filter(|part| part.is_for(purpose));
+    let names: Vec<String> = parts.map(|part| part.name).collect();
+    ensure_parts(&names.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// Whether the table has this part.

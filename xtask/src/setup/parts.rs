@@ -4,10 +4,12 @@ use std::path::Path;
 
 use super::{
     Action, Method, Purpose,
-    Purpose::{Boot, Build, Ci, Test},
+    Purpose::{Boot, Build, Ci, Cluster, Test},
     State,
     cargo_tools::{self, CargoTool},
-    ebpf, envoy, helm, jaeger, vmlinuz,
+    ebpf, envoy, helm, jaeger,
+    kubernetes::{self, Component, Definition},
+    vmlinuz,
 };
 use crate::{
     command::Cmd,
@@ -44,8 +46,8 @@ pub fn table() -> Vec<Part> {
             &["mariadb-server-core", "mariadb-client-core"],
         ),
         program("puma", &[Test], &["puma"]),
-        program("openssl", &[Test], &["openssl"]),
-        part("Go", &[Test], Kind::Go),
+        program("openssl", &[Test, Cluster], &["openssl"]),
+        part("Go", &[Test, Cluster], Kind::Go),
         program("node", &[Test], &["nodejs"]),
         program("javac", &[Test], &["default-jdk-headless"]),
         part("HikariCP", &[Test], Kind::Hikari),
@@ -65,8 +67,8 @@ pub fn table() -> Vec<Part> {
         program("xz", &[Test], &["xz-utils"]),
         program("podman", &[Test], &["podman", "runc"]),
         program("qemu-system-x86_64", &[Test, Boot], &["qemu-system-x86"]),
-        part("Jaeger", &[Test], Kind::Jaeger),
-        part("Helm", &[Test], Kind::Helm),
+        part("Jaeger", &[Test, Cluster], Kind::Jaeger),
+        part("Helm", &[Test, Cluster], Kind::Helm),
         program("systemd-analyze", &[Test], &["systemd"]),
         program("setpriv", &[Test], &["util-linux"]),
         part("rustfmt", &[Ci], Kind::Component("rustfmt")),
@@ -82,6 +84,27 @@ pub fn table() -> Vec<Part> {
         program("fish", &[Test], &["fish"]),
         part("cargo-deny", &[Ci], Kind::CargoTool(&cargo_tools::DENY)),
     ];
+    table.extend([
+        program("etcd", &[Cluster], &["etcd-server"]),
+        program("containerd", &[Cluster], &["containerd"]),
+        program("runc", &[Cluster], &["runc"]),
+        program("ip", &[Cluster], &["iproute2"]),
+        program("unshare", &[Cluster], &["util-linux"]),
+        program("bpftool", &[Cluster], &["bpftool"]),
+        part("network plugins", &[Cluster], Kind::NetworkPlugins),
+    ]);
+    table.extend(
+        kubernetes::COMPONENTS
+            .iter()
+            .map(|component| part(component.name, &[Cluster], Kind::Kubernetes(component))),
+    );
+    // Its source is in a module that the components have downloaded.
+    table.push(part("pause", &[Cluster], Kind::Pause));
+    table.extend(
+        kubernetes::DEFINITIONS
+            .iter()
+            .map(|one| part(one.name, &[Cluster], Kind::Definition(one))),
+    );
     table.extend(KERNELS.iter().map(|kernel| {
         part(
             &format!("kernel {}", kernel.name),
@@ -121,6 +144,13 @@ enum Kind {
     /// A component of the Rust toolchain, detected by one of its programs.
     Component(&'static str),
     CargoTool(&'static CargoTool),
+    /// Plugins that connect pods, which are outside of `PATH`.
+    NetworkPlugins,
+    Kubernetes(&'static Component),
+    /// The program of a pod's sandbox.
+    Pause,
+    /// Definitions of kinds of objects that Kubernetes itself does not have.
+    Definition(&'static Definition),
     Kernel(&'static Kernel),
 }
 
@@ -142,7 +172,8 @@ fn module(name: &str, packages: &'static [&'static str]) -> Part {
 
 impl Part {
     pub fn is_for(&self, purpose: Purpose) -> bool {
-        let all = purpose == Purpose::All && !self.purposes.is_empty();
+        let is_for_cluster_only = self.purposes.iter().all(|one| *one == Cluster);
+        let all = purpose == Purpose::All && !is_for_cluster_only;
         all || self.purposes.contains(&purpose) || self.purposes.contains(&Build)
     }
 
@@ -175,6 +206,10 @@ impl Part {
             Kind::Go => go(),
             Kind::Component(program) => component(program),
             Kind::CargoTool(tool) => tool.find(),
+            Kind::NetworkPlugins => kubernetes::network_plugins(),
+            Kind::Kubernetes(component) => component.find(),
+            Kind::Pause => kubernetes::pause(),
+            Kind::Definition(one) => one.find(),
             Kind::Kernel(kernel) => vmlinuz::locate(kernel),
         }
     }
@@ -201,6 +236,10 @@ impl Part {
                 one("from rustup".to_owned(), Action::Run(add))
             }
             Kind::CargoTool(tool) => tool.methods(),
+            Kind::NetworkPlugins => debian(&["containernetworking-plugins"]),
+            Kind::Kubernetes(component) => component.methods(),
+            Kind::Pause => kubernetes::pause_methods(),
+            Kind::Definition(one) => one.methods(),
             Kind::Kernel(kernel) => vmlinuz::methods(kernel),
         }
     }
@@ -212,6 +251,7 @@ impl Part {
             Kind::Jaeger => jaeger::HINT,
             Kind::Helm => helm::HINT,
             Kind::Envoy => envoy::HINT,
+            Kind::Kubernetes(_) => kubernetes::HINT,
             Kind::Go => "install Go 1.21 or newer (https://go.dev/dl), then run setup again",
             _ => "not available on this machine",
         }

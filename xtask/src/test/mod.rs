@@ -4,6 +4,7 @@
 //! a skip that is not on the list in `skips` fails the run; so does a machine on which eBPF programs do not load.
 //! Verdicts on live incidents are a rate, not a pass or a failure: see `scenarios`.
 
+mod cluster;
 mod nextest;
 mod skips;
 mod tally;
@@ -33,12 +34,21 @@ pub struct Args {
     /// Kernels of the matrix: all, none, or a comma-separated list [default: all; none with a filter]
     #[arg(long, value_name = "LIST")]
     kernels: Option<String>,
+    /// Instead: run Tailback in a real Kubernetes cluster of one node (the first time its components are built, about 10 minutes)
+    #[arg(long, conflicts_with = "kernels")]
+    cluster: bool,
     /// Run only the tests whose name contains this
     filter: Option<String>,
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
+    if args.cluster {
+        let mut tally = Tally::default();
+        cluster::run(args.filter.as_deref(), &mut tally)?;
+        println!("\nthe cluster took {}", seconds(start.elapsed()));
+        return Ok(end(&tally));
+    }
     let default = if args.filter.is_some() { "none" } else { "all" };
     let kernels = kernels::choose(args.kernels.as_deref().unwrap_or(default))?;
     setup::ensure_with_kernels(Purpose::Test, &kernels)?;
@@ -93,12 +103,17 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         seconds(start.elapsed()),
         steps.text()
     );
+    Ok(end(&tally))
+}
+
+/// Prints the summary.
+fn end(tally: &Tally) -> ExitCode {
     print!("{}", tally.summary());
-    Ok(if tally.is_green() {
+    if tally.is_green() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
 }
 
 /// How long each step took.
