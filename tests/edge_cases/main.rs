@@ -4,6 +4,7 @@
 mod connections;
 mod scale;
 mod shared;
+mod soak;
 
 use std::{
     io::Write as _,

@@ -33,6 +33,7 @@ pub const SCENARIOS: Program = Program::new("tailback-tests", "tailback-scenario
 /// The cluster of `test --cluster`, and the program in its pods.
 pub const CLUSTER: Program = Program::new("tailback-tests", "tailback-cluster");
 pub const POD: Program = Program::new("tailback-tests", "tailback-pod");
+pub const SUBJECT: Program = Program::new("tailback-tests", "tailback-subject");
 pub const KERNEL_INIT: Program = Program::new("xtask", "kernel-init");
 /// Writes the manual pages and the shell completions. It is an example, so that neither is in the agent.
 pub const MANUAL: Program = Program {

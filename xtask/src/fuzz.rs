@@ -55,7 +55,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 }
 
 /// `90s`, `10m`, `1h`.
-fn seconds(text: &str) -> Result<u64> {
+pub fn seconds(text: &str) -> Result<u64> {
     let wrong = || format!("invalid duration {text:?}: use 90s, 10m or 1h");
     let unit = text.chars().last().with_context(wrong)?;
     let factor = match unit {

@@ -19,6 +19,7 @@ mod object;
 mod plans;
 mod scenarios;
 mod setup;
+mod soak;
 mod test;
 mod tools;
 
@@ -54,6 +55,8 @@ enum Task {
     Bench(bench::Args),
     /// Fuzz the agent's parsers for longer than the tests do
     Fuzz(fuzz::Args),
+    /// Run a node agent under churn, and check that memory, descriptors and samples stay within bounds
+    Soak(soak::Args),
     /// Build the files of a release, install them, and check that they work
     Dist(dist::Args),
     /// Build the eBPF object, and keep it in the repository
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Task::Plans(args) => plans::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::Fuzz(args) => fuzz::main(&args),
+        Task::Soak(args) => soak::main(&args),
         Task::Dist(args) => dist::main(&args),
         Task::Object(args) => object::main(&args),
         Task::GoldenBtf(args) => golden_btf::main(&args),
