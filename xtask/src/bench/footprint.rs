@@ -105,7 +105,7 @@ fn percent(used: Duration, of: Duration) -> f64 {
 }
 
 /// A field of /proc/PID/status that is in kB.
-fn status_kb(pid: u32, field: &str) -> Result<f64> {
+pub fn status_kb(pid: u32, field: &str) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let line = status

@@ -9,6 +9,7 @@ mod cpu;
 mod figure;
 mod footprint;
 mod hold;
+mod node;
 mod overhead;
 mod overload;
 mod page;
@@ -53,8 +54,12 @@ enum What {
     Page(page::Args),
     /// Whether adapter clients can delay the agent's samples
     Adapters(adapters::Args),
+    /// Cost of a node agent with 200 pods and 10,000 connections
+    Node(node::Args),
     #[command(flatten)]
     Hold(hold::Hold),
+    #[command(hide = true)]
+    Pod(node::Pod),
     #[command(hide = true)]
     LoadMemcached(profile::Load),
 }
@@ -64,12 +69,14 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     match &args.what {
         What::Hold(hold) => hold.forever()?,
+        What::Pod(pod) => pod.serve()?,
         What::LoadMemcached(load) => match load.forever()? {},
         What::Sample(args) => sample::measure(args, &mut report)?,
         What::Overhead(args) => overhead::measure(args, &mut report)?,
         What::Footprint(args) => footprint::measure(args, &mut report)?,
         What::Profile(args) => profile::measure(args, &mut report)?,
         What::Adapters(args) => adapters::measure(args, &mut report)?,
+        What::Node(args) => node::measure(args, &mut report)?,
         What::Page(args) => page::measure(args, &mut report)?,
         What::Overload(args) => code = overload::measure(args, &mut report)?,
     }
