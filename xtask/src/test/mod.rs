@@ -34,7 +34,7 @@ pub struct Args {
     /// Kernels of the matrix: all, none, or a comma-separated list [default: all; none with a filter]
     #[arg(long, value_name = "LIST")]
     kernels: Option<String>,
-    /// Instead: run Tailback in a real Kubernetes cluster of one node (the first time its components are built, about 10 minutes)
+    /// Instead: run Tailback in a real Kubernetes cluster of one node (3 minutes; the first time its components are built, 5 minutes more)
     #[arg(long, conflicts_with = "kernels")]
     cluster: bool,
     /// Run only the tests whose name contains this
