@@ -97,11 +97,8 @@ pub fn remove() {
 
 impl Remains {
     fn remove(&self) -> Result<()> {
-        ensure!(
-            cleanup::end_descendants(),
-            "processes cannot be ended: {:?}",
-            cleanup::descendants()
-        );
+        // After a signal, a check may start kubectl once more: that alone does not keep the rest from being removed.
+        let is_ended = cleanup::end_descendants();
         for (file, value) in &self.parameters {
             fs::write(file, value).with_context(|| format!("write {}", file.display()))?;
         }
@@ -122,6 +119,11 @@ impl Remains {
             // Fails if others use it by now.
             let _ = fs::remove_dir(directory);
         }
+        ensure!(
+            is_ended,
+            "processes cannot be ended: {:?}",
+            cleanup::descendants()
+        );
         Ok(())
     }
 }

@@ -11,8 +11,10 @@ use crate::{
 };
 
 /// Values that add every optional object.
-const ALL_OBJECTS: [&str; 2] = [
+const ALL_OBJECTS: [&str; 4] = [
     "--set=podMonitor.enabled=true",
+    "--set=prometheusRule.enabled=true",
+    "--set=grafanaDashboard.enabled=true",
     "--set=openshift.securityContextConstraints=true",
 ];
 

@@ -62,6 +62,7 @@ pub const CHECKS: &[Check] = &[
     ),
     check("a_pod_reads_its_own_page", pages::in_the_pod),
     check("a_sidecar_gives_the_same_verdict", sidecar::same_verdict),
+    check("a_sidecar_ends_with_its_job", sidecar::ends_with_its_job),
     check(
         "a_changed_config_map_is_applied_although_the_adapter_process_is_killed",
         updates::config_map,

@@ -31,11 +31,11 @@ pub struct Component {
 pub const COMPONENTS: &[Component] = &[
     Component {
         name: "kube-apiserver",
-        takes: "about 5 minutes",
+        takes: "about 3 minutes",
     },
     Component {
         name: "kubelet",
-        takes: "about 2 minutes",
+        takes: "about a minute",
     },
     Component {
         name: "kube-controller-manager",
@@ -43,11 +43,11 @@ pub const COMPONENTS: &[Component] = &[
     },
     Component {
         name: "kube-scheduler",
-        takes: "about half a minute",
+        takes: "about 10 seconds",
     },
     Component {
         name: "kubectl",
-        takes: "about a minute",
+        takes: "about 20 seconds",
     },
 ];
 
@@ -68,6 +68,11 @@ pub const DEFINITIONS: &[Definition] = &[
         name: "PodMonitor",
         module: "github.com/prometheus-operator/prometheus-operator@v0.83.0",
         file: "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
+    },
+    Definition {
+        name: "PrometheusRule",
+        module: "github.com/prometheus-operator/prometheus-operator@v0.83.0",
+        file: "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
     },
     Definition {
         name: "OpenShift's SCC",
