@@ -29,6 +29,7 @@ mod routine;
 mod shared;
 mod storms;
 mod table;
+mod tracking;
 
 use std::{
     env,

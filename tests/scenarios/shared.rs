@@ -18,7 +18,7 @@ const LOG: &str = include_str!("apps/log.py");
 const BACKEND: &str = include_str!("apps/backend.py");
 
 /// A service of several processes, and its address. Each request needs `argument`, see `apps/workers.py`.
-fn workers(mode: &str, argument: &str) -> Result<(Program, SocketAddr)> {
+pub fn workers(mode: &str, argument: &str) -> Result<(Program, SocketAddr)> {
     let port = ports::free()?;
     let args = [port.to_string(), "4".to_owned(), mode.to_owned()];
     let mut args: Vec<&str> = args.iter().map(String::as_str).collect();

@@ -9,7 +9,7 @@ use tailback_tests::{
 use crate::{
     accelerators, blocked, collectors, control, cpu, database, disk, downstream, gateway, gridlock,
     leaks, limits, lock, memory, network, peers, play::Play, pools, resolver, reuseport, routine,
-    shared, storms,
+    shared, storms, tracking,
 };
 
 /// One incident, or one healthy service.
@@ -572,6 +572,16 @@ pub const SCENARIOS: &[Scenario] = &[
         modules: &["socket"],
         room: Little,
         play: shared::local_ports,
+    },
+    // The limit is one of the machine: nothing else on it may track connections meanwhile.
+    Scenario {
+        name: "tracking-table",
+        on: "a service of several processes -> Redis",
+        planted: Some(planted("network_limited", THREADED)),
+        programs: &["redis-server", "iptables"],
+        modules: &["socket"],
+        room: Machine,
+        play: tracking::table_full,
     },
     Scenario {
         name: "resolver-go",

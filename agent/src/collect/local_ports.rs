@@ -68,7 +68,7 @@ impl LocalPortScan {
 }
 
 /// Inode of a process's network namespace.
-fn network_of(pid: u32) -> Option<u32> {
+pub(super) fn network_of(pid: u32) -> Option<u32> {
     let link = fs::read_link(format!("/proc/{pid}/ns/net")).ok()?;
     let link = link.to_str()?;
     let inode = link.strip_prefix("net:[")?.strip_suffix(']')?;

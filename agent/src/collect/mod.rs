@@ -9,7 +9,7 @@
 //!   `neighbours` (processes that may keep them waiting).
 //! - *Queues and threads*: `socket_scan`, `thread_scan`, `networks`, `system` (cgroups and the machine),
 //!   `cpu_accounting`, `holders` and `peers` (other ends of pipes and connections), `lock_waits` (holders of locks that
-//!   processes share, from `lock_calls`, `file_locks`, `shared_memory`), `accelerators`, `local_ports`, `paths`, `titles`, `logs`.
+//!   processes share, from `lock_calls`, `file_locks`, `shared_memory`), `accelerators`, `local_ports`, `conntrack`, `paths`, `titles`, `logs`.
 //! - *About the agent itself*: `report` (counters), `notices` (messages for people).
 //!
 //! `convert` turns the eBPF records into sample types; `object_ids` hides kernel addresses.
@@ -17,6 +17,7 @@
 mod accelerators;
 mod background_scans;
 mod clock;
+mod conntrack;
 mod convert;
 mod cpu_accounting;
 mod cpu_budget;
@@ -54,6 +55,7 @@ pub use clock::{
     boot_ns, budgeted_cpu_ns, cpu_time_ns, mono_ns, process_cpu_ns, record_serving_cpu_time,
     resident_bytes, unix_ns,
 };
+use conntrack::ConntrackScan;
 #[doc(hidden)]
 pub use convert::sample_of_records;
 use cpu_accounting::CpuAccounting;
@@ -118,6 +120,7 @@ pub struct Collector {
     lock_waits: LockWaits,
     accelerators: Accelerators,
     local_ports: LocalPortScan,
+    conntrack: ConntrackScan,
     logs: Logs,
     system: System,
     cpu_accounting: CpuAccounting,
@@ -148,6 +151,7 @@ impl Collector {
             lock_waits: LockWaits::default(),
             accelerators: Accelerators::default(),
             local_ports: LocalPortScan::default(),
+            conntrack: ConntrackScan::default(),
             logs: Logs::new(None),
             system: System::default(),
             cpu_accounting: CpuAccounting::default(),
@@ -419,6 +423,7 @@ impl Collector {
             let timer = CpuTimer::start();
             let scope = self.focus.in_scope(self.processes.watched());
             sample.local_ports = self.local_ports.search(&scope);
+            sample.conntrack = self.conntrack.search(&scope);
             let cost_ns = self.costs.add_background(timer);
             self.background.local_ports.polled(now_ns, cost_ns, share);
         }

@@ -19,8 +19,8 @@ use crate::{
     hash::HashMap,
     queue::{Kind, LocalListeners, PendingRequest, QueueId, Readings, Targets},
     sample::{
-        Accelerator, Connection, DatagramSocket, Holder, LocalPorts, LockWait, Peer, Sample,
-        SharedLock, TargetId, UnixSocket, Wait,
+        Accelerator, Connection, Conntrack, DatagramSocket, Holder, LocalPorts, LockWait, Peer,
+        Sample, SharedLock, TargetId, UnixSocket, Wait,
     },
     text::bounded,
 };
@@ -41,6 +41,8 @@ pub(super) const DNS_PORT: u16 = 53;
 /// A socket to a resolver that is open for this time, ns, waits for a response. A resolver that works responds within
 /// milliseconds, and libraries then close the socket.
 const MIN_QUERY_NS: u64 = 500_000_000;
+/// A connection request waits for an answer after this time, ns: half of the time after which Linux sends it again.
+const MIN_REQUEST_NS: u64 = 500_000_000;
 /// A socket to a resolver that has been open for longer than this, ns, may be kept open on purpose.
 const MAX_QUERY_NS: u64 = 60_000_000_000;
 /// Maximum number of sockets to resolvers; further ones are ignored.
@@ -184,6 +186,8 @@ pub(super) struct Topology {
     /// The network namespace of each service, as its connections show.
     networks: HashMap<TargetId, u32>,
     local_ports: Vec<LocalPorts>,
+    /// Connection tracking tables that are full.
+    conntrack: Vec<Conntrack>,
     /// Threads that are on an accelerator, by tgid and tid.
     on_accelerator: HashMap<(u32, u32), Accelerator>,
     /// Addresses known to be locks: whether it is an interpreter's lock, and when a thread last waited for it, ns.
@@ -232,6 +236,9 @@ impl Topology {
         }
         if let Some(ports) = &sample.local_ports {
             self.local_ports.clone_from(ports);
+        }
+        if let Some(tables) = &sample.conntrack {
+            self.conntrack.clone_from(tables);
         }
         if let Some(waits) = &sample.lock_waits {
             self.learn_lock_waits(waits);
@@ -543,6 +550,23 @@ impl Topology {
         let netns = self.networks.get(&target);
         let ports = self.local_ports.iter();
         ports.filter(move |ports| netns == Some(&ports.netns))
+    }
+
+    /// The oldest connection request of a process that has not been answered for long, with its age, ns.
+    pub(super) fn unanswered_request(&self, tgid: u32) -> Option<(&Link, u64)> {
+        let requests = self.connecting.iter().filter_map(|(cookie, since_ns)| {
+            let link = self.links.get(cookie).filter(|link| link.tgid == tgid)?;
+            Some((link, self.now_ns.saturating_sub(*since_ns)))
+        });
+        requests
+            .filter(|(_, age_ns)| *age_ns >= MIN_REQUEST_NS)
+            .max_by_key(|(_, age_ns)| *age_ns)
+    }
+
+    /// A connection tracking table that the packets of this connection pass, and that is full.
+    pub(super) fn full_conntrack(&self, link: &Link) -> Option<&Conntrack> {
+        let mut tables = self.conntrack.iter();
+        tables.find(|table| table.netns == link.netns || table.is_of_host)
     }
 
     /// The library or device by which a thread is on an accelerator in this sample, if it is on one.

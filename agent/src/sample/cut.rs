@@ -45,6 +45,7 @@ impl Cut {
         state.peers = sample.peers.take().or(state.peers.take());
         state.lock_waits = sample.lock_waits.take().or(state.lock_waits.take());
         state.local_ports = sample.local_ports.take().or(state.local_ports.take());
+        state.conntrack = sample.conntrack.take().or(state.conntrack.take());
         for title in sample.titles.drain(..) {
             state.titles.retain(|known| known.tgid != title.tgid);
             state.titles.push(title);
@@ -59,6 +60,7 @@ impl Cut {
         sample.peers = state.peers.take();
         sample.lock_waits = state.lock_waits.take();
         sample.local_ports = state.local_ports.take();
+        sample.conntrack = state.conntrack.take();
         sample.titles = std::mem::take(&mut state.titles);
         Some(sample)
     }

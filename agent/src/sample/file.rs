@@ -15,8 +15,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Epoll, Hidden, IoLimit, LocalPorts, LockWait, OnAccelerator, Refaults, Sample, TargetId,
-    Workload,
+    Conntrack, Epoll, Hidden, IoLimit, LocalPorts, LockWait, OnAccelerator, Refaults, Sample,
+    TargetId, Workload,
 };
 
 const MAGIC: &[u8; 12] = b"TAILBACKREC\n";
@@ -71,6 +71,12 @@ struct AppendedWorkloads<Workloads> {
     workloads: Workloads,
 }
 
+/// See [`Appended`].
+#[derive(Serialize, Deserialize)]
+struct AppendedConntrack<Conntrack> {
+    conntrack: Conntrack,
+}
+
 /// Writes samples.
 pub struct Writer<W: Write> {
     out: W,
@@ -119,7 +125,8 @@ impl<W: Write> Writer<W> {
             .map(|target| (target.id, &target.workload))
             .filter(|(_, workload)| **workload != Workload::default())
             .collect();
-        let has_workloads = !workloads.is_empty();
+        let has_conntrack = sample.conntrack.is_some();
+        let has_workloads = !workloads.is_empty() || has_conntrack;
         let has_hidden = !sample.hidden.is_empty() || has_workloads;
         let has_epolls = !sample.epolls.is_empty() || has_hidden;
         let has_next = !sample.on_accelerator.is_empty()
@@ -156,6 +163,12 @@ impl<W: Write> Writer<W> {
         }
         if has_workloads {
             let appended = AppendedWorkloads { workloads };
+            encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
+        }
+        if has_conntrack {
+            let appended = AppendedConntrack {
+                conntrack: &sample.conntrack,
+            };
             encoded = postcard::to_extend(&appended, encoded).map_err(io::Error::other)?;
         }
         self.pending.extend((encoded.len() as u32).to_le_bytes());
@@ -325,13 +338,20 @@ impl<R: Read> Reader<R> {
             rest = next;
         }
         if !rest.is_empty() {
-            let appended: AppendedWorkloads<Vec<(TargetId, Workload)>> =
-                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            type Next = AppendedWorkloads<Vec<(TargetId, Workload)>>;
+            let decoded = postcard::take_from_bytes::<Next>(rest);
+            let (appended, next) = decoded.map_err(|error| self.corrupt(&error.to_string()))?;
+            rest = next;
             let mut workloads: HashMap<TargetId, Workload> =
                 appended.workloads.into_iter().collect();
             for target in sample.targets.iter_mut().flatten() {
                 target.workload = workloads.remove(&target.id).unwrap_or_default();
             }
+        }
+        if !rest.is_empty() {
+            let appended: AppendedConntrack<Option<Vec<Conntrack>>> =
+                postcard::from_bytes(rest).map_err(|error| self.corrupt(&error.to_string()))?;
+            sample.conntrack = appended.conntrack;
         }
         if sample.mono_ns.max(sample.unix_ns) > LATEST_NS {
             return Err(self.corrupt("a time is out of range"));
@@ -558,6 +578,31 @@ mod tests {
         let first = reader.next_sample().unwrap().unwrap();
         assert_eq!(first.targets, Some(targets));
         assert_eq!(reader.next_sample().unwrap(), Some(Sample::default()));
+    }
+
+    #[test]
+    fn a_full_table_is_read_back_with_or_without_the_fields_before_it() {
+        let table = Conntrack {
+            netns: 7,
+            is_of_host: true,
+            entries: 9,
+            limit: 9,
+            drops: 1,
+        };
+        let samples = [Some(vec![table]), None, Some(Vec::new())].map(|conntrack| Sample {
+            conntrack,
+            ..Sample::default()
+        });
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes).unwrap();
+        for sample in &samples {
+            writer.add(sample).unwrap();
+        }
+        writer.flush().unwrap();
+        let mut reader = Reader::new(bytes.as_slice()).unwrap();
+        for expected in samples {
+            assert_eq!(reader.next_sample().unwrap(), Some(expected));
+        }
     }
 
     #[test]

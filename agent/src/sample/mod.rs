@@ -6,6 +6,7 @@
 
 mod accelerators;
 pub mod anonymize;
+mod conntrack;
 pub mod cut;
 pub mod file;
 mod host;
@@ -17,6 +18,7 @@ mod threads;
 mod workload;
 
 pub use accelerators::{Accelerator, OnAccelerator};
+pub use conntrack::Conntrack;
 pub use host::{
     Cgroup, CpuUser, Hidden, HiddenFact, Holder, IoLimit, Listening, Machine, Network, Peer,
     Refaults, Stall,
@@ -95,6 +97,9 @@ pub struct Sample {
     /// searched. Recorded likewise.
     #[serde(skip)]
     pub local_ports: Option<Vec<LocalPorts>>,
+    /// Connection tracking tables that are full; present when they were searched. Recorded likewise.
+    #[serde(skip)]
+    pub conntrack: Option<Vec<Conntrack>>,
     /// I/O limits of the control groups that hold targets; in samples with the scan `system`. Recorded likewise.
     #[serde(skip)]
     pub io_limits: Vec<IoLimit>,

@@ -63,6 +63,7 @@ pub fn each_text(sample: &mut Sample, visit: &mut impl FnMut(Text, &mut String))
         lock_waits,
         on_accelerator: _,
         local_ports: _,
+        conntrack: _,
         io_limits,
         refaults,
         epolls: _,

@@ -54,6 +54,7 @@ pub fn table() -> Vec<Part> {
         program("prometheus", &[Test], &["prometheus"]),
         program("promtool", &[Test], &["prometheus"]),
         program("tc", &[Test], &["iproute2"]),
+        program("iptables", &[Test], &["iptables"]),
         module("psycopg2", &["python3", "python3-psycopg2"]),
         module("uvicorn", &["python3", "python3-uvicorn"]),
         module(

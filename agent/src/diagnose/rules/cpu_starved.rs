@@ -36,7 +36,13 @@ fn finding(case: Case<'_>) -> Finding {
             percent(hog.share)
         )
     });
+    let is_known = hog.is_some();
     Finding::blaming(hog.map(|hog| culprit(case, hog)), |who| {
+        let who = if is_known {
+            who
+        } else {
+            "the other processes or virtual machines"
+        };
         format!(
             "Move {who} elsewhere, or give this service's control group more weight (cpu.weight, cpu.shares) or its own CPUs."
         )

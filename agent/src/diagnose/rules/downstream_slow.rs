@@ -116,7 +116,7 @@ fn finding(case: Case<'_>, culprit: Option<Culprit>) -> Finding {
         let advice = advice(case, who);
         match behind {
             Some(_) => format!(
-                "{advice} In the service, make this call asynchronous or give it to another thread: it keeps the event loop from all other requests."
+                "{advice} In the service, make this call asynchronous or move it to another thread: it blocks the event loop for all other requests."
             ),
             None => advice,
         }

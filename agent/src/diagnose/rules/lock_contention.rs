@@ -145,7 +145,7 @@ fn advice(case: Case<'_>, who: &str) -> String {
     let is_idle = |holder: &Step| matches!(holder.activity, Activity::Idle | Activity::Asleep);
     if lock::holder(case).is_some_and(is_idle) {
         return format!(
-            "{who} holds the lock and waits for something else: find out why it keeps it, or end it."
+            "{who} holds the lock and waits for something else: find out why it does not release the lock, or end its process."
         );
     }
     format!(

@@ -10,10 +10,11 @@ use super::{
 };
 use crate::{
     cause::Cause,
-    diagnose::topology::Link,
+    diagnose::{case::Case, topology::Link},
     event::{Activity, Confidence, explain::Unit},
     queue::Kind,
-    text::bytes,
+    sample::Conntrack,
+    text::{bytes, count, duration},
 };
 
 const CAUSE: CauseInfo = CauseInfo {
@@ -65,6 +66,63 @@ pub(super) const WRITERS_WAIT: Rule = Rule {
             .then(|| Finding::blaming(case.last().map(|last| at_the_end(case, last)), advice))
     },
 };
+
+/// A connection request is not answered, and the connection tracking table that its packets pass has no room for it.
+pub(super) const TRACKING_TABLE: Rule = Rule {
+    cause: &CAUSE,
+    name: "the connection tracking table is full",
+    scope: Scope::MainActivity(&[
+        Activity::Downstream,
+        Activity::Asleep,
+        Activity::Idle,
+        Activity::Inside,
+        Activity::Unknown,
+    ]),
+    basis: Basis::Fact,
+    test: |case, checks| {
+        let topology = &case.view.topology;
+        let mut steps = case.steps.iter();
+        let request = steps.find_map(|step| topology.unanswered_request(step.tgid));
+        checks.is(
+            "a connection request is not answered",
+            request.is_some(),
+            true,
+        );
+        let (link, age_ns) = request?;
+        let table = topology.full_conntrack(link);
+        checks.is(
+            "a connection tracking table on its way is full",
+            table.is_some(),
+            true,
+        );
+        table.map(|table| table_full(case, table, link, age_ns))
+    },
+};
+
+fn table_full(case: Case<'_>, table: &Conntrack, link: &Link, age_ns: u64) -> Finding {
+    let of_whom = if table.is_of_host {
+        "of the host"
+    } else {
+        "of its network namespace"
+    };
+    let limit = format!("the connection tracking table {of_whom}");
+    Finding::blaming(culprit::limit(case, limit), |_| {
+        "New connections lose their first packet: raise net.netfilter.nf_conntrack_max, close idle connections (conntrack -L lists them), or exempt this traffic (NOTRACK in the raw table). Open connections are not affected, so a pool helps; more workers do not.".to_owned()
+    })
+    .fact(format!(
+        "the connection tracking table {of_whom} is full ({} of {}; {} packets were seen to be dropped), and {} has not answered a connection request for {}",
+        count(table.entries),
+        count(table.limit),
+        count(table.drops),
+        link.remote,
+        duration(age_ns)
+    ))
+    .at_most(if table.drops > 0 {
+        Confidence::High
+    } else {
+        Confidence::Medium
+    })
+}
 
 fn has_room(link: &Link, checks: &mut Checks) -> bool {
     far_end::describe(link, checks);

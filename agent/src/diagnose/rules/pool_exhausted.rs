@@ -206,7 +206,7 @@ fn describe(case: Case<'_>, exhausted: Option<&Pool>, checks: &mut Checks) {
     let connections = pool.connections as f64;
     checks.context("connections of the pool", Some(connections), Unit::Count);
     checks.at_least(
-        "samples in which all of them, except unused ones, are in use",
+        "samples in which all but those that carry nothing are in use",
         pool.in_use,
         MIN_IN_USE,
         Unit::Ratio,

@@ -28,6 +28,7 @@ pub(super) const RULES: &[&Rule] = &[
     &consumer_stalled::DEADLOCKED,
     &memory_stalled::GROUP_STALLS,
     &ports_exhausted::NONE_LEFT,
+    &network_limited::TRACKING_TABLE,
     &undersized_limit::BACKLOG,
     // 3. Threads that wait for an accelerator: they may seem to use a CPU.
     &accelerator_bound::THREADS_WAIT,

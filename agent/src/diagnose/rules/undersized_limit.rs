@@ -114,7 +114,7 @@ pub(super) const WORKERS: Rule = Rule {
                     "{}. Nothing outside the service keeps them busy.",
                     capacity.words()
                 ),
-                None => "All workers are occupied, and nothing outside the service keeps them so: find what they wait for (gdb -p PID, py-spy dump), or add workers.".to_owned(),
+                None => "All workers are busy, and nothing outside the service keeps them busy: find what they wait for (gdb -p PID, py-spy dump), or add workers.".to_owned(),
             };
             Finding::blaming(culprit::limit(case, limit), |_| advice)
         })
@@ -195,11 +195,17 @@ fn small_backlog(case: Case<'_>) -> Finding {
             count(enough)
         )
     })
-    .fact(format!(
-        "{} connections were refused or dropped at a backlog of {} although the workers had idle time",
-        count(episode.losses),
-        count(limit)
-    ))
+    .fact(match episode.losses {
+        0 => format!(
+            "the backlog of {} was full although the workers had idle time",
+            count(limit)
+        ),
+        losses => format!(
+            "{} connections were refused or dropped at a backlog of {} although the workers had idle time",
+            count(losses),
+            count(limit)
+        ),
+    })
 }
 
 /// The largest of the arrivals of one second, four times the present backlog, and the kernel's former default.

@@ -2,6 +2,7 @@
 
 mod accelerators;
 mod classify;
+mod conntrack;
 mod explain;
 mod hidden;
 mod listening_sockets;

@@ -1,0 +1,144 @@
+//! Finds connection tracking tables that are full.
+//!
+//! The kernel drops the first packet of a connection for which the table has no room ("nf_conntrack: table full, dropping packet").
+//! The client sends it again after one second, and waits. Each network namespace has a table of its own, and the packets of a
+//! container also pass the one of the host. The limit is the same for all.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use super::{local_ports::network_of, paths::read_text};
+use crate::{sample::Conntrack, target::ProcessInfo};
+
+/// Maximum number of network namespaces examined in one search, besides that of the host.
+const MAX_NETWORKS: usize = 8;
+/// Longest text read from /proc/PID/net/stat/nf_conntrack, bytes: a line of 160 for each of 6,000 CPUs.
+const MAX_BYTES: u64 = 1 << 20;
+/// The limit of all tables.
+const LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+const INIT: u32 = 1;
+
+#[derive(Default)]
+pub(super) struct ConntrackScan {
+    /// What is known of each network namespace.
+    known: HashMap<u32, Known>,
+    /// The last search found something.
+    has_found: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Known {
+    /// Dropped packets up to the last search.
+    drops: u64,
+    /// Those of them that were dropped since the table is full.
+    dropped_full: u64,
+}
+
+impl ConntrackScan {
+    /// Searches the network namespaces of these processes, and that of the host. `None`: nothing to report.
+    pub(super) fn search(&mut self, processes: &[&ProcessInfo]) -> Option<Vec<Conntrack>> {
+        let limit = read_text(LIMIT, 64).trim().parse().ok();
+        // Without permission to inspect init, the agent's own namespace: that of the host, if it runs there.
+        let own = std::process::id();
+        let host = [INIT, own]
+            .into_iter()
+            .find_map(|pid| Some((network_of(pid)?, pid)));
+        let mut networks: HashMap<u32, u32> = HashMap::new();
+        for process in processes {
+            if networks.len() >= MAX_NETWORKS {
+                break;
+            }
+            if let Some(netns) = network_of(process.pid) {
+                networks.entry(netns).or_insert(process.pid);
+            }
+        }
+        networks.extend(host);
+        let mut known = HashMap::with_capacity(networks.len());
+        let mut found = Vec::new();
+        for (netns, pid) in networks {
+            let text = read_text(&format!("/proc/{pid}/net/stat/nf_conntrack"), MAX_BYTES);
+            let (Some(table), Some(limit)) = (table(&text), limit) else {
+                continue;
+            };
+            let mut conntrack = Conntrack {
+                netns,
+                is_of_host: host.is_some_and(|(host, _)| host == netns),
+                entries: table.entries,
+                limit,
+                drops: 0,
+            };
+            if let Some(before) = self.known.get(&netns).filter(|_| conntrack.is_full()) {
+                let more = table.drops.saturating_sub(before.drops);
+                conntrack.drops = before.dropped_full.saturating_add(more);
+            }
+            let now = Known {
+                drops: table.drops,
+                dropped_full: conntrack.drops,
+            };
+            known.insert(netns, now);
+            let has_no_room = conntrack.entries >= limit || conntrack.drops > 0;
+            found.extend(has_no_room.then_some(conntrack));
+        }
+        self.known = known;
+        found.sort_by_key(|table| table.netns);
+        let had_found = std::mem::replace(&mut self.has_found, !found.is_empty());
+        (self.has_found || had_found).then_some(found)
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Table {
+    entries: u64,
+    /// Dropped packets, of all CPUs.
+    drops: u64,
+}
+
+/// Reads /proc/PID/net/stat/nf_conntrack: titles, then a line per CPU with hexadecimal numbers. The number of entries is the same in
+/// all lines.
+fn table(text: &str) -> Option<Table> {
+    let mut lines = text.lines();
+    let titles: Vec<&str> = lines.next()?.split_whitespace().collect();
+    let column = |name: &str| titles.iter().position(|title| *title == name);
+    let (entries_at, drops_at) = (column("entries")?, column("drop")?);
+    let mut table: Option<Table> = None;
+    for line in lines {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = |at: usize| u64::from_str_radix(words.get(at)?, 16).ok();
+        let (entries, drops) = (number(entries_at)?, number(drops_at)?);
+        let before = table.map_or(0, |table| table.drops);
+        table = Some(Table {
+            entries,
+            drops: before.saturating_add(drops),
+        });
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TITLES: &str = "entries  clashres found new invalid ignore delete chainlength insert insert_failed drop early_drop icmp_error  expect_new expect_create expect_delete search_restart\n";
+
+    #[test]
+    fn drops_of_all_cpus_are_added() {
+        let cpu = |entries, drops| {
+            let zero = "00000000 ".repeat(9);
+            format!("{entries:08x}  {zero}{drops:08x} 00000000 00000000\n")
+        };
+        let text = format!("{TITLES}{}{}", cpu(300, 5), cpu(300, 0x10));
+        let expected = Table {
+            entries: 300,
+            drops: 21,
+        };
+        assert_eq!(table(&text), Some(expected));
+    }
+
+    #[test]
+    fn a_kernel_without_the_file_or_with_other_columns_has_no_table() {
+        assert_eq!(table(""), None);
+        assert_eq!(table(TITLES), None);
+        assert_eq!(table("entries searched\n00000001 00000000\n"), None);
+        assert_eq!(table(&format!("{TITLES}garbage\n")), None);
+    }
+}

@@ -1,0 +1,65 @@
+//! Verdicts where a connection tracking table has no room for new connections.
+
+use super::{
+    scene::{Scene, filling, local, thread},
+    verdicts::culprit,
+};
+use crate::{cause::Cause, event::CulpritKind, sample::Conntrack};
+
+const SYN_SENT: u8 = 2;
+
+fn full(netns: u32, is_of_host: bool) -> Conntrack {
+    Conntrack {
+        netns,
+        is_of_host,
+        entries: 1_000,
+        limit: 1_000,
+        drops: 12,
+    }
+}
+
+/// A service whose thread waits in connect(2) while a request is in service.
+fn scene(tables: &[Conntrack]) -> Scene {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.accepts(1, (10, 5), 80);
+    scene.awaits(1);
+    scene.calls(2, (10, 6), local(5432)).state = SYN_SENT;
+    let connects = [thread(10, 0).call(libc::SYS_connect, [6, 0, 0, 0])];
+    scene.sample().conntrack = Some(tables.to_vec());
+    scene.take_samples(60, &connects);
+    scene
+}
+
+#[test]
+fn a_connection_request_that_finds_no_room_is_the_fault_of_the_table() {
+    for table in [full(1, false), full(7, true)] {
+        let verdict = scene(&[table]).verdict(&filling());
+        assert_eq!(verdict.cause, Cause::NetworkLimited, "{table:?}");
+        let (kind, _, name) = culprit(&verdict);
+        assert_eq!(kind, CulpritKind::Limit);
+        assert!(name.contains("connection tracking"), "{name}");
+        assert!(verdict.advice.contains("nf_conntrack_max"));
+    }
+}
+
+#[test]
+fn a_table_elsewhere_does_not_matter() {
+    for tables in [vec![full(7, false)], Vec::new()] {
+        let verdict = scene(&tables).verdict(&filling());
+        assert_eq!(verdict.cause, Cause::DownstreamSlow, "{tables:?}");
+    }
+}
+
+#[test]
+fn a_full_table_does_not_matter_to_a_service_whose_connections_are_open() {
+    let mut scene = Scene::of(&[&[10]]);
+    scene.accepts(1, (10, 5), 80);
+    scene.awaits(1);
+    scene.calls(2, (10, 6), local(5432));
+    scene.awaits(2);
+    scene.sample().conntrack = Some(vec![full(1, false)]);
+    let reads = [thread(10, 0).call(libc::SYS_recvfrom, [6, 0, 0, 0])];
+    scene.take_samples(60, &reads);
+    let verdict = scene.verdict(&filling());
+    assert_eq!(verdict.cause, Cause::DownstreamSlow);
+}
